@@ -1,0 +1,1 @@
+"""The student, and the teachers it is distilled from."""

@@ -1,0 +1,35 @@
+"""Packaging of fastdeit. The list of packages is by hand: `fastdeit.kernels` is the tracked link to `kernels/`, which has
+no `__init__.py` so that it can never hide an installed distribution named `kernels`; `find_packages` would skip it."""
+
+from setuptools import setup
+
+setup(
+    name="fastdeit",
+    version="0.1.0",
+    description="A high-throughput training pipeline for Data-efficient image Transformers (DeiT)",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=["fastdeit", "fastdeit.data", "fastdeit.models", "fastdeit.kernels"],
+    install_requires=[
+        "torch>=2.10",
+        "torchvision>=0.25",
+        "timm>=1.0.25",
+        "nvidia-dali-cuda120>=2.4",
+        "deepspeed>=0.19.8,<0.20",
+        "triton>=3.6; platform_system == 'Linux'",
+        "pillow>=12,<13",  # Pillow 13 raises on posterize to 0 bits, which timm asks for
+        "numpy>=2.0",
+        "pyarrow>=17",
+        "safetensors>=0.5",
+        "tyro>=1.0",
+        "rich>=13",
+        "pyyaml>=6",
+        "tensorboard>=2.16",
+        "matplotlib>=3.8",
+        "scikit-learn>=1.4",  # the embedded data set of the recipe `digits`
+    ],
+    extras_require={"dev": ["pytest>=8", "hypothesis>=6.100", "scipy>=1.12", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"]},
+    entry_points={"console_scripts": ["fastdeit = fastdeit.__main__:main"]},
+)
