@@ -1,0 +1,39 @@
+# make train: set up and train the demo, a distilled DeiT on handwritten digits. make test: set up and run every check.
+# Both are safe to repeat; what is done stays done. PYTHON=python3.12 make ... takes another interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c ^GPU)
+# the launcher counts GPUs by itself; without one it is told to start two processes on the CPU
+ifeq ($(GPUS),0)
+LAUNCH := DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/deepspeed -q --no_local_rank --num_accelerators 2
+else
+LAUNCH := $(BIN)/deepspeed -q --no_local_rank
+endif
+LAUNCH += --master_port $(shell shuf -i 20000-60000 -n 1)
+
+.PHONY: setup train test lint clean
+
+setup: $(READY)
+
+$(READY): setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+train: $(READY)
+	PATH=$(CURDIR)/$(BIN):$$PATH $(LAUNCH) fastdeit/train.py --recipe digits_teacher
+	PATH=$(CURDIR)/$(BIN):$$PATH $(LAUNCH) fastdeit/train.py --recipe digits
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) data runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

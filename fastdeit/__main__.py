@@ -1,0 +1,37 @@
+"""`fastdeit COMMAND` and `python -m fastdeit COMMAND`."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+
+def train(argv: Sequence[str]) -> int:
+    """train a model on one process (many: deepspeed fastdeit/train.py)"""
+    from fastdeit.run import train_command
+
+    return train_command(argv, prog="fastdeit train")
+
+
+def index(argv: Sequence[str]) -> int:
+    """read a data set once and tell what is in it"""
+    from fastdeit.run import index_command
+
+    return index_command(argv, prog="fastdeit index")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {command.__name__: command for command in (train, index)}
+
+
+def main() -> int:
+    """Runs the command that the first argument names; exit code 2 for any other."""
+    name, *argv = sys.argv[1:] or ["--help"]
+    if name in COMMANDS:
+        return COMMANDS[name](argv)
+    lines = [f"  {command.__name__:<8} {command.__doc__}" for command in COMMANDS.values()]
+    asked = name in ("-h", "--help")
+    usage = "\n".join(["usage: fastdeit COMMAND [FLAGS]", *lines, "  COMMAND --help lists its flags"])
+    print(usage if asked else f"fastdeit: error: no command {name!r}\n{usage}", file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""The builders: from a `Config` to live objects. Below them nothing sees a `Config`; run.py joins what they build."""
+
+import copy
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from fastdeit.config import Config, deepspeed_config, require
+from fastdeit.data.digits import write_digits
+from fastdeit.data.index import Index, build_index
+from fastdeit.data.loader import EvalLoader, TrainLoader
+from fastdeit.distributed import World, first_on_rank0
+from fastdeit.engine import Trainer, build_engine
+from fastdeit.losses import DistillationLoss
+from fastdeit.models.student import SIZES, Student, build_student
+from fastdeit.models.teacher import Teacher, load_teacher
+from fastdeit.models.weights import has_qkv_bias, load_student_weights, read_weights
+from fastdeit.optim import build_adamw, build_schedule, parameter_groups
+from fastdeit.plan import Plan, PlanSpec
+
+
+def check_config(config: Config, world_size: int) -> None:
+    """Raises ValueError for what can be seen wrong before any work: divisibility, models, missing files."""
+    optim, distill = config.optim, config.distill
+    share = 2 * world_size
+    require(optim.batch_size % share == 0, "batch_size", optim.batch_size, f"multiples of {share} on {world_size} processes")
+    per_rank = optim.batch_size // world_size
+    micro = optim.micro_batch or per_rank
+    require(per_rank % micro == 0, "micro_batch", micro, f"divisors of {per_rank}, a process's share of the batch")
+    require(
+        bool(config.data.data_path), "data_path", config.data.data_path, "a folder with train/CLASS/IMAGE and val/CLASS/IMAGE"
+    )
+    ours = config.model.model in SIZES
+    if not ours:
+        _check_timm_name(config.model.model)
+        kind = distill.distillation_type
+        require(kind == "none", "distillation_type", kind, f"none with --model {config.model.model}, which has one head")
+    elif distill.distillation_type != "none":
+        distilled = [name for name in SIZES if "_distilled" in name]
+        require(config.model.model in distilled, "model", config.model.model, f"{', '.join(distilled)} with a teacher")
+    if distill.distillation_type != "none" and ":" not in distill.teacher_model:
+        path = distill.teacher_path
+        require(bool(path) and Path(path).exists(), "teacher_path", path, _teacher_hint(config))
+    require(
+        not config.model.finetune or Path(config.model.finetune).exists(), "finetune", config.model.finetune, "an existing file"
+    )
+
+
+def _teacher_hint(config: Config) -> str:
+    if config.data.data_set == "digits":
+        return "an existing file; train it first: deepspeed fastdeit/train.py --recipe digits_teacher"
+    return "an existing file with the teacher's weights, or --distillation-type none"
+
+
+def _check_timm_name(name: str) -> None:
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, [*SIZES, *timm.list_models()], n=3)
+        require(False, "model", name, f"{', '.join(SIZES)}, or a timm model{'; near: ' + ', '.join(near) if near else ''}")
+
+
+def build_data(config: Config) -> tuple[Index, Index]:
+    """The tables of the training and the validation images; a collective. Raises ValueError as `build_index` does."""
+    root = Path(config.data.data_path)
+
+    def build() -> tuple[Index, Index]:
+        if config.data.data_set == "digits":
+            write_digits(root)
+        train = build_index(root, "train")
+        return train, build_index(root, "val", classes=train.classes)
+
+    return first_on_rank0(build)
+
+
+def build_plan(config: Config, index: Index) -> Plan:
+    """The plan of a run over the training images of `index`."""
+    augment, mix = config.augment, config.mix
+    spec = PlanSpec(
+        seed=config.run.seed,
+        input_size=config.data.input_size,
+        repeats=augment.aug_repeats if augment.repeated_aug else 1,
+        scale=augment.scale,
+        ratio=augment.ratio,
+        hflip=augment.hflip,
+        reprob=augment.reprob,
+        remode=augment.remode,
+        mixup=mix.mixup,
+        cutmix=mix.cutmix,
+        cutmix_minmax=mix.cutmix_minmax,
+        mixup_prob=mix.mixup_prob,
+        mixup_switch_prob=mix.mixup_switch_prob,
+        mixup_group=mix.mixup_group,
+        **augment.rand_augment(),
+    )
+    return Plan(spec, index.sizes)
+
+
+def _loading(config: Config, world: World) -> dict[str, Any]:
+    return {
+        "rank": world.rank,
+        "world_size": world.size,
+        "device": world.device.type,
+        "device_id": world.device.index,
+        "mean": config.data.mean,
+        "std": config.data.std,
+        "num_threads": config.data.num_workers or world.threads,
+    }
+
+
+def build_train_loader(config: Config, world: World, index: Index, plan: Plan, drop_path: tuple[float, ...]) -> TrainLoader:
+    """Planned batches of this rank; drop_path: the student's rate a block, empty for a model that plans nothing."""
+    micro_batch = config.optim.micro_batch or config.optim.batch_size // world.size
+    return TrainLoader(
+        index,
+        plan,
+        batch_size=config.optim.batch_size,
+        micro_batch=micro_batch,
+        drop_path=drop_path,
+        **_loading(config, world),
+    )
+
+
+def build_eval_loader(config: Config, world: World, index: Index) -> EvalLoader:
+    """This rank's share of the validation images, of the batch size of training."""
+    batch = min(config.optim.batch_size // world.size, 256, -(-len(index) // world.size))
+    return EvalLoader(
+        index,
+        batch_size=batch,
+        input_size=config.data.input_size,
+        crop_pct=config.data.eval_crop_ratio,
+        **_loading(config, world),
+    )
+
+
+def build_model(config: Config, num_classes: int) -> tuple[nn.Module, list[str]]:
+    """The model to train, with fresh weights or those of --finetune, and notes on what was changed to fit them."""
+    torch.manual_seed(config.run.seed)
+    if config.model.model in SIZES:
+        return _build_student(config, num_classes)
+    name, size = config.model.model, config.data.input_size
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    sized = {"img_size": size} if cfg is not None and cfg.fixed_input_size else {}
+    model = timm.create_model(
+        name,
+        pretrained=False,
+        num_classes=num_classes,
+        drop_path_rate=config.model.drop_path or None,
+        checkpoint_path=config.model.finetune,
+        **sized,
+    )
+    return model, []
+
+
+def _build_student(config: Config, num_classes: int) -> tuple[Student, list[str]]:
+    chosen = config.model
+    sizes = ("patch_size", "embed_dim", "depth", "num_heads")
+    overrides = {name: getattr(chosen, name) for name in sizes if getattr(chosen, name) is not None}
+    notes, qkv_bias = [], chosen.qkv_bias
+    if chosen.finetune and not qkv_bias and has_qkv_bias(read_weights(chosen.finetune)[0]):
+        notes, qkv_bias = ["--qkv-bias turned on: the weights of --finetune have it"], True
+    student = build_student(
+        chosen.model,
+        num_classes=num_classes,
+        image_size=config.data.input_size,
+        qkv_bias=qkv_bias,
+        drop_path=chosen.drop_path,
+        **overrides,
+    )
+    if chosen.finetune:
+        notes += load_student_weights(student, chosen.finetune)
+    return student, notes
+
+
+def build_teacher(config: Config, world: World, num_classes: int) -> Teacher | None:
+    """The live teacher on this rank's device, or None with --distillation-type none."""
+    if config.distill.distillation_type == "none":
+        return None
+    return load_teacher(
+        config.distill.teacher_model,
+        config.distill.teacher_path,
+        num_classes=num_classes,
+        device=world.device,
+        dtype=precision(config, world)[1],
+        student_mean=config.data.mean,
+        student_std=config.data.std,
+        student_size=config.data.input_size,
+    )
+
+
+def precision(config: Config, world: World) -> tuple[str, torch.dtype]:
+    """`bf16` or `fp32`, and the dtype that activations have."""
+    name = config.run.precision
+    name = ("bf16" if world.device.type == "cuda" else "fp32") if name == "auto" else name
+    return name, torch.bfloat16 if name == "bf16" else torch.float32
+
+
+def build_trainer(config: Config, world: World, model: nn.Module, teacher: Teacher | None, steps_per_epoch: int) -> Trainer:
+    """The student under DeepSpeed with optimizer, schedule, loss and average, at step 0; a collective."""
+    optim, distill = config.optim, config.distill
+    name, dtype = precision(config, world)
+    shadow = copy.deepcopy(model).to(world.device, dtype).eval()
+    groups = parameter_groups(model, optim.weight_decay, optim.layer_decay)
+    optimizer = build_adamw(groups, optim.scaled_lr, optim.opt_betas, optim.opt_eps, world.device)
+    micro_batch = optim.micro_batch or optim.batch_size // world.size
+    engine = build_engine(
+        model,
+        optimizer,
+        deepspeed_config(
+            batch_size=optim.batch_size,
+            micro_batch=micro_batch,
+            grad_accum_steps=optim.batch_size // world.size // micro_batch,
+            precision=name,
+            zero_stage=config.run.zero_stage,
+            clip_grad=optim.clip_grad,
+        ),
+    )
+    schedule = build_schedule(
+        engine.optimizer,
+        total_steps=optim.epochs * steps_per_epoch,
+        warmup_steps=round(optim.warmup_epochs * steps_per_epoch),
+        warmup_lr=optim.warmup_lr,
+        min_lr=optim.min_lr,
+    )
+    criterion = DistillationLoss(
+        kind=distill.distillation_type,
+        alpha=distill.distillation_alpha,
+        tau=distill.distillation_tau,
+        smoothing=config.mix.smoothing,
+        legacy=distill.distillation_legacy,
+        bce=distill.bce_loss,
+    )
+    return Trainer(
+        engine=engine,
+        shadow=shadow,
+        teacher=teacher,
+        criterion=criterion,
+        schedule=schedule,
+        ema_decay=optim.model_ema_decay if optim.model_ema else None,
+        seed=config.run.seed,
+        rank=world.rank,
+        dtype=dtype,
+    )
+
+
+def weight_metadata(config: Config, index: Index, model: nn.Module) -> dict[str, str]:
+    """What student.safetensors tells of itself, as JSON values: enough to build the model and its input again."""
+    facts = {
+        "input_size": config.data.input_size,
+        "mean": config.data.mean,
+        "std": config.data.std,
+        "crop_pct": config.data.eval_crop_ratio,
+        "num_classes": len(index.classes),
+        "classes": index.classes,
+    }
+    if isinstance(model, Student):
+        facts["num_heads"] = model.num_heads
+    return {"model": config.model.model} | {name: json.dumps(value) for name, value in facts.items()}

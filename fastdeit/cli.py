@@ -1,0 +1,96 @@
+"""From a command line to a `Config`: defaults < recipe < config file < flags. The flags are made from the dataclasses."""
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+import tyro
+import yaml
+
+from fastdeit.config import Config, config_from_dict
+from fastdeit.recipes import RECIPES
+
+REPLACED = {
+    "--mixup-mode": "use --mixup-group (2 is a pair, 256 is deit's batch of one GPU)",
+    "--color-jitter": "it is inactive while RandAugment is on, as in deit and timm",
+    "--train-interpolation": "bicubic is what is built",
+    "--opt": "AdamW is what is built",
+    "--sched": "cosine is what is built",
+    "--warmup-steps": "use --warmup-epochs",
+    "--recount": "one box is what is built",
+    "--dist-eval": "evaluation is always distributed, with exact counts",
+    "--device": "a GPU is used when there is one",
+    "--world-size": "the deepspeed launcher sets it",
+    "--dist-url": "the deepspeed launcher sets it",
+    "--pin-mem": "DALI's outputs need none",
+    "--start-epoch": "a checkpoint knows its step",
+    "--model-ema-force-cpu": "the average is partitioned over the ranks with the optimizer state",
+}
+"""Flags of deit's main.py that have no counterpart, each with what to do instead."""
+
+FLAT = (tyro.conf.OmitArgPrefixes,)
+
+
+def parse_config(argv: Sequence[str], prog: str) -> tuple[Config, str]:
+    """The run's `Config` and the name of its recipe.
+
+    Raises ValueError, with a message of one line, for a value, recipe or file that is not allowed; an unknown flag ends
+    the process with exit code 2 (tyro's message names the nearest flag).
+    """
+    known, flags = _base_parser().parse_known_args(list(argv))
+    _refuse_replaced(flags)
+    base = _from_file(_recipe(known.recipe), known.config)
+    description = (
+        f"Train a distilled DeiT. First come --recipe NAME ({', '.join(RECIPES)}) and --config FILE, then any flag below."
+    )
+    config = tyro.cli(Config, args=flags, prog=prog, description=description, default=base, config=FLAT)
+    if not config.run.output_dir:
+        config = config.replace(run={"output_dir": f"runs/{known.recipe}"})
+    return config, known.recipe
+
+
+def report(run: Callable[[], int]) -> int:
+    """Runs a command; a ValueError or a missing file becomes one line on stderr and exit code 2."""
+    try:
+        return run()
+    except (ValueError, FileNotFoundError) as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"fastdeit: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _base_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe", default="deit")
+    parser.add_argument("--config", default="")
+    parser.add_argument("--local_rank", "--local-rank", type=int)  # the launcher passes it; the environment holds the same
+    return parser
+
+
+def _recipe(name: str) -> Config:
+    recipe = RECIPES.get(name.replace("-", "_"))
+    if recipe is None:
+        raise ValueError(f"--recipe: got {name!r}, allowed are {', '.join(RECIPES)}")
+    return recipe()
+
+
+def _from_file(base: Config, path: str) -> Config:
+    if not path:
+        return base
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"--config: no file {path}")
+    try:
+        values = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config: {path} is not YAML: {' '.join(str(error).split())}") from None
+    return config_from_dict(base, values, path)
+
+
+def _refuse_replaced(flags: Sequence[str]) -> None:
+    for flag in flags:
+        name = flag.split("=")[0].replace("_", "-")
+        if name in REPLACED:
+            raise ValueError(f"{name} of deit has no counterpart: {REPLACED[name]}")

@@ -1,0 +1,313 @@
+"""Every default of a run, once: frozen dataclasses from which the command line and the DeepSpeed dict are derived.
+
+Field names are timm's and deit's flag names, flat: `--batch-size`, `--drop-path`, ... The docstring under a field is its
+help text. Only the entry and the builders in run.py see a `Config`; everything below takes the values it uses.
+"""
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def require(ok: bool, flag: str, value: object, allowed: str) -> None:
+    """Raises ValueError naming the flag, its value and what is allowed, unless `ok`."""
+    if not ok:
+        raise ValueError(f"--{flag.replace('_', '-')}: got {value!r}, allowed is {allowed}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    data_path: str = ""
+    """Folder with train/CLASS/*.jpg and val/CLASS/*.jpg."""
+    data_set: Literal["folder", "digits"] = "folder"
+    """`digits` writes scikit-learn's digits to --data-path as image files if they are not there yet."""
+    input_size: int = 224
+    """Side of the images the model sees, in pixels."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    eval_crop_ratio: float = 0.875
+    """Evaluation resizes the short side to input_size / ratio and crops the centre (timm reports DeiT with 0.9)."""
+    num_workers: int = 0
+    """DALI threads per process; 0 shares the machine's cores among its processes."""
+
+    def __post_init__(self) -> None:
+        require(self.input_size >= 1, "input_size", self.input_size, "1 or more")
+        require(0 < self.eval_crop_ratio <= 1, "eval_crop_ratio", self.eval_crop_ratio, "above 0, at most 1")
+        require(min(self.std) > 0, "std", self.std, "three numbers above 0")
+        require(self.num_workers >= 0, "num_workers", self.num_workers, "0 or more")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    aa: str = "rand-m9-mstd0.5-inc1"
+    """RandAugment in timm's notation (rand-mM-nN-mstdS-mmaxX-pP-inc1), or `none`."""
+    augment_backend: Literal["auto", "native"] = "auto"
+    """How RandAugment is computed; `native` are DALI's operators."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Share of the area that the random crop takes."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width / height of the random crop, drawn log-uniformly."""
+    hflip: float = 0.5
+    """Probability of a horizontal flip."""
+    reprob: float = 0.25
+    """Probability of RandomErasing."""
+    remode: Literal["const", "rand", "pixel"] = "pixel"
+    """What fills an erased box: zeros, one N(0, 1) colour, or N(0, 1) per pixel, all after normalisation."""
+    repeated_aug: bool = True
+    """Several differently augmented copies of each image in an epoch."""
+    aug_repeats: int = 2
+    """Copies per image with --repeated-aug (deit: 3)."""
+
+    def __post_init__(self) -> None:
+        self.rand_augment()
+        require(self.aug_repeats >= 1, "aug_repeats", self.aug_repeats, "1 or more")
+
+    def rand_augment(self) -> dict[str, Any]:
+        """The `ra_*` fields of `PlanSpec` that --aa means. Raises ValueError on what timm's notation does not know."""
+        return parse_rand_augment(self.aa)
+
+
+def parse_rand_augment(aa: str) -> dict[str, Any]:
+    """`ra_*` fields of `PlanSpec` for a RandAugment string of timm (data/auto_augment.py, rand_augment_transform)."""
+    if aa in ("", "none", "None"):
+        return {"ra_layers": 0}
+    allowed = "none, or rand-m9-mstd0.5-inc1 and the like (sections m, n, mstd, mmax, p, and inc1)"
+    name, *sections = aa.split("-")
+    require(name == "rand" and "inc1" in sections, "aa", aa, allowed)
+    spec: dict[str, Any] = {"ra_magnitude": 10.0, "ra_std": 0.0}
+    fields = {"m": "ra_magnitude", "n": "ra_layers", "mstd": "ra_std", "mmax": "ra_max", "p": "ra_prob"}
+    for section in sections:
+        match = re.fullmatch(r"(mstd|mmax|m|n|p|inc)(\d+(?:\.\d+)?|inf)", section)
+        require(match is not None and section not in ("inc0", "ninf"), "aa", aa, allowed)
+        assert match is not None
+        if match[1] != "inc":
+            spec[fields[match[1]]] = int(match[2]) if match[1] == "n" else float(match[2])
+    if spec["ra_std"] > 100:  # timm reads a huge deviation as a uniform draw
+        spec["ra_std"] = math.inf
+    return spec
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    mixup: float = 0.8
+    """Beta parameter of Mixup; 0 turns it off."""
+    cutmix: float = 1.0
+    """Beta parameter of CutMix; 0 turns it off."""
+    cutmix_minmax: tuple[float, float] | None = None
+    """Smallest and largest side of CutMix's box as a share of the image, instead of the Beta law."""
+    mixup_prob: float = 1.0
+    mixup_switch_prob: float = 0.5
+    """Probability of CutMix when both are on."""
+    mixup_group: int = 2
+    """Neighbouring samples that share lambda and box: 2 is a pair; 256 reproduces deit on 4 GPUs, whatever the GPU count."""
+    smoothing: float = 0.1
+    """Label smoothing."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.smoothing < 1, "smoothing", self.smoothing, "0 or more, below 1")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    model: str = "deit_small_distilled_patch16_224"
+    """deit_{tiny,small,base}[_distilled]_patch16_{224,384}, or any timm model with --distillation-type none."""
+    patch_size: int | None = None
+    embed_dim: int | None = None
+    depth: int | None = None
+    num_heads: int | None = None
+    """These four replace the named model's own sizes."""
+    qkv_bias: bool = False
+    """Bias on the query, key and value projection (deit, timm and all published weights have it)."""
+    drop_path: float = 0.1
+    """Stochastic depth: the last block's rate; the first never drops."""
+    finetune: str = ""
+    """Weights to start from (.safetensors or .pth); the position embedding is resized, a head of another size dropped."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.drop_path < 1, "drop_path", self.drop_path, "0 or more, below 1")
+        for name in ("patch_size", "embed_dim", "depth", "num_heads"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "1 or more")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    teacher_model: str = "regnety_160"
+    """A timm model, a TorchScript or torch.export file's kind, or module:callable."""
+    teacher_path: str = ""
+    """The teacher's weights, a local file (.safetensors, .pth, .pt, .pt2)."""
+    distillation_type: Literal["none", "soft", "hard"] = "hard"
+    distillation_alpha: float = 0.5
+    """Weight of the distillation loss; the label loss gets the rest."""
+    distillation_tau: float = 3.0
+    """Temperature of soft distillation."""
+    distillation_legacy: bool = False
+    """Soft loss divided by batch and classes as deit's code does, instead of by the batch."""
+    bce_loss: bool = False
+    """Binary cross-entropy to the mixed targets (DeiT III); needs --smoothing 0."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.distillation_alpha <= 1, "distillation_alpha", self.distillation_alpha, "0 to 1")
+        require(self.distillation_tau > 0, "distillation_tau", self.distillation_tau, "above 0")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    epochs: int = 300
+    batch_size: int = 1024
+    """Global batch: over all devices and accumulation."""
+    micro_batch: int = 0
+    """Samples per device and forward pass; 0 takes the device's whole share of the batch. Smaller values accumulate."""
+    lr: float = 5e-4
+    """Learning rate at a batch of 512; scaled by batch_size / 512."""
+    unscale_lr: bool = False
+    """Take --lr as it is."""
+    weight_decay: float = 0.05
+    """Not applied to biases, norms, position embedding and tokens."""
+    opt_eps: float = 1e-8
+    opt_betas: tuple[float, float] = (0.9, 0.999)
+    clip_grad: float | None = None
+    """Largest global gradient norm."""
+    layer_decay: float | None = None
+    """Learning-rate factor from each block to the one below it (fine-tuning)."""
+    warmup_epochs: float = 5
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+    """Start of the warm-up and end of the cosine, neither scaled by the batch."""
+    model_ema: bool = True
+    """Keep, evaluate and save an exponential moving average of the weights."""
+    model_ema_decay: float = 0.99996
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
+        require(self.batch_size >= 2 and self.batch_size % 2 == 0, "batch_size", self.batch_size, "even numbers, 2 or more")
+        require(self.micro_batch >= 0 and self.micro_batch % 2 == 0, "micro_batch", self.micro_batch, "even numbers, or 0")
+        require(self.lr > 0, "lr", self.lr, "above 0")
+        require(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "0 or more")
+        require(0 < self.model_ema_decay < 1, "model_ema_decay", self.model_ema_decay, "above 0, below 1")
+        require(self.clip_grad is None or self.clip_grad > 0, "clip_grad", self.clip_grad, "above 0")
+
+    @property
+    def scaled_lr(self) -> float:
+        """The peak learning rate: `lr` at a batch of 512, linear in the batch (arXiv 2012.12877, section 6)."""
+        return self.lr if self.unscale_lr else self.lr * self.batch_size / 512
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    output_dir: str = ""
+    """Where config, log, checkpoints and weights go; empty: runs/RECIPE. The same command in the same folder resumes."""
+    resume: str = ""
+    """A checkpoint folder to start from, instead of the newest one of --output-dir."""
+    seed: int = 0
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 with fp32 master weights on a GPU, fp32 on a CPU."""
+    zero_stage: Literal[0, 1, 2] = 1
+    """DeepSpeed's partitioning: optimizer state (1), gradients too (2)."""
+    save_steps: int = 0
+    """A checkpoint every so many optimizer steps, beside one each epoch; 0: only each epoch."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that stay on the disk."""
+    eval_epochs: int = 1
+    """Evaluate every so many epochs, and after the last one."""
+    log_steps: int = 10
+    """Steps between two lines of metrics.jsonl; the only host synchronisation of the loop."""
+    stop_after_steps: int = 0
+    """Save and stop after so many steps of this run; the same command goes on from there. 0: run to the end."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
+        for name in ("save_steps", "stop_after_steps"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("keep_checkpoints", "eval_epochs", "log_steps"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        smoothing = self.mix.smoothing
+        require(not (self.distill.bce_loss and smoothing > 0), "smoothing", smoothing, "0 with --bce-loss")
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain nested dict, as config.yaml holds it."""
+        return _plain(dataclasses.asdict(self))
+
+    def replace(self, **sections: dict[str, Any]) -> "Config":
+        """A copy with fields of some sections changed: `config.replace(optim={"epochs": 3})`."""
+        changed = {name: dataclasses.replace(getattr(self, name), **fields) for name, fields in sections.items()}
+        return dataclasses.replace(self, **changed)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def config_from_dict(base: Config, values: Any, source: str) -> Config:
+    """`base` with the fields in `values` (what `Config.to_dict` gives, whole or in part) put in.
+
+    Raises ValueError naming `source`, the field and what is allowed, for an unknown section or field or a wrong type.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{source}: got {type(values).__name__}, allowed is a mapping of sections")
+    sections = {}
+    for section, fields in values.items():
+        known = [item.name for item in dataclasses.fields(base)]
+        if section not in known or not isinstance(fields, dict):
+            raise ValueError(f"{source}: got section {section!r}, allowed are {', '.join(known)}, each a mapping")
+        sections[section] = {key: _checked(getattr(base, section), key, value, source) for key, value in fields.items()}
+    return base.replace(**sections)
+
+
+def _checked(section: Any, key: str, value: Any, source: str) -> Any:
+    known = {item.name: item for item in dataclasses.fields(section)}
+    if key not in known:
+        raise ValueError(f"{source}: got field {key!r}, allowed are {', '.join(known)}")
+    value = tuple(value) if isinstance(value, list) else value
+    default = getattr(type(section)(), key)
+    numbers = isinstance(default, int | float) and not isinstance(default, bool)
+    same = isinstance(value, int | float) and not isinstance(value, bool) if numbers else isinstance(value, type(default))
+    if default is not None and not same:
+        raise ValueError(f"{source}: {key}: got {value!r}, allowed is the type of {default!r}")
+    return value
+
+
+def deepspeed_config(
+    *, batch_size: int, micro_batch: int, grad_accum_steps: int, precision: str, zero_stage: int, clip_grad: float | None
+) -> dict[str, Any]:
+    """The dict for `deepspeed.initialize`.
+
+    Gradients are accumulated and reduced in fp32 whatever the precision. Stage 0 becomes 1: its maths without the missing
+    NaN guard. Stage 1 in bf16 becomes 2, which accumulates in fp32 without a full-size gradient buffer on every rank
+    (DeepSpeed 0.19.8).
+    """
+    return {
+        "train_batch_size": batch_size,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": grad_accum_steps,
+        "gradient_clipping": clip_grad or 0.0,
+        "bf16": {"enabled": precision == "bf16", "check_grad_overflow": True},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "zero_optimization": {"stage": max(zero_stage, 2 if precision == "bf16" else 1), "memory_efficient_linear": False},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**62,
+        "wall_clock_breakdown": False,
+    }

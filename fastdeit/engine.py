@@ -1,0 +1,150 @@
+"""The training step, and the state of a run that a checkpoint holds.
+
+The step reads as the data flows: mix the pairs, ask the teacher, run the student with the planned DropPath bits, the loss,
+DeepSpeed's backward and step, the average of the weights. It never waits for the device: what it returns are tensors.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+
+from fastdeit.data.loader import Batch
+from fastdeit.distributed import import_deepspeed
+from fastdeit.kernels.mix import mix
+from fastdeit.losses import DistillationLoss
+from fastdeit.optim import Ema
+from fastdeit.zero import Partitions
+
+STATISTICS = ("loss", "base", "distill")
+"""What `Trainer.train_step` returns, in this order."""
+
+
+def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, deepspeed_config: dict[str, Any]) -> Any:
+    """A DeepSpeed engine whose fp32 master weights are the model's own, not copies of bf16-rounded ones."""
+    exact = {name: parameter.detach().float().cpu().clone() for name, parameter in model.named_parameters()}
+    engine, *_ = import_deepspeed().initialize(
+        model=model, optimizer=optimizer, config=deepspeed_config, dist_init_required=False
+    )
+    if deepspeed_config["bf16"]["enabled"]:
+        Partitions(engine).install(exact)
+    return engine
+
+
+@dataclass
+class Trainer:
+    """A student under a DeepSpeed engine (ZeRO 1 or 2), its teacher, loss, schedule and average, at some step."""
+
+    engine: Any
+    shadow: nn.Module
+    """A second copy of the model on the device, in evaluation mode, which takes up the average when it is evaluated."""
+    teacher: Callable[[torch.Tensor], torch.Tensor] | None
+    criterion: DistillationLoss
+    schedule: Scheduler
+    ema_decay: float | None
+    seed: int
+    rank: int
+    dtype: torch.dtype
+    step: int = 0
+    skipped: int = 0
+
+    def __post_init__(self) -> None:
+        self.partitions = Partitions(self.engine)
+        self.planned = hasattr(self.engine.module, "drop_path_rates")
+        self.ema = Ema(self.partitions.masters, self._buffers(), self.ema_decay) if self.ema_decay is not None else None
+
+    def train_step(self, micro_batches: Iterable[Batch]) -> torch.Tensor:
+        """One optimizer step. Returns fp32 (3,) on the device: the means of `STATISTICS` over this rank's samples."""
+        self.engine.module.train()
+        self.schedule.step_update(self.step)
+        parts = [self._micro_step(batch, place) for place, batch in enumerate(micro_batches)]
+        if not self.engine.was_step_applied():
+            self.skipped += 1
+        elif self.ema is not None:
+            self.ema.update(self.partitions.masters, self._buffers())
+        self.step += 1
+        return torch.stack(parts).mean(0)
+
+    def _micro_step(self, batch: Batch, place: int) -> torch.Tensor:
+        images = mix(batch.images, batch.lam, batch.box, out_dtype=self.dtype)
+        with torch.no_grad():
+            answer = self.teacher(images) if self.teacher is not None else None
+        outputs = self.engine(images, batch.keep) if self.planned else self._unplanned(images, place)
+        parts = self.criterion(outputs, batch.labels, batch.lam, answer)
+        self.engine.backward(parts.loss)
+        self.engine.step()
+        return torch.stack([part.detach().float() for part in parts])
+
+    def _unplanned(self, images: torch.Tensor, place: int) -> Any:
+        """Forward of a timm model, whose own random draws follow from (seed, step, micro-step, rank): a resume repeats them."""
+        key = hashlib.sha256(f"{self.seed} {self.step} {place} {self.rank}".encode()).digest()
+        torch.manual_seed(int.from_bytes(key[:7], "little"))
+        return self.engine(images)
+
+    def _buffers(self) -> list[tuple[str, torch.Tensor]]:
+        """The model's persistent buffers (a ConvNet's batch statistics) by name."""
+        persistent = self.shadow.state_dict().keys()
+        return [(name, buffer) for name, buffer in self.engine.module.named_buffers() if name in persistent]
+
+    @property
+    def lr(self) -> float:
+        """The largest learning rate of the last step's groups (all are equal without layer decay)."""
+        return max(group["lr"] for group in self.engine.optimizer.param_groups)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """fp32 weights and the buffers by name, on the CPU; a collective."""
+        return self.partitions.gather(self.partitions.masters) | _on_cpu(self._buffers())
+
+    def ema_weights(self) -> dict[str, torch.Tensor] | None:
+        """The average's weights and buffers by name, on the CPU; None without an average; a collective."""
+        if self.ema is None:
+            return None
+        return self.partitions.gather(self.ema.flats) | _on_cpu(self.ema.buffers.items())
+
+    def ema_module(self) -> nn.Module | None:
+        """The model holding the average, in evaluation mode and the training precision; a collective."""
+        weights = self.ema_weights()
+        if weights is None:
+            return None
+        self.shadow.load_state_dict(weights)
+        return self.shadow
+
+    def state(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+        """What a checkpoint holds of training: tensors by set and name, and JSON values; a collective."""
+        adam_step, exp_avg, exp_avg_sq = self.partitions.moments()
+        tensors = {
+            "model": self.weights(),
+            "exp_avg": self.partitions.gather(exp_avg),
+            "exp_avg_sq": self.partitions.gather(exp_avg_sq),
+        }
+        average = self.ema_weights()
+        if average is not None:
+            tensors["ema"] = average
+        return tensors, {"step": self.step, "adam_step": adam_step, "skipped": self.skipped}
+
+    def load_state(self, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
+        """Takes up what `state` gave, of any world size or stage. Raises ValueError if the parameters differ."""
+        model, wanted = tensors["model"], self.engine.module.state_dict()
+        if {name: value.shape for name, value in model.items()} != {name: value.shape for name, value in wanted.items()}:
+            raise ValueError(f"the checkpoint's parameters are not those of {type(self.engine.module).__name__} as configured")
+        self.partitions.install(model)
+        self.partitions.install_moments(state["adam_step"], tensors["exp_avg"], tensors["exp_avg_sq"])
+        _restore(self._buffers(), model)
+        if self.ema is not None:
+            average = tensors.get("ema", model)
+            self.partitions.scatter(average, self.ema.flats)
+            _restore(self.ema.buffers.items(), average)
+        self.step, self.skipped = state["step"], state["skipped"]
+
+
+def _on_cpu(buffers: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {name: buffer.detach().cpu().clone() for name, buffer in buffers}
+
+
+def _restore(buffers: Iterable[tuple[str, torch.Tensor]], saved: dict[str, torch.Tensor]) -> None:
+    for name, buffer in buffers:
+        buffer.copy_(saved[name])

@@ -1,0 +1,59 @@
+"""Top-1 and top-5 accuracy with exact counts over ranks, for several models in one pass over the images."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+Heads = Callable[[torch.Tensor], dict[str, torch.Tensor]]
+
+
+def student_heads(module: nn.Module) -> Heads:
+    """Images (B, 3, H, W) to logits (B, K) by head: `cls`, `dist` and their mean `both`; only `both` if there is one head."""
+
+    def heads(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        outputs = module.forward_heads(images) if hasattr(module, "forward_heads") else (module(images),)  # type: ignore[operator]
+        if len(outputs) == 1:
+            return {"both": outputs[0].float()}
+        cls, distillation = (logits.float() for logits in outputs)
+        return {"cls": cls, "dist": distillation, "both": (cls + distillation) / 2}
+
+    return heads
+
+
+@torch.no_grad()
+def evaluate(models: Mapping[str, Heads], loader: Iterable[Any], dtype: torch.dtype) -> dict[str, float]:
+    """Accuracies in percent by `MODEL/HEAD/top1` and `/top5`, and agreement of each head with the model named `teacher`.
+
+    models: functions from normalised images to logits by head; loader: yields batches of which rows with label -1 are
+    padding, the same number of batches on every rank. A collective. The models must be in evaluation mode.
+    """
+    counts: dict[str, torch.Tensor] = {}
+    seen: torch.Tensor | int = 0
+    for batch in loader:
+        real = batch.labels >= 0
+        images = batch.images.to(dtype)
+        logits = {f"{name}/{head}": out for name, heads in models.items() for head, out in heads(images).items()}
+        for name, hits in _hits(logits, batch.labels).items():
+            counts[name] = counts.get(name, 0) + (hits & real).sum()
+        seen = seen + real.sum()
+    names = sorted(counts)
+    totals = torch.stack([torch.as_tensor(seen), *(counts[name] for name in names)])
+    dist.all_reduce(totals)
+    images_seen, *sums = totals.tolist()
+    return {name: 100.0 * value / images_seen for name, value in zip(names, sums, strict=True)}
+
+
+def _hits(logits: Mapping[str, torch.Tensor], labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """bool (B,) by measure: whether the row counts for it."""
+    hits = {}
+    answer = logits["teacher/both"].argmax(1) if "teacher/both" in logits else None
+    for name, out in logits.items():
+        best = out.topk(min(5, out.shape[1])).indices
+        hits[f"{name}/top1"] = best[:, 0] == labels
+        hits[f"{name}/top5"] = (best == labels[:, None]).any(1)
+        if answer is not None and not name.startswith("teacher/"):
+            hits[f"{name}/agreement"] = best[:, 0] == answer
+    return hits

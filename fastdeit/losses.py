@@ -1,0 +1,105 @@
+"""The training loss as the engine calls it: what a step knows goes in, `LossParts` comes out.
+
+SPEC.md §2. The math of both heads lives in `fastdeit.kernels.distill`; here are the choice between its forms and the
+binary cross-entropy of DeiT III. The teacher is called by the training step; only its output comes here.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from fastdeit.kernels.distill import KINDS, LossParts, check_inputs, distill, swap_pairs, teacher_loss
+
+
+@dataclass(frozen=True)
+class DistillationLoss:
+    """The loss of a run: kind "none", "soft" or "hard", weight alpha, temperature tau, label smoothing.
+
+    legacy: divide the soft form by the class count as well, as deit's code does. bce: binary cross-entropy to the
+    binarised mixed target as the base (DeiT III). Raises ValueError on a value out of range, and on bce with
+    smoothing, which would turn every class positive.
+    """
+
+    kind: str = "hard"
+    alpha: float = 0.5
+    tau: float = 3.0
+    smoothing: float = 0.1
+    legacy: bool = False
+    bce: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"unknown distillation type {self.kind!r}: choose from {', '.join(KINDS)}")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"distillation alpha must lie in [0, 1], got {self.alpha}")
+        if not self.tau > 0:
+            raise ValueError(f"distillation tau must be positive, got {self.tau}")
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"label smoothing must lie in [0, 1), got {self.smoothing}")
+        if self.bce and self.smoothing > 0:
+            raise ValueError(
+                f"the BCE loss makes every class with a positive target a positive one: smoothing must be 0 with it, "
+                f"got {self.smoothing}"
+            )
+
+    def __call__(
+        self,
+        outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
+        labels: torch.Tensor,
+        lam: torch.Tensor,
+        teacher_output: torch.Tensor | None = None,
+    ) -> LossParts:
+        """Loss of a batch of pairs (row i is mixed with row i ^ 1).
+
+        outputs: logits (B, K) of a model with one head, or the pair (class logits, distillation logits).
+        labels: (B,) int64; lam: (B,) fp32; teacher_output: class ids (B,) for "hard", or logits (B, K).
+        Raises ValueError when the kind needs a second head or a teacher that is not there.
+        """
+        cls_logits, dist_logits = (outputs, None) if isinstance(outputs, torch.Tensor) else outputs
+        if self.bce:
+            return self._binary(cls_logits, dist_logits, labels, lam, teacher_output)
+        return distill(
+            cls_logits,
+            dist_logits,
+            labels,
+            lam,
+            teacher_output,
+            smoothing=self.smoothing,
+            kind=self.kind,
+            alpha=self.alpha,
+            tau=self.tau,
+            legacy=self.legacy,
+        )
+
+    def _binary(
+        self,
+        cls_logits: torch.Tensor,
+        dist_logits: torch.Tensor | None,
+        labels: torch.Tensor,
+        lam: torch.Tensor,
+        teacher: torch.Tensor | None,
+    ) -> LossParts:
+        check_inputs(cls_logits, dist_logits, teacher, self.kind)
+        if dist_logits is None or teacher is None:
+            logits = cls_logits if dist_logits is None else (cls_logits.float() + dist_logits.float()) / 2
+            base = mixed_binary_cross_entropy(logits, labels, lam)
+            return LossParts(base, base.detach(), torch.zeros_like(base))
+        base = mixed_binary_cross_entropy(cls_logits, labels, lam)
+        distilled = teacher_loss(dist_logits, teacher, kind=self.kind, tau=self.tau, legacy=self.legacy)
+        return LossParts((1 - self.alpha) * base + self.alpha * distilled, base.detach(), distilled.detach())
+
+
+def mixed_binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, lam: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy, mean over B·K, to the classes whose share of the mixed target is positive.
+
+    logits: (B, K), taken to fp32; labels: (B,) int64; lam: (B,) fp32. Source: DeiT III (2204.07118), §3.
+    """
+    logits = logits.float()
+    partner = swap_pairs(labels)
+    same = partner == labels
+    own = logits.gather(1, labels[:, None])[:, 0]
+    other = logits.gather(1, partner[:, None])[:, 0]
+    # bce(z, t) = softplus(z) - t·z, with t = 1 for at most two classes a row; one class may be both
+    positives = own * ((lam > 0) | same) + other * ((lam < 1) & ~same)
+    return (F.softplus(logits).sum(-1) - positives).mean() / logits.shape[-1]

@@ -1,0 +1,19 @@
+"""Shared by all tests: Triton's interpreter where there is no GPU, and the markers' meaning."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is decorated, so before any kernel is imported
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    slow_asked = "slow" in (config.option.markexpr or "")
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if "slow" in item.keywords and not slow_asked:
+            item.add_marker(pytest.mark.skip(reason="full-length form; run with -m slow"))
