@@ -1,0 +1,69 @@
+"""The embedded data set: scikit-learn's handwritten digits as an image folder.
+
+1,797 images of 8 x 8 pixels and 17 grey levels (UCI "Optical Recognition of Handwritten Digits", its test part), written as
+32 x 32 grayscale PNG files into ROOT/{train,val}/{0..9}/NNNN.png; NNNN is the image's number in scikit-learn's order. Each
+class's last fifth, in that order, is held out: the same split on every machine, without a random number.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIDE = 32
+VAL_SHARE = 5  # one in so many is held out
+
+
+def write_digits(root: Path) -> Path:
+    """Write the data set to `root` unless it is there; returns `root`.
+
+    The folder appears whole or not at all, also when several processes write at once. Raises FileExistsError when `root`
+    is a folder that holds something else.
+    """
+    root = Path(root)
+    if _is_written(root):
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    try:
+        _write_images(partial)
+        partial.chmod(0o755)  # mkdtemp's own mode shuts other users out
+        _move(partial, root)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return root
+
+
+def _is_written(root: Path) -> bool:
+    return (root / "train").is_dir() and (root / "val").is_dir()
+
+
+def _move(partial: Path, root: Path) -> None:
+    try:
+        os.rename(partial, root)
+    except OSError as error:
+        if not _is_written(root):  # else another process was first
+            raise FileExistsError(f"{root}: cannot hold the digits; allowed is a new or an empty folder") from error
+
+
+def _write_images(folder: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for digit in range(10):
+        numbers = np.flatnonzero(digits.target == digit)
+        held_out = len(numbers) // VAL_SHARE
+        for split, part in (("train", numbers[:-held_out]), ("val", numbers[-held_out:])):
+            target = folder / split / str(digit)
+            target.mkdir(parents=True)
+            for number in part:
+                _upscaled(digits.images[number]).save(target / f"{number:04d}.png")
+
+
+def _upscaled(pixels: np.ndarray) -> Image.Image:
+    """A 32 x 32 grayscale image from (8, 8) levels 0 to 16."""
+    image = Image.fromarray(np.rint(pixels * (255 / 16)).astype(np.uint8))
+    return image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)

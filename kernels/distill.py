@@ -1,0 +1,138 @@
+"""DeiT's training loss over both heads: the mixed, smoothed label on the class head, the teacher on the distillation head.
+
+    loss = (1 - alpha) · base + alpha · distill                                     (kind "none": base alone)
+    base = mean_b [(1 - eps) · (lam_b · nll(y_b) + (1 - lam_b) · nll(y_partner)) + eps · mean_k nll(k)]
+    distill, hard = mean_b nll'(argmax_k teacher)                                   (no smoothing of the teacher)
+    distill, soft = tau² · mean_b KL(softmax(teacher / tau) ‖ softmax(dist / tau))  (legacy: ÷ K more, as deit's code)
+
+nll(k) = -log softmax(logits)[k]; the partner of row b is row b ^ 1. Kind "none" takes the mean of both heads' logits,
+so that no head is left without a gradient. The (B, K) target is never built: it has two peaks and a floor.
+
+cls_logits, dist_logits: (B, K) fp32, bf16 or fp16; labels: (B,) int64; lam: (B,) fp32; math in fp32. Bytes per image:
+reads 2·K logits (3·K with a teacher's), the backward writes 2·K. Called once a step by `fastdeit.losses`; the fused
+Triton kernel (loss and both gradients in one launch) comes into this file behind `distill`.
+Source: Touvron et al. 2021 (2012.12877), eq. 2 and 3; smoothing as timm's `mixup_target`.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+KINDS = ("none", "soft", "hard")
+
+
+class LossParts(NamedTuple):
+    """The loss to differentiate and its two parts before weighting; each a 0-d fp32 tensor."""
+
+    loss: torch.Tensor
+    base: torch.Tensor
+    distill: torch.Tensor
+
+
+def swap_pairs(rows: torch.Tensor) -> torch.Tensor:
+    """Row i ^ 1 in the place of row i; rows (B, ...) with B even."""
+    return rows.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+
+
+def mixed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, lam: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """Mean cross-entropy of logits (B, K) to lam · s(label) + (1 - lam) · s(partner's label), s smoothed by smoothing."""
+    logp = F.log_softmax(logits.float(), dim=-1)
+    own = logp.gather(1, labels[:, None])[:, 0]
+    other = logp.gather(1, swap_pairs(labels)[:, None])[:, 0]
+    peaks = lam * own + (1 - lam) * other
+    return -((1 - smoothing) * peaks + smoothing * logp.mean(-1)).mean()
+
+
+def hard_distillation(dist_logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy to the teacher's decision; teacher: class ids (B,) or logits (B, K)."""
+    decision = teacher.argmax(-1) if teacher.ndim == 2 else teacher.long()
+    return F.cross_entropy(dist_logits.float(), decision)
+
+
+def soft_distillation(dist_logits: torch.Tensor, teacher: torch.Tensor, tau: float, legacy: bool) -> torch.Tensor:
+    """tau² · KL(teacher ‖ student) at temperature tau, mean over the batch; legacy divides by K as well."""
+    student_logp = F.log_softmax(dist_logits.float() / tau, dim=-1)
+    teacher_logp = F.log_softmax(teacher.float() / tau, dim=-1)
+    divergence = F.kl_div(student_logp, teacher_logp, reduction="batchmean", log_target=True) * tau**2
+    return divergence / dist_logits.shape[-1] if legacy else divergence
+
+
+def teacher_loss(dist_logits: torch.Tensor, teacher: torch.Tensor, *, kind: str, tau: float, legacy: bool) -> torch.Tensor:
+    """The distillation head's part of the loss, kind "hard" or "soft"; 0-d fp32."""
+    if kind == "hard":
+        return hard_distillation(dist_logits, teacher)
+    return soft_distillation(dist_logits, teacher, tau, legacy)
+
+
+def distill_reference(
+    cls_logits: torch.Tensor,
+    dist_logits: torch.Tensor | None,
+    labels: torch.Tensor,
+    lam: torch.Tensor,
+    teacher: torch.Tensor | None,
+    *,
+    smoothing: float,
+    kind: str,
+    alpha: float,
+    tau: float,
+    legacy: bool = False,
+) -> LossParts:
+    """The loss in plain torch, fp32 inside."""
+    if dist_logits is None or teacher is None:
+        logits = cls_logits if dist_logits is None else (cls_logits.float() + dist_logits.float()) / 2
+        base = mixed_cross_entropy(logits, labels, lam, smoothing)
+        return LossParts(base, base.detach(), torch.zeros_like(base))
+    base = mixed_cross_entropy(cls_logits, labels, lam, smoothing)
+    distilled = teacher_loss(dist_logits, teacher, kind=kind, tau=tau, legacy=legacy)
+    return LossParts((1 - alpha) * base + alpha * distilled, base.detach(), distilled.detach())
+
+
+def check_inputs(cls_logits: torch.Tensor, dist_logits: torch.Tensor | None, teacher: torch.Tensor | None, kind: str) -> None:
+    """Raise ValueError when the heads and the teacher at hand cannot make a loss of this kind."""
+    if kind not in KINDS:
+        raise ValueError(f"unknown distillation kind {kind!r}: choose from {', '.join(KINDS)}")
+    if cls_logits.shape[0] % 2:
+        raise ValueError(f"a batch holds whole pairs; got {cls_logits.shape[0]} rows")
+    if kind == "none" and teacher is not None:
+        raise ValueError("distillation kind 'none' takes no teacher")
+    if kind != "none" and (dist_logits is None or teacher is None):
+        missing = "a student with two heads" if dist_logits is None else "the teacher's output"
+        raise ValueError(f"distillation kind {kind!r} needs {missing}")
+    if kind == "soft" and teacher is not None and teacher.shape != cls_logits.shape:
+        raise ValueError(f"soft distillation needs logits {tuple(cls_logits.shape)}, got {tuple(teacher.shape)}")
+
+
+def distill(
+    cls_logits: torch.Tensor,
+    dist_logits: torch.Tensor | None,
+    labels: torch.Tensor,
+    lam: torch.Tensor,
+    teacher: torch.Tensor | None,
+    *,
+    smoothing: float,
+    kind: str,
+    alpha: float,
+    tau: float,
+    legacy: bool = False,
+) -> LossParts:
+    """The whole loss of one step; only `.loss` carries a gradient.
+
+    cls_logits, dist_logits: (B, K), B even; dist_logits None: a model with one head, kind "none" only.
+    labels: (B,) int64. lam: (B,) fp32, a row's own share of its target.
+    teacher: kind "hard": class ids (B,) of any integer dtype or logits (B, K); "soft": logits (B, K); "none": None.
+    Raises ValueError when kind, heads and teacher do not fit each other.
+    """
+    check_inputs(cls_logits, dist_logits, teacher, kind)
+    return distill_reference(
+        cls_logits,
+        dist_logits,
+        labels,
+        lam,
+        teacher,
+        smoothing=smoothing,
+        kind=kind,
+        alpha=alpha,
+        tau=tau,
+        legacy=legacy,
+    )

@@ -1,0 +1,95 @@
+"""`DistillationLoss`: the forms beyond `kernels.distill`, and what it refuses."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastdeit.kernels.distill import distill
+from fastdeit.losses import DistillationLoss, mixed_binary_cross_entropy
+
+BATCH, CLASSES = 6, 7
+
+
+@pytest.fixture
+def batch() -> dict[str, torch.Tensor]:
+    drawn = torch.Generator().manual_seed(0)
+    cls_logits, dist_logits, teacher = torch.randn(3, BATCH, CLASSES, generator=drawn)
+    lam = torch.tensor([0.3, 0.7, 1.0, 0.0, 1.0, 1.0])
+    labels = torch.tensor([2, 2, 0, 4, 1, 6])
+    return {"cls": cls_logits, "dist": dist_logits, "teacher": teacher, "labels": labels, "lam": lam}
+
+
+def binary_target(labels: torch.Tensor, lam: torch.Tensor) -> torch.Tensor:
+    """The mixed target, dense, then binarised: the way that DeiT III's code goes."""
+    one_hot = F.one_hot(labels, CLASSES).double()
+    partner = one_hot[[i ^ 1 for i in range(BATCH)]]
+    return ((lam[:, None] * one_hot + (1 - lam[:, None]) * partner) > 0).double()
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_loss_is_the_kernels(kind: str, batch: dict[str, torch.Tensor]) -> None:
+    loss = DistillationLoss(kind=kind, alpha=0.2, tau=2.0, smoothing=0.05, legacy=True)
+    parts = loss((batch["cls"], batch["dist"]), batch["labels"], batch["lam"], batch["teacher"])
+    rows = [batch[name] for name in ("cls", "dist", "labels", "lam", "teacher")]
+    expected = distill(*rows, smoothing=0.05, kind=kind, alpha=0.2, tau=2.0, legacy=True)
+    assert all(torch.equal(a, b) for a, b in zip(parts, expected, strict=True))
+
+
+def test_one_head_without_mixing_is_cross_entropy(batch: dict[str, torch.Tensor]) -> None:
+    loss = DistillationLoss(kind="none", smoothing=0.1)
+    parts = loss(batch["cls"], batch["labels"], torch.ones(BATCH))
+    torch.testing.assert_close(parts.loss, F.cross_entropy(batch["cls"], batch["labels"], label_smoothing=0.1))
+
+
+def test_binary_form_equals_torchs_on_the_dense_target(batch: dict[str, torch.Tensor]) -> None:
+    target = binary_target(batch["labels"], batch["lam"])
+    assert target.sum(-1).tolist() == [1, 1, 1, 1, 1, 1]  # lam 0 and 1, or a pair of one class
+    batch["lam"][4:] = 0.5
+    target = binary_target(batch["labels"], batch["lam"])
+    assert target.sum(-1).tolist() == [1, 1, 1, 1, 2, 2]
+    expected = F.binary_cross_entropy_with_logits(batch["cls"].double(), target)
+    loss = mixed_binary_cross_entropy(batch["cls"], batch["labels"], batch["lam"])
+    torch.testing.assert_close(loss.double(), expected)
+
+
+def test_binary_form_with_a_teacher(batch: dict[str, torch.Tensor]) -> None:
+    loss = DistillationLoss(kind="hard", alpha=0.25, smoothing=0.0, bce=True)
+    parts = loss((batch["cls"], batch["dist"]), batch["labels"], batch["lam"], batch["teacher"])
+    base = F.binary_cross_entropy_with_logits(batch["cls"].double(), binary_target(batch["labels"], batch["lam"]))
+    distilled = F.cross_entropy(batch["dist"].double(), batch["teacher"].argmax(-1))
+    torch.testing.assert_close(parts.loss.double(), 0.75 * base + 0.25 * distilled)
+    torch.testing.assert_close(parts.base.double(), base)
+    torch.testing.assert_close(parts.distill.double(), distilled)
+
+
+def test_binary_form_takes_both_heads_without_a_teacher(batch: dict[str, torch.Tensor]) -> None:
+    loss = DistillationLoss(kind="none", smoothing=0.0, bce=True)
+    both = loss((batch["cls"], batch["dist"]), batch["labels"], batch["lam"])
+    mean = loss((batch["cls"] + batch["dist"]) / 2, batch["labels"], batch["lam"])
+    assert torch.equal(both.loss, mean.loss) and both.distill.item() == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"kind": "firm"}, "none, soft, hard"),
+        ({"alpha": 1.5}, "1.5"),
+        ({"tau": 0.0}, "positive"),
+        ({"smoothing": 1.0}, "smoothing"),
+        ({"bce": True, "smoothing": 0.1}, "smoothing must be 0"),
+    ],
+)
+def test_loss_refuses_a_setting(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DistillationLoss(**setting)
+
+
+@pytest.mark.parametrize("bce", [False, True])
+def test_loss_refuses_what_it_cannot_compute(bce: bool, batch: dict[str, torch.Tensor]) -> None:
+    loss = DistillationLoss(kind="hard", smoothing=0.0, bce=bce)
+    with pytest.raises(ValueError, match="two heads"):
+        loss(batch["cls"], batch["labels"], batch["lam"], batch["teacher"])
+    with pytest.raises(ValueError, match="teacher's output"):
+        loss((batch["cls"], batch["dist"]), batch["labels"], batch["lam"])

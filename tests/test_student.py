@@ -1,0 +1,286 @@
+"""The student against timm's DeiT, SPEC.md §1 and a slow loop for DropPath."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from fastdeit.models.student import SIZES, Student, build_student
+from fastdeit.models.weights import (
+    fit_student_weights,
+    has_qkv_bias,
+    load_student_weights,
+    read_weights,
+    student_from_checkpoint,
+)
+
+PARAMETERS = {
+    "deit_tiny_patch16_224": 5_717_416,
+    "deit_small_patch16_224": 22_050_664,
+    "deit_base_patch16_224": 86_567_656,
+    "deit_tiny_distilled_patch16_224": 5_910_800,
+    "deit_small_distilled_patch16_224": 22_436_432,
+    "deit_base_distilled_patch16_224": 87_338_192,
+}
+NANO: dict[str, Any] = {"image_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 5}
+
+
+def make_student(**overrides: Any) -> Student:
+    torch.manual_seed(0)
+    return Student(**{**NANO, **overrides})
+
+
+def make_images(batch: int, size: int) -> torch.Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def perturb(model: torch.nn.Module) -> None:
+    """Random values everywhere, so that no zero bias or unit norm hides a mistake."""
+    drawn = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=drawn))
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_count(name: str) -> None:
+    with torch.device("meta"):
+        student = build_student(name, num_classes=1000, qkv_bias=True)
+    assert sum(p.numel() for p in student.parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", [name for name in PARAMETERS if "tiny" in name])
+def test_tiny_equals_timm_both_ways(name: str) -> None:
+    theirs = timm.create_model(name).eval()
+    perturb(theirs)
+    ours = build_student(name, num_classes=1000, qkv_bias=True).eval()
+    images = make_images(2, 224)
+    assert fit_student_weights(ours, theirs.state_dict()) == []
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images), rtol=0, atol=1e-5)
+        perturb(ours)
+        theirs.load_state_dict(ours.state_dict(), strict=True)
+        torch.testing.assert_close(theirs(images), ours(images), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["deit_small_patch16_224", "deit_base_distilled_patch16_224"])
+def test_other_sizes_equal_timm(name: str) -> None:
+    theirs = timm.create_model(name).eval()
+    with torch.device("meta"):
+        ours = build_student(name, num_classes=1000, qkv_bias=True).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
+    images = make_images(1, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images), rtol=0, atol=1e-5)
+
+
+def test_training_pair_and_gradients_equal_timms() -> None:
+    name = "deit_tiny_distilled_patch16_224"
+    theirs = timm.create_model(name, depth=2, num_classes=10).train()
+    theirs.set_distilled_training(True)
+    perturb(theirs)
+    ours = build_student(name, num_classes=10, depth=2, qkv_bias=True, drop_path=0.0).train()
+    fit_student_weights(ours, theirs.state_dict())
+    images = make_images(2, 224)
+    pairs = [model(images) for model in (ours, theirs)]
+    for pair in pairs:
+        (pair[0].square().sum() + pair[1].exp().sum()).backward()
+    torch.testing.assert_close(pairs[0], pairs[1], rtol=0, atol=1e-5)
+    expected = dict(theirs.named_parameters())
+    for key, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[key].grad, rtol=1e-3, atol=1e-4)
+
+
+def test_evaluation_is_the_mean_of_the_heads() -> None:
+    student = make_student().eval()
+    images = make_images(2, 32)
+    cls_logits, dist_logits = student.forward_heads(images)
+    assert torch.equal(student(images), (cls_logits + dist_logits) / 2)
+    assert not torch.allclose(cls_logits, dist_logits)
+
+
+def slow_forward(student: Student, image: torch.Tensor, keep: torch.Tensor) -> list[torch.Tensor]:
+    """Both heads' logits of one image (3, H, W) with its keep bits (depth, 2), block by block as the paper draws it."""
+    tokens = student.patch_embed.proj(image[None]).flatten(2)[0].T
+    x = torch.cat([student.cls_token[0], student.dist_token[0], tokens]) + student.pos_embed[0]
+    blocks: Any = student.blocks
+    for block, bits, rate in zip(blocks, keep, student.drop_path_rates, strict=True):
+        if bits[0]:
+            q, k, v = block.attn.qkv(block.norm1(x)).unflatten(1, (3, student.num_heads, -1)).unbind(1)
+            weights = (torch.einsum("nhd,mhd->hnm", q, k) * q.shape[-1] ** -0.5).softmax(-1)
+            x = x + block.attn.proj(torch.einsum("hnm,mhd->nhd", weights, v).flatten(1)) / (1 - rate)
+        if bits[1]:
+            x = x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x)))) / (1 - rate)
+    x = student.norm(x)
+    return [student.head(x[0]), student.head_dist(x[1])]
+
+
+@pytest.mark.parametrize("constant", [False, True], ids=["linear", "constant"])
+def test_drop_path_equals_the_slow_loop(constant: bool) -> None:
+    student = make_student(drop_path=0.4, constant_drop_path=constant).train()
+    perturb(student)
+    images = make_images(8, 32)
+    keep = torch.rand(8, 3, 2, generator=torch.Generator().manual_seed(3)) > 0.4
+    with torch.no_grad():
+        heads = student(images, keep)
+        for row in range(8):
+            expected = slow_forward(student, images[row], keep[row])
+            torch.testing.assert_close([heads[0][row], heads[1][row]], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_drop_path_rates() -> None:
+    with torch.device("meta"):
+        linear = build_student("deit_tiny_patch16_224", num_classes=2).drop_path_rates
+    assert linear == pytest.approx([0.1 * i / 11 for i in range(12)])
+    assert make_student(drop_path=0.2, constant_drop_path=True).drop_path_rates == (0.2, 0.2, 0.2)
+    assert make_student(depth=1).drop_path_rates == (0.0,)
+
+
+def test_training_needs_keep_bits_of_the_right_shape() -> None:
+    student, images = make_student().train(), make_images(2, 32)
+    with pytest.raises(ValueError, match="keep bits"):
+        student(images)
+    with pytest.raises(ValueError, match=r"\(2, 3, 2\)"):
+        student(images, torch.ones(2, 4, 2, dtype=torch.bool))
+    make_student(drop_path=0.0).train()(images)
+    student.eval()(images)
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+@pytest.mark.parametrize("qkv_bias", [False, True])
+def test_every_parameter_gets_a_gradient(distilled: bool, qkv_bias: bool) -> None:
+    student = make_student(distilled=distilled, qkv_bias=qkv_bias).train()
+    outputs = student(make_images(4, 32), torch.ones(4, 3, 2, dtype=torch.bool))
+    sum(logits.square().sum() for logits in (outputs if distilled else [outputs])).backward()
+    without = [key for key, p in student.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == []
+    assert any("qkv.bias" in key for key, _ in student.named_parameters()) == qkv_bias
+
+
+def test_initialisation() -> None:
+    torch.manual_seed(0)
+    student = build_student("deit_tiny_distilled_patch16_224", num_classes=1000, qkv_bias=True)
+    for key, parameter in student.named_parameters():
+        if key.startswith("patch_embed"):  # torch's own: uniform within 1 / sqrt(fan in)
+            assert parameter.abs().max() <= (3 * 16 * 16) ** -0.5
+        elif key.endswith("bias"):
+            assert not parameter.any(), key
+        elif "norm" in key:
+            assert torch.equal(parameter, torch.ones_like(parameter)), key
+        else:
+            spread = 0.02 * 4 / (2 * parameter.numel()) ** 0.5  # four standard errors
+            assert parameter.std().item() == pytest.approx(0.02, abs=max(spread, 1e-5)), key
+            assert abs(parameter.mean().item()) < 0.02 * 4 / parameter.numel() ** 0.5 + 1e-6, key
+
+
+@pytest.mark.parametrize("size", [{"image_size": 40}, {"patch_size": 4}, {"num_heads": 2, "mlp_ratio": 2.5}, {"depth": 1}])
+def test_other_shapes(size: dict[str, Any]) -> None:
+    student = make_student(**size, distilled=False).eval()
+    assert student(make_images(2, size.get("image_size", 32))).shape == (2, 5)
+
+
+def test_bf16_module() -> None:
+    student = make_student().train()
+    keep = torch.ones(2, 3, 2, dtype=torch.bool)
+    full = student(make_images(2, 32), keep)
+    half = student.bfloat16()(make_images(2, 32).bfloat16(), keep)
+    assert half[0].dtype == torch.bfloat16
+    torch.testing.assert_close([h.float() for h in half], list(full), rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [({"image_size": 33}, "33"), ({"num_heads": 5}, "5 heads"), ({"drop_path": 1.0}, "1.0")],
+)
+def test_student_refuses(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_student(**overrides)
+
+
+def test_unknown_name_lists_the_known() -> None:
+    with pytest.raises(ValueError, match="deit_tiny_patch16_224"):
+        build_student("deit_huge", num_classes=2)
+    assert len(SIZES) == 12
+
+
+def test_wrong_image_size_is_named() -> None:
+    with pytest.raises(ValueError, match="takes 32 px"):
+        make_student().eval()(make_images(1, 40))
+
+
+def save(tmp_path: Path, state: dict[str, Any], wrapper: str | None, suffix: str) -> Path:
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(state, path, metadata={"model": "deit_tiny_distilled_patch16_224", "num_heads": "3"})
+    else:
+        torch.save({wrapper: state, "args": argparse.Namespace(lr=1.0), "epoch": 3} if wrapper else state, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "suffix"),
+    [(None, ".safetensors"), (None, ".pth"), ("model", ".pth"), ("state_dict", ".pth.tar")],
+)
+def test_weights_load_from_every_wrapper(tmp_path: Path, wrapper: str | None, suffix: str) -> None:
+    source, target = make_student(), make_student()
+    perturb(source)
+    assert load_student_weights(target, save(tmp_path, source.state_dict(), wrapper, suffix)) == []
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
+
+
+def test_resolution_and_class_count_may_differ(tmp_path: Path) -> None:
+    source, target = make_student(), make_student(image_size=64, num_classes=9)
+    perturb(source)
+    head = target.head.weight.clone()
+    notes = load_student_weights(target, save(tmp_path, source.state_dict(), None, ".pth"))
+    assert len(notes) == 3 and "head" in notes[0] and "4 x 4 to 8 x 8" in notes[2]
+    assert torch.equal(target.pos_embed[:, :2], source.pos_embed[:, :2]) and torch.equal(target.head.weight, head)
+    grid = source.pos_embed[:, 2:].reshape(1, 4, 4, 24).permute(0, 3, 1, 2)
+    resized = F.interpolate(grid, size=(8, 8), mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(target.pos_embed[:, 2:], resized)
+
+
+def test_checkpoint_says_its_shape(tmp_path: Path) -> None:
+    source = make_student(qkv_bias=True, mlp_ratio=2.0).eval()
+    perturb(source)
+    path = save(tmp_path, source.state_dict(), None, ".safetensors")
+    student, notes = student_from_checkpoint(path)
+    images = make_images(2, 32)
+    assert notes == [] and torch.equal(student.eval()(images), source(images))
+    wider, notes = student_from_checkpoint(path, image_size=40, num_classes=2)
+    assert wider.image_size == 40 and len(notes) == 3
+
+
+def test_qkv_bias_is_detected(tmp_path: Path) -> None:
+    biased = make_student(qkv_bias=True).state_dict()
+    assert has_qkv_bias(biased) and not has_qkv_bias(make_student().state_dict())
+    with pytest.raises(ValueError, match="qkv_bias=True"):
+        load_student_weights(make_student(), save(tmp_path, biased, None, ".pth"))
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    path = save(tmp_path, make_student(distilled=False).state_dict(), None, ".pth")
+    with pytest.raises(ValueError, match="dist_token is missing"):
+        load_student_weights(make_student(), path)
+
+
+def test_bad_files_are_one_line(tmp_path: Path) -> None:
+    def refuses(path: Path, message: str) -> None:
+        with pytest.raises(ValueError, match=message) as caught:
+            read_weights(path)
+        assert "\n" not in str(caught.value)
+
+    refuses(tmp_path / "none.pth", "no checkpoint at")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0")
+    refuses(tmp_path / "cut.safetensors", "no whole safetensors")
+    (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04")
+    refuses(tmp_path / "cut.pth", "plain weights")
+    torch.save(make_student(), tmp_path / "pickled.pth")
+    refuses(tmp_path / "pickled.pth", "plain weights")
+    torch.save({"epoch": 3}, tmp_path / "other.pth")
+    refuses(tmp_path / "other.pth", "no state dict")

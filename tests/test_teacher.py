@@ -1,0 +1,187 @@
+"""Every kind of teacher, its own view of the images, and the errors of loading one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+
+from fastdeit.models.student import Student
+from fastdeit.models.teacher import Teacher, load_teacher
+
+MEAN, STD, SIZE, CLASSES = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 32, 6
+TIMM = "resnet10t"
+
+
+def load(name: str | None, path: Path | None, **overrides: Any) -> Teacher:
+    setting = {
+        "num_classes": CLASSES,
+        "device": "cpu",
+        "dtype": torch.float32,
+        "student_mean": MEAN,
+        "student_std": STD,
+        "student_size": SIZE,
+    }
+    return load_teacher(name, path, **{**setting, **overrides})
+
+
+def make_images(batch: int = 3, size: int = SIZE) -> torch.Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def make_convnet() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(8, CLASSES)).eval()
+
+
+def own_metadata(name: str, size: int, **more: str) -> dict[str, str]:
+    """What our own trainer writes beside its weights."""
+    texts = {"input_size": json.dumps(size), "mean": json.dumps(MEAN), "std": json.dumps(STD)}
+    return {"model": name, "num_classes": str(CLASSES), "classes": json.dumps(list("abcdef")), **texts, **more}
+
+
+@pytest.fixture(scope="module")
+def timm_model() -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(TIMM, num_classes=CLASSES).eval()
+
+
+@pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
+def test_timm_teacher_sees_images_its_own_way(timm_model: nn.Module, tmp_path: Path, wrapper: str | None) -> None:
+    path = tmp_path / "teacher.pth"
+    torch.save({wrapper: timm_model.state_dict()} if wrapper else timm_model.state_dict(), path)
+    teacher, images = load(TIMM, path), make_images()
+    config: Any = timm_model.pretrained_cfg
+    pixels = images * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    pixels = F.interpolate(pixels, size=config["input_size"][1:], mode="bicubic", antialias=True)
+    mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        expected = timm_model((pixels - mean) / std)
+    torch.testing.assert_close(teacher(images), expected, rtol=1e-4, atol=1e-4)
+    assert not teacher(images).requires_grad and "resized from 32" in teacher.describe()
+
+
+def test_run_folder_names_its_model_and_view(timm_model: nn.Module, tmp_path: Path) -> None:
+    save_file(timm_model.state_dict(), tmp_path / "student.safetensors", metadata=own_metadata(TIMM, SIZE))
+    teacher, images = load("", tmp_path), make_images()
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(images), timm_model(images), rtol=1e-5, atol=1e-5)
+    assert (teacher.name, teacher.classes, teacher.view.size) == (TIMM, tuple("abcdef"), SIZE)
+    assert len(teacher.sha256) == 64 and teacher.sha256[:12] in teacher.describe()
+
+
+def test_our_student_teaches(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"image_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+    student = Student(**sizes, num_classes=CLASSES).eval()
+    metadata = own_metadata("deit_tiny_distilled_patch16_224", 32, num_heads="3")
+    save_file(student.state_dict(), tmp_path / "student.safetensors", metadata=metadata)
+    teacher, images = load(None, tmp_path), make_images()
+    assert torch.equal(teacher(images), student(images).detach())
+
+
+def test_vision_transformer_is_built_for_its_size(tmp_path: Path) -> None:
+    name = "test_vit"
+    model = timm.create_model(name, num_classes=CLASSES, img_size=SIZE).eval()
+    save_file(model.state_dict(), tmp_path / "student.safetensors", metadata=own_metadata(name, SIZE))
+    with torch.no_grad():
+        torch.testing.assert_close(load(name, tmp_path)(make_images()), model(make_images()))
+
+
+def save_script(model: nn.Module, path: Path) -> None:
+    torch.jit.script(model).save(path)
+
+
+def save_export(model: nn.Module, path: Path) -> None:
+    batch = torch.export.Dim("batch", min=2)
+    torch.export.save(torch.export.export(model, (make_images(),), dynamic_shapes=({0: batch},)), path)
+
+
+@pytest.mark.parametrize("name", ["", "named"])
+@pytest.mark.parametrize(("save", "kind"), [(save_script, "torchscript"), (save_export, "export")])
+def test_recorded_programs(save: Callable[[nn.Module, Path], None], kind: str, name: str, tmp_path: Path) -> None:
+    model, images = make_convnet(), make_images()
+    save(model, tmp_path / "teacher.pt2")
+    expected = model(images).detach()
+    torch.testing.assert_close(load(kind if name else "", tmp_path / "teacher.pt2")(images), expected)
+    half = load(kind, tmp_path / "teacher.pt2", dtype=torch.bfloat16)(images)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, expected, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("thing", ["network", "Network", "make_network", "classify"])
+def test_callables(thing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_teacher.py").write_text(
+        "import torch\n"
+        "class Network(torch.nn.Module):\n"
+        "    def forward(self, images):\n"
+        "        return images.mean((2, 3)).repeat(1, 2)\n"
+        "network = Network()\n"
+        "def make_network():\n"
+        "    return Network()\n"
+        "def classify(images):\n"
+        "    return images.mean((2, 3)).repeat(1, 2)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    teacher, images = load(f"own_teacher:{thing}", None), make_images()
+    torch.testing.assert_close(teacher(images), images.mean((2, 3)).repeat(1, 2))
+    assert len(teacher.sha256) == 64 and teacher.describe().startswith(f"own_teacher:{thing}")
+    with pytest.raises(ValueError, match="7 classes"):
+        load(f"own_teacher:{thing}", None, num_classes=7)
+    with pytest.raises(ValueError, match="has no 'other'"):
+        load("own_teacher:other", None)
+
+
+def test_teacher_is_frozen_and_in_evaluation(timm_model: nn.Module, tmp_path: Path) -> None:
+    torch.save(timm_model.state_dict(), tmp_path / "teacher.pth")
+    teacher = load(TIMM, tmp_path / "teacher.pth", dtype=torch.bfloat16)
+    model: Any = teacher._model
+    assert not any(p.requires_grad for p in model.parameters()) and not any(m.training for m in model.modules())
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.conv1[0].weight.is_contiguous(memory_format=torch.channels_last)
+    images = make_images().half().requires_grad_()
+    logits = teacher(images)
+    assert logits.dtype == torch.float32 and logits.shape == (3, CLASSES) and not logits.requires_grad
+    torch.testing.assert_close(logits, load(TIMM, tmp_path / "teacher.pth")(images), rtol=0.05, atol=0.05)
+
+
+def refuses(message: str, name: str | None, path: Path | None, **overrides: Any) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        load(name, path, **overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_errors_are_one_line(timm_model: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "teacher.pth"
+    torch.save(timm_model.state_dict(), path)
+    refuses("needs a local checkpoint", TIMM, None)
+    refuses("no checkpoint at", TIMM, tmp_path / "none.pth")
+    refuses("near: resnet10t", "resnet10tt", path)
+    refuses("knows 6 classes, the data set has 7", TIMM, path, num_classes=7)
+    refuses("the checkpoint does not fit resnet18: .* is missing; .* and [0-9]+ more", "resnet18", path)
+    refuses("is no torchscript file", "torchscript", path)
+    refuses("unknown teacher ''", "", path)
+    refuses("no module 'not_there'", "not_there:teacher", None)
+    torch.save(make_convnet(), tmp_path / "pickled.pth")
+    refuses("plain weights", TIMM, tmp_path / "pickled.pth")
+    save_script(make_convnet(), tmp_path / "script.pt")
+    refuses("the data set has 7 classes", "", tmp_path / "script.pt", num_classes=7)
+
+
+def test_class_names_must_be_as_many_as_the_classes(timm_model: nn.Module, tmp_path: Path) -> None:
+    metadata = own_metadata(TIMM, SIZE) | {"classes": json.dumps(["a", "b"])}
+    save_file(timm_model.state_dict(), tmp_path / "student.safetensors", metadata=metadata)
+    refuses("knows 2 classes", None, tmp_path)
+
+
+def test_program_for_another_size_does_not_run(tmp_path: Path) -> None:
+    program = torch.export.export(make_convnet(), (make_images(size=24),))
+    torch.export.save(program, tmp_path / "teacher.pt2")
+    refuses("does not run on a batch of two", "", tmp_path / "teacher.pt2")
