@@ -1,18 +1,15 @@
 """Our loader against timm's on the CPU: the same files, recipe and workers, in turns within one run.
 
-python benchmarks/bench_pipeline.py [-o results.csv] [--images 512] [--workers 2] [--size 224]
+python -m benchmarks.bench_pipeline [-o results.csv] [--images 768] [--workers 2] [--size 224]
 
 The primary figure is CPU milliseconds an image, over all threads and processes: images/s swings with other load on the
-machine. The files are synthetic JPEGs of 500 x 375 pixels (1/f noise, quality 90, 4:2:0), in the page cache.
+machine; the last column is timm's over the row's own. The files are synthetic JPEGs of 500 x 375 pixels, in the page cache.
 """
 
 import argparse
 import csv
-import datetime
 import os
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,26 +17,25 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import torch
 from nvidia.dali import fn, pipeline_def, types
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 from timm.data import create_dataset, create_loader
 
+from benchmarks import harness
 from fastdeit.data.index import Index, build_index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.plan import Plan, PlanSpec
 
-BATCH = 64
-ROUNDS = 3
+BATCH, ROUNDS = 64, 3
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STAGES: dict[str, tuple[dict, dict]] = {
-    "decode, crop, resize, flip, normalise": ({"ra_layers": 0, "reprob": 0.0}, {"auto_augment": None, "re_prob": 0.0}),
-    "... + RandAugment": ({"reprob": 0.0}, {"re_prob": 0.0}),
-    "... + RandomErasing (all)": ({}, {}),
+    "+ resize, flip, normalise": ({"ra_layers": 0, "reprob": 0.0}, {"auto_augment": None, "re_prob": 0.0}),
+    "+ RandAugment": ({"reprob": 0.0}, {"re_prob": 0.0}),
+    "+ RandomErasing = all": ({}, {}),
 }
-Loader = Callable[[], tuple[Iterator[object], list[int]]]
-"""Starts a loader: its batches, and the process ids of its workers."""
+Started = tuple[Iterator[object], list[int]]  # batches, and the process ids of the workers
+Loader = Callable[[], Started]
 
 
 def write_images(root: Path, count: int, links: int) -> None:
@@ -75,7 +71,7 @@ def measure(start: Loader, batches: int) -> tuple[float, float]:
 
 
 def ours(index: Index, size: int, workers: int, **spec: object) -> Loader:
-    def start() -> tuple[Iterator[object], list[int]]:
+    def start() -> Started:
         plan = Plan(PlanSpec(input_size=size, repeats=1, **spec), index.sizes)  # type: ignore[arg-type]
         loader = TrainLoader(index, plan, batch_size=BATCH, micro_batch=BATCH, mean=MEAN, std=STD, num_threads=workers)
         return (batch for epoch in range(2**20) for batch in loader.epoch(epoch)), []
@@ -84,7 +80,7 @@ def ours(index: Index, size: int, workers: int, **spec: object) -> Loader:
 
 
 def timms(root: Path, size: int, workers: int, **recipe: object) -> Loader:
-    def start() -> tuple[Iterator[object], list[int]]:
+    def start() -> Started:
         options = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel", "color_jitter": None, **recipe}
         options |= {"interpolation": "bicubic", "mean": MEAN, "std": STD, "num_workers": workers, "use_prefetcher": False}
         dataset = create_dataset("", root=str(root / "train"))
@@ -95,53 +91,40 @@ def timms(root: Path, size: int, workers: int, **recipe: object) -> Loader:
 
 
 def decoding(index: Index, workers: int) -> Loader:
+    plan = Plan(PlanSpec(repeats=1), index.sizes)
+
+    def source(i: int) -> tuple[list[np.ndarray], np.ndarray]:
+        draws = plan.draw(i, np.arange(BATCH))
+        return index.path_bytes(draws.image), draws.crop
+
     @pipeline_def(batch_size=BATCH, num_threads=workers, device_id=None)
-    def graph(plan: Plan):  # type: ignore[no-untyped-def]
-        def source(i: int):  # type: ignore[no-untyped-def]
-            draws = plan.draw(i, np.arange(BATCH))
-            return index.path_bytes(draws.image), draws.crop
-
+    def graph() -> object:
         paths, crop = fn.external_source(source, num_outputs=2, dtype=[types.UINT8, types.INT32], ndim=1)
-        window = {"start": crop[0:2], "shape": crop[2:4], "axis_names": "HW"}
-        return fn.decoders.image_slice(fn.io.file.read(paths), **window)
+        return fn.decoders.image_slice(fn.io.file.read(paths), start=crop[0:2], shape=crop[2:4], axis_names="HW")
 
-    def start() -> tuple[Iterator[object], list[int]]:
-        pipeline = graph(Plan(PlanSpec(repeats=1), index.sizes))
-        pipeline.build()
-        return iter(pipeline.run, None), []
-
-    return start
+    return lambda: (iter(graph().run, None), [])
 
 
-def compare(root: Path, images: int, workers: int, size: int) -> list[dict[str, object]]:
+def compare(root: Path, images: int, workers: int, size: int) -> list[dict[str, str]]:
     """One row for each stage and loader; rounds alternate between the loaders."""
-    index = build_index(root, "train")
+    index, rows = build_index(root, "train"), []
     contests: dict[str, dict[str, Loader]] = {"read, decode the crop": {"fastdeit": decoding(index, workers)}}
     for stage, (spec, recipe) in STAGES.items():
         contests[stage] = {"fastdeit": ours(index, size, workers, **spec), "timm": timms(root, size, workers, **recipe)}
-    rows = []
     for stage, loaders in contests.items():
         rounds = [{name: measure(start, images // BATCH) for name, start in loaders.items()} for _ in range(ROUNDS)]
         for name in loaders:
             cpu_ms, speed = (statistics.median(one[name][k] for one in rounds) for k in range(2))
-            rows.append({"stage": stage, "impl": name, "cpu_ms": round(cpu_ms, 3), "images_per_s": round(speed)})
+            ratio = statistics.median(one["timm"][0] / one[name][0] for one in rounds) if "timm" in loaders else float("nan")
+            facts = {"cpu_ms": f"{cpu_ms:.3f}", "images_per_s": f"{speed:.0f}", "ratio": f"{ratio:.2f}"}
+            rows.append({"stage": stage, "impl": name, **facts})
     return rows
 
 
-def show(rows: list[dict[str, object]]) -> None:
-    table = Table("stage", "loader", "CPU ms/image", "images/s", "timm's CPU ms / ours")
-    timm_ms = {row["stage"]: row["cpu_ms"] for row in rows if row["impl"] == "timm"}
-    for row in rows:
-        ratio = f"{timm_ms[row['stage']] / row['cpu_ms']:.2f}" if row["impl"] != "timm" and row["stage"] in timm_ms else ""  # type: ignore[operator]
-        table.add_row(*(str(row[key]) for key in ("stage", "impl", "cpu_ms", "images_per_s")), ratio)
-    Console().print(table)
-
-
-def append(output: Path, rows: list[dict[str, object]], **conditions: object) -> None:
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-    cpu = next((x.split(":")[1].strip() for x in open("/proc/cpuinfo") if x.startswith("model name")), platform.machine())
-    stamp = {"date": datetime.date.today().isoformat(), "commit": commit, "cpu": f"{cpu} x{os.cpu_count()}", **conditions}
-    stamp |= {"dali": version("nvidia-dali-cuda120"), "timm": version("timm"), "pillow": version("pillow")}
+def append(output: Path, rows: list[dict[str, str]], **conditions: object) -> None:
+    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    stamp = {"cpu": f"{names[0]} x{len(names)}", **conditions, "timm": version("timm"), "pillow": version("pillow")}
+    stamp = {**harness.environment(torch.device("cpu")), **stamp}
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("a", newline="") as file:
         writer = csv.DictWriter(file, [*stamp, *rows[0]])
@@ -153,14 +136,14 @@ def append(output: Path, rows: list[dict[str, object]], **conditions: object) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description="our loader against timm's on the CPU")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results/cpu-pipeline.csv"))
-    parser.add_argument("--images", type=int, default=768)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--size", type=int, default=224)
+    for flag, default in (("--images", 768), ("--workers", 2), ("--size", 224)):
+        parser.add_argument(flag, type=int, default=default)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder), 128, links=-(-2 * arguments.images // 128))
         rows = compare(Path(folder), arguments.images, arguments.workers, arguments.size)
-    show(rows)
+    for row in rows:
+        print("{stage:26} {impl:9} {cpu_ms} CPU ms/image {images_per_s:>5} images/s {ratio}".format(**row))
     append(arguments.output, rows, size=arguments.size, batch=BATCH, workers=arguments.workers)
 
 

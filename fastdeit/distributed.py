@@ -1,5 +1,6 @@
 """The process group: started the same way under the `deepspeed` launcher, torchrun, or alone."""
 
+import atexit
 import datetime
 import os
 import socket
@@ -38,6 +39,7 @@ def init_distributed(timeout_s: int = 1800) -> World:
     deepspeed = import_deepspeed()
     if not dist.is_initialized():
         deepspeed.init_distributed(verbose=False, timeout=datetime.timedelta(seconds=timeout_s))
+        atexit.register(dist.destroy_process_group)  # not earlier: DeepSpeed keeps groups of its own for the process's life
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or dist.get_world_size())
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,6 +1,7 @@
 """A run from its `Config` to its end: check, build, resume, train, evaluate, save, show. Called by train.py and `fastdeit`."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import platform
@@ -81,11 +82,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
 
     def run() -> int:
         config, recipe = parse_config(argv, prog)
-        world = init_distributed()
-        try:
-            return train(config, recipe, world)
-        finally:
-            dist.destroy_process_group()
+        return train(config, recipe, init_distributed())
 
     return report(run)
 
@@ -302,6 +299,7 @@ def _save(run: Run) -> None:
         raise OSError(f"the last checkpoint could not be saved in {run.folder}") from error
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     names = ("fastdeit", "torch", "timm", "deepspeed", "nvidia-dali-cuda120", "triton", "numpy")
     found = {dist.metadata["Name"].lower(): dist.version for dist in metadata.distributions() if dist.metadata["Name"]}

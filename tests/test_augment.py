@@ -108,7 +108,14 @@ def test_warp_fills_with_the_given_colour() -> None:
 
 def test_matrix_is_pils_affine_data(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[float, ...]] = []
-    monkeypatch.setattr(Image.Image, "transform", lambda self, size, method, data, *a, **k: seen.append(tuple(data)) or self)
+
+    def spy(
+        self: Image.Image, size: object, method: object, data: tuple[float, ...], *rest: object, **more: object
+    ) -> Image.Image:
+        seen.append(tuple(data))
+        return self
+
+    monkeypatch.setattr(Image.Image, "transform", spy)
     args = [17.0, -26.5, 0.27, -0.1, 0.4, -0.33]
     ops = [OPS.index(name) for name in ("Rotate", "Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")]
     for op, arg in zip(ops, args, strict=True):

@@ -284,3 +284,10 @@ def test_bad_files_are_one_line(tmp_path: Path) -> None:
     refuses(tmp_path / "pickled.pth", "plain weights")
     torch.save({"epoch": 3}, tmp_path / "other.pth")
     refuses(tmp_path / "other.pth", "no state dict")
+
+
+def test_student_exports_with_a_free_batch_size() -> None:
+    student = make_student(depth=1).eval()
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(student, (make_images(4, 32),), dynamic_shapes=({0: batch},))
+    torch.testing.assert_close(program.module()(make_images(3, 32)), student(make_images(3, 32)))

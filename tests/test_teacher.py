@@ -104,6 +104,7 @@ def save_export(model: nn.Module, path: Path) -> None:
     torch.export.save(torch.export.export(model, (make_images(),), dynamic_shapes=({0: batch},)), path)
 
 
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch.export.load of torch 2.11
 @pytest.mark.parametrize("name", ["", "named"])
 @pytest.mark.parametrize(("save", "kind"), [(save_script, "torchscript"), (save_export, "export")])
 def test_recorded_programs(save: Callable[[nn.Module, Path], None], kind: str, name: str, tmp_path: Path) -> None:

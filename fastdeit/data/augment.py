@@ -2,8 +2,9 @@
 
 An image is uint8 (H, W, 3); what an operation needs comes with the sample in one integer row and one float row, so that the
 graph holds no random operator. Backend `native`: DALI's own operators. Against timm 1.0.31 (data/auto_augment.py) on Pillow
-12, in levels of 255: ten operations are exact, or one level off in fewer than 1 value of 500; Equalize (OpenCV's formula) is off by 1.9 on average, 27 at
-most; the five warps (OpenCV's cubic kernel, and the fill blended in along the border) by 0.4 to 0.7 on average.
+12, in levels of 255: ten operations are exact, or off by one in fewer than 1 value of 500; Equalize (OpenCV's formula) is
+off by 2 to 4 on average; the five warps (OpenCV's cubic kernel, the fill blended in along the border) by 0.4 to 1.3, more
+the smaller the image. tests/test_augment.py holds the bounds.
 """
 
 from collections.abc import Callable, Sequence

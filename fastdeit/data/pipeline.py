@@ -48,15 +48,16 @@ class PipelineOptions:
             raise ValueError(f"device: got {self.device!r}, allowed is cpu, gpu")
 
     @property
+    def dtype(self) -> types.DALIDataType:
+        """What is delivered: float16 on a GPU, float32 on a CPU."""
+        return types.FLOAT16 if self.device == "gpu" else types.FLOAT
+
+    @property
     def dali(self) -> dict[str, Any]:
         """The arguments of nvidia.dali.Pipeline."""
         device_id = (self.device_id or 0) if self.device == "gpu" else None
-        return {
-            "batch_size": self.batch_size,
-            "num_threads": self.num_threads,
-            "device_id": device_id,
-            "prefetch_queue_depth": self.prefetch,
-        }
+        queue = {"batch_size": self.batch_size, "prefetch_queue_depth": self.prefetch}
+        return {"num_threads": self.num_threads, "device_id": device_id, **queue}
 
 
 def build_train_pipeline(source: Source, spec: PlanSpec, options: PipelineOptions) -> Pipeline:
@@ -131,11 +132,12 @@ def _train_graph(source: Source, spec: PlanSpec, options: PipelineOptions) -> Da
         images = fn.flip(images, horizontal=mirror)
         images = _augmented(images, ints[_INTS:], floats[0][_FILL.stop :], spec, options)
         mirror = 0
-    images = _normalised(images, options, mirror)
-    if spec.reprob:
-        fill = floats[0][_FILL] if spec.remode == "rand" else None
-        images = _erased(images, ints, fill, spec)
-    return images
+    if not spec.reprob:
+        return _normalised(images, options, options.dtype, mirror)
+    fill = floats[0][_FILL] if spec.remode == "rand" else None
+    # neither erase nor arithmetic takes float16
+    images = _erased(_normalised(images, options, types.FLOAT, mirror), ints, fill, spec)
+    return fn.cast(images, dtype=options.dtype) if options.device == "gpu" else images
 
 
 @pipeline_def
@@ -143,7 +145,7 @@ def _eval_graph(source: Source, input_size: int, options: PipelineOptions) -> Da
     paths, windows = fn.external_source(source, num_outputs=2, dtype=[types.UINT8, types.FLOAT], ndim=1)
     decoded = fn.decoders.image(fn.io.file.read(paths), **_decoding(options))
     images = _resized(decoded, input_size, roi_start=windows[0:2], roi_end=windows[2:4])
-    return _normalised(images, options)
+    return _normalised(images, options, options.dtype)
 
 
 def _decoding(options: PipelineOptions) -> dict[str, Any]:
@@ -168,9 +170,8 @@ def _augmented(images: DataNode, ints: DataNode, floats: DataNode, spec: PlanSpe
     return rand_augment(images, ints, floats, layers=spec.ra_layers, height=side, width=side, fill=fill)
 
 
-def _normalised(images: DataNode, options: PipelineOptions, mirror: DataNode | int = 0) -> DataNode:
+def _normalised(images: DataNode, options: PipelineOptions, dtype: types.DALIDataType, mirror: DataNode | int = 0) -> DataNode:
     """uint8 (S, S, 3) to floating point (3, S, S), mirrored on the way."""
-    dtype = types.FLOAT16 if options.device == "gpu" else types.FLOAT
     mean, std = ([255 * value for value in values] for values in (options.mean, options.std))
     return fn.crop_mirror_normalize(images, mirror=mirror, mean=mean, std=std, dtype=dtype, output_layout="CHW")
 
@@ -187,7 +188,6 @@ def _erased(images: DataNode, ints: DataNode, fill: DataNode | None, spec: PlanS
 
 def _noise(images: DataNode, start: DataNode, shape: DataNode, place: DataNode, side: int) -> DataNode:
     """Normal numbers in the box, zero around it."""
-    dtype = np.float16 if images.device == "gpu" else np.float32
-    bank = types.Constant(noise_bank(side).astype(dtype), device=images.device, layout="CHW")
+    bank = types.Constant(noise_bank(side), device=images.device, layout="CHW")
     noise = fn.slice(bank, start=place, shape=shape, axis_names="HW")
     return fn.slice(noise, start=-start, shape=[side, side], axis_names="HW", out_of_bounds_policy="pad")

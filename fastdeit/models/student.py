@@ -192,7 +192,7 @@ class Student(nn.Module):
             raise ValueError(f"the student takes {self.image_size} px images, got {tuple(images.shape[-2:])}")
         patches = self.patch_embed(images)
         tokens = (self.cls_token, self.dist_token) if self.distilled else (self.cls_token,)
-        prefix = torch.cat(tokens, dim=1).expand(len(patches), -1, -1)
+        prefix = torch.cat(tokens, dim=1).expand(patches.shape[0], -1, -1)
         return torch.cat([prefix, patches], dim=1) + self.pos_embed  # (B, N, D)
 
     def _branch_scales(self, keep: torch.Tensor | None, batch: int) -> torch.Tensor | None:

@@ -30,7 +30,7 @@ def make_inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> I
     images = torch.randn(shape, generator=drawn).to(dtype)
     lam = torch.rand(batch // 2, generator=drawn)
     lam[1::3], lam[2::3] = 0.0, 1.0
-    boxes = [(0, 0, 0, 0), (1, 1, height, max(2, width - 1)), (0, 0, height, width), (2, 3, 2, 5)]
+    boxes = [(0, 0, 0, 0), (1, 1, max(2, height - 1), max(2, width - 1)), (0, 0, height, width), (2, 3, 2, 5)]
     box = torch.tensor([boxes[i % len(boxes)] for i in range(batch // 2)], dtype=torch.int32)
     return images.to(DEVICE), lam.repeat_interleave(2).to(DEVICE), box.repeat_interleave(2, 0).to(DEVICE)
 

@@ -1,0 +1,117 @@
+"""What every kernel benchmark shares: the gate on correctness, the clock, the machine's stamp, the row in the results.
+
+A benchmark gates its implementations against the reference, measures each with `measure`, and appends the rows to
+results/<device>.csv, which is never rewritten. On a GPU the clock is Triton's (warm-up outside, L2 flushed between
+calls); on the CPU it is the wall clock of single calls, which tells little on a shared machine and says so by `gpu`.
+"""
+
+import csv
+import datetime
+import platform
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+import triton
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = {"torch": "torch", "triton": "triton", "dali": "nvidia-dali-cuda120", "deepspeed": "deepspeed"}
+MEASURED = ("ms_p20", "ms_p50", "ms_p80", "gbps", "pct_of_copy", "images_per_s", "peak_mib")
+COLUMNS = ("date", "commit", "gpu", *PACKAGES, "bench", "impl", "mode", "shape", "dtype", *MEASURED)
+Row = dict[str, str | float]
+
+
+def gate(actual: torch.Tensor, expected: torch.Tensor, name: str) -> None:
+    """Stop the benchmark with assert_close's report when an implementation is not the reference's equal."""
+    torch.testing.assert_close(actual, expected, msg=lambda report: f"{name} is not the reference: {report}")
+
+
+def quantiles_ms(run: Callable[[], object], device: torch.device, repeat_ms: int = 200) -> tuple[float, float, float]:
+    """Milliseconds of one call at 20, 50 and 80 %, over at least repeat_ms of calls after a warm-up."""
+    if device.type == "cuda":
+        return tuple(triton.testing.do_bench(run, rep=repeat_ms, quantiles=[0.2, 0.5, 0.8]))
+    run()
+    times: list[float] = []
+    while sum(times) < repeat_ms or len(times) < 5:
+        start = time.perf_counter()
+        run()
+        times.append(1e3 * (time.perf_counter() - start))
+    p20, _, _, p80 = statistics.quantiles(times, n=5)
+    return p20, statistics.median(times), p80
+
+
+def copy_gbps(device: torch.device) -> float:
+    """The device's copy bandwidth, read and write together, in GB/s: what a streaming kernel can reach."""
+    source = torch.ones(2**28 if device.type == "cuda" else 2**24, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / quantiles_ms(lambda: target.copy_(source), device)[1] / 1e6
+
+
+def peak_mib(run: Callable[[], object], device: torch.device) -> float:
+    """Memory that one call allocates at its peak beyond what was there; 0 on the CPU, which keeps no count."""
+    if device.type != "cuda":
+        return 0.0
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+
+def measure(run: Callable[[], object], device: torch.device, *, images: int, nbytes: int, copy: float) -> Row:
+    """The measured columns of one implementation; nbytes: the least a call must read and write, copy: `copy_gbps`."""
+    p20, p50, p80 = quantiles_ms(run, device)
+    gbps = nbytes / p50 / 1e6
+    found = (p20, p50, p80, gbps, 100 * gbps / copy, 1e3 * images / p50, peak_mib(run, device))
+    return dict(zip(MEASURED, (float(f"{value:.4g}") for value in found), strict=True))
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu-{platform.machine()}"
+
+
+def commit() -> str:
+    """Short hash of the checkout, with +dirty when the tree differs; "unknown" outside of one."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        return "unknown"
+    changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    return head.stdout.strip() + ("+dirty" if changes.stdout.strip() else "")
+
+
+def environment(device: torch.device) -> Row:
+    """The columns that say where and with what a row was measured; a package that is not there stays empty."""
+    stamp: Row = {"date": datetime.date.today().isoformat(), "commit": commit(), "gpu": device_name(device)}
+    for column, package in PACKAGES.items():
+        try:
+            stamp[column] = version(package)
+        except PackageNotFoundError:
+            stamp[column] = ""
+    return stamp
+
+
+def append(rows: Iterable[Row], device: torch.device, folder: Path = RESULTS) -> Path:
+    """Append rows to the device's file in the folder, with a header when it is new; returns the file."""
+    path = folder / (re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()) + ".csv")
+    folder.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def show(rows: Iterable[Row]) -> None:
+    """Print the rows as one short table."""
+    columns = ("bench", "shape", "dtype", "impl", "ms_p50", "gbps", "pct_of_copy", "images_per_s", "peak_mib")
+    lines = [columns, *(tuple(str(row[column]) for column in columns) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -1,0 +1,32 @@
+"""A small image folder for tests: a shape a class, in random places and colours, as JPEG and PNG files."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+CLASSES = ("circle", "square", "stripe")
+
+
+def write_shapes(root: Path, train: int = 8, val: int = 3, side: int = 40) -> Path:
+    """root/{train,val}/CLASS/NN.{jpg,png}, `train` and `val` images a class; returns root."""
+    random = np.random.default_rng(7)
+    for split, count in (("train", train), ("val", val)):
+        for label, name in enumerate(CLASSES):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                suffix = "png" if number % 3 == 0 else "jpg"
+                _draw(random, label, side).save(folder / f"{number:02}.{suffix}")
+    return root
+
+
+def _draw(random: np.random.Generator, label: int, side: int) -> Image.Image:
+    height, width = (int(n) for n in random.integers(side, side + 12, 2))
+    image = Image.fromarray(random.integers(0, 90, (height, width, 3), dtype=np.uint8))
+    y, x = (int(n) for n in random.integers(4, side // 2, 2))
+    colour = tuple(int(n) for n in random.integers(120, 256, 3))
+    box = (x, y, x + 16, y + (6 if label == 2 else 16))
+    draw = ImageDraw.Draw(image)
+    (draw.ellipse if label == 0 else draw.rectangle)(box, fill=colour)
+    return image

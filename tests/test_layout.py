@@ -1,0 +1,107 @@
+"""The house: which module may import which, and that no name of ours hides another's."""
+
+import ast
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LIBRARY = sorted(path for path in (ROOT / "fastdeit").rglob("*.py") if "kernels" not in path.parts)
+KERNELS = sorted((ROOT / "kernels").glob("*.py"))
+
+# module (or package) -> what of the project it may import; a module that is not listed may import none of it
+ALLOWED: dict[str, set[str]] = {
+    "train": {"run"},
+    "__main__": {"run"},
+    "run": {
+        *("build", "checkpoint", "cli", "config", "console", "data.index", "data.loader", "distributed", "engine"),
+        *("evaluate", "kernels.mix", "metrics", "plan", "visualize"),
+    },
+    "build": {
+        *("config", "data.digits", "data.index", "data.loader", "distributed", "engine", "losses", "models.student"),
+        *("models.teacher", "models.weights", "optim", "plan"),
+    },
+    "cli": {"config", "recipes"},
+    "recipes": {"config"},
+    "engine": {"data.loader", "distributed", "kernels.mix", "losses", "optim", "zero"},
+    "losses": {"kernels.distill"},
+    "plan": {"philox"},
+    "data.pipeline": {"data.augment", "philox", "plan"},
+    "data.augment": {"plan"},
+    "data.loader": {"data.index", "data.pipeline", "plan"},
+    "models.student": {"kernels.attention", "kernels.norm"},
+    "models.teacher": {"models.student", "models.weights"},
+    "models.weights": {"models.student"},
+}
+# third-party names that a low layer is limited to
+ONLY: dict[str, set[str]] = {"plan": {"numpy"}, "philox": {"numpy"}, "config": set(), "recipes": set()}
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT / "fastdeit").with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            is_package = (ROOT / module.replace(".", "/")).is_dir()
+            found |= {f"{module}.{alias.name}" for alias in node.names} if is_package else {module}
+    return found
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name_of)
+def test_imports_follow_the_layers(path: Path) -> None:
+    ours = {name.removeprefix("fastdeit.") for name in imports(path) if name.startswith("fastdeit.")}
+    assert ours <= ALLOWED.get(name_of(path), set())
+    foreign = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names) - {"fastdeit"}
+    assert foreign <= ONLY.get(name_of(path), foreign)
+    assert not foreign & {"tests", "benchmarks", "kernels"}
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)
+def test_kernels_know_torch_and_triton_only(path: Path) -> None:
+    names = imports(path)
+    foreign = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
+    assert foreign <= {"torch", "triton", "fastdeit"}
+    assert all(name.startswith("fastdeit.kernels.") for name in names if name.startswith("fastdeit"))
+
+
+def test_no_module_is_named_like_another() -> None:
+    stems = {path.stem for path in LIBRARY if path.parent == ROOT / "fastdeit"} - {"__init__", "__main__"}
+    installed = set(importlib.metadata.packages_distributions()) - {"fastdeit"}
+    assert not stems & (set(sys.stdlib_module_names) | installed)
+
+
+def test_kernels_is_the_tracked_link() -> None:
+    link = ROOT / "fastdeit" / "kernels"
+    assert link.is_symlink() and os.readlink(link) == "../kernels"
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    from fastdeit.kernels import mix
+
+    assert Path(mix.__file__).resolve() == ROOT / "kernels" / "mix.py"
+
+
+def test_importing_the_package_is_light() -> None:
+    code = "import fastdeit, fastdeit.config, fastdeit.recipes, sys; print(sorted({'torch', 'nvidia', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout == "[]\n"
+
+
+def test_the_entry_is_short_and_nobody_imports_it() -> None:
+    assert len((ROOT / "fastdeit" / "train.py").read_text().splitlines()) < 80
+    assert not [path for path in LIBRARY if "fastdeit.train" in imports(path)]
+
+
+def test_the_readmes_tree_names_what_exists() -> None:
+    tree = (ROOT / "README.md").read_text().split("```text")[1].split("```")[0]
+    listed = [line.split()[0] for line in tree.splitlines() if line.strip()]
+    assert len(listed) > 20
+    assert not [name for name in listed if not (ROOT / name).exists()]

@@ -1,0 +1,281 @@
+"""The DALI graphs against PIL and torchvision, and their replay: a sample's pixels depend on its ordinal alone."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torchvision import transforms
+
+from fastdeit.data.index import Index, build_index
+from fastdeit.data.pipeline import (
+    PipelineOptions,
+    build_eval_pipeline,
+    build_train_pipeline,
+    centre_windows,
+    noise_bank,
+    pack_draws,
+)
+from fastdeit.plan import Draws, Plan, PlanSpec
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SIDE = 40
+SIZES = [(64, 80), (90, 60), (33, 47), (120, 41), (40, 40), (57, 200), (40, 64), (300, 25)]
+# DALI's bicubic rounds once, PIL's after each of its two passes: levels of 255
+RESIZE_MOST, RESIZE_MEAN = 6, 0.35
+
+
+def photo(rng: np.random.Generator, height: int, width: int) -> Image.Image:
+    decay = 1 / np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None]).clip(0.02)
+    noise = np.fft.ifft2(np.fft.fft2(rng.normal(size=(3, height, width))) * decay).real
+    pixels = (noise - noise.min()) / np.ptp(noise) * 255
+    return Image.fromarray(np.ascontiguousarray(pixels.astype(np.uint8).transpose(1, 2, 0)))
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    """JPEG and PNG files of several shapes, grey and with alpha among them, and one that is marked as rotated."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(3)
+    for label in range(2):
+        folder = root / "train" / str(label)
+        folder.mkdir(parents=True)
+        for i, (height, width) in enumerate(SIZES):
+            photo(rng, height, width).save(folder / f"{i}.{('jpg', 'png')[label]}")
+    photo(rng, 50, 70).convert("L").save(root / "train/0/grey.jpg")
+    photo(rng, 70, 50).convert("RGBA").save(root / "train/1/alpha.png")
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    photo(rng, 60, 44).save(root / "train/0/turned.jpg", exif=exif)
+    photo(rng, 44, 60).quantize(64).save(root / "train/1/palette.png")
+    return build_index(root, "train")
+
+
+def plain_draws(index: Index, **changes: np.ndarray) -> Draws:
+    """Every image whole, and nothing done to it."""
+    count = len(index)
+    draws = Plan(PlanSpec(input_size=SIDE, repeats=1, ra_layers=0, reprob=0.0), index.sizes).draw(0, np.arange(count))
+    whole = np.concatenate((np.zeros((count, 2), np.int32), index.sizes), 1)
+    draws = dataclasses.replace(draws, image=np.arange(count), crop=whole, flip=np.zeros(count, bool))
+    return dataclasses.replace(draws, **changes)
+
+
+def options(batch_size: int, **changes: object) -> PipelineOptions:
+    return dataclasses.replace(PipelineOptions(batch_size, MEAN, STD, prefetch=1), **changes)  # type: ignore[arg-type]
+
+
+def run_train(index: Index, draws: Draws, spec: PlanSpec) -> np.ndarray:
+    """float32 (B, 3, S, S)."""
+    rows = pack_draws(draws, spec)
+    pipeline = build_train_pipeline(lambda i: (index.path_bytes(draws.image), *rows), spec, options(len(draws.image)))
+    return np.asarray(pipeline.run()[0].as_tensor())
+
+
+def run_plan(index: Index, plan: Plan, epoch: int, ordinals: np.ndarray, batch_size: int, **changes: object) -> np.ndarray:
+    """The samples at `ordinals`, in batches of `batch_size`, the last one short."""
+    parts = [ordinals[i : i + batch_size] for i in range(0, len(ordinals), batch_size)]
+
+    def source(i: int):  # type: ignore[no-untyped-def]
+        draws = plan.draw(epoch, parts[min(i, len(parts) - 1)])
+        return index.path_bytes(draws.image), *pack_draws(draws, plan.spec)
+
+    pipeline = build_train_pipeline(source, plan.spec, options(batch_size, **changes))
+    return np.concatenate([np.array(pipeline.run()[0].as_tensor()) for _ in parts])
+
+
+def levels(images: np.ndarray) -> np.ndarray:
+    """Normalised (B, 3, S, S) back to 0..255, (B, S, S, 3)."""
+    mean, std = (np.array(values)[:, None, None] for values in (MEAN, STD))
+    return ((images * std + mean) * 255).transpose(0, 2, 3, 1)
+
+
+def opened(index: Index, row: int) -> Image.Image:
+    return Image.open(index.path(row)).convert("RGB")
+
+
+def assert_like_pil(images: np.ndarray, expected: list[Image.Image]) -> None:
+    difference = np.abs(levels(images) - np.stack([np.asarray(image) for image in expected]))
+    assert difference.max() <= RESIZE_MOST + 0.01
+    assert difference.mean() <= RESIZE_MEAN
+
+
+def test_crop_resize_and_flip_are_pils(index: Index) -> None:
+    rng, count = np.random.default_rng(0), len(index)
+    shape = np.maximum((index.sizes * rng.uniform(0.2, 1, (count, 2))).astype(np.int32), 3)
+    start = (rng.random((count, 2)) * (index.sizes - shape + 1)).astype(np.int32)
+    draws = plain_draws(index, crop=np.concatenate((start, shape), 1), flip=np.arange(count) % 3 == 0)
+    expected = []
+    for row, ((y, x, h, w), flip) in enumerate(zip(draws.crop.tolist(), draws.flip, strict=True)):
+        image = opened(index, row).crop((x, y, x + w, y + h)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        expected.append(ImageOps.mirror(image) if flip else image)
+    for layers in (0, 1):  # the two places where the graph flips
+        spec = PlanSpec(input_size=SIDE, repeats=1, ra_layers=layers, reprob=0.0)
+        nothing = np.full((count, layers), -1, np.int32)
+        assert_like_pil(run_train(index, dataclasses.replace(draws, ops=nothing, op_args=0.0 * nothing), spec), expected)
+
+
+def test_unresized_pixels_are_exact(index: Index) -> None:
+    """Decoding (grey, alpha, palette, EXIF-marked files too) and normalising lose nothing."""
+    start = (index.sizes - 25) // 2
+    draws = plain_draws(index, crop=np.concatenate((start, np.full_like(start, 25)), 1))
+    images = run_train(index, draws, PlanSpec(input_size=25, repeats=1, ra_layers=0, reprob=0.0))
+    for row, (y, x, h, w) in enumerate(draws.crop.tolist()):
+        expected = np.asarray(opened(index, row).crop((x, y, x + w, y + h)))
+        np.testing.assert_allclose(levels(images)[row], expected, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def unerased(index: Index) -> np.ndarray:
+    return run_train(index, plain_draws(index), PlanSpec(input_size=SIDE, repeats=1, ra_layers=0, reprob=0.0))
+
+
+def erased(index: Index, mode: str) -> tuple[np.ndarray, np.ndarray, Draws]:
+    """Images, the mask of the erased pixels (B, S, S), and the draws; every other sample is erased."""
+    count, spec = len(index), PlanSpec(input_size=SIDE, repeats=1, ra_layers=0, reprob=1.0, remode=mode)
+    plan = Plan(dataclasses.replace(spec, erase_area=(0.2, 0.5)), index.sizes)
+    drawn = plan.draw(0, np.arange(count))
+    boxes = np.where(np.arange(count)[:, None] % 2 == 0, drawn.erase, 0)
+    draws = plain_draws(index, erase=boxes, noise_key=drawn.noise_key)
+    mask = np.zeros((count, SIDE, SIDE), bool)
+    for row, (y, x, h, w) in enumerate(boxes.tolist()):
+        mask[row, y : y + h, x : x + w] = True
+    return run_train(index, draws, spec), mask, draws
+
+
+@pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
+def test_erasing_leaves_the_rest_alone(index: Index, unerased: np.ndarray, mode: str) -> None:
+    images, mask, _ = erased(index, mode)
+    assert mask[::2].any((1, 2)).all() and not mask[1::2].any()
+    outside = np.broadcast_to(~mask[:, None], images.shape)
+    np.testing.assert_array_equal(images[outside], unerased[outside])
+
+
+def test_erasing_const_is_zero(index: Index) -> None:
+    images, mask, _ = erased(index, "const")
+    assert not images.transpose(0, 2, 3, 1)[mask].any()
+
+
+def test_erasing_rand_is_one_colour_a_box(index: Index) -> None:
+    images, mask, _ = erased(index, "rand")
+    inside = [image.transpose(1, 2, 0)[box] for image, box in zip(images[::2], mask[::2], strict=True)]
+    colours = np.stack([pixels[0] for pixels in inside])
+    assert all((pixels == colour).all() for pixels, colour in zip(inside, colours, strict=True))
+    assert len(np.unique(colours)) == colours.size
+
+
+def test_erasing_pixel_is_normal_noise(index: Index) -> None:
+    images, mask, _ = erased(index, "pixel")
+    noise = images.transpose(0, 2, 3, 1)[mask]
+    assert abs(noise.mean()) < 4 / np.sqrt(noise.size)
+    assert abs(noise.std() - 1) < 4 / np.sqrt(2 * noise.size)
+    assert len(np.unique(noise)) > 0.9 * noise.size
+
+
+def test_noise_depends_on_the_key_alone(index: Index) -> None:
+    images, mask, draws = erased(index, "pixel")
+    bank = noise_bank(SIDE)
+    for row in range(0, len(index), 2):
+        y, x, h, w = draws.erase[row].tolist()
+        key = int(draws.noise_key[row])
+        v, u = (key >> 32) % 257, (key % 2**32) % 257
+        np.testing.assert_array_equal(images[row][:, y : y + h, x : x + w], bank[:, v : v + h, u : u + w])
+
+
+def test_bank_is_the_same_everywhere() -> None:
+    """Philox's integers are exact; the normal transform may differ in the last bit of float32."""
+    bank = noise_bank(1)
+    assert (bank.shape, bank.dtype) == ((3, 257, 257), np.float32)
+    np.testing.assert_allclose(bank[0, 0, :3], [0.99113768, -0.15363823, -1.18635786], rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def plan(index: Index) -> Plan:
+    return Plan(PlanSpec(seed=7, input_size=SIDE, repeats=2, ra_prob=0.8, reprob=0.5), index.sizes)
+
+
+@pytest.fixture(scope="module")
+def replayed(index: Index, plan: Plan) -> np.ndarray:
+    return run_plan(index, plan, 3, np.arange(32), 32)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("batch_size", [7, 16, 64])
+def test_replay_over_batch_sizes_and_threads(
+    index: Index, plan: Plan, replayed: np.ndarray, batch_size: int, threads: int
+) -> None:
+    images = run_plan(index, plan, 3, np.arange(32), batch_size, num_threads=threads, prefetch=threads)
+    np.testing.assert_array_equal(images, replayed)
+
+
+def test_replay_alone_and_in_any_order(index: Index, plan: Plan, replayed: np.ndarray) -> None:
+    chosen = np.array([17, 3, 30, 3, 9])
+    np.testing.assert_array_equal(run_plan(index, plan, 3, chosen, 3), replayed[chosen])
+
+
+def test_other_epochs_look_different(index: Index, plan: Plan, replayed: np.ndarray) -> None:
+    images = run_plan(index, plan, 4, np.arange(32), 16)
+    assert (np.abs(images - replayed).mean((1, 2, 3)) > 1e-3).all()
+
+
+@pytest.mark.parametrize("crop_pct", [0.875, 0.9, 1.0])
+def test_evaluation_sees_what_torchvision_does(index: Index, crop_pct: float) -> None:
+    windows = centre_windows(index.sizes, SIDE, crop_pct)
+    everything = index.path_bytes(np.arange(len(index)))
+    pipeline = build_eval_pipeline(lambda i: (everything, windows), SIDE, options(len(index)))
+    images = np.asarray(pipeline.run()[0].as_tensor())
+    bicubic = transforms.InterpolationMode.BICUBIC
+    expected = transforms.Compose([transforms.Resize(int(SIDE / crop_pct), bicubic), transforms.CenterCrop(SIDE)])
+    assert_like_pil(images, [expected(opened(index, row)) for row in range(len(index))])
+
+
+def test_centre_window_lies_in_the_image() -> None:
+    sizes = np.random.default_rng(0).integers(1, 700, (500, 2))
+    windows = centre_windows(sizes, 224, 0.9)
+    assert (windows[:, :2] >= 0).all() and (windows[:, 2:] <= sizes * (1 + 1e-6)).all()
+    assert (windows[:, 2:] > windows[:, :2]).all()
+
+
+@pytest.mark.parametrize("crop_pct", [0.0, 1.5])
+def test_crop_pct_is_checked(crop_pct: float) -> None:
+    with pytest.raises(ValueError, match=f"crop_pct: got {crop_pct}"):
+        centre_windows(np.ones((1, 2)), 224, crop_pct)
+
+
+def test_device_is_checked() -> None:
+    with pytest.raises(ValueError, match="device: got 'cuda', allowed is cpu, gpu"):
+        options(1, device="cuda")
+
+
+def test_floats_are_packed_only_where_used(index: Index) -> None:
+    draws = plain_draws(index)
+    assert len(pack_draws(draws, PlanSpec(ra_layers=0, remode="pixel"))) == 1
+    assert len(pack_draws(draws, PlanSpec(ra_layers=0, remode="rand"))) == 2
+
+
+@pytest.mark.gpu
+def test_gpu_sees_nearly_what_the_cpu_does(index: Index, plan: Plan) -> None:
+    """Decoder, resize and warps differ by some levels between the devices; a wrong sample or order would by a hundred."""
+    spec = dataclasses.replace(plan.spec, ra_layers=0, reprob=0.0)
+    plain, ordinals = Plan(spec, index.sizes), np.arange(16)
+    draws = plain.draw(0, ordinals)
+    source = (index.path_bytes(draws.image), *pack_draws(draws, spec))
+    images = build_train_pipeline(lambda i: source, spec, options(16, device="gpu")).run()[0]
+    on_gpu = torch.from_dlpack(images.as_tensor())
+    assert on_gpu.dtype == torch.float16
+    difference = np.abs(levels(on_gpu.float().cpu().numpy()) - levels(run_plan(index, plain, 0, ordinals, 16)))
+    assert np.median(difference) < 3
+
+
+@pytest.mark.gpu
+def test_gpu_replays(index: Index, plan: Plan) -> None:
+    def run(batch_size: int) -> torch.Tensor:
+        parts = np.arange(16).reshape(-1, batch_size)
+
+        def source(i: int):  # type: ignore[no-untyped-def]
+            draws = plan.draw(0, parts[i % len(parts)])
+            return index.path_bytes(draws.image), *pack_draws(draws, plan.spec)
+
+        pipeline = build_train_pipeline(source, plan.spec, options(batch_size, device="gpu"))
+        return torch.cat([torch.from_dlpack(pipeline.run()[0].as_tensor()).clone() for _ in parts])
+
+    assert torch.equal(run(16), run(4))
