@@ -8,6 +8,7 @@ machine; the last column is timm's over the row's own. The files are synthetic J
 
 import argparse
 import csv
+import multiprocessing
 import os
 import statistics
 import tempfile
@@ -29,7 +30,7 @@ from fastdeit.plan import Plan, PlanSpec
 
 BATCH, ROUNDS = 64, 3
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-STAGES: dict[str, tuple[dict, dict]] = {
+STAGES: dict[str, tuple[dict, dict]] = {  # what our spec and timm's recipe leave out
     "+ resize, flip, normalise": ({"ra_layers": 0, "reprob": 0.0}, {"auto_augment": None, "re_prob": 0.0}),
     "+ RandAugment": ({"reprob": 0.0}, {"re_prob": 0.0}),
     "+ RandomErasing = all": ({}, {}),
@@ -45,7 +46,7 @@ def write_images(root: Path, count: int, links: int) -> None:
     for i in range(count):
         noise = np.fft.ifft2(np.fft.fft2(rng.normal(size=(3, 375, 500))) * decay).real
         pixels = (noise - noise.min()) / np.ptp(noise) * 255 + rng.normal(scale=4, size=noise.shape)
-        target = root / "train" / str(i % 2) / f"{i:04d}.jpg"
+        target = root / f"train/{i % 2}/{i:04d}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)).save(target, quality=90)
         for link in range(1, links):
@@ -66,8 +67,8 @@ def measure(start: Loader, batches: int) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), cpu_seconds(workers)
     for _ in range(batches):
         next(iterator)
-    images = batches * BATCH
-    return 1e3 * (cpu_seconds(workers) - cpu) / images, images / (time.perf_counter() - wall)
+    spent, passed = cpu_seconds(workers) - cpu, time.perf_counter() - wall
+    return 1e3 * spent / (batches * BATCH), batches * BATCH / passed
 
 
 def ours(index: Index, size: int, workers: int, **spec: object) -> Loader:
@@ -139,6 +140,7 @@ def main() -> None:
     for flag, default in (("--images", 768), ("--workers", 2), ("--size", 224)):
         parser.add_argument(flag, type=int, default=default)
     arguments = parser.parse_args()
+    multiprocessing.set_start_method("forkserver")  # timm's workers, forked beside DALI's threads, can lock up
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder), 128, links=-(-2 * arguments.images // 128))
         rows = compare(Path(folder), arguments.images, arguments.workers, arguments.size)

@@ -175,20 +175,26 @@ def _build_student(config: Config, num_classes: int) -> tuple[Student, list[str]
     return student, notes
 
 
-def build_teacher(config: Config, world: World, num_classes: int) -> Teacher | None:
-    """The live teacher on this rank's device, or None with --distillation-type none."""
+def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> Teacher | None:
+    """The live teacher on this rank's device, or None with --distillation-type none.
+
+    classes: the data set's, in the order of the labels. Raises ValueError if the teacher's file names other ones.
+    """
     if config.distill.distillation_type == "none":
         return None
-    return load_teacher(
+    teacher = load_teacher(
         config.distill.teacher_model,
         config.distill.teacher_path,
-        num_classes=num_classes,
+        num_classes=len(classes),
         device=world.device,
         dtype=precision(config, world)[1],
         student_mean=config.data.mean,
         student_std=config.data.std,
         student_size=config.data.input_size,
     )
+    if teacher.classes not in (None, classes):
+        raise ValueError(f"--teacher-path: {config.distill.teacher_path} knows other classes than {config.data.data_path}")
+    return teacher
 
 
 def precision(config: Config, world: World) -> tuple[str, torch.dtype]:

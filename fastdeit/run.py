@@ -97,8 +97,8 @@ def train(config: Config, recipe: str, world: World) -> int:
         return 0
     run = _build_run(config, recipe, world, folder)
     try:
-        _open_folder(run)
         _resume(run)
+        _open_folder(run)
         finished = _train(run)
         if finished:
             _finish(run)
@@ -118,9 +118,8 @@ def _build_run(config: Config, recipe: str, world: World, folder: Path) -> Run:
     train_index, val_index = build.build_data(config)
     plan = build.build_plan(config, train_index)
     steps_per_epoch = plan.steps_per_epoch(config.optim.batch_size)
-    classes = len(train_index.classes)
-    teacher = build.build_teacher(config, world, classes)
-    model, notes = build.build_model(config, classes)
+    teacher = build.build_teacher(config, world, train_index.classes)
+    model, notes = build.build_model(config, len(train_index.classes))
     rates = getattr(model, "drop_path_rates", ())
     train_loader = build.build_train_loader(config, world, train_index, plan, rates)
     val_loader = build.build_eval_loader(config, world, val_index)
@@ -179,6 +178,7 @@ def _open_folder(run: Run) -> None:
         sweep(run.folder / "checkpoints")
         text = yaml.safe_dump(run.config.to_dict(), sort_keys=False)
         (run.folder / "config.yaml").write_text(text)
+        run.log = MetricLog(run.folder, run.trainer.step)
     dist.barrier()
 
 
@@ -189,8 +189,6 @@ def _resume(run: Run) -> None:
         _check_same_data(run, state, path)
         run.trainer.load_state(tensors, state)
         run.console.note(f"goes on from {path}, after step {run.trainer.step} of {run.total_steps}")
-    if run.world.rank == 0:
-        run.log = MetricLog(run.folder, run.trainer.step)
 
 
 def _checkpoint_to_resume(run: Run) -> Path | None:
