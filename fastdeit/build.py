@@ -103,7 +103,7 @@ def _loading(config: Config, world: World) -> dict[str, Any]:
     return {
         "rank": world.rank,
         "world_size": world.size,
-        "device": world.device.type,
+        "device": "gpu" if world.device.type == "cuda" else "cpu",
         "device_id": world.device.index,
         "mean": config.data.mean,
         "std": config.data.std,

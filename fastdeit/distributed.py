@@ -27,7 +27,7 @@ class World:
 
     @property
     def threads(self) -> int:
-        """CPU threads for this process: the machine's cores shared among its processes."""
+        """CPU threads for this process's data pipeline: the machine's cores shared among its processes."""
         return max(1, len(os.sched_getaffinity(0)) // self.local_size)
 
 
@@ -46,8 +46,9 @@ def init_distributed(timeout_s: int = 1800) -> World:
     world = World(dist.get_rank(), dist.get_world_size(), local_rank, local_size, device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    else:
-        torch.set_num_threads(world.threads)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        # a core stays for DALI: OpenMP's threads wait for each other by spinning, and crawl when one has no core
+        torch.set_num_threads(max(1, world.threads - 1))
     return world
 
 

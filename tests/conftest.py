@@ -1,6 +1,8 @@
-"""Shared by all tests: Triton's interpreter where there is no GPU, and the markers' meaning."""
+"""Shared by all tests: one thread, Triton's interpreter where there is no GPU, and the markers' meaning."""
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors; spinning threads crawl on a busy machine
 
 import pytest
 import torch

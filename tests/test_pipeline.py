@@ -35,7 +35,7 @@ def photo(rng: np.random.Generator, height: int, width: int) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
-    """JPEG and PNG files of several shapes, grey and with alpha among them, and one that is marked as rotated."""
+    """Files of several shapes, formats and colour models, and one that is marked as rotated."""
     root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(3)
     for label in range(2):
         folder = root / "train" / str(label)
@@ -48,6 +48,10 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     exif[0x0112] = 8
     photo(rng, 60, 44).save(root / "train/0/turned.jpg", exif=exif)
     photo(rng, 44, 60).quantize(64).save(root / "train/1/palette.png")
+    photo(rng, 48, 52).save(root / "train/1/lossless.webp", lossless=True)
+    photo(rng, 52, 48).save(root / "train/1/plain.bmp")
+    photo(rng, 60, 61).convert("CMYK").save(root / "train/0/cmyk.jpg")
+    photo(rng, 61, 60).save(root / "train/0/progressive.jpg", progressive=True, subsampling=0)
     return build_index(root, "train")
 
 
@@ -115,7 +119,7 @@ def test_crop_resize_and_flip_are_pils(index: Index) -> None:
 
 
 def test_unresized_pixels_are_exact(index: Index) -> None:
-    """Decoding (grey, alpha, palette, EXIF-marked files too) and normalising lose nothing."""
+    """Decoding, of every format and colour model, and normalising lose nothing."""
     start = (index.sizes - 25) // 2
     draws = plain_draws(index, crop=np.concatenate((start, np.full_like(start, 25)), 1))
     images = run_train(index, draws, PlanSpec(input_size=25, repeats=1, ra_layers=0, reprob=0.0))

@@ -127,7 +127,6 @@ def test_killed_in_the_middle_of_an_epoch_ends_bit_for_bit_the_same(distilled: t
     command = [sys.executable, "-m", "fastdeit", "train", *argv, "--output-dir", str(tmp_path), "--save-steps", "1"]
     # this process has joined a group of its own, which the new one must not join
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
-    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     deadline = time.monotonic() + 120
     while not list_checkpoints(tmp_path / "checkpoints") and time.monotonic() < deadline and process.poll() is None:
