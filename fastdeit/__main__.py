@@ -11,14 +11,7 @@ def train(argv: Sequence[str]) -> int:
     return train_command(argv, prog="fastdeit train")
 
 
-def index(argv: Sequence[str]) -> int:
-    """read a data set once and tell what is in it"""
-    from fastdeit.run import index_command
-
-    return index_command(argv, prog="fastdeit index")
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {command.__name__: command for command in (train, index)}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {command.__name__: command for command in (train,)}
 
 
 def main() -> int:

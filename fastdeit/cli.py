@@ -1,10 +1,11 @@
 """From a command line to a `Config`: defaults < recipe < config file < flags. The flags are made from the dataclasses."""
 
 import argparse
+import contextlib
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import tyro
 import yaml
@@ -51,14 +52,15 @@ def parse_config(argv: Sequence[str], prog: str) -> tuple[Config, str]:
     return config, known.recipe
 
 
-def report(run: Callable[[], int]) -> int:
-    """Runs a command; a ValueError or a missing file becomes one line on stderr and exit code 2."""
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the process with code 2 and one line on stderr (rank 0's) for a ValueError or a missing file inside."""
     try:
-        return run()
+        yield
     except (ValueError, FileNotFoundError) as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"fastdeit: error: {error}", file=sys.stderr)
-        return 2
+        sys.exit(2)
 
 
 def _base_parser() -> argparse.ArgumentParser:

@@ -29,7 +29,7 @@ class RunConsole:
         """The run's facts, a line each; then the progress starts."""
         width = max(map(len, facts))
         for name, text in facts.items():
-            self._console.print(f"[bold]{name:<{width}}[/]  {text}")
+            self._console.print(f"[bold]{name:<{width}}[/]  {text}", soft_wrap=True)
         self._progress.start()
 
     def step(self, step: int, *, loss: float, lr: float, images_per_s: float) -> None:
@@ -42,7 +42,7 @@ class RunConsole:
 
     def note(self, text: str) -> None:
         """A line of its own, above the bar."""
-        self._console.print(text)
+        self._console.print(text, soft_wrap=True)
         self._spoken = time.monotonic()
 
     def stop(self) -> None:
@@ -53,13 +53,15 @@ class RunConsole:
         self.stop()
         agreeing = any(name.endswith("/agreement") for name in results)
         table = Table("validation", "top-1 %", "top-5 %", *(["agrees with teacher %"] if agreeing else []))
+        heads = any(name.startswith("model/cls/") for name in results)
         for title, key in _ROWS.items():
+            title = title if heads else title.removesuffix(", both heads")
             if f"{key}/top1" in results:
                 cells = [results.get(f"{key}/{measure}") for measure in ("top1", "top5", *(["agreement"] if agreeing else []))]
                 table.add_row(title, *("" if cell is None else f"{cell:.2f}" for cell in cells))
         self._console.print(table)
         for name, path in files.items():
-            self._console.print(f"{name}: {path}")
+            self._console.print(f"{name}: {path}", soft_wrap=True)
         self._console.print(f"next: [bold]{next_command}[/]", soft_wrap=True)
 
 

@@ -5,7 +5,7 @@ DeepSpeed's backward and step, the average of the weights. It never waits for th
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from fastdeit.data.loader import Batch
 from fastdeit.distributed import import_deepspeed
 from fastdeit.kernels.mix import mix
 from fastdeit.losses import DistillationLoss
+from fastdeit.models.teacher import Teacher
 from fastdeit.optim import Ema
 from fastdeit.zero import Partitions
 
@@ -42,7 +43,7 @@ class Trainer:
     engine: Any
     shadow: nn.Module
     """A second copy of the model on the device, in evaluation mode, which takes up the average when it is evaluated."""
-    teacher: Callable[[torch.Tensor], torch.Tensor] | None
+    teacher: Teacher | None
     criterion: DistillationLoss
     schedule: Scheduler
     ema_decay: float | None

@@ -15,7 +15,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float |
     With `layer_decay` each depth gets groups of its own, with timm's `lr_scale` = layer_decay ** (blocks above it). Raises
     ValueError if the model has no `blocks` to tell depths apart.
     """
-    no_decay = getattr(model, "no_weight_decay", set)()
+    no_decay: set[str] = getattr(model, "no_weight_decay", set)()
     depth = len(model.blocks) if layer_decay is not None and hasattr(model, "blocks") else None  # type: ignore[arg-type]
     if layer_decay is not None and depth is None:
         raise ValueError(f"--layer-decay: got {layer_decay}, but {type(model).__name__} has no blocks to scale by depth")

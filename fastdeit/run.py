@@ -1,14 +1,11 @@
 """A run from its `Config` to its end: check, build, resume, train, evaluate, save, show. Called by train.py and `fastdeit`."""
 
 import dataclasses
-import functools
 import itertools
 import json
-import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import metadata
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +14,10 @@ import torch.distributed as dist
 import yaml
 from safetensors.torch import save_file
 from timm.utils import distribute_bn
-from torch import nn
 
 from fastdeit import build
 from fastdeit.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint, sweep
-from fastdeit.cli import parse_config, report
+from fastdeit.cli import one_line_errors, parse_config
 from fastdeit.config import Config
 from fastdeit.console import RunConsole
 from fastdeit.data.index import Index
@@ -29,26 +25,10 @@ from fastdeit.data.loader import EvalLoader, TrainLoader
 from fastdeit.distributed import World, all_agree, init_distributed
 from fastdeit.engine import STATISTICS, Trainer
 from fastdeit.evaluate import evaluate, student_heads
+from fastdeit.identity import check_same_run, check_same_samples, fingerprints, versions
 from fastdeit.kernels.mix import mix
 from fastdeit.metrics import Meter, MetricLog, read_metrics
 from fastdeit.plan import Plan
-
-# fields that may differ when a run goes on: they change neither samples nor maths
-_FREE = {
-    "run": {
-        "output_dir",
-        "resume",
-        "zero_stage",
-        "save_steps",
-        "keep_checkpoints",
-        "eval_epochs",
-        "log_steps",
-        "stop_after_steps",
-    },
-    "data": {"num_workers", "data_path"},
-    "optim": {"micro_batch"},
-    "distill": {"teacher_path"},
-}
 
 
 @dataclass
@@ -66,7 +46,16 @@ class Run:
     train_loader: TrainLoader
     val_loader: EvalLoader
     console: RunConsole
+    notes: list[str] = field(default_factory=list)
+    """What a person should know of how the parts were made to fit."""
     log: MetricLog | None = None
+    meter: Meter = field(default_factory=Meter)
+    mark: tuple[float, int] = (0.0, 0)
+    """When, and after which step, the rate was last measured."""
+
+    @property
+    def fingerprints(self) -> dict[str, Any]:
+        return fingerprints(self.plan, self.train_index, self.config.optim.batch_size)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -78,29 +67,33 @@ class Run:
 
 
 def train_command(argv: Sequence[str], prog: str) -> int:
-    """`fastdeit train`: the exit code, 2 for a command line or a data set that cannot be used."""
-
-    def run() -> int:
+    """`fastdeit train`: 0, or exit code 2 for a command line, a data set or a checkpoint that cannot be used."""
+    with one_line_errors():
         config, recipe = parse_config(argv, prog)
-        return train(config, recipe, init_distributed())
+        run = _prepare(config, recipe, init_distributed())
+    return 0 if run is None else _execute(run)
 
-    return report(run)
 
-
-def train(config: Config, recipe: str, world: World) -> int:
-    """Trains to the end, going on from the newest checkpoint of the run folder; 0 also when the run was finished before."""
+def _prepare(config: Config, recipe: str, world: World) -> Run | None:
+    """A run ready for its next step, with nothing written yet; None if it was finished before."""
     build.check_config(config, world.size)
     folder = Path(config.run.output_dir)
-    _check_same_run(config, folder)
+    check_same_run(config, folder)
     if (folder / "summary.json").is_file():
         _say_finished(config, recipe, world, folder)
-        return 0
+        return None
     run = _build_run(config, recipe, world, folder)
+    _resume(run)
+    return run
+
+
+def _execute(run: Run) -> int:
+    """Trains from where the run stands to its end, or to where it was told to stop."""
     try:
-        _resume(run)
         _open_folder(run)
-        finished = _train(run)
-        if finished:
+        run.console.heading(_facts(run))
+        run.mark = (time.monotonic(), run.trainer.step)
+        if _train(run):
             _finish(run)
         else:
             run.console.note(f"stopped after step {run.trainer.step} of {run.total_steps}; the same command goes on from there")
@@ -125,15 +118,15 @@ def _build_run(config: Config, recipe: str, world: World, folder: Path) -> Run:
     val_loader = build.build_eval_loader(config, world, val_index)
     trainer = build.build_trainer(config, world, model, teacher, steps_per_epoch)
     console = RunConsole(config.optim.epochs, steps_per_epoch, enabled=world.rank == 0)
-    run = Run(config, recipe, world, folder, train_index, val_index, plan, trainer, train_loader, val_loader, console)
-    console.heading(_facts(run, model, notes))
-    return run
+    return Run(
+        config, recipe, world, folder, train_index, val_index, plan, trainer, train_loader, val_loader, console, notes=notes
+    )
 
 
-def _facts(run: Run, model: nn.Module, notes: Sequence[str]) -> dict[str, str]:
-    config, world = run.config, run.world
+def _facts(run: Run) -> dict[str, str]:
+    config, world, notes = run.config, run.world, run.notes
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU"
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = sum(parameter.numel() for parameter in run.trainer.engine.module.parameters())
     stage = run.trainer.engine.zero_optimization_stage()
     teacher = run.trainer.teacher
     facts = {
@@ -150,28 +143,6 @@ def _facts(run: Run, model: nn.Module, notes: Sequence[str]) -> dict[str, str]:
     return facts | {f"note {number}": note for number, note in enumerate(notes, 1)}
 
 
-def _identity(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {
-        f"{section}.{name}": value
-        for section, fields in values.items()
-        for name, value in fields.items()
-        if name not in _FREE.get(section, ())
-    }
-
-
-def _check_same_run(config: Config, folder: Path) -> None:
-    """Raises ValueError naming the settings in which a run folder that is in use differs."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output-dir: {folder} is a file, allowed is a folder or a new name")
-    if not (folder / "config.yaml").is_file():
-        return
-    then = _identity(yaml.safe_load((folder / "config.yaml").read_text()))
-    now = _identity(config.to_dict())
-    changed = [f"{name} {then.get(name)!r} -> {now.get(name)!r}" for name in now if then.get(name) != now[name]]
-    if changed:
-        raise ValueError(f"--output-dir: {folder} holds a run with other settings: {'; '.join(changed)}; name another folder")
-
-
 def _open_folder(run: Run) -> None:
     if run.world.rank == 0:
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -186,9 +157,9 @@ def _resume(run: Run) -> None:
     path = _checkpoint_to_resume(run)
     if path is not None:
         tensors, state = load_checkpoint(path)
-        _check_same_data(run, state, path)
+        check_same_samples(state, run.fingerprints, path)
         run.trainer.load_state(tensors, state)
-        run.console.note(f"goes on from {path}, after step {run.trainer.step} of {run.total_steps}")
+        run.notes.append(f"goes on from {path}, after step {run.trainer.step} of {run.total_steps}")
 
 
 def _checkpoint_to_resume(run: Run) -> Path | None:
@@ -198,73 +169,60 @@ def _checkpoint_to_resume(run: Run) -> Path | None:
     choice: list[Path | None] = [None]
     if run.world.rank == 0:
         choice[0], complaints = newest_checkpoint(run.folder / "checkpoints")
-        for complaint in complaints:
-            run.console.note(f"passed over: {complaint}")
+        run.notes += [f"passed over: {complaint}" for complaint in complaints]
     dist.broadcast_object_list(choice)
     return choice[0]
 
 
-def _check_same_data(run: Run, state: dict[str, Any], path: Path) -> None:
-    for name, now in _fingerprints(run).items():
-        if state.get(name) != now:
-            raise ValueError(f"{path}: was saved with another {name}: {state.get(name)}, now {now}")
-
-
-def _fingerprints(run: Run) -> dict[str, Any]:
-    return {
-        "plan": run.plan.fingerprint(),
-        "data set": run.train_index.fingerprint(),
-        "batch size": run.config.optim.batch_size,
-    }
-
-
 def _train(run: Run) -> bool:
     """The loop; False if it was told to stop before the end."""
-    trainer, meter, first = run.trainer, Meter(), run.trainer.step
-    mark = (time.monotonic(), first)
+    trainer, first = run.trainer, run.trainer.step
     while trainer.step < run.total_steps:
         epoch, step = divmod(trainer.step, run.steps_per_epoch)
         batches = run.train_loader.epoch(epoch, step)
         for _ in range(step, run.steps_per_epoch):
-            meter.add(trainer.train_step(itertools.islice(batches, run.train_loader.micro_steps)))
-            ends_epoch = trainer.step % run.steps_per_epoch == 0
-            if trainer.step % run.config.run.log_steps == 0 or ends_epoch:
-                mark = _log_step(run, meter, mark)
-            if ends_epoch:
-                _end_epoch(run, epoch)
-                mark = (time.monotonic(), trainer.step)
-            stop = run.config.run.stop_after_steps
-            stopping = bool(stop) and trainer.step - first >= stop
-            every = run.config.run.save_steps
-            if ends_epoch or stopping or (every and trainer.step % every == 0):
-                _save(run)
+            run.meter.add(trainer.train_step(itertools.islice(batches, run.train_loader.micro_steps)))
+            stopping = trainer.step - first == run.config.run.stop_after_steps
+            _after_step(run, stopping)
             if stopping and trainer.step < run.total_steps:
                 return False
     return True
 
 
-def _log_step(run: Run, meter: Meter, mark: tuple[float, int]) -> tuple[float, int]:
-    """Reads the meter, the loop's one host synchronisation. mark: when and after which step it was read before."""
-    trainer, means = run.trainer, dict(zip(STATISTICS, meter.read(), strict=True))
+def _after_step(run: Run, stopping: bool) -> None:
+    """Whatever is due after an optimizer step: a line of the log, an evaluation, a checkpoint."""
+    step, every = run.trainer.step, run.config.run
+    ends_epoch = step % run.steps_per_epoch == 0
+    if step % every.log_steps == 0 or ends_epoch:
+        _log_step(run)
+    if ends_epoch:
+        _end_epoch(run, step // run.steps_per_epoch)
+    if ends_epoch or stopping or (every.save_steps and step % every.save_steps == 0):
+        _save(run)
+        run.mark = (time.monotonic(), step)  # the rate is that of training
+
+
+def _log_step(run: Run) -> None:
+    """Reads the meter, the loop's one host synchronisation of our own."""
+    trainer, means = run.trainer, dict(zip(STATISTICS, run.meter.read(), strict=True))
     now = (time.monotonic(), trainer.step)
-    rate = (now[1] - mark[1]) * run.config.optim.batch_size / (now[0] - mark[0])
+    rate = (now[1] - run.mark[1]) * run.config.optim.batch_size / (now[0] - run.mark[0])
+    run.mark = now
     run.console.step(trainer.step, loss=means["loss"], lr=trainer.lr, images_per_s=rate)
     if run.log is not None:
         run.log.write(trainer.step, means | {"lr": trainer.lr, "images_per_s": rate, "skipped": trainer.skipped})
-    return now
 
 
 def _end_epoch(run: Run, epoch: int) -> None:
-    last = epoch + 1 == run.config.optim.epochs
-    if not last and (epoch + 1) % run.config.run.eval_epochs:
+    """Evaluates when it is due; epoch: how many are done."""
+    if epoch < run.config.optim.epochs and epoch % run.config.run.eval_epochs:
         return
     results = _evaluate(run, with_teacher=False)
     if run.log is not None:
         run.log.write(run.trainer.step, results)
-    scores = "  ".join(
-        f"{name.removesuffix('/both/top1')} {value:.2f} %" for name, value in results.items() if "both/top1" in name
-    )
-    run.console.note(f"epoch {epoch + 1}/{run.config.optim.epochs}  validation top-1: {scores}")
+    scores = {name.removesuffix("/both/top1"): score for name, score in results.items() if name.endswith("/both/top1")}
+    text = "  ".join(f"{name} {score:.2f} %" for name, score in scores.items())
+    run.console.note(f"epoch {epoch}/{run.config.optim.epochs}  validation top-1: {text}")
 
 
 def _evaluate(run: Run, with_teacher: bool) -> dict[str, float]:
@@ -287,7 +245,7 @@ def _save(run: Run) -> None:
     tensors, state = run.trainer.state()
     error = None
     if run.world.rank == 0:
-        facts = _fingerprints(run) | {"config": run.config.to_dict(), "versions": _versions(), "world_size": run.world.size}
+        facts = run.fingerprints | {"config": run.config.to_dict(), "versions": versions(), "world_size": run.world.size}
         try:
             save_checkpoint(run.folder / "checkpoints", state["step"], tensors, state | facts, run.config.run.keep_checkpoints)
         except OSError as failure:
@@ -295,13 +253,6 @@ def _save(run: Run) -> None:
             run.console.note(f"checkpoint of step {state['step']} not saved: {failure}")
     if not all_agree(error is None) and run.trainer.step >= run.total_steps:
         raise OSError(f"the last checkpoint could not be saved in {run.folder}") from error
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    names = ("fastdeit", "torch", "timm", "deepspeed", "nvidia-dali-cuda120", "triton", "numpy")
-    found = {dist.metadata["Name"].lower(): dist.version for dist in metadata.distributions() if dist.metadata["Name"]}
-    return {"python": platform.python_version()} | {name: found.get(name, "") for name in names}
 
 
 def _finish(run: Run) -> None:

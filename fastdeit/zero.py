@@ -50,7 +50,7 @@ class Partitions:
 
     def gather(self, flats: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         """Full fp32 CPU tensors by parameter name from flat tensors laid out as `masters`; a collective."""
-        named = {}
+        named: dict[str, torch.Tensor] = {}
         for slots, flat in zip(self._slots, flats, strict=True):
             full = torch.empty(flat.numel() * dist.get_world_size(), dtype=flat.dtype, device=flat.device)
             dist.all_gather_into_tensor(full, flat.contiguous())

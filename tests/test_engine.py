@@ -27,7 +27,7 @@ def world() -> World:
 
 
 def configure(**optim: Any) -> Config:
-    run = {name: optim.pop(name) for name in ("zero_stage", "precision") if name in optim}
+    run: dict[str, Any] = {name: optim.pop(name) for name in ("zero_stage", "precision") if name in optim}
     return Config().replace(
         data={"input_size": SIZE},
         optim={"batch_size": BATCH, "epochs": 5, "warmup_epochs": 1, "lr": 3e-2, "model_ema_decay": 0.9, **optim},
@@ -108,7 +108,7 @@ def plain_loop(config: Config, count: int) -> tuple[nn.Module, dict[str, torch.T
 def assert_near(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
     assert set(mine) == set(theirs)
     for name, value in theirs.items():
-        torch.testing.assert_close(mine[name], value, rtol=2e-4, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(mine[name], value, rtol=2e-4, atol=2e-6, msg=f"{name} differs")
 
 
 @pytest.mark.parametrize(("stage", "micro", "clip"), [(1, BATCH, None), (2, BATCH, 0.5), (1, 4, None), (2, 8, 0.5)])

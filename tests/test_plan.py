@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ from fastdeit.plan import OPS, Draws, Plan, PlanSpec, op_arguments
 WORLDS = (1, 2, 3, 4, 8, 16, 32)
 
 
-def make_plan(images: int = 1000, **spec: object) -> Plan:
+def make_plan(images: int = 1000, **spec: Any) -> Plan:
     sizes = np.random.default_rng(5).integers(150, 600, (images, 2))
-    return Plan(PlanSpec(**spec), sizes)  # type: ignore[arg-type]
+    return Plan(PlanSpec(**spec), sizes)
 
 
 def rows(draws: Draws, chosen: np.ndarray) -> Draws:
@@ -257,7 +258,15 @@ def test_arguments_equal_timm() -> None:
 
 def test_fingerprint_knows_everything_that_decides_the_draws() -> None:
     prints = {make_plan().fingerprint(), make_plan(1001).fingerprint()}
-    changes = {"seed": 1, "repeats": 3, "reprob": 0.3, "mixup_group": 4, "remode": "rand", "ra_std": 0.4, "input_size": 192}
+    changes: dict[str, Any] = {
+        "seed": 1,
+        "repeats": 3,
+        "reprob": 0.3,
+        "mixup_group": 4,
+        "remode": "rand",
+        "ra_std": 0.4,
+        "input_size": 192,
+    }
     prints |= {make_plan(**{name: value}).fingerprint() for name, value in changes.items()}
     assert len(prints) == 2 + len(changes)
     assert make_plan().fingerprint() == make_plan().fingerprint()
@@ -276,7 +285,7 @@ def test_fingerprint_knows_everything_that_decides_the_draws() -> None:
         {"cutmix_minmax": (0.5, 2.0)},
     ],
 )
-def test_wrong_values_are_named(wrong: dict[str, object]) -> None:
+def test_wrong_values_are_named(wrong: dict[str, Any]) -> None:
     ((name, value),) = wrong.items()
     with pytest.raises(ValueError, match=name) as failure:
         make_plan(**wrong)

@@ -17,13 +17,21 @@ from safetensors.torch import load_file
 from fastdeit.checkpoint import list_checkpoints
 from fastdeit.distributed import init_distributed
 from fastdeit.metrics import read_metrics
-from fastdeit.run import train_command
+from fastdeit.run import train_command as run_command
 from tests.images import write_shapes
 
 ROOT = Path(__file__).parent.parent
 MODEL = "--model deit_tiny_distilled_patch16_224 --patch-size 8 --embed-dim 32 --depth 2 --num-heads 2".split()
 SMALL = "--input-size 32 --batch-size 8 --epochs 3 --warmup-epochs 1 --lr 0.05 --log-steps 2 --drop-path 0.3".split()
 ALONE = [*MODEL, *SMALL, "--distillation-type", "none"]
+
+
+def train_command(argv: list[str], prog: str) -> int:
+    """The exit code, however the command ends."""
+    try:
+        return run_command(argv, prog)
+    except SystemExit as end:
+        return int(str(end.code))
 
 
 @pytest.fixture(scope="module")
@@ -239,10 +247,7 @@ def test_each_mistake_is_one_clear_error_with_code_2_and_leaves_nothing(
     shutil.copytree(shapes, data)
     if spoil is not None:
         spoil(data)
-    try:
-        code = train_command(["--data-path", str(data), *ALONE, "--output-dir", str(folder), *flags], "test")
-    except SystemExit as end:
-        code = int(str(end.code))
+    code = train_command(["--data-path", str(data), *ALONE, "--output-dir", str(folder), *flags], "test")
     printed = capfd.readouterr().err
     assert code == 2
     assert message in " ".join(printed.replace("│", " ").split())

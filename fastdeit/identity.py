@@ -1,0 +1,68 @@
+"""What makes a run the same run: the settings and fingerprints that must not change when it goes on."""
+
+import functools
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fastdeit.config import Config
+from fastdeit.data.index import Index
+from fastdeit.plan import Plan
+
+_FREE = {
+    "run": {
+        "output_dir",
+        "resume",
+        "zero_stage",
+        "save_steps",
+        "keep_checkpoints",
+        "eval_epochs",
+        "log_steps",
+        "stop_after_steps",
+    },
+    "data": {"num_workers", "data_path"},
+    "optim": {"micro_batch"},
+    "distill": {"teacher_path"},
+}
+"""Fields that may differ when a run goes on: they change neither samples nor maths."""
+
+
+def check_same_run(config: Config, folder: Path) -> None:
+    """Raises ValueError naming the settings in which a run folder that is in use differs."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output-dir: {folder} is a file, allowed is a folder or a new name")
+    if not (folder / "config.yaml").is_file():
+        return
+    then = _bound(yaml.safe_load((folder / "config.yaml").read_text()))
+    now = _bound(config.to_dict())
+    changed = [f"{name} {then.get(name)!r} -> {now[name]!r}" for name in now if then.get(name) != now[name]]
+    if changed:
+        raise ValueError(f"--output-dir: {folder} holds a run with other settings: {'; '.join(changed)}; name another folder")
+
+
+def _bound(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    fields = ((section, name, value) for section, part in values.items() for name, value in part.items())
+    return {f"{section}.{name}": value for section, name, value in fields if name not in _FREE.get(section, ())}
+
+
+def fingerprints(plan: Plan, index: Index, batch_size: int) -> dict[str, Any]:
+    """What decides which samples a step holds; kept in every checkpoint."""
+    return {"plan": plan.fingerprint(), "data set": index.fingerprint(), "batch size": batch_size}
+
+
+def check_same_samples(state: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    """Raises ValueError naming what differs between a checkpoint's `fingerprints` and those of this run."""
+    for name, value in now.items():
+        if state.get(name) != value:
+            raise ValueError(f"{path}: was saved with another {name}: {state.get(name)}, now {value}")
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of Python and of every package that can change a number."""
+    names = ("fastdeit", "torch", "timm", "deepspeed", "nvidia-dali-cuda120", "triton", "numpy")
+    installed = {found.metadata["Name"].lower(): found.version for found in metadata.distributions() if found.metadata["Name"]}
+    return {"python": platform.python_version()} | {name: installed.get(name, "") for name in names}
