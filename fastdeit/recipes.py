@@ -32,59 +32,50 @@ _DIGITS = Config().replace(
     data={
         "data_set": "digits",
         "data_path": "data/digits",
-        "input_size": 32,
+        "input_size": 24,
         "mean": (0.5, 0.5, 0.5),
         "std": (0.5, 0.5, 0.5),
         "eval_crop_ratio": 1.0,
     },
-    augment={"aa": "rand-m5-n1-mstd0.5-inc1", "scale": (0.6, 1.0), "ratio": (0.85, 1.18), "hflip": 0.0, "reprob": 0.1},
+    augment={"aa": "rand-m3-n1-mstd0.5-inc1", "scale": (0.75, 1.0), "ratio": (0.85, 1.18), "hflip": 0.0, "reprob": 0.0},
 )
+_DIGITS_OPTIM = {"batch_size": 64, "unscale_lr": True}
 
 
 def digits_teacher() -> Config:
-    """A ConvNet for the recipe `digits`: trained with the same command as everything else.
+    """A small ConvNet for the recipe `digits`, trained with the same command as everything else.
 
     deepspeed fastdeit/train.py --recipe digits_teacher
+    98 to 99 % of 355 held-out digits after 12 epochs, under a minute on two CPU cores.
     """
     return _DIGITS.replace(
-        model={"model": "resnet10t", "drop_path": 0.0},
+        model={"model": "test_resnet", "drop_path": 0.0},
+        mix={"mixup": 0.0, "cutmix": 0.0},
         distill={"distillation_type": "none"},
         augment={"repeated_aug": False},
-        optim={
-            "epochs": 12,
-            "batch_size": 64,
-            "lr": 2e-3,
-            "unscale_lr": True,
-            "warmup_epochs": 1,
-            "model_ema_decay": 0.97,
-        },
+        optim={"epochs": 12, "lr": 4e-3, "warmup_epochs": 1, "model_ema_decay": 0.97, **_DIGITS_OPTIM},
+        run={"eval_epochs": 4},
     )
 
 
 def digits() -> Config:
-    """A small distilled DeiT on scikit-learn's handwritten digits, written out as image files: minutes on two CPU cores.
+    """A small distilled DeiT on scikit-learn's handwritten digits, written out as image files.
 
     deepspeed fastdeit/train.py --recipe digits_teacher && deepspeed fastdeit/train.py --recipe digits
+    About 96 % of 355 held-out digits after 70 epochs, about two minutes on two CPU cores.
     """
     return _DIGITS.replace(
         model={
             "model": "deit_tiny_distilled_patch16_224",
-            "patch_size": 8,
+            "patch_size": 4,
             "embed_dim": 96,
-            "depth": 6,
+            "depth": 4,
             "num_heads": 3,
             "drop_path": 0.05,
         },
-        mix={"mixup": 0.2, "cutmix": 1.0, "mixup_prob": 0.5},
-        distill={"teacher_model": "resnet10t", "teacher_path": "runs/digits_teacher/student.safetensors"},
-        optim={
-            "epochs": 60,
-            "batch_size": 128,
-            "lr": 2e-3,
-            "unscale_lr": True,
-            "warmup_epochs": 5,
-            "model_ema_decay": 0.99,
-        },
+        mix={"mixup": 0.2, "mixup_prob": 0.3},
+        distill={"teacher_model": "test_resnet", "teacher_path": "runs/digits_teacher/student.safetensors"},
+        optim={"epochs": 70, "lr": 1e-3, "warmup_epochs": 5, "model_ema_decay": 0.99, **_DIGITS_OPTIM},
         run={"eval_epochs": 10},
     )
 

@@ -1,0 +1,70 @@
+"""Counts are exact: padding is left out, batches of any size give the same, and agreement is with the teacher."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from fastdeit.distributed import init_distributed
+from fastdeit.evaluate import evaluate, student_heads
+from fastdeit.models.student import build_student
+
+
+@dataclass
+class Rows:
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+@pytest.fixture(scope="module", autouse=True)
+def world() -> None:
+    init_distributed()
+
+
+def batches(images: torch.Tensor, labels: torch.Tensor, size: int) -> list[Rows]:
+    """Cut to `size`, the last one filled up with rows that would be right if they counted."""
+    fill = -len(labels) % size
+    images = torch.cat((images, images[:1].expand(fill, *images.shape[1:])))
+    labels = torch.cat((labels, torch.full((fill,), -1)))
+    return [Rows(*part) for part in zip(images.split(size), labels.split(size), strict=True)]
+
+
+@pytest.mark.parametrize("size", [1, 4, 7, 64])
+def test_accuracies_equal_a_plain_count(size: int) -> None:
+    torch.manual_seed(3)
+    logits, labels = torch.randn(45, 9), torch.randint(0, 9, (45,))
+    answer = torch.randn(45, 9)
+    images = torch.cat((logits, answer), 1)  # the "models" read their answer from the image
+    models = {"model": lambda x: {"both": x[:, :9], "cls": -x[:, :9]}, "teacher": lambda x: {"both": x[:, 9:]}}
+    found = evaluate(models, batches(images, labels, size), torch.float32)
+    order = logits.argsort(1, descending=True)
+    expected = {
+        "model/both/top1": (order[:, 0] == labels).float().mean(),
+        "model/both/top5": (order[:, :5] == labels[:, None]).any(1).float().mean(),
+        "model/cls/top1": (order[:, -1] == labels).float().mean(),
+        "model/both/agreement": (order[:, 0] == answer.argmax(1)).float().mean(),
+        "teacher/both/top1": (answer.argmax(1) == labels).float().mean(),
+    }
+    for name, share in expected.items():
+        assert found[name] == pytest.approx(100 * share.item(), abs=1e-4), name
+    assert "teacher/both/agreement" not in found
+
+
+def test_fewer_than_five_classes_count_as_many_as_there_are() -> None:
+    found = evaluate(
+        {"model": lambda x: {"both": x}}, batches(torch.randn(10, 3), torch.zeros(10, dtype=torch.long), 5), torch.float32
+    )
+    assert found["model/both/top5"] == 100
+
+
+def test_both_heads_are_the_mean_of_the_logits() -> None:
+    name = "deit_tiny_distilled_patch16_224"
+    sizes = {"image_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    student = build_student(name, num_classes=5, **sizes).eval()
+    images = torch.randn(2, 3, 32, 32)
+    heads = student_heads(student)(images)
+    torch.testing.assert_close(heads["both"], (heads["cls"] + heads["dist"]) / 2)
+    torch.testing.assert_close(heads["both"], student(images))
+    plain = build_student(name.replace("_distilled", ""), num_classes=5, **sizes).eval()
+    assert set(student_heads(plain)(images)) == {"both"}
+    assert set(student_heads(torch.nn.Flatten())(images)) == {"both"}
