@@ -14,9 +14,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from fastdeit.build import check_config
 from fastdeit.checkpoint import list_checkpoints
 from fastdeit.distributed import init_distributed
 from fastdeit.metrics import read_metrics
+from fastdeit.recipes import RECIPES
 from fastdeit.run import train_command as run_command
 from tests.images import write_shapes
 
@@ -253,6 +255,12 @@ def test_each_mistake_is_one_clear_error_with_code_2_and_leaves_nothing(
     assert message in " ".join(printed.replace("│", " ").split())
     assert "Traceback" not in printed
     assert not folder.exists()
+
+
+def test_batches_must_divide_among_processes() -> None:
+    config = RECIPES["digits"]().replace(optim={"batch_size": 12})
+    with pytest.raises(ValueError, match=r"--batch-size: got 12, allowed is multiples of 8 on 4 processes"):
+        check_config(config, 4)
 
 
 def test_a_teacher_of_other_classes_is_refused(
