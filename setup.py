@@ -1,13 +1,15 @@
 """Packaging of fastdeit. The list of packages is by hand: `fastdeit.kernels` is the tracked link to `kernels/`, which has
 no `__init__.py` so that it can never hide an installed distribution named `kernels`; `find_packages` would skip it."""
 
+from pathlib import Path
+
 from setuptools import setup
 
 setup(
     name="fastdeit",
     version="0.1.0",
     description="A high-throughput training pipeline for Data-efficient image Transformers (DeiT)",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
