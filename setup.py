@@ -32,6 +32,6 @@ setup(
         "matplotlib>=3.8",
         "scikit-learn>=1.4",  # the embedded data set of the recipe `digits`
     ],
-    extras_require={"dev": ["pytest>=8", "hypothesis>=6.100", "scipy>=1.12", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"]},
+    extras_require={"dev": ["pytest>=8", "scipy>=1.12", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"]},
     entry_points={"console_scripts": ["fastdeit = fastdeit.__main__:main"]},
 )

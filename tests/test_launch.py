@@ -61,6 +61,21 @@ def test_two_processes_and_one_give_the_same_30_losses(
         torch.testing.assert_close(right[name], value, rtol=1e-2, atol=1e-4)
 
 
+def test_a_run_of_two_processes_at_stage_2_goes_on_with_one_at_stage_1(
+    runs: tuple[Path, Path, subprocess.CompletedProcess[str]],
+) -> None:
+    """Stopped in the middle of an epoch: the same samples follow, so the losses are those of a run never stopped."""
+    root = runs[0].parent
+    argv = ["--data-path", str(root / "data"), *FLAGS, "--output-dir", str(root / "moved")]
+    for processes, more in ((2, ["--zero-stage", "2", "--stop-after-steps", "16"]), (1, ["--zero-stage", "1"])):
+        end = launch(processes, [*argv, *more])
+        assert end.returncode == 0, end.stdout + end.stderr
+    assert "after step 16 of 30" in end.stdout
+    moved, whole = (read_metrics(folder / "metrics.jsonl") for folder in (root / "moved", runs[0]))
+    losses = [[line["loss"] for line in lines if "loss" in line] for lines in (moved, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
 def test_accuracies_are_counted_over_both_processes(runs: tuple[Path, Path, subprocess.CompletedProcess[str]]) -> None:
     one, two = (json.loads((folder / "summary.json").read_text())["results"] for folder in runs[:2])
     assert one == pytest.approx(two, abs=100 / 9 + 0.01)  # 9 images; rounding may turn one of them
