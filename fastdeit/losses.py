@@ -1,7 +1,8 @@
 """The training loss as the engine calls it: what a step knows goes in, `LossParts` comes out.
 
-SPEC.md §2. The math of both heads lives in `fastdeit.kernels.distill`; here are the choice between its forms and the
-binary cross-entropy of DeiT III. The teacher is called by the training step; only its output comes here.
+The math of both heads lives in `fastdeit.kernels.distill`; here are the choice between its forms and the binary cross-entropy
+of DeiT III. The teacher is called by the training step; only its output comes here.
+Source: Touvron et al. 2021 (2012.12877), equations 2 and 3.
 """
 
 from dataclasses import dataclass

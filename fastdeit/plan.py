@@ -43,7 +43,7 @@ _TRIES = 10
 
 @dataclass(frozen=True)
 class PlanSpec:
-    """The distributions that the plan draws from. Defaults: SPEC of DeiT (arXiv 2012.12877, table 9) at 224 px."""
+    """The distributions that the plan draws from. Defaults: DeiT (arXiv 2012.12877, table 9), two copies an image."""
 
     seed: int = 0
     input_size: int = 224

@@ -1,4 +1,4 @@
-"""The student against timm's DeiT, SPEC.md §1 and a slow loop for DropPath."""
+"""The student against timm's DeiT, the published sizes and a slow loop for DropPath."""
 
 import argparse
 from pathlib import Path

@@ -4,7 +4,7 @@ It sees the same augmented, mixed images as the student, but in its own terms: i
 these differ. It may be a timm model or one of our students with a local checkpoint, a TorchScript or torch.export file,
 or an importable callable. Weights are read without running code (weights.py); a TorchScript or exported file and a
 callable are programs: use only ones you trust.
-Source: SPEC.md §2; teachers of Touvron et al. 2021 (2012.12877), table 2.
+Source: the teachers of Touvron et al. 2021 (2012.12877), table 2.
 """
 
 import difflib

@@ -1,4 +1,4 @@
-"""`distill` against the loss of SPEC.md §2, written out class by class in float64."""
+"""`distill` against the loss of 2012.12877 (equations 2 and 3), written out class by class in float64."""
 
 import math
 from typing import Any
