@@ -1,6 +1,7 @@
 """What makes a run the same run: the settings and fingerprints that must not change when it goes on."""
 
 import functools
+import os
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -31,9 +32,12 @@ _FREE = {
 
 
 def check_same_run(config: Config, folder: Path) -> None:
-    """Raises ValueError naming the settings in which a run folder that is in use differs."""
+    """Raises ValueError naming the settings in which a run folder that is in use differs, or if it cannot be written."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output-dir: {folder} is a file, allowed is a folder or a new name")
+    above = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise ValueError(f"--output-dir: {folder} cannot be written below {above}, allowed is a place that can")
     if not (folder / "config.yaml").is_file():
         return
     then = _bound(yaml.safe_load((folder / "config.yaml").read_text()))

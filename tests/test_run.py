@@ -236,6 +236,7 @@ WRONG = {
     "micro batch": (None, ["--micro-batch", "6"], "--micro-batch: got 6, allowed is divisors of 8"),
     "batch too large": (None, ["--batch-size", "32"], "allowed is 1 to 24"),
     "patch size": (None, ["--patch-size", "7"], "patch size 7"),
+    "output below a file": (None, ["--output-dir", f"{__file__}/run"], "cannot be written below"),
     "no resume": (None, ["--resume", "/nowhere"], "/nowhere: no checkpoint"),
 }
 
