@@ -46,8 +46,6 @@ class DataConfig:
 class AugmentConfig:
     aa: str = "rand-m9-mstd0.5-inc1"
     """RandAugment in timm's notation (rand-mM-nN-mstdS-mmaxX-pP-inc1), or `none`."""
-    augment_backend: Literal["auto", "native"] = "auto"
-    """How RandAugment is computed; `native` are DALI's operators."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Share of the area that the random crop takes."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)

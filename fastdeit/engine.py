@@ -55,6 +55,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.partitions = Partitions(self.engine)
+        self._persistent = frozenset(self.shadow.state_dict())
         self.planned = hasattr(self.engine.module, "drop_path_rates")
         self.ema = Ema(self.partitions.masters, self._buffers(), self.ema_decay) if self.ema_decay is not None else None
 
@@ -88,8 +89,7 @@ class Trainer:
 
     def _buffers(self) -> list[tuple[str, torch.Tensor]]:
         """The model's persistent buffers (a ConvNet's batch statistics) by name."""
-        persistent = self.shadow.state_dict().keys()
-        return [(name, buffer) for name, buffer in self.engine.module.named_buffers() if name in persistent]
+        return [(name, buffer) for name, buffer in self.engine.module.named_buffers() if name in self._persistent]
 
     @property
     def lr(self) -> float:
