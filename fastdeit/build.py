@@ -19,7 +19,7 @@ from fastdeit.engine import Trainer, build_engine
 from fastdeit.losses import DistillationLoss
 from fastdeit.models.student import SIZES, Student, build_student
 from fastdeit.models.teacher import Teacher, load_teacher
-from fastdeit.models.weights import has_qkv_bias, load_student_weights, read_weights
+from fastdeit.models.weights import check_match, has_qkv_bias, load_student_weights, read_weights
 from fastdeit.optim import build_adamw, build_schedule, parameter_groups
 from fastdeit.plan import Plan, PlanSpec
 
@@ -149,10 +149,23 @@ def build_model(config: Config, num_classes: int) -> tuple[nn.Module, list[str]]
         pretrained=False,
         num_classes=num_classes,
         drop_path_rate=config.model.drop_path or None,
-        checkpoint_path=config.model.finetune,
         **sized,
     )
-    return model, []
+    return model, _load_timm_weights(model, config.model.finetune) if config.model.finetune else []
+
+
+def _load_timm_weights(model: nn.Module, path: str) -> list[str]:
+    """Loads a checkpoint into a timm model; its classifier stays fresh when the file's has another size."""
+    state, own, notes = read_weights(path)[0], model.state_dict(), []
+    named: Any = model.pretrained_cfg["classifier"]  # type: ignore[index]  # timm sets it on every model
+    for classifier in (named,) if isinstance(named, str) else named:
+        found = state.get(f"{classifier}.weight")
+        if found is not None and found.shape != own[f"{classifier}.weight"].shape:
+            notes.append(f"{classifier} left as initialised: {len(found)} classes in the file")
+            state |= {name: value for name, value in own.items() if name.startswith(f"{classifier}.")}
+    check_match(own, state, "the model")
+    model.load_state_dict(state)
+    return notes
 
 
 def _build_student(config: Config, num_classes: int) -> tuple[Student, list[str]]:

@@ -212,6 +212,24 @@ def test_finetuning_from_published_weights(shapes: Path, tmp_path: Path, capfd: 
     assert "--qkv-bias turned on" in said and "resized from 8 x 8 to 4 x 4" in said and "7 classes in the file, 3 here" in said
 
 
+def test_finetuning_a_timm_model(shapes: Path, teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    import timm
+    from safetensors.torch import save_file
+
+    save_file(timm.create_model("test_resnet", num_classes=7).state_dict(), tmp_path / "seven.safetensors")
+    for weights, model, code, said in (
+        (teacher, "test_resnet", 0, "stopped after step 1"),
+        (tmp_path / "seven.safetensors", "test_resnet", 0, "fc left as initialised: 7 classes in the file"),
+        (teacher, "test_byobnet", 2, "the checkpoint does not fit the model"),
+    ):
+        argv = ["--data-path", str(shapes), *SMALL, "--model", model, "--distillation-type", "none", "--stop-after-steps", "1"]
+        folder = tmp_path / f"{model}-{weights.stem}"
+        assert train_command([*argv, "--finetune", str(weights), "--output-dir", str(folder)], "test") == code
+        printed = capfd.readouterr()
+        assert said in printed.out + printed.err
+        assert folder.exists() == (code == 0)
+
+
 def _no_images(root: Path) -> None:
     shutil.rmtree(root / "train" / "circle")
     (root / "train" / "circle").mkdir()
