@@ -23,6 +23,7 @@ setup(
         "triton>=3.6; platform_system == 'Linux'",
         "pillow>=12,<13",  # Pillow 13 raises on posterize to 0 bits, which timm asks for
         "numpy>=2.0",
+        "numba>=0.61",  # the exact augmentation
         "pyarrow>=17",
         "safetensors>=0.5",
         "tyro>=1.0",
@@ -32,6 +33,9 @@ setup(
         "matplotlib>=3.8",
         "scikit-learn>=1.4",  # the embedded data set of the recipe `digits`
     ],
-    extras_require={"dev": ["pytest>=8", "scipy>=1.12", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"]},
+    extras_require={
+        "bench": ["webdataset>=1.0"],  # timm's reader of shards
+        "dev": ["pytest>=8", "scipy>=1.12", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"],
+    },
     entry_points={"console_scripts": ["fastdeit = fastdeit.__main__:main"]},
 )

@@ -11,7 +11,21 @@ def train(argv: Sequence[str]) -> int:
     return train_command(argv, prog="fastdeit train")
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {command.__name__: command for command in (train,)}
+def index(argv: Sequence[str]) -> int:
+    """look at every image of a data set, and keep the table"""
+    from fastdeit.data.report import index_command
+
+    return index_command(argv)
+
+
+def preview(argv: Sequence[str]) -> int:
+    """what the model will see of chosen samples, as a picture"""
+    from fastdeit.preview import preview_command
+
+    return preview_command(argv)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {command.__name__: command for command in (train, index, preview)}
 
 
 def main() -> int:

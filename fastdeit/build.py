@@ -14,6 +14,8 @@ from fastdeit.config import Config, deepspeed_config, require
 from fastdeit.data.digits import write_digits
 from fastdeit.data.index import Index, build_index
 from fastdeit.data.loader import EvalLoader, TrainLoader
+from fastdeit.data.pipeline import PipelineOptions
+from fastdeit.data.quarantine import Quarantine, read_entries
 from fastdeit.distributed import World, first_on_rank0
 from fastdeit.engine import Trainer, build_engine
 from fastdeit.losses import DistillationLoss
@@ -22,6 +24,8 @@ from fastdeit.models.teacher import Teacher, load_teacher
 from fastdeit.models.weights import check_match, has_qkv_bias, load_student_weights, read_weights
 from fastdeit.optim import build_adamw, build_schedule, parameter_groups
 from fastdeit.plan import Plan, PlanSpec
+
+_EXACT_FROM_THREADS = 8
 
 
 def check_config(config: Config, world_size: int) -> None:
@@ -32,9 +36,7 @@ def check_config(config: Config, world_size: int) -> None:
     per_rank = optim.batch_size // world_size
     micro = optim.micro_batch or per_rank
     require(per_rank % micro == 0, "micro_batch", micro, f"divisors of {per_rank}, a process's share of the batch")
-    require(
-        bool(config.data.data_path), "data_path", config.data.data_path, "a folder with train/CLASS/IMAGE and val/CLASS/IMAGE"
-    )
+    require(bool(config.data.data_path), "data_path", config.data.data_path, "a data set (docs/data.md)")
     ours = config.model.model in SIZES
     if not ours:
         _check_timm_name(config.model.model)
@@ -46,9 +48,19 @@ def check_config(config: Config, world_size: int) -> None:
     if distill.distillation_type != "none" and ":" not in distill.teacher_model:
         path = distill.teacher_path
         require(bool(path) and Path(path).exists(), "teacher_path", path, _teacher_hint(config))
+    _check_eval_size(config)
     require(
         not config.model.finetune or Path(config.model.finetune).exists(), "finetune", config.model.finetune, "an existing file"
     )
+
+
+def _check_eval_size(config: Config) -> None:
+    size, name = config.data.eval_input_size, config.model.model
+    if name in SIZES:
+        patch = config.model.patch_size or 16  # of every named student
+        require(size % patch == 0, "eval_input_size", size, f"multiples of the patch size, {patch}")
+    elif size and timm.get_pretrained_cfg(name, allow_unregistered=True).fixed_input_size:
+        require(size == config.data.input_size, "eval_input_size", size, f"0 with --model {name}, which is built for one size")
 
 
 def _teacher_hint(config: Config) -> str:
@@ -65,15 +77,30 @@ def _check_timm_name(name: str) -> None:
 
 def build_data(config: Config) -> tuple[Index, Index]:
     """The tables of the training and the validation images; a collective. Raises ValueError as `build_index` does."""
-    root = Path(config.data.data_path)
+    data = config.data
 
     def build() -> tuple[Index, Index]:
-        if config.data.data_set == "digits":
-            write_digits(root)
-        train = build_index(root, "train")
-        return train, build_index(root, "val", classes=train.classes)
+        train = build_train_index(config)
+        root = Path(data.data_path)
+        return train, build_index(root, data.val_split, classes=train.classes, bad_images=data.bad_images)
 
     return first_on_rank0(build)
+
+
+def build_train_index(config: Config) -> Index:
+    """The table of the training images, for one process alone."""
+    root = Path(config.data.data_path)
+    require(bool(config.data.data_path), "data_path", config.data.data_path, "a data set (docs/data.md)")
+    if config.data.data_set == "digits":
+        write_digits(root)
+    return build_index(root, config.data.train_split, bad_images=config.data.bad_images)
+
+
+def build_quarantine(config: Config, index: Index) -> tuple[Index, Quarantine]:
+    """The images that this run has found bad before, and the index with the rows that it had then."""
+    file = Path(config.run.output_dir) / "quarantine.jsonl"
+    index = index.restored(read_entries(file, index.split))
+    return index, Quarantine(index, config.data.bad_images, file)
 
 
 def build_plan(config: Config, index: Index) -> Plan:
@@ -94,45 +121,57 @@ def build_plan(config: Config, index: Index) -> Plan:
         mixup_prob=mix.mixup_prob,
         mixup_switch_prob=mix.mixup_switch_prob,
         mixup_group=mix.mixup_group,
-        **augment.rand_augment(),
+        simple_crop=augment.src,
+        **augment.operations(),
     )
     return Plan(spec, index.sizes)
 
 
-def _loading(config: Config, world: World) -> dict[str, Any]:
-    return {
-        "rank": world.rank,
-        "world_size": world.size,
-        "device": "gpu" if world.device.type == "cuda" else "cpu",
-        "device_id": world.device.index,
-        "mean": config.data.mean,
-        "std": config.data.std,
-        "num_threads": config.data.num_workers or world.threads,
-    }
-
-
-def build_train_loader(config: Config, world: World, index: Index, plan: Plan, drop_path: tuple[float, ...]) -> TrainLoader:
-    """Planned batches of this rank; drop_path: the student's rate a block, empty for a model that plans nothing."""
-    micro_batch = config.optim.micro_batch or config.optim.batch_size // world.size
-    return TrainLoader(
-        index,
-        plan,
-        batch_size=config.optim.batch_size,
-        micro_batch=micro_batch,
-        drop_path=drop_path,
-        **_loading(config, world),
+def pipeline_options(config: Config, world: World) -> PipelineOptions:
+    """Where and how images are read on this rank, with what `auto` means here filled in."""
+    device = "gpu" if world.device.type == "cuda" else "cpu"
+    threads = config.data.num_workers or world.threads
+    backend, decoder = config.augment.augment_backend, config.data.decoder
+    if backend == "auto":
+        # the exact operator keeps about 400 images/s a core: a GPU with few cores beside it is better served by DALI's own
+        backend = "exact" if device == "cpu" or threads >= _EXACT_FROM_THREADS else "native"
+    if decoder == "auto":
+        decoder = "cpu" if device == "cpu" or backend == "exact" else "mixed"
+    where = f"cpu with --augment-backend {backend} on a {device}"
+    require(decoder == "cpu" or (device == "gpu" and backend == "native"), "decoder", decoder, where)
+    return PipelineOptions(
+        config.data.mean, config.data.std, 1, device, world.device.index, threads, config.data.prefetch, backend, decoder
     )
 
 
-def build_eval_loader(config: Config, world: World, index: Index) -> EvalLoader:
+def build_train_loader(
+    config: Config, world: World, index: Index, plan: Plan, drop_path: tuple[float, ...], quarantine: Quarantine
+) -> TrainLoader:
+    """Planned batches of this rank; drop_path: the student's rate a block, empty for a model that plans nothing."""
+    return TrainLoader(
+        index,
+        plan,
+        pipeline_options(config, world),
+        batch_size=config.optim.batch_size,
+        micro_batch=config.optim.micro_batch or config.optim.batch_size // world.size,
+        rank=world.rank,
+        world_size=world.size,
+        drop_path=drop_path,
+        quarantine=quarantine,
+    )
+
+
+def build_eval_loader(config: Config, world: World, index: Index, quarantine: Quarantine) -> EvalLoader:
     """This rank's share of the validation images, of the batch size of training."""
-    batch = min(config.optim.batch_size // world.size, 256, -(-len(index) // world.size))
     return EvalLoader(
         index,
-        batch_size=batch,
-        input_size=config.data.input_size,
+        pipeline_options(config, world),
+        batch_size=min(config.optim.batch_size // world.size, 256, -(-len(index) // world.size)),
+        input_size=config.data.eval_input_size or config.data.input_size,
         crop_pct=config.data.eval_crop_ratio,
-        **_loading(config, world),
+        rank=world.rank,
+        world_size=world.size,
+        quarantine=quarantine,
     )
 
 

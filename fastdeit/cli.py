@@ -14,8 +14,8 @@ from fastdeit.config import Config, config_from_dict
 from fastdeit.recipes import RECIPES
 
 REPLACED = {
+    "--ThreeAugment": "use --aa 3a",
     "--mixup-mode": "use --mixup-group (2 is a pair, 256 is deit's batch of one GPU)",
-    "--color-jitter": "it is inactive while RandAugment is on, as in deit and timm",
     "--train-interpolation": "bicubic is what is built",
     "--opt": "AdamW is what is built",
     "--sched": "cosine is what is built",

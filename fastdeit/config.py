@@ -23,29 +23,49 @@ def require(ok: bool, flag: str, value: object, allowed: str) -> None:
 @dataclass(frozen=True)
 class DataConfig:
     data_path: str = ""
-    """Folder with train/CLASS/*.jpg and val/CLASS/*.jpg."""
-    data_set: Literal["folder", "digits"] = "folder"
+    """Folder with images in class folders, WebDataset shards, IDX files, or lists of path and label (docs/data.md)."""
+    train_split: str = "train"
+    """Part of --data-path to train on: a name, a pattern of shards (train-{0000..1023}.tar), a .csv or .parquet list."""
+    val_split: str = "val"
+    """Part of --data-path to evaluate on, as --train-split."""
+    data_set: Literal["any", "digits"] = "any"
     """`digits` writes scikit-learn's digits to --data-path as image files if they are not there yet."""
+    bad_images: Literal["skip", "error"] = "skip"
+    """Damaged images: list them, leave them out and replace them deterministically when found in mid-run; or stop."""
     input_size: int = 224
     """Side of the images the model sees, in pixels."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     eval_crop_ratio: float = 0.875
     """Evaluation resizes the short side to input_size / ratio and crops the centre (timm reports DeiT with 0.9)."""
+    eval_input_size: int = 0
+    """Side of the images in evaluation; 0 is --input-size. The student resizes its position embedding to it."""
+    decoder: Literal["auto", "cpu", "mixed", "hardware"] = "auto"
+    """Decode on the CPU, on the GPU's cores, or by its JPEG engine, whose pixels differ; auto: cpu with the exact backend."""
     num_workers: int = 0
     """DALI threads per process; 0 shares the machine's cores among its processes."""
+    prefetch: int = 2
+    """Batches that DALI runs ahead."""
 
     def __post_init__(self) -> None:
         require(self.input_size >= 1, "input_size", self.input_size, "1 or more")
         require(0 < self.eval_crop_ratio <= 1, "eval_crop_ratio", self.eval_crop_ratio, "above 0, at most 1")
         require(min(self.std) > 0, "std", self.std, "three numbers above 0")
+        require(self.eval_input_size >= 0, "eval_input_size", self.eval_input_size, "0 or more")
         require(self.num_workers >= 0, "num_workers", self.num_workers, "0 or more")
+        require(self.prefetch >= 1, "prefetch", self.prefetch, "1 or more")
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
     aa: str = "rand-m9-mstd0.5-inc1"
-    """RandAugment in timm's notation (rand-mM-nN-mstdS-mmaxX-pP-inc1), or `none`."""
+    """RandAugment in timm's notation (rand-mM-nN-mstdS-mmaxX-pP-inc1), `none`, or `3a`: DeiT III's 3-Augment."""
+    augment_backend: Literal["auto", "exact", "native"] = "auto"
+    """exact: equal to PIL and timm bit for bit, on CPU threads; native: DALI's operators, close to it, also on a GPU."""
+    color_jitter: float = 0.3
+    """Range of random brightness, contrast and saturation; acts with --aa 3a and --aa none, as in deit and timm."""
+    src: bool = False
+    """Simple random crop of DeiT III (short side to input_size, 4 pixels of reflection) instead of the resized crop."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Share of the area that the random crop takes."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -62,19 +82,22 @@ class AugmentConfig:
     """Copies per image with --repeated-aug (deit: 3)."""
 
     def __post_init__(self) -> None:
-        self.rand_augment()
+        self.operations()
         require(self.aug_repeats >= 1, "aug_repeats", self.aug_repeats, "1 or more")
+        require(self.color_jitter >= 0, "color_jitter", self.color_jitter, "0 or more")
 
-    def rand_augment(self) -> dict[str, Any]:
-        """The `ra_*` fields of `PlanSpec` that --aa means. Raises ValueError on what timm's notation does not know."""
+    def operations(self) -> dict[str, Any]:
+        """The fields of `PlanSpec` that --aa and --color-jitter mean. Raises ValueError for an --aa that is not known."""
+        if self.aa in ("", "none", "None"):
+            return {"ra_layers": 0, "color_jitter": self.color_jitter}
+        if self.aa == "3a":
+            return {"ra_layers": 0, "three_augment": True, "color_jitter": self.color_jitter}
         return parse_rand_augment(self.aa)
 
 
 def parse_rand_augment(aa: str) -> dict[str, Any]:
     """`ra_*` fields of `PlanSpec` for a RandAugment string of timm (data/auto_augment.py, rand_augment_transform)."""
-    if aa in ("", "none", "None"):
-        return {"ra_layers": 0}
-    allowed = "none, or rand-m9-mstd0.5-inc1 and the like (sections m, n, mstd, mmax, p, and inc1)"
+    allowed = "none, 3a, or rand-m9-mstd0.5-inc1 and the like (sections m, n, mstd, mmax, p, and inc1)"
     name, *sections = aa.split("-")
     require(name == "rand" and "inc1" in sections, "aa", aa, allowed)
     spec: dict[str, Any] = {"ra_magnitude": 10.0, "ra_std": 0.0}

@@ -2,8 +2,10 @@
 
 Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), vectorised over the counters. The
 key is (seed, epoch); the counter is (ordinal low, ordinal high, block, purpose). Nothing is ever "consumed": any draw is
-computed without the others. The integers are exact on every machine; tests/test_philox.py holds the published test vectors.
+computed without the others. The integers are exact on every machine; tests/test_draws.py holds the published test vectors.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,25 +22,36 @@ def philox4x32(counter: tuple[np.ndarray, ...], key: tuple[int, int]) -> tuple[n
     counter: four uint64 arrays holding 32-bit words, broadcast together; key: two 32-bit integers.
     Returns four uint64 arrays holding 32-bit words, of the broadcast shape.
     """
-    c0, c1, c2, c3 = np.broadcast_arrays(*counter)
+    c0, c1, c2, c3 = (word.copy() for word in np.broadcast_arrays(*counter))
+    left, right = np.empty_like(c0), np.empty_like(c0)
     k0, k1 = key
     for _ in range(_ROUNDS):
-        left, right = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1 = (right >> _SHIFT) ^ c1 ^ np.uint64(k0), right & _LOW
-        c2, c3 = (left >> _SHIFT) ^ c3 ^ np.uint64(k1), left & _LOW
+        # c0, c1, c2, c3 = high(right) ^ c1 ^ k0, low(right), high(left) ^ c3 ^ k1, low(left), without a new array
+        np.multiply(c0, _MULTIPLIERS[0], out=left)
+        np.multiply(c2, _MULTIPLIERS[1], out=right)
+        for product, high, low, part in ((right, c0, c1, k0), (left, c2, c3, k1)):
+            low ^= np.uint64(part)
+            np.right_shift(product, _SHIFT, out=high)
+            high ^= low
+            np.bitwise_and(product, _LOW, out=low)
         k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
     return c0, c1, c2, c3
 
 
-def random_words(seed: int, epoch: int, ordinals: np.ndarray, purpose: int, blocks: int = 1, first: int = 0) -> np.ndarray:
-    """uint64 (4 * blocks, B) holding 32-bit words: the blocks `first`, `first + 1`, ... of each ordinal's stream.
+def stream_words(seed: int, epoch: int, ordinals: np.ndarray, streams: Sequence[tuple[int, int]]) -> np.ndarray:
+    """uint64 (len(streams), 4, B) holding 32-bit words: a block for each (purpose, block) of each ordinal.
 
-    ordinals: int64 (B,), not negative; seed and epoch: 32 bits.
+    ordinals: int64 (B,), not negative; seed and epoch: 32 bits. One call for several streams costs less than one for each.
     """
     place = np.asarray(ordinals).astype(np.uint64)
-    block = np.arange(first, first + blocks, dtype=np.uint64)[:, None]
-    counter = (place & _LOW, place >> _SHIFT, block, np.full((1, 1), purpose, np.uint64))
-    return np.stack(philox4x32(counter, (seed, epoch)), axis=1).reshape(4 * blocks, place.size)
+    purpose, block = np.array(streams, np.uint64).reshape(-1, 2).T[:, :, None]
+    return np.stack(philox4x32((place & _LOW, place >> _SHIFT, block, purpose), (seed, epoch)), axis=1)
+
+
+def random_words(seed: int, epoch: int, ordinals: np.ndarray, purpose: int, blocks: int = 1, first: int = 0) -> np.ndarray:
+    """uint64 (4 * blocks, B): the words of the blocks `first`, `first + 1`, ... of one purpose; as `stream_words`."""
+    streams = [(purpose, first + block) for block in range(blocks)]
+    return stream_words(seed, epoch, ordinals, streams).reshape(4 * blocks, np.size(ordinals))
 
 
 def uniform(words: np.ndarray) -> np.ndarray:

@@ -9,36 +9,27 @@ permutation, side 0 is image perm[2p] and side 1 is perm[2 * ((p + view) mod P) 
 each has another partner, and no image is mixed with itself. Step t of global batch B takes the units [t*B/2, (t+1)*B/2);
 rank r of W takes those congruent to r modulo W.
 
-Sources: RandAugment (arXiv 1909.13719) in the form of timm 1.0.31 data/auto_augment.py; RandomErasing (arXiv 1708.04896),
-data/random_erasing.py; random resized crop, data/transforms.py; Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899),
-data/mixup.py; repeated augmentation (arXiv 1902.05509).
+Exclusion. Images that could not be read are never drawn again (`Plan.exclude`): whoever would have drawn one takes the next
+good image of its own side in the permutation, so the sides stay disjoint and all other samples keep their draws. What a
+sample then is follows from (seed, epoch, ordinal, the excluded images).
+
+draws.py has the laws and their sources; repeated augmentation is arXiv 1902.05509.
 """
 
 import dataclasses
 import functools
 import hashlib
 import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from fastdeit.philox import normal, random_words, uniform
+from fastdeit import draws
+from fastdeit.philox import random_words, stream_words, uniform
 
-VERSION = 1
+VERSION = 2
 """Rises whenever the same spec would give other draws; part of the fingerprint."""
-
-OPS = (
-    *("AutoContrast", "Equalize", "Invert", "Rotate", "PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd"),
-    *("ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing"),
-    *("ShearX", "ShearY", "TranslateXRel", "TranslateYRel"),
-)
-"""The 15 operations of timm's `inc1` set, in its order."""
-
-# one stream of random words for each use; a number is never given twice
-_ORDER, _CROP, _FLIP, _AUGMENT, _ERASE, _ERASE_BOX, _NOISE, _MIX, _MIX_GAMMA, _DROP_PATH = range(10)
-_TRIES = 10
 
 
 @dataclass(frozen=True)
@@ -59,6 +50,12 @@ class PlanSpec:
     """Deviation of the magnitude; infinity draws it uniformly from [0, ra_magnitude]."""
     ra_max: float = 10.0
     ra_prob: float = 0.5
+    three_augment: bool = False
+    """DeiT III's 3-Augment instead of RandAugment: always one of grey, solarise and blur."""
+    color_jitter: float = 0.0
+    """Brightness, contrast and saturation each times a factor in 1 -+ color_jitter, in a random order, after the others."""
+    simple_crop: bool = False
+    """DeiT III's simple random crop instead of the random resized crop; `scale` and `ratio` play no part then."""
     reprob: float = 0.25
     remode: str = "pixel"
     erase_area: tuple[float, float] = (0.02, 1 / 3)
@@ -79,13 +76,28 @@ class PlanSpec:
         _require(0 < self.ratio[0] <= self.ratio[1], "ratio", self.ratio, "0 < low <= high")
         for name in ("hflip", "ra_prob", "reprob", "mixup_prob", "mixup_switch_prob"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a probability, 0 to 1")
-        for name in ("ra_layers", "ra_magnitude", "ra_std", "mixup", "cutmix"):
+        for name in ("ra_layers", "ra_magnitude", "ra_std", "color_jitter", "mixup", "cutmix"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(not (self.three_augment and self.ra_layers), "ra_layers", self.ra_layers, "0 with three_augment")
+        # the padding is a reflection of 4 pixels
+        _require(not self.simple_crop or self.input_size > 4, "input_size", self.input_size, "5 or more with simple_crop")
         _require(self.remode in ("const", "rand", "pixel"), "remode", self.remode, "const, rand, pixel")
         group = self.mixup_group
         _require(group >= 2 and group % 2 == 0, "mixup_group", group, "an even number, 2 or more")
         low, high = self.cutmix_minmax or (0.1, 0.9)
         _require(0 < low <= high <= 1, "cutmix_minmax", self.cutmix_minmax, "0 < low <= high <= 1")
+
+    @property
+    def layer_ops(self) -> tuple[tuple[str, ...], ...]:
+        """For each layer of operations the names out of draws.OPS that it is drawn from: RandAugment's layers, or 3-Augment's
+        one; then the colour jitter's three."""
+        rand, three, jitter = (draws.RAND_AUGMENT_OPS,), (draws.THREE_OPS,), (draws.JITTER_OPS,)
+        return rand * self.ra_layers + three * self.three_augment + 3 * jitter * (self.color_jitter > 0)
+
+    @property
+    def layers(self) -> int:
+        """Operations that a sample goes through."""
+        return len(self.layer_ops)
 
     @property
     def mixes(self) -> bool:
@@ -101,12 +113,16 @@ class Draws:
     """int64 (B,): row of the data set's index."""
     crop: np.ndarray
     """int32 (B, 4): y, x, height, width of the window in the stored image."""
+    resize: np.ndarray
+    """int32 (B, 4): height and width that the crop is resized to, then y and x of the window of input_size x input_size in
+    that; it may start at -4 and reach 4 beyond, where the resized crop is continued by reflection (numpy's "reflect")."""
     flip: np.ndarray
     """bool (B,): mirrored left to right."""
     ops: np.ndarray
-    """int32 (B, layers): index into OPS; -1 where the layer does nothing."""
+    """int32 (B, layers): index into draws.OPS; -1 where the layer does nothing."""
     op_args: np.ndarray
-    """float64 (B, layers): timm's argument of the operation, signed (degrees, bits, threshold, factor, fraction); 0 if none."""
+    """float64 (B, layers): timm's argument of the operation, signed (degrees, bits, threshold, factor, fraction,
+    radius); 0 if none."""
     erase: np.ndarray
     """int32 (B, 4): y, x, height, width in the output image; height 0 erases nothing."""
     noise_key: np.ndarray
@@ -127,16 +143,38 @@ class Plan:
     def __init__(self, spec: PlanSpec, sizes: np.ndarray) -> None:
         self.spec = spec
         self.sizes = np.ascontiguousarray(sizes, dtype=np.int32)
+        self._excluded = np.zeros(0, np.int64)
         pairs = self.num_images // 2
         _require(pairs >= spec.repeats, "repeats", spec.repeats, f"at most {pairs} with {self.num_images} training images")
-        self._order = functools.lru_cache(maxsize=2)(self._permutation)
+        self._order = functools.lru_cache(maxsize=2)(self._readable_order)
 
     @property
     def num_images(self) -> int:
         return len(self.sizes)
 
+    @property
+    def excluded(self) -> np.ndarray:
+        """int64, sorted: the images that are not drawn."""
+        return self._excluded
+
+    def exclude(self, rows: Sequence[int] | np.ndarray) -> None:
+        """Never draw the images `rows` of the index again.
+
+        Raises ValueError for a row that is not in the index, or when too few are left; `images` and `draw` raise it for an
+        epoch one of whose sides has none left.
+        """
+        rows = np.unique(np.asarray(rows, np.int64))
+        wrong = rows[(rows < 0) | (rows >= self.num_images)]
+        _require(not wrong.size, "exclude", wrong.tolist(), f"rows 0 to {self.num_images - 1}")
+        excluded = np.union1d(self._excluded, rows)
+        left = self.num_images - excluded.size
+        _require(left >= 2, "exclude", f"{excluded.size} images", f"at most {self.num_images - 2} of {self.num_images}")
+        self._excluded = excluded
+        self._order.cache_clear()
+
     def fingerprint(self) -> str:
-        """SHA-256 over everything that decides the draws of `draw`; DropPath's rates are the student's, not part of it."""
+        """SHA-256 over everything that decides the draws of `draw`, but for excluded images; DropPath's rates are the
+        student's, not part of it."""
         facts = {"version": VERSION, "spec": dataclasses.asdict(self.spec), "images": self.num_images}
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         digest.update(self.sizes.tobytes())
@@ -168,16 +206,20 @@ class Plan:
         """Everything that happens to the samples at `ordinals` (int64 (B,)) of an epoch."""
         spec, words = self.spec, self._words(epoch)
         image = self.images(epoch, ordinals)
-        ops, op_args = _draw_ops(spec, ordinals, words)
-        noise = words(ordinals, _NOISE)
-        lam, box = _draw_mix(spec, ordinals, words)
+        streams = [(purpose, 0) for purpose in (draws.CROP, draws.FLIP, draws.ERASE, draws.NOISE)]
+        crop_words, flip_words, erase_words, noise = words(ordinals, streams)
+        crop, resize = self._crop(words, ordinals, crop_words, self.sizes[image])
+        ops, op_args = self._layers(words, ordinals)
+        lam, box = self._mix(words, ordinals)
+        size, area, ratio = spec.input_size, spec.erase_area, spec.erase_ratio
         return Draws(
             image=image,
-            crop=_draw_crop(spec, self.sizes[image], ordinals, words),
-            flip=uniform(words(ordinals, _FLIP)[0]) < spec.hflip,
+            crop=crop,
+            resize=resize,
+            flip=uniform(flip_words[0]) < spec.hflip,
             ops=ops,
             op_args=op_args,
-            erase=_draw_erase(spec, ordinals, words),
+            erase=draws.erase(words, ordinals, erase_words, size, spec.reprob, area, ratio),
             noise_key=noise[0] << np.uint64(32) | noise[1],
             lam=lam,
             box=box,
@@ -189,178 +231,73 @@ class Plan:
         rates: the probability of dropping, one a block.
         """
         depth = len(rates)
-        words = self._words(epoch)(ordinals, _DROP_PATH, blocks=-(-depth // 2))
-        draws = uniform(words[: 2 * depth]).T.reshape(len(ordinals), depth, 2)
-        return draws >= np.asarray(rates)[:, None]
+        words = random_words(self.spec.seed, epoch, ordinals, draws.DROP_PATH, blocks=-(-depth // 2))
+        kept = uniform(words[: 2 * depth]) >= np.repeat(np.asarray(rates, float), 2)[:, None]
+        return np.ascontiguousarray(kept.T).reshape(len(ordinals), depth, 2)
 
-    def _words(self, epoch: int) -> Callable[..., np.ndarray]:
-        return functools.partial(random_words, self.spec.seed, epoch)
+    def _words(self, epoch: int) -> draws.Words:
+        return functools.partial(stream_words, self.spec.seed, epoch)
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        words = self._words(epoch)(np.arange(self.num_images), _ORDER)
-        return np.argsort(words[0] << np.uint64(32) | words[1], kind="stable")
+    def _crop(
+        self, words: draws.Words, ordinals: np.ndarray, first: np.ndarray, sizes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        size = self.spec.input_size
+        if self.spec.simple_crop:
+            return np.concatenate((np.zeros_like(sizes), sizes), 1), draws.simple_crop(first, sizes, size)
+        crop = draws.resized_crop(words, ordinals, first, sizes, self.spec.scale, self.spec.ratio)
+        return crop, np.tile(np.array([size, size, 0, 0], np.int32), (len(ordinals), 1))
+
+    def _layers(self, words: draws.Words, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int32 operations and float64 arguments, both (B, spec.layers)."""
+        spec, count = self.spec, len(ordinals)
+        drawn = [(np.zeros((count, 0), np.int32), np.zeros((count, 0)))]
+        if spec.ra_layers:
+            magnitude = {"magnitude": spec.ra_magnitude, "deviation": spec.ra_std, "maximum": spec.ra_max}
+            drawn.append(draws.rand_augment(words, ordinals, layers=spec.ra_layers, prob=spec.ra_prob, **magnitude))
+        if spec.three_augment:
+            drawn.append(draws.three_augment(words, ordinals))
+        if spec.color_jitter > 0:
+            drawn.append(draws.color_jitter(words, ordinals, spec.color_jitter))
+        ops, args = zip(*drawn, strict=True)
+        return np.concatenate(ops, 1), np.concatenate(args, 1)
+
+    def _mix(self, words: draws.Words, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """float32 lam (B,) and int32 box (B, 4), drawn once for each group of `mixup_group` samples."""
+        spec = self.spec
+        if not spec.mixes:
+            return np.ones(len(ordinals), np.float32), np.zeros((len(ordinals), 4), np.int32)
+        groups, row = np.unique(ordinals // spec.mixup_group, return_inverse=True)
+        lam, box = draws.mix(
+            words,
+            groups,
+            size=spec.input_size,
+            mixup=spec.mixup,
+            cutmix=spec.cutmix,
+            minmax=spec.cutmix_minmax,
+            prob=spec.mixup_prob,
+            switch_prob=spec.mixup_switch_prob,
+        )
+        return lam[row], box[row]
+
+    def _readable_order(self, epoch: int) -> np.ndarray:
+        """int64 (N,): the epoch's permutation of the images, each excluded one replaced by the next good one of its side."""
+        words = random_words(self.spec.seed, epoch, np.arange(self.num_images), draws.ORDER)
+        order = np.argsort(words[0] << np.uint64(32) | words[1], kind="stable")
+        if self._excluded.size:
+            pairs = self.num_images // 2
+            for side in range(2):
+                images = order[side : 2 * pairs : 2]
+                images[:] = _next_good(images, np.isin(images, self._excluded), f"side {side} of epoch {epoch}")
+        return order
+
+
+def _next_good(images: np.ndarray, bad: np.ndarray, place: str) -> np.ndarray:
+    """Each bad image replaced by the first good one after it, going round at the end; place: for the error."""
+    good = np.flatnonzero(~bad)
+    _require(bool(good.size), "exclude", f"every image of {place}", "at least one good image on each side")
+    return images[good[np.searchsorted(good, np.arange(len(images))) % good.size]]
 
 
 def _require(ok: bool, name: str, value: object, allowed: str) -> None:
     if not ok:
         raise ValueError(f"{name}: got {value}, allowed is {allowed}")
-
-
-def _within(u: np.ndarray, low: float, high: float) -> np.ndarray:
-    return low + u * (high - low)
-
-
-def _quantised(x: np.ndarray) -> np.ndarray:
-    """To multiples of 2^-24: logarithms differ in the last bit between machines, the plan must not."""
-    return np.round(x * 2.0**24) * 2.0**-24
-
-
-def _random_box(
-    words: Callable[..., np.ndarray],
-    ordinals: np.ndarray,
-    purpose: int,
-    sizes: np.ndarray,
-    area: tuple[float, float],
-    ratio: tuple[float, float],
-    wide: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes of random area and log-uniform aspect that fit, at most ten tries each: the crop's and the erasing's law.
-
-    sizes: (B, 2) height and width to fit in; ratio is width / height if `wide` (and the box may be as large as the image),
-    else height / width (and it must be smaller). Returns int32 (B, 4) y, x, height, width and bool (B,), whether one fitted.
-    """
-    boxes = np.zeros((len(ordinals), 4), np.int32)
-    found = np.zeros(len(ordinals), bool)
-    todo = np.arange(len(ordinals))
-    for attempt in range(_TRIES):
-        u = uniform(words(ordinals[todo], purpose, first=attempt))
-        limit = sizes[todo]
-        target = _within(u[0], *area) * limit[:, 0] * limit[:, 1]
-        aspect = np.exp(_within(u[1], math.log(ratio[0]), math.log(ratio[1])))
-        along, across = np.rint(_quantised(np.sqrt(target * aspect))), np.rint(_quantised(np.sqrt(target / aspect)))
-        size = np.stack((across, along) if wide else (along, across), 1).astype(np.int32)
-        size = np.maximum(size, 1) if wide else size
-        fits = ((size <= limit) if wide else (size < limit)).all(1)
-        start = np.floor(u[2:].T * (limit - size + 1)).astype(np.int32)
-        boxes[todo[fits]] = np.concatenate((start, size), 1)[fits]
-        found[todo[fits]] = True
-        todo = todo[~fits]
-        if not todo.size:
-            break
-    return boxes, found
-
-
-def _draw_crop(spec: PlanSpec, sizes: np.ndarray, ordinals: np.ndarray, words: Callable[..., np.ndarray]) -> np.ndarray:
-    boxes, found = _random_box(words, ordinals, _CROP, sizes, spec.scale, spec.ratio, wide=True)
-    return np.where(found[:, None], boxes, _centre_crop(sizes, spec.ratio))
-
-
-def _centre_crop(sizes: np.ndarray, ratio: tuple[float, float]) -> np.ndarray:
-    """int32 (B, 4): the largest centred window whose aspect lies within `ratio`, for images where ten tries failed."""
-    height, width = sizes[:, 0], sizes[:, 1]
-    h = np.where(width / height < ratio[0], np.rint(width / ratio[0]), height).astype(np.int32)
-    w = np.where(width / height > ratio[1], np.rint(height * ratio[1]), width).astype(np.int32)
-    h, w = np.clip(h, 1, height), np.clip(w, 1, width)
-    return np.stack(((height - h) // 2, (width - w) // 2, h, w), 1).astype(np.int32)
-
-
-def _draw_ops(spec: PlanSpec, ordinals: np.ndarray, words: Callable[..., np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """RandAugment: int32 ops and float64 arguments, both (B, layers)."""
-    if spec.ra_layers == 0:
-        return np.zeros((len(ordinals), 0), np.int32), np.zeros((len(ordinals), 0))
-    u = uniform(words(ordinals, _AUGMENT, blocks=2 * spec.ra_layers)).reshape(spec.ra_layers, 8, -1)
-    ops = np.floor(u[:, 0] * len(OPS)).astype(np.int32)
-    if math.isinf(spec.ra_std):
-        magnitude = u[:, 4] * spec.ra_magnitude
-    else:
-        magnitude = spec.ra_magnitude + spec.ra_std * normal(u[:, 4], u[:, 5])
-    magnitude = _quantised(np.clip(magnitude, 0.0, spec.ra_max))
-    args = op_arguments(ops, magnitude, negate=u[:, 2] > 0.5)
-    applied = u[:, 1] < spec.ra_prob
-    return np.where(applied, ops, -1).T.astype(np.int32), np.where(applied, args, 0.0).T
-
-
-def op_arguments(ops: np.ndarray, magnitude: np.ndarray, negate: np.ndarray) -> np.ndarray:
-    """float64: timm's argument for operations `ops` (index into OPS) at `magnitude` in [0, 10], of the same shape.
-
-    The laws of timm's `_*_level_to_arg` functions of the increasing set; `negate` turns the signed ones round.
-    """
-    level = magnitude / 10.0
-    signed = np.where(negate, -level, level)
-    laws = {
-        "Rotate": 30.0 * signed,
-        "PosterizeIncreasing": 4 - np.trunc(level * 4),
-        "SolarizeIncreasing": 256 - np.minimum(256, np.trunc(level * 256)),
-        "SolarizeAdd": np.minimum(128, np.trunc(level * 110)),
-        **dict.fromkeys(("ShearX", "ShearY"), 0.3 * signed),
-        **dict.fromkeys(("TranslateXRel", "TranslateYRel"), 0.45 * signed),
-    }
-    enhance = np.maximum(0.1, 1.0 + 0.9 * signed)
-    laws |= {f"{name}Increasing": enhance for name in ("Color", "Contrast", "Brightness", "Sharpness")}
-    nothing = np.zeros_like(level)
-    return np.choose(ops, [laws.get(name, nothing) for name in OPS])
-
-
-def _draw_erase(spec: PlanSpec, ordinals: np.ndarray, words: Callable[..., np.ndarray]) -> np.ndarray:
-    """int32 (B, 4): the erased box; zeros where nothing is erased."""
-    erase = np.zeros((len(ordinals), 4), np.int32)
-    chosen = np.flatnonzero(uniform(words(ordinals, _ERASE)[0]) < spec.reprob) if spec.reprob else np.empty(0, np.int64)
-    if chosen.size:
-        sizes = np.full((chosen.size, 2), spec.input_size)
-        boxes, found = _random_box(words, ordinals[chosen], _ERASE_BOX, sizes, spec.erase_area, spec.erase_ratio, wide=False)
-        # a box that rounds to no pixels erases nothing
-        erase[chosen[found]] = np.where(boxes[found][:, 2:].all(1)[:, None], boxes[found], 0)
-    return erase
-
-
-def _draw_mix(spec: PlanSpec, ordinals: np.ndarray, words: Callable[..., np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """float32 lam (B,) and int32 box (B, 4), drawn once for each group of `mixup_group` samples."""
-    if not spec.mixes:
-        return np.ones(len(ordinals), np.float32), np.zeros((len(ordinals), 4), np.int32)
-    groups, row = np.unique(ordinals // spec.mixup_group, return_inverse=True)
-    u = uniform(words(groups, _MIX))
-    cutting, blending = spec.cutmix > 0 or spec.cutmix_minmax is not None, spec.mixup > 0
-    cut = (u[0] < spec.mixup_switch_prob) if cutting and blending else np.full(groups.size, cutting)
-    alpha = np.where(cut, spec.cutmix or 1.0, spec.mixup or 1.0)
-    lam = np.where(u[1] < spec.mixup_prob, _beta(words, groups, alpha), 1.0)
-    box = np.where((cut & (lam < 1.0))[:, None], _cut_box(spec, lam, words(groups, _MIX, first=1)), 0)
-    box = np.where(((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) > 0)[:, None], box, 0)
-    area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) / spec.input_size**2
-    lam = np.where(cut, 1.0 - area, lam)
-    return lam.astype(np.float32)[row], box.astype(np.int32)[row]
-
-
-def _cut_box(spec: PlanSpec, lam: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """CutMix's box, (G, 4) y0, x0, y1, x1: side sqrt(1 - lam) about a uniform centre, clipped; or `cutmix_minmax`'s."""
-    size, u = spec.input_size, uniform(words)
-    if spec.cutmix_minmax:
-        low, high = (int(size * bound) for bound in spec.cutmix_minmax)
-        side = np.floor(low + u[2:] * max(high - low, 1))
-        start = np.floor(u[:2] * (size - side))
-        return np.concatenate((start, start + side)).T.astype(np.int32)
-    half = np.trunc(_quantised(size * np.sqrt(1.0 - lam))) // 2
-    centre = np.floor(u[:2] * size)
-    return np.clip(np.concatenate((centre - half, centre + half)), 0, size).T.astype(np.int32)
-
-
-def _beta(words: Callable[..., np.ndarray], ordinals: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Beta(alpha, alpha) draws, float64 (G,): G1 / (G1 + G2) of two Gamma(alpha) draws, in logarithms."""
-    first, second = (_log_gamma_draw(words, 2 * ordinals + side, alpha) for side in range(2))
-    return _quantised(1.0 / (1.0 + np.exp(np.clip(second - first, -700, 700))))
-
-
-def _log_gamma_draw(words: Callable[..., np.ndarray], ordinals: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Logarithm of Gamma(alpha) draws (Marsaglia and Tsang, ACM TOMS 26(3), 2000, with their boost for alpha < 1)."""
-    d = alpha + 1.0 - 1.0 / 3.0  # always draw Gamma(alpha + 1), then boost by U^(1 / alpha): right for every alpha
-    drawn = np.zeros(len(ordinals))
-    todo, attempt = np.arange(len(ordinals)), 0
-    while todo.size:
-        u = uniform(words(ordinals[todo], _MIX_GAMMA, first=attempt))
-        x = normal(u[0], u[1])
-        v = (1.0 + x / np.sqrt(9.0 * d[todo])) ** 3
-        log_v = np.log(np.maximum(v, 1e-300))
-        ok = (v > 0) & (np.log(u[2]) < 0.5 * x**2 + d[todo] * (1.0 - v + log_v))
-        log_gamma = np.log(d[todo]) + log_v + np.log(u[3]) / alpha[todo]
-        drawn[todo[ok]] = log_gamma[ok]
-        todo, attempt = todo[~ok], attempt + 1
-    return drawn

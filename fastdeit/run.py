@@ -22,6 +22,7 @@ from fastdeit.config import Config
 from fastdeit.console import RunConsole
 from fastdeit.data.index import Index
 from fastdeit.data.loader import EvalLoader, TrainLoader
+from fastdeit.data.quarantine import Quarantine
 from fastdeit.distributed import World, all_agree, init_distributed
 from fastdeit.engine import STATISTICS, Trainer
 from fastdeit.evaluate import evaluate, student_heads
@@ -45,6 +46,7 @@ class Run:
     trainer: Trainer
     train_loader: TrainLoader
     val_loader: EvalLoader
+    quarantine: Quarantine
     console: RunConsole
     notes: list[str] = field(default_factory=list)
     """What a person should know of how the parts were made to fit."""
@@ -55,7 +57,8 @@ class Run:
 
     @property
     def fingerprints(self) -> dict[str, Any]:
-        return fingerprints(self.plan, self.train_index, self.config.optim.batch_size)
+        backend = self.train_loader.options.backend
+        return fingerprints(self.plan, self.train_index, self.config.optim.batch_size, backend)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -108,19 +111,39 @@ def _execute(run: Run) -> int:
 
 
 def _build_run(config: Config, recipe: str, world: World, folder: Path) -> Run:
-    train_index, val_index = build.build_data(config)
+    indexes = build.build_data(config)
+    (train_index, quarantine), (val_index, val_quarantine) = (build.build_quarantine(config, index) for index in indexes)
     plan = build.build_plan(config, train_index)
     steps_per_epoch = plan.steps_per_epoch(config.optim.batch_size)
     teacher = build.build_teacher(config, world, train_index.classes)
     model, notes = build.build_model(config, len(train_index.classes))
     rates = getattr(model, "drop_path_rates", ())
-    train_loader = build.build_train_loader(config, world, train_index, plan, rates)
-    val_loader = build.build_eval_loader(config, world, val_index)
+    train_loader = build.build_train_loader(config, world, train_index, plan, rates, quarantine)
+    val_loader = build.build_eval_loader(config, world, val_index, val_quarantine)
     trainer = build.build_trainer(config, world, model, teacher, steps_per_epoch)
-    console = RunConsole(config.optim.epochs, steps_per_epoch, enabled=world.rank == 0)
     return Run(
-        config, recipe, world, folder, train_index, val_index, plan, trainer, train_loader, val_loader, console, notes=notes
+        config=config,
+        recipe=recipe,
+        world=world,
+        folder=folder,
+        train_index=train_index,
+        val_index=val_index,
+        plan=plan,
+        trainer=trainer,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        quarantine=quarantine,
+        console=RunConsole(config.optim.epochs, steps_per_epoch, enabled=world.rank == 0),
+        notes=[*notes, *_left_out(train_index), *_left_out(val_index)],
     )
+
+
+def _left_out(index: Index) -> list[str]:
+    """A note on the images that the index does not take."""
+    if not index.left_out:
+        return []
+    more = f" and {len(index.left_out) - 3} more" if len(index.left_out) > 3 else ""
+    return [f"{len(index.left_out)} damaged images of {index.split} left out: {'; '.join(index.left_out[:3])}{more}"]
 
 
 def _facts(run: Run) -> dict[str, str]:
@@ -135,6 +158,8 @@ def _facts(run: Run) -> dict[str, str]:
         "data": f"{config.data.data_path}: {len(run.train_index):,} training and {len(run.val_index):,} validation images, "
         f"{len(run.train_index.classes)} classes, {config.data.input_size} px",
         "student" if teacher else "model": f"{config.model.model}, {parameters / 1e6:.2f} M parameters",
+        "augmentation": f"{config.augment.aa}, backend {run.train_loader.options.backend}, "
+        f"decoder {run.train_loader.options.decoder}",
         "teacher": teacher.describe() if teacher else "none",
         "schedule": f"{config.optim.epochs} epochs of {run.steps_per_epoch} steps, batch {config.optim.batch_size}",
     }
@@ -210,7 +235,12 @@ def _log_step(run: Run) -> None:
     run.mark = now
     run.console.step(trainer.step, loss=means["loss"], lr=trainer.lr, images_per_s=rate)
     if run.log is not None:
-        run.log.write(trainer.step, means | {"lr": trainer.lr, "images_per_s": rate, "skipped": trainer.skipped})
+        run.log.write(trainer.step, means | _counters(run) | {"lr": trainer.lr, "images_per_s": rate})
+
+
+def _counters(run: Run) -> dict[str, float]:
+    """Steps that were skipped, and images that this rank has found bad."""
+    return {"skipped": run.trainer.skipped, "quarantined": len(run.quarantine)}
 
 
 def _end_epoch(run: Run, epoch: int) -> None:
@@ -276,7 +306,7 @@ def _save_report(run: Run) -> None:
 
     alone = dataclasses.replace(run.world, rank=0, size=1, local_size=1)
     few = run.config.replace(optim={"batch_size": min(16, len(run.train_index) // 2 * 2), "micro_batch": 0})
-    loader = build.build_train_loader(few, alone, run.train_index, run.plan, ())
+    loader = build.build_train_loader(few, alone, run.train_index, run.plan, (), run.quarantine)
     batch = next(loader.epoch(0))
     loader.close()
     images = mix(batch.images, batch.lam, batch.box)

@@ -13,6 +13,7 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
+from matplotlib.patches import Rectangle
 
 
 def save_report(
@@ -32,6 +33,29 @@ def save_report(
     _draw_curves(left, metrics)
     _draw_grid(right, images, titles, mean, std)
     figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+Picture = tuple[np.ndarray, str, tuple[int, ...] | None]
+"""Pixels uint8 (H, W, 3), a title, and a box (y, x, height, width) to draw, if any."""
+
+
+def save_grid(path: Path, rows: Sequence[Sequence[Picture]], title: str) -> None:
+    """Writes a PNG of pictures in rows, which may be of different lengths; the same input gives the same bytes."""
+    columns = max(map(len, rows))
+    size = (1.7 * columns, 1.85 * len(rows) + 0.5)
+    figure, cells = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
+    for axes in cells.flat:
+        axes.axis("off")
+    for line, row in zip(cells, rows, strict=True):
+        for axes, (pixels, name, box) in zip(line, row, strict=False):
+            axes.imshow(pixels, interpolation="nearest")
+            axes.set_title(name, fontsize=7)
+            if box is not None:
+                y, x, height, width = box
+                axes.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor="red", linewidth=1.2))
+    figure.suptitle(title, fontsize=9)
+    figure.savefig(path, dpi=100, metadata={"Software": None})
     plt.close(figure)
 
 

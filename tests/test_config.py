@@ -2,10 +2,13 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 
+from fastdeit.build import build_plan
 from fastdeit.cli import REPLACED, parse_config
 from fastdeit.config import Config, config_from_dict, deepspeed_config, parse_rand_augment
 from fastdeit.plan import PlanSpec
@@ -37,11 +40,11 @@ def test_defaults_are_those_of_the_paper_and_the_spec() -> None:
 
 def test_the_configs_augmentation_is_the_plans_default() -> None:
     spec, config = PlanSpec(), Config()
-    for name, value in config.augment.rand_augment().items():
+    for name, value in config.augment.operations().items():
         assert getattr(spec, name) == value, name
     for section in (config.augment, config.mix):
         for field in dataclasses.fields(section):
-            if hasattr(spec, field.name):
+            if hasattr(spec, field.name) and field.name != "color_jitter":  # inactive while RandAugment is on
                 assert getattr(spec, field.name) == getattr(section, field.name), field.name
 
 
@@ -73,7 +76,7 @@ def test_the_launchers_rank_is_accepted() -> None:
         (["--recipe", "nope"], "--recipe: got 'nope', allowed are deit"),
         (["--config", "nowhere.yaml"], "no file nowhere.yaml"),
         (["--mixup-mode", "batch"], "--mixup-group"),
-        (["--color-jitter=0.3"], "inactive"),
+        (["--ThreeAugment"], "use --aa 3a"),
     ],
 )
 def test_wrong_starting_points_are_named(argv: list[str], message: str) -> None:
@@ -131,7 +134,6 @@ def test_partial_dicts_keep_the_rest() -> None:
 @pytest.mark.parametrize(
     ("aa", "expected"),
     [
-        ("none", {"ra_layers": 0}),
         ("rand-m9-mstd0.5-inc1", {"ra_magnitude": 9.0, "ra_std": 0.5}),
         ("rand-inc1-n3-m5-p0.7-mmax12", {"ra_layers": 3, "ra_magnitude": 5.0, "ra_prob": 0.7, "ra_max": 12.0, "ra_std": 0.0}),
         ("rand-m9-mstdinf-inc1", {"ra_magnitude": 9.0, "ra_std": float("inf")}),
@@ -142,6 +144,20 @@ def test_rand_augment_strings(aa: str, expected: dict[str, float]) -> None:
     parsed = parse_rand_augment(aa)
     assert {name: parsed[name] for name in expected} == expected
     PlanSpec(**parsed)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], {"ra_layers": 2, "color_jitter": 0.0, "three_augment": False, "layers": 2}),
+        (["--aa", "none"], {"ra_layers": 0, "color_jitter": 0.3, "three_augment": False, "layers": 3}),
+        (["--aa", "none", "--color-jitter", "0"], {"ra_layers": 0, "color_jitter": 0.0, "layers": 0}),
+        (["--aa", "3a", "--src"], {"color_jitter": 0.3, "three_augment": True, "layers": 4, "simple_crop": True}),
+    ],
+)
+def test_augmentation_flags_reach_the_plan(flags: list[str], expected: dict[str, object]) -> None:
+    spec = build_plan(parse_config(flags, "test")[0], SimpleNamespace(sizes=np.full((9, 2), 300))).spec  # type: ignore[arg-type]
+    assert {name: getattr(spec, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize("aa", ["rand", "rand-m9", "augmix-m3", "rand-mx-inc1", "rand-m9-inc1-w0", "rand-m-1-inc1", "original"])

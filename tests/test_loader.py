@@ -4,14 +4,17 @@ import dataclasses
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from fastdeit.data.index import Index, build_index
+from fastdeit.data.index import DataError, Index, build_index
 from fastdeit.data.loader import PADDING, Batch, EvalLoader, TrainLoader
+from fastdeit.data.pipeline import PipelineOptions
+from fastdeit.data.quarantine import Quarantine
 from fastdeit.plan import Draws, Plan, PlanSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -36,9 +39,16 @@ def plan(index: Index) -> Plan:
     return Plan(PlanSpec(seed=1, input_size=SIDE, repeats=2, reprob=0.5), index.sizes)
 
 
-def train_loader(index: Index, plan: Plan, micro_batch: int = BATCH, **changes: object) -> TrainLoader:
-    options: dict = {"batch_size": BATCH, "mean": MEAN, "std": STD, "drop_path": DROP_PATH, **changes}
-    return TrainLoader(index, plan, micro_batch=micro_batch, **options)
+def split(changes: dict[str, Any]) -> tuple[PipelineOptions, dict[str, Any]]:
+    """How the pipeline is to be, and what the loader itself is to take."""
+    names = {field.name for field in dataclasses.fields(PipelineOptions)} - {"batch_size"}
+    ours = {name: value for name, value in changes.items() if name not in names}
+    return PipelineOptions(MEAN, STD, **{name: changes[name] for name in changes.keys() & names}), ours
+
+
+def train_loader(index: Index, plan: Plan, micro_batch: int = BATCH, **changes: Any) -> TrainLoader:
+    options, ours = split({"num_threads": 1, **changes})
+    return TrainLoader(index, plan, options, micro_batch=micro_batch, **{"batch_size": BATCH, "drop_path": DROP_PATH, **ours})
 
 
 def joined(batches: Iterable[Batch]) -> dict[str, torch.Tensor]:
@@ -136,15 +146,15 @@ def test_nothing_is_planned_twice_over_an_epochs_end(index: Index, plan: Plan, m
     draw = plan.draw
 
     def spy(epoch: int, ordinals: np.ndarray) -> Draws:
-        asked.append((epoch, ordinals[0]))
+        asked.append((epoch, len(ordinals)))
         return draw(epoch, ordinals)
 
     monkeypatch.setattr(plan, "draw", spy)
     loader = train_loader(index, plan, 32)
     for epoch in range(3):
         list(loader.epoch(epoch))
-    assert len(asked) == len(set(asked))
-    assert 12 <= len(asked) <= 12 + 4  # and the queue runs ahead a little
+    # an epoch of 128 samples is drawn at once, and the queue runs ahead into the next
+    assert asked == [(epoch, 2 * BATCH) for epoch in range(4)]
 
 
 def test_images_stay_valid_while_held(index: Index, plan: Plan) -> None:
@@ -205,20 +215,34 @@ def copy(index: Index, tmp_path: Path) -> Index:
 
 @pytest.mark.parametrize("fault", ["cut", "gone", "smaller"])
 def test_file_that_fails_while_training_is_named(copy: Index, plan: Plan, fault: str) -> None:
-    path = copy.path(int(plan.draw(0, np.array([40])).image[0]))
+    path = copy.root / copy.name(int(plan.draw(0, np.array([40])).image[0]))
     if fault == "cut":
         path.write_bytes(path.read_bytes()[:120])
     elif fault == "gone":
         path.unlink()
     else:
         Image.new("RGB", (1, 1)).save(path)
-    with pytest.raises(RuntimeError, match=str(path)):
-        list(train_loader(copy, plan, 16).epoch(0))
+    with pytest.raises(DataError, match=path.name):
+        list(train_loader(copy, plan, 16, quarantine=Quarantine(copy, "error")).epoch(0))
 
 
-def eval_loader(index: Index, **changes: object) -> EvalLoader:
-    options: dict = {"batch_size": 32, "input_size": SIDE, "crop_pct": 0.875, "mean": MEAN, "std": STD, **changes}
-    return EvalLoader(index, **options)
+def test_a_batch_that_fails_for_no_images_fault_ends_the_run(index: Index, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = train_loader(index, plan, 16)
+
+    class Broken:
+        def run(self) -> None:
+            loader._stream._source(loader._stream._generated)
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(loader._stream, "_build", lambda source: Broken())
+    loader._stream._pipeline = Broken()  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="a batch fails, each of whose 9 images decodes alone"):
+        next(loader.epoch(0))
+
+
+def eval_loader(index: Index, **changes: Any) -> EvalLoader:
+    options, ours = split({"num_threads": 1, **changes})
+    return EvalLoader(index, options, **{"batch_size": 32, "input_size": SIDE, "crop_pct": 0.875, **ours})
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +282,7 @@ def test_passes_are_equal_even_after_one_was_left(index: Index) -> None:
 
 
 def test_more_ranks_than_images(index: Index) -> None:
-    few = dataclasses.replace(index, paths=index.paths[:2], labels=index.labels[:2], sizes=index.sizes[:2])
+    few = dataclasses.replace(index, names=index.names[:2], labels=index.labels[:2], sizes=index.sizes[:2])
     counts = [sum(int((b.labels != PADDING).sum()) for b in eval_loader(few, rank=rank, world_size=3)) for rank in range(3)]
     assert counts == [1, 1, 0]
 

@@ -1,6 +1,8 @@
 """The DALI graphs against PIL and torchvision, and their replay: a sample's pixels depend on its ordinal alone."""
 
 import dataclasses
+import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,20 +12,28 @@ from torchvision import transforms
 
 from fastdeit.data.index import Index, build_index
 from fastdeit.data.pipeline import (
+    BACKENDS,
     PipelineOptions,
     build_eval_pipeline,
     build_train_pipeline,
-    centre_windows,
+    decode_alone,
     noise_bank,
     pack_draws,
+    pack_eval,
 )
 from fastdeit.plan import Draws, Plan, PlanSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE = 40
 SIZES = [(64, 80), (90, 60), (33, 47), (120, 41), (40, 40), (57, 200), (40, 64), (300, 25)]
-# DALI's bicubic rounds once, PIL's after each of its two passes: levels of 255
-RESIZE_MOST, RESIZE_MEAN = 6, 0.35
+# levels of 255, largest and mean: DALI's bicubic rounds once, PIL's after each of its two passes
+RESIZE = {"exact": (0, 0.0), "native": (6, 0.35)}
+ROUNDING = 1e-3  # of normalised values back to levels
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def photo(rng: np.random.Generator, height: int, width: int) -> Image.Image:
@@ -65,25 +75,28 @@ def plain_draws(index: Index, **changes: np.ndarray) -> Draws:
 
 
 def options(batch_size: int, **changes: object) -> PipelineOptions:
-    return dataclasses.replace(PipelineOptions(batch_size, MEAN, STD, prefetch=1), **changes)  # type: ignore[arg-type]
+    plain = PipelineOptions(MEAN, STD, batch_size, prefetch=1, backend="native")
+    return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
 
 
-def run_train(index: Index, draws: Draws, spec: PlanSpec) -> np.ndarray:
+def run_train(index: Index, draws: Draws, spec: PlanSpec, backend: str = "native") -> np.ndarray:
     """float32 (B, 3, S, S)."""
-    rows = pack_draws(draws, spec)
-    pipeline = build_train_pipeline(lambda i: (index.path_bytes(draws.image), *rows), spec, options(len(draws.image)))
-    return np.asarray(pipeline.run()[0].as_tensor())
+    chosen = options(len(draws.image), backend=backend)
+    fed = (index.feed(draws.image), *pack_draws(draws, spec, chosen))
+    return np.array(build_train_pipeline(lambda i: fed, spec, chosen).run()[0].as_tensor())
 
 
 def run_plan(index: Index, plan: Plan, epoch: int, ordinals: np.ndarray, batch_size: int, **changes: object) -> np.ndarray:
     """The samples at `ordinals`, in batches of `batch_size`, the last one short."""
     parts = [ordinals[i : i + batch_size] for i in range(0, len(ordinals), batch_size)]
+    chosen, held = options(batch_size, **changes), []
 
     def source(i: int):  # type: ignore[no-untyped-def]
         draws = plan.draw(epoch, parts[min(i, len(parts) - 1)])
-        return index.path_bytes(draws.image), *pack_draws(draws, plan.spec)
+        held.append((index.feed(draws.image), *pack_draws(draws, plan.spec, chosen)))
+        return held[-1]
 
-    pipeline = build_train_pipeline(source, plan.spec, options(batch_size, **changes))
+    pipeline = build_train_pipeline(source, plan.spec, chosen)
     return np.concatenate([np.array(pipeline.run()[0].as_tensor()) for _ in parts])
 
 
@@ -94,16 +107,17 @@ def levels(images: np.ndarray) -> np.ndarray:
 
 
 def opened(index: Index, row: int) -> Image.Image:
-    return Image.open(index.path(row)).convert("RGB")
+    return Image.open(io.BytesIO(index.read(row))).convert("RGB")
 
 
-def assert_like_pil(images: np.ndarray, expected: list[Image.Image]) -> None:
+def assert_like_pil(images: np.ndarray, expected: list[Image.Image], backend: str) -> None:
     difference = np.abs(levels(images) - np.stack([np.asarray(image) for image in expected]))
-    assert difference.max() <= RESIZE_MOST + 0.01
-    assert difference.mean() <= RESIZE_MEAN
+    most, mean = RESIZE[backend]
+    assert difference.max() <= most + ROUNDING
+    assert difference.mean() <= mean + ROUNDING
 
 
-def test_crop_resize_and_flip_are_pils(index: Index) -> None:
+def test_crop_resize_and_flip_are_pils(index: Index, backend: str) -> None:
     rng, count = np.random.default_rng(0), len(index)
     shape = np.maximum((index.sizes * rng.uniform(0.2, 1, (count, 2))).astype(np.int32), 3)
     start = (rng.random((count, 2)) * (index.sizes - shape + 1)).astype(np.int32)
@@ -115,25 +129,22 @@ def test_crop_resize_and_flip_are_pils(index: Index) -> None:
     for layers in (0, 1):  # the two places where the graph flips
         spec = PlanSpec(input_size=SIDE, repeats=1, ra_layers=layers, reprob=0.0)
         nothing = np.full((count, layers), -1, np.int32)
-        assert_like_pil(run_train(index, dataclasses.replace(draws, ops=nothing, op_args=0.0 * nothing), spec), expected)
+        images = run_train(index, dataclasses.replace(draws, ops=nothing, op_args=0.0 * nothing), spec, backend)
+        assert_like_pil(images, expected, backend)
 
 
-def test_unresized_pixels_are_exact(index: Index) -> None:
+def test_unresized_pixels_are_exact(index: Index, backend: str) -> None:
     """Decoding, of every format and colour model, and normalising lose nothing."""
     start = (index.sizes - 25) // 2
     draws = plain_draws(index, crop=np.concatenate((start, np.full_like(start, 25)), 1))
-    images = run_train(index, draws, PlanSpec(input_size=25, repeats=1, ra_layers=0, reprob=0.0))
+    draws = dataclasses.replace(draws, resize=np.tile(np.array([25, 25, 0, 0], np.int32), (len(index), 1)))
+    images = run_train(index, draws, PlanSpec(input_size=25, repeats=1, ra_layers=0, reprob=0.0), backend)
     for row, (y, x, h, w) in enumerate(draws.crop.tolist()):
         expected = np.asarray(opened(index, row).crop((x, y, x + w, y + h)))
         np.testing.assert_allclose(levels(images)[row], expected, atol=1e-3)
 
 
-@pytest.fixture(scope="module")
-def unerased(index: Index) -> np.ndarray:
-    return run_train(index, plain_draws(index), PlanSpec(input_size=SIDE, repeats=1, ra_layers=0, reprob=0.0))
-
-
-def erased(index: Index, mode: str) -> tuple[np.ndarray, np.ndarray, Draws]:
+def erased(index: Index, mode: str, backend: str = "native") -> tuple[np.ndarray, np.ndarray, Draws]:
     """Images, the mask of the erased pixels (B, S, S), and the draws; every other sample is erased."""
     count, spec = len(index), PlanSpec(input_size=SIDE, repeats=1, ra_layers=0, reprob=1.0, remode=mode)
     plan = Plan(dataclasses.replace(spec, erase_area=(0.2, 0.5)), index.sizes)
@@ -143,39 +154,41 @@ def erased(index: Index, mode: str) -> tuple[np.ndarray, np.ndarray, Draws]:
     mask = np.zeros((count, SIDE, SIDE), bool)
     for row, (y, x, h, w) in enumerate(boxes.tolist()):
         mask[row, y : y + h, x : x + w] = True
-    return run_train(index, draws, spec), mask, draws
+    return run_train(index, draws, spec, backend), mask, draws
 
 
 @pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
-def test_erasing_leaves_the_rest_alone(index: Index, unerased: np.ndarray, mode: str) -> None:
-    images, mask, _ = erased(index, mode)
+def test_erasing_leaves_the_rest_alone(index: Index, mode: str, backend: str) -> None:
+    images, mask, _ = erased(index, mode, backend)
+    spec = PlanSpec(input_size=SIDE, repeats=1, ra_layers=0, reprob=0.0)
+    unerased = run_train(index, plain_draws(index), spec, backend)
     assert mask[::2].any((1, 2)).all() and not mask[1::2].any()
     outside = np.broadcast_to(~mask[:, None], images.shape)
     np.testing.assert_array_equal(images[outside], unerased[outside])
 
 
-def test_erasing_const_is_zero(index: Index) -> None:
-    images, mask, _ = erased(index, "const")
+def test_erasing_const_is_zero(index: Index, backend: str) -> None:
+    images, mask, _ = erased(index, "const", backend)
     assert not images.transpose(0, 2, 3, 1)[mask].any()
 
 
-def test_erasing_rand_is_one_colour_a_box(index: Index) -> None:
-    images, mask, _ = erased(index, "rand")
+def test_erasing_rand_is_one_colour_a_box(index: Index, backend: str) -> None:
+    images, mask, _ = erased(index, "rand", backend)
     inside = [image.transpose(1, 2, 0)[box] for image, box in zip(images[::2], mask[::2], strict=True)]
     colours = np.stack([pixels[0] for pixels in inside])
     assert all((pixels == colour).all() for pixels, colour in zip(inside, colours, strict=True))
     assert len(np.unique(colours)) == colours.size
 
 
-def test_erasing_pixel_is_normal_noise(index: Index) -> None:
-    images, mask, _ = erased(index, "pixel")
+def test_erasing_pixel_is_normal_noise(index: Index, backend: str) -> None:
+    images, mask, _ = erased(index, "pixel", backend)
     noise = images.transpose(0, 2, 3, 1)[mask]
     assert abs(noise.mean()) < 4 / np.sqrt(noise.size)
     assert abs(noise.std() - 1) < 4 / np.sqrt(2 * noise.size)
     assert len(np.unique(noise)) > 0.9 * noise.size
 
 
-def test_noise_depends_on_the_key_alone(index: Index) -> None:
+def test_native_noise_is_the_window_that_the_key_names(index: Index) -> None:
     images, mask, draws = erased(index, "pixel")
     bank = noise_bank(SIDE)
     for row in range(0, len(index), 2):
@@ -198,43 +211,49 @@ def plan(index: Index) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def replayed(index: Index, plan: Plan) -> np.ndarray:
-    return run_plan(index, plan, 3, np.arange(32), 32)
+def replayed(index: Index, plan: Plan) -> dict[str, np.ndarray]:
+    return {backend: run_plan(index, plan, 3, np.arange(32), 32, backend=backend) for backend in BACKENDS}
 
 
-@pytest.mark.parametrize("threads", [1, 2, 4])
-@pytest.mark.parametrize("batch_size", [7, 16, 64])
+@pytest.mark.parametrize(("batch_size", "threads"), [(7, 1), (16, 2), (64, 4), (32, 1)])
 def test_replay_over_batch_sizes_and_threads(
-    index: Index, plan: Plan, replayed: np.ndarray, batch_size: int, threads: int
+    index: Index, plan: Plan, replayed: dict[str, np.ndarray], batch_size: int, threads: int, backend: str
 ) -> None:
-    images = run_plan(index, plan, 3, np.arange(32), batch_size, num_threads=threads, prefetch=threads)
-    np.testing.assert_array_equal(images, replayed)
+    chosen = {"num_threads": threads, "prefetch": threads, "backend": backend}
+    np.testing.assert_array_equal(run_plan(index, plan, 3, np.arange(32), batch_size, **chosen), replayed[backend])
 
 
-def test_replay_alone_and_in_any_order(index: Index, plan: Plan, replayed: np.ndarray) -> None:
+def test_replay_alone_and_in_any_order(index: Index, plan: Plan, replayed: dict[str, np.ndarray], backend: str) -> None:
     chosen = np.array([17, 3, 30, 3, 9])
-    np.testing.assert_array_equal(run_plan(index, plan, 3, chosen, 3), replayed[chosen])
+    np.testing.assert_array_equal(run_plan(index, plan, 3, chosen, 3, backend=backend), replayed[backend][chosen])
 
 
-def test_other_epochs_look_different(index: Index, plan: Plan, replayed: np.ndarray) -> None:
-    images = run_plan(index, plan, 4, np.arange(32), 16)
-    assert (np.abs(images - replayed).mean((1, 2, 3)) > 1e-3).all()
+def test_other_epochs_look_different(index: Index, plan: Plan, replayed: dict[str, np.ndarray], backend: str) -> None:
+    images = run_plan(index, plan, 4, np.arange(32), 16, backend=backend)
+    assert (np.abs(images - replayed[backend]).mean((1, 2, 3)) > 1e-3).all()
+
+
+def test_native_is_close_to_exact(index: Index) -> None:
+    """The whole chain but the noise, which differs on purpose; single operations: tests/test_augment_native.py."""
+    plan = Plan(PlanSpec(seed=7, input_size=SIDE, repeats=2, reprob=0.0), index.sizes)
+    native, exact = (levels(run_plan(index, plan, 0, np.arange(32), 32, backend=backend)) for backend in ("native", "exact"))
+    assert np.abs(native - exact).mean() < 2.0
+    assert np.median(np.abs(native - exact)) < 0.5
 
 
 @pytest.mark.parametrize("crop_pct", [0.875, 0.9, 1.0])
-def test_evaluation_sees_what_torchvision_does(index: Index, crop_pct: float) -> None:
-    windows = centre_windows(index.sizes, SIDE, crop_pct)
-    everything = index.path_bytes(np.arange(len(index)))
-    pipeline = build_eval_pipeline(lambda i: (everything, windows), SIDE, options(len(index)))
-    images = np.asarray(pipeline.run()[0].as_tensor())
+def test_evaluation_sees_what_torchvision_does(index: Index, crop_pct: float, backend: str) -> None:
+    chosen = options(len(index), backend=backend)
+    fed = (index.feed(np.arange(len(index))), *pack_eval(index.sizes, SIDE, crop_pct, chosen))
+    images = np.array(build_eval_pipeline(lambda i: fed, SIDE, chosen).run()[0].as_tensor())
     bicubic = transforms.InterpolationMode.BICUBIC
     expected = transforms.Compose([transforms.Resize(int(SIDE / crop_pct), bicubic), transforms.CenterCrop(SIDE)])
-    assert_like_pil(images, [expected(opened(index, row)) for row in range(len(index))])
+    assert_like_pil(images, [expected(opened(index, row)) for row in range(len(index))], backend)
 
 
 def test_centre_window_lies_in_the_image() -> None:
     sizes = np.random.default_rng(0).integers(1, 700, (500, 2))
-    windows = centre_windows(sizes, 224, 0.9)
+    (windows,) = pack_eval(sizes, 224, 0.9, options(1))
     assert (windows[:, :2] >= 0).all() and (windows[:, 2:] <= sizes * (1 + 1e-6)).all()
     assert (windows[:, 2:] > windows[:, :2]).all()
 
@@ -242,44 +261,58 @@ def test_centre_window_lies_in_the_image() -> None:
 @pytest.mark.parametrize("crop_pct", [0.0, 1.5])
 def test_crop_pct_is_checked(crop_pct: float) -> None:
     with pytest.raises(ValueError, match=f"crop_pct: got {crop_pct}"):
-        centre_windows(np.ones((1, 2)), 224, crop_pct)
+        pack_eval(np.ones((1, 2)), 224, crop_pct, options(1))
+
+
+def test_an_image_is_decoded_alone(index: Index, tmp_path: Path) -> None:
+    decode_alone(index.feed(np.array([0])), feeds_paths=True)
+    (tmp_path / "bad.jpg").write_text("no image")
+    with pytest.raises(RuntimeError):
+        decode_alone([np.frombuffer(bytes(tmp_path / "bad.jpg"), np.uint8)], feeds_paths=True)
 
 
 def test_device_is_checked() -> None:
     with pytest.raises(ValueError, match="device: got 'cuda', allowed is cpu, gpu"):
         options(1, device="cuda")
+    with pytest.raises(ValueError, match="backend: got 'pil', allowed is exact, native"):
+        options(1, backend="pil")
+    with pytest.raises(ValueError, match="decoder: got 'mixed', allowed is cpu with backend native on a cpu"):
+        options(1, decoder="mixed")
 
 
 def test_floats_are_packed_only_where_used(index: Index) -> None:
     draws = plain_draws(index)
-    assert len(pack_draws(draws, PlanSpec(ra_layers=0, remode="pixel"))) == 1
-    assert len(pack_draws(draws, PlanSpec(ra_layers=0, remode="rand"))) == 2
+    assert len(pack_draws(draws, PlanSpec(ra_layers=0, remode="pixel"), options(1))) == 2
+    assert len(pack_draws(draws, PlanSpec(ra_layers=0, remode="rand"), options(1))) == 3
 
 
 @pytest.mark.gpu
-def test_gpu_sees_nearly_what_the_cpu_does(index: Index, plan: Plan) -> None:
+@pytest.mark.parametrize(("backend", "decoder", "most"), [("native", "mixed", 3), ("native", "cpu", 3), ("exact", "cpu", 0.1)])
+def test_gpu_sees_nearly_what_the_cpu_does(index: Index, plan: Plan, backend: str, decoder: str, most: float) -> None:
     """Decoder, resize and warps differ by some levels between the devices; a wrong sample or order would by a hundred."""
-    spec = dataclasses.replace(plan.spec, ra_layers=0, reprob=0.0)
-    plain, ordinals = Plan(spec, index.sizes), np.arange(16)
-    draws = plain.draw(0, ordinals)
-    source = (index.path_bytes(draws.image), *pack_draws(draws, spec))
-    images = build_train_pipeline(lambda i: source, spec, options(16, device="gpu")).run()[0]
-    on_gpu = torch.from_dlpack(images.as_tensor())
+    plain, ordinals = Plan(dataclasses.replace(plan.spec, ra_layers=0, reprob=0.0), index.sizes), np.arange(16)
+    on_gpu = run_on_gpu(index, plain, ordinals, backend=backend, decoder=decoder)
     assert on_gpu.dtype == torch.float16
-    difference = np.abs(levels(on_gpu.float().cpu().numpy()) - levels(run_plan(index, plain, 0, ordinals, 16)))
-    assert np.median(difference) < 3
+    expected = levels(run_plan(index, plain, 0, ordinals, 16, backend=backend))
+    assert np.median(np.abs(levels(on_gpu.float().cpu().numpy()) - expected)) < most
 
 
 @pytest.mark.gpu
-def test_gpu_replays(index: Index, plan: Plan) -> None:
-    def run(batch_size: int) -> torch.Tensor:
-        parts = np.arange(16).reshape(-1, batch_size)
+@pytest.mark.parametrize(
+    ("backend", "decoder"), [("native", "mixed"), ("native", "hardware"), ("native", "cpu"), ("exact", "cpu")]
+)
+def test_gpu_replays(index: Index, plan: Plan, backend: str, decoder: str) -> None:
+    whole, parts = (run_on_gpu(index, plan, np.arange(16), size, backend=backend, decoder=decoder) for size in (16, 4))
+    assert torch.equal(whole, parts)
 
-        def source(i: int):  # type: ignore[no-untyped-def]
-            draws = plan.draw(0, parts[i % len(parts)])
-            return index.path_bytes(draws.image), *pack_draws(draws, plan.spec)
 
-        pipeline = build_train_pipeline(source, plan.spec, options(batch_size, device="gpu"))
-        return torch.cat([torch.from_dlpack(pipeline.run()[0].as_tensor()).clone() for _ in parts])
+def run_on_gpu(index: Index, plan: Plan, ordinals: np.ndarray, batch_size: int = 16, **changes: object) -> torch.Tensor:
+    chosen, parts, held = options(batch_size, device="gpu", **changes), ordinals.reshape(-1, batch_size), []
 
-    assert torch.equal(run(16), run(4))
+    def source(i: int):  # type: ignore[no-untyped-def]
+        draws = plan.draw(0, parts[i % len(parts)])
+        held.append((index.feed(draws.image), *pack_draws(draws, plan.spec, chosen)))
+        return held[-1]
+
+    pipeline = build_train_pipeline(source, plan.spec, chosen)
+    return torch.cat([torch.from_dlpack(pipeline.run()[0].as_tensor()).clone() for _ in parts])

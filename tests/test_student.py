@@ -210,7 +210,16 @@ def test_unknown_name_lists_the_known() -> None:
 
 def test_wrong_image_size_is_named() -> None:
     with pytest.raises(ValueError, match="takes 32 px"):
-        make_student().eval()(make_images(1, 40))
+        make_student(drop_path=0.0).train()(make_images(1, 40))
+    with pytest.raises(ValueError, match="multiples of 8"):
+        make_student().eval()(make_images(1, 41))
+
+
+def test_evaluates_at_another_size_as_resized_weights_do() -> None:
+    student, other = make_student().eval(), make_student(image_size=48).eval()
+    fit_student_weights(other, student.state_dict())
+    images = make_images(2, 48)
+    torch.testing.assert_close(student(images), other(images))
 
 
 def save(tmp_path: Path, state: dict[str, Any], wrapper: str | None, suffix: str) -> Path:

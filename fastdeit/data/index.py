@@ -1,111 +1,215 @@
-"""A data set as a table: one row an image, with its class, its height and width, and a check that it decodes.
+"""A data set as a table: one row an image, with its class, its height and width, and where its bytes are.
 
-The plan needs every height and width before anything is read, and a single file that does not decode costs DALI a whole
-batch; so each file is decoded once, and the table is kept as Parquet. Sizes are those of the stored pixels: an EXIF rotation
-is not applied, as in torchvision's loader. A changed folder is noticed by its listing (names, bytes, times), and only the
-files that changed are decoded again. Order and class ids are those of torchvision's ImageFolder.
+The plan needs every height and width before anything is read, and a single image that does not decode costs DALI a whole batch;
+so each image is decoded once, and only good ones are rows. Image files, tar shards and IDX files look the same from here on.
 """
 
 import functools
 import hashlib
 import json
-import logging
-import multiprocessing
+import mmap
 import os
-import struct
-import time
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass
+import resource
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+import pyarrow.compute as pc
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-MAX_PIXELS = 64 * 2**20
-VERSION = 1
-"""Rises whenever a table of an older version must not be read."""
+from fastdeit.data.check import EXTENSIONS, MAX_BYTES, MAX_PIXELS, UNREAD, check_image, read_place
+from fastdeit.data.folder import class_folders, list_folder
+from fastdeit.data.idx import list_idx, read_images
+from fastdeit.data.imagenet import list_flat
+from fastdeit.data.layout import VALIDATION, Found, find_split
+from fastdeit.data.listing import SHOWN, DataError, Listing, class_names_beside
+from fastdeit.data.lists import list_listed
+from fastdeit.data.shards import list_shards
+from fastdeit.data.table import build_table, fresh_table, table_facts, table_places
 
-_NAMED = 10  # files listed in an error
-_CHUNK = 64  # files a worker takes at a time
-_PROCESSES_FROM = 4000  # below this many files, starting processes costs more than the decoding
-_PROGRESS_AFTER_S = 1.5
-_DECODE_ERRORS = (
-    *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
-)
-
-Checked = tuple[int, int] | str
-"""Height and width of a good file, or what is wrong with a bad one."""
-
-_log = logging.getLogger(__name__)
-
-
-class DataError(ValueError):
-    """A data set that cannot be used as it is; the message names the path and what is allowed."""
+BadImages = Literal["error", "skip"]
+_COLUMNS = ("name", "label", "num_bytes", "height", "width", "fault", "shard", "offset")
+_SPARE_FILES = 512  # descriptors left to everything else
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """One split of a data set; row i is image i."""
+    """One split of a data set; row i is image i, and every row decoded when it was indexed."""
 
     root: Path
     split: str
     classes: tuple[str, ...]
     """Names of the classes; a label is a position in it."""
-    paths: pa.BinaryArray
-    """(N,): the files' names relative to `root`, as bytes of the file system."""
+    kind: Literal["files", "shards", "idx"]
+    names: pa.BinaryArray
+    """(N,): paths relative to `root`, or SHARD/MEMBER, as bytes of the file system."""
     labels: np.ndarray
     """int64 (N,)."""
     sizes: np.ndarray
     """int32 (N, 2): height and width in pixels, without EXIF rotation."""
     num_bytes: np.ndarray
-    """int64 (N,): sizes of the files."""
+    """int64 (N,): of the encoded images."""
+    shards: tuple[str, ...] = ()
+    """Container files relative to `root`; empty for image files."""
+    shard: np.ndarray | None = None
+    """int32 (N,): position in `shards`."""
+    offset: np.ndarray | None = None
+    """int64 (N,): where an image begins in its shard; for IDX its number."""
+    left_out: tuple[str, ...] = ()
+    """Images that are no rows, each with what is wrong with it. Not part of the fingerprint."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def path(self, i: int) -> Path:
-        """The file of row i, below `root`."""
-        return self.root / os.fsdecode(self.paths[int(i)].as_py())
+    def name(self, row: int) -> str:
+        """The image's name, relative to `root`, for messages."""
+        return os.fsdecode(self.names[int(row)].as_py())
 
-    def path_bytes(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The files of `rows` (int64 (B,)) as DALI's `io.file.read` takes them: uint8 (length,) each."""
-        root = os.fsencode(self.root) + b"/"
-        return [np.frombuffer(root + name, np.uint8) for name in self.paths.take(pa.array(rows)).to_pylist()]
+    @property
+    def feeds_paths(self) -> bool:
+        """Whether `feed` gives paths, for DALI's io.file.read, instead of encoded images."""
+        return self.kind == "files"
+
+    def feed(self, rows: np.ndarray) -> list[np.ndarray]:
+        """What DALI takes for `rows` (int64 (B,)): uint8 (length,) each, paths or views of the encoded images.
+
+        Raises OSError for a shard, DataError for an IDX file, that is not there any more.
+        """
+        if self.kind == "files":
+            root = self._prefix
+            return [np.frombuffer(root + name, np.uint8) for name in self.names.take(pa.array(rows)).to_pylist()]
+        if self.shard is None or self.offset is None:
+            raise AssertionError("only image files have no shards")
+        if self.kind == "idx":
+            pixels = read_images(self.root / self.shards[0])
+            return list(pixels[self.offset[rows]])
+        starts = self.offset[rows]
+        ranges = zip(self.shard[rows].tolist(), starts.tolist(), (starts + self.num_bytes[rows]).tolist(), strict=True)
+        return [self._range(*place) for place in ranges]
+
+    def read(self, row: int) -> bytes:
+        """The encoded image. Raises OSError when it cannot be read."""
+        if self.kind == "files":
+            return read_place((os.path.join(self.root, self.name(row)), -1, 0))
+        assert self.shard is not None and self.offset is not None
+        if self.kind == "idx":
+            try:
+                return self.feed(np.array([row]))[0].tobytes()
+            except (DataError, IndexError) as error:
+                raise OSError(str(error)) from error
+        shard = os.path.join(self.root, self.shards[self.shard[row]])
+        return read_place((shard, int(self.offset[row]), int(self.num_bytes[row])))
+
+    def check(self, row: int) -> str | None:
+        """What is wrong with an image now: unreadable, damaged, or of another size than here; None if nothing."""
+        try:
+            checked = check_image(self.read(row))
+        except OSError as error:
+            return f"{UNREAD}: {error.strerror or error}"
+        indexed = tuple(self.sizes[row].tolist())
+        if isinstance(checked, str) or checked[:2] == indexed:
+            return checked if isinstance(checked, str) else None
+        return f"is {checked[:2]} high and wide, the index has {indexed}: was it replaced?"
 
     def fingerprint(self) -> str:
-        """SHA-256 over names, bytes a file, labels and classes; the same wherever the folder lies."""
+        """SHA-256 over names, bytes of each image, labels and classes; the same wherever the data set lies."""
         return self._fingerprint
+
+    def entry(self, row: int) -> dict[str, Any]:
+        """A row as JSON takes it, for `restored`."""
+        height, width = self.sizes[row].tolist()
+        entry = {"row": int(row), "name": self.name(row), "label": int(self.labels[row])}
+        entry |= {"num_bytes": int(self.num_bytes[row]), "height": height, "width": width}
+        if self.shard is not None and self.offset is not None:
+            entry |= {"shard": self.shards[self.shard[row]], "offset": int(self.offset[row])}
+        return entry
+
+    def restored(self, entries: Sequence[dict[str, Any]]) -> "Index":
+        """This index with rows as they were when `entry` told them, so that its fingerprint is the one of then.
+
+        A row that is still at its place gets its bytes and size again; one that is not there is inserted. Such rows are
+        placeholders: whoever restores them must not draw them. Raises DataError for an entry beyond the end.
+        """
+        gone: list[tuple[int, dict[str, Any]]] = []
+        ordered = sorted(entries, key=lambda entry: entry["row"])
+        for entry in ordered:
+            row = entry["row"] - len(gone)  # in this index
+            if row > len(self):
+                raise DataError(
+                    f"{self.root}, {self.split!r}: row {entry['row']} ({entry['name']}) is beyond its {len(self)} rows"
+                )
+            if row == len(self) or self.name(row) != entry["name"]:
+                gone.append((row, entry))
+        index, rows = _with_rows(self, gone), [entry["row"] for entry in ordered]
+        labels, sizes, num_bytes = index.labels.copy(), index.sizes.copy(), index.num_bytes.copy()
+        labels[rows] = [entry["label"] for entry in ordered]
+        num_bytes[rows] = [entry["num_bytes"] for entry in ordered]
+        sizes[rows] = np.array([(entry["height"], entry["width"]) for entry in ordered], np.int32).reshape(-1, 2)
+        return replace(index, labels=labels, sizes=sizes, num_bytes=num_bytes)
+
+    def _range(self, shard: int, start: int, stop: int) -> np.ndarray:
+        mapped, whole = self._maps.get(shard) or self._map(shard)
+        if stop <= len(whole):
+            # the disk starts on all of a batch at once, instead of page by page when DALI copies
+            first = start - start % mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_WILLNEED, first, stop - first)
+        return whole[start:stop]
+
+    def _map(self, shard: int) -> tuple[mmap.mmap, np.ndarray]:
+        """A whole shard, mapped, also as uint8 (bytes,); it stays mapped."""
+        _allow_open_files(len(self.shards))
+        with open(os.path.join(self.root, self.shards[shard]), "rb") as opened:
+            if not os.fstat(opened.fileno()).st_size:
+                raise OSError(f"{opened.name}: is empty")
+            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._maps.setdefault(shard, (mapped, np.frombuffer(mapped, np.uint8)))
+
+    @functools.cached_property
+    def _maps(self) -> dict[int, tuple[mmap.mmap, np.ndarray]]:
+        return {}
+
+    @functools.cached_property
+    def _prefix(self) -> bytes:
+        return os.path.join(os.fsencode(self.root), b"")
 
     @functools.cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(json.dumps([self.split, self.classes]).encode())
-        names = self.paths.to_pylist()
-        for part in (b"\0".join(names), self.num_bytes.astype("<i8").tobytes(), self.labels.astype("<i8").tobytes()):
-            digest.update(part)
+        offsets = np.frombuffer(self.names.buffers()[1], np.int32)[self.names.offset :][: len(self) + 1]
+        text = memoryview(self.names.buffers()[2] or b"")[offsets[0] : offsets[-1]]
+        digest.update(text)
+        for part in (np.diff(offsets).astype("<i4"), self.num_bytes.astype("<i8"), self.labels.astype("<i8")):
+            digest.update(part.data)
         return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class _Listing:
-    """What the folder says before any file is opened: names, labels, bytes and modification times (ns)."""
+def _with_rows(index: Index, rows: Sequence[tuple[int, dict[str, Any]]]) -> Index:
+    """The index with entries inserted, each before the row that goes with it; their sizes are still to be filled in."""
+    if not rows:
+        return index
+    before, entries = [row for row, _ in rows], [entry for _, entry in rows]
+    order = np.insert(np.arange(len(index)), before, len(index) + np.arange(len(rows)))
+    more = pa.array([os.fsencode(entry["name"]) for entry in entries], pa.binary())
+    names = pa.concat_arrays([index.names, more]).take(pa.array(order))
+    changed: dict[str, Any] = {
+        name: np.insert(getattr(index, name), before, 0, axis=0) for name in ("labels", "num_bytes", "sizes")
+    }
+    if index.shard is not None and index.offset is not None:
+        shards = tuple(dict.fromkeys((*index.shards, *(entry["shard"] for entry in entries))))
+        shard = np.insert(index.shard, before, [shards.index(entry["shard"]) for entry in entries])
+        offset = np.insert(index.offset, before, [entry["offset"] for entry in entries])
+        changed |= {"shards": shards, "shard": shard, "offset": offset}
+    return replace(index, names=names, **changed)
 
-    paths: pa.BinaryArray
-    labels: np.ndarray
-    num_bytes: np.ndarray
-    mtimes: np.ndarray
 
-    @property
-    def keys(self) -> pa.Table:
-        """A file whose row in here is unchanged is taken to be unchanged."""
-        return pa.table({"path": self.paths, "num_bytes": self.num_bytes, "mtime_ns": self.mtimes})
+def _allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files, as far as it may, so that `count` more fit: a mapped file counts as open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
 def build_index(
@@ -115,173 +219,107 @@ def build_index(
     cache_dir: Path | None = None,
     classes: Sequence[str] | None = None,
     workers: int | None = None,
+    bad_images: BadImages = "error",
+    again: bool = False,
 ) -> Index:
-    """The table of `root/split/CLASS/**/*.{jpg,jpeg,png,webp,bmp}`, read from its Parquet file if the folder is unchanged.
+    """The table of one split, read from its Parquet file if what it was made from is unchanged, else built.
 
-    classes: the names that labels count; without it those of `root/train`. cache_dir: where the Parquet file is kept; without
-    it `root/.fastdeit`, or the user's cache folder where root cannot be written. workers: threads or processes that decode.
-    Raises DataError for a missing folder, no classes, a class unknown to train, an empty class, files that do not decode.
+    split: `train` or `val` below `root`, in any format of docs/data.md; or relative to root a list or a pattern of tar files.
+    classes: the names that labels count; without it those of a `classes.txt`, for `val` of `train`, else its own. cache_dir:
+    where the Parquet file is kept, else `root/.fastdeit`, or the user's cache folder where root cannot be written. workers:
+    threads or processes that decode. bad_images: "skip" leaves them out. again: look at every file's bytes and time, though
+    the folders are unchanged. Raises DataError for what cannot be used, with "error" also for images that do not decode.
     """
     root = Path(os.path.abspath(root))
-    names = tuple(classes) if classes is not None else _class_names(root, "train")
-    listing = _list_split(root, split, names)
-    places = [folder / f"{split}.parquet" for folder in ([Path(cache_dir)] if cache_dir else _cache_folders(root))]
-    sizes = _known_sizes(listing, places)
-    unknown = np.flatnonzero(sizes[:, 0] == 0)
-    if unknown.size:
-        files = [os.path.join(os.fsencode(root), name) for name in listing.paths.take(pa.array(unknown)).to_pylist()]
-        sizes[unknown], bad = _check_all(files, workers or os.cpu_count() or 1)
-        # bad files stay unknown in the table, so that the next try decodes only them
-        _write_first(listing.keys.append_column("height", [sizes[:, 0]]).append_column("width", [sizes[:, 1]]), places)
-        _refuse(bad)
-    return Index(root, split, names, listing.paths, listing.labels, sizes, listing.num_bytes)
+    found = find_split(root, split)
+    table = split_table(root, split, found, cache_dir=cache_dir, classes=classes, workers=workers, again=again)
+    facts = table_facts(table)
+    left_out = left_out_of(table)
+    if left_out and bad_images == "error":
+        raise DataError(_refusal(left_out))
+    good = table.filter(pc.is_null(table["fault"])) if left_out else table
+    if not len(good):
+        raise DataError("\n  ".join([f"{root}: {split!r} holds no image that can be used", *left_out[:SHOWN]]))
+    column = {name: good[name].combine_chunks() for name in good.column_names if name != "fault"}
+    shards = {name: column[name].to_numpy() for name in ("shard", "offset") if name in column}
+    return Index(
+        root,
+        split,
+        tuple(facts["classes"]),
+        _KINDS.get(found.kind, "files"),
+        names=column["name"],
+        labels=column["label"].to_numpy(),
+        sizes=np.stack((column["height"].to_numpy(), column["width"].to_numpy()), 1).astype(np.int32),
+        num_bytes=column["num_bytes"].to_numpy(),
+        shards=tuple(facts["shards"]),
+        left_out=left_out,
+        **shards,
+    )
 
 
-def _class_names(root: Path, split: str) -> tuple[str, ...]:
-    folder = root / split
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; allowed is a folder that holds train/CLASS/IMAGE and val/CLASS/IMAGE")
-    if not folder.is_dir():
-        raise DataError(f"{root}: has no folder {split!r}; allowed is {split}/CLASS/IMAGE, a folder for each class")
-    names = tuple(sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")))
-    if not names:
-        raise DataError(f"{folder}: has no class folders; allowed is {split}/CLASS/IMAGE, a folder for each class")
-    return names
+_KINDS: dict[str, Literal["shards", "idx"]] = {"shards": "shards", "idx": "idx"}
 
 
-def _list_split(root: Path, split: str, classes: tuple[str, ...]) -> _Listing:
-    present = _class_names(root, split)
-    unknown = sorted(set(present) - set(classes))
-    if unknown:
-        shown = ", ".join(unknown[:_NAMED])
-        raise DataError(f"{root / split}: classes that train does not have: {shown}; allowed are its {len(classes)} classes")
-    label_of = {name: label for label, name in enumerate(classes)}
-    rows: list[tuple[bytes, int, int, int]] = []
-    for name in sorted(present, key=label_of.__getitem__):
-        files = list(_image_files(os.fsencode(root / split / name)))
-        if not files:
-            raise DataError(f"{root / split / name}: no images in this class; allowed are {', '.join(EXTENSIONS)}")
-        rows += [(os.path.relpath(file, os.fsencode(root)), label_of[name], *_stat(file)) for file in files]
-    names, *columns = zip(*rows, strict=True)
-    return _Listing(pa.array(names, pa.binary()), *(np.array(column, np.int64) for column in columns))
-
-
-def _image_files(folder: bytes) -> Iterator[bytes]:
-    """Images below `folder`, in ImageFolder's order: folders by name, files by name within each."""
-    extensions = tuple(os.fsencode(extension) for extension in EXTENSIONS)
-    for parent, _, files in sorted(os.walk(folder, followlinks=True)):
-        yield from (os.path.join(parent, file) for file in sorted(files) if file.lower().endswith(extensions))
-
-
-def _stat(file: bytes) -> tuple[int, int]:
-    try:
-        facts = os.stat(file)
-    except OSError as error:
-        raise DataError(f"{os.fsdecode(file)}: cannot be read: {error.strerror}") from error
-    return facts.st_size, facts.st_mtime_ns
-
-
-def _cache_folders(root: Path) -> list[Path]:
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return [root / ".fastdeit", user / "fastdeit" / hashlib.sha256(os.fsencode(root)).hexdigest()[:16]]
-
-
-def _known_sizes(listing: _Listing, places: Iterable[Path]) -> np.ndarray:
-    """int32 (N, 2) from the first table that can be read; 0 where a file is new or has changed."""
-    now, table = listing.keys, next(filter(None, map(_read_table, places)), None)
+def split_table(
+    root: Path,
+    split: str,
+    found: Found,
+    *,
+    cache_dir: Path | None = None,
+    classes: Sequence[str] | None = None,
+    workers: int | None = None,
+    again: bool = False,
+    columns: Sequence[str] = _COLUMNS,
+) -> pa.Table:
+    """A row for every image of the split, good or bad (then with a `fault`); `table_facts` reads what it says of itself."""
+    names = _class_names(root, split, found, classes, cache_dir, workers)
+    source = {"kind": found.kind, "paths": [os.path.relpath(path, root) for path in found.paths], "classes": names}
+    places = table_places(root, split, cache_dir)
+    table = None if again else fresh_table(places, root, source, columns)
     if table is None:
-        return np.zeros((len(now), 2), np.int32)
-    known = np.stack((table["height"].to_numpy(), table["width"].to_numpy()), 1).astype(np.int32)
-    was = table.select(now.column_names)
-    if was.equals(now):
-        return known
-    row_of = {key: row for row, key in enumerate(_rows(was))}
-    return np.append(known, [[0, 0]], 0).astype(np.int32)[[row_of.get(key, -1) for key in _rows(now)]]
+        count = workers or os.cpu_count() or 1
+        table = build_table(_list(root, found, names, count), root, source, places, count)
+    return table
 
 
-def _rows(table: pa.Table) -> Iterator[tuple[object, ...]]:
-    return zip(*(column.to_pylist() for column in table.columns), strict=True)
+def _class_names(
+    root: Path, split: str, found: Found, given: Sequence[str] | None, cache_dir: Path | None, workers: int | None
+) -> list[str] | None:
+    """The names that labels count, or None if the split's own labels make them."""
+    if given is not None:
+        return list(given)
+    beside = class_names_beside(found.home)
+    if beside and found.kind != "folder":
+        return list(beside)
+    if split not in VALIDATION:
+        return list(class_folders(found.paths[0])) if found.kind == "folder" else None
+    train = find_split(root, "train")
+    if train.kind == "folder":
+        return list(class_folders(train.paths[0]))
+    return table_facts(split_table(root, "train", train, cache_dir=cache_dir, workers=workers, columns=()))["classes"]
 
 
-def _read_table(place: Path) -> pa.Table | None:
-    try:
-        table = pq.read_table(place)
-    except (OSError, pa.ArrowInvalid):
-        return None
-    version = (table.schema.metadata or {}).get(b"fastdeit")
-    return table if version == str(VERSION).encode() else None
+def _list(root: Path, found: Found, classes: Sequence[str] | None, workers: int) -> Listing:
+    first, *rest = found.paths
+    if found.kind == "shards":
+        return list_shards(root, found.paths, classes, workers)
+    if found.kind == "list":
+        return list_listed(root, first, classes)
+    if found.kind == "idx":
+        return list_idx(root, first, rest[0], classes)
+    if found.kind == "flat":
+        return list_flat(root, first, rest[0], classes or ())
+    return list_folder(root, first, classes or class_folders(first))
 
 
-def _write_first(table: pa.Table, places: Sequence[Path]) -> None:
-    """Write the table to the first place that takes it; whole or not at all, several processes at once are safe."""
-    table = table.replace_schema_metadata({"fastdeit": str(VERSION)})
-    for place in places:
-        partial = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(table, partial)
-            os.replace(partial, place)
-            return
-        except OSError as error:
-            _log.debug("%s: %s", place, error)
-    _log.warning("the index could not be kept at %s: it will be built again", " nor at ".join(map(str, places)))
+def left_out_of(table: pa.Table) -> tuple[str, ...]:
+    """The bad images of a split's table, each with what is wrong with it."""
+    bad = table.select(["name", "fault"]).filter(pc.is_valid(table["fault"]))
+    pairs = zip(bad["name"].to_pylist(), bad["fault"].to_pylist(), strict=True)
+    return tuple(f"{os.fsdecode(name).rstrip('/')}: {fault}" for name, fault in pairs)
 
 
-def _check_all(files: list[bytes], workers: int) -> tuple[np.ndarray, list[str]]:
-    """int32 (N, 2): height and width of the files, 0 for a bad one; and what is wrong with each bad one."""
-    chunks = [files[i : i + _CHUNK] for i in range(0, len(files), _CHUNK)]
-    sizes, bad = np.zeros((len(files), 2), np.int32), []
-    with _executor(len(files), workers) as pool:
-        results = (result for chunk in pool.map(_check_files, chunks) for result in chunk)
-        for row, result in enumerate(_with_progress(results, len(files))):
-            if isinstance(result, str):
-                bad.append(f"{os.fsdecode(files[row])}: {result}")
-            else:
-                sizes[row] = result
-    return sizes, bad
-
-
-def _refuse(bad: list[str]) -> None:
-    if bad:
-        shown = "\n  ".join(bad[:_NAMED] + ([f"and {len(bad) - _NAMED} more"] if len(bad) > _NAMED else []))
-        allowed = f"whole {', '.join(EXTENSIONS)} files of at most {MAX_PIXELS} pixels"
-        raise DataError(f"{len(bad)} unreadable image(s); allowed are {allowed}:\n  {shown}")
-
-
-def _executor(files: int, workers: int) -> Executor:
-    if files < _PROCESSES_FROM or workers == 1:
-        return ThreadPoolExecutor(workers)
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-
-
-def _with_progress(results: Iterable[Checked], total: int) -> Iterator[Checked]:
-    """Pass `results` through; after a while, and only on a terminal, with a progress bar."""
-    console, started = Console(stderr=True), time.monotonic()
-    columns = (TextColumn("checking images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    task = progress.add_task("", total=total)
-    try:
-        for result in results:
-            if not progress.live.is_started and time.monotonic() - started > _PROGRESS_AFTER_S:
-                progress.start()
-            progress.advance(task)
-            yield result
-    finally:
-        progress.stop()
-
-
-def _check_files(files: list[bytes]) -> list[Checked]:
-    return [check_file(file) for file in files]
-
-
-def check_file(file: bytes | str | Path) -> Checked:
-    """Height and width of an image that decodes whole, else what is wrong with it."""
-    try:
-        with Image.open(os.fsdecode(file)) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                return f"{width} x {height} pixels are more than {MAX_PIXELS}"
-            image.load()
-    except _DECODE_ERRORS as error:
-        return f"{type(error).__name__}: {error}"
-    return height, width
+def _refusal(left_out: Sequence[str]) -> str:
+    more = [f"and {len(left_out) - SHOWN} more"] if len(left_out) > SHOWN else []
+    allowed = f"whole {', '.join(EXTENSIONS)} images of at most {MAX_PIXELS} pixels and {MAX_BYTES} bytes, or --bad-images skip"
+    return "\n  ".join([f"{len(left_out)} bad image(s); allowed are {allowed}:", *left_out[:SHOWN], *more])

@@ -1,10 +1,12 @@
-"""The DALI graphs that execute the plan: read, decode, resize, flip, RandAugment, normalise, erase; and the evaluation's.
+"""The DALI graphs that execute the plan: read, decode, resize, flip, augment, normalise, erase; and the evaluation's.
 
 No operator in here is random: all that varies comes in per sample, packed into one integer and one float row, so a sample's
-pixels do not depend on the batch it is in, on threads or on time. The same code builds for "cpu" and "gpu"; the rows stay on
-the CPU. Parts that a plan never uses are left out of the graph: an operator costs about 10 us an iteration even when idle.
+pixels do not depend on the batch it is in, on threads or on time. Two backends, one interface:
 
-The noise of RandomErasing comes from a bank of normal numbers; a sample's key chooses its window in it.
+exact: what follows the decoder is one compiled operator on the CPU, bit-equal to PIL and timm (data/augment_exact.py).
+native: DALI's own operators, on the CPU or the GPU, close to PIL (data/augment_native.py). Parts that a plan never uses are
+left out of the graph: an operator costs about 10 us an iteration even when idle. The noise of RandomErasing comes from a bank
+of normal numbers; a sample's key chooses its window in it.
 """
 
 import functools
@@ -16,36 +18,53 @@ import numpy as np
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 
-from fastdeit.data.augment import pack_ops, rand_augment
+from fastdeit.data.augment_exact import exact, pack_exact, pack_windows
+from fastdeit.data.augment_native import native_window, pack_ops, rand_augment
 from fastdeit.philox import normal, random_words, uniform
 from fastdeit.plan import Draws, PlanSpec
 
 Source = Callable[[int], tuple[Any, ...]]
-"""From the number of an iteration to its batch: paths as lists of uint8 arrays, then the rows that the graph takes."""
+"""From the number of an iteration to its batch: paths or encoded images as uint8 arrays, then the rows that the graph takes."""
 
-# columns of a sample's rows; RandAugment's follow
-_START, _SHAPE, _FLIP, _ERASE_START, _ERASE_SHAPE, _NOISE = slice(0, 2), slice(2, 4), 4, slice(5, 7), slice(7, 9), slice(9, 11)
+BACKENDS = ("exact", "native")
+DECODERS: dict[str, dict[str, Any]] = {
+    "cpu": {"device": "cpu"},
+    "mixed": {"device": "mixed", "hw_decoder_load": 0.0},
+    "hardware": {"device": "mixed", "hw_decoder_load": 1.0},
+}
+"""Where images are decoded. The GPU's own JPEG engine differs from its CUDA decoder, and a share between them would make a
+sample's pixels depend on its batch: each decoder uses one of them for all."""
+
+# columns of a native sample's rows; the operations' follow
+_FLIP, _ERASE_START, _ERASE_SHAPE, _NOISE, _RESIZE = 0, slice(1, 3), slice(3, 5), slice(5, 7), slice(7, 11)
 _INTS, _FILL = 11, slice(0, 3)
 _WINDOWS = 257  # places for a noise window along each axis
 
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """Where a pipeline runs, how far ahead, and what it delivers. Raises ValueError for an unknown device."""
+    """Where a pipeline runs, how far ahead, and what it delivers. Raises ValueError for an unknown name."""
 
-    batch_size: int
-    """The most images an iteration delivers."""
     mean: Sequence[float]
     """Of each channel, for values in 0..1, as `std`."""
     std: Sequence[float]
+    batch_size: int = 1
+    """The most images an iteration delivers; the loaders put in their own, and `feeds_paths`."""
     device: str = "cpu"
     device_id: int | None = None
     num_threads: int = 2
     prefetch: int = 2
+    backend: str = "exact"
+    decoder: str = "cpu"
+    feeds_paths: bool = True
+    """Whether the source gives paths of files, else encoded images."""
 
     def __post_init__(self) -> None:
-        if self.device not in ("cpu", "gpu"):
-            raise ValueError(f"device: got {self.device!r}, allowed is cpu, gpu")
+        for name, allowed in (("device", ("cpu", "gpu")), ("backend", BACKENDS), ("decoder", tuple(DECODERS))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, allowed is {', '.join(allowed)}")
+        if self.decoder != "cpu" and (self.device == "cpu" or self.backend == "exact"):
+            raise ValueError(f"decoder: got {self.decoder!r}, allowed is cpu with backend {self.backend} on a {self.device}")
 
     @property
     def dtype(self) -> types.DALIDataType:
@@ -63,47 +82,75 @@ class PipelineOptions:
 def build_train_pipeline(source: Source, spec: PlanSpec, options: PipelineOptions) -> Pipeline:
     """A built pipeline whose output is images (B, 3, S, S), normalised and erased: float32 on "cpu", float16 on "gpu".
 
-    source: paths and the rows of `pack_draws`.
+    source: paths or encoded images, and the rows of `pack_draws`.
     """
-    pipeline = _train_graph(source, spec, options, **options.dali)
-    pipeline.build()
-    return pipeline
+    if options.backend == "exact":
+        return _built(_exact_graph(source, spec.input_size, options, **options.dali))
+    return _built(_native_graph(source, spec, options, **options.dali))
 
 
 def build_eval_pipeline(source: Source, input_size: int, options: PipelineOptions) -> Pipeline:
-    """A built pipeline whose output is images (B, 3, S, S), as of `build_train_pipeline`; source: paths and float32 (B, 4)
-    windows of `centre_windows`."""
-    pipeline = _eval_graph(source, input_size, options, **options.dali)
+    """A built pipeline whose output is images (B, 3, S, S), as of `build_train_pipeline`.
+
+    source: paths or encoded images, and the rows of `pack_eval`.
+    """
+    graph = _exact_graph if options.backend == "exact" else _native_eval_graph
+    return _built(graph(source, input_size, options, **options.dali))
+
+
+def decode_alone(encoded: list[np.ndarray], feeds_paths: bool) -> None:
+    """Decodes one batch (as the source gives it) by itself. Raises RuntimeError with DALI's message if that fails."""
+    options = PipelineOptions((0.0,), (1.0,), batch_size=len(encoded), num_threads=1, prefetch=1, feeds_paths=feeds_paths)
+    _built(_decode_graph(lambda i: (encoded,), options, **options.dali)).run()
+
+
+def _built(pipeline: Pipeline) -> Pipeline:
     pipeline.build()
     return pipeline
 
 
-def pack_draws(draws: Draws, spec: PlanSpec) -> tuple[np.ndarray, ...]:
-    """The rows that the training graph takes: int32 (B, columns), and float32 (B, columns) where it has a use for floats."""
-    count = len(draws.image)
-    noise = np.stack((draws.noise_key >> np.uint64(32), draws.noise_key & np.uint64(2**32 - 1)), 1) % np.uint64(_WINDOWS)
-    ints = np.concatenate((draws.crop, draws.flip[:, None], draws.erase, noise), axis=1, dtype=np.int32, casting="unsafe")
-    if not _has_floats(spec):
-        return (ints,)
-    op_ints, op_floats = pack_ops(draws, spec.input_size, spec.input_size)
-    fill = noise_bank(spec.input_size)[:, noise[:, 0], noise[:, 1]].T if spec.remode == "rand" else np.zeros((count, 3))
-    floats = np.concatenate((fill, op_floats), axis=1, dtype=np.float32, casting="unsafe")
-    return np.concatenate((ints, op_ints), axis=1), floats
+def pack_draws(draws: Draws, spec: PlanSpec, options: PipelineOptions) -> tuple[np.ndarray, ...]:
+    """The rows that the training graph takes, (B, columns) each: the window to decode, integers, and floats if it uses any."""
+    if options.backend == "exact":
+        return draws.crop, *pack_exact(draws, spec, options.mean, options.std)
+    return draws.crop, *_pack_native(draws, spec)
 
 
-def centre_windows(sizes: np.ndarray, input_size: int, crop_pct: float) -> np.ndarray:
-    """float32 (B, 4): y0, x0, y1, x1 in the stored image of what evaluation sees.
+def pack_eval(sizes: np.ndarray, input_size: int, crop_pct: float, options: PipelineOptions) -> tuple[np.ndarray, ...]:
+    """The rows that the evaluation graph takes for images of `sizes`, int (B, 2) height and width.
 
-    sizes: (B, 2) height and width. The window that torchvision's Resize(int(input_size / crop_pct)) and CenterCrop keep,
-    with their roundings, so that one resize of it is the same picture. Raises ValueError for a crop_pct outside (0, 1].
+    crop_pct: input_size / the short side that an image is resized to (bicubic) before its centre is cropped. Raises
+    ValueError for a crop_pct outside (0, 1].
     """
+    resize = _centre_resize(sizes, input_size, crop_pct)
+    if options.backend == "exact":
+        whole = np.concatenate((np.zeros_like(sizes), sizes), axis=1, dtype=np.int32)
+        return whole, *pack_windows(resize, options.mean, options.std)
+    start, resized = resize[:, 2:], resize[:, :2]
+    window = np.stack((start, start + input_size), 1) * (sizes / resized)[:, None]
+    return (window.reshape(-1, 4).astype(np.float32),)
+
+
+def _centre_resize(sizes: np.ndarray, input_size: int, crop_pct: float) -> np.ndarray:
+    """int32 (B, 4): height and width after the resize, y and x of the centre: torchvision's Resize and CenterCrop."""
     if not 0 < crop_pct <= 1:
         raise ValueError(f"crop_pct: got {crop_pct}, allowed is above 0 to 1")
     short = int(input_size / crop_pct)
     resized = short * sizes.astype(np.int64) // sizes.min(1, keepdims=True)
-    start = np.rint((resized - input_size) / 2)
-    window = np.stack((start, start + input_size), 1) * (sizes / resized)[:, None]
-    return window.reshape(-1, 4).astype(np.float32)
+    return np.concatenate((resized, np.rint((resized - input_size) / 2)), axis=1, dtype=np.int32, casting="unsafe")
+
+
+def _pack_native(draws: Draws, spec: PlanSpec) -> tuple[np.ndarray, ...]:
+    noise = np.stack((draws.noise_key >> np.uint64(32), draws.noise_key & np.uint64(2**32 - 1)), 1) % np.uint64(_WINDOWS)
+    parts = (draws.flip[:, None], draws.erase, noise, draws.resize)
+    ints = np.concatenate(parts, axis=1, dtype=np.int32, casting="unsafe")
+    if not _has_floats(spec):
+        return (ints,)
+    op_ints, op_floats = pack_ops(draws, spec.input_size, spec.input_size)
+    bank = noise_bank(spec.input_size)
+    fill = bank[:, noise[:, 0], noise[:, 1]].T if spec.remode == "rand" else np.zeros((len(ints), 3))
+    floats = np.concatenate((fill, op_floats), axis=1, dtype=np.float32, casting="unsafe")
+    return np.concatenate((ints, op_ints), axis=1), floats
 
 
 @functools.lru_cache(maxsize=4)
@@ -117,18 +164,33 @@ def noise_bank(input_size: int) -> np.ndarray:
 
 
 def _has_floats(spec: PlanSpec) -> bool:
-    return spec.ra_layers > 0 or (spec.reprob > 0 and spec.remode == "rand")
+    return spec.layers > 0 or (spec.reprob > 0 and spec.remode == "rand")
+
+
+def _external(source: Source, options: PipelineOptions, *dtypes: types.DALIDataType) -> list[DataNode]:
+    """Encoded images, then the rows of the given types."""
+    # without a copy: the loader holds on to what it gave until the batch is out
+    first, *rows = fn.external_source(source, num_outputs=1 + len(dtypes), dtype=[types.UINT8, *dtypes], ndim=1, no_copy=True)
+    # a disk that fails under a memory map would kill the process
+    return [fn.io.file.read(first, dont_use_mmap=True) if options.feeds_paths else first, *rows]
+
+
+@pipeline_def
+def _exact_graph(source: Source, input_size: int, options: PipelineOptions) -> DataNode:
+    encoded, window, ints, floats = _external(source, options, types.INT32, types.INT32, types.FLOAT64)
+    images = exact(_decoded_window(encoded, window, options), ints, floats, size=input_size)
+    return fn.cast(images.gpu(), dtype=options.dtype) if options.device == "gpu" else images
 
 
 @pipeline_def(enable_conditionals=True)
-def _train_graph(source: Source, spec: PlanSpec, options: PipelineOptions) -> DataNode:
-    count = 3 if _has_floats(spec) else 2
-    dtypes = [types.UINT8, types.INT32, types.FLOAT][:count]
-    paths, ints, *floats = fn.external_source(source, num_outputs=count, dtype=dtypes, ndim=1)
-    decoded = _decoded_window(fn.io.file.read(paths), ints[_START], ints[_SHAPE], options)
-    images = _resized(decoded, spec.input_size)
+def _native_graph(source: Source, spec: PlanSpec, options: PipelineOptions) -> DataNode:
+    dtypes = [types.INT32, types.INT32, types.FLOAT]
+    encoded, window, ints, *floats = _external(source, options, *dtypes[: 3 if _has_floats(spec) else 2])
+    images = _on_device(_decoded_window(encoded, window, options), options)
+    size = spec.input_size
+    images = native_window(images, ints[_RESIZE], size) if spec.simple_crop else _resized(images, size)
     mirror = ints[_FLIP]
-    if spec.ra_layers:
+    if spec.layers:
         images = fn.flip(images, horizontal=mirror)
         images = _augmented(images, ints[_INTS:], floats[0][_FILL.stop :], spec, options)
         mirror = 0
@@ -141,22 +203,31 @@ def _train_graph(source: Source, spec: PlanSpec, options: PipelineOptions) -> Da
 
 
 @pipeline_def
-def _eval_graph(source: Source, input_size: int, options: PipelineOptions) -> DataNode:
-    paths, windows = fn.external_source(source, num_outputs=2, dtype=[types.UINT8, types.FLOAT], ndim=1)
-    decoded = fn.decoders.image(fn.io.file.read(paths), **_decoding(options))
+def _native_eval_graph(source: Source, input_size: int, options: PipelineOptions) -> DataNode:
+    encoded, windows = _external(source, options, types.FLOAT)
+    decoded = _on_device(fn.decoders.image(encoded, **_decoding(options)), options)
     images = _resized(decoded, input_size, roi_start=windows[0:2], roi_end=windows[2:4])
     return _normalised(images, options, options.dtype)
 
 
+@pipeline_def
+def _decode_graph(source: Source, options: PipelineOptions) -> DataNode:
+    (encoded,) = _external(source, options)
+    return fn.decoders.image(encoded, **_decoding(options))
+
+
 def _decoding(options: PipelineOptions) -> dict[str, Any]:
     """Stored pixels, without EXIF rotation."""
-    # the hardware engine's pixels differ from the CUDA decoder's, and which one a sample meets depends on its batch
-    place = {"device": "mixed", "hw_decoder_load": 0.0} if options.device == "gpu" else {"device": "cpu"}
-    return {"output_type": types.RGB, "adjust_orientation": False, **place}
+    return {"output_type": types.RGB, "adjust_orientation": False, **DECODERS[options.decoder]}
 
 
-def _decoded_window(encoded: DataNode, start: DataNode, shape: DataNode, options: PipelineOptions) -> DataNode:
-    return fn.decoders.image_slice(encoded, start=start, shape=shape, axis_names="HW", **_decoding(options))
+def _decoded_window(encoded: DataNode, window: DataNode, options: PipelineOptions) -> DataNode:
+    place = {"start": window[0:2], "shape": window[2:4], "axis_names": "HW"}
+    return fn.decoders.image_slice(encoded, **place, **_decoding(options))
+
+
+def _on_device(images: DataNode, options: PipelineOptions) -> DataNode:
+    return images.gpu() if options.device == "gpu" and options.decoder == "cpu" else images
 
 
 def _resized(images: DataNode, input_size: int, **roi: DataNode) -> DataNode:
@@ -166,8 +237,8 @@ def _resized(images: DataNode, input_size: int, **roi: DataNode) -> DataNode:
 def _augmented(images: DataNode, ints: DataNode, floats: DataNode, spec: PlanSpec, options: PipelineOptions) -> DataNode:
     # timm fills with the mean colour
     fill = [min(255, round(255 * value)) for value in options.mean]
-    side = spec.input_size
-    return rand_augment(images, ints, floats, layers=spec.ra_layers, height=side, width=side, fill=fill)
+    kinds, side = spec.layer_ops, spec.input_size
+    return rand_augment(images, ints, floats, layers=spec.layers, height=side, width=side, fill=fill, choices=kinds)
 
 
 def _normalised(images: DataNode, options: PipelineOptions, dtype: types.DALIDataType, mirror: DataNode | int = 0) -> DataNode:

@@ -11,6 +11,7 @@ from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from fastdeit.kernels.attention import attention
@@ -188,12 +189,21 @@ class Student(nn.Module):
         return y
 
     def _embed(self, images: torch.Tensor) -> torch.Tensor:
-        if images.shape[-2:] != (self.image_size, self.image_size):
-            raise ValueError(f"the student takes {self.image_size} px images, got {tuple(images.shape[-2:])}")
+        positions = self._positions(*images.shape[-2:])
         patches = self.patch_embed(images)
         tokens = (self.cls_token, self.dist_token) if self.distilled else (self.cls_token,)
         prefix = torch.cat(tokens, dim=1).expand(patches.shape[0], -1, -1)
-        return torch.cat([prefix, patches], dim=1) + self.pos_embed  # (B, N, D)
+        return torch.cat([prefix, patches], dim=1) + positions  # (B, N, D)
+
+    def _positions(self, height: int, width: int) -> torch.Tensor:
+        """The position embedding, in evaluation resized to images of another size."""
+        if (height, width) == (self.image_size, self.image_size):
+            return self.pos_embed
+        if self.training or height % self.patch_size or width % self.patch_size:
+            others = f", in evaluation multiples of {self.patch_size} too"
+            raise ValueError(f"the student takes {self.image_size} px images{others}; got {(height, width)}")
+        grid = [height // self.patch_size, width // self.patch_size]
+        return resample_abs_pos_embed(self.pos_embed, grid, num_prefix_tokens=self.num_prefix_tokens)
 
     def _branch_scales(self, keep: torch.Tensor | None, batch: int) -> torch.Tensor | None:
         """Each branch's factor per sample, (depth, 2, B) fp32; None: leave every branch as it is."""

@@ -1,24 +1,31 @@
-"""Each of the 15 operations against timm's own function on PIL, fed with the same argument."""
+"""Each operation against timm's (or torchvision's) own function on PIL, fed with the same argument."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from nvidia.dali import fn, pipeline_def, types
 from PIL import Image
 from timm.data.auto_augment import LEVEL_TO_ARG, NAME_TO_OP
+from torchvision import transforms
+from torchvision.transforms import functional
 
-from fastdeit.data.augment import pack_ops, rand_augment, warp_matrices
-from fastdeit.plan import OPS, Draws, op_arguments
+from fastdeit.data.augment_native import native_window, pack_ops, rand_augment, warp_matrices
+from fastdeit.draws import OPS, RAND_AUGMENT_OPS, op_arguments
+from fastdeit.plan import Draws, Plan, PlanSpec
 
+Choices = Sequence[Sequence[str]] | None
 FILL = (124, 116, 104)
-SHAPES = {"48x32": (48, 32), "41x57": (41, 57)}
+SHAPES = {"48x32": (48, 32), "41x57": (41, 57), "224x224": (224, 224)}
 WHOLE = ("PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd")
 # largest and mean difference in levels; None: only the mean is bounded, since a warp moves edges
 TOLERANCE: dict[str, tuple[int | None, float]] = dict.fromkeys(OPS, (0, 0.0))
 # a float32 product that falls within 2e-5 under a whole level
 TOLERANCE |= dict.fromkeys(("BrightnessIncreasing", "ContrastIncreasing", "SharpnessIncreasing"), (1, 0.0002))
 TOLERANCE["ColorIncreasing"] = (1, 0.002)  # DALI's grey is computed in floating point, PIL's in 16-bit fixed point
+TOLERANCE["Grayscale"] = (1, 0.002)  # the same grey
+TOLERANCE["GaussianBlur"] = (1, 0.0005)  # ties of PIL's boxes, which are in fixed point
 TOLERANCE["Equalize"] = (None, 6.0)  # OpenCV's formula
 TOLERANCE |= dict.fromkeys(("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"), (None, 2.0))
 
@@ -40,7 +47,7 @@ def some_draws(ops: np.ndarray, args: np.ndarray) -> Draws:
     return Draws(**{field.name: empty for field in dataclasses.fields(Draws)} | {"ops": ops, "op_args": args})
 
 
-def run_dali(images: np.ndarray, ops: np.ndarray, args: np.ndarray) -> np.ndarray:
+def run_dali(images: np.ndarray, ops: np.ndarray, args: np.ndarray, choices: Choices = None) -> np.ndarray:
     """uint8 (B, H, W, 3) through the layers of `ops`, (B, layers)."""
     count, height, width, _ = images.shape
     ints, floats = pack_ops(some_draws(ops, args), height, width)
@@ -49,14 +56,17 @@ def run_dali(images: np.ndarray, ops: np.ndarray, args: np.ndarray) -> np.ndarra
     def graph():  # type: ignore[no-untyped-def]
         x = fn.external_source(lambda: images, layout="HWC", dtype=types.UINT8, ndim=3)
         i, f = fn.external_source(lambda: (ints, floats), num_outputs=2, dtype=[types.INT32, types.FLOAT], ndim=1)
-        return rand_augment(x, i, f, layers=ops.shape[1], height=height, width=width, fill=FILL)
+        return rand_augment(x, i, f, layers=ops.shape[1], height=height, width=width, fill=FILL, choices=choices)
 
     pipeline = graph()
     pipeline.build()
     return np.asarray(pipeline.run()[0].as_tensor())
 
 
-def run_timm(image: np.ndarray, name: str, arg: float) -> np.ndarray:
+def run_pil(image: np.ndarray, name: str, arg: float) -> np.ndarray:
+    """timm's operation; torchvision's for grey."""
+    if name == "Grayscale":
+        return np.asarray(transforms.Grayscale(3)(Image.fromarray(image)))
     arguments = [] if LEVEL_TO_ARG[name] is None else [int(arg) if name in WHOLE else float(arg)]
     options = {"fillcolor": FILL, "resample": Image.Resampling.BICUBIC}
     return np.asarray(NAME_TO_OP[name](Image.fromarray(image), *arguments, **options))
@@ -67,15 +77,19 @@ def arguments_of(name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     magnitude = np.random.default_rng(1).uniform(0, 10, count)
     magnitude[:4] = 0, 0, 10, 10
     ops = np.full((count, 1), OPS.index(name), np.int32)
+    if name not in RAND_AUGMENT_OPS:
+        # radius 2 itself, whose weights are tenths, makes ties, which no random radius does
+        return ops, (magnitude[:, None] * 0.1899 + 0.1) * (name == "GaussianBlur")
     return ops, op_arguments(ops, magnitude[:, None], np.arange(count)[:, None] % 2 == 1)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("name", OPS)
-def test_operation_equals_timms(name: str, shape: tuple[int, int]) -> None:
-    images = smooth_images(*shape, 24)
-    ops, args = arguments_of(name, 24)
-    expected = np.stack([run_timm(image, name, arg) for image, arg in zip(images, args[:, 0], strict=True)])
+def test_operation_equals_pils(name: str, shape: tuple[int, int]) -> None:
+    count = 24 if max(shape) < 100 else 6
+    images = smooth_images(*shape, count)
+    ops, args = arguments_of(name, count)
+    expected = np.stack([run_pil(image, name, arg) for image, arg in zip(images, args[:, 0], strict=True)])
     difference = np.abs(run_dali(images, ops, args).astype(int) - expected)
     most, mean = TOLERANCE[name]
     assert difference.mean() <= mean
@@ -137,7 +151,7 @@ def test_closed_gate_changes_nothing() -> None:
 
 def chain(image: np.ndarray, names: list[str], args: list[float]) -> np.ndarray:
     for name, arg in zip(names, args, strict=True):
-        image = run_timm(image, name, arg)
+        image = run_pil(image, name, arg)
     return image
 
 
@@ -150,6 +164,64 @@ def test_layers_run_in_order() -> None:
     np.testing.assert_array_equal(run_dali(images, ops, np.array(args)), expected)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [PlanSpec(input_size=40, color_jitter=0.3), PlanSpec(input_size=40, ra_layers=0, three_augment=True, color_jitter=0.3)],
+    ids=["rand_augment", "three_augment"],
+)
+def test_branches_that_no_layer_holds_may_be_left_out(spec: PlanSpec) -> None:
+    images, draws = smooth_images(40, 40, 24), Plan(spec, np.full((24, 2), 60)).draw(0, np.arange(24))
+    everything, less = (run_dali(images, draws.ops, draws.op_args, choices) for choices in (None, spec.layer_ops))
+    np.testing.assert_array_equal(less, everything)
+    assert (less != images).any()
+
+
 def test_no_layers_pack_to_nothing() -> None:
     ints, floats = pack_ops(some_draws(np.zeros((4, 0), np.int32), np.zeros((4, 0))), 32, 32)
     assert (ints.shape, floats.shape) == ((4, 0), (4, 0))
+
+
+@pytest.mark.parametrize("name", ["Brightness", "Contrast", "Color"])
+def test_jitters_factors_down_to_zero_equal_pils(name: str) -> None:
+    images, factors = smooth_images(48, 32, 6), [0.0, 0.3137, 0.7213, 1.0, 1.2871, 2.3719]
+    ops = np.full((6, 1), OPS.index(f"{name}Increasing"), np.int32)
+    expected = [run_pil(image, f"{name}Increasing", factor) for image, factor in zip(images, factors, strict=True)]
+    difference = np.abs(run_dali(images, ops, np.array(factors)[:, None]).astype(int) - expected)
+    assert difference.max() <= 1 and difference.mean() <= 0.002
+
+
+SIDE = 40
+# height and width: shrunk, enlarged, and as large as needed already
+WINDOW_SIZES = [(64, 80), (90, 60), (33, 47), (120, 41), (40, 40), (40, 57), (83, 40)]
+
+
+def windows() -> list[tuple[np.ndarray, tuple[int, int, int, int]]]:
+    """Images and rows of `Draws.resize`: the corners that reach out most, and two inside."""
+    found = []
+    for height, width in WINDOW_SIZES:
+        image, short = smooth_images(height, width, 3)[2], min(height, width)
+        high, wide = SIDE * height // short, SIDE * width // short
+        corners = ((-4, -4), (high - SIDE + 4, wide - SIDE + 4), (0, 0), (-1, wide - SIDE + 2))
+        found += [(image, (high, wide, y, x)) for y, x in corners]
+    return found
+
+
+def test_window_equals_torchvisions() -> None:
+    cases = windows()
+    images, rows = [image for image, _ in cases], [np.array(row, np.int32) for _, row in cases]
+
+    @pipeline_def(batch_size=len(cases), num_threads=2, device_id=None, prefetch_queue_depth=1)
+    def graph():  # type: ignore[no-untyped-def]
+        x = fn.external_source(lambda: images, layout="HWC", dtype=types.UINT8, ndim=3)
+        return native_window(x, fn.external_source(lambda: rows, dtype=types.INT32, ndim=1), SIDE)
+
+    pipeline = graph()
+    pipeline.build()
+    resize = transforms.Resize(SIDE, transforms.InterpolationMode.BICUBIC)
+    for ours, (image, (high, wide, y, x)) in zip(np.asarray(pipeline.run()[0].as_tensor()), cases, strict=True):
+        padded = functional.pad(resize(Image.fromarray(image)), 4, padding_mode="reflect")
+        assert padded.size == (wide + 8, high + 8)
+        difference = np.abs(ours.astype(int) - np.asarray(functional.crop(padded, y + 4, x + 4, SIDE, SIDE)))
+        assert difference.max() <= 3 and difference.mean() <= 0.35
+        if image.shape[:2] == (high, wide):
+            assert not difference.any()

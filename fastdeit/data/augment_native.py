@@ -1,10 +1,10 @@
-"""The 15 RandAugment operations as DALI expressions, and the numbers that they take from the plan.
+"""The plan's operations as DALI expressions, its window for the simple crop, and the numbers that both take.
 
 An image is uint8 (H, W, 3); what an operation needs comes with the sample in one integer row and one float row, so that the
 graph holds no random operator. Backend `native`: DALI's own operators. Against timm 1.0.31 (data/auto_augment.py) on Pillow
-12, in levels of 255: ten operations are exact, or off by one in fewer than 1 value of 500; Equalize (OpenCV's formula) is
-off by 2 to 4 on average; the five warps (OpenCV's cubic kernel, the fill blended in along the border) by 0.4 to 1.3, more
-the smaller the image. tests/test_augment.py holds the bounds.
+12, in levels of 255: five operations are exact, and six exact or off by one in fewer than 1 value of 500; Equalize (OpenCV's
+formula) is off by 2 to 4 on average; the five warps (OpenCV's cubic kernel, the fill blended in along the border) by 0.5 to
+1.3, more the smaller the image. tests/test_augment_native.py holds the bounds.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,15 +14,21 @@ import numpy as np
 from nvidia.dali import fn, math, types
 from nvidia.dali.data_node import DataNode
 
-from fastdeit.plan import OPS, Draws
+from fastdeit.draws import OPS
+from fastdeit.plan import Draws
 
 INT_COLUMNS = 2
 """Integers a layer takes: its branch of the tree (-1: none), and the operand of a point operation."""
 FLOAT_COLUMNS = 9
-"""Floats a layer takes: a warp's matrix row by row, or an enhancement's factor in the first place."""
+"""Floats a layer takes: a warp's matrix row by row, an enhancement's factor in the first place, or the taps of a blur."""
 
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # PIL's ImageFilter.SMOOTH
 _ALMOST_HALF = 0.49998 / 255  # of full scale; a little less than a half, so that float32 noise under a whole level is forgiven
+
+_BOX_TAPS, _BOX_PASSES = 5, 3  # of PIL's Gaussian blur: five taps reach as far as radius 2.4
+
+_IDENTITY = np.eye(3, dtype=np.float32)
+_SHIFT_X, _SHIFT_Y = (np.outer(_IDENTITY[axis], _IDENTITY[2]) for axis in range(2))
 
 _Branch = Callable[[DataNode, "_Operands"], DataNode]
 
@@ -43,30 +49,53 @@ class _Operands:
 
 
 def rand_augment(
-    images: DataNode, ints: DataNode, floats: DataNode, *, layers: int, height: int, width: int, fill: Sequence[int]
+    images: DataNode,
+    ints: DataNode,
+    floats: DataNode,
+    *,
+    layers: int,
+    height: int,
+    width: int,
+    fill: Sequence[int],
+    choices: Sequence[Sequence[str]] | None = None,
 ) -> DataNode:
     """Apply the layers one after the other, inside a pipeline with `enable_conditionals`.
 
     images: uint8 (height, width, 3), CPU or GPU. ints, floats: the rows of `pack_ops`, on the CPU. fill: colour beside a
-    warped image.
+    warped image. choices: the operations that each layer may hold (`PlanSpec.layer_ops`; all): others are left out of the
+    graph.
     """
-    for layer in range(layers):
+    for layer, names in enumerate(choices or (OPS,) * layers):
         branch, whole = ints[INT_COLUMNS * layer], ints[INT_COLUMNS * layer + 1]
         row = floats[FLOAT_COLUMNS * layer : FLOAT_COLUMNS * (layer + 1)]
+        numbers = sorted({_BRANCHES.index(_BRANCH[name]) for name in names})
         if branch >= 0:
-            images = _select(_BRANCHES, 0, branch, images, _Operands(whole, row, height, width, fill))
+            images = _select(numbers, branch, images, _Operands(whole, row, height, width, fill))
     return images
 
 
-def _select(branches: Sequence[_Branch], first: int, branch: DataNode, images: DataNode, operands: _Operands) -> DataNode:
-    """A binary tree of conditionals; `first` is the number of the first of `branches`."""
-    if len(branches) == 1:
-        return branches[0](images, operands)
-    half = len(branches) // 2
-    if branch < first + half:
-        images = _select(branches[:half], first, branch, images, operands)
+def native_window(images: DataNode, resize_row: DataNode, size: int) -> DataNode:
+    """uint8 (size, size, 3): a window of the resized images, continued by reflection beyond their borders.
+
+    images: uint8 (H, W, 3), CPU or GPU; resize_row: int32 (4,), `Draws.resize`, on the CPU.
+    """
+    row = fn.cast(resize_row, dtype=types.FLOAT)
+    resized = fn.resize(images, size=row[0:2], interp_type=types.INTERP_CUBIC, antialias=True)
+    # of a shift by whole pixels the nearest neighbour is the pixel itself
+    matrix = types.Constant(_IDENTITY) + types.Constant(_SHIFT_X) * row[3] + types.Constant(_SHIFT_Y) * row[2]
+    border = {"border_mode": "reflect_101", "interp_type": types.INTERP_NN}
+    return fn.experimental.warp_perspective(resized, matrix=matrix, size=[size, size], **border)
+
+
+def _select(numbers: Sequence[int], branch: DataNode, images: DataNode, operands: _Operands) -> DataNode:
+    """A binary tree of conditionals over the branches `numbers`, in rising order."""
+    if len(numbers) == 1:
+        return _BRANCHES[numbers[0]](images, operands)
+    half = len(numbers) // 2
+    if branch < numbers[half]:
+        images = _select(numbers[:half], branch, images, operands)
     else:
-        images = _select(branches[half:], first + half, branch, images, operands)
+        images = _select(numbers[half:], branch, images, operands)
     return images
 
 
@@ -121,8 +150,7 @@ def _equalize(images: DataNode, operands: _Operands) -> DataNode:
 
 
 def _color(images: DataNode, operands: _Operands) -> DataNode:
-    gray = fn.color_space_conversion(_gray(images), image_type=types.GRAY, output_type=types.RGB)
-    return _blend(images, gray, operands.factor)
+    return _blend(images, _grayscale(images, operands), operands.factor)
 
 
 def _contrast(images: DataNode, operands: _Operands) -> DataNode:
@@ -144,6 +172,20 @@ def _sharpness(images: DataNode, operands: _Operands) -> DataNode:
     return _blend(images, fn.erase(smooth, anchor=anchor, shape=shape) + frame, operands.factor)
 
 
+def _grayscale(images: DataNode, operands: _Operands) -> DataNode:
+    return fn.color_space_conversion(_gray(images), image_type=types.GRAY, output_type=types.RGB)
+
+
+def _blur(images: DataNode, operands: _Operands) -> DataNode:
+    """PIL's Gaussian blur: three box blurs along the rows, then three along the columns, each rounded to bytes."""
+    taps = _beside(images, operands.row[0:_BOX_TAPS], types.FLOAT)
+    for shape in ([1, _BOX_TAPS], [_BOX_TAPS, 1]):
+        box = fn.reshape(taps, shape=shape)
+        for _ in range(_BOX_PASSES):
+            images = fn.filter(images, box, border="clamp")
+    return images
+
+
 def _warp(images: DataNode, operands: _Operands) -> DataNode:
     matrix, fill = fn.reshape(operands.row, shape=[3, 3]), list(operands.fill)
     return fn.experimental.warp_perspective(images, matrix=matrix, interp_type=types.INTERP_CUBIC, fill_value=fill)
@@ -151,7 +193,7 @@ def _warp(images: DataNode, operands: _Operands) -> DataNode:
 
 _BRANCHES = (
     *(_solarize, _solarize_add, _posterize, _auto_contrast, _equalize),
-    *(_color, _contrast, _brightness, _sharpness, _warp),
+    *(_color, _contrast, _brightness, _sharpness, _warp, _grayscale, _blur),
 )
 _ENHANCEMENTS = (_color, _contrast, _brightness, _sharpness)
 _BRANCH = {
@@ -166,6 +208,8 @@ _BRANCH = {
     "BrightnessIncreasing": _brightness,
     "SharpnessIncreasing": _sharpness,
     **dict.fromkeys(("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"), _warp),
+    "Grayscale": _grayscale,
+    "GaussianBlur": _blur,
 }
 # the last entry is what index -1, a layer that does nothing, picks
 _BRANCH_NUMBER = np.array([_BRANCHES.index(_BRANCH[name]) for name in OPS] + [-1])
@@ -181,6 +225,8 @@ def pack_ops(draws: Draws, height: int, width: int) -> tuple[np.ndarray, np.ndar
     ints = np.stack((_BRANCH_NUMBER[ops], _operands(ops, args)), axis=-1).astype(np.int32)
     floats = warp_matrices(ops, args, height, width).reshape(*ops.shape, FLOAT_COLUMNS)
     floats[..., 0] = np.where(_IS_ENHANCEMENT[ops], args, floats[..., 0])
+    blurred = ops == OPS.index("GaussianBlur")
+    floats[blurred, :_BOX_TAPS] = _box_taps(args[blurred])
     return ints.reshape(len(ops), -1), floats.reshape(len(ops), -1).astype(np.float32)
 
 
@@ -189,6 +235,20 @@ def _operands(ops: np.ndarray, args: np.ndarray) -> np.ndarray:
     whole = args.astype(np.int64)
     mask = 256 - (1 << np.clip(8 - whole, 0, 8))
     return np.where(ops == OPS.index("PosterizeIncreasing"), mask, whole)
+
+
+def _box_taps(radius: np.ndarray) -> np.ndarray:
+    """float64 (n, 5): the box that PIL's GaussianBlur(radius) applies three times; radius at most 2.4.
+
+    Its radius, which is no whole number, is so chosen that three boxes have the deviation `radius` (Gwosdek et al., SSVM
+    2011); the outermost two pixels take the fraction.
+    """
+    variance = radius**2 / _BOX_PASSES
+    whole = np.floor((np.sqrt(12 * variance + 1) - 1) / 2)
+    fraction = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
+    reach = np.abs(np.arange(_BOX_TAPS) - _BOX_TAPS // 2)
+    weights = np.clip((whole + fraction)[:, None] - reach + 1, 0, 1)
+    return weights / (2 * (whole + fraction) + 1)[:, None]
 
 
 def warp_matrices(ops: np.ndarray, args: np.ndarray, height: int, width: int) -> np.ndarray:

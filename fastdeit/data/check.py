@@ -1,0 +1,181 @@
+"""Whether an image can be trained on: read whole, decoded once, within limits, and of a kind that DALI decodes as Pillow does.
+
+One file that does not decode costs DALI the whole batch, so what is refused here is what DALI 2.4 refuses or shows otherwise
+than Pillow's `convert("RGB")`; docs/data.md has the table, tests/test_check.py holds it. This module imports little, for each
+worker process imports it.
+"""
+
+import multiprocessing
+import os
+import stat
+import struct
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from io import BytesIO
+from typing import NamedTuple, TypeVar
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+MAX_PIXELS = 64 * 2**20
+MAX_BYTES = 64 * 2**20
+UNREAD = "cannot be read"
+"""How the fault of a file begins that may be well the next time."""
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")  # PPM: what IDX is fed as
+_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
+_ORIENTATION = 0x0112  # EXIF tag
+_CHUNK = 64  # images a worker takes at a time
+_PROCESSES_FROM = 4000  # below this many, starting processes costs more than the decoding
+_PROGRESS_AFTER_S = 1.5
+_DECODE_ERRORS = (
+    *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError),
+    *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
+
+Place = tuple[str, int, int]
+"""File, offset and length of an encoded image; offset -1: the whole file."""
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
+
+
+class Facts(NamedTuple):
+    """What the index keeps of a good image; height and width are of the stored pixels, without EXIF rotation."""
+
+    height: int
+    width: int
+    format: str
+    mode: str
+    orientation: int
+
+
+Checked = Facts | str
+"""A good image's facts, or what is wrong with a bad one."""
+
+
+def read_place(place: Place) -> bytes:
+    """The encoded image at a place. Raises OSError if it is no regular file, too large, or shorter than it should be."""
+    file, offset, length = place
+    facts = os.stat(file)
+    if not stat.S_ISREG(facts.st_mode):
+        raise OSError("it is no regular file")
+    length = facts.st_size if offset < 0 else length
+    if length > MAX_BYTES:
+        raise OSError(f"{length} bytes are more than {MAX_BYTES}")
+    with open(file, "rb") as opened:
+        opened.seek(max(offset, 0))
+        data = opened.read(length)
+    if len(data) < length:
+        raise OSError(f"only {len(data)} of {length} bytes are there")
+    return data
+
+
+def check_place(place: Place) -> Checked:
+    """`check_image` of what lies at a place."""
+    try:
+        return check_image(read_place(place))
+    except OSError as error:
+        return f"{UNREAD}: {error.strerror or error}"
+
+
+def check_image(source: str | bytes) -> Checked:
+    """The facts of an image that can be trained on, else what is wrong with it; source: a path, or the encoded bytes."""
+    if isinstance(source, str):
+        return check_place((source, -1, 0))
+    if not source:
+        return "is empty"
+    try:
+        with Image.open(BytesIO(source), formats=_FORMATS) as image:
+            return _refusal(image) or _loaded(image, source)
+    except Image.UnidentifiedImageError:
+        return f"is no JPEG, PNG, WebP or BMP image that can be read; it begins with {source[:8]!r}"
+    except Image.DecompressionBombError:
+        return f"has more than {MAX_PIXELS} pixels"
+    except _DECODE_ERRORS as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _refusal(image: Image.Image) -> str:
+    """What the header says against the image; empty if nothing."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        return f"{width} x {height} pixels are more than {MAX_PIXELS}"
+    if image.mode not in _MODES:
+        return f"has pixels of mode {image.mode} (16 bits?), which decoders show differently; convert it to 8 bits"
+    if getattr(image, "default_image", False):
+        return "is an animated PNG whose still image is no frame, which decoders show differently"
+    if image.mode == "CMYK" and "adobe" not in image.info:
+        return "is a CMYK JPEG without Adobe's marker, which decoders show inverted or not"
+    return ""
+
+
+def _loaded(image: Image.Image, data: bytes) -> Checked:
+    image.load()
+    if image.format == "PNG":
+        with Image.open(BytesIO(data), formats=("PNG",)) as again:
+            again.verify()  # the checksums and the end, which Pillow shows an image without, and DALI does not
+    elif image.format in ("JPEG", "MPO") and not _has_whole_header(data):
+        return "has stray bytes between the JPEG's segments, which DALI refuses"
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except _DECODE_ERRORS:  # damaged EXIF harms nothing, nobody applies it
+        orientation = 1
+    known = isinstance(orientation, int) and 1 <= orientation <= 8
+    return Facts(image.height, image.width, image.format or "", image.mode, orientation if known else 1)
+
+
+def _has_whole_header(data: bytes) -> bool:
+    """Whether a JPEG's segments follow each other up to the first scan, as DALI's parser wants them."""
+    place = 2
+    while data[place : place + 1] == b"\xff":
+        marker = data[place + 1]
+        if marker == 0xDA:
+            return True
+        place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return False
+
+
+def check_places(places: Sequence[Place], workers: int) -> Iterator[Checked]:
+    """`check_place` of each, in order, in threads or processes, with a progress bar if it takes long."""
+    chunks = [places[i : i + _CHUNK] for i in range(0, len(places), _CHUNK)]
+    results = in_parallel(_check_chunk, chunks, workers, processes=len(places) >= _PROCESSES_FROM)
+    yield from with_progress((result for chunk in results for result in chunk), len(places), "checking images")
+
+
+def _check_chunk(places: Sequence[Place]) -> list[Checked]:
+    return [check_place(place) for place in places]
+
+
+def in_parallel(
+    function: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int, *, processes: bool
+) -> Iterator[_Result]:
+    """The results of the jobs, in order, from so many processes or threads. `function` and the jobs can be pickled."""
+    with _executor(workers, processes and workers > 1) as pool:
+        yield from pool.map(function, jobs)
+
+
+def _executor(workers: int, processes: bool) -> Executor:
+    if not processes:
+        return ThreadPoolExecutor(workers)
+    # never fork: DALI's threads may run already
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+
+
+def with_progress(results: Iterable[_Result], total: int, what: str) -> Iterator[_Result]:
+    """Pass `results` through; after a while, and only on a terminal, with a progress bar."""
+    console, started = Console(stderr=True), time.monotonic()
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = progress.add_task("", total=total)
+    try:
+        for result in results:
+            if not progress.live.is_started and time.monotonic() - started > _PROGRESS_AFTER_S:
+                progress.start()
+            progress.advance(task)
+            yield result
+    finally:
+        progress.stop()

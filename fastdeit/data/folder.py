@@ -1,0 +1,83 @@
+"""Image files: a folder for each class, in torchvision's ImageFolder order, and files whose labels another file tells."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from fastdeit.data.check import EXTENSIONS, UNREAD
+from fastdeit.data.listing import SHOWN, DataError, Listing, Stamps, stamp
+
+_EXTENSIONS = tuple(map(os.fsencode, EXTENSIONS))
+
+
+def class_folders(folder: Path) -> tuple[str, ...]:
+    """Names of the folders in `folder` that are not hidden, sorted."""
+    return tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")))
+
+
+def list_folder(root: Path, folder: Path, classes: Sequence[str]) -> Listing:
+    """The images of `folder/CLASS/**`, labelled by their class's place in `classes`.
+
+    Raises DataError for a class that is not in `classes`, and for one without images.
+    """
+    present = class_folders(folder)
+    unknown = sorted(set(present) - set(classes))
+    if unknown:
+        shown = ", ".join(unknown[:SHOWN])
+        raise DataError(f"{folder}: classes that train does not have: {shown}; allowed are its {len(classes)} classes")
+    stamps, names, counts = stamp(root, [folder]), [], np.zeros(len(classes), np.int64)
+    for label, name in enumerate(classes):
+        if name in present:
+            files = _class_files(root, folder / name, stamps)
+            names.append(files)
+            counts[label] = len(files)
+    labels = np.repeat(np.arange(len(classes)), counts)
+    return list_files(root, pa.concat_arrays(names), labels, tuple(classes), stamps)
+
+
+def _class_files(root: Path, folder: Path, stamps: Stamps) -> pa.BinaryArray:
+    """Names of the images below `folder`; the folders passed are stamped before they are listed."""
+    base, prefix, names = os.fsencode(folder), os.path.relpath(os.fsencode(folder), os.fsencode(root)), []
+    for parent, files in _walk(base):
+        stamps |= stamp(root, [os.fsdecode(parent)])
+        inner = prefix + parent[len(base) :]
+        names += [inner + b"/" + file for file in sorted(files) if file.lower().endswith(_EXTENSIONS)]
+    if not names:
+        raise DataError(f"{folder}: no images in this class; allowed are {', '.join(EXTENSIONS)}")
+    return pa.array(names, pa.binary())
+
+
+def _walk(folder: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
+    """Folders and the files in each, in ImageFolder's order; links are followed, but not round in circles."""
+    found: list[tuple[bytes, list[bytes]]] = []
+    above: dict[bytes, tuple[tuple[int, int], ...]] = {folder: (_identity(folder),)}
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        found.append((parent, files))
+        seen, inner = above.pop(parent), {}
+        for name in folders:
+            path = os.path.join(parent, name)
+            if (identity := _identity(path)) not in seen:
+                inner[name] = above[path] = (*seen, identity)
+        folders[:] = list(inner)
+    yield from sorted(found)
+
+
+def _identity(folder: bytes) -> tuple[int, int]:
+    facts = os.stat(folder)
+    return facts.st_dev, facts.st_ino
+
+
+def list_files(root: Path, names: pa.BinaryArray, labels: np.ndarray, classes: tuple[str, ...], stamps: Stamps) -> Listing:
+    """A listing of image files that are known by name; one that is not there gets a fault."""
+    num_bytes, mtimes, faults = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64), {}
+    prefix = os.fsencode(root) + b"/"
+    for row, name in enumerate(names):
+        try:
+            facts = os.stat(prefix + name.as_py())
+            num_bytes[row], mtimes[row] = facts.st_size, facts.st_mtime_ns
+        except OSError as error:
+            faults[row] = f"{UNREAD}: {error.strerror}"
+    return Listing(classes, names, labels.astype(np.int64), num_bytes, mtimes, stamps, faults)

@@ -1,0 +1,84 @@
+"""ImageNet's validation images in one folder: their classes come from a file that each distribution names otherwise.
+
+- ILSVRC2012_validation_ground_truth.txt of the devkit: line i is the number of image i in the devkit's own order of classes,
+  which meta.mat beside it translates to synsets;
+- LOC_val_solution.csv of Kaggle: name of the image, then its synset and boxes;
+- val.txt of Caffe and others: name of the image, then its class as a name or as a place in the sorted synsets.
+"""
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from fastdeit.data.check import EXTENSIONS
+from fastdeit.data.folder import list_files
+from fastdeit.data.listing import DataError, Listing, number_labels, stamp
+
+DEVKIT, KAGGLE, CAFFE = "ILSVRC2012_validation_ground_truth.txt", "LOC_val_solution.csv", "val.txt"
+_DEVKIT_FOLDERS = (".", "ILSVRC2012_devkit_t12/data", "devkit/data", "data")
+_ROOT = ("ILSVRC", "Data", "CLS-LOC")  # Kaggle's archive holds its list above these
+
+
+def truth_file(folder: Path) -> Path | None:
+    """The file that tells the classes of the images in `folder`: in it, beside it, in the devkit beside it."""
+    beside = [folder, folder.parent]
+    if folder.parent.parts[-len(_ROOT) :] == _ROOT:
+        beside.append(folder.parents[len(_ROOT)])
+    names = [KAGGLE, CAFFE, *(f"{inner}/{DEVKIT}" for inner in _DEVKIT_FOLDERS)]
+    return next((place / name for place in beside for name in names if (place / name).is_file()), None)
+
+
+def list_flat(root: Path, folder: Path, truth: Path, classes: Sequence[str]) -> Listing:
+    """The images of `folder`, sorted by name, with the classes that `truth` tells; classes: train's synsets.
+
+    Raises DataError for an image that `truth` does not tell, and for a class that is not in `classes`.
+    """
+    stamps = stamp(root, [folder, truth])
+    files = sorted(entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(EXTENSIONS))
+    told = _read_devkit(truth, files) if truth.name == DEVKIT else _read_pairs(truth)
+    raw = [told.get(Path(name).stem) for name in files]
+    if None in raw:
+        missing = files[raw.index(None)]
+        raise DataError(f"{truth}: has no class for {missing}; allowed is a line for each of the {len(files)} images")
+    names = pa.array([os.fsencode(os.path.relpath(folder / name, root)) for name in files], pa.binary())
+    labels, known = number_labels(raw, classes, str(truth), files)
+    return list_files(root, names, labels, known, stamps)
+
+
+def _read_pairs(truth: Path) -> Mapping[str, str]:
+    """From the stem of an image's name to its class."""
+    with open(truth, encoding="utf-8", errors="replace", newline="") as lines:
+        rows = csv.reader(lines) if truth.suffix == ".csv" else (line.rsplit(maxsplit=1) for line in lines)
+        pairs = [(row[0].strip(), row[1].split()) for row in rows if len(row) > 1]
+    return {Path(name).stem: words[0] for name, words in pairs if words and name != "ImageId"}
+
+
+def _read_devkit(truth: Path, files: Sequence[str]) -> Mapping[str, str]:
+    numbers = truth.read_text(encoding="utf-8", errors="replace").split()
+    if len(numbers) != len(files) or not all(map(str.isdecimal, numbers)):
+        raise DataError(f"{truth}: has {len(numbers)} entries for {len(files)} images; allowed is a number for each image")
+    synset_of = _synsets(truth.with_name("meta.mat"))
+    unknown = set(map(int, numbers)) - set(synset_of)
+    if unknown:
+        raise DataError(f"{truth}: has the class number {min(unknown)}, which meta.mat does not name")
+    return {Path(name).stem: synset_of[int(number)] for name, number in zip(files, numbers, strict=True)}
+
+
+def _synsets(meta: Path) -> Mapping[int, str]:
+    """From the devkit's number of a class to its synset."""
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    if not meta.is_file():
+        raise DataError(
+            f"{meta}: no such file; it is needed to translate the devkit's class numbers, and is in the same archive"
+        )
+    try:
+        table = np.atleast_1d(loadmat(meta, squeeze_me=True)["synsets"])
+        return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table}
+    except (MatReadError, ValueError, KeyError, TypeError, IndexError, OSError, NotImplementedError) as error:
+        raise DataError(f"{meta}: is not the devkit's table of synsets ({error})") from error

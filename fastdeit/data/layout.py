@@ -1,0 +1,99 @@
+"""What lies under a data path: where a split is, and in which format."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastdeit.data.check import EXTENSIONS
+from fastdeit.data.folder import class_folders
+from fastdeit.data.idx import idx_files
+from fastdeit.data.imagenet import truth_file
+from fastdeit.data.listing import SHOWN, DataError
+from fastdeit.data.lists import LIST_SUFFIXES
+from fastdeit.data.shards import expand_pattern, refuse_compressed
+
+VALIDATION = ("val", "validation", "test")
+"""Names of the split that is evaluated, and whose classes are those of `train`."""
+
+_ALLOWED = "{split}/CLASS/IMAGE, tar shards in {split}, {split}.csv, .parquet or .txt, or MNIST's files (see docs/data.md)"
+_IMAGENET = Path("ILSVRC/Data/CLS-LOC")  # where Kaggle's download has them
+
+
+@dataclass(frozen=True)
+class Found:
+    """A split that was recognised; kind: "folder", "flat", "shards", "idx" or "list"; paths: the folders or files to read."""
+
+    kind: str
+    paths: tuple[Path, ...]
+
+    @property
+    def home(self) -> Path:
+        """The folder that a `classes.txt` would lie in."""
+        return self.paths[0].parent
+
+
+def find_split(root: Path, split: str) -> Found:
+    """Where the split is: a name such as `train`, or relative to root a list's name or a pattern of tar files.
+
+    A `val` that is not there may be called `validation` or `test`. Raises DataError, which says what was found instead.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; allowed is a folder that holds train and val")
+    if split.lower().endswith(LIST_SUFFIXES):
+        return _found_list(root, split)
+    if re.search(r"[*?{\[]|\.(tar|tgz|tar\.\w+)$", split):
+        return Found("shards", _refused(expand_pattern(root, split)))
+    for name in VALIDATION if split == "val" else (split,):
+        for base in (root, root / _IMAGENET):
+            found = _in_folder(base / name) if (base / name).is_dir() else _in_root(base, name) if base.is_dir() else None
+            if found:
+                return found
+    raise DataError(f"{root}: holds no {split!r}; found {_shown(root)}; allowed is {_ALLOWED.format(split=split)}")
+
+
+def _found_list(root: Path, split: str) -> Found:
+    if not (root / split).is_file():
+        raise DataError(f"{root / split}: no such file; found {_shown(root)}")
+    return Found("list", (root / split,))
+
+
+def _in_folder(folder: Path) -> Found:
+    """The split in a folder of its own."""
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    shards = [entry for entry in entries if re.search(r"\.(tar|tgz|tar\.\w+)$", entry.name)]
+    if shards:
+        return Found("shards", _refused(shards))
+    if class_folders(folder):
+        return Found("folder", (folder,))
+    if any(entry.suffix.lower() in EXTENSIONS for entry in entries):
+        truth = truth_file(folder)
+        if truth:
+            return Found("flat", (folder, truth))
+    allowed = _ALLOWED.format(split=folder.name)
+    raise DataError(f"{folder}: has no class folders, no tar shards and no file that tells labels; allowed is {allowed}")
+
+
+def _in_root(root: Path, name: str) -> Found | None:
+    """The split among the files of the data path itself."""
+    for suffix in LIST_SUFFIXES:
+        if (root / f"{name}{suffix}").is_file():
+            return Found("list", (root / f"{name}{suffix}",))
+    token = re.compile(rf"(^|[-_.]){re.escape(name)}([-_.]).*?\.?(tar|tgz|tar\.\w+)$|^{re.escape(name)}\.tar$")
+    shards = sorted(entry for entry in root.iterdir() if token.search(entry.name))
+    if shards:
+        return Found("shards", _refused(shards))
+    pair = idx_files(root, name)
+    return Found("idx", pair) if pair else None
+
+
+def _refused(shards: Sequence[Path]) -> tuple[Path, ...]:
+    refuse_compressed(shards)
+    return tuple(shards)
+
+
+def _shown(folder: Path) -> str:
+    names: Iterable[str] = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    names = list(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return (", ".join(names[:SHOWN]) + more) or "nothing"

@@ -1,0 +1,133 @@
+"""What a split says of itself before any image is decoded: the common form that every format lists itself in."""
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from fastdeit.data.check import Facts
+
+SHOWN = 10
+"""How many names an error lists."""
+MAX_CLASSES = 2**20
+UNKNOWN = -1
+"""Label of an image that has none; it has a fault too."""
+_SETTLED_S = 2.0  # file systems count time in steps of up to so much
+
+Stamps = dict[str, list[int]]
+"""From a path relative to the root to its bytes (-1: a folder) and modification time in ns (-1: may still have changed)."""
+
+
+class DataError(ValueError):
+    """A data set that cannot be used as it is; the message names the path and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of a split in the order of their rows, good ones and bad ones."""
+
+    classes: tuple[str, ...]
+    names: pa.BinaryArray
+    """(N,): paths relative to the root, or SHARD/MEMBER, as bytes of the file system."""
+    labels: np.ndarray
+    """int64 (N,)."""
+    num_bytes: np.ndarray
+    """int64 (N,): of the encoded image."""
+    mtimes: np.ndarray
+    """int64 (N,): of the file that holds it, in ns."""
+    stamps: Stamps
+    """All that has to be unchanged for the listing to hold."""
+    faults: Mapping[int, str] = field(default_factory=dict)
+    """From a row to what is known to be wrong with it already."""
+    facts: Facts | None = None
+    """Of every image, where none has to be decoded."""
+    shards: tuple[str, ...] = ()
+    """Container files, relative to the root; empty where each image is a file."""
+    shard: np.ndarray | None = None
+    """int32 (N,): position in `shards`."""
+    offset: np.ndarray | None = None
+    """int64 (N,): where the encoded image begins in its shard."""
+
+
+def stamp(root: Path, paths: Iterable[Path | str]) -> Stamps:
+    """The stamps of files and folders; what changed a moment ago may change again unseen, so it is stamped as unsettled.
+
+    Raises OSError for a path that is not there.
+    """
+    now, stamps = time.time_ns(), {}
+    for path in paths:
+        facts = os.stat(path)
+        size = -1 if os.path.isdir(path) else facts.st_size
+        settled = now - facts.st_mtime_ns > _SETTLED_S * 1e9
+        stamps[os.path.relpath(path, root)] = [size, facts.st_mtime_ns if settled else -1]
+    return stamps
+
+
+def is_unchanged(root: Path, stamps: Stamps) -> bool:
+    """Whether every stamped path is as it was."""
+    try:
+        return all(
+            mtime >= 0 and _facts(os.path.join(root, path), size) == (size, mtime) for path, (size, mtime) in stamps.items()
+        )
+    except OSError:
+        return False
+
+
+def _facts(path: str, size: int) -> tuple[int, int]:
+    facts = os.stat(path)
+    return (-1 if size < 0 else facts.st_size), facts.st_mtime_ns
+
+
+def number_labels(
+    raw: Sequence[int | str | None], classes: Sequence[str] | None, where: str, names: Sequence[str | bytes]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """int64 (N,) labels and the classes' names, from numbers or names of classes; None becomes UNKNOWN.
+
+    classes: None takes the numbers from 0 to the largest, or the sorted names. A text is a class's name if it is one, else a
+    number. where, names: of the list and of its rows, for the error. Raises DataError for a label that is no class.
+    """
+    distinct = [value for value in dict.fromkeys(raw) if value is not None]
+    known = tuple(classes) if classes is not None else _own_classes(distinct, where)
+    place_of = {name: place for place, name in enumerate(known)}
+    number_of: dict[int | str | None, int] = {None: UNKNOWN}
+    for value in distinct:
+        number_of[value] = _number(value, place_of)
+        if not 0 <= number_of[value] < len(known):
+            few = f": {', '.join(known)}" if len(known) <= SHOWN else ""
+            name = os.fsdecode(names[raw.index(value)])
+            raise DataError(f"{where}: {name} has the label {value!r}; allowed are the {len(known)} classes{few}")
+    return np.array([number_of[value] for value in raw], np.int64), known
+
+
+def _own_classes(distinct: Sequence[int | str], where: str) -> tuple[str, ...]:
+    numbers = [int(value) for value in distinct if isinstance(value, int) or value.isdecimal()]
+    if len(numbers) == len(distinct):
+        most = max(numbers, default=-1)
+        if most >= MAX_CLASSES:
+            raise DataError(f"{where}: has the label {most}; allowed are 0 to {MAX_CLASSES - 1}, and names")
+        return tuple(map(str, range(most + 1)))
+    if not all(isinstance(value, str) for value in distinct):
+        raise DataError(f"{where}: some labels are numbers, some are names; allowed are the ones or the others")
+    return tuple(sorted(map(str, distinct)))
+
+
+def _number(value: int | str, place_of: Mapping[str, int]) -> int:
+    """-1 if the value is no class at all."""
+    if isinstance(value, int):
+        return value
+    return place_of.get(value, int(value) if value.isdecimal() else -1)
+
+
+def class_names_beside(folder: Path) -> tuple[str, ...] | None:
+    """The lines of `classes.txt` in `folder`, or None without one. Raises DataError for one that repeats or lacks a name."""
+    file = folder / "classes.txt"
+    if not file.is_file():
+        return None
+    names = tuple(line.strip() for line in file.read_text(encoding="utf-8", errors="replace").rstrip().splitlines())
+    if not all(names) or len(set(names)) < len(names) or not names:
+        raise DataError(f"{file}: has empty or repeated lines; allowed is the name of a class on each line")
+    return names

@@ -1,0 +1,56 @@
+"""How PIL's arithmetic is compiled: numba functions whose arrays do not overlap, and what their disk cache depends on.
+
+Functions marked `compiled` become part of the few entry points that are kept on disk; numba looks at an entry's own file to
+tell whether what it kept is still right, so the entries take `STAMP`, a number that changes with any of the sources.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core.compiler import Compiler
+
+from fastdeit.draws import OPS
+
+_FOLDER = Path(__file__).parent
+_SOURCES = sorted([*_FOLDER.glob("pil*.py"), *_FOLDER.glob("augment_exact.py")])
+STAMP = int(hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES) + repr(OPS).encode()).hexdigest()[:15], 16)
+"""Of everything that is compiled; an entry holds it in a closure, which numba makes part of the cache's key."""
+
+
+class _NoAlias(Compiler):
+    """Tells LLVM that the arrays passed to a function lie apart, as C's `restrict`: without it no gather is vectorised.
+
+    numba 0.68 sets this flag for its own parallel loops and offers no other way to it; not having it only costs time.
+    """
+
+    def define_pipelines(self) -> Any:
+        if hasattr(self.state.flags, "noalias"):
+            self.state.flags.noalias = True
+        return super().define_pipelines()
+
+
+# "numpy": a division checks nothing; never fast-math nor contraction, which would change bits
+compiled = numba.njit(nogil=True, error_model="numpy", pipeline_class=_NoAlias, no_cpython_wrapper=True)
+"""For functions called from compiled code. An array that is written to must not overlap another argument."""
+inlined = numba.njit(nogil=True, error_model="numpy", forceinline=True, no_cpython_wrapper=True)
+"""For functions of scalars."""
+
+
+def kept(function: Callable[..., Any]) -> Any:
+    """An entry point from Python, compiled at its first call and kept on disk where some folder can be written."""
+    try:
+        return numba.njit(function, cache=True, nogil=True, error_model="numpy")
+    except RuntimeError:  # neither __pycache__ nor the user's cache folder
+        logging.getLogger(__name__).warning("no folder for numba's cache: %s is compiled in each process", function.__name__)
+        return numba.njit(function, nogil=True, error_model="numpy")
+
+
+@compiled
+def copy(line, out):
+    """One line into another. numba's own assignment of a slice takes seconds to compile, for the message of its error."""
+    for i in range(len(out)):
+        out[i] = line[i]

@@ -1,0 +1,77 @@
+"""The noise of RandomErasing: standard normal numbers that depend on a key and the pixel's number in the box alone.
+
+Philox-4x32-10 (Salmon et al., SC 2011; as fastdeit.philox) keyed by the sample's 64 bits, the pixel's number its counter; Box
+and Muller's transform (1958) in double precision. Logarithm, sine and cosine are series of sums and products here, so that
+the bits are the same on every machine, and a vector register is filled; they err by less than 1e-11, single precision by 6e-8.
+"""
+
+import numpy as np
+
+from fastdeit.data.pil_jit import compiled, inlined
+
+_LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
+_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+_MANTISSA, _ONE, _EXPONENT = np.uint64((1 << 52) - 1), np.uint64(1023 << 52), np.uint64(52)
+_QUARTER, _THIRTY = np.uint64((1 << 30) - 1), np.uint64(30)
+_LN2, _SQRT2, _ROOT_HALF, _HALF_PI = 0.6931471805599453, 1.4142135623730951, 0.7071067811865476, 1.5707963267948966
+
+
+@inlined
+def philox_words(pixel, key0, key1):
+    """Four words of 32 bits, as uint64, for the counter (pixel, 0, 0, 0)."""
+    c0, c1, c2, c3, k0, k1 = pixel, np.uint64(0), np.uint64(0), np.uint64(0), key0, key1
+    for _ in range(10):
+        left, right = c0 * _M0, c2 * _M1
+        c0, c1 = (right >> _SHIFT) ^ c1 ^ k0, right & _LOW
+        c2, c3 = (left >> _SHIFT) ^ c3 ^ k1, left & _LOW
+        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+    return c0, c1, c2, c3
+
+
+@inlined
+def _radius(word):
+    """sqrt(-2 log u) of u = (word + 1/2) / 2^32, with log m = 2 artanh((m - 1) / (m + 1)) and m near 1."""
+    number = np.float64(np.float64(np.int64(word)) + 0.5)
+    bits = number.view(np.uint64)
+    power = np.float64(np.int64(bits >> _EXPONENT) - 1023 - 32)
+    m = np.uint64((bits & _MANTISSA) | _ONE).view(np.float64)
+    power, m = (power + 1.0, 0.5 * m) if m > _SQRT2 else (power, m)
+    s = (m - 1.0) / (m + 1.0)
+    t = s * s
+    tail = t * (1 / 9 + t * (1 / 11 + t * (1 / 13 + t * (1 / 15))))
+    log = power * _LN2 + 2.0 * s * (1.0 + t * (1 / 3 + t * (1 / 5 + t * (1 / 7 + tail))))
+    return np.sqrt(-2.0 * log)
+
+
+@inlined
+def _direction(word):
+    """cos and sin of 2 pi u: the two highest bits are the quarter turn, the rest an angle about its middle."""
+    angle = ((np.float64(np.int64(word & _QUARTER)) + 0.5) * 2.0**-30 - 0.5) * _HALF_PI
+    t = angle * angle
+    sin = 1 / 362880 - t * (1 / 39916800 - t * (1 / 6227020800))
+    sin = angle * (1.0 - t * (1 / 6 - t * (1 / 120 - t * (1 / 5040 - t * sin))))
+    cos = 1 / 40320 - t * (1 / 3628800 - t * (1 / 479001600 - t * (1 / 87178291200)))
+    cos = 1.0 - t * (0.5 - t * (1 / 24 - t * (1 / 720 - t * cos)))
+    along, across = _ROOT_HALF * (cos - sin), _ROOT_HALF * (cos + sin)
+    turn = word >> _THIRTY
+    x, y = (across, along) if turn & np.uint64(1) else (along, across)
+    x = -x if turn == np.uint64(1) or turn == np.uint64(2) else x
+    return x, -y if turn >= np.uint64(2) else y
+
+
+@inlined
+def normals(pixel, key0, key1):
+    """Three standard normal numbers, float32."""
+    first, second, third, fourth = philox_words(pixel, key0, key1)
+    radius = _radius(first)
+    x, y = _direction(second)
+    z, _ = _direction(fourth)
+    return np.float32(radius * x), np.float32(radius * y), np.float32(_radius(third) * z)
+
+
+@compiled
+def noise_row(start, key0, key1, red, green, blue):
+    """Fill three rows, float32 (w,), with the noise of the pixels start, start + 1, ..."""
+    for i in range(len(red)):
+        red[i], green[i], blue[i] = normals(start + np.uint64(i), key0, key1)

@@ -1,0 +1,99 @@
+"""Images that turn out unreadable while a run goes on, so that training goes on without them.
+
+A file that is damaged, deleted or replaced after the index was built costs DALI its whole batch. The loader then asks here
+which images are at fault; they are written down, in the log and in a file of JSON lines, and never read again. What takes
+their place is the plan's to say (`Plan.exclude`), and it depends on nothing but the set of bad images, so ranks that find
+the same image bad at different times agree. The file is read when a run goes on.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastdeit.data.index import DataError, Index
+
+RETRIES_S = (0.1, 0.5, 2.0)
+"""Pauses before a file that cannot be read is tried again: network file systems fail for a moment."""
+
+_FEWEST, _SHARE = 10, 10_000  # bad images that are always allowed, and one in so many beyond
+_NAMED = 10
+
+_log = logging.getLogger(__name__)
+
+
+class Quarantine:
+    """The bad images of one index, found at run time.
+
+    policy: "skip" collects them, "error" raises DataError at the first. file: JSON lines, one a bad image, that are read at
+    the start and appended to; several ranks may share it. Raises DataError also when more than 10 images and one in 10,000
+    are bad: then the storage is at fault, not a file.
+    """
+
+    def __init__(self, index: Index, policy: str = "skip", file: Path | None = None) -> None:
+        self._index, self._policy, self._file = index, policy, file
+        self._faults = {entry["row"]: entry["fault"] for entry in read_entries(file, index.split)}
+
+    def __len__(self) -> int:
+        return len(self._faults)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """int64 (n,): rows of the index that must not be read, ascending."""
+        return np.array(sorted(self._faults), np.int64)
+
+    def find(self, rows: Iterable[int]) -> dict[int, str]:
+        """What is wrong with those of `rows` that cannot be read or decoded now, by row; a failing read is tried again."""
+        faults = {int(row): fault for row in rows if (fault := self._index.check(int(row)))}
+        for pause in RETRIES_S:
+            if all(self._can_be_read(row) for row in faults):
+                break
+            time.sleep(pause)
+        return {row: fault for row in faults if (fault := self._index.check(row))}
+
+    def _can_be_read(self, row: int) -> bool:
+        try:
+            return bool(self._index.read(row))
+        except OSError:
+            return False
+
+    def add(self, faults: dict[int, str]) -> None:
+        """Takes images out of the run. Raises DataError as the policy and the limit say."""
+        if self._policy == "error":
+            raise DataError(self._listing(faults, "image(s) could not be read; --bad-images skip goes on without them"))
+        new = {row: fault for row, fault in faults.items() if row not in self._faults}
+        self._faults |= new
+        for row, fault in new.items():
+            self._write(self._index.entry(row) | {"split": self._index.split, "fault": fault})
+            _log.warning("left out from now on, %d so far: %s: %s", len(self), self._index.name(row), fault)
+        if len(self) > max(_FEWEST, len(self._index) // _SHARE):
+            raise DataError(self._listing(self._faults, "images could not be read since the run began, too many to go on"))
+
+    def _listing(self, faults: dict[int, str], problem: str) -> str:
+        named = [f"{self._index.name(row)}: {fault}" for row, fault in list(faults.items())[:_NAMED]]
+        more = [f"and {len(faults) - _NAMED} more"] if len(faults) > _NAMED else []
+        return "\n  ".join([f"{self._index.root}: {len(faults)} {problem}:", *named, *more])
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        if self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("a") as file:  # one short write: ranks do not mix their lines
+                file.write(json.dumps(entry) + "\n")
+
+
+def read_entries(file: Path | None, split: str) -> list[dict[str, Any]]:
+    """The images of a split that runs have put down in `file`, each once; none if there is no file. What a crash cut off
+    is passed over: the image will be found again."""
+    entries: dict[int, dict[str, Any]] = {}
+    for line in file.read_text().splitlines() if file is not None and file.is_file() else ():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if entry["split"] == split:
+            entries[entry["row"]] = entry
+    return list(entries.values())

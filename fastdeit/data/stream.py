@@ -1,0 +1,132 @@
+"""Numbered batches out of a DALI pipeline, in any order, that go on when an image fails.
+
+DALI loses its whole batch to one bad file, and says neither which it was nor that it can go on. So the batch's images are
+looked at one by one, the bad ones leave the run, and the pipeline starts again at the same batch.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from nvidia.dali import Pipeline
+
+from fastdeit.data.index import Index
+from fastdeit.data.pipeline import Source, decode_alone
+from fastdeit.data.quarantine import Quarantine
+
+_NAMED = 10  # files listed in an error
+_ATTEMPTS = 4  # at a batch, before it is given up
+_T = TypeVar("_T")
+
+
+class Stream(Generic[_T]):
+    """Numbered batches out of one DALI pipeline: in order they are prefetched, any other number is a jump.
+
+    plan: from a number to what is kept beside the images, the rows of the index to read, and the arrays that the graph
+    takes. build: a pipeline for a source. quarantine: where images go that fail; the batch is then made again without them.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        plan: Callable[[int], tuple[_T, np.ndarray, tuple[np.ndarray, ...]]],
+        build: Callable[[Source], Pipeline],
+        quarantine: Quarantine,
+    ) -> None:
+        self._index, self._plan, self._build, self._quarantine = index, plan, build, quarantine
+        self._closed = False
+        self._start(0)
+
+    def _start(self, number: int) -> None:
+        """A fresh pipeline, whose first batch is `number`."""
+        self._shift, self._generated = number, 0
+        self._ahead: deque[_Ahead[_T]] = deque()
+        self._pipeline: Pipeline | None = self._build(self._source)
+
+    def _source(self, iteration: int) -> tuple[Any, ...]:
+        """Called by DALI, in order, from within `get`."""
+        number = iteration + self._shift
+        self._generated = iteration + 1
+        kept, rows, arrays = self._plan(number)
+        fed = (_feed(self._index, rows), *arrays)
+        self._ahead.append(_Ahead(number, kept, rows, fed))
+        return fed
+
+    def get(self, number: int) -> tuple[torch.Tensor, _T]:
+        """The images of batch `number`, sharing DALI's memory, and what was kept beside them.
+
+        Raises DataError where the quarantine does, RuntimeError for a batch that fails though each image of it is good.
+        """
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self._get(number)
+            except RuntimeError as error:
+                if self._closed or not self._ahead:
+                    raise
+                self._recover(number, attempt, error)
+        raise AssertionError("unreachable")
+
+    def _get(self, number: int) -> tuple[torch.Tensor, _T]:
+        if self._closed:
+            raise RuntimeError("the loader is closed")
+        assert self._pipeline is not None
+        if all(number != batch.number for batch in self._ahead):
+            self._shift = number - self._generated  # what is in the queue already is thrown away below
+        while True:
+            (images,) = self._pipeline.run()
+            batch = self._ahead.popleft()
+            if batch.number == number:
+                return torch.from_dlpack(images.as_tensor()), batch.kept
+
+    def _recover(self, number: int, attempt: int, error: RuntimeError) -> None:
+        """Finds the images that made the oldest batch in the queue fail, and starts again without them."""
+        rows = np.unique(self._ahead[0].rows)
+        faults = self._quarantine.find(rows)
+        if not faults and attempt == _ATTEMPTS - 2:
+            faults = {int(row): fault for row in rows if (fault := self._fails_alone(int(row)))}
+        if not faults and attempt == _ATTEMPTS - 1:
+            names = "\n  ".join(self._index.name(row) for row in rows[:_NAMED])
+            raise RuntimeError(f"a batch fails, each of whose {len(rows)} images decodes alone:\n  {names}") from error
+        if faults:
+            self._quarantine.add(faults)
+        self._start(number)  # after a failure DALI calls a pipeline invalid
+
+    def _fails_alone(self, row: int) -> str | None:
+        """What DALI says of an image that Pillow can read."""
+        try:
+            decode_alone(_feed(self._index, np.array([row])), self._index.feeds_paths)
+        except RuntimeError as error:
+            return " ".join(str(error).split())[-200:]
+        return None
+
+    def close(self) -> None:
+        self._pipeline, self._closed = None, True
+        self._ahead.clear()
+
+
+@dataclass(frozen=True)
+class _Ahead(Generic[_T]):
+    """A batch in DALI's queue; `fed` keeps alive what DALI reads in place."""
+
+    number: int
+    kept: _T
+    rows: np.ndarray
+    fed: tuple[Any, ...]
+
+
+def _feed(index: Index, rows: np.ndarray) -> list[np.ndarray]:
+    """As `Index.feed`, but an image that cannot be opened is an empty one, which fails in the decoder: one way for all."""
+    try:
+        return index.feed(rows)
+    except OSError:
+        return [_feed_one(index, row) for row in rows]
+
+
+def _feed_one(index: Index, row: int) -> np.ndarray:
+    try:
+        return index.feed(np.array([row]))[0]
+    except OSError:
+        return np.zeros(1, np.uint8)

@@ -1,0 +1,151 @@
+"""The index on disk: one Parquet table a split, with every image's facts or fault, and what has to be unchanged for it to hold.
+
+A start only compares the stamps of folders and containers. When one differs, the split is listed again, and only images whose
+name, bytes or time changed are decoded.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from fastdeit.data.check import UNREAD, Checked, Place, check_places
+from fastdeit.data.listing import Listing, is_unchanged
+
+VERSION = 2
+"""Rises whenever a table of an older version must not be read."""
+
+_FACTS = ("height", "width", "format", "mode", "orientation", "fault")
+_UNCHECKED = ""  # fault of an image that nobody has looked at
+_log = logging.getLogger(__name__)
+
+
+def table_places(root: Path, split: str, cache_dir: Path | None) -> list[Path]:
+    """Where a split's table may be kept, best first."""
+    name = split if re.fullmatch(r"[\w-][\w.-]*", split) else _slug(split)
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    key = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
+    folders = [Path(cache_dir)] if cache_dir else [root / ".fastdeit", user / "fastdeit" / key]
+    return [folder / f"{name}.parquet" for folder in folders]
+
+
+def _slug(split: str) -> str:
+    return f"{re.sub(r'[^a-zA-Z0-9]+', '-', split).strip('-')[:40]}-{hashlib.sha256(os.fsencode(split)).hexdigest()[:8]}"
+
+
+def fresh_table(places: Iterable[Path], root: Path, source: dict[str, Any], columns: Sequence[str]) -> pa.Table | None:
+    """The kept table's columns if it was made from `source` and nothing that it depends on has changed."""
+    for place in places:
+        facts = _facts_at(place)
+        if facts:
+            valid = facts["source"] == source and is_unchanged(root, facts["stamps"])
+            return _read(place, columns) if valid else None
+    return None
+
+
+def _facts_at(place: Path) -> dict[str, Any]:
+    try:
+        return _facts(pq.read_schema(place, memory_map=True))
+    except (OSError, pa.ArrowInvalid):
+        return {}
+
+
+def table_facts(table: pa.Table) -> dict[str, Any]:
+    """What the table says of itself: source, classes, shards, stamps; empty for one of another version."""
+    return _facts(table.schema)
+
+
+def _facts(schema: pa.Schema) -> dict[str, Any]:
+    facts = json.loads((schema.metadata or {}).get(b"fastdeit", b"{}"))
+    return facts if facts.get("version") == VERSION else {}
+
+
+def _read(place: Path, columns: Sequence[str] | None = None) -> pa.Table | None:
+    try:
+        # mapped: the pages read are the kernel's, not ours
+        table = pq.ParquetFile(place, memory_map=True)
+        names = [name for name in columns if name in table.schema_arrow.names] if columns is not None else None
+        return table.read(columns=names)
+    except (OSError, pa.ArrowInvalid):
+        return None
+
+
+def build_table(listing: Listing, root: Path, source: dict[str, Any], places: Sequence[Path], workers: int) -> pa.Table:
+    """The table of a listing: facts from the kept one where an image is unchanged, the others are decoded; then it is kept."""
+    table = _listed(listing)
+    columns = _known(table, places)
+    for row, fault in listing.faults.items():
+        _fill(columns, row, fault)
+    rows = np.flatnonzero([fault == _UNCHECKED for fault in columns["fault"]])
+    checks = [listing.facts] * len(rows) if listing.facts else check_places(_files(listing, root, rows), workers)
+    for row, checked in zip(rows.tolist(), checks, strict=True):
+        _fill(columns, row, checked)
+    again = any(fault and fault.startswith(UNREAD) for fault in columns["fault"])  # it may be well the next time
+    for name, kind in zip(_FACTS, (pa.int32(), pa.int32(), pa.string(), pa.string(), pa.int8(), pa.string()), strict=True):
+        table = table.append_column(name, pa.array(columns[name], kind))
+    facts = {"source": source, "classes": listing.classes, "shards": listing.shards}
+    facts |= {"stamps": {name: [size, -1 if again else mtime] for name, (size, mtime) in listing.stamps.items()}}
+    table = table.replace_schema_metadata({"fastdeit": json.dumps({"version": VERSION, **facts})})
+    _write_first(table, places)
+    return table
+
+
+def _listed(listing: Listing) -> pa.Table:
+    columns = {"name": listing.names, "label": listing.labels, "num_bytes": listing.num_bytes, "mtime_ns": listing.mtimes}
+    if listing.shard is not None:
+        columns |= {"shard": listing.shard, "offset": listing.offset}
+    return pa.table(columns)
+
+
+def _known(table: pa.Table, places: Iterable[Path]) -> dict[str, list[Any]]:
+    """The facts of images that the kept table has unchanged, as lists; new and changed ones have the fault _UNCHECKED."""
+    kept = next((_read(place) for place in places if _facts_at(place)), None)
+    keys = [name for name in table.column_names if name != "label"]
+    if kept is None or any(name not in kept.column_names for name in keys):
+        return {name: [_UNCHECKED if name == "fault" else None] * len(table) for name in _FACTS}
+    row = pc.index_in(table["name"], value_set=kept["name"].combine_chunks())
+    was = kept.take(row)
+    same = pc.is_valid(row)
+    for name in keys[1:]:
+        same = pc.and_(same, pc.fill_null(pc.equal(table[name], was[name]), False))
+    same = pc.and_(same, pc.invert(pc.fill_null(pc.starts_with(was["fault"], UNREAD), False)))
+    blank = {"fault": pa.scalar(_UNCHECKED)}
+    return {name: pc.if_else(same, was[name], blank.get(name, pa.scalar(None, was[name].type))).to_pylist() for name in _FACTS}
+
+
+def _files(listing: Listing, root: Path, rows: np.ndarray) -> list[Place]:
+    names = [os.fsdecode(name) for name in listing.names.take(pa.array(rows)).to_pylist()]
+    if listing.shard is None or listing.offset is None:
+        return [(os.path.join(root, name), -1, 0) for name in names]
+    shards = [os.path.join(root, shard) for shard in listing.shards]
+    ranges = zip(listing.shard[rows].tolist(), listing.offset[rows].tolist(), listing.num_bytes[rows].tolist(), strict=True)
+    return [(shards[shard], offset, length) for shard, offset, length in ranges]
+
+
+def _fill(columns: dict[str, list[Any]], row: int, checked: Checked) -> None:
+    facts = (0, 0, None, None, None, checked) if isinstance(checked, str) else (*checked, None)
+    for name, value in zip(_FACTS, facts, strict=True):
+        columns[name][row] = value
+
+
+def _write_first(table: pa.Table, places: Sequence[Path]) -> None:
+    """Write the table to the first place that takes it; whole or not at all, several processes at once are safe."""
+    for place in places:
+        partial = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, partial, compression="zstd")
+            os.replace(partial, place)
+            return
+        except OSError as error:
+            _log.debug("%s: %s", place, error)
+    _log.warning("the index could not be kept at %s: it will be built again", " nor at ".join(map(str, places)))

@@ -1,0 +1,222 @@
+"""Lists of images and labels, and ImageNet's layouts, whose validation images have their labels in a list."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from fastdeit.data.index import build_index
+from fastdeit.data.listing import DataError
+
+
+def save(path: Path, height: int = 6) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((height, 8, 3), 90, np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for number in range(4):
+        save(tmp_path / f"pictures/{number}.png", 6 + number)
+    return tmp_path
+
+
+CSV = {
+    "header": "label,path\ncat,pictures/3.png\nant,pictures/0.png\n",
+    "header-other-names": "id,Filename,Class\n7,pictures/3.png,cat\n8,pictures/0.png,ant\n",
+    "no-header": "pictures/3.png,cat\npictures/0.png,ant\n\n",
+    "quoted": '"pictures/3.png","cat"\r\n"./pictures/0.png" , "ant"\r\n',
+}
+
+
+@pytest.mark.parametrize("kind", CSV)
+def test_csv(root: Path, kind: str) -> None:
+    (root / "train.csv").write_text(CSV[kind].replace(" , ", ","))
+    index = build_index(root, "train")
+    assert (index.kind, index.classes, index.labels.tolist()) == ("files", ("ant", "cat"), [1, 0])
+    assert [index.name(row) for row in range(2)] == ["pictures/3.png", "pictures/0.png"]
+    assert index.sizes.tolist() == [[9, 8], [6, 8]]
+    assert bytes(index.feed(np.array([1]))[0]).decode() == f"{root}/pictures/0.png"
+
+
+def test_numbers_are_classes_up_to_the_largest(root: Path) -> None:
+    (root / "train.txt").write_text("pictures/0.png 0\npictures/1.png\t2\n")
+    (root / "val.txt").write_text("pictures/2.png 1\n")
+    assert build_index(root, "train").classes == ("0", "1", "2")
+    assert build_index(root, "val").labels.tolist() == [1]
+
+
+@pytest.mark.parametrize("labels", [[1, 0], ["b", "a"]])
+def test_parquet(root: Path, labels: list) -> None:
+    pq.write_table(
+        pa.table({"image_path": ["pictures/0.png", f"{root}/pictures/1.png"], "target": labels}), root / "some.parquet"
+    )
+    index = build_index(root, "some.parquet")
+    assert index.labels.tolist() == [1, 0]
+    assert index.name(1) == "pictures/1.png"
+
+
+def test_names_and_absolute_paths_elsewhere(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    far = save(tmp_path_factory.mktemp("far") / "with space.png", 11)
+    (root / "train.txt").write_text(f"{far} cat\n")
+    index = build_index(root, "train")
+    assert index.sizes.tolist() == [[11, 8]] and index.check(0) is None
+
+
+def test_files_that_are_missing_or_bad(root: Path) -> None:
+    (root / "pictures/1.png").write_bytes(b"x")
+    (root / "train.csv").write_text("pictures/0.png,a\npictures/1.png,a\npictures/9.png,b\n")
+    with pytest.raises(DataError, match="2 bad image"):
+        build_index(root, "train")
+    index = build_index(root, "train", bad_images="skip")
+    assert len(index) == 1 and index.classes == ("a", "b")
+    assert index.left_out[1] == "pictures/9.png: cannot be read: No such file or directory"
+
+
+WRONG = {
+    "no-label": ("train.csv", "pictures/0.png\n", "line 1: 'pictures/0.png' is no path and label"),
+    "empty-label": ("train.csv", "pictures/0.png,a\npictures/1.png, \n", "line 2"),
+    "columns": ("train.csv", "a,b\nx,y\n", "has the columns a, b; allowed is one of path"),
+    "empty": ("train.csv", "", "lists no images"),
+    "only-header": ("train.csv", "path,label\n", "lists no images"),
+    "twice": ("train.csv", "pictures/0.png,a\npictures/./0.png,b\n", "lists pictures/0.png twice"),
+    "parquet": ("train.parquet", "no parquet", "is no Parquet file"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_lists_that_cannot_be_used(root: Path, kind: str) -> None:
+    name, text, message = WRONG[kind]
+    (root / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        build_index(root, "train")
+
+
+def test_labels_that_are_no_whole_numbers(root: Path) -> None:
+    pq.write_table(pa.table({"path": ["pictures/0.png"], "label": [0.5]}), root / "train.parquet")
+    with pytest.raises(DataError, match="row 0: 'pictures/0.png', 0.5 is no path and label"):
+        build_index(root, "train")
+
+
+def test_label_that_train_does_not_have(root: Path) -> None:
+    (root / "train.csv").write_text("pictures/0.png,a\npictures/1.png,b\n")
+    (root / "val.csv").write_text("pictures/2.png,c\n")
+    with pytest.raises(DataError, match=r"val\.csv: pictures/2\.png has the label 'c'; allowed are the 2 classes: a, b"):
+        build_index(root, "val")
+
+
+def test_no_such_list(root: Path) -> None:
+    with pytest.raises(DataError, match=r"mine\.csv: no such file; found pictures"):
+        build_index(root, "mine.csv")
+
+
+def test_changed_list_is_read_again(root: Path) -> None:
+    (root / "train.csv").write_text("pictures/0.png,a\n")
+    assert len(build_index(root, "train")) == 1
+    (root / "train.csv").write_text("pictures/0.png,a\npictures/1.png,b\n")
+    assert len(build_index(root, "train")) == 2
+
+
+SYNSETS = ("n01440764", "n01443537", "n01484850")
+TRUTH = (2, 0, 1, 2)  # places in the sorted synsets
+
+
+@pytest.fixture
+def imagenet(tmp_path: Path) -> Path:
+    root = tmp_path / "imagenet"
+    for name in SYNSETS:
+        save(root / f"train/{name}/{name}_10026.JPEG")
+    for number in range(len(TRUTH)):
+        save(root / f"val/ILSVRC2012_val_{number + 1:08}.JPEG", 10 + number)
+    return root
+
+
+def write_caffe(root: Path) -> None:
+    lines = [f"ILSVRC2012_val_{number + 1:08}.JPEG {label}" for number, label in enumerate(TRUTH)]
+    (root / "val.txt").write_text("\n".join(lines[::-1]))
+
+
+def write_synset_list(root: Path) -> None:
+    lines = [f"ILSVRC2012_val_{number + 1:08}.JPEG {SYNSETS[label]}" for number, label in enumerate(TRUTH)]
+    (root / "val/val.txt").write_text("\n".join(lines))
+
+
+def write_kaggle(root: Path) -> None:
+    with (root / "LOC_val_solution.csv").open("w", newline="") as opened:
+        rows = csv.writer(opened)
+        rows.writerow(["ImageId", "PredictionString"])
+        for number in (3, 1, 0, 2):
+            name = SYNSETS[TRUTH[number]]
+            rows.writerow([f"ILSVRC2012_val_{number + 1:08}", f"{name} 85 1 499 272 {name} 1 2 3 4 "])
+
+
+DEVKIT_ORDER = ("n01484850", "n01440764", "n01443537")  # the devkit's own numbers 1, 2, 3; then come groups of synsets
+
+
+def write_devkit(root: Path, folder: str = "ILSVRC2012_devkit_t12/data") -> None:
+    data = root / folder
+    data.mkdir(parents=True, exist_ok=True)
+    numbers = [DEVKIT_ORDER.index(SYNSETS[label]) + 1 for label in TRUTH]
+    (data / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{number}\n" for number in numbers))
+    synsets = np.zeros((4, 1), [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")])
+    for row, name in enumerate((*DEVKIT_ORDER, "n00001740")):
+        synsets[row, 0] = (float(row + 1), name, 0.0 if row < 3 else 3.0)
+    savemat(data / "meta.mat", {"synsets": synsets})
+
+
+@pytest.mark.parametrize("write", [write_caffe, write_synset_list, write_kaggle, write_devkit])
+def test_flat_validation_images(imagenet: Path, write) -> None:
+    write(imagenet)
+    val = build_index(imagenet, "val")
+    assert (val.classes, val.labels.tolist()) == (SYNSETS, list(TRUTH))
+    assert val.sizes[:, 0].tolist() == [10, 11, 12, 13] and val.name(0) == "val/ILSVRC2012_val_00000001.JPEG"
+
+
+def test_class_folders_need_no_list(imagenet: Path) -> None:
+    for number, label in enumerate(TRUTH):
+        name = f"ILSVRC2012_val_{number + 1:08}.JPEG"
+        (imagenet / "val" / SYNSETS[label]).mkdir(exist_ok=True)
+        (imagenet / "val" / name).rename(imagenet / "val" / SYNSETS[label] / name)
+    assert build_index(imagenet, "val").labels.tolist() == sorted(TRUTH)
+
+
+def test_kaggles_folders(imagenet: Path, tmp_path: Path) -> None:
+    kaggle = tmp_path / "kaggle/ILSVRC/Data/CLS-LOC"
+    kaggle.parent.mkdir(parents=True)
+    imagenet.rename(kaggle)
+    write_kaggle(tmp_path / "kaggle")
+    for root in (kaggle, tmp_path / "kaggle"):
+        assert build_index(root, "val").labels.tolist() == list(TRUTH)
+
+
+def test_flat_images_without_a_list(imagenet: Path) -> None:
+    with pytest.raises(DataError, match="no file that tells labels"):
+        build_index(imagenet, "val")
+
+
+def test_list_that_lacks_an_image(imagenet: Path) -> None:
+    write_caffe(imagenet)
+    save(imagenet / "val/ILSVRC2012_val_00000009.JPEG")
+    with pytest.raises(DataError, match=r"val\.txt: has no class for ILSVRC2012_val_00000009\.JPEG"):
+        build_index(imagenet, "val")
+
+
+def test_devkit_that_does_not_fit(imagenet: Path) -> None:
+    write_devkit(imagenet)
+    truth = imagenet / "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
+    for text, message in (("1\n2\n", "has 2 entries for 4 images"), ("1\n2\n3\n9\n", "class number 9")):
+        truth.write_text(text)
+        with pytest.raises(DataError, match=message):
+            build_index(imagenet, "val")
+    truth.with_name("meta.mat").write_bytes(b"no mat file")
+    with pytest.raises(DataError, match="is not the devkit's table"):
+        build_index(imagenet, "val")
+    truth.with_name("meta.mat").unlink()
+    with pytest.raises(DataError, match=r"meta\.mat: no such file"):
+        build_index(imagenet, "val")

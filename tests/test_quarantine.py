@@ -1,0 +1,159 @@
+"""Files that break while a run goes on: training goes on, and what takes their place is the same on every world size."""
+
+import dataclasses
+import logging
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastdeit.data import quarantine as quarantine_module
+from fastdeit.data.index import DataError, Index, build_index
+from fastdeit.data.loader import PADDING, Batch, EvalLoader, TrainLoader
+from fastdeit.data.pipeline import PipelineOptions
+from fastdeit.data.quarantine import Quarantine, read_entries
+from fastdeit.plan import Plan, PlanSpec
+from tests.images import write_shapes
+
+SIDE, BATCH, BAD = 16, 12, 5
+OPTIONS = PipelineOptions((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), num_threads=1, backend="native")
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(quarantine_module, "RETRIES_S", (0.01, 0.02))
+    return write_shapes(tmp_path / "data", train=16, val=5)
+
+
+def loader(index: Index, rank: int = 0, world: int = 1, **options: object) -> TrainLoader:
+    plan = Plan(PlanSpec(seed=3, input_size=SIDE, repeats=2, reprob=0.5), index.sizes)
+    share = BATCH // world
+    return TrainLoader(index, plan, OPTIONS, batch_size=BATCH, micro_batch=share, rank=rank, world_size=world, **options)  # type: ignore[arg-type]
+
+
+def epoch_of(index: Index, world: int = 1, **options: object) -> dict[str, torch.Tensor]:
+    """Every field of an epoch's batches over all ranks, by rising ordinal."""
+    held: list[Batch] = []
+    for rank in range(world):
+        one = loader(index, rank, world, **options)
+        held += list(one.epoch(0)) + list(one.epoch(1))[:0]
+        one.close()
+    whole = {f.name: torch.cat([getattr(batch, f.name) for batch in held]) for f in dataclasses.fields(Batch)}
+    order = torch.argsort(whole["ordinals"])
+    return {name: tensor[order] for name, tensor in whole.items()}
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def to_text(path: Path) -> None:
+    path.write_text("no image " * 40)
+
+
+def shrink(path: Path) -> None:
+    Image.new("RGB", (7, 7)).save(path, "PNG")
+
+
+DAMAGES: list[Callable[[Path], None]] = [truncate, empty, to_text, shrink, Path.unlink]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_training_goes_on_with_the_next_image_on_any_world_size(
+    root: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    index = build_index(root, "train")
+    before = epoch_of(index)
+    expected_plan = Plan(PlanSpec(seed=3, input_size=SIDE, repeats=2, reprob=0.5), index.sizes)
+    drawn = expected_plan.images(0, before["ordinals"].numpy())
+    bad = int(drawn[BATCH + 1])  # not in the first batch
+    damage(index.root / os.fsdecode(index.names[bad].as_py()))
+    with caplog.at_level(logging.WARNING):
+        after = [epoch_of(index, world) for world in (1, 2, 3)]
+    expected_plan.exclude(np.array([bad]))
+    replaced = expected_plan.images(0, before["ordinals"].numpy())
+    for one in after:
+        for name, tensor in one.items():
+            assert torch.equal(tensor, after[0][name]), name
+        assert one["labels"].tolist() == index.labels[replaced].tolist()
+        good = torch.from_numpy(drawn != bad)
+        assert 0 < int((~good).sum()) < len(drawn)
+        assert torch.equal(one["images"][good], before["images"][good])
+        assert not torch.equal(one["images"][~good], before["images"][~good])
+    assert index.name(bad) in caplog.text
+
+
+def test_the_file_of_bad_images_is_kept_and_taken_up(root: Path, tmp_path: Path) -> None:
+    index, file = build_index(root, "train"), tmp_path / "run/quarantine.jsonl"
+    path = index.root / os.fsdecode(index.names[BAD].as_py())
+    path.unlink()
+    first = epoch_of(index, quarantine=Quarantine(index, file=file))
+    (entry,) = read_entries(file, "train")
+    assert (entry["row"], entry["split"]) == (BAD, "train") and entry["fault"]
+    assert read_entries(file, "val") == []
+    with file.open("a") as torn:
+        torn.write('{"row": 3, "spl')
+    # the folder is listed again: one row fewer, until the entry puts it back
+    again = build_index(root, "train")
+    assert len(again) == len(index) - 1
+    again = again.restored(read_entries(file, "train"))
+    assert again.fingerprint() == index.fingerprint()
+    assert np.array_equal(again.sizes, index.sizes)
+    taken_up = Quarantine(again, file=file)
+    assert taken_up.rows.tolist() == [BAD]
+    second = epoch_of(again, quarantine=taken_up)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert len(read_entries(file, "train")) == 1
+
+
+def test_a_file_that_comes_back_is_read_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quarantine_module, "RETRIES_S", (0.2, 0.5, 1.0))
+    index = build_index(root, "train")
+    before, path = epoch_of(index), index.root / os.fsdecode(index.names[BAD].as_py())
+    hidden = path.with_suffix(".away")
+    path.rename(hidden)
+    bad = Quarantine(index)
+    threading.Timer(0.4, lambda: hidden.rename(path)).start()
+    after = epoch_of(index, quarantine=bad)
+    assert path.exists() and len(bad) == 0
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_error_stops_and_names_the_file(root: Path) -> None:
+    index = build_index(root, "train")
+    truncate(index.root / os.fsdecode(index.names[BAD].as_py()))
+    with pytest.raises(DataError, match=index.name(BAD).rsplit("/", 1)[1]):
+        epoch_of(index, quarantine=Quarantine(index, "error"))
+
+
+def test_too_many_bad_files_stop_the_run(root: Path) -> None:
+    index = build_index(root, "train")
+    for row in range(11):
+        truncate(index.root / os.fsdecode(index.names[row].as_py()))
+    with pytest.raises(DataError, match="11 images could not be read since the run began"):
+        epoch_of(index)
+
+
+def test_evaluation_leaves_a_bad_image_out(root: Path) -> None:
+    index = build_index(root, "val")
+    truncate(index.root / os.fsdecode(index.names[0].as_py()))
+    for world in (1, 2):
+        seen: list[int] = []
+        for rank in range(world):
+            one = EvalLoader(index, OPTIONS, batch_size=4, input_size=SIDE, crop_pct=1.0, rank=rank, world_size=world)
+            batches = [*one, *one]  # the second pass knows
+            assert len(batches) == 2 * len(one)
+            seen += [
+                row for b in batches for row, label in zip(b.rows.tolist(), b.labels.tolist(), strict=True) if label != PADDING
+            ]
+            one.close()
+        assert sorted(seen) == sorted([*range(1, len(index))] * 2)
