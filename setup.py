@@ -31,11 +31,12 @@ setup(
         "pyyaml>=6",
         "tensorboard>=2.16",
         "matplotlib>=3.8",
+        "scipy>=1.12",  # reads ImageNet's meta.mat
         "scikit-learn>=1.4",  # the embedded data set of the recipe `digits`
     ],
     extras_require={
         "bench": ["webdataset>=1.0"],  # timm's reader of shards
-        "dev": ["pytest>=8", "scipy>=1.12", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"],
+        "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["fastdeit = fastdeit.__main__:main"]},
 )

@@ -15,7 +15,8 @@ from fastdeit.data.digits import write_digits
 from fastdeit.data.index import Index, build_index
 from fastdeit.data.loader import EvalLoader, TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
-from fastdeit.data.quarantine import Quarantine, read_entries
+from fastdeit.data.quarantine import Quarantine
+from fastdeit.data.snapshot import same_images
 from fastdeit.distributed import World, first_on_rank0
 from fastdeit.engine import Trainer, build_engine
 from fastdeit.losses import DistillationLoss
@@ -24,6 +25,9 @@ from fastdeit.models.teacher import Teacher, load_teacher
 from fastdeit.models.weights import check_match, has_qkv_bias, load_student_weights, read_weights
 from fastdeit.optim import build_adamw, build_schedule, parameter_groups
 from fastdeit.plan import Plan, PlanSpec
+
+IMAGES = "train-images.parquet"
+"""In a run's folder: the training images that it began with."""
 
 _EXACT_FROM_THREADS = 8
 
@@ -64,8 +68,9 @@ def _check_eval_size(config: Config) -> None:
 
 
 def _teacher_hint(config: Config) -> str:
-    if config.data.data_set == "digits":
-        return "an existing file; train it first: deepspeed fastdeit/train.py --recipe digits_teacher"
+    folder = Path(config.distill.teacher_path).parent
+    if folder.name.endswith("_teacher"):  # a recipe's
+        return f"an existing file; train it first: deepspeed fastdeit/train.py --recipe {folder.name}"
     return "an existing file with the teacher's weights, or --distillation-type none"
 
 
@@ -97,10 +102,18 @@ def build_train_index(config: Config) -> Index:
 
 
 def build_quarantine(config: Config, index: Index) -> tuple[Index, Quarantine]:
-    """The images that this run has found bad before, and the index with the rows that it had then."""
-    file = Path(config.run.output_dir) / "quarantine.jsonl"
-    index = index.restored(read_entries(file, index.split))
-    return index, Quarantine(index, config.data.bad_images, file)
+    """The index with the rows that this run began with, and those of them that must not be read (any more).
+
+    Raises DataError when too many are gone.
+    """
+    folder = Path(config.run.output_dir)
+    gone: dict[int, str] = {}
+    if (folder / IMAGES).is_file() and index.split == config.data.train_split:
+        index, gone = same_images(index, folder / IMAGES)
+    quarantine = Quarantine(index, config.data.bad_images, folder / "quarantine.jsonl")
+    if gone:
+        quarantine.add(gone)
+    return index, quarantine
 
 
 def build_plan(config: Config, index: Index) -> Plan:

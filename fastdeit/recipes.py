@@ -94,4 +94,61 @@ def digits() -> Config:
     )
 
 
-RECIPES: dict[str, Callable[[], Config]] = {recipe.__name__: recipe for recipe in (deit, deit_paper, digits_teacher, digits)}
+_FASHION = Config().replace(
+    data={
+        "data_path": "/usr/share/datasets/fashion-mnist",  # where Debian's package dataset-fashion-mnist puts it
+        "input_size": 28,
+        "mean": (0.286, 0.286, 0.286),
+        "std": (0.353, 0.353, 0.353),
+        "eval_crop_ratio": 1.0,
+    },
+    augment={"aa": "none", "color_jitter": 0.0, "scale": (0.7, 1.0), "reprob": 0.0, "repeated_aug": False},
+)
+
+
+def fashion_mnist_teacher() -> Config:
+    """A small ConvNet for the recipe `fashion_mnist`.
+
+    deepspeed fastdeit/train.py --recipe fashion_mnist_teacher [--data-path FOLDER]
+    About 90 % of the 10,000 test images after 4 epochs, a few minutes on two CPU cores.
+    """
+    return _FASHION.replace(
+        model={"model": "test_resnet", "drop_path": 0.0},
+        mix={"mixup": 0.0, "cutmix": 0.0},
+        distill={"distillation_type": "none"},
+        optim={"epochs": 4, "batch_size": 128, "lr": 4e-3, "warmup_epochs": 0.5, "model_ema_decay": 0.99, "unscale_lr": True},
+        run={"eval_epochs": 2, "log_steps": 50},
+    )
+
+
+def fashion_mnist() -> Config:
+    """A small distilled DeiT on Fashion-MNIST, read from its IDX files.
+
+    deepspeed fastdeit/train.py --recipe fashion_mnist_teacher && deepspeed fastdeit/train.py --recipe fashion_mnist
+    """
+    return _FASHION.replace(
+        model={
+            "model": "deit_tiny_distilled_patch16_224",
+            "patch_size": 7,
+            "embed_dim": 128,
+            "depth": 4,
+            "num_heads": 4,
+            "drop_path": 0.05,
+        },
+        mix={"mixup": 0.2, "mixup_prob": 0.3},
+        distill={"teacher_model": "test_resnet", "teacher_path": "runs/fashion_mnist_teacher/student.safetensors"},
+        optim={
+            "epochs": 12,
+            "batch_size": 64,
+            "lr": 1e-3,
+            "unscale_lr": True,
+            "clip_grad": 1.0,
+            "warmup_epochs": 1,
+            "model_ema_decay": 0.999,
+        },
+        run={"eval_epochs": 2, "log_steps": 50},
+    )
+
+
+_ALL = (deit, deit_paper, digits_teacher, digits, fashion_mnist_teacher, fashion_mnist)
+RECIPES: dict[str, Callable[[], Config]] = {recipe.__name__: recipe for recipe in _ALL}

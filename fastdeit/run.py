@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,15 +21,17 @@ from fastdeit.checkpoint import load_checkpoint, newest_checkpoint, save_checkpo
 from fastdeit.cli import one_line_errors, parse_config
 from fastdeit.config import Config
 from fastdeit.console import RunConsole
-from fastdeit.data.index import Index
+from fastdeit.data.index import DataError, Index
 from fastdeit.data.loader import EvalLoader, TrainLoader
 from fastdeit.data.quarantine import Quarantine
+from fastdeit.data.snapshot import keep_images
 from fastdeit.distributed import World, all_agree, init_distributed
 from fastdeit.engine import STATISTICS, Trainer
 from fastdeit.evaluate import evaluate, student_heads
 from fastdeit.identity import check_same_run, check_same_samples, fingerprints, versions
 from fastdeit.kernels.mix import mix
 from fastdeit.metrics import Meter, MetricLog, read_metrics
+from fastdeit.outcome import say_finished, show_summary
 from fastdeit.plan import Plan
 
 
@@ -70,11 +73,16 @@ class Run:
 
 
 def train_command(argv: Sequence[str], prog: str) -> int:
-    """`fastdeit train`: 0, or exit code 2 for a command line, a data set or a checkpoint that cannot be used."""
+    """`fastdeit train`: 0; exit code 2 for a command line, a data set or a checkpoint that cannot be used; 1 for images that
+    cannot be read in mid-run, where --bad-images or their number ends it."""
     with one_line_errors():
         config, recipe = parse_config(argv, prog)
         run = _prepare(config, recipe, init_distributed())
-    return 0 if run is None else _execute(run)
+    try:
+        return 0 if run is None else _execute(run)
+    except DataError as error:  # on one rank; the launcher then ends the others
+        print(f"fastdeit: error: {error}", file=sys.stderr)
+        return 1
 
 
 def _prepare(config: Config, recipe: str, world: World) -> Run | None:
@@ -83,7 +91,7 @@ def _prepare(config: Config, recipe: str, world: World) -> Run | None:
     folder = Path(config.run.output_dir)
     check_same_run(config, folder)
     if (folder / "summary.json").is_file():
-        _say_finished(config, recipe, world, folder)
+        say_finished(config, recipe, world, folder)
         return None
     run = _build_run(config, recipe, world, folder)
     _resume(run)
@@ -174,6 +182,8 @@ def _open_folder(run: Run) -> None:
         sweep(run.folder / "checkpoints")
         text = yaml.safe_dump(run.config.to_dict(), sort_keys=False)
         (run.folder / "config.yaml").write_text(text)
+        if not (run.folder / build.IMAGES).is_file():
+            keep_images(run.train_index, run.folder / build.IMAGES)
         run.log = MetricLog(run.folder, run.trainer.step)
     dist.barrier()
 
@@ -239,8 +249,8 @@ def _log_step(run: Run) -> None:
 
 
 def _counters(run: Run) -> dict[str, float]:
-    """Steps that were skipped, and images that this rank has found bad."""
-    return {"skipped": run.trainer.skipped, "quarantined": len(run.quarantine)}
+    """Steps that were skipped, and images that any rank has found bad."""
+    return {"skipped": run.trainer.skipped, "quarantined": run.quarantine.count_all()}
 
 
 def _end_epoch(run: Run, epoch: int) -> None:
@@ -297,7 +307,7 @@ def _finish(run: Run) -> None:
         _save_report(run)
         summary = {"results": results, "steps": run.trainer.step, "skipped": run.trainer.skipped}
         (run.folder / "summary.json").write_text(json.dumps(summary, indent=1))
-        _show_summary(run.console, run.config, run.recipe, run.folder, results)
+        show_summary(run.console, run.config, run.recipe, run.folder, results)
     dist.barrier()
 
 
@@ -317,28 +327,3 @@ def _save_report(run: Run) -> None:
     ]
     metrics = read_metrics(run.folder / "metrics.jsonl")
     save_report(run.folder / "report.png", metrics, images, titles, run.config.data.mean, run.config.data.std)
-
-
-def _say_finished(config: Config, recipe: str, world: World, folder: Path) -> None:
-    console = RunConsole(1, 1, enabled=world.rank == 0)
-    console.note(f"{folder} holds this run, finished; remove it or name another --output-dir to train again")
-    _show_summary(console, config, recipe, folder, json.loads((folder / "summary.json").read_text())["results"])
-
-
-def _show_summary(console: RunConsole, config: Config, recipe: str, folder: Path, results: dict[str, float]) -> None:
-    files = {"weights (timm's names)": folder / "student.safetensors", "picture": folder / "report.png"}
-    console.summary(results, files, _next_command(config, recipe, folder))
-
-
-def _next_command(config: Config, recipe: str, folder: Path) -> str:
-    if recipe == "digits_teacher":
-        return "deepspeed fastdeit/train.py --recipe digits"
-    if recipe == "digits":
-        return "deepspeed fastdeit/train.py --recipe digits --distillation-type none --output-dir runs/digits_alone"
-    if config.distill.distillation_type == "none" and config.model.model not in build.SIZES:
-        weights = folder / "student.safetensors"
-        return (
-            f"deepspeed fastdeit/train.py --data-path {config.data.data_path} "
-            f"--teacher-model {config.model.model} --teacher-path {weights}"
-        )
-    return f"tensorboard --logdir {folder / 'tensorboard'}"

@@ -43,7 +43,6 @@ def test_images_and_labels(tmp_path: Path, packed: bool) -> None:
     np.testing.assert_array_equal(whole, np.repeat(images[4][..., None], 3, 2))
     np.testing.assert_array_equal(window, whole[1:4, 2:6])
     assert index.check(4) is None
-    assert index.entry(4)["offset"] == 4 and index.restored([index.entry(4)]).fingerprint() == index.fingerprint()
 
 
 def test_names_of_the_family(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from fastdeit import build
 from fastdeit.build import check_config
 from fastdeit.checkpoint import list_checkpoints
+from fastdeit.data import quarantine
+from fastdeit.data.loader import Batch, TrainLoader
+from fastdeit.data.quarantine import read_entries
 from fastdeit.distributed import init_distributed
 from fastdeit.metrics import read_metrics
 from fastdeit.recipes import RECIPES
@@ -70,7 +75,7 @@ def test_a_run_leaves_what_it_says(distilled: tuple[list[str], Path], shapes: Pa
     folder = distilled[1]
     names = {path.name for path in folder.iterdir()}
     files = {"config.yaml", "metrics.jsonl", "summary.json", "report.png", "student.safetensors", "student_ema.safetensors"}
-    assert names == files | {"checkpoints", "tensorboard"}
+    assert names == files | {"checkpoints", "tensorboard", "train-images.parquet"}
     assert [path.name for path in list_checkpoints(folder / "checkpoints")] == ["step-00000009", "step-00000006"]
     with safe_open(folder / "student.safetensors", framework="pt") as file:
         about = file.metadata()
@@ -236,7 +241,9 @@ def _no_images(root: Path) -> None:
 
 
 def _bad_image(root: Path) -> None:
-    next((root / "train" / "square").glob("*.jpg")).write_text("no image")
+    file = next((root / "train" / "square").glob("*.jpg"))
+    file.unlink()
+    file.write_text("no image")
 
 
 WRONG = {
@@ -305,3 +312,44 @@ def test_commands_and_their_usage() -> None:
     asked, wrong = fastdeit("--help"), fastdeit("trian")
     assert asked.returncode == 0 and "train" in asked.stdout
     assert wrong.returncode == 2 and "no command 'trian'" in wrong.stderr
+
+
+def damaging(path: Path) -> type[TrainLoader]:
+    """A loader before whose first batch a file is emptied."""
+
+    class Damaging(TrainLoader):
+        def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+            path.write_bytes(b"")
+            return super().epoch(epoch, first_step)
+
+    return Damaging
+
+
+def test_a_run_survives_files_that_break_before_and_while_it_trains(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One before the run, one while it stands still, one after its table was read: the run ends, and tells of each."""
+    data, out = shutil.copytree(shapes, tmp_path / "data"), tmp_path / "run"
+    argv = ["--data-path", str(data), *ALONE, "--output-dir", str(out)]
+    (data / "train/circle/zz.jpg").write_text("no image")
+    assert train_command([*argv, "--stop-after-steps", "1"], "test") == 0
+    (data / "train/circle/00.png").unlink()
+    monkeypatch.setattr(build, "TrainLoader", damaging(data / "train/square/01.jpg"))
+    monkeypatch.setattr(quarantine, "RETRIES_S", (0.01,))
+    assert train_command(argv, "test") == 0
+    found = {entry["name"]: entry["fault"] for entry in read_entries(out / "quarantine.jsonl", "train")}
+    assert set(found) == {"train/circle/00.png", "train/square/01.jpg"}
+    assert "since the run began" in found["train/circle/00.png"]
+    assert [line["quarantined"] for line in read_metrics(out / "metrics.jsonl") if "loss" in line][-1] == 2
+    assert (out / "summary.json").is_file()
+
+
+def test_a_bad_file_in_mid_run_ends_it_if_asked(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(shapes, tmp_path / "data")
+    monkeypatch.setattr(build, "TrainLoader", damaging(data / "train/square/01.jpg"))
+    monkeypatch.setattr(quarantine, "RETRIES_S", (0.01,))
+    argv = ["--data-path", str(data), *ALONE, "--output-dir", str(tmp_path / "run"), "--bad-images", "error"]
+    assert train_command(argv, "test") == 1
+    assert "train/square/01.jpg" in capsys.readouterr().err

@@ -6,12 +6,13 @@ so each image is decoded once, and only good ones are rows. Image files, tar sha
 
 import functools
 import hashlib
+import io
 import json
-import mmap
 import os
 import resource
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from fastdeit.data.check import EXTENSIONS, MAX_BYTES, MAX_PIXELS, UNREAD, check
 from fastdeit.data.folder import class_folders, list_folder
 from fastdeit.data.idx import list_idx, read_images
 from fastdeit.data.imagenet import list_flat
-from fastdeit.data.layout import VALIDATION, Found, find_split
+from fastdeit.data.layout import VALIDATION, Feeding, Found, find_split
 from fastdeit.data.listing import SHOWN, DataError, Listing, class_names_beside
 from fastdeit.data.lists import list_listed
 from fastdeit.data.shards import list_shards
@@ -31,6 +32,7 @@ from fastdeit.data.table import build_table, fresh_table, table_facts, table_pla
 
 BadImages = Literal["error", "skip"]
 _COLUMNS = ("name", "label", "num_bytes", "height", "width", "fault", "shard", "offset")
+_READERS = 8  # of shards at once
 _SPARE_FILES = 512  # descriptors left to everything else
 
 
@@ -42,7 +44,7 @@ class Index:
     split: str
     classes: tuple[str, ...]
     """Names of the classes; a label is a position in it."""
-    kind: Literal["files", "shards", "idx"]
+    kind: Feeding
     names: pa.BinaryArray
     """(N,): paths relative to `root`, or SHARD/MEMBER, as bytes of the file system."""
     labels: np.ndarray
@@ -73,7 +75,7 @@ class Index:
         return self.kind == "files"
 
     def feed(self, rows: np.ndarray) -> list[np.ndarray]:
-        """What DALI takes for `rows` (int64 (B,)): uint8 (length,) each, paths or views of the encoded images.
+        """What DALI takes for `rows` (int64 (B,)): uint8 (length,) each, paths or the encoded images.
 
         Raises OSError for a shard, DataError for an IDX file, that is not there any more.
         """
@@ -85,9 +87,14 @@ class Index:
         if self.kind == "idx":
             pixels = read_images(self.root / self.shards[0])
             return list(pixels[self.offset[rows]])
-        starts = self.offset[rows]
-        ranges = zip(self.shard[rows].tolist(), starts.tolist(), (starts + self.num_bytes[rows]).tolist(), strict=True)
-        return [self._range(*place) for place in ranges]
+        shards, lengths, starts = (column[rows].tolist() for column in (self.shard, self.num_bytes, self.offset))
+        ranges = [*zip(map(self._opened, shards), lengths, starts, strict=True)]
+        # the disk is asked for several at a time, without the interpreter's lock
+        parts = self._readers.map(_read_ranges, (ranges[i::_READERS] for i in range(_READERS)))
+        read: list[Any] = [None] * len(ranges)
+        for i, part in enumerate(parts):
+            read[i::_READERS] = part
+        return read
 
     def read(self, row: int) -> bytes:
         """The encoded image. Raises OSError when it cannot be read."""
@@ -117,58 +124,20 @@ class Index:
         """SHA-256 over names, bytes of each image, labels and classes; the same wherever the data set lies."""
         return self._fingerprint
 
-    def entry(self, row: int) -> dict[str, Any]:
-        """A row as JSON takes it, for `restored`."""
-        height, width = self.sizes[row].tolist()
-        entry = {"row": int(row), "name": self.name(row), "label": int(self.labels[row])}
-        entry |= {"num_bytes": int(self.num_bytes[row]), "height": height, "width": width}
-        if self.shard is not None and self.offset is not None:
-            entry |= {"shard": self.shards[self.shard[row]], "offset": int(self.offset[row])}
-        return entry
-
-    def restored(self, entries: Sequence[dict[str, Any]]) -> "Index":
-        """This index with rows as they were when `entry` told them, so that its fingerprint is the one of then.
-
-        A row that is still at its place gets its bytes and size again; one that is not there is inserted. Such rows are
-        placeholders: whoever restores them must not draw them. Raises DataError for an entry beyond the end.
-        """
-        gone: list[tuple[int, dict[str, Any]]] = []
-        ordered = sorted(entries, key=lambda entry: entry["row"])
-        for entry in ordered:
-            row = entry["row"] - len(gone)  # in this index
-            if row > len(self):
-                raise DataError(
-                    f"{self.root}, {self.split!r}: row {entry['row']} ({entry['name']}) is beyond its {len(self)} rows"
-                )
-            if row == len(self) or self.name(row) != entry["name"]:
-                gone.append((row, entry))
-        index, rows = _with_rows(self, gone), [entry["row"] for entry in ordered]
-        labels, sizes, num_bytes = index.labels.copy(), index.sizes.copy(), index.num_bytes.copy()
-        labels[rows] = [entry["label"] for entry in ordered]
-        num_bytes[rows] = [entry["num_bytes"] for entry in ordered]
-        sizes[rows] = np.array([(entry["height"], entry["width"]) for entry in ordered], np.int32).reshape(-1, 2)
-        return replace(index, labels=labels, sizes=sizes, num_bytes=num_bytes)
-
-    def _range(self, shard: int, start: int, stop: int) -> np.ndarray:
-        mapped, whole = self._maps.get(shard) or self._map(shard)
-        if stop <= len(whole):
-            # the disk starts on all of a batch at once, instead of page by page when DALI copies
-            first = start - start % mmap.PAGESIZE
-            mapped.madvise(mmap.MADV_WILLNEED, first, stop - first)
-        return whole[start:stop]
-
-    def _map(self, shard: int) -> tuple[mmap.mmap, np.ndarray]:
-        """A whole shard, mapped, also as uint8 (bytes,); it stays mapped."""
-        _allow_open_files(len(self.shards))
-        with open(os.path.join(self.root, self.shards[shard]), "rb") as opened:
-            if not os.fstat(opened.fileno()).st_size:
-                raise OSError(f"{opened.name}: is empty")
-            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._maps.setdefault(shard, (mapped, np.frombuffer(mapped, np.uint8)))
+    def _opened(self, shard: int) -> int:
+        """The shard's descriptor; it stays open. A map would be faster to set up, and a failing disk would kill the process."""
+        if shard not in self._files:
+            _allow_open_files(len(self.shards))
+            self._files[shard] = open(os.path.join(self.root, self.shards[shard]), "rb", buffering=0)  # noqa: SIM115
+        return self._files[shard].fileno()
 
     @functools.cached_property
-    def _maps(self) -> dict[int, tuple[mmap.mmap, np.ndarray]]:
+    def _files(self) -> dict[int, io.FileIO]:
         return {}
+
+    @functools.cached_property
+    def _readers(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(_READERS, "shards")
 
     @functools.cached_property
     def _prefix(self) -> bytes:
@@ -185,27 +154,13 @@ class Index:
         return digest.hexdigest()
 
 
-def _with_rows(index: Index, rows: Sequence[tuple[int, dict[str, Any]]]) -> Index:
-    """The index with entries inserted, each before the row that goes with it; their sizes are still to be filled in."""
-    if not rows:
-        return index
-    before, entries = [row for row, _ in rows], [entry for _, entry in rows]
-    order = np.insert(np.arange(len(index)), before, len(index) + np.arange(len(rows)))
-    more = pa.array([os.fsencode(entry["name"]) for entry in entries], pa.binary())
-    names = pa.concat_arrays([index.names, more]).take(pa.array(order))
-    changed: dict[str, Any] = {
-        name: np.insert(getattr(index, name), before, 0, axis=0) for name in ("labels", "num_bytes", "sizes")
-    }
-    if index.shard is not None and index.offset is not None:
-        shards = tuple(dict.fromkeys((*index.shards, *(entry["shard"] for entry in entries))))
-        shard = np.insert(index.shard, before, [shards.index(entry["shard"]) for entry in entries])
-        offset = np.insert(index.offset, before, [entry["offset"] for entry in entries])
-        changed |= {"shards": shards, "shard": shard, "offset": offset}
-    return replace(index, names=names, **changed)
+def _read_ranges(ranges: Sequence[tuple[int, int, int]]) -> list[np.ndarray]:
+    """uint8 arrays of (descriptor, length, offset); shorter than asked where the file ends."""
+    return [np.frombuffer(os.pread(*one), np.uint8) for one in ranges]
 
 
 def _allow_open_files(count: int) -> None:
-    """Raise this process's limit of open files, as far as it may, so that `count` more fit: a mapped file counts as open."""
+    """Raise this process's limit of open files, as far as it may, so that `count` more fit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + _SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -233,20 +188,24 @@ def build_index(
     root = Path(os.path.abspath(root))
     found = find_split(root, split)
     table = split_table(root, split, found, cache_dir=cache_dir, classes=classes, workers=workers, again=again)
-    facts = table_facts(table)
     left_out = left_out_of(table)
     if left_out and bad_images == "error":
-        raise DataError(_refusal(left_out))
+        raise DataError(_refusal(root, left_out))
     good = table.filter(pc.is_null(table["fault"])) if left_out else table
     if not len(good):
         raise DataError("\n  ".join([f"{root}: {split!r} holds no image that can be used", *left_out[:SHOWN]]))
+    return _index_of(root, split, found, good, left_out)
+
+
+def _index_of(root: Path, split: str, found: Found, good: pa.Table, left_out: tuple[str, ...]) -> Index:
+    facts = table_facts(good)
     column = {name: good[name].combine_chunks() for name in good.column_names if name != "fault"}
     shards = {name: column[name].to_numpy() for name in ("shard", "offset") if name in column}
     return Index(
         root,
         split,
         tuple(facts["classes"]),
-        _KINDS.get(found.kind, "files"),
+        found.feeding,
         names=column["name"],
         labels=column["label"].to_numpy(),
         sizes=np.stack((column["height"].to_numpy(), column["width"].to_numpy()), 1).astype(np.int32),
@@ -255,9 +214,6 @@ def build_index(
         left_out=left_out,
         **shards,
     )
-
-
-_KINDS: dict[str, Literal["shards", "idx"]] = {"shards": "shards", "idx": "idx"}
 
 
 def split_table(
@@ -319,7 +275,7 @@ def left_out_of(table: pa.Table) -> tuple[str, ...]:
     return tuple(f"{os.fsdecode(name).rstrip('/')}: {fault}" for name, fault in pairs)
 
 
-def _refusal(left_out: Sequence[str]) -> str:
+def _refusal(root: Path, left_out: Sequence[str]) -> str:
     more = [f"and {len(left_out) - SHOWN} more"] if len(left_out) > SHOWN else []
     allowed = f"whole {', '.join(EXTENSIONS)} images of at most {MAX_PIXELS} pixels and {MAX_BYTES} bytes, or --bad-images skip"
-    return "\n  ".join([f"{len(left_out)} bad image(s); allowed are {allowed}:", *left_out[:SHOWN], *more])
+    return "\n  ".join([f"{root}: {len(left_out)} bad image(s); allowed are {allowed}:", *left_out[:SHOWN], *more])

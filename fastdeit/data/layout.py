@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from fastdeit.data.check import EXTENSIONS
 from fastdeit.data.folder import class_folders
@@ -16,16 +17,22 @@ from fastdeit.data.shards import expand_pattern, refuse_compressed
 VALIDATION = ("val", "validation", "test")
 """Names of the split that is evaluated, and whose classes are those of `train`."""
 
+Feeding = Literal["files", "shards", "idx"]
 _ALLOWED = "{split}/CLASS/IMAGE, tar shards in {split}, {split}.csv, .parquet or .txt, or MNIST's files (see docs/data.md)"
 _IMAGENET = Path("ILSVRC/Data/CLS-LOC")  # where Kaggle's download has them
 
 
 @dataclass(frozen=True)
 class Found:
-    """A split that was recognised; kind: "folder", "flat", "shards", "idx" or "list"; paths: the folders or files to read."""
+    """A split that was recognised; paths: the folders or files to read."""
 
-    kind: str
+    kind: Literal["folder", "flat", "shards", "idx", "list"]
     paths: tuple[Path, ...]
+
+    @property
+    def feeding(self) -> Feeding:
+        """How its images are fed: each is a file, or lies in a shard or an IDX file."""
+        return self.kind if self.kind == "shards" or self.kind == "idx" else "files"
 
     @property
     def home(self) -> Path:
@@ -61,11 +68,11 @@ def _found_list(root: Path, split: str) -> Found:
 def _in_folder(folder: Path) -> Found:
     """The split in a folder of its own."""
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    if class_folders(folder):
+        return Found("folder", (folder,))
     shards = [entry for entry in entries if re.search(r"\.(tar|tgz|tar\.\w+)$", entry.name)]
     if shards:
         return Found("shards", _refused(shards))
-    if class_folders(folder):
-        return Found("folder", (folder,))
     if any(entry.suffix.lower() in EXTENSIONS for entry in entries):
         truth = truth_file(folder)
         if truth:

@@ -28,7 +28,7 @@ def _bicubic(x):
 
 @compiled
 def _weights(in_size, out_size, places):
-    """For the n outputs at `places`: the first input each takes and how many, int64 (n,), and their weights, int32 (n, taps)."""
+    """For the n outputs at `places`: the first input each takes, how many, int64 (n,), and their weights, int32 (n, taps)."""
     scale = in_size / out_size
     filter_scale = max(scale, 1.0)
     support = 2.0 * filter_scale

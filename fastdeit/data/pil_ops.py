@@ -10,7 +10,7 @@ import numpy as np
 from fastdeit.data.pil_jit import compiled, copy, inlined
 
 _RED, _GREEN, _BLUE, _ROUND, _SIXTEEN = (np.uint32(number) for number in (19595, 38470, 7471, 32768, 16))
-_ONE, _TWO, _THREE, _SIX, _TWELVE = (np.float32(number) for number in (1, 2, 3, 6, 12))
+_ONE, _TWO, _THREE, _SIX = (np.float32(number) for number in (1, 2, 3, 6))
 _ZERO, _WHITE, _FULL = np.float32(0), np.float32(255), np.float32(1 << 24)
 
 

@@ -46,6 +46,10 @@ class Quarantine:
         """int64 (n,): rows of the index that must not be read, ascending."""
         return np.array(sorted(self._faults), np.int64)
 
+    def count_all(self) -> int:
+        """Bad images that all who share the file have found."""
+        return max(len(self), len(read_entries(self._file, self._index.split)))
+
     def find(self, rows: Iterable[int]) -> dict[int, str]:
         """What is wrong with those of `rows` that cannot be read or decoded now, by row; a failing read is tried again."""
         faults = {int(row): fault for row in rows if (fault := self._index.check(int(row)))}
@@ -68,7 +72,7 @@ class Quarantine:
         new = {row: fault for row, fault in faults.items() if row not in self._faults}
         self._faults |= new
         for row, fault in new.items():
-            self._write(self._index.entry(row) | {"split": self._index.split, "fault": fault})
+            self._write({"split": self._index.split, "row": row, "name": self._index.name(row), "fault": fault})
             _log.warning("left out from now on, %d so far: %s: %s", len(self), self._index.name(row), fault)
         if len(self) > max(_FEWEST, len(self._index) // _SHARE):
             raise DataError(self._listing(self._faults, "images could not be read since the run began, too many to go on"))
