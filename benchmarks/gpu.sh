@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Kernel tests and kernel benchmarks on a machine with a GPU: benchmarks/gpu.sh [python]
-# Rows go to ${OUT:-benchmarks/results}. Needs torch, triton, timm, torchvision and pytest; neither DALI nor DeepSpeed.
+# Tests and benchmarks of kernels and loader on a machine with a GPU: benchmarks/gpu.sh [python]
+# Rows go to ${OUT:-benchmarks/results}. Needs torch, triton, timm, torchvision and pytest; with DALI also the loader.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${1:-python3}
@@ -18,6 +18,10 @@ for file in kernels/*.py; do
         echo "left out: bench_$op (torch's own code so far)"
     fi
 done
-for package in nvidia.dali deepspeed; do
-    "$python" -c "import $package" 2>/dev/null || echo "left out: what needs $package"
-done
+if "$python" -c "import nvidia.dali, numba, pyarrow" 2>/dev/null; then
+    "$python" -m pytest tests/test_pipeline.py tests/test_loader.py -m gpu -p no:cacheprovider
+    "$python" -m benchmarks.bench_settings -o "$out/loader-settings.csv"
+else
+    echo "left out: the loader (needs DALI, numba and pyarrow)"
+fi
+"$python" -c "import deepspeed" 2>/dev/null || echo "left out: what needs deepspeed"

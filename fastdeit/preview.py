@@ -46,6 +46,8 @@ class Cell:
 
 def preview_command(argv: Sequence[str]) -> int:
     """`fastdeit preview`: 0, or exit code 2 for a command line or a data set that cannot be used."""
+    if {"-h", "--help"} & set(argv):
+        print(__doc__)  # its own flags; those of train follow
     with one_line_errors():
         asked, flags = _parser().parse_known_args(list(argv))
         ordinals = _ordinals(asked.ordinals)
@@ -125,7 +127,7 @@ def sheet(index: Index, plan: Plan, config: Config, ordinals: np.ndarray, epoch:
     for number, name in enumerate(OPS):
         cells = [Cell(cropped, name)]
         for argument, level in _arguments(number):
-            cells.append(Cell(apply_op(cropped, number, argument, _fill(config)), f"{level}: {_op_title(number, argument)}"))
+            cells.append(Cell(apply_op(cropped, number, argument, _fill(config)), level + _op_title(number, argument)))
         rows.append(cells)
     return rows
 
@@ -133,15 +135,15 @@ def sheet(index: Index, plan: Plan, config: Config, ordinals: np.ndarray, epoch:
 def _arguments(op: int) -> list[tuple[float, str]]:
     """Arguments of an operation over its range, with what led to each."""
     if OPS[op] == "GaussianBlur":
-        return [(radius, "radius") for radius in np.linspace(0.1, 2.0, 6).tolist()]
+        return [(radius, "") for radius in np.linspace(0.1, 2.0, 6).tolist()]
     if op >= len(RAND_AUGMENT_OPS):
-        return [(0.0, "always")]
+        return [(0.0, "")]
     enhances = OPS[op].endswith("Increasing") and OPS[op][:5] in ("Color", "Contr", "Brigh", "Sharp")
     signs = (1, -1) if OPS[op] in _SIGNED or enhances else (1,)
     levels = [sign * magnitude for sign in signs for magnitude in _MAGNITUDES[:: len(signs)]]
     levels = sorted(levels) if len(signs) > 1 else levels
     one = np.array([op])
-    return [(float(op_arguments(one, np.abs([level]), np.array([level < 0]))[0]), f"m {level:+g}") for level in levels]
+    return [(float(op_arguments(one, np.abs([level]), np.array([level < 0]))[0]), f"m {level:+g}: ") for level in levels]
 
 
 def _through_pipeline(index: Index, plan: Plan, config: Config, draws: Draws) -> torch.Tensor:

@@ -6,7 +6,9 @@ compiled code is kept on disk by numba: some 20 s once per machine, half a secon
 """
 
 import functools
+import logging
 import math
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,8 +25,10 @@ from fastdeit.data.pil_sample import ARGS, BOX, FILL, FLIP, KEY, LAYERS, MEAN, M
 from fastdeit.draws import OPS
 from fastdeit.plan import Draws, PlanSpec
 
+_PATIENCE_S = 3.0
 _HIGHEST = np.uint64(0xFFFFFFFF)
 _ROTATE = OPS.index("Rotate")
+_log = logging.getLogger(__name__)
 
 
 def exact(images: DataNode, ints: DataNode, floats: DataNode, *, size: int) -> DataNode:
@@ -141,10 +145,14 @@ def _setup_entry(stamp: int) -> Any:
 
 def _callback(function: Any, signature: Any) -> Any:
     """A C function that holds no lock, compiled now or taken from disk."""
+    note = threading.Timer(_PATIENCE_S, _log.warning, ["compiling the augmentation for this machine, once: half a minute"])
+    note.start()
     try:
         return cfunc(signature, nopython=True, cache=True)(function)
     except RuntimeError:  # no folder for the cache, as in pil_jit.kept
         return cfunc(signature, nopython=True)(function)
+    finally:
+        note.cancel()
 
 
 def _run_plainly(out, canvas, image, ints, floats):

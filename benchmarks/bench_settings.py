@@ -1,0 +1,76 @@
+"""Decoder, threads and prefetch depth of our loader: python -m benchmarks.bench_settings [-o results.csv] [--images 1024]
+
+On a GPU every backend and decoder that goes there, else the CPU's; images/s of whole batches and CPU ms an image. Defaults in
+config.py follow what this shows.
+"""
+
+import argparse
+import csv
+import itertools
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks import harness
+from benchmarks.loaders import MEAN, STD, write_images
+from fastdeit.data.index import Index, build_index
+from fastdeit.data.loader import TrainLoader
+from fastdeit.data.pipeline import DECODERS, PipelineOptions
+from fastdeit.plan import Plan, PlanSpec
+
+PREFETCH = (1, 2, 4)
+
+
+def settings(device: str) -> list[PipelineOptions]:
+    """Every combination that the device allows; threads from one to all cores in doublings."""
+    cores = len(os.sched_getaffinity(0))
+    threads = [1 << power for power in range(cores.bit_length()) if 1 << power <= cores]
+    kinds = [("exact", "cpu"), ("native", "cpu")]
+    kinds += [("native", decoder) for decoder in DECODERS if decoder != "cpu" and device == "gpu"]
+    return [
+        PipelineOptions(MEAN, STD, device=device, num_threads=count, prefetch=depth, backend=backend, decoder=decoder)
+        for (backend, decoder), count, depth in itertools.product(kinds, threads, PREFETCH)
+    ]
+
+
+def measure(index: Index, options: PipelineOptions, batch: int, images: int) -> dict[str, str]:
+    """images/s and CPU ms an image over `images`, after four batches."""
+    loader = TrainLoader(index, Plan(PlanSpec(repeats=1), index.sizes), options, batch_size=batch, micro_batch=batch)
+    batches = (one for epoch in itertools.count() for one in loader.epoch(epoch))
+    for _ in range(4):
+        last = next(batches)
+    wall, cpu, count = time.perf_counter(), time.process_time(), -(-images // batch)
+    for _ in range(count):
+        last = next(batches)
+    last.images.flatten()[0].item()  # until it is there
+    passed, spent = time.perf_counter() - wall, time.process_time() - cpu
+    loader.close()
+    return {"images_per_s": f"{count * batch / passed:.0f}", "cpu_ms": f"{1e3 * spent / (count * batch):.3f}"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "loader-settings.csv")
+    parser.add_argument("--images", type=int, default=1024)
+    arguments = parser.parse_args()
+    device = "gpu" if torch.cuda.is_available() else "cpu"
+    stamp = harness.environment(torch.device("cuda" if device == "gpu" else "cpu"))
+    with tempfile.TemporaryDirectory() as folder, arguments.output.open("a", newline="") as file:
+        write_images(Path(folder), 128, links=8)
+        index, rows = build_index(Path(folder), "train"), []
+        for options in settings(device):
+            row = {"device": device, "backend": options.backend, "decoder": options.decoder}
+            row |= {"threads": str(options.num_threads), "prefetch": str(options.prefetch)}
+            rows.append(row | measure(index, options, 256 if device == "gpu" else 64, arguments.images))
+            print(*(f"{name} {value}" for name, value in rows[-1].items()), sep="  ")
+        writer = csv.DictWriter(file, [*stamp, *rows[0]])
+        if not file.tell():
+            writer.writeheader()
+        writer.writerows({**stamp, **row} for row in rows)
+
+
+if __name__ == "__main__":
+    main()
