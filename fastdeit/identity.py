@@ -24,7 +24,8 @@ _FREE = {
         "log_steps",
         "stop_after_steps",
     },
-    "data": {"num_workers", "prefetch", "data_path", "bad_images", "eval_input_size", "eval_crop_ratio"},
+    "augment": {"augment_backend"},  # what it comes to is among the fingerprints, as is the decoder
+    "data": {"num_workers", "prefetch", "decoder", "data_path", "bad_images", "eval_input_size", "eval_crop_ratio"},
     "optim": {"micro_batch"},
     "distill": {"teacher_path"},
 }
@@ -52,10 +53,14 @@ def _bound(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {f"{section}.{name}": value for section, name, value in fields if name not in _FREE.get(section, ())}
 
 
-def fingerprints(plan: Plan, index: Index, batch_size: int, backend: str) -> dict[str, Any]:
-    """What decides the samples that a step holds, and their pixels; kept in every checkpoint."""
-    data = {"plan": plan.fingerprint(), "data set": index.fingerprint()}
-    return data | {"batch size": batch_size, "augment backend": backend}
+def fingerprints(plan: Plan, index: Index, batch_size: int, pixels: str) -> dict[str, Any]:
+    """What decides the samples that a step holds, and their pixels (backend and decoder); kept in every checkpoint."""
+    return {
+        "plan": plan.fingerprint(),
+        "data set": index.fingerprint(),
+        "batch size": batch_size,
+        "augmentation": pixels,
+    }
 
 
 def check_same_samples(state: dict[str, Any], now: dict[str, Any], path: Path) -> None:

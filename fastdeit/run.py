@@ -60,8 +60,8 @@ class Run:
 
     @property
     def fingerprints(self) -> dict[str, Any]:
-        backend = self.train_loader.options.backend
-        return fingerprints(self.plan, self.train_index, self.config.optim.batch_size, backend)
+        pixels = self.train_loader.options.describe()
+        return fingerprints(self.plan, self.train_index, self.config.optim.batch_size, pixels)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -166,8 +166,7 @@ def _facts(run: Run) -> dict[str, str]:
         "data": f"{config.data.data_path}: {len(run.train_index):,} training and {len(run.val_index):,} validation images, "
         f"{len(run.train_index.classes)} classes, {config.data.input_size} px",
         "student" if teacher else "model": f"{config.model.model}, {parameters / 1e6:.2f} M parameters",
-        "augmentation": f"{config.augment.aa}, backend {run.train_loader.options.backend}, "
-        f"decoder {run.train_loader.options.decoder}",
+        "augmentation": f"{config.augment.aa}, {run.train_loader.options.describe()}",
         "teacher": teacher.describe() if teacher else "none",
         "schedule": f"{config.optim.epochs} epochs of {run.steps_per_epoch} steps, batch {config.optim.batch_size}",
     }

@@ -1,8 +1,10 @@
 """Files that break while a run goes on: training goes on, and what takes their place is the same on every world size."""
 
 import dataclasses
+import io
 import logging
 import os
+import tarfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -140,6 +142,25 @@ def test_too_many_bad_files_stop_the_run(root: Path) -> None:
         truncate(index.root / os.fsdecode(index.names[row].as_py()))
     with pytest.raises(DataError, match="11 images could not be read since the run began"):
         epoch_of(index)
+
+
+def test_a_shard_that_is_cut_leaves_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_shapes(tmp_path / "folder", train=20, val=1)
+    with tarfile.open(tmp_path / "train-0.tar", "w") as first, tarfile.open(tmp_path / "train-1.tar", "w") as second:
+        for number, image in enumerate(sorted(folder.glob("train/*/*.jpg"))):
+            for suffix, data in (("jpg", image.read_bytes()), ("cls", str(number % 3).encode())):
+                member = tarfile.TarInfo(f"{number:03}.{suffix}")
+                member.size = len(data)
+                (first, second)[number % 2].addfile(member, io.BytesIO(data))
+    index = build_index(tmp_path, "train")
+    assert index.shard is not None and index.offset is not None and len(index) > 38
+    os.truncate(tmp_path / "train-0.tar", int(index.offset[2]) + 9)
+    lost = [row for row in range(len(index)) if index.shard[row] == 0 and row >= 2]
+    bad = Quarantine(index)
+    seen = epoch_of(index, quarantine=bad)
+    assert bad.rows.tolist() == lost and len(lost) > 11  # more than so many files might be
+    assert len(seen["labels"]) == len(index) // BATCH * BATCH
+    assert caplog.text.count("left out from now on") == 1 and "train-0.tar" in caplog.text
 
 
 def test_evaluation_leaves_a_bad_image_out(root: Path) -> None:

@@ -120,6 +120,21 @@ class Index:
             return checked if isinstance(checked, str) else None
         return f"is {checked[:2]} high and wide, the index has {indexed}: was it replaced?"
 
+    def beyond_the_end(self, row: int) -> np.ndarray:
+        """int64: the images, of the shard in which `row` lies, that its file is now too short for; none of an image file."""
+        if self.shard is None or self.offset is None or self.kind == "idx":
+            return np.zeros(0, np.int64)
+        mine = np.flatnonzero(self.shard == self.shard[row])
+        try:
+            size = os.path.getsize(os.path.join(self.root, self.shards[self.shard[row]]))
+        except OSError:
+            size = 0
+        return mine[self.offset[mine] + self.num_bytes[mine] > size]
+
+    def count_files(self, rows: np.ndarray) -> int:
+        """In how many files the images `rows` (int64 (n,)) lie."""
+        return len(rows) if self.shard is None else len(np.unique(self.shard[rows]))
+
     def fingerprint(self) -> str:
         """SHA-256 over names, bytes of each image, labels and classes; the same wherever the data set lies."""
         return self._fingerprint

@@ -66,6 +66,10 @@ class PipelineOptions:
         if self.decoder != "cpu" and (self.device == "cpu" or self.backend == "exact"):
             raise ValueError(f"decoder: got {self.decoder!r}, allowed is cpu with backend {self.backend} on a {self.device}")
 
+    def describe(self) -> str:
+        """What decides the pixels, in words."""
+        return f"{self.backend} backend, {self.decoder} decoder"
+
     @property
     def dtype(self) -> types.DALIDataType:
         """What is delivered: float16 on a GPU, float32 on a CPU."""

@@ -22,6 +22,7 @@ RETRIES_S = (0.1, 0.5, 2.0)
 
 _FEWEST, _SHARE = 10, 10_000  # bad images that are always allowed, and one in so many beyond
 _NAMED = 10
+_CUT = "lies beyond the end of its shard"
 
 _log = logging.getLogger(__name__)
 
@@ -30,8 +31,8 @@ class Quarantine:
     """The bad images of one index, found at run time.
 
     policy: "skip" collects them, "error" raises DataError at the first. file: JSON lines, one a bad image, that are read at
-    the start and appended to; several ranks may share it. Raises DataError also when more than 10 images and one in 10,000
-    are bad: then the storage is at fault, not a file.
+    the start and appended to; several ranks may share it. Raises DataError also when more than 10 files and one in 10,000
+    images are bad: then the storage is at fault, not a file.
     """
 
     def __init__(self, index: Index, policy: str = "skip", file: Path | None = None) -> None:
@@ -51,13 +52,18 @@ class Quarantine:
         return max(len(self), len(read_entries(self._file, self._index.split)))
 
     def find(self, rows: Iterable[int]) -> dict[int, str]:
-        """What is wrong with those of `rows` that cannot be read or decoded now, by row; a failing read is tried again."""
+        """What is wrong with those of `rows` that cannot be read or decoded now, by row; a failing read is tried again.
+
+        With an image that a shard has no bytes for come all others that it is too short for.
+        """
         faults = {int(row): fault for row in rows if (fault := self._index.check(int(row)))}
         for pause in RETRIES_S:
             if all(self._can_be_read(row) for row in faults):
                 break
             time.sleep(pause)
-        return {row: fault for row in faults if (fault := self._index.check(row))}
+        faults = {row: fault for row in faults if (fault := self._index.check(row))}
+        cut = (self._index.beyond_the_end(row) for row in list(faults))
+        return dict.fromkeys(np.unique(np.concatenate([*cut, np.zeros(0, np.int64)])).tolist(), _CUT) | faults
 
     def _can_be_read(self, row: int) -> bool:
         try:
@@ -71,10 +77,11 @@ class Quarantine:
             raise DataError(self._listing(faults, "image(s) could not be read; --bad-images skip goes on without them"))
         new = {row: fault for row, fault in faults.items() if row not in self._faults}
         self._faults |= new
-        for row, fault in new.items():
-            self._write({"split": self._index.split, "row": row, "name": self._index.name(row), "fault": fault})
-            _log.warning("left out from now on, %d so far: %s: %s", len(self), self._index.name(row), fault)
-        if len(self) > max(_FEWEST, len(self._index) // _SHARE):
+        entries = [{"split": self._index.split, "row": row, "name": self._index.name(row), "fault": new[row]} for row in new]
+        self._write(entries)
+        if new:
+            _log.warning(self._listing(new, f"image(s) left out from now on, {len(self)} so far"))
+        if self._index.count_files(self.rows) > max(_FEWEST, len(self._index) // _SHARE):
             raise DataError(self._listing(self._faults, "images could not be read since the run began, too many to go on"))
 
     def _listing(self, faults: dict[int, str], problem: str) -> str:
@@ -82,11 +89,11 @@ class Quarantine:
         more = [f"and {len(faults) - _NAMED} more"] if len(faults) > _NAMED else []
         return "\n  ".join([f"{self._index.root}: {len(faults)} {problem}:", *named, *more])
 
-    def _write(self, entry: dict[str, Any]) -> None:
-        if self._file is not None:
+    def _write(self, entries: list[dict[str, Any]]) -> None:
+        if self._file is not None and entries:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("a") as file:  # one short write: ranks do not mix their lines
-                file.write(json.dumps(entry) + "\n")
+            with self._file.open("ab", buffering=0) as file:  # one write: ranks do not mix their lines
+                file.write("".join(f"{json.dumps(entry)}\n" for entry in entries).encode())
 
 
 def read_entries(file: Path | None, split: str) -> list[dict[str, Any]]:
