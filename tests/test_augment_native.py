@@ -26,6 +26,7 @@ TOLERANCE |= dict.fromkeys(("BrightnessIncreasing", "ContrastIncreasing", "Sharp
 TOLERANCE["ColorIncreasing"] = (1, 0.002)  # DALI's grey is computed in floating point, PIL's in 16-bit fixed point
 TOLERANCE["Grayscale"] = (1, 0.002)  # the same grey
 TOLERANCE["GaussianBlur"] = (1, 0.0005)  # ties of PIL's boxes, which are in fixed point
+TOLERANCE["AutoContrast"] = (1, 0.01)  # whole levels, which PIL's double precision puts a little below or above
 TOLERANCE["Equalize"] = (None, 6.0)  # OpenCV's formula
 TOLERANCE |= dict.fromkeys(("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"), (None, 2.0))
 

@@ -140,6 +140,10 @@ def _auto_contrast(images: DataNode, operands: _Operands) -> DataNode:
     low = fn.reductions.min(images, axis_names="HW", keep_dims=True)
     high = fn.reductions.max(images, axis_names="HW", keep_dims=True)
     flat = low == high  # a channel of one level stays as it is
+    if images.device == "cpu":  # the one operator for it; what it takes by name must lie on the CPU
+        mean, deviation = (fn.cast(x, dtype=types.FLOAT) for x in (low * (low != high), high - low + 255 * flat))
+        shift = -255 * _ALMOST_HALF
+        return fn.normalize(images, mean=mean, stddev=deviation, scale=255.0, shift=shift, dtype=types.UINT8)
     # PIL's table is level * scale + offset in double precision, truncated
     scale = types.Constant(255.0, dtype=types.FLOAT64) / (high - low + 255 * flat)
     return fn.cast(math.floor(images * scale - low * scale * (low != high)), dtype=types.UINT8)
@@ -155,6 +159,9 @@ def _color(images: DataNode, operands: _Operands) -> DataNode:
 
 def _contrast(images: DataNode, operands: _Operands) -> DataNode:
     mean = math.floor(fn.reductions.mean(_gray(images)) + 0.5)
+    if images.device == "cpu":  # as in _auto_contrast
+        named = {"contrast": operands.factor, "contrast_center": mean}
+        return fn.brightness_contrast(images, **named, brightness_shift=-_ALMOST_HALF)
     scaled = fn.brightness(images, brightness=operands.factor, dtype=types.FLOAT)
     return _truncated(scaled + mean * _beside(images, 1.0 - operands.factor, types.FLOAT))
 

@@ -37,7 +37,7 @@ sample's pixels depend on its batch: each decoder uses one of them for all."""
 
 # columns of a native sample's rows; the operations' follow
 _FLIP, _ERASE_START, _ERASE_SHAPE, _NOISE, _RESIZE = 0, slice(1, 3), slice(3, 5), slice(5, 7), slice(7, 11)
-_INTS, _FILL = 11, slice(0, 3)
+_REGION, _INTS, _FILL = slice(11, 15), 15, slice(0, 3)
 _WINDOWS = 257  # places for a noise window along each axis
 
 
@@ -146,7 +146,9 @@ def _centre_resize(sizes: np.ndarray, input_size: int, crop_pct: float) -> np.nd
 
 def _pack_native(draws: Draws, spec: PlanSpec) -> tuple[np.ndarray, ...]:
     noise = np.stack((draws.noise_key >> np.uint64(32), draws.noise_key & np.uint64(2**32 - 1)), 1) % np.uint64(_WINDOWS)
-    parts = (draws.flip[:, None], draws.erase, noise, draws.resize)
+    height, width = draws.crop[:, 2], draws.crop[:, 3]
+    region = np.stack((0 * height, draws.flip * width, height, ~draws.flip * width), 1)  # of the crop; right to left if flipped
+    parts = (draws.flip[:, None], draws.erase, noise, draws.resize, region)
     ints = np.concatenate(parts, axis=1, dtype=np.int32, casting="unsafe")
     if not _has_floats(spec):
         return (ints,)
@@ -191,18 +193,19 @@ def _native_graph(source: Source, spec: PlanSpec, options: PipelineOptions) -> D
     dtypes = [types.INT32, types.INT32, types.FLOAT]
     encoded, window, ints, *floats = _external(source, options, *dtypes[: 3 if _has_floats(spec) else 2])
     images = _on_device(_decoded_window(encoded, window, options), options)
-    size = spec.input_size
-    images = native_window(images, ints[_RESIZE], size) if spec.simple_crop else _resized(images, size)
-    mirror = ints[_FLIP]
+    if spec.simple_crop:
+        images = fn.flip(native_window(images, ints[_RESIZE], spec.input_size), horizontal=ints[_FLIP])
+    else:
+        # a region whose end lies before its start is mirrored
+        region = fn.cast(ints[_REGION], dtype=types.FLOAT)
+        images = _resized(images, spec.input_size, roi_start=region[0:2], roi_end=region[2:4])
     if spec.layers:
-        images = fn.flip(images, horizontal=mirror)
         images = _augmented(images, ints[_INTS:], floats[0][_FILL.stop :], spec, options)
-        mirror = 0
     if not spec.reprob:
-        return _normalised(images, options, options.dtype, mirror)
+        return _normalised(images, options, options.dtype)
     fill = floats[0][_FILL] if spec.remode == "rand" else None
     # neither erase nor arithmetic takes float16
-    images = _erased(_normalised(images, options, types.FLOAT, mirror), ints, fill, spec)
+    images = _erased(_normalised(images, options, types.FLOAT), ints, fill, spec)
     return fn.cast(images, dtype=options.dtype) if options.device == "gpu" else images
 
 
@@ -245,10 +248,10 @@ def _augmented(images: DataNode, ints: DataNode, floats: DataNode, spec: PlanSpe
     return rand_augment(images, ints, floats, layers=spec.layers, height=side, width=side, fill=fill, choices=kinds)
 
 
-def _normalised(images: DataNode, options: PipelineOptions, dtype: types.DALIDataType, mirror: DataNode | int = 0) -> DataNode:
-    """uint8 (S, S, 3) to floating point (3, S, S), mirrored on the way."""
+def _normalised(images: DataNode, options: PipelineOptions, dtype: types.DALIDataType) -> DataNode:
+    """uint8 (S, S, 3) to floating point (3, S, S)."""
     mean, std = ([255 * value for value in values] for values in (options.mean, options.std))
-    return fn.crop_mirror_normalize(images, mirror=mirror, mean=mean, std=std, dtype=dtype, output_layout="CHW")
+    return fn.crop_mirror_normalize(images, mean=mean, std=std, dtype=dtype, output_layout="CHW")
 
 
 def _erased(images: DataNode, ints: DataNode, fill: DataNode | None, spec: PlanSpec) -> DataNode:
