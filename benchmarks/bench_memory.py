@@ -5,7 +5,6 @@ when the largest and the smallest after the warm-up are more than 4 % apart (2 %
 """
 
 import argparse
-import csv
 import itertools
 import sys
 import tempfile
@@ -61,14 +60,12 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "cpu-memory.csv")
     arguments = parser.parse_args()
     stamp, worst = harness.environment(torch.device("cpu")), 0.0
-    with tempfile.TemporaryDirectory() as folder, arguments.output.open("a", newline="") as file:
+    with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder), 128, links=1)
-        writer = csv.writer(file)
-        if not file.tell():
-            writer.writerow([*stamp, "backend", "iteration", "rss_mib"])
         for backend in arguments.backends:
             found = run(Path(folder), backend, arguments.iterations)
-            writer.writerows([*stamp.values(), backend, iteration, f"{mib:.1f}"] for iteration, mib in found)
+            rows = [{**stamp, "backend": backend, "iteration": done, "rss_mib": f"{mib:.1f}"} for done, mib in found]
+            harness.write_rows(arguments.output, rows, [*rows[0]])
             swing = swing_pct(found)
             worst = max(worst, swing)
             print(f"{backend}: {found[-1][1]:.0f} MiB after {found[-1][0]} iterations, +-{swing:.2f} % after the warm-up")

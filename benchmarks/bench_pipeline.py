@@ -7,7 +7,6 @@ median of rounds in which the loaders alternate. Stages are cumulative: a stage 
 """
 
 import argparse
-import csv
 import multiprocessing
 import os
 import statistics
@@ -94,12 +93,7 @@ def append(output: Path, rows: list[Row], **conditions: float) -> None:
     names = [line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
     stamp = {**harness.environment(torch.device("cpu")), "timm": version("timm"), "pillow": version("pillow")}
     stamp |= {"cpu": f"{names[0]} x{len(names)}", **conditions}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [*stamp, *rows[0]])
-        if not file.tell():
-            writer.writeheader()
-        writer.writerows({**stamp, **row} for row in rows)
+    harness.write_rows(output, [{**stamp, **row} for row in rows], [*stamp, *rows[0]])
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ make the batch: an upper bound of the share in which the lock is held.
 """
 
 import argparse
-import csv
 import tempfile
 import time
 from pathlib import Path
@@ -79,11 +78,7 @@ def main() -> None:
         for row in rows:
             print("micro-batch {micro_batch:>5}: {us_per_sample} us/sample, lock held at most {lock_pct} %".format(**row))
     stamp = harness.environment(torch.device("cpu"))
-    with output.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [*stamp, *rows[0]])
-        if not file.tell():
-            writer.writeheader()
-        writer.writerows({**stamp, **row} for row in rows)
+    harness.write_rows(output, [{**stamp, **row} for row in rows], [*stamp, *rows[0]])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ config.py follow what this shows.
 """
 
 import argparse
-import csv
 import itertools
 import os
 import tempfile
@@ -58,7 +57,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = "gpu" if torch.cuda.is_available() else "cpu"
     stamp = harness.environment(torch.device("cuda" if device == "gpu" else "cpu"))
-    with tempfile.TemporaryDirectory() as folder, arguments.output.open("a", newline="") as file:
+    with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder), 128, links=8)
         index, rows = build_index(Path(folder), "train"), []
         for options in settings(device):
@@ -66,10 +65,7 @@ def main() -> None:
             row |= {"threads": str(options.num_threads), "prefetch": str(options.prefetch)}
             rows.append(row | measure(index, options, 256 if device == "gpu" else 64, arguments.images))
             print(*(f"{name} {value}" for name, value in rows[-1].items()), sep="  ")
-        writer = csv.DictWriter(file, [*stamp, *rows[0]])
-        if not file.tell():
-            writer.writeheader()
-        writer.writerows({**stamp, **row} for row in rows)
+    harness.write_rows(arguments.output, [{**stamp, **row} for row in rows], [*stamp, *rows[0]])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import re
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -98,14 +98,18 @@ def environment(device: torch.device) -> Row:
 def append(rows: Iterable[Row], device: torch.device, folder: Path = RESULTS) -> Path:
     """Append rows to the device's file in the folder, with a header when it is new; returns the file."""
     path = folder / (re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()) + ".csv")
-    folder.mkdir(parents=True, exist_ok=True)
-    is_new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if is_new:
+    write_rows(path, rows, COLUMNS)
+    return path
+
+
+def write_rows(path: Path, rows: Iterable[Row], columns: Sequence[str]) -> None:
+    """Append rows to a CSV file, with a header when it is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        if not file.tell():
             writer.writeheader()
         writer.writerows(rows)
-    return path
 
 
 def show(rows: Iterable[Row]) -> None:
