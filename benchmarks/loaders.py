@@ -104,7 +104,7 @@ def reading(index: Index, workers: int, decode: bool) -> Start:
     """DALI reading whole files, or reading them and decoding the planned crop."""
     plan = Plan(PlanSpec(repeats=1), index.sizes)
 
-    def source(i: int) -> tuple[list[np.ndarray], np.ndarray]:
+    def source(i: int) -> tuple[object, np.ndarray]:
         draws = plan.draw(i, np.arange(BATCH))
         return index.feed(draws.image), draws.crop
 

@@ -103,7 +103,7 @@ def test_given_classes_are_the_labels(folder: Path) -> None:
 def test_paths_are_fed_and_files_are_read(folder: Path) -> None:
     index = build_index(folder, "train")
     assert index.feeds_paths
-    names = [bytes(name).decode() for name in index.feed(np.array([2, 0]))]
+    names = [bytes(name).rstrip(b"\0").decode() for name in index.feed(np.array([2, 0]))]
     assert names == [str(path(index, 2)), str(path(index, 0))]
     assert index.read(2) == path(index, 2).read_bytes()
 

@@ -74,14 +74,15 @@ class Index:
         """Whether `feed` gives paths, for DALI's io.file.read, instead of encoded images."""
         return self.kind == "files"
 
-    def feed(self, rows: np.ndarray) -> list[np.ndarray]:
-        """What DALI takes for `rows` (int64 (B,)): uint8 (length,) each, paths or the encoded images.
+    def feed(self, rows: np.ndarray) -> Sequence[np.ndarray] | np.ndarray:
+        """What DALI takes for `rows` (int64 (B,)): uint8 (length,) each, paths that end in zero bytes, or the encoded images.
 
         Raises OSError for a shard, DataError for an IDX file, that is not there any more.
         """
         if self.kind == "files":
-            root = self._prefix
-            return [np.frombuffer(root + name, np.uint8) for name in self.names.take(pa.array(rows)).to_pylist()]
+            # one array of rows of one length: DALI takes it in at once
+            paths = np.array([self._prefix + name for name in self.names.take(pa.array(rows)).to_pylist()])
+            return paths.view(np.uint8).reshape(len(rows), -1)
         if self.shard is None or self.offset is None:
             raise AssertionError("only image files have no shards")
         if self.kind == "idx":

@@ -102,7 +102,7 @@ def build_eval_pipeline(source: Source, input_size: int, options: PipelineOption
     return _built(graph(source, input_size, options, **options.dali))
 
 
-def decode_alone(encoded: list[np.ndarray], feeds_paths: bool) -> None:
+def decode_alone(encoded: Sequence[np.ndarray] | np.ndarray, feeds_paths: bool) -> None:
     """Decodes one batch (as the source gives it) by itself. Raises RuntimeError with DALI's message if that fails."""
     options = PipelineOptions((0.0,), (1.0,), batch_size=len(encoded), num_threads=1, prefetch=1, feeds_paths=feeds_paths)
     _built(_decode_graph(lambda i: (encoded,), options, **options.dali)).run()

@@ -5,7 +5,7 @@ looked at one by one, the bad ones leave the run, and the pipeline starts again 
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -117,7 +117,7 @@ class _Ahead(Generic[_T]):
     fed: tuple[Any, ...]
 
 
-def _feed(index: Index, rows: np.ndarray) -> list[np.ndarray]:
+def _feed(index: Index, rows: np.ndarray) -> Sequence[np.ndarray] | np.ndarray:
     """As `Index.feed`, but an image that cannot be opened is an empty one, which fails in the decoder: one way for all."""
     try:
         return index.feed(rows)
