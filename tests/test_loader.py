@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fastdeit.data import quarantine
 from fastdeit.data.index import DataError, Index, build_index
 from fastdeit.data.loader import PADDING, Batch, EvalLoader, TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
@@ -227,6 +228,7 @@ def test_file_that_fails_while_training_is_named(copy: Index, plan: Plan, fault:
 
 
 def test_a_batch_that_fails_for_no_images_fault_ends_the_run(index: Index, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quarantine, "RETRIES_S", (0.01,))
     loader = train_loader(index, plan, 16)
 
     class Broken:

@@ -95,6 +95,19 @@ def test_training_goes_on_with_the_next_image_on_any_world_size(
     assert index.name(bad) in caplog.text
 
 
+def test_replacements_that_are_bad_too_are_passed_over(root: Path) -> None:
+    index = build_index(root, "train")
+    plan = Plan(PlanSpec(seed=3, input_size=SIDE, repeats=2), index.sizes)
+    bad = np.unique(plan.images(0, 4 * np.arange(2, 8)))  # side 0 of six pairs in a row; the first batch has one of them
+    for row in bad:
+        truncate(index.root / index.name(row))
+    held = Quarantine(index)
+    seen = epoch_of(index, quarantine=held)
+    assert held.rows.tolist() == bad.tolist()
+    plan.exclude(bad)
+    assert seen["labels"].tolist() == index.labels[plan.images(0, seen["ordinals"].numpy())].tolist()
+
+
 def test_the_file_of_bad_images_is_kept_and_taken_up(root: Path, tmp_path: Path) -> None:
     index, file = build_index(root, "train"), tmp_path / "run/quarantine.jsonl"
     keep_images(index, tmp_path / "images.parquet")

@@ -65,6 +65,10 @@ class Quarantine:
         cut = (self._index.beyond_the_end(row) for row in list(faults))
         return dict.fromkeys(np.unique(np.concatenate([*cut, np.zeros(0, np.int64)])).tolist(), _CUT) | faults
 
+    def wait(self, attempt: int) -> None:
+        """The pause after try number `attempt` (from 0) at a batch that failed, though each image of it can be read now."""
+        time.sleep(RETRIES_S[min(attempt, len(RETRIES_S) - 1)])
+
     def _can_be_read(self, row: int) -> bool:
         try:
             return bool(self._index.read(row))

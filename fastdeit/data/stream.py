@@ -60,14 +60,15 @@ class Stream(Generic[_T]):
 
         Raises DataError where the quarantine does, RuntimeError for a batch that fails though each image of it is good.
         """
-        for attempt in range(_ATTEMPTS):
+        in_vain = 0
+        while True:
             try:
                 return self._get(number)
             except RuntimeError as error:
                 if self._closed or not self._ahead:
                     raise
-                self._recover(number, attempt, error)
-        raise AssertionError("unreachable")
+                # what takes a bad image's place may be bad too
+                in_vain = 0 if self._recover(number, in_vain, error) else in_vain + 1
 
     def _get(self, number: int) -> tuple[torch.Tensor, _T]:
         if self._closed:
@@ -81,18 +82,24 @@ class Stream(Generic[_T]):
             if batch.number == number:
                 return torch.from_dlpack(images.as_tensor()), batch.kept
 
-    def _recover(self, number: int, attempt: int, error: RuntimeError) -> None:
-        """Finds the images that made the oldest batch in the queue fail, and starts again without them."""
+    def _recover(self, number: int, in_vain: int, error: RuntimeError) -> bool:
+        """Finds the images that made the oldest batch in the queue fail, and starts again without them; whether there were any.
+
+        in_vain: how often the batch was made again though none was found.
+        """
         rows = np.unique(self._ahead[0].rows)
         faults = self._quarantine.find(rows)
-        if not faults and attempt == _ATTEMPTS - 2:
+        if not faults and in_vain == _ATTEMPTS - 2:
             faults = {int(row): fault for row in rows if (fault := self._fails_alone(int(row)))}
-        if not faults and attempt == _ATTEMPTS - 1:
+        if not faults and in_vain == _ATTEMPTS - 1:
             names = "\n  ".join(self._index.name(row) for row in rows[:_NAMED])
             raise RuntimeError(f"a batch fails, each of whose {len(rows)} images decodes alone:\n  {names}") from error
         if faults:
             self._quarantine.add(faults)
+        else:
+            self._quarantine.wait(in_vain)
         self._start(number)  # after a failure DALI calls a pipeline invalid
+        return bool(faults)
 
     def _fails_alone(self, row: int) -> str | None:
         """What DALI says of an image that Pillow can read."""
