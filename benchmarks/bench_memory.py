@@ -1,8 +1,9 @@
 """Resident memory over training and evaluation in turns: python -m benchmarks.bench_memory [--iterations 2000] [-o results.csv]
 
-Real loaders of both backends, or of one, at a small size; a row each 50 iterations. rss_mib is what the process holds,
-live_mib what is left after malloc_trim: the C library keeps freed pages of buffers whose sizes vary with the images. Ends with
-exit code 1 when the largest and the smallest live_mib after the warm-up are more than 4 % apart (2 % to either side).
+Real loaders of both backends, or of one, at a small size; a row for each 100 iterations, the mean of ten looks, since the
+batches alive at one moment differ. rss_mib is what the process holds, live_mib what is left after malloc_trim: the C library
+keeps freed pages of buffers whose sizes vary with the images. Ends with exit code 1 when the largest and the smallest live_mib
+after the warm-up are more than 4 % apart (2 % to either side).
 """
 
 import argparse
@@ -12,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks import harness
@@ -21,7 +23,7 @@ from fastdeit.data.loader import EvalLoader, TrainLoader
 from fastdeit.data.pipeline import BACKENDS, PipelineOptions
 from fastdeit.plan import Plan, PlanSpec
 
-SIZE, BATCH, TRAIN_RUN, EVERY = 96, 32, 20, 50
+SIZE, BATCH, TRAIN_RUN, EVERY, LOOKS = 96, 32, 20, 100, 10
 WARM_UP = 0.2  # share of the iterations: DALI's pools grow until they have met the largest images
 ALLOWED_PCT = 2.0
 
@@ -38,18 +40,22 @@ def live_mib() -> float:
 
 
 def run(root: Path, backend: str, iterations: int) -> list[tuple[int, float, float]]:
-    """(iteration, rss_mib, live_mib) every EVERY iterations; an iteration is a batch of training or of evaluation."""
+    """(iteration, rss_mib, live_mib) for each EVERY iterations; an iteration is a batch of training or of evaluation."""
     index, options = build_index(root, "train"), PipelineOptions(MEAN, STD, num_threads=2, backend=backend)
     plan = Plan(PlanSpec(input_size=SIZE), index.sizes)
     train = TrainLoader(index, plan, options, batch_size=BATCH, micro_batch=BATCH)
     evaluation = EvalLoader(index, options, batch_size=BATCH, input_size=SIZE, crop_pct=0.875)
     batches = (batch for epoch in itertools.count() for batch in train.epoch(epoch))
-    found, done = [], 0
+    found, looks, done = [], [], 0
     while done < iterations:
         for _ in itertools.chain(itertools.islice(batches, TRAIN_RUN), evaluation):
             done += 1
+            if done % (EVERY // LOOKS) == 0:
+                looks.append((resident_mib(), live_mib()))
             if done % EVERY == 0:
-                found.append((done, resident_mib(), live_mib()))
+                rss, live = np.mean(looks, axis=0).tolist()
+                found.append((done, rss, live))
+                looks.clear()
     train.close()
     evaluation.close()
     return found

@@ -27,7 +27,7 @@ from fastdeit.plan import Draws, Plan
 PADDING = -1
 """Label of the rows that fill an evaluation batch up; they are no samples."""
 
-_PLANNED_AT_ONCE = 1024  # samples
+_PLANNED_AT_ONCE = 4096  # samples
 
 
 @dataclass(frozen=True)
