@@ -1,19 +1,17 @@
 """Resident memory over training and evaluation in turns: python -m benchmarks.bench_memory [--iterations 2000] [-o results.csv]
 
 Real loaders of both backends, or of one, at a small size; a row for each 100 iterations, the mean of ten looks, since the
-batches alive at one moment differ. rss_mib is what the process holds, live_mib what is left after malloc_trim: the C library
-keeps freed pages of buffers whose sizes vary with the images. Ends with exit code 1 when the largest and the smallest live_mib
-after the warm-up are more than 4 % apart (2 % to either side).
+batches alive at one moment differ. Ends with exit code 1 when the largest and the smallest after the warm-up are more than 4 %
+apart (2 % to either side of their middle).
 """
 
 import argparse
-import ctypes
 import itertools
+import statistics
 import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from benchmarks import harness
@@ -33,14 +31,8 @@ def resident_mib() -> float:
     return pages * 4096 / 2**20
 
 
-def live_mib() -> float:
-    """Resident memory once the C library has given back what it holds in reserve."""
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return resident_mib()
-
-
-def run(root: Path, backend: str, iterations: int) -> list[tuple[int, float, float]]:
-    """(iteration, rss_mib, live_mib) for each EVERY iterations; an iteration is a batch of training or of evaluation."""
+def run(root: Path, backend: str, iterations: int) -> list[tuple[int, float]]:
+    """(iteration, MiB) for each EVERY iterations; an iteration is a batch of training or of evaluation."""
     index, options = build_index(root, "train"), PipelineOptions(MEAN, STD, num_threads=2, backend=backend)
     plan = Plan(PlanSpec(input_size=SIZE), index.sizes)
     train = TrainLoader(index, plan, options, batch_size=BATCH, micro_batch=BATCH)
@@ -51,19 +43,18 @@ def run(root: Path, backend: str, iterations: int) -> list[tuple[int, float, flo
         for _ in itertools.chain(itertools.islice(batches, TRAIN_RUN), evaluation):
             done += 1
             if done % (EVERY // LOOKS) == 0:
-                looks.append((resident_mib(), live_mib()))
+                looks.append(resident_mib())
             if done % EVERY == 0:
-                rss, live = np.mean(looks, axis=0).tolist()
-                found.append((done, rss, live))
+                found.append((done, statistics.mean(looks)))
                 looks.clear()
     train.close()
     evaluation.close()
     return found
 
 
-def swing_pct(found: list[tuple[int, float, float]], column: int = 2) -> float:
+def swing_pct(found: list[tuple[int, float]]) -> float:
     """Half the distance between the smallest and the largest after the warm-up, in percent of their middle."""
-    held = [line[column] for line in found if line[0] > WARM_UP * found[-1][0]]
+    held = [mib for iteration, mib in found if iteration > WARM_UP * found[-1][0]]
     return 100 * (max(held) - min(held)) / (max(held) + min(held))
 
 
@@ -78,15 +69,11 @@ def main() -> int:
         write_images(Path(folder), 128, links=1)
         for backend in arguments.backends:
             found = run(Path(folder), backend, arguments.iterations)
-            columns = ("iteration", "rss_mib", "live_mib")
-            lines = [dict(zip(columns, (str(done), f"{rss:.1f}", f"{live:.1f}"), strict=True)) for done, rss, live in found]
-            rows = [{**stamp, "backend": backend, **line} for line in lines]
+            rows = [{**stamp, "backend": backend, "iteration": str(done), "rss_mib": f"{mib:.1f}"} for done, mib in found]
             harness.write_rows(arguments.output, rows, [*rows[0]])
             worst = max(worst, swing_pct(found))
-            print(
-                f"{backend}: after {found[-1][0]} iterations {found[-1][1]:.0f} MiB, +-{swing_pct(found, 1):.2f} % after the "
-                f"warm-up; live {found[-1][2]:.0f} MiB, +-{swing_pct(found):.2f} %"
-            )
+            swing = f"+-{swing_pct(found):.2f} % after the warm-up"
+            print(f"{backend}: {found[-1][1]:.0f} MiB after {found[-1][0]} iterations, {swing}")
     return int(worst > ALLOWED_PCT)
 
 
