@@ -129,6 +129,16 @@ def test_the_file_of_bad_images_is_kept_and_taken_up(root: Path, tmp_path: Path)
     assert len(read_entries(file, "train")) == taken_up.count_all() == 1
 
 
+def test_what_cannot_be_written_down_does_not_end_the_run(root: Path, tmp_path: Path) -> None:
+    index, file = build_index(root, "train"), tmp_path / "quarantine.jsonl"
+    file.write_text('{"row": 3, "spl')  # cut off by a crash
+    Quarantine(index, file=file).add({BAD: "is bad"})
+    assert [entry["row"] for entry in read_entries(file, "train")] == [BAD]
+    held = Quarantine(index, file=file / "no folder")
+    held.add({BAD: "is bad"})
+    assert held.rows.tolist() == [BAD]
+
+
 def test_a_file_that_comes_back_is_read_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quarantine_module, "RETRIES_S", (0.2, 0.5, 1.0))
     index = build_index(root, "train")

@@ -94,10 +94,16 @@ class Quarantine:
         return "\n  ".join([f"{self._index.root}: {len(faults)} {problem}:", *named, *more])
 
     def _write(self, entries: list[dict[str, Any]]) -> None:
-        if self._file is not None and entries:
+        if self._file is None or not entries:
+            return
+        # one write: ranks do not mix their lines; from a new line on: the last one may have been cut off by a crash
+        lines = "".join(f"\n{json.dumps(entry)}" for entry in entries) + "\n"
+        try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("ab", buffering=0) as file:  # one write: ranks do not mix their lines
-                file.write("".join(f"{json.dumps(entry)}\n" for entry in entries).encode())
+            with self._file.open("ab", buffering=0) as file:
+                file.write(lines.encode())
+        except OSError as error:  # the images will be found again
+            _log.warning("%s: not written: %s", self._file, error)
 
 
 def read_entries(file: Path | None, split: str) -> list[dict[str, Any]]:
