@@ -14,6 +14,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=["fastdeit", "fastdeit.data", "fastdeit.models", "fastdeit.kernels"],
+    package_data={"fastdeit.kernels": ["*.json"]},
     install_requires=[
         "torch>=2.10",
         "torchvision>=0.25",
@@ -36,7 +37,7 @@ setup(
     ],
     extras_require={
         "bench": ["webdataset>=1.0"],  # timm's reader of shards
-        "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"],
+        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["fastdeit = fastdeit.__main__:main"]},
 )

@@ -21,6 +21,10 @@ from fastdeit.kernels.mix import mix_reference, mix_triton
 SHAPES = {"cuda": [(256, 3, 224, 224), (1024, 3, 224, 224)], "cpu": [(16, 3, 64, 64)]}
 CLASSES = 1000
 
+LAUNCHES = [
+    harness.Launch("mix fp16 to bf16", lambda: mix_triton(*make_inputs((2, 3, 224, 224), torch.device("cpu")), torch.bfloat16)),
+]
+
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -29,7 +33,7 @@ def make_inputs(shape: tuple[int, ...], device: torch.device) -> Inputs:
     images = torch.randn(shape, dtype=torch.float16, device=device)
     lam = torch.rand(batch // 2).repeat_interleave(2)
     cut = torch.tensor([[height // 4, width // 4, height - 3, width - 5], [0, 0, 0, 0]], dtype=torch.int32)
-    return images, lam.to(device), cut.repeat_interleave(2, 0).repeat(batch // 4, 1).to(device)
+    return images, lam.to(device), cut.repeat_interleave(2, 0).repeat((batch + 3) // 4, 1)[:batch].to(device)
 
 
 def implementations(inputs: Inputs) -> dict[str, Callable[[], torch.Tensor]]:

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,6 +25,18 @@ PACKAGES = {"torch": "torch", "triton": "triton", "dali": "nvidia-dali-cuda120",
 MEASURED = ("ms_p20", "ms_p50", "ms_p80", "gbps", "pct_of_copy", "images_per_s", "peak_mib")
 COLUMNS = ("date", "commit", "gpu", *PACKAGES, "bench", "impl", "mode", "shape", "dtype", *MEASURED)
 Row = dict[str, str | float]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A call of an op's launcher that `resources.py` compiles without a GPU; what it asks of the kernels it names."""
+
+    name: str
+    run: Callable[[], object]
+    wgmma: tuple[str, ...] = ()
+    """Kernels whose matrix products must all be Hopper's warp-group instructions."""
+    streams: tuple[str, ...] = ()
+    """Kernels that only move memory: their loads and stores must be 128 bits wide."""
 
 
 def gate(actual: torch.Tensor, expected: torch.Tensor, name: str) -> None:

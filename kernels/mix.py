@@ -14,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
+from fastdeit.kernels.configs import config
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -110,8 +112,8 @@ def mix_triton(
     images = images if in_last else images.contiguous()
     out = _empty_like_output(images, out_dtype or images.dtype, channels_last)
     batch, channels, height, width = images.shape
-    block = min(2048, triton.next_power_of_2(channels * height * width))
-    grid = (batch // 2, triton.cdiv(channels * height * width, block))
+    launch = config("mix_fwd", images.device, bits=8 * images.element_size())
+    grid = (batch // 2, triton.cdiv(channels * height * width, launch["BLOCK"]))
     if batch:
         _mix_fwd_kernel[grid](
             images,
@@ -123,8 +125,7 @@ def mix_triton(
             W=width,
             IN_LAST=in_last,
             OUT_LAST=channels_last,
-            BLOCK=block,
-            num_warps=4,
+            **launch,
         )
     return out
 

@@ -1,0 +1,55 @@
+"""Block sizes, warps and stages of every kernel, from the checked-in table configs.json.
+
+A row has the op, the architecture (90 for sm_90), the bits of an element, the sizes D and N that it was chosen for (0: any)
+and the launch: the kernel's BLOCK_* constants, num_warps, num_stages. Nothing is tuned when a run starts;
+`benchmarks/tune.py` refreshes the table on a GPU, and `benchmarks/resources.py` compiles every row without one.
+"""
+
+import functools
+import json
+from pathlib import Path
+
+import torch
+
+TABLE = Path(__file__).with_name("configs.json")
+INTERPRETED_ARCH = 90
+Launch = dict[str, int]
+
+
+@functools.lru_cache(maxsize=1)
+def rows() -> list[dict]:
+    return json.loads(TABLE.read_text(encoding="utf-8"))
+
+
+def arch(device: torch.device) -> int:
+    """The device's architecture as a number, 90 for an H100; Triton's interpreter on a CPU stands for one."""
+    if device.type != "cuda":
+        return INTERPRETED_ARCH
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def config(op: str, device: torch.device, *, bits: int = 16, D: int = 0, N: int = 0) -> Launch:
+    """The launch of an op's kernel, as keyword arguments; a copy.
+
+    Takes the rows of the newest architecture that is not newer than the device's, then the smallest D and N that hold
+    the ones asked for (the largest there are if none does). Raises LookupError for an op without a row for these bits.
+    """
+    return dict(_config(op, arch(device), bits, D, N))
+
+
+@functools.cache
+def _config(op: str, arch: int, bits: int, D: int, N: int) -> Launch:
+    fitting = [row for row in rows() if row["op"] == op and row["bits"] == bits and row["arch"] <= arch]
+    if not fitting:
+        raise LookupError(f"no launch of {op} for {bits} bits on sm_{arch} in {TABLE}")
+    for key, wanted in (("arch", arch), ("D", D), ("N", N)):
+        fitting = _nearest(fitting, key, wanted)
+    return fitting[0]["launch"]
+
+
+def _nearest(fitting: list[dict], key: str, wanted: int) -> list[dict]:
+    """The rows with the smallest value that is `wanted` or more, else with the largest."""
+    values = {row[key] for row in fitting}
+    best = min((value for value in values if value >= wanted), default=max(values))
+    return [row for row in fitting if row[key] == best]
