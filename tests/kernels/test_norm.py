@@ -1,13 +1,60 @@
-"""`norm` and `add_norm` against the formula written out in float64."""
+"""`norm` and `add_norm`: the reference against the formula in float64, the kernels against it in every dtype."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
-from fastdeit.kernels.norm import add_norm, norm
+from fastdeit.kernels import backend, norm_bwd
+from fastdeit.kernels import norm as module
+from fastdeit.kernels.norm import add_norm, add_norm_reference, norm, norm_reference
+from tests.kernels import interpreter
+from tests.kernels.interpreter import DEVICE, INTERPRETED
+from tests.kernels.properties import given, settings, st
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+interpreter.correct()
 EPS = 1e-6
-SHAPES = {"N198-D192": (2, 198, 192), "ragged": (3, 7, 33), "one": (1, 1, 4)}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+SHAPES = {"N20-D192": (2, 20, 192), "D384": (2, 3, 384), "ragged": (3, 7, 100), "one": (1, 1, 4), "D1": (2, 3, 1)}
+FACTORS = {"plain": (), "scale": ("scale",), "gamma": ("gamma",), "both": ("scale", "gamma")}
+GRADIENTS = ("x", "branch", "weight", "bias", "gamma")
+
+
+class Inputs(NamedTuple):
+    x: torch.Tensor
+    branch: torch.Tensor
+    scale: torch.Tensor | None
+    gamma: torch.Tensor | None
+    weight: torch.Tensor
+    bias: torch.Tensor
+    dx_new: torch.Tensor | None
+    dy: torch.Tensor | None
+
+
+@pytest.fixture(autouse=True)
+def kernels() -> Iterator[None]:
+    """The kernels, on the CPU too."""
+    backend.set_backend("triton")
+    yield
+    backend.set_backend("auto")
+
+
+def make_inputs(
+    shape: tuple[int, ...],
+    factors: tuple[str, ...] = ("scale", "gamma"),
+    dtype: torch.dtype = torch.float32,
+    weight_dtype: torch.dtype | None = None,
+) -> Inputs:
+    """One sample in two is dropped."""
+    drawn = torch.Generator().manual_seed(sum(shape))
+    x, branch, dx_new, dy = (tensor.to(DEVICE, dtype) for tensor in torch.randn((4, *shape), generator=drawn))
+    gamma, weight, bias = (row.to(DEVICE, weight_dtype or dtype) for row in torch.randn((3, shape[-1]), generator=drawn))
+    scale = (torch.arange(shape[0], device=DEVICE) % 2) / 0.9
+    return Inputs(
+        x, branch, scale if "scale" in factors else None, gamma if "gamma" in factors else None, weight, bias, dx_new, dy
+    )
 
 
 def norm_by_hand(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -16,57 +63,305 @@ def norm_by_hand(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> t
     return centred / (centred.square().mean(-1, keepdim=True) + EPS).sqrt() * weight.double() + bias.double()
 
 
-def make_inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
-    """x, branch, scale, weight, bias."""
-    drawn = torch.Generator().manual_seed(sum(shape))
-    x, branch = torch.randn((2, *shape), generator=drawn)
-    weight, bias = torch.randn((2, shape[-1]), generator=drawn)
-    scale = (torch.rand(shape[0], generator=drawn) > 0.5) / 0.9
-    tensors = [x.to(dtype), branch.to(dtype), scale.float(), weight.to(dtype), bias.to(dtype)]
-    return [tensor.to(DEVICE) for tensor in tensors]
+def sum_by_hand(x: torch.Tensor, branch: torch.Tensor, scale: torch.Tensor | None, gamma: torch.Tensor | None) -> torch.Tensor:
+    branch = branch.double()
+    if scale is not None:
+        branch = branch * scale.double()[:, None, None]
+    return x.double() + (branch if gamma is None else branch * gamma.double())
+
+
+def by_hand(inputs: Inputs, stored: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Results and gradients in float64, y's at the sum as it was stored, since a sum on the edge rounds to either side."""
+    leaves = {name: getattr(inputs, name).double().requires_grad_() for name in GRADIENTS if getattr(inputs, name) is not None}
+    gamma = leaves.get("gamma")
+    x_new = sum_by_hand(leaves["x"], leaves["branch"], inputs.scale, gamma)
+    rounded = x_new + (stored.double() - x_new).detach()
+    y = norm_by_hand(rounded, leaves["weight"], leaves["bias"])
+    outs, cotangents = zip(
+        *((o, c.double()) for o, c in ((x_new, inputs.dx_new), (y, inputs.dy)) if c is not None), strict=True
+    )
+    found = torch.autograd.grad(outs, list(leaves.values()), cotangents, allow_unused=True)
+    return {"x_new": x_new.detach(), "y": y.detach(), **dict(zip(leaves, found, strict=True))}
+
+
+def run(inputs: Inputs) -> dict[str, torch.Tensor]:
+    """Results and gradients of `add_norm`."""
+    leaves = {name: getattr(inputs, name).detach().requires_grad_() for name in GRADIENTS if getattr(inputs, name) is not None}
+    with interpreter.poisoned_memory():
+        x_new, y = add_norm(
+            leaves["x"], leaves["branch"], inputs.scale, leaves["weight"], leaves["bias"], EPS, leaves.get("gamma")
+        )
+        outs, cotangents = zip(*((o, c) for o, c in ((x_new, inputs.dx_new), (y, inputs.dy)) if c is not None), strict=True)
+        found = torch.autograd.grad(outs, list(leaves.values()), cotangents, allow_unused=True)
+    return {"x_new": x_new.detach(), "y": y.detach(), **dict(zip(leaves, found, strict=True))}
+
+
+def assert_equal_by_hand(inputs: Inputs, tolerance: float = 1e-5) -> None:
+    """Every result within half an ulp and the tolerance, relative to the float64 one and to its largest element."""
+    found = run(inputs)
+    expected = by_hand(inputs, found["x_new"])
+    for name, truth in expected.items():
+        if truth is None:
+            assert found[name] is None, name
+            continue
+        actual = found[name]
+        assert actual.dtype == getattr(inputs, name, inputs.x).dtype, name
+        rounding = torch.finfo(actual.dtype).eps / 2 if actual.dtype != torch.float32 else 0.0
+        error = (actual.double() - truth).abs() - (tolerance + rounding) * truth.abs()
+        assert (error <= tolerance * truth.abs().max().clamp_min(1)).all(), (name, error.max())
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_norm_equals_the_formula(shape: tuple[int, ...]) -> None:
-    x, _, _, weight, bias = make_inputs(shape)
-    torch.testing.assert_close(norm(x, weight, bias, EPS), norm_by_hand(x, weight, bias).float(), rtol=1e-5, atol=1e-5)
+def test_norm_reference_equals_the_formula(shape: tuple[int, ...]) -> None:
+    x, _, _, _, weight, bias, _, _ = make_inputs(shape)
+    torch.testing.assert_close(
+        norm_reference(x, weight, bias, EPS), norm_by_hand(x, weight, bias).float(), rtol=1e-5, atol=1e-5
+    )
 
 
-@pytest.mark.parametrize("scaled", [True, False], ids=["scaled", "plain"])
+@pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_add_norm_reference_equals_the_formula(dtype: torch.dtype, factors: tuple[str, ...]) -> None:
+    x, branch, scale, gamma, weight, bias, _, _ = make_inputs(SHAPES["ragged"], factors, dtype)
+    x_new, y = add_norm_reference(x, branch, scale, weight, bias, EPS, gamma)
+    assert x_new.dtype == y.dtype == dtype
+    torch.testing.assert_close(x_new, sum_by_hand(x, branch, scale, gamma).to(dtype))
+    # statistics in fp32, of the rounded sum: only the result is rounded
+    half_ulp = torch.finfo(dtype).eps / 2
+    truth = norm_by_hand(x_new, weight, bias)
+    assert ((y.double() - truth).abs() <= 1.01 * half_ulp * truth.abs() + 1e-5).all()
+
+
+@pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_add_norm_equals_the_formula(shape: tuple[int, ...], scaled: bool) -> None:
-    x, branch, scale, weight, bias = make_inputs(shape)
-    total = x + (scale[:, None, None] if scaled else 1) * branch
-    x_new, y = add_norm(x, branch, scale if scaled else None, weight, bias, EPS)
-    torch.testing.assert_close(x_new, total)
-    torch.testing.assert_close(y, norm_by_hand(total, weight, bias).float(), rtol=1e-5, atol=1e-5)
+def test_add_norm_in_fp32(shape: tuple[int, ...], factors: tuple[str, ...]) -> None:
+    assert_equal_by_hand(make_inputs(shape, factors))
 
 
-def test_add_norm_in_bf16_rounds_the_sum_once() -> None:
-    x, branch, scale, weight, bias = make_inputs(SHAPES["N198-D192"], torch.bfloat16)
-    x_new, y = add_norm(x, branch, scale, weight, bias, EPS)
-    assert x_new.dtype == y.dtype == torch.bfloat16
-    assert torch.equal(x_new, (x.float() + branch.float() * scale[:, None, None]).bfloat16())
-    # statistics in fp32: only the result is rounded, to 8 significant bits
-    torch.testing.assert_close(y.double(), norm_by_hand(x_new, weight, bias), rtol=2**-8, atol=2**-8)
+@pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
+@pytest.mark.parametrize("dtype", HALVES.values(), ids=HALVES)
+def test_add_norm_in_16_bits_rounds_each_result_once(dtype: torch.dtype, factors: tuple[str, ...]) -> None:
+    assert_equal_by_hand(make_inputs(SHAPES["N20-D192"], factors, dtype))
 
 
-def test_add_norm_gradients_equal_the_formula() -> None:
+@pytest.mark.parametrize("weight_dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_weights_may_have_a_dtype_of_their_own(dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
+    inputs = make_inputs(SHAPES["ragged"], dtype=dtype, weight_dtype=weight_dtype)
+    assert_equal_by_hand(inputs)
+    x, _, _, _, weight, bias, _, _ = inputs
+    expected = norm_by_hand(x, weight, bias)
+    for y in (norm(x, weight, bias, EPS), norm_reference(x, weight, bias, EPS)):
+        torch.testing.assert_close(y, expected.to(dtype), rtol=1.01 * torch.finfo(dtype).eps, atol=1e-5)
+
+
+@pytest.mark.parametrize("missing", ["dx_new", "dy"])
+@pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
+def test_one_of_the_results_may_be_unused(factors: tuple[str, ...], missing: str) -> None:
+    unused: dict[str, Any] = {missing: None}
+    assert_equal_by_hand(make_inputs(SHAPES["ragged"], factors)._replace(**unused))
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("shape", [*SHAPES.values(), (5, 64), (9,)], ids=[*SHAPES, "rows", "row"])
+def test_norm_equals_the_formula(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    inputs = make_inputs(shape, (), dtype)
+    assert inputs.dy is not None
+    x, weight, bias = leaves = [tensor.requires_grad_() for tensor in (inputs.x, inputs.weight, inputs.bias)]
+    with interpreter.poisoned_memory():
+        y = norm(x, weight, bias, EPS)
+        found = torch.autograd.grad(y, leaves, inputs.dy)
+    x, weight, bias = wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    truth = norm_by_hand(x, weight, bias)
+    expected = torch.autograd.grad(truth, wide, inputs.dy.double())
+    rtol = max(1e-5, 1.01 * torch.finfo(dtype).eps / 2)
+    for actual, right in zip((y, *found), (truth, *expected), strict=True):
+        assert actual.dtype == dtype
+        torch.testing.assert_close(actual.detach().double(), right.detach(), rtol=rtol, atol=1e-5)
+
+
+@pytest.mark.parametrize("dim", [192, 100])
+def test_a_large_mean_costs_no_precision(dim: int) -> None:
+    x, _, _, _, weight, bias, _, _ = make_inputs((2, 9, dim))
+    for large in (x + 1000, x / 100 - 30):
+        y = norm(large, weight, bias, EPS)
+        torch.testing.assert_close(y, norm_by_hand(large, weight, bias).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_constant_row_is_the_bias() -> None:
+    x, _, _, _, weight, bias, _, _ = make_inputs((4, 3, 192))
+    values = torch.tensor([0.0, 1000.1, -30.0, 1e-30], device=DEVICE)
+    y = norm(values[:, None, None].expand_as(x), weight, bias, EPS)
+    torch.testing.assert_close(y, bias.expand_as(y), rtol=0, atol=1e-5)
+
+
+def test_large_and_small_values() -> None:
+    x, _, _, _, weight, bias, _, _ = make_inputs((4, 5, 192))
+    for factor in (1e15, 1e-2):
+        expected = norm_by_hand(x * factor, weight, bias).float()
+        torch.testing.assert_close(norm(x * factor, weight, bias, EPS), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_nan_stays_in_its_row() -> None:
+    x, _, _, _, weight, bias, _, _ = make_inputs((4, 3, 192))
+    x[1, 1, 7] = torch.nan
+    y = norm(x, weight, bias, EPS)
+    assert y[1, 1].isnan().all() and y.isnan().sum() == 192
+
+
+def test_gradients_equal_finite_differences() -> None:
     inputs = make_inputs(SHAPES["ragged"])
-    x, branch, scale, weight, bias = inputs
+    assert inputs.dx_new is not None and inputs.dy is not None
+    dx_new, dy = inputs.dx_new.double(), inputs.dy.double()
+    found = run(inputs)
+    drawn = torch.Generator().manual_seed(3)
+    # a random direction that leans uphill, so that the slope is large beside its rounding error
+    steps = {name: found[name] + torch.randn(found[name].shape, generator=drawn).to(DEVICE) for name in GRADIENTS}
+    h = 2.0**-9
+
+    def loss(sign: int) -> torch.Tensor:
+        moved = {name: getattr(inputs, name) + sign * h * steps[name] / steps[name].abs().max() for name in GRADIENTS}
+        x_new, y = add_norm(moved["x"], moved["branch"], inputs.scale, moved["weight"], moved["bias"], EPS, moved["gamma"])
+        return (x_new.double() * dx_new + y.double() * dy).sum()
+
+    along = sum((found[name].double() * steps[name] / steps[name].abs().max()).sum() for name in GRADIENTS)
+    torch.testing.assert_close(along, (loss(1) - loss(-1)) / (2 * h), rtol=1e-4, atol=0)
+
+
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two backward programs, so that each goes round its loop several times on a small tensor."""
+    table = norm_bwd.config
+    monkeypatch.setattr(norm_bwd, "config", lambda *args, **kwargs: {**table(*args, **kwargs), "PROGRAMS": 2})
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 192), (3, 17, 192), (5, 13, 100)], ids=["even", "N17", "ragged"])
+def test_a_program_takes_several_blocks_of_rows(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    few_programs(monkeypatch)
+    for factors in FACTORS.values():
+        assert_equal_by_hand(make_inputs(shape, factors))
+
+
+def test_more_programs_than_one_sum_takes() -> None:
+    # one row block each: three turns of the loop that sums their parts
+    assert_equal_by_hand(make_inputs((1, 300, 1030), ()))
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    batch=st.integers(1, 4),
+    tokens=st.integers(1, 9),
+    dim=st.integers(1, 700),
+    dtype=st.sampled_from(list(DTYPES.values())),
+    factors=st.sampled_from(list(FACTORS.values())),
+)
+def test_any_shape(batch: int, tokens: int, dim: int, dtype: torch.dtype, factors: tuple[str, ...]) -> None:
+    inputs = make_inputs((batch, tokens, dim), factors, dtype)
+    # rows of a few elements may be nearly constant: their large rstd magnifies fp32's rounding
+    assert_equal_by_hand(inputs, 1e-5 if dim > 8 else 1e-3)
+
+
+def test_empty_batch() -> None:
+    found = run(make_inputs((0, 7, 64)))
+    assert found["y"].shape == found["x"].shape == (0, 7, 64)
+    assert all((found[name] == 0).all() for name in ("weight", "bias", "gamma"))
+
+
+def test_same_bits_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    few_programs(monkeypatch)
+    inputs = make_inputs((3, 17, 100), dtype=torch.bfloat16)
+    first, second = run(inputs), run(inputs)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_strided_arguments() -> None:
+    inputs = make_inputs((6, 4, 100))
+    assert inputs.dy is not None and inputs.dx_new is not None
+    x, branch = (tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in (inputs.x, inputs.branch))
+    dy, dx_new = inputs.dy[:1].expand(6, 4, 100), inputs.dx_new[..., :1].expand(6, 4, 100)
+    assert_equal_by_hand(inputs._replace(x=x, branch=branch, dy=dy, dx_new=dx_new))
+
+
+@pytest.mark.parametrize("wanted", GRADIENTS)
+def test_a_gradient_may_be_asked_alone(wanted: str) -> None:
+    x, branch, scale, gamma, weight, bias, dx_new, dy = inputs = make_inputs(SHAPES["ragged"])
+    leaf = getattr(inputs, wanted).requires_grad_()
+    outs = add_norm(x, branch, scale, weight, bias, EPS, gamma)
+    if wanted in ("weight", "bias"):
+        outs[1].backward(dy)
+    else:
+        torch.autograd.backward(outs, [dx_new, dy])
+    torch.testing.assert_close(leaf.grad, by_hand(inputs, outs[0].detach())[wanted].float(), rtol=1e-5, atol=2e-5)
+    assert all(tensor is None or tensor is leaf or tensor.grad is None for tensor in inputs)
+
+
+@pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
+def test_add_norm_is_a_well_formed_operator(factors: tuple[str, ...]) -> None:
+    x, branch, scale, gamma, weight, bias, dx_new, dy = make_inputs(SHAPES["ragged"], factors)
+    mean, rstd = torch.randn(2, *x.shape[:-1], device=DEVICE).abs()
+    saved = (x, weight, mean, rstd, scale, gamma, None if gamma is None else branch)
+    torch.library.opcheck(torch.ops.fastdeit.add_norm_bwd.default, (dy, dx_new, *saved))
+    for tensor in (x, branch, gamma, weight, bias):
+        if tensor is not None:
+            tensor.requires_grad_()
+    torch.library.opcheck(torch.ops.fastdeit.add_norm.default, (x, branch, scale, gamma, weight, bias, EPS))
+    if not factors:
+        torch.library.opcheck(torch.ops.fastdeit.add_norm.default, (x, None, None, None, weight, bias, EPS))
+
+
+def test_auto_takes_the_reference_on_the_cpu() -> None:
+    backend.set_backend("auto")
+    inputs = make_inputs(SHAPES["ragged"], dtype=torch.float64)
+    x, branch, scale, gamma, weight, bias, _, _ = (None if tensor is None else tensor.cpu() for tensor in inputs)
+    assert x is not None and branch is not None and weight is not None and bias is not None
+    expected = add_norm_reference(x, branch, scale, weight, bias, EPS, gamma)
+    assert all(map(torch.equal, add_norm(x, branch, scale, weight, bias, EPS, gamma), expected))
+    assert torch.equal(norm(x, weight, bias, EPS), norm_reference(x, weight, bias, EPS))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"branch": torch.zeros(3, 1, 100)}, "do not fit"),
+        ({"scale": torch.zeros(1)}, "do not fit"),
+        ({"gamma": torch.zeros(1)}, "gamma"),
+        ({"weight": torch.zeros(99)}, "must be"),
+        ({"weight": torch.zeros(100, dtype=torch.bfloat16)}, "one dtype"),
+        ({"x": torch.zeros(3, 7, 100, dtype=torch.float64)}, "float64"),
+        ({"gamma": torch.zeros(100, dtype=torch.float64)}, "float64"),
+        ({"branch": torch.zeros(3, 7, 100, dtype=torch.bfloat16)}, "bfloat16"),
+        ({"scale": torch.zeros(3, dtype=torch.bfloat16)}, "float32"),
+    ],
+)
+def test_add_norm_refuses(change: dict[str, torch.Tensor], message: str) -> None:
+    changed = {name: tensor.to(DEVICE) for name, tensor in change.items()}
+    x, branch, scale, gamma, weight, bias, _, _ = make_inputs(SHAPES["ragged"])._replace(**changed)
+    with pytest.raises(ValueError, match=message):
+        add_norm(x, branch, scale, weight, bias, EPS, gamma)
+
+
+def test_norm_refuses_rows_that_are_too_long() -> None:
+    x, row = torch.zeros(1, module.MAX_DIM + 1, device=DEVICE), torch.ones(module.MAX_DIM + 1, device=DEVICE)
+    with pytest.raises(ValueError, match=str(module.MAX_DIM)):
+        norm(x, row, row, EPS)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")
+@pytest.mark.parametrize("dim", [192, 384, 768])
+def test_add_norm_in_a_cuda_graph(dim: int) -> None:
+    x, branch, scale, gamma, weight, bias, dx_new, dy = make_inputs((64, 198, dim), dtype=torch.bfloat16)
     leaves = [tensor.requires_grad_() for tensor in (x, branch, weight, bias)]
-    x_new, y = add_norm(x, branch, scale, weight, bias, EPS)
-    total = x.double() + branch.double() * scale[:, None, None]
-    cotangent = torch.randn((2, *x.shape), generator=torch.Generator().manual_seed(1)).to(DEVICE)
-    gradients = torch.autograd.grad([x_new, y], leaves, list(cotangent))
-    expected = torch.autograd.grad([total, norm_by_hand(total, weight, bias)], leaves, list(cotangent.double()))
-    for gradient, truth in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(gradient, truth, rtol=1e-4, atol=1e-5)
 
+    def step() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(add_norm(x, branch, scale, weight, bias, EPS), leaves, [dx_new, dy])
 
-def test_add_norm_refuses_shapes_that_do_not_fit() -> None:
-    x, branch, scale, weight, bias = make_inputs(SHAPES["ragged"])
-    with pytest.raises(ValueError, match="do not fit"):
-        add_norm(x, branch[:, :1], scale, weight, bias, EPS)
-    with pytest.raises(ValueError, match="do not fit"):
-        add_norm(x, branch, scale[:1], weight, bias, EPS)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        expected = step()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = step()
+        graph.replay()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))

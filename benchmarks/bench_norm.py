@@ -1,0 +1,154 @@
+"""`kernels/norm.py` against what a user would otherwise call: the sum and F.layer_norm, eager and compiled.
+
+python -m benchmarks.bench_norm [--out FOLDER]
+
+add_norm with DropPath's factors, as between two blocks. "reference" and the first "torch.compile" keep the residual stream in
+bf16 as ours does; "fp32 stream" is what autocast makes of a model: x and the gradient that comes back are fp32, the branch is
+bf16, the norm's result is cast to bf16 for the matrix product that follows. Mode bwd is the backward alone. The floor that
+pct_of_copy refers to is the bf16 stream's in every row: forward 4, backward 5 times the bytes of x.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch._functorch import config as functorch_config
+
+from benchmarks import harness
+from fastdeit.kernels.norm import add_norm, add_norm_reference, norm_reference
+
+# (B, N, D) of Ti, S and B; u = the bytes of x
+SHAPES = {
+    "cuda": [(256, 198, 192), (1024, 198, 192), (256, 198, 384), (1024, 198, 384), (256, 198, 768), (1024, 198, 768)],
+    "cpu": [(4, 198, 192)],
+}
+EPS = 1e-6
+STREAM_UNITS = {"fwd": 4, "bwd": 5}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+AddNorm = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+
+def make_inputs(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Inputs:
+    """x, branch, scale, weight, bias."""
+    x, branch = (torch.randn(shape, device=device).to(dtype).requires_grad_() for _ in range(2))
+    weight, bias = (torch.randn(shape[-1], device=device).to(dtype).requires_grad_() for _ in range(2))
+    return x, branch, (torch.rand(shape[0], device=device) > 0.1) / 0.9, weight, bias
+
+
+def _launch(
+    name: str, *, branch: bool = True, scale: bool = True, gamma: bool = False, dy: bool = True, dx_new: bool = True
+) -> harness.Launch:
+    """Forward and backward by their name: the stream's dtype, D, the weights' dtype."""
+    dtype_name, width, weight_dtype_name = name.split()
+    dim, dtype, weight_dtype = int(width), DTYPES[dtype_name], DTYPES[weight_dtype_name]
+
+    def run() -> None:
+        x, row = torch.zeros(2, 198, dim, dtype=dtype), torch.zeros(dim, dtype=weight_dtype)
+        mean = torch.zeros(2, 198)
+        factors = (torch.zeros(2) if scale else None, row if gamma else None)
+        torch.ops.fastdeit.add_norm(x, x if branch else None, *factors, row, row, EPS)
+        gradients = (x if dy else None, x if dx_new else None)
+        torch.ops.fastdeit.add_norm_bwd(*gradients, x, row, mean, mean, *factors, x if gamma else None)
+
+    flags = {"no branch": not branch, "no scale": not scale, "gamma": gamma, "no dy": not dy, "no dx_new": not dx_new}
+    spelled = ", ".join([name, *(flag for flag, is_set in flags.items() if is_set)])
+    return harness.Launch(spelled, run, streams=("_norm_fwd_kernel", "_norm_bwd_kernel"))
+
+
+LAUNCHES = [
+    *map(_launch, ("bf16 192 bf16", "bf16 384 bf16", "bf16 768 bf16", "bf16 4096 bf16", "bf16 384 fp32", "fp16 384 fp16")),
+    *map(_launch, ("fp32 192 fp32", "fp32 384 fp32", "fp32 768 fp32", "fp32 4096 fp32")),
+    *(_launch(f"bf16 {dim} bf16", gamma=True) for dim in (192, 384, 768, 4096)),
+    *(_launch(f"fp32 {dim} fp32", gamma=True) for dim in (192, 384, 768, 4096)),
+    _launch("bf16 384 bf16", scale=False),
+    _launch("bf16 384 bf16", dx_new=False),
+    _launch("bf16 384 bf16", dy=False),
+    _launch("bf16 384 bf16", branch=False, scale=False, dx_new=False),
+]
+
+
+def autocast(
+    x: torch.Tensor, branch: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same on an fp32 stream; the norm's result goes on in the branch's dtype."""
+    x_new = x + branch * scale[:, None, None].to(branch.dtype)
+    return x_new, F.layer_norm(x_new, x.shape[-1:], weight, bias, eps).to(branch.dtype)
+
+
+def implementations(device: torch.device) -> dict[str, AddNorm]:
+    """Each way, called as `add_norm`; those that must equal the reference come first."""
+    torch.compiler.reset()
+    runs: dict[str, AddNorm] = {
+        "reference": add_norm_reference,
+        "torch.compile": torch.compile(add_norm_reference, dynamic=False),
+    }
+    if device.type == "cuda":
+        runs["triton"] = add_norm
+    return runs
+
+
+def peers() -> dict[str, AddNorm]:
+    return {"fp32 stream": autocast, "fp32 stream, torch.compile": torch.compile(autocast, dynamic=False)}
+
+
+def gate(run: AddNorm, name: str, dim: int, device: torch.device) -> None:
+    """In fp32 the results and every gradient; in bf16 the sum, and the norm of the very sum that was stored."""
+    x, branch, scale, weight, bias = make_inputs((2, 198, dim), torch.float32, device)
+    leaves, cotangents = (x, branch, weight, bias), list(torch.randn(2, *x.shape, device=device))
+    expected = add_norm_reference(x, branch, scale, weight, bias, EPS)
+    outs = run(x, branch, scale, weight, bias, EPS)
+    gradients = (torch.autograd.grad(results, leaves, cotangents) for results in (outs, expected))
+    for actual, right in zip((*outs, *next(gradients)), (*expected, *next(gradients)), strict=True):
+        # a sum over rows has the rounding of its terms, whatever they cancel to
+        size = 1 if right.ndim == 3 else (2 * 198) ** 0.5
+        harness.gate(actual / size, right / size, name)
+    if name == "torch.compile":
+        return  # it normalises the sum before that is rounded, which is no error
+    x, branch, scale, weight, bias = make_inputs((2, 198, dim), torch.bfloat16, device)
+    x_new, y = run(x, branch, scale, weight, bias, EPS)
+    harness.gate(x_new, add_norm_reference(x, branch, scale, weight, bias, EPS)[0], name)
+    harness.gate(y, norm_reference(x_new, weight, bias, EPS), name)
+
+
+def bench(shape: tuple[int, ...], device: torch.device, stamp: harness.Row, copy: float) -> list[harness.Row]:
+    """The rows of one shape, the reference's equals gated first."""
+    equals = implementations(device)
+    for name, run in equals.items():
+        gate(run, name, shape[-1], device)
+    narrow = make_inputs(shape, torch.bfloat16, device)
+    x, _, _, weight, bias = (tensor.detach().float().requires_grad_() for tensor in narrow)
+    wide = (x, narrow[1], narrow[2], weight, bias)
+    rows = []
+    for name, run in {**equals, **peers()}.items():
+        x, branch, scale, weight, bias = inputs = narrow if name in equals else wide
+        leaves = (x, branch, weight, bias)
+        outs = run(*inputs, EPS)
+        cotangents = [torch.randn_like(out) for out in outs]
+        backward = partial(torch.autograd.grad, outs, leaves, cotangents, retain_graph=True)
+        calls: dict[str, Callable[[], object]] = {"fwd": partial(run, *inputs, EPS), "bwd": backward}
+        for mode, call in calls.items():
+            what = {"bench": "norm", "mode": mode, "shape": "x".join(map(str, shape)), "dtype": "bf16", "impl": name}
+            nbytes = STREAM_UNITS[mode] * narrow[0].nbytes
+            rows.append({**stamp, **what, **harness.measure(call, device, images=shape[0], nbytes=nbytes, copy=copy)})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
+    out = parser.parse_args().out
+    functorch_config.donated_buffer = False  # the compiled backward is called more than once
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    stamp, copy = harness.environment(device), harness.copy_gbps(device)
+    rows = [row for shape in SHAPES[device.type] for row in bench(shape, device, stamp, copy)]
+    print(f"copy {copy:.0f} GB/s; rows in {harness.append(rows, device, out)}")
+    harness.show(rows)
+
+
+if __name__ == "__main__":
+    main()

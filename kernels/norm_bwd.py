@@ -1,0 +1,177 @@
+"""Backward of the residual sum and LayerNorm of norm.py, in one pass over memory and a small sum behind it.
+
+    x^ = (x_new - mean)·rstd,  w = weight·dy,  dx = dx_new + rstd·(w - mean(w) - x^·mean(w·x^))
+    dbranch = scale[b]·gamma·dx,   dgamma = Σ scale[b]·branch·dx,   dweight = Σ dy·x^,   dbias = Σ dy       (Σ over all rows)
+
+dy and dx_new are the gradients of y and x_new; either may be absent. Everything (B, N, D) has one dtype, the math is fp32.
+Bytes per image, in units of N·D elements: reads 3 (2 for norm, 1 more for dgamma), writes 2 (1 without scale and gamma,
+when dx is both gradients). A fixed count of programs takes blocks of rows in turn and keeps its part of the three sums over
+rows in registers. Source: Ba et al. 2016 (1607.06450), section 3.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from fastdeit.kernels.configs import config
+from fastdeit.kernels.partials import sum_partials
+
+Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@triton.jit
+def _norm_bwd_kernel(
+    dy_ptr,
+    dx_new_ptr,
+    x_ptr,
+    weight_ptr,
+    mean_ptr,
+    rstd_ptr,
+    scale_ptr,
+    gamma_ptr,
+    branch_ptr,
+    dx_ptr,
+    dbranch_ptr,
+    partials_ptr,
+    rows,
+    N,
+    D: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    programs = tl.num_programs(0)
+    cols = tl.arange(0, BLOCK_D)
+    mask_cols = cols < D
+    if dy_ptr is not None:
+        weight = tl.load(weight_ptr + cols, mask=mask_cols, other=0.0).to(tl.float32)[None, :]
+        dweight = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
+        dbias = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
+    if gamma_ptr is not None:
+        gamma = tl.load(gamma_ptr + cols, mask=mask_cols, other=0.0).to(tl.float32)[None, :]
+    if branch_ptr is not None:
+        dgamma = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
+
+    start = pid * BLOCK_ROWS
+    while start < rows:  # not a range: under NumPy 2.4 Triton 3.6's interpreter takes only constants in one
+        row = start + tl.arange(0, BLOCK_ROWS)
+        mask_rows = row < rows
+        mask = mask_rows[:, None] & mask_cols[None, :]
+        offs = row.to(tl.int64)[:, None] * D + cols[None, :]
+        if dy_ptr is not None:
+            dy = tl.load(dy_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+            x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        if dx_new_ptr is not None:
+            dx = tl.load(dx_new_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        if dy_ptr is not None:
+            mean = tl.load(mean_ptr + row, mask=mask_rows, other=0.0)[:, None]
+            rstd = tl.load(rstd_ptr + row, mask=mask_rows, other=0.0)[:, None]
+            x_hat = (x - mean) * rstd
+            weighted = weight * dy
+            along_one = tl.sum(weighted, 1)[:, None] / D
+            along_x = tl.sum(weighted * x_hat, 1)[:, None] / D
+            through = rstd * (weighted - along_one - x_hat * along_x)
+            dweight += dy * x_hat
+            dbias += dy
+            if dx_new_ptr is not None:
+                dx += through
+            else:
+                dx = through
+        tl.store(dx_ptr + offs, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+
+        if dbranch_ptr is not None:
+            if scale_ptr is not None:
+                dx *= tl.load(scale_ptr + row // N, mask=mask_rows, other=0.0)[:, None]
+            if branch_ptr is not None:
+                dgamma += dx * tl.load(branch_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+            if gamma_ptr is not None:
+                dx *= gamma
+            tl.store(dbranch_ptr + offs, dx.to(dbranch_ptr.dtype.element_ty), mask=mask)
+        start += programs * BLOCK_ROWS
+
+    # the sums follow one another: dweight and dbias with dy, then dgamma
+    partials_ptr += pid.to(tl.int64) * D
+    if dy_ptr is not None:
+        tl.store(partials_ptr + cols, tl.sum(dweight, 0), mask=mask_cols)
+        partials_ptr += programs.to(tl.int64) * D
+        tl.store(partials_ptr + cols, tl.sum(dbias, 0), mask=mask_cols)
+        partials_ptr += programs.to(tl.int64) * D
+    if branch_ptr is not None:
+        tl.store(partials_ptr + cols, tl.sum(dgamma, 0), mask=mask_cols)
+
+
+@torch.library.custom_op("fastdeit::add_norm_bwd", mutates_args=())
+def add_norm_bwd(
+    dy: torch.Tensor | None,
+    dx_new: torch.Tensor | None,
+    x_new: torch.Tensor,
+    weight: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    scale: torch.Tensor | None,
+    gamma: torch.Tensor | None,
+    branch: torch.Tensor | None,
+) -> Gradients:
+    """Gradients (dx, dbranch, dweight, dbias, dgamma) of add_norm and, without scale, gamma and branch, of norm.
+
+    branch: only when gamma needs a gradient. Empty are dbranch when it equals dx, dweight and dbias without dy, and dgamma
+    without branch.
+    """
+    outs = _allocate(dy, dx_new, x_new, weight, mean, rstd, scale, gamma, branch)
+    dx, dbranch, *sums = outs
+    dim = x_new.shape[-1]
+    rows = x_new.numel() // dim
+    op = "norm_bwd" if branch is None else "norm_bwd_gamma"
+    launch = config(op, x_new.device, bits=8 * x_new.element_size(), D=dim)
+    # a fixed count, whatever the GPU has: the order of the sums, and so every bit, depends on the shape alone
+    programs = min(launch.pop("PROGRAMS"), triton.cdiv(rows, launch["BLOCK_ROWS"]))
+    sums = [out for out in sums if out.numel()]
+    partials = torch.empty((len(sums), programs, dim), dtype=torch.float32, device=x_new.device)
+    if rows:
+        _norm_bwd_kernel[(programs,)](
+            None if dy is None else dy.contiguous(),
+            None if dx_new is None else dx_new.contiguous(),
+            x_new.contiguous(),
+            weight.contiguous(),
+            mean,
+            rstd,
+            None if scale is None else scale.contiguous(),
+            None if gamma is None else gamma.contiguous(),
+            None if branch is None else branch.contiguous(),
+            dx,
+            dbranch if dbranch.numel() else None,
+            partials,
+            rows,
+            x_new.shape[-2] if x_new.ndim > 1 else 1,
+            D=dim,
+            BLOCK_D=triton.next_power_of_2(dim),
+            **launch,
+        )
+    if sums:
+        sum_partials(partials, sums)
+    return outs
+
+
+@add_norm_bwd.register_fake
+def _allocate(
+    dy: torch.Tensor | None,
+    dx_new: torch.Tensor | None,
+    x_new: torch.Tensor,
+    weight: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    scale: torch.Tensor | None,
+    gamma: torch.Tensor | None,
+    branch: torch.Tensor | None,
+) -> Gradients:
+    def empty_like(tensor: torch.Tensor, wanted: bool) -> torch.Tensor:
+        # an operator cannot leave an output out
+        return torch.empty(tensor.shape if wanted else (0,), dtype=tensor.dtype, device=tensor.device)
+
+    return (
+        empty_like(x_new, True),
+        empty_like(x_new, scale is not None or gamma is not None),
+        empty_like(weight, dy is not None),
+        empty_like(weight, dy is not None),
+        empty_like(weight if gamma is None else gamma, branch is not None),
+    )
