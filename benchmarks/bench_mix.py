@@ -2,9 +2,11 @@
 
 python -m benchmarks.bench_mix [--out FOLDER]
 
-Images come from the pipeline as fp16 and leave in bf16, the model's dtype. timm and torchvision mix in fp32, as their
-users do after normalising, and are timed with the cast to bf16 that the model needs; they also make the soft target,
-which is small. One half of our pairs is Mixup, the other CutMix; theirs draw one of the two for the whole batch.
+Images come from the pipeline as fp16 and leave in bf16, the model's dtype: as images (mix), as the patches that the student
+embeds (mix_patches), or as both, with the images channels last for a teacher (mix_both). timm and torchvision mix in fp32, as
+their users do after normalising, and are timed with the cast to bf16 that the model needs, and with what makes the same
+patches out of it; they also make the soft target, which is small. One half of our pairs is Mixup, the other CutMix; theirs draw
+one of the two for the whole batch. pct_of_copy counts what must be read and written once.
 """
 
 import argparse
@@ -12,66 +14,127 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from timm.data import Mixup
 from torchvision.transforms import v2
 
 from benchmarks import harness
-from fastdeit.kernels.mix import mix_reference, mix_triton
+from fastdeit.kernels.mix import mix_patches_reference, mix_patches_triton, mix_reference, mix_triton
 
 SHAPES = {"cuda": [(256, 3, 224, 224), (1024, 3, 224, 224)], "cpu": [(16, 3, 64, 64)]}
 CLASSES = 1000
-
-LAUNCHES = [
-    harness.Launch("mix fp16 to bf16", lambda: mix_triton(*make_inputs((2, 3, 224, 224), torch.device("cpu")), torch.bfloat16)),
-]
+PATCH = 16
+MODES = {"mix": 1, "mix_patches": 1, "mix_both": 2}
+"""Name of the bench → how many copies of the images it writes."""
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Run = Callable[[], tuple[torch.Tensor, ...]]
 
 
-def make_inputs(shape: tuple[int, ...], device: torch.device) -> Inputs:
+def make_inputs(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float16) -> Inputs:
     batch, _, height, width = shape
-    images = torch.randn(shape, dtype=torch.float16, device=device)
+    images = torch.randn(shape, dtype=dtype, device=device)
     lam = torch.rand(batch // 2).repeat_interleave(2)
     cut = torch.tensor([[height // 4, width // 4, height - 3, width - 5], [0, 0, 0, 0]], dtype=torch.int32)
     return images, lam.to(device), cut.repeat_interleave(2, 0).repeat((batch + 3) // 4, 1)[:batch].to(device)
 
 
-def implementations(inputs: Inputs) -> dict[str, Callable[[], torch.Tensor]]:
-    """Each way to mix, as a call without arguments; those that must equal the reference come first."""
-    arguments = (*inputs, torch.bfloat16)
-    compiled = torch.compile(mix_reference)
-    runs: dict[str, Callable[[], torch.Tensor]] = {
-        "reference": lambda: mix_reference(*arguments),
-        "torch.compile": lambda: compiled(*arguments),
+def _small(
+    dtype: torch.dtype = torch.float16, side: int = 224, layout: torch.memory_format = torch.contiguous_format
+) -> Inputs:
+    images, lam, box = make_inputs((2, 3, side, side), torch.device("cpu"), dtype)
+    return images.contiguous(memory_format=layout), lam, box
+
+
+def _patches(name: str, *, streams: bool, patch: int = PATCH, both: bool = False, **inputs: object) -> harness.Launch:
+    kernels = ("_mix_patches_fwd_kernel",) if streams else ()
+    return harness.Launch(
+        name,
+        lambda: mix_patches_triton(*_small(**inputs), patch, torch.bfloat16, both),  # type: ignore[arg-type]
+        streams=kernels,
+    )
+
+
+LAUNCHES = [
+    harness.Launch("mix fp16 to bf16", lambda: mix_triton(*_small(), torch.bfloat16, False), streams=("_mix_fwd_kernel",)),
+    harness.Launch(
+        "mix fp32 to bf16", lambda: mix_triton(*_small(torch.float32), torch.bfloat16, False), streams=("_mix_fwd_kernel",)
+    ),
+    harness.Launch("mix fp16 to bf16 channels last", lambda: mix_triton(*_small(), torch.bfloat16, True)),
+    _patches("patches fp16 to bf16", streams=True),
+    _patches("patches fp16 to bf16, 384", streams=True, side=384),
+    _patches("patches fp32 to bf16", streams=True, dtype=torch.float32),
+    _patches("patches and images fp16 to bf16", streams=True, both=True),
+    _patches("patches and images fp32 to bf16", streams=True, both=True, dtype=torch.float32),
+    _patches("patches of 8 fp16 to bf16", streams=True, patch=8),
+    _patches("patches of 14 and images fp16 to bf16", streams=False, patch=14, both=True),
+    _patches("patches and images from channels last", streams=False, both=True, layout=torch.channels_last),
+]
+
+
+def patchify(images: torch.Tensor) -> torch.Tensor:
+    """Patches of mixed images as a user of the peers would get them, (B, N, 3·P·P) contiguous."""
+    return F.pixel_unshuffle(images, PATCH).flatten(2).transpose(1, 2).contiguous()
+
+
+def implementations(inputs: Inputs, mode: str) -> dict[str, Run]:
+    """Each way to mix, as a call without arguments; all must equal the reference, which comes first."""
+    out = torch.bfloat16
+    compiled, compiled_patches = torch.compile(mix_reference), torch.compile(mix_patches_reference)
+    if mode == "mix":
+        runs: dict[str, Run] = {
+            "reference": lambda: (mix_reference(*inputs, out),),
+            "torch.compile": lambda: (compiled(*inputs, out),),
+        }
+        if inputs[0].is_cuda:
+            runs["triton"] = lambda: (mix_triton(*inputs, out, False),)
+        return runs
+    both = mode == "mix_both"
+
+    def given(patches: torch.Tensor, images: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        return (patches,) if images is None else (patches, images)
+
+    runs = {
+        "reference": lambda: given(*mix_patches_reference(*inputs, PATCH, out, both)),
+        "torch.compile": lambda: given(*compiled_patches(*inputs, PATCH, out, both)),
     }
     if inputs[0].is_cuda:
-        runs["triton"] = lambda: mix_triton(*arguments)
+        runs["triton"] = lambda: mix_patches_triton(*inputs, PATCH, out, both)[: 1 + both]
     return runs
 
 
-def peers(images: torch.Tensor) -> dict[str, Callable[[], torch.Tensor]]:
+def peers(images: torch.Tensor, mode: str) -> dict[str, Run]:
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     theirs = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, num_classes=CLASSES)
     v2_mix = v2.RandomChoice([v2.MixUp(alpha=0.8, num_classes=CLASSES), v2.CutMix(alpha=1.0, num_classes=CLASSES)])
     wide = images.float()
+
+    def finish(mixed: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        mixed = mixed.bfloat16()
+        if mode == "mix":
+            return (mixed,)
+        patches = patchify(mixed)
+        return (patches,) if mode == "mix_patches" else (patches, mixed.contiguous(memory_format=torch.channels_last))
+
     return {
-        "timm Mixup": lambda: theirs(wide, labels)[0].bfloat16(),
-        "torchvision v2": lambda: v2_mix(wide, labels)[0].bfloat16(),
+        "timm Mixup fp32": lambda: finish(theirs(wide, labels)[0]),
+        "torchvision v2 fp32": lambda: finish(v2_mix(wide, labels)[0]),
     }
 
 
-def bench(shape: tuple[int, ...], device: torch.device, stamp: harness.Row, copy: float) -> list[harness.Row]:
-    """The rows of one shape, the reference's equals gated first."""
+def bench(mode: str, shape: tuple[int, ...], device: torch.device, stamp: harness.Row, copy: float) -> list[harness.Row]:
+    """The rows of one shape, all but the peers gated on the reference first."""
     inputs = make_inputs(shape, device)
-    runs = implementations(inputs)
+    runs = implementations(inputs, mode)
     expected = runs["reference"]()
     for name, run in runs.items():
-        harness.gate(run(), expected, name)
-    nbytes = inputs[0].nbytes + expected.nbytes
-    what: harness.Row = {"bench": "mix", "mode": "fwd", "shape": "x".join(map(str, shape)), "dtype": "fp16-bf16"}
+        for actual, wanted in zip(run(), expected, strict=True):
+            harness.gate(actual, wanted, name)
+    nbytes = inputs[0].nbytes + MODES[mode] * expected[0].nbytes
+    what: harness.Row = {"bench": mode, "mode": "fwd", "shape": "x".join(map(str, shape)), "dtype": "fp16-bf16"}
     return [
         {**stamp, **what, "impl": name, **harness.measure(run, device, images=shape[0], nbytes=nbytes, copy=copy)}
-        for name, run in {**runs, **peers(inputs[0])}.items()
+        for name, run in {**runs, **peers(inputs[0], mode)}.items()
     ]
 
 
@@ -81,7 +144,7 @@ def main() -> None:
     out = parser.parse_args().out
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stamp, copy = harness.environment(device), harness.copy_gbps(device)
-    rows = [row for shape in SHAPES[device.type] for row in bench(shape, device, stamp, copy)]
+    rows = [row for mode in MODES for shape in SHAPES[device.type] for row in bench(mode, shape, device, stamp, copy)]
     print(f"copy {copy:.0f} GB/s; rows in {harness.append(rows, device, out)}")
     harness.show(rows)
 

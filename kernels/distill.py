@@ -9,8 +9,8 @@ nll(k) = -log softmax(logits)[k]; the partner of row b is row b ^ 1. Kind "none"
 so that no head is left without a gradient. The (B, K) target is never built: it has two peaks and a floor.
 
 cls_logits, dist_logits: (B, K) fp32, bf16 or fp16; labels: (B,) int64; lam: (B,) fp32; math in fp32. Bytes per image:
-reads 2·K logits (3·K with a teacher's), the backward writes 2·K. Called once a step by `fastdeit.losses`; the fused
-Triton kernel (loss and both gradients in one launch) comes into this file behind `distill`.
+reads 2·K logits (3·K with a teacher's), writes 2·K gradients; loss and both gradients come from one launch
+(distill_fused.py), and the backward scales them by what comes from above. Called once a micro-step by `fastdeit.losses`.
 Source: Touvron et al. 2021 (2012.12877), eq. 2 and 3; smoothing as timm's `mixup_target`.
 """
 
@@ -19,7 +19,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from fastdeit.kernels.backend import is_fused
+from fastdeit.kernels.distill_fused import counter_of, distill_triton
+
 KINDS = ("none", "soft", "hard")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class LossParts(NamedTuple):
@@ -32,7 +36,7 @@ class LossParts(NamedTuple):
 
 def swap_pairs(rows: torch.Tensor) -> torch.Tensor:
     """Row i ^ 1 in the place of row i; rows (B, ...) with B even."""
-    return rows.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+    return rows.unflatten(0, (rows.shape[0] // 2, 2)).flip(1).flatten(0, 1)
 
 
 def mixed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, lam: torch.Tensor, smoothing: float) -> torch.Tensor:
@@ -92,6 +96,8 @@ def check_inputs(cls_logits: torch.Tensor, dist_logits: torch.Tensor | None, tea
     """Raise ValueError when the heads and the teacher at hand cannot make a loss of this kind."""
     if kind not in KINDS:
         raise ValueError(f"unknown distillation kind {kind!r}: choose from {', '.join(KINDS)}")
+    if cls_logits.ndim != 2 or cls_logits.dtype not in DTYPES:
+        raise ValueError(f"logits must be (B, K) in {DTYPES}, got {tuple(cls_logits.shape)} {cls_logits.dtype}")
     if cls_logits.shape[0] % 2:
         raise ValueError(f"a batch holds whole pairs; got {cls_logits.shape[0]} rows")
     if kind == "none" and teacher is not None:
@@ -99,8 +105,18 @@ def check_inputs(cls_logits: torch.Tensor, dist_logits: torch.Tensor | None, tea
     if kind != "none" and (dist_logits is None or teacher is None):
         missing = "a student with two heads" if dist_logits is None else "the teacher's output"
         raise ValueError(f"distillation kind {kind!r} needs {missing}")
+    if dist_logits is not None and (dist_logits.shape, dist_logits.dtype) != (cls_logits.shape, cls_logits.dtype):
+        heads = " and ".join(f"{tuple(head.shape)} {head.dtype}" for head in (cls_logits, dist_logits))
+        raise ValueError(f"both heads' logits must have one shape and dtype, got {heads}")
     if kind == "soft" and teacher is not None and teacher.shape != cls_logits.shape:
         raise ValueError(f"soft distillation needs logits {tuple(cls_logits.shape)}, got {tuple(teacher.shape)}")
+    if kind == "hard" and teacher is not None and not _decides(teacher, cls_logits.shape):
+        got = f"{tuple(teacher.shape)} {teacher.dtype}"
+        raise ValueError(f"hard distillation needs class ids ({cls_logits.shape[0]},) or logits like the student's, got {got}")
+
+
+def _decides(teacher: torch.Tensor, shape: torch.Size) -> bool:
+    return teacher.shape == (shape if teacher.is_floating_point() else shape[:1])
 
 
 def distill(
@@ -121,18 +137,26 @@ def distill(
     cls_logits, dist_logits: (B, K), B even; dist_logits None: a model with one head, kind "none" only.
     labels: (B,) int64. lam: (B,) fp32, a row's own share of its target.
     teacher: kind "hard": class ids (B,) of any integer dtype or logits (B, K); "soft": logits (B, K); "none": None.
+    A label that is no class makes the fused loss NaN, the reference raises. An empty batch's loss is NaN, as a mean is.
     Raises ValueError when kind, heads and teacher do not fit each other.
     """
     check_inputs(cls_logits, dist_logits, teacher, kind)
-    return distill_reference(
-        cls_logits,
-        dist_logits,
-        labels,
-        lam,
-        teacher,
-        smoothing=smoothing,
-        kind=kind,
-        alpha=alpha,
-        tau=tau,
-        legacy=legacy,
+    if not is_fused(cls_logits):
+        return distill_reference(
+            cls_logits,
+            dist_logits,
+            labels,
+            lam,
+            teacher,
+            smoothing=smoothing,
+            kind=kind,
+            alpha=alpha,
+            tau=tau,
+            legacy=legacy,
+        )
+    with_grads = torch.is_grad_enabled() and any(head is not None and head.requires_grad for head in (cls_logits, dist_logits))
+    counter = None if torch.compiler.is_compiling() else counter_of(cls_logits.device)
+    loss, base, distilled, _ = distill_triton(
+        cls_logits, dist_logits, labels, lam, teacher, counter, smoothing, kind, alpha, tau, legacy, with_grads
     )
+    return LossParts(loss, base, distilled)

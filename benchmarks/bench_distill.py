@@ -1,0 +1,212 @@
+"""`kernels/distill.py` against what a user would otherwise call: deit's chain of losses, F.cross_entropy, torch.compile.
+
+python -m benchmarks.bench_distill [--out FOLDER]
+
+Loss and gradients of both heads from bf16 logits, kind "hard" with the teacher's class ids (as a teacher cache gives them)
+and "soft" with its logits. The peers build the dense (B, K) target, as timm's Mixup hands it over, and take logits to fp32, as
+autocast does. Mode fwd_bwd is one call as a training step makes it, where small kernels wait for Python; fwd_bwd_graph replays
+the same call from a CUDA graph: what the device itself needs. pct_of_copy counts logits read and gradients written once.
+"""
+
+import argparse
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timm.loss import SoftTargetCrossEntropy
+
+from benchmarks import harness
+from fastdeit.kernels.distill import LossParts, distill, distill_reference, swap_pairs
+from fastdeit.kernels.distill_fused import distill_bwd_triton, distill_triton
+
+SHAPES = {"cuda": [(256, 1000), (1024, 1000), (256, 21841)], "cpu": [(16, 100)]}
+SETTING = {"smoothing": 0.1, "alpha": 0.5, "tau": 3.0, "legacy": True}
+"""legacy: the soft form as deit's code divides it."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    cls_logits: torch.Tensor
+    dist_logits: torch.Tensor
+    labels: torch.Tensor
+    lam: torch.Tensor
+    teacher: torch.Tensor
+    kind: str
+
+    @property
+    def heads(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.cls_logits, self.dist_logits
+
+
+def make_inputs(shape: tuple[int, int], kind: str, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Inputs:
+    batch, classes = shape
+    cls_logits, dist_logits, teacher = (3 * torch.randn(shape, device=device) for _ in range(3))
+    return Inputs(
+        cls_logits.to(dtype).requires_grad_(),
+        dist_logits.to(dtype).requires_grad_(),
+        torch.randint(classes, (batch,), device=device),
+        torch.rand(batch // 2, device=device).repeat_interleave(2),
+        teacher.to(dtype) if kind == "soft" else teacher.argmax(-1),
+        kind,
+    )
+
+
+def _launch(name: str, heads: int = 2, with_grads: bool = True) -> harness.Launch:
+    """A launch by its name: kind, what the teacher gives, dtype, classes."""
+    kind, teacher, dtype_name, classes = name.split()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype_name]
+
+    def run() -> object:
+        inputs = make_inputs((2, int(classes)), "soft" if teacher == "logits" else "hard", torch.device("cpu"), dtype)
+        cls_logits, dist_logits = (head.detach() for head in inputs.heads)
+        *_, grads = distill_triton(
+            cls_logits,
+            dist_logits if heads == 2 else None,
+            inputs.labels,
+            inputs.lam,
+            None if teacher == "-" else inputs.teacher,
+            None,
+            smoothing=0.1,
+            kind=kind,
+            alpha=0.5,
+            tau=3.0,
+            legacy=False,
+            with_grads=with_grads,
+        )
+        return distill_bwd_triton(grads, torch.ones(()), dtype)
+
+    streams = ("_distill_bwd_kernel",) if int(classes) % 8 == 0 and with_grads else ()
+    return harness.Launch(f"{name} {heads} heads{'' if with_grads else ', no gradients'}", run, streams=streams)
+
+
+LAUNCHES = [
+    *map(
+        _launch, ("hard ids bf16 10", "hard ids bf16 1000", "hard ids bf16 2000", "hard ids bf16 21841", "hard ids fp16 1000")
+    ),
+    *map(
+        _launch,
+        ("hard ids fp32 10", "hard ids fp32 1000", "hard ids fp32 2000", "hard logits bf16 1000", "hard logits bf16 21841"),
+    ),
+    *map(_launch, ("soft logits bf16 1000", "soft logits bf16 21841", "soft logits fp32 1000", "soft logits fp32 21841")),
+    _launch("none - bf16 1000", heads=1),
+    _launch("none - bf16 1000"),
+    _launch("hard ids bf16 1000", with_grads=False),
+]
+
+
+def dense_target(inputs: Inputs) -> torch.Tensor:
+    """timm's mixup_target with the pairs and shares of ours; (B, K) fp32."""
+    batch, classes = inputs.cls_logits.shape
+    off = SETTING["smoothing"] / classes
+    on = 1 - SETTING["smoothing"] + off
+    lam = inputs.lam[:, None]
+
+    def one_hot(labels: torch.Tensor) -> torch.Tensor:
+        return torch.full((batch, classes), off, device=labels.device).scatter_(1, labels[:, None], on)
+
+    return one_hot(inputs.labels) * lam + one_hot(swap_pairs(inputs.labels)) * (1 - lam)
+
+
+def chain(inputs: Inputs, base: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """deit's DistillationLoss around a base loss of its own; 0-d."""
+    student, teacher = inputs.dist_logits.float(), inputs.teacher
+    if inputs.kind == "hard":
+        distilled = F.cross_entropy(student, teacher)
+    else:
+        tau = SETTING["tau"]
+        logp, teacher_logp = (F.log_softmax(logits.float() / tau, dim=1) for logits in (student, teacher))
+        distilled = F.kl_div(logp, teacher_logp, reduction="sum", log_target=True) * tau**2 / student.numel()
+    return (1 - SETTING["alpha"]) * base(inputs.cls_logits.float(), dense_target(inputs)) + SETTING["alpha"] * distilled
+
+
+def implementations(inputs: Inputs) -> dict[str, Callable[[], torch.Tensor]]:
+    """Each way to the loss, as a call without arguments; the reference comes first."""
+    arguments = (*inputs.heads, inputs.labels, inputs.lam, inputs.teacher)
+    setting = {**SETTING, "kind": inputs.kind}
+    compiled: Callable[..., LossParts] = torch.compile(distill_reference, dynamic=False)
+    soft_target = SoftTargetCrossEntropy()
+    runs: dict[str, Callable[[], torch.Tensor]] = {
+        "reference": lambda: distill_reference(*arguments, **setting).loss,  # type: ignore[arg-type]
+        "torch.compile": lambda: compiled(*arguments, **setting).loss,
+        "deit": lambda: chain(inputs, soft_target),
+        "F.cross_entropy": lambda: chain(inputs, F.cross_entropy),
+    }
+    if inputs.labels.is_cuda:
+        runs["triton"] = lambda: distill(*arguments, **setting).loss  # type: ignore[arg-type]
+    return runs
+
+
+def gradients(loss: Callable[[], torch.Tensor], inputs: Inputs) -> tuple[torch.Tensor, ...]:
+    """Forward and backward: both heads' gradients."""
+    return torch.autograd.grad(loss(), inputs.heads)
+
+
+def replayed(run: Callable[[], object]) -> Callable[[], object]:
+    """The same call, played back from a CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = run()
+
+    def replay() -> object:
+        graph.replay()
+        return kept
+
+    return replay
+
+
+def launches(run: Callable[[], object]) -> int:
+    """How many kernels and fills one call starts on the device."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run()
+        torch.cuda.synchronize()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+
+
+def bench(kind: str, shape: tuple[int, int], device: torch.device, stamp: harness.Row, copy: float) -> list[harness.Row]:
+    """The rows of one kind and shape, all gated on the reference first: the loss and both gradients."""
+    inputs = make_inputs(shape, kind, device)
+    losses = implementations(inputs)
+    expected = [losses["reference"](), *gradients(losses["reference"], inputs)]
+    nbytes = sum(head.nbytes for head in inputs.heads) * 2 + inputs.teacher.nbytes
+    rows: list[harness.Row] = []
+    for name, loss in losses.items():
+        for actual, wanted in zip((loss(), *gradients(loss, inputs)), expected, strict=True):
+            harness.gate(actual, wanted, name)
+
+        step = functools.partial(gradients, loss, inputs)
+        modes: dict[str, Callable[[], object]] = {"fwd_bwd": step}
+        if device.type == "cuda":
+            modes["fwd_bwd_graph"] = replayed(step)
+            print(f"{kind} {shape} {name}: {launches(loss)} launches forward, {launches(step)} with the backward")
+        what: harness.Row = {"bench": f"distill_{kind}", "shape": "x".join(map(str, shape)), "dtype": "bf16", "impl": name}
+        rows += [
+            {**stamp, **what, "mode": mode, **harness.measure(run, device, images=shape[0], nbytes=nbytes, copy=copy)}
+            for mode, run in modes.items()
+        ]
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
+    out = parser.parse_args().out
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    stamp, copy = harness.environment(device), harness.copy_gbps(device)
+    rows = [
+        row for kind in ("hard", "soft") for shape in SHAPES[device.type] for row in bench(kind, shape, device, stamp, copy)
+    ]
+    print(f"copy {copy:.0f} GB/s; rows in {harness.append(rows, device, out)}")
+    harness.show(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,271 @@
+"""The fused form of `distill`: loss, both parts and both heads' gradients in one launch; no (B, K) target is built.
+
+One program per row and head (distill_rows.py) leaves the row's part in a buffer and counts itself; the last one adds the
+parts up in the order of the rows, so that the loss does not depend on the order in which programs ran.
+
+Bytes per image, one head: reads K logits (2·K with the teacher's), writes K gradients; the backward reads and writes them
+once more, to apply the factor that comes from above.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from fastdeit.kernels.configs import config
+from fastdeit.kernels.distill_rows import cross_entropy_row, decision_of_row, divergence_row
+
+
+@triton.jit
+def _mean(rows_ptr, batch, BLOCK_ROWS: tl.constexpr):
+    """Mean of the rows' parts, in an order of its own; read past the first-level cache, others wrote them."""
+    offs = tl.arange(0, BLOCK_ROWS)
+    total = tl.zeros((BLOCK_ROWS,), tl.float32)
+    start = 0
+    while start < batch:  # a range with a bound that is known at run time does not go through the interpreter
+        total += tl.load(rows_ptr + start + offs, mask=start + offs < batch, other=0.0, cache_modifier=".cg")
+        start += BLOCK_ROWS
+    return tl.sum(total, 0) / batch
+
+
+@triton.jit
+def _distill_fwd_kernel(
+    cls_ptr,
+    dist_ptr,
+    labels_ptr,
+    lam_ptr,
+    teacher_ptr,
+    grads_ptr,
+    rows_ptr,
+    counter_ptr,
+    loss_ptr,
+    base_ptr,
+    distill_ptr,
+    batch,
+    smoothing,
+    alpha,
+    scale,
+    base_weight,
+    distill_weight,
+    distill_scale,
+    K: tl.constexpr,
+    MEAN: tl.constexpr,
+    HARD: tl.constexpr,
+    SOFT: tl.constexpr,
+    TEACHER_IDS: tl.constexpr,
+    WRITE_GRADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    if head == 0:
+        own = tl.load(labels_ptr + row).to(tl.int64)
+        other = tl.load(labels_ptr + (row ^ 1)).to(tl.int64)
+        lam = tl.load(lam_ptr + row)
+        part = cross_entropy_row(
+            cls_ptr + row * K,
+            dist_ptr + row * K,
+            grads_ptr + row * K,
+            own,
+            other,
+            lam,
+            smoothing,
+            base_weight,
+            K,
+            MEAN,
+            WRITE_GRADS,
+            BLOCK,
+        )
+        tl.store(rows_ptr + row, part)
+    elif HARD:
+        decision = tl.load(teacher_ptr + row).to(tl.int64) if TEACHER_IDS else decision_of_row(teacher_ptr + row * K, K, BLOCK)
+        logits_ptr = dist_ptr + row * K
+        grad_ptr = grads_ptr + (batch + row) * K
+        part = cross_entropy_row(
+            logits_ptr,
+            logits_ptr,
+            grad_ptr,
+            decision,
+            decision,
+            1.0,
+            0.0,
+            distill_weight,
+            K,
+            False,
+            WRITE_GRADS,
+            BLOCK,
+        )
+        tl.store(rows_ptr + batch + row, part)
+    elif SOFT:
+        grad_ptr = grads_ptr + (batch + row) * K
+        part = divergence_row(dist_ptr + row * K, teacher_ptr + row * K, grad_ptr, scale, distill_weight, K, WRITE_GRADS, BLOCK)
+        tl.store(rows_ptr + batch + row, part)
+
+    tl.debug_barrier()  # the part is written before the program is counted
+    done = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
+    if done == tl.num_programs(0) * tl.num_programs(1) - 1:
+        base = _mean(rows_ptr, batch, BLOCK_ROWS)
+        distilled = 0.0
+        if HARD or SOFT:
+            distilled = distill_scale * _mean(rows_ptr + batch, batch, BLOCK_ROWS)
+        tl.store(base_ptr, base)
+        tl.store(distill_ptr, distilled)
+        tl.store(loss_ptr, (1.0 - alpha) * base + alpha * distilled)
+        tl.store(counter_ptr, 0)
+
+
+@triton.jit
+def _distill_bwd_kernel(grads_ptr, grad_loss_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    grads = tl.load(grads_ptr + offs, mask=offs < n, other=0.0).to(tl.float32)
+    scaled = grads * tl.load(grad_loss_ptr).to(tl.float32)
+    tl.store(out_ptr + offs, scaled.to(out_ptr.dtype.element_ty), mask=offs < n)
+
+
+_counters: dict[tuple[int, int], torch.Tensor] = {}
+
+
+def counter_of(device: torch.device) -> torch.Tensor | None:
+    """The counter of finished programs for the current stream: 0 before and after every launch, so never filled again.
+
+    Launches of one stream follow each other and share one. None, which makes the op zero a counter of its own, where a
+    tensor that lives on would be wrong: while a CUDA graph is captured, since two graphs captured on one stream may be
+    replayed side by side (the same holds for compiled code, which does not ask here), and off the GPU.
+    """
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return None
+    key = (device.index, torch.cuda.current_stream(device).cuda_stream)
+    if key not in _counters:
+        _counters[key] = torch.zeros(1, dtype=torch.int32, device=device)
+    return _counters[key]
+
+
+def _grads_like(cls_logits: torch.Tensor, kind: str, with_grads: bool) -> torch.Tensor:
+    """Room for the gradients, one head's for kind "none", whose heads share theirs; fp32 for fp16 logits.
+
+    A mean's gradients lie below the range of fp16 until the factor of a loss scaler comes in, which happens in the backward.
+    """
+    heads = 0 if not with_grads else 1 if kind == "none" else 2
+    dtype = torch.float32 if cls_logits.dtype == torch.float16 else cls_logits.dtype
+    return cls_logits.new_empty((heads, *cls_logits.shape), dtype=dtype)
+
+
+@torch.library.custom_op("fastdeit::distill", mutates_args=())
+def distill_triton(
+    cls_logits: torch.Tensor,
+    dist_logits: torch.Tensor | None,
+    labels: torch.Tensor,
+    lam: torch.Tensor,
+    teacher: torch.Tensor | None,
+    counter: torch.Tensor | None,
+    smoothing: float,
+    kind: str,
+    alpha: float,
+    tau: float,
+    legacy: bool,
+    with_grads: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Launch the kernel; returns loss, base, distill and the gradients of loss, which the backward scales.
+
+    Arguments as `distill` has checked them; counter: `counter_of`, or None for a fresh one. Takes CPU tensors under
+    TRITON_INTERPRET=1.
+    """
+    batch, classes = cls_logits.shape
+    grads = _grads_like(cls_logits, kind, with_grads)
+    loss, base, distilled = (cls_logits.new_empty((), dtype=torch.float32) for _ in range(3))
+    if not batch:
+        distilled.fill_(0.0 if kind == "none" else float("nan"))
+        return loss.fill_(float("nan")), base.fill_(float("nan")), distilled, grads
+    if counter is None:
+        counter = torch.zeros(1, dtype=torch.int32, device=cls_logits.device)
+    alpha = 0.0 if kind == "none" else alpha
+    scale = 1 / tau if kind == "soft" else 1.0
+    distill_scale = tau**2 / (classes if legacy else 1) if kind == "soft" else 1.0
+    mean_of_both = kind == "none" and dist_logits is not None
+    heads = 1 if kind == "none" else 2
+    cls_logits = cls_logits.contiguous()
+    dist_logits = cls_logits if dist_logits is None else dist_logits.contiguous()
+    teacher = labels if teacher is None else teacher.contiguous()
+    launch = config("distill_fwd", cls_logits.device, bits=8 * cls_logits.element_size(), D=classes)
+    _distill_fwd_kernel[(batch, heads)](
+        cls_logits,
+        dist_logits,
+        labels.contiguous(),
+        lam.contiguous(),
+        teacher,
+        grads,
+        torch.empty(heads * batch, dtype=torch.float32, device=cls_logits.device),
+        counter,
+        loss,
+        base,
+        distilled,
+        batch,
+        smoothing,
+        alpha,
+        scale,
+        (1 - alpha) / batch * (0.5 if mean_of_both else 1.0),
+        alpha * distill_scale * scale / batch,
+        distill_scale,
+        K=classes,
+        MEAN=mean_of_both,
+        HARD=kind == "hard",
+        SOFT=kind == "soft",
+        TEACHER_IDS=teacher.ndim == 1,
+        WRITE_GRADS=with_grads,
+        **launch,
+    )
+    return loss, base, distilled, grads
+
+
+@distill_triton.register_fake
+def _distill_fake(
+    cls_logits: torch.Tensor,
+    dist_logits: torch.Tensor | None,
+    labels: torch.Tensor,
+    lam: torch.Tensor,
+    teacher: torch.Tensor | None,
+    counter: torch.Tensor | None,
+    smoothing: float,
+    kind: str,
+    alpha: float,
+    tau: float,
+    legacy: bool,
+    with_grads: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    loss, base, distilled = (cls_logits.new_empty((), dtype=torch.float32) for _ in range(3))
+    return loss, base, distilled, _grads_like(cls_logits, kind, with_grads)
+
+
+@torch.library.custom_op("fastdeit::distill_bwd", mutates_args=())
+def distill_bwd_triton(grads: torch.Tensor, grad_loss: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """grads times the 0-d grad_loss, in fp32, cast to dtype at the end; the host does not look at the factor."""
+    out = torch.empty_like(grads, dtype=dtype)
+    launch = config("distill_bwd", grads.device, bits=8 * grads.element_size())
+    if grads.numel():
+        grid = (triton.cdiv(grads.numel(), launch["BLOCK"]),)
+        _distill_bwd_kernel[grid](grads, grad_loss, out, grads.numel(), **launch)
+    return out
+
+
+@distill_bwd_triton.register_fake
+def _distill_bwd_fake(grads: torch.Tensor, grad_loss: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty_like(grads, dtype=dtype)
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    _, base, distilled, grads = output
+    ctx.save_for_backward(grads)
+    ctx.mark_non_differentiable(base, distilled, grads)
+    ctx.set_materialize_grads(False)
+    ctx.dtype, ctx.has_dist, ctx.rest = inputs[0].dtype, inputs[1] is not None, len(inputs) - 2
+
+
+def _backward(ctx, grad_loss, *_):  # type: ignore[no-untyped-def]
+    if grad_loss is None:
+        return None, None, *[None] * ctx.rest
+    (grads,) = ctx.saved_tensors
+    heads = distill_bwd_triton(grads, grad_loss, ctx.dtype).unbind(0)
+    return heads[0], heads[-1] if ctx.has_dist else None, *[None] * ctx.rest
+
+
+distill_triton.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,118 @@
+"""What `distill` computes of one row of one head: its part of the loss, and on the way the gradient.
+
+With x = logits - their maximum, s = Σ exp(x), and a target t that sums to one,
+
+    cross-entropy = log s - Σ_k t_k · x_k,      d / d logit_k = exp(x_k) / s - t_k
+
+where t has two peaks and a floor (labels) or one peak (the teacher's decision). The soft form takes both softmaxes at once:
+KL = Σ_k q_k · (y_k - x_k) + log(s / s_y) and d / d logit_k = (p_k - q_k) / tau, with q, y and s_y the teacher's. The first
+BLOCK classes stay in registers between the sweep that finds maximum and sum and the sweep that writes the gradient; what is
+beyond them is read twice.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _logits(first_ptr, second_ptr, k, K: tl.constexpr, MEAN: tl.constexpr):
+    """Logits k of a row in fp32, the mean of two heads' with MEAN; -inf past the last class."""
+    z = tl.load(first_ptr + k, mask=k < K, other=float("-inf")).to(tl.float32)
+    if MEAN:
+        z = 0.5 * (z + tl.load(second_ptr + k, mask=k < K, other=float("-inf")).to(tl.float32))
+    return z
+
+
+@triton.jit
+def _extend(top, total, z, scale):
+    """Maximum, and sum of exp(scale · (logit - maximum)), with the block z beside the classes before it."""
+    higher = tl.maximum(top, tl.max(z, 0))
+    return higher, total * tl.exp((top - higher) * scale) + tl.sum(tl.exp((z - higher) * scale), 0)
+
+
+@triton.jit
+def _entropy_block(z, k, top, total, grad_ptr, own, other, lam, smoothing, weight, K: tl.constexpr, WRITE_GRADS: tl.constexpr):
+    x = tl.where(k < K, z - top, 0.0)
+    target = smoothing / K + (1.0 - smoothing) * (tl.where(k == own, lam, 0.0) + tl.where(k == other, 1.0 - lam, 0.0))
+    if WRITE_GRADS:
+        grad = weight * (tl.exp(x) / total - target)
+        tl.store(grad_ptr + k, grad.to(grad_ptr.dtype.element_ty), mask=k < K)
+    return target * x
+
+
+@triton.jit
+def cross_entropy_row(
+    first_ptr,
+    second_ptr,
+    grad_ptr,
+    own,
+    other,
+    lam,
+    smoothing,
+    weight,
+    K: tl.constexpr,
+    MEAN: tl.constexpr,
+    WRITE_GRADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A row's cross-entropy to lam · s(own) + (1 - lam) · s(other); writes weight times its gradient. NaN for no class."""
+    k = tl.arange(0, BLOCK)
+    z = _logits(first_ptr, second_ptr, k, K, MEAN)
+    top = tl.max(z, 0)
+    total = tl.sum(tl.exp(z - top), 0)
+    for start in range(BLOCK, K, BLOCK):
+        top, total = _extend(top, total, _logits(first_ptr, second_ptr, start + k, K, MEAN), 1.0)
+    is_class = (own >= 0) & (own < K) & (other >= 0) & (other < K)
+    own = own.to(tl.int32)
+    other = other.to(tl.int32)
+    dot = _entropy_block(z, k, top, total, grad_ptr, own, other, lam, smoothing, weight, K, WRITE_GRADS)
+    for start in range(BLOCK, K, BLOCK):
+        z = _logits(first_ptr, second_ptr, start + k, K, MEAN)
+        dot += _entropy_block(z, start + k, top, total, grad_ptr, own, other, lam, smoothing, weight, K, WRITE_GRADS)
+    return tl.where(is_class, tl.log(total) - tl.sum(dot, 0), float("nan"))
+
+
+@triton.jit
+def _divergence_block(z, t, k, top, total, t_top, t_total, grad_ptr, scale, weight, K: tl.constexpr, WRITE_GRADS: tl.constexpr):
+    x = tl.where(k < K, (z - top) * scale, 0.0)
+    y = tl.where(k < K, (t - t_top) * scale, 0.0)
+    q = tl.exp(y) / t_total
+    if WRITE_GRADS:
+        grad = weight * (tl.exp(x) / total - q)
+        tl.store(grad_ptr + k, grad.to(grad_ptr.dtype.element_ty), mask=k < K)
+    return tl.where(k < K, q * (y - x), 0.0)
+
+
+@triton.jit
+def divergence_row(
+    logits_ptr, teacher_ptr, grad_ptr, scale, weight, K: tl.constexpr, WRITE_GRADS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """A row's KL(softmax(scale · teacher) ‖ softmax(scale · logits)); writes weight times (p - q)."""
+    k = tl.arange(0, BLOCK)
+    z = _logits(logits_ptr, logits_ptr, k, K, False)
+    t = _logits(teacher_ptr, teacher_ptr, k, K, False)
+    top = tl.max(z, 0)
+    t_top = tl.max(t, 0)
+    total = tl.sum(tl.exp((z - top) * scale), 0)
+    t_total = tl.sum(tl.exp((t - t_top) * scale), 0)
+    for start in range(BLOCK, K, BLOCK):
+        top, total = _extend(top, total, _logits(logits_ptr, logits_ptr, start + k, K, False), scale)
+        t_top, t_total = _extend(t_top, t_total, _logits(teacher_ptr, teacher_ptr, start + k, K, False), scale)
+    terms = _divergence_block(z, t, k, top, total, t_top, t_total, grad_ptr, scale, weight, K, WRITE_GRADS)
+    for start in range(BLOCK, K, BLOCK):
+        z = _logits(logits_ptr, logits_ptr, start + k, K, False)
+        t = _logits(teacher_ptr, teacher_ptr, start + k, K, False)
+        terms += _divergence_block(z, t, start + k, top, total, t_top, t_total, grad_ptr, scale, weight, K, WRITE_GRADS)
+    return tl.sum(terms, 0) + tl.log(total / t_total)
+
+
+@triton.jit
+def decision_of_row(teacher_ptr, K: tl.constexpr, BLOCK: tl.constexpr):
+    """The first class of a row's largest logit, int64."""
+    k = tl.arange(0, BLOCK)
+    top, decision = tl.max(_logits(teacher_ptr, teacher_ptr, k, K, False), 0, return_indices=True)
+    for start in range(BLOCK, K, BLOCK):
+        value, place = tl.max(_logits(teacher_ptr, teacher_ptr, start + k, K, False), 0, return_indices=True)
+        decision = tl.where(value > top, start + place, decision)
+        top = tl.maximum(top, value)
+    return decision.to(tl.int64)
