@@ -1,0 +1,283 @@
+"""Operations of an augmentation on finished crops: RandAugment's fifteen, grey and Gaussian blur, as PIL and timm compute
+them, to the last bit. The twin, for a batch on a GPU, of what fastdeit.data.augment_exact does to a sample on the CPU.
+
+For each layer, and each image its own operation: statistics of the images whose operation asks for them (integers), the
+tables of the operations that are tables, then one pass that looks up, blends, sharpens, warps or copies; Gaussian blur, where
+a layer may have it, adds six passes over the images that it blurs. Nothing is read by the host.
+
+images: uint8 (B, H, W, 3), contiguous; ops: int32 (B, L); args: float64 (B, L, 2). Bytes per image and layer: reads 3·H·W,
+writes 3·H·W (0.3 MB at 224), statistics read them once more.
+Source: Pillow 12.3, src/libImaging (Filter.c for Sharpness) and src/PIL/ImageEnhance.py; timm 1.0.31, data/auto_augment.py.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+from fastdeit.kernels.augment_blur import blur_reference, launch_blur
+from fastdeit.kernels.augment_ops import (
+    COLOR,
+    EXACT,
+    GRAYSCALE,
+    OPS,
+    ROTATE,
+    SHARPNESS,
+    TABLES,
+    WARPS,
+    active_op,
+    bits_of,
+    blend,
+    blend_reference,
+    gray,
+    gray_reference,
+)
+from fastdeit.kernels.augment_tables import is_table, launch_tables, look_up_reference, table_reference
+from fastdeit.kernels.augment_warp import is_warp, warp, warp_reference
+from fastdeit.kernels.backend import is_fused
+from fastdeit.kernels.configs import config
+
+FILL = (124, 116, 104)
+"""ImageNet's mean colour, which timm puts beside a warped image."""
+
+LayerOps = Sequence[Sequence[str]]
+
+
+def pack_args(ops: torch.Tensor, args: torch.Tensor) -> torch.Tensor:
+    """timm's arguments, float64 (B, L), as `augment` takes them: float64 (B, L, 2), an argument and 0.
+
+    ops: int32 (B, L); both on the CPU. Of a rotation by degrees the cosine and sine, rounded as by PIL's Image.rotate.
+    """
+    pairs = torch.stack((args, torch.zeros_like(args)), -1)
+    turned = ops == ROTATE.value
+    angles = [-math.radians(degrees % 360.0) for degrees in args[turned].tolist()]
+    turns = [(round(math.cos(angle), 15), round(math.sin(angle), 15)) for angle in angles]
+    pairs[turned] = torch.tensor(turns, dtype=torch.float64).reshape(-1, 2)
+    return pairs
+
+
+def _sharpen_reference(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    out = images.clone()
+    wide = images.int()
+    height, width = images.shape[1:3]
+    if height > 2 and width > 2:
+        rows = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
+        here = wide[:, 1:-1, 1:-1]
+        total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * here
+        # total / 13 rounded: 161320 / 2²² is 1 / 26, near enough for every total
+        smooth = ((2 * total + 13) * 161320) >> 22
+        out[:, 1:-1, 1:-1] = blend_reference(smooth, here, factor.view(-1, 1, 1, 1))
+    return out
+
+
+def _operation_reference(name: str, images: torch.Tensor, args: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
+    """One operation on all images; args: float64 (B, 2)."""
+    a = args[:, 0]
+    if name in TABLES:
+        return look_up_reference(images, table_reference(name, images, a))
+    if name in WARPS:
+        return warp_reference(name, images, args, fill)
+    if name == "SharpnessIncreasing":
+        return _sharpen_reference(images, a)
+    if name == "GaussianBlur":
+        return blur_reference(images, a)
+    factor = a if name == "ColorIncreasing" else torch.zeros_like(a)
+    return blend_reference(gray_reference(images).unsqueeze(-1), images.int(), factor.view(-1, 1, 1, 1))
+
+
+def augment_reference(
+    images: torch.Tensor,
+    ops: torch.Tensor,
+    args: torch.Tensor,
+    fill: Sequence[int] = FILL,
+    layer_ops: LayerOps | None = None,
+) -> torch.Tensor:
+    """Augment in plain torch, operation by operation; arguments and result as `augment`. Asks which operations there are."""
+    out = images.clone()
+    colour = torch.tensor(fill, dtype=torch.uint8, device=images.device)
+    for layer, allowed in enumerate(_check(images, ops, args, fill, layer_ops)):
+        for number, name in enumerate(OPS):
+            rows = (ops[:, layer] == number).nonzero().squeeze(1)
+            if allowed >> number & 1 and len(rows):
+                out[rows] = _operation_reference(name, out[rows], args[rows, layer], colour)
+    return out
+
+
+@triton.jit
+def _saturate(in_ptr, out_ptr, pixel, mask, factor):
+    red = tl.load(in_ptr + pixel * 3, mask=mask, other=0).to(tl.int32)
+    green = tl.load(in_ptr + pixel * 3 + 1, mask=mask, other=0).to(tl.int32)
+    blue = tl.load(in_ptr + pixel * 3 + 2, mask=mask, other=0).to(tl.int32)
+    level = gray(red, green, blue)
+    tl.store(out_ptr + pixel * 3, blend(level, red, factor).to(tl.uint8), mask=mask)
+    tl.store(out_ptr + pixel * 3 + 1, blend(level, green, factor).to(tl.uint8), mask=mask)
+    tl.store(out_ptr + pixel * 3 + 2, blend(level, blue, factor).to(tl.uint8), mask=mask)
+
+
+@triton.jit
+def _sharpen(in_ptr, out_ptr, offs, factor, height, width):
+    """offs: of bytes; a byte's neighbours in its channel are 3 and 3 · width away."""
+    mask = offs < height * width * 3
+    x = (offs // 3) % width
+    y = offs // (3 * width)
+    inner = (x > 0) & (x < width - 1) & (y > 0) & (y < height - 1)
+    here = tl.load(in_ptr + offs, mask=mask, other=0).to(tl.int32)
+    total = 4 * here
+    for row in tl.static_range(3):
+        for column in tl.static_range(3):
+            near = offs + ((row - 1) * width + (column - 1)) * 3
+            total += tl.load(in_ptr + near, mask=inner, other=0).to(tl.int32)
+    # as in the reference
+    smooth = ((2 * total + 13) * 161320) >> 22
+    level = tl.where(inner, blend(smooth, here, factor), here)
+    tl.store(out_ptr + offs, level.to(tl.uint8), mask=mask)
+
+
+@triton.jit(do_not_specialize=["layers", "layer", "allowed", "height", "width", "fill"])
+def _augment_kernel(
+    images_ptr,
+    ops_ptr,
+    args_ptr,
+    table_ptr,
+    out_ptr,
+    layers,
+    layer,
+    allowed,
+    height,
+    width,
+    size,
+    fill,
+    BLOCK: tl.constexpr,
+    BLOCK_PART: tl.constexpr,
+):
+    image = tl.program_id(0).to(tl.int64)
+    first = tl.program_id(1) * BLOCK
+    op = active_op(ops_ptr, image, layer, layers, allowed)
+    a = tl.load(args_ptr + (image * layers + layer) * 2)
+    b = tl.load(args_ptr + (image * layers + layer) * 2 + 1)
+    in_ptr = images_ptr + image * size
+    out_ptr += image * size
+    if (op == -1) | is_table(op):
+        # the loads before the stores, so that all are on their way at once
+        offs = first * 3 + tl.arange(0, BLOCK)
+        head = tl.load(in_ptr + offs, mask=offs < size, other=0)
+        body = tl.load(in_ptr + offs + BLOCK, mask=offs + BLOCK < size, other=0)
+        tail = tl.load(in_ptr + offs + 2 * BLOCK, mask=offs + 2 * BLOCK < size, other=0)
+        if op != -1:
+            table_ptr += image * (3 * 256)
+            head = tl.load(table_ptr + offs % 3 * 256 + head.to(tl.int32))
+            body = tl.load(table_ptr + (offs + BLOCK) % 3 * 256 + body.to(tl.int32))
+            tail = tl.load(table_ptr + (offs + 2 * BLOCK) % 3 * 256 + tail.to(tl.int32))
+        tl.store(out_ptr + offs, head, mask=offs < size)
+        tl.store(out_ptr + offs + BLOCK, body, mask=offs + BLOCK < size)
+        tl.store(out_ptr + offs + 2 * BLOCK, tail, mask=offs + 2 * BLOCK < size)
+    elif op == SHARPNESS:
+        for part in range(0, 3 * BLOCK, BLOCK_PART):
+            if first * 3 + part < size:
+                _sharpen(in_ptr, out_ptr, first * 3 + part + tl.arange(0, BLOCK_PART), a.to(tl.float32), height, width)
+    elif (op == COLOR) | (op == GRAYSCALE):
+        factor = tl.where(op == COLOR, a, 0.0).to(tl.float32)
+        for part in range(0, BLOCK, BLOCK_PART):
+            if first + part < height * width:
+                pixel = first + part + tl.arange(0, BLOCK_PART)
+                _saturate(in_ptr, out_ptr, pixel, pixel < height * width, factor)
+    elif is_warp(op):
+        for part in range(0, BLOCK, BLOCK_PART):
+            if first + part < height * width:
+                warp(in_ptr, out_ptr, first + part + tl.arange(0, BLOCK_PART), op, a, b, fill, height, width)
+
+
+def augment_triton(
+    images: torch.Tensor,
+    ops: torch.Tensor,
+    args: torch.Tensor,
+    fill: Sequence[int] = FILL,
+    layer_ops: LayerOps | None = None,
+) -> torch.Tensor:
+    """Launch the kernels; arguments and result as `augment`. Takes CPU tensors under TRITON_INTERPRET=1."""
+    return _launch(images, ops, args, fill, _check(images, ops, args, fill, layer_ops))
+
+
+def _launch(
+    images: torch.Tensor, ops: torch.Tensor, args: torch.Tensor, fill: Sequence[int], allowed: Sequence[int]
+) -> torch.Tensor:
+    if not images.numel() or not allowed:
+        return images.clone(memory_format=torch.contiguous_format)
+    # the rows of a plan may be columns of a larger array
+    images, ops, args = images.contiguous(), ops.contiguous(), args.contiguous()
+    for layer, bits in enumerate(allowed):
+        images = _launch_layer(images, ops, args, layer, bits, fill)
+    return images
+
+
+def _launch_layer(
+    images: torch.Tensor, ops: torch.Tensor, args: torch.Tensor, layer: int, allowed: int, fill: Sequence[int]
+) -> torch.Tensor:
+    batch, height, width, _ = images.shape
+    out = torch.empty_like(images)
+    # without a table among the operations, none is read
+    table = launch_tables(images, ops, args, layer, allowed) if allowed & bits_of(TABLES) else images
+    colour = fill[0] | fill[1] << 8 | fill[2] << 16
+    launch = config("augment", images.device, bits=8)
+    grid = (batch, triton.cdiv(height * width, launch["BLOCK"]))
+    where, sizes = (ops.shape[1], layer, allowed), (height, width, height * width * 3)
+    _augment_kernel[grid](images, ops, args, table, out, *where, *sizes, colour, **launch, **EXACT)
+    if allowed & bits_of(("GaussianBlur",)):
+        launch_blur(images, ops, args, layer, allowed, out)
+    return out
+
+
+@torch.library.custom_op("fastdeit::augment", mutates_args=())
+def _augment_op(
+    images: torch.Tensor, ops: torch.Tensor, args: torch.Tensor, fill: list[int], allowed: list[int]
+) -> torch.Tensor:
+    return _launch(images, ops, args, fill, allowed)
+
+
+@_augment_op.register_fake
+def _augment_fake(
+    images: torch.Tensor, ops: torch.Tensor, args: torch.Tensor, fill: list[int], allowed: list[int]
+) -> torch.Tensor:
+    return torch.empty_like(images, memory_format=torch.contiguous_format)
+
+
+def _check(
+    images: torch.Tensor, ops: torch.Tensor, args: torch.Tensor, fill: Sequence[int], layer_ops: LayerOps | None
+) -> list[int]:
+    """The operations that each layer may have, as bits."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise ValueError(f"images must be uint8 (B, H, W, 3), got {images.dtype} {tuple(images.shape)}")
+    if ops.dtype != torch.int32 or ops.ndim != 2 or len(ops) != len(images):
+        raise ValueError(f"ops must be int32 ({len(images)}, L), got {ops.dtype} {tuple(ops.shape)}")
+    layers = ops.shape[1]
+    if args.dtype != torch.float64 or args.shape != (len(images), layers, 2):
+        raise ValueError(f"args must be float64 ({len(images)}, {layers}, 2), got {args.dtype} {tuple(args.shape)}")
+    if len(fill) != 3 or not all(0 <= level <= 255 for level in fill):
+        raise ValueError(f"fill must be three levels of 0 to 255, got {tuple(fill)}")
+    named = [OPS] * layers if layer_ops is None else layer_ops
+    unknown = {name for names in named for name in names} - set(OPS)
+    if unknown or len(named) != layers:
+        raise ValueError(f"layer_ops must name operations of {OPS} for {layers} layers, got {layer_ops}")
+    return [bits_of(names) for names in named]
+
+
+def augment(
+    images: torch.Tensor,
+    ops: torch.Tensor,
+    args: torch.Tensor,
+    fill: Sequence[int] = FILL,
+    layer_ops: LayerOps | None = None,
+) -> torch.Tensor:
+    """Apply each image's operations, layer after layer; the inputs are left as they are, no gradient.
+
+    images: uint8 (B, H, W, 3). ops: int32 (B, L), places in OPS; any other number, as -1, does nothing. args: float64
+    (B, L, 2), of `pack_args`. fill: colour beside a warped image. layer_ops: for each layer the names that it may have, as
+    the plan's layer_ops, which spares the launches of others; an operation that is not among them does nothing.
+    Returns uint8 (B, H, W, 3). Raises ValueError on another dtype, a shape that does not fit or an unknown name.
+    """
+    allowed = _check(images, ops, args, fill, layer_ops)
+    if is_fused(images):
+        return _augment_op(images, ops, args, list(fill), allowed)
+    return augment_reference(images, ops, args, fill, layer_ops)
