@@ -3,15 +3,32 @@
     out[b, n, h] = softmax_m(q[b, n, h] · k[b, m, h] / sqrt(D)) · v[b, m, h]
 
 qkv: (B, N, 3, H, D), contiguous, the qkv projection as it leaves its matrix product; out: (B, N, H·D), what the output
-projection reads. Bytes per image, in units of N·H·D elements: reads 3, writes 1; the backward reads 3 + 2 and writes 3.
+projection reads. Both are read and written in place: no head is ever transposed in memory. Scores, softmax and sums are
+fp32, the weights are rounded to qkv's dtype for their product with v. Bytes per image, in units of N·H·D elements: reads 3,
+writes 1, and 4 bytes a row and head of log-sum-exp; the backward (attention_bwd.py) reads 3 + 2 and writes 3.
 
-The packed form at both ends is the contract of this file: a fused Triton kernel reads and writes it in place, so that
-no head is ever transposed in memory. It comes into this file behind `attention`; until then both devices take SDPA.
-Source: Vaswani et al. 2017 (1706.03762), eq. 1.
+`attention_weights` also gives the softmax itself, for maps of what a token looks at; it is not part of training.
+Source: Vaswani et al. 2017 (1706.03762), eq. 1; Dao 2023 (2307.08691), algorithm 1.
 """
+
+import logging
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+import triton
+import triton.language as tl
+
+from fastdeit.kernels.attention_bwd import LOG2_E, attention_bwd_triton, load_rows, store_rows, tail
+from fastdeit.kernels.backend import is_fused
+from fastdeit.kernels.configs import config
+
+logger = logging.getLogger(__name__)
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HEAD_DIMS = (32, 64, 96, 128)
+MAX_TOKENS = 1024
+_said: set[str] = set()
 
 
 def attention_reference(qkv: torch.Tensor) -> torch.Tensor:
@@ -20,12 +37,225 @@ def attention_reference(qkv: torch.Tensor) -> torch.Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
+def attention_weights_reference(qkv: torch.Tensor, heads: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The output of `attention_reference`, and the fp32 softmax of the heads; as `attention_weights`."""
+    q, k, _ = qkv[:, :, :, list(heads)].float().permute(2, 0, 3, 1, 4).unbind(0)  # each (B, len(heads), N, D)
+    weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+    return attention_reference(qkv), weights
+
+
+@triton.jit
+def _attend(acc, top, total, q, k, v, keys, N: tl.constexpr, D: tl.constexpr, MASK: tl.constexpr):
+    """Add a block of keys to the sums of each row: of weighted values, of weights, both under the row's top score."""
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (LOG2_E * D**-0.5)
+    if MASK:
+        scores = tl.where((keys < N)[None, :], scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, axis=1))
+    shrink = tl.exp2(top - new_top)
+    p = tl.exp2(scores - new_top[:, None])
+    total = total * shrink + tl.sum(p, axis=1)
+    acc = tl.dot(p.to(q.dtype), v, acc * shrink[:, None], input_precision="ieee")
+    return acc, new_top, total
+
+
+@triton.jit
+def _attention_fwd_kernel(
+    qkv_ptr,
+    out_ptr,
+    lse_ptr,
+    N: tl.constexpr,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    PAD: tl.constexpr,
+    TAIL: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    BLOCKS: tl.constexpr = (N + BLOCK_M - 1) // BLOCK_M
+    STRIDE: tl.constexpr = 3 * H * D
+    FULL: tl.constexpr = N // BLOCK_N * BLOCK_N if TAIL else N
+    MASK: tl.constexpr = TAIL == 0 and N % BLOCK_N > 0
+    # the blocks of one head run side by side, so that its keys and values come from L2 after the first
+    pair = (tl.program_id(0) // BLOCKS).to(tl.int64)
+    rows = tl.program_id(0) % BLOCKS * BLOCK_M + tl.arange(0, BLOCK_M)
+    q_ptr = qkv_ptr + pair // H * (N * 3 * H * D) + pair % H * D
+    k_ptr = q_ptr + H * D
+    v_ptr = q_ptr + 2 * H * D
+
+    q = load_rows(q_ptr, rows, STRIDE, N, D, PAD, True)
+    top = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    acc = tl.zeros((BLOCK_M, PAD), dtype=tl.float32)
+    for start in range(0, FULL, BLOCK_N):
+        keys = start + tl.arange(0, BLOCK_N)
+        k = load_rows(k_ptr, keys, STRIDE, N, D, PAD, MASK)
+        v = load_rows(v_ptr, keys, STRIDE, N, D, PAD, MASK)
+        acc, top, total = _attend(acc, top, total, q, k, v, keys, N, D, MASK)
+    if TAIL:
+        keys = FULL + tl.arange(0, TAIL)
+        k = load_rows(k_ptr, keys, STRIDE, N, D, PAD, True)
+        v = load_rows(v_ptr, keys, STRIDE, N, D, PAD, True)
+        acc, top, total = _attend(acc, top, total, q, k, v, keys, N, D, True)
+    out_ptr += pair // H * (N * H * D) + pair % H * D
+    store_rows(out_ptr, acc / total[:, None], rows, H * D, N, D, PAD)
+    tl.store(lse_ptr + pair * N + rows, top + tl.log2(total), mask=rows < N)
+
+
+@triton.jit(do_not_specialize=["head", "place"])
+def _attention_weights_kernel(
+    qkv_ptr,
+    lse_ptr,
+    weights_ptr,
+    head,
+    place,
+    PLACES: tl.constexpr,
+    N: tl.constexpr,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    PAD: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    BLOCKS: tl.constexpr = (N + BLOCK_M - 1) // BLOCK_M
+    image = (tl.program_id(0) // BLOCKS).to(tl.int64)
+    rows = tl.program_id(0) % BLOCKS * BLOCK_M + tl.arange(0, BLOCK_M)
+    q_ptr = qkv_ptr + image * (N * 3 * H * D) + head * D
+    weights_ptr += (image * PLACES + place) * (N * N)
+    q = load_rows(q_ptr, rows, 3 * H * D, N, D, PAD, True)
+    lse = tl.load(lse_ptr + (image * H + head) * N + rows, mask=rows < N, other=0.0)
+    for start in range(0, N, BLOCK_N):
+        keys = start + tl.arange(0, BLOCK_N)
+        k = load_rows(q_ptr + H * D, keys, 3 * H * D, N, D, PAD, True)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (LOG2_E * D**-0.5)
+        mask = (rows < N)[:, None] & (keys < N)[None, :]
+        tl.store(weights_ptr + rows[:, None] * N + keys[None, :], tl.exp2(scores - lse[:, None]), mask=mask)
+
+
+def attention_triton(qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Launch the forward: `attention`'s output, and lse (B, H, N) fp32, log2 of each row's sum of exponentials.
+
+    Takes CPU tensors under TRITON_INTERPRET=1.
+    """
+    qkv = qkv.contiguous()  # no copy in the student; a slice of its columns would be one
+    batch, N, _, H, D = qkv.shape
+    out, lse = qkv.new_empty(batch, N, H * D), qkv.new_empty(batch, H, N, dtype=torch.float32)
+    bits = 8 * qkv.element_size()
+    launch = config("attention_fwd", qkv.device, bits=bits, D=D, N=N)
+    sizes = {"N": N, "H": H, "D": D, "PAD": triton.next_power_of_2(D), "TAIL": tail(N, launch["BLOCK_N"], bits)}
+    if qkv.numel():
+        _attention_fwd_kernel[(batch * H * triton.cdiv(N, launch["BLOCK_M"]),)](qkv, out, lse, **sizes, **launch)
+    return out, lse
+
+
+def attention_weights_triton(qkv: torch.Tensor, lse: torch.Tensor, heads: Sequence[int]) -> torch.Tensor:
+    """Launch one kernel for each head: the softmax that `attention_triton` summed into lse, (B, len(heads), N, N) fp32."""
+    qkv = qkv.contiguous()
+    batch, N, _, H, D = qkv.shape
+    weights = lse.new_empty(batch, len(heads), N, N)
+    launch = config("attention_weights", qkv.device, bits=8 * qkv.element_size(), D=D, N=N)
+    sizes = {"PLACES": len(heads), "N": N, "H": H, "D": D, "PAD": triton.next_power_of_2(D)}
+    grid = (batch * triton.cdiv(N, launch["BLOCK_M"]),)
+    for place, head in enumerate(heads):
+        if qkv.numel():
+            _attention_weights_kernel[grid](qkv, lse, weights, head, place, **sizes, **launch)
+    return weights
+
+
+@torch.library.custom_op("fastdeit::attention", mutates_args=())
+def _attention_op(qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return attention_triton(qkv)
+
+
+@_attention_op.register_fake
+def _attention_fake(qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, N, _, H, D = qkv.shape
+    return qkv.new_empty(batch, N, H * D), qkv.new_empty(batch, H, N, dtype=torch.float32)
+
+
+@torch.library.custom_op("fastdeit::attention_bwd", mutates_args=())
+def _attention_bwd_op(qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    return attention_bwd_triton(qkv, out, lse, grad)
+
+
+@_attention_bwd_op.register_fake
+def _attention_bwd_fake(qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    return qkv.new_empty(qkv.shape)
+
+
+@torch.library.custom_op("fastdeit::attention_weights", mutates_args=())
+def _attention_weights_op(qkv: torch.Tensor, lse: torch.Tensor, heads: Sequence[int]) -> torch.Tensor:
+    return attention_weights_triton(qkv, lse, heads)
+
+
+@_attention_weights_op.register_fake
+def _attention_weights_fake(qkv: torch.Tensor, lse: torch.Tensor, heads: Sequence[int]) -> torch.Tensor:
+    return lse.new_empty(qkv.shape[0], len(heads), qkv.shape[1], qkv.shape[1])
+
+
+def _save_for_backward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    out, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.set_materialize_grads(False)  # or a zero gradient of lse would be written at every call
+    ctx.save_for_backward(*inputs, out, lse)
+
+
+def _backward(ctx, grad, _) -> torch.Tensor | None:  # type: ignore[no-untyped-def]
+    return None if grad is None else _attention_bwd_op(*ctx.saved_tensors, grad)
+
+
+_attention_op.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+@torch.compiler.assume_constant_result
+def _say_once(reason: str) -> None:
+    """Log why attention takes the slower path; under torch.compile, once a trace."""
+    if reason not in _said:
+        _said.add(reason)
+        logger.warning("attention takes torch's scaled_dot_product_attention, not the fused kernel: %s", reason)
+
+
+def _is_kernels(qkv: torch.Tensor) -> bool:
+    """Whether the kernels take qkv; says so where they run but do not take it."""
+    if not is_fused(qkv):
+        return False
+    if qkv.shape[1] > MAX_TOKENS:
+        _say_once(f"it has more than {MAX_TOKENS} tokens")
+    elif qkv.shape[4] not in HEAD_DIMS:
+        _say_once(f"its heads have another size than {', '.join(map(str, HEAD_DIMS))}")
+    elif qkv.dtype not in DTYPES:
+        _say_once("it is neither fp32, bf16 nor fp16")
+    else:
+        return True
+    return False
+
+
+def _check(qkv: torch.Tensor) -> None:
+    if qkv.ndim != 5 or qkv.shape[2] != 3:
+        raise ValueError(f"qkv must be (B, N, 3, H, D), got {tuple(qkv.shape)}")
+
+
 def attention(qkv: torch.Tensor) -> torch.Tensor:
     """Self-attention without mask or dropout, scale D**-0.5.
 
-    qkv: (B, N, 3, H, D) fp32, bf16 or fp16; returns (B, N, H·D) in the same dtype, differentiable.
-    Raises ValueError when qkv is not packed so.
+    qkv: (B, N, 3, H, D) fp32, bf16 or fp16; returns (B, N, H·D) in the same dtype, differentiable (once). D of 32, 64, 96 or
+    128 and N up to 1024 run fused; others take the reference and say so once. Raises ValueError when qkv is not packed so.
     """
-    if qkv.ndim != 5 or qkv.shape[2] != 3:
-        raise ValueError(f"qkv must be (B, N, 3, H, D), got {tuple(qkv.shape)}")
-    return attention_reference(qkv)
+    _check(qkv)
+    return _attention_op(qkv)[0] if _is_kernels(qkv) else attention_reference(qkv)
+
+
+def attention_weights(qkv: torch.Tensor, heads: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`attention`, and the weights of some heads, for maps of what a token looks at; without gradient.
+
+    qkv: as `attention`; heads: which ones, in this order. Returns out (B, N, H·D) and weights (B, len(heads), N, N) fp32, rows
+    (queries) that sum to 1. Raises ValueError for a head that is not there, or when qkv is not packed so.
+    """
+    _check(qkv)
+    for head in heads:
+        if not 0 <= head < qkv.shape[3]:
+            raise ValueError(f"no head {head}: there are {qkv.shape[3]}, counted from 0")
+    qkv = qkv.detach()
+    if not _is_kernels(qkv):
+        return attention_weights_reference(qkv, heads)
+    out, lse = _attention_op(qkv)
+    return out, _attention_weights_op(qkv, lse, list(heads))

@@ -1,47 +1,394 @@
-"""`attention` against softmax written out in float64."""
+"""`attention`: the reference against softmax written out in float64, the kernels against that and against torch's error."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
-from fastdeit.kernels.attention import attention
+from fastdeit.kernels import attention as module
+from fastdeit.kernels import attention_bwd, backend
+from fastdeit.kernels.attention import (
+    attention,
+    attention_reference,
+    attention_triton,
+    attention_weights,
+    attention_weights_reference,
+    attention_weights_triton,
+)
+from fastdeit.kernels.attention_bwd import attention_bwd_triton
+from fastdeit.kernels.configs import config
+from tests.kernels import interpreter
+from tests.kernels.interpreter import DEVICE, INTERPRETED
+from tests.kernels.properties import given, settings, st
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SHAPES = {"N198-D64": (2, 198, 3, 2, 64), "ragged": (3, 17, 3, 5, 24), "one": (1, 1, 3, 1, 8)}
+interpreter.correct()
+# rows and keys past the last are computed and left out, of whatever value
+pytestmark = pytest.mark.filterwarnings("ignore:.*(overflow|invalid value|All-NaN):RuntimeWarning")
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+SHAPES = {
+    "N198-D64": (1, 198, 3, 2, 64),
+    "N197-D64": (2, 197, 3, 1, 64),
+    "N1": (2, 1, 3, 2, 64),
+    "N17-D32": (3, 17, 3, 2, 32),
+    "N65-D96": (1, 65, 3, 2, 96),
+    "N129-D128": (1, 129, 3, 1, 128),
+    "N257-D64": (1, 257, 3, 1, 64),
+    "N256-D32": (1, 256, 3, 1, 32),
+}
+SHAPES_384 = {"N578-D64": (1, 578, 3, 1, 64)}
+SMALL = (2, 19, 3, 2, 32)
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+@pytest.fixture(autouse=True)
+def kernels_run() -> Iterator[None]:
+    backend.set_backend("triton")
+    yield
+    backend.set_backend("auto")
+
+
+@pytest.fixture
+def launches_of_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp32 tensors take the blocks and the form of backward of bf16; on a GPU, too short of registers, their own."""
+    if INTERPRETED:
+        for each in (module, attention_bwd):
+            monkeypatch.setattr(each, "config", lambda op, device, *, bits, D, N: config(op, device, bits=16, D=D, N=N))
+
+
+def weights_by_hand(qkv: torch.Tensor) -> torch.Tensor:
+    q, k, _ = qkv.double().unbind(2)  # each (B, N, H, D)
+    scores = torch.einsum("bnhd,bmhd->bhnm", q, k) / q.shape[-1] ** 0.5
+    weights = (scores - scores.amax(-1, keepdim=True)).exp()
+    return weights / weights.sum(-1, keepdim=True)
 
 
 def attention_by_hand(qkv: torch.Tensor) -> torch.Tensor:
-    q, k, v = qkv.double().unbind(2)  # each (B, N, H, D)
-    scores = torch.einsum("bnhd,bmhd->bhnm", q, k) / q.shape[-1] ** 0.5
-    weights = scores.exp() / scores.exp().sum(-1, keepdim=True)
-    return torch.einsum("bhnm,bmhd->bnhd", weights, v).flatten(2)
+    return torch.einsum("bhnm,bmhd->bnhd", weights_by_hand(qkv), qkv.double()[:, :, 2]).flatten(2)
 
 
-def make_qkv(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
+def draw(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def make_inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Pair:
+    """qkv and the gradient of its output."""
+    batch, tokens, _, heads, size = shape
+    return draw(shape, dtype), draw((batch, tokens, heads * size), dtype, seed=1)
+
+
+def run(function: Any, qkv: torch.Tensor, grad: torch.Tensor) -> Pair:
+    """The output and the gradient of qkv."""
+    qkv = qkv.detach().requires_grad_()
+    with interpreter.poisoned_memory():
+        out = function(qkv)
+        (dqkv,) = torch.autograd.grad(out, qkv, grad.to(out.dtype))
+    return out.detach(), dqkv
+
+
+def expect(qkv: torch.Tensor, grad: torch.Tensor) -> Pair:
+    return run(attention_by_hand, qkv.double(), grad.double())
+
+
+def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Root mean square, relative to the expected values'."""
+    return ((actual.double() - expected).norm() / expected.norm()).item()
+
+
+def assert_right(found: Pair, expected: Pair) -> None:
+    for actual, wanted in zip(found, expected, strict=True):
+        assert actual.dtype == torch.float32 and actual.shape == wanted.shape
+        # scores and sums of a few hundred fp32 products: absolute errors of some 1e-6
+        torch.testing.assert_close(actual, wanted.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES.values(), (3, 17, 3, 5, 24)], ids=[*SHAPES, "D24"])
+def test_reference_equals_the_formula(shape: tuple[int, ...]) -> None:
+    inputs = make_inputs(shape)
+    assert_right(run(attention_reference, *inputs), expect(*inputs))
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_attention_equals_the_formula(shape: tuple[int, ...]) -> None:
-    qkv = make_qkv(shape)
-    out = attention(qkv)
-    assert out.shape == (shape[0], shape[1], shape[3] * shape[4])
+    inputs = make_inputs(shape)
+    assert_right(run(attention, *inputs), expect(*inputs))
+
+
+@pytest.mark.parametrize("shape", [*SHAPES.values(), *SHAPES_384.values()], ids=[*SHAPES, *SHAPES_384])
+def test_attention_equals_the_formula_in_the_blocks_of_16_bits(shape: tuple[int, ...], launches_of_16_bits: None) -> None:
+    inputs = make_inputs(shape)
+    assert_right(run(attention, *inputs), expect(*inputs))
+
+
+@pytest.mark.parametrize("dtype", HALVES.values(), ids=HALVES)
+@pytest.mark.parametrize("shape", [*SHAPES.values(), *SHAPES_384.values()], ids=[*SHAPES, *SHAPES_384])
+def test_attention_is_as_exact_as_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    inputs = make_inputs(shape, dtype)
+    expected = expect(*inputs)
+    pairs = zip(run(attention, *inputs), run(attention_reference, *inputs), expected, strict=True)
+    for ours, theirs, wanted in pairs:
+        assert ours.dtype == dtype
+        assert error(ours, wanted) <= 2 * error(theirs, wanted) + 1e-6
+
+
+@settings(max_examples=6, deadline=None, derandomize=True, database=None)
+@given(batch=st.integers(1, 3), tokens=st.integers(1, 150), heads=st.integers(1, 3), size=st.sampled_from(module.HEAD_DIMS))
+def test_attention_of_any_shape(batch: int, tokens: int, heads: int, size: int) -> None:
+    inputs = make_inputs((batch, tokens, 3, heads, size))
+    assert_right(run(attention, *inputs), expect(*inputs))
+
+
+def test_attention_gradient_by_finite_differences(launches_of_16_bits: None) -> None:
+    qkv, grad = make_inputs(SMALL)
+    _, dqkv = run(attention, qkv, grad)
+    for part in range(3):
+        step = torch.zeros_like(qkv)
+        step[:, :, part] = 1e-2 * draw(tuple(qkv[:, :, part].shape), seed=2 + part)
+        rise = ((attention(qkv + step) - attention(qkv - step)).double() * grad).sum() / 2
+        # the difference leaves out the third derivative, about 1e-4 of the first
+        torch.testing.assert_close((dqkv * step).double().sum(), rise, rtol=2e-3, atol=1e-4)
+
+
+def test_attention_with_logits_of_ten_thousand(launches_of_16_bits: None) -> None:
+    """All weight on one key or on a few: errors as torch's, which come from scores that fp32 holds to 1e-3."""
+    qkv, grad = make_inputs((1, 70, 3, 2, 64))
+    qkv[:, :, :2] *= 60
+    expected = expect(qkv, grad)
+    for ours, theirs, wanted in zip(run(attention, qkv, grad), run(attention_reference, qkv, grad), expected, strict=True):
+        assert ours.isfinite().all()
+        assert error(ours, wanted) <= 2 * error(theirs, wanted) + 1e-6
+
+
+@pytest.mark.parametrize("tokens", [17, 70])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("sign", [-1, 1], ids=["low", "high"])
+def test_attention_of_equal_extreme_logits(sign: int, dtype: torch.dtype, tokens: int) -> None:
+    """Every logit is ±1e4: weights are even, and keys past the last must not weigh more (or at all)."""
+    qkv, grad = make_inputs((1, tokens, 3, 1, 64), dtype)
+    qkv[:, :, 0], qkv[:, :, 1] = 36.0, sign * 36.0
+    out, dqkv = run(attention, qkv, grad)
+    even = qkv[:, :, 2].double().mean(1).expand(1, tokens, -1, -1).flatten(2)
+    torch.testing.assert_close(out.double(), even, rtol=0, atol=1e-5 if dtype == torch.float32 else 4e-3)
+    assert dqkv.isfinite().all()
+    dv = grad.double().mean(1).expand(1, tokens, -1)
+    # an lse of 1e4 is known to 1e-3
+    torch.testing.assert_close(dqkv[:, :, 2].flatten(2).double(), dv, rtol=1e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(3, 17, 3, 2, 32), (3, 70, 3, 2, 96), (3, 300, 3, 1, 64)], ids=["N17", "N70", "N300"])
+def test_attention_of_an_image_knows_no_other(shape: tuple[int, ...]) -> None:
+    """Neighbours in memory hold NaN, also where a block reaches past the last token or past a head."""
+    (qkv, grad), alone = make_inputs(shape, torch.bfloat16), slice(1, 2)
+    expected = run(attention, qkv[alone], grad[alone])
+    qkv[0], qkv[2], grad[0], grad[2] = (float("nan"),) * 4
+    for actual, wanted in zip(run(attention, qkv, grad), expected, strict=True):
+        assert torch.equal(actual[alone], wanted)
+
+
+def test_attention_of_a_head_knows_no_other(launches_of_16_bits: None) -> None:
+    qkv, grad = make_inputs((1, 70, 3, 3, 96))
+    expected = run(attention, qkv, grad)
+    qkv[:, :, :, 0], qkv[:, :, :, 2] = float("nan"), float("nan")
+    out, dqkv = run(attention, qkv, grad)
+    assert torch.equal(out[..., 96:192], expected[0][..., 96:192])
+    assert torch.equal(dqkv[:, :, :, 1], expected[1][:, :, :, 1])
+
+
+@pytest.mark.parametrize("shape", [SHAPES["N198-D64"], SHAPES["N257-D64"]], ids=["whole", "pair"])
+def test_attention_repeats_bit_for_bit(shape: tuple[int, ...]) -> None:
+    inputs = make_inputs(shape, torch.bfloat16)
+    for first, second in zip(run(attention, *inputs), run(attention, *inputs), strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("size", module.HEAD_DIMS)
+def test_backward_of_deit_is_one_kernel_on_hopper(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastdeit.kernels.configs.arch", lambda device: 90)
+    assert config("attention_bwd_whole", torch.device(DEVICE), D=size, N=198)["BLOCK_M"] >= 198
+
+
+def test_attention_takes_views() -> None:
+    """A slice of the columns, an expanded gradient."""
+    qkv, _ = make_inputs(SMALL)
+    grad = torch.ones(1, 1, 1, device=DEVICE).expand(2, 19, 64)
+    wide = torch.cat([qkv, qkv], dim=-2)[:, :, :, 1:3]
+    assert not wide.is_contiguous()
+    expected = run(attention, wide.contiguous(), grad.contiguous())
+    for actual, wanted in zip(run(attention, wide, grad), expected, strict=True):
+        assert torch.equal(actual, wanted)
+
+
+@pytest.mark.parametrize("shape", [(0, 17, 3, 2, 64), (2, 17, 3, 0, 64)], ids=["B0", "H0"])
+def test_attention_of_nothing(shape: tuple[int, ...]) -> None:
+    out, dqkv = run(attention, *make_inputs(shape))
+    assert out.shape == (shape[0], 17, shape[3] * 64) and dqkv.shape == shape
+    assert attention_weights(draw(shape), [])[1].shape == (shape[0], 0, 17, 17)
+
+
+def test_operators_are_well_formed() -> None:
+    qkv, grad = make_inputs(SMALL)
+    out, lse = attention_triton(qkv)
+    ops = torch.ops.fastdeit
+    torch.library.opcheck(ops.attention.default, (qkv.clone().requires_grad_(),))
+    torch.library.opcheck(ops.attention.default, (qkv.bfloat16(),))
+    torch.library.opcheck(ops.attention_bwd.default, (qkv, out, lse, grad))
+    torch.library.opcheck(ops.attention_weights.default, (qkv, lse, [1, 0]))
+
+
+def test_lse_is_the_log_of_the_sum() -> None:
+    qkv, _ = make_inputs(SMALL)
+    q, k, _ = qkv.double().unbind(2)
+    scores = torch.einsum("bnhd,bmhd->bhnm", q, k) / 32**0.5
+    expected = scores.logsumexp(-1) / torch.tensor(2.0).log()
+    torch.testing.assert_close(attention_triton(qkv)[1], expected.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_compiled_attention_keeps_the_kernels(launches_of_16_bits: None) -> None:
+    inputs = make_inputs(SMALL)
+    graphs: list[str] = []
+
+    def keep(graph: torch.fx.GraphModule, _: Any) -> torch.fx.GraphModule:
+        graphs.append(graph.code)
+        return graph
+
+    compiled = torch.compile(lambda qkv: 2 * attention(qkv), backend=keep, fullgraph=True)
+    out, dqkv = run(compiled, *inputs)
+    expected = run(lambda qkv: 2 * attention(qkv), *inputs)
+    assert "fastdeit.attention" in graphs[0]
+    assert torch.equal(out, expected[0]) and torch.equal(dqkv, expected[1])
+
+
+def test_compiled_backward_equals_eager() -> None:
+    inputs = make_inputs(SMALL)
+    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
+    for actual, wanted in zip(run(compiled, *inputs), run(attention, *inputs), strict=True):
+        assert torch.equal(actual, wanted)
+
+
+OUTSIDE = {
+    "tokens": ((1, 1025, 3, 1, 32), torch.float32, "1024 tokens"),
+    "size": ((2, 5, 3, 2, 24), torch.float32, "32, 64, 96, 128"),
+    "dtype": ((1, 5, 3, 1, 32), torch.float64, "fp32"),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize(("shape", "dtype", "reason"), OUTSIDE.values(), ids=OUTSIDE)
+def test_attention_outside_of_the_kernels_says_so_once(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    reason: str,
+    compiled: bool,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_said", set())
+    qkv = draw(shape, dtype)
+    function = torch.compile(attention, backend="eager", fullgraph=True) if compiled else attention
+    with caplog.at_level(logging.WARNING, logger=module.__name__):
+        for _ in range(2):
+            assert torch.equal(function(qkv), attention_reference(qkv))
+    assert len(caplog.records) == 1 and reason in caplog.text
+
+
+def test_reference_backend_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    backend.set_backend("reference")
+    qkv = draw((2, 5, 3, 2, 24))
+    assert torch.equal(attention(qkv), attention_reference(qkv))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("shape", [(2, 19, 3, 3, 32), (1, 70, 3, 3, 96), (1, 198, 3, 3, 64)], ids=["N19", "N70", "N198"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_attention_weights_equal_the_formula(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    qkv = draw(shape, dtype)
+    with interpreter.poisoned_memory():
+        out, weights = attention_weights(qkv, [2, 0])
+    assert weights.dtype == torch.float32 and torch.equal(out, attention(qkv))
+    expected = weights_by_hand(qkv)[:, [2, 0]].float()
+    torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]), rtol=1e-5, atol=0)
+
+
+def test_attention_weights_reference_equals_the_formula() -> None:
+    qkv = draw((2, 19, 3, 3, 24))
+    out, weights = attention_weights_reference(qkv, [1])
+    torch.testing.assert_close(weights, weights_by_hand(qkv)[:, [1]].float())
     torch.testing.assert_close(out, attention_by_hand(qkv).float(), rtol=1e-5, atol=1e-5)
 
 
-def test_attention_in_bf16() -> None:
-    qkv = make_qkv(SHAPES["N198-D64"], torch.bfloat16)
-    # 198 weights of 8 significant bits each
-    torch.testing.assert_close(attention(qkv).double(), attention_by_hand(qkv), rtol=0.02, atol=0.02)
+def test_attention_weights_beyond_the_kernels_come_from_the_reference() -> None:
+    qkv = draw((1, 5, 3, 2, 24)).requires_grad_()
+    out, weights = attention_weights(qkv, [1])
+    assert torch.equal(weights, attention_weights_reference(qkv.detach(), [1])[1])
+    assert not out.requires_grad and not weights.requires_grad
 
 
-def test_attention_gradient_equals_the_formula() -> None:
-    qkv = make_qkv(SHAPES["ragged"]).requires_grad_()
-    cotangent = torch.randn(3, 17, 120, generator=torch.Generator().manual_seed(1)).to(DEVICE)
-    (gradient,) = torch.autograd.grad(attention(qkv), qkv, cotangent)
-    (expected,) = torch.autograd.grad(attention_by_hand(qkv), qkv, cotangent.double())
-    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+def test_attention_weights_have_no_gradient() -> None:
+    out, weights = attention_weights(draw(SMALL).requires_grad_(), [0])
+    assert not out.requires_grad and not weights.requires_grad
+
+
+@pytest.mark.parametrize("head", [-1, 2])
+def test_attention_weights_refuse_a_head_that_is_not_there(head: int) -> None:
+    with pytest.raises(ValueError, match=f"no head {head}: there are 2"):
+        attention_weights(draw(SMALL), [0, head])
 
 
 def test_attention_refuses_another_packing() -> None:
-    with pytest.raises(ValueError, match="must be"):
-        attention(torch.zeros(2, 3, 5, 2, 8))
+    for wrong in (torch.zeros(2, 3, 5, 2, 8), torch.zeros(2, 3, 32)):
+        with pytest.raises(ValueError, match="must be"):
+            attention(wrong)
+        with pytest.raises(ValueError, match="must be"):
+            attention_weights(wrong, [0])
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("heads", [3, 6, 12])
+@pytest.mark.parametrize("tokens", [197, 198, 577, 578])
+def test_attention_at_full_size(tokens: int, heads: int) -> None:
+    inputs = make_inputs((64, tokens, 3, heads, 64), torch.bfloat16)
+    theirs, expected = run(attention_reference, *inputs), run(attention_reference, *(x.float() for x in inputs))
+    for ours, torchs, wanted in zip(run(attention, *inputs), theirs, expected, strict=True):
+        assert error(ours, wanted.double()) <= 2 * error(torchs, wanted.double())
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_attention_past_two_to_the_31_elements() -> None:
+    qkv = torch.empty(5000, 198, 3, 12, 64, dtype=torch.bfloat16, device="cuda")
+    last, grad = make_inputs((1, 198, 3, 12, 64), torch.bfloat16)
+    qkv.copy_(last)
+    out, dqkv = run(attention, qkv, grad.expand(5000, -1, -1))
+    expected = run(attention, last, grad)
+    assert torch.equal(out[-1:], expected[0]) and torch.equal(dqkv[-1:], expected[1])
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("shape", [SHAPES["N198-D64"], SHAPES_384["N578-D64"]], ids=["whole", "pair"])
+def test_attention_in_a_cuda_graph_and_without_a_sync(shape: tuple[int, ...]) -> None:
+    qkv, grad = make_inputs(shape, torch.bfloat16)
+
+    def run_all() -> list[torch.Tensor]:
+        out, lse = attention_triton(qkv)
+        return [out, attention_bwd_triton(qkv, out, lse, grad), attention_weights_triton(qkv, lse, [0])]
+
+    run_all()  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        expected = run_all()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run_all()
+    graph.replay()
+    for actual, wanted in zip(captured, expected, strict=True):
+        assert torch.equal(actual, wanted)

@@ -1,0 +1,157 @@
+"""`kernels/attention.py` against each backend of torch's scaled dot product, in the form in which its users call it.
+
+python -m benchmarks.bench_attention [--out FOLDER]
+
+A peer takes the packed projection apart, attends, and puts heads together again; its backward stacks the gradients of q, k
+and v into the packed one, as the projection's own backward needs it. "reference" is torch's own choice of a backend. Floor:
+what has to pass through memory once, 3 + 1 units of B·N·H·D elements forward and 5 + 3 backward.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks import harness
+from fastdeit.kernels.attention import (
+    attention,
+    attention_reference,
+    attention_triton,
+    attention_weights_triton,
+)
+from fastdeit.kernels.attention_bwd import attention_bwd_triton
+
+SHAPES = {  # (B, N, H)
+    "cuda": [(256, 198, 6), (1024, 198, 6), (1024, 198, 3), (256, 198, 12), (64, 578, 6)],
+    "cpu": [(4, 198, 3)],
+}
+D = 64
+UNITS = {"fwd": 4, "bwd": 8, "fwd_bwd": 12}
+PEERS = {
+    "sdpa flash": SDPBackend.FLASH_ATTENTION,
+    "sdpa cudnn": SDPBackend.CUDNN_ATTENTION,
+    "sdpa efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+Attend = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _launch(tokens: int, size: int, dtype: torch.dtype) -> harness.Launch:
+    """Forward and backward of one image."""
+
+    def run() -> None:
+        qkv = torch.zeros(1, tokens, 3, 6, size, dtype=dtype)
+        out, lse = attention_triton(qkv)
+        attention_bwd_triton(qkv, out, lse, out)
+
+    kernels = ("_attention_fwd_kernel", *(f"_attention_bwd_{form}_kernel" for form in ("whole", "dq", "dkdv")))
+    name = f"attention N{tokens} D{size} {str(dtype).removeprefix('torch.')}"
+    return harness.Launch(name, run, wgmma=() if dtype == torch.float32 else kernels)
+
+
+def _launch_weights(size: int, dtype: torch.dtype) -> harness.Launch:
+    def run() -> None:
+        qkv, lse = torch.zeros(1, 198, 3, 6, size, dtype=dtype), torch.zeros(1, 6, 198)
+        attention_weights_triton(qkv, lse, [2])
+
+    name = f"attention weights D{size} {str(dtype).removeprefix('torch.')}"
+    return harness.Launch(name, run, wgmma=() if dtype == torch.float32 else ("_attention_weights_kernel",))
+
+
+# tokens: 198 and 578 are DeiT's (197 and 577 take the same branches); the others take other rows of the table, or the branches
+# of a block loop without a narrow last block: 150 and 300 masked, 256 whole
+LAUNCHES = [
+    *(_launch(tokens, 64, torch.bfloat16) for tokens in (50, 120, 150, 198, 256, 300, 578)),
+    *(_launch(tokens, size, torch.bfloat16) for size in (32, 128) for tokens in (50, 120, 198, 578)),
+    _launch(198, 96, torch.bfloat16),
+    *(_launch(tokens, 128, torch.float32) for tokens in (16, 32, 198)),
+    _launch(198, 64, torch.float32),
+    *(_launch_weights(size, dtype) for size, dtype in ((64, torch.bfloat16), (128, torch.float32))),
+]
+
+
+def with_backend(backend: SDPBackend) -> Attend:
+    def attend(qkv: torch.Tensor) -> torch.Tensor:
+        with sdpa_kernel(backend):
+            return attention_reference(qkv)
+
+    return attend
+
+
+def implementations(device: torch.device) -> dict[str, Attend]:
+    """Each way to attend, packed projection in, heads side by side out."""
+    runs: dict[str, Attend] = {
+        "reference": attention_reference,
+        "torch.compile": torch.compile(attention_reference, dynamic=False),
+    }
+    runs |= {name: with_backend(backend) for name, backend in PEERS.items()}
+    if device.type == "cuda":
+        runs["triton"] = attention
+    return runs
+
+
+def both(attend: Attend, qkv: torch.Tensor, grad: torch.Tensor) -> Pair:
+    """The output and the gradient of qkv."""
+    out = attend(qkv)
+    return out, torch.autograd.grad(out, qkv, grad)[0]
+
+
+def check(name: str, attend: Attend, qkv: torch.Tensor, grad: torch.Tensor, exact: Pair, reference: Pair) -> bool:
+    """Hold output and gradient against fp32, the error at most twice the reference's; False: it cannot run here."""
+    try:
+        found = both(attend, qkv, grad)
+    except RuntimeError as refusal:
+        print(f"{name} is left out of {tuple(qkv.shape)}: {str(refusal).splitlines()[0]}")
+        return False
+    for ours, theirs, wanted in zip(found, reference, exact, strict=True):
+        error, allowed = ((x.float() - wanted).norm() for x in (ours, theirs))
+        assert error <= 2 * allowed, f"{name} is not the reference: {error:.3g} off fp32, the reference {allowed:.3g}"
+    return True
+
+
+def modes(attend: Attend, qkv: torch.Tensor, grad: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """The calls to be timed; the backward alone goes again and again over one graph."""
+    out = attend(qkv)
+    return {
+        "fwd": lambda: attend(qkv),
+        "bwd": lambda: torch.autograd.grad(out, qkv, grad, retain_graph=True),
+        "fwd_bwd": lambda: both(attend, qkv, grad),
+    }
+
+
+def bench(shape: tuple[int, int, int], device: torch.device, stamp: harness.Row, copy: float) -> list[harness.Row]:
+    """The rows of one shape, every implementation checked first."""
+    batch, tokens, heads = shape
+    qkv = torch.randn(batch, tokens, 3, heads, D, dtype=torch.bfloat16, device=device, requires_grad=True)
+    grad = torch.randn(batch, tokens, heads * D, dtype=torch.bfloat16, device=device)
+    what: harness.Row = {"bench": "attention", "shape": f"{batch}x{tokens}x{heads}x{D}", "dtype": "bf16"}
+    exact = both(attention_reference, qkv.detach().float().requires_grad_(), grad.float())
+    reference = both(attention_reference, qkv, grad)
+    rows = []
+    for name, attend in implementations(device).items():
+        if not check(name, attend, qkv, grad, exact, reference):
+            continue
+        for mode, run in modes(attend, qkv, grad).items():
+            found = harness.measure(run, device, images=batch, nbytes=UNITS[mode] * grad.nbytes, copy=copy)
+            rows.append({**stamp, **what, "mode": mode, "impl": name, **found})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
+    out = parser.parse_args().out
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # the backward alone runs many times over the same graph, which a compiled one must not free
+    torch._functorch.config.donated_buffer = False
+    stamp, copy = harness.environment(device), harness.copy_gbps(device)
+    rows = [row for shape in SHAPES[device.type] for row in bench(shape, device, stamp, copy)]
+    print(f"copy {copy:.0f} GB/s; rows in {harness.append(rows, device, out)}")
+    harness.show(rows)
+
+
+if __name__ == "__main__":
+    main()
