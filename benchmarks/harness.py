@@ -127,7 +127,7 @@ def write_rows(path: Path, rows: Iterable[Row], columns: Sequence[str]) -> None:
 
 def show(rows: Iterable[Row]) -> None:
     """Print the rows as one short table."""
-    columns = ("bench", "shape", "dtype", "impl", "ms_p50", "gbps", "pct_of_copy", "images_per_s", "peak_mib")
+    columns = ("bench", "mode", "shape", "dtype", "impl", "ms_p50", "gbps", "pct_of_copy", "images_per_s", "peak_mib")
     lines = [columns, *(tuple(str(row[column]) for column in columns) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:

@@ -1,11 +1,11 @@
 """Registers, shared memory and instructions of every kernel and configuration, compiled for a GPU that is not there.
 
-python -m benchmarks.resources [--arch 90 80] [--only mix attention] [--write]
+python -m benchmarks.resources [--arch 90 80] [--only mix attention] [--write | --check]
 
 Each bench_<op>.py lists `LAUNCHES`: calls of the op's own launchers on small CPU tensors. Here they run under a driver that
 compiles and never launches, so that Triton specialises the arguments as it would on the GPU; the machine code is then
-read back with the disassembler of Triton's wheel. --write puts the table into results/sm<arch>-resources.csv, against
-which tests/kernels/test_resources.py holds every later version of the kernels.
+read back with the disassembler of Triton's wheel. --write puts the table into results/sm<arch>-resources.csv; --check
+fails when a kernel has got worse than it says there, and is part of the tests (tests/kernels/test_resources.py).
 """
 
 import argparse
@@ -13,8 +13,9 @@ import csv
 import importlib
 import re
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from fastdeit.kernels import configs
 OPS = ("attention", "norm", "gelu", "mix", "distill", "augment")
 KEYS = ("launch", "kernel", "constants")
 COUNTS = ("registers", "stack", "shared", "warps", "ctas_per_sm", "wgmma", "mma", "loads", "loads_128", "stores", "stores_128")
-COLUMNS = (*KEYS, *COUNTS)
+COLUMNS = ("triton", *KEYS, *COUNTS)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 """Bytes of shared memory that a CTA can have."""
 _SHARED_PER_SM = {80: 164 * 1024, 90: 228 * 1024}
@@ -124,7 +125,8 @@ def compile_launch(launch: Launch, arch: int) -> list[Row]:
         spelled = " ".join(f"{name}={int(value) if isinstance(value, bool) else value}" for name, value in constants.items())
         key = (kernel.metadata.name, spelled)
         if key not in rows:
-            rows[key] = {"launch": launch.name, "kernel": key[0], "constants": key[1], **measure(kernel, arch)}
+            what: Row = {"triton": triton.__version__, "launch": launch.name, "kernel": key[0], "constants": key[1]}
+            rows[key] = what | measure(kernel, arch)
     return list(rows.values())
 
 
@@ -149,13 +151,28 @@ def problems(launch: Launch, row: Row, arch: int) -> list[str]:
     return found
 
 
+def worsened(row: Row, before: dict[str, str]) -> list[str]:
+    """What a kernel takes more of, or has less of, than in the checked-in table, in words."""
+    more = [name for name in ("registers", "shared", "mma") if int(row[name]) > int(before[name])]
+    less = [name for name in ("ctas_per_sm", "loads_128", "stores_128", "wgmma") if int(row[name]) < int(before[name])]
+    # fewer wide accesses are no loss where there are fewer of all
+    less = [name for name in less if not name.endswith("_128") or _narrow(row, name) > _narrow(before, name)]
+    return [f"{name}: {before[name]} before, now {row[name]}" for name in more + less]
+
+
+def _narrow(row: Mapping[str, Any], name: str) -> int:
+    return int(row[name.removesuffix("_128")]) - int(row[name])
+
+
 def table(arch: int) -> Path:
     return RESULTS / f"sm{arch}-resources.csv"
 
 
-def read(arch: int) -> list[dict[str, str]]:
+def read(arch: int) -> dict[tuple[str, ...], dict[str, str]]:
+    """The checked-in rows of this Triton by their keys; none if they are of another version, whose code is another."""
     with table(arch).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        rows = [row for row in csv.DictReader(file) if row["triton"] == triton.__version__]
+    return {tuple(row[name] for name in KEYS): row for row in rows}
 
 
 def write(rows: list[Row], arch: int) -> None:
@@ -165,22 +182,44 @@ def write(rows: list[Row], arch: int) -> None:
         writer.writerows(rows)
 
 
+def compare(row: Row, before: dict[tuple[str, ...], dict[str, str]]) -> list[str]:
+    """`worsened` against the table, which must know the kernel."""
+    if not before:
+        return []
+    key = tuple(str(row[name]) for name in KEYS)
+    return worsened(row, before[key]) if key in before else ["not in the table: python -m benchmarks.resources --write"]
+
+
+def compile_all(ops: tuple[str, ...], arch: int, before: dict[tuple[str, ...], dict[str, str]]) -> tuple[list[Row], int]:
+    """Compile and print; returns the rows and how many problems were found."""
+    rows: list[Row] = []
+    count = 0
+    for launch in launches(ops):
+        for row in compile_launch(launch, arch):
+            rows.append(row)
+            print(f"sm_{arch}", *(f"{row[name]}" for name in KEYS), *(f"{name}={row[name]}" for name in COUNTS), flush=True)
+            found = problems(launch, row, arch) + compare(row, before)
+            count += len(found)
+            for problem in found:
+                print(f"  PROBLEM: {problem}")
+    return rows, count
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=[90, 80], choices=SHARED_LIMIT)
     parser.add_argument("--only", nargs="+", default=OPS, choices=OPS, help="ops")
-    parser.add_argument("--write", action="store_true", help="renew the checked-in table (with all ops)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--write", action="store_true", help="renew the checked-in table (with all ops)")
+    what.add_argument("--check", action="store_true", help="fail where a kernel is worse than in the checked-in table")
     arguments = parser.parse_args()
+    total = 0
     for arch in arguments.arch:
-        rows = []
-        for launch in launches(tuple(arguments.only)):
-            for row in compile_launch(launch, arch):
-                rows.append(row)
-                print(f"sm_{arch}", *(f"{row[name]}" for name in KEYS), *(f"{name}={row[name]}" for name in COUNTS), flush=True)
-                for problem in problems(launch, row, arch):
-                    print(f"  PROBLEM: {problem}")
+        rows, count = compile_all(tuple(arguments.only), arch, read(arch) if arguments.check else {})
+        total += count
         if arguments.write:
             write(rows, arch)
+    sys.exit(f"{total} problems" if total else 0)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,51 @@
+"""The rows of today's benchmarks as one short table: ours, and how many times faster than each peer.
+
+python -m benchmarks.summary [FOLDER]
+"""
+
+import csv
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from benchmarks.harness import RESULTS
+
+OURS = ("triton", "ours")
+Row = Mapping[str, str]
+
+
+def newest(rows: Iterable[Row]) -> list[Row]:
+    """The last row of each implementation at each shape."""
+    return list({(row["bench"], row["mode"], row["shape"], row["dtype"], row["impl"]): row for row in rows}.values())
+
+
+def lines(rows: Iterable[Row]) -> list[str]:
+    """One for each benchmark, mode and shape that we have a row for: time, share of the copy bandwidth, others' times."""
+    cases: dict[tuple[str, str, str], dict[str, Row]] = {}
+    for row in newest(rows):
+        cases.setdefault((row["bench"], row["mode"], row["shape"]), {})[row["impl"]] = row
+    found = []
+    for case, by_impl in cases.items():
+        ours = next((by_impl[name] for name in OURS if name in by_impl), None)
+        if ours is None:
+            continue
+        taken = float(ours["ms_p50"])
+        share = (
+            f"{float(ours['pct_of_copy']):.0f} % of copy" if ours["pct_of_copy"] else f"{float(ours['images_per_s']):,.0f}/s"
+        )
+        others = ", ".join(f"{name} {float(row['ms_p50']) / taken:.2f}x" for name, row in by_impl.items() if row is not ours)
+        found.append(f"{' '.join(case):<36} {taken:8.3f} ms  {share:<14} {others}")
+    return found
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
+    for path in sorted(folder.glob("*.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if "impl" in row and "ms_p50" in row]
+        for line in lines(rows):
+            print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The table of launches: which row serves a call, and how tuning walks it."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from benchmarks import tune
+from fastdeit.kernels import configs
+
+CPU = torch.device("cpu")
+TABLE = [
+    {"op": "k", "arch": arch, "bits": 16, "D": dim, "N": tokens, "launch": {"BLOCK": block, "num_warps": 4}}
+    for arch, dim, tokens, block in ((80, 64, 0, 1), (80, 128, 0, 2), (90, 64, 256, 3), (90, 64, 1024, 4), (90, 128, 0, 5))
+]
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict]]:
+    rows = [row | {"launch": dict(row["launch"])} for row in TABLE]  # type: ignore[call-overload]
+    monkeypatch.setattr(configs, "rows", lambda: rows)
+    configs._config.cache_clear()
+    yield rows
+    configs._config.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("arch", "dim", "tokens", "block"),
+    [
+        (90, 64, 198, 3),
+        (90, 64, 256, 3),
+        (90, 64, 257, 4),
+        (90, 64, 5000, 4),
+        (90, 32, 1, 3),
+        (90, 96, 198, 5),
+        (90, 512, 1, 5),
+        (80, 64, 198, 1),
+        (86, 65, 198, 2),
+        (100, 64, 300, 4),
+    ],
+)
+def test_the_nearest_row_that_holds_the_call(
+    table: list[dict], monkeypatch: pytest.MonkeyPatch, arch: int, dim: int, tokens: int, block: int
+) -> None:
+    monkeypatch.setattr(configs, "arch", lambda device: arch)
+    assert configs.config("k", CPU, D=dim, N=tokens) == {"BLOCK": block, "num_warps": 4}
+
+
+def test_no_row_is_named(table: list[dict], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(LookupError, match="no launch of k for 32 bits on sm_90"):
+        configs.config("k", CPU, bits=32)
+    monkeypatch.setattr(configs, "arch", lambda device: 75)
+    with pytest.raises(LookupError, match="sm_75"):
+        configs.config("k", CPU)
+
+
+def test_a_launch_is_the_callers_own(table: list[dict]) -> None:
+    configs.config("k", CPU)["BLOCK"] = 99
+    assert configs.config("k", CPU)["BLOCK"] != 99
+
+
+def test_the_checked_in_table_is_sound() -> None:
+    keys = [(row["op"], row["arch"], row["bits"], row["D"], row["N"]) for row in configs.rows()]
+    assert len(set(keys)) == len(keys) > 40
+    for row in configs.rows():
+        assert set(row) == {"op", "arch", "bits", "D", "N", "launch"}
+        assert row["launch"]["num_warps"] in (1, 2, 4, 8, 16)
+        assert all(type(value) is int and value > 0 for value in row["launch"].values())
+    # every op serves the oldest architecture, so that none is without
+    assert {key[0] for key in keys if key[1] == 80} == {key[0] for key in keys}
+
+
+def test_tuning_walks_to_the_fastest_launch_that_is_right(table: list[dict], monkeypatch: pytest.MonkeyPatch) -> None:
+    row = table[3]
+
+    def call() -> list[torch.Tensor]:
+        launch = configs.config("k", CPU, D=64, N=1024)
+        return [torch.full((1,), -1.0 if launch["BLOCK"] == 32 else 1.0)]
+
+    def time_of(call: tune.Call, expected: list[torch.Tensor] | None = None) -> float:
+        launch = configs.config("k", CPU, D=64, N=1024)
+        if expected is not None and not torch.equal(call()[0], expected[0]):
+            return float("inf")
+        return abs(launch["BLOCK"] - 32) + abs(launch["num_warps"] - 2) + 1.0  # 32 is the best, and wrong
+
+    assert tune.rows_of(call) == [row]
+    monkeypatch.setattr(tune, "time_of", time_of)
+    tune.improve(row, call)
+    assert row["launch"] == {"BLOCK": 16, "num_warps": 2}
+    assert table[2]["launch"] == TABLE[2]["launch"]
+
+
+def test_a_new_architecture_starts_from_copies(table: list[dict]) -> None:
+    tune.adopt(100)
+    new = [row for row in table if row["arch"] == 100]
+    assert [row["launch"] for row in new] == [row["launch"] for row in TABLE if row["arch"] == 90]
+    new[0]["launch"]["BLOCK"] = 64
+    assert table[2]["launch"]["BLOCK"] == 3
+    tune.adopt(100)
+    assert len([row for row in table if row["arch"] == 100]) == len(new)
+
+
+def test_neighbours_differ_in_one_number() -> None:
+    launch = {"BLOCK_M": 64, "num_warps": 4, "num_stages": 1}
+    found = list(tune.neighbours(launch))
+    assert {"BLOCK_M": 32, "num_warps": 4, "num_stages": 1} in found and {
+        "BLOCK_M": 64,
+        "num_warps": 4,
+        "num_stages": 2,
+    } in found
+    assert all(sum(other[name] != launch[name] for name in launch) == 1 for other in found)
+    assert all(other["num_stages"] >= 1 for other in found)

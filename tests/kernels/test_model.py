@@ -1,0 +1,142 @@
+"""The student with all kernels against the student with none: the same steps."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fastdeit.data.loader import Batch
+from fastdeit.kernels.backend import is_fused, set_backend
+from fastdeit.kernels.mix import mix, mix_patches
+from fastdeit.losses import DistillationLoss
+from fastdeit.models.student import Student
+from tests.kernels import interpreter
+
+interpreter.correct()
+DEVICE = interpreter.DEVICE
+CLASSES = 10
+
+
+@pytest.fixture(autouse=True)
+def leave_the_backend_as_it_was() -> Iterator[None]:
+    yield
+    set_backend("auto")
+
+
+def make_student(size: int = 16, embed_dim: int = 64, depth: int = 2) -> Student:
+    torch.manual_seed(0)
+    student = Student(
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=embed_dim // 32,
+        image_size=size,
+        patch_size=8,
+        num_classes=CLASSES,
+        drop_path=0.3,
+    )
+    return student.to(DEVICE).train()
+
+
+def make_batch(step: int, size: int = 16, count: int = 4, depth: int = 2) -> Batch:
+    random = torch.Generator().manual_seed(step)
+    lam = torch.rand(count // 2, generator=random).repeat_interleave(2)
+    box = torch.zeros(count, 4, dtype=torch.int32)
+    box[:2] = torch.tensor([3, 2, 11, 9])
+    lam[:2] = 1 - 8 * 7 / size**2
+    tensors = {
+        "images": torch.randn(count, 3, size, size, generator=random),
+        "labels": torch.randint(0, CLASSES, (count,), generator=random),
+        "lam": lam,
+        "box": box,
+        "keep": torch.rand(count, depth, 2, generator=random) > 0.3,
+        "ordinals": torch.arange(count),
+        "rows": torch.arange(count),
+    }
+    return Batch(**{name: tensor.to(DEVICE) for name, tensor in tensors.items()})
+
+
+def train(backend: str, steps: int, dtype: torch.dtype, **sizes: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The losses of `steps` steps as the engine makes them, and the weights after the last."""
+    set_backend(backend)
+    student, criterion = make_student(**sizes).to(dtype), DistillationLoss(kind="hard")
+    masters = [parameter.detach().float().clone() for parameter in student.parameters()]
+    optimizer = torch.optim.AdamW(masters, lr=1e-3)
+    losses = []
+    for step in range(steps):
+        batch = make_batch(step, sizes.get("size", 16), depth=sizes.get("depth", 2))
+        patches, images = mix_patches(batch.images, batch.lam, batch.box, student.patch_size, dtype, with_images=True)
+        assert images is not None
+        teacher = images.float().mean((2, 3)) @ torch.linspace(-3, 3, 3 * CLASSES, device=DEVICE).view(3, CLASSES)
+        parts = criterion(student(patches, batch.keep), batch.labels, batch.lam, teacher)
+        parts.loss.backward()
+        for master, parameter in zip(masters, student.parameters(), strict=True):
+            assert parameter.grad is not None
+            master.grad, parameter.grad = parameter.grad.float(), None
+        optimizer.step()
+        with torch.no_grad():
+            for master, parameter in zip(masters, student.parameters(), strict=True):
+                parameter.copy_(master)
+        losses.append(parts.loss.item())
+    return losses, student.state_dict()
+
+
+def test_three_steps_with_kernels_equal_three_without() -> None:
+    (plain, weights), (fused, others) = (train(backend, 3, torch.float32) for backend in ("reference", "triton"))
+    assert fused == pytest.approx(plain, rel=1e-5)
+    for name, value in weights.items():
+        # AdamW's first steps are the gradients' signs: where a gradient is about 0, its rounding decides
+        near = torch.isclose(others[name], value, rtol=1e-4, atol=1e-5)
+        assert near.float().mean() > 0.999, name
+        torch.testing.assert_close(others[name], value, rtol=0, atol=6e-3, msg=name)
+
+
+def test_the_compiled_student_keeps_every_kernel() -> None:
+    """One graph without a break, in which the kernels are calls of our ops; and the same bits."""
+    set_backend("triton")
+    student, batch = make_student(), make_batch(0)
+    patches, _ = mix_patches(batch.images, batch.lam, batch.box, student.patch_size)
+    found: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        found.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph
+
+    compiled = torch.compile(student, backend=backend, fullgraph=True)
+    for plain, traced in zip(student(patches, batch.keep), compiled(patches, batch.keep), strict=True):
+        assert torch.equal(plain, traced)
+    ours = [name for name in found if name.startswith("fastdeit.")]
+    # a block has one attention, one GELU and two norms; one norm comes before the first
+    counts = {"attention": 2, "gelu": 2, "add_norm": 5}
+    assert Counter(ours) == {f"fastdeit.{name}.default": count for name, count in counts.items()}
+
+
+@pytest.mark.gpu
+def test_fifty_steps_in_bf16_stay_within_its_noise() -> None:
+    sizes = {"size": 64, "embed_dim": 192, "depth": 4}
+    plain, fused, exact = (
+        train(backend, 50, dtype, **sizes)[0]
+        for backend, dtype in (("reference", torch.bfloat16), ("auto", torch.bfloat16), ("reference", torch.float32))
+    )
+    noise = sum(abs(a - b) for a, b in zip(plain, exact, strict=True)) / 50
+    ours = sum(abs(a - b) for a, b in zip(fused, exact, strict=True)) / 50
+    assert ours < 2 * noise + 1e-3
+
+
+def test_patches_give_what_images_give() -> None:
+    set_backend("reference")
+    student, batch = make_student().eval(), make_batch(0)
+    patches, _ = mix_patches(batch.images, batch.lam, batch.box, student.patch_size)
+    expected = student(mix(batch.images, batch.lam, batch.box))
+    torch.testing.assert_close(student(patches), expected)
+    with pytest.raises(ValueError, match="4 patches of 192"):
+        student(patches[:, :3])
+
+
+def test_the_backend_decides_for_both_devices() -> None:
+    cpu = torch.zeros(1)
+    for name, fused in (("auto", False), ("reference", False), ("triton", True)):
+        set_backend(name)
+        assert is_fused(cpu) == fused
+    with pytest.raises(ValueError, match="unknown kernel backend 'cuda': choose from auto, reference, triton"):
+        set_backend("cuda")

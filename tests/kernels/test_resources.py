@@ -1,0 +1,78 @@
+"""The compile gate: what every kernel and configuration takes on sm_90 and sm_80, without a GPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness import Launch, Row
+from benchmarks.resources import SHARED_LIMIT, compare, problems, worsened
+
+ROOT = Path(__file__).parents[2]
+COUNTS: Row = {"loads": 4, "loads_128": 4, "stores": 2, "stores_128": 2, "wgmma": 4, "mma": 0}
+GOOD: Row = {"kernel": "_k", "registers": 64, "stack": 0, "shared": 1024, "ctas_per_sm": 8, **COUNTS}
+LAUNCH = Launch("k", lambda: None, wgmma=("_k",), streams=("_k",))
+
+
+def test_no_kernel_has_become_worse_than_its_table(tmp_path: Path) -> None:
+    """In processes of their own: a kernel that was decorated under the interpreter cannot be compiled."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    gates = {
+        arch: subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.resources", "--check", "--arch", str(arch)],
+            cwd=ROOT,
+            env=environment | {"TRITON_CACHE_DIR": str(tmp_path / str(arch))},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for arch in SHARED_LIMIT
+    }
+    for arch, gate in gates.items():
+        report, _ = gate.communicate()
+        assert gate.returncode == 0, f"sm_{arch}:\n{report}"
+        assert report.count(f"sm_{arch} ") > 20
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"stack": 8}, "spilled"),
+        ({"shared": 10**6}, "shared memory"),
+        ({"ctas_per_sm": 0}, "no CTA"),
+        ({"wgmma": 0}, "wgmma"),
+        ({"mma": 2}, "wgmma"),
+        ({"loads_128": 0}, "128-bit"),
+        ({"stores_128": 0}, "128-bit"),
+    ],
+)
+def test_the_gate_sees_what_is_wrong(change: Row, word: str) -> None:
+    assert not problems(LAUNCH, GOOD, 90)
+    assert word in "".join(problems(LAUNCH, GOOD | change, 90))
+
+
+@pytest.mark.parametrize(
+    ("change", "worse"),
+    [
+        ({"registers": 65}, True),
+        ({"registers": 63}, False),
+        ({"shared": 2048}, True),
+        ({"ctas_per_sm": 7}, True),
+        ({"wgmma": 3}, True),
+        ({"loads_128": 3}, True),
+        ({"loads": 3, "loads_128": 3}, False),
+        ({"loads": 2, "loads_128": 3, "stores_128": 1}, True),
+    ],
+)
+def test_the_gate_sees_what_is_worse(change: Row, worse: bool) -> None:
+    before = {name: str(value) for name, value in GOOD.items()}
+    assert not worsened(GOOD, before)
+    assert bool(worsened(GOOD | change, before)) == worse
+
+
+def test_a_kernel_that_is_not_in_the_table_is_named() -> None:
+    row = GOOD | {"launch": "new", "constants": ""}
+    assert "not in the table" in compare(row, {("other", "_k", ""): {}})[0]
+    assert not compare(row, {})  # no table of this Triton
