@@ -15,6 +15,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from fastdeit.kernels.attention import attention
+from fastdeit.kernels.gelu import gelu
 from fastdeit.kernels.norm import add_norm, norm
 
 NORM_EPS = 1e-6
@@ -41,13 +42,19 @@ SIZES = {
 
 
 class PatchEmbed(nn.Module):
-    """Project square patches, images (B, 3, H, W) → (B, N, D) in row order."""
+    """Project square patches, images (B, 3, H, W) → (B, N, D) in row order.
+
+    Patches (B, N, 3·P·P), each in the order (c, y, x) of the projection's weight, are taken as they are: then it is one
+    matrix product.
+    """
 
     def __init__(self, patch_size: int, embed_dim: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, embed_dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if images.ndim == 3:
+            return F.linear(images, self.proj.weight.flatten(1), self.proj.bias)
         return self.proj(images).flatten(2).transpose(1, 2)
 
 
@@ -75,7 +82,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(gelu(F.linear(x, self.fc1.weight), self.fc1.bias))
 
 
 class Block(nn.Module):
@@ -158,8 +165,9 @@ class Student(nn.Module):
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Logits (B, K); training a distilled student: the pair (class logits, distillation logits).
 
-        images: (B, 3, H, W) in the parameters' dtype. keep: (B, depth, 2) bool, whether a sample keeps a block's
-        attention and MLP branch, kept ones scaled by 1 / (1 - rate); None: all kept, unscaled.
+        images: (B, 3, H, W) in the parameters' dtype, or their patches (B, N, 3·P·P) as `mix_patches` makes them.
+        keep: (B, depth, 2) bool, whether a sample keeps a block's attention and MLP branch, kept ones scaled by
+        1 / (1 - rate); None: all kept, unscaled.
         Raises ValueError when a training student with DropPath gets no keep bits, or bits of another shape.
         """
         logits = self.forward_heads(images, keep)
@@ -189,14 +197,21 @@ class Student(nn.Module):
         return y
 
     def _embed(self, images: torch.Tensor) -> torch.Tensor:
-        positions = self._positions(*images.shape[-2:])
+        positions = self._positions(images)
         patches = self.patch_embed(images)
         tokens = (self.cls_token, self.dist_token) if self.distilled else (self.cls_token,)
         prefix = torch.cat(tokens, dim=1).expand(patches.shape[0], -1, -1)
         return torch.cat([prefix, patches], dim=1) + positions  # (B, N, D)
 
-    def _positions(self, height: int, width: int) -> torch.Tensor:
+    def _positions(self, images: torch.Tensor) -> torch.Tensor:
         """The position embedding, in evaluation resized to images of another size."""
+        if images.ndim == 3 and images.shape[1:] == (self.grid_size**2, 3 * self.patch_size**2):
+            return self.pos_embed
+        height, width = images.shape[-2:]
+        if images.ndim == 3:
+            raise ValueError(
+                f"the student takes {self.grid_size**2} patches of {3 * self.patch_size**2}; got {(height, width)}"
+            )
         if (height, width) == (self.image_size, self.image_size):
             return self.pos_embed
         if self.training or height % self.patch_size or width % self.patch_size:
