@@ -2,8 +2,8 @@
 
 python -m benchmarks.bench_ema [--out FOLDER]
 
-fp32 weights of a DeiT, on one device. Ours is `fastdeit/optim.py`'s `Ema` on two flat tensors, as DeepSpeed holds them: one launch
-each. The floor is 12 bytes a parameter: both read, one written.
+fp32 weights of a DeiT, on one device. Ours is `Ema` of fastdeit/optim.py on two flat tensors, as DeepSpeed holds them: one
+launch. The floor is 12 bytes a parameter: both read, one written.
 """
 
 import argparse
