@@ -18,6 +18,13 @@ def index(argv: Sequence[str]) -> int:
     return index_command(argv)
 
 
+def cache(argv: Sequence[str]) -> int:
+    """record the teacher's answers, join recordings, look into them"""
+    from fastdeit.cache_command import cache_command
+
+    return cache_command(argv)
+
+
 def preview(argv: Sequence[str]) -> int:
     """what the model will see of chosen samples, as a picture"""
     from fastdeit.preview import preview_command
@@ -25,7 +32,7 @@ def preview(argv: Sequence[str]) -> int:
     return preview_command(argv)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {command.__name__: command for command in (train, index, preview)}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {command.__name__: command for command in (train, index, cache, preview)}
 
 
 def main() -> int:

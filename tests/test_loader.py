@@ -52,10 +52,14 @@ def train_loader(index: Index, plan: Plan, micro_batch: int = BATCH, **changes: 
     return TrainLoader(index, plan, options, micro_batch=micro_batch, **{"batch_size": BATCH, "drop_path": DROP_PATH, **ours})
 
 
+# no run here has a recorded teacher
+FIELDS = [field.name for field in dataclasses.fields(Batch) if field.name != "record"]
+
+
 def joined(batches: Iterable[Batch]) -> dict[str, torch.Tensor]:
     """Every field of all batches, by rising ordinal."""
     held = list(batches)
-    whole = {f.name: torch.cat([getattr(batch, f.name) for batch in held]) for f in dataclasses.fields(Batch)}
+    whole = {name: torch.cat([getattr(batch, name) for batch in held]) for name in FIELDS}
     order = torch.argsort(whole["ordinals"])
     return {name: tensor[order] for name, tensor in whole.items()}
 
@@ -75,6 +79,7 @@ def test_batch_is_the_plans(index: Index, plan: Plan, expected: dict[str, torch.
     draws = plan.draw(2, ordinals)
     assert expected["ordinals"].tolist() == ordinals.tolist()
     assert expected["labels"].tolist() == index.labels[draws.image].tolist()
+    assert expected["rows"].tolist() == draws.image.tolist()
     np.testing.assert_array_equal(expected["lam"], draws.lam)
     np.testing.assert_array_equal(expected["box"], draws.box)
     np.testing.assert_array_equal(expected["keep"], plan.keep(2, ordinals, DROP_PATH))
@@ -293,7 +298,7 @@ def test_more_ranks_than_images(index: Index) -> None:
 def test_everything_is_on_the_gpu(index: Index, plan: Plan) -> None:
     on_cpu = joined(train_loader(index, plan).epoch(0))
     batches = list(train_loader(index, plan, device="gpu").epoch(0))
-    assert all(getattr(batch, field.name).is_cuda for batch in batches for field in dataclasses.fields(Batch))
+    assert all(getattr(batch, name).is_cuda for batch in batches for name in FIELDS)
     assert batches[0].images.dtype == torch.float16
     on_gpu = {name: tensor.cpu() for name, tensor in joined(batches).items()}
     assert_same({name: on_gpu[name] for name in ("labels", "lam", "box", "keep", "ordinals")}, on_cpu)

@@ -46,7 +46,8 @@ def epoch_of(index: Index, world: int = 1, **options: object) -> dict[str, torch
         one = loader(index, rank, world, **options)
         held += list(one.epoch(0)) + list(one.epoch(1))[:0]
         one.close()
-    whole = {f.name: torch.cat([getattr(batch, f.name) for batch in held]) for f in dataclasses.fields(Batch)}
+    names = [field.name for field in dataclasses.fields(Batch) if field.name != "record"]
+    whole = {name: torch.cat([getattr(batch, name) for batch in held]) for name in names}
     order = torch.argsort(whole["ordinals"])
     return {name: tensor[order] for name, tensor in whole.items()}
 

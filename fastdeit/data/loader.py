@@ -9,6 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -47,6 +48,10 @@ class Batch:
     """bool (B, depth, 2): DropPath's keep bits of the attention and the MLP branch."""
     ordinals: torch.Tensor
     """int64 (B,): places in the epoch's order."""
+    rows: torch.Tensor
+    """int64 (B,): rows of the index."""
+    record: torch.Tensor | None = None
+    """uint8 (B, n): the teacher's recorded answers; None: there are none."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +81,20 @@ class _Planned:
         return _Planned(self.ordinals[rows], Draws(**fields), self.keep[rows], arrays)
 
 
+class Answers(Protocol):
+    """A recorded teacher, as models/cache.py has it."""
+
+    def records(
+        self, epoch: int, ordinals: np.ndarray, labels: np.ndarray, lam: np.ndarray, version: int
+    ) -> np.ndarray | None: ...
+
+
 class TrainLoader:
     """The training samples of one rank as micro-batches, in the plan's order.
 
     batch_size: of all ranks together; micro_batch: of this device, one forward pass. drop_path: each block's rate of
-    DropPath. quarantine: of this index; what it holds and what it comes to hold is excluded from the plan.
+    DropPath. quarantine: of this index; what it holds and what it comes to hold is excluded from the plan. period: after so
+    many epochs the samples repeat (0: never; DropPath's bits never do). answers: the recorded teacher.
     Raises ValueError when the sizes do not divide, or the data set is smaller than a batch.
     """
 
@@ -96,7 +110,10 @@ class TrainLoader:
         world_size: int = 1,
         drop_path: Sequence[float] = (),
         quarantine: Quarantine | None = None,
+        period: int = 0,
+        answers: Answers | None = None,
     ) -> None:
+        self._period, self._answers = period, answers
         self.steps_per_epoch = plan.steps_per_epoch(batch_size)
         self.micro_steps = _micro_steps(batch_size, micro_batch, world_size)
         self._index, self._plan, self._drop_path = index, plan, tuple(drop_path)
@@ -112,15 +129,24 @@ class TrainLoader:
         """The micro-batches of an epoch from step `first_step` on: (steps_per_epoch - first_step) * micro_steps of them."""
         per_epoch = self.steps_per_epoch * self.micro_steps
         for number in range(epoch * per_epoch + first_step * self.micro_steps, (epoch + 1) * per_epoch):
-            yield self._batch(*self._stream.get(number))
+            images, planned = self._stream.get(number)
+            yield _batch(images, planned, self._index, self._records(epoch, planned))
+
+    def _records(self, epoch: int, planned: _Planned) -> np.ndarray | None:
+        if self._answers is None:
+            return None
+        labels, lam = self._index.labels[planned.draws.image], planned.draws.lam
+        return self._answers.records(self._planned_epoch(epoch), planned.ordinals, labels, lam, len(self._plan.excluded))
+
+    def _planned_epoch(self, epoch: int) -> int:
+        return epoch % self._period if self._period else epoch
 
     def close(self) -> None:
         """Stop DALI's threads; the batches handed out stay valid."""
         self._stream.close()
 
     def plan_batch(self, number: int) -> tuple[_Planned, np.ndarray, tuple[np.ndarray, ...]]:
-        if len(self._quarantine) > len(self._plan.excluded):
-            self._plan.exclude(self._quarantine.rows)
+        if _exclude(self._plan, self._quarantine):
             self._block.cache_clear()
         epoch, micro = divmod(number, self.steps_per_epoch * self.micro_steps)
         block, place = divmod(micro, self._per_block)
@@ -136,7 +162,7 @@ class TrainLoader:
         last = self.steps_per_epoch * self.micro_steps
         micros = range(block * self._per_block, min((block + 1) * self._per_block, last))
         ordinals = np.concatenate([self._ordinals(*divmod(micro, self.micro_steps)) for micro in micros])
-        draws = self._plan.draw(epoch, ordinals)
+        draws = self._plan.draw(self._planned_epoch(epoch), ordinals)
         keep = self._plan.keep(epoch, ordinals, self._drop_path)
         return _Planned(ordinals, draws, keep, pack_draws(draws, self._plan.spec, self.options))
 
@@ -144,10 +170,66 @@ class TrainLoader:
         mine = self._plan.ordinals(step, self._batch_size, self._rank, self._world_size)
         return mine[micro * self._micro_batch : (micro + 1) * self._micro_batch]
 
-    def _batch(self, images: torch.Tensor, planned: _Planned) -> Batch:
-        draws = planned.draws
-        small = (self._index.labels[draws.image], draws.lam, draws.box, planned.keep, planned.ordinals)
-        return Batch(images, *(_beside(images, array) for array in small))
+
+class ReplayLoader:
+    """Chosen samples of the plan, whole pairs, in the order asked for: `windows` has the epoch and the ordinals of each batch.
+
+    micro_batch: samples of the largest of them. quarantine: as `TrainLoader`'s. DropPath's bits are left out: this is for
+    teachers.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        plan: Plan,
+        options: PipelineOptions,
+        windows: Sequence[tuple[int, np.ndarray]],
+        micro_batch: int,
+        quarantine: Quarantine | None = None,
+    ) -> None:
+        self._index, self._plan, self._windows = index, plan, windows
+        self._quarantine = Quarantine(index) if quarantine is None else quarantine  # an empty one counts
+        self.options = _options_of(options, index, micro_batch)
+        self._stream = Stream(
+            index, self.plan_batch, lambda source: build_train_pipeline(source, plan.spec, self.options), self._quarantine
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number in range(len(self._windows)):
+            yield _batch(*self._stream.get(number), self._index, None)
+
+    def close(self) -> None:
+        """Stop DALI's threads; the batches handed out stay valid."""
+        self._stream.close()
+
+    def plan_batch(self, number: int) -> tuple[_Planned, np.ndarray, tuple[np.ndarray, ...]]:
+        _exclude(self._plan, self._quarantine)
+        epoch, ordinals = self._windows[min(number, len(self._windows) - 1)]  # DALI runs ahead, over the end too
+        draws = self._plan.draw(epoch, ordinals)
+        arrays = pack_draws(draws, self._plan.spec, self.options)
+        return _Planned(ordinals, draws, np.zeros((len(ordinals), 0, 2), bool), arrays), draws.image, arrays
+
+
+def _exclude(plan: Plan, quarantine: Quarantine) -> bool:
+    """Takes what was found bad out of the plan; whether that is new."""
+    news = len(quarantine) > len(plan.excluded)
+    if news:
+        plan.exclude(quarantine.rows)
+    return news
+
+
+def _batch(images: torch.Tensor, planned: _Planned, index: Index, record: np.ndarray | None) -> Batch:
+    draws = planned.draws
+    return Batch(
+        images=images,
+        labels=_beside(images, index.labels[draws.image]),
+        lam=_beside(images, draws.lam),
+        box=_beside(images, draws.box),
+        keep=_beside(images, planned.keep),
+        ordinals=_beside(images, planned.ordinals),
+        rows=_beside(images, draws.image),
+        record=None if record is None else _beside(images, record),
+    )
 
 
 class EvalLoader:

@@ -6,6 +6,7 @@ their place is the plan's to say (`Plan.exclude`), and it depends on nothing but
 the same image bad at different times agree. The file is read when a run goes on.
 """
 
+import hashlib
 import json
 import logging
 import time
@@ -46,6 +47,11 @@ class Quarantine:
     def rows(self) -> np.ndarray:
         """int64 (n,): rows of the index that must not be read, ascending."""
         return np.array(sorted(self._faults), np.int64)
+
+    def fingerprint(self) -> str:
+        """A digest of which images all who share the file have found bad."""
+        rows = self._faults.keys() | {entry["row"] for entry in read_entries(self._file, self._index.split)}
+        return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
 
     def count_all(self) -> int:
         """Bad images that all who share the file have found."""
