@@ -4,8 +4,9 @@ The step reads as the data flows: mix the pairs, ask the teacher, run the studen
 DeepSpeed's backward and step, the average of the weights. It never waits for the device: what it returns are tensors.
 """
 
+import copy
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,11 @@ from torch import nn
 
 from fastdeit.data.loader import Batch
 from fastdeit.distributed import import_deepspeed
-from fastdeit.kernels.mix import mix
+from fastdeit.kernels.mix import mix, mix_patches
 from fastdeit.losses import DistillationLoss
 from fastdeit.models.teacher import Teacher
 from fastdeit.optim import Ema
-from fastdeit.zero import Partitions
+from fastdeit.zero import open_partitions
 
 STATISTICS = ("loss", "base", "distill")
 """What `Trainer.train_step` returns, in this order."""
@@ -32,18 +33,20 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, deepspeed_c
         model=model, optimizer=optimizer, config=deepspeed_config, dist_init_required=False
     )
     if deepspeed_config["bf16"]["enabled"]:
-        Partitions(engine).install(exact)
+        open_partitions(engine).install(exact)
     return engine
 
 
 @dataclass
 class Trainer:
-    """A student under a DeepSpeed engine (ZeRO 1 or 2), its teacher, loss, schedule and average, at some step."""
+    """A student under a DeepSpeed engine (ZeRO 1, 2 or 3), its teacher, loss, schedule and average, at some step."""
 
     engine: Any
     shadow: nn.Module
     """A second copy of the model on the device, in evaluation mode, which takes up the average when it is evaluated."""
     teacher: Teacher | None
+    decode: Callable[[torch.Tensor], torch.Tensor] | None
+    """From the records that batches bring to the teacher's answer; None: they bring none."""
     criterion: DistillationLoss
     schedule: Scheduler
     ema_decay: float | None
@@ -54,7 +57,8 @@ class Trainer:
     skipped: int = 0
 
     def __post_init__(self) -> None:
-        self.partitions = Partitions(self.engine)
+        self.partitions = open_partitions(self.engine)
+        self._whole: nn.Module | None = None
         self._persistent = frozenset(self.shadow.state_dict())
         self.planned = hasattr(self.engine.module, "drop_path_rates")
         self.ema = Ema(self.partitions.masters, self._buffers(), self.ema_decay) if self.ema_decay is not None else None
@@ -72,14 +76,29 @@ class Trainer:
         return torch.stack(parts).mean(0)
 
     def _micro_step(self, batch: Batch, place: int) -> torch.Tensor:
-        images = mix(batch.images, batch.lam, batch.box, out_dtype=self.dtype)
-        with torch.no_grad():
-            answer = self.teacher(images) if self.teacher is not None else None
+        images, mixed = self._mix(batch)
+        answer = self._answer(batch, mixed)
         outputs = self.engine(images, batch.keep) if self.planned else self._unplanned(images, place)
         parts = self.criterion(outputs, batch.labels, batch.lam, answer)
         self.engine.backward(parts.loss)
         self.engine.step()
         return torch.stack([part.detach().float() for part in parts])
+
+    def _mix(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the model takes, for our student patches, and the mixed images for the teacher, if there is one."""
+        if not self.planned:
+            images = mix(batch.images, batch.lam, batch.box, self.dtype)
+            return images, images
+        asks = self.teacher is not None and batch.record is None
+        return mix_patches(batch.images, batch.lam, batch.box, self.engine.module.patch_size, self.dtype, with_images=asks)
+
+    @torch.no_grad()
+    def _answer(self, batch: Batch, mixed: torch.Tensor | None) -> torch.Tensor | None:
+        """The teacher's, recorded if the batch brings it; else from the mixed images."""
+        if batch.record is not None:
+            assert self.decode is not None, "records need their decoder"
+            return self.decode(batch.record)
+        return self.teacher(mixed) if self.teacher is not None and mixed is not None else None
 
     def _unplanned(self, images: torch.Tensor, place: int) -> Any:
         """Forward of a timm model, whose own random draws follow from (seed, step, micro-step, rank): a resume repeats them."""
@@ -106,6 +125,19 @@ class Trainer:
             return None
         return self.partitions.gather(self.ema.flats) | _on_cpu(self.ema.buffers.items())
 
+    def module(self) -> nn.Module:
+        """The model in evaluation mode and the training precision; at ZeRO 3, which keeps its weights in pieces, a whole copy.
+
+        A collective.
+        """
+        module = self.engine.module.eval()
+        if self.engine.zero_optimization_stage() < 3:
+            return module
+        if self._whole is None:
+            self._whole = copy.deepcopy(self.shadow)
+        self._whole.load_state_dict(self.weights())
+        return self._whole
+
     def ema_module(self) -> nn.Module | None:
         """The model holding the average, in evaluation mode and the training precision; a collective."""
         weights = self.ema_weights()
@@ -127,9 +159,19 @@ class Trainer:
             tensors["ema"] = average
         return tensors, {"step": self.step, "adam_step": adam_step, "skipped": self.skipped}
 
+    def layout(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The names, shapes and dtypes of what `state` gives, as tensors without memory."""
+        parameters = {
+            name: torch.empty(parameter.shape, dtype=torch.float32, device="meta")
+            for name, parameter in self.shadow.named_parameters()
+        }
+        model = parameters | {name: buffer.to("meta") for name, buffer in self._buffers()}
+        layout = {"model": model, "exp_avg": parameters, "exp_avg_sq": parameters}
+        return layout if self.ema is None else layout | {"ema": model}
+
     def load_state(self, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
         """Takes up what `state` gave, of any world size or stage. Raises ValueError if the parameters differ."""
-        model, wanted = tensors["model"], self.engine.module.state_dict()
+        model, wanted = tensors["model"], self.shadow.state_dict()
         if {name: value.shape for name, value in model.items()} != {name: value.shape for name, value in wanted.items()}:
             raise ValueError(f"the checkpoint's parameters are not those of {type(self.engine.module).__name__} as configured")
         self.partitions.install(model)

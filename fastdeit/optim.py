@@ -41,10 +41,10 @@ def _layer(name: str, depth: int) -> int:
 
 
 def build_adamw(
-    groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float, device: torch.device
+    groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float, *, fused: bool
 ) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101); one fused launch a group on a GPU."""
-    return torch.optim.AdamW(list(groups), lr=lr, betas=betas, eps=eps, fused=device.type == "cuda")
+    """AdamW (arXiv 1711.05101); fused: one launch a group, in one pass over weights, gradients and moments."""
+    return torch.optim.AdamW(list(groups), lr=lr, betas=betas, eps=eps, fused=fused)
 
 
 def build_schedule(
