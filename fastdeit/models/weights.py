@@ -8,14 +8,15 @@ import argparse
 import hashlib
 import json
 import math
-import pickle
+import mmap
+import zipfile
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from timm.layers import resample_abs_pos_embed
 
 from fastdeit.models.student import SIZES, Student, build_student
+from fastdeit.tensor_files import read_tensors
 
 WRAPPERS = ("state_dict", "model")
 StateDict = dict[str, torch.Tensor]
@@ -32,26 +33,38 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, str]]:
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return read_tensors(path)
     return _unwrap(_read_pickle(path), path), {}
 
 
-def _read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
-
-
 def _read_pickle(path: Path) -> object:
+    _check_expansion(path)
     # the training checkpoints of deit and timm carry their command line as a Namespace, which is plain data
     with torch.serialization.safe_globals([argparse.Namespace]):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        except Exception as error:  # whatever a file can drive the unpickler to, from IndexError to MemoryError
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(f"{path} does not load as plain weights; save it as safetensors: {reason}") from error
+
+
+def _check_expansion(path: Path) -> None:
+    """Raises ValueError for a file that would take up more memory than its own size.
+
+    torch.save compresses nothing, and no state dict needs the one call the unpickler allows that makes memory out of a number.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size and mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ).find(b"\nbytearray\n") >= 0:
+            raise ValueError(f"{path} does not load as plain weights: it makes byte arrays")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except zipfile.BadZipFile:
+        return  # torch's older form, or no weights at all
+    claimed = sum(entry.file_size for entry in entries)
+    if claimed > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError(f"{path} does not load as plain weights: compressed, {claimed:,} bytes in {size:,}")
 
 
 def _unwrap(content: object, path: Path) -> StateDict:
@@ -60,7 +73,20 @@ def _unwrap(content: object, path: Path) -> StateDict:
             content = content[wrapper]
     if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
         raise ValueError(f"{path} holds no state dict, neither plain nor under {' or '.join(WRAPPERS)}")
+    _check_stored(content, path)
     return {key.removeprefix("module."): value for key, value in content.items()}
+
+
+def _check_stored(tensors: StateDict, path: Path) -> None:
+    """Raises ValueError for tensors with more elements than the file has bytes for."""
+    size, storages = path.stat().st_size, {}
+    for key, value in tensors.items():
+        plain = value.device.type == "cpu" and value.layout is torch.strided
+        if not plain or value.nbytes > value.untyped_storage().nbytes():
+            raise ValueError(f"{path} does not load as plain weights: {key} has more elements than it stores")
+        storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+    if sum(storages.values()) > size:
+        raise ValueError(f"{path} does not load as plain weights: {sum(storages.values()):,} bytes of tensors in {size:,}")
 
 
 def file_sha256(path: str | Path) -> str:

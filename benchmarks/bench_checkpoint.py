@@ -1,0 +1,135 @@
+"""Checkpoints of DeiT-Ti, S, B: size, and seconds to gather, write, verify and load: python -m benchmarks.bench_checkpoint
+
+One process, ZeRO 1, fp32 masters, both moments and the average. Then how long training is held up by a save that it waits for
+and by one that a thread writes: the call itself, and by how much the steps during the write take longer than others (on a
+CPU the thread and the step share the cores; `slowed_s`). Medians over rounds. The disk is that of --folder.
+"""
+
+import argparse
+import re
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import harness
+from fastdeit import build
+from fastdeit.checkpoint import load_checkpoint, save_checkpoint, verify_checkpoint
+from fastdeit.checkpoint_writer import CheckpointWriter
+from fastdeit.config import Config
+from fastdeit.data.loader import Batch
+from fastdeit.distributed import World, init_distributed
+from fastdeit.engine import Trainer
+from fastdeit.models.student import build_student
+
+MODELS = ("tiny", "small", "base")
+BATCH, SIZE, CLASSES = 2, 224, 1000
+COLUMNS = (
+    *("parameters", "mib", "gather_s", "write_s", "verify_s", "load_s", "install_s"),
+    *("held_waiting_s", "held_thread_s", "held_ratio", "step_s", "slowed_s"),
+)
+"""load_s: verified and in memory; install_s: from there into the engine; held_ratio: thread / waiting."""
+
+
+def make_trainer(name: str, world: World) -> Trainer:
+    model = f"deit_{name}_distilled_patch16_224"
+    config = Config().replace(
+        model={"model": model},
+        optim={"batch_size": BATCH, "epochs": 1, "warmup_epochs": 0},
+        run={"zero_stage": 1, "precision": "fp32"},
+        distill={"distillation_type": "none"},
+    )
+    return build.build_trainer(config, world, build_student(model, num_classes=CLASSES), None, 1000)
+
+
+def make_batch(trainer: Trainer, device: torch.device) -> Batch:
+    depth = len(trainer.engine.module.drop_path_rates)
+    return Batch(
+        images=torch.randn(BATCH, 3, SIZE, SIZE, device=device),
+        labels=torch.arange(BATCH, device=device),
+        lam=torch.full((BATCH,), 0.5, device=device),
+        box=torch.zeros(BATCH, 4, dtype=torch.int32, device=device),
+        keep=torch.ones(BATCH, depth, 2, dtype=torch.bool, device=device),
+        ordinals=torch.arange(BATCH),
+        rows=torch.arange(BATCH),
+    )
+
+
+def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
+    began = time.perf_counter()
+    result = run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began, result
+
+
+def parts_of_a_save(trainer: Trainer, folder: Path) -> dict[str, float]:
+    """One waited-for save, and the way back."""
+    found: dict[str, float] = {}
+    found["gather_s"], (tensors, state) = seconds(trainer.state)
+    found["write_s"], path = seconds(lambda: save_checkpoint(folder, state["step"], tensors, state, keep=2))
+    found["held_waiting_s"] = found["gather_s"] + found["write_s"]
+    found["mib"] = sum(file.stat().st_size for file in path.iterdir()) / 2**20
+    found["verify_s"], _ = seconds(lambda: verify_checkpoint(path, trainer.layout()))
+    found["load_s"], loaded = seconds(lambda: load_checkpoint(path, trainer.layout()))
+    for stem, named in tensors.items():
+        for name, tensor in named.items():
+            harness.gate(loaded[0][stem][name], tensor, f"{stem} {name}")
+    found["install_s"], _ = seconds(lambda: trainer.load_state(*loaded))
+    return found
+
+
+def beside_training(trainer: Trainer, batch: Batch, folder: Path, write_s: float) -> dict[str, float]:
+    """A save by the thread: what the call takes, and what the steps while it writes take beyond others."""
+    step_s = statistics.median(seconds(lambda: trainer.train_step([batch]))[0] for _ in range(3))
+    count = max(1, round(write_s / step_s))
+    writer = CheckpointWriter(folder, keep=2, rank=0)
+    held_s, _ = seconds(lambda: writer.save(*trainer.state()))
+    while_s = seconds(lambda: [trainer.train_step([batch]) for _ in range(count)])[0]
+    writer.wait()
+    writer.close()
+    return {"held_thread_s": held_s, "step_s": step_s, "slowed_s": while_s - count * step_s}
+
+
+def measure(name: str, world: World, root: Path, rounds: int) -> dict[str, float]:
+    trainer = make_trainer(name, world)
+    batch = make_batch(trainer, world.device)
+    trainer.train_step([batch])  # Adam's moments come with the first step
+    found: list[dict[str, float]] = []
+    for _ in range(rounds):
+        shutil.rmtree(root / name, ignore_errors=True)
+        parts = parts_of_a_save(trainer, root / name)
+        found.append(parts | beside_training(trainer, batch, root / name, parts["write_s"]))
+    medians = {column: statistics.median(one[column] for one in found) for column in found[0]}
+    medians["held_ratio"] = statistics.median(one["held_thread_s"] / one["held_waiting_s"] for one in found)
+    medians["parameters"] = sum(parameter.numel() for parameter in trainer.engine.module.parameters())
+    trainer.engine.destroy()
+    shutil.rmtree(root / name)
+    return medians
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("-o", "--output", type=Path, help="default: results/DEVICE-checkpoint.csv")
+    parser.add_argument("--folder", type=Path, help="where the checkpoints go for the while; default: the system's for such")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--rounds", type=int, default=3)
+    asked, world = parser.parse_args(), init_distributed()
+    stamp, rows = harness.environment(world.device) | {"bench": "checkpoint"}, []
+    for name in asked.models:
+        with tempfile.TemporaryDirectory(dir=asked.folder) as root:
+            found = measure(name, world, Path(root), asked.rounds)
+        rows.append(stamp | {"setting": name} | {column: f"{found[column]:.4g}" for column in COLUMNS})
+        rows[-1]["parameters"] = int(found["parameters"])
+        print("  ".join(f"{column} {rows[-1][column]}" for column in ("setting", *COLUMNS)), flush=True)
+    place = "cpu" if world.device.type == "cpu" else re.sub(r"[^a-z0-9]+", "-", harness.device_name(world.device).lower())
+    harness.write_rows(asked.output or harness.RESULTS / f"{place}-checkpoint.csv", rows, list(rows[0]))
+
+
+if __name__ == "__main__":
+    main()
