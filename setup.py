@@ -26,6 +26,7 @@ setup(
         "numpy>=2.0",
         "numba>=0.61",  # the exact augmentation
         "pyarrow>=17",
+        "psutil>=5.9",  # who launched a rank, who holds a run folder; DeepSpeed brings it too
         "safetensors>=0.5",
         "tyro>=1.0",
         "rich>=13",

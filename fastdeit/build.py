@@ -10,16 +10,20 @@ import timm
 import torch
 from torch import nn
 
-from fastdeit.config import Config, deepspeed_config, require
+from fastdeit.config import Config, require
 from fastdeit.data.digits import write_digits
 from fastdeit.data.index import Index, build_index
 from fastdeit.data.loader import EvalLoader, TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.data.snapshot import same_images
+from fastdeit.deepspeed_config import deepspeed_config
+from fastdeit.deepspeed_file import add_file
 from fastdeit.distributed import World, first_on_rank0
 from fastdeit.engine import Trainer, build_engine
+from fastdeit.kernels.backend import set_backend
 from fastdeit.losses import DistillationLoss
+from fastdeit.models.cache import Replay
 from fastdeit.models.student import SIZES, Student, build_student
 from fastdeit.models.teacher import Teacher, load_teacher
 from fastdeit.models.weights import check_match, has_qkv_bias, load_student_weights, read_weights
@@ -49,7 +53,7 @@ def check_config(config: Config, world_size: int) -> None:
     elif distill.distillation_type != "none":
         distilled = [name for name in SIZES if "_distilled" in name]
         require(config.model.model in distilled, "model", config.model.model, f"{', '.join(distilled)} with a teacher")
-    if distill.distillation_type != "none" and ":" not in distill.teacher_model:
+    if distill.needs_teacher and ":" not in distill.teacher_model:
         path = distill.teacher_path
         require(bool(path) and Path(path).exists(), "teacher_path", path, _teacher_hint(config))
     _check_eval_size(config)
@@ -158,7 +162,13 @@ def pipeline_options(config: Config, world: World) -> PipelineOptions:
 
 
 def build_train_loader(
-    config: Config, world: World, index: Index, plan: Plan, drop_path: tuple[float, ...], quarantine: Quarantine
+    config: Config,
+    world: World,
+    index: Index,
+    plan: Plan,
+    drop_path: tuple[float, ...],
+    quarantine: Quarantine,
+    replay: Replay | None = None,
 ) -> TrainLoader:
     """Planned batches of this rank; drop_path: the student's rate a block, empty for a model that plans nothing."""
     return TrainLoader(
@@ -171,6 +181,8 @@ def build_train_loader(
         world_size=world.size,
         drop_path=drop_path,
         quarantine=quarantine,
+        period=config.distill.cache_period,
+        answers=replay,
     )
 
 
@@ -241,11 +253,11 @@ def _build_student(config: Config, num_classes: int) -> tuple[Student, list[str]
 
 
 def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> Teacher | None:
-    """The live teacher on this rank's device, or None with --distillation-type none.
+    """The live teacher on this rank's device, or None where none is needed.
 
     classes: the data set's, in the order of the labels. Raises ValueError if the teacher's file names other ones.
     """
-    if config.distill.distillation_type == "none":
+    if not config.distill.needs_teacher:
         return None
     teacher = load_teacher(
         config.distill.teacher_model,
@@ -269,26 +281,42 @@ def precision(config: Config, world: World) -> tuple[str, torch.dtype]:
     return name, torch.bfloat16 if name == "bf16" else torch.float32
 
 
-def build_trainer(config: Config, world: World, model: nn.Module, teacher: Teacher | None, steps_per_epoch: int) -> Trainer:
-    """The student under DeepSpeed with optimizer, schedule, loss and average, at step 0; a collective."""
+def build_deepspeed_config(config: Config, world: World) -> dict[str, Any]:
+    """The settings of DeepSpeed with those of --deepspeed-config, if there is one. Raises what `add_file` raises."""
+    optim = config.optim
+    micro_batch = optim.micro_batch or optim.batch_size // world.size
+    ours = deepspeed_config(
+        batch_size=optim.batch_size,
+        micro_batch=micro_batch,
+        grad_accum_steps=optim.batch_size // world.size // micro_batch,
+        precision=precision(config, world)[0],
+        zero_stage=config.run.zero_stage,
+        clip_grad=optim.clip_grad,
+        offload_optimizer=config.run.offload_optimizer,
+    )
+    return add_file(ours, config.run.deepspeed_config) if config.run.deepspeed_config else ours
+
+
+def build_trainer(
+    config: Config,
+    world: World,
+    model: nn.Module,
+    teacher: Teacher | None,
+    steps_per_epoch: int,
+    replay: Replay | None = None,
+) -> Trainer:
+    """The student under DeepSpeed with optimizer, schedule, loss and average, at step 0; a collective.
+
+    Chooses the form of the kernels for the whole process.
+    """
     optim, distill = config.optim, config.distill
-    name, dtype = precision(config, world)
+    set_backend(config.run.kernels)
+    dtype = precision(config, world)[1]
     shadow = copy.deepcopy(model).to(world.device, dtype).eval()
     groups = parameter_groups(model, optim.weight_decay, optim.layer_decay)
-    optimizer = build_adamw(groups, optim.scaled_lr, optim.opt_betas, optim.opt_eps, world.device)
-    micro_batch = optim.micro_batch or optim.batch_size // world.size
-    engine = build_engine(
-        model,
-        optimizer,
-        deepspeed_config(
-            batch_size=optim.batch_size,
-            micro_batch=micro_batch,
-            grad_accum_steps=optim.batch_size // world.size // micro_batch,
-            precision=name,
-            zero_stage=config.run.zero_stage,
-            clip_grad=optim.clip_grad,
-        ),
-    )
+    fused = world.device.type == "cuda" or config.run.offload_optimizer  # torch's one pass over the state, on either device
+    optimizer = build_adamw(groups, optim.scaled_lr, optim.opt_betas, optim.opt_eps, fused=fused)
+    engine = build_engine(model, optimizer, build_deepspeed_config(config, world))
     schedule = build_schedule(
         engine.optimizer,
         total_steps=optim.epochs * steps_per_epoch,
@@ -308,6 +336,7 @@ def build_trainer(config: Config, world: World, model: nn.Module, teacher: Teach
         engine=engine,
         shadow=shadow,
         teacher=teacher,
+        decode=None if replay is None else replay.decoder(hard=distill.distillation_type == "hard"),
         criterion=criterion,
         schedule=schedule,
         ema_decay=optim.model_ema_decay if optim.model_ema else None,

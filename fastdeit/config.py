@@ -169,12 +169,28 @@ class DistillConfig:
     """Temperature of soft distillation."""
     distillation_legacy: bool = False
     """Soft loss divided by batch and classes as deit's code does, instead of by the batch."""
+    cache: str = ""
+    """A folder of recorded answers (fastdeit cache build), which are read instead of running the teacher."""
+    cache_miss: Literal["error", "live", "ground-truth"] = "error"
+    """Where --cache has no whole record: stop, run the teacher, or take the label with the larger share (hard only)."""
+    cache_period: int = 0
+    """Epochs after which the samples repeat, so that a cache of as many is enough; 0: never."""
     bce_loss: bool = False
     """Binary cross-entropy to the mixed targets (DeiT III); needs --smoothing 0."""
 
     def __post_init__(self) -> None:
         require(0 <= self.distillation_alpha <= 1, "distillation_alpha", self.distillation_alpha, "0 to 1")
         require(self.distillation_tau > 0, "distillation_tau", self.distillation_tau, "above 0")
+        require(self.cache_period >= 0, "cache_period", self.cache_period, "0 or more")
+        kind = self.distillation_type
+        require(not self.cache or kind != "none", "cache", self.cache, "no cache with --distillation-type none")
+        labels = self.cache_miss == "ground-truth" and kind == "soft"
+        require(not labels, "cache_miss", self.cache_miss, "error or live with --distillation-type soft")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher itself has to be there."""
+        return self.distillation_type != "none" and (not self.cache or self.cache_miss == "live")
 
 
 @dataclass(frozen=True)
@@ -224,29 +240,79 @@ class RunConfig:
     output_dir: str = ""
     """Where config, log, checkpoints and weights go; empty: runs/RECIPE. The same command in the same folder resumes."""
     resume: str = ""
-    """A checkpoint folder to start from, instead of the newest one of --output-dir."""
+    """A checkpoint folder to start from, instead of the newest one of --output-dir. The same command goes on from its own."""
     seed: int = 0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 with fp32 master weights on a GPU, fp32 on a CPU."""
-    zero_stage: Literal[0, 1, 2] = 1
-    """DeepSpeed's partitioning: optimizer state (1), gradients too (2)."""
+    kernels: Literal["auto", "reference"] = "auto"
+    """auto: own Triton kernels on a GPU; reference: the same in plain torch, for comparison."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed's partitioning: optimizer state (1), gradients too (2), weights too (3)."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's state and the master weights in CPU memory, and step there; with --zero-stage 2 or 3."""
+    deepspeed_config: str = ""
+    """A JSON file in DeepSpeed's form that sets more of its fields; what flags decide must be the same there."""
     save_steps: int = 0
     """A checkpoint every so many optimizer steps, beside one each epoch; 0: only each epoch."""
     keep_checkpoints: int = 2
-    """Newest checkpoints that stay on the disk."""
+    """Newest checkpoints that stay on the disk, beside the one of the highest validation top-1."""
     eval_epochs: int = 1
     """Evaluate every so many epochs, and after the last one."""
     log_steps: int = 10
     """Steps between two lines of metrics.jsonl; the only host synchronisation of the loop."""
     stop_after_steps: int = 0
     """Save and stop after so many steps of this run; the same command goes on from there. 0: run to the end."""
+    time_limit: str = ""
+    """Save and stop after so much time, in Slurm's forms: minutes, M:SS, H:MM:SS, D-H, D-H:MM, D-H:MM:SS. Empty: none."""
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
+        offloads = self.offload_optimizer
+        require(not offloads or self.zero_stage >= 2, "zero_stage", self.zero_stage, "2 or 3 with --offload-optimizer")
         for name in ("save_steps", "stop_after_steps"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        for name in ("keep_checkpoints", "eval_epochs", "log_steps"):
+        require(self.keep_checkpoints >= 2, "keep_checkpoints", self.keep_checkpoints, "2 or more: one may turn out damaged")
+        for name in ("eval_epochs", "log_steps"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        parse_time_limit(self.time_limit)
+
+
+def parse_time_limit(text: str) -> float | None:
+    """Seconds of a time as sbatch's --time has it; None for an empty one. Raises ValueError for any other form."""
+    if not text:
+        return None
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+(?::\d+){0,2})", text)
+    require(match is not None, "time_limit", text, "minutes, M:SS, H:MM:SS, D-H, D-H:MM, D-H:MM:SS")
+    assert match is not None
+    clock = [int(part) for part in match[2].split(":")]
+    if match[1] is None and len(clock) < 3:
+        clock = [0, *clock]  # begins with minutes
+    hours, minutes, seconds = (*clock, 0, 0)[:3]
+    return float(((int(match[1] or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+@dataclass(frozen=True)
+class LimitConfig:
+    """Seconds without progress after which a process writes down where it stands, and ends."""
+
+    startup_limit: float = 7200
+    """From the start to the first step, and the first pass of each section below: indexing, compiling."""
+    data_limit: float = 600
+    """Wait for a batch."""
+    step_limit: float = 600
+    """A forward and a backward pass, with the waiting for the other ranks."""
+    evaluation_limit: float = 600
+    """A batch of evaluation."""
+    checkpoint_limit: float = 1800
+    """Saving a checkpoint, or what a run leaves at its end."""
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            require(value > 0, name, value, "above 0")
+
+    def sections(self) -> dict[str, float]:
+        """The limits in seconds by section: startup, data, step, evaluation, checkpoint."""
+        return {name.removesuffix("_limit"): value for name, value in dataclasses.asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -260,6 +326,7 @@ class Config:
     distill: DistillConfig = field(default_factory=DistillConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    limits: LimitConfig = field(default_factory=LimitConfig)
 
     def __post_init__(self) -> None:
         smoothing = self.mix.smoothing
@@ -308,27 +375,3 @@ def _checked(section: Any, key: str, value: Any, source: str) -> Any:
     if default is not None and not same:
         raise ValueError(f"{source}: {key}: got {value!r}, allowed is the type of {default!r}")
     return value
-
-
-def deepspeed_config(
-    *, batch_size: int, micro_batch: int, grad_accum_steps: int, precision: str, zero_stage: int, clip_grad: float | None
-) -> dict[str, Any]:
-    """The dict for `deepspeed.initialize`.
-
-    Gradients are accumulated and reduced in fp32 whatever the precision. Stage 0 becomes 1: its maths without the missing
-    NaN guard. Stage 1 in bf16 becomes 2, which accumulates in fp32 without a full-size gradient buffer on every rank
-    (DeepSpeed 0.19.8).
-    """
-    return {
-        "train_batch_size": batch_size,
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": grad_accum_steps,
-        "gradient_clipping": clip_grad or 0.0,
-        "bf16": {"enabled": precision == "bf16", "check_grad_overflow": True},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": "fp32",
-        "zero_optimization": {"stage": max(zero_stage, 2 if precision == "bf16" else 1), "memory_efficient_linear": False},
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 2**62,
-        "wall_clock_breakdown": False,
-    }

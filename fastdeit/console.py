@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -29,7 +30,7 @@ class RunConsole:
         """The run's facts, a line each; then the progress starts."""
         width = max(map(len, facts))
         for name, text in facts.items():
-            self._console.print(f"[bold]{name:<{width}}[/]  {text}", soft_wrap=True)
+            self._console.print(f"[bold]{name:<{width}}[/]  {escape(text)}", soft_wrap=True)
         self._progress.start()
 
     def step(self, step: int, *, loss: float, lr: float, images_per_s: float) -> None:
@@ -41,8 +42,11 @@ class RunConsole:
             self.note(f"epoch {epoch}/{self._epochs}  step {step}  {facts}")
 
     def note(self, text: str) -> None:
-        """A line of its own, above the bar."""
-        self._console.print(text, soft_wrap=True)
+        """A line of its own, above the bar. A terminal that has gone away is no reason to end a run."""
+        try:
+            self._console.print(text, soft_wrap=True, markup=False)
+        except OSError:
+            self._console.quiet = True
         self._spoken = time.monotonic()
 
     def stop(self) -> None:

@@ -2,12 +2,14 @@
 
 import atexit
 import datetime
+import functools
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -31,17 +33,28 @@ class World:
         return max(1, len(os.sched_getaffinity(0)) // self.local_size)
 
 
-def init_distributed(timeout_s: int = 1800) -> World:
-    """Joins the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, ...), or makes one of one."""
+def init_distributed(timeout_s: float = 1800) -> World:
+    """Joins the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, ...), or makes one of one.
+
+    timeout_s: of every collective. Raises ValueError for a port that is in use.
+    """
     if "RANK" not in os.environ:
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         os.environ.update(alone, MASTER_PORT=str(_free_port()))
     deepspeed = import_deepspeed()
     if not dist.is_initialized():
-        deepspeed.init_distributed(verbose=False, timeout=datetime.timedelta(seconds=timeout_s))
+        try:
+            deepspeed.init_distributed(verbose=False, timeout=datetime.timedelta(seconds=timeout_s))
+        except dist.DistNetworkError as error:
+            if os.environ["RANK"] != "0" or "EADDRINUSE" not in str(error):
+                raise
+            raise ValueError(
+                f"--master_port: got {os.environ['MASTER_PORT']}, which is in use, allowed is a free one"
+            ) from None
         atexit.register(dist.destroy_process_group)  # not earlier: DeepSpeed keeps groups of its own for the process's life
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or dist.get_world_size())
+    os.environ.setdefault("LOCAL_SIZE", str(local_size))  # or ZeRO 3 asks the machine's topology at every step
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     world = World(dist.get_rank(), dist.get_world_size(), local_rank, local_size, device)
     if device.type == "cuda":
@@ -69,6 +82,35 @@ def import_deepspeed():  # type: ignore[no-untyped-def]  # deepspeed has no type
     return deepspeed
 
 
+def on_rank0(action: Callable[[], Result]) -> Result:
+    """What `action` returns on rank 0, on every rank. Raises rank 0's ValueError or OSError as a ValueError on every rank."""
+    answer: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            answer[0] = action()
+        except (ValueError, OSError) as failure:
+            answer[1] = str(failure)
+    dist.broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise ValueError(answer[1])
+    return answer[0]
+
+
+def on_every_rank(action: Callable[[], Result]) -> list[Result]:
+    """What `action` returns on each rank, on every rank. Raises the first rank's ValueError or OSError on every rank."""
+    answers: list[Any] = [None] * dist.get_world_size()
+    answer: tuple[Result | None, str | None]
+    try:
+        answer = action(), None
+    except (ValueError, OSError) as failure:
+        answer = None, str(failure)
+    dist.all_gather_object(answers, answer)
+    error = next((error for _, error in answers if error is not None), None)
+    if error is not None:
+        raise ValueError(error)
+    return [result for result, _ in answers]
+
+
 def first_on_rank0(build: Callable[[], Result]) -> Result:
     """`build()` on rank 0, then on the others, which find its files ready. Raises rank 0's ValueError on every rank."""
     error: list[str | None] = [None]
@@ -88,6 +130,56 @@ def all_agree(ok: bool) -> bool:
     votes = [False] * dist.get_world_size()
     dist.all_gather_object(votes, ok)
     return all(votes)
+
+
+class Ballot:
+    """A small number of each rank, of which all learn the largest one call later.
+
+    It goes through the hosts (gloo), on a GPU too: the loop neither waits for the device nor, as a rule, for another rank.
+    """
+
+    def __init__(self) -> None:
+        self._sent: tuple[torch.Tensor, Any] | None = None
+
+    def cast(self, value: int) -> int:
+        """Sends `value`; the largest of the call before this one, the same on every rank, 0 at the first. A collective."""
+        before, self._sent = self._sent, _send(value)
+        return 0 if before is None else _outcome(*before)
+
+    @staticmethod
+    def of(value: int) -> int:
+        """The largest `value` of this very call. A collective."""
+        return _outcome(*_send(value))
+
+
+def _send(value: int) -> tuple[torch.Tensor, Any]:
+    vote = torch.tensor([value])
+    return vote, dist.all_reduce(vote, dist.ReduceOp.MAX, _hosts(), async_op=True)
+
+
+def _outcome(vote: torch.Tensor, work: Any) -> int:
+    work.wait()
+    return int(vote)
+
+
+def meet() -> None:
+    """Waits until every rank has come here and its device has done what it was given; after it a rank may end alone."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    dist.barrier(_hosts())
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process here: what libraries do on their way out takes seconds, and some wait for other processes."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@functools.cache
+def _hosts() -> dist.ProcessGroup:
+    """A group of all ranks over the hosts' network; a collective when it is first called."""
+    return dist.new_group(backend="gloo")
 
 
 def _free_port() -> int:

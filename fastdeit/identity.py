@@ -1,33 +1,42 @@
 """What makes a run the same run: the settings and fingerprints that must not change when it goes on."""
 
+import dataclasses
 import functools
+import hashlib
 import os
 import platform
+import socket
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fastdeit.config import Config
+from fastdeit.config import Config, LimitConfig
 from fastdeit.data.index import Index
+from fastdeit.distributed import on_every_rank
 from fastdeit.plan import Plan
 
 _FREE = {
     "run": {
         "output_dir",
         "resume",
+        "kernels",
         "zero_stage",
+        "offload_optimizer",
+        "deepspeed_config",
         "save_steps",
         "keep_checkpoints",
         "eval_epochs",
         "log_steps",
         "stop_after_steps",
+        "time_limit",
     },
     "augment": {"augment_backend"},  # what it comes to is among the fingerprints, as is the decoder
     "data": {"num_workers", "prefetch", "decoder", "data_path", "bad_images", "eval_input_size", "eval_crop_ratio"},
     "optim": {"micro_batch"},
-    "distill": {"teacher_path"},
+    "distill": {"teacher_path", "cache", "cache_miss"},
+    "limits": {field.name for field in dataclasses.fields(LimitConfig)},
 }
 """Fields that may differ when a run goes on: they change neither samples nor maths."""
 
@@ -51,6 +60,33 @@ def check_same_run(config: Config, folder: Path) -> None:
 def _bound(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
     fields = ((section, name, value) for section, part in values.items() for name, value in part.items())
     return {f"{section}.{name}": value for section, name, value in fields if name not in _FREE.get(section, ())}
+
+
+def check_same_everywhere(config: Config) -> None:
+    """Raises ValueError on every rank, naming what differs, unless all have the settings, code and versions of rank 0.
+
+    A collective.
+    """
+    (_, ours), *others = on_every_rank(lambda: (socket.gethostname(), _identity(config)))
+    for rank, (host, theirs) in enumerate(others, 1):
+        changed = [f"{name}: {ours[name]!r}, there {theirs[name]!r}" for name in ours if ours[name] != theirs[name]]
+        if changed:
+            raise ValueError(f"rank {rank} ({host}) differs from rank 0 in {'; '.join(changed)}")
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    settings = {f"{section}.{name}": value for section, part in config.to_dict().items() for name, value in part.items()}
+    return settings | {"code": code_digest()} | versions()
+
+
+@functools.cache
+def code_digest() -> str:
+    """Of every Python file of this package, by name and content."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted({*root.rglob("*.py"), *(root / "kernels").glob("*.py")}):
+        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def fingerprints(plan: Plan, index: Index, batch_size: int, pixels: str) -> dict[str, Any]:

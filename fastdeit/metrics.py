@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from fastdeit.durable import write_whole
+
 
 class Meter:
     """Mean of a vector of statistics over steps and ranks, kept on the device until it is read."""
@@ -42,7 +44,7 @@ class MetricLog:
 
         path = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(path) if line["step"] <= start_step] if start_step else []
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", buffering=1)
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
 

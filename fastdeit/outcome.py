@@ -8,12 +8,19 @@ from fastdeit.console import RunConsole
 from fastdeit.distributed import World
 from fastdeit.models.student import SIZES
 
+SUMMARY = "summary.json"
+"""The last file that a run writes: a run is finished if, and only if, its folder holds it. Exit codes do not tell."""
+
+
+def is_finished(folder: Path) -> bool:
+    return (folder / SUMMARY).is_file()
+
 
 def say_finished(config: Config, recipe: str, world: World, folder: Path) -> None:
     """Tells that a run was finished before, and how it ended."""
     console = RunConsole(1, 1, enabled=world.rank == 0)
     console.note(f"{folder} holds this run, finished; remove it or name another --output-dir to train again")
-    show_summary(console, config, recipe, folder, json.loads((folder / "summary.json").read_text())["results"])
+    show_summary(console, config, recipe, folder, json.loads((folder / SUMMARY).read_text())["results"])
 
 
 def show_summary(console: RunConsole, config: Config, recipe: str, folder: Path, results: dict[str, float]) -> None:

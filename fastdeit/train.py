@@ -7,12 +7,9 @@ import sys
 if os.path.abspath(sys.path[0] or ".") == os.path.dirname(os.path.abspath(__file__)):
     sys.path[0] = os.path.dirname(sys.path[0]) or os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
+import fastdeit.ancestry  # noqa: F401, I001  # before what imports slowly: it notes who the launcher is
+from fastdeit.distributed import leave
 from fastdeit.run import train_command
 
-
-def main() -> int:
-    return train_command(sys.argv[1:], prog="deepspeed fastdeit/train.py")
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(train_command(sys.argv[1:], prog="deepspeed fastdeit/train.py"))

@@ -10,7 +10,8 @@ import yaml
 
 from fastdeit.build import build_plan
 from fastdeit.cli import REPLACED, parse_config
-from fastdeit.config import Config, config_from_dict, deepspeed_config, parse_rand_augment
+from fastdeit.config import Config, config_from_dict, parse_rand_augment
+from fastdeit.deepspeed_config import deepspeed_config
 from fastdeit.plan import PlanSpec
 from fastdeit.recipes import RECIPES
 
@@ -89,7 +90,8 @@ def test_wrong_starting_points_are_named(argv: list[str], message: str) -> None:
     [
         (["--batch-sise", "4"], "--batch-size"),
         (["--batch-size", "5"], "--batch-size: got 5, allowed is even numbers"),
-        (["--zero-stage", "7"], "'0', '1', '2'"),
+        (["--zero-stage", "7"], "'0', '1', '2', '3'"),
+        (["--offload-optimizer"], "--zero-stage: got 1, allowed is 2 or 3 with --offload-optimizer"),
         (["--aa", "rand-m9-inc0"], "rand-m9-mstd0.5-inc1"),
         (["--drop-path", "1.5"], "--drop-path: got 1.5"),
         (["--bce-loss"], "0 with --bce-loss"),
@@ -168,13 +170,14 @@ def test_rand_augment_strings_that_mean_nothing_here(aa: str) -> None:
 
 @pytest.mark.parametrize(
     ("precision", "asked", "got"),
-    [("fp32", 0, 1), ("fp32", 1, 1), ("fp32", 2, 2), ("bf16", 0, 2), ("bf16", 1, 2), ("bf16", 2, 2)],
+    [*(("fp32", asked, max(asked, 1)) for asked in range(4)), *(("bf16", asked, max(asked, 2)) for asked in range(4))],
 )
 def test_deepspeed_gets_the_safe_stage_and_fp32_gradients(precision: str, asked: int, got: int) -> None:
     made = deepspeed_config(
         batch_size=64, micro_batch=8, grad_accum_steps=4, precision=precision, zero_stage=asked, clip_grad=None
     )
-    assert made["zero_optimization"] == {"stage": got, "memory_efficient_linear": False}
+    zero = made["zero_optimization"]
+    assert (zero["stage"], zero["memory_efficient_linear"], zero["offload_optimizer"]) == (got, False, {"device": "none"})
     assert made["data_types"]["grad_accum_dtype"] == made["communication_data_type"] == "fp32"
     assert made["bf16"]["enabled"] == (precision == "bf16") and made["gradient_clipping"] == 0.0
 

@@ -15,38 +15,62 @@ KERNELS = sorted((ROOT / "kernels").glob("*.py"))
 
 # module (or package) -> what of the project it may import; a module that is not listed may import none of it
 ALLOWED: dict[str, set[str]] = {
-    "train": {"run"},
-    "__main__": {"data.report", "preview", "run"},
+    # the run, from the commands down
+    "train": {"ancestry", "distributed", "run"},
+    "__main__": {"cache_command", "data.report", "preview", "run"},
     "run": {
-        *("build", "checkpoint", "cli", "config", "console", "data.index", "data.loader", "data.quarantine", "data.snapshot"),
-        *("distributed", "engine", "evaluate", "identity", "kernels.mix", "metrics", "outcome", "plan"),
-        "visualize",
+        *("build", "checkpoint", "checkpoint_writer", "cli", "config", "console", "data.index", "data.snapshot"),
+        *("distributed", "durable", "failure", "identity", "kernels.mix", "loop", "metrics", "models.manifest", "outcome"),
+        *("replay", "resumption", "run_lock", "supervision", "visualize"),
+    },
+    "loop": {
+        *("checkpoint_writer", "config", "console", "data.index", "data.loader", "data.quarantine", "distributed"),
+        *("engine", "evaluate", "identity", "metrics", "models.cache", "plan", "replay", "supervision"),
     },
     "outcome": {"config", "console", "distributed", "models.student"},
     "preview": {
-        *("build", "cli", "config", "data.augment_exact", "data.index", "data.pil", "data.pipeline", "distributed", "draws"),
-        *("kernels.mix", "plan", "visualize"),
+        *("build", "cli", "config", "data.augment_exact", "data.index", "data.pil", "data.pipeline", "distributed"),
+        *("draws", "kernels.mix", "plan", "visualize"),
     },
-    "identity": {"config", "data.index", "plan"},
+    "cache_command": {"cache_build", "cli", "models.cache", "models.cache_writer", "models.manifest"},
+    "cache_build": {
+        *("build", "cli", "config", "data.index", "data.loader", "data.quarantine", "distributed", "identity"),
+        *("kernels.backend", "models.cache", "models.cache_writer", "models.manifest", "models.teacher", "plan"),
+        *("recording", "replay"),
+    },
+    "recording": {"data.loader", "kernels.mix", "models.cache", "models.cache_writer", "models.manifest"},
+    "replay": {
+        *("config", "data.index", "data.quarantine", "distributed", "models.cache", "models.manifest", "models.teacher"),
+        *("models.weights", "plan"),
+    },
+    "resumption": {"checkpoint", "checkpoint_files"},
+    "identity": {"config", "data.index", "distributed", "plan"},
     "build": {
         *("config", "data.digits", "data.index", "data.loader", "data.pipeline", "data.quarantine", "data.snapshot"),
-        *("distributed", "engine", "losses", "models.student", "models.teacher", "models.weights", "optim", "plan"),
+        *("deepspeed_config", "deepspeed_file", "distributed", "engine", "kernels.backend", "losses", "models.cache"),
+        *("models.student", "models.teacher", "models.weights", "optim", "plan"),
     },
     "cli": {"config", "recipes"},
     "recipes": {"config"},
+    # training
     "engine": {"data.loader", "distributed", "kernels.mix", "losses", "models.teacher", "optim", "zero"},
     "losses": {"kernels.distill"},
+    "deepspeed_file": {"deepspeed_config", "distributed"},
     "plan": {"draws", "philox"},
     "draws": {"philox"},
+    # what lasts, and what watches
+    "checkpoint_writer": {"checkpoint", "checkpoint_files", "distributed"},
+    "checkpoint": {"checkpoint_files", "tensor_files"},
+    "metrics": {"durable"},
+    "failure": {"durable"},
+    "supervision": {"ancestry", "distributed", "failure", "watchdog"},
     # the formats, from the table down
     "data.report": {"cli", "data.index", "data.layout", "data.listing", "data.table"},
     "data.index": {
         *("data.check", "data.folder", "data.idx", "data.imagenet", "data.layout", "data.listing", "data.lists"),
         *("data.shards", "data.table"),
     },
-    "data.layout": {
-        *("data.check", "data.folder", "data.idx", "data.imagenet", "data.listing", "data.lists", "data.shards"),
-    },
+    "data.layout": {"data.check", "data.folder", "data.idx", "data.imagenet", "data.listing", "data.lists", "data.shards"},
     "data.lists": {"data.check", "data.folder", "data.listing"},
     "data.imagenet": {"data.check", "data.folder", "data.listing"},
     "data.folder": {"data.check", "data.listing"},
@@ -68,9 +92,12 @@ ALLOWED: dict[str, set[str]] = {
     "data.pil_noise": {"data.pil_jit"},
     "data.pil_ops": {"data.pil_jit"},
     "data.pil_warp": {"data.pil_jit"},
-    "models.student": {"kernels.attention", "kernels.norm"},
+    # the models
+    "models.cache": {"models.manifest"},
+    "models.cache_writer": {"models.cache", "models.manifest"},
+    "models.student": {"kernels.attention", "kernels.gelu", "kernels.norm"},
     "models.teacher": {"models.student", "models.weights"},
-    "models.weights": {"models.student"},
+    "models.weights": {"models.student", "tensor_files"},
 }
 # third-party names that a low layer is limited to
 ONLY: dict[str, set[str]] = {"plan": {"numpy"}, "draws": {"numpy"}, "philox": {"numpy"}, "config": set(), "recipes": set()}
