@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 import tyro
 import yaml
 
-from fastdeit.config import Config, config_from_dict
+from fastdeit.config import Config
+from fastdeit.config_file import config_from_dict
 from fastdeit.recipes import RECIPES
 
 REPLACED = {

@@ -50,7 +50,8 @@ ALLOWED: dict[str, set[str]] = {
         *("deepspeed_config", "deepspeed_file", "distributed", "engine", "kernels.backend", "losses", "models.cache"),
         *("models.student", "models.teacher", "models.weights", "optim", "plan"),
     },
-    "cli": {"config", "recipes"},
+    "cli": {"config", "config_file", "recipes"},
+    "config_file": {"config"},
     "recipes": {"config"},
     # training
     "engine": {"data.loader", "distributed", "kernels.mix", "losses", "models.teacher", "optim", "zero"},
