@@ -16,7 +16,7 @@ LAUNCH += --master_port $(shell shuf -i 20000-60000 -n 1)
 # a process starts twice as fast when its imports are compiled once and kept
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup train test lint clean
+.PHONY: setup train test test-slow lint clean
 
 setup: $(READY)
 
@@ -37,6 +37,10 @@ lint: $(READY)
 
 test: lint
 	$(BIN)/python -m pytest
+
+# the full-length forms of what `make test` does in short
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
 
 clean:
 	rm -rf $(VENV) data runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,9 +7,7 @@ and v into the packed one, as the projection's own backward needs it. "reference
 what has to pass through memory once, 3 + 1 units of B·N·H·D elements forward and 5 + 3 backward.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -140,18 +138,5 @@ def bench(shape: tuple[int, int, int], device: torch.device, stamp: harness.Row,
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
-    out = parser.parse_args().out
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # the backward alone runs many times over the same graph, which a compiled one must not free
-    torch._functorch.config.donated_buffer = False
-    stamp, copy = harness.environment(device), harness.copy_gbps(device)
-    rows = [row for shape in SHAPES[device.type] for row in bench(shape, device, stamp, copy)]
-    print(f"copy {copy:.0f} GB/s; rows in {harness.append(rows, device, out)}")
-    harness.show(rows)
-
-
 if __name__ == "__main__":
-    main()
+    harness.run_benchmark(__doc__, {name: [(shape,) for shape in shapes] for name, shapes in SHAPES.items()}, bench)

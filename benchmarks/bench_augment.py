@@ -9,10 +9,8 @@ are, so it is not compiled. The exact backend's operator and timm on PIL run on 
 with. All figures count the bytes of the images once in and once out.
 """
 
-import argparse
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -159,17 +157,6 @@ def bench(batch: int, side: int, device: torch.device, stamp: harness.Row, copy:
     return rows + [row(name, run, len(few), cpu) for name, run in alone.items()]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
-    out = parser.parse_args().out
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    stamp, copy = harness.environment(device), harness.copy_gbps(device)
-    rows = [row for batch, side in SHAPES[device.type] for row in bench(batch, side, device, stamp, copy)]
-    print(f"copy {copy:.0f} GB/s; rows in {harness.append(rows, device, out)}")
-    harness.show(rows)
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main()
+    harness.run_benchmark(__doc__, SHAPES, bench)

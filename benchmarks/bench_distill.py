@@ -8,11 +8,9 @@ autocast does. Mode fwd_bwd is one call as a training step makes it, where small
 the same call from a CUDA graph: what the device itself needs. pct_of_copy counts logits read and gradients written once.
 """
 
-import argparse
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -195,18 +193,6 @@ def bench(kind: str, shape: tuple[int, int], device: torch.device, stamp: harnes
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
-    out = parser.parse_args().out
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    stamp, copy = harness.environment(device), harness.copy_gbps(device)
-    rows = [
-        row for kind in ("hard", "soft") for shape in SHAPES[device.type] for row in bench(kind, shape, device, stamp, copy)
-    ]
-    print(f"copy {copy:.0f} GB/s; rows in {harness.append(rows, device, out)}")
-    harness.show(rows)
-
-
 if __name__ == "__main__":
-    main()
+    cases = {name: [(kind, shape) for kind in ("hard", "soft") for shape in shapes] for name, shapes in SHAPES.items()}
+    harness.run_benchmark(__doc__, cases, bench)

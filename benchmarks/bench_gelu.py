@@ -7,14 +7,11 @@ product's epilogue can save, which adds the bias at no cost but leaves its gradi
 here. Mode bwd is the backward alone. The floor that pct_of_copy refers to: forward 2, backward 3 times the bytes of x.
 """
 
-import argparse
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch._functorch import config as functorch_config
 
 from benchmarks import harness
 from fastdeit.kernels.gelu import gelu, gelu_reference
@@ -102,17 +99,5 @@ def bench(shape: tuple[int, ...], device: torch.device, stamp: harness.Row, copy
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
-    out = parser.parse_args().out
-    functorch_config.donated_buffer = False  # the compiled backward is called more than once
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    stamp, copy = harness.environment(device), harness.copy_gbps(device)
-    rows = [row for shape in SHAPES[device.type] for row in bench(shape, device, stamp, copy)]
-    print(f"copy {copy:.0f} GB/s; rows in {harness.append(rows, device, out)}")
-    harness.show(rows)
-
-
 if __name__ == "__main__":
-    main()
+    harness.run_benchmark(__doc__, {name: [(shape,) for shape in shapes] for name, shapes in SHAPES.items()}, bench)

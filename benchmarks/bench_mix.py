@@ -9,9 +9,7 @@ patches out of it; they also make the soft target, which is small. One half of o
 one of the two for the whole batch. pct_of_copy counts what must be read and written once.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -138,16 +136,6 @@ def bench(mode: str, shape: tuple[int, ...], device: torch.device, stamp: harnes
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
-    out = parser.parse_args().out
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    stamp, copy = harness.environment(device), harness.copy_gbps(device)
-    rows = [row for mode in MODES for shape in SHAPES[device.type] for row in bench(mode, shape, device, stamp, copy)]
-    print(f"copy {copy:.0f} GB/s; rows in {harness.append(rows, device, out)}")
-    harness.show(rows)
-
-
 if __name__ == "__main__":
-    main()
+    cases = {name: [(mode, shape) for mode in MODES for shape in shapes] for name, shapes in SHAPES.items()}
+    harness.run_benchmark(__doc__, cases, bench)

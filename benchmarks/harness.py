@@ -5,6 +5,7 @@ results/<device>.csv, which is never rewritten. On a GPU the clock is Triton's (
 calls); on the CPU it is the wall clock of single calls, which tells little on a shared machine and says so by `gpu`.
 """
 
+import argparse
 import csv
 import datetime
 import platform
@@ -12,13 +13,15 @@ import re
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
+from torch._functorch import config as functorch_config
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = {"torch": "torch", "triton": "triton", "dali": "nvidia-dali-cuda120", "deepspeed": "deepspeed"}
@@ -123,6 +126,25 @@ def write_rows(path: Path, rows: Iterable[Row], columns: Sequence[str]) -> None:
         if not file.tell():
             writer.writeheader()
         writer.writerows(rows)
+
+
+def run_benchmark(doc: str | None, cases: Mapping[str, Iterable[tuple[Any, ...]]], bench: Callable[..., list[Row]]) -> None:
+    """The command line of a bench_<op>.py: measure every case, append its rows at once, print all of them at the end.
+
+    doc: the module's docstring. cases: by the device's type, what bench takes before device, stamp and copy bandwidth.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    out = parser.parse_args().out
+    functorch_config.donated_buffer = False  # a compiled backward is called more than once
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    stamp, copy, rows = environment(device), copy_gbps(device), []
+    for case in cases[device.type]:
+        new = bench(*case, device, stamp, copy)
+        rows += new
+        print(f"{len(rows)} rows in {append(new, device, out)}", flush=True)
+    print(f"copy {copy:.0f} GB/s")
+    show(rows)
 
 
 def show(rows: Iterable[Row]) -> None:

@@ -142,6 +142,7 @@ class Supervisor:
         self.requests = StopRequests(self._stop_file, time_limit_s, LAUNCHER, self._abort)
         self._watchdog = Watchdog(limits, self._stalled)
         self._ballot: Ballot | None = None
+        self._told = False
 
     def beat(self, section: str, step: int) -> None:
         """The run begins `section` of optimizer step `step`, or gets on within it."""
@@ -173,8 +174,9 @@ class Supervisor:
             yield batch
 
     def fail(self, error: BaseException) -> None:
-        """Writes this rank's failure file."""
-        write_failure(self._folder, self._rank, self._watchdog.section, self._watchdog.step, *describe(error))
+        """Writes this rank's failure file; what the watchdog said before has brought this about."""
+        if not self._told:
+            write_failure(self._folder, self._rank, self._watchdog.section, self._watchdog.step, *describe(error))
 
     def leave(self, code: int) -> int:
         """The exit code of a rank that fails alone. One of several ends here: on its way out it would wait for the others."""
@@ -195,6 +197,7 @@ class Supervisor:
 
     def _tell(self, section: str, step: int, reason: str) -> None:
         """Into the log, with the stacks of all threads, and into a failure file."""
+        self._told = True
         os.write(2, f"fastdeit: rank {self._rank}, after step {step}, in {section}: {reason}\n".encode())
         dump_stacks()
         write_failure(self._folder, self._rank, section, step, reason, stacks())

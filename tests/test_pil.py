@@ -2,51 +2,19 @@
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
-from timm.data.auto_augment import LEVEL_TO_ARG, NAME_TO_OP
+from PIL import Image
 from torchvision.transforms import functional
 
 from fastdeit.data.augment_exact import apply_op
 from fastdeit.data.pil import resize
-from fastdeit.draws import OPS, RAND_AUGMENT_OPS, op_arguments
+from fastdeit.draws import OPS
+from tests.timm_ops import FILL, arguments_of, picture, timm_op
 
-FILL = (124, 116, 104)
-WHOLE = ("PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd")
 SHAPES = [(48, 48), (41, 57), (64, 33), (1, 1), (2, 2), (3, 3), (1, 9), (7, 2)]
-
-
-def picture(seed: int, height: int, width: int) -> np.ndarray:
-    """uint8 (height, width, 3): noise, something smooth, few levels, or a single one, by turns."""
-    rng = np.random.default_rng(seed)
-    noise = rng.integers(0, 256, (height, width, 3), np.uint8)
-    if seed % 4 == 1:
-        return np.asarray(Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).resize((width, height), 3))
-    if seed % 4 == 2:
-        return 97 + noise // 64
-    return np.full_like(noise, noise[0, 0, 0]) if seed % 8 == 3 else noise
 
 
 def pil_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def timm_op(image: np.ndarray, name: str, arg: float) -> np.ndarray:
-    pil = Image.fromarray(image)
-    if name == "Grayscale":
-        return np.asarray(functional.to_grayscale(pil, 3))
-    if name == "GaussianBlur":
-        return np.asarray(pil.filter(ImageFilter.GaussianBlur(radius=arg)))
-    arguments = [] if LEVEL_TO_ARG[name] is None else [int(arg) if name in WHOLE else float(arg)]
-    return np.asarray(NAME_TO_OP[name](pil, *arguments, fillcolor=FILL, resample=Image.Resampling.BICUBIC))
-
-
-def arguments_of(op: int, count: int) -> np.ndarray:
-    """Over the whole range of magnitudes, both ends and both signs included; blur radii 0.1 to 2, and some far beyond."""
-    magnitude = np.random.default_rng(op).uniform(0, 10, count)
-    magnitude[:4] = 0, 0, 10, 10
-    if op >= len(RAND_AUGMENT_OPS):
-        return np.where(np.arange(count) % 8 == 7, 4 * magnitude, 0.1 + 0.19 * magnitude)
-    return op_arguments(np.full(count, op), magnitude, np.arange(count) % 2 == 1)
 
 
 @pytest.mark.parametrize("name", OPS)
