@@ -256,11 +256,13 @@ def test_a_second_interrupt_aborts_and_an_echo_of_the_first_does_not(monkeypatch
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
 def test_other_signals_are_requests_too(number: int) -> None:
+    before = signal.signal(number, signal.SIG_DFL)  # nohup ignores SIGHUP, and so would we
     requests = StopRequests(None, None, None, Aborts())
     requests.start()
     os.kill(os.getpid(), number)
     until(lambda: REASONS[requests.reason] == signal.Signals(number).name)
     requests.close()
+    signal.signal(number, before)
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
