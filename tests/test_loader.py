@@ -94,6 +94,7 @@ def test_shapes_and_types(expected: dict[str, torch.Tensor]) -> None:
         "box": ((4,), torch.int32),
         "keep": ((3, 2), torch.bool),
         "ordinals": ((), torch.int64),
+        "rows": ((), torch.int64),
     }
 
 
