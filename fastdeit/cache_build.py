@@ -27,6 +27,7 @@ from fastdeit.models.cache_writer import Recorder, create
 from fastdeit.models.manifest import CacheError, Manifest, chunk_size, decode, differences
 from fastdeit.models.teacher import Teacher
 from fastdeit.plan import Plan
+from fastdeit.preflight import check_config
 from fastdeit.recording import Chunk, Part, Windows, answers, missing, record
 from fastdeit.replay import sample_facts, teacher_facts
 
@@ -47,7 +48,7 @@ class Job:
         micro = config.optim.micro_batch or _MICRO_BATCH
         # the student's batch plays no part
         self.config: Config = config.replace(optim={"micro_batch": micro, "batch_size": micro * self.world.size})
-        build.check_config(self.config, self.world.size)
+        check_config(self.config, self.world.size)
         set_backend(config.run.kernels)
         self.dtype = build.precision(config, self.world)[1]
         self.index = first_on_rank0(lambda: build.build_train_index(config))

@@ -29,6 +29,7 @@ from fastdeit.loop import Run, evaluate_run, train
 from fastdeit.metrics import MetricLog, read_metrics
 from fastdeit.models.manifest import CacheError
 from fastdeit.outcome import SUMMARY, is_finished, say_finished, show_summary
+from fastdeit.preflight import check_config
 from fastdeit.replay import open_cache
 from fastdeit.resumption import find_checkpoint
 from fastdeit.run_lock import RunLock
@@ -58,7 +59,7 @@ def _prepare(config: Config, recipe: str, world: World, supervisor: Supervisor, 
     """A run ready for its next step, with nothing written yet but the lock; None if it was finished before."""
     folder = Path(config.run.output_dir)
     check_same_everywhere(config)
-    on_every_rank(lambda: build.check_config(config, world.size))
+    on_every_rank(lambda: check_config(config, world.size))
     on_every_rank(lambda: build.build_deepspeed_config(config, world))
     on_rank0(lambda: check_same_run(config, folder))
     if on_rank0(lambda: is_finished(folder)):

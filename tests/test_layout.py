@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "run": {
         *("build", "checkpoint", "checkpoint_writer", "cli", "config", "console", "data.index", "data.snapshot"),
         *("distributed", "durable", "failure", "identity", "kernels.mix", "loop", "metrics", "models.manifest", "outcome"),
-        *("replay", "resumption", "run_lock", "supervision", "visualize"),
+        *("preflight", "replay", "resumption", "run_lock", "supervision", "visualize"),
     },
     "loop": {
         *("checkpoint_writer", "config", "console", "data.index", "data.loader", "data.quarantine", "distributed"),
@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "cache_build": {
         *("build", "cli", "config", "data.index", "data.loader", "data.quarantine", "distributed", "identity"),
         *("kernels.backend", "models.cache", "models.cache_writer", "models.manifest", "models.teacher", "plan"),
-        *("recording", "replay"),
+        *("preflight", "recording", "replay"),
     },
     "recording": {"data.loader", "kernels.mix", "models.cache", "models.cache_writer", "models.manifest"},
     "replay": {
@@ -50,6 +50,7 @@ ALLOWED: dict[str, set[str]] = {
         *("deepspeed_config", "deepspeed_file", "distributed", "engine", "kernels.backend", "losses", "models.cache"),
         *("models.student", "models.teacher", "models.weights", "optim", "plan"),
     },
+    "preflight": {"config", "models.student"},
     "cli": {"config", "config_file", "recipes"},
     "config_file": {"config"},
     "recipes": {"config"},

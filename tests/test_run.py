@@ -16,13 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fastdeit import build
-from fastdeit.build import check_config
 from fastdeit.checkpoint import list_checkpoints
 from fastdeit.data import quarantine
 from fastdeit.data.loader import Batch, TrainLoader
 from fastdeit.data.quarantine import read_entries
 from fastdeit.distributed import init_distributed
 from fastdeit.metrics import read_metrics
+from fastdeit.preflight import check_config
 from fastdeit.recipes import RECIPES
 from fastdeit.run import train_command as run_command
 from tests.images import write_shapes
