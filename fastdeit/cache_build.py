@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastdeit import build
+from fastdeit.cache_check import sample_facts, teacher_facts
 from fastdeit.cli import parse_config
 from fastdeit.config import Config
 from fastdeit.data.index import DataError
@@ -29,7 +30,6 @@ from fastdeit.models.teacher import Teacher
 from fastdeit.plan import Plan
 from fastdeit.preflight import check_config
 from fastdeit.recording import Chunk, Part, Windows, answers, missing, record
-from fastdeit.replay import sample_facts, teacher_facts
 
 _MICRO_BATCH = 256
 _QUIET_S = 15.0

@@ -9,6 +9,7 @@ from typing import Any
 
 from timm.utils import distribute_bn
 
+from fastdeit.cache_check import count_missed
 from fastdeit.checkpoint_writer import CheckpointWriter
 from fastdeit.config import Config
 from fastdeit.console import RunConsole
@@ -22,7 +23,6 @@ from fastdeit.identity import fingerprints, versions
 from fastdeit.metrics import Meter, MetricLog
 from fastdeit.models.cache import Replay
 from fastdeit.plan import Plan
-from fastdeit.replay import count_missed
 from fastdeit.supervision import StopAgreed, Supervisor
 
 

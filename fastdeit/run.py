@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import save_file
 
 from fastdeit import build
+from fastdeit.cache_check import open_cache
 from fastdeit.checkpoint import set_aside, sweep
 from fastdeit.checkpoint_writer import CheckpointError, CheckpointWriter
 from fastdeit.cli import one_line_errors, parse_config
@@ -30,7 +31,6 @@ from fastdeit.metrics import MetricLog, read_metrics
 from fastdeit.models.manifest import CacheError
 from fastdeit.outcome import SUMMARY, is_finished, say_finished, show_summary
 from fastdeit.preflight import check_config
-from fastdeit.replay import open_cache
 from fastdeit.resumption import find_checkpoint
 from fastdeit.run_lock import RunLock
 from fastdeit.supervision import STOP_FILE, StopAgreed, Supervisor

@@ -21,11 +21,11 @@ ALLOWED: dict[str, set[str]] = {
     "run": {
         *("build", "checkpoint", "checkpoint_writer", "cli", "config", "console", "data.index", "data.snapshot"),
         *("distributed", "durable", "failure", "identity", "kernels.mix", "loop", "metrics", "models.manifest", "outcome"),
-        *("preflight", "replay", "resumption", "run_lock", "supervision", "visualize"),
+        *("preflight", "cache_check", "resumption", "run_lock", "supervision", "visualize"),
     },
     "loop": {
         *("checkpoint_writer", "config", "console", "data.index", "data.loader", "data.quarantine", "distributed"),
-        *("engine", "evaluate", "identity", "metrics", "models.cache", "plan", "replay", "supervision"),
+        *("engine", "evaluate", "identity", "metrics", "models.cache", "plan", "cache_check", "supervision"),
     },
     "outcome": {"config", "console", "distributed", "models.student"},
     "preview": {
@@ -36,10 +36,10 @@ ALLOWED: dict[str, set[str]] = {
     "cache_build": {
         *("build", "cli", "config", "data.index", "data.loader", "data.quarantine", "distributed", "identity"),
         *("kernels.backend", "models.cache", "models.cache_writer", "models.manifest", "models.teacher", "plan"),
-        *("preflight", "recording", "replay"),
+        *("preflight", "recording", "cache_check"),
     },
     "recording": {"data.loader", "kernels.mix", "models.cache", "models.cache_writer", "models.manifest"},
-    "replay": {
+    "cache_check": {
         *("config", "data.index", "data.quarantine", "distributed", "models.cache", "models.manifest", "models.teacher"),
         *("models.weights", "plan"),
     },
