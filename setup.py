@@ -38,7 +38,7 @@ setup(
     ],
     extras_require={
         "bench": ["webdataset>=1.0"],  # timm's reader of shards
-        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["fastdeit = fastdeit.__main__:main"]},
 )

@@ -9,7 +9,7 @@ from benchmarks.loaders import write_images
 from tests.images import write_shapes
 
 
-@pytest.mark.parametrize("backend", ["exact", "native"])
+@pytest.mark.parametrize("backend", ["exact", pytest.param("native", marks=pytest.mark.slow)])
 def test_resident_memory_is_flat(tmp_path: Path, backend: str) -> None:
     found = run(write_shapes(tmp_path / "data", train=24), backend, 600)
     assert swing_pct(found[len(found) // 4 :]) < ALLOWED_PCT  # DALI's pools have grown by then
