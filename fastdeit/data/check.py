@@ -13,6 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from io import BytesIO
 from typing import NamedTuple, TypeVar
 
@@ -153,9 +154,15 @@ def _check_chunk(places: Sequence[Place]) -> list[Checked]:
 def in_parallel(
     function: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int, *, processes: bool
 ) -> Iterator[_Result]:
-    """The results of the jobs, in order, from so many processes or threads. `function` and the jobs can be pickled."""
-    with _executor(workers, processes and workers > 1) as pool:
-        yield from pool.map(function, jobs)
+    """The results of the jobs, in order, from so many processes or threads. `function` and the jobs can be pickled.
+
+    Raises ValueError when one of the processes was killed.
+    """
+    try:
+        with _executor(workers, processes and workers > 1) as pool:
+            yield from pool.map(function, jobs)
+    except BrokenProcessPool:
+        raise ValueError(f"one of {workers} processes that read the data set was killed; is the memory too small?") from None
 
 
 def _executor(workers: int, processes: bool) -> Executor:

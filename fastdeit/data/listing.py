@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from fastdeit.data.check import Facts
 
@@ -51,6 +52,18 @@ class Listing:
     """int32 (N,): position in `shards`."""
     offset: np.ndarray | None = None
     """int64 (N,): where the encoded image begins in its shard."""
+
+
+def open_table(file: Path) -> pq.ParquetFile:
+    """A Parquet file, mapped. Raises ValueError for one of more rows than bytes: no table of different names is so small.
+
+    Raises OSError or ArrowException for what is no Parquet file.
+    """
+    table = pq.ParquetFile(file, memory_map=True)
+    rows, size = table.metadata.num_rows, os.path.getsize(file)
+    if rows > size:
+        raise ValueError(f"{rows:,} rows in {size:,} bytes")
+    return table
 
 
 def stamp(root: Path, paths: Iterable[Path | str]) -> Stamps:

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fastdeit.data.check import EXTENSIONS
 from fastdeit.data.folder import list_files
-from fastdeit.data.listing import DataError, Listing, number_labels, stamp
+from fastdeit.data.listing import DataError, Listing, number_labels, open_table, stamp
 
 LIST_SUFFIXES = (".csv", ".parquet", ".txt")
 _PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "name")
@@ -57,8 +56,8 @@ def _read_text(file: Path) -> tuple[list[str], list[str]]:
 
 def _read_parquet(file: Path) -> tuple[list[str], list[int | str | None]]:
     try:
-        table = pq.read_table(file)
-    except (OSError, pa.ArrowInvalid) as error:
+        table = open_table(file).read()
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{file}: is no Parquet file that can be read ({error})") from error
     path, label = _columns(file, [name.lower() for name in table.column_names])
     paths, labels = table.column(path).to_pylist(), table.column(label).to_pylist()

@@ -23,6 +23,11 @@ MAX_EXPANSION = 100_000
 
 _KEY = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
 _NUMBERS, _NAMES = ("label", "cls", "class_id"), ("class_name", "class", "cls_name")
+_EXTENDED = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+_MAX_HEADER = 2**16  # bytes of a member's extended header: names are up to 4,096 long
 _MAX_TAIL = 2**20  # zeros that may follow a tar's end
 _PROCESSES_FROM = 64  # shards; below it, starting processes costs more than the reading
 
@@ -119,7 +124,7 @@ def scan_shard(shard: str) -> Scan:
     """The samples of a tar file: headers and labels are read, images are passed over. A shard that is none has a fault."""
     scan = Scan()
     try:
-        with open(shard, "rb") as raw, tarfile.open(fileobj=raw, mode="r:") as tar:
+        with open(shard, "rb") as raw, tarfile.open(fileobj=raw, mode="r:", tarinfo=_Member) as tar:
             samples = _Samples(os.path.getsize(shard))
             for member in _members(tar):
                 samples.take(member, tar)
@@ -129,6 +134,15 @@ def scan_shard(shard: str) -> Scan:
     except OSError as error:
         scan.add("", fault=f"{UNREAD}: {error.strerror or error}")
     return scan
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose extended headers are short: tarfile reads them whole, however long a shard says they are."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _EXTENDED and not 0 <= self.size <= _MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes, allowed are {_MAX_HEADER:,}")
+        return super()._proc_member(tar)  # type: ignore[misc]  # made to be overridden, says tarfile's source
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

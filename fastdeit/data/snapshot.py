@@ -5,7 +5,6 @@ at its next start is another; the run then takes its own, and leaves out the row
 """
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fastdeit.data.index import Index
+from fastdeit.data.listing import open_table
+from fastdeit.durable import whole_file
 
 _GONE = "gone, damaged or changed since the run began"
 
@@ -25,9 +26,9 @@ def keep_images(index: Index, file: Path) -> None:
     if index.shard is not None and index.offset is not None:
         columns |= {"shard": index.shard, "offset": index.offset}
     facts = {"split": index.split, "classes": index.classes, "kind": index.kind, "shards": index.shards}
-    partial = file.with_name(f".{file.name}.tmp")
-    pq.write_table(pa.table(columns).replace_schema_metadata({"fastdeit": json.dumps(facts)}), partial, compression="zstd")
-    os.replace(partial, file)
+    table = pa.table(columns).replace_schema_metadata({"fastdeit": json.dumps(facts)})
+    with whole_file(file) as opened:
+        pq.write_table(table, opened, compression="zstd")
 
 
 def same_images(now: Index, file: Path) -> tuple[Index, dict[int, str]]:
@@ -41,7 +42,7 @@ def same_images(now: Index, file: Path) -> tuple[Index, dict[int, str]]:
 
 
 def _read(file: Path, root: Path) -> Index:
-    table = pq.read_table(file)
+    table = open_table(file).read()
     facts = json.loads(table.schema.metadata[b"fastdeit"])
     column = {name: table[name].combine_chunks() for name in table.column_names}
     return Index(

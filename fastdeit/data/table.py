@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fastdeit.data.check import UNREAD, Checked, Place, check_places
-from fastdeit.data.listing import Listing, is_unchanged
+from fastdeit.data.listing import Listing, is_unchanged, open_table
+from fastdeit.durable import whole_file
 
 VERSION = 2
 """Rises whenever a table of an older version must not be read."""
@@ -55,7 +56,7 @@ def fresh_table(places: Iterable[Path], root: Path, source: dict[str, Any], colu
 def _facts_at(place: Path) -> dict[str, Any]:
     try:
         return _facts(pq.read_schema(place, memory_map=True))
-    except (OSError, pa.ArrowInvalid):
+    except (OSError, pa.ArrowException):
         return {}
 
 
@@ -65,17 +66,20 @@ def table_facts(table: pa.Table) -> dict[str, Any]:
 
 
 def _facts(schema: pa.Schema) -> dict[str, Any]:
-    facts = json.loads((schema.metadata or {}).get(b"fastdeit", b"{}"))
-    return facts if facts.get("version") == VERSION else {}
+    try:
+        facts = json.loads((schema.metadata or {}).get(b"fastdeit", b"{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) and facts.get("version") == VERSION else {}
 
 
 def _read(place: Path, columns: Sequence[str] | None = None) -> pa.Table | None:
     try:
         # mapped: the pages read are the kernel's, not ours
-        table = pq.ParquetFile(place, memory_map=True)
+        table = open_table(place)
         names = [name for name in columns if name in table.schema_arrow.names] if columns is not None else None
         return table.read(columns=names)
-    except (OSError, pa.ArrowInvalid):
+    except (OSError, ValueError, pa.ArrowException):
         return None
 
 
@@ -140,11 +144,10 @@ def _fill(columns: dict[str, list[Any]], row: int, checked: Checked) -> None:
 def _write_first(table: pa.Table, places: Sequence[Path]) -> None:
     """Write the table to the first place that takes it; whole or not at all, several processes at once are safe."""
     for place in places:
-        partial = place.with_name(f".{place.name}.{os.getpid()}.tmp")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(table, partial, compression="zstd")
-            os.replace(partial, place)
+            with whole_file(place) as file:
+                pq.write_table(table, file, compression="zstd")
             return
         except OSError as error:
             _log.debug("%s: %s", place, error)

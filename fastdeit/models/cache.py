@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastdeit.models.manifest import CacheError, decode, label_records, read_manifest
+from fastdeit.models.manifest import CacheError, decode, impossible, label_records, read_manifest
 
 DIGEST = 16  # bytes
 RECORDS, CHUNKS, BAD_IMAGES = "records.bin", "chunks.bin", "quarantine.jsonl"
@@ -71,6 +71,8 @@ class Cache:
             return where + "damaged, another checksum"
         if images is not None and digest_of_images(images(epoch, self.manifest.ordinals(chunk))) != digests[:DIGEST]:
             return where + "recorded with other images, as some were found to be bad then or now"
+        if nonsense := impossible(records.view(self.manifest.record), self.manifest):
+            return where + nonsense
         return records.reshape(-1, self.record_bytes)
 
     def lookup(self, epoch: int, ordinals: np.ndarray, images: Images, version: int = 0) -> tuple[np.ndarray, str | None]:

@@ -14,11 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastdeit.durable import read_small
+
 FORMAT = 1
 KINDS = ("hard", "topk")
 LARGEST_CHUNK, _SMALLEST_CHUNK, _CHUNKS_AN_EPOCH = 4096, 8, 16
 MAX_CLASSES = 65_535
 MANIFEST = "manifest.json"
+MAX_BYTES = 1 << 20
+"""Of a manifest."""
 
 
 class CacheError(ValueError):
@@ -88,11 +92,11 @@ def read_manifest(folder: Path) -> Manifest:
     """Raises CacheError for a folder that is no cache, or one that this version cannot read."""
     path = folder / MANIFEST
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_small(path, MAX_BYTES))
     except OSError as error:
         raise CacheError(f"{path}: {error.strerror}; `fastdeit cache build -o {folder}` makes a cache") from None
-    except ValueError:
-        raise CacheError(f"{path}: no JSON") from None
+    except (ValueError, RecursionError) as error:
+        raise CacheError(f"{path}: no JSON of at most {MAX_BYTES:,} bytes: {error}") from None
     found = values.get("format") if isinstance(values, dict) else None
     require(found == FORMAT, path, f"format {found}, this version reads {FORMAT}")
     known = {item.name: getattr(item.type, "__origin__", item.type) for item in fields(Manifest)}
@@ -129,7 +133,18 @@ def encode(logits: torch.Tensor, manifest: Manifest) -> np.ndarray:
     records["logits"] = top.clamp_min(-largest).cpu().numpy()
     records["classes"] = classes.cpu().numpy()
     records["logsumexp"] = logits.logsumexp(1).cpu().numpy()
+    if fault := impossible(records, manifest):
+        raise CacheError(f"the teacher's answer has {fault}")
     return records
+
+
+def impossible(records: np.ndarray, manifest: Manifest) -> str:
+    """What no teacher answers in records, (B,) of `manifest.record`; empty if nothing: a digest tells damage, not nonsense."""
+    classes = records if manifest.kind == "hard" else records["classes"]
+    if classes.size and classes.max() >= manifest.num_classes:
+        return f"the class {classes.max()}, allowed are 0 to {manifest.num_classes - 1}"
+    whole = manifest.kind == "hard" or (np.isfinite(records["logits"]).all() and np.isfinite(records["logsumexp"]).all())
+    return "" if whole else "a number that is not finite"
 
 
 def decode(raw: torch.Tensor, manifest: Manifest, hard: bool) -> torch.Tensor:

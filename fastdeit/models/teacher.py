@@ -2,8 +2,9 @@
 
 It sees the same augmented, mixed images as the student, but in its own terms: its mean and std, its input size, where
 these differ. It may be a timm model or one of our students with a local checkpoint, a TorchScript or torch.export file,
-or an importable callable. Weights are read without running code (weights.py); a TorchScript or exported file and a
-callable are programs: use only ones you trust.
+or an importable callable. Weights are read without running code (weights.py). The others are programs: loading a TorchScript
+file can write files, loading an exported one can run any command (torch 2.11 has sympy evaluate strings in it). So each is
+taken only where its kind is asked for by name; use only ones you trust.
 Source: the teachers of Touvron et al. 2021 (2012.12877), table 2.
 """
 
@@ -11,11 +12,12 @@ import difflib
 import importlib
 import inspect
 import json
+import reprlib
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -34,6 +36,9 @@ from fastdeit.models.weights import (
 )
 
 ARCHIVES = ("torchscript", "export")
+MAX_SIZE = 2048
+"""Pixels a side that a teacher's file may ask for."""
+
 Logits = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -115,8 +120,8 @@ def load_teacher(
 ) -> Teacher:
     """Load a frozen teacher for images made for a student (normalised so, of this size).
 
-    name: a timm model or one of ours, "torchscript", "export", or "module:callable"; may be empty when the file at path
-    says it (a run folder of ours, a TorchScript or exported file). num_classes: the data set's.
+    name: a timm model or one of ours, "torchscript", "export", or "module:callable"; may be empty for a run folder of ours,
+    which says it. num_classes: the data set's.
     Raises ValueError with one line: no file, unknown name, weights that do not fit, another class count.
     """
     device = torch.device(device)
@@ -135,16 +140,20 @@ def _load(name: str, path: Path | None, num_classes: int, device: torch.device, 
     if path is None:
         raise ValueError(f"the teacher {name!r} needs a local checkpoint")
     kind = archive_kind(path)
-    if kind is not None:
+    if name in ARCHIVES and kind == name:
         return _load_archive(kind, path, device, student)
     if name in ARCHIVES:
         raise ValueError(f"{path} is no {name} file" if path.exists() else f"no checkpoint at {path}")
+    if kind is not None:
+        raise ValueError(f"{path} is a program ({kind}), no weights: if you trust it, use --teacher-model {kind}")
     state, metadata = read_weights(path)
     name = name or metadata.get("model", "")
     own = _load_student if name in SIZES else _load_timm
     loaded = own(name, path, state, metadata, num_classes)
-    classes = metadata.get("classes")
-    return replace(loaded, view=_view(loaded.view, metadata), classes=tuple(json.loads(classes)) if classes else None)
+    classes = _told(metadata, "classes", None)
+    named = classes is None or (isinstance(classes, list) and all(isinstance(one, str) for one in classes))
+    _require_told(named, "classes", classes)
+    return replace(loaded, view=_view(loaded.view, metadata), classes=None if classes is None else tuple(classes))
 
 
 def archive_kind(path: Path) -> str | None:
@@ -222,13 +231,26 @@ def _load_timm(name: str, path: Path, state: StateDict, metadata: dict[str, str]
 
 def _view(default: View, metadata: dict[str, str]) -> View:
     """The view that our own trainer's metadata states, else the default."""
-    found = {key: json.loads(metadata[key]) for key in ("mean", "std", "input_size") if key in metadata}
-    size = found.get("input_size", default.size)
-    return View(
-        tuple(found.get("mean", default.mean)),
-        tuple(found.get("std", default.std)),
-        size[-1] if isinstance(size, list) else size,
-    )
+    mean, std, size = (_told(metadata, key, old) for key, old in zip(("mean", "std", "input_size"), default, strict=True))
+    for key, values in (("mean", mean), ("std", std)):
+        numbers = isinstance(values, list | tuple) and all(type(one) in (int, float) and 0 <= one <= 1 for one in values)
+        _require_told(numbers and len(values) == 3, key, values)
+    _require_told(min(std) > 0, "std", std)
+    size = size[-1] if isinstance(size, list) and size else size
+    _require_told(type(size) is int and 1 <= size <= MAX_SIZE, "input_size", size)
+    return View(tuple(mean), tuple(std), size)
+
+
+def _told(metadata: dict[str, str], key: str, default: Any) -> Any:
+    try:
+        return json.loads(metadata[key]) if key in metadata else default
+    except (ValueError, RecursionError):
+        _require_told(False, key, metadata[key])
+
+
+def _require_told(ok: bool, key: str, value: object) -> None:
+    if not ok:
+        raise ValueError(f"the teacher's file says of itself {key} {reprlib.repr(value)}, which no teacher has")
 
 
 def _fit(model: nn.Module, state: StateDict, name: str) -> None:

@@ -6,9 +6,9 @@ state dict: deit's {"model": ...}, timm's {"state_dict": ...}.
 
 import argparse
 import hashlib
-import json
 import math
 import mmap
+import re
 import zipfile
 from pathlib import Path
 
@@ -110,9 +110,10 @@ def student_shape(state: StateDict, metadata: dict[str, str]) -> dict[str, objec
     Everything but the number of heads is in the tensors' shapes; that one comes from the metadata's num_heads, else
     from the name in its model, else it is left out. Raises ValueError when the state dict is not a DeiT's.
     """
-    missing = [key for key in ("cls_token", "pos_embed", "patch_embed.proj.weight", "head.weight") if key not in state]
+    axes = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2, "head.weight": 2}
+    missing = [key for key, count in axes.items() if key not in state or state[key].ndim != count or not state[key].numel()]
     if missing:
-        raise ValueError(f"not a DeiT checkpoint: it has no {', '.join(missing)}")
+        raise ValueError(f"not a DeiT checkpoint: it has no {', '.join(missing)} as a DeiT has it")
     patch_size = state["patch_embed.proj.weight"].shape[-1]
     distilled = "dist_token" in state
     num_patches = state["pos_embed"].shape[1] - (2 if distilled else 1)
@@ -127,7 +128,10 @@ def student_shape(state: StateDict, metadata: dict[str, str]) -> dict[str, objec
         "qkv_bias": has_qkv_bias(state),
     }
     if "num_heads" in metadata:
-        shape["num_heads"] = int(json.loads(metadata["num_heads"]))
+        heads = metadata["num_heads"]
+        if not re.fullmatch(r"[1-9]\d{0,3}", heads):
+            raise ValueError(f"not a DeiT checkpoint: it says of itself num_heads {heads[:20]!r}")
+        shape["num_heads"] = int(heads)
     elif metadata.get("model") in SIZES:
         shape["num_heads"] = SIZES[metadata["model"]].num_heads
     return shape
