@@ -1,6 +1,7 @@
 """What planning costs, and how long Python holds the interpreter's lock: python -m benchmarks.bench_planning [-o results.csv]
 
-us_per_sample: CPU time of drawing a sample and packing its rows (DeiT's recipe, DropPath's bits of 12 blocks), by micro-batch.
+us_per_sample: CPU time of drawing a sample and packing its rows (DeiT's recipe, DropPath's bits of 12 blocks), by micro-batch;
+digest_us: of that, the hash of what was drawn.
 lock_pct: CPU time of the thread that runs Python, DALI's calls included, over the time that passes while two DALI threads
 make the batch: an upper bound of the share in which the lock is held.
 """
@@ -10,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks import harness
@@ -17,6 +19,7 @@ from benchmarks.loaders import MEAN, STD, write_images
 from fastdeit.data.index import Index, build_index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
+from fastdeit.digest import sample_digests
 from fastdeit.plan import Plan, PlanSpec
 
 MICRO_BATCHES = (64, 128, 256, 1024)
@@ -45,6 +48,18 @@ def planning_us(index: Index, micro_batch: int) -> float:
     return 1e6 * spent / SAMPLES
 
 
+def digest_us(index: Index, micro_batch: int) -> float:
+    """CPU microseconds a sample, of the hash over what is planned for it, in blocks of the loader's size."""
+    plan, ordinals = Plan(PlanSpec(), index.sizes), np.arange(4096)
+    draws, keep = plan.draw(0, ordinals), plan.keep(0, ordinals, [0.1] * 12)
+    steps, times = ordinals // micro_batch, SAMPLES // len(ordinals)
+    sample_digests(steps, 0, ordinals, draws, keep)
+    start = time.process_time()
+    for _ in range(times):
+        sample_digests(steps, 0, ordinals, draws, keep)
+    return 1e6 * (time.process_time() - start) / (times * len(ordinals))
+
+
 def lock_pct(index: Index, micro_batch: int) -> float:
     """Share of the time in which the thread that runs Python is on a core, in percent."""
     one = loader(index, micro_batch)
@@ -64,6 +79,7 @@ def measure(index: Index, micro: int) -> dict[str, str]:
         "micro_batch": str(micro),
         "us_per_sample": f"{planning_us(index, micro):.2f}",
         "lock_pct": f"{lock_pct(index, micro):.2f}",
+        "digest_us": f"{digest_us(index, micro):.3f}",
     }
 
 
@@ -76,7 +92,8 @@ def main() -> None:
         index = build_index(Path(folder), "train")
         rows = [measure(index, micro) for micro in MICRO_BATCHES]
         for row in rows:
-            print("micro-batch {micro_batch:>5}: {us_per_sample} us/sample, lock held at most {lock_pct} %".format(**row))
+            costs = "{us_per_sample} us/sample, of them {digest_us} for the digest".format(**row)
+            print("micro-batch {micro_batch:>5}: {costs}, lock held at most {lock_pct} %".format(costs=costs, **row))
     stamp = harness.environment(torch.device("cpu"))
     harness.write_rows(output, [{**stamp, **row} for row in rows], [*stamp, *rows[0]])
 

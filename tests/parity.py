@@ -92,7 +92,8 @@ def make_batch(step: int, rank: int = 0, world_size: int = 1) -> Batch:
 
 
 def part(batch: Batch, start: int, size: int) -> Batch:
-    return Batch(**{name: value[start : start + size] for name, value in vars(batch).items() if value is not None})
+    rows: dict[str, Any] = {name: value[start : start + size] for name, value in vars(batch).items() if torch.is_tensor(value)}
+    return Batch(**rows)
 
 
 def run_steps(trainer: Trainer, count: int, micro: int = BATCH, rank: int = 0, world_size: int = 1) -> list[float]:

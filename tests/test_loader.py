@@ -52,8 +52,8 @@ def train_loader(index: Index, plan: Plan, micro_batch: int = BATCH, **changes: 
     return TrainLoader(index, plan, options, micro_batch=micro_batch, **{"batch_size": BATCH, "drop_path": DROP_PATH, **ours})
 
 
-# no run here has a recorded teacher
-FIELDS = [field.name for field in dataclasses.fields(Batch) if field.name != "record"]
+# no run here has a recorded teacher; tests/test_digest.py has the digest
+FIELDS = [field.name for field in dataclasses.fields(Batch) if field.name not in ("record", "digest")]
 
 
 def joined(batches: Iterable[Batch]) -> dict[str, torch.Tensor]:

@@ -24,6 +24,7 @@ from fastdeit.data.pipeline import (
 )
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.data.stream import Stream
+from fastdeit.digest import add_digests, sample_digests
 from fastdeit.plan import Draws, Plan
 
 PADDING = -1
@@ -52,6 +53,8 @@ class Batch:
     """int64 (B,): rows of the index."""
     record: torch.Tensor | None = None
     """uint8 (B, n): the teacher's recorded answers; None: there are none."""
+    digest: int = 0
+    """Of all that is planned for its samples, as digest.py has it."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +71,18 @@ class EvalBatch:
 
 @dataclass(frozen=True)
 class _Planned:
-    """A run of samples, a row each: `Draws`, DropPath's bits, and the rows that the graph takes."""
+    """A run of samples, a row each: `Draws`, DropPath's bits, their hashes, and the rows that the graph takes."""
 
     ordinals: np.ndarray
     draws: Draws
     keep: np.ndarray
+    digests: np.ndarray
     arrays: tuple[np.ndarray, ...]
 
     def part(self, rows: slice) -> "_Planned":
         fields = {field.name: getattr(self.draws, field.name)[rows] for field in dataclasses.fields(Draws)}
         arrays = tuple(array[rows] for array in self.arrays)
-        return _Planned(self.ordinals[rows], Draws(**fields), self.keep[rows], arrays)
+        return _Planned(self.ordinals[rows], Draws(**fields), self.keep[rows], self.digests[rows], arrays)
 
 
 class Answers(Protocol):
@@ -92,9 +96,10 @@ class Answers(Protocol):
 class TrainLoader:
     """The training samples of one rank as micro-batches, in the plan's order.
 
-    batch_size: of all ranks together; micro_batch: of this device, one forward pass. drop_path: each block's rate of
-    DropPath. quarantine: of this index; what it holds and what it comes to hold is excluded from the plan. period: after so
-    many epochs the samples repeat (0: never; DropPath's bits never do). answers: the recorded teacher.
+    batch_size: of all ranks together; micro_batch: of this device, one forward pass. ranks: those that this process stands
+    for, one after the other in each step, instead of its own. drop_path: each block's rate of DropPath. quarantine: of this
+    index; what it holds and what it comes to hold is excluded from the plan. period: after so many epochs the samples repeat
+    (0: never; DropPath's bits never do). answers: the recorded teacher.
     Raises ValueError when the sizes do not divide, or the data set is smaller than a batch.
     """
 
@@ -108,6 +113,7 @@ class TrainLoader:
         micro_batch: int,
         rank: int = 0,
         world_size: int = 1,
+        ranks: Sequence[int] = (),
         drop_path: Sequence[float] = (),
         quarantine: Quarantine | None = None,
         period: int = 0,
@@ -115,9 +121,11 @@ class TrainLoader:
     ) -> None:
         self._period, self._answers = period, answers
         self.steps_per_epoch = plan.steps_per_epoch(batch_size)
-        self.micro_steps = _micro_steps(batch_size, micro_batch, world_size)
+        self._ranks = tuple(ranks) or (rank,)
+        self._rank_steps = _micro_steps(batch_size, micro_batch, world_size)
+        self.micro_steps = self._rank_steps * len(self._ranks)
         self._index, self._plan, self._drop_path = index, plan, tuple(drop_path)
-        self._batch_size, self._micro_batch, self._rank, self._world_size = batch_size, micro_batch, rank, world_size
+        self._batch_size, self._micro_batch, self._world_size = batch_size, micro_batch, world_size
         self._quarantine = Quarantine(index) if quarantine is None else quarantine  # an empty one counts
         self.options = _options_of(options, index, micro_batch)
         self._block = functools.lru_cache(maxsize=2)(self._plan_block)
@@ -164,18 +172,21 @@ class TrainLoader:
         ordinals = np.concatenate([self._ordinals(*divmod(micro, self.micro_steps)) for micro in micros])
         draws = self._plan.draw(self._planned_epoch(epoch), ordinals)
         keep = self._plan.keep(epoch, ordinals, self._drop_path)
-        return _Planned(ordinals, draws, keep, pack_draws(draws, self._plan.spec, self.options))
+        steps = epoch * self.steps_per_epoch + ordinals // self._batch_size
+        digests = sample_digests(steps, epoch, ordinals, draws, keep)
+        return _Planned(ordinals, draws, keep, digests, pack_draws(draws, self._plan.spec, self.options))
 
     def _ordinals(self, step: int, micro: int) -> np.ndarray:
-        mine = self._plan.ordinals(step, self._batch_size, self._rank, self._world_size)
-        return mine[micro * self._micro_batch : (micro + 1) * self._micro_batch]
+        rank, place = divmod(micro, self._rank_steps)
+        mine = self._plan.ordinals(step, self._batch_size, self._ranks[rank], self._world_size)
+        return mine[place * self._micro_batch : (place + 1) * self._micro_batch]
 
 
 class ReplayLoader:
     """Chosen samples of the plan, whole pairs, in the order asked for: `windows` has the epoch and the ordinals of each batch.
 
-    micro_batch: samples of the largest of them. quarantine: as `TrainLoader`'s. DropPath's bits are left out: this is for
-    teachers.
+    micro_batch: samples of the largest of them. quarantine: as `TrainLoader`'s. DropPath's bits and the digest are left out:
+    this is for teachers.
     """
 
     def __init__(
@@ -206,8 +217,9 @@ class ReplayLoader:
         _exclude(self._plan, self._quarantine)
         epoch, ordinals = self._windows[min(number, len(self._windows) - 1)]  # DALI runs ahead, over the end too
         draws = self._plan.draw(epoch, ordinals)
-        arrays = pack_draws(draws, self._plan.spec, self.options)
-        return _Planned(ordinals, draws, np.zeros((len(ordinals), 0, 2), bool), arrays), draws.image, arrays
+        arrays, count = pack_draws(draws, self._plan.spec, self.options), len(ordinals)
+        nothing = np.zeros((count, 0, 2), bool), np.zeros(count, np.uint64)
+        return _Planned(ordinals, draws, *nothing, arrays), draws.image, arrays
 
 
 def _exclude(plan: Plan, quarantine: Quarantine) -> bool:
@@ -229,6 +241,7 @@ def _batch(images: torch.Tensor, planned: _Planned, index: Index, record: np.nda
         ordinals=_beside(images, planned.ordinals),
         rows=_beside(images, draws.image),
         record=None if record is None else _beside(images, record),
+        digest=add_digests(planned.digests),
     )
 
 
@@ -295,7 +308,7 @@ def _give_back_memory() -> None:
 
 
 def _options_of(options: PipelineOptions, index: Index, batch_size: int) -> PipelineOptions:
-    return dataclasses.replace(options, batch_size=batch_size, feeds_paths=index.feeds_paths)
+    return dataclasses.replace(options, batch_size=batch_size, feeds_paths=index.feeds_paths, knows_sizes=True)
 
 
 def _micro_steps(batch_size: int, micro_batch: int, world_size: int) -> int:

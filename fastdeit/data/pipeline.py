@@ -58,6 +58,8 @@ class PipelineOptions:
     decoder: str = "cpu"
     feeds_paths: bool = True
     """Whether the source gives paths of files, else encoded images."""
+    knows_sizes: bool = False
+    """Whether the source gives, right after the images, int32 (B, 2): the height and width that each must have."""
 
     def __post_init__(self) -> None:
         for name, allowed in (("device", ("cpu", "gpu")), ("backend", BACKENDS), ("decoder", tuple(DECODERS))):
@@ -175,10 +177,19 @@ def _has_floats(spec: PlanSpec) -> bool:
 
 def _external(source: Source, options: PipelineOptions, *dtypes: types.DALIDataType) -> list[DataNode]:
     """Encoded images, then the rows of the given types."""
+    dtypes = (types.INT32, *dtypes) if options.knows_sizes else dtypes
     # without a copy: the loader holds on to what it gave until the batch is out
-    first, *rows = fn.external_source(source, num_outputs=1 + len(dtypes), dtype=[types.UINT8, *dtypes], ndim=1, no_copy=True)
-    # a disk that fails under a memory map would kill the process
-    return [fn.io.file.read(first, dont_use_mmap=True) if options.feeds_paths else first, *rows]
+    encoded, *rows = fn.external_source(source, num_outputs=1 + len(dtypes), dtype=[types.UINT8, *dtypes], ndim=1, no_copy=True)
+    if options.feeds_paths:
+        encoded = fn.io.file.read(encoded, dont_use_mmap=True)  # a disk that fails under a memory map would kill the process
+    return [_of_size(encoded, rows.pop(0)), *rows] if options.knows_sizes else [encoded, *rows]
+
+
+def _of_size(encoded: DataNode, size: DataNode) -> DataNode:
+    """The images whose header tells the size that the index has, the others empty: they fail, and a bomb is not decoded."""
+    told = fn.peek_image_shape(encoded, adjust_orientation=False)
+    same = (told[0] == size[0]) & (told[1] == size[1])
+    return encoded[: encoded.shape()[0] * fn.cast(same, dtype=types.INT64)]
 
 
 @pipeline_def

@@ -33,12 +33,16 @@ class Quarantine:
 
     policy: "skip" collects them, "error" raises DataError at the first. file: JSON lines, one a bad image, that are read at
     the start and appended to; several ranks may share it. Raises DataError also when more than 10 files and one in 10,000
-    images are bad: then the storage is at fault, not a file.
+    images are bad: then the storage is at fault, not a file. Attributes: step, the optimizer steps done, which is written
+    beside an image: from that step on it was left out.
     """
 
     def __init__(self, index: Index, policy: str = "skip", file: Path | None = None) -> None:
         self._index, self._policy, self._file = index, policy, file
-        self._faults = {entry["row"]: entry["fault"] for entry in read_entries(file, index.split)}
+        entries = read_entries(file, index.split)
+        self._faults = {entry["row"]: entry["fault"] for entry in entries if entry["row"] < len(index)}
+        self._unwritten: dict[int, str] = {}
+        self.step = 0
 
     def __len__(self) -> int:
         return len(self._faults)
@@ -82,13 +86,19 @@ class Quarantine:
             return False
 
     def add(self, faults: dict[int, str]) -> None:
-        """Takes images out of the run. Raises DataError as the policy and the limit say."""
+        """Takes images out of the run and writes them down. Raises DataError as the policy and the limit say."""
+        try:
+            self.take_out(faults)
+        finally:
+            self.write()
+
+    def take_out(self, faults: dict[int, str]) -> None:
+        """As `add`, but written down only by the next `write`."""
         if self._policy == "error":
             raise DataError(self._listing(faults, "image(s) could not be read; --bad-images skip goes on without them"))
         new = {row: fault for row, fault in faults.items() if row not in self._faults}
         self._faults |= new
-        entries = [{"split": self._index.split, "row": row, "name": self._index.name(row), "fault": new[row]} for row in new]
-        self._write(entries)
+        self._unwritten |= new
         if new:
             _log.warning(self._listing(new, f"image(s) left out from now on, {len(self)} so far"))
         if self._index.count_files(self.rows) > max(_FEWEST, len(self._index) // _SHARE):
@@ -99,9 +109,13 @@ class Quarantine:
         more = [f"and {len(faults) - _NAMED} more"] if len(faults) > _NAMED else []
         return "\n  ".join([f"{self._index.root}: {len(faults)} {problem}:", *named, *more])
 
-    def _write(self, entries: list[dict[str, Any]]) -> None:
-        if self._file is None or not entries:
+    def write(self) -> None:
+        """Writes down the images that are not in the file yet."""
+        new, self._unwritten = self._unwritten, {}
+        if self._file is None or not new:
             return
+        facts = {"split": self._index.split, "step": self.step}
+        entries = [facts | {"row": row, "name": self._index.name(row), "fault": fault} for row, fault in new.items()]
         # one write: ranks do not mix their lines; from a new line on: the last one may have been cut off by a crash
         lines = "".join(f"\n{json.dumps(entry)}" for entry in entries) + "\n"
         try:
@@ -113,14 +127,18 @@ class Quarantine:
 
 
 def read_entries(file: Path | None, split: str) -> list[dict[str, Any]]:
-    """The images of a split that runs have put down in `file`, each once; none if there is no file. What a crash cut off
-    is passed over: the image will be found again."""
+    """The images of a split that runs have put down in `file`, each as it was first; none if there is no file. What a crash
+    cut off is passed over: the image will be found again."""
     entries: dict[int, dict[str, Any]] = {}
     for line in file.read_text().splitlines() if file is not None and file.is_file() else ():
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             continue
-        if entry["split"] == split:
-            entries[entry["row"]] = entry
+        if isinstance(entry, dict) and entry.get("split") == split and _is_entry(entry):
+            entries.setdefault(entry["row"], entry)
     return list(entries.values())
+
+
+def _is_entry(entry: dict[str, Any]) -> bool:
+    return type(entry.get("row")) is int and entry["row"] >= 0 and isinstance(entry.get("fault"), str)

@@ -26,7 +26,8 @@ class Stream(Generic[_T]):
     """Numbered batches out of one DALI pipeline: in order they are prefetched, any other number is a jump.
 
     plan: from a number to what is kept beside the images, the rows of the index to read, and the arrays that the graph
-    takes. build: a pipeline for a source. quarantine: where images go that fail; the batch is then made again without them.
+    takes. build: a pipeline for a source that knows the images' sizes. quarantine: where images go that fail; the batch is
+    then made again without them.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Stream(Generic[_T]):
         number = iteration + self._shift
         self._generated = iteration + 1
         kept, rows, arrays = self._plan(number)
-        fed = (_feed(self._index, rows), *arrays)
+        fed = (_feed(self._index, rows), self._index.sizes[rows], *arrays)
         self._ahead.append(_Ahead(number, kept, rows, fed))
         return fed
 
