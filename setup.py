@@ -13,7 +13,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["fastdeit", "fastdeit.data", "fastdeit.models", "fastdeit.kernels"],
+    packages=["fastdeit", "fastdeit.data", "fastdeit.models", "fastdeit.replay", "fastdeit.kernels"],
     package_data={"fastdeit.kernels": ["*.json"]},
     install_requires=[
         "torch>=2.10",

@@ -32,7 +32,16 @@ def preview(argv: Sequence[str]) -> int:
     return preview_command(argv)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {command.__name__: command for command in (train, index, cache, preview)}
+def replay(argv: Sequence[str]) -> int:
+    """take one step of a run again, and show all that went into it"""
+    from fastdeit.replay.command import replay_command
+
+    return replay_command(argv)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    command.__name__: command for command in (train, index, cache, preview, replay)
+}
 
 
 def main() -> int:
