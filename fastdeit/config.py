@@ -260,6 +260,12 @@ class RunConfig:
     """Evaluate every so many epochs, and after the last one."""
     log_steps: int = 10
     """Steps between two lines of metrics.jsonl; the only host synchronisation of the loop."""
+    max_bad_steps: int = 3
+    """Steps in a row that may be skipped for a loss or a gradient that is not finite; after more the run goes back or stops."""
+    max_rollbacks: int = 2
+    """Times a run goes back to a checkpoint from before its bad steps, and passes over the steps between; then it stops."""
+    checksum_steps: int = 500
+    """Steps between two comparisons of the weights over ranks, made before each checkpoint too; 0: never."""
     stop_after_steps: int = 0
     """Save and stop after so many steps of this run; the same command goes on from there. 0: run to the end."""
     time_limit: str = ""
@@ -269,7 +275,7 @@ class RunConfig:
         require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
         offloads = self.offload_optimizer
         require(not offloads or self.zero_stage >= 2, "zero_stage", self.zero_stage, "2 or 3 with --offload-optimizer")
-        for name in ("save_steps", "stop_after_steps"):
+        for name in ("save_steps", "stop_after_steps", "max_bad_steps", "max_rollbacks", "checksum_steps"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         require(self.keep_checkpoints >= 2, "keep_checkpoints", self.keep_checkpoints, "2 or more: one may turn out damaged")
         for name in ("eval_epochs", "log_steps"):

@@ -1,7 +1,11 @@
-"""What a person sees of a run: a heading, progress, notes, the table at the end. Rank 0 speaks, the others are silent."""
+"""What a person sees of a run: a heading, progress, notes, the table at the end. Rank 0 speaks, the others are silent.
 
+A terminal that has gone away, or a full disk below a log, is no reason to end a run: then nothing more is said.
+"""
+
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +16,12 @@ from rich.table import Table
 _QUIET_S = 15.0
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Says no more; rich would end the process."""
+        self.quiet = True
+
+
 class RunConsole:
     """Progress of one training run; a live bar on a terminal, else a line every 15 seconds.
 
@@ -19,7 +29,7 @@ class RunConsole:
     """
 
     def __init__(self, epochs: int, steps_per_epoch: int, enabled: bool) -> None:
-        self._console = Console(quiet=not enabled, highlight=False)
+        self._console = _Console(quiet=not enabled, highlight=False)
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
         columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"), TimeRemainingColumn()]
         self._progress = Progress(*columns, console=self._console, disable=not (enabled and self._console.is_terminal))
@@ -29,9 +39,10 @@ class RunConsole:
     def heading(self, facts: Mapping[str, str]) -> None:
         """The run's facts, a line each; then the progress starts."""
         width = max(map(len, facts))
-        for name, text in facts.items():
-            self._console.print(f"[bold]{name:<{width}}[/]  {escape(text)}", soft_wrap=True)
-        self._progress.start()
+        with self._speaking():
+            for name, text in facts.items():
+                self._console.print(f"[bold]{name:<{width}}[/]  {escape(text)}", soft_wrap=True)
+            self._progress.start()
 
     def step(self, step: int, *, loss: float, lr: float, images_per_s: float) -> None:
         """The means since the last call, after optimizer step `step`."""
@@ -42,15 +53,21 @@ class RunConsole:
             self.note(f"epoch {epoch}/{self._epochs}  step {step}  {facts}")
 
     def note(self, text: str) -> None:
-        """A line of its own, above the bar. A terminal that has gone away is no reason to end a run."""
-        try:
+        """A line of its own, above the bar."""
+        with self._speaking():
             self._console.print(text, soft_wrap=True, markup=False)
-        except OSError:
-            self._console.quiet = True
         self._spoken = time.monotonic()
 
+    @contextlib.contextmanager
+    def _speaking(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self._console.quiet = True
+
     def stop(self) -> None:
-        self._progress.stop()
+        with self._speaking():
+            self._progress.stop()
 
     def summary(self, results: Mapping[str, float], files: Mapping[str, Any], next_command: str) -> None:
         """The table at the end: accuracy of each head of model and average, of the teacher, and their agreement."""
@@ -63,10 +80,11 @@ class RunConsole:
             if f"{key}/top1" in results:
                 cells = [results.get(f"{key}/{measure}") for measure in ("top1", "top5", *(["agreement"] if agreeing else []))]
                 table.add_row(title, *("" if cell is None else f"{cell:.2f}" for cell in cells))
-        self._console.print(table)
-        for name, path in files.items():
-            self._console.print(f"{name}: {path}", soft_wrap=True)
-        self._console.print(f"next: [bold]{next_command}[/]", soft_wrap=True)
+        with self._speaking():
+            self._console.print(table)
+            for name, path in files.items():
+                self._console.print(f"{name}: {path}", soft_wrap=True)
+            self._console.print(f"next: [bold]{next_command}[/]", soft_wrap=True)
 
 
 _ROWS = {

@@ -8,13 +8,15 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from fastdeit.data.loader import Batch
+from fastdeit.digest import add_digests, show_digest
 from fastdeit.distributed import import_deepspeed
 from fastdeit.kernels.mix import mix, mix_patches
 from fastdeit.losses import DistillationLoss
@@ -22,8 +24,21 @@ from fastdeit.models.teacher import Teacher
 from fastdeit.optim import Ema
 from fastdeit.zero import open_partitions
 
-STATISTICS = ("loss", "base", "distill")
+LOSSES = ("loss", "base", "distill")
+STATISTICS = (*LOSSES, "grad_norm")
 """What `Trainer.train_step` returns, in this order."""
+
+
+class MicroStep(NamedTuple):
+    """What is kept of a micro-batch until its optimizer step is over, on the device."""
+
+    losses: torch.Tensor
+    """fp32 (3,): means of `LOSSES`."""
+    ordinals: torch.Tensor
+    """int64 (B,)."""
+    rows: torch.Tensor
+    """int64 (B,)."""
+    digest: int
 
 
 def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, deepspeed_config: dict[str, Any]) -> Any:
@@ -55,34 +70,60 @@ class Trainer:
     dtype: torch.dtype
     step: int = 0
     skipped: int = 0
+    digest: int = 0
+    """Of the samples of all steps so far that this rank answers for: its own, and on rank 0 those of earlier processes."""
 
     def __post_init__(self) -> None:
         self.partitions = open_partitions(self.engine)
+        self.micro_steps: list[MicroStep] = []
         self._whole: nn.Module | None = None
         self._persistent = frozenset(self.shadow.state_dict())
         self.planned = hasattr(self.engine.module, "drop_path_rates")
         self.ema = Ema(self.partitions.masters, self._buffers(), self.ema_decay) if self.ema_decay is not None else None
 
     def train_step(self, micro_batches: Iterable[Batch]) -> torch.Tensor:
-        """One optimizer step. Returns fp32 (3,) on the device: the means of `STATISTICS` over this rank's samples."""
+        """One optimizer step. Returns fp32 (4,) on the device: `STATISTICS`, the losses as means over this rank's samples,
+        the norm of all ranks' gradient as it was before clipping.
+
+        A loss or a gradient that is not finite on any rank leaves weights, moments, buffers and average as they are on all.
+        """
         self.engine.module.train()
         self.schedule.step_update(self.step)
-        parts = [self._micro_step(batch, place) for place, batch in enumerate(micro_batches)]
-        if not self.engine.was_step_applied():
+        buffers = {name: buffer.clone() for name, buffer in self._buffers()}
+        self.micro_steps = [self._micro_step(batch) for batch in micro_batches]
+        if not self.applied:
             self.skipped += 1
+            self.partitions.after_skip()
+            _restore(self._buffers(), buffers)
         elif self.ema is not None:
             self.ema.update(self.partitions.masters, self._buffers())
         self.step += 1
-        return torch.stack(parts).mean(0)
+        losses = torch.stack([done.losses for done in self.micro_steps]).mean(0)
+        norm = torch.as_tensor(self.engine.get_global_grad_norm(), dtype=losses.dtype, device=losses.device)
+        return torch.cat((losses, norm.view(1)))
 
-    def _micro_step(self, batch: Batch, place: int) -> torch.Tensor:
+    @property
+    def applied(self) -> bool:
+        """Whether the last step changed the weights; the same on every rank."""
+        return bool(self.engine.was_step_applied())
+
+    def pass_over(self) -> None:
+        """Goes one step on without training."""
+        self.schedule.step_update(self.step)
+        self.skipped += 1
+        self.step += 1
+
+    def _micro_step(self, batch: Batch) -> MicroStep:
+        self.digest = add_digests(self.digest, batch.digest)
         images, mixed = self._mix(batch)
         answer = self._answer(batch, mixed)
-        outputs = self.engine(images, batch.keep) if self.planned else self._unplanned(images, place)
+        outputs = self.engine(images, batch.keep) if self.planned else self._unplanned(images, batch)
         parts = self.criterion(outputs, batch.labels, batch.lam, answer)
-        self.engine.backward(parts.loss)
+        # DeepSpeed looks at the gradient alone, which may be finite where the loss is not
+        self.engine.backward(parts.loss * torch.where(parts.loss.detach().isfinite(), 1.0, torch.nan))
         self.engine.step()
-        return torch.stack([part.detach().float() for part in parts])
+        losses = torch.stack([part.detach().float() for part in parts])
+        return MicroStep(losses, batch.ordinals, batch.rows, batch.digest)
 
     def _mix(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What the model takes, for our student patches, and the mixed images for the teacher, if there is one."""
@@ -100,9 +141,10 @@ class Trainer:
             return self.decode(batch.record)
         return self.teacher(mixed) if self.teacher is not None and mixed is not None else None
 
-    def _unplanned(self, images: torch.Tensor, place: int) -> Any:
-        """Forward of a timm model, whose own random draws follow from (seed, step, micro-step, rank): a resume repeats them."""
-        key = hashlib.sha256(f"{self.seed} {self.step} {place} {self.rank}".encode()).digest()
+    def _unplanned(self, images: torch.Tensor, batch: Batch) -> Any:
+        """Forward of a timm model, whose own random draws follow from (seed, step, samples): who takes the same again repeats
+        them."""
+        key = hashlib.sha256(f"{self.seed} {self.step} {batch.digest}".encode()).digest()
         torch.manual_seed(int.from_bytes(key[:7], "little"))
         return self.engine(images)
 
@@ -157,7 +199,14 @@ class Trainer:
         average = self.ema_weights()
         if average is not None:
             tensors["ema"] = average
-        return tensors, {"step": self.step, "adam_step": adam_step, "skipped": self.skipped}
+        state = {"step": self.step, "adam_step": adam_step, "skipped": self.skipped}
+        return tensors, state | {"digest": show_digest(self.whole_digest())}
+
+    def whole_digest(self) -> int:
+        """Of the samples of all steps so far, of all ranks; a collective."""
+        digests = [0] * dist.get_world_size()
+        dist.all_gather_object(digests, self.digest)
+        return add_digests(*digests)
 
     def layout(self) -> dict[str, dict[str, torch.Tensor]]:
         """The names, shapes and dtypes of what `state` gives, as tensors without memory."""
@@ -182,6 +231,7 @@ class Trainer:
             self.partitions.scatter(average, self.ema.flats)
             _restore(self.ema.buffers.items(), average)
         self.step, self.skipped = state["step"], state["skipped"]
+        self.digest = int(state.get("digest", "0"), 16) if self.rank == 0 else 0
 
 
 def _on_cpu(buffers: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

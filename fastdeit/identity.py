@@ -10,9 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fastdeit.config import Config, LimitConfig
+from fastdeit.config_file import read_config_file
 from fastdeit.data.index import Index
 from fastdeit.distributed import on_every_rank
 from fastdeit.plan import Plan
@@ -29,6 +28,9 @@ _FREE = {
         "keep_checkpoints",
         "eval_epochs",
         "log_steps",
+        "max_bad_steps",
+        "max_rollbacks",
+        "checksum_steps",
         "stop_after_steps",
         "time_limit",
     },
@@ -48,9 +50,13 @@ def check_same_run(config: Config, folder: Path) -> None:
     above = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not (above.is_dir() and os.access(above, os.W_OK)):
         raise ValueError(f"--output-dir: {folder} cannot be written below {above}, allowed is a place that can")
-    if not (folder / "config.yaml").is_file():
-        return
-    then = _bound(yaml.safe_load((folder / "config.yaml").read_text()))
+    if (folder / "config.yaml").is_file():
+        check_same_settings(config, folder)
+
+
+def check_same_settings(config: Config, folder: Path) -> None:
+    """Raises ValueError naming the settings in which the run that a folder holds differs from `config`."""
+    then = _bound(read_config_file(folder / "config.yaml", "--output-dir"))
     now = _bound(config.to_dict())
     changed = [f"{name} {then.get(name)!r} -> {now[name]!r}" for name in now if then.get(name) != now[name]]
     if changed:
@@ -67,7 +73,22 @@ def check_same_everywhere(config: Config) -> None:
 
     A collective.
     """
-    (_, ours), *others = on_every_rank(lambda: (socket.gethostname(), _identity(config)))
+    _compare_ranks(_identity(config))
+
+
+def check_same_images(train_index: Index, val_index: Index, pixels: str) -> None:
+    """Raises ValueError on every rank unless all read the images of rank 0, and as it does; machines may have other copies.
+
+    pixels: backend and decoder, which `auto` takes by what a machine has. A collective.
+    """
+    facts: dict[str, Any] = {"augmentation": pixels}
+    for split, index in (("training", train_index), ("validation", val_index)):
+        facts |= {f"number of {split} images": len(index), f"names and sizes of {split} images": index.fingerprint()}
+    _compare_ranks(facts)
+
+
+def _compare_ranks(facts: dict[str, Any]) -> None:
+    (_, ours), *others = on_every_rank(lambda: (socket.gethostname(), facts))
     for rank, (host, theirs) in enumerate(others, 1):
         changed = [f"{name}: {ours[name]!r}, there {theirs[name]!r}" for name in ours if ours[name] != theirs[name]]
         if changed:

@@ -1,89 +1,39 @@
-"""A run while it trains: what is alive, the loop over its steps, and what is due after one: log, evaluation, checkpoint."""
+"""A run while it trains: the loop over its steps, and what is due after one: log, comparison, evaluation, checkpoint."""
 
 import itertools
+import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from timm.utils import distribute_bn
 
 from fastdeit.cache_check import count_missed
-from fastdeit.checkpoint_writer import CheckpointWriter
-from fastdeit.config import Config
-from fastdeit.console import RunConsole
-from fastdeit.data.index import Index
-from fastdeit.data.loader import EvalBatch, EvalLoader, TrainLoader
-from fastdeit.data.quarantine import Quarantine
-from fastdeit.distributed import World
-from fastdeit.engine import STATISTICS, Trainer
+from fastdeit.checksum import compare_weights
+from fastdeit.data.loader import Batch, EvalBatch
+from fastdeit.digest import show_digest
 from fastdeit.evaluate import evaluate, student_heads
-from fastdeit.identity import fingerprints, versions
-from fastdeit.metrics import Meter, MetricLog
-from fastdeit.models.cache import Replay
-from fastdeit.plan import Plan
-from fastdeit.supervision import StopAgreed, Supervisor
-
-
-@dataclass
-class Run:
-    """Everything that is alive during training."""
-
-    config: Config
-    recipe: str
-    world: World
-    folder: Path
-    train_index: Index
-    val_index: Index
-    plan: Plan
-    trainer: Trainer
-    train_loader: TrainLoader
-    val_loader: EvalLoader
-    quarantine: Quarantine
-    replay: Replay | None
-    console: RunConsole
-    supervisor: Supervisor
-    checkpoints: CheckpointWriter
-    notes: list[str] = field(default_factory=list)
-    """What a person should know of how the parts were made to fit."""
-    log: MetricLog | None = None
-    meter: Meter = field(default_factory=Meter)
-    mark: tuple[float, int] = (0.0, 0)
-    """When, and after which step, the rate was last measured."""
-    evaluated: int = 0
-    """The step of the last evaluation."""
-    saved: int = -1
-    """The step of the last checkpoint of this process."""
-
-    @property
-    def fingerprints(self) -> dict[str, Any]:
-        pixels = self.train_loader.options.describe()
-        return fingerprints(self.plan, self.train_index, self.config.optim.batch_size, pixels)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.train_loader.steps_per_epoch
-
-    @property
-    def total_steps(self) -> int:
-        return self.config.optim.epochs * self.steps_per_epoch
+from fastdeit.health import HealthError, summarise
+from fastdeit.recovery import go_back, read_meter
+from fastdeit.run_state import Run
+from fastdeit.supervision import StopAgreed
 
 
 def train(run: Run) -> None:
     """The loop. Raises StopAgreed, with a checkpoint of the last step written, if it was told to stop before the end."""
     trainer, last = run.trainer, run.trainer.step + run.config.run.stop_after_steps
     try:
+        _compare_weights(run)
         _end_epoch(run)  # a stop may have cut the evaluation off
-        while trainer.step < run.total_steps:
-            epoch, step = divmod(trainer.step, run.steps_per_epoch)
-            batches = run.train_loader.epoch(epoch, step)
-            for _ in range(step, run.steps_per_epoch):
-                micro_batches = itertools.islice(batches, run.train_loader.micro_steps)
-                run.meter.add(trainer.train_step(run.supervisor.watched("step", trainer.step, micro_batches)))
-                _after_step(run)
-                if trainer.step == last < run.total_steps:
-                    raise StopAgreed("--stop-after-steps")
+        for micro_batches in _steps(run):
+            if micro_batches is None:
+                _pass_over(run)
+            elif not _train_step(run, micro_batches):
+                go_back(run)
+                continue
+            _after_step(run)
+            if trainer.step == last < run.total_steps:
+                raise StopAgreed("--stop-after-steps")
     except StopAgreed:
         if run.saved != trainer.step:
             _save(run)
@@ -92,10 +42,58 @@ def train(run: Run) -> None:
     _wait_for_checkpoint(run)
 
 
+def _steps(run: Run) -> Iterator[Iterator[Batch] | None]:
+    """The micro-batches of each step, wherever the run stands when it asks for them, to its end; None: to be passed over."""
+    batches: Iterator[Batch] = iter(())
+    ready = -1
+    while (step := run.trainer.step) < run.total_steps:
+        if step in run.health.rollbacks:
+            yield None
+            continue
+        if step != ready or step % run.steps_per_epoch == 0:
+            batches = run.train_loader.epoch(*divmod(step, run.steps_per_epoch))
+        ready = step + 1
+        yield itertools.islice(batches, run.train_loader.micro_steps)
+
+
+def _train_step(run: Run, micro_batches: Iterator[Batch]) -> bool:
+    """Whether training can go on: not after more than --max-bad-steps skipped in a row."""
+    trainer, step = run.trainer, run.trainer.step
+    run.quarantine.step = step
+    values = trainer.train_step(run.supervisor.watched("step", step, micro_batches))
+    if trainer.applied:
+        run.meter.add(step, values)
+        run.health.bad.clear()
+    else:
+        run.health.note_bad(step, trainer.micro_steps, run.train_index.name)
+    return len(run.health.bad) <= run.config.run.max_bad_steps
+
+
+def _pass_over(run: Run) -> None:
+    run.trainer.pass_over()
+    run.mark = (time.monotonic(), run.trainer.step)
+
+
+def _compare_weights(run: Run) -> None:
+    """Raises HealthError on every rank unless all have the same weights."""
+    step = run.trainer.step
+    if run.world.size == 1 or not run.config.run.checksum_steps or run.compared == step:
+        return
+    run.supervisor.beat("step", step)
+    difference = compare_weights(run.trainer.engine.module)
+    if difference is not None:
+        then = f"all were equal after step {run.compared}, and at every checkpoint up to then; " if run.compared >= 0 else ""
+        again = "the same command goes on from the newest checkpoint; a device to which this happens again is faulty"
+        raise HealthError(f"after step {step} {difference}; {then}{again}")
+    run.compared = step
+
+
 def _after_step(run: Run) -> None:
     """Whatever is due after an optimizer step: a line of the log, an evaluation, a checkpoint."""
     step, every = run.trainer.step, run.config.run
     _tell_of_checkpoints(run)
+    if every.checksum_steps and step % every.checksum_steps == 0:
+        _compare_weights(run)
     ends_epoch = step % run.steps_per_epoch == 0
     if step % every.log_steps == 0 or ends_epoch:
         _log_step(run)
@@ -107,19 +105,21 @@ def _after_step(run: Run) -> None:
 
 
 def _log_step(run: Run) -> None:
-    """Reads the meter, the loop's one host synchronisation of our own."""
-    trainer, means = run.trainer, dict(zip(STATISTICS, run.meter.read(), strict=True))
+    trainer, means = run.trainer, summarise(read_meter(run), run.config.optim.clip_grad)
     now = (time.monotonic(), trainer.step)
     rate = (now[1] - run.mark[1]) * run.config.optim.batch_size / (now[0] - run.mark[0])
     run.mark = now
-    run.console.step(trainer.step, loss=means["loss"], lr=trainer.lr, images_per_s=rate)
+    run.console.step(trainer.step, loss=means.get("loss", math.nan), lr=trainer.lr, images_per_s=rate)
+    counters = _counters(run)
     if run.log is not None:
-        run.log.write(trainer.step, means | _counters(run) | {"lr": trainer.lr, "images_per_s": rate})
+        run.log.write(trainer.step, means | counters | {"lr": trainer.lr, "images_per_s": rate})
 
 
-def _counters(run: Run) -> dict[str, float]:
-    """Steps that were skipped, images that any rank has found bad, and samples that --cache had no answer to."""
-    return {"skipped": run.trainer.skipped, "quarantined": run.quarantine.count_all()} | count_missed(run.replay)
+def _counters(run: Run) -> dict[str, Any]:
+    """Steps that were skipped, images that any rank has found bad, the digest of all samples so far, and how many of them
+    --cache had no answer to. A collective."""
+    counts = {"skipped": run.trainer.skipped, "quarantined": run.quarantine.count_all()}
+    return counts | {"digest": show_digest(run.trainer.whole_digest())} | count_missed(run.replay)
 
 
 def _end_epoch(run: Run) -> None:
@@ -163,23 +163,10 @@ def _validation_batches(run: Run) -> Iterator[EvalBatch]:
 def _save(run: Run) -> None:
     """Begins to write a checkpoint, with the score of the evaluation at this step if there was one."""
     run.supervisor.beat("checkpoint", run.trainer.step)
+    _compare_weights(run)
     tensors, state = run.trainer.state()
-    run.checkpoints.save(tensors, state | run.fingerprints | _about(run))
+    run.checkpoints.save(tensors, state | run.fingerprints | run.about(run.trainer.step))
     run.saved = run.trainer.step
-
-
-def _about(run: Run) -> dict[str, Any]:
-    """What a checkpoint tells of its run beside what training goes on from."""
-    step = run.trainer.step
-    return {
-        "epoch": step // run.steps_per_epoch,
-        "samples": step * run.config.optim.batch_size,
-        "evaluated": run.evaluated,
-        "quarantine": run.quarantine.fingerprint(),
-        "world_size": run.world.size,
-        "config": run.config.to_dict(),
-        "versions": versions(),
-    }
 
 
 def _wait_for_checkpoint(run: Run) -> None:

@@ -1,61 +1,86 @@
 """Means on the device, and their record: metrics.jsonl and TensorBoard events in the run folder."""
 
+import io
 import json
-from collections.abc import Mapping
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
 
-from fastdeit.durable import write_whole
+from fastdeit.durable import GrowingFile, write_whole
 
 
 class Meter:
-    """Mean of a vector of statistics over steps and ranks, kept on the device until it is read."""
+    """Statistics of each step as means over ranks, kept on the device until they are read."""
 
     def __init__(self) -> None:
-        self._sum: torch.Tensor | None = None
-        self._count = 0
+        self._steps: list[int] = []
+        self._values: list[torch.Tensor] = []
 
-    def add(self, values: torch.Tensor) -> None:
-        """values: fp32 (K,), detached; no host synchronisation."""
-        self._sum = values.clone() if self._sum is None else self._sum + values
-        self._count += 1
+    def add(self, step: int, values: torch.Tensor) -> None:
+        """values: fp32 (K,), detached; no host synchronisation. All ranks add the same steps."""
+        self._steps.append(step)
+        self._values.append(values.clone())
 
-    def read(self) -> list[float]:
-        """The K means since the last call, over all ranks; a collective, and the loop's only host synchronisation."""
-        assert self._sum is not None, "nothing was added"
-        mean = self._sum / self._count / dist.get_world_size()
-        self._sum, self._count = None, 0
-        dist.all_reduce(mean)
-        return mean.tolist()
+    def read(self) -> list[tuple[int, list[float]]]:
+        """The steps since the last call, each with its K means over all ranks.
+
+        A collective, and the loop's only host synchronisation; neither if there are none.
+        """
+        if not self._values:
+            return []
+        means = torch.stack(self._values) / dist.get_world_size()
+        steps, self._steps, self._values = self._steps, [], []
+        dist.all_reduce(means)
+        return list(zip(steps, means.tolist(), strict=True))
 
 
 class MetricLog:
     """metrics.jsonl, a JSON object a line with the optimizer step, and the same numbers as TensorBoard scalars.
 
     start_step: the step a resumed run starts from; later lines of the interrupted run are dropped, so that the file reads
-    like that of a run which was never stopped. Use on rank 0 only.
+    like that of a run which was never stopped. tell: hears of a disk that refuses, which ends no run. Use on rank 0 only.
+    Raises OSError if the folder cannot be written at the start.
     """
 
-    def __init__(self, folder: Path, start_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # imports slowly
-
+    def __init__(self, folder: Path, start_step: int, tell: Callable[[str], None] = lambda line: None) -> None:
         path = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(path) if line["step"] <= start_step] if start_step else []
         write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a", buffering=1)
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+        self._lines = GrowingFile(path, tell)
+        self._events = GrowingFile(_new_events(folder / "tensorboard"), tell)
+        self._events.append(_record(file_version="brain.Event:2"))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # what TensorBoard has of later steps is dropped
+        self._events.append(_record(step=start_step + 1, session_log=start))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        self._lines.append(json.dumps({"step": step, **values}).encode() + b"\n")
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        scalars = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+        self._events.append(_record(step=step, summary=summary_pb2.Summary(value=scalars)))
 
     def close(self) -> None:
-        self._file.close()
-        self._writer.close()
+        self._lines.close()
+        self._events.close()
+
+
+def _new_events(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder / f"events.out.tfevents.{time.time_ns():020}.{socket.gethostname()}.{os.getpid()}"
+
+
+def _record(**fields: Any) -> bytes:
+    """An event as TensorBoard's files hold it."""
+    buffer = io.BytesIO()
+    RecordWriter(buffer).write(event_pb2.Event(wall_time=time.time(), **fields).SerializeToString())
+    return buffer.getvalue()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -83,6 +83,10 @@ class Partitions(ABC):
     def _update_model(self) -> None:
         """Sets the model's own weights from the masters; a collective."""
 
+    @abstractmethod
+    def after_skip(self) -> None:
+        """Puts the model in order after a step that DeepSpeed has skipped; a collective."""
+
     @property
     def _groups(self) -> list[torch.Tensor]:
         return list(getattr(self._zero, self.flats))
@@ -151,6 +155,9 @@ class _OptimizerPartitions(Partitions):
     def _update_model(self) -> None:
         self._zero.update_lp_params()
 
+    def after_skip(self) -> None:
+        pass
+
 
 class _ModelPartitions(Partitions):
     """ZeRO 3: the model's weights too lie in pieces, but for small ones, which every rank keeps whole ("persistent")."""
@@ -177,6 +184,10 @@ class _ModelPartitions(Partitions):
         for group in range(len(self._groups)):
             self._zero._reassign_or_swap_out_partitioned_parameters(group)
         self._zero.checkpoint_event_epilogue()  # gathers the persistent ones again
+
+    def after_skip(self) -> None:
+        # a skipped step leaves the persistent ones in pieces, and the next forward pass stumbles over them (0.19.8)
+        self._zero.checkpoint_event_epilogue()
 
 
 def open_partitions(engine: Any) -> Partitions:

@@ -1,0 +1,117 @@
+"""What a run leaves in its folder: before its first step what it is, at its end what came of it."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+import yaml
+from safetensors.torch import save
+
+from fastdeit import build
+from fastdeit.attempts import Attempt, add_attempt
+from fastdeit.checkpoint import sweep
+from fastdeit.data.snapshot import keep_images
+from fastdeit.durable import whole_file, write_whole
+from fastdeit.failure import take_failures, tell
+from fastdeit.kernels.mix import mix
+from fastdeit.metrics import read_metrics
+from fastdeit.outcome import SUMMARY, show_summary
+from fastdeit.recovery import open_records
+from fastdeit.run_state import Run
+
+Weights = dict[str, torch.Tensor]
+
+
+class FolderError(Exception):
+    """The run folder cannot be written; raised on every rank."""
+
+
+def open_folder(run: Run) -> None:
+    """Settings, images, logs: what a run writes before its first step. A collective; raises FolderError."""
+    run.quarantine.step = run.trainer.step
+    if run.replay and run.replay.bad_images:
+        run.quarantine.take_out(run.replay.bad_images)
+    _on_disk(run, lambda: _write_folder(run))
+    run.health.begin(run.trainer.step)
+    run.quarantine.write()
+    dist.barrier()
+
+
+def _on_disk(run: Run, write: Callable[[], None]) -> None:
+    """`write()` on rank 0. Raises FolderError on every rank if the disk refuses."""
+    refusal = [""]
+    if run.world.rank == 0:
+        try:
+            write()
+        except OSError as error:
+            refusal = [str(error)]
+    dist.broadcast_object_list(refusal)
+    if refusal[0]:
+        raise FolderError(f"--output-dir: {run.folder}: {refusal[0]}; the same command goes on when that is put right")
+
+
+def _write_folder(run: Run) -> None:
+    run.notes += [tell(failure, run.folder) for failure in take_failures(run.folder)[:1]]
+    sweep(run.folder / "checkpoints")
+    text = yaml.safe_dump(run.config.to_dict(), sort_keys=False)
+    write_whole(run.folder / "config.yaml", text)
+    settings = build.build_deepspeed_config(run.config, run.world)
+    write_whole(run.folder / "deepspeed.json", json.dumps(settings, indent=1))
+    if not (run.folder / build.IMAGES).is_file():
+        keep_images(run.train_index, run.folder / build.IMAGES)
+    add_attempt(run.folder, _attempt(run))
+    open_records(run, run.trainer.step)
+
+
+def _attempt(run: Run) -> Attempt:
+    options = run.train_loader.options
+    return Attempt(
+        step=run.trainer.step,
+        world_size=run.world.size,
+        micro_batch=options.batch_size,
+        zero_stage=run.trainer.engine.zero_optimization_stage(),
+        offload_optimizer=run.config.run.offload_optimizer,
+        precision=build.precision(run.config, run.world)[0],
+        augment_backend=options.backend,
+        decoder=options.decoder,
+        left_out=tuple(run.quarantine.rows.tolist()),
+    )
+
+
+def write_outcome(run: Run, results: dict[str, float]) -> None:
+    """Weights under timm's names, the picture, the table of `results`. A collective; raises FolderError."""
+    run.supervisor.beat("checkpoint", run.trainer.step)
+    weights, average = run.trainer.weights(), run.trainer.ema_weights()
+    _on_disk(run, lambda: _write_results(run, results, weights, average))
+
+
+def _write_results(run: Run, results: dict[str, float], weights: Weights, average: Weights | None) -> None:
+    about = build.weight_metadata(run.config, run.train_index, run.trainer.engine.module)
+    for name, tensors in {"student": weights, "student_ema": average}.items():
+        if tensors is not None:
+            with whole_file(run.folder / f"{name}.safetensors") as file:
+                file.write(save(tensors, about))
+    _save_report(run)
+    summary = {"results": results, "steps": run.trainer.step, "skipped": run.trainer.skipped}
+    write_whole(run.folder / SUMMARY, json.dumps(summary, indent=1))  # the last file: its presence says that all went well
+    show_summary(run.console, run.config, run.recipe, run.folder, results)
+
+
+def _save_report(run: Run) -> None:
+    from fastdeit.visualize import save_report  # matplotlib imports slowly
+
+    alone = dataclasses.replace(run.world, rank=0, size=1, local_size=1)
+    few = run.config.replace(optim={"batch_size": min(16, len(run.train_index) // 2 * 2), "micro_batch": 0})
+    loader = build.build_train_loader(few, alone, run.train_index, run.plan, (), run.quarantine)
+    batch = next(loader.epoch(0))
+    loader.close()
+    images = mix(batch.images, batch.lam, batch.box)
+    names = [run.train_index.classes[label] for label in batch.labels.tolist()]
+    titles = [
+        name if lam == 1 else f"{lam:.2f} {name} + {1 - lam:.2f} {names[row ^ 1]}"
+        for row, (name, lam) in enumerate(zip(names, batch.lam.tolist(), strict=True))
+    ]
+    metrics = read_metrics(run.folder / "metrics.jsonl")
+    save_report(run.folder / "report.png", metrics, images, titles, run.config.data.mean, run.config.data.std)
