@@ -7,6 +7,7 @@ before anything slow: what it looks at is who was there first.
 
 import contextlib
 import ctypes
+import itertools
 import os
 import signal
 
@@ -16,18 +17,36 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Ancestors:
-    """The launcher of this process: its parent, and that one's parent if it is DeepSpeed's runner."""
+    """The launcher of this process: its parent, and above it DeepSpeed's runner, or sshd's process for a runner elsewhere."""
 
     def __init__(self) -> None:
-        self._parent = os.getppid()
-        runner = _parent_of(self._parent)
-        self._runner = runner if runner is not None and "deepspeed" in _command(runner) else None
+        self._chain = [os.getppid()]
+        while (above := _parent_of(self._chain[-1])) and "deepspeed" in _command(above):
+            self._chain.append(above)
+        if above and _command(above).startswith("sshd"):
+            self._chain.append(above)
+        self._too_late = "CROSS_RANK" in os.environ and self._is_adopted(above)  # a variable that only launch.py sets
+
+    def _is_adopted(self, above: int | None) -> bool:
+        """Whether launch.py, or the runner above it, ended before this process looked: init or another reaper has its child.
+
+        Who does not lead its session is in that of its parent, and the leader of a group of processes started it.
+        """
+        launcher = self._chain[0]
+        if "deepspeed.launcher.launch" not in _command(launcher):
+            return True
+        if len(self._chain) > 1 or not above:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            strangers = os.getsid(launcher) not in (launcher, os.getsid(above))
+            return strangers or not psutil.pid_exists(os.getpgid(launcher))
+        return True
 
     def gone(self) -> bool:
         """Whether one of them has ended. A dead process's children get another parent, which the system tells at once."""
-        if os.getppid() != self._parent:
+        if self._too_late or os.getppid() != self._chain[0]:
             return True
-        return self._runner is not None and _parent_of(self._parent) != self._runner
+        return any(_parent_of(pid) != above for pid, above in itertools.pairwise(self._chain))
 
 
 def _parent_of(pid: int) -> int | None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def build_train_index(config: Config) -> Index:
 
 
 def build_quarantine(config: Config, index: Index) -> tuple[Index, Quarantine]:
-    """The index with the rows that this run began with, and those of them that must not be read (any more).
+    """The index with the rows that this run began with, and those of them that must not be read (any more); not written down.
 
     Raises DataError when too many are gone.
     """
@@ -67,7 +68,7 @@ def build_quarantine(config: Config, index: Index) -> tuple[Index, Quarantine]:
         index, gone = same_images(index, folder / IMAGES)
     quarantine = Quarantine(index, config.data.bad_images, folder / "quarantine.jsonl")
     if gone:
-        quarantine.add(gone)
+        quarantine.take_out(gone)
     return index, quarantine
 
 
@@ -120,8 +121,9 @@ def build_train_loader(
     drop_path: tuple[float, ...],
     quarantine: Quarantine,
     replay: Replay | None = None,
+    ranks: Sequence[int] = (),
 ) -> TrainLoader:
-    """Planned batches of this rank; drop_path: the student's rate a block, empty for a model that plans nothing."""
+    """Planned batches of this rank, or of `ranks`; drop_path: the rate of each block of the student, empty if it has none."""
     return TrainLoader(
         index,
         plan,
@@ -130,6 +132,7 @@ def build_train_loader(
         micro_batch=config.optim.micro_batch or config.optim.batch_size // world.size,
         rank=world.rank,
         world_size=world.size,
+        ranks=ranks,
         drop_path=drop_path,
         quarantine=quarantine,
         period=config.distill.cache_period,

@@ -75,7 +75,8 @@ def _check(cache: Cache, config: Config, plan: Plan, index: Index, pixels: str, 
 def bad_images(cache: Cache, index: Index) -> dict[int, str]:
     """Rows of the index that were found bad while it was recorded, with the fault."""
     entries = read_entries(cache.folder / BAD_IMAGES, index.split)
-    return {entry["row"]: f"left out when {cache.folder} was recorded: {entry['fault']}" for entry in entries}
+    told = {entry["row"]: f"left out when {cache.folder} was recorded: {entry['fault']}" for entry in entries}
+    return {row: fault for row, fault in told.items() if row < len(index)}
 
 
 def _check_coverage(cache: Cache, epochs: int, period: int, samples: int) -> None:

@@ -3,10 +3,11 @@
 A checkpoint is a folder `step-00000123/` with one .safetensors file for each named set of tensors, `state.json`, and
 `manifest.json` with the size and SHA-256 of the others. It is written under a temporary name, flushed, then renamed: what
 carries the final name is whole. No state of random generators is kept: nothing that decides a run draws from them; the
-plan's draws follow from (seed, epoch, ordinal), those of a timm model from (seed, step, micro-step, rank). Nothing here is
+plan's draws follow from (seed, epoch, ordinal), those of a timm model from (seed, step, samples). Nothing here is
 pickled.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -91,7 +92,15 @@ def prune_checkpoints(folder: Path, keep: int, scores: Mapping[int, float]) -> N
     kept += sorted(scored, key=lambda path: (scores[step_of(path)], step_of(path)))[-1:]
     for path in found:
         if path not in kept:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Under a name that `sweep` knows, should the process end in the middle: what carries a final name is whole."""
+    work = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    with contextlib.suppress(OSError):
+        path.rename(work)
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def step_of(path: Path) -> int:

@@ -53,15 +53,15 @@ class CheckpointWriter:
         The tensors must not change any more. Raises CheckpointError if this is one failure too many. A collective.
         """
         if self._rank == 0:
-            self._settle()
+            self.settle()
             self._writing = self._pool.submit(self._write, tensors, dict(state) | self._known(), dict(self.scores))
             if self._failures >= FAILURES_ALLOWED:
-                self._settle()
+                self.settle()
         self._agree(self._failures <= FAILURES_ALLOWED)
 
     def wait(self) -> None:
         """Ends the save that is under way. Raises CheckpointError if the last one failed. A collective."""
-        self._settle()
+        self.settle()
         self._agree(self._failures == 0)
 
     def _agree(self, good: bool) -> None:
@@ -71,13 +71,13 @@ class CheckpointWriter:
     def lines(self) -> list[str]:
         """What a person should know of saves that ended since the last call; waits for none."""
         if self._writing is not None and self._writing.done():
-            self._settle()
+            self.settle()
         lines, self._lines = self._lines, []
         return lines
 
     def close(self) -> None:
         """Waits for the save that is under way."""
-        self._settle()
+        self.settle()
         self._pool.shutdown()
 
     def take_scores(self, state: Mapping[str, Any]) -> None:
@@ -89,7 +89,8 @@ class CheckpointWriter:
         best = max(self.scores, key=lambda step: (self.scores[step], step), default=None)
         return {"scores": dict(self.scores), "best": None if best is None else {"step": best, "top1": self.scores[best]}}
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """Waits for the save that is under way, whatever comes of it."""
         if self._writing is None:
             return
         writing, self._writing = self._writing, None

@@ -4,14 +4,14 @@ import argparse
 import contextlib
 import os
 import pathlib
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 
 import tyro
-import yaml
 
 from fastdeit.config import Config
-from fastdeit.config_file import config_from_dict
+from fastdeit.config_file import config_from_dict, read_config_file
 from fastdeit.recipes import RECIPES
 
 REPLACED = {
@@ -32,6 +32,9 @@ REPLACED = {
 }
 """Flags of deit's main.py that have no counterpart, each with what to do instead."""
 
+PROGRAMS = ("torchscript", "export")
+"""Kinds of --teacher-model whose file is a program; so is any `module:callable`."""
+
 FLAT = (tyro.conf.OmitArgPrefixes,)
 
 
@@ -48,6 +51,7 @@ def parse_config(argv: Sequence[str], prog: str) -> tuple[Config, str]:
         f"Train a distilled DeiT. First come --recipe NAME ({', '.join(RECIPES)}) and --config FILE, then any flag below."
     )
     config = tyro.cli(Config, args=flags, prog=prog, description=description, default=base, config=FLAT)
+    _refuse_code(config.distill.teacher_model, flags)
     if not config.run.output_dir:
         config = config.replace(run={"output_dir": f"runs/{known.recipe}"})
     return config, known.recipe
@@ -55,13 +59,30 @@ def parse_config(argv: Sequence[str], prog: str) -> tuple[Config, str]:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the process with code 2 and one line on stderr (rank 0's) for a ValueError or a missing file inside."""
+    """Ends the process with code 2 and one line on stderr for a ValueError or a missing file inside.
+
+    What all ranks find, rank 0 says; what one of the others finds alone, that one says, and ends at once: the launcher then
+    ends the others.
+    """
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("WORLD_SIZE", "1") == "1":
             print(f"fastdeit: error: {error}", file=sys.stderr)
+        else:
+            _say_among_ranks(error)
         sys.exit(2)
+
+
+def _say_among_ranks(error: Exception) -> None:
+    from fastdeit.distributed import is_told_by_rank0, leave_others  # torch imports slowly
+
+    rank = int(os.environ["RANK"])
+    if not is_told_by_rank0():
+        where = f" on rank {rank} ({socket.gethostname()})" if rank else ""
+        print(f"fastdeit: error{where}: {error}", file=sys.stderr)
+        if rank:
+            leave_others(2)
 
 
 def _base_parser() -> argparse.ArgumentParser:
@@ -85,11 +106,17 @@ def _from_file(base: Config, path: str) -> Config:
     file = pathlib.Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"--config: no file {path}")
-    try:
-        values = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config: {path} is not YAML: {' '.join(str(error).split())}") from None
-    return config_from_dict(base, values, path)
+    return config_from_dict(base, read_config_file(file, "--config"), path)
+
+
+def _refuse_code(teacher: str, flags: Sequence[str]) -> None:
+    """Raises ValueError for a teacher that is a program, if only a config file names it: such a file may come from anywhere."""
+    asked = any(teacher in flag.partition("=")[::2] for flag in flags)
+    if not asked and (":" in teacher or teacher in PROGRAMS):
+        raise ValueError(
+            f"--config: distill.teacher_model: got {teacher!r}, which runs code; allowed is to name it on the "
+            f"command line, too, if you trust it: --teacher-model {teacher}"
+        )
 
 
 def _refuse_replaced(flags: Sequence[str]) -> None:

@@ -1,8 +1,10 @@
 """The process group: started the same way under the `deepspeed` launcher, torchrun, or alone."""
 
 import atexit
+import contextlib
 import datetime
 import functools
+import ipaddress
 import os
 import socket
 import sys
@@ -11,10 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 
 Result = TypeVar("Result")
+
+_TOLD, _LEFT = "fastdeit/told", "fastdeit/left"
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ def init_distributed(timeout_s: float = 1800) -> World:
         os.environ.update(alone, MASTER_PORT=str(_free_port()))
     deepspeed = import_deepspeed()
     if not dist.is_initialized():
+        _choose_interface()
         try:
             deepspeed.init_distributed(verbose=False, timeout=datetime.timedelta(seconds=timeout_s))
         except dist.DistNetworkError as error:
@@ -53,7 +59,7 @@ def init_distributed(timeout_s: float = 1800) -> World:
             ) from None
         atexit.register(dist.destroy_process_group)  # not earlier: DeepSpeed keeps groups of its own for the process's life
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or dist.get_world_size())
+    local_size = _local_size()
     os.environ.setdefault("LOCAL_SIZE", str(local_size))  # or ZeRO 3 asks the machine's topology at every step
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     world = World(dist.get_rank(), dist.get_world_size(), local_rank, local_size, device)
@@ -63,6 +69,42 @@ def init_distributed(timeout_s: float = 1800) -> World:
         # a core stays for DALI: OpenMP's threads wait for each other by spinning, and crawl when one has no core
         torch.set_num_threads(max(1, world.threads - 1))
     return world
+
+
+def _choose_interface() -> None:
+    """Has gloo use the network towards MASTER_ADDR, not that of the host's own name, which many hosts give to loopback.
+
+    NCCL finds its networks itself. Raises ValueError if on several machines MASTER_ADDR means loopback on this one.
+    """
+    address, all_here = os.environ["MASTER_ADDR"], os.environ["WORLD_SIZE"] == str(_local_size())
+    try:
+        mine = _address_towards(address)
+    except OSError:  # no such name, or no way there: what joins the others says it better
+        return
+    if not ipaddress.ip_address(mine).is_loopback:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface_with(mine))
+    elif not all_here:
+        said = f"got {address}, which is {mine} on {socket.gethostname()}"
+        raise ValueError(f"--master_addr: {said}, allowed is an address at which the other machines reach it")
+
+
+def _local_size() -> int:
+    """The number of processes on this machine, as torchrun or DeepSpeed's launcher tells it."""
+    told = (os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE"))
+    return next(int(size) for size in told if size)
+
+
+def _address_towards(host: str) -> str:
+    """The address of this machine from which a packet to `host` would go."""
+    family, kind, _, _, target = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(target)  # sends nothing
+        return probe.getsockname()[0].split("%")[0]
+
+
+def _interface_with(address: str) -> str:
+    known = ((name, found.address.split("%")[0]) for name, each in psutil.net_if_addrs().items() for found in each)
+    return next(name for name, theirs in known if theirs == address)
 
 
 def import_deepspeed():  # type: ignore[no-untyped-def]  # deepspeed has no types
@@ -97,13 +139,14 @@ def on_rank0(action: Callable[[], Result]) -> Result:
 
 
 def on_every_rank(action: Callable[[], Result]) -> list[Result]:
-    """What `action` returns on each rank, on every rank. Raises the first rank's ValueError or OSError on every rank."""
+    """What `action` returns on each rank, on every rank. Raises rank 0's ValueError or OSError on every rank, or else the first
+    that any rank has, naming it."""
     answers: list[Any] = [None] * dist.get_world_size()
     answer: tuple[Result | None, str | None]
     try:
         answer = action(), None
     except (ValueError, OSError) as failure:
-        answer = None, str(failure)
+        answer = None, str(failure) if dist.get_rank() == 0 else f"rank {dist.get_rank()} ({socket.gethostname()}): {failure}"
     dist.all_gather_object(answers, answer)
     error = next((error for _, error in answers if error is not None), None)
     if error is not None:
@@ -111,18 +154,43 @@ def on_every_rank(action: Callable[[], Result]) -> list[Result]:
     return [result for result, _ in answers]
 
 
-def first_on_rank0(build: Callable[[], Result]) -> Result:
-    """`build()` on rank 0, then on the others, which find its files ready. Raises rank 0's ValueError on every rank."""
-    error: list[str | None] = [None]
+def each_rank(action: Callable[[], Result]) -> Result:
+    """What `action` returns here. Raises the ValueError or OSError of any rank on every rank, as `on_every_rank`."""
+    mine: list[Result] = []
+    on_every_rank(lambda: mine.append(action()))
+    return mine[0]
+
+
+def is_told_by_rank0(limit_s: float = 3.0) -> bool:
+    """Whether rank 0 ends for an error, too, within `limit_s`, and so says it for all; every rank that ends for one asks.
+
+    No collective, for the others may wait in one that this rank will not reach: it asks the store through which they met.
+    """
+    if not dist.is_initialized():
+        return os.environ.get("LOCAL_RANK", "0") != "0"  # each machine's first process speaks
+    store = dist.distributed_c10d._get_default_store()
     if dist.get_rank() == 0:
-        try:
-            result = build()
-        except (ValueError, OSError) as failure:
-            error = [str(failure)]
-    dist.broadcast_object_list(error)
-    if error[0] is not None:
-        raise ValueError(error[0])
-    return result if dist.get_rank() == 0 else build()
+        store.set(_TOLD, "")
+        return False
+    try:
+        store.wait([_TOLD], datetime.timedelta(seconds=limit_s))
+    except dist.DistStoreError:
+        return False
+    except dist.DistError:  # the store went with rank 0
+        return True
+    return True
+
+
+def first_on_rank0(build: Callable[[], Result]) -> Result:
+    """`build()` on rank 0, then on each other machine's first rank, then on the rest, which find its files ready.
+
+    Raises the ValueError or OSError of any rank on every rank, as `on_every_rank`.
+    """
+    results: list[Result] = []
+    turn = 0 if dist.get_rank() == 0 else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
+    for now in range(3):
+        on_every_rank(lambda: results.append(build()) if turn == now else None)  # noqa: B023
+    return results[0]
 
 
 def all_agree(ok: bool) -> bool:
@@ -130,6 +198,22 @@ def all_agree(ok: bool) -> bool:
     votes = [False] * dist.get_world_size()
     dist.all_gather_object(votes, ok)
     return all(votes)
+
+
+def leave_others(code: int) -> NoReturn:
+    """Ends this rank, which has said why; the others, which then miss it, need say nothing (`was_left`)."""
+    if dist.is_initialized():
+        with contextlib.suppress(dist.DistError):
+            dist.distributed_c10d._get_default_store().set(_LEFT, "")
+    leave(code)
+
+
+def was_left() -> bool:
+    """Whether a rank has ended with `leave_others`."""
+    if dist.is_initialized():
+        with contextlib.suppress(dist.DistError):
+            return dist.distributed_c10d._get_default_store().check([_LEFT])
+    return False
 
 
 class Ballot:
@@ -171,8 +255,9 @@ def meet() -> None:
 
 def leave(code: int) -> NoReturn:
     """Ends this process here: what libraries do on their way out takes seconds, and some wait for other processes."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a full disk below it takes nothing more
+            stream.flush()
     os._exit(code)
 
 

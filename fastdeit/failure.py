@@ -14,9 +14,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from fastdeit.durable import write_whole
+from fastdeit.durable import read_small, write_whole
 
 HISTORY = "failures.jsonl"
+_LIMIT = 1 << 22  # bytes of a failure file: stacks of many threads
 
 
 def write_failure(folder: Path, rank: int, section: str, step: int, error: str, details: str) -> None:
@@ -58,10 +59,10 @@ def stacks() -> str:
 def take_failures(folder: Path) -> list[dict[str, Any]]:
     """The failures of the attempt before this one, oldest first; they are moved to failures.jsonl."""
     files = sorted(folder.glob("failure-rank*.json"))
-    failures = []
+    failures: list[dict[str, Any]] = []
     for file in files:
         with contextlib.suppress(ValueError):
-            failures.append(json.loads(file.read_text()))
+            failures += _facts(read_small(file, _LIMIT))
     failures.sort(key=lambda failure: failure["time"])
     if failures:
         with (folder / HISTORY).open("a") as history:
@@ -69,6 +70,16 @@ def take_failures(folder: Path) -> list[dict[str, Any]]:
     for file in files:
         file.unlink()
     return failures
+
+
+def _facts(text: str) -> list[dict[str, Any]]:
+    """The failure in a file, if there is one. Raises ValueError for what is no JSON."""
+    try:
+        failure = json.loads(text)
+    except RecursionError:
+        return []
+    told = isinstance(failure, dict) and {"time", "rank", "host", "section", "step", "error"} <= failure.keys()
+    return [failure] if told and isinstance(failure["time"], int | float) else []
 
 
 def tell(failure: dict[str, Any], folder: Path) -> str:

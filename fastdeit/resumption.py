@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import yaml
 
-from fastdeit.checkpoint import list_checkpoints, load_checkpoint
+from fastdeit.checkpoint import list_checkpoints, load_checkpoint, step_of
 from fastdeit.checkpoint_files import NewerFormat, Tensors
+from fastdeit.config_file import read_config_file
 
 
 @dataclass
@@ -22,14 +22,15 @@ class Found:
     passed_over: list[str] = field(default_factory=list)
 
 
-def find_checkpoint(folder: Path, named: str, layout: Tensors) -> Found | None:
+def find_checkpoint(folder: Path, named: str, layout: Tensors, before: int | None = None) -> Found | None:
     """The checkpoint that all ranks can load and hold for whole; None if a run folder has none. A collective.
 
-    named: the one to take (--resume), "" for the newest whole one of the run `folder`; layout: as `load_checkpoint` takes it.
+    named: the one to take (--resume), "" for the newest whole one of the run `folder`; layout: as `load_checkpoint` takes it;
+    before: only the run's own ones of earlier steps than this.
     Raises ValueError, the same on every rank, if a named one is not whole or does not fit, if none is, or if the newest was
     written by a later version, whose work an older checkpoint would undo.
     """
-    candidates, asked_for = _candidates(folder, named)
+    candidates, asked_for = _candidates(folder, named, before)
     passed_over: list[str] = []
     for path in candidates:
         found, fault = _try(path, layout)
@@ -46,11 +47,11 @@ def find_checkpoint(folder: Path, named: str, layout: Tensors) -> Found | None:
     return None
 
 
-def _candidates(folder: Path, named: str) -> tuple[list[Path], bool]:
+def _candidates(folder: Path, named: str, before: int | None) -> tuple[list[Path], bool]:
     """What rank 0 finds to go on from, the first choice first; and whether that is the named one."""
     choice: list[tuple[list[Path], bool]] = [([], False)]
     if dist.get_rank() == 0:
-        own = list_checkpoints(folder / "checkpoints")
+        own = [path for path in list_checkpoints(folder / "checkpoints") if before is None or step_of(path) < before]
         asked_for = bool(named) and not (own and _began_with(folder, named))
         choice[0] = ([Path(named)] if asked_for else own), asked_for
     dist.broadcast_object_list(choice)
@@ -60,7 +61,7 @@ def _candidates(folder: Path, named: str) -> tuple[list[Path], bool]:
 def _began_with(folder: Path, named: str) -> bool:
     """Whether a run folder was last used by a command with the same --resume; then this one goes on from what that saved."""
     config = folder / "config.yaml"
-    return config.is_file() and yaml.safe_load(config.read_text()).get("run", {}).get("resume") == named
+    return config.is_file() and read_config_file(config, "--output-dir").get("run", {}).get("resume") == named
 
 
 def _try(path: Path, layout: Tensors) -> tuple[Found | None, ValueError | None]:

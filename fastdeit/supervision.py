@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from fastdeit.ancestry import LAUNCHER, Ancestors
-from fastdeit.distributed import Ballot, leave
+from fastdeit.distributed import Ballot, leave, was_left
 from fastdeit.failure import describe, stacks, write_failure
 from fastdeit.watchdog import STARTUP, Watchdog, dump_stacks
 
@@ -212,6 +212,8 @@ class Supervisor:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if isinstance(error, Exception):
+            if was_left():
+                self.leave(2)
             self.fail(error)
             if not self._alone:
                 traceback.print_exception(error)

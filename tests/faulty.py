@@ -1,7 +1,8 @@
 """fastdeit/train.py with faults planted, for the launcher: `deepspeed tests/faulty.py KIND:RANK:STEP[,...] FLAGS...`
 
 RANK may be `*`. STEP: how many optimizer steps are done when it happens, in the next one; for `slow`: milliseconds added to
-every step.
+every step; for `flip`: the step after which it happens.
+`refuse` is an error while a run is built, of which only this rank knows.
 The faults from `save` on last some seconds, and leave a file `reached-KIND` beside the run folder as soon as they begin.
 """
 
@@ -18,6 +19,8 @@ ROOT = Path(__file__).parent.parent
 sys.path[0] = str(ROOT)
 
 import fastdeit.ancestry  # noqa: F401, I001  # first, as train.py has it
+import torch
+
 from fastdeit import build
 from fastdeit.data.loader import EvalLoader
 from fastdeit.distributed import leave
@@ -93,6 +96,41 @@ def slow_startup(reached: Callable[[], None]) -> None:
         return original(config)
 
 
+def spoil_images(step: int) -> None:
+    """A NaN in each micro-batch of an optimizer step."""
+    original = Trainer.train_step
+
+    @replaces(Trainer, "train_step")
+    def train_step(self: Trainer, batches: Iterable[Any]) -> Any:
+        return original(self, spoilt(batches) if self.step == step else batches)
+
+    def spoilt(batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
+            batch.images[1, 0, 5, 5] = float("nan")
+            yield batch
+
+
+def flip_a_bit(step: int) -> None:
+    """The lowest one of this rank's first weight, after `step` optimizer steps."""
+    original = Trainer.train_step
+
+    @replaces(Trainer, "train_step")
+    def train_step(self: Trainer, batches: Iterable[Any]) -> Any:
+        statistics = original(self, batches)
+        if self.step == step:
+            next(self.engine.module.parameters()).data.view(-1).view(torch.uint8)[0] ^= 1
+        return statistics
+
+
+def refuse(reached: Callable[[], None]) -> None:
+    """On this rank alone, where no rank asks the others."""
+
+    @replaces(build, "build_plan")
+    def build_plan(*_: Any) -> Any:
+        reached()
+        raise ValueError("planted, on one rank")
+
+
 AT_STEP: dict[str, Callable[[], object]] = {
     "raise": fail,
     "hang": fail_to_return,
@@ -104,6 +142,7 @@ DURING: dict[str, Callable[[Callable[[], None]], None]] = {
     "save": slow_save,
     "evaluation": slow_evaluation,
     "startup": slow_startup,
+    "refuse": refuse,
 }
 
 
@@ -118,6 +157,8 @@ def plant(fault: str, beside: Path) -> None:
         sys.argv += step.split()
     elif kind == "first":
         in_step(lambda: linger(reached), 0)
+    elif kind in ("nan", "flip"):
+        (spoil_images if kind == "nan" else flip_a_bit)(int(step))
     elif kind in DURING:
         DURING[kind](reached)
     else:

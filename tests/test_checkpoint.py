@@ -429,3 +429,25 @@ def test_later_ones_are_set_aside_and_come_to_no_harm(tmp_path: Path) -> None:
 def test_nothing_there(tmp_path: Path) -> None:
     assert list_checkpoints(tmp_path / "nowhere") == []
     sweep(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(("source", "stage"), [(1, 2), (2, 3), (3, 1)])
+def test_every_group_goes_on_with_its_own_decay_and_adams_count(source: int, stage: int) -> None:
+    """Universal checkpoints of DeepSpeed 0.19.8 give each group the other's decay, and count a step for every group."""
+    world = init_distributed()
+    first = make_trainer(configure(zero_stage=source), world)
+    run_steps(first, 3)
+    tensors, state = first.state()
+    second = make_trainer(configure(zero_stage=stage), world)
+    run_steps(second, 1)
+    second.load_state(tensors, state)
+    assert adam(second) == adam(first) == ([0.0, 0.05], [3, 3])
+    run_steps(second, 1)
+    assert adam(second) == ([0.0, 0.05], [4, 4])
+
+
+def adam(trainer: Trainer) -> tuple[list[float], list[int]]:
+    """Of each parameter group: weight decay, and the steps that Adam has counted."""
+    optimizer = trainer.engine.optimizer.optimizer
+    counts = [int(state["step"]) for state in optimizer.state.values()]
+    return [group["weight_decay"] for group in optimizer.param_groups], counts

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -116,6 +117,42 @@ def assert_told_by_the_watchdog(launch: Launch, ranks: set[int]) -> None:
         assert failure["error"].startswith("no progress for 4 s in step (--step-limit") and failure["step"] == 5, failure
         assert f"rank {rank}, after step 5, in step: no progress for 4 s" in launch.output
     assert launch.output.count("Current thread") >= len(ranks)  # faulthandler's stacks
+
+
+def test_storage_that_hangs_is_told_as_such(argv: list[str], tmp_path: Path) -> None:
+    folder, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(argv[1], data)
+    argv = ["--data-path", str(data), *argv[2:]]
+    image = next((data / "train" / "square").glob("*.jpg"))
+    launch = Launch(folder, [*argv, "--data-limit", "4", "--step-limit", "4"], "slow:*:100")
+    launch.until(lambda: steps_done(folder) >= 4)
+    image.unlink()
+    os.mkfifo(image)  # to open it is to wait for ever
+    assert launch.wait() == 1
+    waiting = [failure for failure in failures(folder).values() if failure["section"] == "data"]
+    assert waiting and all("stream.py" in failure["details"] for failure in waiting)
+    assert waiting[0]["error"].startswith("no progress for 4 s in data (--data-limit")
+
+
+@pytest.mark.slow
+def test_a_kill_in_a_save_costs_steps_and_nothing_else(argv: list[str], whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    launch = Launch(folder, argv, "save:*:0")
+    launch.until((tmp_path / "reached-save").exists)
+    next(rank for rank in launch.find("faulty.py") if rank.environ()["RANK"] == "0").kill()
+    assert launch.wait() != 0
+    assert [path.name for path in (folder / "checkpoints").glob("*.tmp-*")]
+    assert "the attempt before this failed first on rank 1" in assert_goes_on_to_the_same_end(folder, argv, whole)
+    assert not list((folder / "checkpoints").glob("*.tmp-*"))
+
+
+def test_what_only_one_rank_finds_wrong_it_says_itself_and_the_others_end_soon(argv: list[str], tmp_path: Path) -> None:
+    launch = Launch(tmp_path / "run", argv, "refuse:1:0")
+    launch.until((tmp_path / "reached-refuse").exists)
+    began = time.monotonic()
+    assert launch.wait() == 2 and time.monotonic() - began < 10
+    assert f"fastdeit: error on rank 1 ({socket.gethostname()}): planted, on one rank\n" in launch.output
+    assert launch.output.count("planted") == 1 and "Traceback" not in launch.output and not failures(launch.folder)
 
 
 @pytest.mark.slow

@@ -17,53 +17,77 @@ KERNELS = sorted((ROOT / "kernels").glob("*.py"))
 ALLOWED: dict[str, set[str]] = {
     # the run, from the commands down
     "train": {"ancestry", "distributed", "run"},
-    "__main__": {"cache_command", "data.report", "preview", "run"},
+    "__main__": {"cache_command", "data.report", "preview", "replay.command", "run"},
     "run": {
-        *("build", "checkpoint", "checkpoint_writer", "cli", "config", "console", "data.index", "data.snapshot"),
-        *("distributed", "durable", "failure", "identity", "kernels.mix", "loop", "metrics", "models.manifest", "outcome"),
-        *("preflight", "cache_check", "resumption", "run_lock", "supervision", "visualize"),
+        *("build", "cache_check", "checkpoint_writer", "cli", "config", "console", "data.index", "distributed", "engine"),
+        *("health", "identity", "loop", "models.cache", "models.manifest", "outcome", "plan", "preflight", "recovery"),
+        *("resumption", "run_folder", "run_lock", "run_state", "supervision"),
     },
-    "loop": {
+    "loop": {"cache_check", "checksum", "data.loader", "digest", "evaluate", "health", "recovery", "run_state", "supervision"},
+    "recovery": {"checkpoint", "distributed", "health", "identity", "metrics", "resumption", "rollback", "run_state"},
+    "run_folder": {
+        *("attempts", "build", "checkpoint", "data.snapshot", "durable", "failure", "kernels.mix", "metrics", "outcome"),
+        *("recovery", "run_state", "visualize"),
+    },
+    "run_state": {
         *("checkpoint_writer", "config", "console", "data.index", "data.loader", "data.quarantine", "distributed"),
-        *("engine", "evaluate", "identity", "metrics", "models.cache", "plan", "cache_check", "supervision"),
+        *("engine", "health", "identity", "metrics", "models.cache", "plan", "supervision"),
     },
     "outcome": {"config", "console", "distributed", "models.student"},
     "preview": {
         *("build", "cli", "config", "data.augment_exact", "data.index", "data.pil", "data.pipeline", "distributed"),
         *("draws", "kernels.mix", "plan", "visualize"),
     },
+    "replay.command": {
+        *("build", "cli", "config", "data.snapshot", "distributed", "engine", "identity", "preflight", "replay.files"),
+        *("replay.record", "replay.report", "replay.samples", "replay.step", "run"),
+    },
+    "replay.record": {
+        *("attempts", "build", "checkpoint", "checkpoint_files", "config", "data.quarantine", "distributed", "failure"),
+        *("health", "metrics", "resumption", "rollback"),
+    },
+    "replay.samples": {
+        *("build", "config", "data.index", "data.loader", "data.quarantine", "digest", "distributed", "identity", "plan"),
+        *("replay.record", "run"),
+    },
+    "replay.step": {"data.index", "data.loader", "digest", "draws", "engine", "losses", "plan"},
+    "replay.report": {"digest", "engine", "replay.record", "replay.samples", "replay.step"},
+    "replay.files": {"data.loader", "kernels.mix"},
     "cache_command": {"cache_build", "cli", "models.cache", "models.cache_writer", "models.manifest"},
     "cache_build": {
-        *("build", "cli", "config", "data.index", "data.loader", "data.quarantine", "distributed", "identity"),
-        *("kernels.backend", "models.cache", "models.cache_writer", "models.manifest", "models.teacher", "plan"),
-        *("preflight", "recording", "cache_check"),
+        *("build", "cache_check", "cli", "config", "data.index", "data.loader", "data.quarantine", "distributed"),
+        *("identity", "kernels.backend", "models.cache", "models.cache_writer", "models.manifest", "models.teacher"),
+        *("plan", "preflight", "recording"),
     },
     "recording": {"data.loader", "kernels.mix", "models.cache", "models.cache_writer", "models.manifest"},
     "cache_check": {
         *("config", "data.index", "data.quarantine", "distributed", "models.cache", "models.manifest", "models.teacher"),
         *("models.weights", "plan"),
     },
-    "resumption": {"checkpoint", "checkpoint_files"},
-    "identity": {"config", "data.index", "distributed", "plan"},
+    "resumption": {"checkpoint", "checkpoint_files", "config_file"},
+    "identity": {"config", "config_file", "data.index", "distributed", "plan"},
     "build": {
         *("config", "data.digits", "data.index", "data.loader", "data.pipeline", "data.quarantine", "data.snapshot"),
         *("deepspeed_config", "deepspeed_file", "distributed", "engine", "kernels.backend", "losses", "models.cache"),
         *("models.student", "models.teacher", "models.weights", "optim", "plan"),
     },
     "preflight": {"config", "models.student"},
-    "cli": {"config", "config_file", "recipes"},
-    "config_file": {"config"},
+    "cli": {"config", "config_file", "distributed", "recipes"},
+    "config_file": {"config", "durable"},
     "recipes": {"config"},
     # training
-    "engine": {"data.loader", "distributed", "kernels.mix", "losses", "models.teacher", "optim", "zero"},
+    "engine": {"data.loader", "digest", "distributed", "kernels.mix", "losses", "models.teacher", "optim", "zero"},
     "losses": {"kernels.distill"},
     "deepspeed_file": {"deepspeed_config", "distributed"},
+    "digest": {"philox", "plan"},
     "plan": {"draws", "philox"},
     "draws": {"philox"},
     # what lasts, and what watches
     "checkpoint_writer": {"checkpoint", "checkpoint_files", "distributed"},
     "checkpoint": {"checkpoint_files", "tensor_files"},
     "metrics": {"durable"},
+    "health": {"digest", "distributed", "durable", "engine", "metrics", "rollback"},
+    "rollback": {"checkpoint", "checkpoint_files", "distributed", "durable", "resumption"},
     "failure": {"durable"},
     "supervision": {"ancestry", "distributed", "failure", "watchdog"},
     # the formats, from the table down
@@ -78,13 +102,13 @@ ALLOWED: dict[str, set[str]] = {
     "data.folder": {"data.check", "data.listing"},
     "data.idx": {"data.check", "data.listing"},
     "data.shards": {"data.check", "data.listing"},
-    "data.table": {"data.check", "data.listing"},
+    "data.table": {"data.check", "data.listing", "durable"},
     "data.listing": {"data.check"},
     # the pixels, from the loader down
-    "data.loader": {"data.index", "data.pipeline", "data.quarantine", "data.stream", "plan"},
+    "data.loader": {"data.index", "data.pipeline", "data.quarantine", "data.stream", "digest", "plan"},
     "data.stream": {"data.index", "data.pipeline", "data.quarantine"},
     "data.quarantine": {"data.index"},
-    "data.snapshot": {"data.index"},
+    "data.snapshot": {"data.index", "data.listing", "durable"},
     "data.pipeline": {"data.augment_exact", "data.augment_native", "philox", "plan"},
     "data.augment_native": {"draws", "plan"},
     "data.augment_exact": {"data.pil_jit", "data.pil_sample", "draws", "plan"},
@@ -97,12 +121,20 @@ ALLOWED: dict[str, set[str]] = {
     # the models
     "models.cache": {"models.manifest"},
     "models.cache_writer": {"models.cache", "models.manifest"},
+    "models.manifest": {"durable"},
     "models.student": {"kernels.attention", "kernels.gelu", "kernels.norm"},
     "models.teacher": {"models.student", "models.weights"},
     "models.weights": {"models.student", "tensor_files"},
 }
 # third-party names that a low layer is limited to
-ONLY: dict[str, set[str]] = {"plan": {"numpy"}, "draws": {"numpy"}, "philox": {"numpy"}, "config": set(), "recipes": set()}
+ONLY: dict[str, set[str]] = {
+    "plan": {"numpy"},
+    "digest": {"numpy"},
+    "draws": {"numpy"},
+    "philox": {"numpy"},
+    "config": set(),
+    "recipes": set(),
+}
 
 
 def name_of(path: Path) -> str:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from fastdeit.data import quarantine as quarantine_module
+from fastdeit.data.check import in_parallel
 from fastdeit.data.index import DataError, Index, build_index
 from fastdeit.data.loader import PADDING, Batch, EvalLoader, TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
@@ -22,9 +23,15 @@ from fastdeit.data.quarantine import Quarantine, read_entries
 from fastdeit.data.snapshot import keep_images, same_images
 from fastdeit.plan import Plan, PlanSpec
 from tests.images import write_shapes
+from tests.test_check import JPEG, REFUSED
+from tests.test_check import bomb as claimed_bomb
 
 SIDE, BATCH, BAD = 16, 12, 5
 OPTIONS = PipelineOptions((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), num_threads=1, backend="exact")
+
+
+SPOILT = {kind: data for kind, (data, _) in REFUSED.items()} | {"bomb": claimed_bomb()}
+SPOILT["lying"] = JPEG.replace(bytes((0, 37, 0, 53)), bytes((200, 0, 200, 0)), 1)  # of height and width
 
 
 @pytest.fixture
@@ -94,6 +101,42 @@ def test_training_goes_on_with_the_next_image_on_any_world_size(
         assert torch.equal(one["images"][good], before["images"][good])
         assert not torch.equal(one["images"][~good], before["images"][~good])
     assert index.name(bad) in caplog.text
+
+
+PLACES = (0, 11, 12, 23)  # first and last of the first two batches
+KINDS = ("text", "zeros", "gif", "jpeg-truncated", "jpeg-stray-bytes", "png-truncated", "png-wrong-checksum", "webp-truncated")
+
+
+@pytest.mark.parametrize("kinds", [KINDS[:4], KINDS[4:], ("empty", "lying", "bomb", "bmp-truncated")], ids=",".join)
+def test_every_kind_of_bad_image_first_and_last_in_a_batch_is_replaced_on_all_ranks_alike(
+    root: Path, kinds: tuple[str, ...], tmp_path: Path
+) -> None:
+    index, file = build_index(root, "train"), tmp_path / "quarantine.jsonl"
+    plan = Plan(PlanSpec(seed=3, input_size=SIDE, repeats=2), index.sizes)
+    rows = dict(zip(dict.fromkeys(int(plan.images(0, np.array([place]))[0]) for place in PLACES), kinds, strict=False))
+    assert len(rows) == len(PLACES)
+    for row, kind in rows.items():
+        (index.root / index.name(row)).write_bytes(SPOILT[kind])
+    one = epoch_of(index, quarantine=Quarantine(index, file=file))
+    plan.exclude(np.array(sorted(rows)))
+    assert one["labels"].tolist() == index.labels[plan.images(0, one["ordinals"].numpy())].tolist()
+    assert {entry["row"] for entry in read_entries(file, "train")} == set(rows)
+    two = epoch_of(index, world=2)  # that know of nothing yet
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_batch_of_nothing_but_bad_images_is_made_of_others(root: Path) -> None:
+    index = build_index(root, "train")
+    plan = Plan(PlanSpec(seed=3, input_size=SIDE, repeats=2), index.sizes)
+    bad = np.unique(plan.images(0, np.arange(BATCH)))
+    assert len(bad) <= 10
+    for row in bad:
+        (index.root / index.name(row)).write_bytes(SPOILT["text"])
+    held = Quarantine(index)
+    seen = epoch_of(index, quarantine=held)
+    assert held.rows.tolist() == bad.tolist() and not np.isin(seen["rows"], bad).any()
+    plan.exclude(bad)
+    assert seen["labels"].tolist() == index.labels[plan.images(0, seen["ordinals"].numpy())].tolist()
 
 
 def test_replacements_that_are_bad_too_are_passed_over(root: Path) -> None:
@@ -201,3 +244,8 @@ def test_evaluation_leaves_a_bad_image_out(root: Path) -> None:
             ]
             one.close()
         assert sorted(seen) == sorted([*range(1, len(index))] * 2)
+
+
+def test_a_process_that_is_killed_while_it_looks_at_images_is_said() -> None:
+    with pytest.raises(ValueError, match="one of 2 processes that read the data set was killed"):
+        list(in_parallel(os._exit, [9, 9], 2, processes=True))

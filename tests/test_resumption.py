@@ -1,7 +1,12 @@
 """Where a run goes on from: the newest checkpoint that every rank holds for whole; and what whole runs do about their disk."""
 
+import contextlib
 import json
+import os
 import random
+import signal
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +20,11 @@ import yaml
 from safetensors.torch import load_file
 
 from fastdeit import checkpoint_writer, loop
+from fastdeit import run as run_module
 from fastdeit.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from fastdeit.distributed import init_distributed
 from fastdeit.engine import Trainer
+from fastdeit.metrics import read_metrics
 from fastdeit.resumption import Found, find_checkpoint
 from fastdeit.run import train_command as run_command
 from tests.images import write_shapes
@@ -219,6 +226,133 @@ def test_a_run_goes_on_while_its_disk_refuses(
     assert "checkpoint of step 6 not saved: [Errno 5] Input/output error" in capsys.readouterr().out
     assert steps(tmp_path / "run") == [12, 9]
     assert_same_weights(whole, tmp_path / "run")
+
+
+ACCUMULATING = ["--micro-batch", "2", "--log-steps", "1"]
+
+
+@pytest.fixture(scope="module")
+def accumulated(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 12 steps of four micro-batches each, at ZeRO 1."""
+    folder = tmp_path_factory.mktemp("accumulated") / "run"
+    assert train_command([*argv, *ACCUMULATING, "--output-dir", str(folder)]) == 0
+    return folder
+
+
+def test_the_settings_of_deepspeed_lie_beside_the_runs(accumulated: Path) -> None:
+    settings = json.loads((accumulated / "deepspeed.json").read_text())
+    sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    assert [settings[name] for name in sizes] == [8, 2, 4] and settings["zero_optimization"]["stage"] == 1
+
+
+@pytest.mark.parametrize(("stage", "step", "stopped"), [(1, 3, 5), (2, 2, 3), (3, 3, 5)])
+def test_a_request_amid_the_micro_batches_of_a_step_loses_no_bit_of_any_state(
+    stage: int,
+    step: int,
+    stopped: int,
+    argv: list[str],
+    accumulated: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, original = tmp_path / "run", Trainer.train_step
+
+    def train_step(self: Trainer, batches: Iterator[Any]) -> torch.Tensor:
+        return original(self, asking(batches) if self.step == step else batches)
+
+    def asking(batches: Iterator[Any]) -> Iterator[Any]:
+        for number, batch in enumerate(batches):
+            if number == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.2)  # a thread takes it
+            yield batch
+
+    here = [*argv, *ACCUMULATING, "--zero-stage", str(stage), "--output-dir", str(folder)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", train_step)
+        assert train_command(here) == 0
+    assert steps(folder)[0] == stopped  # the second time at the end of an epoch
+    assert train_command(here) == 0
+    (mine, state), (theirs, expected) = (load_checkpoint(at(place, 12)) for place in (folder, accumulated))
+    assert set(mine) == set(theirs) == {"model", "exp_avg", "exp_avg_sq", "ema"}
+    for stem, named in theirs.items():
+        assert all(torch.equal(value, mine[stem][name]) for name, value in named.items()), stem
+    assert (state["step"], state["adam_step"]) == (expected["step"], expected["adam_step"]) == (12, 12)
+    lines = [read_metrics(place / "metrics.jsonl") for place in (folder, accumulated)]
+    told = [[[line.get(name) for name in ("step", "lr", "loss", "digest")] for line in part] for part in lines]
+    assert told[0] == told[1] and [line["step"] for line in lines[0] if "lr" in line] == list(range(1, 13))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 8 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(place)], capture_output=True).returncode:
+        pytest.skip("file systems may not be mounted")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leaves no byte."""
+    ballast = disk / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while file.write(bytes(1 << 12)):
+            pass
+    return ballast
+
+
+def test_a_full_disk_ends_no_run_and_costs_no_line_of_its_log(
+    argv: list[str],
+    whole: Path,
+    small_disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Full from the fifth step on, over a checkpoint that cannot be saved, to the eighth; what is printed goes there, too."""
+    original, folder = Trainer.train_step, small_disk / "run"
+
+    def train_step(self: Trainer, batches: Iterator[Any]) -> torch.Tensor:
+        if self.step == 4:
+            with (folder / "metrics.jsonl").open("a") as file:
+                file.write(" " * (-file.tell() % 4096))  # a page that is there takes more
+            fill(small_disk)
+        if self.step == 8:
+            (small_disk / "ballast").unlink()
+        return original(self, batches)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    monkeypatch.setattr(checkpoint_writer, "RETRY_S", 0.01)
+    assert train_command([*argv, "--output-dir", str(folder), "--log-steps", "1"]) == 0
+    said = capfd.readouterr()
+    assert "metrics.jsonl is not written: [Errno 28] No space left on device" in said.out and "is written again" in said.out
+    assert "checkpoint of step 6 not saved" in said.out and not said.err
+    lines = [line for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert_same_weights(whole, folder)
+
+
+@pytest.mark.parametrize("when", ["at the start", "at the end"])
+def test_a_folder_that_cannot_be_written_is_one_line_and_the_same_command_goes_on(
+    when: str,
+    argv: list[str],
+    whole: Path,
+    small_disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    folder, name = small_disk / "run", "_write_folder" if when == "at the start" else "_write_results"
+    original = getattr(run_module, name)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, name, lambda *parts: (fill(small_disk), original(*parts)))
+        assert train_command([*argv, "--output-dir", str(folder)]) == 1
+    said = [line for line in capfd.readouterr().err.splitlines() if "no failure file" not in line]
+    assert len(said) == 1 and said[0].startswith(f"fastdeit: error: --output-dir: {folder}: ") and "No space left" in said[0]
+    assert not (folder / "summary.json").exists()
+    (small_disk / "ballast").unlink()
+    assert train_command([*argv, "--output-dir", str(folder)]) == 0
+    assert_same_weights(whole, folder)
 
 
 def test_a_run_that_cannot_save_its_last_step_has_failed_and_goes_on_later(

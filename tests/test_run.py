@@ -74,8 +74,9 @@ def assert_same_weights(one: Path, two: Path) -> None:
 def test_a_run_leaves_what_it_says(distilled: tuple[list[str], Path], shapes: Path) -> None:
     folder = distilled[1]
     names = {path.name for path in folder.iterdir()}
-    files = {"config.yaml", "metrics.jsonl", "summary.json", "report.png", "student.safetensors", "student_ema.safetensors"}
-    assert names == files | {"checkpoints", "tensorboard", "train-images.parquet"}
+    files = {"config.yaml", "deepspeed.json", "attempts.jsonl", "metrics.jsonl", "summary.json", "report.png"}
+    files |= {"student.safetensors", "student_ema.safetensors", "train-images.parquet"}
+    assert names == files | {"checkpoints", "tensorboard"}
     assert [path.name for path in list_checkpoints(folder / "checkpoints")] == ["step-00000009", "step-00000006"]
     with safe_open(folder / "student.safetensors", framework="pt") as file:
         about = file.metadata()

@@ -138,7 +138,10 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(
 ) -> None:
     trainer = make_trainer(configure(zero_stage=stage), world)
     run_steps(trainer, 1)
-    trainer.load_state(*load_checkpoint(folder / "two" / source / f"step-{SAVED_AT:08d}"))
+    tensors, state = load_checkpoint(folder / "two" / source / f"step-{SAVED_AT:08d}")
+    trainer.load_state(tensors, state)
+    for stem, named in trainer.state()[0].items():  # weights, moments and average to the bit
+        assert all(torch.equal(value, tensors[stem][name]) for name, value in named.items()), stem
     assert run_steps(trainer, AFTER) == pytest.approx(expected[SAVED_AT : SAVED_AT + AFTER], rel=1e-5)
 
 
