@@ -6,8 +6,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -26,18 +27,25 @@ def free_port() -> int:
 
 
 class Launch:
-    """A run under the `deepspeed` launcher with two processes; its output goes to a file beside its folder.
+    """A run under the `deepspeed` launcher; its output goes to a file beside its folder.
 
-    faults: as tests/faulty.py takes them.
+    faults: as tests/faulty.py takes them; where: the launcher's options; inside: a command that runs the launcher.
     """
 
     def __init__(
-        self, folder: Path, argv: list[str], faults: str = "none", port: int = 0, environment: dict[str, str] | None = None
+        self,
+        folder: Path,
+        argv: list[str],
+        faults: str = "none",
+        port: int = 0,
+        environment: dict[str, str] | None = None,
+        where: Sequence[str] = ("--num_accelerators", "2"),
+        inside: Sequence[str] = (),
     ) -> None:
         self.folder, self.log = folder, folder.with_name(f"{folder.name}-{time.monotonic_ns()}.log")
-        launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "-q", "--no_local_rank", "--num_accelerators", "2"]
+        launcher = [*inside, sys.executable, "-m", "deepspeed.launcher.runner", "-q", "--no_local_rank", *where]
         command = [*launcher, "--master_port", str(port or free_port()), str(ROOT / "tests" / "faulty.py"), faults]
-        inherited = {name: value for name, value in os.environ.items() if name not in _FOREIGN}
+        inherited = {name: value for name, value in os.environ.items() if name not in FOREIGN}
         inherited |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; children would ignore it too
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -89,7 +97,17 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     return [process for process in psutil.process_iter() if any(str(folder) in word for word in _arguments(process))]
 
 
-_FOREIGN = {"PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
+def assert_lines_near(mine: list[dict[str, Any]], theirs: list[dict[str, Any]], rel: float) -> None:
+    """Two records of metrics.jsonl: the same lines, numbers as near as `rel` says; the rate is the machine's affair."""
+    assert len(mine) == len(theirs)
+    for line, wanted in zip(mine, theirs, strict=True):
+        assert set(line) == set(wanted), line["step"]
+        for name in set(wanted) - {"images_per_s"}:
+            near = line[name] == wanted[name] or abs(line[name] - wanted[name]) <= rel * abs(wanted[name])
+            assert near, (line["step"], name, line[name], wanted[name])
+
+
+FOREIGN = {"PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 
 
 def _arguments(process: psutil.Process) -> list[str]:

@@ -119,6 +119,7 @@ def assert_told_by_the_watchdog(launch: Launch, ranks: set[int]) -> None:
     assert launch.output.count("Current thread") >= len(ranks)  # faulthandler's stacks
 
 
+@pytest.mark.slow
 def test_storage_that_hangs_is_told_as_such(argv: list[str], tmp_path: Path) -> None:
     folder, data = tmp_path / "run", tmp_path / "data"
     shutil.copytree(argv[1], data)

@@ -61,6 +61,7 @@ def test_two_processes_and_one_give_the_same_30_losses(
         torch.testing.assert_close(right[name], value, rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_at_stage_2_goes_on_with_one_at_stage_1(
     runs: tuple[Path, Path, subprocess.CompletedProcess[str]],
 ) -> None:

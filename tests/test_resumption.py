@@ -19,8 +19,7 @@ import torch.distributed as dist
 import yaml
 from safetensors.torch import load_file
 
-from fastdeit import checkpoint_writer, loop
-from fastdeit import run as run_module
+from fastdeit import checkpoint_writer, loop, run_folder
 from fastdeit.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from fastdeit.distributed import init_distributed
 from fastdeit.engine import Trainer
@@ -343,9 +342,9 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_the_same_command_goes_o
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     folder, name = small_disk / "run", "_write_folder" if when == "at the start" else "_write_results"
-    original = getattr(run_module, name)
+    original = getattr(run_folder, name)
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, name, lambda *parts: (fill(small_disk), original(*parts)))
+        patch.setattr(run_folder, name, lambda *parts: (fill(small_disk), original(*parts)))
         assert train_command([*argv, "--output-dir", str(folder)]) == 1
     said = [line for line in capfd.readouterr().err.splitlines() if "no failure file" not in line]
     assert len(said) == 1 and said[0].startswith(f"fastdeit: error: --output-dir: {folder}: ") and "No space left" in said[0]
