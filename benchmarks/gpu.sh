@@ -21,7 +21,7 @@ part() { # part SECONDS NAME COMMAND...: run it for at most so long, go on whate
 
 "$python" -c "import hypothesis" 2>/dev/null || echo "left out: tests over random shapes (need hypothesis)"
 part 120 tests "$python" -m pytest tests/kernels -p no:cacheprovider --ignore tests/kernels/test_resources.py
-for op in attention norm mix distill gelu augment ema; do
+for op in attention norm mix distill gelu augment ema checksum; do
     part 40 "bench_$op" "$python" -m "benchmarks.bench_$op" --out "$out"
 done
 part 150 bench_step "$python" -m benchmarks.bench_step --out "$out" --seconds 110

@@ -1,6 +1,8 @@
 """Shared by all tests: one thread, Triton's interpreter where there is no GPU, and the markers' meaning."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors; spinning threads crawl on a busy machine
 
@@ -19,3 +21,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if "slow" in item.keywords and not slow_asked:
             item.add_marker(pytest.mark.skip(reason="full-length form; run with -m slow"))
+
+
+@pytest.fixture
+def none_lives_on(tmp_path: Path) -> Iterator[None]:
+    """No process of a launched run, not even after a test that fails."""
+    yield
+    from tests.launching import processes_of
+
+    for process in processes_of(tmp_path):
+        process.kill()

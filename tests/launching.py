@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from fastdeit.metrics import read_metrics
+
 ROOT = Path(__file__).parent.parent
 FLAGS = (
     "--model deit_tiny_distilled_patch16_224 --input-size 32 --patch-size 8 --embed-dim 32 --depth 2 --num-heads 2 "
@@ -95,6 +97,11 @@ class Launch:
 def processes_of(folder: Path) -> list[psutil.Process]:
     """Those whose command line names the folder, or what is in it."""
     return [process for process in psutil.process_iter() if any(str(folder) in word for word in _arguments(process))]
+
+
+def steps_done(folder: Path) -> int:
+    """As far as the log tells."""
+    return max((line["step"] for line in read_metrics(folder / "metrics.jsonl")), default=0)
 
 
 def assert_lines_near(mine: list[dict[str, Any]], theirs: list[dict[str, Any]], rel: float) -> None:

@@ -6,7 +6,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,8 +18,9 @@ from fastdeit.distributed import init_distributed
 from fastdeit.metrics import read_metrics
 from fastdeit.run import train_command
 from tests.images import write_shapes
-from tests.launching import FLAGS, Launch, processes_of
+from tests.launching import FLAGS, Launch, steps_done
 
+pytestmark = pytest.mark.usefixtures("none_lives_on")
 TOTAL = 60  # steps
 
 
@@ -34,18 +35,6 @@ def whole(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert Launch(folder, argv).wait() == 0
     return folder
-
-
-@pytest.fixture(autouse=True)
-def none_lives_on(tmp_path: Path) -> Iterator[None]:
-    """Not even after a test that fails."""
-    yield
-    for process in processes_of(tmp_path):
-        process.kill()
-
-
-def steps_done(folder: Path) -> int:
-    return max((line["step"] for line in read_metrics(folder / "metrics.jsonl")), default=0)
 
 
 def saved_steps(folder: Path) -> list[int]:

@@ -24,9 +24,10 @@ from fastdeit.identity import check_same_images
 from fastdeit.metrics import read_metrics
 from fastdeit.run import train_command
 from tests.images import write_shapes
-from tests.launching import FLAGS, FOREIGN, ROOT, Launch, assert_lines_near, free_port, processes_of
+from tests.launching import FLAGS, FOREIGN, ROOT, Launch, assert_lines_near, free_port, steps_done
 from tests.machines import Machine, launch_on, two_machines
 
+pytestmark = pytest.mark.usefixtures("none_lives_on")
 TOTAL = 20  # steps
 SLOW = "slow:*:200"
 Machines = tuple[Machine, Machine]
@@ -56,18 +57,6 @@ def whole(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert train_command([*argv, "--output-dir", str(folder)], "test") == 0
     return folder
-
-
-@pytest.fixture(autouse=True)
-def none_lives_on(tmp_path: Path) -> Iterator[None]:
-    """Not even after a test that fails."""
-    yield
-    for process in processes_of(tmp_path):
-        process.kill()
-
-
-def steps_done(folder: Path) -> int:
-    return max((line["step"] for line in read_metrics(folder / "metrics.jsonl")), default=0)
 
 
 def until_step(launches: Sequence[Launch], step: int) -> None:

@@ -6,7 +6,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from fastdeit.checkpoint import list_checkpoints, step_of, verify_checkpoint
 from fastdeit.metrics import read_metrics
 from tests.images import write_shapes
-from tests.launching import FLAGS, Launch, assert_lines_near, processes_of
+from tests.launching import FLAGS, Launch, assert_lines_near
 
+pytestmark = pytest.mark.usefixtures("none_lives_on")
 TOTAL = 240  # steps, of which an attempt does about four before it is killed
 GONE_S = 45  # the launcher gives a process 30 s
 AT_THE_END = 4
@@ -155,14 +156,6 @@ def whole(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     launch = Launch(folder, argv)
     assert launch.wait(600) == 0, launch.output
     return folder
-
-
-@pytest.fixture(autouse=True)
-def none_lives_on(tmp_path: Path) -> Iterator[None]:
-    """Not even after a test that fails."""
-    yield
-    for process in processes_of(tmp_path):
-        process.kill()
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
