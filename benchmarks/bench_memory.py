@@ -16,8 +16,9 @@ import torch
 
 from benchmarks import harness
 from benchmarks.loaders import MEAN, STD, write_images
+from fastdeit.data.eval_loader import EvalLoader
 from fastdeit.data.index import build_index
-from fastdeit.data.loader import EvalLoader, TrainLoader
+from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import BACKENDS, PipelineOptions
 from fastdeit.plan import Plan, PlanSpec
 

@@ -12,8 +12,9 @@ from torch import nn
 
 from fastdeit.config import Config, require
 from fastdeit.data.digits import write_digits
+from fastdeit.data.eval_loader import EvalLoader
 from fastdeit.data.index import Index, build_index
-from fastdeit.data.loader import EvalLoader, TrainLoader
+from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.data.snapshot import same_images

@@ -7,8 +7,9 @@ from typing import Any
 from fastdeit.checkpoint_writer import CheckpointWriter
 from fastdeit.config import Config
 from fastdeit.console import RunConsole
+from fastdeit.data.eval_loader import EvalLoader
 from fastdeit.data.index import Index
-from fastdeit.data.loader import EvalLoader, TrainLoader
+from fastdeit.data.loader import TrainLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.distributed import World
 from fastdeit.engine import Trainer

@@ -22,7 +22,7 @@ import fastdeit.ancestry  # noqa: F401, I001  # first, as train.py has it
 import torch
 
 from fastdeit import build
-from fastdeit.data.loader import EvalLoader
+from fastdeit.data.eval_loader import EvalLoader
 from fastdeit.distributed import leave
 from fastdeit.engine import Trainer
 from fastdeit.run import train_command

@@ -23,15 +23,18 @@ ALLOWED: dict[str, set[str]] = {
         *("health", "identity", "loop", "models.cache", "models.manifest", "outcome", "plan", "preflight", "recovery"),
         *("resumption", "run_folder", "run_lock", "run_state", "supervision"),
     },
-    "loop": {"cache_check", "checksum", "data.loader", "digest", "evaluate", "health", "recovery", "run_state", "supervision"},
+    "loop": {
+        *("cache_check", "checksum", "data.eval_loader", "data.loader", "digest", "evaluate", "health", "recovery"),
+        *("run_state", "supervision"),
+    },
     "recovery": {"checkpoint", "distributed", "health", "identity", "metrics", "resumption", "rollback", "run_state"},
     "run_folder": {
         *("attempts", "build", "checkpoint", "data.snapshot", "durable", "failure", "kernels.mix", "metrics", "outcome"),
         *("recovery", "run_state", "visualize"),
     },
     "run_state": {
-        *("checkpoint_writer", "config", "console", "data.index", "data.loader", "data.quarantine", "distributed"),
-        *("engine", "health", "identity", "metrics", "models.cache", "plan", "supervision"),
+        *("checkpoint_writer", "config", "console", "data.eval_loader", "data.index", "data.loader", "data.quarantine"),
+        *("distributed", "engine", "health", "identity", "metrics", "models.cache", "plan", "supervision"),
     },
     "outcome": {"config", "console", "distributed", "models.student"},
     "preview": {
@@ -67,9 +70,9 @@ ALLOWED: dict[str, set[str]] = {
     "resumption": {"checkpoint", "checkpoint_files", "config_file"},
     "identity": {"config", "config_file", "data.index", "distributed", "plan"},
     "build": {
-        *("config", "data.digits", "data.index", "data.loader", "data.pipeline", "data.quarantine", "data.snapshot"),
-        *("deepspeed_config", "deepspeed_file", "distributed", "engine", "kernels.backend", "losses", "models.cache"),
-        *("models.student", "models.teacher", "models.weights", "optim", "plan"),
+        *("config", "data.digits", "data.eval_loader", "data.index", "data.loader", "data.pipeline", "data.quarantine"),
+        *("data.snapshot", "deepspeed_config", "deepspeed_file", "distributed", "engine", "kernels.backend", "losses"),
+        *("models.cache", "models.student", "models.teacher", "models.weights", "optim", "plan"),
     },
     "preflight": {"config", "models.student"},
     "cli": {"config", "config_file", "distributed", "recipes"},
@@ -118,6 +121,7 @@ ALLOWED: dict[str, set[str]] = {
     "data.pil_noise": {"data.pil_jit"},
     "data.pil_ops": {"data.pil_jit"},
     "data.pil_warp": {"data.pil_jit"},
+    "data.eval_loader": {"data.index", "data.pipeline", "data.quarantine", "data.stream"},
     # the models
     "models.cache": {"models.manifest"},
     "models.cache_writer": {"models.cache", "models.manifest"},

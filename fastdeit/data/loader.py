@@ -4,7 +4,6 @@ A loader asks the plan for every micro-batch by its number in the run, so it kee
 step of any epoch can be asked for, and going on in order (over the end of an epoch too) keeps DALI's queue full.
 """
 
-import ctypes
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
@@ -17,18 +16,13 @@ import torch
 from fastdeit.data.index import Index
 from fastdeit.data.pipeline import (
     PipelineOptions,
-    build_eval_pipeline,
     build_train_pipeline,
     pack_draws,
-    pack_eval,
 )
 from fastdeit.data.quarantine import Quarantine
-from fastdeit.data.stream import Stream
+from fastdeit.data.stream import Stream, beside, options_of
 from fastdeit.digest import add_digests, sample_digests
 from fastdeit.plan import Draws, Plan
-
-PADDING = -1
-"""Label of the rows that fill an evaluation batch up; they are no samples."""
 
 _PLANNED_AT_ONCE = 4096  # samples
 
@@ -55,18 +49,6 @@ class Batch:
     """uint8 (B, n): the teacher's recorded answers; None: there are none."""
     digest: int = 0
     """Of all that is planned for its samples, as digest.py has it."""
-
-
-@dataclass(frozen=True)
-class EvalBatch:
-    """One batch of evaluation; rows whose label is PADDING are to be left out."""
-
-    images: torch.Tensor
-    """(B, 3, H, W) as `Batch.images`."""
-    labels: torch.Tensor
-    """int64 (B,)."""
-    rows: torch.Tensor
-    """int64 (B,): rows of the index."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +109,7 @@ class TrainLoader:
         self._index, self._plan, self._drop_path = index, plan, tuple(drop_path)
         self._batch_size, self._micro_batch, self._world_size = batch_size, micro_batch, world_size
         self._quarantine = Quarantine(index) if quarantine is None else quarantine  # an empty one counts
-        self.options = _options_of(options, index, micro_batch)
+        self.options = options_of(options, index, micro_batch)
         self._block = functools.lru_cache(maxsize=2)(self._plan_block)
         self._stream = Stream(
             index, self.plan_batch, lambda source: build_train_pipeline(source, plan.spec, self.options), self._quarantine
@@ -200,7 +182,7 @@ class ReplayLoader:
     ) -> None:
         self._index, self._plan, self._windows = index, plan, windows
         self._quarantine = Quarantine(index) if quarantine is None else quarantine  # an empty one counts
-        self.options = _options_of(options, index, micro_batch)
+        self.options = options_of(options, index, micro_batch)
         self._stream = Stream(
             index, self.plan_batch, lambda source: build_train_pipeline(source, plan.spec, self.options), self._quarantine
         )
@@ -234,81 +216,15 @@ def _batch(images: torch.Tensor, planned: _Planned, index: Index, record: np.nda
     draws = planned.draws
     return Batch(
         images=images,
-        labels=_beside(images, index.labels[draws.image]),
-        lam=_beside(images, draws.lam),
-        box=_beside(images, draws.box),
-        keep=_beside(images, planned.keep),
-        ordinals=_beside(images, planned.ordinals),
-        rows=_beside(images, draws.image),
-        record=None if record is None else _beside(images, record),
+        labels=beside(images, index.labels[draws.image]),
+        lam=beside(images, draws.lam),
+        box=beside(images, draws.box),
+        keep=beside(images, planned.keep),
+        ordinals=beside(images, planned.ordinals),
+        rows=beside(images, draws.image),
+        record=None if record is None else beside(images, record),
         digest=add_digests(planned.digests),
     )
-
-
-class EvalLoader:
-    """Every image of the index once, over all ranks: resized, centre-cropped, in a fixed order.
-
-    Rank r of W takes the rows r, r + W, ... Every rank yields the same number of batches of `batch_size` rows; what is
-    missing, and what the quarantine holds, is filled up with rows labelled PADDING. crop_pct: input_size / the short side
-    that the image is resized to.
-    """
-
-    def __init__(
-        self,
-        index: Index,
-        options: PipelineOptions,
-        *,
-        batch_size: int,
-        input_size: int,
-        crop_pct: float,
-        rank: int = 0,
-        world_size: int = 1,
-        quarantine: Quarantine | None = None,
-    ) -> None:
-        self._index, self._batch_size, self._rank, self._world_size = index, batch_size, rank, world_size
-        self._input_size, self._crop_pct = input_size, crop_pct
-        self._batches = -(-len(index) // (batch_size * world_size))
-        self._next_pass = 0
-        self._quarantine = Quarantine(index) if quarantine is None else quarantine  # an empty one counts
-        self.options = _options_of(options, index, batch_size)
-        self._stream = Stream(
-            index, self.plan_batch, lambda source: build_eval_pipeline(source, input_size, self.options), self._quarantine
-        )
-
-    def __len__(self) -> int:
-        """Batches in a pass."""
-        return self._batches
-
-    def __iter__(self) -> Iterator[EvalBatch]:
-        first, self._next_pass = self._next_pass * self._batches, self._next_pass + 1
-        for number in range(first, first + self._batches):
-            images, (rows, real) = self._stream.get(number)
-            labels = np.where(real, self._index.labels[rows], PADDING)
-            yield EvalBatch(images, _beside(images, labels), _beside(images, rows))
-        _give_back_memory()
-
-    def close(self) -> None:
-        """Stop DALI's threads; the batches handed out stay valid."""
-        self._stream.close()
-
-    def plan_batch(self, number: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, tuple[np.ndarray, ...]]:
-        place = (number % self._batches) * self._batch_size + np.arange(self._batch_size)
-        rows, bad = place * self._world_size + self._rank, self._quarantine.rows
-        real = (rows < len(self._index)) & ~np.isin(rows, bad)
-        # any good image stands in for what is not there
-        rows = np.where(real, rows, np.setdiff1d(np.arange(len(bad) + 1), bad)[0])
-        return (rows, real), rows, pack_eval(self._index.sizes[rows], self._input_size, self._crop_pct, self.options)
-
-
-def _give_back_memory() -> None:
-    """Freed pages to the system: images differ in size, and what the C library holds in reserve for them creeps up by hours."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # glibc's
-        libc.malloc_trim(0)
-
-
-def _options_of(options: PipelineOptions, index: Index, batch_size: int) -> PipelineOptions:
-    return dataclasses.replace(options, batch_size=batch_size, feeds_paths=index.feeds_paths, knows_sizes=True)
 
 
 def _micro_steps(batch_size: int, micro_batch: int, world_size: int) -> int:
@@ -321,9 +237,3 @@ def _micro_steps(batch_size: int, micro_batch: int, world_size: int) -> int:
         allowed = [size for size in range(2, share + 1, 2) if share % size == 0]
         raise ValueError(f"micro_batch: got {micro_batch}, allowed is an even divisor of {share}: {allowed}")
     return share // micro_batch
-
-
-def _beside(images: torch.Tensor, array: np.ndarray) -> torch.Tensor:
-    """A small array on the device of the images, without waiting for the GPU."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.pin_memory().to(images.device, non_blocking=True) if images.is_cuda else tensor

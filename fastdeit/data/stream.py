@@ -4,6 +4,7 @@ DALI loses its whole batch to one bad file, and says neither which it was nor th
 looked at one by one, the bad ones leave the run, and the pipeline starts again at the same batch.
 """
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 from nvidia.dali import Pipeline
 
 from fastdeit.data.index import Index
-from fastdeit.data.pipeline import Source, decode_alone
+from fastdeit.data.pipeline import PipelineOptions, Source, decode_alone
 from fastdeit.data.quarantine import Quarantine
 
 _NAMED = 10  # files listed in an error
@@ -138,3 +139,14 @@ def _feed_one(index: Index, row: int) -> np.ndarray:
         return index.feed(np.array([row]))[0]
     except OSError:
         return np.zeros(1, np.uint8)
+
+
+def options_of(options: PipelineOptions, index: Index, batch_size: int) -> PipelineOptions:
+    """The same with what follows from the index and the batch, as `Stream` feeds them."""
+    return dataclasses.replace(options, batch_size=batch_size, feeds_paths=index.feeds_paths, knows_sizes=True)
+
+
+def beside(images: torch.Tensor, array: np.ndarray) -> torch.Tensor:
+    """A small array on the device of the images, without waiting for the GPU."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory().to(images.device, non_blocking=True) if images.is_cuda else tensor

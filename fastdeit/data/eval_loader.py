@@ -1,0 +1,90 @@
+"""The images of an evaluation, each once over all ranks, as batches in torch."""
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fastdeit.data.index import Index
+from fastdeit.data.pipeline import PipelineOptions, build_eval_pipeline, pack_eval
+from fastdeit.data.quarantine import Quarantine
+from fastdeit.data.stream import Stream, beside, options_of
+
+PADDING = -1
+"""Label of the rows that fill an evaluation batch up; they are no samples."""
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """One batch of evaluation; rows whose label is PADDING are to be left out."""
+
+    images: torch.Tensor
+    """(B, 3, H, W) as `Batch.images`."""
+    labels: torch.Tensor
+    """int64 (B,)."""
+    rows: torch.Tensor
+    """int64 (B,): rows of the index."""
+
+
+class EvalLoader:
+    """Every image of the index once, over all ranks: resized, centre-cropped, in a fixed order.
+
+    Rank r of W takes the rows r, r + W, ... Every rank yields the same number of batches of `batch_size` rows; what is
+    missing, and what the quarantine holds, is filled up with rows labelled PADDING. crop_pct: input_size / the short side
+    that the image is resized to.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        options: PipelineOptions,
+        *,
+        batch_size: int,
+        input_size: int,
+        crop_pct: float,
+        rank: int = 0,
+        world_size: int = 1,
+        quarantine: Quarantine | None = None,
+    ) -> None:
+        self._index, self._batch_size, self._rank, self._world_size = index, batch_size, rank, world_size
+        self._input_size, self._crop_pct = input_size, crop_pct
+        self._batches = -(-len(index) // (batch_size * world_size))
+        self._next_pass = 0
+        self._quarantine = Quarantine(index) if quarantine is None else quarantine  # an empty one counts
+        self.options = options_of(options, index, batch_size)
+        self._stream = Stream(
+            index, self.plan_batch, lambda source: build_eval_pipeline(source, input_size, self.options), self._quarantine
+        )
+
+    def __len__(self) -> int:
+        """Batches in a pass."""
+        return self._batches
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        first, self._next_pass = self._next_pass * self._batches, self._next_pass + 1
+        for number in range(first, first + self._batches):
+            images, (rows, real) = self._stream.get(number)
+            labels = np.where(real, self._index.labels[rows], PADDING)
+            yield EvalBatch(images, beside(images, labels), beside(images, rows))
+        _give_back_memory()
+
+    def close(self) -> None:
+        """Stop DALI's threads; the batches handed out stay valid."""
+        self._stream.close()
+
+    def plan_batch(self, number: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, tuple[np.ndarray, ...]]:
+        place = (number % self._batches) * self._batch_size + np.arange(self._batch_size)
+        rows, bad = place * self._world_size + self._rank, self._quarantine.rows
+        real = (rows < len(self._index)) & ~np.isin(rows, bad)
+        # any good image stands in for what is not there
+        rows = np.where(real, rows, np.setdiff1d(np.arange(len(bad) + 1), bad)[0])
+        return (rows, real), rows, pack_eval(self._index.sizes[rows], self._input_size, self._crop_pct, self.options)
+
+
+def _give_back_memory() -> None:
+    """Freed pages to the system: images differ in size, and what the C library holds in reserve for them creeps up by hours."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # glibc's
+        libc.malloc_trim(0)
