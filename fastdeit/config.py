@@ -159,7 +159,7 @@ class ModelConfig:
 @dataclass(frozen=True)
 class DistillConfig:
     teacher_model: str = "regnety_160"
-    """A timm model, a TorchScript or torch.export file's kind, or module:callable."""
+    """A timm model; or a program, which runs: torchscript, export (the kind of --teacher-path's file), module:callable."""
     teacher_path: str = ""
     """The teacher's weights, a local file (.safetensors, .pth, .pt, .pt2)."""
     distillation_type: Literal["none", "soft", "hard"] = "hard"
