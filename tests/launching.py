@@ -105,12 +105,14 @@ def steps_done(folder: Path) -> int:
 
 
 def assert_lines_near(mine: list[dict[str, Any]], theirs: list[dict[str, Any]], rel: float) -> None:
-    """Two records of metrics.jsonl: the same lines, numbers as near as `rel` says; the rate is the machine's affair."""
+    """Two records of metrics.jsonl: the same lines, numbers as near as `rel` says, the gradient's norm, which is less certain in
+    its nature, a hundred times that; the rate is the machine's affair."""
     assert len(mine) == len(theirs)
     for line, wanted in zip(mine, theirs, strict=True):
         assert set(line) == set(wanted), line["step"]
         for name in set(wanted) - {"images_per_s"}:
-            near = line[name] == wanted[name] or abs(line[name] - wanted[name]) <= rel * abs(wanted[name])
+            allowed = rel * (100 if name.startswith("grad_norm") else 1)
+            near = line[name] == wanted[name] or abs(line[name] - wanted[name]) <= allowed * abs(wanted[name])
             assert near, (line["step"], name, line[name], wanted[name])
 
 

@@ -22,7 +22,7 @@ from tests.images import write_shapes
 from tests.launching import FLAGS, Launch, assert_lines_near
 
 pytestmark = pytest.mark.usefixtures("none_lives_on")
-TOTAL = 240  # steps, of which an attempt does about four before it is killed
+TOTAL = 240  # steps, of which an attempt does a few before it is killed
 GONE_S = 45  # the launcher gives a process 30 s
 AT_THE_END = 4
 """Kills that wait for the last step, and hit what comes after it."""
@@ -103,7 +103,7 @@ class Soak:
     def attempt(self, way: str, moment: str, delay_s: float, where: tuple[str, ...], flags: list[str]) -> None:
         """Starts the command and ends it `delay_s` after a moment: `start`, `step` (its first) or `end` (the run's last)."""
         saved = self.saved()
-        launch = Launch(self.folder, [*self.argv, *flags], "slow:*:80", where=where)
+        launch = Launch(self.folder, [*self.argv, *flags], "slow:*:150", where=where)
         awaited = {"step": saved, "end": TOTAL - 1}.get(moment)
         launch.until(lambda: launch.process.poll() is not None or awaited is None or self._began(launch, awaited))
         time.sleep(delay_s)
@@ -170,6 +170,8 @@ def soak(folder: Path, argv: list[str], kills: int, seed: int, draw: Callable[[r
         delay_s = chance.uniform(0.5, 9) if moment == "start" else chance.uniform(0, 0.6)
         if done >= kills:
             moment, delay_s = "end", chance.uniform(0, 0.5)
+        elif run.saved() > TOTAL * (done + 1) / (kills + AT_THE_END):  # a fast machine
+            moment, delay_s = "start", chance.uniform(0.5, 6)
         run.attempt(way, moment, delay_s, *draw(chance))
         if (folder / "summary.json").exists():  # the last kills may come too late
             break
