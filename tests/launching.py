@@ -105,8 +105,10 @@ def steps_done(folder: Path) -> int:
 
 
 def assert_lines_near(mine: list[dict[str, Any]], theirs: list[dict[str, Any]], rel: float) -> None:
-    """Two records of metrics.jsonl: the same lines, numbers as near as `rel` says, the gradient's norm, which is less certain in
-    its nature, a hundred times that; the rate is the machine's affair."""
+    """Two records of metrics.jsonl: the same lines, with numbers as near as `rel` says.
+
+    The gradient's norm, which depends more on the order of sums, may differ a hundred times as much; the rate is the machine's.
+    """
     assert len(mine) == len(theirs)
     for line, wanted in zip(mine, theirs, strict=True):
         assert set(line) == set(wanted), line["step"]
