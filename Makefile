@@ -12,6 +12,8 @@ else
 LAUNCH := $(BIN)/deepspeed -q --no_local_rank
 endif
 LAUNCH += --master_port $(shell shuf -i 20000-60000 -n 1)
+# a file's tests run in one process, in order: they share runs
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # a process starts twice as fast when its imports are compiled once and kept
 unexport PYTHONDONTWRITEBYTECODE
@@ -35,13 +37,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# a file's tests run in one process, in order: they share runs
 test: lint
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 # the full-length forms of what `make test` does in short
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 clean:
 	rm -rf $(VENV) data runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
