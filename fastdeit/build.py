@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from fastdeit.config import Config, require
+from fastdeit.config import Config
 from fastdeit.data.digits import write_digits
 from fastdeit.data.eval_loader import EvalLoader
 from fastdeit.data.index import Index, build_index
@@ -22,6 +22,7 @@ from fastdeit.deepspeed_config import deepspeed_config
 from fastdeit.deepspeed_file import add_file
 from fastdeit.distributed import World, first_on_rank0
 from fastdeit.engine import Trainer, build_engine
+from fastdeit.flags import require
 from fastdeit.kernels.backend import set_backend
 from fastdeit.losses import DistillationLoss
 from fastdeit.models.cache import Replay

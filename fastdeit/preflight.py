@@ -5,7 +5,8 @@ from pathlib import Path
 
 import timm
 
-from fastdeit.config import Config, require
+from fastdeit.config import Config
+from fastdeit.flags import require
 from fastdeit.models.student import SIZES
 
 

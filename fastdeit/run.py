@@ -12,11 +12,12 @@ from fastdeit import build
 from fastdeit.cache_check import open_cache
 from fastdeit.checkpoint_writer import CheckpointError, CheckpointWriter
 from fastdeit.cli import one_line_errors, parse_config
-from fastdeit.config import Config, parse_time_limit
+from fastdeit.config import Config
 from fastdeit.console import RunConsole
 from fastdeit.data.index import DataError, Index
 from fastdeit.distributed import World, each_rank, init_distributed, meet, on_every_rank, on_rank0
 from fastdeit.engine import Trainer
+from fastdeit.flags import parse_time_limit
 from fastdeit.health import Health, HealthError
 from fastdeit.identity import check_same_everywhere, check_same_images, check_same_run, check_same_samples
 from fastdeit.loop import evaluate_run, train

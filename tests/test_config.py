@@ -10,9 +10,10 @@ import yaml
 
 from fastdeit.build import build_plan
 from fastdeit.cli import REPLACED, parse_config
-from fastdeit.config import Config, parse_rand_augment
+from fastdeit.config import Config
 from fastdeit.config_file import config_from_dict
 from fastdeit.deepspeed_config import deepspeed_config
+from fastdeit.flags import parse_rand_augment
 from fastdeit.plan import PlanSpec
 from fastdeit.recipes import RECIPES
 

@@ -20,8 +20,8 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cache_command", "data.report", "preview", "replay.command", "run"},
     "run": {
         *("build", "cache_check", "checkpoint_writer", "cli", "config", "console", "data.index", "distributed", "engine"),
-        *("health", "identity", "loop", "models.cache", "models.manifest", "outcome", "plan", "preflight", "recovery"),
-        *("resumption", "run_folder", "run_lock", "run_state", "supervision"),
+        *("flags", "health", "identity", "loop", "models.cache", "models.manifest", "outcome", "plan", "preflight"),
+        *("recovery", "resumption", "run_folder", "run_lock", "run_state", "supervision"),
     },
     "loop": {
         *("cache_check", "checksum", "data.eval_loader", "data.loader", "digest", "evaluate", "health", "recovery"),
@@ -42,8 +42,8 @@ ALLOWED: dict[str, set[str]] = {
         *("draws", "kernels.mix", "plan", "visualize"),
     },
     "replay.command": {
-        *("build", "cli", "config", "data.snapshot", "distributed", "engine", "identity", "preflight", "replay.files"),
-        *("replay.record", "replay.report", "replay.samples", "replay.step", "run"),
+        *("build", "cli", "config", "data.snapshot", "distributed", "engine", "flags", "identity", "preflight"),
+        *("replay.files", "replay.record", "replay.report", "replay.samples", "replay.step", "run"),
     },
     "replay.record": {
         *("attempts", "build", "checkpoint", "checkpoint_files", "config", "data.quarantine", "distributed", "failure"),
@@ -71,13 +71,14 @@ ALLOWED: dict[str, set[str]] = {
     "identity": {"config", "config_file", "data.index", "distributed", "plan"},
     "build": {
         *("config", "data.digits", "data.eval_loader", "data.index", "data.loader", "data.pipeline", "data.quarantine"),
-        *("data.snapshot", "deepspeed_config", "deepspeed_file", "distributed", "engine", "kernels.backend", "losses"),
-        *("models.cache", "models.student", "models.teacher", "models.weights", "optim", "plan"),
+        *("data.snapshot", "deepspeed_config", "deepspeed_file", "distributed", "engine", "flags", "kernels.backend"),
+        *("losses", "models.cache", "models.student", "models.teacher", "models.weights", "optim", "plan"),
     },
-    "preflight": {"config", "models.student"},
+    "preflight": {"config", "flags", "models.student"},
     "cli": {"config", "config_file", "distributed", "recipes"},
     "config_file": {"config", "durable"},
     "recipes": {"config"},
+    "config": {"flags"},
     # training
     "engine": {"data.loader", "digest", "distributed", "kernels.mix", "losses", "models.teacher", "optim", "zero"},
     "losses": {"kernels.distill"},
@@ -137,6 +138,7 @@ ONLY: dict[str, set[str]] = {
     "draws": {"numpy"},
     "philox": {"numpy"},
     "config": set(),
+    "flags": set(),
     "recipes": set(),
 }
 

@@ -1,0 +1,43 @@
+"""What the text of a flag means, and the error for a value that is not allowed."""
+
+import math
+import re
+from typing import Any
+
+
+def require(ok: bool, flag: str, value: object, allowed: str) -> None:
+    """Raises ValueError naming the flag, its value and what is allowed, unless `ok`."""
+    if not ok:
+        raise ValueError(f"--{flag.replace('_', '-')}: got {value!r}, allowed is {allowed}")
+
+
+def parse_rand_augment(aa: str) -> dict[str, Any]:
+    """`ra_*` fields of `PlanSpec` for a RandAugment string of timm (data/auto_augment.py, rand_augment_transform)."""
+    allowed = "none, 3a, or rand-m9-mstd0.5-inc1 and the like (sections m, n, mstd, mmax, p, and inc1)"
+    name, *sections = aa.split("-")
+    require(name == "rand" and "inc1" in sections, "aa", aa, allowed)
+    spec: dict[str, Any] = {"ra_magnitude": 10.0, "ra_std": 0.0}
+    fields = {"m": "ra_magnitude", "n": "ra_layers", "mstd": "ra_std", "mmax": "ra_max", "p": "ra_prob"}
+    for section in sections:
+        match = re.fullmatch(r"(mstd|mmax|m|n|p|inc)(\d+(?:\.\d+)?|inf)", section)
+        require(match is not None and section not in ("inc0", "ninf"), "aa", aa, allowed)
+        assert match is not None
+        if match[1] != "inc":
+            spec[fields[match[1]]] = int(match[2]) if match[1] == "n" else float(match[2])
+    if spec["ra_std"] > 100:  # timm reads a huge deviation as a uniform draw
+        spec["ra_std"] = math.inf
+    return spec
+
+
+def parse_time_limit(text: str) -> float | None:
+    """Seconds of a time as sbatch's --time has it; None for an empty one. Raises ValueError for any other form."""
+    if not text:
+        return None
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+(?::\d+){0,2})", text)
+    require(match is not None, "time_limit", text, "minutes, M:SS, H:MM:SS, D-H, D-H:MM, D-H:MM:SS")
+    assert match is not None
+    clock = [int(part) for part in match[2].split(":")]
+    if match[1] is None and len(clock) < 3:
+        clock = [0, *clock]  # begins with minutes
+    hours, minutes, seconds = (*clock, 0, 0)[:3]
+    return float(((int(match[1] or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)
