@@ -131,11 +131,12 @@ def test_stopped_in_the_middle_of_an_epoch_and_gone_on_with(first: str, then: st
 
 
 def test_two_processes_read_the_same_cache(setting: Setting, tmp_path: Path) -> None:
-    """The losses are those of one process with the live teacher, but for the order of a sum."""
+    """The losses are those of one process with the live teacher, but for the order of a sum; both count what was missing."""
     flags = [*setting.samples, *MODEL, "--epochs", "3", "--cache", str(setting.root / "hard"), "--stop-after-steps", "4"]
-    end = launch(2, [*flags, "--output-dir", str(tmp_path)])
+    end = launch(2, [*flags, "--cache-miss", "ground-truth", "--output-dir", str(tmp_path)])
     assert end.returncode == 0, end.stdout + end.stderr
     assert losses(tmp_path) == pytest.approx(losses(setting.root / "live")[:4], rel=1e-4)
+    assert [line["unrecorded"] for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line] == [0] * 4
 
 
 @pytest.mark.slow
