@@ -13,7 +13,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["fastdeit", "fastdeit.data", "fastdeit.models", "fastdeit.replay", "fastdeit.kernels"],
+    packages=["fastdeit", "fastdeit.data", "fastdeit.models", "fastdeit.replay", "fastdeit.training", "fastdeit.kernels"],
     package_data={"fastdeit.kernels": ["*.json"]},
     install_requires=[
         "torch>=2.10",
@@ -26,6 +26,7 @@ setup(
         "numpy>=2.0",
         "numba>=0.61",  # the exact augmentation
         "pyarrow>=17",
+        "pydantic>=2",  # reads what DeepSpeed refuses in a settings file
         "psutil>=5.9",  # who launched a rank, who holds a run folder; DeepSpeed brings it too
         "safetensors>=0.5",
         "tyro>=1.0",

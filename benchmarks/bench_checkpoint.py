@@ -18,14 +18,14 @@ from typing import Any
 import torch
 
 from benchmarks import harness
-from fastdeit import build
 from fastdeit.checkpoint import load_checkpoint, save_checkpoint, verify_checkpoint
 from fastdeit.checkpoint_writer import CheckpointWriter
 from fastdeit.config import Config
-from fastdeit.data.loader import Batch
+from fastdeit.data.batch import Batch
 from fastdeit.distributed import World, init_distributed
 from fastdeit.engine import Trainer
 from fastdeit.models.student import build_student
+from fastdeit.training.build import build_trainer
 
 MODELS = ("tiny", "small", "base")
 BATCH, SIZE, CLASSES = 2, 224, 1000
@@ -44,7 +44,7 @@ def make_trainer(name: str, world: World) -> Trainer:
         run={"zero_stage": 1, "precision": "fp32"},
         distill={"distillation_type": "none"},
     )
-    return build.build_trainer(config, world, build_student(model, num_classes=CLASSES), None, 1000)
+    return build_trainer(config, world, build_student(model, num_classes=CLASSES), None, 1000)
 
 
 def make_batch(trainer: Trainer, device: torch.device) -> Batch:

@@ -30,8 +30,9 @@ from fastdeit import build
 from fastdeit.cache_build import Job
 from fastdeit.cli import parse_config
 from fastdeit.config import Config
+from fastdeit.data.batch import Batch
 from fastdeit.data.index import Index
-from fastdeit.data.loader import Batch, TrainLoader
+from fastdeit.data.loader import TrainLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.distributed import World, init_distributed
 from fastdeit.engine import Trainer
@@ -42,6 +43,7 @@ from fastdeit.models.manifest import LARGEST_CHUNK, Manifest, decode, encode
 from fastdeit.models.teacher import Teacher
 from fastdeit.plan import Plan, PlanSpec
 from fastdeit.recording import Windows, record
+from fastdeit.training.build import build_trainer, precision
 
 FLAGS = {
     "cpu": "--model deit_tiny_distilled_patch16_224 --embed-dim 96 --num-heads 3 --depth 3 --batch-size 32 --micro-batch 32",
@@ -121,7 +123,7 @@ class Scene:
         model, _ = build.build_model(self.config, len(self.index.classes))
         rates: Any = model.drop_path_rates
         loader = build.build_train_loader(self.config, self.world, self.index, self.plan, rates, Quarantine(self.index), replay)
-        trainer = build.build_trainer(self.config, self.world, model, None, loader.steps_per_epoch, replay)
+        trainer = build_trainer(self.config, self.world, model, None, loader.steps_per_epoch, replay)
         trainer.teacher = teacher  # type: ignore[assignment]  # compiled, it is a plain function
         return Way(name, trainer, loader)
 
@@ -170,7 +172,7 @@ def gate(scene: Scene) -> None:
     )
     batch = next(loader.epoch(0))
     assert batch.record is not None
-    dtype = build.precision(scene.config, scene.world)[1]
+    dtype = precision(scene.config, scene.world)[1]
     live = scene.teacher(mix(batch.images, batch.lam, batch.box, dtype, channels_last=True)).argmax(1)
     same = (decode(batch.record, scene.cache.manifest, hard=True) == live).float().mean().item()
     loader.close()

@@ -1,6 +1,5 @@
-"""The builders: from a `Config` to live objects. Below them nothing sees a `Config`; run.py joins what they build."""
+"""Build data, plan and models from a `Config`; training/build.py builds what trains. Nothing below them sees a `Config`."""
 
-import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,19 +17,14 @@ from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.data.snapshot import same_images
-from fastdeit.deepspeed_config import deepspeed_config
-from fastdeit.deepspeed_file import add_file
 from fastdeit.distributed import World, first_on_rank0
-from fastdeit.engine import Trainer, build_engine
 from fastdeit.flags import require
-from fastdeit.kernels.backend import set_backend
-from fastdeit.losses import DistillationLoss
 from fastdeit.models.cache import Replay
 from fastdeit.models.student import SIZES, Student, build_student
 from fastdeit.models.teacher import Teacher, load_teacher
 from fastdeit.models.weights import check_match, has_qkv_bias, load_student_weights, read_weights
-from fastdeit.optim import build_adamw, build_schedule, parameter_groups
 from fastdeit.plan import Plan, PlanSpec
+from fastdeit.training.build import precision
 
 IMAGES = "train-images.parquet"
 """In a run's folder: the training images that it began with."""
@@ -228,78 +222,6 @@ def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> Tea
     if teacher.classes not in (None, classes):
         raise ValueError(f"--teacher-path: {config.distill.teacher_path} knows other classes than {config.data.data_path}")
     return teacher
-
-
-def precision(config: Config, world: World) -> tuple[str, torch.dtype]:
-    """`bf16` or `fp32`, and the dtype that activations have."""
-    name = config.run.precision
-    name = ("bf16" if world.device.type == "cuda" else "fp32") if name == "auto" else name
-    return name, torch.bfloat16 if name == "bf16" else torch.float32
-
-
-def build_deepspeed_config(config: Config, world: World) -> dict[str, Any]:
-    """The settings of DeepSpeed with those of --deepspeed-config, if there is one. Raises what `add_file` raises."""
-    optim = config.optim
-    micro_batch = optim.micro_batch or optim.batch_size // world.size
-    ours = deepspeed_config(
-        batch_size=optim.batch_size,
-        micro_batch=micro_batch,
-        grad_accum_steps=optim.batch_size // world.size // micro_batch,
-        precision=precision(config, world)[0],
-        zero_stage=config.run.zero_stage,
-        clip_grad=optim.clip_grad,
-        offload_optimizer=config.run.offload_optimizer,
-    )
-    return add_file(ours, config.run.deepspeed_config) if config.run.deepspeed_config else ours
-
-
-def build_trainer(
-    config: Config,
-    world: World,
-    model: nn.Module,
-    teacher: Teacher | None,
-    steps_per_epoch: int,
-    replay: Replay | None = None,
-) -> Trainer:
-    """The student under DeepSpeed with optimizer, schedule, loss and average, at step 0; a collective.
-
-    Chooses the form of the kernels for the whole process.
-    """
-    optim, distill = config.optim, config.distill
-    set_backend(config.run.kernels)
-    dtype = precision(config, world)[1]
-    shadow = copy.deepcopy(model).to(world.device, dtype).eval()
-    groups = parameter_groups(model, optim.weight_decay, optim.layer_decay)
-    fused = world.device.type == "cuda" or config.run.offload_optimizer  # torch's one pass over the state, on either device
-    optimizer = build_adamw(groups, optim.scaled_lr, optim.opt_betas, optim.opt_eps, fused=fused)
-    engine = build_engine(model, optimizer, build_deepspeed_config(config, world))
-    schedule = build_schedule(
-        engine.optimizer,
-        total_steps=optim.epochs * steps_per_epoch,
-        warmup_steps=round(optim.warmup_epochs * steps_per_epoch),
-        warmup_lr=optim.warmup_lr,
-        min_lr=optim.min_lr,
-    )
-    criterion = DistillationLoss(
-        kind=distill.distillation_type,
-        alpha=distill.distillation_alpha,
-        tau=distill.distillation_tau,
-        smoothing=config.mix.smoothing,
-        legacy=distill.distillation_legacy,
-        bce=distill.bce_loss,
-    )
-    return Trainer(
-        engine=engine,
-        shadow=shadow,
-        teacher=teacher,
-        decode=None if replay is None else replay.decoder(hard=distill.distillation_type == "hard"),
-        criterion=criterion,
-        schedule=schedule,
-        ema_decay=optim.model_ema_decay if optim.model_ema else None,
-        seed=config.run.seed,
-        rank=world.rank,
-        dtype=dtype,
-    )
 
 
 def weight_metadata(config: Config, index: Index, model: nn.Module) -> dict[str, str]:

@@ -30,6 +30,7 @@ from fastdeit.models.teacher import Teacher
 from fastdeit.plan import Plan
 from fastdeit.preflight import check_config
 from fastdeit.recording import Chunk, Part, Windows, answers, missing, record
+from fastdeit.training.build import precision
 
 _MICRO_BATCH = 256
 _QUIET_S = 15.0
@@ -50,7 +51,7 @@ class Job:
         self.config: Config = config.replace(optim={"micro_batch": micro, "batch_size": micro * self.world.size})
         check_config(self.config, self.world.size)
         set_backend(config.run.kernels)
-        self.dtype = build.precision(config, self.world)[1]
+        self.dtype = precision(config, self.world)[1]
         self.index = first_on_rank0(lambda: build.build_train_index(config))
         self.plan: Plan = build.build_plan(config, self.index)
         self.options = build.pipeline_options(config, self.world)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from fastdeit.data.loader import Batch
+from fastdeit.data.batch import Batch
 from fastdeit.digest import add_digests, show_digest
 from fastdeit.distributed import import_deepspeed
 from fastdeit.kernels.mix import mix, mix_patches

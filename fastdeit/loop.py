@@ -10,8 +10,8 @@ from timm.utils import distribute_bn
 
 from fastdeit.cache_check import count_missed
 from fastdeit.checksum import compare_weights
+from fastdeit.data.batch import Batch
 from fastdeit.data.eval_loader import EvalBatch
-from fastdeit.data.loader import Batch
 from fastdeit.digest import show_digest
 from fastdeit.evaluate import evaluate, student_heads
 from fastdeit.health import HealthError, summarise

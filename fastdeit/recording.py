@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastdeit.data.loader import Batch, ReplayLoader
+from fastdeit.data.batch import Batch
+from fastdeit.data.loader import ReplayLoader
 from fastdeit.kernels.mix import mix
 from fastdeit.models.cache import Cache, Images
 from fastdeit.models.cache_writer import Recorder

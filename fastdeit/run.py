@@ -32,6 +32,7 @@ from fastdeit.run_folder import FolderError, open_folder, write_outcome
 from fastdeit.run_lock import RunLock
 from fastdeit.run_state import Run
 from fastdeit.supervision import STOP_FILE, StopAgreed, Supervisor
+from fastdeit.training.build import build_deepspeed_config, build_trainer, precision
 
 
 def train_command(argv: Sequence[str], prog: str) -> int:
@@ -61,7 +62,7 @@ def _prepare(config: Config, recipe: str, world: World, supervisor: Supervisor, 
     folder = Path(config.run.output_dir)
     check_same_everywhere(config)
     on_every_rank(lambda: check_config(config, world.size))
-    on_every_rank(lambda: build.build_deepspeed_config(config, world))
+    on_every_rank(lambda: build_deepspeed_config(config, world))
     on_rank0(lambda: check_same_run(config, folder))
     if on_rank0(lambda: is_finished(folder)):
         say_finished(config, recipe, world, folder)
@@ -122,7 +123,7 @@ def build_training(config: Config, world: World, index: Index) -> Training:
     replay = open_cache(config, plan, index, pixels, teacher) if config.distill.cache else None
     model, notes = each_rank(lambda: build.build_model(config, len(index.classes)))
     rates = getattr(model, "drop_path_rates", ())
-    trainer = build.build_trainer(config, world, model, teacher, plan.steps_per_epoch(config.optim.batch_size), replay)
+    trainer = build_trainer(config, world, model, teacher, plan.steps_per_epoch(config.optim.batch_size), replay)
     return Training(plan, replay, trainer, rates, notes)
 
 
@@ -171,7 +172,7 @@ def _facts(run: Run) -> dict[str, str]:
     teacher = run.trainer.teacher
     facts = {
         "run": f"{run.folder}  (recipe {run.recipe}, seed {config.run.seed})",
-        "devices": f"{world.size} x {device}, {build.precision(config, world)[0]}, ZeRO {stage}",
+        "devices": f"{world.size} x {device}, {precision(config, world)[0]}, ZeRO {stage}",
         "data": f"{config.data.data_path}: {len(run.train_index):,} training and {len(run.val_index):,} validation images, "
         f"{len(run.train_index.classes)} classes, {config.data.input_size} px",
         "student" if teacher or run.replay else "model": f"{config.model.model}, {parameters / 1e6:.2f} M parameters",

@@ -20,6 +20,7 @@ from fastdeit.metrics import read_metrics
 from fastdeit.outcome import SUMMARY, show_summary
 from fastdeit.recovery import open_records
 from fastdeit.run_state import Run
+from fastdeit.training.build import build_deepspeed_config, precision
 
 Weights = dict[str, torch.Tensor]
 
@@ -57,7 +58,7 @@ def _write_folder(run: Run) -> None:
     sweep(run.folder / "checkpoints")
     text = yaml.safe_dump(run.config.to_dict(), sort_keys=False)
     write_whole(run.folder / "config.yaml", text)
-    settings = build.build_deepspeed_config(run.config, run.world)
+    settings = build_deepspeed_config(run.config, run.world)
     write_whole(run.folder / "deepspeed.json", json.dumps(settings, indent=1))
     if not (run.folder / build.IMAGES).is_file():
         keep_images(run.train_index, run.folder / build.IMAGES)
@@ -73,7 +74,7 @@ def _attempt(run: Run) -> Attempt:
         micro_batch=options.batch_size,
         zero_stage=run.trainer.engine.zero_optimization_stage(),
         offload_optimizer=run.config.run.offload_optimizer,
-        precision=build.precision(run.config, run.world)[0],
+        precision=precision(run.config, run.world)[0],
         augment_backend=options.backend,
         decoder=options.decoder,
         left_out=tuple(run.quarantine.rows.tolist()),

@@ -16,15 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastdeit import build
 from fastdeit.config import Config
-from fastdeit.data.loader import Batch
+from fastdeit.data.batch import Batch
 from fastdeit.distributed import World
 from fastdeit.engine import Trainer
 from fastdeit.kernels.mix import mix_reference
 from fastdeit.losses import DistillationLoss
 from fastdeit.models.student import Student, build_student
 from fastdeit.plan import Plan, PlanSpec
+from fastdeit.training.build import build_trainer
 
 CLASSES, SIZE, BATCH, STEPS_PER_EPOCH, EPOCHS = 5, 32, 16, 6, 5
 DROP_PATH = (0.0, 0.3)
@@ -50,7 +50,7 @@ def make_model() -> Student:
 
 
 def make_trainer(config: Config, world: World, teacher: Callable[..., torch.Tensor] | None = None) -> Trainer:
-    return build.build_trainer(config, world, make_model(), teacher or teach, STEPS_PER_EPOCH)  # type: ignore[arg-type]
+    return build_trainer(config, world, make_model(), teacher or teach, STEPS_PER_EPOCH)  # type: ignore[arg-type]
 
 
 def teach(images: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from fastdeit.checkpoint_files import JSON_LIMIT, NewerFormat
 from fastdeit.config import RunConfig
 from fastdeit.distributed import World, init_distributed
 from fastdeit.engine import Trainer
+from fastdeit.training.build import build_trainer
 from tests.parity import configure, make_trainer, run_steps
 
 ROOT = Path(__file__).parent.parent
@@ -79,11 +80,9 @@ def test_the_statistics_of_a_convnet_are_in_the_layout(precision: str, tmp_path:
 def convnet(world: World, precision: str) -> Trainer:
     import timm
 
-    from fastdeit import build
-
     config = configure(precision=precision).replace(distill={"distillation_type": "none"})
     model = timm.create_model("test_resnet", num_classes=5)
-    return build.build_trainer(config, world, model, None, 6)
+    return build_trainer(config, world, model, None, 6)
 
 
 def test_a_run_without_average_leaves_it_and_one_with_it_needs_none(tmp_path: Path) -> None:

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from fastdeit import build
 from fastdeit.distributed import World, init_distributed
 from fastdeit.engine import Trainer
 from fastdeit.kernels.mix import mix_reference
+from fastdeit.training.build import build_trainer
 from tests.parity import (
     BATCH,
     CLASSES,
@@ -138,7 +138,7 @@ def test_a_model_with_randomness_of_its_own_repeats_a_step(stage: int, world: Wo
         config = configure(zero_stage=stage).replace(distill={"distillation_type": "none"})
         torch.manual_seed(0)
         model = timm.create_model("test_resnet", num_classes=CLASSES, drop_rate=0.5)
-        return build.build_trainer(config, world, model, None, STEPS_PER_EPOCH)
+        return build_trainer(config, world, model, None, STEPS_PER_EPOCH)
 
     first = trainer()
     run_steps(first, 2)

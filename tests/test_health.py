@@ -12,10 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastdeit import build
 from fastdeit.checkpoint import list_checkpoints, load_checkpoint
 from fastdeit.checksum import checksum, describe_difference
-from fastdeit.data.loader import Batch
+from fastdeit.data.batch import Batch
 from fastdeit.distributed import World, init_distributed
 from fastdeit.durable import GrowingFile
 from fastdeit.engine import STATISTICS, Trainer
@@ -24,6 +23,7 @@ from fastdeit.kernels.mix import mix_reference
 from fastdeit.losses import DistillationLoss
 from fastdeit.metrics import read_metrics
 from fastdeit.run import train_command
+from fastdeit.training.build import build_trainer
 from tests.health_ranks import FORMS, NAN_AT, InfiniteLoss, contents, equal, flip
 from tests.images import write_shapes
 from tests.launching import FLAGS, ROOT, Launch, free_port
@@ -95,7 +95,7 @@ def test_a_skipped_step_leaves_batch_statistics_alone(world: World) -> None:
     import timm
 
     config = configure(zero_stage=2).replace(distill={"distillation_type": "none"})
-    trainer = build.build_trainer(config, world, timm.create_model("test_resnet", num_classes=CLASSES), None, STEPS_PER_EPOCH)
+    trainer = build_trainer(config, world, timm.create_model("test_resnet", num_classes=CLASSES), None, STEPS_PER_EPOCH)
     run_steps(trainer, 1)
     before, batch = contents(trainer), make_batch(1)
     batch.images[3, 0, 5, 5] = torch.nan

@@ -21,16 +21,16 @@ ALLOWED: dict[str, set[str]] = {
     "run": {
         *("build", "cache_check", "checkpoint_writer", "cli", "config", "console", "data.index", "distributed", "engine"),
         *("flags", "health", "identity", "loop", "models.cache", "models.manifest", "outcome", "plan", "preflight"),
-        *("recovery", "resumption", "run_folder", "run_lock", "run_state", "supervision"),
+        *("recovery", "resumption", "run_folder", "run_lock", "run_state", "supervision", "training.build"),
     },
     "loop": {
-        *("cache_check", "checksum", "data.eval_loader", "data.loader", "digest", "evaluate", "health", "recovery"),
+        *("cache_check", "checksum", "data.batch", "data.eval_loader", "digest", "evaluate", "health", "recovery"),
         *("run_state", "supervision"),
     },
     "recovery": {"checkpoint", "distributed", "health", "identity", "metrics", "resumption", "rollback", "run_state"},
     "run_folder": {
         *("attempts", "build", "checkpoint", "data.snapshot", "durable", "failure", "kernels.mix", "metrics", "outcome"),
-        *("recovery", "run_state", "visualize"),
+        *("recovery", "run_state", "training.build", "visualize"),
     },
     "run_state": {
         *("checkpoint_writer", "config", "console", "data.eval_loader", "data.index", "data.loader", "data.quarantine"),
@@ -43,26 +43,26 @@ ALLOWED: dict[str, set[str]] = {
     },
     "replay.command": {
         *("build", "cli", "config", "data.snapshot", "distributed", "engine", "flags", "identity", "preflight"),
-        *("replay.files", "replay.record", "replay.report", "replay.samples", "replay.step", "run"),
+        *("replay.files", "replay.record", "replay.report", "replay.samples", "replay.step", "run", "training.build"),
     },
     "replay.record": {
         *("attempts", "build", "checkpoint", "checkpoint_files", "config", "data.quarantine", "distributed", "failure"),
         *("health", "metrics", "resumption", "rollback"),
     },
     "replay.samples": {
-        *("build", "config", "data.index", "data.loader", "data.quarantine", "digest", "distributed", "identity", "plan"),
-        *("replay.record", "run"),
+        *("build", "config", "data.batch", "data.index", "data.loader", "data.quarantine", "digest", "distributed"),
+        *("identity", "plan", "replay.record", "run"),
     },
-    "replay.step": {"data.index", "data.loader", "digest", "draws", "engine", "losses", "plan"},
+    "replay.step": {"data.batch", "data.index", "digest", "draws", "engine", "losses", "plan"},
     "replay.report": {"digest", "engine", "replay.record", "replay.samples", "replay.step"},
-    "replay.files": {"data.loader", "kernels.mix"},
+    "replay.files": {"data.batch", "kernels.mix"},
     "cache_command": {"cache_build", "cli", "models.cache", "models.cache_writer", "models.manifest"},
     "cache_build": {
         *("build", "cache_check", "cli", "config", "data.index", "data.loader", "data.quarantine", "distributed"),
         *("identity", "kernels.backend", "models.cache", "models.cache_writer", "models.manifest", "models.teacher"),
-        *("plan", "preflight", "recording"),
+        *("plan", "preflight", "recording", "training.build"),
     },
-    "recording": {"data.loader", "kernels.mix", "models.cache", "models.cache_writer", "models.manifest"},
+    "recording": {"data.batch", "data.loader", "kernels.mix", "models.cache", "models.cache_writer", "models.manifest"},
     "cache_check": {
         *("config", "data.index", "data.quarantine", "distributed", "models.cache", "models.manifest", "models.teacher"),
         *("models.weights", "plan"),
@@ -71,8 +71,8 @@ ALLOWED: dict[str, set[str]] = {
     "identity": {"config", "config_file", "data.index", "distributed", "plan"},
     "build": {
         *("config", "data.digits", "data.eval_loader", "data.index", "data.loader", "data.pipeline", "data.quarantine"),
-        *("data.snapshot", "deepspeed_config", "deepspeed_file", "distributed", "engine", "flags", "kernels.backend"),
-        *("losses", "models.cache", "models.student", "models.teacher", "models.weights", "optim", "plan"),
+        *("data.snapshot", "distributed", "flags", "models.cache", "models.student", "models.teacher"),
+        *("models.weights", "plan", "training.build"),
     },
     "preflight": {"config", "flags", "models.student"},
     "cli": {"config", "config_file", "distributed", "recipes"},
@@ -80,7 +80,11 @@ ALLOWED: dict[str, set[str]] = {
     "recipes": {"config"},
     "config": {"flags"},
     # training
-    "engine": {"data.loader", "digest", "distributed", "kernels.mix", "losses", "models.teacher", "optim", "zero"},
+    "training.build": {
+        *("config", "deepspeed_config", "deepspeed_file", "distributed", "engine", "kernels.backend", "losses"),
+        *("models.cache", "models.teacher", "optim"),
+    },
+    "engine": {"data.batch", "digest", "distributed", "kernels.mix", "losses", "models.teacher", "optim", "zero"},
     "losses": {"kernels.distill"},
     "deepspeed_file": {"deepspeed_config", "distributed"},
     "digest": {"philox", "plan"},
@@ -109,7 +113,7 @@ ALLOWED: dict[str, set[str]] = {
     "data.table": {"data.check", "data.listing", "durable"},
     "data.listing": {"data.check"},
     # the pixels, from the loader down
-    "data.loader": {"data.index", "data.pipeline", "data.quarantine", "data.stream", "digest", "plan"},
+    "data.loader": {"data.batch", "data.index", "data.pipeline", "data.quarantine", "data.stream", "digest", "plan"},
     "data.stream": {"data.index", "data.pipeline", "data.quarantine"},
     "data.quarantine": {"data.index"},
     "data.snapshot": {"data.index", "data.listing", "durable"},

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from fastdeit.data import quarantine
+from fastdeit.data.batch import Batch
 from fastdeit.data.eval_loader import PADDING, EvalLoader
 from fastdeit.data.index import DataError, Index, build_index
-from fastdeit.data.loader import Batch, TrainLoader
+from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.plan import Draws, Plan, PlanSpec

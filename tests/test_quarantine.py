@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 from fastdeit.data import quarantine as quarantine_module
+from fastdeit.data.batch import Batch
 from fastdeit.data.check import in_parallel
 from fastdeit.data.eval_loader import PADDING, EvalLoader
 from fastdeit.data.index import DataError, Index, build_index
-from fastdeit.data.loader import Batch, TrainLoader
+from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.data.quarantine import Quarantine, read_entries
 from fastdeit.data.snapshot import keep_images, same_images

@@ -19,8 +19,9 @@ from fastdeit import build
 from fastdeit.attempts import read_attempts
 from fastdeit.cli import parse_config
 from fastdeit.data import quarantine
+from fastdeit.data.batch import Batch
 from fastdeit.data.index import build_index
-from fastdeit.data.loader import Batch, TrainLoader
+from fastdeit.data.loader import TrainLoader
 from fastdeit.data.quarantine import read_entries
 from fastdeit.digest import show_digest
 from fastdeit.distributed import init_distributed

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from fastdeit import build
 from fastdeit.checkpoint import list_checkpoints
 from fastdeit.data import quarantine
-from fastdeit.data.loader import Batch, TrainLoader
+from fastdeit.data.batch import Batch
+from fastdeit.data.loader import TrainLoader
 from fastdeit.data.quarantine import read_entries
 from fastdeit.distributed import init_distributed
 from fastdeit.metrics import read_metrics

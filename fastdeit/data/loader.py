@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from fastdeit.data.batch import Batch
 from fastdeit.data.index import Index
 from fastdeit.data.pipeline import (
     PipelineOptions,
@@ -25,30 +26,6 @@ from fastdeit.digest import add_digests, sample_digests
 from fastdeit.plan import Draws, Plan
 
 _PLANNED_AT_ONCE = 4096  # samples
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One micro-batch of training; the partner of row i is row i ^ 1. Every tensor is on the loader's device."""
-
-    images: torch.Tensor
-    """(B, 3, H, W) normalised and erased: float32 on a CPU, float16 on a GPU."""
-    labels: torch.Tensor
-    """int64 (B,)."""
-    lam: torch.Tensor
-    """float32 (B,): share of the sample itself."""
-    box: torch.Tensor
-    """int32 (B, 4): y0, x0, y1, x1 taken from the partner; zeros: blended by `lam`."""
-    keep: torch.Tensor
-    """bool (B, depth, 2): DropPath's keep bits of the attention and the MLP branch."""
-    ordinals: torch.Tensor
-    """int64 (B,): places in the epoch's order."""
-    rows: torch.Tensor
-    """int64 (B,): rows of the index."""
-    record: torch.Tensor | None = None
-    """uint8 (B, n): the teacher's recorded answers; None: there are none."""
-    digest: int = 0
-    """Of all that is planned for its samples, as digest.py has it."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from fastdeit.replay.report import report
 from fastdeit.replay.samples import Samples
 from fastdeit.replay.step import Line, Retaken, describe_samples, retake
 from fastdeit.run import build_training
+from fastdeit.training.build import build_deepspeed_config
 
 
 def replay_command(argv: Sequence[str]) -> int:
@@ -75,7 +76,7 @@ def _as_recorded(config: Config, record: Record, world: World) -> Config:
         data={"decoder": then.decoder},
     )
     on_every_rank(lambda: check_config(config, world.size))
-    on_every_rank(lambda: build.build_deepspeed_config(config, world))
+    on_every_rank(lambda: build_deepspeed_config(config, world))
     return config
 
 

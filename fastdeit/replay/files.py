@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from fastdeit.data.loader import Batch
+from fastdeit.data.batch import Batch
 from fastdeit.kernels.mix import mix
 
 Line = dict[str, Any]

@@ -9,8 +9,9 @@ import numpy as np
 
 from fastdeit import build
 from fastdeit.config import Config
+from fastdeit.data.batch import Batch
 from fastdeit.data.index import Index
-from fastdeit.data.loader import Batch, TrainLoader
+from fastdeit.data.loader import TrainLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.digest import add_digests, sample_digests
 from fastdeit.distributed import World

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from fastdeit.data.batch import Batch
 from fastdeit.data.index import Index
-from fastdeit.data.loader import Batch
 from fastdeit.digest import add_digests
 from fastdeit.draws import OPS
 from fastdeit.engine import LOSSES, Trainer

@@ -1,0 +1,1 @@
+"""One training step, and the state that a checkpoint holds."""
