@@ -48,7 +48,7 @@ def make_trainer(name: str, world: World) -> Trainer:
 
 
 def make_batch(trainer: Trainer, device: torch.device) -> Batch:
-    depth = len(trainer.engine.module.drop_path_rates)
+    depth = len(trainer.model.drop_path_rates)
     return Batch(
         images=torch.randn(BATCH, 3, SIZE, SIZE, device=device),
         labels=torch.arange(BATCH, device=device),
@@ -107,7 +107,7 @@ def measure(name: str, world: World, root: Path, rounds: int) -> dict[str, float
         found.append(parts | beside_training(trainer, batch, root / name, parts["write_s"]))
     medians = {column: statistics.median(one[column] for one in found) for column in found[0]}
     medians["held_ratio"] = statistics.median(one["held_thread_s"] / one["held_waiting_s"] for one in found)
-    medians["parameters"] = sum(parameter.numel() for parameter in trainer.engine.module.parameters())
+    medians["parameters"] = sum(parameter.numel() for parameter in trainer.shadow.parameters())
     trainer.engine.destroy()
     shutil.rmtree(root / name)
     return medians

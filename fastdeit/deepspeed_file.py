@@ -29,6 +29,7 @@ FREE = {
         *("stage3_prefetch_bucket_size", "stage3_use_all_reduce_for_fetch_params"),
     },
     "zero_optimization.offload_optimizer": {"pin_memory"},
+    "timers.throughput": {"enabled", "synchronized"},
 }
 """By section, the fields that a file may set: they change speed, memory and reports, neither samples nor maths."""
 

@@ -1,7 +1,9 @@
 """The training step, and the state of a run that a checkpoint holds.
 
 The step reads as the data flows: mix the pairs, ask the teacher, run the student with the planned DropPath bits, the loss,
-DeepSpeed's backward and step, the average of the weights. It never waits for the device: what it returns are tensors.
+DeepSpeed's backward and step, the average of the weights. Nothing here waits for the device, what a step returns are tensors;
+DeepSpeed (0.19.8) waits in `engine.step()` of each optimizer step: once for its check of the gradients, once for that of
+their norm, and with clipping once more for each group.
 """
 
 import copy
@@ -22,6 +24,7 @@ from fastdeit.kernels.mix import mix, mix_patches
 from fastdeit.losses import DistillationLoss
 from fastdeit.models.teacher import Teacher
 from fastdeit.optim import Ema
+from fastdeit.training.flat import LossModule
 from fastdeit.zero import open_partitions
 
 LOSSES = ("loss", "base", "distill")
@@ -41,12 +44,13 @@ class MicroStep(NamedTuple):
     digest: int
 
 
-def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, deepspeed_config: dict[str, Any]) -> Any:
+def build_engine(module: LossModule, optimizer: torch.optim.Optimizer, deepspeed_config: dict[str, Any]) -> Any:
     """A DeepSpeed engine whose fp32 master weights are the model's own, not copies of bf16-rounded ones."""
-    exact = {name: parameter.detach().float().cpu().clone() for name, parameter in model.named_parameters()}
+    exact = {name: parameter.detach().float().cpu().clone() for name, parameter in module.model.named_parameters()}
     engine, *_ = import_deepspeed().initialize(
-        model=model, optimizer=optimizer, config=deepspeed_config, dist_init_required=False
+        model=module, optimizer=optimizer, config=deepspeed_config, dist_init_required=False
     )
+    module.bind()
     if deepspeed_config["bf16"]["enabled"]:
         open_partitions(engine).install(exact)
     return engine
@@ -57,6 +61,7 @@ class Trainer:
     """A student under a DeepSpeed engine (ZeRO 1, 2 or 3), its teacher, loss, schedule and average, at some step."""
 
     engine: Any
+    """Runs a `LossModule` (training/flat.py)."""
     shadow: nn.Module
     """A second copy of the model on the device, in evaluation mode, which takes up the average when it is evaluated."""
     teacher: Teacher | None
@@ -74,11 +79,12 @@ class Trainer:
     """Of the samples of all steps so far that this rank answers for: its own, and on rank 0 those of earlier processes."""
 
     def __post_init__(self) -> None:
+        self.model: Any = self.engine.module.model
         self.partitions = open_partitions(self.engine)
         self.micro_steps: list[MicroStep] = []
         self._whole: nn.Module | None = None
         self._persistent = frozenset(self.shadow.state_dict())
-        self.planned = hasattr(self.engine.module, "drop_path_rates")
+        self.planned = hasattr(self.model, "drop_path_rates")
         self.ema = Ema(self.partitions.masters, self._buffers(), self.ema_decay) if self.ema_decay is not None else None
 
     def train_step(self, micro_batches: Iterable[Batch]) -> torch.Tensor:
@@ -87,7 +93,7 @@ class Trainer:
 
         A loss or a gradient that is not finite on any rank leaves weights, moments, buffers and average as they are on all.
         """
-        self.engine.module.train()
+        self.model.train()
         self.schedule.step_update(self.step)
         buffers = {name: buffer.clone() for name, buffer in self._buffers()}
         self.micro_steps = [self._micro_step(batch) for batch in micro_batches]
@@ -117,8 +123,10 @@ class Trainer:
         self.digest = add_digests(self.digest, batch.digest)
         images, mixed = self._mix(batch)
         answer = self._answer(batch, mixed)
-        outputs = self.engine(images, batch.keep) if self.planned else self._unplanned(images, batch)
-        parts = self.criterion(outputs, batch.labels, batch.lam, answer)
+        if not self.planned:
+            self._seed(batch)
+        inputs = (images, batch.keep) if self.planned else (images,)
+        parts = self.engine(lambda model: self.criterion(model(*inputs), batch.labels, batch.lam, answer))
         # DeepSpeed looks at the gradient alone, which may be finite where the loss is not
         self.engine.backward(parts.loss * torch.where(parts.loss.detach().isfinite(), 1.0, torch.nan))
         self.engine.step()
@@ -131,7 +139,7 @@ class Trainer:
             images = mix(batch.images, batch.lam, batch.box, self.dtype)
             return images, images
         asks = self.teacher is not None and batch.record is None
-        return mix_patches(batch.images, batch.lam, batch.box, self.engine.module.patch_size, self.dtype, with_images=asks)
+        return mix_patches(batch.images, batch.lam, batch.box, self.model.patch_size, self.dtype, with_images=asks)
 
     @torch.no_grad()
     def _answer(self, batch: Batch, mixed: torch.Tensor | None) -> torch.Tensor | None:
@@ -141,16 +149,14 @@ class Trainer:
             return self.decode(batch.record)
         return self.teacher(mixed) if self.teacher is not None and mixed is not None else None
 
-    def _unplanned(self, images: torch.Tensor, batch: Batch) -> Any:
-        """Forward of a timm model, whose own random draws follow from (seed, step, samples): who takes the same again repeats
-        them."""
+    def _seed(self, batch: Batch) -> None:
+        """Let a timm model's own random draws follow from (seed, step, samples): who takes the same again repeats them."""
         key = hashlib.sha256(f"{self.seed} {self.step} {batch.digest}".encode()).digest()
         torch.manual_seed(int.from_bytes(key[:7], "little"))
-        return self.engine(images)
 
     def _buffers(self) -> list[tuple[str, torch.Tensor]]:
         """The model's persistent buffers (a ConvNet's batch statistics) by name."""
-        return [(name, buffer) for name, buffer in self.engine.module.named_buffers() if name in self._persistent]
+        return [(name, buffer) for name, buffer in self.model.named_buffers() if name in self._persistent]
 
     @property
     def lr(self) -> float:
@@ -172,7 +178,7 @@ class Trainer:
 
         A collective.
         """
-        module = self.engine.module.eval()
+        module = self.model.eval()
         if self.engine.zero_optimization_stage() < 3:
             return module
         if self._whole is None:
@@ -222,7 +228,7 @@ class Trainer:
         """Takes up what `state` gave, of any world size or stage. Raises ValueError if the parameters differ."""
         model, wanted = tensors["model"], self.shadow.state_dict()
         if {name: value.shape for name, value in model.items()} != {name: value.shape for name, value in wanted.items()}:
-            raise ValueError(f"the checkpoint's parameters are not those of {type(self.engine.module).__name__} as configured")
+            raise ValueError(f"the checkpoint's parameters are not those of {type(self.model).__name__} as configured")
         self.partitions.install(model)
         self.partitions.install_moments(state["adam_step"], tensors["exp_avg"], tensors["exp_avg_sq"])
         _restore(self._buffers(), model)

@@ -81,7 +81,7 @@ def _compare_weights(run: Run) -> None:
     if run.world.size == 1 or not run.config.run.checksum_steps or run.compared == step:
         return
     run.supervisor.beat("step", step)
-    difference = compare_weights(run.trainer.engine.module)
+    difference = compare_weights(run.trainer.model)
     if difference is not None:
         then = f"all were equal after step {run.compared}, and at every checkpoint up to then; " if run.compared >= 0 else ""
         again = "the same command goes on from the newest checkpoint; a device to which this happens again is faulty"
@@ -144,7 +144,7 @@ def evaluate_run(run: Run, with_teacher: bool) -> dict[str, float]:
     trainer = run.trainer
     run.supervisor.beat("evaluation", trainer.step)
     if run.world.size > 1:
-        distribute_bn(trainer.engine.module, run.world.size, reduce=True)
+        distribute_bn(trainer.model, run.world.size, reduce=True)
     models = {"model": student_heads(trainer.module())}
     average = trainer.ema_module()
     if average is not None:

@@ -89,7 +89,7 @@ def write_outcome(run: Run, results: dict[str, float]) -> None:
 
 
 def _write_results(run: Run, results: dict[str, float], weights: Weights, average: Weights | None) -> None:
-    about = build.weight_metadata(run.config, run.train_index, run.trainer.engine.module)
+    about = build.weight_metadata(run.config, run.train_index, run.trainer.model)
     for name, tensors in {"student": weights, "student_ema": average}.items():
         if tensors is not None:
             with whole_file(run.folder / f"{name}.safetensors") as file:

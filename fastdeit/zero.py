@@ -1,11 +1,11 @@
 """DeepSpeed's flat partitions under parameter names: the only file that touches DeepSpeed's privates.
 
 Every parameter group is one flat fp32 buffer (the master weights) of equal parts, one a rank; Adam's moments and our EMA
-have the same layout. At ZeRO 1 and 2 the parameters lie in the buffer one after the other and the cuts fall anywhere; at
-ZeRO 3 every parameter is itself cut into equal pieces, the last one padded, and a rank's part is its piece of each. Here
-they become plain dicts of full tensors by parameter name, and back, so that a checkpoint knows nothing of stage or world
-size. Written against deepspeed/runtime/zero/{stage_1_and_2,stage3}.py of 0.19.8; `open_partitions` fails at once when a
-later version lacks what it needs.
+have the same layout. At ZeRO 1 and 2 a group is one flat parameter (training/flat.py), of which the model's parameters are
+slices, and the cuts fall anywhere; at ZeRO 3 every parameter is itself cut into equal pieces, the last one padded, and a
+rank's part is its piece of each. Here they become plain dicts of full tensors by parameter name, and back, so that a
+checkpoint knows nothing of stage or world size. Written against deepspeed/runtime/zero/{stage_1_and_2,stage3}.py of
+0.19.8; `open_partitions` fails at once when a later version lacks what it needs.
 """
 
 from abc import ABC, abstractmethod
@@ -19,23 +19,24 @@ from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
-class Run:
-    """A parameter that lies in one run of elements across the ranks' parts (ZeRO 1 and 2)."""
+class Slice:
+    """A parameter that lies in one stretch of elements of its group's flat tensor (ZeRO 1 and 2)."""
 
     name: str
     shape: torch.Size
     offset: int
 
+    def of(self, flat: torch.Tensor) -> torch.Tensor:
+        """View the parameter in a flat tensor (elements,)."""
+        return flat[self.offset : self.offset + self.shape.numel()].view(self.shape)
+
     def read(self, parts: torch.Tensor) -> torch.Tensor:
         """The parameter, out of all ranks' parts (ranks, elements)."""
-        return self._elements(parts).view(self.shape).clone()
+        return self.of(parts.view(-1)).clone()
 
     def write(self, parts: torch.Tensor, value: torch.Tensor) -> None:
         """Puts the parameter's `value` into all ranks' parts (ranks, elements)."""
-        self._elements(parts).copy_(value.flatten())
-
-    def _elements(self, parts: torch.Tensor) -> torch.Tensor:
-        return parts.view(-1)[self.offset : self.offset + self.shape.numel()]
+        self.of(parts.view(-1)).copy_(value)
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,11 @@ class Pieces:
     size: int
 
     def read(self, parts: torch.Tensor) -> torch.Tensor:
-        """As `Run.read`."""
+        """As `Slice.read`."""
         return self._pieces(parts).flatten()[: self.shape.numel()].view(self.shape).clone()
 
     def write(self, parts: torch.Tensor, value: torch.Tensor) -> None:
-        """As `Run.write`; the padding becomes zero."""
+        """As `Slice.write`; the padding becomes zero."""
         pieces = self._pieces(parts)
         pieces.copy_(pad(value.flatten(), (0, pieces.numel() - value.numel())).view(pieces.shape))
 
@@ -73,11 +74,11 @@ class Partitions(ABC):
         missing = [name for name in (*self.needed, self.flats, "optimizer") if not hasattr(self._zero, name)]
         if missing:
             raise RuntimeError(f"this DeepSpeed is not supported: its ZeRO optimizer has no {', '.join(missing)}")
-        self._slots = self._layout({parameter: name for name, parameter in engine.module.named_parameters()})
+        self._slots = self._layout(engine.module)
 
     @abstractmethod
-    def _layout(self, names: Mapping[Any, str]) -> Sequence[Sequence[Run | Pieces]]:
-        """Where the parameters of each group lie."""
+    def _layout(self, module: Any) -> Sequence[Sequence[Slice | Pieces]]:
+        """Where the parameters of each group lie; module: a `LossModule` of training/flat.py."""
 
     @abstractmethod
     def _update_model(self) -> None:
@@ -143,14 +144,13 @@ class Partitions(ABC):
 
 
 class _OptimizerPartitions(Partitions):
-    """ZeRO 1 and 2: the model keeps whole weights of its own."""
+    """ZeRO 1 and 2: the model keeps whole weights, as slices of one flat parameter a group."""
 
-    needed = ("round_robin_bit16_groups", "round_robin_bit16_offsets", "partition_size", "update_lp_params")
+    needed = ("update_lp_params",)
     flats = "single_partition_of_fp32_groups"
 
-    def _layout(self, names: Mapping[Any, str]) -> list[list[Run]]:
-        groups = zip(self._zero.round_robin_bit16_groups, self._zero.round_robin_bit16_offsets, strict=True)
-        return [[Run(names[p], p.shape, int(offset)) for p, offset in zip(*group, strict=True)] for group in groups]
+    def _layout(self, module: Any) -> list[list[Slice]]:
+        return module.slices
 
     def _update_model(self) -> None:
         self._zero.update_lp_params()
@@ -168,7 +168,8 @@ class _ModelPartitions(Partitions):
     )
     flats = "fp32_partitioned_groups_flat"
 
-    def _layout(self, names: Mapping[Any, str]) -> list[list[Pieces]]:
+    def _layout(self, module: Any) -> list[list[Pieces]]:
+        names = {parameter: name for name, parameter in module.model.named_parameters()}
         layout = []
         for group in self._zero.fp16_groups:
             slots, offset = [], 0

@@ -67,10 +67,10 @@ def look(fields: dict[str, Any], folder: Path, world: World) -> dict[str, Any]:
     skipped = not trainer.applied
     health.note_bad(NAN_AT, trainer.micro_steps, str)
     found = {"norms": norms, "skipped": skipped, "untouched": equal(before, contents(trainer)), "line": health.bad[0]}
-    found |= {"next": step(trainer, world).tolist(), "equal": compare_weights(trainer.engine.module)}
+    found |= {"next": step(trainer, world).tolist(), "equal": compare_weights(trainer.model)}
     if world.rank == world.size - 1:
-        flip(trainer.engine.module)
-    return found | {"flipped": compare_weights(trainer.engine.module)}
+        flip(trainer.model)
+    return found | {"flipped": compare_weights(trainer.model)}
 
 
 FORMS: dict[str, dict[str, Any]] = {

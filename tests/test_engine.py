@@ -101,7 +101,7 @@ def test_a_step_with_nan_is_skipped_and_counted(stage: int, world: World) -> Non
 def test_bf16_keeps_fp32_masters_that_start_exact(world: World) -> None:
     trainer = make_trainer(configure(precision="bf16"), world)
     assert trainer.engine.zero_optimization_stage() == 2
-    assert trainer.engine.module.head.weight.dtype == torch.bfloat16
+    assert trainer.model.head.weight.dtype == torch.bfloat16
     exact = make_model().state_dict()
     for name, value in trainer.weights().items():
         assert value.dtype == torch.float32 and torch.equal(value, exact[name]), name

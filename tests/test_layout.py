@@ -82,9 +82,13 @@ ALLOWED: dict[str, set[str]] = {
     # training
     "training.build": {
         *("config", "deepspeed_config", "deepspeed_file", "distributed", "engine", "kernels.backend", "losses"),
-        *("models.cache", "models.teacher", "optim"),
+        *("models.cache", "models.teacher", "optim", "training.flat"),
     },
-    "engine": {"data.batch", "digest", "distributed", "kernels.mix", "losses", "models.teacher", "optim", "zero"},
+    "training.flat": {"kernels.distill", "zero"},
+    "engine": {
+        *("data.batch", "digest", "distributed", "kernels.mix", "losses", "models.teacher", "optim", "training.flat"),
+        "zero",
+    },
     "losses": {"kernels.distill"},
     "deepspeed_file": {"deepspeed_config", "distributed"},
     "digest": {"philox", "plan"},

@@ -14,7 +14,7 @@ import torch
 
 from fastdeit.checkpoint import load_checkpoint, save_checkpoint
 from fastdeit.distributed import World, init_distributed
-from fastdeit.zero import Pieces, Run, open_partitions
+from fastdeit.zero import Pieces, Slice, open_partitions
 from tests.launching import ROOT, free_port
 from tests.parity import BATCH, LOSSES, STEPS_PER_EPOCH, configure, make_plan, make_trainer, plain_loop, run_steps
 from tests.parity_ranks import AFTER, OWN_FIELDS, SAVED_AT, SHORT, STEPS, variants
@@ -102,7 +102,7 @@ def test_an_offloaded_optimizer_gives_the_losses_of_plain_torch(stage: int, worl
 def test_weights_in_pieces_are_evaluated_whole(folder: Path, world: World, expected: list[float]) -> None:
     trainer = make_trainer(configure(**variants(folder)["3 in pieces"]), world)
     assert run_steps(trainer, SAVED_AT) == pytest.approx(expected[:SAVED_AT], rel=1e-5)
-    assert trainer.engine.module.head.weight.numel() == 0
+    assert trainer.model.head.weight.numel() == 0
     whole, weights = trainer.module(), trainer.weights()
     assert not whole.training and set(weights) == set(whole.state_dict())
     for name, value in whole.state_dict().items():
@@ -159,7 +159,7 @@ def test_the_samples_of_a_step_are_the_same_on_any_number_of_processes(world_siz
 def test_a_parameter_comes_back_out_of_the_ranks_parts(ranks: int, shape: tuple[int, ...]) -> None:
     value = torch.randn(shape)
     size = -(-value.numel() // ranks)
-    for slot, elements in ((Run("w", value.shape, 3), value.numel() + 5), (Pieces("w", value.shape, 3, size), size + 5)):
+    for slot, elements in ((Slice("w", value.shape, 3), value.numel() + 5), (Pieces("w", value.shape, 3, size), size + 5)):
         parts = torch.full((ranks, elements), torch.nan)
         slot.write(parts, value)
         assert torch.equal(slot.read(parts), value)

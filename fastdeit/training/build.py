@@ -16,6 +16,7 @@ from fastdeit.losses import DistillationLoss
 from fastdeit.models.cache import Replay
 from fastdeit.models.teacher import Teacher
 from fastdeit.optim import build_adamw, build_schedule, parameter_groups
+from fastdeit.training.flat import FlatLossModule, LossModule
 
 
 def precision(config: Config, world: World) -> tuple[str, torch.dtype]:
@@ -57,10 +58,13 @@ def build_trainer(
     set_backend(config.run.kernels)
     dtype = precision(config, world)[1]
     shadow = copy.deepcopy(model).to(world.device, dtype).eval()
+    settings = build_deepspeed_config(config, world)
+    in_pieces = settings["zero_optimization"]["stage"] == 3
     groups = parameter_groups(model, optim.weight_decay, optim.layer_decay)
+    module = (LossModule if in_pieces else FlatLossModule)(model, groups)
     fused = world.device.type == "cuda" or config.run.offload_optimizer  # torch's one pass over the state, on either device
-    optimizer = build_adamw(groups, optim.scaled_lr, optim.opt_betas, optim.opt_eps, fused=fused)
-    engine = build_engine(model, optimizer, build_deepspeed_config(config, world))
+    optimizer = build_adamw(module.groups, optim.scaled_lr, optim.opt_betas, optim.opt_eps, fused=fused)
+    engine = build_engine(module, optimizer, settings)
     schedule = build_schedule(
         engine.optimizer,
         total_steps=optim.epochs * steps_per_epoch,

@@ -1,0 +1,109 @@
+"""Model and loss as DeepSpeed runs them: at ZeRO 1 and 2 with one flat parameter a group instead of the model's own hundreds.
+
+DeepSpeed (0.19.8) handles each parameter by itself: a hook that copies its gradient, a check for NaN, a norm. For the 143
+parameters of a DeiT that is 2,200 of a step's 3,300 launches. Here it is handed a flat parameter for each group of the
+optimizer, of which the model's weights are views. Model and loss are one autograd node: its backward copies the gradients of
+all weights into flat ones with one call, so that one hook a group runs. The numbers are those of single parameters to the bit.
+At ZeRO 3 every rank holds a piece of each weight, and the model keeps its own parameters.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastdeit.kernels.distill import LossParts
+from fastdeit.zero import Slice
+
+Compute = Callable[[nn.Module], LossParts]
+"""From the model to the losses of a micro-batch; the first of them is differentiated."""
+Groups = list[dict[str, Any]]
+
+
+class LossModule(nn.Module):
+    """A model that computes its loss inside the module that DeepSpeed runs, with parameters of its own."""
+
+    def __init__(self, model: nn.Module, groups: Groups) -> None:
+        super().__init__()
+        self.model = model
+        self.groups = groups
+        """As torch's optimizers take them; "params" are the parameters that DeepSpeed sees."""
+
+    def forward(self, compute: Compute) -> LossParts:
+        return compute(self.model)
+
+    def bind(self) -> None:
+        """Point the model to the weights that DeepSpeed trains; call once after `deepspeed.initialize`, which moves them."""
+
+
+class FlatLossModule(LossModule):
+    """A model whose weights are views of one flat parameter a group; those are all that DeepSpeed sees.
+
+    groups: parameters of the model, in the order in which the flat ones hold them. Others of the model are left alone.
+    """
+
+    def __init__(self, model: nn.Module, groups: Groups) -> None:
+        super().__init__(model, [])
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        self.slices = [_lay_out(group["params"], names) for group in groups]
+        self.flats = nn.ParameterList(_flatten(group["params"]) for group in groups)
+        self.groups = [group | {"params": [flat]} for group, flat in zip(groups, self.flats, strict=True)]
+        self.leaves: list[nn.Parameter] = []
+        """The model's weights after `bind`, group after group."""
+
+    def named_parameters(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Any:
+        """Yield the flat parameters alone."""
+        return self.flats.named_parameters(prefix, recurse, remove_duplicate)
+
+    def bind(self) -> None:
+        self.leaves = []
+        for flat, slices in zip(self.flats, self.slices, strict=True):
+            for place in slices:
+                leaf = nn.Parameter(place.of(flat.data))
+                owner, _, name = place.name.rpartition(".")
+                setattr(self.model.get_submodule(owner), name, leaf)
+                self.leaves.append(leaf)
+
+    def forward(self, compute: Compute) -> LossParts:
+        return LossParts(*_Loss.apply(self, compute, *self.flats))
+
+    def flat_gradients(self, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Copy the gradients of `leaves` into one flat tensor a group, of the weights' dtype."""
+        flats = [torch.empty_like(flat) for flat in self.flats]
+        places = [place.of(flat) for flat, slices in zip(flats, self.slices, strict=True) for place in slices]
+        torch._foreach_copy_(places, list(gradients))
+        return flats
+
+
+class _Loss(torch.autograd.Function):
+    """The loss as a function of the flat parameters; the model's own graph is kept inside."""
+
+    @staticmethod
+    def forward(ctx: Any, module: FlatLossModule, compute: Compute, *flats: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.enable_grad():
+            parts = compute(module.model)
+        ctx.module, ctx.loss = module, parts.loss
+        loss, *others = (part.detach() for part in parts)
+        ctx.mark_non_differentiable(*others)
+        return loss, *others
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        module, loss = ctx.module, ctx.loss
+        ctx.loss = None  # its graph holds the activations: nothing keeps them longer than the backward needs them
+        # a weight that the loss does not depend on has a gradient of zero
+        gradients = torch.autograd.grad(loss, module.leaves, gradient, allow_unused=True, materialize_grads=True)
+        return None, None, *module.flat_gradients(gradients)
+
+
+def _flatten(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
+    return nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+
+
+def _lay_out(parameters: Sequence[nn.Parameter], names: dict[nn.Parameter, str]) -> list[Slice]:
+    slices, offset = [], 0
+    for parameter in parameters:
+        slices.append(Slice(names[parameter], parameter.shape, offset))
+        offset += parameter.numel()
+    return slices
