@@ -1,0 +1,197 @@
+"""Flat parameters under DeepSpeed: the numbers of single parameters, weights that are views, and what a backward leaves."""
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fastdeit.config import Config
+from fastdeit.distributed import World, init_distributed
+from fastdeit.engine import Trainer
+from fastdeit.kernels.backend import set_backend
+from fastdeit.kernels.distill import LossParts
+from fastdeit.optim import parameter_groups
+from fastdeit.training import build
+from fastdeit.training.flat import FlatLossModule, LossModule
+from tests.parity import BATCH, CLASSES, STEPS_PER_EPOCH, configure, make_batch, make_trainer, run_steps
+
+NO_CONTIGUOUS_BUCKET = {"reduce_bucket_size": 1000}
+"""Every flat gradient is larger than DeepSpeed's bucket, as that of DeiT-B is."""
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return init_distributed()
+
+
+def trainer_with_own_parameters(config: Config, world: World, monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    """Build a trainer of a model that keeps its own parameters at every ZeRO stage, as ZeRO 3 has it."""
+
+    class OwnParameters(LossModule):
+        def __init__(self, model: nn.Module, groups: list[dict[str, Any]]) -> None:
+            super().__init__(model, groups)
+            # DeepSpeed lays the parameters of a group out one after the other, in the group's order
+            self.slices = FlatLossModule(model, groups).slices
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "FlatLossModule", OwnParameters)
+        trainer = make_trainer(config, world)
+    assert len(list(trainer.engine.module.parameters())) == len(list(trainer.shadow.parameters()))
+    return trainer
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize(("stage", "precision"), [(1, "fp32"), (2, "fp32"), (2, "bf16")])
+def test_flat_parameters_train_as_single_ones_to_the_bit(
+    stage: int, precision: str, accumulate: int, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    micro = BATCH // accumulate
+    config = configure(zero_stage=stage, precision=precision, micro_batch=micro)
+    flat, single = make_trainer(config, world), trainer_with_own_parameters(config, world, monkeypatch)
+    assert len(list(flat.engine.module.parameters())) == 2
+    assert run_steps(flat, 6, micro) == run_steps(single, 6, micro)
+    tensors, state = flat.state()
+    expected, expected_state = single.state()
+    assert state == expected_state
+    for stem, named in expected.items():
+        assert list(tensors[stem]) == list(named)
+        assert all(torch.equal(tensors[stem][name], value) for name, value in named.items()), stem
+
+
+def test_weights_are_views_that_follow_the_flat_parameters(world: World) -> None:
+    trainer = make_trainer(configure(), world)
+    for _ in range(2):
+        run_steps(trainer, 1)
+        weights = trainer.weights()
+        assert all(torch.equal(value, weights[name]) for name, value in trainer.model.state_dict().items())
+    flats = list(trainer.engine.module.parameters())
+    spans = [(flat.data_ptr(), flat.data_ptr() + flat.nbytes) for flat in flats]
+    for name, weight in trainer.model.named_parameters():
+        assert any(start <= weight.data_ptr() < end for start, end in spans), name
+    flats[1].data.zero_()
+    assert not trainer.model.head.weight.any() and trainer.model.norm.weight.any()
+
+
+def test_layer_decay_gives_a_flat_parameter_for_each_depth_and_decay(world: World) -> None:
+    trainer = make_trainer(configure(layer_decay=0.5), world)
+    depth = len(trainer.model.blocks)
+    assert len(list(trainer.engine.module.parameters())) == 2 * (depth + 2)
+    before = trainer.weights()
+    run_steps(trainer, STEPS_PER_EPOCH)
+    assert not any(torch.equal(value, before[name]) for name, value in trainer.weights().items() if "bias" not in name)
+
+
+def test_gradient_larger_than_deepspeeds_bucket_is_the_same(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = run_steps(make_trainer(configure(precision="bf16"), world), 4)
+    settings = build.build_deepspeed_config(configure(precision="bf16"), world)
+    settings["zero_optimization"] |= NO_CONTIGUOUS_BUCKET
+    monkeypatch.setattr(build, "build_deepspeed_config", lambda *_: settings)
+    trainer = make_trainer(configure(precision="bf16"), world)
+    assert all(flat.numel() > trainer.engine.optimizer.reduce_bucket_size for flat in trainer.engine.module.parameters())
+    assert run_steps(trainer, 4) == expected
+
+
+def test_fused_kernels_run_inside_the_flat_backward(world: World) -> None:
+    expected = run_steps(make_trainer(configure(), world), 3)
+    try:
+        trainer = make_trainer(configure(), world)
+        set_backend("triton")
+        losses = run_steps(trainer, 3)
+    finally:
+        set_backend("auto")
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
+class Toy(nn.Module):
+    """One weight that the loss uses, one that it does not, one that is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.used = nn.Linear(3, 1, bias=False)
+        self.unused = nn.Parameter(torch.ones(2, 2))
+        self.frozen = nn.Parameter(torch.full((1,), 2.0), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.used(x) * self.frozen).sum()
+
+
+def losses_of(model: nn.Module, x: torch.Tensor) -> LossParts:
+    loss = model(x)
+    return LossParts(loss, loss.detach() * 2, loss.detach() * 3)
+
+
+def make_flat(model: nn.Module) -> FlatLossModule:
+    module = FlatLossModule(model, parameter_groups(model, 0.05))
+    module.bind()
+    return module
+
+
+def gradients(module: FlatLossModule) -> dict[str, torch.Tensor]:
+    (flat,) = module.parameters()
+    assert flat.grad is not None
+    return {place.name: place.of(flat.grad) for place in module.slices[0]}
+
+
+def test_unused_weight_has_a_zero_gradient_and_a_frozen_one_none() -> None:
+    module, x = make_flat(Toy()), torch.randn(5, 3)
+    parts = module(lambda model: losses_of(model, x))
+    (3 * parts.loss).backward()
+    found = gradients(module)
+    torch.testing.assert_close(found.pop("used.weight"), 6 * x.sum(0, keepdim=True))
+    assert not found.pop("unused").any() and not found and module.model.frozen.grad is None
+    assert [part.item() for part in parts] == pytest.approx([parts.loss.item() * n for n in (1, 2, 3)])
+    assert not parts.base.requires_grad and not parts.distill.requires_grad
+
+
+def test_backward_frees_the_activations() -> None:
+    module, kept = make_flat(Toy()), []
+
+    def compute(model: nn.Module) -> LossParts:
+        x = torch.randn(5, 3, requires_grad=True) * 1.0
+        kept.append(weakref.ref(x))
+        return losses_of(model, x)
+
+    parts = module(compute)
+    assert kept[0]() is not None  # saved for the gradient of the weight
+    parts.loss.backward()
+    assert kept[0]() is None
+
+
+def test_two_forward_passes_before_a_backward_keep_their_own_graphs() -> None:
+    module, first, second = make_flat(Toy()), torch.randn(5, 3), torch.randn(5, 3)
+    losses = [module(lambda model, x=x: losses_of(model, x)).loss for x in (first, second)]
+    losses[1].backward()
+    losses[0].backward()
+    torch.testing.assert_close(gradients(module)["used.weight"], 2 * (first + second).sum(0, keepdim=True))
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_timm_model_trains_flat_as_with_single_parameters(name: str, world: World) -> None:
+    import timm
+
+    def train(stage: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+        torch.manual_seed(0)
+        sized = {"img_size": 32} if name == "test_vit" else {}
+        config = configure(zero_stage=stage).replace(distill={"distillation_type": "none"})
+        model = timm.create_model(name, num_classes=CLASSES, **sized)
+        trainer = build.build_trainer(config, world, model, None, STEPS_PER_EPOCH)
+        return run_steps(trainer, 4), trainer.weights()
+
+    (flat, weights), (single, expected) = train(2), train(3)
+    assert flat == pytest.approx(single, rel=1e-5)
+    for key, value in expected.items():
+        torch.testing.assert_close(weights[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_larger_than_one_micro_batch_is_seen_once(world: World) -> None:
+    """The closure that computes the loss holds the batch of its own micro-step."""
+    trainer = make_trainer(configure(micro_batch=BATCH // 2), world)
+    halves = [make_batch(0), make_batch(0)]
+    seen: list[int] = []
+    own = trainer.criterion
+    trainer.criterion = lambda outputs, labels, *rest: (seen.append(id(labels)), own(outputs, labels, *rest))[1]  # type: ignore
+    trainer.train_step(halves)
+    assert seen == [id(half.labels) for half in halves]
