@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 from deepspeed.runtime import constants
+from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerConfig
+from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
 
 from fastdeit.deepspeed_config import deepspeed_config
 from fastdeit.deepspeed_file import FREE, MAX_BYTES, add_file
@@ -59,6 +61,15 @@ def test_the_stage_asked_for_and_the_stage_that_runs_both_agree(tmp_path: Path) 
     for precision, stage, runs in (("fp32", 0, 1), ("bf16", 1, 2), ("bf16", 2, 2), ("fp32", 3, 3)):
         merged = add({"zero_optimization": {"stage": stage}}, tmp_path, precision=precision, zero_stage=runs)
         assert merged["zero_optimization"]["stage"] == runs
+
+
+def test_timer_that_waits_for_the_device_runs_only_when_asked_for(tmp_path: Path) -> None:
+    for settings, enabled in (
+        (ours(), False),
+        (add({"steps_per_print": 10}, tmp_path), False),
+        (add({"timers": {"throughput": {"enabled": True, "synchronized": False}}}, tmp_path), True),
+    ):
+        assert DeepSpeedConfig(settings).timers_config.enabled is enabled
 
 
 @pytest.mark.parametrize(
@@ -132,6 +143,7 @@ def test_deepspeed_knows_every_field_that_is_free() -> None:
     for section, model in (
         ("zero_optimization", DeepSpeedZeroConfig),
         ("zero_optimization.offload_optimizer", DeepSpeedZeroOffloadOptimizerConfig),
+        ("timers.throughput", DeepSpeedThroughputTimerConfig),
     ):
         aliases = {field.alias for field in model.model_fields.values()}
         assert FREE[section] <= aliases | set(model.model_fields)
