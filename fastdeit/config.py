@@ -235,7 +235,7 @@ class RunConfig:
     eval_epochs: int = 1
     """Evaluate every so many epochs, and after the last one."""
     log_steps: int = 10
-    """Steps between two lines of metrics.jsonl; the only host synchronisation of the loop."""
+    """Steps between two lines of metrics.jsonl; to write one, the loop waits for the device."""
     max_bad_steps: int = 3
     """Steps in a row that may be skipped for a loss or a gradient that is not finite; after more the run goes back or stops."""
     max_rollbacks: int = 2

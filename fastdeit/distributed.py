@@ -219,7 +219,7 @@ def was_left() -> bool:
 class Ballot:
     """A small number of each rank, of which all learn the largest one call later.
 
-    It goes through the hosts (gloo), on a GPU too: the loop neither waits for the device nor, as a rule, for another rank.
+    It goes through the hosts (gloo), on a GPU too: a vote neither waits for the device nor, as a rule, for another rank.
     """
 
     def __init__(self) -> None:

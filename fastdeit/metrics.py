@@ -25,14 +25,14 @@ class Meter:
         self._values: list[torch.Tensor] = []
 
     def add(self, step: int, values: torch.Tensor) -> None:
-        """values: fp32 (K,), detached; no host synchronisation. All ranks add the same steps."""
+        """values: fp32 (K,), detached; does not wait for the device. All ranks add the same steps."""
         self._steps.append(step)
         self._values.append(values.clone())
 
     def read(self) -> list[tuple[int, list[float]]]:
         """The steps since the last call, each with its K means over all ranks.
 
-        A collective, and the loop's only host synchronisation; neither if there are none.
+        A collective that waits for the device; neither if there are none.
         """
         if not self._values:
             return []

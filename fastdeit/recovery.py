@@ -69,5 +69,5 @@ def _leave_bundle(run: Run, refusal: str) -> str:
 
 
 def read_meter(run: Run) -> list[dict[str, float]]:
-    """The steps since the last call that changed the weights: the loop's one host synchronisation of our own."""
+    """Read the statistics of the steps since the last call that changed the weights; waits for the device."""
     return [run.health.note_applied(step, values) for step, values in run.meter.read()]
