@@ -17,26 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import pad
 
-
-@dataclass(frozen=True)
-class Slice:
-    """A parameter that lies in one stretch of elements of its group's flat tensor (ZeRO 1 and 2)."""
-
-    name: str
-    shape: torch.Size
-    offset: int
-
-    def of(self, flat: torch.Tensor) -> torch.Tensor:
-        """View the parameter in a flat tensor (elements,)."""
-        return flat[self.offset : self.offset + self.shape.numel()].view(self.shape)
-
-    def read(self, parts: torch.Tensor) -> torch.Tensor:
-        """The parameter, out of all ranks' parts (ranks, elements)."""
-        return self.of(parts.view(-1)).clone()
-
-    def write(self, parts: torch.Tensor, value: torch.Tensor) -> None:
-        """Puts the parameter's `value` into all ranks' parts (ranks, elements)."""
-        self.of(parts.view(-1)).copy_(value)
+from fastdeit.training.flat import Slice
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,8 @@ ALLOWED: dict[str, set[str]] = {
         *("config", "deepspeed_config", "deepspeed_file", "distributed", "engine", "kernels.backend", "losses"),
         *("models.cache", "models.teacher", "optim", "training.flat"),
     },
-    "training.flat": {"kernels.distill", "zero"},
+    "training.flat": {"kernels.distill"},
+    "zero": {"training.flat"},
     "engine": {
         *("data.batch", "digest", "distributed", "kernels.mix", "losses", "models.teacher", "optim", "training.flat"),
         "zero",

@@ -14,7 +14,8 @@ import torch
 
 from fastdeit.checkpoint import load_checkpoint, save_checkpoint
 from fastdeit.distributed import World, init_distributed
-from fastdeit.zero import Pieces, Slice, open_partitions
+from fastdeit.training.flat import Slice
+from fastdeit.zero import Pieces, open_partitions
 from tests.launching import ROOT, free_port
 from tests.parity import BATCH, LOSSES, STEPS_PER_EPOCH, configure, make_plan, make_trainer, plain_loop, run_steps
 from tests.parity_ranks import AFTER, OWN_FIELDS, SAVED_AT, SHORT, STEPS, variants

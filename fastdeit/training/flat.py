@@ -8,17 +8,38 @@ At ZeRO 3 every rank holds a piece of each weight, and the model keeps its own p
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from fastdeit.kernels.distill import LossParts
-from fastdeit.zero import Slice
 
 Compute = Callable[[nn.Module], LossParts]
 """From the model to the losses of a micro-batch; the first of them is differentiated."""
 Groups = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A parameter that lies in one stretch of elements of its group's flat tensor (ZeRO 1 and 2)."""
+
+    name: str
+    shape: torch.Size
+    offset: int
+
+    def of(self, flat: torch.Tensor) -> torch.Tensor:
+        """View the parameter in a flat tensor (elements,)."""
+        return flat[self.offset : self.offset + self.shape.numel()].view(self.shape)
+
+    def read(self, parts: torch.Tensor) -> torch.Tensor:
+        """Copy the parameter out of all ranks' parts (ranks, elements)."""
+        return self.of(parts.view(-1)).clone()
+
+    def write(self, parts: torch.Tensor, value: torch.Tensor) -> None:
+        """Write the parameter's `value` into all ranks' parts (ranks, elements)."""
+        self.of(parts.view(-1)).copy_(value)
 
 
 class LossModule(nn.Module):
