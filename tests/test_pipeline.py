@@ -341,7 +341,7 @@ SPECS = {
 @pytest.mark.parametrize("decoder", graphs.DECODERS)
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_dali_accepts_the_graph_of_a_gpu(spec: PlanSpec, decoder: str) -> None:
-    """Which operators there are, on which device each of their arguments lies: checked without a GPU."""
+    """There are such operators on a GPU, and their named arguments lie on the CPU; operands of arithmetic are not looked at."""
     chosen = options(4, device="gpu", decoder=decoder, knows_sizes=True)
     graph = graphs._native_graph(lambda i: (), spec, chosen, **{**chosen.dali, "device_id": None})
     assert len(graph.serialize()) > 0
