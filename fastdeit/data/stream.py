@@ -5,6 +5,7 @@ looked at one by one, the bad ones leave the run, and the pipeline starts again 
 """
 
 import dataclasses
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -164,15 +165,16 @@ def send_together(arrays: Sequence[np.ndarray], device: torch.device) -> list[to
     The host does not wait for the copy: torch's allocator of pinned memory gives the block out again only after the event that
     the copy leaves in its stream, so nothing has to hold on to it.
     """
-    tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
-    rooms = [-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors]
-    staging = torch.empty(sum(rooms), dtype=torch.uint8, pin_memory=device.type == "cuda")
-    for room, tensor in zip(staging.split(rooms), tensors, strict=True):
-        _seen_as(tensor, room).copy_(tensor)
+    arrays = [np.ascontiguousarray(array) for array in arrays]
+    starts = [0, *itertools.accumulate(-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays)]
+    staging = torch.empty(starts.pop(), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    host = staging.numpy()
+    for start, array in zip(starts, arrays, strict=True):
+        host[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
     sent = staging.to(device, non_blocking=True)
-    return [_seen_as(tensor, room) for room, tensor in zip(sent.split(rooms), tensors, strict=True)]
+    return [_seen_as(array, sent[start : start + array.nbytes]) for start, array in zip(starts, arrays, strict=True)]
 
 
-def _seen_as(tensor: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
-    """See the first bytes of `room`, uint8, with the shape and the dtype of a tensor."""
-    return room[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+def _seen_as(array: np.ndarray, memory: torch.Tensor) -> torch.Tensor:
+    """See bytes with the shape and the dtype of an array."""
+    return memory.view(torch.from_numpy(array).dtype).view(array.shape)
