@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from nvidia import dali
+
 from fastdeit.config import Config, LimitConfig
 from fastdeit.config_file import read_config_file
 from fastdeit.data.index import Index
@@ -129,7 +131,16 @@ def check_same_samples(state: dict[str, Any], now: dict[str, Any], path: Path) -
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Of Python and of every package that can change a number."""
-    names = ("fastdeit", "torch", "timm", "deepspeed", "nvidia-dali-cuda120", "triton", "numpy")
-    installed = {found.metadata["Name"].lower(): found.version for found in metadata.distributions() if found.metadata["Name"]}
-    return {"python": platform.python_version()} | {name: installed.get(name, "") for name in names}
+    """Give the version of Python, and of every package that can change a number.
+
+    DALI is asked itself: each CUDA has a package of it under another name.
+    """
+    names = ("fastdeit", "torch", "timm", "deepspeed", "triton", "numpy")
+    return {"python": platform.python_version(), "dali": dali.__version__} | {name: _installed(name) for name in names}
+
+
+def _installed(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"

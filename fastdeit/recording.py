@@ -96,7 +96,7 @@ def record(
         while place < size:
             batch, logits = next(stream)
             here = slice(place, place + len(logits))
-            records[here], rows[here] = encode(logits, manifest), batch.rows.cpu().numpy()
+            records[here], rows[here] = encode(logits, manifest), batch.rows.numpy()
             place = here.stop
             progress(done + place, (done + place) / (time.monotonic() - start))
         recorder.write(epoch, chunk, records, rows)

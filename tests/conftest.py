@@ -3,15 +3,25 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors; spinning threads crawl on a busy machine
 
 import pytest
 import torch
 
+if TYPE_CHECKING:
+    from tests.places import Distances
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is decorated, so before any kernel is imported
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--distances", type=Path, help="a CSV file: how far images are from PIL's, a row each time that is measured"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -21,6 +31,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if "slow" in item.keywords and not slow_asked:
             item.add_marker(pytest.mark.skip(reason="full-length form; run with -m slow"))
+
+
+@pytest.fixture(params=("cpu", "as_gpu", pytest.param("gpu", marks=pytest.mark.gpu)))
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where a DALI graph runs: tests/places.py tells what the three are."""
+    if request.param == "as_gpu":
+        from tests.places import act_as_gpu
+
+        act_as_gpu(monkeypatch)
+    return str(request.param)
+
+
+@pytest.fixture
+def distances(request: pytest.FixtureRequest, place: str) -> "Distances":
+    from tests.places import Distances
+
+    return Distances(request.config.getoption("--distances"), place, request.node.name)
 
 
 @pytest.fixture

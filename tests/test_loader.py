@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastdeit.data import loader as train_loaders
 from fastdeit.data import quarantine
 from fastdeit.data.batch import Batch
 from fastdeit.data.eval_loader import PADDING, EvalLoader
@@ -18,6 +20,7 @@ from fastdeit.data.index import DataError, Index, build_index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.data.quarantine import Quarantine
+from fastdeit.data.stream import ALIGNMENT, beside, send_together
 from fastdeit.plan import Draws, Plan, PlanSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -297,11 +300,78 @@ def test_more_ranks_than_images(index: Index) -> None:
     assert counts == [1, 1, 0]
 
 
+class Copies(TorchDispatchMode):
+    """Note the device of each copy that is made, and whether the host waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[tuple[str, bool]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten._pin_memory.default):
+            self.made.append((result.device.type, not (kwargs or {}).get("non_blocking", False)))
+        return result
+
+
+def small_arrays() -> list[np.ndarray]:
+    """Of the shapes and dtypes of a batch of 14: ends that are no multiple of 16 bytes, one array of nothing, one with gaps."""
+    rng = np.random.default_rng(0)
+    labels, lam, box = rng.integers(0, 9, 14), rng.random(13, np.float32), rng.integers(0, 9, (14, 4), np.int32)
+    return [labels, lam, box, rng.random((14, 3, 2)) < 0.5, np.zeros((14, 0, 2), bool), rng.integers(0, 9, (14, 10))[:, ::2]]
+
+
+def test_small_arrays_are_sent_in_one_copy() -> None:
+    arrays = small_arrays()
+    with Copies() as copies:
+        sent = send_together(arrays, torch.device("meta"))
+    assert copies.made == [("meta", False)]
+    assert [tuple(tensor.shape) for tensor in sent] == [array.shape for array in arrays]
+    assert all(tensor.is_contiguous() for tensor in sent)
+
+
+def test_sent_arrays_are_aligned_parts_of_one_block() -> None:
+    arrays = small_arrays()
+    sent = send_together(arrays, torch.device("cpu"))
+    assert len({tensor.untyped_storage().data_ptr() for tensor in sent}) == 1
+    for tensor, array in zip(sent, arrays, strict=True):
+        assert tensor.data_ptr() % ALIGNMENT == 0 or not tensor.numel()
+        np.testing.assert_array_equal(tensor, array, strict=True)
+
+
+def test_batches_out_of_one_block_are_the_same(index, plan, expected, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_loaders, "beside", lambda images, *arrays: send_together(arrays, images.device))
+    batches = list(train_loader(index, plan, 16).epoch(2))
+    assert batches[0].labels.untyped_storage().data_ptr() == batches[0].keep.untyped_storage().data_ptr()
+    assert_same(joined(batches), expected)
+
+
+def test_nothing_is_copied_on_a_cpu(index: Index, plan: Plan) -> None:
+    array = np.arange(5)
+    (tensor,) = beside(torch.zeros(1), array)
+    assert np.shares_memory(tensor.numpy(), array)
+    with Copies() as copies:
+        list(train_loader(index, plan, 16).epoch(0))
+    assert copies.made == []
+
+
+IN_HOST_MEMORY = ("ordinals", "rows")
+
+
 @pytest.mark.gpu
-def test_everything_is_on_the_gpu(index: Index, plan: Plan) -> None:
+def test_what_a_step_computes_with_is_on_the_gpu(index: Index, plan: Plan) -> None:
     on_cpu = joined(train_loader(index, plan).epoch(0))
-    batches = list(train_loader(index, plan, device="gpu").epoch(0))
-    assert all(getattr(batch, name).is_cuda for batch in batches for name in FIELDS)
+    with Copies() as copies:
+        batches = list(train_loader(index, plan, device="gpu").epoch(0))
+    assert copies.made == [("cuda", False)] * len(batches)
+    assert all(getattr(batch, name).is_cuda == (name not in IN_HOST_MEMORY) for batch in batches for name in FIELDS)
     assert batches[0].images.dtype == torch.float16
     on_gpu = {name: tensor.cpu() for name, tensor in joined(batches).items()}
-    assert_same({name: on_gpu[name] for name in ("labels", "lam", "box", "keep", "ordinals")}, on_cpu)
+    assert_same({name: on_gpu[name] for name in ("labels", "lam", "box", "keep", *IN_HOST_MEMORY)}, on_cpu)
+
+
+@pytest.mark.gpu
+def test_pinned_memory_is_not_used_again_before_its_copy() -> None:
+    torch.cuda._sleep(200_000_000)  # about 0.1 s in which no copy begins
+    sent = [send_together([np.full(1000, number)], torch.device("cuda"))[0] for number in range(50)]
+    assert all(bool((tensor == number).all()) for number, tensor in enumerate(sent))

@@ -105,6 +105,11 @@ def _beside(images: DataNode, operand: DataNode, dtype: types.DALIDataType) -> D
     return operand.gpu() if images.device == "gpu" else operand
 
 
+def _may_be_named(computed: DataNode) -> bool:
+    """Whether operators take by name what the graph computed: such arguments must lie on the CPU, for the GPU's too."""
+    return bool(computed.device == "cpu")
+
+
 def _truncated(x: DataNode) -> DataNode:
     """Float to bytes as PIL does it: towards zero, clipped to 0..255.
 
@@ -140,7 +145,7 @@ def _auto_contrast(images: DataNode, operands: _Operands) -> DataNode:
     low = fn.reductions.min(images, axis_names="HW", keep_dims=True)
     high = fn.reductions.max(images, axis_names="HW", keep_dims=True)
     flat = low == high  # a channel of one level stays as it is
-    if images.device == "cpu":  # the one operator for it; what it takes by name must lie on the CPU
+    if _may_be_named(low):  # to the one operator for it
         mean, deviation = (fn.cast(x, dtype=types.FLOAT) for x in (low * (low != high), high - low + 255 * flat))
         shift = -255 * _ALMOST_HALF
         return fn.normalize(images, mean=mean, stddev=deviation, scale=255.0, shift=shift, dtype=types.UINT8)
@@ -159,7 +164,7 @@ def _color(images: DataNode, operands: _Operands) -> DataNode:
 
 def _contrast(images: DataNode, operands: _Operands) -> DataNode:
     mean = math.floor(fn.reductions.mean(_gray(images)) + 0.5)
-    if images.device == "cpu":  # as in _auto_contrast
+    if _may_be_named(mean):
         named = {"contrast": operands.factor, "contrast_center": mean}
         return fn.brightness_contrast(images, **named, brightness_shift=-_ALMOST_HALF)
     scaled = fn.brightness(images, brightness=operands.factor, dtype=types.FLOAT)

@@ -7,7 +7,10 @@ import torch
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of training; the partner of row i is row i ^ 1. Every tensor is on the loader's device."""
+    """One micro-batch of training; the partner of row i is row i ^ 1.
+
+    Every tensor is on the loader's device, but for `ordinals` and `rows`, which only the host reads.
+    """
 
     images: torch.Tensor
     """(B, 3, H, W) normalised and erased: float32 on a CPU, float16 on a GPU."""
@@ -20,9 +23,9 @@ class Batch:
     keep: torch.Tensor
     """bool (B, depth, 2): DropPath's keep bits of the attention and the MLP branch."""
     ordinals: torch.Tensor
-    """int64 (B,): places in the epoch's order."""
+    """int64 (B,) on the CPU: places in the epoch's order."""
     rows: torch.Tensor
-    """int64 (B,): rows of the index."""
+    """int64 (B,) on the CPU: rows of the index."""
     record: torch.Tensor | None = None
     """uint8 (B, n): the teacher's recorded answers; None: there are none."""
     digest: int = 0

@@ -25,7 +25,7 @@ class EvalBatch:
     labels: torch.Tensor
     """int64 (B,)."""
     rows: torch.Tensor
-    """int64 (B,): rows of the index."""
+    """int64 (B,) on the CPU: rows of the index."""
 
 
 class EvalLoader:
@@ -67,7 +67,7 @@ class EvalLoader:
         for number in range(first, first + self._batches):
             images, (rows, real) = self._stream.get(number)
             labels = np.where(real, self._index.labels[rows], PADDING)
-            yield EvalBatch(images, beside(images, labels), beside(images, rows))
+            yield EvalBatch(images, beside(images, labels)[0], torch.from_numpy(rows))
         _give_back_memory()
 
     def close(self) -> None:

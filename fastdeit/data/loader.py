@@ -191,17 +191,10 @@ def _exclude(plan: Plan, quarantine: Quarantine) -> bool:
 
 def _batch(images: torch.Tensor, planned: _Planned, index: Index, record: np.ndarray | None) -> Batch:
     draws = planned.draws
-    return Batch(
-        images=images,
-        labels=beside(images, index.labels[draws.image]),
-        lam=beside(images, draws.lam),
-        box=beside(images, draws.box),
-        keep=beside(images, planned.keep),
-        ordinals=beside(images, planned.ordinals),
-        rows=beside(images, draws.image),
-        record=None if record is None else beside(images, record),
-        digest=add_digests(planned.digests),
-    )
+    arrays = [index.labels[draws.image], draws.lam, draws.box, planned.keep, *([] if record is None else [record])]
+    labels, lam, box, keep, *sent = beside(images, *arrays)
+    ordinals, rows = torch.from_numpy(planned.ordinals), torch.from_numpy(draws.image)
+    return Batch(images, labels, lam, box, keep, ordinals, rows, next(iter(sent), None), add_digests(planned.digests))
 
 
 def _micro_steps(batch_size: int, micro_batch: int, world_size: int) -> int:

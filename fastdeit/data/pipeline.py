@@ -196,7 +196,7 @@ def _of_size(encoded: DataNode, size: DataNode) -> DataNode:
 def _exact_graph(source: Source, input_size: int, options: PipelineOptions) -> DataNode:
     encoded, window, ints, floats = _external(source, options, types.INT32, types.INT32, types.FLOAT64)
     images = exact(_decoded_window(encoded, window, options), ints, floats, size=input_size)
-    return fn.cast(images.gpu(), dtype=options.dtype) if options.device == "gpu" else images
+    return _delivered(images.gpu() if options.device == "gpu" else images, options)
 
 
 @pipeline_def(enable_conditionals=True)
@@ -216,8 +216,7 @@ def _native_graph(source: Source, spec: PlanSpec, options: PipelineOptions) -> D
         return _normalised(images, options, options.dtype)
     fill = floats[0][_FILL] if spec.remode == "rand" else None
     # neither erase nor arithmetic takes float16
-    images = _erased(_normalised(images, options, types.FLOAT), ints, fill, spec)
-    return fn.cast(images, dtype=options.dtype) if options.device == "gpu" else images
+    return _delivered(_erased(_normalised(images, options, types.FLOAT), ints, fill, spec), options)
 
 
 @pipeline_def
@@ -246,6 +245,11 @@ def _decoded_window(encoded: DataNode, window: DataNode, options: PipelineOption
 
 def _on_device(images: DataNode, options: PipelineOptions) -> DataNode:
     return images.gpu() if options.device == "gpu" and options.decoder == "cpu" else images
+
+
+def _delivered(images: DataNode, options: PipelineOptions) -> DataNode:
+    """float32 images as `options.dtype`."""
+    return images if options.dtype == types.FLOAT else fn.cast(images, dtype=options.dtype)
 
 
 def _resized(images: DataNode, input_size: int, **roi: DataNode) -> DataNode:

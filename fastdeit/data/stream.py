@@ -5,6 +5,7 @@ looked at one by one, the bad ones leave the run, and the pipeline starts again 
 """
 
 import dataclasses
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from fastdeit.data.quarantine import Quarantine
 
 _NAMED = 10  # files listed in an error
 _ATTEMPTS = 4  # at a batch, before it is given up
+ALIGNMENT = 16
+"""Bytes: the widest load of a GPU thread, and what Triton compiles a kernel of its own for."""
 _T = TypeVar("_T")
 
 
@@ -60,6 +63,8 @@ class Stream(Generic[_T]):
     def get(self, number: int) -> tuple[torch.Tensor, _T]:
         """The images of batch `number`, sharing DALI's memory, and what was kept beside them.
 
+        The host waits until DALI has made them, on a GPU too, and plans and feeds a batch ahead meanwhile.
+
         Raises DataError where the quarantine does, RuntimeError for a batch that fails though each image of it is good.
         """
         in_vain = 0
@@ -79,6 +84,7 @@ class Stream(Generic[_T]):
         if all(number != batch.number for batch in self._ahead):
             self._shift = number - self._generated  # what is in the queue already is thrown away below
         while True:
+            # without a stream `run` waits for the images, so nothing reads `fed` any more when its batch is dropped
             (images,) = self._pipeline.run()
             batch = self._ahead.popleft()
             if batch.number == number:
@@ -146,7 +152,29 @@ def options_of(options: PipelineOptions, index: Index, batch_size: int) -> Pipel
     return dataclasses.replace(options, batch_size=batch_size, feeds_paths=index.feeds_paths, knows_sizes=True)
 
 
-def beside(images: torch.Tensor, array: np.ndarray) -> torch.Tensor:
-    """A small array on the device of the images, without waiting for the GPU."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.pin_memory().to(images.device, non_blocking=True) if images.is_cuda else tensor
+def beside(images: torch.Tensor, *arrays: np.ndarray) -> list[torch.Tensor]:
+    """Give small arrays as tensors on the device of the images: one copy to a GPU, none on a CPU."""
+    if images.is_cuda:
+        return send_together(arrays, images.device)
+    return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+
+
+def send_together(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+    """Copy the arrays to `device` at once, as views of one block of memory whose starts are multiples of `ALIGNMENT` bytes.
+
+    The host does not wait for the copy: torch's allocator of pinned memory gives the block out again only after the event that
+    the copy leaves in its stream, so nothing has to hold on to it.
+    """
+    arrays = [np.ascontiguousarray(array) for array in arrays]
+    starts = [0, *itertools.accumulate(-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays)]
+    staging = torch.empty(starts.pop(), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    host = staging.numpy()
+    for start, array in zip(starts, arrays, strict=True):
+        host[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
+    sent = staging.to(device, non_blocking=True)
+    return [_seen_as(array, sent[start : start + array.nbytes]) for start, array in zip(starts, arrays, strict=True)]
+
+
+def _seen_as(array: np.ndarray, memory: torch.Tensor) -> torch.Tensor:
+    """See bytes with the shape and the dtype of an array."""
+    return memory.view(torch.from_numpy(array).dtype).view(array.shape)

@@ -129,7 +129,7 @@ def _mine(taken: Retaken, samples: Samples, step: int, output: Path) -> Line:
     data = samples.config.data
     for (rank, place), batch, losses in zip(samples.places(), taken.batches, taken.micro_batches, strict=True):
         where = {"rank": rank, "micro_batch": place}
-        described = describe_samples(batch, samples.draws(step, batch.ordinals.cpu().numpy()), samples.index)
+        described = describe_samples(batch, samples.draws(step, batch.ordinals.numpy()), samples.index)
         pictures = save_images(output, batch, data.mean, data.std)
         planned += [where | line | names for line, names in zip(described, pictures, strict=True)]
         micro_batches.append(where | losses)
