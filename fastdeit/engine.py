@@ -33,14 +33,14 @@ STATISTICS = (*LOSSES, "grad_norm")
 
 
 class MicroStep(NamedTuple):
-    """What is kept of a micro-batch until its optimizer step is over, on the device."""
+    """What is kept of a micro-batch until its optimizer step is over."""
 
     losses: torch.Tensor
-    """fp32 (3,): means of `LOSSES`."""
+    """fp32 (3,) on the device: means of `LOSSES`."""
     ordinals: torch.Tensor
-    """int64 (B,)."""
+    """int64 (B,) on the CPU."""
     rows: torch.Tensor
-    """int64 (B,)."""
+    """int64 (B,) on the CPU."""
     digest: int
 
 
