@@ -1,7 +1,9 @@
-"""The student's whole step, forward, loss, backward and optimizer: our kernels against timm, eager and compiled.
+"""The model's step, forward, loss, backward and AdamW: our kernels against timm, eager and compiled.
 
 python -m benchmarks.bench_step [--out FOLDER] [--seconds 240]
 
+It is not the trainer's step: no DeepSpeed, no mixing, no average of the weights, no schedule, no guard against NaN. Those are
+in `benchmarks.bench_engine`; what lies between the two figures is what they cost.
 Images are mixed, on the device and the same in every step, so that no loader and no teacher is in it: a hard label comes
 from a table. Ours: bf16 weights with fp32 masters, patches in, one launch for the loss. timm: fp32 weights under autocast
 as its users train, the two heads with deit's soft-target and hard-label losses, and the best of SDPA's backends for it.
@@ -12,23 +14,22 @@ import argparse
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import harness
+from benchmarks.peers import hard_distillation, soft_target, timm_student
+from benchmarks.trainers import CLASSES, decisions, make_batch
+from fastdeit.data.batch import Batch
 from fastdeit.kernels.backend import set_backend
 from fastdeit.kernels.mix import mix_patches
 from fastdeit.losses import DistillationLoss
 from fastdeit.models.student import build_student
 
-CLASSES = 1000
 GFLOP = {"tiny": 7.51, "small": 27.63, "base": 105.7}
 """Of training one image, 6 a multiply-add, as every implementation here is counted."""
 CASES = {
@@ -38,30 +39,6 @@ CASES = {
 """The most telling first: what comes after the time is over is left out."""
 BACKENDS = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
 Step = Callable[[], object]
-
-
-@dataclass
-class Inputs:
-    images: torch.Tensor
-    labels: torch.Tensor
-    lam: torch.Tensor
-    box: torch.Tensor
-    keep: torch.Tensor
-    decision: torch.Tensor
-    """The teacher's class of each row."""
-
-
-def make_inputs(batch: int, device: torch.device) -> Inputs:
-    torch.manual_seed(0)
-    half = torch.float16 if device.type == "cuda" else torch.float32
-    return Inputs(
-        images=torch.randn(batch, 3, 224, 224, device=device, dtype=half),
-        labels=torch.randint(CLASSES, (batch,), device=device),
-        lam=torch.rand(batch // 2, device=device).repeat_interleave(2),
-        box=torch.zeros(batch, 4, dtype=torch.int32, device=device),
-        keep=torch.rand(batch, 12, 2, device=device) > 0.05,
-        decision=torch.randint(CLASSES, (batch,), device=device),
-    )
 
 
 class MasterAdamW:
@@ -84,16 +61,17 @@ class MasterAdamW:
             weight.grad = None
 
 
-def ours(name: str, inputs: Inputs, compiled: bool, backend: str = "auto") -> Step:
+def ours(name: str, inputs: Batch, compiled: bool, backend: str = "auto") -> Step:
     set_backend(backend)
     device = inputs.images.device
     student = build_student(f"deit_{name}_distilled_patch16_224", num_classes=CLASSES).to(device, torch.bfloat16).train()
     optimizer, criterion = MasterAdamW(student), DistillationLoss(kind="hard")
     patches, _ = mix_patches(inputs.images, inputs.lam, inputs.box, 16, torch.bfloat16)
+    decision = decisions(inputs)
     model = torch.compile(student) if compiled else student
 
     def step() -> torch.Tensor:
-        loss = criterion(model(patches, inputs.keep), inputs.labels, inputs.lam, inputs.decision).loss
+        loss = criterion(model(patches, inputs.keep), inputs.labels, inputs.lam, decision).loss
         loss.backward()
         optimizer.step()
         return loss.detach()
@@ -101,21 +79,16 @@ def ours(name: str, inputs: Inputs, compiled: bool, backend: str = "auto") -> St
     return step
 
 
-def timms(name: str, inputs: Inputs, compiled: bool) -> Step:
+def timms(name: str, inputs: Batch, compiled: bool) -> Step:
     device = inputs.images.device
-    student = timm.create_model(f"deit_{name}_distilled_patch16_224", drop_path_rate=0.1).to(device).train()
-    student.set_distilled_training(True)
+    student = timm_student(f"deit_{name}_distilled_patch16_224", drop_path_rate=0.1).to(device)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.05, fused=device.type == "cuda")
-    images, soft_loss = inputs.images.float(), SoftTargetCrossEntropy()
-    smooth = 0.9 * F.one_hot(inputs.labels, CLASSES) + 0.1 / CLASSES
-    share = inputs.lam[:, None]
-    target = share * smooth + (1 - share) * smooth.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+    images, target, decision = inputs.images.float(), soft_target(inputs.labels, inputs.lam), decisions(inputs)
     model = torch.compile(student) if compiled else student
 
     def step() -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16):
-            cls, dist = model(images)
-            loss = (soft_loss(cls.float(), target) + F.cross_entropy(dist.float(), inputs.decision)) / 2
+            loss = hard_distillation(model(images), target, decision)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -124,7 +97,7 @@ def timms(name: str, inputs: Inputs, compiled: bool) -> Step:
     return step
 
 
-def best_backend(inputs: Inputs, heads: int) -> SDPBackend:
+def best_backend(inputs: Batch, heads: int) -> SDPBackend:
     """The backend of SDPA that is fastest forward and backward at this shape on this device."""
     batch, device = inputs.images.shape[0], inputs.images.device
     if device.type != "cuda":
@@ -139,7 +112,7 @@ def best_backend(inputs: Inputs, heads: int) -> SDPBackend:
     return min(times, key=lambda backend: times[backend])
 
 
-def implementations(name: str, inputs: Inputs) -> Iterator[tuple[str, Callable[[], Step]]]:
+def implementations(name: str, inputs: Batch) -> Iterator[tuple[str, Callable[[], Step]]]:
     """Each way to make the step, by name, built only when it is its turn."""
     yield "ours", lambda: ours(name, inputs, compiled=False)
     if inputs.images.is_cuda:  # the compiler of the CPU takes minutes, for nothing that a GPU would show
@@ -183,7 +156,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stamp, rows, start = harness.environment(device), [], time.monotonic()
     for name, batch in CASES[device.type]:
-        inputs = make_inputs(batch, device)
+        inputs = make_batch(batch, device)
         backend = best_backend(inputs, {"tiny": 3, "small": 6, "base": 12}[name])
         for impl, build in implementations(name, inputs):
             what: harness.Row = {"bench": "step", "mode": "step", "shape": f"{name} {batch}", "dtype": "bf16", "impl": impl}

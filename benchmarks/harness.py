@@ -26,7 +26,9 @@ from torch._functorch import config as functorch_config
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = {"torch": "torch", "triton": "triton", "dali": "nvidia-dali-cuda120", "deepspeed": "deepspeed"}
 MEASURED = ("ms_p20", "ms_p50", "ms_p80", "gbps", "pct_of_copy", "images_per_s", "peak_mib")
-COLUMNS = ("date", "commit", "gpu", *PACKAGES, "bench", "impl", "mode", "shape", "dtype", *MEASURED)
+COUNTED = ("launches", "host_ms", "waits", "idle_pct")
+"""Of a whole step alone, empty elsewhere: see bench_engine."""
+COLUMNS = ("date", "commit", "gpu", *PACKAGES, "bench", "impl", "mode", "shape", "dtype", *MEASURED, *COUNTED)
 Row = dict[str, str | float]
 
 
@@ -119,13 +121,33 @@ def append(rows: Iterable[Row], device: torch.device, folder: Path = RESULTS) ->
 
 
 def write_rows(path: Path, rows: Iterable[Row], columns: Sequence[str]) -> None:
-    """Append rows to a CSV file, with a header when it is new."""
+    """Append rows to a CSV file, with a header when it is new.
+
+    A file keeps its columns; those it lacks are put behind them, and are empty in its old rows.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    columns = _widen(path, columns) if path.exists() and path.stat().st_size else columns
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         if not file.tell():
             writer.writeheader()
         writer.writerows(rows)
+
+
+def _widen(path: Path, columns: Sequence[str]) -> Sequence[str]:
+    """Give a file the columns that it lacks, at once or not at all; its columns then."""
+    with path.open(newline="", encoding="utf-8") as file:
+        old = csv.DictReader(file)
+        rows, header = list(old), list(old.fieldnames or ())
+    wide = list(dict.fromkeys([*header, *columns]))
+    if wide != header:
+        beside = path.with_suffix(".new")
+        with beside.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, wide)
+            writer.writeheader()
+            writer.writerows(rows)
+        beside.replace(path)
+    return wide
 
 
 def run_benchmark(doc: str | None, cases: Mapping[str, Iterable[tuple[Any, ...]]], bench: Callable[..., list[Row]]) -> None:

@@ -1,0 +1,87 @@
+"""What an optimizer step of the trainer asks of its device, counted on the CPU: no times, the same on every machine.
+
+python -m benchmarks.bench_counts [-o FILE]
+
+One process; the toy student of trainers.py has a DeiT's 12 blocks. counting.py says what is counted, tests/test_step_counts.py
+holds the figures under ceilings. `step_launches` are those of DeepSpeed's `step()` alone.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+from benchmarks import harness
+from benchmarks.counting import StepCounter
+from benchmarks.trainers import make_config, make_trainer, micro_batches
+from fastdeit.distributed import World, init_distributed
+
+WARM, MICRO_BATCH = 3, 2
+"""Steps before the one that is counted: DeepSpeed's timer begins with the third; samples of a micro-batch."""
+
+
+class Form(NamedTuple):
+    """How a student is trained; accumulate: micro-batches of an optimizer step."""
+
+    precision: str
+    zero_stage: int
+    clip_grad: float | None = None
+    accumulate: int = 1
+
+
+FORMS = [Form(*stage, *rest) for stage in (("bf16", 2), ("fp32", 1), ("bf16", 3)) for rest in ((None, 1), (1.0, 1), (None, 2))]
+
+
+class Counts(NamedTuple):
+    """Of one optimizer step."""
+
+    whole: StepCounter
+    step: StepCounter
+    """DeepSpeed's `step()`."""
+
+
+def count_step(form: Form, world: World) -> Counts:
+    config = make_config(
+        "toy",
+        form.accumulate * MICRO_BATCH,
+        accumulate=form.accumulate,
+        clip_grad=form.clip_grad,
+        precision=form.precision,
+        zero_stage=form.zero_stage,
+    )
+    trainer, batches = make_trainer(config, world), micro_batches(config, world.device)
+    for _ in range(WARM):
+        trainer.train_step(batches)
+    counts = Counts(StepCounter(), StepCounter())
+    original = trainer.engine.step
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        with counts.step:
+            return original(*args, **kwargs)
+
+    with mock.patch.object(trainer.engine, "step", step), counts.whole:
+        trainer.train_step(batches)
+    trainer.engine.destroy()
+    return counts
+
+
+def row_of(form: Form, counts: Counts) -> harness.Row:
+    whole = counts.whole
+    found = {"launches": whole.launches, "step_launches": counts.step.launches, "reads": whole.reads.total()}
+    shown = {name: "" if value is None else value for name, value in form._asdict().items()}
+    return {"bench": "counts", **shown, **found, "synchronisations": whole.synchronisations.total()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "cpu-engine.csv")
+    output, world = parser.parse_args().output, init_distributed()
+    stamp = harness.environment(world.device)
+    for form in FORMS:
+        row = row_of(form, count_step(form, world))
+        print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+        harness.write_rows(output, [stamp | row], list(stamp | row))
+
+
+if __name__ == "__main__":
+    main()

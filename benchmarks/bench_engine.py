@@ -1,0 +1,263 @@
+"""The trainer's own step, `Trainer.train_step`, beside timm with torch.compile doing the same work.
+
+python -m benchmarks.bench_engine [--out FOLDER] [--seconds 240]
+
+In it are mixing, student, loss, backward, DeepSpeed's step, the schedule, the guard against NaN and the average of the
+weights; batches lie on the device (trainers.py), the teacher's answers are recorded ones. The peer is described in peers.py.
+Before a row of ours is timed, its first loss must equal that of timm's model with the same weights. Columns of its own:
+
+  launches   on a GPU the kernels, copies and fills that the profiler sees; on a CPU the operators of counting.py
+  host_ms    CPU time of the process from an idle device until the step returns, median. A wait is spent spinning, so it is
+             counted, also the one for a place when about a thousand launches are outstanding
+  waits      calls of `synchronize`, and on a GPU the operators that torch.cuda.set_sync_debug_mode warns of; on a CPU the reads
+             of counting.py
+  idle_pct   share of the time between the first and the last kernel of some steps in which none runs, by the profiler
+
+ms are the distance of steps that follow each other without a pause, as in training: on a GPU by its own clock, on a CPU in CPU
+time of the process. A row that fails is named, the others go on,
+and the exit code is 1.
+"""
+
+import argparse
+import contextlib
+import gc
+import itertools
+import math
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks import harness
+from benchmarks.bench_step import GFLOP, best_backend, with_mfu
+from benchmarks.counting import StepCounter, count_waits, kernel_spans, uncovered_pct
+from benchmarks.peers import TimmTrainer, no_branch_dropped
+from benchmarks.trainers import CLASSES, all_kept, make_batch, make_config, make_trainer
+from fastdeit.config import Config
+from fastdeit.distributed import World, init_distributed
+from fastdeit.kernels.backend import set_backend
+from fastdeit.models.student import WIDTHS
+
+TIMED, COUNTED = 20, 5
+"""Steps of a measurement after `COUNTED` for warming up; steps of which launches, waits and host time are taken."""
+TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
+"""Of the first loss, relative."""
+SHOWN = ("ms_p50", "images_per_s", "peak_mib", *harness.COUNTED)
+Step = Callable[[], torch.Tensor]
+
+
+class Case(NamedTuple):
+    student: str
+    batch: int
+    dtype: str
+    impl: str
+
+
+class Way(NamedTuple):
+    """How an implementation trains; mode: timm's, of torch.compile."""
+
+    changes: dict[str, Any]
+    is_timm: bool = False
+    mode: str | None = None
+
+
+WAYS = {
+    "ours": Way({}),
+    "ours, clipping": Way({"clip_grad": 1.0}),
+    "ours, ZeRO 3": Way({"zero_stage": 3}),
+    "ours, reference kernels": Way({"kernels": "reference"}),
+    "timm": Way({}, is_timm=True),
+    "timm compiled": Way({}, is_timm=True, mode="default"),
+    "timm compiled, clipping": Way({"clip_grad": 1.0}, is_timm=True, mode="default"),
+    "timm compiled, CUDA graphs": Way({}, is_timm=True, mode="reduce-overhead"),
+}
+
+
+def _cases(students: Iterable[tuple[str, int]], impls: Iterable[str], dtype: str = "bf16") -> list[Case]:
+    return [Case(student, batch, dtype, impl) for student, batch in students for impl in impls]
+
+
+SMALL, BOTH = [("small", 256), ("small", 1024)], ("ours", "timm compiled")
+CASES = {
+    "cuda": [
+        *_cases(SMALL, ["ours"]),
+        *_cases(SMALL, ["timm compiled"]),
+        *_cases(SMALL[:1], ["ours, clipping", "timm compiled, CUDA graphs"]),
+        *_cases([("tiny", 256), ("tiny", 1024), ("base", 256)], BOTH),
+        *_cases(SMALL[:1], ["ours, ZeRO 3", "timm compiled, clipping", "ours, reference kernels", "timm"]),
+        *_cases([("base", 1024)], BOTH),
+    ],
+    # the compiler of the CPU takes long, for nothing that a GPU would show
+    "cpu": [
+        *_cases([("toy", 2)], ["ours", "ours, clipping", "ours, ZeRO 3", "timm"], "bf16"),
+        *_cases([("toy", 2)], ["ours", "ours, clipping", "ours, ZeRO 3", "timm"], "fp32"),
+    ],
+}
+"""The most telling first: what comes after the time is over is left out."""
+
+
+def build(case: Case, world: World) -> tuple[Step, Callable[[], None]]:
+    """A step that is ready to be timed, and what lets go of its memory. Raises AssertionError for a wrong first loss."""
+    way = WAYS[case.impl]
+    config = make_config(case.student, case.batch, precision=case.dtype, **way.changes)
+    batch = make_batch(case.batch, world.device, config.data.input_size)
+    if way.is_timm:
+        peer = TimmTrainer(config, world.device, way.mode)
+        return lambda: peer.train_step(batch), lambda: None
+    trainer = make_trainer(config, world)
+    expected = first_loss(config, world.device, trainer.weights())
+    check_loss(trainer.train_step([all_kept(batch)])[0].item(), expected, case.dtype)
+    return lambda: trainer.train_step([batch])[0], trainer.engine.destroy
+
+
+def first_loss(config: Config, device: torch.device, weights: dict[str, torch.Tensor]) -> float:
+    """The loss of timm's model with these weights on the batch of `make_batch`, no branch dropped."""
+    peer = TimmTrainer(config, device, None)
+    peer.model.load_state_dict(weights)
+    batch = make_batch(config.optim.batch_size, device, config.data.input_size)
+    with torch.no_grad(), no_branch_dropped():
+        return peer.loss(batch).item()
+
+
+def check_loss(found: float, expected: float, dtype: str) -> None:
+    """Raises AssertionError for a loss that is not the peer's, or that no untrained student has."""
+    if not math.isclose(found, expected, rel_tol=TOLERANCE[dtype]):
+        raise AssertionError(f"the first loss is {found}, timm's with the same weights is {expected}")
+    check_untrained(found)
+
+
+def check_untrained(loss: float) -> None:
+    if abs(loss - math.log(CLASSES)) > 1:
+        raise AssertionError(f"the first loss is {loss}, which no untrained student has: it knows nothing of {CLASSES} classes")
+
+
+def measure(step: Step, device: torch.device, images: int) -> harness.Row:
+    """The measured and the counted columns."""
+    check_untrained(step().item())
+    p20, p50, p80 = _quantiles(step_times_ms(step, device))
+    shown = {"ms_p20": p20, "ms_p50": p50, "ms_p80": p80, "images_per_s": 1e3 * images / p50}
+    shown |= {"peak_mib": harness.peak_mib(step, device), "host_ms": host_ms(step, device)}
+    counted = count_on_gpu(step) if device.type == "cuda" else count_on_cpu(step)
+    empty: harness.Row = {"gbps": "", "pct_of_copy": "", "launches": "", "idle_pct": ""}
+    return empty | {name: float(f"{value:.4g}") for name, value in shown.items()} | counted
+
+
+def step_times_ms(step: Step, device: torch.device) -> list[float]:
+    """Distances of steps that follow each other, after some for warming up."""
+    for _ in range(COUNTED):
+        step()
+    marks = [_mark(device)]
+    for _ in range(TIMED):
+        step()
+        marks.append(_mark(device))
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        return [start.elapsed_time(end) for start, end in itertools.pairwise(marks)]
+    return [1e3 * (end - start) for start, end in itertools.pairwise(marks)]
+
+
+def _mark(device: torch.device) -> Any:
+    if device.type != "cuda":
+        return time.process_time()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _quantiles(times: list[float]) -> tuple[float, float, float]:
+    p20, _, _, p80 = statistics.quantiles(times, n=5)
+    return p20, statistics.median(times), p80
+
+
+def host_ms(step: Step, device: torch.device) -> float:
+    times = []
+    for _ in range(COUNTED):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.process_time()
+        step()
+        times.append(1e3 * (time.process_time() - start))
+    return statistics.median(times)
+
+
+def count_on_cpu(step: Step) -> harness.Row:
+    with StepCounter() as counter:
+        step()
+    return {"launches": counter.launches, "waits": counter.waits}
+
+
+def count_on_gpu(step: Step) -> harness.Row:
+    waits, spans = count_waits(step), kernel_spans(step, COUNTED)
+    if not spans:  # a machine may forbid profiling
+        return {"waits": waits}
+    return {"waits": waits, "launches": round(len(spans) / COUNTED), "idle_pct": float(f"{uncovered_pct(spans):.3g}")}
+
+
+@contextlib.contextmanager
+def attention(case: Case, device: torch.device) -> Iterator[None]:
+    """For timm the fastest of SDPA's backends at this shape."""
+    if device.type != "cuda" or not WAYS[case.impl].is_timm:
+        yield
+        return
+    backend = best_backend(make_batch(case.batch, device), WIDTHS[case.student][2])
+    with sdpa_kernel([backend, SDPBackend.MATH]):
+        yield
+
+
+def run(case: Case, world: World) -> harness.Row:
+    """The columns of one case."""
+    with attention(case, world.device):
+        step, release = build(case, world)
+        try:
+            return measure(step, world.device, case.batch)
+        finally:
+            release()
+
+
+def free_memory(device: torch.device) -> None:
+    set_backend("auto")
+    torch._dynamo.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def row_of(case: Case, measured: harness.Row, stamp: harness.Row, device: torch.device) -> harness.Row:
+    what: harness.Row = {"bench": "engine", "mode": "step", "shape": f"{case.student} {case.batch}", "dtype": case.dtype}
+    known = case.student in GFLOP
+    return stamp | what | {"impl": case.impl} | (with_mfu(measured, case.student, device) if known else measured)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
+    parser.add_argument("--seconds", type=float, default=240, help="start nothing new after so long")
+    asked, world, start = parser.parse_args(), init_distributed(), time.monotonic()
+    stamp, failed = harness.environment(world.device), []
+    for case in CASES[world.device.type]:
+        if time.monotonic() - start > asked.seconds:
+            print("left out, no time:", *case)
+            continue
+        print(*case, flush=True)
+        try:
+            row = row_of(case, run(case, world), stamp, world.device)
+        except torch.OutOfMemoryError:
+            print("  left out: does not fit into the memory")
+        except Exception:  # one row that fails must not cost the others
+            traceback.print_exc()
+            failed.append(" ".join(map(str, case)))
+        else:
+            harness.append([row], world.device, asked.out)
+            print("  " + "  ".join(f"{name} {row[name]}" for name in SHOWN), flush=True)
+        free_memory(world.device)
+    if failed:
+        raise SystemExit("failed: " + "; ".join(failed))
+
+
+if __name__ == "__main__":
+    main()

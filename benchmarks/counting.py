@@ -1,0 +1,175 @@
+"""What a step asks of its device: launches, copies, answers that the host waits for, synchronisations.
+
+They are counted where Python hands them over, on any device, so a CPU shows what a GPU would be asked. The backward is in it:
+the autograd engine's threads take over the dispatch mode of the thread that called it. One call counts as one of
+
+  launches          every operator that yields or changes a tensor, but for views, allocations and reads. A `_foreach` operator,
+                    an operator of ours and a collective are one each, however many kernels they are made of
+  reads             operators whose result the host needs before it can go on: `.item()`, `bool()` and `float()` of a tensor
+                    (`_local_scalar_dense`), `equal`, and those with an output of unknown size (`nonzero`, `unique`, an index
+                    that is a mask)
+  copies            `copy_` and `_to_copy` between the host and a device; they are launches too
+  synchronisations  `synchronize` of torch.cuda, of its streams and events, and of DeepSpeed's accelerator, each call once
+
+Not seen: what a compiled graph launches, and what torch does below the dispatcher (`torch.tensor(..., device=)`). On a GPU
+`kernel_spans` and `count_waits` see these, too.
+"""
+
+import functools
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastdeit.distributed import import_deepspeed
+
+aten = torch.ops.aten
+ALLOCATIONS = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided, aten.resize_, aten.set_}
+NO_LAUNCH = ALLOCATIONS | {aten._unsafe_view, aten.record_stream}
+"""Operators whose schema does not say that they launch nothing."""
+INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
+UNKNOWN = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+COPIES = {aten.copy_, aten._to_copy}
+
+
+class Place(NamedTuple):
+    """A line of source that asked for something."""
+
+    module: str
+    line: int
+    function: str
+
+
+class StepCounter(TorchDispatchMode):
+    """Counts what is asked for between its `__enter__` and `__exit__`; one may stand inside of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: Counter[str] = Counter()
+        """Launches by operator."""
+        self.copies = 0
+        self.reads: Counter[Place] = Counter()
+        self.synchronisations: Counter[Place] = Counter()
+
+    @property
+    def launches(self) -> int:
+        return self.operators.total()
+
+    @property
+    def waits(self) -> int:
+        return self.reads.total() + self.synchronisations.total()
+
+    def __enter__(self) -> "StepCounter":
+        self._patches = ExitStack()
+        self._patches.enter_context(count_synchronisations(self.synchronisations))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._patches.close()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if _is_read(func, args):
+            self.reads[_caller()] += 1
+        elif _is_launch(func):
+            self.operators[str(func)] += 1
+            self.copies += func.overloadpacket in COPIES and _crosses(args, kwargs)
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def count_synchronisations(counts: "Counter[Place]") -> Iterator[None]:
+    """Adds each call of a `synchronize` to `counts`, by the place that made it."""
+
+    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counts[_caller()] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    with ExitStack() as patches:
+        for owner in (torch.cuda, torch.cuda.Stream, torch.cuda.Event, *_other_accelerators()):
+            patches.enter_context(mock.patch.object(owner, "synchronize", counting(owner.synchronize)))
+        yield
+
+
+def count_waits(step: Callable[[], object]) -> int:
+    """Operators of a step on a GPU that wait for it, and calls of `synchronize`."""
+    calls: Counter[Place] = Counter()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught, count_synchronisations(calls):
+            warnings.simplefilter("always")
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return calls.total() + sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
+
+
+def kernel_spans(step: Callable[[], object], steps: int) -> list[tuple[float, float]]:
+    """Start and end, in microseconds, of every kernel, copy and fill that a GPU runs in so many steps."""
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(steps):
+            step()
+        torch.cuda.synchronize()
+    events: Any = profiler.events()
+    on_gpu = (event for event in events if event.device_type.name == "CUDA" and not event.is_user_annotation)
+    return [(event.time_range.start, event.time_range.end) for event in on_gpu]
+
+
+def uncovered_pct(spans: Iterable[tuple[float, float]]) -> float:
+    """Percent of the time from the first start to the last end that lies in none of the spans (start, end), one at least."""
+    ordered = sorted(spans)
+    first = reached = ordered[0][0]
+    gaps = 0.0
+    for start, end in ordered:
+        gaps += max(0.0, start - reached)
+        reached = max(reached, end)
+    return 100 * gaps / (reached - first)
+
+
+def _other_accelerators() -> list[Any]:
+    """DeepSpeed's accelerator, unless its `synchronize` is torch.cuda's."""
+    import_deepspeed()
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    return [] if accelerator.device_name() == "cuda" else [accelerator]
+
+
+def _is_read(func: Any, args: Any) -> bool:
+    if func.overloadpacket in INDEXING:
+        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    return not UNKNOWN.isdisjoint(func.tags)
+
+
+@functools.cache
+def _is_launch(func: Any) -> bool:
+    touches = func._schema.is_mutable or any("Tensor" in str(value.type) for value in func._schema.returns)
+    return touches and not func.is_view and func.overloadpacket not in NO_LAUNCH
+
+
+def _crosses(args: Any, kwargs: Any) -> bool:
+    """Whether a copy has one end on the host and the other on a device."""
+    places = [value.device for value in args if isinstance(value, torch.Tensor)]
+    places += [torch.device(kwargs["device"])] if kwargs.get("device") is not None else []
+    return len({place.type == "cpu" for place in places}) == 2
+
+
+def _caller() -> Place:
+    """The innermost place outside of torch and of this file."""
+    frame = sys._getframe(2)
+    while frame.f_back and (frame.f_globals["__name__"] + ".").startswith(("torch.", f"{__name__}.")):
+        frame = frame.f_back
+    return Place(frame.f_globals["__name__"], frame.f_lineno, frame.f_code.co_name)

@@ -1,0 +1,105 @@
+"""The trainer as it trains, on made-up batches that lie on the device: no loader, no teacher, no DALI.
+
+What is drawn by the recipe `deit`: a distilled student, DropPath, pairs mixed by Mixup and CutMix, hard labels, AdamW, the
+schedule, the average of the weights. The teacher's answers are records of two bytes, as a cache has them.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.bench_mix import make_inputs
+from fastdeit.config import Config
+from fastdeit.data.batch import Batch
+from fastdeit.distributed import World
+from fastdeit.engine import Trainer
+from fastdeit.models.manifest import Manifest, decode
+from fastdeit.models.student import Student, build_student
+from fastdeit.training.build import build_trainer
+
+CLASSES = 1000
+STEPS_PER_EPOCH = 1251
+"""Of ImageNet at a batch of 1024: the schedule of the recipe."""
+TOY = {"model": "deit_tiny_distilled_patch16_224", "embed_dim": 32, "depth": 12, "num_heads": 1}
+"""All blocks and parameters of a DeiT, none of its size: on a CPU, what is asked for outweighs what is computed."""
+TOY_SIZE = 32
+
+
+class Recorded:
+    """Stands for a `Replay`: the answers come with the batches."""
+
+    manifest = Manifest("hard", 1, CLASSES, samples=2, facts={})
+
+    def decoder(self, hard: bool) -> Any:
+        return lambda records: decode(records, self.manifest, hard=hard)
+
+
+def make_config(student: str, batch_size: int, *, accumulate: int = 1, clip_grad: float | None = None, **run: Any) -> Config:
+    """The recipe `deit` for a student, "tiny", "small", "base", or "toy", in one process.
+
+    batch_size: samples of an optimizer step, in `accumulate` micro-batches.
+    run: fields of the section `run` (precision, zero_stage, kernels).
+    """
+    toy = student == "toy"
+    return Config().replace(
+        data={"input_size": TOY_SIZE if toy else 224},
+        model=TOY if toy else {"model": f"deit_{student}_distilled_patch16_224"},
+        optim={"batch_size": batch_size, "micro_batch": batch_size // accumulate, "clip_grad": clip_grad},
+        run=run,
+    )
+
+
+def model_sizes(config: Config) -> dict[str, int]:
+    """What the config says in place of the named model's own sizes, by `Student`'s keywords, which are timm's too."""
+    names = ("patch_size", "embed_dim", "depth", "num_heads")
+    return {name: getattr(config.model, name) for name in names if getattr(config.model, name) is not None}
+
+
+def make_student(config: Config) -> Student:
+    torch.manual_seed(config.run.seed)
+    model, size = config.model, config.data.input_size
+    chosen = {"drop_path": model.drop_path, "qkv_bias": model.qkv_bias, "image_size": size, **model_sizes(config)}
+    return build_student(model.model, num_classes=CLASSES, **chosen)
+
+
+def make_trainer(config: Config, world: World) -> Trainer:
+    recorded: Any = Recorded()
+    return build_trainer(config, world, make_student(config), None, STEPS_PER_EPOCH, recorded)
+
+
+def make_batch(size: int, device: torch.device, side: int = 224, depth: int = 12) -> Batch:
+    """`size` samples, the same in every call: one half mixed by Mixup, the other by CutMix; each has the teacher's class."""
+    torch.manual_seed(0)
+    half = torch.float16 if device.type == "cuda" else torch.float32
+    images, lam, box = make_inputs((size, 3, side, side), device, half)
+    answers = torch.randint(CLASSES, (size,)).numpy().astype(Recorded.manifest.record)
+    return Batch(
+        images=images,
+        labels=torch.randint(CLASSES, (size,), device=device),
+        lam=lam,
+        box=box,
+        keep=torch.rand(size, depth, 2, device=device) > 0.05,
+        ordinals=torch.arange(size, device=device),
+        rows=torch.arange(size, device=device),
+        record=torch.from_numpy(answers.view(np.uint8).reshape(size, -1)).to(device),
+        digest=1,
+    )
+
+
+def decisions(batch: Batch) -> torch.Tensor:
+    """The recorded teacher's classes, int64 (B,)."""
+    assert batch.record is not None
+    return decode(batch.record, Recorded.manifest, hard=True)
+
+
+def micro_batches(config: Config, device: torch.device) -> list[Batch]:
+    """Those of one optimizer step."""
+    size = config.optim.micro_batch
+    return [make_batch(size, device, config.data.input_size)] * (config.optim.batch_size // size)
+
+
+def all_kept(batch: Batch) -> Batch:
+    """The same without a dropped branch."""
+    return dataclasses.replace(batch, keep=torch.ones_like(batch.keep))
