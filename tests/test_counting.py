@@ -1,0 +1,153 @@
+"""What the counter of a step counts, and what it leaves out."""
+
+import warnings
+
+import pytest
+import torch
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity
+from torch.utils.checkpoint import checkpoint
+
+from benchmarks import counting
+from benchmarks.counting import StepCounter, count_synchronisations, count_waits, kernel_spans, uncovered_pct
+from fastdeit.distributed import import_deepspeed
+
+
+def test_views_and_allocations_launch_nothing() -> None:
+    x = torch.ones(4, 6)
+    with StepCounter() as counter:
+        parts = [
+            *x.view(2, 12).unbind(0),
+            *x.split(2),
+            x.t(),
+            x[1:, ::2],
+            x.detach(),
+            x.expand(3, 4, 6),
+            x.unflatten(1, (2, 3)),
+        ]
+        torch.empty(3), torch.empty_like(x), x.new_empty(2)
+    assert len(parts) == 9 and counter.launches == counter.waits == 0
+
+
+def test_what_computes_launches_also_in_the_backward() -> None:
+    x = torch.ones(3, requires_grad=True)
+    with StepCounter() as forward:
+        y = (x * 2).sum()
+    with StepCounter() as backward:
+        y.backward()
+    assert forward.operators == {"aten.mul.Tensor": 1, "aten.sum.default": 1}
+    assert backward.operators == {"aten.ones_like.default": 1, "aten.mul.Tensor": 1}
+
+
+def test_a_graph_run_again_inside_of_a_backward_is_counted() -> None:
+    x = torch.ones(3, requires_grad=True)
+    y = checkpoint(lambda x: x.exp().sin(), x, use_reentrant=True).sum()  # type: ignore[union-attr]
+    with StepCounter() as counter:
+        y.backward()
+    assert counter.operators["aten.exp.default"] == counter.operators["aten.cos.default"] == 1
+
+
+def test_a_foreach_operator_is_one_launch() -> None:
+    tensors = [torch.ones(3) for _ in range(5)]
+    with StepCounter() as counter:
+        torch._foreach_lerp_(tensors, [torch.zeros(3)] * 5, 0.5)
+    assert counter.operators == {"aten.zeros.default": 1, "aten._foreach_lerp_.Scalar": 1}
+
+
+def test_reads_are_what_the_host_needs_to_know() -> None:
+    x, mask, places = torch.ones(3), torch.tensor([True, False, True]), torch.tensor([0, 2])
+    with StepCounter() as counter:
+        x[0].item(), float(x[0]), torch.equal(x, x), mask.nonzero(), x[mask]
+        assert x.sum() > 2
+        x[places]  # noqa: B018  # where the places are known the host need not wait
+    assert counter.reads.total() == 6 and {place.module for place in counter.reads} == {__name__}
+    assert {place.function for place in counter.reads} == {"test_reads_are_what_the_host_needs_to_know"}
+
+
+def test_copies_cross_from_the_host_to_a_device() -> None:
+    x = torch.ones(3)
+    with StepCounter() as counter:
+        there = x.to("meta")  # a device without memory stands for one with
+        there.copy_(x)
+        x.to(torch.bfloat16), x.clone(), torch.ones(3).copy_(x)
+    assert counter.copies == 2
+
+
+def test_every_synchronize_is_counted_once() -> None:
+    import_deepspeed()
+    from deepspeed.accelerator import get_accelerator
+
+    with StepCounter() as outer:
+        get_accelerator().synchronize()
+        with StepCounter() as inner:
+            get_accelerator().synchronize()
+    get_accelerator().synchronize()
+    assert (outer.synchronisations.total(), inner.synchronisations.total(), outer.waits) == (2, 1, 2)
+    assert {place.function for place in outer.synchronisations} == {"test_every_synchronize_is_counted_once"}
+
+
+def test_counters_stand_inside_of_each_other() -> None:
+    x = torch.ones(3)
+    with StepCounter() as outer:
+        x + 1  # noqa: B018
+        with StepCounter() as inner:
+            x * 2  # noqa: B018
+    assert (outer.launches, inner.launches) == (2, 1)
+
+
+def test_waits_on_a_gpu_are_warnings_and_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+    def step() -> None:
+        for _ in range(2):  # torch's own words, twice from the same line
+            warnings.warn("called a synchronizing CUDA operation (Triggered internally at CUDAFunctions.cpp:91.)", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+        torch.cuda.synchronize()
+
+    assert count_waits(step) == 3 and modes == ["warn", "default"]
+
+
+class Profile:
+    """Stands for torch's profiler of a GPU: its own events, of two kernels, what launched one, and a range over both."""
+
+    def __init__(self, activities: list[ProfilerActivity]) -> None:
+        assert activities == [ProfilerActivity.CUDA]
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def events(self) -> list[FunctionEvent]:
+        gpu, cpu = DeviceType.CUDA, DeviceType.CPU
+        spans = [("kernel", gpu, 5, 9), ("Memcpy", gpu, 1, 2), ("launch", cpu, 0, 1), ("Optimizer.step", gpu, 0, 9)]
+        return [
+            FunctionEvent(1, name, 1, start, end, device_type=device, is_user_annotation=name == "Optimizer.step")
+            for name, device, start, end in spans
+        ]
+
+
+def test_spans_are_those_of_kernels_and_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(counting, "profile", Profile)
+    steps: list[int] = []
+    assert sorted(kernel_spans(lambda: steps.append(1), 3)) == [(1, 2), (5, 9)] and len(steps) == 3
+
+
+@pytest.mark.parametrize(
+    ("spans", "pct"),
+    [([(0, 10)], 0), ([(5, 10), (0, 5)], 0), ([(0, 2), (4, 10)], 20), ([(0, 8), (1, 2), (9, 10)], 10), ([(0, 1), (9, 10)], 80)],
+)
+def test_the_idle_share_is_what_no_kernel_covers(spans: list[tuple[float, float]], pct: float) -> None:
+    assert uncovered_pct(spans) == pytest.approx(pct)
+
+
+def test_synchronize_is_what_it_was_after_counting() -> None:
+    before = torch.cuda.synchronize, torch.cuda.Event.synchronize
+    with count_synchronisations(StepCounter().synchronisations):
+        assert torch.cuda.synchronize is not before[0]
+    assert (torch.cuda.synchronize, torch.cuda.Event.synchronize) == before

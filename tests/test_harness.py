@@ -1,0 +1,48 @@
+"""The files of the benchmarks' results: rows of several times and benchmarks in one file."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from benchmarks import harness
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_file_takes_up_new_columns_and_keeps_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "cpu.csv"
+    harness.write_rows(path, [{"impl": "a, b", "ms": 1.5}], ["impl", "ms"])
+    harness.write_rows(path, [{"impl": "c", "waits": 0, "ms": 2}], ["impl", "waits", "ms"])
+    harness.write_rows(path, [{"impl": "d", "ms": 3}], ["impl", "ms"])
+    assert path.read_text().splitlines()[0] == "impl,ms,waits"
+    assert rows(path) == [
+        {"impl": "a, b", "ms": "1.5", "waits": ""},
+        {"impl": "c", "ms": "2", "waits": "0"},
+        {"impl": "d", "ms": "3", "waits": ""},
+    ]
+    assert [file.name for file in path.parent.iterdir()] == ["cpu.csv"]
+
+
+def test_a_file_with_the_same_columns_is_only_appended_to(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.csv"
+    harness.write_rows(path, [{"impl": "a"}], ["impl"])
+    before = path.stat().st_ino
+    harness.write_rows(path, [{"impl": "b"}], ["impl"])
+    assert path.stat().st_ino == before and [row["impl"] for row in rows(path)] == ["a", "b"]
+
+
+def test_a_row_with_a_column_that_was_not_named_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="images"):
+        harness.write_rows(tmp_path / "cpu.csv", [{"impl": "a", "images": 1}], ["impl"])
+
+
+@pytest.mark.parametrize("path", sorted(harness.RESULTS.glob("*.csv")), ids=lambda path: path.stem)
+def test_every_row_of_the_results_has_its_files_columns(path: Path) -> None:
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *body = csv.reader(file)
+    assert body and len(set(header)) == len(header)
+    assert {len(row) for row in body} == {len(header)}
