@@ -1,5 +1,6 @@
 """The benchmark of whole steps: that timm does the same work, that a wrong loss stops a row, and what a row holds."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from benchmarks.trainers import all_kept, make_config, make_trainer, micro_batch
 from fastdeit.config import Config
 from fastdeit.distributed import World, init_distributed
 from fastdeit.engine import Trainer
+from tests.launching import FOREIGN
 from tests.parity import assert_near
 
 ROOT = Path(__file__).parent.parent
@@ -140,4 +142,5 @@ from benchmarks import bench_engine
 assert "deepspeed" not in sys.modules, "bench_step needs none"
 bench_engine.run(bench_engine.Case("toy", 4, "fp32", "ours"), bench_engine.init_distributed())
 """
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    alone = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=alone, check=True)
