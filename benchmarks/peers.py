@@ -63,7 +63,7 @@ class TimmTrainer:
         model, self.optim, size = config.model, config.optim, config.data.input_size
         same = {"drop_path_rate": model.drop_path, "qkv_bias": model.qkv_bias, "img_size": size, **model_sizes(config)}
         self.model = timm_student(model.model, **same).to(device)
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.run.precision == "bf16")
+        self.bf16 = config.run.precision == "bf16"
         exempt = self.model.no_weight_decay()  # type: ignore[operator]
         groups = param_groups_weight_decay(self.model, self.optim.weight_decay, no_weight_decay_list=exempt)
         self.optimizer = torch.optim.AdamW(groups, self.optim.scaled_lr, self.optim.opt_betas, self.optim.opt_eps, fused=True)
@@ -71,17 +71,20 @@ class TimmTrainer:
         rates = {"warmup_lr": self.optim.warmup_lr, "min_lr": self.optim.min_lr}
         self.schedule = build_schedule(self.optimizer, total_steps=total, warmup_steps=warmup, **rates)
         self.scaler, self.average = NativeScaler(device.type), ModelEmaV3(self.model, self.optim.model_ema_decay)
-        self.loss: Callable[[Batch], torch.Tensor] = self._loss if mode is None else torch.compile(self._loss, mode=mode)
+        self.loss: Callable[[Batch], torch.Tensor] = self._loss
+        if mode is not None:
+            self.loss = torch.compile(self._loss, mode=mode, fullgraph=True)
         self.step = 0
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         images = mix_reference(batch.images, batch.lam, batch.box, torch.float32)
-        with self.autocast:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             outputs = self.model(images)
         return hard_distillation(outputs, soft_target(batch.labels, batch.lam), decisions(batch))
 
     def train_step(self, batch: Batch) -> torch.Tensor:
         """One optimizer step; the loss, on the device."""
+        torch.compiler.cudagraph_mark_step_begin()  # what "reduce-overhead" gave in the last step may be written over
         self.schedule.step_update(self.step)
         loss = self.loss(batch)
         self.scaler(loss, self.optimizer, clip_grad=self.optim.clip_grad, parameters=self.model.parameters())

@@ -20,10 +20,10 @@ def newest(rows: Iterable[Row]) -> list[Row]:
 
 
 def lines(rows: Iterable[Row]) -> list[str]:
-    """One for each benchmark, mode and shape that we have a row for: time, share of the copy bandwidth, others' times."""
-    cases: dict[tuple[str, str, str], dict[str, Row]] = {}
+    """One for each benchmark, mode, shape and dtype that we have a row of: time, share of the copy bandwidth, others' times."""
+    cases: dict[tuple[str, str, str, str], dict[str, Row]] = {}
     for row in newest(rows):
-        cases.setdefault((row["bench"], row["mode"], row["shape"]), {})[row["impl"]] = row
+        cases.setdefault((row["bench"], row["mode"], row["shape"], row["dtype"]), {})[row["impl"]] = row
     found = []
     for case, by_impl in cases.items():
         ours = next((by_impl[name] for name in OURS if name in by_impl), None)

@@ -1,5 +1,7 @@
 """The benchmark of whole steps: that timm does the same work, that a wrong loss stops a row, and what a row holds."""
 
+import itertools
+import math
 import os
 import subprocess
 import sys
@@ -79,6 +81,44 @@ def test_a_row_of_ours_has_every_column(world: World) -> None:
     empty = {"gbps", "pct_of_copy", "idle_pct"}  # no least number of bytes; no GPU
     assert {name for name in row if row[name] == ""} - {"dali", "deepspeed"} == empty
     assert row["impl"] == "ours, clipping" and row["shape"] == "toy 4" and float(row["ms_p20"]) <= float(row["ms_p80"])
+
+
+class Event:
+    """Stands for a mark on a GPU's own clock, which reads 2 ms more at each."""
+
+    clock = itertools.count(0, 2)
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = next(self.clock)
+
+    def elapsed_time(self, end: "Event") -> float:
+        return float(end.at - self.at)
+
+    def synchronize(self) -> None:
+        raise AssertionError("nothing waits for one step of many")
+
+
+@pytest.mark.parametrize(("spans", "launches", "idle"), [([(0, 1), (3, 4)] * 50, 20, 50), ([], "", "")])
+def test_a_gpus_columns(
+    spans: list[tuple[float, float]], launches: object, idle: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("synchronize", "set_sync_debug_mode", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *arguments: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**20)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**20)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(bench_engine, "kernel_spans", lambda step, steps: spans)
+
+    def step() -> torch.Tensor:
+        torch.cuda.synchronize()
+        return torch.tensor(math.log(1000))
+
+    row = bench_engine.measure(step, torch.device("cuda"), images=8)
+    assert (row["ms_p20"], row["ms_p50"], row["ms_p80"], row["images_per_s"]) == (2, 2, 2, 4000)
+    assert (row["peak_mib"], row["waits"], row["launches"], row["idle_pct"]) == (2, 1, launches, idle)
 
 
 def test_another_loss_than_timms_stops_a_row(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
