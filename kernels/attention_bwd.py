@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from fastdeit.kernels.configs import config
+from fastdeit.kernels.operators import operator
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 TAIL = 16  # the narrowest block that a matrix product takes
@@ -277,6 +278,11 @@ def _attention_bwd_dkdv_kernel(
     store_rows(dqkv_ptr + offs + 2 * H * D, dv, keys, 3 * H * D, N, D, PAD)
 
 
+def _attention_bwd_fake(qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format)
+
+
+@operator("attention_bwd", fake=_attention_bwd_fake)
 def attention_bwd_triton(qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
     """Launch the kernels: the gradient of qkv, packed as it is, from that of the forward's out."""
     # no copies in the student; elsewhere a batch may be sliced, and a gradient expanded

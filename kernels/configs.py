@@ -25,7 +25,12 @@ def arch(device: torch.device) -> int:
     """The device's architecture as a number, 90 for an H100; Triton's interpreter on a CPU stands for one."""
     if device.type != "cuda":
         return INTERPRETED_ARCH
-    major, minor = torch.cuda.get_device_capability(device)
+    return _arch_of(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _arch_of(index: int) -> int:
+    major, minor = torch.cuda.get_device_capability(index)
     return 10 * major + minor
 
 

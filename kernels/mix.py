@@ -19,6 +19,7 @@ import triton.language as tl
 from fastdeit.kernels.backend import is_fused
 from fastdeit.kernels.configs import config
 from fastdeit.kernels.interleave import store_channels_last
+from fastdeit.kernels.operators import operator
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_PATCH_SIZE = 32
@@ -191,7 +192,13 @@ def _dense(images: torch.Tensor) -> tuple[torch.Tensor, bool]:
     return (images if channels_last else images.contiguous()), channels_last
 
 
-@torch.library.custom_op("fastdeit::mix", mutates_args=())
+def _mix_fake(
+    images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor, out_dtype: torch.dtype, channels_last: bool
+) -> torch.Tensor:
+    return _empty_images(images, out_dtype, channels_last)
+
+
+@operator("mix", fake=_mix_fake)
 def mix_triton(
     images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor, out_dtype: torch.dtype, channels_last: bool
 ) -> torch.Tensor:
@@ -217,13 +224,6 @@ def mix_triton(
     return out
 
 
-@mix_triton.register_fake
-def _mix_fake(
-    images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor, out_dtype: torch.dtype, channels_last: bool
-) -> torch.Tensor:
-    return _empty_images(images, out_dtype, channels_last)
-
-
 def _empty_patches(
     images: torch.Tensor, patch_size: int, out_dtype: torch.dtype, with_images: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -233,7 +233,13 @@ def _empty_patches(
     return patches, _empty_images(images if with_images else images[:0], out_dtype, channels_last=True)
 
 
-@torch.library.custom_op("fastdeit::mix_patches", mutates_args=())
+def _mix_patches_fake(
+    images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor, patch_size: int, out_dtype: torch.dtype, with_images: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _empty_patches(images, patch_size, out_dtype, with_images)
+
+
+@operator("mix_patches", fake=_mix_patches_fake)
 def mix_patches_triton(
     images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor, patch_size: int, out_dtype: torch.dtype, with_images: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -258,13 +264,6 @@ def mix_patches_triton(
             **launch,
         )
     return patches, mixed
-
-
-@mix_patches_triton.register_fake
-def _mix_patches_fake(
-    images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor, patch_size: int, out_dtype: torch.dtype, with_images: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return _empty_patches(images, patch_size, out_dtype, with_images)
 
 
 def _check(images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor, out_dtype: torch.dtype | None) -> None:

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from fastdeit.kernels.configs import config
+from fastdeit.kernels.operators import operator
 from fastdeit.kernels.partials import sum_partials
 
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -100,8 +101,7 @@ def _norm_bwd_kernel(
         tl.store(partials_ptr + cols, tl.sum(dgamma, 0), mask=mask_cols)
 
 
-@torch.library.custom_op("fastdeit::add_norm_bwd", mutates_args=())
-def add_norm_bwd(
+def _allocate(
     dy: torch.Tensor | None,
     dx_new: torch.Tensor | None,
     x_new: torch.Tensor,
@@ -112,7 +112,32 @@ def add_norm_bwd(
     gamma: torch.Tensor | None,
     branch: torch.Tensor | None,
 ) -> Gradients:
-    """Gradients (dx, dbranch, dweight, dbias, dgamma) of add_norm and, without scale, gamma and branch, of norm.
+    def empty_like(tensor: torch.Tensor, wanted: bool) -> torch.Tensor:
+        # an operator cannot leave an output out
+        return torch.empty(tensor.shape if wanted else (0,), dtype=tensor.dtype, device=tensor.device)
+
+    return (
+        empty_like(x_new, True),
+        empty_like(x_new, scale is not None or gamma is not None),
+        empty_like(weight, dy is not None),
+        empty_like(weight, dy is not None),
+        empty_like(weight if gamma is None else gamma, branch is not None),
+    )
+
+
+@operator("add_norm_bwd", fake=_allocate)
+def add_norm_bwd_triton(
+    dy: torch.Tensor | None,
+    dx_new: torch.Tensor | None,
+    x_new: torch.Tensor,
+    weight: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    scale: torch.Tensor | None,
+    gamma: torch.Tensor | None,
+    branch: torch.Tensor | None,
+) -> Gradients:
+    """Launch the kernels: (dx, dbranch, dweight, dbias, dgamma) of add_norm; without scale, gamma, branch, of norm.
 
     branch: only when gamma needs a gradient. Empty are dbranch when it equals dx, dweight and dbias without dy, and dgamma
     without branch.
@@ -150,28 +175,3 @@ def add_norm_bwd(
     if sums:
         sum_partials(partials, sums)
     return outs
-
-
-@add_norm_bwd.register_fake
-def _allocate(
-    dy: torch.Tensor | None,
-    dx_new: torch.Tensor | None,
-    x_new: torch.Tensor,
-    weight: torch.Tensor,
-    mean: torch.Tensor,
-    rstd: torch.Tensor,
-    scale: torch.Tensor | None,
-    gamma: torch.Tensor | None,
-    branch: torch.Tensor | None,
-) -> Gradients:
-    def empty_like(tensor: torch.Tensor, wanted: bool) -> torch.Tensor:
-        # an operator cannot leave an output out
-        return torch.empty(tensor.shape if wanted else (0,), dtype=tensor.dtype, device=tensor.device)
-
-    return (
-        empty_like(x_new, True),
-        empty_like(x_new, scale is not None or gamma is not None),
-        empty_like(weight, dy is not None),
-        empty_like(weight, dy is not None),
-        empty_like(weight if gamma is None else gamma, branch is not None),
-    )
