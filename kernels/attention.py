@@ -21,7 +21,7 @@ import triton.language as tl
 
 from fastdeit.kernels.attention_bwd import LOG2_E, attention_bwd_triton, load_rows, store_rows, tail
 from fastdeit.kernels.backend import is_fused
-from fastdeit.kernels.configs import config
+from fastdeit.kernels.configs import blocks_of, config, padded
 from fastdeit.kernels.operators import operator
 
 logger = logging.getLogger(__name__)
@@ -160,9 +160,9 @@ def attention_triton(qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     out, lse = _attention_fake(qkv)
     bits = 8 * qkv.element_size()
     launch = config("attention_fwd", qkv.device, bits=bits, D=D, N=N)
-    sizes = {"N": N, "H": H, "D": D, "PAD": triton.next_power_of_2(D), "TAIL": tail(N, launch["BLOCK_N"], bits)}
+    sizes = {"N": N, "H": H, "D": D, "PAD": padded(D), "TAIL": tail(N, launch["BLOCK_N"], bits)}
     if qkv.numel():
-        _attention_fwd_kernel[(batch * H * triton.cdiv(N, launch["BLOCK_M"]),)](qkv, out, lse, **sizes, **launch)
+        _attention_fwd_kernel[(batch * H * blocks_of(N, launch["BLOCK_M"]),)](qkv, out, lse, **sizes, **launch)
     return out, lse
 
 
@@ -177,8 +177,8 @@ def attention_weights_triton(qkv: torch.Tensor, lse: torch.Tensor, heads: Sequen
     batch, N, _, H, D = qkv.shape
     weights = _attention_weights_fake(qkv, lse, heads)
     launch = config("attention_weights", qkv.device, bits=8 * qkv.element_size(), D=D, N=N)
-    sizes = {"PLACES": len(heads), "N": N, "H": H, "D": D, "PAD": triton.next_power_of_2(D)}
-    grid = (batch * triton.cdiv(N, launch["BLOCK_M"]),)
+    sizes = {"PLACES": len(heads), "N": N, "H": H, "D": D, "PAD": padded(D)}
+    grid = (batch * blocks_of(N, launch["BLOCK_M"]),)
     for place, head in enumerate(heads):
         if qkv.numel():
             _attention_weights_kernel[grid](qkv, lse, weights, head, place, **sizes, **launch)

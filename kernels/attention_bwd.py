@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.configs import config
+from fastdeit.kernels.configs import blocks_of, config, padded
 from fastdeit.kernels.operators import operator
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -292,7 +292,7 @@ def attention_bwd_triton(qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor
     if not qkv.numel():
         return dqkv
     bits = 8 * qkv.element_size()
-    sizes = {"N": N, "H": H, "D": D, "PAD": triton.next_power_of_2(D)}
+    sizes = {"N": N, "H": H, "D": D, "PAD": padded(D)}
     whole = config("attention_bwd_whole", qkv.device, bits=bits, D=D, N=N)
     if whole["BLOCK_M"] >= N:
         # the narrow block's dK and dV are made transposed, D rows high: a warp-group product takes no fewer than 64
@@ -302,8 +302,8 @@ def attention_bwd_triton(qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor
     dq = config("attention_bwd_dq", qkv.device, bits=bits, D=D, N=N)
     dkdv = config("attention_bwd_dkdv", qkv.device, bits=bits, D=D, N=N)
     delta = torch.empty_like(lse)
-    grid = (batch * H * triton.cdiv(N, dq["BLOCK_M"]),)
+    grid = (batch * H * blocks_of(N, dq["BLOCK_M"]),)
     _attention_bwd_dq_kernel[grid](qkv, out, lse, grad, dqkv, delta, **sizes, TAIL=tail(N, dq["BLOCK_N"], bits), **dq)
-    grid = (batch * H * triton.cdiv(N, dkdv["BLOCK_N"]),)
+    grid = (batch * H * blocks_of(N, dkdv["BLOCK_N"]),)
     _attention_bwd_dkdv_kernel[grid](qkv, lse, grad, delta, dqkv, **sizes, TAIL=tail(N, dkdv["BLOCK_M"], bits), **dkdv)
     return dqkv

@@ -58,3 +58,14 @@ def _nearest(fitting: list[dict], key: str, wanted: int) -> list[dict]:
     values = {row[key] for row in fitting}
     best = min((value for value in values if value >= wanted), default=max(values))
     return [row for row in fitting if row[key] == best]
+
+
+# triton.cdiv and triton.next_power_of_2 serve kernels too, and so cost the host more than all of the dispatch to a launcher
+def blocks_of(size: int, block: int) -> int:
+    """How many blocks hold so many elements."""
+    return -(-size // block)
+
+
+def padded(size: int) -> int:
+    """The smallest power of two that is size or more; size at least 1."""
+    return 1 << (size - 1).bit_length()

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.configs import config
+from fastdeit.kernels.configs import blocks_of, config
 from fastdeit.kernels.distill_rows import cross_entropy_row, decision_of_row, divergence_row
 from fastdeit.kernels.operators import operator
 
@@ -161,7 +161,7 @@ def distill_bwd_triton(grads: torch.Tensor, grad_loss: torch.Tensor, dtype: torc
     out = _distill_bwd_fake(grads, grad_loss, dtype)
     launch = config("distill_bwd", grads.device, bits=8 * grads.element_size())
     if grads.numel():
-        grid = (triton.cdiv(grads.numel(), launch["BLOCK"]),)
+        grid = (blocks_of(grads.numel(), launch["BLOCK"]),)
         _distill_bwd_kernel[grid](grads, grad_loss, out, grads.numel(), **launch)
     return out
 
@@ -244,7 +244,7 @@ def distill_triton(
         lam.contiguous(),
         teacher,
         grads,
-        torch.empty(heads * batch, dtype=torch.float32, device=cls_logits.device),
+        cls_logits.new_empty(heads * batch, dtype=torch.float32),
         counter,
         loss,
         base,

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from fastdeit.kernels.backend import is_fused
-from fastdeit.kernels.configs import config
+from fastdeit.kernels.configs import blocks_of, config, padded
 from fastdeit.kernels.operators import operator
 from fastdeit.kernels.partials import sum_partials
 
@@ -131,8 +131,8 @@ def _launch(op: str, x: torch.Tensor) -> tuple[int, int, int, dict[str, int]]:
     """Rows, width, column blocks and the kernel's constants."""
     dim = x.shape[-1]
     launch = config(op, x.device, bits=8 * x.element_size(), D=dim)
-    launch["BLOCK_D"] = min(launch["BLOCK_D"], triton.next_power_of_2(dim))
-    return x.numel() // dim, dim, triton.cdiv(dim, launch["BLOCK_D"]), launch
+    launch["BLOCK_D"] = min(launch["BLOCK_D"], padded(dim))
+    return x.numel() // dim, dim, blocks_of(dim, launch["BLOCK_D"]), launch
 
 
 def _gelu_fake(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -152,8 +152,8 @@ def gelu_bwd_triton(dy: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None
     dx, dbias = _gelu_bwd_fake(dy, x, bias)
     rows, dim, col_blocks, launch = _launch("gelu_bwd", x)
     # a fixed count, whatever the GPU has: the order of the sums, and so every bit, depends on the shape alone
-    row_programs = min(max(1, launch.pop("PROGRAMS") // col_blocks), triton.cdiv(rows, launch["BLOCK_ROWS"]))
-    partials = None if bias is None else torch.empty((1, row_programs, dim), dtype=torch.float32, device=x.device)
+    row_programs = min(max(1, launch.pop("PROGRAMS") // col_blocks), blocks_of(rows, launch["BLOCK_ROWS"]))
+    partials = None if bias is None else x.new_empty((1, row_programs, dim), dtype=torch.float32)
     if rows:
         _gelu_bwd_kernel[(row_programs * col_blocks,)](
             dy, x, bias, dx, partials, rows, row_programs, D=dim, EXACT=x.dtype == torch.float32, **launch
@@ -180,7 +180,7 @@ def gelu_triton(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     y = torch.empty_like(x)
     rows, dim, col_blocks, launch = _launch("gelu_fwd", x)
     if rows:
-        grid = (triton.cdiv(rows, launch["BLOCK_ROWS"]) * col_blocks,)
+        grid = (blocks_of(rows, launch["BLOCK_ROWS"]) * col_blocks,)
         _gelu_fwd_kernel[grid](x, bias, y, rows, D=dim, EXACT=x.dtype == torch.float32, **launch)
     return y
 

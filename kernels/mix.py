@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from fastdeit.kernels.backend import is_fused
-from fastdeit.kernels.configs import config
+from fastdeit.kernels.configs import blocks_of, config
 from fastdeit.kernels.interleave import store_channels_last
 from fastdeit.kernels.operators import operator
 
@@ -207,7 +207,7 @@ def mix_triton(
     out = _empty_images(images, out_dtype, channels_last)
     batch, channels, height, width = images.shape
     launch = config("mix_fwd", images.device, bits=8 * images.element_size())
-    grid = (batch // 2, triton.cdiv(channels * height * width, launch["BLOCK"]))
+    grid = (batch // 2, blocks_of(channels * height * width, launch["BLOCK"]))
     if out.numel():
         _mix_fwd_kernel[grid](
             images,
@@ -248,7 +248,7 @@ def mix_patches_triton(
     patches, mixed = _empty_patches(images, patch_size, out_dtype, with_images)
     batch, _, height, width = images.shape
     launch = config("mix_patches_fwd", images.device, bits=8 * images.element_size())
-    grid = (batch // 2, triton.cdiv(height * width, launch["BLOCK"]))
+    grid = (batch // 2, blocks_of(height * width, launch["BLOCK"]))
     if patches.numel():
         _mix_patches_fwd_kernel[grid](
             images,

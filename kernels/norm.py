@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from fastdeit.kernels.backend import is_fused
-from fastdeit.kernels.configs import config
+from fastdeit.kernels.configs import blocks_of, config, padded
 from fastdeit.kernels.norm_bwd import add_norm_bwd_triton
 from fastdeit.kernels.operators import operator
 
@@ -117,7 +117,7 @@ def _allocate(
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     # an operator cannot leave an output out
     x_new = x.new_empty(0) if branch is None else torch.empty_like(y)
-    mean, rstd = (torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device) for _ in range(2))
+    mean, rstd = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
     return x_new, y, mean, rstd
 
 
@@ -167,7 +167,7 @@ def add_norm_triton(
     dim, rows = x.shape[-1], mean.numel()
     launch = config("norm_fwd", x.device, bits=8 * x.element_size(), D=dim)
     if rows:
-        _norm_fwd_kernel[(triton.cdiv(rows, launch["BLOCK_ROWS"]),)](
+        _norm_fwd_kernel[(blocks_of(rows, launch["BLOCK_ROWS"]),)](
             x.contiguous(),
             None if branch is None else branch.contiguous(),
             None if scale is None else scale.contiguous(),
@@ -182,7 +182,7 @@ def add_norm_triton(
             x.shape[-2] if x.ndim > 1 else 1,
             eps,
             D=dim,
-            BLOCK_D=triton.next_power_of_2(dim),
+            BLOCK_D=padded(dim),
             **launch,
         )
     return outs

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.configs import config
+from fastdeit.kernels.configs import blocks_of, config, padded
 from fastdeit.kernels.operators import operator
 from fastdeit.kernels.partials import sum_partials
 
@@ -114,7 +114,7 @@ def _allocate(
 ) -> Gradients:
     def empty_like(tensor: torch.Tensor, wanted: bool) -> torch.Tensor:
         # an operator cannot leave an output out
-        return torch.empty(tensor.shape if wanted else (0,), dtype=tensor.dtype, device=tensor.device)
+        return tensor.new_empty(tensor.shape if wanted else (0,))
 
     return (
         empty_like(x_new, True),
@@ -149,9 +149,9 @@ def add_norm_bwd_triton(
     op = "norm_bwd" if branch is None else "norm_bwd_gamma"
     launch = config(op, x_new.device, bits=8 * x_new.element_size(), D=dim)
     # a fixed count, whatever the GPU has: the order of the sums, and so every bit, depends on the shape alone
-    programs = min(launch.pop("PROGRAMS"), triton.cdiv(rows, launch["BLOCK_ROWS"]))
+    programs = min(launch.pop("PROGRAMS"), blocks_of(rows, launch["BLOCK_ROWS"]))
     sums = [out for out in sums if out.numel()]
-    partials = torch.empty((len(sums), programs, dim), dtype=torch.float32, device=x_new.device)
+    partials = x_new.new_empty((len(sums), programs, dim), dtype=torch.float32)
     if rows:
         _norm_bwd_kernel[(programs,)](
             None if dy is None else dy.contiguous(),
@@ -169,7 +169,7 @@ def add_norm_bwd_triton(
             rows,
             x_new.shape[-2] if x_new.ndim > 1 else 1,
             D=dim,
-            BLOCK_D=triton.next_power_of_2(dim),
+            BLOCK_D=padded(dim),
             **launch,
         )
     if sums:
