@@ -60,7 +60,7 @@ def _nearest(fitting: list[dict], key: str, wanted: int) -> list[dict]:
     return [row for row in fitting if row[key] == best]
 
 
-# triton.cdiv and triton.next_power_of_2 serve kernels too, and so cost the host more than all of the dispatch to a launcher
+# triton.cdiv and triton.next_power_of_2 serve inside of kernels too, for which they take ten times as long as these
 def blocks_of(size: int, block: int) -> int:
     """How many blocks hold so many elements."""
     return -(-size // block)

@@ -1,11 +1,13 @@
 """What makes a launcher an operator of torch, `fastdeit::<op>`: torch.compile, CUDA graphs and profilers keep it as one call.
 
-A call goes through the dispatcher to the gradient's `Function`, from there below autograd to the launcher, and nothing in
-between looks at the arguments. `torch.library.custom_op` would check them at each call, which costs several times as much as
-all the rest: a student makes about fifty calls a step, and where the host is slower than the GPU they decide its speed
-(benchmarks/bench_dispatch.py measures it, tests/kernels/test_operators.py counts the steps).
+In eager mode a call enters the gradient's `Function`, from there the dispatcher below autograd, then the launcher. The
+operator's own autograd kernel is the same `Function`, for those who call it by its name: a compiler, an exporter, opcheck.
+`torch.library.custom_op` would enter the dispatcher twice and check every argument and output at each call. A student makes
+about fifty calls a step, and where the host is slower than the GPU they decide its speed (benchmarks/bench_dispatch.py
+measures, tests/kernels/test_operators.py counts the Python calls).
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -24,12 +26,12 @@ def operator(
     save: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> Callable[[Launcher], Launcher]:
-    """Register the decorated launcher as `fastdeit::<name>`; gives the operator in its place.
+    """Register the decorated launcher as `fastdeit::<name>`; return what calls the operator, with the same arguments.
 
     The launcher's annotations make the schema, which mutates nothing; an output may be no view of an argument. On CUDA tensors
     it runs on their device. fake: the same arguments → empty outputs, for tracing. save(ctx, inputs, output) and
-    backward(ctx, *grads): as the forward and backward of a torch.autograd.Function, which differentiate once; without
-    them a gradient is refused, with a RuntimeError, when it is asked for.
+    backward(ctx, *grads): as a torch.autograd.Function's setup_context and backward; where the backward calls operators
+    without them, the second derivative is refused as theirs is: with a RuntimeError, when it is asked for.
     """
 
     def register(launch: Launcher) -> Launcher:
@@ -38,8 +40,15 @@ def operator(
         library.impl(name, on_its_device(launch), "CUDA")
         torch.library.register_fake(f"fastdeit::{name}", fake, lib=library)
         op = getattr(torch.ops.fastdeit, name).default
-        library.impl(name, _differentiable(op, name, save or _save_nothing, backward or _refuse), "Autograd")
-        return cast(Launcher, op)
+        differentiable = _differentiable(op, name, save or _save_nothing, backward or _refuse)
+        library.impl(name, differentiable, "Autograd")
+
+        @functools.wraps(launch)
+        def call(*inputs: Any, **named: Any) -> Any:
+            # a compiler sees one operator, and only torch knows the names
+            return op(*inputs, **named) if named or torch.compiler.is_compiling() else differentiable(*inputs)
+
+        return cast(Launcher, call)
 
     return register
 
@@ -78,7 +87,7 @@ def on_its_device(launch: Callable[..., Any]) -> Callable[..., Any]:
 def _differentiable(
     op: Callable[..., Any], name: str, save: Callable[..., None], backward: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """Give the operator a kernel for the dispatcher's autograd key."""
+    """Wrap an operator in a `Function` of its own; it serves as the kernel of the dispatcher's autograd key too."""
 
     def forward(ctx: Any, *inputs: Any) -> Any:
         with _BelowAutograd():
@@ -86,14 +95,8 @@ def _differentiable(
         save(ctx, inputs, output)
         return output
 
-    def once(ctx: Any, *grads: Any) -> Any:
-        if torch.is_grad_enabled():  # for a second derivative, which the backward's own operators refuse
-            return backward(ctx, *grads)
-        with _BelowAutograd():
-            return backward(ctx, *grads)
-
-    # forward in one piece: with a setup_context, apply looks at the signature at every call
-    methods = {"forward": staticmethod(forward), "backward": staticmethod(once)}
+    # one forward: with a setup_context beside it, apply would bind the arguments to the signature at every call
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     gradient = cast(Any, type(f"fastdeit_{name}", (torch.autograd.Function,), methods))
 
     def differentiate(*inputs: Any) -> Any:
