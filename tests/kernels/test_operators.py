@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 
-from fastdeit.kernels import augment, backend, distill_fused, gelu, mix, norm, operators  # noqa: F401  # what registers
+from fastdeit.kernels import attention, augment, backend, distill_fused, gelu, mix, norm, operators  # noqa: F401  # what registers
 from fastdeit.kernels.gelu import gelu_bwd_triton, gelu_triton
 from fastdeit.kernels.operators import on_its_device, operator
 from tests.kernels import interpreter
