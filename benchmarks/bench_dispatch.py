@@ -1,10 +1,11 @@
 """What a call of an operator costs the host: `kernels/operators.py` beside a bare autograd.Function and torch's custom_op.
 
-python -m benchmarks.bench_dispatch [--out FOLDER] [--only OP ...]
+python -m benchmarks.bench_dispatch [-o results.csv]
 
 The kernels' modules are loaded three times, with three meanings of `operator`, so that all run the same launchers; Triton's
-launch is replaced by nothing, so no GPU is needed. In "Function" an op without a gradient is its launcher. Thread CPU time,
-for only ratios mean something on a shared machine: the three take turns, and a figure is the median of its rounds.
+launch is replaced by nothing, so no GPU is needed. As "function" an op without a gradient is its launcher, called. A backward
+is measured with autograd's engine around it. Thread CPU time; the three take turns, and on a shared machine only their ratios
+mean something.
 """
 
 import argparse
@@ -57,6 +58,9 @@ def custom_op(name: str, *, fake: Any, save: Any = None, backward: Any = None) -
         return op
 
     return register
+
+
+WAYS: dict[str, Callable[..., Any]] = {"operator": operators.operator, "function": function, "custom_op": custom_op}
 
 
 def load(operator: Callable[..., Any]) -> Modules:
@@ -137,38 +141,32 @@ def nothing_launched() -> Iterator[None]:
         set_backend("auto")
 
 
-def bench(only: list[str]) -> list[harness.Row]:
-    """A row for each op, mode and implementation; prints them, and what the others take of ours."""
-    ways = {"operator": operators.operator, "Function": function, "custom_op": custom_op}
-    by_way = {name: calls(load(way)) for name, way in ways.items()}
-    stamp, rows = harness.environment(torch.device("cpu")), []
-    print(f"{'us a call':28}" + "".join(f"{name:>12}" for name in ways))
-    for op in only:
-        runs = {name: modes(found[op]) for name, found in by_way.items()}
-        for mode in runs["operator"]:
-            times = take_turns({name: run[mode] for name, run in runs.items()})
-            middle = {name: statistics.median(found) for name, found in times.items()}
-            print(f"{op:20}{mode:8}" + "".join(f"{us:6.1f} {us / middle['operator']:4.2f}x" for us in middle.values()))
-            what: harness.Row = {**stamp, "bench": "dispatch", "mode": mode, "shape": op, "dtype": "fp32"}
-            rows += [what | {"impl": name, **_milliseconds(found)} for name, found in times.items()]
-    return rows
-
-
-def _milliseconds(times_us: list[float]) -> harness.Row:
-    p20, _, _, p80 = statistics.quantiles(times_us, n=5)
-    found = (p20, statistics.median(times_us), p80)
-    return {name: float(f"{us / 1e3:.4g}") for name, us in zip(("ms_p20", "ms_p50", "ms_p80"), found, strict=True)}
+def measure(op: str, by_way: dict[str, dict[str, Call]]) -> Iterator[harness.Row]:
+    """A row for each mode: microseconds of each way, and how many times ours the others take, medians over the rounds."""
+    runs = {way: modes(found[op]) for way, found in by_way.items()}
+    for mode in runs["operator"]:
+        times = take_turns({way: found[mode] for way, found in runs.items()})
+        row: harness.Row = {"op": op, "mode": mode}
+        row |= {f"{way}_us": round(statistics.median(found), 1) for way, found in times.items()}
+        for way in ("function", "custom_op"):
+            shares = map(float.__truediv__, times[way], times["operator"])
+            row[f"{way}_ratio"] = round(statistics.median(shares), 2)
+        yield row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
-    names = list(calls(load(operators.operator)))
-    parser.add_argument("--only", nargs="+", default=names, choices=names, help="ops")
-    arguments = parser.parse_args()
+    parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "cpu-dispatch.csv")
+    output = parser.parse_args().output
+    rows: list[harness.Row] = []
     with nothing_launched():
-        rows = bench(arguments.only)
-    print(f"{len(rows)} rows in {harness.append(rows, torch.device('cpu'), arguments.out)}")
+        by_way = {name: calls(load(way)) for name, way in WAYS.items()}
+        for op in by_way["operator"]:
+            for row in measure(op, by_way):
+                rows.append(row)
+                print("  ".join(f"{column} {value}" for column, value in row.items()), flush=True)
+    stamp = harness.environment(torch.device("cpu"))
+    harness.write_rows(output, [{**stamp, **row} for row in rows], [*stamp, *rows[0]])
 
 
 if __name__ == "__main__":
