@@ -33,7 +33,7 @@ Modules = dict[str, ModuleType]
 
 
 def function(name: str, *, fake: Any, save: Any = None, backward: Any = None) -> Callable[[Any], Any]:
-    """In the place of `operators.operator`: no operator, only the gradient; the least that a differentiable call can cost."""
+    """Stand in for `operators.operator` with the gradient alone: the least that a differentiable call can cost."""
 
     def register(launch: Any) -> Any:
         def forward(ctx: Any, *inputs: Any) -> Any:
@@ -48,7 +48,7 @@ def function(name: str, *, fake: Any, save: Any = None, backward: Any = None) ->
 
 
 def custom_op(name: str, *, fake: Any, save: Any = None, backward: Any = None) -> Callable[[Any], Any]:
-    """In the place of `operators.operator`: what torch offers for it."""
+    """Stand in for `operators.operator` with what torch offers for the purpose."""
 
     def register(launch: Any) -> Any:
         op = torch.library.custom_op(f"bench_dispatch::{name}", launch, mutates_args=())
@@ -64,7 +64,7 @@ WAYS: dict[str, Callable[..., Any]] = {"operator": operators.operator, "function
 
 
 def load(operator: Callable[..., Any]) -> Modules:
-    """The kernels' modules anew, their launchers registered by `operator`."""
+    """Import the kernels' modules again, with `operator` to register their launchers."""
     names = [f"fastdeit.kernels.{name}" for name in MODULES]
     for name in names:
         sys.modules.pop(name, None)
@@ -80,7 +80,7 @@ class Call(NamedTuple):
 
 
 def calls(kernels: Modules) -> dict[str, Call]:
-    """Each op once, on the smallest tensors that it takes; a backward operator is part of its forward's gradient."""
+    """Make a call of each op, on small tensors; a backward operator is part of its forward's gradient."""
     x, w, b, scale = torch.zeros(2, 6, 32).requires_grad_(), *torch.zeros(2, 32).requires_grad_(), torch.ones(2)
     qkv = torch.zeros(2, 6, 3, 1, 32).requires_grad_()
     images, lam, box = torch.zeros(2, 3, 8, 8), torch.ones(2), torch.zeros(2, 4, dtype=torch.int32)
@@ -103,7 +103,7 @@ def calls(kernels: Modules) -> dict[str, Call]:
 
 
 def modes(call: Call) -> dict[str, Callable[[], object]]:
-    """The call as a training step makes it, the backward of one, and the call where nothing is to be differentiated."""
+    """Split into the call as a training step makes it, the same without a gradient, and the backward of one."""
 
     def without_gradient() -> object:
         with torch.no_grad():
@@ -118,6 +118,7 @@ def modes(call: Call) -> dict[str, Callable[[], object]]:
 
 
 def call_us(run: Callable[[], object], count: int = 100) -> float:
+    """Measure the mean of so many calls, in microseconds of this thread's CPU time."""
     start = time.thread_time()
     for _ in range(count):
         run()
@@ -125,14 +126,14 @@ def call_us(run: Callable[[], object], count: int = 100) -> float:
 
 
 def take_turns(runs: dict[str, Callable[[], object]], rounds: int = 30) -> dict[str, list[float]]:
-    """Microseconds of a call in each round, by implementation; the first round, in which things are made once, is left out."""
+    """Measure microseconds of a call in each round, by way; the first round, which makes what is made once, is left out."""
     found = [{name: call_us(run) for name, run in runs.items()} for _ in range(rounds + 1)]
     return {name: [times[name] for times in found[1:]] for name in runs}
 
 
 @contextmanager
 def nothing_launched() -> Iterator[None]:
-    """Within, kernels are called on CPU tensors and nothing runs."""
+    """Take the kernels for CPU tensors too, and launch none of them."""
     set_backend("triton")
     try:
         with patch.object(JITFunction, "run", lambda *_, **__: None):
@@ -142,7 +143,7 @@ def nothing_launched() -> Iterator[None]:
 
 
 def measure(op: str, by_way: dict[str, dict[str, Call]]) -> Iterator[harness.Row]:
-    """A row for each mode: microseconds of each way, and how many times ours the others take, medians over the rounds."""
+    """Yield a row for each mode: microseconds of each way, and the others' share of ours, medians over the rounds."""
     runs = {way: modes(found[op]) for way, found in by_way.items()}
     for mode in runs["operator"]:
         times = take_turns({way: found[mode] for way, found in runs.items()})

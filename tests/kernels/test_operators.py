@@ -151,6 +151,16 @@ def test_tensors_are_saved_only_for_a_gradient(x: torch.Tensor) -> None:
         assert len(saved) == 1
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_branch_is_kept_only_for_gammas_gradient(trained: bool) -> None:
+    x, branch = torch.ones(2, 1, 2, 8, device=DEVICE).requires_grad_().unbind(0)
+    weight, bias, gamma = torch.ones(3, 8, device=DEVICE).unbind(0)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.data_ptr()), lambda _: x):
+        norm.add_norm(x, branch, None, weight, bias, 1e-6, gamma.requires_grad_(trained))
+    assert (branch.data_ptr() in kept) == trained
+
+
 @pytest.mark.parametrize("by_name", [False, True], ids=["call", "torch.ops"])
 def test_a_second_derivative_is_refused(x: torch.Tensor, by_name: bool) -> None:
     """Also where the incoming gradient does not depend on x, so that only the saved x carries it."""
