@@ -64,8 +64,7 @@ def _library(name: str, launch: Callable[..., Any]) -> torch.library.Library:
     if schema not in kept:
         kept[schema] = torch.library.Library("fastdeit", "FRAGMENT")
         kept[schema].define(schema, tags=torch.Tag.pt2_compliant_tag)
-    kept.pop(name, None)  # before the new one comes: torch takes one kernel a key
-    kept[name] = torch.library.Library("fastdeit", "FRAGMENT")
+    kept[name] = torch.library.Library("fastdeit", "FRAGMENT")  # the last one goes, and its kernels with it
     return kept[name]
 
 
