@@ -21,7 +21,8 @@ import triton.language as tl
 
 from fastdeit.kernels.attention_bwd import LOG2_E, attention_bwd_triton, load_rows, store_rows, tail
 from fastdeit.kernels.backend import is_fused
-from fastdeit.kernels.configs import config
+from fastdeit.kernels.configs import blocks_of, config, padded
+from fastdeit.kernels.operators import operator
 
 logger = logging.getLogger(__name__)
 
@@ -131,65 +132,9 @@ def _attention_weights_kernel(
         tl.store(weights_ptr + rows[:, None] * N + keys[None, :], tl.exp2(scores - lse[:, None]), mask=mask)
 
 
-def attention_triton(qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Launch the forward: `attention`'s output, and lse (B, H, N) fp32, log2 of each row's sum of exponentials.
-
-    Takes CPU tensors under TRITON_INTERPRET=1.
-    """
-    qkv = qkv.contiguous()  # no copy in the student; a slice of its columns would be one
-    batch, N, _, H, D = qkv.shape
-    out, lse = qkv.new_empty(batch, N, H * D), qkv.new_empty(batch, H, N, dtype=torch.float32)
-    bits = 8 * qkv.element_size()
-    launch = config("attention_fwd", qkv.device, bits=bits, D=D, N=N)
-    sizes = {"N": N, "H": H, "D": D, "PAD": triton.next_power_of_2(D), "TAIL": tail(N, launch["BLOCK_N"], bits)}
-    if qkv.numel():
-        _attention_fwd_kernel[(batch * H * triton.cdiv(N, launch["BLOCK_M"]),)](qkv, out, lse, **sizes, **launch)
-    return out, lse
-
-
-def attention_weights_triton(qkv: torch.Tensor, lse: torch.Tensor, heads: Sequence[int]) -> torch.Tensor:
-    """Launch one kernel for each head: the softmax that `attention_triton` summed into lse, (B, len(heads), N, N) fp32."""
-    qkv = qkv.contiguous()
-    batch, N, _, H, D = qkv.shape
-    weights = lse.new_empty(batch, len(heads), N, N)
-    launch = config("attention_weights", qkv.device, bits=8 * qkv.element_size(), D=D, N=N)
-    sizes = {"PLACES": len(heads), "N": N, "H": H, "D": D, "PAD": triton.next_power_of_2(D)}
-    grid = (batch * triton.cdiv(N, launch["BLOCK_M"]),)
-    for place, head in enumerate(heads):
-        if qkv.numel():
-            _attention_weights_kernel[grid](qkv, lse, weights, head, place, **sizes, **launch)
-    return weights
-
-
-@torch.library.custom_op("fastdeit::attention", mutates_args=())
-def _attention_op(qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return attention_triton(qkv)
-
-
-@_attention_op.register_fake
 def _attention_fake(qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     batch, N, _, H, D = qkv.shape
     return qkv.new_empty(batch, N, H * D), qkv.new_empty(batch, H, N, dtype=torch.float32)
-
-
-@torch.library.custom_op("fastdeit::attention_bwd", mutates_args=())
-def _attention_bwd_op(qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
-    return attention_bwd_triton(qkv, out, lse, grad)
-
-
-@_attention_bwd_op.register_fake
-def _attention_bwd_fake(qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
-    return qkv.new_empty(qkv.shape)
-
-
-@torch.library.custom_op("fastdeit::attention_weights", mutates_args=())
-def _attention_weights_op(qkv: torch.Tensor, lse: torch.Tensor, heads: Sequence[int]) -> torch.Tensor:
-    return attention_weights_triton(qkv, lse, heads)
-
-
-@_attention_weights_op.register_fake
-def _attention_weights_fake(qkv: torch.Tensor, lse: torch.Tensor, heads: Sequence[int]) -> torch.Tensor:
-    return lse.new_empty(qkv.shape[0], len(heads), qkv.shape[1], qkv.shape[1])
 
 
 def _save_for_backward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -200,10 +145,44 @@ def _save_for_backward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-
 
 
 def _backward(ctx, grad, _) -> torch.Tensor | None:  # type: ignore[no-untyped-def]
-    return None if grad is None else _attention_bwd_op(*ctx.saved_tensors, grad)
+    qkv, out, lse = ctx.saved_tensors
+    return None if grad is None else attention_bwd_triton(qkv, out, lse, grad)
 
 
-_attention_op.register_autograd(_backward, setup_context=_save_for_backward)
+@operator("attention", fake=_attention_fake, save=_save_for_backward, backward=_backward)
+def attention_triton(qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Launch the forward: `attention`'s output, and lse (B, H, N) fp32, log2 of each row's sum of exponentials.
+
+    Takes CPU tensors under TRITON_INTERPRET=1.
+    """
+    qkv = qkv.contiguous()  # no copy in the student; a slice of its columns would be one
+    batch, N, _, H, D = qkv.shape
+    out, lse = _attention_fake(qkv)
+    bits = 8 * qkv.element_size()
+    launch = config("attention_fwd", qkv.device, bits=bits, D=D, N=N)
+    sizes = {"N": N, "H": H, "D": D, "PAD": padded(D), "TAIL": tail(N, launch["BLOCK_N"], bits)}
+    if qkv.numel():
+        _attention_fwd_kernel[(batch * H * blocks_of(N, launch["BLOCK_M"]),)](qkv, out, lse, **sizes, **launch)
+    return out, lse
+
+
+def _attention_weights_fake(qkv: torch.Tensor, lse: torch.Tensor, heads: Sequence[int]) -> torch.Tensor:
+    return lse.new_empty(qkv.shape[0], len(heads), qkv.shape[1], qkv.shape[1])
+
+
+@operator("attention_weights", fake=_attention_weights_fake)
+def attention_weights_triton(qkv: torch.Tensor, lse: torch.Tensor, heads: Sequence[int]) -> torch.Tensor:
+    """Launch one kernel for each head: the softmax that `attention_triton` summed into lse, (B, len(heads), N, N) fp32."""
+    qkv = qkv.contiguous()
+    batch, N, _, H, D = qkv.shape
+    weights = _attention_weights_fake(qkv, lse, heads)
+    launch = config("attention_weights", qkv.device, bits=8 * qkv.element_size(), D=D, N=N)
+    sizes = {"PLACES": len(heads), "N": N, "H": H, "D": D, "PAD": padded(D)}
+    grid = (batch * blocks_of(N, launch["BLOCK_M"]),)
+    for place, head in enumerate(heads):
+        if qkv.numel():
+            _attention_weights_kernel[grid](qkv, lse, weights, head, place, **sizes, **launch)
+    return weights
 
 
 @torch.compiler.assume_constant_result
@@ -241,7 +220,7 @@ def attention(qkv: torch.Tensor) -> torch.Tensor:
     128 and N up to 1024 run fused; others take the reference and say so once. Raises ValueError when qkv is not packed so.
     """
     _check(qkv)
-    return _attention_op(qkv)[0] if _is_kernels(qkv) else attention_reference(qkv)
+    return attention_triton(qkv)[0] if _is_kernels(qkv) else attention_reference(qkv)
 
 
 def attention_weights(qkv: torch.Tensor, heads: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -257,5 +236,5 @@ def attention_weights(qkv: torch.Tensor, heads: Sequence[int]) -> tuple[torch.Te
     qkv = qkv.detach()
     if not _is_kernels(qkv):
         return attention_weights_reference(qkv, heads)
-    out, lse = _attention_op(qkv)
-    return out, _attention_weights_op(qkv, lse, list(heads))
+    out, lse = attention_triton(qkv)
+    return out, attention_weights_triton(qkv, lse, list(heads))

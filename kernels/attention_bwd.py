@@ -20,7 +20,8 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.configs import config
+from fastdeit.kernels.configs import blocks_of, config, padded
+from fastdeit.kernels.operators import operator
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 TAIL = 16  # the narrowest block that a matrix product takes
@@ -277,6 +278,11 @@ def _attention_bwd_dkdv_kernel(
     store_rows(dqkv_ptr + offs + 2 * H * D, dv, keys, 3 * H * D, N, D, PAD)
 
 
+def _attention_bwd_fake(qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format)
+
+
+@operator("attention_bwd", fake=_attention_bwd_fake)
 def attention_bwd_triton(qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
     """Launch the kernels: the gradient of qkv, packed as it is, from that of the forward's out."""
     # no copies in the student; elsewhere a batch may be sliced, and a gradient expanded
@@ -286,7 +292,7 @@ def attention_bwd_triton(qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor
     if not qkv.numel():
         return dqkv
     bits = 8 * qkv.element_size()
-    sizes = {"N": N, "H": H, "D": D, "PAD": triton.next_power_of_2(D)}
+    sizes = {"N": N, "H": H, "D": D, "PAD": padded(D)}
     whole = config("attention_bwd_whole", qkv.device, bits=bits, D=D, N=N)
     if whole["BLOCK_M"] >= N:
         # the narrow block's dK and dV are made transposed, D rows high: a warp-group product takes no fewer than 64
@@ -296,8 +302,8 @@ def attention_bwd_triton(qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor
     dq = config("attention_bwd_dq", qkv.device, bits=bits, D=D, N=N)
     dkdv = config("attention_bwd_dkdv", qkv.device, bits=bits, D=D, N=N)
     delta = torch.empty_like(lse)
-    grid = (batch * H * triton.cdiv(N, dq["BLOCK_M"]),)
+    grid = (batch * H * blocks_of(N, dq["BLOCK_M"]),)
     _attention_bwd_dq_kernel[grid](qkv, out, lse, grad, dqkv, delta, **sizes, TAIL=tail(N, dq["BLOCK_N"], bits), **dq)
-    grid = (batch * H * triton.cdiv(N, dkdv["BLOCK_N"]),)
+    grid = (batch * H * blocks_of(N, dkdv["BLOCK_N"]),)
     _attention_bwd_dkdv_kernel[grid](qkv, lse, grad, delta, dqkv, **sizes, TAIL=tail(N, dkdv["BLOCK_M"], bits), **dkdv)
     return dqkv

@@ -37,7 +37,8 @@ from fastdeit.kernels.augment_ops import (
 from fastdeit.kernels.augment_tables import is_table, launch_tables, look_up_reference, table_reference
 from fastdeit.kernels.augment_warp import is_warp, warp, warp_reference
 from fastdeit.kernels.backend import is_fused
-from fastdeit.kernels.configs import config
+from fastdeit.kernels.configs import blocks_of, config
+from fastdeit.kernels.operators import operator
 
 FILL = (124, 116, 104)
 """ImageNet's mean colour, which timm puts beside a warped image."""
@@ -189,29 +190,6 @@ def _augment_kernel(
                 warp(in_ptr, out_ptr, first + part + tl.arange(0, BLOCK_PART), op, a, b, fill, height, width)
 
 
-def augment_triton(
-    images: torch.Tensor,
-    ops: torch.Tensor,
-    args: torch.Tensor,
-    fill: Sequence[int] = FILL,
-    layer_ops: LayerOps | None = None,
-) -> torch.Tensor:
-    """Launch the kernels; arguments and result as `augment`. Takes CPU tensors under TRITON_INTERPRET=1."""
-    return _launch(images, ops, args, fill, _check(images, ops, args, fill, layer_ops))
-
-
-def _launch(
-    images: torch.Tensor, ops: torch.Tensor, args: torch.Tensor, fill: Sequence[int], allowed: Sequence[int]
-) -> torch.Tensor:
-    if not images.numel() or not allowed:
-        return images.clone(memory_format=torch.contiguous_format)
-    # the rows of a plan may be columns of a larger array
-    images, ops, args = images.contiguous(), ops.contiguous(), args.contiguous()
-    for layer, bits in enumerate(allowed):
-        images = _launch_layer(images, ops, args, layer, bits, fill)
-    return images
-
-
 def _launch_layer(
     images: torch.Tensor, ops: torch.Tensor, args: torch.Tensor, layer: int, allowed: int, fill: Sequence[int]
 ) -> torch.Tensor:
@@ -221,7 +199,7 @@ def _launch_layer(
     table = launch_tables(images, ops, args, layer, allowed) if allowed & bits_of(TABLES) else images
     colour = fill[0] | fill[1] << 8 | fill[2] << 16
     launch = config("augment", images.device, bits=8)
-    grid = (batch, triton.cdiv(height * width, launch["BLOCK"]))
+    grid = (batch, blocks_of(height * width, launch["BLOCK"]))
     where, sizes = (ops.shape[1], layer, allowed), (height, width, height * width * 3)
     _augment_kernel[grid](images, ops, args, table, out, *where, *sizes, colour, **launch, **EXACT)
     if allowed & bits_of(("GaussianBlur",)):
@@ -229,18 +207,24 @@ def _launch_layer(
     return out
 
 
-@torch.library.custom_op("fastdeit::augment", mutates_args=())
-def _augment_op(
-    images: torch.Tensor, ops: torch.Tensor, args: torch.Tensor, fill: list[int], allowed: list[int]
-) -> torch.Tensor:
-    return _launch(images, ops, args, fill, allowed)
-
-
-@_augment_op.register_fake
 def _augment_fake(
-    images: torch.Tensor, ops: torch.Tensor, args: torch.Tensor, fill: list[int], allowed: list[int]
+    images: torch.Tensor, ops: torch.Tensor, args: torch.Tensor, fill: Sequence[int], allowed: Sequence[int]
 ) -> torch.Tensor:
     return torch.empty_like(images, memory_format=torch.contiguous_format)
+
+
+@operator("augment", fake=_augment_fake)
+def _launch_layers(
+    images: torch.Tensor, ops: torch.Tensor, args: torch.Tensor, fill: Sequence[int], allowed: Sequence[int]
+) -> torch.Tensor:
+    """Launch each layer's kernels; allowed: for each layer the operations that it may have, as bits."""
+    if not images.numel() or not allowed:
+        return images.clone(memory_format=torch.contiguous_format)
+    # the rows of a plan may be columns of a larger array
+    images, ops, args = images.contiguous(), ops.contiguous(), args.contiguous()
+    for layer, bits in enumerate(allowed):
+        images = _launch_layer(images, ops, args, layer, bits, fill)
+    return images
 
 
 def _check(
@@ -263,6 +247,17 @@ def _check(
     return [bits_of(names) for names in named]
 
 
+def augment_triton(
+    images: torch.Tensor,
+    ops: torch.Tensor,
+    args: torch.Tensor,
+    fill: Sequence[int] = FILL,
+    layer_ops: LayerOps | None = None,
+) -> torch.Tensor:
+    """Launch the kernels; arguments and result as `augment`. Takes CPU tensors under TRITON_INTERPRET=1."""
+    return _launch_layers(images, ops, args, list(fill), _check(images, ops, args, fill, layer_ops))
+
+
 def augment(
     images: torch.Tensor,
     ops: torch.Tensor,
@@ -279,5 +274,5 @@ def augment(
     """
     allowed = _check(images, ops, args, fill, layer_ops)
     if is_fused(images):
-        return _augment_op(images, ops, args, list(fill), allowed)
+        return _launch_layers(images, ops, args, list(fill), allowed)
     return augment_reference(images, ops, args, fill, layer_ops)

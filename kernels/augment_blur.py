@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from fastdeit.kernels.augment_ops import BLUR, EXACT, active_op
-from fastdeit.kernels.configs import config
+from fastdeit.kernels.configs import blocks_of, config
 
 
 def _box_weights_reference(sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -110,7 +110,7 @@ def launch_blur(
     batch, height, width, _ = images.shape
     spare, size = torch.empty_like(images), height * width * 3
     launch = config("augment_blur", images.device, bits=8)
-    grid = (batch, triton.cdiv(size, launch["BLOCK"]))
+    grid = (batch, blocks_of(size, launch["BLOCK"]))
     source = images
     for step in range(6):
         target = out if step % 2 else spare

@@ -32,7 +32,7 @@ from fastdeit.kernels.augment_ops import (
     gray,
     gray_reference,
 )
-from fastdeit.kernels.configs import config
+from fastdeit.kernels.configs import blocks_of, config
 
 
 def table_reference(name: str, images: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
@@ -191,9 +191,9 @@ def launch_tables(images: torch.Tensor, ops: torch.Tensor, args: torch.Tensor, l
     """uint8 (B, 3, 256): the tables of the images whose operation is one; the others' mean nothing."""
     batch, height, width, _ = images.shape
     launch = config("augment_statistics", images.device, bits=8)
-    chunks = triton.cdiv(height * width, launch["BLOCK"] * launch["STEPS"])
-    counts = torch.empty((batch, chunks, 3, 256), dtype=torch.int32, device=images.device)
-    table = torch.empty((batch, 3, 256), dtype=torch.uint8, device=images.device)
+    chunks = blocks_of(height * width, launch["BLOCK"] * launch["STEPS"])
+    counts = images.new_empty((batch, chunks, 3, 256), dtype=torch.int32)
+    table = images.new_empty((batch, 3, 256))
     where = (ops.shape[1], layer, allowed, height * width, chunks)
     if allowed & bits_of(STATISTICS):
         _augment_statistics_kernel[(batch, chunks)](images, ops, counts, *where, **launch, **EXACT)

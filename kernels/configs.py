@@ -25,7 +25,12 @@ def arch(device: torch.device) -> int:
     """The device's architecture as a number, 90 for an H100; Triton's interpreter on a CPU stands for one."""
     if device.type != "cuda":
         return INTERPRETED_ARCH
-    major, minor = torch.cuda.get_device_capability(device)
+    return _arch_of(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _arch_of(index: int) -> int:
+    major, minor = torch.cuda.get_device_capability(index)
     return 10 * major + minor
 
 
@@ -53,3 +58,14 @@ def _nearest(fitting: list[dict], key: str, wanted: int) -> list[dict]:
     values = {row[key] for row in fitting}
     best = min((value for value in values if value >= wanted), default=max(values))
     return [row for row in fitting if row[key] == best]
+
+
+# triton.cdiv and triton.next_power_of_2 serve inside of kernels too, for which they take ten times as long as these
+def blocks_of(size: int, block: int) -> int:
+    """How many blocks hold so many elements."""
+    return -(-size // block)
+
+
+def padded(size: int) -> int:
+    """The smallest power of two that is size or more; size at least 1."""
+    return 1 << (size - 1).bit_length()

@@ -11,8 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.configs import config
+from fastdeit.kernels.configs import blocks_of, config
 from fastdeit.kernels.distill_rows import cross_entropy_row, decision_of_row, divergence_row
+from fastdeit.kernels.operators import operator
 
 
 @triton.jit
@@ -150,7 +151,56 @@ def _grads_like(cls_logits: torch.Tensor, kind: str, with_grads: bool) -> torch.
     return cls_logits.new_empty((heads, *cls_logits.shape), dtype=dtype)
 
 
-@torch.library.custom_op("fastdeit::distill", mutates_args=())
+def _distill_bwd_fake(grads: torch.Tensor, grad_loss: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty_like(grads, dtype=dtype)
+
+
+@operator("distill_bwd", fake=_distill_bwd_fake)
+def distill_bwd_triton(grads: torch.Tensor, grad_loss: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """grads times the 0-d grad_loss, in fp32, cast to dtype at the end; the host does not look at the factor."""
+    out = _distill_bwd_fake(grads, grad_loss, dtype)
+    launch = config("distill_bwd", grads.device, bits=8 * grads.element_size())
+    if grads.numel():
+        grid = (blocks_of(grads.numel(), launch["BLOCK"]),)
+        _distill_bwd_kernel[grid](grads, grad_loss, out, grads.numel(), **launch)
+    return out
+
+
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    _, base, distilled, grads = output
+    ctx.save_for_backward(grads)
+    ctx.mark_non_differentiable(base, distilled, grads)
+    ctx.set_materialize_grads(False)
+    ctx.dtype, ctx.has_dist, ctx.rest = inputs[0].dtype, inputs[1] is not None, len(inputs) - 2
+
+
+def _backward(ctx, grad_loss, *_):  # type: ignore[no-untyped-def]
+    if grad_loss is None:
+        return None, None, *[None] * ctx.rest
+    (grads,) = ctx.saved_tensors
+    heads = distill_bwd_triton(grads, grad_loss, ctx.dtype).unbind(0)
+    return heads[0], heads[-1] if ctx.has_dist else None, *[None] * ctx.rest
+
+
+def _distill_fake(
+    cls_logits: torch.Tensor,
+    dist_logits: torch.Tensor | None,
+    labels: torch.Tensor,
+    lam: torch.Tensor,
+    teacher: torch.Tensor | None,
+    counter: torch.Tensor | None,
+    smoothing: float,
+    kind: str,
+    alpha: float,
+    tau: float,
+    legacy: bool,
+    with_grads: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    loss, base, distilled = (cls_logits.new_empty((), dtype=torch.float32) for _ in range(3))
+    return loss, base, distilled, _grads_like(cls_logits, kind, with_grads)
+
+
+@operator("distill", fake=_distill_fake, save=_save, backward=_backward)
 def distill_triton(
     cls_logits: torch.Tensor,
     dist_logits: torch.Tensor | None,
@@ -194,7 +244,7 @@ def distill_triton(
         lam.contiguous(),
         teacher,
         grads,
-        torch.empty(heads * batch, dtype=torch.float32, device=cls_logits.device),
+        cls_logits.new_empty(heads * batch, dtype=torch.float32),
         counter,
         loss,
         base,
@@ -215,57 +265,3 @@ def distill_triton(
         **launch,
     )
     return loss, base, distilled, grads
-
-
-@distill_triton.register_fake
-def _distill_fake(
-    cls_logits: torch.Tensor,
-    dist_logits: torch.Tensor | None,
-    labels: torch.Tensor,
-    lam: torch.Tensor,
-    teacher: torch.Tensor | None,
-    counter: torch.Tensor | None,
-    smoothing: float,
-    kind: str,
-    alpha: float,
-    tau: float,
-    legacy: bool,
-    with_grads: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    loss, base, distilled = (cls_logits.new_empty((), dtype=torch.float32) for _ in range(3))
-    return loss, base, distilled, _grads_like(cls_logits, kind, with_grads)
-
-
-@torch.library.custom_op("fastdeit::distill_bwd", mutates_args=())
-def distill_bwd_triton(grads: torch.Tensor, grad_loss: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """grads times the 0-d grad_loss, in fp32, cast to dtype at the end; the host does not look at the factor."""
-    out = torch.empty_like(grads, dtype=dtype)
-    launch = config("distill_bwd", grads.device, bits=8 * grads.element_size())
-    if grads.numel():
-        grid = (triton.cdiv(grads.numel(), launch["BLOCK"]),)
-        _distill_bwd_kernel[grid](grads, grad_loss, out, grads.numel(), **launch)
-    return out
-
-
-@distill_bwd_triton.register_fake
-def _distill_bwd_fake(grads: torch.Tensor, grad_loss: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return torch.empty_like(grads, dtype=dtype)
-
-
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    _, base, distilled, grads = output
-    ctx.save_for_backward(grads)
-    ctx.mark_non_differentiable(base, distilled, grads)
-    ctx.set_materialize_grads(False)
-    ctx.dtype, ctx.has_dist, ctx.rest = inputs[0].dtype, inputs[1] is not None, len(inputs) - 2
-
-
-def _backward(ctx, grad_loss, *_):  # type: ignore[no-untyped-def]
-    if grad_loss is None:
-        return None, None, *[None] * ctx.rest
-    (grads,) = ctx.saved_tensors
-    heads = distill_bwd_triton(grads, grad_loss, ctx.dtype).unbind(0)
-    return heads[0], heads[-1] if ctx.has_dist else None, *[None] * ctx.rest
-
-
-distill_triton.register_autograd(_backward, setup_context=_setup_context)

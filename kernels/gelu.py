@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 
 from fastdeit.kernels.backend import is_fused
-from fastdeit.kernels.configs import config
+from fastdeit.kernels.configs import blocks_of, config, padded
+from fastdeit.kernels.operators import operator
 from fastdeit.kernels.partials import sum_partials
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -130,34 +131,29 @@ def _launch(op: str, x: torch.Tensor) -> tuple[int, int, int, dict[str, int]]:
     """Rows, width, column blocks and the kernel's constants."""
     dim = x.shape[-1]
     launch = config(op, x.device, bits=8 * x.element_size(), D=dim)
-    launch["BLOCK_D"] = min(launch["BLOCK_D"], triton.next_power_of_2(dim))
-    return x.numel() // dim, dim, triton.cdiv(dim, launch["BLOCK_D"]), launch
+    launch["BLOCK_D"] = min(launch["BLOCK_D"], padded(dim))
+    return x.numel() // dim, dim, blocks_of(dim, launch["BLOCK_D"]), launch
 
 
-@torch.library.custom_op("fastdeit::gelu", mutates_args=())
-def _gelu_op(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    x = x.contiguous()
-    y = torch.empty_like(x)
-    rows, dim, col_blocks, launch = _launch("gelu_fwd", x)
-    if rows:
-        grid = (triton.cdiv(rows, launch["BLOCK_ROWS"]) * col_blocks,)
-        _gelu_fwd_kernel[grid](x, bias, y, rows, D=dim, EXACT=x.dtype == torch.float32, **launch)
-    return y
-
-
-@_gelu_op.register_fake
 def _gelu_fake(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("fastdeit::gelu_bwd", mutates_args=())
-def _gelu_bwd_op(dy: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _gelu_bwd_fake(dy: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    # an operator cannot leave an output out: without a bias, its gradient is empty
+    return dx, x.new_empty(0) if bias is None else torch.empty_like(bias, memory_format=torch.contiguous_format)
+
+
+@operator("gelu_bwd", fake=_gelu_bwd_fake)
+def gelu_bwd_triton(dy: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Launch the kernels: dx like x, and dbias like bias, empty without one."""
     dy, x = dy.contiguous(), x.contiguous()
     dx, dbias = _gelu_bwd_fake(dy, x, bias)
     rows, dim, col_blocks, launch = _launch("gelu_bwd", x)
     # a fixed count, whatever the GPU has: the order of the sums, and so every bit, depends on the shape alone
-    row_programs = min(max(1, launch.pop("PROGRAMS") // col_blocks), triton.cdiv(rows, launch["BLOCK_ROWS"]))
-    partials = None if bias is None else torch.empty((1, row_programs, dim), dtype=torch.float32, device=x.device)
+    row_programs = min(max(1, launch.pop("PROGRAMS") // col_blocks), blocks_of(rows, launch["BLOCK_ROWS"]))
+    partials = None if bias is None else x.new_empty((1, row_programs, dim), dtype=torch.float32)
     if rows:
         _gelu_bwd_kernel[(row_programs * col_blocks,)](
             dy, x, bias, dx, partials, rows, row_programs, D=dim, EXACT=x.dtype == torch.float32, **launch
@@ -167,24 +163,26 @@ def _gelu_bwd_op(dy: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None) -
     return dx, dbias
 
 
-@_gelu_bwd_op.register_fake
-def _gelu_bwd_fake(dy: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-    # an operator cannot leave an output out: without a bias, its gradient is empty
-    return dx, x.new_empty(0) if bias is None else torch.empty_like(bias, memory_format=torch.contiguous_format)
-
-
 def _save(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs)
 
 
 def _backward(ctx, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     x, bias = ctx.saved_tensors
-    dx, dbias = _gelu_bwd_op(dy, x, bias)
+    dx, dbias = gelu_bwd_triton(dy, x, bias)
     return dx, None if bias is None else dbias
 
 
-_gelu_op.register_autograd(_backward, setup_context=_save)
+@operator("gelu", fake=_gelu_fake, save=_save, backward=_backward)
+def gelu_triton(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Launch the kernel; arguments as `gelu` has checked them. Takes CPU tensors under TRITON_INTERPRET=1."""
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    rows, dim, col_blocks, launch = _launch("gelu_fwd", x)
+    if rows:
+        grid = (blocks_of(rows, launch["BLOCK_ROWS"]) * col_blocks,)
+        _gelu_fwd_kernel[grid](x, bias, y, rows, D=dim, EXACT=x.dtype == torch.float32, **launch)
+    return y
 
 
 def gelu(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -200,4 +198,4 @@ def gelu(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     for tensor in (x, bias):
         if tensor is not None and tensor.dtype not in DTYPES:
             raise ValueError(f"gelu's kernel takes {DTYPES}, not {tensor.dtype}")
-    return _gelu_op(x, bias)
+    return gelu_triton(x, bias)

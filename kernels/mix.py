@@ -17,8 +17,9 @@ import triton
 import triton.language as tl
 
 from fastdeit.kernels.backend import is_fused
-from fastdeit.kernels.configs import config
+from fastdeit.kernels.configs import blocks_of, config
 from fastdeit.kernels.interleave import store_channels_last
+from fastdeit.kernels.operators import operator
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_PATCH_SIZE = 32
@@ -191,7 +192,13 @@ def _dense(images: torch.Tensor) -> tuple[torch.Tensor, bool]:
     return (images if channels_last else images.contiguous()), channels_last
 
 
-@torch.library.custom_op("fastdeit::mix", mutates_args=())
+def _mix_fake(
+    images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor, out_dtype: torch.dtype, channels_last: bool
+) -> torch.Tensor:
+    return _empty_images(images, out_dtype, channels_last)
+
+
+@operator("mix", fake=_mix_fake)
 def mix_triton(
     images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor, out_dtype: torch.dtype, channels_last: bool
 ) -> torch.Tensor:
@@ -200,7 +207,7 @@ def mix_triton(
     out = _empty_images(images, out_dtype, channels_last)
     batch, channels, height, width = images.shape
     launch = config("mix_fwd", images.device, bits=8 * images.element_size())
-    grid = (batch // 2, triton.cdiv(channels * height * width, launch["BLOCK"]))
+    grid = (batch // 2, blocks_of(channels * height * width, launch["BLOCK"]))
     if out.numel():
         _mix_fwd_kernel[grid](
             images,
@@ -217,13 +224,6 @@ def mix_triton(
     return out
 
 
-@mix_triton.register_fake
-def _mix_fake(
-    images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor, out_dtype: torch.dtype, channels_last: bool
-) -> torch.Tensor:
-    return _empty_images(images, out_dtype, channels_last)
-
-
 def _empty_patches(
     images: torch.Tensor, patch_size: int, out_dtype: torch.dtype, with_images: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -233,7 +233,13 @@ def _empty_patches(
     return patches, _empty_images(images if with_images else images[:0], out_dtype, channels_last=True)
 
 
-@torch.library.custom_op("fastdeit::mix_patches", mutates_args=())
+def _mix_patches_fake(
+    images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor, patch_size: int, out_dtype: torch.dtype, with_images: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _empty_patches(images, patch_size, out_dtype, with_images)
+
+
+@operator("mix_patches", fake=_mix_patches_fake)
 def mix_patches_triton(
     images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor, patch_size: int, out_dtype: torch.dtype, with_images: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -242,7 +248,7 @@ def mix_patches_triton(
     patches, mixed = _empty_patches(images, patch_size, out_dtype, with_images)
     batch, _, height, width = images.shape
     launch = config("mix_patches_fwd", images.device, bits=8 * images.element_size())
-    grid = (batch // 2, triton.cdiv(height * width, launch["BLOCK"]))
+    grid = (batch // 2, blocks_of(height * width, launch["BLOCK"]))
     if patches.numel():
         _mix_patches_fwd_kernel[grid](
             images,
@@ -258,13 +264,6 @@ def mix_patches_triton(
             **launch,
         )
     return patches, mixed
-
-
-@mix_patches_triton.register_fake
-def _mix_patches_fake(
-    images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor, patch_size: int, out_dtype: torch.dtype, with_images: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return _empty_patches(images, patch_size, out_dtype, with_images)
 
 
 def _check(images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor, out_dtype: torch.dtype | None) -> None:

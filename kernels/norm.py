@@ -17,8 +17,9 @@ import triton
 import triton.language as tl
 
 from fastdeit.kernels.backend import is_fused
-from fastdeit.kernels.configs import config
-from fastdeit.kernels.norm_bwd import add_norm_bwd
+from fastdeit.kernels.configs import blocks_of, config, padded
+from fastdeit.kernels.norm_bwd import add_norm_bwd_triton
+from fastdeit.kernels.operators import operator
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_DIM = 4096
@@ -104,44 +105,6 @@ def _norm_fwd_kernel(
     tl.store(rstd_ptr + row, rstd, mask=mask_rows)
 
 
-@torch.library.custom_op("fastdeit::add_norm", mutates_args=())
-def _add_norm_op(
-    x: torch.Tensor,
-    branch: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    gamma: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    eps: float,
-) -> Tensors:
-    """(x_new, y, mean, rstd), mean and rstd fp32 of each row; without a branch x_new is empty and y the norm of x."""
-    outs = _allocate(x, branch, scale, gamma, weight, bias, eps)
-    x_new, y, mean, rstd = outs
-    dim, rows = x.shape[-1], mean.numel()
-    launch = config("norm_fwd", x.device, bits=8 * x.element_size(), D=dim)
-    if rows:
-        _norm_fwd_kernel[(triton.cdiv(rows, launch["BLOCK_ROWS"]),)](
-            x.contiguous(),
-            None if branch is None else branch.contiguous(),
-            None if scale is None else scale.contiguous(),
-            None if gamma is None else gamma.contiguous(),
-            weight.contiguous(),
-            bias.contiguous(),
-            None if branch is None else x_new,
-            y,
-            mean,
-            rstd,
-            rows,
-            x.shape[-2] if x.ndim > 1 else 1,
-            eps,
-            D=dim,
-            BLOCK_D=triton.next_power_of_2(dim),
-            **launch,
-        )
-    return outs
-
-
-@_add_norm_op.register_fake
 def _allocate(
     x: torch.Tensor,
     branch: torch.Tensor | None,
@@ -154,7 +117,7 @@ def _allocate(
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     # an operator cannot leave an output out
     x_new = x.new_empty(0) if branch is None else torch.empty_like(y)
-    mean, rstd = (torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device) for _ in range(2))
+    mean, rstd = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
     return x_new, y, mean, rstd
 
 
@@ -173,7 +136,7 @@ def _backward(ctx, dx_new: torch.Tensor | None, dy: torch.Tensor | None, *_: Non
         dx_new = None  # the gradient of an empty tensor
     if dy is None and dx_new is None:
         return (None,) * 7
-    dx, dbranch, dweight, dbias, dgamma = add_norm_bwd(dy, dx_new, *ctx.saved_tensors)
+    dx, dbranch, dweight, dbias, dgamma = add_norm_bwd_triton(dy, dx_new, *ctx.saved_tensors)
     scaled = dbranch if dbranch.numel() else dx
     return (
         dx,
@@ -185,7 +148,44 @@ def _backward(ctx, dx_new: torch.Tensor | None, dy: torch.Tensor | None, *_: Non
     )
 
 
-_add_norm_op.register_autograd(_backward, setup_context=_save)
+@operator("add_norm", fake=_allocate, save=_save, backward=_backward)
+def add_norm_triton(
+    x: torch.Tensor,
+    branch: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    gamma: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+) -> Tensors:
+    """Launch the kernel: (x_new, y, mean, rstd), mean and rstd fp32 of each row.
+
+    Without a branch x_new is empty and y the norm of x.
+    """
+    outs = _allocate(x, branch, scale, gamma, weight, bias, eps)
+    x_new, y, mean, rstd = outs
+    dim, rows = x.shape[-1], mean.numel()
+    launch = config("norm_fwd", x.device, bits=8 * x.element_size(), D=dim)
+    if rows:
+        _norm_fwd_kernel[(blocks_of(rows, launch["BLOCK_ROWS"]),)](
+            x.contiguous(),
+            None if branch is None else branch.contiguous(),
+            None if scale is None else scale.contiguous(),
+            None if gamma is None else gamma.contiguous(),
+            weight.contiguous(),
+            bias.contiguous(),
+            None if branch is None else x_new,
+            y,
+            mean,
+            rstd,
+            rows,
+            x.shape[-2] if x.ndim > 1 else 1,
+            eps,
+            D=dim,
+            BLOCK_D=padded(dim),
+            **launch,
+        )
+    return outs
 
 
 def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> None:
@@ -214,7 +214,7 @@ def norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) 
     if not is_fused(x):
         return norm_reference(x, weight, bias, eps)
     _check_fused(x, weight)
-    return _add_norm_op(x, None, None, None, weight, bias, eps)[1]
+    return add_norm_triton(x, None, None, None, weight, bias, eps)[1]
 
 
 def add_norm(
@@ -243,4 +243,4 @@ def add_norm(
     if branch.dtype != x.dtype or (scale is not None and scale.dtype != torch.float32):
         wrong = branch.dtype if scale is None else (branch.dtype, scale.dtype)
         raise ValueError(f"branch must be {x.dtype} as x is, and scale float32, got {wrong}")
-    return _add_norm_op(x, branch, scale, gamma, weight, bias, eps)[:2]
+    return add_norm_triton(x, branch, scale, gamma, weight, bias, eps)[:2]

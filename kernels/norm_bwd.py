@@ -13,7 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.configs import config
+from fastdeit.kernels.configs import blocks_of, config, padded
+from fastdeit.kernels.operators import operator
 from fastdeit.kernels.partials import sum_partials
 
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -100,8 +101,7 @@ def _norm_bwd_kernel(
         tl.store(partials_ptr + cols, tl.sum(dgamma, 0), mask=mask_cols)
 
 
-@torch.library.custom_op("fastdeit::add_norm_bwd", mutates_args=())
-def add_norm_bwd(
+def _allocate(
     dy: torch.Tensor | None,
     dx_new: torch.Tensor | None,
     x_new: torch.Tensor,
@@ -112,7 +112,32 @@ def add_norm_bwd(
     gamma: torch.Tensor | None,
     branch: torch.Tensor | None,
 ) -> Gradients:
-    """Gradients (dx, dbranch, dweight, dbias, dgamma) of add_norm and, without scale, gamma and branch, of norm.
+    def empty_like(tensor: torch.Tensor, wanted: bool) -> torch.Tensor:
+        # an operator cannot leave an output out
+        return tensor.new_empty(tensor.shape if wanted else (0,))
+
+    return (
+        empty_like(x_new, True),
+        empty_like(x_new, scale is not None or gamma is not None),
+        empty_like(weight, dy is not None),
+        empty_like(weight, dy is not None),
+        empty_like(weight if gamma is None else gamma, branch is not None),
+    )
+
+
+@operator("add_norm_bwd", fake=_allocate)
+def add_norm_bwd_triton(
+    dy: torch.Tensor | None,
+    dx_new: torch.Tensor | None,
+    x_new: torch.Tensor,
+    weight: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    scale: torch.Tensor | None,
+    gamma: torch.Tensor | None,
+    branch: torch.Tensor | None,
+) -> Gradients:
+    """Launch the kernels: (dx, dbranch, dweight, dbias, dgamma) of add_norm; without scale, gamma, branch, of norm.
 
     branch: only when gamma needs a gradient. Empty are dbranch when it equals dx, dweight and dbias without dy, and dgamma
     without branch.
@@ -124,9 +149,9 @@ def add_norm_bwd(
     op = "norm_bwd" if branch is None else "norm_bwd_gamma"
     launch = config(op, x_new.device, bits=8 * x_new.element_size(), D=dim)
     # a fixed count, whatever the GPU has: the order of the sums, and so every bit, depends on the shape alone
-    programs = min(launch.pop("PROGRAMS"), triton.cdiv(rows, launch["BLOCK_ROWS"]))
+    programs = min(launch.pop("PROGRAMS"), blocks_of(rows, launch["BLOCK_ROWS"]))
     sums = [out for out in sums if out.numel()]
-    partials = torch.empty((len(sums), programs, dim), dtype=torch.float32, device=x_new.device)
+    partials = x_new.new_empty((len(sums), programs, dim), dtype=torch.float32)
     if rows:
         _norm_bwd_kernel[(programs,)](
             None if dy is None else dy.contiguous(),
@@ -144,34 +169,9 @@ def add_norm_bwd(
             rows,
             x_new.shape[-2] if x_new.ndim > 1 else 1,
             D=dim,
-            BLOCK_D=triton.next_power_of_2(dim),
+            BLOCK_D=padded(dim),
             **launch,
         )
     if sums:
         sum_partials(partials, sums)
     return outs
-
-
-@add_norm_bwd.register_fake
-def _allocate(
-    dy: torch.Tensor | None,
-    dx_new: torch.Tensor | None,
-    x_new: torch.Tensor,
-    weight: torch.Tensor,
-    mean: torch.Tensor,
-    rstd: torch.Tensor,
-    scale: torch.Tensor | None,
-    gamma: torch.Tensor | None,
-    branch: torch.Tensor | None,
-) -> Gradients:
-    def empty_like(tensor: torch.Tensor, wanted: bool) -> torch.Tensor:
-        # an operator cannot leave an output out
-        return torch.empty(tensor.shape if wanted else (0,), dtype=tensor.dtype, device=tensor.device)
-
-    return (
-        empty_like(x_new, True),
-        empty_like(x_new, scale is not None or gamma is not None),
-        empty_like(weight, dy is not None),
-        empty_like(weight, dy is not None),
-        empty_like(weight if gamma is None else gamma, branch is not None),
-    )

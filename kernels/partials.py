@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.configs import config
+from fastdeit.kernels.configs import blocks_of, config
 
 
 @triton.jit
@@ -46,6 +46,6 @@ def sum_partials(partials: torch.Tensor, outs: Sequence[torch.Tensor]) -> None:
     count, programs, dim = partials.shape
     assert count == len(outs) <= 3 and partials.is_contiguous() and partials.dtype == torch.float32
     launch = config("partials", partials.device, bits=32, D=dim)
-    grid = (triton.cdiv(dim, launch["BLOCK_D"]), count)
+    grid = (blocks_of(dim, launch["BLOCK_D"]), count)
     padded = [*outs, None, None][:3]
     _sum_partials_kernel[grid](partials, *padded, programs, D=dim, **launch)

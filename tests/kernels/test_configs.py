@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import triton
 
 from benchmarks import tune
 from fastdeit.kernels import configs
@@ -110,3 +111,31 @@ def test_neighbours_differ_in_one_number() -> None:
     } in found
     assert all(sum(other[name] != launch[name] for name in launch) == 1 for other in found)
     assert all(other["num_stages"] >= 1 for other in found)
+
+
+def test_a_devices_architecture_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def capability(index: int) -> tuple[int, int]:
+        asked.append(index)
+        return (9, index)
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    configs._arch_of.cache_clear()
+    try:
+        assert [configs.arch(torch.device("cuda", index)) for index in (0, 1, 0, 1)] == [90, 91, 90, 91]
+        assert configs.arch(torch.device("cuda")) == 91
+        assert configs.arch(CPU) == 90
+        assert asked == [0, 1]
+    finally:
+        configs._arch_of.cache_clear()
+
+
+@pytest.mark.parametrize(("size", "block", "count"), [(0, 4, 0), (1, 4, 1), (4, 4, 1), (5, 4, 2), (12, 1, 12)])
+def test_blocks_hold_the_size(size: int, block: int, count: int) -> None:
+    assert configs.blocks_of(size, block) == count == triton.cdiv(size, block)
+
+
+def test_padded_sizes_are_the_next_powers_of_two() -> None:
+    assert [configs.padded(size) for size in range(1, 3000)] == [triton.next_power_of_2(size) for size in range(1, 3000)]

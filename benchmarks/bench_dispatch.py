@@ -1,0 +1,177 @@
+"""What a call of an operator costs the host: `kernels/operators.py` beside a bare autograd.Function and torch's custom_op.
+
+python -m benchmarks.bench_dispatch [-o results.csv]
+
+The kernels' modules are loaded three times, with three meanings of `operator`, so that all run the same launchers; Triton's
+launch is replaced by nothing, so no GPU is needed. As "function" an op without a gradient is its launcher, called. A backward
+is measured with autograd's engine around it. Thread CPU time; the three take turns, and on a shared machine only their ratios
+mean something.
+"""
+
+import argparse
+import importlib
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+from triton.runtime.jit import JITFunction
+
+from benchmarks import harness
+from fastdeit.kernels import operators
+from fastdeit.kernels.backend import set_backend
+
+MODULES = ("attention_bwd", "attention", "norm_bwd", "norm", "gelu", "mix", "distill_fused", "distill", "augment")
+Modules = dict[str, ModuleType]
+
+
+def function(name: str, *, fake: Any, save: Any = None, backward: Any = None) -> Callable[[Any], Any]:
+    """Stand in for `operators.operator` with the gradient alone: the least that a differentiable call can cost."""
+
+    def register(launch: Any) -> Any:
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = launch(*inputs)
+            save(ctx, inputs, output)
+            return output
+
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+        return launch if backward is None else type(name, (torch.autograd.Function,), methods).apply  # type: ignore[attr-defined]
+
+    return register
+
+
+def custom_op(name: str, *, fake: Any, save: Any = None, backward: Any = None) -> Callable[[Any], Any]:
+    """Stand in for `operators.operator` with what torch offers for the purpose."""
+
+    def register(launch: Any) -> Any:
+        op = torch.library.custom_op(f"bench_dispatch::{name}", launch, mutates_args=())
+        op.register_fake(fake)
+        if backward is not None:
+            op.register_autograd(backward, setup_context=save)
+        return op
+
+    return register
+
+
+WAYS: dict[str, Callable[..., Any]] = {"operator": operators.operator, "function": function, "custom_op": custom_op}
+
+
+def load(operator: Callable[..., Any]) -> Modules:
+    """Import the kernels' modules again, with `operator` to register their launchers."""
+    names = [f"fastdeit.kernels.{name}" for name in MODULES]
+    for name in names:
+        sys.modules.pop(name, None)
+    with patch.object(operators, "operator", operator):
+        return dict(zip(MODULES, map(importlib.import_module, names), strict=True))
+
+
+class Call(NamedTuple):
+    """A call of an op and, where it has a gradient, the tensors to differentiate it by."""
+
+    run: Callable[[], torch.Tensor]
+    leaves: tuple[torch.Tensor, ...] = ()
+
+
+def calls(kernels: Modules) -> dict[str, Call]:
+    """Make a call of each op, on small tensors; a backward operator is part of its forward's gradient."""
+    x, w, b, scale = torch.zeros(2, 6, 32).requires_grad_(), *torch.zeros(2, 32).requires_grad_(), torch.ones(2)
+    qkv = torch.zeros(2, 6, 3, 1, 32).requires_grad_()
+    images, lam, box = torch.zeros(2, 3, 8, 8), torch.ones(2), torch.zeros(2, 4, dtype=torch.int32)
+    heads, labels = torch.zeros(2, 2, 8).requires_grad_().unbind(0), torch.zeros(2, dtype=torch.int64)
+    setting = {"smoothing": 0.1, "kind": "hard", "alpha": 0.5, "tau": 1.0}
+    pixels, ops = torch.zeros(2, 8, 8, 3, dtype=torch.uint8), torch.full((2, 1), -1, dtype=torch.int32)
+    args, lse = torch.zeros(2, 1, 2, dtype=torch.float64), torch.zeros(2, 1, 6)
+    attention, norm, mix = kernels["attention"], kernels["norm"], kernels["mix"]
+    return {
+        "attention": Call(lambda: attention.attention(qkv), (qkv,)),
+        "attention_weights": Call(lambda: attention.attention_weights_triton(qkv.detach(), lse, [0])),
+        "norm": Call(lambda: norm.norm(x, w, b, 1e-6), (x, w, b)),
+        "add_norm": Call(lambda: norm.add_norm(x, x, scale, w, b, 1e-6)[1], (x, w, b)),
+        "gelu": Call(lambda: kernels["gelu"].gelu(x, b), (x, b)),
+        "mix": Call(lambda: mix.mix(images, lam, box)),
+        "mix_patches": Call(lambda: mix.mix_patches(images, lam, box, 4)[0]),
+        "distill": Call(lambda: kernels["distill"].distill(*heads, labels, lam, labels, **setting).loss, heads),
+        "augment": Call(lambda: kernels["augment"].augment(pixels, ops, args, layer_ops=[["Invert"]])),
+    }
+
+
+def modes(call: Call) -> dict[str, Callable[[], object]]:
+    """Split into the call as a training step makes it, the same without a gradient, and the backward of one."""
+
+    def without_gradient() -> object:
+        with torch.no_grad():
+            return call.run()
+
+    found: dict[str, Callable[[], object]] = {"fwd": call.run, "no_grad": without_gradient}
+    if call.leaves:
+        y = call.run()
+        cotangent = torch.ones_like(y)
+        found["bwd"] = lambda: torch.autograd.grad(y, call.leaves, cotangent, retain_graph=True)
+    return found
+
+
+def call_us(run: Callable[[], object], count: int = 100) -> float:
+    """Measure the mean of so many calls, in microseconds of this thread's CPU time."""
+    start = time.thread_time()
+    for _ in range(count):
+        run()
+    return 1e6 * (time.thread_time() - start) / count
+
+
+def take_turns(runs: dict[str, Callable[[], object]], rounds: int = 30) -> dict[str, list[float]]:
+    """Measure microseconds of a call in each round, by way; the first round, which makes what is made once, is left out."""
+    found = [{name: call_us(run) for name, run in runs.items()} for _ in range(rounds + 1)]
+    return {name: [times[name] for times in found[1:]] for name in runs}
+
+
+@contextmanager
+def nothing_launched() -> Iterator[None]:
+    """Take the kernels for CPU tensors too, and launch none of them."""
+    set_backend("triton")
+    try:
+        with patch.object(JITFunction, "run", lambda *_, **__: None):
+            yield
+    finally:
+        set_backend("auto")
+
+
+def measure(op: str, by_way: dict[str, dict[str, Call]]) -> Iterator[harness.Row]:
+    """Yield a row for each mode: microseconds of each way, and the others' share of ours, medians over the rounds."""
+    runs = {way: modes(found[op]) for way, found in by_way.items()}
+    for mode in runs["operator"]:
+        times = take_turns({way: found[mode] for way, found in runs.items()})
+        row: harness.Row = {"op": op, "mode": mode}
+        row |= {f"{way}_us": round(statistics.median(found), 1) for way, found in times.items()}
+        for way in ("function", "custom_op"):
+            shares = map(float.__truediv__, times[way], times["operator"])
+            row[f"{way}_ratio"] = round(statistics.median(shares), 2)
+        yield row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "cpu-dispatch.csv")
+    output = parser.parse_args().output
+    rows: list[harness.Row] = []
+    with nothing_launched():
+        by_way = {name: calls(load(way)) for name, way in WAYS.items()}
+        for op in by_way["operator"]:
+            for row in measure(op, by_way):
+                rows.append(row)
+                print("  ".join(f"{column} {value}" for column, value in row.items()), flush=True)
+    stamp = harness.environment(torch.device("cpu"))
+    harness.write_rows(output, [{**stamp, **row} for row in rows], [*stamp, *rows[0]])
+
+
+if __name__ == "__main__":
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        sys.exit("unset TRITON_INTERPRET: the interpreter's own calls would be measured")
+    torch.set_num_threads(1)
+    main()
