@@ -11,6 +11,7 @@ start, in which kernels are compiled and the loader fills up: what training sees
 import argparse
 import math
 import os
+import shutil
 import socket
 import statistics
 import subprocess
@@ -90,14 +91,18 @@ def runs(folder: Path, device: torch.device) -> dict[str, list[str]]:
 
 
 def write_data(folder: Path, sizes: Sizes) -> None:
-    """JPEG files under many names in folder/train, the first of each class in folder/val, unless they are there."""
+    """Write JPEG files under many names to folder/train, the first of each class to folder/val, unless they are there."""
     from benchmarks.loaders import write_images  # needs DALI and torchvision
 
-    if not folder.exists():
-        write_images(folder, sizes.files, sizes.links)
-        for kind in "01":
-            (folder / "val" / kind).mkdir(parents=True)
-            (folder / "val" / kind / "0.jpg").hardlink_to(folder / "train" / kind / f"000{kind}.jpg")
+    if folder.exists():
+        return
+    partial = folder.with_name("partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    write_images(partial, sizes.files, sizes.links)
+    for name in ("0/0000.jpg", "1/0001.jpg"):
+        (partial / "val" / name).parent.mkdir(parents=True)
+        (partial / "val" / name).hardlink_to(partial / "train" / name)
+    partial.rename(folder)
 
 
 def launch(flags: str, folder: Path, device: torch.device) -> int:
@@ -106,18 +111,8 @@ def launch(flags: str, folder: Path, device: torch.device) -> int:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     where = "--num_gpus" if device.type == "cuda" else "--num_accelerators"
-    launcher = [
-        sys.executable,
-        "-m",
-        "deepspeed.launcher.runner",
-        "-q",
-        "--no_local_rank",
-        where,
-        "1",
-        "--master_port",
-        str(port),
-    ]
-    command = [*launcher, "fastdeit/train.py", *flags.split(), "--output-dir", str(folder)]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "-q", "--no_local_rank", where, "1"]
+    command = [*launcher, "--master_port", str(port), "fastdeit/train.py", *flags.split(), "--output-dir", str(folder)]
     print(*command, flush=True)
     accelerator = {} if device.type == "cuda" else {"DS_ACCELERATOR": "cpu"}
     return subprocess.run(command, cwd=ROOT, env=os.environ | accelerator).returncode
@@ -163,10 +158,10 @@ def start_all(name: str, flags: Sequence[str], folder: Path, out: Path, device: 
     stamp, before = harness.environment(device), 0
     for number, start in enumerate(flags, 1):
         began = time.monotonic()
-        row = {"run": name, "start": number, "exit_code": launch(start, folder, device)}
+        row: dict[str, Any] = {"run": name, "start": number, "exit_code": launch(start, folder, device)}
         row |= {"seconds": time.monotonic() - began} | outcome(folder)
         shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()}
-        harness.write_rows(out / "runs.csv", [stamp | shown], [*stamp, *COLUMNS])
+        harness.write_rows(out / "runs.csv", [{**stamp, **shown}], [*stamp, *COLUMNS])
         print(*(f"{key} {value}" for key, value in shown.items()), sep="  ", flush=True)
         fault = fault_of(row, before)
         if fault:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tests and benchmarks on a machine with a GPU, in steps; docs/gpu.md tells what each gives, and how to rehearse it without one.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 steps='  kernels  the machine, the tests of all kernels, attention against its peers, the step of the engine
   train    the tests of the data path, the recipes, stops and ZeRO stages under the launcher, DeiT-S end to end
   step     the step of the model against timm, norm and GELU against their peers, the settings of the loader
@@ -79,11 +79,11 @@ run_train() {
     while read -r limit name; do
         part "$limit" "$name" "$python" -m benchmarks.bench_runs "$name" --folder "$work" --out "$out"
     done <<<'45 digits_teacher
-90 digits
-70 native-mixed
-60 exact-cpu
-45 native-hardware
-65 stages'
+85 digits
+100 native-mixed
+55 exact-cpu
+40 native-hardware
+60 stages'
 }
 
 run_step() {

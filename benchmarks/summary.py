@@ -41,11 +41,11 @@ def lines(rows: Iterable[Row]) -> list[str]:
 
 def rates(rows: Iterable[Row]) -> list[str]:
     """One for each row that has no peer: images/s, then all that tells it from others."""
-    return [
-        f"{float(row['images_per_s'] or 'nan'):8,.0f}/s  "
-        + " ".join(row[name] for name in row if name not in (*STAMP, "images_per_s"))
-        for row in rows
-    ]
+    found = []
+    for row in rows:
+        told = " ".join(f"{name} {row[name]}" for name in row if name not in (*STAMP, "images_per_s") and row[name])
+        found.append(f"{float(row['images_per_s'] or 'nan'):9,.0f}/s  {told}")
+    return found
 
 
 def main() -> None:
