@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -178,43 +177,44 @@ def kill_session(leader: int) -> None:
             continue
 
 
-def moments(count: int, seconds: float) -> Iterator[float]:
-    chance = random.Random(3)
-    return (chance.uniform(0, seconds) for _ in range(count))
+def output_until(process: subprocess.Popen[str], parts: int) -> str:
+    """What a step has told when so many of its parts are announced."""
+    told = ""
+    assert process.stdout is not None
+    while len(announced(told)) < parts:
+        told += process.stdout.readline()
+    return told
 
 
-def assert_a_kill_loses_nothing(tools: Path, moment: float) -> bool:
-    """Kill a step then; whether an archive was there by then."""
+def kill_step(tools: Path, parts: int, delay_s: float) -> None:
+    """Kill a step so long after so many of its parts; what is left is asserted to be whole."""
     argv, environment = command("others", tools, OUT=str(tools.parent / f"killed-{time.monotonic_ns()}"))
     process = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    time.sleep(moment)
+    told = output_until(process, parts)
+    time.sleep(delay_s)
     kill_session(process.pid)
-    output, out = process.communicate(timeout=20)[0], Path(environment["OUT"])
-    before = announced(output)[:-1]  # the last one may have been on its way into the archive
+    told, out = told + process.communicate(timeout=20)[0], Path(environment["OUT"])
+    before = announced(told)[:-1]  # the last one may have been on its way into the archive
+    assert (out / "all.tgz").exists() or not before
     if out.exists():
         assert_comes_back(out)
     if (out / "all.tgz").exists():
         assert {f"{name}.log" for name in before} <= members(out)
-        return True
-    assert not before
-    return False
 
 
-def kill_often(tools: Path, count: int) -> None:
-    began = time.monotonic()
-    assert rehearse("others", tools).returncode == 0
-    whole_s = time.monotonic() - began
-    found = [assert_a_kill_loses_nothing(tools, moment) for moment in moments(count, whole_s)]
-    assert any(found)
-
-
-def test_a_kill_leaves_a_whole_archive(tools: Path) -> None:
-    kill_often(tools, 8)
+@pytest.mark.parametrize("parts", range(5))
+def test_a_kill_leaves_a_whole_archive(parts: int, tools: Path) -> None:
+    chance = random.Random(parts)
+    for _ in range(2):
+        kill_step(tools, parts, chance.uniform(0, 0.2))
 
 
 @pytest.mark.slow
-def test_many_kills_leave_whole_archives(tools: Path) -> None:
-    kill_often(tools, 150)
+@pytest.mark.parametrize("parts", range(5))
+def test_many_kills_leave_whole_archives(parts: int, tools: Path) -> None:
+    chance = random.Random(10 + parts)
+    for _ in range(40):
+        kill_step(tools, parts, chance.uniform(0, 0.4))
 
 
 PARSE = """
