@@ -35,9 +35,10 @@ need() { # need MODULE...: whether all can be imported; names what cannot, and w
 }
 
 part() { # part SECONDS NAME COMMAND...: run it for at most so long, tell how it ended, and go on whatever comes of it
+    # interrupted, pytest and Python still say what failed and where they were
     local limit=$1 name=$2 start=$SECONDS code=0 lines=1
     shift 2
-    timeout --kill-after=5 $((limit * patience)) "$@" >"$work/$name.log" 2>&1 || code=$?
+    timeout --signal=INT --kill-after=5 $((limit * patience)) "$@" >"$work/$name.log" 2>&1 || code=$?
     [ $code -eq 0 ] || { failed+=("$name ($code)") && lines=15; }
     echo "$name: $((SECONDS - start)) s"
     tail -n $lines "$work/$name.log" | cut -c 1-200
@@ -88,9 +89,9 @@ run_train() {
 }
 
 run_step() {
-    part 300 step "$python" -m benchmarks.bench_step --out "$out" --seconds 240
-    bench 60 norm --cases 2
-    bench 60 gelu --cases 2
+    bench 270 step --seconds 210
+    bench 75 norm --cases 2
+    bench 75 gelu --cases 2
     need nvidia.dali numba pyarrow &&
         part 90 settings "$python" -m benchmarks.bench_settings -o "$out/loader-settings.csv" --threads "$(nproc)" --prefetch 2
 }

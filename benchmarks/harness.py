@@ -98,10 +98,11 @@ def device_name(device: torch.device) -> str:
 def commit() -> str:
     """Short hash of the checkout, with +dirty when the tree differs; outside of one $FASTDEIT_COMMIT, or "unknown"."""
     git = ["git", "-C", str(Path(__file__).parent)]
-    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    if head.returncode:
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
         return os.environ.get("FASTDEIT_COMMIT", "unknown")
-    changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
     return head.stdout.strip() + ("+dirty" if changes.stdout.strip() else "")
 
 

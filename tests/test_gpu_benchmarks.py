@@ -59,8 +59,10 @@ def test_dali_names_its_version_whichever_wheel_it_came_in() -> None:
     assert harness.installed("no-such-package") == ""
 
 
-def test_a_tree_without_git_is_told_its_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("GIT_DIR", str(tmp_path))
+@pytest.mark.parametrize("lacks", ["GIT_DIR", "PATH"])
+def test_a_tree_without_git_is_told_its_commit(lacks: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(lacks, str(tmp_path))
+    monkeypatch.delenv("FASTDEIT_COMMIT", raising=False)
     assert harness.commit() == "unknown"
     monkeypatch.setenv("FASTDEIT_COMMIT", "abc1234")
     assert harness.commit() == "abc1234"

@@ -32,7 +32,7 @@ case "$*" in
     "-m compileall"* | *summary*) ;;
     *)
         echo started
-        [[ -z $STUBBORN || "$*" != *"$STUBBORN"* ]] || { trap '' TERM; for _ in {1..300}; do sleep 0.1; done; }
+        [[ -z $STUBBORN || "$*" != *"$STUBBORN"* ]] || { trap '' INT; for _ in {1..300}; do sleep 0.1; done; }
         head -c 200000 /dev/urandom | base64
         for word; do
             case $before in
@@ -113,12 +113,12 @@ def test_a_step_ends_and_all_of_it_comes_back(step: str, tools: Path) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_the_limits_of_a_step_fit_into_a_call(step: str, tools: Path) -> None:
-    add_tool(tools, "timeout", '#!/usr/bin/env bash\necho "$1 $2" >>"$CALLS.limits"\nshift 2\nexec "$@"\n')
+    add_tool(tools, "timeout", '#!/usr/bin/env bash\necho "$*" >>"$CALLS.limits"\nshift 3\nexec "$@"\n')
     parts = announced(rehearse(step, tools).stdout)
-    limits = [line.split() for line in (tools / "calls.limits").read_text().splitlines()]
-    assert len(limits) == len(parts)
-    assert {grace for grace, _ in limits} == {f"--kill-after={KILL_AFTER_S}"}
-    assert sum(int(limit) + KILL_AFTER_S for _, limit in limits) <= CALL_S - UNPACKING_S
+    asked = (tools / "calls.limits").read_text()
+    limits = re.findall(rf"^--signal=INT --kill-after={KILL_AFTER_S} (\d+) ", asked, re.MULTILINE)
+    assert len(limits) == len(parts) == len(asked.splitlines())
+    assert sum(int(limit) + KILL_AFTER_S for limit in limits) <= CALL_S - UNPACKING_S
 
 
 def test_what_fails_is_named_and_ends_nothing(tools: Path) -> None:
@@ -130,7 +130,7 @@ def test_what_fails_is_named_and_ends_nothing(tools: Path) -> None:
 
 
 def test_what_outlives_its_limit_is_killed_and_its_log_kept(tools: Path) -> None:
-    add_tool(tools, "timeout", '#!/usr/bin/env bash\nexec /usr/bin/timeout --kill-after=0.2 0.5 "${@:3}"\n')
+    add_tool(tools, "timeout", '#!/usr/bin/env bash\nexec /usr/bin/timeout --signal=INT --kill-after=0.2 0.5 "${@:4}"\n')
     ended = rehearse("others", tools, STUBBORN="bench_distill")
     assert ended.returncode == 1
     assert announced(ended.stdout) == ["mix", "distill", "augment", "ema", "checksum"]
@@ -138,6 +138,43 @@ def test_what_outlives_its_limit_is_killed_and_its_log_kept(tools: Path) -> None
     with tarfile.open(tools.parent / "out" / "all.tgz") as archive:
         log = archive.extractfile("./distill.log")
         assert log is not None and log.read() == b"started\n"
+
+
+HANGING = """
+import pathlib, time
+import pytest
+
+FAILED = pathlib.Path(__file__).with_name("failed")
+
+@pytest.mark.parametrize("number", range(2))
+def test_one(number):
+    if number:
+        FAILED.touch()
+        assert False, "the one that fails"
+    time.sleep(600)
+"""
+INTERRUPTING = """#!{python}
+import os, pathlib, signal, subprocess, sys, time
+process = subprocess.Popen(sys.argv[4:], preexec_fn=os.setpgrp)
+while process.poll() is None and "pytest" in sys.argv and not pathlib.Path("{folder}/failed").exists():
+    time.sleep(0.1)
+if "pytest" in sys.argv:
+    time.sleep(1)  # until the failure has come from one process to the other
+    os.killpg(process.pid, signal.SIGINT)
+process.wait()
+sys.exit(124 if "pytest" in sys.argv else 0)
+"""
+
+
+def test_tests_that_are_interrupted_still_tell_what_failed(tools: Path, tmp_path: Path) -> None:
+    """pytest itself, with processes of its own, in the part of the kernels' tests; `timeout` signals them in this way."""
+    (tmp_path / "test_hanging.py").write_text(HANGING)
+    real = f'exec {sys.executable} -m pytest "${{@:3:4}}" -n 2 -c /dev/null {tmp_path}/test_hanging.py'
+    add_tool(tools, "python", PYTHON.replace("    *)\n", f'    "-m pytest"*) {real} ;;\n    *)\n', 1))
+    add_tool(tools, "timeout", INTERRUPTING.format(python=sys.executable, folder=tmp_path))
+    ended = rehearse("kernels", tools)
+    assert ended.returncode == 1 and "failed: tests_kernels (124)" in ended.stdout, ended.stdout
+    assert "the one that fails" in ended.stdout, ended.stdout
 
 
 @pytest.mark.parametrize(
