@@ -65,7 +65,8 @@ pytest() { # pytest SECONDS NAME ARGUMENT...: failures come last, in the part of
 }
 
 run_kernels() {
-    if command -v nvidia-smi >/dev/null; then part 10 nvidia-smi nvidia-smi; fi
+    local facts=name,driver_version,memory.total,clocks.max.sm,power.limit
+    if command -v nvidia-smi >/dev/null; then part 10 nvidia-smi nvidia-smi --query-gpu=$facts --format=csv,noheader; fi
     bench 30 ceilings
     need hypothesis
     need xdist && pytest 270 tests_kernels "${tests[@]}"
