@@ -12,6 +12,7 @@ import argparse
 import math
 import os
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -106,7 +107,10 @@ def write_data(folder: Path, sizes: Sizes) -> None:
 
 
 def launch(flags: str, folder: Path, device: torch.device) -> int:
-    """The exit code of `deepspeed fastdeit/train.py` on one device, its output passed through."""
+    """The exit code of `deepspeed fastdeit/train.py` on one device, its output passed through.
+
+    An interrupt kills the whole process group at once, this process too: nothing of a run may live on beside what comes next.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -115,7 +119,11 @@ def launch(flags: str, folder: Path, device: torch.device) -> int:
     command = [*launcher, "--master_port", str(port), "fastdeit/train.py", *flags.split(), "--output-dir", str(folder)]
     print(*command, flush=True)
     accelerator = {} if device.type == "cuda" else {"DS_ACCELERATOR": "cpu"}
-    return subprocess.run(command, cwd=ROOT, env=os.environ | accelerator).returncode
+    try:
+        return subprocess.run(command, cwd=ROOT, env=os.environ | accelerator).returncode
+    except KeyboardInterrupt:
+        os.killpg(0, signal.SIGKILL)
+        raise
 
 
 def last(lines: Sequence[dict[str, Any]], name: str) -> float:

@@ -2,6 +2,11 @@
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nvidia.dali
@@ -16,6 +21,7 @@ from fastdeit.kernels import attention_bwd, configs
 from fastdeit.kernels.attention import attention_reference, attention_triton
 from tests.kernels.interpreter import DEVICE
 
+ROOT = Path(__file__).parent.parent
 WELL = {"exit_code": 0, "from_step": 40, "to_step": 80, "loss": 1.5}
 
 
@@ -80,6 +86,26 @@ def test_a_tree_without_git_is_told_its_commit(lacks: str, monkeypatch: pytest.M
 )
 def test_a_start_that_went_wrong_is_named(change: dict[str, float], fault: str) -> None:
     assert bench_runs.fault_of(WELL | change, before=40) == fault
+
+
+LAUNCH = "import sys, torch; from pathlib import Path; from benchmarks.bench_runs import launch; "
+
+
+def test_an_interrupted_run_leaves_no_process(tmp_path: Path) -> None:
+    stubborn, began = tmp_path / "stubborn", tmp_path / "began"
+    stubborn.write_text(f"#!/usr/bin/env bash\nsleep 300 &  # hears no SIGINT there\ntouch {began}\nwait\n")
+    stubborn.chmod(0o755)
+    code = f"{LAUNCH} sys.executable = {str(stubborn)!r}; launch('', Path(), torch.device('cpu'))"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
+    while not began.exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == -signal.SIGKILL
+    with pytest.raises(ProcessLookupError):  # a group without a member
+        for _ in range(100):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
 
 
 def test_a_row_is_of_the_newest_start_alone(tmp_path: Path) -> None:

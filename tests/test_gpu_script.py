@@ -119,6 +119,7 @@ def test_the_limits_of_a_step_fit_into_a_call(step: str, tools: Path) -> None:
     limits = re.findall(rf"^--signal=INT --kill-after={KILL_AFTER_S} (\d+) ", asked, re.MULTILINE)
     assert len(limits) == len(parts) == len(asked.splitlines())
     assert sum(int(limit) + KILL_AFTER_S for limit in limits) <= CALL_S - UNPACKING_S
+    assert f" {' + '.join(limits)} s |" in (ROOT / "docs" / "gpu.md").read_text()
 
 
 def test_what_fails_is_named_and_ends_nothing(tools: Path) -> None:
