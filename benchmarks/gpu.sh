@@ -94,7 +94,7 @@ run_step() {
     bench 75 norm --cases 2
     bench 75 gelu --cases 2
     need nvidia.dali numba pyarrow &&
-        part 90 settings "$python" -m benchmarks.bench_settings -o "$out/loader-settings.csv" --threads "$(nproc)" --prefetch 2
+        part 90 settings "$python" -m benchmarks.bench_settings -o "$out/loader-settings.csv" --threads "$(env -u OMP_NUM_THREADS nproc)" --prefetch 2
 }
 
 run_tune() {
