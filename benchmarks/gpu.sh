@@ -35,10 +35,10 @@ need() { # need MODULE...: whether all can be imported; names what cannot, and w
 }
 
 part() { # part SECONDS NAME COMMAND...: run it for at most so long, tell how it ended, and go on whatever comes of it
-    # interrupted, pytest and Python still say what failed and where they were
     local limit=$1 name=$2 start=$SECONDS code=0 lines=1
     shift 2
-    timeout --signal=INT --kill-after=5 $((limit * patience)) "$@" >"$work/$name.log" 2>&1 || code=$?
+    # interrupted, pytest and Python still say what failed and where they were
+    timeout --signal=INT --kill-after=5 $((limit * patience)) "$@" </dev/null >"$work/$name.log" 2>&1 || code=$?
     [ $code -eq 0 ] || { failed+=("$name ($code)") && lines=15; }
     echo "$name: $((SECONDS - start)) s"
     tail -n $lines "$work/$name.log" | cut -c 1-200
@@ -49,7 +49,9 @@ part() { # part SECONDS NAME COMMAND...: run it for at most so long, tell how it
 pack() { # the rows and what tells of the runs, as one archive that is whole at any moment
     cp "$out"/*.csv "$work/rows" 2>/dev/null
     (cd "$work" && find . \( -name checkpoints -o -name data \) -prune -o -type f -size -1024k ! -name '*.parquet' -print0) |
-        tar -czf "$out/all.tgz.part" -C "$work" --null -T - && mv "$out/all.tgz.part" "$out/all.tgz"
+        tar -czf "$out/all.tgz.part" -C "$work" --null -T -
+    # tar also complains of what changes or goes while it reads, and goes on
+    gzip -t "$out/all.tgz.part" && mv "$out/all.tgz.part" "$out/all.tgz"
 }
 
 bench() { # bench SECONDS NAME [FLAG...]: benchmarks/bench_NAME.py
@@ -93,8 +95,10 @@ run_step() {
     bench 270 step --seconds 210
     bench 75 norm --cases 2
     bench 75 gelu --cases 2
-    need nvidia.dali numba pyarrow &&
-        part 90 settings "$python" -m benchmarks.bench_settings -o "$out/loader-settings.csv" --threads "$(env -u OMP_NUM_THREADS nproc)" --prefetch 2
+    need nvidia.dali numba pyarrow || return
+    local cores
+    cores=$(env -u OMP_NUM_THREADS nproc)
+    part 90 settings "$python" -m benchmarks.bench_settings -o "$out/loader-settings.csv" --threads "$cores" --prefetch 2
 }
 
 run_tune() {

@@ -31,6 +31,7 @@ case "$*" in
         [[ " $MISSING " != *" ${module%%;*} "* ]] || { echo "No module named $module" >&2; exit 1; } ;;
     "-m compileall"* | *summary*) ;;
     *)
+        cat  # takes all that is said to it
         echo started
         [[ -z $STUBBORN || "$*" != *"$STUBBORN"* ]] || { trap '' INT; for _ in {1..300}; do sleep 0.1; done; }
         head -c 200000 /dev/urandom | base64
