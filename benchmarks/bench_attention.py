@@ -3,16 +3,19 @@
 python -m benchmarks.bench_attention [--out FOLDER]
 
 A peer takes the packed projection apart, attends, and puts heads together again; its backward stacks the gradients of q, k
-and v into the packed one, as the projection's own backward needs it. "reference" is torch's own choice of a backend. Floor:
-what has to pass through memory once, 3 + 1 units of B·N·H·D elements forward and 5 + 3 backward.
+and v into the packed one, as the projection's own backward needs it. "reference" is torch's own choice of a backend; "triton,
+pair" is ours with the backward's other form, the one that longer images take. Floor: what has to pass through memory once,
+3 + 1 units of B·N·H·D elements forward and 5 + 3 backward. What torch has to compile comes last, at every shape.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import harness
+from fastdeit.kernels import configs
 from fastdeit.kernels.attention import (
     attention,
     attention_reference,
@@ -23,9 +26,10 @@ from fastdeit.kernels.attention_bwd import attention_bwd_triton
 
 SHAPES = {  # (B, N, H)
     "cuda": [(256, 198, 6), (1024, 198, 6), (1024, 198, 3), (256, 198, 12), (64, 578, 6)],
-    "cpu": [(4, 198, 3)],
+    "cpu": [(4, 198, 3), (2, 198, 6)],
 }
 D = 64
+PAIR = "triton, pair"
 UNITS = {"fwd": 4, "bwd": 8, "fwd_bwd": 12}
 PEERS = {
     "sdpa flash": SDPBackend.FLASH_ATTENTION,
@@ -81,14 +85,24 @@ def with_backend(backend: SDPBackend) -> Attend:
 
 def implementations(device: torch.device) -> dict[str, Attend]:
     """Each way to attend, packed projection in, heads side by side out."""
-    runs: dict[str, Attend] = {
-        "reference": attention_reference,
-        "torch.compile": torch.compile(attention_reference, dynamic=False),
-    }
+    runs: dict[str, Attend] = {"reference": attention_reference}
     runs |= {name: with_backend(backend) for name, backend in PEERS.items()}
     if device.type == "cuda":
-        runs["triton"] = attention
+        runs |= {"triton": attention, PAIR: attention}
     return runs
+
+
+@contextlib.contextmanager
+def backward_as_pair() -> Iterator[None]:
+    """Inside, no row of the table holds a whole image of more than 64 tokens, and the backward takes the pair of kernels."""
+    kept = list(configs.rows())
+    configs.rows()[:] = [row for row in kept if row["op"] != "attention_bwd_whole" or row["launch"]["BLOCK_M"] <= 64]
+    configs._config.cache_clear()
+    try:
+        yield
+    finally:
+        configs.rows()[:] = kept
+        configs._config.cache_clear()
 
 
 def both(attend: Attend, qkv: torch.Tensor, grad: torch.Tensor) -> Pair:
@@ -120,8 +134,10 @@ def modes(attend: Attend, qkv: torch.Tensor, grad: torch.Tensor) -> dict[str, Ca
     }
 
 
-def bench(shape: tuple[int, int, int], device: torch.device, stamp: harness.Row, copy: float) -> list[harness.Row]:
-    """The rows of one shape, every implementation checked first."""
+def bench(
+    shape: tuple[int, int, int], compiled: bool, device: torch.device, stamp: harness.Row, copy: float
+) -> list[harness.Row]:
+    """The rows of one shape, of what torch compiles or of the others, every implementation checked first."""
     batch, tokens, heads = shape
     qkv = torch.randn(batch, tokens, 3, heads, D, dtype=torch.bfloat16, device=device, requires_grad=True)
     grad = torch.randn(batch, tokens, heads * D, dtype=torch.bfloat16, device=device)
@@ -129,14 +145,17 @@ def bench(shape: tuple[int, int, int], device: torch.device, stamp: harness.Row,
     exact = both(attention_reference, qkv.detach().float().requires_grad_(), grad.float())
     reference = both(attention_reference, qkv, grad)
     rows = []
-    for name, attend in implementations(device).items():
-        if not check(name, attend, qkv, grad, exact, reference):
-            continue
-        for mode, run in modes(attend, qkv, grad).items():
-            found = harness.measure(run, device, images=batch, nbytes=UNITS[mode] * grad.nbytes, copy=copy)
-            rows.append({**stamp, **what, "mode": mode, "impl": name, **found})
+    runs = {"torch.compile": torch.compile(attention_reference, dynamic=False)} if compiled else implementations(device)
+    for name, attend in runs.items():
+        with backward_as_pair() if name == PAIR else contextlib.nullcontext():
+            if not check(name, attend, qkv, grad, exact, reference):
+                continue
+            for mode, run in modes(attend, qkv, grad).items():
+                found = harness.measure(run, device, images=batch, nbytes=UNITS[mode] * grad.nbytes, copy=copy)
+                rows.append({**stamp, **what, "mode": mode, "impl": name, **found})
     return rows
 
 
 if __name__ == "__main__":
-    harness.run_benchmark(__doc__, {name: [(shape,) for shape in shapes] for name, shapes in SHAPES.items()}, bench)
+    cases = {name: [(shape, compiled) for compiled in (False, True) for shape in shapes] for name, shapes in SHAPES.items()}
+    harness.run_benchmark(__doc__, cases, bench)

@@ -19,7 +19,7 @@ from fastdeit.kernels.norm import add_norm, add_norm_reference, norm_reference
 
 # (B, N, D) of Ti, S and B; u = the bytes of x
 SHAPES = {
-    "cuda": [(256, 198, 192), (1024, 198, 192), (256, 198, 384), (1024, 198, 384), (256, 198, 768), (1024, 198, 768)],
+    "cuda": [(256, 198, 384), (1024, 198, 384), (256, 198, 192), (1024, 198, 192), (256, 198, 768), (1024, 198, 768)],
     "cpu": [(4, 198, 192)],
 }
 EPS = 1e-6

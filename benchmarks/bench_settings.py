@@ -1,4 +1,4 @@
-"""Decoder, threads and prefetch depth of our loader: python -m benchmarks.bench_settings [-o results.csv] [--images 1024]
+"""Decoder, threads and prefetch depth of our loader: python -m benchmarks.bench_settings [-o results.csv] [--threads 16]
 
 On a GPU every backend and decoder that goes there, else the CPU's; images/s of whole batches and CPU ms an image. Defaults in
 config.py follow what this shows.
@@ -9,6 +9,7 @@ import itertools
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,18 +21,18 @@ from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import DECODERS, PipelineOptions
 from fastdeit.plan import Plan, PlanSpec
 
+CORES = len(os.sched_getaffinity(0))
+THREADS = tuple(1 << power for power in range(CORES.bit_length()))
 PREFETCH = (1, 2, 4)
 
 
-def settings(device: str) -> list[PipelineOptions]:
-    """Every combination that the device allows; threads from one to all cores in doublings."""
-    cores = len(os.sched_getaffinity(0))
-    threads = [1 << power for power in range(cores.bit_length()) if 1 << power <= cores]
+def settings(device: str, threads: Sequence[int], prefetch: Sequence[int]) -> list[PipelineOptions]:
+    """Every combination that the device allows."""
     kinds = [("exact", "cpu"), ("native", "cpu")]
     kinds += [("native", decoder) for decoder in DECODERS if decoder != "cpu" and device == "gpu"]
     return [
         PipelineOptions(MEAN, STD, device=device, num_threads=count, prefetch=depth, backend=backend, decoder=decoder)
-        for (backend, decoder), count, depth in itertools.product(kinds, threads, PREFETCH)
+        for (backend, decoder), count, depth in itertools.product(kinds, threads, prefetch)
     ]
 
 
@@ -54,18 +55,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "loader-settings.csv")
     parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--threads", type=int, nargs="+", default=THREADS, help="default: one to all cores in doublings")
+    parser.add_argument("--prefetch", type=int, nargs="+", default=PREFETCH)
     arguments = parser.parse_args()
     device = "gpu" if torch.cuda.is_available() else "cpu"
     stamp = harness.environment(torch.device("cuda" if device == "gpu" else "cpu"))
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder), 128, links=8)
-        index, rows = build_index(Path(folder), "train"), []
-        for options in settings(device):
+        index = build_index(Path(folder), "train")
+        for options in settings(device, arguments.threads, arguments.prefetch):
             row = {"device": device, "backend": options.backend, "decoder": options.decoder}
             row |= {"threads": str(options.num_threads), "prefetch": str(options.prefetch)}
-            rows.append(row | measure(index, options, 256 if device == "gpu" else 64, arguments.images))
-            print(*(f"{name} {value}" for name, value in rows[-1].items()), sep="  ")
-    harness.write_rows(arguments.output, [{**stamp, **row} for row in rows], [*stamp, *rows[0]])
+            row |= measure(index, options, 256 if device == "gpu" else 64, arguments.images)
+            harness.write_rows(arguments.output, [{**stamp, **row}], [*stamp, *row])
+            print(*(f"{name} {value}" for name, value in row.items()), sep="  ", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,6 +38,8 @@ CASES = {
     "cpu": [("tiny", 2)],
 }
 """The most telling first: what comes after the time is over is left out."""
+FIRST = 2
+"""Of so many cases ours and the strongest peer come before everything else."""
 BACKENDS = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
 Step = Callable[[], object]
 
@@ -112,14 +115,23 @@ def best_backend(inputs: Batch, heads: int) -> SDPBackend:
     return min(times, key=lambda backend: times[backend])
 
 
-def implementations(name: str, inputs: Batch) -> Iterator[tuple[str, Callable[[], Step]]]:
-    """Each way to make the step, by name, built only when it is its turn."""
-    yield "ours", lambda: ours(name, inputs, compiled=False)
-    if inputs.images.is_cuda:  # the compiler of the CPU takes minutes, for nothing that a GPU would show
-        yield "timm compiled", lambda: timms(name, inputs, compiled=True)
-        yield "ours compiled", lambda: ours(name, inputs, compiled=True)
-    yield "timm", lambda: timms(name, inputs, compiled=False)
-    yield "ours, reference kernels", lambda: ours(name, inputs, compiled=False, backend="reference")
+IMPLEMENTATIONS: dict[str, Callable[[str, Batch], Step]] = {
+    "ours": lambda name, inputs: ours(name, inputs, compiled=False),
+    "timm compiled": lambda name, inputs: timms(name, inputs, compiled=True),
+    "ours compiled": lambda name, inputs: ours(name, inputs, compiled=True),
+    "timm": lambda name, inputs: timms(name, inputs, compiled=False),
+    "ours, reference kernels": lambda name, inputs: ours(name, inputs, compiled=False, backend="reference"),
+}
+"""Each way to make the step."""
+
+
+def schedule(device: torch.device) -> Iterator[tuple[str, int, str]]:
+    """Name, batch and implementation, in the order of the measurements."""
+    # the compiler of the CPU takes minutes, for nothing that a GPU would show
+    chosen = [impl for impl in IMPLEMENTATIONS if device.type == "cuda" or "compiled" not in impl]
+    leading = [(*case, impl) for case in CASES[device.type][:FIRST] for impl in chosen[:2]]
+    yield from leading
+    yield from ((*case, impl) for case in CASES[device.type] for impl in chosen if (*case, impl) not in leading)
 
 
 def measure(build: Callable[[], Step], backend: SDPBackend, batch: int, device: torch.device) -> harness.Row | None:
@@ -155,21 +167,20 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stamp, rows, start = harness.environment(device), [], time.monotonic()
-    for name, batch in CASES[device.type]:
+    for name, batch, impl in schedule(device):
+        what: harness.Row = {"bench": "step", "mode": "step", "shape": f"{name} {batch}", "dtype": "bf16", "impl": impl}
+        if time.monotonic() - start > arguments.seconds:
+            print(f"left out, no time: {name} {batch} {impl}")
+            continue
         inputs = make_batch(batch, device)
         backend = best_backend(inputs, {"tiny": 3, "small": 6, "base": 12}[name])
-        for impl, build in implementations(name, inputs):
-            what: harness.Row = {"bench": "step", "mode": "step", "shape": f"{name} {batch}", "dtype": "bf16", "impl": impl}
-            if time.monotonic() - start > arguments.seconds:
-                print(f"left out, no time: {name} {batch} {impl}")
-                continue
-            print(f"{name} {batch} {impl} (SDPA {backend.name})", flush=True)
-            measured = measure(build, backend, batch, device)
-            if measured is None:
-                print("  left out: does not fit into the memory")
-                continue
-            rows.append({**stamp, **what, **with_mfu(measured, name, device)})
-            harness.append(rows[-1:], device, arguments.out)
+        print(f"{name} {batch} {impl} (SDPA {backend.name})", flush=True)
+        measured = measure(partial(IMPLEMENTATIONS[impl], name, inputs), backend, batch, device)
+        if measured is None:
+            print("  left out: does not fit into the memory")
+            continue
+        rows.append({**stamp, **what, **with_mfu(measured, name, device)})
+        harness.append(rows[-1:], device, arguments.out)
     harness.show(rows)
 
 

@@ -1,40 +1,128 @@
 #!/usr/bin/env bash
-# Tests and benchmarks of the kernels, and of the whole step, on a machine with a GPU: benchmarks/gpu.sh [python]
-# Rows go to ${OUT:-benchmarks/results}, one short table of them is printed last. Takes less than 9 minutes.
-# Needs torch, triton, timm, torchvision, pytest; what else is missing is named and left out.
+# Tests and benchmarks on a machine with a GPU, in steps; docs/gpu.md tells what each gives, and how to rehearse it without one.
 set -uo pipefail
-cd "$(dirname "$0")/.."
-python=${1:-python3}
-out=${OUT:-benchmarks/results}
-unset TRITON_INTERPRET
-export PYTHONPATH=. PYTHONDONTWRITEBYTECODE=1
-"$python" -c 'import torch; assert torch.cuda.is_available(), "no GPU here"; print(torch.cuda.get_device_name())' || exit 1
+cd "$(dirname "$0")/.." || exit
+steps='  kernels  the machine, the tests of all kernels, attention against its peers, the step of the engine
+  train    the tests of the data path, the recipes, stops and ZeRO stages under the launcher, DeiT-S end to end
+  step     the step of the model against timm, norm and GELU against their peers, the settings of the loader
+  tune     the profile of the kernels, a new table of their launches
+  others   mix, distill, augment, EMA and checksum against their peers'
+step=${1:-} python=${2:-python3} device=${DEVICE:-cuda} out=${OUT:-build/gpu}
+if ! grep -q "^  $step  *[a-z]" <<<"$steps"; then
+    printf 'benchmarks/gpu.sh STEP [python], each in less than 9 minutes; DEVICE=cpu rehearses it\n%s\n' "$steps"
+    exit 2
+fi
 mkdir -p "$out"
-failed=()
+out=$(realpath "$out") work=$(mktemp -d) failed=()
+mkdir "$work/rows"
+unset TRITON_INTERPRET PYTHONDONTWRITEBYTECODE
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+tests=(tests/kernels -n 8 --ignore tests/kernels/test_resources.py) patience=1
+if [ "$device" = cpu ]; then
+    patience=10
+    export CUDA_VISIBLE_DEVICES='' DS_ACCELERATOR=cpu
+    tests=(tests/kernels/test_interpreter.py tests/kernels/test_configs.py -n 2)
+else
+    "$python" -c 'import torch; assert torch.cuda.is_available(), "no GPU here"' || exit 1
+fi
 
-part() { # part SECONDS NAME COMMAND...: run it for at most so long, go on whatever comes of it
-    local limit=$1 name=$2 start=$SECONDS
-    shift 2
-    timeout "$limit" "$@" > "$out/$name.log" 2>&1 || failed+=("$name ($?)")
-    echo "$name: $((SECONDS - start)) s; $(tail -n 1 "$out/$name.log")"
+need() { # need MODULE...: whether all can be imported; names what cannot, and why
+    local module said code=0
+    for module in "$@"; do
+        said=$("$python" -c "import $module" 2>&1) || { code=1 && echo "left out for want of $module: ${said##*$'\n'}"; }
+    done
+    return $code
 }
 
-"$python" -c "import hypothesis" 2>/dev/null || echo "left out: tests over random shapes (need hypothesis)"
-part 120 tests "$python" -m pytest tests/kernels -p no:cacheprovider --ignore tests/kernels/test_resources.py
-for op in attention norm mix distill gelu augment ema checksum; do
-    part 40 "bench_$op" "$python" -m "benchmarks.bench_$op" --out "$out"
-done
-part 150 bench_step "$python" -m benchmarks.bench_step --out "$out" --seconds 110
-if "$python" -c "import nvidia.dali, numba, pyarrow" 2>/dev/null; then
-    part 120 tests_loader "$python" -m pytest tests/test_pipeline.py tests/test_loader.py -m gpu -p no:cacheprovider
-    part 120 bench_settings "$python" -m benchmarks.bench_settings -o "$out/loader-settings.csv"
-else
-    echo "left out: the loader (needs DALI, numba and pyarrow)"
-fi
-"$python" -c "import deepspeed" 2>/dev/null || echo "left out: what needs deepspeed"
+part() { # part SECONDS NAME COMMAND...: run it for at most so long, tell how it ended, and go on whatever comes of it
+    local limit=$1 name=$2 start=$SECONDS code=0 lines=1
+    shift 2
+    # interrupted, pytest and Python still say what failed and where they were
+    timeout --signal=INT --kill-after=5 $((limit * patience)) "$@" </dev/null >"$work/$name.log" 2>&1 || code=$?
+    [ $code -eq 0 ] || { failed+=("$name ($code)") && lines=15; }
+    echo "$name: $((SECONDS - start)) s"
+    tail -n $lines "$work/$name.log" | cut -c 1-200
+    tail -c 1000000 "$work/$name.log" >"$work/log" && mv "$work/log" "$work/$name.log"
+    pack
+}
 
+pack() { # the rows and what tells of the runs, as one archive that is whole at any moment
+    cp "$out"/*.csv "$work/rows" 2>/dev/null
+    (cd "$work" && find . \( -name checkpoints -o -name data \) -prune -o -type f -size -1024k ! -name '*.parquet' -print0) |
+        tar -czf "$out/all.tgz.part" -C "$work" --null -T -
+    # tar also complains of what changes or goes while it reads, and goes on
+    gzip -t "$out/all.tgz.part" && mv "$out/all.tgz.part" "$out/all.tgz"
+}
+
+bench() { # bench SECONDS NAME [FLAG...]: benchmarks/bench_NAME.py
+    local limit=$1 name=$2
+    shift 2
+    part "$limit" "$name" "$python" -m "benchmarks.bench_$name" --out "$out" "$@"
+}
+
+pytest() { # pytest SECONDS NAME ARGUMENT...: failures come last, in the part of the log that is shown
+    local limit=$1 name=$2
+    shift 2
+    part "$limit" "$name" "$python" -m pytest -p no:cacheprovider --tb=short -rfE --durations=10 "$@"
+}
+
+run_kernels() {
+    local facts=name,driver_version,memory.total,clocks.max.sm,power.limit
+    if command -v nvidia-smi >/dev/null; then part 10 nvidia-smi nvidia-smi --query-gpu=$facts --format=csv,noheader; fi
+    bench 30 ceilings
+    need hypothesis
+    need xdist && pytest 270 tests_kernels "${tests[@]}"
+    bench 60 attention --cases 2
+    need deepspeed && bench 130 engine --seconds 80
+}
+
+run_train() {
+    local limit name
+    need nvidia.dali numba pyarrow tyro deepspeed || return
+    pytest 90 tests_data -m gpu -n 3 --dist loadfile --distances "$out/distances.csv" \
+        tests/test_augment_native.py tests/test_pipeline.py tests/test_loader.py
+    while read -r limit name; do
+        part "$limit" "$name" "$python" -m benchmarks.bench_runs "$name" --folder "$work" --out "$out"
+    done <<<'70 digits_teacher
+85 digits
+100 native-mixed
+55 exact-cpu
+40 native-hardware
+60 stages'
+}
+
+run_step() {
+    bench 270 step --seconds 210
+    bench 75 norm --cases 2
+    bench 75 gelu --cases 2
+    need nvidia.dali numba pyarrow || return
+    local cores
+    cores=$(env -u OMP_NUM_THREADS nproc)
+    part 90 settings "$python" -m benchmarks.bench_settings -o "$out/loader-settings.csv" --threads "$cores" --prefetch 2
+}
+
+run_tune() {
+    if [ "$device" = cpu ]; then echo 'left out on a CPU: everything' && return; fi
+    local sections=(SpeedOfLight LaunchStats Occupancy WarpStateStats ComputeWorkloadAnalysis MemoryWorkloadAnalysis)
+    if command -v ncu >/dev/null; then
+        part 120 profile ncu --clock-control none "${sections[@]/#/--section=}" --kernel-name 'regex:_attention|_norm|_gelu' \
+            --csv --log-file "$out/ncu.csv" "$python" -m benchmarks.profiled
+    else
+        echo 'left out for want of ncu: the profile'
+    fi
+    part 240 tune "$python" -m benchmarks.tune --only attention --seconds 150
+    cp kernels/configs.json "$out"
+}
+
+run_others() {
+    local name
+    for name in mix distill augment ema checksum; do bench 80 "$name"; done
+}
+
+"$python" -m compileall -q -j0 benchmarks fastdeit kernels tests
+"run_$step"
 "$python" -m benchmarks.summary "$out"
 if [ ${#failed[@]} -gt 0 ]; then
-    echo "failed: ${failed[*]}; see $out/*.log"
+    echo "failed: ${failed[*]}; their logs are in $out/all.tgz"
     exit 1
 fi

@@ -8,6 +8,8 @@ calls); on the CPU it is the wall clock of single calls, which tells little on a
 import argparse
 import csv
 import datetime
+import itertools
+import os
 import platform
 import re
 import statistics
@@ -15,7 +17,8 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ import triton
 from torch._functorch import config as functorch_config
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = {"torch": "torch", "triton": "triton", "dali": "nvidia-dali-cuda120", "deepspeed": "deepspeed"}
+PACKAGES = ("torch", "triton", "dali", "deepspeed")
 MEASURED = ("ms_p20", "ms_p50", "ms_p80", "gbps", "pct_of_copy", "images_per_s", "peak_mib")
 COUNTED = ("launches", "host_ms", "waits", "idle_pct")
 """Of a whole step alone, empty elsewhere: see bench_engine."""
@@ -93,24 +96,28 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str:
-    """Short hash of the checkout, with +dirty when the tree differs; "unknown" outside of one."""
+    """Short hash of the checkout, with +dirty when the tree differs; outside of one $FASTDEIT_COMMIT, or "unknown"."""
     git = ["git", "-C", str(Path(__file__).parent)]
-    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    if head.returncode:
-        return "unknown"
-    changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
+        return os.environ.get("FASTDEIT_COMMIT", "unknown")
     return head.stdout.strip() + ("+dirty" if changes.stdout.strip() else "")
+
+
+def installed(package: str) -> str:
+    """The version of a package, "" if it is not there. DALI has a name a CUDA version, so it is asked itself."""
+    try:
+        return import_module("nvidia.dali").__version__ if package == "dali" else version(package)
+    except (ImportError, OSError):  # also a metadata file or a library that is not there
+        return ""
 
 
 def environment(device: torch.device) -> Row:
     """The columns that say where and with what a row was measured; a package that is not there stays empty."""
     stamp: Row = {"date": datetime.date.today().isoformat(), "commit": commit(), "gpu": device_name(device)}
-    for column, package in PACKAGES.items():
-        try:
-            stamp[column] = version(package)
-        except PackageNotFoundError:
-            stamp[column] = ""
-    return stamp
+    return stamp | {package: installed(package) for package in PACKAGES}
 
 
 def append(rows: Iterable[Row], device: torch.device, folder: Path = RESULTS) -> Path:
@@ -153,18 +160,20 @@ def _widen(path: Path, columns: Sequence[str]) -> Sequence[str]:
 def run_benchmark(doc: str | None, cases: Mapping[str, Iterable[tuple[Any, ...]]], bench: Callable[..., list[Row]]) -> None:
     """The command line of a bench_<op>.py: measure every case, append its rows at once, print all of them at the end.
 
-    doc: the module's docstring. cases: by the device's type, what bench takes before device, stamp and copy bandwidth.
+    doc: the module's docstring. cases: by the device's type, the most telling first, what bench takes before device, stamp
+    and copy bandwidth.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    out = parser.parse_args().out
+    parser.add_argument("--cases", type=int, help="how many of the cases, the first ones; default: all")
+    asked = parser.parse_args()
     functorch_config.donated_buffer = False  # a compiled backward is called more than once
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stamp, copy, rows = environment(device), copy_gbps(device), []
-    for case in cases[device.type]:
+    for case in itertools.islice(cases[device.type], asked.cases):
         new = bench(*case, device, stamp, copy)
         rows += new
-        print(f"{len(rows)} rows in {append(new, device, out)}", flush=True)
+        print(f"{len(rows)} rows in {append(new, device, asked.out)}", flush=True)
     print(f"copy {copy:.0f} GB/s")
     show(rows)
 

@@ -1,4 +1,4 @@
-"""The rows of today's benchmarks as one short table: ours, and how many times faster than each peer.
+"""The rows of a folder's benchmarks as one short table: ours, and how many times faster than each peer; whole runs and loaders.
 
 python -m benchmarks.summary [FOLDER]
 """
@@ -8,9 +8,10 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from benchmarks.harness import RESULTS
+from benchmarks.harness import PACKAGES, RESULTS
 
 OURS = ("triton", "ours")
+STAMP = ("date", "commit", "gpu", *PACKAGES)
 Row = Mapping[str, str]
 
 
@@ -38,12 +39,22 @@ def lines(rows: Iterable[Row]) -> list[str]:
     return found
 
 
+def rates(rows: Iterable[Row]) -> list[str]:
+    """One for each row that has no peer: images/s, then all that tells it from others."""
+    found = []
+    for row in rows:
+        told = " ".join(f"{name} {row[name]}" for name in row if name not in (*STAMP, "images_per_s") and row[name])
+        found.append(f"{float(row['images_per_s'] or 'nan'):9,.0f}/s  {told}")
+    return found
+
+
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if "impl" in row and "ms_p50" in row]
-        for line in lines(rows):
+            rows = list(csv.DictReader(file))
+        names = rows[0].keys() if rows else set()
+        for line in lines(rows) if {"impl", "ms_p50"} <= names else rates(rows) if "images_per_s" in names else []:
             print(line)
 
 

@@ -59,7 +59,7 @@ def _attention() -> Iterator[tuple[str, Call]]:
 
 
 def _norm() -> Iterator[tuple[str, Call]]:
-    for dim in (192, 384, 768):
+    for dim in (384, 192, 768):
         scale = torch.ones(BATCH, device="cuda")
         leaves = _random(BATCH, TOKENS, dim), _random(BATCH, TOKENS, dim), _random(dim), _random(dim)
         run = lambda x, branch, weight, bias, scale=scale: add_norm(x, branch, scale, weight, bias, EPS)  # noqa: E731
@@ -68,7 +68,7 @@ def _norm() -> Iterator[tuple[str, Call]]:
 
 
 def _gelu() -> Iterator[tuple[str, Call]]:
-    for dim in (768, 1536, 3072):
+    for dim in (1536, 768, 3072):
         for name, call in _forward_backward(gelu, _random(BATCH, TOKENS, dim), _random(dim)):
             yield f"D={dim} {name}", call
 
