@@ -5,10 +5,13 @@ chooses its code by them, and other code on another processor. Here they always 
 the same layout, stays equal to the bit, and all else differs, whatever processor the tests run on.
 """
 
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -56,5 +59,15 @@ def _layout(tensor: torch.Tensor, aligned: bool) -> tuple[Any, ...]:
     return tuple(tensor.shape), tensor.stride(), tensor.data_ptr() % _ALIGNMENT if aligned else 0
 
 
+def _start(self: subprocess.Popen[Any], args: Any, *rest: Any, **more: Any) -> None:
+    if sys.executable in args:
+        pytest.skip("a process that is started has the real processor")
+    _start_really(self, args, *rest, **more)
+
+
+_start_really = subprocess.Popen.__init__
+
+
 def pytest_sessionstart() -> None:
     ImaginedProcessor().__enter__()
+    subprocess.Popen.__init__ = _start  # type: ignore[method-assign]
