@@ -1,8 +1,8 @@
 """A pytest plugin, `-p tests.imagined_processor`: torch on a processor that rounds each shape and memory layout in its own way.
 
 The last bits of a matrix product or of a sum may depend on the shapes, the strides and the alignment of its operands: a library
-chooses its code by them, and other code on another processor. Here they always do. So what is computed twice in the same way, on
-the same layout, stays equal to the bit, and all else differs, whatever processor the tests run on.
+chooses its code by them, and other code on another processor. Here they always do. So what is computed twice in the same way,
+on the same layout, stays equal to the bit, and all else differs, whatever processor the tests run on.
 """
 
 import subprocess

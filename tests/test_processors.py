@@ -1,8 +1,8 @@
-"""Equality to the bit that does not depend on the processor: tests again, in processes that are held to older instructions.
+"""Equality to the bit must not depend on the processor: the tests once more, in processes that are told of another one.
 
-ATen, oneDNN, MKL, NumPy, OpenBLAS, LLVM, libjpeg-turbo and glibc choose their code by the processor, and each can be told of another
-one. What none of them shows is left to tests/imagined_processor.py. The short form runs tests of single modules, the full-length one
-all that compare bits.
+ATen, oneDNN, MKL, NumPy, OpenBLAS, numba's LLVM, libjpeg-turbo and glibc choose their code by the processor, and take orders by
+environment variables. What no older code shows, tests/imagined_processor.py does. The short form runs tests of a few modules,
+the full-length one all files that compare bits.
 """
 
 import os
