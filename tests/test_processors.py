@@ -39,8 +39,8 @@ SETTINGS = {
 
 SHORT = {
     "oldest": (
-        *("tests/test_teacher.py", "tests/test_student.py", "tests/test_losses.py", "tests/test_plan.py"),
-        *("tests/test_digest.py::test_the_digest_is_that_of_other_machines", "tests/kernels/test_mix.py"),
+        *("tests/test_teacher.py", "tests/test_losses.py", "tests/test_plan.py", "tests/test_pil.py"),
+        "tests/test_digest.py::test_the_digest_is_that_of_other_machines",
     ),
     "imagined": ("tests/test_teacher.py", "tests/test_student.py", "tests/test_losses.py", "tests/test_engine.py"),
 }
