@@ -30,7 +30,6 @@ SUMS = {
     *("_upsample_bicubic2d_aa", "upsample_bicubic2d"),
 }
 _ALIGNMENT = 64  # bytes: a vector register, and a line of the cache
-_UNITS = 7
 
 
 class ImaginedProcessor(TorchDispatchMode):
@@ -41,11 +40,16 @@ class ImaginedProcessor(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name in PRODUCTS or name in SUMS:
             layouts = [_layout(tensor, name in PRODUCTS) for tensor in _tensors_on_the_cpu((args, kwargs))]
-            units = zlib.crc32(repr((name, layouts)).encode()) % _UNITS
+            factors = _factors(zlib.crc32(repr((name, layouts)).encode()))
             for tensor in _tensors_on_the_cpu(out):
                 if tensor.dtype == torch.float32:
-                    tensor.mul_(1 + units * torch.finfo(torch.float32).eps)
+                    tensor.mul_(factors[torch.arange(tensor.shape[-1]) % len(factors)] if tensor.ndim else factors[0])
         return out
+
+
+def _factors(code: int) -> torch.Tensor:
+    """fp32 (10,): 1 to 1 and six units in the last place, by the digits of a number to base 7."""
+    return 1 + torch.tensor([code // 7**place % 7 for place in range(10)]) * torch.finfo(torch.float32).eps
 
 
 def _tensors_on_the_cpu(tree: Any) -> Iterator[torch.Tensor]:
