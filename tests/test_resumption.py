@@ -1,6 +1,7 @@
 """Where a run goes on from: the newest checkpoint that every rank holds for whole; and what whole runs do about their disk."""
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -231,15 +232,21 @@ ACCUMULATING = ["--micro-batch", "2", "--log-steps", "1"]
 
 
 @pytest.fixture(scope="module")
-def accumulated(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 12 steps of four micro-batches each, at ZeRO 1."""
-    folder = tmp_path_factory.mktemp("accumulated") / "run"
-    assert train_command([*argv, *ACCUMULATING, "--output-dir", str(folder)]) == 0
-    return folder
+def accumulated(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Runs of 12 steps of four micro-batches each, by ZeRO stage: another one has the weights elsewhere in memory, which a
+    processor's matrix product may depend on."""
+
+    @functools.cache
+    def run(stage: int) -> Path:
+        folder = tmp_path_factory.mktemp("accumulated") / "run"
+        assert train_command([*argv, *ACCUMULATING, "--zero-stage", str(stage), "--output-dir", str(folder)]) == 0
+        return folder
+
+    return run
 
 
-def test_the_settings_of_deepspeed_lie_beside_the_runs(accumulated: Path) -> None:
-    settings = json.loads((accumulated / "deepspeed.json").read_text())
+def test_the_settings_of_deepspeed_lie_beside_the_runs(accumulated: Callable[[int], Path]) -> None:
+    settings = json.loads((accumulated(1) / "deepspeed.json").read_text())
     sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     assert [settings[name] for name in sizes] == [8, 2, 4] and settings["zero_optimization"]["stage"] == 1
 
@@ -250,11 +257,11 @@ def test_a_request_amid_the_micro_batches_of_a_step_loses_no_bit_of_any_state(
     step: int,
     stopped: int,
     argv: list[str],
-    accumulated: Path,
+    accumulated: Callable[[int], Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder, original = tmp_path / "run", Trainer.train_step
+    folder, whole, original = tmp_path / "run", accumulated(stage), Trainer.train_step
 
     def train_step(self: Trainer, batches: Iterator[Any]) -> torch.Tensor:
         return original(self, asking(batches) if self.step == step else batches)
@@ -272,12 +279,12 @@ def test_a_request_amid_the_micro_batches_of_a_step_loses_no_bit_of_any_state(
         assert train_command(here) == 0
     assert steps(folder)[0] == stopped  # the second time at the end of an epoch
     assert train_command(here) == 0
-    (mine, state), (theirs, expected) = (load_checkpoint(at(place, 12)) for place in (folder, accumulated))
+    (mine, state), (theirs, expected) = (load_checkpoint(at(place, 12)) for place in (folder, whole))
     assert set(mine) == set(theirs) == {"model", "exp_avg", "exp_avg_sq", "ema"}
     for stem, named in theirs.items():
         assert all(torch.equal(value, mine[stem][name]) for name, value in named.items()), stem
     assert (state["step"], state["adam_step"]) == (expected["step"], expected["adam_step"]) == (12, 12)
-    lines = [read_metrics(place / "metrics.jsonl") for place in (folder, accumulated)]
+    lines = [read_metrics(place / "metrics.jsonl") for place in (folder, whole)]
     told = [[[line.get(name) for name in ("step", "lr", "loss", "digest")] for line in part] for part in lines]
     assert told[0] == told[1] and [line["step"] for line in lines[0] if "lr" in line] == list(range(1, 13))
 

@@ -1,5 +1,6 @@
 """step.json: what a step came to now, beside what the run recorded of it."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,10 +43,10 @@ def report(record: Record, samples: Samples, origin: Line, taken: Retaken, parts
 
 
 def _means(micro_batches: Sequence[Line], world_size: int) -> dict[str, float]:
-    """The losses over all ranks, summed as `Trainer` and `Meter` do, in fp32."""
+    """The losses over all ranks: `Trainer`'s mean over the micro-batches of each, `Meter`'s over ranks; fp32, bit for bit."""
     values = torch.tensor([[line[name] for name in LOSSES] for line in micro_batches], dtype=torch.float32)
-    ranks = values.view(world_size, -1, len(LOSSES)).mean(1) / world_size
-    return dict(zip(LOSSES, ranks.sum(0).tolist(), strict=True))
+    ranks = [rank.mean(0) / world_size for rank in values.chunk(world_size)]
+    return dict(zip(LOSSES, functools.reduce(torch.add, ranks).tolist(), strict=True))
 
 
 def _micro_batch(line: Line, samples: Sequence[Line], bad_step: Line | None) -> Line:
