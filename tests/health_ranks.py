@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from fastdeit.checksum import compare_weights
-from fastdeit.distributed import World, init_distributed
+from fastdeit.distributed import World, init_distributed, leave, meet
 from fastdeit.engine import Trainer
 from fastdeit.health import Health
 from fastdeit.losses import DistillationLoss
@@ -87,7 +87,8 @@ def main(folder: Path) -> None:
     dist.all_gather_object(ranks, found)
     if world.rank == 0:
         (folder / "ranks.json").write_text(json.dumps(ranks))
-    dist.barrier()
+    meet()
+    leave(0)  # gloo's threads may abort a process that ends by itself
 
 
 if __name__ == "__main__":
