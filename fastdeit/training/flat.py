@@ -61,7 +61,7 @@ class LossModule(nn.Module):
 class FlatLossModule(LossModule):
     """A model whose weights are views of one flat parameter a group; those are all that DeepSpeed sees.
 
-    groups: parameters of the model, in the order in which the flat ones hold them. Others of the model are left alone.
+    groups: parameters of the model, in the order in which the flat ones hold them. Others of the model do not train.
     """
 
     def __init__(self, model: nn.Module, groups: Groups) -> None:
@@ -70,21 +70,18 @@ class FlatLossModule(LossModule):
         self.slices = [_lay_out(group["params"], names) for group in groups]
         self.flats = nn.ParameterList(_flatten(group["params"]) for group in groups)
         self.groups = [group | {"params": [flat]} for group, flat in zip(groups, self.flats, strict=True)]
-        self.leaves: list[nn.Parameter] = []
-        """The model's weights after `bind`, group after group."""
+        self.leaves: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
+        """The model's weights, group after group."""
 
     def named_parameters(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Any:
         """Yield the flat parameters alone."""
         return self.flats.named_parameters(prefix, recurse, remove_duplicate)
 
     def bind(self) -> None:
-        self.leaves = []
-        for flat, slices in zip(self.flats, self.slices, strict=True):
-            for place in slices:
-                leaf = nn.Parameter(place.of(flat.data))
-                owner, _, name = place.name.rpartition(".")
-                setattr(self.model.get_submodule(owner), name, leaf)
-                self.leaves.append(leaf)
+        for leaf, view in zip(self.leaves, self._views([flat.data for flat in self.flats]), strict=True):
+            leaf.data = view
+        for parameter in self.model.parameters():  # frozen ones get the training precision too
+            parameter.data = parameter.data.to(self.flats[0].dtype)
 
     def forward(self, compute: Compute) -> LossParts:
         return LossParts(*_Loss.apply(self, compute, *self.flats))
@@ -92,9 +89,11 @@ class FlatLossModule(LossModule):
     def flat_gradients(self, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Copy the gradients of `leaves` into one flat tensor a group, of the weights' dtype."""
         flats = [torch.empty_like(flat) for flat in self.flats]
-        places = [place.of(flat) for flat, slices in zip(flats, self.slices, strict=True) for place in slices]
-        torch._foreach_copy_(places, list(gradients))
+        torch._foreach_copy_(self._views(flats), list(gradients))
         return flats
+
+    def _views(self, flats: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [place.of(flat) for flat, slices in zip(flats, self.slices, strict=True) for place in slices]
 
 
 class _Loss(torch.autograd.Function):

@@ -1,5 +1,6 @@
 """Flat parameters under DeepSpeed: the numbers of single parameters, weights that are views, and what a backward leaves."""
 
+import copy
 import weakref
 from typing import Any
 
@@ -144,6 +145,28 @@ def test_unused_weight_has_a_zero_gradient_and_a_frozen_one_none() -> None:
     assert not found.pop("unused").any() and not found and module.model.frozen.grad is None
     assert [part.item() for part in parts] == pytest.approx([parts.loss.item() * n for n in (1, 2, 3)])
     assert not parts.base.requires_grad and not parts.distill.requires_grad
+
+
+def test_frozen_weight_has_the_training_precision() -> None:
+    model = Toy()
+    module = FlatLossModule(model, parameter_groups(model, 0.05))
+    for flat in module.parameters():  # as DeepSpeed casts what it sees
+        flat.data = flat.data.to(torch.bfloat16)
+    module.bind()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.frozen.item() == 2.0 and not model.frozen.requires_grad
+
+
+def test_weight_with_two_names_stays_one() -> None:
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    model[1].weight = model[0].weight
+    expected, x = copy.deepcopy(model), torch.randn(5, 3)
+    module = make_flat(model)
+    parts = module(lambda model: LossParts(*[model(x).sum()] * 3))
+    parts.loss.backward()
+    expected(x).sum().backward()
+    assert model[1].weight is model[0].weight
+    torch.testing.assert_close(gradients(module)["0.weight"], expected[0].weight.grad)
 
 
 def test_backward_frees_the_activations() -> None:
