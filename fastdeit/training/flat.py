@@ -4,6 +4,7 @@ DeepSpeed (0.19.8) handles each parameter by itself: a hook that copies its grad
 parameters of a DeiT that is 2,200 of a step's 3,300 launches. Here it is handed a flat parameter for each group of the
 optimizer, of which the model's weights are views. Model and loss are one autograd node: its backward copies the gradients of
 all weights into flat ones with one call, so that one hook a group runs. The numbers are those of single parameters to the bit.
+It costs memory for the gradients of all weights twice in the training precision, when the activations are free again.
 At ZeRO 3 every rank holds a piece of each weight, and the model keeps its own parameters.
 """
 
