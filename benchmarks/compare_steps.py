@@ -1,0 +1,125 @@
+"""Does a change leave every training step as it was? Thirty steps in each form of the engine, by two commits, bit for bit.
+
+    python -m benchmarks.compare_steps record FOLDER                     in each of two checkouts, on one process
+    python -m torch.distributed.run --nproc_per_node 2 -m benchmarks.compare_steps record FOLDER    on two
+    python -m benchmarks.compare_steps record FOLDER --restore OTHER     three steps from the checkpoints of OTHER instead
+    python -m benchmarks.compare_steps compare FOLDER OTHER
+
+The student, the batches and the settings are those of tests/parity.py. A folder gets steps.json: of each form the losses, and
+a SHA-256 of weights, moments and average after thirty steps and after three more. Compare on one machine: another processor
+may round otherwise. Exit code 1 if a form differs.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+from fastdeit.checkpoint import load_checkpoint, save_checkpoint
+from fastdeit.distributed import World, init_distributed, leave, meet
+from fastdeit.engine import Trainer
+from tests.parity import BATCH, configure, make_trainer, run_steps
+
+STEPS, MORE = 30, 3
+PRECISIONS = (("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 2), ("bf16", 3))
+"""Precision and ZeRO stage; in bf16 stage 1 runs as 2."""
+OPTIONS: tuple[tuple[int, dict[str, Any]], ...] = (
+    (1, {}),
+    (1, {"clip_grad": 0.5}),
+    (1, {"clip_grad": 0.5, "layer_decay": 0.7}),
+    (2, {}),
+    (4, {"clip_grad": 0.5}),
+)
+"""Micro-batches of a step, and other fields of the config."""
+
+
+def forms(world_size: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Name, micro-batch and fields of the config of each form."""
+    for (precision, stage), (accumulate, options) in itertools.product(PRECISIONS, OPTIONS):
+        micro = BATCH // world_size // accumulate
+        name = "-".join(f"{key}_{value}" for key, value in options.items())
+        fields = {"precision": precision, "zero_stage": stage, "micro_batch": micro, **options}
+        yield f"{precision}-zero_{stage}-x{accumulate}-{name or 'plain'}", micro, fields
+
+
+def hash_tensors(named: dict[str, torch.Tensor]) -> str:
+    """Give the SHA-256 of tensors and their names."""
+    found = hashlib.sha256()
+    for name, value in sorted(named.items()):
+        found.update(name.encode())
+        found.update(value.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def hash_state(trainer: Trainer) -> dict[str, str]:
+    return {stem: hash_tensors(named) for stem, named in trainer.state()[0].items()}
+
+
+def record_form(trainer: Trainer, micro: int, world: World, checkpoints: Path, restore: Path | None) -> dict[str, Any]:
+    """Train, or restore what another checkout has trained, and three steps more. A collective."""
+
+    def take(count: int) -> list[float]:
+        return run_steps(trainer, count, micro, world.rank, world.size)
+
+    found: dict[str, Any] = {}
+    if restore is None:
+        found = {"losses": take(STEPS), "state": hash_state(trainer)}
+        tensors, state = trainer.state()
+        if world.rank == 0:
+            save_checkpoint(checkpoints, state["step"], tensors, state, keep=2)
+    else:
+        (checkpoint,) = restore.glob("step-*")
+        trainer.load_state(*load_checkpoint(checkpoint))
+    return found | {"more": take(MORE), "state_after_more": hash_state(trainer)}
+
+
+def record(folder: Path, restore: Path | None) -> None:
+    """Write folder/steps.json, and folder/FORM/step-N."""
+    world, found = init_distributed(), {}
+    for name, micro, fields in forms(world.size):
+        trainer = make_trainer(configure(**fields), world)
+        found[name] = record_form(trainer, micro, world, folder / name, restore and restore / name)
+        trainer.engine.destroy()
+    if world.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "steps.json").write_text(json.dumps(found, indent=1))
+    meet()
+
+
+def compare(one: Path, other: Path) -> int:
+    """Name every form in which what both folders have differs. Returns the exit code."""
+    first, second = (json.loads((folder / "steps.json").read_text()) for folder in (one, other))
+    different = sorted(first.keys() ^ second.keys())
+    for name in first.keys() & second.keys():
+        both = first[name].keys() & second[name].keys()
+        different += [f"{name}: {key}" for key in sorted(both) if first[name][key] != second[name][key]]
+    print(*different, f"{len(first)} forms, {len(different)} differences", sep="\n")
+    return 1 if different else 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(dest="action", required=True)
+    recording, comparing = actions.add_parser("record"), actions.add_parser("compare")
+    recording.add_argument("folder", type=Path)
+    recording.add_argument("--restore", type=Path, help="folder of another recording")
+    comparing.add_argument("folders", type=Path, nargs=2)
+    asked = parser.parse_args()
+    if asked.action == "compare":
+        sys.exit(compare(*asked.folders))
+    record(asked.folder, asked.restore)
+    leave(0)
+
+
+if __name__ == "__main__":
+    main()
