@@ -111,10 +111,9 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
-        module, loss = ctx.module, ctx.loss
-        ctx.loss = None  # its graph holds the activations: nothing keeps them longer than the backward needs them
+        module = ctx.module
         # a weight that the loss does not depend on has a gradient of zero
-        gradients = torch.autograd.grad(loss, module.leaves, gradient, allow_unused=True, materialize_grads=True)
+        gradients = torch.autograd.grad(ctx.loss, module.leaves, gradient, allow_unused=True, materialize_grads=True)
         return None, None, *module.flat_gradients(gradients)
 
 

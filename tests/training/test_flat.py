@@ -179,8 +179,10 @@ def test_backward_frees_the_activations() -> None:
 
     parts = module(compute)
     assert kept[0]() is not None  # saved for the gradient of the weight
-    parts.loss.backward()
+    parts.loss.backward(retain_graph=True)
     assert kept[0]() is None
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        parts.loss.backward()
 
 
 def test_two_forward_passes_before_a_backward_keep_their_own_graphs() -> None:
