@@ -13,7 +13,14 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["fastdeit", "fastdeit.data", "fastdeit.models", "fastdeit.replay", "fastdeit.training", "fastdeit.kernels"],
+    packages=[
+        "fastdeit",
+        "fastdeit.data",
+        "fastdeit.models",
+        "fastdeit.replay",
+        "fastdeit.training",
+        "fastdeit.kernels",
+    ],
     package_data={"fastdeit.kernels": ["*.json"]},
     install_requires=[
         "torch>=2.10",
@@ -39,7 +46,14 @@ setup(
     ],
     extras_require={
         "bench": ["webdataset>=1.0"],  # timm's reader of shards
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "ruff>=0.9",
+            "mypy>=1.13",
+            "types-PyYAML",
+        ],
     },
     entry_points={"console_scripts": ["fastdeit = fastdeit.__main__:main"]},
 )

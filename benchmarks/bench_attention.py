@@ -49,7 +49,10 @@ def _launch(tokens: int, size: int, dtype: torch.dtype) -> harness.Launch:
         out, lse = attention_triton(qkv)
         attention_bwd_triton(qkv, out, lse, out)
 
-    kernels = ("_attention_fwd_kernel", *(f"_attention_bwd_{form}_kernel" for form in ("whole", "dq", "dkdv")))
+    kernels = (
+        "_attention_fwd_kernel",
+        *(f"_attention_bwd_{form}_kernel" for form in ("whole", "dq", "dkdv")),
+    )
     name = f"attention N{tokens} D{size} {str(dtype).removeprefix('torch.')}"
     return harness.Launch(name, run, wgmma=() if dtype == torch.float32 else kernels)
 
@@ -60,14 +63,20 @@ def _launch_weights(size: int, dtype: torch.dtype) -> harness.Launch:
         attention_weights_triton(qkv, lse, [2])
 
     name = f"attention weights D{size} {str(dtype).removeprefix('torch.')}"
-    return harness.Launch(name, run, wgmma=() if dtype == torch.float32 else ("_attention_weights_kernel",))
+    return harness.Launch(
+        name, run, wgmma=() if dtype == torch.float32 else ("_attention_weights_kernel",)
+    )
 
 
 # tokens: 198 and 578 are DeiT's (197 and 577 take the same branches); the others take other rows of the table, or the branches
 # of a block loop without a narrow last block: 150 and 300 masked, 256 whole
 LAUNCHES = [
     *(_launch(tokens, 64, torch.bfloat16) for tokens in (50, 120, 150, 198, 256, 300, 578)),
-    *(_launch(tokens, size, torch.bfloat16) for size in (32, 128) for tokens in (50, 120, 198, 578)),
+    *(
+        _launch(tokens, size, torch.bfloat16)
+        for size in (32, 128)
+        for tokens in (50, 120, 198, 578)
+    ),
     _launch(198, 96, torch.bfloat16),
     *(_launch(tokens, 128, torch.float32) for tokens in (16, 32, 198)),
     _launch(198, 64, torch.float32),
@@ -96,7 +105,9 @@ def implementations(device: torch.device) -> dict[str, Attend]:
 def backward_as_pair() -> Iterator[None]:
     """Inside, no row of the table holds a whole image of more than 64 tokens, and the backward takes the pair of kernels."""
     kept = list(configs.rows())
-    configs.rows()[:] = [row for row in kept if row["op"] != "attention_bwd_whole" or row["launch"]["BLOCK_M"] <= 64]
+    configs.rows()[:] = [
+        row for row in kept if row["op"] != "attention_bwd_whole" or row["launch"]["BLOCK_M"] <= 64
+    ]
     configs._config.cache_clear()
     try:
         yield
@@ -111,7 +122,9 @@ def both(attend: Attend, qkv: torch.Tensor, grad: torch.Tensor) -> Pair:
     return out, torch.autograd.grad(out, qkv, grad)[0]
 
 
-def check(name: str, attend: Attend, qkv: torch.Tensor, grad: torch.Tensor, exact: Pair, reference: Pair) -> bool:
+def check(
+    name: str, attend: Attend, qkv: torch.Tensor, grad: torch.Tensor, exact: Pair, reference: Pair
+) -> bool:
     """Hold output and gradient against fp32, the error at most twice the reference's; False: it cannot run here."""
     try:
         found = both(attend, qkv, grad)
@@ -120,7 +133,9 @@ def check(name: str, attend: Attend, qkv: torch.Tensor, grad: torch.Tensor, exac
         return False
     for ours, theirs, wanted in zip(found, reference, exact, strict=True):
         error, allowed = ((x.float() - wanted).norm() for x in (ours, theirs))
-        assert error <= 2 * allowed, f"{name} is not the reference: {error:.3g} off fp32, the reference {allowed:.3g}"
+        assert error <= 2 * allowed, (
+            f"{name} is not the reference: {error:.3g} off fp32, the reference {allowed:.3g}"
+        )
     return True
 
 
@@ -135,27 +150,46 @@ def modes(attend: Attend, qkv: torch.Tensor, grad: torch.Tensor) -> dict[str, Ca
 
 
 def bench(
-    shape: tuple[int, int, int], compiled: bool, device: torch.device, stamp: harness.Row, copy: float
+    shape: tuple[int, int, int],
+    compiled: bool,
+    device: torch.device,
+    stamp: harness.Row,
+    copy: float,
 ) -> list[harness.Row]:
     """The rows of one shape, of what torch compiles or of the others, every implementation checked first."""
     batch, tokens, heads = shape
-    qkv = torch.randn(batch, tokens, 3, heads, D, dtype=torch.bfloat16, device=device, requires_grad=True)
+    qkv = torch.randn(
+        batch, tokens, 3, heads, D, dtype=torch.bfloat16, device=device, requires_grad=True
+    )
     grad = torch.randn(batch, tokens, heads * D, dtype=torch.bfloat16, device=device)
-    what: harness.Row = {"bench": "attention", "shape": f"{batch}x{tokens}x{heads}x{D}", "dtype": "bf16"}
+    what: harness.Row = {
+        "bench": "attention",
+        "shape": f"{batch}x{tokens}x{heads}x{D}",
+        "dtype": "bf16",
+    }
     exact = both(attention_reference, qkv.detach().float().requires_grad_(), grad.float())
     reference = both(attention_reference, qkv, grad)
     rows = []
-    runs = {"torch.compile": torch.compile(attention_reference, dynamic=False)} if compiled else implementations(device)
+    runs = (
+        {"torch.compile": torch.compile(attention_reference, dynamic=False)}
+        if compiled
+        else implementations(device)
+    )
     for name, attend in runs.items():
         with backward_as_pair() if name == PAIR else contextlib.nullcontext():
             if not check(name, attend, qkv, grad, exact, reference):
                 continue
             for mode, run in modes(attend, qkv, grad).items():
-                found = harness.measure(run, device, images=batch, nbytes=UNITS[mode] * grad.nbytes, copy=copy)
+                found = harness.measure(
+                    run, device, images=batch, nbytes=UNITS[mode] * grad.nbytes, copy=copy
+                )
                 rows.append({**stamp, **what, "mode": mode, "impl": name, **found})
     return rows
 
 
 if __name__ == "__main__":
-    cases = {name: [(shape, compiled) for compiled in (False, True) for shape in shapes] for name, shapes in SHAPES.items()}
+    cases = {
+        name: [(shape, compiled) for compiled in (False, True) for shape in shapes]
+        for name, shapes in SHAPES.items()
+    }
     harness.run_benchmark(__doc__, cases, bench)

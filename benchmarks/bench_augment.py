@@ -34,7 +34,10 @@ Runs = dict[str, Callable[[], torch.Tensor]]
 
 
 def _nothing(side: int) -> torch.Tensor:
-    images, ops = torch.zeros(4, side, side, 3, dtype=torch.uint8), torch.zeros(4, 2, dtype=torch.int32)
+    images, ops = (
+        torch.zeros(4, side, side, 3, dtype=torch.uint8),
+        torch.zeros(4, 2, dtype=torch.int32),
+    )
     return augment_triton(images, ops, torch.zeros(4, 2, 2, dtype=torch.float64))
 
 
@@ -46,8 +49,16 @@ LAUNCHES = [
 
 def make_inputs(batch: int, side: int, device: torch.device) -> tuple[torch.Tensor, Drawn]:
     """Smooth pictures with noise on top, and the plan's operations and timm's arguments for them."""
-    smooth = interpolate(255 * torch.rand(batch, 3, side // 16, side // 16), size=(side, side), mode="bicubic")
-    images = (smooth + 8 * torch.randn_like(smooth)).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    smooth = interpolate(
+        255 * torch.rand(batch, 3, side // 16, side // 16), size=(side, side), mode="bicubic"
+    )
+    images = (
+        (smooth + 8 * torch.randn_like(smooth))
+        .clamp(0, 255)
+        .to(torch.uint8)
+        .permute(0, 2, 3, 1)
+        .contiguous()
+    )
     drawn = Plan(PlanSpec(input_size=side), np.full((2 * batch, 2), side)).draw(0, np.arange(batch))
     return images.to(device), (drawn.ops, drawn.op_args)
 
@@ -55,7 +66,13 @@ def make_inputs(batch: int, side: int, device: torch.device) -> tuple[torch.Tens
 def ours(images: torch.Tensor, drawn: Drawn) -> Runs:
     """Those that must give the same pixels; packing and copying the arguments is the loader's work."""
     ops, args = map(torch.from_numpy, drawn)
-    arguments = (images, ops.to(images.device), pack_args(ops, args).to(images.device), FILL, LAYER_OPS)
+    arguments = (
+        images,
+        ops.to(images.device),
+        pack_args(ops, args).to(images.device),
+        FILL,
+        LAYER_OPS,
+    )
     runs: Runs = {"reference": lambda: augment_reference(*arguments)}
     if images.is_cuda:
         runs["triton"] = lambda: augment_triton(*arguments)
@@ -70,16 +87,26 @@ def by_timm(images: np.ndarray, drawn: Drawn) -> torch.Tensor:
         for op, arg in zip(ops, args, strict=True):
             if op >= 0:
                 name = OPS[op]
-                given = [] if LEVEL_TO_ARG[name] is None else [int(arg) if name in WHOLE else float(arg)]
-                pil = NAME_TO_OP[name](pil, *given, fillcolor=FILL, resample=Image.Resampling.BICUBIC)
+                given = (
+                    []
+                    if LEVEL_TO_ARG[name] is None
+                    else [int(arg) if name in WHOLE else float(arg)]
+                )
+                pil = NAME_TO_OP[name](
+                    pil, *given, fillcolor=FILL, resample=Image.Resampling.BICUBIC
+                )
         out.append(np.asarray(pil))
     return torch.from_numpy(np.stack(out))
 
 
-def _v2_affine(x: torch.Tensor, shear: tuple[float, float], share: tuple[float, float]) -> torch.Tensor:
+def _v2_affine(
+    x: torch.Tensor, shear: tuple[float, float], share: tuple[float, float]
+) -> torch.Tensor:
     degrees = [math.degrees(math.atan(tangent)) for tangent in shear]
     pixels = [-round(x.shape[2] * share[0]), -round(x.shape[1] * share[1])]
-    return v2.affine(x, 0.0, pixels, 1.0, degrees, InterpolationMode.BILINEAR, list(map(float, FILL)), [0.0, 0.0])
+    return v2.affine(
+        x, 0.0, pixels, 1.0, degrees, InterpolationMode.BILINEAR, list(map(float, FILL)), [0.0, 0.0]
+    )
 
 
 V2_OPS: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
@@ -131,10 +158,15 @@ def exact_operator(images: np.ndarray, drawn: Drawn) -> Callable[[], torch.Tenso
     return run
 
 
-def bench(batch: int, side: int, device: torch.device, stamp: harness.Row, copy: float) -> list[harness.Row]:
+def bench(
+    batch: int, side: int, device: torch.device, stamp: harness.Row, copy: float
+) -> list[harness.Row]:
     """The rows of one shape, those of the same pixels gated first."""
     images, drawn = make_inputs(batch, side, device)
-    few, first = images[:ON_ONE_CORE].cpu().numpy(), (drawn[0][:ON_ONE_CORE], drawn[1][:ON_ONE_CORE])
+    few, first = (
+        images[:ON_ONE_CORE].cpu().numpy(),
+        (drawn[0][:ON_ONE_CORE], drawn[1][:ON_ONE_CORE]),
+    )
     runs = ours(images, drawn)
     expected = runs["reference"]()
     harness.gate(expected[:ON_ONE_CORE].cpu(), by_timm(few, first), "the reference against PIL")
@@ -147,9 +179,18 @@ def bench(batch: int, side: int, device: torch.device, stamp: harness.Row, copy:
         harness.gate(exact(), expected[:ON_ONE_CORE].cpu(), "the exact operator")
         alone["exact operator, one core"] = exact
 
-    def row(name: str, run: Callable[[], torch.Tensor], count: int, where: torch.device) -> harness.Row:
-        what: harness.Row = {"bench": "augment", "mode": "fwd", "shape": f"{count}x{side}x{side}x3", "dtype": "uint8"}
-        figures = harness.measure(run, where, images=count, nbytes=2 * count * side * side * 3, copy=copy)
+    def row(
+        name: str, run: Callable[[], torch.Tensor], count: int, where: torch.device
+    ) -> harness.Row:
+        what: harness.Row = {
+            "bench": "augment",
+            "mode": "fwd",
+            "shape": f"{count}x{side}x{side}x3",
+            "dtype": "uint8",
+        }
+        figures = harness.measure(
+            run, where, images=count, nbytes=2 * count * side * side * 3, copy=copy
+        )
         return {**stamp, **what, "impl": name, **figures}
 
     cpu = torch.device("cpu")

@@ -18,12 +18,26 @@ MIB = {"cuda": 256, "cpu": 16}
 """Copied from the host."""
 SIDE = {"cuda": 8192, "cpu": 512}
 """Of the two matrices."""
-ALSO = ("torchvision", "timm", "numpy", "pillow", "numba", "pyarrow", "psutil", "tyro", "pydantic", "pytest", "hypothesis")
+ALSO = (
+    "torchvision",
+    "timm",
+    "numpy",
+    "pillow",
+    "numba",
+    "pyarrow",
+    "psutil",
+    "tyro",
+    "pydantic",
+    "pytest",
+    "hypothesis",
+)
 
 
 def describe(device: torch.device) -> str:
     """Versions, cores and device in two lines."""
-    versions = ", ".join(f"{name} {harness.installed(name) or 'MISSING'}" for name in (*harness.PACKAGES, *ALSO))
+    versions = ", ".join(
+        f"{name} {harness.installed(name) or 'MISSING'}" for name in (*harness.PACKAGES, *ALSO)
+    )
     cores = f"Python {platform.python_version()} on {len(os.sched_getaffinity(0))} cores, {harness.device_name(device)}"
     return f"{versions}\n{cores}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
 
@@ -41,7 +55,9 @@ def product(side: int, device: torch.device) -> Callable[[], object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
     out = parser.parse_args().out
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -57,7 +73,9 @@ def main() -> None:
         found[name] = harness.measure(call, device, images=0, nbytes=nbytes, copy=copy)
         harness.append([stamp | what | found[name]], device, out)
     tflops = 2 * side**3 / float(found["matmul"]["ms_p50"]) / 1e9
-    print(f"copy {copy:.0f} GB/s, from the host {found['from host']['gbps']} GB/s, bf16 product {tflops:.3g} TFLOP/s")
+    print(
+        f"copy {copy:.0f} GB/s, from the host {found['from host']['gbps']} GB/s, bf16 product {tflops:.3g} TFLOP/s"
+    )
 
 
 if __name__ == "__main__":

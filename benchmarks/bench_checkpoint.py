@@ -72,7 +72,9 @@ def parts_of_a_save(trainer: Trainer, folder: Path) -> dict[str, float]:
     """One waited-for save, and the way back."""
     found: dict[str, float] = {}
     found["gather_s"], (tensors, state) = seconds(trainer.state)
-    found["write_s"], path = seconds(lambda: save_checkpoint(folder, state["step"], tensors, state, keep=2))
+    found["write_s"], path = seconds(
+        lambda: save_checkpoint(folder, state["step"], tensors, state, keep=2)
+    )
     found["held_waiting_s"] = found["gather_s"] + found["write_s"]
     found["mib"] = sum(file.stat().st_size for file in path.iterdir()) / 2**20
     found["verify_s"], _ = seconds(lambda: verify_checkpoint(path, trainer.layout()))
@@ -84,7 +86,9 @@ def parts_of_a_save(trainer: Trainer, folder: Path) -> dict[str, float]:
     return found
 
 
-def beside_training(trainer: Trainer, batch: Batch, folder: Path, write_s: float) -> dict[str, float]:
+def beside_training(
+    trainer: Trainer, batch: Batch, folder: Path, write_s: float
+) -> dict[str, float]:
     """A save by the thread: what the call takes, and what the steps while it writes take beyond others."""
     step_s = statistics.median(seconds(lambda: trainer.train_step([batch]))[0] for _ in range(3))
     count = max(1, round(write_s / step_s))
@@ -106,7 +110,9 @@ def measure(name: str, world: World, root: Path, rounds: int) -> dict[str, float
         parts = parts_of_a_save(trainer, root / name)
         found.append(parts | beside_training(trainer, batch, root / name, parts["write_s"]))
     medians = {column: statistics.median(one[column] for one in found) for column in found[0]}
-    medians["held_ratio"] = statistics.median(one["held_thread_s"] / one["held_waiting_s"] for one in found)
+    medians["held_ratio"] = statistics.median(
+        one["held_thread_s"] / one["held_waiting_s"] for one in found
+    )
     medians["parameters"] = sum(parameter.numel() for parameter in trainer.shadow.parameters())
     trainer.engine.destroy()
     shutil.rmtree(root / name)
@@ -116,7 +122,11 @@ def measure(name: str, world: World, root: Path, rounds: int) -> dict[str, float
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, help="default: results/DEVICE-checkpoint.csv")
-    parser.add_argument("--folder", type=Path, help="where the checkpoints go for the while; default: the system's for such")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where the checkpoints go for the while; default: the system's for such",
+    )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--rounds", type=int, default=3)
     asked, world = parser.parse_args(), init_distributed()
@@ -124,11 +134,22 @@ def main() -> None:
     for name in asked.models:
         with tempfile.TemporaryDirectory(dir=asked.folder) as root:
             found = measure(name, world, Path(root), asked.rounds)
-        rows.append(stamp | {"setting": name} | {column: f"{found[column]:.4g}" for column in COLUMNS})
+        rows.append(
+            stamp | {"setting": name} | {column: f"{found[column]:.4g}" for column in COLUMNS}
+        )
         rows[-1]["parameters"] = int(found["parameters"])
-        print("  ".join(f"{column} {rows[-1][column]}" for column in ("setting", *COLUMNS)), flush=True)
-    place = "cpu" if world.device.type == "cpu" else re.sub(r"[^a-z0-9]+", "-", harness.device_name(world.device).lower())
-    harness.write_rows(asked.output or harness.RESULTS / f"{place}-checkpoint.csv", rows, list(rows[0]))
+        print(
+            "  ".join(f"{column} {rows[-1][column]}" for column in ("setting", *COLUMNS)),
+            flush=True,
+        )
+    place = (
+        "cpu"
+        if world.device.type == "cpu"
+        else re.sub(r"[^a-z0-9]+", "-", harness.device_name(world.device).lower())
+    )
+    harness.write_rows(
+        asked.output or harness.RESULTS / f"{place}-checkpoint.csv", rows, list(rows[0])
+    )
 
 
 if __name__ == "__main__":

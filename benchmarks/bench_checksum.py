@@ -24,7 +24,9 @@ def checksums(weights: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def digests(weights: Sequence[torch.Tensor]) -> list[bytes]:
-    return [hashlib.sha256(weight.cpu().view(torch.uint8).numpy().data).digest() for weight in weights]
+    return [
+        hashlib.sha256(weight.cpu().view(torch.uint8).numpy().data).digest() for weight in weights
+    ]
 
 
 def calls(weights: Sequence[torch.Tensor]) -> dict[str, Callable[[], object]]:
@@ -46,12 +48,24 @@ def check(weights: Sequence[torch.Tensor]) -> None:
 
 def bench(name: str, device: torch.device, stamp: harness.Row, copy: float) -> list[harness.Row]:
     dtype = DTYPES[device.type]
-    weights = [parameter.detach() for parameter in make_student(name, device).to(dtype).parameters()]
+    weights = [
+        parameter.detach() for parameter in make_student(name, device).to(dtype).parameters()
+    ]
     check(weights)
     nbytes = sum(weight.nbytes for weight in weights)
-    what: harness.Row = {"bench": "checksum", "mode": "step", "shape": name, "dtype": str(dtype).removeprefix("torch.")}
-    found = {impl: harness.measure(run, device, images=1, nbytes=nbytes, copy=copy) for impl, run in calls(weights).items()}
-    return [{**stamp, **what, "impl": impl, **row, "images_per_s": ""} for impl, row in found.items()]
+    what: harness.Row = {
+        "bench": "checksum",
+        "mode": "step",
+        "shape": name,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    found = {
+        impl: harness.measure(run, device, images=1, nbytes=nbytes, copy=copy)
+        for impl, run in calls(weights).items()
+    }
+    return [
+        {**stamp, **what, "impl": impl, **row, "images_per_s": ""} for impl, row in found.items()
+    ]
 
 
 if __name__ == "__main__":

@@ -29,7 +29,11 @@ class Form(NamedTuple):
     accumulate: int = 1
 
 
-FORMS = [Form(*stage, *rest) for stage in (("bf16", 2), ("fp32", 1), ("bf16", 3)) for rest in ((None, 1), (1.0, 1), (None, 2))]
+FORMS = [
+    Form(*stage, *rest)
+    for stage in (("bf16", 2), ("fp32", 1), ("bf16", 3))
+    for rest in ((None, 1), (1.0, 1), (None, 2))
+]
 
 
 class Counts(NamedTuple):
@@ -67,7 +71,11 @@ def count_step(form: Form, world: World) -> Counts:
 
 def row_of(form: Form, counts: Counts) -> harness.Row:
     whole = counts.whole
-    found = {"launches": whole.launches, "step_launches": counts.step.launches, "reads": whole.reads.total()}
+    found = {
+        "launches": whole.launches,
+        "step_launches": counts.step.launches,
+        "reads": whole.reads.total(),
+    }
     shown = {name: "" if value is None else value for name, value in form._asdict().items()}
     return {"bench": "counts", **shown, **found, "synchronisations": whole.synchronisations.total()}
 

@@ -28,11 +28,23 @@ from benchmarks import harness
 from fastdeit.kernels import operators
 from fastdeit.kernels.backend import set_backend
 
-MODULES = ("attention_bwd", "attention", "norm_bwd", "norm", "gelu", "mix", "distill_fused", "distill", "augment")
+MODULES = (
+    "attention_bwd",
+    "attention",
+    "norm_bwd",
+    "norm",
+    "gelu",
+    "mix",
+    "distill_fused",
+    "distill",
+    "augment",
+)
 Modules = dict[str, ModuleType]
 
 
-def function(name: str, *, fake: Any, save: Any = None, backward: Any = None) -> Callable[[Any], Any]:
+def function(
+    name: str, *, fake: Any, save: Any = None, backward: Any = None
+) -> Callable[[Any], Any]:
     """Stand in for `operators.operator` with the gradient alone: the least that a differentiable call can cost."""
 
     def register(launch: Any) -> Any:
@@ -47,7 +59,9 @@ def function(name: str, *, fake: Any, save: Any = None, backward: Any = None) ->
     return register
 
 
-def custom_op(name: str, *, fake: Any, save: Any = None, backward: Any = None) -> Callable[[Any], Any]:
+def custom_op(
+    name: str, *, fake: Any, save: Any = None, backward: Any = None
+) -> Callable[[Any], Any]:
     """Stand in for `operators.operator` with what torch offers for the purpose."""
 
     def register(launch: Any) -> Any:
@@ -60,7 +74,11 @@ def custom_op(name: str, *, fake: Any, save: Any = None, backward: Any = None) -
     return register
 
 
-WAYS: dict[str, Callable[..., Any]] = {"operator": operators.operator, "function": function, "custom_op": custom_op}
+WAYS: dict[str, Callable[..., Any]] = {
+    "operator": operators.operator,
+    "function": function,
+    "custom_op": custom_op,
+}
 
 
 def load(operator: Callable[..., Any]) -> Modules:
@@ -81,24 +99,40 @@ class Call(NamedTuple):
 
 def calls(kernels: Modules) -> dict[str, Call]:
     """Make a call of each op, on small tensors; a backward operator is part of its forward's gradient."""
-    x, w, b, scale = torch.zeros(2, 6, 32).requires_grad_(), *torch.zeros(2, 32).requires_grad_(), torch.ones(2)
+    x, w, b, scale = (
+        torch.zeros(2, 6, 32).requires_grad_(),
+        *torch.zeros(2, 32).requires_grad_(),
+        torch.ones(2),
+    )
     qkv = torch.zeros(2, 6, 3, 1, 32).requires_grad_()
     images, lam, box = torch.zeros(2, 3, 8, 8), torch.ones(2), torch.zeros(2, 4, dtype=torch.int32)
-    heads, labels = torch.zeros(2, 2, 8).requires_grad_().unbind(0), torch.zeros(2, dtype=torch.int64)
+    heads, labels = (
+        torch.zeros(2, 2, 8).requires_grad_().unbind(0),
+        torch.zeros(2, dtype=torch.int64),
+    )
     setting = {"smoothing": 0.1, "kind": "hard", "alpha": 0.5, "tau": 1.0}
-    pixels, ops = torch.zeros(2, 8, 8, 3, dtype=torch.uint8), torch.full((2, 1), -1, dtype=torch.int32)
+    pixels, ops = (
+        torch.zeros(2, 8, 8, 3, dtype=torch.uint8),
+        torch.full((2, 1), -1, dtype=torch.int32),
+    )
     args, lse = torch.zeros(2, 1, 2, dtype=torch.float64), torch.zeros(2, 1, 6)
     attention, norm, mix = kernels["attention"], kernels["norm"], kernels["mix"]
     return {
         "attention": Call(lambda: attention.attention(qkv), (qkv,)),
-        "attention_weights": Call(lambda: attention.attention_weights_triton(qkv.detach(), lse, [0])),
+        "attention_weights": Call(
+            lambda: attention.attention_weights_triton(qkv.detach(), lse, [0])
+        ),
         "norm": Call(lambda: norm.norm(x, w, b, 1e-6), (x, w, b)),
         "add_norm": Call(lambda: norm.add_norm(x, x, scale, w, b, 1e-6)[1], (x, w, b)),
         "gelu": Call(lambda: kernels["gelu"].gelu(x, b), (x, b)),
         "mix": Call(lambda: mix.mix(images, lam, box)),
         "mix_patches": Call(lambda: mix.mix_patches(images, lam, box, 4)[0]),
-        "distill": Call(lambda: kernels["distill"].distill(*heads, labels, lam, labels, **setting).loss, heads),
-        "augment": Call(lambda: kernels["augment"].augment(pixels, ops, args, layer_ops=[["Invert"]])),
+        "distill": Call(
+            lambda: kernels["distill"].distill(*heads, labels, lam, labels, **setting).loss, heads
+        ),
+        "augment": Call(
+            lambda: kernels["augment"].augment(pixels, ops, args, layer_ops=[["Invert"]])
+        ),
     }
 
 
@@ -156,7 +190,9 @@ def measure(op: str, by_way: dict[str, dict[str, Call]]) -> Iterator[harness.Row
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "cpu-dispatch.csv")
     output = parser.parse_args().output
     rows: list[harness.Row] = []

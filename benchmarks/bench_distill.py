@@ -39,7 +39,9 @@ class Inputs:
         return self.cls_logits, self.dist_logits
 
 
-def make_inputs(shape: tuple[int, int], kind: str, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Inputs:
+def make_inputs(
+    shape: tuple[int, int], kind: str, device: torch.device, dtype: torch.dtype = torch.bfloat16
+) -> Inputs:
     batch, classes = shape
     cls_logits, dist_logits, teacher = (3 * torch.randn(shape, device=device) for _ in range(3))
     return Inputs(
@@ -58,7 +60,9 @@ def _launch(name: str, heads: int = 2, with_grads: bool = True) -> harness.Launc
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype_name]
 
     def run() -> object:
-        inputs = make_inputs((2, int(classes)), "soft" if teacher == "logits" else "hard", torch.device("cpu"), dtype)
+        inputs = make_inputs(
+            (2, int(classes)), "soft" if teacher == "logits" else "hard", torch.device("cpu"), dtype
+        )
         cls_logits, dist_logits = (head.detach() for head in inputs.heads)
         *_, grads = distill_triton(
             cls_logits,
@@ -77,18 +81,41 @@ def _launch(name: str, heads: int = 2, with_grads: bool = True) -> harness.Launc
         return distill_bwd_triton(grads, torch.ones(()), dtype)
 
     streams = ("_distill_bwd_kernel",) if int(classes) % 8 == 0 and with_grads else ()
-    return harness.Launch(f"{name} {heads} heads{'' if with_grads else ', no gradients'}", run, streams=streams)
+    return harness.Launch(
+        f"{name} {heads} heads{'' if with_grads else ', no gradients'}", run, streams=streams
+    )
 
 
 LAUNCHES = [
     *map(
-        _launch, ("hard ids bf16 10", "hard ids bf16 1000", "hard ids bf16 2000", "hard ids bf16 21841", "hard ids fp16 1000")
+        _launch,
+        (
+            "hard ids bf16 10",
+            "hard ids bf16 1000",
+            "hard ids bf16 2000",
+            "hard ids bf16 21841",
+            "hard ids fp16 1000",
+        ),
     ),
     *map(
         _launch,
-        ("hard ids fp32 10", "hard ids fp32 1000", "hard ids fp32 2000", "hard logits bf16 1000", "hard logits bf16 21841"),
+        (
+            "hard ids fp32 10",
+            "hard ids fp32 1000",
+            "hard ids fp32 2000",
+            "hard logits bf16 1000",
+            "hard logits bf16 21841",
+        ),
     ),
-    *map(_launch, ("soft logits bf16 1000", "soft logits bf16 21841", "soft logits fp32 1000", "soft logits fp32 21841")),
+    *map(
+        _launch,
+        (
+            "soft logits bf16 1000",
+            "soft logits bf16 21841",
+            "soft logits fp32 1000",
+            "soft logits fp32 21841",
+        ),
+    ),
     _launch("none - bf16 1000", heads=1),
     _launch("none - bf16 1000"),
     _launch("hard ids bf16 1000", with_grads=False),
@@ -103,21 +130,33 @@ def dense_target(inputs: Inputs) -> torch.Tensor:
     lam = inputs.lam[:, None]
 
     def one_hot(labels: torch.Tensor) -> torch.Tensor:
-        return torch.full((batch, classes), off, device=labels.device).scatter_(1, labels[:, None], on)
+        return torch.full((batch, classes), off, device=labels.device).scatter_(
+            1, labels[:, None], on
+        )
 
     return one_hot(inputs.labels) * lam + one_hot(swap_pairs(inputs.labels)) * (1 - lam)
 
 
-def chain(inputs: Inputs, base: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+def chain(
+    inputs: Inputs, base: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
     """deit's DistillationLoss around a base loss of its own; 0-d."""
     student, teacher = inputs.dist_logits.float(), inputs.teacher
     if inputs.kind == "hard":
         distilled = F.cross_entropy(student, teacher)
     else:
         tau = SETTING["tau"]
-        logp, teacher_logp = (F.log_softmax(logits.float() / tau, dim=1) for logits in (student, teacher))
-        distilled = F.kl_div(logp, teacher_logp, reduction="sum", log_target=True) * tau**2 / student.numel()
-    return (1 - SETTING["alpha"]) * base(inputs.cls_logits.float(), dense_target(inputs)) + SETTING["alpha"] * distilled
+        logp, teacher_logp = (
+            F.log_softmax(logits.float() / tau, dim=1) for logits in (student, teacher)
+        )
+        distilled = (
+            F.kl_div(logp, teacher_logp, reduction="sum", log_target=True)
+            * tau**2
+            / student.numel()
+        )
+    return (1 - SETTING["alpha"]) * base(inputs.cls_logits.float(), dense_target(inputs)) + SETTING[
+        "alpha"
+    ] * distilled
 
 
 def implementations(inputs: Inputs) -> dict[str, Callable[[], torch.Tensor]]:
@@ -169,7 +208,9 @@ def launches(run: Callable[[], object]) -> int:
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
 
 
-def bench(kind: str, shape: tuple[int, int], device: torch.device, stamp: harness.Row, copy: float) -> list[harness.Row]:
+def bench(
+    kind: str, shape: tuple[int, int], device: torch.device, stamp: harness.Row, copy: float
+) -> list[harness.Row]:
     """The rows of one kind and shape, all gated on the reference first: the loss and both gradients."""
     inputs = make_inputs(shape, kind, device)
     losses = implementations(inputs)
@@ -184,15 +225,30 @@ def bench(kind: str, shape: tuple[int, int], device: torch.device, stamp: harnes
         modes: dict[str, Callable[[], object]] = {"fwd_bwd": step}
         if device.type == "cuda":
             modes["fwd_bwd_graph"] = replayed(step)
-            print(f"{kind} {shape} {name}: {launches(loss)} launches forward, {launches(step)} with the backward")
-        what: harness.Row = {"bench": f"distill_{kind}", "shape": "x".join(map(str, shape)), "dtype": "bf16", "impl": name}
+            print(
+                f"{kind} {shape} {name}: {launches(loss)} launches forward, {launches(step)} with the backward"
+            )
+        what: harness.Row = {
+            "bench": f"distill_{kind}",
+            "shape": "x".join(map(str, shape)),
+            "dtype": "bf16",
+            "impl": name,
+        }
         rows += [
-            {**stamp, **what, "mode": mode, **harness.measure(run, device, images=shape[0], nbytes=nbytes, copy=copy)}
+            {
+                **stamp,
+                **what,
+                "mode": mode,
+                **harness.measure(run, device, images=shape[0], nbytes=nbytes, copy=copy),
+            }
             for mode, run in modes.items()
         ]
     return rows
 
 
 if __name__ == "__main__":
-    cases = {name: [(kind, shape) for kind in ("hard", "soft") for shape in shapes] for name, shapes in SHAPES.items()}
+    cases = {
+        name: [(kind, shape) for kind in ("hard", "soft") for shape in shapes]
+        for name, shapes in SHAPES.items()
+    }
     harness.run_benchmark(__doc__, cases, bench)

@@ -28,7 +28,10 @@ def make_student(name: str, device: torch.device) -> Student:
 
 def flat(student: Student) -> list[torch.Tensor]:
     """Two groups, decayed and not, each one tensor."""
-    groups = [[p.detach() for p in student.parameters() if (p.ndim > 1) == decayed] for decayed in (True, False)]
+    groups = [
+        [p.detach() for p in student.parameters() if (p.ndim > 1) == decayed]
+        for decayed in (True, False)
+    ]
     return [torch.cat([parameter.flatten() for parameter in group]) for group in groups]
 
 
@@ -41,7 +44,9 @@ def implementations(student: Student) -> dict[str, Callable[[], object]]:
     """Each way to update an average, as a call without arguments; every call goes on from the one before."""
     flats, weights = flat(student), [parameter.detach() for parameter in student.parameters()]
     ours, averages = Ema(flats, [], DECAY), [weight.clone() for weight in weights]
-    theirs = {foreach: ModelEmaV3(student, decay=DECAY, foreach=foreach) for foreach in (True, False)}
+    theirs = {
+        foreach: ModelEmaV3(student, decay=DECAY, foreach=foreach) for foreach in (True, False)
+    }
     return {
         "loop": lambda: loop(averages, weights),
         "timm ModelEmaV3": lambda: theirs[False].update(student),
@@ -61,7 +66,9 @@ def check(student: Student) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
     out = parser.parse_args().out
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -78,7 +78,9 @@ WAYS = {
 }
 
 
-def _cases(students: Iterable[tuple[str, int]], impls: Iterable[str], dtype: str = "bf16") -> list[Case]:
+def _cases(
+    students: Iterable[tuple[str, int]], impls: Iterable[str], dtype: str = "bf16"
+) -> list[Case]:
     return [Case(student, batch, dtype, impl) for student, batch in students for impl in impls]
 
 
@@ -89,7 +91,10 @@ CASES = {
         *_cases(SMALL, ["timm compiled"]),
         *_cases(SMALL[:1], ["ours, clipping", "timm compiled, CUDA graphs"]),
         *_cases([("tiny", 256), ("tiny", 1024), ("base", 256)], BOTH),
-        *_cases(SMALL[:1], ["ours, ZeRO 3", "timm compiled, clipping", "ours, reference kernels", "timm"]),
+        *_cases(
+            SMALL[:1],
+            ["ours, ZeRO 3", "timm compiled, clipping", "ours, reference kernels", "timm"],
+        ),
         *_cases([("base", 1024)], BOTH),
     ],
     # the compiler of the CPU takes long, for nothing that a GPU would show
@@ -127,13 +132,17 @@ def first_loss(config: Config, device: torch.device, weights: dict[str, torch.Te
 def check_loss(found: float, expected: float, dtype: str) -> None:
     """Raises AssertionError for a loss that is not the peer's, or that no untrained student has."""
     if not math.isclose(found, expected, rel_tol=TOLERANCE[dtype]):
-        raise AssertionError(f"the first loss is {found}, timm's with the same weights is {expected}")
+        raise AssertionError(
+            f"the first loss is {found}, timm's with the same weights is {expected}"
+        )
     check_untrained(found)
 
 
 def check_untrained(loss: float) -> None:
     if not abs(loss - math.log(CLASSES)) <= 1:  # NaN is none either
-        raise AssertionError(f"the first loss is {loss}, which no untrained student has: it knows nothing of {CLASSES} classes")
+        raise AssertionError(
+            f"the first loss is {loss}, which no untrained student has: it knows nothing of {CLASSES} classes"
+        )
 
 
 def measure(step: Step, device: torch.device, images: int) -> harness.Row:
@@ -195,7 +204,11 @@ def count_on_gpu(step: Step) -> harness.Row:
     waits, spans = count_waits(step), kernel_spans(step, COUNTED)
     if not spans:  # a machine may forbid profiling
         return {"waits": waits}
-    return {"waits": waits, "launches": round(len(spans) / COUNTED), "idle_pct": float(f"{uncovered_pct(spans):.3g}")}
+    return {
+        "waits": waits,
+        "launches": round(len(spans) / COUNTED),
+        "idle_pct": float(f"{uncovered_pct(spans):.3g}"),
+    }
 
 
 @contextlib.contextmanager
@@ -227,16 +240,32 @@ def free_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def row_of(case: Case, measured: harness.Row, stamp: harness.Row, device: torch.device) -> harness.Row:
-    what: harness.Row = {"bench": "engine", "mode": "step", "shape": f"{case.student} {case.batch}", "dtype": case.dtype}
+def row_of(
+    case: Case, measured: harness.Row, stamp: harness.Row, device: torch.device
+) -> harness.Row:
+    what: harness.Row = {
+        "bench": "engine",
+        "mode": "step",
+        "shape": f"{case.student} {case.batch}",
+        "dtype": case.dtype,
+    }
     known = case.student in GFLOP
-    return stamp | what | {"impl": case.impl} | (with_mfu(measured, case.student, device) if known else measured)
+    return (
+        stamp
+        | what
+        | {"impl": case.impl}
+        | (with_mfu(measured, case.student, device) if known else measured)
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
-    parser.add_argument("--seconds", type=float, default=240, help="start nothing new after so long")
+    parser.add_argument(
+        "--seconds", type=float, default=240, help="start nothing new after so long"
+    )
     asked, world, start = parser.parse_args(), init_distributed(), time.monotonic()
     stamp, failed = harness.environment(world.device), []
     for case in CASES[world.device.type]:

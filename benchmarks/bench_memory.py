@@ -34,7 +34,10 @@ def resident_mib() -> float:
 
 def run(root: Path, backend: str, iterations: int) -> list[tuple[int, float]]:
     """(iteration, MiB) for each EVERY iterations; an iteration is a batch of training or of evaluation."""
-    index, options = build_index(root, "train"), PipelineOptions(MEAN, STD, num_threads=2, backend=backend)
+    index, options = (
+        build_index(root, "train"),
+        PipelineOptions(MEAN, STD, num_threads=2, backend=backend),
+    )
     plan = Plan(PlanSpec(input_size=SIZE), index.sizes)
     train = TrainLoader(index, plan, options, batch_size=BATCH, micro_batch=BATCH)
     evaluation = EvalLoader(index, options, batch_size=BATCH, input_size=SIZE, crop_pct=0.875)
@@ -70,7 +73,10 @@ def main() -> int:
         write_images(Path(folder), 128, links=1)
         for backend in arguments.backends:
             found = run(Path(folder), backend, arguments.iterations)
-            rows = [{**stamp, "backend": backend, "iteration": str(done), "rss_mib": f"{mib:.1f}"} for done, mib in found]
+            rows = [
+                {**stamp, "backend": backend, "iteration": str(done), "rss_mib": f"{mib:.1f}"}
+                for done, mib in found
+            ]
             harness.write_rows(arguments.output, rows, [*rows[0]])
             worst = max(worst, swing_pct(found))
             swing = f"+-{swing_pct(found):.2f} % after the warm-up"

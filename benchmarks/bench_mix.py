@@ -17,7 +17,12 @@ from timm.data import Mixup
 from torchvision.transforms import v2
 
 from benchmarks import harness
-from fastdeit.kernels.mix import mix_patches_reference, mix_patches_triton, mix_reference, mix_triton
+from fastdeit.kernels.mix import (
+    mix_patches_reference,
+    mix_patches_triton,
+    mix_reference,
+    mix_triton,
+)
 
 SHAPES = {"cuda": [(256, 3, 224, 224), (1024, 3, 224, 224)], "cpu": [(16, 3, 64, 64)]}
 CLASSES = 1000
@@ -29,22 +34,34 @@ Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Run = Callable[[], tuple[torch.Tensor, ...]]
 
 
-def make_inputs(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float16) -> Inputs:
+def make_inputs(
+    shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float16
+) -> Inputs:
     batch, _, height, width = shape
     images = torch.randn(shape, dtype=dtype, device=device)
     lam = torch.rand(batch // 2).repeat_interleave(2)
-    cut = torch.tensor([[height // 4, width // 4, height - 3, width - 5], [0, 0, 0, 0]], dtype=torch.int32)
-    return images, lam.to(device), cut.repeat_interleave(2, 0).repeat((batch + 3) // 4, 1)[:batch].to(device)
+    cut = torch.tensor(
+        [[height // 4, width // 4, height - 3, width - 5], [0, 0, 0, 0]], dtype=torch.int32
+    )
+    return (
+        images,
+        lam.to(device),
+        cut.repeat_interleave(2, 0).repeat((batch + 3) // 4, 1)[:batch].to(device),
+    )
 
 
 def _small(
-    dtype: torch.dtype = torch.float16, side: int = 224, layout: torch.memory_format = torch.contiguous_format
+    dtype: torch.dtype = torch.float16,
+    side: int = 224,
+    layout: torch.memory_format = torch.contiguous_format,
 ) -> Inputs:
     images, lam, box = make_inputs((2, 3, side, side), torch.device("cpu"), dtype)
     return images.contiguous(memory_format=layout), lam, box
 
 
-def _patches(name: str, *, streams: bool, patch: int = PATCH, both: bool = False, **inputs: object) -> harness.Launch:
+def _patches(
+    name: str, *, streams: bool, patch: int = PATCH, both: bool = False, **inputs: object
+) -> harness.Launch:
     kernels = ("_mix_patches_fwd_kernel",) if streams else ()
     return harness.Launch(
         name,
@@ -54,11 +71,19 @@ def _patches(name: str, *, streams: bool, patch: int = PATCH, both: bool = False
 
 
 LAUNCHES = [
-    harness.Launch("mix fp16 to bf16", lambda: mix_triton(*_small(), torch.bfloat16, False), streams=("_mix_fwd_kernel",)),
     harness.Launch(
-        "mix fp32 to bf16", lambda: mix_triton(*_small(torch.float32), torch.bfloat16, False), streams=("_mix_fwd_kernel",)
+        "mix fp16 to bf16",
+        lambda: mix_triton(*_small(), torch.bfloat16, False),
+        streams=("_mix_fwd_kernel",),
     ),
-    harness.Launch("mix fp16 to bf16 channels last", lambda: mix_triton(*_small(), torch.bfloat16, True)),
+    harness.Launch(
+        "mix fp32 to bf16",
+        lambda: mix_triton(*_small(torch.float32), torch.bfloat16, False),
+        streams=("_mix_fwd_kernel",),
+    ),
+    harness.Launch(
+        "mix fp16 to bf16 channels last", lambda: mix_triton(*_small(), torch.bfloat16, True)
+    ),
     _patches("patches fp16 to bf16", streams=True),
     _patches("patches fp16 to bf16, 384", streams=True, side=384),
     _patches("patches fp32 to bf16", streams=True, dtype=torch.float32),
@@ -66,7 +91,12 @@ LAUNCHES = [
     _patches("patches and images fp32 to bf16", streams=True, both=True, dtype=torch.float32),
     _patches("patches of 8 fp16 to bf16", streams=True, patch=8),
     _patches("patches of 14 and images fp16 to bf16", streams=False, patch=14, both=True),
-    _patches("patches and images from channels last", streams=False, both=True, layout=torch.channels_last),
+    _patches(
+        "patches and images from channels last",
+        streams=False,
+        both=True,
+        layout=torch.channels_last,
+    ),
 ]
 
 
@@ -104,7 +134,9 @@ def implementations(inputs: Inputs, mode: str) -> dict[str, Run]:
 def peers(images: torch.Tensor, mode: str) -> dict[str, Run]:
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     theirs = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, num_classes=CLASSES)
-    v2_mix = v2.RandomChoice([v2.MixUp(alpha=0.8, num_classes=CLASSES), v2.CutMix(alpha=1.0, num_classes=CLASSES)])
+    v2_mix = v2.RandomChoice(
+        [v2.MixUp(alpha=0.8, num_classes=CLASSES), v2.CutMix(alpha=1.0, num_classes=CLASSES)]
+    )
     wide = images.float()
 
     def finish(mixed: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -112,7 +144,11 @@ def peers(images: torch.Tensor, mode: str) -> dict[str, Run]:
         if mode == "mix":
             return (mixed,)
         patches = patchify(mixed)
-        return (patches,) if mode == "mix_patches" else (patches, mixed.contiguous(memory_format=torch.channels_last))
+        return (
+            (patches,)
+            if mode == "mix_patches"
+            else (patches, mixed.contiguous(memory_format=torch.channels_last))
+        )
 
     return {
         "timm Mixup fp32": lambda: finish(theirs(wide, labels)[0]),
@@ -120,7 +156,9 @@ def peers(images: torch.Tensor, mode: str) -> dict[str, Run]:
     }
 
 
-def bench(mode: str, shape: tuple[int, ...], device: torch.device, stamp: harness.Row, copy: float) -> list[harness.Row]:
+def bench(
+    mode: str, shape: tuple[int, ...], device: torch.device, stamp: harness.Row, copy: float
+) -> list[harness.Row]:
     """The rows of one shape, all but the peers gated on the reference first."""
     inputs = make_inputs(shape, device)
     runs = implementations(inputs, mode)
@@ -129,13 +167,26 @@ def bench(mode: str, shape: tuple[int, ...], device: torch.device, stamp: harnes
         for actual, wanted in zip(run(), expected, strict=True):
             harness.gate(actual, wanted, name)
     nbytes = inputs[0].nbytes + MODES[mode] * expected[0].nbytes
-    what: harness.Row = {"bench": mode, "mode": "fwd", "shape": "x".join(map(str, shape)), "dtype": "fp16-bf16"}
+    what: harness.Row = {
+        "bench": mode,
+        "mode": "fwd",
+        "shape": "x".join(map(str, shape)),
+        "dtype": "fp16-bf16",
+    }
     return [
-        {**stamp, **what, "impl": name, **harness.measure(run, device, images=shape[0], nbytes=nbytes, copy=copy)}
+        {
+            **stamp,
+            **what,
+            "impl": name,
+            **harness.measure(run, device, images=shape[0], nbytes=nbytes, copy=copy),
+        }
         for name, run in {**runs, **peers(inputs[0], mode)}.items()
     ]
 
 
 if __name__ == "__main__":
-    cases = {name: [(mode, shape) for mode in MODES for shape in shapes] for name, shapes in SHAPES.items()}
+    cases = {
+        name: [(mode, shape) for mode in MODES for shape in shapes]
+        for name, shapes in SHAPES.items()
+    }
     harness.run_benchmark(__doc__, cases, bench)

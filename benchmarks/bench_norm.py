@@ -19,7 +19,14 @@ from fastdeit.kernels.norm import add_norm, add_norm_reference, norm_reference
 
 # (B, N, D) of Ti, S and B; u = the bytes of x
 SHAPES = {
-    "cuda": [(256, 198, 384), (1024, 198, 384), (256, 198, 192), (1024, 198, 192), (256, 198, 768), (1024, 198, 768)],
+    "cuda": [
+        (256, 198, 384),
+        (1024, 198, 384),
+        (256, 198, 192),
+        (1024, 198, 192),
+        (256, 198, 768),
+        (1024, 198, 768),
+    ],
     "cpu": [(4, 198, 192)],
 }
 EPS = 1e-6
@@ -33,12 +40,20 @@ AddNorm = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 def make_inputs(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Inputs:
     """x, branch, scale, weight, bias."""
     x, branch = (torch.randn(shape, device=device).to(dtype).requires_grad_() for _ in range(2))
-    weight, bias = (torch.randn(shape[-1], device=device).to(dtype).requires_grad_() for _ in range(2))
+    weight, bias = (
+        torch.randn(shape[-1], device=device).to(dtype).requires_grad_() for _ in range(2)
+    )
     return x, branch, (torch.rand(shape[0], device=device) > 0.1) / 0.9, weight, bias
 
 
 def _launch(
-    name: str, *, branch: bool = True, scale: bool = True, gamma: bool = False, dy: bool = True, dx_new: bool = True
+    name: str,
+    *,
+    branch: bool = True,
+    scale: bool = True,
+    gamma: bool = False,
+    dy: bool = True,
+    dx_new: bool = True,
 ) -> harness.Launch:
     """Forward and backward by their name: the stream's dtype, D, the weights' dtype."""
     dtype_name, width, weight_dtype_name = name.split()
@@ -50,15 +65,33 @@ def _launch(
         factors = (torch.zeros(2) if scale else None, row if gamma else None)
         torch.ops.fastdeit.add_norm(x, x if branch else None, *factors, row, row, EPS)
         gradients = (x if dy else None, x if dx_new else None)
-        torch.ops.fastdeit.add_norm_bwd(*gradients, x, row, mean, mean, *factors, x if gamma else None)
+        torch.ops.fastdeit.add_norm_bwd(
+            *gradients, x, row, mean, mean, *factors, x if gamma else None
+        )
 
-    flags = {"no branch": not branch, "no scale": not scale, "gamma": gamma, "no dy": not dy, "no dx_new": not dx_new}
+    flags = {
+        "no branch": not branch,
+        "no scale": not scale,
+        "gamma": gamma,
+        "no dy": not dy,
+        "no dx_new": not dx_new,
+    }
     spelled = ", ".join([name, *(flag for flag, is_set in flags.items() if is_set)])
     return harness.Launch(spelled, run, streams=("_norm_fwd_kernel", "_norm_bwd_kernel"))
 
 
 LAUNCHES = [
-    *map(_launch, ("bf16 192 bf16", "bf16 384 bf16", "bf16 768 bf16", "bf16 4096 bf16", "bf16 384 fp32", "fp16 384 fp16")),
+    *map(
+        _launch,
+        (
+            "bf16 192 bf16",
+            "bf16 384 bf16",
+            "bf16 768 bf16",
+            "bf16 4096 bf16",
+            "bf16 384 fp32",
+            "fp16 384 fp16",
+        ),
+    ),
     *map(_launch, ("fp32 192 fp32", "fp32 384 fp32", "fp32 768 fp32", "fp32 4096 fp32")),
     *(_launch(f"bf16 {dim} bf16", gamma=True) for dim in (192, 384, 768, 4096)),
     *(_launch(f"fp32 {dim} fp32", gamma=True) for dim in (192, 384, 768, 4096)),
@@ -70,7 +103,12 @@ LAUNCHES = [
 
 
 def autocast(
-    x: torch.Tensor, branch: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+    x: torch.Tensor,
+    branch: torch.Tensor,
+    scale: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same on an fp32 stream; the norm's result goes on in the branch's dtype."""
     x_new = x + branch * scale[:, None, None].to(branch.dtype)
@@ -90,7 +128,10 @@ def implementations(device: torch.device) -> dict[str, AddNorm]:
 
 
 def peers() -> dict[str, AddNorm]:
-    return {"fp32 stream": autocast, "fp32 stream, torch.compile": torch.compile(autocast, dynamic=False)}
+    return {
+        "fp32 stream": autocast,
+        "fp32 stream, torch.compile": torch.compile(autocast, dynamic=False),
+    }
 
 
 def gate(run: AddNorm, name: str, dim: int, device: torch.device) -> None:
@@ -112,7 +153,9 @@ def gate(run: AddNorm, name: str, dim: int, device: torch.device) -> None:
     harness.gate(y, norm_reference(x_new, weight, bias, EPS), name)
 
 
-def bench(shape: tuple[int, ...], device: torch.device, stamp: harness.Row, copy: float) -> list[harness.Row]:
+def bench(
+    shape: tuple[int, ...], device: torch.device, stamp: harness.Row, copy: float
+) -> list[harness.Row]:
     """The rows of one shape, the reference's equals gated first."""
     equals = implementations(device)
     for name, run in equals.items():
@@ -127,13 +170,30 @@ def bench(shape: tuple[int, ...], device: torch.device, stamp: harness.Row, copy
         outs = run(*inputs, EPS)
         cotangents = [torch.randn_like(out) for out in outs]
         backward = partial(torch.autograd.grad, outs, leaves, cotangents, retain_graph=True)
-        calls: dict[str, Callable[[], object]] = {"fwd": partial(run, *inputs, EPS), "bwd": backward}
+        calls: dict[str, Callable[[], object]] = {
+            "fwd": partial(run, *inputs, EPS),
+            "bwd": backward,
+        }
         for mode, call in calls.items():
-            what = {"bench": "norm", "mode": mode, "shape": "x".join(map(str, shape)), "dtype": "bf16", "impl": name}
+            what = {
+                "bench": "norm",
+                "mode": mode,
+                "shape": "x".join(map(str, shape)),
+                "dtype": "bf16",
+                "impl": name,
+            }
             nbytes = STREAM_UNITS[mode] * narrow[0].nbytes
-            rows.append({**stamp, **what, **harness.measure(call, device, images=shape[0], nbytes=nbytes, copy=copy)})
+            rows.append(
+                {
+                    **stamp,
+                    **what,
+                    **harness.measure(call, device, images=shape[0], nbytes=nbytes, copy=copy),
+                }
+            )
     return rows
 
 
 if __name__ == "__main__":
-    harness.run_benchmark(__doc__, {name: [(shape,) for shape in shapes] for name, shapes in SHAPES.items()}, bench)
+    harness.run_benchmark(
+        __doc__, {name: [(shape,) for shape in shapes] for name, shapes in SHAPES.items()}, bench
+    )

@@ -31,7 +31,12 @@ def loader(index: Index, micro_batch: int) -> TrainLoader:
     options = PipelineOptions(MEAN, STD, num_threads=2)
     rates = [0.1] * 12
     return TrainLoader(
-        index, Plan(PlanSpec(), index.sizes), options, batch_size=micro_batch, micro_batch=micro_batch, drop_path=rates
+        index,
+        Plan(PlanSpec(), index.sizes),
+        options,
+        batch_size=micro_batch,
+        micro_batch=micro_batch,
+        drop_path=rates,
     )
 
 
@@ -93,7 +98,11 @@ def main() -> None:
         rows = [measure(index, micro) for micro in MICRO_BATCHES]
         for row in rows:
             costs = "{us_per_sample} us/sample, of them {digest_us} for the digest".format(**row)
-            print("micro-batch {micro_batch:>5}: {costs}, lock held at most {lock_pct} %".format(costs=costs, **row))
+            print(
+                "micro-batch {micro_batch:>5}: {costs}, lock held at most {lock_pct} %".format(
+                    costs=costs, **row
+                )
+            )
     stamp = harness.environment(torch.device("cpu"))
     harness.write_rows(output, [{**stamp, **row} for row in rows], [*stamp, *rows[0]])
 

@@ -35,7 +35,18 @@ END_TO_END = {"native-mixed": 2, "exact-cpu": 1, "native-hardware": 1}
 WARM_UP = 2
 """Lines of a start that do not count."""
 COLUMNS = (
-    *("run", "start", "exit_code", "seconds", "from_step", "to_step", "loss", "top1", "images_per_s", "batch"),
+    *(
+        "run",
+        "start",
+        "exit_code",
+        "seconds",
+        "from_step",
+        "to_step",
+        "loss",
+        "top1",
+        "images_per_s",
+        "batch",
+    ),
     *("augment_backend", "decoder", "precision", "zero_stage"),
 )
 
@@ -82,7 +93,10 @@ def runs(folder: Path, device: torch.device) -> dict[str, list[str]]:
     short = f"{digits} --stop-after-steps {sizes.stage_steps} --eval-epochs 1000 --log-steps 1"
     student = f"--data-path {folder}/data/images --distillation-type none --eval-epochs 1000 {sizes.student}"
     decoders = {name: name.split("-")[1] if device.type == "cuda" else "cpu" for name in END_TO_END}
-    loaders = {name: f"--augment-backend {name.split('-')[0]} --decoder {decoders[name]}" for name in END_TO_END}
+    loaders = {
+        name: f"--augment-backend {name.split('-')[0]} --decoder {decoders[name]}"
+        for name in END_TO_END
+    }
     return {
         "digits_teacher": [f"{teacher} --recipe digits_teacher {sizes.digits}"],
         "digits": 2 * [f"{digits} {sizes.digits} --stop-after-steps {sizes.stop}"],
@@ -115,8 +129,24 @@ def launch(flags: str, folder: Path, device: torch.device) -> int:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     where = "--num_gpus" if device.type == "cuda" else "--num_accelerators"
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "-q", "--no_local_rank", where, "1"]
-    command = [*launcher, "--master_port", str(port), "fastdeit/train.py", *flags.split(), "--output-dir", str(folder)]
+    launcher = [
+        sys.executable,
+        "-m",
+        "deepspeed.launcher.runner",
+        "-q",
+        "--no_local_rank",
+        where,
+        "1",
+    ]
+    command = [
+        *launcher,
+        "--master_port",
+        str(port),
+        "fastdeit/train.py",
+        *flags.split(),
+        "--output-dir",
+        str(folder),
+    ]
     print(*command, flush=True)
     accelerator = {} if device.type == "cuda" else {"DS_ACCELERATOR": "cpu"}
     try:
@@ -146,7 +176,10 @@ def outcome(folder: Path) -> dict[str, Any]:
         "top1": last(lines, "model/both/top1"),
         "images_per_s": statistics.median(rates) if rates else math.nan,
         "batch": attempt.micro_batch * attempt.world_size,
-        **{name: getattr(attempt, name) for name in ("augment_backend", "decoder", "precision", "zero_stage")},
+        **{
+            name: getattr(attempt, name)
+            for name in ("augment_backend", "decoder", "precision", "zero_stage")
+        },
     }
 
 
@@ -161,14 +194,22 @@ def fault_of(row: dict[str, Any], before: int) -> str:
     return "" if math.isfinite(row["loss"]) else f"has a loss of {row['loss']}"
 
 
-def start_all(name: str, flags: Sequence[str], folder: Path, out: Path, device: torch.device) -> str:
+def start_all(
+    name: str, flags: Sequence[str], folder: Path, out: Path, device: torch.device
+) -> str:
     """Each start, its row written at once; what is wrong with the first that went wrong, or ""."""
     stamp, before = harness.environment(device), 0
     for number, start in enumerate(flags, 1):
         began = time.monotonic()
-        row: dict[str, Any] = {"run": name, "start": number, "exit_code": launch(start, folder, device)}
+        row: dict[str, Any] = {
+            "run": name,
+            "start": number,
+            "exit_code": launch(start, folder, device),
+        }
         row |= {"seconds": time.monotonic() - began} | outcome(folder)
-        shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()}
+        shown = {
+            key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()
+        }
         harness.write_rows(out / "runs.csv", [{**stamp, **shown}], [*stamp, *COLUMNS])
         print(*(f"{key} {value}" for key, value in shown.items()), sep="  ", flush=True)
         fault = fault_of(row, before)
@@ -180,15 +221,21 @@ def start_all(name: str, flags: Sequence[str], folder: Path, out: Path, device: 
 
 def main() -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", choices=runs(Path(), device))
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs", help="where the runs' folders go, and data/")
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / "runs", help="where the runs' folders go, and data/"
+    )
     parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
     asked = parser.parse_args()
     folder = asked.folder.resolve()
     if asked.run in END_TO_END:
         write_data(folder / "data" / "images", SIZES[device.type])
-    fault = start_all(asked.run, runs(folder, device)[asked.run], folder / asked.run, asked.out, device)
+    fault = start_all(
+        asked.run, runs(folder, device)[asked.run], folder / asked.run, asked.out, device
+    )
     print(fault or f"{asked.run}: all starts well", flush=True)
     return 1 if fault else 0
 

@@ -31,14 +31,24 @@ def settings(device: str, threads: Sequence[int], prefetch: Sequence[int]) -> li
     kinds = [("exact", "cpu"), ("native", "cpu")]
     kinds += [("native", decoder) for decoder in DECODERS if decoder != "cpu" and device == "gpu"]
     return [
-        PipelineOptions(MEAN, STD, device=device, num_threads=count, prefetch=depth, backend=backend, decoder=decoder)
+        PipelineOptions(
+            MEAN,
+            STD,
+            device=device,
+            num_threads=count,
+            prefetch=depth,
+            backend=backend,
+            decoder=decoder,
+        )
         for (backend, decoder), count, depth in itertools.product(kinds, threads, prefetch)
     ]
 
 
 def measure(index: Index, options: PipelineOptions, batch: int, images: int) -> dict[str, str]:
     """images/s and CPU ms an image over `images`, after four batches."""
-    loader = TrainLoader(index, Plan(PlanSpec(repeats=1), index.sizes), options, batch_size=batch, micro_batch=batch)
+    loader = TrainLoader(
+        index, Plan(PlanSpec(repeats=1), index.sizes), options, batch_size=batch, micro_batch=batch
+    )
     batches = (one for epoch in itertools.count() for one in loader.epoch(epoch))
     for _ in range(4):
         last = next(batches)
@@ -48,14 +58,25 @@ def measure(index: Index, options: PipelineOptions, batch: int, images: int) -> 
     last.images.flatten()[0].item()  # until it is there
     passed, spent = time.perf_counter() - wall, time.process_time() - cpu
     loader.close()
-    return {"images_per_s": f"{count * batch / passed:.0f}", "cpu_ms": f"{1e3 * spent / (count * batch):.3f}"}
+    return {
+        "images_per_s": f"{count * batch / passed:.0f}",
+        "cpu_ms": f"{1e3 * spent / (count * batch):.3f}",
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "loader-settings.csv")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=harness.RESULTS / "loader-settings.csv"
+    )
     parser.add_argument("--images", type=int, default=1024)
-    parser.add_argument("--threads", type=int, nargs="+", default=THREADS, help="default: one to all cores in doublings")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        nargs="+",
+        default=THREADS,
+        help="default: one to all cores in doublings",
+    )
     parser.add_argument("--prefetch", type=int, nargs="+", default=PREFETCH)
     arguments = parser.parse_args()
     device = "gpu" if torch.cuda.is_available() else "cpu"

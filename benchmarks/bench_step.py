@@ -34,7 +34,14 @@ from fastdeit.models.student import build_student
 GFLOP = {"tiny": 7.51, "small": 27.63, "base": 105.7}
 """Of training one image, 6 a multiply-add, as every implementation here is counted."""
 CASES = {
-    "cuda": [("small", 256), ("small", 1024), ("tiny", 1024), ("base", 256), ("tiny", 256), ("base", 1024)],
+    "cuda": [
+        ("small", 256),
+        ("small", 1024),
+        ("tiny", 1024),
+        ("base", 256),
+        ("tiny", 256),
+        ("base", 1024),
+    ],
     "cpu": [("tiny", 2)],
 }
 """The most telling first: what comes after the time is over is left out."""
@@ -53,11 +60,15 @@ class MasterAdamW:
         self.gradients = [torch.empty_like(master) for master in self.masters]
         for master, gradient in zip(self.masters, self.gradients, strict=True):
             master.grad = gradient
-        self.adamw = torch.optim.AdamW(self.masters, lr=1e-3, weight_decay=0.05, fused=self.weights[0].is_cuda)
+        self.adamw = torch.optim.AdamW(
+            self.masters, lr=1e-3, weight_decay=0.05, fused=self.weights[0].is_cuda
+        )
 
     @torch.no_grad()
     def step(self) -> None:
-        torch._foreach_copy_(self.gradients, [weight.grad for weight in self.weights if weight.grad is not None])
+        torch._foreach_copy_(
+            self.gradients, [weight.grad for weight in self.weights if weight.grad is not None]
+        )
         self.adamw.step()
         torch._foreach_copy_(self.weights, self.masters)
         for weight in self.weights:
@@ -67,7 +78,11 @@ class MasterAdamW:
 def ours(name: str, inputs: Batch, compiled: bool, backend: str = "auto") -> Step:
     set_backend(backend)
     device = inputs.images.device
-    student = build_student(f"deit_{name}_distilled_patch16_224", num_classes=CLASSES).to(device, torch.bfloat16).train()
+    student = (
+        build_student(f"deit_{name}_distilled_patch16_224", num_classes=CLASSES)
+        .to(device, torch.bfloat16)
+        .train()
+    )
     optimizer, criterion = MasterAdamW(student), DistillationLoss(kind="hard")
     patches, _ = mix_patches(inputs.images, inputs.lam, inputs.box, 16, torch.bfloat16)
     decision = decisions(inputs)
@@ -85,8 +100,14 @@ def ours(name: str, inputs: Batch, compiled: bool, backend: str = "auto") -> Ste
 def timms(name: str, inputs: Batch, compiled: bool) -> Step:
     device = inputs.images.device
     student = timm_student(f"deit_{name}_distilled_patch16_224", drop_path_rate=0.1).to(device)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.05, fused=device.type == "cuda")
-    images, target, decision = inputs.images.float(), soft_target(inputs.labels, inputs.lam), decisions(inputs)
+    optimizer = torch.optim.AdamW(
+        student.parameters(), lr=1e-3, weight_decay=0.05, fused=device.type == "cuda"
+    )
+    images, target, decision = (
+        inputs.images.float(),
+        soft_target(inputs.labels, inputs.lam),
+        decisions(inputs),
+    )
     model = torch.compile(student) if compiled else student
 
     def step() -> torch.Tensor:
@@ -105,13 +126,17 @@ def best_backend(inputs: Batch, heads: int) -> SDPBackend:
     batch, device = inputs.images.shape[0], inputs.images.device
     if device.type != "cuda":
         return SDPBackend.MATH
-    q, k, v = torch.randn(3, batch, heads, 198, 64, device=device, dtype=torch.bfloat16).requires_grad_().unbind(0)
+    q, k, v = (
+        torch.randn(3, batch, heads, 198, 64, device=device, dtype=torch.bfloat16)
+        .requires_grad_()
+        .unbind(0)
+    )
     times: dict[SDPBackend, float] = {}
     for backend in BACKENDS:
         with sdpa_kernel(backend), contextlib.suppress(RuntimeError):
-            times[backend] = harness.quantiles_ms(lambda: F.scaled_dot_product_attention(q, k, v).sum().backward(), device, 50)[
-                1
-            ]
+            times[backend] = harness.quantiles_ms(
+                lambda: F.scaled_dot_product_attention(q, k, v).sum().backward(), device, 50
+            )[1]
     return min(times, key=lambda backend: times[backend])
 
 
@@ -120,7 +145,9 @@ IMPLEMENTATIONS: dict[str, Callable[[str, Batch], Step]] = {
     "timm compiled": lambda name, inputs: timms(name, inputs, compiled=True),
     "ours compiled": lambda name, inputs: ours(name, inputs, compiled=True),
     "timm": lambda name, inputs: timms(name, inputs, compiled=False),
-    "ours, reference kernels": lambda name, inputs: ours(name, inputs, compiled=False, backend="reference"),
+    "ours, reference kernels": lambda name, inputs: ours(
+        name, inputs, compiled=False, backend="reference"
+    ),
 }
 """Each way to make the step."""
 
@@ -131,10 +158,17 @@ def schedule(device: torch.device) -> Iterator[tuple[str, int, str]]:
     chosen = [impl for impl in IMPLEMENTATIONS if device.type == "cuda" or "compiled" not in impl]
     leading = [(*case, impl) for case in CASES[device.type][:FIRST] for impl in chosen[:2]]
     yield from leading
-    yield from ((*case, impl) for case in CASES[device.type] for impl in chosen if (*case, impl) not in leading)
+    yield from (
+        (*case, impl)
+        for case in CASES[device.type]
+        for impl in chosen
+        if (*case, impl) not in leading
+    )
 
 
-def measure(build: Callable[[], Step], backend: SDPBackend, batch: int, device: torch.device) -> harness.Row | None:
+def measure(
+    build: Callable[[], Step], backend: SDPBackend, batch: int, device: torch.device
+) -> harness.Row | None:
     """The measured columns; None if the step does not fit into the memory."""
     try:
         with sdpa_kernel([backend, SDPBackend.MATH] if device.type == "cuda" else [backend]):
@@ -156,19 +190,33 @@ def with_mfu(row: harness.Row, name: str, device: torch.device) -> harness.Row:
     """Instead of bytes, which a step has no least number of: percent of an H100's 989 TFLOP/s in `pct_of_copy`'s place."""
     tflops = float(row["images_per_s"]) * GFLOP[name] / 1e3
     row["gbps"], row["pct_of_copy"] = "", ""
-    print(f"  {tflops:.1f} TFLOP/s" + (f", {100 * tflops / 989:.1f} % of 989" if device.type == "cuda" else ""), flush=True)
+    print(
+        f"  {tflops:.1f} TFLOP/s"
+        + (f", {100 * tflops / 989:.1f} % of 989" if device.type == "cuda" else ""),
+        flush=True,
+    )
     return row
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
-    parser.add_argument("--seconds", type=float, default=240, help="start nothing new after so long")
+    parser.add_argument(
+        "--seconds", type=float, default=240, help="start nothing new after so long"
+    )
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stamp, rows, start = harness.environment(device), [], time.monotonic()
     for name, batch, impl in schedule(device):
-        what: harness.Row = {"bench": "step", "mode": "step", "shape": f"{name} {batch}", "dtype": "bf16", "impl": impl}
+        what: harness.Row = {
+            "bench": "step",
+            "mode": "step",
+            "shape": f"{name} {batch}",
+            "dtype": "bf16",
+            "impl": impl,
+        }
         if time.monotonic() - start > arguments.seconds:
             print(f"left out, no time: {name} {batch} {impl}")
             continue

@@ -76,7 +76,9 @@ class Counting(Cache):
 class Table(Replay):
     """Answers from memory: what no teacher at all would cost."""
 
-    def records(self, epoch: int, ordinals: np.ndarray, labels: np.ndarray, lam: np.ndarray, version: int) -> np.ndarray:
+    def records(
+        self, epoch: int, ordinals: np.ndarray, labels: np.ndarray, lam: np.ndarray, version: int
+    ) -> np.ndarray:
         return np.zeros((len(ordinals), self.cache.record_bytes), np.uint8)
 
 
@@ -92,7 +94,9 @@ class Way:
     cpu: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.batches = itertools.chain.from_iterable(self.loader.epoch(epoch) for epoch in itertools.count())
+        self.batches = itertools.chain.from_iterable(
+            self.loader.epoch(epoch) for epoch in itertools.count()
+        )
 
     def run_round(self, batch_size: int) -> None:
         self._steps(WARM)
@@ -103,7 +107,9 @@ class Way:
 
     def _steps(self, count: int) -> None:
         for _ in range(count):
-            statistics = self.trainer.train_step(itertools.islice(self.batches, self.loader.micro_steps))
+            statistics = self.trainer.train_step(
+                itertools.islice(self.batches, self.loader.micro_steps)
+            )
         if not statistics.isfinite().all().item():  # waits for the device
             raise AssertionError(f"{self.name}: the loss is {statistics.tolist()}")
 
@@ -119,11 +125,20 @@ class Scene:
     teacher: Teacher
     cache: Counting
 
-    def way(self, name: str, replay: Replay | None, teacher: Callable[[torch.Tensor], torch.Tensor] | None) -> Way:
+    def way(
+        self,
+        name: str,
+        replay: Replay | None,
+        teacher: Callable[[torch.Tensor], torch.Tensor] | None,
+    ) -> Way:
         model, _ = build.build_model(self.config, len(self.index.classes))
         rates: Any = model.drop_path_rates
-        loader = build.build_train_loader(self.config, self.world, self.index, self.plan, rates, Quarantine(self.index), replay)
-        trainer = build_trainer(self.config, self.world, model, None, loader.steps_per_epoch, replay)
+        loader = build.build_train_loader(
+            self.config, self.world, self.index, self.plan, rates, Quarantine(self.index), replay
+        )
+        trainer = build_trainer(
+            self.config, self.world, model, None, loader.steps_per_epoch, replay
+        )
         trainer.teacher = teacher  # type: ignore[assignment]  # compiled, it is a plain function
         return Way(name, trainer, loader)
 
@@ -132,16 +147,33 @@ class Scene:
         yield self.way("recorded", Replay(self.cache, "error", self.plan.images), None)
         yield self.way("live", None, self.teacher)
         if self.world.device.type == "cuda":  # on a CPU the compiler's minutes would not pay
-            yield self.way("live, compiled", None, torch.compile(lambda images: self.teacher(images)))
+            yield self.way(
+                "live, compiled", None, torch.compile(lambda images: self.teacher(images))
+            )
 
 
 def write_scene(root: Path, device: str) -> list[str]:
     """Images and a teacher; the flags that name them."""
     write_images(root / "data", 64, links=LINKS[device])
     torch.manual_seed(0)
-    save_file(timm.create_model(TEACHERS[device], num_classes=2).state_dict(), root / "teacher.safetensors")
-    teacher = ["--teacher-model", TEACHERS[device], "--teacher-path", str(root / "teacher.safetensors")]
-    return [*FLAGS[device].split(), "--data-path", str(root / "data"), "--cache-period", str(EPOCHS), *teacher]
+    save_file(
+        timm.create_model(TEACHERS[device], num_classes=2).state_dict(),
+        root / "teacher.safetensors",
+    )
+    teacher = [
+        "--teacher-model",
+        TEACHERS[device],
+        "--teacher-path",
+        str(root / "teacher.safetensors"),
+    ]
+    return [
+        *FLAGS[device].split(),
+        "--data-path",
+        str(root / "data"),
+        "--cache-period",
+        str(EPOCHS),
+        *teacher,
+    ]
 
 
 def record_scene(flags: list[str], folder: Path) -> tuple[Job, float]:
@@ -173,11 +205,15 @@ def gate(scene: Scene) -> None:
     batch = next(loader.epoch(0))
     assert batch.record is not None
     dtype = precision(scene.config, scene.world)[1]
-    live = scene.teacher(mix(batch.images, batch.lam, batch.box, dtype, channels_last=True)).argmax(1)
+    live = scene.teacher(mix(batch.images, batch.lam, batch.box, dtype, channels_last=True)).argmax(
+        1
+    )
     same = (decode(batch.record, scene.cache.manifest, hard=True) == live).float().mean().item()
     loader.close()
     if same < (0.98 if scene.world.device.type == "cuda" else 1):
-        raise AssertionError(f"the recorded answers agree with the live teacher's on {same:.1%} of a batch")
+        raise AssertionError(
+            f"the recorded answers agree with the live teacher's on {same:.1%} of a batch"
+        )
 
 
 def training_rows(scene: Scene, rounds: int) -> list[dict[str, str]]:
@@ -198,7 +234,10 @@ def training_rows(scene: Scene, rounds: int) -> list[dict[str, str]]:
         cpu = [ours / mine for ours, mine in zip(none.cpu, way.cpu, strict=True)]
         row = {"impl": way.name, "images_per_s": f"{1 / statistics.median(way.wall):.1f}"}
         row |= {"cpu_ms_per_image": f"{1e3 * statistics.median(way.cpu):.2f}"}
-        row |= {"speed_pct": f"{100 * statistics.median(ratios):.1f}", "cpu_speed_pct": f"{100 * statistics.median(cpu):.1f}"}
+        row |= {
+            "speed_pct": f"{100 * statistics.median(ratios):.1f}",
+            "cpu_speed_pct": f"{100 * statistics.median(cpu):.1f}",
+        }
         rows.append(row)
         way.loader.close()
     rows[1]["bytes_per_step"] = f"{(scene.cache.nbytes - read) / steps:.0f}"
@@ -215,7 +254,9 @@ def imagenet_row(folder: Path) -> dict[str, str]:
     logits = torch.nn.functional.one_hot(torch.arange(LARGEST_CHUNK) % 1000).float()
     for chunk in [*chunks, manifest.chunks - 1]:
         ordinals = manifest.ordinals(chunk)
-        recorder.write(299, chunk, encode(logits[: len(ordinals)], manifest), plan.images(299, ordinals))
+        recorder.write(
+            299, chunk, encode(logits[: len(ordinals)], manifest), plan.images(299, ordinals)
+        )
     recorder.close()
     fresh = Plan(PlanSpec(), plan.sizes)
     start = time.perf_counter()
@@ -225,7 +266,10 @@ def imagenet_row(folder: Path) -> dict[str, str]:
     new = [_seconds(cache, chunk, fresh) for chunk in chunks[1:]]
     held = [_seconds(cache, chunks[-1], fresh) for _ in range(100)]
     row = {"impl": "300 epochs of ImageNet", "open_s": f"{opened:.3f}"}
-    return row | {"lookup_ms": f"{1e3 * statistics.median(held):.3f}", "new_chunk_ms": f"{1e3 * statistics.median(new):.3f}"}
+    return row | {
+        "lookup_ms": f"{1e3 * statistics.median(held):.3f}",
+        "new_chunk_ms": f"{1e3 * statistics.median(new):.3f}",
+    }
 
 
 def _look_up(cache: Cache, chunk: int, plan: Plan) -> None:
@@ -252,18 +296,33 @@ def main() -> None:
         job, rate = record_scene(flags, root / "cache")
         cache = Counting(root / "cache")
         config, _ = parse_config([*flags, "--epochs", "1000"], "bench_teacher")
-        scene = Scene(config, world, job.index, build.build_plan(config, job.index), job.teacher, cache)
+        scene = Scene(
+            config, world, job.index, build.build_plan(config, job.index), job.teacher, cache
+        )
         gate(scene)
         rows = training_rows(scene, asked.rounds)
-        rows += [{"impl": "recording", "images_per_s": f"{rate:.1f}"}, imagenet_row(root / "imagenet")]
+        rows += [
+            {"impl": "recording", "images_per_s": f"{rate:.1f}"},
+            imagenet_row(root / "imagenet"),
+        ]
     setting = " ".join([*FLAGS[device].split()[1:], "--teacher-model", TEACHERS[device]])
     empty = dict.fromkeys(COLUMNS, "")
     stamp = harness.environment(world.device) | {"bench": "teacher", "setting": setting}
     full = [{**stamp, "impl": row["impl"], **empty, **row} for row in rows]
     for row in rows:
-        print("  ".join(f"{key} {value}" if key != "impl" else f"{value:24}" for key, value in row.items()))
-    place = "cpu" if device == "cpu" else re.sub(r"[^a-z0-9]+", "-", harness.device_name(world.device).lower())
-    harness.write_rows(asked.output or harness.RESULTS / f"{place}-teacher.csv", full, list(full[0]))
+        print(
+            "  ".join(
+                f"{key} {value}" if key != "impl" else f"{value:24}" for key, value in row.items()
+            )
+        )
+    place = (
+        "cpu"
+        if device == "cpu"
+        else re.sub(r"[^a-z0-9]+", "-", harness.device_name(world.device).lower())
+    )
+    harness.write_rows(
+        asked.output or harness.RESULTS / f"{place}-teacher.csv", full, list(full[0])
+    )
 
 
 if __name__ == "__main__":

@@ -65,7 +65,9 @@ def hash_state(trainer: Trainer) -> dict[str, str]:
     return {stem: hash_tensors(named) for stem, named in trainer.state()[0].items()}
 
 
-def record_form(trainer: Trainer, micro: int, world: World, checkpoints: Path, restore: Path | None) -> dict[str, Any]:
+def record_form(
+    trainer: Trainer, micro: int, world: World, checkpoints: Path, restore: Path | None
+) -> dict[str, Any]:
     """Train, or restore what another checkout has trained, and three steps more. A collective."""
 
     def take(count: int) -> list[float]:
@@ -102,13 +104,17 @@ def compare(one: Path, other: Path) -> int:
     different = sorted(first.keys() ^ second.keys())
     for name in first.keys() & second.keys():
         both = first[name].keys() & second[name].keys()
-        different += [f"{name}: {key}" for key in sorted(both) if first[name][key] != second[name][key]]
+        different += [
+            f"{name}: {key}" for key in sorted(both) if first[name][key] != second[name][key]
+        ]
     print(*different, f"{len(first)} forms, {len(different)} differences", sep="\n")
     return 1 if different else 0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     actions = parser.add_subparsers(dest="action", required=True)
     recording, comparing = actions.add_parser("record"), actions.add_parser("compare")
     recording.add_argument("folder", type=Path)

@@ -31,7 +31,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastdeit.distributed import import_deepspeed
 
 aten = torch.ops.aten
-ALLOCATIONS = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided, aten.resize_, aten.set_}
+ALLOCATIONS = {
+    aten.empty,
+    aten.empty_like,
+    aten.empty_strided,
+    aten.new_empty,
+    aten.new_empty_strided,
+    aten.resize_,
+    aten.set_,
+}
 NO_LAUNCH = ALLOCATIONS | {aten._unsafe_view, aten.record_stream}
 """Operators whose schema does not say that they launch nothing."""
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
@@ -99,7 +107,9 @@ def count_synchronisations(counts: "Counter[Place]") -> Iterator[None]:
 
     with ExitStack() as patches:
         for owner in (torch.cuda, torch.cuda.Stream, torch.cuda.Event, *_other_accelerators()):
-            patches.enter_context(mock.patch.object(owner, "synchronize", counting(owner.synchronize)))
+            patches.enter_context(
+                mock.patch.object(owner, "synchronize", counting(owner.synchronize))
+            )
         yield
 
 
@@ -113,7 +123,9 @@ def count_waits(step: Callable[[], object]) -> int:
             step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    return calls.total() + sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
+    return calls.total() + sum(
+        "synchronizing CUDA operation" in str(warning.message) for warning in caught
+    )
 
 
 def kernel_spans(step: Callable[[], object], steps: int) -> list[tuple[float, float]]:
@@ -124,7 +136,11 @@ def kernel_spans(step: Callable[[], object], steps: int) -> list[tuple[float, fl
             step()
         torch.cuda.synchronize()
     events: Any = profiler.events()
-    on_gpu = (event for event in events if event.device_type.name == "CUDA" and not event.is_user_annotation)
+    on_gpu = (
+        event
+        for event in events
+        if event.device_type.name == "CUDA" and not event.is_user_annotation
+    )
     return [(event.time_range.start, event.time_range.end) for event in on_gpu]
 
 
@@ -150,13 +166,17 @@ def _other_accelerators() -> list[Any]:
 
 def _is_read(func: Any, args: Any) -> bool:
     if func.overloadpacket in INDEXING:
-        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+        return any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        )
     return not UNKNOWN.isdisjoint(func.tags)
 
 
 @functools.cache
 def _is_launch(func: Any) -> bool:
-    touches = func._schema.is_mutable or any("Tensor" in str(value.type) for value in func._schema.returns)
+    touches = func._schema.is_mutable or any(
+        "Tensor" in str(value.type) for value in func._schema.returns
+    )
     return touches and not func.is_view and func.overloadpacket not in NO_LAUNCH
 
 
@@ -170,6 +190,8 @@ def _crosses(args: Any, kwargs: Any) -> bool:
 def _caller() -> Place:
     """The innermost place outside of torch and of this file."""
     frame = sys._getframe(2)
-    while frame.f_back and (frame.f_globals["__name__"] + ".").startswith(("torch.", f"{__name__}.")):
+    while frame.f_back and (frame.f_globals["__name__"] + ".").startswith(
+        ("torch.", f"{__name__}.")
+    ):
         frame = frame.f_back
     return Place(frame.f_globals["__name__"], frame.f_lineno, frame.f_code.co_name)

@@ -31,7 +31,19 @@ PACKAGES = ("torch", "triton", "dali", "deepspeed")
 MEASURED = ("ms_p20", "ms_p50", "ms_p80", "gbps", "pct_of_copy", "images_per_s", "peak_mib")
 COUNTED = ("launches", "host_ms", "waits", "idle_pct")
 """Of a whole step alone, empty elsewhere: see bench_engine."""
-COLUMNS = ("date", "commit", "gpu", *PACKAGES, "bench", "impl", "mode", "shape", "dtype", *MEASURED, *COUNTED)
+COLUMNS = (
+    "date",
+    "commit",
+    "gpu",
+    *PACKAGES,
+    "bench",
+    "impl",
+    "mode",
+    "shape",
+    "dtype",
+    *MEASURED,
+    *COUNTED,
+)
 Row = dict[str, str | float]
 
 
@@ -49,10 +61,14 @@ class Launch:
 
 def gate(actual: torch.Tensor, expected: torch.Tensor, name: str) -> None:
     """Stop the benchmark with assert_close's report when an implementation is not the reference's equal."""
-    torch.testing.assert_close(actual, expected, msg=lambda report: f"{name} is not the reference: {report}")
+    torch.testing.assert_close(
+        actual, expected, msg=lambda report: f"{name} is not the reference: {report}"
+    )
 
 
-def quantiles_ms(run: Callable[[], object], device: torch.device, repeat_ms: int = 200) -> tuple[float, float, float]:
+def quantiles_ms(
+    run: Callable[[], object], device: torch.device, repeat_ms: int = 200
+) -> tuple[float, float, float]:
     """Milliseconds of one call at 20, 50 and 80 %, over at least repeat_ms of calls after a warm-up."""
     if device.type == "cuda":
         return tuple(triton.testing.do_bench(run, rep=repeat_ms, quantiles=[0.2, 0.5, 0.8]))
@@ -68,7 +84,9 @@ def quantiles_ms(run: Callable[[], object], device: torch.device, repeat_ms: int
 
 def copy_gbps(device: torch.device) -> float:
     """The device's copy bandwidth, read and write together, in GB/s: what a streaming kernel can reach."""
-    source = torch.ones(2**28 if device.type == "cuda" else 2**24, dtype=torch.float32, device=device)
+    source = torch.ones(
+        2**28 if device.type == "cuda" else 2**24, dtype=torch.float32, device=device
+    )
     target = torch.empty_like(source)
     return 2 * source.nbytes / quantiles_ms(lambda: target.copy_(source), device)[1] / 1e6
 
@@ -83,7 +101,9 @@ def peak_mib(run: Callable[[], object], device: torch.device) -> float:
     return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
-def measure(run: Callable[[], object], device: torch.device, *, images: int, nbytes: int, copy: float) -> Row:
+def measure(
+    run: Callable[[], object], device: torch.device, *, images: int, nbytes: int, copy: float
+) -> Row:
     """The measured columns of one implementation; nbytes: the least a call must read and write, copy: `copy_gbps`."""
     p20, p50, p80 = quantiles_ms(run, device)
     gbps = nbytes / p50 / 1e6
@@ -92,15 +112,21 @@ def measure(run: Callable[[], object], device: torch.device, *, images: int, nby
 
 
 def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu-{platform.machine()}"
+    return (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu-{platform.machine()}"
+    )
 
 
 def commit() -> str:
     """Short hash of the checkout, with +dirty when the tree differs; outside of one $FASTDEIT_COMMIT, or "unknown"."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+        head = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        )
+        changes = subprocess.run(
+            [*git, "status", "--porcelain"], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
         return os.environ.get("FASTDEIT_COMMIT", "unknown")
     return head.stdout.strip() + ("+dirty" if changes.stdout.strip() else "")
@@ -116,7 +142,11 @@ def installed(package: str) -> str:
 
 def environment(device: torch.device) -> Row:
     """The columns that say where and with what a row was measured; a package that is not there stays empty."""
-    stamp: Row = {"date": datetime.date.today().isoformat(), "commit": commit(), "gpu": device_name(device)}
+    stamp: Row = {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+        "gpu": device_name(device),
+    }
     return stamp | {package: installed(package) for package in PACKAGES}
 
 
@@ -157,15 +187,21 @@ def _widen(path: Path, columns: Sequence[str]) -> Sequence[str]:
     return wide
 
 
-def run_benchmark(doc: str | None, cases: Mapping[str, Iterable[tuple[Any, ...]]], bench: Callable[..., list[Row]]) -> None:
+def run_benchmark(
+    doc: str | None, cases: Mapping[str, Iterable[tuple[Any, ...]]], bench: Callable[..., list[Row]]
+) -> None:
     """The command line of a bench_<op>.py: measure every case, append its rows at once, print all of them at the end.
 
     doc: the module's docstring. cases: by the device's type, the most telling first, what bench takes before device, stamp
     and copy bandwidth.
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--cases", type=int, help="how many of the cases, the first ones; default: all")
+    parser.add_argument(
+        "--cases", type=int, help="how many of the cases, the first ones; default: all"
+    )
     asked = parser.parse_args()
     functorch_config.donated_buffer = False  # a compiled backward is called more than once
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -180,8 +216,21 @@ def run_benchmark(doc: str | None, cases: Mapping[str, Iterable[tuple[Any, ...]]
 
 def show(rows: Iterable[Row]) -> None:
     """Print the rows as one short table."""
-    columns = ("bench", "mode", "shape", "dtype", "impl", "ms_p50", "gbps", "pct_of_copy", "images_per_s", "peak_mib")
+    columns = (
+        "bench",
+        "mode",
+        "shape",
+        "dtype",
+        "impl",
+        "ms_p50",
+        "gbps",
+        "pct_of_copy",
+        "images_per_s",
+        "peak_mib",
+    )
     lines = [columns, *(tuple(str(row[column]) for column in columns) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        )

@@ -32,13 +32,18 @@ Start = Callable[[], Started]
 
 def write_images(root: Path, count: int, links: int) -> None:
     """`count` 500 x 375 JPEG files (1/f noise) in root/train/{0,1}, each under `links` names: timm's epoch must not end."""
-    rng, decay = np.random.default_rng(0), 1 / np.hypot(*np.meshgrid(*map(np.fft.fftfreq, (500, 375)))).clip(2e-3)
+    rng, decay = (
+        np.random.default_rng(0),
+        1 / np.hypot(*np.meshgrid(*map(np.fft.fftfreq, (500, 375)))).clip(2e-3),
+    )
     for i in range(count):
         noise = np.fft.ifft2(np.fft.fft2(rng.normal(size=(3, 375, 500))) * decay).real
         pixels = (noise - noise.min()) / np.ptp(noise) * 255 + rng.normal(scale=4, size=noise.shape)
         target = root / f"train/{i % 2}/{i:04d}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)).save(target, quality=90)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)).save(
+            target, quality=90
+        )
         for link in range(1, links):
             target.with_stem(f"{target.stem}-{link}").hardlink_to(target)
 
@@ -50,7 +55,10 @@ def write_shards(root: Path, images: Path) -> str:
     for shard in range(SHARDS):
         with tarfile.open(root / f"train-{shard}.tar", "w") as tar:
             for number, file in enumerate(files[shard::SHARDS]):
-                for suffix, data in (("jpg", file.read_bytes()), ("cls", file.parent.name.encode())):
+                for suffix, data in (
+                    ("jpg", file.read_bytes()),
+                    ("cls", file.parent.name.encode()),
+                ):
                     member = tarfile.TarInfo(f"{shard}-{number:05d}.{suffix}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
@@ -73,22 +81,45 @@ def timms(dataset: dict[str, object], size: int, workers: int, **recipe: object)
     """timm's create_loader; dataset: arguments of create_dataset."""
 
     def start() -> Started:
-        options = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel", "color_jitter": None, **recipe}
-        options |= {"interpolation": "bicubic", "mean": MEAN, "std": STD, "num_workers": workers, "use_prefetcher": False}
+        options = {
+            "auto_augment": "rand-m9-mstd0.5-inc1",
+            "re_prob": 0.25,
+            "re_mode": "pixel",
+            "color_jitter": None,
+            **recipe,
+        }
+        options |= {
+            "interpolation": "bicubic",
+            "mean": MEAN,
+            "std": STD,
+            "num_workers": workers,
+            "use_prefetcher": False,
+        }
         made = create_dataset(**dataset, is_training=True, batch_size=BATCH)
         return _started(create_loader(made, (3, size, size), BATCH, is_training=True, **options))
 
     return start
 
 
-def torchvisions(root: Path, size: int, workers: int, operations: int = 2, erase: float = 0.25) -> Start:
+def torchvisions(
+    root: Path, size: int, workers: int, operations: int = 2, erase: float = 0.25
+) -> Start:
     """torchvision's transforms v2 over its ImageFolder (decoding by Pillow): its own RandAugment, each operation always."""
 
     def start() -> Started:
         bicubic = InterpolationMode.BICUBIC
         augment = [v2.RandAugment(operations, 9, interpolation=bicubic)] if operations else []
-        steps = [v2.RandomResizedCrop(size, interpolation=bicubic, antialias=True), v2.RandomHorizontalFlip(), *augment]
-        steps += [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD), v2.RandomErasing(erase)]
+        steps = [
+            v2.RandomResizedCrop(size, interpolation=bicubic, antialias=True),
+            v2.RandomHorizontalFlip(),
+            *augment,
+        ]
+        steps += [
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN, STD),
+            v2.RandomErasing(erase),
+        ]
         made = ImageFolder(str(root / "train"), v2.Compose(steps))
         return _started(DataLoader(made, BATCH, shuffle=True, num_workers=workers))
 
@@ -110,7 +141,9 @@ def reading(index: Index, workers: int, decode: bool) -> Start:
 
     @pipeline_def(batch_size=BATCH, num_threads=workers, device_id=None)
     def graph() -> object:
-        first, crop = fn.external_source(source, num_outputs=2, dtype=[types.UINT8, types.INT32], ndim=1)
+        first, crop = fn.external_source(
+            source, num_outputs=2, dtype=[types.UINT8, types.INT32], ndim=1
+        )
         encoded = fn.io.file.read(first, dont_use_mmap=True) if index.feeds_paths else first
         if not decode:
             return encoded, crop

@@ -40,10 +40,14 @@ def soft_target(labels: torch.Tensor, lam: torch.Tensor) -> torch.Tensor:
     return share * smooth + (1 - share) * smooth.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 
-def hard_distillation(outputs: tuple[torch.Tensor, torch.Tensor], target: torch.Tensor, decision: torch.Tensor) -> torch.Tensor:
+def hard_distillation(
+    outputs: tuple[torch.Tensor, torch.Tensor], target: torch.Tensor, decision: torch.Tensor
+) -> torch.Tensor:
     """deit's loss with its weight of one half. Source: deit losses.py."""
     cls, dist = outputs
-    return (SoftTargetCrossEntropy()(cls.float(), target) + F.cross_entropy(dist.float(), decision)) / 2
+    return (
+        SoftTargetCrossEntropy()(cls.float(), target) + F.cross_entropy(dist.float(), decision)
+    ) / 2
 
 
 @contextlib.contextmanager
@@ -61,16 +65,33 @@ class TimmTrainer:
 
     def __init__(self, config: Config, device: torch.device, mode: str | None) -> None:
         model, self.optim, size = config.model, config.optim, config.data.input_size
-        same = {"drop_path_rate": model.drop_path, "qkv_bias": model.qkv_bias, "img_size": size, **model_sizes(config)}
+        same = {
+            "drop_path_rate": model.drop_path,
+            "qkv_bias": model.qkv_bias,
+            "img_size": size,
+            **model_sizes(config),
+        }
         self.model = timm_student(model.model, **same).to(device)
         self.bf16 = config.run.precision == "bf16"
         exempt = self.model.no_weight_decay()  # type: ignore[operator]
-        groups = param_groups_weight_decay(self.model, self.optim.weight_decay, no_weight_decay_list=exempt)
-        self.optimizer = torch.optim.AdamW(groups, self.optim.scaled_lr, self.optim.opt_betas, self.optim.opt_eps, fused=True)
-        total, warmup = (round(epochs * STEPS_PER_EPOCH) for epochs in (self.optim.epochs, self.optim.warmup_epochs))
+        groups = param_groups_weight_decay(
+            self.model, self.optim.weight_decay, no_weight_decay_list=exempt
+        )
+        self.optimizer = torch.optim.AdamW(
+            groups, self.optim.scaled_lr, self.optim.opt_betas, self.optim.opt_eps, fused=True
+        )
+        total, warmup = (
+            round(epochs * STEPS_PER_EPOCH)
+            for epochs in (self.optim.epochs, self.optim.warmup_epochs)
+        )
         rates = {"warmup_lr": self.optim.warmup_lr, "min_lr": self.optim.min_lr}
-        self.schedule = build_schedule(self.optimizer, total_steps=total, warmup_steps=warmup, **rates)
-        self.scaler, self.average = NativeScaler(device.type), ModelEmaV3(self.model, self.optim.model_ema_decay)
+        self.schedule = build_schedule(
+            self.optimizer, total_steps=total, warmup_steps=warmup, **rates
+        )
+        self.scaler, self.average = (
+            NativeScaler(device.type),
+            ModelEmaV3(self.model, self.optim.model_ema_decay),
+        )
         self.loss: Callable[[Batch], torch.Tensor] = self._loss
         if mode is not None:
             self.loss = torch.compile(self._loss, mode=mode, fullgraph=True)
@@ -87,7 +108,9 @@ class TimmTrainer:
         torch.compiler.cudagraph_mark_step_begin()  # what "reduce-overhead" gave in the last step may be written over
         self.schedule.step_update(self.step)
         loss = self.loss(batch)
-        self.scaler(loss, self.optimizer, clip_grad=self.optim.clip_grad, parameters=self.model.parameters())
+        self.scaler(
+            loss, self.optimizer, clip_grad=self.optim.clip_grad, parameters=self.model.parameters()
+        )
         self.optimizer.zero_grad()
         self.average.update(self.model)
         self.step += 1

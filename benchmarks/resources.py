@@ -31,7 +31,19 @@ from fastdeit.kernels import configs
 
 OPS = ("attention", "norm", "gelu", "mix", "distill", "augment")
 KEYS = ("launch", "kernel", "constants")
-COUNTS = ("registers", "stack", "shared", "warps", "ctas_per_sm", "wgmma", "mma", "loads", "loads_128", "stores", "stores_128")
+COUNTS = (
+    "registers",
+    "stack",
+    "shared",
+    "warps",
+    "ctas_per_sm",
+    "wgmma",
+    "mma",
+    "loads",
+    "loads_128",
+    "stores",
+    "stores_128",
+)
 COLUMNS = ("triton", *KEYS, *COUNTS)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 """Bytes of shared memory that a CTA can have."""
@@ -89,7 +101,9 @@ def _dump(kernel: Any, *options: str) -> str:
 def _ctas_per_sm(registers: int, warps: int, shared: int, arch: int) -> int:
     """How many CTAs fit on one SM: 64 K registers given out in steps of 256 a warp, 1 KiB of shared memory kept back each."""
     per_warp = -(-registers * 32 // 256) * 256
-    return min(65536 // (per_warp * warps), _SHARED_PER_SM[arch] // (shared + 1024), 64 // warps, 32)
+    return min(
+        65536 // (per_warp * warps), _SHARED_PER_SM[arch] // (shared + 1024), 64 // warps, 32
+    )
 
 
 def measure(kernel: Any, arch: int) -> Row:
@@ -122,17 +136,29 @@ def compile_launch(launch: Launch, arch: int) -> list[Row]:
         launch.run()
     rows: dict[tuple[str, str], Row] = {}
     for kernel, constants in found:
-        spelled = " ".join(f"{name}={int(value) if isinstance(value, bool) else value}" for name, value in constants.items())
+        spelled = " ".join(
+            f"{name}={int(value) if isinstance(value, bool) else value}"
+            for name, value in constants.items()
+        )
         key = (kernel.metadata.name, spelled)
         if key not in rows:
-            what: Row = {"triton": triton.__version__, "launch": launch.name, "kernel": key[0], "constants": key[1]}
+            what: Row = {
+                "triton": triton.__version__,
+                "launch": launch.name,
+                "kernel": key[0],
+                "constants": key[1],
+            }
             rows[key] = what | measure(kernel, arch)
     return list(rows.values())
 
 
 def launches(ops: tuple[str, ...] = OPS) -> list[Launch]:
     """What the benchmarks of these ops list."""
-    return [launch for op in ops for launch in importlib.import_module(f"benchmarks.bench_{op}").LAUNCHES]
+    return [
+        launch
+        for op in ops
+        for launch in importlib.import_module(f"benchmarks.bench_{op}").LAUNCHES
+    ]
 
 
 def problems(launch: Launch, row: Row, arch: int) -> list[str]:
@@ -145,7 +171,9 @@ def problems(launch: Launch, row: Row, arch: int) -> list[str]:
     if int(row["ctas_per_sm"]) < 1:
         found.append("no CTA fits on an SM")
     if arch == 90 and row["kernel"] in launch.wgmma and (row["mma"] or not row["wgmma"]):
-        found.append(f"{row['wgmma']} wgmma and {row['mma']} mma instructions: every product must be wgmma")
+        found.append(
+            f"{row['wgmma']} wgmma and {row['mma']} mma instructions: every product must be wgmma"
+        )
     if row["kernel"] in launch.streams and not (row["loads_128"] and row["stores_128"]):
         found.append("no 128-bit loads or stores in a kernel that only moves memory")
     return found
@@ -154,9 +182,17 @@ def problems(launch: Launch, row: Row, arch: int) -> list[str]:
 def worsened(row: Row, before: dict[str, str]) -> list[str]:
     """What a kernel takes more of, or has less of, than in the checked-in table, in words."""
     more = [name for name in ("registers", "shared", "mma") if int(row[name]) > int(before[name])]
-    less = [name for name in ("ctas_per_sm", "loads_128", "stores_128", "wgmma") if int(row[name]) < int(before[name])]
+    less = [
+        name
+        for name in ("ctas_per_sm", "loads_128", "stores_128", "wgmma")
+        if int(row[name]) < int(before[name])
+    ]
     # fewer wide accesses are no loss where there are fewer of all
-    less = [name for name in less if not name.endswith("_128") or _narrow(row, name) > _narrow(before, name)]
+    less = [
+        name
+        for name in less
+        if not name.endswith("_128") or _narrow(row, name) > _narrow(before, name)
+    ]
     return [f"{name}: {before[name]} before, now {row[name]}" for name in more + less]
 
 
@@ -187,17 +223,28 @@ def compare(row: Row, before: dict[tuple[str, ...], dict[str, str]]) -> list[str
     if not before:
         return []
     key = tuple(str(row[name]) for name in KEYS)
-    return worsened(row, before[key]) if key in before else ["not in the table: python -m benchmarks.resources --write"]
+    return (
+        worsened(row, before[key])
+        if key in before
+        else ["not in the table: python -m benchmarks.resources --write"]
+    )
 
 
-def compile_all(ops: tuple[str, ...], arch: int, before: dict[tuple[str, ...], dict[str, str]]) -> tuple[list[Row], int]:
+def compile_all(
+    ops: tuple[str, ...], arch: int, before: dict[tuple[str, ...], dict[str, str]]
+) -> tuple[list[Row], int]:
     """Compile and print; returns the rows and how many problems were found."""
     rows: list[Row] = []
     count = 0
     for launch in launches(ops):
         for row in compile_launch(launch, arch):
             rows.append(row)
-            print(f"sm_{arch}", *(f"{row[name]}" for name in KEYS), *(f"{name}={row[name]}" for name in COUNTS), flush=True)
+            print(
+                f"sm_{arch}",
+                *(f"{row[name]}" for name in KEYS),
+                *(f"{name}={row[name]}" for name in COUNTS),
+                flush=True,
+            )
             found = problems(launch, row, arch) + compare(row, before)
             count += len(found)
             for problem in found:
@@ -206,16 +253,26 @@ def compile_all(ops: tuple[str, ...], arch: int, before: dict[tuple[str, ...], d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--arch", type=int, nargs="+", default=[90, 80], choices=SHARED_LIMIT)
     parser.add_argument("--only", nargs="+", default=OPS, choices=OPS, help="ops")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--write", action="store_true", help="renew the checked-in table (with all ops)")
-    what.add_argument("--check", action="store_true", help="fail where a kernel is worse than in the checked-in table")
+    what.add_argument(
+        "--write", action="store_true", help="renew the checked-in table (with all ops)"
+    )
+    what.add_argument(
+        "--check",
+        action="store_true",
+        help="fail where a kernel is worse than in the checked-in table",
+    )
     arguments = parser.parse_args()
     total = 0
     for arch in arguments.arch:
-        rows, count = compile_all(tuple(arguments.only), arch, read(arch) if arguments.check else {})
+        rows, count = compile_all(
+            tuple(arguments.only), arch, read(arch) if arguments.check else {}
+        )
         total += count
         if arguments.write:
             write(rows, arch)

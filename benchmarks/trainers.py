@@ -36,7 +36,14 @@ class Recorded:
         return lambda records: decode(records, self.manifest, hard=hard)
 
 
-def make_config(student: str, batch_size: int, *, accumulate: int = 1, clip_grad: float | None = None, **run: Any) -> Config:
+def make_config(
+    student: str,
+    batch_size: int,
+    *,
+    accumulate: int = 1,
+    clip_grad: float | None = None,
+    **run: Any,
+) -> Config:
     """The recipe `deit` for a student, "tiny", "small", "base", or "toy", in one process.
 
     batch_size: samples of an optimizer step, in `accumulate` micro-batches.
@@ -46,7 +53,11 @@ def make_config(student: str, batch_size: int, *, accumulate: int = 1, clip_grad
     return Config().replace(
         data={"input_size": TOY_SIZE if toy else 224},
         model=TOY if toy else {"model": f"deit_{student}_distilled_patch16_224"},
-        optim={"batch_size": batch_size, "micro_batch": batch_size // accumulate, "clip_grad": clip_grad},
+        optim={
+            "batch_size": batch_size,
+            "micro_batch": batch_size // accumulate,
+            "clip_grad": clip_grad,
+        },
         run=run,
     )
 
@@ -54,13 +65,22 @@ def make_config(student: str, batch_size: int, *, accumulate: int = 1, clip_grad
 def model_sizes(config: Config) -> dict[str, int]:
     """What the config says in place of the named model's own sizes, by `Student`'s keywords, which are timm's too."""
     names = ("patch_size", "embed_dim", "depth", "num_heads")
-    return {name: getattr(config.model, name) for name in names if getattr(config.model, name) is not None}
+    return {
+        name: getattr(config.model, name)
+        for name in names
+        if getattr(config.model, name) is not None
+    }
 
 
 def make_student(config: Config) -> Student:
     torch.manual_seed(config.run.seed)
     model, size = config.model, config.data.input_size
-    chosen = {"drop_path": model.drop_path, "qkv_bias": model.qkv_bias, "image_size": size, **model_sizes(config)}
+    chosen = {
+        "drop_path": model.drop_path,
+        "qkv_bias": model.qkv_bias,
+        "image_size": size,
+        **model_sizes(config),
+    }
     return build_student(model.model, num_classes=CLASSES, **chosen)
 
 

@@ -40,7 +40,9 @@ def _forward_backward(run: Callable[..., Any], *leaves: torch.Tensor) -> Iterato
     for leaf in leaves:
         leaf.requires_grad_()
     result = run(*leaves)
-    outputs = [part for part in (result if isinstance(result, tuple) else (result,)) if part.requires_grad]
+    outputs = [
+        part for part in (result if isinstance(result, tuple) else (result,)) if part.requires_grad
+    ]
     cotangents = [torch.randn_like(part) for part in outputs]
 
     def forward() -> list[torch.Tensor]:
@@ -49,11 +51,19 @@ def _forward_backward(run: Callable[..., Any], *leaves: torch.Tensor) -> Iterato
         return list(again) if isinstance(again, tuple) else [again]
 
     yield "forward", forward
-    yield "backward", lambda: list(torch.autograd.grad(outputs, leaves, cotangents, retain_graph=True))
+    yield (
+        "backward",
+        lambda: list(torch.autograd.grad(outputs, leaves, cotangents, retain_graph=True)),
+    )
 
 
 def _attention() -> Iterator[tuple[str, Call]]:
-    for tokens, heads, dim, batch in ((198, 6, 64, 256), (578, 6, 64, 64), (198, 6, 32, 256), (198, 6, 128, 128)):
+    for tokens, heads, dim, batch in (
+        (198, 6, 64, 256),
+        (578, 6, 64, 64),
+        (198, 6, 32, 256),
+        (198, 6, 128, 128),
+    ):
         for name, call in _forward_backward(attention, _random(batch, tokens, 3, heads, dim)):
             yield f"N={tokens} D={dim} {name}", call
 
@@ -61,8 +71,15 @@ def _attention() -> Iterator[tuple[str, Call]]:
 def _norm() -> Iterator[tuple[str, Call]]:
     for dim in (384, 192, 768):
         scale = torch.ones(BATCH, device="cuda")
-        leaves = _random(BATCH, TOKENS, dim), _random(BATCH, TOKENS, dim), _random(dim), _random(dim)
-        run = lambda x, branch, weight, bias, scale=scale: add_norm(x, branch, scale, weight, bias, EPS)  # noqa: E731
+        leaves = (
+            _random(BATCH, TOKENS, dim),
+            _random(BATCH, TOKENS, dim),
+            _random(dim),
+            _random(dim),
+        )
+        run = lambda x, branch, weight, bias, scale=scale: add_norm(
+            x, branch, scale, weight, bias, EPS
+        )  # noqa: E731
         for name, call in _forward_backward(run, *leaves):
             yield f"D={dim} {name}", call
 
@@ -75,7 +92,10 @@ def _gelu() -> Iterator[tuple[str, Call]]:
 
 def _mix() -> Iterator[tuple[str, Call]]:
     images = _random(BATCH, 3, 224, 224, dtype=torch.float16)
-    lam, box = torch.rand(BATCH, device="cuda"), torch.zeros(BATCH, 4, dtype=torch.int32, device="cuda")
+    lam, box = (
+        torch.rand(BATCH, device="cuda"),
+        torch.zeros(BATCH, 4, dtype=torch.int32, device="cuda"),
+    )
     yield "images", lambda: [mix(images, lam, box, torch.bfloat16, True)]
     yield "patches", lambda: [mix_patches(images, lam, box, 16, torch.bfloat16)[0]]
 
@@ -87,15 +107,33 @@ def _distill() -> Iterator[tuple[str, Call]]:
         heads = [_random(BATCH, classes).requires_grad_() for _ in range(2)]
 
         def call(
-            heads: list[torch.Tensor] = heads, labels: torch.Tensor = labels, lam: torch.Tensor = lam
+            heads: list[torch.Tensor] = heads,
+            labels: torch.Tensor = labels,
+            lam: torch.Tensor = lam,
         ) -> list[torch.Tensor]:
-            parts = distill(heads[0], heads[1], labels, lam, labels, smoothing=0.1, kind="hard", alpha=0.5, tau=3.0)
+            parts = distill(
+                heads[0],
+                heads[1],
+                labels,
+                lam,
+                labels,
+                smoothing=0.1,
+                kind="hard",
+                alpha=0.5,
+                tau=3.0,
+            )
             return [parts.loss.detach(), *torch.autograd.grad(parts.loss, heads)]
 
         yield f"K={classes}", call
 
 
-WORKLOADS = {"attention": _attention, "norm": _norm, "gelu": _gelu, "mix": _mix, "distill": _distill}
+WORKLOADS = {
+    "attention": _attention,
+    "norm": _norm,
+    "gelu": _gelu,
+    "mix": _mix,
+    "distill": _distill,
+}
 
 
 def rows_of(call: Call) -> list[Row]:
@@ -119,9 +157,17 @@ def rows_of(call: Call) -> list[Row]:
 def adopt(arch: int) -> None:
     """Give the architecture rows of its own for every op, copies of those that it uses."""
     for op, bits in {(row["op"], row["bits"]) for row in configs.rows()}:
-        ours = [row for row in configs.rows() if (row["op"], row["bits"]) == (op, bits) and row["arch"] <= arch]
+        ours = [
+            row
+            for row in configs.rows()
+            if (row["op"], row["bits"]) == (op, bits) and row["arch"] <= arch
+        ]
         newest = max((row["arch"] for row in ours), default=arch)
-        copies = [row | {"arch": arch, "launch": dict(row["launch"])} for row in ours if row["arch"] == newest < arch]
+        copies = [
+            row | {"arch": arch, "launch": dict(row["launch"])}
+            for row in ours
+            if row["arch"] == newest < arch
+        ]
         configs.rows().extend(copies)
     configs._config.cache_clear()
 
@@ -163,14 +209,22 @@ def improve(row: Row, call: Call) -> None:
 
 
 def write() -> None:
-    order = sorted(configs.rows(), key=lambda row: (row["op"], row["arch"], row["bits"], row["D"], row["N"]))
-    configs.TABLE.write_text("[\n" + ",\n".join(json.dumps(row) for row in order) + "\n]\n", encoding="utf-8")
+    order = sorted(
+        configs.rows(), key=lambda row: (row["op"], row["arch"], row["bits"], row["D"], row["N"])
+    )
+    configs.TABLE.write_text(
+        "[\n" + ",\n".join(json.dumps(row) for row in order) + "\n]\n", encoding="utf-8"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="ops")
-    parser.add_argument("--seconds", type=float, default=300, help="start no workload after so long")
+    parser.add_argument(
+        "--seconds", type=float, default=300, help="start no workload after so long"
+    )
     arguments, start = parser.parse_args(), time.monotonic()
     adopt(configs.arch(torch.device("cuda")))
     for op in arguments.only:

@@ -51,8 +51,13 @@ def main() -> int:
         return COMMANDS[name](argv)
     lines = [f"  {command.__name__:<8} {command.__doc__}" for command in COMMANDS.values()]
     asked = name in ("-h", "--help")
-    usage = "\n".join(["usage: fastdeit COMMAND [FLAGS]", *lines, "  COMMAND --help lists its flags"])
-    print(usage if asked else f"fastdeit: error: no command {name!r}\n{usage}", file=sys.stdout if asked else sys.stderr)
+    usage = "\n".join(
+        ["usage: fastdeit COMMAND [FLAGS]", *lines, "  COMMAND --help lists its flags"]
+    )
+    print(
+        usage if asked else f"fastdeit: error: no command {name!r}\n{usage}",
+        file=sys.stdout if asked else sys.stderr,
+    )
     return 0 if asked else 2
 
 

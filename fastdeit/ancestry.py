@@ -25,7 +25,9 @@ class Ancestors:
             self._chain.append(above)
         if above and _command(above).startswith("sshd"):
             self._chain.append(above)
-        self._too_late = "CROSS_RANK" in os.environ and self._is_adopted(above)  # a variable that only launch.py sets
+        self._too_late = "CROSS_RANK" in os.environ and self._is_adopted(
+            above
+        )  # a variable that only launch.py sets
 
     def _is_adopted(self, above: int | None) -> bool:
         """Whether launch.py, or the runner above it, ended before this process looked: init or another reaper has its child.

@@ -34,7 +34,9 @@ class Attempt:
 def add_attempt(folder: Path, attempt: Attempt) -> None:
     """Writes down that a run begins or goes on. Raises OSError."""
     with (folder / ATTEMPTS).open("a") as file:
-        file.write(f"\n{json.dumps(dataclasses.asdict(attempt))}\n")  # the last line may have been cut off by a crash
+        file.write(
+            f"\n{json.dumps(dataclasses.asdict(attempt))}\n"
+        )  # the last line may have been cut off by a crash
 
 
 def read_attempts(folder: Path) -> list[Attempt]:

@@ -39,7 +39,9 @@ def build_data(config: Config) -> tuple[Index, Index]:
     def build() -> tuple[Index, Index]:
         train = build_train_index(config)
         root = Path(data.data_path)
-        return train, build_index(root, data.val_split, classes=train.classes, bad_images=data.bad_images)
+        return train, build_index(
+            root, data.val_split, classes=train.classes, bad_images=data.bad_images
+        )
 
     return first_on_rank0(build)
 
@@ -47,7 +49,9 @@ def build_data(config: Config) -> tuple[Index, Index]:
 def build_train_index(config: Config) -> Index:
     """The table of the training images, for one process alone."""
     root = Path(config.data.data_path)
-    require(bool(config.data.data_path), "data_path", config.data.data_path, "a data set (docs/data.md)")
+    require(
+        bool(config.data.data_path), "data_path", config.data.data_path, "a data set (docs/data.md)"
+    )
     if config.data.data_set == "digits":
         write_digits(root)
     return build_index(root, config.data.train_split, bad_images=config.data.bad_images)
@@ -103,9 +107,19 @@ def pipeline_options(config: Config, world: World) -> PipelineOptions:
     if decoder == "auto":
         decoder = "cpu" if device == "cpu" or backend == "exact" else "mixed"
     where = f"cpu with --augment-backend {backend} on a {device}"
-    require(decoder == "cpu" or (device == "gpu" and backend == "native"), "decoder", decoder, where)
+    require(
+        decoder == "cpu" or (device == "gpu" and backend == "native"), "decoder", decoder, where
+    )
     return PipelineOptions(
-        config.data.mean, config.data.std, 1, device, world.device.index, threads, config.data.prefetch, backend, decoder
+        config.data.mean,
+        config.data.std,
+        1,
+        device,
+        world.device.index,
+        threads,
+        config.data.prefetch,
+        backend,
+        decoder,
     )
 
 
@@ -136,7 +150,9 @@ def build_train_loader(
     )
 
 
-def build_eval_loader(config: Config, world: World, index: Index, quarantine: Quarantine) -> EvalLoader:
+def build_eval_loader(
+    config: Config, world: World, index: Index, quarantine: Quarantine
+) -> EvalLoader:
     """This rank's share of the validation images, of the batch size of training."""
     return EvalLoader(
         index,
@@ -176,7 +192,9 @@ def _load_timm_weights(model: nn.Module, path: str) -> list[str]:
         found = state.get(f"{classifier}.weight")
         if found is not None and found.shape != own[f"{classifier}.weight"].shape:
             notes.append(f"{classifier} left as initialised: {len(found)} classes in the file")
-            state |= {name: value for name, value in own.items() if name.startswith(f"{classifier}.")}
+            state |= {
+                name: value for name, value in own.items() if name.startswith(f"{classifier}.")
+            }
     check_match(own, state, "the model")
     model.load_state_dict(state)
     return notes
@@ -220,7 +238,9 @@ def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> Tea
         student_size=config.data.input_size,
     )
     if teacher.classes not in (None, classes):
-        raise ValueError(f"--teacher-path: {config.distill.teacher_path} knows other classes than {config.data.data_path}")
+        raise ValueError(
+            f"--teacher-path: {config.distill.teacher_path} knows other classes than {config.data.data_path}"
+        )
     return teacher
 
 
@@ -236,4 +256,6 @@ def weight_metadata(config: Config, index: Index, model: nn.Module) -> dict[str,
     }
     if isinstance(model, Student):
         facts["num_heads"] = model.num_heads
-    return {"model": config.model.model} | {name: json.dumps(value) for name, value in facts.items()}
+    return {"model": config.model.model} | {
+        name: json.dumps(value) for name, value in facts.items()
+    }

@@ -44,11 +44,15 @@ class Job:
     def __init__(self, flags: Sequence[str], action: str, folder: Path) -> None:
         config, _ = parse_config(flags, f"fastdeit cache {action}")
         if config.distill.distillation_type == "none" or config.distill.cache:
-            raise ValueError(f"fastdeit cache {action} needs a teacher: --teacher-model, --teacher-path, no --cache")
+            raise ValueError(
+                f"fastdeit cache {action} needs a teacher: --teacher-model, --teacher-path, no --cache"
+            )
         self.world: World = init_distributed()
         micro = config.optim.micro_batch or _MICRO_BATCH
         # the student's batch plays no part
-        self.config: Config = config.replace(optim={"micro_batch": micro, "batch_size": micro * self.world.size})
+        self.config: Config = config.replace(
+            optim={"micro_batch": micro, "batch_size": micro * self.world.size}
+        )
         check_config(self.config, self.world.size)
         set_backend(config.run.kernels)
         self.dtype = precision(config, self.world)[1]
@@ -74,17 +78,29 @@ class Job:
         return Manifest(kind, k, number, samples, facts, versions(), chunk_size(samples))
 
     def loader(self, batches: Sequence[tuple[int, np.ndarray]], micro_batch: int) -> ReplayLoader:
-        return ReplayLoader(self.index, self.plan, self.options, batches, micro_batch, self.quarantine)
+        return ReplayLoader(
+            self.index, self.plan, self.options, batches, micro_batch, self.quarantine
+        )
 
 
-def run_build(flags: Sequence[str], folder: Path, *, kind: str, k: int, part_text: str, epochs_text: str | None) -> int:
+def run_build(
+    flags: Sequence[str],
+    folder: Path,
+    *,
+    kind: str,
+    k: int,
+    part_text: str,
+    epochs_text: str | None,
+) -> int:
     """0; 1 when the recording ended early, for a full disk or images that cannot be read. Raises ValueError before any work."""
     part, epochs = parse_part(part_text), parse_epochs(epochs_text)
     job = Job(flags, "build", folder)
     manifest = job.manifest(kind, k)
     on_rank0(lambda: create(folder, manifest))
     recorder = Recorder(folder)
-    mine = part.chunks(manifest, epochs or range(job.config.distill.cache_period or job.config.optim.epochs))
+    mine = part.chunks(
+        manifest, epochs or range(job.config.distill.cache_period or job.config.optim.epochs)
+    )
     on_rank0(lambda: _reserve(recorder, manifest, mine))
     try:
         left = _record_missing(job, recorder, mine)
@@ -105,7 +121,11 @@ def _reserve(recorder: Recorder, manifest: Manifest, mine: Sequence[Chunk]) -> N
 def runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
     """Runs of neighbours among ascending numbers, as first and last + 1."""
     starts = [number for i, number in enumerate(numbers) if i == 0 or numbers[i - 1] != number - 1]
-    ends = [number + 1 for i, number in enumerate(numbers) if i == len(numbers) - 1 or numbers[i + 1] != number + 1]
+    ends = [
+        number + 1
+        for i, number in enumerate(numbers)
+        if i == len(numbers) - 1 or numbers[i + 1] != number + 1
+    ]
     return list(zip(starts, ends, strict=True))
 
 
@@ -145,7 +165,12 @@ class _Report:
         self._console, self._ranks = Console(quiet=world.rank != 0, highlight=False), world.size
         share = f" on this rank of {world.size}" if world.size > 1 else ""
         self._console.print(f"{total:,} samples{share}; {heading}", soft_wrap=True)
-        columns = [TextColumn("recording"), BarColumn(), TextColumn("{task.fields[rate]:,.0f} images/s"), TimeRemainingColumn()]
+        columns = [
+            TextColumn("recording"),
+            BarColumn(),
+            TextColumn("{task.fields[rate]:,.0f} images/s"),
+            TimeRemainingColumn(),
+        ]
         shown = world.rank == 0 and self._console.is_terminal
         self._progress = Progress(*columns, console=self._console, disable=not shown)
         self._task = self._progress.add_task("recording", total=total, rate=0.0)
@@ -154,9 +179,13 @@ class _Report:
 
     def __call__(self, done: int, rate: float) -> None:
         self._progress.update(self._task, completed=done, rate=rate * self._ranks)
-        if self._progress.disable and (time.monotonic() - self._spoken > _QUIET_S or done == self._total):
+        if self._progress.disable and (
+            time.monotonic() - self._spoken > _QUIET_S or done == self._total
+        ):
             left = f"{(self._total - done) / rate:,.0f} s left"
-            self._console.print(f"{100 * done / self._total:.1f} %  {rate * self._ranks:,.0f} images/s  {left}")
+            self._console.print(
+                f"{100 * done / self._total:.1f} %  {rate * self._ranks:,.0f} images/s  {left}"
+            )
             self._spoken = time.monotonic()
 
     def stop(self) -> None:
@@ -179,15 +208,21 @@ def run_sample(flags: Sequence[str], folder: Path, number: int) -> int:
     same, distance = _compare(cache, job, batches, micro_batch)
     count = sum(len(ordinals) for _, ordinals in batches)
     logits = f", recorded logits within {distance:.3g}" if cache.manifest.kind == "topk" else ""
-    print(f"{folder}: the live teacher agrees on {same} of {count} samples ({100 * same / count:.2f} %){logits}")
+    print(
+        f"{folder}: the live teacher agrees on {same} of {count} samples ({100 * same / count:.2f} %){logits}"
+    )
     return 0
 
 
-def _compare(cache: Cache, job: Job, batches: Sequence[tuple[int, np.ndarray]], micro_batch: int) -> tuple[int, float]:
+def _compare(
+    cache: Cache, job: Job, batches: Sequence[tuple[int, np.ndarray]], micro_batch: int
+) -> tuple[int, float]:
     """Samples whose recorded class is the live one's, and the largest difference of a recorded logit."""
     manifest, same, largest = cache.manifest, 0, 0.0
     loader = job.loader(batches, micro_batch)
-    for (epoch, ordinals), (_, logits) in zip(batches, answers(iter(loader), job.teacher, job.dtype), strict=True):
+    for (epoch, ordinals), (_, logits) in zip(
+        batches, answers(iter(loader), job.teacher, job.dtype), strict=True
+    ):
         raw, fault = cache.lookup(epoch, ordinals, job.plan.images, len(job.plan.excluded))
         if fault is not None:
             raise CacheError(fault)
@@ -196,13 +231,17 @@ def _compare(cache: Cache, job: Job, batches: Sequence[tuple[int, np.ndarray]], 
         if manifest.kind == "topk":
             kept = logits.topk(manifest.k, dim=1).indices
             fresh = logits - logits.amax(1, keepdim=True)
-            distance = decode(recorded, manifest, hard=False).gather(1, kept) - fresh.gather(1, kept)
+            distance = decode(recorded, manifest, hard=False).gather(1, kept) - fresh.gather(
+                1, kept
+            )
             largest = max(largest, float(distance.abs().max()))
     loader.close()
     return same, largest
 
 
-def _drawn(coverage: np.ndarray, manifest: Manifest, number: int, micro_batch: int) -> list[tuple[int, np.ndarray]]:
+def _drawn(
+    coverage: np.ndarray, manifest: Manifest, number: int, micro_batch: int
+) -> list[tuple[int, np.ndarray]]:
     """Epoch and ordinals of micro-batches with about `number` recorded samples, pairs drawn at random out of a few epochs."""
     random = np.random.default_rng()
     epochs = np.flatnonzero(coverage.any(1))
@@ -210,11 +249,18 @@ def _drawn(coverage: np.ndarray, manifest: Manifest, number: int, micro_batch: i
         raise CacheError("nothing is recorded yet")
     epochs = random.permutation(epochs)[:_EPOCHS_SAMPLED]
     drawn = []
-    for epoch, share in zip(epochs.tolist(), np.array_split(np.arange(-(-number // 2)), len(epochs)), strict=True):
-        recorded = np.concatenate([manifest.ordinals(chunk)[::2] for chunk in np.flatnonzero(coverage[epoch]).tolist()])
+    for epoch, share in zip(
+        epochs.tolist(), np.array_split(np.arange(-(-number // 2)), len(epochs)), strict=True
+    ):
+        recorded = np.concatenate(
+            [manifest.ordinals(chunk)[::2] for chunk in np.flatnonzero(coverage[epoch]).tolist()]
+        )
         pairs = np.sort(random.permutation(recorded)[: len(share)])
         ordinals = (pairs[:, None] + np.arange(2)).reshape(-1)
-        drawn += [(epoch, ordinals[start : start + micro_batch]) for start in range(0, len(ordinals), micro_batch)]
+        drawn += [
+            (epoch, ordinals[start : start + micro_batch])
+            for start in range(0, len(ordinals), micro_batch)
+        ]
     return drawn
 
 
@@ -231,6 +277,8 @@ def parse_epochs(text: str | None) -> list[int]:
     for item in text.split(",") if text is not None else ():
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", item.strip())
         if not match or text == match[1] or int(match[2] or match[1]) < int(match[1]):
-            raise ValueError(f"--epochs: got {text!r}, allowed are spans from 0, as 0-299 for 300 epochs, 7-7 for one, 0-9,20")
+            raise ValueError(
+                f"--epochs: got {text!r}, allowed are spans from 0, as 0-299 for 300 epochs, 7-7 for one, 0-9,20"
+            )
         found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return sorted(found)

@@ -38,12 +38,18 @@ def sample_facts(config: Config, plan: Plan, index: Index, pixels: str) -> dict[
 
 def teacher_facts(teacher: Teacher, with_precision: bool = True) -> dict[str, Any]:
     """Everything that decides a teacher's answer to an image, by name."""
-    view = {"mean": list(teacher.view.mean), "std": list(teacher.view.std), "input_size": teacher.view.size}
+    view = {
+        "mean": list(teacher.view.mean),
+        "std": list(teacher.view.std),
+        "input_size": teacher.view.size,
+    }
     precision = {"precision": str(teacher.dtype).removeprefix("torch.")} if with_precision else {}
     return {"name": teacher.name, "sha256": teacher.sha256, **view, **precision}
 
 
-def open_cache(config: Config, plan: Plan, index: Index, pixels: str, teacher: Teacher | None) -> Replay:
+def open_cache(
+    config: Config, plan: Plan, index: Index, pixels: str, teacher: Teacher | None
+) -> Replay:
     """The cache of --cache for a run with this plan; teacher: the live one, for what is missing. A collective.
 
     Raises ValueError on every rank, before any work, naming each fact in which the recorded samples or the teacher differ
@@ -55,7 +61,9 @@ def open_cache(config: Config, plan: Plan, index: Index, pixels: str, teacher: T
     return Replay(cache, config.distill.cache_miss, plan.images, bad_images(cache, index))
 
 
-def _check(cache: Cache, config: Config, plan: Plan, index: Index, pixels: str, teacher: Teacher | None) -> None:
+def _check(
+    cache: Cache, config: Config, plan: Plan, index: Index, pixels: str, teacher: Teacher | None
+) -> None:
     distill = config.distill
     facts: dict[str, Any] = sample_facts(config, plan, index, pixels)
     if teacher is not None:
@@ -64,18 +72,30 @@ def _check(cache: Cache, config: Config, plan: Plan, index: Index, pixels: str, 
         facts["teacher"] = {"sha256": file_sha256(Path(distill.teacher_path))}
     lines = differences(cache.manifest.facts, facts)
     if lines:
-        raise CacheError(f"--cache: {distill.cache} was recorded for another run: {'; '.join(lines)}")
+        raise CacheError(
+            f"--cache: {distill.cache} was recorded for another run: {'; '.join(lines)}"
+        )
     if distill.distillation_type == "soft" and cache.manifest.kind == "hard":
-        raise CacheError(f"--cache: {distill.cache} holds classes, allowed with --distillation-type soft is --kind topk")
+        raise CacheError(
+            f"--cache: {distill.cache} holds classes, allowed with --distillation-type soft is --kind topk"
+        )
     if distill.cache_miss == "error":
         batch_size = config.optim.batch_size
-        _check_coverage(cache, config.optim.epochs, distill.cache_period, plan.steps_per_epoch(batch_size) * batch_size)
+        _check_coverage(
+            cache,
+            config.optim.epochs,
+            distill.cache_period,
+            plan.steps_per_epoch(batch_size) * batch_size,
+        )
 
 
 def bad_images(cache: Cache, index: Index) -> dict[int, str]:
     """Rows of the index that were found bad while it was recorded, with the fault."""
     entries = read_entries(cache.folder / BAD_IMAGES, index.split)
-    told = {entry["row"]: f"left out when {cache.folder} was recorded: {entry['fault']}" for entry in entries}
+    told = {
+        entry["row"]: f"left out when {cache.folder} was recorded: {entry['fault']}"
+        for entry in entries
+    }
     return {row: fault for row, fault in told.items() if row < len(index)}
 
 
@@ -87,8 +107,12 @@ def _check_coverage(cache: Cache, epochs: int, period: int, samples: int) -> Non
     recorded[: len(coverage)] = coverage[: len(wanted)].all(1)
     missing = wanted[~recorded]
     if missing.size:
-        named = ", ".join(map(str, missing[:_SHOWN])) + (f" and {missing.size - _SHOWN} more" if missing.size > _SHOWN else "")
-        raise CacheError(f"{cache.folder}: epochs not recorded: {named}; record them, or --cache-miss live or ground-truth")
+        named = ", ".join(map(str, missing[:_SHOWN])) + (
+            f" and {missing.size - _SHOWN} more" if missing.size > _SHOWN else ""
+        )
+        raise CacheError(
+            f"{cache.folder}: epochs not recorded: {named}; record them, or --cache-miss live or ground-truth"
+        )
 
 
 def count_missed(replay: Replay | None) -> dict[str, float]:

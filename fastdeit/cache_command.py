@@ -47,25 +47,41 @@ def build(argv: Sequence[str]) -> int:
     """record the teacher's answers to the samples of a run with these flags; the same command goes on where it was stopped"""
     parser = _parser(build)
     parser.add_argument("-o", "--output", required=True, type=Path, help="the cache's folder")
-    parser.add_argument("--epochs", help="as 0-299 or 0-9,20; default: all of the recipe, or --cache-period of them")
-    parser.add_argument("--kind", choices=KINDS, default="hard", help="hard: the class; topk: the largest logits")
+    parser.add_argument(
+        "--epochs", help="as 0-299 or 0-9,20; default: all of the recipe, or --cache-period of them"
+    )
+    parser.add_argument(
+        "--kind", choices=KINDS, default="hard", help="hard: the class; topk: the largest logits"
+    )
     parser.add_argument("--k", type=int, default=10, help="logits of a sample with --kind topk")
-    parser.add_argument("--part", default="1/1", help="3/8: this is the third of eight independent jobs")
+    parser.add_argument(
+        "--part", default="1/1", help="3/8: this is the third of eight independent jobs"
+    )
     asked, flags = parser.parse_known_args(list(argv))
     k = asked.k if asked.kind == "topk" else 1
-    return run_build(flags, asked.output, kind=asked.kind, k=k, part_text=asked.part, epochs_text=asked.epochs)
+    return run_build(
+        flags, asked.output, kind=asked.kind, k=k, part_text=asked.part, epochs_text=asked.epochs
+    )
 
 
 def merge(argv: Sequence[str]) -> int:
     """join recordings of the same samples by the same teacher into one cache"""
     parser = _parser(merge)
     parser.add_argument("cache", nargs="+", type=Path)
-    parser.add_argument("-o", "--output", required=True, type=Path, help="the cache's folder; one of those to be joined, too")
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        type=Path,
+        help="the cache's folder; one of those to be joined, too",
+    )
     asked = parser.parse_args(list(argv))
     sources = [Cache(folder) for folder in asked.cache]
     first = sources[0]
     for source in sources[1:]:
-        lines = differences(asdict(first.manifest), asdict(source.manifest) | {"versions": first.manifest.versions})
+        lines = differences(
+            asdict(first.manifest), asdict(source.manifest) | {"versions": first.manifest.versions}
+        )
         if lines:
             raise CacheError(f"{source.folder} and {first.folder} differ: {'; '.join(lines)}")
     create(asked.output, first.manifest)
@@ -73,7 +89,11 @@ def merge(argv: Sequence[str]) -> int:
     recorder.reserve(0, max(source.coverage().size for source in sources) + 1)
     counts = np.sum([_copy(source, recorder) for source in sources], axis=0)
     recorder.close()
-    print("{}: {} chunks copied, {} were there already, {} damaged ones left out".format(asked.output, *counts))
+    print(
+        "{}: {} chunks copied, {} were there already, {} damaged ones left out".format(
+            asked.output, *counts
+        )
+    )
     return 0
 
 
@@ -103,10 +123,16 @@ def info(argv: Sequence[str]) -> int:
     size = sum(path.stat().st_blocks * 512 for path in cache.folder.iterdir())
     table = Table("cache", str(cache.folder))
     table.add_row("kind", manifest.shown)
-    table.add_row("records", f"{manifest.samples:,} an epoch of {cache.record_bytes} bytes; {decimal(size)} on the disk")
+    table.add_row(
+        "records",
+        f"{manifest.samples:,} an epoch of {cache.record_bytes} bytes; {decimal(size)} on the disk",
+    )
     table.add_row("epochs, whole", _spans(np.flatnonzero(coverage.all(1))) or "none")
     begun = np.flatnonzero(coverage.any(1) & ~coverage.all(1))
-    table.add_row("epochs, in part", ", ".join(f"{epoch} ({coverage[epoch].mean():.0%})" for epoch in begun) or "none")
+    table.add_row(
+        "epochs, in part",
+        ", ".join(f"{epoch} ({coverage[epoch].mean():.0%})" for epoch in begun) or "none",
+    )
     for name, value in _flat(manifest.facts | {"versions": manifest.versions}):
         table.add_row(name, value)
     console.print(table)
@@ -121,18 +147,27 @@ def _one_cache(described: Callable[..., int], argv: Sequence[str]) -> Cache:
 
 def _flat(facts: dict, path: str = "") -> Iterable[tuple[str, str]]:
     for name, value in facts.items():
-        yield from _flat(value, f"{path}{name}.") if isinstance(value, dict) else [(f"{path}{name}", str(value))]
+        yield from (
+            _flat(value, f"{path}{name}.")
+            if isinstance(value, dict)
+            else [(f"{path}{name}", str(value))]
+        )
 
 
 def _spans(numbers: np.ndarray) -> str:
-    return ", ".join(f"{first}-{last - 1}" if last - first > 1 else f"{first}" for first, last in runs(numbers.tolist()))
+    return ", ".join(
+        f"{first}-{last - 1}" if last - first > 1 else f"{first}"
+        for first, last in runs(numbers.tolist())
+    )
 
 
 def verify(argv: Sequence[str]) -> int:
     """check every checksum; exit code 1 if one is wrong"""
     cache = _one_cache(verify, argv)
     recorded = np.argwhere(cache.coverage()).tolist()
-    faults = [fault for epoch, chunk in recorded if (fault := cache.fault(epoch, chunk)) is not None]
+    faults = [
+        fault for epoch, chunk in recorded if (fault := cache.fault(epoch, chunk)) is not None
+    ]
     for fault in faults:
         print(fault)
     print(f"{cache.folder}: {len(recorded)} chunks recorded, {len(faults)} damaged")

@@ -18,7 +18,14 @@ from typing import Any
 
 import torch
 
-from fastdeit.checkpoint_files import Tensors, compare_files, read_manifest, read_state, sync, write_files
+from fastdeit.checkpoint_files import (
+    Tensors,
+    compare_files,
+    read_manifest,
+    read_state,
+    sync,
+    write_files,
+)
 from fastdeit.tensor_files import check_header, read_tensors
 
 FEWEST = 2
@@ -110,7 +117,11 @@ def step_of(path: Path) -> int:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Folders with a final name, newest first, whole or not."""
-    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir()]
+    found = [
+        path
+        for path in folder.glob("step-*")
+        if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir()
+    ]
     return sorted(found, key=step_of, reverse=True)
 
 
@@ -133,7 +144,9 @@ def verify_checkpoint(path: Path, layout: Tensors | None = None) -> None:
         raise ValueError(f"{path}: damaged: {error}") from error
 
 
-def load_checkpoint(path: Path, layout: Tensors | None = None) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+def load_checkpoint(
+    path: Path, layout: Tensors | None = None
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
     """The tensors (CPU, by set and name) and the state of a whole checkpoint.
 
     layout: as in `verify_checkpoint`; other sets are left out. Raises ValueError if it is not whole, or holds a number that
@@ -141,7 +154,11 @@ def load_checkpoint(path: Path, layout: Tensors | None = None) -> tuple[dict[str
     """
     verify_checkpoint(path, layout)
     stems = [Path(name).stem for name in read_manifest(path) if name.endswith(".safetensors")]
-    tensors = {stem: read_tensors(path / f"{stem}.safetensors")[0] for stem in stems if layout is None or stem in layout}
+    tensors = {
+        stem: read_tensors(path / f"{stem}.safetensors")[0]
+        for stem in stems
+        if layout is None or stem in layout
+    }
     try:
         _check_finite(tensors)
     except ValueError as error:

@@ -33,7 +33,10 @@ def write_files(work: Path, tensors: Tensors, state: Mapping[str, Any]) -> None:
     """Fills a folder, all of it on the disk at the end, the manifest last. Raises OSError."""
     for stem, named in tensors.items():
         try:
-            save_file({name: tensor.contiguous() for name, tensor in named.items()}, work / f"{stem}.safetensors")
+            save_file(
+                {name: tensor.contiguous() for name, tensor in named.items()},
+                work / f"{stem}.safetensors",
+            )
         except SafetensorError as error:  # how the library reports a full disk
             raise OSError(f"{stem}.safetensors: {error}") from error
     (work / "state.json").write_text(json.dumps(dict(state), indent=1))
@@ -44,7 +47,10 @@ def write_files(work: Path, tensors: Tensors, state: Mapping[str, Any]) -> None:
 
 
 def _write_manifest(work: Path) -> None:
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(work.iterdir())}
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(work.iterdir())
+    }
     path = work / "manifest.json"
     path.write_text(json.dumps({"format": FORMAT, "files": files}, indent=1))
     sync(path)
@@ -57,23 +63,40 @@ def read_manifest(path: Path) -> dict[str, tuple[int, str]]:
     manifest = read_json(path / "manifest.json")
     written_as, files = manifest.get("format"), manifest.get("files")
     if type(written_as) is int and written_as > FORMAT:
-        raise NewerFormat(f"{path}: written by a later version (format {written_as}), this one reads format {FORMAT}")
+        raise NewerFormat(
+            f"{path}: written by a later version (format {written_as}), this one reads format {FORMAT}"
+        )
     if written_as != FORMAT or not isinstance(files, dict):
-        raise ValueError(f"{path}: damaged: manifest.json has format {written_as!r}, allowed is {FORMAT}, with a list of files")
+        raise ValueError(
+            f"{path}: damaged: manifest.json has format {written_as!r}, allowed is {FORMAT}, with a list of files"
+        )
     return {name: _facts(path, name, facts) for name, facts in files.items()}
 
 
 def _facts(path: Path, name: str, facts: Any) -> tuple[int, str]:
-    size, digest = (facts.get("bytes"), facts.get("sha256")) if isinstance(facts, dict) else (None, None)
+    size, digest = (
+        (facts.get("bytes"), facts.get("sha256")) if isinstance(facts, dict) else (None, None)
+    )
     if not _NAME.fullmatch(name) or type(size) is not int or not isinstance(digest, str):
-        raise ValueError(f"{path}: damaged: manifest.json lists {name!r}, not a file of a checkpoint with size and SHA-256")
+        raise ValueError(
+            f"{path}: damaged: manifest.json lists {name!r}, not a file of a checkpoint with size and SHA-256"
+        )
     return size, digest
 
 
 def _what_instead(path: Path) -> str:
     if path.is_file():
         return "a file; allowed is a folder step-N of a run's checkpoints; weights alone (.safetensors, .pth) go to --finetune"
-    foreign = ("latest", "global_step*", "mp_rank_*", "*zero_pp_rank_*", "zero_to_fp32.py", "*.pt", "*.pth", "*.bin")
+    foreign = (
+        "latest",
+        "global_step*",
+        "mp_rank_*",
+        "*zero_pp_rank_*",
+        "zero_to_fp32.py",
+        "*.pt",
+        "*.pth",
+        "*.bin",
+    )
     found = next((found for pattern in foreign for found in path.glob(pattern)), None)
     if found is not None:
         return f"{found.name} is of DeepSpeed's or another pickled form, which is not read; weights alone go to --finetune"
@@ -95,7 +118,9 @@ def read_state(path: Path) -> dict[str, Any]:
     state = read_json(path / "state.json")
     for name in _COUNTS:
         if type(state.get(name)) is not int or state[name] < 0:
-            raise ValueError(f"{path}: damaged: state.json has {name} {state.get(name)!r}, allowed is a number, 0 or more")
+            raise ValueError(
+                f"{path}: damaged: state.json has {name} {state.get(name)!r}, allowed is a number, 0 or more"
+            )
     return state
 
 

@@ -54,7 +54,9 @@ class CheckpointWriter:
         """
         if self._rank == 0:
             self.settle()
-            self._writing = self._pool.submit(self._write, tensors, dict(state) | self._known(), dict(self.scores))
+            self._writing = self._pool.submit(
+                self._write, tensors, dict(state) | self._known(), dict(self.scores)
+            )
             if self._failures >= FAILURES_ALLOWED:
                 self.settle()
         self._agree(self._failures <= FAILURES_ALLOWED)
@@ -66,7 +68,9 @@ class CheckpointWriter:
 
     def _agree(self, good: bool) -> None:
         if not all_agree(good):
-            raise CheckpointError("\n  ".join(self._lines) or f"rank 0 cannot save checkpoints in {self._folder}")
+            raise CheckpointError(
+                "\n  ".join(self._lines) or f"rank 0 cannot save checkpoints in {self._folder}"
+            )
 
     def lines(self) -> list[str]:
         """What a person should know of saves that ended since the last call; waits for none."""
@@ -87,7 +91,10 @@ class CheckpointWriter:
     def _known(self) -> dict[str, Any]:
         """The part of a state that tells the scores, and the best one with its step."""
         best = max(self.scores, key=lambda step: (self.scores[step], step), default=None)
-        return {"scores": dict(self.scores), "best": None if best is None else {"step": best, "top1": self.scores[best]}}
+        return {
+            "scores": dict(self.scores),
+            "best": None if best is None else {"step": best, "top1": self.scores[best]},
+        }
 
     def settle(self) -> None:
         """Waits for the save that is under way, whatever comes of it."""
@@ -98,7 +105,9 @@ class CheckpointWriter:
         self._failures = 0 if outcome.saved else self._failures + 1
         self._lines += outcome.lines
 
-    def _write(self, tensors: Tensors, state: Mapping[str, Any], scores: Mapping[int, float]) -> Outcome:
+    def _write(
+        self, tensors: Tensors, state: Mapping[str, Any], scores: Mapping[int, float]
+    ) -> Outcome:
         """In the thread: two attempts."""
         lines, what = self._check_space(tensors), f"checkpoint of step {state['step']} not saved"
         for more in ("; trying once more", ""):
@@ -116,11 +125,15 @@ class CheckpointWriter:
 
     def _check_space(self, tensors: Tensors) -> list[str]:
         size = sum(tensor.nbytes for named in tensors.values() for tensor in named.values())
-        place = next(place for place in (self._folder, *self._folder.absolute().parents) if place.is_dir())
+        place = next(
+            place for place in (self._folder, *self._folder.absolute().parents) if place.is_dir()
+        )
         try:
             free = shutil.disk_usage(place).free
         except OSError:
             return []  # the save will tell
         if free >= 2 * size:
             return []
-        return [f"little room in {self._folder}: {free / 2**20:,.0f} MiB free, a checkpoint takes {size / 2**20:,.0f} MiB"]
+        return [
+            f"little room in {self._folder}: {free / 2**20:,.0f} MiB free, a checkpoint takes {size / 2**20:,.0f} MiB"
+        ]

@@ -20,7 +20,11 @@ def compare_weights(module: nn.Module) -> str | None:
 
     module: of a DeepSpeed engine, between two steps.
     """
-    whole = {name: weight for name, weight in module.named_parameters() if getattr(weight, "ds_persist", True)}
+    whole = {
+        name: weight
+        for name, weight in module.named_parameters()
+        if getattr(weight, "ds_persist", True)
+    }
     if not whole:
         return None
     mine = torch.stack([checksum(weight) for weight in whole.values()])
@@ -42,7 +46,11 @@ def describe_difference(names: Sequence[str], sums: torch.Tensor) -> str | None:
     different = (sums != sums[0]).any(0).nonzero().flatten().tolist()
     if not different:
         return None
-    where = f"{names[different[0]]}, the first of {len(different)} parameters" if len(different) > 1 else names[different[0]]
+    where = (
+        f"{names[different[0]]}, the first of {len(different)} parameters"
+        if len(different) > 1
+        else names[different[0]]
+    )
     rows = [tuple(row) for row in sums[:, different].tolist()]
     usual, times = Counter(rows).most_common(1)[0]
     if 2 * times > len(rows):

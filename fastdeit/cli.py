@@ -47,10 +47,10 @@ def parse_config(argv: Sequence[str], prog: str) -> tuple[Config, str]:
     known, flags = _base_parser().parse_known_args(list(argv))
     _refuse_replaced(flags)
     base = _from_file(_recipe(known.recipe), known.config)
-    description = (
-        f"Train a distilled DeiT. First come --recipe NAME ({', '.join(RECIPES)}) and --config FILE, then any flag below."
+    description = f"Train a distilled DeiT. First come --recipe NAME ({', '.join(RECIPES)}) and --config FILE, then any flag below."
+    config = tyro.cli(
+        Config, args=flags, prog=prog, description=description, default=base, config=FLAT
     )
-    config = tyro.cli(Config, args=flags, prog=prog, description=description, default=base, config=FLAT)
     _refuse_code(config.distill.teacher_model, flags)
     if not config.run.output_dir:
         config = config.replace(run={"output_dir": f"runs/{known.recipe}"})
@@ -89,7 +89,9 @@ def _base_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe", default="deit")
     parser.add_argument("--config", default="")
-    parser.add_argument("--local_rank", "--local-rank", type=int)  # the launcher passes it; the environment holds the same
+    parser.add_argument(
+        "--local_rank", "--local-rank", type=int
+    )  # the launcher passes it; the environment holds the same
     return parser
 
 

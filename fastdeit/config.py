@@ -43,7 +43,12 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(self.input_size >= 1, "input_size", self.input_size, "1 or more")
-        require(0 < self.eval_crop_ratio <= 1, "eval_crop_ratio", self.eval_crop_ratio, "above 0, at most 1")
+        require(
+            0 < self.eval_crop_ratio <= 1,
+            "eval_crop_ratio",
+            self.eval_crop_ratio,
+            "above 0, at most 1",
+        )
         require(min(self.std) > 0, "std", self.std, "three numbers above 0")
         require(self.eval_input_size >= 0, "eval_input_size", self.eval_input_size, "0 or more")
         require(self.num_workers >= 0, "num_workers", self.num_workers, "0 or more")
@@ -155,13 +160,25 @@ class DistillConfig:
     """Binary cross-entropy to the mixed targets (DeiT III); needs --smoothing 0."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.distillation_alpha <= 1, "distillation_alpha", self.distillation_alpha, "0 to 1")
+        require(
+            0 <= self.distillation_alpha <= 1,
+            "distillation_alpha",
+            self.distillation_alpha,
+            "0 to 1",
+        )
         require(self.distillation_tau > 0, "distillation_tau", self.distillation_tau, "above 0")
         require(self.cache_period >= 0, "cache_period", self.cache_period, "0 or more")
         kind = self.distillation_type
-        require(not self.cache or kind != "none", "cache", self.cache, "no cache with --distillation-type none")
+        require(
+            not self.cache or kind != "none",
+            "cache",
+            self.cache,
+            "no cache with --distillation-type none",
+        )
         labels = self.cache_miss == "ground-truth" and kind == "soft"
-        require(not labels, "cache_miss", self.cache_miss, "error or live with --distillation-type soft")
+        require(
+            not labels, "cache_miss", self.cache_miss, "error or live with --distillation-type soft"
+        )
 
     @property
     def needs_teacher(self) -> bool:
@@ -198,12 +215,29 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
-        require(self.batch_size >= 2 and self.batch_size % 2 == 0, "batch_size", self.batch_size, "even numbers, 2 or more")
-        require(self.micro_batch >= 0 and self.micro_batch % 2 == 0, "micro_batch", self.micro_batch, "even numbers, or 0")
+        require(
+            self.batch_size >= 2 and self.batch_size % 2 == 0,
+            "batch_size",
+            self.batch_size,
+            "even numbers, 2 or more",
+        )
+        require(
+            self.micro_batch >= 0 and self.micro_batch % 2 == 0,
+            "micro_batch",
+            self.micro_batch,
+            "even numbers, or 0",
+        )
         require(self.lr > 0, "lr", self.lr, "above 0")
         require(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "0 or more")
-        require(0 < self.model_ema_decay < 1, "model_ema_decay", self.model_ema_decay, "above 0, below 1")
-        require(self.clip_grad is None or self.clip_grad > 0, "clip_grad", self.clip_grad, "above 0")
+        require(
+            0 < self.model_ema_decay < 1,
+            "model_ema_decay",
+            self.model_ema_decay,
+            "above 0, below 1",
+        )
+        require(
+            self.clip_grad is None or self.clip_grad > 0, "clip_grad", self.clip_grad, "above 0"
+        )
 
     @property
     def scaled_lr(self) -> float:
@@ -250,10 +284,26 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
         offloads = self.offload_optimizer
-        require(not offloads or self.zero_stage >= 2, "zero_stage", self.zero_stage, "2 or 3 with --offload-optimizer")
-        for name in ("save_steps", "stop_after_steps", "max_bad_steps", "max_rollbacks", "checksum_steps"):
+        require(
+            not offloads or self.zero_stage >= 2,
+            "zero_stage",
+            self.zero_stage,
+            "2 or 3 with --offload-optimizer",
+        )
+        for name in (
+            "save_steps",
+            "stop_after_steps",
+            "max_bad_steps",
+            "max_rollbacks",
+            "checksum_steps",
+        ):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        require(self.keep_checkpoints >= 2, "keep_checkpoints", self.keep_checkpoints, "2 or more: one may turn out damaged")
+        require(
+            self.keep_checkpoints >= 2,
+            "keep_checkpoints",
+            self.keep_checkpoints,
+            "2 or more: one may turn out damaged",
+        )
         for name in ("eval_epochs", "log_steps"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         parse_time_limit(self.time_limit)
@@ -280,7 +330,9 @@ class LimitConfig:
 
     def sections(self) -> dict[str, float]:
         """The limits in seconds by section: startup, data, step, evaluation, checkpoint."""
-        return {name.removesuffix("_limit"): value for name, value in dataclasses.asdict(self).items()}
+        return {
+            name.removesuffix("_limit"): value for name, value in dataclasses.asdict(self).items()
+        }
 
 
 @dataclass(frozen=True)
@@ -298,7 +350,12 @@ class Config:
 
     def __post_init__(self) -> None:
         smoothing = self.mix.smoothing
-        require(not (self.distill.bce_loss and smoothing > 0), "smoothing", smoothing, "0 with --bce-loss")
+        require(
+            not (self.distill.bce_loss and smoothing > 0),
+            "smoothing",
+            smoothing,
+            "0 with --bce-loss",
+        )
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain nested dict, as config.yaml holds it."""
@@ -306,7 +363,10 @@ class Config:
 
     def replace(self, **sections: dict[str, Any]) -> "Config":
         """A copy with fields of some sections changed: `config.replace(optim={"epochs": 3})`."""
-        changed = {name: dataclasses.replace(getattr(self, name), **fields) for name, fields in sections.items()}
+        changed = {
+            name: dataclasses.replace(getattr(self, name), **fields)
+            for name, fields in sections.items()
+        }
         return dataclasses.replace(self, **changed)
 
 

@@ -20,14 +20,18 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=self.peek_event().start_mark)
+            raise yaml.MarkedYAMLError(
+                problem="aliases are not allowed", problem_mark=self.peek_event().start_mark
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen if isinstance(key, yaml.ScalarNode) else False:
-                raise yaml.MarkedYAMLError(problem=f"{key.value!r} is there twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
+                )
             seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
         return super().construct_mapping(node, deep)
 
@@ -47,10 +51,14 @@ def read_config_file(path: Path, flag: str) -> dict[str, dict[str, Any]]:
     except ValueError as error:
         raise ValueError(f"{flag}: {path}: {error}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{flag}: {path}: got {type(values).__name__}, allowed is a mapping of sections")
+        raise ValueError(
+            f"{flag}: {path}: got {type(values).__name__}, allowed is a mapping of sections"
+        )
     for section, fields in values.items():
         if not isinstance(section, str) or not isinstance(fields, dict):
-            raise ValueError(f"{flag}: {path}: got section {reprlib.repr(section)}, allowed are sections, each a mapping")
+            raise ValueError(
+                f"{flag}: {path}: got section {reprlib.repr(section)}, allowed are sections, each a mapping"
+            )
     return values
 
 
@@ -63,8 +71,13 @@ def config_from_dict(base: Config, values: dict[str, dict[str, Any]], source: st
     for section, fields in values.items():
         known = [item.name for item in dataclasses.fields(base)]
         if section not in known:
-            raise ValueError(f"{source}: got section {reprlib.repr(section)}, allowed are {', '.join(known)}, each a mapping")
-        sections[section] = {key: _checked(getattr(base, section), key, value, source) for key, value in fields.items()}
+            raise ValueError(
+                f"{source}: got section {reprlib.repr(section)}, allowed are {', '.join(known)}, each a mapping"
+            )
+        sections[section] = {
+            key: _checked(getattr(base, section), key, value, source)
+            for key, value in fields.items()
+        }
     return base.replace(**sections)
 
 
@@ -76,7 +89,9 @@ def _checked(section: Any, key: str, value: Any, source: str) -> Any:
     if not _fits(value, known[key]):
         allowed = getattr(known[key], "__name__", None) if isinstance(known[key], type) else None
         shown = str(known[key]).removeprefix("typing.")
-        raise ValueError(f"{source}: {key}: got {reprlib.repr(value)}, allowed is {allowed or shown}")
+        raise ValueError(
+            f"{source}: {key}: got {reprlib.repr(value)}, allowed is {allowed or shown}"
+        )
     return value
 
 
@@ -88,5 +103,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if get_origin(kind) is UnionType:
         return any(_fits(value, one) for one in inner)
     if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
+        return (
+            isinstance(value, tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
+        )
     return type(value) is kind or (kind is float and type(value) is int)

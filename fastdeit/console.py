@@ -31,8 +31,15 @@ class RunConsole:
     def __init__(self, epochs: int, steps_per_epoch: int, enabled: bool) -> None:
         self._console = _Console(quiet=not enabled, highlight=False)
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
-        columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"), TimeRemainingColumn()]
-        self._progress = Progress(*columns, console=self._console, disable=not (enabled and self._console.is_terminal))
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeRemainingColumn(),
+        ]
+        self._progress = Progress(
+            *columns, console=self._console, disable=not (enabled and self._console.is_terminal)
+        )
         self._task = self._progress.add_task("starting", total=epochs * steps_per_epoch, facts="")
         self._spoken = time.monotonic()
 
@@ -48,7 +55,9 @@ class RunConsole:
         """The means since the last call, after optimizer step `step`."""
         epoch = min((step - 1) // self._steps_per_epoch + 1, self._epochs)
         facts = f"loss {loss:.3f}  lr {lr:.2e}  {images_per_s:,.0f} images/s"
-        self._progress.update(self._task, completed=step, description=f"epoch {epoch}/{self._epochs}", facts=facts)
+        self._progress.update(
+            self._task, completed=step, description=f"epoch {epoch}/{self._epochs}", facts=facts
+        )
         if self._progress.disable and time.monotonic() - self._spoken > _QUIET_S:
             self.note(f"epoch {epoch}/{self._epochs}  step {step}  {facts}")
 
@@ -69,16 +78,23 @@ class RunConsole:
         with self._speaking():
             self._progress.stop()
 
-    def summary(self, results: Mapping[str, float], files: Mapping[str, Any], next_command: str) -> None:
+    def summary(
+        self, results: Mapping[str, float], files: Mapping[str, Any], next_command: str
+    ) -> None:
         """The table at the end: accuracy of each head of model and average, of the teacher, and their agreement."""
         self.stop()
         agreeing = any(name.endswith("/agreement") for name in results)
-        table = Table("validation", "top-1 %", "top-5 %", *(["agrees with teacher %"] if agreeing else []))
+        table = Table(
+            "validation", "top-1 %", "top-5 %", *(["agrees with teacher %"] if agreeing else [])
+        )
         heads = any(name.startswith("model/cls/") for name in results)
         for title, key in _ROWS.items():
             title = title if heads else title.removesuffix(", both heads")
             if f"{key}/top1" in results:
-                cells = [results.get(f"{key}/{measure}") for measure in ("top1", "top5", *(["agreement"] if agreeing else []))]
+                cells = [
+                    results.get(f"{key}/{measure}")
+                    for measure in ("top1", "top5", *(["agreement"] if agreeing else []))
+                ]
                 table.add_row(title, *("" if cell is None else f"{cell:.2f}" for cell in cells))
         with self._speaking():
             self._console.print(table)

@@ -17,15 +17,54 @@ MAX_BYTES = 1 << 16
 
 FREE = {
     "": {
-        *("zero_optimization", "activation_checkpointing", "comms_logger", "csv_monitor", "flops_profiler", "tensorboard"),
-        *("wandb", "disable_python_gc", "dump_state", "memory_breakdown", "steps_per_print", "timers", "wall_clock_breakdown"),
+        *(
+            "zero_optimization",
+            "activation_checkpointing",
+            "comms_logger",
+            "csv_monitor",
+            "flops_profiler",
+            "tensorboard",
+        ),
+        *(
+            "wandb",
+            "disable_python_gc",
+            "dump_state",
+            "memory_breakdown",
+            "steps_per_print",
+            "timers",
+            "wall_clock_breakdown",
+        ),
     },
     "zero_optimization": {
-        *("allgather_bucket_size", "allgather_partitions", "contiguous_gradients", "ignore_unused_parameters"),
-        *("log_trace_cache_warnings", "overlap_comm", "reduce_bucket_size", "reduce_scatter", "round_robin_gradients"),
-        *("sub_group_size", "use_multi_rank_bucket_allreduce", "offload_optimizer", "stage3_allgather_sequential"),
-        *("stage3_gather_16bit_weights_on_model_save", "stage3_max_live_parameters", "stage3_max_reuse_distance"),
-        *("stage3_model_persistence_threshold", "stage3_module_granularity_threshold", "stage3_param_persistence_threshold"),
+        *(
+            "allgather_bucket_size",
+            "allgather_partitions",
+            "contiguous_gradients",
+            "ignore_unused_parameters",
+        ),
+        *(
+            "log_trace_cache_warnings",
+            "overlap_comm",
+            "reduce_bucket_size",
+            "reduce_scatter",
+            "round_robin_gradients",
+        ),
+        *(
+            "sub_group_size",
+            "use_multi_rank_bucket_allreduce",
+            "offload_optimizer",
+            "stage3_allgather_sequential",
+        ),
+        *(
+            "stage3_gather_16bit_weights_on_model_save",
+            "stage3_max_live_parameters",
+            "stage3_max_reuse_distance",
+        ),
+        *(
+            "stage3_model_persistence_threshold",
+            "stage3_module_granularity_threshold",
+            "stage3_param_persistence_threshold",
+        ),
         *("stage3_prefetch_bucket_size", "stage3_use_all_reduce_for_fetch_params"),
     },
     "zero_optimization.offload_optimizer": {"pin_memory"},
@@ -63,7 +102,9 @@ def add_file(ours: dict[str, Any], path: str) -> dict[str, Any]:
     """
     theirs, merged = _read(path), copy.deepcopy(ours)
     zero = theirs.get("zero_optimization")
-    if isinstance(zero, dict) and type(zero.get("stage")) is int:  # the flag's own value went the same way
+    if (
+        isinstance(zero, dict) and type(zero.get("stage")) is int
+    ):  # the flag's own value went the same way
         zero["stage"] = safe_stage(zero["stage"], "bf16" if ours["bf16"]["enabled"] else "fp32")
     _merge(merged, theirs, "", f"--deepspeed-config: {path}")
     _ask_deepspeed(merged, path)
@@ -74,7 +115,11 @@ def _merge(ours: dict[str, Any], theirs: dict[str, Any], section: str, source: s
     free: set[str] = FREE.get(section, set())
     for key, value in theirs.items():
         name, mine = f"{section}.{key}".lstrip("."), ours.get(key)
-        if value == "auto" or (key in ours and mine == value) or (key not in ours and key not in free and _is_off(value)):
+        if (
+            value == "auto"
+            or (key in ours and mine == value)
+            or (key not in ours and key not in free and _is_off(value))
+        ):
             continue
         if isinstance(mine, dict) and isinstance(value, dict):
             _merge(mine, value, name, source)
@@ -83,7 +128,9 @@ def _merge(ours: dict[str, Any], theirs: dict[str, Any], section: str, source: s
         else:
             decided = f", here it is {reprlib.repr(mine)}" if key in ours else ""
             shown = name if name.isprintable() else repr(name)
-            raise ValueError(f"{source}: {shown}: got {reprlib.repr(value)}{decided}; {_advice(name, section)}")
+            raise ValueError(
+                f"{source}: {shown}: got {reprlib.repr(value)}{decided}; {_advice(name, section)}"
+            )
 
 
 def _is_off(value: Any) -> bool:
@@ -107,13 +154,19 @@ def _read(path: str) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"--deepspeed-config: no file {path}")
     if file.stat().st_size > MAX_BYTES:
-        raise ValueError(f"--deepspeed-config: {path}: got {file.stat().st_size} bytes, allowed are {MAX_BYTES}")
+        raise ValueError(
+            f"--deepspeed-config: {path}: got {file.stat().st_size} bytes, allowed are {MAX_BYTES}"
+        )
     try:
-        values = json.loads(file.read_text("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
+        values = json.loads(
+            file.read_text("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant
+        )
     except (ValueError, RecursionError) as error:
         raise ValueError(f"--deepspeed-config: {path}: not plain JSON: {error}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"--deepspeed-config: {path}: got {type(values).__name__}, allowed is an object of fields")
+        raise ValueError(
+            f"--deepspeed-config: {path}: got {type(values).__name__}, allowed is an object of fields"
+        )
     return values
 
 
@@ -140,5 +193,9 @@ def _ask_deepspeed(merged: dict[str, Any], path: str) -> None:
         raise ValueError(
             f"--deepspeed-config: {path}: {name}: got {reprlib.repr(first.get('input'))}: {first['msg']}"
         ) from None
-    except Exception as error:  # ours alone is known to be good, so whatever it is, the file is its cause
-        raise ValueError(f"--deepspeed-config: {path}: DeepSpeed refuses it: {' '.join(str(error).split())}") from None
+    except (
+        Exception
+    ) as error:  # ours alone is known to be good, so whatever it is, the file is its cause
+        raise ValueError(
+            f"--deepspeed-config: {path}: DeepSpeed refuses it: {' '.join(str(error).split())}"
+        ) from None

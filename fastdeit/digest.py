@@ -23,7 +23,9 @@ _WORD = 4  # bytes
 _FINALISER = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 
 
-def sample_digests(steps: np.ndarray, epoch: int, ordinals: np.ndarray, draws: Draws, keep: np.ndarray) -> np.ndarray:
+def sample_digests(
+    steps: np.ndarray, epoch: int, ordinals: np.ndarray, draws: Draws, keep: np.ndarray
+) -> np.ndarray:
     """uint64 (B,): the hash of each sample.
 
     steps: int64 (B,), the optimizer step of the run that each is in, from 0; ordinals: int64 (B,); keep: bool (B, depth, 2).

@@ -57,10 +57,14 @@ def init_distributed(timeout_s: float = 1800) -> World:
             raise ValueError(
                 f"--master_port: got {os.environ['MASTER_PORT']}, which is in use, allowed is a free one"
             ) from None
-        atexit.register(dist.destroy_process_group)  # not earlier: DeepSpeed keeps groups of its own for the process's life
+        atexit.register(
+            dist.destroy_process_group
+        )  # not earlier: DeepSpeed keeps groups of its own for the process's life
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     local_size = _local_size()
-    os.environ.setdefault("LOCAL_SIZE", str(local_size))  # or ZeRO 3 asks the machine's topology at every step
+    os.environ.setdefault(
+        "LOCAL_SIZE", str(local_size)
+    )  # or ZeRO 3 asks the machine's topology at every step
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     world = World(dist.get_rank(), dist.get_world_size(), local_rank, local_size, device)
     if device.type == "cuda":
@@ -85,7 +89,9 @@ def _choose_interface() -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface_with(mine))
     elif not all_here:
         said = f"got {address}, which is {mine} on {socket.gethostname()}"
-        raise ValueError(f"--master_addr: {said}, allowed is an address at which the other machines reach it")
+        raise ValueError(
+            f"--master_addr: {said}, allowed is an address at which the other machines reach it"
+        )
 
 
 def _local_size() -> int:
@@ -103,7 +109,11 @@ def _address_towards(host: str) -> str:
 
 
 def _interface_with(address: str) -> str:
-    known = ((name, found.address.split("%")[0]) for name, each in psutil.net_if_addrs().items() for found in each)
+    known = (
+        (name, found.address.split("%")[0])
+        for name, each in psutil.net_if_addrs().items()
+        for found in each
+    )
     return next(name for name, theirs in known if theirs == address)
 
 
@@ -116,7 +126,11 @@ def import_deepspeed():  # type: ignore[no-untyped-def]  # deepspeed has no type
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # torch renamed two collectives that DeepSpeed 0.19.8 still calls by their old names
-    warnings.filterwarnings("ignore", message=r".*(all_gather_into_tensor|reduce_scatter_tensor).*", category=FutureWarning)
+    warnings.filterwarnings(
+        "ignore",
+        message=r".*(all_gather_into_tensor|reduce_scatter_tensor).*",
+        category=FutureWarning,
+    )
     import deepspeed
     import deepspeed.ops
 
@@ -146,7 +160,12 @@ def on_every_rank(action: Callable[[], Result]) -> list[Result]:
     try:
         answer = action(), None
     except (ValueError, OSError) as failure:
-        answer = None, str(failure) if dist.get_rank() == 0 else f"rank {dist.get_rank()} ({socket.gethostname()}): {failure}"
+        answer = (
+            None,
+            str(failure)
+            if dist.get_rank() == 0
+            else f"rank {dist.get_rank()} ({socket.gethostname()}): {failure}",
+        )
     dist.all_gather_object(answers, answer)
     error = next((error for _, error in answers if error is not None), None)
     if error is not None:

@@ -19,7 +19,15 @@ import numpy as np
 from fastdeit.philox import normal, uniform
 
 RAND_AUGMENT_OPS = (
-    *("AutoContrast", "Equalize", "Invert", "Rotate", "PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd"),
+    *(
+        "AutoContrast",
+        "Equalize",
+        "Invert",
+        "Rotate",
+        "PosterizeIncreasing",
+        "SolarizeIncreasing",
+        "SolarizeAdd",
+    ),
     *("ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing"),
     *("ShearX", "ShearY", "TranslateXRel", "TranslateYRel"),
 )
@@ -35,10 +43,25 @@ JITTER_OPS = ("BrightnessIncreasing", "ContrastIncreasing", "ColorIncreasing")
 """What the colour jitter does, in one order or another."""
 
 # one stream of random words for each use; a number is never given twice
-ORDER, CROP, FLIP, AUGMENT, ERASE, ERASE_BOX, NOISE, MIX, MIX_GAMMA, DROP_PATH, THREE_AUGMENT, JITTER = range(12)
+(
+    ORDER,
+    CROP,
+    FLIP,
+    AUGMENT,
+    ERASE,
+    ERASE_BOX,
+    NOISE,
+    MIX,
+    MIX_GAMMA,
+    DROP_PATH,
+    THREE_AUGMENT,
+    JITTER,
+) = range(12)
 _TRIES = 10
 
-_THREE, _JITTER = (np.array([OPS.index(name) for name in names], np.int32) for names in (THREE_OPS, JITTER_OPS))
+_THREE, _JITTER = (
+    np.array([OPS.index(name) for name in names], np.int32) for names in (THREE_OPS, JITTER_OPS)
+)
 _THREE_ARGS = np.array([0.0, 128.0, 0.0])  # none; PIL's default threshold; the radius is drawn
 _BLUR_RADIUS = (0.1, 2.0)
 _JITTER_ORDERS = np.array(list(itertools.permutations(range(3))))
@@ -59,7 +82,11 @@ def _quantised(x: np.ndarray) -> np.ndarray:
 
 
 def _boxes(
-    u: np.ndarray, limit: np.ndarray, area: tuple[float, float], ratio: tuple[float, float], wide: bool
+    u: np.ndarray,
+    limit: np.ndarray,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    wide: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One try at a box of random area and log-uniform aspect; the crop's and the erasing's law.
 
@@ -69,7 +96,10 @@ def _boxes(
     """
     target = within(u[0], *area) * limit[:, 0] * limit[:, 1]
     aspect = np.exp(within(u[1], math.log(ratio[0]), math.log(ratio[1])))
-    along, across = np.rint(_quantised(np.sqrt(target * aspect))), np.rint(_quantised(np.sqrt(target / aspect)))
+    along, across = (
+        np.rint(_quantised(np.sqrt(target * aspect))),
+        np.rint(_quantised(np.sqrt(target / aspect))),
+    )
     size = np.stack((across, along) if wide else (along, across), 1).astype(np.int32)
     size = np.maximum(size, 1) if wide else size
     fits = np.logical_and(*(size <= (limit if wide else limit - 1)).T)
@@ -140,12 +170,25 @@ def simple_crop(first: np.ndarray, sizes: np.ndarray, size: int) -> np.ndarray:
 
 
 def rand_augment(
-    words: Words, ordinals: np.ndarray, *, layers: int, magnitude: float, deviation: float, maximum: float, prob: float
+    words: Words,
+    ordinals: np.ndarray,
+    *,
+    layers: int,
+    magnitude: float,
+    deviation: float,
+    maximum: float,
+    prob: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """RandAugment: int32 operations and float64 arguments, both (B, layers); -1 and 0 where a gate is closed."""
-    u = uniform(words(ordinals, [(AUGMENT, block) for block in range(2 * layers)])).reshape(layers, 8, -1)
+    u = uniform(words(ordinals, [(AUGMENT, block) for block in range(2 * layers)])).reshape(
+        layers, 8, -1
+    )
     ops = np.floor(u[:, 0] * len(RAND_AUGMENT_OPS)).astype(np.int32)
-    drawn = u[:, 4] * magnitude if math.isinf(deviation) else magnitude + deviation * normal(u[:, 4], u[:, 5])
+    drawn = (
+        u[:, 4] * magnitude
+        if math.isinf(deviation)
+        else magnitude + deviation * normal(u[:, 4], u[:, 5])
+    )
     args = op_arguments(ops, _quantised(np.clip(drawn, 0.0, maximum)), negate=u[:, 2] > 0.5)
     applied = u[:, 1] < prob
     return np.where(applied, ops, -1).T.astype(np.int32), np.where(applied, args, 0.0).T
@@ -167,7 +210,9 @@ def op_arguments(ops: np.ndarray, magnitude: np.ndarray, negate: np.ndarray) -> 
         **dict.fromkeys(("TranslateXRel", "TranslateYRel"), 0.45 * signed),
     }
     enhance = np.maximum(0.1, 1.0 + 0.9 * signed)
-    laws |= {f"{name}Increasing": enhance for name in ("Color", "Contrast", "Brightness", "Sharpness")}
+    laws |= {
+        f"{name}Increasing": enhance for name in ("Color", "Contrast", "Brightness", "Sharpness")
+    }
     nothing = np.zeros_like(level)
     return np.choose(ops, [laws.get(name, nothing) for name in RAND_AUGMENT_OPS])
 
@@ -180,7 +225,9 @@ def three_augment(words: Words, ordinals: np.ndarray) -> tuple[np.ndarray, np.nd
     return _THREE[chosen][:, None], args[:, None]
 
 
-def color_jitter(words: Words, ordinals: np.ndarray, jitter: float) -> tuple[np.ndarray, np.ndarray]:
+def color_jitter(
+    words: Words, ordinals: np.ndarray, jitter: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Brightness, contrast and saturation in any of the six orders: int32 operations and float64 factors, both (B, 3)."""
     u = uniform(words(ordinals, [(JITTER, 0)])[0])
     factors = within(u[:3], max(0.0, 1.0 - jitter), 1.0 + jitter).T
@@ -237,7 +284,9 @@ def mix(
     return np.where(cut, 1.0 - area / size**2, lam).astype(np.float32), box.astype(np.int32)
 
 
-def _cut_box(u: np.ndarray, lam: np.ndarray, size: int, minmax: tuple[float, float] | None) -> np.ndarray:
+def _cut_box(
+    u: np.ndarray, lam: np.ndarray, size: int, minmax: tuple[float, float] | None
+) -> np.ndarray:
     """CutMix's box, (G, 4) y0, x0, y1, x1: side sqrt(1 - lam) about a uniform centre, clipped; or `minmax`'s, unclipped."""
     if minmax:
         low, high = (int(size * bound) for bound in minmax)
@@ -246,7 +295,9 @@ def _cut_box(u: np.ndarray, lam: np.ndarray, size: int, minmax: tuple[float, flo
         return np.concatenate((start, start + sides)).T.astype(np.int32)
     side = np.trunc(_quantised(size * np.sqrt(1.0 - lam)))
     centre = np.floor(u[:2] * size)
-    return np.clip(np.concatenate((centre - side // 2, centre + (side + 1) // 2)), 0, size).T.astype(np.int32)
+    return np.clip(
+        np.concatenate((centre - side // 2, centre + (side + 1) // 2)), 0, size
+    ).T.astype(np.int32)
 
 
 def _beta(words: Words, ordinals: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -258,7 +309,9 @@ def _beta(words: Words, ordinals: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 def _log_gamma_draw(words: Words, ordinals: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Logarithm of Gamma(alpha) draws (Marsaglia and Tsang, ACM TOMS 26(3), 2000, with their boost for alpha < 1)."""
-    d = alpha + 1.0 - 1.0 / 3.0  # always draw Gamma(alpha + 1), then boost by U^(1 / alpha): right for every alpha
+    d = (
+        alpha + 1.0 - 1.0 / 3.0
+    )  # always draw Gamma(alpha + 1), then boost by U^(1 / alpha): right for every alpha
     drawn = np.zeros(len(ordinals))
     todo, attempt = np.arange(len(ordinals)), 0
     while todo.size:

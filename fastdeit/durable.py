@@ -77,7 +77,9 @@ class GrowingFile:
             self._write()
         except OSError as error:
             if not self._refused:
-                self._tell(f"{self._path} is not written: {error}; the run goes on, the newest {HELD:,} records wait in memory")
+                self._tell(
+                    f"{self._path} is not written: {error}; the run goes on, the newest {HELD:,} records wait in memory"
+                )
             self._refused = True
             return
         if self._refused:

@@ -44,9 +44,14 @@ class MicroStep(NamedTuple):
     digest: int
 
 
-def build_engine(module: LossModule, optimizer: torch.optim.Optimizer, deepspeed_config: dict[str, Any]) -> Any:
+def build_engine(
+    module: LossModule, optimizer: torch.optim.Optimizer, deepspeed_config: dict[str, Any]
+) -> Any:
     """A DeepSpeed engine whose fp32 master weights are the model's own, not copies of bf16-rounded ones."""
-    exact = {name: parameter.detach().float().cpu().clone() for name, parameter in module.model.named_parameters()}
+    exact = {
+        name: parameter.detach().float().cpu().clone()
+        for name, parameter in module.model.named_parameters()
+    }
     engine, *_ = import_deepspeed().initialize(
         model=module, optimizer=optimizer, config=deepspeed_config, dist_init_required=False
     )
@@ -85,7 +90,11 @@ class Trainer:
         self._whole: nn.Module | None = None
         self._persistent = frozenset(self.shadow.state_dict())
         self.planned = hasattr(self.model, "drop_path_rates")
-        self.ema = Ema(self.partitions.masters, self._buffers(), self.ema_decay) if self.ema_decay is not None else None
+        self.ema = (
+            Ema(self.partitions.masters, self._buffers(), self.ema_decay)
+            if self.ema_decay is not None
+            else None
+        )
 
     def train_step(self, micro_batches: Iterable[Batch]) -> torch.Tensor:
         """One optimizer step. Returns fp32 (4,) on the device: `STATISTICS`, the losses as means over this rank's samples,
@@ -105,7 +114,9 @@ class Trainer:
             self.ema.update(self.partitions.masters, self._buffers())
         self.step += 1
         losses = torch.stack([done.losses for done in self.micro_steps]).mean(0)
-        norm = torch.as_tensor(self.engine.get_global_grad_norm(), dtype=losses.dtype, device=losses.device)
+        norm = torch.as_tensor(
+            self.engine.get_global_grad_norm(), dtype=losses.dtype, device=losses.device
+        )
         return torch.cat((losses, norm.view(1)))
 
     @property
@@ -126,9 +137,13 @@ class Trainer:
         if not self.planned:
             self._seed(batch)
         inputs = (images, batch.keep) if self.planned else (images,)
-        parts = self.engine(lambda model: self.criterion(model(*inputs), batch.labels, batch.lam, answer))
+        parts = self.engine(
+            lambda model: self.criterion(model(*inputs), batch.labels, batch.lam, answer)
+        )
         # DeepSpeed looks at the gradient alone, which may be finite where the loss is not
-        self.engine.backward(parts.loss * torch.where(parts.loss.detach().isfinite(), 1.0, torch.nan))
+        self.engine.backward(
+            parts.loss * torch.where(parts.loss.detach().isfinite(), 1.0, torch.nan)
+        )
         self.engine.step()
         losses = torch.stack([part.detach().float() for part in parts])
         return MicroStep(losses, batch.ordinals, batch.rows, batch.digest)
@@ -139,7 +154,9 @@ class Trainer:
             images = mix(batch.images, batch.lam, batch.box, self.dtype)
             return images, images
         asks = self.teacher is not None and batch.record is None
-        return mix_patches(batch.images, batch.lam, batch.box, self.model.patch_size, self.dtype, with_images=asks)
+        return mix_patches(
+            batch.images, batch.lam, batch.box, self.model.patch_size, self.dtype, with_images=asks
+        )
 
     @torch.no_grad()
     def _answer(self, batch: Batch, mixed: torch.Tensor | None) -> torch.Tensor | None:
@@ -156,7 +173,11 @@ class Trainer:
 
     def _buffers(self) -> list[tuple[str, torch.Tensor]]:
         """The model's persistent buffers (a ConvNet's batch statistics) by name."""
-        return [(name, buffer) for name, buffer in self.model.named_buffers() if name in self._persistent]
+        return [
+            (name, buffer)
+            for name, buffer in self.model.named_buffers()
+            if name in self._persistent
+        ]
 
     @property
     def lr(self) -> float:
@@ -224,13 +245,21 @@ class Trainer:
         layout = {"model": model, "exp_avg": parameters, "exp_avg_sq": parameters}
         return layout if self.ema is None else layout | {"ema": model}
 
-    def load_state(self, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
+    def load_state(
+        self, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]
+    ) -> None:
         """Takes up what `state` gave, of any world size or stage. Raises ValueError if the parameters differ."""
         model, wanted = tensors["model"], self.shadow.state_dict()
-        if {name: value.shape for name, value in model.items()} != {name: value.shape for name, value in wanted.items()}:
-            raise ValueError(f"the checkpoint's parameters are not those of {type(self.model).__name__} as configured")
+        if {name: value.shape for name, value in model.items()} != {
+            name: value.shape for name, value in wanted.items()
+        }:
+            raise ValueError(
+                f"the checkpoint's parameters are not those of {type(self.model).__name__} as configured"
+            )
         self.partitions.install(model)
-        self.partitions.install_moments(state["adam_step"], tensors["exp_avg"], tensors["exp_avg_sq"])
+        self.partitions.install_moments(
+            state["adam_step"], tensors["exp_avg"], tensors["exp_avg_sq"]
+        )
         _restore(self._buffers(), model)
         if self.ema is not None:
             average = tensors.get("ema", model)

@@ -14,7 +14,9 @@ def student_heads(module: nn.Module) -> Heads:
     """Images (B, 3, H, W) to logits (B, K) by head: `cls`, `dist` and their mean `both`; only `both` if there is one head."""
 
     def heads(images: torch.Tensor) -> dict[str, torch.Tensor]:
-        outputs = module.forward_heads(images) if hasattr(module, "forward_heads") else (module(images),)  # type: ignore[operator]
+        outputs = (
+            module.forward_heads(images) if hasattr(module, "forward_heads") else (module(images),)
+        )  # type: ignore[operator]
         if len(outputs) == 1:
             return {"both": outputs[0].float()}
         cls, distillation = (logits.float() for logits in outputs)
@@ -24,7 +26,9 @@ def student_heads(module: nn.Module) -> Heads:
 
 
 @torch.no_grad()
-def evaluate(models: Mapping[str, Heads], loader: Iterable[Any], dtype: torch.dtype) -> dict[str, float]:
+def evaluate(
+    models: Mapping[str, Heads], loader: Iterable[Any], dtype: torch.dtype
+) -> dict[str, float]:
     """Accuracies in percent by `MODEL/HEAD/top1` and `/top5`, and agreement of each head with the model named `teacher`.
 
     models: functions from normalised images to logits by head; loader: yields batches of which rows with label -1 are
@@ -35,7 +39,11 @@ def evaluate(models: Mapping[str, Heads], loader: Iterable[Any], dtype: torch.dt
     for batch in loader:
         real = batch.labels >= 0
         images = batch.images.to(dtype)
-        logits = {f"{name}/{head}": out for name, heads in models.items() for head, out in heads(images).items()}
+        logits = {
+            f"{name}/{head}": out
+            for name, heads in models.items()
+            for head, out in heads(images).items()
+        }
         for name, hits in _hits(logits, batch.labels).items():
             counts[name] = counts.get(name, 0) + (hits & real).sum()
         seen = seen + real.sum()

@@ -20,7 +20,9 @@ HISTORY = "failures.jsonl"
 _LIMIT = 1 << 22  # bytes of a failure file: stacks of many threads
 
 
-def write_failure(folder: Path, rank: int, section: str, step: int, error: str, details: str) -> None:
+def write_failure(
+    folder: Path, rank: int, section: str, step: int, error: str, details: str
+) -> None:
     """Tells where a rank failed, and of what; never raises: the failure itself is what matters.
 
     section: the last that was entered; step: optimizer steps done by then; error: one line; details: a traceback, or the
@@ -53,7 +55,10 @@ def stacks() -> str:
     """Where every thread of this process stands, in Python."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     frames = sys._current_frames().items()
-    return "\n".join(f"{names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}" for ident, frame in frames)
+    return "\n".join(
+        f"{names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
+        for ident, frame in frames
+    )
 
 
 def take_failures(folder: Path) -> list[dict[str, Any]]:
@@ -78,7 +83,10 @@ def _facts(text: str) -> list[dict[str, Any]]:
         failure = json.loads(text)
     except RecursionError:
         return []
-    told = isinstance(failure, dict) and {"time", "rank", "host", "section", "step", "error"} <= failure.keys()
+    told = (
+        isinstance(failure, dict)
+        and {"time", "rank", "host", "section", "step", "error"} <= failure.keys()
+    )
     return [failure] if told and isinstance(failure["time"], int | float) else []
 
 

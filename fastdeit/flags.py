@@ -13,11 +13,19 @@ def require(ok: bool, flag: str, value: object, allowed: str) -> None:
 
 def parse_rand_augment(aa: str) -> dict[str, Any]:
     """`ra_*` fields of `PlanSpec` for a RandAugment string of timm (data/auto_augment.py, rand_augment_transform)."""
-    allowed = "none, 3a, or rand-m9-mstd0.5-inc1 and the like (sections m, n, mstd, mmax, p, and inc1)"
+    allowed = (
+        "none, 3a, or rand-m9-mstd0.5-inc1 and the like (sections m, n, mstd, mmax, p, and inc1)"
+    )
     name, *sections = aa.split("-")
     require(name == "rand" and "inc1" in sections, "aa", aa, allowed)
     spec: dict[str, Any] = {"ra_magnitude": 10.0, "ra_std": 0.0}
-    fields = {"m": "ra_magnitude", "n": "ra_layers", "mstd": "ra_std", "mmax": "ra_max", "p": "ra_prob"}
+    fields = {
+        "m": "ra_magnitude",
+        "n": "ra_layers",
+        "mstd": "ra_std",
+        "mmax": "ra_max",
+        "p": "ra_prob",
+    }
     for section in sections:
         match = re.fullmatch(r"(mstd|mmax|m|n|p|inc)(\d+(?:\.\d+)?|inf)", section)
         require(match is not None and section not in ("inc0", "ninf"), "aa", aa, allowed)

@@ -42,7 +42,9 @@ class Journal:
     keep: which of the lines of earlier starts stay; tell: hears of a disk that refuses, which ends no run. Use on rank 0 only.
     """
 
-    def __init__(self, path: Path, keep: Callable[[int], bool], tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, path: Path, keep: Callable[[int], bool], tell: Callable[[str], None]
+    ) -> None:
         self._path, self._tell = path, tell
         self._file: GrowingFile | None = None
         self.lines = [line for line in read_metrics(path) if keep(line["step"])]
@@ -70,7 +72,14 @@ class Health:
     steps_per_epoch, batch_size: of the run; tell: hears what a person should know. Call `open` and `begin` before the rest.
     """
 
-    def __init__(self, folder: Path, rank: int, steps_per_epoch: int, batch_size: int, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        rank: int,
+        steps_per_epoch: int,
+        batch_size: int,
+        tell: Callable[[str], None],
+    ) -> None:
         self._folder, self._rank, self._tell = folder, rank, tell
         self._steps_per_epoch, self._batch_size = steps_per_epoch, batch_size
         self._journals: dict[str, Journal] = {}
@@ -85,12 +94,19 @@ class Health:
         Raises OSError.
         """
         self.close()
-        bad = Journal(self._folder / BAD_STEPS, lambda line: line < step or line in self.rollbacks, self._tell)
-        self._journals = {BAD_STEPS: bad, SPIKES: Journal(self._folder / SPIKES, lambda line: line < step, self._tell)}
+        bad = Journal(
+            self._folder / BAD_STEPS, lambda line: line < step or line in self.rollbacks, self._tell
+        )
+        self._journals = {
+            BAD_STEPS: bad,
+            SPIKES: Journal(self._folder / SPIKES, lambda line: line < step, self._tell),
+        }
 
     def begin(self, step: int) -> None:
         """The run goes on from `step`; the files are open. A collective."""
-        self._recent = deque((applied for applied in self._recent if applied["step"] < step), WINDOW)
+        self._recent = deque(
+            (applied for applied in self._recent if applied["step"] < step), WINDOW
+        )
         self.bad = on_rank0(lambda: self._in_a_row(step))
 
     def _in_a_row(self, step: int) -> list[dict[str, Any]]:
@@ -106,7 +122,9 @@ class Health:
             journal.close()
         self._journals = {}
 
-    def note_bad(self, step: int, micro_steps: Sequence[MicroStep], name: Callable[[int], str]) -> None:
+    def note_bad(
+        self, step: int, micro_steps: Sequence[MicroStep], name: Callable[[int], str]
+    ) -> None:
         """A step was skipped. A collective; waits for the device.
 
         micro_steps: this rank's; name: of an image by its row.
@@ -129,8 +147,13 @@ class Health:
 
     def _note_spike(self, applied: dict[str, float], median: float) -> None:
         step, norm = int(applied["step"]), applied["grad_norm"]
-        self._write(SPIKES, self._place(step) | {"grad_norm": norm, "median": median, "loss": applied["loss"]})
-        self._tell(f"step {step}: gradient norm {norm:.3g}, {norm / median:.0f} times the median of those before (in {SPIKES})")
+        self._write(
+            SPIKES,
+            self._place(step) | {"grad_norm": norm, "median": median, "loss": applied["loss"]},
+        )
+        self._tell(
+            f"step {step}: gradient norm {norm:.3g}, {norm / median:.0f} times the median of those before (in {SPIKES})"
+        )
 
     def _place(self, step: int) -> dict[str, Any]:
         epoch, place = divmod(step, self._steps_per_epoch)
@@ -145,13 +168,22 @@ class Health:
         """What is known of the bad steps in a row, and of the steps before them."""
         first = self.bad[0]["step"]
         recent = [applied for applied in self._recent if applied["step"] < first]
-        return {"step": first, "bad_steps": self.bad, "recent_steps": recent, "rollbacks": self.rollbacks.entries}
+        return {
+            "step": first,
+            "bad_steps": self.bad,
+            "recent_steps": recent,
+            "rollbacks": self.rollbacks.entries,
+        }
 
     def state_before(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """The counts in a checkpoint's state, as they were before the bad steps in a row; they changed nothing else."""
         first, taken = self.bad[0]["step"], [int(line["digest"], 16) for line in self.bad]
         digest = (int(state["digest"], 16) - add_digests(*taken)) % 2**64
-        return {"step": first, "skipped": state["skipped"] - (state["step"] - first), "digest": show_digest(digest)}
+        return {
+            "step": first,
+            "skipped": state["skipped"] - (state["step"] - first),
+            "digest": show_digest(digest),
+        }
 
 
 def _gather_bad(micro_steps: Sequence[MicroStep], name: Callable[[int], str]) -> dict[str, Any]:
@@ -168,13 +200,20 @@ def _gather_bad(micro_steps: Sequence[MicroStep], name: Callable[[int], str]) ->
         "digest": show_digest(add_digests(*(each["digest"] for each in ranks))),
         "grad_norm": _number(math.inf),  # all that DeepSpeed tells of it
         "losses": [each["losses"] for each in ranks],
-        "not_finite": [{"rank": rank, **entry} for rank, each in enumerate(ranks) for entry in each["bad"]],
+        "not_finite": [
+            {"rank": rank, **entry} for rank, each in enumerate(ranks) for entry in each["bad"]
+        ],
     }
 
 
 def _describe(place: int, micro: MicroStep, name: Callable[[int], str]) -> dict[str, Any]:
     rows = micro.rows.tolist()
-    return {"micro_batch": place, "ordinals": micro.ordinals.tolist(), "rows": rows, "images": [name(row) for row in rows]}
+    return {
+        "micro_batch": place,
+        "ordinals": micro.ordinals.tolist(),
+        "rows": rows,
+        "images": [name(row) for row in rows],
+    }
 
 
 def _number(value: float) -> float | str:
@@ -184,7 +223,11 @@ def _number(value: float) -> float | str:
 
 def _cause(line: dict[str, Any]) -> str:
     ranks = sorted({entry["rank"] for entry in line["not_finite"]})
-    return f"the loss is not finite on rank {', '.join(map(str, ranks))}" if ranks else "the gradient is not finite"
+    return (
+        f"the loss is not finite on rank {', '.join(map(str, ranks))}"
+        if ranks
+        else "the gradient is not finite"
+    )
 
 
 def summarise(steps: Sequence[dict[str, float]], clip_grad: float | None) -> dict[str, float]:
@@ -193,5 +236,9 @@ def summarise(steps: Sequence[dict[str, float]], clip_grad: float | None) -> dic
         return {}
     means = {name: statistics.fmean(step[name] for step in steps) for name in STATISTICS}
     norms = [step["grad_norm"] for step in steps]
-    clipped = {} if clip_grad is None else {"clipped": statistics.fmean(norm > clip_grad for norm in norms)}
+    clipped = (
+        {}
+        if clip_grad is None
+        else {"clipped": statistics.fmean(norm > clip_grad for norm in norms)}
+    )
     return means | {"grad_norm_max": max(norms)} | clipped

@@ -37,7 +37,15 @@ _FREE = {
         "time_limit",
     },
     "augment": {"augment_backend"},  # what it comes to is among the fingerprints, as is the decoder
-    "data": {"num_workers", "prefetch", "decoder", "data_path", "bad_images", "eval_input_size", "eval_crop_ratio"},
+    "data": {
+        "num_workers",
+        "prefetch",
+        "decoder",
+        "data_path",
+        "bad_images",
+        "eval_input_size",
+        "eval_crop_ratio",
+    },
     "optim": {"micro_batch"},
     "distill": {"teacher_path", "cache", "cache_miss"},
     "limits": {field.name for field in dataclasses.fields(LimitConfig)},
@@ -51,7 +59,9 @@ def check_same_run(config: Config, folder: Path) -> None:
         raise ValueError(f"--output-dir: {folder} is a file, allowed is a folder or a new name")
     above = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not (above.is_dir() and os.access(above, os.W_OK)):
-        raise ValueError(f"--output-dir: {folder} cannot be written below {above}, allowed is a place that can")
+        raise ValueError(
+            f"--output-dir: {folder} cannot be written below {above}, allowed is a place that can"
+        )
     if (folder / "config.yaml").is_file():
         check_same_settings(config, folder)
 
@@ -60,14 +70,24 @@ def check_same_settings(config: Config, folder: Path) -> None:
     """Raises ValueError naming the settings in which the run that a folder holds differs from `config`."""
     then = _bound(read_config_file(folder / "config.yaml", "--output-dir"))
     now = _bound(config.to_dict())
-    changed = [f"{name} {then.get(name)!r} -> {now[name]!r}" for name in now if then.get(name) != now[name]]
+    changed = [
+        f"{name} {then.get(name)!r} -> {now[name]!r}" for name in now if then.get(name) != now[name]
+    ]
     if changed:
-        raise ValueError(f"--output-dir: {folder} holds a run with other settings: {'; '.join(changed)}; name another folder")
+        raise ValueError(
+            f"--output-dir: {folder} holds a run with other settings: {'; '.join(changed)}; name another folder"
+        )
 
 
 def _bound(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    fields = ((section, name, value) for section, part in values.items() for name, value in part.items())
-    return {f"{section}.{name}": value for section, name, value in fields if name not in _FREE.get(section, ())}
+    fields = (
+        (section, name, value) for section, part in values.items() for name, value in part.items()
+    )
+    return {
+        f"{section}.{name}": value
+        for section, name, value in fields
+        if name not in _FREE.get(section, ())
+    }
 
 
 def check_same_everywhere(config: Config) -> None:
@@ -85,20 +105,31 @@ def check_same_images(train_index: Index, val_index: Index, pixels: str) -> None
     """
     facts: dict[str, Any] = {"augmentation": pixels}
     for split, index in (("training", train_index), ("validation", val_index)):
-        facts |= {f"number of {split} images": len(index), f"names and sizes of {split} images": index.fingerprint()}
+        facts |= {
+            f"number of {split} images": len(index),
+            f"names and sizes of {split} images": index.fingerprint(),
+        }
     _compare_ranks(facts)
 
 
 def _compare_ranks(facts: dict[str, Any]) -> None:
     (_, ours), *others = on_every_rank(lambda: (socket.gethostname(), facts))
     for rank, (host, theirs) in enumerate(others, 1):
-        changed = [f"{name}: {ours[name]!r}, there {theirs[name]!r}" for name in ours if ours[name] != theirs[name]]
+        changed = [
+            f"{name}: {ours[name]!r}, there {theirs[name]!r}"
+            for name in ours
+            if ours[name] != theirs[name]
+        ]
         if changed:
             raise ValueError(f"rank {rank} ({host}) differs from rank 0 in {'; '.join(changed)}")
 
 
 def _identity(config: Config) -> dict[str, Any]:
-    settings = {f"{section}.{name}": value for section, part in config.to_dict().items() for name, value in part.items()}
+    settings = {
+        f"{section}.{name}": value
+        for section, part in config.to_dict().items()
+        for name, value in part.items()
+    }
     return settings | {"code": code_digest()} | versions()
 
 
@@ -126,7 +157,9 @@ def check_same_samples(state: dict[str, Any], now: dict[str, Any], path: Path) -
     """Raises ValueError naming what differs between a checkpoint's `fingerprints` and those of this run."""
     for name, value in now.items():
         if state.get(name) != value:
-            raise ValueError(f"{path}: was saved with another {name}: {state.get(name)}, now {value}")
+            raise ValueError(
+                f"{path}: was saved with another {name}: {state.get(name)}, now {value}"
+            )
 
 
 @functools.cache
@@ -136,7 +169,9 @@ def versions() -> dict[str, str]:
     DALI is asked itself: each CUDA has a package of it under another name.
     """
     names = ("fastdeit", "torch", "timm", "deepspeed", "triton", "numpy")
-    return {"python": platform.python_version(), "dali": dali.__version__} | {name: _installed(name) for name in names}
+    return {"python": platform.python_version(), "dali": dali.__version__} | {
+        name: _installed(name) for name in names
+    }
 
 
 def _installed(name: str) -> str:

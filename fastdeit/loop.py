@@ -83,7 +83,11 @@ def _compare_weights(run: Run) -> None:
     run.supervisor.beat("step", step)
     difference = compare_weights(run.trainer.model)
     if difference is not None:
-        then = f"all were equal after step {run.compared}, and at every checkpoint up to then; " if run.compared >= 0 else ""
+        then = (
+            f"all were equal after step {run.compared}, and at every checkpoint up to then; "
+            if run.compared >= 0
+            else ""
+        )
         again = "the same command goes on from the newest checkpoint; a device to which this happens again is faulty"
         raise HealthError(f"after step {step} {difference}; {then}{again}")
     run.compared = step
@@ -110,7 +114,9 @@ def _log_step(run: Run) -> None:
     now = (time.monotonic(), trainer.step)
     rate = (now[1] - run.mark[1]) * run.config.optim.batch_size / (now[0] - run.mark[0])
     run.mark = now
-    run.console.step(trainer.step, loss=means.get("loss", math.nan), lr=trainer.lr, images_per_s=rate)
+    run.console.step(
+        trainer.step, loss=means.get("loss", math.nan), lr=trainer.lr, images_per_s=rate
+    )
     counters = _counters(run)
     if run.log is not None:
         run.log.write(trainer.step, means | counters | {"lr": trainer.lr, "images_per_s": rate})
@@ -133,7 +139,11 @@ def _end_epoch(run: Run) -> None:
     run.evaluated = run.trainer.step
     if run.log is not None:
         run.log.write(run.trainer.step, results)
-    scores = {name.removesuffix("/both/top1"): score for name, score in results.items() if name.endswith("/both/top1")}
+    scores = {
+        name.removesuffix("/both/top1"): score
+        for name, score in results.items()
+        if name.endswith("/both/top1")
+    }
     text = "  ".join(f"{name} {score:.2f} %" for name, score in scores.items())
     run.checkpoints.scores[run.trainer.step] = scores.get("ema", scores["model"])
     run.console.note(f"epoch {epoch}/{run.config.optim.epochs}  validation top-1: {text}")

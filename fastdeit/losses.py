@@ -10,7 +10,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from fastdeit.kernels.distill import KINDS, LossParts, check_inputs, distill, swap_pairs, teacher_loss
+from fastdeit.kernels.distill import (
+    KINDS,
+    LossParts,
+    check_inputs,
+    distill,
+    swap_pairs,
+    teacher_loss,
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,9 @@ class DistillationLoss:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"unknown distillation type {self.kind!r}: choose from {', '.join(KINDS)}")
+            raise ValueError(
+                f"unknown distillation type {self.kind!r}: choose from {', '.join(KINDS)}"
+            )
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"distillation alpha must lie in [0, 1], got {self.alpha}")
         if not self.tau > 0:
@@ -83,15 +92,25 @@ class DistillationLoss:
     ) -> LossParts:
         check_inputs(cls_logits, dist_logits, teacher, self.kind)
         if dist_logits is None or teacher is None:
-            logits = cls_logits if dist_logits is None else (cls_logits.float() + dist_logits.float()) / 2
+            logits = (
+                cls_logits
+                if dist_logits is None
+                else (cls_logits.float() + dist_logits.float()) / 2
+            )
             base = mixed_binary_cross_entropy(logits, labels, lam)
             return LossParts(base, base.detach(), torch.zeros_like(base))
         base = mixed_binary_cross_entropy(cls_logits, labels, lam)
-        distilled = teacher_loss(dist_logits, teacher, kind=self.kind, tau=self.tau, legacy=self.legacy)
-        return LossParts((1 - self.alpha) * base + self.alpha * distilled, base.detach(), distilled.detach())
+        distilled = teacher_loss(
+            dist_logits, teacher, kind=self.kind, tau=self.tau, legacy=self.legacy
+        )
+        return LossParts(
+            (1 - self.alpha) * base + self.alpha * distilled, base.detach(), distilled.detach()
+        )
 
 
-def mixed_binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, lam: torch.Tensor) -> torch.Tensor:
+def mixed_binary_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, lam: torch.Tensor
+) -> torch.Tensor:
     """Binary cross-entropy, mean over B·K, to the classes whose share of the mixed target is positive.
 
     logits: (B, K), taken to fp32; labels: (B,) int64; lam: (B,) fp32. Source: DeiT III (2204.07118), §3.

@@ -50,20 +50,31 @@ class MetricLog:
     Raises OSError if the folder cannot be written at the start.
     """
 
-    def __init__(self, folder: Path, start_step: int, tell: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(
+        self, folder: Path, start_step: int, tell: Callable[[str], None] = lambda line: None
+    ) -> None:
         path = folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(path) if line["step"] <= start_step] if start_step else []
+        kept = (
+            [line for line in read_metrics(path) if line["step"] <= start_step]
+            if start_step
+            else []
+        )
         write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._lines = GrowingFile(path, tell)
         self._events = GrowingFile(_new_events(folder / "tensorboard"), tell)
         self._events.append(_record(file_version="brain.Event:2"))
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # what TensorBoard has of later steps is dropped
+        start = event_pb2.SessionLog(
+            status=event_pb2.SessionLog.START
+        )  # what TensorBoard has of later steps is dropped
         self._events.append(_record(step=start_step + 1, session_log=start))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         self._lines.append(json.dumps({"step": step, **values}).encode() + b"\n")
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-        scalars = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+        scalars = [
+            summary_pb2.Summary.Value(tag=name, simple_value=value)
+            for name, value in numbers.items()
+        ]
         self._events.append(_record(step=step, summary=summary_pb2.Summary(value=scalars)))
 
     def close(self) -> None:

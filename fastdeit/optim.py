@@ -9,7 +9,9 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float | None = None
+) -> list[dict[str, Any]]:
     """Groups for AdamW: without decay 1-D tensors, biases and what the model's `no_weight_decay()` names.
 
     With `layer_decay` each depth gets groups of its own, with timm's `lr_scale` = layer_decay ** (blocks above it). Raises
@@ -18,7 +20,9 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float |
     no_decay: set[str] = getattr(model, "no_weight_decay", set)()
     depth = len(model.blocks) if layer_decay is not None and hasattr(model, "blocks") else None  # type: ignore[arg-type]
     if layer_decay is not None and depth is None:
-        raise ValueError(f"--layer-decay: got {layer_decay}, but {type(model).__name__} has no blocks to scale by depth")
+        raise ValueError(
+            f"--layer-decay: got {layer_decay}, but {type(model).__name__} has no blocks to scale by depth"
+        )
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -41,7 +45,12 @@ def _layer(name: str, depth: int) -> int:
 
 
 def build_adamw(
-    groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float, *, fused: bool
+    groups: Sequence[dict[str, Any]],
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    *,
+    fused: bool,
 ) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101); fused: one launch a group, in one pass over weights, gradients and moments."""
     return torch.optim.AdamW(list(groups), lr=lr, betas=betas, eps=eps, fused=fused)
@@ -55,7 +64,12 @@ def build_schedule(
     optimizer: anything with torch's `param_groups`, DeepSpeed's ZeRO optimizer too. The rate is a function of k alone.
     """
     return CosineLRScheduler(
-        optimizer, t_initial=total_steps, lr_min=min_lr, warmup_t=warmup_steps, warmup_lr_init=warmup_lr, t_in_epochs=False
+        optimizer,
+        t_initial=total_steps,
+        lr_min=min_lr,
+        warmup_t=warmup_steps,
+        warmup_lr_init=warmup_lr,
+        t_in_epochs=False,
     )
 
 
@@ -66,13 +80,20 @@ class Ema:
     `update` after each optimizer step that was applied). Integer buffers are copied.
     """
 
-    def __init__(self, flats: Sequence[torch.Tensor], buffers: Iterable[tuple[str, torch.Tensor]], decay: float) -> None:
+    def __init__(
+        self,
+        flats: Sequence[torch.Tensor],
+        buffers: Iterable[tuple[str, torch.Tensor]],
+        decay: float,
+    ) -> None:
         self.decay = decay
         self.flats = [flat.clone() for flat in flats]
         self.buffers = {name: buffer.clone() for name, buffer in buffers}
 
     @torch.no_grad()
-    def update(self, flats: Sequence[torch.Tensor], buffers: Iterable[tuple[str, torch.Tensor]]) -> None:
+    def update(
+        self, flats: Sequence[torch.Tensor], buffers: Iterable[tuple[str, torch.Tensor]]
+    ) -> None:
         """flats, buffers: the current values, in the order and under the names given at the start."""
         torch._foreach_lerp_(self.flats, list(flats), 1.0 - self.decay)
         for name, value in buffers:

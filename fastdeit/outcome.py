@@ -19,13 +19,22 @@ def is_finished(folder: Path) -> bool:
 def say_finished(config: Config, recipe: str, world: World, folder: Path) -> None:
     """Tells that a run was finished before, and how it ended."""
     console = RunConsole(1, 1, enabled=world.rank == 0)
-    console.note(f"{folder} holds this run, finished; remove it or name another --output-dir to train again")
-    show_summary(console, config, recipe, folder, json.loads((folder / SUMMARY).read_text())["results"])
+    console.note(
+        f"{folder} holds this run, finished; remove it or name another --output-dir to train again"
+    )
+    show_summary(
+        console, config, recipe, folder, json.loads((folder / SUMMARY).read_text())["results"]
+    )
 
 
-def show_summary(console: RunConsole, config: Config, recipe: str, folder: Path, results: dict[str, float]) -> None:
+def show_summary(
+    console: RunConsole, config: Config, recipe: str, folder: Path, results: dict[str, float]
+) -> None:
     """The table of a finished run, its files, and the command to try next."""
-    files = {"weights (timm's names)": folder / "student.safetensors", "picture": folder / "report.png"}
+    files = {
+        "weights (timm's names)": folder / "student.safetensors",
+        "picture": folder / "report.png",
+    }
     console.summary(results, files, _next_command(config, recipe, folder))
 
 

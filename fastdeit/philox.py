@@ -38,17 +38,23 @@ def philox4x32(counter: tuple[np.ndarray, ...], key: tuple[int, int]) -> tuple[n
     return c0, c1, c2, c3
 
 
-def stream_words(seed: int, epoch: int, ordinals: np.ndarray, streams: Sequence[tuple[int, int]]) -> np.ndarray:
+def stream_words(
+    seed: int, epoch: int, ordinals: np.ndarray, streams: Sequence[tuple[int, int]]
+) -> np.ndarray:
     """uint64 (len(streams), 4, B) holding 32-bit words: a block for each (purpose, block) of each ordinal.
 
     ordinals: int64 (B,), not negative; seed and epoch: 32 bits. One call for several streams costs less than one for each.
     """
     place = np.asarray(ordinals).astype(np.uint64)
     purpose, block = np.array(streams, np.uint64).reshape(-1, 2).T[:, :, None]
-    return np.stack(philox4x32((place & _LOW, place >> _SHIFT, block, purpose), (seed, epoch)), axis=1)
+    return np.stack(
+        philox4x32((place & _LOW, place >> _SHIFT, block, purpose), (seed, epoch)), axis=1
+    )
 
 
-def random_words(seed: int, epoch: int, ordinals: np.ndarray, purpose: int, blocks: int = 1, first: int = 0) -> np.ndarray:
+def random_words(
+    seed: int, epoch: int, ordinals: np.ndarray, purpose: int, blocks: int = 1, first: int = 0
+) -> np.ndarray:
     """uint64 (4 * blocks, B): the words of the blocks `first`, `first + 1`, ... of one purpose; as `stream_words`."""
     streams = [(purpose, first + block) for block in range(blocks)]
     return stream_words(seed, epoch, ordinals, streams).reshape(4 * blocks, np.size(ordinals))

@@ -72,16 +72,32 @@ class PlanSpec:
         _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
         _require(self.input_size >= 1, "input_size", self.input_size, "1 or more")
         _require(self.repeats >= 1, "repeats", self.repeats, "1 or more")
-        _require(0 < self.scale[0] <= self.scale[1] <= 1, "scale", self.scale, "0 < low <= high <= 1")
+        _require(
+            0 < self.scale[0] <= self.scale[1] <= 1, "scale", self.scale, "0 < low <= high <= 1"
+        )
         _require(0 < self.ratio[0] <= self.ratio[1], "ratio", self.ratio, "0 < low <= high")
         for name in ("hflip", "ra_prob", "reprob", "mixup_prob", "mixup_switch_prob"):
-            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a probability, 0 to 1")
+            _require(
+                0 <= getattr(self, name) <= 1, name, getattr(self, name), "a probability, 0 to 1"
+            )
         for name in ("ra_layers", "ra_magnitude", "ra_std", "color_jitter", "mixup", "cutmix"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        _require(not (self.three_augment and self.ra_layers), "ra_layers", self.ra_layers, "0 with three_augment")
+        _require(
+            not (self.three_augment and self.ra_layers),
+            "ra_layers",
+            self.ra_layers,
+            "0 with three_augment",
+        )
         # the padding is a reflection of 4 pixels
-        _require(not self.simple_crop or self.input_size > 4, "input_size", self.input_size, "5 or more with simple_crop")
-        _require(self.remode in ("const", "rand", "pixel"), "remode", self.remode, "const, rand, pixel")
+        _require(
+            not self.simple_crop or self.input_size > 4,
+            "input_size",
+            self.input_size,
+            "5 or more with simple_crop",
+        )
+        _require(
+            self.remode in ("const", "rand", "pixel"), "remode", self.remode, "const, rand, pixel"
+        )
         group = self.mixup_group
         _require(group >= 2 and group % 2 == 0, "mixup_group", group, "an even number, 2 or more")
         low, high = self.cutmix_minmax or (0.1, 0.9)
@@ -92,7 +108,11 @@ class PlanSpec:
         """For each layer of operations the names out of draws.OPS that it is drawn from: RandAugment's layers, or 3-Augment's
         one; then the colour jitter's three."""
         rand, three, jitter = (draws.RAND_AUGMENT_OPS,), (draws.THREE_OPS,), (draws.JITTER_OPS,)
-        return rand * self.ra_layers + three * self.three_augment + 3 * jitter * (self.color_jitter > 0)
+        return (
+            rand * self.ra_layers
+            + three * self.three_augment
+            + 3 * jitter * (self.color_jitter > 0)
+        )
 
     @property
     def layers(self) -> int:
@@ -102,7 +122,9 @@ class PlanSpec:
     @property
     def mixes(self) -> bool:
         """Whether any sample is mixed at all."""
-        return self.mixup_prob > 0 and (self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None)
+        return self.mixup_prob > 0 and (
+            self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
+        )
 
 
 @dataclass(frozen=True)
@@ -145,7 +167,12 @@ class Plan:
         self.sizes = np.ascontiguousarray(sizes, dtype=np.int32)
         self._excluded = np.zeros(0, np.int64)
         pairs = self.num_images // 2
-        _require(pairs >= spec.repeats, "repeats", spec.repeats, f"at most {pairs} with {self.num_images} training images")
+        _require(
+            pairs >= spec.repeats,
+            "repeats",
+            spec.repeats,
+            f"at most {pairs} with {self.num_images} training images",
+        )
         self._order = functools.lru_cache(maxsize=2)(self._readable_order)
 
     @property
@@ -168,30 +195,51 @@ class Plan:
         _require(not wrong.size, "exclude", wrong.tolist(), f"rows 0 to {self.num_images - 1}")
         excluded = np.union1d(self._excluded, rows)
         left = self.num_images - excluded.size
-        _require(left >= 2, "exclude", f"{excluded.size} images", f"at most {self.num_images - 2} of {self.num_images}")
+        _require(
+            left >= 2,
+            "exclude",
+            f"{excluded.size} images",
+            f"at most {self.num_images - 2} of {self.num_images}",
+        )
         self._excluded = excluded
         self._order.cache_clear()
 
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides the draws of `draw`, but for excluded images; DropPath's rates are the
         student's, not part of it."""
-        facts = {"version": VERSION, "spec": dataclasses.asdict(self.spec), "images": self.num_images}
+        facts = {
+            "version": VERSION,
+            "spec": dataclasses.asdict(self.spec),
+            "images": self.num_images,
+        }
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         digest.update(self.sizes.tobytes())
         return digest.hexdigest()
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Whole global batches in an epoch of about N samples, copies included (deit: samplers.py, RASampler)."""
-        _require(0 < batch_size <= self.num_images, "batch_size", batch_size, f"1 to {self.num_images} (the training images)")
+        _require(
+            0 < batch_size <= self.num_images,
+            "batch_size",
+            batch_size,
+            f"1 to {self.num_images} (the training images)",
+        )
         return self.num_images // batch_size
 
-    def ordinals(self, step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
+    def ordinals(
+        self, step: int, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> np.ndarray:
         """int64 (batch_size / world_size,): the samples of one rank in one step, pairs side by side.
 
         Raises ValueError unless batch_size is a multiple of 2 * world_size: a pair never crosses ranks.
         """
         share = 2 * world_size
-        _require(batch_size > 0 and batch_size % share == 0, "batch_size", batch_size, f"multiples of {share}")
+        _require(
+            batch_size > 0 and batch_size % share == 0,
+            "batch_size",
+            batch_size,
+            f"multiples of {share}",
+        )
         units = np.arange(step * batch_size // 2, (step + 1) * batch_size // 2, dtype=np.int64)
         mine = units[units % world_size == rank]
         return (2 * mine[:, None] + np.arange(2)).reshape(-1)
@@ -231,7 +279,9 @@ class Plan:
         rates: the probability of dropping, one a block.
         """
         depth = len(rates)
-        words = random_words(self.spec.seed, epoch, ordinals, draws.DROP_PATH, blocks=-(-depth // 2))
+        words = random_words(
+            self.spec.seed, epoch, ordinals, draws.DROP_PATH, blocks=-(-depth // 2)
+        )
         kept = uniform(words[: 2 * depth]) >= np.repeat(np.asarray(rates, float), 2)[:, None]
         return np.ascontiguousarray(kept.T).reshape(len(ordinals), depth, 2)
 
@@ -243,7 +293,9 @@ class Plan:
     ) -> tuple[np.ndarray, np.ndarray]:
         size = self.spec.input_size
         if self.spec.simple_crop:
-            return np.concatenate((np.zeros_like(sizes), sizes), 1), draws.simple_crop(first, sizes, size)
+            return np.concatenate((np.zeros_like(sizes), sizes), 1), draws.simple_crop(
+                first, sizes, size
+            )
         crop = draws.resized_crop(words, ordinals, first, sizes, self.spec.scale, self.spec.ratio)
         return crop, np.tile(np.array([size, size, 0, 0], np.int32), (len(ordinals), 1))
 
@@ -252,8 +304,16 @@ class Plan:
         spec, count = self.spec, len(ordinals)
         drawn = [(np.zeros((count, 0), np.int32), np.zeros((count, 0)))]
         if spec.ra_layers:
-            magnitude = {"magnitude": spec.ra_magnitude, "deviation": spec.ra_std, "maximum": spec.ra_max}
-            drawn.append(draws.rand_augment(words, ordinals, layers=spec.ra_layers, prob=spec.ra_prob, **magnitude))
+            magnitude = {
+                "magnitude": spec.ra_magnitude,
+                "deviation": spec.ra_std,
+                "maximum": spec.ra_max,
+            }
+            drawn.append(
+                draws.rand_augment(
+                    words, ordinals, layers=spec.ra_layers, prob=spec.ra_prob, **magnitude
+                )
+            )
         if spec.three_augment:
             drawn.append(draws.three_augment(words, ordinals))
         if spec.color_jitter > 0:
@@ -287,14 +347,21 @@ class Plan:
             pairs = self.num_images // 2
             for side in range(2):
                 images = order[side : 2 * pairs : 2]
-                images[:] = _next_good(images, np.isin(images, self._excluded), f"side {side} of epoch {epoch}")
+                images[:] = _next_good(
+                    images, np.isin(images, self._excluded), f"side {side} of epoch {epoch}"
+                )
         return order
 
 
 def _next_good(images: np.ndarray, bad: np.ndarray, place: str) -> np.ndarray:
     """Each bad image replaced by the first good one after it, going round at the end; place: for the error."""
     good = np.flatnonzero(~bad)
-    _require(bool(good.size), "exclude", f"every image of {place}", "at least one good image on each side")
+    _require(
+        bool(good.size),
+        "exclude",
+        f"every image of {place}",
+        "at least one good image on each side",
+    )
     return images[good[np.searchsorted(good, np.arange(len(images))) % good.size]]
 
 

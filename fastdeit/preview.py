@@ -79,17 +79,23 @@ def _ordinals(text: str) -> np.ndarray:
     except ValueError:
         chosen = []
     if not 0 < len(chosen) <= _MOST or min(chosen) < 0:
-        raise ValueError(f"--ordinals: got {text!r}, allowed are 1 to {_MOST} of them, such as 0-7 or 3,5,12-14")
+        raise ValueError(
+            f"--ordinals: got {text!r}, allowed are 1 to {_MOST} of them, such as 0-7 or 3,5,12-14"
+        )
     return np.array(chosen, np.int64)
 
 
 def _check(plan: Plan, config: Config, ordinals: np.ndarray) -> None:
     count = plan.num_images // 2 * 2 * plan.spec.repeats
     if ordinals.max() >= count:
-        raise ValueError(f"--ordinals: got {ordinals.max()}, allowed is below {count}, the samples of an epoch")
+        raise ValueError(
+            f"--ordinals: got {ordinals.max()}, allowed is below {count}, the samples of an epoch"
+        )
 
 
-def samples(index: Index, plan: Plan, config: Config, ordinals: np.ndarray, epoch: int) -> list[list[Cell]]:
+def samples(
+    index: Index, plan: Plan, config: Config, ordinals: np.ndarray, epoch: int
+) -> list[list[Cell]]:
     """A row of cells for each ordinal (int64 (B,))."""
     pairs = np.stack((ordinals, ordinals ^ 1), 1).reshape(-1)
     draws = plan.draw(epoch, pairs)
@@ -112,22 +118,40 @@ def _steps(index: Index, plan: Plan, config: Config, draws: Draws, row: int) -> 
     stored, (y, x, height, width) = _opened(index, int(draws.image[row])), draws.crop[row].tolist()
     to_height, to_width, top, left = draws.resize[row].tolist()
     flip = bool(draws.flip[row])
-    image = resize(stored[y : y + height, x : x + width], to_height, to_width, top, left, plan.spec.input_size, flip)
-    cells = [Cell(stored, "", (y, x, height, width)), Cell(image, "crop, flipped" if flip else "crop")]
+    image = resize(
+        stored[y : y + height, x : x + width],
+        to_height,
+        to_width,
+        top,
+        left,
+        plan.spec.input_size,
+        flip,
+    )
+    cells = [
+        Cell(stored, "", (y, x, height, width)),
+        Cell(image, "crop, flipped" if flip else "crop"),
+    ]
     for op, argument in zip(draws.ops[row].tolist(), draws.op_args[row].tolist(), strict=True):
         image = apply_op(image, op, argument, _fill(config)) if op >= 0 else image
         cells.append(Cell(image, _op_title(op, argument)))
     return cells
 
 
-def sheet(index: Index, plan: Plan, config: Config, ordinals: np.ndarray, epoch: int) -> list[list[Cell]]:
+def sheet(
+    index: Index, plan: Plan, config: Config, ordinals: np.ndarray, epoch: int
+) -> list[list[Cell]]:
     """A row for each operation, on the first ordinal's crop: RandAugment's at several magnitudes, others at arguments."""
     cropped = _steps(index, plan, config, plan.draw(epoch, ordinals[:1]), 0)[1].picture
     rows = []
     for number, name in enumerate(OPS):
         cells = [Cell(cropped, name)]
         for argument, level in _arguments(number):
-            cells.append(Cell(apply_op(cropped, number, argument, _fill(config)), level + _op_title(number, argument)))
+            cells.append(
+                Cell(
+                    apply_op(cropped, number, argument, _fill(config)),
+                    level + _op_title(number, argument),
+                )
+            )
         rows.append(cells)
     return rows
 
@@ -138,18 +162,28 @@ def _arguments(op: int) -> list[tuple[float, str]]:
         return [(radius, "") for radius in np.linspace(0.1, 2.0, 6).tolist()]
     if op >= len(RAND_AUGMENT_OPS):
         return [(0.0, "")]
-    enhances = OPS[op].endswith("Increasing") and OPS[op][:5] in ("Color", "Contr", "Brigh", "Sharp")
+    enhances = OPS[op].endswith("Increasing") and OPS[op][:5] in (
+        "Color",
+        "Contr",
+        "Brigh",
+        "Sharp",
+    )
     signs = (1, -1) if OPS[op] in _SIGNED or enhances else (1,)
     levels = [sign * magnitude for sign in signs for magnitude in _MAGNITUDES[:: len(signs)]]
     levels = sorted(levels) if len(signs) > 1 else levels
     one = np.array([op])
-    return [(float(op_arguments(one, np.abs([level]), np.array([level < 0]))[0]), f"m {level:+g}: ") for level in levels]
+    return [
+        (float(op_arguments(one, np.abs([level]), np.array([level < 0]))[0]), f"m {level:+g}: ")
+        for level in levels
+    ]
 
 
 def _through_pipeline(index: Index, plan: Plan, config: Config, draws: Draws) -> torch.Tensor:
     """float32 (B, 3, S, S): what the training pipeline makes of the draws, on the CPU."""
     options = build.pipeline_options(config, World(0, 1, 0, 1, torch.device("cpu")))
-    options = dataclasses.replace(options, batch_size=len(draws.image), feeds_paths=index.feeds_paths, prefetch=1)
+    options = dataclasses.replace(
+        options, batch_size=len(draws.image), feeds_paths=index.feeds_paths, prefetch=1
+    )
     fed = (index.feed(draws.image), *pack_draws(draws, plan.spec, options))
     (images,) = build_train_pipeline(lambda i: fed, plan.spec, options).run()
     return torch.from_numpy(np.array(images.as_tensor()))
@@ -161,7 +195,9 @@ def _opened(index: Index, row: int) -> np.ndarray:
 
 def _picture(image: torch.Tensor, config: Config) -> np.ndarray:
     """uint8 (S, S, 3) from a normalised image (3, S, S)."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (config.data.mean, config.data.std))
+    mean, std = (
+        torch.tensor(values)[:, None, None] for values in (config.data.mean, config.data.std)
+    )
     return ((image * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
 
@@ -176,7 +212,10 @@ _UNITS = {
     "SolarizeAdd": "+{:.0f}",
     "GaussianBlur": "radius {:.2f}",
     **dict.fromkeys(("ShearX", "ShearY", "TranslateXRel", "TranslateYRel"), "{:+.2f}"),
-    **dict.fromkeys((f"{name}Increasing" for name in ("Color", "Contrast", "Brightness", "Sharpness")), "x {:.2f}"),
+    **dict.fromkeys(
+        (f"{name}Increasing" for name in ("Color", "Contrast", "Brightness", "Sharpness")),
+        "x {:.2f}",
+    ),
 }
 
 

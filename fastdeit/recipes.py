@@ -25,7 +25,9 @@ def deit_paper() -> Config:
     deepspeed fastdeit/train.py --recipe deit_paper --data-path IMAGENET --teacher-path regnety_160.safetensors
     Published: 81.2 % top-1 (arXiv 2012.12877, table 5). Not yet run at full length by us.
     """
-    return Config().replace(augment={"aug_repeats": 3}, model={"qkv_bias": True}, mix={"mixup_group": 256})
+    return Config().replace(
+        augment={"aug_repeats": 3}, model={"qkv_bias": True}, mix={"mixup_group": 256}
+    )
 
 
 _DIGITS = Config().replace(
@@ -59,7 +61,14 @@ def digits_teacher() -> Config:
         model={"model": "test_resnet", "drop_path": 0.0},
         mix={"mixup": 0.0, "cutmix": 0.0},
         distill={"distillation_type": "none"},
-        optim={"epochs": 12, "batch_size": 64, "lr": 4e-3, "warmup_epochs": 1, "model_ema_decay": 0.97, "unscale_lr": True},
+        optim={
+            "epochs": 12,
+            "batch_size": 64,
+            "lr": 4e-3,
+            "warmup_epochs": 1,
+            "model_ema_decay": 0.97,
+            "unscale_lr": True,
+        },
         run={"eval_epochs": 4},
     )
 
@@ -80,7 +89,10 @@ def digits() -> Config:
             "drop_path": 0.05,
         },
         mix={"mixup": 0.2, "mixup_prob": 0.3},
-        distill={"teacher_model": "test_resnet", "teacher_path": "runs/digits_teacher/student.safetensors"},
+        distill={
+            "teacher_model": "test_resnet",
+            "teacher_path": "runs/digits_teacher/student.safetensors",
+        },
         optim={
             "epochs": 36,
             "batch_size": 32,
@@ -102,7 +114,13 @@ _FASHION = Config().replace(
         "std": (0.353, 0.353, 0.353),
         "eval_crop_ratio": 1.0,
     },
-    augment={"aa": "none", "color_jitter": 0.0, "scale": (0.8, 1.0), "reprob": 0.0, "repeated_aug": False},
+    augment={
+        "aa": "none",
+        "color_jitter": 0.0,
+        "scale": (0.8, 1.0),
+        "reprob": 0.0,
+        "repeated_aug": False,
+    },
     mix={"mixup": 0.0, "cutmix": 0.0},  # twelve epochs are too few for it
 )
 
@@ -116,7 +134,14 @@ def fashion_mnist_teacher() -> Config:
     return _FASHION.replace(
         model={"model": "test_resnet", "drop_path": 0.0},
         distill={"distillation_type": "none"},
-        optim={"epochs": 4, "batch_size": 128, "lr": 4e-3, "warmup_epochs": 0.5, "model_ema_decay": 0.99, "unscale_lr": True},
+        optim={
+            "epochs": 4,
+            "batch_size": 128,
+            "lr": 4e-3,
+            "warmup_epochs": 0.5,
+            "model_ema_decay": 0.99,
+            "unscale_lr": True,
+        },
         run={"eval_epochs": 2, "log_steps": 50},
     )
 
@@ -136,7 +161,10 @@ def fashion_mnist() -> Config:
             "num_heads": 4,
             "drop_path": 0.05,
         },
-        distill={"teacher_model": "test_resnet", "teacher_path": "runs/fashion_mnist_teacher/student.safetensors"},
+        distill={
+            "teacher_model": "test_resnet",
+            "teacher_path": "runs/fashion_mnist_teacher/student.safetensors",
+        },
         optim={
             "epochs": 12,
             "batch_size": 64,

@@ -34,18 +34,24 @@ class Part:
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.of:
-            raise ValueError(f"--part: got {self.number}/{self.of}, allowed is NUMBER/JOBS with NUMBER from 1 to JOBS")
+            raise ValueError(
+                f"--part: got {self.number}/{self.of}, allowed is NUMBER/JOBS with NUMBER from 1 to JOBS"
+            )
 
     def chunks(self, manifest: Manifest, epochs: Sequence[int]) -> list[Chunk]:
         """The job's share, a run of neighbours."""
         every = [(epoch, chunk) for epoch in epochs for chunk in range(manifest.chunks)]
-        return every[len(every) * (self.number - 1) // self.of : len(every) * self.number // self.of]
+        return every[
+            len(every) * (self.number - 1) // self.of : len(every) * self.number // self.of
+        ]
 
 
 def missing(folder: Path, chunks: Sequence[Chunk], images: Images | None) -> list[Chunk]:
     """Those that are not recorded, or damaged, or, if images are given, made of others."""
     cache = Cache(folder)
-    return [(epoch, chunk) for epoch, chunk in chunks if cache.fault(epoch, chunk, images) is not None]
+    return [
+        (epoch, chunk) for epoch, chunk in chunks if cache.fault(epoch, chunk, images) is not None
+    ]
 
 
 class Windows(Sequence[tuple[int, np.ndarray]]):
@@ -68,7 +74,9 @@ class Windows(Sequence[tuple[int, np.ndarray]]):
 
 
 @torch.no_grad()
-def answers(batches: Iterator[Batch], teacher: Logits, dtype: torch.dtype) -> Iterator[tuple[Batch, torch.Tensor]]:
+def answers(
+    batches: Iterator[Batch], teacher: Logits, dtype: torch.dtype
+) -> Iterator[tuple[Batch, torch.Tensor]]:
     """The teacher's logits (B, K) for the mixed images of each batch, as the training step shows them."""
     for batch in batches:
         images = mix(batch.images, batch.lam, batch.box, dtype, channels_last=True)

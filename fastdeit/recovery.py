@@ -51,7 +51,9 @@ def go_back(run: Run) -> None:
     run.health.begin(run.trainer.step)
     run.compared = -1
     run.meter, run.mark, run.saved = Meter(), (time.monotonic(), run.trainer.step), run.trainer.step
-    run.console.note(f"steps {bad[0]} to {bad[-1]} were bad: went back to {found.path}, passes over all steps up to {bad[-1]}")
+    run.console.note(
+        f"steps {bad[0]} to {bad[-1]} were bad: went back to {found.path}, passes over all steps up to {bad[-1]}"
+    )
 
 
 def _leave_bundle(run: Run, refusal: str) -> str:
@@ -61,10 +63,18 @@ def _leave_bundle(run: Run, refusal: str) -> str:
     folder, command = bundle_of(run.folder, first), f"fastdeit replay {run.folder} --step {first}"
     tensors, state = run.trainer.state()
     state |= run.fingerprints | run.about(first) | run.health.state_before(state)
-    report = run.health.report() | {"refusal": refusal, "replay": command, "world_size": run.world.size}
+    report = run.health.report() | {
+        "refusal": refusal,
+        "replay": command,
+        "world_size": run.world.size,
+    }
     report |= {"config": run.config.to_dict(), "code": code_digest(), "versions": versions()}
     faults = on_rank0(lambda: write_bundle(folder, tensors, state, report))
-    left = f"{folder} lacks what shows why: {'; '.join(faults)}" if faults else f"{folder} shows why, and {command}"
+    left = (
+        f"{folder} lacks what shows why: {'; '.join(faults)}"
+        if faults
+        else f"{folder} shows why, and {command}"
+    )
     return f"steps {first} to {last} were skipped, --max-bad-steps is {run.config.run.max_bad_steps}, and {refusal}; {left}"
 
 

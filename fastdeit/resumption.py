@@ -22,7 +22,9 @@ class Found:
     passed_over: list[str] = field(default_factory=list)
 
 
-def find_checkpoint(folder: Path, named: str, layout: Tensors, before: int | None = None) -> Found | None:
+def find_checkpoint(
+    folder: Path, named: str, layout: Tensors, before: int | None = None
+) -> Found | None:
     """The checkpoint that all ranks can load and hold for whole; None if a run folder has none. A collective.
 
     named: the one to take (--resume), "" for the newest whole one of the run `folder`; layout: as `load_checkpoint` takes it;
@@ -43,7 +45,9 @@ def find_checkpoint(folder: Path, named: str, layout: Tensors, before: int | Non
         passed_over.append(str(fault))
     if passed_over:
         listed = "\n  ".join(passed_over)
-        raise ValueError(f"--output-dir: {folder} has no whole checkpoint; remove them to start anew:\n  {listed}")
+        raise ValueError(
+            f"--output-dir: {folder} has no whole checkpoint; remove them to start anew:\n  {listed}"
+        )
     return None
 
 
@@ -51,7 +55,11 @@ def _candidates(folder: Path, named: str, before: int | None) -> tuple[list[Path
     """What rank 0 finds to go on from, the first choice first; and whether that is the named one."""
     choice: list[tuple[list[Path], bool]] = [([], False)]
     if dist.get_rank() == 0:
-        own = [path for path in list_checkpoints(folder / "checkpoints") if before is None or step_of(path) < before]
+        own = [
+            path
+            for path in list_checkpoints(folder / "checkpoints")
+            if before is None or step_of(path) < before
+        ]
         asked_for = bool(named) and not (own and _began_with(folder, named))
         choice[0] = ([Path(named)] if asked_for else own), asked_for
     dist.broadcast_object_list(choice)
@@ -61,7 +69,10 @@ def _candidates(folder: Path, named: str, before: int | None) -> tuple[list[Path
 def _began_with(folder: Path, named: str) -> bool:
     """Whether a run folder was last used by a command with the same --resume; then this one goes on from what that saved."""
     config = folder / "config.yaml"
-    return config.is_file() and read_config_file(config, "--output-dir").get("run", {}).get("resume") == named
+    return (
+        config.is_file()
+        and read_config_file(config, "--output-dir").get("run", {}).get("resume") == named
+    )
 
 
 def _try(path: Path, layout: Tensors) -> tuple[Found | None, ValueError | None]:

@@ -39,7 +39,9 @@ class Rollbacks:
         Raises ValueError, the same on every rank, if there is none, or if the run went back `allowed` times. A collective.
         """
         if len(self.entries) >= allowed:
-            raise ValueError(f"the run went back {len(self.entries)} times, --max-rollbacks allows {allowed}")
+            raise ValueError(
+                f"the run went back {len(self.entries)} times, --max-rollbacks allows {allowed}"
+            )
         while first_bad - 1 in self:
             first_bad -= 1
         found = find_checkpoint(self._folder, "", layout, before=first_bad)
@@ -53,9 +55,16 @@ class Rollbacks:
         A collective.
         """
         passed_over = [checkpoint, bad_steps[-1] + 1]
-        entry = {"checkpoint": checkpoint, "bad_steps": list(bad_steps), "passed_over": passed_over, "time": time.time()}
+        entry = {
+            "checkpoint": checkpoint,
+            "bad_steps": list(bad_steps),
+            "passed_over": passed_over,
+            "time": time.time(),
+        }
         entries = [*self.entries, entry]
-        on_rank0(lambda: write_whole(self._file, "".join(json.dumps(each) + "\n" for each in entries)))
+        on_rank0(
+            lambda: write_whole(self._file, "".join(json.dumps(each) + "\n" for each in entries))
+        )
         self.entries = entries
 
 
@@ -71,7 +80,9 @@ def read_rollbacks(folder: Path) -> list[dict[str, Any]]:
             entry = json.loads(line)
             first, last = (operator.index(step) for step in entry["passed_over"])
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{file}: damaged: got {line[:80]!r}, allowed are lines with passed_over [from, to)") from None
+            raise ValueError(
+                f"{file}: damaged: got {line[:80]!r}, allowed are lines with passed_over [from, to)"
+            ) from None
         entries.append(entry | {"passed_over": [first, last]})
     return entries
 
@@ -81,7 +92,9 @@ def bundle_of(folder: Path, step: int) -> Path:
     return folder / f"bad-step-{step}"
 
 
-def write_bundle(folder: Path, tensors: Tensors, state: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
+def write_bundle(
+    folder: Path, tensors: Tensors, state: Mapping[str, Any], report: Mapping[str, Any]
+) -> list[str]:
     """Fills `folder` with a checkpoint of the state that the first bad step began with, and report.json.
 
     state: its `step` is that step. Returns what could not be written, and why.

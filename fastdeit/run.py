@@ -19,7 +19,12 @@ from fastdeit.distributed import World, each_rank, init_distributed, meet, on_ev
 from fastdeit.engine import Trainer
 from fastdeit.flags import parse_time_limit
 from fastdeit.health import Health, HealthError
-from fastdeit.identity import check_same_everywhere, check_same_images, check_same_run, check_same_samples
+from fastdeit.identity import (
+    check_same_everywhere,
+    check_same_images,
+    check_same_run,
+    check_same_samples,
+)
 from fastdeit.loop import evaluate_run, train
 from fastdeit.models.cache import Replay
 from fastdeit.models.manifest import CacheError
@@ -41,9 +46,14 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     with one_line_errors():
         config, recipe = parse_config(argv, prog)
     folder, limits = Path(config.run.output_dir), config.limits.sections()
-    with Supervisor(folder, limits, parse_time_limit(config.run.time_limit)) as supervisor, RunLock(folder) as lock:
+    with (
+        Supervisor(folder, limits, parse_time_limit(config.run.time_limit)) as supervisor,
+        RunLock(folder) as lock,
+    ):
         with one_line_errors():
-            world = init_distributed(max(limits.values()) + 60)  # the watchdog speaks before the collectives' own time-out does
+            world = init_distributed(
+                max(limits.values()) + 60
+            )  # the watchdog speaks before the collectives' own time-out does
             supervisor.listen()
             run = _prepare(config, recipe, world, supervisor, lock)
         try:
@@ -57,7 +67,9 @@ def train_command(argv: Sequence[str], prog: str) -> int:
             return supervisor.leave(1)
 
 
-def _prepare(config: Config, recipe: str, world: World, supervisor: Supervisor, lock: RunLock) -> Run | None:
+def _prepare(
+    config: Config, recipe: str, world: World, supervisor: Supervisor, lock: RunLock
+) -> Run | None:
     """A run ready for its next step, with nothing written yet but the lock; None if it was finished before."""
     folder = Path(config.run.output_dir)
     check_same_everywhere(config)
@@ -123,16 +135,24 @@ def build_training(config: Config, world: World, index: Index) -> Training:
     replay = open_cache(config, plan, index, pixels, teacher) if config.distill.cache else None
     model, notes = each_rank(lambda: build.build_model(config, len(index.classes)))
     rates = getattr(model, "drop_path_rates", ())
-    trainer = build_trainer(config, world, model, teacher, plan.steps_per_epoch(config.optim.batch_size), replay)
+    trainer = build_trainer(
+        config, world, model, teacher, plan.steps_per_epoch(config.optim.batch_size), replay
+    )
     return Training(plan, replay, trainer, rates, notes)
 
 
-def _build_run(config: Config, recipe: str, world: World, folder: Path, supervisor: Supervisor) -> Run:
+def _build_run(
+    config: Config, recipe: str, world: World, folder: Path, supervisor: Supervisor
+) -> Run:
     indexes = build.build_data(config)
-    (train_index, quarantine), (val_index, val_quarantine) = (build.build_quarantine(config, index) for index in indexes)
+    (train_index, quarantine), (val_index, val_quarantine) = (
+        build.build_quarantine(config, index) for index in indexes
+    )
     check_same_images(train_index, val_index, build.pipeline_options(config, world).describe())
     plan, replay, trainer, rates, notes = build_training(config, world, train_index)
-    train_loader = build.build_train_loader(config, world, train_index, plan, rates, quarantine, replay)
+    train_loader = build.build_train_loader(
+        config, world, train_index, plan, rates, quarantine, replay
+    )
     val_loader = build.build_eval_loader(config, world, val_index, val_quarantine)
     console = RunConsole(config.optim.epochs, train_loader.steps_per_epoch, enabled=world.rank == 0)
     return Run(
@@ -150,8 +170,12 @@ def _build_run(config: Config, recipe: str, world: World, folder: Path, supervis
         replay=replay,
         console=console,
         supervisor=supervisor,
-        checkpoints=CheckpointWriter(folder / "checkpoints", config.run.keep_checkpoints, world.rank),
-        health=Health(folder, world.rank, train_loader.steps_per_epoch, config.optim.batch_size, console.note),
+        checkpoints=CheckpointWriter(
+            folder / "checkpoints", config.run.keep_checkpoints, world.rank
+        ),
+        health=Health(
+            folder, world.rank, train_loader.steps_per_epoch, config.optim.batch_size, console.note
+        ),
         notes=[*notes, *_left_out(train_index), *_left_out(val_index)],
     )
 
@@ -161,13 +185,17 @@ def _left_out(index: Index) -> list[str]:
     if not index.left_out:
         return []
     more = f" and {len(index.left_out) - 3} more" if len(index.left_out) > 3 else ""
-    return [f"{len(index.left_out)} damaged images of {index.split} left out: {'; '.join(index.left_out[:3])}{more}"]
+    return [
+        f"{len(index.left_out)} damaged images of {index.split} left out: {'; '.join(index.left_out[:3])}{more}"
+    ]
 
 
 def _facts(run: Run) -> dict[str, str]:
     config, world, notes = run.config, run.world, run.notes
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU"
-    parameters = sum(parameter.numel() for parameter in run.trainer.shadow.parameters())  # ZeRO 3 empties the engine's
+    parameters = sum(
+        parameter.numel() for parameter in run.trainer.shadow.parameters()
+    )  # ZeRO 3 empties the engine's
     stage = run.trainer.engine.zero_optimization_stage()
     teacher = run.trainer.teacher
     facts = {
@@ -175,13 +203,22 @@ def _facts(run: Run) -> dict[str, str]:
         "devices": f"{world.size} x {device}, {precision(config, world)[0]}, ZeRO {stage}",
         "data": f"{config.data.data_path}: {len(run.train_index):,} training and {len(run.val_index):,} validation images, "
         f"{len(run.train_index.classes)} classes, {config.data.input_size} px",
-        "student" if teacher or run.replay else "model": f"{config.model.model}, {parameters / 1e6:.2f} M parameters",
+        "student"
+        if teacher or run.replay
+        else "model": f"{config.model.model}, {parameters / 1e6:.2f} M parameters",
         "augmentation": f"{config.augment.aa}, {run.train_loader.options.describe()}",
-        "teacher": run.replay.describe() if run.replay else teacher.describe() if teacher else "none",
+        "teacher": run.replay.describe()
+        if run.replay
+        else teacher.describe()
+        if teacher
+        else "none",
         "schedule": f"{config.optim.epochs} epochs of {run.steps_per_epoch} steps, batch {config.optim.batch_size}",
     }
     if stage != config.run.zero_stage:
-        notes = [*notes, f"ZeRO {config.run.zero_stage} replaced by {stage}: the same maths, gradients summed in fp32"]
+        notes = [
+            *notes,
+            f"ZeRO {config.run.zero_stage} replaced by {stage}: the same maths, gradients summed in fp32",
+        ]
     return facts | {f"note {number}": note for number, note in enumerate(notes, 1)}
 
 
@@ -192,11 +229,15 @@ def _resume(run: Run) -> None:
     check_same_samples(found.state, run.fingerprints, found.path)
     take_up(run, found)
     run.notes += [f"passed over: {fault}" for fault in found.passed_over]
-    run.notes.append(f"goes on from {found.path}, after step {run.trainer.step} of {run.total_steps}")
+    run.notes.append(
+        f"goes on from {found.path}, after step {run.trainer.step} of {run.total_steps}"
+    )
     if "digest" not in found.state:
         run.notes.append(
             f"the checkpoint has no digest: that in metrics.jsonl is of the samples from step {run.trainer.step} on"
         )
     then, now = found.state.get("quarantine"), run.quarantine.fingerprint()
     if then not in (None, now):
-        run.notes.append("images were found damaged, or their list was removed, since then: steps may hold other samples")
+        run.notes.append(
+            "images were found damaged, or their list was removed, since then: steps may hold other samples"
+        )

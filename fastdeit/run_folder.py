@@ -50,7 +50,9 @@ def _on_disk(run: Run, write: Callable[[], None]) -> None:
             refusal = [str(error)]
     dist.broadcast_object_list(refusal)
     if refusal[0]:
-        raise FolderError(f"--output-dir: {run.folder}: {refusal[0]}; the same command goes on when that is put right")
+        raise FolderError(
+            f"--output-dir: {run.folder}: {refusal[0]}; the same command goes on when that is put right"
+        )
 
 
 def _write_folder(run: Run) -> None:
@@ -88,7 +90,9 @@ def write_outcome(run: Run, results: dict[str, float]) -> None:
     _on_disk(run, lambda: _write_results(run, results, weights, average))
 
 
-def _write_results(run: Run, results: dict[str, float], weights: Weights, average: Weights | None) -> None:
+def _write_results(
+    run: Run, results: dict[str, float], weights: Weights, average: Weights | None
+) -> None:
     about = build.weight_metadata(run.config, run.train_index, run.trainer.model)
     for name, tensors in {"student": weights, "student_ema": average}.items():
         if tensors is not None:
@@ -96,7 +100,9 @@ def _write_results(run: Run, results: dict[str, float], weights: Weights, averag
                 file.write(save(tensors, about))
     _save_report(run)
     summary = {"results": results, "steps": run.trainer.step, "skipped": run.trainer.skipped}
-    write_whole(run.folder / SUMMARY, json.dumps(summary, indent=1))  # the last file: its presence says that all went well
+    write_whole(
+        run.folder / SUMMARY, json.dumps(summary, indent=1)
+    )  # the last file: its presence says that all went well
     show_summary(run.console, run.config, run.recipe, run.folder, results)
 
 
@@ -104,7 +110,9 @@ def _save_report(run: Run) -> None:
     from fastdeit.visualize import save_report  # matplotlib imports slowly
 
     alone = dataclasses.replace(run.world, rank=0, size=1, local_size=1)
-    few = run.config.replace(optim={"batch_size": min(16, len(run.train_index) // 2 * 2), "micro_batch": 0})
+    few = run.config.replace(
+        optim={"batch_size": min(16, len(run.train_index) // 2 * 2), "micro_batch": 0}
+    )
     loader = build.build_train_loader(few, alone, run.train_index, run.plan, (), run.quarantine)
     batch = next(loader.epoch(0))
     loader.close()
@@ -115,4 +123,11 @@ def _save_report(run: Run) -> None:
         for row, (name, lam) in enumerate(zip(names, batch.lam.tolist(), strict=True))
     ]
     metrics = read_metrics(run.folder / "metrics.jsonl")
-    save_report(run.folder / "report.png", metrics, images, titles, run.config.data.mean, run.config.data.std)
+    save_report(
+        run.folder / "report.png",
+        metrics,
+        images,
+        titles,
+        run.config.data.mean,
+        run.config.data.std,
+    )

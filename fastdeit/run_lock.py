@@ -30,7 +30,9 @@ class RunLock:
 
     def acquire(self) -> None:
         """Takes the lock, making the folder if need be. Raises ValueError naming the process that holds it."""
-        self._made = [place for place in (self._folder, *self._folder.parents) if not place.exists()]
+        self._made = [
+            place for place in (self._folder, *self._folder.parents) if not place.exists()
+        ]
         self._folder.mkdir(parents=True, exist_ok=True)
         while self._descriptor is None:
             self._descriptor = self._try()
@@ -55,7 +57,11 @@ class RunLock:
 
     def _refusal(self, holder: dict[str, Any]) -> str:
         since = time.strftime("%F %T", time.localtime(holder.get("started", 0)))
-        who = f"process {holder['pid']} on {holder['host']} since {since}" if holder else "another process"
+        who = (
+            f"process {holder['pid']} on {holder['host']} since {since}"
+            if holder
+            else "another process"
+        )
         cure = f"stop it with `touch {self._folder / 'stop'}`"
         if holder and holder["host"] != socket.gethostname():
             cure += f", or remove {self._path} if it is dead"
@@ -81,7 +87,12 @@ class RunLock:
 
 def _this_process() -> dict[str, Any]:
     started = psutil.Process().create_time()
-    return {"host": socket.gethostname(), "pid": os.getpid(), "boot": _boot_id(), "started": started}
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "boot": _boot_id(),
+        "started": started,
+    }
 
 
 def _read(descriptor: int) -> dict[str, Any]:
@@ -99,7 +110,9 @@ def _may_live(holder: dict[str, Any]) -> bool:
     if holder["host"] != socket.gethostname():
         return True
     with contextlib.suppress(psutil.NoSuchProcess):
-        same = abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) < 2  # seconds: clocks are set
+        same = (
+            abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) < 2
+        )  # seconds: clocks are set
         return holder["boot"] == _boot_id() and same
     return False
 

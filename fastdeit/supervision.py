@@ -23,7 +23,16 @@ from fastdeit.watchdog import STARTUP, Watchdog, dump_stacks
 
 Item = TypeVar("Item")
 
-REASONS = ("", "--time-limit", "the file `stop`", "SIGUSR1", "SIGHUP", "SIGINT", "SIGTERM", "the launcher has ended")
+REASONS = (
+    "",
+    "--time-limit",
+    "the file `stop`",
+    "SIGUSR1",
+    "SIGHUP",
+    "SIGINT",
+    "SIGTERM",
+    "the launcher has ended",
+)
 """Why a run is to stop; ranks that were asked for several reasons agree on the last of them."""
 
 STOP_FILE = "stop"
@@ -31,7 +40,9 @@ INTERRUPTED = 130  # the shell's code for SIGINT
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _AGAIN_S = 1.0  # launchers pass a signal on that the terminal has sent to all
 _ORPHAN_LIMIT_S = 120.0
-_LAST_WORDS_S = 3.0  # the others wait for a rank that hangs: their watchdogs bark at nearly the same time
+_LAST_WORDS_S = (
+    3.0  # the others wait for a rank that hangs: their watchdogs bark at nearly the same time
+)
 
 
 class StopAgreed(Exception):
@@ -135,7 +146,9 @@ class Supervisor:
     written to a failure file, and ends at once a process that is one of several, for which the others wait.
     """
 
-    def __init__(self, folder: Path, limits: Mapping[str, float], time_limit_s: float | None) -> None:
+    def __init__(
+        self, folder: Path, limits: Mapping[str, float], time_limit_s: float | None
+    ) -> None:
         self._folder, self._rank = folder, int(os.environ.get("RANK", 0))
         self._alone = os.environ.get("WORLD_SIZE", "1") == "1"
         self._stop_file = folder / STOP_FILE if self._rank == 0 else None
@@ -176,7 +189,13 @@ class Supervisor:
     def fail(self, error: BaseException) -> None:
         """Writes this rank's failure file; what the watchdog said before has brought this about."""
         if not self._told:
-            write_failure(self._folder, self._rank, self._watchdog.section, self._watchdog.step, *describe(error))
+            write_failure(
+                self._folder,
+                self._rank,
+                self._watchdog.section,
+                self._watchdog.step,
+                *describe(error),
+            )
 
     def leave(self, code: int) -> int:
         """The exit code of a rank that fails alone. One of several ends here: on its way out it would wait for the others."""
@@ -198,7 +217,9 @@ class Supervisor:
     def _tell(self, section: str, step: int, reason: str) -> None:
         """Into the log, with the stacks of all threads, and into a failure file."""
         self._told = True
-        os.write(2, f"fastdeit: rank {self._rank}, after step {step}, in {section}: {reason}\n".encode())
+        os.write(
+            2, f"fastdeit: rank {self._rank}, after step {step}, in {section}: {reason}\n".encode()
+        )
         dump_stacks()
         write_failure(self._folder, self._rank, section, step, reason, stacks())
 
@@ -210,7 +231,12 @@ class Supervisor:
         """From here on a signal is a request; until then, while the others are looked for, it ends the process."""
         self.requests.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if isinstance(error, Exception):
             if was_left():
                 self.leave(2)

@@ -31,7 +31,9 @@ def open_tensors(path: Path) -> Iterator[Any]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > HEADER_LIMIT:
-        raise ValueError(f"{path} is no whole safetensors file: a header of {length:,} bytes, allowed are {HEADER_LIMIT:,}")
+        raise ValueError(
+            f"{path} is no whole safetensors file: a header of {length:,} bytes, allowed are {HEADER_LIMIT:,}"
+        )
     try:
         with safe_open(path, framework="pt") as tensors:
             yield tensors
@@ -49,11 +51,21 @@ def check_header(path: Path, wanted: Mapping[str, torch.Tensor]) -> None:
     """Raises ValueError naming the first few tensors that are not as in `wanted` (on any device, also "meta")."""
     with open_tensors(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        found = {name: (torch.Size(part.get_shape()), _DTYPES.get(part.get_dtype())) for name, part in slices.items()}
+        found = {
+            name: (torch.Size(part.get_shape()), _DTYPES.get(part.get_dtype()))
+            for name, part in slices.items()
+        }
     expected = {name: (tensor.shape, tensor.dtype) for name, tensor in wanted.items()}
-    names = [name for name in sorted(found.keys() | expected.keys()) if found.get(name) != expected.get(name)]
+    names = [
+        name
+        for name in sorted(found.keys() | expected.keys())
+        if found.get(name) != expected.get(name)
+    ]
     if names:
-        lines = [f"{name}: {_shown(found.get(name))}, not {_shown(expected.get(name))}" for name in names[:3]]
+        lines = [
+            f"{name}: {_shown(found.get(name))}, not {_shown(expected.get(name))}"
+            for name in names[:3]
+        ]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise ValueError(f"{path} does not fit the model: {'; '.join(lines)}{more}")
 

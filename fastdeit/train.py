@@ -5,7 +5,9 @@ import sys
 
 # started as a script, python puts this folder first on the path, where every module would also have a top-level name
 if os.path.abspath(sys.path[0] or ".") == os.path.dirname(os.path.abspath(__file__)):
-    sys.path[0] = os.path.dirname(sys.path[0]) or os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    sys.path[0] = os.path.dirname(sys.path[0]) or os.path.dirname(
+        os.path.dirname(os.path.abspath(__file__))
+    )
 
 import fastdeit.ancestry  # noqa: F401, I001  # before what imports slowly: it notes who the launcher is
 from fastdeit.distributed import leave

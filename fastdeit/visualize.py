@@ -44,7 +44,9 @@ def save_grid(path: Path, rows: Sequence[Sequence[Picture]], title: str) -> None
     """Writes a PNG of pictures in rows, which may be of different lengths; the same input gives the same bytes."""
     columns = max(map(len, rows))
     size = (1.7 * columns, 1.85 * len(rows) + 0.5)
-    figure, cells = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
+    figure, cells = plt.subplots(
+        len(rows), columns, figsize=size, squeeze=False, layout="constrained"
+    )
     for axes in cells.flat:
         axes.axis("off")
     for line, row in zip(cells, rows, strict=True):
@@ -53,7 +55,16 @@ def save_grid(path: Path, rows: Sequence[Sequence[Picture]], title: str) -> None
             axes.set_title(name, fontsize=7)
             if box is not None:
                 y, x, height, width = box
-                axes.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor="red", linewidth=1.2))
+                axes.add_patch(
+                    Rectangle(
+                        (x - 0.5, y - 0.5),
+                        width,
+                        height,
+                        fill=False,
+                        edgecolor="red",
+                        linewidth=1.2,
+                    )
+                )
     figure.suptitle(title, fontsize=9)
     figure.savefig(path, dpi=100, metadata={"Software": None})
     plt.close(figure)
@@ -61,19 +72,29 @@ def save_grid(path: Path, rows: Sequence[Sequence[Picture]], title: str) -> None
 
 def _draw_curves(figure: SubFigure, metrics: Sequence[Mapping[str, Any]]) -> None:
     above, below = figure.subplots(2, 1, sharex=True)
-    _draw(above, metrics, {"loss": "training loss", "base": "to the labels", "distill": "to the teacher"})
+    _draw(
+        above,
+        metrics,
+        {"loss": "training loss", "base": "to the labels", "distill": "to the teacher"},
+    )
     above.set_ylabel("loss")
     rate = above.twinx()
     _draw(rate, metrics, {"lr": "learning rate"}, color="0.7", linestyle="--")
     rate.set_ylabel("learning rate")
     rate.legend(loc="lower left", frameon=False)
-    accuracies = {"model/cls/top1": "class head", "model/dist/top1": "distillation head", "model/both/top1": "both heads"}
+    accuracies = {
+        "model/cls/top1": "class head",
+        "model/dist/top1": "distillation head",
+        "model/both/top1": "both heads",
+    }
     _draw(below, metrics, accuracies | {"ema/both/top1": "EMA, both heads"}, marker=".")
     below.set_ylabel("validation top-1 %")
     below.set_xlabel("optimizer step")
 
 
-def _draw(axes: Axes, metrics: Sequence[Mapping[str, Any]], names: Mapping[str, str], **style: Any) -> None:
+def _draw(
+    axes: Axes, metrics: Sequence[Mapping[str, Any]], names: Mapping[str, str], **style: Any
+) -> None:
     for name, label in names.items():
         points = [(line["step"], line[name]) for line in metrics if name in line]
         if points and any(value for _, value in points):
@@ -83,10 +104,16 @@ def _draw(axes: Axes, metrics: Sequence[Mapping[str, Any]], names: Mapping[str, 
 
 
 def _draw_grid(
-    figure: SubFigure, images: torch.Tensor, titles: Sequence[str], mean: Sequence[float], std: Sequence[float]
+    figure: SubFigure,
+    images: torch.Tensor,
+    titles: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> None:
     side = max(1, int(np.ceil(np.sqrt(len(images)))))
-    pixels = images.float().cpu() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+    pixels = (
+        images.float().cpu() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+    )
     pictures = pixels.clamp(0, 1).permute(0, 2, 3, 1).numpy()
     cells = np.atleast_1d(figure.subplots(side, side)).ravel()
     for cell in cells:

@@ -22,7 +22,12 @@ class Watchdog:
     section, in which kernels are compiled and caches filled.
     """
 
-    def __init__(self, limits: Mapping[str, float], expire: Callable[[str, int, float], None], poll_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        limits: Mapping[str, float],
+        expire: Callable[[str, int, float], None],
+        poll_s: float = 1.0,
+    ) -> None:
         self._limits, self._expire, self._poll_s = dict(limits), expire, poll_s
         self._held_s = min(self._limits.values()) + _GRACE_S
         self._first: dict[str, int] = {}
@@ -33,7 +38,11 @@ class Watchdog:
 
     def beat(self, section: str, step: int) -> None:
         """The main thread begins `section` of optimizer step `step`, or gets on within it."""
-        limit = self._limits[STARTUP] if step == self._first.setdefault(section, step) else self._limits[section]
+        limit = (
+            self._limits[STARTUP]
+            if step == self._first.setdefault(section, step)
+            else self._limits[section]
+        )
         self.section, self.step = section, step
         self._due = time.monotonic() + limit, limit
 

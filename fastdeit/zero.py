@@ -52,9 +52,15 @@ class Partitions(ABC):
 
     def __init__(self, engine: Any) -> None:
         self._zero, self._device = engine.optimizer, engine.device
-        missing = [name for name in (*self.needed, self.flats, "optimizer") if not hasattr(self._zero, name)]
+        missing = [
+            name
+            for name in (*self.needed, self.flats, "optimizer")
+            if not hasattr(self._zero, name)
+        ]
         if missing:
-            raise RuntimeError(f"this DeepSpeed is not supported: its ZeRO optimizer has no {', '.join(missing)}")
+            raise RuntimeError(
+                f"this DeepSpeed is not supported: its ZeRO optimizer has no {', '.join(missing)}"
+            )
         self._slots = self._layout(engine.module)
 
     @abstractmethod
@@ -82,7 +88,9 @@ class Partitions(ABC):
         """Full fp32 CPU tensors by parameter name from flat tensors laid out as `masters`; a collective."""
         named: dict[str, torch.Tensor] = {}
         for slots, flat in zip(self._slots, flats, strict=True):
-            parts = torch.empty(dist.get_world_size(), flat.numel(), dtype=flat.dtype, device=self._device)
+            parts = torch.empty(
+                dist.get_world_size(), flat.numel(), dtype=flat.dtype, device=self._device
+            )
             dist.all_gather_into_tensor(parts.view(-1), flat.to(self._device).contiguous())
             parts = parts.cpu()
             named |= {slot.name: slot.read(parts) for slot in slots}
@@ -107,9 +115,15 @@ class Partitions(ABC):
         if not all(states):
             zeros = [[torch.zeros_like(master) for master in self.masters] for _ in range(2)]
             return 0, zeros[0], zeros[1]
-        return int(states[0]["step"]), [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
+        return (
+            int(states[0]["step"]),
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+        )
 
-    def install_moments(self, step: int, exp_avg: Mapping[str, torch.Tensor], exp_avg_sq: Mapping[str, torch.Tensor]) -> None:
+    def install_moments(
+        self, step: int, exp_avg: Mapping[str, torch.Tensor], exp_avg_sq: Mapping[str, torch.Tensor]
+    ) -> None:
         """Sets Adam's step and moments from full tensors by parameter name; at step 0 Adam begins anew."""
         self._zero.optimizer.state.clear()
         if step == 0:
@@ -117,11 +131,17 @@ class Partitions(ABC):
         first, second = ([torch.zeros_like(master) for master in self.masters] for _ in range(2))
         self.scatter(exp_avg, first)
         self.scatter(exp_avg_sq, second)
-        fused = self._zero.optimizer.defaults.get("fused") or self._zero.optimizer.defaults.get("capturable")
+        fused = self._zero.optimizer.defaults.get("fused") or self._zero.optimizer.defaults.get(
+            "capturable"
+        )
         for group, average, square in zip(self._groups, first, second, strict=True):
             place = group.device if fused else torch.device("cpu")
             count = torch.tensor(float(step), dtype=torch.float32, device=place)
-            self._zero.optimizer.state[group] = {"step": count, "exp_avg": average, "exp_avg_sq": square}
+            self._zero.optimizer.state[group] = {
+                "step": count,
+                "exp_avg": average,
+                "exp_avg_sq": square,
+            }
 
 
 class _OptimizerPartitions(Partitions):
@@ -144,7 +164,11 @@ class _ModelPartitions(Partitions):
     """ZeRO 3: the model's weights too lie in pieces, but for small ones, which every rank keeps whole ("persistent")."""
 
     needed = (
-        *("fp16_groups", "fp16_partitioned_groups_flat", "_reassign_or_swap_out_partitioned_parameters"),
+        *(
+            "fp16_groups",
+            "fp16_partitioned_groups_flat",
+            "_reassign_or_swap_out_partitioned_parameters",
+        ),
         *("checkpoint_event_prologue", "checkpoint_event_epilogue"),
     )
     flats = "fp32_partitioned_groups_flat"
@@ -174,4 +198,6 @@ class _ModelPartitions(Partitions):
 
 def open_partitions(engine: Any) -> Partitions:
     """The partitions of an engine at ZeRO 1, 2 or 3. Raises RuntimeError if this DeepSpeed lacks what they need."""
-    return (_ModelPartitions if engine.zero_optimization_stage() == 3 else _OptimizerPartitions)(engine)
+    return (_ModelPartitions if engine.zero_optimization_stage() == 3 else _OptimizerPartitions)(
+        engine
+    )

@@ -38,9 +38,13 @@ def attention_reference(qkv: torch.Tensor) -> torch.Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def attention_weights_reference(qkv: torch.Tensor, heads: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def attention_weights_reference(
+    qkv: torch.Tensor, heads: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The output of `attention_reference`, and the fp32 softmax of the heads; as `attention_weights`."""
-    q, k, _ = qkv[:, :, :, list(heads)].float().permute(2, 0, 3, 1, 4).unbind(0)  # each (B, len(heads), N, D)
+    q, k, _ = (
+        qkv[:, :, :, list(heads)].float().permute(2, 0, 3, 1, 4).unbind(0)
+    )  # each (B, len(heads), N, D)
     weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
     return attention_reference(qkv), weights
 
@@ -129,7 +133,11 @@ def _attention_weights_kernel(
         k = load_rows(q_ptr + H * D, keys, 3 * H * D, N, D, PAD, True)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (LOG2_E * D**-0.5)
         mask = (rows < N)[:, None] & (keys < N)[None, :]
-        tl.store(weights_ptr + rows[:, None] * N + keys[None, :], tl.exp2(scores - lse[:, None]), mask=mask)
+        tl.store(
+            weights_ptr + rows[:, None] * N + keys[None, :],
+            tl.exp2(scores - lse[:, None]),
+            mask=mask,
+        )
 
 
 def _attention_fake(qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,16 +170,22 @@ def attention_triton(qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     launch = config("attention_fwd", qkv.device, bits=bits, D=D, N=N)
     sizes = {"N": N, "H": H, "D": D, "PAD": padded(D), "TAIL": tail(N, launch["BLOCK_N"], bits)}
     if qkv.numel():
-        _attention_fwd_kernel[(batch * H * blocks_of(N, launch["BLOCK_M"]),)](qkv, out, lse, **sizes, **launch)
+        _attention_fwd_kernel[(batch * H * blocks_of(N, launch["BLOCK_M"]),)](
+            qkv, out, lse, **sizes, **launch
+        )
     return out, lse
 
 
-def _attention_weights_fake(qkv: torch.Tensor, lse: torch.Tensor, heads: Sequence[int]) -> torch.Tensor:
+def _attention_weights_fake(
+    qkv: torch.Tensor, lse: torch.Tensor, heads: Sequence[int]
+) -> torch.Tensor:
     return lse.new_empty(qkv.shape[0], len(heads), qkv.shape[1], qkv.shape[1])
 
 
 @operator("attention_weights", fake=_attention_weights_fake)
-def attention_weights_triton(qkv: torch.Tensor, lse: torch.Tensor, heads: Sequence[int]) -> torch.Tensor:
+def attention_weights_triton(
+    qkv: torch.Tensor, lse: torch.Tensor, heads: Sequence[int]
+) -> torch.Tensor:
     """Launch one kernel for each head: the softmax that `attention_triton` summed into lse, (B, len(heads), N, N) fp32."""
     qkv = qkv.contiguous()
     batch, N, _, H, D = qkv.shape
@@ -190,7 +204,9 @@ def _say_once(reason: str) -> None:
     """Log why attention takes the slower path; under torch.compile, once a trace."""
     if reason not in _said:
         _said.add(reason)
-        logger.warning("attention takes torch's scaled_dot_product_attention, not the fused kernel: %s", reason)
+        logger.warning(
+            "attention takes torch's scaled_dot_product_attention, not the fused kernel: %s", reason
+        )
 
 
 def _is_kernels(qkv: torch.Tensor) -> bool:

@@ -37,7 +37,15 @@ def tail(N: int, block: int, bits: int) -> int:
 
 
 @triton.jit
-def load_rows(ptr, rows, STRIDE: tl.constexpr, N: tl.constexpr, D: tl.constexpr, PAD: tl.constexpr, MASK: tl.constexpr):
+def load_rows(
+    ptr,
+    rows,
+    STRIDE: tl.constexpr,
+    N: tl.constexpr,
+    D: tl.constexpr,
+    PAD: tl.constexpr,
+    MASK: tl.constexpr,
+):
     """Rows of D elements, as (rows, PAD); zeros past D, and past N with MASK."""
     columns = tl.arange(0, PAD)
     ptrs = ptr + rows[:, None] * STRIDE + columns[None, :]
@@ -51,7 +59,9 @@ def load_rows(ptr, rows, STRIDE: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
 
 
 @triton.jit
-def store_rows(ptr, x, rows, STRIDE: tl.constexpr, N: tl.constexpr, D: tl.constexpr, PAD: tl.constexpr):
+def store_rows(
+    ptr, x, rows, STRIDE: tl.constexpr, N: tl.constexpr, D: tl.constexpr, PAD: tl.constexpr
+):
     """What `load_rows` loads, rounded to the pointer's dtype."""
     columns = tl.arange(0, PAD)
     mask = (rows < N)[:, None] & (columns < D)[None, :]
@@ -87,9 +97,19 @@ def _keys_of_whole(
     # dV leaves before dP comes: the other order holds more than the registers there are
     p_rounded = p.to(q.dtype)
     if FLIP:
-        store_rows(dv_ptr, tl.trans(tl.dot(tl.trans(do), p_rounded, input_precision="ieee")), keys, STRIDE, N, D, PAD)
+        store_rows(
+            dv_ptr,
+            tl.trans(tl.dot(tl.trans(do), p_rounded, input_precision="ieee")),
+            keys,
+            STRIDE,
+            N,
+            D,
+            PAD,
+        )
     else:
-        store_rows(dv_ptr, tl.dot(tl.trans(p_rounded), do, input_precision="ieee"), keys, STRIDE, N, D, PAD)
+        store_rows(
+            dv_ptr, tl.dot(tl.trans(p_rounded), do, input_precision="ieee"), keys, STRIDE, N, D, PAD
+        )
     ds = (p * (tl.dot(do, tl.trans(v), input_precision="ieee") - delta[:, None])).to(q.dtype)
     if FLIP:
         dk = tl.dot(tl.trans(q), ds, input_precision="ieee") * D**-0.5
@@ -134,7 +154,9 @@ def _attention_bwd_whole_kernel(
     dq = tl.zeros((BLOCK_M, PAD), dtype=tl.float32)
     for start in range(0, FULL, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
-        dq = _keys_of_whole(dq, q, do, lse, delta, q_ptr, dq_ptr, keys, N, H, D, PAD, MASK, BLOCK_N < 64)
+        dq = _keys_of_whole(
+            dq, q, do, lse, delta, q_ptr, dq_ptr, keys, N, H, D, PAD, MASK, BLOCK_N < 64
+        )
     if TAIL:
         keys = FULL + tl.arange(0, TAIL)
         dq = _keys_of_whole(dq, q, do, lse, delta, q_ptr, dq_ptr, keys, N, H, D, PAD, True, True)
@@ -199,9 +221,13 @@ def _attention_bwd_dq_kernel(
     tl.store(delta_ptr + pair * N + rows, delta, mask=rows < N)
     dq = tl.zeros((BLOCK_M, PAD), dtype=tl.float32)
     for start in range(0, FULL, BLOCK_N):
-        dq = _keys_of_dq(dq, q, do, lse, delta, q_ptr, start + tl.arange(0, BLOCK_N), N, H, D, PAD, MASK)
+        dq = _keys_of_dq(
+            dq, q, do, lse, delta, q_ptr, start + tl.arange(0, BLOCK_N), N, H, D, PAD, MASK
+        )
     if TAIL:
-        dq = _keys_of_dq(dq, q, do, lse, delta, q_ptr, FULL + tl.arange(0, TAIL), N, H, D, PAD, True)
+        dq = _keys_of_dq(
+            dq, q, do, lse, delta, q_ptr, FULL + tl.arange(0, TAIL), N, H, D, PAD, True
+        )
     store_rows(dqkv_ptr + offs, dq * D**-0.5, rows, 3 * H * D, N, D, PAD)
 
 
@@ -270,20 +296,28 @@ def _attention_bwd_dkdv_kernel(
     delta_ptr += pair * N
     for start in range(0, FULL, BLOCK_M):
         rows = start + tl.arange(0, BLOCK_M)
-        dk, dv = _rows_of_dkdv(dk, dv, k, v, q_ptr, do_ptr, lse_ptr, delta_ptr, rows, N, H, D, PAD, MASK)
+        dk, dv = _rows_of_dkdv(
+            dk, dv, k, v, q_ptr, do_ptr, lse_ptr, delta_ptr, rows, N, H, D, PAD, MASK
+        )
     if TAIL:
         rows = FULL + tl.arange(0, TAIL)
-        dk, dv = _rows_of_dkdv(dk, dv, k, v, q_ptr, do_ptr, lse_ptr, delta_ptr, rows, N, H, D, PAD, True)
+        dk, dv = _rows_of_dkdv(
+            dk, dv, k, v, q_ptr, do_ptr, lse_ptr, delta_ptr, rows, N, H, D, PAD, True
+        )
     store_rows(dqkv_ptr + offs + H * D, dk * D**-0.5, keys, 3 * H * D, N, D, PAD)
     store_rows(dqkv_ptr + offs + 2 * H * D, dv, keys, 3 * H * D, N, D, PAD)
 
 
-def _attention_bwd_fake(qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+def _attention_bwd_fake(
+    qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor
+) -> torch.Tensor:
     return torch.empty_like(qkv, memory_format=torch.contiguous_format)
 
 
 @operator("attention_bwd", fake=_attention_bwd_fake)
-def attention_bwd_triton(qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+def attention_bwd_triton(
+    qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor
+) -> torch.Tensor:
     """Launch the kernels: the gradient of qkv, packed as it is, from that of the forward's out."""
     # no copies in the student; elsewhere a batch may be sliced, and a gradient expanded
     qkv, out, grad = qkv.contiguous(), out.contiguous(), grad.contiguous()
@@ -297,13 +331,19 @@ def attention_bwd_triton(qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor
     if whole["BLOCK_M"] >= N:
         # the narrow block's dK and dV are made transposed, D rows high: a warp-group product takes no fewer than 64
         width = tail(N, whole["BLOCK_N"], bits) if D > 32 else 0
-        _attention_bwd_whole_kernel[(batch * H,)](qkv, out, lse, grad, dqkv, **sizes, TAIL=width, **whole)
+        _attention_bwd_whole_kernel[(batch * H,)](
+            qkv, out, lse, grad, dqkv, **sizes, TAIL=width, **whole
+        )
         return dqkv
     dq = config("attention_bwd_dq", qkv.device, bits=bits, D=D, N=N)
     dkdv = config("attention_bwd_dkdv", qkv.device, bits=bits, D=D, N=N)
     delta = torch.empty_like(lse)
     grid = (batch * H * blocks_of(N, dq["BLOCK_M"]),)
-    _attention_bwd_dq_kernel[grid](qkv, out, lse, grad, dqkv, delta, **sizes, TAIL=tail(N, dq["BLOCK_N"], bits), **dq)
+    _attention_bwd_dq_kernel[grid](
+        qkv, out, lse, grad, dqkv, delta, **sizes, TAIL=tail(N, dq["BLOCK_N"], bits), **dq
+    )
     grid = (batch * H * blocks_of(N, dkdv["BLOCK_N"]),)
-    _attention_bwd_dkdv_kernel[grid](qkv, lse, grad, delta, dqkv, **sizes, TAIL=tail(N, dkdv["BLOCK_M"], bits), **dkdv)
+    _attention_bwd_dkdv_kernel[grid](
+        qkv, lse, grad, delta, dqkv, **sizes, TAIL=tail(N, dkdv["BLOCK_M"], bits), **dkdv
+    )
     return dqkv

@@ -34,7 +34,12 @@ from fastdeit.kernels.augment_ops import (
     gray,
     gray_reference,
 )
-from fastdeit.kernels.augment_tables import is_table, launch_tables, look_up_reference, table_reference
+from fastdeit.kernels.augment_tables import (
+    is_table,
+    launch_tables,
+    look_up_reference,
+    table_reference,
+)
 from fastdeit.kernels.augment_warp import is_warp, warp, warp_reference
 from fastdeit.kernels.backend import is_fused
 from fastdeit.kernels.configs import blocks_of, config
@@ -73,7 +78,9 @@ def _sharpen_reference(images: torch.Tensor, factor: torch.Tensor) -> torch.Tens
     return out
 
 
-def _operation_reference(name: str, images: torch.Tensor, args: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
+def _operation_reference(
+    name: str, images: torch.Tensor, args: torch.Tensor, fill: torch.Tensor
+) -> torch.Tensor:
     """One operation on all images; args: float64 (B, 2)."""
     a = args[:, 0]
     if name in TABLES:
@@ -85,7 +92,9 @@ def _operation_reference(name: str, images: torch.Tensor, args: torch.Tensor, fi
     if name == "GaussianBlur":
         return blur_reference(images, a)
     factor = a if name == "ColorIncreasing" else torch.zeros_like(a)
-    return blend_reference(gray_reference(images).unsqueeze(-1), images.int(), factor.view(-1, 1, 1, 1))
+    return blend_reference(
+        gray_reference(images).unsqueeze(-1), images.int(), factor.view(-1, 1, 1, 1)
+    )
 
 
 def augment_reference(
@@ -177,7 +186,14 @@ def _augment_kernel(
     elif op == SHARPNESS:
         for part in range(0, 3 * BLOCK, BLOCK_PART):
             if first * 3 + part < size:
-                _sharpen(in_ptr, out_ptr, first * 3 + part + tl.arange(0, BLOCK_PART), a.to(tl.float32), height, width)
+                _sharpen(
+                    in_ptr,
+                    out_ptr,
+                    first * 3 + part + tl.arange(0, BLOCK_PART),
+                    a.to(tl.float32),
+                    height,
+                    width,
+                )
     elif (op == COLOR) | (op == GRAYSCALE):
         factor = tl.where(op == COLOR, a, 0.0).to(tl.float32)
         for part in range(0, BLOCK, BLOCK_PART):
@@ -187,16 +203,33 @@ def _augment_kernel(
     elif is_warp(op):
         for part in range(0, BLOCK, BLOCK_PART):
             if first + part < height * width:
-                warp(in_ptr, out_ptr, first + part + tl.arange(0, BLOCK_PART), op, a, b, fill, height, width)
+                warp(
+                    in_ptr,
+                    out_ptr,
+                    first + part + tl.arange(0, BLOCK_PART),
+                    op,
+                    a,
+                    b,
+                    fill,
+                    height,
+                    width,
+                )
 
 
 def _launch_layer(
-    images: torch.Tensor, ops: torch.Tensor, args: torch.Tensor, layer: int, allowed: int, fill: Sequence[int]
+    images: torch.Tensor,
+    ops: torch.Tensor,
+    args: torch.Tensor,
+    layer: int,
+    allowed: int,
+    fill: Sequence[int],
 ) -> torch.Tensor:
     batch, height, width, _ = images.shape
     out = torch.empty_like(images)
     # without a table among the operations, none is read
-    table = launch_tables(images, ops, args, layer, allowed) if allowed & bits_of(TABLES) else images
+    table = (
+        launch_tables(images, ops, args, layer, allowed) if allowed & bits_of(TABLES) else images
+    )
     colour = fill[0] | fill[1] << 8 | fill[2] << 16
     launch = config("augment", images.device, bits=8)
     grid = (batch, blocks_of(height * width, launch["BLOCK"]))
@@ -208,14 +241,22 @@ def _launch_layer(
 
 
 def _augment_fake(
-    images: torch.Tensor, ops: torch.Tensor, args: torch.Tensor, fill: Sequence[int], allowed: Sequence[int]
+    images: torch.Tensor,
+    ops: torch.Tensor,
+    args: torch.Tensor,
+    fill: Sequence[int],
+    allowed: Sequence[int],
 ) -> torch.Tensor:
     return torch.empty_like(images, memory_format=torch.contiguous_format)
 
 
 @operator("augment", fake=_augment_fake)
 def _launch_layers(
-    images: torch.Tensor, ops: torch.Tensor, args: torch.Tensor, fill: Sequence[int], allowed: Sequence[int]
+    images: torch.Tensor,
+    ops: torch.Tensor,
+    args: torch.Tensor,
+    fill: Sequence[int],
+    allowed: Sequence[int],
 ) -> torch.Tensor:
     """Launch each layer's kernels; allowed: for each layer the operations that it may have, as bits."""
     if not images.numel() or not allowed:
@@ -228,22 +269,34 @@ def _launch_layers(
 
 
 def _check(
-    images: torch.Tensor, ops: torch.Tensor, args: torch.Tensor, fill: Sequence[int], layer_ops: LayerOps | None
+    images: torch.Tensor,
+    ops: torch.Tensor,
+    args: torch.Tensor,
+    fill: Sequence[int],
+    layer_ops: LayerOps | None,
 ) -> list[int]:
     """The operations that each layer may have, as bits."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise ValueError(f"images must be uint8 (B, H, W, 3), got {images.dtype} {tuple(images.shape)}")
+        raise ValueError(
+            f"images must be uint8 (B, H, W, 3), got {images.dtype} {tuple(images.shape)}"
+        )
     if ops.dtype != torch.int32 or ops.ndim != 2 or len(ops) != len(images):
-        raise ValueError(f"ops must be int32 ({len(images)}, L), got {ops.dtype} {tuple(ops.shape)}")
+        raise ValueError(
+            f"ops must be int32 ({len(images)}, L), got {ops.dtype} {tuple(ops.shape)}"
+        )
     layers = ops.shape[1]
     if args.dtype != torch.float64 or args.shape != (len(images), layers, 2):
-        raise ValueError(f"args must be float64 ({len(images)}, {layers}, 2), got {args.dtype} {tuple(args.shape)}")
+        raise ValueError(
+            f"args must be float64 ({len(images)}, {layers}, 2), got {args.dtype} {tuple(args.shape)}"
+        )
     if len(fill) != 3 or not all(0 <= level <= 255 for level in fill):
         raise ValueError(f"fill must be three levels of 0 to 255, got {tuple(fill)}")
     named = [OPS] * layers if layer_ops is None else layer_ops
     unknown = {name for names in named for name in names} - set(OPS)
     if unknown or len(named) != layers:
-        raise ValueError(f"layer_ops must name operations of {OPS} for {layers} layers, got {layer_ops}")
+        raise ValueError(
+            f"layer_ops must name operations of {OPS} for {layers} layers, got {layer_ops}"
+        )
     return [bits_of(names) for names in named]
 
 

@@ -27,7 +27,9 @@ def _box_weights_reference(sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     return count, inner, ((1 << 24) - (count * 2 + 1) * inner) >> 1
 
 
-def _box_reference(lines: torch.Tensor, count: torch.Tensor, inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
+def _box_reference(
+    lines: torch.Tensor, count: torch.Tensor, inner: torch.Tensor, outer: torch.Tensor
+) -> torch.Tensor:
     """One box blur of int64 (B, lines, pixels) along the last axis."""
     place = torch.arange(lines.shape[2], device=lines.device)
 
@@ -37,7 +39,11 @@ def _box_reference(lines: torch.Tensor, count: torch.Tensor, inner: torch.Tensor
     ends = beside(-count - 1) + beside(count + 1)
     window = lines.clone()
     for steps in range(1, int(count.max()) + 1):
-        window += torch.where(steps <= count, beside(torch.full_like(count, -steps)) + beside(torch.full_like(count, steps)), 0)
+        window += torch.where(
+            steps <= count,
+            beside(torch.full_like(count, -steps)) + beside(torch.full_like(count, steps)),
+            0,
+        )
     return (window * inner + ends * outer + (1 << 23)) >> 24
 
 
@@ -83,7 +89,9 @@ def _augment_box_kernel(
 ):
     image = tl.program_id(0).to(tl.int64)
     if active_op(ops_ptr, image, layer, layers, allowed) == BLUR:
-        count, inner, outer = _box_weights(tl.load(args_ptr + (image * layers + layer) * 2).to(tl.float32))
+        count, inner, outer = _box_weights(
+            tl.load(args_ptr + (image * layers + layer) * 2).to(tl.float32)
+        )
         offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         mask = offs < size
         place = offs // stride % (last + 1)
@@ -104,7 +112,12 @@ def _augment_box_kernel(
 
 
 def launch_blur(
-    images: torch.Tensor, ops: torch.Tensor, args: torch.Tensor, layer: int, allowed: int, out: torch.Tensor
+    images: torch.Tensor,
+    ops: torch.Tensor,
+    args: torch.Tensor,
+    layer: int,
+    allowed: int,
+    out: torch.Tensor,
 ) -> None:
     """Write the blurred images into out, and leave its others alone."""
     batch, height, width, _ = images.shape
@@ -115,5 +128,7 @@ def launch_blur(
     for step in range(6):
         target = out if step % 2 else spare
         along = (width - 1, 3) if step < 3 else (height - 1, 3 * width)
-        _augment_box_kernel[grid](source, ops, args, target, ops.shape[1], layer, allowed, size, *along, **launch, **EXACT)
+        _augment_box_kernel[grid](
+            source, ops, args, target, ops.shape[1], layer, allowed, size, *along, **launch, **EXACT
+        )
         source = target

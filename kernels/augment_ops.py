@@ -12,16 +12,39 @@ import triton
 import triton.language as tl
 
 OPS = (
-    *("AutoContrast", "Equalize", "Invert", "Rotate", "PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd"),
+    *(
+        "AutoContrast",
+        "Equalize",
+        "Invert",
+        "Rotate",
+        "PosterizeIncreasing",
+        "SolarizeIncreasing",
+        "SolarizeAdd",
+    ),
     *("ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing"),
     *("ShearX", "ShearY", "TranslateXRel", "TranslateYRel", "Grayscale", "GaussianBlur"),
 )
 """The operations by number; fastdeit.draws has the same."""
 
-AUTO_CONTRAST, EQUALIZE, INVERT, ROTATE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+AUTO_CONTRAST, EQUALIZE, INVERT, ROTATE = (
+    tl.constexpr(0),
+    tl.constexpr(1),
+    tl.constexpr(2),
+    tl.constexpr(3),
+)
 POSTERIZE, SOLARIZE, SOLARIZE_ADD = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6)
-COLOR, CONTRAST, BRIGHTNESS, SHARPNESS = tl.constexpr(7), tl.constexpr(8), tl.constexpr(9), tl.constexpr(10)
-SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y = tl.constexpr(11), tl.constexpr(12), tl.constexpr(13), tl.constexpr(14)
+COLOR, CONTRAST, BRIGHTNESS, SHARPNESS = (
+    tl.constexpr(7),
+    tl.constexpr(8),
+    tl.constexpr(9),
+    tl.constexpr(10),
+)
+SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y = (
+    tl.constexpr(11),
+    tl.constexpr(12),
+    tl.constexpr(13),
+    tl.constexpr(14),
+)
 GRAYSCALE, BLUR, COUNT = tl.constexpr(15), tl.constexpr(16), tl.constexpr(17)
 
 STATISTICS = ("AutoContrast", "Equalize", "ContrastIncreasing")

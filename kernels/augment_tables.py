@@ -56,7 +56,11 @@ def table_reference(name: str, images: torch.Tensor, a: torch.Tensor) -> torch.T
     elif name == "SolarizeAdd":
         table = torch.where(level < 128, (level + a.long()).clamp(max=255), level)
     else:
-        base = torch.zeros_like(level) if name == "BrightnessIncreasing" else _mean_gray_reference(images).view(-1, 1, 1)
+        base = (
+            torch.zeros_like(level)
+            if name == "BrightnessIncreasing"
+            else _mean_gray_reference(images).view(-1, 1, 1)
+        )
         table = blend_reference(base, level, a)
     return table.to(torch.uint8)
 
@@ -142,7 +146,9 @@ def _equalize(counts, level, pixels):
 
 
 @triton.jit(do_not_specialize=["layers", "layer", "allowed", "pixels", "chunks"])
-def _augment_table_kernel(ops_ptr, args_ptr, counts_ptr, table_ptr, layers, layer, allowed, pixels, chunks):
+def _augment_table_kernel(
+    ops_ptr, args_ptr, counts_ptr, table_ptr, layers, layer, allowed, pixels, chunks
+):
     image = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1)
     op = active_op(ops_ptr, image, layer, layers, allowed)
@@ -167,7 +173,9 @@ def _augment_table_kernel(ops_ptr, args_ptr, counts_ptr, table_ptr, layers, laye
             while chunk < chunks:
                 total += tl.load(counts_ptr + chunk * (3 * 256))
                 chunk += 1
-        base = tl.where(op == CONTRAST, (total.to(tl.float64) / pixels.to(tl.float64) + 0.5).to(tl.int32), 0)
+        base = tl.where(
+            op == CONTRAST, (total.to(tl.float64) / pixels.to(tl.float64) + 0.5).to(tl.int32), 0
+        )
         table = blend(base, level, a.to(tl.float32))
     elif op == INVERT:
         table = 255 - level
@@ -184,10 +192,19 @@ def _augment_table_kernel(ops_ptr, args_ptr, counts_ptr, table_ptr, layers, laye
 def is_table(op):
     """Whether the table of this image's operation is to be applied."""
     statistics = (op == AUTO_CONTRAST) | (op == EQUALIZE) | (op == CONTRAST)
-    return statistics | (op == BRIGHTNESS) | (op == INVERT) | (op == POSTERIZE) | (op == SOLARIZE) | (op == SOLARIZE_ADD)
+    return (
+        statistics
+        | (op == BRIGHTNESS)
+        | (op == INVERT)
+        | (op == POSTERIZE)
+        | (op == SOLARIZE)
+        | (op == SOLARIZE_ADD)
+    )
 
 
-def launch_tables(images: torch.Tensor, ops: torch.Tensor, args: torch.Tensor, layer: int, allowed: int) -> torch.Tensor:
+def launch_tables(
+    images: torch.Tensor, ops: torch.Tensor, args: torch.Tensor, layer: int, allowed: int
+) -> torch.Tensor:
     """uint8 (B, 3, 256): the tables of the images whose operation is one; the others' mean nothing."""
     batch, height, width, _ = images.shape
     launch = config("augment_statistics", images.device, bits=8)

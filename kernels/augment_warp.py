@@ -21,7 +21,12 @@ def _matrix_reference(name: str, args: torch.Tensor, height: int, width: int) ->
     if name == "Rotate":  # about the centre
         x, y = width / 2, height / 2
         return [a, b, a * -x + b * -y + 0.0 + x, -b, a, -b * -x + a * -y + 0.0 + y]
-    moved = {"ShearX": (1, a), "ShearY": (3, a), "TranslateXRel": (2, a * width), "TranslateYRel": (5, a * height)}
+    moved = {
+        "ShearX": (1, a),
+        "ShearY": (3, a),
+        "TranslateXRel": (2, a * width),
+        "TranslateYRel": (5, a * height),
+    }
     matrix = [one, none, none, none, one, none]
     place, value = moved[name]
     matrix[place] = value
@@ -33,7 +38,9 @@ def _cubic_reference(four: list[torch.Tensor], t: torch.Tensor) -> torch.Tensor:
     return b + t * (-a + c + t * (2.0 * (a - b) + c - d + t * (-a + b - c + d)))
 
 
-def warp_reference(name: str, images: torch.Tensor, args: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
+def warp_reference(
+    name: str, images: torch.Tensor, args: torch.Tensor, fill: torch.Tensor
+) -> torch.Tensor:
     """Image.transform(AFFINE, BICUBIC) of uint8 (B, H, W, 3); args: float64 (B, 2), fill: uint8 (3,)."""
     height, width = images.shape[1:3]
     m = _matrix_reference(name, args, height, width)
@@ -132,7 +139,13 @@ def _slide(in_ptr, out_ptr, pixel, mask, op, a, fill, height, width):
 
 @triton.jit
 def is_warp(op):
-    return (op == ROTATE) | (op == SHEAR_X) | (op == SHEAR_Y) | (op == TRANSLATE_X) | (op == TRANSLATE_Y)
+    return (
+        (op == ROTATE)
+        | (op == SHEAR_X)
+        | (op == SHEAR_Y)
+        | (op == TRANSLATE_X)
+        | (op == TRANSLATE_Y)
+    )
 
 
 @triton.jit

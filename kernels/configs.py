@@ -45,7 +45,9 @@ def config(op: str, device: torch.device, *, bits: int = 16, D: int = 0, N: int 
 
 @functools.cache
 def _config(op: str, arch: int, bits: int, D: int, N: int) -> Launch:
-    fitting = [row for row in rows() if row["op"] == op and row["bits"] == bits and row["arch"] <= arch]
+    fitting = [
+        row for row in rows() if row["op"] == op and row["bits"] == bits and row["arch"] <= arch
+    ]
     if not fitting:
         raise LookupError(f"no launch of {op} for {bits} bits on sm_{arch} in {TABLE}")
     for key, wanted in (("arch", arch), ("D", D), ("N", N)):

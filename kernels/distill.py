@@ -39,7 +39,9 @@ def swap_pairs(rows: torch.Tensor) -> torch.Tensor:
     return rows.unflatten(0, (rows.shape[0] // 2, 2)).flip(1).flatten(0, 1)
 
 
-def mixed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, lam: torch.Tensor, smoothing: float) -> torch.Tensor:
+def mixed_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, lam: torch.Tensor, smoothing: float
+) -> torch.Tensor:
     """Mean cross-entropy of logits (B, K) to lam · s(label) + (1 - lam) · s(partner's label), s smoothed by smoothing."""
     logp = F.log_softmax(logits.float(), dim=-1)
     own = logp.gather(1, labels[:, None])[:, 0]
@@ -54,15 +56,21 @@ def hard_distillation(dist_logits: torch.Tensor, teacher: torch.Tensor) -> torch
     return F.cross_entropy(dist_logits.float(), decision)
 
 
-def soft_distillation(dist_logits: torch.Tensor, teacher: torch.Tensor, tau: float, legacy: bool) -> torch.Tensor:
+def soft_distillation(
+    dist_logits: torch.Tensor, teacher: torch.Tensor, tau: float, legacy: bool
+) -> torch.Tensor:
     """tau² · KL(teacher ‖ student) at temperature tau, mean over the batch; legacy divides by K as well."""
     student_logp = F.log_softmax(dist_logits.float() / tau, dim=-1)
     teacher_logp = F.log_softmax(teacher.float() / tau, dim=-1)
-    divergence = F.kl_div(student_logp, teacher_logp, reduction="batchmean", log_target=True) * tau**2
+    divergence = (
+        F.kl_div(student_logp, teacher_logp, reduction="batchmean", log_target=True) * tau**2
+    )
     return divergence / dist_logits.shape[-1] if legacy else divergence
 
 
-def teacher_loss(dist_logits: torch.Tensor, teacher: torch.Tensor, *, kind: str, tau: float, legacy: bool) -> torch.Tensor:
+def teacher_loss(
+    dist_logits: torch.Tensor, teacher: torch.Tensor, *, kind: str, tau: float, legacy: bool
+) -> torch.Tensor:
     """The distillation head's part of the loss, kind "hard" or "soft"; 0-d fp32."""
     if kind == "hard":
         return hard_distillation(dist_logits, teacher)
@@ -84,7 +92,9 @@ def distill_reference(
 ) -> LossParts:
     """The loss in plain torch, fp32 inside."""
     if dist_logits is None or teacher is None:
-        logits = cls_logits if dist_logits is None else (cls_logits.float() + dist_logits.float()) / 2
+        logits = (
+            cls_logits if dist_logits is None else (cls_logits.float() + dist_logits.float()) / 2
+        )
         base = mixed_cross_entropy(logits, labels, lam, smoothing)
         return LossParts(base, base.detach(), torch.zeros_like(base))
     base = mixed_cross_entropy(cls_logits, labels, lam, smoothing)
@@ -92,12 +102,19 @@ def distill_reference(
     return LossParts((1 - alpha) * base + alpha * distilled, base.detach(), distilled.detach())
 
 
-def check_inputs(cls_logits: torch.Tensor, dist_logits: torch.Tensor | None, teacher: torch.Tensor | None, kind: str) -> None:
+def check_inputs(
+    cls_logits: torch.Tensor,
+    dist_logits: torch.Tensor | None,
+    teacher: torch.Tensor | None,
+    kind: str,
+) -> None:
     """Raise ValueError when the heads and the teacher at hand cannot make a loss of this kind."""
     if kind not in KINDS:
         raise ValueError(f"unknown distillation kind {kind!r}: choose from {', '.join(KINDS)}")
     if cls_logits.ndim != 2 or cls_logits.dtype not in DTYPES:
-        raise ValueError(f"logits must be (B, K) in {DTYPES}, got {tuple(cls_logits.shape)} {cls_logits.dtype}")
+        raise ValueError(
+            f"logits must be (B, K) in {DTYPES}, got {tuple(cls_logits.shape)} {cls_logits.dtype}"
+        )
     if cls_logits.shape[0] % 2:
         raise ValueError(f"a batch holds whole pairs; got {cls_logits.shape[0]} rows")
     if kind == "none" and teacher is not None:
@@ -105,14 +122,23 @@ def check_inputs(cls_logits: torch.Tensor, dist_logits: torch.Tensor | None, tea
     if kind != "none" and (dist_logits is None or teacher is None):
         missing = "a student with two heads" if dist_logits is None else "the teacher's output"
         raise ValueError(f"distillation kind {kind!r} needs {missing}")
-    if dist_logits is not None and (dist_logits.shape, dist_logits.dtype) != (cls_logits.shape, cls_logits.dtype):
-        heads = " and ".join(f"{tuple(head.shape)} {head.dtype}" for head in (cls_logits, dist_logits))
+    if dist_logits is not None and (dist_logits.shape, dist_logits.dtype) != (
+        cls_logits.shape,
+        cls_logits.dtype,
+    ):
+        heads = " and ".join(
+            f"{tuple(head.shape)} {head.dtype}" for head in (cls_logits, dist_logits)
+        )
         raise ValueError(f"both heads' logits must have one shape and dtype, got {heads}")
     if kind == "soft" and teacher is not None and teacher.shape != cls_logits.shape:
-        raise ValueError(f"soft distillation needs logits {tuple(cls_logits.shape)}, got {tuple(teacher.shape)}")
+        raise ValueError(
+            f"soft distillation needs logits {tuple(cls_logits.shape)}, got {tuple(teacher.shape)}"
+        )
     if kind == "hard" and teacher is not None and not _decides(teacher, cls_logits.shape):
         got = f"{tuple(teacher.shape)} {teacher.dtype}"
-        raise ValueError(f"hard distillation needs class ids ({cls_logits.shape[0]},) or logits like the student's, got {got}")
+        raise ValueError(
+            f"hard distillation needs class ids ({cls_logits.shape[0]},) or logits like the student's, got {got}"
+        )
 
 
 def _decides(teacher: torch.Tensor, shape: torch.Size) -> bool:
@@ -154,9 +180,22 @@ def distill(
             tau=tau,
             legacy=legacy,
         )
-    with_grads = torch.is_grad_enabled() and any(head is not None and head.requires_grad for head in (cls_logits, dist_logits))
+    with_grads = torch.is_grad_enabled() and any(
+        head is not None and head.requires_grad for head in (cls_logits, dist_logits)
+    )
     counter = None if torch.compiler.is_compiling() else counter_of(cls_logits.device)
     loss, base, distilled, _ = distill_triton(
-        cls_logits, dist_logits, labels, lam, teacher, counter, smoothing, kind, alpha, tau, legacy, with_grads
+        cls_logits,
+        dist_logits,
+        labels,
+        lam,
+        teacher,
+        counter,
+        smoothing,
+        kind,
+        alpha,
+        tau,
+        legacy,
+        with_grads,
     )
     return LossParts(loss, base, distilled)

@@ -22,8 +22,12 @@ def _mean(rows_ptr, batch, BLOCK_ROWS: tl.constexpr):
     offs = tl.arange(0, BLOCK_ROWS)
     total = tl.zeros((BLOCK_ROWS,), tl.float32)
     start = 0
-    while start < batch:  # a range with a bound that is known at run time does not go through the interpreter
-        total += tl.load(rows_ptr + start + offs, mask=start + offs < batch, other=0.0, cache_modifier=".cg")
+    while (
+        start < batch
+    ):  # a range with a bound that is known at run time does not go through the interpreter
+        total += tl.load(
+            rows_ptr + start + offs, mask=start + offs < batch, other=0.0, cache_modifier=".cg"
+        )
         start += BLOCK_ROWS
     return tl.sum(total, 0) / batch
 
@@ -79,7 +83,11 @@ def _distill_fwd_kernel(
         )
         tl.store(rows_ptr + row, part)
     elif HARD:
-        decision = tl.load(teacher_ptr + row).to(tl.int64) if TEACHER_IDS else decision_of_row(teacher_ptr + row * K, K, BLOCK)
+        decision = (
+            tl.load(teacher_ptr + row).to(tl.int64)
+            if TEACHER_IDS
+            else decision_of_row(teacher_ptr + row * K, K, BLOCK)
+        )
         logits_ptr = dist_ptr + row * K
         grad_ptr = grads_ptr + (batch + row) * K
         part = cross_entropy_row(
@@ -99,7 +107,16 @@ def _distill_fwd_kernel(
         tl.store(rows_ptr + batch + row, part)
     elif SOFT:
         grad_ptr = grads_ptr + (batch + row) * K
-        part = divergence_row(dist_ptr + row * K, teacher_ptr + row * K, grad_ptr, scale, distill_weight, K, WRITE_GRADS, BLOCK)
+        part = divergence_row(
+            dist_ptr + row * K,
+            teacher_ptr + row * K,
+            grad_ptr,
+            scale,
+            distill_weight,
+            K,
+            WRITE_GRADS,
+            BLOCK,
+        )
         tl.store(rows_ptr + batch + row, part)
 
     tl.debug_barrier()  # the part is written before the program is counted
@@ -151,12 +168,16 @@ def _grads_like(cls_logits: torch.Tensor, kind: str, with_grads: bool) -> torch.
     return cls_logits.new_empty((heads, *cls_logits.shape), dtype=dtype)
 
 
-def _distill_bwd_fake(grads: torch.Tensor, grad_loss: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _distill_bwd_fake(
+    grads: torch.Tensor, grad_loss: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
     return torch.empty_like(grads, dtype=dtype)
 
 
 @operator("distill_bwd", fake=_distill_bwd_fake)
-def distill_bwd_triton(grads: torch.Tensor, grad_loss: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def distill_bwd_triton(
+    grads: torch.Tensor, grad_loss: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
     """grads times the 0-d grad_loss, in fp32, cast to dtype at the end; the host does not look at the factor."""
     out = _distill_bwd_fake(grads, grad_loss, dtype)
     launch = config("distill_bwd", grads.device, bits=8 * grads.element_size())

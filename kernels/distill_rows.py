@@ -31,9 +31,24 @@ def _extend(top, total, z, scale):
 
 
 @triton.jit
-def _entropy_block(z, k, top, total, grad_ptr, own, other, lam, smoothing, weight, K: tl.constexpr, WRITE_GRADS: tl.constexpr):
+def _entropy_block(
+    z,
+    k,
+    top,
+    total,
+    grad_ptr,
+    own,
+    other,
+    lam,
+    smoothing,
+    weight,
+    K: tl.constexpr,
+    WRITE_GRADS: tl.constexpr,
+):
     x = tl.where(k < K, z - top, 0.0)
-    target = smoothing / K + (1.0 - smoothing) * (tl.where(k == own, lam, 0.0) + tl.where(k == other, 1.0 - lam, 0.0))
+    target = smoothing / K + (1.0 - smoothing) * (
+        tl.where(k == own, lam, 0.0) + tl.where(k == other, 1.0 - lam, 0.0)
+    )
     if WRITE_GRADS:
         grad = weight * (tl.exp(x) / total - target)
         tl.store(grad_ptr + k, grad.to(grad_ptr.dtype.element_ty), mask=k < K)
@@ -65,15 +80,32 @@ def cross_entropy_row(
     is_class = (own >= 0) & (own < K) & (other >= 0) & (other < K)
     own = own.to(tl.int32)
     other = other.to(tl.int32)
-    dot = _entropy_block(z, k, top, total, grad_ptr, own, other, lam, smoothing, weight, K, WRITE_GRADS)
+    dot = _entropy_block(
+        z, k, top, total, grad_ptr, own, other, lam, smoothing, weight, K, WRITE_GRADS
+    )
     for start in range(BLOCK, K, BLOCK):
         z = _logits(first_ptr, second_ptr, start + k, K, MEAN)
-        dot += _entropy_block(z, start + k, top, total, grad_ptr, own, other, lam, smoothing, weight, K, WRITE_GRADS)
+        dot += _entropy_block(
+            z, start + k, top, total, grad_ptr, own, other, lam, smoothing, weight, K, WRITE_GRADS
+        )
     return tl.where(is_class, tl.log(total) - tl.sum(dot, 0), float("nan"))
 
 
 @triton.jit
-def _divergence_block(z, t, k, top, total, t_top, t_total, grad_ptr, scale, weight, K: tl.constexpr, WRITE_GRADS: tl.constexpr):
+def _divergence_block(
+    z,
+    t,
+    k,
+    top,
+    total,
+    t_top,
+    t_total,
+    grad_ptr,
+    scale,
+    weight,
+    K: tl.constexpr,
+    WRITE_GRADS: tl.constexpr,
+):
     x = tl.where(k < K, (z - top) * scale, 0.0)
     y = tl.where(k < K, (t - t_top) * scale, 0.0)
     q = tl.exp(y) / t_total
@@ -85,7 +117,14 @@ def _divergence_block(z, t, k, top, total, t_top, t_total, grad_ptr, scale, weig
 
 @triton.jit
 def divergence_row(
-    logits_ptr, teacher_ptr, grad_ptr, scale, weight, K: tl.constexpr, WRITE_GRADS: tl.constexpr, BLOCK: tl.constexpr
+    logits_ptr,
+    teacher_ptr,
+    grad_ptr,
+    scale,
+    weight,
+    K: tl.constexpr,
+    WRITE_GRADS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """A row's KL(softmax(scale · teacher) ‖ softmax(scale · logits)); writes weight times (p - q)."""
     k = tl.arange(0, BLOCK)
@@ -96,13 +135,21 @@ def divergence_row(
     total = tl.sum(tl.exp((z - top) * scale), 0)
     t_total = tl.sum(tl.exp((t - t_top) * scale), 0)
     for start in range(BLOCK, K, BLOCK):
-        top, total = _extend(top, total, _logits(logits_ptr, logits_ptr, start + k, K, False), scale)
-        t_top, t_total = _extend(t_top, t_total, _logits(teacher_ptr, teacher_ptr, start + k, K, False), scale)
-    terms = _divergence_block(z, t, k, top, total, t_top, t_total, grad_ptr, scale, weight, K, WRITE_GRADS)
+        top, total = _extend(
+            top, total, _logits(logits_ptr, logits_ptr, start + k, K, False), scale
+        )
+        t_top, t_total = _extend(
+            t_top, t_total, _logits(teacher_ptr, teacher_ptr, start + k, K, False), scale
+        )
+    terms = _divergence_block(
+        z, t, k, top, total, t_top, t_total, grad_ptr, scale, weight, K, WRITE_GRADS
+    )
     for start in range(BLOCK, K, BLOCK):
         z = _logits(logits_ptr, logits_ptr, start + k, K, False)
         t = _logits(teacher_ptr, teacher_ptr, start + k, K, False)
-        terms += _divergence_block(z, t, start + k, top, total, t_top, t_total, grad_ptr, scale, weight, K, WRITE_GRADS)
+        terms += _divergence_block(
+            z, t, start + k, top, total, t_top, t_total, grad_ptr, scale, weight, K, WRITE_GRADS
+        )
     return tl.sum(terms, 0) + tl.log(total / t_total)
 
 
@@ -112,7 +159,9 @@ def decision_of_row(teacher_ptr, K: tl.constexpr, BLOCK: tl.constexpr):
     k = tl.arange(0, BLOCK)
     top, decision = tl.max(_logits(teacher_ptr, teacher_ptr, k, K, False), 0, return_indices=True)
     for start in range(BLOCK, K, BLOCK):
-        value, place = tl.max(_logits(teacher_ptr, teacher_ptr, start + k, K, False), 0, return_indices=True)
+        value, place = tl.max(
+            _logits(teacher_ptr, teacher_ptr, start + k, K, False), 0, return_indices=True
+        )
         decision = tl.where(value > top, start + place, decision)
         top = tl.maximum(top, value)
     return decision.to(tl.int64)

@@ -73,7 +73,14 @@ def _gelu_derivative(z, EXACT: tl.constexpr):
 
 @triton.jit
 def _gelu_fwd_kernel(
-    x_ptr, bias_ptr, y_ptr, rows, D: tl.constexpr, EXACT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr
+    x_ptr,
+    bias_ptr,
+    y_ptr,
+    rows,
+    D: tl.constexpr,
+    EXACT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     col_blocks: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     pid = tl.program_id(0)
@@ -110,7 +117,9 @@ def _gelu_bwd_kernel(
         bias = tl.load(bias_ptr + cols, mask=mask_cols, other=0.0).to(tl.float32)[None, :]
         dbias = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
     start = row_program * BLOCK_ROWS
-    while start < rows:  # not a range: under NumPy 2.4 Triton 3.6's interpreter takes only constants in one
+    while (
+        start < rows
+    ):  # not a range: under NumPy 2.4 Triton 3.6's interpreter takes only constants in one
         row = start + tl.arange(0, BLOCK_ROWS)
         mask = (row < rows)[:, None] & mask_cols[None, :]
         offs = row.to(tl.int64)[:, None] * D + cols[None, :]
@@ -124,7 +133,9 @@ def _gelu_bwd_kernel(
             dbias += dx
         start += row_programs * BLOCK_ROWS
     if bias_ptr is not None:
-        tl.store(partials_ptr + row_program.to(tl.int64) * D + cols, tl.sum(dbias, 0), mask=mask_cols)
+        tl.store(
+            partials_ptr + row_program.to(tl.int64) * D + cols, tl.sum(dbias, 0), mask=mask_cols
+        )
 
 
 def _launch(op: str, x: torch.Tensor) -> tuple[int, int, int, dict[str, int]]:
@@ -139,24 +150,41 @@ def _gelu_fake(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _gelu_bwd_fake(dy: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _gelu_bwd_fake(
+    dy: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     # an operator cannot leave an output out: without a bias, its gradient is empty
-    return dx, x.new_empty(0) if bias is None else torch.empty_like(bias, memory_format=torch.contiguous_format)
+    return dx, x.new_empty(0) if bias is None else torch.empty_like(
+        bias, memory_format=torch.contiguous_format
+    )
 
 
 @operator("gelu_bwd", fake=_gelu_bwd_fake)
-def gelu_bwd_triton(dy: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def gelu_bwd_triton(
+    dy: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch the kernels: dx like x, and dbias like bias, empty without one."""
     dy, x = dy.contiguous(), x.contiguous()
     dx, dbias = _gelu_bwd_fake(dy, x, bias)
     rows, dim, col_blocks, launch = _launch("gelu_bwd", x)
     # a fixed count, whatever the GPU has: the order of the sums, and so every bit, depends on the shape alone
-    row_programs = min(max(1, launch.pop("PROGRAMS") // col_blocks), blocks_of(rows, launch["BLOCK_ROWS"]))
+    row_programs = min(
+        max(1, launch.pop("PROGRAMS") // col_blocks), blocks_of(rows, launch["BLOCK_ROWS"])
+    )
     partials = None if bias is None else x.new_empty((1, row_programs, dim), dtype=torch.float32)
     if rows:
         _gelu_bwd_kernel[(row_programs * col_blocks,)](
-            dy, x, bias, dx, partials, rows, row_programs, D=dim, EXACT=x.dtype == torch.float32, **launch
+            dy,
+            x,
+            bias,
+            dx,
+            partials,
+            rows,
+            row_programs,
+            D=dim,
+            EXACT=x.dtype == torch.float32,
+            **launch,
         )
     if partials is not None:
         sum_partials(partials, [dbias])
@@ -192,7 +220,9 @@ def gelu(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     does not fit.
     """
     if bias is not None and bias.shape != x.shape[-1:]:
-        raise ValueError(f"bias {tuple(bias.shape)} must be ({x.shape[-1]},), the last dimension of x {tuple(x.shape)}")
+        raise ValueError(
+            f"bias {tuple(bias.shape)} must be ({x.shape[-1]},), the last dimension of x {tuple(x.shape)}"
+        )
     if not is_fused(x):
         return gelu_reference(x, bias)
     for tensor in (x, bias):

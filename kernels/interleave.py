@@ -39,5 +39,11 @@ def store_channels_last(out_ptr, red, green, blue, start, SIZE: tl.constexpr, BL
     i = tl.arange(0, BLOCK)
     offs = (start + (i // 8) * 8) * 3 + i % 8
     tl.store(out_ptr + offs, _join8(r0, g0, b0, r1, g1, b1, r2, g2, BLOCK), mask=offs < 3 * SIZE)
-    tl.store(out_ptr + offs + 8, _join8(b2, r3, g3, b3, r4, g4, b4, r5, BLOCK), mask=offs + 8 < 3 * SIZE)
-    tl.store(out_ptr + offs + 16, _join8(g5, b5, r6, g6, b6, r7, g7, b7, BLOCK), mask=offs + 16 < 3 * SIZE)
+    tl.store(
+        out_ptr + offs + 8, _join8(b2, r3, g3, b3, r4, g4, b4, r5, BLOCK), mask=offs + 8 < 3 * SIZE
+    )
+    tl.store(
+        out_ptr + offs + 16,
+        _join8(g5, b5, r6, g6, b6, r7, g7, b7, BLOCK),
+        mask=offs + 16 < 3 * SIZE,
+    )

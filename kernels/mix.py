@@ -25,7 +25,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_PATCH_SIZE = 32
 
 
-def _empty_images(images: torch.Tensor, out_dtype: torch.dtype, channels_last: bool) -> torch.Tensor:
+def _empty_images(
+    images: torch.Tensor, out_dtype: torch.dtype, channels_last: bool
+) -> torch.Tensor:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(images.shape, dtype=out_dtype, device=images.device, memory_format=layout)
 
@@ -61,7 +63,9 @@ def mix_patches_reference(
     """Mix, then cut into patches, in plain torch; arguments and result as `mix_patches`."""
     mixed = mix_reference(images, lam, box, out_dtype, channels_last=True)
     height, width = images.shape[2] // patch_size, images.shape[3] // patch_size
-    grid = mixed.unflatten(3, (width, patch_size)).unflatten(2, (height, patch_size))  # (B, C, H/P, P, W/P, P)
+    grid = mixed.unflatten(3, (width, patch_size)).unflatten(
+        2, (height, patch_size)
+    )  # (B, C, H/P, P, W/P, P)
     patches = grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2).contiguous()
     return patches, mixed if with_images else None
 
@@ -188,19 +192,29 @@ def _mix_patches_fwd_kernel(
 
 def _dense(images: torch.Tensor) -> tuple[torch.Tensor, bool]:
     """The images in one of the two layouts that the kernels read, and whether it is channels last."""
-    channels_last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+    channels_last = (
+        images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+    )
     return (images if channels_last else images.contiguous()), channels_last
 
 
 def _mix_fake(
-    images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor, out_dtype: torch.dtype, channels_last: bool
+    images: torch.Tensor,
+    lam: torch.Tensor,
+    box: torch.Tensor,
+    out_dtype: torch.dtype,
+    channels_last: bool,
 ) -> torch.Tensor:
     return _empty_images(images, out_dtype, channels_last)
 
 
 @operator("mix", fake=_mix_fake)
 def mix_triton(
-    images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor, out_dtype: torch.dtype, channels_last: bool
+    images: torch.Tensor,
+    lam: torch.Tensor,
+    box: torch.Tensor,
+    out_dtype: torch.dtype,
+    channels_last: bool,
 ) -> torch.Tensor:
     """Launch the kernel; arguments as `mix` has checked them. Takes CPU tensors under TRITON_INTERPRET=1."""
     images, in_last = _dense(images)
@@ -230,18 +244,30 @@ def _empty_patches(
     batch, channels, height, width = images.shape
     count = (height // patch_size) * (width // patch_size)
     patches = images.new_empty((batch, count, channels * patch_size**2), dtype=out_dtype)
-    return patches, _empty_images(images if with_images else images[:0], out_dtype, channels_last=True)
+    return patches, _empty_images(
+        images if with_images else images[:0], out_dtype, channels_last=True
+    )
 
 
 def _mix_patches_fake(
-    images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor, patch_size: int, out_dtype: torch.dtype, with_images: bool
+    images: torch.Tensor,
+    lam: torch.Tensor,
+    box: torch.Tensor,
+    patch_size: int,
+    out_dtype: torch.dtype,
+    with_images: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return _empty_patches(images, patch_size, out_dtype, with_images)
 
 
 @operator("mix_patches", fake=_mix_patches_fake)
 def mix_patches_triton(
-    images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor, patch_size: int, out_dtype: torch.dtype, with_images: bool
+    images: torch.Tensor,
+    lam: torch.Tensor,
+    box: torch.Tensor,
+    patch_size: int,
+    out_dtype: torch.dtype,
+    with_images: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch the kernel; as `mix_patches`, but the images are an empty tensor when they are not asked for."""
     images, in_last = _dense(images)
@@ -266,12 +292,16 @@ def mix_patches_triton(
     return patches, mixed
 
 
-def _check(images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor, out_dtype: torch.dtype | None) -> None:
+def _check(
+    images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor, out_dtype: torch.dtype | None
+) -> None:
     if images.ndim != 4 or images.shape[0] % 2:
         raise ValueError(f"images must be (B, C, H, W) with B even, got {tuple(images.shape)}")
     batch = images.shape[0]
     if lam.shape != (batch,) or box.shape != (batch, 4):
-        raise ValueError(f"lam {tuple(lam.shape)} and box {tuple(box.shape)} must be ({batch},) and ({batch}, 4)")
+        raise ValueError(
+            f"lam {tuple(lam.shape)} and box {tuple(box.shape)} must be ({batch},) and ({batch}, 4)"
+        )
     if lam.dtype != torch.float32 or box.dtype != torch.int32:
         raise ValueError(f"lam must be float32 and box int32, got {lam.dtype} and {box.dtype}")
     if not {images.dtype, out_dtype or images.dtype} <= set(DTYPES):
@@ -316,8 +346,12 @@ def mix_patches(
     if not 1 <= patch_size <= MAX_PATCH_SIZE:
         raise ValueError(f"patch size must lie in 1 to {MAX_PATCH_SIZE}, got {patch_size}")
     if images.shape[1] != 3 or images.shape[2] % patch_size or images.shape[3] % patch_size:
-        raise ValueError(f"images must be (B, 3, H, W), H and W multiples of {patch_size}, got {tuple(images.shape)}")
+        raise ValueError(
+            f"images must be (B, 3, H, W), H and W multiples of {patch_size}, got {tuple(images.shape)}"
+        )
     if not is_fused(images):
         return mix_patches_reference(images, lam, box, patch_size, out_dtype, with_images)
-    patches, mixed = mix_patches_triton(images, lam, box, patch_size, out_dtype or images.dtype, with_images)
+    patches, mixed = mix_patches_triton(
+        images, lam, box, patch_size, out_dtype or images.dtype, with_images
+    )
     return patches, mixed if with_images else None

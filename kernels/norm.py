@@ -26,7 +26,9 @@ MAX_DIM = 4096
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def norm_reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+def norm_reference(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> torch.Tensor:
     """LayerNorm of the last dimension; torch keeps its statistics in fp32 whatever the dtype of x."""
     if weight.dtype == x.dtype:
         return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
@@ -94,7 +96,9 @@ def _norm_fwd_kernel(
     mean = tl.sum(x, 1) * SHARE
     centred = tl.where(mask_cols[None, :], x - mean[:, None], 0.0)
     rest = tl.sum(centred, 1) * SHARE
-    var = tl.maximum(tl.sum(centred * centred, 1) * SHARE - rest * rest, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    var = tl.maximum(
+        tl.sum(centred * centred, 1) * SHARE - rest * rest, 0.0, propagate_nan=tl.PropagateNan.ALL
+    )
     rstd = tl.rsqrt(var + eps)
     x_hat = (centred - rest[:, None]) * rstd[:, None]
     weight = tl.load(weight_ptr + cols, mask=mask_cols, other=0.0).to(tl.float32)[None, :]
@@ -128,10 +132,14 @@ def _save(ctx, inputs: tuple, output: Tensors) -> None:
     ctx.mark_non_differentiable(mean, rstd)
     ctx.has_branch = branch is not None
     for_gamma = branch if ctx.needs_input_grad[3] else None
-    ctx.save_for_backward(x if branch is None else x_new, weight, mean, rstd, scale, gamma, for_gamma)
+    ctx.save_for_backward(
+        x if branch is None else x_new, weight, mean, rstd, scale, gamma, for_gamma
+    )
 
 
-def _backward(ctx, dx_new: torch.Tensor | None, dy: torch.Tensor | None, *_: None) -> tuple[torch.Tensor | None, ...]:
+def _backward(
+    ctx, dx_new: torch.Tensor | None, dy: torch.Tensor | None, *_: None
+) -> tuple[torch.Tensor | None, ...]:
     if not ctx.has_branch:
         dx_new = None  # the gradient of an empty tensor
     if dy is None and dx_new is None:
@@ -191,9 +199,13 @@ def add_norm_triton(
 def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> None:
     dim = x.shape[-1]
     if weight.shape != (dim,) or bias.shape != (dim,):
-        raise ValueError(f"weight {tuple(weight.shape)} and bias {tuple(bias.shape)} must be ({dim},) as x {tuple(x.shape)} is")
+        raise ValueError(
+            f"weight {tuple(weight.shape)} and bias {tuple(bias.shape)} must be ({dim},) as x {tuple(x.shape)} is"
+        )
     if weight.dtype != bias.dtype:
-        raise ValueError(f"weight and bias must have one dtype, got {weight.dtype} and {bias.dtype}")
+        raise ValueError(
+            f"weight and bias must have one dtype, got {weight.dtype} and {bias.dtype}"
+        )
 
 
 def _check_fused(x: torch.Tensor, *others: torch.Tensor | None) -> None:
@@ -201,7 +213,9 @@ def _check_fused(x: torch.Tensor, *others: torch.Tensor | None) -> None:
         if tensor is not None and tensor.dtype not in DTYPES:
             raise ValueError(f"the kernels of norm take {DTYPES}, not {tensor.dtype}")
     if not 1 <= x.shape[-1] <= MAX_DIM:
-        raise ValueError(f"the kernels of norm take rows of 1 to {MAX_DIM} elements, not {x.shape[-1]}")
+        raise ValueError(
+            f"the kernels of norm take rows of 1 to {MAX_DIM} elements, not {x.shape[-1]}"
+        )
 
 
 def norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
@@ -234,9 +248,13 @@ def add_norm(
     _check(x, weight, bias)
     if x.ndim != 3 or x.shape != branch.shape or (scale is not None and scale.shape != x.shape[:1]):
         got = None if scale is None else tuple(scale.shape)
-        raise ValueError(f"x {tuple(x.shape)}, branch {tuple(branch.shape)} and scale {got} do not fit")
+        raise ValueError(
+            f"x {tuple(x.shape)}, branch {tuple(branch.shape)} and scale {got} do not fit"
+        )
     if gamma is not None and gamma.shape != x.shape[-1:]:
-        raise ValueError(f"gamma {tuple(gamma.shape)} must be ({x.shape[-1]},) as x {tuple(x.shape)} is")
+        raise ValueError(
+            f"gamma {tuple(gamma.shape)} must be ({x.shape[-1]},) as x {tuple(x.shape)} is"
+        )
     if not is_fused(x):
         return add_norm_reference(x, branch, scale, weight, bias, eps, gamma)
     _check_fused(x, weight, gamma)

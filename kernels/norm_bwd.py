@@ -54,7 +54,9 @@ def _norm_bwd_kernel(
         dgamma = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
 
     start = pid * BLOCK_ROWS
-    while start < rows:  # not a range: under NumPy 2.4 Triton 3.6's interpreter takes only constants in one
+    while (
+        start < rows
+    ):  # not a range: under NumPy 2.4 Triton 3.6's interpreter takes only constants in one
         row = start + tl.arange(0, BLOCK_ROWS)
         mask_rows = row < rows
         mask = mask_rows[:, None] & mask_cols[None, :]

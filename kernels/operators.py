@@ -46,7 +46,11 @@ def operator(
         @functools.wraps(launch)
         def call(*inputs: Any, **named: Any) -> Any:
             # a compiler sees one operator, and only torch knows the names
-            return op(*inputs, **named) if named or torch.compiler.is_compiling() else differentiable(*inputs)
+            return (
+                op(*inputs, **named)
+                if named or torch.compiler.is_compiling()
+                else differentiable(*inputs)
+            )
 
         return cast(Launcher, call)
 
@@ -64,13 +68,17 @@ def _library(name: str, launch: Callable[..., Any]) -> torch.library.Library:
     if schema not in kept:
         kept[schema] = torch.library.Library("fastdeit", "FRAGMENT")
         kept[schema].define(schema, tags=torch.Tag.pt2_compliant_tag)
-    kept[name] = torch.library.Library("fastdeit", "FRAGMENT")  # the last one goes, and its kernels with it
+    kept[name] = torch.library.Library(
+        "fastdeit", "FRAGMENT"
+    )  # the last one goes, and its kernels with it
     return kept[name]
 
 
 def on_its_device(launch: Callable[..., Any]) -> Callable[..., Any]:
     """Run the launcher with its first tensor's device as the current one: Triton launches on that, whatever it is given."""
-    annotations = [parameter.annotation for parameter in inspect.signature(launch).parameters.values()]
+    annotations = [
+        parameter.annotation for parameter in inspect.signature(launch).parameters.values()
+    ]
     place = annotations.index(torch.Tensor)
 
     def launch_there(*inputs: Any) -> Any:
@@ -113,4 +121,6 @@ def _save_nothing(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _refuse(ctx: Any, *grads: Any) -> Any:
     name = type(ctx).__name__.removesuffix("Backward").replace("_", "::", 1)
-    raise RuntimeError(f"{name} has no derivative; attention, add_norm, gelu and distill have one, once")
+    raise RuntimeError(
+        f"{name} has no derivative; attention, add_norm, gelu and distill have one, once"
+    )

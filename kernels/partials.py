@@ -17,17 +17,28 @@ from fastdeit.kernels.configs import blocks_of, config
 
 @triton.jit
 def _sum_partials_kernel(
-    partials_ptr, out0_ptr, out1_ptr, out2_ptr, P, D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr
+    partials_ptr,
+    out0_ptr,
+    out1_ptr,
+    out2_ptr,
+    P,
+    D: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     k = tl.program_id(1).to(tl.int64)
     cols = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_cols = cols < D
     total = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
     start = tl.zeros((), tl.int32)
-    while start < P:  # not a range: under NumPy 2.4 Triton 3.6's interpreter takes only constants in one
+    while (
+        start < P
+    ):  # not a range: under NumPy 2.4 Triton 3.6's interpreter takes only constants in one
         program = start + tl.arange(0, BLOCK_P)
         mask = (program < P)[:, None] & mask_cols[None, :]
-        total += tl.load(partials_ptr + k * P * D + program[:, None] * D + cols[None, :], mask=mask, other=0.0)
+        total += tl.load(
+            partials_ptr + k * P * D + program[:, None] * D + cols[None, :], mask=mask, other=0.0
+        )
         start += BLOCK_P
     out = tl.sum(total, 0)
     # the outputs may differ in dtype, so each has a store of its own; whether it is there is known before the program's k

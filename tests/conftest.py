@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors; spinning threads crawl on a busy machine
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # small tensors; spinning threads crawl on a busy machine
 
 import pytest
 import torch
@@ -14,13 +16,17 @@ if TYPE_CHECKING:
     from tests.places import Distances
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is decorated, so before any kernel is imported
+    os.environ.setdefault(
+        "TRITON_INTERPRET", "1"
+    )  # read when a kernel is decorated, so before any kernel is imported
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--distances", type=Path, help="a CSV file: how far images are from PIL's, a row each time that is measured"
+        "--distances",
+        type=Path,
+        help="a CSV file: how far images are from PIL's, a row each time that is measured",
     )
 
 

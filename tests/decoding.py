@@ -6,10 +6,16 @@ from nvidia.dali import fn, pipeline_def, types
 
 @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
 def decoding(data: bytes | np.ndarray, start: tuple[int, int], shape: tuple[int, int]) -> object:
-    source = fn.external_source(lambda _: [np.frombuffer(data, np.uint8)], dtype=types.UINT8, ndim=1)
+    source = fn.external_source(
+        lambda _: [np.frombuffer(data, np.uint8)], dtype=types.UINT8, ndim=1
+    )
     kinds = {"device": "cpu", "output_type": types.RGB, "adjust_orientation": False}
     return fn.decoders.image(source, **kinds), fn.decoders.image_slice(
-        source, start=np.array(start, np.int32), shape=np.array(shape, np.int32), axis_names="HW", **kinds
+        source,
+        start=np.array(start, np.int32),
+        shape=np.array(shape, np.int32),
+        axis_names="HW",
+        **kinds,
     )
 
 

@@ -21,10 +21,14 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
 def assert_same_run(folder: Path, whole: Path) -> None:
     """The same samples in the same steps; losses and final weights within 1e-5."""
     mine, theirs = steps_of(folder), steps_of(whole)
-    assert [(line["step"], line["digest"]) for line in mine] == [(line["step"], line["digest"]) for line in theirs]
+    assert [(line["step"], line["digest"]) for line in mine] == [
+        (line["step"], line["digest"]) for line in theirs
+    ]
     assert len({line["digest"] for line in mine}) == 3 * EPOCHS
     for name in ("loss", "base", "distill", "grad_norm"):
-        assert [line[name] for line in mine] == pytest.approx([line[name] for line in theirs], rel=1e-5), name
+        assert [line[name] for line in mine] == pytest.approx(
+            [line[name] for line in theirs], rel=1e-5
+        ), name
     for name in ("student.safetensors", "student_ema.safetensors"):
         left, right = load_file(folder / name), load_file(whole / name)
         for key, value in right.items():

@@ -41,7 +41,11 @@ def step(trainer: Trainer, world: World, accumulate: int = 2) -> torch.Tensor:
 
 def contents(trainer: Trainer) -> dict[str, torch.Tensor]:
     tensors, state = trainer.state()
-    named = {f"{stem} {name}": value.clone() for stem, named in tensors.items() for name, value in named.items()}
+    named = {
+        f"{stem} {name}": value.clone()
+        for stem, named in tensors.items()
+        for name, value in named.items()
+    }
     return named | {"adam": torch.tensor(state["adam_step"])}
 
 
@@ -66,7 +70,12 @@ def look(fields: dict[str, Any], folder: Path, world: World) -> dict[str, Any]:
     trainer.criterion = criterion
     skipped = not trainer.applied
     health.note_bad(NAN_AT, trainer.micro_steps, str)
-    found = {"norms": norms, "skipped": skipped, "untouched": equal(before, contents(trainer)), "line": health.bad[0]}
+    found = {
+        "norms": norms,
+        "skipped": skipped,
+        "untouched": equal(before, contents(trainer)),
+        "line": health.bad[0],
+    }
     found |= {"next": step(trainer, world).tolist(), "equal": compare_weights(trainer.model)}
     if world.rank == world.size - 1:
         flip(trainer.model)

@@ -19,14 +19,31 @@ from torch.utils._pytree import tree_leaves
 # from MKL and oneDNN, which may look at the alignment too
 PRODUCTS = {
     *("mm", "addmm", "bmm", "baddbmm", "dot", "mv", "addmv", "convolution", "convolution_backward"),
-    *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward"),
+    *(
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_flash_attention_for_cpu_backward",
+    ),
     *("gelu", "gelu_backward"),
 }
 # of ATen itself
 SUMS = {
-    *("sum", "mean", "var", "var_mean", "std", "linalg_vector_norm", "logsumexp", "_adaptive_avg_pool2d"),
+    *(
+        "sum",
+        "mean",
+        "var",
+        "var_mean",
+        "std",
+        "linalg_vector_norm",
+        "logsumexp",
+        "_adaptive_avg_pool2d",
+    ),
     *("_softmax", "_softmax_backward_data", "_log_softmax", "_log_softmax_backward_data"),
-    *("native_layer_norm", "native_layer_norm_backward", "native_batch_norm", "native_batch_norm_backward"),
+    *(
+        "native_layer_norm",
+        "native_layer_norm_backward",
+        "native_batch_norm",
+        "native_batch_norm_backward",
+    ),
     *("_upsample_bicubic2d_aa", "upsample_bicubic2d"),
 }
 _ALIGNMENT = 64  # bytes: a vector register, and a line of the cache
@@ -39,17 +56,27 @@ class ImaginedProcessor(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if name in PRODUCTS or name in SUMS:
-            layouts = [_layout(tensor, name in PRODUCTS) for tensor in _tensors_on_the_cpu((args, kwargs))]
+            layouts = [
+                _layout(tensor, name in PRODUCTS) for tensor in _tensors_on_the_cpu((args, kwargs))
+            ]
             factors = _factors(zlib.crc32(repr((name, layouts)).encode()))
             for tensor in _tensors_on_the_cpu(out):
                 if tensor.dtype == torch.float32:
-                    tensor.mul_(factors[torch.arange(tensor.shape[-1]) % len(factors)] if tensor.ndim else factors[0])
+                    tensor.mul_(
+                        factors[torch.arange(tensor.shape[-1]) % len(factors)]
+                        if tensor.ndim
+                        else factors[0]
+                    )
         return out
 
 
 def _factors(code: int) -> torch.Tensor:
     """fp32 (10,): 1 to 1 and six units in the last place, by the digits of a number to base 7."""
-    return 1 + torch.tensor([code // 7**place % 7 for place in range(10)]) * torch.finfo(torch.float32).eps
+    return (
+        1
+        + torch.tensor([code // 7**place % 7 for place in range(10)])
+        * torch.finfo(torch.float32).eps
+    )
 
 
 def _tensors_on_the_cpu(tree: Any) -> Iterator[torch.Tensor]:

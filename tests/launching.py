@@ -45,11 +45,27 @@ class Launch:
         inside: Sequence[str] = (),
     ) -> None:
         self.folder, self.log = folder, folder.with_name(f"{folder.name}-{time.monotonic_ns()}.log")
-        launcher = [*inside, sys.executable, "-m", "deepspeed.launcher.runner", "-q", "--no_local_rank", *where]
-        command = [*launcher, "--master_port", str(port or free_port()), str(ROOT / "tests" / "faulty.py"), faults]
+        launcher = [
+            *inside,
+            sys.executable,
+            "-m",
+            "deepspeed.launcher.runner",
+            "-q",
+            "--no_local_rank",
+            *where,
+        ]
+        command = [
+            *launcher,
+            "--master_port",
+            str(port or free_port()),
+            str(ROOT / "tests" / "faulty.py"),
+            faults,
+        ]
         inherited = {name: value for name, value in os.environ.items() if name not in FOREIGN}
         inherited |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; children would ignore it too
+        if (
+            signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        ):  # in the background of a shell; children would ignore it too
             signal.signal(signal.SIGINT, signal.default_int_handler)
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -70,7 +86,11 @@ class Launch:
 
     def find(self, script: str) -> list[psutil.Process]:
         """Those of them that run `script`, by start: `deepspeed.launcher.launch` (one) or `faulty.py` (the ranks)."""
-        found = [process for process in self.alive() if any(word.endswith(script) for word in _arguments(process)[:4])]
+        found = [
+            process
+            for process in self.alive()
+            if any(word.endswith(script) for word in _arguments(process)[:4])
+        ]
         return sorted(found, key=lambda process: (process.create_time(), process.pid))
 
     def until(self, condition: Callable[[], object], limit_s: float = 150) -> float:
@@ -96,7 +116,11 @@ class Launch:
 
 def processes_of(folder: Path) -> list[psutil.Process]:
     """Those whose command line names the folder, or what is in it."""
-    return [process for process in psutil.process_iter() if any(str(folder) in word for word in _arguments(process))]
+    return [
+        process
+        for process in psutil.process_iter()
+        if any(str(folder) in word for word in _arguments(process))
+    ]
 
 
 def steps_done(folder: Path) -> int:
@@ -114,7 +138,9 @@ def assert_lines_near(mine: list[dict[str, Any]], theirs: list[dict[str, Any]], 
         assert set(line) == set(wanted), line["step"]
         for name in set(wanted) - {"images_per_s"}:
             allowed = rel * (100 if name.startswith("grad_norm") else 1)
-            near = line[name] == wanted[name] or abs(line[name] - wanted[name]) <= allowed * abs(wanted[name])
+            near = line[name] == wanted[name] or abs(line[name] - wanted[name]) <= allowed * abs(
+                wanted[name]
+            )
             assert near, (line["step"], name, line[name], wanted[name])
 
 

@@ -60,7 +60,20 @@ def two_machines() -> Iterator[tuple[Machine, Machine]]:
         for machine in (left, right):
             _ip("netns", "add", machine.name)
             _ip("-n", machine.name, "link", "set", "lo", "up")
-        _ip("-n", left.name, "link", "add", _CABLE, "type", "veth", "peer", "name", _CABLE, "netns", right.name)
+        _ip(
+            "-n",
+            left.name,
+            "link",
+            "add",
+            _CABLE,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            _CABLE,
+            "netns",
+            right.name,
+        )
         for machine in (left, right):
             _ip("-n", machine.name, "addr", "add", f"{machine.address}/24", "dev", _CABLE)
             machine.link("up")
@@ -71,17 +84,35 @@ def two_machines() -> Iterator[tuple[Machine, Machine]]:
 
 
 def launch_on(
-    machines: Sequence[Machine], slots: Sequence[int], folder: Path, argv: list[str], faults: str, only: int | None = None
+    machines: Sequence[Machine],
+    slots: Sequence[int],
+    folder: Path,
+    argv: list[str],
+    faults: str,
+    only: int | None = None,
 ) -> list[Launch]:
     """A run over machines, with DeepSpeed's launcher started on each, or `only` on one; slots: processes on each."""
     hosts = folder.with_name("hosts")
-    hosts.write_text("".join(f"{machine.name} slots={count}\n" for machine, count in zip(machines, slots, strict=True)))
+    hosts.write_text(
+        "".join(
+            f"{machine.name} slots={count}\n"
+            for machine, count in zip(machines, slots, strict=True)
+        )
+    )
     port = free_port()  # here, which says nothing of there; but nothing else runs there
     launches = []
     for place, machine in enumerate(machines):
         if only not in (None, place):
             continue
-        where = ("--hostfile", str(hosts), "--no_ssh", "--node_rank", str(place), "--master_addr", machines[0].address)
+        where = (
+            "--hostfile",
+            str(hosts),
+            "--no_ssh",
+            "--node_rank",
+            str(place),
+            "--master_addr",
+            machines[0].address,
+        )
         launches.append(Launch(folder, argv, faults, port, where=where, inside=machine.inside))
     return launches
 

@@ -37,7 +37,14 @@ def configure(**changes: Any) -> Config:
     run = {name: changes.pop(name) for name in RUN_FIELDS if name in changes}
     return Config().replace(
         data={"input_size": SIZE},
-        optim={"batch_size": BATCH, "epochs": EPOCHS, "warmup_epochs": 1, "lr": 3e-2, "model_ema_decay": 0.9, **changes},
+        optim={
+            "batch_size": BATCH,
+            "epochs": EPOCHS,
+            "warmup_epochs": 1,
+            "lr": 3e-2,
+            "model_ema_decay": 0.9,
+            **changes,
+        },
         run=run,
     )
 
@@ -45,11 +52,19 @@ def configure(**changes: Any) -> Config:
 def make_model() -> Student:
     torch.manual_seed(0)
     name = "deit_tiny_distilled_patch16_224"
-    sizes = {"image_size": SIZE, "patch_size": 8, "embed_dim": 24, "depth": len(DROP_PATH), "num_heads": 2}
+    sizes = {
+        "image_size": SIZE,
+        "patch_size": 8,
+        "embed_dim": 24,
+        "depth": len(DROP_PATH),
+        "num_heads": 2,
+    }
     return build_student(name, num_classes=CLASSES, drop_path=DROP_PATH[-1], **sizes)
 
 
-def make_trainer(config: Config, world: World, teacher: Callable[..., torch.Tensor] | None = None) -> Trainer:
+def make_trainer(
+    config: Config, world: World, teacher: Callable[..., torch.Tensor] | None = None
+) -> Trainer:
     return build_trainer(config, world, make_model(), teacher or teach, STEPS_PER_EPOCH)  # type: ignore[arg-type]
 
 
@@ -78,7 +93,9 @@ def make_batch(step: int, rank: int = 0, world_size: int = 1) -> Batch:
     draws = plan.draw(epoch, ordinals)
     images = []
     for row, (y, x, height, width), flip in zip(draws.image, draws.crop, draws.flip, strict=True):
-        crop = F.interpolate(_pictures()[row, None, :, y : y + height, x : x + width], size=(SIZE, SIZE))[0]
+        crop = F.interpolate(
+            _pictures()[row, None, :, y : y + height, x : x + width], size=(SIZE, SIZE)
+        )[0]
         images.append(crop.flip(-1) if flip else crop)
     return Batch(
         images=torch.stack(images),
@@ -92,27 +109,45 @@ def make_batch(step: int, rank: int = 0, world_size: int = 1) -> Batch:
 
 
 def part(batch: Batch, start: int, size: int) -> Batch:
-    rows: dict[str, Any] = {name: value[start : start + size] for name, value in vars(batch).items() if torch.is_tensor(value)}
+    rows: dict[str, Any] = {
+        name: value[start : start + size]
+        for name, value in vars(batch).items()
+        if torch.is_tensor(value)
+    }
     return Batch(**rows)
 
 
-def run_steps(trainer: Trainer, count: int, micro: int = BATCH, rank: int = 0, world_size: int = 1) -> list[float]:
+def run_steps(
+    trainer: Trainer, count: int, micro: int = BATCH, rank: int = 0, world_size: int = 1
+) -> list[float]:
     """The loss of each of the next `count` steps over this rank's samples, taken in micro-batches of at most `micro`."""
     losses = []
     for _ in range(count):
         batch = make_batch(trainer.step, rank, world_size)
         size = min(micro, len(batch.labels))
-        losses.append(trainer.train_step(part(batch, at, size) for at in range(0, len(batch.labels), size))[0].item())
+        losses.append(
+            trainer.train_step(part(batch, at, size) for at in range(0, len(batch.labels), size))[
+                0
+            ].item()
+        )
     return losses
 
 
-def plain_loop(config: Config, count: int) -> tuple[nn.Module, dict[str, torch.Tensor], list[float]]:
+def plain_loop(
+    config: Config, count: int
+) -> tuple[nn.Module, dict[str, torch.Tensor], list[float]]:
     """AdamW, schedule, clipping and average written out again in plain torch: the model, the average and the losses."""
     model = make_model().train()
     average = copy.deepcopy(model.state_dict())
-    decay = [p for n, p in model.named_parameters() if p.ndim > 1 and n not in ("cls_token", "dist_token", "pos_embed")]
+    decay = [
+        p
+        for n, p in model.named_parameters()
+        if p.ndim > 1 and n not in ("cls_token", "dist_token", "pos_embed")
+    ]
     rest = [p for p in model.parameters() if not any(p is d for d in decay)]
-    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}])
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+    )
     criterion, losses = DistillationLoss(), []
     total, warmup, peak = EPOCHS * STEPS_PER_EPOCH, STEPS_PER_EPOCH, config.optim.lr * BATCH / 512
     for step in range(count):
@@ -141,4 +176,6 @@ def assert_near(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
 
 if __name__ == "__main__":
     LOSSES.parent.mkdir(exist_ok=True)
-    LOSSES.write_text(json.dumps({"loss": plain_loop(configure(), EPOCHS * STEPS_PER_EPOCH)[2]}, indent=1) + "\n")
+    LOSSES.write_text(
+        json.dumps({"loss": plain_loop(configure(), EPOCHS * STEPS_PER_EPOCH)[2]}, indent=1) + "\n"
+    )

@@ -16,7 +16,15 @@ import torch.distributed as dist
 from fastdeit.checkpoint import load_checkpoint, save_checkpoint
 from fastdeit.distributed import World, all_agree, init_distributed, leave, meet
 from fastdeit.engine import Trainer
-from tests.parity import BATCH, EPOCHS, STEPS_PER_EPOCH, configure, make_batch, make_trainer, run_steps
+from tests.parity import (
+    BATCH,
+    EPOCHS,
+    STEPS_PER_EPOCH,
+    configure,
+    make_batch,
+    make_trainer,
+    run_steps,
+)
 
 STEPS, SHORT, SAVED_AT, AFTER, NAN_AT = EPOCHS * STEPS_PER_EPOCH, 12, 7, 3, 4
 _COMMON = {
@@ -104,7 +112,9 @@ def save(trainer: Trainer, folder: Path, world: World) -> None:
 def variants(folder: Path) -> dict[str, dict[str, Any]]:
     """Fields of the run by name, DeepSpeed's files in `folder`; stage 0 is built as stage 1 is."""
     plain: dict[str, dict[str, Any]] = {str(stage): {"zero_stage": stage} for stage in (1, 2, 3)}
-    offloaded = {f"{stage} offloaded": {"zero_stage": stage, "offload_optimizer": True} for stage in (2, 3)}
+    offloaded = {
+        f"{stage} offloaded": {"zero_stage": stage, "offload_optimizer": True} for stage in (2, 3)
+    }
     own: dict[str, dict[str, Any]] = {}
     for name, fields in OWN_FIELDS.items():
         file = folder / f"{name}.json"
@@ -119,17 +129,23 @@ def main(folder: Path, full: bool) -> None:
     results: dict[str, Any] = {"fp32": {}, "bf16": {}, "nan": {}, "resumed": {}}
     for name, fields in variants(folder).items():
         for accumulate in (1, 4) if full else (4,):
-            trainer = make_trainer(configure(**fields, micro_batch=BATCH // world.size // accumulate), world)
+            trainer = make_trainer(
+                configure(**fields, micro_batch=BATCH // world.size // accumulate), world
+            )
             first = losses(trainer, world, SAVED_AT, accumulate)
             if accumulate == 4:
                 save(trainer, folder / "two" / name, world)
-            rest = losses(trainer, world, (STEPS if full or name in "123" else SHORT) - SAVED_AT, accumulate)
+            rest = losses(
+                trainer, world, (STEPS if full or name in "123" else SHORT) - SAVED_AT, accumulate
+            )
             results["fp32"][f"{name} x {accumulate}"] = first + rest
         results["nan"][name] = with_nan(make_trainer(configure(**fields), world), world)
         results["bf16"] |= in_bf16(name, fields, full, world)
     for source in (1, 2, 3):
         for stage in (1, 2, 3):
-            results["resumed"][f"{source} to {stage}"] = resumed(folder, f"one/{source}", stage, world, AFTER)
+            results["resumed"][f"{source} to {stage}"] = resumed(
+                folder, f"one/{source}", stage, world, AFTER
+            )
     if world.rank == 0:
         (folder / "two.json").write_text(json.dumps(results))
     meet()

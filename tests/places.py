@@ -48,21 +48,37 @@ class Distances:
     place: str
     test: str
 
-    def hold(self, ours: np.ndarray, expected: np.ndarray, *, most: float | None = None, mean: float | None = None) -> None:
+    def hold(
+        self,
+        ours: np.ndarray,
+        expected: np.ndarray,
+        *,
+        most: float | None = None,
+        mean: float | None = None,
+    ) -> None:
         """Raise AssertionError if the largest or the mean distance is above its bound; None: it is only reported."""
         distance = np.abs(np.asarray(ours, np.float64) - expected)
-        largest, average, beyond = float(distance.max()), float(distance.mean()), float((distance > 1.5).mean())
+        largest, average, beyond = (
+            float(distance.max()),
+            float(distance.mean()),
+            float((distance > 1.5).mean()),
+        )
         facts = {"test": self.test, "largest": largest, "mean": average, "share_above_1": beyond}
         self._report({**self._origin(), **facts, "largest_allowed": most, "mean_allowed": mean})
         assert mean is None or average <= mean, f"mean distance: {average:.4f}, allowed is {mean}"
-        assert most is None or largest <= most, f"largest distance: {largest:.4f}, allowed is {most}"
+        assert most is None or largest <= most, (
+            f"largest distance: {largest:.4f}, allowed is {most}"
+        )
 
     def _origin(self) -> dict[str, str]:
         device = torch.cuda.get_device_name() if self.place == "gpu" else "CPU"
         return {"device": device, "dali": nvidia.dali.__version__, "place": self.place}
 
     def _report(self, row: dict[str, Any]) -> None:
-        rounded = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
+        rounded = {
+            name: f"{value:.6g}" if isinstance(value, float) else value
+            for name, value in row.items()
+        }
         print(rounded)
         if self.path is not None:
             with self.path.open("a", newline="") as file:

@@ -35,20 +35,38 @@ class Setting:
         return ["--teacher-model", TEACHER, "--teacher-path", str(self.teacher)]
 
     def build(self, folder: Path, *flags: str, epochs: str = "0-2", micro_batch: int = 8) -> int:
-        argv = [*self.samples, *self.taught, "--micro-batch", str(micro_batch), "--epochs", epochs, "-o", str(folder), *flags]
+        argv = [
+            *self.samples,
+            *self.taught,
+            "--micro-batch",
+            str(micro_batch),
+            "--epochs",
+            epochs,
+            "-o",
+            str(folder),
+            *flags,
+        ]
         return cache(["build", *argv])
 
     def train(self, folder: Path, *flags: str, epochs: int = 3) -> int:
-        return train([*self.samples, *MODEL, "--epochs", str(epochs), "--output-dir", str(folder), *flags])
+        return train(
+            [*self.samples, *MODEL, "--epochs", str(epochs), "--output-dir", str(folder), *flags]
+        )
 
 
 def write_teacher(path: Path, data: Path, seed: int) -> Path:
     """Random weights, the last layer such that over the images each class's logits have mean 0 and deviation 1."""
     files = sorted((data / "train").rglob("*.*"))
-    pixels = np.stack([np.array(Image.open(file).convert("RGB").resize((32, 32)), np.float32) for file in files])
+    pixels = np.stack(
+        [np.array(Image.open(file).convert("RGB").resize((32, 32)), np.float32) for file in files]
+    )
     torch.manual_seed(seed)
-    factor, offset = (torch.rand(2, len(files), 3, 1, 1) - 0.5).unbind()  # about what augmentation does
-    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.45) / 0.225 * (1 + factor) + 2 * offset
+    factor, offset = (
+        torch.rand(2, len(files), 3, 1, 1) - 0.5
+    ).unbind()  # about what augmentation does
+    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.45) / 0.225 * (
+        1 + factor
+    ) + 2 * offset
     model = timm.create_model(TEACHER, num_classes=3).eval()
     with torch.no_grad():
         logits = model(images)

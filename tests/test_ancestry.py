@@ -16,11 +16,17 @@ ROOT = Path(__file__).parent.parent
 LOOK = "from fastdeit.ancestry import LAUNCHER; print('gone' if LAUNCHER.gone() else 'there', flush=True)"
 SLOW_TO_LOOK = f"import time; print('began', flush=True); time.sleep(1.5); {LOOK}"
 LOOK_TWICE = f"import time; {LOOK}; time.sleep(1.5); {LOOK.split('; ')[1]}"
-RUNNER, LAUNCH, SSHD = "deepspeed_runner.py", "deepspeed.launcher.launch.py", "sshd: root@notty"  # names are what is looked at
+RUNNER, LAUNCH, SSHD = (
+    "deepspeed_runner.py",
+    "deepspeed.launcher.launch.py",
+    "sshd: root@notty",
+)  # names are what is looked at
 
 
 @contextlib.contextmanager
-def chain(folder: Path, names: list[str], rank: str, wait_s: float = 0, through: list[str] | None = None) -> Iterator[Path]:
+def chain(
+    folder: Path, names: list[str], rank: str, wait_s: float = 0, through: list[str] | None = None
+) -> Iterator[Path]:
     """Processes of which each starts the next, launch.py after `wait_s` and by the words `through`; the last is the rank.
 
     Gives the file of what they say; the process id of the first is in `folder / "first"`.
@@ -29,7 +35,9 @@ def chain(folder: Path, names: list[str], rank: str, wait_s: float = 0, through:
     for name in reversed(names):
         script = folder / name
         wait = f"time.sleep({wait_s if name == LAUNCH else 0})"
-        script.write_text(f"import subprocess, time; print('began', flush=True); {wait}; subprocess.run({command!r})")
+        script.write_text(
+            f"import subprocess, time; print('began', flush=True); {wait}; subprocess.run({command!r})"
+        )
         command = [sys.executable, str(script)]
         if name == SSHD:
             command = ["bash", "-c", 'exec -a "$0" "$@"', name, *command]
@@ -38,7 +46,9 @@ def chain(folder: Path, names: list[str], rank: str, wait_s: float = 0, through:
     log = folder / "log"
     environment = os.environ | {"RANK": "0", "CROSS_RANK": "0", "PYTHONPATH": str(ROOT)}
     with log.open("w") as file:
-        first = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+        first = subprocess.Popen(
+            command, stdout=file, stderr=file, env=environment, start_new_session=True
+        )
     (folder / "first").write_text(str(first.pid))
     try:
         yield log
@@ -78,8 +88,12 @@ def test_a_launcher_that_lives_is_not_missed(tmp_path: Path) -> None:
             until(log, ["began"] * len(names) + ["there"])
 
 
-@pytest.mark.parametrize("through", [[], ["bash", "-c", '"$@"; true', "a shell that names deepspeed"]])
-def test_the_end_of_the_connection_over_which_another_machine_started_it(through: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "through", [[], ["bash", "-c", '"$@"; true', "a shell that names deepspeed"]]
+)
+def test_the_end_of_the_connection_over_which_another_machine_started_it(
+    through: list[str], tmp_path: Path
+) -> None:
     with chain(tmp_path, [SSHD, LAUNCH], LOOK_TWICE, through=through) as log:
         until(log, ["began", "began", "there"])
         kill_first(log)

@@ -28,9 +28,17 @@ WHOLE = ("PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd")
 SPECS = {
     "deit": PlanSpec(input_size=SIDE, repeats=1, ra_prob=0.9, reprob=0.3),
     "deit3": PlanSpec(
-        input_size=SIDE, repeats=1, ra_layers=0, reprob=0.0, three_augment=True, simple_crop=True, color_jitter=0.3
+        input_size=SIDE,
+        repeats=1,
+        ra_layers=0,
+        reprob=0.0,
+        three_augment=True,
+        simple_crop=True,
+        color_jitter=0.3,
     ),
-    "many layers": PlanSpec(input_size=SIDE, repeats=1, ra_layers=6, ra_prob=1.0, ra_std=float("inf"), reprob=0.0),
+    "many layers": PlanSpec(
+        input_size=SIDE, repeats=1, ra_layers=6, ra_prob=1.0, ra_std=float("inf"), reprob=0.0
+    ),
     "plain": PlanSpec(input_size=SIDE, repeats=1, ra_layers=0, reprob=0.0),
 }
 
@@ -38,7 +46,9 @@ SPECS = {
 def photo(rng: np.random.Generator, height: int, width: int) -> Image.Image:
     small = rng.integers(0, 256, (height // 12 + 2, width // 12 + 2, 3), np.uint8)
     smooth = np.asarray(Image.fromarray(small).resize((width, height), 3)).astype(int)
-    return Image.fromarray((smooth + rng.integers(-9, 10, smooth.shape)).clip(0, 255).astype(np.uint8))
+    return Image.fromarray(
+        (smooth + rng.integers(-9, 10, smooth.shape)).clip(0, 255).astype(np.uint8)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +59,9 @@ def files() -> tuple[list[np.ndarray], np.ndarray]:
     encoded = []
     for i, (height, width) in enumerate(sizes.tolist()):
         buffer = io.BytesIO()
-        photo(rng, height, width).save(buffer, "JPEG", quality=90, subsampling=i % 3, progressive=i % 5 == 0)
+        photo(rng, height, width).save(
+            buffer, "JPEG", quality=90, subsampling=i % 3, progressive=i % 5 == 0
+        )
         encoded.append(np.frombuffer(buffer.getvalue(), np.uint8))
     return encoded, sizes
 
@@ -57,15 +69,29 @@ def files() -> tuple[list[np.ndarray], np.ndarray]:
 Files = tuple[list[np.ndarray], np.ndarray]
 
 
-def run_files(encoded: list[np.ndarray], crop: np.ndarray, rows: tuple[np.ndarray, ...], size: int, batch: int, threads: int):
+def run_files(
+    encoded: list[np.ndarray],
+    crop: np.ndarray,
+    rows: tuple[np.ndarray, ...],
+    size: int,
+    batch: int,
+    threads: int,
+):
     """float32 (B, 3, size, size) of encoded images, in batches of `batch`, the last one short."""
 
     @pipeline_def(batch_size=batch, num_threads=threads, device_id=None, prefetch_queue_depth=1)
     def graph():  # type: ignore[no-untyped-def]
         dtypes = [types.UINT8, types.INT32, types.INT32, types.FLOAT64]
         data, window, ints, floats = fn.external_source(source, num_outputs=4, dtype=dtypes, ndim=1)
-        cut = {"start": window[0:2], "shape": window[2:4], "axis_names": "HW", "adjust_orientation": False}
-        return exact(fn.decoders.image_slice(data, output_type=types.RGB, **cut), ints, floats, size=size)
+        cut = {
+            "start": window[0:2],
+            "shape": window[2:4],
+            "axis_names": "HW",
+            "adjust_orientation": False,
+        }
+        return exact(
+            fn.decoders.image_slice(data, output_type=types.RGB, **cut), ints, floats, size=size
+        )
 
     def source(i: int):  # type: ignore[no-untyped-def]
         part = slice(i * batch, (i + 1) * batch) if i * batch < len(encoded) else slice(0, 1)
@@ -73,13 +99,19 @@ def run_files(encoded: list[np.ndarray], crop: np.ndarray, rows: tuple[np.ndarra
 
     pipeline = graph()
     pipeline.build()
-    return np.concatenate([np.array(pipeline.run()[0].as_tensor()) for _ in range(0, len(encoded), batch)])
+    return np.concatenate(
+        [np.array(pipeline.run()[0].as_tensor()) for _ in range(0, len(encoded), batch)]
+    )
 
 
-def run_draws(files: Files, draws: Draws, spec: PlanSpec, batch: int = FILES, threads: int = 2) -> np.ndarray:
+def run_draws(
+    files: Files, draws: Draws, spec: PlanSpec, batch: int = FILES, threads: int = 2
+) -> np.ndarray:
     encoded = [files[0][image] for image in draws.image]
     rows = pack_exact(draws, spec, MEAN, STD)
-    return run_files(encoded, np.asarray(draws.crop, np.int32), rows, spec.input_size, batch, threads)
+    return run_files(
+        encoded, np.asarray(draws.crop, np.int32), rows, spec.input_size, batch, threads
+    )
 
 
 def timm_op(image: Image.Image, name: str, arg: float) -> Image.Image:
@@ -94,15 +126,21 @@ def timm_op(image: Image.Image, name: str, arg: float) -> Image.Image:
 def expected_sample(data: np.ndarray, draws: Draws, row: int, size: int) -> np.ndarray:
     """float32 (3, size, size) by PIL, torchvision and timm, without erasing."""
     y, x, height, width = draws.crop[row].tolist()
-    image = Image.open(io.BytesIO(data.tobytes())).convert("RGB").crop((x, y, x + width, y + height))
+    image = (
+        Image.open(io.BytesIO(data.tobytes())).convert("RGB").crop((x, y, x + width, y + height))
+    )
     height, width, y, x = draws.resize[row].tolist()
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     if (height, width, y, x) != (size, size, 0, 0):
-        image = functional.crop(functional.pad(image, [4], padding_mode="reflect"), y + 4, x + 4, size, size)
+        image = functional.crop(
+            functional.pad(image, [4], padding_mode="reflect"), y + 4, x + 4, size, size
+        )
     image = ImageOps.mirror(image) if draws.flip[row] else image
     for op, arg in zip(draws.ops[row].tolist(), draws.op_args[row].tolist(), strict=True):
         image = timm_op(image, OPS[op], arg) if op >= 0 else image
-    return transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])(image).numpy()
+    return transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])(
+        image
+    ).numpy()
 
 
 def outside(draws: Draws, size: int) -> np.ndarray:
@@ -119,8 +157,14 @@ def test_from_files_on_equals_timm(files: Files, name: str) -> None:
     draws = Plan(spec, files[1]).draw(1, np.arange(FILES))
     images = run_draws(files, draws, spec)
     mask = outside(draws, SIDE)
-    expected = [expected_sample(files[0][image], draws, row, SIDE) for row, image in enumerate(draws.image)]
-    different = [row for row in range(FILES) if not np.array_equal(images[row][:, mask[row]], expected[row][:, mask[row]])]
+    expected = [
+        expected_sample(files[0][image], draws, row, SIDE) for row, image in enumerate(draws.image)
+    ]
+    different = [
+        row
+        for row in range(FILES)
+        if not np.array_equal(images[row][:, mask[row]], expected[row][:, mask[row]])
+    ]
     assert different == []
 
 
@@ -129,15 +173,23 @@ def test_comparison_sees_another_argument(files: Files) -> None:
     draws = Plan(spec, files[1]).draw(1, np.arange(FILES))
     turned = np.flatnonzero((draws.ops == OPS.index("Rotate")).any(1) & (draws.erase[:, 2] == 0))
     row = int(turned[0])
-    wrong = dataclasses.replace(draws, op_args=np.where(draws.ops == OPS.index("Rotate"), draws.op_args * 1.001, draws.op_args))
-    assert not np.array_equal(run_draws(files, wrong, spec)[row], expected_sample(files[0][draws.image[row]], draws, row, SIDE))
+    wrong = dataclasses.replace(
+        draws,
+        op_args=np.where(draws.ops == OPS.index("Rotate"), draws.op_args * 1.001, draws.op_args),
+    )
+    assert not np.array_equal(
+        run_draws(files, wrong, spec)[row],
+        expected_sample(files[0][draws.image[row]], draws, row, SIDE),
+    )
 
 
 @pytest.mark.parametrize("batch, threads", [(1, 1), (7, 3), (64, 1)])
 def test_batch_and_threads_change_nothing(files: Files, batch: int, threads: int) -> None:
     spec = SPECS["deit"]
     draws = Plan(spec, files[1]).draw(1, np.arange(FILES))
-    np.testing.assert_array_equal(run_draws(files, draws, spec, batch, threads), run_draws(files, draws, spec))
+    np.testing.assert_array_equal(
+        run_draws(files, draws, spec, batch, threads), run_draws(files, draws, spec)
+    )
 
 
 def test_evaluation_equals_torchvisions(files: Files) -> None:
@@ -151,7 +203,9 @@ def test_evaluation_equals_torchvisions(files: Files) -> None:
     bicubic = transforms.InterpolationMode.BICUBIC
     steps = [transforms.Resize(short, bicubic), transforms.CenterCrop(SIDE), transforms.ToTensor()]
     chain = transforms.Compose([*steps, transforms.Normalize(MEAN, STD)])
-    expected = [chain(Image.open(io.BytesIO(data.tobytes())).convert("RGB")).numpy() for data in files[0]]
+    expected = [
+        chain(Image.open(io.BytesIO(data.tobytes())).convert("RGB")).numpy() for data in files[0]
+    ]
     np.testing.assert_array_equal(images, np.stack(expected))
 
 
@@ -161,7 +215,9 @@ def run_images(images: np.ndarray, rows: tuple[np.ndarray, ...], size: int) -> n
     @pipeline_def(batch_size=len(images), num_threads=1, device_id=None, prefetch_queue_depth=1)
     def graph():  # type: ignore[no-untyped-def]
         data = fn.external_source(lambda: images, layout="HWC", dtype=types.UINT8, ndim=3)
-        ints, floats = fn.external_source(lambda: rows, num_outputs=2, dtype=[types.INT32, types.FLOAT64], ndim=1)
+        ints, floats = fn.external_source(
+            lambda: rows, num_outputs=2, dtype=[types.INT32, types.FLOAT64], ndim=1
+        )
         return exact(data, ints, floats, size=size)
 
     pipeline = graph()
@@ -172,9 +228,12 @@ def run_images(images: np.ndarray, rows: tuple[np.ndarray, ...], size: int) -> n
 
 
 @pytest.mark.parametrize(
-    "mean, std", [(MEAN, STD), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), ((0.0, 0.1307, 1.0), (1.0, 0.3081, 3.0))]
+    "mean, std",
+    [(MEAN, STD), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), ((0.0, 0.1307, 1.0), (1.0, 0.3081, 3.0))],
 )
-def test_normalising_every_level_is_torchvisions(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+def test_normalising_every_level_is_torchvisions(
+    mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
     image = np.arange(768).reshape(16, 16, 3).astype(np.uint8)
     rows = pack_windows(np.array([[16, 16, 0, 0]]), mean, std)
     expected = functional.normalize(functional.to_tensor(Image.fromarray(image)), mean, std)
@@ -199,13 +258,22 @@ def erasing(boxes: np.ndarray, keys: np.ndarray, size: int, **changes: np.ndarra
     """Draws that do nothing but erase, and `changes`."""
     count = len(boxes)
     empty = {field.name: np.zeros(count) for field in dataclasses.fields(Draws)}
-    fixed = {"resize": np.tile([size, size, 0, 0], (count, 1)), "ops": np.zeros((count, 0), np.int32)}
-    noise = {"op_args": np.zeros((count, 0)), "erase": boxes, "noise_key": np.asarray(keys, np.uint64)}
+    fixed = {
+        "resize": np.tile([size, size, 0, 0], (count, 1)),
+        "ops": np.zeros((count, 0), np.int32),
+    }
+    noise = {
+        "op_args": np.zeros((count, 0)),
+        "erase": boxes,
+        "noise_key": np.asarray(keys, np.uint64),
+    }
     return Draws(**(empty | fixed | noise | changes))  # type: ignore[arg-type]
 
 
 KEYS = np.array([5, 2**63 + 11, 5, 2**64 - 1, 1 << 32, 1], np.uint64)
-BOXES = np.array([[0, 0, 48, 48], [3, 7, 30, 21], [4, 8, 40, 40], [47, 47, 1, 1], [0, 0, 48, 1], [9, 9, 0, 0]])
+BOXES = np.array(
+    [[0, 0, 48, 48], [3, 7, 30, 21], [4, 8, 40, 40], [47, 47, 1, 1], [0, 0, 48, 1], [9, 9, 0, 0]]
+)
 
 
 def erased(mode: str) -> np.ndarray:
@@ -217,7 +285,9 @@ def erased(mode: str) -> np.ndarray:
 def expected_noise(key: int, count: int) -> np.ndarray:
     """float64 (3, count): the normal numbers of the first pixels of a box."""
     zero = np.zeros(count, np.uint64)
-    words = philox4x32((np.arange(count, dtype=np.uint64), zero, zero, zero), (key >> 32, key & 0xFFFFFFFF))
+    words = philox4x32(
+        (np.arange(count, dtype=np.uint64), zero, zero, zero), (key >> 32, key & 0xFFFFFFFF)
+    )
     first, second, third, fourth = (uniform(word) for word in words)
     across = np.sqrt(-2 * np.log(first)) * np.sin(2 * np.pi * second)
     return np.stack((normal(first, second), across, normal(third, fourth)))
@@ -226,7 +296,9 @@ def expected_noise(key: int, count: int) -> np.ndarray:
 @pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
 def test_erasing_fills_the_box_and_leaves_the_rest(mode: str) -> None:
     images = erased(mode)
-    for image, (y, x, height, width), key in zip(images, BOXES.tolist(), KEYS.tolist(), strict=True):
+    for image, (y, x, height, width), key in zip(
+        images, BOXES.tolist(), KEYS.tolist(), strict=True
+    ):
         inside = np.zeros((48, 48), bool)
         inside[y : y + height, x : x + width] = True
         assert (image[:, ~inside] == -2).all()
@@ -234,7 +306,9 @@ def test_erasing_fills_the_box_and_leaves_the_rest(mode: str) -> None:
         expected = {"const": 0 * noise[:, :1], "rand": noise[:, :1], "pixel": noise}[mode]
         if height:
             values = image[:, inside]
-            np.testing.assert_allclose(values, np.broadcast_to(expected, values.shape), rtol=2e-7, atol=1e-7)
+            np.testing.assert_allclose(
+                values, np.broadcast_to(expected, values.shape), rtol=2e-7, atol=1e-7
+            )
 
 
 def test_noise_is_normal() -> None:
@@ -267,7 +341,23 @@ def test_packing_layout() -> None:
     ops, args = np.array([[OPS.index("Rotate"), -1]], np.int32), np.array([[60.0, 0.0]])
     draws = erasing(np.array([[1, 2, 3, 4]]), np.array([2**63 + 7]), 40, ops=ops, op_args=args)
     ints, floats = pack_exact(draws, spec, MEAN, STD)
-    assert ints[0].tolist() == [40, 40, 0, 0, 0, 1, 2, 3, 4, 1, -(2**31), 7, *FILL, OPS.index("Rotate"), -1]
+    assert ints[0].tolist() == [
+        40,
+        40,
+        0,
+        0,
+        0,
+        1,
+        2,
+        3,
+        4,
+        1,
+        -(2**31),
+        7,
+        *FILL,
+        OPS.index("Rotate"),
+        -1,
+    ]
     np.testing.assert_allclose(floats[0], [*MEAN, *STD, 0.5, -np.sqrt(0.75), 0.0, 0.0], rtol=1e-14)
     assert (ints.dtype, floats.dtype) == (np.int32, np.float64)
 
@@ -278,7 +368,9 @@ def test_compiled_code_is_kept_on_disk() -> None:
     assert augment_exact._run_entry(STAMP).cache_hits == 1
 
 
-def test_public_operator_is_taken_where_the_private_one_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_public_operator_is_taken_where_the_private_one_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from nvidia.dali.plugin import numba as plugin
 
     assert issubclass(augment_exact._numba_class(), plugin.NumbaFunction)
@@ -287,7 +379,9 @@ def test_public_operator_is_taken_where_the_private_one_is_gone(monkeypatch: pyt
 
 
 @pytest.mark.slow  # compiles for 10 s each time
-def test_public_operator_serves_where_the_private_one_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_public_operator_serves_where_the_private_one_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from nvidia.dali.plugin.numba import NumbaFunction
 
     image = np.random.default_rng(0).integers(0, 256, (1, 20, 30, 3), np.uint8)

@@ -45,9 +45,13 @@ def test_timms_steps_do_the_same_as_ours(clip_grad: float | None, world: World) 
     batch = all_kept(micro_batches(config, CPU)[0])
     with no_branch_dropped():
         for _ in range(5):
-            assert theirs.train_step(batch).item() == pytest.approx(ours.train_step([batch])[0].item(), rel=1e-5)
+            assert theirs.train_step(batch).item() == pytest.approx(
+                ours.train_step([batch])[0].item(), rel=1e-5
+            )
     average = ours.ema_weights()
-    assert average is not None and ours.lr == max(group["lr"] for group in theirs.optimizer.param_groups)
+    assert average is not None and ours.lr == max(
+        group["lr"] for group in theirs.optimizer.param_groups
+    )
     assert_near(ours.weights(), theirs.model.state_dict())
     assert_near(average, theirs.average.module.state_dict())
 
@@ -61,7 +65,9 @@ def test_timms_step_skips_what_is_not_finite_without_a_wait(world: World) -> Non
     batch.images[0] = torch.inf
     counted = bench_engine.count_on_cpu(lambda: theirs.train_step(batch))
     assert counted["waits"] == 0
-    assert all(torch.equal(before[name], value) for name, value in theirs.model.state_dict().items())
+    assert all(
+        torch.equal(before[name], value) for name, value in theirs.model.state_dict().items()
+    )
 
 
 @pytest.mark.slow
@@ -71,7 +77,9 @@ def test_timms_compiled_step_does_the_same_as_ours(world: World) -> None:
     batch = all_kept(micro_batches(config, CPU)[0])
     with no_branch_dropped():
         for _ in range(3):
-            assert theirs.train_step(batch).item() == pytest.approx(ours.train_step([batch])[0].item(), rel=1e-5)
+            assert theirs.train_step(batch).item() == pytest.approx(
+                ours.train_step([batch])[0].item(), rel=1e-5
+            )
 
 
 def test_a_row_of_ours_has_every_column(world: World) -> None:
@@ -80,7 +88,11 @@ def test_a_row_of_ours_has_every_column(world: World) -> None:
     assert set(row) == set(harness.COLUMNS)
     empty = {"gbps", "pct_of_copy", "idle_pct"}  # no least number of bytes; no GPU
     assert {name for name in row if row[name] == ""} - {"dali", "deepspeed"} == empty
-    assert row["impl"] == "ours, clipping" and row["shape"] == "toy 4" and float(row["ms_p20"]) <= float(row["ms_p80"])
+    assert (
+        row["impl"] == "ours, clipping"
+        and row["shape"] == "toy 4"
+        and float(row["ms_p20"]) <= float(row["ms_p80"])
+    )
 
 
 class Event:
@@ -101,9 +113,14 @@ class Event:
         raise AssertionError("nothing waits for one step of many")
 
 
-@pytest.mark.parametrize(("spans", "launches", "idle"), [([(0, 1), (3, 4)] * 50, 20, 50), ([], "", "")])
+@pytest.mark.parametrize(
+    ("spans", "launches", "idle"), [([(0, 1), (3, 4)] * 50, 20, 50), ([], "", "")]
+)
 def test_a_gpus_columns(
-    spans: list[tuple[float, float]], launches: object, idle: object, monkeypatch: pytest.MonkeyPatch
+    spans: list[tuple[float, float]],
+    launches: object,
+    idle: object,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("synchronize", "set_sync_debug_mode", "reset_peak_memory_stats"):
         monkeypatch.setattr(torch.cuda, name, lambda *arguments: None)
@@ -118,7 +135,12 @@ def test_a_gpus_columns(
 
     row = bench_engine.measure(step, torch.device("cuda"), images=8)
     assert (row["ms_p20"], row["ms_p50"], row["ms_p80"], row["images_per_s"]) == (2, 2, 2, 4000)
-    assert (row["peak_mib"], row["waits"], row["launches"], row["idle_pct"]) == (2, 1, launches, idle)
+    assert (row["peak_mib"], row["waits"], row["launches"], row["idle_pct"]) == (
+        2,
+        1,
+        launches,
+        idle,
+    )
 
 
 def test_another_loss_than_timms_stops_a_row(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +149,9 @@ def test_another_loss_than_timms_stops_a_row(world: World, monkeypatch: pytest.M
     def make(config: Config, world: World) -> Trainer:
         trainer = build(config, world)
         weights = trainer.weights
-        trainer.weights = lambda: weights() | {"head.bias": weights()["head.bias"] + torch.arange(1000) / 100}  # type: ignore[method-assign]
+        trainer.weights = lambda: (
+            weights() | {"head.bias": weights()["head.bias"] + torch.arange(1000) / 100}
+        )  # type: ignore[method-assign]
         return trainer
 
     monkeypatch.setattr(bench_engine, "make_trainer", make)
@@ -148,12 +172,17 @@ def test_every_case_has_a_way_and_a_config(device: str) -> None:
     cases = CASES[device]
     assert len(set(cases)) == len(cases)
     for case in cases:
-        config = make_config(case.student, case.batch, precision=case.dtype, **WAYS[case.impl].changes)
+        config = make_config(
+            case.student, case.batch, precision=case.dtype, **WAYS[case.impl].changes
+        )
         assert config.optim.batch_size == config.optim.micro_batch == case.batch
 
 
 def test_a_row_that_fails_costs_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], world: World
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    world: World,
 ) -> None:
     cases = [Case("toy", 4, "fp32", impl) for impl in ("ours", "timm")]
     monkeypatch.setattr(bench_engine, "CASES", {"cpu": cases})
@@ -171,7 +200,9 @@ def test_nothing_is_begun_after_the_time(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["bench_engine", "--out", str(tmp_path), "--seconds", "-1"])
     bench_engine.main()
-    assert capsys.readouterr().out.count("left out, no time") == len(CASES["cpu"]) and not list(tmp_path.iterdir())
+    assert capsys.readouterr().out.count("left out, no time") == len(CASES["cpu"]) and not list(
+        tmp_path.iterdir()
+    )
 
 
 def test_it_runs_without_what_a_gpu_machine_may_lack() -> None:

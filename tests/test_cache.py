@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 
 from fastdeit.models.cache import Cache, Replay
 from fastdeit.models.cache_writer import Recorder, create
-from fastdeit.models.manifest import LARGEST_CHUNK, CacheError, Manifest, decode, differences, encode, read_manifest
+from fastdeit.models.manifest import (
+    LARGEST_CHUNK,
+    CacheError,
+    Manifest,
+    decode,
+    differences,
+    encode,
+    read_manifest,
+)
 
 CLASSES, SAMPLES = 300, 1000
 FACTS = {"plan": {"seed": 0, "reprob": 0.25}, "data set": "abc", "teacher": {"sha256": "123"}}
@@ -32,18 +40,29 @@ def images(epoch: int, ordinals: np.ndarray) -> np.ndarray:
 
 def logits_of(epoch: int, ordinals: np.ndarray) -> torch.Tensor:
     """Each sample's own, whatever it is computed with."""
-    rows = [torch.randn(CLASSES, generator=torch.Generator().manual_seed(10_000 * epoch + int(o))) for o in ordinals]
+    rows = [
+        torch.randn(CLASSES, generator=torch.Generator().manual_seed(10_000 * epoch + int(o)))
+        for o in ordinals
+    ]
     return torch.stack(rows) * 3
 
 
-def build(folder: Path, epochs: tuple[int, ...] = (0, 1), kind: str = "hard", k: int = 1, skip: tuple[int, ...] = ()) -> Cache:
+def build(
+    folder: Path,
+    epochs: tuple[int, ...] = (0, 1),
+    kind: str = "hard",
+    k: int = 1,
+    skip: tuple[int, ...] = (),
+) -> Cache:
     facts = manifest(kind, k)
     create(folder, facts)
     recorder = Recorder(folder)
     for epoch in epochs:
         for chunk in set(range(facts.chunks)) - set(skip):
             ordinals = facts.ordinals(chunk)
-            recorder.write(epoch, chunk, encode(logits_of(epoch, ordinals), facts), images(epoch, ordinals))
+            recorder.write(
+                epoch, chunk, encode(logits_of(epoch, ordinals), facts), images(epoch, ordinals)
+            )
     recorder.close()
     return Cache(folder)
 
@@ -72,7 +91,12 @@ def test_topk_records_hold_logits_to_fp16_and_the_mass_of_the_rest(tmp_path: Pat
     top = (top - top[:, :1]).half().float()
     assert torch.equal(answer.gather(1, classes), top)
     # the normaliser at tau 1 is recorded: a kept class has its probability
-    torch.testing.assert_close(answer.softmax(1).gather(1, classes), logits.softmax(1).gather(1, classes), rtol=5e-3, atol=1e-5)
+    torch.testing.assert_close(
+        answer.softmax(1).gather(1, classes),
+        logits.softmax(1).gather(1, classes),
+        rtol=5e-3,
+        atol=1e-5,
+    )
     if k == 10:  # what was left out, evenly, and never above what was kept
         rest = answer.scatter(1, classes, -torch.inf)
         assert (rest.amax(1) <= top[:, -1]).all()
@@ -81,7 +105,9 @@ def test_topk_records_hold_logits_to_fp16_and_the_mass_of_the_rest(tmp_path: Pat
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(st.integers(2, 40), st.integers(1, 40), st.sampled_from([0.1, 3.0, 200.0]), st.integers(0, 100))
+@given(
+    st.integers(2, 40), st.integers(1, 40), st.sampled_from([0.1, 3.0, 200.0]), st.integers(0, 100)
+)
 def test_topk_of_any_size_and_scale(classes: int, k: int, scale: float, seed: int) -> None:
     facts = replace(manifest("topk", min(k, classes)), num_classes=classes)
     logits = torch.randn(5, classes, generator=torch.Generator().manual_seed(seed)) * scale
@@ -94,9 +120,17 @@ def test_topk_of_any_size_and_scale(classes: int, k: int, scale: float, seed: in
 
 def test_logits_beyond_fp16_stay_finite() -> None:
     facts = manifest("topk", 2)
-    raw = encode(torch.linspace(-1e6, 1e6, CLASSES).repeat(2, 1), facts).view(np.uint8).reshape(2, -1).copy()
+    raw = (
+        encode(torch.linspace(-1e6, 1e6, CLASSES).repeat(2, 1), facts)
+        .view(np.uint8)
+        .reshape(2, -1)
+        .copy()
+    )
     answer = decode(torch.from_numpy(raw), facts, hard=False)
-    assert answer.isfinite().all() and (answer.argmax(1) == decode(torch.from_numpy(raw), facts, hard=True)).all()
+    assert (
+        answer.isfinite().all()
+        and (answer.argmax(1) == decode(torch.from_numpy(raw), facts, hard=True)).all()
+    )
 
 
 def test_class_ids_use_all_sixteen_bits() -> None:
@@ -124,7 +158,9 @@ def test_too_many_classes_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "c").exists()
 
 
-@pytest.mark.parametrize(("change", "words"), [({"kind": "soft"}, "kind 'soft'"), ({"kind": "topk", "k": 301}, "k 301")])
+@pytest.mark.parametrize(
+    ("change", "words"), [({"kind": "soft"}, "kind 'soft'"), ({"kind": "topk", "k": 301}, "k 301")]
+)
 def test_impossible_settings_are_refused(tmp_path: Path, change: dict, words: str) -> None:
     with pytest.raises(CacheError, match=words):
         create(tmp_path / "c", replace(manifest(), **change))
@@ -237,7 +273,9 @@ def test_no_path_in_a_manifest_is_followed(tmp_path: Path) -> None:
     assert "records.bin" not in path.read_text()
     path.write_text(json.dumps(values | {"records": "../../outside.bin", "chunks": "/etc/passwd"}))
     cache = Cache(tmp_path / "c")
-    assert cache.fault(0, 0, images) is None and asdict(cache.manifest) == {name: values[name] for name in values}
+    assert cache.fault(0, 0, images) is None and asdict(cache.manifest) == {
+        name: values[name] for name in values
+    }
 
 
 def test_no_manifest_and_no_json(tmp_path: Path) -> None:
@@ -255,7 +293,9 @@ def test_an_equal_cache_is_taken_up_and_another_refused(tmp_path: Path) -> None:
     other = replace(manifest(), facts=FACTS | {"plan": {"seed": 1, "reprob": 0.25}})
     with pytest.raises(CacheError, match=r"facts.plan.seed 0 in the cache, 1 here$"):
         create(tmp_path / "c", other)
-    create(tmp_path / "c", replace(manifest(), versions={"torch": "3"}))  # not what decides an answer
+    create(
+        tmp_path / "c", replace(manifest(), versions={"torch": "3"})
+    )  # not what decides an answer
     assert read_manifest(tmp_path / "c").versions == {"torch": "2"}
 
 
@@ -281,7 +321,9 @@ def test_a_recorder_keeps_others_from_its_part(tmp_path: Path) -> None:
         "import sys, time; from pathlib import Path; from fastdeit.models.cache_writer import Recorder\n"
         "Recorder(Path(sys.argv[1])).reserve(4, 8); print('ready', flush=True); time.sleep(60)"
     )
-    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "c")], stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "c")], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert other.stdout is not None and other.stdout.readline() == "ready\n"
         recorder = Recorder(tmp_path / "c")
@@ -305,7 +347,9 @@ def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     cache = build(tmp_path / "c")
     opened = os.open
 
-    def refuse(path: str, flags: int, *rest: int) -> int:  # root may write anywhere, so the system's answer is put in
+    def refuse(
+        path: str, flags: int, *rest: int
+    ) -> int:  # root may write anywhere, so the system's answer is put in
         if flags & (os.O_RDWR | os.O_WRONLY):
             raise PermissionError(13, "Permission denied", path)
         return opened(path, flags, *rest)
@@ -317,7 +361,9 @@ def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert Cache(tmp_path / "c").fault(1, 3, images) is None
 
 
-def test_a_full_disk_loses_nothing_that_was_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_loses_nothing_that_was_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build(tmp_path / "c", epochs=(0,))
     before = {name: (tmp_path / "c" / name).read_bytes() for name in ("records.bin", "chunks.bin")}
     recorder, facts = Recorder(tmp_path / "c"), manifest()
@@ -342,7 +388,9 @@ def test_a_full_disk_loses_nothing_that_was_recorded(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(("kind", "k"), [("hard", 1), ("topk", 3)])
-def test_replay_by_policy(kind: str, k: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_replay_by_policy(
+    kind: str, k: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     cache = build(tmp_path / "c", kind=kind, k=k, skip=(1,))
     ordinals, labels = np.array([256, 257, 258, 259]), np.array([10, 11, 12, 13])
     lam = np.array([0.7, 0.7, 0.2, 0.2], np.float32)
@@ -350,7 +398,10 @@ def test_replay_by_policy(kind: str, k: int, tmp_path: Path, caplog: pytest.LogC
     with pytest.raises(CacheError, match=r"not recorded; --cache-miss live or ground-truth"):
         Replay(cache, "error", images).records(0, ordinals, labels, lam, 0)
     live = Replay(cache, "live", images)
-    assert live.records(0, ordinals, labels, lam, 0) is None and live.records(0, there, labels, lam, 0) is not None
+    assert (
+        live.records(0, ordinals, labels, lam, 0) is None
+        and live.records(0, there, labels, lam, 0) is not None
+    )
     assert live.missed == 4 and "the live teacher instead" in caplog.text
     truth = Replay(cache, "ground-truth", images)
     raw = truth.records(0, ordinals, labels, lam, 0)

@@ -56,7 +56,9 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 8), (1, 16), (2, 8), (2, 16)])
-def test_recorded_answers_are_the_live_teachers_for_every_sample(setting: Setting, world_size: int, micro_batch: int) -> None:
+def test_recorded_answers_are_the_live_teachers_for_every_sample(
+    setting: Setting, world_size: int, micro_batch: int
+) -> None:
     """All ordinals of two epochs on every rank, with repeated augmentation, Mixup, CutMix and erasing."""
     config, _ = parse_config([*setting.samples, *setting.taught], "test")
     world, index = init_distributed(), builders.build_train_index(config)
@@ -84,12 +86,19 @@ def test_recorded_answers_are_the_live_teachers_for_every_sample(setting: Settin
                 # on any processor, then: a batch of another size changes a logit by some 1e-6
                 first, second = logits.topk(2).values.unbind(1)
                 assert (first - second).min() > 1e-4
-                answers += [(epoch, int(o), int(c)) for o, c in zip(batch.ordinals, recorded, strict=True)]
+                answers += [
+                    (epoch, int(o), int(c)) for o, c in zip(batch.ordinals, recorded, strict=True)
+                ]
                 cut = batch.box.any(1)
-                mixed |= {"cut" if one else "blend" if lam < 1 else "whole" for one, lam in zip(cut, batch.lam, strict=True)}
+                mixed |= {
+                    "cut" if one else "blend" if lam < 1 else "whole"
+                    for one, lam in zip(cut, batch.lam, strict=True)
+                }
         loader.close()
     samples = 48 // (16 * world_size) * 16 * world_size
-    assert {(epoch, ordinal) for epoch, ordinal, _ in answers} == {(e, o) for e in range(2) for o in range(samples)}
+    assert {(epoch, ordinal) for epoch, ordinal, _ in answers} == {
+        (e, o) for e in range(2) for o in range(samples)
+    }
     assert len(answers) == 2 * samples and plan.spec.repeats == 2 and {"cut", "blend"} <= mixed
     # a teacher that always says the same would prove nothing
     assert np.bincount([answer for _, _, answer in answers]).max() < 0.7 * len(answers)
@@ -97,7 +106,10 @@ def test_recorded_answers_are_the_live_teachers_for_every_sample(setting: Settin
 
 @pytest.mark.usefixtures("no_teacher")
 def test_a_run_from_the_cache_equals_the_live_run(
-    setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    setting: Setting,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert setting.train(tmp_path, "--cache", str(setting.root / "hard")) == 0
     assert_same_weights(tmp_path, setting.root / "live")
@@ -115,7 +127,9 @@ def test_the_answers_decide_the_run(setting: Setting, tmp_path: Path) -> None:
     records = 2 - np.fromfile(folder / "records.bin", np.uint16)
     records.tofile(folder / "records.bin")
     entries = np.fromfile(folder / "chunks.bin", np.uint8).reshape(-1, 32)
-    for entry, chunk in zip(entries, records.reshape(-1, Cache(folder).manifest.chunk), strict=True):
+    for entry, chunk in zip(
+        entries, records.reshape(-1, Cache(folder).manifest.chunk), strict=True
+    ):
         entry[:] = np.frombuffer(entry_of(chunk.tobytes(), entry[:16].tobytes()), np.uint8)
     entries.tofile(folder / "chunks.bin")
     assert setting.train(tmp_path / "run", "--cache", str(folder)) == 0
@@ -123,10 +137,20 @@ def test_the_answers_decide_the_run(setting: Setting, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "then"), [("live", "cached"), ("cached", "live"), pytest.param("cached", "cached", marks=pytest.mark.slow)]
+    ("first", "then"),
+    [
+        ("live", "cached"),
+        ("cached", "live"),
+        pytest.param("cached", "cached", marks=pytest.mark.slow),
+    ],
 )
-def test_stopped_in_the_middle_of_an_epoch_and_gone_on_with(first: str, then: str, setting: Setting, tmp_path: Path) -> None:
-    ways = {"cached": ["--cache", str(setting.root / "hard"), "--teacher-path", ""], "live": setting.taught}
+def test_stopped_in_the_middle_of_an_epoch_and_gone_on_with(
+    first: str, then: str, setting: Setting, tmp_path: Path
+) -> None:
+    ways = {
+        "cached": ["--cache", str(setting.root / "hard"), "--teacher-path", ""],
+        "live": setting.taught,
+    }
     teacher = ["--teacher-model", "test_resnet"]
     assert setting.train(tmp_path, *teacher, *ways[first], "--stop-after-steps", "4") == 0
     assert list_checkpoints(tmp_path / "checkpoints")[0].name == "step-00000004"
@@ -136,19 +160,49 @@ def test_stopped_in_the_middle_of_an_epoch_and_gone_on_with(first: str, then: st
 
 def test_two_processes_read_the_same_cache(setting: Setting, tmp_path: Path) -> None:
     """The losses are those of one process with the live teacher, but for the order of a sum; both count what was missing."""
-    flags = [*setting.samples, *MODEL, "--epochs", "3", "--cache", str(setting.root / "hard"), "--stop-after-steps", "4"]
+    flags = [
+        *setting.samples,
+        *MODEL,
+        "--epochs",
+        "3",
+        "--cache",
+        str(setting.root / "hard"),
+        "--stop-after-steps",
+        "4",
+    ]
     end = launch(2, [*flags, "--cache-miss", "ground-truth", "--output-dir", str(tmp_path)])
     assert end.returncode == 0, end.stdout + end.stderr
     assert losses(tmp_path) == pytest.approx(losses(setting.root / "live")[:4], rel=1e-4)
-    assert [line["unrecorded"] for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line] == [0] * 4
+    assert [
+        line["unrecorded"] for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line
+    ] == [0] * 4
 
 
 @pytest.mark.slow
-def test_two_processes_with_a_cache_equal_two_with_the_teacher(setting: Setting, tmp_path: Path) -> None:
-    for name, more in (("live", setting.taught), ("cached", ["--cache", str(setting.root / "hard")])):
-        end = launch(2, [*setting.samples, *MODEL, "--epochs", "3", *more, "--output-dir", str(tmp_path / name)])
+def test_two_processes_with_a_cache_equal_two_with_the_teacher(
+    setting: Setting, tmp_path: Path
+) -> None:
+    for name, more in (
+        ("live", setting.taught),
+        ("cached", ["--cache", str(setting.root / "hard")]),
+    ):
+        end = launch(
+            2,
+            [
+                *setting.samples,
+                *MODEL,
+                "--epochs",
+                "3",
+                *more,
+                "--output-dir",
+                str(tmp_path / name),
+            ],
+        )
         assert end.returncode == 0, end.stdout + end.stderr
-    assert losses(tmp_path / "cached") == losses(tmp_path / "live") and len(losses(tmp_path / "live")) == 9
+    assert (
+        losses(tmp_path / "cached") == losses(tmp_path / "live")
+        and len(losses(tmp_path / "live")) == 9
+    )
     assert_same_weights(tmp_path / "cached", tmp_path / "live")
 
 
@@ -156,10 +210,17 @@ def test_soft_distillation_from_the_largest_logits(setting: Setting, tmp_path: P
     """All three of three classes: what is left of the live run's loss is fp16's rounding."""
     soft = ["--distillation-type", "soft"]
     assert setting.train(tmp_path / "live", *setting.taught, *soft, epochs=1) == 0
-    assert setting.train(tmp_path / "cached", "--cache", str(setting.root / "topk"), *soft, epochs=1) == 0
+    assert (
+        setting.train(tmp_path / "cached", "--cache", str(setting.root / "topk"), *soft, epochs=1)
+        == 0
+    )
     live, cached = losses(tmp_path / "live"), losses(tmp_path / "cached")
     assert cached == pytest.approx(live, rel=2e-3) and cached != live
-    parts = [line["distill"] for line in read_metrics(tmp_path / "cached" / "metrics.jsonl") if "distill" in line]
+    parts = [
+        line["distill"]
+        for line in read_metrics(tmp_path / "cached" / "metrics.jsonl")
+        if "distill" in line
+    ]
     assert all(part > 0 for part in parts)
 
 
@@ -171,14 +232,42 @@ def test_hard_distillation_from_the_largest_logits(setting: Setting, tmp_path: P
 def test_one_cache_serves_two_studies(setting: Setting, tmp_path: Path) -> None:
     """Other students, learning rates, DropPath rates, batch sizes, and fewer epochs; each equal to its live run."""
     studies = {
-        "wide": ["--embed-dim", "48", "--num-heads", "3", "--batch-size", "8", "--micro-batch", "4", "--epochs", "1"],
-        "deep": ["--depth", "3", "--drop-path", "0.1", "--epochs", "2", "--weight-decay", "0.1", "--distillation-alpha", "0.7"],
+        "wide": [
+            "--embed-dim",
+            "48",
+            "--num-heads",
+            "3",
+            "--batch-size",
+            "8",
+            "--micro-batch",
+            "4",
+            "--epochs",
+            "1",
+        ],
+        "deep": [
+            "--depth",
+            "3",
+            "--drop-path",
+            "0.1",
+            "--epochs",
+            "2",
+            "--weight-decay",
+            "0.1",
+            "--distillation-alpha",
+            "0.7",
+        ],
     }
     for name, flags in studies.items():
-        for way, more in (("live", setting.taught), ("cached", ["--cache", str(setting.root / "hard")])):
+        for way, more in (
+            ("live", setting.taught),
+            ("cached", ["--cache", str(setting.root / "hard")]),
+        ):
             assert setting.train(tmp_path / way / name, *flags, *more) == 0
         assert_same_weights(tmp_path / "live" / name, tmp_path / "cached" / name)
-    shapes = [load_file(tmp_path / "cached" / name / "student.safetensors")["pos_embed"].shape for name in studies]
+    shapes = [
+        load_file(tmp_path / "cached" / name / "student.safetensors")["pos_embed"].shape
+        for name in studies
+    ]
     assert shapes[0] != shapes[1]
 
 
@@ -199,27 +288,71 @@ def _hole(folder: Path) -> None:
 
 
 REFUSED = {
-    "other seed": (None, ["--seed", "1"], "recorded for another run: plan.seed 0 in the cache, 1 here"),
+    "other seed": (
+        None,
+        ["--seed", "1"],
+        "recorded for another run: plan.seed 0 in the cache, 1 here",
+    ),
     "other erasing": (None, ["--reprob", "0"], "plan.reprob 0.25 in the cache, 0.0 here"),
-    "other mixing": (None, ["--mixup", "0.2", "--cutmix", "0.5"], "plan.mixup 0.8 in the cache, 0.2 here; plan.cutmix 1.0"),
-    "other operations": (None, ["--aa", "rand-m7-mstd0.5-inc1"], "plan.ra_magnitude 9.0 in the cache, 7.0 here"),
+    "other mixing": (
+        None,
+        ["--mixup", "0.2", "--cutmix", "0.5"],
+        "plan.mixup 0.8 in the cache, 0.2 here; plan.cutmix 1.0",
+    ),
+    "other operations": (
+        None,
+        ["--aa", "rand-m7-mstd0.5-inc1"],
+        "plan.ra_magnitude 9.0 in the cache, 7.0 here",
+    ),
     "no repeats": (None, ["--no-repeated-aug"], "plan.repeats 2 in the cache, 1 here"),
     "other input": (None, ["--input-size", "40"], "plan.input_size 32 in the cache, 40 here"),
-    "other normalisation": (None, ["--mean", "0.5", "0.5", "0.5"], "mean [0.485, 0.456, 0.406] in the cache"),
-    "other backend": (None, ["--augment-backend", "native"], "augmentation 'exact backend, cpu decoder' in the cache, 'native"),
-    "epochs missing": (None, ["--epochs", "12"], "epochs not recorded: 3, 4, 5, 6, 7, 8, 9, 10 and 1 more"),
-    "a hole": (_hole, [], "epochs not recorded: 1, 2; record them, or --cache-miss live or ground-truth"),
-    "classes for soft": (None, ["--distillation-type", "soft"], "holds classes, allowed with --distillation-type soft is"),
+    "other normalisation": (
+        None,
+        ["--mean", "0.5", "0.5", "0.5"],
+        "mean [0.485, 0.456, 0.406] in the cache",
+    ),
+    "other backend": (
+        None,
+        ["--augment-backend", "native"],
+        "augmentation 'exact backend, cpu decoder' in the cache, 'native",
+    ),
+    "epochs missing": (
+        None,
+        ["--epochs", "12"],
+        "epochs not recorded: 3, 4, 5, 6, 7, 8, 9, 10 and 1 more",
+    ),
+    "a hole": (
+        _hole,
+        [],
+        "epochs not recorded: 1, 2; record them, or --cache-miss live or ground-truth",
+    ),
+    "classes for soft": (
+        None,
+        ["--distillation-type", "soft"],
+        "holds classes, allowed with --distillation-type soft is",
+    ),
     "truth for soft": (
         None,
         ["--distillation-type", "soft", "--cache-miss", "ground-truth"],
         "--cache-miss: got 'ground-truth', allowed is error or live with --distillation-type soft",
     ),
-    "no distillation": (None, ["--distillation-type", "none"], "allowed is no cache with --distillation-type none"),
+    "no distillation": (
+        None,
+        ["--distillation-type", "none"],
+        "allowed is no cache with --distillation-type none",
+    ),
     "newer format": (_newer, [], "manifest.json: format 2, this version reads 1"),
-    "no cache": (_no_cache, [], "manifest.json: No such file or directory; `fastdeit cache build -o"),
+    "no cache": (
+        _no_cache,
+        [],
+        "manifest.json: No such file or directory; `fastdeit cache build -o",
+    ),
     "no period": (None, ["--cache-period", "-1"], "--cache-period: got -1, allowed is 0 or more"),
-    "live without a teacher": (None, ["--cache-miss", "live", "--teacher-path", "/no/file"], "--teacher-path: got '/no/file'"),
+    "live without a teacher": (
+        None,
+        ["--cache-miss", "live", "--teacher-path", "/no/file"],
+        "--teacher-path: got '/no/file'",
+    ),
 }
 
 
@@ -231,24 +364,44 @@ def test_what_does_not_fit_is_refused_before_any_work(
     folder, run = copy_of(setting, tmp_path / "c"), tmp_path / "run"
     if spoil is not None:
         spoil(folder)
-    before = sorted((path.name, path.stat().st_mtime_ns) for path in folder.iterdir()) if folder.exists() else None
+    before = (
+        sorted((path.name, path.stat().st_mtime_ns) for path in folder.iterdir())
+        if folder.exists()
+        else None
+    )
     assert setting.train(run, "--cache", str(folder), *flags) == 2
     said = capfd.readouterr().err
     assert words in " ".join(said.replace("│", " ").split()) and "Traceback" not in said
     assert not run.exists()
-    assert (sorted((path.name, path.stat().st_mtime_ns) for path in folder.iterdir()) if folder.exists() else None) == before
+    assert (
+        sorted((path.name, path.stat().st_mtime_ns) for path in folder.iterdir())
+        if folder.exists()
+        else None
+    ) == before
 
 
 @pytest.mark.parametrize("miss", ["error", "live"])
-def test_another_teacher_is_refused(miss: str, setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_another_teacher_is_refused(
+    miss: str, setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     other = write_teacher(tmp_path / "other.safetensors", setting.data, seed=1)
-    flags = ["--cache", str(setting.root / "hard"), *setting.taught, "--teacher-path", str(other), "--cache-miss", miss]
+    flags = [
+        "--cache",
+        str(setting.root / "hard"),
+        *setting.taught,
+        "--teacher-path",
+        str(other),
+        "--cache-miss",
+        miss,
+    ]
     assert setting.train(tmp_path / "run", *flags) == 2
     assert "was recorded for another run: teacher.sha256 '" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_another_data_set_is_refused(setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_another_data_set_is_refused(
+    setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     data = Path(shutil.copytree(setting.data, tmp_path / "data"))
     (data / "train/circle/00.png").rename(data / "train/square/zz.png")
     flags = ["--cache", str(setting.root / "hard"), "--data-path", str(data)]
@@ -268,7 +421,12 @@ def test_with_the_live_teacher_for_what_is_damaged_the_run_is_the_live_run(
         os.truncate(folder / "records.bin", 2 * (2 * 48 + 5))
     else:
         _hole(folder)
-    assert setting.train(tmp_path / "run", "--cache", str(folder), *setting.taught, "--cache-miss", "live") == 0
+    assert (
+        setting.train(
+            tmp_path / "run", "--cache", str(folder), *setting.taught, "--cache-miss", "live"
+        )
+        == 0
+    )
     assert_same_weights(tmp_path / "run", setting.root / "live")
     words = {
         "flipped": "epoch 1, ordinals 8 on: damaged, another checksum: the live teacher instead",
@@ -276,7 +434,11 @@ def test_with_the_live_teacher_for_what_is_damaged_the_run_is_the_live_run(
         "hole": "epoch 1, ordinals 16 on: not recorded: the live teacher instead",
     }[fault]
     assert words in caplog.text
-    counts = [line["unrecorded"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    counts = [
+        line["unrecorded"]
+        for line in read_metrics(tmp_path / "run" / "metrics.jsonl")
+        if "loss" in line
+    ]
     expected = {
         "flipped": [0, 0, 0, 16] + 5 * [16],
         "truncated": 6 * [0] + [16, 32, 48],
@@ -285,10 +447,14 @@ def test_with_the_live_teacher_for_what_is_damaged_the_run_is_the_live_run(
     assert counts == expected[fault]
 
 
-def test_the_label_in_the_place_of_what_is_damaged(setting: Setting, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_label_in_the_place_of_what_is_damaged(
+    setting: Setting, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = copy_of(setting, tmp_path / "c")
     _hole(folder)
-    assert setting.train(tmp_path / "run", "--cache", str(folder), "--cache-miss", "ground-truth") == 0
+    assert (
+        setting.train(tmp_path / "run", "--cache", str(folder), "--cache-miss", "ground-truth") == 0
+    )
     assert_same_weights(tmp_path / "run", setting.root / "live", equal=False)
     assert losses(tmp_path / "run")[:4] == losses(setting.root / "live")[:4]
     assert "not recorded: the label instead" in caplog.text
@@ -307,21 +473,33 @@ def test_damage_that_comes_to_light_in_mid_run_ends_it(
     flags = ["--cache", str(folder), "--save-steps", "1"]
     assert setting.train(tmp_path / "run", *flags) == 1
     said = capfd.readouterr().err.strip().splitlines()
-    words = {"flipped": "epoch 1, ordinals 16 on: damaged", "truncated": "epoch 1, ordinals 16 on: records.bin ends"}[fault]
-    assert len(said) == 1 and said[0].startswith("fastdeit: error: ") and words in said[0] and "--cache-miss live" in said[0]
+    words = {
+        "flipped": "epoch 1, ordinals 16 on: damaged",
+        "truncated": "epoch 1, ordinals 16 on: records.bin ends",
+    }[fault]
+    assert (
+        len(said) == 1
+        and said[0].startswith("fastdeit: error: ")
+        and words in said[0]
+        and "--cache-miss live" in said[0]
+    )
     assert list_checkpoints(tmp_path / "run" / "checkpoints")[0].name == "step-00000004"
     assert setting.build(folder) == 0  # records what is damaged again
     assert setting.train(tmp_path / "run", *flags) == 0
     assert_same_weights(tmp_path / "run", setting.root / "live")
 
 
-def test_a_file_that_is_cut_while_it_is_read_is_a_fault_and_no_crash(setting: Setting, tmp_path: Path) -> None:
+def test_a_file_that_is_cut_while_it_is_read_is_a_fault_and_no_crash(
+    setting: Setting, tmp_path: Path
+) -> None:
     folder = copy_of(setting, tmp_path / "c")
     cache = Cache(folder)
     known = cache.lookup(0, np.arange(8), lambda epoch, ordinals: _rows(setting, epoch, ordinals))
     os.truncate(folder / "records.bin", 0)
     again = cache.lookup(0, np.arange(8), lambda epoch, ordinals: _rows(setting, epoch, ordinals))
-    assert known[1] is None and again[1] is None and np.array_equal(known[0], again[0])  # checked before
+    assert (
+        known[1] is None and again[1] is None and np.array_equal(known[0], again[0])
+    )  # checked before
     assert "ends before them" in str(cache.fault(0, 1))
 
 
@@ -341,7 +519,10 @@ def test_an_image_that_goes_bad_in_mid_run_is_not_answered_by_the_record_of_anot
 ) -> None:
     """Another image comes in its place: what was recorded for that chunk is of no use, here and in all later epochs."""
     monkeypatch.setattr(quarantine, "RETRIES_S", (0.01,))
-    ways = {"live": setting.taught, "cached": ["--cache", str(setting.root / "hard"), *setting.taught, "--cache-miss", miss]}
+    ways = {
+        "live": setting.taught,
+        "cached": ["--cache", str(setting.root / "hard"), *setting.taught, "--cache-miss", miss],
+    }
     ends = {}
     for way in ways if miss == "live" else ["cached"]:
         data = Path(shutil.copytree(setting.data, tmp_path / way / "data"))
@@ -351,7 +532,10 @@ def test_an_image_that_goes_bad_in_mid_run_is_not_answered_by_the_record_of_anot
     if miss == "live":
         assert ends == {"live": 0, "cached": 0}
         assert_same_weights(tmp_path / "live" / "run", tmp_path / "cached" / "run")
-        assert "recorded with other images, as some were found to be bad then or now: the live teacher" in caplog.text
+        assert (
+            "recorded with other images, as some were found to be bad then or now: the live teacher"
+            in caplog.text
+        )
         return
     assert ends == {"cached": 1}
     said = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
@@ -364,7 +548,9 @@ def test_with_a_period_the_samples_repeat_and_droppath_does_not(setting: Setting
     plan = builders.build_plan(config, index)
     config = config.replace(distill={"cache": str(setting.root / "hard"), "cache_period": 2})
     replay = Replay(Cache(setting.root / "hard"), "error", plan.images)
-    loader = builders.build_train_loader(config, world, index, plan, (0.3, 0.3), quarantine.Quarantine(index), replay)
+    loader = builders.build_train_loader(
+        config, world, index, plan, (0.3, 0.3), quarantine.Quarantine(index), replay
+    )
     epochs = [list(loader.epoch(epoch)) for epoch in range(4)]
     loader.close()
     for early, late in zip([*epochs[0], *epochs[1]], [*epochs[2], *epochs[3]], strict=True):
@@ -375,12 +561,16 @@ def test_with_a_period_the_samples_repeat_and_droppath_does_not(setting: Setting
 
 
 @pytest.mark.usefixtures("no_teacher")
-def test_a_run_goes_on_beyond_the_recorded_epochs_with_a_period(setting: Setting, tmp_path: Path) -> None:
+def test_a_run_goes_on_beyond_the_recorded_epochs_with_a_period(
+    setting: Setting, tmp_path: Path
+) -> None:
     flags = ["--cache", str(setting.root / "hard"), "--cache-period", "3"]
     assert setting.train(tmp_path, *flags, "--stop-after-steps", "8", epochs=5) == 0
     assert setting.train(tmp_path, *flags, epochs=5) == 0
     assert len(losses(tmp_path)) == 15 and (tmp_path / "summary.json").is_file()
-    assert setting.train(tmp_path, "--cache", str(setting.root / "hard"), epochs=5) == 2  # another run without it
+    assert (
+        setting.train(tmp_path, "--cache", str(setting.root / "hard"), epochs=5) == 2
+    )  # another run without it
 
 
 def test_a_lookup_of_a_batch_costs_little(setting: Setting) -> None:

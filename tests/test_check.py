@@ -17,7 +17,9 @@ from fastdeit.data import check
 from fastdeit.data.check import Facts, check_image, check_place
 from tests.decoding import by_dali
 
-PICTURE = np.stack([(np.mgrid[:37, :53][0] * 5 + np.mgrid[:37, :53][1] * 3 * k) % 256 for k in (1, 2, 3)], -1).astype(np.uint8)
+PICTURE = np.stack(
+    [(np.mgrid[:37, :53][0] * 5 + np.mgrid[:37, :53][1] * 3 * k) % 256 for k in (1, 2, 3)], -1
+).astype(np.uint8)
 RGB = Image.fromarray(PICTURE)
 RGBA = Image.fromarray(np.dstack([PICTURE, PICTURE[..., :1] // 2]))
 PALETTE = RGB.quantize(16)
@@ -40,7 +42,9 @@ def png(depth: int, colour: int, rows: list[bytes], width: int) -> bytes:
     """A PNG as Pillow cannot write it."""
     header = struct.pack(">IIBBBBB", width, len(rows), depth, colour, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
 
 
 def flipped(data: bytes, place: int) -> bytes:
@@ -53,7 +57,9 @@ def without_adobe(data: bytes) -> bytes:
 
 
 def animated(image: Image.Image, kind: str, **options: object) -> bytes:
-    return encoded(image, kind, save_all=True, append_images=[image.rotate(180), image.rotate(90)], **options)
+    return encoded(
+        image, kind, save_all=True, append_images=[image.rotate(180), image.rotate(90)], **options
+    )
 
 
 JPEG, PNG = encoded(RGB, "JPEG"), encoded(RGB, "PNG")
@@ -161,7 +167,10 @@ def test_large_file_is_refused_unread(tmp_path: Path) -> None:
     file = tmp_path / "large.jpg"
     with file.open("wb") as opened:
         opened.truncate(check.MAX_BYTES + 1)
-    assert check_image(str(file)) == f"cannot be read: {check.MAX_BYTES + 1} bytes are more than {check.MAX_BYTES}"
+    assert (
+        check_image(str(file))
+        == f"cannot be read: {check.MAX_BYTES + 1} bytes are more than {check.MAX_BYTES}"
+    )
 
 
 def make_socket(path: Path) -> None:
@@ -180,11 +189,16 @@ KINDS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_no_regular_file_is_not_opened(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_regular_file_is_not_opened(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     KINDS[kind](tmp_path / "x.jpg")
     checked = check_image(str(tmp_path / "x.jpg"))
-    assert checked == f"cannot be read: {'No such file or directory' if kind == 'broken-link' else 'it is no regular file'}"
+    assert (
+        checked
+        == f"cannot be read: {'No such file or directory' if kind == 'broken-link' else 'it is no regular file'}"
+    )
 
 
 def test_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

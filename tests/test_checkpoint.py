@@ -14,7 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fastdeit import checkpoint, checkpoint_files
-from fastdeit.checkpoint import list_checkpoints, load_checkpoint, prune_checkpoints, save_checkpoint, set_aside, sweep
+from fastdeit.checkpoint import (
+    list_checkpoints,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+    set_aside,
+    sweep,
+)
 from fastdeit.checkpoint_files import JSON_LIMIT, NewerFormat
 from fastdeit.config import RunConfig
 from fastdeit.distributed import World, init_distributed
@@ -24,9 +31,17 @@ from tests.parity import configure, make_trainer, run_steps
 
 ROOT = Path(__file__).parent.parent
 MODEL = {"a": torch.arange(6.0).view(2, 3), "b.c": torch.tensor(3)}
-TENSORS = {"model": MODEL, "exp_avg": {"a": torch.ones(2, 3)}, "exp_avg_sq": {"a": torch.ones(2, 3)}, "ema": MODEL}
+TENSORS = {
+    "model": MODEL,
+    "exp_avg": {"a": torch.ones(2, 3)},
+    "exp_avg_sq": {"a": torch.ones(2, 3)},
+    "ema": MODEL,
+}
 STATE = {"step": 7, "adam_step": 6, "skipped": 1, "note": "ü"}
-LAYOUT = {stem: {name: value.to("meta") for name, value in named.items()} for stem, named in TENSORS.items()}
+LAYOUT = {
+    stem: {name: value.to("meta") for name, value in named.items()}
+    for stem, named in TENSORS.items()
+}
 
 
 def save(folder: Path, step: int, keep: int = 5, scores: dict[int, float] | None = None) -> Path:
@@ -40,7 +55,9 @@ def save_with(folder: Path, step: int, stem: str, named: dict[str, torch.Tensor]
 def names(folder: Path) -> list[str]:
     """The steps that are there, newest first, and whatever else."""
     steps = list_checkpoints(folder)
-    return [str(int(path.name[5:])) for path in steps] + sorted(p.name for p in folder.iterdir() if p not in steps)
+    return [str(int(path.name[5:])) for path in steps] + sorted(
+        p.name for p in folder.iterdir() if p not in steps
+    )
 
 
 def rewrite(path: Path, file: str, content: bytes) -> None:
@@ -55,10 +72,15 @@ def test_comes_back_as_it_was(tmp_path: Path) -> None:
     for layout in (None, LAYOUT):
         tensors, state = load_checkpoint(save(tmp_path, 7), layout)
         assert state == STATE
-        assert {stem: set(named) for stem, named in tensors.items()} == {stem: set(named) for stem, named in TENSORS.items()}
+        assert {stem: set(named) for stem, named in tensors.items()} == {
+            stem: set(named) for stem, named in TENSORS.items()
+        }
         for stem, named in TENSORS.items():
             for name, value in named.items():
-                assert torch.equal(tensors[stem][name], value) and tensors[stem][name].dtype == value.dtype
+                assert (
+                    torch.equal(tensors[stem][name], value)
+                    and tensors[stem][name].dtype == value.dtype
+                )
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -88,11 +110,15 @@ def convnet(world: World, precision: str) -> Trainer:
 def test_a_run_without_average_leaves_it_and_one_with_it_needs_none(tmp_path: Path) -> None:
     without = {stem: named for stem, named in LAYOUT.items() if stem != "ema"}
     assert "ema" not in load_checkpoint(save(tmp_path, 7), without)[0]
-    path = save_checkpoint(tmp_path, 8, {stem: TENSORS[stem] for stem in without}, STATE | {"step": 8}, keep=2)
+    path = save_checkpoint(
+        tmp_path, 8, {stem: TENSORS[stem] for stem in without}, STATE | {"step": 8}, keep=2
+    )
     assert "ema" not in load_checkpoint(path, LAYOUT)[0]
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "manifest", "no manifest", "older format"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "cut", "delete", "manifest", "no manifest", "older format"]
+)
 def test_damage_is_named(tmp_path: Path, damage: str) -> None:
     path = save(tmp_path, 9)
     file, manifest = path / "model.safetensors", path / "manifest.json"
@@ -117,7 +143,9 @@ def test_damage_is_named(tmp_path: Path, damage: str) -> None:
 def test_a_newer_format_is_refused_as_such(tmp_path: Path) -> None:
     manifest = save(tmp_path, 9) / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
-    with pytest.raises(NewerFormat, match="written by a later version .format 99., this one reads format 1"):
+    with pytest.raises(
+        NewerFormat, match="written by a later version .format 99., this one reads format 1"
+    ):
         load_checkpoint(manifest.parent)
 
 
@@ -136,7 +164,9 @@ STRANGE: dict[str, tuple[str, Any]] = {
 def test_a_manifest_with_strange_entries_is_refused(kind: str, tmp_path: Path) -> None:
     path, (name, facts) = save(tmp_path, 9), STRANGE[kind]
     listed = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps(listed | {"files": listed["files"] | {name: facts}}))
+    (path / "manifest.json").write_text(
+        json.dumps(listed | {"files": listed["files"] | {name: facts}})
+    )
     with pytest.raises(ValueError, match="manifest.json lists .*, not a file of a checkpoint"):
         load_checkpoint(path)
 
@@ -154,7 +184,9 @@ def test_json_of_another_shape_is_refused(file: str, content: bytes, tmp_path: P
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("change", [{"step": "7"}, {"step": -1}, {"adam_step": None}, {"skipped": True}])
+@pytest.mark.parametrize(
+    "change", [{"step": "7"}, {"step": -1}, {"adam_step": None}, {"skipped": True}]
+)
 def test_a_state_without_its_counts_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
     path = save(tmp_path, 9)
     rewrite(path, "state.json", json.dumps(STATE | change).encode())
@@ -163,8 +195,16 @@ def test_a_state_without_its_counts_is_refused(change: dict[str, Any], tmp_path:
 
 
 MISFIT: dict[str, tuple[str, dict[str, torch.Tensor], str]] = {
-    "shape": ("model", MODEL | {"a": torch.zeros(3, 2)}, r"a: \(3, 2\) float32, not \(2, 3\) float32"),
-    "dtype": ("model", MODEL | {"a": torch.zeros(2, 3, dtype=torch.float64)}, r"a: \(2, 3\) float64, not"),
+    "shape": (
+        "model",
+        MODEL | {"a": torch.zeros(3, 2)},
+        r"a: \(3, 2\) float32, not \(2, 3\) float32",
+    ),
+    "dtype": (
+        "model",
+        MODEL | {"a": torch.zeros(2, 3, dtype=torch.float64)},
+        r"a: \(2, 3\) float64, not",
+    ),
     "missing": ("exp_avg", {}, r"a: none, not"),
     "more": ("ema", MODEL | {"z": torch.zeros(1 << 20)}, r"z: \(1048576,\) float32, not none"),
 }
@@ -190,7 +230,9 @@ def test_a_set_that_is_missing_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("stem", ["model", "ema", "exp_avg_sq"])
-def test_numbers_that_are_not_finite_are_neither_saved_nor_loaded(stem: str, value: float, tmp_path: Path) -> None:
+def test_numbers_that_are_not_finite_are_neither_saved_nor_loaded(
+    stem: str, value: float, tmp_path: Path
+) -> None:
     spoilt = TENSORS[stem] | {"a": torch.tensor([[0.0, 1, 2], [3, value, 5]])}
     with pytest.raises(ValueError, match=f"not finite: a of {stem}"):
         save_with(tmp_path, 8, stem, spoilt)
@@ -233,10 +275,19 @@ def _deepspeed(path: Path) -> None:
 
 FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
     "deepspeed": (_deepspeed, "DeepSpeed's or another pickled form"),
-    "deepspeed, above": (lambda path: (path / "latest").write_text("global_step5"), "DeepSpeed's or another pickled form"),
-    "torch": (lambda path: torch.save(Canary(), path / "last.pth"), "DeepSpeed's or another pickled form"),
+    "deepspeed, above": (
+        lambda path: (path / "latest").write_text("global_step5"),
+        "DeepSpeed's or another pickled form",
+    ),
+    "torch": (
+        lambda path: torch.save(Canary(), path / "last.pth"),
+        "DeepSpeed's or another pickled form",
+    ),
     "empty": (lambda path: None, "manifest.json is missing"),
-    "run folder": (lambda path: save(path / "checkpoints", 9), "name one below it, as .*step-00000009"),
+    "run folder": (
+        lambda path: save(path / "checkpoints", 9),
+        "name one below it, as .*step-00000009",
+    ),
     "checkpoints": (lambda path: save(path, 9), "name one below it, as .*step-00000009"),
 }
 
@@ -296,7 +347,9 @@ def test_a_damaged_one_does_not_count_as_one_that_is_kept(damage: bytes, tmp_pat
     assert names(tmp_path) == ["3", "2"]
 
 
-def test_nothing_is_removed_while_the_disk_does_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_removed_while_the_disk_does_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for step in (1, 2, 3, 4):
         save(tmp_path, step)
     monkeypatch.setattr(checkpoint_files, "_sha256", refuse)
@@ -344,7 +397,9 @@ def test_a_file_that_may_not_grow_is_an_os_error(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_everything_is_on_the_disk_before_it_is_promised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_is_on_the_disk_before_it_is_promised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The order of what reaches the disk: files, the manifest that lists them, their folder, its name, the name's folder."""
     done: list[str] = []
     sync, rename = os.fsync, os.rename
@@ -363,7 +418,13 @@ def test_everything_is_on_the_disk_before_it_is_promised(tmp_path: Path, monkeyp
     save(tmp_path / "checkpoints", 9)
     files = {"state.json", *(f"{stem}.safetensors" for stem in TENSORS)}
     assert set(done[: len(files)]) == files
-    assert done[len(files) :] == ["manifest.json", "work", "name step-00000009", "checkpoints", tmp_path.name]
+    assert done[len(files) :] == [
+        "manifest.json",
+        "work",
+        "name step-00000009",
+        "checkpoints",
+        tmp_path.name,
+    ]
 
 
 KILLS = """
@@ -419,7 +480,12 @@ def test_later_ones_are_set_aside_and_come_to_no_harm(tmp_path: Path) -> None:
         assert len(set_aside(tmp_path, 1)) == 2
     assert names(tmp_path) == [
         "1",
-        *("step-00000002.aside", "step-00000002.aside-1", "step-00000003.aside", "step-00000003.aside-1"),
+        *(
+            "step-00000002.aside",
+            "step-00000002.aside-1",
+            "step-00000003.aside",
+            "step-00000003.aside-1",
+        ),
     ]
     assert load_file(tmp_path / "step-00000003.aside" / "model.safetensors").keys() == MODEL.keys()
     assert set_aside(tmp_path, 1) == [] and set_aside(tmp_path / "nowhere", 1) == []

@@ -66,7 +66,10 @@ def test_training_goes_on_while_it_is_written(
     assert time.monotonic() - began > 0.1 and steps(tmp_path)[-1:] == [1]
     writer.wait()
     assert steps(tmp_path) == [2, 1] and writer.lines() == []
-    assert torch.equal(load_checkpoint(tmp_path / "checkpoints" / "step-00000002")[0]["model"]["a"], TENSORS["model"]["a"])
+    assert torch.equal(
+        load_checkpoint(tmp_path / "checkpoints" / "step-00000002")[0]["model"]["a"],
+        TENSORS["model"]["a"],
+    )
 
 
 def test_one_that_is_under_way_is_ended_by_close(
@@ -82,7 +85,13 @@ def test_a_failure_is_told_at_the_next_step_and_the_second_attempt_has_more_room
     writer: CheckpointWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for step in (1, 2, 3):
-        save_checkpoint(tmp_path / "checkpoints", step, TENSORS, {"step": step, "adam_step": 0, "skipped": 0}, keep=5)
+        save_checkpoint(
+            tmp_path / "checkpoints",
+            step,
+            TENSORS,
+            {"step": step, "adam_step": 0, "skipped": 0},
+            keep=5,
+        )
     seen = []
 
     def once(attempt: int) -> None:
@@ -95,13 +104,20 @@ def test_a_failure_is_told_at_the_next_step_and_the_second_attempt_has_more_room
     writer.wait()
     assert disk.attempts == [4, 4] and seen == [[3, 2, 1], [3, 2]] and steps(tmp_path) == [4, 3]
     (line,) = writer.lines()
-    assert "checkpoint of step 4 not saved: [Errno 28] No space left on device; trying once more" in line
+    assert (
+        "checkpoint of step 4 not saved: [Errno 28] No space left on device; trying once more"
+        in line
+    )
     assert writer.lines() == []
 
 
-def test_a_disk_that_gets_well_is_forgiven(writer: CheckpointWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_gets_well_is_forgiven(
+    writer: CheckpointWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two saves fail, both attempts; the third does not, and the count begins anew."""
-    disk = Disk(monkeypatch, lambda attempt: full(attempt) if attempt in (1, 2, 3, 4, 6, 7, 8, 9) else None)
+    disk = Disk(
+        monkeypatch, lambda attempt: full(attempt) if attempt in (1, 2, 3, 4, 6, 7, 8, 9) else None
+    )
     for step in (1, 2, 3, 4, 5, 6):
         save(writer, step)
     writer.wait()
@@ -115,12 +131,17 @@ def test_the_third_failure_in_a_row_ends_the_run(
     Disk(monkeypatch, full)
     save(writer, 1)
     save(writer, 2)
-    with pytest.raises(CheckpointError, match=r"(?s)step 1 not saved.*step 2 not saved.*step 3 not saved: .Errno 28. No space"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"(?s)step 1 not saved.*step 2 not saved.*step 3 not saved: .Errno 28. No space",
+    ):
         save(writer, 3)
     assert list((tmp_path / "checkpoints").glob("*")) == []
 
 
-def test_a_failed_last_save_is_an_error(writer: CheckpointWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_last_save_is_an_error(
+    writer: CheckpointWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Disk(monkeypatch, full)
     save(writer, 1)
     with pytest.raises(CheckpointError, match="step 1 not saved"):
@@ -146,7 +167,9 @@ def test_a_folder_that_cannot_be_made_is_told(
         monkeypatch.setattr(Path, "mkdir", lambda *_, **__: full(30))
     else:
         (tmp_path / "checkpoints").write_text("")
-        writer._folder = tmp_path / "checkpoints" if place == "a file" else tmp_path / "checkpoints" / "more"
+        writer._folder = (
+            tmp_path / "checkpoints" if place == "a file" else tmp_path / "checkpoints" / "more"
+        )
     save(writer, 1)
     with pytest.raises(CheckpointError, match="step 1 not saved"):
         writer.wait()
@@ -158,9 +181,13 @@ def test_what_is_no_disks_fault_is_not_swallowed(writer: CheckpointWriter) -> No
         writer.wait()
 
 
-def test_little_room_is_told(writer: CheckpointWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_room_is_told(
+    writer: CheckpointWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = checkpoint_writer.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(checkpoint_writer.shutil, "disk_usage", lambda _: usage._replace(free=3 << 20))
+    monkeypatch.setattr(
+        checkpoint_writer.shutil, "disk_usage", lambda _: usage._replace(free=3 << 20)
+    )
     save(writer, 1, {"model": {"a": torch.zeros(1 << 19)}})
     writer.wait()
     assert "3 MiB free, a checkpoint takes 2 MiB" in writer.lines()[0]
@@ -172,7 +199,9 @@ def test_little_room_is_told(writer: CheckpointWriter, tmp_path: Path, monkeypat
 def test_scores_are_kept_and_decide_the_best(writer: CheckpointWriter, tmp_path: Path) -> None:
     for step, score in ((1, 30.0), (2, 50.0), (3, 50.0), (4, 20.0), (5, 10.0)):
         save(writer, step)
-        writer.scores[step] = score  # comes after the save, as when a stop has cut an evaluation off
+        writer.scores[step] = (
+            score  # comes after the save, as when a stop has cut an evaluation off
+        )
     save(writer, 6)
     writer.wait()
     assert steps(tmp_path) == [6, 5, 3]

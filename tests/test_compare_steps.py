@@ -21,11 +21,18 @@ def test_forms_have_names_of_their_own_and_whole_pairs() -> None:
 
 def test_hash_sees_names_and_single_bits() -> None:
     value = torch.zeros(3, 2, dtype=torch.bfloat16)
-    hashes = {hash_tensors({"a": value}), hash_tensors({"b": value}), hash_tensors({"a": -value}), hash_tensors({})}
+    hashes = {
+        hash_tensors({"a": value}),
+        hash_tensors({"b": value}),
+        hash_tensors({"a": -value}),
+        hash_tensors({}),
+    }
     assert len(hashes) == 4 and hash_tensors({"a": value.t().clone().t()}) in hashes
 
 
-def test_restored_form_ends_as_the_recorded_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restored_form_ends_as_the_recorded_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(compare_steps, "STEPS", 2)
     world, config = init_distributed(), configure(zero_stage=2)
     for folder, restore in (("one", None), ("other", tmp_path / "one" / "form")):

@@ -10,7 +10,13 @@ from torch.profiler import ProfilerActivity
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks import counting
-from benchmarks.counting import StepCounter, count_synchronisations, count_waits, kernel_spans, uncovered_pct
+from benchmarks.counting import (
+    StepCounter,
+    count_synchronisations,
+    count_waits,
+    kernel_spans,
+    uncovered_pct,
+)
 from fastdeit.distributed import import_deepspeed
 
 
@@ -62,7 +68,9 @@ def test_reads_are_what_the_host_needs_to_know() -> None:
         assert x.sum() > 2
         x[places]  # noqa: B018  # where the places are known the host need not wait
     assert counter.reads.total() == 6 and {place.module for place in counter.reads} == {__name__}
-    assert {place.function for place in counter.reads} == {"test_reads_are_what_the_host_needs_to_know"}
+    assert {place.function for place in counter.reads} == {
+        "test_reads_are_what_the_host_needs_to_know"
+    }
 
 
 def test_copies_cross_from_the_host_to_a_device() -> None:
@@ -83,8 +91,14 @@ def test_every_synchronize_is_counted_once() -> None:
         with StepCounter() as inner:
             get_accelerator().synchronize()
     get_accelerator().synchronize()
-    assert (outer.synchronisations.total(), inner.synchronisations.total(), outer.waits) == (2, 1, 2)
-    assert {place.function for place in outer.synchronisations} == {"test_every_synchronize_is_counted_once"}
+    assert (outer.synchronisations.total(), inner.synchronisations.total(), outer.waits) == (
+        2,
+        1,
+        2,
+    )
+    assert {place.function for place in outer.synchronisations} == {
+        "test_every_synchronize_is_counted_once"
+    }
 
 
 def test_counters_stand_inside_of_each_other() -> None:
@@ -103,7 +117,10 @@ def test_waits_on_a_gpu_are_warnings_and_calls(monkeypatch: pytest.MonkeyPatch) 
 
     def step() -> None:
         for _ in range(2):  # torch's own words, twice from the same line
-            warnings.warn("called a synchronizing CUDA operation (Triggered internally at CUDAFunctions.cpp:91.)", stacklevel=1)
+            warnings.warn(
+                "called a synchronizing CUDA operation (Triggered internally at CUDAFunctions.cpp:91.)",
+                stacklevel=1,
+            )
         warnings.warn("something else", stacklevel=1)
         torch.cuda.synchronize()
 
@@ -124,9 +141,22 @@ class Profile:
 
     def events(self) -> list[FunctionEvent]:
         gpu, cpu = DeviceType.CUDA, DeviceType.CPU
-        spans = [("kernel", gpu, 5, 9), ("Memcpy", gpu, 1, 2), ("launch", cpu, 0, 1), ("Optimizer.step", gpu, 0, 9)]
+        spans = [
+            ("kernel", gpu, 5, 9),
+            ("Memcpy", gpu, 1, 2),
+            ("launch", cpu, 0, 1),
+            ("Optimizer.step", gpu, 0, 9),
+        ]
         return [
-            FunctionEvent(1, name, 1, start, end, device_type=device, is_user_annotation=name == "Optimizer.step")
+            FunctionEvent(
+                1,
+                name,
+                1,
+                start,
+                end,
+                device_type=device,
+                is_user_annotation=name == "Optimizer.step",
+            )
             for name, device, start, end in spans
         ]
 
@@ -140,9 +170,17 @@ def test_spans_are_those_of_kernels_and_copies(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     ("spans", "pct"),
-    [([(0, 10)], 0), ([(5, 10), (0, 5)], 0), ([(0, 2), (4, 10)], 20), ([(0, 8), (1, 2), (9, 10)], 10), ([(0, 1), (9, 10)], 80)],
+    [
+        ([(0, 10)], 0),
+        ([(5, 10), (0, 5)], 0),
+        ([(0, 2), (4, 10)], 20),
+        ([(0, 8), (1, 2), (9, 10)], 10),
+        ([(0, 1), (9, 10)], 80),
+    ],
 )
-def test_the_idle_share_is_what_no_kernel_covers(spans: list[tuple[float, float]], pct: float) -> None:
+def test_the_idle_share_is_what_no_kernel_covers(
+    spans: list[tuple[float, float]], pct: float
+) -> None:
     assert uncovered_pct(spans) == pytest.approx(pct)
 
 

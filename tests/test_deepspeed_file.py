@@ -53,13 +53,19 @@ def test_free_fields_are_added_and_what_agrees_is_taken(tmp_path: Path) -> None:
     }
     merged = add(theirs, tmp_path)
     changed = {"steps_per_print": 10, "comms_logger": {"enabled": False}}
-    zero = {"overlap_comm": False, "reduce_bucket_size": 5e7, "offload_optimizer": {"device": "none", "pin_memory": False}}
+    zero = {
+        "overlap_comm": False,
+        "reduce_bucket_size": 5e7,
+        "offload_optimizer": {"device": "none", "pin_memory": False},
+    }
     assert merged == ours() | changed | {"zero_optimization": ours()["zero_optimization"] | zero}
 
 
 def test_the_stage_asked_for_and_the_stage_that_runs_both_agree(tmp_path: Path) -> None:
     for precision, stage, runs in (("fp32", 0, 1), ("bf16", 1, 2), ("bf16", 2, 2), ("fp32", 3, 3)):
-        merged = add({"zero_optimization": {"stage": stage}}, tmp_path, precision=precision, zero_stage=runs)
+        merged = add(
+            {"zero_optimization": {"stage": stage}}, tmp_path, precision=precision, zero_stage=runs
+        )
         assert merged["zero_optimization"]["stage"] == runs
 
 
@@ -76,7 +82,10 @@ def test_timer_that_waits_for_the_device_runs_only_when_asked_for(tmp_path: Path
     ("values", "message"),
     [
         ({"train_batch_size": 32}, "train_batch_size: got 32, here it is 16; use --batch-size"),
-        ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps: got 1, here it is 4; use --micro-batch"),
+        (
+            {"gradient_accumulation_steps": 1},
+            "gradient_accumulation_steps: got 1, here it is 4; use --micro-batch",
+        ),
         ({"gradient_clipping": 0.5}, "got 0.5, here it is 1.0; use --clip-grad"),
         ({"bf16": {"enabled": True}}, "bf16.enabled: got True, here it is False; use --precision"),
         ({"bf16": True}, "bf16: got True, here it is .*; use --precision"),
@@ -84,26 +93,51 @@ def test_timer_that_waits_for_the_device_runs_only_when_asked_for(tmp_path: Path
         ({"optimizer": {"type": "Adam"}}, "optimizer: got .*; AdamW is what is built: use --lr"),
         ({"scheduler": {"type": "WarmupLR"}}, "use --lr, --warmup-epochs"),
         ({"communication_data_type": "bf16"}, "gradients are always summed in fp32"),
-        ({"data_types": {"grad_accum_dtype": "bf16"}}, "data_types.grad_accum_dtype: got 'bf16', here it is 'fp32'"),
-        ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage: got 2, here it is 1; use --zero-stage"),
+        (
+            {"data_types": {"grad_accum_dtype": "bf16"}},
+            "data_types.grad_accum_dtype: got 'bf16', here it is 'fp32'",
+        ),
+        (
+            {"zero_optimization": {"stage": 2}},
+            "zero_optimization.stage: got 2, here it is 1; use --zero-stage",
+        ),
         ({"zero_optimization": True}, "zero_optimization: got True"),
-        ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, "here it is 'none'; use --offload-optimizer"),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
+            "here it is 'none'; use --offload-optimizer",
+        ),
         ({"zero_optimization": {"offload_param": {"device": "cpu"}}}, "weights stay on the device"),
         ({"zero_optimization": {"memory_efficient_linear": True}}, "got True, here it is False"),
-        ({"zero_optimization": {"reduce_bucket": 1}}, "reduce_bucket: got 1; allowed here are .*reduce_bucket_size"),
-        ({"zero_optimization": {"zero_quantized_weights": True}}, "zero_quantized_weights: got True; allowed here are"),
+        (
+            {"zero_optimization": {"reduce_bucket": 1}},
+            "reduce_bucket: got 1; allowed here are .*reduce_bucket_size",
+        ),
+        (
+            {"zero_optimization": {"zero_quantized_weights": True}},
+            "zero_quantized_weights: got True; allowed here are",
+        ),
         ({"stepsperprint": 1}, "stepsperprint: got 1; allowed here are steps_per_print$"),
-        ({"zero_optimization": {"reduce_bucket_size": -1}}, "reduce_bucket_size: got -1: Input should be greater than 0"),
-        ({"zero_optimization": {"overlap_comm": "often"}}, "overlap_comm: got 'often': Input should be a valid boolean"),
+        (
+            {"zero_optimization": {"reduce_bucket_size": -1}},
+            "reduce_bucket_size: got -1: Input should be greater than 0",
+        ),
+        (
+            {"zero_optimization": {"overlap_comm": "often"}},
+            "overlap_comm: got 'often': Input should be a valid boolean",
+        ),
         ({"tensorboard": {"enabld": True}}, "enabld: got True: Extra inputs are not permitted"),
         ({"a\nb": "x\n" * 9000}, r"'a\\nb': got 'x\\nx"),
         ({"flops_profiler": 3}, "DeepSpeed refuses it"),
     ],
 )
-def test_conflicts_and_unknown_fields_are_named_in_one_line(values: Any, message: str, tmp_path: Path) -> None:
+def test_conflicts_and_unknown_fields_are_named_in_one_line(
+    values: Any, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=message) as error:
         add(values, tmp_path)
-    assert str(error.value).startswith(f"--deepspeed-config: {tmp_path}/ds.json: ") and "\n" not in str(error.value)
+    assert str(error.value).startswith(
+        f"--deepspeed-config: {tmp_path}/ds.json: "
+    ) and "\n" not in str(error.value)
     assert len(str(error.value)) < 1000
 
 
@@ -121,7 +155,9 @@ def test_conflicts_and_unknown_fields_are_named_in_one_line(values: Any, message
         ("\x00\xff", "not plain JSON"),
     ],
 )
-def test_files_that_are_not_small_plain_json_are_refused_in_one_line(text: str, message: str, tmp_path: Path) -> None:
+def test_files_that_are_not_small_plain_json_are_refused_in_one_line(
+    text: str, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=message) as error:
         add(text, tmp_path)
     assert "\n" not in str(error.value)
@@ -134,9 +170,19 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_deepspeed_knows_every_field_that_is_free() -> None:
-    named = {value for name, value in vars(constants).items() if name.isupper() and isinstance(value, str)}
+    named = {
+        value
+        for name, value in vars(constants).items()
+        if name.isupper() and isinstance(value, str)
+    }
     models = {
-        *("zero_optimization", "activation_checkpointing", "comms_logger", "flops_profiler", "timers"),
+        *(
+            "zero_optimization",
+            "activation_checkpointing",
+            "comms_logger",
+            "flops_profiler",
+            "timers",
+        ),
         *("csv_monitor", "tensorboard", "wandb"),
     }
     assert FREE[""] <= named | models

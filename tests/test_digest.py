@@ -32,7 +32,9 @@ SPEC = PlanSpec(seed=5, input_size=SIDE, reprob=0.5, color_jitter=0.3)
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
-    return build_index(write_shapes(tmp_path_factory.mktemp("shapes") / "data", train=17), "train")  # 51 images
+    return build_index(
+        write_shapes(tmp_path_factory.mktemp("shapes") / "data", train=17), "train"
+    )  # 51 images
 
 
 def loaders(index: Index, world_size: int, micro_batch: int, **changes: int) -> list[TrainLoader]:
@@ -40,13 +42,22 @@ def loaders(index: Index, world_size: int, micro_batch: int, **changes: int) -> 
     options = PipelineOptions((0.5,) * 3, (0.5,) * 3, num_threads=1)
     sizes = {"batch_size": BATCH, "micro_batch": micro_batch, "world_size": world_size}
     one: list[dict[str, Any]] = [{"rank": rank, **sizes, **changes} for rank in range(world_size)]
-    return [TrainLoader(index, Plan(SPEC, index.sizes), options, drop_path=RATES, **each) for each in one]
+    return [
+        TrainLoader(index, Plan(SPEC, index.sizes), options, drop_path=RATES, **each)
+        for each in one
+    ]
 
 
 def digest_of(ranks: Sequence[TrainLoader], step: int) -> int:
     """Of a step of the run, as its batches would have it."""
     micros = ranks[0].micro_steps
-    return add_digests(*(one.plan_batch(step * micros + micro)[0].digests for one in ranks for micro in range(micros)))
+    return add_digests(
+        *(
+            one.plan_batch(step * micros + micro)[0].digests
+            for one in ranks
+            for micro in range(micros)
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +65,9 @@ def expected(index: Index) -> list[int]:
     return [digest_of(loaders(index, 1, BATCH), step) for step in range(4 * STEPS)]
 
 
-@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 4), (1, 2), (2, 8), (2, 4), (4, 4), (4, 2), (8, 2)])
+@pytest.mark.parametrize(
+    ("world_size", "micro_batch"), [(1, 4), (1, 2), (2, 8), (2, 4), (4, 4), (4, 2), (8, 2)]
+)
 def test_any_number_of_processes_has_the_same_digest_in_each_step(
     index: Index, expected: list[int], world_size: int, micro_batch: int
 ) -> None:
@@ -65,7 +78,9 @@ def test_any_number_of_processes_has_the_same_digest_in_each_step(
 
 @pytest.mark.parametrize("stop", [1, STEPS, STEPS + 2, 3 * STEPS])
 @pytest.mark.parametrize("worlds", [(1, 2), (2, 1), (4, 8), (8, 1)])
-def test_a_run_goes_on_in_another_world(index: Index, expected: list[int], stop: int, worlds: tuple[int, int]) -> None:
+def test_a_run_goes_on_in_another_world(
+    index: Index, expected: list[int], stop: int, worlds: tuple[int, int]
+) -> None:
     before, after = (loaders(index, world, 2) for world in worlds)
     digests = [digest_of(before, step) for step in range(stop)]
     assert digests + [digest_of(after, step) for step in range(stop, 4 * STEPS)] == expected
@@ -74,9 +89,10 @@ def test_a_run_goes_on_in_another_world(index: Index, expected: list[int], stop:
 def test_a_batch_brings_the_digest_of_its_rows(index: Index, expected: list[int]) -> None:
     one = loaders(index, 1, 8)[0]
     batches = list(one.epoch(1))
-    assert [add_digests(first.digest, second.digest) for first, second in zip(batches[::2], batches[1::2], strict=True)] == (
-        expected[STEPS : 2 * STEPS]
-    )
+    assert [
+        add_digests(first.digest, second.digest)
+        for first, second in zip(batches[::2], batches[1::2], strict=True)
+    ] == (expected[STEPS : 2 * STEPS])
 
 
 def test_the_digest_of_a_period_differs_from_epoch_to_epoch(index: Index) -> None:
@@ -98,7 +114,9 @@ def changes(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Copies in which the last bit, the first bit or all bits of one element differ: the row, and the copy."""
     octets = array.dtype.itemsize
     for place in np.ndindex(array.shape):
-        flips: list[tuple[Any, int]] = [(0, 1)] if array.dtype == bool else [(0, 1), (octets - 1, 128), (slice(None), 255)]
+        flips: list[tuple[Any, int]] = (
+            [(0, 1)] if array.dtype == bool else [(0, 1), (octets - 1, 128), (slice(None), 255)]
+        )
         for octet, mask in flips:
             copy = array.copy()
             bits = copy[(*place, None)].view(np.uint8)
@@ -116,7 +134,9 @@ def test_a_change_of_any_field_of_any_sample_changes_its_hash_and_no_other(index
     for name, array in everything.items():
         for row, changed in changes(array):
             own = {"steps": steps, "ordinals": ordinals, "keep": keep} | {name: changed}
-            other = dataclasses.replace(draws, **({} if name in ("steps", "ordinals", "keep") else {name: changed}))
+            other = dataclasses.replace(
+                draws, **({} if name in ("steps", "ordinals", "keep") else {name: changed})
+            )
             after = sample_digests(own["steps"], epoch, own["ordinals"], other, own["keep"])
             assert np.flatnonzero(after != before).tolist() == [row], name
             assert add_digests(after) != add_digests(before)
@@ -129,7 +149,12 @@ def test_two_changes_of_a_sample_do_not_cancel(index: Index) -> None:
     """Of the highest bits above all, as the signs of two arguments: modulo 2^64 twice 2^63 would be nothing."""
     steps, epoch, ordinals, draws, keep = planned(index)
     numbers = {name: array for name, array in vars(draws).items() if array.dtype != bool}
-    places = [(name, place) for name, array in numbers.items() for place in np.ndindex(array.shape) if place[0] == 3]
+    places = [
+        (name, place)
+        for name, array in numbers.items()
+        for place in np.ndindex(array.shape)
+        if place[0] == 3
+    ]
     seen = {add_digests(sample_digests(*planned(index)))}
     pairs = list(itertools.combinations(places, 2))
     for pair in pairs:
@@ -138,7 +163,11 @@ def test_two_changes_of_a_sample_do_not_cancel(index: Index) -> None:
             bits = changed[name][(*place, None)].view(np.uint8)
             bits[-1] ^= 128
             changed[name][place] = bits.view(changed[name].dtype)[0]
-        seen.add(add_digests(sample_digests(steps, epoch, ordinals, dataclasses.replace(draws, **changed), keep)))
+        seen.add(
+            add_digests(
+                sample_digests(steps, epoch, ordinals, dataclasses.replace(draws, **changed), keep)
+            )
+        )
     assert len(seen) == len(pairs) + 1 > 300
 
 
@@ -147,25 +176,35 @@ def test_samples_that_change_places_and_steps_that_shift_are_seen(index: Index) 
     whole = add_digests(sample_digests(steps, epoch, ordinals, draws, keep))
     swapped = np.arange(32)
     swapped[[3, 21]] = 21, 3  # of other steps
-    fields = {field.name: getattr(draws, field.name)[swapped] for field in dataclasses.fields(draws)}
+    fields = {
+        field.name: getattr(draws, field.name)[swapped] for field in dataclasses.fields(draws)
+    }
     theirs = sample_digests(steps, epoch, ordinals, Draws(**fields), keep[swapped])
     assert add_digests(theirs) != whole
     assert add_digests(sample_digests(steps[swapped], epoch, ordinals, draws, keep)) != whole
     assert add_digests(sample_digests(steps + 1, epoch, ordinals, draws, keep)) != whole
     back = Draws(**{name: value[::-1] for name, value in vars(draws).items()})
-    assert add_digests(sample_digests(steps[::-1], epoch, ordinals[::-1], back, keep[::-1])) == whole
+    assert (
+        add_digests(sample_digests(steps[::-1], epoch, ordinals[::-1], back, keep[::-1])) == whole
+    )
 
 
 def test_sums_are_exact_and_do_not_depend_on_the_order() -> None:
     hashes = np.random.default_rng(0).integers(0, 2**64, 10_000, np.uint64)
-    assert add_digests(hashes) == sum(map(int, hashes)) % 2**64 == add_digests(hashes[5000:], int(hashes[:5000].sum()))
+    assert (
+        add_digests(hashes)
+        == sum(map(int, hashes)) % 2**64
+        == add_digests(hashes[5000:], int(hashes[:5000].sum()))
+    )
     assert show_digest(add_digests(np.array([2**64 - 1, 3], np.uint64))) == "0000000000000002"
 
 
 def test_the_digest_is_that_of_other_machines() -> None:
     """And of other versions: runs are compared by it."""
     plan, ordinals = Plan(PlanSpec(seed=1, input_size=64), np.full((100, 2), 80)), np.arange(64)
-    found = sample_digests(ordinals // 16, 0, ordinals, plan.draw(0, ordinals), plan.keep(0, ordinals, (0.1, 0.2)))
+    found = sample_digests(
+        ordinals // 16, 0, ordinals, plan.draw(0, ordinals), plan.keep(0, ordinals, (0.1, 0.2))
+    )
     assert show_digest(add_digests(found)) == "d4befc8ba134ae5a"
 
 
@@ -196,7 +235,14 @@ def test_a_run_stopped_and_continued_in_another_form_is_the_same_run(
 ) -> None:
     """forms: ZeRO stage, micro-batch, and after how many steps to stop; 0: the end."""
     for stage, micro_batch, stop in forms:
-        flags = ["--zero-stage", stage, "--micro-batch", micro_batch, "--stop-after-steps", str(stop)]
+        flags = [
+            "--zero-stage",
+            stage,
+            "--micro-batch",
+            micro_batch,
+            "--stop-after-steps",
+            str(stop),
+        ]
         assert setting.train(tmp_path, *setting.taught, *FLAGS, *flags, epochs=EPOCHS) == 0
     assert_same_run(tmp_path, whole)
 
@@ -204,7 +250,9 @@ def test_a_run_stopped_and_continued_in_another_form_is_the_same_run(
 def test_a_checkpoint_holds_the_digest_of_all_steps_before(setting: Setting, whole: Path) -> None:
     lines = {line["step"]: line["digest"] for line in steps_of(whole)}
     states = [read_state(path) for path in list_checkpoints(whole / "checkpoints")]
-    assert {state["step"]: state["digest"] for state in states} == {step: lines[step] for step in (9, 12)}
+    assert {state["step"]: state["digest"] for state in states} == {
+        step: lines[step] for step in (9, 12)
+    }
 
 
 def test_a_checkpoint_without_a_digest_is_taken_up(
@@ -221,6 +269,8 @@ def test_a_checkpoint_without_a_digest_is_taken_up(
         write_files(path, tensors, state)
     assert setting.train(tmp_path, *flags, epochs=EPOCHS) == 0
     assert "of the samples from step 7 on" in " ".join(capsys.readouterr().out.split())
-    digests = [[int(line["digest"], 16) for line in steps_of(folder)] for folder in (tmp_path, whole)]
+    digests = [
+        [int(line["digest"], 16) for line in steps_of(folder)] for folder in (tmp_path, whole)
+    ]
     assert digests[0][:7] == digests[1][:7]
     assert digests[0][7:] == [(digest - digests[1][6]) % 2**64 for digest in digests[1][7:]]

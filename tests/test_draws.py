@@ -58,7 +58,10 @@ def test_crop_follows_its_law(many: Draws) -> None:
     # on a large square almost every first try fits, and the law is plain
     square = Plan(PlanSpec(scale=(0.08, 0.5)), np.full((20_000, 2), 4000))
     crop = square.draw(0, np.arange(20_000)).crop
-    assert stats.kstest(crop[:, 2] * crop[:, 3] / 4000**2, stats.uniform(0.08, 0.42).cdf).pvalue > 0.001
+    assert (
+        stats.kstest(crop[:, 2] * crop[:, 3] / 4000**2, stats.uniform(0.08, 0.42).cdf).pvalue
+        > 0.001
+    )
     log_aspect = np.log(crop[:, 3] / crop[:, 2])
     assert stats.kstest(log_aspect, stats.uniform(np.log(3 / 4), np.log(16 / 9)).cdf).pvalue > 0.001
 
@@ -86,7 +89,9 @@ def test_flip_and_erase_follow_their_laws(many: Draws) -> None:
     small = area[area < 0.15]
     assert stats.kstest(small, stats.uniform(0.02, 0.13).cdf).statistic < 0.03
     log_ratio = np.log(box[area < 0.1][:, 2] / box[area < 0.1][:, 3])
-    assert stats.kstest(log_ratio, stats.uniform(np.log(0.3), -2 * np.log(0.3)).cdf).statistic < 0.03
+    assert (
+        stats.kstest(log_ratio, stats.uniform(np.log(0.3), -2 * np.log(0.3)).cdf).statistic < 0.03
+    )
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.8, 1.0, 4.0])
@@ -96,7 +101,12 @@ def test_mixup_follows_beta(alpha: float) -> None:
     expected = len(lam) * np.diff(stats.beta(alpha, alpha).cdf(edges))
     likely = expected > 5
     counts = np.histogram(lam, edges)[0]
-    assert stats.chisquare(counts[likely], expected[likely] * counts[likely].sum() / expected[likely].sum()).pvalue > 0.001
+    assert (
+        stats.chisquare(
+            counts[likely], expected[likely] * counts[likely].sum() / expected[likely].sum()
+        ).pvalue
+        > 0.001
+    )
 
 
 def test_cutmix_is_chosen_half_the_time_and_its_boxes_follow_beta(many: Draws) -> None:
@@ -104,9 +114,12 @@ def test_cutmix_is_chosen_half_the_time_and_its_boxes_follow_beta(many: Draws) -
     assert stats.binomtest(int(cut.sum()), cut.size, 0.5).pvalue > 0.001
     box = many.box[::2][many.box[::2, 2] > 0]
     inside = ((box > 0) & (box < 224)).all(1)
-    drawn = (box[inside, 2] - box[inside, 0]) / 224  # not clipped: the side is sqrt(1 - lam) of the image
+    drawn = (
+        box[inside, 2] - box[inside, 0]
+    ) / 224  # not clipped: the side is sqrt(1 - lam) of the image
     assert (
-        np.diff(box[inside].reshape(-1, 2, 2), axis=1)[:, 0, 0] == np.diff(box[inside].reshape(-1, 2, 2), axis=1)[:, 0, 1]
+        np.diff(box[inside].reshape(-1, 2, 2), axis=1)[:, 0, 0]
+        == np.diff(box[inside].reshape(-1, 2, 2), axis=1)[:, 0, 1]
     ).all()
     assert drawn.min() > 0 and drawn.max() < 1
     # clipping takes part of the box away: the mean share of the sample itself exceeds the one half drawn
@@ -142,9 +155,15 @@ def test_arguments_equal_timm() -> None:
     for index, name in enumerate(RAND_AUGMENT_OPS):
         law = timm_augment.LEVEL_TO_ARG[name]
         for level in levels:
-            mine = {float(op_arguments(np.array([index]), np.array([level]), np.array([sign]))[0]) for sign in (True, False)}
+            mine = {
+                float(op_arguments(np.array([index]), np.array([level]), np.array([sign]))[0])
+                for sign in (True, False)
+            }
             theirs = {float(law(level, {})[0]) for _ in range(40)} if law else {0.0}
-            assert all(min(abs(value - other) for other in theirs) < 1e-12 for value in mine), (name, level)
+            assert all(min(abs(value - other) for other in theirs) < 1e-12 for value in mine), (
+                name,
+                level,
+            )
             assert len(mine) == len(theirs), (name, level)
 
 
@@ -152,13 +171,19 @@ def test_streams_are_the_blocks_of_their_purposes() -> None:
     ordinals = np.array([0, 5, 2**33])
     words = stream_words(7, 3, ordinals, [(4, 0), (2, 9), (4, 1)])
     assert words.shape == (3, 4, 3)
-    np.testing.assert_array_equal(words[[0, 2]].reshape(8, 3), random_words(7, 3, ordinals, 4, blocks=2))
+    np.testing.assert_array_equal(
+        words[[0, 2]].reshape(8, 3), random_words(7, 3, ordinals, 4, blocks=2)
+    )
     np.testing.assert_array_equal(words[1], random_words(7, 3, ordinals, 2, first=9))
 
 
 def test_three_augment_does_one_of_three() -> None:
     draws = make_plan(9000, ra_layers=0, three_augment=True).draw(0, np.arange(9000))
-    assert draws.ops.shape == (9000, 1) and draws.ops.dtype == np.int32 and draws.op_args.dtype == np.float64
+    assert (
+        draws.ops.shape == (9000, 1)
+        and draws.ops.dtype == np.int32
+        and draws.op_args.dtype == np.float64
+    )
     chosen = {OPS[op]: draws.op_args[draws.ops == op] for op in np.unique(draws.ops)}
     assert set(chosen) == {"Grayscale", "SolarizeIncreasing", "GaussianBlur"}
     assert stats.chisquare([len(args) for args in chosen.values()]).pvalue > 0.001
@@ -168,7 +193,9 @@ def test_three_augment_does_one_of_three() -> None:
 
 @pytest.mark.parametrize(("jitter", "low"), [(0.3, 0.7), (1.5, 0.0)])
 def test_jitter_takes_each_factor_once_in_any_order(jitter: float, low: float) -> None:
-    draws = make_plan(9000, ra_layers=0, three_augment=True, color_jitter=jitter).draw(0, np.arange(9000))
+    draws = make_plan(9000, ra_layers=0, three_augment=True, color_jitter=jitter).draw(
+        0, np.arange(9000)
+    )
     assert draws.ops.shape == draws.op_args.shape == (9000, 4)
     jittered = [OPS.index(f"{name}Increasing") for name in ("Color", "Contrast", "Brightness")]
     np.testing.assert_array_equal(np.sort(draws.ops[:, 1:], 1), [sorted(jittered)] * 9000)
@@ -202,11 +229,17 @@ def test_simple_crop_stays_within_the_padding() -> None:
 
 
 def test_resized_crop_asks_for_the_whole_square() -> None:
-    np.testing.assert_array_equal(make_plan(input_size=96).draw(0, np.arange(40)).resize, [[96, 96, 0, 0]] * 40)
+    np.testing.assert_array_equal(
+        make_plan(input_size=96).draw(0, np.arange(40)).resize, [[96, 96, 0, 0]] * 40
+    )
 
 
 def test_every_layer_draws_what_it_says() -> None:
-    for spec in ({"color_jitter": 0.2}, {"ra_layers": 0, "three_augment": True, "color_jitter": 0.2}, {"ra_layers": 3}):
+    for spec in (
+        {"color_jitter": 0.2},
+        {"ra_layers": 0, "three_augment": True, "color_jitter": 0.2},
+        {"ra_layers": 3},
+    ):
         plan = make_plan(3000, **spec)
         ops = plan.draw(0, np.arange(3000)).ops
         assert ops.shape[1] == plan.spec.layers == len(plan.spec.layer_ops)

@@ -30,7 +30,8 @@ def world() -> World:
 
 
 @pytest.mark.parametrize(
-    ("stage", "micro", "clip"), [(1, BATCH, None), (2, BATCH, 0.5), (1, 4, None), (2, 8, 0.5), (3, 8, 0.5)]
+    ("stage", "micro", "clip"),
+    [(1, BATCH, None), (2, BATCH, 0.5), (1, 4, None), (2, 8, 0.5), (3, 8, 0.5)],
 )
 def test_steps_equal_a_plain_loop(stage: int, micro: int, clip: float | None, world: World) -> None:
     config = configure(zero_stage=stage, micro_batch=micro, clip_grad=clip)
@@ -71,7 +72,10 @@ def continue_at(stages: tuple[int, int], world: World) -> tuple[tuple[list[float
     first = make_trainer(configure(zero_stage=stages[0]), world)
     run_steps(first, 4)
     tensors, state = first.state()
-    saved = {stem: {name: value.clone() for name, value in named.items()} for stem, named in tensors.items()}
+    saved = {
+        stem: {name: value.clone() for name, value in named.items()}
+        for stem, named in tensors.items()
+    }
     second = make_trainer(configure(zero_stage=stages[1]), world)
     run_steps(second, 2)  # something else to be overwritten
     second.load_state(saved, state)
@@ -116,7 +120,9 @@ def test_a_step_with_nan_is_skipped_and_counted(stage: int, world: World) -> Non
     after, average_after = trainer.weights(), trainer.ema_weights()
     assert average is not None and average_after is not None
     for name, value in before.items():
-        assert torch.equal(after[name], value) and torch.equal(average_after[name], average[name]), name
+        assert torch.equal(after[name], value) and torch.equal(
+            average_after[name], average[name]
+        ), name
     assert all(math.isfinite(loss) for loss in run_steps(trainer, 2))
 
 
@@ -165,7 +171,10 @@ def test_a_model_with_randomness_of_its_own_repeats_a_step(stage: int, world: Wo
     first = trainer()
     run_steps(first, 2)
     tensors, state = first.state()
-    saved = {stem: {name: value.clone() for name, value in named.items()} for stem, named in tensors.items()}
+    saved = {
+        stem: {name: value.clone() for name, value in named.items()}
+        for stem, named in tensors.items()
+    }
     rest = run_steps(first, 2)
     second = trainer()
     second.load_state(saved, state)

@@ -35,7 +35,10 @@ def test_accuracies_equal_a_plain_count(size: int) -> None:
     logits, labels = torch.randn(45, 9), torch.randint(0, 9, (45,))
     answer = torch.randn(45, 9)
     images = torch.cat((logits, answer), 1)  # the "models" read their answer from the image
-    models = {"model": lambda x: {"both": x[:, :9], "cls": -x[:, :9]}, "teacher": lambda x: {"both": x[:, 9:]}}
+    models = {
+        "model": lambda x: {"both": x[:, :9], "cls": -x[:, :9]},
+        "teacher": lambda x: {"both": x[:, 9:]},
+    }
     found = evaluate(models, batches(images, labels, size), torch.float32)
     order = logits.argsort(1, descending=True)
     expected = {
@@ -52,7 +55,9 @@ def test_accuracies_equal_a_plain_count(size: int) -> None:
 
 def test_fewer_than_five_classes_count_as_many_as_there_are() -> None:
     found = evaluate(
-        {"model": lambda x: {"both": x}}, batches(torch.randn(10, 3), torch.zeros(10, dtype=torch.long), 5), torch.float32
+        {"model": lambda x: {"both": x}},
+        batches(torch.randn(10, 3), torch.zeros(10, dtype=torch.long), 5),
+        torch.float32,
     )
     assert found["model/both/top5"] == 100
 

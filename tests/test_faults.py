@@ -26,7 +26,13 @@ TOTAL = 60  # steps
 
 @pytest.fixture(scope="module")
 def argv(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return ["--data-path", str(write_shapes(tmp_path_factory.mktemp("faults") / "data")), *FLAGS, "--epochs", "20"]
+    return [
+        "--data-path",
+        str(write_shapes(tmp_path_factory.mktemp("faults") / "data")),
+        *FLAGS,
+        "--epochs",
+        "20",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +52,10 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def failures(folder: Path) -> dict[int, dict]:
-    return {told["rank"]: told for told in (json.loads(file.read_text()) for file in folder.glob("failure-rank*.json"))}
+    return {
+        told["rank"]: told
+        for told in (json.loads(file.read_text()) for file in folder.glob("failure-rank*.json"))
+    }
 
 
 def assert_goes_on_to_the_same_end(folder: Path, argv: list[str], whole: Path) -> str:
@@ -60,7 +69,11 @@ def assert_goes_on_to_the_same_end(folder: Path, argv: list[str], whole: Path) -
     assert [{k: v for k, v in line.items() if k not in rate} for line in mine] == [
         {k: v for k, v in line.items() if k not in rate} for line in theirs
     ]
-    assert not {path.name for path in folder.iterdir()} - {path.name for path in whole.iterdir()} - {"failures.jsonl"}
+    assert (
+        not {path.name for path in folder.iterdir()}
+        - {path.name for path in whole.iterdir()}
+        - {"failures.jsonl"}
+    )
     return launch.output
 
 
@@ -96,14 +109,20 @@ def test_a_rank_that_hangs_is_ended_with_the_stacks_of_all(argv: list[str], tmp_
     launch = Launch(tmp_path / "run", [*argv, "--step-limit", "4"], "hang:1:5")
     assert launch.wait() == 1
     assert_told_by_the_watchdog(launch, {0, 1})
-    assert "in fail_to_return" in launch.output and "all_reduce" in failures(launch.folder)[0]["details"]
+    assert (
+        "in fail_to_return" in launch.output
+        and "all_reduce" in failures(launch.folder)[0]["details"]
+    )
 
 
 def assert_told_by_the_watchdog(launch: Launch, ranks: set[int]) -> None:
     told = failures(launch.folder)
     assert set(told) == ranks
     for rank, failure in told.items():
-        assert failure["error"].startswith("no progress for 4 s in step (--step-limit") and failure["step"] == 5, failure
+        assert (
+            failure["error"].startswith("no progress for 4 s in step (--step-limit")
+            and failure["step"] == 5
+        ), failure
         assert f"rank {rank}, after step 5, in step: no progress for 4 s" in launch.output
     assert launch.output.count("Current thread") >= len(ranks)  # faulthandler's stacks
 
@@ -125,24 +144,37 @@ def test_storage_that_hangs_is_told_as_such(argv: list[str], tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_kill_in_a_save_costs_steps_and_nothing_else(argv: list[str], whole: Path, tmp_path: Path) -> None:
+def test_a_kill_in_a_save_costs_steps_and_nothing_else(
+    argv: list[str], whole: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     launch = Launch(folder, argv, "save:*:0")
     launch.until((tmp_path / "reached-save").exists)
     next(rank for rank in launch.find("faulty.py") if rank.environ()["RANK"] == "0").kill()
     assert launch.wait() != 0
     assert [path.name for path in (folder / "checkpoints").glob("*.tmp-*")]
-    assert "the attempt before this failed first on rank 1" in assert_goes_on_to_the_same_end(folder, argv, whole)
+    assert "the attempt before this failed first on rank 1" in assert_goes_on_to_the_same_end(
+        folder, argv, whole
+    )
     assert not list((folder / "checkpoints").glob("*.tmp-*"))
 
 
-def test_what_only_one_rank_finds_wrong_it_says_itself_and_the_others_end_soon(argv: list[str], tmp_path: Path) -> None:
+def test_what_only_one_rank_finds_wrong_it_says_itself_and_the_others_end_soon(
+    argv: list[str], tmp_path: Path
+) -> None:
     launch = Launch(tmp_path / "run", argv, "refuse:1:0")
     launch.until((tmp_path / "reached-refuse").exists)
     began = time.monotonic()
     assert launch.wait() == 2 and time.monotonic() - began < 10
-    assert f"fastdeit: error on rank 1 ({socket.gethostname()}): planted, on one rank\n" in launch.output
-    assert launch.output.count("planted") == 1 and "Traceback" not in launch.output and not failures(launch.folder)
+    assert (
+        f"fastdeit: error on rank 1 ({socket.gethostname()}): planted, on one rank\n"
+        in launch.output
+    )
+    assert (
+        launch.output.count("planted") == 1
+        and "Traceback" not in launch.output
+        and not failures(launch.folder)
+    )
 
 
 @pytest.mark.slow
@@ -160,7 +192,10 @@ def assert_stops(launch: Launch, reasons: str) -> None:
     launch.until(lambda: "stopped after" in launch.output, 10)
     launch.wait()
     step = ([*saved_steps(launch.folder), 0])[0]
-    assert any(f"stopped after step {step} of {TOTAL} ({reason})" in launch.output for reason in reasons.split(" | "))
+    assert any(
+        f"stopped after step {step} of {TOTAL} ({reason})" in launch.output
+        for reason in reasons.split(" | ")
+    )
     assert not failures(launch.folder) and not (launch.folder / "summary.json").exists()
     assert not (launch.folder / "lock").exists()
 
@@ -212,7 +247,14 @@ def test_every_way_to_stop_saves_and_goes_on(argv: list[str], whole: Path, tmp_p
 @pytest.mark.slow
 def test_a_signal_at_a_bad_time_tears_nothing(argv: list[str], whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    for during, signals in (("startup", 1), ("startup", 2), ("first", 2), ("save", 1), ("save", 2), ("evaluation", 1)):
+    for during, signals in (
+        ("startup", 1),
+        ("startup", 2),
+        ("first", 2),
+        ("save", 1),
+        ("save", 2),
+        ("evaluation", 1),
+    ):
         reached = tmp_path / f"reached-{during}"
         reached.unlink(missing_ok=True)
         launch = Launch(folder, argv, f"{during}:*:0")
@@ -233,12 +275,18 @@ def test_ctrl_c_twice_ends_at_once(argv: list[str], tmp_path: Path) -> None:
     time.sleep(1.5)
     to_one_rank(launch, signal.SIGINT)
     assert launch.until(lambda: not launch.find("faulty.py"), 10) < 10
-    assert launch.wait() != 0 and "rank 1: interrupted twice" in launch.output and not saved_steps(launch.folder)
+    assert (
+        launch.wait() != 0
+        and "rank 1: interrupted twice" in launch.output
+        and not saved_steps(launch.folder)
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("fault", "ranks"), [("lock", {0}), ("stop", {0})])
-def test_a_rank_that_cannot_even_speak_is_ended(fault: str, ranks: set[int], argv: list[str], tmp_path: Path) -> None:
+def test_a_rank_that_cannot_even_speak_is_ended(
+    fault: str, ranks: set[int], argv: list[str], tmp_path: Path
+) -> None:
     """Python's lock held by C code: faulthandler's timer ends it; SIGSTOP: the launcher does, 30 s after its peer ended."""
     launch = Launch(tmp_path / "run", [*argv, "--step-limit", "4"], f"{fault}:1:5")
     assert launch.wait(90) == 1
@@ -247,7 +295,9 @@ def test_a_rank_that_cannot_even_speak_is_ended(fault: str, ranks: set[int], arg
 
 
 @pytest.mark.slow
-def test_a_launcher_that_dies_while_the_ranks_still_import_takes_them_along(argv: list[str], tmp_path: Path) -> None:
+def test_a_launcher_that_dies_while_the_ranks_still_import_takes_them_along(
+    argv: list[str], tmp_path: Path
+) -> None:
     for send in (to_launcher, to_runner):
         launch = Launch(tmp_path / "run", argv)
         launch.until(lambda: len(launch.find("faulty.py")) == 2)  # noqa: B023
@@ -257,12 +307,20 @@ def test_a_launcher_that_dies_while_the_ranks_still_import_takes_them_along(argv
 
 
 @pytest.mark.slow
-def test_it_starts_without_a_compiler_or_a_home_and_with_a_stale_lock(argv: list[str], tmp_path: Path) -> None:
+def test_it_starts_without_a_compiler_or_a_home_and_with_a_stale_lock(
+    argv: list[str], tmp_path: Path
+) -> None:
     extensions = tmp_path / "extensions"
     (extensions / "deepspeed_shm_comm").mkdir(parents=True)
     (extensions / "deepspeed_shm_comm" / "lock").touch()
     nowhere = "/proc/none"
-    bare = {"CC": "false", "CXX": "false", "HOME": nowhere, "XDG_CACHE_HOME": nowhere, "TORCH_EXTENSIONS_DIR": str(extensions)}
+    bare = {
+        "CC": "false",
+        "CXX": "false",
+        "HOME": nowhere,
+        "XDG_CACHE_HOME": nowhere,
+        "TORCH_EXTENSIONS_DIR": str(extensions),
+    }
     launch = Launch(tmp_path / "run", argv, environment=bare)
     assert launch.wait() == 0, launch.output
 

@@ -69,9 +69,21 @@ def add_tool(folder: Path, name: str, text: str) -> None:
 
 def command(step: str, tools: Path, **settings: str) -> tuple[list[str], dict[str, str]]:
     """The script with its stand-ins, and the environment for it."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("DEVICE", "PYTHONPATH")}
-    environment |= {"PATH": f"{tools}:{os.environ['PATH']}", "OUT": str(tools.parent / "out"), "CALLS": str(tools / "calls")}
-    environment |= {"PYTHONPATH": "/carried", "MISSING": "", "FAILING": "", "STUBBORN": "", **settings}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("DEVICE", "PYTHONPATH")
+    }
+    environment |= {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "OUT": str(tools.parent / "out"),
+        "CALLS": str(tools / "calls"),
+    }
+    environment |= {
+        "PYTHONPATH": "/carried",
+        "MISSING": "",
+        "FAILING": "",
+        "STUBBORN": "",
+        **settings,
+    }
     return ["bash", str(ROOT / "benchmarks" / "gpu.sh"), step, str(tools / "python")], environment
 
 
@@ -83,7 +95,11 @@ def rehearse(step: str, tools: Path, **settings: str) -> subprocess.CompletedPro
 def members(out: Path) -> set[str]:
     """The names in the archive, each read to its end."""
     with tarfile.open(out / "all.tgz") as archive:
-        return {Path(one.name).name for one in archive if one.isdir() or archive.extractfile(one).read() is not None}  # type: ignore[union-attr]
+        return {
+            Path(one.name).name
+            for one in archive
+            if one.isdir() or archive.extractfile(one).read() is not None
+        }  # type: ignore[union-attr]
 
 
 def assert_comes_back(out: Path) -> None:
@@ -114,7 +130,9 @@ def test_a_step_ends_and_all_of_it_comes_back(step: str, tools: Path) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_the_limits_of_a_step_fit_into_a_call(step: str, tools: Path) -> None:
-    add_tool(tools, "timeout", '#!/usr/bin/env bash\necho "$*" >>"$CALLS.limits"\nshift 3\nexec "$@"\n')
+    add_tool(
+        tools, "timeout", '#!/usr/bin/env bash\necho "$*" >>"$CALLS.limits"\nshift 3\nexec "$@"\n'
+    )
     parts = announced(rehearse(step, tools).stdout)
     asked = (tools / "calls.limits").read_text()
     limits = re.findall(rf"^--signal=INT --kill-after={KILL_AFTER_S} (\d+) ", asked, re.MULTILINE)
@@ -132,7 +150,11 @@ def test_what_fails_is_named_and_ends_nothing(tools: Path) -> None:
 
 
 def test_what_outlives_its_limit_is_killed_and_its_log_kept(tools: Path) -> None:
-    add_tool(tools, "timeout", '#!/usr/bin/env bash\nexec /usr/bin/timeout --signal=INT --kill-after=0.2 0.5 "${@:4}"\n')
+    add_tool(
+        tools,
+        "timeout",
+        '#!/usr/bin/env bash\nexec /usr/bin/timeout --signal=INT --kill-after=0.2 0.5 "${@:4}"\n',
+    )
     ended = rehearse("others", tools, STUBBORN="bench_distill")
     assert ended.returncode == 1
     assert announced(ended.stdout) == ["mix", "distill", "augment", "ema", "checksum"]
@@ -171,8 +193,12 @@ sys.exit(124 if "pytest" in sys.argv else 0)
 def test_tests_that_are_interrupted_still_tell_what_failed(tools: Path, tmp_path: Path) -> None:
     """pytest itself, with processes of its own, in the part of the kernels' tests; `timeout` signals them in this way."""
     (tmp_path / "test_hanging.py").write_text(HANGING)
-    real = f'exec {sys.executable} -m pytest "${{@:3:4}}" -n 2 -c /dev/null {tmp_path}/test_hanging.py'
-    add_tool(tools, "python", PYTHON.replace("    *)\n", f'    "-m pytest"*) {real} ;;\n    *)\n', 1))
+    real = (
+        f'exec {sys.executable} -m pytest "${{@:3:4}}" -n 2 -c /dev/null {tmp_path}/test_hanging.py'
+    )
+    add_tool(
+        tools, "python", PYTHON.replace("    *)\n", f'    "-m pytest"*) {real} ;;\n    *)\n', 1)
+    )
     add_tool(tools, "timeout", INTERRUPTING.format(python=sys.executable, folder=tmp_path))
     ended = rehearse("kernels", tools)
     assert ended.returncode == 1 and "failed: tests_kernels (124)" in ended.stdout, ended.stdout
@@ -187,7 +213,9 @@ def test_tests_that_are_interrupted_still_tell_what_failed(tools: Path, tmp_path
         ("nvidia.dali", "train", []),
     ],
 )
-def test_what_is_not_there_is_named_and_left_out(missing: str, step: str, left: list[str], tools: Path) -> None:
+def test_what_is_not_there_is_named_and_left_out(
+    missing: str, step: str, left: list[str], tools: Path
+) -> None:
     ended = rehearse(step, tools, MISSING=missing)
     assert ended.returncode == 0, ended.stdout
     assert f"left out for want of {missing}: No module named {missing}" in ended.stdout
@@ -227,8 +255,12 @@ def output_until(process: subprocess.Popen[str], parts: int) -> str:
 
 def kill_step(tools: Path, parts: int, delay_s: float) -> None:
     """Kill a step so long after so many of its parts; what is left is asserted to be whole."""
-    argv, environment = command("others", tools, OUT=str(tools.parent / f"killed-{time.monotonic_ns()}"))
-    process = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    argv, environment = command(
+        "others", tools, OUT=str(tools.parent / f"killed-{time.monotonic_ns()}")
+    )
+    process = subprocess.Popen(
+        argv, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     told = output_until(process, parts)
     time.sleep(delay_s)
     kill_session(process.pid)
@@ -275,14 +307,25 @@ def test_every_benchmark_understands_its_flags(tools: Path) -> None:
         rehearse(step, tools)
     calls = [line.partition("|")[2] for line in (tools / "calls").read_text().splitlines()]
     asked = sorted(
-        {call.removeprefix("-m ") for call in calls if call.startswith(("-m benchmarks.bench_", "-m benchmarks.tune"))}
+        {
+            call.removeprefix("-m ")
+            for call in calls
+            if call.startswith(("-m benchmarks.bench_", "-m benchmarks.tune"))
+        }
     )
     assert len(asked) >= 18
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     ended = subprocess.run(
-        [sys.executable, "-c", PARSE], input="\n".join(asked), capture_output=True, text=True, cwd=ROOT, env=environment
+        [sys.executable, "-c", PARSE],
+        input="\n".join(asked),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
     )
-    assert ended.stdout.splitlines() == [f"understood {line.split()[0]}" for line in asked], ended.stderr[-2000:]
+    assert ended.stdout.splitlines() == [f"understood {line.split()[0]}" for line in asked], (
+        ended.stderr[-2000:]
+    )
 
 
 @pytest.mark.slow
@@ -295,4 +338,6 @@ def test_every_step_runs_on_a_cpu(step: str, tmp_path: Path) -> None:
     assert_comes_back(tmp_path)
     for path in tmp_path.glob("*.csv"):
         with path.open(newline="") as file:
-            assert all(None not in row and None not in row.values() for row in csv.DictReader(file)), path
+            assert all(
+                None not in row and None not in row.values() for row in csv.DictReader(file)
+            ), path

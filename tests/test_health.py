@@ -77,25 +77,34 @@ def test_the_gradient_norm_is_that_of_plain_torch(world: World) -> None:
     expected = plain_norm()
     for form in FORMS:
         for micro in (BATCH, 4):
-            values = make_trainer(configure(**FORMS[form], micro_batch=micro, clip_grad=0.1), world).train_step(
-                part(make_batch(0), at, micro) for at in range(0, BATCH, micro)
-            )
+            values = make_trainer(
+                configure(**FORMS[form], micro_batch=micro, clip_grad=0.1), world
+            ).train_step(part(make_batch(0), at, micro) for at in range(0, BATCH, micro))
             norm = dict(zip(STATISTICS, values.tolist(), strict=True))["grad_norm"]
-            assert norm == pytest.approx(expected, rel=1e-5 if "fp32" in form else 1e-2), (form, micro)
+            assert norm == pytest.approx(expected, rel=1e-5 if "fp32" in form else 1e-2), (
+                form,
+                micro,
+            )
 
 
 def plain_norm() -> float:
     model, batch = make_model().train(), make_batch(0)
     images = mix_reference(batch.images, batch.lam, batch.box)
-    DistillationLoss()(model(images, batch.keep), batch.labels, batch.lam, teach(images)).loss.backward()
-    return torch.nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None]).item()
+    DistillationLoss()(
+        model(images, batch.keep), batch.labels, batch.lam, teach(images)
+    ).loss.backward()
+    return torch.nn.utils.get_total_norm(
+        [weight.grad for weight in model.parameters() if weight.grad is not None]
+    ).item()
 
 
 def test_a_skipped_step_leaves_batch_statistics_alone(world: World) -> None:
     import timm
 
     config = configure(zero_stage=2).replace(distill={"distillation_type": "none"})
-    trainer = build_trainer(config, world, timm.create_model("test_resnet", num_classes=CLASSES), None, STEPS_PER_EPOCH)
+    trainer = build_trainer(
+        config, world, timm.create_model("test_resnet", num_classes=CLASSES), None, STEPS_PER_EPOCH
+    )
     run_steps(trainer, 1)
     before, batch = contents(trainer), make_batch(1)
     batch.images[3, 0, 5, 5] = torch.nan
@@ -114,22 +123,40 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     shared |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     shared |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.health_ranks", str(folder)]
-    started = [subprocess.Popen(command, cwd=ROOT, env=shared | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
+    started = [
+        subprocess.Popen(command, cwd=ROOT, env=shared | {"RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    ]
     assert [process.wait(120) for process in started] == [0, 0]
     return json.loads((folder / "ranks.json").read_text())
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_one_rank_meets_skips_the_step_on_both_and_is_written_down(form: str, ranks: list[dict[str, Any]]) -> None:
+def test_what_one_rank_meets_skips_the_step_on_both_and_is_written_down(
+    form: str, ranks: list[dict[str, Any]]
+) -> None:
     first, second = (rank[form] for rank in ranks)
     for found in (first, second):
-        assert found["skipped"] and found["untouched"] and all(map(torch.isfinite, map(torch.tensor, found["next"])))
+        assert (
+            found["skipped"]
+            and found["untouched"]
+            and all(map(torch.isfinite, map(torch.tensor, found["next"])))
+        )
     assert first["norms"] == second["norms"] and all(norm > 0 for norm in first["norms"])
     assert {**first["line"], "time": 0} == {**second["line"], "time": 0}
     line, theirs = first["line"], make_batch(NAN_AT, 1, 2)
-    assert (line["step"], line["epoch"], line["ordinals"]) == (NAN_AT, 0, [NAN_AT * BATCH, (NAN_AT + 1) * BATCH])
-    assert line["losses"][1] == ["inf", "inf"] and all(isinstance(loss, float) for loss in line["losses"][0])
-    assert [(entry["rank"], entry["micro_batch"]) for entry in line["not_finite"]] == [(1, 0), (1, 1)]
+    assert (line["step"], line["epoch"], line["ordinals"]) == (
+        NAN_AT,
+        0,
+        [NAN_AT * BATCH, (NAN_AT + 1) * BATCH],
+    )
+    assert line["losses"][1] == ["inf", "inf"] and all(
+        isinstance(loss, float) for loss in line["losses"][0]
+    )
+    assert [(entry["rank"], entry["micro_batch"]) for entry in line["not_finite"]] == [
+        (1, 0),
+        (1, 1),
+    ]
     assert sum((entry["rows"] for entry in line["not_finite"]), []) == theirs.rows.tolist()
     assert sum((entry["ordinals"] for entry in line["not_finite"]), []) == theirs.ordinals.tolist()
 
@@ -138,7 +165,9 @@ def test_what_one_rank_meets_skips_the_step_on_both_and_is_written_down(form: st
 def test_a_flipped_bit_on_one_rank_is_found(form: str, ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert rank[form]["equal"] is None
-        assert rank[form]["flipped"].startswith("the ranks have different cls_token (checksums rank 0: ")
+        assert rank[form]["flipped"].startswith(
+            "the ranks have different cls_token (checksums rank 0: "
+        )
 
 
 def test_the_ranks_in_the_minority_are_named() -> None:
@@ -147,9 +176,15 @@ def test_the_ranks_in_the_minority_are_named() -> None:
     sums[3, 1] += 1
     assert describe_difference(names, sums) == "rank 3 of 5 has another b"
     sums[0, 2] -= 1
-    assert describe_difference(names, sums) == "ranks 0, 3 of 5 have another b, the first of 2 parameters"
+    assert (
+        describe_difference(names, sums)
+        == "ranks 0, 3 of 5 have another b, the first of 2 parameters"
+    )
     two = describe_difference(names, torch.tensor([[1, 2, 3], [1, 2, -4]]))
-    assert two == "the ranks have different c (checksums rank 0: 0000000000000003, rank 1: fffffffffffffffc)"
+    assert (
+        two
+        == "the ranks have different c (checksums rank 0: 0000000000000003, rank 1: fffffffffffffffc)"
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -183,7 +218,10 @@ def test_spikes_are_told_from_the_median_of_those_before(tmp_path: Path, world: 
         health.note_applied(step, [0.5, 0.5, 0.0, norm])
     health.close()
     lines = read_metrics(tmp_path / SPIKES)
-    assert [(line["step"], line["grad_norm"], line["median"]) for line in lines] == [(21, 20.1, 2.0), (22, 2000.0, 2.0)]
+    assert [(line["step"], line["grad_norm"], line["median"]) for line in lines] == [
+        (21, 20.1, 2.0),
+        (22, 2000.0, 2.0),
+    ]
     assert (lines[1]["epoch"], lines[1]["ordinals"], lines[1]["loss"]) == (2, [16, 24], 0.5)
     assert len(said) == 2 and "step 22: gradient norm 2e+03, 1000 times the median" in said[1]
     # back at an earlier step, only those of before are compared with, and only their lines stay
@@ -220,7 +258,9 @@ def test_a_journal_keeps_what_came_before_and_outlives_a_disk_that_refuses(
     assert [line["step"] for line in read_metrics(path)] == [1, 5, 7]
 
 
-@pytest.mark.parametrize("line", ['{"passed_over": [3, 1', '{"passed_over": [1.5, 3]}', '{"bad_steps": [3]}', "[4]"])
+@pytest.mark.parametrize(
+    "line", ['{"passed_over": [3, 1', '{"passed_over": [1.5, 3]}', '{"bad_steps": [3]}', "[4]"]
+)
 def test_a_damaged_list_of_rollbacks_is_refused(
     line: str, argv: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,7 +276,17 @@ def test_a_damaged_list_of_rollbacks_is_refused(
 @pytest.fixture(scope="module")
 def argv(tmp_path_factory: pytest.TempPathFactory, world: World) -> list[str]:
     data = write_shapes(tmp_path_factory.mktemp("health") / "data")
-    return ["--data-path", str(data), *FLAGS, "--epochs", "12", "--eval-epochs", "12", "--keep-checkpoints", "9"]
+    return [
+        "--data-path",
+        str(data),
+        *FLAGS,
+        "--epochs",
+        "12",
+        "--eval-epochs",
+        "12",
+        "--keep-checkpoints",
+        "9",
+    ]
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, steps: Iterable[int]) -> None:
@@ -276,7 +326,10 @@ def assert_same_weights(one: Path, two: Path) -> None:
 
 
 def test_bad_steps_are_written_down_and_training_goes_on(
-    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    argv: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     plant(monkeypatch, (4, 6, 7, 8))
     assert start(argv, tmp_path, "--clip-grad", "1", "--log-steps", "2") == 0
@@ -288,23 +341,41 @@ def test_bad_steps_are_written_down_and_training_goes_on(
     assert said.count("skipped on all ranks") == 2  # one a row
     metrics = [strict(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     logged = {line["step"]: line for line in metrics if "lr" in line}
-    assert set(STATISTICS) | {"grad_norm_max", "clipped"} <= set(logged[6]) and "loss" not in logged[8]
+    assert (
+        set(STATISTICS) | {"grad_norm_max", "clipped"} <= set(logged[6]) and "loss" not in logged[8]
+    )
     for line in (line for line in metrics if "loss" in line):
         assert line["grad_norm_max"] >= line["grad_norm"] > 0 and 0 <= line["clipped"] <= 1
-    assert logged[TOTAL]["skipped"] == 4 and not list(tmp_path.glob("rollbacks*")) and not list(tmp_path.glob("bad-step-*"))
+    assert (
+        logged[TOTAL]["skipped"] == 4
+        and not list(tmp_path.glob("rollbacks*"))
+        and not list(tmp_path.glob("bad-step-*"))
+    )
 
 
 def test_after_too_many_a_run_goes_back_and_passes_over_them(
-    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    argv: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     plant(monkeypatch, range(7, 11))
     gone_back = tmp_path / "gone-back"
     assert start(argv, gone_back) == 0
     said = " ".join(capfd.readouterr().out.split())
-    assert "steps 7 to 10 were bad: went back to" in said and "step-00000006, passes over all steps up to 10" in said
+    assert (
+        "steps 7 to 10 were bad: went back to" in said
+        and "step-00000006, passes over all steps up to 10" in said
+    )
     (entry,) = read_metrics(gone_back / "rollbacks.jsonl")
-    assert (entry["checkpoint"], entry["bad_steps"], entry["passed_over"]) == (6, [7, 8, 9, 10], [6, 11])
-    metrics = {line["step"]: line for line in read_metrics(gone_back / "metrics.jsonl") if "lr" in line}
+    assert (entry["checkpoint"], entry["bad_steps"], entry["passed_over"]) == (
+        6,
+        [7, 8, 9, 10],
+        [6, 11],
+    )
+    metrics = {
+        line["step"]: line for line in read_metrics(gone_back / "metrics.jsonl") if "lr" in line
+    }
     assert sorted(metrics) == list(range(1, TOTAL + 1))
     assert [step for step, line in metrics.items() if "loss" not in line] == [7, 8, 9, 10, 11]
     assert metrics[TOTAL]["skipped"] == 5 and steps_of(gone_back, BAD_STEPS) == [7, 8, 9, 10]
@@ -315,13 +386,18 @@ def test_after_too_many_a_run_goes_back_and_passes_over_them(
     assert steps_of(tmp_path / "stopped", BAD_STEPS) == [7, 8, 9, 10]
     # begun anew, it passes over them without having met them
     (tmp_path / "anew").mkdir()
-    (tmp_path / "anew" / "rollbacks.jsonl").write_bytes((gone_back / "rollbacks.jsonl").read_bytes())
+    (tmp_path / "anew" / "rollbacks.jsonl").write_bytes(
+        (gone_back / "rollbacks.jsonl").read_bytes()
+    )
     assert start(argv, tmp_path / "anew") == 0
     assert_same_weights(gone_back, tmp_path / "anew")
 
 
 def test_weights_that_are_not_finite_are_left_behind(
-    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    argv: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     original = Trainer.train_step
 
@@ -335,12 +411,20 @@ def test_weights_that_are_not_finite_are_left_behind(
     monkeypatch.setattr(Trainer, "train_step", train_step)
     assert start(argv, tmp_path) == 0
     said = " ".join(capfd.readouterr().out.split())
-    assert "checkpoint of step 9 not saved: not finite: " in said and "steps 8 to 11 were bad: went back to" in said
-    assert all(value.isfinite().all() for value in load_file(tmp_path / "student.safetensors").values())
+    assert (
+        "checkpoint of step 9 not saved: not finite: " in said
+        and "steps 8 to 11 were bad: went back to" in said
+    )
+    assert all(
+        value.isfinite().all() for value in load_file(tmp_path / "student.safetensors").values()
+    )
 
 
 def test_when_that_does_not_help_it_stops_and_leaves_what_shows_why(
-    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    argv: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "run"
     with monkeypatch.context() as spoilt:
@@ -348,36 +432,64 @@ def test_when_that_does_not_help_it_stops_and_leaves_what_shows_why(
         for _ in range(2):  # the second start comes to the same end
             assert start(argv, folder) == 1
             said = " ".join(capfd.readouterr().err.split())
-            assert "steps 15 to 18 were skipped, --max-bad-steps is 3, and the run went back 2 times" in said, said
+            assert (
+                "steps 15 to 18 were skipped, --max-bad-steps is 3, and the run went back 2 times"
+                in said
+            ), said
             assert "--step 15" in said and said.count("fastdeit: error") == 1
             failure = json.loads((folder / "failure-rank0.json").read_text())
-            assert failure["step"] == 19 and failure["error"].startswith("fastdeit.health.HealthError: steps 15 to 18")
-    assert [entry["passed_over"] for entry in read_metrics(folder / "rollbacks.jsonl")] == [[6, 11], [3, 15]]
+            assert failure["step"] == 19 and failure["error"].startswith(
+                "fastdeit.health.HealthError: steps 15 to 18"
+            )
+    assert [entry["passed_over"] for entry in read_metrics(folder / "rollbacks.jsonl")] == [
+        [6, 11],
+        [3, 15],
+    ]
     report = strict((folder / "bad-step-15" / "report.json").read_text())
-    assert [line["step"] for line in report["bad_steps"]] == [15, 16, 17, 18] and not report["faults"]
-    assert report["code"] and report["versions"]["torch"] and report["config"]["optim"]["batch_size"] == 8
+    assert [line["step"] for line in report["bad_steps"]] == [15, 16, 17, 18] and not report[
+        "faults"
+    ]
+    assert (
+        report["code"]
+        and report["versions"]["torch"]
+        and report["config"]["optim"]["batch_size"] == 8
+    )
     (checkpoint,) = list_checkpoints(folder / "bad-step-15")
     tensors, state = load_checkpoint(checkpoint)
     three, state_of_three = load_checkpoint(folder / "checkpoints" / "step-00000003")
     assert (state["step"], state["skipped"], state["digest"]) == (15, 12, state_of_three["digest"])
-    assert all(torch.equal(value, tensors[stem][name]) for stem, named in three.items() for name, value in named.items())
+    assert all(
+        torch.equal(value, tensors[stem][name])
+        for stem, named in three.items()
+        for name, value in named.items()
+    )
     # what was wrong is put right
     assert start(argv, folder, "--max-rollbacks", "3") == 0 and (folder / "summary.json").is_file()
 
 
 def test_without_a_checkpoint_from_before_it_stops(
-    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    argv: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     plant(monkeypatch, range(1, 9))
     assert start(argv, tmp_path / "run", "--max-bad-steps", "1") == 1
     assert "there is no checkpoint from before step 1; " in " ".join(capfd.readouterr().err.split())
-    assert [path.name for path in list_checkpoints(tmp_path / "run" / "bad-step-1")] == ["step-00000001"]
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "bad-step-1")] == [
+        "step-00000001"
+    ]
     report = strict((tmp_path / "run" / "bad-step-1" / "report.json").read_text())
-    assert [step["step"] for step in report["recent_steps"]] == [0] and report["recent_steps"][0]["grad_norm"] > 0
+    assert [step["step"] for step in report["recent_steps"]] == [0] and report["recent_steps"][0][
+        "grad_norm"
+    ] > 0
 
 
 def test_a_disk_that_refuses_the_bundle_is_said(
-    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    argv: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     plant(monkeypatch, range(1, 9))
     folder = tmp_path / "run"
@@ -385,11 +497,18 @@ def test_a_disk_that_refuses_the_bundle_is_said(
     (folder / "bad-step-1").write_text("in the way")
     assert start(argv, folder, "--max-bad-steps", "0") == 1
     said = " ".join(capfd.readouterr().err.split())
-    assert "lacks what shows why: no checkpoint: " in said and "no report: " in said and "Traceback" not in said
+    assert (
+        "lacks what shows why: no checkpoint: " in said
+        and "no report: " in said
+        and "Traceback" not in said
+    )
 
 
 def test_a_gradient_a_thousand_times_too_large_is_clipped_told_of_and_forgotten(
-    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    argv: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     clip = ("--clip-grad", "0.5", "--distillation-type", "none")
     assert start(argv, tmp_path / "calm", *clip) == 0
@@ -404,14 +523,27 @@ def test_a_gradient_a_thousand_times_too_large_is_clipped_told_of_and_forgotten(
     monkeypatch.setattr(DistillationLoss, "__call__", thousandfold)
     assert start(argv, tmp_path / "spiky", *clip) == 0
     (spike,) = read_metrics(tmp_path / "spiky" / SPIKES)
-    assert spike["step"] == 25 and 300 < spike["grad_norm"] / spike["median"] < 3000 and spike["loss"] > 300
-    assert "step 25: gradient norm" in capfd.readouterr().out and not (tmp_path / "calm" / SPIKES).exists()
+    assert (
+        spike["step"] == 25
+        and 300 < spike["grad_norm"] / spike["median"] < 3000
+        and spike["loss"] > 300
+    )
+    assert (
+        "step 25: gradient norm" in capfd.readouterr().out
+        and not (tmp_path / "calm" / SPIKES).exists()
+    )
     calm, spiky = (
-        {line["step"]: line for line in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in line}
+        {
+            line["step"]: line
+            for line in read_metrics(tmp_path / name / "metrics.jsonl")
+            if "loss" in line
+        }
         for name in ("calm", "spiky")
     )
     assert spiky[26]["grad_norm"] == pytest.approx(1000 * calm[26]["grad_norm"], rel=1e-3)
-    assert spiky[27]["loss"] == pytest.approx(calm[27]["loss"], rel=1e-3)  # clipped alike, so it trains alike
+    assert spiky[27]["loss"] == pytest.approx(
+        calm[27]["loss"], rel=1e-3
+    )  # clipped alike, so it trains alike
     assert_same_direction(tmp_path / "calm", tmp_path / "spiky")
 
 
@@ -424,13 +556,19 @@ def assert_same_direction(one: Path, two: Path) -> None:
 # under the launcher
 
 
-def test_a_launched_run_goes_back_together_and_stops_when_its_ranks_differ(argv: list[str], tmp_path: Path) -> None:
+def test_a_launched_run_goes_back_together_and_stops_when_its_ranks_differ(
+    argv: list[str], tmp_path: Path
+) -> None:
     faults = ",".join(f"nan:1:{step}" for step in range(7, 11))
     launch = Launch(tmp_path / "run", [*argv, "--checksum-steps", "4"], f"{faults},flip:1:20")
     assert launch.wait() == 1
     (entry,) = read_metrics(launch.folder / "rollbacks.jsonl")
     assert entry["passed_over"] == [6, 11]
-    assert {place["rank"] for line in read_metrics(launch.folder / BAD_STEPS) for place in line["not_finite"]} == {1}
+    assert {
+        place["rank"]
+        for line in read_metrics(launch.folder / BAD_STEPS)
+        for place in line["not_finite"]
+    } == {1}
     said = " ".join(launch.output.split())
     assert "after step 20 the ranks have different cls_token (checksums rank 0: " in said
     assert "all were equal after step 18, and at every checkpoint up to then" in said

@@ -16,7 +16,9 @@ def asked_anew() -> Iterator[None]:
     identity.versions.cache_clear()
 
 
-def test_dali_is_asked_itself_whatever_its_package_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dali_is_asked_itself_whatever_its_package_is_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def nothing_installed(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 
@@ -36,5 +38,8 @@ def test_ranks_with_other_dalis_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dali, "__version__", "2.5.0")
     theirs = identity.versions()
     monkeypatch.setattr(identity, "on_every_rank", lambda action: [("a", ours), ("b", theirs)])
-    with pytest.raises(ValueError, match=f"rank 1 \\(b\\) differs from rank 0 in dali: '{ours['dali']}', there '2.5.0'"):
+    with pytest.raises(
+        ValueError,
+        match=f"rank 1 \\(b\\) differs from rank 0 in dali: '{ours['dali']}', there '2.5.0'",
+    ):
         identity._compare_ranks(ours)

@@ -14,10 +14,15 @@ from tests.decoding import by_dali
 
 
 def idx(array: np.ndarray) -> bytes:
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+    return (
+        struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+        + array.astype(np.uint8).tobytes()
+    )
 
 
-def write_idx(root: Path, split: str, count: int, packed: bool = False, side: tuple[int, int] = (9, 7)) -> np.ndarray:
+def write_idx(
+    root: Path, split: str, count: int, packed: bool = False, side: tuple[int, int] = (9, 7)
+) -> np.ndarray:
     """Random images in MNIST's names; returns them."""
     images = np.random.default_rng(count).integers(0, 256, (count, *side), dtype=np.uint8)
     root.mkdir(exist_ok=True)
@@ -34,7 +39,10 @@ def test_images_and_labels(tmp_path: Path, packed: bool) -> None:
     write_idx(tmp_path, "t10k", 3, packed)
     index, val = build_index(tmp_path, "train"), build_index(tmp_path, "val")
     assert (index.kind, index.classes, index.feeds_paths) == ("idx", tuple("01234"), False)
-    assert index.labels.tolist() == [row % 5 for row in range(12)] and index.sizes.tolist() == [[9, 7]] * 12
+    assert (
+        index.labels.tolist() == [row % 5 for row in range(12)]
+        and index.sizes.tolist() == [[9, 7]] * 12
+    )
     assert len(val) == 3 and val.classes == index.classes
     fed = index.feed(np.array([4, 11]))
     assert bytes(fed[1]) == b"P5 7 9 255\n" + images[11].tobytes() == index.read(11)
@@ -62,10 +70,18 @@ def test_names_of_the_classes(tmp_path: Path) -> None:
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 DAMAGES = {
-    "magic": (IMAGES, lambda data: b"\0\0\x0d\x03" + data[4:], "begins with 00 00 0d 03; allowed is 00 00 08 03"),
+    "magic": (
+        IMAGES,
+        lambda data: b"\0\0\x0d\x03" + data[4:],
+        "begins with 00 00 0d 03; allowed is 00 00 08 03",
+    ),
     "axes": (IMAGES, lambda data: b"\0\0\x08\x01" + data[4:], "allowed is 00 00 08 03"),
     "empty": (LABELS, lambda data: b"", "allowed is 00 00 08 01"),
-    "truncated": (IMAGES, lambda data: data[:-1], r"has 771 bytes, its header of \[12, 9, 7\] asks for 772"),
+    "truncated": (
+        IMAGES,
+        lambda data: data[:-1],
+        r"has 771 bytes, its header of \[12, 9, 7\] asks for 772",
+    ),
     "too-large-header": (IMAGES, lambda data: data[:4] + b"\xff" * 12 + data[16:], "asks for"),
     "count": (LABELS, lambda data: idx(np.zeros(11)), "has 11 labels for the 12 images"),
 }

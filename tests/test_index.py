@@ -85,8 +85,12 @@ def test_order_and_labels_are_those_of_image_folder(folder: Path) -> None:
     index = build_index(folder, "train")
     expected = ImageFolder(str(folder / "train"))
     assert list(index.classes) == expected.classes
-    assert [(str(path(index, i)), label) for i, label in enumerate(index.labels.tolist())] == expected.samples
-    assert [tuple(size) for size in index.sizes.tolist()] == [Image.open(name).size[::-1] for name, _ in expected.samples]
+    assert [
+        (str(path(index, i)), label) for i, label in enumerate(index.labels.tolist())
+    ] == expected.samples
+    assert [tuple(size) for size in index.sizes.tolist()] == [
+        Image.open(name).size[::-1] for name, _ in expected.samples
+    ]
     assert (index.labels.dtype, index.sizes.dtype) == (np.int64, np.int32)
 
 
@@ -152,7 +156,9 @@ def test_only_what_changed_is_decoded_again(folder: Path, decoded: list[str]) ->
     assert index.fingerprint() != before
 
 
-def test_touched_file_is_decoded_again_and_the_fingerprint_stays(folder: Path, decoded: list[str]) -> None:
+def test_touched_file_is_decoded_again_and_the_fingerprint_stays(
+    folder: Path, decoded: list[str]
+) -> None:
     before = build_index(folder, "train").fingerprint()
     decoded.clear()
     os.utime(folder / "train/ant/z.bmp", (1, 1))
@@ -166,7 +172,9 @@ def test_unchanged_folders_are_not_listed_again(folder: Path, listed: list[Listi
     assert len(listed) == 1
     again = build_index(folder, "train")
     assert len(listed) == 1
-    assert again.fingerprint() == first.fingerprint() and again.sizes.tolist() == first.sizes.tolist()
+    assert (
+        again.fingerprint() == first.fingerprint() and again.sizes.tolist() == first.sizes.tolist()
+    )
 
 
 def added(folder: Path) -> None:
@@ -204,7 +212,9 @@ def test_overwriting_in_place_is_noticed_when_asked_to_look_again(folder: Path) 
     assert [12, 13] in build_index(folder, "train").sizes.tolist()
 
 
-def test_a_folder_that_changed_a_moment_ago_is_listed_again(folder: Path, listed: list[Listing]) -> None:
+def test_a_folder_that_changed_a_moment_ago_is_listed_again(
+    folder: Path, listed: list[Listing]
+) -> None:
     build_index(folder, "train")
     build_index(folder, "train")
     assert len(listed) == 2
@@ -223,11 +233,18 @@ def test_linked_class_folder(folder: Path) -> None:
 
 def test_fingerprint_does_not_depend_on_the_place(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns(".fastdeit"))
-    assert build_index(tmp_path / "copy", "train").fingerprint() == build_index(folder, "train").fingerprint()
+    assert (
+        build_index(tmp_path / "copy", "train").fingerprint()
+        == build_index(folder, "train").fingerprint()
+    )
 
 
-@pytest.mark.parametrize("content", [b"", b"not parquet", "another version"], ids=["empty", "garbage", "version"])
-def test_damaged_table_is_built_again(folder: Path, content: bytes | str, decoded: list[str], monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "content", [b"", b"not parquet", "another version"], ids=["empty", "garbage", "version"]
+)
+def test_damaged_table_is_built_again(
+    folder: Path, content: bytes | str, decoded: list[str], monkeypatch
+) -> None:
     if isinstance(content, str):
         monkeypatch.setattr(table, "VERSION", 0)
         build_index(folder, "train")
@@ -238,7 +255,9 @@ def test_damaged_table_is_built_again(folder: Path, content: bytes | str, decode
     assert len(build_index(folder, "train")) == 4
 
 
-def test_root_that_cannot_be_written(folder: Path, tmp_path: Path, monkeypatch, decoded: list[str]) -> None:
+def test_root_that_cannot_be_written(
+    folder: Path, tmp_path: Path, monkeypatch, decoded: list[str]
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (folder / ".fastdeit").touch()  # no folder can be made there, not even by root
     build_index(folder, "train")
@@ -255,7 +274,12 @@ def test_given_cache_dir_is_the_only_place(folder: Path, tmp_path: Path) -> None
 
 def test_processes_give_the_same_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "_PROCESSES_FROM", 1)
-    assert build_index(folder, "train", workers=2).sizes.tolist() == [[7, 3], [5, 5], [6, 8], [10, 4]]
+    assert build_index(folder, "train", workers=2).sizes.tolist() == [
+        [7, 3],
+        [5, 5],
+        [6, 8],
+        [10, 4],
+    ]
 
 
 def break_(folder: Path, name: str, content: bytes) -> Path:
@@ -266,11 +290,17 @@ def break_(folder: Path, name: str, content: bytes) -> Path:
 
 def test_unreadable_images_are_named(folder: Path) -> None:
     whole = save(folder / "train/cat/whole.jpg", 64, 64).read_bytes()
-    bad = [break_(folder, "cut.jpg", whole[:-200]), break_(folder, "empty.jpg", b""), break_(folder, "text.png", b"hello")]
+    bad = [
+        break_(folder, "cut.jpg", whole[:-200]),
+        break_(folder, "empty.jpg", b""),
+        break_(folder, "text.png", b"hello"),
+    ]
     with pytest.raises(DataError) as caught:
         build_index(folder, "train")
     message = str(caught.value)
-    assert message.startswith(f"{folder}: 3 bad image(s)") and all(str(file.relative_to(folder)) in message for file in bad)
+    assert message.startswith(f"{folder}: 3 bad image(s)") and all(
+        str(file.relative_to(folder)) in message for file in bad
+    )
     assert "b.png" not in message and "--bad-images skip" in message
 
 
@@ -291,7 +321,9 @@ def test_bad_images_can_be_left_out(folder: Path, decoded: list[str]) -> None:
 
 def test_nothing_left(folder: Path) -> None:
     (folder / "val/cat/v.jpg").write_bytes(b"")
-    with pytest.raises(DataError, match=r"'val' holds no image that can be used\n.*v\.jpg: is empty"):
+    with pytest.raises(
+        DataError, match=r"'val' holds no image that can be used\n.*v\.jpg: is empty"
+    ):
         build_index(folder, "val", bad_images="skip")
 
 
@@ -366,8 +398,15 @@ def test_a_run_keeps_to_the_images_it_began_with(folder: Path, tmp_path: Path) -
     index = build_index(folder, "train", bad_images="skip", again=True)
     then, gone = same_images(index, tmp_path / "images.parquet")
     assert then.fingerprint() == whole.fingerprint() != index.fingerprint()
-    assert then.sizes.tolist() == whole.sizes.tolist() and then.labels.tolist() == whole.labels.tolist()
-    assert [then.name(row) for row in gone] == ["train/ant/z.bmp", "train/cat/a.WebP", "train/cat/b.png"]
+    assert (
+        then.sizes.tolist() == whole.sizes.tolist()
+        and then.labels.tolist() == whole.labels.tolist()
+    )
+    assert [then.name(row) for row in gone] == [
+        "train/ant/z.bmp",
+        "train/cat/a.WebP",
+        "train/cat/b.png",
+    ]
 
 
 def synthetic(root: Path, images: int) -> Path:
@@ -377,10 +416,15 @@ def synthetic(root: Path, images: int) -> Path:
         (root / "train" / name).mkdir(parents=True)
     settle(root)
     labels = np.repeat(np.arange(1000), images // 1000)
-    names = [f"train/{classes[label]}/{classes[label]}_{row}.JPEG" for row, label in enumerate(labels.tolist())]
+    names = [
+        f"train/{classes[label]}/{classes[label]}_{row}.JPEG"
+        for row, label in enumerate(labels.tolist())
+    ]
     same = np.full(len(labels), 100_000)
     stamps = stamp(root, [root / "train", *(root / "train").iterdir()])
-    listing = Listing(tuple(classes), pa.array(names).cast(pa.binary()), labels, same, same, stamps, facts=FACTS)
+    listing = Listing(
+        tuple(classes), pa.array(names).cast(pa.binary()), labels, same, same, stamps, facts=FACTS
+    )
     source = {"kind": "folder", "paths": ["train"], "classes": classes}
     table.build_table(listing, root, source, table.table_places(root, "train", None), 1)
     return root
@@ -412,7 +456,11 @@ def test_table_of_imagenet_loads_at_once(tmp_path: Path) -> None:
         f"build_index(Path({str(root)!r}), 'train').fingerprint();"
         f"print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
     )
-    peak_kib = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    peak_kib = int(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+    )
     assert peak_kib < 500 * 1024
 
 
@@ -477,4 +525,8 @@ def test_digits_do_not_overwrite_a_folder_in_use(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
     with pytest.raises(FileExistsError, match="cannot hold the digits"):
         write_digits(tmp_path)
-    assert [entry.name for entry in tmp_path.parent.iterdir() if entry.name.startswith(f".{tmp_path.name}")] == []
+    assert [
+        entry.name
+        for entry in tmp_path.parent.iterdir()
+        if entry.name.startswith(f".{tmp_path.name}")
+    ] == []

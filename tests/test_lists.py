@@ -55,14 +55,17 @@ def test_numbers_are_classes_up_to_the_largest(root: Path) -> None:
 @pytest.mark.parametrize("labels", [[1, 0], ["b", "a"]])
 def test_parquet(root: Path, labels: list) -> None:
     pq.write_table(
-        pa.table({"image_path": ["pictures/0.png", f"{root}/pictures/1.png"], "target": labels}), root / "some.parquet"
+        pa.table({"image_path": ["pictures/0.png", f"{root}/pictures/1.png"], "target": labels}),
+        root / "some.parquet",
     )
     index = build_index(root, "some.parquet")
     assert index.labels.tolist() == [1, 0]
     assert index.name(1) == "pictures/1.png"
 
 
-def test_names_and_absolute_paths_elsewhere(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_names_and_absolute_paths_elsewhere(
+    root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     far = save(tmp_path_factory.mktemp("far") / "with space.png", 11)
     (root / "train.txt").write_text(f"{far} cat\n")
     index = build_index(root, "train")
@@ -107,7 +110,10 @@ def test_labels_that_are_no_whole_numbers(root: Path) -> None:
 def test_label_that_train_does_not_have(root: Path) -> None:
     (root / "train.csv").write_text("pictures/0.png,a\npictures/1.png,b\n")
     (root / "val.csv").write_text("pictures/2.png,c\n")
-    with pytest.raises(DataError, match=r"val\.csv: pictures/2\.png has the label 'c'; allowed are the 2 classes: a, b"):
+    with pytest.raises(
+        DataError,
+        match=r"val\.csv: pictures/2\.png has the label 'c'; allowed are the 2 classes: a, b",
+    ):
         build_index(root, "val")
 
 
@@ -143,7 +149,10 @@ def write_caffe(root: Path) -> None:
 
 
 def write_synset_list(root: Path) -> None:
-    lines = [f"ILSVRC2012_val_{number + 1:08}.JPEG {SYNSETS[label]}" for number, label in enumerate(TRUTH)]
+    lines = [
+        f"ILSVRC2012_val_{number + 1:08}.JPEG {SYNSETS[label]}"
+        for number, label in enumerate(TRUTH)
+    ]
     (root / "val/val.txt").write_text("\n".join(lines))
 
 
@@ -153,17 +162,25 @@ def write_kaggle(root: Path) -> None:
         rows.writerow(["ImageId", "PredictionString"])
         for number in (3, 1, 0, 2):
             name = SYNSETS[TRUTH[number]]
-            rows.writerow([f"ILSVRC2012_val_{number + 1:08}", f"{name} 85 1 499 272 {name} 1 2 3 4 "])
+            rows.writerow(
+                [f"ILSVRC2012_val_{number + 1:08}", f"{name} 85 1 499 272 {name} 1 2 3 4 "]
+            )
 
 
-DEVKIT_ORDER = ("n01484850", "n01440764", "n01443537")  # the devkit's own numbers 1, 2, 3; then come groups of synsets
+DEVKIT_ORDER = (
+    "n01484850",
+    "n01440764",
+    "n01443537",
+)  # the devkit's own numbers 1, 2, 3; then come groups of synsets
 
 
 def write_devkit(root: Path, folder: str = "ILSVRC2012_devkit_t12/data") -> None:
     data = root / folder
     data.mkdir(parents=True, exist_ok=True)
     numbers = [DEVKIT_ORDER.index(SYNSETS[label]) + 1 for label in TRUTH]
-    (data / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{number}\n" for number in numbers))
+    (data / "ILSVRC2012_validation_ground_truth.txt").write_text(
+        "".join(f"{number}\n" for number in numbers)
+    )
     synsets = np.zeros((4, 1), [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")])
     for row, name in enumerate((*DEVKIT_ORDER, "n00001740")):
         synsets[row, 0] = (float(row + 1), name, 0.0 if row < 3 else 3.0)
@@ -175,7 +192,10 @@ def test_flat_validation_images(imagenet: Path, write) -> None:
     write(imagenet)
     val = build_index(imagenet, "val")
     assert (val.classes, val.labels.tolist()) == (SYNSETS, list(TRUTH))
-    assert val.sizes[:, 0].tolist() == [10, 11, 12, 13] and val.name(0) == "val/ILSVRC2012_val_00000001.JPEG"
+    assert (
+        val.sizes[:, 0].tolist() == [10, 11, 12, 13]
+        and val.name(0) == "val/ILSVRC2012_val_00000001.JPEG"
+    )
 
 
 def test_class_folders_need_no_list(imagenet: Path) -> None:
@@ -203,14 +223,19 @@ def test_flat_images_without_a_list(imagenet: Path) -> None:
 def test_list_that_lacks_an_image(imagenet: Path) -> None:
     write_caffe(imagenet)
     save(imagenet / "val/ILSVRC2012_val_00000009.JPEG")
-    with pytest.raises(DataError, match=r"val\.txt: has no class for ILSVRC2012_val_00000009\.JPEG"):
+    with pytest.raises(
+        DataError, match=r"val\.txt: has no class for ILSVRC2012_val_00000009\.JPEG"
+    ):
         build_index(imagenet, "val")
 
 
 def test_devkit_that_does_not_fit(imagenet: Path) -> None:
     write_devkit(imagenet)
     truth = imagenet / "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
-    for text, message in (("1\n2\n", "has 2 entries for 4 images"), ("1\n2\n3\n9\n", "class number 9")):
+    for text, message in (
+        ("1\n2\n", "has 2 entries for 4 images"),
+        ("1\n2\n3\n9\n", "class number 9"),
+    ):
         truth.write_text(text)
         with pytest.raises(DataError, match=message):
             build_index(imagenet, "val")

@@ -49,16 +49,26 @@ def split(changes: dict[str, Any]) -> tuple[PipelineOptions, dict[str, Any]]:
     """How the pipeline is to be, and what the loader itself is to take."""
     names = {field.name for field in dataclasses.fields(PipelineOptions)} - {"batch_size"}
     ours = {name: value for name, value in changes.items() if name not in names}
-    return PipelineOptions(MEAN, STD, **{name: changes[name] for name in changes.keys() & names}), ours
+    return PipelineOptions(
+        MEAN, STD, **{name: changes[name] for name in changes.keys() & names}
+    ), ours
 
 
 def train_loader(index: Index, plan: Plan, micro_batch: int = BATCH, **changes: Any) -> TrainLoader:
     options, ours = split({"num_threads": 1, **changes})
-    return TrainLoader(index, plan, options, micro_batch=micro_batch, **{"batch_size": BATCH, "drop_path": DROP_PATH, **ours})
+    return TrainLoader(
+        index,
+        plan,
+        options,
+        micro_batch=micro_batch,
+        **{"batch_size": BATCH, "drop_path": DROP_PATH, **ours},
+    )
 
 
 # no run here has a recorded teacher; tests/test_digest.py has the digest
-FIELDS = [field.name for field in dataclasses.fields(Batch) if field.name not in ("record", "digest")]
+FIELDS = [
+    field.name for field in dataclasses.fields(Batch) if field.name not in ("record", "digest")
+]
 
 
 def joined(batches: Iterable[Batch]) -> dict[str, torch.Tensor]:
@@ -105,7 +115,9 @@ def test_shapes_and_types(expected: dict[str, torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize("micro_batch", [2, 16, 32])
-def test_micro_batches_and_threads_change_nothing(index, plan, expected, micro_batch: int, threads: int) -> None:
+def test_micro_batches_and_threads_change_nothing(
+    index, plan, expected, micro_batch: int, threads: int
+) -> None:
     loader = train_loader(index, plan, micro_batch, num_threads=threads, prefetch=threads)
     assert loader.micro_steps == BATCH // micro_batch
     assert_same(joined(loader.epoch(2)), expected)
@@ -113,13 +125,17 @@ def test_micro_batches_and_threads_change_nothing(index, plan, expected, micro_b
 
 def test_micro_batches_of_14(index: Index, plan: Plan) -> None:
     """A size that is no power of two: 56 = 4 * 14."""
-    whole, parts = (joined(train_loader(index, plan, size, batch_size=56).epoch(0)) for size in (56, 14))
+    whole, parts = (
+        joined(train_loader(index, plan, size, batch_size=56).epoch(0)) for size in (56, 14)
+    )
     assert_same(parts, whole)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_ranks_share_the_same_samples(index, plan, expected, world_size: int) -> None:
-    ranks = [train_loader(index, plan, 8, rank=rank, world_size=world_size) for rank in range(world_size)]
+    ranks = [
+        train_loader(index, plan, 8, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
     assert_same(joined(batch for loader in ranks for batch in loader.epoch(2)), expected)
 
 
@@ -127,7 +143,9 @@ def test_partner_is_beside(index: Index, plan: Plan) -> None:
     for batch in train_loader(index, plan, 16, rank=1, world_size=2).epoch(0):
         ordinals = batch.ordinals.numpy()
         np.testing.assert_array_equal(ordinals[np.arange(16) ^ 1], ordinals ^ 1)
-        assert torch.equal(batch.lam[::2], batch.lam[1::2]) and torch.equal(batch.box[::2], batch.box[1::2])
+        assert torch.equal(batch.lam[::2], batch.lam[1::2]) and torch.equal(
+            batch.box[::2], batch.box[1::2]
+        )
 
 
 def test_number_of_batches(index: Index, plan: Plan) -> None:
@@ -138,7 +156,9 @@ def test_number_of_batches(index: Index, plan: Plan) -> None:
     assert list(loader.epoch(0, first_step=2)) == []
 
 
-def test_start_in_the_middle_of_an_epoch(index: Index, plan: Plan, expected: dict[str, torch.Tensor]) -> None:
+def test_start_in_the_middle_of_an_epoch(
+    index: Index, plan: Plan, expected: dict[str, torch.Tensor]
+) -> None:
     tail = joined(train_loader(index, plan, 16).epoch(2, first_step=1))
     assert_same(tail, {name: tensor[BATCH:] for name, tensor in expected.items()})
 
@@ -153,7 +173,9 @@ def test_epochs_in_any_order(index: Index, plan: Plan, expected: dict[str, torch
     assert_same(joined(loader.epoch(3)), first)
 
 
-def test_nothing_is_planned_twice_over_an_epochs_end(index: Index, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_planned_twice_over_an_epochs_end(
+    index: Index, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[tuple[int, int]] = []
     draw = plan.draw
 
@@ -171,7 +193,9 @@ def test_nothing_is_planned_twice_over_an_epochs_end(index: Index, plan: Plan, m
 
 def test_images_stay_valid_while_held(index: Index, plan: Plan) -> None:
     loader = train_loader(index, plan, 8)
-    held = [(batch.images, batch.images.clone()) for epoch in range(2) for batch in loader.epoch(epoch)]
+    held = [
+        (batch.images, batch.images.clone()) for epoch in range(2) for batch in loader.epoch(epoch)
+    ]
     loader.close()
     del loader
     assert all(torch.equal(images, copy) for images, copy in held)
@@ -202,18 +226,26 @@ def test_closed_loader_says_so(index: Index, plan: Plan) -> None:
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"batch_size": 62, "world_size": 4, "micro_batch": 2}, r"batch_size: got 62, allowed is a multiple of 8"),
+        (
+            {"batch_size": 62, "world_size": 4, "micro_batch": 2},
+            r"batch_size: got 62, allowed is a multiple of 8",
+        ),
         (
             {"batch_size": 64, "micro_batch": 7},
             r"micro_batch: got 7, allowed is an even divisor of 64: \[2, 4, 8, 16, 32, 64\]",
         ),
         ({"batch_size": 64, "micro_batch": 24}, "micro_batch: got 24"),
         ({"batch_size": 64, "micro_batch": 0}, "micro_batch: got 0"),
-        ({"batch_size": 64, "world_size": 2, "micro_batch": 64}, "micro_batch: got 64, allowed is an even divisor of 32"),
+        (
+            {"batch_size": 64, "world_size": 2, "micro_batch": 64},
+            "micro_batch: got 64, allowed is an even divisor of 32",
+        ),
         ({"batch_size": 152, "micro_batch": 152}, "batch_size: got 152, allowed is 1 to 150"),
     ],
 )
-def test_sizes_that_do_not_divide(index: Index, plan: Plan, sizes: dict[str, int], message: str) -> None:
+def test_sizes_that_do_not_divide(
+    index: Index, plan: Plan, sizes: dict[str, int], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         train_loader(index, plan, **sizes)
 
@@ -238,7 +270,9 @@ def test_file_that_fails_while_training_is_named(copy: Index, plan: Plan, fault:
         list(train_loader(copy, plan, 16, quarantine=Quarantine(copy, "error")).epoch(0))
 
 
-def test_a_batch_that_fails_for_no_images_fault_ends_the_run(index: Index, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_fails_for_no_images_fault_ends_the_run(
+    index: Index, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(quarantine, "RETRIES_S", (0.01,))
     loader = train_loader(index, plan, 16)
 
@@ -255,7 +289,9 @@ def test_a_batch_that_fails_for_no_images_fault_ends_the_run(index: Index, plan:
 
 def eval_loader(index: Index, **changes: Any) -> EvalLoader:
     options, ours = split({"num_threads": 1, **changes})
-    return EvalLoader(index, options, **{"batch_size": 32, "input_size": SIDE, "crop_pct": 0.875, **ours})
+    return EvalLoader(
+        index, options, **{"batch_size": 32, "input_size": SIDE, "crop_pct": 0.875, **ours}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -268,8 +304,13 @@ def evaluated(index: Index) -> torch.Tensor:
 
 @pytest.mark.parametrize("batch_size", [7, 32, 64])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_every_image_once_over_the_ranks(index: Index, evaluated: torch.Tensor, world_size: int, batch_size: int) -> None:
-    ranks = [list(eval_loader(index, batch_size=batch_size, rank=rank, world_size=world_size)) for rank in range(world_size)]
+def test_every_image_once_over_the_ranks(
+    index: Index, evaluated: torch.Tensor, world_size: int, batch_size: int
+) -> None:
+    ranks = [
+        list(eval_loader(index, batch_size=batch_size, rank=rank, world_size=world_size))
+        for rank in range(world_size)
+    ]
     assert len({len(batches) for batches in ranks}) == 1
     seen = []
     for batch in (batch for batches in ranks for batch in batches):
@@ -295,8 +336,13 @@ def test_passes_are_equal_even_after_one_was_left(index: Index) -> None:
 
 
 def test_more_ranks_than_images(index: Index) -> None:
-    few = dataclasses.replace(index, names=index.names[:2], labels=index.labels[:2], sizes=index.sizes[:2])
-    counts = [sum(int((b.labels != PADDING).sum()) for b in eval_loader(few, rank=rank, world_size=3)) for rank in range(3)]
+    few = dataclasses.replace(
+        index, names=index.names[:2], labels=index.labels[:2], sizes=index.sizes[:2]
+    )
+    counts = [
+        sum(int((b.labels != PADDING).sum()) for b in eval_loader(few, rank=rank, world_size=3))
+        for rank in range(3)
+    ]
     assert counts == [1, 1, 0]
 
 
@@ -317,8 +363,19 @@ class Copies(TorchDispatchMode):
 def small_arrays() -> list[np.ndarray]:
     """Of the shapes and dtypes of a batch of 14: ends that are no multiple of 16 bytes, one array of nothing, one with gaps."""
     rng = np.random.default_rng(0)
-    labels, lam, box = rng.integers(0, 9, 14), rng.random(13, np.float32), rng.integers(0, 9, (14, 4), np.int32)
-    return [labels, lam, box, rng.random((14, 3, 2)) < 0.5, np.zeros((14, 0, 2), bool), rng.integers(0, 9, (14, 10))[:, ::2]]
+    labels, lam, box = (
+        rng.integers(0, 9, 14),
+        rng.random(13, np.float32),
+        rng.integers(0, 9, (14, 4), np.int32),
+    )
+    return [
+        labels,
+        lam,
+        box,
+        rng.random((14, 3, 2)) < 0.5,
+        np.zeros((14, 0, 2), bool),
+        rng.integers(0, 9, (14, 10))[:, ::2],
+    ]
 
 
 def test_small_arrays_are_sent_in_one_copy() -> None:
@@ -339,10 +396,17 @@ def test_sent_arrays_are_aligned_parts_of_one_block() -> None:
         np.testing.assert_array_equal(tensor, array, strict=True)
 
 
-def test_batches_out_of_one_block_are_the_same(index, plan, expected, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_loaders, "beside", lambda images, *arrays: send_together(arrays, images.device))
+def test_batches_out_of_one_block_are_the_same(
+    index, plan, expected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        train_loaders, "beside", lambda images, *arrays: send_together(arrays, images.device)
+    )
     batches = list(train_loader(index, plan, 16).epoch(2))
-    assert batches[0].labels.untyped_storage().data_ptr() == batches[0].keep.untyped_storage().data_ptr()
+    assert (
+        batches[0].labels.untyped_storage().data_ptr()
+        == batches[0].keep.untyped_storage().data_ptr()
+    )
     assert_same(joined(batches), expected)
 
 
@@ -364,10 +428,16 @@ def test_what_a_step_computes_with_is_on_the_gpu(index: Index, plan: Plan) -> No
     with Copies() as copies:
         batches = list(train_loader(index, plan, device="gpu").epoch(0))
     assert copies.made == [("cuda", False)] * len(batches)
-    assert all(getattr(batch, name).is_cuda == (name not in IN_HOST_MEMORY) for batch in batches for name in FIELDS)
+    assert all(
+        getattr(batch, name).is_cuda == (name not in IN_HOST_MEMORY)
+        for batch in batches
+        for name in FIELDS
+    )
     assert batches[0].images.dtype == torch.float16
     on_gpu = {name: tensor.cpu() for name, tensor in joined(batches).items()}
-    assert_same({name: on_gpu[name] for name in ("labels", "lam", "box", "keep", *IN_HOST_MEMORY)}, on_cpu)
+    assert_same(
+        {name: on_gpu[name] for name in ("labels", "lam", "box", "keep", *IN_HOST_MEMORY)}, on_cpu
+    )
 
 
 @pytest.mark.gpu

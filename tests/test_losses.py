@@ -18,7 +18,13 @@ def batch() -> dict[str, torch.Tensor]:
     cls_logits, dist_logits, teacher = torch.randn(3, BATCH, CLASSES, generator=drawn)
     lam = torch.tensor([0.3, 0.7, 1.0, 0.0, 1.0, 1.0])
     labels = torch.tensor([2, 2, 0, 4, 1, 6])
-    return {"cls": cls_logits, "dist": dist_logits, "teacher": teacher, "labels": labels, "lam": lam}
+    return {
+        "cls": cls_logits,
+        "dist": dist_logits,
+        "teacher": teacher,
+        "labels": labels,
+        "lam": lam,
+    }
 
 
 def binary_target(labels: torch.Tensor, lam: torch.Tensor) -> torch.Tensor:
@@ -40,7 +46,9 @@ def test_loss_is_the_kernels(kind: str, batch: dict[str, torch.Tensor]) -> None:
 def test_one_head_without_mixing_is_cross_entropy(batch: dict[str, torch.Tensor]) -> None:
     loss = DistillationLoss(kind="none", smoothing=0.1)
     parts = loss(batch["cls"], batch["labels"], torch.ones(BATCH))
-    torch.testing.assert_close(parts.loss, F.cross_entropy(batch["cls"], batch["labels"], label_smoothing=0.1))
+    torch.testing.assert_close(
+        parts.loss, F.cross_entropy(batch["cls"], batch["labels"], label_smoothing=0.1)
+    )
 
 
 def test_binary_form_equals_torchs_on_the_dense_target(batch: dict[str, torch.Tensor]) -> None:
@@ -57,7 +65,9 @@ def test_binary_form_equals_torchs_on_the_dense_target(batch: dict[str, torch.Te
 def test_binary_form_with_a_teacher(batch: dict[str, torch.Tensor]) -> None:
     loss = DistillationLoss(kind="hard", alpha=0.25, smoothing=0.0, bce=True)
     parts = loss((batch["cls"], batch["dist"]), batch["labels"], batch["lam"], batch["teacher"])
-    base = F.binary_cross_entropy_with_logits(batch["cls"].double(), binary_target(batch["labels"], batch["lam"]))
+    base = F.binary_cross_entropy_with_logits(
+        batch["cls"].double(), binary_target(batch["labels"], batch["lam"])
+    )
     distilled = F.cross_entropy(batch["dist"].double(), batch["teacher"].argmax(-1))
     expected = (0.75 * base + 0.25 * distilled, base, distilled)
     torch.testing.assert_close(list(parts), [value.float() for value in expected])

@@ -76,7 +76,10 @@ def output(launches: Sequence[Launch]) -> str:
 
 def failures(folder: Path) -> dict[str, dict]:
     """By host."""
-    return {told["host"]: told for told in (json.loads(file.read_text()) for file in folder.glob("failure-rank*.json"))}
+    return {
+        told["host"]: told
+        for told in (json.loads(file.read_text()) for file in folder.glob("failure-rank*.json"))
+    }
 
 
 def assert_same_numbers(folder: Path, whole: Path) -> None:
@@ -85,7 +88,9 @@ def assert_same_numbers(folder: Path, whole: Path) -> None:
     for name in ("student.safetensors", "student_ema.safetensors"):
         found, wanted = load_file(folder / name), load_file(whole / name)
         for key, value in wanted.items():
-            torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5, msg=f"{key} of {name} differs")
+            torch.testing.assert_close(
+                found[key], value, rtol=1e-5, atol=1e-5, msg=f"{key} of {name} differs"
+            )
 
 
 def test_a_machine_is_lost_and_the_other_goes_on_alone(
@@ -117,13 +122,18 @@ def test_a_cut_cable_ends_both_and_one_then_both_go_on(
         machines[1].link("up")
     told = failures(folder)
     assert set(told) == {machine.name for machine in machines}
-    assert all(failure["error"].startswith("no progress for 4 s in") for failure in told.values()), told
+    assert all(
+        failure["error"].startswith("no progress for 4 s in") for failure in told.values()
+    ), told
     saved = newest(folder)
     alone = [*argv, "--output-dir", str(folder), "--stop-after-steps", "4", "--micro-batch", "6"]
     assert train_command(alone, "test") == 0 and newest(folder) == saved + 4
     launches = launch_on(machines, (2, 1), folder, argv, "none")
     assert ends(launches) == [0, 0], output(launches)
-    assert f"after step {saved + 4} of {TOTAL}" in launches[0].output and "3 x CPU" in launches[0].output
+    assert (
+        f"after step {saved + 4} of {TOTAL}" in launches[0].output
+        and "3 x CPU" in launches[0].output
+    )
     assert_same_numbers(folder, whole)
 
 
@@ -140,7 +150,10 @@ def test_a_request_to_one_machine_stops_both_at_one_step(
     machines: Machines, argv: list[str], whole: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    for who, code in (("deepspeed.launcher.launch", 1), ("deepspeed.launcher.runner", -signal.SIGTERM)):
+    for who, code in (
+        ("deepspeed.launcher.launch", 1),
+        ("deepspeed.launcher.runner", -signal.SIGTERM),
+    ):
         before = steps_done(folder)
         launches = launch_on(machines, (1, 1), folder, argv, SLOW)
         until_step(launches, before + 3)
@@ -148,7 +161,9 @@ def test_a_request_to_one_machine_stops_both_at_one_step(
         next(process for process in launches[1].find(who) if process.pid in there).terminate()
         assert ends(launches) == [0, code], output(launches)
         assert f"stopped after step {newest(folder)} of {TOTAL}" in launches[0].output
-        assert not failures(folder) and newest(folder) <= before + 12  # the end of a runner is noticed within a second or two
+        assert (
+            not failures(folder) and newest(folder) <= before + 12
+        )  # the end of a runner is noticed within a second or two
     launches = launch_on(machines, (1, 1), folder, argv, "none")
     assert ends(launches) == [0, 0], output(launches)
     assert_same_numbers(folder, whole)
@@ -159,7 +174,9 @@ def test_a_request_to_one_machine_stops_both_at_one_step(
 def test_a_machine_that_never_comes_is_not_waited_for_without_end(
     present: int, machines: Machines, argv: list[str], tmp_path: Path
 ) -> None:
-    launches = launch_on(machines, (1, 1), tmp_path / "run", [*argv, "--startup-limit", "6"], "none", only=present)
+    launches = launch_on(
+        machines, (1, 1), tmp_path / "run", [*argv, "--startup-limit", "6"], "none", only=present
+    )
     assert ends(launches) == [1]
     assert f"rank {present}, after step 0, in startup: no progress for 6 s" in launches[0].output
 
@@ -167,11 +184,19 @@ def test_a_machine_that_never_comes_is_not_waited_for_without_end(
 def test_an_address_that_others_cannot_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Debian gives a host's own name 127.0.1.1."""
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-    for name, value in (("MASTER_ADDR", "127.0.1.1"), ("WORLD_SIZE", "4"), ("LOCAL_SIZE", "4"), ("LOCAL_WORLD_SIZE", "")):
+    for name, value in (
+        ("MASTER_ADDR", "127.0.1.1"),
+        ("WORLD_SIZE", "4"),
+        ("LOCAL_SIZE", "4"),
+        ("LOCAL_WORLD_SIZE", ""),
+    ):
         monkeypatch.setenv(name, value)
     distributed._choose_interface()
     monkeypatch.setenv("LOCAL_SIZE", "2")
-    with pytest.raises(ValueError, match=r"--master_addr: got 127\.0\.1\.1, which is 127\.0\.0\.1 on .* other machines"):
+    with pytest.raises(
+        ValueError,
+        match=r"--master_addr: got 127\.0\.1\.1, which is 127\.0\.0\.1 on .* other machines",
+    ):
         distributed._choose_interface()
     monkeypatch.setenv("MASTER_ADDR", "no-such-host.invalid")
     distributed._choose_interface()
@@ -189,13 +214,23 @@ def test_machines_that_read_other_images_are_refused(
         next(there.glob("train/*/*.jpg")).unlink()
     facts: list[dict[str, object]] = []
     monkeypatch.setattr(identity, "_compare_ranks", facts.append)
-    for root, pixels in ((here, "exact"), (there, "native" if what == "another backend" else "exact")):
+    for root, pixels in (
+        (here, "exact"),
+        (there, "native" if what == "another backend" else "exact"),
+    ):
         check_same_images(build_index(root, "train"), build_index(root, "val"), pixels)
     monkeypatch.undo()
-    monkeypatch.setattr(identity, "on_every_rank", lambda action: [("a", facts[0]), ("b", facts[1])])
-    said = {"a missing image": "training images: 24, there 23", "another backend": "augmentation: 'exact', there 'native'"}
+    monkeypatch.setattr(
+        identity, "on_every_rank", lambda action: [("a", facts[0]), ("b", facts[1])]
+    )
+    said = {
+        "a missing image": "training images: 24, there 23",
+        "another backend": "augmentation: 'exact', there 'native'",
+    }
     if what in said:
-        with pytest.raises(ValueError, match=rf"rank 1 \(b\) differs from rank 0 in .*{said[what]}"):
+        with pytest.raises(
+            ValueError, match=rf"rank 1 \(b\) differs from rank 0 in .*{said[what]}"
+        ):
             identity._compare_ranks(facts[0])
     else:
         identity._compare_ranks(facts[0])
@@ -252,11 +287,27 @@ def submit(folder: Path, flags: Sequence[str], python: str) -> subprocess.Popen[
     }.items():
         (folder / path).write_text(text)
         (folder / path).chmod(0o755)
-    slurm = {"SLURM_JOB_NODELIST": "node", "SLURM_JOB_ID": str(free_port()), "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+    slurm = {
+        "SLURM_JOB_NODELIST": "node",
+        "SLURM_JOB_ID": str(free_port()),
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2",
+    }
     inherited = {name: value for name, value in os.environ.items() if name not in FOREIGN}
-    inherited |= slurm | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    inherited |= slurm | {
+        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
     command = ["bash", str(ROOT / "docs" / "fastdeit.sbatch"), *flags]
-    return subprocess.Popen(command, cwd=folder, env=inherited, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=inherited,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 TASK = """#!/bin/bash
@@ -266,7 +317,9 @@ for _ in $(seq 200); do [ "$AFTER" = end ] || sleep 0.1; done
 """
 
 
-@pytest.mark.parametrize(("after", "code", "again"), [("0", 0, True), ("3", 3, False), ("end", 0, False)])
+@pytest.mark.parametrize(
+    ("after", "code", "again"), [("0", 0, True), ("3", 3, False), ("end", 0, False)]
+)
 def test_slurm_gives_each_rank_its_place_and_queues_again_only_what_stopped_well(
     after: str, code: int, again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,7 +336,9 @@ def test_slurm_gives_each_rank_its_place_and_queues_again_only_what_stopped_well
 
 
 @pytest.mark.slow
-def test_a_run_under_slurm_goes_on_after_its_time(argv: list[str], whole: Path, tmp_path: Path) -> None:
+def test_a_run_under_slurm_goes_on_after_its_time(
+    argv: list[str], whole: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     (tmp_path / "fastdeit").symlink_to(ROOT / "fastdeit")
     python = f'#!/bin/bash\nexec {sys.executable} "$@"\n'

@@ -55,7 +55,11 @@ def scalars(folder: Path) -> list[tuple[int, str, float]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     shown = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    return [(item.step, name, item.value) for name in shown.Tags()["scalars"] for item in shown.Scalars(name)]
+    return [
+        (item.step, name, item.value)
+        for name in shown.Tags()["scalars"]
+        for item in shown.Scalars(name)
+    ]
 
 
 def test_tensorboard_shows_the_numbers_and_what_came_again_once(tmp_path: Path) -> None:
@@ -64,7 +68,12 @@ def test_tensorboard_shows_the_numbers_and_what_came_again_once(tmp_path: Path) 
         for step in steps:
             log.write(step, {"loss": step + 0.5 * (start > 0), "digest": "no number"})
         log.close()
-    assert scalars(tmp_path / "tensorboard") == [(1, "loss", 1), (2, "loss", 2), (3, "loss", 3.5), (4, "loss", 4.5)]
+    assert scalars(tmp_path / "tensorboard") == [
+        (1, "loss", 1),
+        (2, "loss", 2),
+        (3, "loss", 3.5),
+        (4, "loss", 4.5),
+    ]
 
 
 @contextlib.contextmanager
@@ -85,16 +94,24 @@ def test_a_full_disk_is_told_once_and_loses_nothing_when_it_has_room_again(tmp_p
         for step in range(100):
             log.write(step, {"loss": float(step), "lr": 1e-3})
         held = read_metrics(tmp_path / "metrics.jsonl")
-        assert 10 < len(held) < 50 and len(told) == 2 and all("is not written: [Errno 27]" in line for line in told)
+        assert (
+            10 < len(held) < 50
+            and len(told) == 2
+            and all("is not written: [Errno 27]" in line for line in told)
+        )
     log.write(100, {"loss": 100.0, "lr": 1e-3})
     log.close()
     expected = [{"step": step, "loss": float(step), "lr": 1e-3} for step in range(101)]
     assert read_metrics(tmp_path / "metrics.jsonl") == expected
-    assert [step for step, name, _ in scalars(tmp_path / "tensorboard") if name == "loss"] == list(range(101))
+    assert [step for step, name, _ in scalars(tmp_path / "tensorboard") if name == "loss"] == list(
+        range(101)
+    )
     assert len(told) == 4 and all(line.endswith("is written again") for line in told[2:])
 
 
-def test_what_waits_for_a_disk_is_bounded_and_what_is_lost_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_waits_for_a_disk_is_bounded_and_what_is_lost_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(durable, "HELD", 5)
     told: list[str] = []
     file = durable.GrowingFile(tmp_path / "file", told.append)
@@ -103,7 +120,9 @@ def test_what_waits_for_a_disk_is_bounded_and_what_is_lost_is_counted(tmp_path: 
             file.append(f"line {number}\n".encode())
         file.append(b"x\n" * 99)
     file.append(b"last\n")
-    assert (tmp_path / "file").read_bytes() == b"line 0\nline 1\nline 2\nline 7\nline 8\nline 9\n" + b"x\n" * 99 + b"last\n"
+    assert (
+        tmp_path / "file"
+    ).read_bytes() == b"line 0\nline 1\nline 2\nline 7\nline 8\nline 9\n" + b"x\n" * 99 + b"last\n"
     assert told[1].endswith("is written again; 4 of its records are lost")
     with files_of_at_most(0):
         file.append(b"more")
@@ -111,7 +130,9 @@ def test_what_waits_for_a_disk_is_bounded_and_what_is_lost_is_counted(tmp_path: 
     assert told[3].endswith("ends early; 1 of its records are lost") and len(told) == 4
 
 
-def test_a_whole_file_is_not_written_through_a_link_and_leaves_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_file_is_not_written_through_a_link_and_leaves_no_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     durable.write_whole(tmp_path / "file", "old")
     with files_of_at_most(3), pytest.raises(OSError, match="File too large"):
         durable.write_whole(tmp_path / "file", "too long")

@@ -21,10 +21,19 @@ def test_what_is_not_decayed() -> None:
     assert sorted(group["weight_decay"] for group in groups) == [0.0, 0.05]
     by_decay = {group["weight_decay"]: names_of(model, group) for group in groups}
     assert by_decay[0.0] | by_decay[0.05] == {name for name, _ in model.named_parameters()}
-    assert {"pos_embed", "cls_token", "dist_token", "norm.weight", "head.bias", "blocks.0.attn.qkv.bias"} <= by_decay[0.0]
+    assert {
+        "pos_embed",
+        "cls_token",
+        "dist_token",
+        "norm.weight",
+        "head.bias",
+        "blocks.0.attn.qkv.bias",
+    } <= by_decay[0.0]
     matrices = ("patch_embed.proj", "head", "head_dist")
     inner = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-    expected = {f"{name}.weight" for name in matrices} | {f"blocks.{i}.{name}.weight" for i in range(2) for name in inner}
+    expected = {f"{name}.weight" for name in matrices} | {
+        f"blocks.{i}.{name}.weight" for i in range(2) for name in inner
+    }
     assert by_decay[0.05] == expected
 
 
@@ -44,19 +53,35 @@ def test_layer_decay_scales_by_depth() -> None:
 @pytest.mark.parametrize(("warmup", "total"), [(5, 50), (0, 20)])
 def test_schedule_is_linear_then_cosine(warmup: int, total: int) -> None:
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1e-3)
-    schedule = build_schedule(optimizer, total_steps=total, warmup_steps=warmup, warmup_lr=1e-6, min_lr=1e-5)
-    for step in (*range(total), 3):  # the rate depends on the step alone, so going back is no matter
+    schedule = build_schedule(
+        optimizer, total_steps=total, warmup_steps=warmup, warmup_lr=1e-6, min_lr=1e-5
+    )
+    for step in (
+        *range(total),
+        3,
+    ):  # the rate depends on the step alone, so going back is no matter
         schedule.step_update(step)
         cosine = 1e-5 + 0.5 * (1e-3 - 1e-5) * (1 + math.cos(math.pi * step / total))
         linear = 1e-6 + step * (1e-3 - 1e-6) / max(warmup, 1)
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(linear if step < warmup else cosine, rel=1e-9)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(
+            linear if step < warmup else cosine, rel=1e-9
+        )
 
 
 def test_timms_epoch_table_of_deit() -> None:
     """Batch 1024: the rates at the start of some epochs (timm's convention)."""
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1e-3)
-    schedule = build_schedule(optimizer, total_steps=300 * 1251, warmup_steps=5 * 1251, warmup_lr=1e-6, min_lr=1e-5)
-    for epoch, rate in {0: 1e-6, 1: 2.008e-4, 4: 8.002e-4, 5: 9.9932e-4, 150: 5.050e-4, 299: 1.0027e-5}.items():
+    schedule = build_schedule(
+        optimizer, total_steps=300 * 1251, warmup_steps=5 * 1251, warmup_lr=1e-6, min_lr=1e-5
+    )
+    for epoch, rate in {
+        0: 1e-6,
+        1: 2.008e-4,
+        4: 8.002e-4,
+        5: 9.9932e-4,
+        150: 5.050e-4,
+        299: 1.0027e-5,
+    }.items():
         schedule.step_update(epoch * 1251)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, rel=1e-4)
 
@@ -70,7 +95,9 @@ def test_average_equals_a_loop_and_copies_integers() -> None:
         flats = [flat + torch.randn_like(flat) for flat in flats]
         buffers = {"mean": torch.ones(2), "count": torch.tensor(step)}
         ema.update(flats, buffers.items())
-        expected = [0.9 * old + 0.1 * new.double() for old, new in zip(expected, flats, strict=True)]
+        expected = [
+            0.9 * old + 0.1 * new.double() for old, new in zip(expected, flats, strict=True)
+        ]
     for mine, theirs in zip(ema.flats, expected, strict=True):
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(ema.buffers["mean"], torch.full((2,), 1 - 0.9**5))

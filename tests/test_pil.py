@@ -22,7 +22,9 @@ def test_operation_equals_timms(name: str) -> None:
     op = OPS.index(name)
     for seed, arg in enumerate(arguments_of(op, 64).tolist()):
         image = picture(seed, *SHAPES[seed // 2 % len(SHAPES)])
-        np.testing.assert_array_equal(apply_op(image, op, arg, FILL), timm_op(image, name, arg), f"{seed}: {arg}")
+        np.testing.assert_array_equal(
+            apply_op(image, op, arg, FILL), timm_op(image, name, arg), f"{seed}: {arg}"
+        )
 
 
 @pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"])
@@ -30,7 +32,9 @@ def test_operation_equals_timms(name: str) -> None:
 def test_warp_at_round_numbers(name: str, arg: float) -> None:
     for shape in SHAPES[:3]:
         image = picture(0, *shape)
-        np.testing.assert_array_equal(apply_op(image, OPS.index(name), arg, FILL), timm_op(image, name, arg))
+        np.testing.assert_array_equal(
+            apply_op(image, OPS.index(name), arg, FILL), timm_op(image, name, arg)
+        )
 
 
 @pytest.mark.parametrize("factor", [-0.5, 0.0, 1e-3, 1.0, 1.9, 3.0])
@@ -38,7 +42,9 @@ def test_warp_at_round_numbers(name: str, arg: float) -> None:
 def test_enhancement_at_any_factor(name: str, factor: float) -> None:
     op = f"{name}Increasing"
     image = picture(0, 40, 30)
-    np.testing.assert_array_equal(apply_op(image, OPS.index(op), factor, FILL), timm_op(image, op, factor))
+    np.testing.assert_array_equal(
+        apply_op(image, OPS.index(op), factor, FILL), timm_op(image, op, factor)
+    )
 
 
 def test_smoothing_of_every_sum_is_pils() -> None:
@@ -75,12 +81,27 @@ def test_operation_leaves_its_input_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [(375, 500), (90, 61), (24, 24), (24, 300), (5, 7), (1, 1), (1, 40), (40, 1), (700, 3), (2600, 23), (3, 700)]
+    "shape",
+    [
+        (375, 500),
+        (90, 61),
+        (24, 24),
+        (24, 300),
+        (5, 7),
+        (1, 1),
+        (1, 40),
+        (40, 1),
+        (700, 3),
+        (2600, 23),
+        (3, 700),
+    ],
 )
 @pytest.mark.parametrize("size", [1, 2, 24, 65])
 def test_resize_equals_pils(shape: tuple[int, int], size: int) -> None:
     image = picture(4, *shape)
-    np.testing.assert_array_equal(resize(image, size, size, 0, 0, size), pil_resize(image, size, size))
+    np.testing.assert_array_equal(
+        resize(image, size, size, 0, 0, size), pil_resize(image, size, size)
+    )
 
 
 def test_resize_over_random_shapes() -> None:
@@ -88,7 +109,9 @@ def test_resize_over_random_shapes() -> None:
     for seed in range(40):
         height, width, size = rng.integers(1, (300, 300, 130)).tolist()
         image = picture(seed, height, width)
-        np.testing.assert_array_equal(resize(image, size, size, 0, 0, size), pil_resize(image, size, size), f"{seed}")
+        np.testing.assert_array_equal(
+            resize(image, size, size, 0, 0, size), pil_resize(image, size, size), f"{seed}"
+        )
 
 
 @pytest.mark.parametrize("shape", [(60, 80), (33, 20), (2000, 11)])
@@ -98,17 +121,23 @@ def test_window_is_that_of_the_whole(shape: tuple[int, int]) -> None:
         height, width = rng.integers(17, 60, 2).tolist()
         y, x = rng.integers(0, height - 16), rng.integers(0, width - 16)
         whole = pil_resize(image, height, width)
-        np.testing.assert_array_equal(resize(image, height, width, y, x, 17), whole[y : y + 17, x : x + 17])
+        np.testing.assert_array_equal(
+            resize(image, height, width, y, x, 17), whole[y : y + 17, x : x + 17]
+        )
 
 
 @pytest.mark.parametrize("shape", [(50, 40), (40, 50), (5, 9)])
 @pytest.mark.parametrize("place", [(-4, -4), (-1, 3), (4, 0), (2, -3), (0, 4), (4, 4)])
-def test_window_is_reflected_as_by_torchvision(shape: tuple[int, int], place: tuple[int, int]) -> None:
+def test_window_is_reflected_as_by_torchvision(
+    shape: tuple[int, int], place: tuple[int, int]
+) -> None:
     image, size = picture(0, *shape), 20
     short = min(shape)
     height, width = shape[0] * size // short, shape[1] * size // short
     y, x = place[0] + max(0, height - size), place[1]  # past the lower end too
-    padded = functional.pad(Image.fromarray(pil_resize(image, height, width)), [4], padding_mode="reflect")
+    padded = functional.pad(
+        Image.fromarray(pil_resize(image, height, width)), [4], padding_mode="reflect"
+    )
     expected = functional.crop(padded, y + 4, x + 4, size, size)
     np.testing.assert_array_equal(resize(image, height, width, y, x, size), np.asarray(expected))
 
@@ -117,9 +146,13 @@ def test_reflection_may_reach_round_more_than_once() -> None:
     image = picture(0, 3, 2)
     expected = np.pad(image, ((9, 9), (9, 9), (0, 0)), mode="reflect")
     np.testing.assert_array_equal(resize(image, 3, 2, -9, -9, 20), expected[:20, :20])
-    np.testing.assert_array_equal(resize(image[:1, :1], 1, 1, -2, -2, 5), np.broadcast_to(image[0, 0], (5, 5, 3)))
+    np.testing.assert_array_equal(
+        resize(image[:1, :1], 1, 1, -2, -2, 5), np.broadcast_to(image[0, 0], (5, 5, 3))
+    )
 
 
 def test_flip_mirrors_the_window() -> None:
     image = picture(0, 70, 50)
-    np.testing.assert_array_equal(resize(image, 40, 30, 3, 2, 24, flip=True), resize(image, 40, 30, 3, 2, 24)[:, ::-1])
+    np.testing.assert_array_equal(
+        resize(image, 40, 30, 3, 2, 24, flip=True), resize(image, 40, 30, 3, 2, 24)[:, ::-1]
+    )

@@ -71,9 +71,13 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
 def plain_draws(index: Index, **changes: np.ndarray) -> Draws:
     """Every image whole, and nothing done to it."""
     count = len(index)
-    draws = Plan(PlanSpec(input_size=SIDE, repeats=1, ra_layers=0, reprob=0.0), index.sizes).draw(0, np.arange(count))
+    draws = Plan(PlanSpec(input_size=SIDE, repeats=1, ra_layers=0, reprob=0.0), index.sizes).draw(
+        0, np.arange(count)
+    )
     whole = np.concatenate((np.zeros((count, 2), np.int32), index.sizes), 1)
-    draws = dataclasses.replace(draws, image=np.arange(count), crop=whole, flip=np.zeros(count, bool))
+    draws = dataclasses.replace(
+        draws, image=np.arange(count), crop=whole, flip=np.zeros(count, bool)
+    )
     return dataclasses.replace(draws, **changes)
 
 
@@ -82,7 +86,9 @@ def options(batch_size: int, **changes: object) -> PipelineOptions:
     return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
 
 
-def run_train(index: Index, draws: Draws, spec: PlanSpec, place: str, **changes: object) -> np.ndarray:
+def run_train(
+    index: Index, draws: Draws, spec: PlanSpec, place: str, **changes: object
+) -> np.ndarray:
     """(B, 3, S, S): float32 on a CPU, float16 on a GPU."""
     chosen = options(len(draws.image), device=device_of(place), **changes)
     fed = (index.feed(draws.image), *pack_draws(draws, spec, chosen))
@@ -91,7 +97,9 @@ def run_train(index: Index, draws: Draws, spec: PlanSpec, place: str, **changes:
     return images
 
 
-def run_plan(index: Index, plan: Plan, epoch: int, ordinals: np.ndarray, batch_size: int, **changes: object) -> np.ndarray:
+def run_plan(
+    index: Index, plan: Plan, epoch: int, ordinals: np.ndarray, batch_size: int, **changes: object
+) -> np.ndarray:
     """The samples at `ordinals`, in batches of `batch_size`, the last one short."""
     parts = [ordinals[i : i + batch_size] for i in range(0, len(ordinals), batch_size)]
     chosen, held = options(batch_size, **changes), []
@@ -115,45 +123,73 @@ def opened(index: Index, row: int) -> Image.Image:
     return Image.open(io.BytesIO(index.read(row))).convert("RGB")
 
 
-def hold_resized(distances: Distances, images: np.ndarray, expected: list[Image.Image], backend: str) -> None:
+def hold_resized(
+    distances: Distances, images: np.ndarray, expected: list[Image.Image], backend: str
+) -> None:
     most, mean = (bound + ROUNDING[distances.place] for bound in RESIZE[backend])
-    distances.hold(levels(images), np.stack([np.asarray(image) for image in expected]), most=most, mean=mean)
+    distances.hold(
+        levels(images), np.stack([np.asarray(image) for image in expected]), most=most, mean=mean
+    )
 
 
-def test_crop_resize_and_flip_are_pils(index: Index, backend: str, place: str, distances: Distances) -> None:
+def test_crop_resize_and_flip_are_pils(
+    index: Index, backend: str, place: str, distances: Distances
+) -> None:
     rng, count = np.random.default_rng(0), len(index)
     shape = np.maximum((index.sizes * rng.uniform(0.2, 1, (count, 2))).astype(np.int32), 3)
     start = (rng.random((count, 2)) * (index.sizes - shape + 1)).astype(np.int32)
-    draws = plain_draws(index, crop=np.concatenate((start, shape), 1), flip=np.arange(count) % 3 == 0)
+    draws = plain_draws(
+        index, crop=np.concatenate((start, shape), 1), flip=np.arange(count) % 3 == 0
+    )
     expected = []
     for row, ((y, x, h, w), flip) in enumerate(zip(draws.crop.tolist(), draws.flip, strict=True)):
-        image = opened(index, row).crop((x, y, x + w, y + h)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        image = (
+            opened(index, row)
+            .crop((x, y, x + w, y + h))
+            .resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        )
         expected.append(ImageOps.mirror(image) if flip else image)
     for layers in (0, 1):  # the two places where the graph flips
         spec = PlanSpec(input_size=SIDE, repeats=1, ra_layers=layers, reprob=0.0)
         nothing = np.full((count, layers), -1, np.int32)
         unchanged = dataclasses.replace(draws, ops=nothing, op_args=0.0 * nothing)
-        hold_resized(distances, run_train(index, unchanged, spec, place, backend=backend), expected, backend)
+        hold_resized(
+            distances, run_train(index, unchanged, spec, place, backend=backend), expected, backend
+        )
 
 
 def unresized(index: Index, place: str, **changes: object) -> tuple[np.ndarray, np.ndarray]:
     """The middle 25 x 25 pixels of each image, as a pipeline and as Pillow see them, in levels."""
     start = (index.sizes - 25) // 2
     draws = plain_draws(index, crop=np.concatenate((start, np.full_like(start, 25)), 1))
-    draws = dataclasses.replace(draws, resize=np.tile(np.array([25, 25, 0, 0], np.int32), (len(index), 1)))
-    images = run_train(index, draws, PlanSpec(input_size=25, repeats=1, ra_layers=0, reprob=0.0), place, **changes)
-    cut = [opened(index, row).crop((x, y, x + w, y + h)) for row, (y, x, h, w) in enumerate(draws.crop.tolist())]
+    draws = dataclasses.replace(
+        draws, resize=np.tile(np.array([25, 25, 0, 0], np.int32), (len(index), 1))
+    )
+    images = run_train(
+        index, draws, PlanSpec(input_size=25, repeats=1, ra_layers=0, reprob=0.0), place, **changes
+    )
+    cut = [
+        opened(index, row).crop((x, y, x + w, y + h))
+        for row, (y, x, h, w) in enumerate(draws.crop.tolist())
+    ]
     return levels(images), np.stack([np.asarray(image) for image in cut])
 
 
-def test_unresized_pixels_are_exact(index: Index, backend: str, place: str, distances: Distances) -> None:
+def test_unresized_pixels_are_exact(
+    index: Index, backend: str, place: str, distances: Distances
+) -> None:
     """Decoding, of every format and colour model, and normalising lose nothing."""
     distances.hold(*unresized(index, place, backend=backend), most=ROUNDING[place])
 
 
-def erased(index: Index, mode: str, place: str, backend: str = "native") -> tuple[np.ndarray, np.ndarray, Draws]:
+def erased(
+    index: Index, mode: str, place: str, backend: str = "native"
+) -> tuple[np.ndarray, np.ndarray, Draws]:
     """Images, the mask of the erased pixels (B, S, S), and the draws; every other sample is erased."""
-    count, spec = len(index), PlanSpec(input_size=SIDE, repeats=1, ra_layers=0, reprob=1.0, remode=mode)
+    count, spec = (
+        len(index),
+        PlanSpec(input_size=SIDE, repeats=1, ra_layers=0, reprob=1.0, remode=mode),
+    )
     plan = Plan(dataclasses.replace(spec, erase_area=(0.2, 0.5)), index.sizes)
     drawn = plan.draw(0, np.arange(count))
     boxes = np.where(np.arange(count)[:, None] % 2 == 0, drawn.erase, 0)
@@ -181,7 +217,9 @@ def test_erasing_const_is_zero(index: Index, backend: str, place: str) -> None:
 
 def test_erasing_rand_is_one_colour_a_box(index: Index, backend: str, place: str) -> None:
     images, mask, _ = erased(index, "rand", place, backend)
-    inside = [image.transpose(1, 2, 0)[box] for image, box in zip(images[::2], mask[::2], strict=True)]
+    inside = [
+        image.transpose(1, 2, 0)[box] for image, box in zip(images[::2], mask[::2], strict=True)
+    ]
     colours = np.stack([pixels[0] for pixels in inside])
     assert all((pixels == colour).all() for pixels, colour in zip(inside, colours, strict=True))
     assert len(np.unique(colours)) > 0.9 * colours.size  # float16 has two of one value now and then
@@ -192,7 +230,9 @@ def test_erasing_pixel_is_normal_noise(index: Index, backend: str, place: str) -
     noise = images.transpose(0, 2, 3, 1)[mask].astype(np.float64)
     assert abs(noise.mean()) < 4 / np.sqrt(noise.size)
     assert abs(noise.std() - 1) < 4 / np.sqrt(2 * noise.size)
-    assert len(np.unique(noise)) > (0.9 if place == "cpu" else 0.2) * noise.size  # float16 has some 20,000 numbers for it
+    assert (
+        len(np.unique(noise)) > (0.9 if place == "cpu" else 0.2) * noise.size
+    )  # float16 has some 20,000 numbers for it
 
 
 def test_native_noise_is_the_window_that_the_key_names(index: Index, place: str) -> None:
@@ -203,7 +243,9 @@ def test_native_noise_is_the_window_that_the_key_names(index: Index, place: str)
         key = int(draws.noise_key[row])
         v, u = (key >> 32) % 257, (key % 2**32) % 257
         rounding = 0 if place == "cpu" else 2**-10  # ties may go the other way
-        np.testing.assert_allclose(images[row][:, y : y + h, x : x + w], bank[:, v : v + h, u : u + w], rounding)
+        np.testing.assert_allclose(
+            images[row][:, y : y + h, x : x + w], bank[:, v : v + h, u : u + w], rounding
+        )
 
 
 def test_bank_is_the_same_everywhere() -> None:
@@ -220,30 +262,49 @@ def plan(index: Index) -> Plan:
 
 @pytest.fixture(scope="module")
 def replayed(index: Index, plan: Plan) -> dict[str, np.ndarray]:
-    return {backend: run_plan(index, plan, 3, np.arange(32), 32, backend=backend) for backend in BACKENDS}
+    return {
+        backend: run_plan(index, plan, 3, np.arange(32), 32, backend=backend)
+        for backend in BACKENDS
+    }
 
 
 @pytest.mark.parametrize(("batch_size", "threads"), [(7, 1), (16, 2), (64, 4), (32, 1)])
 def test_replay_over_batch_sizes_and_threads(
-    index: Index, plan: Plan, replayed: dict[str, np.ndarray], batch_size: int, threads: int, backend: str
+    index: Index,
+    plan: Plan,
+    replayed: dict[str, np.ndarray],
+    batch_size: int,
+    threads: int,
+    backend: str,
 ) -> None:
     chosen = {"num_threads": threads, "prefetch": threads, "backend": backend}
-    np.testing.assert_array_equal(run_plan(index, plan, 3, np.arange(32), batch_size, **chosen), replayed[backend])
+    np.testing.assert_array_equal(
+        run_plan(index, plan, 3, np.arange(32), batch_size, **chosen), replayed[backend]
+    )
 
 
-def test_replay_alone_and_in_any_order(index: Index, plan: Plan, replayed: dict[str, np.ndarray], backend: str) -> None:
+def test_replay_alone_and_in_any_order(
+    index: Index, plan: Plan, replayed: dict[str, np.ndarray], backend: str
+) -> None:
     chosen = np.array([17, 3, 30, 3, 9])
-    np.testing.assert_array_equal(run_plan(index, plan, 3, chosen, 3, backend=backend), replayed[backend][chosen])
+    np.testing.assert_array_equal(
+        run_plan(index, plan, 3, chosen, 3, backend=backend), replayed[backend][chosen]
+    )
 
 
-def test_other_epochs_look_different(index: Index, plan: Plan, replayed: dict[str, np.ndarray], backend: str) -> None:
+def test_other_epochs_look_different(
+    index: Index, plan: Plan, replayed: dict[str, np.ndarray], backend: str
+) -> None:
     images = run_plan(index, plan, 4, np.arange(32), 16, backend=backend)
     assert (np.abs(images - replayed[backend]).mean((1, 2, 3)) > 1e-3).all()
 
 
 def test_native_is_close_to_exact(index: Index, place: str, distances: Distances) -> None:
     """The whole chain but the noise, which differs on purpose; single operations: tests/test_augment_native.py."""
-    plan, device = Plan(PlanSpec(seed=7, input_size=SIDE, repeats=2, reprob=0.0), index.sizes), device_of(place)
+    plan, device = (
+        Plan(PlanSpec(seed=7, input_size=SIDE, repeats=2, reprob=0.0), index.sizes),
+        device_of(place),
+    )
     native = levels(run_plan(index, plan, 0, np.arange(32), 32, device=device))
     exact = levels(run_plan(index, plan, 0, np.arange(32), 32, backend="exact"))
     distances.hold(native, exact, mean=2.0)
@@ -258,8 +319,12 @@ def test_evaluation_sees_what_torchvision_does(
     fed = (index.feed(np.arange(len(index))), *pack_eval(index.sizes, SIDE, crop_pct, chosen))
     images = to_numpy(build_eval_pipeline(lambda i: fed, SIDE, chosen).run()[0])
     bicubic = transforms.InterpolationMode.BICUBIC
-    expected = transforms.Compose([transforms.Resize(int(SIDE / crop_pct), bicubic), transforms.CenterCrop(SIDE)])
-    hold_resized(distances, images, [expected(opened(index, row)) for row in range(len(index))], backend)
+    expected = transforms.Compose(
+        [transforms.Resize(int(SIDE / crop_pct), bicubic), transforms.CenterCrop(SIDE)]
+    )
+    hold_resized(
+        distances, images, [expected(opened(index, row)) for row in range(len(index))], backend
+    )
 
 
 def test_centre_window_lies_in_the_image() -> None:
@@ -287,7 +352,9 @@ def test_device_is_checked() -> None:
         options(1, device="cuda")
     with pytest.raises(ValueError, match="backend: got 'pil', allowed is exact, native"):
         options(1, backend="pil")
-    with pytest.raises(ValueError, match="decoder: got 'mixed', allowed is cpu with backend native on a cpu"):
+    with pytest.raises(
+        ValueError, match="decoder: got 'mixed', allowed is cpu with backend native on a cpu"
+    ):
         options(1, decoder="mixed")
 
 
@@ -307,9 +374,16 @@ WHOLE: dict[tuple[str, str], tuple[float | None, float]] = {
 }
 
 
-@pytest.mark.parametrize("place", ["as_gpu", pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
+@pytest.mark.parametrize(
+    "place", ["as_gpu", pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True
+)
 def test_with_everything_on_all_places_see_the_same(
-    index: Index, plan: Plan, replayed: dict[str, np.ndarray], backend: str, place: str, distances: Distances
+    index: Index,
+    plan: Plan,
+    replayed: dict[str, np.ndarray],
+    backend: str,
+    place: str,
+    distances: Distances,
 ) -> None:
     """RandAugment and erasing too. A wrong sample, operation, box or noise would move its image by tens of levels."""
     images = run_plan(index, plan, 3, np.arange(32), 32, backend=backend, device=device_of(place))
@@ -323,7 +397,9 @@ def test_with_everything_on_all_places_see_the_same(
 
 @pytest.mark.parametrize("place", [pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
 @pytest.mark.parametrize("decoder", ["mixed", "hardware"])
-def test_gpus_decoders_are_near_pils(index: Index, decoder: str, place: str, distances: Distances) -> None:
+def test_gpus_decoders_are_near_pils(
+    index: Index, decoder: str, place: str, distances: Distances
+) -> None:
     """Chroma that is repeated where Pillow interpolates it moves these JPEG files by 2.8 to 4.1 levels, and no other."""
     ours, expected = unresized(index, place, backend="native", decoder=decoder)
     distances.hold(ours, expected, mean=4.1)
@@ -333,7 +409,9 @@ def test_gpus_decoders_are_near_pils(index: Index, decoder: str, place: str, dis
 SPECS = {
     "rand_augment": PlanSpec(input_size=SIDE, reprob=0.25),
     "one_colour": PlanSpec(input_size=SIDE, reprob=0.25, remode="rand"),
-    "three_augment": PlanSpec(input_size=SIDE, ra_layers=0, three_augment=True, simple_crop=True, color_jitter=0.3),
+    "three_augment": PlanSpec(
+        input_size=SIDE, ra_layers=0, three_augment=True, simple_crop=True, color_jitter=0.3
+    ),
     "plain": PlanSpec(input_size=SIDE, ra_layers=0, reprob=0.0),
 }
 
@@ -349,15 +427,25 @@ def test_dali_accepts_the_graph_of_a_gpu(spec: PlanSpec, decoder: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("backend", "decoder"), [("native", "mixed"), ("native", "hardware"), ("native", "cpu"), ("exact", "cpu")]
+    ("backend", "decoder"),
+    [("native", "mixed"), ("native", "hardware"), ("native", "cpu"), ("exact", "cpu")],
 )
 def test_gpu_replays(index: Index, plan: Plan, backend: str, decoder: str) -> None:
-    whole, parts = (run_on_gpu(index, plan, np.arange(16), size, backend=backend, decoder=decoder) for size in (16, 4))
+    whole, parts = (
+        run_on_gpu(index, plan, np.arange(16), size, backend=backend, decoder=decoder)
+        for size in (16, 4)
+    )
     assert torch.equal(whole, parts)
 
 
-def run_on_gpu(index: Index, plan: Plan, ordinals: np.ndarray, batch_size: int = 16, **changes: object) -> torch.Tensor:
-    chosen, parts, held = options(batch_size, device="gpu", **changes), ordinals.reshape(-1, batch_size), []
+def run_on_gpu(
+    index: Index, plan: Plan, ordinals: np.ndarray, batch_size: int = 16, **changes: object
+) -> torch.Tensor:
+    chosen, parts, held = (
+        options(batch_size, device="gpu", **changes),
+        ordinals.reshape(-1, batch_size),
+        [],
+    )
 
     def source(i: int):  # type: ignore[no-untyped-def]
         draws = plan.draw(0, parts[i % len(parts)])

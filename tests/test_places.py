@@ -9,7 +9,9 @@ import pytest
 from tests.places import Distances
 
 
-def test_a_distance_is_written_down_before_it_is_held_to_its_bounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_distance_is_written_down_before_it_is_held_to_its_bounds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     distances = Distances(tmp_path / "table.csv", "cpu", "some test")
     ours, expected = np.array([0, 255, 7], np.uint8), np.array([0, 252, 7], np.uint8)
     distances.hold(ours, expected, most=3, mean=1)

@@ -19,16 +19,24 @@ def make_plan(images: int = 1000, **spec: Any) -> Plan:
 
 
 def rows(draws: Draws, chosen: np.ndarray) -> Draws:
-    return Draws(**{field.name: getattr(draws, field.name)[chosen] for field in dataclasses.fields(draws)})
+    return Draws(
+        **{field.name: getattr(draws, field.name)[chosen] for field in dataclasses.fields(draws)}
+    )
 
 
 def assert_equal(left: Draws, right: Draws) -> None:
     for field in dataclasses.fields(Draws):
-        np.testing.assert_array_equal(getattr(left, field.name), getattr(right, field.name), err_msg=field.name)
+        np.testing.assert_array_equal(
+            getattr(left, field.name), getattr(right, field.name), err_msg=field.name
+        )
 
 
-@pytest.mark.parametrize(("seed", "epoch", "repeats"), itertools.product((0, 4294967295), (0, 299), (1, 2, 3)))
-def test_each_unit_comes_once_and_steps_do_not_depend_on_the_world(seed: int, epoch: int, repeats: int) -> None:
+@pytest.mark.parametrize(
+    ("seed", "epoch", "repeats"), itertools.product((0, 4294967295), (0, 299), (1, 2, 3))
+)
+def test_each_unit_comes_once_and_steps_do_not_depend_on_the_world(
+    seed: int, epoch: int, repeats: int
+) -> None:
     plan = make_plan(seed=seed, repeats=repeats)
     for batch in (192, 384):
         steps = plan.steps_per_epoch(batch)
@@ -42,7 +50,9 @@ def test_each_unit_comes_once_and_steps_do_not_depend_on_the_world(seed: int, ep
                 assert all(len(mine) == batch // world for mine in ranks)
                 assert sorted(np.concatenate(ranks)) == sorted(alone)
                 for mine in ranks:
-                    np.testing.assert_array_equal(mine[1::2], mine[::2] + 1)  # a pair stays together
+                    np.testing.assert_array_equal(
+                        mine[1::2], mine[::2] + 1
+                    )  # a pair stays together
         np.testing.assert_array_equal(np.concatenate(everything), np.arange(steps * batch))
 
 
@@ -66,33 +76,51 @@ def test_no_image_meets_itself_and_copies_have_other_partners(images: int, repea
 
 def test_order_changes_with_seed_and_epoch() -> None:
     ordinals = np.arange(100)
-    orders = [make_plan(seed=seed).images(epoch, ordinals) for seed, epoch in itertools.product((0, 1), (0, 1))]
+    orders = [
+        make_plan(seed=seed).images(epoch, ordinals)
+        for seed, epoch in itertools.product((0, 1), (0, 1))
+    ]
     assert len({tuple(order) for order in orders}) == 4
 
 
-THREE: dict[str, Any] = {"ra_layers": 0, "three_augment": True, "color_jitter": 0.3, "simple_crop": True}
+THREE: dict[str, Any] = {
+    "ra_layers": 0,
+    "three_augment": True,
+    "color_jitter": 0.3,
+    "simple_crop": True,
+}
 
 
 def test_the_draws_of_this_version_are_these() -> None:
     """Whoever has to change a digest raises VERSION with it."""
     digests = []
-    for spec in ({"reprob": 0.5}, THREE | {"mixup_group": 6, "repeats": 3}, {"cutmix_minmax": (0.2, 0.8), "color_jitter": 0.4}):
+    for spec in (
+        {"reprob": 0.5},
+        THREE | {"mixup_group": 6, "repeats": 3},
+        {"cutmix_minmax": (0.2, 0.8), "color_jitter": 0.4},
+    ):
         plan = make_plan(seed=3, **spec)
         draws, keep = plan.draw(2, np.arange(600)), plan.keep(2, np.arange(600), (0.1, 0.3, 0.5))
         arrays = [getattr(draws, field.name) for field in dataclasses.fields(draws)]
-        digests.append(hashlib.sha256(b"".join(array.tobytes() for array in (*arrays, keep))).hexdigest()[:12])
+        digests.append(
+            hashlib.sha256(b"".join(array.tobytes() for array in (*arrays, keep))).hexdigest()[:12]
+        )
     assert (VERSION, digests) == (2, ["966fefb1e3bc", "c454e30ec3ff", "85d58b1b8649"])
 
 
 @pytest.mark.parametrize("group", [2, 6, 256])
 @pytest.mark.parametrize("spec", [{"reprob": 0.5}, THREE], ids=["deit", "deit3"])
-def test_draws_are_the_same_alone_in_a_batch_and_after_a_jump(spec: dict[str, Any], group: int) -> None:
+def test_draws_are_the_same_alone_in_a_batch_and_after_a_jump(
+    spec: dict[str, Any], group: int
+) -> None:
     plan, again = make_plan(mixup_group=group, **spec), make_plan(mixup_group=group, **spec)
     ordinals = np.arange(700)
     whole, keep = plan.draw(3, ordinals), plan.keep(3, ordinals, (0.0, 0.3, 0.6))
     shuffled = np.random.default_rng(0).permutation(700)
     assert_equal(again.draw(3, ordinals[shuffled]), rows(whole, shuffled))
-    np.testing.assert_array_equal(again.keep(3, ordinals[shuffled], (0.0, 0.3, 0.6)), keep[shuffled])
+    np.testing.assert_array_equal(
+        again.keep(3, ordinals[shuffled], (0.0, 0.3, 0.6)), keep[shuffled]
+    )
     for single in (0, 1, 333, 699):
         assert_equal(again.draw(3, ordinals[single : single + 1]), rows(whole, np.array([single])))
 
@@ -124,7 +152,9 @@ def test_boxes_lie_inside_and_lam_is_the_true_area() -> None:
         sizes = plan.sizes[draws.image]
         assert (draws.crop[:, :2] >= 0).all() and (draws.crop[:, 2:] >= 1).all()
         assert (draws.crop[:, :2] + draws.crop[:, 2:] <= sizes).all()
-        assert (draws.erase[:, :2] >= 0).all() and (draws.erase[:, :2] + draws.erase[:, 2:] <= 224).all()
+        assert (draws.erase[:, :2] >= 0).all() and (
+            draws.erase[:, :2] + draws.erase[:, 2:] <= 224
+        ).all()
         assert (draws.box >= 0).all() and (draws.box <= 224).all()
         area = (draws.box[:, 2] - draws.box[:, 0]) * (draws.box[:, 3] - draws.box[:, 1])
         cut = area > 0
@@ -137,7 +167,9 @@ def test_boxes_lie_inside_and_lam_is_the_true_area() -> None:
 def test_groups_share_the_mix_and_the_draws_of_other_groups_differ() -> None:
     draws = make_plan(2048, mixup_group=256).draw(0, np.arange(2048))
     lam = draws.lam.reshape(8, 256)
-    assert (lam == lam[:, :1]).all() and (draws.box.reshape(8, 256, 4) == draws.box.reshape(8, 256, 4)[:, :1]).all()
+    assert (lam == lam[:, :1]).all() and (
+        draws.box.reshape(8, 256, 4) == draws.box.reshape(8, 256, 4)[:, :1]
+    ).all()
     assert len(np.unique(lam[:, 0])) == 8
 
 
@@ -186,7 +218,10 @@ def test_wrong_values_are_named(wrong: dict[str, Any]) -> None:
     ("wrong", "message"),
     [
         ({"three_augment": True}, "ra_layers: got 2, allowed is 0 with three_augment"),
-        ({"simple_crop": True, "input_size": 4}, "input_size: got 4, allowed is 5 or more with simple_crop"),
+        (
+            {"simple_crop": True, "input_size": 4},
+            "input_size: got 4, allowed is 5 or more with simple_crop",
+        ),
     ],
     ids=["three_augment", "simple_crop"],
 )
@@ -217,7 +252,10 @@ def test_excluded_images_are_replaced_on_their_side_and_others_keep_their_draws(
     images: int, repeats: int, spec: dict[str, Any]
 ) -> None:
     bad = np.random.default_rng(images).choice(images, 20, replace=False)
-    plan, plain = excluding(make_plan(images, repeats=repeats, **spec), bad), make_plan(images, repeats=repeats, **spec)
+    plan, plain = (
+        excluding(make_plan(images, repeats=repeats, **spec), bad),
+        make_plan(images, repeats=repeats, **spec),
+    )
     ordinals = np.arange(images // 2 * 2 * repeats)
     for epoch in range(6):
         before, after = plain.draw(epoch, ordinals), plan.draw(epoch, ordinals)
@@ -254,7 +292,10 @@ def test_exclusion_depends_on_nothing_but_the_set() -> None:
         for rank in range(world):
             mine = one_by_one.ordinals(2, 192, rank, world)
             assert_equal(one_by_one.draw(1, mine), rows(whole, mine - 2 * 192))
-    assert_equal(one_by_one.draw(1, np.array([555])), rows(at_once.draw(1, np.arange(550, 560)), np.array([5])))
+    assert_equal(
+        one_by_one.draw(1, np.array([555])),
+        rows(at_once.draw(1, np.arange(550, 560)), np.array([5])),
+    )
 
 
 def test_exclusion_that_leaves_nothing_is_refused() -> None:

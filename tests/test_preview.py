@@ -54,7 +54,10 @@ def test_the_steps_lead_to_what_training_sees(root: Path) -> None:
         inside[y : y + height, x : x + width] = True
         assert inside.any() and not np.array_equal(erased, augmented)
         np.testing.assert_array_equal(erased[~inside], augmented[~inside])
-        assert f"{draws.lam[row]:.2f}" in cells[-1].title and index.classes[index.labels[draws.image[row]]] in cells[-1].title
+        assert (
+            f"{draws.lam[row]:.2f}" in cells[-1].title
+            and index.classes[index.labels[draws.image[row]]] in cells[-1].title
+        )
         box = draws.box[row]
         outside = np.ones((48, 48), bool)
         outside[box[0] : box[2], box[1] : box[3]] = False
@@ -77,14 +80,27 @@ def test_the_sheet_has_every_operation(root: Path) -> None:
     assert all(len(by_name[name]) == 7 for name in OPS[:15])
     rotated = by_name["Rotate"]
     assert rotated[1].title == "m -9: Rotate -27.0 degrees"
-    changed = [name for name, row in by_name.items() if not np.array_equal(row[0].picture, row[-1].picture)]
+    changed = [
+        name for name, row in by_name.items() if not np.array_equal(row[0].picture, row[-1].picture)
+    ]
     assert set(OPS) - set(changed) <= {"AutoContrast"}
 
 
 @pytest.mark.parametrize("ordinals", ["x", "7-2", "-1", "0-99", "1000"])
-def test_bad_ordinals_are_named(root: Path, ordinals: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_ordinals_are_named(
+    root: Path, ordinals: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="2"):
-        preview_command(["--data-path", str(root), f"--ordinals={ordinals}", "-o", str(tmp_path / "x.png"), *FLAGS])
+        preview_command(
+            [
+                "--data-path",
+                str(root),
+                f"--ordinals={ordinals}",
+                "-o",
+                str(tmp_path / "x.png"),
+                *FLAGS,
+            ]
+        )
     assert "--ordinals" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 

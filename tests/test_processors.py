@@ -37,7 +37,9 @@ SETTINGS = {
         "ONEDNN_MAX_CPU_ISA": "AVX2",
         "MKL_CBWR": "AVX2",
         "OPENBLAS_CORETYPE": "Haswell",
-        "NPY_DISABLE_CPU_FEATURES": " ".join(name for name in _SIMD if "V4" in name or "512" in name),
+        "NPY_DISABLE_CPU_FEATURES": " ".join(
+            name for name in _SIMD if "V4" in name or "512" in name
+        ),
         "NUMBA_CPU_NAME": "haswell",
         "NUMBA_CPU_FEATURES": "",
     },
@@ -48,12 +50,24 @@ SETTINGS = {
 
 SHORT = {
     "oldest": (
-        *("tests/test_teacher.py", "tests/test_losses.py", "tests/test_plan.py", "tests/test_pil.py"),
+        *(
+            "tests/test_teacher.py",
+            "tests/test_losses.py",
+            "tests/test_plan.py",
+            "tests/test_pil.py",
+        ),
         "tests/test_digest.py::test_the_digest_is_that_of_other_machines",
     ),
-    "imagined": ("tests/test_teacher.py", "tests/test_student.py", "tests/test_losses.py", "tests/test_engine.py"),
+    "imagined": (
+        "tests/test_teacher.py",
+        "tests/test_student.py",
+        "tests/test_losses.py",
+        "tests/test_engine.py",
+    ),
 }
-COMPARISON = re.compile(r"torch\.equal|array_equal|atol=0\b|same_files|assert_same|assert_equal|sha256\(")
+COMPARISON = re.compile(
+    r"torch\.equal|array_equal|atol=0\b|same_files|assert_same|assert_equal|sha256\("
+)
 
 
 def run_tests(setting: str, tests: list[str]) -> None:
@@ -63,10 +77,27 @@ def run_tests(setting: str, tests: list[str]) -> None:
     if setting == "avx2" and not set(Path("/proc/cpuinfo").read_text().split()) >= AVX2:
         pytest.skip("this processor has no AVX2")
     plugin = ["-p", "tests.imagined_processor"] if setting == "imagined" else []
-    kept = {name: value for name, value in os.environ.items() if name not in FOREIGN and not name.startswith("PYTEST")}
-    command = [sys.executable, "-m", "pytest", "--tb=short", "-p", "no:cacheprovider", *plugin, *tests]
-    end = subprocess.run(command, cwd=ROOT, env=kept | SETTINGS[setting], capture_output=True, text=True)
-    assert end.returncode == 0, f"on the processor {setting!r}:\n{end.stdout[-6000:]}{end.stderr[-2000:]}"
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in FOREIGN and not name.startswith("PYTEST")
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--tb=short",
+        "-p",
+        "no:cacheprovider",
+        *plugin,
+        *tests,
+    ]
+    end = subprocess.run(
+        command, cwd=ROOT, env=kept | SETTINGS[setting], capture_output=True, text=True
+    )
+    assert end.returncode == 0, (
+        f"on the processor {setting!r}:\n{end.stdout[-6000:]}{end.stderr[-2000:]}"
+    )
 
 
 def comparing(setting: str) -> list[str]:
@@ -84,7 +115,12 @@ def test_a_process_has_the_processor_that_it_is_told_of() -> None:
     )
     if platform.machine() != "x86_64":
         pytest.skip("instructions of x86-64")
-    said = subprocess.run([sys.executable, "-c", code], env=os.environ | SETTINGS["oldest"], capture_output=True, text=True)
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | SETTINGS["oldest"],
+        capture_output=True,
+        text=True,
+    )
     assert said.stdout == "DEFAULT ('x86-64', '') []\n", said.stdout + said.stderr
 
 

@@ -33,7 +33,9 @@ OPTIONS = PipelineOptions((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), num_threads=1, backe
 
 
 SPOILT = {kind: data for kind, (data, _) in REFUSED.items()} | {"bomb": claimed_bomb()}
-SPOILT["lying"] = JPEG.replace(bytes((0, 37, 0, 53)), bytes((200, 0, 200, 0)), 1)  # of height and width
+SPOILT["lying"] = JPEG.replace(
+    bytes((0, 37, 0, 53)), bytes((200, 0, 200, 0)), 1
+)  # of height and width
 
 
 @pytest.fixture
@@ -45,7 +47,16 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def loader(index: Index, rank: int = 0, world: int = 1, **options: object) -> TrainLoader:
     plan = Plan(PlanSpec(seed=3, input_size=SIDE, repeats=2, reprob=0.5), index.sizes)
     share = BATCH // world
-    return TrainLoader(index, plan, OPTIONS, batch_size=BATCH, micro_batch=share, rank=rank, world_size=world, **options)  # type: ignore[arg-type]
+    return TrainLoader(
+        index,
+        plan,
+        OPTIONS,
+        batch_size=BATCH,
+        micro_batch=share,
+        rank=rank,
+        world_size=world,
+        **options,
+    )  # type: ignore[arg-type]
 
 
 def epoch_of(index: Index, world: int = 1, **options: object) -> dict[str, torch.Tensor]:
@@ -55,7 +66,9 @@ def epoch_of(index: Index, world: int = 1, **options: object) -> dict[str, torch
         one = loader(index, rank, world, **options)
         held += list(one.epoch(0)) + list(one.epoch(1))[:0]
         one.close()
-    names = [field.name for field in dataclasses.fields(Batch) if field.name not in ("record", "digest")]
+    names = [
+        field.name for field in dataclasses.fields(Batch) if field.name not in ("record", "digest")
+    ]
     whole = {name: torch.cat([getattr(batch, name) for batch in held]) for name in names}
     order = torch.argsort(whole["ordinals"])
     return {name: tensor[order] for name, tensor in whole.items()}
@@ -106,16 +119,33 @@ def test_training_goes_on_with_the_next_image_on_any_world_size(
 
 
 PLACES = (0, 11, 12, 23)  # first and last of the first two batches
-KINDS = ("text", "zeros", "gif", "jpeg-truncated", "jpeg-stray-bytes", "png-truncated", "png-wrong-checksum", "webp-truncated")
+KINDS = (
+    "text",
+    "zeros",
+    "gif",
+    "jpeg-truncated",
+    "jpeg-stray-bytes",
+    "png-truncated",
+    "png-wrong-checksum",
+    "webp-truncated",
+)
 
 
-@pytest.mark.parametrize("kinds", [KINDS[:4], KINDS[4:], ("empty", "lying", "bomb", "bmp-truncated")], ids=",".join)
+@pytest.mark.parametrize(
+    "kinds", [KINDS[:4], KINDS[4:], ("empty", "lying", "bomb", "bmp-truncated")], ids=",".join
+)
 def test_every_kind_of_bad_image_first_and_last_in_a_batch_is_replaced_on_all_ranks_alike(
     root: Path, kinds: tuple[str, ...], tmp_path: Path
 ) -> None:
     index, file = build_index(root, "train"), tmp_path / "quarantine.jsonl"
     plan = Plan(PlanSpec(seed=3, input_size=SIDE, repeats=2), index.sizes)
-    rows = dict(zip(dict.fromkeys(int(plan.images(0, np.array([place]))[0]) for place in PLACES), kinds, strict=False))
+    rows = dict(
+        zip(
+            dict.fromkeys(int(plan.images(0, np.array([place]))[0]) for place in PLACES),
+            kinds,
+            strict=False,
+        )
+    )
     assert len(rows) == len(PLACES)
     for row, kind in rows.items():
         (index.root / index.name(row)).write_bytes(SPOILT[kind])
@@ -138,20 +168,26 @@ def test_a_batch_of_nothing_but_bad_images_is_made_of_others(root: Path) -> None
     seen = epoch_of(index, quarantine=held)
     assert held.rows.tolist() == bad.tolist() and not np.isin(seen["rows"], bad).any()
     plan.exclude(bad)
-    assert seen["labels"].tolist() == index.labels[plan.images(0, seen["ordinals"].numpy())].tolist()
+    assert (
+        seen["labels"].tolist() == index.labels[plan.images(0, seen["ordinals"].numpy())].tolist()
+    )
 
 
 def test_replacements_that_are_bad_too_are_passed_over(root: Path) -> None:
     index = build_index(root, "train")
     plan = Plan(PlanSpec(seed=3, input_size=SIDE, repeats=2), index.sizes)
-    bad = np.unique(plan.images(0, 4 * np.arange(2, 8)))  # side 0 of six pairs in a row; the first batch has one of them
+    bad = np.unique(
+        plan.images(0, 4 * np.arange(2, 8))
+    )  # side 0 of six pairs in a row; the first batch has one of them
     for row in bad:
         truncate(index.root / index.name(row))
     held = Quarantine(index)
     seen = epoch_of(index, quarantine=held)
     assert held.rows.tolist() == bad.tolist()
     plan.exclude(bad)
-    assert seen["labels"].tolist() == index.labels[plan.images(0, seen["ordinals"].numpy())].tolist()
+    assert (
+        seen["labels"].tolist() == index.labels[plan.images(0, seen["ordinals"].numpy())].tolist()
+    )
 
 
 def test_the_file_of_bad_images_is_kept_and_taken_up(root: Path, tmp_path: Path) -> None:
@@ -213,9 +249,14 @@ def test_too_many_bad_files_stop_the_run(root: Path) -> None:
         epoch_of(index)
 
 
-def test_a_shard_that_is_cut_leaves_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_shard_that_is_cut_leaves_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = write_shapes(tmp_path / "folder", train=20, val=1)
-    with tarfile.open(tmp_path / "train-0.tar", "w") as first, tarfile.open(tmp_path / "train-1.tar", "w") as second:
+    with (
+        tarfile.open(tmp_path / "train-0.tar", "w") as first,
+        tarfile.open(tmp_path / "train-1.tar", "w") as second,
+    ):
         for number, image in enumerate(sorted(folder.glob("train/*/*.jpg"))):
             for suffix, data in (("jpg", image.read_bytes()), ("cls", str(number % 3).encode())):
                 member = tarfile.TarInfo(f"{number:03}.{suffix}")
@@ -238,11 +279,22 @@ def test_evaluation_leaves_a_bad_image_out(root: Path) -> None:
     for world in (1, 2):
         seen: list[int] = []
         for rank in range(world):
-            one = EvalLoader(index, OPTIONS, batch_size=4, input_size=SIDE, crop_pct=1.0, rank=rank, world_size=world)
+            one = EvalLoader(
+                index,
+                OPTIONS,
+                batch_size=4,
+                input_size=SIDE,
+                crop_pct=1.0,
+                rank=rank,
+                world_size=world,
+            )
             batches = [*one, *one]  # the second pass knows
             assert len(batches) == 2 * len(one)
             seen += [
-                row for b in batches for row, label in zip(b.rows.tolist(), b.labels.tolist(), strict=True) if label != PADDING
+                row
+                for b in batches
+                for row, label in zip(b.rows.tolist(), b.labels.tolist(), strict=True)
+                if label != PADDING
             ]
             one.close()
         assert sorted(seen) == sorted([*range(1, len(index))] * 2)

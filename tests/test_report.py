@@ -30,14 +30,31 @@ def test_report_of_a_folder(root: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert index_command([str(root)]) == 0
     told = text_of(capsys)
     for part in (
-        *("images 22", "left out 2", "classes 3, of 6 to 8 images", "smallest 1 x 2", "largest 200 x 300"),
-        *("JPEG: 13, PNG: 9", "not RGB", "L: 1", "CMYK: 1", "orientation 6: 1", "images 9", "left out 0"),
+        *(
+            "images 22",
+            "left out 2",
+            "classes 3, of 6 to 8 images",
+            "smallest 1 x 2",
+            "largest 200 x 300",
+        ),
+        *(
+            "JPEG: 13, PNG: 9",
+            "not RGB",
+            "L: 1",
+            "CMYK: 1",
+            "orientation 6: 1",
+            "images 9",
+            "left out 0",
+        ),
         *("left out: train/square/01.jpg: is empty", "begins with b'[red]tex'"),
     ):
         assert part in told, part
     written = root / ".fastdeit/train-left-out.txt"
     assert f"all of them: {written}" in told
-    assert [line.split(": ")[0] for line in written.read_text().splitlines()] == ["train/square/01.jpg", "train/square/02.jpg"]
+    assert [line.split(": ")[0] for line in written.read_text().splitlines()] == [
+        "train/square/01.jpg",
+        "train/square/02.jpg",
+    ]
     assert len(build_index(root, "train", bad_images="skip")) == 22
 
 
@@ -79,7 +96,9 @@ def test_data_set_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_other_splits(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = [f"train/circle/{number:02}.{'png' if number % 3 == 0 else 'jpg'}" for number in range(4)]
+    names = [
+        f"train/circle/{number:02}.{'png' if number % 3 == 0 else 'jpg'}" for number in range(4)
+    ]
     (root / "few.csv").write_text("".join(f"{name},circle\n" for name in names))
     assert index_command([str(root), "--train-split", "few.csv", "--val-split", "few.csv"]) == 0
     assert "classes 1, of 4 to 4 images" in text_of(capsys)

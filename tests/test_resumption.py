@@ -72,11 +72,19 @@ def test_the_newest_is_taken(folder: Path) -> None:
 
 
 def _not_finite(path: Path) -> None:
-    rewrite(path, "ema.safetensors", _bytes(path.parent.parent, {"a": torch.full((2, 3), torch.nan), "b.c": torch.tensor(3)}))
+    rewrite(
+        path,
+        "ema.safetensors",
+        _bytes(path.parent.parent, {"a": torch.full((2, 3), torch.nan), "b.c": torch.tensor(3)}),
+    )
 
 
 def _other_shape(path: Path) -> None:
-    rewrite(path, "model.safetensors", _bytes(path.parent.parent, {"a": torch.zeros(3, 2), "b.c": torch.tensor(3)}))
+    rewrite(
+        path,
+        "model.safetensors",
+        _bytes(path.parent.parent, {"a": torch.zeros(3, 2), "b.c": torch.tensor(3)}),
+    )
 
 
 def _bytes(folder: Path, named: dict[str, torch.Tensor]) -> bytes:
@@ -87,7 +95,9 @@ def _bytes(folder: Path, named: dict[str, torch.Tensor]) -> bytes:
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "emptied": lambda path: (path / "model.safetensors").write_bytes(b""),
-    "a flipped bit": lambda path: (path / "exp_avg.safetensors").write_bytes(flip((path / "exp_avg.safetensors").read_bytes())),
+    "a flipped bit": lambda path: (path / "exp_avg.safetensors").write_bytes(
+        flip((path / "exp_avg.safetensors").read_bytes())
+    ),
     "no manifest": lambda path: (path / "manifest.json").unlink(),
     "no state": lambda path: (path / "state.json").unlink(),
     "another schema": lambda path: (path / "manifest.json").write_text('{"format": "2.0"}'),
@@ -101,24 +111,39 @@ def flip(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_newest_one_is_named_and_passed_over_but_not_if_it_was_asked_for(kind: str, folder: Path) -> None:
+def test_a_damaged_newest_one_is_named_and_passed_over_but_not_if_it_was_asked_for(
+    kind: str, folder: Path
+) -> None:
     DAMAGE[kind](at(folder, 9))
     answer = found(folder)
-    assert answer.path == at(folder, 5) and len(answer.passed_over) == 1 and "step-00000009" in answer.passed_over[0]
+    assert (
+        answer.path == at(folder, 5)
+        and len(answer.passed_over) == 1
+        and "step-00000009" in answer.passed_over[0]
+    )
     with pytest.raises(ValueError, match="step-00000009"):
         find_checkpoint(folder, str(at(folder, 9)), LAYOUT)
 
 
-def test_what_one_rank_cannot_load_no_rank_takes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_one_rank_cannot_load_no_rank_takes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another rank finds fault with the newest one."""
 
     def all_gather_object(answers: list[Any], mine: Any) -> None:
-        answers[:] = [mine, ValueError("rank 1: step-00000009 is damaged") if at(folder, 9) == asked.pop(0) else None]
+        answers[:] = [
+            mine,
+            ValueError("rank 1: step-00000009 is damaged")
+            if at(folder, 9) == asked.pop(0)
+            else None,
+        ]
 
     asked = [at(folder, 9), at(folder, 5)]
     monkeypatch.setattr(dist, "all_gather_object", all_gather_object)
     answer = found(folder)
-    assert answer.path == at(folder, 5) and answer.passed_over == ["rank 1: step-00000009 is damaged"]
+    assert answer.path == at(folder, 5) and answer.passed_over == [
+        "rank 1: step-00000009 is damaged"
+    ]
     asked[:] = [at(folder, 9)]
     with pytest.raises(ValueError, match="rank 1: step-00000009"):
         find_checkpoint(folder, str(at(folder, 9)), LAYOUT)
@@ -127,7 +152,10 @@ def test_what_one_rank_cannot_load_no_rank_takes(folder: Path, monkeypatch: pyte
 def test_a_run_with_nothing_whole_does_not_begin_anew_by_itself(folder: Path) -> None:
     for step in (3, 5, 9):
         DAMAGE["emptied"](at(folder, step))
-    with pytest.raises(ValueError, match=r"no whole checkpoint; remove them(.|\n)*step-00000009(.|\n)*step-00000003"):
+    with pytest.raises(
+        ValueError,
+        match=r"no whole checkpoint; remove them(.|\n)*step-00000009(.|\n)*step-00000003",
+    ):
         find_checkpoint(folder, "", LAYOUT)
 
 
@@ -137,7 +165,9 @@ def test_a_later_versions_work_is_not_undone(folder: Path) -> None:
         find_checkpoint(folder, "", LAYOUT)
 
 
-def test_a_named_one_is_taken_but_not_again_by_the_command_that_began_from_it(folder: Path, tmp_path: Path) -> None:
+def test_a_named_one_is_taken_but_not_again_by_the_command_that_began_from_it(
+    folder: Path, tmp_path: Path
+) -> None:
     named = str(save_with(tmp_path / "other", 100, "model", dict(TENSORS["model"])))
     assert found(folder, named).path == Path(named)
     (folder / "config.yaml").write_text(yaml.safe_dump({"run": {"resume": ""}}))
@@ -205,15 +235,39 @@ def steps(folder: Path) -> list[int]:
 def test_the_best_and_the_newest_stay_and_say_where_they_stand(whole: Path) -> None:
     assert steps(whole) == [12, 9, 6]
     state = json.loads((at(whole, 12) / "state.json").read_text())
-    assert state["scores"] == {"3": 25.0, "6": 95.0, "9": 55.0, "12": 15.0} and state["best"] == {"step": 6, "top1": 95.0}
-    assert (state["step"], state["epoch"], state["samples"], state["skipped"], state["adam_step"]) == (12, 4, 96, 0, 12)
-    assert {"plan", "data set", "augmentation", "quarantine", "config", "versions", "world_size"} <= set(state)
+    assert state["scores"] == {"3": 25.0, "6": 95.0, "9": 55.0, "12": 15.0} and state["best"] == {
+        "step": 6,
+        "top1": 95.0,
+    }
+    assert (
+        state["step"],
+        state["epoch"],
+        state["samples"],
+        state["skipped"],
+        state["adam_step"],
+    ) == (12, 4, 96, 0, 12)
+    assert {
+        "plan",
+        "data set",
+        "augmentation",
+        "quarantine",
+        "config",
+        "versions",
+        "world_size",
+    } <= set(state)
     earlier = json.loads((at(whole, 6) / "state.json").read_text())
-    assert earlier["scores"] == {"3": 25.0, "6": 95.0}  # an evaluation comes before the checkpoint of its step
+    assert earlier["scores"] == {
+        "3": 25.0,
+        "6": 95.0,
+    }  # an evaluation comes before the checkpoint of its step
 
 
 def test_a_run_goes_on_while_its_disk_refuses(
-    argv: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argv: list[str],
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def sometimes(folder: Path, step: int, *rest: Any) -> Path:
         if step in (3, 6):
@@ -239,7 +293,12 @@ def accumulated(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Ca
     @functools.cache
     def run(stage: int) -> Path:
         folder = tmp_path_factory.mktemp("accumulated") / "run"
-        assert train_command([*argv, *ACCUMULATING, "--zero-stage", str(stage), "--output-dir", str(folder)]) == 0
+        assert (
+            train_command(
+                [*argv, *ACCUMULATING, "--zero-stage", str(stage), "--output-dir", str(folder)]
+            )
+            == 0
+        )
         return folder
 
     return run
@@ -248,7 +307,9 @@ def accumulated(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Ca
 def test_the_settings_of_deepspeed_lie_beside_the_runs(accumulated: Callable[[int], Path]) -> None:
     settings = json.loads((accumulated(1) / "deepspeed.json").read_text())
     sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-    assert [settings[name] for name in sizes] == [8, 2, 4] and settings["zero_optimization"]["stage"] == 1
+    assert [settings[name] for name in sizes] == [8, 2, 4] and settings["zero_optimization"][
+        "stage"
+    ] == 1
 
 
 @pytest.mark.parametrize(("stage", "step", "stopped"), [(1, 3, 5), (2, 2, 3), (3, 3, 5)])
@@ -279,14 +340,23 @@ def test_a_request_amid_the_micro_batches_of_a_step_loses_no_bit_of_any_state(
         assert train_command(here) == 0
     assert steps(folder)[0] == stopped  # the second time at the end of an epoch
     assert train_command(here) == 0
-    (mine, state), (theirs, expected) = (load_checkpoint(at(place, 12)) for place in (folder, whole))
+    (mine, state), (theirs, expected) = (
+        load_checkpoint(at(place, 12)) for place in (folder, whole)
+    )
     assert set(mine) == set(theirs) == {"model", "exp_avg", "exp_avg_sq", "ema"}
     for stem, named in theirs.items():
         assert all(torch.equal(value, mine[stem][name]) for name, value in named.items()), stem
-    assert (state["step"], state["adam_step"]) == (expected["step"], expected["adam_step"]) == (12, 12)
+    assert (
+        (state["step"], state["adam_step"]) == (expected["step"], expected["adam_step"]) == (12, 12)
+    )
     lines = [read_metrics(place / "metrics.jsonl") for place in (folder, whole)]
-    told = [[[line.get(name) for name in ("step", "lr", "loss", "digest")] for line in part] for part in lines]
-    assert told[0] == told[1] and [line["step"] for line in lines[0] if "lr" in line] == list(range(1, 13))
+    told = [
+        [[line.get(name) for name in ("step", "lr", "loss", "digest")] for line in part]
+        for part in lines
+    ]
+    assert told[0] == told[1] and [line["step"] for line in lines[0] if "lr" in line] == list(
+        range(1, 13)
+    )
 
 
 @pytest.fixture
@@ -294,7 +364,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, of 8 MiB."""
     place = tmp_path / "disk"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(place)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(place)], capture_output=True
+    ).returncode:
         pytest.skip("file systems may not be mounted")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
@@ -332,7 +404,10 @@ def test_a_full_disk_ends_no_run_and_costs_no_line_of_its_log(
     monkeypatch.setattr(checkpoint_writer, "RETRY_S", 0.01)
     assert train_command([*argv, "--output-dir", str(folder), "--log-steps", "1"]) == 0
     said = capfd.readouterr()
-    assert "metrics.jsonl is not written: [Errno 28] No space left on device" in said.out and "is written again" in said.out
+    assert (
+        "metrics.jsonl is not written: [Errno 28] No space left on device" in said.out
+        and "is written again" in said.out
+    )
     assert "checkpoint of step 6 not saved" in said.out and not said.err
     lines = [line for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
     assert [line["step"] for line in lines] == list(range(1, 13))
@@ -348,13 +423,20 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_the_same_command_goes_o
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    folder, name = small_disk / "run", "_write_folder" if when == "at the start" else "_write_results"
+    folder, name = (
+        small_disk / "run",
+        "_write_folder" if when == "at the start" else "_write_results",
+    )
     original = getattr(run_folder, name)
     with monkeypatch.context() as patch:
         patch.setattr(run_folder, name, lambda *parts: (fill(small_disk), original(*parts)))
         assert train_command([*argv, "--output-dir", str(folder)]) == 1
     said = [line for line in capfd.readouterr().err.splitlines() if "no failure file" not in line]
-    assert len(said) == 1 and said[0].startswith(f"fastdeit: error: --output-dir: {folder}: ") and "No space left" in said[0]
+    assert (
+        len(said) == 1
+        and said[0].startswith(f"fastdeit: error: --output-dir: {folder}: ")
+        and "No space left" in said[0]
+    )
     assert not (folder / "summary.json").exists()
     (small_disk / "ballast").unlink()
     assert train_command([*argv, "--output-dir", str(folder)]) == 0
@@ -362,7 +444,11 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_the_same_command_goes_o
 
 
 def test_a_run_that_cannot_save_its_last_step_has_failed_and_goes_on_later(
-    argv: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argv: list[str],
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "run"
     for last, more in ((12, []), (4, ["--stop-after-steps", "4"])):
@@ -420,12 +506,17 @@ def test_foreign_checkpoints_are_an_error_of_one_line(
     theirs.mkdir()
     torch.save({"module": {}}, theirs / "mp_rank_00_model_states.pt")
     for path in (theirs, theirs / "mp_rank_00_model_states.pt"):
-        assert train_command([*argv, "--output-dir", str(tmp_path / "run"), "--resume", str(path)]) == 2
+        assert (
+            train_command([*argv, "--output-dir", str(tmp_path / "run"), "--resume", str(path)])
+            == 2
+        )
         assert f"{path}: no checkpoint: " in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_two_processes_survive_a_full_disk_and_a_damaged_checkpoint(argv: list[str], tmp_path: Path) -> None:
+def test_two_processes_survive_a_full_disk_and_a_damaged_checkpoint(
+    argv: list[str], tmp_path: Path
+) -> None:
     """Files of rank 0 may not grow any more: three saves fail, both processes end. The next start passes a damaged one over."""
     folder, data = tmp_path / "run", argv[:2]
     launch = Launch(folder, [*data, *FLAGS], "slow:*:60")

@@ -28,7 +28,9 @@ sys.stdin.read()
 def hold(folder: Path) -> subprocess.Popen[str]:
     """Another process that holds the lock until its input ends, or it is killed."""
     command = [sys.executable, "-c", HOLD, str(folder)]
-    holder = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     return holder
 
@@ -52,7 +54,10 @@ def test_a_folder_that_was_made_for_nothing_goes_away(tmp_path: Path) -> None:
 def test_what_was_never_taken_is_not_freed(tmp_path: Path) -> None:
     with RunLock(tmp_path) as lock:
         lock.acquire()
-        with RunLock(tmp_path) as other, pytest.raises(ValueError, match=f"is in use by process {os.getpid()} on"):
+        with (
+            RunLock(tmp_path) as other,
+            pytest.raises(ValueError, match=f"is in use by process {os.getpid()} on"),
+        ):
             other.acquire()
         assert (tmp_path / "lock").exists()
 
@@ -65,7 +70,9 @@ def test_refused_while_the_holder_lives_and_taken_over_after_its_death(
         monkeypatch.setattr(fcntl, "flock", no_locks)
     holder = hold(tmp_path)
     with RunLock(tmp_path) as lock:
-        with pytest.raises(ValueError, match=rf"in use by process {holder.pid} on .*touch {tmp_path}/stop"):
+        with pytest.raises(
+            ValueError, match=rf"in use by process {holder.pid} on .*touch {tmp_path}/stop"
+        ):
             lock.acquire()
         holder.send_signal(signal.SIGKILL)
         holder.wait()

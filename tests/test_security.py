@@ -62,7 +62,9 @@ def canary(tmp_path: Path) -> Path:
 
 def load(name: str, path: Path) -> Teacher:
     shown: dict[str, tuple[float, ...]] = {"student_mean": (0.5,) * 3, "student_std": (0.5,) * 3}
-    return load_teacher(name, path, num_classes=3, device="cpu", dtype=torch.float32, student_size=8, **shown)
+    return load_teacher(
+        name, path, num_classes=3, device="cpu", dtype=torch.float32, student_size=8, **shown
+    )
 
 
 def script(canary: Path, path: Path) -> None:
@@ -113,7 +115,10 @@ def test_a_teacher_that_is_a_program_is_loaded_only_where_it_is_called_one(
     make(canary, path)
     canary.unlink(missing_ok=True)
     for name in ("", "test_resnet", "deit_tiny_patch16_224"):
-        with pytest.raises(ValueError, match=f"is a program \\({kind}\\), no weights: if you trust it, use --teacher-model"):
+        with pytest.raises(
+            ValueError,
+            match=f"is a program \\({kind}\\), no weights: if you trust it, use --teacher-model",
+        ):
             load(name, path)
     with pytest.raises(ValueError, match="does not load as plain weights|holds no state dict"):
         read_weights(path)  # --finetune
@@ -123,14 +128,22 @@ def test_a_teacher_that_is_a_program_is_loaded_only_where_it_is_called_one(
 
 
 @pytest.mark.parametrize("teacher", ["own:teacher", "torchscript", "export"])
-def test_a_config_file_names_no_program_as_the_teacher(teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_config_file_names_no_program_as_the_teacher(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     file = tmp_path / "config.yaml"
     file.write_text(f"distill: {{teacher_model: '{teacher}'}}")
-    with pytest.raises(ValueError, match=r"distill.teacher_model: got .*, which runs code; .* on the command line, too"):
+    with pytest.raises(
+        ValueError,
+        match=r"distill.teacher_model: got .*, which runs code; .* on the command line, too",
+    ):
         parse_config(["--config", str(file)], "test")
     for flags in (["--teacher-model", teacher], [f"--teacher-model={teacher}"]):
-        assert parse_config(["--config", str(file), *flags], "test")[0].distill.teacher_model == teacher
+        assert (
+            parse_config(["--config", str(file), *flags], "test")[0].distill.teacher_model
+            == teacher
+        )
 
 
 @pytest.mark.parametrize(
@@ -149,9 +162,17 @@ def test_a_config_file_names_no_program_as_the_teacher(teacher: str, tmp_path: P
     ],
     ids=lambda metadata: str(metadata)[:30],
 )
-def test_what_a_teachers_file_says_of_itself_is_checked(metadata: dict[str, str], tmp_path: Path) -> None:
+def test_what_a_teachers_file_says_of_itself_is_checked(
+    metadata: dict[str, str], tmp_path: Path
+) -> None:
     student = build_student(
-        "deit_tiny_patch16_224", num_classes=3, image_size=8, patch_size=4, embed_dim=6, depth=1, num_heads=3
+        "deit_tiny_patch16_224",
+        num_classes=3,
+        image_size=8,
+        patch_size=4,
+        embed_dim=6,
+        depth=1,
+        num_heads=3,
     )
     about = {"model": "deit_tiny_patch16_224", "num_heads": "3"} | metadata
     save_file(student.state_dict(), tmp_path / "student.safetensors", about)
@@ -192,7 +213,8 @@ def test_a_safetensors_file_that_lies_is_refused(kind: str, tmp_path: Path) -> N
 
 
 LAUGHS = "run:\n  a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"  {name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+    f"  {name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
 YAML = {
     "a program": "!!python/object/apply:os.system ['touch {canary}']",
@@ -216,20 +238,31 @@ YAML = {
 
 
 @pytest.mark.parametrize("kind", YAML)
-def test_a_config_file_that_does_harm_is_refused_in_one_line(kind: str, canary: Path, tmp_path: Path) -> None:
+def test_a_config_file_that_does_harm_is_refused_in_one_line(
+    kind: str, canary: Path, tmp_path: Path
+) -> None:
     """Named by --config, and found in a run folder."""
     folder = tmp_path / "run"
     folder.mkdir()
     file = folder / "config.yaml"
     file.write_text(YAML[kind] if kind == "billion laughs" else YAML[kind].format(canary=canary))
-    for use in (lambda: parse_config(["--config", str(file)], "test"), lambda: check_same_run(Config(), folder)):
+    for use in (
+        lambda: parse_config(["--config", str(file)], "test"),
+        lambda: check_same_run(Config(), folder),
+    ):
         with at_most_mib(64), pytest.raises(ValueError, match="config.yaml") as caught:
             use()
         assert len(str(caught.value)) < 1000 and "\n" not in str(caught.value)
     assert not canary.exists()
 
 
-MANIFESTS = {"deep": DEEP, "huge": "{" + " " * (1 << 21) + "}", "a list": "[]", "a number": "1" * 5000, "no text": "\ud800"}
+MANIFESTS = {
+    "deep": DEEP,
+    "huge": "{" + " " * (1 << 21) + "}",
+    "a list": "[]",
+    "a number": "1" * 5000,
+    "no text": "\ud800",
+}
 
 
 @pytest.mark.parametrize("kind", MANIFESTS)
@@ -248,9 +281,13 @@ LINES += [
 ]
 
 
-def test_lists_of_bad_images_are_taken_line_by_line_as_far_as_they_make_sense(tmp_path: Path) -> None:
+def test_lists_of_bad_images_are_taken_line_by_line_as_far_as_they_make_sense(
+    tmp_path: Path,
+) -> None:
     good = {"split": "train", "row": 3, "fault": "is bad"}
-    (tmp_path / "quarantine.jsonl").write_text("\n".join([*LINES, json.dumps(good), '{"row": 9999, "spl']))
+    (tmp_path / "quarantine.jsonl").write_text(
+        "\n".join([*LINES, json.dumps(good), '{"row": 9999, "spl'])
+    )
     assert read_entries(tmp_path / "quarantine.jsonl", "train") == [good]
 
 
@@ -260,7 +297,10 @@ def test_failure_files_that_are_none_go_away(tmp_path: Path) -> None:
     assert take_failures(tmp_path) == [] and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("kind", "field", "value"), [("hard", "", 300), ("topk", "classes", 300), ("topk", "logits", np.nan)])
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [("hard", "", 300), ("topk", "classes", 300), ("topk", "logits", np.nan)],
+)
 def test_answers_that_no_teacher_gives_are_not_used_whatever_their_digest(
     kind: str, field: str, value: float, tmp_path: Path
 ) -> None:
@@ -310,7 +350,9 @@ TABLES: dict[str, Callable[[pa.Table, Path], pa.Table]] = {
     "a list of facts": lambda kept, _: kept.replace_schema_metadata({"fastdeit": "[]"}),
     "more rows than bytes": lambda kept, _: pa.table(
         {
-            name: pa.DictionaryArray.from_arrays(pa.array(np.zeros(10**7, np.int8)), kept[name].combine_chunks()[:1])
+            name: pa.DictionaryArray.from_arrays(
+                pa.array(np.zeros(10**7, np.int8)), kept[name].combine_chunks()[:1]
+            )
             for name in ("name", "label")
         }
     ).replace_schema_metadata(kept.schema.metadata),
@@ -334,22 +376,35 @@ def test_a_kept_table_that_is_none_is_built_again(kind: str, shapes: Path, canar
 
 def test_a_list_of_more_rows_than_bytes_is_refused(shapes: Path) -> None:
     column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(10**7, np.int8)), ["a.jpg"])
-    pq.write_table(pa.table({"path": column, "label": pa.array(np.zeros(10**7, np.int8))}), shapes / "train.parquet")
+    pq.write_table(
+        pa.table({"path": column, "label": pa.array(np.zeros(10**7, np.int8))}),
+        shapes / "train.parquet",
+    )
     with at_most_mib(64), pytest.raises(DataError, match="10,000,000 rows in"):
         build_index(shapes, "train.parquet")
 
 
-def test_a_list_may_name_files_anywhere_but_only_images_are_read(shapes: Path, tmp_path: Path) -> None:
+def test_a_list_may_name_files_anywhere_but_only_images_are_read(
+    shapes: Path, tmp_path: Path
+) -> None:
     """Its paths are as trustworthy as the list: what they lead to is looked at as any image is, and never opened if no file."""
     (tmp_path / "elsewhere.jpg").write_bytes(JPEG)
     os.mkfifo(tmp_path / "fifo.jpg")
     (tmp_path / "link.jpg").symlink_to("/dev/zero")
     (tmp_path / "text.jpg").write_text("root:x:0:0")
-    names = ["../elsewhere.jpg", "../fifo.jpg", str(tmp_path / "link.jpg"), "../text.jpg", "/proc/self/mem.jpg"]
+    names = [
+        "../elsewhere.jpg",
+        "../fifo.jpg",
+        str(tmp_path / "link.jpg"),
+        "../text.jpg",
+        "/proc/self/mem.jpg",
+    ]
     (shapes / "train.csv").write_text("".join(f"{name},0\n" for name in names))
     index = build_index(shapes, "train.csv", bad_images="skip")
     assert [index.name(row) for row in range(len(index))] == ["../elsewhere.jpg"]
-    assert sum("no regular file" in line for line in index.left_out) == 2 and len(index.left_out) == 4
+    assert (
+        sum("no regular file" in line for line in index.left_out) == 2 and len(index.left_out) == 4
+    )
 
 
 def shard_with(root: Path, *members: tuple[tarfile.TarInfo, bytes]) -> list[str]:
@@ -361,7 +416,10 @@ def shard_with(root: Path, *members: tuple[tarfile.TarInfo, bytes]) -> list[str]
             tar.addfile(info, io.BytesIO(data))
     index = build_index(root, "train", bad_images="skip")
     assert [index.name(row) for row in range(len(index))] == ["train/s-00.tar/0.jpg"]
-    assert sorted(file.name for file in root.rglob("*") if file.is_file()) == ["s-00.tar", "train.parquet"]  # nothing unpacked
+    assert sorted(file.name for file in root.rglob("*") if file.is_file()) == [
+        "s-00.tar",
+        "train.parquet",
+    ]  # nothing unpacked
     return list(index.left_out)
 
 
@@ -373,16 +431,26 @@ def member(name: str, data: bytes, **fields: object) -> tuple[tarfile.TarInfo, b
     return info, data
 
 
-@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+@pytest.mark.parametrize(
+    "kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK]
+)
 def test_a_header_as_long_as_a_shard_is_not_read(kind: bytes, tmp_path: Path) -> None:
     with at_most_mib(48):
-        left_out = shard_with(tmp_path, member("x", bytes(1 << 26), type=kind), member("1.jpg", JPEG))
+        left_out = shard_with(
+            tmp_path, member("x", bytes(1 << 26), type=kind), member("1.jpg", JPEG)
+        )
     assert len(left_out) == 1 and "what follows is no member" in left_out[0]
 
 
 def test_members_that_claim_what_is_not_there(tmp_path: Path) -> None:
     sparse = member(
-        "1.jpg", JPEG, pax_headers={"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9" * 15}
+        "1.jpg",
+        JPEG,
+        pax_headers={
+            "GNU.sparse.major": "1",
+            "GNU.sparse.minor": "0",
+            "GNU.sparse.realsize": "9" * 15,
+        },
     )
     left_out = shard_with(tmp_path, sparse, *[member(f"{name}.cls", b"0") for name in "1"])
     assert any("1.jpg" in line or "no member" in line for line in left_out)
@@ -393,7 +461,9 @@ def test_members_that_claim_what_is_not_there(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:end] + info.tobuf() + bytes(2048))
     with at_most_mib(48):
         index = build_index(tmp_path, "train", bad_images="skip")
-    assert len(index) == 1 and any("2.jpg: is cut: the shard ends 85899" in line for line in index.left_out)
+    assert len(index) == 1 and any(
+        "2.jpg: is cut: the shard ends 85899" in line for line in index.left_out
+    )
 
 
 def png_of(width: int, height: int, *chunks: bytes) -> bytes:
@@ -401,7 +471,9 @@ def png_of(width: int, height: int, *chunks: bytes) -> bytes:
     packer, row = zlib.compressobj(9), bytes(1 + 3 * width)
     pixels = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return SIGNATURE + b"".join([chunk(b"IHDR", header), *chunks, chunk(b"IDAT", pixels), chunk(b"IEND", b"")])
+    return SIGNATURE + b"".join(
+        [chunk(b"IHDR", header), *chunks, chunk(b"IDAT", pixels), chunk(b"IEND", b"")]
+    )
 
 
 @functools.cache
@@ -424,8 +496,12 @@ IMAGES: dict[str, Callable[[], bytes]] = {
     "zTXt": lambda: png_of(8, 8, chunk(b"zTXt", b"Comment\0\0" + BLOWN)),
     "iTXt": lambda: png_of(8, 8, chunk(b"iTXt", b"Comment\0\1\0\0\0" + BLOWN)),
     "iCCP": lambda: png_of(8, 8, chunk(b"iCCP", b"profile\0\0" + BLOWN)),
-    "many texts": lambda: png_of(8, 8, *[chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1 << 20), 9))] * 200),
-    "svg": lambda: b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'><image href='file:///etc/passwd'/></svg>",
+    "many texts": lambda: png_of(
+        8, 8, *[chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1 << 20), 9))] * 200
+    ),
+    "svg": lambda: (
+        b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'><image href='file:///etc/passwd'/></svg>"
+    ),
     "tiff": lambda: encoded(RGB, "TIFF"),
     "exif": lambda: encoded(RGB, "JPEG", exif=EXIF),
     "postscript": lambda: encoded(RGB, "EPS"),
@@ -445,15 +521,24 @@ def test_an_image_costs_no_more_than_its_pixels(kind: str) -> None:
         assert str(MAX_PIXELS) in str(checked)
 
 
-SWAPPED = {"bomb": IMAGES["bomb"], "jpeg that lies": IMAGES["jpeg that lies"], "larger": lambda: png_of(2000, 3000)}
+SWAPPED = {
+    "bomb": IMAGES["bomb"],
+    "jpeg that lies": IMAGES["jpeg that lies"],
+    "larger": lambda: png_of(2000, 3000),
+}
 
 
 @pytest.mark.filterwarnings("ignore:Image size")
 @pytest.mark.parametrize("backend", ["exact", "native"])
 @pytest.mark.parametrize("kind", SWAPPED)
-def test_an_image_put_in_the_place_of_another_in_mid_run_is_not_decoded(kind: str, backend: str, shapes: Path) -> None:
+def test_an_image_put_in_the_place_of_another_in_mid_run_is_not_decoded(
+    kind: str, backend: str, shapes: Path
+) -> None:
     index = build_index(shapes, "train")
-    held, options = Quarantine(index), PipelineOptions((0.5,) * 3, (0.5,) * 3, num_threads=1, backend=backend)
+    held, options = (
+        Quarantine(index),
+        PipelineOptions((0.5,) * 3, (0.5,) * 3, num_threads=1, backend=backend),
+    )
     plan = Plan(PlanSpec(seed=3, input_size=16), index.sizes)
     loader = TrainLoader(index, plan, options, batch_size=8, micro_batch=8, quarantine=held)
     assert len(list(loader.epoch(0))) == 3
@@ -469,6 +554,8 @@ def test_an_image_put_in_the_place_of_another_in_mid_run_is_not_decoded(kind: st
 def test_bad_images_of_a_foreign_cache_are_rows_of_the_index(shapes: Path, tmp_path: Path) -> None:
     index, cache = build_index(shapes, "train"), build_cache(tmp_path / "c", epochs=(0,))
     rows = (3, 10**9)
-    lines = [json.dumps({"split": "train", "row": row, "name": "x", "fault": "is bad"}) for row in rows]
+    lines = [
+        json.dumps({"split": "train", "row": row, "name": "x", "fault": "is bad"}) for row in rows
+    ]
     (tmp_path / "c" / "quarantine.jsonl").write_text("\n".join([*LINES, *lines]))
     assert list(bad_images(cache, index)) == [3]

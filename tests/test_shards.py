@@ -41,7 +41,10 @@ def write_tar(path: Path, members: Members, format: int = tarfile.PAX_FORMAT) ->
 def samples(numbers: range, labels: int = 3) -> Members:
     members: Members = {}
     for number in numbers:
-        members |= {f"{number:04}.jpg": picture(number), f"{number:04}.cls": str(number % labels).encode()}
+        members |= {
+            f"{number:04}.jpg": picture(number),
+            f"{number:04}.cls": str(number % labels).encode(),
+        }
     return members
 
 
@@ -70,19 +73,31 @@ def test_fed_bytes_are_the_images_and_dali_decodes_them_in_place(root: Path) -> 
     assert [index.read(row) for row in rows.tolist()] == [bytes(data) for data in fed]
     assert not any(data.flags.owndata or data.flags.writeable for data in fed)
     whole, window = by_dali(fed[0])
-    np.testing.assert_array_equal(whole, np.asarray(Image.open(io.BytesIO(picture(7))).convert("RGB")))
+    np.testing.assert_array_equal(
+        whole, np.asarray(Image.open(io.BytesIO(picture(7))).convert("RGB"))
+    )
     np.testing.assert_array_equal(window, whole[1:4, 2:6])
 
 
 @pytest.mark.parametrize(
-    "split", ["train/s-{00..02}.tar", "train/s-{00,01,02}.tar", "train/s-0{0,{1..2}}.tar", "train/*.tar", "train/s-0[0-2].tar"]
+    "split",
+    [
+        "train/s-{00..02}.tar",
+        "train/s-{00,01,02}.tar",
+        "train/s-0{0,{1..2}}.tar",
+        "train/*.tar",
+        "train/s-0[0-2].tar",
+    ],
 )
 def test_patterns(root: Path, split: str) -> None:
     assert len(build_index(root, split)) == 12
 
 
 def test_pattern_names_a_shard_that_is_not_there(root: Path) -> None:
-    with pytest.raises(DataError, match=r"s-03\.tar: no such file; the pattern 'train/s-\{00\.\.03\}\.tar' names it"):
+    with pytest.raises(
+        DataError,
+        match=r"s-03\.tar: no such file; the pattern 'train/s-\{00\.\.03\}\.tar' names it",
+    ):
         build_index(root, "train/s-{00..03}.tar")
     with pytest.raises(DataError, match="nothing matches"):
         build_index(root, "train/x*.tar")
@@ -101,16 +116,24 @@ def test_shards_beside_each_other(root: Path) -> None:
 
 LABELS: dict[str, tuple[Members, list[str]]] = {
     "json-number": ({"a.json": b'{"label": 2}', "b.json": b'{"cls": 0, "label": "x"}'}, ["2", "0"]),
-    "json-name": ({"a.json": b'{"class_name": "cat"}', "b.json": b'{"class": "ant"}'}, ["cat", "ant"]),
+    "json-name": (
+        {"a.json": b'{"class_name": "cat"}', "b.json": b'{"class": "ant"}'},
+        ["cat", "ant"],
+    ),
     "cls-first": ({"a.json": b'{"label": 2}', "a.cls": b" 1\n", "b.cls": b"0"}, ["1", "0"]),
-    "json-no-label": ({"a.json": b"[1]", "a.cls": b"1", "b.json": b"{}", "b.cls": b"0"}, ["1", "0"]),
+    "json-no-label": (
+        {"a.json": b"[1]", "a.cls": b"1", "b.json": b"{}", "b.cls": b"0"},
+        ["1", "0"],
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", LABELS)
 def test_labels(tmp_path: Path, kind: str) -> None:
     members, names = LABELS[kind]
-    write_tar(tmp_path / "train/0.tar", {"a.JPG": picture(0), **members, "b.png": picture(1, "PNG")})
+    write_tar(
+        tmp_path / "train/0.tar", {"a.JPG": picture(0), **members, "b.png": picture(1, "PNG")}
+    )
     index = build_index(tmp_path, "train")
     assert [index.classes[label] for label in index.labels.tolist()] == names
 
@@ -120,14 +143,18 @@ def test_classes_beside_the_shards(root: Path) -> None:
     assert build_index(root, "train").classes == ("ant", "bee", "cat", "dog")
     assert build_index(root, "val").classes == ("ant", "bee", "cat", "dog")
     (root / "train/classes.txt").write_text("ant\nbee\n")
-    with pytest.raises(DataError, match=r"s-00\.tar/0002\.jpg has the label 2; allowed are the 2 classes: ant, bee"):
+    with pytest.raises(
+        DataError, match=r"s-00\.tar/0002\.jpg has the label 2; allowed are the 2 classes: ant, bee"
+    ):
         build_index(root, "train")
     (root / "train/classes.txt").write_text("ant\nant\n")
     with pytest.raises(DataError, match="empty or repeated"):
         build_index(root, "train")
 
 
-@pytest.mark.parametrize(("label", "message"), [("-1", "label -1"), ("9" * 30, "has the label 999")])
+@pytest.mark.parametrize(
+    ("label", "message"), [("-1", "label -1"), ("9" * 30, "has the label 999")]
+)
 def test_labels_that_are_no_classes(tmp_path: Path, label: str, message: str) -> None:
     write_tar(tmp_path / "train/0.tar", {"a.jpg": picture(0), "a.cls": label.encode()})
     with pytest.raises(DataError, match=message):
@@ -139,7 +166,12 @@ def test_long_and_odd_names(tmp_path: Path) -> None:
     for format in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
         write_tar(
             tmp_path / "train/0.tar",
-            {f"{name}.jpg": picture(0), f"{name}.cls": b"0", "./x.y/1.jpg": picture(1), "./x.y/1.cls": b"0"},
+            {
+                f"{name}.jpg": picture(0),
+                f"{name}.cls": b"0",
+                "./x.y/1.jpg": picture(1),
+                "./x.y/1.cls": b"0",
+            },
             format,
         )
         index = build_index(tmp_path, "train")
@@ -167,7 +199,11 @@ def test_members_that_are_no_samples(root: Path) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-        for name, kind in (("link.jpg", tarfile.SYMTYPE), ("hard.jpg", tarfile.LNKTYPE), ("dev.jpg", tarfile.CHRTYPE)):
+        for name, kind in (
+            ("link.jpg", tarfile.SYMTYPE),
+            ("hard.jpg", tarfile.LNKTYPE),
+            ("dev.jpg", tarfile.CHRTYPE),
+        ):
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, "/etc/passwd"
             tar.addfile(info)
@@ -203,7 +239,10 @@ def test_members_that_are_no_samples(root: Path) -> None:
 
 def test_large_label_is_not_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards_module, "MAX_LABEL_BYTES", 10)
-    write_tar(root / "train/s-03.tar", {"a.jpg": picture(0), "a.json": json.dumps({"label": 1, "text": "x" * 20}).encode()})
+    write_tar(
+        root / "train/s-03.tar",
+        {"a.jpg": picture(0), "a.json": json.dumps({"label": 1, "text": "x" * 20}).encode()},
+    )
     assert "more than 10" in faults(root)["train/s-03.tar/a.json"]
 
 
@@ -216,7 +255,15 @@ def member_start(shard: Path, name: str) -> int:
 def test_shard_cut_short(root: Path, cut: str) -> None:
     shard = root / "train/s-01.tar"
     start = member_start(shard, "0006.jpg")
-    os.truncate(shard, {"in-an-image": start + 900, "in-a-header": start + 100, "between-members": start, "at-once": 0}[cut])
+    os.truncate(
+        shard,
+        {
+            "in-an-image": start + 900,
+            "in-a-header": start + 100,
+            "between-members": start,
+            "at-once": 0,
+        }[cut],
+    )
     found = faults(root)
     index = build_index(root, "train", bad_images="skip")
     assert len(index) == (8 if cut == "at-once" else 10)
@@ -231,7 +278,9 @@ def test_garbage_within_a_shard(root: Path) -> None:
     with shard.open("r+b") as opened:
         opened.seek(start)
         opened.write(b"\xaa" * 512)
-    assert faults(root) == {"train/s-01.tar": f"is damaged or cut at byte {start}: what follows is no member"}
+    assert faults(root) == {
+        "train/s-01.tar": f"is damaged or cut at byte {start}: what follows is no member"
+    }
     assert len(build_index(root, "train", bad_images="skip")) == 10
 
 

@@ -91,7 +91,9 @@ class Soak:
     """Steps that each kill cost."""
 
     def reached(self) -> int:
-        return max((line["step"] for line in read_metrics(self.folder / "metrics.jsonl")), default=0)
+        return max(
+            (line["step"] for line in read_metrics(self.folder / "metrics.jsonl")), default=0
+        )
 
     def saved(self) -> int:
         """The step of the newest checkpoint; that all are whole is asserted."""
@@ -100,12 +102,18 @@ class Soak:
             verify_checkpoint(path)
         return step_of(found[0]) if found else 0
 
-    def attempt(self, way: str, moment: str, delay_s: float, where: tuple[str, ...], flags: list[str]) -> None:
+    def attempt(
+        self, way: str, moment: str, delay_s: float, where: tuple[str, ...], flags: list[str]
+    ) -> None:
         """Starts the command and ends it `delay_s` after a moment: `start`, `step` (its first) or `end` (the run's last)."""
         saved = self.saved()
         launch = Launch(self.folder, [*self.argv, *flags], "slow:*:150", where=where)
         awaited = {"step": saved, "end": TOTAL - 1}.get(moment)
-        launch.until(lambda: launch.process.poll() is not None or awaited is None or self._began(launch, awaited))
+        launch.until(
+            lambda: (
+                launch.process.poll() is not None or awaited is None or self._began(launch, awaited)
+            )
+        )
         time.sleep(delay_s)
         if launch.process.poll() is None:
             self.kills[f"{way}, {moment}"] += 1
@@ -123,7 +131,9 @@ class Soak:
         assert "passed over" not in output and "fastdeit: error" not in output, output
         if HEADING in output:
             reached = max(saved, self.reached())
-            assert not saved or f"goes on from {self.folder}/checkpoints/step-{saved:08d}" in output, output
+            assert (
+                not saved or f"goes on from {self.folder}/checkpoints/step-{saved:08d}" in output
+            ), output
         self.steps_run += reached - saved
         self.lost.append(max(0, reached - self.saved()))
 
@@ -162,7 +172,9 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return read_metrics(folder / "metrics.jsonl")
 
 
-def soak(folder: Path, argv: list[str], kills: int, seed: int, draw: Callable[[random.Random], tuple]) -> None:
+def soak(
+    folder: Path, argv: list[str], kills: int, seed: int, draw: Callable[[random.Random], tuple]
+) -> None:
     """Kills a run `kills` times and at its end a few times more, then lets it end; prints how much of its work was kept."""
     chance, run, began = random.Random(seed), Soak(folder, argv), time.monotonic()
     while (done := sum(run.kills.values())) < kills + AT_THE_END:
@@ -188,7 +200,9 @@ def assert_same_files(folder: Path, whole: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fifty_kills_and_the_run_ends_the_same(argv: list[str], whole: Path, tmp_path: Path) -> None:
+def test_fifty_kills_and_the_run_ends_the_same(
+    argv: list[str], whole: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     soak(folder, argv, 50, 7, lambda chance: (TWO, []))
     for name in ("student.safetensors", "student_ema.safetensors"):
@@ -201,16 +215,25 @@ def test_fifty_kills_and_the_run_ends_the_same(argv: list[str], whole: Path, tmp
 def draw_shape(chance: random.Random) -> tuple[tuple[str, ...], list[str]]:
     """One or two processes, a ZeRO stage, and a micro-batch."""
     stage, micro = chance.choice("0123"), chance.choice("024")
-    return ("--num_accelerators", chance.choice("12")), ["--zero-stage", stage, "--micro-batch", micro]
+    return ("--num_accelerators", chance.choice("12")), [
+        "--zero-stage",
+        stage,
+        "--micro-batch",
+        micro,
+    ]
 
 
 @pytest.mark.slow
-def test_kills_between_which_the_run_changes_its_shape(argv: list[str], whole: Path, tmp_path: Path) -> None:
+def test_kills_between_which_the_run_changes_its_shape(
+    argv: list[str], whole: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     soak(folder, argv, 20, 8, draw_shape)
     for name in ("student.safetensors", "student_ema.safetensors"):
         mine, theirs = load_file(folder / name), load_file(whole / name)
         for key, value in theirs.items():
-            torch.testing.assert_close(mine[key], value, rtol=1e-5, atol=1e-5, msg=f"{key} of {name} differs")
+            torch.testing.assert_close(
+                mine[key], value, rtol=1e-5, atol=1e-5, msg=f"{key} of {name} differs"
+            )
     assert_lines_near(lines(folder), lines(whole), 1e-5)
     assert_same_files(folder, whole)

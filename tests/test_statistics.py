@@ -42,7 +42,9 @@ def _seeded() -> Iterator[None]:
 
 def law_p(ours: Any, theirs: Any) -> float:
     """p-value of both samples having the same distribution."""
-    return float(stats.ks_2samp(np.asarray(ours, float), np.asarray(theirs, float), method="asymp").pvalue)
+    return float(
+        stats.ks_2samp(np.asarray(ours, float), np.asarray(theirs, float), method="asymp").pvalue
+    )
 
 
 def share_p(ours: Any, theirs: Any) -> float:
@@ -93,10 +95,17 @@ def magnitudes(images: Any) -> list[float]:
     inverse: dict[str, Callable[[float], float]] = {"Rotate": lambda arg: abs(arg) / 3}
     inverse |= dict.fromkeys(("ShearX", "ShearY"), lambda arg: abs(arg) / 0.03)
     inverse |= dict.fromkeys(("TranslateXRel", "TranslateYRel"), lambda arg: abs(arg) / 0.045)
-    enhancements = ("ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing")
+    enhancements = (
+        "ColorIncreasing",
+        "ContrastIncreasing",
+        "BrightnessIncreasing",
+        "SharpnessIncreasing",
+    )
     inverse |= dict.fromkeys(enhancements, lambda arg: abs(arg - 1) / 0.09)
     # both sides round in the last bit; at the upper end many are equal
-    return [round(inverse[name](arg), 6) for image in images for name, arg in image if name in inverse]
+    return [
+        round(inverse[name](arg), 6) for image in images for name, arg in image if name in inverse
+    ]
 
 
 def rand_augment_p(ours: Any, theirs: Any) -> dict[str, float]:
@@ -108,7 +117,9 @@ def rand_augment_p(ours: Any, theirs: Any) -> dict[str, float]:
         "magnitude": law_p(magnitudes(ours), magnitudes(theirs)),
     }
     for op in RAND_AUGMENT_OPS:
-        args = [[arg for image in side for name, arg in image if name == op] for side in (ours, theirs)]
+        args = [
+            [arg for image in side for name, arg in image if name == op] for side in (ours, theirs)
+        ]
         found[op] = law_p(*args)
     return found
 
@@ -117,8 +128,14 @@ def rand_augment_p(ours: Any, theirs: Any) -> dict[str, float]:
     ("text", "spec"),
     [
         ("rand-m9-mstd0.5-inc1", {}),
-        ("rand-m7-n1-mstd101-p0.8-inc1", {"ra_layers": 1, "ra_magnitude": 7.0, "ra_std": float("inf"), "ra_prob": 0.8}),
-        ("rand-m11-n3-mstd2-mmax12-inc1", {"ra_layers": 3, "ra_magnitude": 11.0, "ra_std": 2.0, "ra_max": 12.0}),
+        (
+            "rand-m7-n1-mstd101-p0.8-inc1",
+            {"ra_layers": 1, "ra_magnitude": 7.0, "ra_std": float("inf"), "ra_prob": 0.8},
+        ),
+        (
+            "rand-m11-n3-mstd2-mmax12-inc1",
+            {"ra_layers": 3, "ra_magnitude": 11.0, "ra_std": 2.0, "ra_max": 12.0},
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -129,11 +146,17 @@ def test_rand_augment(text: str, spec: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "noticed"),
-    [({"ra_prob": 0.45}, "open gates"), ({"ra_std": 0.6}, "magnitude"), ({"ra_magnitude": 8.9}, "magnitude")],
+    [
+        ({"ra_prob": 0.45}, "open gates"),
+        ({"ra_std": 0.6}, "magnitude"),
+        ({"ra_magnitude": 8.9}, "magnitude"),
+    ],
     ids=["gate", "deviation", "magnitude"],
 )
 def test_a_wrong_law_is_found(wrong: dict[str, Any], noticed: str) -> None:
-    found = rand_augment_p(our_rand_augment(draw(**wrong)), timm_rand_augment("rand-m9-mstd0.5-inc1"))
+    found = rand_augment_p(
+        our_rand_augment(draw(**wrong)), timm_rand_augment("rand-m9-mstd0.5-inc1")
+    )
     assert found[noticed] < ALPHA**2
     assert found["operations"] > ALPHA
 
@@ -168,7 +191,10 @@ def test_simple_crop() -> None:
     resized = transforms.Resize(side)(torch.zeros(1, *size)).shape[1:]
     assert (ours[:, :2] == np.array(resized)).all()
     padded = torch.zeros(1, resized[0] + 8, resized[1] + 8)
-    theirs = np.array([transforms.RandomCrop.get_params(padded, (side, side))[:2] for _ in range(COUNT)]) - 4
+    theirs = (
+        np.array([transforms.RandomCrop.get_params(padded, (side, side))[:2] for _ in range(COUNT)])
+        - 4
+    )
     assert share_p(ours[:, 2], theirs[:, 0]) > ALPHA and set(ours[:, 2]) == set(theirs[:, 0])
     assert share_p(ours[:, 3], theirs[:, 1]) > ALPHA and set(ours[:, 3]) == set(theirs[:, 1])
 
@@ -222,19 +248,30 @@ def timm_mix(side: int, **options: Any) -> tuple[np.ndarray, np.ndarray, np.ndar
     for i in range(COUNT):
         lams[i], cuts[i] = law._params_per_batch()
         if cuts[i] and lams[i] < 1:
-            (y0, y1, x0, x1), lams[i] = cutmix_bbox_and_lam((3, side, side), lams[i], law.cutmix_minmax)
+            (y0, y1, x0, x1), lams[i] = cutmix_bbox_and_lam(
+                (3, side, side), lams[i], law.cutmix_minmax
+            )
             boxes[i] = y0, x0, y1, x1
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     return cuts & (area > 0), lams, boxes
 
 
-def mix_p(side: int, ours: Draws, theirs: tuple[np.ndarray, np.ndarray, np.ndarray]) -> dict[str, float]:
+def mix_p(
+    side: int, ours: Draws, theirs: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> dict[str, float]:
     box, lam = ours.box[::2], ours.lam[::2]
     cut, (their_cut, their_lam, their_box) = box[:, 2] > 0, theirs
-    found = {"cut": share_p(cut, their_cut), "blended": share_p(~cut & (lam < 1), ~their_cut & (their_lam < 1))}
+    found = {
+        "cut": share_p(cut, their_cut),
+        "blended": share_p(~cut & (lam < 1), ~their_cut & (their_lam < 1)),
+    }
     found["lam, blended"] = law_p(lam[~cut], their_lam[~their_cut])
     found["lam, cut"] = law_p(lam[cut], their_lam[their_cut])
-    for name, values in (("y0", lambda b: b[:, 0]), ("x1", lambda b: b[:, 3]), ("height", lambda b: b[:, 2] - b[:, 0])):
+    for name, values in (
+        ("y0", lambda b: b[:, 0]),
+        ("x1", lambda b: b[:, 3]),
+        ("height", lambda b: b[:, 2] - b[:, 0]),
+    ):
         left, right = values(box[cut]), values(their_box[their_cut])
         found[name] = law_p(left, right)
         found[f"odd {name}"] = share_p(left % 2, right % 2)
@@ -269,7 +306,9 @@ def test_a_wrong_mix_is_found() -> None:
 def test_color_jitter(jitter: float) -> None:
     drawn = draw(ra_layers=0, color_jitter=jitter)
     law = transforms.ColorJitter(jitter, jitter, jitter)
-    seen = [law.get_params(law.brightness, law.contrast, law.saturation, None) for _ in range(COUNT)]
+    seen = [
+        law.get_params(law.brightness, law.contrast, law.saturation, None) for _ in range(COUNT)
+    ]
     names = ("BrightnessIncreasing", "ContrastIncreasing", "ColorIncreasing")
     theirs = ["".join(str(int(i)) for i in order if i < 3) for order, *_ in seen]
     place = {OPS.index(name): str(i) for i, name in enumerate(names)}
@@ -305,7 +344,11 @@ def test_three_augment() -> None:
             radii.append(blur(Filtered(), seen[-1][1]).radius)
     assert {arg for name, arg in seen if name == "Solarize"} == {128.0}
     ours = draw(ra_layers=0, three_augment=True)
-    names = {"Desaturate": "Grayscale", "Solarize": "SolarizeIncreasing", "GaussianBlurRand": "GaussianBlur"}
+    names = {
+        "Desaturate": "Grayscale",
+        "Solarize": "SolarizeIncreasing",
+        "GaussianBlurRand": "GaussianBlur",
+    }
     assert share_p([OPS[op] for op in ours.ops[:, 0]], [names[name] for name, _ in seen]) > ALPHA
     assert law_p(ours.op_args[ours.ops == OPS.index("GaussianBlur")], radii) > ALPHA
     assert set(ours.op_args[ours.ops == OPS.index("SolarizeIncreasing")]) == {128.0}

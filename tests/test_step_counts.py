@@ -61,7 +61,11 @@ def counted(form: Form) -> Counts:
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(map(str, form)))
 def test_a_step_stays_under_its_ceiling(form: Form) -> None:
     ceiling, found = CEILINGS[form]._asdict(), row_of(form, counted(form))
-    above = {name: f"{found[name]}, allowed {most}" for name, most in ceiling.items() if float(found[name]) > most}
+    above = {
+        name: f"{found[name]}, allowed {most}"
+        for name, most in ceiling.items()
+        if float(found[name]) > most
+    }
     assert not above, f"{above}; operators: {counted(form).whole.operators.most_common(12)}"
 
 

@@ -27,7 +27,14 @@ PARAMETERS = {
     "deit_small_distilled_patch16_224": 22_436_432,
     "deit_base_distilled_patch16_224": 87_338_192,
 }
-NANO: dict[str, Any] = {"image_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 5}
+NANO: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 8,
+    "embed_dim": 24,
+    "depth": 3,
+    "num_heads": 3,
+    "num_classes": 5,
+}
 
 
 def make_student(**overrides: Any) -> Student:
@@ -111,9 +118,13 @@ def slow_forward(student: Student, image: torch.Tensor, keep: torch.Tensor) -> l
     blocks: Any = student.blocks
     for block, bits, rate in zip(blocks, keep, student.drop_path_rates, strict=True):
         if bits[0]:
-            q, k, v = block.attn.qkv(block.norm1(x)).unflatten(1, (3, student.num_heads, -1)).unbind(1)
+            q, k, v = (
+                block.attn.qkv(block.norm1(x)).unflatten(1, (3, student.num_heads, -1)).unbind(1)
+            )
             weights = (torch.einsum("nhd,mhd->hnm", q, k) * q.shape[-1] ** -0.5).softmax(-1)
-            x = x + block.attn.proj(torch.einsum("hnm,mhd->nhd", weights, v).flatten(1)) / (1 - rate)
+            x = x + block.attn.proj(torch.einsum("hnm,mhd->nhd", weights, v).flatten(1)) / (
+                1 - rate
+            )
         if bits[1]:
             x = x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x)))) / (1 - rate)
     x = student.norm(x)
@@ -130,7 +141,9 @@ def test_drop_path_equals_the_slow_loop(constant: bool) -> None:
         heads = student(images, keep)
         for row in range(8):
             expected = slow_forward(student, images[row], keep[row])
-            torch.testing.assert_close([heads[0][row], heads[1][row]], expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                [heads[0][row], heads[1][row]], expected, rtol=1e-4, atol=1e-5
+            )
 
 
 def test_drop_path_rates() -> None:
@@ -157,7 +170,9 @@ def test_every_parameter_gets_a_gradient(distilled: bool, qkv_bias: bool) -> Non
     student = make_student(distilled=distilled, qkv_bias=qkv_bias).train()
     outputs = student(make_images(4, 32), torch.ones(4, 3, 2, dtype=torch.bool))
     sum(logits.square().sum() for logits in (outputs if distilled else [outputs])).backward()
-    without = [key for key, p in student.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    without = [
+        key for key, p in student.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ]
     assert without == []
     assert any("qkv.bias" in key for key, _ in student.named_parameters()) == qkv_bias
 
@@ -178,7 +193,10 @@ def test_initialisation() -> None:
             assert abs(parameter.mean().item()) < 0.02 * 4 / parameter.numel() ** 0.5 + 1e-6, key
 
 
-@pytest.mark.parametrize("size", [{"image_size": 40}, {"patch_size": 4}, {"num_heads": 2, "mlp_ratio": 2.5}, {"depth": 1}])
+@pytest.mark.parametrize(
+    "size",
+    [{"image_size": 40}, {"patch_size": 4}, {"num_heads": 2, "mlp_ratio": 2.5}, {"depth": 1}],
+)
 def test_other_shapes(size: dict[str, Any]) -> None:
     student = make_student(**size, distilled=False).eval()
     assert student(make_images(2, size.get("image_size", 32))).shape == (2, 5)
@@ -225,9 +243,14 @@ def test_evaluates_at_another_size_as_resized_weights_do() -> None:
 def save(tmp_path: Path, state: dict[str, Any], wrapper: str | None, suffix: str) -> Path:
     path = tmp_path / f"weights{suffix}"
     if suffix == ".safetensors":
-        save_file(state, path, metadata={"model": "deit_tiny_distilled_patch16_224", "num_heads": "3"})
+        save_file(
+            state, path, metadata={"model": "deit_tiny_distilled_patch16_224", "num_heads": "3"}
+        )
     else:
-        torch.save({wrapper: state, "args": argparse.Namespace(lr=1.0), "epoch": 3} if wrapper else state, path)
+        torch.save(
+            {wrapper: state, "args": argparse.Namespace(lr=1.0), "epoch": 3} if wrapper else state,
+            path,
+        )
     return path
 
 
@@ -239,7 +262,9 @@ def test_weights_load_from_every_wrapper(tmp_path: Path, wrapper: str | None, su
     source, target = make_student(), make_student()
     perturb(source)
     assert load_student_weights(target, save(tmp_path, source.state_dict(), wrapper, suffix)) == []
-    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True)
+    )
 
 
 def test_resolution_and_class_count_may_differ(tmp_path: Path) -> None:
@@ -248,9 +273,13 @@ def test_resolution_and_class_count_may_differ(tmp_path: Path) -> None:
     head = target.head.weight.clone()
     notes = load_student_weights(target, save(tmp_path, source.state_dict(), None, ".pth"))
     assert len(notes) == 3 and "head" in notes[0] and "4 x 4 to 8 x 8" in notes[2]
-    assert torch.equal(target.pos_embed[:, :2], source.pos_embed[:, :2]) and torch.equal(target.head.weight, head)
+    assert torch.equal(target.pos_embed[:, :2], source.pos_embed[:, :2]) and torch.equal(
+        target.head.weight, head
+    )
     grid = source.pos_embed[:, 2:].reshape(1, 4, 4, 24).permute(0, 3, 1, 2)
-    resized = F.interpolate(grid, size=(8, 8), mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
+    resized = (
+        F.interpolate(grid, size=(8, 8), mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
+    )
     torch.testing.assert_close(target.pos_embed[:, 2:], resized)
 
 

@@ -111,7 +111,9 @@ def test_a_signal_stops_within_two_steps_and_the_same_command_goes_on(
     assert_ends_the_same(folder, argv, whole)
 
 
-def test_a_stop_file_stops_once(argv: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_file_stops_once(
+    argv: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "run"
 
     def leave_a_file() -> None:
@@ -126,7 +128,11 @@ def test_a_stop_file_stops_once(argv: list[str], whole: Path, tmp_path: Path, mo
 
 
 def test_a_time_limit_stops_and_each_start_gets_it_anew(
-    argv: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argv: list[str],
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "run"
     limited = [*argv, "--time-limit", "0:02", "--output-dir", str(folder)]
@@ -138,7 +144,8 @@ def test_a_time_limit_stops_and_each_start_gets_it_anew(
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90", 5400), ("1:30", 90), ("2:00:00", 7200), ("1-0", 86400), ("1-2:30:15", 95415)]
+    ("text", "seconds"),
+    [("90", 5400), ("1:30", 90), ("2:00:00", 7200), ("1-0", 86400), ("1-2:30:15", 95415)],
 )
 def test_time_limits_are_slurms(text: str, seconds: int) -> None:
     assert parse_time_limit(text) == seconds and parse_time_limit("") is None
@@ -174,18 +181,28 @@ def test_a_signal_in_an_evaluation_cuts_it_off_and_it_is_made_up_for(
 
 
 def test_a_signal_while_it_starts_leaves_nothing_behind(
-    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argv: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from fastdeit import run
 
     original = run._resume
     monkeypatch.setattr(run, "_resume", lambda live: (original(live), ask(signal.SIGTERM)()))
     assert train_command([*argv, "--output-dir", str(tmp_path / "run")], "test") == 0
-    assert "stopped after step 0 of 12 (SIGTERM)" in capsys.readouterr().out and not (tmp_path / "run").exists()
+    assert (
+        "stopped after step 0 of 12 (SIGTERM)" in capsys.readouterr().out
+        and not (tmp_path / "run").exists()
+    )
 
 
 def test_an_exception_is_told_at_the_next_start_and_then_archived(
-    argv: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argv: list[str],
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "run"
 
@@ -198,11 +215,18 @@ def test_an_exception_is_told_at_the_next_start_and_then_archived(
     told = json.loads((folder / "failure-rank0.json").read_text())
     assert (told["rank"], told["step"], told["error"]) == (0, 4, "RuntimeError: out of [/memory]")
     assert "in fail" in told["details"] and not (folder / "lock").exists()
-    assert train_command([*argv, "--output-dir", str(folder), "--stop-after-steps", "1"], "test") == 0
+    assert (
+        train_command([*argv, "--output-dir", str(folder), "--stop-after-steps", "1"], "test") == 0
+    )
     said = " ".join(capsys.readouterr().out.split())
-    assert "the attempt before this failed first on rank 0" in said and "RuntimeError: out of [/memory]" in said
+    assert (
+        "the attempt before this failed first on rank 0" in said
+        and "RuntimeError: out of [/memory]" in said
+    )
     assert not list(folder.glob("failure-*"))
-    assert [json.loads(line)["error"] for line in (folder / "failures.jsonl").read_text().splitlines()] == [told["error"]]
+    assert [
+        json.loads(line)["error"] for line in (folder / "failures.jsonl").read_text().splitlines()
+    ] == [told["error"]]
     shutil.copy(folder / "failures.jsonl", whole / "failures.jsonl")  # the one file more
     assert_ends_the_same(folder, argv, whole)
     (whole / "failures.jsonl").unlink()
@@ -216,10 +240,14 @@ def test_the_earliest_failure_is_named_first(tmp_path: Path) -> None:
     taken = take_failures(tmp_path)
     assert [failure["rank"] for failure in taken] == [2, 0, 1]
     assert tell(taken[0], tmp_path).startswith("the attempt before this failed first on rank 2 (")
-    assert [path.name for path in tmp_path.iterdir()] == ["failures.jsonl"] and take_failures(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["failures.jsonl"] and take_failures(
+        tmp_path
+    ) == []
 
 
-def test_a_failure_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_that_cannot_be_written_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").touch()
     write_failure(tmp_path / "file" / "run", 1, "step", 7, "error", "...")
     assert "rank 1: no failure file" in capsys.readouterr().err
@@ -237,7 +265,9 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def test_a_second_interrupt_aborts_and_an_echo_of_the_first_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_interrupt_aborts_and_an_echo_of_the_first_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(supervision, "_AGAIN_S", 0.3)
     aborts = Aborts()
     requests = StopRequests(None, None, None, aborts)
@@ -305,7 +335,10 @@ def test_ancestors_are_missed_when_they_die(tmp_path: Path) -> None:
         script = runner
         with (tmp_path / name).with_suffix(".out").open("w+") as out:
             command = [sys.executable, str(runner), sys.executable, "-c", launch, rank]
-            environment = os.environ | {"RANK": "0", "PYTHONPATH": str(Path(__file__).parent.parent)}
+            environment = os.environ | {
+                "RANK": "0",
+                "PYTHONPATH": str(Path(__file__).parent.parent),
+            }
             process = subprocess.Popen(command, stdout=out, env=environment)
             until(lambda: out.seek(0) or out.read())  # noqa: B023
             process.kill()
@@ -336,8 +369,12 @@ def test_ranks_that_differ_are_named_with_what_differs(monkeypatch: pytest.Monke
     here = identity._identity(config)
     check_same_everywhere(config)
     other = here | {"optim.lr": 0.1, "code": "0123"}
-    monkeypatch.setattr(identity, "on_every_rank", lambda action: [("a", here), ("a", here), ("b", other)])
-    with pytest.raises(ValueError, match=r"rank 2 \(b\) differs from rank 0 in optim.lr: 0.0005, there 0.1; code: "):
+    monkeypatch.setattr(
+        identity, "on_every_rank", lambda action: [("a", here), ("a", here), ("b", other)]
+    )
+    with pytest.raises(
+        ValueError, match=r"rank 2 \(b\) differs from rank 0 in optim.lr: 0.0005, there 0.1; code: "
+    ):
         check_same_everywhere(config)
 
 

@@ -37,14 +37,26 @@ def make_images(batch: int = 3, size: int = SIZE) -> torch.Tensor:
 
 def make_convnet() -> nn.Module:
     torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    layers = [
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    ]
     return nn.Sequential(*layers, nn.Linear(8, CLASSES)).eval()
 
 
 def own_metadata(name: str, size: int, **more: str) -> dict[str, str]:
     """What our own trainer writes beside its weights."""
     texts = {"input_size": json.dumps(size), "mean": json.dumps(MEAN), "std": json.dumps(STD)}
-    return {"model": name, "num_classes": str(CLASSES), "classes": json.dumps(list("abcdef")), **texts, **more}
+    return {
+        "model": name,
+        "num_classes": str(CLASSES),
+        "classes": json.dumps(list("abcdef")),
+        **texts,
+        **more,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +66,9 @@ def timm_model() -> nn.Module:
 
 
 @pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
-def test_timm_teacher_sees_images_its_own_way(timm_model: nn.Module, tmp_path: Path, wrapper: str | None) -> None:
+def test_timm_teacher_sees_images_its_own_way(
+    timm_model: nn.Module, tmp_path: Path, wrapper: str | None
+) -> None:
     path = tmp_path / "teacher.pth"
     torch.save({wrapper: timm_model.state_dict()} if wrapper else timm_model.state_dict(), path)
     teacher, images = load(TIMM, path), make_images()
@@ -69,7 +83,9 @@ def test_timm_teacher_sees_images_its_own_way(timm_model: nn.Module, tmp_path: P
 
 
 def test_run_folder_names_its_model_and_view(timm_model: nn.Module, tmp_path: Path) -> None:
-    save_file(timm_model.state_dict(), tmp_path / "student.safetensors", metadata=own_metadata(TIMM, SIZE))
+    save_file(
+        timm_model.state_dict(), tmp_path / "student.safetensors", metadata=own_metadata(TIMM, SIZE)
+    )
     teacher, images = load("", tmp_path), make_images()
     with torch.no_grad():
         torch.testing.assert_close(teacher(images), timm_model(images), rtol=1e-5, atol=1e-5)
@@ -79,7 +95,13 @@ def test_run_folder_names_its_model_and_view(timm_model: nn.Module, tmp_path: Pa
 
 def test_our_student_teaches(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"image_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+    sizes: dict[str, Any] = {
+        "image_size": 32,
+        "patch_size": 8,
+        "embed_dim": 24,
+        "depth": 2,
+        "num_heads": 3,
+    }
     student = Student(**sizes, num_classes=CLASSES).eval()
     metadata = own_metadata("deit_tiny_distilled_patch16_224", 32, num_heads="3")
     save_file(student.state_dict(), tmp_path / "student.safetensors", metadata=metadata)
@@ -91,7 +113,9 @@ def test_our_student_teaches(tmp_path: Path) -> None:
 def test_vision_transformer_is_built_for_its_size(tmp_path: Path) -> None:
     name = "test_vit"
     model = timm.create_model(name, num_classes=CLASSES, img_size=SIZE).eval()
-    save_file(model.state_dict(), tmp_path / "student.safetensors", metadata=own_metadata(name, SIZE))
+    save_file(
+        model.state_dict(), tmp_path / "student.safetensors", metadata=own_metadata(name, SIZE)
+    )
     with torch.no_grad():
         torch.testing.assert_close(load(name, tmp_path)(make_images()), model(make_images()))
 
@@ -102,12 +126,18 @@ def save_script(model: nn.Module, path: Path) -> None:
 
 def save_export(model: nn.Module, path: Path) -> None:
     batch = torch.export.Dim("batch", min=2)
-    torch.export.save(torch.export.export(model, (make_images(),), dynamic_shapes=({0: batch},)), path)
+    torch.export.save(
+        torch.export.export(model, (make_images(),), dynamic_shapes=({0: batch},)), path
+    )
 
 
-@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch.export.load of torch 2.11
+@pytest.mark.filterwarnings(
+    "ignore:The given buffer is not writable"
+)  # torch.export.load of torch 2.11
 @pytest.mark.parametrize(("save", "kind"), [(save_script, "torchscript"), (save_export, "export")])
-def test_recorded_programs(save: Callable[[nn.Module, Path], None], kind: str, tmp_path: Path) -> None:
+def test_recorded_programs(
+    save: Callable[[nn.Module, Path], None], kind: str, tmp_path: Path
+) -> None:
     model, images = make_convnet(), make_images()
     save(model, tmp_path / "teacher.pt2")
     expected = model(images).detach()
@@ -144,13 +174,19 @@ def test_teacher_is_frozen_and_in_evaluation(timm_model: nn.Module, tmp_path: Pa
     torch.save(timm_model.state_dict(), tmp_path / "teacher.pth")
     teacher = load(TIMM, tmp_path / "teacher.pth", dtype=torch.bfloat16)
     model: Any = teacher._model
-    assert not any(p.requires_grad for p in model.parameters()) and not any(m.training for m in model.modules())
+    assert not any(p.requires_grad for p in model.parameters()) and not any(
+        m.training for m in model.modules()
+    )
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model.conv1[0].weight.is_contiguous(memory_format=torch.channels_last)
     images = make_images().half().requires_grad_()
     logits = teacher(images)
-    assert logits.dtype == torch.float32 and logits.shape == (3, CLASSES) and not logits.requires_grad
-    torch.testing.assert_close(logits, load(TIMM, tmp_path / "teacher.pth")(images), rtol=0.05, atol=0.05)
+    assert (
+        logits.dtype == torch.float32 and logits.shape == (3, CLASSES) and not logits.requires_grad
+    )
+    torch.testing.assert_close(
+        logits, load(TIMM, tmp_path / "teacher.pth")(images), rtol=0.05, atol=0.05
+    )
 
 
 def refuses(message: str, name: str | None, path: Path | None, **overrides: Any) -> None:
@@ -166,7 +202,9 @@ def test_errors_are_one_line(timm_model: nn.Module, tmp_path: Path) -> None:
     refuses("no checkpoint at", TIMM, tmp_path / "none.pth")
     refuses("near: resnet10t", "resnet10tt", path)
     refuses("knows 6 classes, the data set has 7", TIMM, path, num_classes=7)
-    refuses("the checkpoint does not fit resnet18: .* is missing; .* and [0-9]+ more", "resnet18", path)
+    refuses(
+        "the checkpoint does not fit resnet18: .* is missing; .* and [0-9]+ more", "resnet18", path
+    )
     refuses("is no torchscript file", "torchscript", path)
     refuses("unknown teacher ''", "", path)
     refuses("no module 'not_there'", "not_there:teacher", None)

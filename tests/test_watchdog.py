@@ -83,6 +83,8 @@ time.sleep(0.3)
 hold_the_lock()
 """
     began = time.monotonic()
-    end = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    end = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
     assert end.returncode == 1 and time.monotonic() - began < 20
     assert "Timeout (" in end.stderr and "in hold_the_lock" in end.stderr

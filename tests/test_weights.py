@@ -32,13 +32,24 @@ class Touch:
 
 def older_form(content: bytes) -> bytes:
     system = {"protocol_version": PROTOCOL, "little_endian": True, "type_sizes": {}}
-    return b"".join([*(pickle.dumps(part, 2) for part in (MAGIC, PROTOCOL, system)), content, pickle.dumps([], 2)])
+    return b"".join(
+        [
+            *(pickle.dumps(part, 2) for part in (MAGIC, PROTOCOL, system)),
+            content,
+            pickle.dumps([], 2),
+        ]
+    )
 
 
 def zipped(content: bytes, compression: int = zipfile.ZIP_STORED, **more: bytes) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as archive:
-        for name, data in {"data.pkl": content, "version": b"3\n", "byteorder": b"little", **more}.items():
+        for name, data in {
+            "data.pkl": content,
+            "version": b"3\n",
+            "byteorder": b"little",
+            **more,
+        }.items():
             archive.writestr(f"archive/{name}", data)
     return buffer.getvalue()
 
@@ -49,7 +60,9 @@ def saved(value: object, older: bool = False) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("form", ["pickle", "older form", "zip", "in a state dict", "in the command line"])
+@pytest.mark.parametrize(
+    "form", ["pickle", "older form", "zip", "in a state dict", "in the command line"]
+)
 def test_a_pickle_with_a_program_is_refused_and_not_run(form: str, tmp_path: Path) -> None:
     canary, path = tmp_path / "canary", tmp_path / "weights.pth"
     program = pickle.dumps({"head.weight": Touch(canary)}, 2)
@@ -57,18 +70,32 @@ def test_a_pickle_with_a_program_is_refused_and_not_run(form: str, tmp_path: Pat
         "pickle": program,
         "older form": older_form(program),
         "zip": zipped(program),
-        "in a state dict": saved({"model": {"head.weight": torch.zeros(3)}, "epoch": Touch(canary)}),
-        "in the command line": saved({"model": {"a": torch.zeros(3)}, "args": argparse.Namespace(hook=Touch(canary))}),
+        "in a state dict": saved(
+            {"model": {"head.weight": torch.zeros(3)}, "epoch": Touch(canary)}
+        ),
+        "in the command line": saved(
+            {"model": {"a": torch.zeros(3)}, "args": argparse.Namespace(hook=Touch(canary))}
+        ),
     }
     path.write_bytes(contents[form])
     with pytest.raises(ValueError, match="does not load as plain weights"):
         read_weights(path)
     shown: dict[str, tuple[float, ...]] = {"student_mean": (0.5,) * 3, "student_std": (0.5,) * 3}
     with pytest.raises(ValueError):
-        load_teacher("test_resnet", path, num_classes=3, device="cpu", dtype=torch.float32, student_size=32, **shown)
+        load_teacher(
+            "test_resnet",
+            path,
+            num_classes=3,
+            device="cpu",
+            dtype=torch.float32,
+            student_size=32,
+            **shown,
+        )
     assert not canary.exists()
     torch.load(path, weights_only=False) if form in ("older form", "in a state dict") else None
-    assert canary.exists() == (form in ("older form", "in a state dict"))  # the canary sings where it is let
+    assert canary.exists() == (
+        form in ("older form", "in a state dict")
+    )  # the canary sings where it is let
 
 
 def byte_array(count: int) -> bytes:
@@ -79,12 +106,20 @@ def byte_array(count: int) -> bytes:
 EXPANDING: dict[str, Callable[[], bytes]] = {
     "byte array": lambda: zipped(byte_array(1 << 28)),
     "byte array, older form": lambda: older_form(byte_array(1 << 28)),
-    "compressed": lambda: zipped(pickle.dumps({}, 2), zipfile.ZIP_DEFLATED, **{"data/0": bytes(1 << 24)}),
-    "compressed beside much else": lambda: zipped(pickle.dumps({}, 2), zipfile.ZIP_DEFLATED, **{"data/0": os.urandom(1 << 16)}),
+    "compressed": lambda: zipped(
+        pickle.dumps({}, 2), zipfile.ZIP_DEFLATED, **{"data/0": bytes(1 << 24)}
+    ),
+    "compressed beside much else": lambda: zipped(
+        pickle.dumps({}, 2), zipfile.ZIP_DEFLATED, **{"data/0": os.urandom(1 << 16)}
+    ),
     "one number as many": lambda: saved({"a": torch.zeros(1).expand(1 << 20, 1 << 20)}),
-    "one number as many, older form": lambda: saved({"a": torch.zeros(1).expand(1 << 20, 1 << 20)}, older=True),
+    "one number as many, older form": lambda: saved(
+        {"a": torch.zeros(1).expand(1 << 20, 1 << 20)}, older=True
+    ),
     "no memory": lambda: saved({"a": torch.zeros(1 << 20, 1 << 20, device="meta")}),
-    "out of nothing": lambda: zipped(b"\x80\x02}X\x01\x00\x00\x00actorch\nFloatTensor\nM\xff\xffM\xff\xff\x86Rs."),
+    "out of nothing": lambda: zipped(
+        b"\x80\x02}X\x01\x00\x00\x00actorch\nFloatTensor\nM\xff\xffM\xff\xff\x86Rs."
+    ),
 }
 
 
@@ -112,7 +147,15 @@ def peak_mib() -> int:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"PK\x03\x04", b"hello", b"<html>", older_form(b"\x80\x02h\x05."), older_form(b"\x80\x02R.")]
+    "content",
+    [
+        b"",
+        b"PK\x03\x04",
+        b"hello",
+        b"<html>",
+        older_form(b"\x80\x02h\x05."),
+        older_form(b"\x80\x02R."),
+    ],
 )
 def test_what_is_no_pickle_of_weights_is_one_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_bytes(content)
@@ -122,27 +165,47 @@ def test_what_is_no_pickle_of_weights_is_one_error(content: bytes, tmp_path: Pat
 
 def test_plain_weights_in_any_form_are_read(tmp_path: Path) -> None:
     tied = torch.randn(4, 3)
-    state = {"a": tied, "b": tied, "c": tied[1:], "d": tied.t(), "e": torch.tensor(3), "f": torch.zeros(0, 3)}
+    state = {
+        "a": tied,
+        "b": tied,
+        "c": tied[1:],
+        "d": tied.t(),
+        "e": torch.tensor(3),
+        "f": torch.zeros(0, 3),
+    }
     for older in (False, True):
         path = tmp_path / "weights.pth"
-        path.write_bytes(saved({"model": state, "args": argparse.Namespace(lr=0.1), "epoch": 3}, older))
+        path.write_bytes(
+            saved({"model": state, "args": argparse.Namespace(lr=0.1), "epoch": 3}, older)
+        )
         found, _ = read_weights(path)
-        assert set(found) == set(state) and all(torch.equal(found[name], value) for name, value in state.items())
+        assert set(found) == set(state) and all(
+            torch.equal(found[name], value) for name, value in state.items()
+        )
 
 
 HEADERS = {
     "huge": (1 << 40).to_bytes(8, "little") + b"{}",
-    "larger than allowed": (HEADER_LIMIT + 1).to_bytes(8, "little") + b"{" + b" " * HEADER_LIMIT + b"}",
+    "larger than allowed": (HEADER_LIMIT + 1).to_bytes(8, "little")
+    + b"{"
+    + b" " * HEADER_LIMIT
+    + b"}",
     "no JSON": (4).to_bytes(8, "little") + b"nope",
     "short": b"\x02",
-    "shape": json.dumps({"a": {"dtype": "F32", "shape": [1 << 40, 1 << 40], "data_offsets": [0, 4]}}).encode(),
-    "offsets": json.dumps({"a": {"dtype": "F32", "shape": [1 << 30], "data_offsets": [0, 1 << 32]}}).encode(),
+    "shape": json.dumps(
+        {"a": {"dtype": "F32", "shape": [1 << 40, 1 << 40], "data_offsets": [0, 4]}}
+    ).encode(),
+    "offsets": json.dumps(
+        {"a": {"dtype": "F32", "shape": [1 << 30], "data_offsets": [0, 1 << 32]}}
+    ).encode(),
 }
 
 
 @pytest.mark.parametrize("kind", HEADERS)
 def test_a_safetensors_file_that_claims_too_much_is_refused(kind: str, tmp_path: Path) -> None:
     path, content = tmp_path / "weights.safetensors", HEADERS[kind]
-    path.write_bytes(len(content).to_bytes(8, "little") + content + bytes(4) if content[:1] == b"{" else content)
+    path.write_bytes(
+        len(content).to_bytes(8, "little") + content + bytes(4) if content[:1] == b"{" else content
+    )
     with at_most_mib(64), pytest.raises(ValueError, match="no whole safetensors file"):
         read_weights(path)

@@ -17,7 +17,16 @@ from fastdeit.distributed import World, init_distributed
 from fastdeit.training.flat import Slice
 from fastdeit.zero import Pieces, open_partitions
 from tests.launching import ROOT, free_port
-from tests.parity import BATCH, LOSSES, STEPS_PER_EPOCH, configure, make_plan, make_trainer, plain_loop, run_steps
+from tests.parity import (
+    BATCH,
+    LOSSES,
+    STEPS_PER_EPOCH,
+    configure,
+    make_plan,
+    make_trainer,
+    plain_loop,
+    run_steps,
+)
 from tests.parity_ranks import AFTER, OWN_FIELDS, SAVED_AT, SHORT, STEPS, variants
 
 STAGES = (1, 2, 3)
@@ -50,12 +59,34 @@ def leave_and_launch(folder: Path, form: str, world: World) -> dict[str, Any]:
         run_steps(trainer, SAVED_AT)
         tensors, state = trainer.state()
         save_checkpoint(folder / "one" / str(stage), state["step"], tensors, state, keep=2)
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "-q", "--no_local_rank", "--num_accelerators", "2"]
-    command = [*launcher, "--master_port", str(free_port()), "--module", "tests.parity_ranks", str(folder), form]
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    launcher = [
+        sys.executable,
+        "-m",
+        "deepspeed.launcher.runner",
+        "-q",
+        "--no_local_rank",
+        "--num_accelerators",
+        "2",
+    ]
+    command = [
+        *launcher,
+        "--master_port",
+        str(free_port()),
+        "--module",
+        "tests.parity_ranks",
+        str(folder),
+        form,
+    ]
+    environment = os.environ | {
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
         environment.pop(name, None)
-    end = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=500)
+    end = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=500
+    )
     assert end.returncode == 0, end.stdout + end.stderr
     return json.loads((folder / "two.json").read_text())
 
@@ -67,19 +98,27 @@ def test_plain_torch_still_gives_the_losses_that_are_kept(expected: list[float])
 
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("stage", range(4))
-def test_one_process_gives_the_losses_of_plain_torch(stage: int, accumulate: int, world: World, expected: list[float]) -> None:
+def test_one_process_gives_the_losses_of_plain_torch(
+    stage: int, accumulate: int, world: World, expected: list[float]
+) -> None:
     micro = BATCH // accumulate
-    losses = run_steps(make_trainer(configure(zero_stage=stage, micro_batch=micro), world), STEPS, micro)
+    losses = run_steps(
+        make_trainer(configure(zero_stage=stage, micro_batch=micro), world), STEPS, micro
+    )
     assert losses == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_processes_give_the_losses_of_plain_torch(stage: int, two: dict[str, Any], expected: list[float]) -> None:
+def test_two_processes_give_the_losses_of_plain_torch(
+    stage: int, two: dict[str, Any], expected: list[float]
+) -> None:
     assert two["fp32"][f"{stage} x 4"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("how", [*OWN_FIELDS, "2 offloaded", "3 offloaded"])
-def test_two_processes_in_other_forms_begin_the_same(how: str, two: dict[str, Any], expected: list[float]) -> None:
+def test_two_processes_in_other_forms_begin_the_same(
+    how: str, two: dict[str, Any], expected: list[float]
+) -> None:
     assert two["fp32"][f"{how} x 4"] == pytest.approx(expected[:SHORT], rel=1e-5)
 
 
@@ -94,13 +133,17 @@ def test_two_processes_at_full_length(tmp_path: Path, world: World, expected: li
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_an_offloaded_optimizer_gives_the_losses_of_plain_torch(stage: int, world: World, expected: list[float]) -> None:
+def test_an_offloaded_optimizer_gives_the_losses_of_plain_torch(
+    stage: int, world: World, expected: list[float]
+) -> None:
     trainer = make_trainer(configure(zero_stage=stage, offload_optimizer=True), world)
     assert trainer.engine.zero_use_cpu_optimizer()
     assert run_steps(trainer, STEPS) == pytest.approx(expected, rel=1e-5)
 
 
-def test_weights_in_pieces_are_evaluated_whole(folder: Path, world: World, expected: list[float]) -> None:
+def test_weights_in_pieces_are_evaluated_whole(
+    folder: Path, world: World, expected: list[float]
+) -> None:
     trainer = make_trainer(configure(**variants(folder)["3 in pieces"]), world)
     assert run_steps(trainer, SAVED_AT) == pytest.approx(expected[:SAVED_AT], rel=1e-5)
     assert trainer.model.head.weight.numel() == 0
@@ -129,7 +172,9 @@ def test_nan_on_one_rank_skips_the_step_on_both(how: str, two: dict[str, Any]) -
 def test_two_processes_go_on_from_a_checkpoint_of_one(
     source: int, stage: int, two: dict[str, Any], expected: list[float]
 ) -> None:
-    assert two["resumed"][f"{source} to {stage}"] == pytest.approx(expected[SAVED_AT : SAVED_AT + AFTER], rel=1e-5)
+    assert two["resumed"][f"{source} to {stage}"] == pytest.approx(
+        expected[SAVED_AT : SAVED_AT + AFTER], rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -143,7 +188,9 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(
     trainer.load_state(tensors, state)
     for stem, named in trainer.state()[0].items():  # weights, moments and average to the bit
         assert all(torch.equal(value, tensors[stem][name]) for name, value in named.items()), stem
-    assert run_steps(trainer, AFTER) == pytest.approx(expected[SAVED_AT : SAVED_AT + AFTER], rel=1e-5)
+    assert run_steps(trainer, AFTER) == pytest.approx(
+        expected[SAVED_AT : SAVED_AT + AFTER], rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -160,7 +207,10 @@ def test_the_samples_of_a_step_are_the_same_on_any_number_of_processes(world_siz
 def test_a_parameter_comes_back_out_of_the_ranks_parts(ranks: int, shape: tuple[int, ...]) -> None:
     value = torch.randn(shape)
     size = -(-value.numel() // ranks)
-    for slot, elements in ((Slice("w", value.shape, 3), value.numel() + 5), (Pieces("w", value.shape, 3, size), size + 5)):
+    for slot, elements in (
+        (Slice("w", value.shape, 3), value.numel() + 5),
+        (Pieces("w", value.shape, 3, size), size + 5),
+    ):
         parts = torch.full((ranks, elements), torch.nan)
         slot.write(parts, value)
         assert torch.equal(slot.read(parts), value)
@@ -171,7 +221,11 @@ def test_a_parameter_comes_back_out_of_the_ranks_parts(ranks: int, shape: tuple[
 def test_a_deepspeed_without_what_is_needed_is_refused() -> None:
     for stage, lacks in ((2, "update_lp_params"), (3, "checkpoint_event_epilogue")):
         engine = types.SimpleNamespace(
-            optimizer=object(), device=torch.device("cpu"), zero_optimization_stage=lambda stage=stage: stage
+            optimizer=object(),
+            device=torch.device("cpu"),
+            zero_optimization_stage=lambda stage=stage: stage,
         )
-        with pytest.raises(RuntimeError, match=f"not supported: its ZeRO optimizer has no .*{lacks}"):
+        with pytest.raises(
+            RuntimeError, match=f"not supported: its ZeRO optimizer has no .*{lacks}"
+        ):
             open_partitions(engine)

@@ -21,7 +21,20 @@ from nvidia.dali import types as dali_types
 from nvidia.dali.data_node import DataNode
 
 from fastdeit.data.pil_jit import STAMP, compiled
-from fastdeit.data.pil_sample import ARGS, BOX, FILL, FLIP, KEY, LAYERS, MEAN, MODE, MODES, STD, operate, run_sample
+from fastdeit.data.pil_sample import (
+    ARGS,
+    BOX,
+    FILL,
+    FLIP,
+    KEY,
+    LAYERS,
+    MEAN,
+    MODE,
+    MODES,
+    STD,
+    operate,
+    run_sample,
+)
 from fastdeit.draws import OPS
 from fastdeit.plan import Draws, PlanSpec
 
@@ -42,7 +55,9 @@ def exact(images: DataNode, ints: DataNode, floats: DataNode, *, size: int) -> D
     return fn.reshape(out, layout="CHW")
 
 
-def pack_exact(draws: Draws, spec: PlanSpec, mean: Sequence[float], std: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def pack_exact(
+    draws: Draws, spec: PlanSpec, mean: Sequence[float], std: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
     """The rows that `exact` takes in training: int32 (B, 15 + layers) and float64 (B, 6 + 2 * layers)."""
     count, layers = draws.ops.shape
     ints, floats = _rows(draws.resize, mean, std, layers)
@@ -56,7 +71,9 @@ def pack_exact(draws: Draws, spec: PlanSpec, mean: Sequence[float], std: Sequenc
     return ints, floats
 
 
-def pack_windows(resize: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def pack_windows(
+    resize: np.ndarray, mean: Sequence[float], std: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
     """The rows that `exact` takes in evaluation, as `pack_exact`.
 
     resize: int (B, 4), the height and width to resize to, then y and x of the window kept of that.
@@ -72,11 +89,15 @@ def apply_op(image: np.ndarray, op: int, arg: float, fill: Sequence[int]) -> np.
     return np.ascontiguousarray(planes.transpose(1, 2, 0))
 
 
-def _rows(resize: np.ndarray, mean: Sequence[float], std: Sequence[float], layers: int) -> tuple[np.ndarray, np.ndarray]:
+def _rows(
+    resize: np.ndarray, mean: Sequence[float], std: Sequence[float], layers: int
+) -> tuple[np.ndarray, np.ndarray]:
     ints = np.zeros((len(resize), LAYERS + layers), np.int32)
     floats = np.zeros((len(resize), ARGS + 2 * layers))
     ints[:, :FLIP] = resize
-    ints[:, FILL:LAYERS] = [min(255, round(255 * value)) for value in mean]  # timm fills with the mean colour
+    ints[:, FILL:LAYERS] = [
+        min(255, round(255 * value)) for value in mean
+    ]  # timm fills with the mean colour
     floats[:, MEAN:STD], floats[:, STD:ARGS] = mean, std
     return ints, floats
 
@@ -88,7 +109,9 @@ def _arguments(ops: np.ndarray, args: np.ndarray) -> np.ndarray:
     turned = np.nonzero(ops == _ROTATE)
     # Python's round is correct to the last bit, NumPy's is not
     angles = [-math.radians(degrees % 360.0) for degrees in args[turned].tolist()]
-    pairs[turned] = np.array([(round(math.cos(angle), 15), round(math.sin(angle), 15)) for angle in angles]).reshape(-1, 2)
+    pairs[turned] = np.array(
+        [(round(math.cos(angle), 15), round(math.sin(angle), 15)) for angle in angles]
+    ).reshape(-1, 2)
     return pairs
 
 
@@ -124,7 +147,9 @@ def _run_entry(stamp: int) -> Any:
         floats = carray(_pointer(data[3]), _shape(in_shapes, 3)[0], np.float64)
         run_sample(image, ints, floats, out)
 
-    return _callback(run, types.void(*[types.uint64] * 3, types.int32, *[types.uint64] * 3, types.int32))
+    return _callback(
+        run, types.void(*[types.uint64] * 3, types.int32, *[types.uint64] * 3, types.int32)
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -139,13 +164,25 @@ def _setup_entry(stamp: int) -> Any:
             shape[0] = 3
             shape[1] = shape[2] = _shape(in_shapes, i)[0]
 
-    signature = (types.uint64, types.uint64, types.int32, types.uint64, types.uint64, types.int32, types.int32)
+    signature = (
+        types.uint64,
+        types.uint64,
+        types.int32,
+        types.uint64,
+        types.uint64,
+        types.int32,
+        types.int32,
+    )
     return _callback(setup, types.void(*signature))
 
 
 def _callback(function: Any, signature: Any) -> Any:
     """A C function that holds no lock, compiled now or taken from disk."""
-    note = threading.Timer(_PATIENCE_S, _log.warning, ["compiling the augmentation for this machine, once: half a minute"])
+    note = threading.Timer(
+        _PATIENCE_S,
+        _log.warning,
+        ["compiling the augmentation for this machine, once: half a minute"],
+    )
     note.start()
     try:
         return cfunc(signature, nopython=True, cache=True)(function)

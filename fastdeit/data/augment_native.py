@@ -23,7 +23,9 @@ FLOAT_COLUMNS = 9
 """Floats a layer takes: a warp's matrix row by row, an enhancement's factor in the first place, or the taps of a blur."""
 
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # PIL's ImageFilter.SMOOTH
-_ALMOST_HALF = 0.49998 / 255  # of full scale; a little less than a half, so that float32 noise under a whole level is forgiven
+_ALMOST_HALF = (
+    0.49998 / 255
+)  # of full scale; a little less than a half, so that float32 noise under a whole level is forgiven
 
 _BOX_TAPS, _BOX_PASSES = 5, 3  # of PIL's Gaussian blur: five taps reach as far as radius 2.4
 
@@ -82,12 +84,18 @@ def native_window(images: DataNode, resize_row: DataNode, size: int) -> DataNode
     row = fn.cast(resize_row, dtype=types.FLOAT)
     resized = fn.resize(images, size=row[0:2], interp_type=types.INTERP_CUBIC, antialias=True)
     # of a shift by whole pixels the nearest neighbour is the pixel itself
-    matrix = types.Constant(_IDENTITY) + types.Constant(_SHIFT_X) * row[3] + types.Constant(_SHIFT_Y) * row[2]
+    matrix = (
+        types.Constant(_IDENTITY)
+        + types.Constant(_SHIFT_X) * row[3]
+        + types.Constant(_SHIFT_Y) * row[2]
+    )
     border = {"border_mode": "reflect_101", "interp_type": types.INTERP_NN}
     return fn.experimental.warp_perspective(resized, matrix=matrix, size=[size, size], **border)
 
 
-def _select(numbers: Sequence[int], branch: DataNode, images: DataNode, operands: _Operands) -> DataNode:
+def _select(
+    numbers: Sequence[int], branch: DataNode, images: DataNode, operands: _Operands
+) -> DataNode:
     """A binary tree of conditionals over the branches `numbers`, in rising order."""
     if len(numbers) == 1:
         return _BRANCHES[numbers[0]](images, operands)
@@ -146,9 +154,13 @@ def _auto_contrast(images: DataNode, operands: _Operands) -> DataNode:
     high = fn.reductions.max(images, axis_names="HW", keep_dims=True)
     flat = low == high  # a channel of one level stays as it is
     if _may_be_named(low):  # to the one operator for it
-        mean, deviation = (fn.cast(x, dtype=types.FLOAT) for x in (low * (low != high), high - low + 255 * flat))
+        mean, deviation = (
+            fn.cast(x, dtype=types.FLOAT) for x in (low * (low != high), high - low + 255 * flat)
+        )
         shift = -255 * _ALMOST_HALF
-        return fn.normalize(images, mean=mean, stddev=deviation, scale=255.0, shift=shift, dtype=types.UINT8)
+        return fn.normalize(
+            images, mean=mean, stddev=deviation, scale=255.0, shift=shift, dtype=types.UINT8
+        )
     # PIL's table is level * scale + offset in double precision, truncated
     scale = types.Constant(255.0, dtype=types.FLOAT64) / (high - low + 255 * flat)
     return fn.cast(math.floor(images * scale - low * scale * (low != high)), dtype=types.UINT8)
@@ -180,7 +192,10 @@ def _sharpness(images: DataNode, operands: _Operands) -> DataNode:
     # PIL does not filter the outermost pixels
     height, width = operands.height, operands.width
     frame = fn.erase(images, anchor=[1, 1], shape=[height - 2, width - 2])
-    anchor, shape = [0, 0, 0, 0, height - 1, 0, 0, width - 1], [1, width, height, 1, 1, width, height, 1]
+    anchor, shape = (
+        [0, 0, 0, 0, height - 1, 0, 0, width - 1],
+        [1, width, height, 1, 1, width, height, 1],
+    )
     return _blend(images, fn.erase(smooth, anchor=anchor, shape=shape) + frame, operands.factor)
 
 
@@ -200,7 +215,9 @@ def _blur(images: DataNode, operands: _Operands) -> DataNode:
 
 def _warp(images: DataNode, operands: _Operands) -> DataNode:
     matrix, fill = fn.reshape(operands.row, shape=[3, 3]), list(operands.fill)
-    return fn.experimental.warp_perspective(images, matrix=matrix, interp_type=types.INTERP_CUBIC, fill_value=fill)
+    return fn.experimental.warp_perspective(
+        images, matrix=matrix, interp_type=types.INTERP_CUBIC, fill_value=fill
+    )
 
 
 _BRANCHES = (
@@ -257,7 +274,9 @@ def _box_taps(radius: np.ndarray) -> np.ndarray:
     """
     variance = radius**2 / _BOX_PASSES
     whole = np.floor((np.sqrt(12 * variance + 1) - 1) / 2)
-    fraction = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
+    fraction = (
+        (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
+    )
     reach = np.abs(np.arange(_BOX_TAPS) - _BOX_TAPS // 2)
     weights = np.clip((whole + fraction)[:, None] - reach + 1, 0, 1)
     return weights / (2 * (whole + fraction) + 1)[:, None]

@@ -34,7 +34,17 @@ _CHUNK = 64  # images a worker takes at a time
 _PROCESSES_FROM = 4000  # below this many, starting processes costs more than the decoding
 _PROGRESS_AFTER_S = 1.5
 _DECODE_ERRORS = (
-    *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError),
+    *(
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        IndexError,
+        KeyError,
+        TypeError,
+        OverflowError,
+        MemoryError,
+    ),
     *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
 
@@ -126,7 +136,9 @@ def _loaded(image: Image.Image, data: bytes) -> Checked:
     except _DECODE_ERRORS:  # damaged EXIF harms nothing, nobody applies it
         orientation = 1
     known = isinstance(orientation, int) and 1 <= orientation <= 8
-    return Facts(image.height, image.width, image.format or "", image.mode, orientation if known else 1)
+    return Facts(
+        image.height, image.width, image.format or "", image.mode, orientation if known else 1
+    )
 
 
 def _has_whole_header(data: bytes) -> bool:
@@ -144,7 +156,9 @@ def check_places(places: Sequence[Place], workers: int) -> Iterator[Checked]:
     """`check_place` of each, in order, in threads or processes, with a progress bar if it takes long."""
     chunks = [places[i : i + _CHUNK] for i in range(0, len(places), _CHUNK)]
     results = in_parallel(_check_chunk, chunks, workers, processes=len(places) >= _PROCESSES_FROM)
-    yield from with_progress((result for chunk in results for result in chunk), len(places), "checking images")
+    yield from with_progress(
+        (result for chunk in results for result in chunk), len(places), "checking images"
+    )
 
 
 def _check_chunk(places: Sequence[Place]) -> list[Checked]:
@@ -162,7 +176,9 @@ def in_parallel(
         with _executor(workers, processes and workers > 1) as pool:
             yield from pool.map(function, jobs)
     except BrokenProcessPool:
-        raise ValueError(f"one of {workers} processes that read the data set was killed; is the memory too small?") from None
+        raise ValueError(
+            f"one of {workers} processes that read the data set was killed; is the memory too small?"
+        ) from None
 
 
 def _executor(workers: int, processes: bool) -> Executor:

@@ -46,7 +46,9 @@ def _move(partial: Path, root: Path) -> None:
         os.rename(partial, root)
     except OSError as error:
         if not _is_written(root):  # else another process was first
-            raise FileExistsError(f"{root}: cannot hold the digits; allowed is a new or an empty folder") from error
+            raise FileExistsError(
+                f"{root}: cannot hold the digits; allowed is a new or an empty folder"
+            ) from error
 
 
 def _write_images(folder: Path) -> None:

@@ -48,14 +48,24 @@ class EvalLoader:
         world_size: int = 1,
         quarantine: Quarantine | None = None,
     ) -> None:
-        self._index, self._batch_size, self._rank, self._world_size = index, batch_size, rank, world_size
+        self._index, self._batch_size, self._rank, self._world_size = (
+            index,
+            batch_size,
+            rank,
+            world_size,
+        )
         self._input_size, self._crop_pct = input_size, crop_pct
         self._batches = -(-len(index) // (batch_size * world_size))
         self._next_pass = 0
-        self._quarantine = Quarantine(index) if quarantine is None else quarantine  # an empty one counts
+        self._quarantine = (
+            Quarantine(index) if quarantine is None else quarantine
+        )  # an empty one counts
         self.options = options_of(options, index, batch_size)
         self._stream = Stream(
-            index, self.plan_batch, lambda source: build_eval_pipeline(source, input_size, self.options), self._quarantine
+            index,
+            self.plan_batch,
+            lambda source: build_eval_pipeline(source, input_size, self.options),
+            self._quarantine,
         )
 
     def __len__(self) -> int:
@@ -74,13 +84,19 @@ class EvalLoader:
         """Stop DALI's threads; the batches handed out stay valid."""
         self._stream.close()
 
-    def plan_batch(self, number: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, tuple[np.ndarray, ...]]:
+    def plan_batch(
+        self, number: int
+    ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, tuple[np.ndarray, ...]]:
         place = (number % self._batches) * self._batch_size + np.arange(self._batch_size)
         rows, bad = place * self._world_size + self._rank, self._quarantine.rows
         real = (rows < len(self._index)) & ~np.isin(rows, bad)
         # any good image stands in for what is not there
         rows = np.where(real, rows, np.setdiff1d(np.arange(len(bad) + 1), bad)[0])
-        return (rows, real), rows, pack_eval(self._index.sizes[rows], self._input_size, self._crop_pct, self.options)
+        return (
+            (rows, real),
+            rows,
+            pack_eval(self._index.sizes[rows], self._input_size, self._crop_pct, self.options),
+        )
 
 
 def _give_back_memory() -> None:

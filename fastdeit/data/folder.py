@@ -15,7 +15,13 @@ _EXTENSIONS = tuple(map(os.fsencode, EXTENSIONS))
 
 def class_folders(folder: Path) -> tuple[str, ...]:
     """Names of the folders in `folder` that are not hidden, sorted."""
-    return tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")))
+    return tuple(
+        sorted(
+            entry.name
+            for entry in os.scandir(folder)
+            if entry.is_dir() and not entry.name.startswith(".")
+        )
+    )
 
 
 def list_folder(root: Path, folder: Path, classes: Sequence[str]) -> Listing:
@@ -27,7 +33,9 @@ def list_folder(root: Path, folder: Path, classes: Sequence[str]) -> Listing:
     unknown = sorted(set(present) - set(classes))
     if unknown:
         shown = ", ".join(unknown[:SHOWN])
-        raise DataError(f"{folder}: classes that train does not have: {shown}; allowed are its {len(classes)} classes")
+        raise DataError(
+            f"{folder}: classes that train does not have: {shown}; allowed are its {len(classes)} classes"
+        )
     stamps, names, counts = stamp(root, [folder]), [], np.zeros(len(classes), np.int64)
     for label, name in enumerate(classes):
         if name in present:
@@ -40,11 +48,17 @@ def list_folder(root: Path, folder: Path, classes: Sequence[str]) -> Listing:
 
 def _class_files(root: Path, folder: Path, stamps: Stamps) -> pa.BinaryArray:
     """Names of the images below `folder`; the folders passed are stamped before they are listed."""
-    base, prefix, names = os.fsencode(folder), os.path.relpath(os.fsencode(folder), os.fsencode(root)), []
+    base, prefix, names = (
+        os.fsencode(folder),
+        os.path.relpath(os.fsencode(folder), os.fsencode(root)),
+        [],
+    )
     for parent, files in _walk(base):
         stamps |= stamp(root, [os.fsdecode(parent)])
         inner = prefix + parent[len(base) :]
-        names += [inner + b"/" + file for file in sorted(files) if file.lower().endswith(_EXTENSIONS)]
+        names += [
+            inner + b"/" + file for file in sorted(files) if file.lower().endswith(_EXTENSIONS)
+        ]
     if not names:
         raise DataError(f"{folder}: no images in this class; allowed are {', '.join(EXTENSIONS)}")
     return pa.array(names, pa.binary())
@@ -70,7 +84,9 @@ def _identity(folder: bytes) -> tuple[int, int]:
     return facts.st_dev, facts.st_ino
 
 
-def list_files(root: Path, names: pa.BinaryArray, labels: np.ndarray, classes: tuple[str, ...], stamps: Stamps) -> Listing:
+def list_files(
+    root: Path, names: pa.BinaryArray, labels: np.ndarray, classes: tuple[str, ...], stamps: Stamps
+) -> Listing:
     """A listing of image files that are known by name; one that is not there gets a fault."""
     num_bytes, mtimes, faults = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64), {}
     prefix = os.fsencode(root) + b"/"

@@ -34,7 +34,12 @@ def idx_files(root: Path, split: str) -> tuple[Path, Path] | None:
         if images:
             labels = images.replace("-images", "-labels").replace("idx3", "idx1")
             found = next(
-                (root / name for name in (labels, labels.removesuffix(".gz"), f"{labels}.gz") if name in entries), None
+                (
+                    root / name
+                    for name in (labels, labels.removesuffix(".gz"), f"{labels}.gz")
+                    if name in entries
+                ),
+                None,
             )
             if found is None:
                 raise DataError(f"{root / images}: there is no {labels} beside it")
@@ -48,7 +53,9 @@ def read_images(file: Path) -> np.ndarray:
     pixels = _read(file, dims=3)
     count, height, width = pixels.shape
     header = np.frombuffer(_header(height, width), np.uint8)
-    rows = np.concatenate((np.broadcast_to(header, (count, len(header))), pixels.reshape(count, -1)), axis=1)
+    rows = np.concatenate(
+        (np.broadcast_to(header, (count, len(header))), pixels.reshape(count, -1)), axis=1
+    )
     rows.flags.writeable = False
     return rows
 
@@ -61,7 +68,9 @@ def list_idx(root: Path, images: Path, labels: Path, classes: Sequence[str] | No
     count, height, width = _read(images, dims=3).shape
     numbers = _read(labels, dims=1)
     if len(numbers) != count:
-        raise DataError(f"{labels}: has {len(numbers)} labels for the {count} images of {images.name}")
+        raise DataError(
+            f"{labels}: has {len(numbers)} labels for the {count} images of {images.name}"
+        )
     shard = os.path.relpath(images, root)
     names = [f"{shard}/{number:06d}" for number in range(count)]
     known = number_labels(numbers.tolist(), classes, str(labels), names)

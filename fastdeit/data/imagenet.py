@@ -29,7 +29,9 @@ def truth_file(folder: Path) -> Path | None:
     if folder.parent.parts[-len(_ROOT) :] == _ROOT:
         beside.append(folder.parents[len(_ROOT)])
     names = [KAGGLE, CAFFE, *(f"{inner}/{DEVKIT}" for inner in _DEVKIT_FOLDERS)]
-    return next((place / name for place in beside for name in names if (place / name).is_file()), None)
+    return next(
+        (place / name for place in beside for name in names if (place / name).is_file()), None
+    )
 
 
 def list_flat(root: Path, folder: Path, truth: Path, classes: Sequence[str]) -> Listing:
@@ -38,13 +40,19 @@ def list_flat(root: Path, folder: Path, truth: Path, classes: Sequence[str]) -> 
     Raises DataError for an image that `truth` does not tell, and for a class that is not in `classes`.
     """
     stamps = stamp(root, [folder, truth])
-    files = sorted(entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(EXTENSIONS))
+    files = sorted(
+        entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(EXTENSIONS)
+    )
     told = _read_devkit(truth, files) if truth.name == DEVKIT else _read_pairs(truth)
     raw = [told.get(Path(name).stem) for name in files]
     if None in raw:
         missing = files[raw.index(None)]
-        raise DataError(f"{truth}: has no class for {missing}; allowed is a line for each of the {len(files)} images")
-    names = pa.array([os.fsencode(os.path.relpath(folder / name, root)) for name in files], pa.binary())
+        raise DataError(
+            f"{truth}: has no class for {missing}; allowed is a line for each of the {len(files)} images"
+        )
+    names = pa.array(
+        [os.fsencode(os.path.relpath(folder / name, root)) for name in files], pa.binary()
+    )
     labels, known = number_labels(raw, classes, str(truth), files)
     return list_files(root, names, labels, known, stamps)
 
@@ -52,7 +60,11 @@ def list_flat(root: Path, folder: Path, truth: Path, classes: Sequence[str]) -> 
 def _read_pairs(truth: Path) -> Mapping[str, str]:
     """From the stem of an image's name to its class."""
     with open(truth, encoding="utf-8", errors="replace", newline="") as lines:
-        rows = csv.reader(lines) if truth.suffix == ".csv" else (line.rsplit(maxsplit=1) for line in lines)
+        rows = (
+            csv.reader(lines)
+            if truth.suffix == ".csv"
+            else (line.rsplit(maxsplit=1) for line in lines)
+        )
         pairs = [(row[0].strip(), row[1].split()) for row in rows if len(row) > 1]
     return {Path(name).stem: words[0] for name, words in pairs if words and name != "ImageId"}
 
@@ -60,12 +72,18 @@ def _read_pairs(truth: Path) -> Mapping[str, str]:
 def _read_devkit(truth: Path, files: Sequence[str]) -> Mapping[str, str]:
     numbers = truth.read_text(encoding="utf-8", errors="replace").split()
     if len(numbers) != len(files) or not all(map(str.isdecimal, numbers)):
-        raise DataError(f"{truth}: has {len(numbers)} entries for {len(files)} images; allowed is a number for each image")
+        raise DataError(
+            f"{truth}: has {len(numbers)} entries for {len(files)} images; allowed is a number for each image"
+        )
     synset_of = _synsets(truth.with_name("meta.mat"))
     unknown = set(map(int, numbers)) - set(synset_of)
     if unknown:
-        raise DataError(f"{truth}: has the class number {min(unknown)}, which meta.mat does not name")
-    return {Path(name).stem: synset_of[int(number)] for name, number in zip(files, numbers, strict=True)}
+        raise DataError(
+            f"{truth}: has the class number {min(unknown)}, which meta.mat does not name"
+        )
+    return {
+        Path(name).stem: synset_of[int(number)] for name, number in zip(files, numbers, strict=True)
+    }
 
 
 def _synsets(meta: Path) -> Mapping[int, str]:
@@ -80,5 +98,13 @@ def _synsets(meta: Path) -> Mapping[int, str]:
     try:
         table = np.atleast_1d(loadmat(meta, squeeze_me=True)["synsets"])
         return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table}
-    except (MatReadError, ValueError, KeyError, TypeError, IndexError, OSError, NotImplementedError) as error:
+    except (
+        MatReadError,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        OSError,
+        NotImplementedError,
+    ) as error:
         raise DataError(f"{meta}: is not the devkit's table of synsets ({error})") from error

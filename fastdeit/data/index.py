@@ -81,14 +81,18 @@ class Index:
         """
         if self.kind == "files":
             # one array of rows of one length: DALI takes it in at once
-            paths = np.array([self._prefix + name for name in self.names.take(pa.array(rows)).to_pylist()])
+            paths = np.array(
+                [self._prefix + name for name in self.names.take(pa.array(rows)).to_pylist()]
+            )
             return paths.view(np.uint8).reshape(len(rows), -1)
         if self.shard is None or self.offset is None:
             raise AssertionError("only image files have no shards")
         if self.kind == "idx":
             pixels = read_images(self.root / self.shards[0])
             return list(pixels[self.offset[rows]])
-        shards, lengths, starts = (column[rows].tolist() for column in (self.shard, self.num_bytes, self.offset))
+        shards, lengths, starts = (
+            column[rows].tolist() for column in (self.shard, self.num_bytes, self.offset)
+        )
         ranges = [*zip(map(self._opened, shards), lengths, starts, strict=True)]
         # the disk is asked for several at a time, without the interpreter's lock
         parts = self._readers.map(_read_ranges, (ranges[i::_READERS] for i in range(_READERS)))
@@ -144,7 +148,9 @@ class Index:
         """The shard's descriptor; it stays open. A map would be faster to set up, and a failing disk would kill the process."""
         if shard not in self._files:
             _allow_open_files(len(self.shards))
-            self._files[shard] = open(os.path.join(self.root, self.shards[shard]), "rb", buffering=0)  # noqa: SIM115
+            self._files[shard] = open(
+                os.path.join(self.root, self.shards[shard]), "rb", buffering=0
+            )  # noqa: SIM115
         return self._files[shard].fileno()
 
     @functools.cached_property
@@ -162,10 +168,16 @@ class Index:
     @functools.cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(json.dumps([self.split, self.classes]).encode())
-        offsets = np.frombuffer(self.names.buffers()[1], np.int32)[self.names.offset :][: len(self) + 1]
+        offsets = np.frombuffer(self.names.buffers()[1], np.int32)[self.names.offset :][
+            : len(self) + 1
+        ]
         text = memoryview(self.names.buffers()[2] or b"")[offsets[0] : offsets[-1]]
         digest.update(text)
-        for part in (np.diff(offsets).astype("<i4"), self.num_bytes.astype("<i8"), self.labels.astype("<i8")):
+        for part in (
+            np.diff(offsets).astype("<i4"),
+            self.num_bytes.astype("<i8"),
+            self.labels.astype("<i8"),
+        ):
             digest.update(part.data)
         return digest.hexdigest()
 
@@ -180,7 +192,10 @@ def _allow_open_files(count: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + _SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE,
+            (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard),
+        )
 
 
 def build_index(
@@ -203,17 +218,23 @@ def build_index(
     """
     root = Path(os.path.abspath(root))
     found = find_split(root, split)
-    table = split_table(root, split, found, cache_dir=cache_dir, classes=classes, workers=workers, again=again)
+    table = split_table(
+        root, split, found, cache_dir=cache_dir, classes=classes, workers=workers, again=again
+    )
     left_out = left_out_of(table)
     if left_out and bad_images == "error":
         raise DataError(_refusal(root, left_out))
     good = table.filter(pc.is_null(table["fault"])) if left_out else table
     if not len(good):
-        raise DataError("\n  ".join([f"{root}: {split!r} holds no image that can be used", *left_out[:SHOWN]]))
+        raise DataError(
+            "\n  ".join([f"{root}: {split!r} holds no image that can be used", *left_out[:SHOWN]])
+        )
     return _index_of(root, split, found, good, left_out)
 
 
-def _index_of(root: Path, split: str, found: Found, good: pa.Table, left_out: tuple[str, ...]) -> Index:
+def _index_of(
+    root: Path, split: str, found: Found, good: pa.Table, left_out: tuple[str, ...]
+) -> Index:
     facts = table_facts(good)
     column = {name: good[name].combine_chunks() for name in good.column_names if name != "fault"}
     shards = {name: column[name].to_numpy() for name in ("shard", "offset") if name in column}
@@ -224,7 +245,9 @@ def _index_of(root: Path, split: str, found: Found, good: pa.Table, left_out: tu
         found.feeding,
         names=column["name"],
         labels=column["label"].to_numpy(),
-        sizes=np.stack((column["height"].to_numpy(), column["width"].to_numpy()), 1).astype(np.int32),
+        sizes=np.stack((column["height"].to_numpy(), column["width"].to_numpy()), 1).astype(
+            np.int32
+        ),
         num_bytes=column["num_bytes"].to_numpy(),
         shards=tuple(facts["shards"]),
         left_out=left_out,
@@ -245,7 +268,11 @@ def split_table(
 ) -> pa.Table:
     """A row for every image of the split, good or bad (then with a `fault`); `table_facts` reads what it says of itself."""
     names = _class_names(root, split, found, classes, cache_dir, workers)
-    source = {"kind": found.kind, "paths": [os.path.relpath(path, root) for path in found.paths], "classes": names}
+    source = {
+        "kind": found.kind,
+        "paths": [os.path.relpath(path, root) for path in found.paths],
+        "classes": names,
+    }
     places = table_places(root, split, cache_dir)
     table = None if again else fresh_table(places, root, source, columns)
     if table is None:
@@ -255,7 +282,12 @@ def split_table(
 
 
 def _class_names(
-    root: Path, split: str, found: Found, given: Sequence[str] | None, cache_dir: Path | None, workers: int | None
+    root: Path,
+    split: str,
+    found: Found,
+    given: Sequence[str] | None,
+    cache_dir: Path | None,
+    workers: int | None,
 ) -> list[str] | None:
     """The names that labels count, or None if the split's own labels make them."""
     if given is not None:
@@ -268,7 +300,9 @@ def _class_names(
     train = find_split(root, "train")
     if train.kind == "folder":
         return list(class_folders(train.paths[0]))
-    return table_facts(split_table(root, "train", train, cache_dir=cache_dir, workers=workers, columns=()))["classes"]
+    return table_facts(
+        split_table(root, "train", train, cache_dir=cache_dir, workers=workers, columns=())
+    )["classes"]
 
 
 def _list(root: Path, found: Found, classes: Sequence[str] | None, workers: int) -> Listing:
@@ -294,4 +328,6 @@ def left_out_of(table: pa.Table) -> tuple[str, ...]:
 def _refusal(root: Path, left_out: Sequence[str]) -> str:
     more = [f"and {len(left_out) - SHOWN} more"] if len(left_out) > SHOWN else []
     allowed = f"whole {', '.join(EXTENSIONS)} images of at most {MAX_PIXELS} pixels and {MAX_BYTES} bytes, or --bad-images skip"
-    return "\n  ".join([f"{root}: {len(left_out)} bad image(s); allowed are {allowed}:", *left_out[:SHOWN], *more])
+    return "\n  ".join(
+        [f"{root}: {len(left_out)} bad image(s); allowed are {allowed}:", *left_out[:SHOWN], *more]
+    )

@@ -53,10 +53,18 @@ def find_split(root: Path, split: str) -> Found:
         return Found("shards", _refused(expand_pattern(root, split)))
     for name in VALIDATION if split == "val" else (split,):
         for base in (root, root / _IMAGENET):
-            found = _in_folder(base / name) if (base / name).is_dir() else _in_root(base, name) if base.is_dir() else None
+            found = (
+                _in_folder(base / name)
+                if (base / name).is_dir()
+                else _in_root(base, name)
+                if base.is_dir()
+                else None
+            )
             if found:
                 return found
-    raise DataError(f"{root}: holds no {split!r}; found {_shown(root)}; allowed is {_ALLOWED.format(split=split)}")
+    raise DataError(
+        f"{root}: holds no {split!r}; found {_shown(root)}; allowed is {_ALLOWED.format(split=split)}"
+    )
 
 
 def _found_list(root: Path, split: str) -> Found:
@@ -78,7 +86,9 @@ def _in_folder(folder: Path) -> Found:
         if truth:
             return Found("flat", (folder, truth))
     allowed = _ALLOWED.format(split=folder.name)
-    raise DataError(f"{folder}: has no class folders, no tar shards and no file that tells labels; allowed is {allowed}")
+    raise DataError(
+        f"{folder}: has no class folders, no tar shards and no file that tells labels; allowed is {allowed}"
+    )
 
 
 def _in_root(root: Path, name: str) -> Found | None:
@@ -86,7 +96,9 @@ def _in_root(root: Path, name: str) -> Found | None:
     for suffix in LIST_SUFFIXES:
         if (root / f"{name}{suffix}").is_file():
             return Found("list", (root / f"{name}{suffix}",))
-    token = re.compile(rf"(^|[-_.]){re.escape(name)}([-_.]).*?\.?(tar|tgz|tar\.\w+)$|^{re.escape(name)}\.tar$")
+    token = re.compile(
+        rf"(^|[-_.]){re.escape(name)}([-_.]).*?\.?(tar|tgz|tar\.\w+)$|^{re.escape(name)}\.tar$"
+    )
     shards = sorted(entry for entry in root.iterdir() if token.search(entry.name))
     if shards:
         return Found("shards", _refused(shards))
@@ -100,7 +112,9 @@ def _refused(shards: Sequence[Path]) -> tuple[Path, ...]:
 
 
 def _shown(folder: Path) -> str:
-    names: Iterable[str] = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    names: Iterable[str] = sorted(
+        entry.name for entry in folder.iterdir() if not entry.name.startswith(".")
+    )
     names = list(names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return (", ".join(names[:SHOWN]) + more) or "nothing"

@@ -84,7 +84,8 @@ def is_unchanged(root: Path, stamps: Stamps) -> bool:
     """Whether every stamped path is as it was."""
     try:
         return all(
-            mtime >= 0 and _facts(os.path.join(root, path), size) == (size, mtime) for path, (size, mtime) in stamps.items()
+            mtime >= 0 and _facts(os.path.join(root, path), size) == (size, mtime)
+            for path, (size, mtime) in stamps.items()
         )
     except OSError:
         return False
@@ -96,7 +97,10 @@ def _facts(path: str, size: int) -> tuple[int, int]:
 
 
 def number_labels(
-    raw: Sequence[int | str | None], classes: Sequence[str] | None, where: str, names: Sequence[str | bytes]
+    raw: Sequence[int | str | None],
+    classes: Sequence[str] | None,
+    where: str,
+    names: Sequence[str | bytes],
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """int64 (N,) labels and the classes' names, from numbers or names of classes; None becomes UNKNOWN.
 
@@ -112,7 +116,9 @@ def number_labels(
         if not 0 <= number_of[value] < len(known):
             few = f": {', '.join(known)}" if len(known) <= SHOWN else ""
             name = os.fsdecode(names[raw.index(value)])
-            raise DataError(f"{where}: {name} has the label {value!r}; allowed are the {len(known)} classes{few}")
+            raise DataError(
+                f"{where}: {name} has the label {value!r}; allowed are the {len(known)} classes{few}"
+            )
     return np.array([number_of[value] for value in raw], np.int64), known
 
 
@@ -121,10 +127,14 @@ def _own_classes(distinct: Sequence[int | str], where: str) -> tuple[str, ...]:
     if len(numbers) == len(distinct):
         most = max(numbers, default=-1)
         if most >= MAX_CLASSES:
-            raise DataError(f"{where}: has the label {most}; allowed are 0 to {MAX_CLASSES - 1}, and names")
+            raise DataError(
+                f"{where}: has the label {most}; allowed are 0 to {MAX_CLASSES - 1}, and names"
+            )
         return tuple(map(str, range(most + 1)))
     if not all(isinstance(value, str) for value in distinct):
-        raise DataError(f"{where}: some labels are numbers, some are names; allowed are the ones or the others")
+        raise DataError(
+            f"{where}: some labels are numbers, some are names; allowed are the ones or the others"
+        )
     return tuple(sorted(map(str, distinct)))
 
 
@@ -140,7 +150,12 @@ def class_names_beside(folder: Path) -> tuple[str, ...] | None:
     file = folder / "classes.txt"
     if not file.is_file():
         return None
-    names = tuple(line.strip() for line in file.read_text(encoding="utf-8", errors="replace").rstrip().splitlines())
+    names = tuple(
+        line.strip()
+        for line in file.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
+    )
     if not all(names) or len(set(names)) < len(names) or not names:
-        raise DataError(f"{file}: has empty or repeated lines; allowed is the name of a class on each line")
+        raise DataError(
+            f"{file}: has empty or repeated lines; allowed is the name of a class on each line"
+        )
     return names

@@ -39,9 +39,13 @@ class _Planned:
     arrays: tuple[np.ndarray, ...]
 
     def part(self, rows: slice) -> "_Planned":
-        fields = {field.name: getattr(self.draws, field.name)[rows] for field in dataclasses.fields(Draws)}
+        fields = {
+            field.name: getattr(self.draws, field.name)[rows] for field in dataclasses.fields(Draws)
+        }
         arrays = tuple(array[rows] for array in self.arrays)
-        return _Planned(self.ordinals[rows], Draws(**fields), self.keep[rows], self.digests[rows], arrays)
+        return _Planned(
+            self.ordinals[rows], Draws(**fields), self.keep[rows], self.digests[rows], arrays
+        )
 
 
 class Answers(Protocol):
@@ -85,17 +89,24 @@ class TrainLoader:
         self.micro_steps = self._rank_steps * len(self._ranks)
         self._index, self._plan, self._drop_path = index, plan, tuple(drop_path)
         self._batch_size, self._micro_batch, self._world_size = batch_size, micro_batch, world_size
-        self._quarantine = Quarantine(index) if quarantine is None else quarantine  # an empty one counts
+        self._quarantine = (
+            Quarantine(index) if quarantine is None else quarantine
+        )  # an empty one counts
         self.options = options_of(options, index, micro_batch)
         self._block = functools.lru_cache(maxsize=2)(self._plan_block)
         self._stream = Stream(
-            index, self.plan_batch, lambda source: build_train_pipeline(source, plan.spec, self.options), self._quarantine
+            index,
+            self.plan_batch,
+            lambda source: build_train_pipeline(source, plan.spec, self.options),
+            self._quarantine,
         )
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The micro-batches of an epoch from step `first_step` on: (steps_per_epoch - first_step) * micro_steps of them."""
         per_epoch = self.steps_per_epoch * self.micro_steps
-        for number in range(epoch * per_epoch + first_step * self.micro_steps, (epoch + 1) * per_epoch):
+        for number in range(
+            epoch * per_epoch + first_step * self.micro_steps, (epoch + 1) * per_epoch
+        ):
             images, planned = self._stream.get(number)
             yield _batch(images, planned, self._index, self._records(epoch, planned))
 
@@ -103,7 +114,9 @@ class TrainLoader:
         if self._answers is None:
             return None
         labels, lam = self._index.labels[planned.draws.image], planned.draws.lam
-        return self._answers.records(self._planned_epoch(epoch), planned.ordinals, labels, lam, len(self._plan.excluded))
+        return self._answers.records(
+            self._planned_epoch(epoch), planned.ordinals, labels, lam, len(self._plan.excluded)
+        )
 
     def _planned_epoch(self, epoch: int) -> int:
         return epoch % self._period if self._period else epoch
@@ -117,7 +130,9 @@ class TrainLoader:
             self._block.cache_clear()
         epoch, micro = divmod(number, self.steps_per_epoch * self.micro_steps)
         block, place = divmod(micro, self._per_block)
-        planned = self._block(epoch, block).part(slice(place * self._micro_batch, (place + 1) * self._micro_batch))
+        planned = self._block(epoch, block).part(
+            slice(place * self._micro_batch, (place + 1) * self._micro_batch)
+        )
         return planned, planned.draws.image, planned.arrays
 
     @property
@@ -128,12 +143,16 @@ class TrainLoader:
         """Several micro-batches at once: NumPy's cost of a call is shared by more samples."""
         last = self.steps_per_epoch * self.micro_steps
         micros = range(block * self._per_block, min((block + 1) * self._per_block, last))
-        ordinals = np.concatenate([self._ordinals(*divmod(micro, self.micro_steps)) for micro in micros])
+        ordinals = np.concatenate(
+            [self._ordinals(*divmod(micro, self.micro_steps)) for micro in micros]
+        )
         draws = self._plan.draw(self._planned_epoch(epoch), ordinals)
         keep = self._plan.keep(epoch, ordinals, self._drop_path)
         steps = epoch * self.steps_per_epoch + ordinals // self._batch_size
         digests = sample_digests(steps, epoch, ordinals, draws, keep)
-        return _Planned(ordinals, draws, keep, digests, pack_draws(draws, self._plan.spec, self.options))
+        return _Planned(
+            ordinals, draws, keep, digests, pack_draws(draws, self._plan.spec, self.options)
+        )
 
     def _ordinals(self, step: int, micro: int) -> np.ndarray:
         rank, place = divmod(micro, self._rank_steps)
@@ -158,10 +177,15 @@ class ReplayLoader:
         quarantine: Quarantine | None = None,
     ) -> None:
         self._index, self._plan, self._windows = index, plan, windows
-        self._quarantine = Quarantine(index) if quarantine is None else quarantine  # an empty one counts
+        self._quarantine = (
+            Quarantine(index) if quarantine is None else quarantine
+        )  # an empty one counts
         self.options = options_of(options, index, micro_batch)
         self._stream = Stream(
-            index, self.plan_batch, lambda source: build_train_pipeline(source, plan.spec, self.options), self._quarantine
+            index,
+            self.plan_batch,
+            lambda source: build_train_pipeline(source, plan.spec, self.options),
+            self._quarantine,
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -174,7 +198,9 @@ class ReplayLoader:
 
     def plan_batch(self, number: int) -> tuple[_Planned, np.ndarray, tuple[np.ndarray, ...]]:
         _exclude(self._plan, self._quarantine)
-        epoch, ordinals = self._windows[min(number, len(self._windows) - 1)]  # DALI runs ahead, over the end too
+        epoch, ordinals = self._windows[
+            min(number, len(self._windows) - 1)
+        ]  # DALI runs ahead, over the end too
         draws = self._plan.draw(epoch, ordinals)
         arrays, count = pack_draws(draws, self._plan.spec, self.options), len(ordinals)
         nothing = np.zeros((count, 0, 2), bool), np.zeros(count, np.uint64)
@@ -189,12 +215,30 @@ def _exclude(plan: Plan, quarantine: Quarantine) -> bool:
     return news
 
 
-def _batch(images: torch.Tensor, planned: _Planned, index: Index, record: np.ndarray | None) -> Batch:
+def _batch(
+    images: torch.Tensor, planned: _Planned, index: Index, record: np.ndarray | None
+) -> Batch:
     draws = planned.draws
-    arrays = [index.labels[draws.image], draws.lam, draws.box, planned.keep, *([] if record is None else [record])]
+    arrays = [
+        index.labels[draws.image],
+        draws.lam,
+        draws.box,
+        planned.keep,
+        *([] if record is None else [record]),
+    ]
     labels, lam, box, keep, *sent = beside(images, *arrays)
     ordinals, rows = torch.from_numpy(planned.ordinals), torch.from_numpy(draws.image)
-    return Batch(images, labels, lam, box, keep, ordinals, rows, next(iter(sent), None), add_digests(planned.digests))
+    return Batch(
+        images,
+        labels,
+        lam,
+        box,
+        keep,
+        ordinals,
+        rows,
+        next(iter(sent), None),
+        add_digests(planned.digests),
+    )
 
 
 def _micro_steps(batch_size: int, micro_batch: int, world_size: int) -> int:
@@ -205,5 +249,7 @@ def _micro_steps(batch_size: int, micro_batch: int, world_size: int) -> int:
     share = batch_size // world_size
     if micro_batch < 2 or micro_batch % 2 or share % micro_batch:
         allowed = [size for size in range(2, share + 1, 2) if share % size == 0]
-        raise ValueError(f"micro_batch: got {micro_batch}, allowed is an even divisor of {share}: {allowed}")
+        raise ValueError(
+            f"micro_batch: got {micro_batch}, allowed is an even divisor of {share}: {allowed}"
+        )
     return share // micro_batch

@@ -70,8 +70,12 @@ def _add_four(red, green, blue, a, b, c, d, wa, wb, wc, wd):
     """Add four packed lines, uint32 (n,), times their weights to the sums of each channel, int32 (n,)."""
     for i in range(len(red)):
         p, q, r, s = a[i], b[i], c[i], d[i]
-        red[i] += np.int32(_channel(p, np.uint32(0)) * wa) + np.int32(_channel(q, np.uint32(0)) * wb)
-        red[i] += np.int32(_channel(r, np.uint32(0)) * wc) + np.int32(_channel(s, np.uint32(0)) * wd)
+        red[i] += np.int32(_channel(p, np.uint32(0)) * wa) + np.int32(
+            _channel(q, np.uint32(0)) * wb
+        )
+        red[i] += np.int32(_channel(r, np.uint32(0)) * wc) + np.int32(
+            _channel(s, np.uint32(0)) * wd
+        )
         green[i] += np.int32(_channel(p, _GREEN) * wa) + np.int32(_channel(q, _GREEN) * wb)
         green[i] += np.int32(_channel(r, _GREEN) * wc) + np.int32(_channel(s, _GREEN) * wd)
         blue[i] += np.int32(_channel(p, _BLUE) * wa) + np.int32(_channel(q, _BLUE) * wb)
@@ -93,8 +97,25 @@ def _weigh(lines, first, count, weights, sums):
     sums[:] = _HALF
     j = 0
     while j + 4 <= count:
-        a, b, c, d = lines[first + j], lines[first + j + 1], lines[first + j + 2], lines[first + j + 3]
-        _add_four(sums[0], sums[1], sums[2], a, b, c, d, weights[j], weights[j + 1], weights[j + 2], weights[j + 3])
+        a, b, c, d = (
+            lines[first + j],
+            lines[first + j + 1],
+            lines[first + j + 2],
+            lines[first + j + 3],
+        )
+        _add_four(
+            sums[0],
+            sums[1],
+            sums[2],
+            a,
+            b,
+            c,
+            d,
+            weights[j],
+            weights[j + 1],
+            weights[j + 2],
+            weights[j + 3],
+        )
         j += 4
     while j < count:
         _add_one(sums[0], sums[1], sums[2], lines[first + j], weights[j])
@@ -110,7 +131,9 @@ def _level(total):
 def _pack(line, out):
     """Pixels, uint8 (n, 3), into words."""
     for x in range(len(out)):
-        out[x] = np.uint32(line[x, 0]) | np.uint32(line[x, 1]) << _GREEN | np.uint32(line[x, 2]) << _BLUE
+        out[x] = (
+            np.uint32(line[x, 0]) | np.uint32(line[x, 1]) << _GREEN | np.uint32(line[x, 2]) << _BLUE
+        )
 
 
 @compiled
@@ -206,8 +229,19 @@ def resize_window(image, window, flip, out):
     if image.shape[0] > 100 * image.shape[1] and height < image.shape[0]:
         # Image.resize of Pillow 12 takes the columns first when an image is this tall
         short = np.empty((3, len(rows), image.shape[1]), np.uint8)
-        _two_passes(image, height, image.shape[1], rows, _places(0, image.shape[1], image.shape[1], False), short)
-        image, rows, height = _interleaved(short), _places(0, len(rows), len(rows), False), len(rows)
+        _two_passes(
+            image,
+            height,
+            image.shape[1],
+            rows,
+            _places(0, image.shape[1], image.shape[1], False),
+            short,
+        )
+        image, rows, height = (
+            _interleaved(short),
+            _places(0, len(rows), len(rows), False),
+            len(rows),
+        )
     _two_passes(image, height, width, rows, columns, out)
 
 
@@ -222,7 +256,9 @@ def _resize_entry(stamp):
 _resize = _resize_entry(STAMP)
 
 
-def resize(image: np.ndarray, oh: int, ow: int, y: int, x: int, size: int, flip: bool = False) -> np.ndarray:
+def resize(
+    image: np.ndarray, oh: int, ow: int, y: int, x: int, size: int, flip: bool = False
+) -> np.ndarray:
     """The window (y, x, size, size) of PIL's image.resize((ow, oh), BICUBIC), uint8 (size, size, 3), reflected past its edges.
 
     image: uint8 (h, w, 3).

@@ -17,7 +17,12 @@ from fastdeit.draws import OPS
 
 _FOLDER = Path(__file__).parent
 _SOURCES = sorted([*_FOLDER.glob("pil*.py"), *_FOLDER.glob("augment_exact.py")])
-STAMP = int(hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES) + repr(OPS).encode()).hexdigest()[:15], 16)
+STAMP = int(
+    hashlib.sha256(
+        b"".join(path.read_bytes() for path in _SOURCES) + repr(OPS).encode()
+    ).hexdigest()[:15],
+    16,
+)
 """Of everything that is compiled; an entry holds it in a closure, which numba makes part of the cache's key."""
 
 
@@ -34,7 +39,9 @@ class _NoAlias(Compiler):
 
 
 # "numpy": a division checks nothing; never fast-math nor contraction, which would change bits
-compiled = numba.njit(nogil=True, error_model="numpy", pipeline_class=_NoAlias, no_cpython_wrapper=True)
+compiled = numba.njit(
+    nogil=True, error_model="numpy", pipeline_class=_NoAlias, no_cpython_wrapper=True
+)
 """For functions called from compiled code. An array that is written to must not overlap another argument."""
 inlined = numba.njit(nogil=True, error_model="numpy", forceinline=True, no_cpython_wrapper=True)
 """For functions of scalars."""
@@ -45,7 +52,9 @@ def kept(function: Callable[..., Any]) -> Any:
     try:
         return numba.njit(function, cache=True, nogil=True, error_model="numpy")
     except RuntimeError:  # neither __pycache__ nor the user's cache folder
-        logging.getLogger(__name__).warning("no folder for numba's cache: %s is compiled in each process", function.__name__)
+        logging.getLogger(__name__).warning(
+            "no folder for numba's cache: %s is compiled in each process", function.__name__
+        )
         return numba.njit(function, nogil=True, error_model="numpy")
 
 

@@ -22,14 +22,31 @@ MEAN, STD, ARGS = 0, 3, 6
 MODES = ("const", "rand", "pixel")
 _RAND, _PIXEL = MODES.index("rand"), MODES.index("pixel")
 
-_AUTO_CONTRAST, _EQUALIZE, _INVERT = OPS.index("AutoContrast"), OPS.index("Equalize"), OPS.index("Invert")
+_AUTO_CONTRAST, _EQUALIZE, _INVERT = (
+    OPS.index("AutoContrast"),
+    OPS.index("Equalize"),
+    OPS.index("Invert"),
+)
 _POSTERIZE, _SOLARIZE = OPS.index("PosterizeIncreasing"), OPS.index("SolarizeIncreasing")
-_SOLARIZE_ADD, _COLOR, _CONTRAST = OPS.index("SolarizeAdd"), OPS.index("ColorIncreasing"), OPS.index("ContrastIncreasing")
+_SOLARIZE_ADD, _COLOR, _CONTRAST = (
+    OPS.index("SolarizeAdd"),
+    OPS.index("ColorIncreasing"),
+    OPS.index("ContrastIncreasing"),
+)
 _BRIGHTNESS, _SHARPNESS = OPS.index("BrightnessIncreasing"), OPS.index("SharpnessIncreasing")
 _SHEAR_X, _SHEAR_Y = OPS.index("ShearX"), OPS.index("ShearY")
 _TRANSLATE_X, _TRANSLATE_Y = OPS.index("TranslateXRel"), OPS.index("TranslateYRel")
 _GRAYSCALE, _BLUR = OPS.index("Grayscale"), OPS.index("GaussianBlur")
-_TABLES = (_AUTO_CONTRAST, _EQUALIZE, _INVERT, _POSTERIZE, _SOLARIZE, _SOLARIZE_ADD, _CONTRAST, _BRIGHTNESS)
+_TABLES = (
+    _AUTO_CONTRAST,
+    _EQUALIZE,
+    _INVERT,
+    _POSTERIZE,
+    _SOLARIZE,
+    _SOLARIZE_ADD,
+    _CONTRAST,
+    _BRIGHTNESS,
+)
 _STATISTICS = (_AUTO_CONTRAST, _EQUALIZE, _CONTRAST)
 
 
@@ -142,7 +159,14 @@ def _erase(box, mode, key0, key1, out):
         y, start, stop = box[0] + i, box[1], box[1] + box[3]
         if mode == _PIXEL:
             first = np.uint64(i) * np.uint64(box[3])
-            noise_row(first, key0, key1, out[0, y, start:stop], out[1, y, start:stop], out[2, y, start:stop])
+            noise_row(
+                first,
+                key0,
+                key1,
+                out[0, y, start:stop],
+                out[1, y, start:stop],
+                out[2, y, start:stop],
+            )
         else:
             out[0, y, start:stop] = red if mode == _RAND else np.float32(0)
             out[1, y, start:stop] = green if mode == _RAND else np.float32(0)

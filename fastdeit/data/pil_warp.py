@@ -42,7 +42,9 @@ def _pack_row(red, green, blue, out):
     """Into the middle of a packed row with an edge on both sides, uint32 (W + 4,)."""
     width = len(red)
     for x in range(width):
-        out[x + _EDGE] = np.uint32(red[x]) | np.uint32(green[x]) << _GREEN | np.uint32(blue[x]) << _BLUE
+        out[x + _EDGE] = (
+            np.uint32(red[x]) | np.uint32(green[x]) << _GREEN | np.uint32(blue[x]) << _BLUE
+        )
     out[:_EDGE] = out[_EDGE]
     out[width + _EDGE :] = out[width + _EDGE - 1]
 
@@ -90,7 +92,9 @@ def _warp_row(pixels, stride, start, stop, ax, bx, cx, ay, by, cy, red, green, b
         x, y = _place(ax, bx, cx, i) - 0.5, _place(ay, by, cy, i) - 0.5
         left, top = np.floor(x), np.floor(y)
         x, y = x - left, y - top
-        at = np.uint64(np.int32(np.int32(np.int32(top) + 1) * np.int32(stride)) + np.int32(left) + 1)
+        at = np.uint64(
+            np.int32(np.int32(np.int32(top) + 1) * np.int32(stride)) + np.int32(left) + 1
+        )
         p0, p1, p2, p3 = pixels[at], pixels[at + _1], pixels[at + _2], pixels[at + _3]
         at += np.uint64(stride)
         q0, q1, q2, q3 = pixels[at], pixels[at + _1], pixels[at + _2], pixels[at + _3]
@@ -131,8 +135,15 @@ def _lift_row(pixels, stride, start, stop, ay, by, cy, red, green, blue):
         y = _place(ay, by, cy, i) - 0.5
         top = np.floor(y)
         y = y - top
-        at = np.uint64(np.int32(np.int32(np.int32(top) + 1) * np.int32(stride)) + np.int32(i) + _EDGE)
-        p, q, r, s = pixels[at], pixels[at + step], pixels[at + step + step], pixels[at + step + step + step]
+        at = np.uint64(
+            np.int32(np.int32(np.int32(top) + 1) * np.int32(stride)) + np.int32(i) + _EDGE
+        )
+        p, q, r, s = (
+            pixels[at],
+            pixels[at + step],
+            pixels[at + step + step],
+            pixels[at + step + step + step],
+        )
         red[i] = _byte(_whole_cubic(p, q, r, s, _RED, y))
         green[i] = _byte(_whole_cubic(p, q, r, s, _GREEN, y))
         blue[i] = _byte(_whole_cubic(p, q, r, s, _BLUE, y))

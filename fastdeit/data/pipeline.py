@@ -36,7 +36,13 @@ DECODERS: dict[str, dict[str, Any]] = {
 sample's pixels depend on its batch: each decoder uses one of them for all."""
 
 # columns of a native sample's rows; the operations' follow
-_FLIP, _ERASE_START, _ERASE_SHAPE, _NOISE, _RESIZE = 0, slice(1, 3), slice(3, 5), slice(5, 7), slice(7, 11)
+_FLIP, _ERASE_START, _ERASE_SHAPE, _NOISE, _RESIZE = (
+    0,
+    slice(1, 3),
+    slice(3, 5),
+    slice(5, 7),
+    slice(7, 11),
+)
 _REGION, _INTS, _FILL = slice(11, 15), 15, slice(0, 3)
 _WINDOWS = 257  # places for a noise window along each axis
 
@@ -62,11 +68,19 @@ class PipelineOptions:
     """Whether the source gives, right after the images, int32 (B, 2): the height and width that each must have."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("device", ("cpu", "gpu")), ("backend", BACKENDS), ("decoder", tuple(DECODERS))):
+        for name, allowed in (
+            ("device", ("cpu", "gpu")),
+            ("backend", BACKENDS),
+            ("decoder", tuple(DECODERS)),
+        ):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, allowed is {', '.join(allowed)}")
+                raise ValueError(
+                    f"{name}: got {getattr(self, name)!r}, allowed is {', '.join(allowed)}"
+                )
         if self.decoder != "cpu" and (self.device == "cpu" or self.backend == "exact"):
-            raise ValueError(f"decoder: got {self.decoder!r}, allowed is cpu with backend {self.backend} on a {self.device}")
+            raise ValueError(
+                f"decoder: got {self.decoder!r}, allowed is cpu with backend {self.backend} on a {self.device}"
+            )
 
     def describe(self) -> str:
         """What decides the pixels, in words."""
@@ -106,7 +120,9 @@ def build_eval_pipeline(source: Source, input_size: int, options: PipelineOption
 
 def decode_alone(encoded: Sequence[np.ndarray] | np.ndarray, feeds_paths: bool) -> None:
     """Decodes one batch (as the source gives it) by itself. Raises RuntimeError with DALI's message if that fails."""
-    options = PipelineOptions((0.0,), (1.0,), batch_size=len(encoded), num_threads=1, prefetch=1, feeds_paths=feeds_paths)
+    options = PipelineOptions(
+        (0.0,), (1.0,), batch_size=len(encoded), num_threads=1, prefetch=1, feeds_paths=feeds_paths
+    )
     _built(_decode_graph(lambda i: (encoded,), options, **options.dali)).run()
 
 
@@ -122,7 +138,9 @@ def pack_draws(draws: Draws, spec: PlanSpec, options: PipelineOptions) -> tuple[
     return draws.crop, *_pack_native(draws, spec)
 
 
-def pack_eval(sizes: np.ndarray, input_size: int, crop_pct: float, options: PipelineOptions) -> tuple[np.ndarray, ...]:
+def pack_eval(
+    sizes: np.ndarray, input_size: int, crop_pct: float, options: PipelineOptions
+) -> tuple[np.ndarray, ...]:
     """The rows that the evaluation graph takes for images of `sizes`, int (B, 2) height and width.
 
     crop_pct: input_size / the short side that an image is resized to (bicubic) before its centre is cropped. Raises
@@ -143,20 +161,28 @@ def _centre_resize(sizes: np.ndarray, input_size: int, crop_pct: float) -> np.nd
         raise ValueError(f"crop_pct: got {crop_pct}, allowed is above 0 to 1")
     short = int(input_size / crop_pct)
     resized = short * sizes.astype(np.int64) // sizes.min(1, keepdims=True)
-    return np.concatenate((resized, np.rint((resized - input_size) / 2)), axis=1, dtype=np.int32, casting="unsafe")
+    return np.concatenate(
+        (resized, np.rint((resized - input_size) / 2)), axis=1, dtype=np.int32, casting="unsafe"
+    )
 
 
 def _pack_native(draws: Draws, spec: PlanSpec) -> tuple[np.ndarray, ...]:
-    noise = np.stack((draws.noise_key >> np.uint64(32), draws.noise_key & np.uint64(2**32 - 1)), 1) % np.uint64(_WINDOWS)
+    noise = np.stack(
+        (draws.noise_key >> np.uint64(32), draws.noise_key & np.uint64(2**32 - 1)), 1
+    ) % np.uint64(_WINDOWS)
     height, width = draws.crop[:, 2], draws.crop[:, 3]
-    region = np.stack((0 * height, draws.flip * width, height, ~draws.flip * width), 1)  # of the crop; right to left if flipped
+    region = np.stack(
+        (0 * height, draws.flip * width, height, ~draws.flip * width), 1
+    )  # of the crop; right to left if flipped
     parts = (draws.flip[:, None], draws.erase, noise, draws.resize, region)
     ints = np.concatenate(parts, axis=1, dtype=np.int32, casting="unsafe")
     if not _has_floats(spec):
         return (ints,)
     op_ints, op_floats = pack_ops(draws, spec.input_size, spec.input_size)
     bank = noise_bank(spec.input_size)
-    fill = bank[:, noise[:, 0], noise[:, 1]].T if spec.remode == "rand" else np.zeros((len(ints), 3))
+    fill = (
+        bank[:, noise[:, 0], noise[:, 1]].T if spec.remode == "rand" else np.zeros((len(ints), 3))
+    )
     floats = np.concatenate((fill, op_floats), axis=1, dtype=np.float32, casting="unsafe")
     return np.concatenate((ints, op_ints), axis=1), floats
 
@@ -175,13 +201,19 @@ def _has_floats(spec: PlanSpec) -> bool:
     return spec.layers > 0 or (spec.reprob > 0 and spec.remode == "rand")
 
 
-def _external(source: Source, options: PipelineOptions, *dtypes: types.DALIDataType) -> list[DataNode]:
+def _external(
+    source: Source, options: PipelineOptions, *dtypes: types.DALIDataType
+) -> list[DataNode]:
     """Encoded images, then the rows of the given types."""
     dtypes = (types.INT32, *dtypes) if options.knows_sizes else dtypes
     # without a copy: the loader holds on to what it gave until the batch is out
-    encoded, *rows = fn.external_source(source, num_outputs=1 + len(dtypes), dtype=[types.UINT8, *dtypes], ndim=1, no_copy=True)
+    encoded, *rows = fn.external_source(
+        source, num_outputs=1 + len(dtypes), dtype=[types.UINT8, *dtypes], ndim=1, no_copy=True
+    )
     if options.feeds_paths:
-        encoded = fn.io.file.read(encoded, dont_use_mmap=True)  # a disk that fails under a memory map would kill the process
+        encoded = fn.io.file.read(
+            encoded, dont_use_mmap=True
+        )  # a disk that fails under a memory map would kill the process
     return [_of_size(encoded, rows.pop(0)), *rows] if options.knows_sizes else [encoded, *rows]
 
 
@@ -194,7 +226,9 @@ def _of_size(encoded: DataNode, size: DataNode) -> DataNode:
 
 @pipeline_def
 def _exact_graph(source: Source, input_size: int, options: PipelineOptions) -> DataNode:
-    encoded, window, ints, floats = _external(source, options, types.INT32, types.INT32, types.FLOAT64)
+    encoded, window, ints, floats = _external(
+        source, options, types.INT32, types.INT32, types.FLOAT64
+    )
     images = exact(_decoded_window(encoded, window, options), ints, floats, size=input_size)
     return _delivered(images.gpu() if options.device == "gpu" else images, options)
 
@@ -202,10 +236,14 @@ def _exact_graph(source: Source, input_size: int, options: PipelineOptions) -> D
 @pipeline_def(enable_conditionals=True)
 def _native_graph(source: Source, spec: PlanSpec, options: PipelineOptions) -> DataNode:
     dtypes = [types.INT32, types.INT32, types.FLOAT]
-    encoded, window, ints, *floats = _external(source, options, *dtypes[: 3 if _has_floats(spec) else 2])
+    encoded, window, ints, *floats = _external(
+        source, options, *dtypes[: 3 if _has_floats(spec) else 2]
+    )
     images = _on_device(_decoded_window(encoded, window, options), options)
     if spec.simple_crop:
-        images = fn.flip(native_window(images, ints[_RESIZE], spec.input_size), horizontal=ints[_FLIP])
+        images = fn.flip(
+            native_window(images, ints[_RESIZE], spec.input_size), horizontal=ints[_FLIP]
+        )
     else:
         # a region whose end lies before its start is mirrored
         region = fn.cast(ints[_REGION], dtype=types.FLOAT)
@@ -253,14 +291,20 @@ def _delivered(images: DataNode, options: PipelineOptions) -> DataNode:
 
 
 def _resized(images: DataNode, input_size: int, **roi: DataNode) -> DataNode:
-    return fn.resize(images, size=[input_size, input_size], interp_type=types.INTERP_CUBIC, antialias=True, **roi)
+    return fn.resize(
+        images, size=[input_size, input_size], interp_type=types.INTERP_CUBIC, antialias=True, **roi
+    )
 
 
-def _augmented(images: DataNode, ints: DataNode, floats: DataNode, spec: PlanSpec, options: PipelineOptions) -> DataNode:
+def _augmented(
+    images: DataNode, ints: DataNode, floats: DataNode, spec: PlanSpec, options: PipelineOptions
+) -> DataNode:
     # timm fills with the mean colour
     fill = [min(255, round(255 * value)) for value in options.mean]
     kinds, side = spec.layer_ops, spec.input_size
-    return rand_augment(images, ints, floats, layers=spec.layers, height=side, width=side, fill=fill, choices=kinds)
+    return rand_augment(
+        images, ints, floats, layers=spec.layers, height=side, width=side, fill=fill, choices=kinds
+    )
 
 
 def _normalised(images: DataNode, options: PipelineOptions, dtype: types.DALIDataType) -> DataNode:
@@ -275,12 +319,18 @@ def _erased(images: DataNode, ints: DataNode, fill: DataNode | None, spec: PlanS
     if spec.remode != "pixel":
         return fn.erase(images, fill_value=0.0 if fill is None else fill, **box)
     if ints[_ERASE_SHAPE.start] > 0:
-        images = fn.erase(images, **box) + _noise(images, start, shape, ints[_NOISE], spec.input_size)
+        images = fn.erase(images, **box) + _noise(
+            images, start, shape, ints[_NOISE], spec.input_size
+        )
     return images
 
 
-def _noise(images: DataNode, start: DataNode, shape: DataNode, place: DataNode, side: int) -> DataNode:
+def _noise(
+    images: DataNode, start: DataNode, shape: DataNode, place: DataNode, side: int
+) -> DataNode:
     """Normal numbers in the box, zero around it."""
     bank = types.Constant(noise_bank(side), device=images.device, layout="CHW")
     noise = fn.slice(bank, start=place, shape=shape, axis_names="HW")
-    return fn.slice(noise, start=-start, shape=[side, side], axis_names="HW", out_of_bounds_policy="pad")
+    return fn.slice(
+        noise, start=-start, shape=[side, side], axis_names="HW", out_of_bounds_policy="pad"
+    )

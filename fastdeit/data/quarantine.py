@@ -40,7 +40,9 @@ class Quarantine:
     def __init__(self, index: Index, policy: str = "skip", file: Path | None = None) -> None:
         self._index, self._policy, self._file = index, policy, file
         entries = read_entries(file, index.split)
-        self._faults = {entry["row"]: entry["fault"] for entry in entries if entry["row"] < len(index)}
+        self._faults = {
+            entry["row"]: entry["fault"] for entry in entries if entry["row"] < len(index)
+        }
         self._unwritten: dict[int, str] = {}
         self.step = 0
 
@@ -54,7 +56,9 @@ class Quarantine:
 
     def fingerprint(self) -> str:
         """A digest of which images all who share the file have found bad."""
-        rows = self._faults.keys() | {entry["row"] for entry in read_entries(self._file, self._index.split)}
+        rows = self._faults.keys() | {
+            entry["row"] for entry in read_entries(self._file, self._index.split)
+        }
         return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
 
     def count_all(self) -> int:
@@ -73,7 +77,10 @@ class Quarantine:
             time.sleep(pause)
         faults = {row: fault for row in faults if (fault := self._index.check(row))}
         cut = (self._index.beyond_the_end(row) for row in list(faults))
-        return dict.fromkeys(np.unique(np.concatenate([*cut, np.zeros(0, np.int64)])).tolist(), _CUT) | faults
+        return (
+            dict.fromkeys(np.unique(np.concatenate([*cut, np.zeros(0, np.int64)])).tolist(), _CUT)
+            | faults
+        )
 
     def wait(self, attempt: int) -> None:
         """The pause after try number `attempt` (from 0) at a batch that failed, though each image of it can be read now."""
@@ -95,17 +102,27 @@ class Quarantine:
     def take_out(self, faults: dict[int, str]) -> None:
         """As `add`, but written down only by the next `write`."""
         if self._policy == "error":
-            raise DataError(self._listing(faults, "image(s) could not be read; --bad-images skip goes on without them"))
+            raise DataError(
+                self._listing(
+                    faults, "image(s) could not be read; --bad-images skip goes on without them"
+                )
+            )
         new = {row: fault for row, fault in faults.items() if row not in self._faults}
         self._faults |= new
         self._unwritten |= new
         if new:
             _log.warning(self._listing(new, f"image(s) left out from now on, {len(self)} so far"))
         if self._index.count_files(self.rows) > max(_FEWEST, len(self._index) // _SHARE):
-            raise DataError(self._listing(self._faults, "images could not be read since the run began, too many to go on"))
+            raise DataError(
+                self._listing(
+                    self._faults, "images could not be read since the run began, too many to go on"
+                )
+            )
 
     def _listing(self, faults: dict[int, str], problem: str) -> str:
-        named = [f"{self._index.name(row)}: {fault}" for row, fault in list(faults.items())[:_NAMED]]
+        named = [
+            f"{self._index.name(row)}: {fault}" for row, fault in list(faults.items())[:_NAMED]
+        ]
         more = [f"and {len(faults) - _NAMED} more"] if len(faults) > _NAMED else []
         return "\n  ".join([f"{self._index.root}: {len(faults)} {problem}:", *named, *more])
 
@@ -115,7 +132,10 @@ class Quarantine:
         if self._file is None or not new:
             return
         facts = {"split": self._index.split, "step": self.step}
-        entries = [facts | {"row": row, "name": self._index.name(row), "fault": fault} for row, fault in new.items()]
+        entries = [
+            facts | {"row": row, "name": self._index.name(row), "fault": fault}
+            for row, fault in new.items()
+        ]
         # one write: ranks do not mix their lines; from a new line on: the last one may have been cut off by a crash
         lines = "".join(f"\n{json.dumps(entry)}" for entry in entries) + "\n"
         try:
@@ -141,4 +161,6 @@ def read_entries(file: Path | None, split: str) -> list[dict[str, Any]]:
 
 
 def _is_entry(entry: dict[str, Any]) -> bool:
-    return type(entry.get("row")) is int and entry["row"] >= 0 and isinstance(entry.get("fault"), str)
+    return (
+        type(entry.get("row")) is int and entry["row"] >= 0 and isinstance(entry.get("fault"), str)
+    )

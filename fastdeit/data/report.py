@@ -30,22 +30,44 @@ def index_command(argv: Sequence[str]) -> int:
         root, classes, bad = Path(os.path.abspath(asked.path)), None, 0
         for split in (asked.train_split, asked.val_split):
             table = split_table(
-                root, split, find_split(root, split), classes=classes, workers=asked.num_workers or None, again=True
+                root,
+                split,
+                find_split(root, split),
+                classes=classes,
+                workers=asked.num_workers or None,
+                again=True,
             )
             classes = table_facts(table)["classes"]
             bad += _print(console, root, split, table)
         if bad and asked.bad_images == "error":
-            raise DataError(f"{root}: {bad} bad image(s), named above; --bad-images skip leaves them out")
+            raise DataError(
+                f"{root}: {bad} bad image(s), named above; --bad-images skip leaves them out"
+            )
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fastdeit index", description=(__doc__ or "").split("\n")[0].split(": ")[1])
-    parser.add_argument("path", help="the folder that train's --data-path will name (formats: docs/data.md)")
-    parser.add_argument("--train-split", "--train_split", default="train", help="a name, a list, or a pattern of shards")
+    parser = argparse.ArgumentParser(
+        prog="fastdeit index", description=(__doc__ or "").split("\n")[0].split(": ")[1]
+    )
+    parser.add_argument(
+        "path", help="the folder that train's --data-path will name (formats: docs/data.md)"
+    )
+    parser.add_argument(
+        "--train-split",
+        "--train_split",
+        default="train",
+        help="a name, a list, or a pattern of shards",
+    )
     parser.add_argument("--val-split", "--val_split", default="val", help="as --train-split")
     parser.add_argument("--bad-images", "--bad_images", choices=("skip", "error"), default="skip")
-    parser.add_argument("--num-workers", "--num_workers", type=int, default=0, help="processes that decode; 0: one a core")
+    parser.add_argument(
+        "--num-workers",
+        "--num_workers",
+        type=int,
+        default=0,
+        help="processes that decode; 0: one a core",
+    )
     return parser
 
 
@@ -100,7 +122,10 @@ def split_report(table: pa.Table) -> dict[str, str]:
 
 def _counts(column: pa.ChunkedArray) -> dict[Any, int]:
     found = pc.value_counts(column).to_pylist()
-    return {entry["values"]: entry["counts"] for entry in sorted(found, key=lambda entry: -entry["counts"])}
+    return {
+        entry["values"]: entry["counts"]
+        for entry in sorted(found, key=lambda entry: -entry["counts"])
+    }
 
 
 def _listed(counts: Mapping[Any, int], prefix: str = "") -> str:

@@ -46,7 +46,9 @@ def expand_pattern(root: Path, pattern: str) -> tuple[Path, ...]:
         else:
             files.append(root / name)
     if not files:
-        raise DataError(f"{root}: nothing matches {pattern!r}; allowed is a name or pattern of tar files below this folder")
+        raise DataError(
+            f"{root}: nothing matches {pattern!r}; allowed is a name or pattern of tar files below this folder"
+        )
     return tuple(sorted(set(files)))
 
 
@@ -56,9 +58,19 @@ def _braces(pattern: str) -> list[str]:
         return [pattern]
     first, last, names = found.groups()
     if names is None and not 0 <= int(last) - int(first) < MAX_EXPANSION:
-        raise DataError(f"{pattern!r}: {first}..{last} is no range; allowed is a rising one of up to {MAX_EXPANSION} numbers")
-    inner = names.split(",") if names else [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
-    return [name for text in inner for name in _braces(pattern[: found.start()] + text + pattern[found.end() :])]
+        raise DataError(
+            f"{pattern!r}: {first}..{last} is no range; allowed is a rising one of up to {MAX_EXPANSION} numbers"
+        )
+    inner = (
+        names.split(",")
+        if names
+        else [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
+    )
+    return [
+        name
+        for text in inner
+        for name in _braces(pattern[: found.start()] + text + pattern[found.end() :])
+    ]
 
 
 def refuse_compressed(shards: Sequence[Path]) -> None:
@@ -82,7 +94,14 @@ class Scan:
     labels: list[int | str | None] = field(default_factory=list)
     faults: dict[int, str] = field(default_factory=dict)
 
-    def add(self, name: str, offset: int = 0, length: int = 0, label: int | str | None = None, fault: str = "") -> None:
+    def add(
+        self,
+        name: str,
+        offset: int = 0,
+        length: int = 0,
+        label: int | str | None = None,
+        fault: str = "",
+    ) -> None:
         if fault:
             self.faults[len(self.names)] = fault
         self.names.append(name)
@@ -91,19 +110,30 @@ class Scan:
         self.labels.append(label)
 
 
-def list_shards(root: Path, shards: Sequence[Path], classes: Sequence[str] | None, workers: int) -> Listing:
+def list_shards(
+    root: Path, shards: Sequence[Path], classes: Sequence[str] | None, workers: int
+) -> Listing:
     """The images of the shards, in the order of shards and members; labels from `.cls` or `.json`.
 
     Raises DataError for labels that are not in `classes`.
     """
     stamps = stamp(root, shards)
-    results = in_parallel(scan_shard, [os.fspath(shard) for shard in shards], workers, processes=len(shards) >= _PROCESSES_FROM)
+    results = in_parallel(
+        scan_shard,
+        [os.fspath(shard) for shard in shards],
+        workers,
+        processes=len(shards) >= _PROCESSES_FROM,
+    )
     scans = list(with_progress(results, len(shards), "reading shards"))
     files = tuple(os.path.relpath(shard, root) for shard in shards)
     counts = [len(scan.names) for scan in scans]
     starts = np.cumsum([0, *counts])
-    names = [f"{file}/{name}" for file, scan in zip(files, scans, strict=True) for name in scan.names]
-    labels, known = number_labels([label for scan in scans for label in scan.labels], classes, str(root), names)
+    names = [
+        f"{file}/{name}" for file, scan in zip(files, scans, strict=True) for name in scan.names
+    ]
+    labels, known = number_labels(
+        [label for scan in scans for label in scan.labels], classes, str(root), names
+    )
     return Listing(
         classes=known,
         names=pa.array([name.encode("utf-8", "surrogateescape") for name in names], pa.binary()),
@@ -112,7 +142,9 @@ def list_shards(root: Path, shards: Sequence[Path], classes: Sequence[str] | Non
         mtimes=np.repeat([os.stat(shard).st_mtime_ns for shard in shards], counts).astype(np.int64),
         stamps=stamps,
         faults={
-            int(start) + row: text for start, scan in zip(starts[:-1], scans, strict=True) for row, text in scan.faults.items()
+            int(start) + row: text
+            for start, scan in zip(starts[:-1], scans, strict=True)
+            for row, text in scan.faults.items()
         },
         shards=files,
         shard=np.repeat(np.arange(len(shards), dtype=np.int32), counts),
@@ -152,7 +184,9 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             member = tar.next()
         except (tarfile.TarError, ValueError, OverflowError):
             return
-        if member is None or tar.offset <= member.offset:  # a negative size would lead back, and round for ever
+        if (
+            member is None or tar.offset <= member.offset
+        ):  # a negative size would lead back, and round for ever
             return
         tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all, and there may be millions
         yield member
@@ -170,7 +204,11 @@ def _end_fault(raw: BinaryIO, end: int) -> str:
     if any(tail[: tarfile.BLOCKSIZE]):
         return f"is damaged or cut at byte {end}: what follows is no member"
     more = any(tail) or total > end + len(tail)
-    return "goes on after its end marker (several tars in one file?); the rest is not read" if more else ""
+    return (
+        "goes on after its end marker (several tars in one file?); the rest is not read"
+        if more
+        else ""
+    )
 
 
 class _Samples:
@@ -202,7 +240,9 @@ class _Samples:
 
     def _take_image(self, key: str, member: tarfile.TarInfo) -> None:
         if key in self._images:
-            self._faults[member.name] = f"is the second image of its sample, the first is {self._images[key].name}"
+            self._faults[member.name] = (
+                f"is the second image of its sample, the first is {self._images[key].name}"
+            )
         else:
             self._images[key] = member
 
@@ -215,13 +255,21 @@ class _Samples:
         if not member.isreg() or member.issparse():
             return "is a link, a device or a sparse file; allowed are regular members"
         cut = member.offset_data + member.size > self._size
-        return f"is cut: the shard ends {member.offset_data + member.size - self._size} bytes before it does" if cut else ""
+        return (
+            f"is cut: the shard ends {member.offset_data + member.size - self._size} bytes before it does"
+            if cut
+            else ""
+        )
 
     def close(self, scan: Scan, end_fault: str) -> None:
         """All into `scan`: the images in their order, then what is no sample."""
         for key, member in self._images.items():
             label = self._labels.get(key)
-            fault = "" if label is not None else "has no label; allowed is a .cls or .json member of the same key"
+            fault = (
+                ""
+                if label is not None
+                else "has no label; allowed is a .cls or .json member of the same key"
+            )
             scan.add(member.name, member.offset_data, member.size, label, fault)
         for name, fault in self._faults.items():
             scan.add(name, fault=fault)

@@ -25,7 +25,12 @@ def keep_images(index: Index, file: Path) -> None:
     columns |= {"height": index.sizes[:, 0], "width": index.sizes[:, 1]}
     if index.shard is not None and index.offset is not None:
         columns |= {"shard": index.shard, "offset": index.offset}
-    facts = {"split": index.split, "classes": index.classes, "kind": index.kind, "shards": index.shards}
+    facts = {
+        "split": index.split,
+        "classes": index.classes,
+        "kind": index.kind,
+        "shards": index.shards,
+    }
     table = pa.table(columns).replace_schema_metadata({"fastdeit": json.dumps(facts)})
     with whole_file(file) as opened:
         pq.write_table(table, opened, compression="zstd")
@@ -37,7 +42,9 @@ def same_images(now: Index, file: Path) -> tuple[Index, dict[int, str]]:
     if then.fingerprint() == now.fingerprint() and np.array_equal(then.sizes, now.sizes):
         return now, {}
     row = pc.index_in(then.names, value_set=now.names).fill_null(-1).to_numpy()
-    same = (row >= 0) & (then.num_bytes == now.num_bytes[row]) & (then.sizes == now.sizes[row]).all(1)
+    same = (
+        (row >= 0) & (then.num_bytes == now.num_bytes[row]) & (then.sizes == now.sizes[row]).all(1)
+    )
     return then, dict.fromkeys(np.flatnonzero(~same).tolist(), _GONE)
 
 
@@ -52,7 +59,9 @@ def _read(file: Path, root: Path) -> Index:
         facts["kind"],
         names=column["name"],
         labels=column["label"].to_numpy(),
-        sizes=np.stack((column["height"].to_numpy(), column["width"].to_numpy()), 1).astype(np.int32),
+        sizes=np.stack((column["height"].to_numpy(), column["width"].to_numpy()), 1).astype(
+            np.int32
+        ),
         num_bytes=column["num_bytes"].to_numpy(),
         shards=tuple(facts["shards"]),
         **{name: column[name].to_numpy() for name in ("shard", "offset") if name in column},

@@ -82,7 +82,9 @@ class Stream(Generic[_T]):
             raise RuntimeError("the loader is closed")
         assert self._pipeline is not None
         if all(number != batch.number for batch in self._ahead):
-            self._shift = number - self._generated  # what is in the queue already is thrown away below
+            self._shift = (
+                number - self._generated
+            )  # what is in the queue already is thrown away below
         while True:
             # without a stream `run` waits for the images, so nothing reads `fed` any more when its batch is dropped
             (images,) = self._pipeline.run()
@@ -101,7 +103,9 @@ class Stream(Generic[_T]):
             faults = {int(row): fault for row in rows if (fault := self._fails_alone(int(row)))}
         if not faults and in_vain == _ATTEMPTS - 1:
             names = "\n  ".join(self._index.name(row) for row in rows[:_NAMED])
-            raise RuntimeError(f"a batch fails, each of whose {len(rows)} images decodes alone:\n  {names}") from error
+            raise RuntimeError(
+                f"a batch fails, each of whose {len(rows)} images decodes alone:\n  {names}"
+            ) from error
         if faults:
             self._quarantine.add(faults)
         else:
@@ -149,7 +153,9 @@ def _feed_one(index: Index, row: int) -> np.ndarray:
 
 def options_of(options: PipelineOptions, index: Index, batch_size: int) -> PipelineOptions:
     """The same with what follows from the index and the batch, as `Stream` feeds them."""
-    return dataclasses.replace(options, batch_size=batch_size, feeds_paths=index.feeds_paths, knows_sizes=True)
+    return dataclasses.replace(
+        options, batch_size=batch_size, feeds_paths=index.feeds_paths, knows_sizes=True
+    )
 
 
 def beside(images: torch.Tensor, *arrays: np.ndarray) -> list[torch.Tensor]:
@@ -166,13 +172,19 @@ def send_together(arrays: Sequence[np.ndarray], device: torch.device) -> list[to
     the copy leaves in its stream, so nothing has to hold on to it.
     """
     arrays = [np.ascontiguousarray(array) for array in arrays]
-    starts = [0, *itertools.accumulate(-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays)]
+    starts = [
+        0,
+        *itertools.accumulate(-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays),
+    ]
     staging = torch.empty(starts.pop(), dtype=torch.uint8, pin_memory=device.type == "cuda")
     host = staging.numpy()
     for start, array in zip(starts, arrays, strict=True):
         host[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
     sent = staging.to(device, non_blocking=True)
-    return [_seen_as(array, sent[start : start + array.nbytes]) for start, array in zip(starts, arrays, strict=True)]
+    return [
+        _seen_as(array, sent[start : start + array.nbytes])
+        for start, array in zip(starts, arrays, strict=True)
+    ]
 
 
 def _seen_as(array: np.ndarray, memory: torch.Tensor) -> torch.Tensor:

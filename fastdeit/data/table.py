@@ -43,7 +43,9 @@ def _slug(split: str) -> str:
     return f"{re.sub(r'[^a-zA-Z0-9]+', '-', split).strip('-')[:40]}-{hashlib.sha256(os.fsencode(split)).hexdigest()[:8]}"
 
 
-def fresh_table(places: Iterable[Path], root: Path, source: dict[str, Any], columns: Sequence[str]) -> pa.Table | None:
+def fresh_table(
+    places: Iterable[Path], root: Path, source: dict[str, Any], columns: Sequence[str]
+) -> pa.Table | None:
     """The kept table's columns if it was made from `source` and nothing that it depends on has changed."""
     for place in places:
         facts = _facts_at(place)
@@ -77,34 +79,59 @@ def _read(place: Path, columns: Sequence[str] | None = None) -> pa.Table | None:
     try:
         # mapped: the pages read are the kernel's, not ours
         table = open_table(place)
-        names = [name for name in columns if name in table.schema_arrow.names] if columns is not None else None
+        names = (
+            [name for name in columns if name in table.schema_arrow.names]
+            if columns is not None
+            else None
+        )
         return table.read(columns=names)
     except (OSError, ValueError, pa.ArrowException):
         return None
 
 
-def build_table(listing: Listing, root: Path, source: dict[str, Any], places: Sequence[Path], workers: int) -> pa.Table:
+def build_table(
+    listing: Listing, root: Path, source: dict[str, Any], places: Sequence[Path], workers: int
+) -> pa.Table:
     """The table of a listing: facts from the kept one where an image is unchanged, the others are decoded; then it is kept."""
     table = _listed(listing)
     columns = _known(table, places)
     for row, fault in listing.faults.items():
         _fill(columns, row, fault)
     rows = np.flatnonzero([fault == _UNCHECKED for fault in columns["fault"]])
-    checks = [listing.facts] * len(rows) if listing.facts else check_places(_files(listing, root, rows), workers)
+    checks = (
+        [listing.facts] * len(rows)
+        if listing.facts
+        else check_places(_files(listing, root, rows), workers)
+    )
     for row, checked in zip(rows.tolist(), checks, strict=True):
         _fill(columns, row, checked)
-    again = any(fault and fault.startswith(UNREAD) for fault in columns["fault"])  # it may be well the next time
-    for name, kind in zip(_FACTS, (pa.int32(), pa.int32(), pa.string(), pa.string(), pa.int8(), pa.string()), strict=True):
+    again = any(
+        fault and fault.startswith(UNREAD) for fault in columns["fault"]
+    )  # it may be well the next time
+    for name, kind in zip(
+        _FACTS,
+        (pa.int32(), pa.int32(), pa.string(), pa.string(), pa.int8(), pa.string()),
+        strict=True,
+    ):
         table = table.append_column(name, pa.array(columns[name], kind))
     facts = {"source": source, "classes": listing.classes, "shards": listing.shards}
-    facts |= {"stamps": {name: [size, -1 if again else mtime] for name, (size, mtime) in listing.stamps.items()}}
+    facts |= {
+        "stamps": {
+            name: [size, -1 if again else mtime] for name, (size, mtime) in listing.stamps.items()
+        }
+    }
     table = table.replace_schema_metadata({"fastdeit": json.dumps({"version": VERSION, **facts})})
     _write_first(table, places)
     return table
 
 
 def _listed(listing: Listing) -> pa.Table:
-    columns = {"name": listing.names, "label": listing.labels, "num_bytes": listing.num_bytes, "mtime_ns": listing.mtimes}
+    columns = {
+        "name": listing.names,
+        "label": listing.labels,
+        "num_bytes": listing.num_bytes,
+        "mtime_ns": listing.mtimes,
+    }
     if listing.shard is not None:
         columns |= {"shard": listing.shard, "offset": listing.offset}
     return pa.table(columns)
@@ -123,7 +150,12 @@ def _known(table: pa.Table, places: Iterable[Path]) -> dict[str, list[Any]]:
         same = pc.and_(same, pc.fill_null(pc.equal(table[name], was[name]), False))
     same = pc.and_(same, pc.invert(pc.fill_null(pc.starts_with(was["fault"], UNREAD), False)))
     blank = {"fault": pa.scalar(_UNCHECKED)}
-    return {name: pc.if_else(same, was[name], blank.get(name, pa.scalar(None, was[name].type))).to_pylist() for name in _FACTS}
+    return {
+        name: pc.if_else(
+            same, was[name], blank.get(name, pa.scalar(None, was[name].type))
+        ).to_pylist()
+        for name in _FACTS
+    }
 
 
 def _files(listing: Listing, root: Path, rows: np.ndarray) -> list[Place]:
@@ -131,7 +163,12 @@ def _files(listing: Listing, root: Path, rows: np.ndarray) -> list[Place]:
     if listing.shard is None or listing.offset is None:
         return [(os.path.join(root, name), -1, 0) for name in names]
     shards = [os.path.join(root, shard) for shard in listing.shards]
-    ranges = zip(listing.shard[rows].tolist(), listing.offset[rows].tolist(), listing.num_bytes[rows].tolist(), strict=True)
+    ranges = zip(
+        listing.shard[rows].tolist(),
+        listing.offset[rows].tolist(),
+        listing.num_bytes[rows].tolist(),
+        strict=True,
+    )
     return [(shards[shard], offset, length) for shard, offset, length in ranges]
 
 
@@ -151,4 +188,7 @@ def _write_first(table: pa.Table, places: Sequence[Path]) -> None:
             return
         except OSError as error:
             _log.debug("%s: %s", place, error)
-    _log.warning("the index could not be kept at %s: it will be built again", " nor at ".join(map(str, places)))
+    _log.warning(
+        "the index could not be kept at %s: it will be built again",
+        " nor at ".join(map(str, places)),
+    )

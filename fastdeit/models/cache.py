@@ -69,13 +69,18 @@ class Cache:
             return where + f"{RECORDS} ends before them"
         if entry_of(records.tobytes(), digests[:DIGEST]) != digests:
             return where + "damaged, another checksum"
-        if images is not None and digest_of_images(images(epoch, self.manifest.ordinals(chunk))) != digests[:DIGEST]:
+        if (
+            images is not None
+            and digest_of_images(images(epoch, self.manifest.ordinals(chunk))) != digests[:DIGEST]
+        ):
             return where + "recorded with other images, as some were found to be bad then or now"
         if nonsense := impossible(records.view(self.manifest.record), self.manifest):
             return where + nonsense
         return records.reshape(-1, self.record_bytes)
 
-    def lookup(self, epoch: int, ordinals: np.ndarray, images: Images, version: int = 0) -> tuple[np.ndarray, str | None]:
+    def lookup(
+        self, epoch: int, ordinals: np.ndarray, images: Images, version: int = 0
+    ) -> tuple[np.ndarray, str | None]:
         """Records, uint8 (B, record bytes), and None, or why one of them must not be used.
 
         version: changes when `images` does (the number of images that were found bad): chunks are then checked again.
@@ -123,14 +128,18 @@ class Replay:
     bad_images: rows of the index that were bad when it was recorded, with the fault; the run has to leave them out as well.
     """
 
-    def __init__(self, cache: Cache, miss: str, images: Images, bad_images: dict[int, str] | None = None) -> None:
+    def __init__(
+        self, cache: Cache, miss: str, images: Images, bad_images: dict[int, str] | None = None
+    ) -> None:
         self.cache, self.miss, self._images = cache, miss, images
         self.bad_images = bad_images or {}
         self._told: set[str] = set()
         self.missed = 0
         """Samples without a record so far."""
 
-    def records(self, epoch: int, ordinals: np.ndarray, labels: np.ndarray, lam: np.ndarray, version: int) -> np.ndarray | None:
+    def records(
+        self, epoch: int, ordinals: np.ndarray, labels: np.ndarray, lam: np.ndarray, version: int
+    ) -> np.ndarray | None:
         """uint8 (B, record bytes), or None: ask the live teacher. Pairs lie side by side; version: as `Cache.lookup`."""
         records, fault = self.cache.lookup(epoch, ordinals, self._images, version)
         if fault is None:
@@ -140,7 +149,9 @@ class Replay:
         if self.miss == "live":
             return None
         decision = np.where(lam >= 0.5, labels, labels.reshape(-1, 2)[:, ::-1].reshape(-1))
-        return label_records(decision, self.cache.manifest).view(np.uint8).reshape(len(ordinals), -1)
+        return (
+            label_records(decision, self.cache.manifest).view(np.uint8).reshape(len(ordinals), -1)
+        )
 
     def decoder(self, hard: bool) -> Callable[[torch.Tensor], torch.Tensor]:
         """From the records of a micro-batch on its device to the teacher's answer, as `decode`."""
@@ -169,7 +180,11 @@ def _read(path: Path) -> np.ndarray:
 
 def _mapped(path: Path) -> np.ndarray:
     """The file's bytes, read as they are needed; none if it is empty or not there yet."""
-    return np.memmap(path, np.uint8, "r") if path.is_file() and path.stat().st_size else np.zeros(0, np.uint8)
+    return (
+        np.memmap(path, np.uint8, "r")
+        if path.is_file() and path.stat().st_size
+        else np.zeros(0, np.uint8)
+    )
 
 
 def digest_of_images(rows: np.ndarray) -> bytes:

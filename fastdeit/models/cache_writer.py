@@ -11,8 +11,23 @@ from pathlib import Path
 
 import numpy as np
 
-from fastdeit.models.cache import BAD_IMAGES, CHUNKS, DIGEST, RECORDS, Cache, digest_of_images, entry_of
-from fastdeit.models.manifest import MANIFEST, CacheError, Manifest, differences, read_manifest, require
+from fastdeit.models.cache import (
+    BAD_IMAGES,
+    CHUNKS,
+    DIGEST,
+    RECORDS,
+    Cache,
+    digest_of_images,
+    entry_of,
+)
+from fastdeit.models.manifest import (
+    MANIFEST,
+    CacheError,
+    Manifest,
+    differences,
+    read_manifest,
+    require,
+)
 
 LOCK = "lock"
 _WORK = f"{MANIFEST}.tmp"
@@ -28,8 +43,16 @@ def create(folder: Path, manifest: Manifest) -> None:
     manifest.check(folder)
     try:
         if not (folder / MANIFEST).exists():
-            stray = sorted(path.name for path in folder.iterdir() if path.name not in _OWN) if folder.is_dir() else []
-            require(not stray, folder, f"holds other files ({', '.join(stray[:3])}) and no cache; name an empty or new folder")
+            stray = (
+                sorted(path.name for path in folder.iterdir() if path.name not in _OWN)
+                if folder.is_dir()
+                else []
+            )
+            require(
+                not stray,
+                folder,
+                f"holds other files ({', '.join(stray[:3])}) and no cache; name an empty or new folder",
+            )
             folder.mkdir(parents=True, exist_ok=True)
             _write_manifest(folder, manifest)
     except OSError as error:
@@ -85,13 +108,19 @@ class Recorder:
         except OSError as error:
             taken = error.errno in (errno.EACCES, errno.EAGAIN)
             problem = "another process is recording the same part; wait for it or stop it"
-            raise CacheError(f"{self.folder}: {problem if taken else f'cannot be locked: {error.strerror}'}") from None
+            raise CacheError(
+                f"{self.folder}: {problem if taken else f'cannot be locked: {error.strerror}'}"
+            ) from None
 
     def write(self, epoch: int, chunk: int, records: np.ndarray, images: np.ndarray) -> None:
         """Record one chunk: records as `encode` gives them, and the images, int64, that its samples were made of."""
         count = len(self.manifest.ordinals(chunk))
-        assert records.dtype == self.manifest.record and len(records) == len(images) == count, "a chunk is written whole"
-        self._put(epoch, chunk, records.tobytes(), entry_of(records.tobytes(), digest_of_images(images)))
+        assert records.dtype == self.manifest.record and len(records) == len(images) == count, (
+            "a chunk is written whole"
+        )
+        self._put(
+            epoch, chunk, records.tobytes(), entry_of(records.tobytes(), digest_of_images(images))
+        )
 
     def copy(self, source: Cache, epoch: int, chunk: int) -> None:
         """Record a whole chunk of another cache with an equal manifest."""

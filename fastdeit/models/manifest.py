@@ -56,14 +56,20 @@ class Manifest:
         allowed = min(self.num_classes, 1000) if self.kind == "topk" else 1
         require(1 <= self.k <= allowed, folder, f"k {self.k}, allowed are 1 to {allowed}")
         pairs = self.samples >= 2 and self.chunk >= 2 and self.samples % 2 == self.chunk % 2 == 0
-        require(pairs, folder, f"{self.samples} samples in chunks of {self.chunk}, allowed are even numbers from 2")
+        require(
+            pairs,
+            folder,
+            f"{self.samples} samples in chunks of {self.chunk}, allowed are even numbers from 2",
+        )
 
     @property
     def record(self) -> np.dtype:
         """The layout of one record."""
         if self.kind == "hard":
             return np.dtype("<u2")
-        return np.dtype([("logits", "<f2", self.k), ("classes", "<u2", self.k), ("logsumexp", "<f4")])
+        return np.dtype(
+            [("logits", "<f2", self.k), ("classes", "<u2", self.k), ("logsumexp", "<f4")]
+        )
 
     @property
     def shown(self) -> str:
@@ -77,7 +83,9 @@ class Manifest:
 
     def ordinals(self, chunk: int) -> np.ndarray:
         """int64: those of a chunk; the last one of an epoch may be short."""
-        return np.arange(chunk * self.chunk, min((chunk + 1) * self.chunk, self.samples), dtype=np.int64)
+        return np.arange(
+            chunk * self.chunk, min((chunk + 1) * self.chunk, self.samples), dtype=np.int64
+        )
 
 
 def chunk_size(samples: int) -> int:
@@ -94,7 +102,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         values = json.loads(read_small(path, MAX_BYTES))
     except OSError as error:
-        raise CacheError(f"{path}: {error.strerror}; `fastdeit cache build -o {folder}` makes a cache") from None
+        raise CacheError(
+            f"{path}: {error.strerror}; `fastdeit cache build -o {folder}` makes a cache"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise CacheError(f"{path}: no JSON of at most {MAX_BYTES:,} bytes: {error}") from None
     found = values.get("format") if isinstance(values, dict) else None
@@ -143,7 +153,9 @@ def impossible(records: np.ndarray, manifest: Manifest) -> str:
     classes = records if manifest.kind == "hard" else records["classes"]
     if classes.size and classes.max() >= manifest.num_classes:
         return f"the class {classes.max()}, allowed are 0 to {manifest.num_classes - 1}"
-    whole = manifest.kind == "hard" or (np.isfinite(records["logits"]).all() and np.isfinite(records["logsumexp"]).all())
+    whole = manifest.kind == "hard" or (
+        np.isfinite(records["logits"]).all() and np.isfinite(records["logsumexp"]).all()
+    )
     return "" if whole else "a number that is not finite"
 
 

@@ -34,7 +34,9 @@ class Size(NamedTuple):
 
 WIDTHS = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)}
 SIZES = {
-    f"deit_{name}{'_distilled' if distilled else ''}_patch16_{image_size}": Size(*width, image_size, distilled)
+    f"deit_{name}{'_distilled' if distilled else ''}_patch16_{image_size}": Size(
+        *width, image_size, distilled
+    )
     for name, width in WIDTHS.items()
     for distilled in (False, True)
     for image_size in (224, 384)
@@ -131,15 +133,20 @@ class Student(nn.Module):
         self.grid_size = image_size // patch_size
         self.num_prefix_tokens = 2 if distilled else 1
         self.drop_path_rates = tuple(
-            drop_path if constant_drop_path else drop_path * i / max(1, depth - 1) for i in range(depth)
+            drop_path if constant_drop_path else drop_path * i / max(1, depth - 1)
+            for i in range(depth)
         )
 
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         if distilled:
             self.dist_token = nn.Parameter(torch.empty(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(torch.empty(1, self.num_prefix_tokens + self.grid_size**2, embed_dim))
+        self.pos_embed = nn.Parameter(
+            torch.empty(1, self.num_prefix_tokens + self.grid_size**2, embed_dim)
+        )
         self.patch_embed = PatchEmbed(patch_size, embed_dim)
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, int(embed_dim * mlp_ratio), qkv_bias) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, int(embed_dim * mlp_ratio), qkv_bias) for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
         self.head = nn.Linear(embed_dim, num_classes)
         if distilled:
@@ -176,12 +183,20 @@ class Student(nn.Module):
         cls_logits, dist_logits = logits
         return (cls_logits, dist_logits) if self.training else (cls_logits + dist_logits) / 2
 
-    def forward_heads(self, images: torch.Tensor, keep: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+    def forward_heads(
+        self, images: torch.Tensor, keep: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
         """Logits of each head, (B, K) each, in training and evaluation: (class, distillation) or (class,)."""
         x = self.forward_features(images, keep)
-        return (self.head(x[:, 0]), self.head_dist(x[:, 1])) if self.distilled else (self.head(x[:, 0]),)
+        return (
+            (self.head(x[:, 0]), self.head_dist(x[:, 1]))
+            if self.distilled
+            else (self.head(x[:, 0]),)
+        )
 
-    def forward_features(self, images: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+    def forward_features(
+        self, images: torch.Tensor, keep: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The special tokens after the last norm, (B, 1 or 2, D)."""
         scales = self._branch_scales(keep, images.shape[0])
         blocks = [cast(Block, block) for block in self.blocks]
@@ -192,7 +207,9 @@ class Student(nn.Module):
             # the heads read the special tokens only: past its attention, the last block need not compute the others
             num_out = self.num_prefix_tokens if i == len(blocks) - 1 else None
             attention_scale, mlp_scale = (None, None) if scales is None else scales[i].unbind(0)
-            x, y = _add_norm(x[:, :num_out].contiguous(), block.attn(y, num_out), attention_scale, block.norm2)
+            x, y = _add_norm(
+                x[:, :num_out].contiguous(), block.attn(y, num_out), attention_scale, block.norm2
+            )
             x, y = _add_norm(x, block.mlp(y), mlp_scale, norms[i + 1])
         return y
 
@@ -216,9 +233,13 @@ class Student(nn.Module):
             return self.pos_embed
         if self.training or height % self.patch_size or width % self.patch_size:
             others = f", in evaluation multiples of {self.patch_size} too"
-            raise ValueError(f"the student takes {self.image_size} px images{others}; got {(height, width)}")
+            raise ValueError(
+                f"the student takes {self.image_size} px images{others}; got {(height, width)}"
+            )
         grid = [height // self.patch_size, width // self.patch_size]
-        return resample_abs_pos_embed(self.pos_embed, grid, num_prefix_tokens=self.num_prefix_tokens)
+        return resample_abs_pos_embed(
+            self.pos_embed, grid, num_prefix_tokens=self.num_prefix_tokens
+        )
 
     def _branch_scales(self, keep: torch.Tensor | None, batch: int) -> torch.Tensor | None:
         """Each branch's factor per sample, (depth, 2, B) fp32; None: leave every branch as it is."""
@@ -230,13 +251,19 @@ class Student(nn.Module):
         if keep.shape != (batch, depth, 2):
             raise ValueError(f"keep must be ({batch}, {depth}, 2), got {tuple(keep.shape)}")
         # made on the device: a table copied from the host every step would make the step wait
-        rates = torch.linspace(self.drop_path_rates[0], self.drop_path_rates[-1], depth, device=keep.device)
+        rates = torch.linspace(
+            self.drop_path_rates[0], self.drop_path_rates[-1], depth, device=keep.device
+        )
         return (keep.permute(1, 2, 0) / (1 - rates)[:, None, None]).contiguous()
 
 
-def _check_sizes(image_size: int, patch_size: int, embed_dim: int, num_heads: int, drop_path: float) -> None:
+def _check_sizes(
+    image_size: int, patch_size: int, embed_dim: int, num_heads: int, drop_path: float
+) -> None:
     if image_size % patch_size:
-        raise ValueError(f"image size {image_size} is not a multiple of the patch size {patch_size}")
+        raise ValueError(
+            f"image size {image_size} is not a multiple of the patch size {patch_size}"
+        )
     if embed_dim % num_heads:
         raise ValueError(f"width {embed_dim} is not a multiple of {num_heads} heads")
     if not 0 <= drop_path < 1:

@@ -69,7 +69,15 @@ class Teacher:
     file, or of a callable's source file), view (its own), device, dtype.
     """
 
-    def __init__(self, loaded: Loaded, *, num_classes: int, device: torch.device, dtype: torch.dtype, student: View) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        num_classes: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        student: View,
+    ) -> None:
         self.name, self.view, self.classes = loaded.name, loaded.view, loaded.classes
         self.num_classes, self.device, self.dtype = num_classes, device, dtype
         self.sha256 = file_sha256(loaded.source)
@@ -98,7 +106,11 @@ class Teacher:
 
     def describe(self) -> str:
         """One line for the log: name, size, classes, input, dtype, digest."""
-        parameters = sum(p.numel() for p in self._model.parameters()) if isinstance(self._model, nn.Module) else 0
+        parameters = (
+            sum(p.numel() for p in self._model.parameters())
+            if isinstance(self._model, nn.Module)
+            else 0
+        )
         weights = f"{parameters / 1e6:.1f} M parameters, " if parameters else ""
         dtype = str(self.dtype).removeprefix("torch.")
         shown = f"{self.view.size} px"
@@ -134,7 +146,9 @@ def load_teacher(
     return teacher
 
 
-def _load(name: str, path: Path | None, num_classes: int, device: torch.device, student: View) -> Loaded:
+def _load(
+    name: str, path: Path | None, num_classes: int, device: torch.device, student: View
+) -> Loaded:
     if ":" in name and not name.startswith("hf-hub:"):
         return _load_callable(name, path, student)
     if path is None:
@@ -143,17 +157,27 @@ def _load(name: str, path: Path | None, num_classes: int, device: torch.device, 
     if name in ARCHIVES and kind == name:
         return _load_archive(kind, path, device, student)
     if name in ARCHIVES:
-        raise ValueError(f"{path} is no {name} file" if path.exists() else f"no checkpoint at {path}")
+        raise ValueError(
+            f"{path} is no {name} file" if path.exists() else f"no checkpoint at {path}"
+        )
     if kind is not None:
-        raise ValueError(f"{path} is a program ({kind}), no weights: if you trust it, use --teacher-model {kind}")
+        raise ValueError(
+            f"{path} is a program ({kind}), no weights: if you trust it, use --teacher-model {kind}"
+        )
     state, metadata = read_weights(path)
     name = name or metadata.get("model", "")
     own = _load_student if name in SIZES else _load_timm
     loaded = own(name, path, state, metadata, num_classes)
     classes = _told(metadata, "classes", None)
-    named = classes is None or (isinstance(classes, list) and all(isinstance(one, str) for one in classes))
+    named = classes is None or (
+        isinstance(classes, list) and all(isinstance(one, str) for one in classes)
+    )
     _require_told(named, "classes", classes)
-    return replace(loaded, view=_view(loaded.view, metadata), classes=None if classes is None else tuple(classes))
+    return replace(
+        loaded,
+        view=_view(loaded.view, metadata),
+        classes=None if classes is None else tuple(classes),
+    )
 
 
 def archive_kind(path: Path) -> str | None:
@@ -169,7 +193,9 @@ def archive_kind(path: Path) -> str | None:
 
 def _load_archive(kind: str, path: Path, device: torch.device, student: View) -> Loaded:
     if kind == "torchscript":
-        return Loaded(torch.jit.load(path, map_location=device), f"torchscript:{path.name}", student, path)
+        return Loaded(
+            torch.jit.load(path, map_location=device), f"torchscript:{path.name}", student, path
+        )
     program = torch.export.load(path)
     moved = move_to_device_pass(program, device)
     return Loaded(moved.module(), f"export:{path.name}", student, path)
@@ -182,14 +208,18 @@ def _load_callable(name: str, path: Path | None, student: View) -> Loaded:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
-        raise ValueError(f"the teacher {name!r}: no module {module_name!r} on the Python path") from error
+        raise ValueError(
+            f"the teacher {name!r}: no module {module_name!r} on the Python path"
+        ) from error
     if not hasattr(module, attribute):
         raise ValueError(f"the teacher {name!r}: module {module_name!r} has no {attribute!r}")
     model = getattr(module, attribute)
     if not isinstance(model, nn.Module) and _takes_nothing(model):
         model = model()
     if not callable(model):
-        raise ValueError(f"the teacher {name!r} is neither a network nor a function that makes or is one")
+        raise ValueError(
+            f"the teacher {name!r} is neither a network nor a function that makes or is one"
+        )
     if path is not None and isinstance(model, nn.Module):
         _fit(model, read_weights(path)[0], name)
     return Loaded(model, name, student, path or Path(inspect.getfile(module)))
@@ -203,7 +233,9 @@ def _takes_nothing(function: Callable[..., object]) -> bool:
     return True
 
 
-def _load_student(name: str, path: Path, state: StateDict, metadata: dict[str, str], num_classes: int) -> Loaded:
+def _load_student(
+    name: str, path: Path, state: StateDict, metadata: dict[str, str], num_classes: int
+) -> Loaded:
     shape = student_shape(state, metadata)
     _check_count(name, path, state["head.weight"].shape[0], num_classes)
     student = build_student(name, **shape)  # type: ignore[arg-type]
@@ -212,11 +244,15 @@ def _load_student(name: str, path: Path, state: StateDict, metadata: dict[str, s
     return Loaded(student, name, view, path, num_classes)
 
 
-def _load_timm(name: str, path: Path, state: StateDict, metadata: dict[str, str], num_classes: int) -> Loaded:
+def _load_timm(
+    name: str, path: Path, state: StateDict, metadata: dict[str, str], num_classes: int
+) -> Loaded:
     if not name or not timm.is_model(name):
         near = difflib.get_close_matches(name, [*SIZES, *timm.list_models()], n=3)
         hint = f"; near: {', '.join(near)}" if near else ""
-        raise ValueError(f"unknown teacher {name!r}: name a timm model, a file's kind or module:callable{hint}")
+        raise ValueError(
+            f"unknown teacher {name!r}: name a timm model, a file's kind or module:callable{hint}"
+        )
     config = timm.get_pretrained_cfg(name)
     classifier = config.classifier if isinstance(config.classifier, str) else config.classifier[0]
     if f"{classifier}.weight" in state:
@@ -231,9 +267,14 @@ def _load_timm(name: str, path: Path, state: StateDict, metadata: dict[str, str]
 
 def _view(default: View, metadata: dict[str, str]) -> View:
     """The view that our own trainer's metadata states, else the default."""
-    mean, std, size = (_told(metadata, key, old) for key, old in zip(("mean", "std", "input_size"), default, strict=True))
+    mean, std, size = (
+        _told(metadata, key, old)
+        for key, old in zip(("mean", "std", "input_size"), default, strict=True)
+    )
     for key, values in (("mean", mean), ("std", std)):
-        numbers = isinstance(values, list | tuple) and all(type(one) in (int, float) and 0 <= one <= 1 for one in values)
+        numbers = isinstance(values, list | tuple) and all(
+            type(one) in (int, float) and 0 <= one <= 1 for one in values
+        )
         _require_told(numbers and len(values) == 3, key, values)
     _require_told(min(std) > 0, "std", std)
     size = size[-1] if isinstance(size, list) and size else size
@@ -250,7 +291,9 @@ def _told(metadata: dict[str, str], key: str, default: Any) -> Any:
 
 def _require_told(ok: bool, key: str, value: object) -> None:
     if not ok:
-        raise ValueError(f"the teacher's file says of itself {key} {reprlib.repr(value)}, which no teacher has")
+        raise ValueError(
+            f"the teacher's file says of itself {key} {reprlib.repr(value)}, which no teacher has"
+        )
 
 
 def _fit(model: nn.Module, state: StateDict, name: str) -> None:
@@ -280,7 +323,9 @@ def _check_classes(loaded: Loaded, num_classes: int) -> None:
 
 def _check_count(name: str, path: Path, found: int, num_classes: int) -> None:
     if found != num_classes:
-        raise ValueError(f"the teacher {name} at {path} knows {found} classes, the data set has {num_classes}")
+        raise ValueError(
+            f"the teacher {name} at {path} knows {found} classes, the data set has {num_classes}"
+        )
 
 
 def _probe(teacher: Teacher) -> None:
@@ -289,7 +334,11 @@ def _probe(teacher: Teacher) -> None:
         logits = teacher(torch.zeros(2, 3, size, size, device=teacher.device))
     except (RuntimeError, AssertionError, AttributeError) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise ValueError(f"the teacher {teacher.name} does not run on a batch of two images: {reason}") from error
+        raise ValueError(
+            f"the teacher {teacher.name} does not run on a batch of two images: {reason}"
+        ) from error
     if logits.ndim != 2 or len(logits) != 2 or logits.shape[1] != teacher.num_classes:
         got = tuple(logits.shape)
-        raise ValueError(f"the teacher {teacher.name} gives {got}, the data set has {teacher.num_classes} classes")
+        raise ValueError(
+            f"the teacher {teacher.name} gives {got}, the data set has {teacher.num_classes} classes"
+        )

@@ -43,9 +43,13 @@ def _read_pickle(path: Path) -> object:
     with torch.serialization.safe_globals([argparse.Namespace]):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever a file can drive the unpickler to, from IndexError to MemoryError
+        except (
+            Exception
+        ) as error:  # whatever a file can drive the unpickler to, from IndexError to MemoryError
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{path} does not load as plain weights; save it as safetensors: {reason}") from error
+            raise ValueError(
+                f"{path} does not load as plain weights; save it as safetensors: {reason}"
+            ) from error
 
 
 def _check_expansion(path: Path) -> None:
@@ -55,7 +59,10 @@ def _check_expansion(path: Path) -> None:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        if size and mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ).find(b"\nbytearray\n") >= 0:
+        if (
+            size
+            and mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ).find(b"\nbytearray\n") >= 0
+        ):
             raise ValueError(f"{path} does not load as plain weights: it makes byte arrays")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -64,15 +71,23 @@ def _check_expansion(path: Path) -> None:
         return  # torch's older form, or no weights at all
     claimed = sum(entry.file_size for entry in entries)
     if claimed > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError(f"{path} does not load as plain weights: compressed, {claimed:,} bytes in {size:,}")
+        raise ValueError(
+            f"{path} does not load as plain weights: compressed, {claimed:,} bytes in {size:,}"
+        )
 
 
 def _unwrap(content: object, path: Path) -> StateDict:
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
-        raise ValueError(f"{path} holds no state dict, neither plain nor under {' or '.join(WRAPPERS)}")
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(v, torch.Tensor) for v in content.values())
+    ):
+        raise ValueError(
+            f"{path} holds no state dict, neither plain nor under {' or '.join(WRAPPERS)}"
+        )
     _check_stored(content, path)
     return {key.removeprefix("module."): value for key, value in content.items()}
 
@@ -83,10 +98,14 @@ def _check_stored(tensors: StateDict, path: Path) -> None:
     for key, value in tensors.items():
         plain = value.device.type == "cpu" and value.layout is torch.strided
         if not plain or value.nbytes > value.untyped_storage().nbytes():
-            raise ValueError(f"{path} does not load as plain weights: {key} has more elements than it stores")
+            raise ValueError(
+                f"{path} does not load as plain weights: {key} has more elements than it stores"
+            )
         storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
     if sum(storages.values()) > size:
-        raise ValueError(f"{path} does not load as plain weights: {sum(storages.values()):,} bytes of tensors in {size:,}")
+        raise ValueError(
+            f"{path} does not load as plain weights: {sum(storages.values()):,} bytes of tensors in {size:,}"
+        )
 
 
 def file_sha256(path: str | Path) -> str:
@@ -110,8 +129,18 @@ def student_shape(state: StateDict, metadata: dict[str, str]) -> dict[str, objec
     Everything but the number of heads is in the tensors' shapes; that one comes from the metadata's num_heads, else
     from the name in its model, else it is left out. Raises ValueError when the state dict is not a DeiT's.
     """
-    axes = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2, "head.weight": 2}
-    missing = [key for key, count in axes.items() if key not in state or state[key].ndim != count or not state[key].numel()]
+    axes = {
+        "cls_token": 3,
+        "pos_embed": 3,
+        "patch_embed.proj.weight": 4,
+        "blocks.0.mlp.fc1.weight": 2,
+        "head.weight": 2,
+    }
+    missing = [
+        key
+        for key, count in axes.items()
+        if key not in state or state[key].ndim != count or not state[key].numel()
+    ]
     if missing:
         raise ValueError(f"not a DeiT checkpoint: it has no {', '.join(missing)} as a DeiT has it")
     patch_size = state["patch_embed.proj.weight"].shape[-1]
@@ -137,7 +166,9 @@ def student_shape(state: StateDict, metadata: dict[str, str]) -> dict[str, objec
     return shape
 
 
-def student_from_checkpoint(path: str | Path, name: str | None = None, **overrides: object) -> tuple[Student, list[str]]:
+def student_from_checkpoint(
+    path: str | Path, name: str | None = None, **overrides: object
+) -> tuple[Student, list[str]]:
     """Build the student that a checkpoint holds and load it; overrides (image_size, num_classes, ...) win.
 
     name: the student's, when the file does not say it. Returns the student and what was changed on the way.
@@ -167,17 +198,25 @@ def fit_student_weights(model: Student, state: StateDict) -> list[str]:
     for head in ("head", "head_dist"):
         found = state.get(f"{head}.weight")
         if found is not None and f"{head}.weight" in own and found.shape[0] != model.num_classes:
-            notes.append(f"{head} left as initialised: {found.shape[0]} classes in the file, {model.num_classes} here")
+            notes.append(
+                f"{head} left as initialised: {found.shape[0]} classes in the file, {model.num_classes} here"
+            )
             state |= {f"{head}.{part}": own[f"{head}.{part}"] for part in ("weight", "bias")}
     positions = state.get("pos_embed")
     same_tokens = ("dist_token" in state) == model.distilled
     if positions is not None and same_tokens and positions.shape[1] != own["pos_embed"].shape[1]:
         prefix, grid = model.num_prefix_tokens, model.grid_size
         before = math.isqrt(positions.shape[1] - prefix)
-        state["pos_embed"] = resample_abs_pos_embed(positions, [grid, grid], num_prefix_tokens=prefix)
-        notes.append(f"position embedding resized from {before} x {before} to {grid} x {grid} patches")
+        state["pos_embed"] = resample_abs_pos_embed(
+            positions, [grid, grid], num_prefix_tokens=prefix
+        )
+        notes.append(
+            f"position embedding resized from {before} x {before} to {grid} x {grid} patches"
+        )
     if has_qkv_bias(state) and not has_qkv_bias(own):
-        raise ValueError("the checkpoint has qkv biases and the student has not: build it with qkv_bias=True")
+        raise ValueError(
+            "the checkpoint has qkv biases and the student has not: build it with qkv_bias=True"
+        )
     check_match(own, state, "the student")
     model.load_state_dict(state)
     return notes

@@ -51,7 +51,12 @@ def replay_command(argv: Sequence[str]) -> int:
         world = init_distributed()
         check_same_everywhere(config)
         record = on_rank0(lambda: read_record(config, folder, asked.step))
-        return _replay(_as_recorded(config, record, world), world, record, asked.output or folder / f"replay-{asked.step}")
+        return _replay(
+            _as_recorded(config, record, world),
+            world,
+            record,
+            asked.output or folder / f"replay-{asked.step}",
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,7 +76,11 @@ def _as_recorded(config: Config, record: Record, world: World) -> Config:
     require(world.size in whole, "num_gpus", world.size, allowed)
     config = config.replace(
         optim={"micro_batch": then.micro_batch},
-        run={"zero_stage": then.zero_stage, "offload_optimizer": then.offload_optimizer, "precision": then.precision},
+        run={
+            "zero_stage": then.zero_stage,
+            "offload_optimizer": then.offload_optimizer,
+            "precision": then.precision,
+        },
         augment={"augment_backend": then.augment_backend},
         data={"decoder": then.decoder},
     )
@@ -86,7 +95,12 @@ def _replay(config: Config, world: World, record: Record, output: Path) -> int:
     training = build_training(config, world, index)
     samples = Samples(config, world, record, index, gone, training)
     try:
-        require(record.step < samples.total_steps, "step", record.step, f"below {samples.total_steps}, the steps of the run")
+        require(
+            record.step < samples.total_steps,
+            "step",
+            record.step,
+            f"below {samples.total_steps}, the steps of the run",
+        )
         origin = _take_up(samples, record, training.trainer)
         on_rank0(lambda: prepare_output(output))
         taken = retake(training.trainer, samples.batches(record.step))
@@ -127,15 +141,27 @@ def _mine(taken: Retaken, samples: Samples, step: int, output: Path) -> Line:
     planned: list[Line] = []
     micro_batches: list[Line] = []
     data = samples.config.data
-    for (rank, place), batch, losses in zip(samples.places(), taken.batches, taken.micro_batches, strict=True):
+    for (rank, place), batch, losses in zip(
+        samples.places(), taken.batches, taken.micro_batches, strict=True
+    ):
         where = {"rank": rank, "micro_batch": place}
-        described = describe_samples(batch, samples.draws(step, batch.ordinals.numpy()), samples.index)
+        described = describe_samples(
+            batch, samples.draws(step, batch.ordinals.numpy()), samples.index
+        )
         pictures = save_images(output, batch, data.mean, data.std)
         planned += [where | line | names for line, names in zip(described, pictures, strict=True)]
         micro_batches.append(where | losses)
     names = ("rank", "micro_batch", "ordinal", "image")
-    lines = [{name: line[name] for name in names} | own for line, own in zip(planned, taken.samples, strict=True)]
-    return {"micro_batches": micro_batches, "samples": lines, "plan": planned, "digest": taken.digest}
+    lines = [
+        {name: line[name] for name in names} | own
+        for line, own in zip(planned, taken.samples, strict=True)
+    ]
+    return {
+        "micro_batches": micro_batches,
+        "samples": lines,
+        "plan": planned,
+        "digest": taken.digest,
+    }
 
 
 def _gather(mine: Line) -> list[Line]:

@@ -27,12 +27,16 @@ def prepare_output(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     others = sorted({path.name for path in folder.iterdir()} - {IMAGES, PLAN, STEP})
     if others:
-        raise ValueError(f"--output: {folder} holds {others[0]}, which is of no replay; allowed is a new or an empty folder")
+        raise ValueError(
+            f"--output: {folder} holds {others[0]}, which is of no replay; allowed is a new or an empty folder"
+        )
     shutil.rmtree(folder / IMAGES, ignore_errors=True)
     (folder / IMAGES).mkdir()
 
 
-def save_images(folder: Path, batch: Batch, mean: Sequence[float], std: Sequence[float]) -> list[Line]:
+def save_images(
+    folder: Path, batch: Batch, mean: Sequence[float], std: Sequence[float]
+) -> list[Line]:
     """Writes two pictures a sample, erased and then mixed, and returns their names.
 
     The model gets them normalised, in fp32 or fp16; here they are rounded to 8 bits, the noise of an erased box cut to them.
@@ -41,7 +45,10 @@ def save_images(folder: Path, batch: Batch, mean: Sequence[float], std: Sequence
     pictures = [_to_pictures(images, mean, std) for images in (batch.images, mixed)]
     lines = []
     for row, ordinal in enumerate(batch.ordinals.tolist()):
-        names = {"picture": f"{IMAGES}/{ordinal:08}.png", "mixed_picture": f"{IMAGES}/{ordinal:08}-mixed.png"}
+        names = {
+            "picture": f"{IMAGES}/{ordinal:08}.png",
+            "mixed_picture": f"{IMAGES}/{ordinal:08}-mixed.png",
+        }
         for name, pixels in zip(names.values(), pictures, strict=True):
             Image.fromarray(pixels[row].numpy()).save(folder / name)
         lines.append(names)
@@ -51,7 +58,13 @@ def save_images(folder: Path, batch: Batch, mean: Sequence[float], std: Sequence
 def _to_pictures(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """uint8 (B, H, W, 3) on the CPU."""
     scale, shift = (torch.tensor(values)[:, None, None] for values in (std, mean))
-    return ((images.float().cpu() * scale + shift).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous()
+    return (
+        ((images.float().cpu() * scale + shift).clamp(0, 1) * 255)
+        .round()
+        .byte()
+        .permute(0, 2, 3, 1)
+        .contiguous()
+    )
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -74,7 +87,9 @@ def show(told: Line, folder: Path) -> None:
     for name in ("loss", "base", "distill", "grad_norm", "lr"):
         _add_number(table, name, (recorded["values"] or {}).get(name), told["now"][name])
     digest = recorded["digest"] or {"steps": None, "recorded": "", "now": ""}
-    same = {None: "not recorded"}.get(recorded["same_samples"], "same" if recorded["same_samples"] else "OTHER SAMPLES")
+    same = {None: "not recorded"}.get(
+        recorded["same_samples"], "same" if recorded["same_samples"] else "OTHER SAMPLES"
+    )
     table.add_row(f"digest{_steps(digest['steps'])}", digest["recorded"], digest["now"], same)
     skipped = {True: "yes", False: "no", None: ""}
     table.add_row("skipped", skipped[recorded["skipped"]], skipped[told["now"]["skipped"]], "")
@@ -90,11 +105,20 @@ def _title(told: Line) -> str:
 
 
 def _add_number(table: Table, name: str, then: float | None, now: float) -> None:
-    table.add_row(name, *("", f"{now:.7g}", "") if then is None else (f"{then:.7g}", f"{now:.7g}", f"{now - then:+.2g}"))
+    table.add_row(
+        name,
+        *("", f"{now:.7g}", "")
+        if then is None
+        else (f"{then:.7g}", f"{now:.7g}", f"{now - then:+.2g}"),
+    )
 
 
 def _steps(steps: Sequence[int] | None) -> str:
-    return "" if steps is None or steps[1] - steps[0] == 1 else f" of steps {steps[0]} to {steps[1] - 1}"
+    return (
+        ""
+        if steps is None or steps[1] - steps[0] == 1
+        else f" of steps {steps[0]} to {steps[1] - 1}"
+    )
 
 
 def _split(told: Line) -> Table:

@@ -58,7 +58,9 @@ class Record:
     @property
     def latest_state(self) -> int:
         """The latest step whose checkpoint has led up to this step: later ones followed when it was passed over."""
-        return min([self.step, *(first for first, last in self.stretches if first <= self.step < last)])
+        return min(
+            [self.step, *(first for first, last in self.stretches if first <= self.step < last)]
+        )
 
     def passes_over(self, step: int) -> bool:
         """Whether the run, on its way to this step, passed over `step`."""
@@ -102,14 +104,20 @@ def read_record(config: Config, folder: Path, step: int) -> Record:
     attempts, metrics = read_attempts(folder), read_metrics(folder / "metrics.jsonl")
     attempt = attempt_at(attempts, step)
     if attempt is None:
-        raise ValueError(f"--step: got {step}, allowed is {attempts[0].step} or more, the step that {folder} began with")
+        raise ValueError(
+            f"--step: got {step}, allowed is {attempts[0].step} or more, the step that {folder} began with"
+        )
     bad_steps, spikes = (read_metrics(folder / name) for name in (BAD_STEPS, SPIKES))
     rollbacks = read_rollbacks(folder)
     seen = [line["step"] + 1 for line in (*bad_steps, *spikes, *_failures(folder))]
-    seen += [line["step"] for line in metrics] + [step_of(path) for path in list_checkpoints(folder / "checkpoints")]
+    seen += [line["step"] for line in metrics] + [
+        step_of(path) for path in list_checkpoints(folder / "checkpoints")
+    ]
     most = max(seen, default=0) + config.run.log_steps  # so many may have gone unrecorded
     if not 0 <= step < most:
-        raise ValueError(f"--step: got {step}, allowed is 0 to {most - 1}, for {folder} tells of no later step")
+        raise ValueError(
+            f"--step: got {step}, allowed is 0 to {most - 1}, for {folder} tells of no later step"
+        )
     return Record(
         folder=folder,
         step=step,
@@ -138,9 +146,19 @@ def find_state(record: Record, resumed: str, layout: Tensors) -> Found | None:
 
 def _newest_bundle(record: Record) -> str:
     """The state that a stop for bad steps left, if it is newer than every checkpoint from before the step."""
-    bundles = [path for folder in record.folder.glob("bad-step-*") for path in list_checkpoints(folder)]
-    fits = [path for path in bundles if step_of(path) <= record.latest_state and not record.passes_over(step_of(path))]
-    own = [step_of(path) for path in list_checkpoints(record.folder / "checkpoints") if step_of(path) <= record.latest_state]
+    bundles = [
+        path for folder in record.folder.glob("bad-step-*") for path in list_checkpoints(folder)
+    ]
+    fits = [
+        path
+        for path in bundles
+        if step_of(path) <= record.latest_state and not record.passes_over(step_of(path))
+    ]
+    own = [
+        step_of(path)
+        for path in list_checkpoints(record.folder / "checkpoints")
+        if step_of(path) <= record.latest_state
+    ]
     newest = max(fits, key=step_of, default=None)
     return "" if newest is None or step_of(newest) <= max(own, default=-1) else str(newest)
 
@@ -149,7 +167,9 @@ def check_folder(folder: Path) -> None:
     """Raises ValueError unless a run was started in `folder`."""
     missing = [name for name in ("config.yaml", IMAGES, ATTEMPTS) if not (folder / name).is_file()]
     if missing:
-        raise ValueError(f"{folder} holds no run: it has no {' and no '.join(missing)}; name the --output-dir of one")
+        raise ValueError(
+            f"{folder} holds no run: it has no {' and no '.join(missing)}; name the --output-dir of one"
+        )
 
 
 def _failures(folder: Path) -> Iterator[Line]:

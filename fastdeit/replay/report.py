@@ -16,7 +16,9 @@ Line = dict[str, Any]
 _WORST = 3  # samples of a micro-batch that are named in the table
 
 
-def report(record: Record, samples: Samples, origin: Line, taken: Retaken, parts: Sequence[Line]) -> Line:
+def report(
+    record: Record, samples: Samples, origin: Line, taken: Retaken, parts: Sequence[Line]
+) -> Line:
     """Everything about the step as plain values.
 
     origin: how it was come to; taken: by this process; parts: of each process its micro-batches, samples and digest.
@@ -32,9 +34,18 @@ def report(record: Record, samples: Samples, origin: Line, taken: Retaken, parts
         "epoch": epoch,
         "step_of_epoch": place,
         "state": {"from": origin["from"], "trained": origin["trained"]},
-        "processes": {"run": record.attempt.world_size, "replay": len(parts), "micro_batch": record.attempt.micro_batch},
+        "processes": {
+            "run": record.attempt.world_size,
+            "replay": len(parts),
+            "micro_batch": record.attempt.micro_batch,
+        },
         "now": _means(micro_batches, record.attempt.world_size)
-        | {"grad_norm": taken.grad_norm, "lr": taken.lr, "skipped": taken.skipped, "digest": show_digest(digest)},
+        | {
+            "grad_norm": taken.grad_norm,
+            "lr": taken.lr,
+            "skipped": taken.skipped,
+            "digest": show_digest(digest),
+        },
         "recorded": recorded,
         "micro_batches": [_micro_batch(line, lines, record.bad_step) for line in micro_batches],
         "samples": lines,
@@ -44,7 +55,9 @@ def report(record: Record, samples: Samples, origin: Line, taken: Retaken, parts
 
 def _means(micro_batches: Sequence[Line], world_size: int) -> dict[str, float]:
     """The losses over all ranks: `Trainer`'s mean over the micro-batches of each, `Meter`'s over ranks; fp32, bit for bit."""
-    values = torch.tensor([[line[name] for name in LOSSES] for line in micro_batches], dtype=torch.float32)
+    values = torch.tensor(
+        [[line[name] for name in LOSSES] for line in micro_batches], dtype=torch.float32
+    )
     ranks = [rank.mean(0) / world_size for rank in values.chunk(world_size)]
     return dict(zip(LOSSES, functools.reduce(torch.add, ranks).tolist(), strict=True))
 
@@ -56,7 +69,15 @@ def _micro_batch(line: Line, samples: Sequence[Line], bad_step: Line | None) -> 
     odd = [sample for sample in own if sample["loss"] != sample["loss"]]
     worst = [*odd, *sorted(finite, key=lambda sample: -sample["loss"])][:_WORST]
     recorded = {} if bad_step is None else {"recorded": bad_step["losses"][rank][place]}
-    return line | recorded | {"worst": [{name: sample[name] for name in ("ordinal", "image", "loss")} for sample in worst]}
+    return (
+        line
+        | recorded
+        | {
+            "worst": [
+                {name: sample[name] for name in ("ordinal", "image", "loss")} for sample in worst
+            ]
+        }
+    )
 
 
 def _recorded(record: Record, samples: Samples, digest: int) -> Line:
@@ -64,7 +85,11 @@ def _recorded(record: Record, samples: Samples, digest: int) -> Line:
     line, first = record.metrics_line()
     alone = line is not None and (first, line["step"]) == (record.step, record.step + 1)
     values = line if alone else record.spike
-    known = None if values is None else {name: values[name] for name in (*LOSSES, "grad_norm", "lr") if name in values}
+    known = (
+        None
+        if values is None
+        else {name: values[name] for name in (*LOSSES, "grad_norm", "lr") if name in values}
+    )
     compared = _compare_digests(record, samples, digest)
     return {
         "values": known,
@@ -82,13 +107,25 @@ def _recorded(record: Record, samples: Samples, digest: int) -> Line:
 def _compare_digests(record: Record, samples: Samples, digest: int) -> Line | None:
     """The recorded digest of the fewest steps about this one that the folder has, and what it comes to now."""
     if record.bad_step is not None and "digest" in record.bad_step:
-        return {"steps": [record.step, record.step + 1], "recorded": record.bad_step["digest"], "now": show_digest(digest)}
+        return {
+            "steps": [record.step, record.step + 1],
+            "recorded": record.bad_step["digest"],
+            "now": show_digest(digest),
+        }
     window = record.window()
     if window is None:
         return None
-    others = (step for step in range(window.first, window.last) if step != record.step and not record.is_passed_over(step))
+    others = (
+        step
+        for step in range(window.first, window.last)
+        if step != record.step and not record.is_passed_over(step)
+    )
     now = add_digests(digest, *(samples.digest(step) for step in others))
-    return {"steps": [window.first, window.last], "recorded": show_digest(window.digest), "now": show_digest(now)}
+    return {
+        "steps": [window.first, window.last],
+        "recorded": show_digest(window.digest),
+        "now": show_digest(now),
+    }
 
 
 def _notes(record: Record, recorded: Line, processes: int) -> list[str]:
@@ -100,7 +137,8 @@ def _notes(record: Record, recorded: Line, processes: int) -> list[str]:
         "no digest is recorded on both sides of this step: nothing shows that the samples are the run's": (
             recorded["same_samples"] is None
         ),
-        f"the run had {then} processes, here are {processes}: gradients are summed in another order": processes != then,
+        f"the run had {then} processes, here are {processes}: gradients are summed in another order": processes
+        != then,
         "the run went back and passed over this step later: this is how it was before": record.undone,
         f"the log has means of steps {means} only; --log-steps 1 has a line for each": (
             means is not None and recorded["values"] is None

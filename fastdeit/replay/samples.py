@@ -29,7 +29,13 @@ class Samples:
     """
 
     def __init__(
-        self, config: Config, world: World, record: Record, index: Index, gone: Mapping[int, str], training: Training
+        self,
+        config: Config,
+        world: World,
+        record: Record,
+        index: Index,
+        gone: Mapping[int, str],
+        training: Training,
     ) -> None:
         self.config, self.index = config, index
         self._record, self._gone, self._training = record, gone, training
@@ -72,7 +78,14 @@ class Samples:
         _, replay, _, rates, _ = self._training
         known = _LeftOut(self.index, left_out)
         return build.build_train_loader(
-            self.config, self._world, self.index, self._training.plan, rates, known, replay, self.ranks
+            self.config,
+            self._world,
+            self.index,
+            self._training.plan,
+            rates,
+            known,
+            replay,
+            self.ranks,
         )
 
     def draws(self, step: int, ordinals: np.ndarray) -> Draws:
@@ -85,7 +98,11 @@ class Samples:
         (epoch, place), size = divmod(step, self.steps_per_epoch), self.config.optim.batch_size
         ordinals = np.arange(place * size, (place + 1) * size)
         keep = self._plan(step).keep(epoch, ordinals, self._training.drop_path)
-        return add_digests(sample_digests(np.full_like(ordinals, step), epoch, ordinals, self.draws(step, ordinals), keep))
+        return add_digests(
+            sample_digests(
+                np.full_like(ordinals, step), epoch, ordinals, self.draws(step, ordinals), keep
+            )
+        )
 
     def _plan(self, step: int) -> Plan:
         """The plan as it stood in a step; the loader's own has left out what it had when it last planned ahead."""
@@ -113,4 +130,6 @@ class _LeftOut(Quarantine):
 def _refuse(index: Index, faults: Mapping[int, str]) -> None:
     if faults:
         named = "; ".join(f"{index.name(row)}: {fault}" for row, fault in faults.items())
-        raise ValueError(f"{index.root}: the run read images that cannot be read as they were: {named}")
+        raise ValueError(
+            f"{index.root}: the run read images that cannot be read as they were: {named}"
+        )

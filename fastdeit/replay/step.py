@@ -46,25 +46,45 @@ class SampleLosses:
         self.lines: list[Line] = []
 
     def __call__(
-        self, outputs: Outputs, labels: torch.Tensor, lam: torch.Tensor, answer: torch.Tensor | None = None
+        self,
+        outputs: Outputs,
+        labels: torch.Tensor,
+        lam: torch.Tensor,
+        answer: torch.Tensor | None = None,
     ) -> Any:  # LossParts
         with torch.no_grad():
-            parts = torch.stack([self._alone(row, outputs, labels, lam, answer) for row in range(len(labels))])
+            parts = torch.stack(
+                [self._alone(row, outputs, labels, lam, answer) for row in range(len(labels))]
+            )
         lines = [dict(zip(LOSSES, values, strict=True)) for values in parts.tolist()]
         if answer is not None:
             decisions = answer.argmax(-1) if answer.ndim == 2 else answer
-            lines = [line | {"teacher": decision} for line, decision in zip(lines, decisions.tolist(), strict=True)]
+            lines = [
+                line | {"teacher": decision}
+                for line, decision in zip(lines, decisions.tolist(), strict=True)
+            ]
         self.lines += lines
         return self.criterion(outputs, labels, lam, answer)
 
     def _alone(
-        self, row: int, outputs: Outputs, labels: torch.Tensor, lam: torch.Tensor, answer: torch.Tensor | None
+        self,
+        row: int,
+        outputs: Outputs,
+        labels: torch.Tensor,
+        lam: torch.Tensor,
+        answer: torch.Tensor | None,
     ) -> torch.Tensor:
         """fp32 (3,): the losses of a sample, as those of a pair of it and of itself mixed the other way round."""
         twice = [row, row]
-        logits = outputs[twice] if isinstance(outputs, torch.Tensor) else tuple(head[twice] for head in outputs)
+        logits = (
+            outputs[twice]
+            if isinstance(outputs, torch.Tensor)
+            else tuple(head[twice] for head in outputs)
+        )
         shares = torch.stack((lam[row], 1 - lam[row]))
-        parts = self.criterion(logits, labels[[row, row ^ 1]], shares, None if answer is None else answer[twice])  # type: ignore[arg-type]
+        parts = self.criterion(
+            logits, labels[[row, row ^ 1]], shares, None if answer is None else answer[twice]
+        )  # type: ignore[arg-type]
         return torch.stack([part.float() for part in parts])
 
 
@@ -77,7 +97,9 @@ def retake(trainer: Trainer, batches: Iterable[Batch]) -> Retaken:
         *_, grad_norm = trainer.train_step(_keeping(batches, kept)).tolist()
     finally:
         trainer.criterion = own
-    micro_batches = [dict(zip(LOSSES, micro.losses.tolist(), strict=True)) for micro in trainer.micro_steps]
+    micro_batches = [
+        dict(zip(LOSSES, micro.losses.tolist(), strict=True)) for micro in trainer.micro_steps
+    ]
     return Retaken(kept, micro_batches, watching.lines, grad_norm, trainer.lr, not trainer.applied)
 
 
@@ -94,7 +116,9 @@ def describe_samples(batch: Batch, draws: Draws, index: Index) -> list[Line]:
     lines = []
     for row, (ordinal, image) in enumerate(zip(ordinals, batch.rows.tolist(), strict=True)):
         line = {"ordinal": ordinal, "row": image, "image": index.name(image), "class": classes[row]}
-        lines.append(line | _describe_draws(draws, row) | {"partner": ordinal ^ 1, "keep": keep[row]})
+        lines.append(
+            line | _describe_draws(draws, row) | {"partner": ordinal ^ 1, "keep": keep[row]}
+        )
     return lines
 
 
@@ -106,7 +130,9 @@ def _describe_draws(draws: Draws, row: int) -> Line:
         "crop": draws.crop[row].tolist(),
         "resize": draws.resize[row].tolist(),
         "flip": bool(draws.flip[row]),
-        "operations": [{"name": OPS[op], "argument": argument} for op, argument in drawn if op >= 0],
+        "operations": [
+            {"name": OPS[op], "argument": argument} for op, argument in drawn if op >= 0
+        ],
         "erase": _box(draws.erase[row].tolist()),
         "noise_key": int(draws.noise_key[row]),
         "lam": float(draws.lam[row]),

@@ -62,8 +62,12 @@ def build_trainer(
     in_pieces = settings["zero_optimization"]["stage"] == 3
     groups = parameter_groups(model, optim.weight_decay, optim.layer_decay)
     module = (LossModule if in_pieces else FlatLossModule)(model, groups)
-    fused = world.device.type == "cuda" or config.run.offload_optimizer  # torch's one pass over the state, on either device
-    optimizer = build_adamw(module.groups, optim.scaled_lr, optim.opt_betas, optim.opt_eps, fused=fused)
+    fused = (
+        world.device.type == "cuda" or config.run.offload_optimizer
+    )  # torch's one pass over the state, on either device
+    optimizer = build_adamw(
+        module.groups, optim.scaled_lr, optim.opt_betas, optim.opt_eps, fused=fused
+    )
     engine = build_engine(module, optimizer, settings)
     schedule = build_schedule(
         engine.optimizer,

@@ -70,16 +70,24 @@ class FlatLossModule(LossModule):
         names = {parameter: name for name, parameter in model.named_parameters()}
         self.slices = [_lay_out(group["params"], names) for group in groups]
         self.flats = nn.ParameterList(_flatten(group["params"]) for group in groups)
-        self.groups = [group | {"params": [flat]} for group, flat in zip(groups, self.flats, strict=True)]
-        self.leaves: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
+        self.groups = [
+            group | {"params": [flat]} for group, flat in zip(groups, self.flats, strict=True)
+        ]
+        self.leaves: list[nn.Parameter] = [
+            parameter for group in groups for parameter in group["params"]
+        ]
         """The model's weights, group after group."""
 
-    def named_parameters(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Any:
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Any:
         """Yield the flat parameters alone."""
         return self.flats.named_parameters(prefix, recurse, remove_duplicate)
 
     def bind(self) -> None:
-        for leaf, view in zip(self.leaves, self._views([flat.data for flat in self.flats]), strict=True):
+        for leaf, view in zip(
+            self.leaves, self._views([flat.data for flat in self.flats]), strict=True
+        ):
             leaf.data = view
         for parameter in self.model.parameters():  # frozen ones get the training precision too
             parameter.data = parameter.data.to(self.flats[0].dtype)
@@ -94,14 +102,20 @@ class FlatLossModule(LossModule):
         return flats
 
     def _views(self, flats: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return [place.of(flat) for flat, slices in zip(flats, self.slices, strict=True) for place in slices]
+        return [
+            place.of(flat)
+            for flat, slices in zip(flats, self.slices, strict=True)
+            for place in slices
+        ]
 
 
 class _Loss(torch.autograd.Function):
     """The loss as a function of the flat parameters; the model's own graph is kept inside."""
 
     @staticmethod
-    def forward(ctx: Any, module: FlatLossModule, compute: Compute, *flats: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(
+        ctx: Any, module: FlatLossModule, compute: Compute, *flats: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         with torch.enable_grad():
             parts = compute(module.model)
         ctx.module, ctx.loss = module, parts.loss
@@ -113,7 +127,9 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         module = ctx.module
         # a weight that the loss does not depend on has a gradient of zero
-        gradients = torch.autograd.grad(ctx.loss, module.leaves, gradient, allow_unused=True, materialize_grads=True)
+        gradients = torch.autograd.grad(
+            ctx.loss, module.leaves, gradient, allow_unused=True, materialize_grads=True
+        )
         return None, None, *module.flat_gradients(gradients)
 
 

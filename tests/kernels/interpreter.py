@@ -25,7 +25,9 @@ def _round_to_bf16(values: np.ndarray) -> np.ndarray:
     """fp32 → bf16 bits, to nearest, ties to even; NaN stays NaN."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.where(np.isnan(values), (bits >> np.uint32(16)) | np.uint32(0x40), rounded).astype(np.uint16)
+    return np.where(np.isnan(values), (bits >> np.uint32(16)) | np.uint32(0x40), rounded).astype(
+        np.uint16
+    )
 
 
 def _widen(handle: interpreter.TensorHandle) -> interpreter.TensorHandle:

@@ -55,7 +55,11 @@ def launches_of_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """fp32 tensors take the blocks and the form of backward of bf16; on a GPU, too short of registers, their own."""
     if INTERPRETED:
         for each in (module, attention_bwd):
-            monkeypatch.setattr(each, "config", lambda op, device, *, bits, D, N: config(op, device, bits=16, D=D, N=N))
+            monkeypatch.setattr(
+                each,
+                "config",
+                lambda op, device, *, bits, D, N: config(op, device, bits=16, D=D, N=N),
+            )
 
 
 def weights_by_hand(qkv: torch.Tensor) -> torch.Tensor:
@@ -116,14 +120,20 @@ def test_attention_equals_the_formula(shape: tuple[int, ...]) -> None:
     assert_right(run(attention, *inputs), expect(*inputs))
 
 
-@pytest.mark.parametrize("shape", [*SHAPES.values(), *SHAPES_384.values()], ids=[*SHAPES, *SHAPES_384])
-def test_attention_equals_the_formula_in_the_blocks_of_16_bits(shape: tuple[int, ...], launches_of_16_bits: None) -> None:
+@pytest.mark.parametrize(
+    "shape", [*SHAPES.values(), *SHAPES_384.values()], ids=[*SHAPES, *SHAPES_384]
+)
+def test_attention_equals_the_formula_in_the_blocks_of_16_bits(
+    shape: tuple[int, ...], launches_of_16_bits: None
+) -> None:
     inputs = make_inputs(shape)
     assert_right(run(attention, *inputs), expect(*inputs))
 
 
 @pytest.mark.parametrize("dtype", HALVES.values(), ids=HALVES)
-@pytest.mark.parametrize("shape", [*SHAPES.values(), *SHAPES_384.values()], ids=[*SHAPES, *SHAPES_384])
+@pytest.mark.parametrize(
+    "shape", [*SHAPES.values(), *SHAPES_384.values()], ids=[*SHAPES, *SHAPES_384]
+)
 def test_attention_is_as_exact_as_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     inputs = make_inputs(shape, dtype)
     expected = expect(*inputs)
@@ -134,7 +144,12 @@ def test_attention_is_as_exact_as_torch(shape: tuple[int, ...], dtype: torch.dty
 
 
 @settings(max_examples=6, deadline=None, derandomize=True, database=None)
-@given(batch=st.integers(1, 3), tokens=st.integers(1, 150), heads=st.integers(1, 3), size=st.sampled_from(module.HEAD_DIMS))
+@given(
+    batch=st.integers(1, 3),
+    tokens=st.integers(1, 150),
+    heads=st.integers(1, 3),
+    size=st.sampled_from(module.HEAD_DIMS),
+)
 def test_attention_of_any_shape(batch: int, tokens: int, heads: int, size: int) -> None:
     inputs = make_inputs((batch, tokens, 3, heads, size))
     assert_right(run(attention, *inputs), expect(*inputs))
@@ -156,9 +171,14 @@ def test_attention_with_logits_of_ten_thousand(launches_of_16_bits: None) -> Non
     qkv, grad = make_inputs((1, 70, 3, 2, 64))
     qkv[:, :, :2] *= 60
     expected = expect(qkv, grad)
-    bounds = (1e-6, 1e-3)  # the gradient's error is 1e-5 to 8e-4, by the processor's code for NumPy's product, here `tl.dot`
+    bounds = (
+        1e-6,
+        1e-3,
+    )  # the gradient's error is 1e-5 to 8e-4, by the processor's code for NumPy's product, here `tl.dot`
     theirs = run(attention_reference, qkv, grad)
-    for ours, torchs, wanted, bound in zip(run(attention, qkv, grad), theirs, expected, bounds, strict=True):
+    for ours, torchs, wanted, bound in zip(
+        run(attention, qkv, grad), theirs, expected, bounds, strict=True
+    ):
         assert ours.isfinite().all()
         assert error(ours, wanted) <= 2 * error(torchs, wanted) + bound
 
@@ -172,14 +192,18 @@ def test_attention_of_equal_extreme_logits(sign: int, dtype: torch.dtype, tokens
     qkv[:, :, 0], qkv[:, :, 1] = 36.0, sign * 36.0
     out, dqkv = run(attention, qkv, grad)
     even = qkv[:, :, 2].double().mean(1).expand(1, tokens, -1, -1).flatten(2)
-    torch.testing.assert_close(out.double(), even, rtol=0, atol=1e-5 if dtype == torch.float32 else 4e-3)
+    torch.testing.assert_close(
+        out.double(), even, rtol=0, atol=1e-5 if dtype == torch.float32 else 4e-3
+    )
     assert dqkv.isfinite().all()
     dv = grad.double().mean(1).expand(1, tokens, -1)
     # an lse of 1e4 is known to 1e-3
     torch.testing.assert_close(dqkv[:, :, 2].flatten(2).double(), dv, rtol=1e-2, atol=2e-3)
 
 
-@pytest.mark.parametrize("shape", [(3, 17, 3, 2, 32), (3, 70, 3, 2, 96), (3, 300, 3, 1, 64)], ids=["N17", "N70", "N300"])
+@pytest.mark.parametrize(
+    "shape", [(3, 17, 3, 2, 32), (3, 70, 3, 2, 96), (3, 300, 3, 1, 64)], ids=["N17", "N70", "N300"]
+)
 def test_attention_of_an_image_knows_no_other(shape: tuple[int, ...]) -> None:
     """Neighbours in memory hold NaN, also where a block reaches past the last token or past a head."""
     (qkv, grad), alone = make_inputs(shape, torch.bfloat16), slice(1, 2)
@@ -206,7 +230,9 @@ def test_attention_repeats_bit_for_bit(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("size", module.HEAD_DIMS)
-def test_backward_of_deit_is_one_kernel_on_hopper(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backward_of_deit_is_one_kernel_on_hopper(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fastdeit.kernels.configs.arch", lambda device: 90)
     assert config("attention_bwd_whole", torch.device(DEVICE), D=size, N=198)["BLOCK_M"] >= 198
 
@@ -302,7 +328,9 @@ def test_reference_backend_says_nothing(caplog: pytest.LogCaptureFixture) -> Non
     assert not caplog.records
 
 
-@pytest.mark.parametrize("shape", [(2, 19, 3, 3, 32), (1, 70, 3, 3, 96), (1, 198, 3, 3, 64)], ids=["N19", "N70", "N198"])
+@pytest.mark.parametrize(
+    "shape", [(2, 19, 3, 3, 32), (1, 70, 3, 3, 96), (1, 198, 3, 3, 64)], ids=["N19", "N70", "N198"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_attention_weights_equal_the_formula(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     qkv = draw(shape, dtype)
@@ -356,7 +384,10 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 @pytest.mark.parametrize("tokens", [197, 198, 577, 578])
 def test_attention_at_full_size(tokens: int, heads: int) -> None:
     inputs = make_inputs((64, tokens, 3, heads, 64), torch.bfloat16)
-    theirs, expected = run(attention_reference, *inputs), run(attention_reference, *(x.float() for x in inputs))
+    theirs, expected = (
+        run(attention_reference, *inputs),
+        run(attention_reference, *(x.float() for x in inputs)),
+    )
     for ours, torchs, wanted in zip(run(attention, *inputs), theirs, expected, strict=True):
         assert error(ours, wanted.double()) <= 2 * error(torchs, wanted.double())
 
@@ -374,13 +405,19 @@ def test_attention_past_two_to_the_31_elements() -> None:
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize("shape", [SHAPES["N198-D64"], SHAPES_384["N578-D64"]], ids=["whole", "pair"])
+@pytest.mark.parametrize(
+    "shape", [SHAPES["N198-D64"], SHAPES_384["N578-D64"]], ids=["whole", "pair"]
+)
 def test_attention_in_a_cuda_graph_and_without_a_sync(shape: tuple[int, ...]) -> None:
     qkv, grad = make_inputs(shape, torch.bfloat16)
 
     def run_all() -> list[torch.Tensor]:
         out, lse = attention_triton(qkv)
-        return [out, attention_bwd_triton(qkv, out, lse, grad), attention_weights_triton(qkv, lse, [0])]
+        return [
+            out,
+            attention_bwd_triton(qkv, out, lse, grad),
+            attention_weights_triton(qkv, lse, [0]),
+        ]
 
     run_all()  # compiles
     torch.cuda.set_sync_debug_mode("error")

@@ -27,8 +27,17 @@ SHAPES = [(37, 53), (1, 1), (3, 3), (2, 9), (9, 2)]
 ROUND = (0.0, 0.5, -1.0, 2.5, 45.0, 90.0, -90.0, 180.0, 360.0, 1e-9)
 SPECS = {
     "deit": PlanSpec(input_size=32, repeats=1, ra_prob=0.9),
-    "deit3": PlanSpec(input_size=32, repeats=1, ra_layers=0, three_augment=True, simple_crop=True, color_jitter=0.3),
-    "many layers": PlanSpec(input_size=32, repeats=1, ra_layers=5, ra_prob=1.0, ra_std=float("inf")),
+    "deit3": PlanSpec(
+        input_size=32,
+        repeats=1,
+        ra_layers=0,
+        three_augment=True,
+        simple_crop=True,
+        color_jitter=0.3,
+    ),
+    "many layers": PlanSpec(
+        input_size=32, repeats=1, ra_layers=5, ra_prob=1.0, ra_std=float("inf")
+    ),
 }
 RUNS = [augment_reference, augment_triton]
 Operations = tuple[torch.Tensor, torch.Tensor]
@@ -40,20 +49,33 @@ def large_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     """Interpreted, a small block costs as much as a large one. test_..._in_the_configured_blocks keeps the table's."""
     if INTERPRETED and "configured" not in request.node.name:
         taken = module.config
-        monkeypatch.setattr(module, "config", lambda *key, **more: taken(*key, **more) | {"BLOCK_PART": 2048})
-        monkeypatch.setattr(augment_blur, "config", lambda *key, **more: taken(*key, **more) | {"BLOCK": 8192})
-        small = {"augment_statistics": {"BLOCK": 512, "STEPS": 2}, "augment_table": {}}  # several chunks an image
-        monkeypatch.setattr(augment_tables, "config", lambda op, *key, **more: taken(op, *key, **more) | small[op])
+        monkeypatch.setattr(
+            module, "config", lambda *key, **more: taken(*key, **more) | {"BLOCK_PART": 2048}
+        )
+        monkeypatch.setattr(
+            augment_blur, "config", lambda *key, **more: taken(*key, **more) | {"BLOCK": 8192}
+        )
+        small = {
+            "augment_statistics": {"BLOCK": 512, "STEPS": 2},
+            "augment_table": {},
+        }  # several chunks an image
+        monkeypatch.setattr(
+            augment_tables, "config", lambda op, *key, **more: taken(op, *key, **more) | small[op]
+        )
 
 
 def pictures(count: int, height: int, width: int) -> torch.Tensor:
     """uint8 (count, H, W, 3): noise, something smooth, few levels, one level, by turns."""
-    return torch.from_numpy(np.stack([picture(seed, height, width) for seed in range(count)])).to(DEVICE)
+    return torch.from_numpy(np.stack([picture(seed, height, width) for seed in range(count)])).to(
+        DEVICE
+    )
 
 
 def one_layer(names: Sequence[str], args: Sequence[float]) -> Operations:
     ops = [OPS.index(name) if name else -1 for name in names]
-    return torch.tensor(ops, dtype=torch.int32)[:, None], torch.tensor(args, dtype=torch.float64)[:, None]
+    return torch.tensor(ops, dtype=torch.int32)[:, None], torch.tensor(args, dtype=torch.float64)[
+        :, None
+    ]
 
 
 def planned(spec: PlanSpec, count: int) -> Operations:
@@ -92,7 +114,11 @@ def equal(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 def test_operations_are_numbered_as_the_plans() -> None:
     assert augment_ops.OPS == OPS
-    numbers = {name: value.value for name, value in vars(augment_ops).items() if hasattr(value, "value") and name.isupper()}
+    numbers = {
+        name: value.value
+        for name, value in vars(augment_ops).items()
+        if hasattr(value, "value") and name.isupper()
+    }
     assert numbers.pop("COUNT") == len(OPS) and sorted(numbers.values()) == list(range(len(OPS)))
     for name, number in numbers.items():
         spelled = {"BLUR": "gaussianblur"}.get(name, name.replace("_", "").lower())
@@ -101,7 +127,10 @@ def test_operations_are_numbered_as_the_plans() -> None:
 
 @pytest.mark.parametrize("name", OPS)
 def test_reference_equals_timms(name: str) -> None:
-    args = [*arguments_of(OPS.index(name), 16).tolist(), *(ROUND if name in augment_ops.WARPS else ())]
+    args = [
+        *arguments_of(OPS.index(name), 16).tolist(),
+        *(ROUND if name in augment_ops.WARPS else ()),
+    ]
     operations = one_layer([name] * len(args), args)
     for shape in (*SHAPES, (64, 64)):
         images = pictures(len(args), *shape)
@@ -110,7 +139,10 @@ def test_reference_equals_timms(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPS)
 def test_kernel_equals_timms(name: str) -> None:
-    args = [*arguments_of(OPS.index(name), 5).tolist(), *((90.0, -1.0) if name in augment_ops.WARPS else ())]
+    args = [
+        *arguments_of(OPS.index(name), 5).tolist(),
+        *((90.0, -1.0) if name in augment_ops.WARPS else ()),
+    ]
     operations = one_layer([name] * len(args), args)
     for shape in SHAPES:
         images = pictures(len(args), *shape)
@@ -131,9 +163,14 @@ def test_reference_stretches_between_any_extremes_as_pil() -> None:
     ends = np.sort(np.random.default_rng(0).integers(0, 256, (300, 2)), 1)
     ramps = np.clip(np.arange(256), ends[:, :1], ends[:, 1:]).astype(np.uint8)
     images = np.repeat(ramps[:, None, :, None], 3, 3)
-    expected = np.stack([np.asarray(ImageOps.autocontrast(Image.fromarray(image))) for image in images])
+    expected = np.stack(
+        [np.asarray(ImageOps.autocontrast(Image.fromarray(image))) for image in images]
+    )
     ops, args = packed(one_layer(["AutoContrast"] * 300, [0.0] * 300))
-    equal(augment_reference(torch.from_numpy(images).to(DEVICE), ops, args).cpu(), torch.from_numpy(expected))
+    equal(
+        augment_reference(torch.from_numpy(images).to(DEVICE), ops, args).cpu(),
+        torch.from_numpy(expected),
+    )
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -148,12 +185,18 @@ def test_smoothing_of_every_sum(run: Any) -> None:
     assert not rest.any()
     images = torch.from_numpy(np.repeat(tiles.reshape(1, 3, -1, 1), 3, axis=3)).to(DEVICE)
     operations = one_layer(["SharpnessIncreasing"], [1.7])
-    equal(run(images, *packed(operations), FILL, [["SharpnessIncreasing"]]), by_timm(images, operations))
+    equal(
+        run(images, *packed(operations), FILL, [["SharpnessIncreasing"]]),
+        by_timm(images, operations),
+    )
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_blur_of_any_radius(run: Any) -> None:
-    images, operations = pictures(7, 20, 13), one_layer(["GaussianBlur"] * 7, [0.0, 1e-6, 1.2, 2.0, 5.0, 9.9, 40.0])
+    images, operations = (
+        pictures(7, 20, 13),
+        one_layer(["GaussianBlur"] * 7, [0.0, 1e-6, 1.2, 2.0, 5.0, 9.9, 40.0]),
+    )
     equal(run(images, *packed(operations), FILL, [["GaussianBlur"]]), by_timm(images, operations))
 
 
@@ -180,7 +223,15 @@ def test_mixed_batch() -> None:
 
 def test_mixed_batch_in_the_configured_blocks() -> None:
     """Over several blocks and parts, none of which divides the image."""
-    names = ("Rotate", "TranslateYRel", "SharpnessIncreasing", "ColorIncreasing", "Equalize", "GaussianBlur", "")
+    names = (
+        "Rotate",
+        "TranslateYRel",
+        "SharpnessIncreasing",
+        "ColorIncreasing",
+        "Equalize",
+        "GaussianBlur",
+        "",
+    )
     images, operations = pictures(7, 45, 46), one_layer(names, [30.0, 0.3, 1.5, 0.4, 0.0, 1.7, 0.0])
     with interpreter.poisoned_memory():
         out = augment_triton(images, *packed(operations))
@@ -188,14 +239,22 @@ def test_mixed_batch_in_the_configured_blocks() -> None:
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)
-@given(height=st.integers(1, 40), width=st.integers(1, 40), batch=st.integers(1, 3), layers=st.integers(1, 2))
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    batch=st.integers(1, 3),
+    layers=st.integers(1, 2),
+)
 def test_kernels_at_any_shape(height: int, width: int, batch: int, layers: int) -> None:
     images, operations = pictures(batch, height, width), mixed(batch, layers)
     equal(augment_triton(images, *packed(operations)), by_timm(images, operations))
 
 
 def test_another_fill() -> None:
-    images, (ops, args) = pictures(2, 20, 30), packed(one_layer(["Rotate", "TranslateXRel"], [30.0, 0.4]))
+    images, (ops, args) = (
+        pictures(2, 20, 30),
+        packed(one_layer(["Rotate", "TranslateXRel"], [30.0, 0.4])),
+    )
     out = augment_triton(images, ops, args, (255, 0, 7))
     equal(out, augment_reference(images, ops, args, (255, 0, 7)))
     assert out[0, 0, 0].tolist() == out[1, 0, -1].tolist() == [255, 0, 7]
@@ -204,7 +263,9 @@ def test_another_fill() -> None:
 @pytest.mark.parametrize("run", RUNS)
 def test_what_no_layer_names_does_nothing(run: Any) -> None:
     images = pictures(5, 8, 8)
-    ops = torch.tensor([[-1], [-7], [len(OPS)], [99], [OPS.index("Invert")]], dtype=torch.int32, device=DEVICE)
+    ops = torch.tensor(
+        [[-1], [-7], [len(OPS)], [99], [OPS.index("Invert")]], dtype=torch.int32, device=DEVICE
+    )
     args = torch.ones(5, 1, 2, dtype=torch.float64, device=DEVICE)
     equal(run(images, ops, args)[:4], images[:4])
     equal(run(images, ops, args)[4], 255 - images[4])
@@ -258,7 +319,9 @@ def test_augment_takes_tensors_that_are_not_contiguous(monkeypatch: pytest.Monke
 def test_augment_stays_in_a_compiled_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "is_fused", lambda _: True)
     images, operations = pictures(2, 8, 8), mixed(2, 2)
-    compiled = torch.compile(lambda *inputs: augment(*inputs).float() / 255, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(
+        lambda *inputs: augment(*inputs).float() / 255, backend="aot_eager", fullgraph=True
+    )
     equal(compiled(images, *packed(operations)), by_timm(images, operations).float() / 255)
 
 
@@ -295,11 +358,15 @@ def test_augment_right_behind_dali(tmp_path: Path) -> None:
     pipeline = graph()
     pipeline.build()
     images = torch.from_dlpack(pipeline.run()[0].as_tensor()).to(DEVICE)
-    assert images.shape == (12, 32, 32, 3) and images.dtype == torch.uint8 and images.is_contiguous()
+    assert (
+        images.shape == (12, 32, 32, 3) and images.dtype == torch.uint8 and images.is_contiguous()
+    )
     spec = SPECS["deit"]
     ops, args = packed(planned(spec, 12))
     expected = images.cpu().permute(0, 3, 1, 2).contiguous().numpy()
-    for planes, numbers, values in zip(expected, ops.cpu().numpy(), args.cpu().numpy(), strict=True):
+    for planes, numbers, values in zip(
+        expected, ops.cpu().numpy(), args.cpu().numpy(), strict=True
+    ):
         operate(planes, numbers, values.reshape(-1), np.array(FILL, np.int32))
     for run in (augment, augment_triton):
         out = run(images, ops, args, FILL, spec.layer_ops)
@@ -321,7 +388,9 @@ assert "mul.rn.f64" in kernels["_augment_kernel"].asm["ptx"]
 """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True
+    )
     assert not done.returncode, done.stderr
 
 
@@ -360,6 +429,10 @@ def test_augment_in_a_graph_without_waiting() -> None:
 )
 def test_augment_refuses(change: dict[str, Any], message: str) -> None:
     ops, args = mixed(2, 1)
-    good: dict[str, Any] = {"images": pictures(2, 4, 4).cpu(), "ops": ops, "args": pack_args(ops, args)}
+    good: dict[str, Any] = {
+        "images": pictures(2, 4, 4).cpu(),
+        "ops": ops,
+        "args": pack_args(ops, args),
+    }
     with pytest.raises(ValueError, match=message):
         augment(**{**good, **change})

@@ -11,8 +11,21 @@ from fastdeit.kernels import configs
 
 CPU = torch.device("cpu")
 TABLE = [
-    {"op": "k", "arch": arch, "bits": 16, "D": dim, "N": tokens, "launch": {"BLOCK": block, "num_warps": 4}}
-    for arch, dim, tokens, block in ((80, 64, 0, 1), (80, 128, 0, 2), (90, 64, 256, 3), (90, 64, 1024, 4), (90, 128, 0, 5))
+    {
+        "op": "k",
+        "arch": arch,
+        "bits": 16,
+        "D": dim,
+        "N": tokens,
+        "launch": {"BLOCK": block, "num_warps": 4},
+    }
+    for arch, dim, tokens, block in (
+        (80, 64, 0, 1),
+        (80, 128, 0, 2),
+        (90, 64, 256, 3),
+        (90, 64, 1024, 4),
+        (90, 128, 0, 5),
+    )
 ]
 
 
@@ -71,7 +84,9 @@ def test_the_checked_in_table_is_sound() -> None:
     assert {key[0] for key in keys if key[1] == 80} == {key[0] for key in keys}
 
 
-def test_tuning_walks_to_the_fastest_launch_that_is_right(table: list[dict], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tuning_walks_to_the_fastest_launch_that_is_right(
+    table: list[dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
     row = table[3]
 
     def call() -> list[torch.Tensor]:
@@ -82,7 +97,9 @@ def test_tuning_walks_to_the_fastest_launch_that_is_right(table: list[dict], mon
         launch = configs.config("k", CPU, D=64, N=1024)
         if expected is not None and not torch.equal(call()[0], expected[0]):
             return float("inf")
-        return abs(launch["BLOCK"] - 32) + abs(launch["num_warps"] - 2) + 1.0  # 32 is the best, and wrong
+        return (
+            abs(launch["BLOCK"] - 32) + abs(launch["num_warps"] - 2) + 1.0
+        )  # 32 is the best, and wrong
 
     assert tune.rows_of(call) == [row]
     monkeypatch.setattr(tune, "time_of", time_of)
@@ -124,7 +141,12 @@ def test_a_devices_architecture_is_asked_for_once(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     configs._arch_of.cache_clear()
     try:
-        assert [configs.arch(torch.device("cuda", index)) for index in (0, 1, 0, 1)] == [90, 91, 90, 91]
+        assert [configs.arch(torch.device("cuda", index)) for index in (0, 1, 0, 1)] == [
+            90,
+            91,
+            90,
+            91,
+        ]
         assert configs.arch(torch.device("cuda")) == 91
         assert configs.arch(CPU) == 90
         assert asked == [0, 1]
@@ -132,10 +154,14 @@ def test_a_devices_architecture_is_asked_for_once(monkeypatch: pytest.MonkeyPatc
         configs._arch_of.cache_clear()
 
 
-@pytest.mark.parametrize(("size", "block", "count"), [(0, 4, 0), (1, 4, 1), (4, 4, 1), (5, 4, 2), (12, 1, 12)])
+@pytest.mark.parametrize(
+    ("size", "block", "count"), [(0, 4, 0), (1, 4, 1), (4, 4, 1), (5, 4, 2), (12, 1, 12)]
+)
 def test_blocks_hold_the_size(size: int, block: int, count: int) -> None:
     assert configs.blocks_of(size, block) == count == triton.cdiv(size, block)
 
 
 def test_padded_sizes_are_the_next_powers_of_two() -> None:
-    assert [configs.padded(size) for size in range(1, 3000)] == [triton.next_power_of_2(size) for size in range(1, 3000)]
+    assert [configs.padded(size) for size in range(1, 3000)] == [
+        triton.next_power_of_2(size) for size in range(1, 3000)
+    ]

@@ -35,14 +35,18 @@ def softmax(logits: list[float], tau: float = 1.0) -> list[float]:
     return [power / sum(powers) for power in powers]
 
 
-def mixed_target(labels: list[int], lam: list[float], row: int, classes: int, smoothing: float) -> list[float]:
+def mixed_target(
+    labels: list[int], lam: list[float], row: int, classes: int, smoothing: float
+) -> list[float]:
     off, on = smoothing / classes, 1 - smoothing + smoothing / classes
     own = [on if k == labels[row] else off for k in range(classes)]
     other = [on if k == labels[row ^ 1] else off for k in range(classes)]
     return [lam[row] * a + (1 - lam[row]) * b for a, b in zip(own, other, strict=True)]
 
 
-def base_by_hand(logits: torch.Tensor, labels: torch.Tensor, lam: torch.Tensor, smoothing: float) -> float:
+def base_by_hand(
+    logits: torch.Tensor, labels: torch.Tensor, lam: torch.Tensor, smoothing: float
+) -> float:
     total = 0.0
     for row, values in enumerate(logits.double().tolist()):
         target = mixed_target(labels.tolist(), lam.double().tolist(), row, len(values), smoothing)
@@ -50,9 +54,13 @@ def base_by_hand(logits: torch.Tensor, labels: torch.Tensor, lam: torch.Tensor, 
     return total / len(logits)
 
 
-def distilled_by_hand(logits: torch.Tensor, teacher: torch.Tensor, kind: str, tau: float, legacy: bool) -> float:
+def distilled_by_hand(
+    logits: torch.Tensor, teacher: torch.Tensor, kind: str, tau: float, legacy: bool
+) -> float:
     total = 0.0
-    for student_row, teacher_row in zip(logits.double().tolist(), teacher.double().tolist(), strict=True):
+    for student_row, teacher_row in zip(
+        logits.double().tolist(), teacher.double().tolist(), strict=True
+    ):
         if kind == "hard":
             total -= math.log(softmax(student_row)[teacher_row.index(max(teacher_row))])
         else:
@@ -67,7 +75,12 @@ def make_inputs(classes: int = CLASSES, dtype: torch.dtype = torch.float32) -> d
     labels = torch.randint(classes, (BATCH,), generator=drawn)
     labels[3] = labels[2]  # a pair of one class
     lam = torch.tensor([0.3, 0.3, 0.6, 0.6, 0.0, 1.0])
-    tensors = {"cls_logits": cls_logits.to(dtype), "dist_logits": dist_logits.to(dtype), "labels": labels, "lam": lam}
+    tensors = {
+        "cls_logits": cls_logits.to(dtype),
+        "dist_logits": dist_logits.to(dtype),
+        "labels": labels,
+        "lam": lam,
+    }
     return {name: tensor.to(DEVICE) for name, tensor in {**tensors, "teacher": teacher}.items()}
 
 
@@ -75,7 +88,9 @@ def make_inputs(classes: int = CLASSES, dtype: torch.dtype = torch.float32) -> d
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 @pytest.mark.parametrize("classes", [2, CLASSES, 257])
-def test_distill_equals_the_formula(classes: int, kind: str, smoothing: float, legacy: bool) -> None:
+def test_distill_equals_the_formula(
+    classes: int, kind: str, smoothing: float, legacy: bool
+) -> None:
     inputs = make_inputs(classes)
     parts = distill(**inputs, smoothing=smoothing, kind=kind, alpha=0.3, tau=3.0, legacy=legacy)
     base = base_by_hand(inputs["cls_logits"], inputs["labels"], inputs["lam"], smoothing)
@@ -92,7 +107,9 @@ def test_distill_computes_in_fp32(dtype: torch.dtype) -> None:
     wide = {name: tensor.float() if "logits" in name else tensor for name, tensor in half.items()}
     for kind in ("hard", "soft"):
         setting: dict[str, Any] = {"smoothing": 0.1, "kind": kind, "alpha": 0.5, "tau": 2.0}
-        torch.testing.assert_close(distill(**half, **setting).loss, distill(**wide, **setting).loss, rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            distill(**half, **setting).loss, distill(**wide, **setting).loss, rtol=1e-6, atol=0
+        )
 
 
 def test_hard_takes_logits_or_their_argmax() -> None:
@@ -108,7 +125,9 @@ def test_none_takes_the_mean_of_both_heads() -> None:
     inputs: dict[str, Any] = {**make_inputs(), "teacher": None}
     parts = distill(**inputs, smoothing=0.1, kind="none", alpha=0.5, tau=1.0)
     logits = (inputs["cls_logits"] + inputs["dist_logits"]) / 2
-    assert parts.loss.item() == pytest.approx(base_by_hand(logits, inputs["labels"], inputs["lam"], 0.1), rel=1e-5)
+    assert parts.loss.item() == pytest.approx(
+        base_by_hand(logits, inputs["labels"], inputs["lam"], 0.1), rel=1e-5
+    )
     assert torch.equal(parts.loss, parts.base) and parts.distill.item() == 0
 
 
@@ -136,7 +155,9 @@ def test_distill_gradients_by_finite_differences(kind: str) -> None:
         distilled = distilled_by_hand(dist_up, teacher, kind, 2.0, False)
         distilled -= distilled_by_hand(dist_down, teacher, kind, 2.0, False)
         assert gradients[0][row, column].item() == pytest.approx(0.6 * base / (2 * step), abs=1e-6)
-        assert gradients[1][row, column].item() == pytest.approx(0.4 * distilled / (2 * step), abs=1e-6)
+        assert gradients[1][row, column].item() == pytest.approx(
+            0.4 * distilled / (2 * step), abs=1e-6
+        )
 
 
 def test_none_gives_both_heads_a_gradient() -> None:
@@ -161,7 +182,9 @@ def test_mixed_cross_entropy_without_mixing_is_torchs() -> None:
     inputs = make_inputs()
     logits, labels = inputs["cls_logits"], inputs["labels"]
     expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
-    torch.testing.assert_close(mixed_cross_entropy(logits, labels, torch.ones_like(inputs["lam"]), 0.1), expected)
+    torch.testing.assert_close(
+        mixed_cross_entropy(logits, labels, torch.ones_like(inputs["lam"]), 0.1), expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,7 +198,11 @@ def test_mixed_cross_entropy_without_mixing_is_torchs() -> None:
         ({"cls_logits": torch.zeros(3, CLASSES)}, "hard", "whole pairs"),
         ({"cls_logits": torch.zeros(BATCH, CLASSES, dtype=torch.float64)}, "hard", "float64"),
         ({"cls_logits": torch.zeros(BATCH)}, "hard", "B, K"),
-        ({"dist_logits": torch.zeros(BATCH, CLASSES, dtype=torch.bfloat16)}, "hard", "one shape and dtype"),
+        (
+            {"dist_logits": torch.zeros(BATCH, CLASSES, dtype=torch.bfloat16)},
+            "hard",
+            "one shape and dtype",
+        ),
         ({"teacher": torch.zeros(BATCH, 1)}, "hard", "class ids"),
         ({"teacher": torch.zeros(BATCH)}, "hard", "class ids"),
     ],
@@ -206,12 +233,22 @@ def make_form(
         "dist_logits": None if variant == "1" else dist_logits.to(dtype),
         "labels": labels,
         "lam": lam,
-        "teacher": None if kind == "none" else teacher.argmax(-1).to(torch.uint16) if variant == "ids" else teacher.to(dtype),
+        "teacher": None
+        if kind == "none"
+        else teacher.argmax(-1).to(torch.uint16)
+        if variant == "ids"
+        else teacher.to(dtype),
     }
     inputs = {key: value if value is None else value.to(DEVICE) for key, value in inputs.items()}
     for key in ("cls_logits", "dist_logits"):
         inputs[key] = inputs[key] if inputs[key] is None else inputs[key].requires_grad_()
-    return inputs, {"smoothing": 0.1, "kind": kind, "alpha": 0.3, "tau": 3.0, "legacy": variant == "legacy"}
+    return inputs, {
+        "smoothing": 0.1,
+        "kind": kind,
+        "alpha": 0.3,
+        "tau": 3.0,
+        "legacy": variant == "legacy",
+    }
 
 
 def heads_of(inputs: dict[str, Any]) -> list[torch.Tensor]:
@@ -220,7 +257,9 @@ def heads_of(inputs: dict[str, Any]) -> list[torch.Tensor]:
 
 def dense_loss(inputs: dict[str, Any], setting: dict[str, Any]) -> LossParts:
     """The loss by torch's own functions from the dense target, all in the dtype of the logits."""
-    cls_logits, dist_logits, teacher = (inputs[key] for key in ("cls_logits", "dist_logits", "teacher"))
+    cls_logits, dist_logits, teacher = (
+        inputs[key] for key in ("cls_logits", "dist_logits", "teacher")
+    )
     classes, eps = cls_logits.shape[1], setting["smoothing"]
     one_hot = F.one_hot(inputs["labels"], classes).to(cls_logits.dtype)
     partner = one_hot[[row ^ 1 for row in range(len(one_hot))]]
@@ -235,14 +274,22 @@ def dense_loss(inputs: dict[str, Any], setting: dict[str, Any]) -> LossParts:
         decision = teacher.long() if teacher.ndim == 1 else teacher.argmax(-1)
         distilled = F.cross_entropy(dist_logits, decision)
     else:
-        logp, teacher_logp = (F.log_softmax(logits / setting["tau"], -1) for logits in (dist_logits, teacher))
-        distilled = F.kl_div(logp, teacher_logp, reduction="batchmean", log_target=True) * setting["tau"] ** 2
+        logp, teacher_logp = (
+            F.log_softmax(logits / setting["tau"], -1) for logits in (dist_logits, teacher)
+        )
+        distilled = (
+            F.kl_div(logp, teacher_logp, reduction="batchmean", log_target=True)
+            * setting["tau"] ** 2
+        )
         distilled = distilled / classes if setting["legacy"] else distilled
     return LossParts((1 - setting["alpha"]) * base + setting["alpha"] * distilled, base, distilled)
 
 
 def run_form(
-    loss: Callable[..., LossParts], inputs: dict[str, Any], setting: dict[str, Any], factor: float = 1.0
+    loss: Callable[..., LossParts],
+    inputs: dict[str, Any],
+    setting: dict[str, Any],
+    factor: float = 1.0,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """The parts, and the gradients of factor · loss by head."""
     parts = loss(**inputs, **setting)
@@ -261,7 +308,9 @@ def run_exact(
     return run_form(lambda **given: dense_loss(given, setting), wide, {}, factor)
 
 
-def assert_as_good_as_the_reference(inputs: dict[str, Any], setting: dict[str, Any], factor: float = 1.0) -> None:
+def assert_as_good_as_the_reference(
+    inputs: dict[str, Any], setting: dict[str, Any], factor: float = 1.0
+) -> None:
     """The kernel's error against float64 is at most twice the reference's, or a few ulp of the largest value or summand."""
     with interpreter.poisoned_memory():
         parts, gradients = run_form(distill, inputs, setting, factor)
@@ -269,7 +318,9 @@ def assert_as_good_as_the_reference(inputs: dict[str, Any], setting: dict[str, A
     exact_parts, exact_gradients = run_exact(inputs, setting, factor)
     # the soft part is tau² times a small difference of sums around one
     summand = (
-        setting["tau"] ** 2 / (inputs["cls_logits"].shape[1] if setting["legacy"] else 1) if setting["kind"] == "soft" else 0
+        setting["tau"] ** 2 / (inputs["cls_logits"].shape[1] if setting["legacy"] else 1)
+        if setting["kind"] == "soft"
+        else 0
     )
     for mine, theirs, exact in zip(parts, their_parts, exact_parts, strict=True):
         _assert_as_good(mine, theirs, exact, summand)
@@ -277,9 +328,13 @@ def assert_as_good_as_the_reference(inputs: dict[str, Any], setting: dict[str, A
         _assert_as_good(mine, theirs, exact, 0)
 
 
-def _assert_as_good(mine: torch.Tensor, theirs: torch.Tensor, exact: torch.Tensor, summand: float) -> None:
+def _assert_as_good(
+    mine: torch.Tensor, theirs: torch.Tensor, exact: torch.Tensor, summand: float
+) -> None:
     assert mine.dtype == theirs.dtype and mine.shape == theirs.shape
-    error, allowed, size = ((x.double() - exact).abs().max().item() for x in (mine, theirs, torch.zeros_like(exact)))
+    error, allowed, size = (
+        (x.double() - exact).abs().max().item() for x in (mine, theirs, torch.zeros_like(exact))
+    )
     assert error <= 2 * allowed + 8 * torch.finfo(torch.float32).eps * max(size, summand)
 
 
@@ -296,7 +351,9 @@ def test_kernel_is_as_exact_as_the_reference(classes: int, name: str, dtype: tor
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("classes", [1001, 2048, 21841])
 def test_kernel_over_many_classes(classes: int, name: str) -> None:
-    assert_as_good_as_the_reference(*make_form(name, classes, torch.bfloat16 if classes == 2048 else torch.float32, batch=2))
+    assert_as_good_as_the_reference(
+        *make_form(name, classes, torch.bfloat16 if classes == 2048 else torch.float32, batch=2)
+    )
 
 
 @once
@@ -324,18 +381,33 @@ def test_kernel_survives_extreme_logits(classes: int, name: str) -> None:
     phases=[Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(st.sampled_from(FORMS), st.integers(1, 4), st.integers(2, 600), st.floats(0, 0.9), st.floats(0, 1), st.floats(0.5, 20))
-def test_kernel_with_any_setting(name: str, pairs: int, classes: int, smoothing: float, alpha: float, tau: float) -> None:
+@given(
+    st.sampled_from(FORMS),
+    st.integers(1, 4),
+    st.integers(2, 600),
+    st.floats(0, 0.9),
+    st.floats(0, 1),
+    st.floats(0.5, 20),
+)
+def test_kernel_with_any_setting(
+    name: str, pairs: int, classes: int, smoothing: float, alpha: float, tau: float
+) -> None:
     inputs, setting = make_form(name, classes, batch=2 * pairs)
-    assert_as_good_as_the_reference(inputs, setting | {"smoothing": smoothing, "alpha": alpha, "tau": tau})
+    assert_as_good_as_the_reference(
+        inputs, setting | {"smoothing": smoothing, "alpha": alpha, "tau": tau}
+    )
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint16, torch.uint8])
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.int32, torch.int16, torch.uint16, torch.uint8]
+)
 def test_ids_of_any_integer_dtype(dtype: torch.dtype) -> None:
     inputs, setting = make_form("hard-ids", 200)
     expected = distill(**inputs, **setting)
     inputs["teacher"] = inputs["teacher"].to(dtype)
-    assert all(torch.equal(a, b) for a, b in zip(distill(**inputs, **setting), expected, strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(distill(**inputs, **setting), expected, strict=True)
+    )
 
 
 @pytest.mark.parametrize("classes", [40, 5000])
@@ -351,26 +423,38 @@ def test_the_first_of_several_largest_logits_decides(classes: int) -> None:
 def test_teacher_of_another_dtype() -> None:
     inputs, setting = make_form("soft", 70, torch.bfloat16)
     wide = inputs["teacher"].float()
-    assert torch.equal(distill(**inputs, **setting).loss, distill(**inputs | {"teacher": wide}, **setting).loss)
+    assert torch.equal(
+        distill(**inputs, **setting).loss, distill(**inputs | {"teacher": wide}, **setting).loss
+    )
 
 
 def test_heads_that_are_not_contiguous() -> None:
     inputs, setting = make_form("soft", 30)
     strided = {
-        key: torch.stack((value.detach(), value.detach()), -1)[..., 0].requires_grad_(value.requires_grad)
+        key: torch.stack((value.detach(), value.detach()), -1)[..., 0].requires_grad_(
+            value.requires_grad
+        )
         for key, value in inputs.items()
     }
     assert not strided["cls_logits"].is_contiguous()
-    for mine, expected in zip(run_form(distill, strided, setting), run_form(distill, inputs, setting), strict=True):
+    for mine, expected in zip(
+        run_form(distill, strided, setting), run_form(distill, inputs, setting), strict=True
+    ):
         assert all(torch.equal(a, b) for a, b in zip(mine, expected, strict=True))
 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_distill_repeats_itself_and_keeps_its_inputs(name: str) -> None:
     inputs, setting = make_form(name, 300, torch.bfloat16, batch=12)
-    before = {key: value if value is None else value.detach().clone() for key, value in inputs.items()}
+    before = {
+        key: value if value is None else value.detach().clone() for key, value in inputs.items()
+    }
     first, again = (run_form(distill, inputs, setting) for _ in range(2))
-    assert all(torch.equal(a, b) for mine, theirs in zip(first, again, strict=True) for a, b in zip(mine, theirs, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for mine, theirs in zip(first, again, strict=True)
+        for a, b in zip(mine, theirs, strict=True)
+    )
     assert all(value is None or torch.equal(value, inputs[key]) for key, value in before.items())
 
 
@@ -378,10 +462,15 @@ def test_distill_repeats_itself_and_keeps_its_inputs(name: str) -> None:
 def test_an_empty_batch_has_no_mean(name: str) -> None:
     inputs, setting = make_form(name, 9)
     empty = {
-        key: value if value is None else value.detach()[:0].requires_grad_("logits" in key) for key, value in inputs.items()
+        key: value if value is None else value.detach()[:0].requires_grad_("logits" in key)
+        for key, value in inputs.items()
     }
     parts, gradients = run_form(distill, empty, setting)
-    assert parts[0].isnan() and parts[1].isnan() and all(gradient.shape == (0, 9) for gradient in gradients)
+    assert (
+        parts[0].isnan()
+        and parts[1].isnan()
+        and all(gradient.shape == (0, 9) for gradient in gradients)
+    )
     assert parts[2].isnan() if setting["kind"] != "none" else parts[2] == 0
 
 
@@ -412,7 +501,9 @@ def test_a_loss_scaler_reaches_fp16_before_it_underflows() -> None:
 def test_distill_compiles_without_a_break(name: str) -> None:
     torch._dynamo.reset()
     inputs, setting = make_form(name, 20)
-    compiled = torch.compile(lambda **given: distill(**given, **setting), backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(
+        lambda **given: distill(**given, **setting), backend="aot_eager", fullgraph=True
+    )
     mine, expected = run_form(compiled, inputs, {}), run_form(distill, inputs, setting)
     for actual, wanted in zip(mine[0] + mine[1], expected[0] + expected[1], strict=True):
         torch.testing.assert_close(actual, wanted)
@@ -435,14 +526,19 @@ def test_distill_is_a_well_formed_operator(name: str) -> None:
 @once
 def test_its_backward_is_a_well_formed_operator() -> None:
     grads = torch.randn(2, 4, 6, device=DEVICE)
-    torch.library.opcheck(torch.ops.fastdeit.distill_bwd.default, (grads, torch.tensor(0.5, device=DEVICE), torch.bfloat16))
+    torch.library.opcheck(
+        torch.ops.fastdeit.distill_bwd.default,
+        (grads, torch.tensor(0.5, device=DEVICE), torch.bfloat16),
+    )
     scaled = distill_bwd_triton(grads, torch.tensor(0.3, device=DEVICE), torch.bfloat16)
     assert torch.equal(scaled, (grads * 0.3).bfloat16())
 
 
 @once
 def test_no_gradients_are_written_where_none_are_asked_for() -> None:
-    with_grads, without = (distill_triton(*arguments_of("soft", 6, asked)) for asked in (True, False))
+    with_grads, without = (
+        distill_triton(*arguments_of("soft", 6, asked)) for asked in (True, False)
+    )
     assert with_grads[3].shape == (2, 4, 6) and without[3].numel() == 0
     assert all(torch.equal(a, b) for a, b in zip(with_grads[:3], without[:3], strict=True))
 
@@ -478,12 +574,18 @@ def test_a_step_on_a_gpu_is_one_launch_and_does_not_wait(name: str) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(
-        torch.equal(a, b) for mine, theirs in zip(actual, expected, strict=True) for a, b in zip(mine, theirs, strict=True)
+        torch.equal(a, b)
+        for mine, theirs in zip(actual, expected, strict=True)
+        for a, b in zip(mine, theirs, strict=True)
     )
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         distill(**inputs, **setting)
         torch.cuda.synchronize()
-    launched = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    launched = [
+        event.name
+        for event in profile.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    ]
     assert len(launched) == 1 and "_distill_fwd_kernel" in launched[0]
 
 

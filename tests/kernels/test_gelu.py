@@ -16,7 +16,13 @@ from tests.kernels.properties import given, settings, st
 interpreter.correct()
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-SHAPES = {"N20-D768": (2, 20, 768), "ragged": (3, 7, 100), "two-blocks": (5, 300), "one": (1, 1), "empty": (0, 7, 64)}
+SHAPES = {
+    "N20-D768": (2, 20, 768),
+    "ragged": (3, 7, 100),
+    "two-blocks": (5, 300),
+    "one": (1, 1),
+    "empty": (0, 7, 64),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +46,9 @@ def derivative_by_hand(z: torch.Tensor) -> torch.Tensor:
     return tail(z) + z.double() * torch.exp(-z.double().square() / 2) / math.sqrt(2 * math.pi)
 
 
-def make_inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def make_inputs(
+    shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """x, bias, and a cotangent like x."""
     drawn = torch.Generator().manual_seed(sum(shape))
     x, dy = 2 * torch.randn((2, *shape), generator=drawn)
@@ -48,7 +56,9 @@ def make_inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> t
     return x.to(DEVICE, dtype), bias.to(DEVICE, dtype), dy.to(DEVICE, dtype)
 
 
-def gradients(x: torch.Tensor, bias: torch.Tensor | None, dy: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def gradients(
+    x: torch.Tensor, bias: torch.Tensor | None, dy: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
     """y, dx and, with a bias, dbias."""
     leaves = [tensor.detach().requires_grad_() for tensor in (x, bias) if tensor is not None]
     with interpreter.poisoned_memory():
@@ -92,7 +102,9 @@ def test_gelu_in_fp32_equals_the_formula(shape: tuple[int, ...], biased: bool) -
 @pytest.mark.parametrize("biased", [True, False], ids=["bias", "plain"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("dtype", HALVES.values(), ids=HALVES)
-def test_gelu_in_16_bits_rounds_once(shape: tuple[int, ...], dtype: torch.dtype, biased: bool) -> None:
+def test_gelu_in_16_bits_rounds_once(
+    shape: tuple[int, ...], dtype: torch.dtype, biased: bool
+) -> None:
     x, bias, dy = make_inputs(shape, dtype)
     z = x.double() + bias.double() if biased else x.double()
     y, dx, *dbias = gradients(x, bias if biased else None, dy)
@@ -113,7 +125,9 @@ def assert_rounded(actual: torch.Tensor, truth: torch.Tensor, atol: torch.Tensor
     assert (excess <= 0).all()
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 0.514), (torch.float16, 0.511)], ids=HALVES)
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(torch.bfloat16, 0.514), (torch.float16, 0.511)], ids=HALVES
+)
 def test_gelu_of_every_16_bit_value(dtype: torch.dtype, most: float) -> None:
     x = every_value(dtype)
     truth = gelu_by_hand(x)
@@ -164,10 +178,15 @@ def test_gradient_equals_finite_differences() -> None:
     _, dx, dbias = gradients(x, bias, dy)
     drawn = torch.Generator().manual_seed(3)
     # a random direction that leans uphill, so that the slope is large beside its rounding error
-    step, bias_step = (gradient + torch.randn(gradient.shape, generator=drawn).to(DEVICE) for gradient in (dx, dbias))
+    step, bias_step = (
+        gradient + torch.randn(gradient.shape, generator=drawn).to(DEVICE)
+        for gradient in (dx, dbias)
+    )
     bias_step /= bias_step.abs().max()
     h = 2**-9
-    ahead, behind = (gelu(x + sign * h * step, bias + sign * h * bias_step).double() for sign in (1, -1))
+    ahead, behind = (
+        gelu(x + sign * h * step, bias + sign * h * bias_step).double() for sign in (1, -1)
+    )
     slope = ((ahead - behind) * dy.double()).sum() / (2 * h)
     along = (dx.double() * step.double()).sum() + (dbias.double() * bias_step.double()).sum()
     torch.testing.assert_close(along, slope, rtol=1e-4, atol=0)
@@ -179,7 +198,9 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def config(op: str, *args: object, D: int, **kwargs: object) -> dict[str, int]:
         launch = table(op, *args, D=D, **kwargs)  # type: ignore[arg-type]
-        return {**launch, "PROGRAMS": 2 * -(-D // launch["BLOCK_D"])} if op == "gelu_bwd" else launch
+        return (
+            {**launch, "PROGRAMS": 2 * -(-D // launch["BLOCK_D"])} if op == "gelu_bwd" else launch
+        )
 
     monkeypatch.setattr(module, "config", config)
 
@@ -195,7 +216,9 @@ def test_a_program_takes_several_blocks_of_rows(rows: int, monkeypatch: pytest.M
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)
-@given(rows=st.integers(1, 40), dim=st.integers(1, 600), dtype=st.sampled_from(list(DTYPES.values())))
+@given(
+    rows=st.integers(1, 40), dim=st.integers(1, 600), dtype=st.sampled_from(list(DTYPES.values()))
+)
 def test_any_shape(rows: int, dim: int, dtype: torch.dtype) -> None:
     x, bias, dy = make_inputs((rows, dim), dtype)
     y, dx, dbias = gradients(x, bias, dy)
@@ -209,7 +232,9 @@ def test_any_shape(rows: int, dim: int, dtype: torch.dtype) -> None:
 def test_same_bits_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     few_programs(monkeypatch)
     inputs = make_inputs((61, 300), torch.bfloat16)
-    assert all(torch.equal(a, b) for a, b in zip(gradients(*inputs), gradients(*inputs), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(gradients(*inputs), gradients(*inputs), strict=True)
+    )
 
 
 def test_strided_arguments() -> None:

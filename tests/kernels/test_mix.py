@@ -7,7 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from fastdeit.kernels import backend
-from fastdeit.kernels.mix import mix, mix_patches, mix_patches_reference, mix_patches_triton, mix_reference, mix_triton
+from fastdeit.kernels.mix import (
+    mix,
+    mix_patches,
+    mix_patches_reference,
+    mix_patches_triton,
+    mix_reference,
+    mix_triton,
+)
 from tests.kernels import interpreter
 from tests.kernels.interpreter import DEVICE, INTERPRETED
 from tests.kernels.properties import given, settings, st
@@ -49,7 +56,12 @@ def make_inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> I
     images = torch.randn(shape, generator=drawn).to(dtype)
     lam = torch.rand(batch, generator=drawn)
     lam[2::4], lam[3::4] = 0.0, 1.0
-    boxes = [(0, 0, 0, 0), (1, 1, max(2, height - 1), max(2, width - 1)), (0, 0, height, width), (2, 3, 2, 5)]
+    boxes = [
+        (0, 0, 0, 0),
+        (1, 1, max(2, height - 1), max(2, width - 1)),
+        (0, 0, height, width),
+        (2, 3, 2, 5),
+    ]
     box = torch.tensor([boxes[i % len(boxes)] for i in range(batch // 2)], dtype=torch.int32)
     return images.to(DEVICE), lam.to(DEVICE), box.repeat_interleave(2, 0).to(DEVICE)
 
@@ -83,7 +95,9 @@ def test_mix_reference_equals_the_loop(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["from-nchw", "from-nhwc"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_mix_triton_equals_reference(shape: tuple[int, ...], layout: torch.memory_format, channels_last: bool) -> None:
+def test_mix_triton_equals_reference(
+    shape: tuple[int, ...], layout: torch.memory_format, channels_last: bool
+) -> None:
     images, lam, box = make_inputs(shape)
     images = images.contiguous(memory_format=layout)
     with interpreter.poisoned_memory():
@@ -122,7 +136,10 @@ def test_mix_swaps_a_pair_with_a_full_box() -> None:
 def test_mix_takes_the_kernel_where_it_is_fused(fused: None) -> None:
     images, lam, box = make_inputs((4, 3, 8, 8))
     for layout in (False, True):
-        assert_same(mix(images, lam, box, torch.bfloat16, layout), mix_reference(images, lam, box, torch.bfloat16, layout))
+        assert_same(
+            mix(images, lam, box, torch.bfloat16, layout),
+            mix_reference(images, lam, box, torch.bfloat16, layout),
+        )
     patches, mixed = mix_patches(images, lam, box, 4)
     assert mixed is None
     assert_same(patches, mix_patches_reference(images, lam, box, 4)[0])
@@ -189,7 +206,12 @@ def test_mix_patches_triton_in_every_dtype(dtype: torch.dtype, out_dtype: torch.
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
-@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 5), st.sampled_from([1, 2, 3, 5, 8, 14, 16]))
+@given(
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.sampled_from([1, 2, 3, 5, 8, 14, 16]),
+)
 def test_mix_patches_triton_of_any_shape(pairs: int, rows: int, columns: int, patch: int) -> None:
     images, lam, box = make_inputs((2 * pairs, 3, rows * patch, columns * patch), torch.float16)
     with interpreter.poisoned_memory():
@@ -207,7 +229,11 @@ def test_patches_times_the_weight_are_the_convolution(patch: int) -> None:
     weight = (0.05 * torch.randn(24, 3, patch, patch, generator=drawn)).to(DEVICE)
     bias = torch.randn(24, generator=drawn).to(DEVICE)
     patches, mixed = mix_patches_triton(images, lam, box, patch, images.dtype, True)
-    expected = F.conv2d(mixed.double(), weight.double(), bias.double(), stride=patch).flatten(2).transpose(1, 2)
+    expected = (
+        F.conv2d(mixed.double(), weight.double(), bias.double(), stride=patch)
+        .flatten(2)
+        .transpose(1, 2)
+    )
     embedded = F.linear(patches, weight.flatten(1), bias)
     torch.testing.assert_close(embedded.double(), expected, rtol=1e-5, atol=1e-5)
 
@@ -215,8 +241,12 @@ def test_patches_times_the_weight_are_the_convolution(patch: int) -> None:
 def test_mix_is_a_well_formed_operator() -> None:
     images, lam, box = make_inputs((4, 3, 8, 8))
     for flag in (False, True):
-        torch.library.opcheck(torch.ops.fastdeit.mix.default, (images, lam, box, torch.bfloat16, flag))
-        torch.library.opcheck(torch.ops.fastdeit.mix_patches.default, (images, lam, box, 4, torch.bfloat16, flag))
+        torch.library.opcheck(
+            torch.ops.fastdeit.mix.default, (images, lam, box, torch.bfloat16, flag)
+        )
+        torch.library.opcheck(
+            torch.ops.fastdeit.mix_patches.default, (images, lam, box, 4, torch.bfloat16, flag)
+        )
 
 
 @pytest.mark.gpu
@@ -243,7 +273,9 @@ def test_mix_on_a_gpu_does_not_wait_and_fits_a_graph() -> None:
 def test_mix_on_a_gpu_at_the_size_of_a_step() -> None:
     images, lam, box = make_inputs((1024, 3, 224, 224), torch.float16)
     patches, mixed = mix_patches(images, lam, box, 16, torch.bfloat16, with_images=True)
-    expected = mix_patches_reference(images[-8:], lam[-8:], box[-8:], 16, torch.bfloat16, with_images=True)
+    expected = mix_patches_reference(
+        images[-8:], lam[-8:], box[-8:], 16, torch.bfloat16, with_images=True
+    )
     assert mixed is not None and expected[1] is not None
     assert_same(patches[-8:], expected[0])
     assert_same(mixed[-8:], expected[1])
@@ -260,7 +292,9 @@ def test_mix_on_a_gpu_at_the_size_of_a_step() -> None:
     ],
 )
 def test_mix_refuses(change: dict[str, torch.Tensor], message: str) -> None:
-    good: dict[str, Any] = dict(zip(("images", "lam", "box"), make_inputs((4, 3, 4, 4)), strict=True))
+    good: dict[str, Any] = dict(
+        zip(("images", "lam", "box"), make_inputs((4, 3, 4, 4)), strict=True)
+    )
     with pytest.raises(ValueError, match=message):
         mix(**{**good, **change})
 

@@ -64,7 +64,9 @@ def make_batch(step: int, size: int = 16, count: int = 4, depth: int = 2) -> Bat
     return Batch(**{name: tensor.to(DEVICE) for name, tensor in tensors.items()})
 
 
-def train(backend: str, steps: int, dtype: torch.dtype, **sizes: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+def train(
+    backend: str, steps: int, dtype: torch.dtype, **sizes: int
+) -> tuple[list[float], dict[str, torch.Tensor]]:
     """The losses of `steps` steps as the engine makes them, and the weights after the last."""
     set_backend(backend)
     student, criterion = make_student(**sizes).to(dtype), DistillationLoss(kind="hard")
@@ -73,9 +75,13 @@ def train(backend: str, steps: int, dtype: torch.dtype, **sizes: int) -> tuple[l
     losses = []
     for step in range(steps):
         batch = make_batch(step, sizes.get("size", 16), depth=sizes.get("depth", 2))
-        patches, images = mix_patches(batch.images, batch.lam, batch.box, student.patch_size, dtype, with_images=True)
+        patches, images = mix_patches(
+            batch.images, batch.lam, batch.box, student.patch_size, dtype, with_images=True
+        )
         assert images is not None
-        teacher = images.float().mean((2, 3)) @ torch.linspace(-3, 3, 3 * CLASSES, device=DEVICE).view(3, CLASSES)
+        teacher = images.float().mean((2, 3)) @ torch.linspace(
+            -3, 3, 3 * CLASSES, device=DEVICE
+        ).view(3, CLASSES)
         parts = criterion(student(patches, batch.keep), batch.labels, batch.lam, teacher)
         parts.loss.backward()
         for master, parameter in zip(masters, student.parameters(), strict=True):
@@ -90,7 +96,9 @@ def train(backend: str, steps: int, dtype: torch.dtype, **sizes: int) -> tuple[l
 
 
 def test_three_steps_with_kernels_equal_three_without() -> None:
-    (plain, weights), (fused, others) = (train(backend, 3, torch.float32) for backend in ("reference", "triton"))
+    (plain, weights), (fused, others) = (
+        train(backend, 3, torch.float32) for backend in ("reference", "triton")
+    )
     assert fused == pytest.approx(plain, rel=1e-5)
     for name, value in weights.items():
         # AdamW's first steps are the gradients' signs: where a gradient is about 0, its rounding decides
@@ -111,7 +119,9 @@ def test_the_compiled_student_keeps_every_kernel() -> None:
         return graph
 
     compiled = torch.compile(student, backend=backend, fullgraph=True)
-    for plain, traced in zip(student(patches, batch.keep), compiled(patches, batch.keep), strict=True):
+    for plain, traced in zip(
+        student(patches, batch.keep), compiled(patches, batch.keep), strict=True
+    ):
         assert torch.equal(plain, traced)
     ours = [name for name in found if name.startswith("fastdeit.")]
     # a block has one attention, one GELU and two norms; one norm comes before the first
@@ -124,7 +134,11 @@ def test_fifty_steps_in_bf16_stay_within_its_noise() -> None:
     sizes = {"size": 64, "embed_dim": 192, "depth": 4}
     plain, fused, exact = (
         train(backend, 50, dtype, **sizes)[0]
-        for backend, dtype in (("reference", torch.bfloat16), ("auto", torch.bfloat16), ("reference", torch.float32))
+        for backend, dtype in (
+            ("reference", torch.bfloat16),
+            ("auto", torch.bfloat16),
+            ("reference", torch.float32),
+        )
     )
     noise = sum(abs(a - b) for a, b in zip(plain, exact, strict=True)) / 50
     ours = sum(abs(a - b) for a, b in zip(fused, exact, strict=True)) / 50
@@ -146,5 +160,7 @@ def test_the_backend_decides_for_both_devices() -> None:
     for name, fused in (("auto", False), ("reference", False), ("triton", True)):
         set_backend(name)
         assert is_fused(cpu) == fused
-    with pytest.raises(ValueError, match="unknown kernel backend 'cuda': choose from auto, reference, triton"):
+    with pytest.raises(
+        ValueError, match="unknown kernel backend 'cuda': choose from auto, reference, triton"
+    ):
         set_backend("cuda")

@@ -17,7 +17,13 @@ interpreter.correct()
 EPS = 1e-6
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-SHAPES = {"N20-D192": (2, 20, 192), "D384": (2, 3, 384), "ragged": (3, 7, 100), "one": (1, 1, 4), "D1": (2, 3, 1)}
+SHAPES = {
+    "N20-D192": (2, 20, 192),
+    "D384": (2, 3, 384),
+    "ragged": (3, 7, 100),
+    "one": (1, 1, 4),
+    "D1": (2, 3, 1),
+}
 FACTORS = {"plain": (), "scale": ("scale",), "gamma": ("gamma",), "both": ("scale", "gamma")}
 GRADIENTS = ("x", "branch", "weight", "bias", "gamma")
 
@@ -49,21 +55,38 @@ def make_inputs(
 ) -> Inputs:
     """One sample in two is dropped."""
     drawn = torch.Generator().manual_seed(sum(shape))
-    x, branch, dx_new, dy = (tensor.to(DEVICE, dtype) for tensor in torch.randn((4, *shape), generator=drawn))
-    gamma, weight, bias = (row.to(DEVICE, weight_dtype or dtype) for row in torch.randn((3, shape[-1]), generator=drawn))
+    x, branch, dx_new, dy = (
+        tensor.to(DEVICE, dtype) for tensor in torch.randn((4, *shape), generator=drawn)
+    )
+    gamma, weight, bias = (
+        row.to(DEVICE, weight_dtype or dtype)
+        for row in torch.randn((3, shape[-1]), generator=drawn)
+    )
     scale = (torch.arange(shape[0], device=DEVICE) % 2) / 0.9
     return Inputs(
-        x, branch, scale if "scale" in factors else None, gamma if "gamma" in factors else None, weight, bias, dx_new, dy
+        x,
+        branch,
+        scale if "scale" in factors else None,
+        gamma if "gamma" in factors else None,
+        weight,
+        bias,
+        dx_new,
+        dy,
     )
 
 
 def norm_by_hand(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     x = x.double()
     centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + EPS).sqrt() * weight.double() + bias.double()
+    return (
+        centred / (centred.square().mean(-1, keepdim=True) + EPS).sqrt() * weight.double()
+        + bias.double()
+    )
 
 
-def sum_by_hand(x: torch.Tensor, branch: torch.Tensor, scale: torch.Tensor | None, gamma: torch.Tensor | None) -> torch.Tensor:
+def sum_by_hand(
+    x: torch.Tensor, branch: torch.Tensor, scale: torch.Tensor | None, gamma: torch.Tensor | None
+) -> torch.Tensor:
     branch = branch.double()
     if scale is not None:
         branch = branch * scale.double()[:, None, None]
@@ -72,13 +95,18 @@ def sum_by_hand(x: torch.Tensor, branch: torch.Tensor, scale: torch.Tensor | Non
 
 def by_hand(inputs: Inputs, stored: torch.Tensor) -> dict[str, torch.Tensor]:
     """Results and gradients in float64, y's at the sum as it was stored, since a sum on the edge rounds to either side."""
-    leaves = {name: getattr(inputs, name).double().requires_grad_() for name in GRADIENTS if getattr(inputs, name) is not None}
+    leaves = {
+        name: getattr(inputs, name).double().requires_grad_()
+        for name in GRADIENTS
+        if getattr(inputs, name) is not None
+    }
     gamma = leaves.get("gamma")
     x_new = sum_by_hand(leaves["x"], leaves["branch"], inputs.scale, gamma)
     rounded = x_new + (stored.double() - x_new).detach()
     y = norm_by_hand(rounded, leaves["weight"], leaves["bias"])
     outs, cotangents = zip(
-        *((o, c.double()) for o, c in ((x_new, inputs.dx_new), (y, inputs.dy)) if c is not None), strict=True
+        *((o, c.double()) for o, c in ((x_new, inputs.dx_new), (y, inputs.dy)) if c is not None),
+        strict=True,
     )
     found = torch.autograd.grad(outs, list(leaves.values()), cotangents, allow_unused=True)
     return {"x_new": x_new.detach(), "y": y.detach(), **dict(zip(leaves, found, strict=True))}
@@ -86,12 +114,25 @@ def by_hand(inputs: Inputs, stored: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def run(inputs: Inputs) -> dict[str, torch.Tensor]:
     """Results and gradients of `add_norm`."""
-    leaves = {name: getattr(inputs, name).detach().requires_grad_() for name in GRADIENTS if getattr(inputs, name) is not None}
+    leaves = {
+        name: getattr(inputs, name).detach().requires_grad_()
+        for name in GRADIENTS
+        if getattr(inputs, name) is not None
+    }
     with interpreter.poisoned_memory():
         x_new, y = add_norm(
-            leaves["x"], leaves["branch"], inputs.scale, leaves["weight"], leaves["bias"], EPS, leaves.get("gamma")
+            leaves["x"],
+            leaves["branch"],
+            inputs.scale,
+            leaves["weight"],
+            leaves["bias"],
+            EPS,
+            leaves.get("gamma"),
         )
-        outs, cotangents = zip(*((o, c) for o, c in ((x_new, inputs.dx_new), (y, inputs.dy)) if c is not None), strict=True)
+        outs, cotangents = zip(
+            *((o, c) for o, c in ((x_new, inputs.dx_new), (y, inputs.dy)) if c is not None),
+            strict=True,
+        )
         found = torch.autograd.grad(outs, list(leaves.values()), cotangents, allow_unused=True)
     return {"x_new": x_new.detach(), "y": y.detach(), **dict(zip(leaves, found, strict=True))}
 
@@ -115,13 +156,18 @@ def assert_equal_by_hand(inputs: Inputs, tolerance: float = 1e-5) -> None:
 def test_norm_reference_equals_the_formula(shape: tuple[int, ...]) -> None:
     x, _, _, _, weight, bias, _, _ = make_inputs(shape)
     torch.testing.assert_close(
-        norm_reference(x, weight, bias, EPS), norm_by_hand(x, weight, bias).float(), rtol=1e-5, atol=1e-5
+        norm_reference(x, weight, bias, EPS),
+        norm_by_hand(x, weight, bias).float(),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
 @pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_add_norm_reference_equals_the_formula(dtype: torch.dtype, factors: tuple[str, ...]) -> None:
+def test_add_norm_reference_equals_the_formula(
+    dtype: torch.dtype, factors: tuple[str, ...]
+) -> None:
     x, branch, scale, gamma, weight, bias, _, _ = make_inputs(SHAPES["ragged"], factors, dtype)
     x_new, y = add_norm_reference(x, branch, scale, weight, bias, EPS, gamma)
     assert x_new.dtype == y.dtype == dtype
@@ -140,19 +186,25 @@ def test_add_norm_in_fp32(shape: tuple[int, ...], factors: tuple[str, ...]) -> N
 
 @pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
 @pytest.mark.parametrize("dtype", HALVES.values(), ids=HALVES)
-def test_add_norm_in_16_bits_rounds_each_result_once(dtype: torch.dtype, factors: tuple[str, ...]) -> None:
+def test_add_norm_in_16_bits_rounds_each_result_once(
+    dtype: torch.dtype, factors: tuple[str, ...]
+) -> None:
     assert_equal_by_hand(make_inputs(SHAPES["N20-D192"], factors, dtype))
 
 
 @pytest.mark.parametrize("weight_dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_weights_may_have_a_dtype_of_their_own(dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
+def test_weights_may_have_a_dtype_of_their_own(
+    dtype: torch.dtype, weight_dtype: torch.dtype
+) -> None:
     inputs = make_inputs(SHAPES["ragged"], dtype=dtype, weight_dtype=weight_dtype)
     assert_equal_by_hand(inputs)
     x, _, _, _, weight, bias, _, _ = inputs
     expected = norm_by_hand(x, weight, bias)
     for y in (norm(x, weight, bias, EPS), norm_reference(x, weight, bias, EPS)):
-        torch.testing.assert_close(y, expected.to(dtype), rtol=1.01 * torch.finfo(dtype).eps, atol=1e-5)
+        torch.testing.assert_close(
+            y, expected.to(dtype), rtol=1.01 * torch.finfo(dtype).eps, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("missing", ["dx_new", "dy"])
@@ -167,7 +219,9 @@ def test_one_of_the_results_may_be_unused(factors: tuple[str, ...], missing: str
 def test_norm_equals_the_formula(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     inputs = make_inputs(shape, (), dtype)
     assert inputs.dy is not None
-    x, weight, bias = leaves = [tensor.requires_grad_() for tensor in (inputs.x, inputs.weight, inputs.bias)]
+    x, weight, bias = leaves = [
+        tensor.requires_grad_() for tensor in (inputs.x, inputs.weight, inputs.bias)
+    ]
     with interpreter.poisoned_memory():
         y = norm(x, weight, bias, EPS)
         found = torch.autograd.grad(y, leaves, inputs.dy)
@@ -185,7 +239,9 @@ def test_a_large_mean_costs_no_precision(dim: int) -> None:
     x, _, _, _, weight, bias, _, _ = make_inputs((2, 9, dim))
     for large in (x + 1000, x / 100 - 30):
         y = norm(large, weight, bias, EPS)
-        torch.testing.assert_close(y, norm_by_hand(large, weight, bias).float(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            y, norm_by_hand(large, weight, bias).float(), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_a_constant_row_is_the_bias() -> None:
@@ -199,7 +255,9 @@ def test_large_and_small_values() -> None:
     x, _, _, _, weight, bias, _, _ = make_inputs((4, 5, 192))
     for factor in (1e15, 1e-2):
         expected = norm_by_hand(x * factor, weight, bias).float()
-        torch.testing.assert_close(norm(x * factor, weight, bias, EPS), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            norm(x * factor, weight, bias, EPS), expected, rtol=1e-5, atol=1e-5
+        )
 
 
 def test_nan_stays_in_its_row() -> None:
@@ -216,26 +274,48 @@ def test_gradients_equal_finite_differences() -> None:
     found = run(inputs)
     drawn = torch.Generator().manual_seed(3)
     # a random direction that leans uphill, so that the slope is large beside its rounding error
-    steps = {name: found[name] + torch.randn(found[name].shape, generator=drawn).to(DEVICE) for name in GRADIENTS}
+    steps = {
+        name: found[name] + torch.randn(found[name].shape, generator=drawn).to(DEVICE)
+        for name in GRADIENTS
+    }
     h = 2.0**-9
 
     def loss(sign: int) -> torch.Tensor:
-        moved = {name: getattr(inputs, name) + sign * h * steps[name] / steps[name].abs().max() for name in GRADIENTS}
-        x_new, y = add_norm(moved["x"], moved["branch"], inputs.scale, moved["weight"], moved["bias"], EPS, moved["gamma"])
+        moved = {
+            name: getattr(inputs, name) + sign * h * steps[name] / steps[name].abs().max()
+            for name in GRADIENTS
+        }
+        x_new, y = add_norm(
+            moved["x"],
+            moved["branch"],
+            inputs.scale,
+            moved["weight"],
+            moved["bias"],
+            EPS,
+            moved["gamma"],
+        )
         return (x_new.double() * dx_new + y.double() * dy).sum()
 
-    along = sum((found[name].double() * steps[name] / steps[name].abs().max()).sum() for name in GRADIENTS)
+    along = sum(
+        (found[name].double() * steps[name] / steps[name].abs().max()).sum() for name in GRADIENTS
+    )
     torch.testing.assert_close(along, (loss(1) - loss(-1)) / (2 * h), rtol=1e-4, atol=0)
 
 
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two backward programs, so that each goes round its loop several times on a small tensor."""
     table = norm_bwd.config
-    monkeypatch.setattr(norm_bwd, "config", lambda *args, **kwargs: {**table(*args, **kwargs), "PROGRAMS": 2})
+    monkeypatch.setattr(
+        norm_bwd, "config", lambda *args, **kwargs: {**table(*args, **kwargs), "PROGRAMS": 2}
+    )
 
 
-@pytest.mark.parametrize("shape", [(2, 8, 192), (3, 17, 192), (5, 13, 100)], ids=["even", "N17", "ragged"])
-def test_a_program_takes_several_blocks_of_rows(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "shape", [(2, 8, 192), (3, 17, 192), (5, 13, 100)], ids=["even", "N17", "ragged"]
+)
+def test_a_program_takes_several_blocks_of_rows(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     few_programs(monkeypatch)
     for factors in FACTORS.values():
         assert_equal_by_hand(make_inputs(shape, factors))
@@ -254,7 +334,9 @@ def test_more_programs_than_one_sum_takes() -> None:
     dtype=st.sampled_from(list(DTYPES.values())),
     factors=st.sampled_from(list(FACTORS.values())),
 )
-def test_any_shape(batch: int, tokens: int, dim: int, dtype: torch.dtype, factors: tuple[str, ...]) -> None:
+def test_any_shape(
+    batch: int, tokens: int, dim: int, dtype: torch.dtype, factors: tuple[str, ...]
+) -> None:
     inputs = make_inputs((batch, tokens, dim), factors, dtype)
     # rows of a few elements may be nearly constant: their large rstd magnifies fp32's rounding
     assert_equal_by_hand(inputs, 1e-5 if dim > 8 else 1e-3)
@@ -276,7 +358,9 @@ def test_same_bits_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_strided_arguments() -> None:
     inputs = make_inputs((6, 4, 100))
     assert inputs.dy is not None and inputs.dx_new is not None
-    x, branch = (tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in (inputs.x, inputs.branch))
+    x, branch = (
+        tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in (inputs.x, inputs.branch)
+    )
     dy, dx_new = inputs.dy[:1].expand(6, 4, 100), inputs.dx_new[..., :1].expand(6, 4, 100)
     assert_equal_by_hand(inputs._replace(x=x, branch=branch, dy=dy, dx_new=dx_new))
 
@@ -290,7 +374,9 @@ def test_a_gradient_may_be_asked_alone(wanted: str) -> None:
         outs[1].backward(dy)
     else:
         torch.autograd.backward(outs, [dx_new, dy])
-    torch.testing.assert_close(leaf.grad, by_hand(inputs, outs[0].detach())[wanted].float(), rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(
+        leaf.grad, by_hand(inputs, outs[0].detach())[wanted].float(), rtol=1e-5, atol=2e-5
+    )
     assert all(tensor is None or tensor is leaf or tensor.grad is None for tensor in inputs)
 
 
@@ -303,15 +389,21 @@ def test_add_norm_is_a_well_formed_operator(factors: tuple[str, ...]) -> None:
     for tensor in (x, branch, gamma, weight, bias):
         if tensor is not None:
             tensor.requires_grad_()
-    torch.library.opcheck(torch.ops.fastdeit.add_norm.default, (x, branch, scale, gamma, weight, bias, EPS))
+    torch.library.opcheck(
+        torch.ops.fastdeit.add_norm.default, (x, branch, scale, gamma, weight, bias, EPS)
+    )
     if not factors:
-        torch.library.opcheck(torch.ops.fastdeit.add_norm.default, (x, None, None, None, weight, bias, EPS))
+        torch.library.opcheck(
+            torch.ops.fastdeit.add_norm.default, (x, None, None, None, weight, bias, EPS)
+        )
 
 
 def test_auto_takes_the_reference_on_the_cpu() -> None:
     backend.set_backend("auto")
     inputs = make_inputs(SHAPES["ragged"], dtype=torch.float64)
-    x, branch, scale, gamma, weight, bias, _, _ = (None if tensor is None else tensor.cpu() for tensor in inputs)
+    x, branch, scale, gamma, weight, bias, _, _ = (
+        None if tensor is None else tensor.cpu() for tensor in inputs
+    )
     assert x is not None and branch is not None and weight is not None and bias is not None
     expected = add_norm_reference(x, branch, scale, weight, bias, EPS, gamma)
     assert all(map(torch.equal, add_norm(x, branch, scale, weight, bias, EPS, gamma), expected))
@@ -340,7 +432,10 @@ def test_add_norm_refuses(change: dict[str, torch.Tensor], message: str) -> None
 
 
 def test_norm_refuses_rows_that_are_too_long() -> None:
-    x, row = torch.zeros(1, module.MAX_DIM + 1, device=DEVICE), torch.ones(module.MAX_DIM + 1, device=DEVICE)
+    x, row = (
+        torch.zeros(1, module.MAX_DIM + 1, device=DEVICE),
+        torch.ones(module.MAX_DIM + 1, device=DEVICE),
+    )
     with pytest.raises(ValueError, match=str(module.MAX_DIM)):
         norm(x, row, row, EPS)
 
@@ -349,11 +444,15 @@ def test_norm_refuses_rows_that_are_too_long() -> None:
 @pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")
 @pytest.mark.parametrize("dim", [192, 384, 768])
 def test_add_norm_in_a_cuda_graph(dim: int) -> None:
-    x, branch, scale, gamma, weight, bias, dx_new, dy = make_inputs((64, 198, dim), dtype=torch.bfloat16)
+    x, branch, scale, gamma, weight, bias, dx_new, dy = make_inputs(
+        (64, 198, dim), dtype=torch.bfloat16
+    )
     leaves = [tensor.requires_grad_() for tensor in (x, branch, weight, bias)]
 
     def step() -> tuple[torch.Tensor, ...]:
-        return torch.autograd.grad(add_norm(x, branch, scale, weight, bias, EPS), leaves, [dx_new, dy])
+        return torch.autograd.grad(
+            add_norm(x, branch, scale, weight, bias, EPS), leaves, [dx_new, dy]
+        )
 
     torch.cuda.set_sync_debug_mode("error")
     try:

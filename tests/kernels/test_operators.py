@@ -24,7 +24,17 @@ from tests.kernels.interpreter import DEVICE
 interpreter.correct()
 KERNELS = Path(__file__).parents[2] / "kernels"
 OPS = (
-    *("attention", "attention_bwd", "attention_weights", "add_norm", "add_norm_bwd", "gelu", "gelu_bwd", "mix", "mix_patches"),
+    *(
+        "attention",
+        "attention_bwd",
+        "attention_weights",
+        "add_norm",
+        "add_norm_bwd",
+        "gelu",
+        "gelu_bwd",
+        "mix",
+        "mix_patches",
+    ),
     *("distill", "distill_bwd", "augment"),
 )
 
@@ -42,7 +52,9 @@ def test_no_kernel_is_registered_past_operators(path: Path) -> None:
     """custom_op and its like cost the host several times as much at each call."""
     nodes = list(ast.walk(ast.parse(path.read_text())))
     used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    used |= {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    used |= {
+        alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
     assert not used & {"custom_op", "triton_op", "register_autograd"}
     assert path.stem == "operators" or not used & {"Library", "register_fake", "impl", "define"}
 
@@ -104,8 +116,12 @@ def bare_function() -> Callable[..., torch.Tensor]:
 
 def custom_operator() -> Callable[..., torch.Tensor]:
     """The same as torch.library.custom_op."""
-    op = torch.library.custom_op("test_operators::gelu", inspect.unwrap(gelu_triton), mutates_args=())
-    bwd = torch.library.custom_op("test_operators::gelu_bwd", inspect.unwrap(gelu_bwd_triton), mutates_args=())
+    op = torch.library.custom_op(
+        "test_operators::gelu", inspect.unwrap(gelu_triton), mutates_args=()
+    )
+    bwd = torch.library.custom_op(
+        "test_operators::gelu_bwd", inspect.unwrap(gelu_bwd_triton), mutates_args=()
+    )
 
     def save(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.save_for_backward(*inputs)
@@ -117,7 +133,9 @@ def custom_operator() -> Callable[..., torch.Tensor]:
 def test_an_operator_costs_few_calls_beyond_a_bare_function() -> None:
     """`call`, `is_compiling`, `differentiate`, the operator, `save`: 6 forward and 5 backward with torch 2.11, 15 and 14 more
     than a bare function with custom_op."""
-    ours, bare, custom = (calls_of(apply) for apply in (gelu_triton, bare_function(), custom_operator()))
+    ours, bare, custom = (
+        calls_of(apply) for apply in (gelu_triton, bare_function(), custom_operator())
+    )
     for mine, floor, peer in zip(ours, bare, custom, strict=True):
         assert 0 < mine - floor <= 7
         assert peer - floor > 10  # the count sees what custom_op does
@@ -156,7 +174,9 @@ def test_the_branch_is_kept_only_for_gammas_gradient(trained: bool) -> None:
     x, branch = torch.ones(2, 1, 2, 8, device=DEVICE).requires_grad_().unbind(0)
     weight, bias, gamma = torch.ones(3, 8, device=DEVICE).unbind(0)
     kept: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.data_ptr()), lambda _: x):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor.data_ptr()), lambda _: x
+    ):
         norm.add_norm(x, branch, None, weight, bias, 1e-6, gamma.requires_grad_(trained))
     assert (branch.data_ptr() in kept) == trained
 
@@ -216,7 +236,9 @@ def test_a_compiled_step_keeps_the_operators_of_both_ways(x: torch.Tensor) -> No
         return gelu.gelu(norm.add_norm(x[None], x[None], None, weight, bias, 1e-6)[1])
 
     compiled = torch.compile(
-        step, backend=aot_autograd(fw_compiler=compiler("fwd"), bw_compiler=compiler("bwd")), fullgraph=True
+        step,
+        backend=aot_autograd(fw_compiler=compiler("fwd"), bw_compiler=compiler("bwd")),
+        fullgraph=True,
     )
     cotangent = torch.linspace(0, 1, 16, device=DEVICE).view(1, 2, 8)
     (expected, actual) = (torch.autograd.grad(run(x), x, cotangent)[0] for run in (step, compiled))
@@ -292,7 +314,10 @@ def test_a_module_may_be_loaded_twice(tmp_path: Path) -> None:
     for factor in (1, 2, 3):
         modules.append(load(tmp_path, factor))
         importlib.reload(operators)
-        for call in (*(module.shift for module in modules), torch.ops.fastdeit.test_operators_shift):
+        for call in (
+            *(module.shift for module in modules),
+            torch.ops.fastdeit.test_operators_shift,
+        ):
             with torch.no_grad():
                 assert torch.equal(call(x), torch.full((3,), float(factor)))
         (dx,) = torch.autograd.grad(torch.ops.fastdeit.test_operators_shift(x).sum(), x)

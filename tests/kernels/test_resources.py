@@ -12,7 +12,14 @@ from benchmarks.resources import compare, problems, worsened
 
 ROOT = Path(__file__).parents[2]
 COUNTS: Row = {"loads": 4, "loads_128": 4, "stores": 2, "stores_128": 2, "wgmma": 4, "mma": 0}
-GOOD: Row = {"kernel": "_k", "registers": 64, "stack": 0, "shared": 1024, "ctas_per_sm": 8, **COUNTS}
+GOOD: Row = {
+    "kernel": "_k",
+    "registers": 64,
+    "stack": 0,
+    "shared": 1024,
+    "ctas_per_sm": 8,
+    **COUNTS,
+}
 LAUNCH = Launch("k", lambda: None, wgmma=("_k",), streams=("_k",))
 
 

@@ -16,7 +16,15 @@ from fastdeit.kernels.distill import LossParts
 from fastdeit.optim import parameter_groups
 from fastdeit.training import build
 from fastdeit.training.flat import FlatLossModule, LossModule
-from tests.parity import BATCH, CLASSES, STEPS_PER_EPOCH, configure, make_batch, make_trainer, run_steps
+from tests.parity import (
+    BATCH,
+    CLASSES,
+    STEPS_PER_EPOCH,
+    configure,
+    make_batch,
+    make_trainer,
+    run_steps,
+)
 
 NO_CONTIGUOUS_BUCKET = {"reduce_bucket_size": 1000}
 """Every flat gradient is larger than DeepSpeed's bucket, as that of DeiT-B is."""
@@ -27,7 +35,9 @@ def world() -> World:
     return init_distributed()
 
 
-def trainer_with_own_parameters(config: Config, world: World, monkeypatch: pytest.MonkeyPatch) -> Trainer:
+def trainer_with_own_parameters(
+    config: Config, world: World, monkeypatch: pytest.MonkeyPatch
+) -> Trainer:
     """Build a trainer of a model that keeps its own parameters at every ZeRO stage, as ZeRO 3 has it."""
 
     class OwnParameters(LossModule):
@@ -50,7 +60,10 @@ def test_flat_parameters_train_as_single_ones_to_the_bit(
 ) -> None:
     micro = BATCH // accumulate
     config = configure(zero_stage=stage, precision=precision, micro_batch=micro)
-    flat, single = make_trainer(config, world), trainer_with_own_parameters(config, world, monkeypatch)
+    flat, single = (
+        make_trainer(config, world),
+        trainer_with_own_parameters(config, world, monkeypatch),
+    )
     assert len(list(flat.engine.module.parameters())) == 2
     assert run_steps(flat, 6, micro) == run_steps(single, 6, micro)
     tensors, state = flat.state()
@@ -66,7 +79,9 @@ def test_weights_are_views_that_follow_the_flat_parameters(world: World) -> None
     for _ in range(2):
         run_steps(trainer, 1)
         weights = trainer.weights()
-        assert all(torch.equal(value, weights[name]) for name, value in trainer.model.state_dict().items())
+        assert all(
+            torch.equal(value, weights[name]) for name, value in trainer.model.state_dict().items()
+        )
     flats = list(trainer.engine.module.parameters())
     spans = [(flat.data_ptr(), flat.data_ptr() + flat.nbytes) for flat in flats]
     for name, weight in trainer.model.named_parameters():
@@ -81,16 +96,25 @@ def test_layer_decay_gives_a_flat_parameter_for_each_depth_and_decay(world: Worl
     assert len(list(trainer.engine.module.parameters())) == 2 * (depth + 2)
     before = trainer.weights()
     run_steps(trainer, STEPS_PER_EPOCH)
-    assert not any(torch.equal(value, before[name]) for name, value in trainer.weights().items() if "bias" not in name)
+    assert not any(
+        torch.equal(value, before[name])
+        for name, value in trainer.weights().items()
+        if "bias" not in name
+    )
 
 
-def test_gradient_larger_than_deepspeeds_bucket_is_the_same(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient_larger_than_deepspeeds_bucket_is_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = run_steps(make_trainer(configure(precision="bf16"), world), 4)
     settings = build.build_deepspeed_config(configure(precision="bf16"), world)
     settings["zero_optimization"] |= NO_CONTIGUOUS_BUCKET
     monkeypatch.setattr(build, "build_deepspeed_config", lambda *_: settings)
     trainer = make_trainer(configure(precision="bf16"), world)
-    assert all(flat.numel() > trainer.engine.optimizer.reduce_bucket_size for flat in trainer.engine.module.parameters())
+    assert all(
+        flat.numel() > trainer.engine.optimizer.reduce_bucket_size
+        for flat in trainer.engine.module.parameters()
+    )
     assert run_steps(trainer, 4) == expected
 
 
@@ -143,7 +167,9 @@ def test_unused_weight_has_a_zero_gradient_and_a_frozen_one_none() -> None:
     found = gradients(module)
     torch.testing.assert_close(found.pop("used.weight"), 6 * x.sum(0, keepdim=True))
     assert not found.pop("unused").any() and not found and module.model.frozen.grad is None
-    assert [part.item() for part in parts] == pytest.approx([parts.loss.item() * n for n in (1, 2, 3)])
+    assert [part.item() for part in parts] == pytest.approx(
+        [parts.loss.item() * n for n in (1, 2, 3)]
+    )
     assert not parts.base.requires_grad and not parts.distill.requires_grad
 
 
@@ -190,7 +216,9 @@ def test_two_forward_passes_before_a_backward_keep_their_own_graphs() -> None:
     losses = [module(lambda model, x=x: losses_of(model, x)).loss for x in (first, second)]
     losses[1].backward()
     losses[0].backward()
-    torch.testing.assert_close(gradients(module)["used.weight"], 2 * (first + second).sum(0, keepdim=True))
+    torch.testing.assert_close(
+        gradients(module)["used.weight"], 2 * (first + second).sum(0, keepdim=True)
+    )
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
@@ -217,6 +245,9 @@ def test_batch_larger_than_one_micro_batch_is_seen_once(world: World) -> None:
     halves = [make_batch(0), make_batch(0)]
     seen: list[int] = []
     own = trainer.criterion
-    trainer.criterion = lambda outputs, labels, *rest: (seen.append(id(labels)), own(outputs, labels, *rest))[1]  # type: ignore
+    trainer.criterion = lambda outputs, labels, *rest: (
+        seen.append(id(labels)),
+        own(outputs, labels, *rest),
+    )[1]  # type: ignore
     trainer.train_step(halves)
     assert seen == [id(half.labels) for half in halves]
