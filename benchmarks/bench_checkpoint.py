@@ -20,7 +20,7 @@ import torch
 from benchmarks import harness
 from fastdeit.checkpoint import load_checkpoint, save_checkpoint, verify_checkpoint
 from fastdeit.checkpoint_writer import CheckpointWriter
-from fastdeit.config import Config
+from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
 from fastdeit.distributed import World, init_distributed
 from fastdeit.engine import Trainer

@@ -38,7 +38,7 @@ from benchmarks.bench_step import GFLOP, best_backend, with_mfu
 from benchmarks.counting import StepCounter, count_waits, kernel_spans, uncovered_pct
 from benchmarks.peers import TimmTrainer, no_branch_dropped
 from benchmarks.trainers import CLASSES, all_kept, make_batch, make_config, make_trainer
-from fastdeit.config import Config
+from fastdeit.config.schema import Config
 from fastdeit.distributed import World, init_distributed
 from fastdeit.kernels.backend import set_backend
 from fastdeit.models.student import WIDTHS

@@ -19,8 +19,8 @@ from benchmarks.loaders import MEAN, STD, write_images
 from fastdeit.data.index import Index, build_index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
-from fastdeit.digest import sample_digests
-from fastdeit.plan import Plan, PlanSpec
+from fastdeit.plan.digest import sample_digests
+from fastdeit.plan.plan import Plan, PlanSpec
 
 MICRO_BATCHES = (64, 128, 256, 1024)
 SAMPLES = 40_960

@@ -28,8 +28,8 @@ from benchmarks import harness
 from benchmarks.loaders import write_images
 from fastdeit import build
 from fastdeit.cache_build import Job
-from fastdeit.cli import parse_config
-from fastdeit.config import Config
+from fastdeit.config.cli import parse_config
+from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
 from fastdeit.data.index import Index
 from fastdeit.data.loader import TrainLoader
@@ -41,7 +41,7 @@ from fastdeit.models.cache import Cache, Replay
 from fastdeit.models.cache_writer import Recorder, create
 from fastdeit.models.manifest import LARGEST_CHUNK, Manifest, decode, encode
 from fastdeit.models.teacher import Teacher
-from fastdeit.plan import Plan, PlanSpec
+from fastdeit.plan.plan import Plan, PlanSpec
 from fastdeit.recording import Windows, record
 from fastdeit.training.build import build_trainer, precision
 

@@ -20,7 +20,7 @@ from timm.utils import ModelEmaV3, NativeScaler
 from torch import nn
 
 from benchmarks.trainers import CLASSES, STEPS_PER_EPOCH, decisions, model_sizes
-from fastdeit.config import Config
+from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
 from fastdeit.kernels.mix import mix_reference
 from fastdeit.optim import build_schedule

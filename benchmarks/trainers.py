@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks.bench_mix import make_inputs
-from fastdeit.config import Config
+from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
 from fastdeit.distributed import World
 from fastdeit.engine import Trainer

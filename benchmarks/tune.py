@@ -77,9 +77,10 @@ def _norm() -> Iterator[tuple[str, Call]]:
             _random(dim),
             _random(dim),
         )
-        run = lambda x, branch, weight, bias, scale=scale: add_norm(
-            x, branch, scale, weight, bias, EPS
-        )  # noqa: E731
+
+        def run(x, branch, weight, bias, scale=scale):  # type: ignore[no-untyped-def]
+            return add_norm(x, branch, scale, weight, bias, EPS)
+
         for name, call in _forward_backward(run, *leaves):
             yield f"D={dim} {name}", call
 

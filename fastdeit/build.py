@@ -9,7 +9,8 @@ import timm
 import torch
 from torch import nn
 
-from fastdeit.config import Config
+from fastdeit.config.parse import require
+from fastdeit.config.schema import Config
 from fastdeit.data.digits import write_digits
 from fastdeit.data.eval_loader import EvalLoader
 from fastdeit.data.index import Index, build_index
@@ -18,12 +19,11 @@ from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.data.snapshot import same_images
 from fastdeit.distributed import World, first_on_rank0
-from fastdeit.flags import require
 from fastdeit.models.cache import Replay
 from fastdeit.models.student import SIZES, Student, build_student
 from fastdeit.models.teacher import Teacher, load_teacher
 from fastdeit.models.weights import check_match, has_qkv_bias, load_student_weights, read_weights
-from fastdeit.plan import Plan, PlanSpec
+from fastdeit.plan.plan import Plan, PlanSpec
 from fastdeit.training.build import precision
 
 IMAGES = "train-images.parquet"

@@ -15,8 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastdeit import build
 from fastdeit.cache_check import sample_facts, teacher_facts
-from fastdeit.cli import parse_config
-from fastdeit.config import Config
+from fastdeit.config.cli import parse_config
+from fastdeit.config.schema import Config
 from fastdeit.data.index import DataError
 from fastdeit.data.loader import ReplayLoader
 from fastdeit.data.quarantine import Quarantine
@@ -27,7 +27,7 @@ from fastdeit.models.cache import BAD_IMAGES, Cache
 from fastdeit.models.cache_writer import Recorder, create
 from fastdeit.models.manifest import CacheError, Manifest, chunk_size, decode, differences
 from fastdeit.models.teacher import Teacher
-from fastdeit.plan import Plan
+from fastdeit.plan.plan import Plan
 from fastdeit.preflight import check_config
 from fastdeit.recording import Chunk, Part, Windows, answers, missing, record
 from fastdeit.training.build import precision

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from fastdeit.config import Config
+from fastdeit.config.schema import Config
 from fastdeit.data.index import Index
 from fastdeit.data.quarantine import read_entries
 from fastdeit.distributed import on_every_rank
@@ -17,7 +17,7 @@ from fastdeit.models.cache import BAD_IMAGES, Cache, Replay
 from fastdeit.models.manifest import CacheError, differences
 from fastdeit.models.teacher import Teacher
 from fastdeit.models.weights import file_sha256
-from fastdeit.plan import VERSION, Plan
+from fastdeit.plan.plan import VERSION, Plan
 
 _SHOWN = 8
 

@@ -19,7 +19,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from fastdeit.cache_build import run_build, run_sample, runs
-from fastdeit.cli import one_line_errors
+from fastdeit.config.cli import one_line_errors
 from fastdeit.models.cache import BAD_IMAGES, Cache
 from fastdeit.models.cache_writer import Recorder, create
 from fastdeit.models.manifest import KINDS, CacheError, differences

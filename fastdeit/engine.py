@@ -18,12 +18,12 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from fastdeit.data.batch import Batch
-from fastdeit.digest import add_digests, show_digest
 from fastdeit.distributed import import_deepspeed
 from fastdeit.kernels.mix import mix, mix_patches
 from fastdeit.losses import DistillationLoss
 from fastdeit.models.teacher import Teacher
 from fastdeit.optim import Ema
+from fastdeit.plan.digest import add_digests, show_digest
 from fastdeit.training.flat import LossModule
 from fastdeit.zero import open_partitions
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch.distributed as dist
 
-from fastdeit.digest import add_digests, show_digest
 from fastdeit.distributed import on_rank0
 from fastdeit.durable import GrowingFile, write_whole
 from fastdeit.engine import STATISTICS, MicroStep
 from fastdeit.metrics import read_metrics
+from fastdeit.plan.digest import add_digests, show_digest
 from fastdeit.rollback import Rollbacks
 
 BAD_STEPS = "bad-steps.jsonl"

@@ -12,11 +12,11 @@ from typing import Any
 
 from nvidia import dali
 
-from fastdeit.config import Config, LimitConfig
-from fastdeit.config_file import read_config_file
+from fastdeit.config.file import read_config_file
+from fastdeit.config.schema import Config, LimitConfig
 from fastdeit.data.index import Index
 from fastdeit.distributed import on_every_rank
-from fastdeit.plan import Plan
+from fastdeit.plan.plan import Plan
 
 _FREE = {
     "run": {

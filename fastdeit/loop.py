@@ -12,9 +12,9 @@ from fastdeit.cache_check import count_missed
 from fastdeit.checksum import compare_weights
 from fastdeit.data.batch import Batch
 from fastdeit.data.eval_loader import EvalBatch
-from fastdeit.digest import show_digest
 from fastdeit.evaluate import evaluate, student_heads
 from fastdeit.health import HealthError, summarise
+from fastdeit.plan.digest import show_digest
 from fastdeit.recovery import go_back, read_meter
 from fastdeit.run_state import Run
 from fastdeit.supervision import StopAgreed

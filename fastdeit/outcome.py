@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from fastdeit.config import Config
+from fastdeit.config.schema import Config
 from fastdeit.console import RunConsole
 from fastdeit.distributed import World
 from fastdeit.models.student import SIZES

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import timm
 
-from fastdeit.config import Config
-from fastdeit.flags import require
+from fastdeit.config.parse import require
+from fastdeit.config.schema import Config
 from fastdeit.models.student import SIZES
 
 

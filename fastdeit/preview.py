@@ -19,16 +19,16 @@ import torch
 from PIL import Image
 
 from fastdeit import build
-from fastdeit.cli import one_line_errors, parse_config
-from fastdeit.config import Config
+from fastdeit.config.cli import one_line_errors, parse_config
+from fastdeit.config.schema import Config
 from fastdeit.data.augment_exact import apply_op
 from fastdeit.data.index import Index
 from fastdeit.data.pil import resize
 from fastdeit.data.pipeline import build_train_pipeline, pack_draws
 from fastdeit.distributed import World
-from fastdeit.draws import OPS, RAND_AUGMENT_OPS, op_arguments
 from fastdeit.kernels.mix import mix
-from fastdeit.plan import Draws, Plan
+from fastdeit.plan.plan import Draws, Plan
+from fastdeit.plan.sampling import OPS, RAND_AUGMENT_OPS, op_arguments
 
 _MOST = 64  # samples in a picture
 _MAGNITUDES = (1.0, 3.0, 5.0, 7.0, 9.0, 10.0)

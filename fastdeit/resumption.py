@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from fastdeit.checkpoint import list_checkpoints, load_checkpoint, step_of
 from fastdeit.checkpoint_files import NewerFormat, Tensors
-from fastdeit.config_file import read_config_file
+from fastdeit.config.file import read_config_file
 
 
 @dataclass

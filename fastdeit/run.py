@@ -11,13 +11,13 @@ import torch
 from fastdeit import build
 from fastdeit.cache_check import open_cache
 from fastdeit.checkpoint_writer import CheckpointError, CheckpointWriter
-from fastdeit.cli import one_line_errors, parse_config
-from fastdeit.config import Config
+from fastdeit.config.cli import one_line_errors, parse_config
+from fastdeit.config.parse import parse_time_limit
+from fastdeit.config.schema import Config
 from fastdeit.console import RunConsole
 from fastdeit.data.index import DataError, Index
 from fastdeit.distributed import World, each_rank, init_distributed, meet, on_every_rank, on_rank0
 from fastdeit.engine import Trainer
-from fastdeit.flags import parse_time_limit
 from fastdeit.health import Health, HealthError
 from fastdeit.identity import (
     check_same_everywhere,
@@ -29,7 +29,7 @@ from fastdeit.loop import evaluate_run, train
 from fastdeit.models.cache import Replay
 from fastdeit.models.manifest import CacheError
 from fastdeit.outcome import is_finished, say_finished
-from fastdeit.plan import Plan
+from fastdeit.plan.plan import Plan
 from fastdeit.preflight import check_config
 from fastdeit.recovery import take_up
 from fastdeit.resumption import find_checkpoint

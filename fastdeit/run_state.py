@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdeit.checkpoint_writer import CheckpointWriter
-from fastdeit.config import Config
+from fastdeit.config.schema import Config
 from fastdeit.console import RunConsole
 from fastdeit.data.eval_loader import EvalLoader
 from fastdeit.data.index import Index
@@ -17,7 +17,7 @@ from fastdeit.health import Health
 from fastdeit.identity import fingerprints, versions
 from fastdeit.metrics import Meter, MetricLog
 from fastdeit.models.cache import Replay
-from fastdeit.plan import Plan
+from fastdeit.plan.plan import Plan
 from fastdeit.supervision import Supervisor
 
 

@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastdeit.config import Config
+from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
 from fastdeit.distributed import World
 from fastdeit.engine import Trainer
 from fastdeit.kernels.mix import mix_reference
 from fastdeit.losses import DistillationLoss
 from fastdeit.models.student import Student, build_student
-from fastdeit.plan import Plan, PlanSpec
+from fastdeit.plan.plan import Plan, PlanSpec
 from fastdeit.training.build import build_trainer
 
 CLASSES, SIZE, BATCH, STEPS_PER_EPOCH, EPOCHS = 5, 32, 16, 6, 5

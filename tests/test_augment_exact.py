@@ -17,9 +17,9 @@ from fastdeit.data import augment_exact
 from fastdeit.data.augment_exact import exact, pack_exact, pack_windows
 from fastdeit.data.pil_jit import STAMP
 from fastdeit.data.pil_noise import philox_words
-from fastdeit.draws import OPS
-from fastdeit.philox import normal, philox4x32, uniform
-from fastdeit.plan import Draws, Plan, PlanSpec
+from fastdeit.plan.philox import normal, philox4x32, uniform
+from fastdeit.plan.plan import Draws, Plan, PlanSpec
+from fastdeit.plan.sampling import OPS
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FILL = (124, 116, 104)

@@ -13,8 +13,8 @@ from torchvision import transforms
 from torchvision.transforms import functional
 
 from fastdeit.data.augment_native import native_window, pack_ops, rand_augment, warp_matrices
-from fastdeit.draws import OPS, RAND_AUGMENT_OPS, op_arguments
-from fastdeit.plan import Draws, Plan, PlanSpec
+from fastdeit.plan.plan import Draws, Plan, PlanSpec
+from fastdeit.plan.sampling import OPS, RAND_AUGMENT_OPS, op_arguments
 from tests.places import Distances, device_of, to_numpy
 
 Choices = Sequence[Sequence[str]] | None

@@ -14,7 +14,7 @@ from benchmarks import bench_engine, harness
 from benchmarks.bench_engine import CASES, WAYS, Case, check_loss, check_untrained
 from benchmarks.peers import TimmTrainer, no_branch_dropped
 from benchmarks.trainers import all_kept, make_config, make_trainer, micro_batches
-from fastdeit.config import Config
+from fastdeit.config.schema import Config
 from fastdeit.distributed import World, init_distributed
 from fastdeit.engine import Trainer
 from tests.launching import FOREIGN

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from fastdeit import build as builders
 from fastdeit.checkpoint import list_checkpoints
-from fastdeit.cli import parse_config
+from fastdeit.config.cli import parse_config
 from fastdeit.data import quarantine
 from fastdeit.data.loader import TrainLoader
 from fastdeit.distributed import init_distributed

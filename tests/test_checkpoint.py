@@ -23,7 +23,7 @@ from fastdeit.checkpoint import (
     sweep,
 )
 from fastdeit.checkpoint_files import JSON_LIMIT, NewerFormat
-from fastdeit.config import RunConfig
+from fastdeit.config.schema import RunConfig
 from fastdeit.distributed import World, init_distributed
 from fastdeit.engine import Trainer
 from fastdeit.training.build import build_trainer

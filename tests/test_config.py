@@ -9,13 +9,13 @@ import pytest
 import yaml
 
 from fastdeit.build import build_plan
-from fastdeit.cli import REPLACED, parse_config
-from fastdeit.config import Config
-from fastdeit.config_file import config_from_dict
+from fastdeit.config.cli import REPLACED, parse_config
+from fastdeit.config.file import config_from_dict
+from fastdeit.config.parse import parse_rand_augment
+from fastdeit.config.recipes import RECIPES
+from fastdeit.config.schema import Config
 from fastdeit.deepspeed_config import deepspeed_config
-from fastdeit.flags import parse_rand_augment
-from fastdeit.plan import PlanSpec
-from fastdeit.recipes import RECIPES
+from fastdeit.plan.plan import PlanSpec
 
 
 def parse(*argv: str) -> Config:

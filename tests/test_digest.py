@@ -18,9 +18,9 @@ from fastdeit.checkpoint_files import read_state, write_files
 from fastdeit.data.index import Index, build_index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
-from fastdeit.digest import add_digests, sample_digests, show_digest
 from fastdeit.distributed import init_distributed
-from fastdeit.plan import Draws, Plan, PlanSpec
+from fastdeit.plan.digest import add_digests, sample_digests, show_digest
+from fastdeit.plan.plan import Draws, Plan, PlanSpec
 from tests.elastic import EPOCHS, FLAGS, assert_same_run, steps_of
 from tests.images import write_shapes
 from tests.recorded import Setting

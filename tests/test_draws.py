@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fastdeit.draws import OPS, RAND_AUGMENT_OPS, op_arguments
-from fastdeit.philox import philox4x32, random_words, stream_words
-from fastdeit.plan import Draws, Plan, PlanSpec
+from fastdeit.plan.philox import philox4x32, random_words, stream_words
+from fastdeit.plan.plan import Draws, Plan, PlanSpec
+from fastdeit.plan.sampling import OPS, RAND_AUGMENT_OPS, op_arguments
 
 
 def make_plan(images: int = 1000, **spec: Any) -> Plan:

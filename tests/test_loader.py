@@ -21,7 +21,7 @@ from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.data.stream import ALIGNMENT, beside, send_together
-from fastdeit.plan import Draws, Plan, PlanSpec
+from fastdeit.plan.plan import Draws, Plan, PlanSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE, IMAGES, BATCH = 16, 150, 64

@@ -7,7 +7,7 @@ from torchvision.transforms import functional
 
 from fastdeit.data.augment_exact import apply_op
 from fastdeit.data.pil import resize
-from fastdeit.draws import OPS
+from fastdeit.plan.sampling import OPS
 from tests.timm_ops import FILL, arguments_of, picture, timm_op
 
 SHAPES = [(48, 48), (41, 57), (64, 33), (1, 1), (2, 2), (3, 3), (1, 9), (7, 2)]

@@ -22,7 +22,7 @@ from fastdeit.data.pipeline import (
     pack_draws,
     pack_eval,
 )
-from fastdeit.plan import Draws, Plan, PlanSpec
+from fastdeit.plan.plan import Draws, Plan, PlanSpec
 from tests.places import Distances, device_of, to_numpy
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastdeit.plan import VERSION, Draws, Plan, PlanSpec
+from fastdeit.plan.plan import VERSION, Draws, Plan, PlanSpec
 
 WORLDS = (1, 2, 3, 4, 8, 16, 32)
 

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from fastdeit import build
-from fastdeit.cli import parse_config
-from fastdeit.draws import OPS
-from fastdeit.plan import Plan
+from fastdeit.config.cli import parse_config
+from fastdeit.plan.plan import Plan
+from fastdeit.plan.sampling import OPS
 from fastdeit.preview import preview_command, samples, sheet
 from tests.images import write_shapes
 

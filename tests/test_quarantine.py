@@ -23,7 +23,7 @@ from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.data.quarantine import Quarantine, read_entries
 from fastdeit.data.snapshot import keep_images, same_images
-from fastdeit.plan import Plan, PlanSpec
+from fastdeit.plan.plan import Plan, PlanSpec
 from tests.images import write_shapes
 from tests.test_check import JPEG, REFUSED
 from tests.test_check import bomb as claimed_bomb

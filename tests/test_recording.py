@@ -16,7 +16,7 @@ import pytest
 
 from fastdeit import build
 from fastdeit.cache_build import parse_epochs, parse_part, runs
-from fastdeit.cli import parse_config
+from fastdeit.config.cli import parse_config
 from fastdeit.data import quarantine
 from fastdeit.data.loader import ReplayLoader
 from fastdeit.distributed import init_distributed

@@ -17,16 +17,16 @@ from PIL import Image
 
 from fastdeit import build
 from fastdeit.attempts import read_attempts
-from fastdeit.cli import parse_config
+from fastdeit.config.cli import parse_config
 from fastdeit.data import quarantine
 from fastdeit.data.batch import Batch
 from fastdeit.data.index import build_index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.quarantine import read_entries
-from fastdeit.digest import show_digest
 from fastdeit.distributed import init_distributed
-from fastdeit.draws import OPS
 from fastdeit.engine import Trainer
+from fastdeit.plan.digest import show_digest
+from fastdeit.plan.sampling import OPS
 from fastdeit.replay.command import replay_command
 from fastdeit.run_lock import RunLock
 from tests.elastic import EPOCHS, FLAGS, assert_same_run, steps_of

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from fastdeit import build
 from fastdeit.checkpoint import list_checkpoints
+from fastdeit.config.recipes import RECIPES
 from fastdeit.data import quarantine
 from fastdeit.data.batch import Batch
 from fastdeit.data.loader import TrainLoader
@@ -24,7 +25,6 @@ from fastdeit.data.quarantine import read_entries
 from fastdeit.distributed import init_distributed
 from fastdeit.metrics import read_metrics
 from fastdeit.preflight import check_config
-from fastdeit.recipes import RECIPES
 from fastdeit.run import train_command as run_command
 from tests.images import write_shapes
 
@@ -110,10 +110,8 @@ def test_a_run_leaves_what_it_says(distilled: tuple[list[str], Path], shapes: Pa
     ]
     with safe_open(folder / "student.safetensors", framework="pt") as file:
         about = file.metadata()
-        assert (
-            "blocks.0.attn.qkv.weight" in file.keys()
-            and file.get_tensor("head.weight").dtype == torch.float32
-        )  # noqa: SIM118
+        assert "blocks.0.attn.qkv.weight" in file.keys()  # noqa: SIM118
+        assert file.get_tensor("head.weight").dtype == torch.float32
     assert about["model"] == "deit_tiny_distilled_patch16_224"
     assert (
         json.loads(about["classes"]) == ["circle", "square", "stripe"]
@@ -143,7 +141,7 @@ def test_the_table_counts_every_image_once(distilled: tuple[list[str], Path], sh
     from PIL import Image
     from torchvision.transforms import functional as vision
 
-    from fastdeit.config import IMAGENET_MEAN, IMAGENET_STD
+    from fastdeit.config.schema import IMAGENET_MEAN, IMAGENET_STD
     from fastdeit.models.weights import student_from_checkpoint
 
     model = student_from_checkpoint(distilled[1] / "student.safetensors", image_size=32)[0].eval()

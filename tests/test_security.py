@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fastdeit.cache_check import bad_images
-from fastdeit.cli import parse_config
-from fastdeit.config import Config
+from fastdeit.config.cli import parse_config
+from fastdeit.config.schema import Config
 from fastdeit.data import table
 from fastdeit.data.check import MAX_PIXELS, check_image
 from fastdeit.data.index import build_index
@@ -43,7 +43,7 @@ from fastdeit.models.manifest import CacheError, encode
 from fastdeit.models.student import build_student
 from fastdeit.models.teacher import Teacher, load_teacher
 from fastdeit.models.weights import read_weights
-from fastdeit.plan import Plan, PlanSpec
+from fastdeit.plan.plan import Plan, PlanSpec
 from tests.images import write_shapes
 from tests.test_cache import build as build_cache
 from tests.test_cache import images, logits_of, manifest

@@ -21,8 +21,8 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
-from fastdeit.draws import OPS, RAND_AUGMENT_OPS
-from fastdeit.plan import Draws, Plan, PlanSpec
+from fastdeit.plan.plan import Draws, Plan, PlanSpec
+from fastdeit.plan.sampling import OPS, RAND_AUGMENT_OPS
 
 COUNT = 20_000
 ALPHA = 1e-4  # of a wrong alarm

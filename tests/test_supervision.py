@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 
 from fastdeit import ancestry, identity, supervision
 from fastdeit.checkpoint import list_checkpoints
-from fastdeit.config import Config, RunConfig
+from fastdeit.config.parse import parse_time_limit
+from fastdeit.config.schema import Config, RunConfig
 from fastdeit.data.eval_loader import EvalLoader
 from fastdeit.distributed import Ballot, init_distributed, on_every_rank, on_rank0
 from fastdeit.engine import Trainer
 from fastdeit.failure import take_failures, tell, write_failure
-from fastdeit.flags import parse_time_limit
 from fastdeit.identity import check_same_everywhere, code_digest
 from fastdeit.metrics import read_metrics
 from fastdeit.run import train_command

@@ -35,8 +35,8 @@ from fastdeit.data.pil_sample import (
     operate,
     run_sample,
 )
-from fastdeit.draws import OPS
-from fastdeit.plan import Draws, PlanSpec
+from fastdeit.plan.plan import Draws, PlanSpec
+from fastdeit.plan.sampling import OPS
 
 _PATIENCE_S = 3.0
 _HIGHEST = np.uint64(0xFFFFFFFF)

@@ -14,8 +14,8 @@ import numpy as np
 from nvidia.dali import fn, math, types
 from nvidia.dali.data_node import DataNode
 
-from fastdeit.draws import OPS
-from fastdeit.plan import Draws
+from fastdeit.plan.plan import Draws
+from fastdeit.plan.sampling import OPS
 
 INT_COLUMNS = 2
 """Integers a layer takes: its branch of the tree (-1: none), and the operand of a point operation."""

@@ -148,9 +148,8 @@ class Index:
         """The shard's descriptor; it stays open. A map would be faster to set up, and a failing disk would kill the process."""
         if shard not in self._files:
             _allow_open_files(len(self.shards))
-            self._files[shard] = open(
-                os.path.join(self.root, self.shards[shard]), "rb", buffering=0
-            )  # noqa: SIM115
+            path = os.path.join(self.root, self.shards[shard])
+            self._files[shard] = open(path, "rb", buffering=0)  # noqa: SIM115
         return self._files[shard].fileno()
 
     @functools.cached_property

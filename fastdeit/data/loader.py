@@ -22,8 +22,8 @@ from fastdeit.data.pipeline import (
 )
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.data.stream import Stream, beside, options_of
-from fastdeit.digest import add_digests, sample_digests
-from fastdeit.plan import Draws, Plan
+from fastdeit.plan.digest import add_digests, sample_digests
+from fastdeit.plan.plan import Draws, Plan
 
 _PLANNED_AT_ONCE = 4096  # samples
 

@@ -13,7 +13,7 @@ from typing import Any
 import numba
 from numba.core.compiler import Compiler
 
-from fastdeit.draws import OPS
+from fastdeit.plan.sampling import OPS
 
 _FOLDER = Path(__file__).parent
 _SOURCES = sorted([*_FOLDER.glob("pil*.py"), *_FOLDER.glob("augment_exact.py")])

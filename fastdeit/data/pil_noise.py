@@ -1,6 +1,6 @@
 """The noise of RandomErasing: standard normal numbers that depend on a key and the pixel's number in the box alone.
 
-Philox-4x32-10 (Salmon et al., SC 2011; as fastdeit.philox) keyed by the sample's 64 bits, the pixel's number its counter; Box
+Philox-4x32-10 (Salmon et al., SC 2011; as fastdeit.plan.philox) keyed by the sample's 64 bits, the pixel's number its counter; Box
 and Muller's transform (1958) in double precision. Logarithm, sine and cosine are series of sums and products here, so that
 the bits are the same on every machine, and a vector register is filled; they err by less than 1e-11, single precision by 6e-8.
 """

@@ -12,7 +12,7 @@ from fastdeit.data.pil import resize_window
 from fastdeit.data.pil_jit import STAMP, compiled, copy, kept
 from fastdeit.data.pil_noise import noise_row, normals
 from fastdeit.data.pil_warp import warp
-from fastdeit.draws import OPS
+from fastdeit.plan.sampling import OPS
 
 # a sample's integers: resized height and width, window y and x; flip; erased box y, x, height, width; its mode; the noise's
 # key, high and low half; the fill; then the operation of each layer

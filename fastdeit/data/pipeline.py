@@ -20,8 +20,8 @@ from nvidia.dali.data_node import DataNode
 
 from fastdeit.data.augment_exact import exact, pack_exact, pack_windows
 from fastdeit.data.augment_native import native_window, pack_ops, rand_augment
-from fastdeit.philox import normal, random_words, uniform
-from fastdeit.plan import Draws, PlanSpec
+from fastdeit.plan.philox import normal, random_words, uniform
+from fastdeit.plan.plan import Draws, PlanSpec
 
 Source = Callable[[int], tuple[Any, ...]]
 """From the number of an iteration to its batch: paths or encoded images as uint8 arrays, then the rows that the graph takes."""

@@ -16,7 +16,7 @@ from rich import filesize
 from rich.console import Console
 from rich.table import Table
 
-from fastdeit.cli import one_line_errors
+from fastdeit.config.cli import one_line_errors
 from fastdeit.data.index import left_out_of, split_table
 from fastdeit.data.layout import find_split
 from fastdeit.data.listing import SHOWN, DataError

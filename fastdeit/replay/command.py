@@ -19,12 +19,12 @@ from pathlib import Path
 import torch.distributed as dist
 
 from fastdeit import build
-from fastdeit.cli import one_line_errors, parse_config
-from fastdeit.config import Config
+from fastdeit.config.cli import one_line_errors, parse_config
+from fastdeit.config.parse import require
+from fastdeit.config.schema import Config
 from fastdeit.data.snapshot import same_images
 from fastdeit.distributed import World, first_on_rank0, init_distributed, on_every_rank, on_rank0
 from fastdeit.engine import Trainer
-from fastdeit.flags import require
 from fastdeit.identity import check_same_everywhere, check_same_samples, check_same_settings
 from fastdeit.preflight import check_config
 from fastdeit.replay.files import PLAN, STEP, prepare_output, save_images, show, write_json

@@ -13,7 +13,7 @@ from fastdeit.attempts import ATTEMPTS, Attempt, attempt_at, read_attempts
 from fastdeit.build import IMAGES
 from fastdeit.checkpoint import list_checkpoints, step_of
 from fastdeit.checkpoint_files import Tensors
-from fastdeit.config import Config
+from fastdeit.config.schema import Config
 from fastdeit.data.quarantine import read_entries
 from fastdeit.distributed import on_rank0
 from fastdeit.failure import HISTORY

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from fastdeit.digest import add_digests, show_digest
 from fastdeit.engine import LOSSES
+from fastdeit.plan.digest import add_digests, show_digest
 from fastdeit.replay.record import Record
 from fastdeit.replay.samples import Samples
 from fastdeit.replay.step import Retaken

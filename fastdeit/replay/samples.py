@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from fastdeit import build
-from fastdeit.config import Config
+from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
 from fastdeit.data.index import Index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.quarantine import Quarantine
-from fastdeit.digest import add_digests, sample_digests
 from fastdeit.distributed import World
 from fastdeit.identity import fingerprints
-from fastdeit.plan import Draws, Plan
+from fastdeit.plan.digest import add_digests, sample_digests
+from fastdeit.plan.plan import Draws, Plan
 from fastdeit.replay.record import Record
 from fastdeit.run import Training
 

@@ -11,11 +11,11 @@ import torch
 
 from fastdeit.data.batch import Batch
 from fastdeit.data.index import Index
-from fastdeit.digest import add_digests
-from fastdeit.draws import OPS
 from fastdeit.engine import LOSSES, Trainer
 from fastdeit.losses import DistillationLoss
-from fastdeit.plan import Draws
+from fastdeit.plan.digest import add_digests
+from fastdeit.plan.plan import Draws
+from fastdeit.plan.sampling import OPS
 
 Line = dict[str, Any]
 Outputs = torch.Tensor | tuple[torch.Tensor, torch.Tensor]

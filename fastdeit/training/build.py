@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastdeit.config import Config
+from fastdeit.config.schema import Config
 from fastdeit.deepspeed_config import deepspeed_config
 from fastdeit.deepspeed_file import add_file
 from fastdeit.distributed import World

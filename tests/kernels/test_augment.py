@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from fastdeit.draws import OPS
 from fastdeit.kernels import augment as module
 from fastdeit.kernels import augment_blur, augment_ops, augment_tables
 from fastdeit.kernels.augment import augment, augment_reference, augment_triton, pack_args
-from fastdeit.plan import Plan, PlanSpec
+from fastdeit.plan.plan import Plan, PlanSpec
+from fastdeit.plan.sampling import OPS
 from tests.images import write_shapes
 from tests.kernels import interpreter
 from tests.kernels.interpreter import DEVICE, INTERPRETED

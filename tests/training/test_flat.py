@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastdeit.config import Config
+from fastdeit.config.schema import Config
 from fastdeit.distributed import World, init_distributed
 from fastdeit.engine import Trainer
 from fastdeit.kernels.backend import set_backend

@@ -10,10 +10,10 @@ each has another partner, and no image is mixed with itself. Step t of global ba
 rank r of W takes those congruent to r modulo W.
 
 Exclusion. Images that could not be read are never drawn again (`Plan.exclude`): whoever would have drawn one takes the next
-good image of its own side in the permutation, so the sides stay disjoint and all other samples keep their draws. What a
+good image of its own side in the permutation, so the sides stay disjoint and all other samples keep their sampling. What a
 sample then is follows from (seed, epoch, ordinal, the excluded images).
 
-draws.py has the laws and their sources; repeated augmentation is arXiv 1902.05509.
+sampling.py has the laws and their sources; repeated augmentation is arXiv 1902.05509.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastdeit import draws
-from fastdeit.philox import random_words, stream_words, uniform
+from fastdeit.plan import sampling
+from fastdeit.plan.philox import random_words, stream_words, uniform
 
 VERSION = 2
 """Rises whenever the same spec would give other draws; part of the fingerprint."""
@@ -105,9 +105,13 @@ class PlanSpec:
 
     @property
     def layer_ops(self) -> tuple[tuple[str, ...], ...]:
-        """For each layer of operations the names out of draws.OPS that it is drawn from: RandAugment's layers, or 3-Augment's
+        """For each layer of operations the names out of sampling.OPS that it is drawn from: RandAugment's layers, or 3-Augment's
         one; then the colour jitter's three."""
-        rand, three, jitter = (draws.RAND_AUGMENT_OPS,), (draws.THREE_OPS,), (draws.JITTER_OPS,)
+        rand, three, jitter = (
+            (sampling.RAND_AUGMENT_OPS,),
+            (sampling.THREE_OPS,),
+            (sampling.JITTER_OPS,),
+        )
         return (
             rand * self.ra_layers
             + three * self.three_augment
@@ -141,7 +145,7 @@ class Draws:
     flip: np.ndarray
     """bool (B,): mirrored left to right."""
     ops: np.ndarray
-    """int32 (B, layers): index into draws.OPS; -1 where the layer does nothing."""
+    """int32 (B, layers): index into sampling.OPS; -1 where the layer does nothing."""
     op_args: np.ndarray
     """float64 (B, layers): timm's argument of the operation, signed (degrees, bits, threshold, factor, fraction,
     radius); 0 if none."""
@@ -254,7 +258,10 @@ class Plan:
         """Everything that happens to the samples at `ordinals` (int64 (B,)) of an epoch."""
         spec, words = self.spec, self._words(epoch)
         image = self.images(epoch, ordinals)
-        streams = [(purpose, 0) for purpose in (draws.CROP, draws.FLIP, draws.ERASE, draws.NOISE)]
+        streams = [
+            (purpose, 0)
+            for purpose in (sampling.CROP, sampling.FLIP, sampling.ERASE, sampling.NOISE)
+        ]
         crop_words, flip_words, erase_words, noise = words(ordinals, streams)
         crop, resize = self._crop(words, ordinals, crop_words, self.sizes[image])
         ops, op_args = self._layers(words, ordinals)
@@ -267,7 +274,7 @@ class Plan:
             flip=uniform(flip_words[0]) < spec.hflip,
             ops=ops,
             op_args=op_args,
-            erase=draws.erase(words, ordinals, erase_words, size, spec.reprob, area, ratio),
+            erase=sampling.erase(words, ordinals, erase_words, size, spec.reprob, area, ratio),
             noise_key=noise[0] << np.uint64(32) | noise[1],
             lam=lam,
             box=box,
@@ -280,26 +287,28 @@ class Plan:
         """
         depth = len(rates)
         words = random_words(
-            self.spec.seed, epoch, ordinals, draws.DROP_PATH, blocks=-(-depth // 2)
+            self.spec.seed, epoch, ordinals, sampling.DROP_PATH, blocks=-(-depth // 2)
         )
         kept = uniform(words[: 2 * depth]) >= np.repeat(np.asarray(rates, float), 2)[:, None]
         return np.ascontiguousarray(kept.T).reshape(len(ordinals), depth, 2)
 
-    def _words(self, epoch: int) -> draws.Words:
+    def _words(self, epoch: int) -> sampling.Words:
         return functools.partial(stream_words, self.spec.seed, epoch)
 
     def _crop(
-        self, words: draws.Words, ordinals: np.ndarray, first: np.ndarray, sizes: np.ndarray
+        self, words: sampling.Words, ordinals: np.ndarray, first: np.ndarray, sizes: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         size = self.spec.input_size
         if self.spec.simple_crop:
-            return np.concatenate((np.zeros_like(sizes), sizes), 1), draws.simple_crop(
+            return np.concatenate((np.zeros_like(sizes), sizes), 1), sampling.simple_crop(
                 first, sizes, size
             )
-        crop = draws.resized_crop(words, ordinals, first, sizes, self.spec.scale, self.spec.ratio)
+        crop = sampling.resized_crop(
+            words, ordinals, first, sizes, self.spec.scale, self.spec.ratio
+        )
         return crop, np.tile(np.array([size, size, 0, 0], np.int32), (len(ordinals), 1))
 
-    def _layers(self, words: draws.Words, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _layers(self, words: sampling.Words, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """int32 operations and float64 arguments, both (B, spec.layers)."""
         spec, count = self.spec, len(ordinals)
         drawn = [(np.zeros((count, 0), np.int32), np.zeros((count, 0)))]
@@ -310,24 +319,24 @@ class Plan:
                 "maximum": spec.ra_max,
             }
             drawn.append(
-                draws.rand_augment(
+                sampling.rand_augment(
                     words, ordinals, layers=spec.ra_layers, prob=spec.ra_prob, **magnitude
                 )
             )
         if spec.three_augment:
-            drawn.append(draws.three_augment(words, ordinals))
+            drawn.append(sampling.three_augment(words, ordinals))
         if spec.color_jitter > 0:
-            drawn.append(draws.color_jitter(words, ordinals, spec.color_jitter))
+            drawn.append(sampling.color_jitter(words, ordinals, spec.color_jitter))
         ops, args = zip(*drawn, strict=True)
         return np.concatenate(ops, 1), np.concatenate(args, 1)
 
-    def _mix(self, words: draws.Words, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _mix(self, words: sampling.Words, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """float32 lam (B,) and int32 box (B, 4), drawn once for each group of `mixup_group` samples."""
         spec = self.spec
         if not spec.mixes:
             return np.ones(len(ordinals), np.float32), np.zeros((len(ordinals), 4), np.int32)
         groups, row = np.unique(ordinals // spec.mixup_group, return_inverse=True)
-        lam, box = draws.mix(
+        lam, box = sampling.mix(
             words,
             groups,
             size=spec.input_size,
@@ -341,7 +350,7 @@ class Plan:
 
     def _readable_order(self, epoch: int) -> np.ndarray:
         """int64 (N,): the epoch's permutation of the images, each excluded one replaced by the next good one of its side."""
-        words = random_words(self.spec.seed, epoch, np.arange(self.num_images), draws.ORDER)
+        words = random_words(self.spec.seed, epoch, np.arange(self.num_images), sampling.ORDER)
         order = np.argsort(words[0] << np.uint64(32) | words[1], kind="stable")
         if self._excluded.size:
             pairs = self.num_images // 2

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fastdeit.philox import normal, uniform
+from fastdeit.plan.philox import normal, uniform
 
 RAND_AUGMENT_OPS = (
     *(

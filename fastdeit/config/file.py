@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from fastdeit.config import Config
+from fastdeit.config.schema import Config
 from fastdeit.durable import read_small
 
 MAX_BYTES = 1 << 16

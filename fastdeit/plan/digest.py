@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastdeit.philox import random_words
-from fastdeit.plan import Draws
+from fastdeit.plan.philox import random_words
+from fastdeit.plan.plan import Draws
 
 _KEY = (0x64696765, 0x73740001)  # of the constants; another one gives other digests
 _WORD = 4  # bytes

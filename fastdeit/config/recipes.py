@@ -6,7 +6,7 @@ any field of a recipe; `deit` is what a bare run does.
 
 from collections.abc import Callable
 
-from fastdeit.config import Config
+from fastdeit.config.schema import Config
 
 
 def deit() -> Config:

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 
 import tyro
 
-from fastdeit.config import Config
-from fastdeit.config_file import config_from_dict, read_config_file
-from fastdeit.recipes import RECIPES
+from fastdeit.config.file import config_from_dict, read_config_file
+from fastdeit.config.recipes import RECIPES
+from fastdeit.config.schema import Config
 
 REPLACED = {
     "--ThreeAugment": "use --aa 3a",

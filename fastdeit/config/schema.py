@@ -8,7 +8,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fastdeit.flags import parse_rand_augment, parse_time_limit, require
+from fastdeit.config.parse import parse_rand_augment, parse_time_limit, require
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
