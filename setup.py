@@ -1,9 +1,12 @@
-"""Packaging of fastdeit. The list of packages is by hand: `fastdeit.kernels` is the tracked link to `kernels/`, which has
-no `__init__.py` so that it can never hide an installed distribution named `kernels`; `find_packages` would skip it."""
+"""Packaging of fastdeit.
+
+`fastdeit.kernels` is named by hand: it is the tracked link to `kernels/`, which has no `__init__.py`
+so that it can never hide an installed distribution named `kernels`; `find_packages` skips it.
+"""
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     name="fastdeit",
@@ -13,14 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[
-        "fastdeit",
-        "fastdeit.data",
-        "fastdeit.models",
-        "fastdeit.replay",
-        "fastdeit.training",
-        "fastdeit.kernels",
-    ],
+    packages=[*find_packages(include=["fastdeit", "fastdeit.*"]), "fastdeit.kernels"],
     package_data={"fastdeit.kernels": ["*.json"]},
     install_requires=[
         "torch>=2.10",

@@ -22,7 +22,7 @@ from fastdeit.checkpoint import load_checkpoint, save_checkpoint, verify_checkpo
 from fastdeit.checkpoint_writer import CheckpointWriter
 from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
-from fastdeit.distributed import World, init_distributed
+from fastdeit.distributed.world import World, init_distributed
 from fastdeit.engine import Trainer
 from fastdeit.models.student import build_student
 from fastdeit.training.build import build_trainer

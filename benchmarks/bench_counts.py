@@ -14,7 +14,7 @@ from unittest import mock
 from benchmarks import harness
 from benchmarks.counting import StepCounter
 from benchmarks.trainers import make_config, make_trainer, micro_batches
-from fastdeit.distributed import World, init_distributed
+from fastdeit.distributed.world import World, init_distributed
 
 WARM, MICRO_BATCH = 3, 2
 """Steps before the one that is counted: DeepSpeed's timer begins with the third; samples of a micro-batch."""

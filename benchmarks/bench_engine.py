@@ -39,7 +39,7 @@ from benchmarks.counting import StepCounter, count_waits, kernel_spans, uncovere
 from benchmarks.peers import TimmTrainer, no_branch_dropped
 from benchmarks.trainers import CLASSES, all_kept, make_batch, make_config, make_trainer
 from fastdeit.config.schema import Config
-from fastdeit.distributed import World, init_distributed
+from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.backend import set_backend
 from fastdeit.models.student import WIDTHS
 

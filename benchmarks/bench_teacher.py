@@ -34,7 +34,7 @@ from fastdeit.data.batch import Batch
 from fastdeit.data.index import Index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.quarantine import Quarantine
-from fastdeit.distributed import World, init_distributed
+from fastdeit.distributed.world import World, init_distributed
 from fastdeit.engine import Trainer
 from fastdeit.kernels.mix import mix
 from fastdeit.models.cache import Cache, Replay

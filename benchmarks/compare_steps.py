@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from fastdeit.checkpoint import load_checkpoint, save_checkpoint
-from fastdeit.distributed import World, init_distributed, leave, meet
+from fastdeit.distributed.world import World, init_distributed, leave, meet
 from fastdeit.engine import Trainer
 from tests.parity import BATCH, configure, make_trainer, run_steps
 

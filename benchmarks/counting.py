@@ -28,7 +28,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastdeit.distributed import import_deepspeed
+from fastdeit.distributed.world import import_deepspeed
 
 aten = torch.ops.aten
 ALLOCATIONS = {

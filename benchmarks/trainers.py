@@ -13,7 +13,7 @@ import torch
 from benchmarks.bench_mix import make_inputs
 from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
-from fastdeit.distributed import World
+from fastdeit.distributed.world import World
 from fastdeit.engine import Trainer
 from fastdeit.models.manifest import Manifest, decode
 from fastdeit.models.student import Student, build_student

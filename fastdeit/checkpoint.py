@@ -26,7 +26,7 @@ from fastdeit.checkpoint_files import (
     sync,
     write_files,
 )
-from fastdeit.tensor_files import check_header, read_tensors
+from fastdeit.storage.tensor_files import check_header, read_tensors
 
 FEWEST = 2
 """Newest whole checkpoints that are never removed."""

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fastdeit.deepspeed_config import safe_stage
-from fastdeit.distributed import import_deepspeed
+from fastdeit.distributed.world import import_deepspeed
 
 MAX_BYTES = 1 << 16
 

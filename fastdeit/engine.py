@@ -18,7 +18,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from fastdeit.data.batch import Batch
-from fastdeit.distributed import import_deepspeed
+from fastdeit.distributed.world import import_deepspeed
 from fastdeit.kernels.mix import mix, mix_patches
 from fastdeit.losses import DistillationLoss
 from fastdeit.models.teacher import Teacher

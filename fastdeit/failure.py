@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from fastdeit.durable import read_small, write_whole
+from fastdeit.storage.atomic import read_small, write_whole
 
 HISTORY = "failures.jsonl"
 _LIMIT = 1 << 22  # bytes of a failure file: stacks of many threads

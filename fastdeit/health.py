@@ -15,12 +15,12 @@ from typing import Any
 
 import torch.distributed as dist
 
-from fastdeit.distributed import on_rank0
-from fastdeit.durable import GrowingFile, write_whole
+from fastdeit.distributed.world import on_rank0
 from fastdeit.engine import STATISTICS, MicroStep
 from fastdeit.metrics import read_metrics
 from fastdeit.plan.digest import add_digests, show_digest
 from fastdeit.rollback import Rollbacks
+from fastdeit.storage.atomic import GrowingFile, write_whole
 
 BAD_STEPS = "bad-steps.jsonl"
 SPIKES = "spikes.jsonl"

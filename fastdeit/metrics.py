@@ -14,7 +14,7 @@ import torch.distributed as dist
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from fastdeit.durable import GrowingFile, write_whole
+from fastdeit.storage.atomic import GrowingFile, write_whole
 
 
 class Meter:

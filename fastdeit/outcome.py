@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from fastdeit.config.schema import Config
-from fastdeit.console import RunConsole
-from fastdeit.distributed import World
+from fastdeit.display.console import RunConsole
+from fastdeit.distributed.world import World
 from fastdeit.models.student import SIZES
 
 SUMMARY = "summary.json"

@@ -25,7 +25,7 @@ from fastdeit.data.augment_exact import apply_op
 from fastdeit.data.index import Index
 from fastdeit.data.pil import resize
 from fastdeit.data.pipeline import build_train_pipeline, pack_draws
-from fastdeit.distributed import World
+from fastdeit.distributed.world import World
 from fastdeit.kernels.mix import mix
 from fastdeit.plan.plan import Draws, Plan
 from fastdeit.plan.sampling import OPS, RAND_AUGMENT_OPS, op_arguments
@@ -235,7 +235,7 @@ def _mix_title(draws: Draws, names: Sequence[str], row: int) -> str:
 
 
 def _save(path: Path, rows: Sequence[Sequence[Cell]], title: str) -> None:
-    from fastdeit.visualize import save_grid  # matplotlib imports slowly
+    from fastdeit.display.figures import save_grid  # matplotlib imports slowly
 
     path.parent.mkdir(parents=True, exist_ok=True)
     save_grid(path, [[(cell.picture, cell.title, cell.box) for cell in row] for row in rows], title)

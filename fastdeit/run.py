@@ -14,9 +14,16 @@ from fastdeit.checkpoint_writer import CheckpointError, CheckpointWriter
 from fastdeit.config.cli import one_line_errors, parse_config
 from fastdeit.config.parse import parse_time_limit
 from fastdeit.config.schema import Config
-from fastdeit.console import RunConsole
 from fastdeit.data.index import DataError, Index
-from fastdeit.distributed import World, each_rank, init_distributed, meet, on_every_rank, on_rank0
+from fastdeit.display.console import RunConsole
+from fastdeit.distributed.world import (
+    World,
+    each_rank,
+    init_distributed,
+    meet,
+    on_every_rank,
+    on_rank0,
+)
 from fastdeit.engine import Trainer
 from fastdeit.health import Health, HealthError
 from fastdeit.identity import (

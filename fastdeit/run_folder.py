@@ -13,13 +13,13 @@ from fastdeit import build
 from fastdeit.attempts import Attempt, add_attempt
 from fastdeit.checkpoint import sweep
 from fastdeit.data.snapshot import keep_images
-from fastdeit.durable import whole_file, write_whole
 from fastdeit.failure import take_failures, tell
 from fastdeit.kernels.mix import mix
 from fastdeit.metrics import read_metrics
 from fastdeit.outcome import SUMMARY, show_summary
 from fastdeit.recovery import open_records
 from fastdeit.run_state import Run
+from fastdeit.storage.atomic import whole_file, write_whole
 from fastdeit.training.build import build_deepspeed_config, precision
 
 Weights = dict[str, torch.Tensor]
@@ -107,7 +107,7 @@ def _write_results(
 
 
 def _save_report(run: Run) -> None:
-    from fastdeit.visualize import save_report  # matplotlib imports slowly
+    from fastdeit.display.figures import save_report  # matplotlib imports slowly
 
     alone = dataclasses.replace(run.world, rank=0, size=1, local_size=1)
     few = run.config.replace(

@@ -6,12 +6,12 @@ from typing import Any
 
 from fastdeit.checkpoint_writer import CheckpointWriter
 from fastdeit.config.schema import Config
-from fastdeit.console import RunConsole
 from fastdeit.data.eval_loader import EvalLoader
 from fastdeit.data.index import Index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.quarantine import Quarantine
-from fastdeit.distributed import World
+from fastdeit.display.console import RunConsole
+from fastdeit.distributed.world import World
 from fastdeit.engine import Trainer
 from fastdeit.health import Health
 from fastdeit.identity import fingerprints, versions

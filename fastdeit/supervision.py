@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from fastdeit.ancestry import LAUNCHER, Ancestors
-from fastdeit.distributed import Ballot, leave, was_left
+from fastdeit.distributed.world import Ballot, leave, was_left
 from fastdeit.failure import describe, stacks, write_failure
 from fastdeit.watchdog import STARTUP, Watchdog, dump_stacks
 

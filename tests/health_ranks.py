@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from fastdeit.checksum import compare_weights
-from fastdeit.distributed import World, init_distributed, leave, meet
+from fastdeit.distributed.world import World, init_distributed, leave, meet
 from fastdeit.engine import Trainer
 from fastdeit.health import Health
 from fastdeit.losses import DistillationLoss

@@ -18,7 +18,7 @@ from torch import nn
 
 from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
-from fastdeit.distributed import World
+from fastdeit.distributed.world import World
 from fastdeit.engine import Trainer
 from fastdeit.kernels.mix import mix_reference
 from fastdeit.losses import DistillationLoss

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from fastdeit.checkpoint import load_checkpoint, save_checkpoint
-from fastdeit.distributed import World, all_agree, init_distributed, leave, meet
+from fastdeit.distributed.world import World, all_agree, init_distributed, leave, meet
 from fastdeit.engine import Trainer
 from tests.parity import (
     BATCH,

@@ -16,7 +16,7 @@ from fastdeit.checkpoint import list_checkpoints
 from fastdeit.config.cli import parse_config
 from fastdeit.data import quarantine
 from fastdeit.data.loader import TrainLoader
-from fastdeit.distributed import init_distributed
+from fastdeit.distributed.world import init_distributed
 from fastdeit.kernels.mix import mix
 from fastdeit.metrics import read_metrics
 from fastdeit.models.cache import Cache, Replay, entry_of

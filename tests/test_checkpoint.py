@@ -24,7 +24,7 @@ from fastdeit.checkpoint import (
 )
 from fastdeit.checkpoint_files import JSON_LIMIT, NewerFormat
 from fastdeit.config.schema import RunConfig
-from fastdeit.distributed import World, init_distributed
+from fastdeit.distributed.world import World, init_distributed
 from fastdeit.engine import Trainer
 from fastdeit.training.build import build_trainer
 from tests.parity import configure, make_trainer, run_steps

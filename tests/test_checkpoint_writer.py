@@ -13,7 +13,7 @@ import torch
 from fastdeit import checkpoint_writer
 from fastdeit.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from fastdeit.checkpoint_writer import CheckpointError, CheckpointWriter
-from fastdeit.distributed import init_distributed
+from fastdeit.distributed.world import init_distributed
 
 TENSORS = {"model": {"a": torch.arange(6.0)}}
 

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import compare_steps
 from benchmarks.compare_steps import compare, forms, hash_tensors
-from fastdeit.distributed import init_distributed
+from fastdeit.distributed.world import init_distributed
 from tests.parity import BATCH, configure, make_trainer
 
 

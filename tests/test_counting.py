@@ -17,7 +17,7 @@ from benchmarks.counting import (
     kernel_spans,
     uncovered_pct,
 )
-from fastdeit.distributed import import_deepspeed
+from fastdeit.distributed.world import import_deepspeed
 
 
 def test_views_and_allocations_launch_nothing() -> None:

@@ -13,7 +13,7 @@ from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
 
 from fastdeit.deepspeed_config import deepspeed_config
 from fastdeit.deepspeed_file import FREE, MAX_BYTES, add_file
-from fastdeit.distributed import init_distributed
+from fastdeit.distributed.world import init_distributed
 from tests.parity_ranks import OWN_FIELDS
 
 

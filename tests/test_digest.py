@@ -18,7 +18,7 @@ from fastdeit.checkpoint_files import read_state, write_files
 from fastdeit.data.index import Index, build_index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
-from fastdeit.distributed import init_distributed
+from fastdeit.distributed.world import init_distributed
 from fastdeit.plan.digest import add_digests, sample_digests, show_digest
 from fastdeit.plan.plan import Draws, Plan, PlanSpec
 from tests.elastic import EPOCHS, FLAGS, assert_same_run, steps_of

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fastdeit.distributed import World, init_distributed
+from fastdeit.distributed.world import World, init_distributed
 from fastdeit.engine import Trainer
 from fastdeit.kernels.mix import mix_reference
 from fastdeit.training.build import build_trainer

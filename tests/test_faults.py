@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastdeit.checkpoint import list_checkpoints, verify_checkpoint
-from fastdeit.distributed import init_distributed
+from fastdeit.distributed.world import init_distributed
 from fastdeit.metrics import read_metrics
 from fastdeit.run import train_command
 from tests.images import write_shapes

@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 from fastdeit.checkpoint import list_checkpoints, load_checkpoint
 from fastdeit.checksum import checksum, describe_difference
 from fastdeit.data.batch import Batch
-from fastdeit.distributed import World, init_distributed
-from fastdeit.durable import GrowingFile
+from fastdeit.distributed.world import World, init_distributed
 from fastdeit.engine import STATISTICS, Trainer
 from fastdeit.health import BAD_STEPS, SPIKES, Health, Journal
 from fastdeit.kernels.mix import mix_reference
 from fastdeit.losses import DistillationLoss
 from fastdeit.metrics import read_metrics
 from fastdeit.run import train_command
+from fastdeit.storage.atomic import GrowingFile
 from fastdeit.training.build import build_trainer
 from tests.health_ranks import FORMS, NAN_AT, InfiniteLoss, contents, equal, flip
 from tests.images import write_shapes

@@ -16,10 +16,11 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from fastdeit import distributed, identity
+from fastdeit import identity
 from fastdeit.checkpoint import list_checkpoints, step_of, verify_checkpoint
 from fastdeit.data.index import build_index
-from fastdeit.distributed import first_on_rank0, init_distributed
+from fastdeit.distributed import world as distributed
+from fastdeit.distributed.world import first_on_rank0, init_distributed
 from fastdeit.identity import check_same_images
 from fastdeit.metrics import read_metrics
 from fastdeit.run import train_command

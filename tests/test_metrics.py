@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastdeit import durable
-from fastdeit.distributed import init_distributed
+from fastdeit.distributed.world import init_distributed
 from fastdeit.metrics import Meter, MetricLog, read_metrics
+from fastdeit.storage import atomic as durable
 
 
 def test_meter_gives_the_steps_since_it_was_read() -> None:

@@ -19,7 +19,7 @@ from fastdeit.cache_build import parse_epochs, parse_part, runs
 from fastdeit.config.cli import parse_config
 from fastdeit.data import quarantine
 from fastdeit.data.loader import ReplayLoader
-from fastdeit.distributed import init_distributed
+from fastdeit.distributed.world import init_distributed
 from fastdeit.metrics import read_metrics
 from fastdeit.models import cache_writer
 from fastdeit.models.cache import Cache

@@ -23,7 +23,7 @@ from fastdeit.data.batch import Batch
 from fastdeit.data.index import build_index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.quarantine import read_entries
-from fastdeit.distributed import init_distributed
+from fastdeit.distributed.world import init_distributed
 from fastdeit.engine import Trainer
 from fastdeit.plan.digest import show_digest
 from fastdeit.plan.sampling import OPS

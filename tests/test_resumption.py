@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from fastdeit import checkpoint_writer, loop, run_folder
 from fastdeit.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from fastdeit.distributed import init_distributed
+from fastdeit.distributed.world import init_distributed
 from fastdeit.engine import Trainer
 from fastdeit.metrics import read_metrics
 from fastdeit.resumption import Found, find_checkpoint

@@ -22,7 +22,7 @@ from fastdeit.data import quarantine
 from fastdeit.data.batch import Batch
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.quarantine import read_entries
-from fastdeit.distributed import init_distributed
+from fastdeit.distributed.world import init_distributed
 from fastdeit.metrics import read_metrics
 from fastdeit.preflight import check_config
 from fastdeit.run import train_command as run_command

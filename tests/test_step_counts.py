@@ -14,7 +14,7 @@ import torch
 from benchmarks.bench_counts import FORMS, WARM, Counts, Form, count_step, row_of
 from benchmarks.counting import StepCounter
 from benchmarks.trainers import make_config, make_trainer, micro_batches
-from fastdeit.distributed import World, init_distributed
+from fastdeit.distributed.world import World, init_distributed
 from fastdeit.engine import Trainer
 from fastdeit.loop import _train_step
 from fastdeit.metrics import Meter

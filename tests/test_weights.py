@@ -15,7 +15,7 @@ import torch
 
 from fastdeit.models.teacher import load_teacher
 from fastdeit.models.weights import read_weights
-from fastdeit.tensor_files import HEADER_LIMIT
+from fastdeit.storage.tensor_files import HEADER_LIMIT
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of torch.save's older form
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastdeit.checkpoint import load_checkpoint, save_checkpoint
-from fastdeit.distributed import World, init_distributed
+from fastdeit.distributed.world import World, init_distributed
 from fastdeit.training.flat import Slice
 from fastdeit.zero import Pieces, open_partitions
 from tests.launching import ROOT, free_port

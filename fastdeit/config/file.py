@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 
 from fastdeit.config.schema import Config
-from fastdeit.durable import read_small
+from fastdeit.storage.atomic import read_small
 
 MAX_BYTES = 1 << 16
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from fastdeit.data.index import Index
 from fastdeit.data.listing import open_table
-from fastdeit.durable import whole_file
+from fastdeit.storage.atomic import whole_file
 
 _GONE = "gone, damaged or changed since the run began"
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from fastdeit.data.check import UNREAD, Checked, Place, check_places
 from fastdeit.data.listing import Listing, is_unchanged, open_table
-from fastdeit.durable import whole_file
+from fastdeit.storage.atomic import whole_file
 
 VERSION = 2
 """Rises whenever a table of an older version must not be read."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastdeit.durable import read_small
+from fastdeit.storage.atomic import read_small
 
 FORMAT = 1
 KINDS = ("hard", "topk")

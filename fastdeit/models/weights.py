@@ -16,7 +16,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 
 from fastdeit.models.student import SIZES, Student, build_student
-from fastdeit.tensor_files import read_tensors
+from fastdeit.storage.tensor_files import read_tensors
 
 WRAPPERS = ("state_dict", "model")
 StateDict = dict[str, torch.Tensor]

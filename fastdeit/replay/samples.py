@@ -13,7 +13,7 @@ from fastdeit.data.batch import Batch
 from fastdeit.data.index import Index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.quarantine import Quarantine
-from fastdeit.distributed import World
+from fastdeit.distributed.world import World
 from fastdeit.identity import fingerprints
 from fastdeit.plan.digest import add_digests, sample_digests
 from fastdeit.plan.plan import Draws, Plan

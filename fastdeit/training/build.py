@@ -9,7 +9,7 @@ from torch import nn
 from fastdeit.config.schema import Config
 from fastdeit.deepspeed_config import deepspeed_config
 from fastdeit.deepspeed_file import add_file
-from fastdeit.distributed import World
+from fastdeit.distributed.world import World
 from fastdeit.engine import Trainer, build_engine
 from fastdeit.kernels.backend import set_backend
 from fastdeit.losses import DistillationLoss

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastdeit.config.schema import Config
-from fastdeit.distributed import World, init_distributed
+from fastdeit.distributed.world import World, init_distributed
 from fastdeit.engine import Trainer
 from fastdeit.kernels.backend import set_backend
 from fastdeit.kernels.distill import LossParts
