@@ -26,7 +26,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from fastdeit.checkpoint import load_checkpoint, save_checkpoint
-from fastdeit.distributed.world import World, init_distributed, leave, meet
+from fastdeit.distributed.collectives import meet
+from fastdeit.distributed.exits import leave
+from fastdeit.distributed.world import World, init_distributed
 from fastdeit.engine import Trainer
 from tests.parity import BATCH, configure, make_trainer, run_steps
 

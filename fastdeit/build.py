@@ -18,7 +18,8 @@ from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.data.snapshot import same_images
-from fastdeit.distributed.world import World, first_on_rank0
+from fastdeit.distributed.collectives import first_on_rank0
+from fastdeit.distributed.world import World
 from fastdeit.models.cache import Replay
 from fastdeit.models.student import SIZES, Student, build_student
 from fastdeit.models.teacher import Teacher, load_teacher

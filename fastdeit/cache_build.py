@@ -20,7 +20,8 @@ from fastdeit.config.schema import Config
 from fastdeit.data.index import DataError
 from fastdeit.data.loader import ReplayLoader
 from fastdeit.data.quarantine import Quarantine
-from fastdeit.distributed.world import World, first_on_rank0, init_distributed, on_rank0
+from fastdeit.distributed.collectives import first_on_rank0, on_rank0
+from fastdeit.distributed.world import World, init_distributed
 from fastdeit.identity import versions
 from fastdeit.kernels.backend import set_backend
 from fastdeit.models.cache import BAD_IMAGES, Cache

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from fastdeit.config.schema import Config
 from fastdeit.data.index import Index
 from fastdeit.data.quarantine import read_entries
-from fastdeit.distributed.world import on_every_rank
+from fastdeit.distributed.collectives import on_every_rank
 from fastdeit.models.cache import BAD_IMAGES, Cache, Replay
 from fastdeit.models.manifest import CacheError, differences
 from fastdeit.models.teacher import Teacher

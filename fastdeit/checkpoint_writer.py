@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from fastdeit.checkpoint import FEWEST, prune_checkpoints, save_checkpoint
 from fastdeit.checkpoint_files import Tensors
-from fastdeit.distributed.world import all_agree
+from fastdeit.distributed.collectives import all_agree
 
 FAILURES_ALLOWED = 2
 """Saves in a row that may fail."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from fastdeit.distributed.world import on_rank0
+from fastdeit.distributed.collectives import on_rank0
 from fastdeit.engine import STATISTICS, MicroStep
 from fastdeit.metrics import read_metrics
 from fastdeit.plan.digest import add_digests, show_digest

@@ -15,7 +15,7 @@ from nvidia import dali
 from fastdeit.config.file import read_config_file
 from fastdeit.config.schema import Config, LimitConfig
 from fastdeit.data.index import Index
-from fastdeit.distributed.world import on_every_rank
+from fastdeit.distributed.collectives import on_every_rank
 from fastdeit.plan.plan import Plan
 
 _FREE = {

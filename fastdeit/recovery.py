@@ -3,7 +3,7 @@
 import time
 
 from fastdeit.checkpoint import set_aside
-from fastdeit.distributed.world import on_rank0
+from fastdeit.distributed.collectives import on_rank0
 from fastdeit.health import HealthError
 from fastdeit.identity import code_digest, versions
 from fastdeit.metrics import Meter, MetricLog

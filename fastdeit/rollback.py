@@ -15,7 +15,7 @@ from typing import Any
 
 from fastdeit.checkpoint import save_checkpoint
 from fastdeit.checkpoint_files import Tensors
-from fastdeit.distributed.world import on_rank0
+from fastdeit.distributed.collectives import on_rank0
 from fastdeit.resumption import Found, find_checkpoint
 from fastdeit.storage.atomic import write_whole
 

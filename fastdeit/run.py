@@ -16,14 +16,8 @@ from fastdeit.config.parse import parse_time_limit
 from fastdeit.config.schema import Config
 from fastdeit.data.index import DataError, Index
 from fastdeit.display.console import RunConsole
-from fastdeit.distributed.world import (
-    World,
-    each_rank,
-    init_distributed,
-    meet,
-    on_every_rank,
-    on_rank0,
-)
+from fastdeit.distributed.collectives import each_rank, meet, on_every_rank, on_rank0
+from fastdeit.distributed.world import World, init_distributed
 from fastdeit.engine import Trainer
 from fastdeit.health import Health, HealthError
 from fastdeit.identity import (

@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import TypeVar
 
 from fastdeit.ancestry import LAUNCHER, Ancestors
-from fastdeit.distributed.world import Ballot, leave, was_left
+from fastdeit.distributed.collectives import Ballot
+from fastdeit.distributed.exits import leave, was_left
 from fastdeit.failure import describe, stacks, write_failure
 from fastdeit.watchdog import STARTUP, Watchdog, dump_stacks
 

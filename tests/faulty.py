@@ -23,7 +23,7 @@ import torch
 
 from fastdeit import build
 from fastdeit.data.eval_loader import EvalLoader
-from fastdeit.distributed.world import leave
+from fastdeit.distributed.exits import leave
 from fastdeit.engine import Trainer
 from fastdeit.run import train_command
 

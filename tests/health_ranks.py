@@ -13,7 +13,9 @@ import torch
 import torch.distributed as dist
 
 from fastdeit.checksum import compare_weights
-from fastdeit.distributed.world import World, init_distributed, leave, meet
+from fastdeit.distributed.collectives import meet
+from fastdeit.distributed.exits import leave
+from fastdeit.distributed.world import World, init_distributed
 from fastdeit.engine import Trainer
 from fastdeit.health import Health
 from fastdeit.losses import DistillationLoss

@@ -14,7 +14,9 @@ import torch
 import torch.distributed as dist
 
 from fastdeit.checkpoint import load_checkpoint, save_checkpoint
-from fastdeit.distributed.world import World, all_agree, init_distributed, leave, meet
+from fastdeit.distributed.collectives import all_agree, meet
+from fastdeit.distributed.exits import leave
+from fastdeit.distributed.world import World, init_distributed
 from fastdeit.engine import Trainer
 from tests.parity import (
     BATCH,

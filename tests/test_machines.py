@@ -20,7 +20,8 @@ from fastdeit import identity
 from fastdeit.checkpoint import list_checkpoints, step_of, verify_checkpoint
 from fastdeit.data.index import build_index
 from fastdeit.distributed import world as distributed
-from fastdeit.distributed.world import first_on_rank0, init_distributed
+from fastdeit.distributed.collectives import first_on_rank0
+from fastdeit.distributed.world import init_distributed
 from fastdeit.identity import check_same_images
 from fastdeit.metrics import read_metrics
 from fastdeit.run import train_command

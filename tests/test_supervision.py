@@ -20,7 +20,8 @@ from fastdeit.checkpoint import list_checkpoints
 from fastdeit.config.parse import parse_time_limit
 from fastdeit.config.schema import Config, RunConfig
 from fastdeit.data.eval_loader import EvalLoader
-from fastdeit.distributed.world import Ballot, init_distributed, on_every_rank, on_rank0
+from fastdeit.distributed.collectives import Ballot, on_every_rank, on_rank0
+from fastdeit.distributed.world import init_distributed
 from fastdeit.engine import Trainer
 from fastdeit.failure import take_failures, tell, write_failure
 from fastdeit.identity import check_same_everywhere, code_digest

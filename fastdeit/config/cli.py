@@ -75,7 +75,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _say_among_ranks(error: Exception) -> None:
-    from fastdeit.distributed.world import is_told_by_rank0, leave_others  # torch imports slowly
+    from fastdeit.distributed.exits import is_told_by_rank0, leave_others  # torch imports slowly
 
     rank = int(os.environ["RANK"])
     if not is_told_by_rank0():

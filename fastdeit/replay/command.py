@@ -23,13 +23,8 @@ from fastdeit.config.cli import one_line_errors, parse_config
 from fastdeit.config.parse import require
 from fastdeit.config.schema import Config
 from fastdeit.data.snapshot import same_images
-from fastdeit.distributed.world import (
-    World,
-    first_on_rank0,
-    init_distributed,
-    on_every_rank,
-    on_rank0,
-)
+from fastdeit.distributed.collectives import first_on_rank0, on_every_rank, on_rank0
+from fastdeit.distributed.world import World, init_distributed
 from fastdeit.engine import Trainer
 from fastdeit.identity import check_same_everywhere, check_same_samples, check_same_settings
 from fastdeit.preflight import check_config

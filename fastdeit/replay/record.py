@@ -15,7 +15,7 @@ from fastdeit.checkpoint import list_checkpoints, step_of
 from fastdeit.checkpoint_files import Tensors
 from fastdeit.config.schema import Config
 from fastdeit.data.quarantine import read_entries
-from fastdeit.distributed.world import on_rank0
+from fastdeit.distributed.collectives import on_rank0
 from fastdeit.failure import HISTORY
 from fastdeit.health import BAD_STEPS, SPIKES
 from fastdeit.metrics import read_metrics
