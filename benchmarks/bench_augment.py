@@ -142,7 +142,7 @@ def by_torchvision(images: torch.Tensor, drawn: Drawn) -> torch.Tensor:
 def exact_operator(images: np.ndarray, drawn: Drawn) -> Callable[[], torch.Tensor] | None:
     """The operations of --augment-backend exact on one core, on planes; None where numba is not installed."""
     try:
-        from fastdeit.data.pil_sample import operate
+        from fastdeit.data.augment.sample import operate
     except ImportError:
         print("left out: the exact operator (needs numba)")
         return None

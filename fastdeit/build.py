@@ -11,8 +11,8 @@ from torch import nn
 
 from fastdeit.config.parse import require
 from fastdeit.config.schema import Config
-from fastdeit.data.digits import write_digits
 from fastdeit.data.eval_loader import EvalLoader
+from fastdeit.data.formats.digits import write_digits
 from fastdeit.data.index import Index, build_index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions

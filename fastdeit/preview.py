@@ -21,9 +21,9 @@ from PIL import Image
 from fastdeit import build
 from fastdeit.config.cli import one_line_errors, parse_config
 from fastdeit.config.schema import Config
-from fastdeit.data.augment_exact import apply_op
+from fastdeit.data.augment.exact import apply_op
+from fastdeit.data.augment.resize import resize
 from fastdeit.data.index import Index
-from fastdeit.data.pil import resize
 from fastdeit.data.pipeline import build_train_pipeline, pack_draws
 from fastdeit.distributed.world import World
 from fastdeit.kernels.mix import mix

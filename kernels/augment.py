@@ -1,5 +1,5 @@
 """Operations of an augmentation on finished crops: RandAugment's fifteen, grey and Gaussian blur, as PIL and timm compute
-them, to the last bit. The twin, for a batch on a GPU, of what fastdeit.data.augment_exact does to a sample on the CPU.
+them, to the last bit. The twin, for a batch on a GPU, of what fastdeit.data.augment.exact does to a sample on the CPU.
 
 For each layer, and each image its own operation: statistics of the images whose operation asks for them (integers), the
 tables of the operations that are tables, then one pass that looks up, blends, sharpens, warps or copies; Gaussian blur, where

@@ -17,7 +17,7 @@ import pytest
 import torch
 from nvidia.dali import types
 
-from fastdeit.data import augment_native
+from fastdeit.data.augment import native as augment_native
 from fastdeit.data.pipeline import PipelineOptions
 
 

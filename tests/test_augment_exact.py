@@ -13,10 +13,10 @@ from timm.data.auto_augment import LEVEL_TO_ARG, NAME_TO_OP
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from fastdeit.data import augment_exact
-from fastdeit.data.augment_exact import exact, pack_exact, pack_windows
-from fastdeit.data.pil_jit import STAMP
-from fastdeit.data.pil_noise import philox_words
+from fastdeit.data.augment import exact as augment_exact
+from fastdeit.data.augment.exact import exact, pack_exact, pack_windows
+from fastdeit.data.augment.jit import STAMP
+from fastdeit.data.augment.noise import philox_words
 from fastdeit.plan.philox import normal, philox4x32, uniform
 from fastdeit.plan.plan import Draws, Plan, PlanSpec
 from fastdeit.plan.sampling import OPS

@@ -12,7 +12,7 @@ from timm.data.auto_augment import LEVEL_TO_ARG, NAME_TO_OP
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from fastdeit.data.augment_native import native_window, pack_ops, rand_augment, warp_matrices
+from fastdeit.data.augment.native import native_window, pack_ops, rand_augment, warp_matrices
 from fastdeit.plan.plan import Draws, Plan, PlanSpec
 from fastdeit.plan.sampling import OPS, RAND_AUGMENT_OPS, op_arguments
 from tests.places import Distances, device_of, to_numpy

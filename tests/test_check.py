@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastdeit.data import check
-from fastdeit.data.check import Facts, check_image, check_place
+from fastdeit.data.formats import check
+from fastdeit.data.formats.check import Facts, check_image, check_place
 from tests.decoding import by_dali
 
 PICTURE = np.stack(

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastdeit.data.idx import read_images
+from fastdeit.data.formats.idx import read_images
+from fastdeit.data.formats.listing import DataError
 from fastdeit.data.index import build_index
-from fastdeit.data.listing import DataError
 from tests.decoding import by_dali
 
 

@@ -16,11 +16,12 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from fastdeit.data import check, table
-from fastdeit.data.check import Checked, Facts, Place, check_place
-from fastdeit.data.digits import write_digits
+from fastdeit.data import table
+from fastdeit.data.formats import check
+from fastdeit.data.formats.check import Checked, Facts, Place, check_place
+from fastdeit.data.formats.digits import write_digits
+from fastdeit.data.formats.listing import DataError, Listing, stamp
 from fastdeit.data.index import Index, build_index
-from fastdeit.data.listing import DataError, Listing, stamp
 from fastdeit.data.snapshot import keep_images, same_images
 
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from fastdeit.data.formats.listing import DataError
 from fastdeit.data.index import build_index
-from fastdeit.data.listing import DataError
 
 
 def save(path: Path, height: int = 6) -> Path:

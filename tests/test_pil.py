@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 from torchvision.transforms import functional
 
-from fastdeit.data.augment_exact import apply_op
-from fastdeit.data.pil import resize
+from fastdeit.data.augment.exact import apply_op
+from fastdeit.data.augment.resize import resize
 from fastdeit.plan.sampling import OPS
 from tests.timm_ops import FILL, arguments_of, picture, timm_op
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from fastdeit.data import quarantine as quarantine_module
 from fastdeit.data.batch import Batch
-from fastdeit.data.check import in_parallel
 from fastdeit.data.eval_loader import PADDING, EvalLoader
+from fastdeit.data.formats.check import in_parallel
 from fastdeit.data.index import DataError, Index, build_index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions

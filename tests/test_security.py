@@ -29,9 +29,9 @@ from fastdeit.cache_check import bad_images
 from fastdeit.config.cli import parse_config
 from fastdeit.config.schema import Config
 from fastdeit.data import table
-from fastdeit.data.check import MAX_PIXELS, check_image
+from fastdeit.data.formats.check import MAX_PIXELS, check_image
+from fastdeit.data.formats.listing import DataError
 from fastdeit.data.index import build_index
-from fastdeit.data.listing import DataError
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.data.quarantine import Quarantine, read_entries

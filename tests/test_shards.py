@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastdeit.data import shards as shards_module
+from fastdeit.data.formats import shards as shards_module
+from fastdeit.data.formats.listing import DataError
+from fastdeit.data.formats.shards import expand_pattern
 from fastdeit.data.index import build_index
-from fastdeit.data.listing import DataError
-from fastdeit.data.shards import expand_pattern
 from fastdeit.data.snapshot import keep_images, same_images
 from tests.decoding import by_dali
 

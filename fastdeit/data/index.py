@@ -20,14 +20,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fastdeit.data.check import EXTENSIONS, MAX_BYTES, MAX_PIXELS, UNREAD, check_image, read_place
-from fastdeit.data.folder import class_folders, list_folder
-from fastdeit.data.idx import list_idx, read_images
-from fastdeit.data.imagenet import list_flat
-from fastdeit.data.layout import VALIDATION, Feeding, Found, find_split
-from fastdeit.data.listing import SHOWN, DataError, Listing, class_names_beside
-from fastdeit.data.lists import list_listed
-from fastdeit.data.shards import list_shards
+from fastdeit.data.formats.check import (
+    EXTENSIONS,
+    MAX_BYTES,
+    MAX_PIXELS,
+    UNREAD,
+    check_image,
+    read_place,
+)
+from fastdeit.data.formats.detect import VALIDATION, Feeding, Found, find_split
+from fastdeit.data.formats.folder import class_folders, list_folder
+from fastdeit.data.formats.idx import list_idx, read_images
+from fastdeit.data.formats.imagenet import list_flat
+from fastdeit.data.formats.listing import SHOWN, DataError, Listing, class_names_beside
+from fastdeit.data.formats.lists import list_listed
+from fastdeit.data.formats.shards import list_shards
 from fastdeit.data.table import build_table, fresh_table, table_facts, table_places
 
 BadImages = Literal["error", "skip"]

@@ -3,8 +3,8 @@
 No operator in here is random: all that varies comes in per sample, packed into one integer and one float row, so a sample's
 pixels do not depend on the batch it is in, on threads or on time. Two backends, one interface:
 
-exact: what follows the decoder is one compiled operator on the CPU, bit-equal to PIL and timm (data/augment_exact.py).
-native: DALI's own operators, on the CPU or the GPU, close to PIL (data/augment_native.py). Parts that a plan never uses are
+exact: what follows the decoder is one compiled operator on the CPU, bit-equal to PIL and timm (data/augment/exact.py).
+native: DALI's own operators, on the CPU or the GPU, close to PIL (data/augment/native.py). Parts that a plan never uses are
 left out of the graph: an operator costs about 10 us an iteration even when idle. The noise of RandomErasing comes from a bank
 of normal numbers; a sample's key chooses its window in it.
 """
@@ -18,8 +18,8 @@ import numpy as np
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 
-from fastdeit.data.augment_exact import exact, pack_exact, pack_windows
-from fastdeit.data.augment_native import native_window, pack_ops, rand_augment
+from fastdeit.data.augment.exact import exact, pack_exact, pack_windows
+from fastdeit.data.augment.native import native_window, pack_ops, rand_augment
 from fastdeit.plan.philox import normal, random_words, uniform
 from fastdeit.plan.plan import Draws, PlanSpec
 

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fastdeit.config.cli import one_line_errors
+from fastdeit.data.formats.detect import find_split
+from fastdeit.data.formats.listing import SHOWN, DataError
 from fastdeit.data.index import left_out_of, split_table
-from fastdeit.data.layout import find_split
-from fastdeit.data.listing import SHOWN, DataError
 from fastdeit.data.table import table_facts, table_places
 
 

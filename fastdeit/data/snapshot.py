@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fastdeit.data.formats.listing import open_table
 from fastdeit.data.index import Index
-from fastdeit.data.listing import open_table
 from fastdeit.storage.atomic import whole_file
 
 _GONE = "gone, damaged or changed since the run began"

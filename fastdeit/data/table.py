@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fastdeit.data.check import UNREAD, Checked, Place, check_places
-from fastdeit.data.listing import Listing, is_unchanged, open_table
+from fastdeit.data.formats.check import UNREAD, Checked, Place, check_places
+from fastdeit.data.formats.listing import Listing, is_unchanged, open_table
 from fastdeit.storage.atomic import whole_file
 
 VERSION = 2

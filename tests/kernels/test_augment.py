@@ -328,8 +328,8 @@ def test_augment_stays_in_a_compiled_graph(monkeypatch: pytest.MonkeyPatch) -> N
 def test_packed_arguments_are_the_exact_backends() -> None:
     pytest.importorskip("nvidia.dali")
     pytest.importorskip("numba")
-    from fastdeit.data.augment_exact import pack_exact
-    from fastdeit.data.pil_sample import ARGS, LAYERS
+    from fastdeit.data.augment.exact import pack_exact
+    from fastdeit.data.augment.sample import ARGS, LAYERS
 
     for spec in SPECS.values():
         drawn = Plan(spec, np.full((400, 2), 64)).draw(0, np.arange(200))
@@ -346,7 +346,7 @@ def test_augment_right_behind_dali(tmp_path: Path) -> None:
     pytest.importorskip("numba")
     from nvidia.dali import fn, pipeline_def, types
 
-    from fastdeit.data.pil_sample import operate
+    from fastdeit.data.augment.sample import operate
 
     files = sorted(map(str, write_shapes(tmp_path).rglob("*.jpg")))[:12]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from fastdeit.data.check import Facts
-from fastdeit.data.listing import DataError, Listing, number_labels, stamp
+from fastdeit.data.formats.check import Facts
+from fastdeit.data.formats.listing import DataError, Listing, number_labels, stamp
 
 MAX_BYTES = 4 * 2**30
 _NAMES = {"train": ("train",), "val": ("val", "t10k", "test"), "test": ("t10k", "test")}

@@ -7,7 +7,7 @@ the bits are the same on every machine, and a vector register is filled; they er
 
 import numpy as np
 
-from fastdeit.data.pil_jit import compiled, inlined
+from fastdeit.data.augment.jit import compiled, inlined
 
 _LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)

@@ -7,11 +7,11 @@ levels to levels is a table: tables compose, and the last one is applied on the 
 
 import numpy as np
 
-from fastdeit.data import pil_ops
-from fastdeit.data.pil import resize_window
-from fastdeit.data.pil_jit import STAMP, compiled, copy, kept
-from fastdeit.data.pil_noise import noise_row, normals
-from fastdeit.data.pil_warp import warp
+from fastdeit.data.augment import ops
+from fastdeit.data.augment.jit import STAMP, compiled, copy, kept
+from fastdeit.data.augment.noise import noise_row, normals
+from fastdeit.data.augment.resize import resize_window
+from fastdeit.data.augment.warp import warp
 from fastdeit.plan.sampling import OPS
 
 # a sample's integers: resized height and width, window y and x; flip; erased box y, x, height, width; its mode; the noise's
@@ -72,34 +72,34 @@ def _matrix(op, a, b, height, width, m):
 @compiled
 def _fill_table(op, a, planes, table):
     if op == _AUTO_CONTRAST:
-        pil_ops.auto_contrast_table(planes, table)
+        ops.auto_contrast_table(planes, table)
     elif op == _EQUALIZE:
-        pil_ops.equalize_table(planes, table)
+        ops.equalize_table(planes, table)
     elif op == _INVERT:
-        pil_ops.invert_table(table)
+        ops.invert_table(table)
     elif op == _POSTERIZE:
-        pil_ops.posterize_table(int(a), table)
+        ops.posterize_table(int(a), table)
     elif op == _SOLARIZE:
-        pil_ops.solarize_table(int(a), table)
+        ops.solarize_table(int(a), table)
     elif op == _SOLARIZE_ADD:
-        pil_ops.solarize_add_table(int(a), table)
+        ops.solarize_add_table(int(a), table)
     elif op == _CONTRAST:
-        pil_ops.brighten_table(pil_ops.mean_gray(planes), a, table)
+        ops.brighten_table(ops.mean_gray(planes), a, table)
     else:
-        pil_ops.brighten_table(0, a, table)
+        ops.brighten_table(0, a, table)
 
 
 @compiled
 def _move(op, a, b, fill, planes, spare):
     """An operation that is no table; the result is in the first of the two that are returned."""
     if op in (_COLOR, _GRAYSCALE):
-        pil_ops.saturate(planes, a if op == _COLOR else 0.0)
+        ops.saturate(planes, a if op == _COLOR else 0.0)
         return planes, spare
     if op == _BLUR:
-        pil_ops.gaussian_blur(planes, a, spare)
+        ops.gaussian_blur(planes, a, spare)
         return planes, spare
     if op == _SHARPNESS:
-        pil_ops.sharpen(planes, a, spare)
+        ops.sharpen(planes, a, spare)
     else:
         m = np.empty(6)
         _matrix(op, a, b, planes.shape[1], planes.shape[2], m)
@@ -121,7 +121,7 @@ def _apply(planes, ops, args, fill, table):
         if op < 0:
             continue
         if pending and (op not in _TABLES or op in _STATISTICS):
-            pil_ops.look_up(planes, table)
+            ops.look_up(planes, table)
             pending = False
         if op in _TABLES:
             _fill_table(op, a, planes, step)
@@ -190,7 +190,7 @@ def _operate_entry(stamp):
     def operate(planes, ops, args, fill):
         table = np.empty((3, 256), np.uint8)
         done = _apply(planes, ops, args, fill, table) if stamp else planes
-        pil_ops.look_up(done, table)
+        ops.look_up(done, table)
         copy(done.reshape(-1), planes.reshape(-1))
 
     return kept(operate)

@@ -15,8 +15,8 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from fastdeit.data.check import EXTENSIONS, UNREAD, in_parallel, with_progress
-from fastdeit.data.listing import DataError, Listing, number_labels, stamp
+from fastdeit.data.formats.check import EXTENSIONS, UNREAD, in_parallel, with_progress
+from fastdeit.data.formats.listing import DataError, Listing, number_labels, stamp
 
 MAX_LABEL_BYTES = 2**20
 MAX_EXPANSION = 100_000

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fastdeit.data.check import EXTENSIONS
-from fastdeit.data.folder import class_folders
-from fastdeit.data.idx import idx_files
-from fastdeit.data.imagenet import truth_file
-from fastdeit.data.listing import SHOWN, DataError
-from fastdeit.data.lists import LIST_SUFFIXES
-from fastdeit.data.shards import expand_pattern, refuse_compressed
+from fastdeit.data.formats.check import EXTENSIONS
+from fastdeit.data.formats.folder import class_folders
+from fastdeit.data.formats.idx import idx_files
+from fastdeit.data.formats.imagenet import truth_file
+from fastdeit.data.formats.listing import SHOWN, DataError
+from fastdeit.data.formats.lists import LIST_SUFFIXES
+from fastdeit.data.formats.shards import expand_pattern, refuse_compressed
 
 VALIDATION = ("val", "validation", "test")
 """Names of the split that is evaluated, and whose classes are those of `train`."""

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from fastdeit.data.check import EXTENSIONS
-from fastdeit.data.folder import list_files
-from fastdeit.data.listing import DataError, Listing, number_labels, stamp
+from fastdeit.data.formats.check import EXTENSIONS
+from fastdeit.data.formats.folder import list_files
+from fastdeit.data.formats.listing import DataError, Listing, number_labels, stamp
 
 DEVKIT, KAGGLE, CAFFE = "ILSVRC2012_validation_ground_truth.txt", "LOC_val_solution.csv", "val.txt"
 _DEVKIT_FOLDERS = (".", "ILSVRC2012_devkit_t12/data", "devkit/data", "data")

@@ -7,7 +7,7 @@ such that a fraction is exactly 0, as for shears and translations, the sum along
 
 import numpy as np
 
-from fastdeit.data.pil_jit import compiled, copy, inlined
+from fastdeit.data.augment.jit import compiled, copy, inlined
 
 _BYTE, _GREEN, _BLUE = np.uint32(255), np.uint32(8), np.uint32(16)
 _RED = np.uint32(0)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from fastdeit.data.check import EXTENSIONS, UNREAD
-from fastdeit.data.listing import SHOWN, DataError, Listing, Stamps, stamp
+from fastdeit.data.formats.check import EXTENSIONS, UNREAD
+from fastdeit.data.formats.listing import SHOWN, DataError, Listing, Stamps, stamp
 
 _EXTENSIONS = tuple(map(os.fsencode, EXTENSIONS))
 

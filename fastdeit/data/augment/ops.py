@@ -7,7 +7,7 @@ three planes, uint8 (3, H, W). What maps a level to a level only fills a table, 
 
 import numpy as np
 
-from fastdeit.data.pil_jit import compiled, copy, inlined
+from fastdeit.data.augment.jit import compiled, copy, inlined
 
 _RED, _GREEN, _BLUE, _ROUND, _SIXTEEN = (
     np.uint32(number) for number in (19595, 38470, 7471, 32768, 16)

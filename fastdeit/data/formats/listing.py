@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fastdeit.data.check import Facts
+from fastdeit.data.formats.check import Facts
 
 SHOWN = 10
 """How many names an error lists."""

@@ -16,7 +16,7 @@ from numba.core.compiler import Compiler
 from fastdeit.plan.sampling import OPS
 
 _FOLDER = Path(__file__).parent
-_SOURCES = sorted([*_FOLDER.glob("pil*.py"), *_FOLDER.glob("augment_exact.py")])
+_SOURCES = sorted(_FOLDER.glob("*.py"))
 STAMP = int(
     hashlib.sha256(
         b"".join(path.read_bytes() for path in _SOURCES) + repr(OPS).encode()

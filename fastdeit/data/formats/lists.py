@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from fastdeit.data.check import EXTENSIONS
-from fastdeit.data.folder import list_files
-from fastdeit.data.listing import DataError, Listing, number_labels, open_table, stamp
+from fastdeit.data.formats.check import EXTENSIONS
+from fastdeit.data.formats.folder import list_files
+from fastdeit.data.formats.listing import DataError, Listing, number_labels, open_table, stamp
 
 LIST_SUFFIXES = (".csv", ".parquet", ".txt")
 _PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "name")

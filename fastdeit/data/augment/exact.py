@@ -1,7 +1,7 @@
 """Resize, flip, operations, normalisation and erasing as one compiled operator of the DALI graph, on the CPU.
 
 Bit-equal to timm 1.0.31 on Pillow 12.3 and torchvision 0.26 with the same parameters; tests/test_augment_exact.py holds
-that from files on. What happens to a sample comes in one row of integers and one of doubles, laid out in pil_sample.py. The
+that from files on. What happens to a sample comes in one row of integers and one of doubles, laid out in sample.py. The
 compiled code is kept on disk by numba: some 20 s once per machine, half a second after.
 """
 
@@ -20,8 +20,8 @@ from nvidia.dali import fn
 from nvidia.dali import types as dali_types
 from nvidia.dali.data_node import DataNode
 
-from fastdeit.data.pil_jit import STAMP, compiled
-from fastdeit.data.pil_sample import (
+from fastdeit.data.augment.jit import STAMP, compiled
+from fastdeit.data.augment.sample import (
     ARGS,
     BOX,
     FILL,
@@ -186,7 +186,7 @@ def _callback(function: Any, signature: Any) -> Any:
     note.start()
     try:
         return cfunc(signature, nopython=True, cache=True)(function)
-    except RuntimeError:  # no folder for the cache, as in pil_jit.kept
+    except RuntimeError:  # no folder for the cache, as in jit.kept
         return cfunc(signature, nopython=True)(function)
     finally:
         note.cancel()

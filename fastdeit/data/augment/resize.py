@@ -7,7 +7,7 @@ fractional bits and rounded to bytes. Here the first pass runs over blocks of 64
 
 import numpy as np
 
-from fastdeit.data.pil_jit import STAMP, compiled, inlined, kept
+from fastdeit.data.augment.jit import STAMP, compiled, inlined, kept
 
 _BITS = 22  # 32 less 8 for the byte and 2 for the sign and the overshoot
 _BLOCK, _STRETCH = 64, 16
