@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from benchmarks import harness
-from fastdeit.checkpoint import load_checkpoint, save_checkpoint, verify_checkpoint
-from fastdeit.checkpoint_writer import CheckpointWriter
+from fastdeit.checkpoint.store import load_checkpoint, save_checkpoint, verify_checkpoint
+from fastdeit.checkpoint.writer import CheckpointWriter
 from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
 from fastdeit.distributed.world import World, init_distributed

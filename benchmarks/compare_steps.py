@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from fastdeit.checkpoint import load_checkpoint, save_checkpoint
+from fastdeit.checkpoint.store import load_checkpoint, save_checkpoint
 from fastdeit.distributed.collectives import meet
 from fastdeit.distributed.exits import leave
 from fastdeit.distributed.world import World, init_distributed

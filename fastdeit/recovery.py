@@ -2,12 +2,12 @@
 
 import time
 
-from fastdeit.checkpoint import set_aside
+from fastdeit.checkpoint.select import Found
+from fastdeit.checkpoint.store import set_aside
 from fastdeit.distributed.collectives import on_rank0
 from fastdeit.health import HealthError
 from fastdeit.identity import code_digest, versions
 from fastdeit.metrics import Meter, MetricLog
-from fastdeit.resumption import Found
 from fastdeit.rollback import bundle_of, write_bundle
 from fastdeit.run_state import Run
 

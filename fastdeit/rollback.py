@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastdeit.checkpoint import save_checkpoint
-from fastdeit.checkpoint_files import Tensors
+from fastdeit.checkpoint.files import Tensors
+from fastdeit.checkpoint.select import Found, find_checkpoint
+from fastdeit.checkpoint.store import save_checkpoint
 from fastdeit.distributed.collectives import on_rank0
-from fastdeit.resumption import Found, find_checkpoint
 from fastdeit.storage.atomic import write_whole
 
 ROLLBACKS = "rollbacks.jsonl"

@@ -10,7 +10,8 @@ import torch
 
 from fastdeit import build
 from fastdeit.cache_check import open_cache
-from fastdeit.checkpoint_writer import CheckpointError, CheckpointWriter
+from fastdeit.checkpoint.select import find_checkpoint
+from fastdeit.checkpoint.writer import CheckpointError, CheckpointWriter
 from fastdeit.config.cli import one_line_errors, parse_config
 from fastdeit.config.parse import parse_time_limit
 from fastdeit.config.schema import Config
@@ -33,7 +34,6 @@ from fastdeit.outcome import is_finished, say_finished
 from fastdeit.plan.plan import Plan
 from fastdeit.preflight import check_config
 from fastdeit.recovery import take_up
-from fastdeit.resumption import find_checkpoint
 from fastdeit.run_folder import FolderError, open_folder, write_outcome
 from fastdeit.run_lock import RunLock
 from fastdeit.run_state import Run

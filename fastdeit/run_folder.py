@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from fastdeit import build
 from fastdeit.attempts import Attempt, add_attempt
-from fastdeit.checkpoint import sweep
+from fastdeit.checkpoint.store import sweep
 from fastdeit.data.snapshot import keep_images
 from fastdeit.failure import take_failures, tell
 from fastdeit.kernels.mix import mix

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastdeit.checkpoint_writer import CheckpointWriter
+from fastdeit.checkpoint.writer import CheckpointWriter
 from fastdeit.config.schema import Config
 from fastdeit.data.eval_loader import EvalLoader
 from fastdeit.data.index import Index

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fastdeit.checkpoint import load_checkpoint, save_checkpoint
+from fastdeit.checkpoint.store import load_checkpoint, save_checkpoint
 from fastdeit.distributed.collectives import all_agree, meet
 from fastdeit.distributed.exits import leave
 from fastdeit.distributed.world import World, init_distributed

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastdeit import build as builders
-from fastdeit.checkpoint import list_checkpoints
+from fastdeit.checkpoint.store import list_checkpoints
 from fastdeit.config.cli import parse_config
 from fastdeit.data import quarantine
 from fastdeit.data.loader import TrainLoader

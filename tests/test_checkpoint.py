@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastdeit import checkpoint, checkpoint_files
-from fastdeit.checkpoint import (
+from fastdeit.checkpoint import files as checkpoint_files
+from fastdeit.checkpoint import store as checkpoint
+from fastdeit.checkpoint.files import JSON_LIMIT, NewerFormat
+from fastdeit.checkpoint.store import (
     list_checkpoints,
     load_checkpoint,
     prune_checkpoints,
@@ -22,7 +24,6 @@ from fastdeit.checkpoint import (
     set_aside,
     sweep,
 )
-from fastdeit.checkpoint_files import JSON_LIMIT, NewerFormat
 from fastdeit.config.schema import RunConfig
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.engine import Trainer
@@ -430,7 +431,8 @@ def test_everything_is_on_the_disk_before_it_is_promised(
 KILLS = """
 import os, signal, sys
 from pathlib import Path
-from fastdeit import checkpoint, checkpoint_files
+from fastdeit.checkpoint import store as checkpoint
+from fastdeit.checkpoint import files as checkpoint_files
 from tests.test_checkpoint import save
 
 def die(*_, **__):

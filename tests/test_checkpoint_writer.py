@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from fastdeit import checkpoint_writer
-from fastdeit.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from fastdeit.checkpoint_writer import CheckpointError, CheckpointWriter
+from fastdeit.checkpoint import writer as checkpoint_writer
+from fastdeit.checkpoint.store import list_checkpoints, load_checkpoint, save_checkpoint
+from fastdeit.checkpoint.writer import CheckpointError, CheckpointWriter
 from fastdeit.distributed.world import init_distributed
 
 TENSORS = {"model": {"a": torch.arange(6.0)}}

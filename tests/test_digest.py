@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastdeit.checkpoint import list_checkpoints, load_checkpoint
-from fastdeit.checkpoint_files import read_state, write_files
+from fastdeit.checkpoint.files import read_state, write_files
+from fastdeit.checkpoint.store import list_checkpoints, load_checkpoint
 from fastdeit.data.index import Index, build_index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions

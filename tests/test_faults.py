@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastdeit.checkpoint import list_checkpoints, verify_checkpoint
+from fastdeit.checkpoint.store import list_checkpoints, verify_checkpoint
 from fastdeit.distributed.world import init_distributed
 from fastdeit.metrics import read_metrics
 from fastdeit.run import train_command

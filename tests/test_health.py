@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastdeit.checkpoint import list_checkpoints, load_checkpoint
+from fastdeit.checkpoint.store import list_checkpoints, load_checkpoint
 from fastdeit.checksum import checksum, describe_difference
 from fastdeit.data.batch import Batch
 from fastdeit.distributed.world import World, init_distributed

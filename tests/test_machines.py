@@ -17,7 +17,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from fastdeit import identity
-from fastdeit.checkpoint import list_checkpoints, step_of, verify_checkpoint
+from fastdeit.checkpoint.store import list_checkpoints, step_of, verify_checkpoint
 from fastdeit.data.index import build_index
 from fastdeit.distributed import world as distributed
 from fastdeit.distributed.collectives import first_on_rank0

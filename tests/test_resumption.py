@@ -20,12 +20,13 @@ import torch.distributed as dist
 import yaml
 from safetensors.torch import load_file
 
-from fastdeit import checkpoint_writer, loop, run_folder
-from fastdeit.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from fastdeit import loop, run_folder
+from fastdeit.checkpoint import writer as checkpoint_writer
+from fastdeit.checkpoint.select import Found, find_checkpoint
+from fastdeit.checkpoint.store import list_checkpoints, load_checkpoint, save_checkpoint
 from fastdeit.distributed.world import init_distributed
 from fastdeit.engine import Trainer
 from fastdeit.metrics import read_metrics
-from fastdeit.resumption import Found, find_checkpoint
 from fastdeit.run import train_command as run_command
 from tests.images import write_shapes
 from tests.launching import FLAGS, Launch

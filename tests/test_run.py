@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fastdeit import build
-from fastdeit.checkpoint import list_checkpoints
+from fastdeit.checkpoint.store import list_checkpoints
 from fastdeit.config.recipes import RECIPES
 from fastdeit.data import quarantine
 from fastdeit.data.batch import Batch

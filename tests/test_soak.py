@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastdeit.checkpoint import list_checkpoints, step_of, verify_checkpoint
+from fastdeit.checkpoint.store import list_checkpoints, step_of, verify_checkpoint
 from fastdeit.metrics import read_metrics
 from tests.images import write_shapes
 from tests.launching import FLAGS, Launch, assert_lines_near

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastdeit import ancestry, identity, supervision
-from fastdeit.checkpoint import list_checkpoints
+from fastdeit.checkpoint.store import list_checkpoints
 from fastdeit.config.parse import parse_time_limit
 from fastdeit.config.schema import Config, RunConfig
 from fastdeit.data.eval_loader import EvalLoader

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdeit.checkpoint import load_checkpoint, save_checkpoint
+from fastdeit.checkpoint.store import load_checkpoint, save_checkpoint
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.training.flat import Slice
 from fastdeit.zero import Pieces, open_partitions

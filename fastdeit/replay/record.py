@@ -11,15 +11,15 @@ from typing import Any
 
 from fastdeit.attempts import ATTEMPTS, Attempt, attempt_at, read_attempts
 from fastdeit.build import IMAGES
-from fastdeit.checkpoint import list_checkpoints, step_of
-from fastdeit.checkpoint_files import Tensors
+from fastdeit.checkpoint.files import Tensors
+from fastdeit.checkpoint.select import Found, find_checkpoint
+from fastdeit.checkpoint.store import list_checkpoints, step_of
 from fastdeit.config.schema import Config
 from fastdeit.data.quarantine import read_entries
 from fastdeit.distributed.collectives import on_rank0
 from fastdeit.failure import HISTORY
 from fastdeit.health import BAD_STEPS, SPIKES
 from fastdeit.metrics import read_metrics
-from fastdeit.resumption import Found, find_checkpoint
 from fastdeit.rollback import read_rollbacks
 
 Line = dict[str, Any]

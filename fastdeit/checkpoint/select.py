@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fastdeit.checkpoint import list_checkpoints, load_checkpoint, step_of
-from fastdeit.checkpoint_files import NewerFormat, Tensors
+from fastdeit.checkpoint.files import NewerFormat, Tensors
+from fastdeit.checkpoint.store import list_checkpoints, load_checkpoint, step_of
 from fastdeit.config.file import read_config_file
 
 

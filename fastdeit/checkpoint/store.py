@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from fastdeit.checkpoint_files import (
+from fastdeit.checkpoint.files import (
     Tensors,
     compare_files,
     read_manifest,

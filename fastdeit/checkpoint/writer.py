@@ -12,8 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastdeit.checkpoint import FEWEST, prune_checkpoints, save_checkpoint
-from fastdeit.checkpoint_files import Tensors
+from fastdeit.checkpoint.files import Tensors
+from fastdeit.checkpoint.store import FEWEST, prune_checkpoints, save_checkpoint
 from fastdeit.distributed.collectives import all_agree
 
 FAILURES_ALLOWED = 2
