@@ -37,12 +37,12 @@ from fastdeit.data.quarantine import Quarantine
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.engine import Trainer
 from fastdeit.kernels.mix import mix
-from fastdeit.models.cache import Cache, Replay
-from fastdeit.models.cache_writer import Recorder, create
-from fastdeit.models.manifest import LARGEST_CHUNK, Manifest, decode, encode
 from fastdeit.models.teacher import Teacher
 from fastdeit.plan.plan import Plan, PlanSpec
-from fastdeit.recording import Windows, record
+from fastdeit.teacher_cache.format import LARGEST_CHUNK, Manifest, decode, encode
+from fastdeit.teacher_cache.reader import Cache, Replay
+from fastdeit.teacher_cache.record import Windows, record
+from fastdeit.teacher_cache.writer import Recorder, create
 from fastdeit.training.build import build_trainer, precision
 
 FLAGS = {

@@ -15,8 +15,8 @@ from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
 from fastdeit.distributed.world import World
 from fastdeit.engine import Trainer
-from fastdeit.models.manifest import Manifest, decode
 from fastdeit.models.student import Student, build_student
+from fastdeit.teacher_cache.format import Manifest, decode
 from fastdeit.training.build import build_trainer
 
 CLASSES = 1000

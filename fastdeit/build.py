@@ -20,11 +20,11 @@ from fastdeit.data.quarantine import Quarantine
 from fastdeit.data.snapshot import same_images
 from fastdeit.distributed.collectives import first_on_rank0
 from fastdeit.distributed.world import World
-from fastdeit.models.cache import Replay
 from fastdeit.models.student import SIZES, Student, build_student
 from fastdeit.models.teacher import Teacher, load_teacher
 from fastdeit.models.weights import check_match, has_qkv_bias, load_student_weights, read_weights
 from fastdeit.plan.plan import Plan, PlanSpec
+from fastdeit.teacher_cache.reader import Replay
 from fastdeit.training.build import precision
 
 IMAGES = "train-images.parquet"

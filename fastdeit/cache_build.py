@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastdeit import build
-from fastdeit.cache_check import sample_facts, teacher_facts
 from fastdeit.config.cli import parse_config
 from fastdeit.config.schema import Config
 from fastdeit.data.index import DataError
@@ -24,13 +23,14 @@ from fastdeit.distributed.collectives import first_on_rank0, on_rank0
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.identity import versions
 from fastdeit.kernels.backend import set_backend
-from fastdeit.models.cache import BAD_IMAGES, Cache
-from fastdeit.models.cache_writer import Recorder, create
-from fastdeit.models.manifest import CacheError, Manifest, chunk_size, decode, differences
 from fastdeit.models.teacher import Teacher
 from fastdeit.plan.plan import Plan
 from fastdeit.preflight import check_config
-from fastdeit.recording import Chunk, Part, Windows, answers, missing, record
+from fastdeit.teacher_cache.check import sample_facts, teacher_facts
+from fastdeit.teacher_cache.format import CacheError, Manifest, chunk_size, decode, differences
+from fastdeit.teacher_cache.reader import BAD_IMAGES, Cache
+from fastdeit.teacher_cache.record import Chunk, Part, Windows, answers, missing, record
+from fastdeit.teacher_cache.writer import Recorder, create
 from fastdeit.training.build import precision
 
 _MICRO_BATCH = 256

@@ -20,9 +20,9 @@ from rich.table import Table
 
 from fastdeit.cache_build import run_build, run_sample, runs
 from fastdeit.config.cli import one_line_errors
-from fastdeit.models.cache import BAD_IMAGES, Cache
-from fastdeit.models.cache_writer import Recorder, create
-from fastdeit.models.manifest import KINDS, CacheError, differences
+from fastdeit.teacher_cache.format import KINDS, CacheError, differences
+from fastdeit.teacher_cache.reader import BAD_IMAGES, Cache
+from fastdeit.teacher_cache.writer import Recorder, create
 
 
 def cache_command(argv: Sequence[str]) -> int:

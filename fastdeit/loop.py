@@ -8,7 +8,6 @@ from typing import Any
 
 from timm.utils import distribute_bn
 
-from fastdeit.cache_check import count_missed
 from fastdeit.checksum import compare_weights
 from fastdeit.data.batch import Batch
 from fastdeit.data.eval_loader import EvalBatch
@@ -18,6 +17,7 @@ from fastdeit.plan.digest import show_digest
 from fastdeit.recovery import go_back, read_meter
 from fastdeit.run_state import Run
 from fastdeit.supervision import StopAgreed
+from fastdeit.teacher_cache.check import count_missed
 
 
 def train(run: Run) -> None:

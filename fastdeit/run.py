@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 
 from fastdeit import build
-from fastdeit.cache_check import open_cache
 from fastdeit.checkpoint.select import find_checkpoint
 from fastdeit.checkpoint.writer import CheckpointError, CheckpointWriter
 from fastdeit.config.cli import one_line_errors, parse_config
@@ -28,8 +27,6 @@ from fastdeit.identity import (
     check_same_samples,
 )
 from fastdeit.loop import evaluate_run, train
-from fastdeit.models.cache import Replay
-from fastdeit.models.manifest import CacheError
 from fastdeit.outcome import is_finished, say_finished
 from fastdeit.plan.plan import Plan
 from fastdeit.preflight import check_config
@@ -38,6 +35,9 @@ from fastdeit.run_folder import FolderError, open_folder, write_outcome
 from fastdeit.run_lock import RunLock
 from fastdeit.run_state import Run
 from fastdeit.supervision import STOP_FILE, StopAgreed, Supervisor
+from fastdeit.teacher_cache.check import open_cache
+from fastdeit.teacher_cache.format import CacheError
+from fastdeit.teacher_cache.reader import Replay
 from fastdeit.training.build import build_deepspeed_config, build_trainer, precision
 
 

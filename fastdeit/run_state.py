@@ -16,9 +16,9 @@ from fastdeit.engine import Trainer
 from fastdeit.health import Health
 from fastdeit.identity import fingerprints, versions
 from fastdeit.metrics import Meter, MetricLog
-from fastdeit.models.cache import Replay
 from fastdeit.plan.plan import Plan
 from fastdeit.supervision import Supervisor
+from fastdeit.teacher_cache.reader import Replay
 
 
 @dataclass

@@ -14,9 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastdeit.models.cache import Cache, Replay
-from fastdeit.models.cache_writer import Recorder, create
-from fastdeit.models.manifest import (
+from fastdeit.teacher_cache.format import (
     LARGEST_CHUNK,
     CacheError,
     Manifest,
@@ -25,6 +23,8 @@ from fastdeit.models.manifest import (
     encode,
     read_manifest,
 )
+from fastdeit.teacher_cache.reader import Cache, Replay
+from fastdeit.teacher_cache.writer import Recorder, create
 
 CLASSES, SAMPLES = 300, 1000
 FACTS = {"plan": {"seed": 0, "reprob": 0.25}, "data set": "abc", "teacher": {"sha256": "123"}}
@@ -318,7 +318,7 @@ def test_differences_name_the_leaf() -> None:
 def test_a_recorder_keeps_others_from_its_part(tmp_path: Path) -> None:
     build(tmp_path / "c", epochs=(0,))
     code = (
-        "import sys, time; from pathlib import Path; from fastdeit.models.cache_writer import Recorder\n"
+        "import sys, time; from pathlib import Path; from fastdeit.teacher_cache.writer import Recorder\n"
         "Recorder(Path(sys.argv[1])).reserve(4, 8); print('ready', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen(

@@ -19,8 +19,8 @@ from fastdeit.data.loader import TrainLoader
 from fastdeit.distributed.world import init_distributed
 from fastdeit.kernels.mix import mix
 from fastdeit.metrics import read_metrics
-from fastdeit.models.cache import Cache, Replay, entry_of
-from fastdeit.models.manifest import decode
+from fastdeit.teacher_cache.format import decode
+from fastdeit.teacher_cache.reader import Cache, Replay, entry_of
 from tests.recorded import MODEL, Setting, assert_same_weights, flip, write_teacher
 from tests.test_launch import launch
 from tests.test_run import damaging

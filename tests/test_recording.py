@@ -21,10 +21,10 @@ from fastdeit.data import quarantine
 from fastdeit.data.loader import ReplayLoader
 from fastdeit.distributed.world import init_distributed
 from fastdeit.metrics import read_metrics
-from fastdeit.models import cache_writer
-from fastdeit.models.cache import Cache
-from fastdeit.models.manifest import CacheError, Manifest, chunk_size
-from fastdeit.recording import Part, Windows
+from fastdeit.teacher_cache import writer as cache_writer
+from fastdeit.teacher_cache.format import CacheError, Manifest, chunk_size
+from fastdeit.teacher_cache.reader import Cache
+from fastdeit.teacher_cache.record import Part, Windows
 from tests.recorded import (
     FILES,
     Setting,
@@ -255,7 +255,7 @@ def test_a_second_builder_of_the_same_part_is_refused(
 ) -> None:
     assert setting.build(tmp_path / "c", "--part", "1/3") == 0
     code = (
-        "import sys, time; from pathlib import Path; from fastdeit.models.cache_writer import Recorder\n"
+        "import sys, time; from pathlib import Path; from fastdeit.teacher_cache.writer import Recorder\n"
         "Recorder(Path(sys.argv[1])).reserve(6, 12); print('ready', flush=True); time.sleep(60)"
     )
     argv = [sys.executable, "-c", code, str(tmp_path / "c")]

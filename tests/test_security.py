@@ -25,7 +25,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from fastdeit.cache_check import bad_images
 from fastdeit.config.cli import parse_config
 from fastdeit.config.schema import Config
 from fastdeit.data import table
@@ -37,13 +36,14 @@ from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.data.quarantine import Quarantine, read_entries
 from fastdeit.failure import take_failures
 from fastdeit.identity import check_same_run
-from fastdeit.models.cache import Cache
-from fastdeit.models.cache_writer import Recorder
-from fastdeit.models.manifest import CacheError, encode
 from fastdeit.models.student import build_student
 from fastdeit.models.teacher import Teacher, load_teacher
 from fastdeit.models.weights import read_weights
 from fastdeit.plan.plan import Plan, PlanSpec
+from fastdeit.teacher_cache.check import bad_images
+from fastdeit.teacher_cache.format import CacheError, encode
+from fastdeit.teacher_cache.reader import Cache
+from fastdeit.teacher_cache.writer import Recorder
 from tests.images import write_shapes
 from tests.test_cache import build as build_cache
 from tests.test_cache import images, logits_of, manifest

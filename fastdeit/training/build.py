@@ -13,9 +13,9 @@ from fastdeit.distributed.world import World
 from fastdeit.engine import Trainer, build_engine
 from fastdeit.kernels.backend import set_backend
 from fastdeit.losses import DistillationLoss
-from fastdeit.models.cache import Replay
 from fastdeit.models.teacher import Teacher
 from fastdeit.optim import build_adamw, build_schedule, parameter_groups
+from fastdeit.teacher_cache.reader import Replay
 from fastdeit.training.flat import FlatLossModule, LossModule
 
 

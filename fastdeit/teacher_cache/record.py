@@ -16,9 +16,9 @@ import torch
 from fastdeit.data.batch import Batch
 from fastdeit.data.loader import ReplayLoader
 from fastdeit.kernels.mix import mix
-from fastdeit.models.cache import Cache, Images
-from fastdeit.models.cache_writer import Recorder
-from fastdeit.models.manifest import Manifest, encode
+from fastdeit.teacher_cache.format import Manifest, encode
+from fastdeit.teacher_cache.reader import Cache, Images
+from fastdeit.teacher_cache.writer import Recorder
 
 Chunk = tuple[int, int]
 """Epoch and number of a chunk in it."""

@@ -13,11 +13,11 @@ from fastdeit.config.schema import Config
 from fastdeit.data.index import Index
 from fastdeit.data.quarantine import read_entries
 from fastdeit.distributed.collectives import on_every_rank
-from fastdeit.models.cache import BAD_IMAGES, Cache, Replay
-from fastdeit.models.manifest import CacheError, differences
 from fastdeit.models.teacher import Teacher
 from fastdeit.models.weights import file_sha256
 from fastdeit.plan.plan import VERSION, Plan
+from fastdeit.teacher_cache.format import CacheError, differences
+from fastdeit.teacher_cache.reader import BAD_IMAGES, Cache, Replay
 
 _SHOWN = 8
 

@@ -11,7 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from fastdeit.models.cache import (
+from fastdeit.teacher_cache.format import (
+    MANIFEST,
+    CacheError,
+    Manifest,
+    differences,
+    read_manifest,
+    require,
+)
+from fastdeit.teacher_cache.reader import (
     BAD_IMAGES,
     CHUNKS,
     DIGEST,
@@ -19,14 +27,6 @@ from fastdeit.models.cache import (
     Cache,
     digest_of_images,
     entry_of,
-)
-from fastdeit.models.manifest import (
-    MANIFEST,
-    CacheError,
-    Manifest,
-    differences,
-    read_manifest,
-    require,
 )
 
 LOCK = "lock"

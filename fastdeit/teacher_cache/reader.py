@@ -20,7 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastdeit.models.manifest import CacheError, decode, impossible, label_records, read_manifest
+from fastdeit.teacher_cache.format import (
+    CacheError,
+    decode,
+    impossible,
+    label_records,
+    read_manifest,
+)
 
 DIGEST = 16  # bytes
 RECORDS, CHUNKS, BAD_IMAGES = "records.bin", "chunks.bin", "quarantine.jsonl"
