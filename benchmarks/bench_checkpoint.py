@@ -23,9 +23,9 @@ from fastdeit.checkpoint.writer import CheckpointWriter
 from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.engine import Trainer
 from fastdeit.models.student import build_student
 from fastdeit.training.build import build_trainer
+from fastdeit.training.trainer import Trainer
 
 MODELS = ("tiny", "small", "base")
 BATCH, SIZE, CLASSES = 2, 224, 1000

@@ -2,7 +2,7 @@
 
 python -m benchmarks.bench_ema [--out FOLDER]
 
-fp32 weights of a DeiT, on one device. Ours is `Ema` of fastdeit/optim.py on two flat tensors, as DeepSpeed holds them: one
+fp32 weights of a DeiT, on one device. Ours is `Ema` of fastdeit/training/optim.py on two flat tensors, as DeepSpeed holds them: one
 launch. The floor is 12 bytes a parameter: both read, one written.
 """
 
@@ -15,7 +15,7 @@ from timm.utils import ModelEmaV3
 
 from benchmarks import harness
 from fastdeit.models.student import Student, build_student
-from fastdeit.optim import Ema
+from fastdeit.training.optim import Ema
 
 MODELS = {"cuda": ("tiny", "small", "base"), "cpu": ("tiny",)}
 DECAY = 0.99996

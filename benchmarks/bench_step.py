@@ -28,8 +28,8 @@ from benchmarks.trainers import CLASSES, decisions, make_batch
 from fastdeit.data.batch import Batch
 from fastdeit.kernels.backend import set_backend
 from fastdeit.kernels.mix import mix_patches
-from fastdeit.losses import DistillationLoss
 from fastdeit.models.student import build_student
+from fastdeit.training.losses import DistillationLoss
 
 GFLOP = {"tiny": 7.51, "small": 27.63, "base": 105.7}
 """Of training one image, 6 a multiply-add, as every implementation here is counted."""

@@ -35,7 +35,6 @@ from fastdeit.data.index import Index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.engine import Trainer
 from fastdeit.kernels.mix import mix
 from fastdeit.models.teacher import Teacher
 from fastdeit.plan.plan import Plan, PlanSpec
@@ -44,6 +43,7 @@ from fastdeit.teacher_cache.reader import Cache, Replay
 from fastdeit.teacher_cache.record import Windows, record
 from fastdeit.teacher_cache.writer import Recorder, create
 from fastdeit.training.build import build_trainer, precision
+from fastdeit.training.trainer import Trainer
 
 FLAGS = {
     "cpu": "--model deit_tiny_distilled_patch16_224 --embed-dim 96 --num-heads 3 --depth 3 --batch-size 32 --micro-batch 32",

@@ -29,7 +29,7 @@ from fastdeit.checkpoint.store import load_checkpoint, save_checkpoint
 from fastdeit.distributed.collectives import meet
 from fastdeit.distributed.exits import leave
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.engine import Trainer
+from fastdeit.training.trainer import Trainer
 from tests.parity import BATCH, configure, make_trainer, run_steps
 
 STEPS, MORE = 30, 3

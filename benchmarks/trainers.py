@@ -14,10 +14,10 @@ from benchmarks.bench_mix import make_inputs
 from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
 from fastdeit.distributed.world import World
-from fastdeit.engine import Trainer
 from fastdeit.models.student import Student, build_student
 from fastdeit.teacher_cache.format import Manifest, decode
 from fastdeit.training.build import build_trainer
+from fastdeit.training.trainer import Trainer
 
 CLASSES = 1000
 STEPS_PER_EPOCH = 1251

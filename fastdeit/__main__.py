@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 def train(argv: Sequence[str]) -> int:
     """train a model on one process (many: deepspeed fastdeit/train.py)"""
-    from fastdeit.run import train_command
+    from fastdeit.run.build import train_command
 
     return train_command(argv, prog="fastdeit train")
 

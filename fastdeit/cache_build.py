@@ -21,11 +21,11 @@ from fastdeit.data.loader import ReplayLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.distributed.collectives import first_on_rank0, on_rank0
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.identity import versions
 from fastdeit.kernels.backend import set_backend
 from fastdeit.models.teacher import Teacher
 from fastdeit.plan.plan import Plan
-from fastdeit.preflight import check_config
+from fastdeit.run.identity import versions
+from fastdeit.run.preflight import check_config
 from fastdeit.teacher_cache.check import sample_facts, teacher_facts
 from fastdeit.teacher_cache.format import CacheError, Manifest, chunk_size, decode, differences
 from fastdeit.teacher_cache.reader import BAD_IMAGES, Cache

@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fastdeit.deepspeed_config import safe_stage
 from fastdeit.distributed.world import import_deepspeed
+from fastdeit.training.deepspeed import safe_stage
 
 MAX_BYTES = 1 << 16
 

@@ -16,11 +16,11 @@ from typing import Any
 import torch.distributed as dist
 
 from fastdeit.distributed.collectives import on_rank0
-from fastdeit.engine import STATISTICS, MicroStep
-from fastdeit.metrics import read_metrics
 from fastdeit.plan.digest import add_digests, show_digest
 from fastdeit.rollback import Rollbacks
+from fastdeit.run.metrics import read_metrics
 from fastdeit.storage.atomic import GrowingFile, write_whole
+from fastdeit.training.trainer import STATISTICS, MicroStep
 
 BAD_STEPS = "bad-steps.jsonl"
 SPIKES = "spikes.jsonl"

@@ -10,7 +10,7 @@ so that no head is left without a gradient. The (B, K) target is never built: it
 
 cls_logits, dist_logits: (B, K) fp32, bf16 or fp16; labels: (B,) int64; lam: (B,) fp32; math in fp32. Bytes per image:
 reads 2·K logits (3·K with a teacher's), writes 2·K gradients; loss and both gradients come from one launch
-(distill_fused.py), and the backward scales them by what comes from above. Called once a micro-step by `fastdeit.losses`.
+(distill_fused.py), and the backward scales them by what comes from above. Called once a micro-step by `fastdeit.training.losses`.
 Source: Touvron et al. 2021 (2012.12877), eq. 2 and 3; smoothing as timm's `mixup_target`.
 """
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastdeit.metrics import read_metrics
+from fastdeit.run.metrics import read_metrics
 
 EPOCHS = 4  # of three steps
 FLAGS = ("--reprob", "0.5", "--eval-epochs", "4", "--micro-batch", "16", "--log-steps", "1")

@@ -24,8 +24,8 @@ import torch
 from fastdeit import build
 from fastdeit.data.eval_loader import EvalLoader
 from fastdeit.distributed.exits import leave
-from fastdeit.engine import Trainer
-from fastdeit.run import train_command
+from fastdeit.training.trainer import Trainer
+from fastdeit.run.build import train_command
 
 RANK = int(os.environ["RANK"])
 

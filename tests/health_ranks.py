@@ -16,9 +16,9 @@ from fastdeit.checksum import compare_weights
 from fastdeit.distributed.collectives import meet
 from fastdeit.distributed.exits import leave
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.engine import Trainer
 from fastdeit.health import Health
-from fastdeit.losses import DistillationLoss
+from fastdeit.training.losses import DistillationLoss
+from fastdeit.training.trainer import Trainer
 from tests.parity import BATCH, STEPS_PER_EPOCH, configure, make_batch, make_trainer, part
 
 NAN_AT = 2

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from fastdeit.metrics import read_metrics
+from fastdeit.run.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
 FLAGS = (

@@ -19,12 +19,12 @@ from torch import nn
 from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
 from fastdeit.distributed.world import World
-from fastdeit.engine import Trainer
 from fastdeit.kernels.mix import mix_reference
-from fastdeit.losses import DistillationLoss
 from fastdeit.models.student import Student, build_student
 from fastdeit.plan.plan import Plan, PlanSpec
 from fastdeit.training.build import build_trainer
+from fastdeit.training.losses import DistillationLoss
+from fastdeit.training.trainer import Trainer
 
 CLASSES, SIZE, BATCH, STEPS_PER_EPOCH, EPOCHS = 5, 32, 16, 6, 5
 DROP_PATH = (0.0, 0.3)

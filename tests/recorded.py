@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fastdeit.cache_command import cache_command
-from fastdeit.run import train_command
+from fastdeit.run.build import train_command
 from tests.images import write_shapes
 
 TEACHER = "test_resnet"

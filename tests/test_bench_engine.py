@@ -16,7 +16,7 @@ from benchmarks.peers import TimmTrainer, no_branch_dropped
 from benchmarks.trainers import all_kept, make_config, make_trainer, micro_batches
 from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.engine import Trainer
+from fastdeit.training.trainer import Trainer
 from tests.launching import FOREIGN
 from tests.parity import assert_near
 

@@ -18,7 +18,7 @@ from fastdeit.data import quarantine
 from fastdeit.data.loader import TrainLoader
 from fastdeit.distributed.world import init_distributed
 from fastdeit.kernels.mix import mix
-from fastdeit.metrics import read_metrics
+from fastdeit.run.metrics import read_metrics
 from fastdeit.teacher_cache.format import decode
 from fastdeit.teacher_cache.reader import Cache, Replay, entry_of
 from tests.recorded import MODEL, Setting, assert_same_weights, flip, write_teacher

@@ -26,8 +26,8 @@ from fastdeit.checkpoint.store import (
 )
 from fastdeit.config.schema import RunConfig
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.engine import Trainer
 from fastdeit.training.build import build_trainer
+from fastdeit.training.trainer import Trainer
 from tests.parity import configure, make_trainer, run_steps
 
 ROOT = Path(__file__).parent.parent

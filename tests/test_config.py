@@ -14,8 +14,8 @@ from fastdeit.config.file import config_from_dict
 from fastdeit.config.parse import parse_rand_augment
 from fastdeit.config.recipes import RECIPES
 from fastdeit.config.schema import Config
-from fastdeit.deepspeed_config import deepspeed_config
 from fastdeit.plan.plan import PlanSpec
+from fastdeit.training.deepspeed import deepspeed_config
 
 
 def parse(*argv: str) -> Config:

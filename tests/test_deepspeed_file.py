@@ -11,9 +11,9 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerConfig
 from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
 
-from fastdeit.deepspeed_config import deepspeed_config
 from fastdeit.deepspeed_file import FREE, MAX_BYTES, add_file
 from fastdeit.distributed.world import init_distributed
+from fastdeit.training.deepspeed import deepspeed_config
 from tests.parity_ranks import OWN_FIELDS
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.engine import Trainer
 from fastdeit.kernels.mix import mix_reference
 from fastdeit.training.build import build_trainer
+from fastdeit.training.trainer import Trainer
 from tests.parity import (
     BATCH,
     CLASSES,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fastdeit.distributed.world import init_distributed
-from fastdeit.evaluate import evaluate, student_heads
 from fastdeit.models.student import build_student
+from fastdeit.training.evaluation import evaluate, student_heads
 
 
 @dataclass

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from fastdeit.checkpoint.store import list_checkpoints, verify_checkpoint
 from fastdeit.distributed.world import init_distributed
-from fastdeit.metrics import read_metrics
-from fastdeit.run import train_command
+from fastdeit.run.build import train_command
+from fastdeit.run.metrics import read_metrics
 from tests.images import write_shapes
 from tests.launching import FLAGS, Launch, steps_done
 

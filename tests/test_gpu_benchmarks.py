@@ -16,9 +16,9 @@ import torch
 from benchmarks import bench_runs, harness, summary
 from benchmarks.bench_attention import backward_as_pair
 from benchmarks.bench_step import schedule
-from fastdeit.attempts import Attempt, add_attempt
 from fastdeit.kernels import attention_bwd, configs
 from fastdeit.kernels.attention import attention_reference, attention_triton
+from fastdeit.run.attempts import Attempt, add_attempt
 from tests.kernels.interpreter import DEVICE
 
 ROOT = Path(__file__).parent.parent

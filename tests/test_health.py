@@ -16,14 +16,14 @@ from fastdeit.checkpoint.store import list_checkpoints, load_checkpoint
 from fastdeit.checksum import checksum, describe_difference
 from fastdeit.data.batch import Batch
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.engine import STATISTICS, Trainer
 from fastdeit.health import BAD_STEPS, SPIKES, Health, Journal
 from fastdeit.kernels.mix import mix_reference
-from fastdeit.losses import DistillationLoss
-from fastdeit.metrics import read_metrics
-from fastdeit.run import train_command
+from fastdeit.run.build import train_command
+from fastdeit.run.metrics import read_metrics
 from fastdeit.storage.atomic import GrowingFile
 from fastdeit.training.build import build_trainer
+from fastdeit.training.losses import DistillationLoss
+from fastdeit.training.trainer import STATISTICS, Trainer
 from tests.health_ranks import FORMS, NAN_AT, InfiniteLoss, contents, equal, flip
 from tests.images import write_shapes
 from tests.launching import FLAGS, ROOT, Launch, free_port

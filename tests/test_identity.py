@@ -6,7 +6,7 @@ from importlib import metadata
 import pytest
 from nvidia import dali
 
-from fastdeit import identity
+from fastdeit.run import identity
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastdeit.metrics import read_metrics
+from fastdeit.run.metrics import read_metrics
 from tests.images import write_shapes
 
 ROOT = Path(__file__).parent.parent

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fastdeit.kernels.distill import distill
-from fastdeit.losses import DistillationLoss, mixed_binary_cross_entropy
+from fastdeit.training.losses import DistillationLoss, mixed_binary_cross_entropy
 
 BATCH, CLASSES = 6, 7
 

@@ -16,15 +16,15 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from fastdeit import identity
 from fastdeit.checkpoint.store import list_checkpoints, step_of, verify_checkpoint
 from fastdeit.data.index import build_index
 from fastdeit.distributed import world as distributed
 from fastdeit.distributed.collectives import first_on_rank0
 from fastdeit.distributed.world import init_distributed
-from fastdeit.identity import check_same_images
-from fastdeit.metrics import read_metrics
-from fastdeit.run import train_command
+from fastdeit.run import identity
+from fastdeit.run.build import train_command
+from fastdeit.run.identity import check_same_images
+from fastdeit.run.metrics import read_metrics
 from tests.images import write_shapes
 from tests.launching import FLAGS, FOREIGN, ROOT, Launch, assert_lines_near, free_port, steps_done
 from tests.machines import Machine, launch_on, two_machines

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastdeit.distributed.world import init_distributed
-from fastdeit.metrics import Meter, MetricLog, read_metrics
+from fastdeit.run.metrics import Meter, MetricLog, read_metrics
 from fastdeit.storage import atomic as durable
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastdeit.models.student import build_student
-from fastdeit.optim import Ema, build_schedule, parameter_groups
+from fastdeit.training.optim import Ema, build_schedule, parameter_groups
 
 
 def names_of(model: nn.Module, group: dict[str, object]) -> set[str]:

@@ -20,7 +20,7 @@ from fastdeit.config.cli import parse_config
 from fastdeit.data import quarantine
 from fastdeit.data.loader import ReplayLoader
 from fastdeit.distributed.world import init_distributed
-from fastdeit.metrics import read_metrics
+from fastdeit.run.metrics import read_metrics
 from fastdeit.teacher_cache import writer as cache_writer
 from fastdeit.teacher_cache.format import CacheError, Manifest, chunk_size
 from fastdeit.teacher_cache.reader import Cache

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 from fastdeit import build
-from fastdeit.attempts import read_attempts
 from fastdeit.config.cli import parse_config
 from fastdeit.data import quarantine
 from fastdeit.data.batch import Batch
@@ -24,11 +23,12 @@ from fastdeit.data.index import build_index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.quarantine import read_entries
 from fastdeit.distributed.world import init_distributed
-from fastdeit.engine import Trainer
 from fastdeit.plan.digest import show_digest
 from fastdeit.plan.sampling import OPS
 from fastdeit.replay.command import replay_command
+from fastdeit.run.attempts import read_attempts
 from fastdeit.run_lock import RunLock
+from fastdeit.training.trainer import Trainer
 from tests.elastic import EPOCHS, FLAGS, assert_same_run, steps_of
 from tests.launching import ROOT, Launch, free_port
 from tests.recorded import MODEL, Setting, train

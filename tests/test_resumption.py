@@ -20,14 +20,15 @@ import torch.distributed as dist
 import yaml
 from safetensors.torch import load_file
 
-from fastdeit import loop, run_folder
 from fastdeit.checkpoint import writer as checkpoint_writer
 from fastdeit.checkpoint.select import Found, find_checkpoint
 from fastdeit.checkpoint.store import list_checkpoints, load_checkpoint, save_checkpoint
 from fastdeit.distributed.world import init_distributed
-from fastdeit.engine import Trainer
-from fastdeit.metrics import read_metrics
-from fastdeit.run import train_command as run_command
+from fastdeit.run import folder as run_folder
+from fastdeit.run import loop
+from fastdeit.run.build import train_command as run_command
+from fastdeit.run.metrics import read_metrics
+from fastdeit.training.trainer import Trainer
 from tests.images import write_shapes
 from tests.launching import FLAGS, Launch
 from tests.test_checkpoint import LAYOUT, STATE, TENSORS, rewrite, save_with

@@ -23,9 +23,9 @@ from fastdeit.data.batch import Batch
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.quarantine import read_entries
 from fastdeit.distributed.world import init_distributed
-from fastdeit.metrics import read_metrics
-from fastdeit.preflight import check_config
-from fastdeit.run import train_command as run_command
+from fastdeit.run.build import train_command as run_command
+from fastdeit.run.metrics import read_metrics
+from fastdeit.run.preflight import check_config
 from tests.images import write_shapes
 
 ROOT = Path(__file__).parent.parent

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastdeit.checkpoint.store import list_checkpoints, step_of, verify_checkpoint
-from fastdeit.metrics import read_metrics
+from fastdeit.run.metrics import read_metrics
 from tests.images import write_shapes
 from tests.launching import FLAGS, Launch, assert_lines_near
 

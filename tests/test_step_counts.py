@@ -15,9 +15,9 @@ from benchmarks.bench_counts import FORMS, WARM, Counts, Form, count_step, row_o
 from benchmarks.counting import StepCounter
 from benchmarks.trainers import make_config, make_trainer, micro_batches
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.engine import Trainer
-from fastdeit.loop import _train_step
-from fastdeit.metrics import Meter
+from fastdeit.run.loop import _train_step
+from fastdeit.run.metrics import Meter
+from fastdeit.training.trainer import Trainer
 
 
 class Ceiling(NamedTuple):

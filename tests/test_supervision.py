@@ -15,19 +15,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastdeit import ancestry, identity, supervision
+from fastdeit import ancestry, supervision
 from fastdeit.checkpoint.store import list_checkpoints
 from fastdeit.config.parse import parse_time_limit
 from fastdeit.config.schema import Config, RunConfig
 from fastdeit.data.eval_loader import EvalLoader
 from fastdeit.distributed.collectives import Ballot, on_every_rank, on_rank0
 from fastdeit.distributed.world import init_distributed
-from fastdeit.engine import Trainer
 from fastdeit.failure import take_failures, tell, write_failure
-from fastdeit.identity import check_same_everywhere, code_digest
-from fastdeit.metrics import read_metrics
-from fastdeit.run import train_command
+from fastdeit.run import identity
+from fastdeit.run.build import train_command
+from fastdeit.run.identity import check_same_everywhere, code_digest
+from fastdeit.run.metrics import read_metrics
 from fastdeit.supervision import REASONS, StopRequests
+from fastdeit.training.trainer import Trainer
 from tests.images import write_shapes
 from tests.launching import FLAGS
 
@@ -187,7 +188,7 @@ def test_a_signal_while_it_starts_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from fastdeit import run
+    from fastdeit.run import build as run
 
     original = run._resume
     monkeypatch.setattr(run, "_resume", lambda live: (original(live), ask(signal.SIGTERM)()))
@@ -383,7 +384,7 @@ def test_the_code_digest_sees_every_file(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "kernels").mkdir()
     for name in ("identity.py", "kernels/a.py"):
         (tmp_path / name).write_text("x")
-    monkeypatch.setattr(identity, "__file__", str(tmp_path / "identity.py"))
+    monkeypatch.setattr(fastdeit, "__file__", str(tmp_path / "__init__.py"))
     digests = set()
     for name, text in (("kernels/a.py", "x"), ("kernels/a.py", "y"), ("b.py", "x"), ("b.txt", "x")):
         (tmp_path / name).write_text(text)

@@ -15,7 +15,7 @@ import torch
 from fastdeit.checkpoint.store import load_checkpoint, save_checkpoint
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.training.flat import Slice
-from fastdeit.zero import Pieces, open_partitions
+from fastdeit.training.zero import Pieces, open_partitions
 from tests.launching import ROOT, free_port
 from tests.parity import (
     BATCH,

@@ -25,16 +25,16 @@ from fastdeit.config.schema import Config
 from fastdeit.data.snapshot import same_images
 from fastdeit.distributed.collectives import first_on_rank0, on_every_rank, on_rank0
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.engine import Trainer
-from fastdeit.identity import check_same_everywhere, check_same_samples, check_same_settings
-from fastdeit.preflight import check_config
 from fastdeit.replay.files import PLAN, STEP, prepare_output, save_images, show, write_json
 from fastdeit.replay.record import Record, check_folder, find_state, read_record
 from fastdeit.replay.report import report
 from fastdeit.replay.samples import Samples
 from fastdeit.replay.step import Line, Retaken, describe_samples, retake
-from fastdeit.run import build_training
+from fastdeit.run.build import build_training
+from fastdeit.run.identity import check_same_everywhere, check_same_samples, check_same_settings
+from fastdeit.run.preflight import check_config
 from fastdeit.training.build import build_deepspeed_config
+from fastdeit.training.trainer import Trainer
 
 
 def replay_command(argv: Sequence[str]) -> int:

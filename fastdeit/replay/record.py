@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdeit.attempts import ATTEMPTS, Attempt, attempt_at, read_attempts
 from fastdeit.build import IMAGES
 from fastdeit.checkpoint.files import Tensors
 from fastdeit.checkpoint.select import Found, find_checkpoint
@@ -19,8 +18,9 @@ from fastdeit.data.quarantine import read_entries
 from fastdeit.distributed.collectives import on_rank0
 from fastdeit.failure import HISTORY
 from fastdeit.health import BAD_STEPS, SPIKES
-from fastdeit.metrics import read_metrics
 from fastdeit.rollback import read_rollbacks
+from fastdeit.run.attempts import ATTEMPTS, Attempt, attempt_at, read_attempts
+from fastdeit.run.metrics import read_metrics
 
 Line = dict[str, Any]
 

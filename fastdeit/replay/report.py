@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from fastdeit.engine import LOSSES
 from fastdeit.plan.digest import add_digests, show_digest
 from fastdeit.replay.record import Record
 from fastdeit.replay.samples import Samples
 from fastdeit.replay.step import Retaken
+from fastdeit.training.trainer import LOSSES
 
 Line = dict[str, Any]
 _WORST = 3  # samples of a micro-batch that are named in the table

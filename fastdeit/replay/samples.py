@@ -14,11 +14,11 @@ from fastdeit.data.index import Index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.distributed.world import World
-from fastdeit.identity import fingerprints
 from fastdeit.plan.digest import add_digests, sample_digests
 from fastdeit.plan.plan import Draws, Plan
 from fastdeit.replay.record import Record
-from fastdeit.run import Training
+from fastdeit.run.build import Training
+from fastdeit.run.identity import fingerprints
 
 
 class Samples:

@@ -11,11 +11,11 @@ import torch
 
 from fastdeit.data.batch import Batch
 from fastdeit.data.index import Index
-from fastdeit.engine import LOSSES, Trainer
-from fastdeit.losses import DistillationLoss
 from fastdeit.plan.digest import add_digests
 from fastdeit.plan.plan import Draws
 from fastdeit.plan.sampling import OPS
+from fastdeit.training.losses import DistillationLoss
+from fastdeit.training.trainer import LOSSES, Trainer
 
 Line = dict[str, Any]
 Outputs = torch.Tensor | tuple[torch.Tensor, torch.Tensor]

@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 from fastdeit.config.schema import Config
-from fastdeit.deepspeed_config import deepspeed_config
 from fastdeit.deepspeed_file import add_file
 from fastdeit.distributed.world import World
-from fastdeit.engine import Trainer, build_engine
 from fastdeit.kernels.backend import set_backend
-from fastdeit.losses import DistillationLoss
 from fastdeit.models.teacher import Teacher
-from fastdeit.optim import build_adamw, build_schedule, parameter_groups
 from fastdeit.teacher_cache.reader import Replay
+from fastdeit.training.deepspeed import deepspeed_config
 from fastdeit.training.flat import FlatLossModule, LossModule
+from fastdeit.training.losses import DistillationLoss
+from fastdeit.training.optim import build_adamw, build_schedule, parameter_groups
+from fastdeit.training.trainer import Trainer, build_engine
 
 
 def precision(config: Config, world: World) -> tuple[str, torch.dtype]:

@@ -9,8 +9,8 @@ import torch
 
 from fastdeit.kernels.backend import is_fused, set_backend
 from fastdeit.kernels.mix import mix, mix_patches
-from fastdeit.losses import DistillationLoss
 from fastdeit.models.student import Student
+from fastdeit.training.losses import DistillationLoss
 from tests.kernels import interpreter
 
 interpreter.correct()

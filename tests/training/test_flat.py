@@ -10,12 +10,12 @@ from torch import nn
 
 from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.engine import Trainer
 from fastdeit.kernels.backend import set_backend
 from fastdeit.kernels.distill import LossParts
-from fastdeit.optim import parameter_groups
 from fastdeit.training import build
 from fastdeit.training.flat import FlatLossModule, LossModule
+from fastdeit.training.optim import parameter_groups
+from fastdeit.training.trainer import Trainer
 from tests.parity import (
     BATCH,
     CLASSES,

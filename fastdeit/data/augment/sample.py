@@ -108,7 +108,7 @@ def _move(op, a, b, fill, planes, spare):
 
 
 @compiled
-def _apply(planes, ops, args, fill, table):
+def _apply(planes, codes, args, fill, table):
     """The layers one after the other. Returns planes to which `table`, uint8 (3, 256), is still to be applied."""
     step = np.empty_like(table)
     spare = np.empty_like(planes)
@@ -116,8 +116,8 @@ def _apply(planes, ops, args, fill, table):
         for level in range(256):
             table[c, level] = level
     pending = False
-    for layer in range(len(ops)):
-        op, a, b = ops[layer], args[2 * layer], args[2 * layer + 1]
+    for layer in range(len(codes)):
+        op, a, b = codes[layer], args[2 * layer], args[2 * layer + 1]
         if op < 0:
             continue
         if pending and (op not in _TABLES or op in _STATISTICS):
@@ -187,9 +187,9 @@ def run_sample(image, ints, floats, out):
 
 
 def _operate_entry(stamp):
-    def operate(planes, ops, args, fill):
+    def operate(planes, codes, args, fill):
         table = np.empty((3, 256), np.uint8)
-        done = _apply(planes, ops, args, fill, table) if stamp else planes
+        done = _apply(planes, codes, args, fill, table) if stamp else planes
         ops.look_up(done, table)
         copy(done.reshape(-1), planes.reshape(-1))
 
@@ -197,4 +197,4 @@ def _operate_entry(stamp):
 
 
 operate = _operate_entry(STAMP)
-"""The layers alone, from Python: planes, uint8 (3, H, W), in place; ops and args as in the rows; fill: int32 (3,)."""
+"""The layers alone, from Python: planes, uint8 (3, H, W), in place; codes and args as in the rows; fill: int32 (3,)."""

@@ -10,15 +10,15 @@ import yaml
 from safetensors.torch import save
 
 from fastdeit import build
-from fastdeit.attempts import Attempt, add_attempt
 from fastdeit.checkpoint.store import sweep
 from fastdeit.data.snapshot import keep_images
 from fastdeit.failure import take_failures, tell
 from fastdeit.kernels.mix import mix
-from fastdeit.metrics import read_metrics
-from fastdeit.outcome import SUMMARY, show_summary
-from fastdeit.recovery import open_records
-from fastdeit.run_state import Run
+from fastdeit.run.attempts import Attempt, add_attempt
+from fastdeit.run.metrics import read_metrics
+from fastdeit.run.results import SUMMARY, show_summary
+from fastdeit.run.resume import open_records
+from fastdeit.run.state import Run
 from fastdeit.storage.atomic import whole_file, write_whole
 from fastdeit.training.build import build_deepspeed_config, precision
 

@@ -18,27 +18,27 @@ from fastdeit.data.index import DataError, Index
 from fastdeit.display.console import RunConsole
 from fastdeit.distributed.collectives import each_rank, meet, on_every_rank, on_rank0
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.engine import Trainer
 from fastdeit.health import Health, HealthError
-from fastdeit.identity import (
+from fastdeit.plan.plan import Plan
+from fastdeit.run.folder import FolderError, open_folder, write_outcome
+from fastdeit.run.identity import (
     check_same_everywhere,
     check_same_images,
     check_same_run,
     check_same_samples,
 )
-from fastdeit.loop import evaluate_run, train
-from fastdeit.outcome import is_finished, say_finished
-from fastdeit.plan.plan import Plan
-from fastdeit.preflight import check_config
-from fastdeit.recovery import take_up
-from fastdeit.run_folder import FolderError, open_folder, write_outcome
+from fastdeit.run.loop import evaluate_run, train
+from fastdeit.run.preflight import check_config
+from fastdeit.run.results import is_finished, say_finished
+from fastdeit.run.resume import take_up
+from fastdeit.run.state import Run
 from fastdeit.run_lock import RunLock
-from fastdeit.run_state import Run
 from fastdeit.supervision import STOP_FILE, StopAgreed, Supervisor
 from fastdeit.teacher_cache.check import open_cache
 from fastdeit.teacher_cache.format import CacheError
 from fastdeit.teacher_cache.reader import Replay
 from fastdeit.training.build import build_deepspeed_config, build_trainer, precision
+from fastdeit.training.trainer import Trainer
 
 
 def train_command(argv: Sequence[str], prog: str) -> int:

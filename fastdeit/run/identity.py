@@ -12,6 +12,7 @@ from typing import Any
 
 from nvidia import dali
 
+import fastdeit
 from fastdeit.config.file import read_config_file
 from fastdeit.config.schema import Config, LimitConfig
 from fastdeit.data.index import Index
@@ -136,7 +137,7 @@ def _identity(config: Config) -> dict[str, Any]:
 @functools.cache
 def code_digest() -> str:
     """Of every Python file of this package, by name and content."""
-    root = Path(__file__).parent
+    root = Path(fastdeit.__file__).parent
     digest = hashlib.sha256()
     for path in sorted({*root.rglob("*.py"), *(root / "kernels").glob("*.py")}):
         digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())

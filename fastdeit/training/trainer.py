@@ -20,12 +20,12 @@ from torch import nn
 from fastdeit.data.batch import Batch
 from fastdeit.distributed.world import import_deepspeed
 from fastdeit.kernels.mix import mix, mix_patches
-from fastdeit.losses import DistillationLoss
 from fastdeit.models.teacher import Teacher
-from fastdeit.optim import Ema
 from fastdeit.plan.digest import add_digests, show_digest
 from fastdeit.training.flat import LossModule
-from fastdeit.zero import open_partitions
+from fastdeit.training.losses import DistillationLoss
+from fastdeit.training.optim import Ema
+from fastdeit.training.zero import open_partitions
 
 LOSSES = ("loss", "base", "distill")
 STATISTICS = (*LOSSES, "grad_norm")

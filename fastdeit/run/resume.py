@@ -6,10 +6,10 @@ from fastdeit.checkpoint.select import Found
 from fastdeit.checkpoint.store import set_aside
 from fastdeit.distributed.collectives import on_rank0
 from fastdeit.health import HealthError
-from fastdeit.identity import code_digest, versions
-from fastdeit.metrics import Meter, MetricLog
 from fastdeit.rollback import bundle_of, write_bundle
-from fastdeit.run_state import Run
+from fastdeit.run.identity import code_digest, versions
+from fastdeit.run.metrics import Meter, MetricLog
+from fastdeit.run.state import Run
 
 
 def take_up(run: Run, found: Found) -> None:

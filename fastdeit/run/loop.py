@@ -11,13 +11,13 @@ from timm.utils import distribute_bn
 from fastdeit.checksum import compare_weights
 from fastdeit.data.batch import Batch
 from fastdeit.data.eval_loader import EvalBatch
-from fastdeit.evaluate import evaluate, student_heads
 from fastdeit.health import HealthError, summarise
 from fastdeit.plan.digest import show_digest
-from fastdeit.recovery import go_back, read_meter
-from fastdeit.run_state import Run
+from fastdeit.run.resume import go_back, read_meter
+from fastdeit.run.state import Run
 from fastdeit.supervision import StopAgreed
 from fastdeit.teacher_cache.check import count_missed
+from fastdeit.training.evaluation import evaluate, student_heads
 
 
 def train(run: Run) -> None:

@@ -12,13 +12,13 @@ from fastdeit.data.loader import TrainLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.display.console import RunConsole
 from fastdeit.distributed.world import World
-from fastdeit.engine import Trainer
 from fastdeit.health import Health
-from fastdeit.identity import fingerprints, versions
-from fastdeit.metrics import Meter, MetricLog
 from fastdeit.plan.plan import Plan
+from fastdeit.run.identity import fingerprints, versions
+from fastdeit.run.metrics import Meter, MetricLog
 from fastdeit.supervision import Supervisor
 from fastdeit.teacher_cache.reader import Replay
+from fastdeit.training.trainer import Trainer
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""One run, from its `Config` to summary.json."""
