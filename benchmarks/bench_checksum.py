@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import harness
 from benchmarks.bench_ema import make_student
-from fastdeit.checksum import checksum
+from fastdeit.reliability.replica_check import checksum
 
 DTYPES = {"cuda": torch.bfloat16, "cpu": torch.float32}
 

@@ -9,7 +9,7 @@ if os.path.abspath(sys.path[0] or ".") == os.path.dirname(os.path.abspath(__file
         os.path.dirname(os.path.abspath(__file__))
     )
 
-import fastdeit.ancestry  # noqa: F401, I001  # before what imports slowly: it notes who the launcher is
+import fastdeit.reliability.launcher  # noqa: F401, I001  # before what imports slowly: it notes who the launcher is
 from fastdeit.distributed.exits import leave
 from fastdeit.run.build import train_command
 

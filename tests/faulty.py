@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path[0] = str(ROOT)
 
-import fastdeit.ancestry  # noqa: F401, I001  # first, as train.py has it
+import fastdeit.reliability.launcher  # noqa: F401, I001  # first, as train.py has it
 import torch
 
 from fastdeit import build

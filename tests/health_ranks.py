@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fastdeit.checksum import compare_weights
 from fastdeit.distributed.collectives import meet
 from fastdeit.distributed.exits import leave
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.health import Health
+from fastdeit.reliability.health import Health
+from fastdeit.reliability.replica_check import compare_weights
 from fastdeit.training.losses import DistillationLoss
 from fastdeit.training.trainer import Trainer
 from tests.parity import BATCH, STEPS_PER_EPOCH, configure, make_batch, make_trainer, part

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from fastdeit.checkpoint.store import list_checkpoints, load_checkpoint
-from fastdeit.checksum import checksum, describe_difference
 from fastdeit.data.batch import Batch
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.health import BAD_STEPS, SPIKES, Health, Journal
 from fastdeit.kernels.mix import mix_reference
+from fastdeit.reliability.health import BAD_STEPS, SPIKES, Health, Journal
+from fastdeit.reliability.replica_check import checksum, describe_difference
 from fastdeit.run.build import train_command
 from fastdeit.run.metrics import read_metrics
 from fastdeit.storage.atomic import GrowingFile
@@ -439,7 +439,7 @@ def test_when_that_does_not_help_it_stops_and_leaves_what_shows_why(
             assert "--step 15" in said and said.count("fastdeit: error") == 1
             failure = json.loads((folder / "failure-rank0.json").read_text())
             assert failure["step"] == 19 and failure["error"].startswith(
-                "fastdeit.health.HealthError: steps 15 to 18"
+                "fastdeit.reliability.health.HealthError: steps 15 to 18"
             )
     assert [entry["passed_over"] for entry in read_metrics(folder / "rollbacks.jsonl")] == [
         [6, 11],

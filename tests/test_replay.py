@@ -25,9 +25,9 @@ from fastdeit.data.quarantine import read_entries
 from fastdeit.distributed.world import init_distributed
 from fastdeit.plan.digest import show_digest
 from fastdeit.plan.sampling import OPS
+from fastdeit.reliability.run_lock import RunLock
 from fastdeit.replay.command import replay_command
 from fastdeit.run.attempts import read_attempts
-from fastdeit.run_lock import RunLock
 from fastdeit.training.trainer import Trainer
 from tests.elastic import EPOCHS, FLAGS, assert_same_run, steps_of
 from tests.launching import ROOT, Launch, free_port

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from fastdeit import run_lock
-from fastdeit.run_lock import RunLock
+from fastdeit.reliability import run_lock
+from fastdeit.reliability.run_lock import RunLock
 
 ROOT = Path(__file__).parent.parent
 HOLD = """
 import sys
 from pathlib import Path
-from fastdeit.run_lock import RunLock
+from fastdeit.reliability.run_lock import RunLock
 RunLock(Path(sys.argv[1])).acquire()
 print("held", flush=True)
 sys.stdin.read()

@@ -34,11 +34,11 @@ from fastdeit.data.index import build_index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.data.quarantine import Quarantine, read_entries
-from fastdeit.failure import take_failures
 from fastdeit.models.student import build_student
 from fastdeit.models.teacher import Teacher, load_teacher
 from fastdeit.models.weights import read_weights
 from fastdeit.plan.plan import Plan, PlanSpec
+from fastdeit.reliability.failures import take_failures
 from fastdeit.run.identity import check_same_run
 from fastdeit.teacher_cache.check import bad_images
 from fastdeit.teacher_cache.format import CacheError, encode

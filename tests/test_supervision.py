@@ -15,19 +15,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastdeit import ancestry, supervision
 from fastdeit.checkpoint.store import list_checkpoints
 from fastdeit.config.parse import parse_time_limit
 from fastdeit.config.schema import Config, RunConfig
 from fastdeit.data.eval_loader import EvalLoader
 from fastdeit.distributed.collectives import Ballot, on_every_rank, on_rank0
 from fastdeit.distributed.world import init_distributed
-from fastdeit.failure import take_failures, tell, write_failure
+from fastdeit.reliability import launcher as ancestry
+from fastdeit.reliability import supervisor as supervision
+from fastdeit.reliability.failures import take_failures, tell, write_failure
+from fastdeit.reliability.supervisor import REASONS, StopRequests
 from fastdeit.run import identity
 from fastdeit.run.build import train_command
 from fastdeit.run.identity import check_same_everywhere, code_digest
 from fastdeit.run.metrics import read_metrics
-from fastdeit.supervision import REASONS, StopRequests
 from fastdeit.training.trainer import Trainer
 from tests.images import write_shapes
 from tests.launching import FLAGS
@@ -327,7 +328,7 @@ def test_a_launcher_that_is_gone_is_a_request_and_after_a_while_an_abort() -> No
 
 def test_ancestors_are_missed_when_they_die(tmp_path: Path) -> None:
     """A chain runner, launch.py, rank: the rank tells who is gone; a person's shell above it does not count."""
-    rank = "import time; from fastdeit.ancestry import LAUNCHER; print(LAUNCHER.gone(), flush=True)"
+    rank = "import time; from fastdeit.reliability.launcher import LAUNCHER; print(LAUNCHER.gone(), flush=True)"
     rank += "; time.sleep(1.5); print(LAUNCHER.gone())"
     script = tmp_path / "deepspeed_runner.py"
     script.write_text("import subprocess, sys; subprocess.run(sys.argv[1:])")

@@ -6,7 +6,7 @@ import threading
 import time
 from pathlib import Path
 
-from fastdeit.watchdog import Watchdog
+from fastdeit.reliability.watchdog import Watchdog
 
 ROOT = Path(__file__).parent.parent
 LIMITS = {"startup": 1.0, "data": 0.2, "step": 0.2}
@@ -72,7 +72,7 @@ def test_a_beat_costs_next_to_nothing() -> None:
 def test_a_process_whose_lock_is_held_ends_with_its_stacks() -> None:
     code = """
 import ctypes
-from fastdeit import watchdog
+from fastdeit.reliability import watchdog
 watchdog._GRACE_S = 0.5
 def hold_the_lock():
     ctypes.PyDLL("libc.so.6").sleep(60)

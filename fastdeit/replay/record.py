@@ -16,9 +16,9 @@ from fastdeit.checkpoint.store import list_checkpoints, step_of
 from fastdeit.config.schema import Config
 from fastdeit.data.quarantine import read_entries
 from fastdeit.distributed.collectives import on_rank0
-from fastdeit.failure import HISTORY
-from fastdeit.health import BAD_STEPS, SPIKES
-from fastdeit.rollback import read_rollbacks
+from fastdeit.reliability.failures import HISTORY
+from fastdeit.reliability.health import BAD_STEPS, SPIKES
+from fastdeit.reliability.rollbacks import read_rollbacks
 from fastdeit.run.attempts import ATTEMPTS, Attempt, attempt_at, read_attempts
 from fastdeit.run.metrics import read_metrics
 

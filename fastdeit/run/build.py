@@ -18,8 +18,10 @@ from fastdeit.data.index import DataError, Index
 from fastdeit.display.console import RunConsole
 from fastdeit.distributed.collectives import each_rank, meet, on_every_rank, on_rank0
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.health import Health, HealthError
 from fastdeit.plan.plan import Plan
+from fastdeit.reliability.health import Health, HealthError
+from fastdeit.reliability.run_lock import RunLock
+from fastdeit.reliability.supervisor import STOP_FILE, StopAgreed, Supervisor
 from fastdeit.run.folder import FolderError, open_folder, write_outcome
 from fastdeit.run.identity import (
     check_same_everywhere,
@@ -32,8 +34,6 @@ from fastdeit.run.preflight import check_config
 from fastdeit.run.results import is_finished, say_finished
 from fastdeit.run.resume import take_up
 from fastdeit.run.state import Run
-from fastdeit.run_lock import RunLock
-from fastdeit.supervision import STOP_FILE, StopAgreed, Supervisor
 from fastdeit.teacher_cache.check import open_cache
 from fastdeit.teacher_cache.format import CacheError
 from fastdeit.teacher_cache.reader import Replay

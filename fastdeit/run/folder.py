@@ -12,8 +12,8 @@ from safetensors.torch import save
 from fastdeit import build
 from fastdeit.checkpoint.store import sweep
 from fastdeit.data.snapshot import keep_images
-from fastdeit.failure import take_failures, tell
 from fastdeit.kernels.mix import mix
+from fastdeit.reliability.failures import take_failures, tell
 from fastdeit.run.attempts import Attempt, add_attempt
 from fastdeit.run.metrics import read_metrics
 from fastdeit.run.results import SUMMARY, show_summary

@@ -8,14 +8,14 @@ from typing import Any
 
 from timm.utils import distribute_bn
 
-from fastdeit.checksum import compare_weights
 from fastdeit.data.batch import Batch
 from fastdeit.data.eval_loader import EvalBatch
-from fastdeit.health import HealthError, summarise
 from fastdeit.plan.digest import show_digest
+from fastdeit.reliability.health import HealthError, summarise
+from fastdeit.reliability.replica_check import compare_weights
+from fastdeit.reliability.supervisor import StopAgreed
 from fastdeit.run.resume import go_back, read_meter
 from fastdeit.run.state import Run
-from fastdeit.supervision import StopAgreed
 from fastdeit.teacher_cache.check import count_missed
 from fastdeit.training.evaluation import evaluate, student_heads
 

@@ -5,8 +5,8 @@ import time
 from fastdeit.checkpoint.select import Found
 from fastdeit.checkpoint.store import set_aside
 from fastdeit.distributed.collectives import on_rank0
-from fastdeit.health import HealthError
-from fastdeit.rollback import bundle_of, write_bundle
+from fastdeit.reliability.health import HealthError
+from fastdeit.reliability.rollbacks import bundle_of, write_bundle
 from fastdeit.run.identity import code_digest, versions
 from fastdeit.run.metrics import Meter, MetricLog
 from fastdeit.run.state import Run

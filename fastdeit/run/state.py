@@ -12,11 +12,11 @@ from fastdeit.data.loader import TrainLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.display.console import RunConsole
 from fastdeit.distributed.world import World
-from fastdeit.health import Health
 from fastdeit.plan.plan import Plan
+from fastdeit.reliability.health import Health
+from fastdeit.reliability.supervisor import Supervisor
 from fastdeit.run.identity import fingerprints, versions
 from fastdeit.run.metrics import Meter, MetricLog
-from fastdeit.supervision import Supervisor
 from fastdeit.teacher_cache.reader import Replay
 from fastdeit.training.trainer import Trainer
 

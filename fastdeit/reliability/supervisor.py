@@ -16,11 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from fastdeit.ancestry import LAUNCHER, Ancestors
 from fastdeit.distributed.collectives import Ballot
 from fastdeit.distributed.exits import leave, was_left
-from fastdeit.failure import describe, stacks, write_failure
-from fastdeit.watchdog import STARTUP, Watchdog, dump_stacks
+from fastdeit.reliability.failures import describe, stacks, write_failure
+from fastdeit.reliability.launcher import LAUNCHER, Ancestors
+from fastdeit.reliability.watchdog import STARTUP, Watchdog, dump_stacks
 
 Item = TypeVar("Item")
 
