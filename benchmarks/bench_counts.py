@@ -2,7 +2,7 @@
 
 python -m benchmarks.bench_counts [-o FILE]
 
-One process; the toy student of trainers.py has a DeiT's 12 blocks. counting.py says what is counted, tests/test_step_counts.py
+One process; the toy student of trainers.py has a DeiT's 12 blocks. counting.py says what is counted, tests/training/test_step_counts.py
 holds the figures under ceilings. `step_launches` are those of DeepSpeed's `step()` alone.
 """
 

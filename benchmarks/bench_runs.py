@@ -27,7 +27,7 @@ import torch
 
 from benchmarks import harness
 from fastdeit.run.attempts import read_attempts
-from fastdeit.run.metrics import read_metrics
+from fastdeit.storage.jsonl import read_metrics
 
 ROOT = Path(__file__).parent.parent
 END_TO_END = {"native-mixed": 2, "exact-cpu": 1, "native-hardware": 1}

@@ -26,23 +26,25 @@ from safetensors.torch import save_file
 
 from benchmarks import harness
 from benchmarks.loaders import write_images
-from fastdeit import build
-from fastdeit.cache_build import Job
+from fastdeit.commands.cache_record import Job
 from fastdeit.config.cli import parse_config
 from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
+from fastdeit.data.build import build_train_loader
 from fastdeit.data.index import Index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.mix import mix
+from fastdeit.models.build import build_model, precision
 from fastdeit.models.teacher import Teacher
+from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan, PlanSpec
 from fastdeit.teacher_cache.format import LARGEST_CHUNK, Manifest, decode, encode
 from fastdeit.teacher_cache.reader import Cache, Replay
 from fastdeit.teacher_cache.record import Windows, record
 from fastdeit.teacher_cache.writer import Recorder, create
-from fastdeit.training.build import build_trainer, precision
+from fastdeit.training.build import build_trainer
 from fastdeit.training.trainer import Trainer
 
 FLAGS = {
@@ -131,9 +133,9 @@ class Scene:
         replay: Replay | None,
         teacher: Callable[[torch.Tensor], torch.Tensor] | None,
     ) -> Way:
-        model, _ = build.build_model(self.config, len(self.index.classes))
+        model, _ = build_model(self.config, len(self.index.classes))
         rates: Any = model.drop_path_rates
-        loader = build.build_train_loader(
+        loader = build_train_loader(
             self.config, self.world, self.index, self.plan, rates, Quarantine(self.index), replay
         )
         trainer = build_trainer(
@@ -193,7 +195,7 @@ def record_scene(flags: list[str], folder: Path) -> tuple[Job, float]:
 
 def gate(scene: Scene) -> None:
     """The recorded answers to a batch are the live teacher's: all of them in fp32 on a CPU."""
-    loader = build.build_train_loader(
+    loader = build_train_loader(
         scene.config,
         scene.world,
         scene.index,
@@ -297,7 +299,7 @@ def main() -> None:
         cache = Counting(root / "cache")
         config, _ = parse_config([*flags, "--epochs", "1000"], "bench_teacher")
         scene = Scene(
-            config, world, job.index, build.build_plan(config, job.index), job.teacher, cache
+            config, world, job.index, build_plan(config, job.index.sizes), job.teacher, cache
         )
         gate(scene)
         rows = training_rows(scene, asked.rounds)

@@ -5,7 +5,7 @@
     python -m benchmarks.compare_steps record FOLDER --restore OTHER     three steps from the checkpoints of OTHER instead
     python -m benchmarks.compare_steps compare FOLDER OTHER
 
-The student, the batches and the settings are those of tests/parity.py. A folder gets steps.json: of each form the losses, and
+The student, the batches and the settings are those of tests/support/tiny_student.py. A folder gets steps.json: of each form the losses, and
 a SHA-256 of weights, moments and average after thirty steps and after three more. Compare on one machine: another processor
 may round otherwise. Exit code 1 if a form differs.
 """
@@ -30,7 +30,7 @@ from fastdeit.distributed.collectives import meet
 from fastdeit.distributed.exits import leave
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.training.trainer import Trainer
-from tests.parity import BATCH, configure, make_trainer, run_steps
+from tests.support.tiny_student import BATCH, configure, make_trainer, run_steps
 
 STEPS, MORE = 30, 3
 PRECISIONS = (("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 2), ("bf16", 3))

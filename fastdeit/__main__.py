@@ -6,35 +6,35 @@ from collections.abc import Callable, Sequence
 
 def train(argv: Sequence[str]) -> int:
     """train a model on one process (many: deepspeed fastdeit/train.py)"""
-    from fastdeit.run.build import train_command
+    from fastdeit.commands.train import train_command
 
     return train_command(argv, prog="fastdeit train")
 
 
 def index(argv: Sequence[str]) -> int:
     """look at every image of a data set, and keep the table"""
-    from fastdeit.data.report import index_command
+    from fastdeit.commands.index import index_command
 
     return index_command(argv)
 
 
 def cache(argv: Sequence[str]) -> int:
     """record the teacher's answers, join recordings, look into them"""
-    from fastdeit.cache_command import cache_command
+    from fastdeit.commands.cache import cache_command
 
     return cache_command(argv)
 
 
 def preview(argv: Sequence[str]) -> int:
     """what the model will see of chosen samples, as a picture"""
-    from fastdeit.preview import preview_command
+    from fastdeit.commands.preview import preview_command
 
     return preview_command(argv)
 
 
 def replay(argv: Sequence[str]) -> int:
     """take one step of a run again, and show all that went into it"""
-    from fastdeit.replay.command import replay_command
+    from fastdeit.commands.replay import replay_command
 
     return replay_command(argv)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from tests.places import Distances
+    from tests.support.places import Distances
 
 if not torch.cuda.is_available():
     os.environ.setdefault(
@@ -41,9 +41,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(params=("cpu", "as_gpu", pytest.param("gpu", marks=pytest.mark.gpu)))
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where a DALI graph runs: tests/places.py tells what the three are."""
+    """Where a DALI graph runs: tests/support/places.py tells what the three are."""
     if request.param == "as_gpu":
-        from tests.places import act_as_gpu
+        from tests.support.places import act_as_gpu
 
         act_as_gpu(monkeypatch)
     return str(request.param)
@@ -51,7 +51,7 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 @pytest.fixture
 def distances(request: pytest.FixtureRequest, place: str) -> "Distances":
-    from tests.places import Distances
+    from tests.support.places import Distances
 
     return Distances(request.config.getoption("--distances"), place, request.node.name)
 
@@ -60,7 +60,7 @@ def distances(request: pytest.FixtureRequest, place: str) -> "Distances":
 def none_lives_on(tmp_path: Path) -> Iterator[None]:
     """No process of a launched run, not even after a test that fails."""
     yield
-    from tests.launching import processes_of
+    from tests.support.launching import processes_of
 
     for process in processes_of(tmp_path):
         process.kill()

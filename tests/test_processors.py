@@ -1,7 +1,7 @@
 """Equality to the bit must not depend on the processor: the tests once more, in processes that are told of another one.
 
 ATen, oneDNN, MKL, NumPy, OpenBLAS, numba's LLVM, libjpeg-turbo and glibc choose their code by the processor, and take orders by
-environment variables. What no older code shows, tests/imagined_processor.py does. The short form runs tests of a few modules,
+environment variables. What no older code shows, tests/support/imagined_processor.py does. The short form runs tests of a few modules,
 the full-length one all files that compare bits.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.launching import FOREIGN, ROOT
+from tests.support.launching import FOREIGN, ROOT
 
 AVX2 = {"avx2", "fma"}
 _SIMD = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])  # type: ignore[index,call-overload]
@@ -51,18 +51,18 @@ SETTINGS = {
 SHORT = {
     "oldest": (
         *(
-            "tests/test_teacher.py",
-            "tests/test_losses.py",
-            "tests/test_plan.py",
-            "tests/test_pil.py",
+            "tests/models/test_teacher.py",
+            "tests/training/test_losses.py",
+            "tests/plan/test_plan.py",
+            "tests/data/augment/test_sample.py",
         ),
-        "tests/test_digest.py::test_the_digest_is_that_of_other_machines",
+        "tests/plan/test_digest.py::test_the_digest_is_that_of_other_machines",
     ),
     "imagined": (
-        "tests/test_teacher.py",
-        "tests/test_student.py",
-        "tests/test_losses.py",
-        "tests/test_engine.py",
+        "tests/models/test_teacher.py",
+        "tests/models/test_student.py",
+        "tests/training/test_losses.py",
+        "tests/training/test_trainer.py",
     ),
 }
 COMPARISON = re.compile(
@@ -76,7 +76,7 @@ def run_tests(setting: str, tests: list[str]) -> None:
         pytest.skip("instructions of x86-64")
     if setting == "avx2" and not set(Path("/proc/cpuinfo").read_text().split()) >= AVX2:
         pytest.skip("this processor has no AVX2")
-    plugin = ["-p", "tests.imagined_processor"] if setting == "imagined" else []
+    plugin = ["-p", "tests.support.imagined_processor"] if setting == "imagined" else []
     kept = {
         name: value
         for name, value in os.environ.items()

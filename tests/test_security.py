@@ -44,11 +44,11 @@ from fastdeit.teacher_cache.check import bad_images
 from fastdeit.teacher_cache.format import CacheError, encode
 from fastdeit.teacher_cache.reader import Cache
 from fastdeit.teacher_cache.writer import Recorder
-from tests.images import write_shapes
-from tests.test_cache import build as build_cache
-from tests.test_cache import images, logits_of, manifest
-from tests.test_check import JPEG, RGB, chunk, encoded
-from tests.test_weights import Touch, at_most_mib
+from tests.data.formats.test_check import JPEG, RGB, chunk, encoded
+from tests.models.test_weights import Touch, at_most_mib
+from tests.support.images import write_shapes
+from tests.teacher_cache.test_reader import build as build_cache
+from tests.teacher_cache.test_reader import images, logits_of, manifest
 
 DEEP = "[" * 100_000
 SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -1,12 +1,8 @@
 """From a command line to a `Config`: defaults < recipe < config file < flags. The flags are made from the dataclasses."""
 
 import argparse
-import contextlib
-import os
 import pathlib
-import socket
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import tyro
 
@@ -55,34 +51,6 @@ def parse_config(argv: Sequence[str], prog: str) -> tuple[Config, str]:
     if not config.run.output_dir:
         config = config.replace(run={"output_dir": f"runs/{known.recipe}"})
     return config, known.recipe
-
-
-@contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Ends the process with code 2 and one line on stderr for a ValueError or a missing file inside.
-
-    What all ranks find, rank 0 says; what one of the others finds alone, that one says, and ends at once: the launcher then
-    ends the others.
-    """
-    try:
-        yield
-    except (ValueError, FileNotFoundError) as error:
-        if os.environ.get("WORLD_SIZE", "1") == "1":
-            print(f"fastdeit: error: {error}", file=sys.stderr)
-        else:
-            _say_among_ranks(error)
-        sys.exit(2)
-
-
-def _say_among_ranks(error: Exception) -> None:
-    from fastdeit.distributed.exits import is_told_by_rank0, leave_others  # torch imports slowly
-
-    rank = int(os.environ["RANK"])
-    if not is_told_by_rank0():
-        where = f" on rank {rank} ({socket.gethostname()})" if rank else ""
-        print(f"fastdeit: error{where}: {error}", file=sys.stderr)
-        if rank:
-            leave_others(2)
 
 
 def _base_parser() -> argparse.ArgumentParser:

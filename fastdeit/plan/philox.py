@@ -2,7 +2,7 @@
 
 Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), vectorised over the counters. The
 key is (seed, epoch); the counter is (ordinal low, ordinal high, block, purpose). Nothing is ever "consumed": any draw is
-computed without the others. The integers are exact on every machine; tests/test_draws.py holds the published test vectors.
+computed without the others. The integers are exact on every machine; tests/plan/test_sampling.py holds the published test vectors.
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 Everything random on the data side is a pure function of (seed, epoch, ordinal), the ordinal being the sample's place in the
 epoch's global order. Rank, world size, micro-batch, workers and time never enter, so any step of any run can be computed
-alone and replayed on any number of devices. Pure NumPy; the invariants are held by tests/test_plan.py.
+alone and replayed on any number of devices. Pure NumPy; the invariants are held by tests/plan/test_plan.py.
 
 Order. Units of two samples: ordinal = 2 * unit + side, unit = p * repeats + view. With P = N // 2 pairs in the epoch's
 permutation, side 0 is image perm[2p] and side 1 is perm[2 * ((p + view) mod P) + 1]: the copies of an image are neighbours,
@@ -10,7 +10,7 @@ each has another partner, and no image is mixed with itself. Step t of global ba
 rank r of W takes those congruent to r modulo W.
 
 Exclusion. Images that could not be read are never drawn again (`Plan.exclude`): whoever would have drawn one takes the next
-good image of its own side in the permutation, so the sides stay disjoint and all other samples keep their sampling. What a
+good image of its own side in the permutation, so the sides stay disjoint and all other samples keep their draws. What a
 sample then is follows from (seed, epoch, ordinal, the excluded images).
 
 sampling.py has the laws and their sources; repeated augmentation is arXiv 1902.05509.

@@ -2,7 +2,7 @@
 
 Every function is a pure map from the words of an epoch's samples to what happens to them, vectorised over the samples. The
 words come from `Words`, a Philox stream that is fixed but for (ordinals, streams); a stream is a (purpose, block), and a
-purpose has words of its own. tests/test_statistics.py holds every law against draws of timm's and torchvision's own classes.
+purpose has words of its own. tests/plan/test_statistics.py holds every law against draws of timm's and torchvision's own classes.
 
 Sources: RandAugment (arXiv 1909.13719) in the form of timm 1.0.31 data/auto_augment.py; 3-Augment and the simple random
 crop, DeiT III (arXiv 2204.07118) in the form of deit's augment.py; colour jitter, torchvision 0.26 transforms.ColorJitter;

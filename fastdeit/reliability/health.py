@@ -18,8 +18,8 @@ import torch.distributed as dist
 from fastdeit.distributed.collectives import on_rank0
 from fastdeit.plan.digest import add_digests, show_digest
 from fastdeit.reliability.rollbacks import Rollbacks
-from fastdeit.run.metrics import read_metrics
-from fastdeit.storage.atomic import GrowingFile, write_whole
+from fastdeit.storage.atomic import write_whole
+from fastdeit.storage.jsonl import GrowingFile, read_metrics
 from fastdeit.training.trainer import STATISTICS, MicroStep
 
 BAD_STEPS = "bad-steps.jsonl"

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdeit.build import IMAGES
 from fastdeit.checkpoint.files import Tensors
 from fastdeit.checkpoint.select import Found, find_checkpoint
 from fastdeit.checkpoint.store import list_checkpoints, step_of
 from fastdeit.config.schema import Config
+from fastdeit.data.build import IMAGES
 from fastdeit.data.quarantine import read_entries
 from fastdeit.distributed.collectives import on_rank0
 from fastdeit.reliability.failures import HISTORY
 from fastdeit.reliability.health import BAD_STEPS, SPIKES
 from fastdeit.reliability.rollbacks import read_rollbacks
 from fastdeit.run.attempts import ATTEMPTS, Attempt, attempt_at, read_attempts
-from fastdeit.run.metrics import read_metrics
+from fastdeit.storage.jsonl import read_metrics
 
 Line = dict[str, Any]
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from fastdeit import build
 from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
+from fastdeit.data.build import build_train_loader
 from fastdeit.data.index import Index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.distributed.world import World
+from fastdeit.plan.build import build_plan
 from fastdeit.plan.digest import add_digests, sample_digests
 from fastdeit.plan.plan import Draws, Plan
 from fastdeit.replay.record import Record
@@ -77,7 +78,7 @@ class Samples:
     def _open(self, left_out: frozenset[int]) -> TrainLoader:
         _, replay, _, rates, _ = self._training
         known = _LeftOut(self.index, left_out)
-        return build.build_train_loader(
+        return build_train_loader(
             self.config,
             self._world,
             self.index,
@@ -108,7 +109,7 @@ class Samples:
         """The plan as it stood in a step; the loader's own has left out what it had when it last planned ahead."""
         left_out = self._record.left_out(step)
         if left_out not in self._plans:
-            self._plans[left_out] = build.build_plan(self.config, self.index)
+            self._plans[left_out] = build_plan(self.config, self.index.sizes)
             self._plans[left_out].exclude(sorted(left_out))
         return self._plans[left_out]
 

@@ -82,9 +82,9 @@ class SampleLosses:
             else tuple(head[twice] for head in outputs)
         )
         shares = torch.stack((lam[row], 1 - lam[row]))
-        parts = self.criterion(
-            logits, labels[[row, row ^ 1]], shares, None if answer is None else answer[twice]
-        )  # type: ignore[arg-type]
+        twice_answered = None if answer is None else answer[twice]
+        pair = labels[[row, row ^ 1]]
+        parts = self.criterion(logits, pair, shares, twice_answered)  # type: ignore[arg-type]
         return torch.stack([part.float() for part in parts])
 
 

@@ -9,18 +9,19 @@ import torch.distributed as dist
 import yaml
 from safetensors.torch import save
 
-from fastdeit import build
 from fastdeit.checkpoint.store import sweep
+from fastdeit.data.build import IMAGES, build_train_loader
 from fastdeit.data.snapshot import keep_images
 from fastdeit.kernels.mix import mix
+from fastdeit.models.build import precision, weight_metadata
 from fastdeit.reliability.failures import take_failures, tell
 from fastdeit.run.attempts import Attempt, add_attempt
-from fastdeit.run.metrics import read_metrics
 from fastdeit.run.results import SUMMARY, show_summary
 from fastdeit.run.resume import open_records
 from fastdeit.run.state import Run
 from fastdeit.storage.atomic import whole_file, write_whole
-from fastdeit.training.build import build_deepspeed_config, precision
+from fastdeit.storage.jsonl import read_metrics
+from fastdeit.training.build import build_deepspeed_config
 
 Weights = dict[str, torch.Tensor]
 
@@ -62,8 +63,8 @@ def _write_folder(run: Run) -> None:
     write_whole(run.folder / "config.yaml", text)
     settings = build_deepspeed_config(run.config, run.world)
     write_whole(run.folder / "deepspeed.json", json.dumps(settings, indent=1))
-    if not (run.folder / build.IMAGES).is_file():
-        keep_images(run.train_index, run.folder / build.IMAGES)
+    if not (run.folder / IMAGES).is_file():
+        keep_images(run.train_index, run.folder / IMAGES)
     add_attempt(run.folder, _attempt(run))
     open_records(run, run.trainer.step)
 
@@ -93,7 +94,7 @@ def write_outcome(run: Run, results: dict[str, float]) -> None:
 def _write_results(
     run: Run, results: dict[str, float], weights: Weights, average: Weights | None
 ) -> None:
-    about = build.weight_metadata(run.config, run.train_index, run.trainer.model)
+    about = weight_metadata(run.config, run.train_index.classes, run.trainer.model)
     for name, tensors in {"student": weights, "student_ema": average}.items():
         if tensors is not None:
             with whole_file(run.folder / f"{name}.safetensors") as file:
@@ -113,7 +114,7 @@ def _save_report(run: Run) -> None:
     few = run.config.replace(
         optim={"batch_size": min(16, len(run.train_index) // 2 * 2), "micro_batch": 0}
     )
-    loader = build.build_train_loader(few, alone, run.train_index, run.plan, (), run.quarantine)
+    loader = build_train_loader(few, alone, run.train_index, run.plan, (), run.quarantine)
     batch = next(loader.epoch(0))
     loader.close()
     images = mix(batch.images, batch.lam, batch.box)

@@ -9,37 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from fastdeit.storage.atomic import GrowingFile, write_whole
-
-
-class Meter:
-    """Statistics of each step as means over ranks, kept on the device until they are read."""
-
-    def __init__(self) -> None:
-        self._steps: list[int] = []
-        self._values: list[torch.Tensor] = []
-
-    def add(self, step: int, values: torch.Tensor) -> None:
-        """values: fp32 (K,), detached; does not wait for the device. All ranks add the same steps."""
-        self._steps.append(step)
-        self._values.append(values.clone())
-
-    def read(self) -> list[tuple[int, list[float]]]:
-        """The steps since the last call, each with its K means over all ranks.
-
-        A collective that waits for the device; neither if there are none.
-        """
-        if not self._values:
-            return []
-        means = torch.stack(self._values) / dist.get_world_size()
-        steps, self._steps, self._values = self._steps, [], []
-        dist.all_reduce(means)
-        return list(zip(steps, means.tolist(), strict=True))
+from fastdeit.storage.atomic import write_whole
+from fastdeit.storage.jsonl import GrowingFile, read_metrics
 
 
 class MetricLog:
@@ -92,14 +66,3 @@ def _record(**fields: Any) -> bytes:
     buffer = io.BytesIO()
     RecordWriter(buffer).write(event_pb2.Event(wall_time=time.time(), **fields).SerializeToString())
     return buffer.getvalue()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
-    lines = []
-    for text in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines

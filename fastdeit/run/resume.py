@@ -8,8 +8,9 @@ from fastdeit.distributed.collectives import on_rank0
 from fastdeit.reliability.health import HealthError
 from fastdeit.reliability.rollbacks import bundle_of, write_bundle
 from fastdeit.run.identity import code_digest, versions
-from fastdeit.run.metrics import Meter, MetricLog
+from fastdeit.run.metrics import MetricLog
 from fastdeit.run.state import Run
+from fastdeit.training.meter import Meter
 
 
 def take_up(run: Run, found: Found) -> None:

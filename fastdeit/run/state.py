@@ -16,8 +16,9 @@ from fastdeit.plan.plan import Plan
 from fastdeit.reliability.health import Health
 from fastdeit.reliability.supervisor import Supervisor
 from fastdeit.run.identity import fingerprints, versions
-from fastdeit.run.metrics import Meter, MetricLog
+from fastdeit.run.metrics import MetricLog
 from fastdeit.teacher_cache.reader import Replay
+from fastdeit.training.meter import Meter
 from fastdeit.training.trainer import Trainer
 
 

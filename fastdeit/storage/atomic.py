@@ -3,13 +3,9 @@
 import contextlib
 import os
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
-
-HELD = 10_000
-"""Records that wait in memory while the disk refuses."""
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -51,60 +47,3 @@ def read_small(path: Path, limit: int) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is no text: {error}") from None
-
-
-class GrowingFile:
-    """A file that records are appended to, each whole or not at all.
-
-    What the disk refuses waits in memory, the newest `HELD` records, and is written with the next that it takes. tell: hears
-    when that begins and ends, and of what was lost. Raises OSError if the file cannot be made.
-    """
-
-    def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
-        self._path, self._tell = path, tell
-        self._file = path.open("ab", buffering=0)
-        self._waiting: deque[bytes] = deque()
-        self._torn: int | None = None
-        """Where a record begins of which only a part was taken."""
-        self._lost, self._refused = 0, False
-
-    def append(self, record: bytes) -> None:
-        self._waiting.append(record)
-        if len(self._waiting) > HELD:
-            self._waiting.popleft()
-            self._lost += 1
-        try:
-            self._write()
-        except OSError as error:
-            if not self._refused:
-                self._tell(
-                    f"{self._path} is not written: {error}; the run goes on, the newest {HELD:,} records wait in memory"
-                )
-            self._refused = True
-            return
-        if self._refused:
-            self._tell(f"{self._path} is written again{self._told_lost()}")
-        self._lost, self._refused = 0, False
-
-    def _write(self) -> None:
-        while self._waiting:
-            if self._torn is not None:
-                self._file.truncate(self._torn)
-            self._torn, rest = self._file.seek(0, os.SEEK_END), memoryview(self._waiting[0])
-            while rest:
-                rest = rest[self._file.write(rest) :]
-            self._torn = None
-            self._waiting.popleft()
-
-    def _told_lost(self) -> str:
-        return f"; {self._lost} of its records are lost" if self._lost else ""
-
-    def close(self) -> None:
-        """Tries once more to write what waits."""
-        with contextlib.suppress(OSError):
-            self._write()
-        if self._waiting:
-            self._lost += len(self._waiting)
-            self._tell(f"{self._path} ends early{self._told_lost()}")
-        with contextlib.suppress(OSError):
-            self._file.close()

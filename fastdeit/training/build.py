@@ -3,27 +3,20 @@
 import copy
 from typing import Any
 
-import torch
 from torch import nn
 
 from fastdeit.config.schema import Config
-from fastdeit.deepspeed_file import add_file
 from fastdeit.distributed.world import World
 from fastdeit.kernels.backend import set_backend
+from fastdeit.models.build import precision
 from fastdeit.models.teacher import Teacher
 from fastdeit.teacher_cache.reader import Replay
 from fastdeit.training.deepspeed import deepspeed_config
+from fastdeit.training.deepspeed_file import add_file
 from fastdeit.training.flat import FlatLossModule, LossModule
 from fastdeit.training.losses import DistillationLoss
 from fastdeit.training.optim import build_adamw, build_schedule, parameter_groups
 from fastdeit.training.trainer import Trainer, build_engine
-
-
-def precision(config: Config, world: World) -> tuple[str, torch.dtype]:
-    """`bf16` or `fp32`, and the dtype that activations have."""
-    name = config.run.precision
-    name = ("bf16" if world.device.type == "cuda" else "fp32") if name == "auto" else name
-    return name, torch.bfloat16 if name == "bf16" else torch.float32
 
 
 def build_deepspeed_config(config: Config, world: World) -> dict[str, Any]:

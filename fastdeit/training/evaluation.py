@@ -14,9 +14,10 @@ def student_heads(module: nn.Module) -> Heads:
     """Images (B, 3, H, W) to logits (B, K) by head: `cls`, `dist` and their mean `both`; only `both` if there is one head."""
 
     def heads(images: torch.Tensor) -> dict[str, torch.Tensor]:
-        outputs = (
-            module.forward_heads(images) if hasattr(module, "forward_heads") else (module(images),)
-        )  # type: ignore[operator]
+        if hasattr(module, "forward_heads"):
+            outputs = module.forward_heads(images)  # type: ignore[operator]
+        else:
+            outputs = (module(images),)
         if len(outputs) == 1:
             return {"both": outputs[0].float()}
         cls, distillation = (logits.float() for logits in outputs)

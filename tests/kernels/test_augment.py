@@ -17,11 +17,11 @@ from fastdeit.kernels import augment_blur, augment_ops, augment_tables
 from fastdeit.kernels.augment import augment, augment_reference, augment_triton, pack_args
 from fastdeit.plan.plan import Plan, PlanSpec
 from fastdeit.plan.sampling import OPS
-from tests.images import write_shapes
 from tests.kernels import interpreter
 from tests.kernels.interpreter import DEVICE, INTERPRETED
 from tests.kernels.properties import given, settings, st
-from tests.timm_ops import FILL, arguments_of, picture, timm_op
+from tests.support.images import write_shapes
+from tests.support.timm_ops import FILL, arguments_of, picture, timm_op
 
 SHAPES = [(37, 53), (1, 1), (3, 3), (2, 9), (9, 2)]
 ROUND = (0.0, 0.5, -1.0, 2.5, 45.0, 90.0, -90.0, 180.0, 360.0, 1e-9)

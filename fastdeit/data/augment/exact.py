@@ -1,6 +1,6 @@
 """Resize, flip, operations, normalisation and erasing as one compiled operator of the DALI graph, on the CPU.
 
-Bit-equal to timm 1.0.31 on Pillow 12.3 and torchvision 0.26 with the same parameters; tests/test_augment_exact.py holds
+Bit-equal to timm 1.0.31 on Pillow 12.3 and torchvision 0.26 with the same parameters; tests/data/augment/test_exact.py holds
 that from files on. What happens to a sample comes in one row of integers and one of doubles, laid out in sample.py. The
 compiled code is kept on disk by numba: some 20 s once per machine, half a second after.
 """

@@ -4,7 +4,7 @@ An image is uint8 (H, W, 3); what an operation needs comes with the sample in on
 graph holds no random operator. Backend `native`: DALI's own operators. Against timm 1.0.31 (data/auto_augment.py) on Pillow
 12, in levels of 255: five operations are exact, and six exact or off by one in fewer than 1 value of 500; Equalize (OpenCV's
 formula) is off by 2 to 4 on average; the five warps (OpenCV's cubic kernel, the fill blended in along the border) by 0.5 to
-1.3, more the smaller the image. tests/test_augment_native.py holds the bounds.
+1.3, more the smaller the image. tests/data/augment/test_native.py holds the bounds.
 """
 
 from collections.abc import Callable, Sequence

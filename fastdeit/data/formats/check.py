@@ -1,7 +1,7 @@
 """Whether an image can be trained on: read whole, decoded once, within limits, and of a kind that DALI decodes as Pillow does.
 
 One file that does not decode costs DALI the whole batch, so what is refused here is what DALI 2.4 refuses or shows otherwise
-than Pillow's `convert("RGB")`; docs/data.md has the table, tests/test_check.py holds it. This module imports little, for each
+than Pillow's `convert("RGB")`; docs/data.md has the table, tests/data/formats/test_check.py holds it. This module imports little, for each
 worker process imports it.
 """
 

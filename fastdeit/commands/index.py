@@ -1,0 +1,148 @@
+"""`fastdeit index PATH`: look at every image of a data set, keep the tables that training starts from, tell what is in them.
+
+fastdeit index PATH [--train-split train] [--val-split val] [--bad-images skip|error] [--num-workers N]
+"""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich import filesize
+from rich.console import Console
+from rich.table import Table
+
+from fastdeit.commands.errors import one_line_errors
+from fastdeit.data.formats.detect import find_split
+from fastdeit.data.formats.listing import SHOWN, DataError
+from fastdeit.data.index import left_out_of, split_table
+from fastdeit.data.table import table_facts, table_places
+
+
+def index_command(argv: Sequence[str]) -> int:
+    """`fastdeit index`: 0, or exit code 2 for a data set that cannot be used; with `--bad-images error` also for bad images."""
+    asked, console = _parser().parse_args(list(argv)), Console(highlight=False)
+    with one_line_errors():
+        root, classes, bad = Path(os.path.abspath(asked.path)), None, 0
+        for split in (asked.train_split, asked.val_split):
+            table = split_table(
+                root,
+                split,
+                find_split(root, split),
+                classes=classes,
+                workers=asked.num_workers or None,
+                again=True,
+            )
+            classes = table_facts(table)["classes"]
+            bad += _print(console, root, split, table)
+        if bad and asked.bad_images == "error":
+            raise DataError(
+                f"{root}: {bad} bad image(s), named above; --bad-images skip leaves them out"
+            )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastdeit index", description=(__doc__ or "").split("\n")[0].split(": ")[1]
+    )
+    parser.add_argument(
+        "path", help="the folder that train's --data-path will name (formats: docs/data.md)"
+    )
+    parser.add_argument(
+        "--train-split",
+        "--train_split",
+        default="train",
+        help="a name, a list, or a pattern of shards",
+    )
+    parser.add_argument("--val-split", "--val_split", default="val", help="as --train-split")
+    parser.add_argument("--bad-images", "--bad_images", choices=("skip", "error"), default="skip")
+    parser.add_argument(
+        "--num-workers",
+        "--num_workers",
+        type=int,
+        default=0,
+        help="processes that decode; 0: one a core",
+    )
+    return parser
+
+
+def _print(console: Console, root: Path, split: str, table: pa.Table) -> int:
+    """Prints a split's facts and what is left out; how many images that are."""
+    shown = Table("split", split, title=None)
+    for name, text in split_report(table).items():
+        shown.add_row(name, text)
+    console.print(shown)
+    left_out = left_out_of(table)
+    written = _write_left_out(table_places(root, split, None), left_out)
+    for line in left_out[:SHOWN]:
+        console.print(f"  left out: {line}", markup=False, soft_wrap=True)
+    if len(left_out) > SHOWN:
+        console.print(f"  and {len(left_out) - SHOWN} more", soft_wrap=True)
+    if left_out and written:
+        console.print(f"  all of them: {written}", markup=False, soft_wrap=True)
+    return len(left_out)
+
+
+def _write_left_out(places: Sequence[Path], left_out: Sequence[str]) -> Path | None:
+    """The list beside the table, in the first place that can be written; an old one goes when nothing is left out."""
+    for place in places:
+        file = place.with_name(f"{place.stem}-left-out.txt")
+        try:
+            if left_out:
+                file.write_text("".join(f"{line}\n" for line in left_out), errors="surrogateescape")
+                return file
+            file.unlink(missing_ok=True)
+        except OSError:
+            continue
+    return None
+
+
+def split_report(table: pa.Table) -> dict[str, str]:
+    """What a person wants to know of a split's table (`split_table`, all columns), as text by heading."""
+    good = table.filter(pc.is_null(table["fault"]))
+    report = {"images": f"{len(good):,}", "left out": f"{len(table) - len(good):,}"}
+    if not len(good):
+        return report
+    modes = {mode: count for mode, count in _counts(good["mode"]).items() if mode != "RGB"}
+    turned = {turn: count for turn, count in _counts(good["orientation"]).items() if turn != 1}
+    return report | {
+        "classes": _classes(good["label"].to_numpy(), len(table_facts(table)["classes"])),
+        "height x width": _sizes(good),
+        "bytes": _bytes(good["num_bytes"].to_numpy()),
+        "formats": _listed(_counts(good["format"])),
+        "not RGB": _listed(modes),
+        "EXIF-rotated (not applied)": _listed(turned, "orientation "),
+    }
+
+
+def _counts(column: pa.ChunkedArray) -> dict[Any, int]:
+    found = pc.value_counts(column).to_pylist()
+    return {
+        entry["values"]: entry["counts"]
+        for entry in sorted(found, key=lambda entry: -entry["counts"])
+    }
+
+
+def _listed(counts: Mapping[Any, int], prefix: str = "") -> str:
+    return ", ".join(f"{prefix}{name}: {count:,}" for name, count in counts.items()) or "none"
+
+
+def _classes(labels: np.ndarray, classes: int) -> str:
+    counts = np.bincount(labels, minlength=classes)
+    return f"{classes:,}, of {counts.min():,} to {counts.max():,} images"
+
+
+def _sizes(good: pa.Table) -> str:
+    heights, widths = good["height"].to_numpy(), good["width"].to_numpy()
+    order = np.argsort(heights.astype(np.int64) * widths, kind="stable")
+    places = {"smallest": order[0], "median": order[len(order) // 2], "largest": order[-1]}
+    return ", ".join(f"{name} {heights[row]} x {widths[row]}" for name, row in places.items())
+
+
+def _bytes(num_bytes: np.ndarray) -> str:
+    return f"{filesize.decimal(int(num_bytes.sum()))}, {filesize.decimal(int(num_bytes.mean()))} an image"

@@ -1,0 +1,49 @@
+"""The record of steps that two commits are compared by: what it hashes, and that a difference is found."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import compare_steps
+from benchmarks.compare_steps import compare, forms, hash_tensors
+from fastdeit.distributed.world import init_distributed
+from tests.support.tiny_student import BATCH, configure, make_trainer
+
+
+def test_forms_have_names_of_their_own_and_whole_pairs() -> None:
+    for world_size in (1, 2):
+        found = list(forms(world_size))
+        assert len({name for name, *_ in found}) == len(found) == 25
+        assert all(micro % 2 == 0 and BATCH // world_size % micro == 0 for _, micro, _ in found)
+
+
+def test_hash_sees_names_and_single_bits() -> None:
+    value = torch.zeros(3, 2, dtype=torch.bfloat16)
+    hashes = {
+        hash_tensors({"a": value}),
+        hash_tensors({"b": value}),
+        hash_tensors({"a": -value}),
+        hash_tensors({}),
+    }
+    assert len(hashes) == 4 and hash_tensors({"a": value.t().clone().t()}) in hashes
+
+
+def test_restored_form_ends_as_the_recorded_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare_steps, "STEPS", 2)
+    world, config = init_distributed(), configure(zero_stage=2)
+    for folder, restore in (("one", None), ("other", tmp_path / "one" / "form")):
+        trainer = make_trainer(config, world)
+        path = tmp_path / folder
+        path.mkdir()
+        found = compare_steps.record_form(trainer, BATCH, world, path / "form", restore)
+        (path / "steps.json").write_text(json.dumps({"form": found}))
+    assert compare(tmp_path / "one", tmp_path / "other") == 0
+    found["more"][-1] += 1e-7
+    (tmp_path / "other" / "steps.json").write_text(json.dumps({"form": found}))
+    assert compare(tmp_path / "one", tmp_path / "other") == 1
+    (tmp_path / "other" / "steps.json").write_text(json.dumps({"another": found}))
+    assert compare(tmp_path / "one", tmp_path / "other") == 1

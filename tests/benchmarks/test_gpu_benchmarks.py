@@ -1,0 +1,155 @@
+"""What the benchmarks of a GPU decide before they measure: the order, the other form of a kernel, whether a run went well."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nvidia.dali
+import pytest
+import torch
+
+from benchmarks import bench_runs, harness, summary
+from benchmarks.bench_attention import backward_as_pair
+from benchmarks.bench_step import schedule
+from fastdeit.kernels import attention_bwd, configs
+from fastdeit.kernels.attention import attention_reference, attention_triton
+from fastdeit.run.attempts import Attempt, add_attempt
+from tests.kernels.interpreter import DEVICE
+
+ROOT = Path(__file__).parents[2]
+WELL = {"exit_code": 0, "from_step": 40, "to_step": 80, "loss": 1.5}
+
+
+def gradient(monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, list[str]]:
+    """Of 198 tokens in fp16, and the ops whose launches were looked up for it."""
+    asked: list[str] = []
+
+    def noted(op: str, *args: object, **sizes: object) -> configs.Launch:
+        asked.append(op)
+        return configs.config(op, *args, **sizes)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(attention_bwd, "config", noted)
+    torch.manual_seed(0)
+    qkv, grad = (
+        torch.randn(shape, device=DEVICE).half() for shape in ((1, 198, 3, 1, 64), (1, 198, 64))
+    )
+    out, lse = attention_triton(qkv)
+    found = attention_bwd.attention_bwd_triton(qkv, out, lse, grad)
+    leaf = qkv.float().requires_grad_()
+    expected = torch.autograd.grad(attention_reference(leaf), leaf, grad.float())[0]
+    torch.testing.assert_close(found.float(), expected, atol=4e-3, rtol=4e-3)
+    return found, asked
+
+
+def test_both_forms_of_attentions_backward_can_be_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = json.dumps(configs.rows())
+    assert gradient(monkeypatch)[1] == ["attention_bwd_whole"]
+    with backward_as_pair():
+        assert gradient(monkeypatch)[1] == [
+            "attention_bwd_whole",
+            "attention_bwd_dq",
+            "attention_bwd_dkdv",
+        ]
+    assert gradient(monkeypatch)[1] == ["attention_bwd_whole"]
+    assert json.dumps(configs.rows()) == table
+
+
+def test_the_goals_own_figures_come_first() -> None:
+    order = [*schedule(torch.device("cuda"))]
+    assert order[:4] == [
+        ("small", batch, impl) for batch in (256, 1024) for impl in ("ours", "timm compiled")
+    ]
+    assert len(order) == len(set(order)) == 30
+
+
+def test_dali_names_its_version_whichever_wheel_it_came_in() -> None:
+    assert harness.installed("dali") == nvidia.dali.__version__
+    assert harness.installed("torch") == torch.__version__.partition("+")[0]
+    assert harness.installed("no-such-package") == ""
+
+
+@pytest.mark.parametrize("lacks", ["GIT_DIR", "PATH"])
+def test_a_tree_without_git_is_told_its_commit(
+    lacks: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(lacks, str(tmp_path))
+    monkeypatch.delenv("FASTDEIT_COMMIT", raising=False)
+    assert harness.commit() == "unknown"
+    monkeypatch.setenv("FASTDEIT_COMMIT", "abc1234")
+    assert harness.commit() == "abc1234"
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({}, ""),
+        ({"exit_code": 2}, "ended with 2"),
+        ({"from_step": 0}, "began at step 0, the one before stopped at 40"),
+        ({"to_step": 40}, "took no step after 40"),
+        ({"loss": math.nan}, "has a loss of nan"),
+    ],
+)
+def test_a_start_that_went_wrong_is_named(change: dict[str, float], fault: str) -> None:
+    assert bench_runs.fault_of(WELL | change, before=40) == fault
+
+
+LAUNCH = "import sys, torch; from pathlib import Path; from benchmarks.bench_runs import launch; "
+
+
+def test_an_interrupted_run_leaves_no_process(tmp_path: Path) -> None:
+    stubborn, began = tmp_path / "stubborn", tmp_path / "began"
+    stubborn.write_text(
+        f"#!/usr/bin/env bash\nsleep 300 &  # hears no SIGINT there\ntouch {began}\nwait\n"
+    )
+    stubborn.chmod(0o755)
+    code = f"{LAUNCH} sys.executable = {str(stubborn)!r}; launch('', Path(), torch.device('cpu'))"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
+    while not began.exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == -signal.SIGKILL
+    with pytest.raises(ProcessLookupError):  # a group without a member
+        for _ in range(100):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+
+
+def test_a_row_is_of_the_newest_start_alone(tmp_path: Path) -> None:
+    for step in (0, 4):
+        add_attempt(tmp_path, Attempt(step, 1, 8, 2, False, "bf16", "native", "mixed"))
+    lines = [
+        {"step": step, "loss": float(step), "images_per_s": 100.0 * step} for step in range(1, 10)
+    ]
+    lines.append({"step": 9, "model/both/top1": 50.0})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = bench_runs.outcome(tmp_path)
+    assert (found["from_step"], found["to_step"], found["loss"], found["top1"], found["batch"]) == (
+        4,
+        9,
+        9.0,
+        50.0,
+        8,
+    )
+    assert found["images_per_s"] == 800  # of the steps 7 to 9
+
+
+def test_the_table_shows_rows_without_a_peer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row: harness.Row = {
+        "date": "today",
+        "run": "digits",
+        "exit_code": "0",
+        "images_per_s": "1234.5",
+        "top1": "",
+    }
+    harness.write_rows(tmp_path / "runs.csv", [row], list(row))
+    monkeypatch.setattr("sys.argv", ["summary", str(tmp_path)])
+    summary.main()
+    assert capsys.readouterr().out.split() == ["1,234/s", "run", "digits", "exit_code", "0"]

@@ -1,0 +1,105 @@
+"""The command `fastdeit index`: what it tells, what it writes, its exit codes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastdeit.commands.index import index_command
+from fastdeit.data.index import build_index
+from tests.support.images import write_shapes
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_shapes(tmp_path / "set")
+
+
+def text_of(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_report_of_a_folder(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    Image.new("L", (300, 200)).save(root / "train/circle/01.jpg", exif=rotated)
+    Image.new("CMYK", (2, 1)).save(root / "train/circle/02.jpg")
+    (root / "train/square/01.jpg").write_bytes(b"")
+    (root / "train/square/02.jpg").write_bytes(b"[red]text[/red]")
+    assert index_command([str(root)]) == 0
+    told = text_of(capsys)
+    for part in (
+        *(
+            "images 22",
+            "left out 2",
+            "classes 3, of 6 to 8 images",
+            "smallest 1 x 2",
+            "largest 200 x 300",
+        ),
+        *(
+            "JPEG: 13, PNG: 9",
+            "not RGB",
+            "L: 1",
+            "CMYK: 1",
+            "orientation 6: 1",
+            "images 9",
+            "left out 0",
+        ),
+        *("left out: train/square/01.jpg: is empty", "begins with b'[red]tex'"),
+    ):
+        assert part in told, part
+    written = root / ".fastdeit/train-left-out.txt"
+    assert f"all of them: {written}" in told
+    assert [line.split(": ")[0] for line in written.read_text().splitlines()] == [
+        "train/square/01.jpg",
+        "train/square/02.jpg",
+    ]
+    assert len(build_index(root, "train", bad_images="skip")) == 22
+
+
+def test_old_list_goes_when_all_is_well(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = root / "train/square/01.jpg"
+    whole = bad.read_bytes()
+    bad.write_bytes(b"x")
+    index_command([str(root)])
+    assert (root / ".fastdeit/train-left-out.txt").is_file()
+    bad.write_bytes(whole)
+    index_command([str(root)])
+    assert not (root / ".fastdeit/train-left-out.txt").exists()
+
+
+def test_ten_are_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(12):
+        (root / f"val/circle/x{number:02}.jpg").write_bytes(b"x")
+    assert index_command([str(root), "--num-workers", "1"]) == 0
+    told = text_of(capsys)
+    assert told.count("left out: ") == 10 and "and 2 more" in told
+
+
+def test_bad_images_can_be_an_error(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert index_command([str(root), "--bad_images", "error"]) == 0
+    (root / "val/circle/x.jpg").write_bytes(b"x")
+    with pytest.raises(SystemExit) as caught:
+        index_command([str(root), "--bad-images", "error"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"fastdeit: error: {root}: 1 bad image(s), named above; --bad-images skip leaves them out"
+    ]
+
+
+def test_data_set_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        index_command([str(tmp_path / "nowhere")])
+    assert caught.value.code == 2
+    assert "nowhere: no such folder" in capsys.readouterr().err
+
+
+def test_other_splits(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [
+        f"train/circle/{number:02}.{'png' if number % 3 == 0 else 'jpg'}" for number in range(4)
+    ]
+    (root / "few.csv").write_text("".join(f"{name},circle\n" for name in names))
+    assert index_command([str(root), "--train-split", "few.csv", "--val-split", "few.csv"]) == 0
+    assert "classes 1, of 4 to 4 images" in text_of(capsys)
+    assert len(np.unique(build_index(root, "few.csv").names.to_pylist())) == 4

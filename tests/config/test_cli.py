@@ -1,0 +1,281 @@
+"""Defaults, precedence and errors of the configuration and the command line."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from fastdeit.config.cli import REPLACED, parse_config
+from fastdeit.config.file import config_from_dict
+from fastdeit.config.parse import parse_rand_augment
+from fastdeit.config.recipes import RECIPES
+from fastdeit.config.schema import Config
+from fastdeit.plan.build import build_plan
+from fastdeit.plan.plan import PlanSpec
+from fastdeit.training.deepspeed import deepspeed_config
+
+
+def parse(*argv: str) -> Config:
+    return parse_config(argv, "test")[0]
+
+
+def test_defaults_are_those_of_the_paper_and_the_spec() -> None:
+    config = Config()
+    assert (
+        config.optim.lr,
+        config.optim.weight_decay,
+        config.optim.epochs,
+        config.optim.batch_size,
+    ) == (5e-4, 0.05, 300, 1024)
+    assert config.optim.scaled_lr == 1e-3
+    assert (config.optim.warmup_epochs, config.optim.warmup_lr, config.optim.min_lr) == (
+        5,
+        1e-6,
+        1e-5,
+    )
+    assert (config.optim.opt_betas, config.optim.opt_eps, config.optim.clip_grad) == (
+        (0.9, 0.999),
+        1e-8,
+        None,
+    )
+    assert config.optim.model_ema_decay == 0.99996
+    assert (config.mix.mixup, config.mix.cutmix, config.mix.smoothing) == (0.8, 1.0, 0.1)
+    assert (
+        config.distill.distillation_type,
+        config.distill.distillation_alpha,
+        config.distill.distillation_tau,
+    ) == (
+        "hard",
+        0.5,
+        3,
+    )
+    assert (config.augment.reprob, config.augment.aug_repeats, config.data.eval_crop_ratio) == (
+        0.25,
+        2,
+        0.875,
+    )
+    assert not config.model.qkv_bias and config.model.drop_path == 0.1
+    paper = RECIPES["deit_paper"]()
+    assert paper.augment.aug_repeats == 3 and paper.model.qkv_bias and paper.mix.mixup_group == 256
+
+
+def test_the_configs_augmentation_is_the_plans_default() -> None:
+    spec, config = PlanSpec(), Config()
+    for name, value in config.augment.operations().items():
+        assert getattr(spec, name) == value, name
+    for section in (config.augment, config.mix):
+        for field in dataclasses.fields(section):
+            if (
+                hasattr(spec, field.name) and field.name != "color_jitter"
+            ):  # inactive while RandAugment is on
+                assert getattr(spec, field.name) == getattr(section, field.name), field.name
+
+
+def test_flags_beat_file_beats_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("optim: {epochs: 7, lr: 0.25}\naugment: {scale: [0.5, 1]}\n")
+    config = parse(
+        "--recipe",
+        "digits",
+        "--config",
+        str(file),
+        "--lr=0.5",
+        "--no-model-ema",
+        "--micro_batch",
+        "8",
+    )
+    assert config.optim.epochs == 7 and config.optim.lr == 0.5 and not config.optim.model_ema
+    assert (
+        config.optim.batch_size == RECIPES["digits"]().optim.batch_size
+        and config.optim.micro_batch == 8
+    )
+    assert config.augment.scale == (0.5, 1)
+    assert config.run.output_dir == "runs/digits"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_written_config_repeats_the_run(recipe: str, tmp_path: Path) -> None:
+    config = parse(
+        "--recipe",
+        recipe,
+        "--seed",
+        "3",
+        "--cutmix-minmax",
+        "0.2",
+        "0.5",
+        "--output-dir",
+        str(tmp_path),
+    )
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config.to_dict()))
+    assert parse("--config", str(file)) == config
+
+
+def test_the_launchers_rank_is_accepted() -> None:
+    assert parse("--local_rank=1", "--lr", "1") == parse("--lr", "1")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--recipe", "nope"], "--recipe: got 'nope', allowed are deit"),
+        (["--config", "nowhere.yaml"], "no file nowhere.yaml"),
+        (["--mixup-mode", "batch"], "--mixup-group"),
+        (["--ThreeAugment"], "use --aa 3a"),
+    ],
+)
+def test_wrong_starting_points_are_named(argv: list[str], message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message.replace("[", r"\[")):
+        parse(*argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--batch-sise", "4"], "--batch-size"),
+        (["--batch-size", "5"], "--batch-size: got 5, allowed is even numbers"),
+        (["--zero-stage", "7"], "'0', '1', '2', '3'"),
+        (
+            ["--offload-optimizer"],
+            "--zero-stage: got 1, allowed is 2 or 3 with --offload-optimizer",
+        ),
+        (["--aa", "rand-m9-inc0"], "rand-m9-mstd0.5-inc1"),
+        (["--drop-path", "1.5"], "--drop-path: got 1.5"),
+        (["--bce-loss"], "0 with --bce-loss"),
+        (["--lr", "fast"], "fast"),
+    ],
+)
+def test_wrong_flags_end_with_code_2_and_name_what_is_allowed(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse(*argv)
+    assert end.value.code == 2
+    printed = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert message in printed
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optim: {epoch: 3}", "got field 'epoch', allowed are epochs"),
+        ("speed: {}", "got section 'speed', allowed are data"),
+        ("optim: {epochs: many}", "epochs: got 'many'"),
+        ("optim: {model_ema: 1}", "model_ema: got 1"),
+        ("- 1", "allowed is a mapping"),
+        ("optim: {epochs: 0}", "--epochs: got 0"),
+        ("a: [", "not YAML"),
+        ("!!python/object/apply:os.system ['true']", "not YAML"),
+    ],
+)
+def test_wrong_config_files_are_named(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parse("--config", str(file))
+
+
+def test_partial_dicts_keep_the_rest() -> None:
+    assert config_from_dict(Config(), {"optim": {"lr": 1}}, "x").optim.lr == 1
+    assert config_from_dict(Config(), {}, "x") == Config()
+
+
+@pytest.mark.parametrize(
+    ("aa", "expected"),
+    [
+        ("rand-m9-mstd0.5-inc1", {"ra_magnitude": 9.0, "ra_std": 0.5}),
+        (
+            "rand-inc1-n3-m5-p0.7-mmax12",
+            {"ra_layers": 3, "ra_magnitude": 5.0, "ra_prob": 0.7, "ra_max": 12.0, "ra_std": 0.0},
+        ),
+        ("rand-m9-mstdinf-inc1", {"ra_magnitude": 9.0, "ra_std": float("inf")}),
+        ("rand-m9-mstd101-inc1", {"ra_std": float("inf")}),
+    ],
+)
+def test_rand_augment_strings(aa: str, expected: dict[str, float]) -> None:
+    parsed = parse_rand_augment(aa)
+    assert {name: parsed[name] for name in expected} == expected
+    PlanSpec(**parsed)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], {"ra_layers": 2, "color_jitter": 0.0, "three_augment": False, "layers": 2}),
+        (
+            ["--aa", "none"],
+            {"ra_layers": 0, "color_jitter": 0.3, "three_augment": False, "layers": 3},
+        ),
+        (
+            ["--aa", "none", "--color-jitter", "0"],
+            {"ra_layers": 0, "color_jitter": 0.0, "layers": 0},
+        ),
+        (
+            ["--aa", "3a", "--src"],
+            {"color_jitter": 0.3, "three_augment": True, "layers": 4, "simple_crop": True},
+        ),
+    ],
+)
+def test_augmentation_flags_reach_the_plan(flags: list[str], expected: dict[str, object]) -> None:
+    spec = build_plan(parse_config(flags, "test")[0], np.full((9, 2), 300)).spec
+    assert {name: getattr(spec, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "aa",
+    [
+        "rand",
+        "rand-m9",
+        "augmix-m3",
+        "rand-mx-inc1",
+        "rand-m9-inc1-w0",
+        "rand-m-1-inc1",
+        "original",
+    ],
+)
+def test_rand_augment_strings_that_mean_nothing_here(aa: str) -> None:
+    with pytest.raises(ValueError, match="--aa: got"):
+        parse_rand_augment(aa)
+
+
+@pytest.mark.parametrize(
+    ("precision", "asked", "got"),
+    [
+        *(("fp32", asked, max(asked, 1)) for asked in range(4)),
+        *(("bf16", asked, max(asked, 2)) for asked in range(4)),
+    ],
+)
+def test_deepspeed_gets_the_safe_stage_and_fp32_gradients(
+    precision: str, asked: int, got: int
+) -> None:
+    made = deepspeed_config(
+        batch_size=64,
+        micro_batch=8,
+        grad_accum_steps=4,
+        precision=precision,
+        zero_stage=asked,
+        clip_grad=None,
+    )
+    zero = made["zero_optimization"]
+    assert (zero["stage"], zero["memory_efficient_linear"], zero["offload_optimizer"]) == (
+        got,
+        False,
+        {"device": "none"},
+    )
+    assert made["data_types"]["grad_accum_dtype"] == made["communication_data_type"] == "fp32"
+    assert made["bf16"]["enabled"] == (precision == "bf16") and made["gradient_clipping"] == 0.0
+
+
+def test_no_flag_is_both_built_and_replaced() -> None:
+    flags = {
+        f"--{field.name.replace('_', '-')}"
+        for section in dataclasses.fields(Config)
+        for field in _fields(section.name)
+    }
+    assert not flags & set(REPLACED)
+
+
+def _fields(section: str) -> tuple[dataclasses.Field[object], ...]:
+    return dataclasses.fields(getattr(Config(), section))

@@ -1,0 +1,447 @@
+"""The loaders: the same samples on any number of ranks and micro-batches, after any jump, in memory that stays valid."""
+
+import dataclasses
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastdeit.data import loader as train_loaders
+from fastdeit.data import quarantine
+from fastdeit.data.batch import Batch
+from fastdeit.data.eval_loader import PADDING, EvalLoader
+from fastdeit.data.index import DataError, Index, build_index
+from fastdeit.data.loader import TrainLoader
+from fastdeit.data.pipeline import PipelineOptions
+from fastdeit.data.quarantine import Quarantine
+from fastdeit.data.stream import ALIGNMENT, beside, send_together
+from fastdeit.plan.plan import Draws, Plan, PlanSpec
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SIDE, IMAGES, BATCH = 16, 150, 64
+DROP_PATH = (0.0, 0.1, 0.2)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    """150 small images of 3 classes."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for i in range(IMAGES):
+        height, width = rng.integers(16, 40, 2)
+        path = root / f"train/{i * 3 // IMAGES}/{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(path)
+    return build_index(root, "train")
+
+
+@pytest.fixture(scope="module")
+def plan(index: Index) -> Plan:
+    return Plan(PlanSpec(seed=1, input_size=SIDE, repeats=2, reprob=0.5), index.sizes)
+
+
+def split(changes: dict[str, Any]) -> tuple[PipelineOptions, dict[str, Any]]:
+    """How the pipeline is to be, and what the loader itself is to take."""
+    names = {field.name for field in dataclasses.fields(PipelineOptions)} - {"batch_size"}
+    ours = {name: value for name, value in changes.items() if name not in names}
+    return PipelineOptions(
+        MEAN, STD, **{name: changes[name] for name in changes.keys() & names}
+    ), ours
+
+
+def train_loader(index: Index, plan: Plan, micro_batch: int = BATCH, **changes: Any) -> TrainLoader:
+    options, ours = split({"num_threads": 1, **changes})
+    return TrainLoader(
+        index,
+        plan,
+        options,
+        micro_batch=micro_batch,
+        **{"batch_size": BATCH, "drop_path": DROP_PATH, **ours},
+    )
+
+
+# no run here has a recorded teacher; tests/plan/test_digest.py has the digest
+FIELDS = [
+    field.name for field in dataclasses.fields(Batch) if field.name not in ("record", "digest")
+]
+
+
+def joined(batches: Iterable[Batch]) -> dict[str, torch.Tensor]:
+    """Every field of all batches, by rising ordinal."""
+    held = list(batches)
+    whole = {name: torch.cat([getattr(batch, name) for batch in held]) for name in FIELDS}
+    order = torch.argsort(whole["ordinals"])
+    return {name: tensor[order] for name, tensor in whole.items()}
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
+
+
+@pytest.fixture(scope="module")
+def expected(index: Index, plan: Plan) -> dict[str, torch.Tensor]:
+    return joined(train_loader(index, plan).epoch(2))
+
+
+def test_batch_is_the_plans(index: Index, plan: Plan, expected: dict[str, torch.Tensor]) -> None:
+    ordinals = np.arange(2 * BATCH)
+    draws = plan.draw(2, ordinals)
+    assert expected["ordinals"].tolist() == ordinals.tolist()
+    assert expected["labels"].tolist() == index.labels[draws.image].tolist()
+    assert expected["rows"].tolist() == draws.image.tolist()
+    np.testing.assert_array_equal(expected["lam"], draws.lam)
+    np.testing.assert_array_equal(expected["box"], draws.box)
+    np.testing.assert_array_equal(expected["keep"], plan.keep(2, ordinals, DROP_PATH))
+
+
+def test_shapes_and_types(expected: dict[str, torch.Tensor]) -> None:
+    facts = {name: (tuple(tensor.shape[1:]), tensor.dtype) for name, tensor in expected.items()}
+    assert facts == {
+        "images": ((3, SIDE, SIDE), torch.float32),
+        "labels": ((), torch.int64),
+        "lam": ((), torch.float32),
+        "box": ((4,), torch.int32),
+        "keep": ((3, 2), torch.bool),
+        "ordinals": ((), torch.int64),
+        "rows": ((), torch.int64),
+    }
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("micro_batch", [2, 16, 32])
+def test_micro_batches_and_threads_change_nothing(
+    index, plan, expected, micro_batch: int, threads: int
+) -> None:
+    loader = train_loader(index, plan, micro_batch, num_threads=threads, prefetch=threads)
+    assert loader.micro_steps == BATCH // micro_batch
+    assert_same(joined(loader.epoch(2)), expected)
+
+
+def test_micro_batches_of_14(index: Index, plan: Plan) -> None:
+    """A size that is no power of two: 56 = 4 * 14."""
+    whole, parts = (
+        joined(train_loader(index, plan, size, batch_size=56).epoch(0)) for size in (56, 14)
+    )
+    assert_same(parts, whole)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_share_the_same_samples(index, plan, expected, world_size: int) -> None:
+    ranks = [
+        train_loader(index, plan, 8, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
+    assert_same(joined(batch for loader in ranks for batch in loader.epoch(2)), expected)
+
+
+def test_partner_is_beside(index: Index, plan: Plan) -> None:
+    for batch in train_loader(index, plan, 16, rank=1, world_size=2).epoch(0):
+        ordinals = batch.ordinals.numpy()
+        np.testing.assert_array_equal(ordinals[np.arange(16) ^ 1], ordinals ^ 1)
+        assert torch.equal(batch.lam[::2], batch.lam[1::2]) and torch.equal(
+            batch.box[::2], batch.box[1::2]
+        )
+
+
+def test_number_of_batches(index: Index, plan: Plan) -> None:
+    loader = train_loader(index, plan, 16)
+    assert (loader.steps_per_epoch, loader.micro_steps) == (2, 4)
+    assert len(list(loader.epoch(0))) == 8
+    assert len(list(loader.epoch(0, first_step=1))) == 4
+    assert list(loader.epoch(0, first_step=2)) == []
+
+
+def test_start_in_the_middle_of_an_epoch(
+    index: Index, plan: Plan, expected: dict[str, torch.Tensor]
+) -> None:
+    tail = joined(train_loader(index, plan, 16).epoch(2, first_step=1))
+    assert_same(tail, {name: tensor[BATCH:] for name, tensor in expected.items()})
+
+
+def test_epochs_in_any_order(index: Index, plan: Plan, expected: dict[str, torch.Tensor]) -> None:
+    loader = train_loader(index, plan, 16)
+    for _ in zip(range(3), loader.epoch(1), strict=False):  # left in the middle
+        pass
+    assert_same(joined(loader.epoch(2)), expected)
+    first = joined(loader.epoch(3))
+    assert_same(joined(loader.epoch(2)), expected)
+    assert_same(joined(loader.epoch(3)), first)
+
+
+def test_nothing_is_planned_twice_over_an_epochs_end(
+    index: Index, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    draw = plan.draw
+
+    def spy(epoch: int, ordinals: np.ndarray) -> Draws:
+        asked.append((epoch, len(ordinals)))
+        return draw(epoch, ordinals)
+
+    monkeypatch.setattr(plan, "draw", spy)
+    loader = train_loader(index, plan, 32)
+    for epoch in range(3):
+        list(loader.epoch(epoch))
+    # an epoch of 128 samples is drawn at once, and the queue runs ahead into the next
+    assert asked == [(epoch, 2 * BATCH) for epoch in range(4)]
+
+
+def test_images_stay_valid_while_held(index: Index, plan: Plan) -> None:
+    loader = train_loader(index, plan, 8)
+    held = [
+        (batch.images, batch.images.clone()) for epoch in range(2) for batch in loader.epoch(epoch)
+    ]
+    loader.close()
+    del loader
+    assert all(torch.equal(images, copy) for images, copy in held)
+    assert len({images.data_ptr() for images, _ in held}) == len(held)
+
+
+def test_images_are_handed_over_without_a_copy(index: Index, plan: Plan) -> None:
+    loader = train_loader(index, plan, 8)
+    pipeline, places = loader._stream._pipeline, []
+
+    class Spy:
+        def run(self) -> tuple[object, ...]:
+            (images,) = pipeline.run()  # type: ignore[union-attr]
+            places.append(images.data_ptr())
+            return (images,)
+
+    loader._stream._pipeline = Spy()
+    assert [batch.images.data_ptr() for batch in loader.epoch(0)] == places
+
+
+def test_closed_loader_says_so(index: Index, plan: Plan) -> None:
+    loader = train_loader(index, plan, 8)
+    loader.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        next(loader.epoch(0))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (
+            {"batch_size": 62, "world_size": 4, "micro_batch": 2},
+            r"batch_size: got 62, allowed is a multiple of 8",
+        ),
+        (
+            {"batch_size": 64, "micro_batch": 7},
+            r"micro_batch: got 7, allowed is an even divisor of 64: \[2, 4, 8, 16, 32, 64\]",
+        ),
+        ({"batch_size": 64, "micro_batch": 24}, "micro_batch: got 24"),
+        ({"batch_size": 64, "micro_batch": 0}, "micro_batch: got 0"),
+        (
+            {"batch_size": 64, "world_size": 2, "micro_batch": 64},
+            "micro_batch: got 64, allowed is an even divisor of 32",
+        ),
+        ({"batch_size": 152, "micro_batch": 152}, "batch_size: got 152, allowed is 1 to 150"),
+    ],
+)
+def test_sizes_that_do_not_divide(
+    index: Index, plan: Plan, sizes: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_loader(index, plan, **sizes)
+
+
+@pytest.fixture
+def copy(index: Index, tmp_path: Path) -> Index:
+    """A data set to damage, already indexed."""
+    shutil.copytree(index.root, tmp_path / "copy")
+    return build_index(tmp_path / "copy", "train")
+
+
+@pytest.mark.parametrize("fault", ["cut", "gone", "smaller"])
+def test_file_that_fails_while_training_is_named(copy: Index, plan: Plan, fault: str) -> None:
+    path = copy.root / copy.name(int(plan.draw(0, np.array([40])).image[0]))
+    if fault == "cut":
+        path.write_bytes(path.read_bytes()[:120])
+    elif fault == "gone":
+        path.unlink()
+    else:
+        Image.new("RGB", (1, 1)).save(path)
+    with pytest.raises(DataError, match=path.name):
+        list(train_loader(copy, plan, 16, quarantine=Quarantine(copy, "error")).epoch(0))
+
+
+def test_a_batch_that_fails_for_no_images_fault_ends_the_run(
+    index: Index, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quarantine, "RETRIES_S", (0.01,))
+    loader = train_loader(index, plan, 16)
+
+    class Broken:
+        def run(self) -> None:
+            loader._stream._source(loader._stream._generated)
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(loader._stream, "_build", lambda source: Broken())
+    loader._stream._pipeline = Broken()  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="a batch fails, each of whose 9 images decodes alone"):
+        next(loader.epoch(0))
+
+
+def eval_loader(index: Index, **changes: Any) -> EvalLoader:
+    options, ours = split({"num_threads": 1, **changes})
+    return EvalLoader(
+        index, options, **{"batch_size": 32, "input_size": SIDE, "crop_pct": 0.875, **ours}
+    )
+
+
+@pytest.fixture(scope="module")
+def evaluated(index: Index) -> torch.Tensor:
+    """(150, 3, S, S) in the order of the index."""
+    batches = list(eval_loader(index, batch_size=50))
+    assert [batch.rows.tolist() for batch in batches] == np.arange(IMAGES).reshape(3, 50).tolist()
+    return torch.cat([batch.images for batch in batches])
+
+
+@pytest.mark.parametrize("batch_size", [7, 32, 64])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_every_image_once_over_the_ranks(
+    index: Index, evaluated: torch.Tensor, world_size: int, batch_size: int
+) -> None:
+    ranks = [
+        list(eval_loader(index, batch_size=batch_size, rank=rank, world_size=world_size))
+        for rank in range(world_size)
+    ]
+    assert len({len(batches) for batches in ranks}) == 1
+    seen = []
+    for batch in (batch for batches in ranks for batch in batches):
+        assert len(batch.labels) == batch_size
+        real = batch.labels != PADDING
+        rows = batch.rows[real]
+        assert batch.labels[real].tolist() == index.labels[rows.numpy()].tolist()
+        assert torch.equal(batch.images[real], evaluated[rows])
+        seen += rows.tolist()
+    assert sorted(seen) == list(range(IMAGES))
+
+
+def test_passes_are_equal_even_after_one_was_left(index: Index) -> None:
+    loader = eval_loader(index)
+    assert len(loader) == 5
+    first = list(loader)
+    next(iter(loader))
+    for _ in range(2):
+        again = list(loader)
+        assert len(again) == 5
+        for one, other in zip(first, again, strict=True):
+            assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+
+
+def test_more_ranks_than_images(index: Index) -> None:
+    few = dataclasses.replace(
+        index, names=index.names[:2], labels=index.labels[:2], sizes=index.sizes[:2]
+    )
+    counts = [
+        sum(int((b.labels != PADDING).sum()) for b in eval_loader(few, rank=rank, world_size=3))
+        for rank in range(3)
+    ]
+    assert counts == [1, 1, 0]
+
+
+class Copies(TorchDispatchMode):
+    """Note the device of each copy that is made, and whether the host waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[tuple[str, bool]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten._pin_memory.default):
+            self.made.append((result.device.type, not (kwargs or {}).get("non_blocking", False)))
+        return result
+
+
+def small_arrays() -> list[np.ndarray]:
+    """Of the shapes and dtypes of a batch of 14: ends that are no multiple of 16 bytes, one array of nothing, one with gaps."""
+    rng = np.random.default_rng(0)
+    labels, lam, box = (
+        rng.integers(0, 9, 14),
+        rng.random(13, np.float32),
+        rng.integers(0, 9, (14, 4), np.int32),
+    )
+    return [
+        labels,
+        lam,
+        box,
+        rng.random((14, 3, 2)) < 0.5,
+        np.zeros((14, 0, 2), bool),
+        rng.integers(0, 9, (14, 10))[:, ::2],
+    ]
+
+
+def test_small_arrays_are_sent_in_one_copy() -> None:
+    arrays = small_arrays()
+    with Copies() as copies:
+        sent = send_together(arrays, torch.device("meta"))
+    assert copies.made == [("meta", False)]
+    assert [tuple(tensor.shape) for tensor in sent] == [array.shape for array in arrays]
+    assert all(tensor.is_contiguous() for tensor in sent)
+
+
+def test_sent_arrays_are_aligned_parts_of_one_block() -> None:
+    arrays = small_arrays()
+    sent = send_together(arrays, torch.device("cpu"))
+    assert len({tensor.untyped_storage().data_ptr() for tensor in sent}) == 1
+    for tensor, array in zip(sent, arrays, strict=True):
+        assert tensor.data_ptr() % ALIGNMENT == 0 or not tensor.numel()
+        np.testing.assert_array_equal(tensor, array, strict=True)
+
+
+def test_batches_out_of_one_block_are_the_same(
+    index, plan, expected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        train_loaders, "beside", lambda images, *arrays: send_together(arrays, images.device)
+    )
+    batches = list(train_loader(index, plan, 16).epoch(2))
+    assert (
+        batches[0].labels.untyped_storage().data_ptr()
+        == batches[0].keep.untyped_storage().data_ptr()
+    )
+    assert_same(joined(batches), expected)
+
+
+def test_nothing_is_copied_on_a_cpu(index: Index, plan: Plan) -> None:
+    array = np.arange(5)
+    (tensor,) = beside(torch.zeros(1), array)
+    assert np.shares_memory(tensor.numpy(), array)
+    with Copies() as copies:
+        list(train_loader(index, plan, 16).epoch(0))
+    assert copies.made == []
+
+
+IN_HOST_MEMORY = ("ordinals", "rows")
+
+
+@pytest.mark.gpu
+def test_what_a_step_computes_with_is_on_the_gpu(index: Index, plan: Plan) -> None:
+    on_cpu = joined(train_loader(index, plan).epoch(0))
+    with Copies() as copies:
+        batches = list(train_loader(index, plan, device="gpu").epoch(0))
+    assert copies.made == [("cuda", False)] * len(batches)
+    assert all(
+        getattr(batch, name).is_cuda == (name not in IN_HOST_MEMORY)
+        for batch in batches
+        for name in FIELDS
+    )
+    assert batches[0].images.dtype == torch.float16
+    on_gpu = {name: tensor.cpu() for name, tensor in joined(batches).items()}
+    assert_same(
+        {name: on_gpu[name] for name in ("labels", "lam", "box", "keep", *IN_HOST_MEMORY)}, on_cpu
+    )
+
+
+@pytest.mark.gpu
+def test_pinned_memory_is_not_used_again_before_its_copy() -> None:
+    torch.cuda._sleep(200_000_000)  # about 0.1 s in which no copy begins
+    sent = [send_together([np.full(1000, number)], torch.device("cuda"))[0] for number in range(50)]
+    assert all(bool((tensor == number).all()) for number, tensor in enumerate(sent))

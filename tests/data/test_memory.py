@@ -1,0 +1,22 @@
+"""Resident memory stays flat over training and evaluation in turns; the full length is benchmarks/bench_memory.py's."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.bench_memory import ALLOWED_PCT, run, swing_pct
+from benchmarks.loaders import write_images
+from tests.support.images import write_shapes
+
+
+@pytest.mark.parametrize("backend", ["exact", pytest.param("native", marks=pytest.mark.slow)])
+def test_resident_memory_is_flat(tmp_path: Path, backend: str) -> None:
+    found = run(write_shapes(tmp_path / "data", train=24), backend, 600)
+    assert swing_pct(found[len(found) // 4 :]) < ALLOWED_PCT  # DALI's pools have grown by then
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["exact", "native"])
+def test_resident_memory_is_flat_over_2000_iterations(tmp_path: Path, backend: str) -> None:
+    write_images(tmp_path, 128, links=1)
+    assert swing_pct(run(tmp_path, backend, 2000)) < ALLOWED_PCT

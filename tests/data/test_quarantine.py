@@ -1,0 +1,305 @@
+"""Files that break while a run goes on: training goes on, and what takes their place is the same on every world size."""
+
+import dataclasses
+import io
+import logging
+import os
+import tarfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastdeit.data import quarantine as quarantine_module
+from fastdeit.data.batch import Batch
+from fastdeit.data.eval_loader import PADDING, EvalLoader
+from fastdeit.data.formats.check import in_parallel
+from fastdeit.data.index import DataError, Index, build_index
+from fastdeit.data.loader import TrainLoader
+from fastdeit.data.pipeline import PipelineOptions
+from fastdeit.data.quarantine import Quarantine, read_entries
+from fastdeit.data.snapshot import keep_images, same_images
+from fastdeit.plan.plan import Plan, PlanSpec
+from tests.data.formats.test_check import JPEG, REFUSED
+from tests.data.formats.test_check import bomb as claimed_bomb
+from tests.support.images import write_shapes
+
+SIDE, BATCH, BAD = 16, 12, 5
+OPTIONS = PipelineOptions((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), num_threads=1, backend="exact")
+
+
+SPOILT = {kind: data for kind, (data, _) in REFUSED.items()} | {"bomb": claimed_bomb()}
+SPOILT["lying"] = JPEG.replace(
+    bytes((0, 37, 0, 53)), bytes((200, 0, 200, 0)), 1
+)  # of height and width
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(quarantine_module, "RETRIES_S", (0.01, 0.02))
+    return write_shapes(tmp_path / "data", train=16, val=5)
+
+
+def loader(index: Index, rank: int = 0, world: int = 1, **options: object) -> TrainLoader:
+    plan = Plan(PlanSpec(seed=3, input_size=SIDE, repeats=2, reprob=0.5), index.sizes)
+    share = BATCH // world
+    return TrainLoader(
+        index,
+        plan,
+        OPTIONS,
+        batch_size=BATCH,
+        micro_batch=share,
+        rank=rank,
+        world_size=world,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def epoch_of(index: Index, world: int = 1, **options: object) -> dict[str, torch.Tensor]:
+    """Every field of an epoch's batches over all ranks, by rising ordinal."""
+    held: list[Batch] = []
+    for rank in range(world):
+        one = loader(index, rank, world, **options)
+        held += list(one.epoch(0)) + list(one.epoch(1))[:0]
+        one.close()
+    names = [
+        field.name for field in dataclasses.fields(Batch) if field.name not in ("record", "digest")
+    ]
+    whole = {name: torch.cat([getattr(batch, name) for batch in held]) for name in names}
+    order = torch.argsort(whole["ordinals"])
+    return {name: tensor[order] for name, tensor in whole.items()}
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def to_text(path: Path) -> None:
+    path.write_text("no image " * 40)
+
+
+def shrink(path: Path) -> None:
+    Image.new("RGB", (7, 7)).save(path, "PNG")
+
+
+DAMAGES: list[Callable[[Path], None]] = [truncate, empty, to_text, shrink, Path.unlink]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_training_goes_on_with_the_next_image_on_any_world_size(
+    root: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    index = build_index(root, "train")
+    before = epoch_of(index)
+    expected_plan = Plan(PlanSpec(seed=3, input_size=SIDE, repeats=2, reprob=0.5), index.sizes)
+    drawn = expected_plan.images(0, before["ordinals"].numpy())
+    bad = int(drawn[BATCH + 1])  # not in the first batch
+    damage(index.root / os.fsdecode(index.names[bad].as_py()))
+    with caplog.at_level(logging.WARNING):
+        after = [epoch_of(index, world) for world in (1, 2, 3)]
+    expected_plan.exclude(np.array([bad]))
+    replaced = expected_plan.images(0, before["ordinals"].numpy())
+    for one in after:
+        for name, tensor in one.items():
+            assert torch.equal(tensor, after[0][name]), name
+        assert one["labels"].tolist() == index.labels[replaced].tolist()
+        good = torch.from_numpy(drawn != bad)
+        assert 0 < int((~good).sum()) < len(drawn)
+        assert torch.equal(one["images"][good], before["images"][good])
+        assert not torch.equal(one["images"][~good], before["images"][~good])
+    assert index.name(bad) in caplog.text
+
+
+PLACES = (0, 11, 12, 23)  # first and last of the first two batches
+KINDS = (
+    "text",
+    "zeros",
+    "gif",
+    "jpeg-truncated",
+    "jpeg-stray-bytes",
+    "png-truncated",
+    "png-wrong-checksum",
+    "webp-truncated",
+)
+
+
+@pytest.mark.parametrize(
+    "kinds", [KINDS[:4], KINDS[4:], ("empty", "lying", "bomb", "bmp-truncated")], ids=",".join
+)
+def test_every_kind_of_bad_image_first_and_last_in_a_batch_is_replaced_on_all_ranks_alike(
+    root: Path, kinds: tuple[str, ...], tmp_path: Path
+) -> None:
+    index, file = build_index(root, "train"), tmp_path / "quarantine.jsonl"
+    plan = Plan(PlanSpec(seed=3, input_size=SIDE, repeats=2), index.sizes)
+    rows = dict(
+        zip(
+            dict.fromkeys(int(plan.images(0, np.array([place]))[0]) for place in PLACES),
+            kinds,
+            strict=False,
+        )
+    )
+    assert len(rows) == len(PLACES)
+    for row, kind in rows.items():
+        (index.root / index.name(row)).write_bytes(SPOILT[kind])
+    one = epoch_of(index, quarantine=Quarantine(index, file=file))
+    plan.exclude(np.array(sorted(rows)))
+    assert one["labels"].tolist() == index.labels[plan.images(0, one["ordinals"].numpy())].tolist()
+    assert {entry["row"] for entry in read_entries(file, "train")} == set(rows)
+    two = epoch_of(index, world=2)  # that know of nothing yet
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_batch_of_nothing_but_bad_images_is_made_of_others(root: Path) -> None:
+    index = build_index(root, "train")
+    plan = Plan(PlanSpec(seed=3, input_size=SIDE, repeats=2), index.sizes)
+    bad = np.unique(plan.images(0, np.arange(BATCH)))
+    assert len(bad) <= 10
+    for row in bad:
+        (index.root / index.name(row)).write_bytes(SPOILT["text"])
+    held = Quarantine(index)
+    seen = epoch_of(index, quarantine=held)
+    assert held.rows.tolist() == bad.tolist() and not np.isin(seen["rows"], bad).any()
+    plan.exclude(bad)
+    assert (
+        seen["labels"].tolist() == index.labels[plan.images(0, seen["ordinals"].numpy())].tolist()
+    )
+
+
+def test_replacements_that_are_bad_too_are_passed_over(root: Path) -> None:
+    index = build_index(root, "train")
+    plan = Plan(PlanSpec(seed=3, input_size=SIDE, repeats=2), index.sizes)
+    bad = np.unique(
+        plan.images(0, 4 * np.arange(2, 8))
+    )  # side 0 of six pairs in a row; the first batch has one of them
+    for row in bad:
+        truncate(index.root / index.name(row))
+    held = Quarantine(index)
+    seen = epoch_of(index, quarantine=held)
+    assert held.rows.tolist() == bad.tolist()
+    plan.exclude(bad)
+    assert (
+        seen["labels"].tolist() == index.labels[plan.images(0, seen["ordinals"].numpy())].tolist()
+    )
+
+
+def test_the_file_of_bad_images_is_kept_and_taken_up(root: Path, tmp_path: Path) -> None:
+    index, file = build_index(root, "train"), tmp_path / "run/quarantine.jsonl"
+    keep_images(index, tmp_path / "images.parquet")
+    (index.root / os.fsdecode(index.names[BAD].as_py())).unlink()
+    first = epoch_of(index, quarantine=Quarantine(index, file=file))
+    (entry,) = read_entries(file, "train")
+    assert (entry["row"], entry["split"]) == (BAD, "train") and entry["fault"]
+    assert read_entries(file, "val") == []
+    with file.open("a") as torn:
+        torn.write('{"row": 3, "spl')
+    # the folder is listed again: one row fewer, but the run keeps to those it began with
+    again, gone = same_images(build_index(root, "train"), tmp_path / "images.parquet")
+    assert again.fingerprint() == index.fingerprint() and list(gone) == [BAD]
+    taken_up = Quarantine(again, file=file)
+    assert taken_up.rows.tolist() == [BAD]
+    taken_up.add(gone)
+    second = epoch_of(again, quarantine=taken_up)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert len(read_entries(file, "train")) == taken_up.count_all() == 1
+
+
+def test_what_cannot_be_written_down_does_not_end_the_run(root: Path, tmp_path: Path) -> None:
+    index, file = build_index(root, "train"), tmp_path / "quarantine.jsonl"
+    file.write_text('{"row": 3, "spl')  # cut off by a crash
+    Quarantine(index, file=file).add({BAD: "is bad"})
+    assert [entry["row"] for entry in read_entries(file, "train")] == [BAD]
+    held = Quarantine(index, file=file / "no folder")
+    held.add({BAD: "is bad"})
+    assert held.rows.tolist() == [BAD]
+
+
+def test_a_file_that_comes_back_is_read_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quarantine_module, "RETRIES_S", (0.2, 0.5, 1.0))
+    index = build_index(root, "train")
+    before, path = epoch_of(index), index.root / os.fsdecode(index.names[BAD].as_py())
+    hidden = path.with_suffix(".away")
+    path.rename(hidden)
+    bad = Quarantine(index)
+    threading.Timer(0.4, lambda: hidden.rename(path)).start()
+    after = epoch_of(index, quarantine=bad)
+    assert path.exists() and len(bad) == 0
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_error_stops_and_names_the_file(root: Path) -> None:
+    index = build_index(root, "train")
+    truncate(index.root / os.fsdecode(index.names[BAD].as_py()))
+    with pytest.raises(DataError, match=index.name(BAD).rsplit("/", 1)[1]):
+        epoch_of(index, quarantine=Quarantine(index, "error"))
+
+
+def test_too_many_bad_files_stop_the_run(root: Path) -> None:
+    index = build_index(root, "train")
+    for row in range(11):
+        truncate(index.root / os.fsdecode(index.names[row].as_py()))
+    with pytest.raises(DataError, match="11 images could not be read since the run began"):
+        epoch_of(index)
+
+
+def test_a_shard_that_is_cut_leaves_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_shapes(tmp_path / "folder", train=20, val=1)
+    with (
+        tarfile.open(tmp_path / "train-0.tar", "w") as first,
+        tarfile.open(tmp_path / "train-1.tar", "w") as second,
+    ):
+        for number, image in enumerate(sorted(folder.glob("train/*/*.jpg"))):
+            for suffix, data in (("jpg", image.read_bytes()), ("cls", str(number % 3).encode())):
+                member = tarfile.TarInfo(f"{number:03}.{suffix}")
+                member.size = len(data)
+                (first, second)[number % 2].addfile(member, io.BytesIO(data))
+    index = build_index(tmp_path, "train")
+    assert index.shard is not None and index.offset is not None and len(index) > 38
+    os.truncate(tmp_path / "train-0.tar", int(index.offset[2]) + 9)
+    lost = [row for row in range(len(index)) if index.shard[row] == 0 and row >= 2]
+    bad = Quarantine(index)
+    seen = epoch_of(index, quarantine=bad)
+    assert bad.rows.tolist() == lost and len(lost) > 11  # more than so many files might be
+    assert len(seen["labels"]) == len(index) // BATCH * BATCH
+    assert caplog.text.count("left out from now on") == 1 and "train-0.tar" in caplog.text
+
+
+def test_evaluation_leaves_a_bad_image_out(root: Path) -> None:
+    index = build_index(root, "val")
+    truncate(index.root / os.fsdecode(index.names[0].as_py()))
+    for world in (1, 2):
+        seen: list[int] = []
+        for rank in range(world):
+            one = EvalLoader(
+                index,
+                OPTIONS,
+                batch_size=4,
+                input_size=SIDE,
+                crop_pct=1.0,
+                rank=rank,
+                world_size=world,
+            )
+            batches = [*one, *one]  # the second pass knows
+            assert len(batches) == 2 * len(one)
+            seen += [
+                row
+                for b in batches
+                for row, label in zip(b.rows.tolist(), b.labels.tolist(), strict=True)
+                if label != PADDING
+            ]
+            one.close()
+        assert sorted(seen) == sorted([*range(1, len(index))] * 2)
+
+
+def test_a_process_that_is_killed_while_it_looks_at_images_is_said() -> None:
+    with pytest.raises(ValueError, match="one of 2 processes that read the data set was killed"):
+        list(in_parallel(os._exit, [9, 9], 2, processes=True))

@@ -1,0 +1,366 @@
+"""Two machines: the same numbers as on one, and what happens when one is lost, cut off or told to stop."""
+
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from fastdeit.checkpoint.store import list_checkpoints, step_of, verify_checkpoint
+from fastdeit.commands.train import train_command
+from fastdeit.data.index import build_index
+from fastdeit.distributed import world as distributed
+from fastdeit.distributed.collectives import first_on_rank0
+from fastdeit.distributed.world import init_distributed
+from fastdeit.run import identity
+from fastdeit.run.identity import check_same_images
+from fastdeit.storage.jsonl import read_metrics
+from tests.support.images import write_shapes
+from tests.support.launching import (
+    FLAGS,
+    FOREIGN,
+    ROOT,
+    Launch,
+    assert_lines_near,
+    free_port,
+    steps_done,
+)
+from tests.support.machines import Machine, launch_on, two_machines
+
+pytestmark = pytest.mark.usefixtures("none_lives_on")
+TOTAL = 20  # steps
+SLOW = "slow:*:200"
+Machines = tuple[Machine, Machine]
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[Machines]:
+    pair = two_machines()
+    try:
+        both = pair.__enter__()
+    except (OSError, PermissionError) as error:
+        pytest.skip(f"no network namespaces here: {error}")
+    yield both
+    pair.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def argv(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    data = write_shapes(tmp_path_factory.mktemp("machines") / "data")
+    return ["--data-path", str(data), *FLAGS, "--batch-size", "12", "--save-steps", "3"]
+
+
+@pytest.fixture(scope="module")
+def whole(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run in one process, to which nothing happened."""
+    init_distributed()
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert train_command([*argv, "--output-dir", str(folder)], "test") == 0
+    return folder
+
+
+def until_step(launches: Sequence[Launch], step: int) -> None:
+    launches[0].until(lambda: steps_done(launches[0].folder) >= step)
+
+
+def ends(launches: Sequence[Launch], limit_s: float = 60) -> list[int]:
+    """The launchers' exit codes, when no process of the run is left."""
+    codes = [launch.process.wait(limit_s) for launch in launches]
+    launches[0].until(lambda: not launches[0].alive(), 35)
+    return codes
+
+
+def output(launches: Sequence[Launch]) -> str:
+    return "\n".join(launch.output for launch in launches)
+
+
+def failures(folder: Path) -> dict[str, dict]:
+    """By host."""
+    return {
+        told["host"]: told
+        for told in (json.loads(file.read_text()) for file in folder.glob("failure-rank*.json"))
+    }
+
+
+def assert_same_numbers(folder: Path, whole: Path) -> None:
+    mine, theirs = (read_metrics(place / "metrics.jsonl") for place in (folder, whole))
+    assert_lines_near(mine, theirs, 1e-5)
+    for name in ("student.safetensors", "student_ema.safetensors"):
+        found, wanted = load_file(folder / name), load_file(whole / name)
+        for key, value in wanted.items():
+            torch.testing.assert_close(
+                found[key], value, rtol=1e-5, atol=1e-5, msg=f"{key} of {name} differs"
+            )
+
+
+def test_a_machine_is_lost_and_the_other_goes_on_alone(
+    machines: Machines, argv: list[str], whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    launches = launch_on(machines, (1, 1), folder, argv, SLOW)
+    until_step(launches, 7)
+    machines[1].kill()
+    codes = ends(launches)
+    assert codes[0] != 0, output(launches)
+    told = failures(folder)[machines[0].name]
+    assert told["rank"] == 0 and told["step"] >= 7 and "onnection" in told["error"], told
+    assert train_command([*argv, "--output-dir", str(folder)], "test") == 0
+    assert_same_numbers(folder, whole)
+
+
+@pytest.mark.slow
+def test_a_cut_cable_ends_both_and_one_then_both_go_on(
+    machines: Machines, argv: list[str], whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    launches = launch_on(machines, (1, 1), folder, [*argv, "--step-limit", "4"], SLOW)
+    until_step(launches, 5)
+    machines[1].link("down")
+    try:
+        assert ends(launches) == [1, 1], output(launches)
+    finally:
+        machines[1].link("up")
+    told = failures(folder)
+    assert set(told) == {machine.name for machine in machines}
+    assert all(
+        failure["error"].startswith("no progress for 4 s in") for failure in told.values()
+    ), told
+    saved = newest(folder)
+    alone = [*argv, "--output-dir", str(folder), "--stop-after-steps", "4", "--micro-batch", "6"]
+    assert train_command(alone, "test") == 0 and newest(folder) == saved + 4
+    launches = launch_on(machines, (2, 1), folder, argv, "none")
+    assert ends(launches) == [0, 0], output(launches)
+    assert (
+        f"after step {saved + 4} of {TOTAL}" in launches[0].output
+        and "3 x CPU" in launches[0].output
+    )
+    assert_same_numbers(folder, whole)
+
+
+def newest(folder: Path) -> int:
+    """The step of the newest checkpoint; that all are whole is asserted."""
+    found = list_checkpoints(folder / "checkpoints")
+    for path in found:
+        verify_checkpoint(path)
+    return step_of(found[0])
+
+
+@pytest.mark.slow
+def test_a_request_to_one_machine_stops_both_at_one_step(
+    machines: Machines, argv: list[str], whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    for who, code in (
+        ("deepspeed.launcher.launch", 1),
+        ("deepspeed.launcher.runner", -signal.SIGTERM),
+    ):
+        before = steps_done(folder)
+        launches = launch_on(machines, (1, 1), folder, argv, SLOW)
+        until_step(launches, before + 3)
+        there = {process.pid for process in machines[1].processes()}
+        next(process for process in launches[1].find(who) if process.pid in there).terminate()
+        assert ends(launches) == [0, code], output(launches)
+        assert f"stopped after step {newest(folder)} of {TOTAL}" in launches[0].output
+        assert (
+            not failures(folder) and newest(folder) <= before + 12
+        )  # the end of a runner is noticed within a second or two
+    launches = launch_on(machines, (1, 1), folder, argv, "none")
+    assert ends(launches) == [0, 0], output(launches)
+    assert_same_numbers(folder, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("present", [0, 1])
+def test_a_machine_that_never_comes_is_not_waited_for_without_end(
+    present: int, machines: Machines, argv: list[str], tmp_path: Path
+) -> None:
+    launches = launch_on(
+        machines, (1, 1), tmp_path / "run", [*argv, "--startup-limit", "6"], "none", only=present
+    )
+    assert ends(launches) == [1]
+    assert f"rank {present}, after step 0, in startup: no progress for 6 s" in launches[0].output
+
+
+def test_an_address_that_others_cannot_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian gives a host's own name 127.0.1.1."""
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    for name, value in (
+        ("MASTER_ADDR", "127.0.1.1"),
+        ("WORLD_SIZE", "4"),
+        ("LOCAL_SIZE", "4"),
+        ("LOCAL_WORLD_SIZE", ""),
+    ):
+        monkeypatch.setenv(name, value)
+    distributed._choose_interface()
+    monkeypatch.setenv("LOCAL_SIZE", "2")
+    with pytest.raises(
+        ValueError,
+        match=r"--master_addr: got 127\.0\.1\.1, which is 127\.0\.0\.1 on .* other machines",
+    ):
+        distributed._choose_interface()
+    monkeypatch.setenv("MASTER_ADDR", "no-such-host.invalid")
+    distributed._choose_interface()
+    assert "GLOO_SOCKET_IFNAME" not in os.environ
+
+
+@pytest.mark.parametrize("what", ["a missing image", "another backend", "nothing"])
+def test_machines_that_read_other_images_are_refused(
+    what: str, argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init_distributed()
+    here = Path(argv[1])
+    there = shutil.copytree(here, tmp_path / "copy")
+    if what == "a missing image":
+        next(there.glob("train/*/*.jpg")).unlink()
+    facts: list[dict[str, object]] = []
+    monkeypatch.setattr(identity, "_compare_ranks", facts.append)
+    for root, pixels in (
+        (here, "exact"),
+        (there, "native" if what == "another backend" else "exact"),
+    ):
+        check_same_images(build_index(root, "train"), build_index(root, "val"), pixels)
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        identity, "on_every_rank", lambda action: [("a", facts[0]), ("b", facts[1])]
+    )
+    said = {
+        "a missing image": "training images: 24, there 23",
+        "another backend": "augmentation: 'exact', there 'native'",
+    }
+    if what in said:
+        with pytest.raises(
+            ValueError, match=rf"rank 1 \(b\) differs from rank 0 in .*{said[what]}"
+        ):
+            identity._compare_ranks(facts[0])
+    else:
+        identity._compare_ranks(facts[0])
+
+
+def test_files_are_made_once_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0, then the first rank of each other machine, then the rest."""
+    init_distributed()
+    turns: dict[tuple[int, str], int] = {}
+    for rank, local_rank in ((0, "0"), (1, "1"), (2, "0"), (3, "1")):
+        monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        done: list[int] = []
+
+        def take_turn(action: Callable[[], object], done: list[int] = done) -> None:
+            action()
+            done.append(len(done))
+
+        monkeypatch.setattr(distributed, "on_every_rank", take_turn)
+        turns[rank, local_rank] = first_on_rank0(functools.partial(len, done))
+    assert turns == {(0, "0"): 0, (1, "1"): 2, (2, "0"): 1, (3, "1"): 2}
+
+
+SRUN = """
+import os, signal, subprocess, sys, time
+words, asked, tasks = sys.argv[1:], [], []
+signal.signal(signal.SIGUSR1, lambda number, _: asked.append(number))
+while words[0].startswith("--"):
+    words.pop(0)
+for task in range(int(os.environ["SLURM_NTASKS"])):
+    place = {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task % int(os.environ["SLURM_NTASKS_PER_NODE"]))}
+    tasks.append(subprocess.Popen(words, env=os.environ | place))
+while any(task.poll() is None for task in tasks):
+    for number in asked:
+        [task.send_signal(number) for task in tasks]
+    asked.clear()
+    time.sleep(0.02)
+sys.exit(max(task.returncode for task in tasks))
+"""
+SCONTROL = """
+import os, sys
+print("127.0.0.1" if sys.argv[1] == "show" else "queued again")
+"""
+
+
+def submit(folder: Path, flags: Sequence[str], python: str) -> subprocess.Popen[str]:
+    """docs/fastdeit.sbatch as Slurm runs it on one node with two tasks; python: what stands in for that of .venv."""
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / ".venv" / "bin").mkdir(parents=True, exist_ok=True)
+    for path, text in {
+        "bin/srun": f"#!{sys.executable}\n{SRUN}",
+        "bin/scontrol": f"#!{sys.executable}\n{SCONTROL}",
+        ".venv/bin/python": python,
+    }.items():
+        (folder / path).write_text(text)
+        (folder / path).chmod(0o755)
+    slurm = {
+        "SLURM_JOB_NODELIST": "node",
+        "SLURM_JOB_ID": str(free_port()),
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2",
+    }
+    inherited = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    inherited |= slurm | {
+        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = ["bash", str(ROOT / "docs" / "fastdeit.sbatch"), *flags]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=inherited,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+TASK = """#!/bin/bash
+trap 'echo usr1; exit ${AFTER:-0}' USR1
+echo "$RANK of $WORLD_SIZE, $LOCAL_RANK of $LOCAL_SIZE at $MASTER_ADDR:$MASTER_PORT: $*"
+for _ in $(seq 200); do [ "$AFTER" = end ] || sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize(
+    ("after", "code", "again"), [("0", 0, True), ("3", 3, False), ("end", 0, False)]
+)
+def test_slurm_gives_each_rank_its_place_and_queues_again_only_what_stopped_well(
+    after: str, code: int, again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AFTER", after)
+    job = submit(tmp_path, ["--recipe", "a b"], TASK)
+    assert job.stdout is not None
+    said = {job.stdout.readline().split(" at ")[0] for _ in range(2)}
+    assert said == {"0 of 2, 0 of 2", "1 of 2, 1 of 2"}
+    if after != "end":
+        job.send_signal(signal.SIGUSR1)
+    rest = job.communicate(timeout=20)[0]
+    assert job.returncode == code, rest
+    assert ("queued again" in rest) == again and rest.count("usr1") == (0 if after == "end" else 2)
+
+
+@pytest.mark.slow
+def test_a_run_under_slurm_goes_on_after_its_time(
+    argv: list[str], whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    (tmp_path / "fastdeit").symlink_to(ROOT / "fastdeit")
+    python = f'#!/bin/bash\nexec {sys.executable} "$@"\n'
+    flags = [*argv, "--output-dir", str(folder)]
+    job = submit(tmp_path, flags, python)
+    began = time.monotonic()
+    while steps_done(folder) < 4 and time.monotonic() - began < 90:
+        time.sleep(0.05)
+    job.send_signal(signal.SIGUSR1)
+    said = job.communicate(timeout=60)[0]
+    assert job.returncode == 0 and "(SIGUSR1)" in said and "queued again" in said, said
+    job = submit(tmp_path, flags, python)
+    said = job.communicate(timeout=90)[0]
+    assert job.returncode == 0 and "goes on from" in said and "queued again" not in said, said
+    assert_same_numbers(folder, whole)

@@ -1,0 +1,112 @@
+"""One live run in a folder: refused while the holder lives, taken over when it is dead, nothing left behind."""
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastdeit.reliability import run_lock
+from fastdeit.reliability.run_lock import RunLock
+
+ROOT = Path(__file__).parents[2]
+HOLD = """
+import sys
+from pathlib import Path
+from fastdeit.reliability.run_lock import RunLock
+RunLock(Path(sys.argv[1])).acquire()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def hold(folder: Path) -> subprocess.Popen[str]:
+    """Another process that holds the lock until its input ends, or it is killed."""
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    holder = subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    return holder
+
+
+def no_locks(*_: object) -> None:
+    raise OSError(errno.ENOLCK, "no locks here")
+
+
+def test_a_folder_that_was_made_for_nothing_goes_away(tmp_path: Path) -> None:
+    with RunLock(tmp_path / "a" / "b") as lock:
+        lock.acquire()
+        told = json.loads((tmp_path / "a/b/lock").read_text())
+        assert told["pid"] == os.getpid()
+    assert not (tmp_path / "a").exists()
+    with RunLock(tmp_path / "a" / "b") as lock:
+        lock.acquire()
+        (tmp_path / "a/b/config.yaml").touch()
+    assert [path.name for path in (tmp_path / "a/b").iterdir()] == ["config.yaml"]
+
+
+def test_what_was_never_taken_is_not_freed(tmp_path: Path) -> None:
+    with RunLock(tmp_path) as lock:
+        lock.acquire()
+        with (
+            RunLock(tmp_path) as other,
+            pytest.raises(ValueError, match=f"is in use by process {os.getpid()} on"),
+        ):
+            other.acquire()
+        assert (tmp_path / "lock").exists()
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_refused_while_the_holder_lives_and_taken_over_after_its_death(
+    locks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", no_locks)
+    holder = hold(tmp_path)
+    with RunLock(tmp_path) as lock:
+        with pytest.raises(
+            ValueError, match=rf"in use by process {holder.pid} on .*touch {tmp_path}/stop"
+        ):
+            lock.acquire()
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        lock.acquire()
+        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+    assert not (tmp_path / "lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "taken"),
+    [
+        ({"boot": "another"}, True),
+        ({"started": 1.0}, True),  # another process has its number now
+        ({"host": "elsewhere"}, False),
+        ({"pid": 2**22 + 1}, True),
+        ({}, False),
+    ],
+)
+def test_without_locks_the_text_decides(
+    change: dict[str, object], taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    (tmp_path / "lock").write_text(json.dumps(run_lock._this_process() | change))
+    lock = RunLock(tmp_path)
+    if taken:
+        lock.acquire()
+        lock.release()
+    else:
+        with pytest.raises(ValueError, match="in use by process"):
+            lock.acquire()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"pid": 3}'])
+def test_a_lock_file_that_says_nothing_is_free(text: str, tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text(text)
+    with RunLock(tmp_path) as lock:
+        lock.acquire()

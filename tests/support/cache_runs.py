@@ -1,0 +1,109 @@
+"""What the tests of the recorded teacher share: a data set, a teacher whose answers differ, the commands in this process."""
+
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from fastdeit.commands.cache import cache_command
+from fastdeit.commands.train import train_command
+from tests.support.images import write_shapes
+
+TEACHER = "test_resnet"
+MODEL = "--model deit_tiny_distilled_patch16_224 --patch-size 8 --embed-dim 32 --depth 2 --num-heads 2".split()
+RUN = "--input-size 32 --batch-size 16 --warmup-epochs 1 --lr 0.05 --log-steps 1 --drop-path 0.3".split()
+FILES = ("records.bin", "chunks.bin")
+
+
+class Setting:
+    """A folder with a data set (48 images, six chunks an epoch) and a teacher's weights; `samples` and `taught` are flags."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.data = write_shapes(root / "data", train=16)
+        self.teacher = write_teacher(root / "teacher.safetensors", self.data, seed=3)
+
+    @property
+    def samples(self) -> list[str]:
+        return ["--data-path", str(self.data), *RUN]
+
+    @property
+    def taught(self) -> list[str]:
+        return ["--teacher-model", TEACHER, "--teacher-path", str(self.teacher)]
+
+    def build(self, folder: Path, *flags: str, epochs: str = "0-2", micro_batch: int = 8) -> int:
+        argv = [
+            *self.samples,
+            *self.taught,
+            "--micro-batch",
+            str(micro_batch),
+            "--epochs",
+            epochs,
+            "-o",
+            str(folder),
+            *flags,
+        ]
+        return cache(["build", *argv])
+
+    def train(self, folder: Path, *flags: str, epochs: int = 3) -> int:
+        return train(
+            [*self.samples, *MODEL, "--epochs", str(epochs), "--output-dir", str(folder), *flags]
+        )
+
+
+def write_teacher(path: Path, data: Path, seed: int) -> Path:
+    """Random weights, the last layer such that over the images each class's logits have mean 0 and deviation 1."""
+    files = sorted((data / "train").rglob("*.*"))
+    pixels = np.stack(
+        [np.array(Image.open(file).convert("RGB").resize((32, 32)), np.float32) for file in files]
+    )
+    torch.manual_seed(seed)
+    factor, offset = (
+        torch.rand(2, len(files), 3, 1, 1) - 0.5
+    ).unbind()  # about what augmentation does
+    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.45) / 0.225 * (
+        1 + factor
+    ) + 2 * offset
+    model = timm.create_model(TEACHER, num_classes=3).eval()
+    with torch.no_grad():
+        logits = model(images)
+        model.fc.weight.div_(logits.std(0)[:, None])
+        model.fc.bias.sub_(logits.mean(0)).div_(logits.std(0))
+    save_file(model.state_dict(), path, {"input_size": "32"})
+    return path
+
+
+def _code(run: object) -> int:
+    try:
+        return run()  # type: ignore[operator, no-any-return]
+    except SystemExit as end:
+        return int(str(end.code))
+
+
+def train(argv: list[str]) -> int:
+    """The exit code, however the command ends."""
+    return _code(lambda: train_command(argv, "test"))
+
+
+def cache(argv: list[str]) -> int:
+    """The exit code, however the command ends."""
+    return _code(lambda: cache_command(argv))
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0x01
+    path.write_bytes(data)
+
+
+def same_files(one: Path, two: Path) -> bool:
+    return all((one / name).read_bytes() == (two / name).read_bytes() for name in FILES)
+
+
+def assert_same_weights(one: Path, two: Path, equal: bool = True) -> None:
+    left, right = (load_file(folder / "student.safetensors") for folder in (one, two))
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left) == equal

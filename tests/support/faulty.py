@@ -1,0 +1,172 @@
+"""fastdeit/train.py with faults planted, for the launcher: `deepspeed tests/support/faulty.py KIND:RANK:STEP[,...] FLAGS...`
+
+RANK may be `*`. STEP: how many optimizer steps are done when it happens, in the next one; for `slow`: milliseconds added to
+every step; for `flip`: the step after which it happens.
+`refuse` is an error while a run is built, of which only this rank knows.
+The faults from `save` on last some seconds, and leave a file `reached-KIND` beside the run folder as soon as they begin.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path[0] = str(ROOT)
+
+import fastdeit.reliability.launcher  # noqa: F401, I001  # first, as train.py has it
+import torch
+
+from fastdeit.run import build
+from fastdeit.data.eval_loader import EvalLoader
+from fastdeit.distributed.exits import leave
+from fastdeit.training.trainer import Trainer
+from fastdeit.commands.train import train_command
+
+RANK = int(os.environ["RANK"])
+
+
+def replaces(owner: object, name: str) -> Callable[[Callable[..., Any]], None]:
+    """Puts the decorated function in the place of another."""
+    return lambda function: setattr(owner, name, function)
+
+
+def fail() -> None:
+    raise RuntimeError("planted")
+
+
+def fail_to_return() -> None:
+    time.sleep(600)
+
+
+def hold_the_lock() -> None:
+    """Python's, in C, where no signal wakes it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    ctypes.PyDLL("libc.so.6").sleep(600)
+
+
+def in_step(fault: Callable[[], object], step: int | None) -> None:
+    original = Trainer.train_step
+
+    @replaces(Trainer, "train_step")
+    def train_step(self: Trainer, batches: Iterable[Any]) -> Any:
+        return original(self, faulty(batches) if step is None or self.step == step else batches)
+
+    def faulty(batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
+            fault()
+            yield batch
+
+
+def linger(reached: Callable[[], None], seconds: float = 2.0) -> None:
+    reached()
+    time.sleep(seconds)
+
+
+def slow_save(reached: Callable[[], None]) -> None:
+    original = os.fsync
+
+    @replaces(os, "fsync")
+    def fsync(descriptor: int) -> None:
+        if "/checkpoints" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            linger(reached, 0.2)
+        original(descriptor)
+
+
+def slow_evaluation(reached: Callable[[], None]) -> None:
+    original = EvalLoader.__iter__
+
+    @replaces(EvalLoader, "__iter__")
+    def batches(self: EvalLoader) -> Iterator[Any]:
+        for batch in original(self):
+            linger(reached, 0.5)
+            yield batch
+
+
+def slow_startup(reached: Callable[[], None]) -> None:
+    original = build.build_data
+
+    @replaces(build, "build_data")
+    def build_data(config: Any) -> Any:
+        linger(reached)
+        return original(config)
+
+
+def spoil_images(step: int) -> None:
+    """A NaN in each micro-batch of an optimizer step."""
+    original = Trainer.train_step
+
+    @replaces(Trainer, "train_step")
+    def train_step(self: Trainer, batches: Iterable[Any]) -> Any:
+        return original(self, spoilt(batches) if self.step == step else batches)
+
+    def spoilt(batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
+            batch.images[1, 0, 5, 5] = float("nan")
+            yield batch
+
+
+def flip_a_bit(step: int) -> None:
+    """The lowest one of this rank's first weight, after `step` optimizer steps."""
+    original = Trainer.train_step
+
+    @replaces(Trainer, "train_step")
+    def train_step(self: Trainer, batches: Iterable[Any]) -> Any:
+        statistics = original(self, batches)
+        if self.step == step:
+            next(self.model.parameters()).data.view(-1).view(torch.uint8)[0] ^= 1
+        return statistics
+
+
+def refuse(reached: Callable[[], None]) -> None:
+    """On this rank alone, where no rank asks the others."""
+
+    @replaces(build, "build_plan")
+    def build_plan(*_: Any) -> Any:
+        reached()
+        raise ValueError("planted, on one rank")
+
+
+AT_STEP: dict[str, Callable[[], object]] = {
+    "raise": fail,
+    "hang": fail_to_return,
+    "lock": hold_the_lock,
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+}
+DURING: dict[str, Callable[[Callable[[], None]], None]] = {
+    "save": slow_save,
+    "evaluation": slow_evaluation,
+    "startup": slow_startup,
+    "refuse": refuse,
+}
+
+
+def plant(fault: str, beside: Path) -> None:
+    kind, rank, step = fault.split(":")
+    if rank not in ("*", str(RANK)):
+        return
+    reached = (beside / f"reached-{kind}").touch
+    if kind == "slow":
+        in_step(lambda: time.sleep(int(step) / 1000), None)
+    elif kind == "flags":
+        sys.argv += step.split()
+    elif kind == "first":
+        in_step(lambda: linger(reached), 0)
+    elif kind in ("nan", "flip"):
+        (spoil_images if kind == "nan" else flip_a_bit)(int(step))
+    elif kind in DURING:
+        DURING[kind](reached)
+    else:
+        in_step(AT_STEP[kind], int(step))
+
+
+if __name__ == "__main__":
+    faults = sys.argv.pop(1)
+    for planted in faults.split(",") if faults != "none" else ():
+        plant(planted, Path(sys.argv[sys.argv.index("--output-dir") + 1]).parent)
+    leave(train_command(sys.argv[1:], prog="faulty"))

@@ -1,0 +1,181 @@
+"""A tiny student trained on a real plan, by DeepSpeed and by plain torch: what the tests of the engine and of ZeRO share.
+
+`python -m tests.support.tiny_student` writes parity.json anew: the losses of the plain loop.
+"""
+
+import copy
+import functools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastdeit.config.schema import Config
+from fastdeit.data.batch import Batch
+from fastdeit.distributed.world import World
+from fastdeit.kernels.mix import mix_reference
+from fastdeit.models.student import Student, build_student
+from fastdeit.plan.plan import Plan, PlanSpec
+from fastdeit.training.build import build_trainer
+from fastdeit.training.losses import DistillationLoss
+from fastdeit.training.trainer import Trainer
+
+CLASSES, SIZE, BATCH, STEPS_PER_EPOCH, EPOCHS = 5, 32, 16, 6, 5
+DROP_PATH = (0.0, 0.3)
+LOSSES = Path(__file__).with_name("parity.json")
+RUN_FIELDS = ("zero_stage", "precision", "offload_optimizer", "deepspeed_config")
+
+
+def configure(**changes: Any) -> Config:
+    """The tests' run, with fields of its sections `run` and `optim` changed."""
+    run = {name: changes.pop(name) for name in RUN_FIELDS if name in changes}
+    return Config().replace(
+        data={"input_size": SIZE},
+        optim={
+            "batch_size": BATCH,
+            "epochs": EPOCHS,
+            "warmup_epochs": 1,
+            "lr": 3e-2,
+            "model_ema_decay": 0.9,
+            **changes,
+        },
+        run=run,
+    )
+
+
+def make_model() -> Student:
+    torch.manual_seed(0)
+    name = "deit_tiny_distilled_patch16_224"
+    sizes = {
+        "image_size": SIZE,
+        "patch_size": 8,
+        "embed_dim": 24,
+        "depth": len(DROP_PATH),
+        "num_heads": 2,
+    }
+    return build_student(name, num_classes=CLASSES, drop_path=DROP_PATH[-1], **sizes)
+
+
+def make_trainer(
+    config: Config, world: World, teacher: Callable[..., torch.Tensor] | None = None
+) -> Trainer:
+    return build_trainer(config, world, make_model(), teacher or teach, STEPS_PER_EPOCH)  # type: ignore[arg-type]
+
+
+def teach(images: torch.Tensor) -> torch.Tensor:
+    return images.float().mean((2, 3)) @ torch.linspace(-3, 3, 3 * CLASSES).view(3, CLASSES)
+
+
+@functools.cache
+def make_plan() -> Plan:
+    return Plan(PlanSpec(seed=3, input_size=SIZE), np.full((BATCH * STEPS_PER_EPOCH, 2), SIZE + 8))
+
+
+@functools.cache
+def _pictures() -> torch.Tensor:
+    """(N, 3, H, W): noise, around a colour for each class, image n being of class n modulo `CLASSES`."""
+    random = torch.Generator().manual_seed(0)
+    noise = torch.randn(make_plan().num_images, 3, SIZE + 8, SIZE + 8, generator=random)
+    colours = torch.randn(CLASSES, 3, 1, 1, generator=random)
+    return noise + colours[torch.arange(len(noise)) % CLASSES]
+
+
+def make_batch(step: int, rank: int = 0, world_size: int = 1) -> Batch:
+    """The samples of one rank in one step of the plan, cropped and mirrored as planned."""
+    plan, (epoch, place) = make_plan(), divmod(step, STEPS_PER_EPOCH)
+    ordinals = plan.ordinals(place, BATCH, rank, world_size)
+    draws = plan.draw(epoch, ordinals)
+    images = []
+    for row, (y, x, height, width), flip in zip(draws.image, draws.crop, draws.flip, strict=True):
+        crop = F.interpolate(
+            _pictures()[row, None, :, y : y + height, x : x + width], size=(SIZE, SIZE)
+        )[0]
+        images.append(crop.flip(-1) if flip else crop)
+    return Batch(
+        images=torch.stack(images),
+        labels=torch.from_numpy(draws.image % CLASSES),
+        lam=torch.from_numpy(draws.lam),
+        box=torch.from_numpy(draws.box),
+        keep=torch.from_numpy(plan.keep(epoch, ordinals, DROP_PATH)),
+        ordinals=torch.from_numpy(ordinals),
+        rows=torch.from_numpy(draws.image),
+    )
+
+
+def part(batch: Batch, start: int, size: int) -> Batch:
+    rows: dict[str, Any] = {
+        name: value[start : start + size]
+        for name, value in vars(batch).items()
+        if torch.is_tensor(value)
+    }
+    return Batch(**rows)
+
+
+def run_steps(
+    trainer: Trainer, count: int, micro: int = BATCH, rank: int = 0, world_size: int = 1
+) -> list[float]:
+    """The loss of each of the next `count` steps over this rank's samples, taken in micro-batches of at most `micro`."""
+    losses = []
+    for _ in range(count):
+        batch = make_batch(trainer.step, rank, world_size)
+        size = min(micro, len(batch.labels))
+        losses.append(
+            trainer.train_step(part(batch, at, size) for at in range(0, len(batch.labels), size))[
+                0
+            ].item()
+        )
+    return losses
+
+
+def plain_loop(
+    config: Config, count: int
+) -> tuple[nn.Module, dict[str, torch.Tensor], list[float]]:
+    """AdamW, schedule, clipping and average written out again in plain torch: the model, the average and the losses."""
+    model = make_model().train()
+    average = copy.deepcopy(model.state_dict())
+    decay = [
+        p
+        for n, p in model.named_parameters()
+        if p.ndim > 1 and n not in ("cls_token", "dist_token", "pos_embed")
+    ]
+    rest = [p for p in model.parameters() if not any(p is d for d in decay)]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+    )
+    criterion, losses = DistillationLoss(), []
+    total, warmup, peak = EPOCHS * STEPS_PER_EPOCH, STEPS_PER_EPOCH, config.optim.lr * BATCH / 512
+    for step in range(count):
+        cosine = 1e-5 + 0.5 * (peak - 1e-5) * (1 + math.cos(math.pi * step / total))
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-6 + step * (peak - 1e-6) / warmup if step < warmup else cosine
+        batch = make_batch(step)
+        images = mix_reference(batch.images, batch.lam, batch.box)
+        loss = criterion(model(images, batch.keep), batch.labels, batch.lam, teach(images)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        if config.optim.clip_grad:
+            nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_grad)
+        optimizer.step()
+        losses.append(loss.item())
+        for name, value in model.state_dict().items():
+            average[name] = 0.9 * average[name] + 0.1 * value
+    return model, average, losses
+
+
+def assert_near(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert set(mine) == set(theirs)
+    for name, value in theirs.items():
+        torch.testing.assert_close(mine[name], value, rtol=2e-4, atol=2e-6, msg=f"{name} differs")
+
+
+if __name__ == "__main__":
+    LOSSES.parent.mkdir(exist_ok=True)
+    LOSSES.write_text(
+        json.dumps({"loss": plain_loop(configure(), EPOCHS * STEPS_PER_EPOCH)[2]}, indent=1) + "\n"
+    )

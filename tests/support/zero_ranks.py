@@ -1,0 +1,158 @@
+"""What test_zero.py has two real processes do: `deepspeed --module tests.support.zero_ranks FOLDER short`, or `full`.
+
+Rank 0 writes FOLDER/two.json. FOLDER holds a checkpoint of one process for each stage, one/N, from which other stages go on
+here, and gets those of two processes, two/N.
+"""
+
+import gc
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fastdeit.checkpoint.store import load_checkpoint, save_checkpoint
+from fastdeit.distributed.collectives import all_agree, meet
+from fastdeit.distributed.exits import leave
+from fastdeit.distributed.world import World, init_distributed
+from fastdeit.training.trainer import Trainer
+from tests.support.tiny_student import (
+    BATCH,
+    EPOCHS,
+    STEPS_PER_EPOCH,
+    configure,
+    make_batch,
+    make_trainer,
+    run_steps,
+)
+
+STEPS, SHORT, SAVED_AT, AFTER, NAN_AT = EPOCHS * STEPS_PER_EPOCH, 12, 7, 3, 4
+_COMMON = {
+    "allgather_bucket_size": 3000,
+    "allgather_partitions": False,
+    "contiguous_gradients": False,
+    "ignore_unused_parameters": False,
+    "log_trace_cache_warnings": True,
+    "overlap_comm": True,
+    "reduce_bucket_size": 8000,
+    "reduce_scatter": False,
+    "use_multi_rank_bucket_allreduce": False,
+}
+OWN_FIELDS = {
+    "2 tuned": {"zero_optimization": _COMMON | {"round_robin_gradients": True}},
+    "3 in pieces": {
+        "zero_optimization": _COMMON
+        | {
+            "sub_group_size": 4000,
+            "stage3_allgather_sequential": True,
+            "stage3_gather_16bit_weights_on_model_save": True,
+            "stage3_max_live_parameters": 10000,
+            "stage3_max_reuse_distance": 1000,
+            "stage3_model_persistence_threshold": 0,
+            "stage3_module_granularity_threshold": 0,
+            "stage3_param_persistence_threshold": 0,
+            "stage3_prefetch_bucket_size": 8000,
+            "stage3_use_all_reduce_for_fetch_params": True,
+        }
+    },
+}
+"""DeepSpeed files by variant, each field at another value than its default; nothing is left whole at ZeRO 3, which a model
+as small as the tests' would else be."""
+
+
+def losses(trainer: Trainer, world: World, count: int, accumulate: int = 1) -> list[float]:
+    """The losses of the next steps over all ranks' samples."""
+    mine = run_steps(trainer, count, BATCH // world.size // accumulate, world.rank, world.size)
+    total = torch.tensor(mine, dtype=torch.float64)
+    dist.all_reduce(total)
+    return (total / world.size).tolist()
+
+
+def with_nan(trainer: Trainer, world: World) -> dict[str, Any]:
+    """A step in which only the last rank meets a NaN: what it leaves."""
+    losses(trainer, world, NAN_AT)
+    before, average = trainer.weights(), trainer.ema_weights()
+    batch = make_batch(NAN_AT, world.rank, world.size)
+    if world.rank == world.size - 1:
+        batch.images[1, 0, 5, 5] = float("nan")
+    trainer.train_step([batch])
+    after, average_after = trainer.weights(), trainer.ema_weights()
+    assert average is not None and average_after is not None
+    same = all(torch.equal(after[name], before[name]) for name in before)
+    same = same and all(torch.equal(average_after[name], average[name]) for name in average)
+    skipped = all_agree(trainer.skipped == 1)
+    return {"untouched": all_agree(same), "skipped": skipped, "losses": losses(trainer, world, 3)}
+
+
+def in_bf16(name: str, fields: dict[str, Any], full: bool, world: World) -> dict[str, list[float]]:
+    """The losses of a variant in bf16, which makes stage 1 stage 2."""
+    found = {}
+    for accumulate in () if not full and fields["zero_stage"] == 1 else (1, 4) if full else (4,):
+        micro = BATCH // world.size // accumulate
+        trainer = make_trainer(configure(**fields, micro_batch=micro, precision="bf16"), world)
+        found[f"{name} x {accumulate}"] = losses(trainer, world, SHORT if full else 8, accumulate)
+    return found
+
+
+def resumed(folder: Path, source: str, stage: int, world: World, count: int) -> list[float]:
+    """The losses of a run at `stage` that goes on from a checkpoint below `folder`."""
+    trainer = make_trainer(configure(zero_stage=stage, micro_batch=BATCH // world.size // 2), world)
+    losses(trainer, world, 1, accumulate=2)  # something else, to be overwritten
+    trainer.load_state(*load_checkpoint(next((folder / source).iterdir())))
+    return losses(trainer, world, count, accumulate=2)
+
+
+def save(trainer: Trainer, folder: Path, world: World) -> None:
+    tensors, state = trainer.state()
+    if world.rank == 0:
+        save_checkpoint(folder, state["step"], tensors, state, keep=1)
+    dist.barrier()
+
+
+def variants(folder: Path) -> dict[str, dict[str, Any]]:
+    """Fields of the run by name, DeepSpeed's files in `folder`; stage 0 is built as stage 1 is."""
+    plain: dict[str, dict[str, Any]] = {str(stage): {"zero_stage": stage} for stage in (1, 2, 3)}
+    offloaded = {
+        f"{stage} offloaded": {"zero_stage": stage, "offload_optimizer": True} for stage in (2, 3)
+    }
+    own: dict[str, dict[str, Any]] = {}
+    for name, fields in OWN_FIELDS.items():
+        file = folder / f"{name}.json"
+        own[name] = {"zero_stage": int(name[0]), "deepspeed_config": str(file)}
+        file.write_text(json.dumps(fields))
+    return plain | own | offloaded
+
+
+def main(folder: Path, full: bool) -> None:
+    world = init_distributed()
+    gc.freeze()  # each engine at ZeRO 3 collects garbage, which else goes through all of torch
+    results: dict[str, Any] = {"fp32": {}, "bf16": {}, "nan": {}, "resumed": {}}
+    for name, fields in variants(folder).items():
+        for accumulate in (1, 4) if full else (4,):
+            trainer = make_trainer(
+                configure(**fields, micro_batch=BATCH // world.size // accumulate), world
+            )
+            first = losses(trainer, world, SAVED_AT, accumulate)
+            if accumulate == 4:
+                save(trainer, folder / "two" / name, world)
+            rest = losses(
+                trainer, world, (STEPS if full or name in "123" else SHORT) - SAVED_AT, accumulate
+            )
+            results["fp32"][f"{name} x {accumulate}"] = first + rest
+        results["nan"][name] = with_nan(make_trainer(configure(**fields), world), world)
+        results["bf16"] |= in_bf16(name, fields, full, world)
+    for source in (1, 2, 3):
+        for stage in (1, 2, 3):
+            results["resumed"][f"{source} to {stage}"] = resumed(
+                folder, f"one/{source}", stage, world, AFTER
+            )
+    if world.rank == 0:
+        (folder / "two.json").write_text(json.dumps(results))
+    meet()
+    leave(0)  # gloo's threads may abort a process that ends by itself
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[-2]), sys.argv[-1] == "full")

@@ -1,0 +1,589 @@
+"""A recorded teacher in training: equal to the live one bit for bit, and never used where it is not that."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastdeit.checkpoint.store import list_checkpoints
+from fastdeit.config.cli import parse_config
+from fastdeit.data import build as data_build
+from fastdeit.data import quarantine
+from fastdeit.data.build import build_train_index, build_train_loader, pipeline_options
+from fastdeit.data.loader import TrainLoader
+from fastdeit.distributed.world import init_distributed
+from fastdeit.kernels.mix import mix
+from fastdeit.models import build as models_build
+from fastdeit.models.build import build_teacher
+from fastdeit.plan.build import build_plan
+from fastdeit.storage.jsonl import read_metrics
+from fastdeit.teacher_cache.format import decode
+from fastdeit.teacher_cache.reader import Cache, Replay, entry_of
+from tests.commands.test_train import damaging
+from tests.run.test_launch import launch
+from tests.support.cache_runs import MODEL, Setting, assert_same_weights, flip, write_teacher
+
+LOADED = "load_teacher was called"
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    """With recordings of three epochs in the folders hard and topk, and a run with the live teacher in live."""
+    init_distributed()
+    made = Setting(tmp_path_factory.mktemp("replay"))
+    assert made.build(made.root / "hard") == 0
+    assert made.build(made.root / "topk", "--kind", "topk", "--k", "3") == 0
+    assert made.train(made.root / "live", *made.taught) == 0
+    return made
+
+
+@pytest.fixture
+def no_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError(LOADED)
+
+    monkeypatch.setattr(models_build, "load_teacher", load)
+
+
+def copy_of(setting: Setting, folder: Path, kind: str = "hard") -> Path:
+    return Path(shutil.copytree(setting.root / kind, folder))
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 8), (1, 16), (2, 8), (2, 16)])
+def test_recorded_answers_are_the_live_teachers_for_every_sample(
+    setting: Setting, world_size: int, micro_batch: int
+) -> None:
+    """All ordinals of two epochs on every rank, with repeated augmentation, Mixup, CutMix and erasing."""
+    config, _ = parse_config([*setting.samples, *setting.taught], "test")
+    world, index = init_distributed(), build_train_index(config)
+    teacher = build_teacher(config, world, index.classes)
+    cache, answers, mixed = Cache(setting.root / "hard"), [], set()
+    assert teacher is not None
+    for rank in range(world_size):
+        plan = build_plan(config, index.sizes)
+        loader = TrainLoader(
+            index,
+            plan,
+            pipeline_options(config, world),
+            batch_size=16 * world_size,
+            micro_batch=micro_batch,
+            rank=rank,
+            world_size=world_size,
+            answers=Replay(cache, "error", plan.images),
+        )
+        for epoch in range(2):
+            for batch in loader.epoch(epoch):
+                assert batch.record is not None
+                recorded = decode(batch.record, cache.manifest, hard=True)
+                logits = teacher(mix(batch.images, batch.lam, batch.box))
+                assert torch.equal(recorded, logits.argmax(1))
+                # on any processor, then: a batch of another size changes a logit by some 1e-6
+                first, second = logits.topk(2).values.unbind(1)
+                assert (first - second).min() > 1e-4
+                answers += [
+                    (epoch, int(o), int(c)) for o, c in zip(batch.ordinals, recorded, strict=True)
+                ]
+                cut = batch.box.any(1)
+                mixed |= {
+                    "cut" if one else "blend" if lam < 1 else "whole"
+                    for one, lam in zip(cut, batch.lam, strict=True)
+                }
+        loader.close()
+    samples = 48 // (16 * world_size) * 16 * world_size
+    assert {(epoch, ordinal) for epoch, ordinal, _ in answers} == {
+        (e, o) for e in range(2) for o in range(samples)
+    }
+    assert len(answers) == 2 * samples and plan.spec.repeats == 2 and {"cut", "blend"} <= mixed
+    # a teacher that always says the same would prove nothing
+    assert np.bincount([answer for _, _, answer in answers]).max() < 0.7 * len(answers)
+
+
+@pytest.mark.usefixtures("no_teacher")
+def test_a_run_from_the_cache_equals_the_live_run(
+    setting: Setting,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert setting.train(tmp_path, "--cache", str(setting.root / "hard")) == 0
+    assert_same_weights(tmp_path, setting.root / "live")
+    assert losses(tmp_path) == losses(setting.root / "live") and len(losses(tmp_path)) == 9
+    said = " ".join(capfd.readouterr().out.split())
+    assert f"test_resnet recorded in {setting.root / 'hard'}: hard, 3 epochs, miss: error" in said
+    assert "unrecorded" not in read_metrics(tmp_path / "metrics.jsonl")[0]
+    with pytest.raises(AssertionError, match=LOADED):  # the trap works
+        setting.train(tmp_path / "live", *setting.taught)
+
+
+def test_the_answers_decide_the_run(setting: Setting, tmp_path: Path) -> None:
+    """The sharpness of the comparisons: with another teacher's answers the weights differ."""
+    folder = copy_of(setting, tmp_path / "c")
+    records = 2 - np.fromfile(folder / "records.bin", np.uint16)
+    records.tofile(folder / "records.bin")
+    entries = np.fromfile(folder / "chunks.bin", np.uint8).reshape(-1, 32)
+    for entry, chunk in zip(
+        entries, records.reshape(-1, Cache(folder).manifest.chunk), strict=True
+    ):
+        entry[:] = np.frombuffer(entry_of(chunk.tobytes(), entry[:16].tobytes()), np.uint8)
+    entries.tofile(folder / "chunks.bin")
+    assert setting.train(tmp_path / "run", "--cache", str(folder)) == 0
+    assert_same_weights(tmp_path / "run", setting.root / "live", equal=False)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ("live", "cached"),
+        ("cached", "live"),
+        pytest.param("cached", "cached", marks=pytest.mark.slow),
+    ],
+)
+def test_stopped_in_the_middle_of_an_epoch_and_gone_on_with(
+    first: str, then: str, setting: Setting, tmp_path: Path
+) -> None:
+    ways = {
+        "cached": ["--cache", str(setting.root / "hard"), "--teacher-path", ""],
+        "live": setting.taught,
+    }
+    teacher = ["--teacher-model", "test_resnet"]
+    assert setting.train(tmp_path, *teacher, *ways[first], "--stop-after-steps", "4") == 0
+    assert list_checkpoints(tmp_path / "checkpoints")[0].name == "step-00000004"
+    assert setting.train(tmp_path, *teacher, *ways[then]) == 0
+    assert_same_weights(tmp_path, setting.root / "live")
+
+
+def test_two_processes_read_the_same_cache(setting: Setting, tmp_path: Path) -> None:
+    """The losses are those of one process with the live teacher, but for the order of a sum; both count what was missing."""
+    flags = [
+        *setting.samples,
+        *MODEL,
+        "--epochs",
+        "3",
+        "--cache",
+        str(setting.root / "hard"),
+        "--stop-after-steps",
+        "4",
+    ]
+    end = launch(2, [*flags, "--cache-miss", "ground-truth", "--output-dir", str(tmp_path)])
+    assert end.returncode == 0, end.stdout + end.stderr
+    assert losses(tmp_path) == pytest.approx(losses(setting.root / "live")[:4], rel=1e-4)
+    assert [
+        line["unrecorded"] for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line
+    ] == [0] * 4
+
+
+@pytest.mark.slow
+def test_two_processes_with_a_cache_equal_two_with_the_teacher(
+    setting: Setting, tmp_path: Path
+) -> None:
+    for name, more in (
+        ("live", setting.taught),
+        ("cached", ["--cache", str(setting.root / "hard")]),
+    ):
+        end = launch(
+            2,
+            [
+                *setting.samples,
+                *MODEL,
+                "--epochs",
+                "3",
+                *more,
+                "--output-dir",
+                str(tmp_path / name),
+            ],
+        )
+        assert end.returncode == 0, end.stdout + end.stderr
+    assert (
+        losses(tmp_path / "cached") == losses(tmp_path / "live")
+        and len(losses(tmp_path / "live")) == 9
+    )
+    assert_same_weights(tmp_path / "cached", tmp_path / "live")
+
+
+def test_soft_distillation_from_the_largest_logits(setting: Setting, tmp_path: Path) -> None:
+    """All three of three classes: what is left of the live run's loss is fp16's rounding."""
+    soft = ["--distillation-type", "soft"]
+    assert setting.train(tmp_path / "live", *setting.taught, *soft, epochs=1) == 0
+    assert (
+        setting.train(tmp_path / "cached", "--cache", str(setting.root / "topk"), *soft, epochs=1)
+        == 0
+    )
+    live, cached = losses(tmp_path / "live"), losses(tmp_path / "cached")
+    assert cached == pytest.approx(live, rel=2e-3) and cached != live
+    parts = [
+        line["distill"]
+        for line in read_metrics(tmp_path / "cached" / "metrics.jsonl")
+        if "distill" in line
+    ]
+    assert all(part > 0 for part in parts)
+
+
+def test_hard_distillation_from_the_largest_logits(setting: Setting, tmp_path: Path) -> None:
+    assert setting.train(tmp_path, "--cache", str(setting.root / "topk")) == 0
+    assert_same_weights(tmp_path, setting.root / "live")
+
+
+def test_one_cache_serves_two_studies(setting: Setting, tmp_path: Path) -> None:
+    """Other students, learning rates, DropPath rates, batch sizes, and fewer epochs; each equal to its live run."""
+    studies = {
+        "wide": [
+            "--embed-dim",
+            "48",
+            "--num-heads",
+            "3",
+            "--batch-size",
+            "8",
+            "--micro-batch",
+            "4",
+            "--epochs",
+            "1",
+        ],
+        "deep": [
+            "--depth",
+            "3",
+            "--drop-path",
+            "0.1",
+            "--epochs",
+            "2",
+            "--weight-decay",
+            "0.1",
+            "--distillation-alpha",
+            "0.7",
+        ],
+    }
+    for name, flags in studies.items():
+        for way, more in (
+            ("live", setting.taught),
+            ("cached", ["--cache", str(setting.root / "hard")]),
+        ):
+            assert setting.train(tmp_path / way / name, *flags, *more) == 0
+        assert_same_weights(tmp_path / "live" / name, tmp_path / "cached" / name)
+    shapes = [
+        load_file(tmp_path / "cached" / name / "student.safetensors")["pos_embed"].shape
+        for name in studies
+    ]
+    assert shapes[0] != shapes[1]
+
+
+def _no_cache(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def _newer(folder: Path) -> None:
+    values = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(values | {"format": 2}))
+
+
+def _hole(folder: Path) -> None:
+    """Epoch 1 loses a chunk, epoch 2 all of them."""
+    data = bytearray((folder / "chunks.bin").read_bytes())
+    data[8 * 32 : 9 * 32] = bytes(32)
+    (folder / "chunks.bin").write_bytes(data[: 12 * 32])
+
+
+REFUSED = {
+    "other seed": (
+        None,
+        ["--seed", "1"],
+        "recorded for another run: plan.seed 0 in the cache, 1 here",
+    ),
+    "other erasing": (None, ["--reprob", "0"], "plan.reprob 0.25 in the cache, 0.0 here"),
+    "other mixing": (
+        None,
+        ["--mixup", "0.2", "--cutmix", "0.5"],
+        "plan.mixup 0.8 in the cache, 0.2 here; plan.cutmix 1.0",
+    ),
+    "other operations": (
+        None,
+        ["--aa", "rand-m7-mstd0.5-inc1"],
+        "plan.ra_magnitude 9.0 in the cache, 7.0 here",
+    ),
+    "no repeats": (None, ["--no-repeated-aug"], "plan.repeats 2 in the cache, 1 here"),
+    "other input": (None, ["--input-size", "40"], "plan.input_size 32 in the cache, 40 here"),
+    "other normalisation": (
+        None,
+        ["--mean", "0.5", "0.5", "0.5"],
+        "mean [0.485, 0.456, 0.406] in the cache",
+    ),
+    "other backend": (
+        None,
+        ["--augment-backend", "native"],
+        "augmentation 'exact backend, cpu decoder' in the cache, 'native",
+    ),
+    "epochs missing": (
+        None,
+        ["--epochs", "12"],
+        "epochs not recorded: 3, 4, 5, 6, 7, 8, 9, 10 and 1 more",
+    ),
+    "a hole": (
+        _hole,
+        [],
+        "epochs not recorded: 1, 2; record them, or --cache-miss live or ground-truth",
+    ),
+    "classes for soft": (
+        None,
+        ["--distillation-type", "soft"],
+        "holds classes, allowed with --distillation-type soft is",
+    ),
+    "truth for soft": (
+        None,
+        ["--distillation-type", "soft", "--cache-miss", "ground-truth"],
+        "--cache-miss: got 'ground-truth', allowed is error or live with --distillation-type soft",
+    ),
+    "no distillation": (
+        None,
+        ["--distillation-type", "none"],
+        "allowed is no cache with --distillation-type none",
+    ),
+    "newer format": (_newer, [], "manifest.json: format 2, this version reads 1"),
+    "no cache": (
+        _no_cache,
+        [],
+        "manifest.json: No such file or directory; `fastdeit cache build -o",
+    ),
+    "no period": (None, ["--cache-period", "-1"], "--cache-period: got -1, allowed is 0 or more"),
+    "live without a teacher": (
+        None,
+        ["--cache-miss", "live", "--teacher-path", "/no/file"],
+        "--teacher-path: got '/no/file'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_is_refused_before_any_work(
+    case: str, setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spoil, flags, words = REFUSED[case]
+    folder, run = copy_of(setting, tmp_path / "c"), tmp_path / "run"
+    if spoil is not None:
+        spoil(folder)
+    before = (
+        sorted((path.name, path.stat().st_mtime_ns) for path in folder.iterdir())
+        if folder.exists()
+        else None
+    )
+    assert setting.train(run, "--cache", str(folder), *flags) == 2
+    said = capfd.readouterr().err
+    assert words in " ".join(said.replace("│", " ").split()) and "Traceback" not in said
+    assert not run.exists()
+    assert (
+        sorted((path.name, path.stat().st_mtime_ns) for path in folder.iterdir())
+        if folder.exists()
+        else None
+    ) == before
+
+
+@pytest.mark.parametrize("miss", ["error", "live"])
+def test_another_teacher_is_refused(
+    miss: str, setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = write_teacher(tmp_path / "other.safetensors", setting.data, seed=1)
+    flags = [
+        "--cache",
+        str(setting.root / "hard"),
+        *setting.taught,
+        "--teacher-path",
+        str(other),
+        "--cache-miss",
+        miss,
+    ]
+    assert setting.train(tmp_path / "run", *flags) == 2
+    assert "was recorded for another run: teacher.sha256 '" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_data_set_is_refused(
+    setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(shutil.copytree(setting.data, tmp_path / "data"))
+    (data / "train/circle/00.png").rename(data / "train/square/zz.png")
+    flags = ["--cache", str(setting.root / "hard"), "--data-path", str(data)]
+    assert setting.train(tmp_path / "run", *flags) == 2
+    said = capfd.readouterr().err
+    assert "data set '" in said and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("fault", ["flipped", "truncated", "hole"])
+def test_with_the_live_teacher_for_what_is_damaged_the_run_is_the_live_run(
+    fault: str, setting: Setting, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = copy_of(setting, tmp_path / "c")
+    if fault == "flipped":
+        flip(folder / "records.bin", 2 * (48 + 9))
+    elif fault == "truncated":
+        os.truncate(folder / "records.bin", 2 * (2 * 48 + 5))
+    else:
+        _hole(folder)
+    assert (
+        setting.train(
+            tmp_path / "run", "--cache", str(folder), *setting.taught, "--cache-miss", "live"
+        )
+        == 0
+    )
+    assert_same_weights(tmp_path / "run", setting.root / "live")
+    words = {
+        "flipped": "epoch 1, ordinals 8 on: damaged, another checksum: the live teacher instead",
+        "truncated": "epoch 2, ordinals 0 on: records.bin ends before them: the live teacher instead",
+        "hole": "epoch 1, ordinals 16 on: not recorded: the live teacher instead",
+    }[fault]
+    assert words in caplog.text
+    counts = [
+        line["unrecorded"]
+        for line in read_metrics(tmp_path / "run" / "metrics.jsonl")
+        if "loss" in line
+    ]
+    expected = {
+        "flipped": [0, 0, 0, 16] + 5 * [16],
+        "truncated": 6 * [0] + [16, 32, 48],
+        "hole": 4 * [0] + [16, 16, 32, 48, 64],
+    }
+    assert counts == expected[fault]
+
+
+def test_the_label_in_the_place_of_what_is_damaged(
+    setting: Setting, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = copy_of(setting, tmp_path / "c")
+    _hole(folder)
+    assert (
+        setting.train(tmp_path / "run", "--cache", str(folder), "--cache-miss", "ground-truth") == 0
+    )
+    assert_same_weights(tmp_path / "run", setting.root / "live", equal=False)
+    assert losses(tmp_path / "run")[:4] == losses(setting.root / "live")[:4]
+    assert "not recorded: the label instead" in caplog.text
+
+
+@pytest.mark.parametrize("fault", ["flipped", "truncated"])
+def test_damage_that_comes_to_light_in_mid_run_ends_it(
+    fault: str, setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With code 1 and one line; the checkpoints stay, and the mended cache takes the run to the live run's end."""
+    folder = copy_of(setting, tmp_path / "c")
+    if fault == "flipped":
+        flip(folder / "records.bin", 2 * (48 + 20))
+    else:
+        os.truncate(folder / "records.bin", 2 * (48 + 20))
+    flags = ["--cache", str(folder), "--save-steps", "1"]
+    assert setting.train(tmp_path / "run", *flags) == 1
+    said = capfd.readouterr().err.strip().splitlines()
+    words = {
+        "flipped": "epoch 1, ordinals 16 on: damaged",
+        "truncated": "epoch 1, ordinals 16 on: records.bin ends",
+    }[fault]
+    assert (
+        len(said) == 1
+        and said[0].startswith("fastdeit: error: ")
+        and words in said[0]
+        and "--cache-miss live" in said[0]
+    )
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")[0].name == "step-00000004"
+    assert setting.build(folder) == 0  # records what is damaged again
+    assert setting.train(tmp_path / "run", *flags) == 0
+    assert_same_weights(tmp_path / "run", setting.root / "live")
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_a_fault_and_no_crash(
+    setting: Setting, tmp_path: Path
+) -> None:
+    folder = copy_of(setting, tmp_path / "c")
+    cache = Cache(folder)
+    known = cache.lookup(0, np.arange(8), lambda epoch, ordinals: _rows(setting, epoch, ordinals))
+    os.truncate(folder / "records.bin", 0)
+    again = cache.lookup(0, np.arange(8), lambda epoch, ordinals: _rows(setting, epoch, ordinals))
+    assert (
+        known[1] is None and again[1] is None and np.array_equal(known[0], again[0])
+    )  # checked before
+    assert "ends before them" in str(cache.fault(0, 1))
+
+
+def _rows(setting: Setting, epoch: int, ordinals: np.ndarray) -> np.ndarray:
+    config, _ = parse_config(setting.samples, "test")
+    return build_plan(config, build_train_index(config).sizes).images(epoch, ordinals)
+
+
+@pytest.mark.parametrize("miss", ["error", "live"])
+def test_an_image_that_goes_bad_in_mid_run_is_not_answered_by_the_record_of_another(
+    miss: str,
+    setting: Setting,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Another image comes in its place: what was recorded for that chunk is of no use, here and in all later epochs."""
+    monkeypatch.setattr(quarantine, "RETRIES_S", (0.01,))
+    ways = {
+        "live": setting.taught,
+        "cached": ["--cache", str(setting.root / "hard"), *setting.taught, "--cache-miss", miss],
+    }
+    ends = {}
+    for way in ways if miss == "live" else ["cached"]:
+        data = Path(shutil.copytree(setting.data, tmp_path / way / "data"))
+        with monkeypatch.context() as patch:
+            patch.setattr(data_build, "TrainLoader", damaging(data / "train/square/02.jpg"))
+            ends[way] = setting.train(tmp_path / way / "run", "--data-path", str(data), *ways[way])
+    if miss == "live":
+        assert ends == {"live": 0, "cached": 0}
+        assert_same_weights(tmp_path / "live" / "run", tmp_path / "cached" / "run")
+        assert (
+            "recorded with other images, as some were found to be bad then or now: the live teacher"
+            in caplog.text
+        )
+        return
+    assert ends == {"cached": 1}
+    said = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
+    assert len(said) == 1 and "recorded with other images" in said[0]
+
+
+def test_with_a_period_the_samples_repeat_and_droppath_does_not(setting: Setting) -> None:
+    config, _ = parse_config(setting.samples, "test")
+    world, index = init_distributed(), build_train_index(config)
+    plan = build_plan(config, index.sizes)
+    config = config.replace(distill={"cache": str(setting.root / "hard"), "cache_period": 2})
+    replay = Replay(Cache(setting.root / "hard"), "error", plan.images)
+    loader = build_train_loader(
+        config, world, index, plan, (0.3, 0.3), quarantine.Quarantine(index), replay
+    )
+    epochs = [list(loader.epoch(epoch)) for epoch in range(4)]
+    loader.close()
+    for early, late in zip([*epochs[0], *epochs[1]], [*epochs[2], *epochs[3]], strict=True):
+        for name in ("images", "labels", "lam", "box", "rows", "ordinals", "record"):
+            assert torch.equal(getattr(early, name), getattr(late, name)), name
+        assert not torch.equal(early.keep, late.keep)
+    assert not torch.equal(epochs[0][0].images, epochs[1][0].images)
+
+
+@pytest.mark.usefixtures("no_teacher")
+def test_a_run_goes_on_beyond_the_recorded_epochs_with_a_period(
+    setting: Setting, tmp_path: Path
+) -> None:
+    flags = ["--cache", str(setting.root / "hard"), "--cache-period", "3"]
+    assert setting.train(tmp_path, *flags, "--stop-after-steps", "8", epochs=5) == 0
+    assert setting.train(tmp_path, *flags, epochs=5) == 0
+    assert len(losses(tmp_path)) == 15 and (tmp_path / "summary.json").is_file()
+    assert (
+        setting.train(tmp_path, "--cache", str(setting.root / "hard"), epochs=5) == 2
+    )  # another run without it
+
+
+def test_a_lookup_of_a_batch_costs_little(setting: Setting) -> None:
+    """A generous bound for a busy machine; benchmarks/bench_teacher.py has the figures."""
+    cache = Cache(setting.root / "hard")
+    rows = {epoch: _rows(setting, epoch, np.arange(48)) for epoch in range(3)}
+    ordinals, spent = np.arange(48), []
+    for _ in range(20):
+        start = time.perf_counter()
+        cache.lookup(1, ordinals, lambda epoch, at: rows[epoch][at])
+        spent.append(time.perf_counter() - start)
+    assert min(spent) < 2e-3

@@ -1,0 +1,231 @@
+"""Every ZeRO stage on one process and on two against plain torch and against losses that are kept in the repository."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastdeit.checkpoint.store import load_checkpoint, save_checkpoint
+from fastdeit.distributed.world import World, init_distributed
+from fastdeit.training.flat import Slice
+from fastdeit.training.zero import Pieces, open_partitions
+from tests.support.launching import ROOT, free_port
+from tests.support.tiny_student import (
+    BATCH,
+    LOSSES,
+    STEPS_PER_EPOCH,
+    configure,
+    make_plan,
+    make_trainer,
+    plain_loop,
+    run_steps,
+)
+from tests.support.zero_ranks import AFTER, OWN_FIELDS, SAVED_AT, SHORT, STEPS, variants
+
+STAGES = (1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return init_distributed()
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[float]:
+    return json.loads(LOSSES.read_text())["loss"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path, world: World) -> dict[str, Any]:
+    return leave_and_launch(folder, "short", world)
+
+
+def leave_and_launch(folder: Path, form: str, world: World) -> dict[str, Any]:
+    """What two processes found, after this one has left them a checkpoint of each stage."""
+    for stage in STAGES:
+        trainer = make_trainer(configure(zero_stage=stage), world)
+        run_steps(trainer, SAVED_AT)
+        tensors, state = trainer.state()
+        save_checkpoint(folder / "one" / str(stage), state["step"], tensors, state, keep=2)
+    launcher = [
+        sys.executable,
+        "-m",
+        "deepspeed.launcher.runner",
+        "-q",
+        "--no_local_rank",
+        "--num_accelerators",
+        "2",
+    ]
+    command = [
+        *launcher,
+        "--master_port",
+        str(free_port()),
+        "--module",
+        "tests.support.zero_ranks",
+        str(folder),
+        form,
+    ]
+    environment = os.environ | {
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
+        environment.pop(name, None)
+    end = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=500
+    )
+    assert end.returncode == 0, end.stdout + end.stderr
+    return json.loads((folder / "two.json").read_text())
+
+
+def test_plain_torch_still_gives_the_losses_that_are_kept(expected: list[float]) -> None:
+    assert plain_loop(configure(), STEPS)[2] == pytest.approx(expected, rel=1e-5)
+    assert len(expected) == STEPS and expected[-1] < expected[0] - 0.2
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("stage", range(4))
+def test_one_process_gives_the_losses_of_plain_torch(
+    stage: int, accumulate: int, world: World, expected: list[float]
+) -> None:
+    micro = BATCH // accumulate
+    losses = run_steps(
+        make_trainer(configure(zero_stage=stage, micro_batch=micro), world), STEPS, micro
+    )
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_give_the_losses_of_plain_torch(
+    stage: int, two: dict[str, Any], expected: list[float]
+) -> None:
+    assert two["fp32"][f"{stage} x 4"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("how", [*OWN_FIELDS, "2 offloaded", "3 offloaded"])
+def test_two_processes_in_other_forms_begin_the_same(
+    how: str, two: dict[str, Any], expected: list[float]
+) -> None:
+    assert two["fp32"][f"{how} x 4"] == pytest.approx(expected[:SHORT], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_at_full_length(tmp_path: Path, world: World, expected: list[float]) -> None:
+    found = leave_and_launch(tmp_path, "full", world)
+    assert len(found["fp32"]) == 14 and len(found["bf16"]) == 14
+    for how, losses in found["fp32"].items():
+        assert losses == pytest.approx(expected, rel=1e-5), how
+    for how, losses in found["bf16"].items():
+        assert losses == pytest.approx(found["bf16"][f"2 x {how[-1]}"], rel=1e-5), how
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_an_offloaded_optimizer_gives_the_losses_of_plain_torch(
+    stage: int, world: World, expected: list[float]
+) -> None:
+    trainer = make_trainer(configure(zero_stage=stage, offload_optimizer=True), world)
+    assert trainer.engine.zero_use_cpu_optimizer()
+    assert run_steps(trainer, STEPS) == pytest.approx(expected, rel=1e-5)
+
+
+def test_weights_in_pieces_are_evaluated_whole(
+    folder: Path, world: World, expected: list[float]
+) -> None:
+    trainer = make_trainer(configure(**variants(folder)["3 in pieces"]), world)
+    assert run_steps(trainer, SAVED_AT) == pytest.approx(expected[:SAVED_AT], rel=1e-5)
+    assert trainer.model.head.weight.numel() == 0
+    whole, weights = trainer.module(), trainer.weights()
+    assert not whole.training and set(weights) == set(whole.state_dict())
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+    run_steps(trainer, 1)
+    assert not torch.equal(trainer.module().state_dict()["head.weight"], weights["head.weight"])
+
+
+@pytest.mark.parametrize("how", ["3", *OWN_FIELDS, "2 offloaded", "3 offloaded"])
+def test_bf16_stages_agree_and_learn(how: str, two: dict[str, Any]) -> None:
+    losses = two["bf16"][f"{how} x 4"]
+    assert losses == pytest.approx(two["bf16"]["2 x 4"], rel=1e-5) and losses[-1] < losses[0] - 0.1
+
+
+@pytest.mark.parametrize("how", ["1", "2", "3", *OWN_FIELDS, "2 offloaded", "3 offloaded"])
+def test_nan_on_one_rank_skips_the_step_on_both(how: str, two: dict[str, Any]) -> None:
+    left = two["nan"][how]
+    assert left["untouched"] and left["skipped"] and all(np.isfinite(left["losses"]))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("source", STAGES)
+def test_two_processes_go_on_from_a_checkpoint_of_one(
+    source: int, stage: int, two: dict[str, Any], expected: list[float]
+) -> None:
+    assert two["resumed"][f"{source} to {stage}"] == pytest.approx(
+        expected[SAVED_AT : SAVED_AT + AFTER], rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("source", ["1", "2", "3", *OWN_FIELDS, "3 offloaded"])
+def test_one_process_goes_on_from_a_checkpoint_of_two(
+    source: str, stage: int, two: dict[str, Any], folder: Path, world: World, expected: list[float]
+) -> None:
+    trainer = make_trainer(configure(zero_stage=stage), world)
+    run_steps(trainer, 1)
+    tensors, state = load_checkpoint(folder / "two" / source / f"step-{SAVED_AT:08d}")
+    trainer.load_state(tensors, state)
+    for stem, named in trainer.state()[0].items():  # weights, moments and average to the bit
+        assert all(torch.equal(value, tensors[stem][name]) for name, value in named.items()), stem
+    assert run_steps(trainer, AFTER) == pytest.approx(
+        expected[SAVED_AT : SAVED_AT + AFTER], rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_the_samples_of_a_step_are_the_same_on_any_number_of_processes(world_size: int) -> None:
+    plan = make_plan()
+    for step in range(STEPS_PER_EPOCH):
+        ranks = [plan.ordinals(step, BATCH, rank, world_size) for rank in range(world_size)]
+        assert {len(rank) for rank in ranks} == {BATCH // world_size}
+        assert sorted(np.concatenate(ranks)) == list(range(step * BATCH, (step + 1) * BATCH))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("shape", [(5,), (3, 7), (2, 4, 3), (1,)])
+def test_a_parameter_comes_back_out_of_the_ranks_parts(ranks: int, shape: tuple[int, ...]) -> None:
+    value = torch.randn(shape)
+    size = -(-value.numel() // ranks)
+    for slot, elements in (
+        (Slice("w", value.shape, 3), value.numel() + 5),
+        (Pieces("w", value.shape, 3, size), size + 5),
+    ):
+        parts = torch.full((ranks, elements), torch.nan)
+        slot.write(parts, value)
+        assert torch.equal(slot.read(parts), value)
+        others = ranks * elements - (size * ranks if isinstance(slot, Pieces) else value.numel())
+        assert parts.isnan().sum() == others
+
+
+def test_a_deepspeed_without_what_is_needed_is_refused() -> None:
+    for stage, lacks in ((2, "update_lp_params"), (3, "checkpoint_event_epilogue")):
+        engine = types.SimpleNamespace(
+            optimizer=object(),
+            device=torch.device("cpu"),
+            zero_optimization_stage=lambda stage=stage: stage,
+        )
+        with pytest.raises(
+            RuntimeError, match=f"not supported: its ZeRO optimizer has no .*{lacks}"
+        ):
+            open_partitions(engine)
