@@ -54,9 +54,9 @@ def make_batch(trainer: Trainer, device: torch.device) -> Batch:
         labels=torch.arange(BATCH, device=device),
         lam=torch.full((BATCH,), 0.5, device=device),
         box=torch.zeros(BATCH, 4, dtype=torch.int32, device=device),
-        keep=torch.ones(BATCH, depth, 2, dtype=torch.bool, device=device),
+        drop_path_mask=torch.ones(BATCH, depth, 2, dtype=torch.bool, device=device),
         ordinals=torch.arange(BATCH),
-        rows=torch.arange(BATCH),
+        image_index=torch.arange(BATCH),
     )
 
 
@@ -113,7 +113,7 @@ def measure(name: str, world: World, root: Path, rounds: int) -> dict[str, float
     medians["held_ratio"] = statistics.median(
         one["held_thread_s"] / one["held_waiting_s"] for one in found
     )
-    medians["parameters"] = sum(parameter.numel() for parameter in trainer.shadow.parameters())
+    medians["parameters"] = sum(parameter.numel() for parameter in trainer.eval_model.parameters())
     trainer.engine.destroy()
     shutil.rmtree(root / name)
     return medians

@@ -89,7 +89,9 @@ def ours(name: str, inputs: Batch, compiled: bool, backend: str = "auto") -> Ste
     model = torch.compile(student) if compiled else student
 
     def step() -> torch.Tensor:
-        loss = criterion(model(patches, inputs.keep), inputs.labels, inputs.lam, decision).loss
+        loss = criterion(
+            model(patches, inputs.drop_path_mask), inputs.labels, inputs.lam, decision
+        ).loss
         loss.backward()
         optimizer.step()
         return loss.detach()

@@ -41,9 +41,9 @@ from fastdeit.models.teacher import Teacher
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan, PlanSpec
 from fastdeit.teacher_cache.format import LARGEST_CHUNK, Manifest, decode, encode
-from fastdeit.teacher_cache.reader import Cache, Replay
-from fastdeit.teacher_cache.record import Windows, record
-from fastdeit.teacher_cache.writer import Recorder, create
+from fastdeit.teacher_cache.reader import Cache, CachedTeacher
+from fastdeit.teacher_cache.record import ChunkBatches, record
+from fastdeit.teacher_cache.writer import CacheWriter, create
 from fastdeit.training.build import build_trainer
 from fastdeit.training.trainer import Trainer
 
@@ -75,7 +75,7 @@ class Counting(Cache):
         return found
 
 
-class Table(Replay):
+class Table(CachedTeacher):
     """Answers from memory: what no teacher at all would cost."""
 
     def records(
@@ -130,23 +130,29 @@ class Scene:
     def way(
         self,
         name: str,
-        replay: Replay | None,
+        cached_teacher: CachedTeacher | None,
         teacher: Callable[[torch.Tensor], torch.Tensor] | None,
     ) -> Way:
         model, _ = build_model(self.config, len(self.index.classes))
         rates: Any = model.drop_path_rates
         loader = build_train_loader(
-            self.config, self.world, self.index, self.plan, rates, Quarantine(self.index), replay
+            self.config,
+            self.world,
+            self.index,
+            self.plan,
+            rates,
+            Quarantine(self.index),
+            cached_teacher,
         )
         trainer = build_trainer(
-            self.config, self.world, model, None, loader.steps_per_epoch, replay
+            self.config, self.world, model, None, loader.steps_per_epoch, cached_teacher
         )
         trainer.teacher = teacher  # type: ignore[assignment]  # compiled, it is a plain function
         return Way(name, trainer, loader)
 
     def ways(self) -> Iterator[Way]:
         yield self.way("no teacher", Table(self.cache, "error", self.plan.images), None)
-        yield self.way("recorded", Replay(self.cache, "error", self.plan.images), None)
+        yield self.way("recorded", CachedTeacher(self.cache, "error", self.plan.images), None)
         yield self.way("live", None, self.teacher)
         if self.world.device.type == "cuda":  # on a CPU the compiler's minutes would not pay
             yield self.way(
@@ -183,9 +189,9 @@ def record_scene(flags: list[str], folder: Path) -> tuple[Job, float]:
     job = Job(flags, "build", folder)
     manifest = job.manifest("hard", 1)
     create(folder, manifest)
-    recorder = Recorder(folder)
+    recorder = CacheWriter(folder)
     chunks = [(epoch, chunk) for epoch in range(EPOCHS) for chunk in range(manifest.chunks)]
-    windows = Windows(manifest, chunks, job.config.optim.micro_batch)
+    windows = ChunkBatches(manifest, chunks, job.config.optim.micro_batch)
     loader, rates = job.loader(windows, windows.micro_batch), [0.0]
     record(recorder, loader, chunks, job.teacher, job.dtype, lambda _, rate: rates.append(rate))
     loader.close()
@@ -202,15 +208,20 @@ def gate(scene: Scene) -> None:
         scene.plan,
         (),
         Quarantine(scene.index),
-        Replay(scene.cache, "error", scene.plan.images),
+        CachedTeacher(scene.cache, "error", scene.plan.images),
     )
     batch = next(loader.epoch(0))
-    assert batch.record is not None
+    assert batch.teacher_record is not None
     dtype = precision(scene.config, scene.world)[1]
     live = scene.teacher(mix(batch.images, batch.lam, batch.box, dtype, channels_last=True)).argmax(
         1
     )
-    same = (decode(batch.record, scene.cache.manifest, hard=True) == live).float().mean().item()
+    same = (
+        (decode(batch.teacher_record, scene.cache.manifest, hard=True) == live)
+        .float()
+        .mean()
+        .item()
+    )
     loader.close()
     if same < (0.98 if scene.world.device.type == "cuda" else 1):
         raise AssertionError(
@@ -252,7 +263,7 @@ def imagenet_row(folder: Path) -> dict[str, str]:
     manifest = Manifest("hard", 1, 1000, samples, {}, {}, LARGEST_CHUNK)
     plan = Plan(PlanSpec(), np.full((IMAGENET, 2), 256, np.int32))
     create(folder, manifest)
-    recorder, chunks = Recorder(folder), range(0, manifest.chunks, 8)
+    recorder, chunks = CacheWriter(folder), range(0, manifest.chunks, 8)
     logits = torch.nn.functional.one_hot(torch.arange(LARGEST_CHUNK) % 1000).float()
     for chunk in [*chunks, manifest.chunks - 1]:
         ordinals = manifest.ordinals(chunk)

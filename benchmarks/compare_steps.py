@@ -26,8 +26,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from fastdeit.checkpoint.store import load_checkpoint, save_checkpoint
-from fastdeit.distributed.collectives import meet
-from fastdeit.distributed.exits import leave
+from fastdeit.distributed.collectives import barrier
+from fastdeit.distributed.exits import hard_exit
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.training.trainer import Trainer
 from tests.support.tiny_student import BATCH, configure, make_trainer, run_steps
@@ -97,7 +97,7 @@ def record(folder: Path, restore: Path | None) -> None:
     if world.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "steps.json").write_text(json.dumps(found, indent=1))
-    meet()
+    barrier()
 
 
 def compare(one: Path, other: Path) -> int:
@@ -126,7 +126,7 @@ def main() -> None:
     if asked.action == "compare":
         sys.exit(compare(*asked.folders))
     record(asked.folder, asked.restore)
-    leave(0)
+    hard_exit(0)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def reading(index: Index, workers: int, decode: bool) -> Start:
 
     def source(i: int) -> tuple[object, np.ndarray]:
         draws = plan.draw(i, np.arange(BATCH))
-        return index.feed(draws.image), draws.crop
+        return index.encoded(draws.image_index), draws.crop
 
     @pipeline_def(batch_size=BATCH, num_threads=workers, device_id=None)
     def graph() -> object:

@@ -28,7 +28,7 @@ TOY_SIZE = 32
 
 
 class Recorded:
-    """Stands for a `Replay`: the answers come with the batches."""
+    """Stands for a `CachedTeacher`: the answers come with the batches."""
 
     manifest = Manifest("hard", 1, CLASSES, samples=2, facts={})
 
@@ -100,18 +100,18 @@ def make_batch(size: int, device: torch.device, side: int = 224, depth: int = 12
         labels=torch.randint(CLASSES, (size,), device=device),
         lam=lam,
         box=box,
-        keep=torch.rand(size, depth, 2, device=device) > 0.05,
+        drop_path_mask=torch.rand(size, depth, 2, device=device) > 0.05,
         ordinals=torch.arange(size, device=device),
-        rows=torch.arange(size, device=device),
-        record=torch.from_numpy(answers.view(np.uint8).reshape(size, -1)).to(device),
+        image_index=torch.arange(size, device=device),
+        teacher_record=torch.from_numpy(answers.view(np.uint8).reshape(size, -1)).to(device),
         digest=1,
     )
 
 
 def decisions(batch: Batch) -> torch.Tensor:
     """The recorded teacher's classes, int64 (B,)."""
-    assert batch.record is not None
-    return decode(batch.record, Recorded.manifest, hard=True)
+    assert batch.teacher_record is not None
+    return decode(batch.teacher_record, Recorded.manifest, hard=True)
 
 
 def micro_batches(config: Config, device: torch.device) -> list[Batch]:
@@ -122,4 +122,4 @@ def micro_batches(config: Config, device: torch.device) -> list[Batch]:
 
 def all_kept(batch: Batch) -> Batch:
     """The same without a dropped branch."""
-    return dataclasses.replace(batch, keep=torch.ones_like(batch.keep))
+    return dataclasses.replace(batch, drop_path_mask=torch.ones_like(batch.drop_path_mask))

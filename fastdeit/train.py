@@ -10,8 +10,8 @@ if os.path.abspath(sys.path[0] or ".") == os.path.dirname(os.path.abspath(__file
     )
 
 import fastdeit.reliability.launcher  # noqa: F401, I001  # before what imports slowly: it notes who the launcher is
-from fastdeit.distributed.exits import leave
+from fastdeit.distributed.exits import hard_exit
 from fastdeit.commands.train import train_command
 
 if __name__ == "__main__":
-    leave(train_command(sys.argv[1:], prog="deepspeed fastdeit/train.py"))
+    hard_exit(train_command(sys.argv[1:], prog="deepspeed fastdeit/train.py"))

@@ -43,7 +43,7 @@ from fastdeit.run.identity import check_same_run
 from fastdeit.teacher_cache.check import bad_images
 from fastdeit.teacher_cache.format import CacheError, encode
 from fastdeit.teacher_cache.reader import Cache
-from fastdeit.teacher_cache.writer import Recorder
+from fastdeit.teacher_cache.writer import CacheWriter
 from tests.data.formats.test_check import JPEG, RGB, chunk, encoded
 from tests.models.test_weights import Touch, at_most_mib
 from tests.support.images import write_shapes
@@ -309,7 +309,7 @@ def test_answers_that_no_teacher_gives_are_not_used_whatever_their_digest(
     assert facts == manifest(kind, facts.k)
     records = encode(logits_of(0, ordinals), facts)
     (records[field] if field else records)[5] = value
-    recorder = Recorder(tmp_path / "c")
+    recorder = CacheWriter(tmp_path / "c")
     recorder.write(0, 0, records, images(0, ordinals))
     recorder.close()
     fault = Cache(tmp_path / "c").fault(0, 0, images)

@@ -13,7 +13,7 @@ from fastdeit.config.file import read_config_file
 
 
 @dataclass
-class Found:
+class LoadedCheckpoint:
     """A checkpoint in memory; passed_over: a line for each newer one that is damaged."""
 
     path: Path
@@ -24,7 +24,7 @@ class Found:
 
 def find_checkpoint(
     folder: Path, named: str, layout: Tensors, before: int | None = None
-) -> Found | None:
+) -> LoadedCheckpoint | None:
     """The checkpoint that all ranks can load and hold for whole; None if a run folder has none. A collective.
 
     named: the one to take (--resume), "" for the newest whole one of the run `folder`; layout: as `load_checkpoint` takes it;
@@ -75,12 +75,12 @@ def _began_with(folder: Path, named: str) -> bool:
     )
 
 
-def _try(path: Path, layout: Tensors) -> tuple[Found | None, ValueError | None]:
+def _try(path: Path, layout: Tensors) -> tuple[LoadedCheckpoint | None, ValueError | None]:
     """A checkpoint, and the first rank's fault with it if any rank finds one."""
-    found: Found | None = None
+    found: LoadedCheckpoint | None = None
     fault: ValueError | None = None
     try:
-        found = Found(path, *load_checkpoint(path, layout))
+        found = LoadedCheckpoint(path, *load_checkpoint(path, layout))
     except ValueError as error:
         fault = error
     faults: list[ValueError | None] = [None] * dist.get_world_size()

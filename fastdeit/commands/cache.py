@@ -22,7 +22,7 @@ from fastdeit.commands.cache_record import run_build, run_sample, runs
 from fastdeit.commands.errors import one_line_errors
 from fastdeit.teacher_cache.format import KINDS, CacheError, differences
 from fastdeit.teacher_cache.reader import BAD_IMAGES, Cache
-from fastdeit.teacher_cache.writer import Recorder, create
+from fastdeit.teacher_cache.writer import CacheWriter, create
 
 
 def cache_command(argv: Sequence[str]) -> int:
@@ -85,7 +85,7 @@ def merge(argv: Sequence[str]) -> int:
         if lines:
             raise CacheError(f"{source.folder} and {first.folder} differ: {'; '.join(lines)}")
     create(asked.output, first.manifest)
-    recorder = Recorder(asked.output)
+    recorder = CacheWriter(asked.output)
     recorder.reserve(0, max(source.coverage().size for source in sources) + 1)
     counts = np.sum([_copy(source, recorder) for source in sources], axis=0)
     recorder.close()
@@ -97,7 +97,7 @@ def merge(argv: Sequence[str]) -> int:
     return 0
 
 
-def _copy(source: Cache, recorder: Recorder) -> tuple[int, int, int]:
+def _copy(source: Cache, recorder: CacheWriter) -> tuple[int, int, int]:
     """What `source` has and the target has not; chunks copied, there already, and damaged."""
     copied = there = damaged = 0
     target = Cache(recorder.folder)

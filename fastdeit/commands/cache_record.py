@@ -17,7 +17,7 @@ from fastdeit.config.cli import parse_config
 from fastdeit.config.schema import Config
 from fastdeit.data.build import build_train_index, pipeline_options
 from fastdeit.data.index import DataError
-from fastdeit.data.loader import ReplayLoader
+from fastdeit.data.loader import OrdinalLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.distributed.collectives import first_on_rank0, on_rank0
 from fastdeit.distributed.world import World, init_distributed
@@ -31,8 +31,8 @@ from fastdeit.run.preflight import check_config
 from fastdeit.teacher_cache.check import sample_facts, teacher_facts
 from fastdeit.teacher_cache.format import CacheError, Manifest, chunk_size, decode, differences
 from fastdeit.teacher_cache.reader import BAD_IMAGES, Cache
-from fastdeit.teacher_cache.record import Chunk, Part, Windows, answers, missing, record
-from fastdeit.teacher_cache.writer import Recorder, create
+from fastdeit.teacher_cache.record import Chunk, ChunkBatches, JobShard, answers, missing, record
+from fastdeit.teacher_cache.writer import CacheWriter, create
 
 _MICRO_BATCH = 256
 _QUIET_S = 15.0
@@ -79,8 +79,8 @@ class Job:
         facts |= {"teacher": teacher_facts(self.teacher)}
         return Manifest(kind, k, number, samples, facts, versions(), chunk_size(samples))
 
-    def loader(self, batches: Sequence[tuple[int, np.ndarray]], micro_batch: int) -> ReplayLoader:
-        return ReplayLoader(
+    def loader(self, batches: Sequence[tuple[int, np.ndarray]], micro_batch: int) -> OrdinalLoader:
+        return OrdinalLoader(
             self.index, self.plan, self.options, batches, micro_batch, self.quarantine
         )
 
@@ -99,7 +99,7 @@ def run_build(
     job = Job(flags, "build", folder)
     manifest = job.manifest(kind, k)
     on_rank0(lambda: create(folder, manifest))
-    recorder = Recorder(folder)
+    recorder = CacheWriter(folder)
     mine = part.chunks(
         manifest, epochs or range(job.config.distill.cache_period or job.config.optim.epochs)
     )
@@ -115,7 +115,7 @@ def run_build(
     return 1 if left else 0
 
 
-def _reserve(recorder: Recorder, manifest: Manifest, mine: Sequence[Chunk]) -> None:
+def _reserve(recorder: CacheWriter, manifest: Manifest, mine: Sequence[Chunk]) -> None:
     for first, last in runs([epoch * manifest.chunks + chunk for epoch, chunk in mine]):
         recorder.reserve(first, last)
 
@@ -131,7 +131,7 @@ def runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(starts, ends, strict=True))
 
 
-def _record_missing(job: Job, recorder: Recorder, mine: Sequence[Chunk]) -> int:
+def _record_missing(job: Job, recorder: CacheWriter, mine: Sequence[Chunk]) -> int:
     """Records what is not there yet, each rank its share; how many chunks are left that could not be."""
     for done in range(_PASSES + 1):
         job.look_again()
@@ -145,11 +145,11 @@ def _record_missing(job: Job, recorder: Recorder, mine: Sequence[Chunk]) -> int:
     return len(todo)
 
 
-def _record_share(job: Job, recorder: Recorder, share: Sequence[Chunk]) -> None:
+def _record_share(job: Job, recorder: CacheWriter, share: Sequence[Chunk]) -> None:
     if not share:
         return
     manifest = recorder.manifest
-    windows = Windows(manifest, share, job.config.optim.micro_batch)
+    windows = ChunkBatches(manifest, share, job.config.optim.micro_batch)
     loader = job.loader(windows, windows.micro_batch)
     total = sum(len(manifest.ordinals(chunk)) for _, chunk in share)
     report = _Report(total, job.world, f"{job.teacher.describe()}; {job.index.root}")
@@ -266,11 +266,11 @@ def _drawn(
     return drawn
 
 
-def parse_part(text: str) -> Part:
+def parse_part(text: str) -> JobShard:
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match:
         raise ValueError(f"--part: got {text!r}, allowed is NUMBER/JOBS, as 3/8")
-    return Part(int(match[1]), int(match[2]))
+    return JobShard(int(match[1]), int(match[2]))
 
 
 def parse_epochs(text: str | None) -> list[int]:

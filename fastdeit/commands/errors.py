@@ -25,11 +25,11 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _say_among_ranks(error: Exception) -> None:
-    from fastdeit.distributed.exits import is_told_by_rank0, leave_others  # torch imports slowly
+    from fastdeit.distributed.exits import exit_alone, rank0_reports_error  # torch imports slowly
 
     rank = int(os.environ["RANK"])
-    if not is_told_by_rank0():
+    if not rank0_reports_error():
         where = f" on rank {rank} ({socket.gethostname()})" if rank else ""
         print(f"fastdeit: error{where}: {error}", file=sys.stderr)
         if rank:
-            leave_others(2)
+            exit_alone(2)

@@ -29,7 +29,7 @@ from fastdeit.data.pipeline import build_train_pipeline, pack_draws
 from fastdeit.distributed.world import World
 from fastdeit.kernels.mix import mix
 from fastdeit.plan.build import build_plan
-from fastdeit.plan.plan import Draws, Plan
+from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.plan.sampling import OPS, RAND_AUGMENT_OPS, op_arguments
 
 _MOST = 64  # samples in a picture
@@ -103,7 +103,7 @@ def samples(
     draws = plan.draw(epoch, pairs)
     images = _through_pipeline(index, plan, config, draws)
     mixed = mix(images, torch.from_numpy(draws.lam), torch.from_numpy(draws.box))
-    names = [index.classes[label] for label in index.labels[draws.image]]
+    names = [index.classes[label] for label in index.labels[draws.image_index]]
     rows = []
     for row in range(0, len(pairs), 2):
         cells = _steps(index, plan, config, draws, row)
@@ -115,9 +115,12 @@ def samples(
     return rows
 
 
-def _steps(index: Index, plan: Plan, config: Config, draws: Draws, row: int) -> list[Cell]:
+def _steps(index: Index, plan: Plan, config: Config, draws: SampleParams, row: int) -> list[Cell]:
     """The stored image, the crop, and the image after each operation."""
-    stored, (y, x, height, width) = _opened(index, int(draws.image[row])), draws.crop[row].tolist()
+    stored, (y, x, height, width) = (
+        _opened(index, int(draws.image_index[row])),
+        draws.crop[row].tolist(),
+    )
     to_height, to_width, top, left = draws.resize[row].tolist()
     flip = bool(draws.flip[row])
     image = resize(
@@ -180,13 +183,15 @@ def _arguments(op: int) -> list[tuple[float, str]]:
     ]
 
 
-def _through_pipeline(index: Index, plan: Plan, config: Config, draws: Draws) -> torch.Tensor:
+def _through_pipeline(
+    index: Index, plan: Plan, config: Config, draws: SampleParams
+) -> torch.Tensor:
     """float32 (B, 3, S, S): what the training pipeline makes of the draws, on the CPU."""
     options = pipeline_options(config, World(0, 1, 0, 1, torch.device("cpu")))
     options = dataclasses.replace(
-        options, batch_size=len(draws.image), feeds_paths=index.feeds_paths, prefetch=1
+        options, batch_size=len(draws.image_index), feeds_paths=index.feeds_paths, prefetch=1
     )
-    fed = (index.feed(draws.image), *pack_draws(draws, plan.spec, options))
+    fed = (index.encoded(draws.image_index), *pack_draws(draws, plan.spec, options))
     (images,) = build_train_pipeline(lambda i: fed, plan.spec, options).run()
     return torch.from_numpy(np.array(images.as_tensor()))
 
@@ -228,7 +233,7 @@ def _op_title(op: int, argument: float) -> str:
     return f"{name} {_UNITS.get(OPS[op], '').format(argument)}".strip()
 
 
-def _mix_title(draws: Draws, names: Sequence[str], row: int) -> str:
+def _mix_title(draws: SampleParams, names: Sequence[str], row: int) -> str:
     lam = float(draws.lam[row])
     if lam == 1.0:
         return f"not mixed: {names[row]}"

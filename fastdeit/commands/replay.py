@@ -23,14 +23,14 @@ from fastdeit.config.cli import parse_config
 from fastdeit.config.parse import require
 from fastdeit.config.schema import Config
 from fastdeit.data.build import IMAGES, build_train_index
-from fastdeit.data.snapshot import same_images
+from fastdeit.data.snapshot import reconcile
 from fastdeit.distributed.collectives import first_on_rank0, on_every_rank, on_rank0
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.replay.files import PLAN, STEP, prepare_output, save_images, show, write_json
 from fastdeit.replay.record import Record, check_folder, find_state, read_record
 from fastdeit.replay.report import report
 from fastdeit.replay.samples import Samples
-from fastdeit.replay.step import Line, Retaken, describe_samples, retake
+from fastdeit.replay.step import Line, StepResult, describe_samples, rerun
 from fastdeit.run.build import build_training
 from fastdeit.run.identity import check_same_everywhere, check_same_samples, check_same_settings
 from fastdeit.run.preflight import check_config
@@ -93,7 +93,7 @@ def _as_recorded(config: Config, record: Record, world: World) -> Config:
 
 def _replay(config: Config, world: World, record: Record, output: Path) -> int:
     now = first_on_rank0(lambda: build_train_index(config))
-    index, gone = same_images(now, record.folder / IMAGES)
+    index, gone = reconcile(now, record.folder / IMAGES)
     training = build_training(config, world, index)
     samples = Samples(config, world, record, index, gone, training)
     try:
@@ -105,8 +105,8 @@ def _replay(config: Config, world: World, record: Record, output: Path) -> int:
         )
         origin = _take_up(samples, record, training.trainer)
         on_rank0(lambda: prepare_output(output))
-        taken = retake(training.trainer, samples.batches(record.step))
-        parts = _gather(_mine(taken, samples, record.step, output))
+        taken = rerun(training.trainer, samples.batches(record.step))
+        parts = _gather(_local_part(taken, samples, record.step, output))
         told = report(record, samples, origin, taken, parts)
         if world.rank == 0:
             write_json(output / PLAN, [line for part in parts for line in part["plan"]])
@@ -127,18 +127,18 @@ def _take_up(samples: Samples, record: Record, trainer: Trainer) -> Line:
         trainer.load_state(found.tensors, found.state)
     began = trainer.step
     for step in range(began, record.step):
-        if record.passes_over(step):
-            trainer.pass_over()
+        if record.skipped_before(step):
+            trainer.skip_step()
         else:
             trainer.train_step(samples.batches(step))
     return {
         "from": "the weights that the run began with" if found is None else str(found.path),
-        "trained": [step for step in range(began, record.step) if not record.passes_over(step)],
+        "trained": [step for step in range(began, record.step) if not record.skipped_before(step)],
         "notes": [] if found is None else [f"passed over: {fault}" for fault in found.passed_over],
     }
 
 
-def _mine(taken: Retaken, samples: Samples, step: int, output: Path) -> Line:
+def _local_part(taken: StepResult, samples: Samples, step: int, output: Path) -> Line:
     """What this process knows of the step: its micro-batches, its samples' losses and their plan; writes their pictures."""
     planned: list[Line] = []
     micro_batches: list[Line] = []

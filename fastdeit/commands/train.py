@@ -12,7 +12,7 @@ from fastdeit.config.cli import parse_config
 from fastdeit.config.parse import parse_time_limit
 from fastdeit.config.schema import Config
 from fastdeit.data.index import DataError
-from fastdeit.distributed.collectives import meet, on_every_rank, on_rank0
+from fastdeit.distributed.collectives import barrier, on_every_rank, on_rank0
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.reliability.health import HealthError
 from fastdeit.reliability.run_lock import RunLock
@@ -28,7 +28,7 @@ from fastdeit.run.identity import (
 from fastdeit.run.loop import evaluate_run, train
 from fastdeit.run.preflight import check_config
 from fastdeit.run.results import is_finished, say_finished
-from fastdeit.run.resume import take_up
+from fastdeit.run.resume import restore
 from fastdeit.run.state import Run
 from fastdeit.teacher_cache.format import CacheError
 from fastdeit.training.build import build_deepspeed_config
@@ -58,7 +58,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
             every_rank_hears = isinstance(error, CheckpointError | FolderError | HealthError)
             if world.rank == 0 or not every_rank_hears:
                 print(f"fastdeit: error: {error}", file=sys.stderr)
-            return supervisor.leave(1)
+            return supervisor.exit(1)
 
 
 def _prepare(
@@ -88,7 +88,7 @@ def _execute(run: Run) -> int:
         run.mark = (time.monotonic(), run.trainer.step)
         train(run)
         write_outcome(run, evaluate_run(run, with_teacher=True))
-        meet()
+        barrier()
     except StopAgreed as reason:
         _stop(run, str(reason))
     finally:
@@ -108,7 +108,7 @@ def _stop(run: Run, reason: str) -> None:
     run.console.note(f"{done}; the same command goes on from there")
     if run.world.rank == 0:
         (run.folder / STOP_FILE).unlink(missing_ok=True)
-    meet()
+    barrier()
 
 
 def _resume(run: Run) -> None:
@@ -116,7 +116,7 @@ def _resume(run: Run) -> None:
     if found is None:
         return
     check_same_samples(found.state, run.fingerprints, found.path)
-    take_up(run, found)
+    restore(run, found)
     run.notes += [f"passed over: {fault}" for fault in found.passed_over]
     run.notes.append(
         f"goes on from {found.path}, after step {run.trainer.step} of {run.total_steps}"

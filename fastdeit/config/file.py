@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 
 from fastdeit.config.schema import Config
-from fastdeit.storage.atomic import read_small
+from fastdeit.storage.atomic import read_bounded
 
 MAX_BYTES = 1 << 16
 
@@ -43,7 +43,7 @@ def read_config_file(path: Path, flag: str) -> dict[str, dict[str, Any]]:
     aliases or a key twice; OSError.
     """
     try:
-        values = yaml.load(read_small(path, MAX_BYTES), _PlainLoader)
+        values = yaml.load(read_bounded(path, MAX_BYTES), _PlainLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"{flag}: {path} is not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:

@@ -9,7 +9,7 @@ import torch
 class Batch:
     """One micro-batch of training; the partner of row i is row i ^ 1.
 
-    Every tensor is on the loader's device, but for `ordinals` and `rows`, which only the host reads.
+    Every tensor is on the loader's device, but for `ordinals` and `image_index`, which only the host reads.
     """
 
     images: torch.Tensor
@@ -20,13 +20,13 @@ class Batch:
     """float32 (B,): share of the sample itself."""
     box: torch.Tensor
     """int32 (B, 4): y0, x0, y1, x1 taken from the partner; zeros: blended by `lam`."""
-    keep: torch.Tensor
+    drop_path_mask: torch.Tensor
     """bool (B, depth, 2): DropPath's keep bits of the attention and the MLP branch."""
     ordinals: torch.Tensor
     """int64 (B,) on the CPU: places in the epoch's order."""
-    rows: torch.Tensor
+    image_index: torch.Tensor
     """int64 (B,) on the CPU: rows of the index."""
-    record: torch.Tensor | None = None
+    teacher_record: torch.Tensor | None = None
     """uint8 (B, n): the teacher's recorded answers; None: there are none."""
     digest: int = 0
     """Of all that is planned for its samples, as digest.py has it."""

@@ -11,7 +11,7 @@ from fastdeit.data.index import Index, build_index
 from fastdeit.data.loader import Answers, TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.data.quarantine import Quarantine
-from fastdeit.data.snapshot import same_images
+from fastdeit.data.snapshot import reconcile
 from fastdeit.distributed.collectives import first_on_rank0
 from fastdeit.distributed.world import World
 from fastdeit.plan.plan import Plan
@@ -56,10 +56,10 @@ def build_quarantine(config: Config, index: Index) -> tuple[Index, Quarantine]:
     folder = Path(config.run.output_dir)
     gone: dict[int, str] = {}
     if (folder / IMAGES).is_file() and index.split == config.data.train_split:
-        index, gone = same_images(index, folder / IMAGES)
+        index, gone = reconcile(index, folder / IMAGES)
     quarantine = Quarantine(index, config.data.bad_images, folder / "quarantine.jsonl")
     if gone:
-        quarantine.take_out(gone)
+        quarantine.exclude(gone)
     return index, quarantine
 
 

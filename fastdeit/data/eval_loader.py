@@ -10,7 +10,7 @@ import torch
 from fastdeit.data.index import Index
 from fastdeit.data.pipeline import PipelineOptions, build_eval_pipeline, pack_eval
 from fastdeit.data.quarantine import Quarantine
-from fastdeit.data.stream import Stream, beside, options_of
+from fastdeit.data.stream import Stream, options_of, to_device_of
 
 PADDING = -1
 """Label of the rows that fill an evaluation batch up; they are no samples."""
@@ -24,7 +24,7 @@ class EvalBatch:
     """(B, 3, H, W) as `Batch.images`."""
     labels: torch.Tensor
     """int64 (B,)."""
-    rows: torch.Tensor
+    image_index: torch.Tensor
     """int64 (B,) on the CPU: rows of the index."""
 
 
@@ -77,7 +77,7 @@ class EvalLoader:
         for number in range(first, first + self._batches):
             images, (rows, real) = self._stream.get(number)
             labels = np.where(real, self._index.labels[rows], PADDING)
-            yield EvalBatch(images, beside(images, labels)[0], torch.from_numpy(rows))
+            yield EvalBatch(images, to_device_of(images, labels)[0], torch.from_numpy(rows))
         _give_back_memory()
 
     def close(self) -> None:

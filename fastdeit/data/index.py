@@ -28,7 +28,7 @@ from fastdeit.data.formats.check import (
     check_image,
     read_place,
 )
-from fastdeit.data.formats.detect import VALIDATION, Feeding, Found, find_split
+from fastdeit.data.formats.detect import VALIDATION, Feeding, SplitLocation, find_split
 from fastdeit.data.formats.folder import class_folders, list_folder
 from fastdeit.data.formats.idx import list_idx, read_images
 from fastdeit.data.formats.imagenet import list_flat
@@ -81,7 +81,7 @@ class Index:
         """Whether `feed` gives paths, for DALI's io.file.read, instead of encoded images."""
         return self.kind == "files"
 
-    def feed(self, rows: np.ndarray) -> Sequence[np.ndarray] | np.ndarray:
+    def encoded(self, rows: np.ndarray) -> Sequence[np.ndarray] | np.ndarray:
         """What DALI takes for `rows` (int64 (B,)): uint8 (length,) each, paths that end in zero bytes, or the encoded images.
 
         Raises OSError for a shard, DataError for an IDX file, that is not there any more.
@@ -115,7 +115,7 @@ class Index:
         assert self.shard is not None and self.offset is not None
         if self.kind == "idx":
             try:
-                return self.feed(np.array([row]))[0].tobytes()
+                return self.encoded(np.array([row]))[0].tobytes()
             except (DataError, IndexError) as error:
                 raise OSError(str(error)) from error
         shard = os.path.join(self.root, self.shards[self.shard[row]])
@@ -239,7 +239,7 @@ def build_index(
 
 
 def _index_of(
-    root: Path, split: str, found: Found, good: pa.Table, left_out: tuple[str, ...]
+    root: Path, split: str, found: SplitLocation, good: pa.Table, left_out: tuple[str, ...]
 ) -> Index:
     facts = table_facts(good)
     column = {name: good[name].combine_chunks() for name in good.column_names if name != "fault"}
@@ -264,7 +264,7 @@ def _index_of(
 def split_table(
     root: Path,
     split: str,
-    found: Found,
+    found: SplitLocation,
     *,
     cache_dir: Path | None = None,
     classes: Sequence[str] | None = None,
@@ -290,7 +290,7 @@ def split_table(
 def _class_names(
     root: Path,
     split: str,
-    found: Found,
+    found: SplitLocation,
     given: Sequence[str] | None,
     cache_dir: Path | None,
     workers: int | None,
@@ -311,7 +311,7 @@ def _class_names(
     )["classes"]
 
 
-def _list(root: Path, found: Found, classes: Sequence[str] | None, workers: int) -> Listing:
+def _list(root: Path, found: SplitLocation, classes: Sequence[str] | None, workers: int) -> Listing:
     first, *rest = found.paths
     if found.kind == "shards":
         return list_shards(root, found.paths, classes, workers)

@@ -21,30 +21,31 @@ from fastdeit.data.pipeline import (
     pack_draws,
 )
 from fastdeit.data.quarantine import Quarantine
-from fastdeit.data.stream import Stream, beside, options_of
+from fastdeit.data.stream import Stream, options_of, to_device_of
 from fastdeit.plan.digest import add_digests, sample_digests
-from fastdeit.plan.plan import Draws, Plan
+from fastdeit.plan.plan import Plan, SampleParams
 
 _PLANNED_AT_ONCE = 4096  # samples
 
 
 @dataclass(frozen=True)
 class _Planned:
-    """A run of samples, a row each: `Draws`, DropPath's bits, their hashes, and the rows that the graph takes."""
+    """A run of samples, a row each: `SampleParams`, DropPath's bits, their hashes, and the rows that the graph takes."""
 
     ordinals: np.ndarray
-    draws: Draws
+    draws: SampleParams
     keep: np.ndarray
     digests: np.ndarray
     arrays: tuple[np.ndarray, ...]
 
     def part(self, rows: slice) -> "_Planned":
         fields = {
-            field.name: getattr(self.draws, field.name)[rows] for field in dataclasses.fields(Draws)
+            field.name: getattr(self.draws, field.name)[rows]
+            for field in dataclasses.fields(SampleParams)
         }
         arrays = tuple(array[rows] for array in self.arrays)
         return _Planned(
-            self.ordinals[rows], Draws(**fields), self.keep[rows], self.digests[rows], arrays
+            self.ordinals[rows], SampleParams(**fields), self.keep[rows], self.digests[rows], arrays
         )
 
 
@@ -113,7 +114,7 @@ class TrainLoader:
     def _records(self, epoch: int, planned: _Planned) -> np.ndarray | None:
         if self._answers is None:
             return None
-        labels, lam = self._index.labels[planned.draws.image], planned.draws.lam
+        labels, lam = self._index.labels[planned.draws.image_index], planned.draws.lam
         return self._answers.records(
             self._planned_epoch(epoch), planned.ordinals, labels, lam, len(self._plan.excluded)
         )
@@ -133,7 +134,7 @@ class TrainLoader:
         planned = self._block(epoch, block).part(
             slice(place * self._micro_batch, (place + 1) * self._micro_batch)
         )
-        return planned, planned.draws.image, planned.arrays
+        return planned, planned.draws.image_index, planned.arrays
 
     @property
     def _per_block(self) -> int:
@@ -160,7 +161,7 @@ class TrainLoader:
         return mine[place * self._micro_batch : (place + 1) * self._micro_batch]
 
 
-class ReplayLoader:
+class OrdinalLoader:
     """Chosen samples of the plan, whole pairs, in the order asked for: `windows` has the epoch and the ordinals of each batch.
 
     micro_batch: samples of the largest of them. quarantine: as `TrainLoader`'s. DropPath's bits and the digest are left out:
@@ -204,7 +205,7 @@ class ReplayLoader:
         draws = self._plan.draw(epoch, ordinals)
         arrays, count = pack_draws(draws, self._plan.spec, self.options), len(ordinals)
         nothing = np.zeros((count, 0, 2), bool), np.zeros(count, np.uint64)
-        return _Planned(ordinals, draws, *nothing, arrays), draws.image, arrays
+        return _Planned(ordinals, draws, *nothing, arrays), draws.image_index, arrays
 
 
 def _exclude(plan: Plan, quarantine: Quarantine) -> bool:
@@ -220,14 +221,14 @@ def _batch(
 ) -> Batch:
     draws = planned.draws
     arrays = [
-        index.labels[draws.image],
+        index.labels[draws.image_index],
         draws.lam,
         draws.box,
         planned.keep,
         *([] if record is None else [record]),
     ]
-    labels, lam, box, keep, *sent = beside(images, *arrays)
-    ordinals, rows = torch.from_numpy(planned.ordinals), torch.from_numpy(draws.image)
+    labels, lam, box, keep, *sent = to_device_of(images, *arrays)
+    ordinals, rows = torch.from_numpy(planned.ordinals), torch.from_numpy(draws.image_index)
     return Batch(
         images,
         labels,

@@ -21,7 +21,7 @@ from nvidia.dali.data_node import DataNode
 from fastdeit.data.augment.exact import exact, pack_exact, pack_windows
 from fastdeit.data.augment.native import native_window, pack_ops, rand_augment
 from fastdeit.plan.philox import normal, random_words, uniform
-from fastdeit.plan.plan import Draws, PlanSpec
+from fastdeit.plan.plan import PlanSpec, SampleParams
 
 Source = Callable[[int], tuple[Any, ...]]
 """From the number of an iteration to its batch: paths or encoded images as uint8 arrays, then the rows that the graph takes."""
@@ -131,7 +131,9 @@ def _built(pipeline: Pipeline) -> Pipeline:
     return pipeline
 
 
-def pack_draws(draws: Draws, spec: PlanSpec, options: PipelineOptions) -> tuple[np.ndarray, ...]:
+def pack_draws(
+    draws: SampleParams, spec: PlanSpec, options: PipelineOptions
+) -> tuple[np.ndarray, ...]:
     """The rows that the training graph takes, (B, columns) each: the window to decode, integers, and floats if it uses any."""
     if options.backend == "exact":
         return draws.crop, *pack_exact(draws, spec, options.mean, options.std)
@@ -166,7 +168,7 @@ def _centre_resize(sizes: np.ndarray, input_size: int, crop_pct: float) -> np.nd
     )
 
 
-def _pack_native(draws: Draws, spec: PlanSpec) -> tuple[np.ndarray, ...]:
+def _pack_native(draws: SampleParams, spec: PlanSpec) -> tuple[np.ndarray, ...]:
     noise = np.stack(
         (draws.noise_key >> np.uint64(32), draws.noise_key & np.uint64(2**32 - 1)), 1
     ) % np.uint64(_WINDOWS)

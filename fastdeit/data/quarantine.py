@@ -65,7 +65,7 @@ class Quarantine:
         """Bad images that all who share the file have found."""
         return max(len(self), len(read_entries(self._file, self._index.split)))
 
-    def find(self, rows: Iterable[int]) -> dict[int, str]:
+    def diagnose(self, rows: Iterable[int]) -> dict[int, str]:
         """What is wrong with those of `rows` that cannot be read or decoded now, by row; a failing read is tried again.
 
         With an image that a shard has no bytes for come all others that it is too short for.
@@ -95,11 +95,11 @@ class Quarantine:
     def add(self, faults: dict[int, str]) -> None:
         """Takes images out of the run and writes them down. Raises DataError as the policy and the limit say."""
         try:
-            self.take_out(faults)
+            self.exclude(faults)
         finally:
             self.write()
 
-    def take_out(self, faults: dict[int, str]) -> None:
+    def exclude(self, faults: dict[int, str]) -> None:
         """As `add`, but written down only by the next `write`."""
         if self._policy == "error":
             raise DataError(

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from fastdeit.data.formats.listing import open_table
 from fastdeit.data.index import Index
-from fastdeit.storage.atomic import whole_file
+from fastdeit.storage.atomic import atomic_open
 
 _GONE = "gone, damaged or changed since the run began"
 
@@ -32,11 +32,11 @@ def keep_images(index: Index, file: Path) -> None:
         "shards": index.shards,
     }
     table = pa.table(columns).replace_schema_metadata({"fastdeit": json.dumps(facts)})
-    with whole_file(file) as opened:
+    with atomic_open(file) as opened:
         pq.write_table(table, opened, compression="zstd")
 
 
-def same_images(now: Index, file: Path) -> tuple[Index, dict[int, str]]:
+def reconcile(now: Index, file: Path) -> tuple[Index, dict[int, str]]:
     """The index as `keep_images` wrote it, below the root that it has now, and what is wrong with rows that `now` has not."""
     then = _read(file, now.root)
     if then.fingerprint() == now.fingerprint() and np.array_equal(then.sizes, now.sizes):

@@ -48,7 +48,7 @@ class Stream(Generic[_T]):
     def _start(self, number: int) -> None:
         """A fresh pipeline, whose first batch is `number`."""
         self._shift, self._generated = number, 0
-        self._ahead: deque[_Ahead[_T]] = deque()
+        self._ahead: deque[_InFlight[_T]] = deque()
         self._pipeline: Pipeline | None = self._build(self._source)
 
     def _source(self, iteration: int) -> tuple[Any, ...]:
@@ -57,7 +57,7 @@ class Stream(Generic[_T]):
         self._generated = iteration + 1
         kept, rows, arrays = self._plan(number)
         fed = (_feed(self._index, rows), self._index.sizes[rows], *arrays)
-        self._ahead.append(_Ahead(number, kept, rows, fed))
+        self._ahead.append(_InFlight(number, kept, rows, fed))
         return fed
 
     def get(self, number: int) -> tuple[torch.Tensor, _T]:
@@ -98,7 +98,7 @@ class Stream(Generic[_T]):
         in_vain: how often the batch was made again though none was found.
         """
         rows = np.unique(self._ahead[0].rows)
-        faults = self._quarantine.find(rows)
+        faults = self._quarantine.diagnose(rows)
         if not faults and in_vain == _ATTEMPTS - 2:
             faults = {int(row): fault for row in rows if (fault := self._fails_alone(int(row)))}
         if not faults and in_vain == _ATTEMPTS - 1:
@@ -127,7 +127,7 @@ class Stream(Generic[_T]):
 
 
 @dataclass(frozen=True)
-class _Ahead(Generic[_T]):
+class _InFlight(Generic[_T]):
     """A batch in DALI's queue; `fed` keeps alive what DALI reads in place."""
 
     number: int
@@ -139,14 +139,14 @@ class _Ahead(Generic[_T]):
 def _feed(index: Index, rows: np.ndarray) -> Sequence[np.ndarray] | np.ndarray:
     """As `Index.feed`, but an image that cannot be opened is an empty one, which fails in the decoder: one way for all."""
     try:
-        return index.feed(rows)
+        return index.encoded(rows)
     except OSError:
         return [_feed_one(index, row) for row in rows]
 
 
 def _feed_one(index: Index, row: int) -> np.ndarray:
     try:
-        return index.feed(np.array([row]))[0]
+        return index.encoded(np.array([row]))[0]
     except OSError:
         return np.zeros(1, np.uint8)
 
@@ -158,7 +158,7 @@ def options_of(options: PipelineOptions, index: Index, batch_size: int) -> Pipel
     )
 
 
-def beside(images: torch.Tensor, *arrays: np.ndarray) -> list[torch.Tensor]:
+def to_device_of(images: torch.Tensor, *arrays: np.ndarray) -> list[torch.Tensor]:
     """Give small arrays as tensors on the device of the images: one copy to a GPU, none on a CPU."""
     if images.is_cuda:
         return send_together(arrays, images.device)

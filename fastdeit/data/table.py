@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fastdeit.data.formats.check import UNREAD, Checked, Place, check_places
+from fastdeit.data.formats.check import UNREAD, ByteRange, Checked, check_places
 from fastdeit.data.formats.listing import Listing, is_unchanged, open_table
-from fastdeit.storage.atomic import whole_file
+from fastdeit.storage.atomic import atomic_open
 
 VERSION = 2
 """Rises whenever a table of an older version must not be read."""
@@ -158,7 +158,7 @@ def _known(table: pa.Table, places: Iterable[Path]) -> dict[str, list[Any]]:
     }
 
 
-def _files(listing: Listing, root: Path, rows: np.ndarray) -> list[Place]:
+def _files(listing: Listing, root: Path, rows: np.ndarray) -> list[ByteRange]:
     names = [os.fsdecode(name) for name in listing.names.take(pa.array(rows)).to_pylist()]
     if listing.shard is None or listing.offset is None:
         return [(os.path.join(root, name), -1, 0) for name in names]
@@ -183,7 +183,7 @@ def _write_first(table: pa.Table, places: Sequence[Path]) -> None:
     for place in places:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(place) as file:
+            with atomic_open(place) as file:
                 pq.write_table(table, file, compression="zstd")
             return
         except OSError as error:

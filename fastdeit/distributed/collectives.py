@@ -73,7 +73,7 @@ def all_agree(ok: bool) -> bool:
     return all(votes)
 
 
-class Ballot:
+class AsyncMax:
     """A small number of each rank, of which all learn the largest one call later.
 
     It goes through the hosts (gloo), on a GPU too: a vote neither waits for the device nor, as a rule, for another rank.
@@ -82,13 +82,13 @@ class Ballot:
     def __init__(self) -> None:
         self._sent: tuple[torch.Tensor, Any] | None = None
 
-    def cast(self, value: int) -> int:
+    def submit(self, value: int) -> int:
         """Sends `value`; the largest of the call before this one, the same on every rank, 0 at the first. A collective."""
         before, self._sent = self._sent, _send(value)
         return 0 if before is None else _outcome(*before)
 
     @staticmethod
-    def of(value: int) -> int:
+    def now(value: int) -> int:
         """The largest `value` of this very call. A collective."""
         return _outcome(*_send(value))
 
@@ -103,7 +103,7 @@ def _outcome(vote: torch.Tensor, work: Any) -> int:
     return int(vote)
 
 
-def meet() -> None:
+def barrier() -> None:
     """Waits until every rank has come here and its device has done what it was given; after it a rank may end alone."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -11,7 +11,7 @@ import torch.distributed as dist
 _TOLD, _LEFT = "fastdeit/told", "fastdeit/left"
 
 
-def is_told_by_rank0(limit_s: float = 3.0) -> bool:
+def rank0_reports_error(limit_s: float = 3.0) -> bool:
     """Whether rank 0 ends for an error, too, within `limit_s`, and so says it for all; every rank that ends for one asks.
 
     No collective, for the others may wait in one that this rank will not reach: it asks the store through which they met.
@@ -31,23 +31,23 @@ def is_told_by_rank0(limit_s: float = 3.0) -> bool:
     return True
 
 
-def leave_others(code: int) -> NoReturn:
-    """Ends this rank, which has said why; the others, which then miss it, need say nothing (`was_left`)."""
+def exit_alone(code: int) -> NoReturn:
+    """Ends this rank, which has said why; the others, which then miss it, need say nothing (`peer_exited`)."""
     if dist.is_initialized():
         with contextlib.suppress(dist.DistError):
             dist.distributed_c10d._get_default_store().set(_LEFT, "")
-    leave(code)
+    hard_exit(code)
 
 
-def was_left() -> bool:
-    """Whether a rank has ended with `leave_others`."""
+def peer_exited() -> bool:
+    """Whether a rank has ended with `exit_alone`."""
     if dist.is_initialized():
         with contextlib.suppress(dist.DistError):
             return dist.distributed_c10d._get_default_store().check([_LEFT])
     return False
 
 
-def leave(code: int) -> NoReturn:
+def hard_exit(code: int) -> NoReturn:
     """Ends this process here: what libraries do on their way out takes seconds, and some wait for other processes."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # a full disk below it takes nothing more

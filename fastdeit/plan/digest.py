@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fastdeit.plan.philox import random_words
-from fastdeit.plan.plan import Draws
+from fastdeit.plan.plan import SampleParams
 
 _KEY = (0x64696765, 0x73740001)  # of the constants; another one gives other digests
 _WORD = 4  # bytes
@@ -24,7 +24,7 @@ _FINALISER = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 
 
 def sample_digests(
-    steps: np.ndarray, epoch: int, ordinals: np.ndarray, draws: Draws, keep: np.ndarray
+    steps: np.ndarray, epoch: int, ordinals: np.ndarray, draws: SampleParams, keep: np.ndarray
 ) -> np.ndarray:
     """uint64 (B,): the hash of each sample.
 

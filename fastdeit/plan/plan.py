@@ -132,10 +132,10 @@ class PlanSpec:
 
 
 @dataclass(frozen=True)
-class Draws:
+class SampleParams:
     """What happens to B samples, a row each; boxes are in pixels."""
 
-    image: np.ndarray
+    image_index: np.ndarray
     """int64 (B,): row of the data set's index."""
     crop: np.ndarray
     """int32 (B, 4): y, x, height, width of the window in the stored image."""
@@ -254,7 +254,7 @@ class Plan:
         pair, view = np.divmod(unit, self.spec.repeats)
         return self._order(epoch)[2 * ((pair + side * view) % (self.num_images // 2)) + side]
 
-    def draw(self, epoch: int, ordinals: np.ndarray) -> Draws:
+    def draw(self, epoch: int, ordinals: np.ndarray) -> SampleParams:
         """Everything that happens to the samples at `ordinals` (int64 (B,)) of an epoch."""
         spec, words = self.spec, self._words(epoch)
         image = self.images(epoch, ordinals)
@@ -267,8 +267,8 @@ class Plan:
         ops, op_args = self._layers(words, ordinals)
         lam, box = self._mix(words, ordinals)
         size, area, ratio = spec.input_size, spec.erase_area, spec.erase_ratio
-        return Draws(
-            image=image,
+        return SampleParams(
+            image_index=image,
             crop=crop,
             resize=resize,
             flip=uniform(flip_words[0]) < spec.hflip,
@@ -292,11 +292,15 @@ class Plan:
         kept = uniform(words[: 2 * depth]) >= np.repeat(np.asarray(rates, float), 2)[:, None]
         return np.ascontiguousarray(kept.T).reshape(len(ordinals), depth, 2)
 
-    def _words(self, epoch: int) -> sampling.Words:
+    def _words(self, epoch: int) -> sampling.RandomStream:
         return functools.partial(stream_words, self.spec.seed, epoch)
 
     def _crop(
-        self, words: sampling.Words, ordinals: np.ndarray, first: np.ndarray, sizes: np.ndarray
+        self,
+        words: sampling.RandomStream,
+        ordinals: np.ndarray,
+        first: np.ndarray,
+        sizes: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         size = self.spec.input_size
         if self.spec.simple_crop:
@@ -308,7 +312,9 @@ class Plan:
         )
         return crop, np.tile(np.array([size, size, 0, 0], np.int32), (len(ordinals), 1))
 
-    def _layers(self, words: sampling.Words, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _layers(
+        self, words: sampling.RandomStream, ordinals: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """int32 operations and float64 arguments, both (B, spec.layers)."""
         spec, count = self.spec, len(ordinals)
         drawn = [(np.zeros((count, 0), np.int32), np.zeros((count, 0)))]
@@ -330,7 +336,9 @@ class Plan:
         ops, args = zip(*drawn, strict=True)
         return np.concatenate(ops, 1), np.concatenate(args, 1)
 
-    def _mix(self, words: sampling.Words, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _mix(
+        self, words: sampling.RandomStream, ordinals: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """float32 lam (B,) and int32 box (B, 4), drawn once for each group of `mixup_group` samples."""
         spec = self.spec
         if not spec.mixes:

@@ -1,7 +1,7 @@
 """The laws of the plan: from random words to crops, operations, boxes and shares.
 
 Every function is a pure map from the words of an epoch's samples to what happens to them, vectorised over the samples. The
-words come from `Words`, a Philox stream that is fixed but for (ordinals, streams); a stream is a (purpose, block), and a
+words come from `RandomStream`, a Philox stream that is fixed but for (ordinals, streams); a stream is a (purpose, block), and a
 purpose has words of its own. tests/plan/test_statistics.py holds every law against draws of timm's and torchvision's own classes.
 
 Sources: RandAugment (arXiv 1909.13719) in the form of timm 1.0.31 data/auto_augment.py; 3-Augment and the simple random
@@ -67,7 +67,7 @@ _BLUR_RADIUS = (0.1, 2.0)
 _JITTER_ORDERS = np.array(list(itertools.permutations(range(3))))
 _PADDING = 4  # of the simple random crop, reflected
 
-Words = Callable[[np.ndarray, Sequence[tuple[int, int]]], np.ndarray]
+RandomStream = Callable[[np.ndarray, Sequence[tuple[int, int]]], np.ndarray]
 """Ordinals (B,) and streams to uint64 (streams, 4, B) holding 32-bit words."""
 
 
@@ -131,7 +131,7 @@ def _first_fit(
 
 
 def resized_crop(
-    words: Words,
+    words: RandomStream,
     ordinals: np.ndarray,
     first: np.ndarray,
     sizes: np.ndarray,
@@ -170,7 +170,7 @@ def simple_crop(first: np.ndarray, sizes: np.ndarray, size: int) -> np.ndarray:
 
 
 def rand_augment(
-    words: Words,
+    words: RandomStream,
     ordinals: np.ndarray,
     *,
     layers: int,
@@ -217,7 +217,7 @@ def op_arguments(ops: np.ndarray, magnitude: np.ndarray, negate: np.ndarray) -> 
     return np.choose(ops, [laws.get(name, nothing) for name in RAND_AUGMENT_OPS])
 
 
-def three_augment(words: Words, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def three_augment(words: RandomStream, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """One of grey, solarise and blur, each as likely: int32 operations and float64 arguments, both (B, 1)."""
     u = uniform(words(ordinals, [(THREE_AUGMENT, 0)])[0])
     chosen = np.floor(u[0] * 3).astype(np.int32)
@@ -226,7 +226,7 @@ def three_augment(words: Words, ordinals: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def color_jitter(
-    words: Words, ordinals: np.ndarray, jitter: float
+    words: RandomStream, ordinals: np.ndarray, jitter: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Brightness, contrast and saturation in any of the six orders: int32 operations and float64 factors, both (B, 3)."""
     u = uniform(words(ordinals, [(JITTER, 0)])[0])
@@ -236,7 +236,7 @@ def color_jitter(
 
 
 def erase(
-    words: Words,
+    words: RandomStream,
     ordinals: np.ndarray,
     first: np.ndarray,
     size: int,
@@ -261,7 +261,7 @@ def erase(
 
 
 def mix(
-    words: Words,
+    words: RandomStream,
     groups: np.ndarray,
     *,
     size: int,
@@ -300,14 +300,14 @@ def _cut_box(
     ).T.astype(np.int32)
 
 
-def _beta(words: Words, ordinals: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+def _beta(words: RandomStream, ordinals: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Beta(alpha, alpha) draws, float64 (G,): G1 / (G1 + G2) of two Gamma(alpha) draws, in logarithms."""
     both = np.concatenate((2 * ordinals, 2 * ordinals + 1))
     first, second = _log_gamma_draw(words, both, np.tile(alpha, 2)).reshape(2, -1)
     return _quantised(1.0 / (1.0 + np.exp(np.clip(second - first, -700, 700))))
 
 
-def _log_gamma_draw(words: Words, ordinals: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+def _log_gamma_draw(words: RandomStream, ordinals: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Logarithm of Gamma(alpha) draws (Marsaglia and Tsang, ACM TOMS 26(3), 2000, with their boost for alpha < 1)."""
     d = (
         alpha + 1.0 - 1.0 / 3.0

@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from fastdeit.storage.atomic import read_small, write_whole
+from fastdeit.storage.atomic import atomic_write_text, read_bounded
 
 HISTORY = "failures.jsonl"
 _LIMIT = 1 << 22  # bytes of a failure file: stacks of many threads
@@ -40,12 +40,12 @@ def write_failure(
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / f"failure-rank{rank}.json", json.dumps(facts, indent=1))
+        atomic_write_text(folder / f"failure-rank{rank}.json", json.dumps(facts, indent=1))
     except OSError as refusal:
         print(f"fastdeit: rank {rank}: no failure file: {refusal}", file=sys.stderr)
 
 
-def describe(error: BaseException) -> tuple[str, str]:
+def format_exception(error: BaseException) -> tuple[str, str]:
     """An exception in one line, and its traceback."""
     line = " ".join(traceback.format_exception_only(error)[-1].split())
     return line, "".join(traceback.format_exception(error))
@@ -67,7 +67,7 @@ def take_failures(folder: Path) -> list[dict[str, Any]]:
     failures: list[dict[str, Any]] = []
     for file in files:
         with contextlib.suppress(ValueError):
-            failures += _facts(read_small(file, _LIMIT))
+            failures += _facts(read_bounded(file, _LIMIT))
     failures.sort(key=lambda failure: failure["time"])
     if failures:
         with (folder / HISTORY).open("a") as history:
@@ -90,7 +90,7 @@ def _facts(text: str) -> list[dict[str, Any]]:
     return [failure] if told and isinstance(failure["time"], int | float) else []
 
 
-def tell(failure: dict[str, Any], folder: Path) -> str:
+def format_failure(failure: dict[str, Any], folder: Path) -> str:
     """A line for a person."""
     where = f"rank {failure['rank']} ({failure['host']}) after step {failure['step']}, in {failure['section']}"
     return f"the attempt before this failed first on {where}: {failure['error']} (more in {folder / HISTORY})"

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from fastdeit.distributed.collectives import on_rank0
 from fastdeit.plan.digest import add_digests, show_digest
 from fastdeit.reliability.rollbacks import Rollbacks
-from fastdeit.storage.atomic import write_whole
-from fastdeit.storage.jsonl import GrowingFile, read_metrics
+from fastdeit.storage.atomic import atomic_write_text
+from fastdeit.storage.jsonl import AppendOnlyFile, read_metrics
 from fastdeit.training.trainer import STATISTICS, MicroStep
 
 BAD_STEPS = "bad-steps.jsonl"
@@ -46,16 +46,16 @@ class Journal:
         self, path: Path, keep: Callable[[int], bool], tell: Callable[[str], None]
     ) -> None:
         self._path, self._tell = path, tell
-        self._file: GrowingFile | None = None
+        self._file: AppendOnlyFile | None = None
         self.lines = [line for line in read_metrics(path) if keep(line["step"])]
         """Those that stayed."""
         if path.is_file():
-            write_whole(path, "".join(json.dumps(line) + "\n" for line in self.lines))
+            atomic_write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def add(self, line: dict[str, Any]) -> None:
         """line: has the `step`, and no number that is not finite."""
         try:
-            self._file = self._file or GrowingFile(self._path, self._tell)
+            self._file = self._file or AppendOnlyFile(self._path, self._tell)
         except OSError as error:
             self._tell(f"{self._path} is not written: {error}; the run goes on")
             return
@@ -207,7 +207,7 @@ def _gather_bad(micro_steps: Sequence[MicroStep], name: Callable[[int], str]) ->
 
 
 def _describe(place: int, micro: MicroStep, name: Callable[[int], str]) -> dict[str, Any]:
-    rows = micro.rows.tolist()
+    rows = micro.image_index.tolist()
     return {
         "micro_batch": place,
         "ordinals": micro.ordinals.tolist(),

@@ -16,7 +16,7 @@ import psutil
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-class Ancestors:
+class Launcher:
     """The launcher of this process: its parent, and above it DeepSpeed's runner, or sshd's process for a runner elsewhere."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Ancestors:
             return strangers or not psutil.pid_exists(os.getpgid(launcher))
         return True
 
-    def gone(self) -> bool:
+    def has_died(self) -> bool:
         """Whether one of them has ended. A dead process's children get another parent, which the system tells at once."""
         if self._too_late or os.getppid() != self._chain[0]:
             return True
@@ -69,8 +69,8 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-LAUNCHER: Ancestors | None = None
+LAUNCHER: Launcher | None = None
 """Of a process that a launcher started, which RANK in the environment tells; None: a person or a script started it alone."""
 if "RANK" in os.environ:
     _die_with_parent()
-    LAUNCHER = Ancestors()
+    LAUNCHER = Launcher()

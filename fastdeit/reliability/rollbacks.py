@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from fastdeit.checkpoint.files import Tensors
-from fastdeit.checkpoint.select import Found, find_checkpoint
+from fastdeit.checkpoint.select import LoadedCheckpoint, find_checkpoint
 from fastdeit.checkpoint.store import save_checkpoint
 from fastdeit.distributed.collectives import on_rank0
-from fastdeit.storage.atomic import write_whole
+from fastdeit.storage.atomic import atomic_write_text
 
 ROLLBACKS = "rollbacks.jsonl"
 
@@ -33,7 +33,7 @@ class Rollbacks:
         """Whether a step is passed over."""
         return any(step in range(*entry["passed_over"]) for entry in self.entries)
 
-    def find(self, first_bad: int, allowed: int, layout: Tensors) -> Found:
+    def find(self, first_bad: int, allowed: int, layout: Tensors) -> LoadedCheckpoint:
         """The newest whole checkpoint from before a bad step, and from before the passed-over steps that lead up to it.
 
         Raises ValueError, the same on every rank, if there is none, or if the run went back `allowed` times. A collective.
@@ -63,7 +63,9 @@ class Rollbacks:
         }
         entries = [*self.entries, entry]
         on_rank0(
-            lambda: write_whole(self._file, "".join(json.dumps(each) + "\n" for each in entries))
+            lambda: atomic_write_text(
+                self._file, "".join(json.dumps(each) + "\n" for each in entries)
+            )
         )
         self.entries = entries
 
@@ -106,7 +108,9 @@ def write_bundle(
         faults.append(f"no checkpoint: {error}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "report.json", json.dumps(dict(report) | {"faults": faults}, indent=1))
+        atomic_write_text(
+            folder / "report.json", json.dumps(dict(report) | {"faults": faults}, indent=1)
+        )
     except OSError as error:
         faults.append(f"no report: {error}")
     return faults

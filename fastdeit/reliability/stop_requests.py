@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fastdeit.reliability.launcher import Ancestors
+from fastdeit.reliability.launcher import Launcher
 
 REASONS = (
     "",
@@ -49,7 +49,7 @@ class StopRequests:
         self,
         stop_file: Path | None,
         time_limit_s: float | None,
-        launcher: Ancestors | None,
+        launcher: Launcher | None,
         abort: Callable[[int, str], None],
         orphan_limit_s: float = _ORPHAN_LIMIT_S,
         poll_s: float = 1.0,
@@ -71,10 +71,10 @@ class StopRequests:
             os.set_blocking(self._pipe[1], False)
             self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
             for number in _SIGNALS:
-                self._take(number)
+                self._install_handler(number)
         self._thread.start()
 
-    def _take(self, number: int) -> None:
+    def _install_handler(self, number: int) -> None:
         """Has the thread get a signal, unless it is ignored, as nohup has it."""
         if signal.getsignal(number) is not signal.SIG_IGN:
             self._handlers[number] = signal.signal(number, lambda *_: None)
@@ -101,10 +101,10 @@ class StopRequests:
             if 0 in numbers:
                 return
             for number in numbers:
-                self._signalled(number)
-            self._look()
+                self._on_signal(number)
+            self._poll()
 
-    def _signalled(self, number: int) -> None:
+    def _on_signal(self, number: int) -> None:
         if number not in _SIGNALS:
             return
         self.request(signal.Signals(number).name)
@@ -115,13 +115,13 @@ class StopRequests:
             elif now - self._interrupted > _AGAIN_S:
                 self._abort(INTERRUPTED, "interrupted twice")
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         now = time.monotonic()
         if self._deadline is not None and now > self._deadline:
             self.request("--time-limit")
         if self._stop_file is not None and self._stop_file.exists():
             self.request("the file `stop`")
-        if self._launcher is not None and self._launcher.gone():
+        if self._launcher is not None and self._launcher.has_died():
             self.request("the launcher has ended")
             self._orphaned = now if self._orphaned is None else self._orphaned
             if now - self._orphaned > self._orphan_limit_s:

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from fastdeit.distributed.collectives import Ballot
-from fastdeit.distributed.exits import leave, was_left
-from fastdeit.reliability.failures import describe, stacks, write_failure
+from fastdeit.distributed.collectives import AsyncMax
+from fastdeit.distributed.exits import hard_exit, peer_exited
+from fastdeit.reliability.failures import format_exception, stacks, write_failure
 from fastdeit.reliability.launcher import LAUNCHER
 from fastdeit.reliability.stop_requests import INTERRUPTED, REASONS, STOP_FILE, StopRequests
 from fastdeit.reliability.watchdog import STARTUP, Watchdog, dump_stacks
@@ -47,7 +47,7 @@ class Supervisor:
         self._stop_file = folder / STOP_FILE if self._rank == 0 else None
         self.requests = StopRequests(self._stop_file, time_limit_s, LAUNCHER, self._abort)
         self._watchdog = Watchdog(limits, self._stalled)
-        self._ballot: Ballot | None = None
+        self._ballot: AsyncMax | None = None
         self._told = False
 
     def beat(self, section: str, step: int) -> None:
@@ -57,18 +57,18 @@ class Supervisor:
     def check(self) -> None:
         """Votes; raises StopAgreed if at the call before this one any rank was asked to stop. A collective."""
         if self._ballot is None:
-            self._ballot = Ballot()
-        self._follow(self._ballot.cast(self.requests.reason))
+            self._ballot = AsyncMax()
+        self._follow(self._ballot.submit(self.requests.reason))
 
     def check_now(self) -> None:
         """As `check`, of this very call; waits for the other ranks."""
-        self._follow(Ballot.of(self.requests.reason))
+        self._follow(AsyncMax.now(self.requests.reason))
 
     def _follow(self, reason: int) -> None:
         if reason:
             raise StopAgreed(REASONS[reason])
 
-    def watched(self, section: str, step: int, batches: Iterator[Item]) -> Iterator[Item]:
+    def timed(self, section: str, step: int, batches: Iterator[Item]) -> Iterator[Item]:
         """The same batches; waiting for each is the section `data`, what is done with it is `section`."""
         while True:
             self.beat("data", step)
@@ -87,12 +87,12 @@ class Supervisor:
                 self._rank,
                 self._watchdog.section,
                 self._watchdog.step,
-                *describe(error),
+                *format_exception(error),
             )
 
-    def leave(self, code: int) -> int:
+    def exit(self, code: int) -> int:
         """The exit code of a rank that fails alone. One of several ends here: on its way out it would wait for the others."""
-        return code if self._alone else leave(code)
+        return code if self._alone else hard_exit(code)
 
     def _stalled(self, section: str, step: int, limit: float) -> None:
         flag = f"--{section}-limit, or --{STARTUP}-limit in its first step"
@@ -131,11 +131,11 @@ class Supervisor:
         trace: TracebackType | None,
     ) -> None:
         if isinstance(error, Exception):
-            if was_left():
-                self.leave(2)
+            if peer_exited():
+                self.exit(2)
             self.fail(error)
             if not self._alone:
                 traceback.print_exception(error)
-                self.leave(1)
+                self.exit(1)
         self._watchdog.close()
         self.requests.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdeit.checkpoint.files import Tensors
-from fastdeit.checkpoint.select import Found, find_checkpoint
+from fastdeit.checkpoint.select import LoadedCheckpoint, find_checkpoint
 from fastdeit.checkpoint.store import list_checkpoints, step_of
 from fastdeit.config.schema import Config
 from fastdeit.data.build import IMAGES
@@ -51,7 +51,7 @@ class Record:
     """Steps that were passed over, from and up to, in the order in which the run went back."""
 
     @property
-    def undone(self) -> bool:
+    def was_rolled_back(self) -> bool:
         """Whether the run went back to before the step and then passed over it."""
         return any(first <= self.step < last for first, last in self.stretches)
 
@@ -62,11 +62,11 @@ class Record:
             [self.step, *(first for first, last in self.stretches if first <= self.step < last)]
         )
 
-    def passes_over(self, step: int) -> bool:
+    def skipped_before(self, step: int) -> bool:
         """Whether the run, on its way to this step, passed over `step`."""
         return any(first <= step < last for first, last in self.stretches if last <= self.step)
 
-    def is_passed_over(self, step: int) -> bool:
+    def skipped_now(self, step: int) -> bool:
         """Whether the run, as it stands, passed over `step`."""
         return any(first <= step < last for first, last in self.stretches)
 
@@ -86,7 +86,7 @@ class Record:
         lines = [line for line in self.metrics if "lr" in line]
         after = next((line for line in lines if line["step"] > self.step), None)
         before = max((line["step"] for line in lines if line["step"] <= self.step), default=0)
-        return (None if self.undone else after), max(before, self.attempt.step)
+        return (None if self.was_rolled_back else after), max(before, self.attempt.step)
 
     def window(self) -> Window | None:
         """The narrowest about this step whose digest the log has."""
@@ -94,7 +94,7 @@ class Record:
         digests |= {line["step"]: line["digest"] for line in self.metrics if "digest" in line}
         first = max((step for step in digests if step <= self.step), default=None)
         last = min((step for step in digests if step > self.step), default=None)
-        if first is None or last is None or self.undone:
+        if first is None or last is None or self.was_rolled_back:
             return None
         return Window(first, last, (int(digests[last], 16) - int(digests[first], 16)) % 2**64)
 
@@ -131,7 +131,7 @@ def read_record(config: Config, folder: Path, step: int) -> Record:
     )
 
 
-def find_state(record: Record, resumed: str, layout: Tensors) -> Found | None:
+def find_state(record: Record, resumed: str, layout: Tensors) -> LoadedCheckpoint | None:
     """The newest state that led up to the step: a checkpoint, or what a stop for bad steps left; None: the run's beginning.
 
     resumed: the checkpoint that the run itself began with, if any; layout: as `load_checkpoint` takes it. Raises ValueError if
@@ -152,7 +152,7 @@ def _newest_bundle(record: Record) -> str:
     fits = [
         path
         for path in bundles
-        if step_of(path) <= record.latest_state and not record.passes_over(step_of(path))
+        if step_of(path) <= record.latest_state and not record.skipped_before(step_of(path))
     ]
     own = [
         step_of(path)

@@ -9,7 +9,7 @@ import torch
 from fastdeit.plan.digest import add_digests, show_digest
 from fastdeit.replay.record import Record
 from fastdeit.replay.samples import Samples
-from fastdeit.replay.step import Retaken
+from fastdeit.replay.step import StepResult
 from fastdeit.training.trainer import LOSSES
 
 Line = dict[str, Any]
@@ -17,7 +17,7 @@ _WORST = 3  # samples of a micro-batch that are named in the table
 
 
 def report(
-    record: Record, samples: Samples, origin: Line, taken: Retaken, parts: Sequence[Line]
+    record: Record, samples: Samples, origin: Line, taken: StepResult, parts: Sequence[Line]
 ) -> Line:
     """Everything about the step as plain values.
 
@@ -100,7 +100,7 @@ def _recorded(record: Record, samples: Samples, digest: int) -> Line:
         "means_are_of_steps": None if line is None else [first, line["step"]],
         "bad_step": record.bad_step,
         "spike": record.spike,
-        "passed_over_later": record.undone,
+        "passed_over_later": record.was_rolled_back,
     }
 
 
@@ -118,7 +118,7 @@ def _compare_digests(record: Record, samples: Samples, digest: int) -> Line | No
     others = (
         step
         for step in range(window.first, window.last)
-        if step != record.step and not record.is_passed_over(step)
+        if step != record.step and not record.skipped_now(step)
     )
     now = add_digests(digest, *(samples.digest(step) for step in others))
     return {
@@ -139,7 +139,7 @@ def _notes(record: Record, recorded: Line, processes: int) -> list[str]:
         ),
         f"the run had {then} processes, here are {processes}: gradients are summed in another order": processes
         != then,
-        "the run went back and passed over this step later: this is how it was before": record.undone,
+        "the run went back and passed over this step later: this is how it was before": record.was_rolled_back,
         f"the log has means of steps {means} only; --log-steps 1 has a line for each": (
             means is not None and recorded["values"] is None
         ),

@@ -16,7 +16,7 @@ from fastdeit.data.quarantine import Quarantine
 from fastdeit.distributed.world import World
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.digest import add_digests, sample_digests
-from fastdeit.plan.plan import Draws, Plan
+from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.replay.record import Record
 from fastdeit.run.build import Training
 from fastdeit.run.identity import fingerprints
@@ -71,7 +71,9 @@ class Samples:
             self._left_out, self._loader = left_out, self._open(left_out)
         batches = self._loader.epoch(*divmod(step, self.steps_per_epoch))
         for batch in itertools.islice(batches, self._loader.micro_steps):
-            changed = {row: self._gone[row] for row in batch.rows.tolist() if row in self._gone}
+            changed = {
+                row: self._gone[row] for row in batch.image_index.tolist() if row in self._gone
+            }
             _refuse(self.index, changed)
             yield batch
 
@@ -89,7 +91,7 @@ class Samples:
             self.ranks,
         )
 
-    def draws(self, step: int, ordinals: np.ndarray) -> Draws:
+    def draws(self, step: int, ordinals: np.ndarray) -> SampleParams:
         """What was planned for samples of a step; ordinals: int64 (B,)."""
         epoch, period = step // self.steps_per_epoch, self.config.distill.cache_period
         return self._plan(step).draw(epoch % period if period else epoch, ordinals)
@@ -124,7 +126,7 @@ class _LeftOut(Quarantine):
         super().__init__(index)
         self._faults = dict.fromkeys(rows, "")
 
-    def take_out(self, faults: dict[int, str]) -> None:
+    def exclude(self, faults: dict[int, str]) -> None:
         _refuse(self._index, faults)
 
 

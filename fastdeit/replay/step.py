@@ -12,7 +12,7 @@ import torch
 from fastdeit.data.batch import Batch
 from fastdeit.data.index import Index
 from fastdeit.plan.digest import add_digests
-from fastdeit.plan.plan import Draws
+from fastdeit.plan.plan import SampleParams
 from fastdeit.plan.sampling import OPS
 from fastdeit.training.losses import DistillationLoss
 from fastdeit.training.trainer import LOSSES, Trainer
@@ -22,7 +22,7 @@ Outputs = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Retaken:
+class StepResult:
     """What one process took of a step; a line each micro-batch, and each sample in the order of the batches."""
 
     batches: list[Batch]
@@ -88,7 +88,7 @@ class SampleLosses:
         return torch.stack([part.float() for part in parts])
 
 
-def retake(trainer: Trainer, batches: Iterable[Batch]) -> Retaken:
+def rerun(trainer: Trainer, batches: Iterable[Batch]) -> StepResult:
     """The trainer's next step. A collective."""
     kept: list[Batch] = []
     own, watching = trainer.criterion, SampleLosses(trainer.criterion)
@@ -100,7 +100,9 @@ def retake(trainer: Trainer, batches: Iterable[Batch]) -> Retaken:
     micro_batches = [
         dict(zip(LOSSES, micro.losses.tolist(), strict=True)) for micro in trainer.micro_steps
     ]
-    return Retaken(kept, micro_batches, watching.lines, grad_norm, trainer.lr, not trainer.applied)
+    return StepResult(
+        kept, micro_batches, watching.lines, grad_norm, trainer.lr, not trainer.applied
+    )
 
 
 def _keeping(batches: Iterable[Batch], kept: list[Batch]) -> Iterator[Batch]:
@@ -109,12 +111,12 @@ def _keeping(batches: Iterable[Batch], kept: list[Batch]) -> Iterator[Batch]:
         yield batch
 
 
-def describe_samples(batch: Batch, draws: Draws, index: Index) -> list[Line]:
+def describe_samples(batch: Batch, draws: SampleParams, index: Index) -> list[Line]:
     """What was planned for each sample of a batch, in words and plain numbers; draws: those of its ordinals."""
     classes = [index.classes[label] for label in batch.labels.tolist()]
-    keep, ordinals = batch.keep.int().tolist(), batch.ordinals.tolist()
+    keep, ordinals = batch.drop_path_mask.int().tolist(), batch.ordinals.tolist()
     lines = []
-    for row, (ordinal, image) in enumerate(zip(ordinals, batch.rows.tolist(), strict=True)):
+    for row, (ordinal, image) in enumerate(zip(ordinals, batch.image_index.tolist(), strict=True)):
         line = {"ordinal": ordinal, "row": image, "image": index.name(image), "class": classes[row]}
         lines.append(
             line | _describe_draws(draws, row) | {"partner": ordinal ^ 1, "keep": keep[row]}
@@ -122,8 +124,8 @@ def describe_samples(batch: Batch, draws: Draws, index: Index) -> list[Line]:
     return lines
 
 
-def _describe_draws(draws: Draws, row: int) -> Line:
-    """As `Draws` has it: crop and erase are y, x, height, width; resize is height, width and y, x of the window; box is
+def _describe_draws(draws: SampleParams, row: int) -> Line:
+    """As `SampleParams` has it: crop and erase are y, x, height, width; resize is height, width and y, x of the window; box is
     y0, x0, y1, x1, taken from the partner."""
     drawn = zip(draws.ops[row].tolist(), draws.op_args[row].tolist(), strict=True)
     return {

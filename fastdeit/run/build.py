@@ -28,7 +28,7 @@ from fastdeit.run.identity import (
 )
 from fastdeit.run.state import Run
 from fastdeit.teacher_cache.check import open_cache
-from fastdeit.teacher_cache.reader import Replay
+from fastdeit.teacher_cache.reader import CachedTeacher
 from fastdeit.training.build import build_trainer
 from fastdeit.training.trainer import Trainer
 
@@ -37,7 +37,7 @@ class Training(NamedTuple):
     """What trains, at step 0; drop_path: the student's rates, as the loaders take them; notes: as `Run.notes`."""
 
     plan: Plan
-    replay: Replay | None
+    cached_teacher: CachedTeacher | None
     trainer: Trainer
     drop_path: tuple[float, ...]
     notes: list[str]
@@ -48,13 +48,15 @@ def build_training(config: Config, world: World, index: Index) -> Training:
     plan = build_plan(config, index.sizes)
     pixels = pipeline_options(config, world).describe()
     teacher = each_rank(lambda: build_teacher(config, world, index.classes))
-    replay = open_cache(config, plan, index, pixels, teacher) if config.distill.cache else None
+    cached_teacher = (
+        open_cache(config, plan, index, pixels, teacher) if config.distill.cache else None
+    )
     model, notes = each_rank(lambda: build_model(config, len(index.classes)))
     rates = getattr(model, "drop_path_rates", ())
     trainer = build_trainer(
-        config, world, model, teacher, plan.steps_per_epoch(config.optim.batch_size), replay
+        config, world, model, teacher, plan.steps_per_epoch(config.optim.batch_size), cached_teacher
     )
-    return Training(plan, replay, trainer, rates, notes)
+    return Training(plan, cached_teacher, trainer, rates, notes)
 
 
 def _build_run(
@@ -65,8 +67,10 @@ def _build_run(
         build_quarantine(config, index) for index in indexes
     )
     check_same_images(train_index, val_index, pipeline_options(config, world).describe())
-    plan, replay, trainer, rates, notes = build_training(config, world, train_index)
-    train_loader = build_train_loader(config, world, train_index, plan, rates, quarantine, replay)
+    plan, cached_teacher, trainer, rates, notes = build_training(config, world, train_index)
+    train_loader = build_train_loader(
+        config, world, train_index, plan, rates, quarantine, cached_teacher
+    )
     val_loader = build_eval_loader(config, world, val_index, val_quarantine)
     console = RunConsole(config.optim.epochs, train_loader.steps_per_epoch, enabled=world.rank == 0)
     return Run(
@@ -81,7 +85,7 @@ def _build_run(
         train_loader=train_loader,
         val_loader=val_loader,
         quarantine=quarantine,
-        replay=replay,
+        cached_teacher=cached_teacher,
         console=console,
         supervisor=supervisor,
         checkpoints=CheckpointWriter(
@@ -108,7 +112,7 @@ def _facts(run: Run) -> dict[str, str]:
     config, world, notes = run.config, run.world, run.notes
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU"
     parameters = sum(
-        parameter.numel() for parameter in run.trainer.shadow.parameters()
+        parameter.numel() for parameter in run.trainer.eval_model.parameters()
     )  # ZeRO 3 empties the engine's
     stage = run.trainer.engine.zero_optimization_stage()
     teacher = run.trainer.teacher
@@ -118,11 +122,11 @@ def _facts(run: Run) -> dict[str, str]:
         "data": f"{config.data.data_path}: {len(run.train_index):,} training and {len(run.val_index):,} validation images, "
         f"{len(run.train_index.classes)} classes, {config.data.input_size} px",
         "student"
-        if teacher or run.replay
+        if teacher or run.cached_teacher
         else "model": f"{config.model.model}, {parameters / 1e6:.2f} M parameters",
         "augmentation": f"{config.augment.aa}, {run.train_loader.options.describe()}",
-        "teacher": run.replay.describe()
-        if run.replay
+        "teacher": run.cached_teacher.describe()
+        if run.cached_teacher
         else teacher.describe()
         if teacher
         else "none",

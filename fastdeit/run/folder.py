@@ -14,12 +14,12 @@ from fastdeit.data.build import IMAGES, build_train_loader
 from fastdeit.data.snapshot import keep_images
 from fastdeit.kernels.mix import mix
 from fastdeit.models.build import precision, weight_metadata
-from fastdeit.reliability.failures import take_failures, tell
+from fastdeit.reliability.failures import format_failure, take_failures
 from fastdeit.run.attempts import Attempt, add_attempt
 from fastdeit.run.results import SUMMARY, show_summary
-from fastdeit.run.resume import open_records
+from fastdeit.run.resume import truncate_logs
 from fastdeit.run.state import Run
-from fastdeit.storage.atomic import whole_file, write_whole
+from fastdeit.storage.atomic import atomic_open, atomic_write_text
 from fastdeit.storage.jsonl import read_metrics
 from fastdeit.training.build import build_deepspeed_config
 
@@ -33,8 +33,8 @@ class FolderError(Exception):
 def open_folder(run: Run) -> None:
     """Settings, images, logs: what a run writes before its first step. A collective; raises FolderError."""
     run.quarantine.step = run.trainer.step
-    if run.replay and run.replay.bad_images:
-        run.quarantine.take_out(run.replay.bad_images)
+    if run.cached_teacher and run.cached_teacher.bad_images:
+        run.quarantine.exclude(run.cached_teacher.bad_images)
     _on_disk(run, lambda: _write_folder(run))
     run.health.begin(run.trainer.step)
     run.quarantine.write()
@@ -57,16 +57,16 @@ def _on_disk(run: Run, write: Callable[[], None]) -> None:
 
 
 def _write_folder(run: Run) -> None:
-    run.notes += [tell(failure, run.folder) for failure in take_failures(run.folder)[:1]]
+    run.notes += [format_failure(failure, run.folder) for failure in take_failures(run.folder)[:1]]
     sweep(run.folder / "checkpoints")
     text = yaml.safe_dump(run.config.to_dict(), sort_keys=False)
-    write_whole(run.folder / "config.yaml", text)
+    atomic_write_text(run.folder / "config.yaml", text)
     settings = build_deepspeed_config(run.config, run.world)
-    write_whole(run.folder / "deepspeed.json", json.dumps(settings, indent=1))
+    atomic_write_text(run.folder / "deepspeed.json", json.dumps(settings, indent=1))
     if not (run.folder / IMAGES).is_file():
         keep_images(run.train_index, run.folder / IMAGES)
     add_attempt(run.folder, _attempt(run))
-    open_records(run, run.trainer.step)
+    truncate_logs(run, run.trainer.step)
 
 
 def _attempt(run: Run) -> Attempt:
@@ -97,11 +97,11 @@ def _write_results(
     about = weight_metadata(run.config, run.train_index.classes, run.trainer.model)
     for name, tensors in {"student": weights, "student_ema": average}.items():
         if tensors is not None:
-            with whole_file(run.folder / f"{name}.safetensors") as file:
+            with atomic_open(run.folder / f"{name}.safetensors") as file:
                 file.write(save(tensors, about))
     _save_report(run)
     summary = {"results": results, "steps": run.trainer.step, "skipped": run.trainer.skipped}
-    write_whole(
+    atomic_write_text(
         run.folder / SUMMARY, json.dumps(summary, indent=1)
     )  # the last file: its presence says that all went well
     show_summary(run.console, run.config, run.recipe, run.folder, results)

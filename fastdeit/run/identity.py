@@ -19,7 +19,7 @@ from fastdeit.data.index import Index
 from fastdeit.distributed.collectives import on_every_rank
 from fastdeit.plan.plan import Plan
 
-_FREE = {
+MAY_CHANGE_ON_RESUME = {
     "run": {
         "output_dir",
         "resume",
@@ -87,7 +87,7 @@ def _bound(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {
         f"{section}.{name}": value
         for section, name, value in fields
-        if name not in _FREE.get(section, ())
+        if name not in MAY_CHANGE_ON_RESUME.get(section, ())
     }
 
 

@@ -14,7 +14,7 @@ from fastdeit.plan.digest import show_digest
 from fastdeit.reliability.health import HealthError, summarise
 from fastdeit.reliability.replica_check import compare_weights
 from fastdeit.reliability.supervisor import StopAgreed
-from fastdeit.run.resume import go_back, read_meter
+from fastdeit.run.resume import flush_meter, roll_back
 from fastdeit.run.state import Run
 from fastdeit.teacher_cache.check import count_missed
 from fastdeit.training.evaluation import evaluate, student_heads
@@ -30,7 +30,7 @@ def train(run: Run) -> None:
             if micro_batches is None:
                 _pass_over(run)
             elif not _train_step(run, micro_batches):
-                go_back(run)
+                roll_back(run)
                 continue
             _after_step(run)
             if trainer.step == last < run.total_steps:
@@ -61,7 +61,7 @@ def _train_step(run: Run, micro_batches: Iterator[Batch]) -> bool:
     """Whether training can go on: not after more than --max-bad-steps skipped in a row."""
     trainer, step = run.trainer, run.trainer.step
     run.quarantine.step = step
-    values = trainer.train_step(run.supervisor.watched("step", step, micro_batches))
+    values = trainer.train_step(run.supervisor.timed("step", step, micro_batches))
     if trainer.applied:
         run.meter.add(step, values)
         run.health.bad.clear()
@@ -71,7 +71,7 @@ def _train_step(run: Run, micro_batches: Iterator[Batch]) -> bool:
 
 
 def _pass_over(run: Run) -> None:
-    run.trainer.pass_over()
+    run.trainer.skip_step()
     run.mark = (time.monotonic(), run.trainer.step)
 
 
@@ -110,7 +110,7 @@ def _after_step(run: Run) -> None:
 
 
 def _log_step(run: Run) -> None:
-    trainer, means = run.trainer, summarise(read_meter(run), run.config.optim.clip_grad)
+    trainer, means = run.trainer, summarise(flush_meter(run), run.config.optim.clip_grad)
     now = (time.monotonic(), trainer.step)
     rate = (now[1] - run.mark[1]) * run.config.optim.batch_size / (now[0] - run.mark[0])
     run.mark = now
@@ -126,7 +126,11 @@ def _counters(run: Run) -> dict[str, Any]:
     """Steps that were skipped, images that any rank has found bad, the digest of all samples so far, and how many of them
     --cache had no answer to. A collective."""
     counts = {"skipped": run.trainer.skipped, "quarantined": run.quarantine.count_all()}
-    return counts | {"digest": show_digest(run.trainer.whole_digest())} | count_missed(run.replay)
+    return (
+        counts
+        | {"digest": show_digest(run.trainer.whole_digest())}
+        | count_missed(run.cached_teacher)
+    )
 
 
 def _end_epoch(run: Run) -> None:
@@ -166,7 +170,7 @@ def evaluate_run(run: Run, with_teacher: bool) -> dict[str, float]:
 
 
 def _validation_batches(run: Run) -> Iterator[EvalBatch]:
-    for batch in run.supervisor.watched("evaluation", run.trainer.step, iter(run.val_loader)):
+    for batch in run.supervisor.timed("evaluation", run.trainer.step, iter(run.val_loader)):
         run.supervisor.check()
         yield batch
 

@@ -12,8 +12,8 @@ from typing import Any
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from fastdeit.storage.atomic import write_whole
-from fastdeit.storage.jsonl import GrowingFile, read_metrics
+from fastdeit.storage.atomic import atomic_write_text
+from fastdeit.storage.jsonl import AppendOnlyFile, read_metrics
 
 
 class MetricLog:
@@ -33,9 +33,9 @@ class MetricLog:
             if start_step
             else []
         )
-        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._lines = GrowingFile(path, tell)
-        self._events = GrowingFile(_new_events(folder / "tensorboard"), tell)
+        atomic_write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._lines = AppendOnlyFile(path, tell)
+        self._events = AppendOnlyFile(_new_events(folder / "tensorboard"), tell)
         self._events.append(_record(file_version="brain.Event:2"))
         start = event_pb2.SessionLog(
             status=event_pb2.SessionLog.START

@@ -2,7 +2,7 @@
 
 import time
 
-from fastdeit.checkpoint.select import Found
+from fastdeit.checkpoint.select import LoadedCheckpoint
 from fastdeit.checkpoint.store import set_aside
 from fastdeit.distributed.collectives import on_rank0
 from fastdeit.reliability.health import HealthError
@@ -13,14 +13,14 @@ from fastdeit.run.state import Run
 from fastdeit.training.meter import Meter
 
 
-def take_up(run: Run, found: Found) -> None:
+def restore(run: Run, found: LoadedCheckpoint) -> None:
     """Goes on from a checkpoint. Raises ValueError as `Trainer.load_state` does."""
     run.trainer.load_state(found.tensors, found.state)
     run.checkpoints.take_scores(found.state)
     run.evaluated = found.state.get("evaluated", run.trainer.step)
 
 
-def open_records(run: Run, step: int) -> None:
+def truncate_logs(run: Run, step: int) -> None:
     """Logs and checkpoints as they were at `step`; what is of later ones is dropped or set aside.
 
     On rank 0 alone. Raises OSError.
@@ -34,7 +34,7 @@ def open_records(run: Run, step: int) -> None:
     run.health.open(step)
 
 
-def go_back(run: Run) -> None:
+def roll_back(run: Run) -> None:
     """Loads a checkpoint from before the bad steps and has the steps from there to the last of them passed over.
 
     Raises HealthError, with what shows why in the run's folder, if that was done often enough or there is no such checkpoint.
@@ -45,10 +45,10 @@ def go_back(run: Run) -> None:
     try:
         found = rollbacks.find(bad[0], run.config.run.max_rollbacks, run.trainer.layout())
         rollbacks.add(found.state["step"], bad)
-        on_rank0(lambda: open_records(run, found.state["step"]))
+        on_rank0(lambda: truncate_logs(run, found.state["step"]))
     except ValueError as refusal:
         raise HealthError(_leave_bundle(run, str(refusal))) from None
-    take_up(run, found)
+    restore(run, found)
     run.health.begin(run.trainer.step)
     run.compared = -1
     run.meter, run.mark, run.saved = Meter(), (time.monotonic(), run.trainer.step), run.trainer.step
@@ -59,7 +59,7 @@ def go_back(run: Run) -> None:
 
 def _leave_bundle(run: Run, refusal: str) -> str:
     """Writes what shows why the run stops; says both. A collective."""
-    read_meter(run)
+    flush_meter(run)
     first, last = (run.health.bad[place]["step"] for place in (0, -1))
     folder, command = bundle_of(run.folder, first), f"fastdeit replay {run.folder} --step {first}"
     tensors, state = run.trainer.state()
@@ -79,6 +79,6 @@ def _leave_bundle(run: Run, refusal: str) -> str:
     return f"steps {first} to {last} were skipped, --max-bad-steps is {run.config.run.max_bad_steps}, and {refusal}; {left}"
 
 
-def read_meter(run: Run) -> list[dict[str, float]]:
+def flush_meter(run: Run) -> list[dict[str, float]]:
     """Read the statistics of the steps since the last call that changed the weights; waits for the device."""
     return [run.health.note_applied(step, values) for step, values in run.meter.read()]

@@ -17,7 +17,7 @@ from fastdeit.reliability.health import Health
 from fastdeit.reliability.supervisor import Supervisor
 from fastdeit.run.identity import fingerprints, versions
 from fastdeit.run.metrics import MetricLog
-from fastdeit.teacher_cache.reader import Replay
+from fastdeit.teacher_cache.reader import CachedTeacher
 from fastdeit.training.meter import Meter
 from fastdeit.training.trainer import Trainer
 
@@ -37,7 +37,7 @@ class Run:
     train_loader: TrainLoader
     val_loader: EvalLoader
     quarantine: Quarantine
-    replay: Replay | None
+    cached_teacher: CachedTeacher | None
     console: RunConsole
     supervisor: Supervisor
     checkpoints: CheckpointWriter

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file as `whole_file` does."""
-    with whole_file(path) as file:
+def atomic_write_text(path: Path, text: str) -> None:
+    """Writes a text file as `atomic_open` does."""
+    with atomic_open(path) as file:
         file.write(text.encode())
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_open(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes its name at the end: a reader finds the old one or the new one, also after a loss of power.
 
     Raises OSError; then nothing of the new one stays.
@@ -37,7 +37,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         os.close(folder)
 
 
-def read_small(path: Path, limit: int) -> str:
+def read_bounded(path: Path, limit: int) -> str:
     """A text file of at most `limit` bytes. Raises ValueError for a longer one and for what is no UTF-8, OSError."""
     with path.open("rb") as file:
         data = file.read(limit + 1)

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HELD = 10_000
+MAX_PENDING = 10_000
 """Records that wait in memory while the disk refuses."""
 
 
-class GrowingFile:
+class AppendOnlyFile:
     """A file that records are appended to, each whole or not at all.
 
-    What the disk refuses waits in memory, the newest `HELD` records, and is written with the next that it takes. tell: hears
+    What the disk refuses waits in memory, the newest `MAX_PENDING` records, and is written with the next that it takes. tell: hears
     when that begins and ends, and of what was lost. Raises OSError if the file cannot be made.
     """
 
@@ -29,7 +29,7 @@ class GrowingFile:
 
     def append(self, record: bytes) -> None:
         self._waiting.append(record)
-        if len(self._waiting) > HELD:
+        if len(self._waiting) > MAX_PENDING:
             self._waiting.popleft()
             self._lost += 1
         try:
@@ -37,7 +37,7 @@ class GrowingFile:
         except OSError as error:
             if not self._refused:
                 self._tell(
-                    f"{self._path} is not written: {error}; the run goes on, the newest {HELD:,} records wait in memory"
+                    f"{self._path} is not written: {error}; the run goes on, the newest {MAX_PENDING:,} records wait in memory"
                 )
             self._refused = True
             return

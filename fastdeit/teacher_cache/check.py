@@ -17,7 +17,7 @@ from fastdeit.models.teacher import Teacher
 from fastdeit.models.weights import file_sha256
 from fastdeit.plan.plan import VERSION, Plan
 from fastdeit.teacher_cache.format import CacheError, differences
-from fastdeit.teacher_cache.reader import BAD_IMAGES, Cache, Replay
+from fastdeit.teacher_cache.reader import BAD_IMAGES, Cache, CachedTeacher
 
 _SHOWN = 8
 
@@ -49,7 +49,7 @@ def teacher_facts(teacher: Teacher, with_precision: bool = True) -> dict[str, An
 
 def open_cache(
     config: Config, plan: Plan, index: Index, pixels: str, teacher: Teacher | None
-) -> Replay:
+) -> CachedTeacher:
     """The cache of --cache for a run with this plan; teacher: the live one, for what is missing. A collective.
 
     Raises ValueError on every rank, before any work, naming each fact in which the recorded samples or the teacher differ
@@ -58,7 +58,7 @@ def open_cache(
     """
     on_every_rank(lambda: _check(Cache(config.distill.cache), config, plan, index, pixels, teacher))
     cache = Cache(config.distill.cache)
-    return Replay(cache, config.distill.cache_miss, plan.images, bad_images(cache, index))
+    return CachedTeacher(cache, config.distill.cache_miss, plan.images, bad_images(cache, index))
 
 
 def _check(
@@ -115,10 +115,10 @@ def _check_coverage(cache: Cache, epochs: int, period: int, samples: int) -> Non
         )
 
 
-def count_missed(replay: Replay | None) -> dict[str, float]:
+def count_missed(cached_teacher: CachedTeacher | None) -> dict[str, float]:
     """For the log: samples of all ranks without a record, since the start; a collective. Empty where there can be none."""
-    if replay is None or replay.miss == "error":
+    if cached_teacher is None or cached_teacher.miss == "error":
         return {}
     counts = [0] * dist.get_world_size()
-    dist.all_gather_object(counts, replay.missed)
+    dist.all_gather_object(counts, cached_teacher.missed)
     return {"unrecorded": sum(counts)}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastdeit.storage.atomic import read_small
+from fastdeit.storage.atomic import read_bounded
 
 FORMAT = 1
 KINDS = ("hard", "topk")
@@ -100,7 +100,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Raises CacheError for a folder that is no cache, or one that this version cannot read."""
     path = folder / MANIFEST
     try:
-        values = json.loads(read_small(path, MAX_BYTES))
+        values = json.loads(read_bounded(path, MAX_BYTES))
     except OSError as error:
         raise CacheError(
             f"{path}: {error.strerror}; `fastdeit cache build -o {folder}` makes a cache"
@@ -143,12 +143,12 @@ def encode(logits: torch.Tensor, manifest: Manifest) -> np.ndarray:
     records["logits"] = top.clamp_min(-largest).cpu().numpy()
     records["classes"] = classes.cpu().numpy()
     records["logsumexp"] = logits.logsumexp(1).cpu().numpy()
-    if fault := impossible(records, manifest):
+    if fault := invalid_reason(records, manifest):
         raise CacheError(f"the teacher's answer has {fault}")
     return records
 
 
-def impossible(records: np.ndarray, manifest: Manifest) -> str:
+def invalid_reason(records: np.ndarray, manifest: Manifest) -> str:
     """What no teacher answers in records, (B,) of `manifest.record`; empty if nothing: a digest tells damage, not nonsense."""
     classes = records if manifest.kind == "hard" else records["classes"]
     if classes.size and classes.max() >= manifest.num_classes:

@@ -23,7 +23,7 @@ import torch
 from fastdeit.teacher_cache.format import (
     CacheError,
     decode,
-    impossible,
+    invalid_reason,
     label_records,
     read_manifest,
 )
@@ -40,7 +40,7 @@ Images = Callable[[int, np.ndarray], np.ndarray]
 
 
 class Cache:
-    """A cache opened for reading; `Recorder` (cache_writer.py) writes. Records are memory-mapped: opening takes no time."""
+    """A cache opened for reading; `CacheWriter` (cache_writer.py) writes. Records are memory-mapped: opening takes no time."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
@@ -80,7 +80,7 @@ class Cache:
             and digest_of_images(images(epoch, self.manifest.ordinals(chunk))) != digests[:DIGEST]
         ):
             return where + "recorded with other images, as some were found to be bad then or now"
-        if nonsense := impossible(records.view(self.manifest.record), self.manifest):
+        if nonsense := invalid_reason(records.view(self.manifest.record), self.manifest):
             return where + nonsense
         return records.reshape(-1, self.record_bytes)
 
@@ -126,7 +126,7 @@ class Cache:
         return np.array(self._records[first:last])
 
 
-class Replay:
+class CachedTeacher:
     """The recorded answers to a run's micro-batches, and what happens where there is none.
 
     cache: its manifest has been found to fit the run. miss: "error" raises CacheError, "live" leaves the micro-batch to the

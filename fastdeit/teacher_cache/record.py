@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from fastdeit.data.batch import Batch
-from fastdeit.data.loader import ReplayLoader
+from fastdeit.data.loader import OrdinalLoader
 from fastdeit.kernels.mix import mix
 from fastdeit.teacher_cache.format import Manifest, encode
 from fastdeit.teacher_cache.reader import Cache, Images
-from fastdeit.teacher_cache.writer import Recorder
+from fastdeit.teacher_cache.writer import CacheWriter
 
 Chunk = tuple[int, int]
 """Epoch and number of a chunk in it."""
@@ -26,7 +26,7 @@ Logits = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Part:
+class JobShard:
     """One of several jobs: number 1 to `of`."""
 
     number: int = 1
@@ -54,7 +54,7 @@ def missing(folder: Path, chunks: Sequence[Chunk], images: Images | None) -> lis
     ]
 
 
-class Windows(Sequence[tuple[int, np.ndarray]]):
+class ChunkBatches(Sequence[tuple[int, np.ndarray]]):
     """The micro-batches of the chunks: epoch and ordinals of each, made when they are asked for."""
 
     def __init__(self, manifest: Manifest, chunks: Sequence[Chunk], micro_batch: int) -> None:
@@ -84,16 +84,16 @@ def answers(
 
 
 def record(
-    recorder: Recorder,
-    loader: ReplayLoader,
+    recorder: CacheWriter,
+    loader: OrdinalLoader,
     chunks: Sequence[Chunk],
     teacher: Logits,
     dtype: torch.dtype,
     progress: Callable[[int, float], None],
 ) -> None:
-    """Compute and write the chunks. loader: over their `Windows`. progress: called with samples done and samples a second.
+    """Compute and write the chunks. loader: over their `ChunkBatches`. progress: called with samples done and samples a second.
 
-    Raises CacheError as `Recorder.write`, DataError as the loader.
+    Raises CacheError as `CacheWriter.write`, DataError as the loader.
     """
     manifest, done, start = recorder.manifest, 0, time.monotonic()
     stream = answers(iter(loader), teacher, dtype)
@@ -104,7 +104,7 @@ def record(
         while place < size:
             batch, logits = next(stream)
             here = slice(place, place + len(logits))
-            records[here], rows[here] = encode(logits, manifest), batch.rows.numpy()
+            records[here], rows[here] = encode(logits, manifest), batch.image_index.numpy()
             place = here.stop
             progress(done + place, (done + place) / (time.monotonic() - start))
         recorder.write(epoch, chunk, records, rows)

@@ -38,7 +38,7 @@ _CREATING = 1 << 62  # a byte of the lock file that stands for no chunk
 def create(folder: Path, manifest: Manifest) -> None:
     """Make the folder and its manifest, unless an equal one is there. Raises CacheError for another one, or no room for it.
 
-    Many may do it at once, of different machines too; to be called before any `Recorder` of this process.
+    Many may do it at once, of different machines too; to be called before any `CacheWriter` of this process.
     """
     manifest.check(folder)
     try:
@@ -83,7 +83,7 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(handle)
 
 
-class Recorder:
+class CacheWriter:
     """Writes chunks into a cache's folder; many processes may, each its own chunks.
 
     Raises CacheError if the folder cannot be written, or the disk is full: what was recorded before stays.

@@ -10,7 +10,7 @@ from fastdeit.distributed.world import World
 from fastdeit.kernels.backend import set_backend
 from fastdeit.models.build import precision
 from fastdeit.models.teacher import Teacher
-from fastdeit.teacher_cache.reader import Replay
+from fastdeit.teacher_cache.reader import CachedTeacher
 from fastdeit.training.deepspeed import deepspeed_config
 from fastdeit.training.deepspeed_file import add_file
 from fastdeit.training.flat import FlatLossModule, LossModule
@@ -41,7 +41,7 @@ def build_trainer(
     model: nn.Module,
     teacher: Teacher | None,
     steps_per_epoch: int,
-    replay: Replay | None = None,
+    cached_teacher: CachedTeacher | None = None,
 ) -> Trainer:
     """The student under DeepSpeed with optimizer, schedule, loss and average, at step 0; a collective.
 
@@ -50,7 +50,7 @@ def build_trainer(
     optim, distill = config.optim, config.distill
     set_backend(config.run.kernels)
     dtype = precision(config, world)[1]
-    shadow = copy.deepcopy(model).to(world.device, dtype).eval()
+    eval_model = copy.deepcopy(model).to(world.device, dtype).eval()
     settings = build_deepspeed_config(config, world)
     in_pieces = settings["zero_optimization"]["stage"] == 3
     groups = parameter_groups(model, optim.weight_decay, optim.layer_decay)
@@ -79,9 +79,11 @@ def build_trainer(
     )
     return Trainer(
         engine=engine,
-        shadow=shadow,
+        eval_model=eval_model,
         teacher=teacher,
-        decode=None if replay is None else replay.decoder(hard=distill.distillation_type == "hard"),
+        decode=None
+        if cached_teacher is None
+        else cached_teacher.decoder(hard=distill.distillation_type == "hard"),
         criterion=criterion,
         schedule=schedule,
         ema_decay=optim.model_ema_decay if optim.model_ema else None,

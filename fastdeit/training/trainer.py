@@ -39,7 +39,7 @@ class MicroStep(NamedTuple):
     """fp32 (3,) on the device: means of `LOSSES`."""
     ordinals: torch.Tensor
     """int64 (B,) on the CPU."""
-    rows: torch.Tensor
+    image_index: torch.Tensor
     """int64 (B,) on the CPU."""
     digest: int
 
@@ -67,7 +67,7 @@ class Trainer:
 
     engine: Any
     """Runs a `LossModule` (training/flat.py)."""
-    shadow: nn.Module
+    eval_model: nn.Module
     """A second copy of the model on the device, in evaluation mode, which takes up the average when it is evaluated."""
     teacher: Teacher | None
     decode: Callable[[torch.Tensor], torch.Tensor] | None
@@ -88,8 +88,8 @@ class Trainer:
         self.partitions = open_partitions(self.engine)
         self.micro_steps: list[MicroStep] = []
         self._whole: nn.Module | None = None
-        self._persistent = frozenset(self.shadow.state_dict())
-        self.planned = hasattr(self.model, "drop_path_rates")
+        self._persistent = frozenset(self.eval_model.state_dict())
+        self.takes_drop_path_mask = hasattr(self.model, "drop_path_rates")
         self.ema = (
             Ema(self.partitions.masters, self._buffers(), self.ema_decay)
             if self.ema_decay is not None
@@ -124,7 +124,7 @@ class Trainer:
         """Whether the last step changed the weights; the same on every rank."""
         return bool(self.engine.was_step_applied())
 
-    def pass_over(self) -> None:
+    def skip_step(self) -> None:
         """Goes one step on without training."""
         self.schedule.step_update(self.step)
         self.skipped += 1
@@ -134,9 +134,9 @@ class Trainer:
         self.digest = add_digests(self.digest, batch.digest)
         images, mixed = self._mix(batch)
         answer = self._answer(batch, mixed)
-        if not self.planned:
+        if not self.takes_drop_path_mask:
             self._seed(batch)
-        inputs = (images, batch.keep) if self.planned else (images,)
+        inputs = (images, batch.drop_path_mask) if self.takes_drop_path_mask else (images,)
         parts = self.engine(
             lambda model: self.criterion(model(*inputs), batch.labels, batch.lam, answer)
         )
@@ -146,14 +146,14 @@ class Trainer:
         )
         self.engine.step()
         losses = torch.stack([part.detach().float() for part in parts])
-        return MicroStep(losses, batch.ordinals, batch.rows, batch.digest)
+        return MicroStep(losses, batch.ordinals, batch.image_index, batch.digest)
 
     def _mix(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What the model takes, for our student patches, and the mixed images for the teacher, if there is one."""
-        if not self.planned:
+        if not self.takes_drop_path_mask:
             images = mix(batch.images, batch.lam, batch.box, self.dtype)
             return images, images
-        asks = self.teacher is not None and batch.record is None
+        asks = self.teacher is not None and batch.teacher_record is None
         return mix_patches(
             batch.images, batch.lam, batch.box, self.model.patch_size, self.dtype, with_images=asks
         )
@@ -161,9 +161,9 @@ class Trainer:
     @torch.no_grad()
     def _answer(self, batch: Batch, mixed: torch.Tensor | None) -> torch.Tensor | None:
         """The teacher's, recorded if the batch brings it; else from the mixed images."""
-        if batch.record is not None:
+        if batch.teacher_record is not None:
             assert self.decode is not None, "records need their decoder"
-            return self.decode(batch.record)
+            return self.decode(batch.teacher_record)
         return self.teacher(mixed) if self.teacher is not None and mixed is not None else None
 
     def _seed(self, batch: Batch) -> None:
@@ -203,7 +203,7 @@ class Trainer:
         if self.engine.zero_optimization_stage() < 3:
             return module
         if self._whole is None:
-            self._whole = copy.deepcopy(self.shadow)
+            self._whole = copy.deepcopy(self.eval_model)
         self._whole.load_state_dict(self.weights())
         return self._whole
 
@@ -212,8 +212,8 @@ class Trainer:
         weights = self.ema_weights()
         if weights is None:
             return None
-        self.shadow.load_state_dict(weights)
-        return self.shadow
+        self.eval_model.load_state_dict(weights)
+        return self.eval_model
 
     def state(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
         """What a checkpoint holds of training: tensors by set and name, and JSON values; a collective."""
@@ -239,7 +239,7 @@ class Trainer:
         """The names, shapes and dtypes of what `state` gives, as tensors without memory."""
         parameters = {
             name: torch.empty(parameter.shape, dtype=torch.float32, device="meta")
-            for name, parameter in self.shadow.named_parameters()
+            for name, parameter in self.eval_model.named_parameters()
         }
         model = parameters | {name: buffer.to("meta") for name, buffer in self._buffers()}
         layout = {"model": model, "exp_avg": parameters, "exp_avg_sq": parameters}
@@ -249,7 +249,7 @@ class Trainer:
         self, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]
     ) -> None:
         """Takes up what `state` gave, of any world size or stage. Raises ValueError if the parameters differ."""
-        model, wanted = tensors["model"], self.shadow.state_dict()
+        model, wanted = tensors["model"], self.eval_model.state_dict()
         if {name: value.shape for name, value in model.items()} != {
             name: value.shape for name, value in wanted.items()
         }:

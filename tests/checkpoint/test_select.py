@@ -21,7 +21,7 @@ import yaml
 from safetensors.torch import load_file
 
 from fastdeit.checkpoint import writer as checkpoint_writer
-from fastdeit.checkpoint.select import Found, find_checkpoint
+from fastdeit.checkpoint.select import LoadedCheckpoint, find_checkpoint
 from fastdeit.checkpoint.store import list_checkpoints, load_checkpoint, save_checkpoint
 from fastdeit.commands.train import train_command as run_command
 from fastdeit.distributed.world import init_distributed
@@ -60,7 +60,7 @@ def at(folder: Path, step: int) -> Path:
     return folder / "checkpoints" / f"step-{step:08d}"
 
 
-def found(folder: Path, named: str = "") -> Found:
+def found(folder: Path, named: str = "") -> LoadedCheckpoint:
     answer = find_checkpoint(folder, named, LAYOUT)
     assert answer is not None
     return answer

@@ -48,7 +48,7 @@ def test_the_steps_lead_to_what_training_sees(root: Path) -> None:
     for row, cells in enumerate(samples(index, plan, config, ordinals, 0)):
         assert len(cells) == 2 + plan.spec.layers + 2
         stored, _, *_, augmented, erased, mixed = (cell.picture for cell in cells)
-        assert stored.shape[:2] == tuple(index.sizes[draws.image[row]])
+        assert stored.shape[:2] == tuple(index.sizes[draws.image_index[row]])
         assert cells[0].box == tuple(draws.crop[row])
         y, x, height, width = draws.erase[row]
         inside = np.zeros((48, 48), bool)
@@ -57,7 +57,7 @@ def test_the_steps_lead_to_what_training_sees(root: Path) -> None:
         np.testing.assert_array_equal(erased[~inside], augmented[~inside])
         assert (
             f"{draws.lam[row]:.2f}" in cells[-1].title
-            and index.classes[index.labels[draws.image[row]]] in cells[-1].title
+            and index.classes[index.labels[draws.image_index[row]]] in cells[-1].title
         )
         box = draws.box[row]
         outside = np.ones((48, 48), bool)

@@ -167,10 +167,10 @@ def test_the_files_show_the_images_as_the_model_got_them_and_their_plan(
             )
             assert (
                 line["class"] == index.classes[index.labels[line["row"]]]
-                and line["row"] == draws.image[place]
+                and line["row"] == draws.image_index[place]
             )
             assert (
-                line["keep"] == batch.keep[place].int().tolist()
+                line["keep"] == batch.drop_path_mask[place].int().tolist()
                 and line["flip"] == draws.flip[place]
             )
             for name in ("crop", "resize", "erase", "box"):

@@ -18,11 +18,11 @@ from torchvision.datasets import ImageFolder
 
 from fastdeit.data import table
 from fastdeit.data.formats import check
-from fastdeit.data.formats.check import Checked, Facts, Place, check_place
+from fastdeit.data.formats.check import ByteRange, Checked, ImageInfo, check_place
 from fastdeit.data.formats.digits import write_digits
 from fastdeit.data.formats.listing import DataError, Listing, stamp
 from fastdeit.data.index import Index, build_index
-from fastdeit.data.snapshot import keep_images, same_images
+from fastdeit.data.snapshot import keep_images, reconcile
 
 
 def save(path: Path, height: int = 6, width: int = 8, orientation: int = 1) -> Path:
@@ -60,7 +60,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are decoded from here on."""
     names: list[str] = []
 
-    def spy(place: Place) -> Checked:
+    def spy(place: ByteRange) -> Checked:
         names.append(os.path.basename(place[0]))
         return check_place(place)
 
@@ -108,7 +108,7 @@ def test_given_classes_are_the_labels(folder: Path) -> None:
 def test_paths_are_fed_and_files_are_read(folder: Path) -> None:
     index = build_index(folder, "train")
     assert index.feeds_paths
-    names = [bytes(name).rstrip(b"\0").decode() for name in index.feed(np.array([2, 0]))]
+    names = [bytes(name).rstrip(b"\0").decode() for name in index.encoded(np.array([2, 0]))]
     assert names == [str(path(index, 2)), str(path(index, 0))]
     assert index.read(2) == path(index, 2).read_bytes()
 
@@ -391,13 +391,13 @@ def test_other_names_of_val(folder: Path, name: str) -> None:
 def test_a_run_keeps_to_the_images_it_began_with(folder: Path, tmp_path: Path) -> None:
     whole = build_index(folder, "train")
     keep_images(whole, tmp_path / "images.parquet")
-    assert same_images(whole, tmp_path / "images.parquet") == (whole, {})
+    assert reconcile(whole, tmp_path / "images.parquet") == (whole, {})
     (folder / "train/cat/b.png").unlink()
     (folder / "train/ant/z.bmp").write_bytes(b"")
     (folder / "train/cat/a.WebP").write_bytes(save(folder / "bigger.webp", 40, 41).read_bytes())
     save(folder / "train/cat/new.png", 20, 20)
     index = build_index(folder, "train", bad_images="skip", again=True)
-    then, gone = same_images(index, tmp_path / "images.parquet")
+    then, gone = reconcile(index, tmp_path / "images.parquet")
     assert then.fingerprint() == whole.fingerprint() != index.fingerprint()
     assert (
         then.sizes.tolist() == whole.sizes.tolist()
@@ -431,7 +431,7 @@ def synthetic(root: Path, images: int) -> Path:
     return root
 
 
-FACTS = Facts(375, 500, "JPEG", "RGB", 1)
+FACTS = ImageInfo(375, 500, "JPEG", "RGB", 1)
 
 
 def check_load(root: Path, images: int, seconds: float, mebibytes: float) -> None:
@@ -468,14 +468,14 @@ def test_table_of_imagenet_loads_at_once(tmp_path: Path) -> None:
 def test_feeding_a_row_takes_microseconds(tmp_path: Path) -> None:
     index = build_index(synthetic(tmp_path, 10_000), "train")
     rows = np.random.default_rng(0).integers(0, len(index), 256)
-    index.feed(rows)
+    index.encoded(rows)
     fastest = min(timed(index, rows) for _ in range(20))
     assert fastest / len(rows) < 10e-6  # 2e-6 on a quiet core
 
 
 def timed(index: Index, rows: np.ndarray) -> float:
     started = time.perf_counter()
-    index.feed(rows)
+    index.encoded(rows)
     return time.perf_counter() - started
 
 

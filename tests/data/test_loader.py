@@ -20,8 +20,8 @@ from fastdeit.data.index import DataError, Index, build_index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.data.quarantine import Quarantine
-from fastdeit.data.stream import ALIGNMENT, beside, send_together
-from fastdeit.plan.plan import Draws, Plan, PlanSpec
+from fastdeit.data.stream import ALIGNMENT, send_together, to_device_of
+from fastdeit.plan.plan import Plan, PlanSpec, SampleParams
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE, IMAGES, BATCH = 16, 150, 64
@@ -67,7 +67,9 @@ def train_loader(index: Index, plan: Plan, micro_batch: int = BATCH, **changes: 
 
 # no run here has a recorded teacher; tests/plan/test_digest.py has the digest
 FIELDS = [
-    field.name for field in dataclasses.fields(Batch) if field.name not in ("record", "digest")
+    field.name
+    for field in dataclasses.fields(Batch)
+    if field.name not in ("teacher_record", "digest")
 ]
 
 
@@ -93,11 +95,11 @@ def test_batch_is_the_plans(index: Index, plan: Plan, expected: dict[str, torch.
     ordinals = np.arange(2 * BATCH)
     draws = plan.draw(2, ordinals)
     assert expected["ordinals"].tolist() == ordinals.tolist()
-    assert expected["labels"].tolist() == index.labels[draws.image].tolist()
-    assert expected["rows"].tolist() == draws.image.tolist()
+    assert expected["labels"].tolist() == index.labels[draws.image_index].tolist()
+    assert expected["image_index"].tolist() == draws.image_index.tolist()
     np.testing.assert_array_equal(expected["lam"], draws.lam)
     np.testing.assert_array_equal(expected["box"], draws.box)
-    np.testing.assert_array_equal(expected["keep"], plan.keep(2, ordinals, DROP_PATH))
+    np.testing.assert_array_equal(expected["drop_path_mask"], plan.keep(2, ordinals, DROP_PATH))
 
 
 def test_shapes_and_types(expected: dict[str, torch.Tensor]) -> None:
@@ -107,9 +109,9 @@ def test_shapes_and_types(expected: dict[str, torch.Tensor]) -> None:
         "labels": ((), torch.int64),
         "lam": ((), torch.float32),
         "box": ((4,), torch.int32),
-        "keep": ((3, 2), torch.bool),
+        "drop_path_mask": ((3, 2), torch.bool),
         "ordinals": ((), torch.int64),
-        "rows": ((), torch.int64),
+        "image_index": ((), torch.int64),
     }
 
 
@@ -179,7 +181,7 @@ def test_nothing_is_planned_twice_over_an_epochs_end(
     asked: list[tuple[int, int]] = []
     draw = plan.draw
 
-    def spy(epoch: int, ordinals: np.ndarray) -> Draws:
+    def spy(epoch: int, ordinals: np.ndarray) -> SampleParams:
         asked.append((epoch, len(ordinals)))
         return draw(epoch, ordinals)
 
@@ -259,7 +261,7 @@ def copy(index: Index, tmp_path: Path) -> Index:
 
 @pytest.mark.parametrize("fault", ["cut", "gone", "smaller"])
 def test_file_that_fails_while_training_is_named(copy: Index, plan: Plan, fault: str) -> None:
-    path = copy.root / copy.name(int(plan.draw(0, np.array([40])).image[0]))
+    path = copy.root / copy.name(int(plan.draw(0, np.array([40])).image_index[0]))
     if fault == "cut":
         path.write_bytes(path.read_bytes()[:120])
     elif fault == "gone":
@@ -298,7 +300,9 @@ def eval_loader(index: Index, **changes: Any) -> EvalLoader:
 def evaluated(index: Index) -> torch.Tensor:
     """(150, 3, S, S) in the order of the index."""
     batches = list(eval_loader(index, batch_size=50))
-    assert [batch.rows.tolist() for batch in batches] == np.arange(IMAGES).reshape(3, 50).tolist()
+    assert [batch.image_index.tolist() for batch in batches] == np.arange(IMAGES).reshape(
+        3, 50
+    ).tolist()
     return torch.cat([batch.images for batch in batches])
 
 
@@ -316,7 +320,7 @@ def test_every_image_once_over_the_ranks(
     for batch in (batch for batches in ranks for batch in batches):
         assert len(batch.labels) == batch_size
         real = batch.labels != PADDING
-        rows = batch.rows[real]
+        rows = batch.image_index[real]
         assert batch.labels[real].tolist() == index.labels[rows.numpy()].tolist()
         assert torch.equal(batch.images[real], evaluated[rows])
         seen += rows.tolist()
@@ -405,21 +409,21 @@ def test_batches_out_of_one_block_are_the_same(
     batches = list(train_loader(index, plan, 16).epoch(2))
     assert (
         batches[0].labels.untyped_storage().data_ptr()
-        == batches[0].keep.untyped_storage().data_ptr()
+        == batches[0].drop_path_mask.untyped_storage().data_ptr()
     )
     assert_same(joined(batches), expected)
 
 
 def test_nothing_is_copied_on_a_cpu(index: Index, plan: Plan) -> None:
     array = np.arange(5)
-    (tensor,) = beside(torch.zeros(1), array)
+    (tensor,) = to_device_of(torch.zeros(1), array)
     assert np.shares_memory(tensor.numpy(), array)
     with Copies() as copies:
         list(train_loader(index, plan, 16).epoch(0))
     assert copies.made == []
 
 
-IN_HOST_MEMORY = ("ordinals", "rows")
+IN_HOST_MEMORY = ("ordinals", "image_index")
 
 
 @pytest.mark.gpu
@@ -436,7 +440,11 @@ def test_what_a_step_computes_with_is_on_the_gpu(index: Index, plan: Plan) -> No
     assert batches[0].images.dtype == torch.float16
     on_gpu = {name: tensor.cpu() for name, tensor in joined(batches).items()}
     assert_same(
-        {name: on_gpu[name] for name in ("labels", "lam", "box", "keep", *IN_HOST_MEMORY)}, on_cpu
+        {
+            name: on_gpu[name]
+            for name in ("labels", "lam", "box", "drop_path_mask", *IN_HOST_MEMORY)
+        },
+        on_cpu,
     )
 
 

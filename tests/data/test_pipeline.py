@@ -22,7 +22,7 @@ from fastdeit.data.pipeline import (
     pack_draws,
     pack_eval,
 )
-from fastdeit.plan.plan import Draws, Plan, PlanSpec
+from fastdeit.plan.plan import Plan, PlanSpec, SampleParams
 from tests.support.places import Distances, device_of, to_numpy
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -68,7 +68,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     return build_index(root, "train")
 
 
-def plain_draws(index: Index, **changes: np.ndarray) -> Draws:
+def plain_draws(index: Index, **changes: np.ndarray) -> SampleParams:
     """Every image whole, and nothing done to it."""
     count = len(index)
     draws = Plan(PlanSpec(input_size=SIDE, repeats=1, ra_layers=0, reprob=0.0), index.sizes).draw(
@@ -76,7 +76,7 @@ def plain_draws(index: Index, **changes: np.ndarray) -> Draws:
     )
     whole = np.concatenate((np.zeros((count, 2), np.int32), index.sizes), 1)
     draws = dataclasses.replace(
-        draws, image=np.arange(count), crop=whole, flip=np.zeros(count, bool)
+        draws, image_index=np.arange(count), crop=whole, flip=np.zeros(count, bool)
     )
     return dataclasses.replace(draws, **changes)
 
@@ -87,11 +87,11 @@ def options(batch_size: int, **changes: object) -> PipelineOptions:
 
 
 def run_train(
-    index: Index, draws: Draws, spec: PlanSpec, place: str, **changes: object
+    index: Index, draws: SampleParams, spec: PlanSpec, place: str, **changes: object
 ) -> np.ndarray:
     """(B, 3, S, S): float32 on a CPU, float16 on a GPU."""
-    chosen = options(len(draws.image), device=device_of(place), **changes)
-    fed = (index.feed(draws.image), *pack_draws(draws, spec, chosen))
+    chosen = options(len(draws.image_index), device=device_of(place), **changes)
+    fed = (index.encoded(draws.image_index), *pack_draws(draws, spec, chosen))
     images = to_numpy(build_train_pipeline(lambda i: fed, spec, chosen).run()[0])
     assert images.dtype == (np.float32 if place == "cpu" else np.float16)
     return images
@@ -106,7 +106,7 @@ def run_plan(
 
     def source(i: int):  # type: ignore[no-untyped-def]
         draws = plan.draw(epoch, parts[min(i, len(parts) - 1)])
-        held.append((index.feed(draws.image), *pack_draws(draws, plan.spec, chosen)))
+        held.append((index.encoded(draws.image_index), *pack_draws(draws, plan.spec, chosen)))
         return held[-1]
 
     pipeline = build_train_pipeline(source, plan.spec, chosen)
@@ -184,7 +184,7 @@ def test_unresized_pixels_are_exact(
 
 def erased(
     index: Index, mode: str, place: str, backend: str = "native"
-) -> tuple[np.ndarray, np.ndarray, Draws]:
+) -> tuple[np.ndarray, np.ndarray, SampleParams]:
     """Images, the mask of the erased pixels (B, S, S), and the draws; every other sample is erased."""
     count, spec = (
         len(index),
@@ -316,7 +316,7 @@ def test_evaluation_sees_what_torchvision_does(
     index: Index, crop_pct: float, backend: str, place: str, distances: Distances
 ) -> None:
     chosen = options(len(index), backend=backend, device=device_of(place))
-    fed = (index.feed(np.arange(len(index))), *pack_eval(index.sizes, SIDE, crop_pct, chosen))
+    fed = (index.encoded(np.arange(len(index))), *pack_eval(index.sizes, SIDE, crop_pct, chosen))
     images = to_numpy(build_eval_pipeline(lambda i: fed, SIDE, chosen).run()[0])
     bicubic = transforms.InterpolationMode.BICUBIC
     expected = transforms.Compose(
@@ -341,7 +341,7 @@ def test_crop_pct_is_checked(crop_pct: float) -> None:
 
 
 def test_an_image_is_decoded_alone(index: Index, tmp_path: Path) -> None:
-    decode_alone(index.feed(np.array([0])), feeds_paths=True)
+    decode_alone(index.encoded(np.array([0])), feeds_paths=True)
     (tmp_path / "bad.jpg").write_text("no image")
     with pytest.raises(RuntimeError):
         decode_alone([np.frombuffer(bytes(tmp_path / "bad.jpg"), np.uint8)], feeds_paths=True)
@@ -449,7 +449,7 @@ def run_on_gpu(
 
     def source(i: int):  # type: ignore[no-untyped-def]
         draws = plan.draw(0, parts[i % len(parts)])
-        held.append((index.feed(draws.image), *pack_draws(draws, plan.spec, chosen)))
+        held.append((index.encoded(draws.image_index), *pack_draws(draws, plan.spec, chosen)))
         return held[-1]
 
     pipeline = build_train_pipeline(source, plan.spec, chosen)

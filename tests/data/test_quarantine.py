@@ -22,7 +22,7 @@ from fastdeit.data.index import DataError, Index, build_index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.data.quarantine import Quarantine, read_entries
-from fastdeit.data.snapshot import keep_images, same_images
+from fastdeit.data.snapshot import keep_images, reconcile
 from fastdeit.plan.plan import Plan, PlanSpec
 from tests.data.formats.test_check import JPEG, REFUSED
 from tests.data.formats.test_check import bomb as claimed_bomb
@@ -67,7 +67,9 @@ def epoch_of(index: Index, world: int = 1, **options: object) -> dict[str, torch
         held += list(one.epoch(0)) + list(one.epoch(1))[:0]
         one.close()
     names = [
-        field.name for field in dataclasses.fields(Batch) if field.name not in ("record", "digest")
+        field.name
+        for field in dataclasses.fields(Batch)
+        if field.name not in ("teacher_record", "digest")
     ]
     whole = {name: torch.cat([getattr(batch, name) for batch in held]) for name in names}
     order = torch.argsort(whole["ordinals"])
@@ -166,7 +168,7 @@ def test_a_batch_of_nothing_but_bad_images_is_made_of_others(root: Path) -> None
         (index.root / index.name(row)).write_bytes(SPOILT["text"])
     held = Quarantine(index)
     seen = epoch_of(index, quarantine=held)
-    assert held.rows.tolist() == bad.tolist() and not np.isin(seen["rows"], bad).any()
+    assert held.rows.tolist() == bad.tolist() and not np.isin(seen["image_index"], bad).any()
     plan.exclude(bad)
     assert (
         seen["labels"].tolist() == index.labels[plan.images(0, seen["ordinals"].numpy())].tolist()
@@ -201,7 +203,7 @@ def test_the_file_of_bad_images_is_kept_and_taken_up(root: Path, tmp_path: Path)
     with file.open("a") as torn:
         torn.write('{"row": 3, "spl')
     # the folder is listed again: one row fewer, but the run keeps to those it began with
-    again, gone = same_images(build_index(root, "train"), tmp_path / "images.parquet")
+    again, gone = reconcile(build_index(root, "train"), tmp_path / "images.parquet")
     assert again.fingerprint() == index.fingerprint() and list(gone) == [BAD]
     taken_up = Quarantine(again, file=file)
     assert taken_up.rows.tolist() == [BAD]
@@ -293,7 +295,7 @@ def test_evaluation_leaves_a_bad_image_out(root: Path) -> None:
             seen += [
                 row
                 for b in batches
-                for row, label in zip(b.rows.tolist(), b.labels.tolist(), strict=True)
+                for row, label in zip(b.image_index.tolist(), b.labels.tolist(), strict=True)
                 if label != PADDING
             ]
             one.close()

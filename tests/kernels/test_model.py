@@ -45,7 +45,7 @@ class Batch(NamedTuple):
     labels: torch.Tensor
     lam: torch.Tensor
     box: torch.Tensor
-    keep: torch.Tensor
+    drop_path_mask: torch.Tensor
 
 
 def make_batch(step: int, size: int = 16, count: int = 4, depth: int = 2) -> Batch:
@@ -59,7 +59,7 @@ def make_batch(step: int, size: int = 16, count: int = 4, depth: int = 2) -> Bat
         "labels": torch.randint(0, CLASSES, (count,), generator=random),
         "lam": lam,
         "box": box,
-        "keep": torch.rand(count, depth, 2, generator=random) > 0.3,
+        "drop_path_mask": torch.rand(count, depth, 2, generator=random) > 0.3,
     }
     return Batch(**{name: tensor.to(DEVICE) for name, tensor in tensors.items()})
 
@@ -82,7 +82,7 @@ def train(
         teacher = images.float().mean((2, 3)) @ torch.linspace(
             -3, 3, 3 * CLASSES, device=DEVICE
         ).view(3, CLASSES)
-        parts = criterion(student(patches, batch.keep), batch.labels, batch.lam, teacher)
+        parts = criterion(student(patches, batch.drop_path_mask), batch.labels, batch.lam, teacher)
         parts.loss.backward()
         for master, parameter in zip(masters, student.parameters(), strict=True):
             assert parameter.grad is not None
@@ -120,7 +120,7 @@ def test_the_compiled_student_keeps_every_kernel() -> None:
 
     compiled = torch.compile(student, backend=backend, fullgraph=True)
     for plain, traced in zip(
-        student(patches, batch.keep), compiled(patches, batch.keep), strict=True
+        student(patches, batch.drop_path_mask), compiled(patches, batch.drop_path_mask), strict=True
     ):
         assert torch.equal(plain, traced)
     ours = [name for name in found if name.startswith("fastdeit.")]

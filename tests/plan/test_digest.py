@@ -20,7 +20,7 @@ from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.distributed.world import init_distributed
 from fastdeit.plan.digest import add_digests, sample_digests, show_digest
-from fastdeit.plan.plan import Draws, Plan, PlanSpec
+from fastdeit.plan.plan import Plan, PlanSpec, SampleParams
 from tests.support.cache_runs import Setting
 from tests.support.compare_runs import EPOCHS, FLAGS, assert_same_run, steps_of
 from tests.support.images import write_shapes
@@ -101,7 +101,7 @@ def test_the_digest_of_a_period_differs_from_epoch_to_epoch(index: Index) -> Non
     assert digest_of(one, 0) != digest_of(one, STEPS)
 
 
-Planned = tuple[np.ndarray, int, np.ndarray, Draws, np.ndarray]
+Planned = tuple[np.ndarray, int, np.ndarray, SampleParams, np.ndarray]
 
 
 def planned(index: Index) -> Planned:
@@ -179,11 +179,11 @@ def test_samples_that_change_places_and_steps_that_shift_are_seen(index: Index) 
     fields = {
         field.name: getattr(draws, field.name)[swapped] for field in dataclasses.fields(draws)
     }
-    theirs = sample_digests(steps, epoch, ordinals, Draws(**fields), keep[swapped])
+    theirs = sample_digests(steps, epoch, ordinals, SampleParams(**fields), keep[swapped])
     assert add_digests(theirs) != whole
     assert add_digests(sample_digests(steps[swapped], epoch, ordinals, draws, keep)) != whole
     assert add_digests(sample_digests(steps + 1, epoch, ordinals, draws, keep)) != whole
-    back = Draws(**{name: value[::-1] for name, value in vars(draws).items()})
+    back = SampleParams(**{name: value[::-1] for name, value in vars(draws).items()})
     assert (
         add_digests(sample_digests(steps[::-1], epoch, ordinals[::-1], back, keep[::-1])) == whole
     )

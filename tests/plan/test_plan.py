@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastdeit.plan.plan import VERSION, Draws, Plan, PlanSpec
+from fastdeit.plan.plan import VERSION, Plan, PlanSpec, SampleParams
 
 WORLDS = (1, 2, 3, 4, 8, 16, 32)
 
@@ -18,14 +18,14 @@ def make_plan(images: int = 1000, **spec: Any) -> Plan:
     return Plan(PlanSpec(**spec), sizes)
 
 
-def rows(draws: Draws, chosen: np.ndarray) -> Draws:
-    return Draws(
+def rows(draws: SampleParams, chosen: np.ndarray) -> SampleParams:
+    return SampleParams(
         **{field.name: getattr(draws, field.name)[chosen] for field in dataclasses.fields(draws)}
     )
 
 
-def assert_equal(left: Draws, right: Draws) -> None:
-    for field in dataclasses.fields(Draws):
+def assert_equal(left: SampleParams, right: SampleParams) -> None:
+    for field in dataclasses.fields(SampleParams):
         np.testing.assert_array_equal(
             getattr(left, field.name), getattr(right, field.name), err_msg=field.name
         )
@@ -149,7 +149,7 @@ def test_boxes_lie_inside_and_lam_is_the_true_area() -> None:
     plan = make_plan(3000)
     for epoch in range(3):
         draws = plan.draw(epoch, np.arange(3000))
-        sizes = plan.sizes[draws.image]
+        sizes = plan.sizes[draws.image_index]
         assert (draws.crop[:, :2] >= 0).all() and (draws.crop[:, 2:] >= 1).all()
         assert (draws.crop[:, :2] + draws.crop[:, 2:] <= sizes).all()
         assert (draws.erase[:, :2] >= 0).all() and (
@@ -259,13 +259,13 @@ def test_excluded_images_are_replaced_on_their_side_and_others_keep_their_draws(
     ordinals = np.arange(images // 2 * 2 * repeats)
     for epoch in range(6):
         before, after = plain.draw(epoch, ordinals), plan.draw(epoch, ordinals)
-        hit = np.isin(before.image, bad)
-        assert hit.any() and not np.isin(after.image, bad).any()
+        hit = np.isin(before.image_index, bad)
+        assert hit.any() and not np.isin(after.image_index, bad).any()
         assert_equal(rows(after, ~hit), rows(before, ~hit))
-        assert not np.intersect1d(after.image[::2], after.image[1::2]).size
+        assert not np.intersect1d(after.image_index[::2], after.image_index[1::2]).size
         for name in ("flip", "ops", "op_args", "erase", "noise_key", "lam", "box"):
             np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
-        sizes = plan.sizes[after.image]
+        sizes = plan.sizes[after.image_index]
         assert (after.crop[:, :2] + after.crop[:, 2:] <= sizes).all()
 
 

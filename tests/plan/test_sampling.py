@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from fastdeit.plan.philox import philox4x32, random_words, stream_words
-from fastdeit.plan.plan import Draws, Plan, PlanSpec
+from fastdeit.plan.plan import Plan, PlanSpec, SampleParams
 from fastdeit.plan.sampling import OPS, RAND_AUGMENT_OPS, op_arguments
 
 
@@ -29,11 +29,11 @@ def test_philox_gives_the_published_vectors(word: int, expected: tuple[int, ...]
 
 
 @pytest.fixture(scope="module")
-def many() -> Draws:
+def many() -> SampleParams:
     return make_plan(40_000).draw(0, np.arange(40_000))
 
 
-def test_operations_gates_and_magnitudes(many: Draws) -> None:
+def test_operations_gates_and_magnitudes(many: SampleParams) -> None:
     applied = many.ops >= 0
     assert stats.binomtest(int(applied.sum()), applied.size, 0.5).pvalue > 0.001
     both = applied.all(1).mean()
@@ -49,9 +49,9 @@ def test_operations_gates_and_magnitudes(many: Draws) -> None:
     assert abs((magnitude == 10).mean() - stats.norm.sf(2)) < 0.015
 
 
-def test_crop_follows_its_law(many: Draws) -> None:
+def test_crop_follows_its_law(many: SampleParams) -> None:
     plan = make_plan(40_000)
-    area = many.crop[:, 2] * many.crop[:, 3] / plan.sizes[many.image].prod(1)
+    area = many.crop[:, 2] * many.crop[:, 3] / plan.sizes[many.image_index].prod(1)
     aspect = many.crop[:, 3] / many.crop[:, 2]
     assert area.min() > 0.078 and area.max() <= 1
     assert aspect.min() > 0.70 and aspect.max() < 1.40  # rounding to pixels widens [3/4, 4/3]
@@ -70,7 +70,7 @@ def test_images_where_nothing_fits_get_the_centre() -> None:
     plan = Plan(PlanSpec(scale=(1.0, 1.0)), np.array([[100, 1000], [1000, 100]] * 20))
     draws = plan.draw(0, np.arange(40))
     expected = {0: (0, 433, 100, 133), 1: (433, 0, 133, 100)}
-    for image, crop in zip(draws.image, draws.crop, strict=True):
+    for image, crop in zip(draws.image_index, draws.crop, strict=True):
         assert tuple(crop) == expected[image % 2]
 
 
@@ -79,7 +79,7 @@ def test_tiny_images_keep_a_pixel() -> None:
     np.testing.assert_array_equal(plan.draw(0, np.arange(40)).crop, [[0, 0, 1, 1]] * 40)
 
 
-def test_flip_and_erase_follow_their_laws(many: Draws) -> None:
+def test_flip_and_erase_follow_their_laws(many: SampleParams) -> None:
     assert stats.binomtest(int(many.flip.sum()), many.flip.size, 0.5).pvalue > 0.001
     erased = many.erase[:, 2] > 0
     assert stats.binomtest(int(erased.sum()), erased.size, 0.25).pvalue > 0.001
@@ -109,7 +109,7 @@ def test_mixup_follows_beta(alpha: float) -> None:
     )
 
 
-def test_cutmix_is_chosen_half_the_time_and_its_boxes_follow_beta(many: Draws) -> None:
+def test_cutmix_is_chosen_half_the_time_and_its_boxes_follow_beta(many: SampleParams) -> None:
     cut = (many.box[::2, 2] > 0) | (many.lam[::2] == 1)
     assert stats.binomtest(int(cut.sum()), cut.size, 0.5).pvalue > 0.001
     box = many.box[::2][many.box[::2, 2] > 0]
@@ -216,7 +216,7 @@ def test_jitter_follows_rand_augment() -> None:
 def test_simple_crop_stays_within_the_padding() -> None:
     plan = make_plan(5000, input_size=64, simple_crop=True)
     draws = plan.draw(0, np.arange(5000))
-    sizes = plan.sizes[draws.image]
+    sizes = plan.sizes[draws.image_index]
     np.testing.assert_array_equal(draws.crop, np.concatenate((np.zeros_like(sizes), sizes), 1))
     assert draws.resize.dtype == np.int32
     resized, corner = draws.resize[:, :2], draws.resize[:, 2:]

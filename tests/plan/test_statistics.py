@@ -21,7 +21,7 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
-from fastdeit.plan.plan import Draws, Plan, PlanSpec
+from fastdeit.plan.plan import Plan, PlanSpec, SampleParams
 from fastdeit.plan.sampling import OPS, RAND_AUGMENT_OPS
 
 COUNT = 20_000
@@ -54,7 +54,7 @@ def share_p(ours: Any, theirs: Any) -> float:
     return float(stats.chi2_contingency(table).pvalue) if table.shape[1] > 1 else 1.0
 
 
-def draw(size: tuple[int, int] = (375, 500), count: int = COUNT, **spec: Any) -> Draws:
+def draw(size: tuple[int, int] = (375, 500), count: int = COUNT, **spec: Any) -> SampleParams:
     plan = Plan(PlanSpec(seed=11, repeats=1, **spec), np.tile(size, (count, 1)))
     return plan.draw(0, np.arange(count))
 
@@ -85,7 +85,7 @@ def timm_rand_augment(text: str, count: int = COUNT) -> tuple[tuple[tuple[str, f
     return tuple(images)
 
 
-def our_rand_augment(drawn: Draws) -> list[tuple[tuple[str, float], ...]]:
+def our_rand_augment(drawn: SampleParams) -> list[tuple[tuple[str, float], ...]]:
     rows = zip(drawn.ops.tolist(), drawn.op_args.tolist(), strict=True)
     return [tuple((OPS[op], arg) for op, arg in zip(*row, strict=True) if op >= 0) for row in rows]
 
@@ -257,7 +257,7 @@ def timm_mix(side: int, **options: Any) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def mix_p(
-    side: int, ours: Draws, theirs: tuple[np.ndarray, np.ndarray, np.ndarray]
+    side: int, ours: SampleParams, theirs: tuple[np.ndarray, np.ndarray, np.ndarray]
 ) -> dict[str, float]:
     box, lam = ours.box[::2], ours.lam[::2]
     cut, (their_cut, their_lam, their_box) = box[:, 2] > 0, theirs

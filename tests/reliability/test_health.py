@@ -19,7 +19,7 @@ from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.mix import mix_reference
 from fastdeit.reliability.health import BAD_STEPS, SPIKES, Health, Journal
 from fastdeit.reliability.replica_check import checksum, describe_difference
-from fastdeit.storage.jsonl import GrowingFile, read_metrics
+from fastdeit.storage.jsonl import AppendOnlyFile, read_metrics
 from fastdeit.training.build import build_trainer
 from fastdeit.training.losses import DistillationLoss
 from fastdeit.training.trainer import STATISTICS, Trainer
@@ -90,7 +90,7 @@ def plain_norm() -> float:
     model, batch = make_model().train(), make_batch(0)
     images = mix_reference(batch.images, batch.lam, batch.box)
     DistillationLoss()(
-        model(images, batch.keep), batch.labels, batch.lam, teach(images)
+        model(images, batch.drop_path_mask), batch.labels, batch.lam, teach(images)
     ).loss.backward()
     return torch.nn.utils.get_total_norm(
         [weight.grad for weight in model.parameters() if weight.grad is not None]
@@ -156,7 +156,7 @@ def test_what_one_rank_meets_skips_the_step_on_both_and_is_written_down(
         (1, 0),
         (1, 1),
     ]
-    assert sum((entry["rows"] for entry in line["not_finite"]), []) == theirs.rows.tolist()
+    assert sum((entry["rows"] for entry in line["not_finite"]), []) == theirs.image_index.tolist()
     assert sum((entry["ordinals"] for entry in line["not_finite"]), []) == theirs.ordinals.tolist()
 
 
@@ -249,7 +249,7 @@ def test_a_journal_keeps_what_came_before_and_outlives_a_disk_that_refuses(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr(GrowingFile, "__init__", refuse)
+        full.setattr(AppendOnlyFile, "__init__", refuse)
         journal.add({"step": 6})
     assert len(said) == 1 and "No space left" in said[0]
     journal.add({"step": 7})

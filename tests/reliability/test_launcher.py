@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LOOK = "from fastdeit.reliability.launcher import LAUNCHER; print('gone' if LAUNCHER.gone() else 'there', flush=True)"
+LOOK = "from fastdeit.reliability.launcher import LAUNCHER; print('gone' if LAUNCHER.has_died() else 'there', flush=True)"
 SLOW_TO_LOOK = f"import time; print('began', flush=True); time.sleep(1.5); {LOOK}"
 LOOK_TWICE = f"import time; {LOOK}; time.sleep(1.5); {LOOK.split('; ')[1]}"
 RUNNER, LAUNCH, SSHD = (

@@ -21,11 +21,11 @@ from fastdeit.commands.train import train_command
 from fastdeit.config.parse import parse_time_limit
 from fastdeit.config.schema import Config, RunConfig
 from fastdeit.data.eval_loader import EvalLoader
-from fastdeit.distributed.collectives import Ballot, on_every_rank, on_rank0
+from fastdeit.distributed.collectives import AsyncMax, on_every_rank, on_rank0
 from fastdeit.distributed.world import init_distributed
 from fastdeit.reliability import launcher as ancestry
 from fastdeit.reliability import supervisor as supervision
-from fastdeit.reliability.failures import take_failures, tell, write_failure
+from fastdeit.reliability.failures import format_failure, take_failures, write_failure
 from fastdeit.reliability.stop_requests import REASONS, StopRequests
 from fastdeit.run import identity
 from fastdeit.run.identity import check_same_everywhere, code_digest
@@ -243,7 +243,9 @@ def test_the_earliest_failure_is_named_first(tmp_path: Path) -> None:
     (tmp_path / "failure-rank3.json").write_text("{")  # of a full disk
     taken = take_failures(tmp_path)
     assert [failure["rank"] for failure in taken] == [2, 0, 1]
-    assert tell(taken[0], tmp_path).startswith("the attempt before this failed first on rank 2 (")
+    assert format_failure(taken[0], tmp_path).startswith(
+        "the attempt before this failed first on rank 2 ("
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["failures.jsonl"] and take_failures(
         tmp_path
     ) == []
@@ -313,8 +315,8 @@ def test_an_ignored_signal_stays_ignored() -> None:
 
 
 def test_a_launcher_that_is_gone_is_a_request_and_after_a_while_an_abort() -> None:
-    class Gone(ancestry.Ancestors):
-        def gone(self) -> bool:
+    class Gone(ancestry.Launcher):
+        def has_died(self) -> bool:
             return True
 
     aborts = Aborts()
@@ -329,8 +331,8 @@ def test_a_launcher_that_is_gone_is_a_request_and_after_a_while_an_abort() -> No
 
 def test_ancestors_are_missed_when_they_die(tmp_path: Path) -> None:
     """A chain runner, launch.py, rank: the rank tells who is gone; a person's shell above it does not count."""
-    rank = "import time; from fastdeit.reliability.launcher import LAUNCHER; print(LAUNCHER.gone(), flush=True)"
-    rank += "; time.sleep(1.5); print(LAUNCHER.gone())"
+    rank = "import time; from fastdeit.reliability.launcher import LAUNCHER; print(LAUNCHER.has_died(), flush=True)"
+    rank += "; time.sleep(1.5); print(LAUNCHER.has_died())"
     script = tmp_path / "deepspeed_runner.py"
     script.write_text("import subprocess, sys; subprocess.run(sys.argv[1:])")
     launch = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
@@ -353,9 +355,9 @@ def test_ancestors_are_missed_when_they_die(tmp_path: Path) -> None:
 
 
 def test_a_vote_is_known_one_call_later() -> None:
-    ballot = Ballot()
-    assert [ballot.cast(value) for value in (0, 3, 0, 1, 0)] == [0, 0, 3, 0, 1]
-    assert Ballot.of(2) == 2
+    ballot = AsyncMax()
+    assert [ballot.submit(value) for value in (0, 3, 0, 1, 0)] == [0, 0, 3, 0, 1]
+    assert AsyncMax.now(2) == 2
 
 
 def test_errors_reach_every_rank_as_one_kind() -> None:

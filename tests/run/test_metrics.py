@@ -114,9 +114,9 @@ def test_a_full_disk_is_told_once_and_loses_nothing_when_it_has_room_again(tmp_p
 def test_what_waits_for_a_disk_is_bounded_and_what_is_lost_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jsonl, "HELD", 5)
+    monkeypatch.setattr(jsonl, "MAX_PENDING", 5)
     told: list[str] = []
-    file = jsonl.GrowingFile(tmp_path / "file", told.append)
+    file = jsonl.AppendOnlyFile(tmp_path / "file", told.append)
     with files_of_at_most(21):
         for number in range(10):
             file.append(f"line {number}\n".encode())
@@ -135,12 +135,12 @@ def test_what_waits_for_a_disk_is_bounded_and_what_is_lost_is_counted(
 def test_a_whole_file_is_not_written_through_a_link_and_leaves_no_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    atomic.write_whole(tmp_path / "file", "old")
+    atomic.atomic_write_text(tmp_path / "file", "old")
     with files_of_at_most(3), pytest.raises(OSError, match="File too large"):
-        atomic.write_whole(tmp_path / "file", "too long")
+        atomic.atomic_write_text(tmp_path / "file", "too long")
     assert (tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
     monkeypatch.setattr(atomic.uuid, "uuid4", lambda: type("", (), {"hex": "known"}))
     (tmp_path / ".file.known.tmp").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(FileExistsError):
-        atomic.write_whole(tmp_path / "file", "new")
+        atomic.atomic_write_text(tmp_path / "file", "new")
     assert not (tmp_path / "elsewhere").exists() and (tmp_path / "file").read_text() == "old"

@@ -23,7 +23,7 @@ import torch
 
 from fastdeit.run import build
 from fastdeit.data.eval_loader import EvalLoader
-from fastdeit.distributed.exits import leave
+from fastdeit.distributed.exits import hard_exit
 from fastdeit.training.trainer import Trainer
 from fastdeit.commands.train import train_command
 
@@ -169,4 +169,4 @@ if __name__ == "__main__":
     faults = sys.argv.pop(1)
     for planted in faults.split(",") if faults != "none" else ():
         plant(planted, Path(sys.argv[sys.argv.index("--output-dir") + 1]).parent)
-    leave(train_command(sys.argv[1:], prog="faulty"))
+    hard_exit(train_command(sys.argv[1:], prog="faulty"))

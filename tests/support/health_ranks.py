@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fastdeit.distributed.collectives import meet
-from fastdeit.distributed.exits import leave
+from fastdeit.distributed.collectives import barrier
+from fastdeit.distributed.exits import hard_exit
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.reliability.health import Health
 from fastdeit.reliability.replica_check import compare_weights
@@ -105,8 +105,8 @@ def main(folder: Path) -> None:
     dist.all_gather_object(ranks, found)
     if world.rank == 0:
         (folder / "ranks.json").write_text(json.dumps(ranks))
-    meet()
-    leave(0)  # gloo's threads may abort a process that ends by itself
+    barrier()
+    hard_exit(0)  # gloo's threads may abort a process that ends by itself
 
 
 if __name__ == "__main__":

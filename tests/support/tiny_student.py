@@ -92,19 +92,21 @@ def make_batch(step: int, rank: int = 0, world_size: int = 1) -> Batch:
     ordinals = plan.ordinals(place, BATCH, rank, world_size)
     draws = plan.draw(epoch, ordinals)
     images = []
-    for row, (y, x, height, width), flip in zip(draws.image, draws.crop, draws.flip, strict=True):
+    for row, (y, x, height, width), flip in zip(
+        draws.image_index, draws.crop, draws.flip, strict=True
+    ):
         crop = F.interpolate(
             _pictures()[row, None, :, y : y + height, x : x + width], size=(SIZE, SIZE)
         )[0]
         images.append(crop.flip(-1) if flip else crop)
     return Batch(
         images=torch.stack(images),
-        labels=torch.from_numpy(draws.image % CLASSES),
+        labels=torch.from_numpy(draws.image_index % CLASSES),
         lam=torch.from_numpy(draws.lam),
         box=torch.from_numpy(draws.box),
-        keep=torch.from_numpy(plan.keep(epoch, ordinals, DROP_PATH)),
+        drop_path_mask=torch.from_numpy(plan.keep(epoch, ordinals, DROP_PATH)),
         ordinals=torch.from_numpy(ordinals),
-        rows=torch.from_numpy(draws.image),
+        image_index=torch.from_numpy(draws.image_index),
     )
 
 
@@ -156,7 +158,9 @@ def plain_loop(
             group["lr"] = 1e-6 + step * (peak - 1e-6) / warmup if step < warmup else cosine
         batch = make_batch(step)
         images = mix_reference(batch.images, batch.lam, batch.box)
-        loss = criterion(model(images, batch.keep), batch.labels, batch.lam, teach(images)).loss
+        loss = criterion(
+            model(images, batch.drop_path_mask), batch.labels, batch.lam, teach(images)
+        ).loss
         optimizer.zero_grad()
         loss.backward()
         if config.optim.clip_grad:

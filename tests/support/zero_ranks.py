@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 
 from fastdeit.checkpoint.store import load_checkpoint, save_checkpoint
-from fastdeit.distributed.collectives import all_agree, meet
-from fastdeit.distributed.exits import leave
+from fastdeit.distributed.collectives import all_agree, barrier
+from fastdeit.distributed.exits import hard_exit
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.training.trainer import Trainer
 from tests.support.tiny_student import (
@@ -150,8 +150,8 @@ def main(folder: Path, full: bool) -> None:
             )
     if world.rank == 0:
         (folder / "two.json").write_text(json.dumps(results))
-    meet()
-    leave(0)  # gloo's threads may abort a process that ends by itself
+    barrier()
+    hard_exit(0)  # gloo's threads may abort a process that ends by itself
 
 
 if __name__ == "__main__":

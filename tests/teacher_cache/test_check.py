@@ -24,7 +24,7 @@ from fastdeit.models.build import build_teacher
 from fastdeit.plan.build import build_plan
 from fastdeit.storage.jsonl import read_metrics
 from fastdeit.teacher_cache.format import decode
-from fastdeit.teacher_cache.reader import Cache, Replay, entry_of
+from fastdeit.teacher_cache.reader import Cache, CachedTeacher, entry_of
 from tests.commands.test_train import damaging
 from tests.run.test_launch import launch
 from tests.support.cache_runs import MODEL, Setting, assert_same_weights, flip, write_teacher
@@ -79,12 +79,12 @@ def test_recorded_answers_are_the_live_teachers_for_every_sample(
             micro_batch=micro_batch,
             rank=rank,
             world_size=world_size,
-            answers=Replay(cache, "error", plan.images),
+            answers=CachedTeacher(cache, "error", plan.images),
         )
         for epoch in range(2):
             for batch in loader.epoch(epoch):
-                assert batch.record is not None
-                recorded = decode(batch.record, cache.manifest, hard=True)
+                assert batch.teacher_record is not None
+                recorded = decode(batch.teacher_record, cache.manifest, hard=True)
                 logits = teacher(mix(batch.images, batch.lam, batch.box))
                 assert torch.equal(recorded, logits.argmax(1))
                 # on any processor, then: a batch of another size changes a logit by some 1e-6
@@ -551,16 +551,16 @@ def test_with_a_period_the_samples_repeat_and_droppath_does_not(setting: Setting
     world, index = init_distributed(), build_train_index(config)
     plan = build_plan(config, index.sizes)
     config = config.replace(distill={"cache": str(setting.root / "hard"), "cache_period": 2})
-    replay = Replay(Cache(setting.root / "hard"), "error", plan.images)
+    cached_teacher = CachedTeacher(Cache(setting.root / "hard"), "error", plan.images)
     loader = build_train_loader(
-        config, world, index, plan, (0.3, 0.3), quarantine.Quarantine(index), replay
+        config, world, index, plan, (0.3, 0.3), quarantine.Quarantine(index), cached_teacher
     )
     epochs = [list(loader.epoch(epoch)) for epoch in range(4)]
     loader.close()
     for early, late in zip([*epochs[0], *epochs[1]], [*epochs[2], *epochs[3]], strict=True):
-        for name in ("images", "labels", "lam", "box", "rows", "ordinals", "record"):
+        for name in ("images", "labels", "lam", "box", "image_index", "ordinals", "teacher_record"):
             assert torch.equal(getattr(early, name), getattr(late, name)), name
-        assert not torch.equal(early.keep, late.keep)
+        assert not torch.equal(early.drop_path_mask, late.drop_path_mask)
     assert not torch.equal(epochs[0][0].images, epochs[1][0].images)
 
 

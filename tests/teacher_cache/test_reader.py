@@ -23,8 +23,8 @@ from fastdeit.teacher_cache.format import (
     encode,
     read_manifest,
 )
-from fastdeit.teacher_cache.reader import Cache, Replay
-from fastdeit.teacher_cache.writer import Recorder, create
+from fastdeit.teacher_cache.reader import Cache, CachedTeacher
+from fastdeit.teacher_cache.writer import CacheWriter, create
 
 CLASSES, SAMPLES = 300, 1000
 FACTS = {"plan": {"seed": 0, "reprob": 0.25}, "data set": "abc", "teacher": {"sha256": "123"}}
@@ -56,7 +56,7 @@ def build(
 ) -> Cache:
     facts = manifest(kind, k)
     create(folder, facts)
-    recorder = Recorder(folder)
+    recorder = CacheWriter(folder)
     for epoch in epochs:
         for chunk in set(range(facts.chunks)) - set(skip):
             ordinals = facts.ordinals(chunk)
@@ -318,15 +318,15 @@ def test_differences_name_the_leaf() -> None:
 def test_a_recorder_keeps_others_from_its_part(tmp_path: Path) -> None:
     build(tmp_path / "c", epochs=(0,))
     code = (
-        "import sys, time; from pathlib import Path; from fastdeit.teacher_cache.writer import Recorder\n"
-        "Recorder(Path(sys.argv[1])).reserve(4, 8); print('ready', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from fastdeit.teacher_cache.writer import CacheWriter\n"
+        "CacheWriter(Path(sys.argv[1])).reserve(4, 8); print('ready', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "c")], stdout=subprocess.PIPE, text=True
     )
     try:
         assert other.stdout is not None and other.stdout.readline() == "ready\n"
-        recorder = Recorder(tmp_path / "c")
+        recorder = CacheWriter(tmp_path / "c")
         recorder.reserve(0, 4)
         with pytest.raises(CacheError, match="another process is recording the same part"):
             recorder.reserve(7, 12)
@@ -356,7 +356,7 @@ def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(CacheError, match="cannot be written: Permission denied"):
-        Recorder(tmp_path / "c")
+        CacheWriter(tmp_path / "c")
     assert cache.fault(0, 0, images) is None  # reading goes on
     assert Cache(tmp_path / "c").fault(1, 3, images) is None
 
@@ -366,7 +366,7 @@ def test_a_full_disk_loses_nothing_that_was_recorded(
 ) -> None:
     build(tmp_path / "c", epochs=(0,))
     before = {name: (tmp_path / "c" / name).read_bytes() for name in ("records.bin", "chunks.bin")}
-    recorder, facts = Recorder(tmp_path / "c"), manifest()
+    recorder, facts = CacheWriter(tmp_path / "c"), manifest()
     wrote = os.pwrite
 
     def half(handle: int, data: bytes, offset: int) -> int:
@@ -396,21 +396,21 @@ def test_replay_by_policy(
     lam = np.array([0.7, 0.7, 0.2, 0.2], np.float32)
     there = np.array([4, 5, 6, 7])
     with pytest.raises(CacheError, match=r"not recorded; --cache-miss live or ground-truth"):
-        Replay(cache, "error", images).records(0, ordinals, labels, lam, 0)
-    live = Replay(cache, "live", images)
+        CachedTeacher(cache, "error", images).records(0, ordinals, labels, lam, 0)
+    live = CachedTeacher(cache, "live", images)
     assert (
         live.records(0, ordinals, labels, lam, 0) is None
         and live.records(0, there, labels, lam, 0) is not None
     )
     assert live.missed == 4 and "the live teacher instead" in caplog.text
-    truth = Replay(cache, "ground-truth", images)
+    truth = CachedTeacher(cache, "ground-truth", images)
     raw = truth.records(0, ordinals, labels, lam, 0)
     assert raw is not None
     assert truth.decoder(hard=True)(torch.from_numpy(raw)).tolist() == [10, 11, 13, 12]
 
 
 def test_not_every_fault_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    live, none = Replay(build(tmp_path / "c"), "live", images), np.zeros(2, np.int64)
+    live, none = CachedTeacher(build(tmp_path / "c"), "live", images), np.zeros(2, np.int64)
     for epoch in range(2, 40):
         assert live.records(epoch, np.array([6, 7]), none, none.astype(np.float32), 0) is None
     told = [record.getMessage() for record in caplog.records]
@@ -421,7 +421,7 @@ def test_an_imagenet_of_300_epochs_opens_and_reads_at_once(tmp_path: Path) -> No
     """No timing: what is mapped is not read, what is looked up is checked by the chunk, once."""
     facts = replace(manifest(), samples=1_281_166, num_classes=1000, chunk=LARGEST_CHUNK)
     create(tmp_path / "c", facts)
-    recorder, ordinals = Recorder(tmp_path / "c"), facts.ordinals(100)
+    recorder, ordinals = CacheWriter(tmp_path / "c"), facts.ordinals(100)
     recorder.write(299, 100, np.zeros(LARGEST_CHUNK, facts.record), images(299, ordinals))
     recorder.close()
     assert (tmp_path / "c" / "records.bin").stat().st_size > 300 * 1_281_166 * 2 - 2_000_000

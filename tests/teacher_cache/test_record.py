@@ -18,14 +18,14 @@ from fastdeit.commands.cache_record import parse_epochs, parse_part, runs
 from fastdeit.config.cli import parse_config
 from fastdeit.data import quarantine
 from fastdeit.data.build import build_train_index
-from fastdeit.data.loader import ReplayLoader
+from fastdeit.data.loader import OrdinalLoader
 from fastdeit.distributed.world import init_distributed
 from fastdeit.plan.build import build_plan
 from fastdeit.storage.jsonl import read_metrics
 from fastdeit.teacher_cache import writer as cache_writer
 from fastdeit.teacher_cache.format import CacheError, Manifest, chunk_size
 from fastdeit.teacher_cache.reader import Cache
-from fastdeit.teacher_cache.record import Part, Windows
+from fastdeit.teacher_cache.record import ChunkBatches, JobShard
 from tests.support.cache_runs import (
     FILES,
     Setting,
@@ -256,8 +256,8 @@ def test_a_second_builder_of_the_same_part_is_refused(
 ) -> None:
     assert setting.build(tmp_path / "c", "--part", "1/3") == 0
     code = (
-        "import sys, time; from pathlib import Path; from fastdeit.teacher_cache.writer import Recorder\n"
-        "Recorder(Path(sys.argv[1])).reserve(6, 12); print('ready', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from fastdeit.teacher_cache.writer import CacheWriter\n"
+        "CacheWriter(Path(sys.argv[1])).reserve(6, 12); print('ready', flush=True); time.sleep(60)"
     )
     argv = [sys.executable, "-c", code, str(tmp_path / "c")]
     other = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -348,14 +348,14 @@ def test_an_image_that_goes_bad_while_it_is_recorded(
     name = index.name(row)
     shutil.copy2(data / name, tmp_path / "saved")
 
-    class Damaging(ReplayLoader):
+    class Damaging(OrdinalLoader):
         def plan_batch(self, number: int) -> tuple:
             asked.append(number)
             if len(asked) == 6:
                 (data / name).write_bytes(b"")
             return super().plan_batch(number)
 
-    monkeypatch.setattr("fastdeit.commands.cache_record.ReplayLoader", Damaging)
+    monkeypatch.setattr("fastdeit.commands.cache_record.OrdinalLoader", Damaging)
     assert setting.build(tmp_path / "c", "--data-path", str(data)) == 0
     assert "18 of 18 chunks of part 1/1 recorded" in capfd.readouterr().out
     assert name in (tmp_path / "c" / "quarantine.jsonl").read_text()
@@ -521,7 +521,7 @@ def test_verify_names_the_place_of_damage(
 def test_the_parts_of_a_job_are_all_of_it() -> None:
     manifest = Manifest("hard", 1, 10, 5000, {})
     for of in (1, 3, 7, 40):
-        shares = [Part(number, of).chunks(manifest, [0, 4, 9]) for number in range(1, of + 1)]
+        shares = [JobShard(number, of).chunks(manifest, [0, 4, 9]) for number in range(1, of + 1)]
         assert sum(shares, []) == [(epoch, chunk) for epoch in (0, 4, 9) for chunk in range(2)]
 
 
@@ -529,7 +529,7 @@ def test_the_parts_of_a_job_are_all_of_it() -> None:
 def test_windows_are_the_chunks_ordinals_in_order(micro_batch: int) -> None:
     manifest = Manifest("hard", 1, 10, 300, {}, chunk=128)
     chunks = [(0, 1), (0, 2), (3, 0)]
-    windows = Windows(manifest, chunks, micro_batch)
+    windows = ChunkBatches(manifest, chunks, micro_batch)
     found = [(epoch, int(ordinal)) for epoch, ordinals in windows for ordinal in ordinals]
     assert found == [
         (epoch, int(ordinal)) for epoch, chunk in chunks for ordinal in manifest.ordinals(chunk)
@@ -550,7 +550,7 @@ def test_chunks_suit_the_data_set() -> None:
 
 def test_epochs_and_parts_in_words() -> None:
     assert parse_epochs(None) == [] and parse_epochs("0-2,9, 5-5") == [0, 1, 2, 5, 9]
-    assert parse_part("3/8") == Part(3, 8) and runs([0, 1, 2, 5, 9, 10]) == [
+    assert parse_part("3/8") == JobShard(3, 8) and runs([0, 1, 2, 5, 9, 10]) == [
         (0, 3),
         (5, 6),
         (9, 11),

@@ -49,7 +49,9 @@ def trainer_with_own_parameters(
     with monkeypatch.context() as patch:
         patch.setattr(build, "FlatLossModule", OwnParameters)
         trainer = make_trainer(config, world)
-    assert len(list(trainer.engine.module.parameters())) == len(list(trainer.shadow.parameters()))
+    assert len(list(trainer.engine.module.parameters())) == len(
+        list(trainer.eval_model.parameters())
+    )
     return trainer
 
 

@@ -20,7 +20,7 @@ from nvidia.dali import fn
 from nvidia.dali import types as dali_types
 from nvidia.dali.data_node import DataNode
 
-from fastdeit.data.augment.jit import STAMP, compiled
+from fastdeit.data.augment.jit import SOURCE_HASH, jit
 from fastdeit.data.augment.sample import (
     ARGS,
     BOX,
@@ -35,7 +35,7 @@ from fastdeit.data.augment.sample import (
     operate,
     run_sample,
 )
-from fastdeit.plan.plan import Draws, PlanSpec
+from fastdeit.plan.plan import PlanSpec, SampleParams
 from fastdeit.plan.sampling import OPS
 
 _PATIENCE_S = 3.0
@@ -56,7 +56,7 @@ def exact(images: DataNode, ints: DataNode, floats: DataNode, *, size: int) -> D
 
 
 def pack_exact(
-    draws: Draws, spec: PlanSpec, mean: Sequence[float], std: Sequence[float]
+    draws: SampleParams, spec: PlanSpec, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rows that `exact` takes in training: int32 (B, 15 + layers) and float64 (B, 6 + 2 * layers)."""
     count, layers = draws.ops.shape
@@ -125,7 +125,7 @@ def _pointer(typing_context: Any, address: Any) -> Any:
     return types.voidptr(address), generate
 
 
-@compiled
+@jit
 def _shape(shapes, number):
     """The shape of a sample's input or output `number`, as a view of up to three int64; shapes: address of their addresses."""
     return carray(_pointer(carray(_pointer(shapes), number + 1, np.int64)[number]), 3, np.int64)
@@ -186,7 +186,7 @@ def _callback(function: Any, signature: Any) -> Any:
     note.start()
     try:
         return cfunc(signature, nopython=True, cache=True)(function)
-    except RuntimeError:  # no folder for the cache, as in jit.kept
+    except RuntimeError:  # no folder for the cache, as in cached_entry
         return cfunc(signature, nopython=True)(function)
     finally:
         note.cancel()
@@ -216,10 +216,10 @@ def _numba_class() -> Any:
 
     class Compiled(NumbaFunction):  # type: ignore[misc]
         def _get_run_fn_cpu(self, *_: Any) -> int:
-            return int(_run_entry(STAMP).address)
+            return int(_run_entry(SOURCE_HASH).address)
 
         def _get_setup_fn_cpu(self, *_: Any) -> int:
-            return int(_setup_entry(STAMP).address)
+            return int(_setup_entry(SOURCE_HASH).address)
 
     return Compiled
 

@@ -1,7 +1,7 @@
 """How PIL's arithmetic is compiled: numba functions whose arrays do not overlap, and what their disk cache depends on.
 
-Functions marked `compiled` become part of the few entry points that are kept on disk; numba looks at an entry's own file to
-tell whether what it kept is still right, so the entries take `STAMP`, a number that changes with any of the sources.
+Functions marked `jit` become part of the few entry points that are kept on disk; numba looks at an entry's own file to
+tell whether what it kept is still right, so the entries take `SOURCE_HASH`, a number that changes with any of the sources.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from fastdeit.plan.sampling import OPS
 
 _FOLDER = Path(__file__).parent
 _SOURCES = sorted(_FOLDER.glob("*.py"))
-STAMP = int(
+SOURCE_HASH = int(
     hashlib.sha256(
         b"".join(path.read_bytes() for path in _SOURCES) + repr(OPS).encode()
     ).hexdigest()[:15],
@@ -39,15 +39,13 @@ class _NoAlias(Compiler):
 
 
 # "numpy": a division checks nothing; never fast-math nor contraction, which would change bits
-compiled = numba.njit(
-    nogil=True, error_model="numpy", pipeline_class=_NoAlias, no_cpython_wrapper=True
-)
+jit = numba.njit(nogil=True, error_model="numpy", pipeline_class=_NoAlias, no_cpython_wrapper=True)
 """For functions called from compiled code. An array that is written to must not overlap another argument."""
 inlined = numba.njit(nogil=True, error_model="numpy", forceinline=True, no_cpython_wrapper=True)
 """For functions of scalars."""
 
 
-def kept(function: Callable[..., Any]) -> Any:
+def cached_entry(function: Callable[..., Any]) -> Any:
     """An entry point from Python, compiled at its first call and kept on disk where some folder can be written."""
     try:
         return numba.njit(function, cache=True, nogil=True, error_model="numpy")
@@ -58,7 +56,7 @@ def kept(function: Callable[..., Any]) -> Any:
         return numba.njit(function, nogil=True, error_model="numpy")
 
 
-@compiled
+@jit
 def copy(line, out):
     """One line into another. numba's own assignment of a slice takes seconds to compile, for the message of its error."""
     for i in range(len(out)):

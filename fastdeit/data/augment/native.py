@@ -14,7 +14,7 @@ import numpy as np
 from nvidia.dali import fn, math, types
 from nvidia.dali.data_node import DataNode
 
-from fastdeit.plan.plan import Draws
+from fastdeit.plan.plan import SampleParams
 from fastdeit.plan.sampling import OPS
 
 INT_COLUMNS = 2
@@ -79,7 +79,7 @@ def rand_augment(
 def native_window(images: DataNode, resize_row: DataNode, size: int) -> DataNode:
     """uint8 (size, size, 3): a window of the resized images, continued by reflection beyond their borders.
 
-    images: uint8 (H, W, 3), CPU or GPU; resize_row: int32 (4,), `Draws.resize`, on the CPU.
+    images: uint8 (H, W, 3), CPU or GPU; resize_row: int32 (4,), `SampleParams.resize`, on the CPU.
     """
     row = fn.cast(resize_row, dtype=types.FLOAT)
     resized = fn.resize(images, size=row[0:2], interp_type=types.INTERP_CUBIC, antialias=True)
@@ -245,7 +245,7 @@ _BRANCH_NUMBER = np.array([_BRANCHES.index(_BRANCH[name]) for name in OPS] + [-1
 _IS_ENHANCEMENT = np.array([_BRANCH[name] in _ENHANCEMENTS for name in OPS] + [False])
 
 
-def pack_ops(draws: Draws, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def pack_ops(draws: SampleParams, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """The rows that `rand_augment` takes: int32 (B, layers * INT_COLUMNS) and float32 (B, layers * FLOAT_COLUMNS).
 
     height, width: of the images that the operations see.

@@ -7,7 +7,7 @@ the bits are the same on every machine, and a vector register is filled; they er
 
 import numpy as np
 
-from fastdeit.data.augment.jit import compiled, inlined
+from fastdeit.data.augment.jit import inlined, jit
 
 _LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
@@ -75,7 +75,7 @@ def normals(pixel, key0, key1):
     return np.float32(radius * x), np.float32(radius * y), np.float32(_radius(third) * z)
 
 
-@compiled
+@jit
 def noise_row(start, key0, key1, red, green, blue):
     """Fill three rows, float32 (w,), with the noise of the pixels start, start + 1, ..."""
     for i in range(len(red)):

@@ -7,7 +7,7 @@ three planes, uint8 (3, H, W). What maps a level to a level only fills a table, 
 
 import numpy as np
 
-from fastdeit.data.augment.jit import compiled, copy, inlined
+from fastdeit.data.augment.jit import copy, inlined, jit
 
 _RED, _GREEN, _BLUE, _ROUND, _SIXTEEN = (
     np.uint32(number) for number in (19595, 38470, 7471, 32768, 16)
@@ -31,14 +31,14 @@ def _blend(base, level, factor):
     return np.uint8(np.int32(min(max(mixed, _ZERO), _WHITE)))
 
 
-@compiled
+@jit
 def invert_table(table):
     for c in range(3):
         for level in range(256):
             table[c, level] = 255 - level
 
 
-@compiled
+@jit
 def posterize_table(bits, table):
     mask = ~((1 << max(8 - bits, 0)) - 1)
     for c in range(3):
@@ -46,21 +46,21 @@ def posterize_table(bits, table):
             table[c, level] = level & mask
 
 
-@compiled
+@jit
 def solarize_table(threshold, table):
     for c in range(3):
         for level in range(256):
             table[c, level] = level if level < threshold else 255 - level
 
 
-@compiled
+@jit
 def solarize_add_table(addend, table):
     for c in range(3):
         for level in range(256):
             table[c, level] = min(255, level + addend) if level < 128 else level
 
 
-@compiled
+@jit
 def brighten_table(base, factor, table):
     """Away from or towards one level of grey: Brightness with base 0, Contrast with the mean."""
     for c in range(3):
@@ -68,7 +68,7 @@ def brighten_table(base, factor, table):
             table[c, level] = _blend(np.int32(base), np.int32(level), np.float32(factor))
 
 
-@compiled
+@jit
 def mean_gray(planes):
     """ImageStat's mean of the grey picture, rounded."""
     red, green, blue = planes[0].reshape(-1), planes[1].reshape(-1), planes[2].reshape(-1)
@@ -78,7 +78,7 @@ def mean_gray(planes):
     return int(np.float64(total) / len(red) + 0.5)
 
 
-@compiled
+@jit
 def _extremes(line):
     low, high = np.uint8(255), np.uint8(0)
     for i in range(len(line)):
@@ -86,7 +86,7 @@ def _extremes(line):
     return np.int64(low), np.int64(high)
 
 
-@compiled
+@jit
 def auto_contrast_table(planes, table):
     for c in range(3):
         low, high = _extremes(planes[c].reshape(-1))
@@ -96,7 +96,7 @@ def auto_contrast_table(planes, table):
             table[c, level] = min(max(int(level * scale + offset), 0), 255)
 
 
-@compiled
+@jit
 def _histogram(plane, counts):
     """Of one plane, into int64 (256,); four at a time, since a counter met twice in a row has to wait for itself."""
     parts = np.zeros((4, 256), np.uint32)
@@ -113,7 +113,7 @@ def _histogram(plane, counts):
         )
 
 
-@compiled
+@jit
 def equalize_table(planes, table):
     counts = np.empty(256, np.int64)
     for c in range(3):
@@ -128,7 +128,7 @@ def equalize_table(planes, table):
             below += counts[level]
 
 
-@compiled
+@jit
 def look_up(planes, table):
     """Replace each level by the table's."""
     for c in range(3):
@@ -137,7 +137,7 @@ def look_up(planes, table):
             line[i] = row[line[i]]
 
 
-@compiled
+@jit
 def _saturate(red, green, blue, factor):
     for i in range(len(red)):
         gray = np.int32(_gray(red[i], green[i], blue[i]))
@@ -146,7 +146,7 @@ def _saturate(red, green, blue, factor):
         blue[i] = _blend(gray, np.int32(blue[i]), factor)
 
 
-@compiled
+@jit
 def saturate(planes, factor):
     """ImageEnhance.Color, in place; factor 0 is grey."""
     _saturate(
@@ -154,13 +154,13 @@ def saturate(planes, factor):
     )
 
 
-@compiled
+@jit
 def _add_rows(above, here, below, sums):
     for i in range(len(sums)):
         sums[i] = np.int32(above[i]) + np.int32(here[i]) + np.int32(below[i])
 
 
-@compiled
+@jit
 def _sharpen_row(here, sums, factor, out):
     """Blend each pixel but the outermost with the mean of its neighbours, in which it counts five times; /13, rounded."""
     for i in range(1, len(out) - 1):
@@ -173,7 +173,7 @@ def _sharpen_row(here, sums, factor, out):
         out[i] = _blend(smooth, np.int32(here[i]), factor)
 
 
-@compiled
+@jit
 def sharpen(planes, factor, out):
     """ImageEnhance.Sharpness, into other planes; the outermost pixels are copied."""
     copy(planes.reshape(-1), out.reshape(-1))
@@ -201,20 +201,20 @@ def _box_weights(sigma):
     return count, inner, np.uint32(((1 << 24) - (count * 2 + 1) * np.int64(inner)) // 2)
 
 
-@compiled
+@jit
 def _add_row(row, sums):
     for i in range(len(sums)):
         sums[i] += np.uint32(row[i])
 
 
-@compiled
+@jit
 def _box_row(sums, left, right, inner, outer, out):
     for i in range(len(out)):
         total = sums[i] * inner + (np.uint32(left[i]) + np.uint32(right[i])) * outer
         out[i] = np.uint8((total + np.uint32(1 << 23)) >> np.uint32(24))
 
 
-@compiled
+@jit
 def _box_rows(plane, count, inner, outer, sums, out):
     """One box blur along the columns, uint8 (H, W) into another plane; the outermost rows continue."""
     last = len(plane) - 1
@@ -226,7 +226,7 @@ def _box_rows(plane, count, inner, outer, sums, out):
         _box_row(sums, plane[before], plane[after], inner, outer, out[y])
 
 
-@compiled
+@jit
 def _box_columns(plane, count, inner, outer, sums, padded, out):
     """One box blur along the rows; padded: uint8 (W + 2 * count + 2,)."""
     width, margin = plane.shape[1], count + 1
@@ -242,7 +242,7 @@ def _box_columns(plane, count, inner, outer, sums, padded, out):
         )
 
 
-@compiled
+@jit
 def gaussian_blur(planes, sigma, spare):
     """ImageFilter.GaussianBlur(sigma), in place: three boxes along the rows, then three along the columns."""
     if sigma == 0.0:

@@ -7,7 +7,7 @@ fractional bits and rounded to bytes. Here the first pass runs over blocks of 64
 
 import numpy as np
 
-from fastdeit.data.augment.jit import STAMP, compiled, inlined, kept
+from fastdeit.data.augment.jit import SOURCE_HASH, cached_entry, inlined, jit
 
 _BITS = 22  # 32 less 8 for the byte and 2 for the sign and the overshoot
 _BLOCK, _STRETCH = 64, 16
@@ -26,7 +26,7 @@ def _bicubic(x):
     return 0.0
 
 
-@compiled
+@jit
 def _weights(in_size, out_size, places):
     """For the n outputs at `places`: the first input each takes, how many, int64 (n,), and their weights, int32 (n, taps)."""
     scale = in_size / out_size
@@ -51,7 +51,7 @@ def _weights(in_size, out_size, places):
     return first, counts, weights
 
 
-@compiled
+@jit
 def _range(first, counts):
     """The inputs that any output takes: the first and the one after the last."""
     start, stop = first[0], 0
@@ -65,7 +65,7 @@ def _channel(pixel, shift):
     return np.int32((pixel >> shift) & _BYTE)
 
 
-@compiled
+@jit
 def _add_four(red, green, blue, a, b, c, d, wa, wb, wc, wd):
     """Add four packed lines, uint32 (n,), times their weights to the sums of each channel, int32 (n,)."""
     for i in range(len(red)):
@@ -82,7 +82,7 @@ def _add_four(red, green, blue, a, b, c, d, wa, wb, wc, wd):
         blue[i] += np.int32(_channel(r, _BLUE) * wc) + np.int32(_channel(s, _BLUE) * wd)
 
 
-@compiled
+@jit
 def _add_one(red, green, blue, a, wa):
     for i in range(len(red)):
         p = a[i]
@@ -91,7 +91,7 @@ def _add_one(red, green, blue, a, wa):
         blue[i] += np.int32(_channel(p, _BLUE) * wa)
 
 
-@compiled
+@jit
 def _weigh(lines, first, count, weights, sums):
     """The weighted sums, int32 (3, n), of `count` packed lines, uint32 (rows, n), from `first` on; half a level on top."""
     sums[:] = _HALF
@@ -127,7 +127,7 @@ def _level(total):
     return min(max(total >> _SHIFT, np.int32(0)), np.int32(255))
 
 
-@compiled
+@jit
 def _pack(line, out):
     """Pixels, uint8 (n, 3), into words."""
     for x in range(len(out)):
@@ -136,7 +136,7 @@ def _pack(line, out):
         )
 
 
-@compiled
+@jit
 def _transpose(lines, out):
     """uint32 (block, n) to (n, block), by stretches that one vector register takes."""
     for start in range(0, _BLOCK, _STRETCH):
@@ -145,7 +145,7 @@ def _transpose(lines, out):
                 out[x, y] = lines[y, x]
 
 
-@compiled
+@jit
 def _pack_levels(red, green, blue, out):
     """Sums of each channel to packed pixels, uint32 (n,)."""
     for i in range(len(out)):
@@ -153,7 +153,7 @@ def _pack_levels(red, green, blue, out):
         out[i] = np.uint32(_level(red[i])) | green_blue
 
 
-@compiled
+@jit
 def _along_rows(image, top, first, counts, weights, out):
     """The first pass: out, packed uint32 (rows, n), from the image's rows `top`, `top` + 1, ..."""
     left, right = _range(first, counts)
@@ -173,7 +173,7 @@ def _along_rows(image, top, first, counts, weights, out):
                 out[start + y, i] = packed[y]
 
 
-@compiled
+@jit
 def _along_columns(lines, top, first, counts, weights, out):
     """The second pass: planes, uint8 (3, m, n), from packed lines, uint32 (rows, n), that start with row `top`."""
     sums = np.empty((3, lines.shape[1]), np.int32)
@@ -184,7 +184,7 @@ def _along_columns(lines, top, first, counts, weights, out):
                 out[c, i, x] = np.uint8(_level(sums[c, x]))
 
 
-@compiled
+@jit
 def _two_passes(image, height, width, rows, columns, out):
     """The pixels at `rows` x `columns` of the image resized to (height, width), into planes, uint8 (3, rows, columns)."""
     first, counts, weights = _weights(image.shape[0], height, rows)
@@ -194,7 +194,7 @@ def _two_passes(image, height, width, rows, columns, out):
     _along_columns(lines, top, first, counts, weights, out)
 
 
-@compiled
+@jit
 def _places(start, count, size, backwards):
     """The places start, start + 1, ... mirrored into 0..size - 1; the outermost is not repeated. int64 (count,)."""
     places = np.empty(count, np.int64)
@@ -205,7 +205,7 @@ def _places(start, count, size, backwards):
     return places
 
 
-@compiled
+@jit
 def _interleaved(planes):
     height, width = planes.shape[1:]
     image = np.empty((height, width, 3), np.uint8)
@@ -216,7 +216,7 @@ def _interleaved(planes):
     return image
 
 
-@compiled
+@jit
 def resize_window(image, window, flip, out):
     """The window (height, width, y, x) of the resized image, planes uint8 (3, S, S), mirrored left to right if `flip`.
 
@@ -250,10 +250,10 @@ def _resize_entry(stamp):
         if stamp:
             resize_window(image, window, flip, out)
 
-    return kept(run)
+    return cached_entry(run)
 
 
-_resize = _resize_entry(STAMP)
+_resize = _resize_entry(SOURCE_HASH)
 
 
 def resize(

@@ -8,7 +8,7 @@ levels to levels is a table: tables compose, and the last one is applied on the 
 import numpy as np
 
 from fastdeit.data.augment import ops
-from fastdeit.data.augment.jit import STAMP, compiled, copy, kept
+from fastdeit.data.augment.jit import SOURCE_HASH, cached_entry, copy, jit
 from fastdeit.data.augment.noise import noise_row, normals
 from fastdeit.data.augment.resize import resize_window
 from fastdeit.data.augment.warp import warp
@@ -50,7 +50,7 @@ _TABLES = (
 _STATISTICS = (_AUTO_CONTRAST, _EQUALIZE, _CONTRAST)
 
 
-@compiled
+@jit
 def _matrix(op, a, b, height, width, m):
     """From output to input pixels in corner coordinates: PIL's AFFINE data, float64 (6,)."""
     m[:] = 0.0
@@ -69,7 +69,7 @@ def _matrix(op, a, b, height, width, m):
         m[3], m[4], m[5] = -b, a, -b * -x + a * -y + 0.0 + y
 
 
-@compiled
+@jit
 def _fill_table(op, a, planes, table):
     if op == _AUTO_CONTRAST:
         ops.auto_contrast_table(planes, table)
@@ -89,7 +89,7 @@ def _fill_table(op, a, planes, table):
         ops.brighten_table(0, a, table)
 
 
-@compiled
+@jit
 def _move(op, a, b, fill, planes, spare):
     """An operation that is no table; the result is in the first of the two that are returned."""
     if op in (_COLOR, _GRAYSCALE):
@@ -107,7 +107,7 @@ def _move(op, a, b, fill, planes, spare):
     return spare, planes
 
 
-@compiled
+@jit
 def _apply(planes, codes, args, fill, table):
     """The layers one after the other. Returns planes to which `table`, uint8 (3, 256), is still to be applied."""
     step = np.empty_like(table)
@@ -138,7 +138,7 @@ def _apply(planes, codes, args, fill, table):
     return planes
 
 
-@compiled
+@jit
 def _normalise(planes, table, mean, std, out):
     """ToTensor and Normalize in single precision: (level / 255 - mean) / std."""
     values = np.empty(256, np.float32)
@@ -151,7 +151,7 @@ def _normalise(planes, table, mean, std, out):
             result[i] = values[line[i]]
 
 
-@compiled
+@jit
 def _erase(box, mode, key0, key1, out):
     """Fill the box (y, x, height, width) of float32 (3, S, S) with 0, one random colour, or noise."""
     red, green, blue = normals(np.uint64(0), key0, key1)
@@ -173,7 +173,7 @@ def _erase(box, mode, key0, key1, out):
             out[2, y, start:stop] = blue if mode == _RAND else np.float32(0)
 
 
-@compiled
+@jit
 def run_sample(image, ints, floats, out):
     """Everything that happens to a sample; out: float32 (3, S, S)."""
     planes = np.empty(out.shape, np.uint8)
@@ -193,8 +193,8 @@ def _operate_entry(stamp):
         ops.look_up(done, table)
         copy(done.reshape(-1), planes.reshape(-1))
 
-    return kept(operate)
+    return cached_entry(operate)
 
 
-operate = _operate_entry(STAMP)
+operate = _operate_entry(SOURCE_HASH)
 """The layers alone, from Python: planes, uint8 (3, H, W), in place; codes and args as in the rows; fill: int32 (3,)."""

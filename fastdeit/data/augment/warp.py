@@ -7,7 +7,7 @@ such that a fraction is exactly 0, as for shears and translations, the sum along
 
 import numpy as np
 
-from fastdeit.data.augment.jit import compiled, copy, inlined
+from fastdeit.data.augment.jit import copy, inlined, jit
 
 _BYTE, _GREEN, _BLUE = np.uint32(255), np.uint32(8), np.uint32(16)
 _RED = np.uint32(0)
@@ -37,7 +37,7 @@ def _byte(x):
     return np.uint8(np.int32(min(max(x, 0.0), 255.0)))
 
 
-@compiled
+@jit
 def _pack_row(red, green, blue, out):
     """Into the middle of a packed row with an edge on both sides, uint32 (W + 4,)."""
     width = len(red)
@@ -49,7 +49,7 @@ def _pack_row(red, green, blue, out):
     out[width + _EDGE :] = out[width + _EDGE - 1]
 
 
-@compiled
+@jit
 def _packed(planes):
     """uint32 (H + 4, W + 4): a pixel in a word, the outermost continued."""
     height, width = planes.shape[1:]
@@ -68,7 +68,7 @@ def _place(rate, offset, shift, x):
     return (rate * (x + 0.5) + offset) + shift
 
 
-@compiled
+@jit
 def _span(m, off_x, off_y, width, height):
     """The columns whose centres fall inside the image: one interval, since both coordinates are monotone along a row."""
     start, stop = 0, width
@@ -85,7 +85,7 @@ def _span(m, off_x, off_y, width, height):
     return start, stop
 
 
-@compiled
+@jit
 def _warp_row(pixels, stride, start, stop, ax, bx, cx, ay, by, cy, red, green, blue):
     """Sixteen input pixels to one; pixels: flat."""
     for i in range(start, stop):
@@ -113,7 +113,7 @@ def _warp_row(pixels, stride, start, stop, ax, bx, cx, ay, by, cy, red, green, b
         blue[i] = _byte(_cubic(p, q, r, s, y))
 
 
-@compiled
+@jit
 def _slide_row(pixels, start, stop, ax, bx, cx, red, green, blue):
     """Four input pixels of the same row to one; pixels: that row."""
     for i in range(start, stop):
@@ -127,7 +127,7 @@ def _slide_row(pixels, start, stop, ax, bx, cx, red, green, blue):
         blue[i] = _byte(_whole_cubic(p, q, r, s, _BLUE, x))
 
 
-@compiled
+@jit
 def _lift_row(pixels, stride, start, stop, ay, by, cy, red, green, blue):
     """Four input pixels of the same column to one; pixels: flat."""
     step = np.uint64(stride)
@@ -149,7 +149,7 @@ def _lift_row(pixels, stride, start, stop, ay, by, cy, red, green, blue):
         blue[i] = _byte(_whole_cubic(p, q, r, s, _BLUE, y))
 
 
-@compiled
+@jit
 def warp(planes, m, fill, out):
     """Image.transform(AFFINE, m, BICUBIC, fillcolor=fill), uint8 (3, H, W) into other planes; m: float64 (6,)."""
     height, width = planes.shape[1:]

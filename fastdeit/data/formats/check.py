@@ -48,13 +48,13 @@ _DECODE_ERRORS = (
     *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
 
-Place = tuple[str, int, int]
+ByteRange = tuple[str, int, int]
 """File, offset and length of an encoded image; offset -1: the whole file."""
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
 
 
-class Facts(NamedTuple):
+class ImageInfo(NamedTuple):
     """What the index keeps of a good image; height and width are of the stored pixels, without EXIF rotation."""
 
     height: int
@@ -64,11 +64,11 @@ class Facts(NamedTuple):
     orientation: int
 
 
-Checked = Facts | str
+Checked = ImageInfo | str
 """A good image's facts, or what is wrong with a bad one."""
 
 
-def read_place(place: Place) -> bytes:
+def read_place(place: ByteRange) -> bytes:
     """The encoded image at a place. Raises OSError if it is no regular file, too large, or shorter than it should be."""
     file, offset, length = place
     facts = os.stat(file)
@@ -85,7 +85,7 @@ def read_place(place: Place) -> bytes:
     return data
 
 
-def check_place(place: Place) -> Checked:
+def check_place(place: ByteRange) -> Checked:
     """`check_image` of what lies at a place."""
     try:
         return check_image(read_place(place))
@@ -136,7 +136,7 @@ def _loaded(image: Image.Image, data: bytes) -> Checked:
     except _DECODE_ERRORS:  # damaged EXIF harms nothing, nobody applies it
         orientation = 1
     known = isinstance(orientation, int) and 1 <= orientation <= 8
-    return Facts(
+    return ImageInfo(
         image.height, image.width, image.format or "", image.mode, orientation if known else 1
     )
 
@@ -152,7 +152,7 @@ def _has_whole_header(data: bytes) -> bool:
     return False
 
 
-def check_places(places: Sequence[Place], workers: int) -> Iterator[Checked]:
+def check_places(places: Sequence[ByteRange], workers: int) -> Iterator[Checked]:
     """`check_place` of each, in order, in threads or processes, with a progress bar if it takes long."""
     chunks = [places[i : i + _CHUNK] for i in range(0, len(places), _CHUNK)]
     results = in_parallel(_check_chunk, chunks, workers, processes=len(places) >= _PROCESSES_FROM)
@@ -161,7 +161,7 @@ def check_places(places: Sequence[Place], workers: int) -> Iterator[Checked]:
     )
 
 
-def _check_chunk(places: Sequence[Place]) -> list[Checked]:
+def _check_chunk(places: Sequence[ByteRange]) -> list[Checked]:
     return [check_place(place) for place in places]
 
 

@@ -23,7 +23,7 @@ _IMAGENET = Path("ILSVRC/Data/CLS-LOC")  # where Kaggle's download has them
 
 
 @dataclass(frozen=True)
-class Found:
+class SplitLocation:
     """A split that was recognised; paths: the folders or files to read."""
 
     kind: Literal["folder", "flat", "shards", "idx", "list"]
@@ -40,7 +40,7 @@ class Found:
         return self.paths[0].parent
 
 
-def find_split(root: Path, split: str) -> Found:
+def find_split(root: Path, split: str) -> SplitLocation:
     """Where the split is: a name such as `train`, or relative to root a list's name or a pattern of tar files.
 
     A `val` that is not there may be called `validation` or `test`. Raises DataError, which says what was found instead.
@@ -50,7 +50,7 @@ def find_split(root: Path, split: str) -> Found:
     if split.lower().endswith(LIST_SUFFIXES):
         return _found_list(root, split)
     if re.search(r"[*?{\[]|\.(tar|tgz|tar\.\w+)$", split):
-        return Found("shards", _refused(expand_pattern(root, split)))
+        return SplitLocation("shards", _refused(expand_pattern(root, split)))
     for name in VALIDATION if split == "val" else (split,):
         for base in (root, root / _IMAGENET):
             found = (
@@ -67,43 +67,43 @@ def find_split(root: Path, split: str) -> Found:
     )
 
 
-def _found_list(root: Path, split: str) -> Found:
+def _found_list(root: Path, split: str) -> SplitLocation:
     if not (root / split).is_file():
         raise DataError(f"{root / split}: no such file; found {_shown(root)}")
-    return Found("list", (root / split,))
+    return SplitLocation("list", (root / split,))
 
 
-def _in_folder(folder: Path) -> Found:
+def _in_folder(folder: Path) -> SplitLocation:
     """The split in a folder of its own."""
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     if class_folders(folder):
-        return Found("folder", (folder,))
+        return SplitLocation("folder", (folder,))
     shards = [entry for entry in entries if re.search(r"\.(tar|tgz|tar\.\w+)$", entry.name)]
     if shards:
-        return Found("shards", _refused(shards))
+        return SplitLocation("shards", _refused(shards))
     if any(entry.suffix.lower() in EXTENSIONS for entry in entries):
         truth = truth_file(folder)
         if truth:
-            return Found("flat", (folder, truth))
+            return SplitLocation("flat", (folder, truth))
     allowed = _ALLOWED.format(split=folder.name)
     raise DataError(
         f"{folder}: has no class folders, no tar shards and no file that tells labels; allowed is {allowed}"
     )
 
 
-def _in_root(root: Path, name: str) -> Found | None:
+def _in_root(root: Path, name: str) -> SplitLocation | None:
     """The split among the files of the data path itself."""
     for suffix in LIST_SUFFIXES:
         if (root / f"{name}{suffix}").is_file():
-            return Found("list", (root / f"{name}{suffix}",))
+            return SplitLocation("list", (root / f"{name}{suffix}",))
     token = re.compile(
         rf"(^|[-_.]){re.escape(name)}([-_.]).*?\.?(tar|tgz|tar\.\w+)$|^{re.escape(name)}\.tar$"
     )
     shards = sorted(entry for entry in root.iterdir() if token.search(entry.name))
     if shards:
-        return Found("shards", _refused(shards))
+        return SplitLocation("shards", _refused(shards))
     pair = idx_files(root, name)
-    return Found("idx", pair) if pair else None
+    return SplitLocation("idx", pair) if pair else None
 
 
 def _refused(shards: Sequence[Path]) -> tuple[Path, ...]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from fastdeit.data.formats.check import Facts
+from fastdeit.data.formats.check import ImageInfo
 from fastdeit.data.formats.listing import DataError, Listing, number_labels, stamp
 
 MAX_BYTES = 4 * 2**30
@@ -81,7 +81,7 @@ def list_idx(root: Path, images: Path, labels: Path, classes: Sequence[str] | No
         num_bytes=np.full(count, len(_header(height, width)) + height * width),
         mtimes=np.full(count, os.stat(images).st_mtime_ns),
         stamps=stamp(root, [images, labels]),
-        facts=Facts(height, width, "IDX", "L", 1),
+        facts=ImageInfo(height, width, "IDX", "L", 1),
         shards=(shard,),
         shard=np.zeros(count, np.int32),
         offset=np.arange(count),

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fastdeit.data.formats.check import Facts
+from fastdeit.data.formats.check import ImageInfo
 
 SHOWN = 10
 """How many names an error lists."""
@@ -44,7 +44,7 @@ class Listing:
     """All that has to be unchanged for the listing to hold."""
     faults: Mapping[int, str] = field(default_factory=dict)
     """From a row to what is known to be wrong with it already."""
-    facts: Facts | None = None
+    facts: ImageInfo | None = None
     """Of every image, where none has to be decoded."""
     shards: tuple[str, ...] = ()
     """Container files, relative to the root; empty where each image is a file."""

@@ -15,10 +15,10 @@ from torchvision.transforms import functional
 
 from fastdeit.data.augment import exact as augment_exact
 from fastdeit.data.augment.exact import exact, pack_exact, pack_windows
-from fastdeit.data.augment.jit import STAMP
+from fastdeit.data.augment.jit import SOURCE_HASH
 from fastdeit.data.augment.noise import philox_words
 from fastdeit.plan.philox import normal, philox4x32, uniform
-from fastdeit.plan.plan import Draws, Plan, PlanSpec
+from fastdeit.plan.plan import Plan, PlanSpec, SampleParams
 from fastdeit.plan.sampling import OPS
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -105,9 +105,9 @@ def run_files(
 
 
 def run_draws(
-    files: Files, draws: Draws, spec: PlanSpec, batch: int = FILES, threads: int = 2
+    files: Files, draws: SampleParams, spec: PlanSpec, batch: int = FILES, threads: int = 2
 ) -> np.ndarray:
-    encoded = [files[0][image] for image in draws.image]
+    encoded = [files[0][image] for image in draws.image_index]
     rows = pack_exact(draws, spec, MEAN, STD)
     return run_files(
         encoded, np.asarray(draws.crop, np.int32), rows, spec.input_size, batch, threads
@@ -123,7 +123,7 @@ def timm_op(image: Image.Image, name: str, arg: float) -> Image.Image:
     return NAME_TO_OP[name](image, *arguments, fillcolor=FILL, resample=Image.Resampling.BICUBIC)
 
 
-def expected_sample(data: np.ndarray, draws: Draws, row: int, size: int) -> np.ndarray:
+def expected_sample(data: np.ndarray, draws: SampleParams, row: int, size: int) -> np.ndarray:
     """float32 (3, size, size) by PIL, torchvision and timm, without erasing."""
     y, x, height, width = draws.crop[row].tolist()
     image = (
@@ -143,7 +143,7 @@ def expected_sample(data: np.ndarray, draws: Draws, row: int, size: int) -> np.n
     ).numpy()
 
 
-def outside(draws: Draws, size: int) -> np.ndarray:
+def outside(draws: SampleParams, size: int) -> np.ndarray:
     """bool (B, size, size): where nothing is erased."""
     mask = np.ones((len(draws.erase), size, size), bool)
     for row, (y, x, height, width) in enumerate(draws.erase.tolist()):
@@ -158,7 +158,8 @@ def test_from_files_on_equals_timm(files: Files, name: str) -> None:
     images = run_draws(files, draws, spec)
     mask = outside(draws, SIDE)
     expected = [
-        expected_sample(files[0][image], draws, row, SIDE) for row, image in enumerate(draws.image)
+        expected_sample(files[0][image], draws, row, SIDE)
+        for row, image in enumerate(draws.image_index)
     ]
     different = [
         row
@@ -179,7 +180,7 @@ def test_comparison_sees_another_argument(files: Files) -> None:
     )
     assert not np.array_equal(
         run_draws(files, wrong, spec)[row],
-        expected_sample(files[0][draws.image[row]], draws, row, SIDE),
+        expected_sample(files[0][draws.image_index[row]], draws, row, SIDE),
     )
 
 
@@ -254,10 +255,10 @@ def test_smallest_results(size: int) -> None:
         np.testing.assert_array_equal(out[row], expected.numpy(), OPS[ops[row, 0]])
 
 
-def erasing(boxes: np.ndarray, keys: np.ndarray, size: int, **changes: np.ndarray) -> Draws:
-    """Draws that do nothing but erase, and `changes`."""
+def erasing(boxes: np.ndarray, keys: np.ndarray, size: int, **changes: np.ndarray) -> SampleParams:
+    """SampleParams that do nothing but erase, and `changes`."""
     count = len(boxes)
-    empty = {field.name: np.zeros(count) for field in dataclasses.fields(Draws)}
+    empty = {field.name: np.zeros(count) for field in dataclasses.fields(SampleParams)}
     fixed = {
         "resize": np.tile([size, size, 0, 0], (count, 1)),
         "ops": np.zeros((count, 0), np.int32),
@@ -267,7 +268,7 @@ def erasing(boxes: np.ndarray, keys: np.ndarray, size: int, **changes: np.ndarra
         "erase": boxes,
         "noise_key": np.asarray(keys, np.uint64),
     }
-    return Draws(**(empty | fixed | noise | changes))  # type: ignore[arg-type]
+    return SampleParams(**(empty | fixed | noise | changes))  # type: ignore[arg-type]
 
 
 KEYS = np.array([5, 2**63 + 11, 5, 2**64 - 1, 1 << 32, 1], np.uint64)
@@ -363,9 +364,9 @@ def test_packing_layout() -> None:
 
 
 def test_compiled_code_is_kept_on_disk() -> None:
-    augment_exact._run_entry(STAMP)
+    augment_exact._run_entry(SOURCE_HASH)
     augment_exact._run_entry.cache_clear()
-    assert augment_exact._run_entry(STAMP).cache_hits == 1
+    assert augment_exact._run_entry(SOURCE_HASH).cache_hits == 1
 
 
 def test_public_operator_is_taken_where_the_private_one_is_gone(

@@ -13,7 +13,7 @@ from torchvision import transforms
 from torchvision.transforms import functional
 
 from fastdeit.data.augment.native import native_window, pack_ops, rand_augment, warp_matrices
-from fastdeit.plan.plan import Draws, Plan, PlanSpec
+from fastdeit.plan.plan import Plan, PlanSpec, SampleParams
 from fastdeit.plan.sampling import OPS, RAND_AUGMENT_OPS, op_arguments
 from tests.support.places import Distances, device_of, to_numpy
 
@@ -58,10 +58,11 @@ def smooth_images(height: int, width: int, count: int) -> np.ndarray:
     return np.ascontiguousarray(images.transpose(0, 2, 3, 1))
 
 
-def some_draws(ops: np.ndarray, args: np.ndarray) -> Draws:
+def some_draws(ops: np.ndarray, args: np.ndarray) -> SampleParams:
     empty = np.zeros(len(ops))
-    return Draws(
-        **{field.name: empty for field in dataclasses.fields(Draws)} | {"ops": ops, "op_args": args}
+    return SampleParams(
+        **{field.name: empty for field in dataclasses.fields(SampleParams)}
+        | {"ops": ops, "op_args": args}
     )
 
 
@@ -344,7 +345,7 @@ WINDOW_SIZES = [(64, 80), (90, 60), (33, 47), (120, 41), (40, 40), (40, 57), (83
 
 
 def windows() -> list[tuple[np.ndarray, tuple[int, int, int, int]]]:
-    """Images and rows of `Draws.resize`: the corners that reach out most, and two inside."""
+    """Images and rows of `SampleParams.resize`: the corners that reach out most, and two inside."""
     found = []
     for height, width in WINDOW_SIZES:
         image, short = smooth_images(height, width, 3)[2], min(height, width)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from fastdeit.data.formats import check
-from fastdeit.data.formats.check import Facts, check_image, check_place
+from fastdeit.data.formats.check import ImageInfo, check_image, check_place
 from tests.support.decoding import by_dali
 
 PICTURE = np.stack(
@@ -120,7 +120,7 @@ AMBIGUOUS: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("kind", TAKEN)
 def test_what_is_taken_is_the_same_to_dali_and_to_pillow(kind: str) -> None:
     checked = check_image(TAKEN[kind])
-    assert isinstance(checked, Facts) and checked[:2] == (37, 53)
+    assert isinstance(checked, ImageInfo) and checked[:2] == (37, 53)
     expected = np.asarray(Image.open(io.BytesIO(TAKEN[kind])).convert("RGB"))
     whole, window = by_dali(TAKEN[kind])
     # CMYK is rounded otherwise
@@ -148,8 +148,8 @@ def test_what_decoders_show_differently_is_refused(kind: str) -> None:
 
 
 def test_facts_of_an_image() -> None:
-    assert check_image(TAKEN["jpeg-exif-rotated"]) == Facts(37, 53, "JPEG", "RGB", 6)
-    assert check_image(TAKEN["png-palette"]) == Facts(37, 53, "PNG", "P", 1)
+    assert check_image(TAKEN["jpeg-exif-rotated"]) == ImageInfo(37, 53, "JPEG", "RGB", 6)
+    assert check_image(TAKEN["png-palette"]) == ImageInfo(37, 53, "PNG", "P", 1)
 
 
 def bomb() -> bytes:
@@ -213,7 +213,7 @@ def test_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_range_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "all").write_bytes(b"before" + JPEG + b"behind")
-    assert check_place((str(tmp_path / "all"), 6, len(JPEG))) == Facts(37, 53, "JPEG", "RGB", 1)
+    assert check_place((str(tmp_path / "all"), 6, len(JPEG))) == ImageInfo(37, 53, "JPEG", "RGB", 1)
     assert (
         check_place((str(tmp_path / "all"), 99, len(JPEG)))
         == f"cannot be read: only {len(JPEG) - 87} of {len(JPEG)} bytes are there"

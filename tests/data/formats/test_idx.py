@@ -44,7 +44,7 @@ def test_images_and_labels(tmp_path: Path, packed: bool) -> None:
         and index.sizes.tolist() == [[9, 7]] * 12
     )
     assert len(val) == 3 and val.classes == index.classes
-    fed = index.feed(np.array([4, 11]))
+    fed = index.encoded(np.array([4, 11]))
     assert bytes(fed[1]) == b"P5 7 9 255\n" + images[11].tobytes() == index.read(11)
     assert index.num_bytes.tolist() == [len(fed[0])] * 12
     whole, window = by_dali(fed[0])

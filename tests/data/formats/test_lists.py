@@ -42,7 +42,7 @@ def test_csv(root: Path, kind: str) -> None:
     assert (index.kind, index.classes, index.labels.tolist()) == ("files", ("ant", "cat"), [1, 0])
     assert [index.name(row) for row in range(2)] == ["pictures/3.png", "pictures/0.png"]
     assert index.sizes.tolist() == [[9, 8], [6, 8]]
-    assert bytes(index.feed(np.array([1]))[0]).decode() == f"{root}/pictures/0.png"
+    assert bytes(index.encoded(np.array([1]))[0]).decode() == f"{root}/pictures/0.png"
 
 
 def test_numbers_are_classes_up_to_the_largest(root: Path) -> None:

@@ -14,7 +14,7 @@ from fastdeit.data.formats import shards as shards_module
 from fastdeit.data.formats.listing import DataError
 from fastdeit.data.formats.shards import expand_pattern
 from fastdeit.data.index import build_index
-from fastdeit.data.snapshot import keep_images, same_images
+from fastdeit.data.snapshot import keep_images, reconcile
 from tests.support.decoding import by_dali
 
 Members = dict[str, bytes]
@@ -68,7 +68,7 @@ def test_samples_of_a_folder_of_shards(root: Path) -> None:
 
 def test_fed_bytes_are_the_images_and_dali_decodes_them_in_place(root: Path) -> None:
     index, rows = build_index(root, "train"), np.array([7, 0, 11, 7])
-    fed = index.feed(rows)
+    fed = index.encoded(rows)
     assert [bytes(data) for data in fed] == [picture(number) for number in rows.tolist()]
     assert [index.read(row) for row in rows.tolist()] == [bytes(data) for data in fed]
     assert not any(data.flags.owndata or data.flags.writeable for data in fed)
@@ -176,7 +176,7 @@ def test_long_and_odd_names(tmp_path: Path) -> None:
         )
         index = build_index(tmp_path, "train")
         assert (index.name(0), len(index)) == (f"train/0.tar/{name}.jpg", 2)
-        assert bytes(index.feed(np.array([1]))[0]) == picture(1)
+        assert bytes(index.encoded(np.array([1]))[0]) == picture(1)
 
 
 def faults(root: Path) -> dict[str, str]:
@@ -337,18 +337,18 @@ def test_a_run_keeps_to_the_members_it_began_with(root: Path, tmp_path: Path) ->
     write_tar(root / "train/s-02.tar", samples(range(8, 11)))
     index = build_index(root, "train")
     assert len(index) == 7
-    then, gone = same_images(index, file)
+    then, gone = reconcile(index, file)
     assert then.fingerprint() == whole.fingerprint() and list(gone) == [4, 5, 6, 7, 11]
-    assert bytes(then.feed(np.array([9]))[0]) == picture(9)
+    assert bytes(then.encoded(np.array([9]))[0]) == picture(9)
     assert "cannot be read" in str(then.check(5))
 
 
 def test_a_shard_that_is_cut_while_it_is_read_gives_short_images(root: Path) -> None:
     index = build_index(root, "train")
     everything = np.arange(len(index))
-    whole = index.feed(everything)
+    whole = index.encoded(everything)
     os.truncate(root / "train/s-00.tar", int(index.offset[1]) + 20)  # type: ignore[index]
-    after = index.feed(everything)
+    after = index.encoded(everything)
     assert [len(a) for a in after[:4]] == [len(whole[0]), 20, 0, 0]
     assert all(bytes(a) == bytes(b) for a, b in zip(after[4:], whole[4:], strict=True))
     assert index.check(1) and index.check(2) and not index.check(0)
