@@ -404,7 +404,7 @@ def test_batches_out_of_one_block_are_the_same(
     index, plan, expected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        train_loaders, "beside", lambda images, *arrays: send_together(arrays, images.device)
+        train_loaders, "to_device_of", lambda images, *arrays: send_together(arrays, images.device)
     )
     batches = list(train_loader(index, plan, 16).epoch(2))
     assert (
