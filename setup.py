@@ -1,7 +1,8 @@
 """Packaging of fastdeit.
 
-`fastdeit.kernels` is named by hand: it is the tracked link to `kernels/`, which has no `__init__.py`
-so that it can never hide an installed distribution named `kernels`; `find_packages` skips it.
+`fastdeit.kernels` is named by hand: it is the tracked link to `kernels/`, which has no
+`__init__.py` so that it can never hide an installed distribution named `kernels`; `find_packages`
+skips it.
 """
 
 from pathlib import Path

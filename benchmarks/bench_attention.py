@@ -1,11 +1,13 @@
-"""`kernels/attention.py` against each backend of torch's scaled dot product, in the form in which its users call it.
+"""`kernels/attention.py` against each backend of torch's scaled dot product, in the form in which
+its users call it.
 
 python -m benchmarks.bench_attention [--out FOLDER]
 
-A peer takes the packed projection apart, attends, and puts heads together again; its backward stacks the gradients of q, k
-and v into the packed one, as the projection's own backward needs it. "reference" is torch's own choice of a backend; "triton,
-pair" is ours with the backward's other form, the one that longer images take. Floor: what has to pass through memory once,
-3 + 1 units of B·N·H·D elements forward and 5 + 3 backward. What torch has to compile comes last, at every shape.
+A peer takes the packed projection apart, attends, and puts heads together again; its backward
+stacks the gradients of q, k and v into the packed one, as the projection's own backward needs it.
+"reference" is torch's own choice of a backend; "triton, pair" is ours with the backward's other
+form, the one that longer images take. Floor: what has to pass through memory once, 3 + 1 units of
+B·N·H·D elements forward and 5 + 3 backward. What torch has to compile comes last, at every shape.
 """
 
 import contextlib
@@ -68,8 +70,9 @@ def _launch_weights(size: int, dtype: torch.dtype) -> harness.Launch:
     )
 
 
-# tokens: 198 and 578 are DeiT's (197 and 577 take the same branches); the others take other rows of the table, or the branches
-# of a block loop without a narrow last block: 150 and 300 masked, 256 whole
+# tokens: 198 and 578 are DeiT's (197 and 577 take the same branches); the others take other rows of
+# the table, or the branches of a block loop without a narrow last block: 150 and 300 masked, 256
+# whole
 LAUNCHES = [
     *(_launch(tokens, 64, torch.bfloat16) for tokens in (50, 120, 150, 198, 256, 300, 578)),
     *(
@@ -103,7 +106,8 @@ def implementations(device: torch.device) -> dict[str, Attend]:
 
 @contextlib.contextmanager
 def backward_as_pair() -> Iterator[None]:
-    """Inside, no row of the table holds a whole image of more than 64 tokens, and the backward takes the pair of kernels."""
+    """Inside, no row of the table holds a whole image of more than 64 tokens, and the backward
+    takes the pair of kernels."""
     kept = list(configs.rows())
     configs.rows()[:] = [
         row for row in kept if row["op"] != "attention_bwd_whole" or row["launch"]["BLOCK_M"] <= 64
@@ -125,7 +129,8 @@ def both(attend: Attend, qkv: torch.Tensor, grad: torch.Tensor) -> Pair:
 def check(
     name: str, attend: Attend, qkv: torch.Tensor, grad: torch.Tensor, exact: Pair, reference: Pair
 ) -> bool:
-    """Hold output and gradient against fp32, the error at most twice the reference's; False: it cannot run here."""
+    """Hold output and gradient against fp32, the error at most twice the reference's; False: it
+    cannot run here."""
     try:
         found = both(attend, qkv, grad)
     except RuntimeError as refusal:
@@ -156,7 +161,8 @@ def bench(
     stamp: harness.Row,
     copy: float,
 ) -> list[harness.Row]:
-    """The rows of one shape, of what torch compiles or of the others, every implementation checked first."""
+    """The rows of one shape, of what torch compiles or of the others, every implementation checked
+    first."""
     batch, tokens, heads = shape
     qkv = torch.randn(
         batch, tokens, 3, heads, D, dtype=torch.bfloat16, device=device, requires_grad=True

@@ -1,12 +1,14 @@
-"""`kernels/augment.py` against torchvision's v2 functions on the GPU, the compiled operator and PIL on the CPU.
+"""`kernels/augment.py` against torchvision's v2 functions on the GPU, the compiled operator and PIL
+on the CPU.
 
 python -m benchmarks.bench_augment [--out FOLDER]
 
-Every implementation applies what the plan draws for DeiT's RandAugment (two layers, each with probability one half) to
-finished crops, uint8. torchvision's functions are called image by image on the GPU, as its own RandAugment does; there they
-have no bicubic warp, so theirs is bilinear, and the pixels are not PIL's. The reference asks the host which operations there
-are, so it is not compiled. The exact backend's operator and timm on PIL run on one core, on as many images as one CPU copes
-with. All figures count the bytes of the images once in and once out.
+Every implementation applies what the plan draws for DeiT's RandAugment (two layers, each with
+probability one half) to finished crops, uint8. torchvision's functions are called image by image on
+the GPU, as its own RandAugment does; there they have no bicubic warp, so theirs is bilinear, and
+the pixels are not PIL's. The reference asks the host which operations there are, so it is not
+compiled. The exact backend's operator and timm on PIL run on one core, on as many images as one CPU
+copes with. All figures count the bytes of the images once in and once out.
 """
 
 import math
@@ -140,7 +142,8 @@ def by_torchvision(images: torch.Tensor, drawn: Drawn) -> torch.Tensor:
 
 
 def exact_operator(images: np.ndarray, drawn: Drawn) -> Callable[[], torch.Tensor] | None:
-    """The operations of --augment-backend exact on one core, on planes; None where numba is not installed."""
+    """The operations of --augment-backend exact on one core, on planes; None where numba is not
+    installed."""
     try:
         from fastdeit.data.augment.sample import operate
     except ImportError:

@@ -1,7 +1,8 @@
-"""What the machine itself can do, which every other figure is read against: python -m benchmarks.bench_ceilings [--out FOLDER]
+"""What the machine itself can do, which every other figure is read against: python -m
+benchmarks.bench_ceilings [--out FOLDER]
 
-A copy on the device, one from pinned memory of the host to it, and a bf16 matrix product. Versions are printed first, for a
-package that is missing or of another version explains most surprises.
+A copy on the device, one from pinned memory of the host to it, and a bf16 matrix product. Versions
+are printed first, for a package that is missing or of another version explains most surprises.
 """
 
 import argparse

@@ -1,8 +1,10 @@
-"""Checkpoints of DeiT-Ti, S, B: size, and seconds to gather, write, verify and load: python -m benchmarks.bench_checkpoint
+"""Checkpoints of DeiT-Ti, S, B: size, and seconds to gather, write, verify and load: python -m
+benchmarks.bench_checkpoint
 
-One process, ZeRO 1, fp32 masters, both moments and the average. Then how long training is held up by a save that it waits for
-and by one that a thread writes: the call itself, and by how much the steps during the write take longer than others (on a
-CPU the thread and the step share the cores; `slowed_s`). Medians over rounds. The disk is that of --folder.
+One process, ZeRO 1, fp32 masters, both moments and the average. Then how long training is held up
+by a save that it waits for and by one that a thread writes: the call itself, and by how much the
+steps during the write take longer than others (on a CPU the thread and the step share the cores;
+`slowed_s`). Medians over rounds. The disk is that of --folder.
 """
 
 import argparse
@@ -33,7 +35,8 @@ COLUMNS = (
     *("parameters", "mib", "gather_s", "write_s", "verify_s", "load_s", "install_s"),
     *("held_waiting_s", "held_thread_s", "held_ratio", "step_s", "slowed_s"),
 )
-"""load_s: verified and in memory; install_s: from there into the engine; held_ratio: thread / waiting."""
+"""load_s: verified and in memory; install_s: from there into the engine; held_ratio: thread /
+waiting."""
 
 
 def make_trainer(name: str, world: World) -> Trainer:
@@ -89,7 +92,8 @@ def parts_of_a_save(trainer: Trainer, folder: Path) -> dict[str, float]:
 def beside_training(
     trainer: Trainer, batch: Batch, folder: Path, write_s: float
 ) -> dict[str, float]:
-    """A save by the thread: what the call takes, and what the steps while it writes take beyond others."""
+    """A save by the thread: what the call takes, and what the steps while it writes take beyond
+    others."""
     step_s = statistics.median(seconds(lambda: trainer.train_step([batch]))[0] for _ in range(3))
     count = max(1, round(write_s / step_s))
     writer = CheckpointWriter(folder, keep=2, rank=0)

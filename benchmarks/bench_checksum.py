@@ -1,9 +1,11 @@
-"""The checksums of all weights that ranks compare, against a sum of their values and SHA-256 of their bytes.
+"""The checksums of all weights that ranks compare, against a sum of their values and SHA-256 of
+their bytes.
 
 python -m benchmarks.bench_checksum [--out FOLDER]
 
-The weights of a DeiT in the training precision (bf16 on a GPU, fp32 on a CPU) on one device; the comparison over ranks is one
-all-gather of 8 bytes a parameter and rank. The floor is reading the weights once.
+The weights of a DeiT in the training precision (bf16 on a GPU, fp32 on a CPU) on one device; the
+comparison over ranks is one all-gather of 8 bytes a parameter and rank. The floor is reading the
+weights once.
 """
 
 import hashlib

@@ -1,9 +1,11 @@
-"""What an optimizer step of the trainer asks of its device, counted on the CPU: no times, the same on every machine.
+"""What an optimizer step of the trainer asks of its device, counted on the CPU: no times, the same
+on every machine.
 
 python -m benchmarks.bench_counts [-o FILE]
 
-One process; the toy student of trainers.py has a DeiT's 12 blocks. counting.py says what is counted, tests/training/test_step_counts.py
-holds the figures under ceilings. `step_launches` are those of DeepSpeed's `step()` alone.
+One process; the toy student of trainers.py has a DeiT's 12 blocks. counting.py says what is
+counted, tests/training/test_step_counts.py holds the figures under ceilings. `step_launches` are
+those of DeepSpeed's `step()` alone.
 """
 
 import argparse
@@ -17,7 +19,8 @@ from benchmarks.trainers import make_config, make_trainer, micro_batches
 from fastdeit.distributed.world import World, init_distributed
 
 WARM, MICRO_BATCH = 3, 2
-"""Steps before the one that is counted: DeepSpeed's timer begins with the third; samples of a micro-batch."""
+"""Steps before the one that is counted: DeepSpeed's timer begins with the third; samples of a
+micro-batch."""
 
 
 class Form(NamedTuple):

@@ -1,11 +1,12 @@
-"""What a call of an operator costs the host: `kernels/operators.py` beside a bare autograd.Function and torch's custom_op.
+"""What a call of an operator costs the host: `kernels/operators.py` beside a bare autograd.Function
+and torch's custom_op.
 
 python -m benchmarks.bench_dispatch [-o results.csv]
 
-The kernels' modules are loaded three times, with three meanings of `operator`, so that all run the same launchers; Triton's
-launch is replaced by nothing, so no GPU is needed. As "function" an op without a gradient is its launcher, called. A backward
-is measured with autograd's engine around it. Thread CPU time; the three take turns, and on a shared machine only their ratios
-mean something.
+The kernels' modules are loaded three times, with three meanings of `operator`, so that all run the
+same launchers; Triton's launch is replaced by nothing, so no GPU is needed. As "function" an op
+without a gradient is its launcher, called. A backward is measured with autograd's engine around it.
+Thread CPU time; the three take turns, and on a shared machine only their ratios mean something.
 """
 
 import argparse
@@ -45,7 +46,8 @@ Modules = dict[str, ModuleType]
 def function(
     name: str, *, fake: Any, save: Any = None, backward: Any = None
 ) -> Callable[[Any], Any]:
-    """Stand in for `operators.operator` with the gradient alone: the least that a differentiable call can cost."""
+    """Stand in for `operators.operator` with the gradient alone: the least that a differentiable
+    call can cost."""
 
     def register(launch: Any) -> Any:
         def forward(ctx: Any, *inputs: Any) -> Any:
@@ -98,7 +100,8 @@ class Call(NamedTuple):
 
 
 def calls(kernels: Modules) -> dict[str, Call]:
-    """Make a call of each op, on small tensors; a backward operator is part of its forward's gradient."""
+    """Make a call of each op, on small tensors; a backward operator is part of its forward's
+    gradient."""
     x, w, b, scale = (
         torch.zeros(2, 6, 32).requires_grad_(),
         *torch.zeros(2, 32).requires_grad_(),
@@ -137,7 +140,8 @@ def calls(kernels: Modules) -> dict[str, Call]:
 
 
 def modes(call: Call) -> dict[str, Callable[[], object]]:
-    """Split into the call as a training step makes it, the same without a gradient, and the backward of one."""
+    """Split into the call as a training step makes it, the same without a gradient, and the
+    backward of one."""
 
     def without_gradient() -> object:
         with torch.no_grad():
@@ -160,7 +164,8 @@ def call_us(run: Callable[[], object], count: int = 100) -> float:
 
 
 def take_turns(runs: dict[str, Callable[[], object]], rounds: int = 30) -> dict[str, list[float]]:
-    """Measure microseconds of a call in each round, by way; the first round, which makes what is made once, is left out."""
+    """Measure microseconds of a call in each round, by way; the first round, which makes what is
+    made once, is left out."""
     found = [{name: call_us(run) for name, run in runs.items()} for _ in range(rounds + 1)]
     return {name: [times[name] for times in found[1:]] for name in runs}
 
@@ -177,7 +182,8 @@ def nothing_launched() -> Iterator[None]:
 
 
 def measure(op: str, by_way: dict[str, dict[str, Call]]) -> Iterator[harness.Row]:
-    """Yield a row for each mode: microseconds of each way, and the others' share of ours, medians over the rounds."""
+    """Yield a row for each mode: microseconds of each way, and the others' share of ours, medians
+    over the rounds."""
     runs = {way: modes(found[op]) for way, found in by_way.items()}
     for mode in runs["operator"]:
         times = take_turns({way: found[mode] for way, found in runs.items()})

@@ -1,11 +1,14 @@
-"""`kernels/distill.py` against what a user would otherwise call: deit's chain of losses, F.cross_entropy, torch.compile.
+"""`kernels/distill.py` against what a user would otherwise call: deit's chain of losses,
+F.cross_entropy, torch.compile.
 
 python -m benchmarks.bench_distill [--out FOLDER]
 
-Loss and gradients of both heads from bf16 logits, kind "hard" with the teacher's class ids (as a teacher cache gives them)
-and "soft" with its logits. The peers build the dense (B, K) target, as timm's Mixup hands it over, and take logits to fp32, as
-autocast does. Mode fwd_bwd is one call as a training step makes it, where small kernels wait for Python; fwd_bwd_graph replays
-the same call from a CUDA graph: what the device itself needs. pct_of_copy counts logits read and gradients written once.
+Loss and gradients of both heads from bf16 logits, kind "hard" with the teacher's class ids (as a
+teacher cache gives them) and "soft" with its logits. The peers build the dense (B, K) target, as
+timm's Mixup hands it over, and take logits to fp32, as autocast does. Mode fwd_bwd is one call as a
+training step makes it, where small kernels wait for Python; fwd_bwd_graph replays the same call
+from a CUDA graph: what the device itself needs. pct_of_copy counts logits read and gradients
+written once.
 """
 
 import functools
@@ -211,7 +214,8 @@ def launches(run: Callable[[], object]) -> int:
 def bench(
     kind: str, shape: tuple[int, int], device: torch.device, stamp: harness.Row, copy: float
 ) -> list[harness.Row]:
-    """The rows of one kind and shape, all gated on the reference first: the loss and both gradients."""
+    """The rows of one kind and shape, all gated on the reference first: the loss and both
+    gradients."""
     inputs = make_inputs(shape, kind, device)
     losses = implementations(inputs)
     expected = [losses["reference"](), *gradients(losses["reference"], inputs)]

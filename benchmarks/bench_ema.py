@@ -1,9 +1,11 @@
-"""The average of the weights: one multi-tensor call over flat partitions against timm's ModelEmaV3 and a loop over parameters.
+"""The average of the weights: one multi-tensor call over flat partitions against timm's ModelEmaV3
+and a loop over parameters.
 
 python -m benchmarks.bench_ema [--out FOLDER]
 
-fp32 weights of a DeiT, on one device. Ours is `Ema` of fastdeit/training/optim.py on two flat tensors, as DeepSpeed holds them: one
-launch. The floor is 12 bytes a parameter: both read, one written.
+fp32 weights of a DeiT, on one device. Ours is `Ema` of fastdeit/training/optim.py on two flat
+tensors, as DeepSpeed holds them: one launch. The floor is 12 bytes a parameter: both read, one
+written.
 """
 
 import argparse
@@ -41,7 +43,8 @@ def loop(averages: list[torch.Tensor], weights: list[torch.Tensor]) -> None:
 
 
 def implementations(student: Student) -> dict[str, Callable[[], object]]:
-    """Each way to update an average, as a call without arguments; every call goes on from the one before."""
+    """Each way to update an average, as a call without arguments; every call goes on from the one
+    before."""
     flats, weights = flat(student), [parameter.detach() for parameter in student.parameters()]
     ours, averages = Ema(flats, [], DECAY), [weight.clone() for weight in weights]
     theirs = {

@@ -2,9 +2,10 @@
 
 python -m benchmarks.bench_engine [--out FOLDER] [--seconds 240]
 
-In it are mixing, student, loss, backward, DeepSpeed's step, the schedule, the guard against NaN and the average of the
-weights; batches lie on the device (trainers.py), the teacher's answers are recorded ones. The peer is described in peers.py.
-Before a row of ours is timed, its first loss must equal that of timm's model with the same weights. Columns of its own:
+In it are mixing, student, loss, backward, DeepSpeed's step, the schedule, the guard against NaN and
+the average of the weights; batches lie on the device (trainers.py), the teacher's answers are
+recorded ones. The peer is described in peers.py. Before a row of ours is timed, its first loss must
+equal that of timm's model with the same weights. Columns of its own:
 
   launches   on a GPU the kernels, copies and fills that the profiler sees; on a CPU the operators of counting.py
   host_ms    CPU time of the process from an idle device until the step returns, median. A wait is spent spinning, so it is
@@ -13,9 +14,9 @@ Before a row of ours is timed, its first loss must equal that of timm's model wi
              of counting.py
   idle_pct   share of the time between the first and the last kernel of some steps in which none runs, by the profiler
 
-ms are the distance of steps that follow each other without a pause, as in training: on a GPU by its own clock, on a CPU in CPU
-time of the process. A row that fails is named, the others go on,
-and the exit code is 1.
+ms are the distance of steps that follow each other without a pause, as in training: on a GPU by its
+own clock, on a CPU in CPU time of the process. A row that fails is named, the others go on, and the
+exit code is 1.
 """
 
 import argparse
@@ -44,7 +45,8 @@ from fastdeit.kernels.backend import set_backend
 from fastdeit.models.student import WIDTHS
 
 TIMED, COUNTED = 20, 5
-"""Steps of a measurement after `COUNTED` for warming up; steps of which launches, waits and host time are taken."""
+"""Steps of a measurement after `COUNTED` for warming up; steps of which launches, waits and host
+time are taken."""
 TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
 """Of the first loss, relative."""
 SHOWN = ("ms_p50", "images_per_s", "peak_mib", *harness.COUNTED)
@@ -107,7 +109,8 @@ CASES = {
 
 
 def build(case: Case, world: World) -> tuple[Step, Callable[[], None]]:
-    """A step that is ready to be timed, and what lets go of its memory. Raises AssertionError for a wrong first loss."""
+    """A step that is ready to be timed, and what lets go of its memory. Raises AssertionError for a
+    wrong first loss."""
     way = WAYS[case.impl]
     config = make_config(case.student, case.batch, precision=case.dtype, **way.changes)
     batch = make_batch(case.batch, world.device, config.data.input_size)

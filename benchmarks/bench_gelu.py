@@ -1,10 +1,12 @@
-"""`kernels/gelu.py` against what a user would otherwise call: the layer's bias and F.gelu, eager and compiled.
+"""`kernels/gelu.py` against what a user would otherwise call: the layer's bias and F.gelu, eager
+and compiled.
 
 python -m benchmarks.bench_gelu [--out FOLDER]
 
-Everything in bf16. "F.gelu" adds bias and input in an eager kernel of its own; "F.gelu without bias" is the most that a matrix
-product's epilogue can save, which adds the bias at no cost but leaves its gradient to another kernel: neither is counted
-here. Mode bwd is the backward alone. The floor that pct_of_copy refers to: forward 2, backward 3 times the bytes of x.
+Everything in bf16. "F.gelu" adds bias and input in an eager kernel of its own; "F.gelu without
+bias" is the most that a matrix product's epilogue can save, which adds the bias at no cost but
+leaves its gradient to another kernel: neither is counted here. Mode bwd is the backward alone. The
+floor that pct_of_copy refers to: forward 2, backward 3 times the bytes of x.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,9 @@
-"""Resident memory over training and evaluation in turns: python -m benchmarks.bench_memory [--iterations 2000] [-o results.csv]
+"""Resident memory over training and evaluation in turns: python -m benchmarks.bench_memory
+[--iterations 2000] [-o results.csv]
 
-Real loaders of both backends, or of one, at a small size; a row for each 100 iterations, the mean of ten looks, since the
-batches alive at one moment differ. Ends with exit code 1 when the largest and the smallest after the warm-up are more than 4 %
-apart (2 % to either side of their middle).
+Real loaders of both backends, or of one, at a small size; a row for each 100 iterations, the mean
+of ten looks, since the batches alive at one moment differ. Ends with exit code 1 when the largest
+and the smallest after the warm-up are more than 4 % apart (2 % to either side of their middle).
 """
 
 import argparse
@@ -33,7 +34,8 @@ def resident_mib() -> float:
 
 
 def run(root: Path, backend: str, iterations: int) -> list[tuple[int, float]]:
-    """(iteration, MiB) for each EVERY iterations; an iteration is a batch of training or of evaluation."""
+    """(iteration, MiB) for each EVERY iterations; an iteration is a batch of training or of
+    evaluation."""
     index, options = (
         build_index(root, "train"),
         PipelineOptions(MEAN, STD, num_threads=2, backend=backend),
@@ -57,7 +59,8 @@ def run(root: Path, backend: str, iterations: int) -> list[tuple[int, float]]:
 
 
 def swing_pct(found: list[tuple[int, float]]) -> float:
-    """Half the distance between the smallest and the largest after the warm-up, in percent of their middle."""
+    """Half the distance between the smallest and the largest after the warm-up, in percent of their
+    middle."""
     held = [mib for iteration, mib in found if iteration > WARM_UP * found[-1][0]]
     return 100 * (max(held) - min(held)) / (max(held) + min(held))
 

@@ -1,12 +1,15 @@
-"""`kernels/mix.py` against what a user would otherwise call: torch.compile, timm's Mixup, torchvision's v2.
+"""`kernels/mix.py` against what a user would otherwise call: torch.compile, timm's Mixup,
+torchvision's v2.
 
 python -m benchmarks.bench_mix [--out FOLDER]
 
-Images come from the pipeline as fp16 and leave in bf16, the model's dtype: as images (mix), as the patches that the student
-embeds (mix_patches), or as both, with the images channels last for a teacher (mix_both). timm and torchvision mix in fp32, as
-their users do after normalising, and are timed with the cast to bf16 that the model needs, and with what makes the same
-patches out of it; they also make the soft target, which is small. One half of our pairs is Mixup, the other CutMix; theirs draw
-one of the two for the whole batch. pct_of_copy counts what must be read and written once.
+Images come from the pipeline as fp16 and leave in bf16, the model's dtype: as images (mix), as the
+patches that the student embeds (mix_patches), or as both, with the images channels last for a
+teacher (mix_both). timm and torchvision mix in fp32, as their users do after normalising, and are
+timed with the cast to bf16 that the model needs, and with what makes the same patches out of it;
+they also make the soft target, which is small. One half of our pairs is Mixup, the other CutMix;
+theirs draw one of the two for the whole batch. pct_of_copy counts what must be read and written
+once.
 """
 
 from collections.abc import Callable
@@ -106,7 +109,8 @@ def patchify(images: torch.Tensor) -> torch.Tensor:
 
 
 def implementations(inputs: Inputs, mode: str) -> dict[str, Run]:
-    """Each way to mix, as a call without arguments; all must equal the reference, which comes first."""
+    """Each way to mix, as a call without arguments; all must equal the reference, which comes
+    first."""
     out = torch.bfloat16
     compiled, compiled_patches = torch.compile(mix_reference), torch.compile(mix_patches_reference)
     if mode == "mix":

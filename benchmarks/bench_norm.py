@@ -1,11 +1,13 @@
-"""`kernels/norm.py` against what a user would otherwise call: the sum and F.layer_norm, eager and compiled.
+"""`kernels/norm.py` against what a user would otherwise call: the sum and F.layer_norm, eager and
+compiled.
 
 python -m benchmarks.bench_norm [--out FOLDER]
 
-add_norm with DropPath's factors, as between two blocks. "reference" and the first "torch.compile" keep the residual stream in
-bf16 as ours does; "fp32 stream" is what autocast makes of a model: x and the gradient that comes back are fp32, the branch is
-bf16, the norm's result is cast to bf16 for the matrix product that follows. Mode bwd is the backward alone. The floor that
-pct_of_copy refers to is the bf16 stream's in every row: forward 4, backward 5 times the bytes of x.
+add_norm with DropPath's factors, as between two blocks. "reference" and the first "torch.compile"
+keep the residual stream in bf16 as ours does; "fp32 stream" is what autocast makes of a model: x
+and the gradient that comes back are fp32, the branch is bf16, the norm's result is cast to bf16 for
+the matrix product that follows. Mode bwd is the backward alone. The floor that pct_of_copy refers
+to is the bf16 stream's in every row: forward 4, backward 5 times the bytes of x.
 """
 
 from collections.abc import Callable
@@ -135,7 +137,8 @@ def peers() -> dict[str, AddNorm]:
 
 
 def gate(run: AddNorm, name: str, dim: int, device: torch.device) -> None:
-    """In fp32 the results and every gradient; in bf16 the sum, and the norm of the very sum that was stored."""
+    """In fp32 the results and every gradient; in bf16 the sum, and the norm of the very sum that
+    was stored."""
     x, branch, scale, weight, bias = make_inputs((2, 198, dim), torch.float32, device)
     leaves, cotangents = (x, branch, weight, bias), list(torch.randn(2, *x.shape, device=device))
     expected = add_norm_reference(x, branch, scale, weight, bias, EPS)

@@ -1,9 +1,11 @@
-"""Our data path against timm's loader and torchvision's transforms on the CPU: same files, recipe, workers, in one run.
+"""Our data path against timm's loader and torchvision's transforms on the CPU: same files, recipe,
+workers, in one run.
 
 python -m benchmarks.bench_pipeline [-o results.csv] [--images 768] [--workers 2] [--sizes 224 384]
 
-CPU ms an image counts all threads and processes; images/s swings with other load. `ratio`: timm's CPU ms over the row's, the
-median of rounds in which the loaders alternate. Stages are cumulative: a stage alone is the difference to the one before.
+CPU ms an image counts all threads and processes; images/s swings with other load. `ratio`: timm's
+CPU ms over the row's, the median of rounds in which the loaders alternate. Stages are cumulative: a
+stage alone is the difference to the one before.
 """
 
 import argparse
@@ -100,7 +102,8 @@ def contest(loaders: dict[str, Start], images: int, **where: str | float) -> lis
 
 
 def compare(folder: Path, shards: Path, pattern: str, arguments: argparse.Namespace) -> list[Row]:
-    """Every stage for the folder at the first size; the whole path for the tars and for the other sizes."""
+    """Every stage for the folder at the first size; the whole path for the tars and for the other
+    sizes."""
     index, workers, images, first = (
         build_index(folder, "train"),
         arguments.workers,

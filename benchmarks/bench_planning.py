@@ -1,8 +1,9 @@
-"""What planning costs, and how long Python holds the interpreter's lock: python -m benchmarks.bench_planning [-o results.csv]
+"""What planning costs, and how long Python holds the interpreter's lock: python -m
+benchmarks.bench_planning [-o results.csv]
 
-us_per_sample: CPU time of drawing a sample and packing its rows (DeiT's recipe, DropPath's bits of 12 blocks), by micro-batch;
-digest_us: of that, the hash of what was drawn.
-lock_pct: CPU time of the thread that runs Python, DALI's calls included, over the time that passes while two DALI threads
+us_per_sample: CPU time of drawing a sample and packing its rows (DeiT's recipe, DropPath's bits of
+12 blocks), by micro-batch; digest_us: of that, the hash of what was drawn. lock_pct: CPU time of
+the thread that runs Python, DALI's calls included, over the time that passes while two DALI threads
 make the batch: an upper bound of the share in which the lock is held.
 """
 
@@ -54,7 +55,8 @@ def planning_us(index: Index, micro_batch: int) -> float:
 
 
 def digest_us(index: Index, micro_batch: int) -> float:
-    """CPU microseconds a sample, of the hash over what is planned for it, in blocks of the loader's size."""
+    """CPU microseconds a sample, of the hash over what is planned for it, in blocks of the loader's
+    size."""
     plan, ordinals = Plan(PlanSpec(), index.sizes), np.arange(4096)
     draws, keep = plan.draw(0, ordinals), plan.keep(0, ordinals, [0.1] * 12)
     steps, times = ordinals // micro_batch, SAMPLES // len(ordinals)

@@ -1,11 +1,14 @@
-"""Whole runs on one device under DeepSpeed's launcher: the recipes, stops and what goes on after them, DeiT-S end to end.
+"""Whole runs on one device under DeepSpeed's launcher: the recipes, stops and what goes on after
+them, DeiT-S end to end.
 
 python -m benchmarks.bench_runs NAME [--folder FOLDER] [--out FOLDER]
 
-A name stands for some starts one after the other: the same command again after a stop, or with another ZeRO stage. Each start
-leaves a row in runs.csv. It must end with 0, go on where the one before stopped, and have a finite loss; the first that does
-not ends the benchmark with exit code 1. images_per_s is the median over the lines of metrics.jsonl after the first two of a
-start, in which kernels are compiled and the loader fills up: what training sees of the loader, the step and the log together.
+A name stands for some starts one after the other: the same command again after a stop, or with
+another ZeRO stage. Each start leaves a row in runs.csv. It must end with 0, go on where the one
+before stopped, and have a finite loss; the first that does not ends the benchmark with exit code 1.
+images_per_s is the median over the lines of metrics.jsonl after the first two of a start, in which
+kernels are compiled and the loader fills up: what training sees of the loader, the step and the log
+together.
 """
 
 import argparse
@@ -86,7 +89,8 @@ SIZES = {
 
 
 def runs(folder: Path, device: torch.device) -> dict[str, list[str]]:
-    """The flags of each start, by the name of the run. A CPU decodes by itself, whatever the name says."""
+    """The flags of each start, by the name of the run. A CPU decodes by itself, whatever the name
+    says."""
     sizes = SIZES[device.type]
     teacher = f"--data-path {folder}/data/digits"
     digits = f"{teacher} --recipe digits --teacher-path {folder}/digits_teacher/student.safetensors"
@@ -106,7 +110,8 @@ def runs(folder: Path, device: torch.device) -> dict[str, list[str]]:
 
 
 def write_data(folder: Path, sizes: Sizes) -> None:
-    """Write JPEG files under many names to folder/train, the first of each class to folder/val, unless they are there."""
+    """Write JPEG files under many names to folder/train, the first of each class to folder/val,
+    unless they are there."""
     from benchmarks.loaders import write_images  # needs DALI and torchvision
 
     if folder.exists():
@@ -123,7 +128,8 @@ def write_data(folder: Path, sizes: Sizes) -> None:
 def launch(flags: str, folder: Path, device: torch.device) -> int:
     """The exit code of `deepspeed fastdeit/train.py` on one device, its output passed through.
 
-    An interrupt kills the whole process group at once, this process too: nothing of a run may live on beside what comes next.
+    An interrupt kills the whole process group at once, this process too: nothing of a run may live
+    on beside what comes next.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,7 +1,8 @@
-"""Decoder, threads and prefetch depth of our loader: python -m benchmarks.bench_settings [-o results.csv] [--threads 16]
+"""Decoder, threads and prefetch depth of our loader: python -m benchmarks.bench_settings [-o
+results.csv] [--threads 16]
 
-On a GPU every backend and decoder that goes there, else the CPU's; images/s of whole batches and CPU ms an image. Defaults in
-config.py follow what this shows.
+On a GPU every backend and decoder that goes there, else the CPU's; images/s of whole batches and
+CPU ms an image. Defaults in config.py follow what this shows.
 """
 
 import argparse

@@ -1,13 +1,15 @@
-"""The model's step, forward, loss, backward and AdamW: our kernels against timm, eager and compiled.
+"""The model's step, forward, loss, backward and AdamW: our kernels against timm, eager and
+compiled.
 
 python -m benchmarks.bench_step [--out FOLDER] [--seconds 240]
 
-It is not the trainer's step: no DeepSpeed, no mixing, no average of the weights, no schedule, no guard against NaN. Those are
-in `benchmarks.bench_engine`; what lies between the two figures is what they cost.
-Images are mixed, on the device and the same in every step, so that no loader and no teacher is in it: a hard label comes
-from a table. Ours: bf16 weights with fp32 masters, patches in, one launch for the loss. timm: fp32 weights under autocast
-as its users train, the two heads with deit's soft-target and hard-label losses, and the best of SDPA's backends for it.
-Both take AdamW's fused form. What does not fit into memory or the time is named and left out.
+It is not the trainer's step: no DeepSpeed, no mixing, no average of the weights, no schedule, no
+guard against NaN. Those are in `benchmarks.bench_engine`; what lies between the two figures is what
+they cost. Images are mixed, on the device and the same in every step, so that no loader and no
+teacher is in it: a hard label comes from a table. Ours: bf16 weights with fp32 masters, patches in,
+one launch for the loss. timm: fp32 weights under autocast as its users train, the two heads with
+deit's soft-target and hard-label losses, and the best of SDPA's backends for it. Both take AdamW's
+fused form. What does not fit into memory or the time is named and left out.
 """
 
 import argparse
@@ -189,7 +191,8 @@ def measure(
 
 
 def with_mfu(row: harness.Row, name: str, device: torch.device) -> harness.Row:
-    """Instead of bytes, which a step has no least number of: percent of an H100's 989 TFLOP/s in `pct_of_copy`'s place."""
+    """Instead of bytes, which a step has no least number of: percent of an H100's 989 TFLOP/s in
+    `pct_of_copy`'s place."""
     tflops = float(row["images_per_s"]) * GFLOP[name] / 1e3
     row["gbps"], row["pct_of_copy"] = "", ""
     print(

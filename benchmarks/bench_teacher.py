@@ -1,11 +1,14 @@
-"""Training without a teacher, with a recorded one, and with a live one: python -m benchmarks.bench_teacher [-o results.csv]
+"""Training without a teacher, with a recorded one, and with a live one: python -m
+benchmarks.bench_teacher [-o results.csv]
 
-The same student, loss and heads in all: without a teacher the hard labels come from an array in memory, so that what the
-recorded one costs beside it is the cache. In one process and in turns, several rounds: the median over the rounds of each
-round's ratio is what counts on a machine that others use too, and CPU time an image beside it. The teacher is a RegNet with
-random weights, and on a CPU the student is chosen to cost about as much, as DeiT-S does beside RegNetY-16GF.
-Then the rate of recording, the bytes that a step reads from the cache, and how long a cache of 300 epochs of ImageNet (a
-sparse file) takes to open, with the first batch and the epoch's order, and to look 1,024 samples up.
+The same student, loss and heads in all: without a teacher the hard labels come from an array in
+memory, so that what the recorded one costs beside it is the cache. In one process and in turns,
+several rounds: the median over the rounds of each round's ratio is what counts on a machine that
+others use too, and CPU time an image beside it. The teacher is a RegNet with random weights, and on
+a CPU the student is chosen to cost about as much, as DeiT-S does beside RegNetY-16GF. Then the rate
+of recording, the bytes that a step reads from the cache, and how long a cache of 300 epochs of
+ImageNet (a sparse file) takes to open, with the first batch and the epoch's order, and to look
+1,024 samples up.
 """
 
 import argparse
@@ -59,7 +62,8 @@ COLUMNS = (
     *("images_per_s", "cpu_ms_per_image", "speed_pct", "cpu_speed_pct", "bytes_per_step"),
     *("open_s", "lookup_ms", "new_chunk_ms"),
 )
-"""speed_pct: of the speed without a teacher; cpu_speed_pct: the same by CPU time; new_chunk_ms: a look-up that checks one."""
+"""speed_pct: of the speed without a teacher; cpu_speed_pct: the same by CPU time; new_chunk_ms: a
+look-up that checks one."""
 IMAGENET = 1_281_166
 LOOKUP = 1024
 
@@ -258,7 +262,8 @@ def training_rows(scene: Scene, rounds: int) -> list[dict[str, str]]:
 
 
 def imagenet_row(folder: Path) -> dict[str, str]:
-    """Opening, and looking up, with the cache's files in the system's memory, as far as they are not holes."""
+    """Opening, and looking up, with the cache's files in the system's memory, as far as they are
+    not holes."""
     samples = IMAGENET // 2 * 2
     manifest = Manifest("hard", 1, 1000, samples, {}, {}, LARGEST_CHUNK)
     plan = Plan(PlanSpec(), np.full((IMAGENET, 2), 256, np.int32))

@@ -1,13 +1,15 @@
-"""Does a change leave every training step as it was? Thirty steps in each form of the engine, by two commits, bit for bit.
+"""Does a change leave every training step as it was? Thirty steps in each form of the engine, by
+two commits, bit for bit.
 
     python -m benchmarks.compare_steps record FOLDER                     in each of two checkouts, on one process
     python -m torch.distributed.run --nproc_per_node 2 -m benchmarks.compare_steps record FOLDER    on two
     python -m benchmarks.compare_steps record FOLDER --restore OTHER     three steps from the checkpoints of OTHER instead
     python -m benchmarks.compare_steps compare FOLDER OTHER
 
-The student, the batches and the settings are those of tests/support/tiny_student.py. A folder gets steps.json: of each form the losses, and
-a SHA-256 of weights, moments and average after thirty steps and after three more. Compare on one machine: another processor
-may round otherwise. Exit code 1 if a form differs.
+The student, the batches and the settings are those of tests/support/tiny_student.py. A folder gets
+steps.json: of each form the losses, and a SHA-256 of weights, moments and average after thirty
+steps and after three more. Compare on one machine: another processor may round otherwise. Exit code
+1 if a form differs.
 """
 
 import argparse

@@ -1,7 +1,9 @@
-"""What a step asks of its device: launches, copies, answers that the host waits for, synchronisations.
+"""What a step asks of its device: launches, copies, answers that the host waits for,
+synchronisations.
 
-They are counted where Python hands them over, on any device, so a CPU shows what a GPU would be asked. The backward is in it:
-the autograd engine's threads take over the dispatch mode of the thread that called it. One call counts as one of
+They are counted where Python hands them over, on any device, so a CPU shows what a GPU would be
+asked. The backward is in it: the autograd engine's threads take over the dispatch mode of the
+thread that called it. One call counts as one of
 
   launches          every operator that yields or changes a tensor, but for views, allocations and reads. A `_foreach` operator,
                     an operator of ours and a collective are one each, however many kernels they are made of
@@ -11,8 +13,8 @@ the autograd engine's threads take over the dispatch mode of the thread that cal
   copies            `copy_` and `_to_copy` between the host and a device; they are launches too
   synchronisations  `synchronize` of torch.cuda, of its streams and events, and of DeepSpeed's accelerator, each call once
 
-Not seen: what a compiled graph launches, and what torch does below the dispatcher (`torch.tensor(..., device=)`). On a GPU
-`kernel_spans` and `count_waits` see these, too.
+Not seen: what a compiled graph launches, and what torch does below the dispatcher
+(`torch.tensor(..., device=)`). On a GPU `kernel_spans` and `count_waits` see these, too.
 """
 
 import functools
@@ -56,7 +58,8 @@ class Place(NamedTuple):
 
 
 class StepCounter(TorchDispatchMode):
-    """Counts what is asked for between its `__enter__` and `__exit__`; one may stand inside of another."""
+    """Counts what is asked for between its `__enter__` and `__exit__`; one may stand inside of
+    another."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +132,8 @@ def count_waits(step: Callable[[], object]) -> int:
 
 
 def kernel_spans(step: Callable[[], object], steps: int) -> list[tuple[float, float]]:
-    """Start and end, in microseconds, of every kernel, copy and fill that a GPU runs in so many steps."""
+    """Start and end, in microseconds, of every kernel, copy and fill that a GPU runs in so many
+    steps."""
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(steps):
@@ -145,7 +149,8 @@ def kernel_spans(step: Callable[[], object], steps: int) -> list[tuple[float, fl
 
 
 def uncovered_pct(spans: Iterable[tuple[float, float]]) -> float:
-    """Percent of the time from the first start to the last end that lies in none of the spans (start, end), one at least."""
+    """Percent of the time from the first start to the last end that lies in none of the spans
+    (start, end), one at least."""
     ordered = sorted(spans)
     first = reached = ordered[0][0]
     gaps = 0.0

@@ -1,8 +1,10 @@
-"""What every kernel benchmark shares: the gate on correctness, the clock, the machine's stamp, the row in the results.
+"""What every kernel benchmark shares: the gate on correctness, the clock, the machine's stamp, the
+row in the results.
 
-A benchmark gates its implementations against the reference, measures each with `measure`, and appends the rows to
-results/<device>.csv, which is never rewritten. On a GPU the clock is Triton's (warm-up outside, L2 flushed between
-calls); on the CPU it is the wall clock of single calls, which tells little on a shared machine and says so by `gpu`.
+A benchmark gates its implementations against the reference, measures each with `measure`, and
+appends the rows to results/<device>.csv, which is never rewritten. On a GPU the clock is Triton's
+(warm-up outside, L2 flushed between calls); on the CPU it is the wall clock of single calls, which
+tells little on a shared machine and says so by `gpu`.
 """
 
 import argparse
@@ -49,7 +51,8 @@ Row = dict[str, str | float]
 
 @dataclass(frozen=True)
 class Launch:
-    """A call of an op's launcher that `resources.py` compiles without a GPU; what it asks of the kernels it names."""
+    """A call of an op's launcher that `resources.py` compiles without a GPU; what it asks of the
+    kernels it names."""
 
     name: str
     run: Callable[[], object]
@@ -60,7 +63,8 @@ class Launch:
 
 
 def gate(actual: torch.Tensor, expected: torch.Tensor, name: str) -> None:
-    """Stop the benchmark with assert_close's report when an implementation is not the reference's equal."""
+    """Stop the benchmark with assert_close's report when an implementation is not the reference's
+    equal."""
     torch.testing.assert_close(
         actual, expected, msg=lambda report: f"{name} is not the reference: {report}"
     )
@@ -69,7 +73,8 @@ def gate(actual: torch.Tensor, expected: torch.Tensor, name: str) -> None:
 def quantiles_ms(
     run: Callable[[], object], device: torch.device, repeat_ms: int = 200
 ) -> tuple[float, float, float]:
-    """Milliseconds of one call at 20, 50 and 80 %, over at least repeat_ms of calls after a warm-up."""
+    """Milliseconds of one call at 20, 50 and 80 %, over at least repeat_ms of calls after a
+    warm-up."""
     if device.type == "cuda":
         return tuple(triton.testing.do_bench(run, rep=repeat_ms, quantiles=[0.2, 0.5, 0.8]))
     run()
@@ -83,7 +88,8 @@ def quantiles_ms(
 
 
 def copy_gbps(device: torch.device) -> float:
-    """The device's copy bandwidth, read and write together, in GB/s: what a streaming kernel can reach."""
+    """The device's copy bandwidth, read and write together, in GB/s: what a streaming kernel can
+    reach."""
     source = torch.ones(
         2**28 if device.type == "cuda" else 2**24, dtype=torch.float32, device=device
     )
@@ -92,7 +98,8 @@ def copy_gbps(device: torch.device) -> float:
 
 
 def peak_mib(run: Callable[[], object], device: torch.device) -> float:
-    """Memory that one call allocates at its peak beyond what was there; 0 on the CPU, which keeps no count."""
+    """Memory that one call allocates at its peak beyond what was there; 0 on the CPU, which keeps
+    no count."""
     if device.type != "cuda":
         return 0.0
     torch.cuda.reset_peak_memory_stats(device)
@@ -104,7 +111,8 @@ def peak_mib(run: Callable[[], object], device: torch.device) -> float:
 def measure(
     run: Callable[[], object], device: torch.device, *, images: int, nbytes: int, copy: float
 ) -> Row:
-    """The measured columns of one implementation; nbytes: the least a call must read and write, copy: `copy_gbps`."""
+    """The measured columns of one implementation; nbytes: the least a call must read and write,
+    copy: `copy_gbps`."""
     p20, p50, p80 = quantiles_ms(run, device)
     gbps = nbytes / p50 / 1e6
     found = (p20, p50, p80, gbps, 100 * gbps / copy, 1e3 * images / p50, peak_mib(run, device))
@@ -118,7 +126,8 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str:
-    """Short hash of the checkout, with +dirty when the tree differs; outside of one $FASTDEIT_COMMIT, or "unknown"."""
+    """Short hash of the checkout, with +dirty when the tree differs; outside of one
+    $FASTDEIT_COMMIT, or "unknown"."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run(
@@ -133,7 +142,8 @@ def commit() -> str:
 
 
 def installed(package: str) -> str:
-    """The version of a package, "" if it is not there. DALI has a name a CUDA version, so it is asked itself."""
+    """The version of a package, "" if it is not there. DALI has a name a CUDA version, so it is
+    asked itself."""
     try:
         return import_module("nvidia.dali").__version__ if package == "dali" else version(package)
     except (ImportError, OSError):  # also a metadata file or a library that is not there
@@ -141,7 +151,8 @@ def installed(package: str) -> str:
 
 
 def environment(device: torch.device) -> Row:
-    """The columns that say where and with what a row was measured; a package that is not there stays empty."""
+    """The columns that say where and with what a row was measured; a package that is not there
+    stays empty."""
     stamp: Row = {
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
@@ -151,7 +162,8 @@ def environment(device: torch.device) -> Row:
 
 
 def append(rows: Iterable[Row], device: torch.device, folder: Path = RESULTS) -> Path:
-    """Append rows to the device's file in the folder, with a header when it is new; returns the file."""
+    """Append rows to the device's file in the folder, with a header when it is new; returns the
+    file."""
     path = folder / (re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()) + ".csv")
     write_rows(path, rows, COLUMNS)
     return path
@@ -190,10 +202,11 @@ def _widen(path: Path, columns: Sequence[str]) -> Sequence[str]:
 def run_benchmark(
     doc: str | None, cases: Mapping[str, Iterable[tuple[Any, ...]]], bench: Callable[..., list[Row]]
 ) -> None:
-    """The command line of a bench_<op>.py: measure every case, append its rows at once, print all of them at the end.
+    """The command line of a bench_<op>.py: measure every case, append its rows at once, print all
+    of them at the end.
 
-    doc: the module's docstring. cases: by the device's type, the most telling first, what bench takes before device, stamp
-    and copy bandwidth.
+    doc: the module's docstring. cases: by the device's type, the most telling first, what bench
+    takes before device, stamp and copy bandwidth.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter

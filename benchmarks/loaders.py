@@ -1,7 +1,9 @@
-"""The loaders that bench_pipeline and bench_memory compare: ours, timm's and torchvision's, on the same files and recipe.
+"""The loaders that bench_pipeline and bench_memory compare: ours, timm's and torchvision's, on the
+same files and recipe.
 
-Each builder returns a function that starts the loader: endless batches, and the ids of the processes that work for it.
-`stages` names what is left out, from nothing but resize, flip and normalise to everything.
+Each builder returns a function that starts the loader: endless batches, and the ids of the
+processes that work for it. `stages` names what is left out, from nothing but resize, flip and
+normalise to everything.
 """
 
 import io
@@ -31,7 +33,8 @@ Start = Callable[[], Started]
 
 
 def write_images(root: Path, count: int, links: int) -> None:
-    """`count` 500 x 375 JPEG files (1/f noise) in root/train/{0,1}, each under `links` names: timm's epoch must not end."""
+    """`count` 500 x 375 JPEG files (1/f noise) in root/train/{0,1}, each under `links` names:
+    timm's epoch must not end."""
     rng, decay = (
         np.random.default_rng(0),
         1 / np.hypot(*np.meshgrid(*map(np.fft.fftfreq, (500, 375)))).clip(2e-3),
@@ -104,7 +107,8 @@ def timms(dataset: dict[str, object], size: int, workers: int, **recipe: object)
 def torchvisions(
     root: Path, size: int, workers: int, operations: int = 2, erase: float = 0.25
 ) -> Start:
-    """torchvision's transforms v2 over its ImageFolder (decoding by Pillow): its own RandAugment, each operation always."""
+    """torchvision's transforms v2 over its ImageFolder (decoding by Pillow): its own RandAugment,
+    each operation always."""
 
     def start() -> Started:
         bicubic = InterpolationMode.BICUBIC

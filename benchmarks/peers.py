@@ -1,8 +1,9 @@
 """timm's way to train the same student on the same batches: the peer of whole steps.
 
-fp32 weights, under autocast where ours trains in bf16; the two heads with deit's soft-target and hard-label losses; timm's
-groups, schedule, average and scaler. With AdamW's fused form that scaler skips a step whose gradients are not finite without
-waiting for it, where timm's and deit's scripts read the loss in every step: as fast as its users could have it.
+fp32 weights, under autocast where ours trains in bf16; the two heads with deit's soft-target and
+hard-label losses; timm's groups, schedule, average and scaler. With AdamW's fused form that scaler
+skips a step whose gradients are not finite without waiting for it, where timm's and deit's scripts
+read the loss in every step: as fast as its users could have it.
 """
 
 import contextlib
@@ -34,7 +35,8 @@ def timm_student(name: str, **sizes: object) -> nn.Module:
 
 
 def soft_target(labels: torch.Tensor, lam: torch.Tensor) -> torch.Tensor:
-    """fp32 (B, CLASSES): smoothed by 0.1 and mixed with the pair's partner, of which a sample has the share 1 - lam."""
+    """fp32 (B, CLASSES): smoothed by 0.1 and mixed with the pair's partner, of which a sample has
+    the share 1 - lam."""
     smooth = one_hot(labels, CLASSES, 0.9 + 0.1 / CLASSES, 0.1 / CLASSES)
     share = lam[:, None]
     return share * smooth + (1 - share) * smooth.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
@@ -58,7 +60,8 @@ def no_branch_dropped() -> Iterator[None]:
 
 
 class TimmTrainer:
-    """timm's student with all that a step of the config `Trainer` has; one process, one micro-batch a step.
+    """timm's student with all that a step of the config `Trainer` has; one process, one micro-batch
+    a step.
 
     mode: of torch.compile, for mixing, forward, loss and backward; None: eager.
     """

@@ -1,11 +1,13 @@
-"""Registers, shared memory and instructions of every kernel and configuration, compiled for a GPU that is not there.
+"""Registers, shared memory and instructions of every kernel and configuration, compiled for a GPU
+that is not there.
 
 python -m benchmarks.resources [--arch 90 80] [--only mix attention] [--write | --check]
 
-Each bench_<op>.py lists `LAUNCHES`: calls of the op's own launchers on small CPU tensors. Here they run under a driver that
-compiles and never launches, so that Triton specialises the arguments as it would on the GPU; the machine code is then
-read back with the disassembler of Triton's wheel. --write puts the table into results/sm<arch>-resources.csv; --check
-fails when a kernel has got worse than it says there, and is part of the tests (tests/kernels/test_resources.py).
+Each bench_<op>.py lists `LAUNCHES`: calls of the op's own launchers on small CPU tensors. Here they
+run under a driver that compiles and never launches, so that Triton specialises the arguments as it
+would on the GPU; the machine code is then read back with the disassembler of Triton's wheel.
+--write puts the table into results/sm<arch>-resources.csv; --check fails when a kernel has got
+worse than it says there, and is part of the tests (tests/kernels/test_resources.py).
 """
 
 import argparse
@@ -69,7 +71,8 @@ class OfflineDriver:
 
 @contextmanager
 def compiled_only(arch: int) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
-    """Within, launches of kernels compile for sm_<arch> and do nothing else; yields what was compiled.
+    """Within, launches of kernels compile for sm_<arch> and do nothing else; yields what was
+    compiled.
 
     For a process of its own: Triton keeps the driver that it was given.
     """
@@ -99,7 +102,8 @@ def _dump(kernel: Any, *options: str) -> str:
 
 
 def _ctas_per_sm(registers: int, warps: int, shared: int, arch: int) -> int:
-    """How many CTAs fit on one SM: 64 K registers given out in steps of 256 a warp, 1 KiB of shared memory kept back each."""
+    """How many CTAs fit on one SM: 64 K registers given out in steps of 256 a warp, 1 KiB of shared
+    memory kept back each."""
     per_warp = -(-registers * 32 // 256) * 256
     return min(
         65536 // (per_warp * warps), _SHARED_PER_SM[arch] // (shared + 1024), 64 // warps, 32
@@ -205,7 +209,8 @@ def table(arch: int) -> Path:
 
 
 def read(arch: int) -> dict[tuple[str, ...], dict[str, str]]:
-    """The checked-in rows of this Triton by their keys; none if they are of another version, whose code is another."""
+    """The checked-in rows of this Triton by their keys; none if they are of another version, whose
+    code is another."""
     with table(arch).open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["triton"] == triton.__version__]
     return {tuple(row[name] for name in KEYS): row for row in rows}

@@ -1,4 +1,5 @@
-"""The rows of a folder's benchmarks as one short table: ours, and how many times faster than each peer; whole runs and loaders.
+"""The rows of a folder's benchmarks as one short table: ours, and how many times faster than each
+peer; whole runs and loaders.
 
 python -m benchmarks.summary [FOLDER]
 """
@@ -26,7 +27,8 @@ def newest(rows: Iterable[Row]) -> list[Row]:
 
 
 def lines(rows: Iterable[Row]) -> list[str]:
-    """One for each benchmark, mode, shape and dtype that we have a row of: time, share of the copy bandwidth, others' times."""
+    """One for each benchmark, mode, shape and dtype that we have a row of: time, share of the copy
+    bandwidth, others' times."""
     cases: dict[tuple[str, str, str, str], dict[str, Row]] = {}
     for row in newest(rows):
         cases.setdefault((row["bench"], row["mode"], row["shape"], row["dtype"]), {})[

@@ -1,7 +1,9 @@
-"""The trainer as it trains, on made-up batches that lie on the device: no loader, no teacher, no DALI.
+"""The trainer as it trains, on made-up batches that lie on the device: no loader, no teacher, no
+DALI.
 
-What is drawn by the recipe `deit`: a distilled student, DropPath, pairs mixed by Mixup and CutMix, hard labels, AdamW, the
-schedule, the average of the weights. The teacher's answers are records of two bytes, as a cache has them.
+What is drawn by the recipe `deit`: a distilled student, DropPath, pairs mixed by Mixup and CutMix,
+hard labels, AdamW, the schedule, the average of the weights. The teacher's answers are records of
+two bytes, as a cache has them.
 """
 
 import dataclasses
@@ -23,7 +25,8 @@ CLASSES = 1000
 STEPS_PER_EPOCH = 1251
 """Of ImageNet at a batch of 1024: the schedule of the recipe."""
 TOY = {"model": "deit_tiny_distilled_patch16_224", "embed_dim": 32, "depth": 12, "num_heads": 1}
-"""All blocks and parameters of a DeiT, none of its size: on a CPU, what is asked for outweighs what is computed."""
+"""All blocks and parameters of a DeiT, none of its size: on a CPU, what is asked for outweighs what
+is computed."""
 TOY_SIZE = 32
 
 
@@ -63,7 +66,8 @@ def make_config(
 
 
 def model_sizes(config: Config) -> dict[str, int]:
-    """What the config says in place of the named model's own sizes, by `Student`'s keywords, which are timm's too."""
+    """What the config says in place of the named model's own sizes, by `Student`'s keywords, which
+    are timm's too."""
     names = ("patch_size", "embed_dim", "depth", "num_heads")
     return {
         name: getattr(config.model, name)
@@ -90,7 +94,8 @@ def make_trainer(config: Config, world: World) -> Trainer:
 
 
 def make_batch(size: int, device: torch.device, side: int = 224, depth: int = 12) -> Batch:
-    """`size` samples, the same in every call: one half mixed by Mixup, the other by CutMix; each has the teacher's class."""
+    """`size` samples, the same in every call: one half mixed by Mixup, the other by CutMix; each
+    has the teacher's class."""
     torch.manual_seed(0)
     half = torch.float16 if device.type == "cuda" else torch.float32
     images, lam, box = make_inputs((size, 3, side, side), device, half)

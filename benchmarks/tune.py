@@ -1,10 +1,12 @@
-"""Refresh kernels/configs.json on this machine's GPU: the fastest launch of each row that a DeiT's training uses.
+"""Refresh kernels/configs.json on this machine's GPU: the fastest launch of each row that a DeiT's
+training uses.
 
 python -m benchmarks.tune [--only attention norm] [--seconds 300]
 
-Each workload below is a call of an op at DeiT's sizes. The rows of the table that it reads are changed one number at a time,
-halved or doubled (warps, blocks, programs) or by one (stages), and a change stays when the call got faster by 2 % and still
-gives what it gave before. An architecture without rows of its own starts from copies of those that it uses.
+Each workload below is a call of an op at DeiT's sizes. The rows of the table that it reads are
+changed one number at a time, halved or doubled (warps, blocks, programs) or by one (stages), and a
+change stays when the call got faster by 2 % and still gives what it gave before. An architecture
+without rows of its own starts from copies of those that it uses.
 """
 
 import argparse
@@ -182,7 +184,8 @@ def neighbours(launch: configs.Launch) -> Iterator[configs.Launch]:
 
 
 def time_of(call: Call, expected: list[torch.Tensor] | None = None) -> float:
-    """Milliseconds of a call; infinity for a launch that does not compile or fit, or gives something else."""
+    """Milliseconds of a call; infinity for a launch that does not compile or fit, or gives
+    something else."""
     try:
         found = call()
         torch.cuda.synchronize()

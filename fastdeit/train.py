@@ -1,9 +1,11 @@
-"""The entry of `deepspeed fastdeit/train.py --recipe digits`. Nobody imports this file: what it calls is in run.py."""
+"""The entry of `deepspeed fastdeit/train.py --recipe digits`. Nobody imports this file: what it
+calls is in run.py."""
 
 import os
 import sys
 
-# started as a script, python puts this folder first on the path, where every module would also have a top-level name
+# started as a script, python puts this folder first on the path, where every module would also have
+# a top-level name
 if os.path.abspath(sys.path[0] or ".") == os.path.dirname(os.path.abspath(__file__)):
     sys.path[0] = os.path.dirname(sys.path[0]) or os.path.dirname(
         os.path.dirname(os.path.abspath(__file__))

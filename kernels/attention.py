@@ -2,13 +2,14 @@
 
     out[b, n, h] = softmax_m(q[b, n, h] · k[b, m, h] / sqrt(D)) · v[b, m, h]
 
-qkv: (B, N, 3, H, D), contiguous, the qkv projection as it leaves its matrix product; out: (B, N, H·D), what the output
-projection reads. Both are read and written in place: no head is ever transposed in memory. Scores, softmax and sums are
-fp32, the weights are rounded to qkv's dtype for their product with v. Bytes per image, in units of N·H·D elements: reads 3,
-writes 1, and 4 bytes a row and head of log-sum-exp; the backward (attention_bwd.py) reads 3 + 2 and writes 3.
+qkv: (B, N, 3, H, D), contiguous, the qkv projection as it leaves its matrix product; out: (B, N,
+H·D), what the output projection reads. Both are read and written in place: no head is ever
+transposed in memory. Scores, softmax and sums are fp32, the weights are rounded to qkv's dtype for
+their product with v. Bytes per image, in units of N·H·D elements: reads 3, writes 1, and 4 bytes a
+row and head of log-sum-exp; the backward (attention_bwd.py) reads 3 + 2 and writes 3.
 
-`attention_weights` also gives the softmax itself, for maps of what a token looks at; it is not part of training.
-Source: Vaswani et al. 2017 (1706.03762), eq. 1; Dao 2023 (2307.08691), algorithm 1.
+`attention_weights` also gives the softmax itself, for maps of what a token looks at; it is not part
+of training. Source: Vaswani et al. 2017 (1706.03762), eq. 1; Dao 2023 (2307.08691), algorithm 1.
 """
 
 import logging
@@ -41,7 +42,8 @@ def attention_reference(qkv: torch.Tensor) -> torch.Tensor:
 def attention_weights_reference(
     qkv: torch.Tensor, heads: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The output of `attention_reference`, and the fp32 softmax of the heads; as `attention_weights`."""
+    """The output of `attention_reference`, and the fp32 softmax of the heads; as
+    `attention_weights`."""
     q, k, _ = (
         qkv[:, :, :, list(heads)].float().permute(2, 0, 3, 1, 4).unbind(0)
     )  # each (B, len(heads), N, D)
@@ -51,7 +53,8 @@ def attention_weights_reference(
 
 @triton.jit
 def _attend(acc, top, total, q, k, v, keys, N: tl.constexpr, D: tl.constexpr, MASK: tl.constexpr):
-    """Add a block of keys to the sums of each row: of weighted values, of weights, both under the row's top score."""
+    """Add a block of keys to the sums of each row: of weighted values, of weights, both under the
+    row's top score."""
     scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (LOG2_E * D**-0.5)
     if MASK:
         scores = tl.where((keys < N)[None, :], scores, float("-inf"))
@@ -80,7 +83,8 @@ def _attention_fwd_kernel(
     STRIDE: tl.constexpr = 3 * H * D
     FULL: tl.constexpr = N // BLOCK_N * BLOCK_N if TAIL else N
     MASK: tl.constexpr = TAIL == 0 and N % BLOCK_N > 0
-    # the blocks of one head run side by side, so that its keys and values come from L2 after the first
+    # the blocks of one head run side by side, so that its keys and values come from L2 after the
+    # first
     pair = (tl.program_id(0) // BLOCKS).to(tl.int64)
     rows = tl.program_id(0) % BLOCKS * BLOCK_M + tl.arange(0, BLOCK_M)
     q_ptr = qkv_ptr + pair // H * (N * 3 * H * D) + pair % H * D
@@ -159,7 +163,8 @@ def _backward(ctx, grad, _) -> torch.Tensor | None:  # type: ignore[no-untyped-d
 
 @operator("attention", fake=_attention_fake, save=_save_for_backward, backward=_backward)
 def attention_triton(qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Launch the forward: `attention`'s output, and lse (B, H, N) fp32, log2 of each row's sum of exponentials.
+    """Launch the forward: `attention`'s output, and lse (B, H, N) fp32, log2 of each row's sum of
+    exponentials.
 
     Takes CPU tensors under TRITON_INTERPRET=1.
     """
@@ -186,7 +191,8 @@ def _attention_weights_fake(
 def attention_weights_triton(
     qkv: torch.Tensor, lse: torch.Tensor, heads: Sequence[int]
 ) -> torch.Tensor:
-    """Launch one kernel for each head: the softmax that `attention_triton` summed into lse, (B, len(heads), N, N) fp32."""
+    """Launch one kernel for each head: the softmax that `attention_triton` summed into lse, (B,
+    len(heads), N, N) fp32."""
     qkv = qkv.contiguous()
     batch, N, _, H, D = qkv.shape
     weights = _attention_weights_fake(qkv, lse, heads)
@@ -232,18 +238,21 @@ def _check(qkv: torch.Tensor) -> None:
 def attention(qkv: torch.Tensor) -> torch.Tensor:
     """Self-attention without mask or dropout, scale D**-0.5.
 
-    qkv: (B, N, 3, H, D) fp32, bf16 or fp16; returns (B, N, H·D) in the same dtype, differentiable (once). D of 32, 64, 96 or
-    128 and N up to 1024 run fused; others take the reference and say so once. Raises ValueError when qkv is not packed so.
+    qkv: (B, N, 3, H, D) fp32, bf16 or fp16; returns (B, N, H·D) in the same dtype, differentiable
+    (once). D of 32, 64, 96 or 128 and N up to 1024 run fused; others take the reference and say so
+    once. Raises ValueError when qkv is not packed so.
     """
     _check(qkv)
     return attention_triton(qkv)[0] if _is_kernels(qkv) else attention_reference(qkv)
 
 
 def attention_weights(qkv: torch.Tensor, heads: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """`attention`, and the weights of some heads, for maps of what a token looks at; without gradient.
+    """`attention`, and the weights of some heads, for maps of what a token looks at; without
+    gradient.
 
-    qkv: as `attention`; heads: which ones, in this order. Returns out (B, N, H·D) and weights (B, len(heads), N, N) fp32, rows
-    (queries) that sum to 1. Raises ValueError for a head that is not there, or when qkv is not packed so.
+    qkv: as `attention`; heads: which ones, in this order. Returns out (B, N, H·D) and weights (B,
+    len(heads), N, N) fp32, rows (queries) that sum to 1. Raises ValueError for a head that is not
+    there, or when qkv is not packed so.
     """
     _check(qkv)
     for head in heads:

@@ -1,19 +1,21 @@
-"""Gradient of `attention.py`'s forward, from its output and its log-sum-exp; without atomics, so it repeats bit for bit.
+"""Gradient of `attention.py`'s forward, from its output and its log-sum-exp; without atomics, so it
+repeats bit for bit.
 
     P = exp2(scale·log2(e) · Q Kᵀ - lse),   delta = rowsum(dO ∘ O),   dS = P ∘ (dO Vᵀ - delta)
     dV = Pᵀ dO,   dK = scale · dSᵀ Q,   dQ = scale · dS K
 
-qkv, dqkv: (B, N, 3, H, D) contiguous; out, grad (dO): (B, N, H·D); lse: (B, H, N) fp32, base 2. P and dS are rounded to qkv's
-dtype for their products, sums are fp32. Two forms write the same packed dqkv:
+qkv, dqkv: (B, N, 3, H, D) contiguous; out, grad (dO): (B, N, H·D); lse: (B, H, N) fp32, base 2. P
+and dS are rounded to qkv's dtype for their products, sums are fp32. Two forms write the same packed
+dqkv:
 
 - whole: one program per image and head keeps Q and dO, walks over the keys and holds dQ in registers: every byte passes
   once, in units of N·H·D elements 3 + 2 read and 3 written per image;
 - pair: the dQ kernel, which also writes delta (B, H, N), then the dK/dV kernel: 7 products for 5 and Q, K, V, dO twice, most of
   it from L2, but any N and few registers.
 
-The table chooses: a row of "attention_bwd_whole" holds BLOCK_M tokens, and longer images take the pair, with the rows of
-"attention_bwd_dq" and "attention_bwd_dkdv". Where the whole form spills, as in fp32, its only row is of a few tokens.
-Source: Dao 2023 (2307.08691), algorithm 2.
+The table chooses: a row of "attention_bwd_whole" holds BLOCK_M tokens, and longer images take the
+pair, with the rows of "attention_bwd_dq" and "attention_bwd_dkdv". Where the whole form spills, as
+in fp32, its only row is of a few tokens. Source: Dao 2023 (2307.08691), algorithm 2.
 """
 
 import torch
@@ -28,10 +30,12 @@ TAIL = 16  # the narrowest block that a matrix product takes
 
 
 def tail(N: int, block: int, bits: int) -> int:
-    """The width of a narrow last block for the tokens past the full ones; 0: none, the loop's last block is masked.
+    """The width of a narrow last block for the tokens past the full ones; 0: none, the loop's last
+    block is masked.
 
-    DeiT's special tokens come on top of a multiple of 64 or nearly (196 + 2, 576 + 2): a whole block for them would be up to a
-    quarter of the work. Not in fp32, whose products go without tensor cores: a second shape fills the registers.
+    DeiT's special tokens come on top of a multiple of 64 or nearly (196 + 2, 576 + 2): a whole
+    block for them would be up to a quarter of the work. Not in fp32, whose products go without
+    tensor cores: a second shape fills the registers.
     """
     return TAIL if bits == 16 and 4 * TAIL <= block < N and 0 < N % block <= TAIL else 0
 
@@ -85,7 +89,8 @@ def _keys_of_whole(
     MASK: tl.constexpr,
     FLIP: tl.constexpr,
 ):
-    """Store dK and dV of a block of keys; dQ with its share. FLIP: their products transposed, D rows high."""
+    """Store dK and dV of a block of keys; dQ with its share. FLIP: their products transposed, D
+    rows high."""
     STRIDE: tl.constexpr = 3 * H * D
     dk_ptr = dq_ptr + H * D
     dv_ptr = dq_ptr + 2 * H * D
@@ -248,7 +253,8 @@ def _rows_of_dkdv(
     PAD: tl.constexpr,
     MASK: tl.constexpr,
 ):
-    """dK and dV with the share of a block of queries; those past N have a dO and delta of 0 and add nothing.
+    """dK and dV with the share of a block of queries; those past N have a dO and delta of 0 and add
+    nothing.
 
     Keys past N may come to infinities, each in its own row, which is not stored.
     """
@@ -329,7 +335,8 @@ def attention_bwd_triton(
     sizes = {"N": N, "H": H, "D": D, "PAD": padded(D)}
     whole = config("attention_bwd_whole", qkv.device, bits=bits, D=D, N=N)
     if whole["BLOCK_M"] >= N:
-        # the narrow block's dK and dV are made transposed, D rows high: a warp-group product takes no fewer than 64
+        # the narrow block's dK and dV are made transposed, D rows high: a warp-group product takes
+        # no fewer than 64
         width = tail(N, whole["BLOCK_N"], bits) if D > 32 else 0
         _attention_bwd_whole_kernel[(batch * H,)](
             qkv, out, lse, grad, dqkv, **sizes, TAIL=width, **whole

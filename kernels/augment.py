@@ -1,13 +1,16 @@
-"""Operations of an augmentation on finished crops: RandAugment's fifteen, grey and Gaussian blur, as PIL and timm compute
-them, to the last bit. The twin, for a batch on a GPU, of what fastdeit.data.augment.exact does to a sample on the CPU.
+"""Operations of an augmentation on finished crops: RandAugment's fifteen, grey and Gaussian blur,
+as PIL and timm compute them, to the last bit. The twin, for a batch on a GPU, of what
+fastdeit.data.augment.exact does to a sample on the CPU.
 
-For each layer, and each image its own operation: statistics of the images whose operation asks for them (integers), the
-tables of the operations that are tables, then one pass that looks up, blends, sharpens, warps or copies; Gaussian blur, where
-a layer may have it, adds six passes over the images that it blurs. Nothing is read by the host.
+For each layer, and each image its own operation: statistics of the images whose operation asks for
+them (integers), the tables of the operations that are tables, then one pass that looks up, blends,
+sharpens, warps or copies; Gaussian blur, where a layer may have it, adds six passes over the images
+that it blurs. Nothing is read by the host.
 
-images: uint8 (B, H, W, 3), contiguous; ops: int32 (B, L); args: float64 (B, L, 2). Bytes per image and layer: reads 3·H·W,
-writes 3·H·W (0.3 MB at 224), statistics read them once more.
-Source: Pillow 12.3, src/libImaging (Filter.c for Sharpness) and src/PIL/ImageEnhance.py; timm 1.0.31, data/auto_augment.py.
+images: uint8 (B, H, W, 3), contiguous; ops: int32 (B, L); args: float64 (B, L, 2). Bytes per image
+and layer: reads 3·H·W, writes 3·H·W (0.3 MB at 224), statistics read them once more. Source: Pillow
+12.3, src/libImaging (Filter.c for Sharpness) and src/PIL/ImageEnhance.py; timm 1.0.31,
+data/auto_augment.py.
 """
 
 import math
@@ -52,9 +55,11 @@ LayerOps = Sequence[Sequence[str]]
 
 
 def pack_args(ops: torch.Tensor, args: torch.Tensor) -> torch.Tensor:
-    """timm's arguments, float64 (B, L), as `augment` takes them: float64 (B, L, 2), an argument and 0.
+    """timm's arguments, float64 (B, L), as `augment` takes them: float64 (B, L, 2), an argument and
+    0.
 
-    ops: int32 (B, L); both on the CPU. Of a rotation by degrees the cosine and sine, rounded as by PIL's Image.rotate.
+    ops: int32 (B, L); both on the CPU. Of a rotation by degrees the cosine and sine, rounded as by
+    PIL's Image.rotate.
     """
     pairs = torch.stack((args, torch.zeros_like(args)), -1)
     turned = ops == ROTATE.value
@@ -104,7 +109,8 @@ def augment_reference(
     fill: Sequence[int] = FILL,
     layer_ops: LayerOps | None = None,
 ) -> torch.Tensor:
-    """Augment in plain torch, operation by operation; arguments and result as `augment`. Asks which operations there are."""
+    """Augment in plain torch, operation by operation; arguments and result as `augment`. Asks which
+    operations there are."""
     out = images.clone()
     colour = torch.tensor(fill, dtype=torch.uint8, device=images.device)
     for layer, allowed in enumerate(_check(images, ops, args, fill, layer_ops)):
@@ -258,7 +264,8 @@ def _launch_layers(
     fill: Sequence[int],
     allowed: Sequence[int],
 ) -> torch.Tensor:
-    """Launch each layer's kernels; allowed: for each layer the operations that it may have, as bits."""
+    """Launch each layer's kernels; allowed: for each layer the operations that it may have, as
+    bits."""
     if not images.numel() or not allowed:
         return images.clone(memory_format=torch.contiguous_format)
     # the rows of a plan may be columns of a larger array
@@ -307,7 +314,8 @@ def augment_triton(
     fill: Sequence[int] = FILL,
     layer_ops: LayerOps | None = None,
 ) -> torch.Tensor:
-    """Launch the kernels; arguments and result as `augment`. Takes CPU tensors under TRITON_INTERPRET=1."""
+    """Launch the kernels; arguments and result as `augment`. Takes CPU tensors under
+    TRITON_INTERPRET=1."""
     return _launch_layers(images, ops, args, list(fill), _check(images, ops, args, fill, layer_ops))
 
 
@@ -318,12 +326,14 @@ def augment(
     fill: Sequence[int] = FILL,
     layer_ops: LayerOps | None = None,
 ) -> torch.Tensor:
-    """Apply each image's operations, layer after layer; the inputs are left as they are, no gradient.
+    """Apply each image's operations, layer after layer; the inputs are left as they are, no
+    gradient.
 
-    images: uint8 (B, H, W, 3). ops: int32 (B, L), places in OPS; any other number, as -1, does nothing. args: float64
-    (B, L, 2), of `pack_args`. fill: colour beside a warped image. layer_ops: for each layer the names that it may have, as
-    the plan's layer_ops, which spares the launches of others; an operation that is not among them does nothing.
-    Returns uint8 (B, H, W, 3). Raises ValueError on another dtype, a shape that does not fit or an unknown name.
+    images: uint8 (B, H, W, 3). ops: int32 (B, L), places in OPS; any other number, as -1, does
+    nothing. args: float64 (B, L, 2), of `pack_args`. fill: colour beside a warped image. layer_ops:
+    for each layer the names that it may have, as the plan's layer_ops, which spares the launches of
+    others; an operation that is not among them does nothing. Returns uint8 (B, H, W, 3). Raises
+    ValueError on another dtype, a shape that does not fit or an unknown name.
     """
     allowed = _check(images, ops, args, fill, layer_ops)
     if is_fused(images):

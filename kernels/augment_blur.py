@@ -1,10 +1,11 @@
-"""GaussianBlur of `augment`: PIL's three box blurs along the rows, then three along the columns, in 24-bit fixed point.
+"""GaussianBlur of `augment`: PIL's three box blurs along the rows, then three along the columns, in
+24-bit fixed point.
 
     box: ⌊(inner · Σ of the levels nearer than radius + outer · the two beyond + 2²³) / 2²⁴⌋, the outermost pixels continued
 
-Each box is a pass of its own, from one buffer into another; its radius differs by image and is 0 or 1 up to a deviation of 2.
-Bytes per blurred image: reads 18·H·W, writes 18·H·W; nothing is read or written of the others.
-Source: Pillow 12.3, src/libImaging/BoxBlur.c; Gwosdek et al., SSVM 2011.
+Each box is a pass of its own, from one buffer into another; its radius differs by image and is 0 or
+1 up to a deviation of 2. Bytes per blurred image: reads 18·H·W, writes 18·H·W; nothing is read or
+written of the others. Source: Pillow 12.3, src/libImaging/BoxBlur.c; Gwosdek et al., SSVM 2011.
 """
 
 import torch
@@ -16,7 +17,8 @@ from fastdeit.kernels.configs import blocks_of, config
 
 
 def _box_weights_reference(sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Whole radius of the boxes, weights of a whole and of an outermost pixel in 2^-24: int64 (B,) each; sigma: float64."""
+    """Whole radius of the boxes, weights of a whole and of an outermost pixel in 2^-24: int64 (B,)
+    each; sigma: float64."""
     variance = sigma.float() * sigma.float() / 3
     length = (12.0 * variance.double() + 1.0).sqrt().float()
     whole = ((length.double() - 1.0) / 2.0).floor().float()
@@ -48,7 +50,8 @@ def _box_reference(
 
 
 def blur_reference(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """ImageFilter.GaussianBlur(sigma) of uint8 (B, H, W, 3); sigma: float64 (B,), 0 leaves the image as it is."""
+    """ImageFilter.GaussianBlur(sigma) of uint8 (B, H, W, 3); sigma: float64 (B,), 0 leaves the
+    image as it is."""
     weights = [weight.view(-1, 1, 1) for weight in _box_weights_reference(sigma)]
     planes = images.permute(0, 3, 1, 2).long()
     for _ in range(2):  # rows first; transposed, the columns are rows

@@ -1,8 +1,10 @@
-"""What the parts of `augment` share: the numbers of the operations, grey, and the blend of two levels.
+"""What the parts of `augment` share: the numbers of the operations, grey, and the blend of two
+levels.
 
-PIL's arithmetic to the last bit (Pillow 12.3, src/libImaging): Convert.c for grey in 16-bit fixed point, Blend.c for the
-blend in single precision, clipped and truncated. A product and a sum must be rounded one after the other, so every kernel
-of these files that computes with floating point is launched with `EXACT`.
+PIL's arithmetic to the last bit (Pillow 12.3, src/libImaging): Convert.c for grey in 16-bit fixed
+point, Blend.c for the blend in single precision, clipped and truncated. A product and a sum must be
+rounded one after the other, so every kernel of these files that computes with floating point is
+launched with `EXACT`.
 """
 
 from collections.abc import Iterable
@@ -70,7 +72,8 @@ def gray_reference(images: torch.Tensor) -> torch.Tensor:
 
 
 def blend_reference(base: torch.Tensor, level: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """base + factor * (level - base), uint8; base and level: integers, factor: float64, rounded to single precision."""
+    """base + factor * (level - base), uint8; base and level: integers, factor: float64, rounded to
+    single precision."""
     mixed = base.float() + factor.float() * (level - base).float()
     return mixed.clamp(0, 255).to(torch.uint8)
 
@@ -88,7 +91,8 @@ def blend(base, level, factor):
 
 @triton.jit
 def active_op(ops_ptr, image, layer, layers, allowed):
-    """The image's operation in this layer, or -1; allowed: the bits of the operations that the layer may have."""
+    """The image's operation in this layer, or -1; allowed: the bits of the operations that the
+    layer may have."""
     op = tl.load(ops_ptr + image * layers + layer)
     known = (op >= 0) & (op < COUNT) & (((allowed >> (op & 31)) & 1) == 1)
     return tl.where(known, op, -1)

@@ -1,13 +1,15 @@
-"""Operations of `augment` that map a level to a level: the image's statistics, then a table, uint8 (3, 256).
+"""Operations of `augment` that map a level to a level: the image's statistics, then a table, uint8
+(3, 256).
 
     AutoContrast   255 · (level - low) / (high - low), in double precision, truncated
     Equalize       ⌊(step / 2 + pixels below the level) / step⌋,   step = ⌊(pixels - those of the highest level) / 255⌋
     Contrast       away from or towards the mean level of grey; Brightness from black
     Invert, Posterize, Solarize, SolarizeAdd
 
-Statistics are integers: counts of each chunk of an image by a program of its own, summed by the kernel of the tables, so
-they depend on no order. Bytes per image: reads 3·H·W if an operation asks for them, else nothing.
-Source: Pillow 12.3, src/PIL/ImageOps.py and ImageEnhance.py; timm 1.0.31, data/auto_augment.py.
+Statistics are integers: counts of each chunk of an image by a program of its own, summed by the
+kernel of the tables, so they depend on no order. Bytes per image: reads 3·H·W if an operation asks
+for them, else nothing. Source: Pillow 12.3, src/PIL/ImageOps.py and ImageEnhance.py; timm 1.0.31,
+data/auto_augment.py.
 """
 
 import torch

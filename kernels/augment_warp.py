@@ -1,10 +1,12 @@
-"""Operations of `augment` that move pixels: PIL's affine transform with its bicubic filter, in double precision.
+"""Operations of `augment` that move pixels: PIL's affine transform with its bicubic filter, in
+double precision.
 
-An output pixel (x, y) shows the image at u = (m0·(x + ½) + m1·(y + ½)) + m2 and v = (m3·(x + ½) + m4·(y + ½)) + m5; where
-that lies outside, the fill. The filter has a = -1, runs along the rows first, continues the outermost pixels, and truncates.
-Shears and translations move along one axis only: of sixteen input pixels the four along it remain, since the sum along the
-other is the pixel itself.
-Source: Pillow 12.3, src/libImaging/Geometry.c and src/PIL/Image.py (rotate); timm 1.0.31, data/auto_augment.py.
+An output pixel (x, y) shows the image at u = (m0·(x + ½) + m1·(y + ½)) + m2 and v = (m3·(x + ½) +
+m4·(y + ½)) + m5; where that lies outside, the fill. The filter has a = -1, runs along the rows
+first, continues the outermost pixels, and truncates. Shears and translations move along one axis
+only: of sixteen input pixels the four along it remain, since the sum along the other is the pixel
+itself. Source: Pillow 12.3, src/libImaging/Geometry.c and src/PIL/Image.py (rotate); timm 1.0.31,
+data/auto_augment.py.
 """
 
 import torch
@@ -15,7 +17,8 @@ from fastdeit.kernels.augment_ops import ROTATE, SHEAR_X, SHEAR_Y, TRANSLATE_X, 
 
 
 def _matrix_reference(name: str, args: torch.Tensor, height: int, width: int) -> list[torch.Tensor]:
-    """From output to input pixels in corner coordinates, PIL's AFFINE data: six of float64 (B, 1, 1)."""
+    """From output to input pixels in corner coordinates, PIL's AFFINE data: six of float64 (B, 1,
+    1)."""
     a, b = args.view(-1, 2, 1, 1).unbind(1)
     none, one = torch.zeros_like(a), torch.ones_like(a)
     if name == "Rotate":  # about the centre
@@ -41,7 +44,8 @@ def _cubic_reference(four: list[torch.Tensor], t: torch.Tensor) -> torch.Tensor:
 def warp_reference(
     name: str, images: torch.Tensor, args: torch.Tensor, fill: torch.Tensor
 ) -> torch.Tensor:
-    """Image.transform(AFFINE, BICUBIC) of uint8 (B, H, W, 3); args: float64 (B, 2), fill: uint8 (3,)."""
+    """Image.transform(AFFINE, BICUBIC) of uint8 (B, H, W, 3); args: float64 (B, 2), fill: uint8
+    (3,)."""
     height, width = images.shape[1:3]
     m = _matrix_reference(name, args, height, width)
     y = torch.arange(height, dtype=torch.float64, device=images.device).view(-1, 1) + 0.5
@@ -81,7 +85,8 @@ def _cubic_of_line(line_ptr, p, q, r, s, mask, t):
 
 @triton.jit
 def _four_near(place, last, stride):
-    """Split a coordinate into offsets of the four pixels around it, of pixels 0 to `last`, and the fraction."""
+    """Split a coordinate into offsets of the four pixels around it, of pixels 0 to `last`, and the
+    fraction."""
     whole = tl.floor(place)
     near = whole.to(tl.int32)
     p = tl.minimum(tl.maximum(near - 1, 0), last) * stride

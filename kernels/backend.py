@@ -1,7 +1,9 @@
-"""Which form of an op runs: its Triton kernel or its reference. Every `<op>` of this folder asks `is_fused`.
+"""Which form of an op runs: its Triton kernel or its reference. Every `<op>` of this folder asks
+`is_fused`.
 
-"auto" takes the kernels for CUDA tensors; "reference" takes plain torch everywhere, for comparison; "triton" takes the
-kernels everywhere, which on CPU tensors needs Triton's interpreter (TRITON_INTERPRET=1).
+"auto" takes the kernels for CUDA tensors; "reference" takes plain torch everywhere, for comparison;
+"triton" takes the kernels everywhere, which on CPU tensors needs Triton's interpreter
+(TRITON_INTERPRET=1).
 """
 
 import torch
@@ -11,7 +13,8 @@ _backend = "auto"
 
 
 def set_backend(name: str) -> None:
-    """Choose for the whole process, before anything is compiled. Raises ValueError for an unknown name."""
+    """Choose for the whole process, before anything is compiled. Raises ValueError for an unknown
+    name."""
     if name not in BACKENDS:
         raise ValueError(f"unknown kernel backend {name!r}: choose from {', '.join(BACKENDS)}")
     global _backend

@@ -1,8 +1,9 @@
 """Block sizes, warps and stages of every kernel, from the checked-in table configs.json.
 
-A row has the op, the architecture (90 for sm_90), the bits of an element, the sizes D and N that it was chosen for (0: any)
-and the launch: the kernel's BLOCK_* constants, num_warps, num_stages. Nothing is tuned when a run starts;
-`benchmarks/tune.py` refreshes the table on a GPU, and `benchmarks/resources.py` compiles every row without one.
+A row has the op, the architecture (90 for sm_90), the bits of an element, the sizes D and N that it
+was chosen for (0: any) and the launch: the kernel's BLOCK_* constants, num_warps, num_stages.
+Nothing is tuned when a run starts; `benchmarks/tune.py` refreshes the table on a GPU, and
+`benchmarks/resources.py` compiles every row without one.
 """
 
 import functools
@@ -22,7 +23,8 @@ def rows() -> list[dict]:
 
 
 def arch(device: torch.device) -> int:
-    """The device's architecture as a number, 90 for an H100; Triton's interpreter on a CPU stands for one."""
+    """The device's architecture as a number, 90 for an H100; Triton's interpreter on a CPU stands
+    for one."""
     if device.type != "cuda":
         return INTERPRETED_ARCH
     return _arch_of(torch.cuda.current_device() if device.index is None else device.index)
@@ -37,8 +39,9 @@ def _arch_of(index: int) -> int:
 def config(op: str, device: torch.device, *, bits: int = 16, D: int = 0, N: int = 0) -> Launch:
     """The launch of an op's kernel, as keyword arguments; a copy.
 
-    Takes the rows of the newest architecture that is not newer than the device's, then the smallest D and N that hold
-    the ones asked for (the largest there are if none does). Raises LookupError for an op without a row for these bits.
+    Takes the rows of the newest architecture that is not newer than the device's, then the smallest
+    D and N that hold the ones asked for (the largest there are if none does). Raises LookupError
+    for an op without a row for these bits.
     """
     return dict(_config(op, arch(device), bits, D, N))
 
@@ -62,7 +65,8 @@ def _nearest(fitting: list[dict], key: str, wanted: int) -> list[dict]:
     return [row for row in fitting if row[key] == best]
 
 
-# triton.cdiv and triton.next_power_of_2 serve inside of kernels too, for which they take ten times as long as these
+# triton.cdiv and triton.next_power_of_2 serve inside of kernels too, for which they take ten times
+# as long as these
 def blocks_of(size: int, block: int) -> int:
     """How many blocks hold so many elements."""
     return -(-size // block)

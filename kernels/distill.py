@@ -1,17 +1,20 @@
-"""DeiT's training loss over both heads: the mixed, smoothed label on the class head, the teacher on the distillation head.
+"""DeiT's training loss over both heads: the mixed, smoothed label on the class head, the teacher on
+the distillation head.
 
     loss = (1 - alpha) · base + alpha · distill                                     (kind "none": base alone)
     base = mean_b [(1 - eps) · (lam_b · nll(y_b) + (1 - lam_b) · nll(y_partner)) + eps · mean_k nll(k)]
     distill, hard = mean_b nll'(argmax_k teacher)                                   (no smoothing of the teacher)
     distill, soft = tau² · mean_b KL(softmax(teacher / tau) ‖ softmax(dist / tau))  (legacy: ÷ K more, as deit's code)
 
-nll(k) = -log softmax(logits)[k]; the partner of row b is row b ^ 1. Kind "none" takes the mean of both heads' logits,
-so that no head is left without a gradient. The (B, K) target is never built: it has two peaks and a floor.
+nll(k) = -log softmax(logits)[k]; the partner of row b is row b ^ 1. Kind "none" takes the mean of
+both heads' logits, so that no head is left without a gradient. The (B, K) target is never built: it
+has two peaks and a floor.
 
-cls_logits, dist_logits: (B, K) fp32, bf16 or fp16; labels: (B,) int64; lam: (B,) fp32; math in fp32. Bytes per image:
-reads 2·K logits (3·K with a teacher's), writes 2·K gradients; loss and both gradients come from one launch
-(distill_fused.py), and the backward scales them by what comes from above. Called once a micro-step by `fastdeit.training.losses`.
-Source: Touvron et al. 2021 (2012.12877), eq. 2 and 3; smoothing as timm's `mixup_target`.
+cls_logits, dist_logits: (B, K) fp32, bf16 or fp16; labels: (B,) int64; lam: (B,) fp32; math in
+fp32. Bytes per image: reads 2·K logits (3·K with a teacher's), writes 2·K gradients; loss and both
+gradients come from one launch (distill_fused.py), and the backward scales them by what comes from
+above. Called once a micro-step by `fastdeit.training.losses`. Source: Touvron et al. 2021
+(2012.12877), eq. 2 and 3; smoothing as timm's `mixup_target`.
 """
 
 from typing import NamedTuple
@@ -42,7 +45,8 @@ def swap_pairs(rows: torch.Tensor) -> torch.Tensor:
 def mixed_cross_entropy(
     logits: torch.Tensor, labels: torch.Tensor, lam: torch.Tensor, smoothing: float
 ) -> torch.Tensor:
-    """Mean cross-entropy of logits (B, K) to lam · s(label) + (1 - lam) · s(partner's label), s smoothed by smoothing."""
+    """Mean cross-entropy of logits (B, K) to lam · s(label) + (1 - lam) · s(partner's label), s
+    smoothed by smoothing."""
     logp = F.log_softmax(logits.float(), dim=-1)
     own = logp.gather(1, labels[:, None])[:, 0]
     other = logp.gather(1, swap_pairs(labels)[:, None])[:, 0]
@@ -59,7 +63,8 @@ def hard_distillation(dist_logits: torch.Tensor, teacher: torch.Tensor) -> torch
 def soft_distillation(
     dist_logits: torch.Tensor, teacher: torch.Tensor, tau: float, legacy: bool
 ) -> torch.Tensor:
-    """tau² · KL(teacher ‖ student) at temperature tau, mean over the batch; legacy divides by K as well."""
+    """tau² · KL(teacher ‖ student) at temperature tau, mean over the batch; legacy divides by K as
+    well."""
     student_logp = F.log_softmax(dist_logits.float() / tau, dim=-1)
     teacher_logp = F.log_softmax(teacher.float() / tau, dim=-1)
     divergence = (
@@ -160,11 +165,11 @@ def distill(
 ) -> LossParts:
     """The whole loss of one step; only `.loss` carries a gradient.
 
-    cls_logits, dist_logits: (B, K), B even; dist_logits None: a model with one head, kind "none" only.
-    labels: (B,) int64. lam: (B,) fp32, a row's own share of its target.
-    teacher: kind "hard": class ids (B,) of any integer dtype or logits (B, K); "soft": logits (B, K); "none": None.
-    A label that is no class makes the fused loss NaN, the reference raises. An empty batch's loss is NaN, as a mean is.
-    Raises ValueError when kind, heads and teacher do not fit each other.
+    cls_logits, dist_logits: (B, K), B even; dist_logits None: a model with one head, kind "none"
+    only. labels: (B,) int64. lam: (B,) fp32, a row's own share of its target. teacher: kind "hard":
+    class ids (B,) of any integer dtype or logits (B, K); "soft": logits (B, K); "none": None. A
+    label that is no class makes the fused loss NaN, the reference raises. An empty batch's loss is
+    NaN, as a mean is. Raises ValueError when kind, heads and teacher do not fit each other.
     """
     check_inputs(cls_logits, dist_logits, teacher, kind)
     if not is_fused(cls_logits):

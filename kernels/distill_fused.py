@@ -1,10 +1,12 @@
-"""The fused form of `distill`: loss, both parts and both heads' gradients in one launch; no (B, K) target is built.
+"""The fused form of `distill`: loss, both parts and both heads' gradients in one launch; no (B, K)
+target is built.
 
-One program per row and head (distill_rows.py) leaves the row's part in a buffer and counts itself; the last one adds the
-parts up in the order of the rows, so that the loss does not depend on the order in which programs ran.
+One program per row and head (distill_rows.py) leaves the row's part in a buffer and counts itself;
+the last one adds the parts up in the order of the rows, so that the loss does not depend on the
+order in which programs ran.
 
-Bytes per image, one head: reads K logits (2·K with the teacher's), writes K gradients; the backward reads and writes them
-once more, to apply the factor that comes from above.
+Bytes per image, one head: reads K logits (2·K with the teacher's), writes K gradients; the backward
+reads and writes them once more, to apply the factor that comes from above.
 """
 
 import torch
@@ -18,7 +20,8 @@ from fastdeit.kernels.operators import operator
 
 @triton.jit
 def _mean(rows_ptr, batch, BLOCK_ROWS: tl.constexpr):
-    """Mean of the rows' parts, in an order of its own; read past the first-level cache, others wrote them."""
+    """Mean of the rows' parts, in an order of its own; read past the first-level cache, others
+    wrote them."""
     offs = tl.arange(0, BLOCK_ROWS)
     total = tl.zeros((BLOCK_ROWS,), tl.float32)
     start = 0
@@ -144,11 +147,13 @@ _counters: dict[tuple[int, int], torch.Tensor] = {}
 
 
 def counter_of(device: torch.device) -> torch.Tensor | None:
-    """The counter of finished programs for the current stream: 0 before and after every launch, so never filled again.
+    """The counter of finished programs for the current stream: 0 before and after every launch, so
+    never filled again.
 
-    Launches of one stream follow each other and share one. None, which makes the op zero a counter of its own, where a
-    tensor that lives on would be wrong: while a CUDA graph is captured, since two graphs captured on one stream may be
-    replayed side by side (the same holds for compiled code, which does not ask here), and off the GPU.
+    Launches of one stream follow each other and share one. None, which makes the op zero a counter
+    of its own, where a tensor that lives on would be wrong: while a CUDA graph is captured, since
+    two graphs captured on one stream may be replayed side by side (the same holds for compiled
+    code, which does not ask here), and off the GPU.
     """
     if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return None
@@ -159,9 +164,11 @@ def counter_of(device: torch.device) -> torch.Tensor | None:
 
 
 def _grads_like(cls_logits: torch.Tensor, kind: str, with_grads: bool) -> torch.Tensor:
-    """Room for the gradients, one head's for kind "none", whose heads share theirs; fp32 for fp16 logits.
+    """Room for the gradients, one head's for kind "none", whose heads share theirs; fp32 for fp16
+    logits.
 
-    A mean's gradients lie below the range of fp16 until the factor of a loss scaler comes in, which happens in the backward.
+    A mean's gradients lie below the range of fp16 until the factor of a loss scaler comes in, which
+    happens in the backward.
     """
     heads = 0 if not with_grads else 1 if kind == "none" else 2
     dtype = torch.float32 if cls_logits.dtype == torch.float16 else cls_logits.dtype
@@ -178,7 +185,8 @@ def _distill_bwd_fake(
 def distill_bwd_triton(
     grads: torch.Tensor, grad_loss: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    """grads times the 0-d grad_loss, in fp32, cast to dtype at the end; the host does not look at the factor."""
+    """grads times the 0-d grad_loss, in fp32, cast to dtype at the end; the host does not look at
+    the factor."""
     out = _distill_bwd_fake(grads, grad_loss, dtype)
     launch = config("distill_bwd", grads.device, bits=8 * grads.element_size())
     if grads.numel():
@@ -236,10 +244,11 @@ def distill_triton(
     legacy: bool,
     with_grads: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Launch the kernel; returns loss, base, distill and the gradients of loss, which the backward scales.
+    """Launch the kernel; returns loss, base, distill and the gradients of loss, which the backward
+    scales.
 
-    Arguments as `distill` has checked them; counter: `counter_of`, or None for a fresh one. Takes CPU tensors under
-    TRITON_INTERPRET=1.
+    Arguments as `distill` has checked them; counter: `counter_of`, or None for a fresh one. Takes
+    CPU tensors under TRITON_INTERPRET=1.
     """
     batch, classes = cls_logits.shape
     grads = _grads_like(cls_logits, kind, with_grads)

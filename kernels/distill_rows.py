@@ -1,13 +1,15 @@
-"""What `distill` computes of one row of one head: its part of the loss, and on the way the gradient.
+"""What `distill` computes of one row of one head: its part of the loss, and on the way the
+gradient.
 
 With x = logits - their maximum, s = Σ exp(x), and a target t that sums to one,
 
     cross-entropy = log s - Σ_k t_k · x_k,      d / d logit_k = exp(x_k) / s - t_k
 
-where t has two peaks and a floor (labels) or one peak (the teacher's decision). The soft form takes both softmaxes at once:
-KL = Σ_k q_k · (y_k - x_k) + log(s / s_y) and d / d logit_k = (p_k - q_k) / tau, with q, y and s_y the teacher's. The first
-BLOCK classes stay in registers between the sweep that finds maximum and sum and the sweep that writes the gradient; what is
-beyond them is read twice.
+where t has two peaks and a floor (labels) or one peak (the teacher's decision). The soft form takes
+both softmaxes at once: KL = Σ_k q_k · (y_k - x_k) + log(s / s_y) and d / d logit_k = (p_k - q_k) /
+tau, with q, y and s_y the teacher's. The first BLOCK classes stay in registers between the sweep
+that finds maximum and sum and the sweep that writes the gradient; what is beyond them is read
+twice.
 """
 
 import triton
@@ -25,7 +27,8 @@ def _logits(first_ptr, second_ptr, k, K: tl.constexpr, MEAN: tl.constexpr):
 
 @triton.jit
 def _extend(top, total, z, scale):
-    """Maximum, and sum of exp(scale · (logit - maximum)), with the block z beside the classes before it."""
+    """Maximum, and sum of exp(scale · (logit - maximum)), with the block z beside the classes
+    before it."""
     higher = tl.maximum(top, tl.max(z, 0))
     return higher, total * tl.exp((top - higher) * scale) + tl.sum(tl.exp((z - higher) * scale), 0)
 
@@ -70,7 +73,8 @@ def cross_entropy_row(
     WRITE_GRADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A row's cross-entropy to lam · s(own) + (1 - lam) · s(other); writes weight times its gradient. NaN for no class."""
+    """A row's cross-entropy to lam · s(own) + (1 - lam) · s(other); writes weight times its
+    gradient. NaN for no class."""
     k = tl.arange(0, BLOCK)
     z = _logits(first_ptr, second_ptr, k, K, MEAN)
     top = tl.max(z, 0)

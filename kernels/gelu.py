@@ -2,8 +2,9 @@
 
     y = z · Φ(z),  z = x + bias,  Φ(z) = (1 + erf(z / √2)) / 2;     dx = dy · (Φ(z) + z·φ(z)),  dbias = Σ over rows of dx
 
-x, y: (..., D) in one dtype; bias: (D,) in any; math in fp32. Bytes per image, in units of N·D elements (D: the MLP's
-hidden width): forward reads 1, writes 1; backward reads 2, writes 1. Source: Hendrycks and Gimpel 2016 (1606.08415).
+x, y: (..., D) in one dtype; bias: (D,) in any; math in fp32. Bytes per image, in units of N·D
+elements (D: the MLP's hidden width): forward reads 1, writes 1; backward reads 2, writes 1. Source:
+Hendrycks and Gimpel 2016 (1606.08415).
 
 fp32 uses erf. For 16-bit tensors the tail Q(u) = Φ(-u), u = |z|, is 2 to a polynomial in u:  y = max(z, 0) - u·Q(u).
 The coefficients are a weighted minimax fit of log2 Q on [0, 14.5]: Q's relative error is 9e-6 up to u = 5.8, where fp16
@@ -49,7 +50,8 @@ def _tail(u):
 
 @triton.jit
 def _bounded(z):
-    """|z|, but no more than 14.5, where the tail is 0 in fp32: infinity times zero would be a NaN. NaN stays."""
+    """|z|, but no more than 14.5, where the tail is 0 in fp32: infinity times zero would be a NaN.
+    NaN stays."""
     return tl.minimum(tl.abs(z), 14.5, propagate_nan=tl.PropagateNan.ALL)
 
 
@@ -168,7 +170,8 @@ def gelu_bwd_triton(
     dy, x = dy.contiguous(), x.contiguous()
     dx, dbias = _gelu_bwd_fake(dy, x, bias)
     rows, dim, col_blocks, launch = _launch("gelu_bwd", x)
-    # a fixed count, whatever the GPU has: the order of the sums, and so every bit, depends on the shape alone
+    # a fixed count, whatever the GPU has: the order of the sums, and so every bit, depends on the
+    # shape alone
     row_programs = min(
         max(1, launch.pop("PROGRAMS") // col_blocks), blocks_of(rows, launch["BLOCK_ROWS"])
     )
@@ -203,7 +206,8 @@ def _backward(ctx, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]
 
 @operator("gelu", fake=_gelu_fake, save=_save, backward=_backward)
 def gelu_triton(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Launch the kernel; arguments as `gelu` has checked them. Takes CPU tensors under TRITON_INTERPRET=1."""
+    """Launch the kernel; arguments as `gelu` has checked them. Takes CPU tensors under
+    TRITON_INTERPRET=1."""
     x = x.contiguous()
     y = torch.empty_like(x)
     rows, dim, col_blocks, launch = _launch("gelu_fwd", x)
@@ -216,8 +220,8 @@ def gelu_triton(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
 def gelu(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Exact GELU of x + bias: x (..., D), bias (D,) or None → y like x, differentiable in both.
 
-    As a kernel, x and bias are fp32, bf16 or fp16, each its own. Raises ValueError on another dtype or a bias that
-    does not fit.
+    As a kernel, x and bias are fp32, bf16 or fp16, each its own. Raises ValueError on another dtype
+    or a bias that does not fit.
     """
     if bias is not None and bias.shape != x.shape[-1:]:
         raise ValueError(

@@ -1,8 +1,9 @@
 """From planes to channels-last memory within a kernel, in whole vectors; part of `mix`.
 
-A thread that has loaded 8 neighbours of each of three planes holds 24 neighbours of the interleaved order. Splitting and
-joining name them anew without moving them between threads, so that they leave as three vectors of 8, where a plain store
-would write single elements at a stride of 3. Any other distribution over threads is right too, only slower.
+A thread that has loaded 8 neighbours of each of three planes holds 24 neighbours of the interleaved
+order. Splitting and joining name them anew without moving them between threads, so that they leave
+as three vectors of 8, where a plain store would write single elements at a stride of 3. Any other
+distribution over threads is right too, only slower.
 """
 
 import triton
@@ -32,7 +33,8 @@ def _join8(x0, x1, x2, x3, x4, x5, x6, x7, BLOCK: tl.constexpr):
 
 @triton.jit
 def store_channels_last(out_ptr, red, green, blue, start, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """Write BLOCK pixels of three planes, from pixel `start` of an image of SIZE pixels on, as channels-last memory."""
+    """Write BLOCK pixels of three planes, from pixel `start` of an image of SIZE pixels on, as
+    channels-last memory."""
     r0, r1, r2, r3, r4, r5, r6, r7 = _split8(red, BLOCK)
     g0, g1, g2, g3, g4, g5, g6, g7 = _split8(green, BLOCK)
     b0, b1, b2, b3, b4, b5, b6, b7 = _split8(blue, BLOCK)

@@ -3,13 +3,14 @@
     box empty:  out_i = lam_i · x_i + (1 - lam_i) · x_partner                 (Mixup)
     otherwise:  out_i = x_partner inside the box, x_i outside                 (CutMix; lam only enters the target)
 
-The partner of row i is row i ^ 1, so one program reads both rows of a pair once and writes both results.
-images: (B, 3, H, W) fp32, bf16 or fp16, normalised and erased, contiguous or channels last; lam: (B,) fp32; box: (B, 4)
-int32 y0, x0, y1, x1, equal for the rows of a pair. out: images in the dtype and layout asked for (`mix`), or the patches that
-the student embeds with one matrix product, beside them the images for a teacher (`mix_patches`); math in fp32.
-Bytes per image, with s and t the element sizes in and out: reads 3·H·W·s, writes 3·H·W·t (0.6 MB at 224, 16 bit), and
-3·H·W·t more for the teacher. Called once a micro-step by the engine.
-Source: Zhang et al. 2018 (1710.09412), Yun et al. 2019 (1905.04899).
+The partner of row i is row i ^ 1, so one program reads both rows of a pair once and writes both
+results. images: (B, 3, H, W) fp32, bf16 or fp16, normalised and erased, contiguous or channels
+last; lam: (B,) fp32; box: (B, 4) int32 y0, x0, y1, x1, equal for the rows of a pair. out: images in
+the dtype and layout asked for (`mix`), or the patches that the student embeds with one matrix
+product, beside them the images for a teacher (`mix_patches`); math in fp32. Bytes per image, with s
+and t the element sizes in and out: reads 3·H·W·s, writes 3·H·W·t (0.6 MB at 224, 16 bit), and
+3·H·W·t more for the teacher. Called once a micro-step by the engine. Source: Zhang et al. 2018
+(1710.09412), Yun et al. 2019 (1905.04899).
 """
 
 import torch
@@ -72,7 +73,8 @@ def mix_patches_reference(
 
 @triton.jit
 def _pair_draws(lam_ptr, box_ptr, pair, y, x):
-    """lam of both rows of a pair, whether it is cut, and whether the pixels (y, x) lie inside of the box."""
+    """lam of both rows of a pair, whether it is cut, and whether the pixels (y, x) lie inside of
+    the box."""
     lam_a = tl.load(lam_ptr + pair * 2)
     lam_b = tl.load(lam_ptr + pair * 2 + 1)
     y0 = tl.load(box_ptr + pair * 8)
@@ -151,7 +153,8 @@ def _mix_patches_fwd_kernel(
     BLOCK: tl.constexpr,
 ):
     pair = tl.program_id(0).to(tl.int64)
-    # a block of pixels and all of its channels; the reads are in order, the writes come in runs of P
+    # a block of pixels and all of its channels; the reads are in order, the writes come in runs of
+    # P
     start = tl.program_id(1) * BLOCK
     pixel = start + tl.arange(0, BLOCK)
     mask = pixel < H * W
@@ -171,7 +174,8 @@ def _mix_patches_fwd_kernel(
     x = pixel % W
     lam_a, lam_b, is_cut, inside = _pair_draws(lam_ptr, box_ptr, pair, y, x)
     offs = ((y // P) * (W // P) + x // P) * (3 * P * P) + (y % P) * P + x % P
-    # pixels of a row within one patch stay neighbours; the compiler does not see through the divisions
+    # pixels of a row within one patch stay neighbours; the compiler does not see through the
+    # divisions
     RUN: tl.constexpr = P & -P
     offs = tl.max_contiguous(tl.multiple_of(offs, RUN), RUN)
 
@@ -216,7 +220,8 @@ def mix_triton(
     out_dtype: torch.dtype,
     channels_last: bool,
 ) -> torch.Tensor:
-    """Launch the kernel; arguments as `mix` has checked them. Takes CPU tensors under TRITON_INTERPRET=1."""
+    """Launch the kernel; arguments as `mix` has checked them. Takes CPU tensors under
+    TRITON_INTERPRET=1."""
     images, in_last = _dense(images)
     out = _empty_images(images, out_dtype, channels_last)
     batch, channels, height, width = images.shape
@@ -269,7 +274,8 @@ def mix_patches_triton(
     out_dtype: torch.dtype,
     with_images: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Launch the kernel; as `mix_patches`, but the images are an empty tensor when they are not asked for."""
+    """Launch the kernel; as `mix_patches`, but the images are an empty tensor when they are not
+    asked for."""
     images, in_last = _dense(images)
     patches, mixed = _empty_patches(images, patch_size, out_dtype, with_images)
     batch, _, height, width = images.shape
@@ -317,9 +323,10 @@ def mix(
 ) -> torch.Tensor:
     """Mix each row with its partner, row i ^ 1; the inputs are left as they are, no gradient.
 
-    images: (B, 3, H, W) fp32, bf16 or fp16, B even. lam: (B,) fp32. box: (B, 4) int32 y0, x0, y1, x1; empty: Mixup.
-    Returns (B, 3, H, W) in out_dtype (default: images') and contiguous or channels-last memory.
-    Raises ValueError on an odd batch, another dtype or a shape that does not fit.
+    images: (B, 3, H, W) fp32, bf16 or fp16, B even. lam: (B,) fp32. box: (B, 4) int32 y0, x0, y1,
+    x1; empty: Mixup. Returns (B, 3, H, W) in out_dtype (default: images') and contiguous or
+    channels-last memory. Raises ValueError on an odd batch, another dtype or a shape that does not
+    fit.
     """
     _check(images, lam, box, out_dtype)
     run = mix_triton if is_fused(images) else mix_reference
@@ -334,13 +341,15 @@ def mix_patches(
     out_dtype: torch.dtype | None = None,
     with_images: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Mix as `mix` does, and cut the result into patches for an embedding by one matrix product; no gradient.
+    """Mix as `mix` does, and cut the result into patches for an embedding by one matrix product; no
+    gradient.
 
-    images, lam, box: as `mix` takes them, H and W multiples of patch_size (1 to 32).
-    Returns patches (B, N, 3·P·P) in out_dtype (default: images'), N = (H / P)·(W / P) in row order, elements in the order
-    (c, ph, pw) of a convolution's weight: F.linear(patches, weight.flatten(1), bias) is the convolution with stride P.
-    With with_images the mixed images (B, 3, H, W) beside them, channels last, from the same read; else None.
-    Raises ValueError on what `mix` refuses, other than 3 channels, and sizes that do not divide.
+    images, lam, box: as `mix` takes them, H and W multiples of patch_size (1 to 32). Returns
+    patches (B, N, 3·P·P) in out_dtype (default: images'), N = (H / P)·(W / P) in row order,
+    elements in the order (c, ph, pw) of a convolution's weight: F.linear(patches,
+    weight.flatten(1), bias) is the convolution with stride P. With with_images the mixed images (B,
+    3, H, W) beside them, channels last, from the same read; else None. Raises ValueError on what
+    `mix` refuses, other than 3 channels, and sizes that do not divide.
     """
     _check(images, lam, box, out_dtype)
     if not 1 <= patch_size <= MAX_PATCH_SIZE:

@@ -3,12 +3,14 @@
     norm:      y = (x - mean(x)) / sqrt(var(x) + eps) · weight + bias          over the last dimension
     add_norm:  x_new = x + scale[b] · gamma · branch,   y = norm(x_new)
 
-scale[b] is DropPath's keep bit / keep rate, gamma DeiT III's LayerScale. x, branch, x_new, y: (B, N, D) in one dtype;
-weight, bias: (D,) in one dtype, gamma: (D,), scale: (B,) fp32. Sums and statistics are fp32; the statistics are those of
-the stored, rounded x_new. Bytes per image, in units of N·D elements: norm reads 1, writes 1; add_norm reads 2, writes 2;
-the backward is in norm_bwd.py. The student calls add_norm across block borders, so that a block's branch, its residual
-sum and the next norm are one pass over memory. Source: Ba et al. 2016 (1607.06450); stochastic depth per sample as in
-Huang et al. 2016 (1603.09382); LayerScale in Touvron et al. 2022 (2204.07118).
+scale[b] is DropPath's keep bit / keep rate, gamma DeiT III's LayerScale. x, branch, x_new, y: (B,
+N, D) in one dtype; weight, bias: (D,) in one dtype, gamma: (D,), scale: (B,) fp32. Sums and
+statistics are fp32; the statistics are those of the stored, rounded x_new. Bytes per image, in
+units of N·D elements: norm reads 1, writes 1; add_norm reads 2, writes 2; the backward is in
+norm_bwd.py. The student calls add_norm across block borders, so that a block's branch, its residual
+sum and the next norm are one pass over memory. Source: Ba et al. 2016 (1607.06450); stochastic
+depth per sample as in Huang et al. 2016 (1603.09382); LayerScale in Touvron et al. 2022
+(2204.07118).
 """
 
 import torch
@@ -221,8 +223,8 @@ def _check_fused(x: torch.Tensor, *others: torch.Tensor | None) -> None:
 def norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
     """LayerNorm: x (..., D), weight and bias (D,) → y like x, differentiable in all three.
 
-    As a kernel, x is fp32, bf16 or fp16, D at most 4096, and so are weight and bias, whatever x is. Raises ValueError on
-    others.
+    As a kernel, x is fp32, bf16 or fp16, D at most 4096, and so are weight and bias, whatever x is.
+    Raises ValueError on others.
     """
     _check(x, weight, bias)
     if not is_fused(x):
@@ -240,7 +242,8 @@ def add_norm(
     eps: float,
     gamma: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Residual sum and LayerNorm: (x + scale·gamma·branch, norm of it), both (B, N, D) in x's dtype, differentiable.
+    """Residual sum and LayerNorm: (x + scale·gamma·branch, norm of it), both (B, N, D) in x's
+    dtype, differentiable.
 
     scale: (B,) fp32 without gradient, or None for 1. gamma: (D,), or None for 1. Dtypes as `norm`.
     Raises ValueError when shapes or dtypes do not fit.

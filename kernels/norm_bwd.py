@@ -1,12 +1,14 @@
-"""Backward of the residual sum and LayerNorm of norm.py, in one pass over memory and a small sum behind it.
+"""Backward of the residual sum and LayerNorm of norm.py, in one pass over memory and a small sum
+behind it.
 
     x^ = (x_new - mean)·rstd,  w = weight·dy,  dx = dx_new + rstd·(w - mean(w) - x^·mean(w·x^))
     dbranch = scale[b]·gamma·dx,   dgamma = Σ scale[b]·branch·dx,   dweight = Σ dy·x^,   dbias = Σ dy       (Σ over all rows)
 
-dy and dx_new are the gradients of y and x_new; either may be absent. Everything (B, N, D) has one dtype, the math is fp32.
-Bytes per image, in units of N·D elements: reads 3 (2 for norm, 1 more for dgamma), writes 2 (1 without scale and gamma,
-when dx is both gradients). A fixed count of programs takes blocks of rows in turn and keeps its part of the three sums over
-rows in registers. Source: Ba et al. 2016 (1607.06450), section 3.
+dy and dx_new are the gradients of y and x_new; either may be absent. Everything (B, N, D) has one
+dtype, the math is fp32. Bytes per image, in units of N·D elements: reads 3 (2 for norm, 1 more for
+dgamma), writes 2 (1 without scale and gamma, when dx is both gradients). A fixed count of programs
+takes blocks of rows in turn and keeps its part of the three sums over rows in registers. Source: Ba
+et al. 2016 (1607.06450), section 3.
 """
 
 import torch
@@ -139,10 +141,11 @@ def add_norm_bwd_triton(
     gamma: torch.Tensor | None,
     branch: torch.Tensor | None,
 ) -> Gradients:
-    """Launch the kernels: (dx, dbranch, dweight, dbias, dgamma) of add_norm; without scale, gamma, branch, of norm.
+    """Launch the kernels: (dx, dbranch, dweight, dbias, dgamma) of add_norm; without scale, gamma,
+    branch, of norm.
 
-    branch: only when gamma needs a gradient. Empty are dbranch when it equals dx, dweight and dbias without dy, and dgamma
-    without branch.
+    branch: only when gamma needs a gradient. Empty are dbranch when it equals dx, dweight and dbias
+    without dy, and dgamma without branch.
     """
     outs = _allocate(dy, dx_new, x_new, weight, mean, rstd, scale, gamma, branch)
     dx, dbranch, *sums = outs
@@ -150,7 +153,8 @@ def add_norm_bwd_triton(
     rows = x_new.numel() // dim
     op = "norm_bwd" if branch is None else "norm_bwd_gamma"
     launch = config(op, x_new.device, bits=8 * x_new.element_size(), D=dim)
-    # a fixed count, whatever the GPU has: the order of the sums, and so every bit, depends on the shape alone
+    # a fixed count, whatever the GPU has: the order of the sums, and so every bit, depends on the
+    # shape alone
     programs = min(launch.pop("PROGRAMS"), blocks_of(rows, launch["BLOCK_ROWS"]))
     sums = [out for out in sums if out.numel()]
     partials = x_new.new_empty((len(sums), programs, dim), dtype=torch.float32)

@@ -1,9 +1,11 @@
-"""What makes a launcher an operator of torch, `fastdeit::<op>`: torch.compile, CUDA graphs and profilers keep it as one call.
+"""What makes a launcher an operator of torch, `fastdeit::<op>`: torch.compile, CUDA graphs and
+profilers keep it as one call.
 
-In eager mode a call enters the gradient's `Function`, from there the dispatcher below autograd, then the launcher. The
-operator's own autograd kernel is the same `Function`, for those who call it by its name: a compiler, an exporter, opcheck.
-`torch.library.custom_op` would enter the dispatcher twice and check every argument and output at each call. A student makes
-about fifty calls a step, and where the host is slower than the GPU they decide its speed (benchmarks/bench_dispatch.py
+In eager mode a call enters the gradient's `Function`, from there the dispatcher below autograd,
+then the launcher. The operator's own autograd kernel is the same `Function`, for those who call it
+by its name: a compiler, an exporter, opcheck. `torch.library.custom_op` would enter the dispatcher
+twice and check every argument and output at each call. A student makes about fifty calls a step,
+and where the host is slower than the GPU they decide its speed (benchmarks/bench_dispatch.py
 measures, tests/kernels/test_operators.py counts the Python calls).
 """
 
@@ -26,12 +28,14 @@ def operator(
     save: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> Callable[[Launcher], Launcher]:
-    """Register the decorated launcher as `fastdeit::<name>`; return what calls the operator, with the same arguments.
+    """Register the decorated launcher as `fastdeit::<name>`; return what calls the operator, with
+    the same arguments.
 
-    The launcher's annotations make the schema, which mutates nothing; an output may be no view of an argument. On CUDA tensors
-    it runs on their device. fake: the same arguments → empty outputs, for tracing. save(ctx, inputs, output) and
-    backward(ctx, *grads): as a torch.autograd.Function's setup_context and backward; where the backward calls operators
-    without them, the second derivative is refused as theirs is: with a RuntimeError, when it is asked for.
+    The launcher's annotations make the schema, which mutates nothing; an output may be no view of
+    an argument. On CUDA tensors it runs on their device. fake: the same arguments → empty outputs,
+    for tracing. save(ctx, inputs, output) and backward(ctx, *grads): as a torch.autograd.Function's
+    setup_context and backward; where the backward calls operators without them, the second
+    derivative is refused as theirs is: with a RuntimeError, when it is asked for.
     """
 
     def register(launch: Launcher) -> Launcher:
@@ -58,11 +62,14 @@ def operator(
 
 
 def _library(name: str, launch: Callable[..., Any]) -> torch.library.Library:
-    """Define the operator, unless it is, and return a new library for its kernels in the place of the last one.
+    """Define the operator, unless it is, and return a new library for its kernels in the place of
+    the last one.
 
-    A module that is loaded a second time so replaces its kernels. The definition stays: whoever holds the operator may call it.
+    A module that is loaded a second time so replaces its kernels. The definition stays: whoever
+    holds the operator may call it.
     """
-    # on torch's object, which lives as long as the operators do, also when this module is loaded again
+    # on torch's object, which lives as long as the operators do, also when this module is loaded
+    # again
     kept: dict[str, torch.library.Library] = vars(torch.ops.fastdeit).setdefault("_libraries", {})
     schema = name + torch.library.infer_schema(launch, mutates_args=())
     if schema not in kept:
@@ -75,7 +82,8 @@ def _library(name: str, launch: Callable[..., Any]) -> torch.library.Library:
 
 
 def on_its_device(launch: Callable[..., Any]) -> Callable[..., Any]:
-    """Run the launcher with its first tensor's device as the current one: Triton launches on that, whatever it is given."""
+    """Run the launcher with its first tensor's device as the current one: Triton launches on that,
+    whatever it is given."""
     annotations = [
         parameter.annotation for parameter in inspect.signature(launch).parameters.values()
     ]
@@ -94,7 +102,8 @@ def on_its_device(launch: Callable[..., Any]) -> Callable[..., Any]:
 def _differentiable(
     op: Callable[..., Any], name: str, save: Callable[..., None], backward: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """Wrap an operator in a `Function` of its own; it serves as the kernel of the dispatcher's autograd key too."""
+    """Wrap an operator in a `Function` of its own; it serves as the kernel of the dispatcher's
+    autograd key too."""
 
     def forward(ctx: Any, *inputs: Any) -> Any:
         with _BelowAutograd():
@@ -102,7 +111,8 @@ def _differentiable(
         save(ctx, inputs, output)
         return output
 
-    # one forward: with a setup_context beside it, apply would bind the arguments to the signature at every call
+    # one forward: with a setup_context beside it, apply would bind the arguments to the signature
+    # at every call
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     gradient = cast(Any, type(f"fastdeit_{name}", (torch.autograd.Function,), methods))
 

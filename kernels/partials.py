@@ -1,9 +1,11 @@
-"""The second half of a sum over rows: adds up what the programs of a backward kernel have left, in a fixed order.
+"""The second half of a sum over rows: adds up what the programs of a backward kernel have left, in
+a fixed order.
 
     out_k = Σ_p partials[k, p]                     partials: (K, P, D) fp32, K at most 3; out_k: (D,) in a dtype of its own
 
-Without atomics, so the same inputs give the same bits; the order depends on P and D only, which the table of launches sets,
-and neither on the GPU nor on its load. Bytes: reads 4·K·P·D, which the kernel before it has left in the L2 cache.
+Without atomics, so the same inputs give the same bits; the order depends on P and D only, which the
+table of launches sets, and neither on the GPU nor on its load. Bytes: reads 4·K·P·D, which the
+kernel before it has left in the L2 cache.
 """
 
 from collections.abc import Sequence
@@ -41,7 +43,8 @@ def _sum_partials_kernel(
         )
         start += BLOCK_P
     out = tl.sum(total, 0)
-    # the outputs may differ in dtype, so each has a store of its own; whether it is there is known before the program's k
+    # the outputs may differ in dtype, so each has a store of its own; whether it is there is known
+    # before the program's k
     if k == 0:
         tl.store(out0_ptr + cols, out.to(out0_ptr.dtype.element_ty), mask=mask_cols)
     if out1_ptr is not None:  # noqa: SIM102
@@ -53,7 +56,8 @@ def _sum_partials_kernel(
 
 
 def sum_partials(partials: torch.Tensor, outs: Sequence[torch.Tensor]) -> None:
-    """Write each of the K sums into its tensor: partials (K, P, D) fp32 → K tensors (D,). P may be 0."""
+    """Write each of the K sums into its tensor: partials (K, P, D) fp32 → K tensors (D,). P may be
+    0."""
     count, programs, dim = partials.shape
     assert count == len(outs) <= 3 and partials.is_contiguous() and partials.dtype == torch.float32
     launch = config("partials", partials.device, bits=32, D=dim)

@@ -1,4 +1,5 @@
-"""Shared by all tests: one thread, Triton's interpreter where there is no GPU, and the markers' meaning."""
+"""Shared by all tests: one thread, Triton's interpreter where there is no GPU, and the markers'
+meaning."""
 
 import os
 from collections.abc import Iterator

@@ -1,8 +1,10 @@
-"""Equality to the bit must not depend on the processor: the tests once more, in processes that are told of another one.
+"""Equality to the bit must not depend on the processor: the tests once more, in processes that are
+told of another one.
 
-ATen, oneDNN, MKL, NumPy, OpenBLAS, numba's LLVM, libjpeg-turbo and glibc choose their code by the processor, and take orders by
-environment variables. What no older code shows, tests/support/imagined_processor.py does. The short form runs tests of a few modules,
-the full-length one all files that compare bits.
+ATen, oneDNN, MKL, NumPy, OpenBLAS, numba's LLVM, libjpeg-turbo and glibc choose their code by the
+processor, and take orders by environment variables. What no older code shows,
+tests/support/imagined_processor.py does. The short form runs tests of a few modules, the
+full-length one all files that compare bits.
 """
 
 import os
@@ -101,7 +103,8 @@ def run_tests(setting: str, tests: list[str]) -> None:
 
 
 def comparing(setting: str) -> list[str]:
-    """The test files that compare bits. Interpreted kernels compute in NumPy, where nothing is imagined."""
+    """The test files that compare bits. Interpreted kernels compute in NumPy, where nothing is
+    imagined."""
     paths = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if path != Path(__file__)]
     found = [str(path.relative_to(ROOT)) for path in paths if COMPARISON.search(path.read_text())]
     return [path for path in found if setting != "imagined" or "kernels" not in path]

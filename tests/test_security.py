@@ -1,7 +1,9 @@
-"""Files from anywhere: nothing in them runs, none costs more than it may, and what cannot be used is an error of one line.
+"""Files from anywhere: nothing in them runs, none costs more than it may, and what cannot be used
+is an error of one line.
 
-Weights are in test_weights.py, checkpoints in test_checkpoint.py, DeepSpeed's file in test_deepspeed_file.py, what a tar may
-hold in test_shards.py, what an image may be in test_check.py.
+Weights are in test_weights.py, checkpoints in test_checkpoint.py, DeepSpeed's file in
+test_deepspeed_file.py, what a tar may hold in test_shards.py, what an image may be in
+test_check.py.
 """
 
 import functools
@@ -387,7 +389,8 @@ def test_a_list_of_more_rows_than_bytes_is_refused(shapes: Path) -> None:
 def test_a_list_may_name_files_anywhere_but_only_images_are_read(
     shapes: Path, tmp_path: Path
 ) -> None:
-    """Its paths are as trustworthy as the list: what they lead to is looked at as any image is, and never opened if no file."""
+    """Its paths are as trustworthy as the list: what they lead to is looked at as any image is, and
+    never opened if no file."""
     (tmp_path / "elsewhere.jpg").write_bytes(JPEG)
     os.mkfifo(tmp_path / "fifo.jpg")
     (tmp_path / "link.jpg").symlink_to("/dev/zero")

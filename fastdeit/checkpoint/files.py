@@ -1,7 +1,8 @@
-"""The files of a checkpoint folder: written with a manifest of their sizes and digests, and trusted only as far as it holds.
+"""The files of a checkpoint folder: written with a manifest of their sizes and digests, and trusted
+only as far as it holds.
 
-Whoever can write a checkpoint can write its manifest, too: digests find damage, not intent. So names are those of a fixed
-form, JSON and headers are bounded, and nothing is ever unpickled.
+Whoever can write a checkpoint can write its manifest, too: digests find damage, not intent. So
+names are those of a fixed form, JSON and headers are bounded, and nothing is ever unpickled.
 """
 
 import hashlib
@@ -57,7 +58,8 @@ def _write_manifest(work: Path) -> None:
 
 
 def read_manifest(path: Path) -> dict[str, tuple[int, str]]:
-    """Size and SHA-256 by file name. Raises NewerFormat, or ValueError for what is no checkpoint of ours."""
+    """Size and SHA-256 by file name. Raises NewerFormat, or ValueError for what is no checkpoint of
+    ours."""
     if not (path / "manifest.json").is_file():
         raise ValueError(f"{path}: no checkpoint: {_what_instead(path)}")
     manifest = read_json(path / "manifest.json")
@@ -105,7 +107,8 @@ def _what_instead(path: Path) -> str:
 
 
 def compare_files(path: Path, files: Mapping[str, tuple[int, str]]) -> None:
-    """Raises ValueError naming the first file that is missing or not of the size and SHA-256 that `read_manifest` gave."""
+    """Raises ValueError naming the first file that is missing or not of the size and SHA-256 that
+    `read_manifest` gave."""
     for name, (size, digest) in files.items():
         file = path / name
         whole = file.is_file() and not file.is_symlink() and file.stat().st_size == size
@@ -114,7 +117,8 @@ def compare_files(path: Path, files: Mapping[str, tuple[int, str]]) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """state.json of a checkpoint folder. Raises ValueError if it lacks a count that training goes on from."""
+    """state.json of a checkpoint folder. Raises ValueError if it lacks a count that training goes
+    on from."""
     state = read_json(path / "state.json")
     for name in _COUNTS:
         if type(state.get(name)) is not int or state[name] < 0:

@@ -1,4 +1,5 @@
-"""Where a run goes on from: every rank takes the same checkpoint, whichever rank finds fault with a newer one."""
+"""Where a run goes on from: every rank takes the same checkpoint, whichever rank finds fault with a
+newer one."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +26,13 @@ class LoadedCheckpoint:
 def find_checkpoint(
     folder: Path, named: str, layout: Tensors, before: int | None = None
 ) -> LoadedCheckpoint | None:
-    """The checkpoint that all ranks can load and hold for whole; None if a run folder has none. A collective.
+    """The checkpoint that all ranks can load and hold for whole; None if a run folder has none. A
+    collective.
 
-    named: the one to take (--resume), "" for the newest whole one of the run `folder`; layout: as `load_checkpoint` takes it;
-    before: only the run's own ones of earlier steps than this.
-    Raises ValueError, the same on every rank, if a named one is not whole or does not fit, if none is, or if the newest was
-    written by a later version, whose work an older checkpoint would undo.
+    named: the one to take (--resume), "" for the newest whole one of the run `folder`; layout: as
+    `load_checkpoint` takes it; before: only the run's own ones of earlier steps than this. Raises
+    ValueError, the same on every rank, if a named one is not whole or does not fit, if none is, or
+    if the newest was written by a later version, whose work an older checkpoint would undo.
     """
     candidates, asked_for = _candidates(folder, named, before)
     passed_over: list[str] = []
@@ -67,7 +69,8 @@ def _candidates(folder: Path, named: str, before: int | None) -> tuple[list[Path
 
 
 def _began_with(folder: Path, named: str) -> bool:
-    """Whether a run folder was last used by a command with the same --resume; then this one goes on from what that saved."""
+    """Whether a run folder was last used by a command with the same --resume; then this one goes on
+    from what that saved."""
     config = folder / "config.yaml"
     return (
         config.is_file()

@@ -1,10 +1,11 @@
-"""Checkpoints in a portable form of our own: safetensors and JSON by parameter name, free of stage and world size.
+"""Checkpoints in a portable form of our own: safetensors and JSON by parameter name, free of stage
+and world size.
 
-A checkpoint is a folder `step-00000123/` with one .safetensors file for each named set of tensors, `state.json`, and
-`manifest.json` with the size and SHA-256 of the others. It is written under a temporary name, flushed, then renamed: what
-carries the final name is whole. No state of random generators is kept: nothing that decides a run draws from them; the
-plan's draws follow from (seed, epoch, ordinal), those of a timm model from (seed, step, samples). Nothing here is
-pickled.
+A checkpoint is a folder `step-00000123/` with one .safetensors file for each named set of tensors,
+`state.json`, and `manifest.json` with the size and SHA-256 of the others. It is written under a
+temporary name, flushed, then renamed: what carries the final name is whole. No state of random
+generators is kept: nothing that decides a run draws from them; the plan's draws follow from (seed,
+epoch, ordinal), those of a timm model from (seed, step, samples). Nothing here is pickled.
 """
 
 import contextlib
@@ -46,8 +47,9 @@ def save_checkpoint(
 ) -> Path:
     """Writes `folder/step-N` atomically, then removes older ones as `prune_checkpoints` does.
 
-    tensors: sets of CPU tensors by file stem and name; state: JSON values. Raises ValueError for a number that is not finite,
-    OSError when the disk refuses; then nothing of the new checkpoint stays and the older ones are untouched.
+    tensors: sets of CPU tensors by file stem and name; state: JSON values. Raises ValueError for a
+    number that is not finite, OSError when the disk refuses; then nothing of the new checkpoint
+    stays and the older ones are untouched.
     """
     _check_finite(tensors)
     final = folder / f"step-{step:08d}"
@@ -66,7 +68,8 @@ def save_checkpoint(
 
 
 def _put_in_place(work: Path, final: Path) -> None:
-    """Gives a written checkpoint its name; one that has the name goes only once the new one is there."""
+    """Gives a written checkpoint its name; one that has the name goes only once the new one is
+    there."""
     old = work.with_name(f"{work.name}-old")
     if final.exists():
         os.rename(final, old)
@@ -80,10 +83,11 @@ def _put_in_place(work: Path, final: Path) -> None:
 
 
 def prune_checkpoints(folder: Path, keep: int, scores: Mapping[int, float]) -> None:
-    """Removes all but the newest `keep` checkpoints, at least `FEWEST`, and the one of the highest score.
+    """Removes all but the newest `keep` checkpoints, at least `FEWEST`, and the one of the highest
+    score.
 
-    scores: by step; of equal ones the later counts. A damaged checkpoint does not count as one that is kept: before any is
-    removed, the newest `FEWEST` are loaded again.
+    scores: by step; of equal ones the later counts. A damaged checkpoint does not count as one that
+    is kept: before any is removed, the newest `FEWEST` are loaded again.
     """
     keep = max(keep, FEWEST)
     found = list_checkpoints(folder)
@@ -103,7 +107,8 @@ def prune_checkpoints(folder: Path, keep: int, scores: Mapping[int, float]) -> N
 
 
 def _remove(path: Path) -> None:
-    """Under a name that `sweep` knows, should the process end in the middle: what carries a final name is whole."""
+    """Under a name that `sweep` knows, should the process end in the middle: what carries a final
+    name is whole."""
     work = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
     with contextlib.suppress(OSError):
         path.rename(work)
@@ -126,10 +131,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def verify_checkpoint(path: Path, layout: Tensors | None = None) -> None:
-    """Raises ValueError naming the first file that is missing, of another size, or of another content.
+    """Raises ValueError naming the first file that is missing, of another size, or of another
+    content.
 
-    layout: the tensors that are expected by set and name, of which only shape and dtype count; checked first, in the files'
-    headers, so that no memory is taken for anything else.
+    layout: the tensors that are expected by set and name, of which only shape and dtype count;
+    checked first, in the files' headers, so that no memory is taken for anything else.
     """
     try:
         files = read_manifest(path)
@@ -149,8 +155,8 @@ def load_checkpoint(
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
     """The tensors (CPU, by set and name) and the state of a whole checkpoint.
 
-    layout: as in `verify_checkpoint`; other sets are left out. Raises ValueError if it is not whole, or holds a number that
-    is not finite.
+    layout: as in `verify_checkpoint`; other sets are left out. Raises ValueError if it is not
+    whole, or holds a number that is not finite.
     """
     verify_checkpoint(path, layout)
     stems = [Path(name).stem for name in read_manifest(path) if name.endswith(".safetensors")]
@@ -180,9 +186,11 @@ def sweep(folder: Path) -> None:
 
 
 def set_aside(folder: Path, after: int) -> list[Path]:
-    """Gives checkpoints later than step `after`, from which a run goes on, a name under which they are not found.
+    """Gives checkpoints later than step `after`, from which a run goes on, a name under which they
+    are not found.
 
-    They are damaged, or of a future that the run has left; no save may be compared with them. Returns the new names.
+    They are damaged, or of a future that the run has left; no save may be compared with them.
+    Returns the new names.
     """
     aside = []
     for path in list_checkpoints(folder):

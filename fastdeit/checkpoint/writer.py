@@ -1,8 +1,9 @@
-"""Saves a run's checkpoints while it trains on: rank 0 hands them to a thread, one at a time, and all ranks agree on the end.
+"""Saves a run's checkpoints while it trains on: rank 0 hands them to a thread, one at a time, and
+all ranks agree on the end.
 
-A disk that refuses never ends training by itself. A save that fails is tried again after a pause, with room made for it; only
-the third in a row that fails, or a run's last, ends the run, on every rank at the same place. Weights that are not finite
-are not saved, and count as a failure.
+A disk that refuses never ends training by itself. A save that fails is tried again after a pause,
+with room made for it; only the third in a row that fails, or a run's last, ends the run, on every
+rank at the same place. Weights that are not finite are not saved, and count as a failure.
 """
 
 import shutil
@@ -35,8 +36,9 @@ class Outcome(NamedTuple):
 class CheckpointWriter:
     """Writes below `folder`, keeping the newest `keep` checkpoints and the best.
 
-    rank: this process's; only rank 0 writes, the others take part in agreeing. Attributes: scores, the validation top-1 by
-    step, which decides the best; every checkpoint's state holds those that were known by then.
+    rank: this process's; only rank 0 writes, the others take part in agreeing. Attributes: scores,
+    the validation top-1 by step, which decides the best; every checkpoint's state holds those that
+    were known by then.
     """
 
     def __init__(self, folder: Path, keep: int, rank: int) -> None:
@@ -48,9 +50,11 @@ class CheckpointWriter:
         self._lines: list[str] = []
 
     def save(self, tensors: Tensors, state: Mapping[str, Any]) -> None:
-        """Begins to save what `Trainer.state` gave, and the JSON values of `state`, once the save before has ended.
+        """Begins to save what `Trainer.state` gave, and the JSON values of `state`, once the save
+        before has ended.
 
-        The tensors must not change any more. Raises CheckpointError if this is one failure too many. A collective.
+        The tensors must not change any more. Raises CheckpointError if this is one failure too
+        many. A collective.
         """
         if self._rank == 0:
             self.settle()
@@ -62,7 +66,8 @@ class CheckpointWriter:
         self._agree(self._failures <= FAILURES_ALLOWED)
 
     def wait(self) -> None:
-        """Ends the save that is under way. Raises CheckpointError if the last one failed. A collective."""
+        """Ends the save that is under way. Raises CheckpointError if the last one failed. A
+        collective."""
         self.settle()
         self._agree(self._failures == 0)
 

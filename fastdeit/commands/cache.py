@@ -26,7 +26,8 @@ from fastdeit.teacher_cache.writer import CacheWriter, create
 
 
 def cache_command(argv: Sequence[str]) -> int:
-    """0; 1 for damage that `verify` finds, or a recording that ended early; exit code 2 for what cannot be used or done."""
+    """0; 1 for damage that `verify` finds, or a recording that ended early; exit code 2 for what
+    cannot be used or done."""
     action = argv[0] if argv else ""
     if action in ACTIONS:
         with one_line_errors():
@@ -44,7 +45,8 @@ def _parser(described: Callable[..., int]) -> argparse.ArgumentParser:
 
 
 def build(argv: Sequence[str]) -> int:
-    """record the teacher's answers to the samples of a run with these flags; the same command goes on where it was stopped"""
+    """record the teacher's answers to the samples of a run with these flags; the same command goes
+    on where it was stopped"""
     parser = _parser(build)
     parser.add_argument("-o", "--output", required=True, type=Path, help="the cache's folder")
     parser.add_argument(

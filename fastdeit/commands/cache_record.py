@@ -1,4 +1,5 @@
-"""`fastdeit cache build` and `cache sample`: the two actions that run the teacher (cache_command.py has the others)."""
+"""`fastdeit cache build` and `cache sample`: the two actions that run the teacher (cache_command.py
+has the others)."""
 
 import functools
 import re
@@ -41,7 +42,8 @@ _EPOCHS_SAMPLED = 8  # an epoch's order is costly to make
 
 
 class Job:
-    """The samples and the teacher of train's flags, on this rank. Raises ValueError for what cannot be used; a collective."""
+    """The samples and the teacher of train's flags, on this rank. Raises ValueError for what cannot
+    be used; a collective."""
 
     def __init__(self, flags: Sequence[str], action: str, folder: Path) -> None:
         config, _ = parse_config(flags, f"fastdeit cache {action}")
@@ -94,7 +96,8 @@ def run_build(
     part_text: str,
     epochs_text: str | None,
 ) -> int:
-    """0; 1 when the recording ended early, for a full disk or images that cannot be read. Raises ValueError before any work."""
+    """0; 1 when the recording ended early, for a full disk or images that cannot be read. Raises
+    ValueError before any work."""
     part, epochs = parse_part(part_text), parse_epochs(epochs_text)
     job = Job(flags, "build", folder)
     manifest = job.manifest(kind, k)
@@ -132,7 +135,8 @@ def runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _record_missing(job: Job, recorder: CacheWriter, mine: Sequence[Chunk]) -> int:
-    """Records what is not there yet, each rank its share; how many chunks are left that could not be."""
+    """Records what is not there yet, each rank its share; how many chunks are left that could not
+    be."""
     for done in range(_PASSES + 1):
         job.look_again()
         images = job.plan.images if len(job.quarantine) else None
@@ -161,7 +165,8 @@ def _record_share(job: Job, recorder: CacheWriter, share: Sequence[Chunk]) -> No
 
 
 class _Report:
-    """Progress of rank 0's share, whose rate stands for the others'; a bar on a terminal, else a line now and then."""
+    """Progress of rank 0's share, whose rate stands for the others'; a bar on a terminal, else a
+    line now and then."""
 
     def __init__(self, total: int, world: World, heading: str) -> None:
         self._console, self._ranks = Console(quiet=world.rank != 0, highlight=False), world.size
@@ -219,7 +224,8 @@ def run_sample(flags: Sequence[str], folder: Path, number: int) -> int:
 def _compare(
     cache: Cache, job: Job, batches: Sequence[tuple[int, np.ndarray]], micro_batch: int
 ) -> tuple[int, float]:
-    """Samples whose recorded class is the live one's, and the largest difference of a recorded logit."""
+    """Samples whose recorded class is the live one's, and the largest difference of a recorded
+    logit."""
     manifest, same, largest = cache.manifest, 0, 0.0
     loader = job.loader(batches, micro_batch)
     for (epoch, ordinals), (_, logits) in zip(
@@ -244,7 +250,8 @@ def _compare(
 def _drawn(
     coverage: np.ndarray, manifest: Manifest, number: int, micro_batch: int
 ) -> list[tuple[int, np.ndarray]]:
-    """Epoch and ordinals of micro-batches with about `number` recorded samples, pairs drawn at random out of a few epochs."""
+    """Epoch and ordinals of micro-batches with about `number` recorded samples, pairs drawn at
+    random out of a few epochs."""
     random = np.random.default_rng()
     epochs = np.flatnonzero(coverage.any(1))
     if not epochs.size:

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the process with code 2 and one line on stderr for a ValueError or a missing file inside.
+    """Ends the process with code 2 and one line on stderr for a ValueError or a missing file
+    inside.
 
-    What all ranks find, rank 0 says; what one of the others finds alone, that one says, and ends at once: the launcher then
-    ends the others.
+    What all ranks find, rank 0 says; what one of the others finds alone, that one says, and ends at
+    once: the launcher then ends the others.
     """
     try:
         yield

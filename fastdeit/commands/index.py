@@ -1,6 +1,8 @@
-"""`fastdeit index PATH`: look at every image of a data set, keep the tables that training starts from, tell what is in them.
+"""`fastdeit index PATH`: look at every image of a data set, keep the tables that training starts
+from, tell what is in them.
 
-fastdeit index PATH [--train-split train] [--val-split val] [--bad-images skip|error] [--num-workers N]
+fastdeit index PATH [--train-split train] [--val-split val] [--bad-images skip|error] [--num-workers
+N]
 """
 
 import argparse
@@ -24,7 +26,8 @@ from fastdeit.data.table import table_facts, table_places
 
 
 def index_command(argv: Sequence[str]) -> int:
-    """`fastdeit index`: 0, or exit code 2 for a data set that cannot be used; with `--bad-images error` also for bad images."""
+    """`fastdeit index`: 0, or exit code 2 for a data set that cannot be used; with `--bad-images
+    error` also for bad images."""
     asked, console = _parser().parse_args(list(argv)), Console(highlight=False)
     with one_line_errors():
         root, classes, bad = Path(os.path.abspath(asked.path)), None, 0
@@ -89,7 +92,8 @@ def _print(console: Console, root: Path, split: str, table: pa.Table) -> int:
 
 
 def _write_left_out(places: Sequence[Path], left_out: Sequence[str]) -> Path | None:
-    """The list beside the table, in the first place that can be written; an old one goes when nothing is left out."""
+    """The list beside the table, in the first place that can be written; an old one goes when
+    nothing is left out."""
     for place in places:
         file = place.with_name(f"{place.stem}-left-out.txt")
         try:
@@ -103,7 +107,8 @@ def _write_left_out(places: Sequence[Path], left_out: Sequence[str]) -> Path | N
 
 
 def split_report(table: pa.Table) -> dict[str, str]:
-    """What a person wants to know of a split's table (`split_table`, all columns), as text by heading."""
+    """What a person wants to know of a split's table (`split_table`, all columns), as text by
+    heading."""
     good = table.filter(pc.is_null(table["fault"]))
     report = {"images": f"{len(good):,}", "left out": f"{len(table) - len(good):,}"}
     if not len(good):

@@ -1,10 +1,13 @@
-"""`fastdeit preview`: what the model will see, as a picture, for the planned draws of chosen ordinals.
+"""`fastdeit preview`: what the model will see, as a picture, for the planned draws of chosen
+ordinals.
 
-fastdeit preview --recipe deit --data-path IMAGENET -o preview.png [--epoch 0] [--ordinals 0-7] [--sheet] [any flag of train]
+fastdeit preview --recipe deit --data-path IMAGENET -o preview.png [--epoch 0] [--ordinals 0-7]
+[--sheet] [any flag of train]
 
-A row is a sample: the stored image with its crop, the crop resized and flipped, each operation with its argument, and, from
-the very pipeline of training, the image normalised and erased and then mixed with its partner. `--sheet` shows every
-operation at several magnitudes instead. The plan decides everything, so the same ordinals always give the same picture.
+A row is a sample: the stored image with its crop, the crop resized and flipped, each operation with
+its argument, and, from the very pipeline of training, the image normalised and erased and then
+mixed with its partner. `--sheet` shows every operation at several magnitudes instead. The plan
+decides everything, so the same ordinals always give the same picture.
 """
 
 import argparse
@@ -39,7 +42,8 @@ _SIGNED = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture of the grid: uint8 (H, W, 3), what is written above it, and a box (y, x, height, width) drawn on it."""
+    """One picture of the grid: uint8 (H, W, 3), what is written above it, and a box (y, x, height,
+    width) drawn on it."""
 
     picture: np.ndarray
     title: str
@@ -145,7 +149,8 @@ def _steps(index: Index, plan: Plan, config: Config, draws: SampleParams, row: i
 def sheet(
     index: Index, plan: Plan, config: Config, ordinals: np.ndarray, epoch: int
 ) -> list[list[Cell]]:
-    """A row for each operation, on the first ordinal's crop: RandAugment's at several magnitudes, others at arguments."""
+    """A row for each operation, on the first ordinal's crop: RandAugment's at several magnitudes,
+    others at arguments."""
     cropped = _steps(index, plan, config, plan.draw(epoch, ordinals[:1]), 0)[1].picture
     rows = []
     for number, name in enumerate(OPS):

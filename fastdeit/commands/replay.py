@@ -1,15 +1,19 @@
-"""`fastdeit replay RUN --step N`: takes one step of a run again, out of the run's folder, and shows all that went into it.
+"""`fastdeit replay RUN --step N`: takes one step of a run again, out of the run's folder, and shows
+all that went into it.
 
-fastdeit replay RUN --step N [--output DIR] [flags of train that say where things are now, as --data-path]
-On as many processes as the run had: deepspeed --no_local_rank --module fastdeit replay RUN --step N
+fastdeit replay RUN --step N [--output DIR] [flags of train that say where things are now, as
+--data-path] On as many processes as the run had: deepspeed --no_local_rank --module fastdeit replay
+RUN --step N
 
-Step N is the one that follows N optimizer steps, the first is step 0. `step-N` is the checkpoint that it begins with; failure
-files, bad-steps.jsonl and spikes.jsonl name it by N; in metrics.jsonl, where a line tells how many steps are done, it belongs
-to the first line of more than N. DIR (default: RUN/replay-N) gets the images as PNG, plan.json and step.json.
+Step N is the one that follows N optimizer steps, the first is step 0. `step-N` is the checkpoint
+that it begins with; failure files, bad-steps.jsonl and spikes.jsonl name it by N; in metrics.jsonl,
+where a line tells how many steps are done, it belongs to the first line of more than N. DIR
+(default: RUN/replay-N) gets the images as PNG, plan.json and step.json.
 
-It begins with the newest state from before the step, and trains up to it in memory; nothing else in the folder is touched. On
-fewer processes than the run had, each stands for several, one after the other, which changes nothing but the order in which
-gradients are summed. Exit code 1: the samples are not those that the run recorded.
+It begins with the newest state from before the step, and trains up to it in memory; nothing else in
+the folder is touched. On fewer processes than the run had, each stands for several, one after the
+other, which changes nothing but the order in which gradients are summed. Exit code 1: the samples
+are not those that the run recorded.
 """
 
 import argparse
@@ -39,7 +43,8 @@ from fastdeit.training.trainer import Trainer
 
 
 def replay_command(argv: Sequence[str]) -> int:
-    """`fastdeit replay`: 0; 1 if the samples are not the recorded ones; exit code 2 for what cannot be taken again."""
+    """`fastdeit replay`: 0; 1 if the samples are not the recorded ones; exit code 2 for what cannot
+    be taken again."""
     if {"-h", "--help"} & set(argv):
         print(__doc__)
         return 0
@@ -71,7 +76,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _as_recorded(config: Config, record: Record, world: World) -> Config:
-    """The settings in the form that the step was taken in. Raises ValueError if these processes cannot share it out alike."""
+    """The settings in the form that the step was taken in. Raises ValueError if these processes
+    cannot share it out alike."""
     then = record.attempt
     whole = [size for size in range(1, then.world_size + 1) if then.world_size % size == 0]
     allowed = f"{', '.join(map(str, whole))}, as the run had {then.world_size} processes"
@@ -139,7 +145,8 @@ def _take_up(samples: Samples, record: Record, trainer: Trainer) -> Line:
 
 
 def _local_part(taken: StepResult, samples: Samples, step: int, output: Path) -> Line:
-    """What this process knows of the step: its micro-batches, its samples' losses and their plan; writes their pictures."""
+    """What this process knows of the step: its micro-batches, its samples' losses and their plan;
+    writes their pictures."""
     planned: list[Line] = []
     micro_batches: list[Line] = []
     data = samples.config.data

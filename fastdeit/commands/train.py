@@ -35,8 +35,9 @@ from fastdeit.training.build import build_deepspeed_config
 
 
 def train_command(argv: Sequence[str], prog: str) -> int:
-    """`fastdeit train`: 0; exit code 2 for a command line, a data set or a checkpoint that cannot be used; 1 for images that
-    cannot be read in mid-run, where --bad-images or their number ends it."""
+    """`fastdeit train`: 0; exit code 2 for a command line, a data set or a checkpoint that cannot
+    be used; 1 for images that cannot be read in mid-run, where --bad-images or their number ends
+    it."""
     with one_line_errors():
         config, recipe = parse_config(argv, prog)
     folder, limits = Path(config.run.output_dir), config.limits.sections()
@@ -64,7 +65,8 @@ def train_command(argv: Sequence[str], prog: str) -> int:
 def _prepare(
     config: Config, recipe: str, world: World, supervisor: Supervisor, lock: RunLock
 ) -> Run | None:
-    """A run ready for its next step, with nothing written yet but the lock; None if it was finished before."""
+    """A run ready for its next step, with nothing written yet but the lock; None if it was finished
+    before."""
     folder = Path(config.run.output_dir)
     check_same_everywhere(config)
     on_every_rank(lambda: check_config(config, world.size))

@@ -1,4 +1,5 @@
-"""From a command line to a `Config`: defaults < recipe < config file < flags. The flags are made from the dataclasses."""
+"""From a command line to a `Config`: defaults < recipe < config file < flags. The flags are made
+from the dataclasses."""
 
 import argparse
 import pathlib
@@ -37,8 +38,8 @@ FLAT = (tyro.conf.OmitArgPrefixes,)
 def parse_config(argv: Sequence[str], prog: str) -> tuple[Config, str]:
     """The run's `Config` and the name of its recipe.
 
-    Raises ValueError, with a message of one line, for a value, recipe or file that is not allowed; an unknown flag ends
-    the process with exit code 2 (tyro's message names the nearest flag).
+    Raises ValueError, with a message of one line, for a value, recipe or file that is not allowed;
+    an unknown flag ends the process with exit code 2 (tyro's message names the nearest flag).
     """
     known, flags = _base_parser().parse_known_args(list(argv))
     _refuse_replaced(flags)
@@ -80,7 +81,8 @@ def _from_file(base: Config, path: str) -> Config:
 
 
 def _refuse_code(teacher: str, flags: Sequence[str]) -> None:
-    """Raises ValueError for a teacher that is a program, if only a config file names it: such a file may come from anywhere."""
+    """Raises ValueError for a teacher that is a program, if only a config file names it: such a
+    file may come from anywhere."""
     asked = any(teacher in flag.partition("=")[::2] for flag in flags)
     if not asked and (":" in teacher or teacher in PROGRAMS):
         raise ValueError(

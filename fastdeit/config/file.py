@@ -1,4 +1,5 @@
-"""Config files, which may come from anywhere: read as plain values, and checked before any replaces a default."""
+"""Config files, which may come from anywhere: read as plain values, and checked before any replaces
+a default."""
 
 import dataclasses
 import reprlib
@@ -16,7 +17,8 @@ MAX_BYTES = 1 << 16
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Values as they stand there: no second name for one, of which a short file can pile up billions, and no key twice."""
+    """Values as they stand there: no second name for one, of which a short file can pile up
+    billions, and no key twice."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -39,8 +41,8 @@ class _PlainLoader(yaml.SafeLoader):
 def read_config_file(path: Path, flag: str) -> dict[str, dict[str, Any]]:
     """The sections of a YAML file. flag: that named it, for the errors.
 
-    Raises ValueError, with a message of one line, for one that is no mapping of mappings, of more than `MAX_BYTES`, with tags,
-    aliases or a key twice; OSError.
+    Raises ValueError, with a message of one line, for one that is no mapping of mappings, of more
+    than `MAX_BYTES`, with tags, aliases or a key twice; OSError.
     """
     try:
         values = yaml.load(read_bounded(path, MAX_BYTES), _PlainLoader)
@@ -65,7 +67,8 @@ def read_config_file(path: Path, flag: str) -> dict[str, dict[str, Any]]:
 def config_from_dict(base: Config, values: dict[str, dict[str, Any]], source: str) -> Config:
     """`base` with the fields in `values` (what `Config.to_dict` gives, whole or in part) put in.
 
-    Raises ValueError naming `source`, the field and what is allowed, for an unknown section or field or a wrong type.
+    Raises ValueError naming `source`, the field and what is allowed, for an unknown section or
+    field or a wrong type.
     """
     sections = {}
     for section, fields in values.items():

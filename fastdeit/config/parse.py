@@ -12,7 +12,8 @@ def require(ok: bool, flag: str, value: object, allowed: str) -> None:
 
 
 def parse_rand_augment(aa: str) -> dict[str, Any]:
-    """`ra_*` fields of `PlanSpec` for a RandAugment string of timm (data/auto_augment.py, rand_augment_transform)."""
+    """`ra_*` fields of `PlanSpec` for a RandAugment string of timm (data/auto_augment.py,
+    rand_augment_transform)."""
     allowed = (
         "none, 3a, or rand-m9-mstd0.5-inc1 and the like (sections m, n, mstd, mmax, p, and inc1)"
     )
@@ -38,7 +39,8 @@ def parse_rand_augment(aa: str) -> dict[str, Any]:
 
 
 def parse_time_limit(text: str) -> float | None:
-    """Seconds of a time as sbatch's --time has it; None for an empty one. Raises ValueError for any other form."""
+    """Seconds of a time as sbatch's --time has it; None for an empty one. Raises ValueError for any
+    other form."""
     if not text:
         return None
     match = re.fullmatch(r"(?:(\d+)-)?(\d+(?::\d+){0,2})", text)

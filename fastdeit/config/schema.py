@@ -1,7 +1,9 @@
-"""Every default of a run, once: frozen dataclasses from which the command line and the DeepSpeed dict are derived.
+"""Every default of a run, once: frozen dataclasses from which the command line and the DeepSpeed
+dict are derived.
 
-Field names are timm's and deit's flag names, flat: `--batch-size`, `--drop-path`, ... The docstring under a field is its
-help text. Only the entry and the builders in run.py see a `Config`; everything below takes the values it uses.
+Field names are timm's and deit's flag names, flat: `--batch-size`, `--drop-path`, ... The docstring
+under a field is its help text. Only the entry and the builders in run.py see a `Config`; everything
+below takes the values it uses.
 """
 
 import dataclasses
@@ -17,25 +19,32 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 @dataclass(frozen=True)
 class DataConfig:
     data_path: str = ""
-    """Folder with images in class folders, WebDataset shards, IDX files, or lists of path and label (docs/data.md)."""
+    """Folder with images in class folders, WebDataset shards, IDX files, or lists of path and label
+    (docs/data.md)."""
     train_split: str = "train"
-    """Part of --data-path to train on: a name, a pattern of shards (train-{0000..1023}.tar), a .csv or .parquet list."""
+    """Part of --data-path to train on: a name, a pattern of shards (train-{0000..1023}.tar), a .csv
+    or .parquet list."""
     val_split: str = "val"
     """Part of --data-path to evaluate on, as --train-split."""
     data_set: Literal["any", "digits"] = "any"
-    """`digits` writes scikit-learn's digits to --data-path as image files if they are not there yet."""
+    """`digits` writes scikit-learn's digits to --data-path as image files if they are not there
+    yet."""
     bad_images: Literal["skip", "error"] = "skip"
-    """Damaged images: list them, leave them out and replace them deterministically when found in mid-run; or stop."""
+    """Damaged images: list them, leave them out and replace them deterministically when found in
+    mid-run; or stop."""
     input_size: int = 224
     """Side of the images the model sees, in pixels."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     eval_crop_ratio: float = 0.875
-    """Evaluation resizes the short side to input_size / ratio and crops the centre (timm reports DeiT with 0.9)."""
+    """Evaluation resizes the short side to input_size / ratio and crops the centre (timm reports
+    DeiT with 0.9)."""
     eval_input_size: int = 0
-    """Side of the images in evaluation; 0 is --input-size. The student resizes its position embedding to it."""
+    """Side of the images in evaluation; 0 is --input-size. The student resizes its position
+    embedding to it."""
     decoder: Literal["auto", "cpu", "mixed", "hardware"] = "auto"
-    """Decode on the CPU, on the GPU's cores, or by its JPEG engine, whose pixels differ; auto: cpu with the exact backend."""
+    """Decode on the CPU, on the GPU's cores, or by its JPEG engine, whose pixels differ; auto: cpu
+    with the exact backend."""
     num_workers: int = 0
     """DALI threads per process; 0 shares the machine's cores among its processes."""
     prefetch: int = 2
@@ -58,13 +67,17 @@ class DataConfig:
 @dataclass(frozen=True)
 class AugmentConfig:
     aa: str = "rand-m9-mstd0.5-inc1"
-    """RandAugment in timm's notation (rand-mM-nN-mstdS-mmaxX-pP-inc1), `none`, or `3a`: DeiT III's 3-Augment."""
+    """RandAugment in timm's notation (rand-mM-nN-mstdS-mmaxX-pP-inc1), `none`, or `3a`: DeiT III's
+    3-Augment."""
     augment_backend: Literal["auto", "exact", "native"] = "auto"
-    """exact: equal to PIL and timm bit for bit, on CPU threads; native: DALI's operators, close to it, also on a GPU."""
+    """exact: equal to PIL and timm bit for bit, on CPU threads; native: DALI's operators, close to
+    it, also on a GPU."""
     color_jitter: float = 0.3
-    """Range of random brightness, contrast and saturation; acts with --aa 3a and --aa none, as in deit and timm."""
+    """Range of random brightness, contrast and saturation; acts with --aa 3a and --aa none, as in
+    deit and timm."""
     src: bool = False
-    """Simple random crop of DeiT III (short side to input_size, 4 pixels of reflection) instead of the resized crop."""
+    """Simple random crop of DeiT III (short side to input_size, 4 pixels of reflection) instead of
+    the resized crop."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Share of the area that the random crop takes."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -74,7 +87,8 @@ class AugmentConfig:
     reprob: float = 0.25
     """Probability of RandomErasing."""
     remode: Literal["const", "rand", "pixel"] = "pixel"
-    """What fills an erased box: zeros, one N(0, 1) colour, or N(0, 1) per pixel, all after normalisation."""
+    """What fills an erased box: zeros, one N(0, 1) colour, or N(0, 1) per pixel, all after
+    normalisation."""
     repeated_aug: bool = True
     """Several differently augmented copies of each image in an epoch."""
     aug_repeats: int = 2
@@ -86,7 +100,8 @@ class AugmentConfig:
         require(self.color_jitter >= 0, "color_jitter", self.color_jitter, "0 or more")
 
     def operations(self) -> dict[str, Any]:
-        """The fields of `PlanSpec` that --aa and --color-jitter mean. Raises ValueError for an --aa that is not known."""
+        """The fields of `PlanSpec` that --aa and --color-jitter mean. Raises ValueError for an --aa
+        that is not known."""
         if self.aa in ("", "none", "None"):
             return {"ra_layers": 0, "color_jitter": self.color_jitter}
         if self.aa == "3a":
@@ -101,12 +116,14 @@ class MixConfig:
     cutmix: float = 1.0
     """Beta parameter of CutMix; 0 turns it off."""
     cutmix_minmax: tuple[float, float] | None = None
-    """Smallest and largest side of CutMix's box as a share of the image, instead of the Beta law."""
+    """Smallest and largest side of CutMix's box as a share of the image, instead of the Beta law.
+    """
     mixup_prob: float = 1.0
     mixup_switch_prob: float = 0.5
     """Probability of CutMix when both are on."""
     mixup_group: int = 2
-    """Neighbouring samples that share lambda and box: 2 is a pair; 256 reproduces deit on 4 GPUs, whatever the GPU count."""
+    """Neighbouring samples that share lambda and box: 2 is a pair; 256 reproduces deit on 4 GPUs,
+    whatever the GPU count."""
     smoothing: float = 0.1
     """Label smoothing."""
 
@@ -117,18 +134,21 @@ class MixConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     model: str = "deit_small_distilled_patch16_224"
-    """deit_{tiny,small,base}[_distilled]_patch16_{224,384}, or any timm model with --distillation-type none."""
+    """deit_{tiny,small,base}[_distilled]_patch16_{224,384}, or any timm model with
+    --distillation-type none."""
     patch_size: int | None = None
     embed_dim: int | None = None
     depth: int | None = None
     num_heads: int | None = None
     """These four replace the named model's own sizes."""
     qkv_bias: bool = False
-    """Bias on the query, key and value projection (deit, timm and all published weights have it)."""
+    """Bias on the query, key and value projection (deit, timm and all published weights have it).
+    """
     drop_path: float = 0.1
     """Stochastic depth: the last block's rate; the first never drops."""
     finetune: str = ""
-    """Weights to start from (.safetensors or .pth); the position embedding is resized, a head of another size dropped."""
+    """Weights to start from (.safetensors or .pth); the position embedding is resized, a head of
+    another size dropped."""
 
     def __post_init__(self) -> None:
         require(0 <= self.drop_path < 1, "drop_path", self.drop_path, "0 or more, below 1")
@@ -140,7 +160,8 @@ class ModelConfig:
 @dataclass(frozen=True)
 class DistillConfig:
     teacher_model: str = "regnety_160"
-    """A timm model; or a program, which runs: torchscript, export (the kind of --teacher-path's file), module:callable."""
+    """A timm model; or a program, which runs: torchscript, export (the kind of --teacher-path's
+    file), module:callable."""
     teacher_path: str = ""
     """The teacher's weights, a local file (.safetensors, .pth, .pt, .pt2)."""
     distillation_type: Literal["none", "soft", "hard"] = "hard"
@@ -151,9 +172,11 @@ class DistillConfig:
     distillation_legacy: bool = False
     """Soft loss divided by batch and classes as deit's code does, instead of by the batch."""
     cache: str = ""
-    """A folder of recorded answers (fastdeit cache build), which are read instead of running the teacher."""
+    """A folder of recorded answers (fastdeit cache build), which are read instead of running the
+    teacher."""
     cache_miss: Literal["error", "live", "ground-truth"] = "error"
-    """Where --cache has no whole record: stop, run the teacher, or take the label with the larger share (hard only)."""
+    """Where --cache has no whole record: stop, run the teacher, or take the label with the larger
+    share (hard only)."""
     cache_period: int = 0
     """Epochs after which the samples repeat, so that a cache of as many is enough; 0: never."""
     bce_loss: bool = False
@@ -192,7 +215,8 @@ class OptimConfig:
     batch_size: int = 1024
     """Global batch: over all devices and accumulation."""
     micro_batch: int = 0
-    """Samples per device and forward pass; 0 takes the device's whole share of the batch. Smaller values accumulate."""
+    """Samples per device and forward pass; 0 takes the device's whole share of the batch. Smaller
+    values accumulate."""
     lr: float = 5e-4
     """Learning rate at a batch of 512; scaled by batch_size / 512."""
     unscale_lr: bool = False
@@ -241,16 +265,19 @@ class OptimConfig:
 
     @property
     def scaled_lr(self) -> float:
-        """The peak learning rate: `lr` at a batch of 512, linear in the batch (arXiv 2012.12877, section 6)."""
+        """The peak learning rate: `lr` at a batch of 512, linear in the batch (arXiv 2012.12877,
+        section 6)."""
         return self.lr if self.unscale_lr else self.lr * self.batch_size / 512
 
 
 @dataclass(frozen=True)
 class RunConfig:
     output_dir: str = ""
-    """Where config, log, checkpoints and weights go; empty: runs/RECIPE. The same command in the same folder resumes."""
+    """Where config, log, checkpoints and weights go; empty: runs/RECIPE. The same command in the
+    same folder resumes."""
     resume: str = ""
-    """A checkpoint folder to start from, instead of the newest one of --output-dir. The same command goes on from its own."""
+    """A checkpoint folder to start from, instead of the newest one of --output-dir. The same
+    command goes on from its own."""
     seed: int = 0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 with fp32 master weights on a GPU, fp32 on a CPU."""
@@ -259,9 +286,11 @@ class RunConfig:
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed's partitioning: optimizer state (1), gradients too (2), weights too (3)."""
     offload_optimizer: bool = False
-    """Keep the optimizer's state and the master weights in CPU memory, and step there; with --zero-stage 2 or 3."""
+    """Keep the optimizer's state and the master weights in CPU memory, and step there; with
+    --zero-stage 2 or 3."""
     deepspeed_config: str = ""
-    """A JSON file in DeepSpeed's form that sets more of its fields; what flags decide must be the same there."""
+    """A JSON file in DeepSpeed's form that sets more of its fields; what flags decide must be the
+    same there."""
     save_steps: int = 0
     """A checkpoint every so many optimizer steps, beside one each epoch; 0: only each epoch."""
     keep_checkpoints: int = 2
@@ -271,15 +300,20 @@ class RunConfig:
     log_steps: int = 10
     """Steps between two lines of metrics.jsonl; to write one, the loop waits for the device."""
     max_bad_steps: int = 3
-    """Steps in a row that may be skipped for a loss or a gradient that is not finite; after more the run goes back or stops."""
+    """Steps in a row that may be skipped for a loss or a gradient that is not finite; after more
+    the run goes back or stops."""
     max_rollbacks: int = 2
-    """Times a run goes back to a checkpoint from before its bad steps, and passes over the steps between; then it stops."""
+    """Times a run goes back to a checkpoint from before its bad steps, and passes over the steps
+    between; then it stops."""
     checksum_steps: int = 500
-    """Steps between two comparisons of the weights over ranks, made before each checkpoint too; 0: never."""
+    """Steps between two comparisons of the weights over ranks, made before each checkpoint too; 0:
+    never."""
     stop_after_steps: int = 0
-    """Save and stop after so many steps of this run; the same command goes on from there. 0: run to the end."""
+    """Save and stop after so many steps of this run; the same command goes on from there. 0: run to
+    the end."""
     time_limit: str = ""
-    """Save and stop after so much time, in Slurm's forms: minutes, M:SS, H:MM:SS, D-H, D-H:MM, D-H:MM:SS. Empty: none."""
+    """Save and stop after so much time, in Slurm's forms: minutes, M:SS, H:MM:SS, D-H, D-H:MM,
+    D-H:MM:SS. Empty: none."""
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
@@ -314,7 +348,8 @@ class LimitConfig:
     """Seconds without progress after which a process writes down where it stands, and ends."""
 
     startup_limit: float = 7200
-    """From the start to the first step, and the first pass of each section below: indexing, compiling."""
+    """From the start to the first step, and the first pass of each section below: indexing,
+    compiling."""
     data_limit: float = 600
     """Wait for a batch."""
     step_limit: float = 600

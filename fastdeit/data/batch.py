@@ -9,7 +9,8 @@ import torch
 class Batch:
     """One micro-batch of training; the partner of row i is row i ^ 1.
 
-    Every tensor is on the loader's device, but for `ordinals` and `image_index`, which only the host reads.
+    Every tensor is on the loader's device, but for `ordinals` and `image_index`, which only the
+    host reads.
     """
 
     images: torch.Tensor

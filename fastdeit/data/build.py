@@ -24,7 +24,8 @@ _EXACT_FROM_THREADS = 8
 
 
 def build_data(config: Config) -> tuple[Index, Index]:
-    """The tables of the training and the validation images; a collective. Raises ValueError as `build_index` does."""
+    """The tables of the training and the validation images; a collective. Raises ValueError as
+    `build_index` does."""
     data = config.data
 
     def build() -> tuple[Index, Index]:
@@ -49,7 +50,8 @@ def build_train_index(config: Config) -> Index:
 
 
 def build_quarantine(config: Config, index: Index) -> tuple[Index, Quarantine]:
-    """The index with the rows that this run began with, and those of them that must not be read (any more); not written down.
+    """The index with the rows that this run began with, and those of them that must not be read
+    (any more); not written down.
 
     Raises DataError when too many are gone.
     """
@@ -69,7 +71,8 @@ def pipeline_options(config: Config, world: World) -> PipelineOptions:
     threads = config.data.num_workers or world.threads
     backend, decoder = config.augment.augment_backend, config.data.decoder
     if backend == "auto":
-        # the exact operator keeps about 400 images/s a core: a GPU with few cores beside it is better served by DALI's own
+        # the exact operator keeps about 400 images/s a core: a GPU with few cores beside it is
+        # better served by DALI's own
         backend = "exact" if device == "cpu" or threads >= _EXACT_FROM_THREADS else "native"
     if decoder == "auto":
         decoder = "cpu" if device == "cpu" or backend == "exact" else "mixed"
@@ -100,7 +103,8 @@ def build_train_loader(
     answers: Answers | None = None,
     ranks: Sequence[int] = (),
 ) -> TrainLoader:
-    """Planned batches of this rank, or of `ranks`; drop_path: the rate of each block of the student, empty if it has none."""
+    """Planned batches of this rank, or of `ranks`; drop_path: the rate of each block of the
+    student, empty if it has none."""
     return TrainLoader(
         index,
         plan,

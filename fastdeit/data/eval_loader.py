@@ -31,9 +31,9 @@ class EvalBatch:
 class EvalLoader:
     """Every image of the index once, over all ranks: resized, centre-cropped, in a fixed order.
 
-    Rank r of W takes the rows r, r + W, ... Every rank yields the same number of batches of `batch_size` rows; what is
-    missing, and what the quarantine holds, is filled up with rows labelled PADDING. crop_pct: input_size / the short side
-    that the image is resized to.
+    Rank r of W takes the rows r, r + W, ... Every rank yields the same number of batches of
+    `batch_size` rows; what is missing, and what the quarantine holds, is filled up with rows
+    labelled PADDING. crop_pct: input_size / the short side that the image is resized to.
     """
 
     def __init__(
@@ -100,7 +100,8 @@ class EvalLoader:
 
 
 def _give_back_memory() -> None:
-    """Freed pages to the system: images differ in size, and what the C library holds in reserve for them creeps up by hours."""
+    """Freed pages to the system: images differ in size, and what the C library holds in reserve for
+    them creeps up by hours."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):  # glibc's
         libc.malloc_trim(0)

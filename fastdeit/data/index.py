@@ -1,7 +1,9 @@
-"""A data set as a table: one row an image, with its class, its height and width, and where its bytes are.
+"""A data set as a table: one row an image, with its class, its height and width, and where its
+bytes are.
 
-The plan needs every height and width before anything is read, and a single image that does not decode costs DALI a whole batch;
-so each image is decoded once, and only good ones are rows. Image files, tar shards and IDX files look the same from here on.
+The plan needs every height and width before anything is read, and a single image that does not
+decode costs DALI a whole batch; so each image is decoded once, and only good ones are rows. Image
+files, tar shards and IDX files look the same from here on.
 """
 
 import functools
@@ -82,7 +84,8 @@ class Index:
         return self.kind == "files"
 
     def encoded(self, rows: np.ndarray) -> Sequence[np.ndarray] | np.ndarray:
-        """What DALI takes for `rows` (int64 (B,)): uint8 (length,) each, paths that end in zero bytes, or the encoded images.
+        """What DALI takes for `rows` (int64 (B,)): uint8 (length,) each, paths that end in zero
+        bytes, or the encoded images.
 
         Raises OSError for a shard, DataError for an IDX file, that is not there any more.
         """
@@ -122,7 +125,8 @@ class Index:
         return read_place((shard, int(self.offset[row]), int(self.num_bytes[row])))
 
     def check(self, row: int) -> str | None:
-        """What is wrong with an image now: unreadable, damaged, or of another size than here; None if nothing."""
+        """What is wrong with an image now: unreadable, damaged, or of another size than here; None
+        if nothing."""
         try:
             checked = check_image(self.read(row))
         except OSError as error:
@@ -133,7 +137,8 @@ class Index:
         return f"is {checked[:2]} high and wide, the index has {indexed}: was it replaced?"
 
     def beyond_the_end(self, row: int) -> np.ndarray:
-        """int64: the images, of the shard in which `row` lies, that its file is now too short for; none of an image file."""
+        """int64: the images, of the shard in which `row` lies, that its file is now too short for;
+        none of an image file."""
         if self.shard is None or self.offset is None or self.kind == "idx":
             return np.zeros(0, np.int64)
         mine = np.flatnonzero(self.shard == self.shard[row])
@@ -148,11 +153,13 @@ class Index:
         return len(rows) if self.shard is None else len(np.unique(self.shard[rows]))
 
     def fingerprint(self) -> str:
-        """SHA-256 over names, bytes of each image, labels and classes; the same wherever the data set lies."""
+        """SHA-256 over names, bytes of each image, labels and classes; the same wherever the data
+        set lies."""
         return self._fingerprint
 
     def _opened(self, shard: int) -> int:
-        """The shard's descriptor; it stays open. A map would be faster to set up, and a failing disk would kill the process."""
+        """The shard's descriptor; it stays open. A map would be faster to set up, and a failing
+        disk would kill the process."""
         if shard not in self._files:
             _allow_open_files(len(self.shards))
             path = os.path.join(self.root, self.shards[shard])
@@ -214,13 +221,16 @@ def build_index(
     bad_images: BadImages = "error",
     again: bool = False,
 ) -> Index:
-    """The table of one split, read from its Parquet file if what it was made from is unchanged, else built.
+    """The table of one split, read from its Parquet file if what it was made from is unchanged,
+    else built.
 
-    split: `train` or `val` below `root`, in any format of docs/data.md; or relative to root a list or a pattern of tar files.
-    classes: the names that labels count; without it those of a `classes.txt`, for `val` of `train`, else its own. cache_dir:
-    where the Parquet file is kept, else `root/.fastdeit`, or the user's cache folder where root cannot be written. workers:
-    threads or processes that decode. bad_images: "skip" leaves them out. again: look at every file's bytes and time, though
-    the folders are unchanged. Raises DataError for what cannot be used, with "error" also for images that do not decode.
+    split: `train` or `val` below `root`, in any format of docs/data.md; or relative to root a list
+    or a pattern of tar files. classes: the names that labels count; without it those of a
+    `classes.txt`, for `val` of `train`, else its own. cache_dir: where the Parquet file is kept,
+    else `root/.fastdeit`, or the user's cache folder where root cannot be written. workers: threads
+    or processes that decode. bad_images: "skip" leaves them out. again: look at every file's bytes
+    and time, though the folders are unchanged. Raises DataError for what cannot be used, with
+    "error" also for images that do not decode.
     """
     root = Path(os.path.abspath(root))
     found = find_split(root, split)
@@ -272,7 +282,8 @@ def split_table(
     again: bool = False,
     columns: Sequence[str] = _COLUMNS,
 ) -> pa.Table:
-    """A row for every image of the split, good or bad (then with a `fault`); `table_facts` reads what it says of itself."""
+    """A row for every image of the split, good or bad (then with a `fault`); `table_facts` reads
+    what it says of itself."""
     names = _class_names(root, split, found, classes, cache_dir, workers)
     source = {
         "kind": found.kind,

@@ -1,7 +1,9 @@
-"""From the plan and the index to batches in torch: DALI runs ahead, and its memory is handed over without a copy.
+"""From the plan and the index to batches in torch: DALI runs ahead, and its memory is handed over
+without a copy.
 
-A loader asks the plan for every micro-batch by its number in the run, so it keeps no state that a checkpoint would need: any
-step of any epoch can be asked for, and going on in order (over the end of an epoch too) keeps DALI's queue full.
+A loader asks the plan for every micro-batch by its number in the run, so it keeps no state that a
+checkpoint would need: any step of any epoch can be asked for, and going on in order (over the end
+of an epoch too) keeps DALI's queue full.
 """
 
 import dataclasses
@@ -30,7 +32,8 @@ _PLANNED_AT_ONCE = 4096  # samples
 
 @dataclass(frozen=True)
 class _Planned:
-    """A run of samples, a row each: `SampleParams`, DropPath's bits, their hashes, and the rows that the graph takes."""
+    """A run of samples, a row each: `SampleParams`, DropPath's bits, their hashes, and the rows
+    that the graph takes."""
 
     ordinals: np.ndarray
     draws: SampleParams
@@ -60,11 +63,12 @@ class Answers(Protocol):
 class TrainLoader:
     """The training samples of one rank as micro-batches, in the plan's order.
 
-    batch_size: of all ranks together; micro_batch: of this device, one forward pass. ranks: those that this process stands
-    for, one after the other in each step, instead of its own. drop_path: each block's rate of DropPath. quarantine: of this
-    index; what it holds and what it comes to hold is excluded from the plan. period: after so many epochs the samples repeat
-    (0: never; DropPath's bits never do). answers: the recorded teacher.
-    Raises ValueError when the sizes do not divide, or the data set is smaller than a batch.
+    batch_size: of all ranks together; micro_batch: of this device, one forward pass. ranks: those
+    that this process stands for, one after the other in each step, instead of its own. drop_path:
+    each block's rate of DropPath. quarantine: of this index; what it holds and what it comes to
+    hold is excluded from the plan. period: after so many epochs the samples repeat (0: never;
+    DropPath's bits never do). answers: the recorded teacher. Raises ValueError when the sizes do
+    not divide, or the data set is smaller than a batch.
     """
 
     def __init__(
@@ -103,7 +107,8 @@ class TrainLoader:
         )
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The micro-batches of an epoch from step `first_step` on: (steps_per_epoch - first_step) * micro_steps of them."""
+        """The micro-batches of an epoch from step `first_step` on: (steps_per_epoch - first_step) *
+        micro_steps of them."""
         per_epoch = self.steps_per_epoch * self.micro_steps
         for number in range(
             epoch * per_epoch + first_step * self.micro_steps, (epoch + 1) * per_epoch
@@ -162,10 +167,11 @@ class TrainLoader:
 
 
 class OrdinalLoader:
-    """Chosen samples of the plan, whole pairs, in the order asked for: `windows` has the epoch and the ordinals of each batch.
+    """Chosen samples of the plan, whole pairs, in the order asked for: `windows` has the epoch and
+    the ordinals of each batch.
 
-    micro_batch: samples of the largest of them. quarantine: as `TrainLoader`'s. DropPath's bits and the digest are left out:
-    this is for teachers.
+    micro_batch: samples of the largest of them. quarantine: as `TrainLoader`'s. DropPath's bits and
+    the digest are left out: this is for teachers.
     """
 
     def __init__(

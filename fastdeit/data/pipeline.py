@@ -1,12 +1,15 @@
-"""The DALI graphs that execute the plan: read, decode, resize, flip, augment, normalise, erase; and the evaluation's.
+"""The DALI graphs that execute the plan: read, decode, resize, flip, augment, normalise, erase; and
+the evaluation's.
 
-No operator in here is random: all that varies comes in per sample, packed into one integer and one float row, so a sample's
-pixels do not depend on the batch it is in, on threads or on time. Two backends, one interface:
+No operator in here is random: all that varies comes in per sample, packed into one integer and one
+float row, so a sample's pixels do not depend on the batch it is in, on threads or on time. Two
+backends, one interface:
 
-exact: what follows the decoder is one compiled operator on the CPU, bit-equal to PIL and timm (data/augment/exact.py).
-native: DALI's own operators, on the CPU or the GPU, close to PIL (data/augment/native.py). Parts that a plan never uses are
-left out of the graph: an operator costs about 10 us an iteration even when idle. The noise of RandomErasing comes from a bank
-of normal numbers; a sample's key chooses its window in it.
+exact: what follows the decoder is one compiled operator on the CPU, bit-equal to PIL and timm
+(data/augment/exact.py). native: DALI's own operators, on the CPU or the GPU, close to PIL
+(data/augment/native.py). Parts that a plan never uses are left out of the graph: an operator costs
+about 10 us an iteration even when idle. The noise of RandomErasing comes from a bank of normal
+numbers; a sample's key chooses its window in it.
 """
 
 import functools
@@ -24,7 +27,8 @@ from fastdeit.plan.philox import normal, random_words, uniform
 from fastdeit.plan.plan import PlanSpec, SampleParams
 
 Source = Callable[[int], tuple[Any, ...]]
-"""From the number of an iteration to its batch: paths or encoded images as uint8 arrays, then the rows that the graph takes."""
+"""From the number of an iteration to its batch: paths or encoded images as uint8 arrays, then the
+rows that the graph takes."""
 
 BACKENDS = ("exact", "native")
 DECODERS: dict[str, dict[str, Any]] = {
@@ -32,8 +36,9 @@ DECODERS: dict[str, dict[str, Any]] = {
     "mixed": {"device": "mixed", "hw_decoder_load": 0.0},
     "hardware": {"device": "mixed", "hw_decoder_load": 1.0},
 }
-"""Where images are decoded. The GPU's own JPEG engine differs from its CUDA decoder, and a share between them would make a
-sample's pixels depend on its batch: each decoder uses one of them for all."""
+"""Where images are decoded. The GPU's own JPEG engine differs from its CUDA decoder, and a share
+between them would make a sample's pixels depend on its batch: each decoder uses one of them for
+all."""
 
 # columns of a native sample's rows; the operations' follow
 _FLIP, _ERASE_START, _ERASE_SHAPE, _NOISE, _RESIZE = (
@@ -49,7 +54,8 @@ _WINDOWS = 257  # places for a noise window along each axis
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """Where a pipeline runs, how far ahead, and what it delivers. Raises ValueError for an unknown name."""
+    """Where a pipeline runs, how far ahead, and what it delivers. Raises ValueError for an unknown
+    name."""
 
     mean: Sequence[float]
     """Of each channel, for values in 0..1, as `std`."""
@@ -65,7 +71,8 @@ class PipelineOptions:
     feeds_paths: bool = True
     """Whether the source gives paths of files, else encoded images."""
     knows_sizes: bool = False
-    """Whether the source gives, right after the images, int32 (B, 2): the height and width that each must have."""
+    """Whether the source gives, right after the images, int32 (B, 2): the height and width that
+    each must have."""
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -100,7 +107,8 @@ class PipelineOptions:
 
 
 def build_train_pipeline(source: Source, spec: PlanSpec, options: PipelineOptions) -> Pipeline:
-    """A built pipeline whose output is images (B, 3, S, S), normalised and erased: float32 on "cpu", float16 on "gpu".
+    """A built pipeline whose output is images (B, 3, S, S), normalised and erased: float32 on
+    "cpu", float16 on "gpu".
 
     source: paths or encoded images, and the rows of `pack_draws`.
     """
@@ -119,7 +127,8 @@ def build_eval_pipeline(source: Source, input_size: int, options: PipelineOption
 
 
 def decode_alone(encoded: Sequence[np.ndarray] | np.ndarray, feeds_paths: bool) -> None:
-    """Decodes one batch (as the source gives it) by itself. Raises RuntimeError with DALI's message if that fails."""
+    """Decodes one batch (as the source gives it) by itself. Raises RuntimeError with DALI's message
+    if that fails."""
     options = PipelineOptions(
         (0.0,), (1.0,), batch_size=len(encoded), num_threads=1, prefetch=1, feeds_paths=feeds_paths
     )
@@ -134,7 +143,8 @@ def _built(pipeline: Pipeline) -> Pipeline:
 def pack_draws(
     draws: SampleParams, spec: PlanSpec, options: PipelineOptions
 ) -> tuple[np.ndarray, ...]:
-    """The rows that the training graph takes, (B, columns) each: the window to decode, integers, and floats if it uses any."""
+    """The rows that the training graph takes, (B, columns) each: the window to decode, integers,
+    and floats if it uses any."""
     if options.backend == "exact":
         return draws.crop, *pack_exact(draws, spec, options.mean, options.std)
     return draws.crop, *_pack_native(draws, spec)
@@ -145,8 +155,8 @@ def pack_eval(
 ) -> tuple[np.ndarray, ...]:
     """The rows that the evaluation graph takes for images of `sizes`, int (B, 2) height and width.
 
-    crop_pct: input_size / the short side that an image is resized to (bicubic) before its centre is cropped. Raises
-    ValueError for a crop_pct outside (0, 1].
+    crop_pct: input_size / the short side that an image is resized to (bicubic) before its centre is
+    cropped. Raises ValueError for a crop_pct outside (0, 1].
     """
     resize = _centre_resize(sizes, input_size, crop_pct)
     if options.backend == "exact":
@@ -158,7 +168,8 @@ def pack_eval(
 
 
 def _centre_resize(sizes: np.ndarray, input_size: int, crop_pct: float) -> np.ndarray:
-    """int32 (B, 4): height and width after the resize, y and x of the centre: torchvision's Resize and CenterCrop."""
+    """int32 (B, 4): height and width after the resize, y and x of the centre: torchvision's Resize
+    and CenterCrop."""
     if not 0 < crop_pct <= 1:
         raise ValueError(f"crop_pct: got {crop_pct}, allowed is above 0 to 1")
     short = int(input_size / crop_pct)
@@ -191,7 +202,8 @@ def _pack_native(draws: SampleParams, spec: PlanSpec) -> tuple[np.ndarray, ...]:
 
 @functools.lru_cache(maxsize=4)
 def noise_bank(input_size: int) -> np.ndarray:
-    """float32 (3, side, side): standard normal numbers, the same on every machine; side = input_size + 256."""
+    """float32 (3, side, side): standard normal numbers, the same on every machine; side =
+    input_size + 256."""
     side = input_size + _WINDOWS - 1
     draws = uniform(random_words(0, 0, np.arange(3 * side * side), purpose=0))
     bank = normal(draws[0], draws[1]).astype(np.float32).reshape(3, side, side)
@@ -220,7 +232,8 @@ def _external(
 
 
 def _of_size(encoded: DataNode, size: DataNode) -> DataNode:
-    """The images whose header tells the size that the index has, the others empty: they fail, and a bomb is not decoded."""
+    """The images whose header tells the size that the index has, the others empty: they fail, and a
+    bomb is not decoded."""
     told = fn.peek_image_shape(encoded, adjust_orientation=False)
     same = (told[0] == size[0]) & (told[1] == size[1])
     return encoded[: encoded.shape()[0] * fn.cast(same, dtype=types.INT64)]

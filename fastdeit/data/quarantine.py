@@ -1,9 +1,10 @@
 """Images that turn out unreadable while a run goes on, so that training goes on without them.
 
-A file that is damaged, deleted or replaced after the index was built costs DALI its whole batch. The loader then asks here
-which images are at fault; they are written down, in the log and in a file of JSON lines, and never read again. What takes
-their place is the plan's to say (`Plan.exclude`), and it depends on nothing but the set of bad images, so ranks that find
-the same image bad at different times agree. The file is read when a run goes on.
+A file that is damaged, deleted or replaced after the index was built costs DALI its whole batch.
+The loader then asks here which images are at fault; they are written down, in the log and in a file
+of JSON lines, and never read again. What takes their place is the plan's to say (`Plan.exclude`),
+and it depends on nothing but the set of bad images, so ranks that find the same image bad at
+different times agree. The file is read when a run goes on.
 """
 
 import hashlib
@@ -19,7 +20,8 @@ import numpy as np
 from fastdeit.data.index import DataError, Index
 
 RETRIES_S = (0.1, 0.5, 2.0)
-"""Pauses before a file that cannot be read is tried again: network file systems fail for a moment."""
+"""Pauses before a file that cannot be read is tried again: network file systems fail for a moment.
+"""
 
 _FEWEST, _SHARE = 10, 10_000  # bad images that are always allowed, and one in so many beyond
 _NAMED = 10
@@ -31,10 +33,11 @@ _log = logging.getLogger(__name__)
 class Quarantine:
     """The bad images of one index, found at run time.
 
-    policy: "skip" collects them, "error" raises DataError at the first. file: JSON lines, one a bad image, that are read at
-    the start and appended to; several ranks may share it. Raises DataError also when more than 10 files and one in 10,000
-    images are bad: then the storage is at fault, not a file. Attributes: step, the optimizer steps done, which is written
-    beside an image: from that step on it was left out.
+    policy: "skip" collects them, "error" raises DataError at the first. file: JSON lines, one a bad
+    image, that are read at the start and appended to; several ranks may share it. Raises DataError
+    also when more than 10 files and one in 10,000 images are bad: then the storage is at fault, not
+    a file. Attributes: step, the optimizer steps done, which is written beside an image: from that
+    step on it was left out.
     """
 
     def __init__(self, index: Index, policy: str = "skip", file: Path | None = None) -> None:
@@ -66,7 +69,8 @@ class Quarantine:
         return max(len(self), len(read_entries(self._file, self._index.split)))
 
     def diagnose(self, rows: Iterable[int]) -> dict[int, str]:
-        """What is wrong with those of `rows` that cannot be read or decoded now, by row; a failing read is tried again.
+        """What is wrong with those of `rows` that cannot be read or decoded now, by row; a failing
+        read is tried again.
 
         With an image that a shard has no bytes for come all others that it is too short for.
         """
@@ -83,7 +87,8 @@ class Quarantine:
         )
 
     def wait(self, attempt: int) -> None:
-        """The pause after try number `attempt` (from 0) at a batch that failed, though each image of it can be read now."""
+        """The pause after try number `attempt` (from 0) at a batch that failed, though each image
+        of it can be read now."""
         time.sleep(RETRIES_S[min(attempt, len(RETRIES_S) - 1)])
 
     def _can_be_read(self, row: int) -> bool:
@@ -93,7 +98,8 @@ class Quarantine:
             return False
 
     def add(self, faults: dict[int, str]) -> None:
-        """Takes images out of the run and writes them down. Raises DataError as the policy and the limit say."""
+        """Takes images out of the run and writes them down. Raises DataError as the policy and the
+        limit say."""
         try:
             self.exclude(faults)
         finally:
@@ -136,7 +142,8 @@ class Quarantine:
             facts | {"row": row, "name": self._index.name(row), "fault": fault}
             for row, fault in new.items()
         ]
-        # one write: ranks do not mix their lines; from a new line on: the last one may have been cut off by a crash
+        # one write: ranks do not mix their lines; from a new line on: the last one may have been
+        # cut off by a crash
         lines = "".join(f"\n{json.dumps(entry)}" for entry in entries) + "\n"
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -147,8 +154,8 @@ class Quarantine:
 
 
 def read_entries(file: Path | None, split: str) -> list[dict[str, Any]]:
-    """The images of a split that runs have put down in `file`, each as it was first; none if there is no file. What a crash
-    cut off is passed over: the image will be found again."""
+    """The images of a split that runs have put down in `file`, each as it was first; none if there
+    is no file. What a crash cut off is passed over: the image will be found again."""
     entries: dict[int, dict[str, Any]] = {}
     for line in file.read_text().splitlines() if file is not None and file.is_file() else ():
         try:

@@ -1,7 +1,9 @@
-"""The images that a run began with, kept in its folder, so that it goes on with them whatever became of the data set.
+"""The images that a run began with, kept in its folder, so that it goes on with them whatever
+became of the data set.
 
-A plan is made for N images of known sizes. When files were damaged, deleted or added while a run stood still, the table built
-at its next start is another; the run then takes its own, and leaves out the rows that are not there as they were.
+A plan is made for N images of known sizes. When files were damaged, deleted or added while a run
+stood still, the table built at its next start is another; the run then takes its own, and leaves
+out the rows that are not there as they were.
 """
 
 import json
@@ -37,7 +39,8 @@ def keep_images(index: Index, file: Path) -> None:
 
 
 def reconcile(now: Index, file: Path) -> tuple[Index, dict[int, str]]:
-    """The index as `keep_images` wrote it, below the root that it has now, and what is wrong with rows that `now` has not."""
+    """The index as `keep_images` wrote it, below the root that it has now, and what is wrong with
+    rows that `now` has not."""
     then = _read(file, now.root)
     if then.fingerprint() == now.fingerprint() and np.array_equal(then.sizes, now.sizes):
         return now, {}

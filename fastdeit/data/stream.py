@@ -1,7 +1,8 @@
 """Numbered batches out of a DALI pipeline, in any order, that go on when an image fails.
 
-DALI loses its whole batch to one bad file, and says neither which it was nor that it can go on. So the batch's images are
-looked at one by one, the bad ones leave the run, and the pipeline starts again at the same batch.
+DALI loses its whole batch to one bad file, and says neither which it was nor that it can go on. So
+the batch's images are looked at one by one, the bad ones leave the run, and the pipeline starts
+again at the same batch.
 """
 
 import dataclasses
@@ -27,11 +28,12 @@ _T = TypeVar("_T")
 
 
 class Stream(Generic[_T]):
-    """Numbered batches out of one DALI pipeline: in order they are prefetched, any other number is a jump.
+    """Numbered batches out of one DALI pipeline: in order they are prefetched, any other number is
+    a jump.
 
-    plan: from a number to what is kept beside the images, the rows of the index to read, and the arrays that the graph
-    takes. build: a pipeline for a source that knows the images' sizes. quarantine: where images go that fail; the batch is
-    then made again without them.
+    plan: from a number to what is kept beside the images, the rows of the index to read, and the
+    arrays that the graph takes. build: a pipeline for a source that knows the images' sizes.
+    quarantine: where images go that fail; the batch is then made again without them.
     """
 
     def __init__(
@@ -63,9 +65,11 @@ class Stream(Generic[_T]):
     def get(self, number: int) -> tuple[torch.Tensor, _T]:
         """The images of batch `number`, sharing DALI's memory, and what was kept beside them.
 
-        The host waits until DALI has made them, on a GPU too, and plans and feeds a batch ahead meanwhile.
+        The host waits until DALI has made them, on a GPU too, and plans and feeds a batch ahead
+        meanwhile.
 
-        Raises DataError where the quarantine does, RuntimeError for a batch that fails though each image of it is good.
+        Raises DataError where the quarantine does, RuntimeError for a batch that fails though each
+        image of it is good.
         """
         in_vain = 0
         while True:
@@ -86,14 +90,16 @@ class Stream(Generic[_T]):
                 number - self._generated
             )  # what is in the queue already is thrown away below
         while True:
-            # without a stream `run` waits for the images, so nothing reads `fed` any more when its batch is dropped
+            # without a stream `run` waits for the images, so nothing reads `fed` any more when its
+            # batch is dropped
             (images,) = self._pipeline.run()
             batch = self._ahead.popleft()
             if batch.number == number:
                 return torch.from_dlpack(images.as_tensor()), batch.kept
 
     def _recover(self, number: int, in_vain: int, error: RuntimeError) -> bool:
-        """Finds the images that made the oldest batch in the queue fail, and starts again without them; whether there were any.
+        """Finds the images that made the oldest batch in the queue fail, and starts again without
+        them; whether there were any.
 
         in_vain: how often the batch was made again though none was found.
         """
@@ -137,7 +143,8 @@ class _InFlight(Generic[_T]):
 
 
 def _feed(index: Index, rows: np.ndarray) -> Sequence[np.ndarray] | np.ndarray:
-    """As `Index.feed`, but an image that cannot be opened is an empty one, which fails in the decoder: one way for all."""
+    """As `Index.feed`, but an image that cannot be opened is an empty one, which fails in the
+    decoder: one way for all."""
     try:
         return index.encoded(rows)
     except OSError:
@@ -166,10 +173,11 @@ def to_device_of(images: torch.Tensor, *arrays: np.ndarray) -> list[torch.Tensor
 
 
 def send_together(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
-    """Copy the arrays to `device` at once, as views of one block of memory whose starts are multiples of `ALIGNMENT` bytes.
+    """Copy the arrays to `device` at once, as views of one block of memory whose starts are
+    multiples of `ALIGNMENT` bytes.
 
-    The host does not wait for the copy: torch's allocator of pinned memory gives the block out again only after the event that
-    the copy leaves in its stream, so nothing has to hold on to it.
+    The host does not wait for the copy: torch's allocator of pinned memory gives the block out
+    again only after the event that the copy leaves in its stream, so nothing has to hold on to it.
     """
     arrays = [np.ascontiguousarray(array) for array in arrays]
     starts = [

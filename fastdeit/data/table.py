@@ -1,7 +1,8 @@
-"""The index on disk: one Parquet table a split, with every image's facts or fault, and what has to be unchanged for it to hold.
+"""The index on disk: one Parquet table a split, with every image's facts or fault, and what has to
+be unchanged for it to hold.
 
-A start only compares the stamps of folders and containers. When one differs, the split is listed again, and only images whose
-name, bytes or time changed are decoded.
+A start only compares the stamps of folders and containers. When one differs, the split is listed
+again, and only images whose name, bytes or time changed are decoded.
 """
 
 import hashlib
@@ -46,7 +47,8 @@ def _slug(split: str) -> str:
 def fresh_table(
     places: Iterable[Path], root: Path, source: dict[str, Any], columns: Sequence[str]
 ) -> pa.Table | None:
-    """The kept table's columns if it was made from `source` and nothing that it depends on has changed."""
+    """The kept table's columns if it was made from `source` and nothing that it depends on has
+    changed."""
     for place in places:
         facts = _facts_at(place)
         if facts:
@@ -63,7 +65,8 @@ def _facts_at(place: Path) -> dict[str, Any]:
 
 
 def table_facts(table: pa.Table) -> dict[str, Any]:
-    """What the table says of itself: source, classes, shards, stamps; empty for one of another version."""
+    """What the table says of itself: source, classes, shards, stamps; empty for one of another
+    version."""
     return _facts(table.schema)
 
 
@@ -92,7 +95,8 @@ def _read(place: Path, columns: Sequence[str] | None = None) -> pa.Table | None:
 def build_table(
     listing: Listing, root: Path, source: dict[str, Any], places: Sequence[Path], workers: int
 ) -> pa.Table:
-    """The table of a listing: facts from the kept one where an image is unchanged, the others are decoded; then it is kept."""
+    """The table of a listing: facts from the kept one where an image is unchanged, the others are
+    decoded; then it is kept."""
     table = _listed(listing)
     columns = _known(table, places)
     for row, fault in listing.faults.items():
@@ -138,7 +142,8 @@ def _listed(listing: Listing) -> pa.Table:
 
 
 def _known(table: pa.Table, places: Iterable[Path]) -> dict[str, list[Any]]:
-    """The facts of images that the kept table has unchanged, as lists; new and changed ones have the fault _UNCHECKED."""
+    """The facts of images that the kept table has unchanged, as lists; new and changed ones have
+    the fault _UNCHECKED."""
     kept = next((_read(place) for place in places if _facts_at(place)), None)
     keys = [name for name in table.column_names if name != "label"]
     if kept is None or any(name not in kept.column_names for name in keys):
@@ -179,7 +184,8 @@ def _fill(columns: dict[str, list[Any]], row: int, checked: Checked) -> None:
 
 
 def _write_first(table: pa.Table, places: Sequence[Path]) -> None:
-    """Write the table to the first place that takes it; whole or not at all, several processes at once are safe."""
+    """Write the table to the first place that takes it; whole or not at all, several processes at
+    once are safe."""
     for place in places:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,8 @@
-"""What a person sees of a run: a heading, progress, notes, the table at the end. Rank 0 speaks, the others are silent.
+"""What a person sees of a run: a heading, progress, notes, the table at the end. Rank 0 speaks, the
+others are silent.
 
-A terminal that has gone away, or a full disk below a log, is no reason to end a run: then nothing more is said.
+A terminal that has gone away, or a full disk below a log, is no reason to end a run: then nothing
+more is said.
 """
 
 import contextlib
@@ -81,7 +83,8 @@ class RunConsole:
     def summary(
         self, results: Mapping[str, float], files: Mapping[str, Any], next_command: str
     ) -> None:
-        """The table at the end: accuracy of each head of model and average, of the teacher, and their agreement."""
+        """The table at the end: accuracy of each head of model and average, of the teacher, and
+        their agreement."""
         self.stop()
         agreeing = any(name.endswith("/agreement") for name in results)
         table = Table(

@@ -24,9 +24,11 @@ def save_report(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> None:
-    """Writes a PNG: loss, learning rate and accuracy on the left; on the right a grid of augmented, mixed samples.
+    """Writes a PNG: loss, learning rate and accuracy on the left; on the right a grid of augmented,
+    mixed samples.
 
-    metrics: lines of metrics.jsonl; images: (B, 3, H, W) normalised by mean and std (0..1 scale); titles: one an image.
+    metrics: lines of metrics.jsonl; images: (B, 3, H, W) normalised by mean and std (0..1 scale);
+    titles: one an image.
     """
     figure = plt.figure(figsize=(14, 7), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.2))
@@ -41,7 +43,8 @@ Picture = tuple[np.ndarray, str, tuple[int, ...] | None]
 
 
 def save_grid(path: Path, rows: Sequence[Sequence[Picture]], title: str) -> None:
-    """Writes a PNG of pictures in rows, which may be of different lengths; the same input gives the same bytes."""
+    """Writes a PNG of pictures in rows, which may be of different lengths; the same input gives the
+    same bytes."""
     columns = max(map(len, rows))
     size = (1.7 * columns, 1.85 * len(rows) + 0.5)
     figure, cells = plt.subplots(

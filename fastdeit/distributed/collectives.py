@@ -1,4 +1,5 @@
-"""What all ranks do together: run an action on some of them, share its errors, vote, wait for each other."""
+"""What all ranks do together: run an action on some of them, share its errors, vote, wait for each
+other."""
 
 import functools
 import os
@@ -13,7 +14,8 @@ Result = TypeVar("Result")
 
 
 def on_rank0(action: Callable[[], Result]) -> Result:
-    """What `action` returns on rank 0, on every rank. Raises rank 0's ValueError or OSError as a ValueError on every rank."""
+    """What `action` returns on rank 0, on every rank. Raises rank 0's ValueError or OSError as a
+    ValueError on every rank."""
     answer: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
@@ -27,8 +29,8 @@ def on_rank0(action: Callable[[], Result]) -> Result:
 
 
 def on_every_rank(action: Callable[[], Result]) -> list[Result]:
-    """What `action` returns on each rank, on every rank. Raises rank 0's ValueError or OSError on every rank, or else the first
-    that any rank has, naming it."""
+    """What `action` returns on each rank, on every rank. Raises rank 0's ValueError or OSError on
+    every rank, or else the first that any rank has, naming it."""
     answers: list[Any] = [None] * dist.get_world_size()
     answer: tuple[Result | None, str | None]
     try:
@@ -48,14 +50,16 @@ def on_every_rank(action: Callable[[], Result]) -> list[Result]:
 
 
 def each_rank(action: Callable[[], Result]) -> Result:
-    """What `action` returns here. Raises the ValueError or OSError of any rank on every rank, as `on_every_rank`."""
+    """What `action` returns here. Raises the ValueError or OSError of any rank on every rank, as
+    `on_every_rank`."""
     mine: list[Result] = []
     on_every_rank(lambda: mine.append(action()))
     return mine[0]
 
 
 def first_on_rank0(build: Callable[[], Result]) -> Result:
-    """`build()` on rank 0, then on each other machine's first rank, then on the rest, which find its files ready.
+    """`build()` on rank 0, then on each other machine's first rank, then on the rest, which find
+    its files ready.
 
     Raises the ValueError or OSError of any rank on every rank, as `on_every_rank`.
     """
@@ -76,14 +80,16 @@ def all_agree(ok: bool) -> bool:
 class AsyncMax:
     """A small number of each rank, of which all learn the largest one call later.
 
-    It goes through the hosts (gloo), on a GPU too: a vote neither waits for the device nor, as a rule, for another rank.
+    It goes through the hosts (gloo), on a GPU too: a vote neither waits for the device nor, as a
+    rule, for another rank.
     """
 
     def __init__(self) -> None:
         self._sent: tuple[torch.Tensor, Any] | None = None
 
     def submit(self, value: int) -> int:
-        """Sends `value`; the largest of the call before this one, the same on every rank, 0 at the first. A collective."""
+        """Sends `value`; the largest of the call before this one, the same on every rank, 0 at the
+        first. A collective."""
         before, self._sent = self._sent, _send(value)
         return 0 if before is None else _outcome(*before)
 
@@ -104,7 +110,8 @@ def _outcome(vote: torch.Tensor, work: Any) -> int:
 
 
 def barrier() -> None:
-    """Waits until every rank has come here and its device has done what it was given; after it a rank may end alone."""
+    """Waits until every rank has come here and its device has done what it was given; after it a
+    rank may end alone."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     dist.barrier(_hosts())

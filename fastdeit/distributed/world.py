@@ -15,7 +15,8 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: its rank, the number of ranks, its place on the machine, and its device."""
+    """This process among all: its rank, the number of ranks, its place on the machine, and its
+    device."""
 
     rank: int
     size: int
@@ -25,12 +26,14 @@ class World:
 
     @property
     def threads(self) -> int:
-        """CPU threads for this process's data pipeline: the machine's cores shared among its processes."""
+        """CPU threads for this process's data pipeline: the machine's cores shared among its
+        processes."""
         return max(1, len(os.sched_getaffinity(0)) // self.local_size)
 
 
 def init_distributed(timeout_s: float = 1800) -> World:
-    """Joins the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, ...), or makes one of one.
+    """Joins the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, ...),
+    or makes one of one.
 
     timeout_s: of every collective. Raises ValueError for a port that is in use.
     """
@@ -61,15 +64,18 @@ def init_distributed(timeout_s: float = 1800) -> World:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:
-        # a core stays for DALI: OpenMP's threads wait for each other by spinning, and crawl when one has no core
+        # a core stays for DALI: OpenMP's threads wait for each other by spinning, and crawl when
+        # one has no core
         torch.set_num_threads(max(1, world.threads - 1))
     return world
 
 
 def _choose_interface() -> None:
-    """Has gloo use the network towards MASTER_ADDR, not that of the host's own name, which many hosts give to loopback.
+    """Has gloo use the network towards MASTER_ADDR, not that of the host's own name, which many
+    hosts give to loopback.
 
-    NCCL finds its networks itself. Raises ValueError if on several machines MASTER_ADDR means loopback on this one.
+    NCCL finds its networks itself. Raises ValueError if on several machines MASTER_ADDR means
+    loopback on this one.
     """
     address, all_here = os.environ["MASTER_ADDR"], os.environ["WORLD_SIZE"] == str(_local_size())
     try:
@@ -109,10 +115,11 @@ def _interface_with(address: str) -> str:
 
 
 def import_deepspeed():  # type: ignore[no-untyped-def]  # deepspeed has no types
-    """The `deepspeed` module, without its notices and without the build of an operator that training never calls.
+    """The `deepspeed` module, without its notices and without the build of an operator that
+    training never calls.
 
-    On a CPU, `deepspeed.init_distributed` would compile `deepspeed_shm_comm`, an all-reduce for inference: a minute, and a
-    crash where there is no compiler (DeepSpeed 0.19.8).
+    On a CPU, `deepspeed.init_distributed` would compile `deepspeed_shm_comm`, an all-reduce for
+    inference: a minute, and a crash where there is no compiler (DeepSpeed 0.19.8).
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

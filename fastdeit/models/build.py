@@ -16,7 +16,8 @@ from fastdeit.models.weights import check_match, has_qkv_bias, load_student_weig
 
 
 def build_model(config: Config, num_classes: int) -> tuple[nn.Module, list[str]]:
-    """The model to train, with fresh weights or those of --finetune, and notes on what was changed to fit them."""
+    """The model to train, with fresh weights or those of --finetune, and notes on what was changed
+    to fit them."""
     torch.manual_seed(config.run.seed)
     if config.model.model in SIZES:
         return _build_student(config, num_classes)
@@ -34,7 +35,8 @@ def build_model(config: Config, num_classes: int) -> tuple[nn.Module, list[str]]
 
 
 def _load_timm_weights(model: nn.Module, path: str) -> list[str]:
-    """Loads a checkpoint into a timm model; its classifier stays fresh when the file's has another size."""
+    """Loads a checkpoint into a timm model; its classifier stays fresh when the file's has another
+    size."""
     state, own, notes = read_weights(path)[0], model.state_dict(), []
     named: Any = model.pretrained_cfg["classifier"]  # type: ignore[index]  # timm sets it on every model
     for classifier in (named,) if isinstance(named, str) else named:
@@ -72,7 +74,8 @@ def _build_student(config: Config, num_classes: int) -> tuple[Student, list[str]
 def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> Teacher | None:
     """The live teacher on this rank's device, or None where none is needed.
 
-    classes: the data set's, in the order of the labels. Raises ValueError if the teacher's file names other ones.
+    classes: the data set's, in the order of the labels. Raises ValueError if the teacher's file
+    names other ones.
     """
     if not config.distill.needs_teacher:
         return None
@@ -94,7 +97,8 @@ def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> Tea
 
 
 def weight_metadata(config: Config, classes: Sequence[str], model: nn.Module) -> dict[str, str]:
-    """What student.safetensors tells of itself, as JSON values: enough to build the model and its input again."""
+    """What student.safetensors tells of itself, as JSON values: enough to build the model and its
+    input again."""
     facts = {
         "input_size": config.data.input_size,
         "mean": config.data.mean,

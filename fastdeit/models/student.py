@@ -1,10 +1,11 @@
 """The student: DeiT, a vision transformer with a distillation token and a second head.
 
-Parameter names and shapes are timm's (`deit_*_patch16_*`), so that weights go both ways; attention, norms and residual
-sums go through `fastdeit.kernels`. The residual stream crosses block borders through `add_norm`, which adds a branch
-and computes the norm that comes next: keep it so, a block never normalises its own input.
-DropPath draws nothing here: the plan says which branch of which sample is kept (plan.py).
-Source: Touvron et al. 2021 (2012.12877); initialisation and names as timm 1.0.31 models/deit.py.
+Parameter names and shapes are timm's (`deit_*_patch16_*`), so that weights go both ways; attention,
+norms and residual sums go through `fastdeit.kernels`. The residual stream crosses block borders
+through `add_norm`, which adds a branch and computes the norm that comes next: keep it so, a block
+never normalises its own input. DropPath draws nothing here: the plan says which branch of which
+sample is kept (plan.py). Source: Touvron et al. 2021 (2012.12877); initialisation and names as timm
+1.0.31 models/deit.py.
 """
 
 from typing import NamedTuple, cast
@@ -46,8 +47,8 @@ SIZES = {
 class PatchEmbed(nn.Module):
     """Project square patches, images (B, 3, H, W) → (B, N, D) in row order.
 
-    Patches (B, N, 3·P·P), each in the order (c, y, x) of the projection's weight, are taken as they are: then it is one
-    matrix product.
+    Patches (B, N, 3·P·P), each in the order (c, y, x) of the projection's weight, are taken as they
+    are: then it is one matrix product.
     """
 
     def __init__(self, patch_size: int, embed_dim: int) -> None:
@@ -70,7 +71,8 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor, num_out: int | None = None) -> torch.Tensor:
-        """Return the first num_out tokens (all by default); every token is attended to in either case."""
+        """Return the first num_out tokens (all by default); every token is attended to in either
+        case."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, 3, H, D / H)
         return self.proj(attention(qkv)[:, :num_out])
 
@@ -105,10 +107,12 @@ def _add_norm(
 
 
 class Student(nn.Module):
-    """DeiT; images (B, 3, H, W) normalised → logits (B, K), or the pair of both heads' logits while training.
+    """DeiT; images (B, 3, H, W) normalised → logits (B, K), or the pair of both heads' logits while
+    training.
 
-    drop_path_rates: the rate of each block, 0 rising linearly to drop_path (or drop_path everywhere when
-    constant_drop_path); the plan draws its keep bits with them. Raises ValueError on sizes that do not divide.
+    drop_path_rates: the rate of each block, 0 rising linearly to drop_path (or drop_path everywhere
+    when constant_drop_path); the plan draws its keep bits with them. Raises ValueError on sizes
+    that do not divide.
     """
 
     def __init__(
@@ -170,12 +174,14 @@ class Student(nn.Module):
     def forward(
         self, images: torch.Tensor, keep: torch.Tensor | None = None
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Logits (B, K); training a distilled student: the pair (class logits, distillation logits).
+        """Logits (B, K); training a distilled student: the pair (class logits, distillation
+        logits).
 
-        images: (B, 3, H, W) in the parameters' dtype, or their patches (B, N, 3·P·P) as `mix_patches` makes them.
-        keep: (B, depth, 2) bool, whether a sample keeps a block's attention and MLP branch, kept ones scaled by
-        1 / (1 - rate); None: all kept, unscaled.
-        Raises ValueError when a training student with DropPath gets no keep bits, or bits of another shape.
+        images: (B, 3, H, W) in the parameters' dtype, or their patches (B, N, 3·P·P) as
+        `mix_patches` makes them. keep: (B, depth, 2) bool, whether a sample keeps a block's
+        attention and MLP branch, kept ones scaled by 1 / (1 - rate); None: all kept, unscaled.
+        Raises ValueError when a training student with DropPath gets no keep bits, or bits of
+        another shape.
         """
         logits = self.forward_heads(images, keep)
         if len(logits) == 1:
@@ -186,7 +192,8 @@ class Student(nn.Module):
     def forward_heads(
         self, images: torch.Tensor, keep: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, ...]:
-        """Logits of each head, (B, K) each, in training and evaluation: (class, distillation) or (class,)."""
+        """Logits of each head, (B, K) each, in training and evaluation: (class, distillation) or
+        (class,)."""
         x = self.forward_features(images, keep)
         return (
             (self.head(x[:, 0]), self.head_dist(x[:, 1]))
@@ -204,7 +211,8 @@ class Student(nn.Module):
         x = self._embed(images)
         y = norm(x, norms[0].weight, norms[0].bias, NORM_EPS)
         for i, block in enumerate(blocks):
-            # the heads read the special tokens only: past its attention, the last block need not compute the others
+            # the heads read the special tokens only: past its attention, the last block need not
+            # compute the others
             num_out = self.num_prefix_tokens if i == len(blocks) - 1 else None
             attention_scale, mlp_scale = (None, None) if scales is None else scales[i].unbind(0)
             x, y = _add_norm(
@@ -271,7 +279,8 @@ def _check_sizes(
 
 
 def build_student(name: str, *, num_classes: int, **overrides: object) -> Student:
-    """Build a named student with random weights; overrides are `Student`'s keywords and win over the name's sizes.
+    """Build a named student with random weights; overrides are `Student`'s keywords and win over
+    the name's sizes.
 
     Raises ValueError listing the names when there is none of this name.
     """

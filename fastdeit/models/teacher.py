@@ -1,11 +1,12 @@
 """The live teacher: any frozen network that turns the student's batch into logits.
 
-It sees the same augmented, mixed images as the student, but in its own terms: its mean and std, its input size, where
-these differ. It may be a timm model or one of our students with a local checkpoint, a TorchScript or torch.export file,
-or an importable callable. Weights are read without running code (weights.py). The others are programs: loading a TorchScript
-file can write files, loading an exported one can run any command (torch 2.11 has sympy evaluate strings in it). So each is
-taken only where its kind is asked for by name; use only ones you trust.
-Source: the teachers of Touvron et al. 2021 (2012.12877), table 2.
+It sees the same augmented, mixed images as the student, but in its own terms: its mean and std, its
+input size, where these differ. It may be a timm model or one of our students with a local
+checkpoint, a TorchScript or torch.export file, or an importable callable. Weights are read without
+running code (weights.py). The others are programs: loading a TorchScript file can write files,
+loading an exported one can run any command (torch 2.11 has sympy evaluate strings in it). So each
+is taken only where its kind is asked for by name; use only ones you trust. Source: the teachers of
+Touvron et al. 2021 (2012.12877), table 2.
 """
 
 import difflib
@@ -65,8 +66,8 @@ class Loaded:
 class Teacher:
     """A frozen network behind the student's input; made by `load_teacher`.
 
-    Attributes: name, num_classes, classes (their names when the file holds them, else None), sha256 (of the weight
-    file, or of a callable's source file), view (its own), device, dtype.
+    Attributes: name, num_classes, classes (their names when the file holds them, else None), sha256
+    (of the weight file, or of a callable's source file), view (its own), device, dtype.
     """
 
     def __init__(
@@ -91,7 +92,8 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, K) fp32 of the student's images (B, 3, H, W), any float dtype, on the teacher's device."""
+        """Logits (B, K) fp32 of the student's images (B, 3, H, W), any float dtype, on the
+        teacher's device."""
         autocast = self.dtype if self._input_dtype != self.dtype else None
         with torch.autocast(self.device.type, dtype=autocast, enabled=autocast is not None):
             return self._model(self._prepare(images)).float()
@@ -132,9 +134,9 @@ def load_teacher(
 ) -> Teacher:
     """Load a frozen teacher for images made for a student (normalised so, of this size).
 
-    name: a timm model or one of ours, "torchscript", "export", or "module:callable"; may be empty for a run folder of ours,
-    which says it. num_classes: the data set's.
-    Raises ValueError with one line: no file, unknown name, weights that do not fit, another class count.
+    name: a timm model or one of ours, "torchscript", "export", or "module:callable"; may be empty
+    for a run folder of ours, which says it. num_classes: the data set's. Raises ValueError with one
+    line: no file, unknown name, weights that do not fit, another class count.
     """
     device = torch.device(device)
     student = View(tuple(student_mean), tuple(student_std), student_size)
@@ -308,7 +310,8 @@ def _freeze(model: Logits, device: torch.device, dtype: torch.dtype) -> torch.dt
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     if isinstance(model, torch.jit.ScriptModule | torch.fx.GraphModule):
-        # a recorded program may name dtypes in its code: it keeps its own, and autocast brings the other
+        # a recorded program may name dtypes in its code: it keeps its own, and autocast brings the
+        # other
         if isinstance(model, torch.jit.ScriptModule):
             model.eval()
         return next((p.dtype for p in model.parameters()), torch.float32)

@@ -1,7 +1,7 @@
 """Weights from files: reading any checkpoint safely, and fitting one to a student.
 
-Nothing here runs code out of a file: safetensors, or torch's `weights_only` unpickler. Known wrappers around the plain
-state dict: deit's {"model": ...}, timm's {"state_dict": ...}.
+Nothing here runs code out of a file: safetensors, or torch's `weights_only` unpickler. Known
+wrappers around the plain state dict: deit's {"model": ...}, timm's {"state_dict": ...}.
 """
 
 import argparse
@@ -39,7 +39,8 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, str]]:
 
 def _read_pickle(path: Path) -> object:
     _check_expansion(path)
-    # the training checkpoints of deit and timm carry their command line as a Namespace, which is plain data
+    # the training checkpoints of deit and timm carry their command line as a Namespace, which is
+    # plain data
     with torch.serialization.safe_globals([argparse.Namespace]):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -55,7 +56,8 @@ def _read_pickle(path: Path) -> object:
 def _check_expansion(path: Path) -> None:
     """Raises ValueError for a file that would take up more memory than its own size.
 
-    torch.save compresses nothing, and no state dict needs the one call the unpickler allows that makes memory out of a number.
+    torch.save compresses nothing, and no state dict needs the one call the unpickler allows that
+    makes memory out of a number.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -126,8 +128,9 @@ def has_qkv_bias(state: StateDict) -> bool:
 def student_shape(state: StateDict, metadata: dict[str, str]) -> dict[str, object]:
     """The keywords of `Student` that a DeiT state dict implies.
 
-    Everything but the number of heads is in the tensors' shapes; that one comes from the metadata's num_heads, else
-    from the name in its model, else it is left out. Raises ValueError when the state dict is not a DeiT's.
+    Everything but the number of heads is in the tensors' shapes; that one comes from the metadata's
+    num_heads, else from the name in its model, else it is left out. Raises ValueError when the
+    state dict is not a DeiT's.
     """
     axes = {
         "cls_token": 3,
@@ -169,10 +172,12 @@ def student_shape(state: StateDict, metadata: dict[str, str]) -> dict[str, objec
 def student_from_checkpoint(
     path: str | Path, name: str | None = None, **overrides: object
 ) -> tuple[Student, list[str]]:
-    """Build the student that a checkpoint holds and load it; overrides (image_size, num_classes, ...) win.
+    """Build the student that a checkpoint holds and load it; overrides (image_size, num_classes,
+    ...) win.
 
-    name: the student's, when the file does not say it. Returns the student and what was changed on the way.
-    Raises ValueError when the name is neither given nor in the file, or the weights do not fit.
+    name: the student's, when the file does not say it. Returns the student and what was changed on
+    the way. Raises ValueError when the name is neither given nor in the file, or the weights do not
+    fit.
     """
     state, metadata = read_weights(path)
     name = name or metadata.get("model")
@@ -184,10 +189,12 @@ def student_from_checkpoint(
 
 
 def load_student_weights(model: Student, path: str | Path) -> list[str]:
-    """Load a checkpoint into a student in place; returns a line for everything that was not taken as it is.
+    """Load a checkpoint into a student in place; returns a line for everything that was not taken
+    as it is.
 
-    The position embedding is resized when the resolution differs, heads of another class count are left as initialised.
-    Raises ValueError when the file does not read, or the rest does not fit (the first few names are given).
+    The position embedding is resized when the resolution differs, heads of another class count are
+    left as initialised. Raises ValueError when the file does not read, or the rest does not fit
+    (the first few names are given).
     """
     return fit_student_weights(model, read_weights(path)[0])
 
@@ -223,7 +230,8 @@ def fit_student_weights(model: Student, state: StateDict) -> list[str]:
 
 
 def check_match(own: StateDict, state: StateDict, what: str) -> None:
-    """Raise ValueError naming the first few tensors in which two state dicts differ; what: whose `own` is."""
+    """Raise ValueError naming the first few tensors in which two state dicts differ; what: whose
+    `own` is."""
     problems = [f"{key} is missing" for key in own if key not in state]
     problems += [f"{key} is not {what}'s" for key in state if key not in own]
     problems += [

@@ -1,12 +1,15 @@
-"""A number for what was planned for a set of samples: two runs with the same number had the same samples in the same steps.
+"""A number for what was planned for a set of samples: two runs with the same number had the same
+samples in the same steps.
 
-Each sample has a 64-bit hash over all that is planned for it and over its step and place; the digest of several is the sum of
-their hashes modulo 2^64, so it knows nothing of ranks, micro-batches and order, and those of parts add up.
+Each sample has a 64-bit hash over all that is planned for it and over its step and place; the
+digest of several is the sum of their hashes modulo 2^64, so it knows nothing of ranks,
+micro-batches and order, and those of parts add up.
 
-The hash: sum of odd constants times the 32-bit words of the fields, modulo 2^64 (multilinear hashing, Lemire and Kaser,
-"Strongly universal string hashing is fast", The Computer Journal 57(11), 2014), then the finaliser of SplitMix64 (Steele, Lea
-and Flood, OOPSLA 2014), which is a bijection. So two samples that differ in one word always differ in their hash; it is made
-to find mistakes, not to withstand somebody who looks for a collision.
+The hash: sum of odd constants times the 32-bit words of the fields, modulo 2^64 (multilinear
+hashing, Lemire and Kaser, "Strongly universal string hashing is fast", The Computer Journal 57(11),
+2014), then the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), which is a bijection.
+So two samples that differ in one word always differ in their hash; it is made to find mistakes, not
+to withstand somebody who looks for a collision.
 """
 
 import dataclasses
@@ -28,7 +31,8 @@ def sample_digests(
 ) -> np.ndarray:
     """uint64 (B,): the hash of each sample.
 
-    steps: int64 (B,), the optimizer step of the run that each is in, from 0; ordinals: int64 (B,); keep: bool (B, depth, 2).
+    steps: int64 (B,), the optimizer step of the run that each is in, from 0; ordinals: int64 (B,);
+    keep: bool (B, depth, 2).
     """
     planned = [getattr(draws, field.name) for field in dataclasses.fields(draws)]
     words = _words((steps, np.full_like(steps, epoch), ordinals, *planned, keep))

@@ -1,17 +1,20 @@
 """The plan: what happens to each training sample, decided before anything is read.
 
-Everything random on the data side is a pure function of (seed, epoch, ordinal), the ordinal being the sample's place in the
-epoch's global order. Rank, world size, micro-batch, workers and time never enter, so any step of any run can be computed
-alone and replayed on any number of devices. Pure NumPy; the invariants are held by tests/plan/test_plan.py.
+Everything random on the data side is a pure function of (seed, epoch, ordinal), the ordinal being
+the sample's place in the epoch's global order. Rank, world size, micro-batch, workers and time
+never enter, so any step of any run can be computed alone and replayed on any number of devices.
+Pure NumPy; the invariants are held by tests/plan/test_plan.py.
 
-Order. Units of two samples: ordinal = 2 * unit + side, unit = p * repeats + view. With P = N // 2 pairs in the epoch's
-permutation, side 0 is image perm[2p] and side 1 is perm[2 * ((p + view) mod P) + 1]: the copies of an image are neighbours,
-each has another partner, and no image is mixed with itself. Step t of global batch B takes the units [t*B/2, (t+1)*B/2);
-rank r of W takes those congruent to r modulo W.
+Order. Units of two samples: ordinal = 2 * unit + side, unit = p * repeats + view. With P = N // 2
+pairs in the epoch's permutation, side 0 is image perm[2p] and side 1 is perm[2 * ((p + view) mod P)
++ 1]: the copies of an image are neighbours, each has another partner, and no image is mixed with
+itself. Step t of global batch B takes the units [t*B/2, (t+1)*B/2); rank r of W takes those
+congruent to r modulo W.
 
-Exclusion. Images that could not be read are never drawn again (`Plan.exclude`): whoever would have drawn one takes the next
-good image of its own side in the permutation, so the sides stay disjoint and all other samples keep their draws. What a
-sample then is follows from (seed, epoch, ordinal, the excluded images).
+Exclusion. Images that could not be read are never drawn again (`Plan.exclude`): whoever would have
+drawn one takes the next good image of its own side in the permutation, so the sides stay disjoint
+and all other samples keep their draws. What a sample then is follows from (seed, epoch, ordinal,
+the excluded images).
 
 sampling.py has the laws and their sources; repeated augmentation is arXiv 1902.05509.
 """
@@ -34,7 +37,8 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class PlanSpec:
-    """The distributions that the plan draws from. Defaults: DeiT (arXiv 2012.12877, table 9), two copies an image."""
+    """The distributions that the plan draws from. Defaults: DeiT (arXiv 2012.12877, table 9), two
+    copies an image."""
 
     seed: int = 0
     input_size: int = 224
@@ -53,9 +57,11 @@ class PlanSpec:
     three_augment: bool = False
     """DeiT III's 3-Augment instead of RandAugment: always one of grey, solarise and blur."""
     color_jitter: float = 0.0
-    """Brightness, contrast and saturation each times a factor in 1 -+ color_jitter, in a random order, after the others."""
+    """Brightness, contrast and saturation each times a factor in 1 -+ color_jitter, in a random
+    order, after the others."""
     simple_crop: bool = False
-    """DeiT III's simple random crop instead of the random resized crop; `scale` and `ratio` play no part then."""
+    """DeiT III's simple random crop instead of the random resized crop; `scale` and `ratio` play no
+    part then."""
     reprob: float = 0.25
     remode: str = "pixel"
     erase_area: tuple[float, float] = (0.02, 1 / 3)
@@ -66,7 +72,8 @@ class PlanSpec:
     mixup_prob: float = 1.0
     mixup_switch_prob: float = 0.5
     mixup_group: int = 2
-    """Neighbouring samples that share lambda, mode and box: 2 is a pair, 256 is deit's layout on 4 GPUs."""
+    """Neighbouring samples that share lambda, mode and box: 2 is a pair, 256 is deit's layout on 4
+    GPUs."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
@@ -105,8 +112,8 @@ class PlanSpec:
 
     @property
     def layer_ops(self) -> tuple[tuple[str, ...], ...]:
-        """For each layer of operations the names out of sampling.OPS that it is drawn from: RandAugment's layers, or 3-Augment's
-        one; then the colour jitter's three."""
+        """For each layer of operations the names out of sampling.OPS that it is drawn from:
+        RandAugment's layers, or 3-Augment's one; then the colour jitter's three."""
         rand, three, jitter = (
             (sampling.RAND_AUGMENT_OPS,),
             (sampling.THREE_OPS,),
@@ -140,23 +147,26 @@ class SampleParams:
     crop: np.ndarray
     """int32 (B, 4): y, x, height, width of the window in the stored image."""
     resize: np.ndarray
-    """int32 (B, 4): height and width that the crop is resized to, then y and x of the window of input_size x input_size in
-    that; it may start at -4 and reach 4 beyond, where the resized crop is continued by reflection (numpy's "reflect")."""
+    """int32 (B, 4): height and width that the crop is resized to, then y and x of the window of
+    input_size x input_size in that; it may start at -4 and reach 4 beyond, where the resized crop
+    is continued by reflection (numpy's "reflect")."""
     flip: np.ndarray
     """bool (B,): mirrored left to right."""
     ops: np.ndarray
     """int32 (B, layers): index into sampling.OPS; -1 where the layer does nothing."""
     op_args: np.ndarray
-    """float64 (B, layers): timm's argument of the operation, signed (degrees, bits, threshold, factor, fraction,
-    radius); 0 if none."""
+    """float64 (B, layers): timm's argument of the operation, signed (degrees, bits, threshold,
+    factor, fraction, radius); 0 if none."""
     erase: np.ndarray
     """int32 (B, 4): y, x, height, width in the output image; height 0 erases nothing."""
     noise_key: np.ndarray
     """uint64 (B,): key of the erased box's noise."""
     lam: np.ndarray
-    """float32 (B,): share of the sample itself after mixing, corrected to the true area of the box; equal within a pair."""
+    """float32 (B,): share of the sample itself after mixing, corrected to the true area of the box;
+    equal within a pair."""
     box: np.ndarray
-    """int32 (B, 4): y0, x0, y1, x1 taken from the partner; empty (zeros): blended by `lam`; equal within a pair."""
+    """int32 (B, 4): y0, x0, y1, x1 taken from the partner; empty (zeros): blended by `lam`; equal
+    within a pair."""
 
 
 class Plan:
@@ -191,8 +201,8 @@ class Plan:
     def exclude(self, rows: Sequence[int] | np.ndarray) -> None:
         """Never draw the images `rows` of the index again.
 
-        Raises ValueError for a row that is not in the index, or when too few are left; `images` and `draw` raise it for an
-        epoch one of whose sides has none left.
+        Raises ValueError for a row that is not in the index, or when too few are left; `images` and
+        `draw` raise it for an epoch one of whose sides has none left.
         """
         rows = np.unique(np.asarray(rows, np.int64))
         wrong = rows[(rows < 0) | (rows >= self.num_images)]
@@ -209,8 +219,8 @@ class Plan:
         self._order.cache_clear()
 
     def fingerprint(self) -> str:
-        """SHA-256 over everything that decides the draws of `draw`, but for excluded images; DropPath's rates are the
-        student's, not part of it."""
+        """SHA-256 over everything that decides the draws of `draw`, but for excluded images;
+        DropPath's rates are the student's, not part of it."""
         facts = {
             "version": VERSION,
             "spec": dataclasses.asdict(self.spec),
@@ -221,7 +231,8 @@ class Plan:
         return digest.hexdigest()
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Whole global batches in an epoch of about N samples, copies included (deit: samplers.py, RASampler)."""
+        """Whole global batches in an epoch of about N samples, copies included (deit: samplers.py,
+        RASampler)."""
         _require(
             0 < batch_size <= self.num_images,
             "batch_size",
@@ -233,9 +244,11 @@ class Plan:
     def ordinals(
         self, step: int, batch_size: int, rank: int = 0, world_size: int = 1
     ) -> np.ndarray:
-        """int64 (batch_size / world_size,): the samples of one rank in one step, pairs side by side.
+        """int64 (batch_size / world_size,): the samples of one rank in one step, pairs side by
+        side.
 
-        Raises ValueError unless batch_size is a multiple of 2 * world_size: a pair never crosses ranks.
+        Raises ValueError unless batch_size is a multiple of 2 * world_size: a pair never crosses
+        ranks.
         """
         share = 2 * world_size
         _require(
@@ -281,7 +294,8 @@ class Plan:
         )
 
     def keep(self, epoch: int, ordinals: np.ndarray, rates: Sequence[float]) -> np.ndarray:
-        """bool (B, depth, 2): whether DropPath (arXiv 1603.09382) keeps the attention and the MLP branch of each block.
+        """bool (B, depth, 2): whether DropPath (arXiv 1603.09382) keeps the attention and the MLP
+        branch of each block.
 
         rates: the probability of dropping, one a block.
         """
@@ -339,7 +353,8 @@ class Plan:
     def _mix(
         self, words: sampling.RandomStream, ordinals: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """float32 lam (B,) and int32 box (B, 4), drawn once for each group of `mixup_group` samples."""
+        """float32 lam (B,) and int32 box (B, 4), drawn once for each group of `mixup_group`
+        samples."""
         spec = self.spec
         if not spec.mixes:
             return np.ones(len(ordinals), np.float32), np.zeros((len(ordinals), 4), np.int32)
@@ -357,7 +372,8 @@ class Plan:
         return lam[row], box[row]
 
     def _readable_order(self, epoch: int) -> np.ndarray:
-        """int64 (N,): the epoch's permutation of the images, each excluded one replaced by the next good one of its side."""
+        """int64 (N,): the epoch's permutation of the images, each excluded one replaced by the next
+        good one of its side."""
         words = random_words(self.spec.seed, epoch, np.arange(self.num_images), sampling.ORDER)
         order = np.argsort(words[0] << np.uint64(32) | words[1], kind="stable")
         if self._excluded.size:
@@ -371,7 +387,8 @@ class Plan:
 
 
 def _next_good(images: np.ndarray, bad: np.ndarray, place: str) -> np.ndarray:
-    """Each bad image replaced by the first good one after it, going round at the end; place: for the error."""
+    """Each bad image replaced by the first good one after it, going round at the end; place: for
+    the error."""
     good = np.flatnonzero(~bad)
     _require(
         bool(good.size),

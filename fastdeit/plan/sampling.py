@@ -1,13 +1,15 @@
 """The laws of the plan: from random words to crops, operations, boxes and shares.
 
-Every function is a pure map from the words of an epoch's samples to what happens to them, vectorised over the samples. The
-words come from `RandomStream`, a Philox stream that is fixed but for (ordinals, streams); a stream is a (purpose, block), and a
-purpose has words of its own. tests/plan/test_statistics.py holds every law against draws of timm's and torchvision's own classes.
+Every function is a pure map from the words of an epoch's samples to what happens to them,
+vectorised over the samples. The words come from `RandomStream`, a Philox stream that is fixed but
+for (ordinals, streams); a stream is a (purpose, block), and a purpose has words of its own.
+tests/plan/test_statistics.py holds every law against draws of timm's and torchvision's own classes.
 
-Sources: RandAugment (arXiv 1909.13719) in the form of timm 1.0.31 data/auto_augment.py; 3-Augment and the simple random
-crop, DeiT III (arXiv 2204.07118) in the form of deit's augment.py; colour jitter, torchvision 0.26 transforms.ColorJitter;
-RandomErasing (arXiv 1708.04896), timm's data/random_erasing.py; random resized crop, timm's data/transforms.py; Mixup
-(arXiv 1710.09412) and CutMix (arXiv 1905.04899), timm's data/mixup.py.
+Sources: RandAugment (arXiv 1909.13719) in the form of timm 1.0.31 data/auto_augment.py; 3-Augment
+and the simple random crop, DeiT III (arXiv 2204.07118) in the form of deit's augment.py; colour
+jitter, torchvision 0.26 transforms.ColorJitter; RandomErasing (arXiv 1708.04896), timm's
+data/random_erasing.py; random resized crop, timm's data/transforms.py; Mixup (arXiv 1710.09412) and
+CutMix (arXiv 1905.04899), timm's data/mixup.py.
 """
 
 import itertools
@@ -34,7 +36,8 @@ RAND_AUGMENT_OPS = (
 """The 15 operations of timm's `inc1` set, in its order."""
 
 OPS = (*RAND_AUGMENT_OPS, "Grayscale", "GaussianBlur")
-"""Every operation of a layer. Grayscale takes no argument, GaussianBlur the radius of PIL's ImageFilter.GaussianBlur."""
+"""Every operation of a layer. Grayscale takes no argument, GaussianBlur the radius of PIL's
+ImageFilter.GaussianBlur."""
 
 THREE_OPS = ("Grayscale", "SolarizeIncreasing", "GaussianBlur")
 """What 3-Augment chooses from."""
@@ -90,9 +93,9 @@ def _boxes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """One try at a box of random area and log-uniform aspect; the crop's and the erasing's law.
 
-    u: (4, n) uniforms; limit: (n, 2) height and width to fit in; ratio is width / height if `wide` (and the box may be as
-    large as the limit), else height / width (and it must be smaller). Returns int32 (n, 4) y, x, height, width and bool
-    (n,), whether it fits.
+    u: (4, n) uniforms; limit: (n, 2) height and width to fit in; ratio is width / height if `wide`
+    (and the box may be as large as the limit), else height / width (and it must be smaller).
+    Returns int32 (n, 4) y, x, height, width and bool (n,), whether it fits.
     """
     target = within(u[0], *area) * limit[:, 0] * limit[:, 1]
     aspect = np.exp(within(u[1], math.log(ratio[0]), math.log(ratio[1])))
@@ -115,7 +118,8 @@ def _first_fit(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The first of ten tries of `law` that fits: int32 (B, 4), and bool (B,), whether one did.
 
-    first: words (4, B) of the first try; retry: words (tries, 4, n) of other tries of some of the rows.
+    first: words (4, B) of the first try; retry: words (tries, 4, n) of other tries of some of the
+    rows.
     """
     boxes, found = law(uniform(first), limit)
     todo = np.flatnonzero(~found)
@@ -138,7 +142,8 @@ def resized_crop(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> np.ndarray:
-    """Random resized crop, int32 (B, 4): y, x, height, width in images of `sizes` (B, 2); first: words (4, B) of CROP."""
+    """Random resized crop, int32 (B, 4): y, x, height, width in images of `sizes` (B, 2); first:
+    words (4, B) of CROP."""
     boxes, found = _first_fit(
         first,
         lambda rows, tries: words(ordinals[rows], [(CROP, attempt) for attempt in tries]),
@@ -149,7 +154,8 @@ def resized_crop(
 
 
 def _centre_crop(sizes: np.ndarray, ratio: tuple[float, float]) -> np.ndarray:
-    """int32 (B, 4): the largest centred window whose aspect lies within `ratio`, for images where ten tries failed."""
+    """int32 (B, 4): the largest centred window whose aspect lies within `ratio`, for images where
+    ten tries failed."""
     height, width = sizes[:, 0], sizes[:, 1]
     h = np.where(width / height < ratio[0], np.rint(width / ratio[0]), height).astype(np.int32)
     w = np.where(width / height > ratio[1], np.rint(height * ratio[1]), width).astype(np.int32)
@@ -158,10 +164,12 @@ def _centre_crop(sizes: np.ndarray, ratio: tuple[float, float]) -> np.ndarray:
 
 
 def simple_crop(first: np.ndarray, sizes: np.ndarray, size: int) -> np.ndarray:
-    """Simple random crop, int32 (B, 4): height and width of the resized image, y and x of the window of size x size in it.
+    """Simple random crop, int32 (B, 4): height and width of the resized image, y and x of the
+    window of size x size in it.
 
-    torchvision's Resize(size), which sets the short side, and RandomCrop(size, padding=4): the window starts at -4 or later
-    and ends at most 4 beyond. first: words (4, B) of CROP; sizes: (B, 2).
+    torchvision's Resize(size), which sets the short side, and RandomCrop(size, padding=4): the
+    window starts at -4 or later and ends at most 4 beyond. first: words (4, B) of CROP; sizes: (B,
+    2).
     """
     resized = size * sizes.astype(np.int64) // sizes.min(1, keepdims=True)
     places = resized + 2 * _PADDING - size + 1
@@ -179,7 +187,8 @@ def rand_augment(
     maximum: float,
     prob: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """RandAugment: int32 operations and float64 arguments, both (B, layers); -1 and 0 where a gate is closed."""
+    """RandAugment: int32 operations and float64 arguments, both (B, layers); -1 and 0 where a gate
+    is closed."""
     u = uniform(words(ordinals, [(AUGMENT, block) for block in range(2 * layers)])).reshape(
         layers, 8, -1
     )
@@ -195,9 +204,11 @@ def rand_augment(
 
 
 def op_arguments(ops: np.ndarray, magnitude: np.ndarray, negate: np.ndarray) -> np.ndarray:
-    """float64: timm's argument for operations `ops` (index into RAND_AUGMENT_OPS) at `magnitude`, all of the same shape.
+    """float64: timm's argument for operations `ops` (index into RAND_AUGMENT_OPS) at `magnitude`,
+    all of the same shape.
 
-    The laws of timm's `_*_level_to_arg` functions of the increasing set; `negate` turns the signed ones round.
+    The laws of timm's `_*_level_to_arg` functions of the increasing set; `negate` turns the signed
+    ones round.
     """
     level = magnitude / 10.0
     signed = np.where(negate, -level, level)
@@ -218,7 +229,8 @@ def op_arguments(ops: np.ndarray, magnitude: np.ndarray, negate: np.ndarray) -> 
 
 
 def three_augment(words: RandomStream, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One of grey, solarise and blur, each as likely: int32 operations and float64 arguments, both (B, 1)."""
+    """One of grey, solarise and blur, each as likely: int32 operations and float64 arguments, both
+    (B, 1)."""
     u = uniform(words(ordinals, [(THREE_AUGMENT, 0)])[0])
     chosen = np.floor(u[0] * 3).astype(np.int32)
     args = np.where(chosen == 2, within(u[1], *_BLUR_RADIUS), _THREE_ARGS[chosen])
@@ -228,7 +240,8 @@ def three_augment(words: RandomStream, ordinals: np.ndarray) -> tuple[np.ndarray
 def color_jitter(
     words: RandomStream, ordinals: np.ndarray, jitter: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Brightness, contrast and saturation in any of the six orders: int32 operations and float64 factors, both (B, 3)."""
+    """Brightness, contrast and saturation in any of the six orders: int32 operations and float64
+    factors, both (B, 3)."""
     u = uniform(words(ordinals, [(JITTER, 0)])[0])
     factors = within(u[:3], max(0.0, 1.0 - jitter), 1.0 + jitter).T
     order = _JITTER_ORDERS[np.floor(u[3] * len(_JITTER_ORDERS)).astype(np.int64)]
@@ -244,7 +257,8 @@ def erase(
     area: tuple[float, float],
     ratio: tuple[float, float],
 ) -> np.ndarray:
-    """RandomErasing, int32 (B, 4): y, x, height, width; zeros where nothing is erased. first: words (4, B) of ERASE."""
+    """RandomErasing, int32 (B, 4): y, x, height, width; zeros where nothing is erased. first: words
+    (4, B) of ERASE."""
     erased = np.zeros((len(ordinals), 4), np.int32)
     chosen = np.flatnonzero(uniform(first[0]) < prob)
     if chosen.size:
@@ -271,7 +285,8 @@ def mix(
     prob: float,
     switch_prob: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mixup or CutMix of each group: float32 lam (G,), corrected to the true area, and int32 box (G, 4) y0, x0, y1, x1."""
+    """Mixup or CutMix of each group: float32 lam (G,), corrected to the true area, and int32 box
+    (G, 4) y0, x0, y1, x1."""
     choice, place = words(groups, [(MIX, 0), (MIX, 1)])
     u = uniform(choice)
     cutting, blending = cutmix > 0 or minmax is not None, mixup > 0
@@ -287,7 +302,8 @@ def mix(
 def _cut_box(
     u: np.ndarray, lam: np.ndarray, size: int, minmax: tuple[float, float] | None
 ) -> np.ndarray:
-    """CutMix's box, (G, 4) y0, x0, y1, x1: side sqrt(1 - lam) about a uniform centre, clipped; or `minmax`'s, unclipped."""
+    """CutMix's box, (G, 4) y0, x0, y1, x1: side sqrt(1 - lam) about a uniform centre, clipped; or
+    `minmax`'s, unclipped."""
     if minmax:
         low, high = (int(size * bound) for bound in minmax)
         sides = np.floor(low + u[2:] * max(high - low, 1))
@@ -301,14 +317,16 @@ def _cut_box(
 
 
 def _beta(words: RandomStream, ordinals: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Beta(alpha, alpha) draws, float64 (G,): G1 / (G1 + G2) of two Gamma(alpha) draws, in logarithms."""
+    """Beta(alpha, alpha) draws, float64 (G,): G1 / (G1 + G2) of two Gamma(alpha) draws, in
+    logarithms."""
     both = np.concatenate((2 * ordinals, 2 * ordinals + 1))
     first, second = _log_gamma_draw(words, both, np.tile(alpha, 2)).reshape(2, -1)
     return _quantised(1.0 / (1.0 + np.exp(np.clip(second - first, -700, 700))))
 
 
 def _log_gamma_draw(words: RandomStream, ordinals: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Logarithm of Gamma(alpha) draws (Marsaglia and Tsang, ACM TOMS 26(3), 2000, with their boost for alpha < 1)."""
+    """Logarithm of Gamma(alpha) draws (Marsaglia and Tsang, ACM TOMS 26(3), 2000, with their boost
+    for alpha < 1)."""
     d = (
         alpha + 1.0 - 1.0 / 3.0
     )  # always draw Gamma(alpha + 1), then boost by U^(1 / alpha): right for every alpha

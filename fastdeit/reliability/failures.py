@@ -1,6 +1,8 @@
-"""What a rank leaves behind when it fails, since the launcher's exit code does not tell which rank was the first.
+"""What a rank leaves behind when it fails, since the launcher's exit code does not tell which rank
+was the first.
 
-`failure-rankR.json` in the run folder; the next start moves them, oldest first, to `failures.jsonl`.
+`failure-rankR.json` in the run folder; the next start moves them, oldest first, to
+`failures.jsonl`.
 """
 
 import contextlib
@@ -25,8 +27,8 @@ def write_failure(
 ) -> None:
     """Tells where a rank failed, and of what; never raises: the failure itself is what matters.
 
-    section: the last that was entered; step: optimizer steps done by then; error: one line; details: a traceback, or the
-    stacks of all threads.
+    section: the last that was entered; step: optimizer steps done by then; error: one line;
+    details: a traceback, or the stacks of all threads.
     """
     facts = {
         "time": time.time(),

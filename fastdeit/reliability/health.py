@@ -1,7 +1,8 @@
-"""What a run knows of its own numbers: steps that were skipped, gradients that spike, the times that it went back.
+"""What a run knows of its own numbers: steps that were skipped, gradients that spike, the times
+that it went back.
 
-A step whose loss or gradient is not finite on any rank is skipped on all. Steps are named by how many were done before them,
-as checkpoints are: `step-N` is the state that step N begins with.
+A step whose loss or gradient is not finite on any rank is skipped on all. Steps are named by how
+many were done before them, as checkpoints are: `step-N` is the state that step N begins with.
 """
 
 import json
@@ -39,7 +40,8 @@ class HealthError(Exception):
 class Journal:
     """A file of JSON lines, one a step, which is there once it has one.
 
-    keep: which of the lines of earlier starts stay; tell: hears of a disk that refuses, which ends no run. Use on rank 0 only.
+    keep: which of the lines of earlier starts stay; tell: hears of a disk that refuses, which ends
+    no run. Use on rank 0 only.
     """
 
     def __init__(
@@ -69,7 +71,8 @@ class Journal:
 class Health:
     """The records of one run's bad numbers, in its folder; on every rank, rank 0 writes.
 
-    steps_per_epoch, batch_size: of the run; tell: hears what a person should know. Call `open` and `begin` before the rest.
+    steps_per_epoch, batch_size: of the run; tell: hears what a person should know. Call `open` and
+    `begin` before the rest.
     """
 
     def __init__(
@@ -89,7 +92,8 @@ class Health:
         """What was written down of the steps that were skipped in a row up to now."""
 
     def open(self, step: int) -> None:
-        """The files as they were when the run was at `step`, but for steps that are passed over. On rank 0 alone.
+        """The files as they were when the run was at `step`, but for steps that are passed over. On
+        rank 0 alone.
 
         Raises OSError.
         """
@@ -136,7 +140,8 @@ class Health:
         self._write(BAD_STEPS, line)
 
     def note_applied(self, step: int, values: Sequence[float]) -> dict[str, float]:
-        """A step changed the weights; values: of `STATISTICS`, over all ranks. Returns them by name, with the step."""
+        """A step changed the weights; values: of `STATISTICS`, over all ranks. Returns them by
+        name, with the step."""
         applied = {"step": step, **dict(zip(STATISTICS, values, strict=True))}
         norms = [before["grad_norm"] for before in self._recent]
         self._recent.append(applied)
@@ -176,7 +181,8 @@ class Health:
         }
 
     def state_before(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """The counts in a checkpoint's state, as they were before the bad steps in a row; they changed nothing else."""
+        """The counts in a checkpoint's state, as they were before the bad steps in a row; they
+        changed nothing else."""
         first, taken = self.bad[0]["step"], [int(line["digest"], 16) for line in self.bad]
         digest = (int(state["digest"], 16) - add_digests(*taken)) % 2**64
         return {
@@ -231,7 +237,8 @@ def _cause(line: dict[str, Any]) -> str:
 
 
 def summarise(steps: Sequence[dict[str, float]], clip_grad: float | None) -> dict[str, float]:
-    """A line of the log out of what `Health.note_applied` gave: means, the largest norm, and the share of steps clipped."""
+    """A line of the log out of what `Health.note_applied` gave: means, the largest norm, and the
+    share of steps clipped."""
     if not steps:
         return {}
     means = {name: statistics.fmean(step[name] for step in steps) for name in STATISTICS}

@@ -1,8 +1,9 @@
 """Who started this process: a launcher's rank must not outlive its launcher.
 
-`deepspeed` starts a runner, which starts launch.py, which starts the ranks. A SIGTERM or SIGKILL to the runner, or a SIGKILL
-to launch.py, ends neither the ranks nor, always, in an error (DeepSpeed 0.19.8): they would train on as orphans. Import this
-before anything slow: what it looks at is who was there first.
+`deepspeed` starts a runner, which starts launch.py, which starts the ranks. A SIGTERM or SIGKILL to
+the runner, or a SIGKILL to launch.py, ends neither the ranks nor, always, in an error (DeepSpeed
+0.19.8): they would train on as orphans. Import this before anything slow: what it looks at is who
+was there first.
 """
 
 import contextlib
@@ -17,7 +18,8 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Launcher:
-    """The launcher of this process: its parent, and above it DeepSpeed's runner, or sshd's process for a runner elsewhere."""
+    """The launcher of this process: its parent, and above it DeepSpeed's runner, or sshd's process
+    for a runner elsewhere."""
 
     def __init__(self) -> None:
         self._chain = [os.getppid()]
@@ -30,9 +32,11 @@ class Launcher:
         )  # a variable that only launch.py sets
 
     def _is_adopted(self, above: int | None) -> bool:
-        """Whether launch.py, or the runner above it, ended before this process looked: init or another reaper has its child.
+        """Whether launch.py, or the runner above it, ended before this process looked: init or
+        another reaper has its child.
 
-        Who does not lead its session is in that of its parent, and the leader of a group of processes started it.
+        Who does not lead its session is in that of its parent, and the leader of a group of
+        processes started it.
         """
         launcher = self._chain[0]
         if "deepspeed.launcher.launch" not in _command(launcher):
@@ -45,7 +49,8 @@ class Launcher:
         return True
 
     def has_died(self) -> bool:
-        """Whether one of them has ended. A dead process's children get another parent, which the system tells at once."""
+        """Whether one of them has ended. A dead process's children get another parent, which the
+        system tells at once."""
         if self._too_late or os.getppid() != self._chain[0]:
             return True
         return any(_parent_of(pid) != above for pid, above in itertools.pairwise(self._chain))
@@ -70,7 +75,8 @@ def _die_with_parent() -> None:
 
 
 LAUNCHER: Launcher | None = None
-"""Of a process that a launcher started, which RANK in the environment tells; None: a person or a script started it alone."""
+"""Of a process that a launcher started, which RANK in the environment tells; None: a person or a
+script started it alone."""
 if "RANK" in os.environ:
     _die_with_parent()
     LAUNCHER = Launcher()

@@ -1,8 +1,10 @@
-"""Whether all ranks hold the same weights, bit for bit: what a faulty device or network does to one rank's copy shows here.
+"""Whether all ranks hold the same weights, bit for bit: what a faulty device or network does to one
+rank's copy shows here.
 
-At ZeRO 1 and 2 every rank keeps the whole model in the training precision; at ZeRO 3 only small ("persistent") parameters
-are whole, and nothing else has a second copy to be compared with. DeepSpeed writes these copies anew from the fp32 masters
-after each step, so a difference is of the last step's.
+At ZeRO 1 and 2 every rank keeps the whole model in the training precision; at ZeRO 3 only small
+("persistent") parameters are whole, and nothing else has a second copy to be compared with.
+DeepSpeed writes these copies anew from the fp32 masters after each step, so a difference is of the
+last step's.
 """
 
 from collections import Counter
@@ -16,7 +18,8 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def compare_weights(module: nn.Module) -> str | None:
-    """None if all ranks' weights are equal; else which ranks differ, and in what. A collective; waits for the device.
+    """None if all ranks' weights are equal; else which ranks differ, and in what. A collective;
+    waits for the device.
 
     module: of a DeepSpeed engine, between two steps.
     """
@@ -34,7 +37,8 @@ def compare_weights(module: nn.Module) -> str | None:
 
 
 def checksum(weight: torch.Tensor) -> torch.Tensor:
-    """int64 (): the sum of the elements' bits read as integers: exact in any order, and changed by any single bit."""
+    """int64 (): the sum of the elements' bits read as integers: exact in any order, and changed by
+    any single bit."""
     return weight.detach().view(_INTEGERS[weight.element_size()]).sum(dtype=torch.int64)
 
 

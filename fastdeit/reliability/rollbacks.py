@@ -1,9 +1,11 @@
-"""Going back after too many bad steps in a row: which steps a run passes over from then on, and what a stop leaves to look at.
+"""Going back after too many bad steps in a row: which steps a run passes over from then on, and
+what a stop leaves to look at.
 
-A skipped step leaves the weights as they were, so training them again up to the same place and leaving out the bad steps
-alone would come to the same end. As PaLM's authors did (arXiv 2204.02311, section 5.1), a run goes back to a checkpoint from
-before, and takes up the data after the last bad step: every step between is passed over. They stand in `rollbacks.jsonl`
-before the checkpoint is loaded, so that every later start does the same.
+A skipped step leaves the weights as they were, so training them again up to the same place and
+leaving out the bad steps alone would come to the same end. As PaLM's authors did (arXiv 2204.02311,
+section 5.1), a run goes back to a checkpoint from before, and takes up the data after the last bad
+step: every step between is passed over. They stand in `rollbacks.jsonl` before the checkpoint is
+loaded, so that every later start does the same.
 """
 
 import json
@@ -23,7 +25,8 @@ ROLLBACKS = "rollbacks.jsonl"
 
 
 class Rollbacks:
-    """The times that a run went back, in its folder. A collective. Raises ValueError as `read_rollbacks` does."""
+    """The times that a run went back, in its folder. A collective. Raises ValueError as
+    `read_rollbacks` does."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._file = folder, folder / ROLLBACKS
@@ -34,9 +37,11 @@ class Rollbacks:
         return any(step in range(*entry["passed_over"]) for entry in self.entries)
 
     def find(self, first_bad: int, allowed: int, layout: Tensors) -> LoadedCheckpoint:
-        """The newest whole checkpoint from before a bad step, and from before the passed-over steps that lead up to it.
+        """The newest whole checkpoint from before a bad step, and from before the passed-over steps
+        that lead up to it.
 
-        Raises ValueError, the same on every rank, if there is none, or if the run went back `allowed` times. A collective.
+        Raises ValueError, the same on every rank, if there is none, or if the run went back
+        `allowed` times. A collective.
         """
         if len(self.entries) >= allowed:
             raise ValueError(
@@ -50,7 +55,8 @@ class Rollbacks:
         return found
 
     def add(self, checkpoint: int, bad_steps: Sequence[int]) -> None:
-        """Goes back from the last of `bad_steps` to the step of a checkpoint. Raises ValueError if the disk refuses.
+        """Goes back from the last of `bad_steps` to the step of a checkpoint. Raises ValueError if
+        the disk refuses.
 
         A collective.
         """
@@ -73,8 +79,8 @@ class Rollbacks:
 def read_rollbacks(folder: Path) -> list[dict[str, Any]]:
     """The times that the run in a folder went back, oldest first.
 
-    In each `passed_over` is the range of steps [from, to). Raises ValueError for a file that is damaged, without which the
-    run would not be the same.
+    In each `passed_over` is the range of steps [from, to). Raises ValueError for a file that is
+    damaged, without which the run would not be the same.
     """
     file, entries = folder / ROLLBACKS, []
     for line in file.read_text().splitlines() if file.is_file() else ():
@@ -97,7 +103,8 @@ def bundle_of(folder: Path, step: int) -> Path:
 def write_bundle(
     folder: Path, tensors: Tensors, state: Mapping[str, Any], report: Mapping[str, Any]
 ) -> list[str]:
-    """Fills `folder` with a checkpoint of the state that the first bad step began with, and report.json.
+    """Fills `folder` with a checkpoint of the state that the first bad step began with, and
+    report.json.
 
     state: its `step` is that step. Returns what could not be written, and why.
     """

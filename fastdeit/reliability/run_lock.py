@@ -1,8 +1,8 @@
 """One live run in a folder: rank 0 holds an exclusive lock on `lock`, whose text tells who it is.
 
-The system frees the lock of a process that dies, so a requeued job takes its folder over at once, on any host. A file system
-without locks leaves only the text: there a holder on this host counts while it lives, one on another host until the file is
-removed.
+The system frees the lock of a process that dies, so a requeued job takes its folder over at once,
+on any host. A file system without locks leaves only the text: there a holder on this host counts
+while it lives, one on another host until the file is removed.
 """
 
 import contextlib
@@ -29,7 +29,8 @@ class RunLock:
         self._made: list[Path] = []
 
     def acquire(self) -> None:
-        """Takes the lock, making the folder if need be. Raises ValueError naming the process that holds it."""
+        """Takes the lock, making the folder if need be. Raises ValueError naming the process that
+        holds it."""
         self._made = [
             place for place in (self._folder, *self._folder.parents) if not place.exists()
         ]

@@ -41,8 +41,9 @@ _ORPHAN_LIMIT_S = 120.0
 class StopRequests:
     """Asks this process to save and stop: a signal, a time limit, a file, the end of the launcher.
 
-    stop_file: looked for each second; None: never. time_limit_s: from now on. launcher: whose end counts. abort: called in a
-    thread with an exit code and a reason, for a second SIGINT, and for a launcher that ended `orphan_limit_s` ago.
+    stop_file: looked for each second; None: never. time_limit_s: from now on. launcher: whose end
+    counts. abort: called in a thread with an exit code and a reason, for a second SIGINT, and for a
+    launcher that ended `orphan_limit_s` ago.
     """
 
     def __init__(

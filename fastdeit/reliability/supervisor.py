@@ -1,8 +1,10 @@
-"""What watches over a process of a run: requests to stop, which all ranks follow at one step; the watchdog; failure files.
+"""What watches over a process of a run: requests to stop, which all ranks follow at one step; the
+watchdog; failure files.
 
-A request only sets a flag. The flag of every rank goes into a vote after each step and each batch of evaluation, whose result
-is read at the next one: the loop waits for no device, and all ranks leave it at the same place with `StopAgreed`. Signals are
-taken by a thread, so that a process which waits for another one inside a library hears them too.
+A request only sets a flag. The flag of every rank goes into a vote after each step and each batch
+of evaluation, whose result is read at the next one: the loop waits for no device, and all ranks
+leave it at the same place with `StopAgreed`. Signals are taken by a thread, so that a process which
+waits for another one inside a library hears them too.
 """
 
 import os
@@ -35,8 +37,9 @@ class StopAgreed(Exception):
 class Supervisor:
     """Over one process, from before it joins the others to its end.
 
-    limits: seconds without progress by section, as `Watchdog` takes them. Used as a context: an exception that leaves it is
-    written to a failure file, and ends at once a process that is one of several, for which the others wait.
+    limits: seconds without progress by section, as `Watchdog` takes them. Used as a context: an
+    exception that leaves it is written to a failure file, and ends at once a process that is one of
+    several, for which the others wait.
     """
 
     def __init__(
@@ -55,7 +58,8 @@ class Supervisor:
         self._watchdog.beat(section, step)
 
     def check(self) -> None:
-        """Votes; raises StopAgreed if at the call before this one any rank was asked to stop. A collective."""
+        """Votes; raises StopAgreed if at the call before this one any rank was asked to stop. A
+        collective."""
         if self._ballot is None:
             self._ballot = AsyncMax()
         self._follow(self._ballot.submit(self.requests.reason))
@@ -69,7 +73,8 @@ class Supervisor:
             raise StopAgreed(REASONS[reason])
 
     def timed(self, section: str, step: int, batches: Iterator[Item]) -> Iterator[Item]:
-        """The same batches; waiting for each is the section `data`, what is done with it is `section`."""
+        """The same batches; waiting for each is the section `data`, what is done with it is
+        `section`."""
         while True:
             self.beat("data", step)
             try:
@@ -91,7 +96,8 @@ class Supervisor:
             )
 
     def exit(self, code: int) -> int:
-        """The exit code of a rank that fails alone. One of several ends here: on its way out it would wait for the others."""
+        """The exit code of a rank that fails alone. One of several ends here: on its way out it
+        would wait for the others."""
         return code if self._alone else hard_exit(code)
 
     def _stalled(self, section: str, step: int, limit: float) -> None:
@@ -121,7 +127,8 @@ class Supervisor:
         return self
 
     def listen(self) -> None:
-        """From here on a signal is a request; until then, while the others are looked for, it ends the process."""
+        """From here on a signal is a request; until then, while the others are looked for, it ends
+        the process."""
         self.requests.start()
 
     def __exit__(

@@ -1,8 +1,9 @@
 """A thread that ends a process which makes no progress, after it has said where the process stands.
 
-The main thread says what it begins (`beat`, under a microsecond); the thread looks how long ago that was. Should something
-hold Python's lock, so that not even this thread runs, a timer of `faulthandler` does its work, which needs no lock and which
-the thread sets back as long as it runs. A job that is suspended for longer than a limit is ended when it goes on.
+The main thread says what it begins (`beat`, under a microsecond); the thread looks how long ago
+that was. Should something hold Python's lock, so that not even this thread runs, a timer of
+`faulthandler` does its work, which needs no lock and which the thread sets back as long as it runs.
+A job that is suspended for longer than a limit is ended when it goes on.
 """
 
 import faulthandler
@@ -16,10 +17,11 @@ _GRACE_S = 10.0  # beyond the shortest limit, for which nothing may hold Python'
 
 
 class Watchdog:
-    """Calls `expire(section, step, limit)` in a thread of its own when no `beat` came within its section's limit.
+    """Calls `expire(section, step, limit)` in a thread of its own when no `beat` came within its
+    section's limit.
 
-    limits: seconds by section; `STARTUP` among them is also the limit of the first pass, that is the first step, of each
-    section, in which kernels are compiled and caches filled.
+    limits: seconds by section; `STARTUP` among them is also the limit of the first pass, that is
+    the first step, of each section, in which kernels are compiled and caches filled.
     """
 
     def __init__(

@@ -1,4 +1,5 @@
-"""What a replay leaves: the images as PNG, plan.json and step.json; and the table that a person sees."""
+"""What a replay leaves: the images as PNG, plan.json and step.json; and the table that a person
+sees."""
 
 import json
 import math
@@ -21,7 +22,8 @@ _SHOWN = 16  # micro-batches in the table
 
 
 def prepare_output(folder: Path) -> None:
-    """Makes the folder; what a replay before has left there goes. Raises ValueError if it holds anything else, OSError."""
+    """Makes the folder; what a replay before has left there goes. Raises ValueError if it holds
+    anything else, OSError."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output: {folder} is a file, allowed is a folder or a new name")
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +41,8 @@ def save_images(
 ) -> list[Line]:
     """Writes two pictures a sample, erased and then mixed, and returns their names.
 
-    The model gets them normalised, in fp32 or fp16; here they are rounded to 8 bits, the noise of an erased box cut to them.
+    The model gets them normalised, in fp32 or fp16; here they are rounded to 8 bits, the noise of
+    an erased box cut to them.
     """
     mixed = mix(batch.images, batch.lam, batch.box)
     pictures = [_to_pictures(images, mean, std) for images in (batch.images, mixed)]

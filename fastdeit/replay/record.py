@@ -1,4 +1,5 @@
-"""What a run's folder tells of one of its steps: settings, starts, log, bad steps, and which images it had left out by then.
+"""What a run's folder tells of one of its steps: settings, starts, log, bad steps, and which images
+it had left out by then.
 
 Only reads, so the run may live.
 """
@@ -27,7 +28,8 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Window:
-    """The steps `first` up to `last`, exclusive, between two lines of the log; digest: of their samples, as recorded."""
+    """The steps `first` up to `last`, exclusive, between two lines of the log; digest: of their
+    samples, as recorded."""
 
     first: int
     last: int
@@ -57,7 +59,8 @@ class Record:
 
     @property
     def latest_state(self) -> int:
-        """The latest step whose checkpoint has led up to this step: later ones followed when it was passed over."""
+        """The latest step whose checkpoint has led up to this step: later ones followed when it was
+        passed over."""
         return min(
             [self.step, *(first for first, last in self.stretches if first <= self.step < last)]
         )
@@ -71,7 +74,8 @@ class Record:
         return any(first <= step < last for first, last in self.stretches)
 
     def left_out(self, step: int) -> frozenset[int]:
-        """Rows of the training images that the run did not read in `step`, though the plan may have drawn them."""
+        """Rows of the training images that the run did not read in `step`, though the plan may have
+        drawn them."""
         attempt = attempt_at(self.attempts, step) or self.attempt
         later = (entry["row"] for entry in self.quarantine if entry.get("step", 0) <= step)
         return frozenset(attempt.left_out) | frozenset(later)
@@ -82,7 +86,8 @@ class Record:
         return self.attempts[0].step
 
     def metrics_line(self) -> tuple[Line | None, int]:
-        """The line of the log that tells of this step, if there is one, and the first step that its means are of."""
+        """The line of the log that tells of this step, if there is one, and the first step that its
+        means are of."""
         lines = [line for line in self.metrics if "lr" in line]
         after = next((line for line in lines if line["step"] > self.step), None)
         before = max((line["step"] for line in lines if line["step"] <= self.step), default=0)
@@ -132,10 +137,11 @@ def read_record(config: Config, folder: Path, step: int) -> Record:
 
 
 def find_state(record: Record, resumed: str, layout: Tensors) -> LoadedCheckpoint | None:
-    """The newest state that led up to the step: a checkpoint, or what a stop for bad steps left; None: the run's beginning.
+    """The newest state that led up to the step: a checkpoint, or what a stop for bad steps left;
+    None: the run's beginning.
 
-    resumed: the checkpoint that the run itself began with, if any; layout: as `load_checkpoint` takes it. Raises ValueError if
-    there is none, or none is whole. A collective.
+    resumed: the checkpoint that the run itself began with, if any; layout: as `load_checkpoint`
+    takes it. Raises ValueError if there is none, or none is whole. A collective.
     """
     named = on_rank0(lambda: _newest_bundle(record)) or resumed
     found = find_checkpoint(record.folder, named, layout, before=record.latest_state + 1)
@@ -145,7 +151,8 @@ def find_state(record: Record, resumed: str, layout: Tensors) -> LoadedCheckpoin
 
 
 def _newest_bundle(record: Record) -> str:
-    """The state that a stop for bad steps left, if it is newer than every checkpoint from before the step."""
+    """The state that a stop for bad steps left, if it is newer than every checkpoint from before
+    the step."""
     bundles = [
         path for folder in record.folder.glob("bad-step-*") for path in list_checkpoints(folder)
     ]

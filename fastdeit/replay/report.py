@@ -21,7 +21,8 @@ def report(
 ) -> Line:
     """Everything about the step as plain values.
 
-    origin: how it was come to; taken: by this process; parts: of each process its micro-batches, samples and digest.
+    origin: how it was come to; taken: by this process; parts: of each process its micro-batches,
+    samples and digest.
     """
     micro_batches = [line for part in parts for line in part["micro_batches"]]
     lines = [line for part in parts for line in part["samples"]]
@@ -54,7 +55,8 @@ def report(
 
 
 def _means(micro_batches: Sequence[Line], world_size: int) -> dict[str, float]:
-    """The losses over all ranks: `Trainer`'s mean over the micro-batches of each, `Meter`'s over ranks; fp32, bit for bit."""
+    """The losses over all ranks: `Trainer`'s mean over the micro-batches of each, `Meter`'s over
+    ranks; fp32, bit for bit."""
     values = torch.tensor(
         [[line[name] for name in LOSSES] for line in micro_batches], dtype=torch.float32
     )
@@ -105,7 +107,8 @@ def _recorded(record: Record, samples: Samples, digest: int) -> Line:
 
 
 def _compare_digests(record: Record, samples: Samples, digest: int) -> Line | None:
-    """The recorded digest of the fewest steps about this one that the folder has, and what it comes to now."""
+    """The recorded digest of the fewest steps about this one that the folder has, and what it comes
+    to now."""
     if record.bad_step is not None and "digest" in record.bad_step:
         return {
             "steps": [record.step, record.step + 1],

@@ -1,4 +1,5 @@
-"""The samples of a run's steps, as a run drew and read them, though images have come to grief since."""
+"""The samples of a run's steps, as a run drew and read them, though images have come to grief
+since."""
 
 import dataclasses
 import itertools
@@ -25,8 +26,9 @@ from fastdeit.run.identity import fingerprints
 class Samples:
     """The training samples of a run by step, on the processes of a replay.
 
-    world: of the replay; every process stands for as many of the run's, one after the other. gone: rows of the index whose
-    image is not there as it was, with the fault. Raises ValueError when a step needs an image that cannot be read any more.
+    world: of the replay; every process stands for as many of the run's, one after the other. gone:
+    rows of the index whose image is not there as it was, with the fault. Raises ValueError when a
+    step needs an image that cannot be read any more.
     """
 
     def __init__(
@@ -59,7 +61,8 @@ class Samples:
         return fingerprints(self._training.plan, self.index, self.config.optim.batch_size, pixels)
 
     def places(self) -> list[tuple[int, int]]:
-        """The rank of the run, and the number there, of each micro-batch that this process takes in a step."""
+        """The rank of the run, and the number there, of each micro-batch that this process takes in
+        a step."""
         share = self._loader.micro_steps // len(self.ranks)
         return [(rank, place) for rank in self.ranks for place in range(share)]
 
@@ -108,7 +111,8 @@ class Samples:
         )
 
     def _plan(self, step: int) -> Plan:
-        """The plan as it stood in a step; the loader's own has left out what it had when it last planned ahead."""
+        """The plan as it stood in a step; the loader's own has left out what it had when it last
+        planned ahead."""
         left_out = self._record.left_out(step)
         if left_out not in self._plans:
             self._plans[left_out] = build_plan(self.config, self.index.sizes)

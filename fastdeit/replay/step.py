@@ -1,6 +1,8 @@
-"""One optimizer step taken again: what was planned for each sample, and what each part of the step came to.
+"""One optimizer step taken again: what was planned for each sample, and what each part of the step
+came to.
 
-The step itself is `Trainer.train_step`; a criterion that also looks at single samples stands in for its own meanwhile.
+The step itself is `Trainer.train_step`; a criterion that also looks at single samples stands in for
+its own meanwhile.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +25,8 @@ Outputs = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one process took of a step; a line each micro-batch, and each sample in the order of the batches."""
+    """What one process took of a step; a line each micro-batch, and each sample in the order of the
+    batches."""
 
     batches: list[Batch]
     micro_batches: list[Line]
@@ -39,7 +42,8 @@ class StepResult:
 
 
 class SampleLosses:
-    """A criterion that also keeps the loss of every sample: a line each, with the teacher's decision if there is a teacher."""
+    """A criterion that also keeps the loss of every sample: a line each, with the teacher's
+    decision if there is a teacher."""
 
     def __init__(self, criterion: DistillationLoss) -> None:
         self.criterion = criterion
@@ -74,7 +78,8 @@ class SampleLosses:
         lam: torch.Tensor,
         answer: torch.Tensor | None,
     ) -> torch.Tensor:
-        """fp32 (3,): the losses of a sample, as those of a pair of it and of itself mixed the other way round."""
+        """fp32 (3,): the losses of a sample, as those of a pair of it and of itself mixed the other
+        way round."""
         twice = [row, row]
         logits = (
             outputs[twice]
@@ -112,7 +117,8 @@ def _keeping(batches: Iterable[Batch], kept: list[Batch]) -> Iterator[Batch]:
 
 
 def describe_samples(batch: Batch, draws: SampleParams, index: Index) -> list[Line]:
-    """What was planned for each sample of a batch, in words and plain numbers; draws: those of its ordinals."""
+    """What was planned for each sample of a batch, in words and plain numbers; draws: those of its
+    ordinals."""
     classes = [index.classes[label] for label in batch.labels.tolist()]
     keep, ordinals = batch.drop_path_mask.int().tolist(), batch.ordinals.tolist()
     lines = []
@@ -125,8 +131,8 @@ def describe_samples(batch: Batch, draws: SampleParams, index: Index) -> list[Li
 
 
 def _describe_draws(draws: SampleParams, row: int) -> Line:
-    """As `SampleParams` has it: crop and erase are y, x, height, width; resize is height, width and y, x of the window; box is
-    y0, x0, y1, x1, taken from the partner."""
+    """As `SampleParams` has it: crop and erase are y, x, height, width; resize is height, width and
+    y, x of the window; box is y0, x0, y1, x1, taken from the partner."""
     drawn = zip(draws.ops[row].tolist(), draws.op_args[row].tolist(), strict=True)
     return {
         "crop": draws.crop[row].tolist(),

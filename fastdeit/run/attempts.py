@@ -1,7 +1,9 @@
-"""Every start of a run, in its folder: how many processes went on from which step, in what form, without which images.
+"""Every start of a run, in its folder: how many processes went on from which step, in what form,
+without which images.
 
-None of it decides a run's samples or its maths; all of it decides on which process a sample was, and what was summed first.
-So a step can be taken again as it was, though the run has gone on in another form since.
+None of it decides a run's samples or its maths; all of it decides on which process a sample was,
+and what was summed first. So a step can be taken again as it was, though the run has gone on in
+another form since.
 """
 
 import contextlib
@@ -50,5 +52,6 @@ def read_attempts(folder: Path) -> list[Attempt]:
 
 
 def attempt_at(attempts: Sequence[Attempt], step: int) -> Attempt | None:
-    """The one that step `step` was taken in, for the last time if it was taken again; None: the run began later."""
+    """The one that step `step` was taken in, for the last time if it was taken again; None: the run
+    began later."""
     return next((attempt for attempt in reversed(attempts) if attempt.step <= step), None)

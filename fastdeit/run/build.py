@@ -1,4 +1,5 @@
-"""A run from its `Config` to its end: check, build, resume, train, evaluate, save, show. Called by train.py and `fastdeit`."""
+"""A run from its `Config` to its end: check, build, resume, train, evaluate, save, show. Called by
+train.py and `fastdeit`."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +35,8 @@ from fastdeit.training.trainer import Trainer
 
 
 class Training(NamedTuple):
-    """What trains, at step 0; drop_path: the student's rates, as the loaders take them; notes: as `Run.notes`."""
+    """What trains, at step 0; drop_path: the student's rates, as the loaders take them; notes: as
+    `Run.notes`."""
 
     plan: Plan
     cached_teacher: CachedTeacher | None
@@ -44,7 +46,8 @@ class Training(NamedTuple):
 
 
 def build_training(config: Config, world: World, index: Index) -> Training:
-    """The plan over a run's training images, and the student under DeepSpeed with its teacher; a collective."""
+    """The plan over a run's training images, and the student under DeepSpeed with its teacher; a
+    collective."""
     plan = build_plan(config, index.sizes)
     pixels = pipeline_options(config, world).describe()
     teacher = each_rank(lambda: build_teacher(config, world, index.classes))

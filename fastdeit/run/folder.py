@@ -31,7 +31,8 @@ class FolderError(Exception):
 
 
 def open_folder(run: Run) -> None:
-    """Settings, images, logs: what a run writes before its first step. A collective; raises FolderError."""
+    """Settings, images, logs: what a run writes before its first step. A collective; raises
+    FolderError."""
     run.quarantine.step = run.trainer.step
     if run.cached_teacher and run.cached_teacher.bad_images:
         run.quarantine.exclude(run.cached_teacher.bad_images)
@@ -85,7 +86,8 @@ def _attempt(run: Run) -> Attempt:
 
 
 def write_outcome(run: Run, results: dict[str, float]) -> None:
-    """Weights under timm's names, the picture, the table of `results`. A collective; raises FolderError."""
+    """Weights under timm's names, the picture, the table of `results`. A collective; raises
+    FolderError."""
     run.supervisor.beat("checkpoint", run.trainer.step)
     weights, average = run.trainer.weights(), run.trainer.ema_weights()
     _on_disk(run, lambda: _write_results(run, results, weights, average))

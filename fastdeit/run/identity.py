@@ -1,4 +1,5 @@
-"""What makes a run the same run: the settings and fingerprints that must not change when it goes on."""
+"""What makes a run the same run: the settings and fingerprints that must not change when it goes
+on."""
 
 import dataclasses
 import functools
@@ -55,7 +56,8 @@ MAY_CHANGE_ON_RESUME = {
 
 
 def check_same_run(config: Config, folder: Path) -> None:
-    """Raises ValueError naming the settings in which a run folder that is in use differs, or if it cannot be written."""
+    """Raises ValueError naming the settings in which a run folder that is in use differs, or if it
+    cannot be written."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output-dir: {folder} is a file, allowed is a folder or a new name")
     above = next(place for place in (folder, *folder.absolute().parents) if place.exists())
@@ -68,7 +70,8 @@ def check_same_run(config: Config, folder: Path) -> None:
 
 
 def check_same_settings(config: Config, folder: Path) -> None:
-    """Raises ValueError naming the settings in which the run that a folder holds differs from `config`."""
+    """Raises ValueError naming the settings in which the run that a folder holds differs from
+    `config`."""
     then = _bound(read_config_file(folder / "config.yaml", "--output-dir"))
     now = _bound(config.to_dict())
     changed = [
@@ -92,7 +95,8 @@ def _bound(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def check_same_everywhere(config: Config) -> None:
-    """Raises ValueError on every rank, naming what differs, unless all have the settings, code and versions of rank 0.
+    """Raises ValueError on every rank, naming what differs, unless all have the settings, code and
+    versions of rank 0.
 
     A collective.
     """
@@ -100,7 +104,8 @@ def check_same_everywhere(config: Config) -> None:
 
 
 def check_same_images(train_index: Index, val_index: Index, pixels: str) -> None:
-    """Raises ValueError on every rank unless all read the images of rank 0, and as it does; machines may have other copies.
+    """Raises ValueError on every rank unless all read the images of rank 0, and as it does;
+    machines may have other copies.
 
     pixels: backend and decoder, which `auto` takes by what a machine has. A collective.
     """
@@ -145,7 +150,8 @@ def code_digest() -> str:
 
 
 def fingerprints(plan: Plan, index: Index, batch_size: int, pixels: str) -> dict[str, Any]:
-    """What decides the samples that a step holds, and their pixels (backend and decoder); kept in every checkpoint."""
+    """What decides the samples that a step holds, and their pixels (backend and decoder); kept in
+    every checkpoint."""
     return {
         "plan": plan.fingerprint(),
         "data set": index.fingerprint(),
@@ -155,7 +161,8 @@ def fingerprints(plan: Plan, index: Index, batch_size: int, pixels: str) -> dict
 
 
 def check_same_samples(state: dict[str, Any], now: dict[str, Any], path: Path) -> None:
-    """Raises ValueError naming what differs between a checkpoint's `fingerprints` and those of this run."""
+    """Raises ValueError naming what differs between a checkpoint's `fingerprints` and those of this
+    run."""
     for name, value in now.items():
         if state.get(name) != value:
             raise ValueError(

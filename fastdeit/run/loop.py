@@ -1,4 +1,5 @@
-"""A run while it trains: the loop over its steps, and what is due after one: log, comparison, evaluation, checkpoint."""
+"""A run while it trains: the loop over its steps, and what is due after one: log, comparison,
+evaluation, checkpoint."""
 
 import itertools
 import math
@@ -21,7 +22,8 @@ from fastdeit.training.evaluation import evaluate, student_heads
 
 
 def train(run: Run) -> None:
-    """The loop. Raises StopAgreed, with a checkpoint of the last step written, if it was told to stop before the end."""
+    """The loop. Raises StopAgreed, with a checkpoint of the last step written, if it was told to
+    stop before the end."""
     trainer, last = run.trainer, run.trainer.step + run.config.run.stop_after_steps
     try:
         _compare_weights(run)
@@ -44,7 +46,8 @@ def train(run: Run) -> None:
 
 
 def _steps(run: Run) -> Iterator[Iterator[Batch] | None]:
-    """The micro-batches of each step, wherever the run stands when it asks for them, to its end; None: to be passed over."""
+    """The micro-batches of each step, wherever the run stands when it asks for them, to its end;
+    None: to be passed over."""
     batches: Iterator[Batch] = iter(())
     ready = -1
     while (step := run.trainer.step) < run.total_steps:
@@ -123,8 +126,8 @@ def _log_step(run: Run) -> None:
 
 
 def _counters(run: Run) -> dict[str, Any]:
-    """Steps that were skipped, images that any rank has found bad, the digest of all samples so far, and how many of them
-    --cache had no answer to. A collective."""
+    """Steps that were skipped, images that any rank has found bad, the digest of all samples so
+    far, and how many of them --cache had no answer to. A collective."""
     counts = {"skipped": run.trainer.skipped, "quarantined": run.quarantine.count_all()}
     return (
         counts

@@ -17,11 +17,13 @@ from fastdeit.storage.jsonl import AppendOnlyFile, read_metrics
 
 
 class MetricLog:
-    """metrics.jsonl, a JSON object a line with the optimizer step, and the same numbers as TensorBoard scalars.
+    """metrics.jsonl, a JSON object a line with the optimizer step, and the same numbers as
+    TensorBoard scalars.
 
-    start_step: the step a resumed run starts from; later lines of the interrupted run are dropped, so that the file reads
-    like that of a run which was never stopped. tell: hears of a disk that refuses, which ends no run. Use on rank 0 only.
-    Raises OSError if the folder cannot be written at the start.
+    start_step: the step a resumed run starts from; later lines of the interrupted run are dropped,
+    so that the file reads like that of a run which was never stopped. tell: hears of a disk that
+    refuses, which ends no run. Use on rank 0 only. Raises OSError if the folder cannot be written
+    at the start.
     """
 
     def __init__(

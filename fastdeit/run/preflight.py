@@ -1,4 +1,5 @@
-"""What can be seen wrong with a `Config` before any work: sizes that do not divide, models that do not exist, missing files."""
+"""What can be seen wrong with a `Config` before any work: sizes that do not divide, models that do
+not exist, missing files."""
 
 import difflib
 from pathlib import Path

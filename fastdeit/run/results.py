@@ -9,7 +9,8 @@ from fastdeit.distributed.world import World
 from fastdeit.models.student import SIZES
 
 SUMMARY = "summary.json"
-"""The last file that a run writes: a run is finished if, and only if, its folder holds it. Exit codes do not tell."""
+"""The last file that a run writes: a run is finished if, and only if, its folder holds it. Exit
+codes do not tell."""
 
 
 def is_finished(folder: Path) -> bool:

@@ -1,4 +1,5 @@
-"""A run that goes on from a checkpoint: at its start, or after too many bad steps in a row; and what it leaves if it cannot."""
+"""A run that goes on from a checkpoint: at its start, or after too many bad steps in a row; and
+what it leaves if it cannot."""
 
 import time
 
@@ -35,9 +36,11 @@ def truncate_logs(run: Run, step: int) -> None:
 
 
 def roll_back(run: Run) -> None:
-    """Loads a checkpoint from before the bad steps and has the steps from there to the last of them passed over.
+    """Loads a checkpoint from before the bad steps and has the steps from there to the last of them
+    passed over.
 
-    Raises HealthError, with what shows why in the run's folder, if that was done often enough or there is no such checkpoint.
+    Raises HealthError, with what shows why in the run's folder, if that was done often enough or
+    there is no such checkpoint.
     """
     rollbacks, bad = run.health.rollbacks, [line["step"] for line in run.health.bad]
     run.supervisor.beat("checkpoint", run.trainer.step)
@@ -80,5 +83,6 @@ def _leave_bundle(run: Run, refusal: str) -> str:
 
 
 def flush_meter(run: Run) -> list[dict[str, float]]:
-    """Read the statistics of the steps since the last call that changed the weights; waits for the device."""
+    """Read the statistics of the steps since the last call that changed the weights; waits for the
+    device."""
     return [run.health.note_applied(step, values) for step, values in run.meter.read()]

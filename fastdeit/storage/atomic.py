@@ -1,4 +1,5 @@
-"""Files that are whole or not there, whatever ends the process that writes them, and whatever the disk does."""
+"""Files that are whole or not there, whatever ends the process that writes them, and whatever the
+disk does."""
 
 import contextlib
 import os
@@ -16,7 +17,8 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def atomic_open(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes its name at the end: a reader finds the old one or the new one, also after a loss of power.
+    """A new file that takes its name at the end: a reader finds the old one or the new one, also
+    after a loss of power.
 
     Raises OSError; then nothing of the new one stays.
     """
@@ -38,7 +40,8 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_bounded(path: Path, limit: int) -> str:
-    """A text file of at most `limit` bytes. Raises ValueError for a longer one and for what is no UTF-8, OSError."""
+    """A text file of at most `limit` bytes. Raises ValueError for a longer one and for what is no
+    UTF-8, OSError."""
     with path.open("rb") as file:
         data = file.read(limit + 1)
     if len(data) > limit:

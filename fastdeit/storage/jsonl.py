@@ -15,8 +15,9 @@ MAX_PENDING = 10_000
 class AppendOnlyFile:
     """A file that records are appended to, each whole or not at all.
 
-    What the disk refuses waits in memory, the newest `MAX_PENDING` records, and is written with the next that it takes. tell: hears
-    when that begins and ends, and of what was lost. Raises OSError if the file cannot be made.
+    What the disk refuses waits in memory, the newest `MAX_PENDING` records, and is written with the
+    next that it takes. tell: hears when that begins and ends, and of what was lost. Raises OSError
+    if the file cannot be made.
     """
 
     def __init__(self, path: Path, tell: Callable[[str], None]) -> None:

@@ -27,7 +27,8 @@ _DTYPES = {
 
 @contextmanager
 def open_tensors(path: Path) -> Iterator[Any]:
-    """The file as `safetensors.safe_open` gives it. Raises ValueError if it is not whole, or its header too long."""
+    """The file as `safetensors.safe_open` gives it. Raises ValueError if it is not whole, or its
+    header too long."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > HEADER_LIMIT:
@@ -48,7 +49,8 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def check_header(path: Path, wanted: Mapping[str, torch.Tensor]) -> None:
-    """Raises ValueError naming the first few tensors that are not as in `wanted` (on any device, also "meta")."""
+    """Raises ValueError naming the first few tensors that are not as in `wanted` (on any device,
+    also "meta")."""
     with open_tensors(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         found = {

@@ -1,4 +1,5 @@
-"""A recorded teacher in a run's service: what decided its samples and answers, and whether that is what the run does."""
+"""A recorded teacher in a run's service: what decided its samples and answers, and whether that is
+what the run does."""
 
 import dataclasses
 import hashlib
@@ -50,11 +51,12 @@ def teacher_facts(teacher: Teacher, with_precision: bool = True) -> dict[str, An
 def open_cache(
     config: Config, plan: Plan, index: Index, pixels: str, teacher: Teacher | None
 ) -> CachedTeacher:
-    """The cache of --cache for a run with this plan; teacher: the live one, for what is missing. A collective.
+    """The cache of --cache for a run with this plan; teacher: the live one, for what is missing. A
+    collective.
 
-    Raises ValueError on every rank, before any work, naming each fact in which the recorded samples or the teacher differ
-    (but for the teacher's precision: a run may have another), and with --cache-miss error the epochs that are not recorded
-    whole.
+    Raises ValueError on every rank, before any work, naming each fact in which the recorded samples
+    or the teacher differ (but for the teacher's precision: a run may have another), and with
+    --cache-miss error the epochs that are not recorded whole.
     """
     on_every_rank(lambda: _check(Cache(config.distill.cache), config, plan, index, pixels, teacher))
     cache = Cache(config.distill.cache)
@@ -116,7 +118,8 @@ def _check_coverage(cache: Cache, epochs: int, period: int, samples: int) -> Non
 
 
 def count_missed(cached_teacher: CachedTeacher | None) -> dict[str, float]:
-    """For the log: samples of all ranks without a record, since the start; a collective. Empty where there can be none."""
+    """For the log: samples of all ranks without a record, since the start; a collective. Empty
+    where there can be none."""
     if cached_teacher is None or cached_teacher.miss == "error":
         return {}
     counts = [0] * dist.get_world_size()

@@ -1,8 +1,9 @@
 """What recorded answers are: the manifest of a cache, and the layout of its records.
 
-A record of kind "hard" is the teacher's class, uint16. One of kind "topk" has its k largest logits less the largest, fp16 in
-falling order, their classes, uint16, and the log-sum-exp of all its logits less the largest, fp32, so that any temperature can
-be applied later; a softmax does not see what was taken off.
+A record of kind "hard" is the teacher's class, uint16. One of kind "topk" has its k largest logits
+less the largest, fp16 in falling order, their classes, uint16, and the log-sum-exp of all its
+logits less the largest, fp32, so that any temperature can be applied later; a softmax does not see
+what was taken off.
 """
 
 import json
@@ -36,7 +37,8 @@ def require(ok: bool, folder: Path, problem: str) -> None:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a cache holds; samples: records in an epoch; facts: what decided images and answers, by name, nested."""
+    """What a cache holds; samples: records in an epoch; facts: what decided images and answers, by
+    name, nested."""
 
     kind: str
     k: int
@@ -89,7 +91,8 @@ class Manifest:
 
 
 def chunk_size(samples: int) -> int:
-    """Ordinals in a chunk: a power of two, so that an epoch has some chunks to share out and to lose."""
+    """Ordinals in a chunk: a power of two, so that an epoch has some chunks to share out and to
+    lose."""
     size = LARGEST_CHUNK
     while size > _SMALLEST_CHUNK and size * _CHUNKS_AN_EPOCH > samples:
         size //= 2
@@ -118,7 +121,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
-    """A line for each fact that has another value now, named by its path; facts that `now` leaves out are not compared."""
+    """A line for each fact that has another value now, named by its path; facts that `now` leaves
+    out are not compared."""
     lines: list[str] = []
     for name, value in now.items():
         before = then.get(name)
@@ -135,7 +139,8 @@ def encode(logits: torch.Tensor, manifest: Manifest) -> np.ndarray:
     if manifest.kind == "hard":
         return best.cpu().numpy().astype(manifest.record)
     logits = logits.float() - logits.float().amax(1, keepdim=True)
-    # the class that a live teacher is taken at its word for comes first, also where two are equally large
+    # the class that a live teacher is taken at its word for comes first, also where two are equally
+    # large
     classes = logits.scatter(1, best[:, None], torch.inf).topk(manifest.k, dim=1).indices
     top = logits.gather(1, classes)
     records = np.empty(len(logits), manifest.record)
@@ -149,7 +154,8 @@ def encode(logits: torch.Tensor, manifest: Manifest) -> np.ndarray:
 
 
 def invalid_reason(records: np.ndarray, manifest: Manifest) -> str:
-    """What no teacher answers in records, (B,) of `manifest.record`; empty if nothing: a digest tells damage, not nonsense."""
+    """What no teacher answers in records, (B,) of `manifest.record`; empty if nothing: a digest
+    tells damage, not nonsense."""
     classes = records if manifest.kind == "hard" else records["classes"]
     if classes.size and classes.max() >= manifest.num_classes:
         return f"the class {classes.max()}, allowed are 0 to {manifest.num_classes - 1}"
@@ -162,8 +168,8 @@ def invalid_reason(records: np.ndarray, manifest: Manifest) -> str:
 def decode(raw: torch.Tensor, manifest: Manifest, hard: bool) -> torch.Tensor:
     """The teacher's answer out of records, uint8 (B, record bytes), on their device.
 
-    hard: class ids, int64 (B,). Otherwise logits less the largest, fp32 (B, K): exact to fp16 for the recorded classes; the
-    others share what the log-sum-exp says they have, evenly.
+    hard: class ids, int64 (B,). Otherwise logits less the largest, fp32 (B, K): exact to fp16 for
+    the recorded classes; the others share what the log-sum-exp says they have, evenly.
     """
     width = 2 * manifest.k
     if manifest.kind == "hard":
@@ -181,7 +187,8 @@ def decode(raw: torch.Tensor, manifest: Manifest, hard: bool) -> torch.Tensor:
 
 
 def label_records(labels: np.ndarray, manifest: Manifest) -> np.ndarray:
-    """Records, (B,) of `manifest.record`, that stand for these classes, int64 (B,), when the hard answer is decoded."""
+    """Records, (B,) of `manifest.record`, that stand for these classes, int64 (B,), when the hard
+    answer is decoded."""
     if manifest.kind == "hard":
         return labels.astype(manifest.record)
     records = np.zeros(len(labels), manifest.record)

@@ -1,4 +1,5 @@
-"""The recorded teacher: its answer to every sample of the plan, one record of fixed size each, in a folder of a few files.
+"""The recorded teacher: its answer to every sample of the plan, one record of fixed size each, in a
+folder of a few files.
 
     manifest.json  what the records are: format, sizes, versions, and the facts that decided images and answers
     records.bin    the record of (epoch, ordinal) lies at (epoch * samples + ordinal) * record bytes; holes where there is none
@@ -6,9 +7,10 @@
                    that its records were made of, then that of the records and the first; zeros where nothing is recorded
     quarantine.jsonl, if there is one: images that were found bad while it was recorded (data/quarantine.py)
 
-A chunk is written before its digests, and both with plain writes to their final place; what a crash cuts off has no digest
-that fits, so a chunk is either recorded or not. Writers of different chunks never touch each other's bytes. A file's name is
-never taken from the manifest. A reader checks a chunk when it is first needed, and uses the very bytes that it checked.
+A chunk is written before its digests, and both with plain writes to their final place; what a crash
+cuts off has no digest that fits, so a chunk is either recorded or not. Writers of different chunks
+never touch each other's bytes. A file's name is never taken from the manifest. A reader checks a
+chunk when it is first needed, and uses the very bytes that it checked.
 """
 
 import functools
@@ -40,7 +42,8 @@ Images = Callable[[int, np.ndarray], np.ndarray]
 
 
 class Cache:
-    """A cache opened for reading; `CacheWriter` (cache_writer.py) writes. Records are memory-mapped: opening takes no time."""
+    """A cache opened for reading; `CacheWriter` (cache_writer.py) writes. Records are
+    memory-mapped: opening takes no time."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
@@ -61,7 +64,8 @@ class Cache:
         return np.asarray(padded.reshape(-1, self.manifest.chunks, 2 * DIGEST).any(2))
 
     def fault(self, epoch: int, chunk: int, images: Images | None = None) -> str | None:
-        """Why the records of a chunk must not be used, or None. images: for the samples that are to be looked up."""
+        """Why the records of a chunk must not be used, or None. images: for the samples that are to
+        be looked up."""
         checked = self._check(epoch, chunk, images)
         return checked if isinstance(checked, str) else None
 
@@ -89,7 +93,8 @@ class Cache:
     ) -> tuple[np.ndarray, str | None]:
         """Records, uint8 (B, record bytes), and None, or why one of them must not be used.
 
-        version: changes when `images` does (the number of images that were found bad): chunks are then checked again.
+        version: changes when `images` does (the number of images that were found bad): chunks are
+        then checked again.
         """
         records = np.zeros((len(ordinals), self.record_bytes), np.uint8)
         chunks, places = np.divmod(ordinals, self.manifest.chunk)
@@ -129,9 +134,10 @@ class Cache:
 class CachedTeacher:
     """The recorded answers to a run's micro-batches, and what happens where there is none.
 
-    cache: its manifest has been found to fit the run. miss: "error" raises CacheError, "live" leaves the micro-batch to the
-    live teacher, "ground-truth" takes the label with the larger share (hard distillation only). images: `Plan.images`.
-    bad_images: rows of the index that were bad when it was recorded, with the fault; the run has to leave them out as well.
+    cache: its manifest has been found to fit the run. miss: "error" raises CacheError, "live"
+    leaves the micro-batch to the live teacher, "ground-truth" takes the label with the larger share
+    (hard distillation only). images: `Plan.images`. bad_images: rows of the index that were bad
+    when it was recorded, with the fault; the run has to leave them out as well.
     """
 
     def __init__(
@@ -146,7 +152,8 @@ class CachedTeacher:
     def records(
         self, epoch: int, ordinals: np.ndarray, labels: np.ndarray, lam: np.ndarray, version: int
     ) -> np.ndarray | None:
-        """uint8 (B, record bytes), or None: ask the live teacher. Pairs lie side by side; version: as `Cache.lookup`."""
+        """uint8 (B, record bytes), or None: ask the live teacher. Pairs lie side by side; version:
+        as `Cache.lookup`."""
         records, fault = self.cache.lookup(epoch, ordinals, self._images, version)
         if fault is None:
             return records

@@ -1,8 +1,8 @@
 """Recording the teacher: plan -> DALI -> mix -> teacher -> cache, chunk by chunk.
 
-The chunks that a job has to do are dealt out to its ranks, and a rank computes its chunks alone, in micro-batches that start
-anew with each: so what is recorded depends on the micro-batch, never on the number of ranks or jobs, or on where it was
-stopped.
+The chunks that a job has to do are dealt out to its ranks, and a rank computes its chunks alone, in
+micro-batches that start anew with each: so what is recorded depends on the micro-batch, never on
+the number of ranks or jobs, or on where it was stopped.
 """
 
 import time
@@ -77,7 +77,8 @@ class ChunkBatches(Sequence[tuple[int, np.ndarray]]):
 def answers(
     batches: Iterator[Batch], teacher: Logits, dtype: torch.dtype
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
-    """The teacher's logits (B, K) for the mixed images of each batch, as the training step shows them."""
+    """The teacher's logits (B, K) for the mixed images of each batch, as the training step shows
+    them."""
     for batch in batches:
         images = mix(batch.images, batch.lam, batch.box, dtype, channels_last=True)
         yield batch, teacher(images)
@@ -91,7 +92,8 @@ def record(
     dtype: torch.dtype,
     progress: Callable[[int, float], None],
 ) -> None:
-    """Compute and write the chunks. loader: over their `ChunkBatches`. progress: called with samples done and samples a second.
+    """Compute and write the chunks. loader: over their `ChunkBatches`. progress: called with
+    samples done and samples a second.
 
     Raises CacheError as `CacheWriter.write`, DataError as the loader.
     """

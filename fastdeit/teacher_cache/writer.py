@@ -1,4 +1,5 @@
-"""Writing a cache of the teacher's answers (cache.py has the format): chunk by chunk, by many processes, safe to stop."""
+"""Writing a cache of the teacher's answers (cache.py has the format): chunk by chunk, by many
+processes, safe to stop."""
 
 import errno
 import fcntl
@@ -36,9 +37,11 @@ _CREATING = 1 << 62  # a byte of the lock file that stands for no chunk
 
 
 def create(folder: Path, manifest: Manifest) -> None:
-    """Make the folder and its manifest, unless an equal one is there. Raises CacheError for another one, or no room for it.
+    """Make the folder and its manifest, unless an equal one is there. Raises CacheError for another
+    one, or no room for it.
 
-    Many may do it at once, of different machines too; to be called before any `CacheWriter` of this process.
+    Many may do it at once, of different machines too; to be called before any `CacheWriter` of this
+    process.
     """
     manifest.check(folder)
     try:
@@ -86,7 +89,8 @@ def _opened(path: Path) -> Iterator[int]:
 class CacheWriter:
     """Writes chunks into a cache's folder; many processes may, each its own chunks.
 
-    Raises CacheError if the folder cannot be written, or the disk is full: what was recorded before stays.
+    Raises CacheError if the folder cannot be written, or the disk is full: what was recorded before
+    stays.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -99,7 +103,8 @@ class CacheWriter:
             raise CacheError(f"{folder}: cannot be written: {error.strerror}") from None
 
     def reserve(self, first: int, last: int) -> None:
-        """Keep other recorders from the chunks first to last - 1, counted over all epochs; released when this process ends.
+        """Keep other recorders from the chunks first to last - 1, counted over all epochs; released
+        when this process ends.
 
         Raises CacheError when one of them is another's.
         """
@@ -113,7 +118,8 @@ class CacheWriter:
             ) from None
 
     def write(self, epoch: int, chunk: int, records: np.ndarray, images: np.ndarray) -> None:
-        """Record one chunk: records as `encode` gives them, and the images, int64, that its samples were made of."""
+        """Record one chunk: records as `encode` gives them, and the images, int64, that its samples
+        were made of."""
         count = len(self.manifest.ordinals(chunk))
         assert records.dtype == self.manifest.record and len(records) == len(images) == count, (
             "a chunk is written whole"

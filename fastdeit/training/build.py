@@ -1,4 +1,5 @@
-"""Build what trains from a `Config`: DeepSpeed's settings and the `Trainer`. Importing it needs no DALI."""
+"""Build what trains from a `Config`: DeepSpeed's settings and the `Trainer`. Importing it needs no
+DALI."""
 
 import copy
 from typing import Any
@@ -20,7 +21,8 @@ from fastdeit.training.trainer import Trainer, build_engine
 
 
 def build_deepspeed_config(config: Config, world: World) -> dict[str, Any]:
-    """The settings of DeepSpeed with those of --deepspeed-config, if there is one. Raises what `add_file` raises."""
+    """The settings of DeepSpeed with those of --deepspeed-config, if there is one. Raises what
+    `add_file` raises."""
     optim = config.optim
     micro_batch = optim.micro_batch or optim.batch_size // world.size
     ours = deepspeed_config(
@@ -43,7 +45,8 @@ def build_trainer(
     steps_per_epoch: int,
     cached_teacher: CachedTeacher | None = None,
 ) -> Trainer:
-    """The student under DeepSpeed with optimizer, schedule, loss and average, at step 0; a collective.
+    """The student under DeepSpeed with optimizer, schedule, loss and average, at step 0; a
+    collective.
 
     Chooses the form of the kernels for the whole process.
     """

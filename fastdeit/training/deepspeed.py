@@ -15,9 +15,10 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     """What the flags decide.
 
-    Gradients are accumulated and reduced in fp32 whatever the precision, and the stage is the `safe_stage`. The optimizer is
-    torch's also where it is offloaded: DeepSpeed's own would be compiled at the start of the run (0.19.8). Its buffer for
-    gradients on their way takes 4 bytes times the bucket on every device: 200 MB, where its default would take 2 GB.
+    Gradients are accumulated and reduced in fp32 whatever the precision, and the stage is the
+    `safe_stage`. The optimizer is torch's also where it is offloaded: DeepSpeed's own would be
+    compiled at the start of the run (0.19.8). Its buffer for gradients on their way takes 4 bytes
+    times the bucket on every device: 200 MB, where its default would take 2 GB.
     """
     return {
         "train_batch_size": batch_size,
@@ -45,7 +46,7 @@ def deepspeed_config(
 def safe_stage(zero_stage: int, precision: str) -> int:
     """The stage that runs for one that is asked for: the same maths.
 
-    Stage 0 becomes 1, which skips a step with NaN; stage 1 in bf16 becomes 2, which accumulates in fp32 without a full-size
-    gradient buffer on every rank (DeepSpeed 0.19.8).
+    Stage 0 becomes 1, which skips a step with NaN; stage 1 in bf16 becomes 2, which accumulates in
+    fp32 without a full-size gradient buffer on every rank (DeepSpeed 0.19.8).
     """
     return max(zero_stage, 2 if precision == "bf16" else 1)

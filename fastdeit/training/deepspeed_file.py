@@ -1,4 +1,5 @@
-"""A person's own DeepSpeed file: what it may add to the settings that the flags decide, and how it is refused."""
+"""A person's own DeepSpeed file: what it may add to the settings that the flags decide, and how it
+is refused."""
 
 import collections
 import copy
@@ -70,7 +71,8 @@ FREE = {
     "zero_optimization.offload_optimizer": {"pin_memory"},
     "timers.throughput": {"enabled", "synchronized"},
 }
-"""By section, the fields that a file may set: they change speed, memory and reports, neither samples nor maths."""
+"""By section, the fields that a file may set: they change speed, memory and reports, neither
+samples nor maths."""
 
 INSTEAD = {
     "train_batch_size": "use --batch-size",
@@ -96,9 +98,9 @@ INSTEAD = {
 def add_file(ours: dict[str, Any], path: str) -> dict[str, Any]:
     """`ours` with the fields of a DeepSpeed JSON file put in; "auto" there leaves a field to us.
 
-    Raises ValueError, with a message of one line, for a file that is not small, plain JSON, for a field that is not free to
-    set and differs from ours, with what to use instead, and for what DeepSpeed itself refuses; FileNotFoundError. Needs the
-    process group.
+    Raises ValueError, with a message of one line, for a file that is not small, plain JSON, for a
+    field that is not free to set and differs from ours, with what to use instead, and for what
+    DeepSpeed itself refuses; FileNotFoundError. Needs the process group.
     """
     theirs, merged = _read(path), copy.deepcopy(ours)
     zero = theirs.get("zero_optimization")

@@ -1,4 +1,5 @@
-"""Top-1 and top-5 accuracy with exact counts over ranks, for several models in one pass over the images."""
+"""Top-1 and top-5 accuracy with exact counts over ranks, for several models in one pass over the
+images."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -11,7 +12,8 @@ Heads = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 
 
 def student_heads(module: nn.Module) -> Heads:
-    """Images (B, 3, H, W) to logits (B, K) by head: `cls`, `dist` and their mean `both`; only `both` if there is one head."""
+    """Images (B, 3, H, W) to logits (B, K) by head: `cls`, `dist` and their mean `both`; only
+    `both` if there is one head."""
 
     def heads(images: torch.Tensor) -> dict[str, torch.Tensor]:
         if hasattr(module, "forward_heads"):
@@ -30,10 +32,12 @@ def student_heads(module: nn.Module) -> Heads:
 def evaluate(
     models: Mapping[str, Heads], loader: Iterable[Any], dtype: torch.dtype
 ) -> dict[str, float]:
-    """Accuracies in percent by `MODEL/HEAD/top1` and `/top5`, and agreement of each head with the model named `teacher`.
+    """Accuracies in percent by `MODEL/HEAD/top1` and `/top5`, and agreement of each head with the
+    model named `teacher`.
 
-    models: functions from normalised images to logits by head; loader: yields batches of which rows with label -1 are
-    padding, the same number of batches on every rank. A collective. The models must be in evaluation mode.
+    models: functions from normalised images to logits by head; loader: yields batches of which rows
+    with label -1 are padding, the same number of batches on every rank. A collective. The models
+    must be in evaluation mode.
     """
     counts: dict[str, torch.Tensor] = {}
     seen: torch.Tensor | int = 0

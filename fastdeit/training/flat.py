@@ -1,11 +1,14 @@
-"""Model and loss as DeepSpeed runs them: at ZeRO 1 and 2 with one flat parameter a group instead of the model's own hundreds.
+"""Model and loss as DeepSpeed runs them: at ZeRO 1 and 2 with one flat parameter a group instead of
+the model's own hundreds.
 
-DeepSpeed (0.19.8) handles each parameter by itself: a hook that copies its gradient, a check for NaN, a norm. For the 143
-parameters of a DeiT that is 2,200 of a step's 3,300 launches. Here it is handed a flat parameter for each group of the
-optimizer, of which the model's weights are views. Model and loss are one autograd node: its backward copies the gradients of
-all weights into flat ones with one call, so that one hook a group runs. The numbers are those of single parameters to the bit.
-It costs memory for the gradients of all weights twice in the training precision, when the activations are free again.
-At ZeRO 3 every rank holds a piece of each weight, and the model keeps its own parameters.
+DeepSpeed (0.19.8) handles each parameter by itself: a hook that copies its gradient, a check for
+NaN, a norm. For the 143 parameters of a DeiT that is 2,200 of a step's 3,300 launches. Here it is
+handed a flat parameter for each group of the optimizer, of which the model's weights are views.
+Model and loss are one autograd node: its backward copies the gradients of all weights into flat
+ones with one call, so that one hook a group runs. The numbers are those of single parameters to the
+bit. It costs memory for the gradients of all weights twice in the training precision, when the
+activations are free again. At ZeRO 3 every rank holds a piece of each weight, and the model keeps
+its own parameters.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +47,8 @@ class Slice:
 
 
 class LossModule(nn.Module):
-    """A model that computes its loss inside the module that DeepSpeed runs, with parameters of its own."""
+    """A model that computes its loss inside the module that DeepSpeed runs, with parameters of its
+    own."""
 
     def __init__(self, model: nn.Module, groups: Groups) -> None:
         super().__init__()
@@ -56,13 +60,16 @@ class LossModule(nn.Module):
         return compute(self.model)
 
     def bind(self) -> None:
-        """Point the model to the weights that DeepSpeed trains; call once after `deepspeed.initialize`, which moves them."""
+        """Point the model to the weights that DeepSpeed trains; call once after
+        `deepspeed.initialize`, which moves them."""
 
 
 class FlatLossModule(LossModule):
-    """A model whose weights are views of one flat parameter a group; those are all that DeepSpeed sees.
+    """A model whose weights are views of one flat parameter a group; those are all that DeepSpeed
+    sees.
 
-    groups: parameters of the model, in the order in which the flat ones hold them. Others of the model do not train.
+    groups: parameters of the model, in the order in which the flat ones hold them. Others of the
+    model do not train.
     """
 
     def __init__(self, model: nn.Module, groups: Groups) -> None:

@@ -1,8 +1,8 @@
 """The training loss as the engine calls it: what a step knows goes in, `LossParts` comes out.
 
-The math of both heads lives in `fastdeit.kernels.distill`; here are the choice between its forms and the binary cross-entropy
-of DeiT III. The teacher is called by the training step; only its output comes here.
-Source: Touvron et al. 2021 (2012.12877), equations 2 and 3.
+The math of both heads lives in `fastdeit.kernels.distill`; here are the choice between its forms
+and the binary cross-entropy of DeiT III. The teacher is called by the training step; only its
+output comes here. Source: Touvron et al. 2021 (2012.12877), equations 2 and 3.
 """
 
 from dataclasses import dataclass
@@ -22,11 +22,12 @@ from fastdeit.kernels.distill import (
 
 @dataclass(frozen=True)
 class DistillationLoss:
-    """The loss of a run: kind "none", "soft" or "hard", weight alpha, temperature tau, label smoothing.
+    """The loss of a run: kind "none", "soft" or "hard", weight alpha, temperature tau, label
+    smoothing.
 
-    legacy: divide the soft form by the class count as well, as deit's code does. bce: binary cross-entropy to the
-    binarised mixed target as the base (DeiT III). Raises ValueError on a value out of range, and on bce with
-    smoothing, which would turn every class positive.
+    legacy: divide the soft form by the class count as well, as deit's code does. bce: binary
+    cross-entropy to the binarised mixed target as the base (DeiT III). Raises ValueError on a value
+    out of range, and on bce with smoothing, which would turn every class positive.
     """
 
     kind: str = "hard"
@@ -62,9 +63,10 @@ class DistillationLoss:
     ) -> LossParts:
         """Loss of a batch of pairs (row i is mixed with row i ^ 1).
 
-        outputs: logits (B, K) of a model with one head, or the pair (class logits, distillation logits).
-        labels: (B,) int64; lam: (B,) fp32; teacher_output: class ids (B,) for "hard", or logits (B, K).
-        Raises ValueError when the kind needs a second head or a teacher that is not there.
+        outputs: logits (B, K) of a model with one head, or the pair (class logits, distillation
+        logits). labels: (B,) int64; lam: (B,) fp32; teacher_output: class ids (B,) for "hard", or
+        logits (B, K). Raises ValueError when the kind needs a second head or a teacher that is not
+        there.
         """
         cls_logits, dist_logits = (outputs, None) if isinstance(outputs, torch.Tensor) else outputs
         if self.bce:
@@ -111,9 +113,11 @@ class DistillationLoss:
 def mixed_binary_cross_entropy(
     logits: torch.Tensor, labels: torch.Tensor, lam: torch.Tensor
 ) -> torch.Tensor:
-    """Binary cross-entropy, mean over B·K, to the classes whose share of the mixed target is positive.
+    """Binary cross-entropy, mean over B·K, to the classes whose share of the mixed target is
+    positive.
 
-    logits: (B, K), taken to fp32; labels: (B,) int64; lam: (B,) fp32. Source: DeiT III (2204.07118), §3.
+    logits: (B, K), taken to fp32; labels: (B,) int64; lam: (B,) fp32. Source: DeiT III
+    (2204.07118), §3.
     """
     logits = logits.float()
     partner = swap_pairs(labels)

@@ -1,4 +1,5 @@
-"""Parameter groups, AdamW, the learning-rate schedule, and the exponential moving average of the weights."""
+"""Parameter groups, AdamW, the learning-rate schedule, and the exponential moving average of the
+weights."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -12,10 +13,11 @@ from torch import nn
 def parameter_groups(
     model: nn.Module, weight_decay: float, layer_decay: float | None = None
 ) -> list[dict[str, Any]]:
-    """Groups for AdamW: without decay 1-D tensors, biases and what the model's `no_weight_decay()` names.
+    """Groups for AdamW: without decay 1-D tensors, biases and what the model's `no_weight_decay()`
+    names.
 
-    With `layer_decay` each depth gets groups of its own, with timm's `lr_scale` = layer_decay ** (blocks above it). Raises
-    ValueError if the model has no `blocks` to tell depths apart.
+    With `layer_decay` each depth gets groups of its own, with timm's `lr_scale` = layer_decay **
+    (blocks above it). Raises ValueError if the model has no `blocks` to tell depths apart.
     """
     no_decay: set[str] = getattr(model, "no_weight_decay", set)()
     depth = len(model.blocks) if layer_decay is not None and hasattr(model, "blocks") else None  # type: ignore[arg-type]
@@ -52,16 +54,19 @@ def build_adamw(
     *,
     fused: bool,
 ) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101); fused: one launch a group, in one pass over weights, gradients and moments."""
+    """AdamW (arXiv 1711.05101); fused: one launch a group, in one pass over weights, gradients and
+    moments."""
     return torch.optim.AdamW(list(groups), lr=lr, betas=betas, eps=eps, fused=fused)
 
 
 def build_schedule(
     optimizer: Any, *, total_steps: int, warmup_steps: int, warmup_lr: float, min_lr: float
 ) -> CosineLRScheduler:
-    """Linear warm-up, then cosine to `min_lr`, per optimizer step: call `step_update(k)` before step k.
+    """Linear warm-up, then cosine to `min_lr`, per optimizer step: call `step_update(k)` before
+    step k.
 
-    optimizer: anything with torch's `param_groups`, DeepSpeed's ZeRO optimizer too. The rate is a function of k alone.
+    optimizer: anything with torch's `param_groups`, DeepSpeed's ZeRO optimizer too. The rate is a
+    function of k alone.
     """
     return CosineLRScheduler(
         optimizer,
@@ -74,10 +79,12 @@ def build_schedule(
 
 
 class Ema:
-    """Exponential moving average of flat fp32 partitions and of the model's buffers: average += (1 - decay) * difference.
+    """Exponential moving average of flat fp32 partitions and of the model's buffers: average += (1
+    - decay) * difference.
 
-    On DeepSpeed's partitions it costs 4 bytes * parameters / ranks, no communication and one launch (training: call
-    `update` after each optimizer step that was applied). Integer buffers are copied.
+    On DeepSpeed's partitions it costs 4 bytes * parameters / ranks, no communication and one launch
+    (training: call `update` after each optimizer step that was applied). Integer buffers are
+    copied.
     """
 
     def __init__(

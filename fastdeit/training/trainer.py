@@ -1,9 +1,10 @@
 """The training step, and the state of a run that a checkpoint holds.
 
-The step reads as the data flows: mix the pairs, ask the teacher, run the student with the planned DropPath bits, the loss,
-DeepSpeed's backward and step, the average of the weights. Nothing here waits for the device, what a step returns are tensors;
-DeepSpeed (0.19.8) waits in `engine.step()` of each optimizer step: once for its check of the gradients, once for that of
-their norm, and with clipping once more for each group.
+The step reads as the data flows: mix the pairs, ask the teacher, run the student with the planned
+DropPath bits, the loss, DeepSpeed's backward and step, the average of the weights. Nothing here
+waits for the device, what a step returns are tensors; DeepSpeed (0.19.8) waits in `engine.step()`
+of each optimizer step: once for its check of the gradients, once for that of their norm, and with
+clipping once more for each group.
 """
 
 import copy
@@ -47,7 +48,8 @@ class MicroStep(NamedTuple):
 def build_engine(
     module: LossModule, optimizer: torch.optim.Optimizer, deepspeed_config: dict[str, Any]
 ) -> Any:
-    """A DeepSpeed engine whose fp32 master weights are the model's own, not copies of bf16-rounded ones."""
+    """A DeepSpeed engine whose fp32 master weights are the model's own, not copies of bf16-rounded
+    ones."""
     exact = {
         name: parameter.detach().float().cpu().clone()
         for name, parameter in module.model.named_parameters()
@@ -63,12 +65,14 @@ def build_engine(
 
 @dataclass
 class Trainer:
-    """A student under a DeepSpeed engine (ZeRO 1, 2 or 3), its teacher, loss, schedule and average, at some step."""
+    """A student under a DeepSpeed engine (ZeRO 1, 2 or 3), its teacher, loss, schedule and average,
+    at some step."""
 
     engine: Any
     """Runs a `LossModule` (training/flat.py)."""
     eval_model: nn.Module
-    """A second copy of the model on the device, in evaluation mode, which takes up the average when it is evaluated."""
+    """A second copy of the model on the device, in evaluation mode, which takes up the average when
+    it is evaluated."""
     teacher: Teacher | None
     decode: Callable[[torch.Tensor], torch.Tensor] | None
     """From the records that batches bring to the teacher's answer; None: they bring none."""
@@ -81,7 +85,8 @@ class Trainer:
     step: int = 0
     skipped: int = 0
     digest: int = 0
-    """Of the samples of all steps so far that this rank answers for: its own, and on rank 0 those of earlier processes."""
+    """Of the samples of all steps so far that this rank answers for: its own, and on rank 0 those
+    of earlier processes."""
 
     def __post_init__(self) -> None:
         self.model: Any = self.engine.module.model
@@ -97,10 +102,11 @@ class Trainer:
         )
 
     def train_step(self, micro_batches: Iterable[Batch]) -> torch.Tensor:
-        """One optimizer step. Returns fp32 (4,) on the device: `STATISTICS`, the losses as means over this rank's samples,
-        the norm of all ranks' gradient as it was before clipping.
+        """One optimizer step. Returns fp32 (4,) on the device: `STATISTICS`, the losses as means
+        over this rank's samples, the norm of all ranks' gradient as it was before clipping.
 
-        A loss or a gradient that is not finite on any rank leaves weights, moments, buffers and average as they are on all.
+        A loss or a gradient that is not finite on any rank leaves weights, moments, buffers and
+        average as they are on all.
         """
         self.model.train()
         self.schedule.step_update(self.step)
@@ -149,7 +155,8 @@ class Trainer:
         return MicroStep(losses, batch.ordinals, batch.image_index, batch.digest)
 
     def _mix(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What the model takes, for our student patches, and the mixed images for the teacher, if there is one."""
+        """What the model takes, for our student patches, and the mixed images for the teacher, if
+        there is one."""
         if not self.takes_drop_path_mask:
             images = mix(batch.images, batch.lam, batch.box, self.dtype)
             return images, images
@@ -167,7 +174,8 @@ class Trainer:
         return self.teacher(mixed) if self.teacher is not None and mixed is not None else None
 
     def _seed(self, batch: Batch) -> None:
-        """Let a timm model's own random draws follow from (seed, step, samples): who takes the same again repeats them."""
+        """Let a timm model's own random draws follow from (seed, step, samples): who takes the same
+        again repeats them."""
         key = hashlib.sha256(f"{self.seed} {self.step} {batch.digest}".encode()).digest()
         torch.manual_seed(int.from_bytes(key[:7], "little"))
 
@@ -189,13 +197,15 @@ class Trainer:
         return self.partitions.gather(self.partitions.masters) | _on_cpu(self._buffers())
 
     def ema_weights(self) -> dict[str, torch.Tensor] | None:
-        """The average's weights and buffers by name, on the CPU; None without an average; a collective."""
+        """The average's weights and buffers by name, on the CPU; None without an average; a
+        collective."""
         if self.ema is None:
             return None
         return self.partitions.gather(self.ema.flats) | _on_cpu(self.ema.buffers.items())
 
     def module(self) -> nn.Module:
-        """The model in evaluation mode and the training precision; at ZeRO 3, which keeps its weights in pieces, a whole copy.
+        """The model in evaluation mode and the training precision; at ZeRO 3, which keeps its
+        weights in pieces, a whole copy.
 
         A collective.
         """
@@ -208,7 +218,8 @@ class Trainer:
         return self._whole
 
     def ema_module(self) -> nn.Module | None:
-        """The model holding the average, in evaluation mode and the training precision; a collective."""
+        """The model holding the average, in evaluation mode and the training precision; a
+        collective."""
         weights = self.ema_weights()
         if weights is None:
             return None
@@ -216,7 +227,8 @@ class Trainer:
         return self.eval_model
 
     def state(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-        """What a checkpoint holds of training: tensors by set and name, and JSON values; a collective."""
+        """What a checkpoint holds of training: tensors by set and name, and JSON values; a
+        collective."""
         adam_step, exp_avg, exp_avg_sq = self.partitions.moments()
         tensors = {
             "model": self.weights(),
@@ -248,7 +260,8 @@ class Trainer:
     def load_state(
         self, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]
     ) -> None:
-        """Takes up what `state` gave, of any world size or stage. Raises ValueError if the parameters differ."""
+        """Takes up what `state` gave, of any world size or stage. Raises ValueError if the
+        parameters differ."""
         model, wanted = tensors["model"], self.eval_model.state_dict()
         if {name: value.shape for name, value in model.items()} != {
             name: value.shape for name, value in wanted.items()

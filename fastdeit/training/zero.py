@@ -1,11 +1,14 @@
-"""DeepSpeed's flat partitions under parameter names: the only file that touches DeepSpeed's privates.
+"""DeepSpeed's flat partitions under parameter names: the only file that touches DeepSpeed's
+privates.
 
-Every parameter group is one flat fp32 buffer (the master weights) of equal parts, one a rank; Adam's moments and our EMA
-have the same layout. At ZeRO 1 and 2 a group is one flat parameter (training/flat.py), of which the model's parameters are
-slices, and the cuts fall anywhere; at ZeRO 3 every parameter is itself cut into equal pieces, the last one padded, and a
-rank's part is its piece of each. Here they become plain dicts of full tensors by parameter name, and back, so that a
-checkpoint knows nothing of stage or world size. Written against deepspeed/runtime/zero/{stage_1_and_2,stage3}.py of
-0.19.8; `open_partitions` fails at once when a later version lacks what it needs.
+Every parameter group is one flat fp32 buffer (the master weights) of equal parts, one a rank;
+Adam's moments and our EMA have the same layout. At ZeRO 1 and 2 a group is one flat parameter
+(training/flat.py), of which the model's parameters are slices, and the cuts fall anywhere; at ZeRO
+3 every parameter is itself cut into equal pieces, the last one padded, and a rank's part is its
+piece of each. Here they become plain dicts of full tensors by parameter name, and back, so that a
+checkpoint knows nothing of stage or world size. Written against
+deepspeed/runtime/zero/{stage_1_and_2,stage3}.py of 0.19.8; `open_partitions` fails at once when a
+later version lacks what it needs.
 """
 
 from abc import ABC, abstractmethod
@@ -22,7 +25,8 @@ from fastdeit.training.flat import Slice
 
 @dataclass(frozen=True)
 class Pieces:
-    """A parameter of which each rank's part holds a piece of equal size, the last one padded (ZeRO 3)."""
+    """A parameter of which each rank's part holds a piece of equal size, the last one padded (ZeRO
+    3)."""
 
     name: str
     shape: torch.Size
@@ -43,7 +47,8 @@ class Pieces:
 
 
 class Partitions(ABC):
-    """This rank's partitions of a DeepSpeed engine's master weights and Adam moments, one flat fp32 tensor a group."""
+    """This rank's partitions of a DeepSpeed engine's master weights and Adam moments, one flat fp32
+    tensor a group."""
 
     needed: tuple[str, ...]
     """Attributes of DeepSpeed's ZeRO optimizer that are used here."""
@@ -81,11 +86,13 @@ class Partitions(ABC):
 
     @property
     def masters(self) -> list[torch.Tensor]:
-        """fp32 master weights, this rank's part, one flat tensor a group; changed in place by the optimizer."""
+        """fp32 master weights, this rank's part, one flat tensor a group; changed in place by the
+        optimizer."""
         return [group.data for group in self._groups]
 
     def gather(self, flats: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Full fp32 CPU tensors by parameter name from flat tensors laid out as `masters`; a collective."""
+        """Full fp32 CPU tensors by parameter name from flat tensors laid out as `masters`; a
+        collective."""
         named: dict[str, torch.Tensor] = {}
         for slots, flat in zip(self._slots, flats, strict=True):
             parts = torch.empty(
@@ -97,7 +104,8 @@ class Partitions(ABC):
         return named
 
     def scatter(self, named: Mapping[str, torch.Tensor], flats: Sequence[torch.Tensor]) -> None:
-        """Writes this rank's part of full tensors by parameter name into flat tensors laid out as `masters`."""
+        """Writes this rank's part of full tensors by parameter name into flat tensors laid out as
+        `masters`."""
         for slots, flat in zip(self._slots, flats, strict=True):
             parts = torch.zeros(dist.get_world_size(), flat.numel(), dtype=flat.dtype)
             for slot in slots:
@@ -124,7 +132,8 @@ class Partitions(ABC):
     def install_moments(
         self, step: int, exp_avg: Mapping[str, torch.Tensor], exp_avg_sq: Mapping[str, torch.Tensor]
     ) -> None:
-        """Sets Adam's step and moments from full tensors by parameter name; at step 0 Adam begins anew."""
+        """Sets Adam's step and moments from full tensors by parameter name; at step 0 Adam begins
+        anew."""
         self._zero.optimizer.state.clear()
         if step == 0:
             return
@@ -161,7 +170,8 @@ class _OptimizerPartitions(Partitions):
 
 
 class _ModelPartitions(Partitions):
-    """ZeRO 3: the model's weights too lie in pieces, but for small ones, which every rank keeps whole ("persistent")."""
+    """ZeRO 3: the model's weights too lie in pieces, but for small ones, which every rank keeps
+    whole ("persistent")."""
 
     needed = (
         *(
@@ -192,12 +202,14 @@ class _ModelPartitions(Partitions):
         self._zero.checkpoint_event_epilogue()  # gathers the persistent ones again
 
     def after_skip(self) -> None:
-        # a skipped step leaves the persistent ones in pieces, and the next forward pass stumbles over them (0.19.8)
+        # a skipped step leaves the persistent ones in pieces, and the next forward pass stumbles
+        # over them (0.19.8)
         self._zero.checkpoint_event_epilogue()
 
 
 def open_partitions(engine: Any) -> Partitions:
-    """The partitions of an engine at ZeRO 1, 2 or 3. Raises RuntimeError if this DeepSpeed lacks what they need."""
+    """The partitions of an engine at ZeRO 1, 2 or 3. Raises RuntimeError if this DeepSpeed lacks
+    what they need."""
     return (_ModelPartitions if engine.zero_optimization_stage() == 3 else _OptimizerPartitions)(
         engine
     )

@@ -1,4 +1,5 @@
-"""The benchmark of whole steps: that timm does the same work, that a wrong loss stops a row, and what a row holds."""
+"""The benchmark of whole steps: that timm does the same work, that a wrong loss stops a row, and
+what a row holds."""
 
 import itertools
 import math

@@ -1,4 +1,5 @@
-"""The record of steps that two commits are compared by: what it hashes, and that a difference is found."""
+"""The record of steps that two commits are compared by: what it hashes, and that a difference is
+found."""
 
 import json
 from pathlib import Path

@@ -128,7 +128,8 @@ def test_waits_on_a_gpu_are_warnings_and_calls(monkeypatch: pytest.MonkeyPatch) 
 
 
 class Profile:
-    """Stands for torch's profiler of a GPU: its own events, of two kernels, what launched one, and a range over both."""
+    """Stands for torch's profiler of a GPU: its own events, of two kernels, what launched one, and
+    a range over both."""
 
     def __init__(self, activities: list[ProfilerActivity]) -> None:
         assert activities == [ProfilerActivity.CUDA]

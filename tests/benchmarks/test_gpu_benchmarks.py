@@ -1,4 +1,5 @@
-"""What the benchmarks of a GPU decide before they measure: the order, the other form of a kernel, whether a run went well."""
+"""What the benchmarks of a GPU decide before they measure: the order, the other form of a kernel,
+whether a run went well."""
 
 import json
 import math

@@ -1,6 +1,8 @@
-"""Rehearse benchmarks/gpu.sh without a GPU: a machine with one may be lent for minutes, and must not be wasted on a wrong path.
+"""Rehearse benchmarks/gpu.sh without a GPU: a machine with one may be lent for minutes, and must
+not be wasted on a wrong path.
 
-A script stands for python and writes what the real one would; the slow form runs the real one, at a CPU's sizes.
+A script stands for python and writes what the real one would; the slow form runs the real one, at a
+CPU's sizes.
 """
 
 import csv
@@ -192,7 +194,8 @@ sys.exit(124 if "pytest" in sys.argv else 0)
 
 
 def test_tests_that_are_interrupted_still_tell_what_failed(tools: Path, tmp_path: Path) -> None:
-    """pytest itself, with processes of its own, in the part of the kernels' tests; `timeout` signals them in this way."""
+    """pytest itself, with processes of its own, in the part of the kernels' tests; `timeout`
+    signals them in this way."""
     (tmp_path / "test_hanging.py").write_text(HANGING)
     real = (
         f'exec {sys.executable} -m pytest "${{@:3:4}}" -n 2 -c /dev/null {tmp_path}/test_hanging.py'

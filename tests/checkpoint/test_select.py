@@ -1,4 +1,5 @@
-"""Where a run goes on from: the newest checkpoint that every rank holds for whole; and what whole runs do about their disk."""
+"""Where a run goes on from: the newest checkpoint that every rank holds for whole; and what whole
+runs do about their disk."""
 
 import contextlib
 import functools
@@ -196,7 +197,8 @@ def argv(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 12 steps, of which the first half of the epochs has the better scores; no step of it draws a number."""
+    """A run of 12 steps, of which the first half of the epochs has the better scores; no step of it
+    draws a number."""
     scores = iter([20.0, 90.0, 50.0, 10.0, 10.0])
     drawn: list[bool] = []
 
@@ -289,8 +291,8 @@ ACCUMULATING = ["--micro-batch", "2", "--log-steps", "1"]
 
 @pytest.fixture(scope="module")
 def accumulated(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """Runs of 12 steps of four micro-batches each, by ZeRO stage: another one has the weights elsewhere in memory, which a
-    processor's matrix product may depend on."""
+    """Runs of 12 steps of four micro-batches each, by ZeRO stage: another one has the weights
+    elsewhere in memory, which a processor's matrix product may depend on."""
 
     @functools.cache
     def run(stage: int) -> Path:
@@ -390,7 +392,8 @@ def test_a_full_disk_ends_no_run_and_costs_no_line_of_its_log(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Full from the fifth step on, over a checkpoint that cannot be saved, to the eighth; what is printed goes there, too."""
+    """Full from the fifth step on, over a checkpoint that cannot be saved, to the eighth; what is
+    printed goes there, too."""
     original, folder = Trainer.train_step, small_disk / "run"
 
     def train_step(self: Trainer, batches: Iterator[Any]) -> torch.Tensor:
@@ -519,7 +522,8 @@ def test_foreign_checkpoints_are_an_error_of_one_line(
 def test_two_processes_survive_a_full_disk_and_a_damaged_checkpoint(
     argv: list[str], tmp_path: Path
 ) -> None:
-    """Files of rank 0 may not grow any more: three saves fail, both processes end. The next start passes a damaged one over."""
+    """Files of rank 0 may not grow any more: three saves fail, both processes end. The next start
+    passes a damaged one over."""
     folder, data = tmp_path / "run", argv[:2]
     launch = Launch(folder, [*data, *FLAGS], "slow:*:60")
     launch.until(lambda: len(steps(folder)) == 2)

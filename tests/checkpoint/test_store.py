@@ -1,4 +1,5 @@
-"""A checkpoint is whole or it is not there; what is damaged, foreign or not finite is named; best and newest stay."""
+"""A checkpoint is whole or it is not there; what is damaged, foreign or not finite is named; best
+and newest stay."""
 
 import json
 import os
@@ -401,7 +402,8 @@ def test_a_file_that_may_not_grow_is_an_os_error(tmp_path: Path) -> None:
 def test_everything_is_on_the_disk_before_it_is_promised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The order of what reaches the disk: files, the manifest that lists them, their folder, its name, the name's folder."""
+    """The order of what reaches the disk: files, the manifest that lists them, their folder, its
+    name, the name's folder."""
     done: list[str] = []
     sync, rename = os.fsync, os.rename
 
@@ -500,7 +502,8 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("source", "stage"), [(1, 2), (2, 3), (3, 1)])
 def test_every_group_goes_on_with_its_own_decay_and_adams_count(source: int, stage: int) -> None:
-    """Universal checkpoints of DeepSpeed 0.19.8 give each group the other's decay, and count a step for every group."""
+    """Universal checkpoints of DeepSpeed 0.19.8 give each group the other's decay, and count a step
+    for every group."""
     world = init_distributed()
     first = make_trainer(configure(zero_stage=source), world)
     run_steps(first, 3)

@@ -1,4 +1,5 @@
-"""Checkpoints are written while training goes on; what a disk refuses is told, tried again, and ends a run only in the end."""
+"""Checkpoints are written while training goes on; what a disk refuses is told, tried again, and
+ends a run only in the end."""
 
 import json
 import threading

@@ -1,4 +1,5 @@
-"""The preview: the same ordinals give the same picture, and its steps lead to what the training pipeline delivers."""
+"""The preview: the same ordinals give the same picture, and its steps lead to what the training
+pipeline delivers."""
 
 from pathlib import Path
 

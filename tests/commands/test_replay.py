@@ -1,4 +1,5 @@
-"""One step taken again out of a run's folder: what was recorded comes out, whatever became of the run and its images since."""
+"""One step taken again out of a run's folder: what was recorded comes out, whatever became of the
+run and its images since."""
 
 import hashlib
 import json
@@ -235,7 +236,8 @@ def test_images_that_left_the_run_later_are_in_the_steps_before(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One fails in mid-run and is well again afterwards, one is changed before the run goes on from an earlier step."""
+    """One fails in mid-run and is well again afterwards, one is changed before the run goes on from
+    an earlier step."""
     data, out, names = (
         shutil.copytree(setting.data, tmp_path / "data"),
         tmp_path / "run",

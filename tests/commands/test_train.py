@@ -1,4 +1,5 @@
-"""Whole runs in one process: what they leave behind, resuming bit for bit, and every error before training starts."""
+"""Whole runs in one process: what they leave behind, resuming bit for bit, and every error before
+training starts."""
 
 import json
 import os
@@ -135,7 +136,8 @@ def test_a_run_leaves_what_it_says(distilled: tuple[list[str], Path], shapes: Pa
 
 
 def test_the_table_counts_every_image_once(distilled: tuple[list[str], Path], shapes: Path) -> None:
-    """9 validation images, batch 8: the top-1 of the exported weights, image by image with PIL, is the table's."""
+    """9 validation images, batch 8: the top-1 of the exported weights, image by image with PIL, is
+    the table's."""
     import numpy as np
     from PIL import Image
     from torchvision.transforms import functional as vision
@@ -159,7 +161,8 @@ def test_the_table_counts_every_image_once(distilled: tuple[list[str], Path], sh
                 right.append(model(pixels[None]).argmax().item() == label)
     results = json.loads((distilled[1] / "summary.json").read_text())["results"]
     assert len(right) == 9
-    # resizing differs by a level or two between DALI and PIL, so one image may fall on the other side
+    # resizing differs by a level or two between DALI and PIL, so one image may fall on the other
+    # side
     assert abs(results["model/both/top1"] - 100 * sum(right) / 9) < 100 / 9 + 0.01
     assert round(results["model/both/top1"] * 9 / 100, 6) % 1 == 0
 
@@ -179,7 +182,8 @@ def test_stopped_and_started_again_ends_bit_for_bit_the_same(
     assert list_checkpoints(tmp_path / "checkpoints")[0].name == f"step-{stop:08}"
     assert train_command([*argv, "--output-dir", str(tmp_path)], "test") == 0
     assert_same_weights(whole, tmp_path)
-    # the log reads like that of a run that was never stopped; a window of the mean may start at the stop
+    # the log reads like that of a run that was never stopped; a window of the mean may start at the
+    # stop
     mine, theirs = (read_metrics(folder / "metrics.jsonl") for folder in (tmp_path, whole))
     assert [line["step"] for line in mine] == [line["step"] for line in theirs]
     assert mine[-1] == theirs[-1]
@@ -490,7 +494,8 @@ def damaging(path: Path) -> type[TrainLoader]:
 def test_a_run_survives_files_that_break_before_and_while_it_trains(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One before the run, one while it stands still, one after its table was read: the run ends, and tells of each."""
+    """One before the run, one while it stands still, one after its table was read: the run ends,
+    and tells of each."""
     data, out = shutil.copytree(shapes, tmp_path / "data"), tmp_path / "run"
     argv = ["--data-path", str(data), *ALONE, "--output-dir", str(out)]
     (data / "train/circle/zz.jpg").write_text("no image")

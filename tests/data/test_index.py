@@ -1,4 +1,5 @@
-"""The table of an image folder: its order, its cache, its errors; rows that come back; and the embedded digits."""
+"""The table of an image folder: its order, its cache, its errors; rows that come back; and the
+embedded digits."""
 
 import os
 import shutil
@@ -411,7 +412,8 @@ def test_a_run_keeps_to_the_images_it_began_with(folder: Path, tmp_path: Path) -
 
 
 def synthetic(root: Path, images: int) -> Path:
-    """A data set of a thousand classes without its files: only the folders are there, and the table."""
+    """A data set of a thousand classes without its files: only the folders are there, and the
+    table."""
     classes = [f"n{number:08}" for number in range(1000)]
     for name in classes:
         (root / "train" / name).mkdir(parents=True)

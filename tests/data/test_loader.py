@@ -1,4 +1,5 @@
-"""The loaders: the same samples on any number of ranks and micro-batches, after any jump, in memory that stays valid."""
+"""The loaders: the same samples on any number of ranks and micro-batches, after any jump, in memory
+that stays valid."""
 
 import dataclasses
 import shutil
@@ -365,7 +366,8 @@ class Copies(TorchDispatchMode):
 
 
 def small_arrays() -> list[np.ndarray]:
-    """Of the shapes and dtypes of a batch of 14: ends that are no multiple of 16 bytes, one array of nothing, one with gaps."""
+    """Of the shapes and dtypes of a batch of 14: ends that are no multiple of 16 bytes, one array
+    of nothing, one with gaps."""
     rng = np.random.default_rng(0)
     labels, lam, box = (
         rng.integers(0, 9, 14),

@@ -1,4 +1,5 @@
-"""Resident memory stays flat over training and evaluation in turns; the full length is benchmarks/bench_memory.py's."""
+"""Resident memory stays flat over training and evaluation in turns; the full length is
+benchmarks/bench_memory.py's."""
 
 from pathlib import Path
 

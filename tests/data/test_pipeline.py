@@ -1,4 +1,5 @@
-"""The DALI graphs against PIL and torchvision, and their replay: a sample's pixels depend on its ordinal alone."""
+"""The DALI graphs against PIL and torchvision, and their replay: a sample's pixels depend on its
+ordinal alone."""
 
 import dataclasses
 import io
@@ -30,7 +31,8 @@ SIDE = 40
 SIZES = [(64, 80), (90, 60), (33, 47), (120, 41), (40, 40), (57, 200), (40, 64), (300, 25)]
 # levels of 255, largest and mean: DALI's bicubic rounds once, PIL's after each of its two passes
 RESIZE = {"exact": (0, 0.0), "native": (6, 0.35)}
-# of normalised values back to levels: float32's, and half a step of float16 just under 4 times the largest std
+# of normalised values back to levels: float32's, and half a step of float16 just under 4 times the
+# largest std
 ROUNDING = {"cpu": 1e-3, "as_gpu": 0.06, "gpu": 0.06}
 
 
@@ -300,7 +302,8 @@ def test_other_epochs_look_different(
 
 
 def test_native_is_close_to_exact(index: Index, place: str, distances: Distances) -> None:
-    """The whole chain but the noise, which differs on purpose; single operations: tests/data/augment/test_native.py."""
+    """The whole chain but the noise, which differs on purpose; single operations:
+    tests/data/augment/test_native.py."""
     plan, device = (
         Plan(PlanSpec(seed=7, input_size=SIDE, repeats=2, reprob=0.0), index.sizes),
         device_of(place),
@@ -364,8 +367,9 @@ def test_floats_are_packed_only_where_used(index: Index) -> None:
     assert len(pack_draws(draws, PlanSpec(ra_layers=0, remode="rand"), options(1))) == 3
 
 
-# largest and mean of the whole chain, levels; exact: half a step of float16 above 4, where the noise comes to. The branches of
-# a GPU move AutoContrast's levels by one; the kernel of its warps may be as far from the CPU's as that is from PIL's
+# largest and mean of the whole chain, levels; exact: half a step of float16 above 4, where the
+# noise comes to. The branches of a GPU move AutoContrast's levels by one; the kernel of its warps
+# may be as far from the CPU's as that is from PIL's
 WHOLE: dict[tuple[str, str], tuple[float | None, float]] = {
     ("exact", "as_gpu"): (0.12, 0.12),
     ("exact", "gpu"): (0.12, 0.12),
@@ -385,7 +389,8 @@ def test_with_everything_on_all_places_see_the_same(
     place: str,
     distances: Distances,
 ) -> None:
-    """RandAugment and erasing too. A wrong sample, operation, box or noise would move its image by tens of levels."""
+    """RandAugment and erasing too. A wrong sample, operation, box or noise would move its image by
+    tens of levels."""
     images = run_plan(index, plan, 3, np.arange(32), 32, backend=backend, device=device_of(place))
     ours, theirs = levels(images), levels(replayed[backend])
     most, mean = WHOLE[backend, place]
@@ -400,7 +405,8 @@ def test_with_everything_on_all_places_see_the_same(
 def test_gpus_decoders_are_near_pils(
     index: Index, decoder: str, place: str, distances: Distances
 ) -> None:
-    """Chroma that is repeated where Pillow interpolates it moves these JPEG files by 2.8 to 4.1 levels, and no other."""
+    """Chroma that is repeated where Pillow interpolates it moves these JPEG files by 2.8 to 4.1
+    levels, and no other."""
     ours, expected = unresized(index, place, backend="native", decoder=decoder)
     distances.hold(ours, expected, mean=4.1)
     assert np.median(np.abs(ours - expected)) < 3
@@ -419,7 +425,8 @@ SPECS = {
 @pytest.mark.parametrize("decoder", graphs.DECODERS)
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_dali_accepts_the_graph_of_a_gpu(spec: PlanSpec, decoder: str) -> None:
-    """There are such operators on a GPU, and their named arguments lie on the CPU; operands of arithmetic are not looked at."""
+    """There are such operators on a GPU, and their named arguments lie on the CPU; operands of
+    arithmetic are not looked at."""
     chosen = options(4, device="gpu", decoder=decoder, knows_sizes=True)
     graph = graphs._native_graph(lambda i: (), spec, chosen, **{**chosen.dali, "device_id": None})
     assert len(graph.serialize()) > 0

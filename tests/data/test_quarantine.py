@@ -1,4 +1,5 @@
-"""Files that break while a run goes on: training goes on, and what takes their place is the same on every world size."""
+"""Files that break while a run goes on: training goes on, and what takes their place is the same on
+every world size."""
 
 import dataclasses
 import io

@@ -1,4 +1,5 @@
-"""Two machines: the same numbers as on one, and what happens when one is lost, cut off or told to stop."""
+"""Two machines: the same numbers as on one, and what happens when one is lost, cut off or told to
+stop."""
 
 import functools
 import json
@@ -287,7 +288,8 @@ print("127.0.0.1" if sys.argv[1] == "show" else "queued again")
 
 
 def submit(folder: Path, flags: Sequence[str], python: str) -> subprocess.Popen[str]:
-    """docs/fastdeit.sbatch as Slurm runs it on one node with two tasks; python: what stands in for that of .venv."""
+    """docs/fastdeit.sbatch as Slurm runs it on one node with two tasks; python: what stands in for
+    that of .venv."""
     (folder / "bin").mkdir(exist_ok=True)
     (folder / ".venv" / "bin").mkdir(parents=True, exist_ok=True)
     for path, text in {

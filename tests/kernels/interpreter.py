@@ -1,8 +1,9 @@
 """Correction of Triton's interpreter, which is silently wrong for bf16 (3.6 and 3.9 alike).
 
-It stores bf16 as raw 16-bit integers: a cast from fp32 drops the low bits instead of rounding, and a dot multiplies the
-bit patterns. `correct()` replaces both; every test that interprets a kernel in bf16 calls it when its module is loaded.
-test_interpreter.py fails when the correction does not act, and when Triton no longer needs it.
+It stores bf16 as raw 16-bit integers: a cast from fp32 drops the low bits instead of rounding, and
+a dot multiplies the bit patterns. `correct()` replaces both; every test that interprets a kernel in
+bf16 calls it when its module is loaded. test_interpreter.py fails when the correction does not act,
+and when Triton no longer needs it.
 """
 
 import os

@@ -1,4 +1,5 @@
-"""hypothesis, or where it is not installed (a GPU machine's image) its names, with which a test is skipped."""
+"""hypothesis, or where it is not installed (a GPU machine's image) its names, with which a test is
+skipped."""
 
 from typing import Any
 

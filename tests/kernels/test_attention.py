@@ -1,4 +1,5 @@
-"""`attention`: the reference against softmax written out in float64, the kernels against that and against torch's error."""
+"""`attention`: the reference against softmax written out in float64, the kernels against that and
+against torch's error."""
 
 import logging
 from collections.abc import Iterator
@@ -52,7 +53,8 @@ def kernels_run() -> Iterator[None]:
 
 @pytest.fixture
 def launches_of_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """fp32 tensors take the blocks and the form of backward of bf16; on a GPU, too short of registers, their own."""
+    """fp32 tensors take the blocks and the form of backward of bf16; on a GPU, too short of
+    registers, their own."""
     if INTERPRETED:
         for each in (module, attention_bwd):
             monkeypatch.setattr(
@@ -167,7 +169,8 @@ def test_attention_gradient_by_finite_differences(launches_of_16_bits: None) -> 
 
 
 def test_attention_with_logits_of_ten_thousand(launches_of_16_bits: None) -> None:
-    """All weight on one key or on a few: the output is as torch's, the gradient as good as scores that fp32 holds to 1e-3."""
+    """All weight on one key or on a few: the output is as torch's, the gradient as good as scores
+    that fp32 holds to 1e-3."""
     qkv, grad = make_inputs((1, 70, 3, 2, 64))
     qkv[:, :, :2] *= 60
     expected = expect(qkv, grad)
@@ -187,7 +190,8 @@ def test_attention_with_logits_of_ten_thousand(launches_of_16_bits: None) -> Non
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("sign", [-1, 1], ids=["low", "high"])
 def test_attention_of_equal_extreme_logits(sign: int, dtype: torch.dtype, tokens: int) -> None:
-    """Every logit is ±1e4: weights are even, and keys past the last must not weigh more (or at all)."""
+    """Every logit is ±1e4: weights are even, and keys past the last must not weigh more (or at
+    all)."""
     qkv, grad = make_inputs((1, tokens, 3, 1, 64), dtype)
     qkv[:, :, 0], qkv[:, :, 1] = 36.0, sign * 36.0
     out, dqkv = run(attention, qkv, grad)

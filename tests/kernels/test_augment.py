@@ -1,4 +1,5 @@
-"""`augment`: the reference against timm and PIL, the kernels against both; every comparison is of all bits."""
+"""`augment`: the reference against timm and PIL, the kernels against both; every comparison is of
+all bits."""
 
 import os
 import subprocess
@@ -46,7 +47,8 @@ Operations = tuple[torch.Tensor, torch.Tensor]
 
 @pytest.fixture(autouse=True)
 def large_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interpreted, a small block costs as much as a large one. test_..._in_the_configured_blocks keeps the table's."""
+    """Interpreted, a small block costs as much as a large one. test_..._in_the_configured_blocks
+    keeps the table's."""
     if INTERPRETED and "configured" not in request.node.name:
         taken = module.config
         monkeypatch.setattr(
@@ -341,7 +343,8 @@ def test_packed_arguments_are_the_exact_backends() -> None:
 
 
 def test_augment_right_behind_dali(tmp_path: Path) -> None:
-    """Decoded and resized by DALI, handed over without a copy, augmented as a batch: the pixels of the exact operator."""
+    """Decoded and resized by DALI, handed over without a copy, augmented as a batch: the pixels of
+    the exact operator."""
     pytest.importorskip("nvidia.dali")
     pytest.importorskip("numba")
     from nvidia.dali import fn, pipeline_def, types
@@ -374,7 +377,8 @@ def test_augment_right_behind_dali(tmp_path: Path) -> None:
 
 
 def test_no_product_and_sum_are_fused() -> None:
-    """Rounded once instead of twice, pixels would differ from PIL's on a GPU, and no interpreter would show it."""
+    """Rounded once instead of twice, pixels would differ from PIL's on a GPU, and no interpreter
+    would show it."""
     code = """
 from benchmarks.bench_augment import LAUNCHES
 from benchmarks.resources import compiled_only

@@ -1,6 +1,8 @@
-"""`distill` in both forms against the loss of 2012.12877 (equations 2 and 3), written out class by class in float64.
+"""`distill` in both forms against the loss of 2012.12877 (equations 2 and 3), written out class by
+class in float64.
 
-Every test runs for the reference and for the kernel; those named after the kernel compare it to dense targets in float64.
+Every test runs for the reference and for the kernel; those named after the kernel compare it to
+dense targets in float64.
 """
 
 import math
@@ -220,7 +222,8 @@ once = pytest.mark.parametrize("form", ["triton"], indirect=True)
 def make_form(
     name: str, classes: int, dtype: torch.dtype = torch.float32, batch: int = 4
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Inputs and setting of one of `FORMS`; lam goes through both ends, one pair is of one class, the last class is missing."""
+    """Inputs and setting of one of `FORMS`; lam goes through both ends, one pair is of one class,
+    the last class is missing."""
     kind, variant, *_ = *name.split("-"), ""
     drawn = torch.Generator().manual_seed(classes + batch)
     cls_logits, dist_logits, teacher = 3 * torch.randn(3, batch, classes, generator=drawn)
@@ -311,7 +314,8 @@ def run_exact(
 def assert_as_good_as_the_reference(
     inputs: dict[str, Any], setting: dict[str, Any], factor: float = 1.0
 ) -> None:
-    """The kernel's error against float64 is at most twice the reference's, or a few ulp of the largest value or summand."""
+    """The kernel's error against float64 is at most twice the reference's, or a few ulp of the
+    largest value or summand."""
     with interpreter.poisoned_memory():
         parts, gradients = run_form(distill, inputs, setting, factor)
     their_parts, their_gradients = run_form(distill_reference, inputs, setting, factor)

@@ -1,4 +1,5 @@
-"""`gelu`: the reference against the formula in float64, the kernels against both, over every value of the 16-bit types."""
+"""`gelu`: the reference against the formula in float64, the kernels against both, over every value
+of the 16-bit types."""
 
 import math
 from collections.abc import Iterator
@@ -67,7 +68,8 @@ def gradients(
 
 
 def ulp(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The spacing of a dtype's numbers at each value; below the normal numbers that of the smallest."""
+    """The spacing of a dtype's numbers at each value; below the normal numbers that of the
+    smallest."""
     exponent = torch.floor(torch.log2(values.abs().clamp_min(torch.finfo(dtype).tiny)))
     return torch.exp2(exponent) * torch.finfo(dtype).eps
 
@@ -193,7 +195,8 @@ def test_gradient_equals_finite_differences() -> None:
 
 
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two programs a column block, so that each goes round its loop several times on a small tensor."""
+    """Two programs a column block, so that each goes round its loop several times on a small
+    tensor."""
     table = module.config
 
     def config(op: str, *args: object, D: int, **kwargs: object) -> dict[str, int]:

@@ -53,6 +53,7 @@ def test_dot_of_bf16_multiplies_values() -> None:
 
 
 def test_interpreter_still_needs_the_correction(values: torch.Tensor) -> None:
-    """When this fails, Triton rounds by itself: drop tests/kernels/interpreter.py's part for the cast."""
+    """When this fails, Triton rounds by itself: drop tests/kernels/interpreter.py's part for the
+    cast."""
     with interpreter.uncorrected():
         assert not torch.equal(cast(values), values.bfloat16())

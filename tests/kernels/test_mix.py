@@ -1,4 +1,5 @@
-"""`mix` and `mix_patches`: the references against a loop over pixels and a convolution, the kernels against the references."""
+"""`mix` and `mix_patches`: the references against a loop over pixels and a convolution, the kernels
+against the references."""
 
 from typing import Any
 
@@ -80,7 +81,8 @@ def mix_by_pixel(images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor) -> 
 
 
 def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    # interpreted, the kernel does the reference's operations one by one; compiled, it may fuse a multiply and an add
+    # interpreted, the kernel does the reference's operations one by one; compiled, it may fuse a
+    # multiply and an add
     assert actual.dtype == expected.dtype and actual.stride() == expected.stride()
     exact = 0.0 if INTERPRETED else None
     torch.testing.assert_close(actual, expected, rtol=exact, atol=exact)

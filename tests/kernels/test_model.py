@@ -101,7 +101,8 @@ def test_three_steps_with_kernels_equal_three_without() -> None:
     )
     assert fused == pytest.approx(plain, rel=1e-5)
     for name, value in weights.items():
-        # AdamW's first steps are the gradients' signs: where a gradient is about 0, its rounding decides
+        # AdamW's first steps are the gradients' signs: where a gradient is about 0, its rounding
+        # decides
         near = torch.isclose(others[name], value, rtol=1e-4, atol=1e-5)
         assert near.float().mean() > 0.999, name
         torch.testing.assert_close(others[name], value, rtol=0, atol=6e-3, msg=name)

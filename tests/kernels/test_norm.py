@@ -1,4 +1,5 @@
-"""`norm` and `add_norm`: the reference against the formula in float64, the kernels against it in every dtype."""
+"""`norm` and `add_norm`: the reference against the formula in float64, the kernels against it in
+every dtype."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -94,7 +95,8 @@ def sum_by_hand(
 
 
 def by_hand(inputs: Inputs, stored: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Results and gradients in float64, y's at the sum as it was stored, since a sum on the edge rounds to either side."""
+    """Results and gradients in float64, y's at the sum as it was stored, since a sum on the edge
+    rounds to either side."""
     leaves = {
         name: getattr(inputs, name).double().requires_grad_()
         for name in GRADIENTS
@@ -138,7 +140,8 @@ def run(inputs: Inputs) -> dict[str, torch.Tensor]:
 
 
 def assert_equal_by_hand(inputs: Inputs, tolerance: float = 1e-5) -> None:
-    """Every result within half an ulp and the tolerance, relative to the float64 one and to its largest element."""
+    """Every result within half an ulp and the tolerance, relative to the float64 one and to its
+    largest element."""
     found = run(inputs)
     expected = by_hand(inputs, found["x_new"])
     for name, truth in expected.items():

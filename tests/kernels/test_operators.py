@@ -1,4 +1,5 @@
-"""What makes a launcher an operator: what a call costs in Python calls, gradients, devices, and a second load of a module."""
+"""What makes a launcher an operator: what a call costs in Python calls, gradients, devices, and a
+second load of a module."""
 
 import ast
 import importlib
@@ -86,7 +87,8 @@ def count_calls(run: Callable[[], object]) -> int:
 
 
 def calls_of(apply: Callable[..., torch.Tensor]) -> tuple[int, int]:
-    """Python calls of a forward and of its backward, for a tensor so empty that nothing is launched, also beside a GPU."""
+    """Python calls of a forward and of its backward, for a tensor so empty that nothing is
+    launched, also beside a GPU."""
     x = torch.empty(0, 32).requires_grad_()
     y = apply(x, None)
 
@@ -131,8 +133,8 @@ def custom_operator() -> Callable[..., torch.Tensor]:
 
 
 def test_an_operator_costs_few_calls_beyond_a_bare_function() -> None:
-    """`call`, `is_compiling`, `differentiate`, the operator, `save`: 6 forward and 5 backward with torch 2.11, 15 and 14 more
-    than a bare function with custom_op."""
+    """`call`, `is_compiling`, `differentiate`, the operator, `save`: 6 forward and 5 backward with
+    torch 2.11, 15 and 14 more than a bare function with custom_op."""
     ours, bare, custom = (
         calls_of(apply) for apply in (gelu_triton, bare_function(), custom_operator())
     )
@@ -308,7 +310,8 @@ def load(folder: Path, factor: int) -> ModuleType:
 
 
 def test_a_module_may_be_loaded_twice(tmp_path: Path) -> None:
-    """The last load's kernels serve everyone who has the operator, also after a new load of operators.py itself."""
+    """The last load's kernels serve everyone who has the operator, also after a new load of
+    operators.py itself."""
     x = torch.zeros(3, requires_grad=True)
     modules = []
     for factor in (1, 2, 3):

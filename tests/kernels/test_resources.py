@@ -25,7 +25,8 @@ LAUNCH = Launch("k", lambda: None, wgmma=("_k",), streams=("_k",))
 
 @pytest.mark.parametrize("arch", [90, pytest.param(80, marks=pytest.mark.slow)])
 def test_no_kernel_has_become_worse_than_its_table(arch: int, tmp_path: Path) -> None:
-    """In a process of its own: a kernel that was decorated under the interpreter cannot be compiled."""
+    """In a process of its own: a kernel that was decorated under the interpreter cannot be
+    compiled."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     gate = subprocess.run(
         [sys.executable, "-m", "benchmarks.resources", "--check", "--arch", str(arch)],

@@ -112,7 +112,8 @@ def test_evaluation_is_the_mean_of_the_heads() -> None:
 
 
 def slow_forward(student: Student, image: torch.Tensor, keep: torch.Tensor) -> list[torch.Tensor]:
-    """Both heads' logits of one image (3, H, W) with its keep bits (depth, 2), block by block as the paper draws it."""
+    """Both heads' logits of one image (3, H, W) with its keep bits (depth, 2), block by block as
+    the paper draws it."""
     tokens = student.patch_embed.proj(image[None]).flatten(2)[0].T
     x = torch.cat([student.cls_token[0], student.dist_token[0], tokens]) + student.pos_embed[0]
     blocks: Any = student.blocks

@@ -106,7 +106,8 @@ def test_our_student_teaches(tmp_path: Path) -> None:
     metadata = own_metadata("deit_tiny_distilled_patch16_224", 32, num_heads="3")
     save_file(student.state_dict(), tmp_path / "student.safetensors", metadata=metadata)
     teacher, images = load(None, tmp_path), make_images()
-    # a teacher takes its images and weights channels last, for which some processors have another convolution
+    # a teacher takes its images and weights channels last, for which some processors have another
+    # convolution
     torch.testing.assert_close(teacher(images), student(images).detach())
 
 

@@ -1,4 +1,5 @@
-"""Weight files of unknown origin: nothing in them runs, and none takes up more memory than it has bytes."""
+"""Weight files of unknown origin: nothing in them runs, and none takes up more memory than it has
+bytes."""
 
 import argparse
 import io

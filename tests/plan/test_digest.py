@@ -1,6 +1,8 @@
-"""The digest of what is planned: it knows nothing of ranks, micro-batches, order and interruptions, and misses no change.
+"""The digest of what is planned: it knows nothing of ranks, micro-batches, order and interruptions,
+and misses no change.
 
-The elastic runs: stopped anywhere and continued in another form, each step has the samples of the run that was never stopped.
+The elastic runs: stopped anywhere and continued in another form, each step has the samples of the
+run that was never stopped.
 """
 
 import dataclasses
@@ -111,7 +113,8 @@ def planned(index: Index) -> Planned:
 
 
 def changes(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Copies in which the last bit, the first bit or all bits of one element differ: the row, and the copy."""
+    """Copies in which the last bit, the first bit or all bits of one element differ: the row, and
+    the copy."""
     octets = array.dtype.itemsize
     for place in np.ndindex(array.shape):
         flips: list[tuple[Any, int]] = (
@@ -146,7 +149,8 @@ def test_a_change_of_any_field_of_any_sample_changes_its_hash_and_no_other(index
 
 
 def test_two_changes_of_a_sample_do_not_cancel(index: Index) -> None:
-    """Of the highest bits above all, as the signs of two arguments: modulo 2^64 twice 2^63 would be nothing."""
+    """Of the highest bits above all, as the signs of two arguments: modulo 2^64 twice 2^63 would be
+    nothing."""
     steps, epoch, ordinals, draws, keep = planned(index)
     numbers = {name: array for name, array in vars(draws).items() if array.dtype != bool}
     places = [

@@ -1,4 +1,5 @@
-"""The plan's invariants, over seeds, epochs, world sizes, batch sizes and images that cannot be read."""
+"""The plan's invariants, over seeds, epochs, world sizes, batch sizes and images that cannot be
+read."""
 
 import dataclasses
 import hashlib

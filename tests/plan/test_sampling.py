@@ -1,4 +1,5 @@
-"""The laws of the plan: the generator's published vectors, the shape of every distribution, and its edges."""
+"""The laws of the plan: the generator's published vectors, the shape of every distribution, and its
+edges."""
 
 from typing import Any
 
@@ -85,7 +86,8 @@ def test_flip_and_erase_follow_their_laws(many: SampleParams) -> None:
     assert stats.binomtest(int(erased.sum()), erased.size, 0.25).pvalue > 0.001
     box = many.erase[erased]
     area = box[:, 2] * box[:, 3] / 224**2
-    # tall and wide boxes of a large area do not fit and are drawn again, so only the small ones follow the plain law
+    # tall and wide boxes of a large area do not fit and are drawn again, so only the small ones
+    # follow the plain law
     small = area[area < 0.15]
     assert stats.kstest(small, stats.uniform(0.02, 0.13).cdf).statistic < 0.03
     log_ratio = np.log(box[area < 0.1][:, 2] / box[area < 0.1][:, 3])
@@ -122,7 +124,8 @@ def test_cutmix_is_chosen_half_the_time_and_its_boxes_follow_beta(many: SamplePa
         == np.diff(box[inside].reshape(-1, 2, 2), axis=1)[:, 0, 1]
     ).all()
     assert drawn.min() > 0 and drawn.max() < 1
-    # clipping takes part of the box away: the mean share of the sample itself exceeds the one half drawn
+    # clipping takes part of the box away: the mean share of the sample itself exceeds the one half
+    # drawn
     assert many.lam[::2][cut].mean() > 0.5
 
 

@@ -1,7 +1,9 @@
-"""The plan's laws against draws of timm's and torchvision's own classes: two-sample tests at fixed seeds.
+"""The plan's laws against draws of timm's and torchvision's own classes: two-sample tests at fixed
+seeds.
 
-The references run as they are, with only their last call, the one that touches pixels, replaced by a recorder. A law that is
-right fails one test in 10,000 for an unlucky seed; `test_a_wrong_law_is_found` shows what a wrong one does.
+The references run as they are, with only their last call, the one that touches pixels, replaced by
+a recorder. A law that is right fails one test in 10,000 for an unlucky seed;
+`test_a_wrong_law_is_found` shows what a wrong one does.
 """
 
 import functools
@@ -330,7 +332,8 @@ class Filtered:
 
 
 def test_three_augment() -> None:
-    """timm's `3a` policy is DeiT III's: its solarising threshold is 128, and no colour stays at its magnitude of grey."""
+    """timm's `3a` policy is DeiT III's: its solarising threshold is 128, and no colour stays at its
+    magnitude of grey."""
     transform = auto_augment_transform("3a", {"img_mean": (124, 116, 104)})
     seen: list[tuple[str, float]] = []
     radii = []

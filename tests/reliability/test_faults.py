@@ -1,4 +1,5 @@
-"""Faults under the real launcher, two processes: what is saved, who is told, that nothing lives on, that the run goes on."""
+"""Faults under the real launcher, two processes: what is saved, who is told, that nothing lives on,
+that the run goes on."""
 
 import json
 import os
@@ -188,7 +189,8 @@ def test_an_exception_in_one_rank_is_told_by_rank_and_step(argv: list[str], tmp_
 
 
 def assert_stops(launch: Launch, reasons: str) -> None:
-    """After a request: a checkpoint within 10 s, of the same step on both ranks; then nothing is left."""
+    """After a request: a checkpoint within 10 s, of the same step on both ranks; then nothing is
+    left."""
     launch.until(lambda: "stopped after" in launch.output, 10)
     launch.wait()
     step = ([*saved_steps(launch.folder), 0])[0]
@@ -287,7 +289,8 @@ def test_ctrl_c_twice_ends_at_once(argv: list[str], tmp_path: Path) -> None:
 def test_a_rank_that_cannot_even_speak_is_ended(
     fault: str, ranks: set[int], argv: list[str], tmp_path: Path
 ) -> None:
-    """Python's lock held by C code: faulthandler's timer ends it; SIGSTOP: the launcher does, 30 s after its peer ended."""
+    """Python's lock held by C code: faulthandler's timer ends it; SIGSTOP: the launcher does, 30 s
+    after its peer ended."""
     launch = Launch(tmp_path / "run", [*argv, "--step-limit", "4"], f"{fault}:1:5")
     assert launch.wait(90) == 1
     assert_told_by_the_watchdog(launch, ranks)

@@ -1,4 +1,5 @@
-"""Numbers that go wrong: steps skipped and written down, going back, stopping, gradients that spike, ranks that differ."""
+"""Numbers that go wrong: steps skipped and written down, going back, stopping, gradients that
+spike, ranks that differ."""
 
 import json
 import os

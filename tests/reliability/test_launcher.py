@@ -1,4 +1,5 @@
-"""A launcher that has ended is missed, also by a rank that was not there yet, and whatever stood between them."""
+"""A launcher that has ended is missed, also by a rank that was not there yet, and whatever stood
+between them."""
 
 import contextlib
 import os
@@ -27,7 +28,8 @@ RUNNER, LAUNCH, SSHD = (
 def chain(
     folder: Path, names: list[str], rank: str, wait_s: float = 0, through: list[str] | None = None
 ) -> Iterator[Path]:
-    """Processes of which each starts the next, launch.py after `wait_s` and by the words `through`; the last is the rank.
+    """Processes of which each starts the next, launch.py after `wait_s` and by the words `through`;
+    the last is the rank.
 
     Gives the file of what they say; the process id of the first is in `folder / "first"`.
     """

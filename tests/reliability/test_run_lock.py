@@ -1,4 +1,5 @@
-"""One live run in a folder: refused while the holder lives, taken over when it is dead, nothing left behind."""
+"""One live run in a folder: refused while the holder lives, taken over when it is dead, nothing
+left behind."""
 
 import errno
 import fcntl

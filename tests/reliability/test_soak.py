@@ -1,4 +1,5 @@
-"""A run that is killed again and again, at random times and in random ways, ends as the one that nothing happened to."""
+"""A run that is killed again and again, at random times and in random ways, ends as the one that
+nothing happened to."""
 
 import contextlib
 import os
@@ -41,7 +42,8 @@ def tell(process: psutil.Process, number: int) -> None:
 
 
 def to(script: str, number: int, place: int = 0) -> Callable[[Launch], None]:
-    """A signal to the process that runs `script`, the `place`-th if several do; waits for it to begin."""
+    """A signal to the process that runs `script`, the `place`-th if several do; waits for it to
+    begin."""
 
     def send(launch: Launch) -> None:
         launch.until(lambda: launch.find(script) or launch.process.poll() is not None)
@@ -81,7 +83,8 @@ WAYS: dict[str, Callable[[Launch], None]] = {
 
 @dataclass
 class Soak:
-    """A folder and the attempts at its run; metrics.jsonl, a line a step, tells how far each has come."""
+    """A folder and the attempts at its run; metrics.jsonl, a line a step, tells how far each has
+    come."""
 
     folder: Path
     argv: list[str]
@@ -105,7 +108,8 @@ class Soak:
     def attempt(
         self, way: str, moment: str, delay_s: float, where: tuple[str, ...], flags: list[str]
     ) -> None:
-        """Starts the command and ends it `delay_s` after a moment: `start`, `step` (its first) or `end` (the run's last)."""
+        """Starts the command and ends it `delay_s` after a moment: `start`, `step` (its first) or
+        `end` (the run's last)."""
         saved = self.saved()
         launch = Launch(self.folder, [*self.argv, *flags], "slow:*:150", where=where)
         awaited = {"step": saved, "end": TOTAL - 1}.get(moment)
@@ -123,7 +127,8 @@ class Soak:
         self._count(launch, saved)
 
     def _began(self, launch: Launch, awaited: int) -> bool:
-        """Whether it has come beyond a step; what was written before, but not saved, is gone when the heading is there."""
+        """Whether it has come beyond a step; what was written before, but not saved, is gone when
+        the heading is there."""
         return HEADING in launch.output and self.reached() > awaited
 
     def _count(self, launch: Launch, saved: int) -> None:
@@ -175,7 +180,8 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def soak(
     folder: Path, argv: list[str], kills: int, seed: int, draw: Callable[[random.Random], tuple]
 ) -> None:
-    """Kills a run `kills` times and at its end a few times more, then lets it end; prints how much of its work was kept."""
+    """Kills a run `kills` times and at its end a few times more, then lets it end; prints how much
+    of its work was kept."""
     chance, run, began = random.Random(seed), Soak(folder, argv), time.monotonic()
     while (done := sum(run.kills.values())) < kills + AT_THE_END:
         way, moment = chance.choice(list(WAYS)), chance.choices(("start", "step"), (1, 4))[0]

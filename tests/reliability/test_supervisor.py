@@ -1,4 +1,5 @@
-"""Requests to stop in one process: each is followed at a step, saved and gone on from; failures are told at the next start."""
+"""Requests to stop in one process: each is followed at a step, saved and gone on from; failures are
+told at the next start."""
 
 import json
 import os
@@ -330,7 +331,8 @@ def test_a_launcher_that_is_gone_is_a_request_and_after_a_while_an_abort() -> No
 
 
 def test_ancestors_are_missed_when_they_die(tmp_path: Path) -> None:
-    """A chain runner, launch.py, rank: the rank tells who is gone; a person's shell above it does not count."""
+    """A chain runner, launch.py, rank: the rank tells who is gone; a person's shell above it does
+    not count."""
     rank = "import time; from fastdeit.reliability.launcher import LAUNCHER; print(LAUNCHER.has_died(), flush=True)"
     rank += "; time.sleep(1.5); print(LAUNCHER.has_died())"
     script = tmp_path / "deepspeed_runner.py"

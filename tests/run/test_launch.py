@@ -1,4 +1,5 @@
-"""The real launcher: two processes and one give the same run; an error ends both; the script fixes its path."""
+"""The real launcher: two processes and one give the same run; an error ends both; the script fixes
+its path."""
 
 import json
 import os
@@ -81,7 +82,8 @@ def test_two_processes_and_one_give_the_same_30_losses(
 def test_a_run_of_two_processes_at_stage_2_goes_on_with_one_at_stage_1(
     runs: tuple[Path, Path, subprocess.CompletedProcess[str]],
 ) -> None:
-    """Stopped in the middle of an epoch: the same samples follow, so the losses are those of a run never stopped."""
+    """Stopped in the middle of an epoch: the same samples follow, so the losses are those of a run
+    never stopped."""
     root = runs[0].parent
     argv = ["--data-path", str(root / "data"), *FLAGS, "--output-dir", str(root / "moved")]
     for processes, more in (

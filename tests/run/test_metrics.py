@@ -1,4 +1,5 @@
-"""Means on the device, and a log that reads as if the run had never stopped, and as if no disk were ever full."""
+"""Means on the device, and a log that reads as if the run had never stopped, and as if no disk were
+ever full."""
 
 import contextlib
 import resource

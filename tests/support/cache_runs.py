@@ -1,4 +1,5 @@
-"""What the tests of the recorded teacher share: a data set, a teacher whose answers differ, the commands in this process."""
+"""What the tests of the recorded teacher share: a data set, a teacher whose answers differ, the
+commands in this process."""
 
 from pathlib import Path
 
@@ -19,7 +20,8 @@ FILES = ("records.bin", "chunks.bin")
 
 
 class Setting:
-    """A folder with a data set (48 images, six chunks an epoch) and a teacher's weights; `samples` and `taught` are flags."""
+    """A folder with a data set (48 images, six chunks an epoch) and a teacher's weights; `samples`
+    and `taught` are flags."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -55,7 +57,8 @@ class Setting:
 
 
 def write_teacher(path: Path, data: Path, seed: int) -> Path:
-    """Random weights, the last layer such that over the images each class's logits have mean 0 and deviation 1."""
+    """Random weights, the last layer such that over the images each class's logits have mean 0 and
+    deviation 1."""
     files = sorted((data / "train").rglob("*.*"))
     pixels = np.stack(
         [np.array(Image.open(file).convert("RGB").resize((32, 32)), np.float32) for file in files]

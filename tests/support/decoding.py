@@ -22,7 +22,8 @@ def decoding(data: bytes | np.ndarray, start: tuple[int, int], shape: tuple[int,
 def by_dali(
     data: bytes | np.ndarray, start: tuple[int, int] = (1, 2), shape: tuple[int, int] = (3, 4)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """An encoded image as DALI shows it, whole and the window: uint8 (H, W, 3). Raises RuntimeError if it does not decode."""
+    """An encoded image as DALI shows it, whole and the window: uint8 (H, W, 3). Raises RuntimeError
+    if it does not decode."""
     pipeline = decoding(data, start, shape)
     pipeline.build()
     whole, window = pipeline.run()

@@ -1,9 +1,10 @@
-"""fastdeit/train.py with faults planted, for the launcher: `deepspeed tests/support/faulty.py KIND:RANK:STEP[,...] FLAGS...`
+"""fastdeit/train.py with faults planted, for the launcher: `deepspeed tests/support/faulty.py
+KIND:RANK:STEP[,...] FLAGS...`
 
-RANK may be `*`. STEP: how many optimizer steps are done when it happens, in the next one; for `slow`: milliseconds added to
-every step; for `flip`: the step after which it happens.
-`refuse` is an error while a run is built, of which only this rank knows.
-The faults from `save` on last some seconds, and leave a file `reached-KIND` beside the run folder as soon as they begin.
+RANK may be `*`. STEP: how many optimizer steps are done when it happens, in the next one; for
+`slow`: milliseconds added to every step; for `flip`: the step after which it happens. `refuse` is
+an error while a run is built, of which only this rank knows. The faults from `save` on last some
+seconds, and leave a file `reached-KIND` beside the run folder as soon as they begin.
 """
 
 import ctypes

@@ -1,4 +1,5 @@
-"""What test_health.py has two real processes do at every ZeRO stage: `python -m tests.support.health_ranks FOLDER`, with RANK set.
+"""What test_health.py has two real processes do at every ZeRO stage: `python -m
+tests.support.health_ranks FOLDER`, with RANK set.
 
 Rank 0 writes FOLDER/ranks.json.
 """

@@ -1,4 +1,5 @@
-"""A small image folder for tests: a shape a class, in random places and colours, as JPEG and PNG files."""
+"""A small image folder for tests: a shape a class, in random places and colours, as JPEG and PNG
+files."""
 
 from pathlib import Path
 

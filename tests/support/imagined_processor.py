@@ -1,8 +1,10 @@
-"""A pytest plugin, `-p tests.support.imagined_processor`: torch on a processor that rounds each shape and memory layout in its own way.
+"""A pytest plugin, `-p tests.support.imagined_processor`: torch on a processor that rounds each
+shape and memory layout in its own way.
 
-The last bits of a matrix product or of a sum may depend on the shapes, the strides and the alignment of its operands: a library
-chooses its code by them, and other code on another processor. Here they always do. So what is computed twice in the same way,
-on the same layout, stays equal to the bit, and all else differs, whatever processor the tests run on.
+The last bits of a matrix product or of a sum may depend on the shapes, the strides and the
+alignment of its operands: a library chooses its code by them, and other code on another processor.
+Here they always do. So what is computed twice in the same way, on the same layout, stays equal to
+the bit, and all else differs, whatever processor the tests run on.
 """
 
 import subprocess
@@ -50,7 +52,8 @@ _ALIGNMENT = 64  # bytes: a vector register, and a line of the cache
 
 
 class ImaginedProcessor(TorchDispatchMode):
-    """While it is entered, the fp32 results of `PRODUCTS` and `SUMS` on a CPU are 0 to 6 units in the last place too large."""
+    """While it is entered, the fp32 results of `PRODUCTS` and `SUMS` on a CPU are 0 to 6 units in
+    the last place too large."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

@@ -31,7 +31,8 @@ def free_port() -> int:
 class Launch:
     """A run under the `deepspeed` launcher; its output goes to a file beside its folder.
 
-    faults: as tests/support/faulty.py takes them; where: the launcher's options; inside: a command that runs the launcher.
+    faults: as tests/support/faulty.py takes them; where: the launcher's options; inside: a command
+    that runs the launcher.
     """
 
     def __init__(
@@ -85,7 +86,8 @@ class Launch:
         return processes_of(self.folder)
 
     def find(self, script: str) -> list[psutil.Process]:
-        """Those of them that run `script`, by start: `deepspeed.launcher.launch` (one) or `faulty.py` (the ranks)."""
+        """Those of them that run `script`, by start: `deepspeed.launcher.launch` (one) or
+        `faulty.py` (the ranks)."""
         found = [
             process
             for process in self.alive()
@@ -94,7 +96,8 @@ class Launch:
         return sorted(found, key=lambda process: (process.create_time(), process.pid))
 
     def until(self, condition: Callable[[], object], limit_s: float = 150) -> float:
-        """Waits for a condition; seconds that took. Fails with the output when the limit is over or the run has ended."""
+        """Waits for a condition; seconds that took. Fails with the output when the limit is over or
+        the run has ended."""
         began = time.monotonic()
         while not condition():
             assert time.monotonic() - began < limit_s, self.output
@@ -102,7 +105,8 @@ class Launch:
         return time.monotonic() - began
 
     def wait(self, limit_s: float = 150) -> int:
-        """The launcher's exit code, after every process of the run has ended, at the latest 5 s after it."""
+        """The launcher's exit code, after every process of the run has ended, at the latest 5 s
+        after it."""
         try:
             code = self.process.wait(limit_s)
             self.until(lambda: not self.alive(), 5)
@@ -131,7 +135,8 @@ def steps_done(folder: Path) -> int:
 def assert_lines_near(mine: list[dict[str, Any]], theirs: list[dict[str, Any]], rel: float) -> None:
     """Two records of metrics.jsonl: the same lines, with numbers as near as `rel` says.
 
-    The gradient's norm, which depends more on the order of sums, may differ a hundred times as much; the rate is the machine's.
+    The gradient's norm, which depends more on the order of sums, may differ a hundred times as
+    much; the rate is the machine's.
     """
     assert len(mine) == len(theirs)
     for line, wanted in zip(mine, theirs, strict=True):

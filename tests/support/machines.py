@@ -1,6 +1,8 @@
-"""Several machines on this one: network namespaces, each with a host name, an address and a link of its own.
+"""Several machines on this one: network namespaces, each with a host name, an address and a link of
+its own.
 
-They share the file system, as the nodes of a cluster a network one, and the processors. No name is resolved among them.
+They share the file system, as the nodes of a cluster a network one, and the processors. No name is
+resolved among them.
 """
 
 import contextlib
@@ -47,13 +49,15 @@ class Machine:
                 process.kill()
 
     def link(self, state: str) -> None:
-        """The cable to the other, `up` or `down`. Down, nothing is told to either: what is sent waits for an answer."""
+        """The cable to the other, `up` or `down`. Down, nothing is told to either: what is sent
+        waits for an answer."""
         _ip("-n", self.name, "link", "set", _CABLE, state)
 
 
 @contextlib.contextmanager
 def two_machines() -> Iterator[tuple[Machine, Machine]]:
-    """Two machines with a cable between them. Raises PermissionError where the system does not allow it."""
+    """Two machines with a cable between them. Raises PermissionError where the system does not
+    allow it."""
     _remove_abandoned()
     left, right = (Machine(f"{_PREFIX}{os.getpid()}-{side}", f"10.77.0.{side}") for side in (1, 2))
     try:
@@ -91,7 +95,8 @@ def launch_on(
     faults: str,
     only: int | None = None,
 ) -> list[Launch]:
-    """A run over machines, with DeepSpeed's launcher started on each, or `only` on one; slots: processes on each."""
+    """A run over machines, with DeepSpeed's launcher started on each, or `only` on one; slots:
+    processes on each."""
     hosts = folder.with_name("hosts")
     hosts.write_text(
         "".join(

@@ -1,9 +1,10 @@
-"""Where a DALI graph runs in a test: on a CPU, on a CPU by the formulas of a GPU, and on a GPU; and how far it is from what
-it should be.
+"""Where a DALI graph runs in a test: on a CPU, on a CPU by the formulas of a GPU, and on a GPU; and
+how far it is from what it should be.
 
-A GPU gets formulas of its own where an operator cannot take by name what lies there, and images in float16. What a CPU cannot
-stand in for are the operators whose code on a GPU is another: warp_perspective (CV-CUDA, not OpenCV), equalize (DALI's own, not
-OpenCV), filter and resize (other sums), and the decoders `mixed` and `hardware`.
+A GPU gets formulas of its own where an operator cannot take by name what lies there, and images in
+float16. What a CPU cannot stand in for are the operators whose code on a GPU is another:
+warp_perspective (CV-CUDA, not OpenCV), equalize (DALI's own, not OpenCV), filter and resize (other
+sums), and the decoders `mixed` and `hardware`.
 """
 
 import csv
@@ -41,7 +42,8 @@ def to_numpy(images: Any) -> np.ndarray:
 class Distances:
     """Measure distances of images, report them, and only then hold them to their bounds.
 
-    path: of a table in CSV that each distance is added to; test: what is said of where they come from.
+    path: of a table in CSV that each distance is added to; test: what is said of where they come
+    from.
     """
 
     path: Path | None
@@ -56,7 +58,8 @@ class Distances:
         most: float | None = None,
         mean: float | None = None,
     ) -> None:
-        """Raise AssertionError if the largest or the mean distance is above its bound; None: it is only reported."""
+        """Raise AssertionError if the largest or the mean distance is above its bound; None: it is
+        only reported."""
         distance = np.abs(np.asarray(ours, np.float64) - expected)
         largest, average, beyond = (
             float(distance.max()),

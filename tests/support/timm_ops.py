@@ -1,4 +1,5 @@
-"""The operations of an augmentation as timm, torchvision and PIL do them, with arguments and pictures to try them on."""
+"""The operations of an augmentation as timm, torchvision and PIL do them, with arguments and
+pictures to try them on."""
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -37,7 +38,8 @@ def timm_op(image: np.ndarray, name: str, arg: float) -> np.ndarray:
 
 
 def arguments_of(op: int, count: int) -> np.ndarray:
-    """Over the whole range of magnitudes, both ends and both signs included; blur radii 0.1 to 2, and some far beyond."""
+    """Over the whole range of magnitudes, both ends and both signs included; blur radii 0.1 to 2,
+    and some far beyond."""
     magnitude = np.random.default_rng(op).uniform(0, 10, count)
     magnitude[:4] = 0, 0, 10, 10
     if op >= len(RAND_AUGMENT_OPS):

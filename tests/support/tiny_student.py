@@ -1,4 +1,5 @@
-"""A tiny student trained on a real plan, by DeepSpeed and by plain torch: what the tests of the engine and of ZeRO share.
+"""A tiny student trained on a real plan, by DeepSpeed and by plain torch: what the tests of the
+engine and of ZeRO share.
 
 `python -m tests.support.tiny_student` writes parity.json anew: the losses of the plain loop.
 """
@@ -79,7 +80,8 @@ def make_plan() -> Plan:
 
 @functools.cache
 def _pictures() -> torch.Tensor:
-    """(N, 3, H, W): noise, around a colour for each class, image n being of class n modulo `CLASSES`."""
+    """(N, 3, H, W): noise, around a colour for each class, image n being of class n modulo
+    `CLASSES`."""
     random = torch.Generator().manual_seed(0)
     noise = torch.randn(make_plan().num_images, 3, SIZE + 8, SIZE + 8, generator=random)
     colours = torch.randn(CLASSES, 3, 1, 1, generator=random)
@@ -122,7 +124,8 @@ def part(batch: Batch, start: int, size: int) -> Batch:
 def run_steps(
     trainer: Trainer, count: int, micro: int = BATCH, rank: int = 0, world_size: int = 1
 ) -> list[float]:
-    """The loss of each of the next `count` steps over this rank's samples, taken in micro-batches of at most `micro`."""
+    """The loss of each of the next `count` steps over this rank's samples, taken in micro-batches
+    of at most `micro`."""
     losses = []
     for _ in range(count):
         batch = make_batch(trainer.step, rank, world_size)
@@ -138,7 +141,8 @@ def run_steps(
 def plain_loop(
     config: Config, count: int
 ) -> tuple[nn.Module, dict[str, torch.Tensor], list[float]]:
-    """AdamW, schedule, clipping and average written out again in plain torch: the model, the average and the losses."""
+    """AdamW, schedule, clipping and average written out again in plain torch: the model, the
+    average and the losses."""
     model = make_model().train()
     average = copy.deepcopy(model.state_dict())
     decay = [

@@ -1,7 +1,8 @@
-"""What test_zero.py has two real processes do: `deepspeed --module tests.support.zero_ranks FOLDER short`, or `full`.
+"""What test_zero.py has two real processes do: `deepspeed --module tests.support.zero_ranks FOLDER
+short`, or `full`.
 
-Rank 0 writes FOLDER/two.json. FOLDER holds a checkpoint of one process for each stage, one/N, from which other stages go on
-here, and gets those of two processes, two/N.
+Rank 0 writes FOLDER/two.json. FOLDER holds a checkpoint of one process for each stage, one/N, from
+which other stages go on here, and gets those of two processes, two/N.
 """
 
 import gc
@@ -58,8 +59,8 @@ OWN_FIELDS = {
         }
     },
 }
-"""DeepSpeed files by variant, each field at another value than its default; nothing is left whole at ZeRO 3, which a model
-as small as the tests' would else be."""
+"""DeepSpeed files by variant, each field at another value than its default; nothing is left whole
+at ZeRO 3, which a model as small as the tests' would else be."""
 
 
 def losses(trainer: Trainer, world: World, count: int, accumulate: int = 1) -> list[float]:

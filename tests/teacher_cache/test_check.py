@@ -1,4 +1,5 @@
-"""A recorded teacher in training: equal to the live one bit for bit, and never used where it is not that."""
+"""A recorded teacher in training: equal to the live one bit for bit, and never used where it is not
+that."""
 
 import json
 import os
@@ -34,7 +35,8 @@ LOADED = "load_teacher was called"
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    """With recordings of three epochs in the folders hard and topk, and a run with the live teacher in live."""
+    """With recordings of three epochs in the folders hard and topk, and a run with the live teacher
+    in live."""
     init_distributed()
     made = Setting(tmp_path_factory.mktemp("replay"))
     assert made.build(made.root / "hard") == 0
@@ -63,7 +65,8 @@ def losses(folder: Path) -> list[float]:
 def test_recorded_answers_are_the_live_teachers_for_every_sample(
     setting: Setting, world_size: int, micro_batch: int
 ) -> None:
-    """All ordinals of two epochs on every rank, with repeated augmentation, Mixup, CutMix and erasing."""
+    """All ordinals of two epochs on every rank, with repeated augmentation, Mixup, CutMix and
+    erasing."""
     config, _ = parse_config([*setting.samples, *setting.taught], "test")
     world, index = init_distributed(), build_train_index(config)
     teacher = build_teacher(config, world, index.classes)
@@ -163,7 +166,8 @@ def test_stopped_in_the_middle_of_an_epoch_and_gone_on_with(
 
 
 def test_two_processes_read_the_same_cache(setting: Setting, tmp_path: Path) -> None:
-    """The losses are those of one process with the live teacher, but for the order of a sum; both count what was missing."""
+    """The losses are those of one process with the live teacher, but for the order of a sum; both
+    count what was missing."""
     flags = [
         *setting.samples,
         *MODEL,
@@ -234,7 +238,8 @@ def test_hard_distillation_from_the_largest_logits(setting: Setting, tmp_path: P
 
 
 def test_one_cache_serves_two_studies(setting: Setting, tmp_path: Path) -> None:
-    """Other students, learning rates, DropPath rates, batch sizes, and fewer epochs; each equal to its live run."""
+    """Other students, learning rates, DropPath rates, batch sizes, and fewer epochs; each equal to
+    its live run."""
     studies = {
         "wide": [
             "--embed-dim",
@@ -468,7 +473,8 @@ def test_the_label_in_the_place_of_what_is_damaged(
 def test_damage_that_comes_to_light_in_mid_run_ends_it(
     fault: str, setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """With code 1 and one line; the checkpoints stay, and the mended cache takes the run to the live run's end."""
+    """With code 1 and one line; the checkpoints stay, and the mended cache takes the run to the
+    live run's end."""
     folder = copy_of(setting, tmp_path / "c")
     if fault == "flipped":
         flip(folder / "records.bin", 2 * (48 + 20))
@@ -521,7 +527,8 @@ def test_an_image_that_goes_bad_in_mid_run_is_not_answered_by_the_record_of_anot
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Another image comes in its place: what was recorded for that chunk is of no use, here and in all later epochs."""
+    """Another image comes in its place: what was recorded for that chunk is of no use, here and in
+    all later epochs."""
     monkeypatch.setattr(quarantine, "RETRIES_S", (0.01,))
     ways = {
         "live": setting.taught,

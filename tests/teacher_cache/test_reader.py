@@ -143,7 +143,8 @@ def test_class_ids_use_all_sixteen_bits() -> None:
 
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_of_equally_large_logits_the_live_teachers_comes_first(k: int) -> None:
-    """bf16 logits are often equal; which one a loss takes for the teacher's class must not depend on the recording."""
+    """bf16 logits are often equal; which one a loss takes for the teacher's class must not depend
+    on the recording."""
     logits = torch.randint(0, 3, (500, 12), generator=torch.Generator().manual_seed(1)).bfloat16()
     facts = replace(manifest("topk", k), num_classes=12)
     raw = torch.from_numpy(encode(logits, facts).view(np.uint8).reshape(500, -1).copy())
@@ -266,7 +267,8 @@ def test_a_manifest_with_nonsense_is_refused(tmp_path: Path, change: dict, words
 
 
 def test_no_path_in_a_manifest_is_followed(tmp_path: Path) -> None:
-    """The files' names are fixed: a manifest that names others, outside of the folder too, changes nothing."""
+    """The files' names are fixed: a manifest that names others, outside of the folder too, changes
+    nothing."""
     build(tmp_path / "c")
     path = tmp_path / "c" / "manifest.json"
     values = json.loads(path.read_text())

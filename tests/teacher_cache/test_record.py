@@ -1,4 +1,5 @@
-"""Recording a teacher: stopped, shared out, merged or spoiled, what is in the folder is the same or is not used."""
+"""Recording a teacher: stopped, shared out, merged or spoiled, what is in the folder is the same or
+is not used."""
 
 import errno
 import json
@@ -125,7 +126,8 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bytes(
 def test_cut_off_within_a_write_it_ends_with_the_same_bytes(
     writes: int, later: bool, setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk takes some writes whole and then half of one; what is recorded by then is not recorded again."""
+    """The disk takes some writes whole and then half of one; what is recorded by then is not
+    recorded again."""
     if later:
         assert setting.build(tmp_path / "c", "--part", "3/3") == 0
     wrote, sizes = os.pwrite, []
@@ -179,7 +181,8 @@ def test_several_jobs_write_into_one_folder(setting: Setting, tmp_path: Path) ->
 def test_jobs_of_several_folders_are_merged(
     setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A damaged chunk is taken from the other folder that has it; the merged cache can be one of them."""
+    """A damaged chunk is taken from the other folder that has it; the merged cache can be one of
+    them."""
     parts = [tmp_path / str(number) for number in range(3)]
     for number, folder in enumerate(parts, 1):
         assert setting.build(folder, "--part", f"{number}/3") == 0
@@ -338,7 +341,8 @@ def test_an_image_that_goes_bad_while_it_is_recorded(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """All chunks are recorded without it in the end, those too that were done before; a run leaves it out from its start."""
+    """All chunks are recorded without it in the end, those too that were done before; a run leaves
+    it out from its start."""
     monkeypatch.setattr(quarantine, "RETRIES_S", (0.01,))
     data, asked = Path(shutil.copytree(setting.data, tmp_path / "data")), []
     config, _ = parse_config([*setting.samples, "--data-path", str(data)], "test")
@@ -377,7 +381,8 @@ def test_an_image_that_goes_bad_while_it_is_recorded(
 def test_images_that_a_run_found_bad_are_taken_out_of_the_recording(
     setting: Setting, tmp_path: Path
 ) -> None:
-    """With the run's list in the cache's folder, the same command records the chunks that hold them again, and no others."""
+    """With the run's list in the cache's folder, the same command records the chunks that hold them
+    again, and no others."""
     folder = Path(shutil.copytree(setting.root / "whole", tmp_path / "c"))
     config, _ = parse_config(setting.samples, "test")
     index = build_train_index(config)

@@ -1,4 +1,5 @@
-"""A person's DeepSpeed file: what it may set, what it must leave to the flags, and how the rest is refused."""
+"""A person's DeepSpeed file: what it may set, what it must leave to the flags, and how the rest is
+refused."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Counts are exact: padding is left out, batches of any size give the same, and agreement is with the teacher."""
+"""Counts are exact: padding is left out, batches of any size give the same, and agreement is with
+the teacher."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,5 @@
-"""Flat parameters under DeepSpeed: the numbers of single parameters, weights that are views, and what a backward leaves."""
+"""Flat parameters under DeepSpeed: the numbers of single parameters, weights that are views, and
+what a backward leaves."""
 
 import copy
 import weakref
@@ -38,7 +39,8 @@ def world() -> World:
 def trainer_with_own_parameters(
     config: Config, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> Trainer:
-    """Build a trainer of a model that keeps its own parameters at every ZeRO stage, as ZeRO 3 has it."""
+    """Build a trainer of a model that keeps its own parameters at every ZeRO stage, as ZeRO 3 has
+    it."""
 
     class OwnParameters(LossModule):
         def __init__(self, model: nn.Module, groups: list[dict[str, Any]]) -> None:

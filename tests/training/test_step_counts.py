@@ -1,7 +1,9 @@
-"""An optimizer step asks its device for no more than this: launches, reads and synchronisations under ceilings.
+"""An optimizer step asks its device for no more than this: launches, reads and synchronisations
+under ceilings.
 
-Counted on the CPU (benchmarks/counting.py), where forward and backward are operators of plain torch, of which our kernels
-leave fewer on a GPU. Lower a ceiling with the change that makes it possible; raise one only with its reason.
+Counted on the CPU (benchmarks/counting.py), where forward and backward are operators of plain
+torch, of which our kernels leave fewer on a GPU. Lower a ceiling with the change that makes it
+possible; raise one only with its reason.
 """
 
 import functools
@@ -71,7 +73,8 @@ def test_a_step_stays_under_its_ceiling(form: Form) -> None:
 
 @pytest.mark.parametrize(("precision", "stage"), [("bf16", 2), ("fp32", 1), ("bf16", 3)])
 def test_no_step_waits_but_in_deepspeeds_checks(precision: str, stage: int, world: World) -> None:
-    """Nothing of ours reads a value of the device or synchronises, in two steps of the loop and between them.
+    """Nothing of ours reads a value of the device or synchronises, in two steps of the loop and
+    between them.
 
     The reads that remain are DeepSpeed's (0.19.8), which an update may change:
 
@@ -112,7 +115,8 @@ def test_a_read_of_ours_would_be_found(world: World) -> None:
 
 
 def ready(world: World, **changes: Any) -> tuple[Trainer, Any]:
-    """A trainer after its first steps, in which ZeRO 3 compares over ranks what it has seen, and the batches of one."""
+    """A trainer after its first steps, in which ZeRO 3 compares over ranks what it has seen, and
+    the batches of one."""
     config = make_config("toy", 2, **changes)
     trainer, batches = make_trainer(config, world), micro_batches(config, torch.device("cpu"))
     for _ in range(WARM):

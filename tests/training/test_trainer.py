@@ -1,4 +1,5 @@
-"""The step against a plain torch loop: same weights, moments and average, at every ZeRO stage, with accumulation."""
+"""The step against a plain torch loop: same weights, moments and average, at every ZeRO stage, with
+accumulation."""
 
 import math
 
@@ -68,7 +69,8 @@ def assert_same_bits(mine: Tensors, theirs: Tensors) -> None:
 
 
 def continue_at(stages: tuple[int, int], world: World) -> tuple[tuple[list[float], Tensors], ...]:
-    """The losses of steps 4 to 7 and the state after them: of one trainer, and of another that loads its state of step 4."""
+    """The losses of steps 4 to 7 and the state after them: of one trainer, and of another that
+    loads its state of step 4."""
     first = make_trainer(configure(zero_stage=stages[0]), world)
     run_steps(first, 4)
     tensors, state = first.state()
@@ -93,7 +95,8 @@ def test_a_state_that_is_loaded_continues_bit_for_bit(stage: int, world: World) 
 
 @pytest.mark.parametrize("stages", [(1, 3), (3, 2), (2, 1)])
 def test_a_state_of_another_stage_continues_alike(stages: tuple[int, int], world: World) -> None:
-    """The weights lie elsewhere in memory: a processor may have another matrix product for another alignment."""
+    """The weights lie elsewhere in memory: a processor may have another matrix product for another
+    alignment."""
     (expected, theirs), (losses, mine) = continue_at(stages, world)
     assert losses == pytest.approx(expected, rel=1e-5)
     for stem, named in theirs.items():

@@ -1,4 +1,5 @@
-"""Every ZeRO stage on one process and on two against plain torch and against losses that are kept in the repository."""
+"""Every ZeRO stage on one process and on two against plain torch and against losses that are kept
+in the repository."""
 
 import json
 import os

@@ -1,8 +1,10 @@
-"""Resize, flip, operations, normalisation and erasing as one compiled operator of the DALI graph, on the CPU.
+"""Resize, flip, operations, normalisation and erasing as one compiled operator of the DALI graph,
+on the CPU.
 
-Bit-equal to timm 1.0.31 on Pillow 12.3 and torchvision 0.26 with the same parameters; tests/data/augment/test_exact.py holds
-that from files on. What happens to a sample comes in one row of integers and one of doubles, laid out in sample.py. The
-compiled code is kept on disk by numba: some 20 s once per machine, half a second after.
+Bit-equal to timm 1.0.31 on Pillow 12.3 and torchvision 0.26 with the same parameters;
+tests/data/augment/test_exact.py holds that from files on. What happens to a sample comes in one row
+of integers and one of doubles, laid out in sample.py. The compiled code is kept on disk by numba:
+some 20 s once per machine, half a second after.
 """
 
 import functools
@@ -47,7 +49,8 @@ _log = logging.getLogger(__name__)
 def exact(images: DataNode, ints: DataNode, floats: DataNode, *, size: int) -> DataNode:
     """float32 (3, size, size), layout CHW: the whole of a sample, inside a pipeline.
 
-    images: uint8 (h, w, 3), decoded, on the CPU. ints and floats: the rows of `pack_exact` or `pack_windows`.
+    images: uint8 (h, w, 3), decoded, on the CPU. ints and floats: the rows of `pack_exact` or
+    `pack_windows`.
     """
     # an operator's setup sees shapes alone: this input's is the size of the result
     canvas = dali_types.Constant(np.zeros(size, np.uint8), device="cpu")
@@ -58,7 +61,8 @@ def exact(images: DataNode, ints: DataNode, floats: DataNode, *, size: int) -> D
 def pack_exact(
     draws: SampleParams, spec: PlanSpec, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that `exact` takes in training: int32 (B, 15 + layers) and float64 (B, 6 + 2 * layers)."""
+    """The rows that `exact` takes in training: int32 (B, 15 + layers) and float64 (B, 6 + 2 *
+    layers)."""
     count, layers = draws.ops.shape
     ints, floats = _rows(draws.resize, mean, std, layers)
     ints[:, FLIP] = draws.flip
@@ -82,7 +86,8 @@ def pack_windows(
 
 
 def apply_op(image: np.ndarray, op: int, arg: float, fill: Sequence[int]) -> np.ndarray:
-    """One operation alone, on uint8 (H, W, 3). op: index into OPS; arg: timm's argument; fill: colour beside a warped image."""
+    """One operation alone, on uint8 (H, W, 3). op: index into OPS; arg: timm's argument; fill:
+    colour beside a warped image."""
     planes = image.transpose(2, 0, 1).copy()
     args = _arguments(np.array([op]), np.array([arg], np.float64))
     operate(planes, np.array([op], np.int32), args.reshape(-1), np.array(fill, np.int32))
@@ -103,7 +108,8 @@ def _rows(
 
 
 def _arguments(ops: np.ndarray, args: np.ndarray) -> np.ndarray:
-    """float64 (..., 2): an operation's argument; of a rotation, cosine and sine, rounded as in PIL's Image.rotate."""
+    """float64 (..., 2): an operation's argument; of a rotation, cosine and sine, rounded as in
+    PIL's Image.rotate."""
     pairs = np.zeros((*ops.shape, 2))
     pairs[..., 0] = args
     turned = np.nonzero(ops == _ROTATE)
@@ -127,13 +133,15 @@ def _pointer(typing_context: Any, address: Any) -> Any:
 
 @jit
 def _shape(shapes, number):
-    """The shape of a sample's input or output `number`, as a view of up to three int64; shapes: address of their addresses."""
+    """The shape of a sample's input or output `number`, as a view of up to three int64; shapes:
+    address of their addresses."""
     return carray(_pointer(carray(_pointer(shapes), number + 1, np.int64)[number]), 3, np.int64)
 
 
 @functools.lru_cache(maxsize=1)
 def _run_entry(stamp: int) -> Any:
-    """What DALI calls for a sample, with the addresses of the arrays' addresses and of their shapes' addresses."""
+    """What DALI calls for a sample, with the addresses of the arrays' addresses and of their
+    shapes' addresses."""
 
     def run(outs, out_shapes, out_ndims, num_outs, ins, in_shapes, in_ndims, num_ins):
         if not stamp:
@@ -206,8 +214,9 @@ def _setup_plainly(outs, ins):
 def _numba_class() -> Any:
     """DALI's operator for numba functions, made to take code that is compiled already.
 
-    DALI 2.4 compiles a wrapper of its own in every process, for 6 to 10 s; its two methods that do so return addresses,
-    and so do ours. Where a DALI has them no longer, its public operator is used as it is.
+    DALI 2.4 compiles a wrapper of its own in every process, for 6 to 10 s; its two methods that do
+    so return addresses, and so do ours. Where a DALI has them no longer, its public operator is
+    used as it is.
     """
     from nvidia.dali.plugin.numba import NumbaFunction
 

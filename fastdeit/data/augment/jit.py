@@ -1,7 +1,9 @@
-"""How PIL's arithmetic is compiled: numba functions whose arrays do not overlap, and what their disk cache depends on.
+"""How PIL's arithmetic is compiled: numba functions whose arrays do not overlap, and what their
+disk cache depends on.
 
-Functions marked `jit` become part of the few entry points that are kept on disk; numba looks at an entry's own file to
-tell whether what it kept is still right, so the entries take `SOURCE_HASH`, a number that changes with any of the sources.
+Functions marked `jit` become part of the few entry points that are kept on disk; numba looks at an
+entry's own file to tell whether what it kept is still right, so the entries take `SOURCE_HASH`, a
+number that changes with any of the sources.
 """
 
 import hashlib
@@ -23,13 +25,16 @@ SOURCE_HASH = int(
     ).hexdigest()[:15],
     16,
 )
-"""Of everything that is compiled; an entry holds it in a closure, which numba makes part of the cache's key."""
+"""Of everything that is compiled; an entry holds it in a closure, which numba makes part of the
+cache's key."""
 
 
 class _NoAlias(Compiler):
-    """Tells LLVM that the arrays passed to a function lie apart, as C's `restrict`: without it no gather is vectorised.
+    """Tells LLVM that the arrays passed to a function lie apart, as C's `restrict`: without it no
+    gather is vectorised.
 
-    numba 0.68 sets this flag for its own parallel loops and offers no other way to it; not having it only costs time.
+    numba 0.68 sets this flag for its own parallel loops and offers no other way to it; not having
+    it only costs time.
     """
 
     def define_pipelines(self) -> Any:
@@ -40,13 +45,15 @@ class _NoAlias(Compiler):
 
 # "numpy": a division checks nothing; never fast-math nor contraction, which would change bits
 jit = numba.njit(nogil=True, error_model="numpy", pipeline_class=_NoAlias, no_cpython_wrapper=True)
-"""For functions called from compiled code. An array that is written to must not overlap another argument."""
+"""For functions called from compiled code. An array that is written to must not overlap another
+argument."""
 inlined = numba.njit(nogil=True, error_model="numpy", forceinline=True, no_cpython_wrapper=True)
 """For functions of scalars."""
 
 
 def cached_entry(function: Callable[..., Any]) -> Any:
-    """An entry point from Python, compiled at its first call and kept on disk where some folder can be written."""
+    """An entry point from Python, compiled at its first call and kept on disk where some folder can
+    be written."""
     try:
         return numba.njit(function, cache=True, nogil=True, error_model="numpy")
     except RuntimeError:  # neither __pycache__ nor the user's cache folder
@@ -58,6 +65,7 @@ def cached_entry(function: Callable[..., Any]) -> Any:
 
 @jit
 def copy(line, out):
-    """One line into another. numba's own assignment of a slice takes seconds to compile, for the message of its error."""
+    """One line into another. numba's own assignment of a slice takes seconds to compile, for the
+    message of its error."""
     for i in range(len(out)):
         out[i] = line[i]

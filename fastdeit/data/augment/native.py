@@ -1,10 +1,12 @@
-"""The plan's operations as DALI expressions, its window for the simple crop, and the numbers that both take.
+"""The plan's operations as DALI expressions, its window for the simple crop, and the numbers that
+both take.
 
-An image is uint8 (H, W, 3); what an operation needs comes with the sample in one integer row and one float row, so that the
-graph holds no random operator. Backend `native`: DALI's own operators. Against timm 1.0.31 (data/auto_augment.py) on Pillow
-12, in levels of 255: five operations are exact, and six exact or off by one in fewer than 1 value of 500; Equalize (OpenCV's
-formula) is off by 2 to 4 on average; the five warps (OpenCV's cubic kernel, the fill blended in along the border) by 0.5 to
-1.3, more the smaller the image. tests/data/augment/test_native.py holds the bounds.
+An image is uint8 (H, W, 3); what an operation needs comes with the sample in one integer row and
+one float row, so that the graph holds no random operator. Backend `native`: DALI's own operators.
+Against timm 1.0.31 (data/auto_augment.py) on Pillow 12, in levels of 255: five operations are
+exact, and six exact or off by one in fewer than 1 value of 500; Equalize (OpenCV's formula) is off
+by 2 to 4 on average; the five warps (OpenCV's cubic kernel, the fill blended in along the border)
+by 0.5 to 1.3, more the smaller the image. tests/data/augment/test_native.py holds the bounds.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,9 +20,11 @@ from fastdeit.plan.plan import SampleParams
 from fastdeit.plan.sampling import OPS
 
 INT_COLUMNS = 2
-"""Integers a layer takes: its branch of the tree (-1: none), and the operand of a point operation."""
+"""Integers a layer takes: its branch of the tree (-1: none), and the operand of a point operation.
+"""
 FLOAT_COLUMNS = 9
-"""Floats a layer takes: a warp's matrix row by row, an enhancement's factor in the first place, or the taps of a blur."""
+"""Floats a layer takes: a warp's matrix row by row, an enhancement's factor in the first place, or
+the taps of a blur."""
 
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # PIL's ImageFilter.SMOOTH
 _ALMOST_HALF = (
@@ -63,9 +67,9 @@ def rand_augment(
 ) -> DataNode:
     """Apply the layers one after the other, inside a pipeline with `enable_conditionals`.
 
-    images: uint8 (height, width, 3), CPU or GPU. ints, floats: the rows of `pack_ops`, on the CPU. fill: colour beside a
-    warped image. choices: the operations that each layer may hold (`PlanSpec.layer_ops`; all): others are left out of the
-    graph.
+    images: uint8 (height, width, 3), CPU or GPU. ints, floats: the rows of `pack_ops`, on the CPU.
+    fill: colour beside a warped image. choices: the operations that each layer may hold
+    (`PlanSpec.layer_ops`; all): others are left out of the graph.
     """
     for layer, names in enumerate(choices or (OPS,) * layers):
         branch, whole = ints[INT_COLUMNS * layer], ints[INT_COLUMNS * layer + 1]
@@ -77,7 +81,8 @@ def rand_augment(
 
 
 def native_window(images: DataNode, resize_row: DataNode, size: int) -> DataNode:
-    """uint8 (size, size, 3): a window of the resized images, continued by reflection beyond their borders.
+    """uint8 (size, size, 3): a window of the resized images, continued by reflection beyond their
+    borders.
 
     images: uint8 (H, W, 3), CPU or GPU; resize_row: int32 (4,), `SampleParams.resize`, on the CPU.
     """
@@ -114,14 +119,16 @@ def _beside(images: DataNode, operand: DataNode, dtype: types.DALIDataType) -> D
 
 
 def _may_be_named(computed: DataNode) -> bool:
-    """Whether operators take by name what the graph computed: such arguments must lie on the CPU, for the GPU's too."""
+    """Whether operators take by name what the graph computed: such arguments must lie on the CPU,
+    for the GPU's too."""
     return bool(computed.device == "cpu")
 
 
 def _truncated(x: DataNode) -> DataNode:
     """Float to bytes as PIL does it: towards zero, clipped to 0..255.
 
-    DALI's conversions round, and its brightness operator is the one that shifts and converts in one vectorised pass.
+    DALI's conversions round, and its brightness operator is the one that shifts and converts in one
+    vectorised pass.
     """
     return fn.brightness(x, brightness_shift=-_ALMOST_HALF, dtype=types.UINT8)
 
@@ -204,7 +211,8 @@ def _grayscale(images: DataNode, operands: _Operands) -> DataNode:
 
 
 def _blur(images: DataNode, operands: _Operands) -> DataNode:
-    """PIL's Gaussian blur: three box blurs along the rows, then three along the columns, each rounded to bytes."""
+    """PIL's Gaussian blur: three box blurs along the rows, then three along the columns, each
+    rounded to bytes."""
     taps = _beside(images, operands.row[0:_BOX_TAPS], types.FLOAT)
     for shape in ([1, _BOX_TAPS], [_BOX_TAPS, 1]):
         box = fn.reshape(taps, shape=shape)
@@ -246,7 +254,8 @@ _IS_ENHANCEMENT = np.array([_BRANCH[name] in _ENHANCEMENTS for name in OPS] + [F
 
 
 def pack_ops(draws: SampleParams, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that `rand_augment` takes: int32 (B, layers * INT_COLUMNS) and float32 (B, layers * FLOAT_COLUMNS).
+    """The rows that `rand_augment` takes: int32 (B, layers * INT_COLUMNS) and float32 (B, layers *
+    FLOAT_COLUMNS).
 
     height, width: of the images that the operations see.
     """
@@ -267,10 +276,11 @@ def _operands(ops: np.ndarray, args: np.ndarray) -> np.ndarray:
 
 
 def _box_taps(radius: np.ndarray) -> np.ndarray:
-    """float64 (n, 5): the box that PIL's GaussianBlur(radius) applies three times; radius at most 2.4.
+    """float64 (n, 5): the box that PIL's GaussianBlur(radius) applies three times; radius at most
+    2.4.
 
-    Its radius, which is no whole number, is so chosen that three boxes have the deviation `radius` (Gwosdek et al., SSVM
-    2011); the outermost two pixels take the fraction.
+    Its radius, which is no whole number, is so chosen that three boxes have the deviation `radius`
+    (Gwosdek et al., SSVM 2011); the outermost two pixels take the fraction.
     """
     variance = radius**2 / _BOX_PASSES
     whole = np.floor((np.sqrt(12 * variance + 1) - 1) / 2)
@@ -283,7 +293,8 @@ def _box_taps(radius: np.ndarray) -> np.ndarray:
 
 
 def warp_matrices(ops: np.ndarray, args: np.ndarray, height: int, width: int) -> np.ndarray:
-    """float64 (..., 3, 3): from output to input pixels in corner coordinates, as PIL's AFFINE data; else the identity."""
+    """float64 (..., 3, 3): from output to input pixels in corner coordinates, as PIL's AFFINE data;
+    else the identity."""
     matrices = np.broadcast_to(np.eye(3), (*ops.shape, 3, 3)).copy()
     for name, place, scale in (
         ("ShearX", (0, 1), 1),

@@ -1,8 +1,10 @@
-"""The noise of RandomErasing: standard normal numbers that depend on a key and the pixel's number in the box alone.
+"""The noise of RandomErasing: standard normal numbers that depend on a key and the pixel's number
+in the box alone.
 
-Philox-4x32-10 (Salmon et al., SC 2011; as fastdeit.plan.philox) keyed by the sample's 64 bits, the pixel's number its counter; Box
-and Muller's transform (1958) in double precision. Logarithm, sine and cosine are series of sums and products here, so that
-the bits are the same on every machine, and a vector register is filled; they err by less than 1e-11, single precision by 6e-8.
+Philox-4x32-10 (Salmon et al., SC 2011; as fastdeit.plan.philox) keyed by the sample's 64 bits, the
+pixel's number its counter; Box and Muller's transform (1958) in double precision. Logarithm, sine
+and cosine are series of sums and products here, so that the bits are the same on every machine, and
+a vector register is filled; they err by less than 1e-11, single precision by 6e-8.
 """
 
 import numpy as np
@@ -36,7 +38,8 @@ def philox_words(pixel, key0, key1):
 
 @inlined
 def _radius(word):
-    """sqrt(-2 log u) of u = (word + 1/2) / 2^32, with log m = 2 artanh((m - 1) / (m + 1)) and m near 1."""
+    """sqrt(-2 log u) of u = (word + 1/2) / 2^32, with log m = 2 artanh((m - 1) / (m + 1)) and m
+    near 1."""
     number = np.float64(np.float64(np.int64(word)) + 0.5)
     bits = number.view(np.uint64)
     power = np.float64(np.int64(bits >> _EXPONENT) - 1023 - 32)
@@ -51,7 +54,8 @@ def _radius(word):
 
 @inlined
 def _direction(word):
-    """cos and sin of 2 pi u: the two highest bits are the quarter turn, the rest an angle about its middle."""
+    """cos and sin of 2 pi u: the two highest bits are the quarter turn, the rest an angle about its
+    middle."""
     angle = ((np.float64(np.int64(word & _QUARTER)) + 0.5) * 2.0**-30 - 0.5) * _HALF_PI
     t = angle * angle
     sin = 1 / 362880 - t * (1 / 39916800 - t * (1 / 6227020800))

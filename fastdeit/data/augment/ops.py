@@ -1,8 +1,9 @@
 """PIL's point operations, enhancements and blur, bit for bit, on planes of bytes.
 
-Pillow 12.3: src/PIL/ImageOps.py, ImageEnhance.py; src/libImaging/Blend.c (single precision, then truncated), Convert.c
-(grey in 16-bit fixed point), Filter.c (3 x 3), BoxBlur.c (the Gaussian as three boxes, in 24-bit fixed point). An image is
-three planes, uint8 (3, H, W). What maps a level to a level only fills a table, uint8 (3, 256).
+Pillow 12.3: src/PIL/ImageOps.py, ImageEnhance.py; src/libImaging/Blend.c (single precision, then
+truncated), Convert.c (grey in 16-bit fixed point), Filter.c (3 x 3), BoxBlur.c (the Gaussian as
+three boxes, in 24-bit fixed point). An image is three planes, uint8 (3, H, W). What maps a level to
+a level only fills a table, uint8 (3, 256).
 """
 
 import numpy as np
@@ -26,7 +27,8 @@ def _gray(red, green, blue):
 
 @inlined
 def _blend(base, level, factor):
-    """base + factor * (level - base) in single precision, clipped and truncated; base and level: int32."""
+    """base + factor * (level - base) in single precision, clipped and truncated; base and level:
+    int32."""
     mixed = np.float32(base) + factor * np.float32(np.int32(level - base))
     return np.uint8(np.int32(min(max(mixed, _ZERO), _WHITE)))
 
@@ -98,7 +100,8 @@ def auto_contrast_table(planes, table):
 
 @jit
 def _histogram(plane, counts):
-    """Of one plane, into int64 (256,); four at a time, since a counter met twice in a row has to wait for itself."""
+    """Of one plane, into int64 (256,); four at a time, since a counter met twice in a row has to
+    wait for itself."""
     parts = np.zeros((4, 256), np.uint32)
     flat = plane.reshape(-1)
     whole = len(flat) // 4 * 4
@@ -162,11 +165,13 @@ def _add_rows(above, here, below, sums):
 
 @jit
 def _sharpen_row(here, sums, factor, out):
-    """Blend each pixel but the outermost with the mean of its neighbours, in which it counts five times; /13, rounded."""
+    """Blend each pixel but the outermost with the mean of its neighbours, in which it counts five
+    times; /13, rounded."""
     for i in range(1, len(out) - 1):
         total = np.uint32(sums[i - 1] + sums[i] + sums[i + 1] + np.int32(4) * np.int32(here[i]))
-        # PIL sums total / 13 + 1/2 in single precision and truncates. 13 is odd, so that is never nearer than 1/26 to a
-        # whole number, far more than rounding errs; and 161320 / 2^22 is 1 / 26, near enough for every total below 2^12
+        # PIL sums total / 13 + 1/2 in single precision and truncates. 13 is odd, so that is never
+        # nearer than 1/26 to a whole number, far more than rounding errs; and 161320 / 2^22 is 1 /
+        # 26, near enough for every total below 2^12
         smooth = np.int32(
             ((total * np.uint32(2) + np.uint32(13)) * np.uint32(161320)) >> np.uint32(22)
         )
@@ -189,7 +194,8 @@ def sharpen(planes, factor, out):
 
 @inlined
 def _box_weights(sigma):
-    """Radius of the three boxes, weights of a whole and of an outermost pixel, in 2^-24 (Gwosdek et al., SSVM 2011)."""
+    """Radius of the three boxes, weights of a whole and of an outermost pixel, in 2^-24 (Gwosdek et
+    al., SSVM 2011)."""
     variance = np.float32(np.float32(sigma) * np.float32(sigma)) / _THREE
     length = np.float32(np.sqrt(12.0 * np.float64(variance) + 1.0))
     whole = np.float32(np.floor((np.float64(length) - 1.0) / 2.0))
@@ -244,7 +250,8 @@ def _box_columns(plane, count, inner, outer, sums, padded, out):
 
 @jit
 def gaussian_blur(planes, sigma, spare):
-    """ImageFilter.GaussianBlur(sigma), in place: three boxes along the rows, then three along the columns."""
+    """ImageFilter.GaussianBlur(sigma), in place: three boxes along the rows, then three along the
+    columns."""
     if sigma == 0.0:
         return
     count, inner, outer = _box_weights(sigma)

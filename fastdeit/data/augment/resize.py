@@ -1,8 +1,9 @@
 """PIL's bicubic resize with antialias, bit for bit, computing only a window of the result.
 
-Pillow 12.3, src/libImaging/Resample.c: one pass along the rows, then one along the columns, each in fixed point with 22
-fractional bits and rounded to bytes. Here the first pass runs over blocks of 64 rows that were transposed, a pixel in one
-32-bit word, so that both passes go through memory in the direction of the vector registers.
+Pillow 12.3, src/libImaging/Resample.c: one pass along the rows, then one along the columns, each in
+fixed point with 22 fractional bits and rounded to bytes. Here the first pass runs over blocks of 64
+rows that were transposed, a pixel in one 32-bit word, so that both passes go through memory in the
+direction of the vector registers.
 """
 
 import numpy as np
@@ -28,7 +29,8 @@ def _bicubic(x):
 
 @jit
 def _weights(in_size, out_size, places):
-    """For the n outputs at `places`: the first input each takes, how many, int64 (n,), and their weights, int32 (n, taps)."""
+    """For the n outputs at `places`: the first input each takes, how many, int64 (n,), and their
+    weights, int32 (n, taps)."""
     scale = in_size / out_size
     filter_scale = max(scale, 1.0)
     support = 2.0 * filter_scale
@@ -67,7 +69,8 @@ def _channel(pixel, shift):
 
 @jit
 def _add_four(red, green, blue, a, b, c, d, wa, wb, wc, wd):
-    """Add four packed lines, uint32 (n,), times their weights to the sums of each channel, int32 (n,)."""
+    """Add four packed lines, uint32 (n,), times their weights to the sums of each channel, int32
+    (n,)."""
     for i in range(len(red)):
         p, q, r, s = a[i], b[i], c[i], d[i]
         red[i] += np.int32(_channel(p, np.uint32(0)) * wa) + np.int32(
@@ -93,7 +96,8 @@ def _add_one(red, green, blue, a, wa):
 
 @jit
 def _weigh(lines, first, count, weights, sums):
-    """The weighted sums, int32 (3, n), of `count` packed lines, uint32 (rows, n), from `first` on; half a level on top."""
+    """The weighted sums, int32 (3, n), of `count` packed lines, uint32 (rows, n), from `first` on;
+    half a level on top."""
     sums[:] = _HALF
     j = 0
     while j + 4 <= count:
@@ -175,7 +179,8 @@ def _along_rows(image, top, first, counts, weights, out):
 
 @jit
 def _along_columns(lines, top, first, counts, weights, out):
-    """The second pass: planes, uint8 (3, m, n), from packed lines, uint32 (rows, n), that start with row `top`."""
+    """The second pass: planes, uint8 (3, m, n), from packed lines, uint32 (rows, n), that start
+    with row `top`."""
     sums = np.empty((3, lines.shape[1]), np.int32)
     for i in range(len(first)):
         _weigh(lines, first[i] - top, counts[i], weights[i], sums)
@@ -186,7 +191,8 @@ def _along_columns(lines, top, first, counts, weights, out):
 
 @jit
 def _two_passes(image, height, width, rows, columns, out):
-    """The pixels at `rows` x `columns` of the image resized to (height, width), into planes, uint8 (3, rows, columns)."""
+    """The pixels at `rows` x `columns` of the image resized to (height, width), into planes, uint8
+    (3, rows, columns)."""
     first, counts, weights = _weights(image.shape[0], height, rows)
     top, bottom = _range(first, counts)
     lines = np.empty((bottom - top, len(columns)), np.uint32)
@@ -196,7 +202,8 @@ def _two_passes(image, height, width, rows, columns, out):
 
 @jit
 def _places(start, count, size, backwards):
-    """The places start, start + 1, ... mirrored into 0..size - 1; the outermost is not repeated. int64 (count,)."""
+    """The places start, start + 1, ... mirrored into 0..size - 1; the outermost is not repeated.
+    int64 (count,)."""
     places = np.empty(count, np.int64)
     period = max(2 * (size - 1), 1)
     for i in range(count):
@@ -218,10 +225,11 @@ def _interleaved(planes):
 
 @jit
 def resize_window(image, window, flip, out):
-    """The window (height, width, y, x) of the resized image, planes uint8 (3, S, S), mirrored left to right if `flip`.
+    """The window (height, width, y, x) of the resized image, planes uint8 (3, S, S), mirrored left
+    to right if `flip`.
 
-    image: uint8 (h, w, 3). The image is resized to (height, width) and the S x S pixels from (y, x) on are kept; beyond
-    its edges it is reflected.
+    image: uint8 (h, w, 3). The image is resized to (height, width) and the S x S pixels from (y, x)
+    on are kept; beyond its edges it is reflected.
     """
     height, width = window[0], window[1]
     rows = _places(window[2], out.shape[1], height, False)
@@ -259,7 +267,8 @@ _resize = _resize_entry(SOURCE_HASH)
 def resize(
     image: np.ndarray, oh: int, ow: int, y: int, x: int, size: int, flip: bool = False
 ) -> np.ndarray:
-    """The window (y, x, size, size) of PIL's image.resize((ow, oh), BICUBIC), uint8 (size, size, 3), reflected past its edges.
+    """The window (y, x, size, size) of PIL's image.resize((ow, oh), BICUBIC), uint8 (size, size,
+    3), reflected past its edges.
 
     image: uint8 (h, w, 3).
     """

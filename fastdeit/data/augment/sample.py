@@ -1,8 +1,10 @@
-"""What happens to a sample between decoder and model, compiled: resize, flip, operations, normalisation, erasing.
+"""What happens to a sample between decoder and model, compiled: resize, flip, operations,
+normalisation, erasing.
 
-Its parameters come in one row of integers and one of doubles, laid out below; the code depends on neither size nor recipe.
-timm 1.0.31, data/auto_augment.py and random_erasing.py; torchvision 0.26, ToTensor and Normalize. An operation that maps
-levels to levels is a table: tables compose, and the last one is applied on the way to floating point, at no cost.
+Its parameters come in one row of integers and one of doubles, laid out below; the code depends on
+neither size nor recipe. timm 1.0.31, data/auto_augment.py and random_erasing.py; torchvision 0.26,
+ToTensor and Normalize. An operation that maps levels to levels is a table: tables compose, and the
+last one is applied on the way to floating point, at no cost.
 """
 
 import numpy as np
@@ -14,10 +16,11 @@ from fastdeit.data.augment.resize import resize_window
 from fastdeit.data.augment.warp import warp
 from fastdeit.plan.sampling import OPS
 
-# a sample's integers: resized height and width, window y and x; flip; erased box y, x, height, width; its mode; the noise's
-# key, high and low half; the fill; then the operation of each layer
+# a sample's integers: resized height and width, window y and x; flip; erased box y, x, height,
+# width; its mode; the noise's key, high and low half; the fill; then the operation of each layer
 FLIP, BOX, MODE, KEY, FILL, LAYERS = 4, 5, 9, 10, 12, 15
-# a sample's doubles: mean and standard deviation; then two for each layer: an argument, or a rotation's cosine and sine
+# a sample's doubles: mean and standard deviation; then two for each layer: an argument, or a
+# rotation's cosine and sine
 MEAN, STD, ARGS = 0, 3, 6
 MODES = ("const", "rand", "pixel")
 _RAND, _PIXEL = MODES.index("rand"), MODES.index("pixel")
@@ -109,7 +112,8 @@ def _move(op, a, b, fill, planes, spare):
 
 @jit
 def _apply(planes, codes, args, fill, table):
-    """The layers one after the other. Returns planes to which `table`, uint8 (3, 256), is still to be applied."""
+    """The layers one after the other. Returns planes to which `table`, uint8 (3, 256), is still to
+    be applied."""
     step = np.empty_like(table)
     spare = np.empty_like(planes)
     for c in range(3):
@@ -197,4 +201,5 @@ def _operate_entry(stamp):
 
 
 operate = _operate_entry(SOURCE_HASH)
-"""The layers alone, from Python: planes, uint8 (3, H, W), in place; codes and args as in the rows; fill: int32 (3,)."""
+"""The layers alone, from Python: planes, uint8 (3, H, W), in place; codes and args as in the rows;
+fill: int32 (3,)."""

@@ -1,8 +1,9 @@
 """PIL's affine transform with its bicubic filter, bit for bit, on planes of bytes.
 
-Pillow 12.3, src/libImaging/Geometry.c: the kernel has a = -1, runs in double precision, along the rows first, continues the
-outermost pixels, and truncates. An output pixel whose centre falls outside the image keeps the fill. Where a coefficient is
-such that a fraction is exactly 0, as for shears and translations, the sum along that axis is the pixel itself.
+Pillow 12.3, src/libImaging/Geometry.c: the kernel has a = -1, runs in double precision, along the
+rows first, continues the outermost pixels, and truncates. An output pixel whose centre falls
+outside the image keeps the fill. Where a coefficient is such that a fraction is exactly 0, as for
+shears and translations, the sum along that axis is the pixel itself.
 """
 
 import numpy as np
@@ -64,13 +65,15 @@ def _packed(planes):
 
 @inlined
 def _place(rate, offset, shift, x):
-    """An input coordinate of output column x, in PIL's order of operations: (a * (x + 1/2) + b * (y + 1/2)) + c."""
+    """An input coordinate of output column x, in PIL's order of operations: (a * (x + 1/2) + b * (y
+    + 1/2)) + c."""
     return (rate * (x + 0.5) + offset) + shift
 
 
 @jit
 def _span(m, off_x, off_y, width, height):
-    """The columns whose centres fall inside the image: one interval, since both coordinates are monotone along a row."""
+    """The columns whose centres fall inside the image: one interval, since both coordinates are
+    monotone along a row."""
     start, stop = 0, width
     while start < width:
         x, y = _place(m[0], off_x, m[2], start), _place(m[3], off_y, m[5], start)
@@ -151,7 +154,8 @@ def _lift_row(pixels, stride, start, stop, ay, by, cy, red, green, blue):
 
 @jit
 def warp(planes, m, fill, out):
-    """Image.transform(AFFINE, m, BICUBIC, fillcolor=fill), uint8 (3, H, W) into other planes; m: float64 (6,)."""
+    """Image.transform(AFFINE, m, BICUBIC, fillcolor=fill), uint8 (3, H, W) into other planes; m:
+    float64 (6,)."""
     height, width = planes.shape[1:]
     pixels = _packed(planes)
     stride, flat = width + 2 * _EDGE, pixels.reshape(-1)

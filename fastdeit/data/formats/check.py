@@ -1,8 +1,10 @@
-"""Whether an image can be trained on: read whole, decoded once, within limits, and of a kind that DALI decodes as Pillow does.
+"""Whether an image can be trained on: read whole, decoded once, within limits, and of a kind that
+DALI decodes as Pillow does.
 
-One file that does not decode costs DALI the whole batch, so what is refused here is what DALI 2.4 refuses or shows otherwise
-than Pillow's `convert("RGB")`; docs/data.md has the table, tests/data/formats/test_check.py holds it. This module imports little, for each
-worker process imports it.
+One file that does not decode costs DALI the whole batch, so what is refused here is what DALI 2.4
+refuses or shows otherwise than Pillow's `convert("RGB")`; docs/data.md has the table,
+tests/data/formats/test_check.py holds it. This module imports little, for each worker process
+imports it.
 """
 
 import multiprocessing
@@ -55,7 +57,8 @@ _Result = TypeVar("_Result")
 
 
 class ImageInfo(NamedTuple):
-    """What the index keeps of a good image; height and width are of the stored pixels, without EXIF rotation."""
+    """What the index keeps of a good image; height and width are of the stored pixels, without EXIF
+    rotation."""
 
     height: int
     width: int
@@ -69,7 +72,8 @@ Checked = ImageInfo | str
 
 
 def read_place(place: ByteRange) -> bytes:
-    """The encoded image at a place. Raises OSError if it is no regular file, too large, or shorter than it should be."""
+    """The encoded image at a place. Raises OSError if it is no regular file, too large, or shorter
+    than it should be."""
     file, offset, length = place
     facts = os.stat(file)
     if not stat.S_ISREG(facts.st_mode):
@@ -94,7 +98,8 @@ def check_place(place: ByteRange) -> Checked:
 
 
 def check_image(source: str | bytes) -> Checked:
-    """The facts of an image that can be trained on, else what is wrong with it; source: a path, or the encoded bytes."""
+    """The facts of an image that can be trained on, else what is wrong with it; source: a path, or
+    the encoded bytes."""
     if isinstance(source, str):
         return check_place((source, -1, 0))
     if not source:
@@ -142,7 +147,8 @@ def _loaded(image: Image.Image, data: bytes) -> Checked:
 
 
 def _has_whole_header(data: bytes) -> bool:
-    """Whether a JPEG's segments follow each other up to the first scan, as DALI's parser wants them."""
+    """Whether a JPEG's segments follow each other up to the first scan, as DALI's parser wants
+    them."""
     place = 2
     while data[place : place + 1] == b"\xff":
         marker = data[place + 1]
@@ -153,7 +159,8 @@ def _has_whole_header(data: bytes) -> bool:
 
 
 def check_places(places: Sequence[ByteRange], workers: int) -> Iterator[Checked]:
-    """`check_place` of each, in order, in threads or processes, with a progress bar if it takes long."""
+    """`check_place` of each, in order, in threads or processes, with a progress bar if it takes
+    long."""
     chunks = [places[i : i + _CHUNK] for i in range(0, len(places), _CHUNK)]
     results = in_parallel(_check_chunk, chunks, workers, processes=len(places) >= _PROCESSES_FROM)
     yield from with_progress(
@@ -168,7 +175,8 @@ def _check_chunk(places: Sequence[ByteRange]) -> list[Checked]:
 def in_parallel(
     function: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int, *, processes: bool
 ) -> Iterator[_Result]:
-    """The results of the jobs, in order, from so many processes or threads. `function` and the jobs can be pickled.
+    """The results of the jobs, in order, from so many processes or threads. `function` and the jobs
+    can be pickled.
 
     Raises ValueError when one of the processes was killed.
     """

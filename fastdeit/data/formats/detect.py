@@ -41,9 +41,11 @@ class SplitLocation:
 
 
 def find_split(root: Path, split: str) -> SplitLocation:
-    """Where the split is: a name such as `train`, or relative to root a list's name or a pattern of tar files.
+    """Where the split is: a name such as `train`, or relative to root a list's name or a pattern of
+    tar files.
 
-    A `val` that is not there may be called `validation` or `test`. Raises DataError, which says what was found instead.
+    A `val` that is not there may be called `validation` or `test`. Raises DataError, which says
+    what was found instead.
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; allowed is a folder that holds train and val")

@@ -1,8 +1,9 @@
 """The embedded data set: scikit-learn's handwritten digits as an image folder.
 
-1,797 images of 8 x 8 pixels and 17 grey levels (UCI "Optical Recognition of Handwritten Digits", its test part), written as
-32 x 32 grayscale PNG files into ROOT/{train,val}/{0..9}/NNNN.png; NNNN is the image's number in scikit-learn's order. Each
-class's last fifth, in that order, is held out: the same split on every machine, without a random number.
+1,797 images of 8 x 8 pixels and 17 grey levels (UCI "Optical Recognition of Handwritten Digits",
+its test part), written as 32 x 32 grayscale PNG files into ROOT/{train,val}/{0..9}/NNNN.png; NNNN
+is the image's number in scikit-learn's order. Each class's last fifth, in that order, is held out:
+the same split on every machine, without a random number.
 """
 
 import os
@@ -20,8 +21,8 @@ VAL_SHARE = 5  # one in so many is held out
 def write_digits(root: Path) -> Path:
     """Write the data set to `root` unless it is there; returns `root`.
 
-    The folder appears whole or not at all, also when several processes write at once. Raises FileExistsError when `root`
-    is a folder that holds something else.
+    The folder appears whole or not at all, also when several processes write at once. Raises
+    FileExistsError when `root` is a folder that holds something else.
     """
     root = Path(root)
     if _is_written(root):

@@ -1,4 +1,5 @@
-"""Image files: a folder for each class, in torchvision's ImageFolder order, and files whose labels another file tells."""
+"""Image files: a folder for each class, in torchvision's ImageFolder order, and files whose labels
+another file tells."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -65,7 +66,8 @@ def _class_files(root: Path, folder: Path, stamps: Stamps) -> pa.BinaryArray:
 
 
 def _walk(folder: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
-    """Folders and the files in each, in ImageFolder's order; links are followed, but not round in circles."""
+    """Folders and the files in each, in ImageFolder's order; links are followed, but not round in
+    circles."""
     found: list[tuple[bytes, list[bytes]]] = []
     above: dict[bytes, tuple[tuple[int, int], ...]] = {folder: (_identity(folder),)}
     for parent, folders, files in os.walk(folder, followlinks=True):

@@ -1,4 +1,5 @@
-"""ImageNet's validation images in one folder: their classes come from a file that each distribution names otherwise.
+"""ImageNet's validation images in one folder: their classes come from a file that each distribution
+names otherwise.
 
 - ILSVRC2012_validation_ground_truth.txt of the devkit: line i is the number of image i in the devkit's own order of classes,
   which meta.mat beside it translates to synsets;
@@ -24,7 +25,8 @@ _ROOT = ("ILSVRC", "Data", "CLS-LOC")  # Kaggle's archive holds its list above t
 
 
 def truth_file(folder: Path) -> Path | None:
-    """The file that tells the classes of the images in `folder`: in it, beside it, in the devkit beside it."""
+    """The file that tells the classes of the images in `folder`: in it, beside it, in the devkit
+    beside it."""
     beside = [folder, folder.parent]
     if folder.parent.parts[-len(_ROOT) :] == _ROOT:
         beside.append(folder.parents[len(_ROOT)])
@@ -35,9 +37,11 @@ def truth_file(folder: Path) -> Path | None:
 
 
 def list_flat(root: Path, folder: Path, truth: Path, classes: Sequence[str]) -> Listing:
-    """The images of `folder`, sorted by name, with the classes that `truth` tells; classes: train's synsets.
+    """The images of `folder`, sorted by name, with the classes that `truth` tells; classes: train's
+    synsets.
 
-    Raises DataError for an image that `truth` does not tell, and for a class that is not in `classes`.
+    Raises DataError for an image that `truth` does not tell, and for a class that is not in
+    `classes`.
     """
     stamps = stamp(root, [folder, truth])
     files = sorted(

@@ -1,4 +1,5 @@
-"""What a split says of itself before any image is decoded: the common form that every format lists itself in."""
+"""What a split says of itself before any image is decoded: the common form that every format lists
+itself in."""
 
 import os
 import time
@@ -20,7 +21,8 @@ UNKNOWN = -1
 _SETTLED_S = 2.0  # file systems count time in steps of up to so much
 
 Stamps = dict[str, list[int]]
-"""From a path relative to the root to its bytes (-1: a folder) and modification time in ns (-1: may still have changed)."""
+"""From a path relative to the root to its bytes (-1: a folder) and modification time in ns (-1: may
+still have changed)."""
 
 
 class DataError(ValueError):
@@ -55,7 +57,8 @@ class Listing:
 
 
 def open_table(file: Path) -> pq.ParquetFile:
-    """A Parquet file, mapped. Raises ValueError for one of more rows than bytes: no table of different names is so small.
+    """A Parquet file, mapped. Raises ValueError for one of more rows than bytes: no table of
+    different names is so small.
 
     Raises OSError or ArrowException for what is no Parquet file.
     """
@@ -67,7 +70,8 @@ def open_table(file: Path) -> pq.ParquetFile:
 
 
 def stamp(root: Path, paths: Iterable[Path | str]) -> Stamps:
-    """The stamps of files and folders; what changed a moment ago may change again unseen, so it is stamped as unsettled.
+    """The stamps of files and folders; what changed a moment ago may change again unseen, so it is
+    stamped as unsettled.
 
     Raises OSError for a path that is not there.
     """
@@ -102,10 +106,12 @@ def number_labels(
     where: str,
     names: Sequence[str | bytes],
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """int64 (N,) labels and the classes' names, from numbers or names of classes; None becomes UNKNOWN.
+    """int64 (N,) labels and the classes' names, from numbers or names of classes; None becomes
+    UNKNOWN.
 
-    classes: None takes the numbers from 0 to the largest, or the sorted names. A text is a class's name if it is one, else a
-    number. where, names: of the list and of its rows, for the error. Raises DataError for a label that is no class.
+    classes: None takes the numbers from 0 to the largest, or the sorted names. A text is a class's
+    name if it is one, else a number. where, names: of the list and of its rows, for the error.
+    Raises DataError for a label that is no class.
     """
     distinct = [value for value in dict.fromkeys(raw) if value is not None]
     known = tuple(classes) if classes is not None else _own_classes(distinct, where)
@@ -146,7 +152,8 @@ def _number(value: int | str, place_of: Mapping[str, int]) -> int:
 
 
 def class_names_beside(folder: Path) -> tuple[str, ...] | None:
-    """The lines of `classes.txt` in `folder`, or None without one. Raises DataError for one that repeats or lacks a name."""
+    """The lines of `classes.txt` in `folder`, or None without one. Raises DataError for one that
+    repeats or lacks a name."""
     file = folder / "classes.txt"
     if not file.is_file():
         return None

@@ -20,8 +20,8 @@ _LABELS = ("label", "class", "target", "class_id", "label_id", "class_name", "ca
 def list_listed(root: Path, file: Path, classes: Sequence[str] | None) -> Listing:
     """The images that `file` lists, in its order, by paths relative to `root` or absolute.
 
-    Without `classes` they are the numbers up to the largest label, or the sorted names. Raises DataError for a list that
-    cannot be read, names a file twice, or has a label that is no class.
+    Without `classes` they are the numbers up to the largest label, or the sorted names. Raises
+    DataError for a list that cannot be read, names a file twice, or has a label that is no class.
     """
     paths, raw = _read_parquet(file) if file.suffix.lower() == ".parquet" else _read_text(file)
     names = [

@@ -1,6 +1,7 @@
 """WebDataset shards: tar files in which a sample's members have one key.
 
-One pass over the headers finds where each image lies; nothing is ever unpacked, an image is read where it lies.
+One pass over the headers finds where each image lies; nothing is ever unpacked, an image is read
+where it lies.
 """
 
 import json
@@ -33,7 +34,8 @@ _PROCESSES_FROM = 64  # shards; below it, starting processes costs more than the
 
 
 def expand_pattern(root: Path, pattern: str) -> tuple[Path, ...]:
-    """The files of a pattern below root, sorted: `{000..127}` and `{a,b}` are replaced, then `*`, `?` and `[...]` matched.
+    """The files of a pattern below root, sorted: `{000..127}` and `{a,b}` are replaced, then `*`,
+    `?` and `[...]` matched.
 
     Raises DataError for a file that braces name and that is not there, and when nothing matches.
     """
@@ -153,7 +155,8 @@ def list_shards(
 
 
 def scan_shard(shard: str) -> Scan:
-    """The samples of a tar file: headers and labels are read, images are passed over. A shard that is none has a fault."""
+    """The samples of a tar file: headers and labels are read, images are passed over. A shard that
+    is none has a fault."""
     scan = Scan()
     try:
         with open(shard, "rb") as raw, tarfile.open(fileobj=raw, mode="r:", tarinfo=_Member) as tar:
@@ -169,7 +172,8 @@ def scan_shard(shard: str) -> Scan:
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose extended headers are short: tarfile reads them whole, however long a shard says they are."""
+    """A member whose extended headers are short: tarfile reads them whole, however long a shard
+    says they are."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in _EXTENDED and not 0 <= self.size <= _MAX_HEADER:
@@ -278,7 +282,8 @@ class _Samples:
 
 
 def _read_label(member: tarfile.TarInfo, tar: tarfile.TarFile) -> int | str | None:
-    """The class of a `.cls` or `.json` member; None if a `.json` tells none. Raises ValueError for what cannot be one."""
+    """The class of a `.cls` or `.json` member; None if a `.json` tells none. Raises ValueError for
+    what cannot be one."""
     if member.size > MAX_LABEL_BYTES:
         raise ValueError(f"{member.size} bytes are more than {MAX_LABEL_BYTES}")
     opened = tar.extractfile(member)

@@ -1,4 +1,5 @@
-"""The compiled operator in the DALI graph: bit-equal to PIL, timm and torchvision from files on, whatever the batch."""
+"""The compiled operator in the DALI graph: bit-equal to PIL, timm and torchvision from files on,
+whatever the batch."""
 
 import dataclasses
 import io

@@ -22,7 +22,8 @@ FILL = (124, 116, 104)
 SHAPES = {"48x32": (48, 32), "41x57": (41, 57), "224x224": (224, 224)}
 WHOLE = ("PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd")
 WARPS = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
-# largest and mean difference in levels, on any device; None: only the mean is bounded, since a warp moves edges
+# largest and mean difference in levels, on any device; None: only the mean is bounded, since a warp
+# moves edges
 TOLERANCE: dict[str, tuple[int | None, float]] = dict.fromkeys(OPS, (0, 0.0))
 # a float32 product that falls within 2e-5 under a whole level
 TOLERANCE |= dict.fromkeys(
@@ -40,12 +41,14 @@ TOLERANCE["AutoContrast"] = (
 )  # whole levels, which PIL's double precision puts a little below or above
 TOLERANCE["Equalize"] = (None, 6.0)  # OpenCV's formula
 TOLERANCE |= dict.fromkeys(WARPS, (None, 2.0))
-# of the cubic kernel: PIL's has -1, OpenCV's -0.75; CV-CUDA's, on the GPU, the one or the other by its version
+# of the cubic kernel: PIL's has -1, OpenCV's -0.75; CV-CUDA's, on the GPU, the one or the other by
+# its version
 SHARPNESS = {"cpu": (-0.75,), "as_gpu": (-0.75,), "gpu": (-0.75, -0.5)}
 
 
 def smooth_images(height: int, width: int, count: int) -> np.ndarray:
-    """uint8 (count, height, width, 3) with 1/f noise; the first is of one level, and the second has one flat channel."""
+    """uint8 (count, height, width, 3) with 1/f noise; the first is of one level, and the second has
+    one flat channel."""
     rng = np.random.default_rng(0)
     decay = 1 / np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None]).clip(0.02)
     noise = np.fft.ifft2(np.fft.fft2(rng.normal(size=(count, 3, height, width))) * decay).real
@@ -176,7 +179,8 @@ def test_warp_differs_less_than_pils_own_filters_do(
 
 
 def cubic_warp(image: np.ndarray, matrix: np.ndarray, sharpness: float) -> np.ndarray:
-    """uint8 (H, W, 3): the image under `matrix` by a cubic convolution kernel (Keys 1981), `FILL` around it.
+    """uint8 (H, W, 3): the image under `matrix` by a cubic convolution kernel (Keys 1981), `FILL`
+    around it.
 
     sharpness: the kernel's slope at a distance of one pixel.
     """
@@ -212,7 +216,8 @@ def cubic_kernel(distance: np.ndarray, a: float) -> np.ndarray:
 
 @pytest.mark.parametrize("name", WARPS)
 def test_warp_is_a_cubic_convolution(name: str, place: str, distances: Distances) -> None:
-    """Which kernel it is tells how far from PIL it has to be; anything but the kernel (place, border) would show here."""
+    """Which kernel it is tells how far from PIL it has to be; anything but the kernel (place,
+    border) would show here."""
     images = smooth_images(48, 32, 12)
     ops, args = arguments_of(name, 12)
     matrices = warp_matrices(ops[:, 0], args[:, 0], 48, 32)

@@ -1,4 +1,5 @@
-"""PIL's arithmetic without PIL: resize and every operation against PIL's own and timm's functions, to the last bit."""
+"""PIL's arithmetic without PIL: resize and every operation against PIL's own and timm's functions,
+to the last bit."""
 
 import numpy as np
 import pytest
@@ -48,7 +49,8 @@ def test_enhancement_at_any_factor(name: str, factor: float) -> None:
 
 
 def test_smoothing_of_every_sum_is_pils() -> None:
-    """Sharpness sums in integers what PIL sums in single precision: all 3316 sums of its window, one in each 3 x 3 tile."""
+    """Sharpness sums in integers what PIL sums in single precision: all 3316 sums of its window,
+    one in each 3 x 3 tile."""
     total = np.arange(13 * 255 + 1)
     tiles = np.zeros((3, len(total), 3), np.uint8)
     tiles[1, :, 1] = np.minimum(total // 5, 255)  # the centre counts five times

@@ -1,4 +1,5 @@
-"""Which images the index takes: exactly those that DALI decodes, and decodes as Pillow does. docs/data.md has the table."""
+"""Which images the index takes: exactly those that DALI decodes, and decodes as Pillow does.
+docs/data.md has the table."""
 
 import io
 import os

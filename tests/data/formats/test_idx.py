@@ -1,4 +1,5 @@
-"""MNIST's files: read as they come, plain or gzipped; what is damaged is refused; DALI shows the same pixels."""
+"""MNIST's files: read as they come, plain or gzipped; what is damaged is refused; DALI shows the
+same pixels."""
 
 import gzip
 import struct

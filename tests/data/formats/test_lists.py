@@ -1,4 +1,5 @@
-"""Lists of images and labels, and ImageNet's layouts, whose validation images have their labels in a list."""
+"""Lists of images and labels, and ImageNet's layouts, whose validation images have their labels in
+a list."""
 
 import csv
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""WebDataset shards: which samples there are, their labels, what is wrong with a shard, and that DALI reads them in place."""
+"""WebDataset shards: which samples there are, their labels, what is wrong with a shard, and that
+DALI reads them in place."""
 
 import io
 import json
