@@ -39,7 +39,8 @@ from fastdeit.data.quarantine import Quarantine, read_entries
 from fastdeit.models.student import build_student
 from fastdeit.models.teacher import Teacher, load_teacher
 from fastdeit.models.weights import read_weights
-from fastdeit.plan.plan import Plan, PlanSpec
+from fastdeit.plan.plan import Plan
+from fastdeit.plan.spec import PlanSpec
 from fastdeit.reliability.failures import take_failures
 from fastdeit.run.identity import check_same_run
 from fastdeit.teacher_cache.check import bad_images

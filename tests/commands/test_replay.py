@@ -402,10 +402,10 @@ def test_a_model_with_random_draws_and_statistics_of_its_own(
 
 WRONG: dict[str, tuple[int, list[str], str]] = {
     "beyond the run": (10, [], "--step: got 10, allowed is 0 to 9, for "),
-    "beyond the plan": (9, [], "--step: got 9, allowed is below 9"),
+    "beyond the plan": (9, [], "--step must be below 9"),
     "before the run": (-1, [], "--step: got -1, allowed is 0 or more"),
     "no data": (4, ["--data-path", "/nowhere/at/all"], "/nowhere/at/all"),
-    "no teacher": (4, ["--teacher-path", "/nowhere"], "--teacher-path: got '/nowhere'"),
+    "no teacher": (4, ["--teacher-path", "/nowhere"], "--teacher-path must be an existing file"),
     "other settings": (4, ["--lr", "0.1"], "optim.lr 0.05 -> 0.1"),
     "output in use": (4, ["--output", str(ROOT / "tests")], "which is of no replay"),
 }

@@ -158,7 +158,7 @@ def test_time_limits_are_slurms(text: str, seconds: int) -> None:
 
 @pytest.mark.parametrize("text", ["x", "1:2:3:4", "-1", "1-", "1.5", "2h"])
 def test_other_time_limits_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="--time-limit: got"):
+    with pytest.raises(ValueError, match="--time-limit must be"):
         RunConfig(time_limit=text)
 
 
