@@ -438,10 +438,9 @@ def member(name: str, data: bytes, **fields: object) -> tuple[tarfile.TarInfo, b
     "kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK]
 )
 def test_a_header_as_long_as_a_shard_is_not_read(kind: bytes, tmp_path: Path) -> None:
+    long = member("x", bytes(1 << 26), type=kind)
     with at_most_mib(48):
-        left_out = shard_with(
-            tmp_path, member("x", bytes(1 << 26), type=kind), member("1.jpg", JPEG)
-        )
+        left_out = shard_with(tmp_path, long, member("1.jpg", JPEG))
     assert len(left_out) == 1 and "what follows is no member" in left_out[0]
 
 

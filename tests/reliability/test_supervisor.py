@@ -25,7 +25,7 @@ from fastdeit.data.eval_loader import EvalLoader
 from fastdeit.distributed.collectives import AsyncMax, on_every_rank, on_rank0
 from fastdeit.distributed.world import init_distributed
 from fastdeit.reliability import launcher as ancestry
-from fastdeit.reliability import supervisor as supervision
+from fastdeit.reliability import stop_requests
 from fastdeit.reliability.failures import format_failure, take_failures, write_failure
 from fastdeit.reliability.stop_requests import REASONS, StopRequests
 from fastdeit.run import identity
@@ -275,7 +275,7 @@ def until(condition: Callable[[], object]) -> None:
 def test_a_second_interrupt_aborts_and_an_echo_of_the_first_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(supervision, "_AGAIN_S", 0.3)
+    monkeypatch.setattr(stop_requests, "_AGAIN_S", 0.3)
     aborts = Aborts()
     requests = StopRequests(None, None, None, aborts)
     requests.start()
