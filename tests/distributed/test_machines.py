@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from fastdeit.checkpoint.store import list_checkpoints, step_of, verify_checkpoint
 from fastdeit.commands.train import train_command
 from fastdeit.data.index import build_index
+from fastdeit.distributed import collectives
 from fastdeit.distributed import world as distributed
 from fastdeit.distributed.collectives import first_on_rank0
 from fastdeit.distributed.world import init_distributed
@@ -260,7 +261,7 @@ def test_files_are_made_once_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
             action()
             done.append(len(done))
 
-        monkeypatch.setattr(distributed, "on_every_rank", take_turn)
+        monkeypatch.setattr(collectives, "on_every_rank", take_turn)
         turns[rank, local_rank] = first_on_rank0(functools.partial(len, done))
     assert turns == {(0, "0"): 0, (1, "1"): 2, (2, "0"): 1, (3, "1"): 2}
 
