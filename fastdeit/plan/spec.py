@@ -86,7 +86,7 @@ class PlanSpec:
     def layer_ops(self) -> tuple[tuple[str, ...], ...]:
         """For each layer of operations, the names out of `OPS` that it is drawn from: RandAugment's
         layers, or 3-Augment's one; then the colour jitter's three."""
-        layers = [sampling.RAND_AUGMENT_OPS] * self.ra_layers
+        layers: list[tuple[str, ...]] = [sampling.RAND_AUGMENT_OPS] * self.ra_layers
         if self.three_augment:
             layers += [sampling.THREE_OPS]
         if self.color_jitter > 0:
