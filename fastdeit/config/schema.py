@@ -190,7 +190,7 @@ class DistillConfig:
             not self.cache or kind != "none",
             "cache",
             self.cache,
-            "no cache with --distillation-type none",
+            "empty with --distillation-type none",
         )
         labels = self.cache_miss == "ground-truth" and kind == "soft"
         require(
@@ -242,13 +242,13 @@ class OptimConfig:
             self.batch_size >= 2 and self.batch_size % 2 == 0,
             "batch_size",
             self.batch_size,
-            "even numbers, 2 or more",
+            "an even number, 2 or more",
         )
         require(
             self.micro_batch >= 0 and self.micro_batch % 2 == 0,
             "micro_batch",
             self.micro_batch,
-            "even numbers, or 0",
+            "an even number, or 0",
         )
         require(self.lr > 0, "lr", self.lr, "above 0")
         require(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "0 or more")
