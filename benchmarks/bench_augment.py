@@ -24,7 +24,8 @@ from torchvision.transforms.v2 import functional as v2
 
 from benchmarks import harness
 from fastdeit.kernels.augment import FILL, OPS, augment_reference, augment_triton, pack_args
-from fastdeit.plan.plan import Plan, PlanSpec
+from fastdeit.plan.plan import Plan
+from fastdeit.plan.spec import PlanSpec
 
 SHAPES = {"cuda": [(256, 224), (1024, 224), (256, 384)], "cpu": [(32, 64)]}
 ON_ONE_CORE, ONE_BY_ONE = 32, 256

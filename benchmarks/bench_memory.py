@@ -21,7 +21,8 @@ from fastdeit.data.eval_loader import EvalLoader
 from fastdeit.data.index import build_index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import BACKENDS, PipelineOptions
-from fastdeit.plan.plan import Plan, PlanSpec
+from fastdeit.plan.plan import Plan
+from fastdeit.plan.spec import PlanSpec
 
 SIZE, BATCH, TRAIN_RUN, EVERY, LOOKS = 96, 32, 20, 100, 10
 WARM_UP = 0.2  # share of the iterations: DALI's pools grow until they have met the largest images

@@ -21,7 +21,8 @@ from fastdeit.data.index import Index, build_index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.plan.digest import sample_digests
-from fastdeit.plan.plan import Plan, PlanSpec
+from fastdeit.plan.plan import Plan
+from fastdeit.plan.spec import PlanSpec
 
 MICRO_BATCHES = (64, 128, 256, 1024)
 SAMPLES = 40_960

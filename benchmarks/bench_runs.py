@@ -31,6 +31,7 @@ import torch
 from benchmarks import harness
 from fastdeit.run.attempts import read_attempts
 from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 END_TO_END = {"native-mixed": 2, "exact-cpu": 1, "native-hardware": 1}
@@ -167,13 +168,13 @@ def last(lines: Sequence[dict[str, Any]], name: str) -> float:
     return next((line[name] for line in reversed(lines) if name in line), math.nan)
 
 
-def outcome(folder: Path) -> dict[str, Any]:
+def outcome(folder: RunFolder) -> dict[str, Any]:
     """What the newest start left in the run's folder."""
     attempts = read_attempts(folder)
     if not attempts:
         return {"from_step": 0, "to_step": 0, "loss": math.nan}
     attempt = attempts[-1]
-    lines = [line for line in read_metrics(folder / "metrics.jsonl") if line["step"] > attempt.step]
+    lines = [line for line in read_metrics(folder.metrics) if line["step"] > attempt.step]
     rates = [line["images_per_s"] for line in lines if "images_per_s" in line][WARM_UP:]
     return {
         "from_step": attempt.step,
@@ -212,7 +213,7 @@ def start_all(
             "start": number,
             "exit_code": launch(start, folder, device),
         }
-        row |= {"seconds": time.monotonic() - began} | outcome(folder)
+        row |= {"seconds": time.monotonic() - began} | outcome(RunFolder(folder))
         shown = {
             key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()
         }

@@ -20,7 +20,8 @@ from benchmarks.loaders import MEAN, STD, write_images
 from fastdeit.data.index import Index, build_index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import DECODERS, PipelineOptions
-from fastdeit.plan.plan import Plan, PlanSpec
+from fastdeit.plan.plan import Plan
+from fastdeit.plan.spec import PlanSpec
 
 CORES = len(os.sched_getaffinity(0))
 THREADS = tuple(1 << power for power in range(CORES.bit_length()))

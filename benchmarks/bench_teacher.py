@@ -42,7 +42,8 @@ from fastdeit.kernels.mix import mix
 from fastdeit.models.build import build_model, precision
 from fastdeit.models.teacher import Teacher
 from fastdeit.plan.build import build_plan
-from fastdeit.plan.plan import Plan, PlanSpec
+from fastdeit.plan.plan import Plan
+from fastdeit.plan.spec import PlanSpec
 from fastdeit.teacher_cache.format import LARGEST_CHUNK, Manifest, decode, encode
 from fastdeit.teacher_cache.reader import Cache, CachedTeacher
 from fastdeit.teacher_cache.record import ChunkBatches, record

@@ -23,7 +23,8 @@ from torchvision.transforms import InterpolationMode, v2
 from fastdeit.data.index import Index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
-from fastdeit.plan.plan import Plan, PlanSpec
+from fastdeit.plan.plan import Plan
+from fastdeit.plan.spec import PlanSpec
 
 BATCH = 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

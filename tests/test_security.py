@@ -39,9 +39,11 @@ from fastdeit.data.quarantine import Quarantine, read_entries
 from fastdeit.models.student import build_student
 from fastdeit.models.teacher import Teacher, load_teacher
 from fastdeit.models.weights import read_weights
-from fastdeit.plan.plan import Plan, PlanSpec
+from fastdeit.plan.plan import Plan
+from fastdeit.plan.spec import PlanSpec
 from fastdeit.reliability.failures import take_failures
 from fastdeit.run.identity import check_same_run
+from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.check import bad_images
 from fastdeit.teacher_cache.format import CacheError, encode
 from fastdeit.teacher_cache.reader import Cache
@@ -250,7 +252,7 @@ def test_a_config_file_that_does_harm_is_refused_in_one_line(
     file.write_text(YAML[kind] if kind == "billion laughs" else YAML[kind].format(canary=canary))
     for use in (
         lambda: parse_config(["--config", str(file)], "test"),
-        lambda: check_same_run(Config(), folder),
+        lambda: check_same_run(Config(), RunFolder(folder)),
     ):
         with at_most_mib(64), pytest.raises(ValueError, match="config.yaml") as caught:
             use()
@@ -296,7 +298,7 @@ def test_lists_of_bad_images_are_taken_line_by_line_as_far_as_they_make_sense(
 def test_failure_files_that_are_none_go_away(tmp_path: Path) -> None:
     for number, text in enumerate([DEEP, "[]", "{}", '{"time": []}', "\0", " " * (1 << 23)]):
         (tmp_path / f"failure-rank{number}.json").write_text(text)
-    assert take_failures(tmp_path) == [] and not list(tmp_path.iterdir())
+    assert take_failures(RunFolder(tmp_path)) == [] and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from fastdeit.checkpoint.files import NewerFormat, Tensors
 from fastdeit.checkpoint.store import list_checkpoints, load_checkpoint, step_of
 from fastdeit.config.file import read_config_file
+from fastdeit.storage.run_folder import RunFolder
 
 
 @dataclass
@@ -24,7 +25,7 @@ class LoadedCheckpoint:
 
 
 def find_checkpoint(
-    folder: Path, named: str, layout: Tensors, before: int | None = None
+    folder: RunFolder, named: str, layout: Tensors, before: int | None = None
 ) -> LoadedCheckpoint | None:
     """The checkpoint that all ranks can load and hold for whole; None if a run folder has none. A
     collective.
@@ -53,13 +54,13 @@ def find_checkpoint(
     return None
 
 
-def _candidates(folder: Path, named: str, before: int | None) -> tuple[list[Path], bool]:
+def _candidates(folder: RunFolder, named: str, before: int | None) -> tuple[list[Path], bool]:
     """What rank 0 finds to go on from, the first choice first; and whether that is the named one."""
     choice: list[tuple[list[Path], bool]] = [([], False)]
     if dist.get_rank() == 0:
         own = [
             path
-            for path in list_checkpoints(folder / "checkpoints")
+            for path in list_checkpoints(folder.checkpoints)
             if before is None or step_of(path) < before
         ]
         asked_for = bool(named) and not (own and _began_with(folder, named))
@@ -68,10 +69,10 @@ def _candidates(folder: Path, named: str, before: int | None) -> tuple[list[Path
     return choice[0]
 
 
-def _began_with(folder: Path, named: str) -> bool:
+def _began_with(folder: RunFolder, named: str) -> bool:
     """Whether a run folder was last used by a command with the same --resume; then this one goes on
     from what that saved."""
-    config = folder / "config.yaml"
+    config = folder.config
     return (
         config.is_file()
         and read_config_file(config, "--output-dir").get("run", {}).get("resume") == named

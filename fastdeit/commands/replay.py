@@ -26,7 +26,7 @@ from fastdeit.commands.errors import one_line_errors
 from fastdeit.config.cli import parse_config
 from fastdeit.config.parse import require
 from fastdeit.config.schema import Config
-from fastdeit.data.build import IMAGES, build_train_index
+from fastdeit.data.build import build_train_index
 from fastdeit.data.snapshot import reconcile
 from fastdeit.distributed.collectives import first_on_rank0, on_every_rank, on_rank0
 from fastdeit.distributed.world import World, init_distributed
@@ -38,6 +38,7 @@ from fastdeit.replay.step import Line, StepResult, describe_samples, rerun
 from fastdeit.run.build import build_training
 from fastdeit.run.identity import check_same_everywhere, check_same_samples, check_same_settings
 from fastdeit.run.preflight import check_config
+from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.build import build_deepspeed_config
 from fastdeit.training.trainer import Trainer
 
@@ -50,9 +51,9 @@ def replay_command(argv: Sequence[str]) -> int:
         return 0
     with one_line_errors():
         asked, flags = _parser().parse_known_args(list(argv))
-        folder = Path(asked.run)
+        folder = RunFolder(Path(asked.run))
         check_folder(folder)
-        named = ["--config", str(folder / "config.yaml"), *flags, "--output-dir", str(folder)]
+        named = ["--config", str(folder.config), *flags, "--output-dir", str(folder)]
         config, _ = parse_config(named, "fastdeit replay")
         check_same_settings(config, folder)
         world = init_distributed()
@@ -62,7 +63,7 @@ def replay_command(argv: Sequence[str]) -> int:
             _as_recorded(config, record, world),
             world,
             record,
-            asked.output or folder / f"replay-{asked.step}",
+            asked.output or folder.replay(asked.step),
         )
 
 
@@ -99,7 +100,7 @@ def _as_recorded(config: Config, record: Record, world: World) -> Config:
 
 def _replay(config: Config, world: World, record: Record, output: Path) -> int:
     now = first_on_rank0(lambda: build_train_index(config))
-    index, gone = reconcile(now, record.folder / IMAGES)
+    index, gone = reconcile(now, record.folder.train_images)
     training = build_training(config, world, index)
     samples = Samples(config, world, record, index, gone, training)
     try:

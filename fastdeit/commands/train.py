@@ -16,7 +16,6 @@ from fastdeit.distributed.collectives import barrier, on_every_rank, on_rank0
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.reliability.health import HealthError
 from fastdeit.reliability.run_lock import RunLock
-from fastdeit.reliability.stop_requests import STOP_FILE
 from fastdeit.reliability.supervisor import StopAgreed, Supervisor
 from fastdeit.run.build import _build_run, _facts
 from fastdeit.run.folder import FolderError, open_folder, write_outcome
@@ -30,6 +29,7 @@ from fastdeit.run.preflight import check_config
 from fastdeit.run.results import is_finished, say_finished
 from fastdeit.run.resume import restore
 from fastdeit.run.state import Run
+from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.format import CacheError
 from fastdeit.training.build import build_deepspeed_config
 
@@ -40,7 +40,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     it."""
     with one_line_errors():
         config, recipe = parse_config(argv, prog)
-    folder, limits = Path(config.run.output_dir), config.limits.sections()
+    folder, limits = RunFolder(Path(config.run.output_dir)), config.limits.sections()
     with (
         Supervisor(folder, limits, parse_time_limit(config.run.time_limit)) as supervisor,
         RunLock(folder) as lock,
@@ -67,7 +67,7 @@ def _prepare(
 ) -> Run | None:
     """A run ready for its next step, with nothing written yet but the lock; None if it was finished
     before."""
-    folder = Path(config.run.output_dir)
+    folder = RunFolder(Path(config.run.output_dir))
     check_same_everywhere(config)
     on_every_rank(lambda: check_config(config, world.size))
     on_every_rank(lambda: build_deepspeed_config(config, world))
@@ -109,7 +109,7 @@ def _stop(run: Run, reason: str) -> None:
     done = f"stopped after step {run.trainer.step} of {run.total_steps} ({reason})"
     run.console.note(f"{done}; the same command goes on from there")
     if run.world.rank == 0:
-        (run.folder / STOP_FILE).unlink(missing_ok=True)
+        run.folder.stop_request.unlink(missing_ok=True)
     barrier()
 
 

@@ -1,4 +1,4 @@
-"""What the text of a flag means, and the error for a value that is not allowed."""
+"""Values that a flag holds as text, and the error for a value that is not allowed."""
 
 import math
 import re
@@ -6,17 +6,22 @@ from typing import Any
 
 
 def require(ok: bool, flag: str, value: object, allowed: str) -> None:
-    """Raises ValueError naming the flag, its value and what is allowed, unless `ok`."""
+    """Raise ValueError naming the flag, what it must be, and its value, unless `ok`."""
+    require_value(ok, f"--{flag.replace('_', '-')}", value, allowed)
+
+
+def require_value(ok: bool, name: str, value: object, allowed: str) -> None:
+    """Raise ValueError naming what it must be, and its value, unless `ok`; for what is no flag."""
     if not ok:
-        raise ValueError(f"--{flag.replace('_', '-')}: got {value!r}, allowed is {allowed}")
+        raise ValueError(f"{name} must be {allowed} (got {value!r})")
 
 
 def parse_rand_augment(aa: str) -> dict[str, Any]:
-    """`ra_*` fields of `PlanSpec` for a RandAugment string of timm (data/auto_augment.py,
-    rand_augment_transform)."""
-    allowed = (
-        "none, 3a, or rand-m9-mstd0.5-inc1 and the like (sections m, n, mstd, mmax, p, and inc1)"
-    )
+    """Return the `ra_*` fields of `PlanSpec` for a RandAugment string of timm.
+
+    Source: timm, data/auto_augment.py, rand_augment_transform. Raises ValueError for any other.
+    """
+    allowed = "none, 3a, or as rand-m9-mstd0.5-inc1 (sections m, n, mstd, mmax, p, and inc1)"
     name, *sections = aa.split("-")
     require(name == "rand" and "inc1" in sections, "aa", aa, allowed)
     spec: dict[str, Any] = {"ra_magnitude": 10.0, "ra_std": 0.0}
@@ -39,8 +44,10 @@ def parse_rand_augment(aa: str) -> dict[str, Any]:
 
 
 def parse_time_limit(text: str) -> float | None:
-    """Seconds of a time as sbatch's --time has it; None for an empty one. Raises ValueError for any
-    other form."""
+    """Return the seconds of a time in the forms of sbatch's --time, or None for an empty text.
+
+    Raises ValueError for any other form.
+    """
     if not text:
         return None
     match = re.fullmatch(r"(?:(\d+)-)?(\d+(?::\d+){0,2})", text)

@@ -15,10 +15,7 @@ from fastdeit.data.snapshot import reconcile
 from fastdeit.distributed.collectives import first_on_rank0
 from fastdeit.distributed.world import World
 from fastdeit.plan.plan import Plan
-
-IMAGES = "train-images.parquet"
-"""In a run's folder: the training images that it began with."""
-
+from fastdeit.storage.run_folder import RunFolder
 
 _EXACT_FROM_THREADS = 8
 
@@ -55,11 +52,11 @@ def build_quarantine(config: Config, index: Index) -> tuple[Index, Quarantine]:
 
     Raises DataError when too many are gone.
     """
-    folder = Path(config.run.output_dir)
+    folder = RunFolder(Path(config.run.output_dir))
     gone: dict[int, str] = {}
-    if (folder / IMAGES).is_file() and index.split == config.data.train_split:
-        index, gone = reconcile(index, folder / IMAGES)
-    quarantine = Quarantine(index, config.data.bad_images, folder / "quarantine.jsonl")
+    if folder.train_images.is_file() and index.split == config.data.train_split:
+        index, gone = reconcile(index, folder.train_images)
+    quarantine = Quarantine(index, config.data.bad_images, folder.quarantine)
     if gone:
         quarantine.exclude(gone)
     return index, quarantine

@@ -24,7 +24,8 @@ from nvidia.dali.data_node import DataNode
 from fastdeit.data.augment.exact import exact, pack_exact, pack_windows
 from fastdeit.data.augment.native import native_window, pack_ops, rand_augment
 from fastdeit.plan.philox import normal, random_words, uniform
-from fastdeit.plan.plan import PlanSpec, SampleParams
+from fastdeit.plan.plan import SampleParams
+from fastdeit.plan.spec import PlanSpec
 
 Source = Callable[[int], tuple[Any, ...]]
 """From the number of an iteration to its batch: paths or encoded images as uint8 arrays, then the

@@ -16,6 +16,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 
 from fastdeit.models.student import SIZES, Student, build_student
+from fastdeit.storage.run_folder import RunFolder
 from fastdeit.storage.tensor_files import read_tensors
 
 WRAPPERS = ("state_dict", "model")
@@ -29,7 +30,7 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, str]]:
     Raises ValueError when the file is missing, damaged, holds no state dict, or pickled classes.
     """
     path = Path(path)
-    path = path / "student.safetensors" if path.is_dir() else path
+    path = RunFolder(path).student if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}")
     if path.suffix == ".safetensors":
@@ -114,7 +115,7 @@ def file_sha256(path: str | Path) -> str:
     """Hex digest of a file's bytes (of student.safetensors for a run folder)."""
     path = Path(path)
     digest = hashlib.sha256()
-    with open(path / "student.safetensors" if path.is_dir() else path, "rb") as file:
+    with open(RunFolder(path).student if path.is_dir() else path, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

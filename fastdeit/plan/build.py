@@ -3,7 +3,8 @@
 import numpy as np
 
 from fastdeit.config.schema import Config
-from fastdeit.plan.plan import Plan, PlanSpec
+from fastdeit.plan.plan import Plan
+from fastdeit.plan.spec import PlanSpec
 
 
 def build_plan(config: Config, sizes: np.ndarray) -> Plan:

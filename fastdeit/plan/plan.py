@@ -28,114 +28,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastdeit.config.parse import require_value
 from fastdeit.plan import sampling
 from fastdeit.plan.philox import random_words, stream_words, uniform
+from fastdeit.plan.spec import PlanSpec
 
 VERSION = 2
 """Rises whenever the same spec would give other draws; part of the fingerprint."""
-
-
-@dataclass(frozen=True)
-class PlanSpec:
-    """The distributions that the plan draws from. Defaults: DeiT (arXiv 2012.12877, table 9), two
-    copies an image."""
-
-    seed: int = 0
-    input_size: int = 224
-    repeats: int = 2
-    """Copies of an image in an epoch, each with draws of its own."""
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    hflip: float = 0.5
-    ra_layers: int = 2
-    """RandAugment operations per image; 0 turns it off."""
-    ra_magnitude: float = 9.0
-    ra_std: float = 0.5
-    """Deviation of the magnitude; infinity draws it uniformly from [0, ra_magnitude]."""
-    ra_max: float = 10.0
-    ra_prob: float = 0.5
-    three_augment: bool = False
-    """DeiT III's 3-Augment instead of RandAugment: always one of grey, solarise and blur."""
-    color_jitter: float = 0.0
-    """Brightness, contrast and saturation each times a factor in 1 -+ color_jitter, in a random
-    order, after the others."""
-    simple_crop: bool = False
-    """DeiT III's simple random crop instead of the random resized crop; `scale` and `ratio` play no
-    part then."""
-    reprob: float = 0.25
-    remode: str = "pixel"
-    erase_area: tuple[float, float] = (0.02, 1 / 3)
-    erase_ratio: tuple[float, float] = (0.3, 1 / 0.3)
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    cutmix_minmax: tuple[float, float] | None = None
-    mixup_prob: float = 1.0
-    mixup_switch_prob: float = 0.5
-    mixup_group: int = 2
-    """Neighbouring samples that share lambda, mode and box: 2 is a pair, 256 is deit's layout on 4
-    GPUs."""
-
-    def __post_init__(self) -> None:
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
-        _require(self.input_size >= 1, "input_size", self.input_size, "1 or more")
-        _require(self.repeats >= 1, "repeats", self.repeats, "1 or more")
-        _require(
-            0 < self.scale[0] <= self.scale[1] <= 1, "scale", self.scale, "0 < low <= high <= 1"
-        )
-        _require(0 < self.ratio[0] <= self.ratio[1], "ratio", self.ratio, "0 < low <= high")
-        for name in ("hflip", "ra_prob", "reprob", "mixup_prob", "mixup_switch_prob"):
-            _require(
-                0 <= getattr(self, name) <= 1, name, getattr(self, name), "a probability, 0 to 1"
-            )
-        for name in ("ra_layers", "ra_magnitude", "ra_std", "color_jitter", "mixup", "cutmix"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        _require(
-            not (self.three_augment and self.ra_layers),
-            "ra_layers",
-            self.ra_layers,
-            "0 with three_augment",
-        )
-        # the padding is a reflection of 4 pixels
-        _require(
-            not self.simple_crop or self.input_size > 4,
-            "input_size",
-            self.input_size,
-            "5 or more with simple_crop",
-        )
-        _require(
-            self.remode in ("const", "rand", "pixel"), "remode", self.remode, "const, rand, pixel"
-        )
-        group = self.mixup_group
-        _require(group >= 2 and group % 2 == 0, "mixup_group", group, "an even number, 2 or more")
-        low, high = self.cutmix_minmax or (0.1, 0.9)
-        _require(0 < low <= high <= 1, "cutmix_minmax", self.cutmix_minmax, "0 < low <= high <= 1")
-
-    @property
-    def layer_ops(self) -> tuple[tuple[str, ...], ...]:
-        """For each layer of operations the names out of sampling.OPS that it is drawn from:
-        RandAugment's layers, or 3-Augment's one; then the colour jitter's three."""
-        rand, three, jitter = (
-            (sampling.RAND_AUGMENT_OPS,),
-            (sampling.THREE_OPS,),
-            (sampling.JITTER_OPS,),
-        )
-        return (
-            rand * self.ra_layers
-            + three * self.three_augment
-            + 3 * jitter * (self.color_jitter > 0)
-        )
-
-    @property
-    def layers(self) -> int:
-        """Operations that a sample goes through."""
-        return len(self.layer_ops)
-
-    @property
-    def mixes(self) -> bool:
-        """Whether any sample is mixed at all."""
-        return self.mixup_prob > 0 and (
-            self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
-        )
 
 
 @dataclass(frozen=True)
@@ -181,12 +80,8 @@ class Plan:
         self.sizes = np.ascontiguousarray(sizes, dtype=np.int32)
         self._excluded = np.zeros(0, np.int64)
         pairs = self.num_images // 2
-        _require(
-            pairs >= spec.repeats,
-            "repeats",
-            spec.repeats,
-            f"at most {pairs} with {self.num_images} training images",
-        )
+        most = f"at most {pairs} with {self.num_images} training images"
+        require_value(spec.repeats <= pairs, "repeats", spec.repeats, most)
         self._order = functools.lru_cache(maxsize=2)(self._readable_order)
 
     @property
@@ -206,15 +101,13 @@ class Plan:
         """
         rows = np.unique(np.asarray(rows, np.int64))
         wrong = rows[(rows < 0) | (rows >= self.num_images)]
-        _require(not wrong.size, "exclude", wrong.tolist(), f"rows 0 to {self.num_images - 1}")
+        last = self.num_images - 1
+        require_value(not wrong.size, "excluded images", wrong.tolist(), f"rows 0 to {last}")
         excluded = np.union1d(self._excluded, rows)
-        left = self.num_images - excluded.size
-        _require(
-            left >= 2,
-            "exclude",
-            f"{excluded.size} images",
-            f"at most {self.num_images - 2} of {self.num_images}",
-        )
+        if self.num_images - excluded.size < 2:
+            raise ValueError(
+                f"at least 2 of {self.num_images} images must remain ({excluded.size} are excluded)"
+            )
         self._excluded = excluded
         self._order.cache_clear()
 
@@ -233,12 +126,8 @@ class Plan:
     def steps_per_epoch(self, batch_size: int) -> int:
         """Whole global batches in an epoch of about N samples, copies included (deit: samplers.py,
         RASampler)."""
-        _require(
-            0 < batch_size <= self.num_images,
-            "batch_size",
-            batch_size,
-            f"1 to {self.num_images} (the training images)",
-        )
+        allowed = f"1 to {self.num_images}, the number of training images"
+        require_value(0 < batch_size <= self.num_images, "batch_size", batch_size, allowed)
         return self.num_images // batch_size
 
     def ordinals(
@@ -251,12 +140,8 @@ class Plan:
         ranks.
         """
         share = 2 * world_size
-        _require(
-            batch_size > 0 and batch_size % share == 0,
-            "batch_size",
-            batch_size,
-            f"multiples of {share}",
-        )
+        divides = batch_size > 0 and batch_size % share == 0
+        require_value(divides, "batch_size", batch_size, f"a multiple of {share}")
         units = np.arange(step * batch_size // 2, (step + 1) * batch_size // 2, dtype=np.int64)
         mine = units[units % world_size == rank]
         return (2 * mine[:, None] + np.arange(2)).reshape(-1)
@@ -387,18 +272,11 @@ class Plan:
 
 
 def _next_good(images: np.ndarray, bad: np.ndarray, place: str) -> np.ndarray:
-    """Each bad image replaced by the first good one after it, going round at the end; place: for
-    the error."""
+    """Return the images, each bad one replaced by the first good one after it.
+
+    The search continues at the start. place: which images these are, for the error.
+    """
     good = np.flatnonzero(~bad)
-    _require(
-        bool(good.size),
-        "exclude",
-        f"every image of {place}",
-        "at least one good image on each side",
-    )
+    if not good.size:
+        raise ValueError(f"every image of {place} is excluded; one must remain on each side")
     return images[good[np.searchsorted(good, np.arange(len(images))) % good.size]]
-
-
-def _require(ok: bool, name: str, value: object, allowed: str) -> None:
-    if not ok:
-        raise ValueError(f"{name}: got {value}, allowed is {allowed}")

@@ -13,17 +13,16 @@ import sys
 import threading
 import time
 import traceback
-from pathlib import Path
 from typing import Any
 
 from fastdeit.storage.atomic import atomic_write_text, read_bounded
+from fastdeit.storage.run_folder import RunFolder
 
-HISTORY = "failures.jsonl"
 _LIMIT = 1 << 22  # bytes of a failure file: stacks of many threads
 
 
 def write_failure(
-    folder: Path, rank: int, section: str, step: int, error: str, details: str
+    folder: RunFolder, rank: int, section: str, step: int, error: str, details: str
 ) -> None:
     """Tells where a rank failed, and of what; never raises: the failure itself is what matters.
 
@@ -41,8 +40,8 @@ def write_failure(
         "details": details,
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(folder / f"failure-rank{rank}.json", json.dumps(facts, indent=1))
+        folder.path.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(folder.failure(rank), json.dumps(facts, indent=1))
     except OSError as refusal:
         print(f"fastdeit: rank {rank}: no failure file: {refusal}", file=sys.stderr)
 
@@ -63,16 +62,16 @@ def stacks() -> str:
     )
 
 
-def take_failures(folder: Path) -> list[dict[str, Any]]:
+def take_failures(folder: RunFolder) -> list[dict[str, Any]]:
     """The failures of the attempt before this one, oldest first; they are moved to failures.jsonl."""
-    files = sorted(folder.glob("failure-rank*.json"))
+    files = folder.failure_files()
     failures: list[dict[str, Any]] = []
     for file in files:
         with contextlib.suppress(ValueError):
             failures += _facts(read_bounded(file, _LIMIT))
     failures.sort(key=lambda failure: failure["time"])
     if failures:
-        with (folder / HISTORY).open("a") as history:
+        with folder.failures.open("a") as history:
             history.writelines(json.dumps(failure) + "\n" for failure in failures)
     for file in files:
         file.unlink()
@@ -92,7 +91,7 @@ def _facts(text: str) -> list[dict[str, Any]]:
     return [failure] if told and isinstance(failure["time"], int | float) else []
 
 
-def format_failure(failure: dict[str, Any], folder: Path) -> str:
+def format_failure(failure: dict[str, Any], folder: RunFolder) -> str:
     """A line for a person."""
     where = f"rank {failure['rank']} ({failure['host']}) after step {failure['step']}, in {failure['section']}"
-    return f"the attempt before this failed first on {where}: {failure['error']} (more in {folder / HISTORY})"
+    return f"the attempt before this failed first on {where}: {failure['error']} (more in {folder.failures})"

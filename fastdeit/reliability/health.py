@@ -21,10 +21,9 @@ from fastdeit.plan.digest import add_digests, show_digest
 from fastdeit.reliability.rollbacks import Rollbacks
 from fastdeit.storage.atomic import atomic_write_text
 from fastdeit.storage.jsonl import AppendOnlyFile, read_metrics
+from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.trainer import STATISTICS, MicroStep
 
-BAD_STEPS = "bad-steps.jsonl"
-SPIKES = "spikes.jsonl"
 WINDOW = 100
 """Steps whose gradient norms the next one is compared with."""
 SPIKE = 10.0
@@ -77,7 +76,7 @@ class Health:
 
     def __init__(
         self,
-        folder: Path,
+        folder: RunFolder,
         rank: int,
         steps_per_epoch: int,
         batch_size: int,
@@ -99,11 +98,13 @@ class Health:
         """
         self.close()
         bad = Journal(
-            self._folder / BAD_STEPS, lambda line: line < step or line in self.rollbacks, self._tell
+            self._folder.bad_steps, lambda line: line < step or line in self.rollbacks, self._tell
         )
         self._journals = {
-            BAD_STEPS: bad,
-            SPIKES: Journal(self._folder / SPIKES, lambda line: line < step, self._tell),
+            self._folder.bad_steps.name: bad,
+            self._folder.spikes.name: Journal(
+                self._folder.spikes, lambda line: line < step, self._tell
+            ),
         }
 
     def begin(self, step: int) -> None:
@@ -115,7 +116,7 @@ class Health:
 
     def _in_a_row(self, step: int) -> list[dict[str, Any]]:
         """What was written down of the unbroken row of skipped steps that ends just before `step`."""
-        lines = {line["step"]: line for line in self._journals[BAD_STEPS].lines}
+        lines = {line["step"]: line for line in self._journals[self._folder.bad_steps.name].lines}
         first = step
         while first - 1 in lines and first - 1 not in self.rollbacks:
             first -= 1
@@ -135,9 +136,11 @@ class Health:
         """
         line = self._place(step) | _gather_bad(micro_steps, name)
         if not self.bad:
-            self._tell(f"step {step} skipped on all ranks: {_cause(line)} (more in {BAD_STEPS})")
+            self._tell(
+                f"step {step} skipped on all ranks: {_cause(line)} (more in {self._folder.bad_steps.name})"
+            )
         self.bad.append(line)
-        self._write(BAD_STEPS, line)
+        self._write(self._folder.bad_steps.name, line)
 
     def note_applied(self, step: int, values: Sequence[float]) -> dict[str, float]:
         """A step changed the weights; values: of `STATISTICS`, over all ranks. Returns them by
@@ -153,11 +156,11 @@ class Health:
     def _note_spike(self, applied: dict[str, float], median: float) -> None:
         step, norm = int(applied["step"]), applied["grad_norm"]
         self._write(
-            SPIKES,
+            self._folder.spikes.name,
             self._place(step) | {"grad_norm": norm, "median": median, "loss": applied["loss"]},
         )
         self._tell(
-            f"step {step}: gradient norm {norm:.3g}, {norm / median:.0f} times the median of those before (in {SPIKES})"
+            f"step {step}: gradient norm {norm:.3g}, {norm / median:.0f} times the median of those before (in {self._folder.spikes.name})"
         )
 
     def _place(self, step: int) -> dict[str, Any]:

@@ -20,16 +20,15 @@ from fastdeit.checkpoint.select import LoadedCheckpoint, find_checkpoint
 from fastdeit.checkpoint.store import save_checkpoint
 from fastdeit.distributed.collectives import on_rank0
 from fastdeit.storage.atomic import atomic_write_text
-
-ROLLBACKS = "rollbacks.jsonl"
+from fastdeit.storage.run_folder import RunFolder
 
 
 class Rollbacks:
     """The times that a run went back, in its folder. A collective. Raises ValueError as
     `read_rollbacks` does."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._file = folder, folder / ROLLBACKS
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder, self._file = folder, folder.rollbacks
         self.entries: list[dict[str, Any]] = on_rank0(lambda: read_rollbacks(folder))
 
     def __contains__(self, step: object) -> bool:
@@ -76,13 +75,13 @@ class Rollbacks:
         self.entries = entries
 
 
-def read_rollbacks(folder: Path) -> list[dict[str, Any]]:
+def read_rollbacks(folder: RunFolder) -> list[dict[str, Any]]:
     """The times that the run in a folder went back, oldest first.
 
     In each `passed_over` is the range of steps [from, to). Raises ValueError for a file that is
     damaged, without which the run would not be the same.
     """
-    file, entries = folder / ROLLBACKS, []
+    file, entries = folder.rollbacks, []
     for line in file.read_text().splitlines() if file.is_file() else ():
         try:
             entry = json.loads(line)
@@ -93,11 +92,6 @@ def read_rollbacks(folder: Path) -> list[dict[str, Any]]:
             ) from None
         entries.append(entry | {"passed_over": [first, last]})
     return entries
-
-
-def bundle_of(folder: Path, step: int) -> Path:
-    """Where a run that stopped for bad steps, `step` the first of them, left what shows why."""
-    return folder / f"bad-step-{step}"
 
 
 def write_bundle(

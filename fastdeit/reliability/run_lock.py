@@ -17,14 +17,18 @@ from typing import Any
 
 import psutil
 
+from fastdeit.storage.run_folder import RunFolder
+
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL}
 
 
 class RunLock:
     """The lock of a run folder; free until `acquire`, freed at the end of the `with` block."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._path = folder, folder / "lock"
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder.path
+        self._path = folder.lock
+        self._stop_request = folder.stop_request
         self._descriptor: int | None = None
         self._made: list[Path] = []
 
@@ -63,7 +67,7 @@ class RunLock:
             if holder
             else "another process"
         )
-        cure = f"stop it with `touch {self._folder / 'stop'}`"
+        cure = f"stop it with `touch {self._stop_request}`"
         if holder and holder["host"] != socket.gethostname():
             cure += f", or remove {self._path} if it is dead"
         return f"--output-dir: {self._folder} is in use by {who}; {cure}, or name another folder"

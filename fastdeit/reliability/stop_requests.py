@@ -23,9 +23,6 @@ REASONS = (
 """Why a run is to stop; ranks that were asked for several reasons agree on the last of them."""
 
 
-STOP_FILE = "stop"
-
-
 INTERRUPTED = 130  # the shell's code for SIGINT
 
 

@@ -7,21 +7,18 @@ Only reads, so the run may live.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fastdeit.checkpoint.files import Tensors
 from fastdeit.checkpoint.select import LoadedCheckpoint, find_checkpoint
 from fastdeit.checkpoint.store import list_checkpoints, step_of
 from fastdeit.config.schema import Config
-from fastdeit.data.build import IMAGES
 from fastdeit.data.quarantine import read_entries
 from fastdeit.distributed.collectives import on_rank0
-from fastdeit.reliability.failures import HISTORY
-from fastdeit.reliability.health import BAD_STEPS, SPIKES
 from fastdeit.reliability.rollbacks import read_rollbacks
-from fastdeit.run.attempts import ATTEMPTS, Attempt, attempt_at, read_attempts
+from fastdeit.run.attempts import Attempt, attempt_at, read_attempts
 from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.run_folder import RunFolder
 
 Line = dict[str, Any]
 
@@ -40,7 +37,7 @@ class Window:
 class Record:
     """The record of step `step`, counted from 0: the one that follows `step` optimizer steps."""
 
-    folder: Path
+    folder: RunFolder
     step: int
     attempt: Attempt
     """The start of the run in which the step was taken (last)."""
@@ -104,19 +101,19 @@ class Record:
         return Window(first, last, (int(digests[last], 16) - int(digests[first], 16)) % 2**64)
 
 
-def read_record(config: Config, folder: Path, step: int) -> Record:
+def read_record(config: Config, folder: RunFolder, step: int) -> Record:
     """Raises ValueError for a step that was not taken, as far as the folder tells."""
-    attempts, metrics = read_attempts(folder), read_metrics(folder / "metrics.jsonl")
+    attempts, metrics = read_attempts(folder), read_metrics(folder.metrics)
     attempt = attempt_at(attempts, step)
     if attempt is None:
         raise ValueError(
             f"--step: got {step}, allowed is {attempts[0].step} or more, the step that {folder} began with"
         )
-    bad_steps, spikes = (read_metrics(folder / name) for name in (BAD_STEPS, SPIKES))
+    bad_steps, spikes = (read_metrics(path) for path in (folder.bad_steps, folder.spikes))
     rollbacks = read_rollbacks(folder)
     seen = [line["step"] + 1 for line in (*bad_steps, *spikes, *_failures(folder))]
     seen += [line["step"] for line in metrics] + [
-        step_of(path) for path in list_checkpoints(folder / "checkpoints")
+        step_of(path) for path in list_checkpoints(folder.checkpoints)
     ]
     most = max(seen, default=0) + config.run.log_steps  # so many may have gone unrecorded
     if not 0 <= step < most:
@@ -131,7 +128,7 @@ def read_record(config: Config, folder: Path, step: int) -> Record:
         spike=next((line for line in reversed(spikes) if line["step"] == step), None),
         attempts=attempts,
         metrics=metrics,
-        quarantine=read_entries(folder / "quarantine.jsonl", config.data.train_split),
+        quarantine=read_entries(folder.quarantine, config.data.train_split),
         stretches=[tuple(line["passed_over"]) for line in rollbacks],
     )
 
@@ -154,7 +151,7 @@ def _newest_bundle(record: Record) -> str:
     """The state that a stop for bad steps left, if it is newer than every checkpoint from before
     the step."""
     bundles = [
-        path for folder in record.folder.glob("bad-step-*") for path in list_checkpoints(folder)
+        path for folder in record.folder.debug_bundles() for path in list_checkpoints(folder)
     ]
     fits = [
         path
@@ -163,24 +160,25 @@ def _newest_bundle(record: Record) -> str:
     ]
     own = [
         step_of(path)
-        for path in list_checkpoints(record.folder / "checkpoints")
+        for path in list_checkpoints(record.folder.checkpoints)
         if step_of(path) <= record.latest_state
     ]
     newest = max(fits, key=step_of, default=None)
     return "" if newest is None or step_of(newest) <= max(own, default=-1) else str(newest)
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: RunFolder) -> None:
     """Raises ValueError unless a run was started in `folder`."""
-    missing = [name for name in ("config.yaml", IMAGES, ATTEMPTS) if not (folder / name).is_file()]
+    needed = (folder.config, folder.train_images, folder.attempts)
+    missing = [path.name for path in needed if not path.is_file()]
     if missing:
         raise ValueError(
             f"{folder} holds no run: it has no {' and no '.join(missing)}; name the --output-dir of one"
         )
 
 
-def _failures(folder: Path) -> Iterator[Line]:
+def _failures(folder: RunFolder) -> Iterator[Line]:
     """The files of ranks that failed, in the last attempt and before."""
-    yield from read_metrics(folder / HISTORY)
-    for file in folder.glob("failure-rank*.json"):
+    yield from read_metrics(folder.failures)
+    for file in folder.failure_files():
         yield json.loads(file.read_text())

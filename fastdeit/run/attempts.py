@@ -11,9 +11,8 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-ATTEMPTS = "attempts.jsonl"
+from fastdeit.storage.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -33,17 +32,17 @@ class Attempt:
     """Rows of the training images that had been found bad by then."""
 
 
-def add_attempt(folder: Path, attempt: Attempt) -> None:
+def add_attempt(folder: RunFolder, attempt: Attempt) -> None:
     """Writes down that a run begins or goes on. Raises OSError."""
-    with (folder / ATTEMPTS).open("a") as file:
+    with folder.attempts.open("a") as file:
         file.write(
             f"\n{json.dumps(dataclasses.asdict(attempt))}\n"
         )  # the last line may have been cut off by a crash
 
 
-def read_attempts(folder: Path) -> list[Attempt]:
+def read_attempts(folder: RunFolder) -> list[Attempt]:
     """In the order of their beginnings; empty for a folder without any."""
-    path = folder / ATTEMPTS
+    path = folder.attempts
     lines = []
     for text in path.read_text().splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError):

@@ -1,7 +1,6 @@
 """A run from its `Config` to its end: check, build, resume, train, evaluate, save, show. Called by
 train.py and `fastdeit`."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -28,6 +27,7 @@ from fastdeit.run.identity import (
     check_same_images,
 )
 from fastdeit.run.state import Run
+from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.check import open_cache
 from fastdeit.teacher_cache.reader import CachedTeacher
 from fastdeit.training.build import build_trainer
@@ -63,7 +63,7 @@ def build_training(config: Config, world: World, index: Index) -> Training:
 
 
 def _build_run(
-    config: Config, recipe: str, world: World, folder: Path, supervisor: Supervisor
+    config: Config, recipe: str, world: World, folder: RunFolder, supervisor: Supervisor
 ) -> Run:
     indexes = build_data(config)
     (train_index, quarantine), (val_index, val_quarantine) = (
@@ -91,9 +91,7 @@ def _build_run(
         cached_teacher=cached_teacher,
         console=console,
         supervisor=supervisor,
-        checkpoints=CheckpointWriter(
-            folder / "checkpoints", config.run.keep_checkpoints, world.rank
-        ),
+        checkpoints=CheckpointWriter(folder.checkpoints, config.run.keep_checkpoints, world.rank),
         health=Health(
             folder, world.rank, train_loader.steps_per_epoch, config.optim.batch_size, console.note
         ),

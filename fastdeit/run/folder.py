@@ -10,13 +10,13 @@ import yaml
 from safetensors.torch import save
 
 from fastdeit.checkpoint.store import sweep
-from fastdeit.data.build import IMAGES, build_train_loader
+from fastdeit.data.build import build_train_loader
 from fastdeit.data.snapshot import keep_images
 from fastdeit.kernels.mix import mix
 from fastdeit.models.build import precision, weight_metadata
 from fastdeit.reliability.failures import format_failure, take_failures
 from fastdeit.run.attempts import Attempt, add_attempt
-from fastdeit.run.results import SUMMARY, show_summary
+from fastdeit.run.results import show_summary
 from fastdeit.run.resume import truncate_logs
 from fastdeit.run.state import Run
 from fastdeit.storage.atomic import atomic_open, atomic_write_text
@@ -59,13 +59,13 @@ def _on_disk(run: Run, write: Callable[[], None]) -> None:
 
 def _write_folder(run: Run) -> None:
     run.notes += [format_failure(failure, run.folder) for failure in take_failures(run.folder)[:1]]
-    sweep(run.folder / "checkpoints")
+    sweep(run.folder.checkpoints)
     text = yaml.safe_dump(run.config.to_dict(), sort_keys=False)
-    atomic_write_text(run.folder / "config.yaml", text)
+    atomic_write_text(run.folder.config, text)
     settings = build_deepspeed_config(run.config, run.world)
-    atomic_write_text(run.folder / "deepspeed.json", json.dumps(settings, indent=1))
-    if not (run.folder / IMAGES).is_file():
-        keep_images(run.train_index, run.folder / IMAGES)
+    atomic_write_text(run.folder.deepspeed_settings, json.dumps(settings, indent=1))
+    if not run.folder.train_images.is_file():
+        keep_images(run.train_index, run.folder.train_images)
     add_attempt(run.folder, _attempt(run))
     truncate_logs(run, run.trainer.step)
 
@@ -97,14 +97,14 @@ def _write_results(
     run: Run, results: dict[str, float], weights: Weights, average: Weights | None
 ) -> None:
     about = weight_metadata(run.config, run.train_index.classes, run.trainer.model)
-    for name, tensors in {"student": weights, "student_ema": average}.items():
+    for path, tensors in {run.folder.student: weights, run.folder.student_ema: average}.items():
         if tensors is not None:
-            with atomic_open(run.folder / f"{name}.safetensors") as file:
+            with atomic_open(path) as file:
                 file.write(save(tensors, about))
     _save_report(run)
     summary = {"results": results, "steps": run.trainer.step, "skipped": run.trainer.skipped}
     atomic_write_text(
-        run.folder / SUMMARY, json.dumps(summary, indent=1)
+        run.folder.summary, json.dumps(summary, indent=1)
     )  # the last file: its presence says that all went well
     show_summary(run.console, run.config, run.recipe, run.folder, results)
 
@@ -125,9 +125,9 @@ def _save_report(run: Run) -> None:
         name if lam == 1 else f"{lam:.2f} {name} + {1 - lam:.2f} {names[row ^ 1]}"
         for row, (name, lam) in enumerate(zip(names, batch.lam.tolist(), strict=True))
     ]
-    metrics = read_metrics(run.folder / "metrics.jsonl")
+    metrics = read_metrics(run.folder.metrics)
     save_report(
-        run.folder / "report.png",
+        run.folder.report,
         metrics,
         images,
         titles,

@@ -19,6 +19,7 @@ from fastdeit.config.schema import Config, LimitConfig
 from fastdeit.data.index import Index
 from fastdeit.distributed.collectives import on_every_rank
 from fastdeit.plan.plan import Plan
+from fastdeit.storage.run_folder import RunFolder
 
 MAY_CHANGE_ON_RESUME = {
     "run": {
@@ -55,24 +56,26 @@ MAY_CHANGE_ON_RESUME = {
 """Fields that may differ when a run goes on: they change neither samples nor maths."""
 
 
-def check_same_run(config: Config, folder: Path) -> None:
+def check_same_run(config: Config, folder: RunFolder) -> None:
     """Raises ValueError naming the settings in which a run folder that is in use differs, or if it
     cannot be written."""
-    if folder.exists() and not folder.is_dir():
+    if folder.path.exists() and not folder.path.is_dir():
         raise ValueError(f"--output-dir: {folder} is a file, allowed is a folder or a new name")
-    above = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    above = next(
+        place for place in (folder.path, *folder.path.absolute().parents) if place.exists()
+    )
     if not (above.is_dir() and os.access(above, os.W_OK)):
         raise ValueError(
             f"--output-dir: {folder} cannot be written below {above}, allowed is a place that can"
         )
-    if (folder / "config.yaml").is_file():
+    if folder.config.is_file():
         check_same_settings(config, folder)
 
 
-def check_same_settings(config: Config, folder: Path) -> None:
+def check_same_settings(config: Config, folder: RunFolder) -> None:
     """Raises ValueError naming the settings in which the run that a folder holds differs from
     `config`."""
-    then = _bound(read_config_file(folder / "config.yaml", "--output-dir"))
+    then = _bound(read_config_file(folder.config, "--output-dir"))
     now = _bound(config.to_dict())
     changed = [
         f"{name} {then.get(name)!r} -> {now[name]!r}" for name in now if then.get(name) != now[name]

@@ -14,6 +14,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fastdeit.storage.atomic import atomic_write_text
 from fastdeit.storage.jsonl import AppendOnlyFile, read_metrics
+from fastdeit.storage.run_folder import RunFolder
 
 
 class MetricLog:
@@ -27,9 +28,9 @@ class MetricLog:
     """
 
     def __init__(
-        self, folder: Path, start_step: int, tell: Callable[[str], None] = lambda line: None
+        self, folder: RunFolder, start_step: int, tell: Callable[[str], None] = lambda line: None
     ) -> None:
-        path = folder / "metrics.jsonl"
+        path = folder.metrics
         kept = (
             [line for line in read_metrics(path) if line["step"] <= start_step]
             if start_step
@@ -37,7 +38,7 @@ class MetricLog:
         )
         atomic_write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._lines = AppendOnlyFile(path, tell)
-        self._events = AppendOnlyFile(_new_events(folder / "tensorboard"), tell)
+        self._events = AppendOnlyFile(_new_events(folder.tensorboard), tell)
         self._events.append(_record(file_version="brain.Event:2"))
         start = event_pb2.SessionLog(
             status=event_pb2.SessionLog.START

@@ -7,7 +7,7 @@ from fastdeit.checkpoint.select import LoadedCheckpoint
 from fastdeit.checkpoint.store import set_aside
 from fastdeit.distributed.collectives import on_rank0
 from fastdeit.reliability.health import HealthError
-from fastdeit.reliability.rollbacks import bundle_of, write_bundle
+from fastdeit.reliability.rollbacks import write_bundle
 from fastdeit.run.identity import code_digest, versions
 from fastdeit.run.metrics import MetricLog
 from fastdeit.run.state import Run
@@ -26,7 +26,7 @@ def truncate_logs(run: Run, step: int) -> None:
 
     On rank 0 alone. Raises OSError.
     """
-    aside = [path.name for path in set_aside(run.folder / "checkpoints", step)]
+    aside = [path.name for path in set_aside(run.folder.checkpoints, step)]
     if aside:
         run.console.note(f"later checkpoints set aside, not to be found again: {', '.join(aside)}")
     if run.log is not None:
@@ -64,7 +64,7 @@ def _leave_bundle(run: Run, refusal: str) -> str:
     """Writes what shows why the run stops; says both. A collective."""
     flush_meter(run)
     first, last = (run.health.bad[place]["step"] for place in (0, -1))
-    folder, command = bundle_of(run.folder, first), f"fastdeit replay {run.folder} --step {first}"
+    folder, command = run.folder.debug_bundle(first), f"fastdeit replay {run.folder} --step {first}"
     tensors, state = run.trainer.state()
     state |= run.fingerprints | run.about(first) | run.health.state_before(state)
     report = run.health.report() | {

@@ -1,7 +1,6 @@
 """A run while it trains: all that is alive of it."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from fastdeit.checkpoint.writer import CheckpointWriter
@@ -17,6 +16,7 @@ from fastdeit.reliability.health import Health
 from fastdeit.reliability.supervisor import Supervisor
 from fastdeit.run.identity import fingerprints, versions
 from fastdeit.run.metrics import MetricLog
+from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.reader import CachedTeacher
 from fastdeit.training.meter import Meter
 from fastdeit.training.trainer import Trainer
@@ -29,7 +29,7 @@ class Run:
     config: Config
     recipe: str
     world: World
-    folder: Path
+    folder: RunFolder
     train_index: Index
     val_index: Index
     plan: Plan

@@ -20,6 +20,7 @@ from benchmarks.bench_step import schedule
 from fastdeit.kernels import attention_bwd, launch_configs
 from fastdeit.kernels.attention import attention_reference, attention_triton
 from fastdeit.run.attempts import Attempt, add_attempt
+from fastdeit.storage.run_folder import RunFolder
 from tests.kernels.interpreter import DEVICE
 
 ROOT = Path(__file__).parents[2]
@@ -123,13 +124,13 @@ def test_an_interrupted_run_leaves_no_process(tmp_path: Path) -> None:
 
 def test_a_row_is_of_the_newest_start_alone(tmp_path: Path) -> None:
     for step in (0, 4):
-        add_attempt(tmp_path, Attempt(step, 1, 8, 2, False, "bf16", "native", "mixed"))
+        add_attempt(RunFolder(tmp_path), Attempt(step, 1, 8, 2, False, "bf16", "native", "mixed"))
     lines = [
         {"step": step, "loss": float(step), "images_per_s": 100.0 * step} for step in range(1, 10)
     ]
     lines.append({"step": 9, "model/both/top1": 50.0})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = bench_runs.outcome(tmp_path)
+    found = bench_runs.outcome(RunFolder(tmp_path))
     assert (found["from_step"], found["to_step"], found["loss"], found["top1"], found["batch"]) == (
         4,
         9,

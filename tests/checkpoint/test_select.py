@@ -29,6 +29,7 @@ from fastdeit.distributed.world import init_distributed
 from fastdeit.run import folder as run_folder
 from fastdeit.run import loop
 from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.trainer import Trainer
 from tests.checkpoint.test_store import LAYOUT, STATE, TENSORS, rewrite, save_with
 from tests.support.images import write_shapes
@@ -62,7 +63,7 @@ def at(folder: Path, step: int) -> Path:
 
 
 def found(folder: Path, named: str = "") -> LoadedCheckpoint:
-    answer = find_checkpoint(folder, named, LAYOUT)
+    answer = find_checkpoint(RunFolder(folder), named, LAYOUT)
     assert answer is not None
     return answer
 
@@ -71,7 +72,7 @@ def test_the_newest_is_taken(folder: Path) -> None:
     answer = found(folder)
     assert (answer.path, answer.state["step"], answer.passed_over) == (at(folder, 9), 9, [])
     assert torch.equal(answer.tensors["model"]["a"], TENSORS["model"]["a"])
-    assert find_checkpoint(folder / "nowhere", "", LAYOUT) is None
+    assert find_checkpoint(RunFolder(folder / "nowhere"), "", LAYOUT) is None
 
 
 def _not_finite(path: Path) -> None:
@@ -125,7 +126,7 @@ def test_a_damaged_newest_one_is_named_and_passed_over_but_not_if_it_was_asked_f
         and "step-00000009" in answer.passed_over[0]
     )
     with pytest.raises(ValueError, match="step-00000009"):
-        find_checkpoint(folder, str(at(folder, 9)), LAYOUT)
+        find_checkpoint(RunFolder(folder), str(at(folder, 9)), LAYOUT)
 
 
 def test_what_one_rank_cannot_load_no_rank_takes(
@@ -149,7 +150,7 @@ def test_what_one_rank_cannot_load_no_rank_takes(
     ]
     asked[:] = [at(folder, 9)]
     with pytest.raises(ValueError, match="rank 1: step-00000009"):
-        find_checkpoint(folder, str(at(folder, 9)), LAYOUT)
+        find_checkpoint(RunFolder(folder), str(at(folder, 9)), LAYOUT)
 
 
 def test_a_run_with_nothing_whole_does_not_begin_anew_by_itself(folder: Path) -> None:
@@ -159,13 +160,13 @@ def test_a_run_with_nothing_whole_does_not_begin_anew_by_itself(folder: Path) ->
         ValueError,
         match=r"no whole checkpoint; remove them(.|\n)*step-00000009(.|\n)*step-00000003",
     ):
-        find_checkpoint(folder, "", LAYOUT)
+        find_checkpoint(RunFolder(folder), "", LAYOUT)
 
 
 def test_a_later_versions_work_is_not_undone(folder: Path) -> None:
     (at(folder, 9) / "manifest.json").write_text('{"format": 2}')
     with pytest.raises(ValueError, match="written by a later version"):
-        find_checkpoint(folder, "", LAYOUT)
+        find_checkpoint(RunFolder(folder), "", LAYOUT)
 
 
 def test_a_named_one_is_taken_but_not_again_by_the_command_that_began_from_it(

@@ -326,7 +326,7 @@ def test_only_the_newest_stay_and_never_fewer_than_two(tmp_path: Path) -> None:
 
 
 def test_fewer_than_two_cannot_be_asked_for() -> None:
-    with pytest.raises(ValueError, match="--keep-checkpoints: got 1, allowed is 2 or more"):
+    with pytest.raises(ValueError, match="--keep-checkpoints must be 2 or more"):
         RunConfig(keep_checkpoints=1)
 
 

@@ -30,6 +30,7 @@ from fastdeit.plan.digest import show_digest
 from fastdeit.plan.sampling import OPS
 from fastdeit.reliability.run_lock import RunLock
 from fastdeit.run.attempts import read_attempts
+from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.trainer import Trainer
 from tests.support.cache_runs import MODEL, Setting, train
 from tests.support.compare_runs import EPOCHS, FLAGS, assert_same_run, steps_of
@@ -269,7 +270,7 @@ def test_images_that_left_the_run_later_are_in_the_steps_before(
         entry["name"]: entry["step"] for entry in read_entries(out / "quarantine.jsonl", "train")
     }
     assert entries.keys() == {first, second} and entries[first] in (6, 7) and entries[second] == 3
-    assert [(attempt.step, len(attempt.left_out)) for attempt in read_attempts(out)] == [
+    assert [(attempt.step, len(attempt.left_out)) for attempt in read_attempts(RunFolder(out))] == [
         (0, 0),
         (3, 2),
     ]
@@ -402,10 +403,10 @@ def test_a_model_with_random_draws_and_statistics_of_its_own(
 
 WRONG: dict[str, tuple[int, list[str], str]] = {
     "beyond the run": (10, [], "--step: got 10, allowed is 0 to 9, for "),
-    "beyond the plan": (9, [], "--step: got 9, allowed is below 9"),
+    "beyond the plan": (9, [], "--step must be below 9"),
     "before the run": (-1, [], "--step: got -1, allowed is 0 or more"),
     "no data": (4, ["--data-path", "/nowhere/at/all"], "/nowhere/at/all"),
-    "no teacher": (4, ["--teacher-path", "/nowhere"], "--teacher-path: got '/nowhere'"),
+    "no teacher": (4, ["--teacher-path", "/nowhere"], "--teacher-path must be an existing file"),
     "other settings": (4, ["--lr", "0.1"], "optim.lr 0.05 -> 0.1"),
     "output in use": (4, ["--output", str(ROOT / "tests")], "which is of no replay"),
 }
@@ -439,7 +440,7 @@ def test_a_moved_run_with_moved_images_is_replayed_while_it_is_in_use(
 ) -> None:
     data = shutil.copytree(setting.data, tmp_path / "data")
     copy = shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("replay-*"))
-    with RunLock(copy) as lock:
+    with RunLock(RunFolder(copy)) as lock:
         lock.acquire()
         assert replay(copy, 7, "--data-path", str(data), "--output", str(tmp_path / "out")) == 0
         assert (
@@ -476,7 +477,9 @@ def travelled(setting: Setting) -> Path:
 def test_a_run_on_one_two_and_one_process_is_that_on_one(
     travelled: Path, setting: Setting, tmp_path: Path
 ) -> None:
-    assert [(one.step, one.world_size, one.micro_batch) for one in read_attempts(travelled)] == [
+    assert [
+        (one.step, one.world_size, one.micro_batch) for one in read_attempts(RunFolder(travelled))
+    ] == [
         (0, 1, 16),
         (4, 2, 4),
         (9, 1, 8),

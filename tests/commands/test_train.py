@@ -387,7 +387,7 @@ def _bad_image(root: Path) -> None:
 
 WRONG = {
     "no folder": (None, ["--data-path", "/nowhere/at/all"], "/nowhere/at/all: no such folder"),
-    "no path": (None, ["--data-path", ""], "--data-path: got ''"),
+    "no path": (None, ["--data-path", ""], "--data-path must be a data set"),
     "empty class": (_no_images, [], "circle: no images"),
     "unreadable image": (_bad_image, ["--bad-images", "error"], "square"),
     "no val": (lambda root: shutil.rmtree(root / "val"), [], "'val'"),
@@ -398,19 +398,23 @@ WRONG = {
         "--recipe: got 'imagenet', allowed are deit",
     ),
     "unknown flag": (None, ["--batchsize", "3"], "Unrecognized options: --batchsize"),
-    "no teacher": (None, ["--distillation-type", "hard"], "--teacher-path: got ''"),
+    "no teacher": (
+        None,
+        ["--distillation-type", "hard"],
+        "--teacher-path must be an existing file",
+    ),
     "teacher of one head": (
         None,
         ["--model", "resnet10t", "--distillation-type", "soft"],
-        "allowed is none",
+        "--distillation-type must be none",
     ),
     "plain student, teacher": (
         None,
         ["--model", "deit_tiny_patch16_224", "--distillation-type", "soft"],
         "_distilled_",
     ),
-    "micro batch": (None, ["--micro-batch", "6"], "--micro-batch: got 6, allowed is divisors of 8"),
-    "batch too large": (None, ["--batch-size", "32"], "allowed is 1 to 24"),
+    "micro batch": (None, ["--micro-batch", "6"], "--micro-batch must be divisors of 8"),
+    "batch too large": (None, ["--batch-size", "32"], "batch_size must be 1 to 24"),
     "patch size": (None, ["--patch-size", "7"], "patch size 7"),
     "output below a file": (None, ["--output-dir", f"{__file__}/run"], "cannot be written below"),
     "no resume": (None, ["--resume", "/nowhere"], "/nowhere: no checkpoint"),
@@ -439,7 +443,7 @@ def test_each_mistake_is_one_clear_error_with_code_2_and_leaves_nothing(
 def test_batches_must_divide_among_processes() -> None:
     config = RECIPES["digits"]().replace(optim={"batch_size": 12})
     with pytest.raises(
-        ValueError, match=r"--batch-size: got 12, allowed is multiples of 8 on 4 processes"
+        ValueError, match=r"--batch-size must be multiples of 8 on 4 processes \(got 12\)"
     ):
         check_config(config, 4)
 

@@ -13,7 +13,7 @@ from fastdeit.config.parse import parse_rand_augment
 from fastdeit.config.recipes import RECIPES
 from fastdeit.config.schema import Config
 from fastdeit.plan.build import build_plan
-from fastdeit.plan.plan import PlanSpec
+from fastdeit.plan.spec import PlanSpec
 from fastdeit.training.deepspeed import deepspeed_config
 
 
@@ -59,18 +59,6 @@ def test_defaults_are_those_of_the_paper_and_the_spec() -> None:
     assert not config.model.qkv_bias and config.model.drop_path == 0.1
     paper = RECIPES["deit_paper"]()
     assert paper.augment.aug_repeats == 3 and paper.model.qkv_bias and paper.mix.mixup_group == 256
-
-
-def test_the_configs_augmentation_is_the_plans_default() -> None:
-    spec, config = PlanSpec(), Config()
-    for name, value in config.augment.operations().items():
-        assert getattr(spec, name) == value, name
-    for section in (config.augment, config.mix):
-        for field in dataclasses.fields(section):
-            if (
-                hasattr(spec, field.name) and field.name != "color_jitter"
-            ):  # inactive while RandAugment is on
-                assert getattr(spec, field.name) == getattr(section, field.name), field.name
 
 
 def test_flags_beat_file_beats_recipe(tmp_path: Path) -> None:
@@ -135,14 +123,14 @@ def test_wrong_starting_points_are_named(argv: list[str], message: str) -> None:
     ("argv", "message"),
     [
         (["--batch-sise", "4"], "--batch-size"),
-        (["--batch-size", "5"], "--batch-size: got 5, allowed is even numbers"),
+        (["--batch-size", "5"], "--batch-size must be an even number, 2 or more (got 5)"),
         (["--zero-stage", "7"], "'0', '1', '2', '3'"),
         (
             ["--offload-optimizer"],
-            "--zero-stage: got 1, allowed is 2 or 3 with --offload-optimizer",
+            "--zero-stage must be 2 or 3 with --offload-optimizer",
         ),
         (["--aa", "rand-m9-inc0"], "rand-m9-mstd0.5-inc1"),
-        (["--drop-path", "1.5"], "--drop-path: got 1.5"),
+        (["--drop-path", "1.5"], "--drop-path must be 0 or more, below 1 (got 1.5)"),
         (["--bce-loss"], "0 with --bce-loss"),
         (["--lr", "fast"], "fast"),
     ],
@@ -165,7 +153,7 @@ def test_wrong_flags_end_with_code_2_and_name_what_is_allowed(
         ("optim: {epochs: many}", "epochs: got 'many'"),
         ("optim: {model_ema: 1}", "model_ema: got 1"),
         ("- 1", "allowed is a mapping"),
-        ("optim: {epochs: 0}", "--epochs: got 0"),
+        ("optim: {epochs: 0}", "--epochs must be 1 or more"),
         ("a: [", "not YAML"),
         ("!!python/object/apply:os.system ['true']", "not YAML"),
     ],
@@ -236,7 +224,7 @@ def test_augmentation_flags_reach_the_plan(flags: list[str], expected: dict[str,
     ],
 )
 def test_rand_augment_strings_that_mean_nothing_here(aa: str) -> None:
-    with pytest.raises(ValueError, match="--aa: got"):
+    with pytest.raises(ValueError, match="--aa must be"):
         parse_rand_augment(aa)
 
 

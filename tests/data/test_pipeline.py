@@ -23,7 +23,8 @@ from fastdeit.data.pipeline import (
     pack_draws,
     pack_eval,
 )
-from fastdeit.plan.plan import Plan, PlanSpec, SampleParams
+from fastdeit.plan.plan import Plan, SampleParams
+from fastdeit.plan.spec import PlanSpec
 from tests.support.places import Distances, device_of, to_numpy
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -24,7 +24,8 @@ from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.data.quarantine import Quarantine, read_entries
 from fastdeit.data.snapshot import keep_images, reconcile
-from fastdeit.plan.plan import Plan, PlanSpec
+from fastdeit.plan.plan import Plan
+from fastdeit.plan.spec import PlanSpec
 from tests.data.formats.test_check import JPEG, REFUSED
 from tests.data.formats.test_check import bomb as claimed_bomb
 from tests.support.images import write_shapes

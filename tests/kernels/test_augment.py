@@ -16,8 +16,9 @@ from PIL import Image, ImageOps
 from fastdeit.kernels import augment as module
 from fastdeit.kernels import augment_blur, augment_ops, augment_tables
 from fastdeit.kernels.augment import augment, augment_reference, augment_triton, pack_args
-from fastdeit.plan.plan import Plan, PlanSpec
+from fastdeit.plan.plan import Plan
 from fastdeit.plan.sampling import OPS
+from fastdeit.plan.spec import PlanSpec
 from tests.kernels import interpreter
 from tests.kernels.interpreter import DEVICE, INTERPRETED
 from tests.kernels.properties import given, settings, st

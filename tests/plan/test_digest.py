@@ -22,7 +22,8 @@ from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.distributed.world import init_distributed
 from fastdeit.plan.digest import add_digests, sample_digests, show_digest
-from fastdeit.plan.plan import Plan, PlanSpec, SampleParams
+from fastdeit.plan.plan import Plan, SampleParams
+from fastdeit.plan.spec import PlanSpec
 from tests.support.cache_runs import Setting
 from tests.support.compare_runs import EPOCHS, FLAGS, assert_same_run, steps_of
 from tests.support.images import write_shapes

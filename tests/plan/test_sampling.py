@@ -8,8 +8,9 @@ import pytest
 from scipy import stats
 
 from fastdeit.plan.philox import philox4x32, random_words, stream_words
-from fastdeit.plan.plan import Plan, PlanSpec, SampleParams
+from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.plan.sampling import OPS, RAND_AUGMENT_OPS, op_arguments
+from fastdeit.plan.spec import PlanSpec
 
 
 def make_plan(images: int = 1000, **spec: Any) -> Plan:

@@ -23,8 +23,9 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
-from fastdeit.plan.plan import Plan, PlanSpec, SampleParams
+from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.plan.sampling import OPS, RAND_AUGMENT_OPS
+from fastdeit.plan.spec import PlanSpec
 
 COUNT = 20_000
 ALPHA = 1e-4  # of a wrong alarm

@@ -18,9 +18,10 @@ from fastdeit.commands.train import train_command
 from fastdeit.data.batch import Batch
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.mix import mix_reference
-from fastdeit.reliability.health import BAD_STEPS, SPIKES, Health, Journal
+from fastdeit.reliability.health import Health, Journal
 from fastdeit.reliability.replica_check import checksum, describe_difference
 from fastdeit.storage.jsonl import AppendOnlyFile, read_metrics
+from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.build import build_trainer
 from fastdeit.training.losses import DistillationLoss
 from fastdeit.training.trainer import STATISTICS, Trainer
@@ -203,7 +204,7 @@ def test_any_flipped_bit_changes_the_checksum(dtype: torch.dtype) -> None:
 
 
 def make_health(folder: Path, said: list[str]) -> Health:
-    health = Health(folder, 0, 10, 8, said.append)
+    health = Health(RunFolder(folder), 0, 10, 8, said.append)
     health.open(0)
     health.begin(0)
     return health
@@ -217,7 +218,7 @@ def test_spikes_are_told_from_the_median_of_those_before(tmp_path: Path, world: 
     for step, norm in ((19, 3.0), (20, 20.0), (21, 20.1), (22, 2000.0)):
         health.note_applied(step, [0.5, 0.5, 0.0, norm])
     health.close()
-    lines = read_metrics(tmp_path / SPIKES)
+    lines = read_metrics(RunFolder(tmp_path).spikes)
     assert [(line["step"], line["grad_norm"], line["median"]) for line in lines] == [
         (21, 20.1, 2.0),
         (22, 2000.0, 2.0),
@@ -227,10 +228,10 @@ def test_spikes_are_told_from_the_median_of_those_before(tmp_path: Path, world: 
     # back at an earlier step, only those of before are compared with, and only their lines stay
     health.open(22)
     health.begin(22)
-    assert [line["step"] for line in read_metrics(tmp_path / SPIKES)] == [21]
+    assert [line["step"] for line in read_metrics(RunFolder(tmp_path).spikes)] == [21]
     health.note_applied(22, [0.5, 0.5, 0.0, 20.1])
     health.close()
-    assert [line["step"] for line in read_metrics(tmp_path / SPIKES)] == [21, 22]
+    assert [line["step"] for line in read_metrics(RunFolder(tmp_path).spikes)] == [21, 22]
 
 
 def test_a_journal_keeps_what_came_before_and_outlives_a_disk_that_refuses(
@@ -333,7 +334,7 @@ def test_bad_steps_are_written_down_and_training_goes_on(
 ) -> None:
     plant(monkeypatch, (4, 6, 7, 8))
     assert start(argv, tmp_path, "--clip-grad", "1", "--log-steps", "2") == 0
-    lines = [strict(line) for line in (tmp_path / BAD_STEPS).read_text().splitlines()]
+    lines = [strict(line) for line in RunFolder(tmp_path).bad_steps.read_text().splitlines()]
     assert [line["step"] for line in lines] == [4, 6, 7, 8]
     assert lines[0]["losses"] == [["nan"]] and len(lines[0]["not_finite"][0]["images"]) == 8
     assert lines[0]["not_finite"][0]["images"][0].startswith("train/")
@@ -378,12 +379,17 @@ def test_after_too_many_a_run_goes_back_and_passes_over_them(
     }
     assert sorted(metrics) == list(range(1, TOTAL + 1))
     assert [step for step, line in metrics.items() if "loss" not in line] == [7, 8, 9, 10, 11]
-    assert metrics[TOTAL]["skipped"] == 5 and steps_of(gone_back, BAD_STEPS) == [7, 8, 9, 10]
+    assert metrics[TOTAL]["skipped"] == 5 and steps_of(gone_back, "bad-steps.jsonl") == [
+        7,
+        8,
+        9,
+        10,
+    ]
     # stopped amid the bad steps, and again amid those that are passed over
     for stop in (9, 2, 0):
         assert start(argv, tmp_path / "stopped", "--stop-after-steps", str(stop)) == 0
     assert_same_weights(gone_back, tmp_path / "stopped")
-    assert steps_of(tmp_path / "stopped", BAD_STEPS) == [7, 8, 9, 10]
+    assert steps_of(tmp_path / "stopped", "bad-steps.jsonl") == [7, 8, 9, 10]
     # begun anew, it passes over them without having met them
     (tmp_path / "anew").mkdir()
     (tmp_path / "anew" / "rollbacks.jsonl").write_bytes(
@@ -522,7 +528,7 @@ def test_a_gradient_a_thousand_times_too_large_is_clipped_told_of_and_forgotten(
 
     monkeypatch.setattr(DistillationLoss, "__call__", thousandfold)
     assert start(argv, tmp_path / "spiky", *clip) == 0
-    (spike,) = read_metrics(tmp_path / "spiky" / SPIKES)
+    (spike,) = read_metrics(RunFolder(tmp_path / "spiky").spikes)
     assert (
         spike["step"] == 25
         and 300 < spike["grad_norm"] / spike["median"] < 3000
@@ -530,7 +536,7 @@ def test_a_gradient_a_thousand_times_too_large_is_clipped_told_of_and_forgotten(
     )
     assert (
         "step 25: gradient norm" in capfd.readouterr().out
-        and not (tmp_path / "calm" / SPIKES).exists()
+        and not RunFolder(tmp_path / "calm").spikes.exists()
     )
     calm, spiky = (
         {
@@ -566,7 +572,7 @@ def test_a_launched_run_goes_back_together_and_stops_when_its_ranks_differ(
     assert entry["passed_over"] == [6, 11]
     assert {
         place["rank"]
-        for line in read_metrics(launch.folder / BAD_STEPS)
+        for line in read_metrics(RunFolder(launch.folder).bad_steps)
         for place in line["not_finite"]
     } == {1}
     said = " ".join(launch.output.split())

@@ -14,13 +14,15 @@ import pytest
 
 from fastdeit.reliability import run_lock
 from fastdeit.reliability.run_lock import RunLock
+from fastdeit.storage.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys
 from pathlib import Path
 from fastdeit.reliability.run_lock import RunLock
-RunLock(Path(sys.argv[1])).acquire()
+from fastdeit.storage.run_folder import RunFolder
+RunLock(RunFolder(Path(sys.argv[1]))).acquire()
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -41,22 +43,22 @@ def no_locks(*_: object) -> None:
 
 
 def test_a_folder_that_was_made_for_nothing_goes_away(tmp_path: Path) -> None:
-    with RunLock(tmp_path / "a" / "b") as lock:
+    with RunLock(RunFolder(tmp_path / "a" / "b")) as lock:
         lock.acquire()
         told = json.loads((tmp_path / "a/b/lock").read_text())
         assert told["pid"] == os.getpid()
     assert not (tmp_path / "a").exists()
-    with RunLock(tmp_path / "a" / "b") as lock:
+    with RunLock(RunFolder(tmp_path / "a" / "b")) as lock:
         lock.acquire()
         (tmp_path / "a/b/config.yaml").touch()
     assert [path.name for path in (tmp_path / "a/b").iterdir()] == ["config.yaml"]
 
 
 def test_what_was_never_taken_is_not_freed(tmp_path: Path) -> None:
-    with RunLock(tmp_path) as lock:
+    with RunLock(RunFolder(tmp_path)) as lock:
         lock.acquire()
         with (
-            RunLock(tmp_path) as other,
+            RunLock(RunFolder(tmp_path)) as other,
             pytest.raises(ValueError, match=f"is in use by process {os.getpid()} on"),
         ):
             other.acquire()
@@ -70,7 +72,7 @@ def test_refused_while_the_holder_lives_and_taken_over_after_its_death(
     if not locks:
         monkeypatch.setattr(fcntl, "flock", no_locks)
     holder = hold(tmp_path)
-    with RunLock(tmp_path) as lock:
+    with RunLock(RunFolder(tmp_path)) as lock:
         with pytest.raises(
             ValueError, match=rf"in use by process {holder.pid} on .*touch {tmp_path}/stop"
         ):
@@ -97,7 +99,7 @@ def test_without_locks_the_text_decides(
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", no_locks)
     (tmp_path / "lock").write_text(json.dumps(run_lock._this_process() | change))
-    lock = RunLock(tmp_path)
+    lock = RunLock(RunFolder(tmp_path))
     if taken:
         lock.acquire()
         lock.release()
@@ -109,5 +111,5 @@ def test_without_locks_the_text_decides(
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"pid": 3}'])
 def test_a_lock_file_that_says_nothing_is_free(text: str, tmp_path: Path) -> None:
     (tmp_path / "lock").write_text(text)
-    with RunLock(tmp_path) as lock:
+    with RunLock(RunFolder(tmp_path)) as lock:
         lock.acquire()

@@ -31,6 +31,7 @@ from fastdeit.reliability.stop_requests import REASONS, StopRequests
 from fastdeit.run import identity
 from fastdeit.run.identity import check_same_everywhere, code_digest
 from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.trainer import Trainer
 from tests.support.images import write_shapes
 from tests.support.launching import FLAGS
@@ -158,7 +159,7 @@ def test_time_limits_are_slurms(text: str, seconds: int) -> None:
 
 @pytest.mark.parametrize("text", ["x", "1:2:3:4", "-1", "1-", "1.5", "2h"])
 def test_other_time_limits_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="--time-limit: got"):
+    with pytest.raises(ValueError, match="--time-limit must be"):
         RunConfig(time_limit=text)
 
 
@@ -239,16 +240,16 @@ def test_an_exception_is_told_at_the_next_start_and_then_archived(
 
 def test_the_earliest_failure_is_named_first(tmp_path: Path) -> None:
     for rank in (2, 0, 1):
-        write_failure(tmp_path, rank, "step", 7, f"error {rank}", "...")
+        write_failure(RunFolder(tmp_path), rank, "step", 7, f"error {rank}", "...")
         time.sleep(0.01)
     (tmp_path / "failure-rank3.json").write_text("{")  # of a full disk
-    taken = take_failures(tmp_path)
+    taken = take_failures(RunFolder(tmp_path))
     assert [failure["rank"] for failure in taken] == [2, 0, 1]
-    assert format_failure(taken[0], tmp_path).startswith(
+    assert format_failure(taken[0], RunFolder(tmp_path)).startswith(
         "the attempt before this failed first on rank 2 ("
     )
     assert [path.name for path in tmp_path.iterdir()] == ["failures.jsonl"] and take_failures(
-        tmp_path
+        RunFolder(tmp_path)
     ) == []
 
 
@@ -256,7 +257,7 @@ def test_a_failure_that_cannot_be_written_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    write_failure(tmp_path / "file" / "run", 1, "step", 7, "error", "...")
+    write_failure(RunFolder(tmp_path / "file" / "run"), 1, "step", 7, "error", "...")
     assert "rank 1: no failure file" in capsys.readouterr().err
 
 

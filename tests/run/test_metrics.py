@@ -13,6 +13,7 @@ from fastdeit.distributed.world import init_distributed
 from fastdeit.run.metrics import MetricLog
 from fastdeit.storage import atomic, jsonl
 from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.meter import Meter
 
 
@@ -35,13 +36,13 @@ def test_meter_does_not_keep_what_it_is_given() -> None:
 
 
 def test_log_of_a_resumed_run_drops_what_comes_again(tmp_path: Path) -> None:
-    log = MetricLog(tmp_path, 0)
+    log = MetricLog(RunFolder(tmp_path), 0)
     for step in (10, 20, 30):
         log.write(step, {"loss": float(step)})
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "lo')  # cut short by a kill
-    log = MetricLog(tmp_path, 20)
+    log = MetricLog(RunFolder(tmp_path), 20)
     log.write(30, {"loss": 0.5, "lr": 1e-3})
     log.close()
     assert read_metrics(tmp_path / "metrics.jsonl") == [
@@ -67,7 +68,7 @@ def scalars(folder: Path) -> list[tuple[int, str, float]]:
 
 def test_tensorboard_shows_the_numbers_and_what_came_again_once(tmp_path: Path) -> None:
     for start, steps in ((0, (1, 2, 3)), (2, (3, 4))):
-        log = MetricLog(tmp_path, start)
+        log = MetricLog(RunFolder(tmp_path), start)
         for step in steps:
             log.write(step, {"loss": step + 0.5 * (start > 0), "digest": "no number"})
         log.close()
@@ -92,7 +93,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 def test_a_full_disk_is_told_once_and_loses_nothing_when_it_has_room_again(tmp_path: Path) -> None:
     told: list[str] = []
-    log = MetricLog(tmp_path, 0, told.append)
+    log = MetricLog(RunFolder(tmp_path), 0, told.append)
     with files_of_at_most(1000):
         for step in range(100):
             log.write(step, {"loss": float(step), "lr": 1e-3})

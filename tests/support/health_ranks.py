@@ -18,6 +18,7 @@ from fastdeit.distributed.exits import hard_exit
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.reliability.health import Health
 from fastdeit.reliability.replica_check import compare_weights
+from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.losses import DistillationLoss
 from fastdeit.training.trainer import Trainer
 from tests.support.tiny_student import (
@@ -71,7 +72,7 @@ def flip(module: torch.nn.Module, bit: int = 0) -> None:
 def look(fields: dict[str, Any], folder: Path, world: World) -> dict[str, Any]:
     """An infinite loss with a finite gradient on the last rank, then a flipped bit there."""
     trainer = make_trainer(configure(**fields, micro_batch=BATCH // world.size // 2), world)
-    health = Health(folder, world.rank, STEPS_PER_EPOCH, BATCH, lambda line: None)
+    health = Health(RunFolder(folder), world.rank, STEPS_PER_EPOCH, BATCH, lambda line: None)
     norms = [step(trainer, world)[-1].item() for _ in range(NAN_AT)]
     before, criterion = contents(trainer), trainer.criterion
     if world.rank == world.size - 1:

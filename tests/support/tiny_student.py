@@ -22,7 +22,8 @@ from fastdeit.data.batch import Batch
 from fastdeit.distributed.world import World
 from fastdeit.kernels.mix import mix_reference
 from fastdeit.models.student import Student, build_student
-from fastdeit.plan.plan import Plan, PlanSpec
+from fastdeit.plan.plan import Plan
+from fastdeit.plan.spec import PlanSpec
 from fastdeit.training.build import build_trainer
 from fastdeit.training.losses import DistillationLoss
 from fastdeit.training.trainer import Trainer

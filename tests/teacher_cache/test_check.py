@@ -343,12 +343,12 @@ REFUSED = {
     "truth for soft": (
         None,
         ["--distillation-type", "soft", "--cache-miss", "ground-truth"],
-        "--cache-miss: got 'ground-truth', allowed is error or live with --distillation-type soft",
+        "--cache-miss must be error or live with --distillation-type soft",
     ),
     "no distillation": (
         None,
         ["--distillation-type", "none"],
-        "allowed is no cache with --distillation-type none",
+        "--cache must be empty with --distillation-type none",
     ),
     "newer format": (_newer, [], "manifest.json: format 2, this version reads 1"),
     "no cache": (
@@ -356,11 +356,11 @@ REFUSED = {
         [],
         "manifest.json: No such file or directory; `fastdeit cache build -o",
     ),
-    "no period": (None, ["--cache-period", "-1"], "--cache-period: got -1, allowed is 0 or more"),
+    "no period": (None, ["--cache-period", "-1"], "--cache-period must be 0 or more (got -1)"),
     "live without a teacher": (
         None,
         ["--cache-miss", "live", "--teacher-path", "/no/file"],
-        "--teacher-path: got '/no/file'",
+        "--teacher-path must be an existing file",
     ),
 }
 

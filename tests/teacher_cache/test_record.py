@@ -432,7 +432,7 @@ WRONG = {
     ),
     "no teacher": (
         ["build", "-o", "{c}", "{samples}", "--teacher-path", "/no/file"],
-        "--teacher-path: got '/no/file'",
+        "--teacher-path must be an existing file",
     ),
     "no distillation": (
         ["build", "-o", "{c}", "{samples}", "--distillation-type", "none"],
@@ -448,7 +448,7 @@ WRONG = {
     ),
     "odd micro-batch": (
         ["build", "-o", "{c}", "{samples}", "{taught}", "--micro-batch", "7"],
-        "--micro-batch: got 7",
+        "--micro-batch must be an even number",
     ),
     "info of nothing": (["info", "{c}"], "manifest.json: No such file or directory"),
     "sample of none": (["sample", "{c}", "--number", "0"], "--number: got 0, allowed is 1 or more"),

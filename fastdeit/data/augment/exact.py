@@ -37,8 +37,9 @@ from fastdeit.data.augment.sample import (
     operate,
     run_sample,
 )
-from fastdeit.plan.plan import PlanSpec, SampleParams
+from fastdeit.plan.plan import SampleParams
 from fastdeit.plan.sampling import OPS
+from fastdeit.plan.spec import PlanSpec
 
 _PATIENCE_S = 3.0
 _HIGHEST = np.uint64(0xFFFFFFFF)

@@ -13,8 +13,9 @@ from torchvision import transforms
 from torchvision.transforms import functional
 
 from fastdeit.data.augment.native import native_window, pack_ops, rand_augment, warp_matrices
-from fastdeit.plan.plan import Plan, PlanSpec, SampleParams
+from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.plan.sampling import OPS, RAND_AUGMENT_OPS, op_arguments
+from fastdeit.plan.spec import PlanSpec
 from tests.support.places import Distances, device_of, to_numpy
 
 Choices = Sequence[Sequence[str]] | None

@@ -1,0 +1,185 @@
+"""The distributions that a plan draws from, and one line that describes them."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from fastdeit.config.parse import require_value
+from fastdeit.config.schema import AugmentConfig, DataConfig, MixConfig, RunConfig
+from fastdeit.plan import sampling
+
+# every default stands once, in config/schema.py; --aa has those of RandAugment in one string
+_RAND_AUGMENT = AugmentConfig().operations()
+
+
+@dataclass(frozen=True)
+class PlanSpec:
+    """The distributions that a plan draws from. The defaults are those of `Config`.
+
+    Raises ValueError for a value outside its range.
+    """
+
+    seed: int = RunConfig.seed
+    input_size: int = DataConfig.input_size
+    repeats: int = AugmentConfig.aug_repeats
+    """Copies of an image in an epoch, each with draws of its own."""
+    scale: tuple[float, float] = AugmentConfig.scale
+    ratio: tuple[float, float] = AugmentConfig.ratio
+    hflip: float = AugmentConfig.hflip
+    ra_layers: int = 2
+    """RandAugment operations per image; 0 turns it off."""
+    ra_magnitude: float = _RAND_AUGMENT["ra_magnitude"]
+    ra_std: float = _RAND_AUGMENT["ra_std"]
+    """Standard deviation of the magnitude; infinity draws it uniformly from [0, ra_magnitude]."""
+    ra_max: float = 10.0
+    ra_prob: float = 0.5
+    three_augment: bool = False
+    """DeiT III's 3-Augment instead of RandAugment: always one of grey, solarise and blur."""
+    color_jitter: float = 0.0
+    """Brightness, contrast and saturation, each times a factor in 1 -+ color_jitter, in a random
+    order, after the other operations."""
+    simple_crop: bool = AugmentConfig.src
+    """DeiT III's simple random crop instead of the random resized crop; `scale` and `ratio` are
+    then unused."""
+    reprob: float = AugmentConfig.reprob
+    remode: str = AugmentConfig.remode
+    erase_area: tuple[float, float] = (0.02, 1 / 3)
+    erase_ratio: tuple[float, float] = (0.3, 1 / 0.3)
+    mixup: float = MixConfig.mixup
+    cutmix: float = MixConfig.cutmix
+    cutmix_minmax: tuple[float, float] | None = MixConfig.cutmix_minmax
+    mixup_prob: float = MixConfig.mixup_prob
+    mixup_switch_prob: float = MixConfig.mixup_switch_prob
+    mixup_group: int = MixConfig.mixup_group
+    """Neighbouring samples that share lambda, mode and box: 2 is a pair, 256 is deit's layout on 4
+    GPUs."""
+
+    def __post_init__(self) -> None:
+        self._require("seed", 0 <= self.seed < 2**32, "0 to 4294967295")
+        self._require("input_size", self.input_size >= 1, "1 or more")
+        self._require("repeats", self.repeats >= 1, "1 or more")
+        low, high = self.scale
+        self._require("scale", 0 < low <= high <= 1, "low and high with 0 < low <= high <= 1")
+        low, high = self.ratio
+        self._require("ratio", 0 < low <= high, "low and high with 0 < low <= high")
+        for name in ("hflip", "ra_prob", "reprob", "mixup_prob", "mixup_switch_prob"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "a probability, 0 to 1")
+        for name in ("ra_layers", "ra_magnitude", "ra_std", "color_jitter", "mixup", "cutmix"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        both = self.three_augment and self.ra_layers > 0
+        self._require("ra_layers", not both, "0 with three_augment")
+        # the padding is a reflection of 4 pixels
+        padded = self.input_size > 4 or not self.simple_crop
+        self._require("input_size", padded, "5 or more with simple_crop")
+        known = self.remode in ("const", "rand", "pixel")
+        self._require("remode", known, "one of const, rand, pixel")
+        pairs = self.mixup_group >= 2 and self.mixup_group % 2 == 0
+        self._require("mixup_group", pairs, "an even number, 2 or more")
+        if self.cutmix_minmax:
+            low, high = self.cutmix_minmax
+            allowed = "low and high with 0 < low <= high <= 1"
+            self._require("cutmix_minmax", 0 < low <= high <= 1, allowed)
+
+    def _require(self, name: str, ok: bool, allowed: str) -> None:
+        require_value(ok, name, getattr(self, name), allowed)
+
+    @property
+    def layer_ops(self) -> tuple[tuple[str, ...], ...]:
+        """For each layer of operations, the names out of `OPS` that it is drawn from: RandAugment's
+        layers, or 3-Augment's one; then the colour jitter's three."""
+        layers: list[tuple[str, ...]] = [sampling.RAND_AUGMENT_OPS] * self.ra_layers
+        if self.three_augment:
+            layers += [sampling.THREE_OPS]
+        if self.color_jitter > 0:
+            layers += [sampling.JITTER_OPS] * 3
+        return tuple(layers)
+
+    @property
+    def layers(self) -> int:
+        """Operations that a sample goes through."""
+        return len(self.layer_ops)
+
+    @property
+    def cuts(self) -> bool:
+        """Whether some samples may be mixed by CutMix."""
+        return self.cutmix > 0 or self.cutmix_minmax is not None
+
+    @property
+    def mixes(self) -> bool:
+        """Whether some samples may be mixed at all."""
+        return self.mixup_prob > 0 and (self.mixup > 0 or self.cuts)
+
+    def describe(self) -> str:
+        """Return one line with the steps that a sample goes through, in their order.
+
+        A step that is off is not in it. Of a step that is on, the first arguments always show, the
+        others where they differ from `PlanSpec()`: `resized_crop(0.08-1)|hflip(0.5)|...`.
+        """
+        steps = [self._describe_crop(), *self._describe_operations(), "normalise"]
+        if self.repeats > 1:
+            steps.insert(0, f"repeat({self.repeats})")
+        if self.reprob:
+            steps.append(self._step("erase", ["reprob", "remode"], ["erase_area", "erase_ratio"]))
+        if self.mixes:
+            steps.append(self._describe_mix())
+        return "|".join(steps)
+
+    def _describe_crop(self) -> str:
+        crop = self._step("resized_crop", ["scale"], ["ratio"])
+        if self.simple_crop:
+            crop = "simple_crop"
+        return f"{crop}|hflip({_shown(self.hflip)})" if self.hflip else crop
+
+    def _describe_operations(self) -> list[str]:
+        steps = []
+        if self.ra_layers:
+            others = ["ra_max", "ra_prob"]
+            steps.append(self._step("randaug", ["ra_layers", "ra_magnitude", "ra_std"], others))
+        if self.three_augment:
+            steps.append("3-augment")
+        if self.color_jitter:
+            steps.append(f"color_jitter({_shown(self.color_jitter)})")
+        return steps
+
+    def _describe_mix(self) -> str:
+        kinds = []
+        if self.mixup:
+            kinds.append(self._step("mixup", ["mixup"], []))
+        if self.cuts:
+            kinds.append(self._step("cutmix", ["cutmix"], ["cutmix_minmax"]))
+        arguments = self._arguments([], ["mixup_prob", "mixup_group"])
+        if len(kinds) == 2:
+            arguments += self._arguments([], ["mixup_switch_prob"])
+        return "/".join(kinds + arguments)
+
+    def _step(self, step: str, always: list[str], if_changed: list[str]) -> str:
+        return f"{step}({','.join(self._arguments(always, if_changed))})"
+
+    def _arguments(self, always: list[str], if_changed: list[str]) -> list[str]:
+        changed = [name for name in if_changed if getattr(self, name) != _DEFAULT[name]]
+        return [
+            f"{_PREFIX.get(name, '')}{_shown(getattr(self, name))}" for name in always + changed
+        ]
+
+
+_DEFAULT = {field.name: field.default for field in dataclasses.fields(PlanSpec)}
+# in `describe`: timm's short names for RandAugment's arguments, our own for the others
+_PREFIX = {
+    "ra_magnitude": "m",
+    "ra_std": "std",
+    "ra_max": "max",
+    "ra_prob": "p",
+    "ratio": "ratio",
+    "erase_area": "area",
+    "erase_ratio": "ratio",
+    "cutmix_minmax": "side",
+    "mixup_prob": "p",
+    "mixup_switch_prob": "switch",
+    "mixup_group": "group",
+}
+
+
+def _shown(value: object) -> str:
+    """Return a number in its shortest form, or both ends of a range."""
+    if isinstance(value, tuple):
+        return "-".join(_shown(end) for end in value)
+    return f"{value:g}" if isinstance(value, int | float) else str(value)

@@ -1,0 +1,119 @@
+"""The folder of one run: the name of every file in it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of the run folder `path` (--output-dir). No other module spells their names.
+
+    Every run: config.yaml and deepspeed.json (the settings); metrics.jsonl and tensorboard/ (the
+    log); checkpoints/step-N/ (safetensors and JSON, by parameter name, independent of ZeRO stage
+    and world size); student.safetensors and student_ema.safetensors (weights under timm's names,
+    fp32); report.png; train-images.parquet (the images the run started with); attempts.jsonl (one
+    line per start); summary.json (results; written last, so it marks a finished run).
+
+    Only when there is cause: quarantine.jsonl (images that cannot be read), bad-steps.jsonl,
+    spikes.jsonl, rollbacks.jsonl, failure-rankR.json and failures.jsonl (where ranks failed), and
+    bad-step-N/ (a debug bundle). A file `stop`, created by the user, stops the run; `lock` exists
+    while it is alive.
+    """
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def deepspeed_settings(self) -> Path:
+        return self.path / "deepspeed.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def student(self) -> Path:
+        return self.path / "student.safetensors"
+
+    @property
+    def student_ema(self) -> Path:
+        return self.path / "student_ema.safetensors"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.png"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def train_images(self) -> Path:
+        return self.path / "train-images.parquet"
+
+    @property
+    def attempts(self) -> Path:
+        return self.path / "attempts.jsonl"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.path / "quarantine.jsonl"
+
+    @property
+    def bad_steps(self) -> Path:
+        return self.path / "bad-steps.jsonl"
+
+    @property
+    def spikes(self) -> Path:
+        return self.path / "spikes.jsonl"
+
+    @property
+    def rollbacks(self) -> Path:
+        return self.path / "rollbacks.jsonl"
+
+    @property
+    def failures(self) -> Path:
+        """The failures of all earlier attempts; those of the last one are in `failure_files`."""
+        return self.path / "failures.jsonl"
+
+    def failure(self, rank: int) -> Path:
+        """Return the file in which a rank of the current attempt reports its failure."""
+        return self.path / f"failure-rank{rank}.json"
+
+    def failure_files(self) -> list[Path]:
+        """List the failure files of the last attempt, by name."""
+        return sorted(self.path.glob("failure-rank*.json"))
+
+    @property
+    def stop_request(self) -> Path:
+        return self.path / "stop"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    def debug_bundle(self, step: int) -> Path:
+        """Return the folder that explains a stop for bad steps; step: the first bad one."""
+        return self.path / f"bad-step-{step}"
+
+    def debug_bundles(self) -> list[Path]:
+        """List the debug bundles, by name."""
+        return sorted(self.path.glob("bad-step-*"))
+
+    def replay(self, step: int) -> Path:
+        """Return the folder in which `fastdeit replay` writes by default."""
+        return self.path / f"replay-{step}"
