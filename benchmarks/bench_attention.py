@@ -17,7 +17,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import harness
-from fastdeit.kernels import configs
+from fastdeit.kernels import launch_configs
 from fastdeit.kernels.attention import (
     attention,
     attention_reference,
@@ -108,16 +108,16 @@ def implementations(device: torch.device) -> dict[str, Attend]:
 def backward_as_pair() -> Iterator[None]:
     """Inside, no row of the table holds a whole image of more than 64 tokens, and the backward
     takes the pair of kernels."""
-    kept = list(configs.rows())
-    configs.rows()[:] = [
+    kept = list(launch_configs.rows())
+    launch_configs.rows()[:] = [
         row for row in kept if row["op"] != "attention_bwd_whole" or row["launch"]["BLOCK_M"] <= 64
     ]
-    configs._config.cache_clear()
+    launch_configs._find_launch.cache_clear()
     try:
         yield
     finally:
-        configs.rows()[:] = kept
-        configs._config.cache_clear()
+        launch_configs.rows()[:] = kept
+        launch_configs._find_launch.cache_clear()
 
 
 def both(attend: Attend, qkv: torch.Tensor, grad: torch.Tensor) -> Pair:

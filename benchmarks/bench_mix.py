@@ -20,12 +20,8 @@ from timm.data import Mixup
 from torchvision.transforms import v2
 
 from benchmarks import harness
-from fastdeit.kernels.mix import (
-    mix_patches_reference,
-    mix_patches_triton,
-    mix_reference,
-    mix_triton,
-)
+from fastdeit.kernels.mix import mix_reference, mix_triton
+from fastdeit.kernels.mix_patches import mix_patches_reference, mix_patches_triton
 
 SHAPES = {"cuda": [(256, 3, 224, 224), (1024, 3, 224, 224)], "cpu": [(16, 3, 64, 64)]}
 CLASSES = 1000

@@ -29,7 +29,7 @@ from benchmarks.peers import hard_distillation, soft_target, timm_student
 from benchmarks.trainers import CLASSES, decisions, make_batch
 from fastdeit.data.batch import Batch
 from fastdeit.kernels.backend import set_backend
-from fastdeit.kernels.mix import mix_patches
+from fastdeit.kernels.mix_patches import mix_patches
 from fastdeit.models.student import build_student
 from fastdeit.training.losses import DistillationLoss
 

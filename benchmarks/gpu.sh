@@ -111,7 +111,7 @@ run_tune() {
         echo 'left out for want of ncu: the profile'
     fi
     part 240 tune "$python" -m benchmarks.tune --only attention --seconds 150
-    cp kernels/configs.json "$out"
+    cp kernels/launch_configs.json "$out"
 }
 
 run_others() {

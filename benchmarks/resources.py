@@ -29,7 +29,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from benchmarks.harness import RESULTS, Launch, Row
-from fastdeit.kernels import configs
+from fastdeit.kernels import launch_configs
 
 OPS = ("attention", "norm", "gelu", "mix", "distill", "augment")
 KEYS = ("launch", "kernel", "constants")
@@ -77,7 +77,7 @@ def compiled_only(arch: int) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
     For a process of its own: Triton keeps the driver that it was given.
     """
     found: list[tuple[Any, dict[str, Any]]] = []
-    run, launch_arch = JITFunction.run, configs.arch
+    run, launch_arch = JITFunction.run, launch_configs.arch
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
@@ -85,12 +85,12 @@ def compiled_only(arch: int) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
         found.append((kernel, constants))
         return kernel
 
-    JITFunction.run, configs.arch = compile_only, lambda device: arch
+    JITFunction.run, launch_configs.arch = compile_only, lambda device: arch
     driver.set_active(OfflineDriver(arch))
     try:
         yield found
     finally:
-        JITFunction.run, configs.arch = run, launch_arch
+        JITFunction.run, launch_configs.arch = run, launch_arch
 
 
 def _dump(kernel: Any, *options: str) -> str:

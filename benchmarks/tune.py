@@ -1,4 +1,4 @@
-"""Refresh kernels/configs.json on this machine's GPU: the fastest launch of each row that a DeiT's
+"""Refresh kernels/launch_configs.json on this machine's GPU: the fastest launch of each row that a DeiT's
 training uses.
 
 python -m benchmarks.tune [--only attention norm] [--seconds 300]
@@ -19,11 +19,12 @@ import torch
 import triton
 
 from benchmarks.harness import quantiles_ms
-from fastdeit.kernels import configs
+from fastdeit.kernels import launch_configs
 from fastdeit.kernels.attention import attention
 from fastdeit.kernels.distill import distill
 from fastdeit.kernels.gelu import gelu
-from fastdeit.kernels.mix import mix, mix_patches
+from fastdeit.kernels.mix import mix
+from fastdeit.kernels.mix_patches import mix_patches
 from fastdeit.kernels.norm import add_norm
 
 BATCH, TOKENS, EPS = 256, 198, 1e-6
@@ -142,27 +143,29 @@ WORKLOADS = {
 def rows_of(call: Call) -> list[Row]:
     """The rows of the table that a call reads."""
     read: list[Row] = []
-    find = configs._config
+    find = launch_configs._find_launch
 
-    def watched(*key: Any) -> configs.Launch:
+    def watched(*key: Any) -> launch_configs.Launch:
         launch = find(*key)
-        read.extend(row for row in configs.rows() if row["launch"] is launch and row not in read)
+        read.extend(
+            row for row in launch_configs.rows() if row["launch"] is launch and row not in read
+        )
         return launch
 
-    configs._config = watched  # type: ignore[assignment]
+    launch_configs._find_launch = watched  # type: ignore[assignment]
     try:
         call()
     finally:
-        configs._config = find
+        launch_configs._find_launch = find
     return read
 
 
 def adopt(arch: int) -> None:
     """Give the architecture rows of its own for every op, copies of those that it uses."""
-    for op, bits in {(row["op"], row["bits"]) for row in configs.rows()}:
+    for op, bits in {(row["op"], row["bits"]) for row in launch_configs.rows()}:
         ours = [
             row
-            for row in configs.rows()
+            for row in launch_configs.rows()
             if (row["op"], row["bits"]) == (op, bits) and row["arch"] <= arch
         ]
         newest = max((row["arch"] for row in ours), default=arch)
@@ -171,11 +174,11 @@ def adopt(arch: int) -> None:
             for row in ours
             if row["arch"] == newest < arch
         ]
-        configs.rows().extend(copies)
-    configs._config.cache_clear()
+        launch_configs.rows().extend(copies)
+    launch_configs._find_launch.cache_clear()
 
 
-def neighbours(launch: configs.Launch) -> Iterator[configs.Launch]:
+def neighbours(launch: launch_configs.Launch) -> Iterator[launch_configs.Launch]:
     """Launches that differ in one number."""
     for name, value in launch.items():
         near = (value - 1, value + 1) if name == "num_stages" else (value // 2, value * 2)
@@ -214,9 +217,10 @@ def improve(row: Row, call: Call) -> None:
 
 def write() -> None:
     order = sorted(
-        configs.rows(), key=lambda row: (row["op"], row["arch"], row["bits"], row["D"], row["N"])
+        launch_configs.rows(),
+        key=lambda row: (row["op"], row["arch"], row["bits"], row["D"], row["N"]),
     )
-    configs.TABLE.write_text(
+    launch_configs.TABLE.write_text(
         "[\n" + ",\n".join(json.dumps(row) for row in order) + "\n]\n", encoding="utf-8"
     )
 
@@ -230,7 +234,7 @@ def main() -> None:
         "--seconds", type=float, default=300, help="start no workload after so long"
     )
     arguments, start = parser.parse_args(), time.monotonic()
-    adopt(configs.arch(torch.device("cuda")))
+    adopt(launch_configs.arch(torch.device("cuda")))
     for op in arguments.only:
         for name, call in WORKLOADS[op]():
             if time.monotonic() - start > arguments.seconds:

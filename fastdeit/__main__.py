@@ -1,39 +1,43 @@
-"""`fastdeit COMMAND` and `python -m fastdeit COMMAND`."""
+"""`fastdeit COMMAND` and `python -m fastdeit COMMAND`: the table of commands."""
 
 import sys
 from collections.abc import Callable, Sequence
 
+from fastdeit.reliability import launcher
+
 
 def train(argv: Sequence[str]) -> int:
-    """train a model on one process (many: deepspeed fastdeit/train.py)"""
+    """train a model in one process (in several: deepspeed fastdeit/train.py)"""
+    attached = launcher.attach()  # before the slow imports
     from fastdeit.commands.train import train_command
 
-    return train_command(argv, prog="fastdeit train")
+    return train_command(argv, launcher=attached)
 
 
 def index(argv: Sequence[str]) -> int:
-    """look at every image of a data set, and keep the table"""
+    """check every image of a data set, and store the tables that training starts from"""
     from fastdeit.commands.index import index_command
 
     return index_command(argv)
 
 
 def cache(argv: Sequence[str]) -> int:
-    """record the teacher's answers, join recordings, look into them"""
+    """record a teacher's output; merge, describe and verify recordings"""
     from fastdeit.commands.cache import cache_command
 
     return cache_command(argv)
 
 
 def preview(argv: Sequence[str]) -> int:
-    """what the model will see of chosen samples, as a picture"""
+    """draw what the model will see of chosen samples"""
     from fastdeit.commands.preview import preview_command
 
     return preview_command(argv)
 
 
 def replay(argv: Sequence[str]) -> int:
-    """take one step of a run again, and show all that went into it"""
+    """run one step of a finished or stopped run again, and show everything that went into it"""
+    launcher.attach()
     from fastdeit.commands.replay import replay_command
 
     return replay_command(argv)
@@ -45,20 +49,21 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main() -> int:
-    """Runs the command that the first argument names; exit code 2 for any other."""
+    """Run the command that the first argument names; return its exit code, 2 for an unknown one."""
     name, *argv = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
         return COMMANDS[name](argv)
-    lines = [f"  {command.__name__:<8} {command.__doc__}" for command in COMMANDS.values()]
-    asked = name in ("-h", "--help")
-    usage = "\n".join(
-        ["usage: fastdeit COMMAND [FLAGS]", *lines, "  COMMAND --help lists its flags"]
-    )
-    print(
-        usage if asked else f"fastdeit: error: no command {name!r}\n{usage}",
-        file=sys.stdout if asked else sys.stderr,
-    )
-    return 0 if asked else 2
+    if name in ("-h", "--help"):
+        print(_usage())
+        return 0
+    print(f"fastdeit: error: no command {name!r}\n{_usage()}", file=sys.stderr)
+    return 2
+
+
+def _usage() -> str:
+    rows = [f"  {name:<8} {command.__doc__}" for name, command in COMMANDS.items()]
+    lines = ["usage: fastdeit COMMAND [FLAGS]", *rows, "  COMMAND --help lists its flags"]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,21 @@
-"""The entry of `deepspeed fastdeit/train.py --recipe digits`. Nobody imports this file: what it
-calls is in run.py."""
+"""The entry of `deepspeed fastdeit/train.py --recipe digits`. Nothing imports this file: its work is
+done in `commands/train.py`."""
 
 import os
 import sys
 
-# started as a script, python puts this folder first on the path, where every module would also have
-# a top-level name
-if os.path.abspath(sys.path[0] or ".") == os.path.dirname(os.path.abspath(__file__)):
-    sys.path[0] = os.path.dirname(sys.path[0]) or os.path.dirname(
-        os.path.dirname(os.path.abspath(__file__))
-    )
+# python puts the folder of a script first on the path, where every room would also be a top-level
+# package
+HERE = os.path.dirname(os.path.abspath(__file__))
+if os.path.abspath(sys.path[0] or ".") == HERE:
+    sys.path[0] = os.path.dirname(HERE)
 
-import fastdeit.reliability.launcher  # noqa: F401, I001  # before what imports slowly: it notes who the launcher is
-from fastdeit.distributed.exits import hard_exit
-from fastdeit.commands.train import train_command
+from fastdeit.reliability import launcher
 
 if __name__ == "__main__":
-    hard_exit(train_command(sys.argv[1:], prog="deepspeed fastdeit/train.py"))
+    attached = launcher.attach()
+    # slow imports come after `attach`, which cannot see a launcher that has died before it
+    from fastdeit.commands.train import train_command
+    from fastdeit.distributed.exits import hard_exit
+
+    hard_exit(train_command(sys.argv[1:], "deepspeed fastdeit/train.py", attached))

@@ -22,7 +22,7 @@ import triton.language as tl
 
 from fastdeit.kernels.attention_bwd import LOG2_E, attention_bwd_triton, load_rows, store_rows, tail
 from fastdeit.kernels.backend import is_fused
-from fastdeit.kernels.configs import blocks_of, config, padded
+from fastdeit.kernels.launch_configs import blocks_of, find_launch, padded
 from fastdeit.kernels.operators import operator
 
 logger = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ def attention_triton(qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     batch, N, _, H, D = qkv.shape
     out, lse = _attention_fake(qkv)
     bits = 8 * qkv.element_size()
-    launch = config("attention_fwd", qkv.device, bits=bits, D=D, N=N)
+    launch = find_launch("attention_fwd", qkv.device, bits=bits, D=D, N=N)
     sizes = {"N": N, "H": H, "D": D, "PAD": padded(D), "TAIL": tail(N, launch["BLOCK_N"], bits)}
     if qkv.numel():
         _attention_fwd_kernel[(batch * H * blocks_of(N, launch["BLOCK_M"]),)](
@@ -196,7 +196,7 @@ def attention_weights_triton(
     qkv = qkv.contiguous()
     batch, N, _, H, D = qkv.shape
     weights = _attention_weights_fake(qkv, lse, heads)
-    launch = config("attention_weights", qkv.device, bits=8 * qkv.element_size(), D=D, N=N)
+    launch = find_launch("attention_weights", qkv.device, bits=8 * qkv.element_size(), D=D, N=N)
     sizes = {"PLACES": len(heads), "N": N, "H": H, "D": D, "PAD": padded(D)}
     grid = (batch * blocks_of(N, launch["BLOCK_M"]),)
     for place, head in enumerate(heads):

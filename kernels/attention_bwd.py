@@ -22,7 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.configs import blocks_of, config, padded
+from fastdeit.kernels.launch_configs import blocks_of, find_launch, padded
 from fastdeit.kernels.operators import operator
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -333,7 +333,7 @@ def attention_bwd_triton(
         return dqkv
     bits = 8 * qkv.element_size()
     sizes = {"N": N, "H": H, "D": D, "PAD": padded(D)}
-    whole = config("attention_bwd_whole", qkv.device, bits=bits, D=D, N=N)
+    whole = find_launch("attention_bwd_whole", qkv.device, bits=bits, D=D, N=N)
     if whole["BLOCK_M"] >= N:
         # the narrow block's dK and dV are made transposed, D rows high: a warp-group product takes
         # no fewer than 64
@@ -342,8 +342,8 @@ def attention_bwd_triton(
             qkv, out, lse, grad, dqkv, **sizes, TAIL=width, **whole
         )
         return dqkv
-    dq = config("attention_bwd_dq", qkv.device, bits=bits, D=D, N=N)
-    dkdv = config("attention_bwd_dkdv", qkv.device, bits=bits, D=D, N=N)
+    dq = find_launch("attention_bwd_dq", qkv.device, bits=bits, D=D, N=N)
+    dkdv = find_launch("attention_bwd_dkdv", qkv.device, bits=bits, D=D, N=N)
     delta = torch.empty_like(lse)
     grid = (batch * H * blocks_of(N, dq["BLOCK_M"]),)
     _attention_bwd_dq_kernel[grid](

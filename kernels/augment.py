@@ -45,7 +45,7 @@ from fastdeit.kernels.augment_tables import (
 )
 from fastdeit.kernels.augment_warp import is_warp, warp, warp_reference
 from fastdeit.kernels.backend import is_fused
-from fastdeit.kernels.configs import blocks_of, config
+from fastdeit.kernels.launch_configs import blocks_of, find_launch
 from fastdeit.kernels.operators import operator
 
 FILL = (124, 116, 104)
@@ -237,7 +237,7 @@ def _launch_layer(
         launch_tables(images, ops, args, layer, allowed) if allowed & bits_of(TABLES) else images
     )
     colour = fill[0] | fill[1] << 8 | fill[2] << 16
-    launch = config("augment", images.device, bits=8)
+    launch = find_launch("augment", images.device, bits=8)
     grid = (batch, blocks_of(height * width, launch["BLOCK"]))
     where, sizes = (ops.shape[1], layer, allowed), (height, width, height * width * 3)
     _augment_kernel[grid](images, ops, args, table, out, *where, *sizes, colour, **launch, **EXACT)

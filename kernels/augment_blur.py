@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from fastdeit.kernels.augment_ops import BLUR, EXACT, active_op
-from fastdeit.kernels.configs import blocks_of, config
+from fastdeit.kernels.launch_configs import blocks_of, find_launch
 
 
 def _box_weights_reference(sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -125,7 +125,7 @@ def launch_blur(
     """Write the blurred images into out, and leave its others alone."""
     batch, height, width, _ = images.shape
     spare, size = torch.empty_like(images), height * width * 3
-    launch = config("augment_blur", images.device, bits=8)
+    launch = find_launch("augment_blur", images.device, bits=8)
     grid = (batch, blocks_of(size, launch["BLOCK"]))
     source = images
     for step in range(6):

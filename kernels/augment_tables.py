@@ -34,7 +34,7 @@ from fastdeit.kernels.augment_ops import (
     gray,
     gray_reference,
 )
-from fastdeit.kernels.configs import blocks_of, config
+from fastdeit.kernels.launch_configs import blocks_of, find_launch
 
 
 def table_reference(name: str, images: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
@@ -209,13 +209,13 @@ def launch_tables(
 ) -> torch.Tensor:
     """uint8 (B, 3, 256): the tables of the images whose operation is one; the others' mean nothing."""
     batch, height, width, _ = images.shape
-    launch = config("augment_statistics", images.device, bits=8)
+    launch = find_launch("augment_statistics", images.device, bits=8)
     chunks = blocks_of(height * width, launch["BLOCK"] * launch["STEPS"])
     counts = images.new_empty((batch, chunks, 3, 256), dtype=torch.int32)
     table = images.new_empty((batch, 3, 256))
     where = (ops.shape[1], layer, allowed, height * width, chunks)
     if allowed & bits_of(STATISTICS):
         _augment_statistics_kernel[(batch, chunks)](images, ops, counts, *where, **launch, **EXACT)
-    launch = config("augment_table", images.device, bits=8)
+    launch = find_launch("augment_table", images.device, bits=8)
     _augment_table_kernel[(batch, 3)](ops, args, counts, table, *where, **launch, **EXACT)
     return table

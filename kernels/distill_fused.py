@@ -13,8 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.configs import blocks_of, config
 from fastdeit.kernels.distill_rows import cross_entropy_row, decision_of_row, divergence_row
+from fastdeit.kernels.launch_configs import blocks_of, find_launch
 from fastdeit.kernels.operators import operator
 
 
@@ -188,7 +188,7 @@ def distill_bwd_triton(
     """grads times the 0-d grad_loss, in fp32, cast to dtype at the end; the host does not look at
     the factor."""
     out = _distill_bwd_fake(grads, grad_loss, dtype)
-    launch = config("distill_bwd", grads.device, bits=8 * grads.element_size())
+    launch = find_launch("distill_bwd", grads.device, bits=8 * grads.element_size())
     if grads.numel():
         grid = (blocks_of(grads.numel(), launch["BLOCK"]),)
         _distill_bwd_kernel[grid](grads, grad_loss, out, grads.numel(), **launch)
@@ -266,7 +266,9 @@ def distill_triton(
     cls_logits = cls_logits.contiguous()
     dist_logits = cls_logits if dist_logits is None else dist_logits.contiguous()
     teacher = labels if teacher is None else teacher.contiguous()
-    launch = config("distill_fwd", cls_logits.device, bits=8 * cls_logits.element_size(), D=classes)
+    launch = find_launch(
+        "distill_fwd", cls_logits.device, bits=8 * cls_logits.element_size(), D=classes
+    )
     _distill_fwd_kernel[(batch, heads)](
         cls_logits,
         dist_logits,

@@ -19,9 +19,9 @@ import triton
 import triton.language as tl
 
 from fastdeit.kernels.backend import is_fused
-from fastdeit.kernels.configs import blocks_of, config, padded
+from fastdeit.kernels.launch_configs import blocks_of, find_launch, padded
 from fastdeit.kernels.operators import operator
-from fastdeit.kernels.partials import sum_partials
+from fastdeit.kernels.row_sums import sum_partials
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -143,7 +143,7 @@ def _gelu_bwd_kernel(
 def _launch(op: str, x: torch.Tensor) -> tuple[int, int, int, dict[str, int]]:
     """Rows, width, column blocks and the kernel's constants."""
     dim = x.shape[-1]
-    launch = config(op, x.device, bits=8 * x.element_size(), D=dim)
+    launch = find_launch(op, x.device, bits=8 * x.element_size(), D=dim)
     launch["BLOCK_D"] = min(launch["BLOCK_D"], padded(dim))
     return x.numel() // dim, dim, blocks_of(dim, launch["BLOCK_D"]), launch
 

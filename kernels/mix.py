@@ -18,17 +18,13 @@ import triton
 import triton.language as tl
 
 from fastdeit.kernels.backend import is_fused
-from fastdeit.kernels.configs import blocks_of, config
-from fastdeit.kernels.interleave import store_channels_last
+from fastdeit.kernels.launch_configs import blocks_of, find_launch
 from fastdeit.kernels.operators import operator
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MAX_PATCH_SIZE = 32
 
 
-def _empty_images(
-    images: torch.Tensor, out_dtype: torch.dtype, channels_last: bool
-) -> torch.Tensor:
+def empty_images(images: torch.Tensor, out_dtype: torch.dtype, channels_last: bool) -> torch.Tensor:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(images.shape, dtype=out_dtype, device=images.device, memory_format=layout)
 
@@ -50,29 +46,11 @@ def mix_reference(
     inside = (rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1)
     cut = torch.where(inside, partner, x)
     mixed = torch.where((y1 > y0) & (x1 > x0), cut, share * x + (1 - share) * partner)
-    return _empty_images(images, out_dtype or images.dtype, channels_last).copy_(mixed)
-
-
-def mix_patches_reference(
-    images: torch.Tensor,
-    lam: torch.Tensor,
-    box: torch.Tensor,
-    patch_size: int,
-    out_dtype: torch.dtype | None = None,
-    with_images: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Mix, then cut into patches, in plain torch; arguments and result as `mix_patches`."""
-    mixed = mix_reference(images, lam, box, out_dtype, channels_last=True)
-    height, width = images.shape[2] // patch_size, images.shape[3] // patch_size
-    grid = mixed.unflatten(3, (width, patch_size)).unflatten(
-        2, (height, patch_size)
-    )  # (B, C, H/P, P, W/P, P)
-    patches = grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2).contiguous()
-    return patches, mixed if with_images else None
+    return empty_images(images, out_dtype or images.dtype, channels_last).copy_(mixed)
 
 
 @triton.jit
-def _pair_draws(lam_ptr, box_ptr, pair, y, x):
+def load_pair(lam_ptr, box_ptr, pair, y, x):
     """lam of both rows of a pair, whether it is cut, and whether the pixels (y, x) lie inside of
     the box."""
     lam_a = tl.load(lam_ptr + pair * 2)
@@ -86,7 +64,7 @@ def _pair_draws(lam_ptr, box_ptr, pair, y, x):
 
 
 @triton.jit
-def _mix_row(own, other, lam, is_cut, inside):
+def mix_row(own, other, lam, is_cut, inside):
     return tl.where(is_cut, tl.where(inside, other, own), lam * own + (1.0 - lam) * other)
 
 
@@ -124,77 +102,14 @@ def _mix_fwd_kernel(
     second = first + C * H * W
     a = tl.load(images_ptr + first + offs_in, mask=mask, other=0.0).to(tl.float32)
     b = tl.load(images_ptr + second + offs_in, mask=mask, other=0.0).to(tl.float32)
-    lam_a, lam_b, is_cut, inside = _pair_draws(lam_ptr, box_ptr, pair, pixel // W, pixel % W)
-    out_a = _mix_row(a, b, lam_a, is_cut, inside)
-    out_b = _mix_row(b, a, lam_b, is_cut, inside)
+    lam_a, lam_b, is_cut, inside = load_pair(lam_ptr, box_ptr, pair, pixel // W, pixel % W)
+    out_a = mix_row(a, b, lam_a, is_cut, inside)
+    out_b = mix_row(b, a, lam_b, is_cut, inside)
     tl.store(out_ptr + first + offs, out_a.to(out_ptr.dtype.element_ty), mask=mask)
     tl.store(out_ptr + second + offs, out_b.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
-def _store_patches(out_ptr, red, green, blue, mask, AREA: tl.constexpr):
-    tl.store(out_ptr, red, mask=mask)
-    tl.store(out_ptr + AREA, green, mask=mask)
-    tl.store(out_ptr + 2 * AREA, blue, mask=mask)
-
-
-@triton.jit
-def _mix_patches_fwd_kernel(
-    images_ptr,
-    lam_ptr,
-    box_ptr,
-    patches_ptr,
-    mixed_ptr,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    P: tl.constexpr,
-    IN_LAST: tl.constexpr,
-    WITH_IMAGES: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    pair = tl.program_id(0).to(tl.int64)
-    # a block of pixels and all of its channels; the reads are in order, the writes come in runs of
-    # P
-    start = tl.program_id(1) * BLOCK
-    pixel = start + tl.arange(0, BLOCK)
-    mask = pixel < H * W
-    PLANE_IN: tl.constexpr = 1 if IN_LAST else H * W
-    first = pair * 2 * (3 * H * W)
-    second = first + 3 * H * W
-    a_ptr = images_ptr + first + (pixel * 3 if IN_LAST else pixel)
-    b_ptr = a_ptr + 3 * H * W
-    red_a = tl.load(a_ptr, mask=mask, other=0.0).to(tl.float32)
-    red_b = tl.load(b_ptr, mask=mask, other=0.0).to(tl.float32)
-    green_a = tl.load(a_ptr + PLANE_IN, mask=mask, other=0.0).to(tl.float32)
-    green_b = tl.load(b_ptr + PLANE_IN, mask=mask, other=0.0).to(tl.float32)
-    blue_a = tl.load(a_ptr + 2 * PLANE_IN, mask=mask, other=0.0).to(tl.float32)
-    blue_b = tl.load(b_ptr + 2 * PLANE_IN, mask=mask, other=0.0).to(tl.float32)
-
-    y = pixel // W
-    x = pixel % W
-    lam_a, lam_b, is_cut, inside = _pair_draws(lam_ptr, box_ptr, pair, y, x)
-    offs = ((y // P) * (W // P) + x // P) * (3 * P * P) + (y % P) * P + x % P
-    # pixels of a row within one patch stay neighbours; the compiler does not see through the
-    # divisions
-    RUN: tl.constexpr = P & -P
-    offs = tl.max_contiguous(tl.multiple_of(offs, RUN), RUN)
-
-    dtype = patches_ptr.dtype.element_ty
-    red = _mix_row(red_a, red_b, lam_a, is_cut, inside).to(dtype)
-    green = _mix_row(green_a, green_b, lam_a, is_cut, inside).to(dtype)
-    blue = _mix_row(blue_a, blue_b, lam_a, is_cut, inside).to(dtype)
-    _store_patches(patches_ptr + first + offs, red, green, blue, mask, P * P)
-    if WITH_IMAGES:
-        store_channels_last(mixed_ptr + first, red, green, blue, start, H * W, BLOCK)
-    red = _mix_row(red_b, red_a, lam_b, is_cut, inside).to(dtype)
-    green = _mix_row(green_b, green_a, lam_b, is_cut, inside).to(dtype)
-    blue = _mix_row(blue_b, blue_a, lam_b, is_cut, inside).to(dtype)
-    _store_patches(patches_ptr + second + offs, red, green, blue, mask, P * P)
-    if WITH_IMAGES:
-        store_channels_last(mixed_ptr + second, red, green, blue, start, H * W, BLOCK)
-
-
-def _dense(images: torch.Tensor) -> tuple[torch.Tensor, bool]:
+def make_dense(images: torch.Tensor) -> tuple[torch.Tensor, bool]:
     """The images in one of the two layouts that the kernels read, and whether it is channels last."""
     channels_last = (
         images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
@@ -209,7 +124,7 @@ def _mix_fake(
     out_dtype: torch.dtype,
     channels_last: bool,
 ) -> torch.Tensor:
-    return _empty_images(images, out_dtype, channels_last)
+    return empty_images(images, out_dtype, channels_last)
 
 
 @operator("mix", fake=_mix_fake)
@@ -222,10 +137,10 @@ def mix_triton(
 ) -> torch.Tensor:
     """Launch the kernel; arguments as `mix` has checked them. Takes CPU tensors under
     TRITON_INTERPRET=1."""
-    images, in_last = _dense(images)
-    out = _empty_images(images, out_dtype, channels_last)
+    images, in_last = make_dense(images)
+    out = empty_images(images, out_dtype, channels_last)
     batch, channels, height, width = images.shape
-    launch = config("mix_fwd", images.device, bits=8 * images.element_size())
+    launch = find_launch("mix_fwd", images.device, bits=8 * images.element_size())
     grid = (batch // 2, blocks_of(channels * height * width, launch["BLOCK"]))
     if out.numel():
         _mix_fwd_kernel[grid](
@@ -243,62 +158,7 @@ def mix_triton(
     return out
 
 
-def _empty_patches(
-    images: torch.Tensor, patch_size: int, out_dtype: torch.dtype, with_images: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    batch, channels, height, width = images.shape
-    count = (height // patch_size) * (width // patch_size)
-    patches = images.new_empty((batch, count, channels * patch_size**2), dtype=out_dtype)
-    return patches, _empty_images(
-        images if with_images else images[:0], out_dtype, channels_last=True
-    )
-
-
-def _mix_patches_fake(
-    images: torch.Tensor,
-    lam: torch.Tensor,
-    box: torch.Tensor,
-    patch_size: int,
-    out_dtype: torch.dtype,
-    with_images: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return _empty_patches(images, patch_size, out_dtype, with_images)
-
-
-@operator("mix_patches", fake=_mix_patches_fake)
-def mix_patches_triton(
-    images: torch.Tensor,
-    lam: torch.Tensor,
-    box: torch.Tensor,
-    patch_size: int,
-    out_dtype: torch.dtype,
-    with_images: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Launch the kernel; as `mix_patches`, but the images are an empty tensor when they are not
-    asked for."""
-    images, in_last = _dense(images)
-    patches, mixed = _empty_patches(images, patch_size, out_dtype, with_images)
-    batch, _, height, width = images.shape
-    launch = config("mix_patches_fwd", images.device, bits=8 * images.element_size())
-    grid = (batch // 2, blocks_of(height * width, launch["BLOCK"]))
-    if patches.numel():
-        _mix_patches_fwd_kernel[grid](
-            images,
-            lam.contiguous(),
-            box.contiguous(),
-            patches,
-            mixed if with_images else patches,
-            H=height,
-            W=width,
-            P=patch_size,
-            IN_LAST=in_last,
-            WITH_IMAGES=with_images,
-            **launch,
-        )
-    return patches, mixed
-
-
-def _check(
+def check_inputs(
     images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor, out_dtype: torch.dtype | None
 ) -> None:
     if images.ndim != 4 or images.shape[0] % 2:
@@ -328,39 +188,6 @@ def mix(
     channels-last memory. Raises ValueError on an odd batch, another dtype or a shape that does not
     fit.
     """
-    _check(images, lam, box, out_dtype)
+    check_inputs(images, lam, box, out_dtype)
     run = mix_triton if is_fused(images) else mix_reference
     return run(images, lam, box, out_dtype or images.dtype, channels_last)
-
-
-def mix_patches(
-    images: torch.Tensor,
-    lam: torch.Tensor,
-    box: torch.Tensor,
-    patch_size: int,
-    out_dtype: torch.dtype | None = None,
-    with_images: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Mix as `mix` does, and cut the result into patches for an embedding by one matrix product; no
-    gradient.
-
-    images, lam, box: as `mix` takes them, H and W multiples of patch_size (1 to 32). Returns
-    patches (B, N, 3·P·P) in out_dtype (default: images'), N = (H / P)·(W / P) in row order,
-    elements in the order (c, ph, pw) of a convolution's weight: F.linear(patches,
-    weight.flatten(1), bias) is the convolution with stride P. With with_images the mixed images (B,
-    3, H, W) beside them, channels last, from the same read; else None. Raises ValueError on what
-    `mix` refuses, other than 3 channels, and sizes that do not divide.
-    """
-    _check(images, lam, box, out_dtype)
-    if not 1 <= patch_size <= MAX_PATCH_SIZE:
-        raise ValueError(f"patch size must lie in 1 to {MAX_PATCH_SIZE}, got {patch_size}")
-    if images.shape[1] != 3 or images.shape[2] % patch_size or images.shape[3] % patch_size:
-        raise ValueError(
-            f"images must be (B, 3, H, W), H and W multiples of {patch_size}, got {tuple(images.shape)}"
-        )
-    if not is_fused(images):
-        return mix_patches_reference(images, lam, box, patch_size, out_dtype, with_images)
-    patches, mixed = mix_patches_triton(
-        images, lam, box, patch_size, out_dtype or images.dtype, with_images
-    )
-    return patches, mixed if with_images else None

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from fastdeit.kernels.backend import is_fused
-from fastdeit.kernels.configs import blocks_of, config, padded
+from fastdeit.kernels.launch_configs import blocks_of, find_launch, padded
 from fastdeit.kernels.norm_bwd import add_norm_bwd_triton
 from fastdeit.kernels.operators import operator
 
@@ -175,7 +175,7 @@ def add_norm_triton(
     outs = _allocate(x, branch, scale, gamma, weight, bias, eps)
     x_new, y, mean, rstd = outs
     dim, rows = x.shape[-1], mean.numel()
-    launch = config("norm_fwd", x.device, bits=8 * x.element_size(), D=dim)
+    launch = find_launch("norm_fwd", x.device, bits=8 * x.element_size(), D=dim)
     if rows:
         _norm_fwd_kernel[(blocks_of(rows, launch["BLOCK_ROWS"]),)](
             x.contiguous(),

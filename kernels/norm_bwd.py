@@ -15,9 +15,9 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.configs import blocks_of, config, padded
+from fastdeit.kernels.launch_configs import blocks_of, find_launch, padded
 from fastdeit.kernels.operators import operator
-from fastdeit.kernels.partials import sum_partials
+from fastdeit.kernels.row_sums import sum_partials
 
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -152,7 +152,7 @@ def add_norm_bwd_triton(
     dim = x_new.shape[-1]
     rows = x_new.numel() // dim
     op = "norm_bwd" if branch is None else "norm_bwd_gamma"
-    launch = config(op, x_new.device, bits=8 * x_new.element_size(), D=dim)
+    launch = find_launch(op, x_new.device, bits=8 * x_new.element_size(), D=dim)
     # a fixed count, whatever the GPU has: the order of the sums, and so every bit, depends on the
     # shape alone
     programs = min(launch.pop("PROGRAMS"), blocks_of(rows, launch["BLOCK_ROWS"]))

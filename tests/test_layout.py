@@ -16,7 +16,7 @@ KERNELS = sorted((ROOT / "kernels").glob("*.py"))
 # room -> the rooms that it may import; every room may use its own
 ROOMS: dict[str, set[str]] = {
     "train": {"commands", "distributed", "reliability"},
-    "__main__": {"commands"},
+    "__main__": {"commands", "reliability"},
     "commands": {"run", "replay", "*"},
     "replay": {"run", "*"},
     "run": {"*"},

@@ -16,14 +16,17 @@ from typing import Any, NamedTuple
 from fastdeit.checkpoint.files import Tensors
 from fastdeit.checkpoint.store import FEWEST, prune_checkpoints, save_checkpoint
 from fastdeit.distributed.collectives import all_agree
+from fastdeit.distributed.errors import RunError
 
 FAILURES_ALLOWED = 2
 """Saves in a row that may fail."""
 RETRY_S = 1.0
 
 
-class CheckpointError(Exception):
+class CheckpointError(RunError):
     """Checkpoints cannot be saved; raised on every rank."""
+
+    heard_by_all = True
 
 
 class Outcome(NamedTuple):

@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastdeit.checkpoint.select import find_checkpoint
-from fastdeit.checkpoint.writer import CheckpointError
 from fastdeit.commands.errors import one_line_errors
 from fastdeit.config.cli import parse_config
 from fastdeit.config.parse import parse_time_limit
 from fastdeit.config.schema import Config
-from fastdeit.data.index import DataError
 from fastdeit.distributed.collectives import barrier, on_every_rank, on_rank0
+from fastdeit.distributed.errors import RunError
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.reliability.health import HealthError
+from fastdeit.reliability.launcher import Launcher
 from fastdeit.reliability.run_lock import RunLock
 from fastdeit.reliability.supervisor import StopAgreed, Supervisor
 from fastdeit.run.build import _build_run, _facts
-from fastdeit.run.folder import FolderError, open_folder, write_outcome
+from fastdeit.run.folder import open_folder, write_outcome
 from fastdeit.run.identity import (
     check_same_everywhere,
     check_same_run,
@@ -30,19 +29,22 @@ from fastdeit.run.results import is_finished, say_finished
 from fastdeit.run.resume import restore
 from fastdeit.run.state import Run
 from fastdeit.storage.run_folder import RunFolder
-from fastdeit.teacher_cache.format import CacheError
 from fastdeit.training.build import build_deepspeed_config
 
 
-def train_command(argv: Sequence[str], prog: str) -> int:
+def train_command(
+    argv: Sequence[str], prog: str = "fastdeit train", launcher: Launcher | None = None
+) -> int:
     """`fastdeit train`: 0; exit code 2 for a command line, a data set or a checkpoint that cannot
     be used; 1 for images that cannot be read in mid-run, where --bad-images or their number ends
     it."""
     with one_line_errors():
         config, recipe = parse_config(argv, prog)
-    folder, limits = RunFolder(Path(config.run.output_dir)), config.limits.sections()
+    folder = RunFolder(Path(config.run.output_dir))
+    limits = config.limits.sections()
+    time_limit = parse_time_limit(config.run.time_limit)
     with (
-        Supervisor(folder, limits, parse_time_limit(config.run.time_limit)) as supervisor,
+        Supervisor(folder, limits, time_limit, launcher) as supervisor,
         RunLock(folder) as lock,
     ):
         with one_line_errors():
@@ -53,11 +55,10 @@ def train_command(argv: Sequence[str], prog: str) -> int:
             run = _prepare(config, recipe, world, supervisor, lock)
         try:
             return 0 if run is None else _execute(run)
-        except (CacheError, CheckpointError, DataError, FolderError, HealthError) as error:
+        except RunError as error:
             # it may be on one rank alone: the launcher then ends the others
             supervisor.fail(error)
-            every_rank_hears = isinstance(error, CheckpointError | FolderError | HealthError)
-            if world.rank == 0 or not every_rank_hears:
+            if world.rank == 0 or not error.heard_by_all:
                 print(f"fastdeit: error: {error}", file=sys.stderr)
             return supervisor.exit(1)
 

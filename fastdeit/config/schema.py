@@ -1,9 +1,9 @@
-"""Every default of a run, once: frozen dataclasses from which the command line and the DeepSpeed
-dict are derived.
+"""The configuration of a run: frozen dataclasses with every default.
 
-Field names are timm's and deit's flag names, flat: `--batch-size`, `--drop-path`, ... The docstring
-under a field is its help text. Only the entry and the builders in run.py see a `Config`; everything
-below takes the values it uses.
+The command line and the DeepSpeed settings are derived from them. Field names are timm's and deit's
+flag names: `batch_size` is `--batch-size`. The docstring under a field is its help text: one line
+where it can be, since tyro keeps some line breaks. Only commands, runs, replays and the files
+called build.py read a `Config`; everything below takes the values it uses.
 """
 
 import dataclasses
@@ -19,36 +19,32 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 @dataclass(frozen=True)
 class DataConfig:
     data_path: str = ""
-    """Folder with images in class folders, WebDataset shards, IDX files, or lists of path and label
-    (docs/data.md)."""
+    """Folder of the data set: class folders, WebDataset shards, IDX files, lists (docs/data.md)."""
     train_split: str = "train"
-    """Part of --data-path to train on: a name, a pattern of shards (train-{0000..1023}.tar), a .csv
-    or .parquet list."""
+    """Training split in --data-path: a name, a list, or a pattern of shards (s-{000..127}.tar)."""
     val_split: str = "val"
-    """Part of --data-path to evaluate on, as --train-split."""
+    """Validation split in --data-path, in the same forms as --train-split."""
     data_set: Literal["any", "digits"] = "any"
-    """`digits` writes scikit-learn's digits to --data-path as image files if they are not there
-    yet."""
+    """digits: write scikit-learn's digits to --data-path as image files, if they are missing."""
     bad_images: Literal["skip", "error"] = "skip"
-    """Damaged images: list them, leave them out and replace them deterministically when found in
-    mid-run; or stop."""
+    """skip: exclude damaged images, and replace those found in mid-run; error: exit."""
     input_size: int = 224
-    """Side of the images the model sees, in pixels."""
+    """Side of the images that the model sees, in pixels."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Mean of each channel for the normalisation, for pixels from 0 to 1."""
     std: tuple[float, float, float] = IMAGENET_STD
+    """Standard deviation of each channel for the normalisation."""
     eval_crop_ratio: float = 0.875
-    """Evaluation resizes the short side to input_size / ratio and crops the centre (timm reports
-    DeiT with 0.9)."""
+    """Evaluation resizes the short side to size / ratio, then crops the centre (timm: 0.9)."""
     eval_input_size: int = 0
-    """Side of the images in evaluation; 0 is --input-size. The student resizes its position
-    embedding to it."""
+    """Image side in evaluation; 0: --input-size. The position embedding is resized to it."""
     decoder: Literal["auto", "cpu", "mixed", "hardware"] = "auto"
-    """Decode on the CPU, on the GPU's cores, or by its JPEG engine, whose pixels differ; auto: cpu
-    with the exact backend."""
+    """Decode on the CPU, the GPU's cores (mixed) or its JPEG engine (hardware: other pixels);
+    auto takes the CPU with the exact backend."""
     num_workers: int = 0
-    """DALI threads per process; 0 shares the machine's cores among its processes."""
+    """DALI threads per process; 0: this machine's cores divided by its processes."""
     prefetch: int = 2
-    """Batches that DALI runs ahead."""
+    """Batches that DALI prepares ahead."""
 
     def __post_init__(self) -> None:
         require(self.input_size >= 1, "input_size", self.input_size, "1 or more")
@@ -67,32 +63,29 @@ class DataConfig:
 @dataclass(frozen=True)
 class AugmentConfig:
     aa: str = "rand-m9-mstd0.5-inc1"
-    """RandAugment in timm's notation (rand-mM-nN-mstdS-mmaxX-pP-inc1), `none`, or `3a`: DeiT III's
-    3-Augment."""
+    """RandAugment in timm's notation (rand-mM-nN-mstdS-mmaxX-pP-inc1), none, or 3a (3-Augment
+    of DeiT III)."""
     augment_backend: Literal["auto", "exact", "native"] = "auto"
-    """exact: equal to PIL and timm bit for bit, on CPU threads; native: DALI's operators, close to
-    it, also on a GPU."""
+    """exact: equal to PIL and timm bit for bit, on CPU threads; native: DALI's operators, close
+    to PIL, also on a GPU."""
     color_jitter: float = 0.3
-    """Range of random brightness, contrast and saturation; acts with --aa 3a and --aa none, as in
-    deit and timm."""
+    """Range of random brightness, contrast and saturation; used with --aa 3a and --aa none."""
     src: bool = False
-    """Simple random crop of DeiT III (short side to input_size, 4 pixels of reflection) instead of
-    the resized crop."""
+    """Simple random crop (DeiT III: resize the short side, pad 4 pixels, crop at random)."""
     scale: tuple[float, float] = (0.08, 1.0)
-    """Share of the area that the random crop takes."""
+    """Smallest and largest area of the random crop, as a share of the image."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width / height of the random crop, drawn log-uniformly."""
+    """Smallest and largest width / height of the random crop (log-uniform distribution)."""
     hflip: float = 0.5
     """Probability of a horizontal flip."""
     reprob: float = 0.25
     """Probability of RandomErasing."""
     remode: Literal["const", "rand", "pixel"] = "pixel"
-    """What fills an erased box: zeros, one N(0, 1) colour, or N(0, 1) per pixel, all after
-    normalisation."""
+    """Erased boxes hold zeros (const), one N(0, 1) colour (rand) or N(0, 1) noise (pixel)."""
     repeated_aug: bool = True
-    """Several differently augmented copies of each image in an epoch."""
+    """Show each image several times in an epoch, augmented differently each time."""
     aug_repeats: int = 2
-    """Copies per image with --repeated-aug (deit: 3)."""
+    """Copies of each image in an epoch with --repeated-aug (deit: 3)."""
 
     def __post_init__(self) -> None:
         self.operations()
@@ -112,18 +105,17 @@ class AugmentConfig:
 @dataclass(frozen=True)
 class MixConfig:
     mixup: float = 0.8
-    """Beta parameter of Mixup; 0 turns it off."""
+    """Mixup's alpha, the parameter of the Beta distribution; 0: no Mixup."""
     cutmix: float = 1.0
-    """Beta parameter of CutMix; 0 turns it off."""
+    """CutMix's alpha, the parameter of the Beta distribution; 0: no CutMix."""
     cutmix_minmax: tuple[float, float] | None = None
-    """Smallest and largest side of CutMix's box as a share of the image, instead of the Beta law.
-    """
+    """Smallest and largest side of CutMix's box, as shares, in place of the Beta distribution."""
     mixup_prob: float = 1.0
+    """Probability that a pair is mixed at all."""
     mixup_switch_prob: float = 0.5
-    """Probability of CutMix when both are on."""
+    """Probability of CutMix, not Mixup, when both are on."""
     mixup_group: int = 2
-    """Neighbouring samples that share lambda and box: 2 is a pair; 256 reproduces deit on 4 GPUs,
-    whatever the GPU count."""
+    """Neighbouring samples that share lambda and box: 2 is a pair; 256 is deit's on 4 GPUs."""
     smoothing: float = 0.1
     """Label smoothing."""
 
@@ -137,18 +129,20 @@ class ModelConfig:
     """deit_{tiny,small,base}[_distilled]_patch16_{224,384}, or any timm model with
     --distillation-type none."""
     patch_size: int | None = None
+    """Patch side in pixels, in place of the model's own."""
     embed_dim: int | None = None
+    """Width, in place of the model's own."""
     depth: int | None = None
+    """Number of blocks, in place of the model's own."""
     num_heads: int | None = None
-    """These four replace the named model's own sizes."""
+    """Attention heads, in place of the model's own."""
     qkv_bias: bool = False
-    """Bias on the query, key and value projection (deit, timm and all published weights have it).
-    """
+    """Bias in the query, key and value projection (as in deit, timm and published weights)."""
     drop_path: float = 0.1
-    """Stochastic depth: the last block's rate; the first never drops."""
+    """Stochastic depth: drop rate of the last block, rising linearly from 0 in the first."""
     finetune: str = ""
-    """Weights to start from (.safetensors or .pth); the position embedding is resized, a head of
-    another size dropped."""
+    """Start from these weights (.safetensors, .pth): the position embedding is resized, a head
+    of another size is dropped."""
 
     def __post_init__(self) -> None:
         require(0 <= self.drop_path < 1, "drop_path", self.drop_path, "0 or more, below 1")
@@ -160,25 +154,25 @@ class ModelConfig:
 @dataclass(frozen=True)
 class DistillConfig:
     teacher_model: str = "regnety_160"
-    """A timm model; or a program, which runs: torchscript, export (the kind of --teacher-path's
-    file), module:callable."""
+    """A timm model; or a program, which runs: torchscript or export (of --teacher-path), or
+    module:callable."""
     teacher_path: str = ""
-    """The teacher's weights, a local file (.safetensors, .pth, .pt, .pt2)."""
+    """The teacher's weights: a local file (.safetensors, .pth, .pt, .pt2)."""
     distillation_type: Literal["none", "soft", "hard"] = "hard"
+    """none, soft (Kullback-Leibler divergence), or hard (cross-entropy to the teacher's class)."""
     distillation_alpha: float = 0.5
-    """Weight of the distillation loss; the label loss gets the rest."""
+    """Weight of the distillation loss; the label loss has the weight 1 - alpha."""
     distillation_tau: float = 3.0
     """Temperature of soft distillation."""
     distillation_legacy: bool = False
-    """Soft loss divided by batch and classes as deit's code does, instead of by the batch."""
+    """Divide the soft loss by batch size and classes, as deit's code does, not by batch size."""
     cache: str = ""
-    """A folder of recorded answers (fastdeit cache build), which are read instead of running the
-    teacher."""
+    """Teacher cache (fastdeit cache build) to read in place of running the teacher."""
     cache_miss: Literal["error", "live", "ground-truth"] = "error"
-    """Where --cache has no whole record: stop, run the teacher, or take the label with the larger
-    share (hard only)."""
+    """For a record that is missing in --cache: exit, run the teacher, or take the label with
+    the larger share (hard distillation only)."""
     cache_period: int = 0
-    """Epochs after which the samples repeat, so that a cache of as many is enough; 0: never."""
+    """Repeat the samples every so many epochs, for a smaller teacher cache; 0: never."""
     bce_loss: bool = False
     """Binary cross-entropy to the mixed targets (DeiT III); needs --smoothing 0."""
 
@@ -212,30 +206,35 @@ class DistillConfig:
 @dataclass(frozen=True)
 class OptimConfig:
     epochs: int = 300
+    """Training epochs."""
     batch_size: int = 1024
-    """Global batch: over all devices and accumulation."""
+    """Global batch size: over all devices and accumulated micro-batches."""
     micro_batch: int = 0
-    """Samples per device and forward pass; 0 takes the device's whole share of the batch. Smaller
-    values accumulate."""
+    """Samples per device and forward pass; the rest is accumulated. 0: no accumulation."""
     lr: float = 5e-4
-    """Learning rate at a batch of 512; scaled by batch_size / 512."""
+    """Learning rate for a batch of 512; scaled by --batch-size / 512."""
     unscale_lr: bool = False
-    """Take --lr as it is."""
+    """Do not scale --lr by the batch size."""
     weight_decay: float = 0.05
-    """Not applied to biases, norms, position embedding and tokens."""
+    """Weight decay; not for biases, norms, the position embedding and the tokens."""
     opt_eps: float = 1e-8
+    """AdamW's epsilon."""
     opt_betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's betas."""
     clip_grad: float | None = None
-    """Largest global gradient norm."""
+    """Clip the global gradient norm to this value."""
     layer_decay: float | None = None
-    """Learning-rate factor from each block to the one below it (fine-tuning)."""
+    """Learning-rate factor from each block to the block below it (for fine-tuning)."""
     warmup_epochs: float = 5
+    """Epochs of linear warm-up."""
     warmup_lr: float = 1e-6
+    """Learning rate at the start of the warm-up; not scaled by the batch size."""
     min_lr: float = 1e-5
-    """Start of the warm-up and end of the cosine, neither scaled by the batch."""
+    """Learning rate at the end of the cosine schedule; not scaled by the batch size."""
     model_ema: bool = True
-    """Keep, evaluate and save an exponential moving average of the weights."""
+    """Keep, evaluate and save an exponential moving average (EMA) of the weights."""
     model_ema_decay: float = 0.99996
+    """Decay of the EMA per step."""
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
@@ -273,47 +272,39 @@ class OptimConfig:
 @dataclass(frozen=True)
 class RunConfig:
     output_dir: str = ""
-    """Where config, log, checkpoints and weights go; empty: runs/RECIPE. The same command in the
-    same folder resumes."""
+    """Run folder; empty: runs/RECIPE. The same command in the same folder resumes the run."""
     resume: str = ""
-    """A checkpoint folder to start from, instead of the newest one of --output-dir. The same
-    command goes on from its own."""
+    """Checkpoint folder to start from; the same command again resumes from its own checkpoints."""
     seed: int = 0
+    """Seed of the plan and of the initial weights."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 with fp32 master weights on a GPU, fp32 on a CPU."""
     kernels: Literal["auto", "reference"] = "auto"
-    """auto: own Triton kernels on a GPU; reference: the same in plain torch, for comparison."""
+    """auto: fastdeit's Triton kernels on a GPU; reference: the same in plain torch."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed's partitioning: optimizer state (1), gradients too (2), weights too (3)."""
+    """DeepSpeed's ZeRO: partition optimizer state (1), also gradients (2), also weights (3)."""
     offload_optimizer: bool = False
-    """Keep the optimizer's state and the master weights in CPU memory, and step there; with
-    --zero-stage 2 or 3."""
+    """Keep optimizer state and master weights in CPU memory; needs --zero-stage 2 or 3."""
     deepspeed_config: str = ""
-    """A JSON file in DeepSpeed's form that sets more of its fields; what flags decide must be the
-    same there."""
+    """JSON file with more DeepSpeed settings; those that flags decide must agree."""
     save_steps: int = 0
-    """A checkpoint every so many optimizer steps, beside one each epoch; 0: only each epoch."""
+    """Optimizer steps between checkpoints, in addition to one per epoch; 0: one per epoch only."""
     keep_checkpoints: int = 2
-    """Newest checkpoints that stay on the disk, beside the one of the highest validation top-1."""
+    """Newest checkpoints to keep, in addition to the one with the best validation top-1."""
     eval_epochs: int = 1
-    """Evaluate every so many epochs, and after the last one."""
+    """Epochs between evaluations; the last epoch is always evaluated."""
     log_steps: int = 10
-    """Steps between two lines of metrics.jsonl; to write one, the loop waits for the device."""
+    """Steps between two lines of metrics.jsonl; each line waits for the device."""
     max_bad_steps: int = 3
-    """Steps in a row that may be skipped for a loss or a gradient that is not finite; after more
-    the run goes back or stops."""
+    """Skipped steps (loss or gradient not finite) allowed in a row; after more, roll back."""
     max_rollbacks: int = 2
-    """Times a run goes back to a checkpoint from before its bad steps, and passes over the steps
-    between; then it stops."""
+    """Rollbacks allowed; after that the run fails. A rollback skips all steps up to the bad one."""
     checksum_steps: int = 500
-    """Steps between two comparisons of the weights over ranks, made before each checkpoint too; 0:
-    never."""
+    """Steps between comparisons of the weights of all ranks; 0: never."""
     stop_after_steps: int = 0
-    """Save and stop after so many steps of this run; the same command goes on from there. 0: run to
-    the end."""
+    """Save and stop after so many steps; the same command resumes. 0: run to the end."""
     time_limit: str = ""
-    """Save and stop after so much time, in Slurm's forms: minutes, M:SS, H:MM:SS, D-H, D-H:MM,
-    D-H:MM:SS. Empty: none."""
+    """Save and stop after this time: minutes, M:SS, H:MM:SS, D-H, D-H:MM, D-H:MM:SS."""
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
@@ -345,19 +336,18 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class LimitConfig:
-    """Seconds without progress after which a process writes down where it stands, and ends."""
+    """Seconds without progress after which a process writes a failure file and exits."""
 
     startup_limit: float = 7200
-    """From the start to the first step, and the first pass of each section below: indexing,
-    compiling."""
+    """From the start to the first step, and the first pass of each section below."""
     data_limit: float = 600
-    """Wait for a batch."""
+    """Longest wait for a batch."""
     step_limit: float = 600
-    """A forward and a backward pass, with the waiting for the other ranks."""
+    """Longest forward and backward pass, with the wait for the other ranks."""
     evaluation_limit: float = 600
-    """A batch of evaluation."""
+    """Longest evaluation of one batch."""
     checkpoint_limit: float = 1800
-    """Saving a checkpoint, or what a run leaves at its end."""
+    """Longest save of a checkpoint or of the results."""
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():

@@ -17,6 +17,7 @@ from typing import Any
 import torch.distributed as dist
 
 from fastdeit.distributed.collectives import on_rank0
+from fastdeit.distributed.errors import RunError
 from fastdeit.plan.digest import add_digests, show_digest
 from fastdeit.reliability.rollbacks import Rollbacks
 from fastdeit.storage.atomic import atomic_write_text
@@ -32,8 +33,10 @@ SPIKE = 10.0
 _FEWEST = 20  # of them, before anything is called a spike
 
 
-class HealthError(Exception):
-    """A run cannot go on with the numbers that it has; raised on every rank."""
+class HealthError(RunError):
+    """Training diverged, or the ranks hold different weights; raised on every rank."""
+
+    heard_by_all = True
 
 
 class Journal:

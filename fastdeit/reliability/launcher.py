@@ -1,9 +1,8 @@
-"""Who started this process: a launcher's rank must not outlive its launcher.
+"""Detection of a dead launcher, so that no rank is orphaned.
 
-`deepspeed` starts a runner, which starts launch.py, which starts the ranks. A SIGTERM or SIGKILL to
-the runner, or a SIGKILL to launch.py, ends neither the ranks nor, always, in an error (DeepSpeed
-0.19.8): they would train on as orphans. Import this before anything slow: what it looks at is who
-was there first.
+`deepspeed` starts a runner, which starts launch.py, which starts the ranks. SIGTERM or SIGKILL to
+the runner, or SIGKILL to launch.py, neither ends the ranks nor always shows as an error (DeepSpeed
+0.19.8): they would train on as orphans.
 """
 
 import contextlib
@@ -17,9 +16,22 @@ import psutil
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
+def attach() -> "Launcher | None":
+    """Tie this process to its launcher: ask the system for SIGTERM when the parent ends, and return
+    the launcher to watch; None if there is none (no RANK in the environment).
+
+    Call it before any slow import: the launcher is found by walking up from the parent, which a
+    dead process no longer is.
+    """
+    if "RANK" not in os.environ:
+        return None
+    _die_with_parent()
+    return Launcher()
+
+
 class Launcher:
-    """The launcher of this process: its parent, and above it DeepSpeed's runner, or sshd's process
-    for a runner elsewhere."""
+    """The launcher of this process: its parent, and above it DeepSpeed's runner, or the sshd process
+    of a runner on another machine."""
 
     def __init__(self) -> None:
         self._chain = [os.getppid()]
@@ -27,16 +39,15 @@ class Launcher:
             self._chain.append(above)
         if above and _command(above).startswith("sshd"):
             self._chain.append(above)
-        self._too_late = "CROSS_RANK" in os.environ and self._is_adopted(
-            above
-        )  # a variable that only launch.py sets
+        started_by_launch = "CROSS_RANK" in os.environ  # only launch.py sets it
+        self._died_before = started_by_launch and self._is_adopted(above)
 
     def _is_adopted(self, above: int | None) -> bool:
-        """Whether launch.py, or the runner above it, ended before this process looked: init or
-        another reaper has its child.
+        """Return True if launch.py, or the runner above it, had died before this process looked:
+        then init or another reaper is the parent of what it started.
 
-        Who does not lead its session is in that of its parent, and the leader of a group of
-        processes started it.
+        A process that does not lead its session shares its parent's, and the leader of a process
+        group started it.
         """
         launcher = self._chain[0]
         if "deepspeed.launcher.launch" not in _command(launcher):
@@ -44,14 +55,13 @@ class Launcher:
         if len(self._chain) > 1 or not above:
             return False
         with contextlib.suppress(ProcessLookupError):
-            strangers = os.getsid(launcher) not in (launcher, os.getsid(above))
-            return strangers or not psutil.pid_exists(os.getpgid(launcher))
+            is_foreign = os.getsid(launcher) not in (launcher, os.getsid(above))
+            return is_foreign or not psutil.pid_exists(os.getpgid(launcher))
         return True
 
     def has_died(self) -> bool:
-        """Whether one of them has ended. A dead process's children get another parent, which the
-        system tells at once."""
-        if self._too_late or os.getppid() != self._chain[0]:
+        """Return True if any process of the launcher has died: its child then has another parent."""
+        if self._died_before or os.getppid() != self._chain[0]:
             return True
         return any(_parent_of(pid) != above for pid, above in itertools.pairwise(self._chain))
 
@@ -69,14 +79,6 @@ def _command(pid: int) -> str:
 
 
 def _die_with_parent() -> None:
-    """Has the system send SIGTERM when the parent ends; on Linux only."""
+    """Ask the system to send SIGTERM when the parent ends; Linux only."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-LAUNCHER: Launcher | None = None
-"""Of a process that a launcher started, which RANK in the environment tells; None: a person or a
-script started it alone."""
-if "RANK" in os.environ:
-    _die_with_parent()
-    LAUNCHER = Launcher()

@@ -17,7 +17,7 @@ from typing import TypeVar
 from fastdeit.distributed.collectives import AsyncMax
 from fastdeit.distributed.exits import hard_exit, peer_exited
 from fastdeit.reliability.failures import format_exception, stacks, write_failure
-from fastdeit.reliability.launcher import LAUNCHER
+from fastdeit.reliability.launcher import Launcher
 from fastdeit.reliability.stop_requests import INTERRUPTED, REASONS, StopRequests
 from fastdeit.reliability.watchdog import STARTUP, Watchdog, dump_stacks
 from fastdeit.storage.run_folder import RunFolder
@@ -43,12 +43,16 @@ class Supervisor:
     """
 
     def __init__(
-        self, folder: RunFolder, limits: Mapping[str, float], time_limit_s: float | None
+        self,
+        folder: RunFolder,
+        limits: Mapping[str, float],
+        time_limit_s: float | None,
+        launcher: Launcher | None,
     ) -> None:
         self._folder, self._rank = folder, int(os.environ.get("RANK", 0))
         self._alone = os.environ.get("WORLD_SIZE", "1") == "1"
         self._stop_file = folder.stop_request if self._rank == 0 else None
-        self.requests = StopRequests(self._stop_file, time_limit_s, LAUNCHER, self._abort)
+        self.requests = StopRequests(self._stop_file, time_limit_s, launcher, self._abort)
         self._watchdog = Watchdog(limits, self._stalled)
         self._ballot: AsyncMax | None = None
         self._told = False

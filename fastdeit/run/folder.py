@@ -12,6 +12,7 @@ from safetensors.torch import save
 from fastdeit.checkpoint.store import sweep
 from fastdeit.data.build import build_train_loader
 from fastdeit.data.snapshot import keep_images
+from fastdeit.distributed.errors import RunError
 from fastdeit.kernels.mix import mix
 from fastdeit.models.build import precision, weight_metadata
 from fastdeit.reliability.failures import format_failure, take_failures
@@ -26,8 +27,10 @@ from fastdeit.training.build import build_deepspeed_config
 Weights = dict[str, torch.Tensor]
 
 
-class FolderError(Exception):
+class FolderError(RunError):
     """The run folder cannot be written; raised on every rank."""
+
+    heard_by_all = True
 
 
 def open_folder(run: Run) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastdeit.distributed.errors import RunError
 from fastdeit.storage.atomic import read_bounded
 
 FORMAT = 1
@@ -26,7 +27,7 @@ MAX_BYTES = 1 << 20
 """Of a manifest."""
 
 
-class CacheError(ValueError):
+class CacheError(RunError, ValueError):
     """A cache that cannot be used; the message names the file and what is wrong."""
 
 

@@ -20,7 +20,8 @@ from torch import nn
 
 from fastdeit.data.batch import Batch
 from fastdeit.distributed.world import import_deepspeed
-from fastdeit.kernels.mix import mix, mix_patches
+from fastdeit.kernels.mix import mix
+from fastdeit.kernels.mix_patches import mix_patches
 from fastdeit.models.teacher import Teacher
 from fastdeit.plan.digest import add_digests, show_digest
 from fastdeit.training.flat import LossModule

@@ -17,7 +17,7 @@ import torch
 from benchmarks import bench_runs, harness, summary
 from benchmarks.bench_attention import backward_as_pair
 from benchmarks.bench_step import schedule
-from fastdeit.kernels import attention_bwd, configs
+from fastdeit.kernels import attention_bwd, launch_configs
 from fastdeit.kernels.attention import attention_reference, attention_triton
 from fastdeit.run.attempts import Attempt, add_attempt
 from fastdeit.storage.run_folder import RunFolder
@@ -31,11 +31,11 @@ def gradient(monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, list[str]]:
     """Of 198 tokens in fp16, and the ops whose launches were looked up for it."""
     asked: list[str] = []
 
-    def noted(op: str, *args: object, **sizes: object) -> configs.Launch:
+    def noted(op: str, *args: object, **sizes: object) -> launch_configs.Launch:
         asked.append(op)
-        return configs.config(op, *args, **sizes)  # type: ignore[arg-type]
+        return launch_configs.find_launch(op, *args, **sizes)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(attention_bwd, "config", noted)
+    monkeypatch.setattr(attention_bwd, "find_launch", noted)
     torch.manual_seed(0)
     qkv, grad = (
         torch.randn(shape, device=DEVICE).half() for shape in ((1, 198, 3, 1, 64), (1, 198, 64))
@@ -49,7 +49,7 @@ def gradient(monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, list[str]]:
 
 
 def test_both_forms_of_attentions_backward_can_be_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = json.dumps(configs.rows())
+    table = json.dumps(launch_configs.rows())
     assert gradient(monkeypatch)[1] == ["attention_bwd_whole"]
     with backward_as_pair():
         assert gradient(monkeypatch)[1] == [
@@ -58,7 +58,7 @@ def test_both_forms_of_attentions_backward_can_be_timed(monkeypatch: pytest.Monk
             "attention_bwd_dkdv",
         ]
     assert gradient(monkeypatch)[1] == ["attention_bwd_whole"]
-    assert json.dumps(configs.rows()) == table
+    assert json.dumps(launch_configs.rows()) == table
 
 
 def test_the_goals_own_figures_come_first() -> None:

@@ -19,7 +19,7 @@ from fastdeit.kernels.attention import (
     attention_weights_triton,
 )
 from fastdeit.kernels.attention_bwd import attention_bwd_triton
-from fastdeit.kernels.configs import config
+from fastdeit.kernels.launch_configs import find_launch
 from tests.kernels import interpreter
 from tests.kernels.interpreter import DEVICE, INTERPRETED
 from tests.kernels.properties import given, settings, st
@@ -59,8 +59,8 @@ def launches_of_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
         for each in (module, attention_bwd):
             monkeypatch.setattr(
                 each,
-                "config",
-                lambda op, device, *, bits, D, N: config(op, device, bits=16, D=D, N=N),
+                "find_launch",
+                lambda op, device, *, bits, D, N: find_launch(op, device, bits=16, D=D, N=N),
             )
 
 
@@ -237,8 +237,8 @@ def test_attention_repeats_bit_for_bit(shape: tuple[int, ...]) -> None:
 def test_backward_of_deit_is_one_kernel_on_hopper(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastdeit.kernels.configs.arch", lambda device: 90)
-    assert config("attention_bwd_whole", torch.device(DEVICE), D=size, N=198)["BLOCK_M"] >= 198
+    monkeypatch.setattr("fastdeit.kernels.launch_configs.arch", lambda device: 90)
+    assert find_launch("attention_bwd_whole", torch.device(DEVICE), D=size, N=198)["BLOCK_M"] >= 198
 
 
 def test_attention_takes_views() -> None:

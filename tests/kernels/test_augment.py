@@ -52,19 +52,21 @@ def large_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     """Interpreted, a small block costs as much as a large one. test_..._in_the_configured_blocks
     keeps the table's."""
     if INTERPRETED and "configured" not in request.node.name:
-        taken = module.config
+        taken = module.find_launch
         monkeypatch.setattr(
-            module, "config", lambda *key, **more: taken(*key, **more) | {"BLOCK_PART": 2048}
+            module, "find_launch", lambda *key, **more: taken(*key, **more) | {"BLOCK_PART": 2048}
         )
         monkeypatch.setattr(
-            augment_blur, "config", lambda *key, **more: taken(*key, **more) | {"BLOCK": 8192}
+            augment_blur, "find_launch", lambda *key, **more: taken(*key, **more) | {"BLOCK": 8192}
         )
         small = {
             "augment_statistics": {"BLOCK": 512, "STEPS": 2},
             "augment_table": {},
         }  # several chunks an image
         monkeypatch.setattr(
-            augment_tables, "config", lambda op, *key, **more: taken(op, *key, **more) | small[op]
+            augment_tables,
+            "find_launch",
+            lambda op, *key, **more: taken(op, *key, **more) | small[op],
         )
 
 

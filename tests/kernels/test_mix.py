@@ -8,13 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from fastdeit.kernels import backend
-from fastdeit.kernels.mix import (
-    mix,
+from fastdeit.kernels.mix import mix, mix_reference, mix_triton
+from fastdeit.kernels.mix_patches import (
     mix_patches,
     mix_patches_reference,
     mix_patches_triton,
-    mix_reference,
-    mix_triton,
 )
 from tests.kernels import interpreter
 from tests.kernels.interpreter import DEVICE, INTERPRETED

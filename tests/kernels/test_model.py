@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fastdeit.kernels.backend import is_fused, set_backend
-from fastdeit.kernels.mix import mix, mix_patches
+from fastdeit.kernels.mix import mix
+from fastdeit.kernels.mix_patches import mix_patches
 from fastdeit.models.student import Student
 from fastdeit.training.losses import DistillationLoss
 from tests.kernels import interpreter

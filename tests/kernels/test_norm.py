@@ -307,9 +307,9 @@ def test_gradients_equal_finite_differences() -> None:
 
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two backward programs, so that each goes round its loop several times on a small tensor."""
-    table = norm_bwd.config
+    table = norm_bwd.find_launch
     monkeypatch.setattr(
-        norm_bwd, "config", lambda *args, **kwargs: {**table(*args, **kwargs), "PROGRAMS": 2}
+        norm_bwd, "find_launch", lambda *args, **kwargs: {**table(*args, **kwargs), "PROGRAMS": 2}
     )
 
 

@@ -16,7 +16,17 @@ import torch
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 
-from fastdeit.kernels import attention, augment, backend, distill_fused, gelu, mix, norm, operators  # noqa: F401  # what registers
+from fastdeit.kernels import (  # noqa: F401  # what registers
+    attention,
+    augment,
+    backend,
+    distill_fused,
+    gelu,
+    mix,
+    mix_patches,
+    norm,
+    operators,
+)
 from fastdeit.kernels.gelu import gelu_bwd_triton, gelu_triton
 from fastdeit.kernels.operators import on_its_device, operator
 from tests.kernels import interpreter

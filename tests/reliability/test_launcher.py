@@ -1,5 +1,5 @@
-"""A launcher that has ended is missed, also by a rank that was not there yet, and whatever stood
-between them."""
+"""`launcher.attach`: the death of the launcher, before or after the rank attaches, and whatever
+stands between them."""
 
 import contextlib
 import os
@@ -14,24 +14,22 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LOOK = "from fastdeit.reliability.launcher import LAUNCHER; print('gone' if LAUNCHER.has_died() else 'there', flush=True)"
-SLOW_TO_LOOK = f"import time; print('began', flush=True); time.sleep(1.5); {LOOK}"
-LOOK_TWICE = f"import time; {LOOK}; time.sleep(1.5); {LOOK.split('; ')[1]}"
-RUNNER, LAUNCH, SSHD = (
-    "deepspeed_runner.py",
-    "deepspeed.launcher.launch.py",
-    "sshd: root@notty",
-)  # names are what is looked at
+ATTACH = "from fastdeit.reliability import launcher; attached = launcher.attach()"
+REPORT = "print('dead' if attached.has_died() else 'alive', flush=True)"
+ATTACH_LATE = f"import time; print('began', flush=True); time.sleep(1.5); {ATTACH}; {REPORT}"
+REPORT_TWICE = f"import time; {ATTACH}; {REPORT}; time.sleep(1.5); {REPORT}"
+# `Launcher` recognises a process by its name
+RUNNER, LAUNCH, SSHD = "deepspeed_runner.py", "deepspeed.launcher.launch.py", "sshd: root@notty"
 
 
 @contextlib.contextmanager
 def chain(
     folder: Path, names: list[str], rank: str, wait_s: float = 0, through: list[str] | None = None
 ) -> Iterator[Path]:
-    """Processes of which each starts the next, launch.py after `wait_s` and by the words `through`;
-    the last is the rank.
+    """Start processes of which each starts the next, launch.py after `wait_s` and through the command
+    `through`; the last one is the rank.
 
-    Gives the file of what they say; the process id of the first is in `folder / "first"`.
+    Yield the file of their output; `folder / "first"` holds the process id of the first.
     """
     command = [sys.executable, "-c", rank]
     for name in reversed(names):
@@ -63,9 +61,9 @@ def chain(
                     process.kill()
 
 
-def until(log: Path, said: list[str]) -> None:
+def wait_for_output(log: Path, words: list[str]) -> None:
     for _ in range(150):
-        if log.read_text().split() == said:
+        if log.read_text().split() == words:
             return
         time.sleep(0.1)
     raise AssertionError(log.read_text())
@@ -76,27 +74,46 @@ def kill_first(log: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [[RUNNER, LAUNCH], [LAUNCH]])
-def test_a_launcher_that_ended_before_the_rank_looked(names: list[str], tmp_path: Path) -> None:
-    """The runner while launch.py starts, or launch.py while its rank does."""
-    with chain(tmp_path, names, SLOW_TO_LOOK, wait_s=1.5 if RUNNER in names else 0) as log:
-        until(log, ["began"] * 2)
+def test_launcher_that_died_before_attach_is_dead(names: list[str], tmp_path: Path) -> None:
+    """The runner dies while launch.py starts, or launch.py while its rank starts."""
+    with chain(tmp_path, names, ATTACH_LATE, wait_s=1.5 if RUNNER in names else 0) as log:
+        wait_for_output(log, ["began"] * 2)
         kill_first(log)
-        until(log, ["began"] * (len(names) + 1) + ["gone"])
+        wait_for_output(log, ["began"] * (len(names) + 1) + ["dead"])
 
 
-def test_a_launcher_that_lives_is_not_missed(tmp_path: Path) -> None:
+def test_live_launcher_is_alive(tmp_path: Path) -> None:
     for names in ([RUNNER, LAUNCH], [LAUNCH]):
-        with chain(tmp_path, names, LOOK) as log:
-            until(log, ["began"] * len(names) + ["there"])
+        with chain(tmp_path, names, f"{ATTACH}; {REPORT}") as log:
+            wait_for_output(log, ["began"] * len(names) + ["alive"])
 
 
 @pytest.mark.parametrize(
     "through", [[], ["bash", "-c", '"$@"; true', "a shell that names deepspeed"]]
 )
-def test_the_end_of_the_connection_over_which_another_machine_started_it(
-    through: list[str], tmp_path: Path
-) -> None:
-    with chain(tmp_path, [SSHD, LAUNCH], LOOK_TWICE, through=through) as log:
-        until(log, ["began", "began", "there"])
+def test_lost_ssh_connection_of_another_machine_is_seen(through: list[str], tmp_path: Path) -> None:
+    with chain(tmp_path, [SSHD, LAUNCH], REPORT_TWICE, through=through) as log:
+        wait_for_output(log, ["began", "began", "alive"])
         kill_first(log)
-        until(log, ["began", "began", "there", "gone"])
+        wait_for_output(log, ["began", "began", "alive", "dead"])
+
+
+def test_import_changes_nothing_and_without_rank_there_is_no_launcher() -> None:
+    """PR_GET_PDEATHSIG (2) shows whether the system sends a signal when the parent ends."""
+    code = """
+import ctypes, os
+from fastdeit.reliability import launcher, supervisor
+signal = ctypes.c_int()
+ctypes.CDLL(None).prctl(2, ctypes.byref(signal))
+print(signal.value)
+attached = launcher.attach()
+ctypes.CDLL(None).prctl(2, ctypes.byref(signal))
+print(signal.value, attached is None)
+"""
+    for rank, expected in (("0", ["0", "15", "False"]), (None, ["0", "0", "True"])):
+        environment = {name: value for name, value in os.environ.items() if name != "RANK"}
+        environment |= {"RANK": rank} if rank else {}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT
+        )
+        assert done.stdout.split() == expected, done.stderr

@@ -334,8 +334,8 @@ def test_a_launcher_that_is_gone_is_a_request_and_after_a_while_an_abort() -> No
 def test_ancestors_are_missed_when_they_die(tmp_path: Path) -> None:
     """A chain runner, launch.py, rank: the rank tells who is gone; a person's shell above it does
     not count."""
-    rank = "import time; from fastdeit.reliability.launcher import LAUNCHER; print(LAUNCHER.has_died(), flush=True)"
-    rank += "; time.sleep(1.5); print(LAUNCHER.has_died())"
+    rank = "import time; from fastdeit.reliability import launcher; watched = launcher.attach(); print(watched.has_died(), flush=True)"
+    rank += "; time.sleep(1.5); print(watched.has_died())"
     script = tmp_path / "deepspeed_runner.py"
     script.write_text("import subprocess, sys; subprocess.run(sys.argv[1:])")
     launch = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"

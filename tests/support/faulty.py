@@ -19,14 +19,17 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path[0] = str(ROOT)
 
-import fastdeit.reliability.launcher  # noqa: F401, I001  # first, as train.py has it
+from fastdeit.reliability import launcher
+
+ATTACHED = launcher.attach()  # first, as in train.py
+
 import torch
 
-from fastdeit.run import build
+from fastdeit.commands.train import train_command
 from fastdeit.data.eval_loader import EvalLoader
 from fastdeit.distributed.exits import hard_exit
+from fastdeit.run import build
 from fastdeit.training.trainer import Trainer
-from fastdeit.commands.train import train_command
 
 RANK = int(os.environ["RANK"])
 
@@ -170,4 +173,4 @@ if __name__ == "__main__":
     faults = sys.argv.pop(1)
     for planted in faults.split(",") if faults != "none" else ():
         plant(planted, Path(sys.argv[sys.argv.index("--output-dir") + 1]).parent)
-    hard_exit(train_command(sys.argv[1:], prog="faulty"))
+    hard_exit(train_command(sys.argv[1:], "faulty", ATTACHED))

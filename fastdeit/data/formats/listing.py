@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastdeit.data.formats.check import ImageInfo
+from fastdeit.distributed.errors import RunError
 
 SHOWN = 10
 """How many names an error lists."""
@@ -25,7 +26,7 @@ Stamps = dict[str, list[int]]
 still have changed)."""
 
 
-class DataError(ValueError):
+class DataError(RunError, ValueError):
     """A data set that cannot be used as it is; the message names the path and what is allowed."""
 
 

@@ -1,4 +1,4 @@
-"""Block sizes, warps and stages of every kernel, from the checked-in table configs.json.
+"""Block sizes, warps and stages of every kernel, from the checked-in table launch_configs.json.
 
 A row has the op, the architecture (90 for sm_90), the bits of an element, the sizes D and N that it
 was chosen for (0: any) and the launch: the kernel's BLOCK_* constants, num_warps, num_stages.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-TABLE = Path(__file__).with_name("configs.json")
+TABLE = Path(__file__).with_name("launch_configs.json")
 INTERPRETED_ARCH = 90
 Launch = dict[str, int]
 
@@ -36,18 +36,18 @@ def _arch_of(index: int) -> int:
     return 10 * major + minor
 
 
-def config(op: str, device: torch.device, *, bits: int = 16, D: int = 0, N: int = 0) -> Launch:
+def find_launch(op: str, device: torch.device, *, bits: int = 16, D: int = 0, N: int = 0) -> Launch:
     """The launch of an op's kernel, as keyword arguments; a copy.
 
     Takes the rows of the newest architecture that is not newer than the device's, then the smallest
     D and N that hold the ones asked for (the largest there are if none does). Raises LookupError
     for an op without a row for these bits.
     """
-    return dict(_config(op, arch(device), bits, D, N))
+    return dict(_find_launch(op, arch(device), bits, D, N))
 
 
 @functools.cache
-def _config(op: str, arch: int, bits: int, D: int, N: int) -> Launch:
+def _find_launch(op: str, arch: int, bits: int, D: int, N: int) -> Launch:
     fitting = [
         row for row in rows() if row["op"] == op and row["bits"] == bits and row["arch"] <= arch
     ]

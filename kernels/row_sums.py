@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.configs import blocks_of, config
+from fastdeit.kernels.launch_configs import blocks_of, find_launch
 
 
 @triton.jit
@@ -60,7 +60,7 @@ def sum_partials(partials: torch.Tensor, outs: Sequence[torch.Tensor]) -> None:
     0."""
     count, programs, dim = partials.shape
     assert count == len(outs) <= 3 and partials.is_contiguous() and partials.dtype == torch.float32
-    launch = config("partials", partials.device, bits=32, D=dim)
+    launch = find_launch("row_sums", partials.device, bits=32, D=dim)
     grid = (blocks_of(dim, launch["BLOCK_D"]), count)
     padded = [*outs, None, None][:3]
     _sum_partials_kernel[grid](partials, *padded, programs, D=dim, **launch)

@@ -7,7 +7,7 @@ import torch
 import triton
 
 from benchmarks import tune
-from fastdeit.kernels import configs
+from fastdeit.kernels import launch_configs
 
 CPU = torch.device("cpu")
 TABLE = [
@@ -32,10 +32,10 @@ TABLE = [
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict]]:
     rows = [row | {"launch": dict(row["launch"])} for row in TABLE]  # type: ignore[call-overload]
-    monkeypatch.setattr(configs, "rows", lambda: rows)
-    configs._config.cache_clear()
+    monkeypatch.setattr(launch_configs, "rows", lambda: rows)
+    launch_configs._find_launch.cache_clear()
     yield rows
-    configs._config.cache_clear()
+    launch_configs._find_launch.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -56,27 +56,29 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict]]:
 def test_the_nearest_row_that_holds_the_call(
     table: list[dict], monkeypatch: pytest.MonkeyPatch, arch: int, dim: int, tokens: int, block: int
 ) -> None:
-    monkeypatch.setattr(configs, "arch", lambda device: arch)
-    assert configs.config("k", CPU, D=dim, N=tokens) == {"BLOCK": block, "num_warps": 4}
+    monkeypatch.setattr(launch_configs, "arch", lambda device: arch)
+    assert launch_configs.find_launch("k", CPU, D=dim, N=tokens) == {"BLOCK": block, "num_warps": 4}
 
 
 def test_no_row_is_named(table: list[dict], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LookupError, match="no launch of k for 32 bits on sm_90"):
-        configs.config("k", CPU, bits=32)
-    monkeypatch.setattr(configs, "arch", lambda device: 75)
+        launch_configs.find_launch("k", CPU, bits=32)
+    monkeypatch.setattr(launch_configs, "arch", lambda device: 75)
     with pytest.raises(LookupError, match="sm_75"):
-        configs.config("k", CPU)
+        launch_configs.find_launch("k", CPU)
 
 
 def test_a_launch_is_the_callers_own(table: list[dict]) -> None:
-    configs.config("k", CPU)["BLOCK"] = 99
-    assert configs.config("k", CPU)["BLOCK"] != 99
+    launch_configs.find_launch("k", CPU)["BLOCK"] = 99
+    assert launch_configs.find_launch("k", CPU)["BLOCK"] != 99
 
 
 def test_the_checked_in_table_is_sound() -> None:
-    keys = [(row["op"], row["arch"], row["bits"], row["D"], row["N"]) for row in configs.rows()]
+    keys = [
+        (row["op"], row["arch"], row["bits"], row["D"], row["N"]) for row in launch_configs.rows()
+    ]
     assert len(set(keys)) == len(keys) > 40
-    for row in configs.rows():
+    for row in launch_configs.rows():
         assert set(row) == {"op", "arch", "bits", "D", "N", "launch"}
         assert row["launch"]["num_warps"] in (1, 2, 4, 8, 16)
         assert all(type(value) is int and value > 0 for value in row["launch"].values())
@@ -90,11 +92,11 @@ def test_tuning_walks_to_the_fastest_launch_that_is_right(
     row = table[3]
 
     def call() -> list[torch.Tensor]:
-        launch = configs.config("k", CPU, D=64, N=1024)
+        launch = launch_configs.find_launch("k", CPU, D=64, N=1024)
         return [torch.full((1,), -1.0 if launch["BLOCK"] == 32 else 1.0)]
 
     def time_of(call: tune.Call, expected: list[torch.Tensor] | None = None) -> float:
-        launch = configs.config("k", CPU, D=64, N=1024)
+        launch = launch_configs.find_launch("k", CPU, D=64, N=1024)
         if expected is not None and not torch.equal(call()[0], expected[0]):
             return float("inf")
         return (
@@ -139,29 +141,29 @@ def test_a_devices_architecture_is_asked_for_once(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    configs._arch_of.cache_clear()
+    launch_configs._arch_of.cache_clear()
     try:
-        assert [configs.arch(torch.device("cuda", index)) for index in (0, 1, 0, 1)] == [
+        assert [launch_configs.arch(torch.device("cuda", index)) for index in (0, 1, 0, 1)] == [
             90,
             91,
             90,
             91,
         ]
-        assert configs.arch(torch.device("cuda")) == 91
-        assert configs.arch(CPU) == 90
+        assert launch_configs.arch(torch.device("cuda")) == 91
+        assert launch_configs.arch(CPU) == 90
         assert asked == [0, 1]
     finally:
-        configs._arch_of.cache_clear()
+        launch_configs._arch_of.cache_clear()
 
 
 @pytest.mark.parametrize(
     ("size", "block", "count"), [(0, 4, 0), (1, 4, 1), (4, 4, 1), (5, 4, 2), (12, 1, 12)]
 )
 def test_blocks_hold_the_size(size: int, block: int, count: int) -> None:
-    assert configs.blocks_of(size, block) == count == triton.cdiv(size, block)
+    assert launch_configs.blocks_of(size, block) == count == triton.cdiv(size, block)
 
 
 def test_padded_sizes_are_the_next_powers_of_two() -> None:
-    assert [configs.padded(size) for size in range(1, 3000)] == [
+    assert [launch_configs.padded(size) for size in range(1, 3000)] == [
         triton.next_power_of_2(size) for size in range(1, 3000)
     ]
