@@ -115,7 +115,7 @@ def _stop(run: Run, reason: str) -> None:
 
 
 def _resume(run: Run) -> None:
-    found = find_checkpoint(run.folder, run.config.run.resume, run.trainer.layout())
+    found = find_checkpoint(run.folder, run.config.checkpoint.resume, run.trainer.layout())
     if found is None:
         return
     check_same_samples(found.state, run.fingerprints, found.path)

@@ -91,7 +91,9 @@ def _build_run(
         cached_teacher=cached_teacher,
         console=console,
         supervisor=supervisor,
-        checkpoints=CheckpointWriter(folder.checkpoints, config.run.keep_checkpoints, world.rank),
+        checkpoints=CheckpointWriter(
+            folder.checkpoints, config.checkpoint.keep_checkpoints, world.rank
+        ),
         health=Health(
             folder, world.rank, train_loader.steps_per_epoch, config.optim.batch_size, console.note
         ),

@@ -70,7 +70,7 @@ def _train_step(run: Run, micro_batches: Iterator[Batch]) -> bool:
         run.health.bad.clear()
     else:
         run.health.note_bad(step, trainer.micro_steps, run.train_index.name)
-    return len(run.health.bad) <= run.config.run.max_bad_steps
+    return len(run.health.bad) <= run.config.health.max_bad_steps
 
 
 def _pass_over(run: Run) -> None:
@@ -81,7 +81,7 @@ def _pass_over(run: Run) -> None:
 def _compare_weights(run: Run) -> None:
     """Raises HealthError on every rank unless all have the same weights."""
     step = run.trainer.step
-    if run.world.size == 1 or not run.config.run.checksum_steps or run.compared == step:
+    if run.world.size == 1 or not run.config.health.checksum_steps or run.compared == step:
         return
     run.supervisor.beat("step", step)
     difference = compare_weights(run.trainer.model)
@@ -98,16 +98,17 @@ def _compare_weights(run: Run) -> None:
 
 def _after_step(run: Run) -> None:
     """Whatever is due after an optimizer step: a line of the log, an evaluation, a checkpoint."""
-    step, every = run.trainer.step, run.config.run
+    step, config = run.trainer.step, run.config
+    checksum_steps, save_steps = config.health.checksum_steps, config.checkpoint.save_steps
     _tell_of_checkpoints(run)
-    if every.checksum_steps and step % every.checksum_steps == 0:
+    if checksum_steps and step % checksum_steps == 0:
         _compare_weights(run)
     ends_epoch = step % run.steps_per_epoch == 0
-    if step % every.log_steps == 0 or ends_epoch:
+    if step % config.run.log_steps == 0 or ends_epoch:
         _log_step(run)
     run.supervisor.check()
     _end_epoch(run)
-    if ends_epoch or (every.save_steps and step % every.save_steps == 0):
+    if ends_epoch or (save_steps and step % save_steps == 0):
         _save(run)
         run.mark = (time.monotonic(), step)  # the rate is that of training
 

@@ -46,7 +46,7 @@ def roll_back(run: Run) -> None:
     run.supervisor.beat("checkpoint", run.trainer.step)
     run.checkpoints.settle()
     try:
-        found = rollbacks.find(bad[0], run.config.run.max_rollbacks, run.trainer.layout())
+        found = rollbacks.find(bad[0], run.config.health.max_rollbacks, run.trainer.layout())
         rollbacks.add(found.state["step"], bad)
         on_rank0(lambda: truncate_logs(run, found.state["step"]))
     except ValueError as refusal:
@@ -79,7 +79,7 @@ def _leave_bundle(run: Run, refusal: str) -> str:
         if faults
         else f"{folder} shows why, and {command}"
     )
-    return f"steps {first} to {last} were skipped, --max-bad-steps is {run.config.run.max_bad_steps}, and {refusal}; {left}"
+    return f"steps {first} to {last} were skipped, --max-bad-steps is {run.config.health.max_bad_steps}, and {refusal}; {left}"
 
 
 def flush_meter(run: Run) -> list[dict[str, float]]:
