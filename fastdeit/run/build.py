@@ -92,9 +92,7 @@ def _build_run(
         console=console,
         supervisor=supervisor,
         checkpoints=CheckpointWriter(folder.checkpoints, config.run.keep_checkpoints, world.rank),
-        health=Health(
-            folder, world.rank, train_loader.steps_per_epoch, config.optim.batch_size, console.note
-        ),
+        health=Health(folder, train_loader.steps_per_epoch, config.optim.batch_size, console.note),
         notes=[*notes, *_left_out(train_index), *_left_out(val_index)],
     )
 

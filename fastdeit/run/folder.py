@@ -21,7 +21,7 @@ from fastdeit.run.results import show_summary
 from fastdeit.run.resume import truncate_logs
 from fastdeit.run.state import Run
 from fastdeit.storage.atomic import atomic_open, atomic_write_text
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.training.build import build_deepspeed_config
 
 Weights = dict[str, torch.Tensor]
@@ -128,7 +128,7 @@ def _save_report(run: Run) -> None:
         name if lam == 1 else f"{lam:.2f} {name} + {1 - lam:.2f} {names[row ^ 1]}"
         for row, (name, lam) in enumerate(zip(names, batch.lam.tolist(), strict=True))
     ]
-    metrics = read_metrics(run.folder.metrics)
+    metrics = read_json_lines(run.folder.metrics)
     save_report(
         run.folder.report,
         metrics,

@@ -13,7 +13,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fastdeit.storage.atomic import atomic_write_text
-from fastdeit.storage.jsonl import AppendOnlyFile, read_metrics
+from fastdeit.storage.jsonl import AppendOnlyFile, read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 
 
@@ -32,7 +32,7 @@ class MetricLog:
     ) -> None:
         path = folder.metrics
         kept = (
-            [line for line in read_metrics(path) if line["step"] <= start_step]
+            [line for line in read_json_lines(path) if line["step"] <= start_step]
             if start_step
             else []
         )

@@ -42,7 +42,7 @@ def roll_back(run: Run) -> None:
     Raises HealthError, with what shows why in the run's folder, if that was done often enough or
     there is no such checkpoint.
     """
-    rollbacks, bad = run.health.rollbacks, [line["step"] for line in run.health.bad]
+    rollbacks, bad = run.health.rollbacks, [record.step for record in run.health.bad]
     run.supervisor.beat("checkpoint", run.trainer.step)
     run.checkpoints.settle()
     try:
@@ -63,7 +63,7 @@ def roll_back(run: Run) -> None:
 def _leave_bundle(run: Run, refusal: str) -> str:
     """Writes what shows why the run stops; says both. A collective."""
     flush_meter(run)
-    first, last = (run.health.bad[place]["step"] for place in (0, -1))
+    first, last = (run.health.bad[place].step for place in (0, -1))
     folder, command = run.folder.debug_bundle(first), f"fastdeit replay {run.folder} --step {first}"
     tensors, state = run.trainer.state()
     state |= run.fingerprints | run.about(first) | run.health.state_before(state)

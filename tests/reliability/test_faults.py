@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from fastdeit.checkpoint.store import list_checkpoints, verify_checkpoint
 from fastdeit.commands.train import train_command
 from fastdeit.distributed.world import init_distributed
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
 from tests.support.images import write_shapes
 from tests.support.launching import FLAGS, Launch, steps_done
 
@@ -65,7 +65,7 @@ def assert_goes_on_to_the_same_end(folder: Path, argv: list[str], whole: Path) -
     for name in ("student.safetensors", "student_ema.safetensors"):
         left, right = load_file(whole / name), load_file(folder / name)
         assert all(torch.equal(value, right[key]) for key, value in left.items()), name
-    mine, theirs = (read_metrics(place / "metrics.jsonl") for place in (folder, whole))
+    mine, theirs = (read_json_lines(place / "metrics.jsonl") for place in (folder, whole))
     rate = {"images_per_s"}
     assert [{k: v for k, v in line.items() if k not in rate} for line in mine] == [
         {k: v for k, v in line.items() if k not in rate} for line in theirs
@@ -102,7 +102,7 @@ def test_sigterm_to_the_runner_then_a_killed_rank_and_the_run_ends_the_same(
     assert f"after step {stopped} of {TOTAL}" in second.output
     assert failures(folder)[0]["step"] == stopped + 4
     said = assert_goes_on_to_the_same_end(folder, argv, whole)
-    assert "the attempt before this failed first on rank 0" in said
+    assert "the last attempt failed first on rank 0" in said
     assert train_command([*argv, "--output-dir", str(folder)], "test") == 0  # it is finished
 
 
@@ -154,7 +154,7 @@ def test_a_kill_in_a_save_costs_steps_and_nothing_else(
     next(rank for rank in launch.find("faulty.py") if rank.environ()["RANK"] == "0").kill()
     assert launch.wait() != 0
     assert [path.name for path in (folder / "checkpoints").glob("*.tmp-*")]
-    assert "the attempt before this failed first on rank 1" in assert_goes_on_to_the_same_end(
+    assert "the last attempt failed first on rank 1" in assert_goes_on_to_the_same_end(
         folder, argv, whole
     )
     assert not list((folder / "checkpoints").glob("*.tmp-*"))

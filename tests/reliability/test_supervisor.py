@@ -30,7 +30,7 @@ from fastdeit.reliability.failures import format_failure, take_failures, write_f
 from fastdeit.reliability.stop_requests import REASONS, StopRequests
 from fastdeit.run import identity
 from fastdeit.run.identity import check_same_everywhere, code_digest
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.trainer import Trainer
 from tests.support.images import write_shapes
@@ -90,7 +90,7 @@ def assert_ends_the_same(folder: Path, argv: list[str], whole: Path) -> None:
     mine, theirs = (
         [
             {name: value for name, value in line.items() if name != "images_per_s"}
-            for line in read_metrics(place / "metrics.jsonl")
+            for line in read_json_lines(place / "metrics.jsonl")
         ]
         for place in (folder, whole)
     )
@@ -226,7 +226,7 @@ def test_an_exception_is_told_at_the_next_start_and_then_archived(
     )
     said = " ".join(capsys.readouterr().out.split())
     assert (
-        "the attempt before this failed first on rank 0" in said
+        "the last attempt failed first on rank 0" in said
         and "RuntimeError: out of [/memory]" in said
     )
     assert not list(folder.glob("failure-*"))
@@ -244,9 +244,9 @@ def test_the_earliest_failure_is_named_first(tmp_path: Path) -> None:
         time.sleep(0.01)
     (tmp_path / "failure-rank3.json").write_text("{")  # of a full disk
     taken = take_failures(RunFolder(tmp_path))
-    assert [failure["rank"] for failure in taken] == [2, 0, 1]
+    assert [failure.rank for failure in taken] == [2, 0, 1]
     assert format_failure(taken[0], RunFolder(tmp_path)).startswith(
-        "the attempt before this failed first on rank 2 ("
+        "the last attempt failed first on rank 2 ("
     )
     assert [path.name for path in tmp_path.iterdir()] == ["failures.jsonl"] and take_failures(
         RunFolder(tmp_path)

@@ -12,7 +12,7 @@ import torch
 from fastdeit.distributed.world import init_distributed
 from fastdeit.run.metrics import MetricLog
 from fastdeit.storage import atomic, jsonl
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.meter import Meter
 
@@ -45,13 +45,13 @@ def test_log_of_a_resumed_run_drops_what_comes_again(tmp_path: Path) -> None:
     log = MetricLog(RunFolder(tmp_path), 20)
     log.write(30, {"loss": 0.5, "lr": 1e-3})
     log.close()
-    assert read_metrics(tmp_path / "metrics.jsonl") == [
+    assert read_json_lines(tmp_path / "metrics.jsonl") == [
         {"step": 10, "loss": 10.0},
         {"step": 20, "loss": 20.0},
         {"step": 30, "loss": 0.5, "lr": 1e-3},
     ]
     assert list((tmp_path / "tensorboard").glob("events*"))
-    assert read_metrics(tmp_path / "nowhere.jsonl") == []
+    assert read_json_lines(tmp_path / "nowhere.jsonl") == []
 
 
 def scalars(folder: Path) -> list[tuple[int, str, float]]:
@@ -97,20 +97,20 @@ def test_a_full_disk_is_told_once_and_loses_nothing_when_it_has_room_again(tmp_p
     with files_of_at_most(1000):
         for step in range(100):
             log.write(step, {"loss": float(step), "lr": 1e-3})
-        held = read_metrics(tmp_path / "metrics.jsonl")
+        held = read_json_lines(tmp_path / "metrics.jsonl")
         assert (
             10 < len(held) < 50
             and len(told) == 2
-            and all("is not written: [Errno 27]" in line for line in told)
+            and all("cannot be written: [Errno 27]" in line for line in told)
         )
     log.write(100, {"loss": 100.0, "lr": 1e-3})
     log.close()
     expected = [{"step": step, "loss": float(step), "lr": 1e-3} for step in range(101)]
-    assert read_metrics(tmp_path / "metrics.jsonl") == expected
+    assert read_json_lines(tmp_path / "metrics.jsonl") == expected
     assert [step for step, name, _ in scalars(tmp_path / "tensorboard") if name == "loss"] == list(
         range(101)
     )
-    assert len(told) == 4 and all(line.endswith("is written again") for line in told[2:])
+    assert len(told) == 4 and all(line.endswith("can be written again") for line in told[2:])
 
 
 def test_what_waits_for_a_disk_is_bounded_and_what_is_lost_is_counted(
@@ -127,11 +127,11 @@ def test_what_waits_for_a_disk_is_bounded_and_what_is_lost_is_counted(
     assert (
         tmp_path / "file"
     ).read_bytes() == b"line 0\nline 1\nline 2\nline 7\nline 8\nline 9\n" + b"x\n" * 99 + b"last\n"
-    assert told[1].endswith("is written again; 4 of its records are lost")
+    assert told[1].endswith("can be written again; 4 records are lost")
     with files_of_at_most(0):
         file.append(b"more")
         file.close()
-    assert told[3].endswith("ends early; 1 of its records are lost") and len(told) == 4
+    assert told[3].endswith("is incomplete; 1 records are lost") and len(told) == 4
 
 
 def test_a_whole_file_is_not_written_through_a_link_and_leaves_no_rest(

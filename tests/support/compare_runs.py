@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
 
 EPOCHS = 4  # of three steps
 FLAGS = ("--reprob", "0.5", "--eval-epochs", "4", "--micro-batch", "16", "--log-steps", "1")
@@ -15,7 +15,7 @@ FLAGS = ("--reprob", "0.5", "--eval-epochs", "4", "--micro-batch", "16", "--log-
 
 def steps_of(folder: Path) -> list[dict[str, Any]]:
     """The lines of the log that are of steps."""
-    return [line for line in read_metrics(folder / "metrics.jsonl") if "lr" in line]
+    return [line for line in read_json_lines(folder / "metrics.jsonl") if "lr" in line]
 
 
 def assert_same_run(folder: Path, whole: Path) -> None:
