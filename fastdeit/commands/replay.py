@@ -141,7 +141,9 @@ def _take_up(samples: Samples, record: Record, trainer: Trainer) -> Line:
     return {
         "from": "the weights that the run began with" if found is None else str(found.path),
         "trained": [step for step in range(began, record.step) if not record.skipped_before(step)],
-        "notes": [] if found is None else [f"passed over: {fault}" for fault in found.passed_over],
+        "notes": []
+        if found is None
+        else [f"checkpoint skipped: {fault}" for fault in found.passed_over],
     }
 
 
