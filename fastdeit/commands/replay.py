@@ -128,7 +128,7 @@ def _replay(config: Config, world: World, record: Record, output: Path) -> int:
 
 def _take_up(samples: Samples, record: Record, trainer: Trainer) -> Line:
     """Brings the trainer to where the step begins; tells how. A collective."""
-    found = find_state(record, samples.config.run.resume, trainer.layout())
+    found = find_state(record, samples.config.checkpoint.resume, trainer.layout())
     if found is not None:
         check_same_samples(found.state, samples.fingerprints, found.path)
         trainer.load_state(found.tensors, found.state)

@@ -83,7 +83,9 @@ def build_run(
         trainer=training.trainer,
         console=console,
         supervisor=supervisor,
-        checkpoints=CheckpointWriter(folder.checkpoints, config.run.keep_checkpoints, world.rank),
+        checkpoints=CheckpointWriter(
+            folder.checkpoints, config.checkpoint.keep_checkpoints, world.rank
+        ),
         health=Health(folder, world.rank, steps_per_epoch, batch_size, console.note),
         log=MetricLog(folder, console.note),
         progress=Progress(),

@@ -73,7 +73,7 @@ def train_step(run: Run, micro_batches: Iterator[Batch]) -> bool:
         run.health.bad.clear()
     else:
         run.health.note_bad(step, trainer.micro_steps, run.data.train_index.name)
-    return len(run.health.bad) <= run.config.run.max_bad_steps
+    return len(run.health.bad) <= run.config.health.max_bad_steps
 
 
 def skip_step(run: Run) -> None:
@@ -84,16 +84,17 @@ def skip_step(run: Run) -> None:
 
 def after_step(run: Run) -> None:
     """Do what is due after an optimizer step, on every rank in the same order."""
-    step, every = run.trainer.step, run.config.run
+    step, config = run.trainer.step, run.config
+    checksum_steps, save_steps = config.health.checksum_steps, config.checkpoint.save_steps
     report_failed_saves(run)
-    if every.checksum_steps and step % every.checksum_steps == 0:
+    if checksum_steps and step % checksum_steps == 0:
         compare_replicas(run)
     ends_epoch = step % run.steps_per_epoch == 0
-    if step % every.log_steps == 0 or ends_epoch:
+    if step % config.run.log_steps == 0 or ends_epoch:
         log_step(run)
     run.supervisor.check()
     evaluate_if_due(run)
-    if ends_epoch or (every.save_steps and step % every.save_steps == 0):
+    if ends_epoch or (save_steps and step % save_steps == 0):
         save_checkpoint(run)
         run.progress.restart_clock(step)
 
@@ -101,7 +102,7 @@ def after_step(run: Run) -> None:
 def compare_replicas(run: Run) -> None:
     """Raise HealthError on every rank unless all hold the same weights."""
     step, progress = run.trainer.step, run.progress
-    enabled = run.world.size > 1 and run.config.run.checksum_steps
+    enabled = run.world.size > 1 and run.config.health.checksum_steps
     if not enabled or progress.last_compared_step == step:
         return
     run.supervisor.beat("step", step)

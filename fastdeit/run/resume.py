@@ -18,7 +18,7 @@ def resume(run: Run) -> list[str]:
     Return notes for the user; none if there is no checkpoint. Raise ValueError unless it fits this
     run. A collective.
     """
-    found = find_checkpoint(run.folder, run.config.run.resume, run.trainer.layout())
+    found = find_checkpoint(run.folder, run.config.checkpoint.resume, run.trainer.layout())
     if found is None:
         return []
     check_same_samples(found.state, run.fingerprints, found.path)
@@ -72,7 +72,7 @@ def roll_back(run: Run) -> None:
     run.supervisor.beat("checkpoint", run.trainer.step)
     run.checkpoints.settle()
     try:
-        found = rollbacks.find(bad[0], run.config.run.max_rollbacks, run.trainer.layout())
+        found = rollbacks.find(bad[0], run.config.health.max_rollbacks, run.trainer.layout())
         rollbacks.add(found.state["step"], bad)
         on_rank0(lambda: truncate_logs(run, found.state["step"]))
     except ValueError as refusal:
@@ -103,7 +103,7 @@ def _write_bundle(run: Run, reason: str) -> str:
     hint = (
         f"{folder} is incomplete: {'; '.join(faults)}" if faults else f"see {folder}, and {command}"
     )
-    limit = run.config.run.max_bad_steps
+    limit = run.config.health.max_bad_steps
     return f"steps {first} to {last} were skipped, --max-bad-steps is {limit}, and {reason}; {hint}"
 
 
