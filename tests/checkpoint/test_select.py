@@ -19,7 +19,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
-from safetensors.torch import load_file
 
 from fastdeit.checkpoint import writer as checkpoint_writer
 from fastdeit.checkpoint.select import LoadedCheckpoint, find_checkpoint
@@ -32,6 +31,7 @@ from fastdeit.storage.jsonl import read_metrics
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.trainer import Trainer
 from tests.checkpoint.test_store import LAYOUT, STATE, TENSORS, rewrite, save_with
+from tests.support.compare_runs import assert_same_weights
 from tests.support.images import write_shapes
 from tests.support.launching import FLAGS, Launch
 
@@ -225,12 +225,6 @@ def whole(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def generators() -> tuple[Any, ...]:
     numpy = np.random.get_state(legacy=True)
     return torch.get_rng_state().tolist(), random.getstate(), numpy[1].tolist(), numpy[2]  # type: ignore[index,union-attr]
-
-
-def assert_same_weights(one: Path, two: Path) -> None:
-    for name in ("student.safetensors", "student_ema.safetensors"):
-        left, right = load_file(one / name), load_file(two / name)
-        assert all(torch.equal(value, right[key]) for key, value in left.items()), name
 
 
 def steps(folder: Path) -> list[int]:

@@ -26,6 +26,7 @@ from fastdeit.data.quarantine import read_entries
 from fastdeit.distributed.world import init_distributed
 from fastdeit.run.preflight import check_config
 from fastdeit.storage.jsonl import read_metrics
+from tests.support.compare_runs import assert_same_weights
 from tests.support.images import write_shapes
 
 ROOT = Path(__file__).parents[2]
@@ -81,14 +82,6 @@ def distilled(shapes: Path, teacher: Path) -> tuple[list[str], Path]:
     folder = shapes.parent / "distilled"
     assert train_command([*argv, "--output-dir", str(folder)], "test") == 0
     return argv, folder
-
-
-def assert_same_weights(one: Path, two: Path) -> None:
-    for name in ("student.safetensors", "student_ema.safetensors"):
-        left, right = load_file(one / name), load_file(two / name)
-        assert set(left) == set(right)
-        for key, value in left.items():
-            assert torch.equal(value, right[key]), (name, key)
 
 
 def test_a_run_leaves_what_it_says(distilled: tuple[list[str], Path], shapes: Path) -> None:

@@ -25,6 +25,7 @@ from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.build import build_trainer
 from fastdeit.training.losses import DistillationLoss
 from fastdeit.training.trainer import STATISTICS, Trainer
+from tests.support.compare_runs import assert_same_weights
 from tests.support.health_ranks import FORMS, NAN_AT, InfiniteLoss, contents, equal, flip
 from tests.support.images import write_shapes
 from tests.support.launching import FLAGS, ROOT, Launch, free_port
@@ -318,12 +319,6 @@ def strict(text: str) -> Any:
         raise ValueError(name)
 
     return json.loads(text, parse_constant=refuse)
-
-
-def assert_same_weights(one: Path, two: Path) -> None:
-    for name in ("student.safetensors", "student_ema.safetensors"):
-        left, right = load_file(one / name), load_file(two / name)
-        assert all(torch.equal(value, right[key]) for key, value in left.items()), name
 
 
 def test_bad_steps_are_written_down_and_training_goes_on(
