@@ -13,6 +13,7 @@ from fastdeit.config.schema import Config
 from fastdeit.distributed.collectives import barrier, on_every_rank, on_rank0
 from fastdeit.distributed.errors import RunError
 from fastdeit.distributed.world import World, init_distributed
+from fastdeit.kernels.backend import use_backend
 from fastdeit.reliability.launcher import Launcher
 from fastdeit.reliability.run_lock import RunLock
 from fastdeit.reliability.supervisor import StopAgreed, Supervisor
@@ -89,8 +90,10 @@ def _execute(run: Run) -> int:
         open_folder(run)
         run.console.heading(_facts(run))
         run.mark = (time.monotonic(), run.trainer.step)
-        train(run)
-        write_outcome(run, evaluate_run(run, with_teacher=True))
+        # for evaluations and pictures; a training step sets its own
+        with use_backend(run.config.run.kernels):
+            train(run)
+            write_outcome(run, evaluate_run(run, with_teacher=True))
         barrier()
     except StopAgreed as reason:
         _stop(run, str(reason))
@@ -115,7 +118,7 @@ def _stop(run: Run, reason: str) -> None:
 
 
 def _resume(run: Run) -> None:
-    found = find_checkpoint(run.folder, run.config.run.resume, run.trainer.layout())
+    found = find_checkpoint(run.folder, run.config.run.resume, run.trainer.state.layout())
     if found is None:
         return
     check_same_samples(found.state, run.fingerprints, found.path)

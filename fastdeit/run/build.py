@@ -56,9 +56,11 @@ def build_training(config: Config, world: World, index: Index) -> Training:
     )
     model, notes = each_rank(lambda: build_model(config, len(index.classes)))
     rates = getattr(model, "drop_path_rates", ())
-    trainer = build_trainer(
-        config, world, model, teacher, plan.steps_per_epoch(config.optim.batch_size), cached_teacher
-    )
+    decode = None
+    if cached_teacher is not None:
+        decode = cached_teacher.decoder(hard=config.distill.distillation_type == "hard")
+    steps_per_epoch = plan.steps_per_epoch(config.optim.batch_size)
+    trainer = build_trainer(config, world, model, teacher, steps_per_epoch, decode)
     return Training(plan, cached_teacher, trainer, rates, notes)
 
 
@@ -113,7 +115,7 @@ def _facts(run: Run) -> dict[str, str]:
     config, world, notes = run.config, run.world, run.notes
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU"
     parameters = sum(
-        parameter.numel() for parameter in run.trainer.eval_model.parameters()
+        parameter.numel() for parameter in run.trainer.state.eval_model.parameters()
     )  # ZeRO 3 empties the engine's
     stage = run.trainer.engine.zero_optimization_stage()
     teacher = run.trainer.teacher

@@ -92,20 +92,20 @@ def write_outcome(run: Run, results: dict[str, float]) -> None:
     """Weights under timm's names, the picture, the table of `results`. A collective; raises
     FolderError."""
     run.supervisor.beat("checkpoint", run.trainer.step)
-    weights, average = run.trainer.weights(), run.trainer.ema_weights()
+    weights, average = run.trainer.state.weights(), run.trainer.state.ema_weights()
     _on_disk(run, lambda: _write_results(run, results, weights, average))
 
 
 def _write_results(
     run: Run, results: dict[str, float], weights: Weights, average: Weights | None
 ) -> None:
-    about = weight_metadata(run.config, run.train_index.classes, run.trainer.model)
+    about = weight_metadata(run.config, run.train_index.classes, run.trainer.state.model)
     for path, tensors in {run.folder.student: weights, run.folder.student_ema: average}.items():
         if tensors is not None:
             with atomic_open(path) as file:
                 file.write(save(tensors, about))
     _save_report(run)
-    summary = {"results": results, "steps": run.trainer.step, "skipped": run.trainer.skipped}
+    summary = {"results": results, "steps": run.trainer.step, "skipped": run.trainer.state.skipped}
     atomic_write_text(
         run.folder.summary, json.dumps(summary, indent=1)
     )  # the last file: its presence says that all went well

@@ -84,7 +84,7 @@ def _compare_weights(run: Run) -> None:
     if run.world.size == 1 or not run.config.run.checksum_steps or run.compared == step:
         return
     run.supervisor.beat("step", step)
-    difference = compare_weights(run.trainer.model)
+    difference = compare_weights(run.trainer.state.model)
     if difference is not None:
         then = (
             f"all were equal after step {run.compared}, and at every checkpoint up to then; "
@@ -128,10 +128,10 @@ def _log_step(run: Run) -> None:
 def _counters(run: Run) -> dict[str, Any]:
     """Steps that were skipped, images that any rank has found bad, the digest of all samples so
     far, and how many of them --cache had no answer to. A collective."""
-    counts = {"skipped": run.trainer.skipped, "quarantined": run.quarantine.count_all()}
+    counts = {"skipped": run.trainer.state.skipped, "quarantined": run.quarantine.count_all()}
     return (
         counts
-        | {"digest": show_digest(run.trainer.whole_digest())}
+        | {"digest": show_digest(run.trainer.state.gather_digest())}
         | count_missed(run.cached_teacher)
     )
 
@@ -161,15 +161,15 @@ def evaluate_run(run: Run, with_teacher: bool) -> dict[str, float]:
     trainer = run.trainer
     run.supervisor.beat("evaluation", trainer.step)
     if run.world.size > 1:
-        distribute_bn(trainer.model, run.world.size, reduce=True)
-    models = {"model": student_heads(trainer.module())}
-    average = trainer.ema_module()
+        distribute_bn(trainer.state.model, run.world.size, reduce=True)
+    models = {"model": student_heads(trainer.state.module())}
+    average = trainer.state.ema_module()
     if average is not None:
         models["ema"] = student_heads(average)
     if with_teacher and trainer.teacher is not None:
         teacher = trainer.teacher
         models["teacher"] = lambda images: {"both": teacher(images)}
-    return evaluate(models, _validation_batches(run), trainer.dtype)
+    return evaluate(models, _validation_batches(run), trainer.state.dtype)
 
 
 def _validation_batches(run: Run) -> Iterator[EvalBatch]:
@@ -182,7 +182,7 @@ def _save(run: Run) -> None:
     """Begins to write a checkpoint, with the score of the evaluation at this step if there was one."""
     run.supervisor.beat("checkpoint", run.trainer.step)
     _compare_weights(run)
-    tensors, state = run.trainer.state()
+    tensors, state = run.trainer.state.gather()
     run.checkpoints.save(tensors, state | run.fingerprints | run.about(run.trainer.step))
     run.saved = run.trainer.step
 

@@ -15,8 +15,8 @@ from fastdeit.training.meter import Meter
 
 
 def restore(run: Run, found: LoadedCheckpoint) -> None:
-    """Goes on from a checkpoint. Raises ValueError as `Trainer.load_state` does."""
-    run.trainer.load_state(found.tensors, found.state)
+    """Goes on from a checkpoint. Raises ValueError as `TrainerState.load` does."""
+    run.trainer.state.load(found.tensors, found.state)
     run.checkpoints.take_scores(found.state)
     run.evaluated = found.state.get("evaluated", run.trainer.step)
 
@@ -46,7 +46,7 @@ def roll_back(run: Run) -> None:
     run.supervisor.beat("checkpoint", run.trainer.step)
     run.checkpoints.settle()
     try:
-        found = rollbacks.find(bad[0], run.config.run.max_rollbacks, run.trainer.layout())
+        found = rollbacks.find(bad[0], run.config.run.max_rollbacks, run.trainer.state.layout())
         rollbacks.add(found.state["step"], bad)
         on_rank0(lambda: truncate_logs(run, found.state["step"]))
     except ValueError as refusal:
@@ -65,7 +65,7 @@ def _leave_bundle(run: Run, refusal: str) -> str:
     flush_meter(run)
     first, last = (run.health.bad[place]["step"] for place in (0, -1))
     folder, command = run.folder.debug_bundle(first), f"fastdeit replay {run.folder} --step {first}"
-    tensors, state = run.trainer.state()
+    tensors, state = run.trainer.state.gather()
     state |= run.fingerprints | run.about(first) | run.health.state_before(state)
     report = run.health.report() | {
         "refusal": refusal,

@@ -87,7 +87,7 @@ def test_no_step_waits_but_in_deepspeeds_checks(precision: str, stage: int, worl
     run: Any = SimpleNamespace(
         trainer=trainer,
         quarantine=SimpleNamespace(),
-        supervisor=SimpleNamespace(watched=lambda section, step, micro_batches: micro_batches),
+        supervisor=SimpleNamespace(timed=lambda section, step, micro_batches: micro_batches),
         meter=Meter(),
         health=SimpleNamespace(bad=[]),
         config=make_config("toy", 2),
