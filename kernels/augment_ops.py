@@ -26,7 +26,7 @@ OPS = (
     *("ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing"),
     *("ShearX", "ShearY", "TranslateXRel", "TranslateYRel", "Grayscale", "GaussianBlur"),
 )
-"""The operations by number; fastdeit.plan.sampling has the same."""
+"""The operations by number; fastdeit.plan.operations has the same."""
 
 AUTO_CONTRAST, EQUALIZE, INVERT, ROTATE = (
     tl.constexpr(0),

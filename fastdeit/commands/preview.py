@@ -32,12 +32,11 @@ from fastdeit.data.pipeline import build_train_pipeline, pack_draws
 from fastdeit.distributed.world import World
 from fastdeit.kernels.mix import mix
 from fastdeit.plan.build import build_plan
+from fastdeit.plan.operations import OPERATIONS, OPS, RAND_AUGMENT_OPS, op_arguments
 from fastdeit.plan.plan import Plan, SampleParams
-from fastdeit.plan.sampling import OPS, RAND_AUGMENT_OPS, op_arguments
 
 _MOST = 64  # samples in a picture
 _MAGNITUDES = (1.0, 3.0, 5.0, 7.0, 9.0, 10.0)
-_SIGNED = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 
 
 @dataclass(frozen=True)
@@ -168,17 +167,12 @@ def sheet(
 
 def _arguments(op: int) -> list[tuple[float, str]]:
     """Arguments of an operation over its range, with what led to each."""
-    if OPS[op] == "GaussianBlur":
-        return [(radius, "") for radius in np.linspace(0.1, 2.0, 6).tolist()]
+    operation = OPERATIONS[op]
+    if operation.span:
+        return [(argument, "") for argument in np.linspace(*operation.span, 6).tolist()]
     if op >= len(RAND_AUGMENT_OPS):
         return [(0.0, "")]
-    enhances = OPS[op].endswith("Increasing") and OPS[op][:5] in (
-        "Color",
-        "Contr",
-        "Brigh",
-        "Sharp",
-    )
-    signs = (1, -1) if OPS[op] in _SIGNED or enhances else (1,)
+    signs = (1, -1) if operation.signed else (1,)
     levels = [sign * magnitude for sign in signs for magnitude in _MAGNITUDES[:: len(signs)]]
     levels = sorted(levels) if len(signs) > 1 else levels
     one = np.array([op])
@@ -217,25 +211,12 @@ def _fill(config: Config) -> tuple[int, ...]:
     return tuple(min(255, round(255 * value)) for value in config.data.mean)
 
 
-_UNITS = {
-    "Rotate": "{:+.1f} degrees",
-    "PosterizeIncreasing": "{:.0f} bits",
-    "SolarizeIncreasing": "from {:.0f}",
-    "SolarizeAdd": "+{:.0f}",
-    "GaussianBlur": "radius {:.2f}",
-    **dict.fromkeys(("ShearX", "ShearY", "TranslateXRel", "TranslateYRel"), "{:+.2f}"),
-    **dict.fromkeys(
-        (f"{name}Increasing" for name in ("Color", "Contrast", "Brightness", "Sharpness")),
-        "x {:.2f}",
-    ),
-}
-
-
 def _op_title(op: int, argument: float) -> str:
     if op < 0:
         return "no operation"
-    name = OPS[op].removesuffix("Increasing").removesuffix("Rel")
-    return f"{name} {_UNITS.get(OPS[op], '').format(argument)}".strip()
+    operation = OPERATIONS[op]
+    name = operation.name.removesuffix("Increasing").removesuffix("Rel")
+    return f"{name} {operation.unit.format(argument)}".strip()
 
 
 def _mix_title(draws: SampleParams, names: Sequence[str], row: int) -> str:

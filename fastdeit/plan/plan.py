@@ -52,7 +52,7 @@ class SampleParams:
     flip: np.ndarray
     """bool (B,): mirrored left to right."""
     ops: np.ndarray
-    """int32 (B, layers): index into sampling.OPS; -1 where the layer does nothing."""
+    """int32 (B, layers): number of the operation in `OPERATIONS`; -1 where the layer does nothing."""
     op_args: np.ndarray
     """float64 (B, layers): timm's argument of the operation, signed (degrees, bits, threshold,
     factor, fraction, radius); 0 if none."""

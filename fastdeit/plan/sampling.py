@@ -18,32 +18,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fastdeit.plan.philox import normal, uniform
-
-RAND_AUGMENT_OPS = (
-    *(
-        "AutoContrast",
-        "Equalize",
-        "Invert",
-        "Rotate",
-        "PosterizeIncreasing",
-        "SolarizeIncreasing",
-        "SolarizeAdd",
-    ),
-    *("ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing"),
-    *("ShearX", "ShearY", "TranslateXRel", "TranslateYRel"),
+from fastdeit.plan.operations import (
+    JITTER_OPS,
+    OPERATIONS,
+    OPS,
+    RAND_AUGMENT_OPS,
+    THREE_OPS,
+    op_arguments,
 )
-"""The 15 operations of timm's `inc1` set, in its order."""
-
-OPS = (*RAND_AUGMENT_OPS, "Grayscale", "GaussianBlur")
-"""Every operation of a layer. Grayscale takes no argument, GaussianBlur the radius of PIL's
-ImageFilter.GaussianBlur."""
-
-THREE_OPS = ("Grayscale", "SolarizeIncreasing", "GaussianBlur")
-"""What 3-Augment chooses from."""
-
-JITTER_OPS = ("BrightnessIncreasing", "ContrastIncreasing", "ColorIncreasing")
-"""What the colour jitter does, in one order or another."""
+from fastdeit.plan.philox import normal, uniform
 
 # one stream of random words for each use; a number is never given twice
 (
@@ -66,7 +49,7 @@ _THREE, _JITTER = (
     np.array([OPS.index(name) for name in names], np.int32) for names in (THREE_OPS, JITTER_OPS)
 )
 _THREE_ARGS = np.array([0.0, 128.0, 0.0])  # none; PIL's default threshold; the radius is drawn
-_BLUR_RADIUS = (0.1, 2.0)
+_BLUR_RADIUS = OPERATIONS[OPS.index("GaussianBlur")].span or (0.0, 0.0)
 _JITTER_ORDERS = np.array(list(itertools.permutations(range(3))))
 _PADDING = 4  # of the simple random crop, reflected
 
@@ -201,31 +184,6 @@ def rand_augment(
     args = op_arguments(ops, _quantised(np.clip(drawn, 0.0, maximum)), negate=u[:, 2] > 0.5)
     applied = u[:, 1] < prob
     return np.where(applied, ops, -1).T.astype(np.int32), np.where(applied, args, 0.0).T
-
-
-def op_arguments(ops: np.ndarray, magnitude: np.ndarray, negate: np.ndarray) -> np.ndarray:
-    """float64: timm's argument for operations `ops` (index into RAND_AUGMENT_OPS) at `magnitude`,
-    all of the same shape.
-
-    The laws of timm's `_*_level_to_arg` functions of the increasing set; `negate` turns the signed
-    ones round.
-    """
-    level = magnitude / 10.0
-    signed = np.where(negate, -level, level)
-    laws = {
-        "Rotate": 30.0 * signed,
-        "PosterizeIncreasing": 4 - np.trunc(level * 4),
-        "SolarizeIncreasing": 256 - np.minimum(256, np.trunc(level * 256)),
-        "SolarizeAdd": np.minimum(128, np.trunc(level * 110)),
-        **dict.fromkeys(("ShearX", "ShearY"), 0.3 * signed),
-        **dict.fromkeys(("TranslateXRel", "TranslateYRel"), 0.45 * signed),
-    }
-    enhance = np.maximum(0.1, 1.0 + 0.9 * signed)
-    laws |= {
-        f"{name}Increasing": enhance for name in ("Color", "Contrast", "Brightness", "Sharpness")
-    }
-    nothing = np.zeros_like(level)
-    return np.choose(ops, [laws.get(name, nothing) for name in RAND_AUGMENT_OPS])
 
 
 def three_augment(words: RandomStream, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fastdeit.config.parse import require_value
 from fastdeit.config.schema import AugmentConfig, DataConfig, MixConfig, RunConfig
-from fastdeit.plan import sampling
+from fastdeit.plan.operations import JITTER_OPS, RAND_AUGMENT_OPS, THREE_OPS
 
 # every default stands once, in config/schema.py; --aa has those of RandAugment in one string
 _RAND_AUGMENT = AugmentConfig().operations()
@@ -86,11 +86,11 @@ class PlanSpec:
     def layer_ops(self) -> tuple[tuple[str, ...], ...]:
         """For each layer of operations, the names out of `OPS` that it is drawn from: RandAugment's
         layers, or 3-Augment's one; then the colour jitter's three."""
-        layers: list[tuple[str, ...]] = [sampling.RAND_AUGMENT_OPS] * self.ra_layers
+        layers: list[tuple[str, ...]] = [RAND_AUGMENT_OPS] * self.ra_layers
         if self.three_augment:
-            layers += [sampling.THREE_OPS]
+            layers += [THREE_OPS]
         if self.color_jitter > 0:
-            layers += [sampling.JITTER_OPS] * 3
+            layers += [JITTER_OPS] * 3
         return tuple(layers)
 
     @property

@@ -14,8 +14,8 @@ import torch
 from fastdeit.data.batch import Batch
 from fastdeit.data.index import Index
 from fastdeit.plan.digest import add_digests
+from fastdeit.plan.operations import OPS
 from fastdeit.plan.plan import SampleParams
-from fastdeit.plan.sampling import OPS
 from fastdeit.training.losses import DistillationLoss
 from fastdeit.training.trainer import LOSSES, Trainer
 

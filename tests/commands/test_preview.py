@@ -11,8 +11,8 @@ from fastdeit.commands.preview import preview_command, samples, sheet
 from fastdeit.config.cli import parse_config
 from fastdeit.data.build import build_train_index
 from fastdeit.plan.build import build_plan
+from fastdeit.plan.operations import OPS
 from fastdeit.plan.plan import Plan
-from fastdeit.plan.sampling import OPS
 from tests.support.images import write_shapes
 
 FLAGS = ["--input-size", "48", "--reprob", "1.0", "--aa", "rand-m9-mstd0.5-p1.0-inc1"]

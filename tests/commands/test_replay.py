@@ -27,7 +27,7 @@ from fastdeit.data.quarantine import read_entries
 from fastdeit.distributed.world import init_distributed
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.digest import show_digest
-from fastdeit.plan.sampling import OPS
+from fastdeit.plan.operations import OPS
 from fastdeit.reliability.run_lock import RunLock
 from fastdeit.run.attempts import read_attempts
 from fastdeit.storage.run_folder import RunFolder

@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 from fastdeit.kernels import augment as module
 from fastdeit.kernels import augment_blur, augment_ops, augment_tables
 from fastdeit.kernels.augment import augment, augment_reference, augment_triton, pack_args
+from fastdeit.plan.operations import OPERATIONS, OPS
 from fastdeit.plan.plan import Plan
-from fastdeit.plan.sampling import OPS
 from fastdeit.plan.spec import PlanSpec
 from tests.kernels import interpreter
 from tests.kernels.interpreter import DEVICE, INTERPRETED
@@ -25,6 +25,7 @@ from tests.kernels.properties import given, settings, st
 from tests.support.images import write_shapes
 from tests.support.timm_ops import FILL, arguments_of, picture, timm_op
 
+KINDS = ("levels", "statistics", "image")
 SHAPES = [(37, 53), (1, 1), (3, 3), (2, 9), (9, 2)]
 ROUND = (0.0, 0.5, -1.0, 2.5, 45.0, 90.0, -90.0, 180.0, 360.0, 1e-9)
 SPECS = {
@@ -119,6 +120,10 @@ def equal(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 def test_operations_are_numbered_as_the_plans() -> None:
     assert augment_ops.OPS == OPS
+    kinds = {kind: {row.name for row in OPERATIONS if row.kind == kind} for kind in KINDS}
+    assert set(augment_ops.STATISTICS) == kinds["statistics"]
+    assert set(augment_ops.TABLES) == kinds["statistics"] | kinds["levels"]
+    assert set(augment_ops.WARPS) == {row.name for row in OPERATIONS if row.native == "warp"}
     numbers = {
         name: value.value
         for name, value in vars(augment_ops).items()

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fastdeit.plan.operations import OPS, RAND_AUGMENT_OPS, op_arguments
 from fastdeit.plan.philox import philox4x32, random_words, stream_words
 from fastdeit.plan.plan import Plan, SampleParams
-from fastdeit.plan.sampling import OPS, RAND_AUGMENT_OPS, op_arguments
 from fastdeit.plan.spec import PlanSpec
 
 

@@ -23,8 +23,8 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
+from fastdeit.plan.operations import OPS, RAND_AUGMENT_OPS
 from fastdeit.plan.plan import Plan, SampleParams
-from fastdeit.plan.sampling import OPS, RAND_AUGMENT_OPS
 from fastdeit.plan.spec import PlanSpec
 
 COUNT = 20_000

@@ -37,8 +37,8 @@ from fastdeit.data.augment.sample import (
     operate,
     run_sample,
 )
+from fastdeit.plan.operations import OPS
 from fastdeit.plan.plan import SampleParams
-from fastdeit.plan.sampling import OPS
 from fastdeit.plan.spec import PlanSpec
 
 _PATIENCE_S = 3.0

@@ -8,25 +8,28 @@ number that changes with any of the sources.
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numba
 from numba.core.compiler import Compiler
 
-from fastdeit.plan.sampling import OPS
+from fastdeit.plan.operations import OPERATIONS, Operation
 
-_FOLDER = Path(__file__).parent
-_SOURCES = sorted(_FOLDER.glob("*.py"))
-SOURCE_HASH = int(
-    hashlib.sha256(
-        b"".join(path.read_bytes() for path in _SOURCES) + repr(OPS).encode()
-    ).hexdigest()[:15],
-    16,
-)
-"""Of everything that is compiled; an entry holds it in a closure, which numba makes part of the
-cache's key."""
+SOURCES = sorted(Path(__file__).parent.glob("*.py"))
+"""Every file whose functions may be compiled."""
+
+
+def source_hash(paths: Sequence[Path], operations: Sequence[Operation]) -> int:
+    """Return a 60-bit hash of files and of the table of operations."""
+    text = b"".join(path.read_bytes() for path in paths) + repr(operations).encode()
+    return int(hashlib.sha256(text).hexdigest()[:15], 16)
+
+
+SOURCE_HASH = source_hash(SOURCES, OPERATIONS)
+"""Hash of everything that is compiled. An entry holds it in a closure, which numba makes part of
+the cache's key."""
 
 
 class _NoAlias(Compiler):

@@ -2,8 +2,13 @@
 
 Pillow 12.3: src/PIL/ImageOps.py, ImageEnhance.py; src/libImaging/Blend.c (single precision, then
 truncated), Convert.c (grey in 16-bit fixed point), Filter.c (3 x 3), BoxBlur.c (the Gaussian as
-three boxes, in 24-bit fixed point). An image is three planes, uint8 (3, H, W). What maps a level to
-a level only fills a table, uint8 (3, 256).
+three boxes, in 24-bit fixed point).
+
+The public functions are operations, found by the names that fastdeit/plan/operations.py has for
+them. An image is three planes, uint8 (3, H, W). An operation that maps levels to levels takes
+(planes, argument, table) and fills the table, uint8 (3, 256). Any other takes (planes, argument,
+second, fill, out): `second` is the sine of a rotation, `fill` the colour beside a warped image. It
+returns True if its result is in `out`, uint8 (3, H, W), or False if it is in `planes`.
 """
 
 import numpy as np
@@ -34,45 +39,57 @@ def _blend(base, level, factor):
 
 
 @jit
-def invert_table(table):
+def invert(planes, argument, table):
     for c in range(3):
         for level in range(256):
             table[c, level] = 255 - level
 
 
 @jit
-def posterize_table(bits, table):
-    mask = ~((1 << max(8 - bits, 0)) - 1)
+def posterize(planes, bits, table):
+    mask = ~((1 << max(8 - int(bits), 0)) - 1)
     for c in range(3):
         for level in range(256):
             table[c, level] = level & mask
 
 
 @jit
-def solarize_table(threshold, table):
+def solarize(planes, threshold, table):
+    first = int(threshold)
     for c in range(3):
         for level in range(256):
-            table[c, level] = level if level < threshold else 255 - level
+            table[c, level] = level if level < first else 255 - level
 
 
 @jit
-def solarize_add_table(addend, table):
+def solarize_add(planes, addend, table):
+    more = int(addend)
     for c in range(3):
         for level in range(256):
-            table[c, level] = min(255, level + addend) if level < 128 else level
+            table[c, level] = min(255, level + more) if level < 128 else level
 
 
 @jit
-def brighten_table(base, factor, table):
-    """Away from or towards one level of grey: Brightness with base 0, Contrast with the mean."""
+def _brighten(base, factor, table):
+    """Blend all levels with one level of grey: 0 for Brightness, the mean for Contrast."""
     for c in range(3):
         for level in range(256):
             table[c, level] = _blend(np.int32(base), np.int32(level), np.float32(factor))
 
 
 @jit
-def mean_gray(planes):
-    """ImageStat's mean of the grey picture, rounded."""
+def brightness(planes, factor, table):
+    _brighten(0, factor, table)
+
+
+@jit
+def contrast(planes, factor, table):
+    _brighten(_mean_gray(planes), factor, table)
+
+
+@jit
+def _mean_gray(planes):
+    """Return ImageStat's mean of the grey picture, rounded."""
     red, green, blue = planes[0].reshape(-1), planes[1].reshape(-1), planes[2].reshape(-1)
     total = 0
     for i in range(len(red)):
@@ -89,7 +106,7 @@ def _extremes(line):
 
 
 @jit
-def auto_contrast_table(planes, table):
+def auto_contrast(planes, argument, table):
     for c in range(3):
         low, high = _extremes(planes[c].reshape(-1))
         scale = 255.0 / (high - low) if high > low else 1.0
@@ -117,7 +134,7 @@ def _histogram(plane, counts):
 
 
 @jit
-def equalize_table(planes, table):
+def equalize(planes, argument, table):
     counts = np.empty(256, np.int64)
     for c in range(3):
         _histogram(planes[c], counts)
@@ -150,11 +167,16 @@ def _saturate(red, green, blue, factor):
 
 
 @jit
-def saturate(planes, factor):
-    """ImageEnhance.Color, in place; factor 0 is grey."""
-    _saturate(
-        planes[0].reshape(-1), planes[1].reshape(-1), planes[2].reshape(-1), np.float32(factor)
-    )
+def color(planes, factor, unused, fill, out):
+    """Do ImageEnhance.Color, in place; factor 0 is grey."""
+    red, green, blue = planes[0].reshape(-1), planes[1].reshape(-1), planes[2].reshape(-1)
+    _saturate(red, green, blue, np.float32(factor))
+    return False
+
+
+@jit
+def grayscale(planes, argument, unused, fill, out):
+    return color(planes, 0.0, 0.0, fill, out)
 
 
 @jit
@@ -179,17 +201,18 @@ def _sharpen_row(here, sums, factor, out):
 
 
 @jit
-def sharpen(planes, factor, out):
-    """ImageEnhance.Sharpness, into other planes; the outermost pixels are copied."""
+def sharpness(planes, factor, unused, fill, out):
+    """Do ImageEnhance.Sharpness; the outermost pixels are copied."""
     copy(planes.reshape(-1), out.reshape(-1))
     height, width = planes.shape[1:]
     if height < 3 or width < 3:
-        return
+        return True
     sums = np.empty(width, np.int32)
     for c in range(3):
         for y in range(1, height - 1):
             _add_rows(planes[c, y - 1], planes[c, y], planes[c, y + 1], sums)
             _sharpen_row(planes[c, y], sums, np.float32(factor), out[c, y])
+    return True
 
 
 @inlined
@@ -249,19 +272,20 @@ def _box_columns(plane, count, inner, outer, sums, padded, out):
 
 
 @jit
-def gaussian_blur(planes, sigma, spare):
-    """ImageFilter.GaussianBlur(sigma), in place: three boxes along the rows, then three along the
-    columns."""
+def blur(planes, sigma, unused, fill, out):
+    """Do ImageFilter.GaussianBlur(sigma), in place: three boxes along the rows, then three along
+    the columns."""
     if sigma == 0.0:
-        return
+        return False
     count, inner, outer = _box_weights(sigma)
     sums = np.empty(planes.shape[2], np.uint32)
     padded = np.empty(planes.shape[2] + 2 * count + 2, np.uint8)
     for c in range(3):
-        one, two = planes[c], spare[c]
+        one, two = planes[c], out[c]
         _box_columns(one, count, inner, outer, sums, padded, two)
         _box_columns(two, count, inner, outer, sums, padded, one)
         _box_columns(one, count, inner, outer, sums, padded, two)
         _box_rows(two, count, inner, outer, sums, one)
         _box_rows(one, count, inner, outer, sums, two)
         _box_rows(two, count, inner, outer, sums, one)
+    return False

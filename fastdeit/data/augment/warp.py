@@ -174,3 +174,55 @@ def warp(planes, m, fill, out):
             _lift_row(flat, stride, start, stop, m[3], by, m[5], red, green, blue)
         else:
             _warp_row(flat, stride, start, stop, m[0], bx, m[2], m[3], by, m[5], red, green, blue)
+
+
+@jit
+def _identity():
+    matrix = np.zeros(6)
+    matrix[0] = matrix[4] = 1.0
+    return matrix
+
+
+@jit
+def rotate(planes, cos, sin, fill, out):
+    """Rotate about the centre."""
+    x, y = planes.shape[2] / 2, planes.shape[1] / 2
+    m = np.empty(6)
+    m[0], m[1], m[2] = cos, sin, cos * -x + sin * -y + 0.0 + x
+    m[3], m[4], m[5] = -sin, cos, -sin * -x + cos * -y + 0.0 + y
+    warp(planes, m, fill, out)
+    return True
+
+
+@jit
+def shear_x(planes, slope, unused, fill, out):
+    m = _identity()
+    m[1] = slope
+    warp(planes, m, fill, out)
+    return True
+
+
+@jit
+def shear_y(planes, slope, unused, fill, out):
+    m = _identity()
+    m[3] = slope
+    warp(planes, m, fill, out)
+    return True
+
+
+@jit
+def translate_x(planes, share, unused, fill, out):
+    """Move by a share of the width."""
+    m = _identity()
+    m[2] = share * planes.shape[2]
+    warp(planes, m, fill, out)
+    return True
+
+
+@jit
+def translate_y(planes, share, unused, fill, out):
+    """Move by a share of the height."""
+    m = _identity()
+    m[5] = share * planes.shape[1]
+    warp(planes, m, fill, out)
+    return True

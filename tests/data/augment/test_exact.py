@@ -18,9 +18,9 @@ from fastdeit.data.augment import exact as augment_exact
 from fastdeit.data.augment.exact import exact, pack_exact, pack_windows
 from fastdeit.data.augment.jit import SOURCE_HASH
 from fastdeit.data.augment.noise import philox_words
+from fastdeit.plan.operations import OPS
 from fastdeit.plan.philox import normal, philox4x32, uniform
 from fastdeit.plan.plan import Plan, SampleParams
-from fastdeit.plan.sampling import OPS
 from fastdeit.plan.spec import PlanSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -12,9 +12,10 @@ from timm.data.auto_augment import LEVEL_TO_ARG, NAME_TO_OP
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from fastdeit.data.augment.native import native_window, pack_ops, rand_augment, warp_matrices
+from fastdeit.data.augment.native import native_window, pack_ops, rand_augment
+from fastdeit.data.augment.native_operands import pack_operands
+from fastdeit.plan.operations import OPS, RAND_AUGMENT_OPS, op_arguments
 from fastdeit.plan.plan import Plan, SampleParams
-from fastdeit.plan.sampling import OPS, RAND_AUGMENT_OPS, op_arguments
 from fastdeit.plan.spec import PlanSpec
 from tests.support.places import Distances, device_of, to_numpy
 
@@ -221,7 +222,7 @@ def test_warp_is_a_cubic_convolution(name: str, place: str, distances: Distances
     border) would show here."""
     images = smooth_images(48, 32, 12)
     ops, args = arguments_of(name, 12)
-    matrices = warp_matrices(ops[:, 0], args[:, 0], 48, 32)
+    matrices = pack_operands(ops[:, 0], args[:, 0], 48, 32).reshape(-1, 3, 3)
     ours = run_dali(images, ops, args, place).astype(int)
     models = [
         np.stack(
@@ -266,15 +267,15 @@ def test_matrix_is_pils_affine_data(monkeypatch: pytest.MonkeyPatch) -> None:
         NAME_TO_OP[OPS[op]](
             Image.new("RGB", (57, 41)), arg, fillcolor=FILL, resample=Image.Resampling.BICUBIC
         )
-    ours = warp_matrices(np.array(ops), np.array(args), 41, 57)
-    np.testing.assert_allclose(ours[:, :2].reshape(-1, 6), seen, rtol=0, atol=1e-12)
+    ours = pack_operands(np.array(ops), np.array(args), 41, 57)
+    np.testing.assert_allclose(ours[:, :6], seen, rtol=0, atol=1e-12)
 
 
-def test_matrix_is_the_identity_for_the_others() -> None:
+def test_operations_without_an_argument_have_no_operands() -> None:
     others = np.array([-1, OPS.index("Invert"), OPS.index("SolarizeAdd")])
-    np.testing.assert_array_equal(
-        warp_matrices(others, np.full(3, 9.0), 5, 7), np.broadcast_to(np.eye(3), (3, 3, 3))
-    )
+    first, *rest = pack_operands(others, np.full(3, 9.0), 5, 7).T
+    np.testing.assert_array_equal(first, [0, 0, 9])
+    assert not np.any(rest)
 
 
 def test_closed_gate_changes_nothing(place: str) -> None:

@@ -8,7 +8,7 @@ from torchvision.transforms import functional
 
 from fastdeit.data.augment.exact import apply_op
 from fastdeit.data.augment.resize import resize
-from fastdeit.plan.sampling import OPS
+from fastdeit.plan.operations import OPS
 from tests.support.timm_ops import FILL, arguments_of, picture, timm_op
 
 SHAPES = [(48, 48), (41, 57), (64, 33), (1, 1), (2, 2), (3, 3), (1, 9), (7, 2)]
