@@ -11,7 +11,7 @@ from fastdeit.reliability.rollbacks import write_bundle
 from fastdeit.run.identity import code_digest, versions
 from fastdeit.run.metrics import MetricLog
 from fastdeit.run.state import Run
-from fastdeit.training.meter import Meter
+from fastdeit.training.trainer import Meter
 
 
 def restore(run: Run, found: LoadedCheckpoint) -> None:

@@ -1,4 +1,4 @@
-"""The training step: from the micro-batches of a rank to new weights.
+"""The training step: from the micro-batches of a rank to new weights and statistics.
 
 It reads as the data flows: mix the pairs, run or look up the teacher, run the student, the loss,
 DeepSpeed's backward and step, the EMA. What a step returns are tensors on the device.
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from timm.scheduler.scheduler import Scheduler
 
 from fastdeit.data.batch import Batch
@@ -135,3 +136,33 @@ class Trainer:
         if self.teacher is None or images is None:
             return None
         return self.teacher(images)
+
+
+class Meter:
+    """Statistics of applied steps, kept on the device until they are read."""
+
+    def __init__(self) -> None:
+        self._steps: list[int] = []
+        self._values: list[torch.Tensor] = []
+
+    def add(self, step: int, values: torch.Tensor) -> None:
+        """Add the statistics of a step, fp32 (K,), without a wait for the device.
+
+        All ranks add the same steps.
+        """
+        self._steps.append(step)
+        self._values.append(values.clone())
+
+    def read(self) -> list[tuple[int, list[float]]]:
+        """Return the steps since the last call, each with its K means over all ranks.
+
+        If there are any, it is a collective that waits for the device.
+        """
+        if not self._values:
+            return []
+        steps = self._steps
+        means = torch.stack(self._values) / dist.get_world_size()
+        self._steps = []
+        self._values = []
+        dist.all_reduce(means)
+        return list(zip(steps, means.tolist(), strict=True))

@@ -14,7 +14,7 @@ from fastdeit.run.metrics import MetricLog
 from fastdeit.storage import atomic, jsonl
 from fastdeit.storage.jsonl import read_metrics
 from fastdeit.storage.run_folder import RunFolder
-from fastdeit.training.meter import Meter
+from fastdeit.training.trainer import Meter
 
 
 def test_meter_gives_the_steps_since_it_was_read() -> None:
