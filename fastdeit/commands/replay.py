@@ -127,7 +127,7 @@ def _replay(config: Config, world: World, record: Record, output: Path) -> int:
 
 def _take_up(samples: Samples, record: Record, trainer: Trainer) -> Line:
     """Brings the trainer to where the step begins; tells how. A collective."""
-    found = find_state(record, samples.config.run.resume, trainer.state.layout())
+    found = find_state(record, samples.config.checkpoint.resume, trainer.state.layout())
     if found is not None:
         check_same_samples(found.state, samples.fingerprints, found.path)
         trainer.state.load(found.tensors, found.state)
@@ -140,7 +140,9 @@ def _take_up(samples: Samples, record: Record, trainer: Trainer) -> Line:
     return {
         "from": "the weights that the run began with" if found is None else str(found.path),
         "trained": [step for step in range(began, record.step) if not record.skipped_before(step)],
-        "notes": [] if found is None else [f"passed over: {fault}" for fault in found.passed_over],
+        "notes": []
+        if found is None
+        else [f"checkpoint skipped: {fault}" for fault in found.passed_over],
     }
 
 

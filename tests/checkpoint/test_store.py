@@ -25,7 +25,7 @@ from fastdeit.checkpoint.store import (
     set_aside,
     sweep,
 )
-from fastdeit.config.schema import RunConfig
+from fastdeit.config.schema import CheckpointConfig
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.training.build import build_trainer
 from fastdeit.training.trainer import Trainer
@@ -329,7 +329,7 @@ def test_only_the_newest_stay_and_never_fewer_than_two(tmp_path: Path) -> None:
 
 def test_fewer_than_two_cannot_be_asked_for() -> None:
     with pytest.raises(ValueError, match="--keep-checkpoints must be 2 or more"):
-        RunConfig(keep_checkpoints=1)
+        CheckpointConfig(keep_checkpoints=1)
 
 
 def test_the_best_stays_and_of_equals_the_later(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_the_table_counts_every_image_once(distilled: tuple[list[str], Path], sh
     from PIL import Image
     from torchvision.transforms import functional as vision
 
-    from fastdeit.config.schema import IMAGENET_MEAN, IMAGENET_STD
+    from fastdeit.config.samples import IMAGENET_MEAN, IMAGENET_STD
     from fastdeit.models.weights import student_from_checkpoint
 
     model = student_from_checkpoint(distilled[1] / "student.safetensors", image_size=32)[0].eval()
@@ -395,7 +395,7 @@ WRONG = {
     "unknown recipe": (
         None,
         ["--recipe", "imagenet"],
-        "--recipe: got 'imagenet', allowed are deit",
+        "--recipe must be one of deit",
     ),
     "unknown flag": (None, ["--batchsize", "3"], "Unrecognized options: --batchsize"),
     "no teacher": (

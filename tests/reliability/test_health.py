@@ -365,8 +365,8 @@ def test_after_too_many_a_run_goes_back_and_passes_over_them(
     assert start(argv, gone_back) == 0
     said = " ".join(capfd.readouterr().out.split())
     assert (
-        "steps 7 to 10 were bad: went back to" in said
-        and "step-00000006, passes over all steps up to 10" in said
+        "steps 7 to 10 were bad: rolled back to" in said
+        and "step-00000006, skipping all steps up to 10" in said
     )
     (entry,) = read_metrics(gone_back / "rollbacks.jsonl")
     assert (entry["checkpoint"], entry["bad_steps"], entry["passed_over"]) == (
@@ -419,7 +419,7 @@ def test_weights_that_are_not_finite_are_left_behind(
     said = " ".join(capfd.readouterr().out.split())
     assert (
         "checkpoint of step 9 not saved: not finite: " in said
-        and "steps 8 to 11 were bad: went back to" in said
+        and "steps 8 to 11 were bad: rolled back to" in said
     )
     assert all(
         value.isfinite().all() for value in load_file(tmp_path / "student.safetensors").values()
@@ -504,7 +504,7 @@ def test_a_disk_that_refuses_the_bundle_is_said(
     assert start(argv, folder, "--max-bad-steps", "0") == 1
     said = " ".join(capfd.readouterr().err.split())
     assert (
-        "lacks what shows why: no checkpoint: " in said
+        "is incomplete: no checkpoint: " in said
         and "no report: " in said
         and "Traceback" not in said
     )

@@ -194,8 +194,8 @@ def test_a_signal_while_it_starts_leaves_nothing_behind(
 ) -> None:
     from fastdeit.commands import train as run
 
-    original = run._resume
-    monkeypatch.setattr(run, "_resume", lambda live: (original(live), ask(signal.SIGTERM)()))
+    original = run.resume
+    monkeypatch.setattr(run, "resume", lambda live: (original(live), ask(signal.SIGTERM)())[0])
     assert train_command([*argv, "--output-dir", str(tmp_path / "run")], "test") == 0
     assert (
         "stopped after step 0 of 12 (SIGTERM)" in capsys.readouterr().out
