@@ -11,6 +11,7 @@ from fastdeit.config.schema import Config
 from fastdeit.distributed.collectives import barrier, on_every_rank, on_rank0
 from fastdeit.distributed.errors import RunError
 from fastdeit.distributed.world import World, init_distributed
+from fastdeit.kernels.backend import use_backend
 from fastdeit.reliability.launcher import Launcher
 from fastdeit.reliability.run_lock import RunLock
 from fastdeit.reliability.supervisor import StopAgreed, Supervisor
@@ -86,8 +87,10 @@ def _execute(run: Run, notes: list[str]) -> int:
         notes = notes + open_folder(run)
         run.console.heading(describe_run(run, notes))
         run.progress.restart_clock(run.trainer.step)
-        train(run)
-        write_results(run, evaluate_run(run, with_teacher=True))
+        # for evaluations and pictures; a training step sets its own
+        with use_backend(run.config.run.kernels):
+            train(run)
+            write_results(run, evaluate_run(run, with_teacher=True))
         barrier()
     except StopAgreed as reason:
         _stop(run, str(reason))

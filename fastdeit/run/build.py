@@ -56,13 +56,15 @@ def build_training(config: Config, world: World, index: Index) -> Training:
     pixels = pipeline_options(config, world).describe()
     teacher = each_rank(lambda: build_teacher(config, world, index.classes))
     cached_teacher = None
+    decode = None
     if config.distill.cache:
         cached_teacher = open_cache(config, plan, index, pixels, teacher)
+        decode = cached_teacher.decoder(hard=config.distill.distillation_type == "hard")
     model, notes = each_rank(lambda: build_model(config, len(index.classes)))
     # read now: the trainer wraps the model
     drop_path = getattr(model, "drop_path_rates", ())
     steps_per_epoch = plan.steps_per_epoch(config.optim.batch_size)
-    trainer = build_trainer(config, world, model, teacher, steps_per_epoch, cached_teacher)
+    trainer = build_trainer(config, world, model, teacher, steps_per_epoch, decode)
     return Training(plan, cached_teacher, trainer, drop_path, notes)
 
 
@@ -167,7 +169,7 @@ def _name_model(run: Run) -> str:
 
 def _describe_model(run: Run) -> str:
     # ZeRO 3 leaves no parameters in the engine's own model
-    parameters = sum(parameter.numel() for parameter in run.trainer.eval_model.parameters())
+    parameters = sum(parameter.numel() for parameter in run.trainer.state.eval_model.parameters())
     return f"{run.config.model.model}, {parameters / 1e6:.2f} M parameters"
 
 

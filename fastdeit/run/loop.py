@@ -106,7 +106,7 @@ def compare_replicas(run: Run) -> None:
     if not enabled or progress.last_compared_step == step:
         return
     run.supervisor.beat("step", step)
-    difference = compare_weights(run.trainer.model)
+    difference = compare_weights(run.trainer.state.model)
     if difference is None:
         progress.last_compared_step = step
         return
@@ -134,9 +134,9 @@ def _count(run: Run) -> dict[str, Any]:
     """Return skipped steps, images that any rank has found bad, the digest of all samples so far,
     and samples missing in --cache. A collective."""
     return {
-        "skipped": run.trainer.skipped,
+        "skipped": run.trainer.state.skipped,
         "quarantined": run.data.quarantine.count_all(),
-        "digest": show_digest(run.trainer.whole_digest()),
+        "digest": show_digest(run.trainer.state.gather_digest()),
         **count_missed(run.data.cached_teacher),
     }
 
@@ -165,15 +165,15 @@ def evaluate_run(run: Run, with_teacher: bool) -> dict[str, float]:
     trainer = run.trainer
     run.supervisor.beat("evaluation", trainer.step)
     if run.world.size > 1:
-        distribute_bn(trainer.model, run.world.size, reduce=True)
-    models = {"model": student_heads(trainer.module())}
-    ema = trainer.ema_module()
+        distribute_bn(trainer.state.model, run.world.size, reduce=True)
+    models = {"model": student_heads(trainer.state.module())}
+    ema = trainer.state.ema_module()
     if ema is not None:
         models["ema"] = student_heads(ema)
     if with_teacher and trainer.teacher is not None:
         teacher = trainer.teacher
         models["teacher"] = lambda images: {"both": teacher(images)}
-    return evaluate(models, _validation_batches(run), trainer.dtype)
+    return evaluate(models, _validation_batches(run), trainer.state.dtype)
 
 
 def _validation_batches(run: Run) -> Iterator[EvalBatch]:
@@ -188,7 +188,7 @@ def save_checkpoint(run: Run) -> None:
     step = run.trainer.step
     run.supervisor.beat("checkpoint", step)
     compare_replicas(run)
-    tensors, state = run.trainer.state()
+    tensors, state = run.trainer.state.gather()
     run.checkpoints.save(tensors, state | run.fingerprints | run.describe(step))
     run.progress.last_saved_step = step
 

@@ -30,21 +30,21 @@ def write_results(run: Run, results: dict[str, float]) -> None:
     Raise FolderError. A collective.
     """
     run.supervisor.beat("checkpoint", run.trainer.step)
-    weights = run.trainer.weights()
-    ema = run.trainer.ema_weights()
+    weights = run.trainer.state.weights()
+    ema = run.trainer.state.ema_weights()
     write_on_rank0(run, lambda: _write_files(run, results, weights, ema))
 
 
 def _write_files(
     run: Run, results: dict[str, float], weights: Weights, ema: Weights | None
 ) -> None:
-    metadata = weight_metadata(run.config, run.data.train_index.classes, run.trainer.model)
+    metadata = weight_metadata(run.config, run.data.train_index.classes, run.trainer.state.model)
     for path, tensors in ((run.folder.student, weights), (run.folder.student_ema, ema)):
         if tensors is not None:
             with atomic_open(path) as file:
                 file.write(save(tensors, metadata))
     _save_picture(run)
-    summary = {"results": results, "steps": run.trainer.step, "skipped": run.trainer.skipped}
+    summary = {"results": results, "steps": run.trainer.step, "skipped": run.trainer.state.skipped}
     # the last file: a folder that holds it holds a finished run
     atomic_write_text(run.folder.summary, json.dumps(summary, indent=1))
     show_summary(run.console, run.config, run.recipe, run.folder, results)

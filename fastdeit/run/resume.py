@@ -18,7 +18,7 @@ def resume(run: Run) -> list[str]:
     Return notes for the user; none if there is no checkpoint. Raise ValueError unless it fits this
     run. A collective.
     """
-    found = find_checkpoint(run.folder, run.config.checkpoint.resume, run.trainer.layout())
+    found = find_checkpoint(run.folder, run.config.checkpoint.resume, run.trainer.state.layout())
     if found is None:
         return []
     check_same_samples(found.state, run.fingerprints, found.path)
@@ -40,9 +40,9 @@ def resume(run: Run) -> list[str]:
 def _restore(run: Run, found: LoadedCheckpoint) -> int:
     """Load a checkpoint into the trainer; return the step of the last evaluation before it.
 
-    Raise ValueError as `Trainer.load_state` does.
+    Raise ValueError as `TrainerState.load` does.
     """
-    run.trainer.load_state(found.tensors, found.state)
+    run.trainer.state.load(found.tensors, found.state)
     run.checkpoints.take_scores(found.state)
     return found.state.get("evaluated", run.trainer.step)
 
@@ -72,7 +72,7 @@ def roll_back(run: Run) -> None:
     run.supervisor.beat("checkpoint", run.trainer.step)
     run.checkpoints.settle()
     try:
-        found = rollbacks.find(bad[0], run.config.health.max_rollbacks, run.trainer.layout())
+        found = rollbacks.find(bad[0], run.config.health.max_rollbacks, run.trainer.state.layout())
         rollbacks.add(found.state["step"], bad)
         on_rank0(lambda: truncate_logs(run, found.state["step"]))
     except ValueError as refusal:
@@ -96,7 +96,7 @@ def _write_bundle(run: Run, reason: str) -> str:
     last = run.health.bad[-1]["step"]
     folder = run.folder.debug_bundle(first)
     command = f"fastdeit replay {run.folder} --step {first}"
-    tensors, state = run.trainer.state()
+    tensors, state = run.trainer.state.gather()
     state |= run.fingerprints | run.describe(first) | run.health.state_before(state)
     report = _describe_stop(run, reason, command)
     faults = on_rank0(lambda: write_bundle(folder, tensors, state, report))

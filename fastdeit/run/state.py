@@ -19,8 +19,7 @@ from fastdeit.run.identity import fingerprints, versions
 from fastdeit.run.metrics import MetricLog
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.reader import CachedTeacher
-from fastdeit.training.meter import Meter
-from fastdeit.training.trainer import Trainer
+from fastdeit.training.trainer import Meter, Trainer
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def test_an_infinite_loss_with_a_finite_gradient_skips_the_step(form: str, world
 
         values = trainer.train_step(spoilt())
         assert not trainer.applied and values[0].isinf() and equal(before, contents(trainer))
-    assert trainer.skipped == 2 and trainer.step == 3
+    assert trainer.state.skipped == 2 and trainer.step == 3
     trainer.criterion = criterion
     run_steps(trainer, 1, 4)
     assert trainer.applied and not equal(before, contents(trainer))
@@ -405,8 +405,8 @@ def test_weights_that_are_not_finite_are_left_behind(
     def train_step(self: Trainer, batches: Iterable[Batch]) -> torch.Tensor:
         values = original(self, batches)
         if self.step == 8:
-            self.partitions.masters[0][0] = torch.inf
-            self.partitions.install(self.weights())
+            self.state.partitions.masters[0][0] = torch.inf
+            self.state.partitions.install(self.state.weights())
         return values
 
     monkeypatch.setattr(Trainer, "train_step", train_step)

@@ -13,7 +13,7 @@ from fastdeit.run.metrics import MetricLog
 from fastdeit.storage import atomic, jsonl
 from fastdeit.storage.jsonl import read_metrics
 from fastdeit.storage.run_folder import RunFolder
-from fastdeit.training.meter import Meter
+from fastdeit.training.trainer import Meter
 
 
 def open_log(folder: Path, step: int, warn: Callable[[str], None] = lambda line: None) -> MetricLog:

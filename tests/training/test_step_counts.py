@@ -18,8 +18,7 @@ from benchmarks.counting import StepCounter
 from benchmarks.trainers import make_config, make_trainer, micro_batches
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.run.loop import train_step
-from fastdeit.training.meter import Meter
-from fastdeit.training.trainer import Trainer
+from fastdeit.training.trainer import Meter, Trainer
 
 
 class Ceiling(NamedTuple):
