@@ -21,7 +21,7 @@ ROOMS: dict[str, set[str]] = {
     "replay": {"run", "*"},
     "run": {"*"},
     "reliability": {"checkpoint", "distributed", "plan", "storage", "training"},
-    "training": {"config", "data", "distributed", "models", "plan", "teacher_cache"},
+    "training": {"config", "data", "distributed", "models", "plan", "storage"},
     "teacher_cache": {"config", "data", "distributed", "models", "plan", "storage"},
     "checkpoint": {"config", "distributed", "storage"},
     "models": {"config", "distributed", "storage"},

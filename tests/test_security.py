@@ -140,7 +140,7 @@ def test_a_config_file_names_no_program_as_the_teacher(
     file.write_text(f"distill: {{teacher_model: '{teacher}'}}")
     with pytest.raises(
         ValueError,
-        match=r"distill.teacher_model: got .*, which runs code; .* on the command line, too",
+        match=r"distill.teacher_model .* runs code; .* on the command line, too",
     ):
         parse_config(["--config", str(file)], "test")
     for flags in (["--teacher-model", teacher], [f"--teacher-model={teacher}"]):

@@ -75,7 +75,7 @@ def _began_with(folder: RunFolder, named: str) -> bool:
     config = folder.config
     return (
         config.is_file()
-        and read_config_file(config, "--output-dir").get("run", {}).get("resume") == named
+        and read_config_file(config, "--output-dir").get("checkpoint", {}).get("resume") == named
     )
 
 

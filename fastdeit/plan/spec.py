@@ -4,10 +4,11 @@ import dataclasses
 from dataclasses import dataclass
 
 from fastdeit.config.parse import require_value
-from fastdeit.config.schema import AugmentConfig, DataConfig, MixConfig, RunConfig
+from fastdeit.config.samples import AugmentConfig, DataConfig, MixConfig
+from fastdeit.config.schema import RunConfig
 from fastdeit.plan.operations import JITTER_OPS, RAND_AUGMENT_OPS, THREE_OPS
 
-# every default stands once, in config/schema.py; --aa has those of RandAugment in one string
+# every default stands once, in fastdeit/config/; --aa has those of RandAugment in one string
 _RAND_AUGMENT = AugmentConfig().operations()
 
 

@@ -15,7 +15,7 @@ from nvidia import dali
 
 import fastdeit
 from fastdeit.config.file import read_config_file
-from fastdeit.config.schema import Config, LimitConfig
+from fastdeit.config.schema import CheckpointConfig, Config, HealthConfig, LimitConfig
 from fastdeit.data.index import Index
 from fastdeit.distributed.collectives import on_every_rank
 from fastdeit.plan.plan import Plan
@@ -24,18 +24,12 @@ from fastdeit.storage.run_folder import RunFolder
 MAY_CHANGE_ON_RESUME = {
     "run": {
         "output_dir",
-        "resume",
         "kernels",
         "zero_stage",
         "offload_optimizer",
         "deepspeed_config",
-        "save_steps",
-        "keep_checkpoints",
         "eval_epochs",
         "log_steps",
-        "max_bad_steps",
-        "max_rollbacks",
-        "checksum_steps",
         "stop_after_steps",
         "time_limit",
     },
@@ -51,6 +45,8 @@ MAY_CHANGE_ON_RESUME = {
     },
     "optim": {"micro_batch"},
     "distill": {"teacher_path", "cache", "cache_miss"},
+    "checkpoint": {field.name for field in dataclasses.fields(CheckpointConfig)},
+    "health": {field.name for field in dataclasses.fields(HealthConfig)},
     "limits": {field.name for field in dataclasses.fields(LimitConfig)},
 }
 """Fields that may differ when a run goes on: they change neither samples nor maths."""

@@ -6,7 +6,6 @@ line, and a reader skips every line that is not a whole JSON object.
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 from collections import deque
@@ -53,9 +52,10 @@ def read_records(path: Path, kind: type[Record], strict: bool = False) -> list[R
     strict: raise ValueError for the first line that is no such record.
     """
     records = []
+    adapter = TypeAdapter(kind)
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
-            records.append(parse_record(line, kind))
+            records.append(adapter.validate_json(line, strict=True))
         except ValueError:
             if strict:
                 got = line[:80].decode(errors="replace")
@@ -68,12 +68,7 @@ def parse_record(text: str | bytes, kind: type[Record]) -> Record:
 
     Raises ValueError if a field is missing or is not of the type that `kind` declares.
     """
-    return _validator(kind).validate_json(text, strict=True)
-
-
-@functools.cache
-def _validator(kind: Any) -> "TypeAdapter[Any]":
-    return TypeAdapter(kind)  # slow to make: once for each kind of record
+    return TypeAdapter(kind).validate_json(text, strict=True)
 
 
 def format_line(record: Any) -> str:

@@ -19,7 +19,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
-from safetensors.torch import load_file
 
 from fastdeit.checkpoint import writer as checkpoint_writer
 from fastdeit.checkpoint.select import LoadedCheckpoint, find_checkpoint
@@ -27,11 +26,12 @@ from fastdeit.checkpoint.store import list_checkpoints, load_checkpoint, save_ch
 from fastdeit.commands.train import train_command as run_command
 from fastdeit.distributed.world import init_distributed
 from fastdeit.run import folder as run_folder
-from fastdeit.run import loop
+from fastdeit.run import loop, results
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.trainer import Trainer
 from tests.checkpoint.test_store import LAYOUT, STATE, TENSORS, rewrite, save_with
+from tests.support.compare_runs import assert_same_weights
 from tests.support.images import write_shapes
 from tests.support.launching import FLAGS, Launch
 
@@ -225,12 +225,6 @@ def whole(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def generators() -> tuple[Any, ...]:
     numpy = np.random.get_state(legacy=True)
     return torch.get_rng_state().tolist(), random.getstate(), numpy[1].tolist(), numpy[2]  # type: ignore[index,union-attr]
-
-
-def assert_same_weights(one: Path, two: Path) -> None:
-    for name in ("student.safetensors", "student_ema.safetensors"):
-        left, right = load_file(one / name), load_file(two / name)
-        assert all(torch.equal(value, right[key]) for key, value in left.items()), name
 
 
 def steps(folder: Path) -> list[int]:
@@ -429,13 +423,12 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_the_same_command_goes_o
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    folder, name = (
-        small_disk / "run",
-        "_write_folder" if when == "at the start" else "_write_results",
-    )
-    original = getattr(run_folder, name)
+    folder = small_disk / "run"
+    at_start = when == "at the start"
+    module, name = (run_folder, "_write_folder") if at_start else (results, "_write_files")
+    original = getattr(module, name)
     with monkeypatch.context() as patch:
-        patch.setattr(run_folder, name, lambda *parts: (fill(small_disk), original(*parts)))
+        patch.setattr(module, name, lambda *parts: (fill(small_disk), original(*parts))[1])
         assert train_command([*argv, "--output-dir", str(folder)]) == 1
     said = [line for line in capfd.readouterr().err.splitlines() if "no failure file" not in line]
     assert (
@@ -538,5 +531,7 @@ def test_two_processes_survive_a_full_disk_and_a_damaged_checkpoint(
     DAMAGE["a flipped bit"](newest)
     launch = Launch(folder, [*data, *FLAGS])
     assert launch.wait() == 0, launch.output
-    assert f"passed over: {newest}: damaged: exp_avg.safetensors" in " ".join(launch.output.split())
+    assert f"checkpoint skipped: {newest}: damaged: exp_avg.safetensors" in " ".join(
+        launch.output.split()
+    )
     assert (folder / "summary.json").is_file() and steps(folder)[0] == 30

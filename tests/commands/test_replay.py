@@ -33,7 +33,7 @@ from fastdeit.run.attempts import read_attempts
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.trainer import Trainer
 from tests.support.cache_runs import MODEL, Setting, train
-from tests.support.compare_runs import EPOCHS, FLAGS, assert_same_run, steps_of
+from tests.support.compare_runs import EPOCHS, FLAGS, assert_same_samples, steps_of
 from tests.support.launching import ROOT, Launch, free_port
 
 NUMBERS = ("loss", "base", "distill", "grad_norm", "lr")
@@ -485,7 +485,7 @@ def test_a_run_on_one_two_and_one_process_is_that_on_one(
         (9, 1, 8),
     ]
     assert setting.train(tmp_path, *setting.taught, *FLAGS, epochs=EPOCHS) == 0
-    assert_same_run(travelled, tmp_path)
+    assert_same_samples(travelled, tmp_path)
 
 
 def test_one_process_takes_the_step_of_two(travelled: Path) -> None:

@@ -26,6 +26,7 @@ from fastdeit.data.quarantine import read_quarantine
 from fastdeit.distributed.world import init_distributed
 from fastdeit.run.preflight import check_config
 from fastdeit.storage.jsonl import read_json_lines
+from tests.support.compare_runs import assert_same_weights
 from tests.support.images import write_shapes
 
 ROOT = Path(__file__).parents[2]
@@ -83,14 +84,6 @@ def distilled(shapes: Path, teacher: Path) -> tuple[list[str], Path]:
     return argv, folder
 
 
-def assert_same_weights(one: Path, two: Path) -> None:
-    for name in ("student.safetensors", "student_ema.safetensors"):
-        left, right = load_file(one / name), load_file(two / name)
-        assert set(left) == set(right)
-        for key, value in left.items():
-            assert torch.equal(value, right[key]), (name, key)
-
-
 def test_a_run_leaves_what_it_says(distilled: tuple[list[str], Path], shapes: Path) -> None:
     folder = distilled[1]
     names = {path.name for path in folder.iterdir()}
@@ -142,7 +135,7 @@ def test_the_table_counts_every_image_once(distilled: tuple[list[str], Path], sh
     from PIL import Image
     from torchvision.transforms import functional as vision
 
-    from fastdeit.config.schema import IMAGENET_MEAN, IMAGENET_STD
+    from fastdeit.config.samples import IMAGENET_MEAN, IMAGENET_STD
     from fastdeit.models.weights import student_from_checkpoint
 
     model = student_from_checkpoint(distilled[1] / "student.safetensors", image_size=32)[0].eval()
@@ -395,7 +388,7 @@ WRONG = {
     "unknown recipe": (
         None,
         ["--recipe", "imagenet"],
-        "--recipe: got 'imagenet', allowed are deit",
+        "--recipe must be one of deit",
     ),
     "unknown flag": (None, ["--batchsize", "3"], "Unrecognized options: --batchsize"),
     "no teacher": (

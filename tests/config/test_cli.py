@@ -1,6 +1,7 @@
 """Defaults, precedence and errors of the configuration and the command line."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,6 @@ import pytest
 import yaml
 
 from fastdeit.config.cli import REPLACED, parse_config
-from fastdeit.config.file import config_from_dict
 from fastdeit.config.parse import parse_rand_augment
 from fastdeit.config.recipes import RECIPES
 from fastdeit.config.schema import Config
@@ -108,14 +108,14 @@ def test_the_launchers_rank_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--recipe", "nope"], "--recipe: got 'nope', allowed are deit"),
-        (["--config", "nowhere.yaml"], "no file nowhere.yaml"),
+        (["--recipe", "nope"], "--recipe must be one of deit"),
+        (["--config", "nowhere.yaml"], "--config must be an existing file (got nowhere.yaml)"),
         (["--mixup-mode", "batch"], "--mixup-group"),
         (["--ThreeAugment"], "use --aa 3a"),
     ],
 )
 def test_wrong_starting_points_are_named(argv: list[str], message: str) -> None:
-    with pytest.raises((ValueError, FileNotFoundError), match=message.replace("[", r"\[")):
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
         parse(*argv)
 
 
@@ -143,31 +143,6 @@ def test_wrong_flags_end_with_code_2_and_name_what_is_allowed(
     assert end.value.code == 2
     printed = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert message in printed
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("optim: {epoch: 3}", "got field 'epoch', allowed are epochs"),
-        ("speed: {}", "got section 'speed', allowed are data"),
-        ("optim: {epochs: many}", "epochs: got 'many'"),
-        ("optim: {model_ema: 1}", "model_ema: got 1"),
-        ("- 1", "allowed is a mapping"),
-        ("optim: {epochs: 0}", "--epochs must be 1 or more"),
-        ("a: [", "not YAML"),
-        ("!!python/object/apply:os.system ['true']", "not YAML"),
-    ],
-)
-def test_wrong_config_files_are_named(text: str, message: str, tmp_path: Path) -> None:
-    file = tmp_path / "config.yaml"
-    file.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        parse("--config", str(file))
-
-
-def test_partial_dicts_keep_the_rest() -> None:
-    assert config_from_dict(Config(), {"optim": {"lr": 1}}, "x").optim.lr == 1
-    assert config_from_dict(Config(), {}, "x") == Config()
 
 
 @pytest.mark.parametrize(

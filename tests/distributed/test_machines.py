@@ -365,5 +365,5 @@ def test_a_run_under_slurm_goes_on_after_its_time(
     assert job.returncode == 0 and "(SIGUSR1)" in said and "queued again" in said, said
     job = submit(tmp_path, flags, python)
     said = job.communicate(timeout=90)[0]
-    assert job.returncode == 0 and "goes on from" in said and "queued again" not in said, said
+    assert job.returncode == 0 and "resumed from" in said and "queued again" not in said, said
     assert_same_numbers(folder, whole)

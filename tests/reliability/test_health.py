@@ -25,6 +25,7 @@ from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.build import build_trainer
 from fastdeit.training.losses import DistillationLoss
 from fastdeit.training.trainer import STATISTICS, Trainer
+from tests.support.compare_runs import assert_same_weights
 from tests.support.health_ranks import FORMS, NAN_AT, InfiniteLoss, contents, equal, flip
 from tests.support.images import write_shapes
 from tests.support.launching import FLAGS, ROOT, Launch, free_port
@@ -68,7 +69,7 @@ def test_an_infinite_loss_with_a_finite_gradient_skips_the_step(form: str, world
 
         values = trainer.train_step(spoilt())
         assert not trainer.applied and values[0].isinf() and equal(before, contents(trainer))
-    assert trainer.skipped == 2 and trainer.step == 3
+    assert trainer.state.skipped == 2 and trainer.step == 3
     trainer.criterion = criterion
     run_steps(trainer, 1, 4)
     assert trainer.applied and not equal(before, contents(trainer))
@@ -324,12 +325,6 @@ def strict(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
-def assert_same_weights(one: Path, two: Path) -> None:
-    for name in ("student.safetensors", "student_ema.safetensors"):
-        left, right = load_file(one / name), load_file(two / name)
-        assert all(torch.equal(value, right[key]) for key, value in left.items()), name
-
-
 def test_bad_steps_are_written_down_and_training_goes_on(
     argv: list[str],
     tmp_path: Path,
@@ -369,8 +364,8 @@ def test_after_too_many_a_run_goes_back_and_passes_over_them(
     assert start(argv, gone_back) == 0
     said = " ".join(capfd.readouterr().out.split())
     assert (
-        "steps 7 to 10 were bad: went back to" in said
-        and "step-00000006, passes over all steps up to 10" in said
+        "steps 7 to 10 were bad: rolled back to" in said
+        and "step-00000006, skipping all steps up to 10" in said
     )
     (entry,) = read_json_lines(gone_back / "rollbacks.jsonl")
     assert (entry["checkpoint"], entry["bad_steps"], entry["passed_over"]) == (
@@ -414,8 +409,8 @@ def test_weights_that_are_not_finite_are_left_behind(
     def train_step(self: Trainer, batches: Iterable[Batch]) -> torch.Tensor:
         values = original(self, batches)
         if self.step == 8:
-            self.partitions.masters[0][0] = torch.inf
-            self.partitions.install(self.weights())
+            self.state.partitions.masters[0][0] = torch.inf
+            self.state.partitions.install(self.state.weights())
         return values
 
     monkeypatch.setattr(Trainer, "train_step", train_step)
@@ -423,7 +418,7 @@ def test_weights_that_are_not_finite_are_left_behind(
     said = " ".join(capfd.readouterr().out.split())
     assert (
         "checkpoint of step 9 not saved: not finite: " in said
-        and "steps 8 to 11 were bad: went back to" in said
+        and "steps 8 to 11 were bad: rolled back to" in said
     )
     assert all(
         value.isfinite().all() for value in load_file(tmp_path / "student.safetensors").values()
@@ -508,7 +503,7 @@ def test_a_disk_that_refuses_the_bundle_is_said(
     assert start(argv, folder, "--max-bad-steps", "0") == 1
     said = " ".join(capfd.readouterr().err.split())
     assert (
-        "lacks what shows why: no checkpoint: " in said
+        "is incomplete: no checkpoint: " in said
         and "no report: " in said
         and "Traceback" not in said
     )

@@ -133,11 +133,11 @@ class Soak:
 
     def _count(self, launch: Launch, saved: int) -> None:
         output, reached = launch.output, saved
-        assert "passed over" not in output and "fastdeit: error" not in output, output
+        assert "checkpoint skipped" not in output and "fastdeit: error" not in output, output
         if HEADING in output:
             reached = max(saved, self.reached())
             assert (
-                not saved or f"goes on from {self.folder}/checkpoints/step-{saved:08d}" in output
+                not saved or f"resumed from {self.folder}/checkpoints/step-{saved:08d}" in output
             ), output
         self.steps_run += reached - saved
         self.lost.append(max(0, reached - self.saved()))
@@ -195,7 +195,7 @@ def soak(
             break
     assert sum(run.kills.values()) >= kills, f"the run ended after {run.kills}"
     said = run.finish()
-    assert "passed over" not in said
+    assert "checkpoint skipped" not in said
     print(f"\n{run.report(began)}")
 
 

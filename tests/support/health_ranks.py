@@ -52,7 +52,7 @@ def step(trainer: Trainer, world: World, accumulate: int = 2) -> torch.Tensor:
 
 
 def contents(trainer: Trainer) -> dict[str, torch.Tensor]:
-    tensors, state = trainer.state()
+    tensors, state = trainer.state.gather()
     named = {
         f"{stem} {name}": value.clone()
         for stem, named in tensors.items()
@@ -88,10 +88,10 @@ def look(fields: dict[str, Any], folder: Path, world: World) -> dict[str, Any]:
         "untouched": equal(before, contents(trainer)),
         "line": dataclasses.asdict(health.bad[0]),
     }
-    found |= {"next": step(trainer, world).tolist(), "equal": compare_weights(trainer.model)}
+    found |= {"next": step(trainer, world).tolist(), "equal": compare_weights(trainer.state.model)}
     if world.rank == world.size - 1:
-        flip(trainer.model)
-    return found | {"flipped": compare_weights(trainer.model)}
+        flip(trainer.state.model)
+    return found | {"flipped": compare_weights(trainer.state.model)}
 
 
 FORMS: dict[str, dict[str, Any]] = {

@@ -28,7 +28,8 @@ from fastdeit.teacher_cache.format import decode
 from fastdeit.teacher_cache.reader import Cache, CachedTeacher, entry_of
 from tests.commands.test_train import damaging
 from tests.run.test_launch import launch
-from tests.support.cache_runs import MODEL, Setting, assert_same_weights, flip, write_teacher
+from tests.support.cache_runs import MODEL, Setting, flip, write_teacher
+from tests.support.compare_runs import assert_other_weights, assert_same_weights
 
 LOADED = "load_teacher was called"
 
@@ -140,7 +141,7 @@ def test_the_answers_decide_the_run(setting: Setting, tmp_path: Path) -> None:
         entry[:] = np.frombuffer(entry_of(chunk.tobytes(), entry[:16].tobytes()), np.uint8)
     entries.tofile(folder / "chunks.bin")
     assert setting.train(tmp_path / "run", "--cache", str(folder)) == 0
-    assert_same_weights(tmp_path / "run", setting.root / "live", equal=False)
+    assert_other_weights(tmp_path / "run", setting.root / "live")
 
 
 @pytest.mark.parametrize(
@@ -464,7 +465,7 @@ def test_the_label_in_the_place_of_what_is_damaged(
     assert (
         setting.train(tmp_path / "run", "--cache", str(folder), "--cache-miss", "ground-truth") == 0
     )
-    assert_same_weights(tmp_path / "run", setting.root / "live", equal=False)
+    assert_other_weights(tmp_path / "run", setting.root / "live")
     assert losses(tmp_path / "run")[:4] == losses(setting.root / "live")[:4]
     assert "not recorded: the label instead" in caplog.text
 

@@ -30,12 +30,12 @@ from fastdeit.teacher_cache.record import ChunkBatches, JobShard
 from tests.support.cache_runs import (
     FILES,
     Setting,
-    assert_same_weights,
     cache,
     flip,
     same_files,
     write_teacher,
 )
+from tests.support.compare_runs import assert_same_weights
 
 ROOT = Path(__file__).parents[2]
 
