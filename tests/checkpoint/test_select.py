@@ -467,7 +467,7 @@ def test_a_run_that_cannot_save_its_last_step_has_failed_and_goes_on_later(
         assert_same_weights(whole, folder / str(last))
 
 
-def test_going_back_sets_the_later_ones_aside(
+def test_resuming_from_an_earlier_checkpoint_renames_later_ones(
     argv: list[str], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
@@ -476,10 +476,10 @@ def test_going_back_sets_the_later_ones_aside(
     assert steps(folder) == [7, 6, 3]
     back = [*here, "--resume", str(at(folder, 3))]
     assert train_command([*back, "--stop-after-steps", "1"]) == 0
-    assert steps(folder) == [4, 3] and "set aside" in capsys.readouterr().out
-    assert train_command(back) == 0  # the same command goes on from step 4
+    assert steps(folder) == [4, 3] and "were renamed" in capsys.readouterr().out
+    assert train_command(back) == 0  # the same command resumes from step 4
     said = " ".join(capsys.readouterr().out.split())
-    assert "after step 4 of 12" in said and "set aside" not in said
+    assert "after step 4 of 12" in said and "were renamed" not in said
     assert_same_weights(whole, folder)
 
 
