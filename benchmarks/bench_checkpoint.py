@@ -51,7 +51,7 @@ def make_trainer(name: str, world: World) -> Trainer:
 
 
 def make_batch(trainer: Trainer, device: torch.device) -> Batch:
-    depth = len(trainer.model.drop_path_rates)
+    depth = len(trainer.state.model.drop_path_rates)
     return Batch(
         images=torch.randn(BATCH, 3, SIZE, SIZE, device=device),
         labels=torch.arange(BATCH, device=device),
@@ -74,18 +74,18 @@ def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
 def parts_of_a_save(trainer: Trainer, folder: Path) -> dict[str, float]:
     """One waited-for save, and the way back."""
     found: dict[str, float] = {}
-    found["gather_s"], (tensors, state) = seconds(trainer.state)
+    found["gather_s"], (tensors, state) = seconds(trainer.state.gather)
     found["write_s"], path = seconds(
         lambda: save_checkpoint(folder, state["step"], tensors, state, keep=2)
     )
     found["held_waiting_s"] = found["gather_s"] + found["write_s"]
     found["mib"] = sum(file.stat().st_size for file in path.iterdir()) / 2**20
-    found["verify_s"], _ = seconds(lambda: verify_checkpoint(path, trainer.layout()))
-    found["load_s"], loaded = seconds(lambda: load_checkpoint(path, trainer.layout()))
+    found["verify_s"], _ = seconds(lambda: verify_checkpoint(path, trainer.state.layout()))
+    found["load_s"], loaded = seconds(lambda: load_checkpoint(path, trainer.state.layout()))
     for stem, named in tensors.items():
         for name, tensor in named.items():
             harness.gate(loaded[0][stem][name], tensor, f"{stem} {name}")
-    found["install_s"], _ = seconds(lambda: trainer.load_state(*loaded))
+    found["install_s"], _ = seconds(lambda: trainer.state.load(*loaded))
     return found
 
 
@@ -97,7 +97,7 @@ def beside_training(
     step_s = statistics.median(seconds(lambda: trainer.train_step([batch]))[0] for _ in range(3))
     count = max(1, round(write_s / step_s))
     writer = CheckpointWriter(folder, keep=2, rank=0)
-    held_s, _ = seconds(lambda: writer.save(*trainer.state()))
+    held_s, _ = seconds(lambda: writer.save(*trainer.state.gather()))
     while_s = seconds(lambda: [trainer.train_step([batch]) for _ in range(count)])[0]
     writer.wait()
     writer.close()
@@ -117,7 +117,9 @@ def measure(name: str, world: World, root: Path, rounds: int) -> dict[str, float
     medians["held_ratio"] = statistics.median(
         one["held_thread_s"] / one["held_waiting_s"] for one in found
     )
-    medians["parameters"] = sum(parameter.numel() for parameter in trainer.eval_model.parameters())
+    medians["parameters"] = sum(
+        parameter.numel() for parameter in trainer.state.eval_model.parameters()
+    )
     trainer.engine.destroy()
     shutil.rmtree(root / name)
     return medians

@@ -27,7 +27,7 @@ from triton.runtime.jit import JITFunction
 
 from benchmarks import harness
 from fastdeit.kernels import operators
-from fastdeit.kernels.backend import set_backend
+from fastdeit.kernels.backend import use_backend
 
 MODULES = (
     "attention_bwd",
@@ -173,12 +173,8 @@ def take_turns(runs: dict[str, Callable[[], object]], rounds: int = 30) -> dict[
 @contextmanager
 def nothing_launched() -> Iterator[None]:
     """Take the kernels for CPU tensors too, and launch none of them."""
-    set_backend("triton")
-    try:
-        with patch.object(JITFunction, "run", lambda *_, **__: None):
-            yield
-    finally:
-        set_backend("auto")
+    with use_backend("triton"), patch.object(JITFunction, "run", lambda *_, **__: None):
+        yield
 
 
 def measure(op: str, by_way: dict[str, dict[str, Call]]) -> Iterator[harness.Row]:

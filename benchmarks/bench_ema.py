@@ -46,7 +46,7 @@ def implementations(student: Student) -> dict[str, Callable[[], object]]:
     """Each way to update an average, as a call without arguments; every call goes on from the one
     before."""
     flats, weights = flat(student), [parameter.detach() for parameter in student.parameters()]
-    ours, averages = Ema(flats, [], DECAY), [weight.clone() for weight in weights]
+    ours, averages = Ema(flats, {}, DECAY), [weight.clone() for weight in weights]
     theirs = {
         foreach: ModelEmaV3(student, decay=DECAY, foreach=foreach) for foreach in (True, False)
     }
@@ -54,16 +54,16 @@ def implementations(student: Student) -> dict[str, Callable[[], object]]:
         "loop": lambda: loop(averages, weights),
         "timm ModelEmaV3": lambda: theirs[False].update(student),
         "timm ModelEmaV3 foreach": lambda: theirs[True].update(student),
-        "ours": lambda: ours.update(flats, []),
+        "ours": lambda: ours.update(flats, {}),
     }
 
 
 def check(student: Student) -> None:
     """One update of another set of weights must move the average by the same amount."""
     flats = flat(student)
-    ours = Ema(flats, [], DECAY)
+    ours = Ema(flats, {}, DECAY)
     moved = [tensor + 1 for tensor in flats]
-    ours.update(moved, [])
+    ours.update(moved, {})
     for average, before, after in zip(ours.flats, flats, moved, strict=True):
         harness.gate(average, before * DECAY + after * (1 - DECAY), "ours")
 

@@ -41,7 +41,6 @@ from benchmarks.peers import TimmTrainer, no_branch_dropped
 from benchmarks.trainers import CLASSES, all_kept, make_batch, make_config, make_trainer
 from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.kernels.backend import set_backend
 from fastdeit.models.student import WIDTHS
 
 TIMED, COUNTED = 20, 5
@@ -118,7 +117,7 @@ def build(case: Case, world: World) -> tuple[Step, Callable[[], None]]:
         peer = TimmTrainer(config, world.device, way.mode)
         return lambda: peer.train_step(batch), lambda: None
     trainer = make_trainer(config, world)
-    expected = first_loss(config, world.device, trainer.weights())
+    expected = first_loss(config, world.device, trainer.state.weights())
     check_loss(trainer.train_step([all_kept(batch)])[0].item(), expected, case.dtype)
     return lambda: trainer.train_step([batch])[0], trainer.engine.destroy
 
@@ -236,7 +235,6 @@ def run(case: Case, world: World) -> harness.Row:
 
 
 def free_memory(device: torch.device) -> None:
-    set_backend("auto")
     torch._dynamo.reset()
     gc.collect()
     if device.type == "cuda":

@@ -28,7 +28,7 @@ from benchmarks import harness
 from benchmarks.peers import hard_distillation, soft_target, timm_student
 from benchmarks.trainers import CLASSES, decisions, make_batch
 from fastdeit.data.batch import Batch
-from fastdeit.kernels.backend import set_backend
+from fastdeit.kernels.backend import use_backend
 from fastdeit.kernels.mix_patches import mix_patches
 from fastdeit.models.student import build_student
 from fastdeit.training.losses import DistillationLoss
@@ -78,7 +78,6 @@ class MasterAdamW:
 
 
 def ours(name: str, inputs: Batch, compiled: bool, backend: str = "auto") -> Step:
-    set_backend(backend)
     device = inputs.images.device
     student = (
         build_student(f"deit_{name}_distilled_patch16_224", num_classes=CLASSES)
@@ -91,9 +90,9 @@ def ours(name: str, inputs: Batch, compiled: bool, backend: str = "auto") -> Ste
     model = torch.compile(student) if compiled else student
 
     def step() -> torch.Tensor:
-        loss = criterion(
-            model(patches, inputs.drop_path_mask), inputs.labels, inputs.lam, decision
-        ).loss
+        with use_backend(backend):
+            logits = model(patches, inputs.drop_path_mask)
+            loss = criterion(logits, inputs.labels, inputs.lam, decision).loss
         loss.backward()
         optimizer.step()
         return loss.detach()
@@ -184,7 +183,6 @@ def measure(
     except torch.OutOfMemoryError:
         return None
     finally:
-        set_backend("auto")
         torch._dynamo.reset()
         if device.type == "cuda":
             torch.cuda.empty_cache()

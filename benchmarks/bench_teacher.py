@@ -149,8 +149,9 @@ class Scene:
             Quarantine(self.index),
             cached_teacher,
         )
+        decode = None if cached_teacher is None else cached_teacher.decoder(hard=True)
         trainer = build_trainer(
-            self.config, self.world, model, None, loader.steps_per_epoch, cached_teacher
+            self.config, self.world, model, None, loader.steps_per_epoch, decode
         )
         trainer.teacher = teacher  # type: ignore[assignment]  # compiled, it is a plain function
         return Way(name, trainer, loader)

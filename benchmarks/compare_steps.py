@@ -66,7 +66,7 @@ def hash_tensors(named: dict[str, torch.Tensor]) -> str:
 
 
 def hash_state(trainer: Trainer) -> dict[str, str]:
-    return {stem: hash_tensors(named) for stem, named in trainer.state()[0].items()}
+    return {stem: hash_tensors(named) for stem, named in trainer.state.gather()[0].items()}
 
 
 def record_form(
@@ -80,12 +80,12 @@ def record_form(
     found: dict[str, Any] = {}
     if restore is None:
         found = {"losses": take(STEPS), "state": hash_state(trainer)}
-        tensors, state = trainer.state()
+        tensors, state = trainer.state.gather()
         if world.rank == 0:
             save_checkpoint(checkpoints, state["step"], tensors, state, keep=2)
     else:
         (checkpoint,) = restore.glob("step-*")
-        trainer.load_state(*load_checkpoint(checkpoint))
+        trainer.state.load(*load_checkpoint(checkpoint))
     return found | {"more": take(MORE), "state_after_more": hash_state(trainer)}
 
 

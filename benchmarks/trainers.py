@@ -7,6 +7,7 @@ two bytes, as a cache has them.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,8 @@ is computed."""
 TOY_SIZE = 32
 
 
-class Recorded:
-    """Stands for a `CachedTeacher`: the answers come with the batches."""
-
-    manifest = Manifest("hard", 1, CLASSES, samples=2, facts={})
-
-    def decoder(self, hard: bool) -> Any:
-        return lambda records: decode(records, self.manifest, hard=hard)
+MANIFEST = Manifest("hard", 1, CLASSES, samples=2, facts={})
+"""Of the teacher's outputs that the batches bring, as a teacher cache has one."""
 
 
 def make_config(
@@ -89,8 +85,8 @@ def make_student(config: Config) -> Student:
 
 
 def make_trainer(config: Config, world: World) -> Trainer:
-    recorded: Any = Recorded()
-    return build_trainer(config, world, make_student(config), None, STEPS_PER_EPOCH, recorded)
+    decode_hard = functools.partial(decode, manifest=MANIFEST, hard=True)
+    return build_trainer(config, world, make_student(config), None, STEPS_PER_EPOCH, decode_hard)
 
 
 def make_batch(size: int, device: torch.device, side: int = 224, depth: int = 12) -> Batch:
@@ -99,7 +95,7 @@ def make_batch(size: int, device: torch.device, side: int = 224, depth: int = 12
     torch.manual_seed(0)
     half = torch.float16 if device.type == "cuda" else torch.float32
     images, lam, box = make_inputs((size, 3, side, side), device, half)
-    answers = torch.randint(CLASSES, (size,)).numpy().astype(Recorded.manifest.record)
+    answers = torch.randint(CLASSES, (size,)).numpy().astype(MANIFEST.record)
     return Batch(
         images=images,
         labels=torch.randint(CLASSES, (size,), device=device),
@@ -116,7 +112,7 @@ def make_batch(size: int, device: torch.device, side: int = 224, depth: int = 12
 def decisions(batch: Batch) -> torch.Tensor:
     """The recorded teacher's classes, int64 (B,)."""
     assert batch.teacher_record is not None
-    return decode(batch.teacher_record, Recorded.manifest, hard=True)
+    return decode(batch.teacher_record, MANIFEST, hard=True)
 
 
 def micro_batches(config: Config, device: torch.device) -> list[Batch]:

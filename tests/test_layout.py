@@ -21,7 +21,7 @@ ROOMS: dict[str, set[str]] = {
     "replay": {"run", "*"},
     "run": {"*"},
     "reliability": {"checkpoint", "distributed", "plan", "storage", "training"},
-    "training": {"config", "data", "distributed", "models", "plan", "teacher_cache"},
+    "training": {"config", "data", "distributed", "models", "plan", "storage"},
     "teacher_cache": {"config", "data", "distributed", "models", "plan", "storage"},
     "checkpoint": {"config", "distributed", "storage"},
     "models": {"config", "distributed", "storage"},
@@ -37,7 +37,7 @@ LOWER = set(ROOMS) - {"train", "__main__", "commands", "replay", "run"}
 ONLY: dict[str, set[str]] = {
     "plan": {"numpy"},
     "config": {"tyro", "yaml"},
-    "storage": {"numpy", "safetensors", "torch"},
+    "storage": {"numpy", "pydantic", "safetensors", "torch"},
 }
 
 

@@ -22,7 +22,7 @@ from fastdeit.data.loader import OrdinalLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.distributed.collectives import first_on_rank0, on_rank0
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.kernels.backend import set_backend
+from fastdeit.kernels.backend import use_backend
 from fastdeit.models.build import build_teacher, precision
 from fastdeit.models.teacher import Teacher
 from fastdeit.plan.build import build_plan
@@ -58,7 +58,6 @@ class Job:
             optim={"micro_batch": micro, "batch_size": micro * self.world.size}
         )
         check_config(self.config, self.world.size)
-        set_backend(config.run.kernels)
         self.dtype = precision(config, self.world)[1]
         self.index = first_on_rank0(lambda: build_train_index(config))
         self.plan: Plan = build_plan(config, self.index.sizes)
@@ -108,7 +107,8 @@ def run_build(
     )
     on_rank0(lambda: _reserve(recorder, manifest, mine))
     try:
-        left = _record_missing(job, recorder, mine)
+        with use_backend(job.config.run.kernels):
+            left = _record_missing(job, recorder, mine)
     except (DataError, CacheError) as error:  # on one rank; the launcher then ends the others
         print(f"fastdeit: error: {error}", file=sys.stderr)
         return 1
@@ -212,7 +212,8 @@ def run_sample(flags: Sequence[str], folder: Path, number: int) -> int:
         raise CacheError(f"{folder} was recorded of something else: {'; '.join(lines)}")
     micro_batch = min(job.config.optim.micro_batch, cache.manifest.samples)
     batches = _drawn(cache.coverage(), cache.manifest, number, micro_batch)
-    same, distance = _compare(cache, job, batches, micro_batch)
+    with use_backend(job.config.run.kernels):
+        same, distance = _compare(cache, job, batches, micro_batch)
     count = sum(len(ordinals) for _, ordinals in batches)
     logits = f", recorded logits within {distance:.3g}" if cache.manifest.kind == "topk" else ""
     print(

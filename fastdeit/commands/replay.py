@@ -30,6 +30,7 @@ from fastdeit.data.build import build_train_index
 from fastdeit.data.snapshot import reconcile
 from fastdeit.distributed.collectives import first_on_rank0, on_every_rank, on_rank0
 from fastdeit.distributed.world import World, init_distributed
+from fastdeit.kernels.backend import use_backend
 from fastdeit.replay.files import PLAN, STEP, prepare_output, save_images, show, write_json
 from fastdeit.replay.record import Record, check_folder, find_state, read_record
 from fastdeit.replay.report import report
@@ -59,12 +60,10 @@ def replay_command(argv: Sequence[str]) -> int:
         world = init_distributed()
         check_same_everywhere(config)
         record = on_rank0(lambda: read_record(config, folder, asked.step))
-        return _replay(
-            _as_recorded(config, record, world),
-            world,
-            record,
-            asked.output or folder.replay(asked.step),
-        )
+        config = _as_recorded(config, record, world)
+        output = asked.output or folder.replay(asked.step)
+        with use_backend(config.run.kernels):
+            return _replay(config, world, record, output)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -128,10 +127,10 @@ def _replay(config: Config, world: World, record: Record, output: Path) -> int:
 
 def _take_up(samples: Samples, record: Record, trainer: Trainer) -> Line:
     """Brings the trainer to where the step begins; tells how. A collective."""
-    found = find_state(record, samples.config.checkpoint.resume, trainer.layout())
+    found = find_state(record, samples.config.checkpoint.resume, trainer.state.layout())
     if found is not None:
         check_same_samples(found.state, samples.fingerprints, found.path)
-        trainer.load_state(found.tensors, found.state)
+        trainer.state.load(found.tensors, found.state)
     began = trainer.step
     for step in range(began, record.step):
         if record.skipped_before(step):
@@ -141,7 +140,9 @@ def _take_up(samples: Samples, record: Record, trainer: Trainer) -> Line:
     return {
         "from": "the weights that the run began with" if found is None else str(found.path),
         "trained": [step for step in range(began, record.step) if not record.skipped_before(step)],
-        "notes": [] if found is None else [f"passed over: {fault}" for fault in found.passed_over],
+        "notes": []
+        if found is None
+        else [f"checkpoint skipped: {fault}" for fault in found.passed_over],
     }
 
 

@@ -81,16 +81,15 @@ class Samples:
             yield batch
 
     def _open(self, left_out: frozenset[int]) -> TrainLoader:
-        _, replay, _, rates, _ = self._training
         known = _LeftOut(self.index, left_out)
         return build_train_loader(
             self.config,
             self._world,
             self.index,
             self._training.plan,
-            rates,
+            self._training.drop_path,
             known,
-            replay,
+            self._training.cached_teacher,
             self.ranks,
         )
 

@@ -35,7 +35,7 @@ def pair(config: Config, world: World, mode: str | None = None) -> tuple[Trainer
     ours = make_trainer(config, world)
     theirs = TimmTrainer(config, CPU, mode)
     for model in (theirs.model, theirs.average.module):
-        model.load_state_dict(ours.weights())
+        model.load_state_dict(ours.state.weights())
     return ours, theirs
 
 
@@ -49,11 +49,11 @@ def test_timms_steps_do_the_same_as_ours(clip_grad: float | None, world: World) 
             assert theirs.train_step(batch).item() == pytest.approx(
                 ours.train_step([batch])[0].item(), rel=1e-5
             )
-    average = ours.ema_weights()
+    average = ours.state.ema_weights()
     assert average is not None and ours.lr == max(
         group["lr"] for group in theirs.optimizer.param_groups
     )
-    assert_near(ours.weights(), theirs.model.state_dict())
+    assert_near(ours.state.weights(), theirs.model.state_dict())
     assert_near(average, theirs.average.module.state_dict())
 
 
@@ -149,9 +149,9 @@ def test_another_loss_than_timms_stops_a_row(world: World, monkeypatch: pytest.M
 
     def make(config: Config, world: World) -> Trainer:
         trainer = build(config, world)
-        weights = trainer.weights()
+        weights = trainer.state.weights()
         weights["head.bias"] += torch.arange(1000) / 100
-        trainer.weights = lambda: weights  # type: ignore[method-assign]
+        trainer.state.weights = lambda: weights  # type: ignore[method-assign]
         return trainer
 
     monkeypatch.setattr(bench_engine, "make_trainer", make)

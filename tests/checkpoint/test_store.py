@@ -90,13 +90,15 @@ def test_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_a_trainers_state_is_as_its_layout_says(stage: int, precision: str, tmp_path: Path) -> None:
     trainer = make_trainer(configure(zero_stage=stage, precision=precision), init_distributed())
     run_steps(trainer, 1)
-    load_checkpoint(save_checkpoint(tmp_path, 1, *trainer.state(), keep=2), trainer.layout())
+    load_checkpoint(
+        save_checkpoint(tmp_path, 1, *trainer.state.gather(), keep=2), trainer.state.layout()
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_statistics_of_a_convnet_are_in_the_layout(precision: str, tmp_path: Path) -> None:
     trainer = convnet(init_distributed(), precision)
-    layout, (tensors, state) = trainer.layout(), trainer.state()
+    layout, (tensors, state) = trainer.state.layout(), trainer.state.gather()
     load_checkpoint(save_checkpoint(tmp_path, 1, tensors, state, keep=2), layout)
     assert "bn1.running_mean" in layout["ema"] and "bn1.running_mean" not in layout["exp_avg"]
 
@@ -507,10 +509,10 @@ def test_every_group_goes_on_with_its_own_decay_and_adams_count(source: int, sta
     world = init_distributed()
     first = make_trainer(configure(zero_stage=source), world)
     run_steps(first, 3)
-    tensors, state = first.state()
+    tensors, state = first.state.gather()
     second = make_trainer(configure(zero_stage=stage), world)
     run_steps(second, 1)
-    second.load_state(tensors, state)
+    second.state.load(tensors, state)
     assert adam(second) == adam(first) == ([0.0, 0.05], [3, 3])
     run_steps(second, 1)
     assert adam(second) == ([0.0, 0.05], [4, 4])

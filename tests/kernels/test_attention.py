@@ -46,9 +46,8 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 @pytest.fixture(autouse=True)
 def kernels_run() -> Iterator[None]:
-    backend.set_backend("triton")
-    yield
-    backend.set_backend("auto")
+    with backend.use_backend("triton"):
+        yield
 
 
 @pytest.fixture
@@ -326,9 +325,9 @@ def test_attention_outside_of_the_kernels_says_so_once(
 
 
 def test_reference_backend_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    backend.set_backend("reference")
     qkv = draw((2, 5, 3, 2, 24))
-    assert torch.equal(attention(qkv), attention_reference(qkv))
+    with backend.use_backend("reference"):
+        assert torch.equal(attention(qkv), attention_reference(qkv))
     assert not caplog.records
 
 

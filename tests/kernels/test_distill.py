@@ -6,7 +6,7 @@ dense targets in float64.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -27,8 +27,9 @@ FORMS = ["none-1", "none-2", "hard-ids", "hard-logits", "soft", "soft-legacy"]
 
 
 @pytest.fixture(params=["reference", "triton"], autouse=True)
-def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_backend", request.param)
+def form(request: pytest.FixtureRequest) -> Iterator[None]:
+    with backend.use_backend(request.param):
+        yield
 
 
 def softmax(logits: list[float], tau: float = 1.0) -> list[float]:

@@ -29,9 +29,8 @@ SHAPES = {
 @pytest.fixture(autouse=True)
 def kernels() -> Iterator[None]:
     """The kernels, on the CPU too."""
-    backend.set_backend("triton")
-    yield
-    backend.set_backend("auto")
+    with backend.use_backend("triton"):
+        yield
 
 
 def tail(z: torch.Tensor) -> torch.Tensor:
@@ -259,10 +258,10 @@ def test_gelu_is_a_well_formed_operator(biased: bool) -> None:
 
 
 def test_auto_takes_the_reference_on_the_cpu() -> None:
-    backend.set_backend("auto")
     x, bias, _ = make_inputs(SHAPES["ragged"])
     x, bias = x.cpu().double(), bias.cpu().double()
-    assert torch.equal(gelu(x, bias), gelu_reference(x, bias))
+    with backend.use_backend("auto"):
+        assert torch.equal(gelu(x, bias), gelu_reference(x, bias))
 
 
 def test_gelu_refuses() -> None:

@@ -1,6 +1,7 @@
 """`mix` and `mix_patches`: the references against a loop over pixels and a convolution, the kernels
 against the references."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -44,8 +45,9 @@ Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @pytest.fixture
-def fused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_backend", "triton")
+def fused() -> Iterator[None]:
+    with backend.use_backend("triton"):
+        yield
 
 
 def make_inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Inputs:
@@ -146,11 +148,11 @@ def test_mix_takes_the_kernel_where_it_is_fused(fused: None) -> None:
 
 
 @pytest.mark.parametrize("chosen", ["reference", "triton"])
-def test_mix_takes_an_empty_batch(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_backend", chosen)
+def test_mix_takes_an_empty_batch(chosen: str) -> None:
     images, lam, box = (tensor[:0] for tensor in make_inputs((2, 3, 8, 16)))
-    assert mix(images, lam, box, torch.bfloat16).shape == (0, 3, 8, 16)
-    patches, mixed = mix_patches(images, lam, box, 8, with_images=True)
+    with backend.use_backend(chosen):
+        assert mix(images, lam, box, torch.bfloat16).shape == (0, 3, 8, 16)
+        patches, mixed = mix_patches(images, lam, box, 8, with_images=True)
     assert mixed is not None and patches.shape == (0, 2, 192) and mixed.shape == (0, 3, 8, 16)
 
 

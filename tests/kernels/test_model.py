@@ -1,13 +1,12 @@
 """The student with all kernels against the student with none: the same steps."""
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
 import torch
 
-from fastdeit.kernels.backend import is_fused, set_backend
+from fastdeit.kernels.backend import is_fused, use_backend
 from fastdeit.kernels.mix import mix
 from fastdeit.kernels.mix_patches import mix_patches
 from fastdeit.models.student import Student
@@ -17,12 +16,6 @@ from tests.kernels import interpreter
 interpreter.correct()
 DEVICE = interpreter.DEVICE
 CLASSES = 10
-
-
-@pytest.fixture(autouse=True)
-def leave_the_backend_as_it_was() -> Iterator[None]:
-    yield
-    set_backend("auto")
 
 
 def make_student(size: int = 16, embed_dim: int = 64, depth: int = 2) -> Student:
@@ -68,8 +61,14 @@ def make_batch(step: int, size: int = 16, count: int = 4, depth: int = 2) -> Bat
 def train(
     backend: str, steps: int, dtype: torch.dtype, **sizes: int
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """The losses of `steps` steps as the engine makes them, and the weights after the last."""
-    set_backend(backend)
+    """Return the losses of `steps` steps with a backend, and the weights after the last."""
+    with use_backend(backend):
+        return train_steps(steps, dtype, **sizes)
+
+
+def train_steps(
+    steps: int, dtype: torch.dtype, **sizes: int
+) -> tuple[list[float], dict[str, torch.Tensor]]:
     student, criterion = make_student(**sizes).to(dtype), DistillationLoss(kind="hard")
     masters = [parameter.detach().float().clone() for parameter in student.parameters()]
     optimizer = torch.optim.AdamW(masters, lr=1e-3)
@@ -109,9 +108,9 @@ def test_three_steps_with_kernels_equal_three_without() -> None:
         torch.testing.assert_close(others[name], value, rtol=0, atol=6e-3, msg=name)
 
 
+@use_backend("triton")
 def test_the_compiled_student_keeps_every_kernel() -> None:
     """One graph without a break, in which the kernels are calls of our ops; and the same bits."""
-    set_backend("triton")
     student, batch = make_student(), make_batch(0)
     patches, _ = mix_patches(batch.images, batch.lam, batch.box, student.patch_size)
     found: list[str] = []
@@ -147,8 +146,8 @@ def test_fifty_steps_in_bf16_stay_within_its_noise() -> None:
     assert ours < 2 * noise + 1e-3
 
 
+@use_backend("reference")
 def test_patches_give_what_images_give() -> None:
-    set_backend("reference")
     student, batch = make_student().eval(), make_batch(0)
     patches, _ = mix_patches(batch.images, batch.lam, batch.box, student.patch_size)
     expected = student(mix(batch.images, batch.lam, batch.box))
@@ -160,9 +159,18 @@ def test_patches_give_what_images_give() -> None:
 def test_the_backend_decides_for_both_devices() -> None:
     cpu = torch.zeros(1)
     for name, fused in (("auto", False), ("reference", False), ("triton", True)):
-        set_backend(name)
-        assert is_fused(cpu) == fused
-    with pytest.raises(
-        ValueError, match="unknown kernel backend 'cuda': choose from auto, reference, triton"
-    ):
-        set_backend("cuda")
+        with use_backend(name):
+            assert is_fused(cpu) == fused
+    assert not is_fused(cpu)
+    message = r"kernels must be one of auto, reference, triton \(got 'cuda'\)"
+    with pytest.raises(ValueError, match=message), use_backend("cuda"):
+        pass
+
+
+def test_backend_before_comes_back_after_an_error() -> None:
+    cpu = torch.zeros(1)
+    with use_backend("triton"):
+        with pytest.raises(RuntimeError), use_backend("reference"):
+            raise RuntimeError
+        assert is_fused(cpu)
+    assert not is_fused(cpu)

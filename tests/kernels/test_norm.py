@@ -43,9 +43,8 @@ class Inputs(NamedTuple):
 @pytest.fixture(autouse=True)
 def kernels() -> Iterator[None]:
     """The kernels, on the CPU too."""
-    backend.set_backend("triton")
-    yield
-    backend.set_backend("auto")
+    with backend.use_backend("triton"):
+        yield
 
 
 def make_inputs(
@@ -402,15 +401,15 @@ def test_add_norm_is_a_well_formed_operator(factors: tuple[str, ...]) -> None:
 
 
 def test_auto_takes_the_reference_on_the_cpu() -> None:
-    backend.set_backend("auto")
     inputs = make_inputs(SHAPES["ragged"], dtype=torch.float64)
     x, branch, scale, gamma, weight, bias, _, _ = (
         None if tensor is None else tensor.cpu() for tensor in inputs
     )
     assert x is not None and branch is not None and weight is not None and bias is not None
     expected = add_norm_reference(x, branch, scale, weight, bias, EPS, gamma)
-    assert all(map(torch.equal, add_norm(x, branch, scale, weight, bias, EPS, gamma), expected))
-    assert torch.equal(norm(x, weight, bias, EPS), norm_reference(x, weight, bias, EPS))
+    with backend.use_backend("auto"):
+        assert all(map(torch.equal, add_norm(x, branch, scale, weight, bias, EPS, gamma), expected))
+        assert torch.equal(norm(x, weight, bias, EPS), norm_reference(x, weight, bias, EPS))
 
 
 @pytest.mark.parametrize(

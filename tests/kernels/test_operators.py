@@ -53,9 +53,8 @@ OPS = (
 @pytest.fixture(autouse=True)
 def kernels() -> Iterator[None]:
     """The kernels, on the CPU too."""
-    backend.set_backend("triton")
-    yield
-    backend.set_backend("auto")
+    with backend.use_backend("triton"):
+        yield
 
 
 @pytest.mark.parametrize("path", sorted(KERNELS.glob("*.py")), ids=lambda path: path.stem)

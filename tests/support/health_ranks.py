@@ -4,6 +4,7 @@ tests.support.health_ranks FOLDER`, with RANK set.
 Rank 0 writes FOLDER/ranks.json.
 """
 
+import dataclasses
 import gc
 import json
 import sys
@@ -51,7 +52,7 @@ def step(trainer: Trainer, world: World, accumulate: int = 2) -> torch.Tensor:
 
 
 def contents(trainer: Trainer) -> dict[str, torch.Tensor]:
-    tensors, state = trainer.state()
+    tensors, state = trainer.state.gather()
     named = {
         f"{stem} {name}": value.clone()
         for stem, named in tensors.items()
@@ -72,7 +73,7 @@ def flip(module: torch.nn.Module, bit: int = 0) -> None:
 def look(fields: dict[str, Any], folder: Path, world: World) -> dict[str, Any]:
     """An infinite loss with a finite gradient on the last rank, then a flipped bit there."""
     trainer = make_trainer(configure(**fields, micro_batch=BATCH // world.size // 2), world)
-    health = Health(RunFolder(folder), world.rank, STEPS_PER_EPOCH, BATCH, lambda line: None)
+    health = Health(RunFolder(folder), STEPS_PER_EPOCH, BATCH, lambda line: None)
     norms = [step(trainer, world)[-1].item() for _ in range(NAN_AT)]
     before, criterion = contents(trainer), trainer.criterion
     if world.rank == world.size - 1:
@@ -85,12 +86,12 @@ def look(fields: dict[str, Any], folder: Path, world: World) -> dict[str, Any]:
         "norms": norms,
         "skipped": skipped,
         "untouched": equal(before, contents(trainer)),
-        "line": health.bad[0],
+        "line": dataclasses.asdict(health.bad[0]),
     }
-    found |= {"next": step(trainer, world).tolist(), "equal": compare_weights(trainer.model)}
+    found |= {"next": step(trainer, world).tolist(), "equal": compare_weights(trainer.state.model)}
     if world.rank == world.size - 1:
-        flip(trainer.model)
-    return found | {"flipped": compare_weights(trainer.model)}
+        flip(trainer.state.model)
+    return found | {"flipped": compare_weights(trainer.state.model)}
 
 
 FORMS: dict[str, dict[str, Any]] = {

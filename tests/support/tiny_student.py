@@ -31,7 +31,7 @@ from fastdeit.training.trainer import Trainer
 CLASSES, SIZE, BATCH, STEPS_PER_EPOCH, EPOCHS = 5, 32, 16, 6, 5
 DROP_PATH = (0.0, 0.3)
 LOSSES = Path(__file__).with_name("parity.json")
-RUN_FIELDS = ("zero_stage", "precision", "offload_optimizer", "deepspeed_config")
+RUN_FIELDS = ("zero_stage", "precision", "offload_optimizer", "deepspeed_config", "kernels")
 
 
 def configure(**changes: Any) -> Config:

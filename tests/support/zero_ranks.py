@@ -74,16 +74,16 @@ def losses(trainer: Trainer, world: World, count: int, accumulate: int = 1) -> l
 def with_nan(trainer: Trainer, world: World) -> dict[str, Any]:
     """A step in which only the last rank meets a NaN: what it leaves."""
     losses(trainer, world, NAN_AT)
-    before, average = trainer.weights(), trainer.ema_weights()
+    before, average = trainer.state.weights(), trainer.state.ema_weights()
     batch = make_batch(NAN_AT, world.rank, world.size)
     if world.rank == world.size - 1:
         batch.images[1, 0, 5, 5] = float("nan")
     trainer.train_step([batch])
-    after, average_after = trainer.weights(), trainer.ema_weights()
+    after, average_after = trainer.state.weights(), trainer.state.ema_weights()
     assert average is not None and average_after is not None
     same = all(torch.equal(after[name], before[name]) for name in before)
     same = same and all(torch.equal(average_after[name], average[name]) for name in average)
-    skipped = all_agree(trainer.skipped == 1)
+    skipped = all_agree(trainer.state.skipped == 1)
     return {"untouched": all_agree(same), "skipped": skipped, "losses": losses(trainer, world, 3)}
 
 
@@ -101,12 +101,12 @@ def resumed(folder: Path, source: str, stage: int, world: World, count: int) -> 
     """The losses of a run at `stage` that goes on from a checkpoint below `folder`."""
     trainer = make_trainer(configure(zero_stage=stage, micro_batch=BATCH // world.size // 2), world)
     losses(trainer, world, 1, accumulate=2)  # something else, to be overwritten
-    trainer.load_state(*load_checkpoint(next((folder / source).iterdir())))
+    trainer.state.load(*load_checkpoint(next((folder / source).iterdir())))
     return losses(trainer, world, count, accumulate=2)
 
 
 def save(trainer: Trainer, folder: Path, world: World) -> None:
-    tensors, state = trainer.state()
+    tensors, state = trainer.state.gather()
     if world.rank == 0:
         save_checkpoint(folder, state["step"], tensors, state, keep=1)
     dist.barrier()

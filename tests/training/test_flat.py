@@ -11,7 +11,6 @@ from torch import nn
 
 from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.kernels.backend import set_backend
 from fastdeit.kernels.distill import LossParts
 from fastdeit.training import build
 from fastdeit.training.flat import FlatLossModule, LossModule
@@ -52,7 +51,7 @@ def trainer_with_own_parameters(
         patch.setattr(build, "FlatLossModule", OwnParameters)
         trainer = make_trainer(config, world)
     assert len(list(trainer.engine.module.parameters())) == len(
-        list(trainer.eval_model.parameters())
+        list(trainer.state.eval_model.parameters())
     )
     return trainer
 
@@ -70,8 +69,8 @@ def test_flat_parameters_train_as_single_ones_to_the_bit(
     )
     assert len(list(flat.engine.module.parameters())) == 2
     assert run_steps(flat, 6, micro) == run_steps(single, 6, micro)
-    tensors, state = flat.state()
-    expected, expected_state = single.state()
+    tensors, state = flat.state.gather()
+    expected, expected_state = single.state.gather()
     assert state == expected_state
     for stem, named in expected.items():
         assert list(tensors[stem]) == list(named)
@@ -82,27 +81,28 @@ def test_weights_are_views_that_follow_the_flat_parameters(world: World) -> None
     trainer = make_trainer(configure(), world)
     for _ in range(2):
         run_steps(trainer, 1)
-        weights = trainer.weights()
+        weights = trainer.state.weights()
         assert all(
-            torch.equal(value, weights[name]) for name, value in trainer.model.state_dict().items()
+            torch.equal(value, weights[name])
+            for name, value in trainer.state.model.state_dict().items()
         )
     flats = list(trainer.engine.module.parameters())
     spans = [(flat.data_ptr(), flat.data_ptr() + flat.nbytes) for flat in flats]
-    for name, weight in trainer.model.named_parameters():
+    for name, weight in trainer.state.model.named_parameters():
         assert any(start <= weight.data_ptr() < end for start, end in spans), name
     flats[1].data.zero_()
-    assert not trainer.model.head.weight.any() and trainer.model.norm.weight.any()
+    assert not trainer.state.model.head.weight.any() and trainer.state.model.norm.weight.any()
 
 
 def test_layer_decay_gives_a_flat_parameter_for_each_depth_and_decay(world: World) -> None:
     trainer = make_trainer(configure(layer_decay=0.5), world)
-    depth = len(trainer.model.blocks)
+    depth = len(trainer.state.model.blocks)
     assert len(list(trainer.engine.module.parameters())) == 2 * (depth + 2)
-    before = trainer.weights()
+    before = trainer.state.weights()
     run_steps(trainer, STEPS_PER_EPOCH)
     assert not any(
         torch.equal(value, before[name])
-        for name, value in trainer.weights().items()
+        for name, value in trainer.state.weights().items()
         if "bias" not in name
     )
 
@@ -124,12 +124,7 @@ def test_gradient_larger_than_deepspeeds_bucket_is_the_same(
 
 def test_fused_kernels_run_inside_the_flat_backward(world: World) -> None:
     expected = run_steps(make_trainer(configure(), world), 3)
-    try:
-        trainer = make_trainer(configure(), world)
-        set_backend("triton")
-        losses = run_steps(trainer, 3)
-    finally:
-        set_backend("auto")
+    losses = run_steps(make_trainer(configure(kernels="triton"), world), 3)
     assert losses == pytest.approx(expected, rel=1e-5)
 
 
@@ -235,7 +230,7 @@ def test_timm_model_trains_flat_as_with_single_parameters(name: str, world: Worl
         config = configure(zero_stage=stage).replace(distill={"distillation_type": "none"})
         model = timm.create_model(name, num_classes=CLASSES, **sized)
         trainer = build.build_trainer(config, world, model, None, STEPS_PER_EPOCH)
-        return run_steps(trainer, 4), trainer.weights()
+        return run_steps(trainer, 4), trainer.state.weights()
 
     (flat, weights), (single, expected) = train(2), train(3)
     assert flat == pytest.approx(single, rel=1e-5)

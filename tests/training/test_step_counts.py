@@ -17,9 +17,8 @@ from benchmarks.bench_counts import FORMS, WARM, Counts, Form, count_step, row_o
 from benchmarks.counting import StepCounter
 from benchmarks.trainers import make_config, make_trainer, micro_batches
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.run.loop import _train_step
-from fastdeit.training.meter import Meter
-from fastdeit.training.trainer import Trainer
+from fastdeit.run.loop import train_step
+from fastdeit.training.trainer import Meter, Trainer
 
 
 class Ceiling(NamedTuple):
@@ -86,15 +85,15 @@ def test_no_step_waits_but_in_deepspeeds_checks(precision: str, stage: int, worl
     trainer, batches = ready(world, precision=precision, zero_stage=stage, clip_grad=1.0)
     run: Any = SimpleNamespace(
         trainer=trainer,
-        quarantine=SimpleNamespace(),
-        supervisor=SimpleNamespace(watched=lambda section, step, micro_batches: micro_batches),
-        meter=Meter(),
+        data=SimpleNamespace(quarantine=SimpleNamespace()),
+        supervisor=SimpleNamespace(timed=lambda section, step, micro_batches: micro_batches),
+        progress=SimpleNamespace(meter=Meter()),
         health=SimpleNamespace(bad=[]),
         config=make_config("toy", 2),
     )
     with StepCounter() as counter:
-        assert _train_step(run, batches) and _train_step(run, batches)
-    assert trainer.applied and len(run.meter.read()) == 2
+        assert train_step(run, batches) and train_step(run, batches)
+    assert trainer.applied and len(run.progress.meter.read()) == 2
     assert {(place.module, place.function) for place in counter.reads} <= DEEPSPEED_READS
     assert not counter.synchronisations and counter.copies == 0
 

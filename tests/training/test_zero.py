@@ -58,7 +58,7 @@ def leave_and_launch(folder: Path, form: str, world: World) -> dict[str, Any]:
     for stage in STAGES:
         trainer = make_trainer(configure(zero_stage=stage), world)
         run_steps(trainer, SAVED_AT)
-        tensors, state = trainer.state()
+        tensors, state = trainer.state.gather()
         save_checkpoint(folder / "one" / str(stage), state["step"], tensors, state, keep=2)
     launcher = [
         sys.executable,
@@ -147,13 +147,15 @@ def test_weights_in_pieces_are_evaluated_whole(
 ) -> None:
     trainer = make_trainer(configure(**variants(folder)["3 in pieces"]), world)
     assert run_steps(trainer, SAVED_AT) == pytest.approx(expected[:SAVED_AT], rel=1e-5)
-    assert trainer.model.head.weight.numel() == 0
-    whole, weights = trainer.module(), trainer.weights()
+    assert trainer.state.model.head.weight.numel() == 0
+    whole, weights = trainer.state.module(), trainer.state.weights()
     assert not whole.training and set(weights) == set(whole.state_dict())
     for name, value in whole.state_dict().items():
         assert torch.equal(value, weights[name]), name
     run_steps(trainer, 1)
-    assert not torch.equal(trainer.module().state_dict()["head.weight"], weights["head.weight"])
+    assert not torch.equal(
+        trainer.state.module().state_dict()["head.weight"], weights["head.weight"]
+    )
 
 
 @pytest.mark.parametrize("how", ["3", *OWN_FIELDS, "2 offloaded", "3 offloaded"])
@@ -186,8 +188,8 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(
     trainer = make_trainer(configure(zero_stage=stage), world)
     run_steps(trainer, 1)
     tensors, state = load_checkpoint(folder / "two" / source / f"step-{SAVED_AT:08d}")
-    trainer.load_state(tensors, state)
-    for stem, named in trainer.state()[0].items():  # weights, moments and average to the bit
+    trainer.state.load(tensors, state)
+    for stem, named in trainer.state.gather()[0].items():  # weights, moments and average to the bit
         assert all(torch.equal(value, tensors[stem][name]) for name, value in named.items()), stem
     assert run_steps(trainer, AFTER) == pytest.approx(
         expected[SAVED_AT : SAVED_AT + AFTER], rel=1e-5
