@@ -225,8 +225,8 @@ TRAINER: dict[str, tuple[dict[str, Any], Callable[[Trainer], Any], Any]] = {
     ),
     "optim.warmup_lr": ({"warmup_lr": 1e-3}, lambda t: t.schedule.warmup_lr_init, 1e-3),
     "optim.min_lr": ({"min_lr": 1e-3}, lambda t: t.schedule.lr_min, 1e-3),
-    "optim.model_ema": ({"model_ema": False}, lambda t: t.ema, None),
-    "optim.model_ema_decay": ({"model_ema_decay": 0.5}, lambda t: vars(t.ema)["decay"], 0.5),
+    "optim.model_ema": ({"model_ema": False}, lambda t: t.state.ema, None),
+    "optim.model_ema_decay": ({"model_ema_decay": 0.5}, lambda t: vars(t.state.ema)["decay"], 0.5),
     "distill.distillation_type": (
         {"distillation_type": "soft"},
         lambda t: t.criterion.kind,
@@ -244,7 +244,6 @@ TRAINER: dict[str, tuple[dict[str, Any], Callable[[Trainer], Any], Any]] = {
         True,
     ),
     "mix.smoothing": ({"smoothing": 0.2}, lambda t: t.criterion.smoothing, 0.2),
-    "run.seed": ({"seed": 11}, lambda t: t.seed, 11),
 }
 
 
