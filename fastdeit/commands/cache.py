@@ -20,9 +20,9 @@ from rich.table import Table
 
 from fastdeit.commands.cache_record import run_build, run_sample, runs
 from fastdeit.commands.errors import one_line_errors
-from fastdeit.teacher_cache.format import KINDS, CacheError, differences
+from fastdeit.teacher_cache.format import KINDS, CacheError, list_differences
 from fastdeit.teacher_cache.reader import BAD_IMAGES, Cache
-from fastdeit.teacher_cache.writer import CacheWriter, create
+from fastdeit.teacher_cache.writer import CacheWriter, create_cache
 
 
 def cache_command(argv: Sequence[str]) -> int:
@@ -81,12 +81,12 @@ def merge(argv: Sequence[str]) -> int:
     sources = [Cache(folder) for folder in asked.cache]
     first = sources[0]
     for source in sources[1:]:
-        lines = differences(
+        lines = list_differences(
             asdict(first.manifest), asdict(source.manifest) | {"versions": first.manifest.versions}
         )
         if lines:
             raise CacheError(f"{source.folder} and {first.folder} differ: {'; '.join(lines)}")
-    create(asked.output, first.manifest)
+    create_cache(asked.output, first.manifest)
     recorder = CacheWriter(asked.output)
     recorder.reserve(0, max(source.coverage().size for source in sources) + 1)
     counts = np.sum([_copy(source, recorder) for source in sources], axis=0)
@@ -104,9 +104,9 @@ def _copy(source: Cache, recorder: CacheWriter) -> tuple[int, int, int]:
     copied = there = damaged = 0
     target = Cache(recorder.folder)
     for epoch, chunk in np.argwhere(source.coverage()).tolist():
-        if target.fault(epoch, chunk) is None:
+        if target.find_fault(epoch, chunk) is None:
             there += 1
-        elif source.fault(epoch, chunk) is not None:
+        elif source.find_fault(epoch, chunk) is not None:
             damaged += 1
         else:
             recorder.copy(source, epoch, chunk)
@@ -124,7 +124,7 @@ def info(argv: Sequence[str]) -> int:
     manifest, coverage = cache.manifest, cache.coverage()
     size = sum(path.stat().st_blocks * 512 for path in cache.folder.iterdir())
     table = Table("cache", str(cache.folder))
-    table.add_row("kind", manifest.shown)
+    table.add_row("kind", manifest.description)
     table.add_row(
         "records",
         f"{manifest.samples:,} an epoch of {cache.record_bytes} bytes; {decimal(size)} on the disk",
@@ -168,7 +168,7 @@ def verify(argv: Sequence[str]) -> int:
     cache = _one_cache(verify, argv)
     recorded = np.argwhere(cache.coverage()).tolist()
     faults = [
-        fault for epoch, chunk in recorded if (fault := cache.fault(epoch, chunk)) is not None
+        fault for epoch, chunk in recorded if (fault := cache.find_fault(epoch, chunk)) is not None
     ]
     for fault in faults:
         print(fault)

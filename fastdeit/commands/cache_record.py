@@ -29,11 +29,25 @@ from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan
 from fastdeit.run.identity import versions
 from fastdeit.run.preflight import check_config
-from fastdeit.teacher_cache.check import sample_facts, teacher_facts
-from fastdeit.teacher_cache.format import CacheError, Manifest, chunk_size, decode, differences
+from fastdeit.teacher_cache.build import collect_sample_facts
+from fastdeit.teacher_cache.check import collect_teacher_facts
+from fastdeit.teacher_cache.format import (
+    CacheError,
+    Manifest,
+    choose_chunk_size,
+    decode,
+    list_differences,
+)
 from fastdeit.teacher_cache.reader import BAD_IMAGES, Cache
-from fastdeit.teacher_cache.record import Chunk, ChunkBatches, JobShard, answers, missing, record
-from fastdeit.teacher_cache.writer import CacheWriter, create
+from fastdeit.teacher_cache.record import (
+    Chunk,
+    ChunkBatches,
+    JobShard,
+    compute_logits,
+    find_missing,
+    record_chunks,
+)
+from fastdeit.teacher_cache.writer import CacheWriter, create_cache
 
 _MICRO_BATCH = 256
 _QUIET_S = 15.0
@@ -75,10 +89,10 @@ class Job:
         return self.quarantine
 
     def manifest(self, kind: str, k: int) -> Manifest:
-        facts = sample_facts(self.config, self.plan, self.index, self.options.describe())
+        facts = collect_sample_facts(self.config, self.plan, self.index, self.options.describe())
         samples, number = self.plan.num_images // 2 * 2, len(self.index.classes)
-        facts |= {"teacher": teacher_facts(self.teacher)}
-        return Manifest(kind, k, number, samples, facts, versions(), chunk_size(samples))
+        facts |= {"teacher": collect_teacher_facts(self.teacher)}
+        return Manifest(kind, k, number, samples, facts, versions(), choose_chunk_size(samples))
 
     def loader(self, batches: Sequence[tuple[int, np.ndarray]], micro_batch: int) -> OrdinalLoader:
         return OrdinalLoader(
@@ -100,7 +114,7 @@ def run_build(
     part, epochs = parse_part(part_text), parse_epochs(epochs_text)
     job = Job(flags, "build", folder)
     manifest = job.manifest(kind, k)
-    on_rank0(lambda: create(folder, manifest))
+    on_rank0(lambda: create_cache(folder, manifest))
     recorder = CacheWriter(folder)
     mine = part.chunks(
         manifest, epochs or range(job.config.distill.cache_period or job.config.optim.epochs)
@@ -141,7 +155,7 @@ def _record_missing(job: Job, recorder: CacheWriter, mine: Sequence[Chunk]) -> i
         job.look_again()
         images = job.plan.images if len(job.quarantine) else None
         # one list for all: a rank that looked later would see what another has recorded by then
-        todo = on_rank0(functools.partial(missing, recorder.folder, mine, images))
+        todo = on_rank0(functools.partial(find_missing, recorder.folder, mine, images))
         if not todo or done == _PASSES:
             break
         _record_share(job, recorder, todo[job.world.rank :: job.world.size])
@@ -158,7 +172,7 @@ def _record_share(job: Job, recorder: CacheWriter, share: Sequence[Chunk]) -> No
     total = sum(len(manifest.ordinals(chunk)) for _, chunk in share)
     report = _Report(total, job.world, f"{job.teacher.describe()}; {job.index.root}")
     try:
-        record(recorder, loader, share, job.teacher, job.dtype, report)
+        record_chunks(recorder, loader, share, job.teacher, job.dtype, report)
     finally:
         report.stop()
         loader.close()
@@ -207,7 +221,7 @@ def run_sample(flags: Sequence[str], folder: Path, number: int) -> int:
     job = Job(flags, "sample", folder)
     facts = job.manifest(cache.manifest.kind, cache.manifest.k).facts
     facts["teacher"].pop("precision")  # how much another one changes is what the sample tells
-    lines = differences(cache.manifest.facts, facts)
+    lines = list_differences(cache.manifest.facts, facts)
     if lines:
         raise CacheError(f"{folder} was recorded of something else: {'; '.join(lines)}")
     micro_batch = min(job.config.optim.micro_batch, cache.manifest.samples)
@@ -230,9 +244,9 @@ def _compare(
     manifest, same, largest = cache.manifest, 0, 0.0
     loader = job.loader(batches, micro_batch)
     for (epoch, ordinals), (_, logits) in zip(
-        batches, answers(iter(loader), job.teacher, job.dtype), strict=True
+        batches, compute_logits(iter(loader), job.teacher, job.dtype), strict=True
     ):
-        raw, fault = cache.lookup(epoch, ordinals, job.plan.images, len(job.plan.excluded))
+        raw, fault = cache.look_up(epoch, ordinals, job.plan.images, len(job.plan.excluded))
         if fault is not None:
             raise CacheError(fault)
         recorded = torch.from_numpy(raw).to(logits.device)
