@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from fastdeit.config.schema import Config
 from fastdeit.data.index import Index
-from fastdeit.data.quarantine import read_entries
+from fastdeit.data.quarantine import read_quarantine
 from fastdeit.distributed.collectives import on_every_rank
 from fastdeit.models.teacher import Teacher
 from fastdeit.models.weights import file_sha256
@@ -93,12 +93,12 @@ def _check(
 
 def bad_images(cache: Cache, index: Index) -> dict[int, str]:
     """Rows of the index that were found bad while it was recorded, with the fault."""
-    entries = read_entries(cache.folder / BAD_IMAGES, index.split)
-    told = {
-        entry["row"]: f"left out when {cache.folder} was recorded: {entry['fault']}"
-        for entry in entries
+    images = read_quarantine(cache.folder / BAD_IMAGES, index.split)
+    return {
+        image.row: f"excluded when {cache.folder} was recorded: {image.fault}"
+        for image in images
+        if image.row < len(index)
     }
-    return {row: fault for row, fault in told.items() if row < len(index)}
 
 
 def _check_coverage(cache: Cache, epochs: int, period: int, samples: int) -> None:

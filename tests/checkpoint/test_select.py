@@ -27,7 +27,7 @@ from fastdeit.commands.train import train_command as run_command
 from fastdeit.distributed.world import init_distributed
 from fastdeit.run import folder as run_folder
 from fastdeit.run import loop, results
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.trainer import Trainer
 from tests.checkpoint.test_store import LAYOUT, STATE, TENSORS, rewrite, save_with
@@ -348,7 +348,7 @@ def test_a_request_amid_the_micro_batches_of_a_step_loses_no_bit_of_any_state(
     assert (
         (state["step"], state["adam_step"]) == (expected["step"], expected["adam_step"]) == (12, 12)
     )
-    lines = [read_metrics(place / "metrics.jsonl") for place in (folder, whole)]
+    lines = [read_json_lines(place / "metrics.jsonl") for place in (folder, whole)]
     told = [
         [[line.get(name) for name in ("step", "lr", "loss", "digest")] for line in part]
         for part in lines
@@ -405,11 +405,11 @@ def test_a_full_disk_ends_no_run_and_costs_no_line_of_its_log(
     assert train_command([*argv, "--output-dir", str(folder), "--log-steps", "1"]) == 0
     said = capfd.readouterr()
     assert (
-        "metrics.jsonl is not written: [Errno 28] No space left on device" in said.out
-        and "is written again" in said.out
+        "metrics.jsonl cannot be written: [Errno 28] No space left on device" in said.out
+        and "can be written again" in said.out
     )
     assert "checkpoint of step 6 not saved" in said.out and not said.err
-    lines = [line for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+    lines = [line for line in read_json_lines(folder / "metrics.jsonl") if "loss" in line]
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert_same_weights(whole, folder)
 

@@ -23,7 +23,7 @@ from fastdeit.data.batch import Batch
 from fastdeit.data.build import build_train_loader
 from fastdeit.data.index import build_index
 from fastdeit.data.loader import TrainLoader
-from fastdeit.data.quarantine import read_entries
+from fastdeit.data.quarantine import read_quarantine
 from fastdeit.distributed.world import init_distributed
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.digest import show_digest
@@ -267,7 +267,7 @@ def test_images_that_left_the_run_later_are_in_the_steps_before(
     (data / second).unlink()
     assert train(argv) == 0
     entries = {
-        entry["name"]: entry["step"] for entry in read_entries(out / "quarantine.jsonl", "train")
+        image.name: image.step for image in read_quarantine(out / "quarantine.jsonl", "train")
     }
     assert entries.keys() == {first, second} and entries[first] in (6, 7) and entries[second] == 3
     assert [(attempt.step, len(attempt.left_out)) for attempt in read_attempts(RunFolder(out))] == [

@@ -90,7 +90,7 @@ def test_sigterm_to_the_runner_then_a_killed_rank_and_the_run_ends_the_same(
     assert f"after step {stopped} of {TOTAL}" in second.output
     assert failures(folder)[0]["step"] == stopped + 4
     said = resume_to_the_same_end(folder, argv, whole)
-    assert "the attempt before this failed first on rank 0" in said
+    assert "the last attempt failed first on rank 0" in said
     assert train_command([*argv, "--output-dir", str(folder)], "test") == 0  # it is finished
 
 
@@ -142,9 +142,7 @@ def test_a_kill_in_a_save_costs_steps_and_nothing_else(
     next(rank for rank in launch.find("faulty.py") if rank.environ()["RANK"] == "0").kill()
     assert launch.wait() != 0
     assert [path.name for path in (folder / "checkpoints").glob("*.tmp-*")]
-    assert "the attempt before this failed first on rank 1" in resume_to_the_same_end(
-        folder, argv, whole
-    )
+    assert "the last attempt failed first on rank 1" in resume_to_the_same_end(folder, argv, whole)
     assert not list((folder / "checkpoints").glob("*.tmp-*"))
 
 

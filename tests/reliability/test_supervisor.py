@@ -214,7 +214,7 @@ def test_an_exception_is_told_at_the_next_start_and_then_archived(
     )
     said = " ".join(capsys.readouterr().out.split())
     assert (
-        "the attempt before this failed first on rank 0" in said
+        "the last attempt failed first on rank 0" in said
         and "RuntimeError: out of [/memory]" in said
     )
     assert not list(folder.glob("failure-*"))
@@ -232,9 +232,9 @@ def test_the_earliest_failure_is_named_first(tmp_path: Path) -> None:
         time.sleep(0.01)
     (tmp_path / "failure-rank3.json").write_text("{")  # of a full disk
     taken = take_failures(RunFolder(tmp_path))
-    assert [failure["rank"] for failure in taken] == [2, 0, 1]
+    assert [failure.rank for failure in taken] == [2, 0, 1]
     assert format_failure(taken[0], RunFolder(tmp_path)).startswith(
-        "the attempt before this failed first on rank 2 ("
+        "the last attempt failed first on rank 2 ("
     )
     assert [path.name for path in tmp_path.iterdir()] == ["failures.jsonl"] and take_failures(
         RunFolder(tmp_path)

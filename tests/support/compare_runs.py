@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 
 EPOCHS = 4  # of three steps
@@ -16,7 +16,7 @@ FLAGS = ("--reprob", "0.5", "--eval-epochs", "4", "--micro-batch", "16", "--log-
 
 def steps_of(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of the log that belong to training steps."""
-    return [line for line in read_metrics(RunFolder(folder).metrics) if "lr" in line]
+    return [line for line in read_json_lines(RunFolder(folder).metrics) if "lr" in line]
 
 
 def assert_same_run(folder: Path, whole: Path, other_files: frozenset[str] = frozenset()) -> None:
@@ -31,7 +31,7 @@ def assert_same_run(folder: Path, whole: Path, other_files: frozenset[str] = fro
 
 
 def _log_of(folder: Path) -> list[dict[str, Any]]:
-    lines = read_metrics(RunFolder(folder).metrics)
+    lines = read_json_lines(RunFolder(folder).metrics)
     return [
         {name: value for name, value in line.items() if name != "images_per_s"} for line in lines
     ]

@@ -22,7 +22,7 @@ from fastdeit.data.build import build_train_index
 from fastdeit.data.loader import OrdinalLoader
 from fastdeit.distributed.world import init_distributed
 from fastdeit.plan.build import build_plan
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.teacher_cache import writer as cache_writer
 from fastdeit.teacher_cache.format import CacheError, Manifest, chunk_size
 from fastdeit.teacher_cache.reader import Cache
@@ -371,11 +371,11 @@ def test_an_image_that_goes_bad_while_it_is_recorded(
     flags += ["--cache", str(tmp_path / "c")]
     assert setting.train(tmp_path / "live", *flags, *setting.taught, "--cache-miss", "live") == 0
     assert not any(
-        line.get("unrecorded") for line in read_metrics(tmp_path / "live" / "metrics.jsonl")
+        line.get("unrecorded") for line in read_json_lines(tmp_path / "live" / "metrics.jsonl")
     )
     assert_same_weights(tmp_path / "run", tmp_path / "live")
     assert setting.train(tmp_path / "error", *flags, "--bad-images", "error") == 1
-    assert "left out when" in capfd.readouterr().err
+    assert "excluded when" in capfd.readouterr().err
 
 
 def test_images_that_a_run_found_bad_are_taken_out_of_the_recording(
