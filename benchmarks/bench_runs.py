@@ -30,7 +30,7 @@ import torch
 
 from benchmarks import harness
 from fastdeit.run.attempts import read_attempts
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
@@ -174,7 +174,7 @@ def outcome(folder: RunFolder) -> dict[str, Any]:
     if not attempts:
         return {"from_step": 0, "to_step": 0, "loss": math.nan}
     attempt = attempts[-1]
-    lines = [line for line in read_metrics(folder.metrics) if line["step"] > attempt.step]
+    lines = [line for line in read_json_lines(folder.metrics) if line["step"] > attempt.step]
     rates = [line["images_per_s"] for line in lines if "images_per_s" in line][WARM_UP:]
     return {
         "from_step": attempt.step,

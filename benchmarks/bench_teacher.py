@@ -193,7 +193,7 @@ def write_scene(root: Path, device: str) -> list[str]:
 def record_scene(flags: list[str], folder: Path) -> tuple[Job, float]:
     """Records EPOCHS epochs; the job, and images/s."""
     job = Job(flags, "build", folder)
-    manifest = job.manifest("hard", 1)
+    manifest = job.describe_cache("hard", 1)
     create_cache(folder, manifest)
     recorder = CacheWriter(folder)
     chunks = [(epoch, chunk) for epoch in range(EPOCHS) for chunk in range(manifest.chunks)]

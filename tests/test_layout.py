@@ -37,7 +37,7 @@ LOWER = set(ROOMS) - {"train", "__main__", "commands", "replay", "run"}
 ONLY: dict[str, set[str]] = {
     "plan": {"numpy"},
     "config": {"tyro", "yaml"},
-    "storage": {"numpy", "safetensors", "torch"},
+    "storage": {"numpy", "pydantic", "safetensors", "torch"},
 }
 
 

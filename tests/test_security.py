@@ -35,7 +35,7 @@ from fastdeit.data.formats.listing import DataError
 from fastdeit.data.index import build_index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
-from fastdeit.data.quarantine import Quarantine, read_entries
+from fastdeit.data.quarantine import Quarantine, QuarantinedImage, read_quarantine
 from fastdeit.models.student import build_student
 from fastdeit.models.teacher import Teacher, load_teacher
 from fastdeit.models.weights import read_weights
@@ -288,11 +288,12 @@ LINES += [
 def test_lists_of_bad_images_are_taken_line_by_line_as_far_as_they_make_sense(
     tmp_path: Path,
 ) -> None:
-    good = {"split": "train", "row": 3, "fault": "is bad"}
+    good = QuarantinedImage(split="train", row=3, fault="is bad")
+    line = {"split": "train", "row": 3, "fault": "is bad"}
     (tmp_path / "quarantine.jsonl").write_text(
-        "\n".join([*LINES, json.dumps(good), '{"row": 9999, "spl'])
+        "\n".join([*LINES, json.dumps(line), '{"row": 9999, "spl'])
     )
-    assert read_entries(tmp_path / "quarantine.jsonl", "train") == [good]
+    assert read_quarantine(tmp_path / "quarantine.jsonl", "train") == [good]
 
 
 def test_failure_files_that_are_none_go_away(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from fastdeit.distributed.collectives import AsyncMax
 from fastdeit.distributed.exits import hard_exit, peer_exited
-from fastdeit.reliability.failures import format_exception, stacks, write_failure
+from fastdeit.reliability.failures import format_exception, format_stacks, write_failure
 from fastdeit.reliability.launcher import Launcher
 from fastdeit.reliability.stop_requests import INTERRUPTED, REASONS, StopRequests
 from fastdeit.reliability.watchdog import STARTUP, Watchdog, dump_stacks
@@ -124,7 +124,7 @@ class Supervisor:
             2, f"fastdeit: rank {self._rank}, after step {step}, in {section}: {reason}\n".encode()
         )
         dump_stacks()
-        write_failure(self._folder, self._rank, section, step, reason, stacks())
+        write_failure(self._folder, self._rank, section, step, reason, format_stacks())
 
     def __enter__(self) -> "Supervisor":
         self._watchdog.start()

@@ -4,8 +4,6 @@ it had left out by then.
 Only reads, so the run may live.
 """
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +11,14 @@ from fastdeit.checkpoint.files import Tensors
 from fastdeit.checkpoint.select import LoadedCheckpoint, find_checkpoint
 from fastdeit.checkpoint.store import list_checkpoints, step_of
 from fastdeit.config.schema import Config
-from fastdeit.data.quarantine import read_entries
+from fastdeit.data.quarantine import QuarantinedImage, read_quarantine
 from fastdeit.distributed.collectives import on_rank0
+from fastdeit.reliability.bad_steps import BadStep
+from fastdeit.reliability.failures import read_failures
+from fastdeit.reliability.health import Spike
 from fastdeit.reliability.rollbacks import read_rollbacks
 from fastdeit.run.attempts import Attempt, attempt_at, read_attempts
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines, read_records
 from fastdeit.storage.run_folder import RunFolder
 
 Line = dict[str, Any]
@@ -41,11 +42,11 @@ class Record:
     step: int
     attempt: Attempt
     """The start of the run in which the step was taken (last)."""
-    bad_step: Line | None
-    spike: Line | None
+    bad_step: BadStep | None
+    spike: Spike | None
     attempts: list[Attempt]
     metrics: list[Line]
-    quarantine: list[Line]
+    quarantine: list[QuarantinedImage]
     stretches: list[tuple[int, int]]
     """Steps that were passed over, from and up to, in the order in which the run went back."""
 
@@ -74,7 +75,7 @@ class Record:
         """Rows of the training images that the run did not read in `step`, though the plan may have
         drawn them."""
         attempt = attempt_at(self.attempts, step) or self.attempt
-        later = (entry["row"] for entry in self.quarantine if entry.get("step", 0) <= step)
+        later = (image.row for image in self.quarantine if image.step <= step)
         return frozenset(attempt.left_out) | frozenset(later)
 
     @property
@@ -103,15 +104,16 @@ class Record:
 
 def read_record(config: Config, folder: RunFolder, step: int) -> Record:
     """Raises ValueError for a step that was not taken, as far as the folder tells."""
-    attempts, metrics = read_attempts(folder), read_metrics(folder.metrics)
+    attempts, metrics = read_attempts(folder), read_json_lines(folder.metrics)
     attempt = attempt_at(attempts, step)
     if attempt is None:
         raise ValueError(
             f"--step: got {step}, allowed is {attempts[0].step} or more, the step that {folder} began with"
         )
-    bad_steps, spikes = (read_metrics(path) for path in (folder.bad_steps, folder.spikes))
-    rollbacks = read_rollbacks(folder)
-    seen = [line["step"] + 1 for line in (*bad_steps, *spikes, *_failures(folder))]
+    bad_steps = read_records(folder.bad_steps, BadStep)
+    spikes = read_records(folder.spikes, Spike)
+    seen = [record.step + 1 for record in (*bad_steps, *spikes)]
+    seen += [failure.step + 1 for failure in read_failures(folder)]
     seen += [line["step"] for line in metrics] + [
         step_of(path) for path in list_checkpoints(folder.checkpoints)
     ]
@@ -124,12 +126,12 @@ def read_record(config: Config, folder: RunFolder, step: int) -> Record:
         folder=folder,
         step=step,
         attempt=attempt,
-        bad_step=next((line for line in reversed(bad_steps) if line["step"] == step), None),
-        spike=next((line for line in reversed(spikes) if line["step"] == step), None),
+        bad_step=next((bad for bad in reversed(bad_steps) if bad.step == step), None),
+        spike=next((spike for spike in reversed(spikes) if spike.step == step), None),
         attempts=attempts,
         metrics=metrics,
-        quarantine=read_entries(folder.quarantine, config.data.train_split),
-        stretches=[tuple(line["passed_over"]) for line in rollbacks],
+        quarantine=read_quarantine(folder.quarantine, config.data.train_split),
+        stretches=[rollback.passed_over for rollback in read_rollbacks(folder)],
     )
 
 
@@ -175,10 +177,3 @@ def check_folder(folder: RunFolder) -> None:
         raise ValueError(
             f"{folder} holds no run: it has no {' and no '.join(missing)}; name the --output-dir of one"
         )
-
-
-def _failures(folder: RunFolder) -> Iterator[Line]:
-    """The files of ranks that failed, in the last attempt and before."""
-    yield from read_metrics(folder.failures)
-    for file in folder.failure_files():
-        yield json.loads(file.read_text())

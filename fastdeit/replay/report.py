@@ -1,5 +1,6 @@
 """step.json: what a step came to now, beside what the run recorded of it."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import torch
 
 from fastdeit.plan.digest import add_digests, show_digest
+from fastdeit.reliability.bad_steps import BadStep
+from fastdeit.reliability.health import Spike
 from fastdeit.replay.record import Record
 from fastdeit.replay.samples import Samples
 from fastdeit.replay.step import StepResult
@@ -64,13 +67,13 @@ def _means(micro_batches: Sequence[Line], world_size: int) -> dict[str, float]:
     return dict(zip(LOSSES, functools.reduce(torch.add, ranks).tolist(), strict=True))
 
 
-def _micro_batch(line: Line, samples: Sequence[Line], bad_step: Line | None) -> Line:
+def _micro_batch(line: Line, samples: Sequence[Line], bad_step: BadStep | None) -> Line:
     rank, place = line["rank"], line["micro_batch"]
     own = [sample for sample in samples if (sample["rank"], sample["micro_batch"]) == (rank, place)]
     finite = [sample for sample in own if sample["loss"] == sample["loss"]]
     odd = [sample for sample in own if sample["loss"] != sample["loss"]]
     worst = [*odd, *sorted(finite, key=lambda sample: -sample["loss"])][:_WORST]
-    recorded = {} if bad_step is None else {"recorded": bad_step["losses"][rank][place]}
+    recorded = {} if bad_step is None else {"recorded": bad_step.losses[rank][place]}
     return (
         line
         | recorded
@@ -86,7 +89,7 @@ def _recorded(record: Record, samples: Samples, digest: int) -> Line:
     """What the folder tells of the step; values: those that are of it alone."""
     line, first = record.metrics_line()
     alone = line is not None and (first, line["step"]) == (record.step, record.step + 1)
-    values = line if alone else record.spike
+    values = line if alone else _as_line(record.spike)
     known = (
         None
         if values is None
@@ -100,19 +103,24 @@ def _recorded(record: Record, samples: Samples, digest: int) -> Line:
         "same_samples": None if compared is None else compared["recorded"] == compared["now"],
         "metrics": line,
         "means_are_of_steps": None if line is None else [first, line["step"]],
-        "bad_step": record.bad_step,
-        "spike": record.spike,
+        "bad_step": _as_line(record.bad_step),
+        "spike": _as_line(record.spike),
         "passed_over_later": record.was_rolled_back,
     }
+
+
+def _as_line(record: BadStep | Spike | None) -> Line | None:
+    """Return a record as it stands in its file."""
+    return None if record is None else dataclasses.asdict(record)
 
 
 def _compare_digests(record: Record, samples: Samples, digest: int) -> Line | None:
     """The recorded digest of the fewest steps about this one that the folder has, and what it comes
     to now."""
-    if record.bad_step is not None and "digest" in record.bad_step:
+    if record.bad_step is not None and record.bad_step.digest:
         return {
             "steps": [record.step, record.step + 1],
-            "recorded": record.bad_step["digest"],
+            "recorded": record.bad_step.digest,
             "now": show_digest(digest),
         }
     window = record.window()

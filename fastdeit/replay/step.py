@@ -1,8 +1,7 @@
 """One optimizer step taken again: what was planned for each sample, and what each part of the step
 came to.
 
-The step itself is `Trainer.train_step`; a criterion that also looks at single samples stands in for
-its own meanwhile.
+The step itself is `Trainer.train_step`, with a criterion that also looks at single samples.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -96,12 +95,8 @@ class SampleLosses:
 def rerun(trainer: Trainer, batches: Iterable[Batch]) -> StepResult:
     """The trainer's next step. A collective."""
     kept: list[Batch] = []
-    own, watching = trainer.criterion, SampleLosses(trainer.criterion)
-    trainer.criterion = watching  # type: ignore[assignment]  # called alike
-    try:
-        *_, grad_norm = trainer.train_step(_keeping(batches, kept)).tolist()
-    finally:
-        trainer.criterion = own
+    watching = SampleLosses(trainer.criterion)
+    *_, grad_norm = trainer.train_step(_keeping(batches, kept), watching).tolist()
     micro_batches = [
         dict(zip(LOSSES, micro.losses.tolist(), strict=True)) for micro in trainer.micro_steps
     ]

@@ -6,12 +6,10 @@ and what was summed first. So a step can be taken again as it was, though the ru
 another form since.
 """
 
-import contextlib
-import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fastdeit.storage.jsonl import append_lines, read_records
 from fastdeit.storage.run_folder import RunFolder
 
 
@@ -34,20 +32,12 @@ class Attempt:
 
 def add_attempt(folder: RunFolder, attempt: Attempt) -> None:
     """Writes down that a run begins or goes on. Raises OSError."""
-    with folder.attempts.open("a") as file:
-        file.write(
-            f"\n{json.dumps(dataclasses.asdict(attempt))}\n"
-        )  # the last line may have been cut off by a crash
+    append_lines(folder.attempts, [attempt])
 
 
 def read_attempts(folder: RunFolder) -> list[Attempt]:
     """In the order of their beginnings; empty for a folder without any."""
-    path = folder.attempts
-    lines = []
-    for text in path.read_text().splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):
-            lines.append(json.loads(text))
-    return [Attempt(**line | {"left_out": tuple(line["left_out"])}) for line in lines]
+    return read_records(folder.attempts, Attempt)
 
 
 def attempt_at(attempts: Sequence[Attempt], step: int) -> Attempt | None:

@@ -88,7 +88,7 @@ def build_run(
         checkpoints=CheckpointWriter(
             folder.checkpoints, config.checkpoint.keep_checkpoints, world.rank
         ),
-        health=Health(folder, world.rank, steps_per_epoch, batch_size, console.note),
+        health=Health(folder, steps_per_epoch, batch_size, console.note),
         log=MetricLog(folder, console.note),
         progress=Progress(),
     )

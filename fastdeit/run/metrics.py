@@ -13,7 +13,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fastdeit.storage.atomic import atomic_write_text
-from fastdeit.storage.jsonl import AppendOnlyFile, read_metrics
+from fastdeit.storage.jsonl import AppendOnlyFile, read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 
 
@@ -36,7 +36,7 @@ class MetricLog:
         interrupted. On rank 0 alone. Raise OSError if the folder cannot be written."""
         self.close()
         path = self._folder.metrics
-        kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []
+        kept = [line for line in read_json_lines(path) if line["step"] <= step] if step else []
         atomic_write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._lines = AppendOnlyFile(path, self._warn)
         self._events = AppendOnlyFile(_new_events(self._folder.tensorboard), self._warn)

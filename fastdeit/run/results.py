@@ -17,7 +17,7 @@ from fastdeit.models.student import SIZES
 from fastdeit.run.folder import write_on_rank0
 from fastdeit.run.state import Run
 from fastdeit.storage.atomic import atomic_open, atomic_write_text
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 
 Weights = dict[str, torch.Tensor]
@@ -56,7 +56,7 @@ def _save_picture(run: Run) -> None:
     batch = _read_first_samples(run)
     images = mix(batch.images, batch.lam, batch.box)
     titles = _title_samples(batch, run.data.train_index.classes)
-    metrics = read_metrics(run.folder.metrics)
+    metrics = read_json_lines(run.folder.metrics)
     data = run.config.data
     save_report(run.folder.report, metrics, images, titles, data.mean, data.std)
 

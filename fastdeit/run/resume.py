@@ -68,7 +68,7 @@ def roll_back(run: Run) -> None:
     there is no such checkpoint. A collective.
     """
     rollbacks = run.health.rollbacks
-    bad = [line["step"] for line in run.health.bad]
+    bad = [record.step for record in run.health.bad]
     run.supervisor.beat("checkpoint", run.trainer.step)
     run.checkpoints.settle()
     try:
@@ -92,8 +92,8 @@ def _write_bundle(run: Run, reason: str) -> str:
     reason: why the run cannot roll back. A collective.
     """
     flush_meter(run)
-    first = run.health.bad[0]["step"]
-    last = run.health.bad[-1]["step"]
+    first = run.health.bad[0].step
+    last = run.health.bad[-1].step
     folder = run.folder.debug_bundle(first)
     command = f"fastdeit replay {run.folder} --step {first}"
     tensors, state = run.trainer.state.gather()

@@ -7,7 +7,7 @@ import numpy as np
 import torch.distributed as dist
 
 from fastdeit.data.index import Index
-from fastdeit.data.quarantine import read_entries
+from fastdeit.data.quarantine import read_quarantine
 from fastdeit.models.teacher import Teacher
 from fastdeit.teacher_cache.format import CacheError, list_differences
 from fastdeit.teacher_cache.reader import BAD_IMAGES, Cache, CachedTeacher
@@ -64,11 +64,12 @@ def check_coverage(cache: Cache, epochs: int, samples: int) -> None:
 
 def read_bad_images(cache: Cache, index: Index) -> dict[int, str]:
     """Return the rows of the index that were found bad during recording, with the fault."""
-    faults = {}
-    for entry in read_entries(cache.folder / BAD_IMAGES, index.split):
-        if entry["row"] < len(index):
-            faults[entry["row"]] = f"excluded when {cache.folder} was recorded: {entry['fault']}"
-    return faults
+    images = read_quarantine(cache.folder / BAD_IMAGES, index.split)
+    return {
+        image.row: f"excluded when {cache.folder} was recorded: {image.fault}"
+        for image in images
+        if image.row < len(index)
+    }
 
 
 def count_missed(cached_teacher: CachedTeacher | None) -> dict[str, float]:

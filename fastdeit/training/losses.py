@@ -5,6 +5,7 @@ and the binary cross-entropy of DeiT III. The teacher is called by the training 
 output comes here. Source: Touvron et al. 2021 (2012.12877), equations 2 and 3.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,9 @@ from fastdeit.kernels.distill import (
     swap_pairs,
     teacher_loss,
 )
+
+Criterion = Callable[..., LossParts]
+"""Called as `DistillationLoss` is."""
 
 
 @dataclass(frozen=True)

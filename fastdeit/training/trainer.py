@@ -18,7 +18,7 @@ from fastdeit.kernels.distill import LossParts
 from fastdeit.models.teacher import Teacher
 from fastdeit.plan.digest import add_digests
 from fastdeit.training.forward import ForwardPass
-from fastdeit.training.losses import DistillationLoss
+from fastdeit.training.losses import Criterion, DistillationLoss
 from fastdeit.training.state import TrainerState
 
 LOSSES = ("loss", "base", "distill")
@@ -74,9 +74,13 @@ class Trainer:
         """The largest learning rate of the last step's groups (all are equal without layer decay)."""
         return max(group["lr"] for group in self.engine.optimizer.param_groups)
 
-    def train_step(self, micro_batches: Iterable[Batch]) -> torch.Tensor:
+    def train_step(
+        self, micro_batches: Iterable[Batch], criterion: Criterion | None = None
+    ) -> torch.Tensor:
         """Train one optimizer step. Returns fp32 (4,) on the device: `STATISTICS`, the losses as
         means over this rank's samples, the norm of all ranks' gradient as it was before clipping.
+
+        criterion: in place of the trainer's own, for this step.
 
         A loss or a gradient that is not finite on any rank leaves weights, moments, buffers and EMA
         unchanged on all ranks.
@@ -86,7 +90,9 @@ class Trainer:
         self.schedule.step_update(state.step)
         buffers = {name: buffer.clone() for name, buffer in state.buffers().items()}
         with use_backend(self.kernels):
-            self.micro_steps = [self._micro_step(batch) for batch in micro_batches]
+            self.micro_steps = [
+                self._micro_step(batch, criterion or self.criterion) for batch in micro_batches
+            ]
         if self.applied:
             state.update_ema()
         else:
@@ -105,7 +111,7 @@ class Trainer:
         self.state.skipped += 1
         self.state.step += 1
 
-    def _micro_step(self, batch: Batch) -> MicroStep:
+    def _micro_step(self, batch: Batch, criterion: Criterion) -> MicroStep:
         state = self.state
         state.digest = add_digests(state.digest, batch.digest)
         needs_teacher = self.teacher is not None and batch.teacher_record is None
@@ -114,7 +120,7 @@ class Trainer:
 
         def compute_loss(model: Any) -> LossParts:
             outputs = self.forward.run(model, inputs, batch, state.step)
-            return self.criterion(outputs, batch.labels, batch.lam, teacher_output)
+            return criterion(outputs, batch.labels, batch.lam, teacher_output)
 
         parts = self.engine(compute_loss)
         # DeepSpeed checks the gradient alone, which may be finite where the loss is not

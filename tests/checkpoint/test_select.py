@@ -19,7 +19,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
-from safetensors.torch import load_file
 
 from fastdeit.checkpoint import writer as checkpoint_writer
 from fastdeit.checkpoint.select import LoadedCheckpoint, find_checkpoint
@@ -28,10 +27,11 @@ from fastdeit.commands.train import train_command as run_command
 from fastdeit.distributed.world import init_distributed
 from fastdeit.run import folder as run_folder
 from fastdeit.run import loop, results
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.trainer import Trainer
 from tests.checkpoint.test_store import LAYOUT, STATE, TENSORS, rewrite, save_with
+from tests.support.compare_runs import assert_same_weights
 from tests.support.images import write_shapes
 from tests.support.launching import FLAGS, Launch
 
@@ -227,12 +227,6 @@ def generators() -> tuple[Any, ...]:
     return torch.get_rng_state().tolist(), random.getstate(), numpy[1].tolist(), numpy[2]  # type: ignore[index,union-attr]
 
 
-def assert_same_weights(one: Path, two: Path) -> None:
-    for name in ("student.safetensors", "student_ema.safetensors"):
-        left, right = load_file(one / name), load_file(two / name)
-        assert all(torch.equal(value, right[key]) for key, value in left.items()), name
-
-
 def steps(folder: Path) -> list[int]:
     return [int(path.name[5:]) for path in list_checkpoints(folder / "checkpoints")]
 
@@ -354,7 +348,7 @@ def test_a_request_amid_the_micro_batches_of_a_step_loses_no_bit_of_any_state(
     assert (
         (state["step"], state["adam_step"]) == (expected["step"], expected["adam_step"]) == (12, 12)
     )
-    lines = [read_metrics(place / "metrics.jsonl") for place in (folder, whole)]
+    lines = [read_json_lines(place / "metrics.jsonl") for place in (folder, whole)]
     told = [
         [[line.get(name) for name in ("step", "lr", "loss", "digest")] for line in part]
         for part in lines
@@ -411,11 +405,11 @@ def test_a_full_disk_ends_no_run_and_costs_no_line_of_its_log(
     assert train_command([*argv, "--output-dir", str(folder), "--log-steps", "1"]) == 0
     said = capfd.readouterr()
     assert (
-        "metrics.jsonl is not written: [Errno 28] No space left on device" in said.out
-        and "is written again" in said.out
+        "metrics.jsonl cannot be written: [Errno 28] No space left on device" in said.out
+        and "can be written again" in said.out
     )
     assert "checkpoint of step 6 not saved" in said.out and not said.err
-    lines = [line for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+    lines = [line for line in read_json_lines(folder / "metrics.jsonl") if "loss" in line]
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert_same_weights(whole, folder)
 
@@ -473,7 +467,7 @@ def test_a_run_that_cannot_save_its_last_step_has_failed_and_goes_on_later(
         assert_same_weights(whole, folder / str(last))
 
 
-def test_going_back_sets_the_later_ones_aside(
+def test_resuming_from_an_earlier_checkpoint_renames_later_ones(
     argv: list[str], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
@@ -482,10 +476,10 @@ def test_going_back_sets_the_later_ones_aside(
     assert steps(folder) == [7, 6, 3]
     back = [*here, "--resume", str(at(folder, 3))]
     assert train_command([*back, "--stop-after-steps", "1"]) == 0
-    assert steps(folder) == [4, 3] and "set aside" in capsys.readouterr().out
-    assert train_command(back) == 0  # the same command goes on from step 4
+    assert steps(folder) == [4, 3] and "were renamed" in capsys.readouterr().out
+    assert train_command(back) == 0  # the same command resumes from step 4
     said = " ".join(capsys.readouterr().out.split())
-    assert "after step 4 of 12" in said and "set aside" not in said
+    assert "after step 4 of 12" in said and "were renamed" not in said
     assert_same_weights(whole, folder)
 
 

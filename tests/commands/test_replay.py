@@ -23,7 +23,7 @@ from fastdeit.data.batch import Batch
 from fastdeit.data.build import build_train_loader
 from fastdeit.data.index import build_index
 from fastdeit.data.loader import TrainLoader
-from fastdeit.data.quarantine import read_entries
+from fastdeit.data.quarantine import read_quarantine
 from fastdeit.distributed.world import init_distributed
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.digest import show_digest
@@ -33,7 +33,7 @@ from fastdeit.run.attempts import read_attempts
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.trainer import Trainer
 from tests.support.cache_runs import MODEL, Setting, train
-from tests.support.compare_runs import EPOCHS, FLAGS, assert_same_run, steps_of
+from tests.support.compare_runs import EPOCHS, FLAGS, assert_same_samples, steps_of
 from tests.support.launching import ROOT, Launch, free_port
 
 NUMBERS = ("loss", "base", "distill", "grad_norm", "lr")
@@ -267,7 +267,7 @@ def test_images_that_left_the_run_later_are_in_the_steps_before(
     (data / second).unlink()
     assert train(argv) == 0
     entries = {
-        entry["name"]: entry["step"] for entry in read_entries(out / "quarantine.jsonl", "train")
+        image.name: image.step for image in read_quarantine(out / "quarantine.jsonl", "train")
     }
     assert entries.keys() == {first, second} and entries[first] in (6, 7) and entries[second] == 3
     assert [(attempt.step, len(attempt.left_out)) for attempt in read_attempts(RunFolder(out))] == [
@@ -485,7 +485,7 @@ def test_a_run_on_one_two_and_one_process_is_that_on_one(
         (9, 1, 8),
     ]
     assert setting.train(tmp_path, *setting.taught, *FLAGS, epochs=EPOCHS) == 0
-    assert_same_run(travelled, tmp_path)
+    assert_same_samples(travelled, tmp_path)
 
 
 def test_one_process_takes_the_step_of_two(travelled: Path) -> None:

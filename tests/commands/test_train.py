@@ -22,10 +22,11 @@ from fastdeit.config.recipes import RECIPES
 from fastdeit.data import build, quarantine
 from fastdeit.data.batch import Batch
 from fastdeit.data.loader import TrainLoader
-from fastdeit.data.quarantine import read_entries
+from fastdeit.data.quarantine import read_quarantine
 from fastdeit.distributed.world import init_distributed
 from fastdeit.run.preflight import check_config
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
+from tests.support.compare_runs import assert_same_weights
 from tests.support.images import write_shapes
 
 ROOT = Path(__file__).parents[2]
@@ -83,14 +84,6 @@ def distilled(shapes: Path, teacher: Path) -> tuple[list[str], Path]:
     return argv, folder
 
 
-def assert_same_weights(one: Path, two: Path) -> None:
-    for name in ("student.safetensors", "student_ema.safetensors"):
-        left, right = load_file(one / name), load_file(two / name)
-        assert set(left) == set(right)
-        for key, value in left.items():
-            assert torch.equal(value, right[key]), (name, key)
-
-
 def test_a_run_leaves_what_it_says(distilled: tuple[list[str], Path], shapes: Path) -> None:
     folder = distilled[1]
     names = {path.name for path in folder.iterdir()}
@@ -117,7 +110,7 @@ def test_a_run_leaves_what_it_says(distilled: tuple[list[str], Path], shapes: Pa
         json.loads(about["classes"]) == ["circle", "square", "stripe"]
         and json.loads(about["input_size"]) == 32
     )
-    lines = read_metrics(folder / "metrics.jsonl")
+    lines = read_json_lines(folder / "metrics.jsonl")
     steps = [line["step"] for line in lines if "loss" in line]
     assert steps == [2, 3, 4, 6, 8, 9]
     assert all(
@@ -184,7 +177,7 @@ def test_stopped_and_started_again_ends_bit_for_bit_the_same(
     assert_same_weights(whole, tmp_path)
     # the log reads like that of a run that was never stopped; a window of the mean may start at the
     # stop
-    mine, theirs = (read_metrics(folder / "metrics.jsonl") for folder in (tmp_path, whole))
+    mine, theirs = (read_json_lines(folder / "metrics.jsonl") for folder in (tmp_path, whole))
     assert [line["step"] for line in mine] == [line["step"] for line in theirs]
     assert mine[-1] == theirs[-1]
 
@@ -509,13 +502,13 @@ def test_a_run_survives_files_that_break_before_and_while_it_trains(
     monkeypatch.setattr(quarantine, "RETRIES_S", (0.01,))
     assert train_command(argv, "test") == 0
     found = {
-        entry["name"]: entry["fault"] for entry in read_entries(out / "quarantine.jsonl", "train")
+        image.name: image.fault for image in read_quarantine(out / "quarantine.jsonl", "train")
     }
     assert set(found) == {"train/circle/00.png", "train/square/01.jpg"}
     assert "since the run began" in found["train/circle/00.png"]
-    assert [line["quarantined"] for line in read_metrics(out / "metrics.jsonl") if "loss" in line][
-        -1
-    ] == 2
+    assert [
+        line["quarantined"] for line in read_json_lines(out / "metrics.jsonl") if "loss" in line
+    ][-1] == 2
     assert (out / "summary.json").is_file()
 
 

@@ -22,7 +22,7 @@ from fastdeit.data.formats.check import in_parallel
 from fastdeit.data.index import DataError, Index, build_index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
-from fastdeit.data.quarantine import Quarantine, read_entries
+from fastdeit.data.quarantine import Quarantine, read_quarantine
 from fastdeit.data.snapshot import keep_images, reconcile
 from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec
@@ -156,7 +156,7 @@ def test_every_kind_of_bad_image_first_and_last_in_a_batch_is_replaced_on_all_ra
     one = epoch_of(index, quarantine=Quarantine(index, file=file))
     plan.exclude(np.array(sorted(rows)))
     assert one["labels"].tolist() == index.labels[plan.images(0, one["ordinals"].numpy())].tolist()
-    assert {entry["row"] for entry in read_entries(file, "train")} == set(rows)
+    assert {image.row for image in read_quarantine(file, "train")} == set(rows)
     two = epoch_of(index, world=2)  # that know of nothing yet
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -199,9 +199,9 @@ def test_the_file_of_bad_images_is_kept_and_taken_up(root: Path, tmp_path: Path)
     keep_images(index, tmp_path / "images.parquet")
     (index.root / os.fsdecode(index.names[BAD].as_py())).unlink()
     first = epoch_of(index, quarantine=Quarantine(index, file=file))
-    (entry,) = read_entries(file, "train")
-    assert (entry["row"], entry["split"]) == (BAD, "train") and entry["fault"]
-    assert read_entries(file, "val") == []
+    (image,) = read_quarantine(file, "train")
+    assert (image.row, image.split) == (BAD, "train") and image.fault
+    assert read_quarantine(file, "val") == []
     with file.open("a") as torn:
         torn.write('{"row": 3, "spl')
     # the folder is listed again: one row fewer, but the run keeps to those it began with
@@ -212,14 +212,14 @@ def test_the_file_of_bad_images_is_kept_and_taken_up(root: Path, tmp_path: Path)
     taken_up.add(gone)
     second = epoch_of(again, quarantine=taken_up)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert len(read_entries(file, "train")) == taken_up.count_all() == 1
+    assert len(read_quarantine(file, "train")) == taken_up.count_all() == 1
 
 
 def test_what_cannot_be_written_down_does_not_end_the_run(root: Path, tmp_path: Path) -> None:
     index, file = build_index(root, "train"), tmp_path / "quarantine.jsonl"
     file.write_text('{"row": 3, "spl')  # cut off by a crash
     Quarantine(index, file=file).add({BAD: "is bad"})
-    assert [entry["row"] for entry in read_entries(file, "train")] == [BAD]
+    assert [image.row for image in read_quarantine(file, "train")] == [BAD]
     held = Quarantine(index, file=file / "no folder")
     held.add({BAD: "is bad"})
     assert held.rows.tolist() == [BAD]
@@ -274,7 +274,7 @@ def test_a_shard_that_is_cut_leaves_at_once(
     seen = epoch_of(index, quarantine=bad)
     assert bad.rows.tolist() == lost and len(lost) > 11  # more than so many files might be
     assert len(seen["labels"]) == len(index) // BATCH * BATCH
-    assert caplog.text.count("left out from now on") == 1 and "train-0.tar" in caplog.text
+    assert caplog.text.count("excluded from now on") == 1 and "train-0.tar" in caplog.text
 
 
 def test_evaluation_leaves_a_bad_image_out(root: Path) -> None:

@@ -26,7 +26,7 @@ from fastdeit.distributed.collectives import first_on_rank0
 from fastdeit.distributed.world import init_distributed
 from fastdeit.run import identity
 from fastdeit.run.identity import check_same_images
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
 from tests.support.images import write_shapes
 from tests.support.launching import (
     FLAGS,
@@ -95,7 +95,7 @@ def failures(folder: Path) -> dict[str, dict]:
 
 
 def assert_same_numbers(folder: Path, whole: Path) -> None:
-    mine, theirs = (read_metrics(place / "metrics.jsonl") for place in (folder, whole))
+    mine, theirs = (read_json_lines(place / "metrics.jsonl") for place in (folder, whole))
     assert_lines_near(mine, theirs, 1e-5)
     for name in ("student.safetensors", "student_ema.safetensors"):
         found, wanted = load_file(folder / name), load_file(whole / name)

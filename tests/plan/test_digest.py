@@ -25,7 +25,7 @@ from fastdeit.plan.digest import add_digests, sample_digests, show_digest
 from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.plan.spec import PlanSpec
 from tests.support.cache_runs import Setting
-from tests.support.compare_runs import EPOCHS, FLAGS, assert_same_run, steps_of
+from tests.support.compare_runs import EPOCHS, FLAGS, assert_same_samples, steps_of
 from tests.support.images import write_shapes
 
 BATCH, SIDE, STEPS = 16, 32, 3
@@ -249,7 +249,7 @@ def test_a_run_stopped_and_continued_in_another_form_is_the_same_run(
             str(stop),
         ]
         assert setting.train(tmp_path, *setting.taught, *FLAGS, *flags, epochs=EPOCHS) == 0
-    assert_same_run(tmp_path, whole)
+    assert_same_samples(tmp_path, whole)
 
 
 def test_a_checkpoint_holds_the_digest_of_all_steps_before(setting: Setting, whole: Path) -> None:

@@ -11,13 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from fastdeit.checkpoint.store import list_checkpoints, verify_checkpoint
 from fastdeit.commands.train import train_command
 from fastdeit.distributed.world import init_distributed
-from fastdeit.storage.jsonl import read_metrics
+from tests.support.compare_runs import assert_same_run
 from tests.support.images import write_shapes
 from tests.support.launching import FLAGS, Launch, steps_done
 
@@ -59,22 +57,12 @@ def failures(folder: Path) -> dict[int, dict]:
     }
 
 
-def assert_goes_on_to_the_same_end(folder: Path, argv: list[str], whole: Path) -> str:
+def resume_to_the_same_end(folder: Path, argv: list[str], whole: Path) -> str:
+    """Launch the run again; assert that it ends like one that was never interrupted; return its
+    output."""
     launch = Launch(folder, argv)
     assert launch.wait() == 0, launch.output
-    for name in ("student.safetensors", "student_ema.safetensors"):
-        left, right = load_file(whole / name), load_file(folder / name)
-        assert all(torch.equal(value, right[key]) for key, value in left.items()), name
-    mine, theirs = (read_metrics(place / "metrics.jsonl") for place in (folder, whole))
-    rate = {"images_per_s"}
-    assert [{k: v for k, v in line.items() if k not in rate} for line in mine] == [
-        {k: v for k, v in line.items() if k not in rate} for line in theirs
-    ]
-    assert (
-        not {path.name for path in folder.iterdir()}
-        - {path.name for path in whole.iterdir()}
-        - {"failures.jsonl"}
-    )
+    assert_same_run(folder, whole, other_files=frozenset({"failures.jsonl"}))
     return launch.output
 
 
@@ -101,8 +89,8 @@ def test_sigterm_to_the_runner_then_a_killed_rank_and_the_run_ends_the_same(
     assert second.wait() != 0 and time.monotonic() - began < 10
     assert f"after step {stopped} of {TOTAL}" in second.output
     assert failures(folder)[0]["step"] == stopped + 4
-    said = assert_goes_on_to_the_same_end(folder, argv, whole)
-    assert "the attempt before this failed first on rank 0" in said
+    said = resume_to_the_same_end(folder, argv, whole)
+    assert "the last attempt failed first on rank 0" in said
     assert train_command([*argv, "--output-dir", str(folder)], "test") == 0  # it is finished
 
 
@@ -154,9 +142,7 @@ def test_a_kill_in_a_save_costs_steps_and_nothing_else(
     next(rank for rank in launch.find("faulty.py") if rank.environ()["RANK"] == "0").kill()
     assert launch.wait() != 0
     assert [path.name for path in (folder / "checkpoints").glob("*.tmp-*")]
-    assert "the attempt before this failed first on rank 1" in assert_goes_on_to_the_same_end(
-        folder, argv, whole
-    )
+    assert "the last attempt failed first on rank 1" in resume_to_the_same_end(folder, argv, whole)
     assert not list((folder / "checkpoints").glob("*.tmp-*"))
 
 
@@ -243,7 +229,7 @@ def test_every_way_to_stop_saves_and_goes_on(argv: list[str], whole: Path, tmp_p
         launch.until(lambda: steps_done(folder) >= before + 2)  # noqa: B023
         send(launch, number)
         assert_stops(launch, reasons)
-    assert_goes_on_to_the_same_end(folder, argv, whole)
+    resume_to_the_same_end(folder, argv, whole)
 
 
 @pytest.mark.slow
@@ -265,7 +251,7 @@ def test_a_signal_at_a_bad_time_tears_nothing(argv: list[str], whole: Path, tmp_
             to_launcher(launch, signal.SIGTERM)
             time.sleep(0.3)
         assert_stops(launch, "SIGTERM")
-    assert_goes_on_to_the_same_end(folder, argv, whole)
+    resume_to_the_same_end(folder, argv, whole)
 
 
 @pytest.mark.slow

@@ -18,13 +18,14 @@ from fastdeit.commands.train import train_command
 from fastdeit.data.batch import Batch
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.mix import mix_reference
-from fastdeit.reliability.health import Health, Journal
+from fastdeit.reliability.health import Health, Spike
 from fastdeit.reliability.replica_check import checksum, describe_difference
-from fastdeit.storage.jsonl import AppendOnlyFile, read_metrics
+from fastdeit.storage.jsonl import AppendOnlyFile, StepLog, read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.build import build_trainer
 from fastdeit.training.losses import DistillationLoss
 from fastdeit.training.trainer import STATISTICS, Trainer
+from tests.support.compare_runs import assert_same_weights
 from tests.support.health_ranks import FORMS, NAN_AT, InfiniteLoss, contents, equal, flip
 from tests.support.images import write_shapes
 from tests.support.launching import FLAGS, ROOT, Launch, free_port
@@ -204,7 +205,7 @@ def test_any_flipped_bit_changes_the_checksum(dtype: torch.dtype) -> None:
 
 
 def make_health(folder: Path, said: list[str]) -> Health:
-    health = Health(RunFolder(folder), 0, 10, 8, said.append)
+    health = Health(RunFolder(folder), 10, 8, said.append)
     health.open(0)
     health.begin(0)
     return health
@@ -218,7 +219,7 @@ def test_spikes_are_told_from_the_median_of_those_before(tmp_path: Path, world: 
     for step, norm in ((19, 3.0), (20, 20.0), (21, 20.1), (22, 2000.0)):
         health.note_applied(step, [0.5, 0.5, 0.0, norm])
     health.close()
-    lines = read_metrics(RunFolder(tmp_path).spikes)
+    lines = read_json_lines(RunFolder(tmp_path).spikes)
     assert [(line["step"], line["grad_norm"], line["median"]) for line in lines] == [
         (21, 20.1, 2.0),
         (22, 2000.0, 2.0),
@@ -228,35 +229,39 @@ def test_spikes_are_told_from_the_median_of_those_before(tmp_path: Path, world: 
     # back at an earlier step, only those of before are compared with, and only their lines stay
     health.open(22)
     health.begin(22)
-    assert [line["step"] for line in read_metrics(RunFolder(tmp_path).spikes)] == [21]
+    assert [line["step"] for line in read_json_lines(RunFolder(tmp_path).spikes)] == [21]
     health.note_applied(22, [0.5, 0.5, 0.0, 20.1])
     health.close()
-    assert [line["step"] for line in read_metrics(RunFolder(tmp_path).spikes)] == [21, 22]
+    assert [line["step"] for line in read_json_lines(RunFolder(tmp_path).spikes)] == [21, 22]
 
 
-def test_a_journal_keeps_what_came_before_and_outlives_a_disk_that_refuses(
+def spike(step: int) -> Spike:
+    return Spike(step=step, grad_norm=20.0, median=1.0, loss=0.5)
+
+
+def test_step_log_keeps_earlier_records_and_survives_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
+    warnings: list[str] = []
     path = tmp_path / "lines.jsonl"
-    journal = Journal(path, lambda step: True, said.append)
+    log = StepLog(path, Spike, lambda step: True, warnings.append)
     assert not path.exists()
     for step in (1, 5, 9):
-        journal.add({"step": step})
-    journal.close()
+        log.append(spike(step))
+    log.close()
     path.write_text(path.read_text() + '{"step": 1')  # cut short by a kill
-    journal = Journal(path, lambda step: step < 6, said.append)
+    log = StepLog(path, Spike, lambda step: step < 6, warnings.append)
 
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as full:
         full.setattr(AppendOnlyFile, "__init__", refuse)
-        journal.add({"step": 6})
-    assert len(said) == 1 and "No space left" in said[0]
-    journal.add({"step": 7})
-    journal.close()
-    assert [line["step"] for line in read_metrics(path)] == [1, 5, 7]
+        log.append(spike(6))
+    assert len(warnings) == 1 and "No space left" in warnings[0]
+    log.append(spike(7))
+    log.close()
+    assert [line["step"] for line in read_json_lines(path)] == [1, 5, 7]
 
 
 @pytest.mark.parametrize(
@@ -268,7 +273,7 @@ def test_a_damaged_list_of_rollbacks_is_refused(
     (tmp_path / "rollbacks.jsonl").write_text('{"passed_over": [2, 9]}\n' + line)
     with pytest.raises(SystemExit, match="2"):
         start(argv, tmp_path)
-    assert f"{tmp_path}/rollbacks.jsonl: damaged: got '{line}'" in capfd.readouterr().err
+    assert f"{tmp_path}/rollbacks.jsonl: damaged line (got '{line}'" in capfd.readouterr().err
 
 
 # whole runs
@@ -310,7 +315,7 @@ def start(argv: list[str], folder: Path, *more: str) -> int:
 
 
 def steps_of(folder: Path, name: str) -> list[int]:
-    return [line["step"] for line in read_metrics(folder / name)]
+    return [line["step"] for line in read_json_lines(folder / name)]
 
 
 def strict(text: str) -> Any:
@@ -318,12 +323,6 @@ def strict(text: str) -> Any:
         raise ValueError(name)
 
     return json.loads(text, parse_constant=refuse)
-
-
-def assert_same_weights(one: Path, two: Path) -> None:
-    for name in ("student.safetensors", "student_ema.safetensors"):
-        left, right = load_file(one / name), load_file(two / name)
-        assert all(torch.equal(value, right[key]) for key, value in left.items()), name
 
 
 def test_bad_steps_are_written_down_and_training_goes_on(
@@ -368,14 +367,14 @@ def test_after_too_many_a_run_goes_back_and_passes_over_them(
         "steps 7 to 10 were bad: rolled back to" in said
         and "step-00000006, skipping all steps up to 10" in said
     )
-    (entry,) = read_metrics(gone_back / "rollbacks.jsonl")
+    (entry,) = read_json_lines(gone_back / "rollbacks.jsonl")
     assert (entry["checkpoint"], entry["bad_steps"], entry["passed_over"]) == (
         6,
         [7, 8, 9, 10],
         [6, 11],
     )
     metrics = {
-        line["step"]: line for line in read_metrics(gone_back / "metrics.jsonl") if "lr" in line
+        line["step"]: line for line in read_json_lines(gone_back / "metrics.jsonl") if "lr" in line
     }
     assert sorted(metrics) == list(range(1, TOTAL + 1))
     assert [step for step, line in metrics.items() if "loss" not in line] == [7, 8, 9, 10, 11]
@@ -439,7 +438,7 @@ def test_when_that_does_not_help_it_stops_and_leaves_what_shows_why(
             assert start(argv, folder) == 1
             said = " ".join(capfd.readouterr().err.split())
             assert (
-                "steps 15 to 18 were skipped, --max-bad-steps is 3, and the run went back 2 times"
+                "steps 15 to 18 were skipped, --max-bad-steps is 3, and the run rolled back 2 times"
                 in said
             ), said
             assert "--step 15" in said and said.count("fastdeit: error") == 1
@@ -447,7 +446,7 @@ def test_when_that_does_not_help_it_stops_and_leaves_what_shows_why(
             assert failure["step"] == 19 and failure["error"].startswith(
                 "fastdeit.reliability.health.HealthError: steps 15 to 18"
             )
-    assert [entry["passed_over"] for entry in read_metrics(folder / "rollbacks.jsonl")] == [
+    assert [entry["passed_over"] for entry in read_json_lines(folder / "rollbacks.jsonl")] == [
         [6, 11],
         [3, 15],
     ]
@@ -528,7 +527,7 @@ def test_a_gradient_a_thousand_times_too_large_is_clipped_told_of_and_forgotten(
 
     monkeypatch.setattr(DistillationLoss, "__call__", thousandfold)
     assert start(argv, tmp_path / "spiky", *clip) == 0
-    (spike,) = read_metrics(RunFolder(tmp_path / "spiky").spikes)
+    (spike,) = read_json_lines(RunFolder(tmp_path / "spiky").spikes)
     assert (
         spike["step"] == 25
         and 300 < spike["grad_norm"] / spike["median"] < 3000
@@ -541,7 +540,7 @@ def test_a_gradient_a_thousand_times_too_large_is_clipped_told_of_and_forgotten(
     calm, spiky = (
         {
             line["step"]: line
-            for line in read_metrics(tmp_path / name / "metrics.jsonl")
+            for line in read_json_lines(tmp_path / name / "metrics.jsonl")
             if "loss" in line
         }
         for name in ("calm", "spiky")
@@ -568,11 +567,11 @@ def test_a_launched_run_goes_back_together_and_stops_when_its_ranks_differ(
     faults = ",".join(f"nan:1:{step}" for step in range(7, 11))
     launch = Launch(tmp_path / "run", [*argv, "--checksum-steps", "4"], f"{faults},flip:1:20")
     assert launch.wait() == 1
-    (entry,) = read_metrics(launch.folder / "rollbacks.jsonl")
+    (entry,) = read_json_lines(launch.folder / "rollbacks.jsonl")
     assert entry["passed_over"] == [6, 11]
     assert {
         place["rank"]
-        for line in read_metrics(RunFolder(launch.folder).bad_steps)
+        for line in read_json_lines(RunFolder(launch.folder).bad_steps)
         for place in line["not_finite"]
     } == {1}
     said = " ".join(launch.output.split())

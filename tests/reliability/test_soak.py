@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastdeit.checkpoint.store import list_checkpoints, step_of, verify_checkpoint
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
 from tests.support.images import write_shapes
 from tests.support.launching import FLAGS, Launch, assert_lines_near
 
@@ -95,7 +95,7 @@ class Soak:
 
     def reached(self) -> int:
         return max(
-            (line["step"] for line in read_metrics(self.folder / "metrics.jsonl")), default=0
+            (line["step"] for line in read_json_lines(self.folder / "metrics.jsonl")), default=0
         )
 
     def saved(self) -> int:
@@ -174,7 +174,7 @@ def whole(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    return read_metrics(folder / "metrics.jsonl")
+    return read_json_lines(folder / "metrics.jsonl")
 
 
 def soak(

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import fastdeit
 from fastdeit.checkpoint.store import list_checkpoints
@@ -30,9 +29,9 @@ from fastdeit.reliability.failures import format_failure, take_failures, write_f
 from fastdeit.reliability.stop_requests import REASONS, StopRequests
 from fastdeit.run import identity
 from fastdeit.run.identity import check_same_everywhere, code_digest
-from fastdeit.storage.jsonl import read_metrics
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.trainer import Trainer
+from tests.support.compare_runs import assert_same_run
 from tests.support.images import write_shapes
 from tests.support.launching import FLAGS
 
@@ -82,20 +81,9 @@ def in_step(monkeypatch: pytest.MonkeyPatch, step: int, fault: Callable[[], obje
     monkeypatch.setattr(Trainer, "train_step", train_step)
 
 
-def assert_ends_the_same(folder: Path, argv: list[str], whole: Path) -> None:
+def resume_to_the_same_end(folder: Path, argv: list[str], whole: Path) -> None:
     assert train_command([*argv, "--output-dir", str(folder)], "test") == 0
-    for name in ("student.safetensors", "student_ema.safetensors"):
-        left, right = load_file(whole / name), load_file(folder / name)
-        assert all(torch.equal(value, right[key]) for key, value in left.items()), name
-    mine, theirs = (
-        [
-            {name: value for name, value in line.items() if name != "images_per_s"}
-            for line in read_metrics(place / "metrics.jsonl")
-        ]
-        for place in (folder, whole)
-    )
-    assert mine == theirs
-    assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
+    assert_same_run(folder, whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -114,7 +102,7 @@ def test_a_signal_stops_within_two_steps_and_the_same_command_goes_on(
     assert signal.getsignal(number) == before
     assert f"stopped after step 5 of 12 ({signal.Signals(number).name})" in capsys.readouterr().out
     assert list_checkpoints(folder / "checkpoints")[0].name == "step-00000005"
-    assert_ends_the_same(folder, argv, whole)
+    resume_to_the_same_end(folder, argv, whole)
 
 
 def test_a_stop_file_stops_once(
@@ -130,7 +118,7 @@ def test_a_stop_file_stops_once(
         in_step(planted, 3, leave_a_file)
         assert train_command([*argv, "--output-dir", str(folder)], "test") == 0
     assert list_checkpoints(folder / "checkpoints")[0].name == "step-00000005"
-    assert_ends_the_same(folder, argv, whole)
+    resume_to_the_same_end(folder, argv, whole)
 
 
 def test_a_time_limit_stops_and_each_start_gets_it_anew(
@@ -146,7 +134,7 @@ def test_a_time_limit_stops_and_each_start_gets_it_anew(
         in_step(planted, 3, lambda: time.sleep(3.2))
         assert train_command(limited, "test") == 0
     assert "after step 5 of 12 (--time-limit)" in capsys.readouterr().out
-    assert_ends_the_same(folder, argv, whole)
+    resume_to_the_same_end(folder, argv, whole)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +171,7 @@ def test_a_signal_in_an_evaluation_cuts_it_off_and_it_is_made_up_for(
         assert train_command([*argv, "--output-dir", str(folder)], "test") == 0
     assert len(done) == passes and not (folder / "summary.json").exists()
     assert list_checkpoints(folder / "checkpoints")[0].name == f"step-{(6, 12, 12)[passes]:08}"
-    assert_ends_the_same(folder, argv, whole)
+    resume_to_the_same_end(folder, argv, whole)
 
 
 def test_a_signal_while_it_starts_leaves_nothing_behind(
@@ -226,7 +214,7 @@ def test_an_exception_is_told_at_the_next_start_and_then_archived(
     )
     said = " ".join(capsys.readouterr().out.split())
     assert (
-        "the attempt before this failed first on rank 0" in said
+        "the last attempt failed first on rank 0" in said
         and "RuntimeError: out of [/memory]" in said
     )
     assert not list(folder.glob("failure-*"))
@@ -234,7 +222,7 @@ def test_an_exception_is_told_at_the_next_start_and_then_archived(
         json.loads(line)["error"] for line in (folder / "failures.jsonl").read_text().splitlines()
     ] == [told["error"]]
     shutil.copy(folder / "failures.jsonl", whole / "failures.jsonl")  # the one file more
-    assert_ends_the_same(folder, argv, whole)
+    resume_to_the_same_end(folder, argv, whole)
     (whole / "failures.jsonl").unlink()
 
 
@@ -244,9 +232,9 @@ def test_the_earliest_failure_is_named_first(tmp_path: Path) -> None:
         time.sleep(0.01)
     (tmp_path / "failure-rank3.json").write_text("{")  # of a full disk
     taken = take_failures(RunFolder(tmp_path))
-    assert [failure["rank"] for failure in taken] == [2, 0, 1]
+    assert [failure.rank for failure in taken] == [2, 0, 1]
     assert format_failure(taken[0], RunFolder(tmp_path)).startswith(
-        "the attempt before this failed first on rank 2 ("
+        "the last attempt failed first on rank 2 ("
     )
     assert [path.name for path in tmp_path.iterdir()] == ["failures.jsonl"] and take_failures(
         RunFolder(tmp_path)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
 from tests.support.images import write_shapes
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def runs(
 def test_two_processes_and_one_give_the_same_30_losses(
     runs: tuple[Path, Path, subprocess.CompletedProcess[str]],
 ) -> None:
-    one, two = (read_metrics(folder / "metrics.jsonl") for folder in runs[:2])
+    one, two = (read_json_lines(folder / "metrics.jsonl") for folder in runs[:2])
     losses = [[line["loss"] for line in lines if "loss" in line] for lines in (one, two)]
     assert len(losses[0]) == 30
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
@@ -93,7 +93,9 @@ def test_a_run_of_two_processes_at_stage_2_goes_on_with_one_at_stage_1(
         end = launch(processes, [*argv, *more])
         assert end.returncode == 0, end.stdout + end.stderr
     assert "after step 16 of 30" in end.stdout
-    moved, whole = (read_metrics(folder / "metrics.jsonl") for folder in (root / "moved", runs[0]))
+    moved, whole = (
+        read_json_lines(folder / "metrics.jsonl") for folder in (root / "moved", runs[0])
+    )
     losses = [[line["loss"] for line in lines if "loss" in line] for lines in (moved, whole)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 

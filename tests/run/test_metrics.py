@@ -11,7 +11,7 @@ import torch
 from fastdeit.distributed.world import init_distributed
 from fastdeit.run.metrics import MetricLog
 from fastdeit.storage import atomic, jsonl
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.trainer import Meter
 
@@ -50,13 +50,13 @@ def test_log_of_a_resumed_run_drops_later_lines(tmp_path: Path) -> None:
     log = open_log(tmp_path, 20)
     log.write(30, {"loss": 0.5, "lr": 1e-3})
     log.close()
-    assert read_metrics(tmp_path / "metrics.jsonl") == [
+    assert read_json_lines(tmp_path / "metrics.jsonl") == [
         {"step": 10, "loss": 10.0},
         {"step": 20, "loss": 20.0},
         {"step": 30, "loss": 0.5, "lr": 1e-3},
     ]
     assert list((tmp_path / "tensorboard").glob("events*"))
-    assert read_metrics(tmp_path / "nowhere.jsonl") == []
+    assert read_json_lines(tmp_path / "nowhere.jsonl") == []
 
 
 def scalars(folder: Path) -> list[tuple[int, str, float]]:
@@ -104,20 +104,22 @@ def test_full_disk_is_reported_once_and_loses_nothing_when_there_is_room_again(
     with files_of_at_most(1000):
         for step in range(100):
             log.write(step, {"loss": float(step), "lr": 1e-3})
-        held = read_metrics(tmp_path / "metrics.jsonl")
+        held = read_json_lines(tmp_path / "metrics.jsonl")
         assert (
             10 < len(held) < 50
             and len(warnings) == 2
-            and all("is not written: [Errno 27]" in line for line in warnings)
+            and all("cannot be written: [Errno 27]" in line for line in warnings)
         )
     log.write(100, {"loss": 100.0, "lr": 1e-3})
     log.close()
     expected = [{"step": step, "loss": float(step), "lr": 1e-3} for step in range(101)]
-    assert read_metrics(tmp_path / "metrics.jsonl") == expected
+    assert read_json_lines(tmp_path / "metrics.jsonl") == expected
     assert [step for step, name, _ in scalars(tmp_path / "tensorboard") if name == "loss"] == list(
         range(101)
     )
-    assert len(warnings) == 4 and all(line.endswith("is written again") for line in warnings[2:])
+    assert len(warnings) == 4 and all(
+        line.endswith("can be written again") for line in warnings[2:]
+    )
 
 
 def test_pending_records_are_bounded_and_lost_ones_are_counted(
@@ -134,11 +136,11 @@ def test_pending_records_are_bounded_and_lost_ones_are_counted(
     assert (
         tmp_path / "file"
     ).read_bytes() == b"line 0\nline 1\nline 2\nline 7\nline 8\nline 9\n" + b"x\n" * 99 + b"last\n"
-    assert warnings[1].endswith("is written again; 4 of its records are lost")
+    assert warnings[1].endswith("can be written again; 4 records are lost")
     with files_of_at_most(0):
         file.append(b"more")
         file.close()
-    assert warnings[3].endswith("ends early; 1 of its records are lost") and len(warnings) == 4
+    assert warnings[3].endswith("is incomplete; 1 records are lost") and len(warnings) == 4
 
 
 def test_atomic_write_ignores_links_and_leaves_no_temporary_file(

@@ -4,6 +4,7 @@ tests.support.health_ranks FOLDER`, with RANK set.
 Rank 0 writes FOLDER/ranks.json.
 """
 
+import dataclasses
 import gc
 import json
 import sys
@@ -72,7 +73,7 @@ def flip(module: torch.nn.Module, bit: int = 0) -> None:
 def look(fields: dict[str, Any], folder: Path, world: World) -> dict[str, Any]:
     """An infinite loss with a finite gradient on the last rank, then a flipped bit there."""
     trainer = make_trainer(configure(**fields, micro_batch=BATCH // world.size // 2), world)
-    health = Health(RunFolder(folder), world.rank, STEPS_PER_EPOCH, BATCH, lambda line: None)
+    health = Health(RunFolder(folder), STEPS_PER_EPOCH, BATCH, lambda line: None)
     norms = [step(trainer, world)[-1].item() for _ in range(NAN_AT)]
     before, criterion = contents(trainer), trainer.criterion
     if world.rank == world.size - 1:
@@ -85,7 +86,7 @@ def look(fields: dict[str, Any], folder: Path, world: World) -> dict[str, Any]:
         "norms": norms,
         "skipped": skipped,
         "untouched": equal(before, contents(trainer)),
-        "line": health.bad[0],
+        "line": dataclasses.asdict(health.bad[0]),
     }
     found |= {"next": step(trainer, world).tolist(), "equal": compare_weights(trainer.state.model)}
     if world.rank == world.size - 1:

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
 
 ROOT = Path(__file__).parents[2]
 FLAGS = (
@@ -129,7 +129,7 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 
 def steps_done(folder: Path) -> int:
     """As far as the log tells."""
-    return max((line["step"] for line in read_metrics(folder / "metrics.jsonl")), default=0)
+    return max((line["step"] for line in read_json_lines(folder / "metrics.jsonl")), default=0)
 
 
 def assert_lines_near(mine: list[dict[str, Any]], theirs: list[dict[str, Any]], rel: float) -> None:

@@ -23,12 +23,13 @@ from fastdeit.kernels.mix import mix
 from fastdeit.models import build as models_build
 from fastdeit.models.build import build_teacher
 from fastdeit.plan.build import build_plan
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.teacher_cache.format import decode
 from fastdeit.teacher_cache.reader import Cache, CachedTeacher, make_entry
 from tests.commands.test_train import damaging
 from tests.run.test_launch import launch
-from tests.support.cache_runs import MODEL, Setting, assert_same_weights, flip, write_teacher
+from tests.support.cache_runs import MODEL, Setting, flip, write_teacher
+from tests.support.compare_runs import assert_other_weights, assert_same_weights
 
 LOADED = "load_teacher was called"
 
@@ -58,7 +59,7 @@ def copy_of(setting: Setting, folder: Path, kind: str = "hard") -> Path:
 
 
 def losses(folder: Path) -> list[float]:
-    return [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+    return [line["loss"] for line in read_json_lines(folder / "metrics.jsonl") if "loss" in line]
 
 
 @pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 8), (1, 16), (2, 8), (2, 16)])
@@ -123,7 +124,7 @@ def test_a_run_from_the_cache_equals_the_live_run(
     assert losses(tmp_path) == losses(setting.root / "live") and len(losses(tmp_path)) == 9
     said = " ".join(capfd.readouterr().out.split())
     assert f"test_resnet recorded in {setting.root / 'hard'}: hard, 3 epochs, miss: error" in said
-    assert "unrecorded" not in read_metrics(tmp_path / "metrics.jsonl")[0]
+    assert "unrecorded" not in read_json_lines(tmp_path / "metrics.jsonl")[0]
     with pytest.raises(AssertionError, match=LOADED):  # the trap works
         setting.train(tmp_path / "live", *setting.taught)
 
@@ -140,7 +141,7 @@ def test_the_answers_decide_the_run(setting: Setting, tmp_path: Path) -> None:
         entry[:] = np.frombuffer(make_entry(chunk.tobytes(), entry[:16].tobytes()), np.uint8)
     entries.tofile(folder / "chunks.bin")
     assert setting.train(tmp_path / "run", "--cache", str(folder)) == 0
-    assert_same_weights(tmp_path / "run", setting.root / "live", equal=False)
+    assert_other_weights(tmp_path / "run", setting.root / "live")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_two_processes_read_the_same_cache(setting: Setting, tmp_path: Path) -> 
     assert end.returncode == 0, end.stdout + end.stderr
     assert losses(tmp_path) == pytest.approx(losses(setting.root / "live")[:4], rel=1e-4)
     assert [
-        line["unrecorded"] for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line
+        line["unrecorded"] for line in read_json_lines(tmp_path / "metrics.jsonl") if "loss" in line
     ] == [0] * 4
 
 
@@ -226,7 +227,7 @@ def test_soft_distillation_from_the_largest_logits(setting: Setting, tmp_path: P
     assert cached == pytest.approx(live, rel=2e-3) and cached != live
     parts = [
         line["distill"]
-        for line in read_metrics(tmp_path / "cached" / "metrics.jsonl")
+        for line in read_json_lines(tmp_path / "cached" / "metrics.jsonl")
         if "distill" in line
     ]
     assert all(part > 0 for part in parts)
@@ -445,7 +446,7 @@ def test_with_the_live_teacher_for_what_is_damaged_the_run_is_the_live_run(
     assert words in caplog.text
     counts = [
         line["unrecorded"]
-        for line in read_metrics(tmp_path / "run" / "metrics.jsonl")
+        for line in read_json_lines(tmp_path / "run" / "metrics.jsonl")
         if "loss" in line
     ]
     expected = {
@@ -464,7 +465,7 @@ def test_the_label_in_the_place_of_what_is_damaged(
     assert (
         setting.train(tmp_path / "run", "--cache", str(folder), "--cache-miss", "ground-truth") == 0
     )
-    assert_same_weights(tmp_path / "run", setting.root / "live", equal=False)
+    assert_other_weights(tmp_path / "run", setting.root / "live")
     assert losses(tmp_path / "run")[:4] == losses(setting.root / "live")[:4]
     assert "not recorded: the label instead" in caplog.text
 

@@ -160,7 +160,11 @@ def test_too_many_classes_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"), [({"kind": "soft"}, r"kind must be one of hard, topk \(got .soft.\)"), ({"kind": "topk", "k": 301}, r"k must be 1 to 300 \(got 301\)")]
+    ("change", "words"),
+    [
+        ({"kind": "soft"}, r"kind must be one of hard, topk \(got .soft.\)"),
+        ({"kind": "topk", "k": 301}, r"k must be 1 to 300 \(got 301\)"),
+    ],
 )
 def test_impossible_settings_are_refused(tmp_path: Path, change: dict, words: str) -> None:
     with pytest.raises(CacheError, match=words):
@@ -171,7 +175,9 @@ def test_what_is_not_recorded_says_where(tmp_path: Path) -> None:
     cache = build(tmp_path / "c", skip=(1,))
     assert cache.look_up(0, np.array([255, 512]), images)[1] is None
     raw, fault = cache.look_up(1, np.array([255, 256]), images)
-    assert fault is not None and "epoch 1, ordinals from 256: not recorded" in fault and not raw.any()
+    assert (
+        fault is not None and "epoch 1, ordinals from 256: not recorded" in fault and not raw.any()
+    )
     assert "not recorded" in str(cache.look_up(7, np.array([0]), images)[1])
 
 

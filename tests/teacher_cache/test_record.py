@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastdeit.commands.cache_record import parse_epochs, parse_part, runs
+from fastdeit.commands.cache_record import find_spans, parse_epochs, parse_part
 from fastdeit.config.cli import parse_config
 from fastdeit.data import quarantine
 from fastdeit.data.build import build_train_index
 from fastdeit.data.loader import OrdinalLoader
 from fastdeit.distributed.world import init_distributed
 from fastdeit.plan.build import build_plan
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.teacher_cache import writer as cache_writer
 from fastdeit.teacher_cache.format import CacheError, Manifest, choose_chunk_size
 from fastdeit.teacher_cache.reader import Cache
@@ -30,12 +30,12 @@ from fastdeit.teacher_cache.record import ChunkBatches, JobShard
 from tests.support.cache_runs import (
     FILES,
     Setting,
-    assert_same_weights,
     cache,
     flip,
     same_files,
     write_teacher,
 )
+from tests.support.compare_runs import assert_same_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -189,13 +189,13 @@ def test_jobs_of_several_folders_are_merged(
     capfd.readouterr()
     assert cache(["merge", *map(str, parts), "-o", str(tmp_path / "c")]) == 0
     assert (
-        "18 chunks copied, 0 were there already, 0 damaged ones left out" in capfd.readouterr().out
+        "18 chunks copied, 0 were present already, 0 damaged ones skipped" in capfd.readouterr().out
     )
     assert same_files(tmp_path / "c", setting.root / "whole")
     flip(tmp_path / "c" / "records.bin", 4)
     assert cache(["merge", str(tmp_path / "c"), str(parts[0]), "-o", str(tmp_path / "d")]) == 0
     assert (
-        "18 chunks copied, 5 were there already, 1 damaged ones left out" in capfd.readouterr().out
+        "18 chunks copied, 5 were present already, 1 damaged ones skipped" in capfd.readouterr().out
     )
     assert same_files(tmp_path / "d", setting.root / "whole")
     assert cache(["merge", str(parts[1]), str(parts[2]), str(parts[0]), "-o", str(parts[1])]) == 0
@@ -323,7 +323,7 @@ def test_the_sample_sees_another_answer(
     )
     argv = [*setting.samples, *setting.taught, "--number", "60"]
     assert cache(["sample", str(tmp_path / "c"), *argv]) == 2
-    assert "recorded of something else: teacher.sha256" in capfd.readouterr().err
+    assert "recorded from something else: teacher.sha256" in capfd.readouterr().err
     manifest = tmp_path / "c" / "manifest.json"
     shas = [
         Cache(folder).manifest.facts["teacher"]["sha256"]
@@ -371,7 +371,7 @@ def test_an_image_that_goes_bad_while_it_is_recorded(
     flags += ["--cache", str(tmp_path / "c")]
     assert setting.train(tmp_path / "live", *flags, *setting.taught, "--cache-miss", "live") == 0
     assert not any(
-        line.get("unrecorded") for line in read_metrics(tmp_path / "live" / "metrics.jsonl")
+        line.get("unrecorded") for line in read_json_lines(tmp_path / "live" / "metrics.jsonl")
     )
     assert_same_weights(tmp_path / "run", tmp_path / "live")
     assert setting.train(tmp_path / "error", *flags, "--bad-images", "error") == 1
@@ -407,14 +407,17 @@ def test_images_that_a_run_found_bad_are_taken_out_of_the_recording(
 
 
 WRONG = {
-    "no action": (["frob"], "cache: got 'frob', allowed are build, merge, info, verify, sample"),
-    "nothing": ([], "cache: got '', allowed are build"),
+    "no action": (
+        ["frob"],
+        "cache ACTION must be one of build, merge, info, verify, sample (got 'frob')",
+    ),
+    "nothing": ([], "cache ACTION must be one of build"),
     "a number of epochs": (
         ["build", "-o", "{c}", "--epochs", "300"],
-        "--epochs: got '300', allowed are spans from 0, as",
+        "--epochs must be spans from 0, as",
     ),
-    "a span backwards": (["build", "-o", "{c}", "--epochs", "5-2"], "--epochs: got '5-2'"),
-    "words for epochs": (["build", "-o", "{c}", "--epochs", "all"], "--epochs: got 'all'"),
+    "a span backwards": (["build", "-o", "{c}", "--epochs", "5-2"], "(got '5-2')"),
+    "words for epochs": (["build", "-o", "{c}", "--epochs", "all"], "(got 'all')"),
     "part 0": (
         ["build", "-o", "{c}", "--part", "0/3"],
         "--part must be NUMBER/JOBS with NUMBER from 1 to JOBS (got 0/3)",
@@ -422,7 +425,7 @@ WRONG = {
     "part 4 of 3": (["build", "-o", "{c}", "--part", "4/3"], "--part: got 4/3"),
     "part in words": (
         ["build", "-o", "{c}", "--part", "third"],
-        "--part: got 'third', allowed is NUMBER/JOBS, as 3/8",
+        "--part must be NUMBER/JOBS, as 3/8 (got 'third')",
     ),
     "no folder": (["build"], "the following arguments are required: -o"),
     "unknown kind": (["build", "-o", "{c}", "--kind", "soft"], "invalid choice: 'soft'"),
@@ -451,7 +454,7 @@ WRONG = {
         "--micro-batch must be an even number",
     ),
     "info of nothing": (["info", "{c}"], "manifest.json: No such file or directory"),
-    "sample of none": (["sample", "{c}", "--number", "0"], "--number: got 0, allowed is 1 or more"),
+    "sample of none": (["sample", "{c}", "--number", "0"], "--number must be 1 or more (got 0)"),
 }
 
 
@@ -492,7 +495,7 @@ def test_info_tells_what_is_recorded(
     said = " ".join(capfd.readouterr().out.replace("│", " ").split())
     for words in (
         "kind hard",
-        "48 an epoch of 2 bytes",
+        "48 per epoch of 2 bytes",
         "epochs, whole 0, 2",
         "epochs, in part none",
         "plan.reprob 0.25",
@@ -555,7 +558,7 @@ def test_chunks_suit_the_data_set() -> None:
 
 def test_epochs_and_parts_in_words() -> None:
     assert parse_epochs(None) == [] and parse_epochs("0-2,9, 5-5") == [0, 1, 2, 5, 9]
-    assert parse_part("3/8") == JobShard(3, 8) and runs([0, 1, 2, 5, 9, 10]) == [
+    assert parse_part("3/8") == JobShard(3, 8) and find_spans([0, 1, 2, 5, 9, 10]) == [
         (0, 3),
         (5, 6),
         (9, 11),
