@@ -44,7 +44,7 @@ from fastdeit.plan.spec import PlanSpec
 from fastdeit.reliability.failures import take_failures
 from fastdeit.run.identity import check_same_run
 from fastdeit.storage.run_folder import RunFolder
-from fastdeit.teacher_cache.check import bad_images
+from fastdeit.teacher_cache.check import read_bad_images
 from fastdeit.teacher_cache.format import CacheError, encode
 from fastdeit.teacher_cache.reader import Cache
 from fastdeit.teacher_cache.writer import CacheWriter
@@ -317,9 +317,9 @@ def test_answers_that_no_teacher_gives_are_not_used_whatever_their_digest(
     recorder = CacheWriter(tmp_path / "c")
     recorder.write(0, 0, records, images(0, ordinals))
     recorder.close()
-    fault = Cache(tmp_path / "c").fault(0, 0, images)
+    fault = Cache(tmp_path / "c").find_fault(0, 0, images)
     assert fault and ("the class 300" in fault or "not finite" in fault)
-    with pytest.raises(CacheError, match="answer has a number that is not finite"):
+    with pytest.raises(CacheError, match="output has a number that is not finite"):
         encode(torch.full((2, 300), torch.nan), manifest("topk", 3))
 
 
@@ -563,4 +563,4 @@ def test_bad_images_of_a_foreign_cache_are_rows_of_the_index(shapes: Path, tmp_p
         json.dumps({"split": "train", "row": row, "name": "x", "fault": "is bad"}) for row in rows
     ]
     (tmp_path / "c" / "quarantine.jsonl").write_text("\n".join([*LINES, *lines]))
-    assert list(bad_images(cache, index)) == [3]
+    assert list(read_bad_images(cache, index)) == [3]
