@@ -231,7 +231,7 @@ def test_batch_of_all_operations_equals_timm() -> None:
     equal(out, by_timm(images, operations))
 
 
-def test_batch_over_several_blocks_equals_timm() -> None:
+def test_batch_in_the_configured_blocks_equals_timm() -> None:
     """Over several blocks and parts, none of which divides the image."""
     names = (
         "Rotate",
