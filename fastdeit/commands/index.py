@@ -21,7 +21,7 @@ from rich.table import Table
 from fastdeit.commands.errors import one_line_errors
 from fastdeit.data.formats.detect import find_split
 from fastdeit.data.formats.listing import SHOWN, DataError
-from fastdeit.data.index import left_out_of, split_table
+from fastdeit.data.index import excluded_images, split_table
 from fastdeit.data.table import table_facts, table_places
 
 
@@ -80,7 +80,7 @@ def _print(console: Console, root: Path, split: str, table: pa.Table) -> int:
     for name, text in split_report(table).items():
         shown.add_row(name, text)
     console.print(shown)
-    left_out = left_out_of(table)
+    left_out = excluded_images(table)
     written = _write_left_out(table_places(root, split, None), left_out)
     for line in left_out[:SHOWN]:
         console.print(f"  left out: {line}", markup=False, soft_wrap=True)
