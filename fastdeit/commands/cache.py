@@ -23,9 +23,9 @@ from fastdeit.commands.cache_record import build, find_spans
 from fastdeit.commands.cache_sample import sample
 from fastdeit.commands.errors import one_line_errors
 from fastdeit.config.parse import require_value
-from fastdeit.teacher_cache.format import CacheError, differences
+from fastdeit.teacher_cache.format import CacheError, list_differences
 from fastdeit.teacher_cache.reader import BAD_IMAGES, Cache
-from fastdeit.teacher_cache.writer import CacheWriter, create
+from fastdeit.teacher_cache.writer import CacheWriter, create_cache
 
 
 def cache_command(argv: Sequence[str]) -> int:
@@ -56,7 +56,7 @@ def merge(argv: Sequence[str]) -> int:
     parsed = parser.parse_args(list(argv))
     sources = [Cache(folder) for folder in parsed.cache]
     _check_same_origin(sources)
-    create(parsed.output, sources[0].manifest)
+    create_cache(parsed.output, sources[0].manifest)
     writer = CacheWriter(parsed.output)
     writer.reserve(0, max(source.coverage().size for source in sources) + 1)
     copied, present, damaged = np.sum([_copy(source, writer) for source in sources], axis=0)
@@ -73,7 +73,7 @@ def _check_same_origin(sources: Sequence[Cache]) -> None:
     first = sources[0]
     for source in sources[1:]:
         theirs = asdict(source.manifest) | {"versions": first.manifest.versions}
-        lines = differences(asdict(first.manifest), theirs)
+        lines = list_differences(asdict(first.manifest), theirs)
         if lines:
             raise CacheError(f"{source.folder} and {first.folder} differ: {'; '.join(lines)}")
 
@@ -83,9 +83,9 @@ def _copy(source: Cache, writer: CacheWriter) -> tuple[int, int, int]:
     copied = present = damaged = 0
     target = Cache(writer.folder)
     for epoch, chunk in np.argwhere(source.coverage()).tolist():
-        if target.fault(epoch, chunk) is None:
+        if target.find_fault(epoch, chunk) is None:
             present += 1
-        elif source.fault(epoch, chunk) is not None:
+        elif source.find_fault(epoch, chunk) is not None:
             damaged += 1
         else:
             writer.copy(source, epoch, chunk)
@@ -106,7 +106,7 @@ def info(argv: Sequence[str]) -> int:
     cache = _open_cache(info, argv)
     manifest = cache.manifest
     table = Table("cache", str(cache.folder))
-    table.add_row("kind", manifest.shown)
+    table.add_row("kind", manifest.description)
     table.add_row("records", _describe_size(cache))
     coverage = cache.coverage()
     table.add_row("epochs, whole", _join_spans(np.flatnonzero(coverage.all(1))) or "none")
@@ -154,7 +154,7 @@ def verify(argv: Sequence[str]) -> int:
     recorded = np.argwhere(cache.coverage()).tolist()
     damaged = 0
     for epoch, chunk in recorded:
-        fault = cache.fault(epoch, chunk)
+        fault = cache.find_fault(epoch, chunk)
         if fault is not None:
             damaged += 1
             print(fault)

@@ -29,11 +29,12 @@ from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan
 from fastdeit.run.identity import versions
 from fastdeit.run.preflight import check_config
-from fastdeit.teacher_cache.check import sample_facts, teacher_facts
-from fastdeit.teacher_cache.format import KINDS, CacheError, Manifest, chunk_size
+from fastdeit.teacher_cache.build import collect_sample_facts
+from fastdeit.teacher_cache.check import collect_teacher_facts
+from fastdeit.teacher_cache.format import KINDS, CacheError, Manifest, choose_chunk_size
 from fastdeit.teacher_cache.reader import BAD_IMAGES
-from fastdeit.teacher_cache.record import Chunk, ChunkBatches, JobShard, missing, record
-from fastdeit.teacher_cache.writer import CacheWriter, create
+from fastdeit.teacher_cache.record import Chunk, ChunkBatches, JobShard, find_missing, record_chunks
+from fastdeit.teacher_cache.writer import CacheWriter, create_cache
 
 _MICRO_BATCH = 256
 _QUIET_S = 15.0
@@ -50,7 +51,7 @@ def build(argv: Sequence[str]) -> int:
     folder = parsed.output
     job = Job(flags, "build", folder)
     manifest = job.describe_cache(parsed.kind, parsed.k if parsed.kind == "topk" else 1)
-    on_rank0(lambda: create(folder, manifest))
+    on_rank0(lambda: create_cache(folder, manifest))
     writer = CacheWriter(folder)
     chunks = shard.chunks(manifest, epochs or job.all_epochs)
     on_rank0(lambda: _reserve(writer, manifest, chunks))
@@ -131,10 +132,10 @@ class Job:
     def describe_cache(self, kind: str, k: int) -> Manifest:
         """Return the manifest of a cache that this job would record."""
         samples = self.plan.num_images // 2 * 2
-        facts = sample_facts(self.config, self.plan, self.index, self.options.describe())
-        facts |= {"teacher": teacher_facts(self.teacher)}
+        facts = collect_sample_facts(self.config, self.plan, self.index, self.options.describe())
+        facts |= {"teacher": collect_teacher_facts(self.teacher)}
         classes = len(self.index.classes)
-        return Manifest(kind, k, classes, samples, facts, versions(), chunk_size(samples))
+        return Manifest(kind, k, classes, samples, facts, versions(), choose_chunk_size(samples))
 
     def loader(self, batches: Sequence[tuple[int, np.ndarray]], micro_batch: int) -> OrdinalLoader:
         return OrdinalLoader(
@@ -165,7 +166,7 @@ def _record_missing(job: Job, writer: CacheWriter, chunks: Sequence[Chunk]) -> i
         job.reload_quarantine()
         images = job.plan.images if len(job.quarantine) else None
         # one list for all ranks: a rank that looked later would see what others have recorded
-        todo = on_rank0(functools.partial(missing, writer.folder, chunks, images))
+        todo = on_rank0(functools.partial(find_missing, writer.folder, chunks, images))
         if not todo or done == _PASSES:
             break
         _record_share(job, writer, todo[job.world.rank :: job.world.size])
@@ -182,7 +183,7 @@ def _record_share(job: Job, writer: CacheWriter, share: Sequence[Chunk]) -> None
     total = sum(len(manifest.ordinals(chunk)) for _, chunk in share)
     report = _Report(total, job.world, f"{job.teacher.describe()}; {job.index.root}")
     try:
-        record(writer, loader, share, job.teacher, job.dtype, report)
+        record_chunks(writer, loader, share, job.teacher, job.dtype, report)
     finally:
         report.stop()
         loader.close()

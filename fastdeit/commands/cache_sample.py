@@ -10,9 +10,9 @@ import torch
 from fastdeit.commands.cache_record import Job
 from fastdeit.config.parse import require
 from fastdeit.kernels.backend import use_backend
-from fastdeit.teacher_cache.format import CacheError, Manifest, decode, differences
+from fastdeit.teacher_cache.format import CacheError, Manifest, decode, list_differences
 from fastdeit.teacher_cache.reader import Cache
-from fastdeit.teacher_cache.record import answers
+from fastdeit.teacher_cache.record import compute_logits
 
 # samples come from a few epochs only, because the order of an epoch is costly to compute
 _MOST_EPOCHS = 8
@@ -51,7 +51,7 @@ def _check_origin(cache: Cache, job: Job) -> None:
     """
     facts = job.describe_cache(cache.manifest.kind, cache.manifest.k).facts
     facts["teacher"].pop("precision")
-    lines = differences(cache.manifest.facts, facts)
+    lines = list_differences(cache.manifest.facts, facts)
     if lines:
         raise CacheError(f"{cache.folder} was recorded from something else: {'; '.join(lines)}")
 
@@ -61,9 +61,9 @@ def _compare(cache: Cache, job: Job, batches: Batches, micro_batch: int) -> tupl
     of a recorded logit."""
     manifest, same, largest = cache.manifest, 0, 0.0
     loader = job.loader(batches, micro_batch)
-    live = answers(iter(loader), job.teacher, job.dtype)
+    live = compute_logits(iter(loader), job.teacher, job.dtype)
     for (epoch, ordinals), (_, logits) in zip(batches, live, strict=True):
-        raw, fault = cache.lookup(epoch, ordinals, job.plan.images, len(job.plan.excluded))
+        raw, fault = cache.look_up(epoch, ordinals, job.plan.images, len(job.plan.excluded))
         if fault is not None:
             raise CacheError(fault)
         recorded = torch.from_numpy(raw).to(logits.device)

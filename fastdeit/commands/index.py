@@ -21,7 +21,7 @@ from rich.table import Table
 from fastdeit.commands.errors import one_line_errors
 from fastdeit.data.formats.detect import find_split
 from fastdeit.data.formats.listing import SHOWN, DataError
-from fastdeit.data.index import left_out_of, split_table
+from fastdeit.data.index import excluded_images, split_table
 from fastdeit.data.table import table_facts, table_places
 
 
@@ -79,7 +79,7 @@ def _print_split(console: Console, root: Path, split: str, table: pa.Table) -> i
     for name, text in split_report(table).items():
         shown.add_row(name, text)
     console.print(shown)
-    excluded = left_out_of(table)
+    excluded = excluded_images(table)
     written = _write_excluded(table_places(root, split, None), excluded)
     for line in excluded[:SHOWN]:
         console.print(f"  excluded: {line}", markup=False, soft_wrap=True)

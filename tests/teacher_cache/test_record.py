@@ -24,7 +24,7 @@ from fastdeit.distributed.world import init_distributed
 from fastdeit.plan.build import build_plan
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.teacher_cache import writer as cache_writer
-from fastdeit.teacher_cache.format import CacheError, Manifest, chunk_size
+from fastdeit.teacher_cache.format import CacheError, Manifest, choose_chunk_size
 from fastdeit.teacher_cache.reader import Cache
 from fastdeit.teacher_cache.record import ChunkBatches, JobShard
 from tests.support.cache_runs import (
@@ -291,10 +291,10 @@ def test_builders_that_start_together_make_one_folder(setting: Setting, tmp_path
         "manifest.json.tmp",
     ):  # what another, or one that was killed, has made so far
         (folder / name).touch()
-    cache_writer.create(folder, manifest)
+    cache_writer.create_cache(folder, manifest)
     assert Cache(folder).manifest == manifest
     with pytest.raises(CacheError, match="was begun with other settings"):
-        cache_writer.create(folder, Manifest("topk", 2, 3, 48, manifest.facts, {}, 8))
+        cache_writer.create_cache(folder, Manifest("topk", 2, 3, 48, manifest.facts, {}, 8))
 
 
 def test_another_micro_batch_goes_on_and_the_sample_tells_the_agreement(
@@ -397,12 +397,12 @@ def test_images_that_a_run_found_bad_are_taken_out_of_the_recording(
     plan.exclude([7])
     cache, whole = Cache(folder), Cache(setting.root / "whole")
     again = [
-        [cache.entry(epoch, chunk) != whole.entry(epoch, chunk) for chunk in range(6)]
+        [cache.read_entry(epoch, chunk) != whole.read_entry(epoch, chunk) for chunk in range(6)]
         for epoch in range(3)
     ]
     assert again == holds and 0 < np.sum(holds) < 18
     assert not any(
-        cache.fault(epoch, chunk, plan.images) for epoch in range(3) for chunk in range(6)
+        cache.find_fault(epoch, chunk, plan.images) for epoch in range(3) for chunk in range(6)
     )
 
 
@@ -420,7 +420,7 @@ WRONG = {
     "words for epochs": (["build", "-o", "{c}", "--epochs", "all"], "(got 'all')"),
     "part 0": (
         ["build", "-o", "{c}", "--part", "0/3"],
-        "--part: got 0/3, allowed is NUMBER/JOBS with NUMBER from 1 to JOBS",
+        "--part must be NUMBER/JOBS with NUMBER from 1 to JOBS (got 0/3)",
     ),
     "part 4 of 3": (["build", "-o", "{c}", "--part", "4/3"], "--part: got 4/3"),
     "part in words": (
@@ -443,7 +443,7 @@ WRONG = {
     ),
     "more logits than classes": (
         ["build", "-o", "{c}", "{samples}", "{taught}", "--kind", "topk"],
-        "k 10, allowed are 1 to 3",
+        "k must be 1 to 3 (got 10)",
     ),
     "no data": (
         ["build", "-o", "{c}", "{taught}", "--data-path", "/no/data"],
@@ -518,8 +518,8 @@ def test_verify_names_the_place_of_damage(
     assert cache(["verify", str(tmp_path / "c")]) == 1
     said = capfd.readouterr().out
     assert (
-        "epoch 1, ordinals 16 on: damaged, another checksum" in said
-        and "epoch 2, ordinals 40 on: records.bin ends" in said
+        "epoch 1, ordinals from 16: damaged, another checksum" in said
+        and "epoch 2, ordinals from 40: records.bin ends" in said
     )
     assert "18 chunks recorded, 2 damaged" in said
     assert setting.build(tmp_path / "c") == 0
@@ -547,7 +547,7 @@ def test_windows_are_the_chunks_ordinals_in_order(micro_batch: int) -> None:
 
 
 def test_chunks_suit_the_data_set() -> None:
-    assert [chunk_size(samples) for samples in (2, 48, 1000, 60_000, 1_281_166)] == [
+    assert [choose_chunk_size(samples) for samples in (2, 48, 1000, 60_000, 1_281_166)] == [
         8,
         8,
         32,
