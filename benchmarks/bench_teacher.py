@@ -46,8 +46,8 @@ from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec
 from fastdeit.teacher_cache.format import LARGEST_CHUNK, Manifest, decode, encode
 from fastdeit.teacher_cache.reader import Cache, CachedTeacher
-from fastdeit.teacher_cache.record import ChunkBatches, record
-from fastdeit.teacher_cache.writer import CacheWriter, create
+from fastdeit.teacher_cache.record import ChunkBatches, record_chunks
+from fastdeit.teacher_cache.writer import CacheWriter, create_cache
 from fastdeit.training.build import build_trainer
 from fastdeit.training.trainer import Trainer
 
@@ -74,9 +74,9 @@ class Counting(Cache):
 
     nbytes = 0
 
-    def raw(self, epoch: int, chunk: int) -> np.ndarray | None:
-        found = super().raw(epoch, chunk)
-        self.nbytes += 0 if found is None else found.nbytes + len(self.entry(epoch, chunk))
+    def read_chunk(self, epoch: int, chunk: int) -> np.ndarray | None:
+        found = super().read_chunk(epoch, chunk)
+        self.nbytes += 0 if found is None else found.nbytes + len(self.read_entry(epoch, chunk))
         return found
 
 
@@ -193,13 +193,15 @@ def write_scene(root: Path, device: str) -> list[str]:
 def record_scene(flags: list[str], folder: Path) -> tuple[Job, float]:
     """Records EPOCHS epochs; the job, and images/s."""
     job = Job(flags, "build", folder)
-    manifest = job.manifest("hard", 1)
-    create(folder, manifest)
+    manifest = job.describe_cache("hard", 1)
+    create_cache(folder, manifest)
     recorder = CacheWriter(folder)
     chunks = [(epoch, chunk) for epoch in range(EPOCHS) for chunk in range(manifest.chunks)]
     windows = ChunkBatches(manifest, chunks, job.config.optim.micro_batch)
     loader, rates = job.loader(windows, windows.micro_batch), [0.0]
-    record(recorder, loader, chunks, job.teacher, job.dtype, lambda _, rate: rates.append(rate))
+    record_chunks(
+        recorder, loader, chunks, job.teacher, job.dtype, lambda _, rate: rates.append(rate)
+    )
     loader.close()
     recorder.close()
     return job, rates[-1]
@@ -269,7 +271,7 @@ def imagenet_row(folder: Path) -> dict[str, str]:
     samples = IMAGENET // 2 * 2
     manifest = Manifest("hard", 1, 1000, samples, {}, {}, LARGEST_CHUNK)
     plan = Plan(PlanSpec(), np.full((IMAGENET, 2), 256, np.int32))
-    create(folder, manifest)
+    create_cache(folder, manifest)
     recorder, chunks = CacheWriter(folder), range(0, manifest.chunks, 8)
     logits = torch.nn.functional.one_hot(torch.arange(LARGEST_CHUNK) % 1000).float()
     for chunk in [*chunks, manifest.chunks - 1]:
@@ -293,7 +295,7 @@ def imagenet_row(folder: Path) -> dict[str, str]:
 
 
 def _look_up(cache: Cache, chunk: int, plan: Plan) -> None:
-    fault = cache.lookup(299, chunk * LARGEST_CHUNK + np.arange(LOOKUP), plan.images)[1]
+    fault = cache.look_up(299, chunk * LARGEST_CHUNK + np.arange(LOOKUP), plan.images)[1]
     if fault is not None:
         raise AssertionError(fault)
 

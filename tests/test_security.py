@@ -44,7 +44,7 @@ from fastdeit.plan.spec import PlanSpec
 from fastdeit.reliability.failures import take_failures
 from fastdeit.run.identity import check_same_run
 from fastdeit.storage.run_folder import RunFolder
-from fastdeit.teacher_cache.check import bad_images
+from fastdeit.teacher_cache.check import read_bad_images
 from fastdeit.teacher_cache.format import CacheError, encode
 from fastdeit.teacher_cache.reader import Cache
 from fastdeit.teacher_cache.writer import CacheWriter
@@ -317,9 +317,9 @@ def test_answers_that_no_teacher_gives_are_not_used_whatever_their_digest(
     recorder = CacheWriter(tmp_path / "c")
     recorder.write(0, 0, records, images(0, ordinals))
     recorder.close()
-    fault = Cache(tmp_path / "c").fault(0, 0, images)
+    fault = Cache(tmp_path / "c").find_fault(0, 0, images)
     assert fault and ("the class 300" in fault or "not finite" in fault)
-    with pytest.raises(CacheError, match="answer has a number that is not finite"):
+    with pytest.raises(CacheError, match="output has a number that is not finite"):
         encode(torch.full((2, 300), torch.nan), manifest("topk", 3))
 
 
@@ -409,7 +409,7 @@ def test_a_list_may_name_files_anywhere_but_only_images_are_read(
     index = build_index(shapes, "train.csv", bad_images="skip")
     assert [index.name(row) for row in range(len(index))] == ["../elsewhere.jpg"]
     assert (
-        sum("no regular file" in line for line in index.left_out) == 2 and len(index.left_out) == 4
+        sum("no regular file" in line for line in index.excluded) == 2 and len(index.excluded) == 4
     )
 
 
@@ -426,7 +426,7 @@ def shard_with(root: Path, *members: tuple[tarfile.TarInfo, bytes]) -> list[str]
         "s-00.tar",
         "train.parquet",
     ]  # nothing unpacked
-    return list(index.left_out)
+    return list(index.excluded)
 
 
 def member(name: str, data: bytes, **fields: object) -> tuple[tarfile.TarInfo, bytes]:
@@ -467,7 +467,7 @@ def test_members_that_claim_what_is_not_there(tmp_path: Path) -> None:
     with at_most_mib(48):
         index = build_index(tmp_path, "train", bad_images="skip")
     assert len(index) == 1 and any(
-        "2.jpg: is cut: the shard ends 85899" in line for line in index.left_out
+        "2.jpg: is cut: the shard ends 85899" in line for line in index.excluded
     )
 
 
@@ -563,4 +563,4 @@ def test_bad_images_of_a_foreign_cache_are_rows_of_the_index(shapes: Path, tmp_p
         json.dumps({"split": "train", "row": row, "name": "x", "fault": "is bad"}) for row in rows
     ]
     (tmp_path / "c" / "quarantine.jsonl").write_text("\n".join([*LINES, *lines]))
-    assert list(bad_images(cache, index)) == [3]
+    assert list(read_bad_images(cache, index)) == [3]

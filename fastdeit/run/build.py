@@ -26,7 +26,7 @@ from fastdeit.run.identity import check_same_images
 from fastdeit.run.metrics import MetricLog
 from fastdeit.run.state import Progress, Run, RunData
 from fastdeit.storage.run_folder import RunFolder
-from fastdeit.teacher_cache.check import open_cache
+from fastdeit.teacher_cache.build import open_cache
 from fastdeit.teacher_cache.reader import CachedTeacher
 from fastdeit.training.build import build_trainer
 from fastdeit.training.trainer import Trainer
@@ -120,7 +120,7 @@ def _build_data(config: Config, world: World) -> tuple[RunData, Training]:
 
 def _list_damaged(index: Index) -> list[str]:
     """Return a note on the damaged images that the index excludes, if there are any."""
-    damaged = index.left_out
+    damaged = index.excluded
     if not damaged:
         return []
     more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""

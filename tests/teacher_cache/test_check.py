@@ -25,7 +25,7 @@ from fastdeit.models.build import build_teacher
 from fastdeit.plan.build import build_plan
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.teacher_cache.format import decode
-from fastdeit.teacher_cache.reader import Cache, CachedTeacher, entry_of
+from fastdeit.teacher_cache.reader import Cache, CachedTeacher, make_entry
 from tests.commands.test_train import damaging
 from tests.run.test_launch import launch
 from tests.support.cache_runs import MODEL, Setting, flip, write_teacher
@@ -138,7 +138,7 @@ def test_the_answers_decide_the_run(setting: Setting, tmp_path: Path) -> None:
     for entry, chunk in zip(
         entries, records.reshape(-1, Cache(folder).manifest.chunk), strict=True
     ):
-        entry[:] = np.frombuffer(entry_of(chunk.tobytes(), entry[:16].tobytes()), np.uint8)
+        entry[:] = np.frombuffer(make_entry(chunk.tobytes(), entry[:16].tobytes()), np.uint8)
     entries.tofile(folder / "chunks.bin")
     assert setting.train(tmp_path / "run", "--cache", str(folder)) == 0
     assert_other_weights(tmp_path / "run", setting.root / "live")
@@ -334,12 +334,12 @@ REFUSED = {
     "a hole": (
         _hole,
         [],
-        "epochs not recorded: 1, 2; record them, or --cache-miss live or ground-truth",
+        "epochs not recorded: 1, 2; record them, or use --cache-miss live or ground-truth",
     ),
     "classes for soft": (
         None,
         ["--distillation-type", "soft"],
-        "holds classes, allowed with --distillation-type soft is",
+        r"must have --kind topk for --distillation-type soft",
     ),
     "truth for soft": (
         None,
@@ -351,7 +351,7 @@ REFUSED = {
         ["--distillation-type", "none"],
         "--cache must be empty with --distillation-type none",
     ),
-    "newer format": (_newer, [], "manifest.json: format 2, this version reads 1"),
+    "newer format": (_newer, [], "manifest.json: format must be 1 .got 2."),
     "no cache": (
         _no_cache,
         [],
@@ -439,9 +439,9 @@ def test_with_the_live_teacher_for_what_is_damaged_the_run_is_the_live_run(
     )
     assert_same_weights(tmp_path / "run", setting.root / "live")
     words = {
-        "flipped": "epoch 1, ordinals 8 on: damaged, another checksum: the live teacher instead",
-        "truncated": "epoch 2, ordinals 0 on: records.bin ends before them: the live teacher instead",
-        "hole": "epoch 1, ordinals 16 on: not recorded: the live teacher instead",
+        "flipped": "epoch 1, ordinals from 8: damaged, another checksum: the live teacher instead",
+        "truncated": "epoch 2, ordinals from 0: records.bin ends before them: the live teacher instead",
+        "hole": "epoch 1, ordinals from 16: not recorded: the live teacher instead",
     }[fault]
     assert words in caplog.text
     counts = [
@@ -485,8 +485,8 @@ def test_damage_that_comes_to_light_in_mid_run_ends_it(
     assert setting.train(tmp_path / "run", *flags) == 1
     said = capfd.readouterr().err.strip().splitlines()
     words = {
-        "flipped": "epoch 1, ordinals 16 on: damaged",
-        "truncated": "epoch 1, ordinals 16 on: records.bin ends",
+        "flipped": "epoch 1, ordinals from 16: damaged",
+        "truncated": "epoch 1, ordinals from 16: records.bin ends",
     }[fault]
     assert (
         len(said) == 1
@@ -505,13 +505,13 @@ def test_a_file_that_is_cut_while_it_is_read_is_a_fault_and_no_crash(
 ) -> None:
     folder = copy_of(setting, tmp_path / "c")
     cache = Cache(folder)
-    known = cache.lookup(0, np.arange(8), lambda epoch, ordinals: _rows(setting, epoch, ordinals))
+    known = cache.look_up(0, np.arange(8), lambda epoch, ordinals: _rows(setting, epoch, ordinals))
     os.truncate(folder / "records.bin", 0)
-    again = cache.lookup(0, np.arange(8), lambda epoch, ordinals: _rows(setting, epoch, ordinals))
+    again = cache.look_up(0, np.arange(8), lambda epoch, ordinals: _rows(setting, epoch, ordinals))
     assert (
         known[1] is None and again[1] is None and np.array_equal(known[0], again[0])
     )  # checked before
-    assert "ends before them" in str(cache.fault(0, 1))
+    assert "ends before them" in str(cache.find_fault(0, 1))
 
 
 def _rows(setting: Setting, epoch: int, ordinals: np.ndarray) -> np.ndarray:
@@ -592,6 +592,6 @@ def test_a_lookup_of_a_batch_costs_little(setting: Setting) -> None:
     ordinals, spent = np.arange(48), []
     for _ in range(20):
         start = time.perf_counter()
-        cache.lookup(1, ordinals, lambda epoch, at: rows[epoch][at])
+        cache.look_up(1, ordinals, lambda epoch, at: rows[epoch][at])
         spent.append(time.perf_counter() - start)
     assert min(spent) < 2e-3

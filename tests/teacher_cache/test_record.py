@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastdeit.commands.cache_record import parse_epochs, parse_part, runs
+from fastdeit.commands.cache_record import find_spans, parse_epochs, parse_part
 from fastdeit.config.cli import parse_config
 from fastdeit.data import quarantine
 from fastdeit.data.build import build_train_index
@@ -24,7 +24,7 @@ from fastdeit.distributed.world import init_distributed
 from fastdeit.plan.build import build_plan
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.teacher_cache import writer as cache_writer
-from fastdeit.teacher_cache.format import CacheError, Manifest, chunk_size
+from fastdeit.teacher_cache.format import CacheError, Manifest, choose_chunk_size
 from fastdeit.teacher_cache.reader import Cache
 from fastdeit.teacher_cache.record import ChunkBatches, JobShard
 from tests.support.cache_runs import (
@@ -189,13 +189,13 @@ def test_jobs_of_several_folders_are_merged(
     capfd.readouterr()
     assert cache(["merge", *map(str, parts), "-o", str(tmp_path / "c")]) == 0
     assert (
-        "18 chunks copied, 0 were there already, 0 damaged ones left out" in capfd.readouterr().out
+        "18 chunks copied, 0 were present already, 0 damaged ones skipped" in capfd.readouterr().out
     )
     assert same_files(tmp_path / "c", setting.root / "whole")
     flip(tmp_path / "c" / "records.bin", 4)
     assert cache(["merge", str(tmp_path / "c"), str(parts[0]), "-o", str(tmp_path / "d")]) == 0
     assert (
-        "18 chunks copied, 5 were there already, 1 damaged ones left out" in capfd.readouterr().out
+        "18 chunks copied, 5 were present already, 1 damaged ones skipped" in capfd.readouterr().out
     )
     assert same_files(tmp_path / "d", setting.root / "whole")
     assert cache(["merge", str(parts[1]), str(parts[2]), str(parts[0]), "-o", str(parts[1])]) == 0
@@ -291,10 +291,10 @@ def test_builders_that_start_together_make_one_folder(setting: Setting, tmp_path
         "manifest.json.tmp",
     ):  # what another, or one that was killed, has made so far
         (folder / name).touch()
-    cache_writer.create(folder, manifest)
+    cache_writer.create_cache(folder, manifest)
     assert Cache(folder).manifest == manifest
     with pytest.raises(CacheError, match="was begun with other settings"):
-        cache_writer.create(folder, Manifest("topk", 2, 3, 48, manifest.facts, {}, 8))
+        cache_writer.create_cache(folder, Manifest("topk", 2, 3, 48, manifest.facts, {}, 8))
 
 
 def test_another_micro_batch_goes_on_and_the_sample_tells_the_agreement(
@@ -323,7 +323,7 @@ def test_the_sample_sees_another_answer(
     )
     argv = [*setting.samples, *setting.taught, "--number", "60"]
     assert cache(["sample", str(tmp_path / "c"), *argv]) == 2
-    assert "recorded of something else: teacher.sha256" in capfd.readouterr().err
+    assert "recorded from something else: teacher.sha256" in capfd.readouterr().err
     manifest = tmp_path / "c" / "manifest.json"
     shas = [
         Cache(folder).manifest.facts["teacher"]["sha256"]
@@ -397,32 +397,35 @@ def test_images_that_a_run_found_bad_are_taken_out_of_the_recording(
     plan.exclude([7])
     cache, whole = Cache(folder), Cache(setting.root / "whole")
     again = [
-        [cache.entry(epoch, chunk) != whole.entry(epoch, chunk) for chunk in range(6)]
+        [cache.read_entry(epoch, chunk) != whole.read_entry(epoch, chunk) for chunk in range(6)]
         for epoch in range(3)
     ]
     assert again == holds and 0 < np.sum(holds) < 18
     assert not any(
-        cache.fault(epoch, chunk, plan.images) for epoch in range(3) for chunk in range(6)
+        cache.find_fault(epoch, chunk, plan.images) for epoch in range(3) for chunk in range(6)
     )
 
 
 WRONG = {
-    "no action": (["frob"], "cache: got 'frob', allowed are build, merge, info, verify, sample"),
-    "nothing": ([], "cache: got '', allowed are build"),
+    "no action": (
+        ["frob"],
+        "cache ACTION must be one of build, merge, info, verify, sample (got 'frob')",
+    ),
+    "nothing": ([], "cache ACTION must be one of build"),
     "a number of epochs": (
         ["build", "-o", "{c}", "--epochs", "300"],
-        "--epochs: got '300', allowed are spans from 0, as",
+        "--epochs must be spans from 0, as",
     ),
-    "a span backwards": (["build", "-o", "{c}", "--epochs", "5-2"], "--epochs: got '5-2'"),
-    "words for epochs": (["build", "-o", "{c}", "--epochs", "all"], "--epochs: got 'all'"),
+    "a span backwards": (["build", "-o", "{c}", "--epochs", "5-2"], "(got '5-2')"),
+    "words for epochs": (["build", "-o", "{c}", "--epochs", "all"], "(got 'all')"),
     "part 0": (
         ["build", "-o", "{c}", "--part", "0/3"],
-        "--part: got 0/3, allowed is NUMBER/JOBS with NUMBER from 1 to JOBS",
+        "--part must be NUMBER/JOBS with NUMBER from 1 to JOBS (got 0/3)",
     ),
     "part 4 of 3": (["build", "-o", "{c}", "--part", "4/3"], "--part: got 4/3"),
     "part in words": (
         ["build", "-o", "{c}", "--part", "third"],
-        "--part: got 'third', allowed is NUMBER/JOBS, as 3/8",
+        "--part must be NUMBER/JOBS, as 3/8 (got 'third')",
     ),
     "no folder": (["build"], "the following arguments are required: -o"),
     "unknown kind": (["build", "-o", "{c}", "--kind", "soft"], "invalid choice: 'soft'"),
@@ -440,7 +443,7 @@ WRONG = {
     ),
     "more logits than classes": (
         ["build", "-o", "{c}", "{samples}", "{taught}", "--kind", "topk"],
-        "k 10, allowed are 1 to 3",
+        "k must be 1 to 3 (got 10)",
     ),
     "no data": (
         ["build", "-o", "{c}", "{taught}", "--data-path", "/no/data"],
@@ -451,7 +454,7 @@ WRONG = {
         "--micro-batch must be an even number",
     ),
     "info of nothing": (["info", "{c}"], "manifest.json: No such file or directory"),
-    "sample of none": (["sample", "{c}", "--number", "0"], "--number: got 0, allowed is 1 or more"),
+    "sample of none": (["sample", "{c}", "--number", "0"], "--number must be 1 or more (got 0)"),
 }
 
 
@@ -492,7 +495,7 @@ def test_info_tells_what_is_recorded(
     said = " ".join(capfd.readouterr().out.replace("│", " ").split())
     for words in (
         "kind hard",
-        "48 an epoch of 2 bytes",
+        "48 per epoch of 2 bytes",
         "epochs, whole 0, 2",
         "epochs, in part none",
         "plan.reprob 0.25",
@@ -515,8 +518,8 @@ def test_verify_names_the_place_of_damage(
     assert cache(["verify", str(tmp_path / "c")]) == 1
     said = capfd.readouterr().out
     assert (
-        "epoch 1, ordinals 16 on: damaged, another checksum" in said
-        and "epoch 2, ordinals 40 on: records.bin ends" in said
+        "epoch 1, ordinals from 16: damaged, another checksum" in said
+        and "epoch 2, ordinals from 40: records.bin ends" in said
     )
     assert "18 chunks recorded, 2 damaged" in said
     assert setting.build(tmp_path / "c") == 0
@@ -544,7 +547,7 @@ def test_windows_are_the_chunks_ordinals_in_order(micro_batch: int) -> None:
 
 
 def test_chunks_suit_the_data_set() -> None:
-    assert [chunk_size(samples) for samples in (2, 48, 1000, 60_000, 1_281_166)] == [
+    assert [choose_chunk_size(samples) for samples in (2, 48, 1000, 60_000, 1_281_166)] == [
         8,
         8,
         32,
@@ -555,7 +558,7 @@ def test_chunks_suit_the_data_set() -> None:
 
 def test_epochs_and_parts_in_words() -> None:
     assert parse_epochs(None) == [] and parse_epochs("0-2,9, 5-5") == [0, 1, 2, 5, 9]
-    assert parse_part("3/8") == JobShard(3, 8) and runs([0, 1, 2, 5, 9, 10]) == [
+    assert parse_part("3/8") == JobShard(3, 8) and find_spans([0, 1, 2, 5, 9, 10]) == [
         (0, 3),
         (5, 6),
         (9, 11),
