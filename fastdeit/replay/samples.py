@@ -87,10 +87,10 @@ class Samples:
             self._world,
             self.index,
             self._training.plan,
-            self._training.drop_path,
-            known,
-            self._training.cached_teacher,
-            self.ranks,
+            drop_path=self._training.drop_path,
+            quarantine=known,
+            teacher_records=self._training.cached_teacher,
+            ranks=self.ranks,
         )
 
     def draws(self, step: int, ordinals: np.ndarray) -> SampleParams:
