@@ -1,13 +1,13 @@
 """What can be seen wrong with a `Config` before any work: sizes that do not divide, models that do
 not exist, missing files."""
 
-import difflib
 from pathlib import Path
 
 import timm
 
 from fastdeit.config.parse import require
 from fastdeit.config.schema import Config
+from fastdeit.models.names import suggest_names
 from fastdeit.models.student import SIZES
 
 
@@ -87,10 +87,5 @@ def _teacher_hint(config: Config) -> str:
 
 def _check_timm_name(name: str) -> None:
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, [*SIZES, *timm.list_models()], n=3)
-        require(
-            False,
-            "model",
-            name,
-            f"{', '.join(SIZES)}, or a timm model{'; near: ' + ', '.join(near) if near else ''}",
-        )
+        allowed = f"{', '.join(SIZES)}, or a timm model{suggest_names(name)}"
+        require(False, "model", name, allowed)
