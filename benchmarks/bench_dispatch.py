@@ -36,6 +36,7 @@ MODULES = (
     "norm",
     "gelu",
     "mix",
+    "mix_patches",
     "distill_fused",
     "distill",
     "augment",
@@ -129,7 +130,7 @@ def calls(kernels: Modules) -> dict[str, Call]:
         "add_norm": Call(lambda: norm.add_norm(x, x, scale, w, b, 1e-6)[1], (x, w, b)),
         "gelu": Call(lambda: kernels["gelu"].gelu(x, b), (x, b)),
         "mix": Call(lambda: mix.mix(images, lam, box)),
-        "mix_patches": Call(lambda: mix.mix_patches(images, lam, box, 4)[0]),
+        "mix_patches": Call(lambda: kernels["mix_patches"].mix_patches(images, lam, box, 4)[0]),
         "distill": Call(
             lambda: kernels["distill"].distill(*heads, labels, lam, labels, **setting).loss, heads
         ),

@@ -21,7 +21,7 @@ tests=(tests/kernels -n 8 --ignore tests/kernels/test_resources.py) patience=1
 if [ "$device" = cpu ]; then
     patience=10
     export CUDA_VISIBLE_DEVICES='' DS_ACCELERATOR=cpu
-    tests=(tests/kernels/test_interpreter.py tests/kernels/test_configs.py -n 2)
+    tests=(tests/kernels/test_interpreter.py tests/kernels/test_launch_configs.py -n 2)
 else
     "$python" -c 'import torch; assert torch.cuda.is_available(), "no GPU here"' || exit 1
 fi

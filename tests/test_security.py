@@ -410,7 +410,7 @@ def test_a_list_may_name_files_anywhere_but_only_images_are_read(
     index = build_index(shapes, "train.csv", bad_images="skip")
     assert [index.name(row) for row in range(len(index))] == ["../elsewhere.jpg"]
     assert (
-        sum("no regular file" in line for line in index.left_out) == 2 and len(index.left_out) == 4
+        sum("no regular file" in line for line in index.excluded) == 2 and len(index.excluded) == 4
     )
 
 
@@ -427,7 +427,7 @@ def shard_with(root: Path, *members: tuple[tarfile.TarInfo, bytes]) -> list[str]
         "s-00.tar",
         "train.parquet",
     ]  # nothing unpacked
-    return list(index.left_out)
+    return list(index.excluded)
 
 
 def member(name: str, data: bytes, **fields: object) -> tuple[tarfile.TarInfo, bytes]:
@@ -468,7 +468,7 @@ def test_members_that_claim_what_is_not_there(tmp_path: Path) -> None:
     with at_most_mib(48):
         index = build_index(tmp_path, "train", bad_images="skip")
     assert len(index) == 1 and any(
-        "2.jpg: is cut: the shard ends 85899" in line for line in index.left_out
+        "2.jpg: is cut: the shard ends 85899" in line for line in index.excluded
     )
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 from fastdeit.commands.errors import one_line_errors
 from fastdeit.config.cli import parse_config
 from fastdeit.config.schema import Config
-from fastdeit.data.augment.exact import apply_op
+from fastdeit.data.augment.exact import apply_op, mean_colour
 from fastdeit.data.augment.resize import resize
 from fastdeit.data.build import build_train_index, pipeline_options
 from fastdeit.data.index import Index
@@ -140,7 +140,7 @@ def _steps(index: Index, plan: Plan, config: Config, draws: SampleParams, row: i
         Cell(image, "crop, flipped" if flip else "crop"),
     ]
     for op, argument in zip(draws.ops[row].tolist(), draws.op_args[row].tolist(), strict=True):
-        image = apply_op(image, op, argument, _fill(config)) if op >= 0 else image
+        image = apply_op(image, op, argument, mean_colour(config.data.mean)) if op >= 0 else image
         cells.append(Cell(image, _op_title(op, argument)))
     return cells
 
@@ -157,7 +157,7 @@ def sheet(
         for argument, level in _arguments(number):
             cells.append(
                 Cell(
-                    apply_op(cropped, number, argument, _fill(config)),
+                    apply_op(cropped, number, argument, mean_colour(config.data.mean)),
                     level + _op_title(number, argument),
                 )
             )
@@ -205,10 +205,6 @@ def _picture(image: torch.Tensor, config: Config) -> np.ndarray:
         torch.tensor(values)[:, None, None] for values in (config.data.mean, config.data.std)
     )
     return ((image * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-
-
-def _fill(config: Config) -> tuple[int, ...]:
-    return tuple(min(255, round(255 * value)) for value in config.data.mean)
 
 
 def _op_title(op: int, argument: float) -> str:

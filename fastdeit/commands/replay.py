@@ -142,7 +142,7 @@ def _take_up(samples: Samples, record: Record, trainer: Trainer) -> Line:
         "trained": [step for step in range(began, record.step) if not record.skipped_before(step)],
         "notes": []
         if found is None
-        else [f"checkpoint skipped: {fault}" for fault in found.passed_over],
+        else [f"checkpoint skipped: {fault}" for fault in found.damaged],
     }
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 
-from fastdeit.data.augment.exact import exact, pack_exact, pack_windows
+from fastdeit.data.augment.exact import exact, mean_colour, pack_exact, pack_windows
 from fastdeit.data.augment.native import native_window, pack_ops, rand_augment
 from fastdeit.plan.philox import normal, random_words, uniform
 from fastdeit.plan.plan import SampleParams
@@ -315,11 +315,15 @@ def _resized(images: DataNode, input_size: int, **roi: DataNode) -> DataNode:
 def _augmented(
     images: DataNode, ints: DataNode, floats: DataNode, spec: PlanSpec, options: PipelineOptions
 ) -> DataNode:
-    # timm fills with the mean colour
-    fill = [min(255, round(255 * value)) for value in options.mean]
-    kinds, side = spec.layer_ops, spec.input_size
     return rand_augment(
-        images, ints, floats, layers=spec.layers, height=side, width=side, fill=fill, choices=kinds
+        images,
+        ints,
+        floats,
+        layers=spec.layers,
+        height=spec.input_size,
+        width=spec.input_size,
+        fill=mean_colour(options.mean),
+        choices=spec.layer_ops,
     )
 
 

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fastdeit.data.formats.check import UNREAD, ByteRange, Checked, check_places
-from fastdeit.data.formats.listing import Listing, is_unchanged, open_table
+from fastdeit.data.formats.listing import Listing, image_columns, is_unchanged, open_table
 from fastdeit.storage.atomic import atomic_open
 
 VERSION = 2
@@ -97,7 +97,7 @@ def build_table(
 ) -> pa.Table:
     """The table of a listing: facts from the kept one where an image is unchanged, the others are
     decoded; then it is kept."""
-    table = _listed(listing)
+    table = pa.table(image_columns(listing, mtime_ns=listing.mtimes))
     columns = _known(table, places)
     for row, fault in listing.faults.items():
         _fill(columns, row, fault)
@@ -127,18 +127,6 @@ def build_table(
     table = table.replace_schema_metadata({"fastdeit": json.dumps({"version": VERSION, **facts})})
     _write_first(table, places)
     return table
-
-
-def _listed(listing: Listing) -> pa.Table:
-    columns = {
-        "name": listing.names,
-        "label": listing.labels,
-        "num_bytes": listing.num_bytes,
-        "mtime_ns": listing.mtimes,
-    }
-    if listing.shard is not None:
-        columns |= {"shard": listing.shard, "offset": listing.offset}
-    return pa.table(columns)
 
 
 def _known(table: pa.Table, places: Iterable[Path]) -> dict[str, list[Any]]:

@@ -18,7 +18,7 @@ from fastdeit.models.teacher_files import (
     check_num_classes,
     load_file,
 )
-from fastdeit.models.weights import file_sha256
+from fastdeit.models.weights import hash_weights
 
 
 class Teacher:
@@ -43,7 +43,7 @@ class Teacher:
         self.num_classes = num_classes
         self.device = device
         self.dtype = dtype
-        self.sha256 = file_sha256(loaded.source)
+        self.sha256 = hash_weights(loaded.source)
         self._model = loaded.model
         self._input_dtype = _freeze(loaded.model, device, dtype)
         self._student = student

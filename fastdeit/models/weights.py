@@ -6,7 +6,6 @@ unpickler. Known wrappers around the plain state dict: deit's {"model": ...}, ti
 """
 
 import argparse
-import hashlib
 import math
 import mmap
 import re
@@ -17,6 +16,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 
 from fastdeit.models.student import SIZES, Student, build_student
+from fastdeit.storage.file_hash import hash_file
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.storage.tensor_files import read_tensors
 
@@ -108,14 +108,10 @@ def _check_stored(tensors: StateDict, path: Path) -> None:
         raise _refusal(path, f"{total:,} bytes of tensors in {size:,}")
 
 
-def file_sha256(path: str | Path) -> str:
-    """Return the hex SHA-256 of a file's bytes (of student.safetensors for a run folder)."""
+def hash_weights(path: str | Path) -> str:
+    """Return the SHA-256 of a file's bytes; of student.safetensors for a run folder."""
     path = Path(path)
-    digest = hashlib.sha256()
-    with open(RunFolder(path).student if path.is_dir() else path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return hash_file(RunFolder(path).student if path.is_dir() else path)
 
 
 def has_qkv_bias(state: StateDict) -> bool:

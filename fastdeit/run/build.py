@@ -120,7 +120,7 @@ def _build_data(config: Config, world: World) -> tuple[RunData, Training]:
 
 def _list_damaged(index: Index) -> list[str]:
     """Return a note on the damaged images that the index excludes, if there are any."""
-    damaged = index.left_out
+    damaged = index.excluded
     if not damaged:
         return []
     more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""

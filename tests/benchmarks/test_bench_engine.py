@@ -40,7 +40,7 @@ def pair(config: Config, world: World, mode: str | None = None) -> tuple[Trainer
 
 
 @pytest.mark.parametrize("clip_grad", [None, 1.0])
-def test_timms_steps_do_the_same_as_ours(clip_grad: float | None, world: World) -> None:
+def test_steps_of_timm_equal_ours(clip_grad: float | None, world: World) -> None:
     config = make_config("toy", 4, precision="fp32", clip_grad=clip_grad)
     ours, theirs = pair(config, world)
     batch = all_kept(micro_batches(config, CPU)[0])
@@ -57,7 +57,7 @@ def test_timms_steps_do_the_same_as_ours(clip_grad: float | None, world: World) 
     assert_near(average, theirs.average.module.state_dict())
 
 
-def test_timms_step_skips_what_is_not_finite_without_a_wait(world: World) -> None:
+def test_timm_skips_a_non_finite_step_without_a_sync(world: World) -> None:
     config = make_config("toy", 4, precision="fp32")
     batch = micro_batches(config, CPU)[0]
     theirs = TimmTrainer(config, CPU, None)
@@ -72,7 +72,7 @@ def test_timms_step_skips_what_is_not_finite_without_a_wait(world: World) -> Non
 
 
 @pytest.mark.slow
-def test_timms_compiled_step_does_the_same_as_ours(world: World) -> None:
+def test_compiled_steps_of_timm_equal_ours(world: World) -> None:
     config = make_config("toy", 4, precision="fp32")
     ours, theirs = pair(config, world, mode="default")
     batch = all_kept(micro_batches(config, CPU)[0])
@@ -83,7 +83,7 @@ def test_timms_compiled_step_does_the_same_as_ours(world: World) -> None:
             )
 
 
-def test_a_row_of_ours_has_every_column(world: World) -> None:
+def test_row_has_every_column(world: World) -> None:
     case = Case("toy", 4, "bf16", "ours, clipping")
     row = bench_engine.row_of(case, bench_engine.run(case, world), harness.environment(CPU), CPU)
     assert set(row) == set(harness.COLUMNS)
@@ -117,7 +117,7 @@ class Event:
 @pytest.mark.parametrize(
     ("spans", "launches", "idle"), [([(0, 1), (3, 4)] * 50, 20, 50), ([], "", "")]
 )
-def test_a_gpus_columns(
+def test_gpu_columns_are_filled(
     spans: list[tuple[float, float]],
     launches: object,
     idle: object,
@@ -144,7 +144,9 @@ def test_a_gpus_columns(
     )
 
 
-def test_another_loss_than_timms_stops_a_row(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_that_differs_from_timm_fails_the_row(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build = bench_engine.make_trainer
 
     def make(config: Config, world: World) -> Trainer:
@@ -160,7 +162,7 @@ def test_another_loss_than_timms_stops_a_row(world: World, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("loss", [float("nan"), 0.0, 20.0])
-def test_a_loss_that_no_untrained_student_has_stops_a_row(loss: float) -> None:
+def test_loss_of_a_trained_student_fails_the_row(loss: float) -> None:
     with pytest.raises(AssertionError):
         check_untrained(loss)
     with pytest.raises(AssertionError):
@@ -168,7 +170,7 @@ def test_a_loss_that_no_untrained_student_has_stops_a_row(loss: float) -> None:
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
-def test_every_case_has_a_way_and_a_config(device: str) -> None:
+def test_every_case_has_an_implementation_and_a_config(device: str) -> None:
     cases = CASES[device]
     assert len(set(cases)) == len(cases)
     for case in cases:
@@ -178,7 +180,7 @@ def test_every_case_has_a_way_and_a_config(device: str) -> None:
         assert config.optim.batch_size == config.optim.micro_batch == case.batch
 
 
-def test_a_row_that_fails_costs_no_other(
+def test_failed_row_does_not_stop_the_others(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -195,7 +197,7 @@ def test_a_row_that_fails_costs_no_other(
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
-def test_nothing_is_begun_after_the_time(
+def test_no_case_starts_after_the_time_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["bench_engine", "--out", str(tmp_path), "--seconds", "-1"])
@@ -205,7 +207,7 @@ def test_nothing_is_begun_after_the_time(
     )
 
 
-def test_it_runs_without_what_a_gpu_machine_may_lack() -> None:
+def test_benchmark_runs_without_dali_numba_pyarrow_and_tyro() -> None:
     code = """
 import sys
 sys.modules.update(dict.fromkeys(("nvidia", "numba", "pyarrow", "tyro")))

@@ -13,14 +13,14 @@ from fastdeit.distributed.world import init_distributed
 from tests.support.tiny_student import BATCH, configure, make_trainer
 
 
-def test_forms_have_names_of_their_own_and_whole_pairs() -> None:
+def test_forms_have_unique_names_and_even_micro_batches() -> None:
     for world_size in (1, 2):
         found = list(forms(world_size))
         assert len({name for name, *_ in found}) == len(found) == 25
         assert all(micro % 2 == 0 and BATCH // world_size % micro == 0 for _, micro, _ in found)
 
 
-def test_hash_sees_names_and_single_bits() -> None:
+def test_hash_depends_on_names_and_single_bits() -> None:
     value = torch.zeros(3, 2, dtype=torch.bfloat16)
     hashes = {
         hash_tensors({"a": value}),
@@ -31,7 +31,7 @@ def test_hash_sees_names_and_single_bits() -> None:
     assert len(hashes) == 4 and hash_tensors({"a": value.t().clone().t()}) in hashes
 
 
-def test_restored_form_ends_as_the_recorded_one(
+def test_restored_form_equals_the_recorded_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compare_steps, "STEPS", 2)

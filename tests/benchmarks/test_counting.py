@@ -20,7 +20,7 @@ from benchmarks.counting import (
 from fastdeit.distributed.world import import_deepspeed
 
 
-def test_views_and_allocations_launch_nothing() -> None:
+def test_views_and_allocations_are_no_launches() -> None:
     x = torch.ones(4, 6)
     with StepCounter() as counter:
         parts = [
@@ -36,7 +36,7 @@ def test_views_and_allocations_launch_nothing() -> None:
     assert len(parts) == 9 and counter.launches == counter.waits == 0
 
 
-def test_what_computes_launches_also_in_the_backward() -> None:
+def test_computing_operators_are_launches_in_both_passes() -> None:
     x = torch.ones(3, requires_grad=True)
     with StepCounter() as forward:
         y = (x * 2).sum()
@@ -46,7 +46,7 @@ def test_what_computes_launches_also_in_the_backward() -> None:
     assert backward.operators == {"aten.ones_like.default": 1, "aten.mul.Tensor": 1}
 
 
-def test_a_graph_run_again_inside_of_a_backward_is_counted() -> None:
+def test_recomputation_inside_backward_is_counted() -> None:
     x = torch.ones(3, requires_grad=True)
     y = checkpoint(lambda x: x.exp().sin(), x, use_reentrant=True).sum()  # type: ignore[union-attr]
     with StepCounter() as counter:
@@ -54,14 +54,14 @@ def test_a_graph_run_again_inside_of_a_backward_is_counted() -> None:
     assert counter.operators["aten.exp.default"] == counter.operators["aten.cos.default"] == 1
 
 
-def test_a_foreach_operator_is_one_launch() -> None:
+def test_foreach_operator_is_one_launch() -> None:
     tensors = [torch.ones(3) for _ in range(5)]
     with StepCounter() as counter:
         torch._foreach_lerp_(tensors, [torch.zeros(3)] * 5, 0.5)
     assert counter.operators == {"aten.zeros.default": 1, "aten._foreach_lerp_.Scalar": 1}
 
 
-def test_reads_are_what_the_host_needs_to_know() -> None:
+def test_operators_whose_result_the_host_needs_are_reads() -> None:
     x, mask, places = torch.ones(3), torch.tensor([True, False, True]), torch.tensor([0, 2])
     with StepCounter() as counter:
         x[0].item(), float(x[0]), torch.equal(x, x), mask.nonzero(), x[mask]
@@ -69,11 +69,11 @@ def test_reads_are_what_the_host_needs_to_know() -> None:
         x[places]  # noqa: B018  # where the places are known the host need not wait
     assert counter.reads.total() == 6 and {place.module for place in counter.reads} == {__name__}
     assert {place.function for place in counter.reads} == {
-        "test_reads_are_what_the_host_needs_to_know"
+        "test_operators_whose_result_the_host_needs_are_reads"
     }
 
 
-def test_copies_cross_from_the_host_to_a_device() -> None:
+def test_only_copies_between_host_and_device_are_counted() -> None:
     x = torch.ones(3)
     with StepCounter() as counter:
         there = x.to("meta")  # a device without memory stands for one with
@@ -82,7 +82,7 @@ def test_copies_cross_from_the_host_to_a_device() -> None:
     assert counter.copies == 2
 
 
-def test_every_synchronize_is_counted_once() -> None:
+def test_each_synchronize_is_counted_once() -> None:
     import_deepspeed()
     from deepspeed.accelerator import get_accelerator
 
@@ -97,11 +97,11 @@ def test_every_synchronize_is_counted_once() -> None:
         2,
     )
     assert {place.function for place in outer.synchronisations} == {
-        "test_every_synchronize_is_counted_once"
+        "test_each_synchronize_is_counted_once"
     }
 
 
-def test_counters_stand_inside_of_each_other() -> None:
+def test_counters_may_be_nested() -> None:
     x = torch.ones(3)
     with StepCounter() as outer:
         x + 1  # noqa: B018
@@ -110,7 +110,7 @@ def test_counters_stand_inside_of_each_other() -> None:
     assert (outer.launches, inner.launches) == (2, 1)
 
 
-def test_waits_on_a_gpu_are_warnings_and_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_on_a_gpu_are_warnings_and_synchronize_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     modes: list[str] = []
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
@@ -162,7 +162,7 @@ class Profile:
         ]
 
 
-def test_spans_are_those_of_kernels_and_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_spans_contain_kernels_and_copies_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(counting, "profile", Profile)
     steps: list[int] = []
@@ -179,13 +179,13 @@ def test_spans_are_those_of_kernels_and_copies(monkeypatch: pytest.MonkeyPatch) 
         ([(0, 1), (9, 10)], 80),
     ],
 )
-def test_the_idle_share_is_what_no_kernel_covers(
+def test_uncovered_pct_is_the_share_without_a_kernel(
     spans: list[tuple[float, float]], pct: float
 ) -> None:
     assert uncovered_pct(spans) == pytest.approx(pct)
 
 
-def test_synchronize_is_what_it_was_after_counting() -> None:
+def test_synchronize_is_restored_after_counting() -> None:
     before = torch.cuda.synchronize, torch.cuda.Event.synchronize
     with count_synchronisations(StepCounter().synchronisations):
         assert torch.cuda.synchronize is not before[0]

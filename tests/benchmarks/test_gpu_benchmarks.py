@@ -48,7 +48,7 @@ def gradient(monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, list[str]]:
     return found, asked
 
 
-def test_both_forms_of_attentions_backward_can_be_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backward_as_pair_selects_the_pair_of_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     table = json.dumps(launch_configs.rows())
     assert gradient(monkeypatch)[1] == ["attention_bwd_whole"]
     with backward_as_pair():
@@ -61,7 +61,7 @@ def test_both_forms_of_attentions_backward_can_be_timed(monkeypatch: pytest.Monk
     assert json.dumps(launch_configs.rows()) == table
 
 
-def test_the_goals_own_figures_come_first() -> None:
+def test_most_important_cases_run_first() -> None:
     order = [*schedule(torch.device("cuda"))]
     assert order[:4] == [
         ("small", batch, impl) for batch in (256, 1024) for impl in ("ours", "timm compiled")
@@ -69,14 +69,14 @@ def test_the_goals_own_figures_come_first() -> None:
     assert len(order) == len(set(order)) == 30
 
 
-def test_dali_names_its_version_whichever_wheel_it_came_in() -> None:
+def test_installed_returns_the_version_or_an_empty_string() -> None:
     assert harness.installed("dali") == nvidia.dali.__version__
     assert harness.installed("torch") == torch.__version__.partition("+")[0]
     assert harness.installed("no-such-package") == ""
 
 
 @pytest.mark.parametrize("lacks", ["GIT_DIR", "PATH"])
-def test_a_tree_without_git_is_told_its_commit(
+def test_commit_without_git_comes_from_the_environment(
     lacks: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(lacks, str(tmp_path))
@@ -96,14 +96,14 @@ def test_a_tree_without_git_is_told_its_commit(
         ({"loss": math.nan}, "has a loss of nan"),
     ],
 )
-def test_a_start_that_went_wrong_is_named(change: dict[str, float], fault: str) -> None:
+def test_fault_of_describes_a_failed_start(change: dict[str, float], fault: str) -> None:
     assert bench_runs.fault_of(WELL | change, before=40) == fault
 
 
 LAUNCH = "import sys, torch; from pathlib import Path; from benchmarks.bench_runs import launch; "
 
 
-def test_an_interrupted_run_leaves_no_process(tmp_path: Path) -> None:
+def test_interrupted_run_leaves_no_process(tmp_path: Path) -> None:
     stubborn, began = tmp_path / "stubborn", tmp_path / "began"
     stubborn.write_text(
         f"#!/usr/bin/env bash\nsleep 300 &  # hears no SIGINT there\ntouch {began}\nwait\n"
@@ -122,7 +122,7 @@ def test_an_interrupted_run_leaves_no_process(tmp_path: Path) -> None:
             time.sleep(0.1)
 
 
-def test_a_row_is_of_the_newest_start_alone(tmp_path: Path) -> None:
+def test_outcome_describes_the_newest_start_alone(tmp_path: Path) -> None:
     for step in (0, 4):
         add_attempt(RunFolder(tmp_path), Attempt(step, 1, 8, 2, False, "bf16", "native", "mixed"))
     lines = [
@@ -141,7 +141,7 @@ def test_a_row_is_of_the_newest_start_alone(tmp_path: Path) -> None:
     assert found["images_per_s"] == 800  # of the steps 7 to 9
 
 
-def test_the_table_shows_rows_without_a_peer(
+def test_summary_shows_rows_without_a_peer(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row: harness.Row = {

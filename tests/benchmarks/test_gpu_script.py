@@ -118,7 +118,7 @@ def announced(output: str) -> list[str]:
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_step_ends_and_all_of_it_comes_back(step: str, tools: Path) -> None:
+def test_step_exits_with_all_results_in_the_archive(step: str, tools: Path) -> None:
     ended = rehearse(step, tools)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     parts, out = announced(ended.stdout), tools.parent / "out"
@@ -132,7 +132,7 @@ def test_a_step_ends_and_all_of_it_comes_back(step: str, tools: Path) -> None:
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_the_limits_of_a_step_fit_into_a_call(step: str, tools: Path) -> None:
+def test_time_limits_of_a_step_fit_into_one_call(step: str, tools: Path) -> None:
     add_tool(
         tools, "timeout", '#!/usr/bin/env bash\necho "$*" >>"$CALLS.limits"\nshift 3\nexec "$@"\n'
     )
@@ -144,7 +144,7 @@ def test_the_limits_of_a_step_fit_into_a_call(step: str, tools: Path) -> None:
     assert f" {' + '.join(limits)} s |" in (ROOT / "docs" / "gpu.md").read_text()
 
 
-def test_what_fails_is_named_and_ends_nothing(tools: Path) -> None:
+def test_failed_part_is_reported_and_the_others_run(tools: Path) -> None:
     ended = rehearse("step", tools, FAILING="bench_norm")
     assert ended.returncode == 1
     assert announced(ended.stdout) == ["step", "norm", "gelu", "settings"]
@@ -152,7 +152,7 @@ def test_what_fails_is_named_and_ends_nothing(tools: Path) -> None:
     assert "failed: norm (3); their logs are in" in ended.stdout
 
 
-def test_what_outlives_its_limit_is_killed_and_its_log_kept(tools: Path) -> None:
+def test_part_over_its_limit_is_killed_and_its_log_kept(tools: Path) -> None:
     add_tool(
         tools,
         "timeout",
@@ -193,7 +193,7 @@ sys.exit(124 if "pytest" in sys.argv else 0)
 """
 
 
-def test_tests_that_are_interrupted_still_tell_what_failed(tools: Path, tmp_path: Path) -> None:
+def test_interrupted_tests_still_report_failures(tools: Path, tmp_path: Path) -> None:
     """pytest itself, with processes of its own, in the part of the kernels' tests; `timeout`
     signals them in this way."""
     (tmp_path / "test_hanging.py").write_text(HANGING)
@@ -217,7 +217,7 @@ def test_tests_that_are_interrupted_still_tell_what_failed(tools: Path, tmp_path
         ("nvidia.dali", "train", []),
     ],
 )
-def test_what_is_not_there_is_named_and_left_out(
+def test_part_with_a_missing_module_is_reported_and_skipped(
     missing: str, step: str, left: list[str], tools: Path
 ) -> None:
     ended = rehearse(step, tools, MISSING=missing)
@@ -226,13 +226,13 @@ def test_what_is_not_there_is_named_and_left_out(
     assert announced(ended.stdout) == left
 
 
-def test_without_a_gpu_nothing_begins(tools: Path) -> None:
+def test_step_fails_at_once_without_a_gpu(tools: Path) -> None:
     ended = rehearse("kernels", tools, MISSING="torch")
     assert ended.returncode == 1 and not announced(ended.stdout)
 
 
 @pytest.mark.parametrize("argument", ["", "kernel", "s", "the"])
-def test_any_other_step_lists_them(argument: str, tools: Path) -> None:
+def test_unknown_step_prints_the_list_of_steps(argument: str, tools: Path) -> None:
     ended = rehearse(argument, tools)
     assert ended.returncode == 2
     assert re.findall(r"^  (\w+) ", ended.stdout, re.MULTILINE) == list(STEPS)
@@ -278,7 +278,7 @@ def kill_step(tools: Path, parts: int, delay_s: float) -> None:
 
 
 @pytest.mark.parametrize("parts", range(5))
-def test_a_kill_leaves_a_whole_archive(parts: int, tools: Path) -> None:
+def test_archive_is_whole_after_a_kill(parts: int, tools: Path) -> None:
     chance = random.Random(parts)
     for _ in range(2):
         kill_step(tools, parts, chance.uniform(0, 0.2))
@@ -286,7 +286,7 @@ def test_a_kill_leaves_a_whole_archive(parts: int, tools: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", range(5))
-def test_many_kills_leave_whole_archives(parts: int, tools: Path) -> None:
+def test_archive_is_whole_after_many_kills(parts: int, tools: Path) -> None:
     chance = random.Random(10 + parts)
     for _ in range(40):
         kill_step(tools, parts, chance.uniform(0, 0.4))
@@ -306,7 +306,7 @@ for line in sys.stdin:
 """
 
 
-def test_every_benchmark_understands_its_flags(tools: Path) -> None:
+def test_every_benchmark_parses_the_flags_of_the_script(tools: Path) -> None:
     for step in STEPS:
         rehearse(step, tools)
     calls = [line.partition("|")[2] for line in (tools / "calls").read_text().splitlines()]
@@ -334,7 +334,7 @@ def test_every_benchmark_understands_its_flags(tools: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", ["kernels", "train", "step", "others"])
-def test_every_step_runs_on_a_cpu(step: str, tmp_path: Path) -> None:
+def test_every_step_runs_on_the_cpu(step: str, tmp_path: Path) -> None:
     environment = os.environ | {"DEVICE": "cpu", "OUT": str(tmp_path), "OMP_NUM_THREADS": "1"}
     argv = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), step, sys.executable]
     ended = subprocess.run(argv, env=environment, capture_output=True, text=True)

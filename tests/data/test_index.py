@@ -315,7 +315,7 @@ def test_bad_images_can_be_left_out(folder: Path, decoded: list[str]) -> None:
         decoded.clear()
         index = build_index(folder, "train", bad_images="skip")
         assert (len(index), index.fingerprint()) == (4, before)
-        assert [line.split(": ")[0] for line in index.left_out] == [
+        assert [line.split(": ")[0] for line in index.excluded] == [
             f"train/cat/{n}" for n in ("fifo.jpg", "gone.png", "text.png")
         ]
         assert not known & set(decoded)

@@ -124,7 +124,7 @@ def test_attention_equals_the_formula(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     "shape", [*SHAPES.values(), *SHAPES_384.values()], ids=[*SHAPES, *SHAPES_384]
 )
-def test_attention_equals_the_formula_in_the_blocks_of_16_bits(
+def test_attention_equals_the_formula_with_16_bit_launches(
     shape: tuple[int, ...], launches_of_16_bits: None
 ) -> None:
     inputs = make_inputs(shape)
@@ -135,7 +135,9 @@ def test_attention_equals_the_formula_in_the_blocks_of_16_bits(
 @pytest.mark.parametrize(
     "shape", [*SHAPES.values(), *SHAPES_384.values()], ids=[*SHAPES, *SHAPES_384]
 )
-def test_attention_is_as_exact_as_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_attention_error_is_at_most_twice_that_of_torch(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
     inputs = make_inputs(shape, dtype)
     expected = expect(*inputs)
     pairs = zip(run(attention, *inputs), run(attention_reference, *inputs), expected, strict=True)
@@ -151,12 +153,14 @@ def test_attention_is_as_exact_as_torch(shape: tuple[int, ...], dtype: torch.dty
     heads=st.integers(1, 3),
     size=st.sampled_from(module.HEAD_DIMS),
 )
-def test_attention_of_any_shape(batch: int, tokens: int, heads: int, size: int) -> None:
+def test_attention_of_any_shape_equals_the_formula(
+    batch: int, tokens: int, heads: int, size: int
+) -> None:
     inputs = make_inputs((batch, tokens, 3, heads, size))
     assert_right(run(attention, *inputs), expect(*inputs))
 
 
-def test_attention_gradient_by_finite_differences(launches_of_16_bits: None) -> None:
+def test_attention_gradient_equals_finite_differences(launches_of_16_bits: None) -> None:
     qkv, grad = make_inputs(SMALL)
     _, dqkv = run(attention, qkv, grad)
     for part in range(3):
@@ -167,7 +171,7 @@ def test_attention_gradient_by_finite_differences(launches_of_16_bits: None) -> 
         torch.testing.assert_close((dqkv * step).double().sum(), rise, rtol=2e-3, atol=1e-4)
 
 
-def test_attention_with_logits_of_ten_thousand(launches_of_16_bits: None) -> None:
+def test_attention_handles_logits_of_ten_thousand(launches_of_16_bits: None) -> None:
     """All weight on one key or on a few: the output is as torch's, the gradient as good as scores
     that fp32 holds to 1e-3."""
     qkv, grad = make_inputs((1, 70, 3, 2, 64))
@@ -188,7 +192,9 @@ def test_attention_with_logits_of_ten_thousand(launches_of_16_bits: None) -> Non
 @pytest.mark.parametrize("tokens", [17, 70])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("sign", [-1, 1], ids=["low", "high"])
-def test_attention_of_equal_extreme_logits(sign: int, dtype: torch.dtype, tokens: int) -> None:
+def test_equal_extreme_logits_give_equal_weights(
+    sign: int, dtype: torch.dtype, tokens: int
+) -> None:
     """Every logit is ±1e4: weights are even, and keys past the last must not weigh more (or at
     all)."""
     qkv, grad = make_inputs((1, tokens, 3, 1, 64), dtype)
@@ -207,7 +213,7 @@ def test_attention_of_equal_extreme_logits(sign: int, dtype: torch.dtype, tokens
 @pytest.mark.parametrize(
     "shape", [(3, 17, 3, 2, 32), (3, 70, 3, 2, 96), (3, 300, 3, 1, 64)], ids=["N17", "N70", "N300"]
 )
-def test_attention_of_an_image_knows_no_other(shape: tuple[int, ...]) -> None:
+def test_attention_of_an_image_ignores_other_images(shape: tuple[int, ...]) -> None:
     """Neighbours in memory hold NaN, also where a block reaches past the last token or past a head."""
     (qkv, grad), alone = make_inputs(shape, torch.bfloat16), slice(1, 2)
     expected = run(attention, qkv[alone], grad[alone])
@@ -216,7 +222,7 @@ def test_attention_of_an_image_knows_no_other(shape: tuple[int, ...]) -> None:
         assert torch.equal(actual[alone], wanted)
 
 
-def test_attention_of_a_head_knows_no_other(launches_of_16_bits: None) -> None:
+def test_attention_of_a_head_ignores_other_heads(launches_of_16_bits: None) -> None:
     qkv, grad = make_inputs((1, 70, 3, 3, 96))
     expected = run(attention, qkv, grad)
     qkv[:, :, :, 0], qkv[:, :, :, 2] = float("nan"), float("nan")
@@ -226,21 +232,21 @@ def test_attention_of_a_head_knows_no_other(launches_of_16_bits: None) -> None:
 
 
 @pytest.mark.parametrize("shape", [SHAPES["N198-D64"], SHAPES["N257-D64"]], ids=["whole", "pair"])
-def test_attention_repeats_bit_for_bit(shape: tuple[int, ...]) -> None:
+def test_attention_is_deterministic(shape: tuple[int, ...]) -> None:
     inputs = make_inputs(shape, torch.bfloat16)
     for first, second in zip(run(attention, *inputs), run(attention, *inputs), strict=True):
         assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("size", module.HEAD_DIMS)
-def test_backward_of_deit_is_one_kernel_on_hopper(
+def test_backward_of_deit_is_one_kernel_on_sm_90(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastdeit.kernels.launch_configs.arch", lambda device: 90)
     assert find_launch("attention_bwd_whole", torch.device(DEVICE), D=size, N=198)["BLOCK_M"] >= 198
 
 
-def test_attention_takes_views() -> None:
+def test_attention_accepts_strided_views() -> None:
     """A slice of the columns, an expanded gradient."""
     qkv, _ = make_inputs(SMALL)
     grad = torch.ones(1, 1, 1, device=DEVICE).expand(2, 19, 64)
@@ -252,13 +258,13 @@ def test_attention_takes_views() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 17, 3, 2, 64), (2, 17, 3, 0, 64)], ids=["B0", "H0"])
-def test_attention_of_nothing(shape: tuple[int, ...]) -> None:
+def test_attention_of_an_empty_batch_is_empty(shape: tuple[int, ...]) -> None:
     out, dqkv = run(attention, *make_inputs(shape))
     assert out.shape == (shape[0], 17, shape[3] * 64) and dqkv.shape == shape
     assert attention_weights(draw(shape), [])[1].shape == (shape[0], 0, 17, 17)
 
 
-def test_operators_are_well_formed() -> None:
+def test_operators_pass_opcheck() -> None:
     qkv, grad = make_inputs(SMALL)
     out, lse = attention_triton(qkv)
     ops = torch.ops.fastdeit
@@ -268,7 +274,7 @@ def test_operators_are_well_formed() -> None:
     torch.library.opcheck(ops.attention_weights.default, (qkv, lse, [1, 0]))
 
 
-def test_lse_is_the_log_of_the_sum() -> None:
+def test_lse_is_the_base_2_log_of_the_sum() -> None:
     qkv, _ = make_inputs(SMALL)
     q, k, _ = qkv.double().unbind(2)
     scores = torch.einsum("bnhd,bmhd->bhnm", q, k) / 32**0.5
@@ -276,7 +282,7 @@ def test_lse_is_the_log_of_the_sum() -> None:
     torch.testing.assert_close(attention_triton(qkv)[1], expected.float(), rtol=1e-5, atol=1e-5)
 
 
-def test_compiled_attention_keeps_the_kernels(launches_of_16_bits: None) -> None:
+def test_compiled_attention_calls_the_kernels(launches_of_16_bits: None) -> None:
     inputs = make_inputs(SMALL)
     graphs: list[str] = []
 
@@ -307,7 +313,7 @@ OUTSIDE = {
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize(("shape", "dtype", "reason"), OUTSIDE.values(), ids=OUTSIDE)
-def test_attention_outside_of_the_kernels_says_so_once(
+def test_unsupported_input_warns_once_and_uses_the_reference(
     shape: tuple[int, ...],
     dtype: torch.dtype,
     reason: str,
@@ -324,7 +330,7 @@ def test_attention_outside_of_the_kernels_says_so_once(
     assert len(caplog.records) == 1 and reason in caplog.text
 
 
-def test_reference_backend_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_reference_backend_does_not_warn(caplog: pytest.LogCaptureFixture) -> None:
     qkv = draw((2, 5, 3, 2, 24))
     with backend.use_backend("reference"):
         assert torch.equal(attention(qkv), attention_reference(qkv))
@@ -352,7 +358,7 @@ def test_attention_weights_reference_equals_the_formula() -> None:
     torch.testing.assert_close(out, attention_by_hand(qkv).float(), rtol=1e-5, atol=1e-5)
 
 
-def test_attention_weights_beyond_the_kernels_come_from_the_reference() -> None:
+def test_unsupported_attention_weights_use_the_reference() -> None:
     qkv = draw((1, 5, 3, 2, 24)).requires_grad_()
     out, weights = attention_weights(qkv, [1])
     assert torch.equal(weights, attention_weights_reference(qkv.detach(), [1])[1])
@@ -365,12 +371,12 @@ def test_attention_weights_have_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("head", [-1, 2])
-def test_attention_weights_refuse_a_head_that_is_not_there(head: int) -> None:
+def test_attention_weights_reject_a_missing_head(head: int) -> None:
     with pytest.raises(ValueError, match=f"no head {head}: there are 2"):
         attention_weights(draw(SMALL), [0, head])
 
 
-def test_attention_refuses_another_packing() -> None:
+def test_attention_rejects_another_packing() -> None:
     for wrong in (torch.zeros(2, 3, 5, 2, 8), torch.zeros(2, 3, 32)):
         with pytest.raises(ValueError, match="must be"):
             attention(wrong)
@@ -397,7 +403,7 @@ def test_attention_at_full_size(tokens: int, heads: int) -> None:
 
 @pytest.mark.gpu
 @needs_gpu
-def test_attention_past_two_to_the_31_elements() -> None:
+def test_attention_handles_more_than_2_to_the_31_elements() -> None:
     qkv = torch.empty(5000, 198, 3, 12, 64, dtype=torch.bfloat16, device="cuda")
     last, grad = make_inputs((1, 198, 3, 12, 64), torch.bfloat16)
     qkv.copy_(last)

@@ -118,7 +118,7 @@ def equal(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
-def test_operations_are_numbered_as_the_plans() -> None:
+def test_operation_numbers_equal_those_of_the_plan() -> None:
     assert augment_ops.OPS == OPS
     kinds = {kind: {row.name for row in OPERATIONS if row.kind == kind} for kind in KINDS}
     assert set(augment_ops.STATISTICS) == kinds["statistics"]
@@ -136,7 +136,7 @@ def test_operations_are_numbered_as_the_plans() -> None:
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_reference_equals_timms(name: str) -> None:
+def test_reference_equals_timm(name: str) -> None:
     args = [
         *arguments_of(OPS.index(name), 16).tolist(),
         *(ROUND if name in augment_ops.WARPS else ()),
@@ -148,7 +148,7 @@ def test_reference_equals_timms(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_kernel_equals_timms(name: str) -> None:
+def test_kernel_equals_timm(name: str) -> None:
     args = [
         *arguments_of(OPS.index(name), 5).tolist(),
         *((90.0, -1.0) if name in augment_ops.WARPS else ()),
@@ -163,13 +163,13 @@ def test_kernel_equals_timms(name: str) -> None:
 
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("name", ["Color", "Contrast", "Brightness", "Sharpness"])
-def test_enhancement_at_any_factor(name: str, run: Any) -> None:
+def test_enhancement_at_any_factor_equals_pil(name: str, run: Any) -> None:
     images, name = pictures(5, 20, 15), f"{name}Increasing"
     operations = one_layer([name] * 5, [-0.5, 0.0, 1e-3, 1.0, 3.0])
     equal(run(images, *packed(operations), FILL, [[name]]), by_timm(images, operations))
 
 
-def test_reference_stretches_between_any_extremes_as_pil() -> None:
+def test_autocontrast_between_any_extremes_equals_pil() -> None:
     ends = np.sort(np.random.default_rng(0).integers(0, 256, (300, 2)), 1)
     ramps = np.clip(np.arange(256), ends[:, :1], ends[:, 1:]).astype(np.uint8)
     images = np.repeat(ramps[:, None, :, None], 3, 3)
@@ -184,7 +184,7 @@ def test_reference_stretches_between_any_extremes_as_pil() -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_smoothing_of_every_sum(run: Any) -> None:
+def test_sharpness_of_every_window_sum_equals_pil(run: Any) -> None:
     """Sharpness: all 3316 sums of its window, one in each 3 x 3 tile."""
     rest, tiles = np.arange(13 * 255 + 1), np.zeros((3, 13 * 255 + 1, 3), np.uint8)
     for y, x in [(1, 1), (0, 0), (0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1), (2, 2)]:
@@ -202,7 +202,7 @@ def test_smoothing_of_every_sum(run: Any) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_blur_of_any_radius(run: Any) -> None:
+def test_blur_of_any_radius_equals_pil(run: Any) -> None:
     images, operations = (
         pictures(7, 20, 13),
         one_layer(["GaussianBlur"] * 7, [0.0, 1e-6, 1.2, 2.0, 5.0, 9.9, 40.0]),
@@ -211,7 +211,7 @@ def test_blur_of_any_radius(run: Any) -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_chains_of_the_plan_equal_timms(spec: PlanSpec) -> None:
+def test_planned_chains_equal_timm(spec: PlanSpec) -> None:
     images, operations = pictures(200, 32, 32), planned(spec, 200)
     ops, args = packed(operations)
     expected = by_timm(images, operations)
@@ -223,7 +223,7 @@ def test_chains_of_the_plan_equal_timms(spec: PlanSpec) -> None:
     assert (ops[few] >= 0).all(1).any() and not torch.equal(out, images[few])
 
 
-def test_mixed_batch() -> None:
+def test_batch_of_all_operations_equals_timm() -> None:
     images, operations = pictures(18, 33, 45), mixed(18, 1)
     assert set(operations[0].flatten().tolist()) == {-1, *range(len(OPS))}
     with interpreter.poisoned_memory():
@@ -231,7 +231,7 @@ def test_mixed_batch() -> None:
     equal(out, by_timm(images, operations))
 
 
-def test_mixed_batch_in_the_configured_blocks() -> None:
+def test_batch_in_the_configured_blocks_equals_timm() -> None:
     """Over several blocks and parts, none of which divides the image."""
     names = (
         "Rotate",
@@ -255,12 +255,12 @@ def test_mixed_batch_in_the_configured_blocks() -> None:
     batch=st.integers(1, 3),
     layers=st.integers(1, 2),
 )
-def test_kernels_at_any_shape(height: int, width: int, batch: int, layers: int) -> None:
+def test_kernels_at_any_shape_equal_timm(height: int, width: int, batch: int, layers: int) -> None:
     images, operations = pictures(batch, height, width), mixed(batch, layers)
     equal(augment_triton(images, *packed(operations)), by_timm(images, operations))
 
 
-def test_another_fill() -> None:
+def test_fill_colour_is_used() -> None:
     images, (ops, args) = (
         pictures(2, 20, 30),
         packed(one_layer(["Rotate", "TranslateXRel"], [30.0, 0.4])),
@@ -271,7 +271,7 @@ def test_another_fill() -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_what_no_layer_names_does_nothing(run: Any) -> None:
+def test_operation_that_no_layer_names_changes_nothing(run: Any) -> None:
     images = pictures(5, 8, 8)
     ops = torch.tensor(
         [[-1], [-7], [len(OPS)], [99], [OPS.index("Invert")]], dtype=torch.int32, device=DEVICE
@@ -284,7 +284,7 @@ def test_what_no_layer_names_does_nothing(run: Any) -> None:
 
 @pytest.mark.parametrize("shape", [(0, 8, 8), (3, 0, 8), (3, 8, 8)])
 @pytest.mark.parametrize("layers", [0, 2])
-def test_nothing_to_do(shape: tuple[int, int, int], layers: int) -> None:
+def test_batch_without_operations_is_copied(shape: tuple[int, int, int], layers: int) -> None:
     images = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, device=DEVICE)
     ops = torch.full((shape[0], layers), -1, dtype=torch.int32, device=DEVICE)
     args = torch.zeros(shape[0], layers, 2, dtype=torch.float64, device=DEVICE)
@@ -294,7 +294,7 @@ def test_nothing_to_do(shape: tuple[int, int, int], layers: int) -> None:
         assert not out.numel() or out.data_ptr() != images.data_ptr()
 
 
-def test_the_same_twice_and_the_inputs_left_alone() -> None:
+def test_augment_is_deterministic_and_keeps_its_inputs() -> None:
     inputs = (pictures(6, 16, 16), *packed(mixed(6, 3)))
     before = [tensor.clone() for tensor in inputs]
     assert torch.equal(augment_triton(*inputs), augment_triton(*inputs))
@@ -302,7 +302,7 @@ def test_the_same_twice_and_the_inputs_left_alone() -> None:
     assert all(map(torch.equal, inputs, before))
 
 
-def test_comparison_sees_one_level() -> None:
+def test_comparison_detects_one_level() -> None:
     images, (ops, args) = pictures(1, 24, 24), packed(one_layer(["Rotate"], [27.0]))
     out = augment_triton(images, ops, args)
     assert not torch.equal(augment_triton(images, ops, args + 1e-4), out)
@@ -311,13 +311,13 @@ def test_comparison_sees_one_level() -> None:
 
 
 @pytest.mark.parametrize("layer_ops", [None, SPECS["deit"].layer_ops], ids=["any", "deit"])
-def test_augment_is_a_well_formed_operator(layer_ops: Any) -> None:
+def test_augment_passes_opcheck(layer_ops: Any) -> None:
     allowed = [augment_ops.bits_of(names) for names in layer_ops or [OPS] * 2]
     arguments = (pictures(3, 8, 8), *packed(mixed(3, 2)), list(FILL), allowed)
     torch.library.opcheck(torch.ops.fastdeit.augment.default, arguments)
 
 
-def test_augment_takes_tensors_that_are_not_contiguous(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_augment_accepts_strided_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     images, operations = pictures(4, 8, 8), mixed(4, 2)
     expected, (ops, args) = by_timm(images, operations), packed(operations)
     wide = images.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
@@ -326,7 +326,7 @@ def test_augment_takes_tensors_that_are_not_contiguous(monkeypatch: pytest.Monke
         equal(augment(wide, ops.T.contiguous().T, args), expected)
 
 
-def test_augment_stays_in_a_compiled_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_augment_compiles_without_a_graph_break(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "is_fused", lambda _: True)
     images, operations = pictures(2, 8, 8), mixed(2, 2)
     compiled = torch.compile(
@@ -335,7 +335,7 @@ def test_augment_stays_in_a_compiled_graph(monkeypatch: pytest.MonkeyPatch) -> N
     equal(compiled(images, *packed(operations)), by_timm(images, operations).float() / 255)
 
 
-def test_packed_arguments_are_the_exact_backends() -> None:
+def test_packed_arguments_equal_those_of_the_exact_backend() -> None:
     pytest.importorskip("nvidia.dali")
     pytest.importorskip("numba")
     from fastdeit.data.augment.exact import pack_exact
@@ -350,7 +350,7 @@ def test_packed_arguments_are_the_exact_backends() -> None:
         assert tuple(ints[0, LAYERS - 3 : LAYERS]) == module.FILL == FILL
 
 
-def test_augment_right_behind_dali(tmp_path: Path) -> None:
+def test_augment_of_dali_batches_equals_the_exact_operator(tmp_path: Path) -> None:
     """Decoded and resized by DALI, handed over without a copy, augmented as a batch: the pixels of
     the exact operator."""
     pytest.importorskip("nvidia.dali")
@@ -384,7 +384,7 @@ def test_augment_right_behind_dali(tmp_path: Path) -> None:
         equal(out.permute(0, 3, 1, 2).cpu(), torch.from_numpy(expected))
 
 
-def test_no_product_and_sum_are_fused() -> None:
+def test_kernels_contain_no_fused_multiply_add() -> None:
     """Rounded once instead of twice, pixels would differ from PIL's on a GPU, and no interpreter
     would show it."""
     code = """
@@ -407,7 +407,7 @@ assert "mul.rn.f64" in kernels["_augment_kernel"].asm["ptx"]
 
 
 @pytest.mark.gpu
-def test_augment_in_a_graph_without_waiting() -> None:
+def test_augment_is_captured_in_a_cuda_graph() -> None:
     images, operations = pictures(36, 224, 224), mixed(36, 2)
     ops, args = packed(operations)
     expected = augment(images, ops, args)  # compiles
@@ -439,7 +439,7 @@ def test_augment_in_a_graph_without_waiting() -> None:
         ({"layer_ops": [["Rotate"]] * 2}, "1 layers"),
     ],
 )
-def test_augment_refuses(change: dict[str, Any], message: str) -> None:
+def test_augment_rejects_wrong_arguments(change: dict[str, Any], message: str) -> None:
     ops, args = mixed(2, 1)
     good: dict[str, Any] = {
         "images": pictures(2, 4, 4).cpu(),

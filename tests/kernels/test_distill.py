@@ -115,7 +115,7 @@ def test_distill_computes_in_fp32(dtype: torch.dtype) -> None:
         )
 
 
-def test_hard_takes_logits_or_their_argmax() -> None:
+def test_hard_form_accepts_logits_or_class_ids() -> None:
     inputs = make_inputs()
     setting: dict[str, Any] = {"smoothing": 0.1, "kind": "hard", "alpha": 0.5, "tau": 1.0}
     expected = distill(**inputs, **setting)
@@ -124,7 +124,7 @@ def test_hard_takes_logits_or_their_argmax() -> None:
         assert torch.equal(distill(**inputs, **setting).loss, expected.loss)
 
 
-def test_none_takes_the_mean_of_both_heads() -> None:
+def test_none_form_averages_both_heads() -> None:
     inputs: dict[str, Any] = {**make_inputs(), "teacher": None}
     parts = distill(**inputs, smoothing=0.1, kind="none", alpha=0.5, tau=1.0)
     logits = (inputs["cls_logits"] + inputs["dist_logits"]) / 2
@@ -134,7 +134,7 @@ def test_none_takes_the_mean_of_both_heads() -> None:
     assert torch.equal(parts.loss, parts.base) and parts.distill.item() == 0
 
 
-def test_none_takes_one_head() -> None:
+def test_none_form_accepts_one_head() -> None:
     inputs: dict[str, Any] = {**make_inputs(), "teacher": None, "dist_logits": None}
     parts = distill(**inputs, smoothing=0.0, kind="none", alpha=0.5, tau=1.0)
     expected = base_by_hand(inputs["cls_logits"], inputs["labels"], inputs["lam"], 0.0)
@@ -142,7 +142,7 @@ def test_none_takes_one_head() -> None:
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
-def test_distill_gradients_by_finite_differences(kind: str) -> None:
+def test_distill_gradients_equal_finite_differences(kind: str) -> None:
     inputs = make_inputs(5)
     heads = [inputs[name].requires_grad_() for name in ("cls_logits", "dist_logits")]
     setting: dict[str, Any] = {"smoothing": 0.1, "kind": kind, "alpha": 0.4, "tau": 2.0}
@@ -163,7 +163,7 @@ def test_distill_gradients_by_finite_differences(kind: str) -> None:
         )
 
 
-def test_none_gives_both_heads_a_gradient() -> None:
+def test_none_form_gives_both_heads_a_gradient() -> None:
     inputs: dict[str, Any] = {**make_inputs(), "teacher": None}
     heads = [inputs[name].requires_grad_() for name in ("cls_logits", "dist_logits")]
     loss = distill(**inputs, smoothing=0.1, kind="none", alpha=0.5, tau=1.0).loss
@@ -171,7 +171,7 @@ def test_none_gives_both_heads_a_gradient() -> None:
     assert first.abs().min() > 0 and torch.equal(first, second)
 
 
-def test_distill_survives_extreme_logits() -> None:
+def test_extreme_logits_give_finite_gradients() -> None:
     inputs = make_inputs()
     for name in ("cls_logits", "dist_logits", "teacher"):
         inputs[name] = 1e4 * inputs[name].sign()
@@ -181,7 +181,7 @@ def test_distill_survives_extreme_logits() -> None:
         assert loss.isfinite() and all(g.isfinite().all() for g in torch.autograd.grad(loss, heads))
 
 
-def test_mixed_cross_entropy_without_mixing_is_torchs() -> None:
+def test_mixed_cross_entropy_without_mixing_equals_torch() -> None:
     inputs = make_inputs()
     logits, labels = inputs["cls_logits"], inputs["labels"]
     expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
@@ -210,7 +210,7 @@ def test_mixed_cross_entropy_without_mixing_is_torchs() -> None:
         ({"teacher": torch.zeros(BATCH)}, "hard", "class ids"),
     ],
 )
-def test_distill_refuses(change: dict[str, Any], kind: str, message: str) -> None:
+def test_distill_rejects_wrong_arguments(change: dict[str, Any], kind: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         distill(**{**make_inputs(), **change}, smoothing=0.1, kind=kind, alpha=0.5, tau=1.0)
 
@@ -347,7 +347,9 @@ def _assert_as_good(
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("classes", [2, 7, 1000, 2001])
-def test_kernel_is_as_exact_as_the_reference(classes: int, name: str, dtype: torch.dtype) -> None:
+def test_kernel_error_is_at_most_twice_that_of_the_reference(
+    classes: int, name: str, dtype: torch.dtype
+) -> None:
     # a power of two: bf16 gradients are rounded once before it and are not rounded again
     assert_as_good_as_the_reference(*make_form(name, classes, dtype), factor=4.0)
 
@@ -355,7 +357,7 @@ def test_kernel_is_as_exact_as_the_reference(classes: int, name: str, dtype: tor
 @once
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("classes", [1001, 2048, 21841])
-def test_kernel_over_many_classes(classes: int, name: str) -> None:
+def test_kernel_handles_many_classes(classes: int, name: str) -> None:
     assert_as_good_as_the_reference(
         *make_form(name, classes, torch.bfloat16 if classes == 2048 else torch.float32, batch=2)
     )
@@ -363,14 +365,14 @@ def test_kernel_over_many_classes(classes: int, name: str) -> None:
 
 @once
 @pytest.mark.parametrize("name", ["none-2", "soft"])
-def test_kernel_over_more_rows_than_it_adds_at_once(name: str) -> None:
+def test_kernel_sums_more_rows_than_one_block_holds(name: str) -> None:
     assert_as_good_as_the_reference(*make_form(name, 2, batch=262))
 
 
 @once
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("classes", [5, 2100])
-def test_kernel_survives_extreme_logits(classes: int, name: str) -> None:
+def test_kernel_handles_extreme_logits(classes: int, name: str) -> None:
     inputs, setting = make_form(name, classes)
     for key in ("cls_logits", "dist_logits", "teacher"):
         if inputs[key] is not None and inputs[key].is_floating_point():
@@ -394,7 +396,7 @@ def test_kernel_survives_extreme_logits(classes: int, name: str) -> None:
     st.floats(0, 1),
     st.floats(0.5, 20),
 )
-def test_kernel_with_any_setting(
+def test_kernel_handles_any_setting(
     name: str, pairs: int, classes: int, smoothing: float, alpha: float, tau: float
 ) -> None:
     inputs, setting = make_form(name, classes, batch=2 * pairs)
@@ -406,7 +408,7 @@ def test_kernel_with_any_setting(
 @pytest.mark.parametrize(
     "dtype", [torch.int64, torch.int32, torch.int16, torch.uint16, torch.uint8]
 )
-def test_ids_of_any_integer_dtype(dtype: torch.dtype) -> None:
+def test_class_ids_may_have_any_integer_dtype(dtype: torch.dtype) -> None:
     inputs, setting = make_form("hard-ids", 200)
     expected = distill(**inputs, **setting)
     inputs["teacher"] = inputs["teacher"].to(dtype)
@@ -416,7 +418,7 @@ def test_ids_of_any_integer_dtype(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("classes", [40, 5000])
-def test_the_first_of_several_largest_logits_decides(classes: int) -> None:
+def test_first_of_several_equal_largest_logits_decides(classes: int) -> None:
     inputs, setting = make_form("hard-logits", classes, torch.bfloat16)
     first = torch.tensor([3, classes - 1, classes // 2, 0], device=DEVICE)
     teacher = torch.zeros(4, classes, device=DEVICE)
@@ -425,7 +427,7 @@ def test_the_first_of_several_largest_logits_decides(classes: int) -> None:
     assert torch.equal(by_logits.loss, distill(**inputs | {"teacher": first}, **setting).loss)
 
 
-def test_teacher_of_another_dtype() -> None:
+def test_teacher_may_have_another_dtype() -> None:
     inputs, setting = make_form("soft", 70, torch.bfloat16)
     wide = inputs["teacher"].float()
     assert torch.equal(
@@ -433,7 +435,7 @@ def test_teacher_of_another_dtype() -> None:
     )
 
 
-def test_heads_that_are_not_contiguous() -> None:
+def test_heads_may_be_strided() -> None:
     inputs, setting = make_form("soft", 30)
     strided = {
         key: torch.stack((value.detach(), value.detach()), -1)[..., 0].requires_grad_(
@@ -449,7 +451,7 @@ def test_heads_that_are_not_contiguous() -> None:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_distill_repeats_itself_and_keeps_its_inputs(name: str) -> None:
+def test_distill_is_deterministic_and_keeps_its_inputs(name: str) -> None:
     inputs, setting = make_form(name, 300, torch.bfloat16, batch=12)
     before = {
         key: value if value is None else value.detach().clone() for key, value in inputs.items()
@@ -464,7 +466,7 @@ def test_distill_repeats_itself_and_keeps_its_inputs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_an_empty_batch_has_no_mean(name: str) -> None:
+def test_empty_batch_has_a_nan_mean(name: str) -> None:
     inputs, setting = make_form(name, 9)
     empty = {
         key: value if value is None else value.detach()[:0].requires_grad_("logits" in key)
@@ -479,7 +481,7 @@ def test_an_empty_batch_has_no_mean(name: str) -> None:
     assert parts[2].isnan() if setting["kind"] != "none" else parts[2] == 0
 
 
-def test_only_the_loss_carries_a_gradient() -> None:
+def test_only_the_loss_has_a_gradient() -> None:
     inputs, setting = make_form("hard-ids", 9)
     parts = distill(**inputs, **setting)
     assert [part.requires_grad for part in parts] == [True, False, False]
@@ -493,7 +495,7 @@ def test_only_the_loss_carries_a_gradient() -> None:
     assert not evaluated.loss.requires_grad and torch.equal(evaluated.loss, parts.loss)
 
 
-def test_a_loss_scaler_reaches_fp16_before_it_underflows() -> None:
+def test_loss_scale_is_applied_before_fp16_rounding() -> None:
     inputs, setting = make_form("soft-legacy", 1000, torch.float16)
     gradients = run_form(distill, inputs, setting, factor=65536.0)[1]
     exact = run_exact(inputs, setting, factor=65536.0)[1]
@@ -503,7 +505,7 @@ def test_a_loss_scaler_reaches_fp16_before_it_underflows() -> None:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_distill_compiles_without_a_break(name: str) -> None:
+def test_distill_compiles_without_a_graph_break(name: str) -> None:
     torch._dynamo.reset()
     inputs, setting = make_form(name, 20)
     compiled = torch.compile(
@@ -524,12 +526,12 @@ def arguments_of(name: str, classes: int, with_grads: bool = True) -> tuple[Any,
 
 @once
 @pytest.mark.parametrize("name", FORMS)
-def test_distill_is_a_well_formed_operator(name: str) -> None:
+def test_distill_passes_opcheck(name: str) -> None:
     torch.library.opcheck(torch.ops.fastdeit.distill.default, arguments_of(name, 6))
 
 
 @once
-def test_its_backward_is_a_well_formed_operator() -> None:
+def test_distill_bwd_passes_opcheck() -> None:
     grads = torch.randn(2, 4, 6, device=DEVICE)
     torch.library.opcheck(
         torch.ops.fastdeit.distill_bwd.default,
@@ -540,7 +542,7 @@ def test_its_backward_is_a_well_formed_operator() -> None:
 
 
 @once
-def test_no_gradients_are_written_where_none_are_asked_for() -> None:
+def test_gradients_are_written_only_when_needed() -> None:
     with_grads, without = (
         distill_triton(*arguments_of("soft", 6, asked)) for asked in (True, False)
     )
@@ -549,7 +551,7 @@ def test_no_gradients_are_written_where_none_are_asked_for() -> None:
 
 
 @once
-def test_the_counter_is_zero_after_every_launch() -> None:
+def test_counter_is_zero_after_every_launch() -> None:
     counter = torch.zeros(1, dtype=torch.int32, device=DEVICE)
     for name in ("none-1", "soft", "none-2"):
         arguments = list(arguments_of(name, 6))
@@ -560,7 +562,7 @@ def test_the_counter_is_zero_after_every_launch() -> None:
 
 @once
 @pytest.mark.parametrize("wrong", [-1, 9, 2**32])
-def test_a_label_that_is_no_class_shows(wrong: int) -> None:
+def test_label_out_of_range_gives_nan(wrong: int) -> None:
     inputs, setting = make_form("hard-ids", 9)
     inputs["labels"][2] = wrong
     parts = distill(**inputs, **setting)
@@ -570,7 +572,7 @@ def test_a_label_that_is_no_class_shows(wrong: int) -> None:
 @once
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", FORMS)
-def test_a_step_on_a_gpu_is_one_launch_and_does_not_wait(name: str) -> None:
+def test_loss_on_a_gpu_is_one_launch_without_a_sync(name: str) -> None:
     inputs, setting = make_form(name, 1000, torch.bfloat16, batch=256)
     expected = run_form(distill, inputs, setting)
     torch.cuda.set_sync_debug_mode("error")
@@ -597,7 +599,7 @@ def test_a_step_on_a_gpu_is_one_launch_and_does_not_wait(name: str) -> None:
 @once
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", FORMS)
-def test_the_loss_on_a_gpu_fits_a_graph_and_other_streams(name: str) -> None:
+def test_loss_runs_in_a_cuda_graph_and_on_other_streams(name: str) -> None:
     inputs, setting = make_form(name, 1000, torch.bfloat16, batch=512)
     expected = distill(**inputs, **setting).loss.detach()
     streams = [torch.cuda.Stream() for _ in range(3)]

@@ -103,7 +103,7 @@ def test_gelu_in_fp32_equals_the_formula(shape: tuple[int, ...], biased: bool) -
 @pytest.mark.parametrize("biased", [True, False], ids=["bias", "plain"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("dtype", HALVES.values(), ids=HALVES)
-def test_gelu_in_16_bits_rounds_once(
+def test_gelu_rounds_once_in_16_bits(
     shape: tuple[int, ...], dtype: torch.dtype, biased: bool
 ) -> None:
     x, bias, dy = make_inputs(shape, dtype)
@@ -129,7 +129,7 @@ def assert_rounded(actual: torch.Tensor, truth: torch.Tensor, atol: torch.Tensor
 @pytest.mark.parametrize(
     ("dtype", "most"), [(torch.bfloat16, 0.514), (torch.float16, 0.511)], ids=HALVES
 )
-def test_gelu_of_every_16_bit_value(dtype: torch.dtype, most: float) -> None:
+def test_gelu_of_every_16_bit_value_is_within_half_an_ulp(dtype: torch.dtype, most: float) -> None:
     x = every_value(dtype)
     truth = gelu_by_hand(x)
     # below, the tail is not a normal number of fp32, and the GPU's exp2 gives 0
@@ -146,7 +146,7 @@ def test_gelu_of_every_16_bit_value(dtype: torch.dtype, most: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", HALVES.values(), ids=HALVES)
-def test_derivative_at_every_16_bit_value(dtype: torch.dtype) -> None:
+def test_derivative_of_every_16_bit_value_equals_the_formula(dtype: torch.dtype) -> None:
     x = every_value(dtype)
     _, dx = gradients(x, None, torch.ones_like(x))
     assert_rounded(dx, derivative_by_hand(x), 5e-6)
@@ -154,7 +154,7 @@ def test_derivative_at_every_16_bit_value(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("bias_dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_bias_may_have_its_own_dtype(dtype: torch.dtype, bias_dtype: torch.dtype) -> None:
+def test_bias_may_have_another_dtype_than_x(dtype: torch.dtype, bias_dtype: torch.dtype) -> None:
     x, _, dy = make_inputs(SHAPES["ragged"], dtype)
     bias = make_inputs(SHAPES["ragged"], bias_dtype)[1]
     y, dx, dbias = gradients(x, bias, dy)
@@ -166,7 +166,7 @@ def test_bias_may_have_its_own_dtype(dtype: torch.dtype, bias_dtype: torch.dtype
     assert_rounded(dbias, rows.sum(0), 1e-5 * rows.abs().sum(0))
 
 
-def test_infinite_values_and_nan() -> None:
+def test_infinities_have_limits_and_nan_propagates() -> None:
     for dtype in HALVES.values():
         x = torch.tensor([[math.inf, -math.inf, math.nan]], dtype=dtype, device=DEVICE)
         y, dx = gradients(x, None, torch.ones_like(x))
@@ -208,7 +208,9 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("rows", [8, 16, 17, 61])
-def test_a_program_takes_several_blocks_of_rows(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_program_processes_several_blocks_of_rows(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     few_programs(monkeypatch)
     x, bias, dy = make_inputs((rows, 300))
     _, dx, dbias = gradients(x, bias, dy)
@@ -221,7 +223,7 @@ def test_a_program_takes_several_blocks_of_rows(rows: int, monkeypatch: pytest.M
 @given(
     rows=st.integers(1, 40), dim=st.integers(1, 600), dtype=st.sampled_from(list(DTYPES.values()))
 )
-def test_any_shape(rows: int, dim: int, dtype: torch.dtype) -> None:
+def test_any_shape_equals_the_formula(rows: int, dim: int, dtype: torch.dtype) -> None:
     x, bias, dy = make_inputs((rows, dim), dtype)
     y, dx, dbias = gradients(x, bias, dy)
     z = x.double() + bias.double()
@@ -231,7 +233,7 @@ def test_any_shape(rows: int, dim: int, dtype: torch.dtype) -> None:
     assert_rounded(dbias, truth.sum(0), 1e-5 * (1 + truth.abs().sum(0)))
 
 
-def test_same_bits_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_result_is_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
     few_programs(monkeypatch)
     inputs = make_inputs((61, 300), torch.bfloat16)
     assert all(
@@ -239,7 +241,7 @@ def test_same_bits_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_strided_arguments() -> None:
+def test_strided_arguments_are_accepted() -> None:
     x, bias, dy = make_inputs((6, 4, 100))
     x, dy = x.transpose(0, 1), dy.sum(1)[:1].expand(4, 6, 100)
     truth = dy.double() * derivative_by_hand(x.double() + bias.double())
@@ -250,21 +252,21 @@ def test_strided_arguments() -> None:
 
 
 @pytest.mark.parametrize("biased", [True, False], ids=["bias", "plain"])
-def test_gelu_is_a_well_formed_operator(biased: bool) -> None:
+def test_gelu_passes_opcheck(biased: bool) -> None:
     x, bias, dy = make_inputs(SHAPES["ragged"])
     torch.library.opcheck(torch.ops.fastdeit.gelu_bwd.default, (dy, x, bias if biased else None))
     leaves = (x.requires_grad_(), bias.requires_grad_() if biased else None)
     torch.library.opcheck(torch.ops.fastdeit.gelu.default, leaves)
 
 
-def test_auto_takes_the_reference_on_the_cpu() -> None:
+def test_auto_uses_the_reference_on_the_cpu() -> None:
     x, bias, _ = make_inputs(SHAPES["ragged"])
     x, bias = x.cpu().double(), bias.cpu().double()
     with backend.use_backend("auto"):
         assert torch.equal(gelu(x, bias), gelu_reference(x, bias))
 
 
-def test_gelu_refuses() -> None:
+def test_gelu_rejects_wrong_shapes_and_dtypes() -> None:
     x, bias, _ = make_inputs(SHAPES["ragged"])
     with pytest.raises(ValueError, match="must be"):
         gelu(x, bias[:-1])
@@ -276,7 +278,7 @@ def test_gelu_refuses() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")
-def test_gelu_in_a_cuda_graph() -> None:
+def test_gelu_is_captured_in_a_cuda_graph() -> None:
     x, bias, dy = make_inputs((64, 198, 768), torch.bfloat16)
     leaves = (x.requires_grad_(), bias.requires_grad_())
     torch.cuda.set_sync_debug_mode("error")

@@ -52,7 +52,7 @@ def test_dot_of_bf16_multiplies_values() -> None:
     torch.testing.assert_close(dot(a, b), a.float() @ b.float())
 
 
-def test_interpreter_still_needs_the_correction(values: torch.Tensor) -> None:
+def test_triton_still_needs_the_correction(values: torch.Tensor) -> None:
     """When this fails, Triton rounds by itself: drop tests/kernels/interpreter.py's part for the
     cast."""
     with interpreter.uncorrected():

@@ -53,14 +53,16 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict]]:
         (100, 64, 300, 4),
     ],
 )
-def test_the_nearest_row_that_holds_the_call(
+def test_nearest_row_that_covers_the_call_is_chosen(
     table: list[dict], monkeypatch: pytest.MonkeyPatch, arch: int, dim: int, tokens: int, block: int
 ) -> None:
     monkeypatch.setattr(launch_configs, "arch", lambda device: arch)
     assert launch_configs.find_launch("k", CPU, D=dim, N=tokens) == {"BLOCK": block, "num_warps": 4}
 
 
-def test_no_row_is_named(table: list[dict], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_row_raises_lookup_error(
+    table: list[dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(LookupError, match="no launch of k for 32 bits on sm_90"):
         launch_configs.find_launch("k", CPU, bits=32)
     monkeypatch.setattr(launch_configs, "arch", lambda device: 75)
@@ -68,12 +70,12 @@ def test_no_row_is_named(table: list[dict], monkeypatch: pytest.MonkeyPatch) -> 
         launch_configs.find_launch("k", CPU)
 
 
-def test_a_launch_is_the_callers_own(table: list[dict]) -> None:
+def test_returned_launch_is_a_copy(table: list[dict]) -> None:
     launch_configs.find_launch("k", CPU)["BLOCK"] = 99
     assert launch_configs.find_launch("k", CPU)["BLOCK"] != 99
 
 
-def test_the_checked_in_table_is_sound() -> None:
+def test_checked_in_table_is_valid() -> None:
     keys = [
         (row["op"], row["arch"], row["bits"], row["D"], row["N"]) for row in launch_configs.rows()
     ]
@@ -86,7 +88,7 @@ def test_the_checked_in_table_is_sound() -> None:
     assert {key[0] for key in keys if key[1] == 80} == {key[0] for key in keys}
 
 
-def test_tuning_walks_to_the_fastest_launch_that_is_right(
+def test_tuning_finds_the_fastest_correct_launch(
     table: list[dict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = table[3]
@@ -110,7 +112,7 @@ def test_tuning_walks_to_the_fastest_launch_that_is_right(
     assert table[2]["launch"] == TABLE[2]["launch"]
 
 
-def test_a_new_architecture_starts_from_copies(table: list[dict]) -> None:
+def test_new_architecture_starts_from_copied_rows(table: list[dict]) -> None:
     tune.adopt(100)
     new = [row for row in table if row["arch"] == 100]
     assert [row["launch"] for row in new] == [row["launch"] for row in TABLE if row["arch"] == 90]
@@ -132,7 +134,7 @@ def test_neighbours_differ_in_one_number() -> None:
     assert all(other["num_stages"] >= 1 for other in found)
 
 
-def test_a_devices_architecture_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_architecture_of_a_device_is_queried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
     def capability(index: int) -> tuple[int, int]:
@@ -159,7 +161,7 @@ def test_a_devices_architecture_is_asked_for_once(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("size", "block", "count"), [(0, 4, 0), (1, 4, 1), (4, 4, 1), (5, 4, 2), (12, 1, 12)]
 )
-def test_blocks_hold_the_size(size: int, block: int, count: int) -> None:
+def test_blocks_of_rounds_up(size: int, block: int, count: int) -> None:
     assert launch_configs.blocks_of(size, block) == count == triton.cdiv(size, block)
 
 

@@ -95,7 +95,7 @@ def train_steps(
     return losses, student.state_dict()
 
 
-def test_three_steps_with_kernels_equal_three_without() -> None:
+def test_three_steps_with_kernels_equal_the_reference() -> None:
     (plain, weights), (fused, others) = (
         train(backend, 3, torch.float32) for backend in ("reference", "triton")
     )
@@ -109,7 +109,7 @@ def test_three_steps_with_kernels_equal_three_without() -> None:
 
 
 @use_backend("triton")
-def test_the_compiled_student_keeps_every_kernel() -> None:
+def test_compiled_student_calls_every_kernel_in_one_graph() -> None:
     """One graph without a break, in which the kernels are calls of our ops; and the same bits."""
     student, batch = make_student(), make_batch(0)
     patches, _ = mix_patches(batch.images, batch.lam, batch.box, student.patch_size)
@@ -131,7 +131,7 @@ def test_the_compiled_student_keeps_every_kernel() -> None:
 
 
 @pytest.mark.gpu
-def test_fifty_steps_in_bf16_stay_within_its_noise() -> None:
+def test_fifty_steps_in_bf16_stay_within_bf16_noise() -> None:
     sizes = {"size": 64, "embed_dim": 192, "depth": 4}
     plain, fused, exact = (
         train(backend, 50, dtype, **sizes)[0]
@@ -147,7 +147,7 @@ def test_fifty_steps_in_bf16_stay_within_its_noise() -> None:
 
 
 @use_backend("reference")
-def test_patches_give_what_images_give() -> None:
+def test_patches_and_images_give_equal_logits() -> None:
     student, batch = make_student().eval(), make_batch(0)
     patches, _ = mix_patches(batch.images, batch.lam, batch.box, student.patch_size)
     expected = student(mix(batch.images, batch.lam, batch.box))
@@ -156,7 +156,7 @@ def test_patches_give_what_images_give() -> None:
         student(patches[:, :3])
 
 
-def test_the_backend_decides_for_both_devices() -> None:
+def test_backend_decides_whether_kernels_run() -> None:
     cpu = torch.zeros(1)
     for name, fused in (("auto", False), ("reference", False), ("triton", True)):
         with use_backend(name):
@@ -167,7 +167,7 @@ def test_the_backend_decides_for_both_devices() -> None:
         pass
 
 
-def test_backend_before_comes_back_after_an_error() -> None:
+def test_previous_backend_is_restored_after_an_error() -> None:
     cpu = torch.zeros(1)
     with use_backend("triton"):
         with pytest.raises(RuntimeError), use_backend("reference"):

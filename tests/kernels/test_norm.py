@@ -182,7 +182,9 @@ def test_add_norm_reference_equals_the_formula(
 
 @pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_add_norm_in_fp32(shape: tuple[int, ...], factors: tuple[str, ...]) -> None:
+def test_add_norm_in_fp32_equals_the_formula(
+    shape: tuple[int, ...], factors: tuple[str, ...]
+) -> None:
     assert_equal_by_hand(make_inputs(shape, factors))
 
 
@@ -196,7 +198,7 @@ def test_add_norm_in_16_bits_rounds_each_result_once(
 
 @pytest.mark.parametrize("weight_dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_weights_may_have_a_dtype_of_their_own(
+def test_weights_may_have_another_dtype_than_x(
     dtype: torch.dtype, weight_dtype: torch.dtype
 ) -> None:
     inputs = make_inputs(SHAPES["ragged"], dtype=dtype, weight_dtype=weight_dtype)
@@ -211,7 +213,7 @@ def test_weights_may_have_a_dtype_of_their_own(
 
 @pytest.mark.parametrize("missing", ["dx_new", "dy"])
 @pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
-def test_one_of_the_results_may_be_unused(factors: tuple[str, ...], missing: str) -> None:
+def test_one_of_the_outputs_may_be_unused(factors: tuple[str, ...], missing: str) -> None:
     unused: dict[str, Any] = {missing: None}
     assert_equal_by_hand(make_inputs(SHAPES["ragged"], factors)._replace(**unused))
 
@@ -237,7 +239,7 @@ def test_norm_equals_the_formula(shape: tuple[int, ...], dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("dim", [192, 100])
-def test_a_large_mean_costs_no_precision(dim: int) -> None:
+def test_large_mean_loses_no_precision(dim: int) -> None:
     x, _, _, _, weight, bias, _, _ = make_inputs((2, 9, dim))
     for large in (x + 1000, x / 100 - 30):
         y = norm(large, weight, bias, EPS)
@@ -246,14 +248,14 @@ def test_a_large_mean_costs_no_precision(dim: int) -> None:
         )
 
 
-def test_a_constant_row_is_the_bias() -> None:
+def test_constant_row_gives_the_bias() -> None:
     x, _, _, _, weight, bias, _, _ = make_inputs((4, 3, 192))
     values = torch.tensor([0.0, 1000.1, -30.0, 1e-30], device=DEVICE)
     y = norm(values[:, None, None].expand_as(x), weight, bias, EPS)
     torch.testing.assert_close(y, bias.expand_as(y), rtol=0, atol=1e-5)
 
 
-def test_large_and_small_values() -> None:
+def test_large_and_small_values_are_normalised() -> None:
     x, _, _, _, weight, bias, _, _ = make_inputs((4, 5, 192))
     for factor in (1e15, 1e-2):
         expected = norm_by_hand(x * factor, weight, bias).float()
@@ -315,7 +317,7 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "shape", [(2, 8, 192), (3, 17, 192), (5, 13, 100)], ids=["even", "N17", "ragged"]
 )
-def test_a_program_takes_several_blocks_of_rows(
+def test_one_program_processes_several_blocks_of_rows(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few_programs(monkeypatch)
@@ -323,7 +325,7 @@ def test_a_program_takes_several_blocks_of_rows(
         assert_equal_by_hand(make_inputs(shape, factors))
 
 
-def test_more_programs_than_one_sum_takes() -> None:
+def test_row_sums_loop_over_many_programs() -> None:
     # one row block each: three turns of the loop that sums their parts
     assert_equal_by_hand(make_inputs((1, 300, 1030), ()))
 
@@ -336,7 +338,7 @@ def test_more_programs_than_one_sum_takes() -> None:
     dtype=st.sampled_from(list(DTYPES.values())),
     factors=st.sampled_from(list(FACTORS.values())),
 )
-def test_any_shape(
+def test_any_shape_equals_the_formula(
     batch: int, tokens: int, dim: int, dtype: torch.dtype, factors: tuple[str, ...]
 ) -> None:
     inputs = make_inputs((batch, tokens, dim), factors, dtype)
@@ -344,20 +346,20 @@ def test_any_shape(
     assert_equal_by_hand(inputs, 1e-5 if dim > 8 else 1e-3)
 
 
-def test_empty_batch() -> None:
+def test_empty_batch_gives_empty_outputs() -> None:
     found = run(make_inputs((0, 7, 64)))
     assert found["y"].shape == found["x"].shape == (0, 7, 64)
     assert all((found[name] == 0).all() for name in ("weight", "bias", "gamma"))
 
 
-def test_same_bits_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_result_is_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
     few_programs(monkeypatch)
     inputs = make_inputs((3, 17, 100), dtype=torch.bfloat16)
     first, second = run(inputs), run(inputs)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_strided_arguments() -> None:
+def test_strided_arguments_are_accepted() -> None:
     inputs = make_inputs((6, 4, 100))
     assert inputs.dy is not None and inputs.dx_new is not None
     x, branch = (
@@ -368,7 +370,7 @@ def test_strided_arguments() -> None:
 
 
 @pytest.mark.parametrize("wanted", GRADIENTS)
-def test_a_gradient_may_be_asked_alone(wanted: str) -> None:
+def test_one_gradient_alone_is_computed(wanted: str) -> None:
     x, branch, scale, gamma, weight, bias, dx_new, dy = inputs = make_inputs(SHAPES["ragged"])
     leaf = getattr(inputs, wanted).requires_grad_()
     outs = add_norm(x, branch, scale, weight, bias, EPS, gamma)
@@ -383,7 +385,7 @@ def test_a_gradient_may_be_asked_alone(wanted: str) -> None:
 
 
 @pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
-def test_add_norm_is_a_well_formed_operator(factors: tuple[str, ...]) -> None:
+def test_add_norm_passes_opcheck(factors: tuple[str, ...]) -> None:
     x, branch, scale, gamma, weight, bias, dx_new, dy = make_inputs(SHAPES["ragged"], factors)
     mean, rstd = torch.randn(2, *x.shape[:-1], device=DEVICE).abs()
     saved = (x, weight, mean, rstd, scale, gamma, None if gamma is None else branch)
@@ -400,7 +402,7 @@ def test_add_norm_is_a_well_formed_operator(factors: tuple[str, ...]) -> None:
         )
 
 
-def test_auto_takes_the_reference_on_the_cpu() -> None:
+def test_auto_uses_the_reference_on_the_cpu() -> None:
     inputs = make_inputs(SHAPES["ragged"], dtype=torch.float64)
     x, branch, scale, gamma, weight, bias, _, _ = (
         None if tensor is None else tensor.cpu() for tensor in inputs
@@ -426,14 +428,14 @@ def test_auto_takes_the_reference_on_the_cpu() -> None:
         ({"scale": torch.zeros(3, dtype=torch.bfloat16)}, "float32"),
     ],
 )
-def test_add_norm_refuses(change: dict[str, torch.Tensor], message: str) -> None:
+def test_add_norm_rejects_wrong_arguments(change: dict[str, torch.Tensor], message: str) -> None:
     changed = {name: tensor.to(DEVICE) for name, tensor in change.items()}
     x, branch, scale, gamma, weight, bias, _, _ = make_inputs(SHAPES["ragged"])._replace(**changed)
     with pytest.raises(ValueError, match=message):
         add_norm(x, branch, scale, weight, bias, EPS, gamma)
 
 
-def test_norm_refuses_rows_that_are_too_long() -> None:
+def test_norm_rejects_rows_that_are_too_long() -> None:
     x, row = (
         torch.zeros(1, module.MAX_DIM + 1, device=DEVICE),
         torch.ones(module.MAX_DIM + 1, device=DEVICE),
@@ -445,7 +447,7 @@ def test_norm_refuses_rows_that_are_too_long() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")
 @pytest.mark.parametrize("dim", [192, 384, 768])
-def test_add_norm_in_a_cuda_graph(dim: int) -> None:
+def test_add_norm_is_captured_in_a_cuda_graph(dim: int) -> None:
     x, branch, scale, gamma, weight, bias, dx_new, dy = make_inputs(
         (64, 198, dim), dtype=torch.bfloat16
     )

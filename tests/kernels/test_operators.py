@@ -58,7 +58,7 @@ def kernels() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("path", sorted(KERNELS.glob("*.py")), ids=lambda path: path.stem)
-def test_no_kernel_is_registered_past_operators(path: Path) -> None:
+def test_only_operators_py_registers_kernels(path: Path) -> None:
     """custom_op and its like cost the host several times as much at each call."""
     nodes = list(ast.walk(ast.parse(path.read_text())))
     used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
@@ -70,7 +70,7 @@ def test_no_kernel_is_registered_past_operators(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_every_op_has_its_kernels_and_mutates_nothing(name: str) -> None:
+def test_every_op_has_all_dispatch_keys_and_mutates_nothing(name: str) -> None:
     assert not getattr(torch.ops.fastdeit, name).default._schema.is_mutable
     for key in ("CompositeExplicitAutograd", "CUDA", "Autograd", "Meta"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastdeit::{name}", key)
@@ -141,7 +141,7 @@ def custom_operator() -> Callable[..., torch.Tensor]:
     return op
 
 
-def test_an_operator_costs_few_calls_beyond_a_bare_function() -> None:
+def test_operator_adds_few_calls_to_a_bare_function() -> None:
     """`call`, `is_compiling`, `differentiate`, the operator, `save`: 6 forward and 5 backward with
     torch 2.11, 15 and 14 more than a bare function with custom_op."""
     ours, bare, custom = (
@@ -152,7 +152,7 @@ def test_an_operator_costs_few_calls_beyond_a_bare_function() -> None:
         assert peer - floor > 10  # the count sees what custom_op does
 
 
-def test_without_gradients_nothing_enters_the_function() -> None:
+def test_call_without_gradients_skips_the_autograd_function() -> None:
     x = torch.empty(0, 32).requires_grad_()
     launcher = count_calls(lambda: inspect.unwrap(gelu_triton)(x, None))
     for mode in (torch.no_grad, torch.inference_mode):
@@ -181,7 +181,7 @@ def test_tensors_are_saved_only_for_a_gradient(x: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_the_branch_is_kept_only_for_gammas_gradient(trained: bool) -> None:
+def test_branch_is_saved_only_for_the_gradient_of_gamma(trained: bool) -> None:
     x, branch = torch.ones(2, 1, 2, 8, device=DEVICE).requires_grad_().unbind(0)
     weight, bias, gamma = torch.ones(3, 8, device=DEVICE).unbind(0)
     kept: list[int] = []
@@ -193,7 +193,7 @@ def test_the_branch_is_kept_only_for_gammas_gradient(trained: bool) -> None:
 
 
 @pytest.mark.parametrize("by_name", [False, True], ids=["call", "torch.ops"])
-def test_a_second_derivative_is_refused(x: torch.Tensor, by_name: bool) -> None:
+def test_second_derivative_raises(x: torch.Tensor, by_name: bool) -> None:
     """Also where the incoming gradient does not depend on x, so that only the saved x carries it."""
     y = torch.ops.fastdeit.gelu(x, None) if by_name else gelu.gelu(x)
     (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
@@ -202,14 +202,14 @@ def test_a_second_derivative_is_refused(x: torch.Tensor, by_name: bool) -> None:
         (dx.square().sum() + x.sum()).backward()
 
 
-def test_an_op_without_gradient_refuses_one(x: torch.Tensor) -> None:
+def test_op_without_a_gradient_raises_in_backward(x: torch.Tensor) -> None:
     images = x.detach().view(2, 1, 2, 4).expand(2, 3, 2, 4).requires_grad_()
     lam, box = torch.ones(2, device=DEVICE), torch.zeros(2, 4, dtype=torch.int32, device=DEVICE)
     with pytest.raises(RuntimeError, match="fastdeit::mix has no derivative"):
         mix.mix(images, lam, box).sum().backward()
 
 
-def test_a_function_may_differentiate_within_its_backward(x: torch.Tensor) -> None:
+def test_backward_may_call_autograd_again(x: torch.Tensor) -> None:
     """A student that a `Function` hides, whose backward calls autograd again."""
 
     class Outer(torch.autograd.Function):
@@ -229,7 +229,7 @@ def test_a_function_may_differentiate_within_its_backward(x: torch.Tensor) -> No
     assert torch.equal(actual, expected)
 
 
-def test_a_compiled_step_keeps_the_operators_of_both_ways(x: torch.Tensor) -> None:
+def test_compiled_step_contains_forward_and_backward_operators(x: torch.Tensor) -> None:
     found: dict[str, list[str]] = {}
 
     def compiler(way: str) -> Callable[..., Any]:
@@ -263,7 +263,7 @@ def test_a_compiled_step_keeps_the_operators_of_both_ways(x: torch.Tensor) -> No
 # devices
 
 
-def test_a_launcher_runs_with_its_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launcher_runs_on_the_device_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     current, entered = 0, []
 
     class Device:
@@ -288,7 +288,7 @@ def test_a_launcher_runs_with_its_tensors_device(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.gpu
-def test_tensors_of_another_gpu_than_the_current() -> None:
+def test_tensors_may_be_on_another_gpu_than_the_current() -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     x = torch.randn(64, 128, device="cuda:1", requires_grad=True)
@@ -318,7 +318,7 @@ def load(folder: Path, factor: int) -> ModuleType:
     return module
 
 
-def test_a_module_may_be_loaded_twice(tmp_path: Path) -> None:
+def test_module_may_be_loaded_twice(tmp_path: Path) -> None:
     """The last load's kernels serve everyone who has the operator, also after a new load of
     operators.py itself."""
     x = torch.zeros(3, requires_grad=True)
@@ -337,7 +337,7 @@ def test_a_module_may_be_loaded_twice(tmp_path: Path) -> None:
         torch.library.opcheck(torch.ops.fastdeit.test_operators_shift.default, (x,))
 
 
-def test_an_operator_takes_names_and_keeps_its_docstring() -> None:
+def test_operator_accepts_keywords_and_keeps_its_docstring() -> None:
     @operator("test_operators_scale", fake=lambda x, factor: torch.empty_like(x))
     def scale(x: torch.Tensor, factor: float) -> torch.Tensor:
         """Scale."""

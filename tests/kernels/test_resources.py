@@ -24,7 +24,7 @@ LAUNCH = Launch("k", lambda: None, wgmma=("_k",), streams=("_k",))
 
 
 @pytest.mark.parametrize("arch", [90, pytest.param(80, marks=pytest.mark.slow)])
-def test_no_kernel_has_become_worse_than_its_table(arch: int, tmp_path: Path) -> None:
+def test_no_kernel_needs_more_than_the_checked_in_table(arch: int, tmp_path: Path) -> None:
     """In a process of its own: a kernel that was decorated under the interpreter cannot be
     compiled."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -51,7 +51,7 @@ def test_no_kernel_has_become_worse_than_its_table(arch: int, tmp_path: Path) ->
         ({"stores_128": 0}, "128-bit"),
     ],
 )
-def test_the_gate_sees_what_is_wrong(change: Row, word: str) -> None:
+def test_problems_are_reported(change: Row, word: str) -> None:
     assert not problems(LAUNCH, GOOD, 90)
     assert word in "".join(problems(LAUNCH, GOOD | change, 90))
 
@@ -69,13 +69,13 @@ def test_the_gate_sees_what_is_wrong(change: Row, word: str) -> None:
         ({"loads": 2, "loads_128": 3, "stores_128": 1}, True),
     ],
 )
-def test_the_gate_sees_what_is_worse(change: Row, worse: bool) -> None:
+def test_regressions_are_reported(change: Row, worse: bool) -> None:
     before = {name: str(value) for name, value in GOOD.items()}
     assert not worsened(GOOD, before)
     assert bool(worsened(GOOD | change, before)) == worse
 
 
-def test_a_kernel_that_is_not_in_the_table_is_named() -> None:
+def test_kernel_missing_from_the_table_is_reported() -> None:
     row = GOOD | {"launch": "new", "constants": ""}
     assert "not in the table" in compare(row, {("other", "_k", ""): {}})[0]
     assert not compare(row, {})  # no table of this Triton

@@ -86,6 +86,11 @@ def pack_windows(
     return _rows(resize, mean, std, 0)
 
 
+def mean_colour(mean: Sequence[float]) -> tuple[int, ...]:
+    """Return the colour beside a warped image, as timm has it: the mean, in levels of 255."""
+    return tuple(min(255, round(255 * value)) for value in mean)
+
+
 def apply_op(image: np.ndarray, op: int, arg: float, fill: Sequence[int]) -> np.ndarray:
     """One operation alone, on uint8 (H, W, 3). op: index into OPS; arg: timm's argument; fill:
     colour beside a warped image."""
@@ -101,9 +106,7 @@ def _rows(
     ints = np.zeros((len(resize), LAYERS + layers), np.int32)
     floats = np.zeros((len(resize), ARGS + 2 * layers))
     ints[:, :FLIP] = resize
-    ints[:, FILL:LAYERS] = [
-        min(255, round(255 * value)) for value in mean
-    ]  # timm fills with the mean colour
+    ints[:, FILL:LAYERS] = mean_colour(mean)
     floats[:, MEAN:STD], floats[:, STD:ARGS] = mean, std
     return ints, floats
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from fastdeit.data.formats.check import EXTENSIONS
-from fastdeit.data.formats.folder import class_folders
-from fastdeit.data.formats.idx import idx_files
-from fastdeit.data.formats.imagenet import truth_file
-from fastdeit.data.formats.listing import SHOWN, DataError
-from fastdeit.data.formats.lists import LIST_SUFFIXES
-from fastdeit.data.formats.shards import expand_pattern, refuse_compressed
+from fastdeit.data.formats.folder import class_folders, list_folder
+from fastdeit.data.formats.idx import idx_files, list_idx
+from fastdeit.data.formats.imagenet import list_flat, truth_file
+from fastdeit.data.formats.listing import SHOWN, DataError, Listing
+from fastdeit.data.formats.lists import LIST_SUFFIXES, list_listed
+from fastdeit.data.formats.shards import expand_pattern, list_shards, refuse_compressed
 
 VALIDATION = ("val", "validation", "test")
 """Names of the split that is evaluated, and whose classes are those of `train`."""
@@ -67,6 +67,22 @@ def find_split(root: Path, split: str) -> SplitLocation:
     raise DataError(
         f"{root}: holds no {split!r}; found {_shown(root)}; allowed is {_ALLOWED.format(split=split)}"
     )
+
+
+def list_split(
+    root: Path, found: SplitLocation, classes: Sequence[str] | None, workers: int
+) -> Listing:
+    """Return the images of a split; classes: the names that labels count, if they are known."""
+    first, *rest = found.paths
+    if found.kind == "shards":
+        return list_shards(root, found.paths, classes, workers)
+    if found.kind == "list":
+        return list_listed(root, first, classes)
+    if found.kind == "idx":
+        return list_idx(root, first, rest[0], classes)
+    if found.kind == "flat":
+        return list_flat(root, first, rest[0], classes or ())
+    return list_folder(root, first, classes or class_folders(first))
 
 
 def _found_list(root: Path, split: str) -> SplitLocation:

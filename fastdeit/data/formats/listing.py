@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -55,6 +56,31 @@ class Listing:
     """int32 (N,): position in `shards`."""
     offset: np.ndarray | None = None
     """int64 (N,): where the encoded image begins in its shard."""
+
+
+class _Images(Protocol):
+    """What `Listing` and the index have in common."""
+
+    @property
+    def names(self) -> pa.BinaryArray: ...
+    @property
+    def labels(self) -> np.ndarray: ...
+    @property
+    def num_bytes(self) -> np.ndarray: ...
+    @property
+    def shard(self) -> np.ndarray | None: ...
+    @property
+    def offset(self) -> np.ndarray | None: ...
+
+
+def image_columns(images: _Images, **others: np.ndarray) -> dict[str, Any]:
+    """Return the columns of a table of images: name, label, num_bytes, then `others`, then shard
+    and offset, if they lie in shards."""
+    columns = {"name": images.names, "label": images.labels, "num_bytes": images.num_bytes}
+    columns |= others
+    if images.shard is not None:
+        columns |= {"shard": images.shard, "offset": images.offset}
+    return columns
 
 
 def open_table(file: Path) -> pq.ParquetFile:

@@ -80,7 +80,7 @@ def test_files_that_are_missing_or_bad(root: Path) -> None:
         build_index(root, "train")
     index = build_index(root, "train", bad_images="skip")
     assert len(index) == 1 and index.classes == ("a", "b")
-    assert index.left_out[1] == "pictures/9.png: cannot be read: No such file or directory"
+    assert index.excluded[1] == "pictures/9.png: cannot be read: No such file or directory"
 
 
 WRONG = {

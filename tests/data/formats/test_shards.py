@@ -185,8 +185,8 @@ def faults(root: Path) -> dict[str, str]:
     index = build_index(root, "train", bad_images="skip")
     with pytest.raises(DataError) as caught:
         build_index(root, "train")
-    assert all(line in str(caught.value) for line in index.left_out[:10])
-    return dict(line.split(": ", 1) for line in index.left_out)
+    assert all(line in str(caught.value) for line in index.excluded[:10])
+    return dict(line.split(": ", 1) for line in index.excluded)
 
 
 def test_members_that_are_no_samples(root: Path) -> None:
