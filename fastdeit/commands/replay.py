@@ -136,7 +136,7 @@ def _restore_state(samples: Samples, history: StepHistory, trainer: Trainer) -> 
         check_same_samples(found.state, samples.fingerprints, found.path)
         trainer.state.load(found.tensors, found.state)
         source = str(found.path)
-        notes = [f"checkpoint skipped: {fault}" for fault in found.passed_over]
+        notes = [f"checkpoint skipped: {fault}" for fault in found.damaged]
     trained = []
     for step in range(trainer.step, history.step):
         if history.skipped_before(step):

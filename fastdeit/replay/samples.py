@@ -90,10 +90,10 @@ class Samples:
             self._world,
             self.index,
             self._training.plan,
-            self._training.drop_path,
-            self._quarantine,
-            self._training.cached_teacher,
-            self.ranks,
+            drop_path=self._training.drop_path,
+            quarantine=self._quarantine,
+            teacher_records=self._training.cached_teacher,
+            ranks=self.ranks,
         )
 
     def draw(self, step: int, ordinals: np.ndarray) -> SampleParams:

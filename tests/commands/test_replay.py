@@ -117,7 +117,12 @@ def loader_of(run: Path, setting: Setting) -> tuple[TrainLoader, Any, Any]:
     plan = build_plan(config, index.sizes)
     world = init_distributed()
     loader = build_train_loader(
-        config, world, index, plan, (0.0, 0.3), quarantine.Quarantine(index)
+        config,
+        world,
+        index,
+        plan,
+        drop_path=(0.0, 0.3),
+        quarantine=quarantine.Quarantine(index),
     )
     return loader, index, plan
 
