@@ -1,12 +1,12 @@
 """Checks of a `Config` before any work: sizes that do not divide, unknown models, missing files."""
 
-import difflib
 from pathlib import Path
 
 import timm
 
 from fastdeit.config.parse import require
 from fastdeit.config.schema import Config
+from fastdeit.models.names import suggest_names
 from fastdeit.models.student import SIZES
 
 
@@ -44,9 +44,8 @@ def _check_model(config: Config) -> None:
 
 def _check_timm_name(name: str) -> None:
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, [*SIZES, *timm.list_models()], n=3)
-        hint = f"; near: {', '.join(near)}" if near else ""
-        require(False, "model", name, f"one of {', '.join(SIZES)}, or a timm model{hint}")
+        allowed = f"one of {', '.join(SIZES)}, or a timm model{suggest_names(name)}"
+        require(False, "model", name, allowed)
 
 
 def _check_teacher(config: Config) -> None:
