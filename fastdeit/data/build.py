@@ -8,7 +8,7 @@ from fastdeit.config.schema import Config
 from fastdeit.data.eval_loader import EvalLoader
 from fastdeit.data.formats.digits import write_digits
 from fastdeit.data.index import Index, build_index
-from fastdeit.data.loader import Answers, TrainLoader
+from fastdeit.data.loader import TeacherRecords, TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.data.snapshot import reconcile
@@ -95,13 +95,16 @@ def build_train_loader(
     world: World,
     index: Index,
     plan: Plan,
-    drop_path: tuple[float, ...],
+    *,
     quarantine: Quarantine,
-    answers: Answers | None = None,
+    drop_path: tuple[float, ...] = (),
+    teacher_records: TeacherRecords | None = None,
     ranks: Sequence[int] = (),
 ) -> TrainLoader:
-    """Planned batches of this rank, or of `ranks`; drop_path: the rate of each block of the
-    student, empty if it has none."""
+    """Build the loader of this rank's planned batches, or of those of `ranks`.
+
+    drop_path: the rate of each block of the student, empty if it has none.
+    """
     return TrainLoader(
         index,
         plan,
@@ -114,18 +117,22 @@ def build_train_loader(
         drop_path=drop_path,
         quarantine=quarantine,
         period=config.distill.cache_period,
-        answers=answers,
+        teacher_records=teacher_records,
     )
 
 
 def build_eval_loader(
     config: Config, world: World, index: Index, quarantine: Quarantine
 ) -> EvalLoader:
-    """This rank's share of the validation images, of the batch size of training."""
+    """Build the loader of this rank's share of the validation images.
+
+    The batch size is that of training, at most 256 and no more than the share.
+    """
+    share = -(-len(index) // world.size)
     return EvalLoader(
         index,
         pipeline_options(config, world),
-        batch_size=min(config.optim.batch_size // world.size, 256, -(-len(index) // world.size)),
+        batch_size=min(config.optim.batch_size // world.size, 256, share),
         input_size=config.data.eval_input_size or config.data.input_size,
         crop_pct=config.data.eval_crop_ratio,
         rank=world.rank,
