@@ -145,9 +145,9 @@ class Scene:
             self.world,
             self.index,
             self.plan,
-            rates,
-            Quarantine(self.index),
-            cached_teacher,
+            drop_path=rates,
+            quarantine=Quarantine(self.index),
+            teacher_records=cached_teacher,
         )
         decode = None if cached_teacher is None else cached_teacher.decoder(hard=True)
         trainer = build_trainer(
@@ -214,9 +214,8 @@ def gate(scene: Scene) -> None:
         scene.world,
         scene.index,
         scene.plan,
-        (),
-        Quarantine(scene.index),
-        CachedTeacher(scene.cache, "error", scene.plan.images),
+        quarantine=Quarantine(scene.index),
+        teacher_records=CachedTeacher(scene.cache, "error", scene.plan.images),
     )
     batch = next(loader.epoch(0))
     assert batch.teacher_record is not None

@@ -139,7 +139,12 @@ class Job:
 
     def loader(self, batches: Sequence[tuple[int, np.ndarray]], micro_batch: int) -> OrdinalLoader:
         return OrdinalLoader(
-            self.index, self.plan, self.options, batches, micro_batch, self.quarantine
+            self.index,
+            self.plan,
+            self.options,
+            batches,
+            micro_batch=micro_batch,
+            quarantine=self.quarantine,
         )
 
 

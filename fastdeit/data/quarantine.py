@@ -63,6 +63,14 @@ class Quarantine:
         self._unwritten: dict[int, str] = {}
         self.step = 0
 
+    @classmethod
+    def of(cls, index: Index, rows: Iterable[int]) -> "Quarantine":
+        """Return the quarantine of known rows, for a replay: without a file, and strict, as `exclude`
+        raises DataError for any image, which the run was able to read."""
+        quarantine = cls(index, "strict")
+        quarantine._faults = dict.fromkeys(rows, "")
+        return quarantine
+
     def __len__(self) -> int:
         return len(self._faults)
 
@@ -128,6 +136,11 @@ class Quarantine:
 
         Raises DataError as the policy and the limit say.
         """
+        if self._policy == "strict":
+            named = "; ".join(f"{self._index.name(row)}: {fault}" for row, fault in faults.items())
+            raise DataError(
+                f"{self._index.root}: the run read images that cannot be read as they were: {named}"
+            )
         if self._policy == "error":
             advice = "image(s) could not be read; --bad-images skip continues without them"
             raise DataError(self._list(faults, advice))

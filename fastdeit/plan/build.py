@@ -8,7 +8,7 @@ from fastdeit.plan.spec import PlanSpec
 
 
 def build_plan(config: Config, sizes: np.ndarray) -> Plan:
-    """Build the plan of a run over its training images; sizes: int32 (n, 2), as `Plan` takes them."""
+    """Build the plan of a run over its training images; sizes: int32 (N, 2), height and width."""
     augment, mix = config.augment, config.mix
     spec = PlanSpec(
         seed=config.run.seed,

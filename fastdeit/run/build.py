@@ -104,7 +104,13 @@ def _build_data(config: Config, world: World) -> tuple[RunData, Training]:
     training = build_training(config, world, train_index)
     plan, cached_teacher = training.plan, training.cached_teacher
     train_loader = build_train_loader(
-        config, world, train_index, plan, training.drop_path, quarantine, cached_teacher
+        config,
+        world,
+        train_index,
+        plan,
+        drop_path=training.drop_path,
+        quarantine=quarantine,
+        teacher_records=cached_teacher,
     )
     data = RunData(
         train_index=train_index,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch.distributed as dist
 import yaml
 
-from fastdeit.checkpoint.store import sweep
+from fastdeit.checkpoint.store import remove_temporary
 from fastdeit.data.snapshot import keep_images
 from fastdeit.distributed.errors import RunError
 from fastdeit.models.build import precision
@@ -59,7 +59,7 @@ def _write_folder(run: Run) -> list[str]:
     """Write the folder's first files; return a note on the failure of the last attempt, if any."""
     folder = run.folder
     notes = [format_failure(failure, folder) for failure in take_failures(folder)[:1]]
-    sweep(folder.checkpoints)
+    remove_temporary(folder.checkpoints)
     atomic_write_text(folder.config, _describe_config(run))
     settings = build_deepspeed_config(run.config, run.world)
     atomic_write_text(folder.deepspeed_settings, json.dumps(settings, indent=1))

@@ -201,5 +201,5 @@ def wait_for_checkpoint(run: Run) -> None:
 
 
 def report_failed_saves(run: Run) -> None:
-    for line in run.checkpoints.lines():
+    for line in run.checkpoints.take_warnings():
         run.console.note(line)

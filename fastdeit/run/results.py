@@ -67,7 +67,9 @@ def _read_first_samples(run: Run) -> Batch:
     alone = dataclasses.replace(run.world, rank=0, size=1, local_size=1)
     count = min(_MOST_PICTURES, len(data.train_index) // 2 * 2)
     config = run.config.replace(optim={"batch_size": count, "micro_batch": 0})
-    loader = build_train_loader(config, alone, data.train_index, data.plan, (), data.quarantine)
+    loader = build_train_loader(
+        config, alone, data.train_index, data.plan, quarantine=data.quarantine
+    )
     batch = next(loader.epoch(0))
     loader.close()
     return batch

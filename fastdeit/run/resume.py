@@ -23,7 +23,7 @@ def resume(run: Run) -> list[str]:
         return []
     check_same_samples(found.state, run.fingerprints, found.path)
     run.progress.last_evaluated_step = _restore(run, found)
-    notes = [f"checkpoint skipped: {fault}" for fault in found.passed_over]
+    notes = [f"checkpoint skipped: {fault}" for fault in found.damaged]
     notes.append(f"resumed from {found.path}, after step {run.trainer.step} of {run.total_steps}")
     if "digest" not in found.state:
         step = run.trainer.step
@@ -43,7 +43,7 @@ def _restore(run: Run, found: LoadedCheckpoint) -> int:
     Raise ValueError as `TrainerState.load` does.
     """
     run.trainer.state.load(found.tensors, found.state)
-    run.checkpoints.take_scores(found.state)
+    run.checkpoints.restore_scores(found.state)
     return found.state.get("evaluated", run.trainer.step)
 
 
@@ -70,7 +70,7 @@ def roll_back(run: Run) -> None:
     rollbacks = run.health.rollbacks
     bad = [record.step for record in run.health.bad]
     run.supervisor.beat("checkpoint", run.trainer.step)
-    run.checkpoints.settle()
+    run.checkpoints.finish()
     try:
         found = rollbacks.find(bad[0], run.config.health.max_rollbacks, run.trainer.state.layout())
         rollbacks.add(found.state["step"], bad)

@@ -10,7 +10,7 @@ from fastdeit.config.schema import Config
 from fastdeit.data.index import Index
 from fastdeit.distributed.collectives import on_every_rank
 from fastdeit.models.teacher import Teacher
-from fastdeit.models.weights import file_sha256
+from fastdeit.models.weights import hash_weights
 from fastdeit.plan.plan import VERSION, Plan
 from fastdeit.teacher_cache.check import (
     check_coverage,
@@ -65,7 +65,7 @@ def _check_cache(
     if teacher is not None:
         facts["teacher"] = collect_teacher_facts(teacher, with_precision=False)
     elif Path(distill.teacher_path).is_file():
-        facts["teacher"] = {"sha256": file_sha256(Path(distill.teacher_path))}
+        facts["teacher"] = {"sha256": hash_weights(Path(distill.teacher_path))}
     check_facts(cache, facts)
     check_kind(cache, distill.distillation_type)
     if distill.cache_miss == "error":

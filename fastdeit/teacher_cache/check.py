@@ -21,9 +21,9 @@ def collect_teacher_facts(teacher: Teacher, with_precision: bool = True) -> dict
     facts = {
         "name": teacher.name,
         "sha256": teacher.sha256,
-        "mean": list(teacher.view.mean),
-        "std": list(teacher.view.std),
-        "input_size": teacher.view.size,
+        "mean": list(teacher.preprocessing.mean),
+        "std": list(teacher.preprocessing.std),
+        "input_size": teacher.preprocessing.size,
     }
     if with_precision:
         facts["precision"] = str(teacher.dtype).removeprefix("torch.")

@@ -58,8 +58,8 @@ def build_adamw(
     *,
     fused: bool,
 ) -> torch.optim.AdamW:
-    """Build AdamW (arXiv 1711.05101); fused: one launch a group, in one pass over weights, gradients
-    and moments."""
+    """Build AdamW (arXiv 1711.05101); fused: one launch a group, in one pass over weights,
+    gradients and moments."""
     return torch.optim.AdamW(list(groups), lr=lr, betas=betas, eps=eps, fused=fused)
 
 

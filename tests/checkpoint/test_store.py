@@ -21,14 +21,15 @@ from fastdeit.checkpoint.store import (
     list_checkpoints,
     load_checkpoint,
     prune_checkpoints,
+    remove_temporary,
     save_checkpoint,
     set_aside,
-    sweep,
 )
 from fastdeit.config.schema import CheckpointConfig
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.training.build import build_trainer
 from fastdeit.training.trainer import Trainer
+from tests.support.full_disk import limit_file_size
 from tests.support.tiny_student import configure, make_trainer, run_steps
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +67,10 @@ def rewrite(path: Path, file: str, content: bytes) -> None:
     """Replaces a file of a checkpoint and what the manifest says of it, as an attacker would."""
     (path / file).write_bytes(content)
     listed = json.loads((path / "manifest.json").read_text())
-    listed["files"][file] = {"bytes": len(content), "sha256": checkpoint_files._sha256(path / file)}
+    listed["files"][file] = {
+        "bytes": len(content),
+        "sha256": checkpoint_files.hash_file(path / file),
+    }
     (path / "manifest.json").write_text(json.dumps(listed))
 
 
@@ -194,7 +198,7 @@ def test_json_of_another_shape_is_refused(file: str, content: bytes, tmp_path: P
 def test_a_state_without_its_counts_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
     path = save(tmp_path, 9)
     rewrite(path, "state.json", json.dumps(STATE | change).encode())
-    with pytest.raises(ValueError, match=f"state.json has {next(iter(change))}"):
+    with pytest.raises(ValueError, match=f"state.json: {next(iter(change))} must be"):
         load_checkpoint(path)
 
 
@@ -221,7 +225,7 @@ def test_tensors_of_another_model_are_refused_before_any_is_read(
     stem, named, said = MISFIT[kind]
     path = save_with(tmp_path, 9, stem, named)
     monkeypatch.setattr(checkpoint, "read_tensors", lambda _: pytest.fail("was read"))
-    monkeypatch.setattr(checkpoint_files, "_sha256", lambda _: pytest.fail("was read"))
+    monkeypatch.setattr(checkpoint_files, "hash_file", lambda _: pytest.fail("was read"))
     with pytest.raises(ValueError, match=rf"{stem}.safetensors does not fit the model: {said}"):
         load_checkpoint(path, LAYOUT)
 
@@ -290,9 +294,9 @@ FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: None, "manifest.json is missing"),
     "run folder": (
         lambda path: save(path / "checkpoints", 9),
-        "name one below it, as .*step-00000009",
+        "name one below it, such as .*step-00000009",
     ),
-    "checkpoints": (lambda path: save(path, 9), "name one below it, as .*step-00000009"),
+    "checkpoints": (lambda path: save(path, 9), "name one below it, such as .*step-00000009"),
 }
 
 
@@ -356,7 +360,7 @@ def test_nothing_is_removed_while_the_disk_does_not_read(
 ) -> None:
     for step in (1, 2, 3, 4):
         save(tmp_path, step)
-    monkeypatch.setattr(checkpoint_files, "_sha256", refuse)
+    monkeypatch.setattr(checkpoint_files, "hash_file", refuse)
     prune_checkpoints(tmp_path, 2, {})
     assert names(tmp_path) == ["4", "3", "2", "1"]
 
@@ -373,7 +377,7 @@ def refuse(*_: object, **__: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("point", ["save_file", "_sha256", "sync", "rename"])
+@pytest.mark.parametrize("point", ["save_file", "hash_file", "sync", "rename"])
 def test_a_disk_that_refuses_leaves_the_older_ones_and_no_rest(
     tmp_path: Path, point: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,15 +393,9 @@ def test_a_disk_that_refuses_leaves_the_older_ones_and_no_rest(
 
 def test_a_file_that_may_not_grow_is_an_os_error(tmp_path: Path) -> None:
     """What safetensors itself does on a full disk, here at a limit of the process."""
-    import resource
-
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
-    try:
-        with pytest.raises(OSError, match=r"model.safetensors: .*File too large"):
-            save_with(tmp_path, 9, "model", {"a": torch.zeros(1 << 16)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    refused = pytest.raises(OSError, match=r"model.safetensors: .*File too large")
+    with limit_file_size(1 << 16), refused:
+        save_with(tmp_path, 9, "model", {"a": torch.zeros(1 << 16)})
     assert names(tmp_path) == []
 
 
@@ -473,7 +471,7 @@ def test_a_save_killed_at_any_point_leaves_the_one_before(tmp_path: Path) -> Non
         folder = tmp_path / point
         late = point == "before older ones go"
         assert len(names(folder)) == 3, point
-        sweep(folder)
+        remove_temporary(folder)
         assert names(folder) == (["9", "5", "3"] if late else ["5", "3"]), point
         for path in list_checkpoints(folder):
             load_checkpoint(path, LAYOUT)
@@ -499,7 +497,7 @@ def test_later_ones_are_set_aside_and_come_to_no_harm(tmp_path: Path) -> None:
 
 def test_nothing_there(tmp_path: Path) -> None:
     assert list_checkpoints(tmp_path / "nowhere") == []
-    sweep(tmp_path / "nowhere")
+    remove_temporary(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(("source", "stage"), [(1, 2), (2, 3), (3, 1)])

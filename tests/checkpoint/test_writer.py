@@ -60,13 +60,13 @@ def test_training_goes_on_while_it_is_written(
     allowed = threading.Event()
     Disk(monkeypatch, lambda _: allowed.wait(10))
     save(writer, 1)
-    assert steps(tmp_path) == [] and writer.lines() == []
+    assert steps(tmp_path) == [] and writer.take_warnings() == []
     threading.Timer(0.2, allowed.set).start()
     began = time.monotonic()
     save(writer, 2)  # waits for the first
     assert time.monotonic() - began > 0.1 and steps(tmp_path)[-1:] == [1]
     writer.wait()
-    assert steps(tmp_path) == [2, 1] and writer.lines() == []
+    assert steps(tmp_path) == [2, 1] and writer.take_warnings() == []
     assert torch.equal(
         load_checkpoint(tmp_path / "checkpoints" / "step-00000002")[0]["model"]["a"],
         TENSORS["model"]["a"],
@@ -104,12 +104,11 @@ def test_a_failure_is_told_at_the_next_step_and_the_second_attempt_has_more_room
     save(writer, 4)
     writer.wait()
     assert disk.attempts == [4, 4] and seen == [[3, 2, 1], [3, 2]] and steps(tmp_path) == [4, 3]
-    (line,) = writer.lines()
+    (line,) = writer.take_warnings()
     assert (
-        "checkpoint of step 4 not saved: [Errno 28] No space left on device; trying once more"
-        in line
+        "checkpoint of step 4 not saved: [Errno 28] No space left on device; trying again" in line
     )
-    assert writer.lines() == []
+    assert writer.take_warnings() == []
 
 
 def test_a_disk_that_gets_well_is_forgiven(
@@ -123,7 +122,7 @@ def test_a_disk_that_gets_well_is_forgiven(
         save(writer, step)
     writer.wait()
     assert steps(tmp_path) == [6, 3] and disk.attempts == [1, 1, 2, 2, 3, 4, 4, 5, 5, 6]
-    assert len(writer.lines()) == 8
+    assert len(writer.take_warnings()) == 8
 
 
 def test_the_third_failure_in_a_row_ends_the_run(
@@ -191,10 +190,10 @@ def test_little_room_is_told(
     )
     save(writer, 1, {"model": {"a": torch.zeros(1 << 19)}})
     writer.wait()
-    assert "3 MiB free, a checkpoint takes 2 MiB" in writer.lines()[0]
+    assert "3 MiB free, a checkpoint takes 2 MiB" in writer.take_warnings()[0]
     save(writer, 2, {"model": {"a": torch.zeros(1 << 18)}})
     writer.wait()
-    assert writer.lines() == []
+    assert writer.take_warnings() == []
 
 
 def test_scores_are_kept_and_decide_the_best(writer: CheckpointWriter, tmp_path: Path) -> None:
@@ -209,7 +208,7 @@ def test_scores_are_kept_and_decide_the_best(writer: CheckpointWriter, tmp_path:
     state = json.loads((tmp_path / "checkpoints" / "step-00000006" / "state.json").read_text())
     assert state["best"] == {"step": 3, "top1": 50.0} and state["scores"]["2"] == 50
     again = CheckpointWriter(tmp_path / "checkpoints", keep=2, rank=0)
-    again.take_scores(state)
+    again.restore_scores(state)
     assert again.scores == writer.scores
     again.close()
 

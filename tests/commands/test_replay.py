@@ -117,7 +117,12 @@ def loader_of(run: Path, setting: Setting) -> tuple[TrainLoader, Any, Any]:
     plan = build_plan(config, index.sizes)
     world = init_distributed()
     loader = build_train_loader(
-        config, world, index, plan, (0.0, 0.3), quarantine.Quarantine(index)
+        config,
+        world,
+        index,
+        plan,
+        drop_path=(0.0, 0.3),
+        quarantine=quarantine.Quarantine(index),
     )
     return loader, index, plan
 
@@ -197,7 +202,7 @@ def test_a_log_of_every_fourth_step_still_shows_whether_the_samples_are_the_same
     found = told(tmp_path, 4)
     assert found["recorded"]["values"] is None and found["recorded"]["metrics"]["step"] == 6
     assert found["recorded"]["digest"]["steps"] == [4, 6] and found["recorded"]["same_samples"]
-    assert "means of steps [4, 6]" in found["notes"][0]
+    assert "means over steps [4, 6]" in found["notes"][0]
     assert_is_as_recorded(tmp_path, 3)
     log = tmp_path / "metrics.jsonl"
     digest = steps_of(tmp_path)[2]["digest"]
@@ -402,13 +407,17 @@ def test_a_model_with_random_draws_and_statistics_of_its_own(
 
 
 WRONG: dict[str, tuple[int, list[str], str]] = {
-    "beyond the run": (10, [], "--step: got 10, allowed is 0 to 9, for "),
+    "beyond the run": (10, [], "--step must be 0 to 9, the last that "),
     "beyond the plan": (9, [], "--step must be below 9"),
-    "before the run": (-1, [], "--step: got -1, allowed is 0 or more"),
+    "before the run": (-1, [], "--step must be 0 or more, where "),
     "no data": (4, ["--data-path", "/nowhere/at/all"], "/nowhere/at/all"),
     "no teacher": (4, ["--teacher-path", "/nowhere"], "--teacher-path must be an existing file"),
     "other settings": (4, ["--lr", "0.1"], "optim.lr 0.05 -> 0.1"),
-    "output in use": (4, ["--output", str(ROOT / "tests")], "which is of no replay"),
+    "output in use": (
+        4,
+        ["--output", str(ROOT / "tests")],
+        "--output must be a new or an empty folder",
+    ),
 }
 
 
@@ -428,7 +437,7 @@ def test_a_folder_without_a_run_and_a_checkpoint_of_other_samples(
     run: Path, setting: Setting, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert replay(tmp_path, 0) == 2
-    assert "holds no run: it has no config.yaml" in capsys.readouterr().err
+    assert "which has no config.yaml" in capsys.readouterr().err
     copy = shutil.copytree(run, tmp_path / "copy")
     (copy / "train-images.parquet").unlink()
     assert replay(copy, 0) == 2

@@ -406,7 +406,7 @@ WRONG = {
         ["--model", "deit_tiny_patch16_224", "--distillation-type", "soft"],
         "_distilled_",
     ),
-    "micro batch": (None, ["--micro-batch", "6"], "--micro-batch must be divisors of 8"),
+    "micro batch": (None, ["--micro-batch", "6"], "--micro-batch must be a divisor of 8"),
     "batch too large": (None, ["--batch-size", "32"], "batch_size must be 1 to 24"),
     "patch size": (None, ["--patch-size", "7"], "patch size 7"),
     "output below a file": (None, ["--output-dir", f"{__file__}/run"], "cannot be written below"),
@@ -436,7 +436,7 @@ def test_each_mistake_is_one_clear_error_with_code_2_and_leaves_nothing(
 def test_batches_must_divide_among_processes() -> None:
     config = RECIPES["digits"]().replace(optim={"batch_size": 12})
     with pytest.raises(
-        ValueError, match=r"--batch-size must be multiples of 8 on 4 processes \(got 12\)"
+        ValueError, match=r"--batch-size must be a multiple of 8 on 4 processes \(got 12\)"
     ):
         check_config(config, 4)
 

@@ -305,7 +305,7 @@ def test_the_loaders_hold_sizes_splits_and_policy(tmp_path: Path) -> None:
     assert (train.split, val.split) == ("first", "second")
     train, quarantine = build_quarantine(config, train)
     plan = build_plan(config, train.sizes)
-    loader = build_train_loader(config, CPU, train, plan, (0.1,), quarantine)
+    loader = build_train_loader(config, CPU, train, plan, quarantine=quarantine)
     assert loader.options.batch_size == 4 and loader.micro_steps == 4
     drawn = [loader.plan_batch(12 * epoch)[0].draws.noise_key.tolist() for epoch in range(4)]
     assert drawn[3] == drawn[0] and drawn[1] != drawn[0] != drawn[2]

@@ -232,17 +232,17 @@ def test_closed_loader_says_so(index: Index, plan: Plan) -> None:
     [
         (
             {"batch_size": 62, "world_size": 4, "micro_batch": 2},
-            r"batch_size: got 62, allowed is a multiple of 8",
+            r"batch_size must be a multiple of 8, for pairs on 4 ranks \(got 62\)",
         ),
         (
             {"batch_size": 64, "micro_batch": 7},
-            r"micro_batch: got 7, allowed is an even divisor of 64: \[2, 4, 8, 16, 32, 64\]",
+            r"micro_batch must be an even divisor of 64: \[2, 4, 8, 16, 32, 64\] \(got 7\)",
         ),
-        ({"batch_size": 64, "micro_batch": 24}, "micro_batch: got 24"),
-        ({"batch_size": 64, "micro_batch": 0}, "micro_batch: got 0"),
+        ({"batch_size": 64, "micro_batch": 24}, "micro_batch must be an even divisor"),
+        ({"batch_size": 64, "micro_batch": 0}, "micro_batch must be an even divisor"),
         (
             {"batch_size": 64, "world_size": 2, "micro_batch": 64},
-            "micro_batch: got 64, allowed is an even divisor of 32",
+            "micro_batch must be an even divisor of 32",
         ),
         ({"batch_size": 152, "micro_batch": 152}, "batch_size must be 1 to 150"),
     ],
@@ -287,7 +287,9 @@ def test_a_batch_that_fails_for_no_images_fault_ends_the_run(
 
     monkeypatch.setattr(loader._stream, "_build", lambda source: Broken())
     loader._stream._pipeline = Broken()  # type: ignore[assignment]
-    with pytest.raises(RuntimeError, match="a batch fails, each of whose 9 images decodes alone"):
+    with pytest.raises(
+        RuntimeError, match="a batch fails, though each of its 9 images decodes alone"
+    ):
         next(loader.epoch(0))
 
 

@@ -157,7 +157,7 @@ def test_drop_path_rates() -> None:
 
 def test_training_needs_keep_bits_of_the_right_shape() -> None:
     student, images = make_student().train(), make_images(2, 32)
-    with pytest.raises(ValueError, match="keep bits"):
+    with pytest.raises(ValueError, match="DropPath mask"):
         student(images)
     with pytest.raises(ValueError, match=r"\(2, 3, 2\)"):
         student(images, torch.ones(2, 4, 2, dtype=torch.bool))
@@ -228,7 +228,7 @@ def test_unknown_name_lists_the_known() -> None:
 
 
 def test_wrong_image_size_is_named() -> None:
-    with pytest.raises(ValueError, match="takes 32 px"):
+    with pytest.raises(ValueError, match="must be 32 px"):
         make_student(drop_path=0.0).train()(make_images(1, 40))
     with pytest.raises(ValueError, match="multiples of 8"):
         make_student().eval()(make_images(1, 41))

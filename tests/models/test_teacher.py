@@ -14,6 +14,7 @@ from torch import nn
 
 from fastdeit.models.student import Student
 from fastdeit.models.teacher import Teacher, load_teacher
+from fastdeit.models.teacher_files import Preprocessing
 
 MEAN, STD, SIZE, CLASSES = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 32, 6
 TIMM = "resnet10t"
@@ -24,9 +25,7 @@ def load(name: str | None, path: Path | None, **overrides: Any) -> Teacher:
         "num_classes": CLASSES,
         "device": "cpu",
         "dtype": torch.float32,
-        "student_mean": MEAN,
-        "student_std": STD,
-        "student_size": SIZE,
+        "student": Preprocessing(MEAN, STD, SIZE),
     }
     return load_teacher(name, path, **{**setting, **overrides})
 
@@ -89,7 +88,11 @@ def test_run_folder_names_its_model_and_view(timm_model: nn.Module, tmp_path: Pa
     teacher, images = load("", tmp_path), make_images()
     with torch.no_grad():
         torch.testing.assert_close(teacher(images), timm_model(images), rtol=1e-5, atol=1e-5)
-    assert (teacher.name, teacher.classes, teacher.view.size) == (TIMM, tuple("abcdef"), SIZE)
+    assert (teacher.name, teacher.classes, teacher.preprocessing.size) == (
+        TIMM,
+        tuple("abcdef"),
+        SIZE,
+    )
     assert len(teacher.sha256) == 64 and teacher.sha256[:12] in teacher.describe()
 
 
@@ -165,7 +168,7 @@ def test_callables(thing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     teacher, images = load(f"own_teacher:{thing}", None), make_images()
     torch.testing.assert_close(teacher(images), images.mean((2, 3)).repeat(1, 2))
     assert len(teacher.sha256) == 64 and teacher.describe().startswith(f"own_teacher:{thing}")
-    with pytest.raises(ValueError, match="7 classes"):
+    with pytest.raises(ValueError, match="must give"):
         load(f"own_teacher:{thing}", None, num_classes=7)
     with pytest.raises(ValueError, match="has no 'other'"):
         load("own_teacher:other", None)
@@ -202,23 +205,28 @@ def test_errors_are_one_line(timm_model: nn.Module, tmp_path: Path) -> None:
     refuses("needs a local checkpoint", TIMM, None)
     refuses("no checkpoint at", TIMM, tmp_path / "none.pth")
     refuses("near: resnet10t", "resnet10tt", path)
-    refuses("knows 6 classes, the data set has 7", TIMM, path, num_classes=7)
+    refuses(r"must have 7 classes, as the data set has \(got 6\)", TIMM, path, num_classes=7)
     refuses(
         "the checkpoint does not fit resnet18: .* is missing; .* and [0-9]+ more", "resnet18", path
     )
-    refuses("is no torchscript file", "torchscript", path)
-    refuses("unknown teacher ''", "", path)
+    refuses("is not a torchscript file", "torchscript", path)
+    refuses(r"--teacher-model must be .* \(got ..\)", "", path)
     refuses("no module 'not_there'", "not_there:teacher", None)
     torch.save(make_convnet(), tmp_path / "pickled.pth")
     refuses("plain weights", TIMM, tmp_path / "pickled.pth")
     save_script(make_convnet(), tmp_path / "script.pt")
-    refuses("the data set has 7 classes", "torchscript", tmp_path / "script.pt", num_classes=7)
+    refuses(
+        r"must give \(2, 7\) logits .* \(got \(2, 6\)\)",
+        "torchscript",
+        tmp_path / "script.pt",
+        num_classes=7,
+    )
 
 
 def test_class_names_must_be_as_many_as_the_classes(timm_model: nn.Module, tmp_path: Path) -> None:
     metadata = own_metadata(TIMM, SIZE) | {"classes": json.dumps(["a", "b"])}
     save_file(timm_model.state_dict(), tmp_path / "student.safetensors", metadata=metadata)
-    refuses("knows 2 classes", None, tmp_path)
+    refuses(r"\(got 2\)", None, tmp_path)
 
 
 def test_program_for_another_size_does_not_run(tmp_path: Path) -> None:

@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-import fastdeit
 from fastdeit.checkpoint.store import list_checkpoints
 from fastdeit.commands.train import train_command
 from fastdeit.config.parse import parse_time_limit
-from fastdeit.config.schema import Config, RunConfig
+from fastdeit.config.schema import RunConfig
 from fastdeit.data.eval_loader import EvalLoader
 from fastdeit.distributed.collectives import AsyncMax, on_every_rank, on_rank0
 from fastdeit.distributed.world import init_distributed
@@ -27,8 +26,6 @@ from fastdeit.reliability import launcher as ancestry
 from fastdeit.reliability import stop_requests
 from fastdeit.reliability.failures import format_failure, take_failures, write_failure
 from fastdeit.reliability.stop_requests import REASONS, StopRequests
-from fastdeit.run import identity
-from fastdeit.run.identity import check_same_everywhere, code_digest
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.trainer import Trainer
 from tests.support.compare_runs import assert_same_run
@@ -359,31 +356,3 @@ def test_errors_reach_every_rank_as_one_kind() -> None:
     for ask_ranks in (on_rank0, on_every_rank):
         with pytest.raises(ValueError, match="no file"):
             ask_ranks(missing)
-
-
-def test_ranks_that_differ_are_named_with_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = Config()
-    here = identity._identity(config)
-    check_same_everywhere(config)
-    other = here | {"optim.lr": 0.1, "code": "0123"}
-    monkeypatch.setattr(
-        identity, "on_every_rank", lambda action: [("a", here), ("a", here), ("b", other)]
-    )
-    with pytest.raises(
-        ValueError, match=r"rank 2 \(b\) differs from rank 0 in optim.lr: 0.0005, there 0.1; code: "
-    ):
-        check_same_everywhere(config)
-
-
-def test_the_code_digest_sees_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "kernels").mkdir()
-    for name in ("identity.py", "kernels/a.py"):
-        (tmp_path / name).write_text("x")
-    monkeypatch.setattr(fastdeit, "__file__", str(tmp_path / "__init__.py"))
-    digests = set()
-    for name, text in (("kernels/a.py", "x"), ("kernels/a.py", "y"), ("b.py", "x"), ("b.txt", "x")):
-        (tmp_path / name).write_text(text)
-        code_digest.cache_clear()
-        digests.add(code_digest())
-    code_digest.cache_clear()
-    assert len(digests) == 3

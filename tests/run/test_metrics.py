@@ -1,19 +1,16 @@
 """`Meter`, `MetricLog` across interruptions and on a full disk, and the files below it."""
 
-import contextlib
-import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import torch
 
 from fastdeit.distributed.world import init_distributed
 from fastdeit.run.metrics import MetricLog
-from fastdeit.storage import atomic, jsonl
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.trainer import Meter
+from tests.support.full_disk import limit_file_size
 
 
 def open_log(folder: Path, step: int, warn: Callable[[str], None] = lambda line: None) -> MetricLog:
@@ -85,23 +82,12 @@ def test_tensorboard_shows_a_repeated_step_once(tmp_path: Path) -> None:
     ]
 
 
-@contextlib.contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Imitate a full disk: no file of this process can grow beyond `size` bytes."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 def test_full_disk_is_reported_once_and_loses_nothing_when_there_is_room_again(
     tmp_path: Path,
 ) -> None:
     warnings: list[str] = []
     log = open_log(tmp_path, 0, warnings.append)
-    with files_of_at_most(1000):
+    with limit_file_size(1000):
         for step in range(100):
             log.write(step, {"loss": float(step), "lr": 1e-3})
         held = read_json_lines(tmp_path / "metrics.jsonl")
@@ -120,38 +106,3 @@ def test_full_disk_is_reported_once_and_loses_nothing_when_there_is_room_again(
     assert len(warnings) == 4 and all(
         line.endswith("can be written again") for line in warnings[2:]
     )
-
-
-def test_pending_records_are_bounded_and_lost_ones_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jsonl, "MAX_PENDING", 5)
-    warnings: list[str] = []
-    file = jsonl.AppendOnlyFile(tmp_path / "file", warnings.append)
-    with files_of_at_most(21):
-        for number in range(10):
-            file.append(f"line {number}\n".encode())
-        file.append(b"x\n" * 99)
-    file.append(b"last\n")
-    assert (
-        tmp_path / "file"
-    ).read_bytes() == b"line 0\nline 1\nline 2\nline 7\nline 8\nline 9\n" + b"x\n" * 99 + b"last\n"
-    assert warnings[1].endswith("can be written again; 4 records are lost")
-    with files_of_at_most(0):
-        file.append(b"more")
-        file.close()
-    assert warnings[3].endswith("is incomplete; 1 records are lost") and len(warnings) == 4
-
-
-def test_atomic_write_ignores_links_and_leaves_no_temporary_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    atomic.atomic_write_text(tmp_path / "file", "old")
-    with files_of_at_most(3), pytest.raises(OSError, match="File too large"):
-        atomic.atomic_write_text(tmp_path / "file", "too long")
-    assert (tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
-    monkeypatch.setattr(atomic.uuid, "uuid4", lambda: type("", (), {"hex": "known"}))
-    (tmp_path / ".file.known.tmp").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(FileExistsError):
-        atomic.atomic_write_text(tmp_path / "file", "new")
-    assert not (tmp_path / "elsewhere").exists() and (tmp_path / "file").read_text() == "old"

@@ -83,7 +83,7 @@ def test_recorded_answers_are_the_live_teachers_for_every_sample(
             micro_batch=micro_batch,
             rank=rank,
             world_size=world_size,
-            answers=CachedTeacher(cache, "error", plan.images),
+            teacher_records=CachedTeacher(cache, "error", plan.images),
         )
         for epoch in range(2):
             for batch in loader.epoch(epoch):
@@ -351,7 +351,7 @@ REFUSED = {
         ["--distillation-type", "none"],
         "--cache must be empty with --distillation-type none",
     ),
-    "newer format": (_newer, [], "manifest.json: format must be 1 .got 2."),
+    "newer format": (_newer, [], "manifest.json: format must be 1 (got 2)"),
     "no cache": (
         _no_cache,
         [],
@@ -545,7 +545,7 @@ def test_an_image_that_goes_bad_in_mid_run_is_not_answered_by_the_record_of_anot
         assert ends == {"live": 0, "cached": 0}
         assert_same_weights(tmp_path / "live" / "run", tmp_path / "cached" / "run")
         assert (
-            "recorded with other images, as some were found to be bad then or now: the live teacher"
+            "recorded with other images: some were found bad then or now: the live teacher"
             in caplog.text
         )
         return
@@ -561,7 +561,13 @@ def test_with_a_period_the_samples_repeat_and_droppath_does_not(setting: Setting
     config = config.replace(distill={"cache": str(setting.root / "hard"), "cache_period": 2})
     cached_teacher = CachedTeacher(Cache(setting.root / "hard"), "error", plan.images)
     loader = build_train_loader(
-        config, world, index, plan, (0.3, 0.3), quarantine.Quarantine(index), cached_teacher
+        config,
+        world,
+        index,
+        plan,
+        drop_path=(0.3, 0.3),
+        quarantine=quarantine.Quarantine(index),
+        teacher_records=cached_teacher,
     )
     epochs = [list(loader.epoch(epoch)) for epoch in range(4)]
     loader.close()
