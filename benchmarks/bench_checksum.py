@@ -1,4 +1,4 @@
-"""The checksums of all weights that ranks compare, against a sum of their values and SHA-256 of
+"""The hashes of all weights that ranks compare, against a sum of their values and SHA-256 of
 their bytes.
 
 python -m benchmarks.bench_checksum [--out FOLDER]
@@ -15,14 +15,9 @@ import torch
 
 from benchmarks import harness
 from benchmarks.bench_ema import make_student
-from fastdeit.reliability.replica_check import checksum
+from fastdeit.reliability.replica_check import hash_weights
 
 DTYPES = {"cuda": torch.bfloat16, "cpu": torch.float32}
-
-
-def checksums(weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """int64 (weights,)."""
-    return torch.stack([checksum(weight) for weight in weights])
 
 
 def digests(weights: Sequence[torch.Tensor]) -> list[bytes]:
@@ -35,15 +30,15 @@ def calls(weights: Sequence[torch.Tensor]) -> dict[str, Callable[[], object]]:
     return {
         "SHA-256 on the host": lambda: digests(weights),
         "sum of values": lambda: torch.stack([weight.sum() for weight in weights]),
-        "ours": lambda: checksums(weights),
+        "ours": lambda: hash_weights(weights),
     }
 
 
 def check(weights: Sequence[torch.Tensor]) -> None:
-    """One bit of one weight must change the checksum of that one alone."""
-    before, integers = checksums(weights), weights[-1].view(torch.int16)
+    """One bit of one weight must change the hash of that one alone."""
+    before, integers = hash_weights(weights), weights[-1].view(torch.int16)
     integers.view(-1)[0] ^= 1
-    changed = (checksums(weights) != before).tolist()
+    changed = (hash_weights(weights) != before).tolist()
     integers.view(-1)[0] ^= 1
     assert changed == [False] * (len(weights) - 1) + [True]
 

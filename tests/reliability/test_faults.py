@@ -322,7 +322,10 @@ def test_a_port_in_use_is_said(argv: list[str], tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         launch = Launch(tmp_path / "run", argv, port=port)
         assert launch.wait() == 2
-    assert f"--master_port: got {port}" in launch.output and "Traceback" not in launch.output
+    assert (
+        f"--master_port must be a free port (got {port}" in launch.output
+        and "Traceback" not in launch.output
+    )
     assert not launch.folder.exists()
 
 

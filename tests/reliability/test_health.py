@@ -19,7 +19,7 @@ from fastdeit.data.batch import Batch
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.mix import mix_reference
 from fastdeit.reliability.health import Health, Spike
-from fastdeit.reliability.replica_check import checksum, describe_difference
+from fastdeit.reliability.replica_check import describe_difference, hash_weights
 from fastdeit.storage.jsonl import AppendOnlyFile, StepLog, read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.build import build_trainer
@@ -168,7 +168,7 @@ def test_a_flipped_bit_on_one_rank_is_found(form: str, ranks: list[dict[str, Any
     for rank in ranks:
         assert rank[form]["equal"] is None
         assert rank[form]["flipped"].startswith(
-            "the ranks have different cls_token (checksums rank 0: "
+            "the ranks have different cls_token (hashes rank 0: "
         )
 
 
@@ -185,18 +185,18 @@ def test_the_ranks_in_the_minority_are_named() -> None:
     two = describe_difference(names, torch.tensor([[1, 2, 3], [1, 2, -4]]))
     assert (
         two
-        == "the ranks have different c (checksums rank 0: 0000000000000003, rank 1: fffffffffffffffc)"
+        == "the ranks have different c (hashes rank 0: 0000000000000003, rank 1: fffffffffffffffc)"
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_any_flipped_bit_changes_the_checksum(dtype: torch.dtype) -> None:
+def test_any_flipped_bit_changes_the_hash(dtype: torch.dtype) -> None:
     weight = torch.nn.Parameter(torch.randn(3, 5).to(dtype))
     module = torch.nn.ParameterList([weight])
-    sums = {checksum(weight).item()}
+    sums = {hash_weights([weight]).item()}
     for bit in range(8 * weight.element_size()):
         flip(module, bit)
-        sums.add(checksum(weight).item())
+        sums.add(hash_weights([weight]).item())
         flip(module, bit)
     assert len(sums) == 8 * weight.element_size() + 1
 
@@ -575,7 +575,7 @@ def test_a_launched_run_goes_back_together_and_stops_when_its_ranks_differ(
         for place in line["not_finite"]
     } == {1}
     said = " ".join(launch.output.split())
-    assert "after step 20 the ranks have different cls_token (checksums rank 0: " in said
+    assert "after step 20 the ranks have different cls_token (hashes rank 0: " in said
     assert "all were equal after step 18, and at every checkpoint up to then" in said
     assert launch.output.count("fastdeit: error") == 1 and "Traceback" not in launch.output
     for rank in (0, 1):

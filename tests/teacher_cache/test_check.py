@@ -351,7 +351,7 @@ REFUSED = {
         ["--distillation-type", "none"],
         "--cache must be empty with --distillation-type none",
     ),
-    "newer format": (_newer, [], "manifest.json: format must be 1 .got 2."),
+    "newer format": (_newer, [], "manifest.json: format must be 1 (got 2)"),
     "no cache": (
         _no_cache,
         [],
@@ -545,7 +545,7 @@ def test_an_image_that_goes_bad_in_mid_run_is_not_answered_by_the_record_of_anot
         assert ends == {"live": 0, "cached": 0}
         assert_same_weights(tmp_path / "live" / "run", tmp_path / "cached" / "run")
         assert (
-            "recorded with other images, as some were found to be bad then or now: the live teacher"
+            "recorded with other images: some were found bad then or now: the live teacher"
             in caplog.text
         )
         return

@@ -422,7 +422,7 @@ WRONG = {
         ["build", "-o", "{c}", "--part", "0/3"],
         "--part must be NUMBER/JOBS with NUMBER from 1 to JOBS (got 0/3)",
     ),
-    "part 4 of 3": (["build", "-o", "{c}", "--part", "4/3"], "--part: got 4/3"),
+    "part 4 of 3": (["build", "-o", "{c}", "--part", "4/3"], "(got 4/3)"),
     "part in words": (
         ["build", "-o", "{c}", "--part", "third"],
         "--part must be NUMBER/JOBS, as 3/8 (got 'third')",
