@@ -26,7 +26,7 @@ from fastdeit.plan.build import build_plan
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.teacher_cache.format import decode
 from fastdeit.teacher_cache.reader import Cache, CachedTeacher, make_entry
-from tests.commands.test_train import damaging
+from tests.commands.test_train import damaging_loader
 from tests.run.test_launch import launch
 from tests.support.cache_runs import MODEL, Setting, flip, write_teacher
 from tests.support.compare_runs import assert_other_weights, assert_same_weights
@@ -539,7 +539,7 @@ def test_an_image_that_goes_bad_in_mid_run_is_not_answered_by_the_record_of_anot
     for way in ways if miss == "live" else ["cached"]:
         data = Path(shutil.copytree(setting.data, tmp_path / way / "data"))
         with monkeypatch.context() as patch:
-            patch.setattr(data_build, "TrainLoader", damaging(data / "train/square/02.jpg"))
+            patch.setattr(data_build, "TrainLoader", damaging_loader(data / "train/square/02.jpg"))
             ends[way] = setting.train(tmp_path / way / "run", "--data-path", str(data), *ways[way])
     if miss == "live":
         assert ends == {"live": 0, "cached": 0}
