@@ -2,9 +2,7 @@
 training starts."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -28,6 +26,7 @@ from fastdeit.run.preflight import check_config
 from fastdeit.storage.jsonl import read_json_lines
 from tests.support.compare_runs import assert_same_weights
 from tests.support.images import write_shapes
+from tests.support.ranks import Ranks, run_fastdeit
 
 ROOT = Path(__file__).parents[2]
 MODEL = "--model deit_tiny_distilled_patch16_224 --patch-size 8 --embed-dim 32 --depth 2 --num-heads 2".split()
@@ -186,38 +185,21 @@ def test_killed_in_the_middle_of_an_epoch_ends_bit_for_bit_the_same(
     distilled: tuple[list[str], Path], tmp_path: Path
 ) -> None:
     argv, whole = distilled
-    command = [
-        sys.executable,
-        "-m",
-        "fastdeit",
-        "train",
-        *argv,
-        "--output-dir",
-        str(tmp_path),
-        "--save-steps",
-        "1",
-    ]
-    # this process has joined a group of its own, which the new one must not join
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("RANK", "WORLD_SIZE", "MASTER_PORT")
-    }
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-    )
+    folder = tmp_path / "run"
+    command = ["train", *argv, "--output-dir", str(folder), "--save-steps", "1"]
+    first = Ranks(tmp_path / "log", run_fastdeit, command, world_size=1)
     deadline = time.monotonic() + 120
     while (
-        not list_checkpoints(tmp_path / "checkpoints")
+        not list_checkpoints(folder / "checkpoints")
         and time.monotonic() < deadline
-        and process.poll() is None
+        and first.is_alive
     ):
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert list_checkpoints(tmp_path / "checkpoints"), "no checkpoint was seen before the kill"
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, env=environment).returncode == 0
-    assert_same_weights(whole, tmp_path)
+    first.kill()
+    assert list_checkpoints(folder / "checkpoints"), "no checkpoint was seen before the kill"
+    again = Ranks(tmp_path / "log", run_fastdeit, command, world_size=1)
+    assert again.wait() == 0, again.output
+    assert_same_weights(whole, folder)
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(
