@@ -18,39 +18,41 @@ from fastdeit.plan.plan import Plan
 from fastdeit.storage.run_folder import RunFolder
 
 _EXACT_FROM_THREADS = 8
+"""The exact operator takes about 400 images/s a core: a GPU with fewer threads beside it is faster
+with DALI's own operators."""
 
 
 def build_data(config: Config) -> tuple[Index, Index]:
-    """The tables of the training and the validation images; a collective. Raises ValueError as
-    `build_index` does."""
+    """Build the indexes of the training and the validation images; a collective.
+
+    Raises ValueError as `build_index` does.
+    """
     data = config.data
 
     def build() -> tuple[Index, Index]:
         train = build_train_index(config)
-        root = Path(data.data_path)
-        return train, build_index(
-            root, data.val_split, classes=train.classes, bad_images=data.bad_images
+        val = build_index(
+            Path(data.data_path), data.val_split, classes=train.classes, bad_images=data.bad_images
         )
+        return train, val
 
     return first_on_rank0(build)
 
 
 def build_train_index(config: Config) -> Index:
-    """The table of the training images, for one process alone."""
-    root = Path(config.data.data_path)
-    require(
-        bool(config.data.data_path), "data_path", config.data.data_path, "a data set (docs/data.md)"
-    )
-    if config.data.data_set == "digits":
-        write_digits(root)
-    return build_index(root, config.data.train_split, bad_images=config.data.bad_images)
+    """Build the index of the training images, for one process alone."""
+    data = config.data
+    require(bool(data.data_path), "data_path", data.data_path, "a data set (docs/data.md)")
+    if data.data_set == "digits":
+        write_digits(Path(data.data_path))
+    return build_index(Path(data.data_path), data.train_split, bad_images=data.bad_images)
 
 
 def build_quarantine(config: Config, index: Index) -> tuple[Index, Quarantine]:
-    """The index with the rows that this run began with, and those of them that must not be read
-    (any more); not written down.
+    """Return the index with the rows that this run began with, and a quarantine that holds those
+    which must not be read; nothing is written.
 
-    Raises DataError when too many are gone.
+    Raises DataError when too many images are gone.
     """
     folder = RunFolder(Path(config.run.output_dir))
     gone: dict[int, str] = {}
@@ -63,30 +65,28 @@ def build_quarantine(config: Config, index: Index) -> tuple[Index, Quarantine]:
 
 
 def pipeline_options(config: Config, world: World) -> PipelineOptions:
-    """Where and how images are read on this rank, with what `auto` means here filled in."""
+    """Return where and how this rank reads images, with `auto` replaced by what it means here."""
     device = "gpu" if world.device.type == "cuda" else "cpu"
     threads = config.data.num_workers or world.threads
-    backend, decoder = config.augment.augment_backend, config.data.decoder
+    backend = config.augment.augment_backend
     if backend == "auto":
-        # the exact operator keeps about 400 images/s a core: a GPU with few cores beside it is
-        # better served by DALI's own
-        backend = "exact" if device == "cpu" or threads >= _EXACT_FROM_THREADS else "native"
+        is_slow = device == "gpu" and threads < _EXACT_FROM_THREADS
+        backend = "native" if is_slow else "exact"
+    uses_gpu = device == "gpu" and backend == "native"
+    decoder = config.data.decoder
     if decoder == "auto":
-        decoder = "cpu" if device == "cpu" or backend == "exact" else "mixed"
-    where = f"cpu with --augment-backend {backend} on a {device}"
-    require(
-        decoder == "cpu" or (device == "gpu" and backend == "native"), "decoder", decoder, where
-    )
+        decoder = "mixed" if uses_gpu else "cpu"
+    allowed = f"cpu with --augment-backend {backend} on a {device}"
+    require(decoder == "cpu" or uses_gpu, "decoder", decoder, allowed)
     return PipelineOptions(
-        config.data.mean,
-        config.data.std,
-        1,
-        device,
-        world.device.index,
-        threads,
-        config.data.prefetch,
-        backend,
-        decoder,
+        mean=config.data.mean,
+        std=config.data.std,
+        device=device,
+        device_id=world.device.index,
+        num_threads=threads,
+        prefetch=config.data.prefetch,
+        backend=backend,
+        decoder=decoder,
     )
 
 

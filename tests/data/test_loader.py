@@ -287,7 +287,9 @@ def test_a_batch_that_fails_for_no_images_fault_ends_the_run(
 
     monkeypatch.setattr(loader._stream, "_build", lambda source: Broken())
     loader._stream._pipeline = Broken()  # type: ignore[assignment]
-    with pytest.raises(RuntimeError, match="a batch fails, each of whose 9 images decodes alone"):
+    with pytest.raises(
+        RuntimeError, match="a batch fails, though each of its 9 images decodes alone"
+    ):
         next(loader.epoch(0))
 
 

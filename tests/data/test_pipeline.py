@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torchvision import transforms
 
 from fastdeit.data import pipeline as graphs
+from fastdeit.data.augment.native import noise_bank
 from fastdeit.data.index import Index, build_index
 from fastdeit.data.pipeline import (
     BACKENDS,
@@ -19,7 +20,6 @@ from fastdeit.data.pipeline import (
     build_eval_pipeline,
     build_train_pipeline,
     decode_alone,
-    noise_bank,
     pack_draws,
     pack_eval,
 )
@@ -340,7 +340,7 @@ def test_centre_window_lies_in_the_image() -> None:
 
 @pytest.mark.parametrize("crop_pct", [0.0, 1.5])
 def test_crop_pct_is_checked(crop_pct: float) -> None:
-    with pytest.raises(ValueError, match=f"crop_pct: got {crop_pct}"):
+    with pytest.raises(ValueError, match="crop_pct must be above 0, at most 1"):
         pack_eval(np.ones((1, 2)), 224, crop_pct, options(1))
 
 
@@ -352,13 +352,11 @@ def test_an_image_is_decoded_alone(index: Index, tmp_path: Path) -> None:
 
 
 def test_device_is_checked() -> None:
-    with pytest.raises(ValueError, match="device: got 'cuda', allowed is cpu, gpu"):
+    with pytest.raises(ValueError, match="device must be one of cpu, gpu"):
         options(1, device="cuda")
-    with pytest.raises(ValueError, match="backend: got 'pil', allowed is exact, native"):
+    with pytest.raises(ValueError, match="backend must be one of exact, native"):
         options(1, backend="pil")
-    with pytest.raises(
-        ValueError, match="decoder: got 'mixed', allowed is cpu with backend native on a cpu"
-    ):
+    with pytest.raises(ValueError, match="decoder must be cpu with backend native on a cpu"):
         options(1, decoder="mixed")
 
 

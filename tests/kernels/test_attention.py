@@ -1,5 +1,8 @@
-"""`attention`: the reference against softmax written out in float64, the kernels against that and
-against torch's error."""
+"""`attention`: the reference against softmax written out in float64; the kernels against that and
+against the error of torch.
+
+.venv/bin/python -m pytest tests/kernels/test_attention.py, about 40 s
+"""
 
 import logging
 from collections.abc import Iterator
@@ -25,7 +28,7 @@ from tests.kernels.interpreter import DEVICE, INTERPRETED
 from tests.kernels.properties import given, settings, st
 
 interpreter.correct()
-# rows and keys past the last are computed and left out, of whatever value
+# rows and keys past the last are computed and discarded, whatever their value
 pytestmark = pytest.mark.filterwarnings("ignore:.*(overflow|invalid value|All-NaN):RuntimeWarning")
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SHAPES = {
@@ -52,15 +55,17 @@ def kernels_run() -> Iterator[None]:
 
 @pytest.fixture
 def launches_of_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """fp32 tensors take the blocks and the form of backward of bf16; on a GPU, too short of
-    registers, their own."""
+    """Launch fp32 tensors with the blocks and the form of backward of bf16.
+
+    On a GPU they keep their own launches: its registers would not suffice.
+    """
+
+    def find(op: str, device: torch.device, *, bits: int, D: int, N: int) -> dict[str, int]:
+        return find_launch(op, device, bits=16, D=D, N=N)
+
     if INTERPRETED:
-        for each in (module, attention_bwd):
-            monkeypatch.setattr(
-                each,
-                "find_launch",
-                lambda op, device, *, bits, D, N: find_launch(op, device, bits=16, D=D, N=N),
-            )
+        monkeypatch.setattr(module, "find_launch", find)
+        monkeypatch.setattr(attention_bwd, "find_launch", find)
 
 
 def weights_by_hand(qkv: torch.Tensor) -> torch.Tensor:
@@ -79,13 +84,13 @@ def draw(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int =
 
 
 def make_inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Pair:
-    """qkv and the gradient of its output."""
+    """Return qkv and the gradient of its output."""
     batch, tokens, _, heads, size = shape
     return draw(shape, dtype), draw((batch, tokens, heads * size), dtype, seed=1)
 
 
 def run(function: Any, qkv: torch.Tensor, grad: torch.Tensor) -> Pair:
-    """The output and the gradient of qkv."""
+    """Return the output and the gradient of qkv."""
     qkv = qkv.detach().requires_grad_()
     with interpreter.poisoned_memory():
         out = function(qkv)
@@ -98,7 +103,7 @@ def expect(qkv: torch.Tensor, grad: torch.Tensor) -> Pair:
 
 
 def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """Root mean square, relative to the expected values'."""
+    """Return the root mean square error relative to that of the expected values."""
     return ((actual.double() - expected).norm() / expected.norm()).item()
 
 
@@ -167,24 +172,22 @@ def test_attention_gradient_equals_finite_differences(launches_of_16_bits: None)
         step = torch.zeros_like(qkv)
         step[:, :, part] = 1e-2 * draw(tuple(qkv[:, :, part].shape), seed=2 + part)
         rise = ((attention(qkv + step) - attention(qkv - step)).double() * grad).sum() / 2
-        # the difference leaves out the third derivative, about 1e-4 of the first
+        # the difference neglects the third derivative, about 1e-4 of the first
         torch.testing.assert_close((dqkv * step).double().sum(), rise, rtol=2e-3, atol=1e-4)
 
 
 def test_attention_handles_logits_of_ten_thousand(launches_of_16_bits: None) -> None:
-    """All weight on one key or on a few: the output is as torch's, the gradient as good as scores
-    that fp32 holds to 1e-3."""
+    """All weight is on one key or on a few. The output is as exact as that of torch; the gradient
+    is limited by scores that fp32 holds to 1e-3."""
     qkv, grad = make_inputs((1, 70, 3, 2, 64))
     qkv[:, :, :2] *= 60
     expected = expect(qkv, grad)
-    bounds = (
-        1e-6,
-        1e-3,
-    )  # the gradient's error is 1e-5 to 8e-4, by the processor's code for NumPy's product, here `tl.dot`
+    # the error of the gradient is 1e-5 to 8e-4: NumPy's product, here `tl.dot`, depends on the
+    # processor
+    bounds = (1e-6, 1e-3)
+    found = run(attention, qkv, grad)
     theirs = run(attention_reference, qkv, grad)
-    for ours, torchs, wanted, bound in zip(
-        run(attention, qkv, grad), theirs, expected, bounds, strict=True
-    ):
+    for ours, torchs, wanted, bound in zip(found, theirs, expected, bounds, strict=True):
         assert ours.isfinite().all()
         assert error(ours, wanted) <= 2 * error(torchs, wanted) + bound
 
@@ -195,15 +198,14 @@ def test_attention_handles_logits_of_ten_thousand(launches_of_16_bits: None) -> 
 def test_equal_extreme_logits_give_equal_weights(
     sign: int, dtype: torch.dtype, tokens: int
 ) -> None:
-    """Every logit is ±1e4: weights are even, and keys past the last must not weigh more (or at
-    all)."""
+    """Every logit is ±1e4: all weights are equal, and keys past the last have none."""
     qkv, grad = make_inputs((1, tokens, 3, 1, 64), dtype)
-    qkv[:, :, 0], qkv[:, :, 1] = 36.0, sign * 36.0
+    qkv[:, :, 0] = 36.0
+    qkv[:, :, 1] = sign * 36.0
     out, dqkv = run(attention, qkv, grad)
-    even = qkv[:, :, 2].double().mean(1).expand(1, tokens, -1, -1).flatten(2)
-    torch.testing.assert_close(
-        out.double(), even, rtol=0, atol=1e-5 if dtype == torch.float32 else 4e-3
-    )
+    mean = qkv[:, :, 2].double().mean(1).expand(1, tokens, -1, -1).flatten(2)
+    atol = 1e-5 if dtype == torch.float32 else 4e-3
+    torch.testing.assert_close(out.double(), mean, rtol=0, atol=atol)
     assert dqkv.isfinite().all()
     dv = grad.double().mean(1).expand(1, tokens, -1)
     # an lse of 1e4 is known to 1e-3
@@ -214,10 +216,13 @@ def test_equal_extreme_logits_give_equal_weights(
     "shape", [(3, 17, 3, 2, 32), (3, 70, 3, 2, 96), (3, 300, 3, 1, 64)], ids=["N17", "N70", "N300"]
 )
 def test_attention_of_an_image_ignores_other_images(shape: tuple[int, ...]) -> None:
-    """Neighbours in memory hold NaN, also where a block reaches past the last token or past a head."""
-    (qkv, grad), alone = make_inputs(shape, torch.bfloat16), slice(1, 2)
+    """The other images hold NaN, also where a block reaches past the last token or past a head."""
+    qkv, grad = make_inputs(shape, torch.bfloat16)
+    alone = slice(1, 2)
     expected = run(attention, qkv[alone], grad[alone])
-    qkv[0], qkv[2], grad[0], grad[2] = (float("nan"),) * 4
+    for other in (0, 2):
+        qkv[other] = float("nan")
+        grad[other] = float("nan")
     for actual, wanted in zip(run(attention, qkv, grad), expected, strict=True):
         assert torch.equal(actual[alone], wanted)
 
@@ -225,7 +230,7 @@ def test_attention_of_an_image_ignores_other_images(shape: tuple[int, ...]) -> N
 def test_attention_of_a_head_ignores_other_heads(launches_of_16_bits: None) -> None:
     qkv, grad = make_inputs((1, 70, 3, 3, 96))
     expected = run(attention, qkv, grad)
-    qkv[:, :, :, 0], qkv[:, :, :, 2] = float("nan"), float("nan")
+    qkv[:, :, :, [0, 2]] = float("nan")
     out, dqkv = run(attention, qkv, grad)
     assert torch.equal(out[..., 96:192], expected[0][..., 96:192])
     assert torch.equal(dqkv[:, :, :, 1], expected[1][:, :, :, 1])
@@ -247,7 +252,7 @@ def test_backward_of_deit_is_one_kernel_on_sm_90(
 
 
 def test_attention_accepts_strided_views() -> None:
-    """A slice of the columns, an expanded gradient."""
+    """The input is a slice of the columns, the gradient an expanded tensor."""
     qkv, _ = make_inputs(SMALL)
     grad = torch.ones(1, 1, 1, device=DEVICE).expand(2, 19, 64)
     wide = torch.cat([qkv, qkv], dim=-2)[:, :, :, 1:3]
@@ -393,11 +398,10 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 @pytest.mark.parametrize("tokens", [197, 198, 577, 578])
 def test_attention_at_full_size(tokens: int, heads: int) -> None:
     inputs = make_inputs((64, tokens, 3, heads, 64), torch.bfloat16)
-    theirs, expected = (
-        run(attention_reference, *inputs),
-        run(attention_reference, *(x.float() for x in inputs)),
-    )
-    for ours, torchs, wanted in zip(run(attention, *inputs), theirs, expected, strict=True):
+    found = run(attention, *inputs)
+    theirs = run(attention_reference, *inputs)
+    expected = run(attention_reference, *(x.float() for x in inputs))
+    for ours, torchs, wanted in zip(found, theirs, expected, strict=True):
         assert error(ours, wanted.double()) <= 2 * error(torchs, wanted.double())
 
 
@@ -422,11 +426,9 @@ def test_attention_in_a_cuda_graph_and_without_a_sync(shape: tuple[int, ...]) ->
 
     def run_all() -> list[torch.Tensor]:
         out, lse = attention_triton(qkv)
-        return [
-            out,
-            attention_bwd_triton(qkv, out, lse, grad),
-            attention_weights_triton(qkv, lse, [0]),
-        ]
+        dqkv = attention_bwd_triton(qkv, out, lse, grad)
+        weights = attention_weights_triton(qkv, lse, [0])
+        return [out, dqkv, weights]
 
     run_all()  # compiles
     torch.cuda.set_sync_debug_mode("error")

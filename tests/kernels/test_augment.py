@@ -1,11 +1,14 @@
-"""`augment`: the reference against timm and PIL, the kernels against both; every comparison is of
-all bits."""
+"""`augment`: the reference against timm and PIL, the kernels against both, bit for bit.
+
+.venv/bin/python -m pytest tests/kernels/test_augment.py, about 55 s
+"""
 
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -49,53 +52,51 @@ Operations = tuple[torch.Tensor, torch.Tensor]
 
 @pytest.fixture(autouse=True)
 def large_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interpreted, a small block costs as much as a large one. test_..._in_the_configured_blocks
-    keeps the table's."""
-    if INTERPRETED and "configured" not in request.node.name:
-        taken = module.find_launch
-        monkeypatch.setattr(
-            module, "find_launch", lambda *key, **more: taken(*key, **more) | {"BLOCK_PART": 2048}
-        )
-        monkeypatch.setattr(
-            augment_blur, "find_launch", lambda *key, **more: taken(*key, **more) | {"BLOCK": 8192}
-        )
-        small = {
-            "augment_statistics": {"BLOCK": 512, "STEPS": 2},
-            "augment_table": {},
-        }  # several chunks an image
-        monkeypatch.setattr(
-            augment_tables,
-            "find_launch",
-            lambda op, *key, **more: taken(op, *key, **more) | small[op],
-        )
+    """Interpret with large blocks, as each block costs the same time, whatever its size.
+
+    A test with "configured" in its name keeps the blocks of the table.
+    """
+    if not INTERPRETED or "configured" in request.node.name:
+        return
+    find_launch = module.find_launch
+
+    def change(target: ModuleType, changes: dict[str, dict[str, int]]) -> None:
+        def find(op: str, *key: Any, **sizes: Any) -> dict[str, int]:
+            return find_launch(op, *key, **sizes) | changes.get(op, {})
+
+        monkeypatch.setattr(target, "find_launch", find)
+
+    change(module, {"augment": {"BLOCK_PART": 2048}})
+    change(augment_blur, {"augment_blur": {"BLOCK": 8192}})
+    # several chunks an image
+    change(augment_tables, {"augment_statistics": {"BLOCK": 512, "STEPS": 2}})
 
 
 def pictures(count: int, height: int, width: int) -> torch.Tensor:
-    """uint8 (count, H, W, 3): noise, something smooth, few levels, one level, by turns."""
-    return torch.from_numpy(np.stack([picture(seed, height, width) for seed in range(count)])).to(
-        DEVICE
-    )
+    """Return uint8 (count, H, W, 3), in turn noise, a smooth image, few levels, one level."""
+    images = np.stack([picture(seed, height, width) for seed in range(count)])
+    return torch.from_numpy(images).to(DEVICE)
 
 
 def one_layer(names: Sequence[str], args: Sequence[float]) -> Operations:
-    ops = [OPS.index(name) if name else -1 for name in names]
-    return torch.tensor(ops, dtype=torch.int32)[:, None], torch.tensor(args, dtype=torch.float64)[
-        :, None
-    ]
+    """Return one operation an image, "" for none."""
+    ops = torch.tensor([OPS.index(name) if name else -1 for name in names], dtype=torch.int32)
+    return ops[:, None], torch.tensor(args, dtype=torch.float64)[:, None]
 
 
 def planned(spec: PlanSpec, count: int) -> Operations:
-    """Of an epoch's first samples."""
+    """Return the planned operations of the first samples of epoch 0."""
     drawn = Plan(spec, np.full((2 * count, 2), 64)).draw(0, np.arange(count))
     return torch.from_numpy(drawn.ops), torch.from_numpy(drawn.op_args)
 
 
 def mixed(batch: int, layers: int) -> Operations:
-    """Each image with operations of its own; every one comes up once batch · layers reaches 18."""
+    """Return different operations for each image; 18 slots (batch · layers) contain every one."""
     ops = (np.arange(batch * layers).reshape(layers, batch).T * 5) % 18 - 1
     args = np.zeros((batch, layers))
-    for place in np.ndindex(batch, layers):
-        args[place] = arguments_of(int(ops[place]), 8)[sum(place) % 8] if ops[place] >= 0 else 0.0
+    for slot in np.ndindex(batch, layers):
+        if ops[slot] >= 0:
+            args[slot] = arguments_of(int(ops[slot]), 8)[sum(slot) % 8]
     return torch.from_numpy(ops.astype(np.int32)), torch.from_numpy(args)
 
 
@@ -105,7 +106,7 @@ def packed(operations: Operations) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def by_timm(images: torch.Tensor, operations: Operations) -> torch.Tensor:
-    """One image after the other, one operation after the other."""
+    """Apply timm's operations image by image."""
     out = images.cpu().numpy().copy()
     for image, ops, args in zip(out, *(tensor.tolist() for tensor in operations), strict=True):
         for op, arg in zip(ops, args, strict=True):
@@ -164,7 +165,8 @@ def test_kernel_equals_timm(name: str) -> None:
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("name", ["Color", "Contrast", "Brightness", "Sharpness"])
 def test_enhancement_at_any_factor_equals_pil(name: str, run: Any) -> None:
-    images, name = pictures(5, 20, 15), f"{name}Increasing"
+    name = f"{name}Increasing"
+    images = pictures(5, 20, 15)
     operations = one_layer([name] * 5, [-0.5, 0.0, 1e-3, 1.0, 3.0])
     equal(run(images, *packed(operations), FILL, [[name]]), by_timm(images, operations))
 
@@ -173,20 +175,17 @@ def test_autocontrast_between_any_extremes_equals_pil() -> None:
     ends = np.sort(np.random.default_rng(0).integers(0, 256, (300, 2)), 1)
     ramps = np.clip(np.arange(256), ends[:, :1], ends[:, 1:]).astype(np.uint8)
     images = np.repeat(ramps[:, None, :, None], 3, 3)
-    expected = np.stack(
-        [np.asarray(ImageOps.autocontrast(Image.fromarray(image))) for image in images]
-    )
+    expected = [np.asarray(ImageOps.autocontrast(Image.fromarray(image))) for image in images]
     ops, args = packed(one_layer(["AutoContrast"] * 300, [0.0] * 300))
-    equal(
-        augment_reference(torch.from_numpy(images).to(DEVICE), ops, args).cpu(),
-        torch.from_numpy(expected),
-    )
+    out = augment_reference(torch.from_numpy(images).to(DEVICE), ops, args)
+    equal(out.cpu(), torch.from_numpy(np.stack(expected)))
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_sharpness_of_every_window_sum_equals_pil(run: Any) -> None:
-    """Sharpness: all 3316 sums of its window, one in each 3 x 3 tile."""
-    rest, tiles = np.arange(13 * 255 + 1), np.zeros((3, 13 * 255 + 1, 3), np.uint8)
+    """Each 3 x 3 tile has another one of the 3316 possible sums of the window."""
+    rest = np.arange(13 * 255 + 1)
+    tiles = np.zeros((3, 13 * 255 + 1, 3), np.uint8)
     for y, x in [(1, 1), (0, 0), (0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1), (2, 2)]:
         weight = 5 if (y, x) == (1, 1) else 1
         level = np.minimum(rest // weight, 255)
@@ -195,24 +194,21 @@ def test_sharpness_of_every_window_sum_equals_pil(run: Any) -> None:
     assert not rest.any()
     images = torch.from_numpy(np.repeat(tiles.reshape(1, 3, -1, 1), 3, axis=3)).to(DEVICE)
     operations = one_layer(["SharpnessIncreasing"], [1.7])
-    equal(
-        run(images, *packed(operations), FILL, [["SharpnessIncreasing"]]),
-        by_timm(images, operations),
-    )
+    out = run(images, *packed(operations), FILL, [["SharpnessIncreasing"]])
+    equal(out, by_timm(images, operations))
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_blur_of_any_radius_equals_pil(run: Any) -> None:
-    images, operations = (
-        pictures(7, 20, 13),
-        one_layer(["GaussianBlur"] * 7, [0.0, 1e-6, 1.2, 2.0, 5.0, 9.9, 40.0]),
-    )
+    images = pictures(7, 20, 13)
+    operations = one_layer(["GaussianBlur"] * 7, [0.0, 1e-6, 1.2, 2.0, 5.0, 9.9, 40.0])
     equal(run(images, *packed(operations), FILL, [["GaussianBlur"]]), by_timm(images, operations))
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_planned_chains_equal_timm(spec: PlanSpec) -> None:
-    images, operations = pictures(200, 32, 32), planned(spec, 200)
+    images = pictures(200, 32, 32)
+    operations = planned(spec, 200)
     ops, args = packed(operations)
     expected = by_timm(images, operations)
     equal(augment_reference(images, ops, args, FILL, spec.layer_ops), expected)
@@ -232,17 +228,18 @@ def test_batch_of_all_operations_equals_timm() -> None:
 
 
 def test_batch_in_the_configured_blocks_equals_timm() -> None:
-    """Over several blocks and parts, none of which divides the image."""
-    names = (
-        "Rotate",
-        "TranslateYRel",
-        "SharpnessIncreasing",
-        "ColorIncreasing",
-        "Equalize",
-        "GaussianBlur",
-        "",
-    )
-    images, operations = pictures(7, 45, 46), one_layer(names, [30.0, 0.3, 1.5, 0.4, 0.0, 1.7, 0.0])
+    """The image has several blocks and parts, of sizes that do not divide it."""
+    args = {
+        "Rotate": 30.0,
+        "TranslateYRel": 0.3,
+        "SharpnessIncreasing": 1.5,
+        "ColorIncreasing": 0.4,
+        "Equalize": 0.0,
+        "GaussianBlur": 1.7,
+        "": 0.0,
+    }
+    images = pictures(7, 45, 46)
+    operations = one_layer([*args], [*args.values()])
     with interpreter.poisoned_memory():
         out = augment_triton(images, *packed(operations))
     equal(out, by_timm(images, operations))
@@ -261,10 +258,8 @@ def test_kernels_at_any_shape_equal_timm(height: int, width: int, batch: int, la
 
 
 def test_fill_colour_is_used() -> None:
-    images, (ops, args) = (
-        pictures(2, 20, 30),
-        packed(one_layer(["Rotate", "TranslateXRel"], [30.0, 0.4])),
-    )
+    images = pictures(2, 20, 30)
+    ops, args = packed(one_layer(["Rotate", "TranslateXRel"], [30.0, 0.4]))
     out = augment_triton(images, ops, args, (255, 0, 7))
     equal(out, augment_reference(images, ops, args, (255, 0, 7)))
     assert out[0, 0, 0].tolist() == out[1, 0, -1].tolist() == [255, 0, 7]
@@ -273,9 +268,8 @@ def test_fill_colour_is_used() -> None:
 @pytest.mark.parametrize("run", RUNS)
 def test_operation_that_no_layer_names_changes_nothing(run: Any) -> None:
     images = pictures(5, 8, 8)
-    ops = torch.tensor(
-        [[-1], [-7], [len(OPS)], [99], [OPS.index("Invert")]], dtype=torch.int32, device=DEVICE
-    )
+    numbers = [-1, -7, len(OPS), 99, OPS.index("Invert")]
+    ops = torch.tensor(numbers, dtype=torch.int32, device=DEVICE)[:, None]
     args = torch.ones(5, 1, 2, dtype=torch.float64, device=DEVICE)
     equal(run(images, ops, args)[:4], images[:4])
     equal(run(images, ops, args)[4], 255 - images[4])
@@ -303,7 +297,8 @@ def test_augment_is_deterministic_and_keeps_its_inputs() -> None:
 
 
 def test_comparison_detects_one_level() -> None:
-    images, (ops, args) = pictures(1, 24, 24), packed(one_layer(["Rotate"], [27.0]))
+    images = pictures(1, 24, 24)
+    ops, args = packed(one_layer(["Rotate"], [27.0]))
     out = augment_triton(images, ops, args)
     assert not torch.equal(augment_triton(images, ops, args + 1e-4), out)
     images[0, 12, 12, 1] ^= 8
@@ -351,8 +346,8 @@ def test_packed_arguments_equal_those_of_the_exact_backend() -> None:
 
 
 def test_augment_of_dali_batches_equals_the_exact_operator(tmp_path: Path) -> None:
-    """Decoded and resized by DALI, handed over without a copy, augmented as a batch: the pixels of
-    the exact operator."""
+    """DALI decodes and resizes; its batch is augmented without a copy; the pixels are those of the
+    exact operator."""
     pytest.importorskip("nvidia.dali")
     pytest.importorskip("numba")
     from nvidia.dali import fn, pipeline_def, types
@@ -369,15 +364,13 @@ def test_augment_of_dali_batches_equals_the_exact_operator(tmp_path: Path) -> No
     pipeline = graph()
     pipeline.build()
     images = torch.from_dlpack(pipeline.run()[0].as_tensor()).to(DEVICE)
-    assert (
-        images.shape == (12, 32, 32, 3) and images.dtype == torch.uint8 and images.is_contiguous()
-    )
+    assert images.shape == (12, 32, 32, 3) and images.dtype == torch.uint8
+    assert images.is_contiguous()
     spec = SPECS["deit"]
     ops, args = packed(planned(spec, 12))
     expected = images.cpu().permute(0, 3, 1, 2).contiguous().numpy()
-    for planes, numbers, values in zip(
-        expected, ops.cpu().numpy(), args.cpu().numpy(), strict=True
-    ):
+    samples = zip(expected, ops.cpu().numpy(), args.cpu().numpy(), strict=True)
+    for planes, numbers, values in samples:
         operate(planes, numbers, values.reshape(-1), np.array(FILL, np.int32))
     for run in (augment, augment_triton):
         out = run(images, ops, args, FILL, spec.layer_ops)
@@ -385,8 +378,8 @@ def test_augment_of_dali_batches_equals_the_exact_operator(tmp_path: Path) -> No
 
 
 def test_kernels_contain_no_fused_multiply_add() -> None:
-    """Rounded once instead of twice, pixels would differ from PIL's on a GPU, and no interpreter
-    would show it."""
+    """A fused multiply-add rounds once instead of twice: on a GPU pixels would differ from those of
+    PIL, which the interpreter cannot show."""
     code = """
 from benchmarks.bench_augment import LAUNCHES
 from benchmarks.resources import compiled_only
@@ -395,7 +388,8 @@ with compiled_only(90) as found:
 kernels = {kernel.metadata.name: kernel for kernel, _ in found}
 assert len(kernels) == 4, kernels
 for kernel in kernels.values():
-    assert not kernel.metadata.enable_fp_fusion and "fma.rn" not in kernel.asm["ptx"], kernel.metadata.name
+    assert not kernel.metadata.enable_fp_fusion, kernel.metadata.name
+    assert "fma.rn" not in kernel.asm["ptx"], kernel.metadata.name
 assert "mul.rn.f64" in kernels["_augment_kernel"].asm["ptx"]
 """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -440,11 +434,8 @@ def test_augment_is_captured_in_a_cuda_graph() -> None:
     ],
 )
 def test_augment_rejects_wrong_arguments(change: dict[str, Any], message: str) -> None:
+    images = pictures(2, 4, 4).cpu()
     ops, args = mixed(2, 1)
-    good: dict[str, Any] = {
-        "images": pictures(2, 4, 4).cpu(),
-        "ops": ops,
-        "args": pack_args(ops, args),
-    }
+    good: dict[str, Any] = {"images": images, "ops": ops, "args": pack_args(ops, args)}
     with pytest.raises(ValueError, match=message):
-        augment(**{**good, **change})
+        augment(**good | change)

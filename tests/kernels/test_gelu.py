@@ -1,5 +1,8 @@
-"""`gelu`: the reference against the formula in float64, the kernels against both, over every value
-of the 16-bit types."""
+"""`gelu`: the reference against the formula in float64; the kernels against both, over every value
+of the 16-bit types.
+
+.venv/bin/python -m pytest tests/kernels/test_gelu.py, about 25 s
+"""
 
 import math
 from collections.abc import Iterator
@@ -28,13 +31,13 @@ SHAPES = {
 
 @pytest.fixture(autouse=True)
 def kernels() -> Iterator[None]:
-    """The kernels, on the CPU too."""
+    """Run the kernels on the CPU too."""
     with backend.use_backend("triton"):
         yield
 
 
 def tail(z: torch.Tensor) -> torch.Tensor:
-    """Φ(z) in float64, without the cancellation of 1 + erf."""
+    """Compute Φ(z) in float64, without the cancellation of 1 + erf."""
     return 0.5 * torch.erfc(-z.double() / math.sqrt(2))
 
 
@@ -49,17 +52,17 @@ def derivative_by_hand(z: torch.Tensor) -> torch.Tensor:
 def make_inputs(
     shape: tuple[int, ...], dtype: torch.dtype = torch.float32
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x, bias, and a cotangent like x."""
-    drawn = torch.Generator().manual_seed(sum(shape))
-    x, dy = 2 * torch.randn((2, *shape), generator=drawn)
-    bias = torch.randn(shape[-1], generator=drawn)
+    """Return x, bias, and a cotangent of the shape of x."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    x, dy = 2 * torch.randn((2, *shape), generator=generator)
+    bias = torch.randn(shape[-1], generator=generator)
     return x.to(DEVICE, dtype), bias.to(DEVICE, dtype), dy.to(DEVICE, dtype)
 
 
 def gradients(
     x: torch.Tensor, bias: torch.Tensor | None, dy: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """y, dx and, with a bias, dbias."""
+    """Return y, dx and, with a bias, dbias."""
     leaves = [tensor.detach().requires_grad_() for tensor in (x, bias) if tensor is not None]
     with interpreter.poisoned_memory():
         y = gelu(*leaves)
@@ -67,14 +70,14 @@ def gradients(
 
 
 def ulp(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The spacing of a dtype's numbers at each value; below the normal numbers that of the
-    smallest."""
+    """Return the spacing of a dtype at each value; for subnormal values that of the smallest
+    normal one."""
     exponent = torch.floor(torch.log2(values.abs().clamp_min(torch.finfo(dtype).tiny)))
     return torch.exp2(exponent) * torch.finfo(dtype).eps
 
 
 def every_value(dtype: torch.dtype) -> torch.Tensor:
-    """All finite numbers of a 16-bit type, (n, 256)."""
+    """Return all finite values of a 16-bit type, (n, 256)."""
     values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
     return values[values.isfinite()].view(-1, 256).to(DEVICE)
 
@@ -121,7 +124,8 @@ def test_gelu_rounds_once_in_16_bits(
 
 
 def assert_rounded(actual: torch.Tensor, truth: torch.Tensor, atol: torch.Tensor | float) -> None:
-    """Half an ulp of rounding, 2 % of an ulp for the polynomial, and atol."""
+    """Assert an error of at most half an ulp for rounding, 2 % of an ulp for the polynomial, and
+    atol."""
     excess = (actual.double() - truth).abs() - 0.52 * ulp(truth, actual.dtype) - atol
     assert (excess <= 0).all()
 
@@ -177,32 +181,28 @@ def test_infinities_have_limits_and_nan_propagates() -> None:
 def test_gradient_equals_finite_differences() -> None:
     x, bias, dy = make_inputs(SHAPES["ragged"])
     _, dx, dbias = gradients(x, bias, dy)
-    drawn = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(3)
     # a random direction that leans uphill, so that the slope is large beside its rounding error
-    step, bias_step = (
-        gradient + torch.randn(gradient.shape, generator=drawn).to(DEVICE)
-        for gradient in (dx, dbias)
-    )
+    step = dx + torch.randn(dx.shape, generator=generator).to(DEVICE)
+    bias_step = dbias + torch.randn(dbias.shape, generator=generator).to(DEVICE)
     bias_step /= bias_step.abs().max()
     h = 2**-9
-    ahead, behind = (
-        gelu(x + sign * h * step, bias + sign * h * bias_step).double() for sign in (1, -1)
-    )
+    ahead = gelu(x + h * step, bias + h * bias_step).double()
+    behind = gelu(x - h * step, bias - h * bias_step).double()
     slope = ((ahead - behind) * dy.double()).sum() / (2 * h)
     along = (dx.double() * step.double()).sum() + (dbias.double() * bias_step.double()).sum()
     torch.testing.assert_close(along, slope, rtol=1e-4, atol=0)
 
 
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two programs a column block, so that each goes round its loop several times on a small
-    tensor."""
+    """Launch two programs a column block, so that each loops several times on a small tensor."""
     table = module.find_launch
 
     def small_launch(op: str, *args: object, D: int, **kwargs: object) -> dict[str, int]:
         launch = table(op, *args, D=D, **kwargs)  # type: ignore[arg-type]
-        return (
-            {**launch, "PROGRAMS": 2 * -(-D // launch["BLOCK_D"])} if op == "gelu_bwd" else launch
-        )
+        if op == "gelu_bwd":
+            launch["PROGRAMS"] = 2 * -(-D // launch["BLOCK_D"])
+        return launch
 
     monkeypatch.setattr(module, "find_launch", small_launch)
 

@@ -1,9 +1,11 @@
-"""Backend `native`: the plan's operations and its simple crop as DALI's own operators.
+"""Backend `native`: what follows the decoder, as DALI's own operators, on the CPU or the GPU.
 
-An image is uint8 (H, W, 3). What an operation needs comes with the sample in one integer and one
-float row, so the graph holds no random operator.
+All that varies comes with the sample in one integer and one float row (`pack_native`), so the graph
+holds no random operator. The noise of RandomErasing comes from a bank of normal numbers; a sample's
+key chooses its window in it.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,16 +16,131 @@ from fastdeit.data.augment import native_ops
 from fastdeit.data.augment.native_operands import FLOAT_COLUMNS, pack_operands
 from fastdeit.data.augment.native_ops import Operands
 from fastdeit.plan.operations import OPERATIONS, OPS
+from fastdeit.plan.philox import normal, random_words, uniform
 from fastdeit.plan.plan import SampleParams
+from fastdeit.plan.spec import PlanSpec
+
+# columns of a sample's integers; the branch of each layer follows
+_FLIP = 0
+_ERASE_START = slice(1, 3)
+_ERASE_SHAPE = slice(3, 5)
+_NOISE = slice(5, 7)
+_RESIZE = slice(7, 11)
+_REGION = slice(11, 15)
+_LAYERS = 15
+# columns of a sample's floats; the operands of each layer follow
+_FILL = slice(0, 3)
+
+_WINDOWS = 257  # places for a noise window along each axis
+_HIGH = np.uint64(32)
+_LOW = np.uint64(2**32 - 1)
+
+_IDENTITY = np.eye(3, dtype=np.float32)
+_SHIFT_X = np.outer(_IDENTITY[0], _IDENTITY[2])
+_SHIFT_Y = np.outer(_IDENTITY[1], _IDENTITY[2])
 
 _BRANCHES = list(dict.fromkeys(operation.native for operation in OPERATIONS))
 """Names of functions of native_ops.py; several operations may share one."""
 # the last entry is what number -1, a layer that does nothing, picks
 _BRANCH_OF = np.array([_BRANCHES.index(operation.native) for operation in OPERATIONS] + [-1])
 
-_IDENTITY = np.eye(3, dtype=np.float32)
-_SHIFT_X = np.outer(_IDENTITY[0], _IDENTITY[2])
-_SHIFT_Y = np.outer(_IDENTITY[1], _IDENTITY[2])
+
+def has_floats(spec: PlanSpec) -> bool:
+    """Whether `pack_native` returns floats, too."""
+    return spec.layers > 0 or (spec.reprob > 0 and spec.remode == "rand")
+
+
+def pack_native(draws: SampleParams, spec: PlanSpec) -> tuple[np.ndarray, ...]:
+    """Return the rows that the graph takes: int32 (B, 15 + layers), and float32 (B, 3 + layers *
+    FLOAT_COLUMNS) if it takes floats."""
+    key = draws.noise_key
+    noise = np.stack((key >> _HIGH, key & _LOW), 1) % np.uint64(_WINDOWS)
+    height, width = draws.crop[:, 2], draws.crop[:, 3]
+    # start y, x and end y, x in the crop; from right to left if flipped
+    region = np.stack((0 * height, draws.flip * width, height, ~draws.flip * width), 1)
+    parts = (draws.flip[:, None], draws.erase, noise, draws.resize, region)
+    ints = np.concatenate(parts, axis=1, dtype=np.int32, casting="unsafe")
+    if not has_floats(spec):
+        return (ints,)
+    branches, operands = pack_ops(draws, spec.input_size, spec.input_size)
+    fill = np.zeros((len(ints), 3), np.float32)
+    if spec.remode == "rand":
+        fill = noise_bank(spec.input_size)[:, noise[:, 0], noise[:, 1]].T
+    floats = np.concatenate((fill, operands), axis=1, dtype=np.float32, casting="unsafe")
+    return np.concatenate((ints, branches), axis=1), floats
+
+
+@functools.lru_cache(maxsize=4)
+def noise_bank(input_size: int) -> np.ndarray:
+    """Return float32 (3, side, side): standard normal numbers, the same on every machine; side =
+    input_size + 256."""
+    side = input_size + _WINDOWS - 1
+    draws = uniform(random_words(0, 0, np.arange(3 * side * side), purpose=0))
+    bank = normal(draws[0], draws[1]).astype(np.float32).reshape(3, side, side)
+    bank.flags.writeable = False
+    return bank
+
+
+def crop_and_flip(images: DataNode, ints: DataNode, spec: PlanSpec) -> DataNode:
+    """Resize the decoded crops, mirrored as planned, to uint8 (S, S, 3)."""
+    if spec.simple_crop:
+        window = native_window(images, ints[_RESIZE], spec.input_size)
+        return fn.flip(window, horizontal=ints[_FLIP])
+    # a region whose end lies before its start is mirrored
+    region = fn.cast(ints[_REGION], dtype=types.FLOAT)
+    return resize_region(images, spec.input_size, region[0:2], region[2:4])
+
+
+def resize_region(images: DataNode, size: int, start: DataNode, end: DataNode) -> DataNode:
+    """Resize a region of the images, y and x from `start` to `end`, to uint8 (size, size, 3)."""
+    return fn.resize(
+        images,
+        size=[size, size],
+        interp_type=types.INTERP_CUBIC,
+        antialias=True,
+        roi_start=start,
+        roi_end=end,
+    )
+
+
+def apply_layers(
+    images: DataNode, ints: DataNode, floats: DataNode, spec: PlanSpec, fill: Sequence[int]
+) -> DataNode:
+    """Apply the plan's operations; fill: colour beside a warped image."""
+    return rand_augment(
+        images,
+        ints[_LAYERS:],
+        floats[_FILL.stop :],
+        layers=spec.layers,
+        height=spec.input_size,
+        width=spec.input_size,
+        fill=fill,
+        choices=spec.layer_ops,
+    )
+
+
+def erase(images: DataNode, ints: DataNode, floats: Sequence[DataNode], spec: PlanSpec) -> DataNode:
+    """Fill the planned boxes of float32 (3, S, S); floats: the sample's row, if it has one."""
+    start, shape = ints[_ERASE_START], ints[_ERASE_SHAPE]
+    box = {"anchor": fn.cast(start, dtype=types.FLOAT), "shape": fn.cast(shape, dtype=types.FLOAT)}
+    if spec.remode == "const":
+        return fn.erase(images, fill_value=0.0, **box)
+    if spec.remode == "rand":
+        return fn.erase(images, fill_value=floats[0][_FILL], **box)
+    if ints[_ERASE_SHAPE.start] > 0:
+        noise = _noise(images, start, shape, ints[_NOISE], spec.input_size)
+        images = fn.erase(images, **box) + noise
+    return images
+
+
+def _noise(
+    images: DataNode, start: DataNode, shape: DataNode, place: DataNode, side: int
+) -> DataNode:
+    """Return normal numbers in the box, zeros around it."""
+    bank = types.Constant(noise_bank(side), device=images.device, layout="CHW")
+    noise = fn.slice(bank, start=place, shape=shape, axis_names="HW")
+    whole = {"start": -start, "shape": [side, side], "out_of_bounds_policy": "pad"}
+    return fn.slice(noise, axis_names="HW", **whole)
 
 
 def rand_augment(
@@ -79,8 +196,8 @@ def pack_ops(draws: SampleParams, height: int, width: int) -> tuple[np.ndarray, 
 
 
 def native_window(images: DataNode, resize_row: DataNode, size: int) -> DataNode:
-    """uint8 (size, size, 3): a window of the resized images, continued by reflection beyond their
-    borders.
+    """Resize, and return a window, uint8 (size, size, 3), continued by reflection beyond the
+    images' borders.
 
     images: uint8 (H, W, 3), CPU or GPU; resize_row: int32 (4,), `SampleParams.resize`, on the CPU.
     """
