@@ -79,7 +79,7 @@ def test_step_waits_only_in_deepspeeds_checks(precision: str, stage: int, world:
     - zero/stage_1_and_2.py:3248 has_overflow: is a gradient not finite (bf16 only)
     - runtime/utils.py:233 is_invalid_grad_norm: is the norm not finite; with clipping once more for
       each group
-    - zero/stage_1_and_2.py:2983 _optimizer_step and zero/stage3.py:1245 step_with_gradscaler: torch's
+    - zero/stage_1_and_2.py:2983 _optimizer_step, zero/stage3.py:1245 step_with_gradscaler: torch's
       AdamW reads its step, once a group; on the CPU only, the fused form of a GPU does not
     """
     trainer, batches = ready(world, precision=precision, zero_stage=stage, clip_grad=1.0)
