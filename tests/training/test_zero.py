@@ -1,4 +1,4 @@
-"""Every ZeRO stage, on one process and on two: losses of plain torch, checkpoints of other stages."""
+"""Every ZeRO stage, on one process and on two: losses of plain torch, resume at other stages."""
 
 import json
 import types
