@@ -3,9 +3,7 @@ starts."""
 
 import itertools
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -30,6 +28,7 @@ from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 from tests.support.compare_runs import assert_same_weights
 from tests.support.images import write_shapes
+from tests.support.ranks import Ranks, run_fastdeit
 
 ROOT = Path(__file__).parents[2]
 MODEL = "--model deit_tiny_distilled_patch16_224 --patch-size 8 --embed-dim 32 --depth 2 --num-heads 2".split()
@@ -162,21 +161,17 @@ def test_run_killed_in_mid_epoch_resumes_bit_for_bit(
     distilled: tuple[list[str], Path], tmp_path: Path
 ) -> None:
     argv, whole = distilled
-    flags = [*argv, "--output-dir", str(tmp_path), "--save-steps", "1"]
-    command = [sys.executable, "-m", "fastdeit", "train", *flags]
-    # this process is in a process group of its own, which the new one must not join
-    joined = ("RANK", "WORLD_SIZE", "MASTER_PORT")
-    environment = {name: value for name, value in os.environ.items() if name not in joined}
-    quiet = subprocess.DEVNULL
-    process = subprocess.Popen(command, cwd=ROOT, stdout=quiet, stderr=quiet, env=environment)
+    folder = tmp_path / "run"
+    command = ["train", *argv, "--output-dir", str(folder), "--save-steps", "1"]
+    first = Ranks(tmp_path / "log", run_fastdeit, command, world_size=1)
     deadline = time.monotonic() + 120
-    while not list_checkpoints(tmp_path / "checkpoints"):
-        assert time.monotonic() < deadline and process.poll() is None
+    while not list_checkpoints(folder / "checkpoints"):
+        assert time.monotonic() < deadline and first.is_alive
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, env=environment).returncode == 0
-    assert_same_weights(whole, tmp_path)
+    first.kill()
+    again = Ranks(tmp_path / "log", run_fastdeit, command, world_size=1)
+    assert again.wait() == 0, again.output
+    assert_same_weights(whole, folder)
 
 
 def test_damaged_newest_checkpoint_is_skipped(

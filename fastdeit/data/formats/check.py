@@ -11,17 +11,16 @@ import multiprocessing
 import os
 import stat
 import struct
-import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from io import BytesIO
 from typing import NamedTuple, TypeVar
 
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fastdeit.display.progress import track
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_PIXELS = 64 * 2**20
@@ -34,7 +33,6 @@ _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
 _ORIENTATION = 0x0112  # EXIF tag
 _CHUNK = 64  # images a worker takes at a time
 _PROCESSES_FROM = 4000  # below this many, starting processes costs more than the decoding
-_PROGRESS_AFTER_S = 1.5
 _DECODE_ERRORS = (
     *(
         OSError,
@@ -163,9 +161,8 @@ def check_places(places: Sequence[ByteRange], workers: int) -> Iterator[Checked]
     takes long."""
     chunks = [places[i : i + _CHUNK] for i in range(0, len(places), _CHUNK)]
     results = in_parallel(_check_chunk, chunks, workers, processes=len(places) >= _PROCESSES_FROM)
-    yield from with_progress(
-        (result for chunk in results for result in chunk), len(places), "checking images"
-    )
+    checked = (result for chunk in results for result in chunk)
+    yield from track(checked, len(places), "checking images")
 
 
 def _check_chunk(places: Sequence[ByteRange]) -> list[Checked]:
@@ -194,19 +191,3 @@ def _executor(workers: int, processes: bool) -> Executor:
         return ThreadPoolExecutor(workers)
     # never fork: DALI's threads may run already
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-
-
-def with_progress(results: Iterable[_Result], total: int, what: str) -> Iterator[_Result]:
-    """Pass `results` through; after a while, and only on a terminal, with a progress bar."""
-    console, started = Console(stderr=True), time.monotonic()
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    task = progress.add_task("", total=total)
-    try:
-        for result in results:
-            if not progress.live.is_started and time.monotonic() - started > _PROGRESS_AFTER_S:
-                progress.start()
-            progress.advance(task)
-            yield result
-    finally:
-        progress.stop()

@@ -16,8 +16,9 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from fastdeit.data.formats.check import EXTENSIONS, UNREAD, in_parallel, with_progress
+from fastdeit.data.formats.check import EXTENSIONS, UNREAD, in_parallel
 from fastdeit.data.formats.listing import DataError, Listing, number_labels, stamp
+from fastdeit.display.progress import track
 
 MAX_LABEL_BYTES = 2**20
 MAX_EXPANSION = 100_000
@@ -127,7 +128,7 @@ def list_shards(
         workers,
         processes=len(shards) >= _PROCESSES_FROM,
     )
-    scans = list(with_progress(results, len(shards), "reading shards"))
+    scans = list(track(results, len(shards), "reading shards"))
     files = tuple(os.path.relpath(shard, root) for shard in shards)
     counts = [len(scan.names) for scan in scans]
     starts = np.cumsum([0, *counts])
