@@ -1,5 +1,5 @@
-"""The index on disk: one Parquet table a split, with every image's facts or fault, and what has to
-be unchanged for it to hold.
+"""The index on disk: one Parquet table a split, with the facts or the fault of every image, and the
+stamps of its sources.
 
 A start only compares the stamps of folders and containers. When one differs, the split is listed
 again, and only images whose name, bytes or time changed are decoded.
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 def table_places(root: Path, split: str, cache_dir: Path | None) -> list[Path]:
-    """Where a split's table may be kept, best first."""
+    """Return where a split's table may be stored, best first."""
     name = split if re.fullmatch(r"[\w-][\w.-]*", split) else _slug(split)
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     key = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
@@ -47,8 +47,8 @@ def _slug(split: str) -> str:
 def fresh_table(
     places: Iterable[Path], root: Path, source: dict[str, Any], columns: Sequence[str]
 ) -> pa.Table | None:
-    """The kept table's columns if it was made from `source` and nothing that it depends on has
-    changed."""
+    """Return the columns of the stored table if it was made from `source` and its sources are
+    unchanged, else None."""
     for place in places:
         facts = _facts_at(place)
         if facts:
@@ -65,7 +65,7 @@ def _facts_at(place: Path) -> dict[str, Any]:
 
 
 def table_facts(table: pa.Table) -> dict[str, Any]:
-    """What the table says of itself: source, classes, shards, stamps; empty for one of another
+    """Return the metadata of a table: source, classes, shards, stamps; empty for one of another
     version."""
     return _facts(table.schema)
 
@@ -95,8 +95,8 @@ def _read(place: Path, columns: Sequence[str] | None = None) -> pa.Table | None:
 def build_table(
     listing: Listing, root: Path, source: dict[str, Any], places: Sequence[Path], workers: int
 ) -> pa.Table:
-    """The table of a listing: facts from the kept one where an image is unchanged, the others are
-    decoded; then it is kept."""
+    """Build and store the table of a listing: unchanged images have their facts from the stored
+    table, the others are decoded."""
     table = pa.table(image_columns(listing, mtime_ns=listing.mtimes))
     columns = _known(table, places)
     for row, fault in listing.faults.items():
@@ -130,7 +130,7 @@ def build_table(
 
 
 def _known(table: pa.Table, places: Iterable[Path]) -> dict[str, list[Any]]:
-    """The facts of images that the kept table has unchanged, as lists; new and changed ones have
+    """Return the facts of images that are unchanged in the stored table, as lists; the others have
     the fault _UNCHECKED."""
     kept = next((_read(place) for place in places if _facts_at(place)), None)
     keys = [name for name in table.column_names if name != "label"]

@@ -1,12 +1,12 @@
-"""The plan's operations as DALI expressions: one function for each, found by the name that
-fastdeit/plan/operations.py has for it.
+"""The plan's operations as DALI expressions: one function for each, found by the name in
+fastdeit/plan/operations.py.
 
-A function takes uint8 images (H, W, 3), CPU or GPU, and what data/augment/native_operands.py made of
-the argument. Against timm 1.0.31 (data/auto_augment.py) on Pillow 12, in levels of 255: five
-operations are exact, and six exact or off by one in fewer than 1 value of 500; Equalize (OpenCV's
-formula) is off by 2 to 4 on average; the five warps (OpenCV's cubic kernel, the fill blended in
-along the border) by 0.5 to 1.3, more the smaller the image. tests/data/augment/test_native.py holds
-the bounds.
+A function takes uint8 images (H, W, 3), CPU or GPU, and the operands of
+data/augment/native_operands.py. Against timm 1.0.31 (data/auto_augment.py) on Pillow 12, in levels
+of 255: five operations are exact, and six exact or off by one in fewer than 1 value of 500;
+Equalize (OpenCV's formula) is off by 2 to 4 on average; the five warps (OpenCV's cubic kernel, the
+fill blended in along the border) by 0.5 to 1.3, more the smaller the image.
+tests/data/augment/test_native.py has the bounds.
 """
 
 from collections.abc import Sequence
@@ -40,28 +40,28 @@ class Operands:
 
 
 def _beside(images: DataNode, operand: DataNode, dtype: types.DALIDataType) -> DataNode:
-    """The operand as `dtype` on the device of the images: arithmetic does not mix devices."""
+    """Return the operand as `dtype` on the device of the images: arithmetic does not mix devices."""
     operand = fn.cast(operand, dtype=dtype)
     return operand.gpu() if images.device == "gpu" else operand
 
 
 def _may_be_named(computed: DataNode) -> bool:
-    """Whether operators take by name what the graph computed: such arguments must lie on the CPU,
-    for the GPU's too."""
+    """Whether operators take this computed value as a named argument: such arguments must lie on
+    the CPU, for operators on the GPU too."""
     return bool(computed.device == "cpu")
 
 
 def _truncated(x: DataNode) -> DataNode:
-    """Float to bytes as PIL does it: towards zero, clipped to 0..255.
+    """Convert float to bytes as PIL does: towards zero, clipped to 0..255.
 
-    DALI's conversions round, and its brightness operator is the one that shifts and converts in one
+    DALI's conversions round; its brightness operator is the one that shifts and converts in one
     vectorised pass.
     """
     return fn.brightness(x, brightness_shift=-_ALMOST_HALF, dtype=types.UINT8)
 
 
 def _blend(images: DataNode, base: DataNode, factor: DataNode) -> DataNode:
-    """PIL's Image.blend of two images: base * (1 - factor) + image * factor."""
+    """Blend two images as PIL's Image.blend: base * (1 - factor) + image * factor."""
     scaled = fn.brightness(images, brightness=factor, dtype=types.FLOAT)
     return _truncated(scaled + fn.brightness(base, brightness=1.0 - factor, dtype=types.FLOAT))
 
@@ -138,8 +138,8 @@ def grayscale(images: DataNode, operands: Operands) -> DataNode:
 
 
 def blur(images: DataNode, operands: Operands) -> DataNode:
-    """PIL's Gaussian blur: three box blurs along the rows, then three along the columns, each
-    rounded to bytes."""
+    """Blur as PIL's Gaussian blur: three box blurs along the rows, then three along the columns,
+    each rounded to bytes."""
     taps = _beside(images, operands.row[0:BOX_TAPS], types.FLOAT)
     for shape in ([1, BOX_TAPS], [BOX_TAPS, 1]):
         box = fn.reshape(taps, shape=shape)

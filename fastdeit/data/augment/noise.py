@@ -1,10 +1,11 @@
-"""The noise of RandomErasing: standard normal numbers that depend on a key and the pixel's number
-in the box alone.
+"""The noise of RandomErasing: standard normal numbers that depend only on a key and on the pixel's
+number in the box.
 
-Philox-4x32-10 (Salmon et al., SC 2011; as fastdeit.plan.philox) keyed by the sample's 64 bits, the
-pixel's number its counter; Box and Muller's transform (1958) in double precision. Logarithm, sine
-and cosine are series of sums and products here, so that the bits are the same on every machine, and
-a vector register is filled; they err by less than 1e-11, single precision by 6e-8.
+Philox-4x32-10 (Salmon et al., SC 2011; as fastdeit.plan.philox), its key the sample's 64 bits, its
+counter the pixel's number; then Box and Muller's transform (1958) in double precision. Logarithm,
+sine and cosine are series of sums and products here, so that the bits are the same on every
+machine, and vector registers are used; their error is below 1e-11, that of single precision is
+6e-8.
 """
 
 import numpy as np
@@ -26,7 +27,7 @@ _LN2, _SQRT2, _ROOT_HALF, _HALF_PI = (
 
 @inlined
 def philox_words(pixel, key0, key1):
-    """Four words of 32 bits, as uint64, for the counter (pixel, 0, 0, 0)."""
+    """Return four words of 32 bits, as uint64, for the counter (pixel, 0, 0, 0)."""
     c0, c1, c2, c3, k0, k1 = pixel, np.uint64(0), np.uint64(0), np.uint64(0), key0, key1
     for _ in range(10):
         left, right = c0 * _M0, c2 * _M1
@@ -38,8 +39,10 @@ def philox_words(pixel, key0, key1):
 
 @inlined
 def _radius(word):
-    """sqrt(-2 log u) of u = (word + 1/2) / 2^32, with log m = 2 artanh((m - 1) / (m + 1)) and m
-    near 1."""
+    """Return sqrt(-2 log u) of u = (word + 1/2) / 2^32.
+
+    log m = 2 artanh((m - 1) / (m + 1)), with m near 1.
+    """
     number = np.float64(np.float64(np.int64(word)) + 0.5)
     bits = number.view(np.uint64)
     power = np.float64(np.int64(bits >> _EXPONENT) - 1023 - 32)
@@ -54,8 +57,8 @@ def _radius(word):
 
 @inlined
 def _direction(word):
-    """cos and sin of 2 pi u: the two highest bits are the quarter turn, the rest an angle about its
-    middle."""
+    """Return cos and sin of 2 pi u: the two highest bits are the quarter turn, the others an angle
+    about its middle."""
     angle = ((np.float64(np.int64(word & _QUARTER)) + 0.5) * 2.0**-30 - 0.5) * _HALF_PI
     t = angle * angle
     sin = 1 / 362880 - t * (1 / 39916800 - t * (1 / 6227020800))
@@ -71,7 +74,7 @@ def _direction(word):
 
 @inlined
 def normals(pixel, key0, key1):
-    """Three standard normal numbers, float32."""
+    """Return three standard normal numbers, float32."""
     first, second, third, fourth = philox_words(pixel, key0, key1)
     radius = _radius(first)
     x, y = _direction(second)

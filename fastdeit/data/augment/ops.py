@@ -24,7 +24,7 @@ _ZERO, _WHITE, _FULL = np.float32(0), np.float32(255), np.float32(1 << 24)
 
 @inlined
 def _gray(red, green, blue):
-    """Level of grey, uint32 (ITU-R 601-2)."""
+    """Return the level of grey, uint32 (ITU-R 601-2)."""
     return (
         np.uint32(red) * _RED + np.uint32(green) * _GREEN + np.uint32(blue) * _BLUE + _ROUND
     ) >> _SIXTEEN
@@ -32,8 +32,8 @@ def _gray(red, green, blue):
 
 @inlined
 def _blend(base, level, factor):
-    """base + factor * (level - base) in single precision, clipped and truncated; base and level:
-    int32."""
+    """Return base + factor * (level - base) in single precision, clipped and truncated; base and
+    level: int32."""
     mixed = np.float32(base) + factor * np.float32(np.int32(level - base))
     return np.uint8(np.int32(min(max(mixed, _ZERO), _WHITE)))
 
@@ -117,8 +117,11 @@ def auto_contrast(planes, argument, table):
 
 @jit
 def _histogram(plane, counts):
-    """Of one plane, into int64 (256,); four at a time, since a counter met twice in a row has to
-    wait for itself."""
+    """Count the levels of one plane, into int64 (256,).
+
+    Four counters take turns, since adding twice in a row to one counter has to wait for the first
+    sum.
+    """
     parts = np.zeros((4, 256), np.uint32)
     flat = plane.reshape(-1)
     whole = len(flat) // 4 * 4
@@ -187,8 +190,8 @@ def _add_rows(above, here, below, sums):
 
 @jit
 def _sharpen_row(here, sums, factor, out):
-    """Blend each pixel but the outermost with the mean of its neighbours, in which it counts five
-    times; /13, rounded."""
+    """Blend each pixel, except the outermost, with the mean of its neighbours, in which it counts
+    five times; / 13, rounded."""
     for i in range(1, len(out) - 1):
         total = np.uint32(sums[i - 1] + sums[i] + sums[i + 1] + np.int32(4) * np.int32(here[i]))
         # PIL sums total / 13 + 1/2 in single precision and truncates. 13 is odd, so that is never
@@ -217,8 +220,8 @@ def sharpness(planes, factor, unused, fill, out):
 
 @inlined
 def _box_weights(sigma):
-    """Radius of the three boxes, weights of a whole and of an outermost pixel, in 2^-24 (Gwosdek et
-    al., SSVM 2011)."""
+    """Return the radius of the three boxes, and the weights of a whole and of an outermost pixel,
+    in 2^-24 (Gwosdek et al., SSVM 2011)."""
     variance = np.float32(np.float32(sigma) * np.float32(sigma)) / _THREE
     length = np.float32(np.sqrt(12.0 * np.float64(variance) + 1.0))
     whole = np.float32(np.floor((np.float64(length) - 1.0) / 2.0))
@@ -245,7 +248,8 @@ def _box_row(sums, left, right, inner, outer, out):
 
 @jit
 def _box_rows(plane, count, inner, outer, sums, out):
-    """One box blur along the columns, uint8 (H, W) into another plane; the outermost rows continue."""
+    """Blur by one box along the columns, uint8 (H, W) into another plane; the outermost rows
+    continue."""
     last = len(plane) - 1
     for y in range(len(plane)):
         sums[:] = 0
@@ -257,7 +261,7 @@ def _box_rows(plane, count, inner, outer, sums, out):
 
 @jit
 def _box_columns(plane, count, inner, outer, sums, padded, out):
-    """One box blur along the rows; padded: uint8 (W + 2 * count + 2,)."""
+    """Blur by one box along the rows; padded: uint8 (W + 2 * count + 2,)."""
     width, margin = plane.shape[1], count + 1
     for y in range(len(plane)):
         padded[:margin] = plane[y, 0]

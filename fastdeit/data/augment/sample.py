@@ -1,10 +1,9 @@
-"""What happens to a sample between decoder and model, compiled: resize, flip, operations,
-normalisation, erasing.
+"""A sample between decoder and model, compiled: resize, flip, operations, normalisation, erasing.
 
 Its parameters come in one row of integers and one of doubles, laid out below; the code depends on
-neither size nor recipe. timm 1.0.31, data/auto_augment.py and random_erasing.py; torchvision 0.26,
-ToTensor and Normalize. An operation that maps levels to levels is a table: tables compose, and the
-last one is applied on the way to floating point, at no cost.
+neither size nor recipe. Sources: timm 1.0.31, data/auto_augment.py and random_erasing.py;
+torchvision 0.26, ToTensor and Normalize. An operation that maps levels to levels is a table: tables
+are composed, and the last one is applied on the way to floating point, at no cost.
 """
 
 import numpy as np
@@ -83,8 +82,8 @@ _change = _choose(_numbers("image"), _or_change, _change_nothing)
 
 @jit
 def _apply(planes, codes, args, fill, table):
-    """The layers one after the other. Returns planes to which `table`, uint8 (3, 256), is still to
-    be applied."""
+    """Apply the layers one after the other. Return planes to which `table`, uint8 (3, 256), must
+    still be applied."""
     step = np.empty_like(table)
     spare = np.empty_like(planes)
     for c in range(3):
@@ -116,7 +115,7 @@ def _apply(planes, codes, args, fill, table):
 
 @jit
 def _normalise(planes, table, mean, std, out):
-    """ToTensor and Normalize in single precision: (level / 255 - mean) / std."""
+    """Normalise as ToTensor and Normalize do, in single precision: (level / 255 - mean) / std."""
     values = np.empty(256, np.float32)
     for c in range(3):
         for level in range(256):
@@ -151,7 +150,7 @@ def _erase(box, mode, key0, key1, out):
 
 @jit
 def run_sample(image, ints, floats, out):
-    """Everything that happens to a sample; out: float32 (3, S, S)."""
+    """Do all that happens to a sample; out: float32 (3, S, S)."""
     planes = np.empty(out.shape, np.uint8)
     table = np.empty((3, 256), np.uint8)
     resize_window(image, ints[:FLIP], ints[FLIP] != 0, planes)

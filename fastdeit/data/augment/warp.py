@@ -18,13 +18,14 @@ _1, _2, _3 = np.uint64(1), np.uint64(2), np.uint64(3)
 
 @inlined
 def _cubic(a, b, c, d, t):
-    """PIL's BICUBIC macro in double precision."""
+    """Compute PIL's BICUBIC macro in double precision."""
     return b + t * (-a + c + t * (2.0 * (a - b) + c - d + t * (-a + b - c + d)))
 
 
 @inlined
 def _whole_cubic(p, q, r, s, shift, t):
-    """The same of one channel of packed pixels; sums of bytes are exact, and cheaper as integers."""
+    """Compute the same of one channel of packed pixels; sums of bytes are exact, and cheaper as
+    integers."""
     a, b = np.int32((p >> shift) & _BYTE), np.int32((q >> shift) & _BYTE)
     c, d = np.int32((r >> shift) & _BYTE), np.int32((s >> shift) & _BYTE)
     rise, fall = np.int32(a - b), np.int32(c - d)
@@ -40,7 +41,7 @@ def _byte(x):
 
 @jit
 def _pack_row(red, green, blue, out):
-    """Into the middle of a packed row with an edge on both sides, uint32 (W + 4,)."""
+    """Pack into the middle of a row with an edge on both sides, uint32 (W + 4,)."""
     width = len(red)
     for x in range(width):
         out[x + _EDGE] = (
@@ -52,7 +53,7 @@ def _pack_row(red, green, blue, out):
 
 @jit
 def _packed(planes):
-    """uint32 (H + 4, W + 4): a pixel in a word, the outermost continued."""
+    """Return uint32 (H + 4, W + 4): a pixel in a word, the outermost continued."""
     height, width = planes.shape[1:]
     pixels = np.empty((height + 2 * _EDGE, width + 2 * _EDGE), np.uint32)
     for y in range(height):
@@ -65,15 +66,15 @@ def _packed(planes):
 
 @inlined
 def _place(rate, offset, shift, x):
-    """An input coordinate of output column x, in PIL's order of operations: (a * (x + 1/2) + b * (y
-    + 1/2)) + c."""
+    """Return an input coordinate of output column x, in PIL's order of operations: (a * (x + 1/2) +
+    b * (y + 1/2)) + c."""
     return (rate * (x + 0.5) + offset) + shift
 
 
 @jit
 def _span(m, off_x, off_y, width, height):
-    """The columns whose centres fall inside the image: one interval, since both coordinates are
-    monotone along a row."""
+    """Return the columns whose centres fall inside the image: one interval, since both coordinates
+    are monotone along a row."""
     start, stop = 0, width
     while start < width:
         x, y = _place(m[0], off_x, m[2], start), _place(m[3], off_y, m[5], start)
@@ -90,7 +91,7 @@ def _span(m, off_x, off_y, width, height):
 
 @jit
 def _warp_row(pixels, stride, start, stop, ax, bx, cx, ay, by, cy, red, green, blue):
-    """Sixteen input pixels to one; pixels: flat."""
+    """Compute each pixel from sixteen input pixels; pixels: flat."""
     for i in range(start, stop):
         x, y = _place(ax, bx, cx, i) - 0.5, _place(ay, by, cy, i) - 0.5
         left, top = np.floor(x), np.floor(y)
@@ -118,7 +119,7 @@ def _warp_row(pixels, stride, start, stop, ax, bx, cx, ay, by, cy, red, green, b
 
 @jit
 def _slide_row(pixels, start, stop, ax, bx, cx, red, green, blue):
-    """Four input pixels of the same row to one; pixels: that row."""
+    """Compute each pixel from four input pixels of the same row; pixels: that row."""
     for i in range(start, stop):
         x = _place(ax, bx, cx, i) - 0.5
         left = np.floor(x)
@@ -132,7 +133,7 @@ def _slide_row(pixels, start, stop, ax, bx, cx, red, green, blue):
 
 @jit
 def _lift_row(pixels, stride, start, stop, ay, by, cy, red, green, blue):
-    """Four input pixels of the same column to one; pixels: flat."""
+    """Compute each pixel from four input pixels of the same column; pixels: flat."""
     step = np.uint64(stride)
     for i in range(start, stop):
         y = _place(ay, by, cy, i) - 0.5
@@ -154,7 +155,7 @@ def _lift_row(pixels, stride, start, stop, ay, by, cy, red, green, blue):
 
 @jit
 def warp(planes, m, fill, out):
-    """Image.transform(AFFINE, m, BICUBIC, fillcolor=fill), uint8 (3, H, W) into other planes; m:
+    """Do Image.transform(AFFINE, m, BICUBIC, fillcolor=fill), uint8 (3, H, W) into other planes; m:
     float64 (6,)."""
     height, width = planes.shape[1:]
     pixels = _packed(planes)

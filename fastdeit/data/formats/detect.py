@@ -1,4 +1,4 @@
-"""What lies under a data path: where a split is, and in which format."""
+"""The formats of a data set: where a split is under a data path, in which format, and its images."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ _IMAGENET = Path("ILSVRC/Data/CLS-LOC")  # where Kaggle's download has them
 
 @dataclass(frozen=True)
 class SplitLocation:
-    """A split that was recognised; paths: the folders or files to read."""
+    """A split that was found; paths: the folders or files to read."""
 
     kind: Literal["folder", "flat", "shards", "idx", "list"]
     paths: tuple[Path, ...]
@@ -41,10 +41,10 @@ class SplitLocation:
 
 
 def find_split(root: Path, split: str) -> SplitLocation:
-    """Where the split is: a name such as `train`, or relative to root a list's name or a pattern of
+    """Find a split: a name such as `train`, or relative to root the name of a list or a pattern of
     tar files.
 
-    A `val` that is not there may be called `validation` or `test`. Raises DataError, which says
+    A `val` that does not exist may be called `validation` or `test`. Raises DataError, which says
     what was found instead.
     """
     if not root.is_dir():
@@ -92,7 +92,7 @@ def _found_list(root: Path, split: str) -> SplitLocation:
 
 
 def _in_folder(folder: Path) -> SplitLocation:
-    """The split in a folder of its own."""
+    """Find the split in a folder of its own."""
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     if class_folders(folder):
         return SplitLocation("folder", (folder,))
@@ -110,7 +110,7 @@ def _in_folder(folder: Path) -> SplitLocation:
 
 
 def _in_root(root: Path, name: str) -> SplitLocation | None:
-    """The split among the files of the data path itself."""
+    """Find the split among the files of the data path itself."""
     for suffix in LIST_SUFFIXES:
         if (root / f"{name}{suffix}").is_file():
             return SplitLocation("list", (root / f"{name}{suffix}",))

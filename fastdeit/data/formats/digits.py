@@ -19,10 +19,10 @@ VAL_SHARE = 5  # one in so many is held out
 
 
 def write_digits(root: Path) -> Path:
-    """Write the data set to `root` unless it is there; returns `root`.
+    """Write the data set to `root` unless it is there; return `root`.
 
     The folder appears whole or not at all, also when several processes write at once. Raises
-    FileExistsError when `root` is a folder that holds something else.
+    FileExistsError when `root` is a folder with other content.
     """
     root = Path(root)
     if _is_written(root):
@@ -67,6 +67,6 @@ def _write_images(folder: Path) -> None:
 
 
 def _upscaled(pixels: np.ndarray) -> Image.Image:
-    """A 32 x 32 grayscale image from (8, 8) levels 0 to 16."""
+    """Return a 32 x 32 grayscale image from (8, 8) levels 0 to 16."""
     image = Image.fromarray(np.rint(pixels * (255 / 16)).astype(np.uint8))
     return image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)

@@ -1,5 +1,5 @@
-"""Image files: a folder for each class, in torchvision's ImageFolder order, and files whose labels
-another file tells."""
+"""Image files: a folder for each class, in torchvision's ImageFolder order; and files whose labels
+are in another file."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ _EXTENSIONS = tuple(map(os.fsencode, EXTENSIONS))
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """Names of the folders in `folder` that are not hidden, sorted."""
+    """Return the names of the folders in `folder` that are not hidden, sorted."""
     return tuple(
         sorted(
             entry.name
@@ -26,7 +26,7 @@ def class_folders(folder: Path) -> tuple[str, ...]:
 
 
 def list_folder(root: Path, folder: Path, classes: Sequence[str]) -> Listing:
-    """The images of `folder/CLASS/**`, labelled by their class's place in `classes`.
+    """List the images of `folder/CLASS/**`, labelled by their class's place in `classes`.
 
     Raises DataError for a class that is not in `classes`, and for one without images.
     """
@@ -48,7 +48,7 @@ def list_folder(root: Path, folder: Path, classes: Sequence[str]) -> Listing:
 
 
 def _class_files(root: Path, folder: Path, stamps: Stamps) -> pa.BinaryArray:
-    """Names of the images below `folder`; the folders passed are stamped before they are listed."""
+    """Return the names of the images below `folder`; each folder is stamped before it is listed."""
     base, prefix, names = (
         os.fsencode(folder),
         os.path.relpath(os.fsencode(folder), os.fsencode(root)),
@@ -66,7 +66,7 @@ def _class_files(root: Path, folder: Path, stamps: Stamps) -> pa.BinaryArray:
 
 
 def _walk(folder: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
-    """Folders and the files in each, in ImageFolder's order; links are followed, but not round in
+    """Yield folders and the files in each, in ImageFolder's order; links are followed, but not in
     circles."""
     found: list[tuple[bytes, list[bytes]]] = []
     above: dict[bytes, tuple[tuple[int, int], ...]] = {folder: (_identity(folder),)}
@@ -89,7 +89,7 @@ def _identity(folder: bytes) -> tuple[int, int]:
 def list_files(
     root: Path, names: pa.BinaryArray, labels: np.ndarray, classes: tuple[str, ...], stamps: Stamps
 ) -> Listing:
-    """A listing of image files that are known by name; one that is not there gets a fault."""
+    """List image files that are known by name; one that does not exist gets a fault."""
     num_bytes, mtimes, faults = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64), {}
     prefix = os.fsencode(root) + b"/"
     for row, name in enumerate(names):

@@ -1,8 +1,8 @@
-"""MNIST's IDX files, plain or gzipped: (N, H, W) bytes and as many labels.
-http://yann.lecun.com/exdb/mnist tells the format.
+"""MNIST's IDX files, plain or gzipped: (N, H, W) bytes and as many labels;
+http://yann.lecun.com/exdb/mnist describes the format.
 
-An image is fed as its pixels behind the header of a PGM file, so that the decoder which reads JPEG
-reads it too.
+DALI gets an image as its pixels behind the header of a PGM file, so that the decoder which reads
+JPEG reads it too.
 """
 
 import functools
@@ -25,8 +25,8 @@ _UBYTE = 0x08
 
 
 def idx_files(root: Path, split: str) -> tuple[Path, Path] | None:
-    """The files of images and labels of a split in `root`; `val` is also called `t10k`. None
-    without them.
+    """Find the files of images and labels of a split in `root`, or None; `val` is also called
+    `t10k`.
 
     Raises DataError when there are images without labels.
     """
@@ -52,8 +52,8 @@ def idx_files(root: Path, split: str) -> tuple[Path, Path] | None:
 
 @functools.lru_cache(maxsize=4)
 def read_images(file: Path) -> np.ndarray:
-    """uint8 (N, header + H * W), read-only: each row a PGM file. Raises DataError for another or a
-    damaged file."""
+    """Return uint8 (N, header + H * W), read-only: each row a PGM file. Raises DataError for
+    another or a damaged file."""
     pixels = _read(file, dims=3)
     count, height, width = pixels.shape
     header = np.frombuffer(_header(height, width), np.uint8)
@@ -65,7 +65,7 @@ def read_images(file: Path) -> np.ndarray:
 
 
 def list_idx(root: Path, images: Path, labels: Path, classes: Sequence[str] | None) -> Listing:
-    """The images of a pair of files, in their order; an image's offset is its number.
+    """List the images of a pair of files, in their order; an image's offset is its number.
 
     Raises DataError for damaged files, for another number of labels than images, and for labels
     that are not in `classes`.

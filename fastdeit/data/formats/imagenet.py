@@ -1,10 +1,13 @@
-"""ImageNet's validation images in one folder: their classes come from a file that each distribution
+"""ImageNet's validation images in one folder, with a file of their classes that each distribution
 names otherwise.
 
-- ILSVRC2012_validation_ground_truth.txt of the devkit: line i is the number of image i in the devkit's own order of classes,
-  which meta.mat beside it translates to synsets;
-- LOC_val_solution.csv of Kaggle: name of the image, then its synset and boxes;
-- val.txt of Caffe and others: name of the image, then its class as a name or as a place in the sorted synsets.
+ILSVRC2012_validation_ground_truth.txt of the devkit: line i is the class number of image i in the
+devkit's own order; meta.mat beside it translates numbers to synsets.
+
+LOC_val_solution.csv of Kaggle: name of the image, then its synset and boxes.
+
+val.txt of Caffe and others: name of the image, then its class as a name or as a place in the sorted
+synsets.
 """
 
 import csv
@@ -25,7 +28,7 @@ _ROOT = ("ILSVRC", "Data", "CLS-LOC")  # Kaggle's archive holds its list above t
 
 
 def truth_file(folder: Path) -> Path | None:
-    """The file that tells the classes of the images in `folder`: in it, beside it, in the devkit
+    """Find the file with the classes of the images in `folder`: in it, beside it, or in the devkit
     beside it."""
     beside = [folder, folder.parent]
     if folder.parent.parts[-len(_ROOT) :] == _ROOT:
@@ -37,11 +40,10 @@ def truth_file(folder: Path) -> Path | None:
 
 
 def list_flat(root: Path, folder: Path, truth: Path, classes: Sequence[str]) -> Listing:
-    """The images of `folder`, sorted by name, with the classes that `truth` tells; classes: train's
-    synsets.
+    """List the images of `folder`, sorted by name, with their classes from `truth`; classes:
+    train's synsets.
 
-    Raises DataError for an image that `truth` does not tell, and for a class that is not in
-    `classes`.
+    Raises DataError for an image that is not in `truth`, and for a class that is not in `classes`.
     """
     stamps = stamp(root, [folder, truth])
     files = sorted(
@@ -62,7 +64,7 @@ def list_flat(root: Path, folder: Path, truth: Path, classes: Sequence[str]) -> 
 
 
 def _read_pairs(truth: Path) -> Mapping[str, str]:
-    """From the stem of an image's name to its class."""
+    """Return the class of each image, by the stem of its name."""
     with open(truth, encoding="utf-8", errors="replace", newline="") as lines:
         rows = (
             csv.reader(lines)
@@ -91,7 +93,7 @@ def _read_devkit(truth: Path, files: Sequence[str]) -> Mapping[str, str]:
 
 
 def _synsets(meta: Path) -> Mapping[int, str]:
-    """From the devkit's number of a class to its synset."""
+    """Return the synset of each of the devkit's class numbers."""
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 

@@ -1,5 +1,4 @@
-"""What a split says of itself before any image is decoded: the common form that every format lists
-itself in."""
+"""The listing of a split, before any image is decoded: one form for all formats."""
 
 import os
 import time
@@ -28,7 +27,7 @@ still have changed)."""
 
 
 class DataError(RunError, ValueError):
-    """A data set that cannot be used as it is; the message names the path and what is allowed."""
+    """A data set that cannot be used as it is; the message names the path and what is required."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +83,10 @@ def image_columns(images: _Images, **others: np.ndarray) -> dict[str, Any]:
 
 
 def open_table(file: Path) -> pq.ParquetFile:
-    """A Parquet file, mapped. Raises ValueError for one of more rows than bytes: no table of
-    different names is so small.
+    """Open a Parquet file, memory-mapped.
 
-    Raises OSError or ArrowException for what is no Parquet file.
+    Raises ValueError for one of more rows than bytes (no table of different names is so small),
+    OSError or ArrowException for what is no Parquet file.
     """
     table = pq.ParquetFile(file, memory_map=True)
     rows, size = table.metadata.num_rows, os.path.getsize(file)
@@ -97,10 +96,10 @@ def open_table(file: Path) -> pq.ParquetFile:
 
 
 def stamp(root: Path, paths: Iterable[Path | str]) -> Stamps:
-    """The stamps of files and folders; what changed a moment ago may change again unseen, so it is
-    stamped as unsettled.
+    """Return the stamps of files and folders.
 
-    Raises OSError for a path that is not there.
+    A path that changed a moment ago may change again unseen, so it is stamped as unsettled. Raises
+    OSError for a path that does not exist.
     """
     now, stamps = time.time_ns(), {}
     for path in paths:
@@ -112,7 +111,7 @@ def stamp(root: Path, paths: Iterable[Path | str]) -> Stamps:
 
 
 def is_unchanged(root: Path, stamps: Stamps) -> bool:
-    """Whether every stamped path is as it was."""
+    """Whether no stamped path has changed."""
     try:
         return all(
             mtime >= 0 and _facts(os.path.join(root, path), size) == (size, mtime)
@@ -133,8 +132,8 @@ def number_labels(
     where: str,
     names: Sequence[str | bytes],
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """int64 (N,) labels and the classes' names, from numbers or names of classes; None becomes
-    UNKNOWN.
+    """Return int64 (N,) labels and the classes' names, from numbers or names of classes; None
+    becomes UNKNOWN.
 
     classes: None takes the numbers from 0 to the largest, or the sorted names. A text is a class's
     name if it is one, else a number. where, names: of the list and of its rows, for the error.
@@ -172,7 +171,7 @@ def _own_classes(distinct: Sequence[int | str], where: str) -> tuple[str, ...]:
 
 
 def _number(value: int | str, place_of: Mapping[str, int]) -> int:
-    """-1 if the value is no class at all."""
+    """Return the number of a class, -1 if the value is none."""
     if isinstance(value, int):
         return value
     return place_of.get(value, int(value) if value.isdecimal() else -1)

@@ -18,11 +18,7 @@ _LABELS = ("label", "class", "target", "class_id", "label_id", "class_name", "ca
 
 
 def list_listed(root: Path, file: Path, classes: Sequence[str] | None) -> Listing:
-    """The images that `file` lists, in its order, by paths relative to `root` or absolute.
-
-    Without `classes` they are the numbers up to the largest label, or the sorted names. Raises
-    DataError for a list that cannot be read, names a file twice, or has a label that is no class.
-    """
+    """List the images of `file`, in its order; their paths are relative to `root` or absolute."""
     paths, raw = _read_parquet(file) if file.suffix.lower() == ".parquet" else _read_text(file)
     names = [
         os.path.normpath(os.path.relpath(path, root) if os.path.isabs(path) else path)
@@ -43,7 +39,8 @@ def list_listed(root: Path, file: Path, classes: Sequence[str] | None) -> Listin
 
 
 def _read_text(file: Path) -> tuple[list[str], list[str]]:
-    """Paths and labels of the lines; a first line without an image's name is the heading."""
+    """Return the paths and the labels of the lines; a first line without an image's name is the
+    heading."""
     with open(file, encoding="utf-8", errors="surrogateescape", newline="") as lines:
         try:
             rows = (

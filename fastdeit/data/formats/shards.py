@@ -1,7 +1,7 @@
-"""WebDataset shards: tar files in which a sample's members have one key.
+"""WebDataset shards: tar files in which the members of a sample have one key.
 
-One pass over the headers finds where each image lies; nothing is ever unpacked, an image is read
-where it lies.
+One pass over the headers finds the place of each image; nothing is unpacked, an image is read in
+place.
 """
 
 import json
@@ -16,8 +16,9 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from fastdeit.data.formats.check import EXTENSIONS, UNREAD, in_parallel, with_progress
+from fastdeit.data.formats.check import EXTENSIONS, UNREAD, in_parallel
 from fastdeit.data.formats.listing import DataError, Listing, number_labels, stamp
+from fastdeit.display.progress import track
 
 MAX_LABEL_BYTES = 2**20
 MAX_EXPANSION = 100_000
@@ -34,10 +35,10 @@ _PROCESSES_FROM = 64  # shards; below it, starting processes costs more than the
 
 
 def expand_pattern(root: Path, pattern: str) -> tuple[Path, ...]:
-    """The files of a pattern below root, sorted: `{000..127}` and `{a,b}` are replaced, then `*`,
-    `?` and `[...]` matched.
+    """Return the files of a pattern below root, sorted: `{000..127}` and `{a,b}` are replaced, then
+    `*`, `?` and `[...]` matched.
 
-    Raises DataError for a file that braces name and that is not there, and when nothing matches.
+    Raises DataError for a file that braces name and that does not exist, and when nothing matches.
     """
     files: list[Path] = []
     for name in _braces(pattern):
@@ -76,7 +77,7 @@ def _braces(pattern: str) -> list[str]:
 
 
 def refuse_compressed(shards: Sequence[Path]) -> None:
-    """Raises DataError for a shard that is no file or not named .tar."""
+    """Raise DataError for a shard that is no file or not named .tar."""
     for shard in shards:
         if not shard.is_file():
             raise DataError(f"{shard}: is no regular file; allowed are plain .tar files")
@@ -88,7 +89,7 @@ def refuse_compressed(shards: Sequence[Path]) -> None:
 
 @dataclass
 class Scan:
-    """What one pass over a shard found, sample by sample."""
+    """The samples that one pass over a shard found."""
 
     names: list[str] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
@@ -115,7 +116,8 @@ class Scan:
 def list_shards(
     root: Path, shards: Sequence[Path], classes: Sequence[str] | None, workers: int
 ) -> Listing:
-    """The images of the shards, in the order of shards and members; labels from `.cls` or `.json`.
+    """List the images of the shards, in the order of shards and members; labels from `.cls` or
+    `.json`.
 
     Raises DataError for labels that are not in `classes`.
     """
@@ -126,7 +128,7 @@ def list_shards(
         workers,
         processes=len(shards) >= _PROCESSES_FROM,
     )
-    scans = list(with_progress(results, len(shards), "reading shards"))
+    scans = list(track(results, len(shards), "reading shards"))
     files = tuple(os.path.relpath(shard, root) for shard in shards)
     counts = [len(scan.names) for scan in scans]
     starts = np.cumsum([0, *counts])
@@ -155,8 +157,8 @@ def list_shards(
 
 
 def scan_shard(shard: str) -> Scan:
-    """The samples of a tar file: headers and labels are read, images are passed over. A shard that
-    is none has a fault."""
+    """Return the samples of a tar file: headers and labels are read, images are skipped. A file
+    that is no shard has a fault."""
     scan = Scan()
     try:
         with open(shard, "rb") as raw, tarfile.open(fileobj=raw, mode="r:", tarinfo=_Member) as tar:
@@ -172,8 +174,8 @@ def scan_shard(shard: str) -> Scan:
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose extended headers are short: tarfile reads them whole, however long a shard
-    says they are."""
+    """A member whose extended headers are short: tarfile reads them whole, whatever length a shard
+    claims."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in _EXTENDED and not 0 <= self.size <= _MAX_HEADER:
@@ -182,7 +184,7 @@ class _Member(tarfile.TarInfo):
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Members up to the end, or to where the file is cut."""
+    """Yield the members up to the end, or to where the file is cut."""
     while True:
         try:
             member = tar.next()
@@ -197,7 +199,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _end_fault(raw: BinaryIO, end: int) -> str:
-    """What is wrong behind the last member; empty for the zeros that end a tar file."""
+    """Return what is wrong behind the last member; "" for the zeros that end a tar file."""
     total = raw.seek(0, os.SEEK_END)
     if end > total:
         return "is cut: its last member is longer than the file"
@@ -266,7 +268,7 @@ class _Samples:
         )
 
     def close(self, scan: Scan, end_fault: str) -> None:
-        """All into `scan`: the images in their order, then what is no sample."""
+        """Add everything to `scan`: the images in their order, then what is no sample."""
         for key, member in self._images.items():
             label = self._labels.get(key)
             fault = (
@@ -282,8 +284,8 @@ class _Samples:
 
 
 def _read_label(member: tarfile.TarInfo, tar: tarfile.TarFile) -> int | str | None:
-    """The class of a `.cls` or `.json` member; None if a `.json` tells none. Raises ValueError for
-    what cannot be one."""
+    """Return the class of a `.cls` or `.json` member, or None if a `.json` has none. Raises
+    ValueError for what cannot be a class."""
     if member.size > MAX_LABEL_BYTES:
         raise ValueError(f"{member.size} bytes are more than {MAX_LABEL_BYTES}")
     opened = tar.extractfile(member)
