@@ -1,4 +1,4 @@
-"""Gradient of `attention.py`'s forward, from its output and its log-sum-exp; without atomics, so it
+"""Backward of attention.py, from the forward's output and log-sum-exp; without atomics, so that it
 repeats bit for bit.
 
     P = exp2(scale·log2(e) · Q Kᵀ - lse),   delta = rowsum(dO ∘ O),   dS = P ∘ (dO Vᵀ - delta)
@@ -8,14 +8,15 @@ qkv, dqkv: (B, N, 3, H, D) contiguous; out, grad (dO): (B, N, H·D); lse: (B, H,
 and dS are rounded to qkv's dtype for their products, sums are fp32. Two forms write the same packed
 dqkv:
 
-- whole: one program per image and head keeps Q and dO, walks over the keys and holds dQ in registers: every byte passes
-  once, in units of N·H·D elements 3 + 2 read and 3 written per image;
-- pair: the dQ kernel, which also writes delta (B, H, N), then the dK/dV kernel: 7 products for 5 and Q, K, V, dO twice, most of
-  it from L2, but any N and few registers.
+- whole: one program per image and head keeps Q and dO on the chip, loops over the keys and holds dQ
+  in registers: every byte is moved once, in units of N·H·D elements 3 + 2 read and 3 written per
+  image;
+- pair: the dQ kernel, which also writes delta (B, H, N), then the dK/dV kernel: 7 products instead
+  of 5, and Q, K, V and dO are read twice, mostly from L2; it needs few registers at any N.
 
-The table chooses: a row of "attention_bwd_whole" holds BLOCK_M tokens, and longer images take the
-pair, with the rows of "attention_bwd_dq" and "attention_bwd_dkdv". Where the whole form spills, as
-in fp32, its only row is of a few tokens. Source: Dao 2023 (2307.08691), algorithm 2.
+The table of launches decides: the row "attention_bwd_whole" holds BLOCK_M tokens, and longer images
+take the pair, with the rows "attention_bwd_dq" and "attention_bwd_dkdv". In fp32, where the whole
+form would spill registers, its only row has few tokens. Source: Dao 2023 (2307.08691), algorithm 2.
 """
 
 import torch
@@ -30,12 +31,12 @@ TAIL = 16  # the narrowest block that a matrix product takes
 
 
 def tail(N: int, block: int, bits: int) -> int:
-    """The width of a narrow last block for the tokens past the full ones; 0: none, the loop's last
-    block is masked.
+    """Return the width of a narrow last block for the tokens past the full blocks; 0: none, the
+    loop's last block is masked.
 
-    DeiT's special tokens come on top of a multiple of 64 or nearly (196 + 2, 576 + 2): a whole
-    block for them would be up to a quarter of the work. Not in fp32, whose products go without
-    tensor cores: a second shape fills the registers.
+    DeiT's special tokens follow a multiple of 64 or nearly one (196 + 2, 576 + 2): a whole block
+    for them would be up to a quarter of the work. Not in fp32, whose products use no tensor cores:
+    a second shape fills the registers.
     """
     return TAIL if bits == 16 and 4 * TAIL <= block < N and 0 < N % block <= TAIL else 0
 
@@ -50,7 +51,7 @@ def load_rows(
     PAD: tl.constexpr,
     MASK: tl.constexpr,
 ):
-    """Rows of D elements, as (rows, PAD); zeros past D, and past N with MASK."""
+    """Load rows of D elements as (rows, PAD); zeros past D, and past N with MASK."""
     columns = tl.arange(0, PAD)
     ptrs = ptr + rows[:, None] * STRIDE + columns[None, :]
     if MASK:
@@ -66,7 +67,7 @@ def load_rows(
 def store_rows(
     ptr, x, rows, STRIDE: tl.constexpr, N: tl.constexpr, D: tl.constexpr, PAD: tl.constexpr
 ):
-    """What `load_rows` loads, rounded to the pointer's dtype."""
+    """Store what `load_rows` loads, rounded to the pointer's dtype."""
     columns = tl.arange(0, PAD)
     mask = (rows < N)[:, None] & (columns < D)[None, :]
     tl.store(ptr + rows[:, None] * STRIDE + columns[None, :], x.to(ptr.dtype.element_ty), mask=mask)
@@ -89,8 +90,8 @@ def _keys_of_whole(
     MASK: tl.constexpr,
     FLIP: tl.constexpr,
 ):
-    """Store dK and dV of a block of keys; dQ with its share. FLIP: their products transposed, D
-    rows high."""
+    """Store dK and dV of a block of keys; return dQ with its share added. FLIP: the products of dK
+    and dV are transposed, with D rows."""
     STRIDE: tl.constexpr = 3 * H * D
     dk_ptr = dq_ptr + H * D
     dv_ptr = dq_ptr + 2 * H * D
@@ -99,7 +100,7 @@ def _keys_of_whole(
     p = tl.exp2(tl.dot(q, tl.trans(k), input_precision="ieee") * (LOG2_E * D**-0.5) - lse[:, None])
     if MASK:
         p = tl.where((keys < N)[None, :], p, 0.0)
-    # dV leaves before dP comes: the other order holds more than the registers there are
+    # dV is stored before dP is computed: the other order needs more registers than there are
     p_rounded = p.to(q.dtype)
     if FLIP:
         store_rows(
@@ -183,7 +184,7 @@ def _keys_of_dq(
     PAD: tl.constexpr,
     MASK: tl.constexpr,
 ):
-    """dQ with the share of a block of keys."""
+    """Return dQ with the share of a block of keys added."""
     k = load_rows(q_ptr + H * D, keys, 3 * H * D, N, D, PAD, MASK)
     v = load_rows(q_ptr + 2 * H * D, keys, 3 * H * D, N, D, PAD, MASK)
     p = tl.exp2(tl.dot(q, tl.trans(k), input_precision="ieee") * (LOG2_E * D**-0.5) - lse[:, None])
@@ -253,16 +254,16 @@ def _rows_of_dkdv(
     PAD: tl.constexpr,
     MASK: tl.constexpr,
 ):
-    """dK and dV with the share of a block of queries; those past N have a dO and delta of 0 and add
-    nothing.
+    """Return dK and dV with the share of a block of queries added; queries past N have a dO and
+    delta of 0 and add nothing.
 
-    Keys past N may come to infinities, each in its own row, which is not stored.
+    Keys past N may become infinite, each in its own row, which is not stored.
     """
     q = load_rows(q_ptr, rows, 3 * H * D, N, D, PAD, MASK)
     do = load_rows(grad_ptr, rows, H * D, N, D, PAD, MASK)
     lse = tl.load(lse_ptr + rows, mask=rows < N, other=0.0)
     delta = tl.load(delta_ptr + rows, mask=rows < N, other=0.0)
-    # transposed, P and dS leave their product in the form in which the next one takes them
+    # transposed, the products P and dS have the layout that the next product needs
     p = tl.exp2(tl.dot(k, tl.trans(q), input_precision="ieee") * (LOG2_E * D**-0.5) - lse[None, :])
     dv = tl.dot(p.to(k.dtype), do, dv, input_precision="ieee")
     ds = p * (tl.dot(v, tl.trans(do), input_precision="ieee") - delta[None, :])
@@ -324,7 +325,7 @@ def _attention_bwd_fake(
 def attention_bwd_triton(
     qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor
 ) -> torch.Tensor:
-    """Launch the kernels: the gradient of qkv, packed as it is, from that of the forward's out."""
+    """Launch the kernels; return the gradient of qkv, with its layout, from that of out."""
     # no copies in the student; elsewhere a batch may be sliced, and a gradient expanded
     qkv, out, grad = qkv.contiguous(), out.contiguous(), grad.contiguous()
     batch, N, _, H, D = qkv.shape

@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "teacher_cache": {"config", "data", "distributed", "models", "plan", "storage"},
     "checkpoint": {"config", "distributed", "storage"},
     "models": {"config", "distributed", "storage"},
-    "data": {"config", "distributed", "plan", "storage"},
+    "data": {"config", "display", "distributed", "plan", "storage"},
     "plan": {"config"},
     "config": {"storage"},
     "display": set(),

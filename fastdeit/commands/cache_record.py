@@ -4,14 +4,11 @@ import argparse
 import functools
 import re
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch.distributed as dist
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastdeit.config.cli import parse_config
 from fastdeit.config.parse import require
@@ -20,6 +17,8 @@ from fastdeit.data.build import build_train_index, pipeline_options
 from fastdeit.data.index import DataError
 from fastdeit.data.loader import OrdinalLoader
 from fastdeit.data.quarantine import Quarantine
+from fastdeit.display.progress import ProgressBar
+from fastdeit.display.terminal import Terminal
 from fastdeit.distributed.collectives import first_on_rank0, on_rank0
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.backend import use_backend
@@ -37,7 +36,6 @@ from fastdeit.teacher_cache.record import Chunk, ChunkBatches, JobShard, find_mi
 from fastdeit.teacher_cache.writer import CacheWriter, create_cache
 
 _MICRO_BATCH = 256
-_QUIET_S = 15.0
 # how often chunks are recorded again that were spoilt by images found bad on the way
 _PASSES = 3
 
@@ -195,38 +193,25 @@ def _record_share(job: Job, writer: CacheWriter, share: Sequence[Chunk]) -> None
 
 
 class _Report:
-    """Progress of rank 0's share, whose rate stands for the others'; a bar on a terminal, else a
-    line now and then."""
+    """Progress of rank 0's share of the samples, whose rate stands for the other ranks'."""
 
     def __init__(self, total: int, world: World, heading: str) -> None:
-        self._console, self._ranks = Console(quiet=world.rank != 0, highlight=False), world.size
+        self._total = total
+        self._ranks = world.size
+        terminal = Terminal(enabled=world.rank == 0)
         share = f" on this rank of {world.size}" if world.size > 1 else ""
-        self._console.print(f"{total:,} samples{share}; {heading}", soft_wrap=True)
-        columns = [
-            TextColumn("recording"),
-            BarColumn(),
-            TextColumn("{task.fields[rate]:,.0f} images/s"),
-            TimeRemainingColumn(),
-        ]
-        shown = world.rank == 0 and self._console.is_terminal
-        self._progress = Progress(*columns, console=self._console, disable=not shown)
-        self._task = self._progress.add_task("recording", total=total, rate=0.0)
-        self._total, self._spoken = total, time.monotonic()
-        self._progress.start()
+        terminal.say(f"{total:,} samples{share}; {heading}")
+        self._bar = ProgressBar(terminal, total, "recording")
+        self._bar.start()
 
     def __call__(self, done: int, rate: float) -> None:
-        self._progress.update(self._task, completed=done, rate=rate * self._ranks)
-        if self._progress.disable and (
-            time.monotonic() - self._spoken > _QUIET_S or done == self._total
-        ):
-            left = f"{(self._total - done) / rate:,.0f} s left"
-            self._console.print(
-                f"{100 * done / self._total:.1f} %  {rate * self._ranks:,.0f} images/s  {left}"
-            )
-            self._spoken = time.monotonic()
+        facts = f"{rate * self._ranks:,.0f} images/s"
+        left = f"{(self._total - done) / rate:,.0f} s left"
+        percent = f"{100 * done / self._total:.1f} %"
+        self._bar.update(done, facts, line=f"{percent}  {facts}  {left}")
 
     def stop(self) -> None:
-        self._progress.stop()
+        self._bar.stop()
 
 
 def parse_part(text: str) -> JobShard:

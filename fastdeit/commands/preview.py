@@ -29,6 +29,7 @@ from fastdeit.data.augment.resize import resize
 from fastdeit.data.build import build_train_index, pipeline_options
 from fastdeit.data.index import Index
 from fastdeit.data.pipeline import build_train_pipeline, pack_draws
+from fastdeit.display.pixels import denormalise
 from fastdeit.distributed.world import World
 from fastdeit.kernels.mix import mix
 from fastdeit.plan.build import build_plan
@@ -106,13 +107,16 @@ def samples(
     draws = plan.draw(epoch, pairs)
     images = _through_pipeline(index, plan, config, draws)
     mixed = mix(images, torch.from_numpy(draws.lam), torch.from_numpy(draws.box))
+    mean, std = config.data.mean, config.data.std
+    erased_pixels = denormalise(images, mean, std)
+    mixed_pixels = denormalise(mixed, mean, std)
     names = [index.classes[label] for label in index.labels[draws.image_index]]
     rows = []
     for row in range(0, len(pairs), 2):
         cells = _steps(index, plan, config, draws, row)
         erased = "erased" if draws.erase[row, 2] else "not erased"
-        cells.append(Cell(_picture(images[row], config), erased))
-        cells.append(Cell(_picture(mixed[row], config), _mix_title(draws, names, row)))
+        cells.append(Cell(erased_pixels[row], erased))
+        cells.append(Cell(mixed_pixels[row], _mix_title(draws, names, row)))
         cells[0] = dataclasses.replace(cells[0], title=f"{pairs[row]}: {names[row]}")
         rows.append(cells)
     return rows
@@ -197,14 +201,6 @@ def _through_pipeline(
 
 def _opened(index: Index, row: int) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(index.read(row))).convert("RGB"))
-
-
-def _picture(image: torch.Tensor, config: Config) -> np.ndarray:
-    """uint8 (S, S, 3) from a normalised image (3, S, S)."""
-    mean, std = (
-        torch.tensor(values)[:, None, None] for values in (config.data.mean, config.data.std)
-    )
-    return ((image * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
 
 def _op_title(op: int, argument: float) -> str:

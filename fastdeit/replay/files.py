@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from fastdeit.data.batch import Batch
+from fastdeit.display.pixels import denormalise
 from fastdeit.kernels.mix import mix
 from fastdeit.replay.report import DigestComparison, Report
 
@@ -44,28 +44,16 @@ def save_images(
     The model gets them normalised, in fp32 or fp16; here they are rounded to 8 bits, and the noise
     of an erased box is clipped.
     """
-    erased = _to_pictures(batch.images, mean, std)
-    mixed = _to_pictures(mix(batch.images, batch.lam, batch.box), mean, std)
+    erased = denormalise(batch.images, mean, std)
+    mixed = denormalise(mix(batch.images, batch.lam, batch.box), mean, std)
     lines = []
     for row, ordinal in enumerate(batch.ordinals.tolist()):
         name = f"{IMAGES}/{ordinal:08}.png"
         mixed_name = f"{IMAGES}/{ordinal:08}-mixed.png"
-        Image.fromarray(erased[row].numpy()).save(folder / name)
-        Image.fromarray(mixed[row].numpy()).save(folder / mixed_name)
+        Image.fromarray(erased[row]).save(folder / name)
+        Image.fromarray(mixed[row]).save(folder / mixed_name)
         lines.append({"picture": name, "mixed_picture": mixed_name})
     return lines
-
-
-def _to_pictures(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """uint8 (B, H, W, 3) on the CPU."""
-    scale, shift = (torch.tensor(values)[:, None, None] for values in (std, mean))
-    return (
-        ((images.float().cpu() * scale + shift).clamp(0, 1) * 255)
-        .round()
-        .byte()
-        .permute(0, 2, 3, 1)
-        .contiguous()
-    )
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -326,7 +326,7 @@ def test_unsupported_input_warns_once_and_uses_the_reference(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_said", set())
+    monkeypatch.setattr(module, "_warned", set())
     qkv = draw(shape, dtype)
     function = torch.compile(attention, backend="eager", fullgraph=True) if compiled else attention
     with caplog.at_level(logging.WARNING, logger=module.__name__):
@@ -377,7 +377,7 @@ def test_attention_weights_have_no_gradient() -> None:
 
 @pytest.mark.parametrize("head", [-1, 2])
 def test_attention_weights_reject_a_missing_head(head: int) -> None:
-    with pytest.raises(ValueError, match=f"no head {head}: there are 2"):
+    with pytest.raises(ValueError, match=rf"heads must be 0 to 1 \(got {head}\)"):
         attention_weights(draw(SMALL), [0, head])
 
 

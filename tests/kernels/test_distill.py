@@ -197,7 +197,7 @@ def test_mixed_cross_entropy_without_mixing_equals_torch() -> None:
         ({}, "none", "no teacher"),
         ({"teacher": None}, "hard", "teacher's output"),
         ({"dist_logits": None}, "soft", "two heads"),
-        ({"teacher": torch.zeros(BATCH, dtype=torch.int64)}, "soft", "needs logits"),
+        ({"teacher": torch.zeros(BATCH, dtype=torch.int64)}, "soft", "must be logits"),
         ({"cls_logits": torch.zeros(3, CLASSES)}, "hard", "whole pairs"),
         ({"cls_logits": torch.zeros(BATCH, CLASSES, dtype=torch.float64)}, "hard", "float64"),
         ({"cls_logits": torch.zeros(BATCH)}, "hard", "B, K"),

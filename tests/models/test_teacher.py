@@ -1,4 +1,4 @@
-"""Every kind of teacher, its own view of the images, and the errors of loading one."""
+"""Every kind of teacher, its preprocessing, and the errors of loading one."""
 
 import json
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def make_convnet() -> nn.Module:
 
 
 def own_metadata(name: str, size: int, **more: str) -> dict[str, str]:
-    """What our own trainer writes beside its weights."""
+    """Return the metadata that our own trainer writes with its weights."""
     texts = {"input_size": json.dumps(size), "mean": json.dumps(MEAN), "std": json.dumps(STD)}
     return {
         "model": name,
@@ -65,7 +65,7 @@ def timm_model() -> nn.Module:
 
 
 @pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
-def test_timm_teacher_sees_images_its_own_way(
+def test_timm_teacher_gets_its_own_preprocessing(
     timm_model: nn.Module, tmp_path: Path, wrapper: str | None
 ) -> None:
     path = tmp_path / "teacher.pth"
@@ -81,7 +81,7 @@ def test_timm_teacher_sees_images_its_own_way(
     assert not teacher(images).requires_grad and "resized from 32" in teacher.describe()
 
 
-def test_run_folder_names_its_model_and_view(timm_model: nn.Module, tmp_path: Path) -> None:
+def test_run_folder_gives_model_and_preprocessing(timm_model: nn.Module, tmp_path: Path) -> None:
     save_file(
         timm_model.state_dict(), tmp_path / "student.safetensors", metadata=own_metadata(TIMM, SIZE)
     )
@@ -96,7 +96,7 @@ def test_run_folder_names_its_model_and_view(timm_model: nn.Module, tmp_path: Pa
     assert len(teacher.sha256) == 64 and teacher.sha256[:12] in teacher.describe()
 
 
-def test_our_student_teaches(tmp_path: Path) -> None:
+def test_our_student_can_be_the_teacher(tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
         "image_size": 32,
@@ -109,7 +109,7 @@ def test_our_student_teaches(tmp_path: Path) -> None:
     metadata = own_metadata("deit_tiny_distilled_patch16_224", 32, num_heads="3")
     save_file(student.state_dict(), tmp_path / "student.safetensors", metadata=metadata)
     teacher, images = load(None, tmp_path), make_images()
-    # a teacher takes its images and weights channels last, for which some processors have another
+    # a teacher has channels-last images and weights, for which some processors have another
     # convolution
     torch.testing.assert_close(teacher(images), student(images).detach())
 
@@ -139,7 +139,7 @@ def save_export(model: nn.Module, path: Path) -> None:
     "ignore:The given buffer is not writable"
 )  # torch.export.load of torch 2.11
 @pytest.mark.parametrize(("save", "kind"), [(save_script, "torchscript"), (save_export, "export")])
-def test_recorded_programs(
+def test_recorded_programs_equal_their_model(
     save: Callable[[nn.Module, Path], None], kind: str, tmp_path: Path
 ) -> None:
     model, images = make_convnet(), make_images()
@@ -152,7 +152,9 @@ def test_recorded_programs(
 
 
 @pytest.mark.parametrize("thing", ["network", "Network", "make_network", "classify"])
-def test_callables(thing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_callables_become_teachers(
+    thing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "own_teacher.py").write_text(
         "import torch\n"
         "class Network(torch.nn.Module):\n"
@@ -174,7 +176,7 @@ def test_callables(thing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         load("own_teacher:other", None)
 
 
-def test_teacher_is_frozen_and_in_evaluation(timm_model: nn.Module, tmp_path: Path) -> None:
+def test_teacher_is_frozen_and_in_evaluation_mode(timm_model: nn.Module, tmp_path: Path) -> None:
     torch.save(timm_model.state_dict(), tmp_path / "teacher.pth")
     teacher = load(TIMM, tmp_path / "teacher.pth", dtype=torch.bfloat16)
     model: Any = teacher._model
@@ -199,7 +201,7 @@ def refuses(message: str, name: str | None, path: Path | None, **overrides: Any)
     assert "\n" not in str(caught.value)
 
 
-def test_errors_are_one_line(timm_model: nn.Module, tmp_path: Path) -> None:
+def test_every_error_is_one_line(timm_model: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "teacher.pth"
     torch.save(timm_model.state_dict(), path)
     refuses("needs a local checkpoint", TIMM, None)
@@ -223,13 +225,13 @@ def test_errors_are_one_line(timm_model: nn.Module, tmp_path: Path) -> None:
     )
 
 
-def test_class_names_must_be_as_many_as_the_classes(timm_model: nn.Module, tmp_path: Path) -> None:
+def test_wrong_number_of_class_names_fails(timm_model: nn.Module, tmp_path: Path) -> None:
     metadata = own_metadata(TIMM, SIZE) | {"classes": json.dumps(["a", "b"])}
     save_file(timm_model.state_dict(), tmp_path / "student.safetensors", metadata=metadata)
     refuses(r"\(got 2\)", None, tmp_path)
 
 
-def test_program_for_another_size_does_not_run(tmp_path: Path) -> None:
+def test_program_for_another_size_fails(tmp_path: Path) -> None:
     program = torch.export.export(make_convnet(), (make_images(size=24),))
     torch.export.save(program, tmp_path / "teacher.pt2")
     refuses("does not run on a batch of two", "export", tmp_path / "teacher.pt2")

@@ -1,4 +1,4 @@
-"""Weight files of unknown origin: nothing in them runs, and none needs more memory than its size."""
+"""Weight files of unknown origin: nothing in them runs, none needs more memory than its size."""
 
 import argparse
 import io

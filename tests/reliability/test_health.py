@@ -2,9 +2,6 @@
 spike, ranks that differ."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,10 +22,12 @@ from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.build import build_trainer
 from fastdeit.training.losses import DistillationLoss
 from fastdeit.training.trainer import STATISTICS, Trainer
+from tests.support import health_ranks
 from tests.support.compare_runs import assert_same_weights
 from tests.support.health_ranks import FORMS, NAN_AT, InfiniteLoss, contents, equal, flip
 from tests.support.images import write_shapes
-from tests.support.launching import FLAGS, ROOT, Launch, free_port
+from tests.support.launching import FLAGS, Launch
+from tests.support.ranks import Ranks
 from tests.support.tiny_student import (
     BATCH,
     CLASSES,
@@ -119,17 +118,9 @@ def test_a_skipped_step_leaves_batch_statistics_alone(world: World) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder, port = tmp_path_factory.mktemp("ranks"), str(free_port())
-    foreign = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"}
-    shared = {name: value for name, value in os.environ.items() if name not in foreign}
-    shared |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.support.health_ranks", str(folder)]
-    started = [
-        subprocess.Popen(command, cwd=ROOT, env=shared | {"RANK": rank, "LOCAL_RANK": rank})
-        for rank in ("0", "1")
-    ]
-    assert [process.wait(120) for process in started] == [0, 0]
+    folder = tmp_path_factory.mktemp("ranks")
+    both = Ranks(folder / "log", health_ranks.main, folder)
+    assert both.wait() == 0, both.output
     return json.loads((folder / "ranks.json").read_text())
 
 

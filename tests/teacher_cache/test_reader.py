@@ -1,4 +1,4 @@
-"""The format of recorded answers: what is written comes back, and what is not whole is never used."""
+"""Format, writer and reader of a teacher cache: records come back, damaged ones are not used."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def images(epoch: int, ordinals: np.ndarray) -> np.ndarray:
 
 
 def logits_of(epoch: int, ordinals: np.ndarray) -> torch.Tensor:
-    """Each sample's own, whatever it is computed with."""
+    """Return each sample's own logits, in whatever batch it is computed."""
     rows = [
         torch.randn(CLASSES, generator=torch.Generator().manual_seed(10_000 * epoch + int(o)))
         for o in ordinals
@@ -67,7 +67,7 @@ def build(
     return Cache(folder)
 
 
-def test_hard_records_come_back(tmp_path: Path) -> None:
+def test_hard_records_are_read_back(tmp_path: Path) -> None:
     cache = build(tmp_path / "c", epochs=(0, 2))
     assert (tmp_path / "c" / "records.bin").stat().st_size == 3 * SAMPLES * 2  # two bytes a sample
     for epoch in (0, 2):
@@ -80,7 +80,7 @@ def test_hard_records_come_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("k", [1, 10, CLASSES])
-def test_topk_records_hold_logits_to_fp16_and_the_mass_of_the_rest(tmp_path: Path, k: int) -> None:
+def test_topk_records_have_fp16_logits_and_the_mass_of_the_rest(tmp_path: Path, k: int) -> None:
     cache = build(tmp_path / "c", epochs=(0,), kind="topk", k=k)
     assert cache.record_bytes == 4 * k + 4
     ordinals = np.arange(40)
@@ -108,7 +108,7 @@ def test_topk_records_hold_logits_to_fp16_and_the_mass_of_the_rest(tmp_path: Pat
 @given(
     st.integers(2, 40), st.integers(1, 40), st.sampled_from([0.1, 3.0, 200.0]), st.integers(0, 100)
 )
-def test_topk_of_any_size_and_scale(classes: int, k: int, scale: float, seed: int) -> None:
+def test_topk_decodes_at_any_size_and_scale(classes: int, k: int, scale: float, seed: int) -> None:
     facts = replace(manifest("topk", min(k, classes)), num_classes=classes)
     logits = torch.randn(5, classes, generator=torch.Generator().manual_seed(seed)) * scale
     raw = torch.from_numpy(encode(logits, facts).view(np.uint8).reshape(5, -1).copy())
@@ -142,9 +142,8 @@ def test_class_ids_use_all_sixteen_bits() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
-def test_of_equally_large_logits_the_live_teachers_comes_first(k: int) -> None:
-    """bf16 logits are often equal; which one a loss takes for the teacher's class must not depend
-    on the recording."""
+def test_first_recorded_class_is_the_argmax_of_equal_logits(k: int) -> None:
+    """bf16 logits are often equal; the class that a loss uses must not depend on the recording."""
     logits = torch.randint(0, 3, (500, 12), generator=torch.Generator().manual_seed(1)).bfloat16()
     facts = replace(manifest("topk", k), num_classes=12)
     raw = torch.from_numpy(encode(logits, facts).view(np.uint8).reshape(500, -1).copy())
@@ -153,7 +152,7 @@ def test_of_equally_large_logits_the_live_teachers_comes_first(k: int) -> None:
     assert torch.equal(values, logits.float().topk(k).values)
 
 
-def test_too_many_classes_are_refused(tmp_path: Path) -> None:
+def test_too_many_classes_fail(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=r"classes must be 2 to 65535 \(got 65536\)"):
         create_cache(tmp_path / "c", replace(manifest(), num_classes=65_536))
     assert not (tmp_path / "c").exists()
@@ -166,12 +165,12 @@ def test_too_many_classes_are_refused(tmp_path: Path) -> None:
         ({"kind": "topk", "k": 301}, r"k must be 1 to 300 \(got 301\)"),
     ],
 )
-def test_impossible_settings_are_refused(tmp_path: Path, change: dict, words: str) -> None:
+def test_wrong_kind_or_k_fails(tmp_path: Path, change: dict, words: str) -> None:
     with pytest.raises(CacheError, match=words):
         create_cache(tmp_path / "c", replace(manifest(), **change))
 
 
-def test_what_is_not_recorded_says_where(tmp_path: Path) -> None:
+def test_fault_of_a_missing_record_names_its_place(tmp_path: Path) -> None:
     cache = build(tmp_path / "c", skip=(1,))
     assert cache.look_up(0, np.array([255, 512]), images)[1] is None
     raw, fault = cache.look_up(1, np.array([255, 256]), images)
@@ -181,14 +180,14 @@ def test_what_is_not_recorded_says_where(tmp_path: Path) -> None:
     assert "not recorded" in str(cache.look_up(7, np.array([0]), images)[1])
 
 
-def test_an_epoch_that_was_begun_counts(tmp_path: Path) -> None:
-    """Its later chunks have no place in the file yet."""
+def test_incomplete_epoch_is_readable(tmp_path: Path) -> None:
+    """The file does not yet contain its later chunks."""
     build(tmp_path / "c", epochs=(0,))
     cache = build(tmp_path / "c", epochs=(1,), skip=(1, 2, 3))
     assert cache.coverage().tolist() == [[True] * 4, [True, False, False, False]]
 
 
-def test_more_chunks_than_are_held_come_back(tmp_path: Path) -> None:
+def test_more_chunks_than_fit_in_memory_are_readable(tmp_path: Path) -> None:
     cache = build(tmp_path / "c", epochs=tuple(range(12)))
     for epoch in [*range(12), *range(12)]:
         raw, fault = cache.look_up(epoch, np.array([998, 3, 300, 600]), images)
@@ -204,7 +203,7 @@ def flip(path: Path, place: int) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 511, 2 * 256])
-def test_a_flipped_byte_spoils_its_chunk_only(tmp_path: Path, place: int) -> None:
+def test_flipped_byte_damages_its_chunk_only(tmp_path: Path, place: int) -> None:
     build(tmp_path / "c")
     flip(tmp_path / "c" / "records.bin", place)
     cache = Cache(tmp_path / "c")
@@ -213,14 +212,14 @@ def test_a_flipped_byte_spoils_its_chunk_only(tmp_path: Path, place: int) -> Non
     assert cache.look_up(0, np.array([256 * (1 - chunk), 600]), images)[1] is None
 
 
-def test_a_flipped_digest_is_a_damaged_chunk(tmp_path: Path) -> None:
+def test_flipped_digest_damages_its_chunk(tmp_path: Path) -> None:
     build(tmp_path / "c")
     flip(tmp_path / "c" / "chunks.bin", 3)
     assert "damaged" in str(Cache(tmp_path / "c").find_fault(0, 0, images))
 
 
 @pytest.mark.parametrize("name", ["records.bin", "chunks.bin"])
-def test_a_truncated_file_loses_its_end_only(tmp_path: Path, name: str) -> None:
+def test_truncated_file_loses_its_end_only(tmp_path: Path, name: str) -> None:
     build(tmp_path / "c")
     path = tmp_path / "c" / name
     os.truncate(path, path.stat().st_size - 7)
@@ -244,7 +243,7 @@ def test_records_of_other_images_are_not_used(tmp_path: Path) -> None:
     assert cache.look_up(1, np.array([300]), images, version=2)[1] is None
 
 
-def test_a_manifest_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+def test_manifest_of_a_newer_version_fails(tmp_path: Path) -> None:
     build(tmp_path / "c")
     path = tmp_path / "c" / "manifest.json"
     values = json.loads(path.read_text())
@@ -264,7 +263,7 @@ def test_a_manifest_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         ({"kind": "../../etc/passwd"}, "kind"),
     ],
 )
-def test_a_manifest_with_nonsense_is_refused(tmp_path: Path, change: dict, words: str) -> None:
+def test_manifest_with_wrong_values_fails(tmp_path: Path, change: dict, words: str) -> None:
     build(tmp_path / "c")
     path = tmp_path / "c" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -272,9 +271,8 @@ def test_a_manifest_with_nonsense_is_refused(tmp_path: Path, change: dict, words
         Cache(tmp_path / "c")
 
 
-def test_no_path_in_a_manifest_is_followed(tmp_path: Path) -> None:
-    """The files' names are fixed: a manifest that names others, outside of the folder too, changes
-    nothing."""
+def test_paths_in_a_manifest_are_ignored(tmp_path: Path) -> None:
+    """File names are fixed: other names in a manifest, also outside the folder, change nothing."""
     build(tmp_path / "c")
     path = tmp_path / "c" / "manifest.json"
     values = json.loads(path.read_text())
@@ -286,7 +284,7 @@ def test_no_path_in_a_manifest_is_followed(tmp_path: Path) -> None:
     }
 
 
-def test_no_manifest_and_no_json(tmp_path: Path) -> None:
+def test_missing_manifest_and_wrong_json_fail(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="No such file"):
         Cache(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
@@ -294,7 +292,7 @@ def test_no_manifest_and_no_json(tmp_path: Path) -> None:
         Cache(tmp_path)
 
 
-def test_an_equal_cache_is_taken_up_and_another_refused(tmp_path: Path) -> None:
+def test_equal_manifest_continues_and_another_fails(tmp_path: Path) -> None:
     build(tmp_path / "c", epochs=(0,))
     build(tmp_path / "c", epochs=(1,))
     assert Cache(tmp_path / "c").coverage().all()
@@ -307,14 +305,14 @@ def test_an_equal_cache_is_taken_up_and_another_refused(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "c").versions == {"torch": "2"}
 
 
-def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+def test_folder_with_other_files_fails_and_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("words")
     with pytest.raises(CacheError, match=r"holds other files: thesis.txt"):
         create_cache(tmp_path, manifest())
     assert os.listdir(tmp_path) == ["thesis.txt"]
 
 
-def test_differences_name_the_leaf() -> None:
+def test_differences_are_named_by_path() -> None:
     now = {"plan": {"seed": 1, "reprob": 0.25}, "teacher": {"sha256": "9"}, "new": 3}
     assert list_differences(FACTS, now) == [
         "plan.seed 0 in the cache, 1 here",
@@ -323,10 +321,11 @@ def test_differences_name_the_leaf() -> None:
     ]
 
 
-def test_a_recorder_keeps_others_from_its_part(tmp_path: Path) -> None:
+def test_writer_locks_its_part(tmp_path: Path) -> None:
     build(tmp_path / "c", epochs=(0,))
     code = (
-        "import sys, time; from pathlib import Path; from fastdeit.teacher_cache.writer import CacheWriter\n"
+        "import sys, time; from pathlib import Path\n"
+        "from fastdeit.teacher_cache.writer import CacheWriter\n"
         "CacheWriter(Path(sys.argv[1])).reserve(4, 8); print('ready', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen(
@@ -351,7 +350,9 @@ def test_a_recorder_keeps_others_from_its_part(tmp_path: Path) -> None:
     recorder.reserve(7, 12)
 
 
-def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_folder_can_be_read_but_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = build(tmp_path / "c")
     opened = os.open
 
@@ -369,9 +370,7 @@ def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert Cache(tmp_path / "c").find_fault(1, 3, images) is None
 
 
-def test_a_full_disk_loses_nothing_that_was_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_loses_no_recorded_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(tmp_path / "c", epochs=(0,))
     before = {name: (tmp_path / "c" / name).read_bytes() for name in ("records.bin", "chunks.bin")}
     recorder, facts = CacheWriter(tmp_path / "c"), manifest()
@@ -396,7 +395,7 @@ def test_a_full_disk_loses_nothing_that_was_recorded(
 
 
 @pytest.mark.parametrize(("kind", "k"), [("hard", 1), ("topk", 3)])
-def test_replay_by_policy(
+def test_missing_record_follows_cache_miss(
     kind: str, k: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = build(tmp_path / "c", kind=kind, k=k, skip=(1,))
@@ -417,7 +416,7 @@ def test_replay_by_policy(
     assert truth.decoder(hard=True)(torch.from_numpy(raw)).tolist() == [10, 11, 13, 12]
 
 
-def test_not_every_fault_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_warnings_are_limited(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     live, none = CachedTeacher(build(tmp_path / "c"), "live", images), np.zeros(2, np.int64)
     for epoch in range(2, 40):
         assert live.records(epoch, np.array([6, 7]), none, none.astype(np.float32), 0) is None
@@ -425,8 +424,8 @@ def test_not_every_fault_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert len(told) == 10 and "metrics.jsonl counts" in told[-1] and live.missed == 76
 
 
-def test_an_imagenet_of_300_epochs_opens_and_reads_at_once(tmp_path: Path) -> None:
-    """No timing: what is mapped is not read, what is looked up is checked by the chunk, once."""
+def test_large_cache_is_mapped_and_checked_by_the_chunk(tmp_path: Path) -> None:
+    """Opening reads no records, and a lookup checks each chunk once; without timing."""
     facts = replace(manifest(), samples=1_281_166, num_classes=1000, chunk=LARGEST_CHUNK)
     create_cache(tmp_path / "c", facts)
     recorder, ordinals = CacheWriter(tmp_path / "c"), facts.ordinals(100)

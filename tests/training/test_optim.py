@@ -80,7 +80,7 @@ def test_schedule_is_linear_then_cosine(warmup: int, total: int) -> None:
         )
 
 
-def test_timms_epoch_table_of_deit() -> None:
+def test_schedule_equals_timms_epoch_table_of_deit() -> None:
     """Batch 1024: the rates at the start of some epochs (timm's convention)."""
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1e-3)
     schedule = build_schedule(

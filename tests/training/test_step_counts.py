@@ -1,8 +1,7 @@
-"""An optimizer step asks its device for no more than this: launches, reads and synchronisations
-under ceilings.
+"""Ceilings for an optimizer step: launches, reads and synchronisations of its device.
 
 Counted on the CPU (benchmarks/counting.py), where forward and backward are operators of plain
-torch, of which our kernels leave fewer on a GPU. Lower a ceiling with the change that makes it
+torch, of which our kernels need fewer on a GPU. Lower a ceiling with the change that makes it
 possible; raise one only with its reason.
 """
 
@@ -60,7 +59,7 @@ def counted(form: Form) -> Counts:
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(map(str, form)))
-def test_a_step_stays_under_its_ceiling(form: Form) -> None:
+def test_step_stays_under_its_ceiling(form: Form) -> None:
     ceiling, found = CEILINGS[form]._asdict(), row_of(form, counted(form))
     above = {
         name: f"{found[name]}, allowed {most}"
@@ -71,16 +70,17 @@ def test_a_step_stays_under_its_ceiling(form: Form) -> None:
 
 
 @pytest.mark.parametrize(("precision", "stage"), [("bf16", 2), ("fp32", 1), ("bf16", 3)])
-def test_no_step_waits_but_in_deepspeeds_checks(precision: str, stage: int, world: World) -> None:
-    """Nothing of ours reads a value of the device or synchronises, in two steps of the loop and
+def test_step_waits_only_in_deepspeeds_checks(precision: str, stage: int, world: World) -> None:
+    """Our code reads no value of the device and does not synchronise, in two steps of the loop and
     between them.
 
     The reads that remain are DeepSpeed's (0.19.8), which an update may change:
 
-      runtime/zero/stage_1_and_2.py:3248 has_overflow      whether a gradient is not finite (bf16 alone)
-      runtime/utils.py:233 is_invalid_grad_norm            whether the norm is; with clipping once more for each group
-      runtime/zero/stage_1_and_2.py:2983 _optimizer_step   torch's AdamW reads how often it has stepped, once a group. Only
-      runtime/zero/stage3.py:1245 step_with_gradscaler     on the CPU: its fused form, which a GPU takes, does not read it
+    - zero/stage_1_and_2.py:3248 has_overflow: is a gradient not finite (bf16 only)
+    - runtime/utils.py:233 is_invalid_grad_norm: is the norm not finite; with clipping once more for
+      each group
+    - zero/stage_1_and_2.py:2983 _optimizer_step, zero/stage3.py:1245 step_with_gradscaler: torch's
+      AdamW reads its step, once a group; on the CPU only, the fused form of a GPU does not
     """
     trainer, batches = ready(world, precision=precision, zero_stage=stage, clip_grad=1.0)
     run: Any = SimpleNamespace(
@@ -98,7 +98,7 @@ def test_no_step_waits_but_in_deepspeeds_checks(precision: str, stage: int, worl
     assert not counter.synchronisations and counter.copies == 0
 
 
-def test_a_read_of_ours_would_be_found(world: World) -> None:
+def test_counter_finds_a_read_in_the_criterion(world: World) -> None:
     trainer, batches = ready(world, precision="fp32")
     criterion = trainer.criterion
 
@@ -114,8 +114,8 @@ def test_a_read_of_ours_would_be_found(world: World) -> None:
 
 
 def ready(world: World, **changes: Any) -> tuple[Trainer, Any]:
-    """A trainer after its first steps, in which ZeRO 3 compares over ranks what it has seen, and
-    the batches of one."""
+    """Return a trainer after its first steps, in which ZeRO 3 compares its records over ranks, and
+    the batches of a step."""
     config = make_config("toy", 2, **changes)
     trainer, batches = make_trainer(config, world), micro_batches(config, torch.device("cpu"))
     for _ in range(WARM):

@@ -48,7 +48,7 @@ def test_steps_equal_a_plain_loop(stage: int, micro: int, clip: float | None, wo
     assert trainer.state.skipped == 0 and losses[-1] < losses[0]
 
 
-def test_the_average_is_what_is_evaluated(world: World) -> None:
+def test_ema_module_has_the_ema_weights(world: World) -> None:
     trainer = make_trainer(configure(), world)
     run_steps(trainer, 3)
     module, weights = trainer.state.ema_module(), trainer.state.ema_weights()
@@ -70,8 +70,8 @@ def assert_same_bits(mine: Tensors, theirs: Tensors) -> None:
 
 
 def continue_at(stages: tuple[int, int], world: World) -> tuple[tuple[list[float], Tensors], ...]:
-    """The losses of steps 4 to 7 and the state after them: of one trainer, and of another that
-    loads its state of step 4."""
+    """Return the losses of steps 4 to 7 and the state after them: of one trainer, and of another
+    that loads its state of step 4."""
     first = make_trainer(configure(zero_stage=stages[0]), world)
     run_steps(first, 4)
     tensors, state = first.state.gather()
@@ -80,7 +80,7 @@ def continue_at(stages: tuple[int, int], world: World) -> tuple[tuple[list[float
         for stem, named in tensors.items()
     }
     second = make_trainer(configure(zero_stage=stages[1]), world)
-    run_steps(second, 2)  # something else to be overwritten
+    run_steps(second, 2)  # another state, which is overwritten
     second.state.load(saved, state)
     assert second.step == 4
     assert_same_bits(second.state.gather()[0], saved)
@@ -88,15 +88,15 @@ def continue_at(stages: tuple[int, int], world: World) -> tuple[tuple[list[float
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_a_state_that_is_loaded_continues_bit_for_bit(stage: int, world: World) -> None:
+def test_loaded_state_continues_bit_for_bit(stage: int, world: World) -> None:
     (expected, theirs), (losses, mine) = continue_at((stage, stage), world)
     assert losses == expected
     assert_same_bits(mine, theirs)
 
 
 @pytest.mark.parametrize("stages", [(1, 3), (3, 2), (2, 1)])
-def test_a_state_of_another_stage_continues_alike(stages: tuple[int, int], world: World) -> None:
-    """The weights lie elsewhere in memory: a processor may have another matrix product for another
+def test_state_of_another_stage_continues_equally(stages: tuple[int, int], world: World) -> None:
+    """The weights have other addresses, and a processor may have another matrix product for another
     alignment."""
     (expected, theirs), (losses, mine) = continue_at(stages, world)
     assert losses == pytest.approx(expected, rel=1e-5)
@@ -104,7 +104,7 @@ def test_a_state_of_another_stage_continues_alike(stages: tuple[int, int], world
         assert_near(mine[stem], named)
 
 
-def test_state_of_another_model_is_refused(world: World) -> None:
+def test_state_of_another_model_fails(world: World) -> None:
     trainer = make_trainer(configure(), world)
     tensors, state = trainer.state.gather()
     tensors["model"].pop("head.bias")
@@ -113,7 +113,7 @@ def test_state_of_another_model_is_refused(world: World) -> None:
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_a_step_with_nan_is_skipped_and_counted(stage: int, world: World) -> None:
+def test_step_with_nan_is_skipped_and_counted(stage: int, world: World) -> None:
     trainer = make_trainer(configure(zero_stage=stage), world)
     run_steps(trainer, 2)
     before, average = trainer.state.weights(), trainer.state.ema_weights()
@@ -130,7 +130,7 @@ def test_a_step_with_nan_is_skipped_and_counted(stage: int, world: World) -> Non
     assert all(math.isfinite(loss) for loss in run_steps(trainer, 2))
 
 
-def test_bf16_keeps_fp32_masters_that_start_exact(world: World) -> None:
+def test_bf16_has_fp32_masters_with_exact_initial_weights(world: World) -> None:
     trainer = make_trainer(configure(precision="bf16"), world)
     assert trainer.engine.zero_optimization_stage() == 2
     assert trainer.state.model.head.weight.dtype == torch.bfloat16
@@ -177,7 +177,7 @@ def test_gradients_are_summed_in_fp32(world: World) -> None:
     assert trainer.engine.communication_data_type == torch.float32
 
 
-def test_the_teacher_sees_the_mixed_images(world: World) -> None:
+def test_teacher_sees_the_mixed_images(world: World) -> None:
     seen = []
 
     def watch(images: torch.Tensor) -> torch.Tensor:
@@ -192,7 +192,7 @@ def test_the_teacher_sees_the_mixed_images(world: World) -> None:
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-def test_a_model_with_randomness_of_its_own_repeats_a_step(stage: int, world: World) -> None:
+def test_model_with_own_randomness_repeats_a_step(stage: int, world: World) -> None:
     import timm
 
     def trainer() -> Trainer:

@@ -12,17 +12,16 @@ import multiprocessing
 import os
 import stat
 import struct
-import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from io import BytesIO
 from typing import NamedTuple, TypeVar
 
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fastdeit.display.progress import track
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_PIXELS = 64 * 2**20
@@ -36,7 +35,6 @@ _ORIENTATION = 0x0112  # EXIF tag
 _START_OF_SCAN = 0xDA  # JPEG marker
 _CHUNK = 64  # images a worker takes at a time
 _PROCESSES_FROM = 4000  # below this many, starting processes costs more than the decoding
-_PROGRESS_AFTER_S = 1.5
 _OF_PYTHON = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError)
 _OF_SIZE = (OverflowError, MemoryError)
 _OF_PILLOW = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -164,7 +162,7 @@ def check_places(places: Sequence[ByteRange], workers: int) -> Iterator[Checked]
     many = len(places) >= _PROCESSES_FROM
     checked_chunks = in_parallel(_check_chunk, chunks, workers, processes=many)
     checked = itertools.chain.from_iterable(checked_chunks)
-    yield from with_progress(checked, len(places), "checking images")
+    yield from track(checked, len(places), "checking images")
 
 
 def _check_chunk(places: Sequence[ByteRange]) -> list[Checked]:
@@ -193,19 +191,3 @@ def _executor(workers: int, processes: bool) -> Executor:
         return ThreadPoolExecutor(workers)
     # never fork: DALI's threads may run already
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-
-
-def with_progress(results: Iterable[_Result], total: int, what: str) -> Iterator[_Result]:
-    """Pass `results` through; after a while, and only on a terminal, with a progress bar."""
-    console, started = Console(stderr=True), time.monotonic()
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    task = progress.add_task("", total=total)
-    try:
-        for result in results:
-            if not progress.live.is_started and time.monotonic() - started > _PROGRESS_AFTER_S:
-                progress.start()
-            progress.advance(task)
-            yield result
-    finally:
-        progress.stop()

@@ -16,8 +16,9 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from fastdeit.data.formats.check import EXTENSIONS, UNREAD, in_parallel, with_progress
+from fastdeit.data.formats.check import EXTENSIONS, UNREAD, in_parallel
 from fastdeit.data.formats.listing import DataError, Listing, number_labels, stamp
+from fastdeit.display.progress import track
 
 MAX_LABEL_BYTES = 2**20
 MAX_EXPANSION = 100_000
@@ -133,7 +134,7 @@ def list_shards(
     stamps = stamp(root, shards)
     many = len(shards) >= _PROCESSES_FROM
     results = in_parallel(scan_shard, list(map(os.fspath, shards)), workers, processes=many)
-    scans = list(with_progress(results, len(shards), "reading shards"))
+    scans = list(track(results, len(shards), "reading shards"))
     files = tuple(os.path.relpath(shard, root) for shard in shards)
     all_samples = Scan()
     counts = []
