@@ -102,7 +102,7 @@ def test_pattern_names_a_shard_that_is_not_there(root: Path) -> None:
         build_index(root, "train/s-{00..03}.tar")
     with pytest.raises(DataError, match="nothing matches"):
         build_index(root, "train/x*.tar")
-    with pytest.raises(DataError, match="no range"):
+    with pytest.raises(DataError, match="must be a rising range"):
         expand_pattern(root, "{9..1}.tar")
 
 
@@ -145,7 +145,7 @@ def test_classes_beside_the_shards(root: Path) -> None:
     assert build_index(root, "val").classes == ("ant", "bee", "cat", "dog")
     (root / "train/classes.txt").write_text("ant\nbee\n")
     with pytest.raises(
-        DataError, match=r"s-00\.tar/0002\.jpg has the label 2; allowed are the 2 classes: ant, bee"
+        DataError, match=r"s-00\.tar/0002\.jpg has the label 2, not one of the 2 classes: ant, bee"
     ):
         build_index(root, "train")
     (root / "train/classes.txt").write_text("ant\nant\n")
@@ -153,9 +153,7 @@ def test_classes_beside_the_shards(root: Path) -> None:
         build_index(root, "train")
 
 
-@pytest.mark.parametrize(
-    ("label", "message"), [("-1", "label -1"), ("9" * 30, "has the label 999")]
-)
+@pytest.mark.parametrize(("label", "message"), [("-1", "label -1"), ("9" * 30, "\(got 999")])
 def test_labels_that_are_no_classes(tmp_path: Path, label: str, message: str) -> None:
     write_tar(tmp_path / "train/0.tar", {"a.jpg": picture(0), "a.cls": label.encode()})
     with pytest.raises(DataError, match=message):
@@ -288,7 +286,7 @@ def test_garbage_within_a_shard(root: Path) -> None:
 def test_two_tars_in_one_file(root: Path) -> None:
     first, second = root / "train/s-00.tar", root / "train/s-01.tar"
     first.write_bytes(first.read_bytes() + second.read_bytes())
-    assert "goes on after its end" in faults(root)["train/s-00.tar"]
+    assert "continues after its end" in faults(root)["train/s-00.tar"]
 
 
 def test_negative_size_does_not_go_round(root: Path) -> None:
@@ -306,7 +304,7 @@ def test_negative_size_does_not_go_round(root: Path) -> None:
 def test_compressed_shards_are_refused(root: Path, name: str) -> None:
     with tarfile.open(root / "train" / name, "w:gz"):
         pass
-    with pytest.raises(DataError, match=f"{name}: a compressed shard cannot be read at random"):
+    with pytest.raises(DataError, match=f"{name}: a compressed shard cannot be read in any order"):
         build_index(root, "train")
     (root / "train" / name).rename(root / "train/s-09.tar")
     assert "not a plain tar file" in faults(root)["train/s-09.tar"]
