@@ -122,7 +122,8 @@ class _Loss(torch.autograd.Function):
     ) -> tuple[torch.Tensor, ...]:
         with torch.enable_grad():
             parts = compute(module.model)
-        ctx.module, ctx.loss = module, parts.loss
+        ctx.module = module
+        ctx.loss = parts.loss
         loss, *others = (part.detach() for part in parts)
         ctx.mark_non_differentiable(*others)
         return loss, *others

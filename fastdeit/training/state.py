@@ -39,8 +39,8 @@ class TrainerState:
         """Of the next optimizer step."""
         self.skipped = 0
         self.digest = 0
-        """Of the samples of all steps so far that this rank answers for: its own, and on rank 0
-        those of earlier processes."""
+        """Of all samples so far that this rank counts: its own, and on rank 0 those of earlier
+        processes."""
         self._whole: nn.Module | None = None
 
     @property

@@ -149,7 +149,8 @@ def test_sharded_weights_are_evaluated_whole(
     trainer = make_trainer(configure(**variants(folder)["3 in pieces"]), world)
     assert run_steps(trainer, SAVED_AT) == pytest.approx(expected[:SAVED_AT], rel=1e-5)
     assert trainer.state.model.head.weight.numel() == 0
-    whole, weights = trainer.state.module(), trainer.state.weights()
+    whole = trainer.state.module()
+    weights = trainer.state.weights()
     assert not whole.training and set(weights) == set(whole.state_dict())
     for name, value in whole.state_dict().items():
         assert torch.equal(value, weights[name]), name
