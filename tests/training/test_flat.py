@@ -44,7 +44,7 @@ def trainer_with_own_parameters(
         def __init__(self, model: nn.Module, groups: list[dict[str, Any]]) -> None:
             super().__init__(model, groups)
             # DeepSpeed puts the parameters of a group one after another, in the group's order
-            self.slices = FlatLossModule(model, groups).slices
+            self.slots = FlatLossModule(model, groups).slots
 
     with monkeypatch.context() as patch:
         patch.setattr(build, "FlatLossModule", OwnParameters)
@@ -147,7 +147,7 @@ def make_flat(model: nn.Module) -> FlatLossModule:
 def gradients(module: FlatLossModule) -> dict[str, torch.Tensor]:
     (flat,) = module.parameters()
     assert flat.grad is not None
-    return {place.name: place.of(flat.grad) for place in module.slices[0]}
+    return {slot.name: slot.of(flat.grad) for slot in module.slots[0]}
 
 
 def test_unused_weight_has_zero_gradient_and_frozen_weight_none() -> None:

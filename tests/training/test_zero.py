@@ -15,8 +15,8 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 
 from fastdeit.checkpoint.store import load_checkpoint, save_checkpoint
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.training.flat import Slice
-from fastdeit.training.zero import Pieces, open_partitions
+from fastdeit.training.flat import ContiguousSlot
+from fastdeit.training.zero import ShardedSlot, open_partitions
 from tests.support.launching import ROOT, free_port
 from tests.support.tiny_student import (
     BATCH,
@@ -175,7 +175,7 @@ def test_gathered_state_equals_what_deepspeeds_getters_return(
     names = [[name] for name in named]
     if stage < 3:
         parameters = list(module.flats)
-        names = [[piece.name for piece in group] for group in module.slices]
+        names = [[slot.name for slot in group] for group in module.slots]
     # DeepSpeed 0.19.8 links the moments after the first group's step: at ZeRO 1 and 2 it finds
     # those of the first group alone
     with_moments = set(parameters[:1] if stage < 3 else parameters)
@@ -246,13 +246,15 @@ def test_parameter_is_read_back_from_all_ranks_parts(ranks: int, shape: tuple[in
     value = torch.randn(shape)
     size = -(-value.numel() // ranks)
     for slot, elements in (
-        (Slice("w", value.shape, 3), value.numel() + 5),
-        (Pieces("w", value.shape, 3, size), size + 5),
+        (ContiguousSlot("w", value.shape, 3), value.numel() + 5),
+        (ShardedSlot("w", value.shape, 3, size), size + 5),
     ):
         parts = torch.full((ranks, elements), torch.nan)
         slot.write(parts, value)
         assert torch.equal(slot.read(parts), value)
-        others = ranks * elements - (size * ranks if isinstance(slot, Pieces) else value.numel())
+        others = ranks * elements - (
+            size * ranks if isinstance(slot, ShardedSlot) else value.numel()
+        )
         assert parts.isnan().sum() == others
 
 
