@@ -50,8 +50,8 @@ def expand_pattern(root: Path, pattern: str) -> tuple[Path, ...]:
             files.append(root / name)
     if not files:
         raise DataError(
-            f"{root}: nothing matches {pattern!r}; it must be a name or a pattern of tar files below "
-            "this folder"
+            f"{root}: nothing matches {pattern!r}; it must be a name or a pattern of tar files "
+            "below this folder"
         )
     return tuple(sorted(set(files)))
 
@@ -63,7 +63,8 @@ def _braces(pattern: str) -> list[str]:
     first, last, names = found.groups()
     if names is None and not 0 <= int(last) - int(first) < MAX_EXPANSION:
         raise DataError(
-            f"{pattern!r}: {first}..{last} must be a rising range of at most {MAX_EXPANSION} numbers"
+            f"{pattern!r}: {first}..{last} must be a rising range of at most {MAX_EXPANSION} "
+            "numbers"
         )
     if names:
         inner = names.split(",")
