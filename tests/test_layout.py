@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import HEAVY
+
 ROOT = Path(__file__).parents[1]
 LIBRARY = sorted(path for path in (ROOT / "fastdeit").rglob("*.py") if "kernels" not in path.parts)
 KERNELS = sorted((ROOT / "kernels").glob("*.py"))
@@ -141,3 +143,7 @@ def test_a_room_is_small_and_says_what_it_holds() -> None:
 def test_the_floor_holds_doors_and_rooms_only() -> None:
     floor = {path.name for path in (ROOT / "fastdeit").glob("*.py")}
     assert floor == {"__init__.py", "__main__.py", "train.py"}
+
+
+def test_the_heavy_test_files_exist() -> None:
+    assert not [name for name in HEAVY if not (ROOT / "tests" / name).is_file()]
