@@ -216,6 +216,13 @@ def read(arch: int) -> dict[tuple[str, ...], dict[str, str]]:
     return {tuple(row[name] for name in KEYS): row for row in rows}
 
 
+def heaviest(arch: int) -> set[str]:
+    """Return the launches in which a kernel of the checked-in table takes the most registers."""
+    with table(arch).open(newline="", encoding="utf-8") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: int(row["registers"]))
+    return set({row["kernel"]: row["launch"] for row in rows}.values())
+
+
 def write(rows: list[Row], arch: int) -> None:
     with table(arch).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
@@ -236,12 +243,12 @@ def compare(row: Row, before: dict[tuple[str, ...], dict[str, str]]) -> list[str
 
 
 def compile_all(
-    ops: tuple[str, ...], arch: int, before: dict[tuple[str, ...], dict[str, str]]
+    chosen: list[Launch], arch: int, before: dict[tuple[str, ...], dict[str, str]]
 ) -> tuple[list[Row], int]:
     """Compile and print; returns the rows and how many problems were found."""
     rows: list[Row] = []
     count = 0
-    for launch in launches(ops):
+    for launch in chosen:
         for row in compile_launch(launch, arch):
             rows.append(row)
             print(
@@ -272,12 +279,20 @@ def main() -> None:
         action="store_true",
         help="fail where a kernel is worse than in the checked-in table",
     )
+    parser.add_argument(
+        "--heaviest",
+        action="store_true",
+        help="only the launch of each kernel that takes the most registers",
+    )
     arguments = parser.parse_args()
+    if arguments.write and arguments.heaviest:
+        parser.error("--write must be used without --heaviest: it writes the whole table")
     total = 0
     for arch in arguments.arch:
-        rows, count = compile_all(
-            tuple(arguments.only), arch, read(arch) if arguments.check else {}
-        )
+        chosen = launches(tuple(arguments.only))
+        if arguments.heaviest:
+            chosen = [launch for launch in chosen if launch.name in heaviest(arch)]
+        rows, count = compile_all(chosen, arch, read(arch) if arguments.check else {})
         total += count
         if arguments.write:
             write(rows, arch)

@@ -106,9 +106,10 @@ class FlatLossModule(LossModule):
         return flats
 
     def _views(self, flats: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return [
-            slot.of(flat) for flat, slots in zip(flats, self.slots, strict=True) for slot in slots
-        ]
+        views = []
+        for flat, slots in zip(flats, self.slots, strict=True):
+            views += [slot.of(flat) for slot in slots]
+        return views
 
 
 class _Loss(torch.autograd.Function):

@@ -1,5 +1,7 @@
-"""The benchmark of whole steps: that timm does the same work, that a wrong loss stops a row, and
-what a row holds."""
+"""`benchmarks.bench_engine`: equality of timm's steps and ours, rejected losses, columns of a row.
+
+.venv/bin/python -m pytest tests/benchmarks/test_bench_engine.py, about 35 s
+"""
 
 import itertools
 import math
@@ -12,10 +14,11 @@ import pytest
 import torch
 
 from benchmarks import bench_engine, harness
-from benchmarks.bench_engine import CASES, WAYS, Case, check_loss, check_untrained
+from benchmarks.bench_engine import CASES, IMPLEMENTATIONS, Case, check_loss, check_untrained
 from benchmarks.peers import TimmTrainer, no_branch_dropped
 from benchmarks.trainers import all_kept, make_config, make_trainer, micro_batches
 from fastdeit.config.schema import Config
+from fastdeit.data.batch import Batch
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.training.trainer import Trainer
 from tests.support.launching import FOREIGN
@@ -31,30 +34,33 @@ def world() -> World:
 
 
 def pair(config: Config, world: World, mode: str | None = None) -> tuple[Trainer, TimmTrainer]:
-    """Ours and timm's with the same weights, and the same average of them."""
+    """Return our trainer and timm's with equal weights and equal EMA weights."""
     ours = make_trainer(config, world)
     theirs = TimmTrainer(config, CPU, mode)
-    for model in (theirs.model, theirs.average.module):
+    for model in (theirs.model, theirs.ema.module):
         model.load_state_dict(ours.state.weights())
     return ours, theirs
+
+
+def assert_equal_losses(ours: Trainer, theirs: TimmTrainer, batch: Batch, steps: int) -> None:
+    """Train both for some steps without DropPath and compare the losses."""
+    kept = all_kept(batch)
+    with no_branch_dropped():
+        for _ in range(steps):
+            expected = ours.train_step([kept])[0].item()
+            assert theirs.train_step(kept).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("clip_grad", [None, 1.0])
 def test_steps_of_timm_equal_ours(clip_grad: float | None, world: World) -> None:
     config = make_config("toy", 4, precision="fp32", clip_grad=clip_grad)
     ours, theirs = pair(config, world)
-    batch = all_kept(micro_batches(config, CPU)[0])
-    with no_branch_dropped():
-        for _ in range(5):
-            assert theirs.train_step(batch).item() == pytest.approx(
-                ours.train_step([batch])[0].item(), rel=1e-5
-            )
-    average = ours.state.ema_weights()
-    assert average is not None and ours.lr == max(
-        group["lr"] for group in theirs.optimizer.param_groups
-    )
+    assert_equal_losses(ours, theirs, micro_batches(config, CPU)[0], steps=5)
+    assert ours.lr == max(group["lr"] for group in theirs.optimizer.param_groups)
     assert_near(ours.state.weights(), theirs.model.state_dict())
-    assert_near(average, theirs.average.module.state_dict())
+    ema_weights = ours.state.ema_weights()
+    assert ema_weights is not None
+    assert_near(ema_weights, theirs.ema.module.state_dict())
 
 
 def test_timm_skips_a_non_finite_step_without_a_sync(world: World) -> None:
@@ -66,38 +72,29 @@ def test_timm_skips_a_non_finite_step_without_a_sync(world: World) -> None:
     batch.images[0] = torch.inf
     counted = bench_engine.count_on_cpu(lambda: theirs.train_step(batch))
     assert counted["waits"] == 0
-    assert all(
-        torch.equal(before[name], value) for name, value in theirs.model.state_dict().items()
-    )
+    for name, value in theirs.model.state_dict().items():
+        assert torch.equal(before[name], value)
 
 
 @pytest.mark.slow
 def test_compiled_steps_of_timm_equal_ours(world: World) -> None:
     config = make_config("toy", 4, precision="fp32")
     ours, theirs = pair(config, world, mode="default")
-    batch = all_kept(micro_batches(config, CPU)[0])
-    with no_branch_dropped():
-        for _ in range(3):
-            assert theirs.train_step(batch).item() == pytest.approx(
-                ours.train_step([batch])[0].item(), rel=1e-5
-            )
+    assert_equal_losses(ours, theirs, micro_batches(config, CPU)[0], steps=3)
 
 
 def test_row_has_every_column(world: World) -> None:
     case = Case("toy", 4, "bf16", "ours, clipping")
     row = bench_engine.row_of(case, bench_engine.run(case, world), harness.environment(CPU), CPU)
     assert set(row) == set(harness.COLUMNS)
-    empty = {"gbps", "pct_of_copy", "idle_pct"}  # no least number of bytes; no GPU
+    empty = {"gbps", "pct_of_copy", "idle_pct"}  # a step has no least number of bytes; no GPU
     assert {name for name in row if row[name] == ""} - {"dali", "deepspeed"} == empty
-    assert (
-        row["impl"] == "ours, clipping"
-        and row["shape"] == "toy 4"
-        and float(row["ms_p20"]) <= float(row["ms_p80"])
-    )
+    assert row["impl"] == "ours, clipping" and row["shape"] == "toy 4"
+    assert float(row["ms_p20"]) <= float(row["ms_p80"])
 
 
 class Event:
-    """Stands for a mark on a GPU's own clock, which reads 2 ms more at each."""
+    """A stand-in for a CUDA event; each record is 2 ms after the one before."""
 
     clock = itertools.count(0, 2)
 
@@ -136,12 +133,8 @@ def test_gpu_columns_are_filled(
 
     row = bench_engine.measure(step, torch.device("cuda"), images=8)
     assert (row["ms_p20"], row["ms_p50"], row["ms_p80"], row["images_per_s"]) == (2, 2, 2, 4000)
-    assert (row["peak_mib"], row["waits"], row["launches"], row["idle_pct"]) == (
-        2,
-        1,
-        launches,
-        idle,
-    )
+    assert (row["peak_mib"], row["waits"]) == (2, 1)
+    assert (row["launches"], row["idle_pct"]) == (launches, idle)
 
 
 def test_loss_that_differs_from_timm_fails_the_row(
@@ -174,9 +167,8 @@ def test_every_case_has_an_implementation_and_a_config(device: str) -> None:
     cases = CASES[device]
     assert len(set(cases)) == len(cases)
     for case in cases:
-        config = make_config(
-            case.student, case.batch, precision=case.dtype, **WAYS[case.impl].changes
-        )
+        changes = IMPLEMENTATIONS[case.impl].changes
+        config = make_config(case.student, case.batch, precision=case.dtype, **changes)
         assert config.optim.batch_size == config.optim.micro_batch == case.batch
 
 
@@ -202,9 +194,8 @@ def test_no_case_starts_after_the_time_limit(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["bench_engine", "--out", str(tmp_path), "--seconds", "-1"])
     bench_engine.main()
-    assert capsys.readouterr().out.count("left out, no time") == len(CASES["cpu"]) and not list(
-        tmp_path.iterdir()
-    )
+    assert capsys.readouterr().out.count("skipped, no time") == len(CASES["cpu"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_benchmark_runs_without_dali_numba_pyarrow_and_tyro() -> None:

@@ -1,5 +1,7 @@
-"""The record of steps that two commits are compared by: what it hashes, and that a difference is
-found."""
+"""`benchmarks.compare_steps`: forms, hashes, and the comparison of two recordings.
+
+.venv/bin/python -m pytest tests/benchmarks/test_compare_steps.py, about 10 s
+"""
 
 import json
 from pathlib import Path
@@ -22,13 +24,10 @@ def test_forms_have_unique_names_and_even_micro_batches() -> None:
 
 def test_hash_depends_on_names_and_single_bits() -> None:
     value = torch.zeros(3, 2, dtype=torch.bfloat16)
-    hashes = {
-        hash_tensors({"a": value}),
-        hash_tensors({"b": value}),
-        hash_tensors({"a": -value}),
-        hash_tensors({}),
-    }
-    assert len(hashes) == 4 and hash_tensors({"a": value.t().clone().t()}) in hashes
+    inputs: list[dict[str, torch.Tensor]] = [{"a": value}, {"b": value}, {"a": -value}, {}]
+    hashes = {hash_tensors(named) for named in inputs}
+    assert len(hashes) == 4
+    assert hash_tensors({"a": value.t().clone().t()}) in hashes
 
 
 def test_restored_form_equals_the_recorded_one(

@@ -1,4 +1,7 @@
-"""The files of the benchmarks' results: rows of several times and benchmarks in one file."""
+"""The result files of the benchmarks: rows of several dates and benchmarks in one file.
+
+.venv/bin/python -m pytest tests/benchmarks/test_harness.py, about 3 s
+"""
 
 import csv
 from pathlib import Path

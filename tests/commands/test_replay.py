@@ -3,10 +3,7 @@ its images since."""
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +31,8 @@ from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.trainer import Trainer
 from tests.support.cache_runs import MODEL, Setting, train
 from tests.support.compare_runs import EPOCHS, FLAGS, assert_same_samples, steps_of
-from tests.support.launching import ROOT, Launch, free_port
+from tests.support.launching import ROOT
+from tests.support.ranks import Ranks, run_fastdeit
 
 NUMBERS = ("loss", "base", "distill", "grad_norm", "lr")
 STEPS = 9
@@ -48,8 +46,8 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
 
 @pytest.fixture(scope="module")
 def run(setting: Setting) -> Path:
-    """A run with two micro-batches per step, a line of the log for each step, and checkpoints of steps
-    6 and 9."""
+    """A run with two micro-batches per step, a line of the log for each step, and checkpoints of
+    steps 6 and 9."""
     folder = setting.root / "run"
     assert setting.train(folder, *setting.taught, "--micro-batch", "8", "--reprob", "0.5") == 0
     return folder
@@ -78,8 +76,8 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def assert_as_recorded(folder: Path, step: int, **tolerance: Any) -> dict[str, Any]:
-    """Assert that the replay of a step with a line of the log for itself equals that line, bit for bit
-    unless a tolerance is given; return step.json."""
+    """Assert that the replay of a step with a line of the log for itself equals that line, bit for
+    bit unless a tolerance is given; return step.json."""
     found = read_step(folder, step)
     line = next(line for line in steps_of(folder) if line["step"] == step + 1)
     for name in NUMBERS:
@@ -439,10 +437,10 @@ def moved_run(setting: Setting) -> Path:
     keep = ["--keep-checkpoints", "4"]
     assert setting.train(folder, *shared, *keep, "--stop-after-steps", "4", epochs=EPOCHS) == 0
     argv = [*setting.samples, *MODEL, *shared, *keep, "--epochs", str(EPOCHS)]
-    launch = Launch(
-        folder, [*argv, "--stop-after-steps", "5", "--zero-stage", "2", "--micro-batch", "4"]
-    )
-    assert launch.wait() == 0, launch.output
+    form = ["--stop-after-steps", "5", "--zero-stage", "2", "--micro-batch", "4"]
+    command = ["train", *argv, *form, "--output-dir", str(folder)]
+    both = Ranks(setting.root / "log", run_fastdeit, command)
+    assert both.wait() == 0, both.output
     assert (
         setting.train(
             folder, *shared, *keep, "--zero-stage", "3", "--micro-batch", "8", epochs=EPOCHS
@@ -478,24 +476,10 @@ def test_one_process_replays_a_step_of_two(moved_run: Path) -> None:
     assert_as_recorded(moved_run, 10)
 
 
-def launch_replay(folder: Path, step: int) -> subprocess.CompletedProcess[str]:
-    """Replay a step on two processes."""
-    launcher = "-m deepspeed.launcher.runner -q --no_local_rank --num_accelerators 2".split()
-    module = f"--master_port {free_port()} --module fastdeit replay".split()
-    command = [sys.executable, *launcher, *module, str(folder), "--step", str(step)]
-    cpu = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment = os.environ | cpu
-    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
-        environment.pop(name, None)
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=200
-    )
-
-
-@pytest.mark.slow
-def test_two_processes_replay_a_step_of_two_bit_for_bit(moved_run: Path) -> None:
-    end = launch_replay(moved_run, 7)
-    assert end.returncode == 0, end.stdout + end.stderr
+def test_two_processes_replay_a_step_of_two_bit_for_bit(moved_run: Path, tmp_path: Path) -> None:
+    command = ["replay", str(moved_run), "--step", "7"]
+    both = Ranks(tmp_path / "log", run_fastdeit, command)
+    assert both.wait() == 0, both.output
     found = assert_as_recorded(moved_run, 7)
     assert found["notes"] == [] and found["processes"] == {"run": 2, "replay": 2, "micro_batch": 4}
     assert len(json.loads((moved_run / "replay-7" / "plan.json").read_text())) == 16

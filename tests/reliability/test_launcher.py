@@ -98,6 +98,16 @@ def test_lost_ssh_connection_of_another_machine_is_seen(through: list[str], tmp_
         wait_for_output(log, ["began", "began", "alive", "dead"])
 
 
+@pytest.mark.parametrize(("first", "expected"), [(RUNNER, "dead"), ("shell.py", "alive")])
+def test_death_of_the_runner_is_seen_and_that_of_a_shell_is_ignored(
+    first: str, expected: str, tmp_path: Path
+) -> None:
+    with chain(tmp_path, [first, LAUNCH], REPORT_TWICE) as log:
+        wait_for_output(log, ["began", "began", "alive"])
+        kill_first(log)
+        wait_for_output(log, ["began", "began", "alive", expected])
+
+
 def test_import_changes_nothing_and_without_rank_there_is_no_launcher() -> None:
     """PR_GET_PDEATHSIG (2) shows whether the system sends a signal when the parent ends."""
     code = """

@@ -25,10 +25,10 @@ from fastdeit.plan.build import build_plan
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.teacher_cache.format import decode
 from fastdeit.teacher_cache.reader import Cache, CachedTeacher, make_entry
-from tests.commands.test_train import damaging
-from tests.run.test_launch import launch
+from tests.commands.test_train import damaging_loader
 from tests.support.cache_runs import MODEL, Setting, flip, write_teacher
 from tests.support.compare_runs import assert_other_weights, assert_same_weights
+from tests.support.ranks import Ranks, run_fastdeit
 
 LOADED = "load_teacher was called"
 
@@ -176,11 +176,13 @@ def test_two_processes_read_the_same_cache(setting: Setting, tmp_path: Path) -> 
         "--stop-after-steps",
         "4",
     ]
-    end = launch(2, [*flags, "--cache-miss", "ground-truth", "--output-dir", str(tmp_path)])
-    assert end.returncode == 0, end.stdout + end.stderr
-    assert losses(tmp_path) == pytest.approx(losses(setting.root / "live")[:4], rel=1e-4)
+    folder = tmp_path / "run"
+    command = ["train", *flags, "--cache-miss", "ground-truth", "--output-dir", str(folder)]
+    both = Ranks(tmp_path / "log", run_fastdeit, command)
+    assert both.wait() == 0, both.output
+    assert losses(folder) == pytest.approx(losses(setting.root / "live")[:4], rel=1e-4)
     assert [
-        line["unrecorded"] for line in read_json_lines(tmp_path / "metrics.jsonl") if "loss" in line
+        line["unrecorded"] for line in read_json_lines(folder / "metrics.jsonl") if "loss" in line
     ] == [0] * 4
 
 
@@ -192,19 +194,10 @@ def test_two_processes_with_a_cache_equal_two_with_the_teacher(
         ("live", setting.taught),
         ("cached", ["--cache", str(setting.root / "hard")]),
     ):
-        end = launch(
-            2,
-            [
-                *setting.samples,
-                *MODEL,
-                "--epochs",
-                "3",
-                *more,
-                "--output-dir",
-                str(tmp_path / name),
-            ],
-        )
-        assert end.returncode == 0, end.stdout + end.stderr
+        command = ["train", *setting.samples, *MODEL, "--epochs", "3", *more]
+        command += ["--output-dir", str(tmp_path / name)]
+        both = Ranks(tmp_path / f"{name}.log", run_fastdeit, command)
+        assert both.wait() == 0, both.output
     assert (
         losses(tmp_path / "cached") == losses(tmp_path / "live")
         and len(losses(tmp_path / "live")) == 9
@@ -535,7 +528,7 @@ def test_record_of_a_bad_image_is_not_used_for_another(
     for way in ways if miss == "live" else ["cached"]:
         data = Path(shutil.copytree(setting.data, tmp_path / way / "data"))
         with monkeypatch.context() as patch:
-            patch.setattr(data_build, "TrainLoader", damaging(data / "train/square/02.jpg"))
+            patch.setattr(data_build, "TrainLoader", damaging_loader(data / "train/square/02.jpg"))
             ends[way] = setting.train(tmp_path / way / "run", "--data-path", str(data), *ways[way])
     if miss == "live":
         assert ends == {"live": 0, "cached": 0}

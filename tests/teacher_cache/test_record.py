@@ -5,8 +5,6 @@ import errno
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -36,6 +34,7 @@ from tests.support.cache_runs import (
     write_teacher,
 )
 from tests.support.compare_runs import assert_same_weights
+from tests.support.ranks import Ranks, run_fastdeit
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,23 +92,17 @@ def test_killed_recording_restarts_to_the_same_bytes(
     attempt: int, setting: Setting, tmp_path: Path
 ) -> None:
     argv = command(setting, tmp_path / "c", "--epochs", "0-60")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastdeit", "cache", "build", *argv],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    log = tmp_path / "log"
+    builder = Ranks(log, run_fastdeit, ["cache", "build", *argv], world_size=1)
     deadline, chunks = time.monotonic() + 120, tmp_path / "c" / "chunks.bin"
     while (
         not (chunks.exists() and chunks.stat().st_size)
         and time.monotonic() < deadline
-        and process.poll() is None
+        and builder.is_alive
     ):
         time.sleep(0.002)
     time.sleep(float(np.random.default_rng().uniform(0, 0.3)))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    builder.kill()
     done = int(Cache(tmp_path / "c").coverage().sum())
     assert 0 < done < 61 * 6, f"it was killed too late or too early: {done} chunks"
     if done > 18:  # what lies beyond the epochs that are compared
@@ -225,33 +218,13 @@ def test_merge_of_different_samples_fails(
 
 
 def test_two_processes_record_the_same_bytes(setting: Setting, tmp_path: Path) -> None:
-    """They run under the launcher, as in docs/cache.md."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    flags = "-q --num_accelerators 2 --no_local_rank --module --master_port"
-    launcher = ["-m", "deepspeed.launcher.runner", *flags.split()]
-    argv = [
-        sys.executable,
-        *launcher,
-        str(port),
-        "fastdeit",
-        "cache",
-        "build",
-        *command(setting, tmp_path / "c"),
-    ]
-    end = subprocess.run(
-        argv,
-        cwd=ROOT,
-        env=environment() | {"CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert end.returncode == 0, end.stdout + end.stderr
+    argv = ["cache", "build", *command(setting, tmp_path / "c")]
+    both = Ranks(tmp_path / "log", run_fastdeit, argv)
+    assert both.wait() == 0, both.output
     assert same_files(tmp_path / "c", setting.root / "whole")
     assert (
-        end.stdout.count("18 of 18 chunks of part 1/1 recorded") == 1
-        and "on this rank of 2" in end.stdout
+        both.output.count("18 of 18 chunks of part 1/1 recorded") == 1
+        and "on this rank of 2" in both.output
     )
 
 

@@ -1,9 +1,6 @@
 """Every ZeRO stage, on one process and on two: losses of plain torch, resume at other stages."""
 
 import json
-import os
-import subprocess
-import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,8 @@ from fastdeit.checkpoint.store import load_checkpoint, save_checkpoint
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.training.flat import ContiguousSlot
 from fastdeit.training.zero import ShardedSlot, open_partitions
-from tests.support.launching import ROOT, free_port
+from tests.support import zero_ranks
+from tests.support.ranks import Ranks
 from tests.support.tiny_student import (
     BATCH,
     LOSSES,
@@ -61,35 +59,8 @@ def save_and_launch(folder: Path, form: str, world: World) -> dict[str, Any]:
         run_steps(trainer, SAVED_AT)
         tensors, state = trainer.state.gather()
         save_checkpoint(folder / "one" / str(stage), state["step"], tensors, state, keep=2)
-    launcher = [
-        sys.executable,
-        "-m",
-        "deepspeed.launcher.runner",
-        "-q",
-        "--no_local_rank",
-        "--num_accelerators",
-        "2",
-    ]
-    command = [
-        *launcher,
-        "--master_port",
-        str(free_port()),
-        "--module",
-        "tests.support.zero_ranks",
-        str(folder),
-        form,
-    ]
-    environment = os.environ | {
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
-        environment.pop(name, None)
-    end = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=500
-    )
-    assert end.returncode == 0, end.stdout + end.stderr
+    both = Ranks(folder / "log", zero_ranks.main, folder, form == "full")
+    assert both.wait(500) == 0, both.output
     return json.loads((folder / "two.json").read_text())
 
 
