@@ -1,13 +1,8 @@
-"""The table of an image folder: its order, its cache, its errors; rows that come back; and the
-embedded digits."""
+"""The index of an image folder: its order, its table on disk, its errors, and the images of an
+earlier start."""
 
 import os
 import shutil
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +14,8 @@ from torchvision.datasets import ImageFolder
 
 from fastdeit.data import table
 from fastdeit.data.formats import check
-from fastdeit.data.formats.check import ByteRange, Checked, ImageInfo, check_place
-from fastdeit.data.formats.digits import write_digits
-from fastdeit.data.formats.listing import DataError, Listing, stamp
+from fastdeit.data.formats.check import ByteRange, Checked, check_place
+from fastdeit.data.formats.listing import DataError, Listing
 from fastdeit.data.index import Index, build_index
 from fastdeit.data.snapshot import keep_images, reconcile
 
@@ -46,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def settle(root: Path) -> None:
-    """Make everything look old, for what changed just now is looked at again."""
+    """Make everything look old, for a path that changed just now is read again."""
     for parent, folders, files in os.walk(root):
         for name in (*folders, *files, "."):
             os.utime(os.path.join(parent, name), (1e9, 1e9), follow_symlinks=False)
@@ -409,127 +403,3 @@ def test_a_run_keeps_the_images_that_it_began_with(folder: Path, tmp_path: Path)
         "train/cat/a.WebP",
         "train/cat/b.png",
     ]
-
-
-def synthetic(root: Path, images: int) -> Path:
-    """A data set of a thousand classes without its files: only the folders are there, and the
-    table."""
-    classes = [f"n{number:08}" for number in range(1000)]
-    for name in classes:
-        (root / "train" / name).mkdir(parents=True)
-    settle(root)
-    labels = np.repeat(np.arange(1000), images // 1000)
-    names = [
-        f"train/{classes[label]}/{classes[label]}_{row}.JPEG"
-        for row, label in enumerate(labels.tolist())
-    ]
-    same = np.full(len(labels), 100_000)
-    stamps = stamp(root, [root / "train", *(root / "train").iterdir()])
-    listing = Listing(
-        tuple(classes), pa.array(names).cast(pa.binary()), labels, same, same, stamps, facts=FACTS
-    )
-    source = {"kind": "folder", "paths": ["train"], "classes": classes}
-    table.build_table(listing, root, source, table.table_places(root, "train", None), 1)
-    return root
-
-
-FACTS = ImageInfo(375, 500, "JPEG", "RGB", 1)
-
-
-def check_load(root: Path, images: int, seconds: float, mebibytes: float) -> None:
-    started = time.perf_counter()
-    index = build_index(root, "train")
-    index.fingerprint()
-    taken = time.perf_counter() - started
-    assert len(index) == images and taken < seconds
-    arrays: Sequence[np.ndarray] = (index.labels, index.sizes, index.num_bytes)
-    assert (sum(array.nbytes for array in arrays) + index.names.nbytes) / 2**20 < mebibytes
-
-
-def test_a_large_table_loads_fast(tmp_path: Path) -> None:
-    check_load(synthetic(tmp_path, 100_000), 100_000, seconds=1, mebibytes=8)
-
-
-@pytest.mark.slow
-def test_the_table_of_imagenet_loads_fast(tmp_path: Path) -> None:
-    root = synthetic(tmp_path, 1_281_000)
-    check_load(root, 1_281_000, seconds=2, mebibytes=130)
-    code = (
-        f"from pathlib import Path; from fastdeit.data.index import build_index;"
-        f"build_index(Path({str(root)!r}), 'train').fingerprint();"
-        f"print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
-    )
-    peak_kib = int(
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout
-    )
-    assert peak_kib < 500 * 1024
-
-
-def test_encoding_a_row_takes_microseconds(tmp_path: Path) -> None:
-    index = build_index(synthetic(tmp_path, 10_000), "train")
-    rows = np.random.default_rng(0).integers(0, len(index), 256)
-    index.encoded(rows)
-    fastest = min(timed(index, rows) for _ in range(20))
-    assert fastest / len(rows) < 10e-6  # 2e-6 on a quiet core
-
-
-def timed(index: Index, rows: np.ndarray) -> float:
-    started = time.perf_counter()
-    index.encoded(rows)
-    return time.perf_counter() - started
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_digits(tmp_path_factory.mktemp("digits") / "digits")
-
-
-def test_digits_are_a_stratified_split(digits: Path) -> None:
-    train, val = build_index(digits, "train"), build_index(digits, "val")
-    assert len(train) + len(val) == 1797
-    counts = np.bincount(train.labels), np.bincount(val.labels)
-    np.testing.assert_array_equal(counts[1], (counts[0] + counts[1]) // 5)
-    numbers = {path(index, i).stem for index in (train, val) for i in range(len(index))}
-    assert len(numbers) == 1797
-    assert (train.sizes == 32).all()
-
-
-def test_digits_are_gray_and_show_the_digit(digits: Path) -> None:
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    index = build_index(digits, "val")
-    for row in (0, 100, 354):
-        image, number = Image.open(path(index, row)), int(path(index, row).stem)
-        assert image.mode == "L" and data.target[number] == index.labels[row]
-        small = np.asarray(image.resize((8, 8), Image.Resampling.BOX)) / 255 * 16
-        assert np.corrcoef(small.ravel(), data.images[number].ravel())[0, 1] > 0.97
-
-
-def test_digits_are_written_once(digits: Path) -> None:
-    stamp = (digits / "train/0").stat().st_mtime_ns
-    assert write_digits(digits) == digits
-    assert (digits / "train/0").stat().st_mtime_ns == stamp
-
-
-def test_digits_written_by_several_at_once(tmp_path: Path) -> None:
-    threads = [threading.Thread(target=write_digits, args=(tmp_path / "digits",)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [entry.name for entry in tmp_path.iterdir()] == ["digits"]
-    assert len(list((tmp_path / "digits").rglob("*.png"))) == 1797
-
-
-def test_digits_do_not_overwrite_a_folder_in_use(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").touch()
-    with pytest.raises(FileExistsError, match="must be a new or an empty folder"):
-        write_digits(tmp_path)
-    assert [
-        entry.name
-        for entry in tmp_path.parent.iterdir()
-        if entry.name.startswith(f".{tmp_path.name}")
-    ] == []
