@@ -1,5 +1,5 @@
-"""Time of `kernels/mix.py` and `mix_patches.py` against torch.compile, timm's Mixup and torchvision's
-v2.
+"""Time of `kernels/mix.py` and `mix_patches.py` against torch.compile, timm's Mixup and
+torchvision's v2.
 
 python -m benchmarks.bench_mix [--out FOLDER]
 
@@ -91,7 +91,7 @@ LAUNCHES = [
 
 
 def patchify(images: torch.Tensor) -> torch.Tensor:
-    """Return patches of mixed images as users of the peers compute them, (B, N, 3·P·P) contiguous."""
+    """Return patches of mixed images, as users of the peers compute them, (B, N, 3·P·P)."""
     return F.pixel_unshuffle(images, PATCH).flatten(2).transpose(1, 2).contiguous()
 
 

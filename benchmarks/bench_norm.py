@@ -49,7 +49,7 @@ def _launch(
     dy: bool = True,
     dx_new: bool = True,
 ) -> harness.Launch:
-    """Return a launch of forward and backward; name: dtype of the stream, D, dtype of the weights."""
+    """Return a launch of forward and backward; name: dtype of x, D, dtype of the weights."""
     dtype, width, weight_dtype = name.split()
     dim = int(width)
 
