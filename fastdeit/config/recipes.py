@@ -111,7 +111,8 @@ def digits() -> Config:
 
 _FASHION = Config().replace(
     data={
-        "data_path": "/usr/share/datasets/fashion-mnist",  # where Debian's package dataset-fashion-mnist puts it
+        # of Debian's package dataset-fashion-mnist
+        "data_path": "/usr/share/datasets/fashion-mnist",
         "input_size": 28,
         "mean": (0.286, 0.286, 0.286),
         "std": (0.353, 0.353, 0.353),

@@ -52,7 +52,8 @@ class SampleParams:
     flip: np.ndarray
     """bool (B,): mirrored left to right."""
     ops: np.ndarray
-    """int32 (B, layers): number of the operation in `OPERATIONS`; -1 where the layer does nothing."""
+    """int32 (B, layers): place of the operation in `OPERATIONS`; -1 where the layer does
+    nothing."""
     op_args: np.ndarray
     """float64 (B, layers): timm's argument of the operation, signed (degrees, bits, threshold,
     factor, fraction, radius); 0 if none."""
@@ -112,8 +113,8 @@ class Plan:
         self._order.cache_clear()
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over everything that decides the draws of `draw`, except excluded images;
-        DropPath's rates are the student's, not part of it."""
+        """Return a SHA-256 over everything that decides the draws of `draw`, except excluded
+        images; DropPath's rates are the student's, not part of it."""
         facts = {
             "version": VERSION,
             "spec": dataclasses.asdict(self.spec),

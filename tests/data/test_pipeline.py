@@ -188,7 +188,8 @@ def test_unresized_pixels_are_exact(
 def erased(
     index: Index, mode: str, place: str, backend: str = "native"
 ) -> tuple[np.ndarray, np.ndarray, SampleParams]:
-    """Images, the mask of the erased pixels (B, S, S), and the draws; every other sample is erased."""
+    """Return images, the mask of the erased pixels (B, S, S), and the draws; every other sample is
+    erased."""
     count, spec = (
         len(index),
         PlanSpec(input_size=SIDE, repeats=1, ra_layers=0, reprob=1.0, remode=mode),
@@ -238,7 +239,7 @@ def test_erasing_pixel_is_normal_noise(index: Index, backend: str, place: str) -
     )  # float16 has some 20,000 numbers for it
 
 
-def test_native_noise_is_the_window_that_the_key_names(index: Index, place: str) -> None:
+def test_native_noise_is_the_window_that_the_key_chooses(index: Index, place: str) -> None:
     images, mask, draws = erased(index, "pixel", place)
     bank = noise_bank(SIDE).astype(images.dtype)
     for row in range(0, len(index), 2):
@@ -251,7 +252,7 @@ def test_native_noise_is_the_window_that_the_key_names(index: Index, place: str)
         )
 
 
-def test_bank_is_the_same_everywhere() -> None:
+def test_the_noise_bank_is_the_same_everywhere() -> None:
     """Philox's integers are exact; the normal transform may differ in the last bit of float32."""
     bank = noise_bank(1)
     assert (bank.shape, bank.dtype) == ((3, 257, 257), np.float32)
@@ -316,7 +317,7 @@ def test_native_is_close_to_exact(index: Index, place: str, distances: Distances
 
 
 @pytest.mark.parametrize("crop_pct", [0.875, 0.9, 1.0])
-def test_evaluation_sees_what_torchvision_does(
+def test_evaluation_images_equal_torchvisions(
     index: Index, crop_pct: float, backend: str, place: str, distances: Distances
 ) -> None:
     chosen = options(len(index), backend=backend, device=device_of(place))
@@ -380,7 +381,7 @@ WHOLE: dict[tuple[str, str], tuple[float | None, float]] = {
 @pytest.mark.parametrize(
     "place", ["as_gpu", pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True
 )
-def test_with_everything_on_all_places_see_the_same(
+def test_with_all_steps_on_all_places_give_the_same_images(
     index: Index,
     plan: Plan,
     replayed: dict[str, np.ndarray],
@@ -436,7 +437,9 @@ def test_dali_accepts_the_graph_of_a_gpu(spec: PlanSpec, decoder: str) -> None:
     ("backend", "decoder"),
     [("native", "mixed"), ("native", "hardware"), ("native", "cpu"), ("exact", "cpu")],
 )
-def test_gpu_replays(index: Index, plan: Plan, backend: str, decoder: str) -> None:
+def test_a_gpu_replays_samples_bit_for_bit(
+    index: Index, plan: Plan, backend: str, decoder: str
+) -> None:
     whole, parts = (
         run_on_gpu(index, plan, np.arange(16), size, backend=backend, decoder=decoder)
         for size in (16, 4)

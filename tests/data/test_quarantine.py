@@ -253,6 +253,30 @@ def test_too_many_bad_files_stop_the_run(root: Path) -> None:
         epoch_of(index)
 
 
+class LargeIndex:
+    """As much of an index of 200,000 files as a quarantine needs."""
+
+    split = "train"
+    root = Path("data")
+
+    def __len__(self) -> int:
+        return 200_000
+
+    def name(self, row: int) -> str:
+        return f"{row}.jpg"
+
+    def count_files(self, rows: np.ndarray) -> int:
+        return len(rows)
+
+
+def test_one_file_in_ten_thousand_may_be_bad() -> None:
+    quarantine = Quarantine(LargeIndex())  # type: ignore[arg-type]
+    quarantine.add(dict.fromkeys(range(20), "is bad"))
+    assert len(quarantine) == 20
+    with pytest.raises(DataError, match="21 images could not be read"):
+        quarantine.add({20: "is bad"})
+
+
 def test_a_shard_that_is_cut_leaves_at_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

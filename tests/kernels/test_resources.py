@@ -4,6 +4,7 @@ GPU, against the checked-in tables.
 .venv/bin/python -m pytest tests/kernels/test_resources.py, about 60 s
 """
 
+import csv
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.harness import Launch, Row
-from benchmarks.resources import compare, problems, worsened
+from benchmarks.resources import compare, heaviest, problems, table, worsened
 
 ROOT = Path(__file__).parents[2]
 COUNTS: Row = {"loads": 4, "loads_128": 4, "stores": 2, "stores_128": 2, "wgmma": 4, "mma": 0}
@@ -21,19 +22,36 @@ GOOD: Row = {"kernel": "_k", **SIZES, **COUNTS}
 LAUNCH = Launch("k", lambda: None, wgmma=("_k",), streams=("_k",))
 
 
-@pytest.mark.parametrize("arch", [90, pytest.param(80, marks=pytest.mark.slow)])
-def test_no_kernel_needs_more_than_the_checked_in_table(arch: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arch", "flags", "fewest"),
+    [
+        (90, ["--heaviest"], 20),
+        pytest.param(90, [], 180, marks=pytest.mark.slow),
+        pytest.param(80, [], 180, marks=pytest.mark.slow),
+    ],
+    ids=["sm_90, heaviest launches", "sm_90", "sm_80"],
+)
+def test_no_kernel_needs_more_than_the_checked_in_table(
+    arch: int, flags: list[str], fewest: int, tmp_path: Path
+) -> None:
     """Runs in a separate process: a kernel decorated under the interpreter cannot be compiled."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     gate = subprocess.run(
-        [sys.executable, "-m", "benchmarks.resources", "--check", "--arch", str(arch)],
+        [sys.executable, "-m", "benchmarks.resources", "--check", "--arch", str(arch), *flags],
         cwd=ROOT,
         env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
     )
     assert gate.returncode == 0, gate.stdout + gate.stderr
-    assert gate.stdout.count(f"sm_{arch} ") > 20
+    assert gate.stdout.count(f"sm_{arch} ") > fewest
+
+
+def test_heaviest_launches_cover_every_kernel_of_the_table() -> None:
+    rows = list(csv.DictReader(table(90).open()))
+    chosen = {row["kernel"] for row in rows if row["launch"] in heaviest(90)}
+    assert chosen == {row["kernel"] for row in rows} and len(chosen) > 15
+    assert len(heaviest(90)) < len({row["launch"] for row in rows}) / 3
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.mix import mix_reference
 from fastdeit.reliability.health import Health, Spike
 from fastdeit.reliability.replica_check import describe_difference, hash_weights
-from fastdeit.storage.jsonl import AppendOnlyFile, StepLog, read_json_lines
+from fastdeit.storage.jsonl import AppendOnlyFile, StepLog, read_json_lines, read_records
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.build import build_trainer
 from fastdeit.training.losses import DistillationLoss
@@ -202,7 +202,9 @@ def make_health(folder: Path, said: list[str]) -> Health:
     return health
 
 
-def test_spikes_are_told_from_the_median_of_those_before(tmp_path: Path, world: World) -> None:
+def test_spike_is_a_norm_above_ten_times_the_median_of_the_steps_before(
+    tmp_path: Path, world: World
+) -> None:
     said: list[str] = []
     health = make_health(tmp_path, said)
     for step in range(19):
@@ -226,7 +228,31 @@ def test_spikes_are_told_from_the_median_of_those_before(tmp_path: Path, world: 
     assert [line["step"] for line in read_json_lines(RunFolder(tmp_path).spikes)] == [21, 22]
 
 
-def spike(step: int) -> Spike:
+def test_large_norm_is_no_spike_in_the_first_twenty_steps(tmp_path: Path, world: World) -> None:
+    health = make_health(tmp_path, [])
+    for step in range(20):
+        health.note_applied(step, [1.0, 1.0, 0.0, 1e6 if step == 10 else 2.0])
+    assert not RunFolder(tmp_path).spikes.exists()
+    health.note_applied(20, [1.0, 1.0, 0.0, 1e6])
+    health.close()
+    assert [spike.step for spike in read_records(RunFolder(tmp_path).spikes, Spike)] == [20]
+
+
+def test_spike_is_compared_with_the_last_hundred_steps(tmp_path: Path, world: World) -> None:
+    """Norms of 1, 9 and 50: the median is 1 over a hundred steps, 9 over half as many."""
+    health = make_health(tmp_path, [])
+    for step in range(100):
+        health.note_applied(step, [1.0, 1.0, 0.0, 1.0 if step < 60 else 9.0])
+    health.note_applied(100, [1.0, 1.0, 0.0, 50.0])
+    for step in range(101, 160):
+        health.note_applied(step, [1.0, 1.0, 0.0, 9.0])
+    health.note_applied(160, [1.0, 1.0, 0.0, 50.0])  # no step of norm 1 is in the window now
+    health.close()
+    (spike,) = read_records(RunFolder(tmp_path).spikes, Spike)
+    assert (spike.step, spike.median) == (100, 1.0)
+
+
+def make_spike(step: int) -> Spike:
     return Spike(step=step, grad_norm=20.0, median=1.0, loss=0.5)
 
 
@@ -238,7 +264,7 @@ def test_step_log_keeps_earlier_records_and_survives_a_full_disk(
     log = StepLog(path, Spike, lambda step: True, warnings.append)
     assert not path.exists()
     for step in (1, 5, 9):
-        log.append(spike(step))
+        log.append(make_spike(step))
     log.close()
     path.write_text(path.read_text() + '{"step": 1')  # cut short by a kill
     log = StepLog(path, Spike, lambda step: step < 6, warnings.append)
@@ -248,9 +274,9 @@ def test_step_log_keeps_earlier_records_and_survives_a_full_disk(
 
     with monkeypatch.context() as full:
         full.setattr(AppendOnlyFile, "__init__", refuse)
-        log.append(spike(6))
+        log.append(make_spike(6))
     assert len(warnings) == 1 and "No space left" in warnings[0]
-    log.append(spike(7))
+    log.append(make_spike(7))
     log.close()
     assert [line["step"] for line in read_json_lines(path)] == [1, 5, 7]
 
@@ -401,7 +427,7 @@ def test_weights_that_are_not_finite_are_left_behind(
         values = original(self, batches)
         if self.step == 8:
             self.state.partitions.masters[0][0] = torch.inf
-            self.state.partitions.install(self.state.weights())
+            self.state.partitions.load(self.state.weights())
         return values
 
     monkeypatch.setattr(Trainer, "train_step", train_step)

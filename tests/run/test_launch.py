@@ -1,5 +1,5 @@
-"""Runs under the real launcher: two processes give the run of one, an error ends both, and the script
-finds the package from any folder."""
+"""Runs under the real launcher: two processes give the run of one, an error ends both, and the
+script finds the package from any folder."""
 
 import json
 import os
@@ -17,9 +17,9 @@ from tests.support.images import write_shapes
 
 ROOT = Path(__file__).parents[2]
 FLAGS = (
-    "--model deit_tiny_distilled_patch16_224 --input-size 32 --patch-size 8 --embed-dim 32 --depth 2 --num-heads 2 "
-    "--distillation-type none --batch-size 8 --epochs 10 --warmup-epochs 1 --lr 0.05 --drop-path 0.3 "
-    "--log-steps 1 --eval-epochs 5"
+    "--model deit_tiny_distilled_patch16_224 --patch-size 8 --embed-dim 32 --depth 2 "
+    "--num-heads 2 --input-size 32 --distillation-type none --batch-size 8 --epochs 10 "
+    "--warmup-epochs 1 --lr 0.05 --drop-path 0.3 --log-steps 1 --eval-epochs 5"
 ).split()
 
 

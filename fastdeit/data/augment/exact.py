@@ -53,7 +53,7 @@ def exact(images: DataNode, ints: DataNode, floats: DataNode, *, size: int) -> D
     images: uint8 (h, w, 3), decoded, on the CPU. ints and floats: the rows of `pack_exact` or
     `pack_windows`.
     """
-    # an operator's setup sees shapes alone: this input's is the size of the result
+    # an operator's setup sees shapes alone: the length of this input is the size of the result
     canvas = dali_types.Constant(np.zeros(size, np.uint8), device="cpu")
     out = _numba_operator()(canvas, images, ints, floats)
     return fn.reshape(out, layout="CHW")
@@ -110,7 +110,8 @@ def _rows(
     floats = np.zeros((len(resize), ARGS + 2 * layers))
     ints[:, :FLIP] = resize
     ints[:, FILL:LAYERS] = mean_colour(mean)
-    floats[:, MEAN:STD], floats[:, STD:ARGS] = mean, std
+    floats[:, MEAN:STD] = mean
+    floats[:, STD:ARGS] = std
     return ints, floats
 
 
@@ -119,12 +120,11 @@ def _arguments(ops: np.ndarray, args: np.ndarray) -> np.ndarray:
     in PIL's Image.rotate."""
     pairs = np.zeros((*ops.shape, 2))
     pairs[..., 0] = args
-    turned = np.nonzero(ops == _ROTATE)
+    turned = ops == _ROTATE
     # Python's round is correct to the last bit, NumPy's is not
-    angles = [-math.radians(degrees % 360.0) for degrees in args[turned].tolist()]
-    pairs[turned] = np.array(
-        [(round(math.cos(angle), 15), round(math.sin(angle), 15)) for angle in angles]
-    ).reshape(-1, 2)
+    for place, degrees in zip(np.argwhere(turned), args[turned].tolist(), strict=True):
+        angle = -math.radians(degrees % 360.0)
+        pairs[tuple(place)] = round(math.cos(angle), 15), round(math.sin(angle), 15)
     return pairs
 
 
@@ -164,9 +164,9 @@ def _run_entry(stamp: int) -> Any:
         floats = carray(_pointer(data[3]), _shape(in_shapes, 3)[0], np.float64)
         run_sample(image, ints, floats, out)
 
-    return _callback(
-        run, types.void(*[types.uint64] * 3, types.int32, *[types.uint64] * 3, types.int32)
-    )
+    address, count = types.uint64, types.int32
+    arrays = [address, address, address, count]
+    return _callback(run, types.void(*arrays, *arrays))
 
 
 @functools.lru_cache(maxsize=1)
@@ -181,25 +181,15 @@ def _setup_entry(stamp: int) -> Any:
             shape[0] = 3
             shape[1] = shape[2] = _shape(in_shapes, i)[0]
 
-    signature = (
-        types.uint64,
-        types.uint64,
-        types.int32,
-        types.uint64,
-        types.uint64,
-        types.int32,
-        types.int32,
-    )
-    return _callback(setup, types.void(*signature))
+    address, count = types.uint64, types.int32
+    shapes = [address, address, count]
+    return _callback(setup, types.void(*shapes, *shapes, count))
 
 
 def _callback(function: Any, signature: Any) -> Any:
     """Return a C function that holds no lock, compiled now or loaded from disk."""
-    note = threading.Timer(
-        _PATIENCE_S,
-        _log.warning,
-        ["compiling the augmentation for this machine, once: half a minute"],
-    )
+    message = "compiling the augmentation for this machine, once: half a minute"
+    note = threading.Timer(_PATIENCE_S, _log.warning, [message])
     note.start()
     try:
         return cfunc(signature, nopython=True, cache=True)(function)

@@ -40,7 +40,7 @@ class Operands:
 
 
 def _beside(images: DataNode, operand: DataNode, dtype: types.DALIDataType) -> DataNode:
-    """Return the operand as `dtype` on the device of the images: arithmetic does not mix devices."""
+    """Return the operand as `dtype` on the device of the images: arithmetic mixes no devices."""
     operand = fn.cast(operand, dtype=dtype)
     return operand.gpu() if images.device == "gpu" else operand
 

@@ -17,18 +17,17 @@ _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _MANTISSA, _ONE, _EXPONENT = np.uint64((1 << 52) - 1), np.uint64(1023 << 52), np.uint64(52)
 _QUARTER, _THIRTY = np.uint64((1 << 30) - 1), np.uint64(30)
-_LN2, _SQRT2, _ROOT_HALF, _HALF_PI = (
-    0.6931471805599453,
-    1.4142135623730951,
-    0.7071067811865476,
-    1.5707963267948966,
-)
+_LN2 = 0.6931471805599453
+_SQRT2 = 1.4142135623730951
+_ROOT_HALF = 0.7071067811865476
+_HALF_PI = 1.5707963267948966
 
 
 @inlined
 def philox_words(pixel, key0, key1):
     """Return four words of 32 bits, as uint64, for the counter (pixel, 0, 0, 0)."""
-    c0, c1, c2, c3, k0, k1 = pixel, np.uint64(0), np.uint64(0), np.uint64(0), key0, key1
+    c0, c1, c2, c3 = pixel, np.uint64(0), np.uint64(0), np.uint64(0)
+    k0, k1 = key0, key1
     for _ in range(10):
         left, right = c0 * _M0, c2 * _M1
         c0, c1 = (right >> _SHIFT) ^ c1 ^ k0, right & _LOW
@@ -47,7 +46,9 @@ def _radius(word):
     bits = number.view(np.uint64)
     power = np.float64(np.int64(bits >> _EXPONENT) - 1023 - 32)
     m = np.uint64((bits & _MANTISSA) | _ONE).view(np.float64)
-    power, m = (power + 1.0, 0.5 * m) if m > _SQRT2 else (power, m)
+    if m > _SQRT2:
+        power += 1.0
+        m *= 0.5
     s = (m - 1.0) / (m + 1.0)
     t = s * s
     tail = t * (1 / 9 + t * (1 / 11 + t * (1 / 13 + t * (1 / 15))))

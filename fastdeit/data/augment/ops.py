@@ -15,19 +15,18 @@ import numpy as np
 
 from fastdeit.data.augment.jit import copy, inlined, jit
 
-_RED, _GREEN, _BLUE, _ROUND, _SIXTEEN = (
-    np.uint32(number) for number in (19595, 38470, 7471, 32768, 16)
-)
-_ONE, _TWO, _THREE, _SIX = (np.float32(number) for number in (1, 2, 3, 6))
+# weights of the channels in 2^-16, and a half
+_RED, _GREEN, _BLUE, _ROUND = np.uint32(19595), np.uint32(38470), np.uint32(7471), np.uint32(32768)
+_SIXTEEN = np.uint32(16)
+_ONE, _TWO, _THREE, _SIX = np.float32(1), np.float32(2), np.float32(3), np.float32(6)
 _ZERO, _WHITE, _FULL = np.float32(0), np.float32(255), np.float32(1 << 24)
 
 
 @inlined
 def _gray(red, green, blue):
     """Return the level of grey, uint32 (ITU-R 601-2)."""
-    return (
-        np.uint32(red) * _RED + np.uint32(green) * _GREEN + np.uint32(blue) * _BLUE + _ROUND
-    ) >> _SIXTEEN
+    total = np.uint32(red) * _RED + np.uint32(green) * _GREEN + np.uint32(blue) * _BLUE
+    return (total + _ROUND) >> _SIXTEEN
 
 
 @inlined
@@ -131,9 +130,9 @@ def _histogram(plane, counts):
     for i in range(whole, len(flat)):
         parts[0, flat[i]] += np.uint32(1)
     for level in range(256):
-        counts[level] = (
-            np.int64(parts[0, level]) + parts[1, level] + parts[2, level] + parts[3, level]
-        )
+        counts[level] = 0
+        for part in range(4):
+            counts[level] += parts[part, level]
 
 
 @jit
@@ -195,11 +194,10 @@ def _sharpen_row(here, sums, factor, out):
     for i in range(1, len(out) - 1):
         total = np.uint32(sums[i - 1] + sums[i] + sums[i + 1] + np.int32(4) * np.int32(here[i]))
         # PIL sums total / 13 + 1/2 in single precision and truncates. 13 is odd, so that is never
-        # nearer than 1/26 to a whole number, far more than rounding errs; and 161320 / 2^22 is 1 /
-        # 26, near enough for every total below 2^12
-        smooth = np.int32(
-            ((total * np.uint32(2) + np.uint32(13)) * np.uint32(161320)) >> np.uint32(22)
-        )
+        # nearer than 1/26 to a whole number, far more than the rounding error; and 161320 / 2^22 is
+        # 1/26, near enough for every total below 2^12
+        twice = total * np.uint32(2) + np.uint32(13)
+        smooth = np.int32((twice * np.uint32(161320)) >> np.uint32(22))
         out[i] = _blend(smooth, np.int32(here[i]), factor)
 
 
@@ -270,9 +268,8 @@ def _box_columns(plane, count, inner, outer, sums, padded, out):
         sums[:] = 0
         for j in range(1, 2 * count + 2):
             _add_row(padded[j : j + width], sums)
-        _box_row(
-            sums, padded[:width], padded[2 * margin : 2 * margin + width], inner, outer, out[y]
-        )
+        left, right = padded[:width], padded[2 * margin : 2 * margin + width]
+        _box_row(sums, left, right, inner, outer, out[y])
 
 
 @jit

@@ -11,9 +11,12 @@ import numpy as np
 from fastdeit.data.augment.jit import SOURCE_HASH, cached_entry, inlined, jit
 
 _BITS = 22  # 32 less 8 for the byte and 2 for the sign and the overshoot
-_BLOCK, _STRETCH = 64, 16
-_BYTE, _GREEN, _BLUE = np.uint32(255), np.uint32(8), np.uint32(16)
-_HALF, _SHIFT = np.int32(1 << (_BITS - 1)), np.int32(_BITS)
+_BLOCK = 64  # rows
+_STRETCH = 16  # words of a vector register
+_BYTE = np.uint32(255)
+_RED, _GREEN, _BLUE = np.uint32(0), np.uint32(8), np.uint32(16)  # bits to shift a channel by
+_HALF = np.int32(1 << (_BITS - 1))
+_SHIFT = np.int32(_BITS)
 
 
 @inlined
@@ -49,7 +52,8 @@ def _weights(in_size, out_size, places):
         for j in range(count):
             share = kernel[j] / total if total != 0.0 else kernel[j]
             weights[i, j] = int(share * (1 << _BITS) + (-0.5 if share < 0 else 0.5))
-        first[i], counts[i] = start, count
+        first[i] = start
+        counts[i] = count
     return first, counts, weights
 
 
@@ -73,12 +77,8 @@ def _add_four(red, green, blue, a, b, c, d, wa, wb, wc, wd):
     (n,)."""
     for i in range(len(red)):
         p, q, r, s = a[i], b[i], c[i], d[i]
-        red[i] += np.int32(_channel(p, np.uint32(0)) * wa) + np.int32(
-            _channel(q, np.uint32(0)) * wb
-        )
-        red[i] += np.int32(_channel(r, np.uint32(0)) * wc) + np.int32(
-            _channel(s, np.uint32(0)) * wd
-        )
+        red[i] += np.int32(_channel(p, _RED) * wa) + np.int32(_channel(q, _RED) * wb)
+        red[i] += np.int32(_channel(r, _RED) * wc) + np.int32(_channel(s, _RED) * wd)
         green[i] += np.int32(_channel(p, _GREEN) * wa) + np.int32(_channel(q, _GREEN) * wb)
         green[i] += np.int32(_channel(r, _GREEN) * wc) + np.int32(_channel(s, _GREEN) * wd)
         blue[i] += np.int32(_channel(p, _BLUE) * wa) + np.int32(_channel(q, _BLUE) * wb)
@@ -89,7 +89,7 @@ def _add_four(red, green, blue, a, b, c, d, wa, wb, wc, wd):
 def _add_one(red, green, blue, a, wa):
     for i in range(len(red)):
         p = a[i]
-        red[i] += np.int32(_channel(p, np.uint32(0)) * wa)
+        red[i] += np.int32(_channel(p, _RED) * wa)
         green[i] += np.int32(_channel(p, _GREEN) * wa)
         blue[i] += np.int32(_channel(p, _BLUE) * wa)
 
@@ -101,25 +101,10 @@ def _weigh(lines, first, count, weights, sums):
     sums[:] = _HALF
     j = 0
     while j + 4 <= count:
-        a, b, c, d = (
-            lines[first + j],
-            lines[first + j + 1],
-            lines[first + j + 2],
-            lines[first + j + 3],
-        )
-        _add_four(
-            sums[0],
-            sums[1],
-            sums[2],
-            a,
-            b,
-            c,
-            d,
-            weights[j],
-            weights[j + 1],
-            weights[j + 2],
-            weights[j + 3],
-        )
+        at = first + j
+        a, b, c, d = lines[at], lines[at + 1], lines[at + 2], lines[at + 3]
+        wa, wb, wc, wd = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
+        _add_four(sums[0], sums[1], sums[2], a, b, c, d, wa, wb, wc, wd)
         j += 4
     while j < count:
         _add_one(sums[0], sums[1], sums[2], lines[first + j], weights[j])
@@ -159,7 +144,7 @@ def _pack_levels(red, green, blue, out):
 
 @jit
 def _along_rows(image, top, first, counts, weights, out):
-    """Do the first pass: out, packed uint32 (rows, n), from the image's rows `top`, `top` + 1, ..."""
+    """Do the first pass: out, packed uint32 (rows, n), from the image's rows from `top` on."""
     left, right = _range(first, counts)
     block = np.zeros((_BLOCK, right - left), np.uint32)
     columns = np.empty((right - left, _BLOCK), np.uint32)
@@ -236,20 +221,13 @@ def resize_window(image, window, flip, out):
     columns = _places(window[3], out.shape[2], width, flip)
     if image.shape[0] > 100 * image.shape[1] and height < image.shape[0]:
         # Image.resize of Pillow 12 takes the columns first when an image is this tall
-        short = np.empty((3, len(rows), image.shape[1]), np.uint8)
-        _two_passes(
-            image,
-            height,
-            image.shape[1],
-            rows,
-            _places(0, image.shape[1], image.shape[1], False),
-            short,
-        )
-        image, rows, height = (
-            _interleaved(short),
-            _places(0, len(rows), len(rows), False),
-            len(rows),
-        )
+        in_width = image.shape[1]
+        short = np.empty((3, len(rows), in_width), np.uint8)
+        all_columns = _places(0, in_width, in_width, False)
+        _two_passes(image, height, in_width, rows, all_columns, short)
+        image = _interleaved(short)
+        height = len(rows)
+        rows = _places(0, height, height, False)
     _two_passes(image, height, width, rows, columns, out)
 
 

@@ -14,14 +14,20 @@ from fastdeit.data.augment.noise import noise_row, normals
 from fastdeit.data.augment.resize import resize_window
 from fastdeit.plan.operations import OPERATIONS
 
-# a sample's integers: resized height and width, window y and x; flip; erased box y, x, height,
-# width; its mode; the noise's key, high and low half; the fill; then the operation of each layer
-FLIP, BOX, MODE, KEY, FILL, LAYERS = 4, 5, 9, 10, 12, 15
-# a sample's doubles: mean and standard deviation; then two for each layer: an argument, or a
-# rotation's cosine and sine
-MEAN, STD, ARGS = 0, 3, 6
+# columns of a sample's integers; the first four are resized height and width, window y and x
+FLIP = 4
+BOX = 5  # erased: y, x, height, width
+MODE = 9  # of erasing, its place in MODES
+KEY = 10  # of the noise, high and low half
+FILL = 12  # colour beside a warped image
+LAYERS = 15  # the operation of each layer
+# columns of a sample's doubles
+MEAN = 0
+STD = 3
+ARGS = 6  # two for each layer: an argument, or a rotation's cosine and sine
 MODES = ("const", "rand", "pixel")
-_RAND, _PIXEL = MODES.index("rand"), MODES.index("pixel")
+_RAND = MODES.index("rand")
+_PIXEL = MODES.index("pixel")
 
 _FUNCTIONS = vars(ops) | vars(warp)
 
@@ -128,24 +134,18 @@ def _normalise(planes, table, mean, std, out):
 
 @jit
 def _erase(box, mode, key0, key1, out):
-    """Fill the box (y, x, height, width) of float32 (3, S, S) with 0, one random colour, or noise."""
+    """Fill the box (y, x, height, width) of float32 (3, S, S) with 0, a random colour or noise."""
     red, green, blue = normals(np.uint64(0), key0, key1)
     for i in range(box[2]):
         y, start, stop = box[0] + i, box[1], box[1] + box[3]
+        row = out[:, y, start:stop]
         if mode == _PIXEL:
             first = np.uint64(i) * np.uint64(box[3])
-            noise_row(
-                first,
-                key0,
-                key1,
-                out[0, y, start:stop],
-                out[1, y, start:stop],
-                out[2, y, start:stop],
-            )
+            noise_row(first, key0, key1, row[0], row[1], row[2])
         else:
-            out[0, y, start:stop] = red if mode == _RAND else np.float32(0)
-            out[1, y, start:stop] = green if mode == _RAND else np.float32(0)
-            out[2, y, start:stop] = blue if mode == _RAND else np.float32(0)
+            row[0, :] = red if mode == _RAND else np.float32(0)
+            row[1, :] = green if mode == _RAND else np.float32(0)
+            row[2, :] = blue if mode == _RAND else np.float32(0)
 
 
 @jit

@@ -10,8 +10,8 @@ import numpy as np
 
 from fastdeit.data.augment.jit import copy, inlined, jit
 
-_BYTE, _GREEN, _BLUE = np.uint32(255), np.uint32(8), np.uint32(16)
-_RED = np.uint32(0)
+_BYTE = np.uint32(255)
+_RED, _GREEN, _BLUE = np.uint32(0), np.uint32(8), np.uint32(16)  # bits to shift a channel by
 _EDGE = 2  # pixels that the filter reaches beyond the image
 _1, _2, _3 = np.uint64(1), np.uint64(2), np.uint64(3)
 
@@ -44,9 +44,8 @@ def _pack_row(red, green, blue, out):
     """Pack into the middle of a row with an edge on both sides, uint32 (W + 4,)."""
     width = len(red)
     for x in range(width):
-        out[x + _EDGE] = (
-            np.uint32(red[x]) | np.uint32(green[x]) << _GREEN | np.uint32(blue[x]) << _BLUE
-        )
+        green_blue = np.uint32(green[x]) << _GREEN | np.uint32(blue[x]) << _BLUE
+        out[x + _EDGE] = np.uint32(red[x]) | green_blue
     out[:_EDGE] = out[_EDGE]
     out[width + _EDGE :] = out[width + _EDGE - 1]
 
@@ -96,9 +95,8 @@ def _warp_row(pixels, stride, start, stop, ax, bx, cx, ay, by, cy, red, green, b
         x, y = _place(ax, bx, cx, i) - 0.5, _place(ay, by, cy, i) - 0.5
         left, top = np.floor(x), np.floor(y)
         x, y = x - left, y - top
-        at = np.uint64(
-            np.int32(np.int32(np.int32(top) + 1) * np.int32(stride)) + np.int32(left) + 1
-        )
+        row = np.int32(np.int32(np.int32(top) + 1) * np.int32(stride))
+        at = np.uint64(row + np.int32(left) + 1)
         p0, p1, p2, p3 = pixels[at], pixels[at + _1], pixels[at + _2], pixels[at + _3]
         at += np.uint64(stride)
         q0, q1, q2, q3 = pixels[at], pixels[at + _1], pixels[at + _2], pixels[at + _3]
@@ -139,15 +137,11 @@ def _lift_row(pixels, stride, start, stop, ay, by, cy, red, green, blue):
         y = _place(ay, by, cy, i) - 0.5
         top = np.floor(y)
         y = y - top
-        at = np.uint64(
-            np.int32(np.int32(np.int32(top) + 1) * np.int32(stride)) + np.int32(i) + _EDGE
-        )
-        p, q, r, s = (
-            pixels[at],
-            pixels[at + step],
-            pixels[at + step + step],
-            pixels[at + step + step + step],
-        )
+        row = np.int32(np.int32(np.int32(top) + 1) * np.int32(stride))
+        at = np.uint64(row + np.int32(i) + _EDGE)
+        p, q = pixels[at], pixels[at + step]
+        at += step + step
+        r, s = pixels[at], pixels[at + step]
         red[i] = _byte(_whole_cubic(p, q, r, s, _RED, y))
         green[i] = _byte(_whole_cubic(p, q, r, s, _GREEN, y))
         blue[i] = _byte(_whole_cubic(p, q, r, s, _BLUE, y))

@@ -7,6 +7,7 @@ tests/data/formats/test_check.py the tests. This module imports little, for each
 imports it.
 """
 
+import itertools
 import multiprocessing
 import os
 import stat
@@ -26,27 +27,18 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_PIXELS = 64 * 2**20
 MAX_BYTES = 64 * 2**20
 UNREAD = "cannot be read"
-"""How the fault of a file begins that may be well the next time."""
+"""The first words of the fault of a file that may be readable the next time."""
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")  # PPM: what IDX is fed as
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")  # PPM: the form in which DALI gets IDX
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
 _ORIENTATION = 0x0112  # EXIF tag
+_START_OF_SCAN = 0xDA  # JPEG marker
 _CHUNK = 64  # images a worker takes at a time
 _PROCESSES_FROM = 4000  # below this many, starting processes costs more than the decoding
-_DECODE_ERRORS = (
-    *(
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        IndexError,
-        KeyError,
-        TypeError,
-        OverflowError,
-        MemoryError,
-    ),
-    *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
-)
+_OF_PYTHON = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError)
+_OF_SIZE = (OverflowError, MemoryError)
+_OF_PILLOW = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_DECODE_ERRORS = (*_OF_PYTHON, *_OF_SIZE, struct.error, zlib.error, *_OF_PILLOW)
 
 ByteRange = tuple[str, int, int]
 """File, offset and length of an encoded image; offset -1: the whole file."""
@@ -66,7 +58,7 @@ class ImageInfo(NamedTuple):
 
 
 Checked = ImageInfo | str
-"""A good image's facts, or what is wrong with a bad one."""
+"""The facts of a good image, or the fault of a bad one."""
 
 
 def read_place(place: ByteRange) -> bytes:
@@ -119,7 +111,10 @@ def _refusal(image: Image.Image) -> str:
     if width * height > MAX_PIXELS:
         return f"{width} x {height} pixels are more than {MAX_PIXELS}"
     if image.mode not in _MODES:
-        return f"has pixels of mode {image.mode} (16 bits?), which decoders show differently; convert it to 8 bits"
+        return (
+            f"has pixels of mode {image.mode} (16 bits?), which decoders show differently; "
+            "convert it to 8 bits"
+        )
     if getattr(image, "default_image", False):
         return "is an animated PNG whose still image is no frame, which decoders show differently"
     if image.mode == "CMYK" and "adobe" not in image.info:
@@ -131,28 +126,32 @@ def _loaded(image: Image.Image, data: bytes) -> Checked:
     image.load()
     if image.format == "PNG":
         with Image.open(BytesIO(data), formats=("PNG",)) as again:
-            again.verify()  # the checksums and the end, which Pillow shows an image without, and DALI does not
+            # the checksums and the end: Pillow shows an image without them, DALI does not
+            again.verify()
     elif image.format in ("JPEG", "MPO") and not _has_whole_header(data):
         return "has stray bytes between the JPEG's segments, which DALI refuses"
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except _DECODE_ERRORS:  # damaged EXIF harms nothing, nobody applies it
+    except _DECODE_ERRORS:  # damaged EXIF does no harm, it is not applied
         orientation = 1
-    known = isinstance(orientation, int) and 1 <= orientation <= 8
-    return ImageInfo(
-        image.height, image.width, image.format or "", image.mode, orientation if known else 1
-    )
+    if not (isinstance(orientation, int) and 1 <= orientation <= 8):
+        orientation = 1
+    return ImageInfo(image.height, image.width, image.format or "", image.mode, orientation)
 
 
 def _has_whole_header(data: bytes) -> bool:
     """Whether a JPEG's segments follow each other up to the first scan, which DALI's parser
     requires."""
-    place = 2
+    place = 2  # behind the start-of-image marker
     while data[place : place + 1] == b"\xff":
         marker = data[place + 1]
-        if marker == 0xDA:
+        if marker == _START_OF_SCAN:
             return True
-        place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker == 0xFF:
+            place += 1  # a fill byte before the marker
+        else:
+            # two bytes of marker, then the segment, which begins with its own length
+            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     return False
 
 
@@ -160,8 +159,9 @@ def check_places(places: Sequence[ByteRange], workers: int) -> Iterator[Checked]
     """Yield `check_place` of each, in order, from threads or processes, with a progress bar if it
     takes long."""
     chunks = [places[i : i + _CHUNK] for i in range(0, len(places), _CHUNK)]
-    results = in_parallel(_check_chunk, chunks, workers, processes=len(places) >= _PROCESSES_FROM)
-    checked = (result for chunk in results for result in chunk)
+    many = len(places) >= _PROCESSES_FROM
+    checked_chunks = in_parallel(_check_chunk, chunks, workers, processes=many)
+    checked = itertools.chain.from_iterable(checked_chunks)
     yield from track(checked, len(places), "checking images")
 
 
@@ -182,7 +182,7 @@ def in_parallel(
             yield from pool.map(function, jobs)
     except BrokenProcessPool:
         raise ValueError(
-            f"one of {workers} processes that read the data set was killed; is the memory too small?"
+            f"one of {workers} processes that read the data set was killed; is memory too small?"
         ) from None
 
 

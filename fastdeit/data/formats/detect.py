@@ -1,7 +1,7 @@
-"""The formats of a data set: where a split is under a data path, in which format, and its images."""
+"""The formats of a data set: where a split lies below a data path, in which format, its images."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,10 @@ VALIDATION = ("val", "validation", "test")
 """Names of the split that is evaluated, and whose classes are those of `train`."""
 
 Feeding = Literal["files", "shards", "idx"]
-_ALLOWED = "{split}/CLASS/IMAGE, tar shards in {split}, {split}.csv, .parquet or .txt, or MNIST's files (see docs/data.md)"
+_FORMATS = (
+    "{split}/CLASS/IMAGE, tar shards in {split}, {split}.csv, .parquet or .txt, or MNIST's files "
+    "(docs/data.md)"
+)
 _IMAGENET = Path("ILSVRC/Data/CLS-LOC")  # where Kaggle's download has them
 
 
@@ -31,7 +34,7 @@ class SplitLocation:
 
     @property
     def feeding(self) -> Feeding:
-        """How its images are fed: each is a file, or lies in a shard or an IDX file."""
+        """How its images are read: each is a file, or lies in a shard or an IDX file."""
         return self.kind if self.kind == "shards" or self.kind == "idx" else "files"
 
     @property
@@ -48,25 +51,20 @@ def find_split(root: Path, split: str) -> SplitLocation:
     what was found instead.
     """
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; allowed is a folder that holds train and val")
+        raise DataError(f"{root}: no such folder; a data set is a folder with train and val")
     if split.lower().endswith(LIST_SUFFIXES):
         return _found_list(root, split)
     if re.search(r"[*?{\[]|\.(tar|tgz|tar\.\w+)$", split):
-        return SplitLocation("shards", _refused(expand_pattern(root, split)))
+        return SplitLocation("shards", _plain(expand_pattern(root, split)))
     for name in VALIDATION if split == "val" else (split,):
         for base in (root, root / _IMAGENET):
-            found = (
-                _in_folder(base / name)
-                if (base / name).is_dir()
-                else _in_root(base, name)
-                if base.is_dir()
-                else None
-            )
+            if (base / name).is_dir():
+                return _in_folder(base / name)
+            found = _in_root(base, name) if base.is_dir() else None
             if found:
                 return found
-    raise DataError(
-        f"{root}: holds no {split!r}; found {_shown(root)}; allowed is {_ALLOWED.format(split=split)}"
-    )
+    expected = _FORMATS.format(split=split)
+    raise DataError(f"{root}: holds no {split!r}; found {_shown(root)}; expected {expected}")
 
 
 def list_split(
@@ -98,14 +96,15 @@ def _in_folder(folder: Path) -> SplitLocation:
         return SplitLocation("folder", (folder,))
     shards = [entry for entry in entries if re.search(r"\.(tar|tgz|tar\.\w+)$", entry.name)]
     if shards:
-        return SplitLocation("shards", _refused(shards))
+        return SplitLocation("shards", _plain(shards))
     if any(entry.suffix.lower() in EXTENSIONS for entry in entries):
         truth = truth_file(folder)
         if truth:
             return SplitLocation("flat", (folder, truth))
-    allowed = _ALLOWED.format(split=folder.name)
+    expected = _FORMATS.format(split=folder.name)
     raise DataError(
-        f"{folder}: has no class folders, no tar shards and no file that tells labels; allowed is {allowed}"
+        f"{folder}: has no class folders, no tar shards and no file with labels; "
+        f"expected {expected}"
     )
 
 
@@ -119,20 +118,17 @@ def _in_root(root: Path, name: str) -> SplitLocation | None:
     )
     shards = sorted(entry for entry in root.iterdir() if token.search(entry.name))
     if shards:
-        return SplitLocation("shards", _refused(shards))
+        return SplitLocation("shards", _plain(shards))
     pair = idx_files(root, name)
     return SplitLocation("idx", pair) if pair else None
 
 
-def _refused(shards: Sequence[Path]) -> tuple[Path, ...]:
+def _plain(shards: Sequence[Path]) -> tuple[Path, ...]:
     refuse_compressed(shards)
     return tuple(shards)
 
 
 def _shown(folder: Path) -> str:
-    names: Iterable[str] = sorted(
-        entry.name for entry in folder.iterdir() if not entry.name.startswith(".")
-    )
-    names = list(names)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return (", ".join(names[:SHOWN]) + more) or "nothing"
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    shown = ", ".join(names[:SHOWN]) or "nothing"
+    return f"{shown} and {len(names) - SHOWN} more" if len(names) > SHOWN else shown

@@ -48,7 +48,7 @@ def _move(partial: Path, root: Path) -> None:
     except OSError as error:
         if not _is_written(root):  # else another process was first
             raise FileExistsError(
-                f"{root}: cannot hold the digits; allowed is a new or an empty folder"
+                f"{root}: must be a new or an empty folder to hold the digits"
             ) from error
 
 
@@ -59,7 +59,8 @@ def _write_images(folder: Path) -> None:
     for digit in range(10):
         numbers = np.flatnonzero(digits.target == digit)
         held_out = len(numbers) // VAL_SHARE
-        for split, part in (("train", numbers[:-held_out]), ("val", numbers[-held_out:])):
+        splits = {"train": numbers[:-held_out], "val": numbers[-held_out:]}
+        for split, part in splits.items():
             target = folder / split / str(digit)
             target.mkdir(parents=True)
             for number in part:

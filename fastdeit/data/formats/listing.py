@@ -101,7 +101,8 @@ def stamp(root: Path, paths: Iterable[Path | str]) -> Stamps:
     A path that changed a moment ago may change again unseen, so it is stamped as unsettled. Raises
     OSError for a path that does not exist.
     """
-    now, stamps = time.time_ns(), {}
+    now = time.time_ns()
+    stamps = {}
     for path in paths:
         facts = os.stat(path)
         size = -1 if os.path.isdir(path) else facts.st_size
@@ -149,7 +150,7 @@ def number_labels(
             few = f": {', '.join(known)}" if len(known) <= SHOWN else ""
             name = os.fsdecode(names[raw.index(value)])
             raise DataError(
-                f"{where}: {name} has the label {value!r}; allowed are the {len(known)} classes{few}"
+                f"{where}: {name} has the label {value!r}, not one of the {len(known)} classes{few}"
             )
     return np.array([number_of[value] for value in raw], np.int64), known
 
@@ -160,12 +161,12 @@ def _own_classes(distinct: Sequence[int | str], where: str) -> tuple[str, ...]:
         most = max(numbers, default=-1)
         if most >= MAX_CLASSES:
             raise DataError(
-                f"{where}: has the label {most}; allowed are 0 to {MAX_CLASSES - 1}, and names"
+                f"{where}: a label must be 0 to {MAX_CLASSES - 1}, or a name (got {most})"
             )
         return tuple(map(str, range(most + 1)))
     if not all(isinstance(value, str) for value in distinct):
         raise DataError(
-            f"{where}: some labels are numbers, some are names; allowed are the ones or the others"
+            f"{where}: some labels are numbers, some are names; all must be the one or the other"
         )
     return tuple(sorted(map(str, distinct)))
 
@@ -178,17 +179,15 @@ def _number(value: int | str, place_of: Mapping[str, int]) -> int:
 
 
 def class_names_beside(folder: Path) -> tuple[str, ...] | None:
-    """The lines of `classes.txt` in `folder`, or None without one. Raises DataError for one that
-    repeats or lacks a name."""
+    """Return the lines of `classes.txt` in `folder`, or None if there is no such file.
+
+    Raises DataError for an empty line and for a name that is there twice.
+    """
     file = folder / "classes.txt"
     if not file.is_file():
         return None
-    names = tuple(
-        line.strip()
-        for line in file.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
-    )
+    lines = file.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
+    names = tuple(line.strip() for line in lines)
     if not all(names) or len(set(names)) < len(names) or not names:
-        raise DataError(
-            f"{file}: has empty or repeated lines; allowed is the name of a class on each line"
-        )
+        raise DataError(f"{file}: has empty or repeated lines; each line must name a class")
     return names

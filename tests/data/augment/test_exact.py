@@ -171,7 +171,7 @@ def test_from_files_on_equals_timm(files: Files, name: str) -> None:
     assert different == []
 
 
-def test_comparison_sees_another_argument(files: Files) -> None:
+def test_the_comparison_detects_another_argument(files: Files) -> None:
     spec = SPECS["deit"]
     draws = Plan(spec, files[1]).draw(1, np.arange(FILES))
     turned = np.flatnonzero((draws.ops == OPS.index("Rotate")).any(1) & (draws.erase[:, 2] == 0))
@@ -244,7 +244,7 @@ def test_normalising_every_level_is_torchvisions(
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_smallest_results(size: int) -> None:
+def test_the_smallest_results_equal_timms(size: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2 * len(OPS), 3, 5, 3), np.uint8)
     ops = np.repeat(np.arange(len(OPS), dtype=np.int32), 2)[:, None]
     args = np.where(ops == OPS.index("Rotate"), 20.0, 0.9)
@@ -338,7 +338,7 @@ def test_noise_words_are_philoxs() -> None:
             assert ours == tuple(int(word[0]) for word in expected)
 
 
-def test_packing_layout() -> None:
+def test_rows_have_their_layout() -> None:
     """One row for a sample, whatever the layers; a rotation packs its cosine and sine."""
     spec = PlanSpec(input_size=40, remode="rand")
     ops, args = np.array([[OPS.index("Rotate"), -1]], np.int32), np.array([[60.0, 0.0]])
@@ -365,13 +365,13 @@ def test_packing_layout() -> None:
     assert (ints.dtype, floats.dtype) == (np.int32, np.float64)
 
 
-def test_compiled_code_is_kept_on_disk() -> None:
+def test_compiled_code_is_stored_on_disk() -> None:
     augment_exact._run_entry(SOURCE_HASH)
     augment_exact._run_entry.cache_clear()
     assert augment_exact._run_entry(SOURCE_HASH).cache_hits == 1
 
 
-def test_public_operator_is_taken_where_the_private_one_is_gone(
+def test_the_public_operator_is_used_without_the_private_methods(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from nvidia.dali.plugin import numba as plugin
@@ -382,7 +382,7 @@ def test_public_operator_is_taken_where_the_private_one_is_gone(
 
 
 @pytest.mark.slow  # compiles for 10 s each time
-def test_public_operator_serves_where_the_private_one_is_gone(
+def test_the_public_operator_gives_the_same_images(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from nvidia.dali.plugin.numba import NumbaFunction

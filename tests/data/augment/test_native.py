@@ -1,4 +1,4 @@
-"""Each operation against timm's (or torchvision's) own function on PIL, fed with the same argument."""
+"""Each operation against timm's (or torchvision's) own function on PIL, with the same argument."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -310,7 +310,7 @@ def test_layers_run_in_order(place: str) -> None:
     ],
     ids=["rand_augment", "three_augment"],
 )
-def test_branches_that_no_layer_holds_may_be_left_out(spec: PlanSpec, place: str) -> None:
+def test_branches_that_no_layer_has_may_be_missing(spec: PlanSpec, place: str) -> None:
     images, draws = (
         smooth_images(40, 40, 24),
         Plan(spec, np.full((24, 2), 60)).draw(0, np.arange(24)),
