@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import HEAVY
+from tests.support.launching import ROOT
 
-ROOT = Path(__file__).parents[1]
 LIBRARY = sorted(path for path in (ROOT / "fastdeit").rglob("*.py") if "kernels" not in path.parts)
 KERNELS = sorted((ROOT / "kernels").glob("*.py"))
 

@@ -156,7 +156,8 @@ class Plan:
 
     def draw(self, epoch: int, ordinals: np.ndarray) -> SampleParams:
         """Return everything that happens to the samples at `ordinals` (int64 (B,)) of an epoch."""
-        spec, stream = self.spec, self._stream(epoch)
+        spec = self.spec
+        stream = self._stream(epoch)
         image = self.images(epoch, ordinals)
         # four purposes in one call: cheaper than one by one
         purposes = (sampling.CROP, sampling.FLIP, sampling.ERASE, sampling.NOISE)
@@ -212,7 +213,8 @@ class Plan:
         sizes: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return `SampleParams.crop` and `SampleParams.resize`."""
-        spec, size = self.spec, self.spec.input_size
+        spec = self.spec
+        size = spec.input_size
         if spec.simple_crop:
             whole = np.concatenate((np.zeros_like(sizes), sizes), 1)
             return whole, sampling.simple_crop(words, sizes, size)
@@ -225,7 +227,8 @@ class Plan:
         self, stream: sampling.RandomStream, ordinals: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return int32 operations and float64 arguments, both (B, spec.layers)."""
-        spec, count = self.spec, len(ordinals)
+        spec = self.spec
+        count = len(ordinals)
         ops = [np.zeros((count, 0), np.int32)]
         args = [np.zeros((count, 0))]
         drawn = []
@@ -254,7 +257,8 @@ class Plan:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return float32 lam (B,) and int32 box (B, 4), drawn once for each group of `mixup_group`
         samples."""
-        spec, count = self.spec, len(ordinals)
+        spec = self.spec
+        count = len(ordinals)
         if not spec.mixes:
             return np.ones(count, np.float32), np.zeros((count, 4), np.int32)
         groups, row = np.unique(ordinals // spec.mixup_group, return_inverse=True)

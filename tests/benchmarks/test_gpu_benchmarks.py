@@ -25,8 +25,8 @@ from fastdeit.kernels.attention import attention_reference, attention_triton
 from fastdeit.run.attempts import Attempt, add_attempt
 from fastdeit.storage.run_folder import RunFolder
 from tests.kernels.interpreter import DEVICE
+from tests.support.launching import ROOT
 
-ROOT = Path(__file__).parents[2]
 WELL = {"exit_code": 0, "from_step": 40, "to_step": 80, "loss": 1.5}
 
 

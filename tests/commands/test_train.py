@@ -28,9 +28,9 @@ from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 from tests.support.compare_runs import assert_same_weights
 from tests.support.images import write_shapes
+from tests.support.launching import ROOT
 from tests.support.ranks import Ranks, run_fastdeit
 
-ROOT = Path(__file__).parents[2]
 MODEL = (
     "--model deit_tiny_distilled_patch16_224 --patch-size 8 --embed-dim 32 --depth 2 --num-heads 2"
 ).split()

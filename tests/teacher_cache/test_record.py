@@ -34,9 +34,8 @@ from tests.support.cache_runs import (
     write_teacher,
 )
 from tests.support.compare_runs import assert_same_weights
+from tests.support.launching import ROOT
 from tests.support.ranks import Ranks, run_fastdeit
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,9 @@ MAX_LABEL_BYTES = 2**20
 MAX_EXPANSION = 100_000
 
 _KEY = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
-_NUMBERS, _NAMES = ("label", "cls", "class_id"), ("class_name", "class", "cls_name")
+# keys of a .json member with a class
+_NUMBERS = ("label", "cls", "class_id")
+_NAMES = ("class_name", "class", "cls_name")
 _EXTENDED = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
