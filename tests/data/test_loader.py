@@ -48,7 +48,7 @@ def plan(index: Index) -> Plan:
 
 
 def split(changes: dict[str, Any]) -> tuple[PipelineOptions, dict[str, Any]]:
-    """How the pipeline is to be, and what the loader itself is to take."""
+    """Split changes into options of the pipeline and arguments of the loader."""
     names = {field.name for field in dataclasses.fields(PipelineOptions)} - {"batch_size"}
     ours = {name: value for name, value in changes.items() if name not in names}
     return PipelineOptions(
@@ -76,7 +76,7 @@ FIELDS = [
 
 
 def joined(batches: Iterable[Batch]) -> dict[str, torch.Tensor]:
-    """Every field of all batches, by rising ordinal."""
+    """Return every field of all batches, by rising ordinal."""
     held = list(batches)
     whole = {name: torch.cat([getattr(batch, name) for batch in held]) for name in FIELDS}
     order = torch.argsort(whole["ordinals"])
@@ -373,8 +373,8 @@ class Copies(TorchDispatchMode):
 
 
 def small_arrays() -> list[np.ndarray]:
-    """Of the shapes and dtypes of a batch of 14: ends that are no multiple of 16 bytes, one array
-    of nothing, one with gaps."""
+    """Return arrays of the shapes and dtypes of a batch of 14: ends that are no multiple of 16
+    bytes, one empty array, one with gaps."""
     rng = np.random.default_rng(0)
     labels, lam, box = (
         rng.integers(0, 9, 14),

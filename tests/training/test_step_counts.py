@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from benchmarks.bench_counts import FORMS, WARM, Counts, Form, count_step, row_of
+from benchmarks.bench_counts import FORMS, WARM_UP, Counts, Form, count_step, row_of
 from benchmarks.counting import StepCounter
 from benchmarks.trainers import make_config, make_trainer, micro_batches
 from fastdeit.distributed.world import World, init_distributed
@@ -120,6 +120,6 @@ def ready(world: World, **changes: Any) -> tuple[Trainer, Any]:
     config = make_config("toy", 2, **changes)
     trainer = make_trainer(config, world)
     batches = micro_batches(config, torch.device("cpu"))
-    for _ in range(WARM):
+    for _ in range(WARM_UP):
         trainer.train_step(batches)
     return trainer, batches
