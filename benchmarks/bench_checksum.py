@@ -1,11 +1,11 @@
-"""The hashes of all weights that ranks compare, against a sum of their values and SHA-256 of
-their bytes.
+"""Time of the hashes of all weights that ranks compare, against a sum of the values and SHA-256 of
+the bytes.
 
 python -m benchmarks.bench_checksum [--out FOLDER]
 
-The weights of a DeiT in the training precision (bf16 on a GPU, fp32 on a CPU) on one device; the
-comparison over ranks is one all-gather of 8 bytes a parameter and rank. The floor is reading the
-weights once.
+The weights of a DeiT in the training precision (bf16 on a GPU, fp32 on a CPU) on one device. The
+comparison over ranks, one all-gather of 8 bytes a parameter and rank, is not included. pct_of_copy
+counts reading the weights once.
 """
 
 import hashlib
@@ -35,8 +35,9 @@ def calls(weights: Sequence[torch.Tensor]) -> dict[str, Callable[[], object]]:
 
 
 def check(weights: Sequence[torch.Tensor]) -> None:
-    """One bit of one weight must change the hash of that one alone."""
-    before, integers = hash_weights(weights), weights[-1].view(torch.int16)
+    """Assert that one bit of one weight changes the hash of that weight alone."""
+    before = hash_weights(weights)
+    integers = weights[-1].view(torch.int16)
     integers.view(-1)[0] ^= 1
     changed = (hash_weights(weights) != before).tolist()
     integers.view(-1)[0] ^= 1
@@ -45,24 +46,18 @@ def check(weights: Sequence[torch.Tensor]) -> None:
 
 def bench(name: str, device: torch.device, stamp: harness.Row, copy: float) -> list[harness.Row]:
     dtype = DTYPES[device.type]
-    weights = [
-        parameter.detach() for parameter in make_student(name, device).to(dtype).parameters()
-    ]
+    student = make_student(name, device).to(dtype)
+    weights = [parameter.detach() for parameter in student.parameters()]
     check(weights)
     nbytes = sum(weight.nbytes for weight in weights)
-    what: harness.Row = {
-        "bench": "checksum",
-        "mode": "step",
-        "shape": name,
-        "dtype": str(dtype).removeprefix("torch."),
-    }
-    found = {
-        impl: harness.measure(run, device, images=1, nbytes=nbytes, copy=copy)
-        for impl, run in calls(weights).items()
-    }
-    return [
-        {**stamp, **what, "impl": impl, **row, "images_per_s": ""} for impl, row in found.items()
-    ]
+    rows = []
+    for impl, run in calls(weights).items():
+        what = harness.case_columns(
+            "checksum", "step", name, str(dtype).removeprefix("torch."), impl
+        )
+        found = harness.measure(run, device, images=1, nbytes=nbytes, copy=copy)
+        rows.append(stamp | what | found | {"images_per_s": ""})
+    return rows
 
 
 if __name__ == "__main__":

@@ -158,7 +158,9 @@ def append(output: Path, rows: list[Row], **conditions: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "cpu-pipeline.csv")
     parser.add_argument("--images", type=int, default=768)
     parser.add_argument("--workers", type=int, default=2)

@@ -306,7 +306,9 @@ def _seconds(cache: Cache, chunk: int, plan: Plan) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-o", "--output", type=Path, help="default: results/DEVICE-teacher.csv")
     parser.add_argument("--rounds", type=int, default=9)
     asked, world = parser.parse_args(), init_distributed()

@@ -131,7 +131,7 @@ def count_waits(step: Callable[[], object]) -> int:
 
 
 def kernel_spans(step: Callable[[], object], steps: int) -> list[tuple[float, float]]:
-    """Return start and end, in microseconds, of every kernel, copy and fill on a GPU in some steps."""
+    """Return start and end of every kernel, copy and fill of some steps on a GPU, in µs."""
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(steps):

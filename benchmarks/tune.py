@@ -164,7 +164,7 @@ def neighbours(launch: launch_configs.Launch) -> Iterator[launch_configs.Launch]
 
 
 def time_of(call: Call, expected: list[torch.Tensor] | None = None) -> float:
-    """Return the milliseconds of a call, infinity for a launch that fails or gives another result."""
+    """Return the milliseconds of a call; infinity for a launch that fails or is wrong."""
     try:
         found = call()
         torch.cuda.synchronize()

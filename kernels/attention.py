@@ -21,7 +21,8 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.attention_bwd import LOG2_E, attention_bwd_triton, load_rows, store_rows, tail
+from fastdeit.kernels.attention_bwd import attention_bwd_triton
+from fastdeit.kernels.attention_rows import LOG2_E, load_rows, store_rows, tail
 from fastdeit.kernels.backend import is_fused
 from fastdeit.kernels.launch_configs import blocks_of, find_launch, padded
 from fastdeit.kernels.operators import operator

@@ -8,7 +8,7 @@ blends, sharpens, warps or copies; Gaussian blur, where a layer may have it, add
 the images that it blurs. The host reads nothing.
 
 images: uint8 (B, H, W, 3), contiguous; ops: int32 (B, L); args: float64 (B, L, 2). Bytes per image
-and layer: reads 3·H·W, writes 3·H·W (0.3 MB at 224), statistics read them once more. Source: Pillow
+and layer: reads 3·H·W, writes 3·H·W (0.3 MB at 224), statistics read them again. Source: Pillow
 12.3, src/libImaging (Filter.c for Sharpness) and src/PIL/ImageEnhance.py; timm 1.0.31,
 data/auto_augment.py.
 """
@@ -239,7 +239,8 @@ def _launch_layer(
     colour = fill[0] | fill[1] << 8 | fill[2] << 16
     launch = find_launch("augment", images.device, bits=8)
     grid = (batch, blocks_of(height * width, launch["BLOCK"]))
-    where, sizes = (ops.shape[1], layer, allowed), (height, width, height * width * 3)
+    where = (ops.shape[1], layer, allowed)
+    sizes = (height, width, height * width * 3)
     _augment_kernel[grid](images, ops, args, table, out, *where, *sizes, colour, **launch, **EXACT)
     if allowed & bits_of(("GaussianBlur",)):
         launch_blur(images, ops, args, layer, allowed, out)

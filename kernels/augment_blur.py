@@ -125,7 +125,8 @@ def launch_blur(
 ) -> None:
     """Write the blurred images into out, and do not touch the others."""
     batch, height, width, _ = images.shape
-    spare, size = torch.empty_like(images), height * width * 3
+    spare = torch.empty_like(images)
+    size = height * width * 3
     launch = find_launch("augment_blur", images.device, bits=8)
     grid = (batch, blocks_of(size, launch["BLOCK"]))
     source = images

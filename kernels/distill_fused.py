@@ -168,7 +168,9 @@ def _grads_like(cls_logits: torch.Tensor, kind: str, with_grads: bool) -> torch.
     A mean's gradients are below the range of fp16 until the backward applies a loss scaler's
     factor.
     """
-    heads = 0 if not with_grads else 1 if kind == "none" else 2
+    heads = 1 if kind == "none" else 2
+    if not with_grads:
+        heads = 0
     dtype = torch.float32 if cls_logits.dtype == torch.float16 else cls_logits.dtype
     return cls_logits.new_empty((heads, *cls_logits.shape), dtype=dtype)
 
@@ -198,7 +200,9 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.save_for_backward(grads)
     ctx.mark_non_differentiable(base, distilled, grads)
     ctx.set_materialize_grads(False)
-    ctx.dtype, ctx.has_dist, ctx.rest = inputs[0].dtype, inputs[1] is not None, len(inputs) - 2
+    ctx.dtype = inputs[0].dtype
+    ctx.has_dist = inputs[1] is not None
+    ctx.rest = len(inputs) - 2
 
 
 def _backward(ctx, grad_loss, *_):  # type: ignore[no-untyped-def]

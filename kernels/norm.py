@@ -173,7 +173,8 @@ def add_norm_triton(
     """
     outs = _allocate(x, branch, scale, gamma, weight, bias, eps)
     x_new, y, mean, rstd = outs
-    dim, rows = x.shape[-1], mean.numel()
+    dim = x.shape[-1]
+    rows = mean.numel()
     launch = find_launch("norm_fwd", x.device, bits=8 * x.element_size(), D=dim)
     if rows:
         _norm_fwd_kernel[(blocks_of(rows, launch["BLOCK_ROWS"]),)](

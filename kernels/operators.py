@@ -49,7 +49,7 @@ def operator(
 
         @functools.wraps(launch)
         def call(*inputs: Any, **named: Any) -> Any:
-            # a compiler must see one operator, and only torch knows the arguments' names
+            # a compiler must see one operator, and only torch can resolve named arguments
             if named or torch.compiler.is_compiling():
                 return op(*inputs, **named)
             return differentiable(*inputs)

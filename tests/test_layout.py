@@ -10,18 +10,29 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import HEAVY
+from tests.support.launching import ROOT
 
-ROOT = Path(__file__).parents[1]
 LIBRARY = sorted(path for path in (ROOT / "fastdeit").rglob("*.py") if "kernels" not in path.parts)
 KERNELS = sorted((ROOT / "kernels").glob("*.py"))
 
-# room -> the rooms that it may import; every room may use its own
+STORAGE = {"distributed", "display", "storage"}
+PARTS = {
+    "checkpoint",
+    "config",
+    "data",
+    "models",
+    "plan",
+    "reliability",
+    "teacher_cache",
+    "training",
+}
+# room -> the rooms that it may import; every room may use its own, and kernels
 ROOMS: dict[str, set[str]] = {
     "train": {"commands", "distributed", "reliability"},
     "__main__": {"commands", "reliability"},
-    "commands": {"run", "replay", "*"},
-    "replay": {"run", "*"},
-    "run": {"*"},
+    "commands": {"replay", "run", *PARTS, *STORAGE},
+    "replay": {"run", *PARTS, *STORAGE},
+    "run": {*PARTS, *STORAGE},
     "reliability": {"checkpoint", "distributed", "plan", "storage", "training"},
     "training": {"config", "data", "distributed", "models", "plan", "storage"},
     "teacher_cache": {"config", "data", "distributed", "models", "plan", "storage"},
@@ -34,7 +45,8 @@ ROOMS: dict[str, set[str]] = {
     "distributed": set(),
     "storage": set(),
 }
-LOWER = set(ROOMS) - {"train", "__main__", "commands", "replay", "run"}
+# the rooms in which every module may see a whole `Config`; elsewhere only build.py may
+SEES_CONFIG = {"commands", "config", "replay", "run"}
 # third-party names that a low layer is limited to
 ONLY: dict[str, set[str]] = {
     "plan": {"numpy"},
@@ -74,8 +86,20 @@ def test_imports_follow_the_layers(path: Path) -> None:
     room = room_of(name_of(path))
     allowed = ROOMS.get(room, set()) | {room, "kernels"}
     ours = {room_of(name) for name in names if name.startswith("fastdeit.")}
-    assert ours <= (allowed | LOWER if "*" in allowed else allowed)
+    assert ours <= allowed
     assert foreign <= ONLY.get(room, foreign)
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name_of)
+def test_a_config_is_seen_by_builders_and_whole_runs_only(path: Path) -> None:
+    sees_config = "Config" in {
+        alias.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module == "fastdeit.config.schema"
+        for alias in node.names
+    }
+    room = room_of(name_of(path))
+    assert not sees_config or path.name == "build.py" or room in SEES_CONFIG
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)

@@ -59,7 +59,9 @@ def _check_origin(cache: Cache, job: Job) -> None:
 def _compare(cache: Cache, job: Job, batches: Batches, micro_batch: int) -> tuple[int, float]:
     """Return the number of samples whose recorded class is the live one, and the largest difference
     of a recorded logit."""
-    manifest, same, largest = cache.manifest, 0, 0.0
+    manifest = cache.manifest
+    same = 0
+    largest = 0.0
     loader = job.loader(batches, micro_batch)
     live = compute_logits(iter(loader), job.teacher, job.dtype)
     for (epoch, ordinals), (_, logits) in zip(batches, live, strict=True):
@@ -85,7 +87,8 @@ def _logit_distance(recorded: torch.Tensor, logits: torch.Tensor, manifest: Mani
 def _draw_samples(
     coverage: np.ndarray, manifest: Manifest, number: int, micro_batch: int
 ) -> Batches:
-    """Draw about `number` recorded samples as pairs from a few epochs; return them in micro-batches."""
+    """Draw about `number` recorded samples as pairs from a few epochs; return them in
+    micro-batches."""
     random = np.random.default_rng()
     recorded_epochs = np.flatnonzero(coverage.any(1))
     if not recorded_epochs.size:

@@ -1,5 +1,5 @@
-"""`fastdeit index PATH`: check every image of a data set, store the tables that training starts from,
-and describe them.
+"""`fastdeit index PATH`: check every image of a data set, store the tables that training starts
+from, and describe them.
 
 fastdeit index PATH [--train-split train] [--val-split val] [--bad-images skip|error] [--num-workers
 N]
@@ -36,7 +36,8 @@ def index_command(argv: Sequence[str]) -> int:
     with one_line_errors():
         root = Path(os.path.abspath(parsed.path))
         workers = parsed.num_workers or None
-        classes, bad = None, 0
+        classes = None
+        bad = 0
         for split in (parsed.train_split, parsed.val_split):
             found = find_split(root, split)
             table = split_table(root, split, found, classes=classes, workers=workers, again=True)
@@ -149,4 +150,5 @@ def _sizes(good: pa.Table) -> str:
 
 
 def _bytes(num_bytes: np.ndarray) -> str:
-    return f"{filesize.decimal(int(num_bytes.sum()))}, {filesize.decimal(int(num_bytes.mean()))} an image"
+    total = filesize.decimal(int(num_bytes.sum()))
+    return f"{total}, {filesize.decimal(int(num_bytes.mean()))} per image"

@@ -3,10 +3,10 @@
 fastdeit preview --recipe deit --data-path IMAGENET -o preview.png [--epoch 0] [--ordinals 0-7]
 [--sheet] [any flag of train]
 
-A row is a sample: the stored image with its crop, the crop resized and flipped, the image after each
-operation, and, from the training pipeline itself, the image normalised and erased, and then mixed
-with its partner. `--sheet` shows every operation at several magnitudes instead. The plan decides
-everything, so the same ordinals always give the same picture.
+A row is a sample: the stored image with its crop, the crop resized and flipped, the image after
+each operation, and, from the training pipeline itself, the image normalised and erased, and then
+mixed with its partner. `--sheet` shows every operation at several magnitudes instead. The plan
+decides everything, so the same ordinals always give the same picture.
 """
 
 import argparse

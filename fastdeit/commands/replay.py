@@ -1,4 +1,4 @@
-"""`fastdeit replay RUN --step N`: run one step of a run again, and show everything that went into it.
+"""`fastdeit replay RUN --step N`: run one step of a run again, and show what went into it.
 
 fastdeit replay RUN --step N [--output DIR] [flags of train that have changed, as --data-path]
 On as many processes as the run had:
@@ -131,7 +131,8 @@ def _replay(config: Config, world: World, history: StepHistory, output: Path) ->
 def _restore_state(samples: Samples, history: StepHistory, trainer: Trainer) -> Origin:
     """Bring the trainer to the start of the step. A collective."""
     found = find_state(history, samples.config.checkpoint.resume, trainer.state.layout())
-    source, notes = "the weights that the run began with", []
+    source = "the weights that the run began with"
+    notes = []
     if found is not None:
         check_same_samples(found.state, samples.fingerprints, found.path)
         trainer.state.load(found.tensors, found.state)

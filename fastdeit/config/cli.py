@@ -45,8 +45,8 @@ def parse_config(argv: Sequence[str], prog: str) -> tuple[Config, str]:
     _refuse_replaced(flags)
     base = _from_file(_recipe(known.recipe), known.config)
     description = (
-        f"Train a distilled DeiT. First come --recipe NAME ({', '.join(RECIPES)}) and --config FILE, "
-        "then any flag below."
+        f"Train a distilled DeiT. First come --recipe NAME ({', '.join(RECIPES)}) and "
+        "--config FILE, then any flag below."
     )
     config = tyro.cli(
         Config, args=flags, prog=prog, description=description, default=base, config=FLAT
@@ -88,8 +88,8 @@ def _refuse_code(teacher: str, flags: Sequence[str]) -> None:
     asked = any(teacher in flag.partition("=")[::2] for flag in flags)
     if not asked and (":" in teacher or teacher in PROGRAMS):
         raise ValueError(
-            f"--config: distill.teacher_model {teacher!r} runs code; if you trust it, name it on the "
-            f"command line, too: --teacher-model {teacher}"
+            f"--config: distill.teacher_model {teacher!r} runs code; if you trust it, name it on "
+            f"the command line, too: --teacher-model {teacher}"
         )
 
 

@@ -84,7 +84,8 @@ class _Division:
         if self.micro_batch < 2 or self.micro_batch % 2 or share % self.micro_batch:
             allowed = [size for size in range(2, share + 1, 2) if share % size == 0]
             raise ValueError(
-                f"micro_batch must be an even divisor of {share}: {allowed} (got {self.micro_batch})"
+                f"micro_batch must be an even divisor of {share}: {allowed} "
+                f"(got {self.micro_batch})"
             )
 
     @functools.cached_property

@@ -1,5 +1,5 @@
-"""The DALI graphs that execute the plan (read, decode, resize, flip, augment, normalise, erase), and
-those of evaluation.
+"""The DALI graphs that execute the plan (read, decode, resize, flip, augment, normalise, erase),
+and those of evaluation.
 
 No operator in here is random: all that varies comes in per sample, packed into one integer and one
 float row, so a sample's pixels do not depend on the batch it is in, on threads or on time. Two
@@ -33,8 +33,8 @@ from fastdeit.plan.plan import SampleParams
 from fastdeit.plan.spec import PlanSpec
 
 Source = Callable[[int], tuple[Any, ...]]
-"""From DALI's number of an iteration to its batch: paths or encoded images as uint8 arrays, then the
-rows that the graph takes."""
+"""From DALI's number of an iteration to its batch: paths or encoded images as uint8 arrays, then
+the rows that the graph takes."""
 
 BACKENDS = ("exact", "native")
 DECODERS: dict[str, dict[str, Any]] = {
@@ -49,7 +49,10 @@ all."""
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """Where a pipeline runs, how far ahead, and its output. Raises ValueError for an unknown name."""
+    """Where a pipeline runs, how far ahead, and its output.
+
+    Raises ValueError for an unknown name.
+    """
 
     mean: Sequence[float]
     """Of each channel, for values in 0..1, as `std`."""

@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 
 
 class Stream(Generic[_T]):
-    """Numbered batches out of one DALI pipeline: prefetched in order, or after a jump to any number.
+    """Numbered batches out of one DALI pipeline: prefetched in order, or after a jump to a number.
 
     plan: from a number to what is kept beside the images, the rows of the index to read, and the
     arrays that the graph takes. build: makes a pipeline for a source that gives the images' sizes.
@@ -66,7 +66,7 @@ class Stream(Generic[_T]):
         return fed
 
     def get(self, number: int) -> tuple[torch.Tensor, _T]:
-        """Return the images of batch `number`, sharing DALI's memory, and what was kept beside them.
+        """Return the images of batch `number`, in DALI's memory, and what was kept beside them.
 
         The host waits until DALI has made them, on a GPU too, and meanwhile plans and feeds a batch
         ahead. Raises DataError where the quarantine does, RuntimeError for a batch that fails
@@ -151,8 +151,8 @@ class _InFlight(Generic[_T]):
 
 
 def _feed(index: Index, rows: np.ndarray) -> Sequence[np.ndarray] | np.ndarray:
-    """Return `Index.encoded`, with an empty image for one that cannot be opened, which then fails in
-    the decoder as a damaged one does."""
+    """Return `Index.encoded`, with an empty image for one that cannot be opened, which then fails
+    in the decoder as a damaged one does."""
     try:
         return index.encoded(rows)
     except OSError:

@@ -137,18 +137,15 @@ class Student(nn.Module):
         self.distilled = distilled
         self.grid_size = image_size // patch_size
         self.num_prefix_tokens = 2 if distilled else 1
-        rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
-        self.drop_path_rates = (drop_path,) * depth if constant_drop_path else tuple(rates)
+        self.drop_path_rates = _spread_drop_path(drop_path, depth, constant_drop_path)
+        num_tokens = self.num_prefix_tokens + self.grid_size**2
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         if distilled:
             self.dist_token = nn.Parameter(torch.empty(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(
-            torch.empty(1, self.num_prefix_tokens + self.grid_size**2, embed_dim)
-        )
+        self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, embed_dim))
         self.patch_embed = PatchEmbed(patch_size, embed_dim)
-        self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, int(embed_dim * mlp_ratio), qkv_bias) for _ in range(depth)
-        )
+        sizes = (embed_dim, num_heads, int(embed_dim * mlp_ratio), qkv_bias)
+        self.blocks = nn.ModuleList(Block(*sizes) for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
         self.head = nn.Linear(embed_dim, num_classes)
         if distilled:
@@ -255,6 +252,13 @@ class Student(nn.Module):
         first, last = self.drop_path_rates[0], self.drop_path_rates[-1]
         rates = torch.linspace(first, last, depth, device=keep.device)
         return (keep.permute(1, 2, 0) / (1 - rates)[:, None, None]).contiguous()
+
+
+def _spread_drop_path(rate: float, depth: int, constant: bool) -> tuple[float, ...]:
+    """Return the rate of each block: `rate` everywhere, or from 0 linearly to `rate`."""
+    if constant:
+        return (rate,) * depth
+    return tuple(rate * i / max(1, depth - 1) for i in range(depth))
 
 
 def _check_sizes(

@@ -52,7 +52,8 @@ class SampleParams:
     flip: np.ndarray
     """bool (B,): mirrored left to right."""
     ops: np.ndarray
-    """int32 (B, layers): number of the operation in `OPERATIONS`; -1 where the layer does nothing."""
+    """int32 (B, layers): place of the operation in `OPERATIONS`; -1 where the layer does
+    nothing."""
     op_args: np.ndarray
     """float64 (B, layers): timm's argument of the operation, signed (degrees, bits, threshold,
     factor, fraction, radius); 0 if none."""
@@ -112,8 +113,8 @@ class Plan:
         self._order.cache_clear()
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over everything that decides the draws of `draw`, except excluded images;
-        DropPath's rates are the student's, not part of it."""
+        """Return a SHA-256 over everything that decides the draws of `draw`, except excluded
+        images; DropPath's rates are the student's, not part of it."""
         facts = {
             "version": VERSION,
             "spec": dataclasses.asdict(self.spec),
@@ -155,7 +156,8 @@ class Plan:
 
     def draw(self, epoch: int, ordinals: np.ndarray) -> SampleParams:
         """Return everything that happens to the samples at `ordinals` (int64 (B,)) of an epoch."""
-        spec, stream = self.spec, self._stream(epoch)
+        spec = self.spec
+        stream = self._stream(epoch)
         image = self.images(epoch, ordinals)
         # four purposes in one call: cheaper than one by one
         purposes = (sampling.CROP, sampling.FLIP, sampling.ERASE, sampling.NOISE)
@@ -211,7 +213,8 @@ class Plan:
         sizes: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return `SampleParams.crop` and `SampleParams.resize`."""
-        spec, size = self.spec, self.spec.input_size
+        spec = self.spec
+        size = spec.input_size
         if spec.simple_crop:
             whole = np.concatenate((np.zeros_like(sizes), sizes), 1)
             return whole, sampling.simple_crop(words, sizes, size)
@@ -224,7 +227,8 @@ class Plan:
         self, stream: sampling.RandomStream, ordinals: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return int32 operations and float64 arguments, both (B, spec.layers)."""
-        spec, count = self.spec, len(ordinals)
+        spec = self.spec
+        count = len(ordinals)
         ops = [np.zeros((count, 0), np.int32)]
         args = [np.zeros((count, 0))]
         drawn = []
@@ -253,7 +257,8 @@ class Plan:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return float32 lam (B,) and int32 box (B, 4), drawn once for each group of `mixup_group`
         samples."""
-        spec, count = self.spec, len(ordinals)
+        spec = self.spec
+        count = len(ordinals)
         if not spec.mixes:
             return np.ones(count, np.float32), np.zeros((count, 4), np.int32)
         groups, row = np.unique(ordinals // spec.mixup_group, return_inverse=True)

@@ -86,15 +86,15 @@ class StepHistory:
         return self.attempts[0].step
 
     def metrics_line(self) -> tuple[Metrics | None, int]:
-        """Return the line of the log that covers this step, if there is one, and the first step that
-        its means cover."""
+        """Return the line of the log that covers this step, if there is one, and the first step
+        that its means cover."""
         lines = [line for line in self.metrics if "lr" in line]
         after = next((line for line in lines if line["step"] > self.step), None)
         before = max((line["step"] for line in lines if line["step"] <= self.step), default=0)
         return (None if self.was_rolled_back else after), max(before, self.attempt.step)
 
     def window(self) -> Window | None:
-        """Return the smallest range of steps around this one whose hash can be read from the log."""
+        """Return the smallest range of steps around this one whose hash is in the log."""
         digests = {0: "0"} if self.first_step == 0 else {}
         digests |= {line["step"]: line["digest"] for line in self.metrics if "digest" in line}
         first = max((step for step in digests if step <= self.step), default=None)

@@ -148,7 +148,8 @@ def build_report(
     digest = add_digests(*(part.digest for part in parts))
     epoch, step_of_epoch = divmod(history.step, samples.steps_per_epoch)
     recorded = _compare_with_record(history, samples, digest)
-    run_size, means = history.attempt.world_size, _average(micro_batches, history)
+    run_size = history.attempt.world_size
+    means = _average(micro_batches, history)
     now = Now(
         **dataclasses.asdict(means),
         grad_norm=result.grad_norm,
@@ -188,7 +189,7 @@ def _average(micro_batches: Sequence[MicroBatchResult], history: StepHistory) ->
 def _describe(
     line: MicroBatchResult, samples: Sequence[SampleResult], history: StepHistory
 ) -> dict[str, Any]:
-    """Return a micro-batch with its recorded loss, if any, and its samples with the largest losses."""
+    """Return a micro-batch with its recorded loss, if any, and the worst of its samples."""
     rank, number = line.rank, line.micro_batch
     own = [sample for sample in samples if (sample.rank, sample.micro_batch) == (rank, number)]
     worst = sorted(own, key=_order_by_loss)[:_WORST]
@@ -229,8 +230,8 @@ def _compare_with_record(history: StepHistory, samples: Samples, digest: int) ->
 def _recorded_values(
     history: StepHistory, line: Metrics | None, covered: tuple[int, int] | None
 ) -> dict[str, float] | None:
-    """Return the statistics of this step alone: from a line of the log that covers no other step, or
-    else from spikes.jsonl; None if neither has them."""
+    """Return the statistics of this step alone: from a line of the log that covers no other step,
+    or else from spikes.jsonl; None if neither has them."""
     if line is not None and covered == (history.step, history.step + 1):
         values = line
     elif history.spike is not None:

@@ -98,7 +98,8 @@ class Samples:
 
     def draw(self, step: int, ordinals: np.ndarray) -> SampleParams:
         """Return what the plan has for samples of a step; ordinals: int64 (B,)."""
-        epoch, period = step // self.steps_per_epoch, self.config.distill.cache_period
+        epoch = step // self.steps_per_epoch
+        period = self.config.distill.cache_period
         return self._plan(step).draw(epoch % period if period else epoch, ordinals)
 
     def digest(self, step: int) -> int:
@@ -112,8 +113,8 @@ class Samples:
         return add_digests(sample_digests(steps, epoch, ordinals, draws, keep))
 
     def _plan(self, step: int) -> Plan:
-        """Return the plan with the images of a step excluded. The loader's own plan excludes those of
-        the step that it last read ahead for."""
+        """Return the plan with the images of a step excluded. The loader's own plan excludes those
+        of the step that it last read ahead for."""
         excluded = self._history.excluded_images(step)
         if excluded not in self._plans:
             self._plans[excluded] = build_plan(self.config, self.index.sizes)

@@ -102,7 +102,8 @@ def _build_data(config: Config, world: World) -> tuple[RunData, Training]:
     val_index, val_quarantine = build_quarantine(config, val_index)
     check_same_images(train_index, val_index, pipeline_options(config, world).describe())
     training = build_training(config, world, train_index)
-    plan, cached_teacher = training.plan, training.cached_teacher
+    plan = training.plan
+    cached_teacher = training.cached_teacher
     train_loader = build_train_loader(
         config,
         world,
@@ -137,7 +138,8 @@ def _list_damaged(index: Index) -> list[str]:
 def describe_run(run: Run, notes: list[str]) -> dict[str, str]:
     """Return the rows of the heading, by name."""
     config, data = run.config, run.data
-    batch_size, epochs = config.optim.batch_size, config.optim.epochs
+    batch_size = config.optim.batch_size
+    epochs = config.optim.epochs
     rows = {
         "run": f"{run.folder}  (recipe {run.recipe}, seed {config.run.seed})",
         "devices": _describe_devices(run),

@@ -30,7 +30,8 @@ def open_folder(run: Run) -> list[str]:
     Raise FolderError. A collective.
     """
     notes: list[str] = []
-    quarantine, cached_teacher = run.data.quarantine, run.data.cached_teacher
+    quarantine = run.data.quarantine
+    cached_teacher = run.data.cached_teacher
     quarantine.step = run.trainer.step
     if cached_teacher and cached_teacher.bad_images:
         quarantine.exclude(cached_teacher.bad_images)
@@ -71,7 +72,7 @@ def _write_folder(run: Run) -> list[str]:
 
 
 def _describe_config(run: Run) -> str:
-    """Return config.yaml: the settings, below a comment with the steps that a sample goes through."""
+    """Return config.yaml: the settings, below a comment with the plan in one line."""
     settings = yaml.safe_dump(run.config.to_dict(), sort_keys=False)
     return f"# plan: {run.data.plan.spec.describe()}\n{settings}"
 

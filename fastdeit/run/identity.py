@@ -1,5 +1,5 @@
-"""The identity of a run: settings and fingerprints that must not change when it is resumed, and that
-must be equal on all ranks."""
+"""The identity of a run: settings and fingerprints that must not change when it is resumed, and
+that must be equal on all ranks."""
 
 import dataclasses
 import functools

@@ -65,7 +65,8 @@ class StepBatches:
 
 def train_step(run: Run, micro_batches: Iterator[Batch]) -> bool:
     """Train one step. Return False if more than --max-bad-steps in a row were skipped."""
-    trainer, step = run.trainer, run.trainer.step
+    trainer = run.trainer
+    step = run.trainer.step
     run.data.quarantine.step = step
     statistics = trainer.train_step(run.supervisor.timed("step", step, micro_batches))
     if trainer.applied:
@@ -84,7 +85,8 @@ def skip_step(run: Run) -> None:
 
 def after_step(run: Run) -> None:
     """Do what is due after an optimizer step, on every rank in the same order."""
-    step, config = run.trainer.step, run.config
+    step = run.trainer.step
+    config = run.config
     checksum_steps, save_steps = config.health.checksum_steps, config.checkpoint.save_steps
     report_failed_saves(run)
     if checksum_steps and step % checksum_steps == 0:
@@ -101,7 +103,8 @@ def after_step(run: Run) -> None:
 
 def compare_replicas(run: Run) -> None:
     """Raise HealthError on every rank unless all hold the same weights."""
-    step, progress = run.trainer.step, run.progress
+    step = run.trainer.step
+    progress = run.progress
     enabled = run.world.size > 1 and run.config.health.checksum_steps
     if not enabled or progress.last_compared_step == step:
         return
@@ -143,7 +146,8 @@ def _count(run: Run) -> dict[str, Any]:
 
 def evaluate_if_due(run: Run) -> None:
     """Evaluate once at the end of every --eval-epochs epochs, and at the end of the last."""
-    step, epochs = run.trainer.step, run.config.optim.epochs
+    step = run.trainer.step
+    epochs = run.config.optim.epochs
     epoch, place = divmod(step, run.steps_per_epoch)
     is_due = place == 0 and (epoch == epochs or epoch % run.config.run.eval_epochs == 0)
     if not is_due or run.progress.last_evaluated_step == step:
@@ -194,7 +198,7 @@ def save_checkpoint(run: Run) -> None:
 
 
 def wait_for_checkpoint(run: Run) -> None:
-    """Wait until the last checkpoint is on disk. Raise CheckpointError on every rank if it is not."""
+    """Wait for the last checkpoint. Raise CheckpointError on every rank if it was not saved."""
     run.supervisor.beat("checkpoint", run.trainer.step)
     run.checkpoints.wait()
     report_failed_saves(run)

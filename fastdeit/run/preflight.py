@@ -22,7 +22,8 @@ def check_config(config: Config, world_size: int) -> None:
 
 
 def _check_batch(config: Config, world_size: int) -> None:
-    size, share = config.optim.batch_size, 2 * world_size
+    size = config.optim.batch_size
+    share = 2 * world_size
     allowed = f"a multiple of {share} on {world_size} processes"
     require(size % share == 0, "batch_size", size, allowed)
     per_rank = size // world_size
@@ -32,7 +33,8 @@ def _check_batch(config: Config, world_size: int) -> None:
 
 
 def _check_model(config: Config) -> None:
-    name, kind = config.model.model, config.distill.distillation_type
+    name = config.model.model
+    kind = config.distill.distillation_type
     if name not in SIZES:
         _check_timm_name(name)
         allowed = f"none with --model {name}, which has one head"
@@ -66,7 +68,8 @@ def _hint_at_teacher(path: str) -> str:
 
 
 def _check_eval_size(config: Config) -> None:
-    size, name = config.data.eval_input_size, config.model.model
+    size = config.data.eval_input_size
+    name = config.model.model
     if name in SIZES:
         patch = config.model.patch_size or 16  # the patch size of every named student
         allowed = f"a multiple of the patch size, {patch}"

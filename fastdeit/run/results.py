@@ -25,7 +25,7 @@ _MOST_PICTURES = 16
 
 
 def write_results(run: Run, results: dict[str, float]) -> None:
-    """Write weights under timm's names, the picture, and `results` as summary.json; print the table.
+    """Write weights under timm's names, the picture and summary.json; print the table.
 
     Raise FolderError. A collective.
     """

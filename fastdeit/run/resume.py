@@ -1,5 +1,5 @@
-"""Restoring a run from a checkpoint, at start-up or as a rollback, and the debug bundle written when
-a rollback is not possible."""
+"""Restoring a run from a checkpoint, at start-up or as a rollback, and the debug bundle written
+when a rollback is not possible."""
 
 from typing import Any
 
@@ -28,11 +28,12 @@ def resume(run: Run) -> list[str]:
     if "digest" not in found.state:
         step = run.trainer.step
         notes.append(
-            f"the checkpoint has no digest: metrics.jsonl has that of the samples from step {step} on"
+            f"the checkpoint has no digest: metrics.jsonl counts samples from step {step} only"
         )
     if found.state.get("quarantine") not in (None, run.data.quarantine.fingerprint()):
         notes.append(
-            "the list of damaged images has changed since the checkpoint: steps may hold other samples"
+            "the list of damaged images has changed since the checkpoint: "
+            "steps may hold other samples"
         )
     return notes
 

@@ -95,7 +95,7 @@ def build_engine(config: Config, world: World, model: nn.Module) -> Any:
     )
     module.bind()
     if settings["bf16"]["enabled"]:
-        open_partitions(engine).install(exact)
+        open_partitions(engine).load(exact)
     return engine
 
 

@@ -25,7 +25,7 @@ Groups = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Slice:
+class ContiguousSlot:
     """Place of a parameter in its group's flat tensor: consecutive elements (ZeRO 1 and 2)."""
 
     name: str
@@ -74,7 +74,7 @@ class FlatLossModule(LossModule):
     def __init__(self, model: nn.Module, groups: Groups) -> None:
         super().__init__(model, [])
         names = {parameter: name for name, parameter in model.named_parameters()}
-        self.slices = [_lay_out(group["params"], names) for group in groups]
+        self.slots = [_lay_out(group["params"], names) for group in groups]
         self.flats = nn.ParameterList(_flatten(group["params"]) for group in groups)
         self.leaves: list[nn.Parameter] = []
         """The model's weights, group after group."""
@@ -106,11 +106,10 @@ class FlatLossModule(LossModule):
         return flats
 
     def _views(self, flats: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return [
-            place.of(flat)
-            for flat, slices in zip(flats, self.slices, strict=True)
-            for place in slices
-        ]
+        views = []
+        for flat, slots in zip(flats, self.slots, strict=True):
+            views += [slot.of(flat) for slot in slots]
+        return views
 
 
 class _Loss(torch.autograd.Function):
@@ -122,7 +121,8 @@ class _Loss(torch.autograd.Function):
     ) -> tuple[torch.Tensor, ...]:
         with torch.enable_grad():
             parts = compute(module.model)
-        ctx.module, ctx.loss = module, parts.loss
+        ctx.module = module
+        ctx.loss = parts.loss
         loss, *others = (part.detach() for part in parts)
         ctx.mark_non_differentiable(*others)
         return loss, *others
@@ -141,10 +141,12 @@ def _flatten(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
     return nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
 
 
-def _lay_out(parameters: Sequence[nn.Parameter], names: dict[nn.Parameter, str]) -> list[Slice]:
-    slices = []
+def _lay_out(
+    parameters: Sequence[nn.Parameter], names: dict[nn.Parameter, str]
+) -> list[ContiguousSlot]:
+    slots = []
     offset = 0
     for parameter in parameters:
-        slices.append(Slice(names[parameter], parameter.shape, offset))
+        slots.append(ContiguousSlot(names[parameter], parameter.shape, offset))
         offset += parameter.numel()
-    return slices
+    return slots

@@ -39,8 +39,8 @@ class TrainerState:
         """Of the next optimizer step."""
         self.skipped = 0
         self.digest = 0
-        """Of the samples of all steps so far that this rank answers for: its own, and on rank 0
-        those of earlier processes."""
+        """Of all samples so far that this rank counts: its own, and on rank 0 those of earlier
+        processes."""
         self._whole: nn.Module | None = None
 
     @property
@@ -136,10 +136,8 @@ class TrainerState:
         if _shapes(model) != _shapes(self.eval_model.state_dict()):
             kind = type(self.model).__name__
             raise ValueError(f"the checkpoint's parameters are not those of {kind} as configured")
-        self.partitions.install(model)
-        self.partitions.install_moments(
-            values["adam_step"], tensors["exp_avg"], tensors["exp_avg_sq"]
-        )
+        self.partitions.load(model)
+        self.partitions.load_moments(values["adam_step"], tensors["exp_avg"], tensors["exp_avg_sq"])
         _copy(model, self.buffers())
         if self.ema is not None:
             ema = tensors.get("ema", model)

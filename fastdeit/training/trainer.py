@@ -126,16 +126,15 @@ class Trainer:
         # DeepSpeed checks the gradient alone, which may be finite where the loss is not
         poison = torch.where(parts.loss.detach().isfinite(), 1.0, torch.nan)
         self.engine.backward(parts.loss * poison)
-        # the only place that waits for the device, at the last micro-batch (DeepSpeed 0.19.8): once
-        # for its check of the gradients, once for that of their norm, with clipping once more for
-        # each group
+        # the only sync points of a step, at the last micro-batch, in DeepSpeed (0.19.8): one checks
+        # the gradients, one their norm, and with clipping one for each group
         self.engine.step()
         losses = torch.stack([part.detach().float() for part in parts])
         return MicroStep(losses, batch.ordinals, batch.image_index, batch.digest)
 
     @torch.no_grad()
     def _teacher_output(self, batch: Batch, images: torch.Tensor | None) -> torch.Tensor | None:
-        """Return the recorded output if the batch brings it, else that for the mixed images."""
+        """Return the recorded output if the batch has one, else the output for the mixed images."""
         if batch.teacher_record is not None:
             assert self.decode is not None, "teacher records need their decoder"
             return self.decode(batch.teacher_record)

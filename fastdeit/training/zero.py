@@ -23,11 +23,11 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import pad
 
-from fastdeit.training.flat import Slice
+from fastdeit.training.flat import ContiguousSlot
 
 
 @dataclass(frozen=True)
-class Pieces:
+class ShardedSlot:
     """Place of a parameter that is cut into equal pieces, one in each rank's part (ZeRO 3)."""
 
     name: str
@@ -68,7 +68,7 @@ class Partitions(ABC):
         self._slots = self._layout(engine.module)
 
     @abstractmethod
-    def _layout(self, module: Any) -> Sequence[Sequence[Slice | Pieces]]:
+    def _layout(self, module: Any) -> Sequence[Sequence[ContiguousSlot | ShardedSlot]]:
         """Return the places of the parameters of each group; module: a `LossModule`."""
 
     @abstractmethod
@@ -111,7 +111,7 @@ class Partitions(ABC):
                 slot.write(parts, named[slot.name])
             flat.copy_(parts[dist.get_rank()])
 
-    def install(self, named: Mapping[str, torch.Tensor]) -> None:
+    def load(self, named: Mapping[str, torch.Tensor]) -> None:
         """Set the master weights, and from them the model's own weights; a collective."""
         self.scatter(named, self.masters)
         self._update_model()
@@ -128,7 +128,7 @@ class Partitions(ABC):
     def _zeros(self) -> list[torch.Tensor]:
         return [torch.zeros_like(master) for master in self.masters]
 
-    def install_moments(
+    def load_moments(
         self, step: int, exp_avg: Mapping[str, torch.Tensor], exp_avg_sq: Mapping[str, torch.Tensor]
     ) -> None:
         """Set Adam's step and moments from full tensors by parameter name; step 0: as before the
@@ -155,8 +155,8 @@ class _OptimizerPartitions(Partitions):
     needed = ("update_lp_params",)
     flats = "single_partition_of_fp32_groups"
 
-    def _layout(self, module: Any) -> list[list[Slice]]:
-        return module.slices
+    def _layout(self, module: Any) -> list[list[ContiguousSlot]]:
+        return module.slots
 
     def _update_model(self) -> None:
         self._zero.update_lp_params()
@@ -178,7 +178,7 @@ class _ModelPartitions(Partitions):
     )
     flats = "fp32_partitioned_groups_flat"
 
-    def _layout(self, module: Any) -> list[list[Pieces]]:
+    def _layout(self, module: Any) -> list[list[ShardedSlot]]:
         names = {parameter: name for name, parameter in module.model.named_parameters()}
         layout = []
         for group in self._zero.fp16_groups:
@@ -186,7 +186,7 @@ class _ModelPartitions(Partitions):
             offset = 0
             for parameter in group:
                 size = parameter.partition_numel()
-                slots.append(Pieces(names[parameter], parameter.ds_shape, offset, size))
+                slots.append(ShardedSlot(names[parameter], parameter.ds_shape, offset, size))
                 offset += size
             layout.append(slots)
         return layout

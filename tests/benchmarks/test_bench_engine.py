@@ -21,10 +21,9 @@ from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.training.trainer import Trainer
-from tests.support.launching import FOREIGN
+from tests.support.launching import FOREIGN, ROOT
 from tests.support.tiny_student import assert_near
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 

@@ -25,8 +25,8 @@ from fastdeit.kernels.attention import attention_reference, attention_triton
 from fastdeit.run.attempts import Attempt, add_attempt
 from fastdeit.storage.run_folder import RunFolder
 from tests.kernels.interpreter import DEVICE
+from tests.support.launching import ROOT
 
-ROOT = Path(__file__).parents[2]
 WELL = {"exit_code": 0, "from_step": 40, "to_step": 80, "loss": 1.5}
 
 
@@ -98,7 +98,11 @@ def test_fault_of_describes_a_failed_start(change: dict[str, float], fault: str)
     assert bench_runs.fault_of(WELL | change, before=40) == fault
 
 
-LAUNCH = "import sys, torch; from pathlib import Path; from benchmarks.bench_runs import launch; "
+LAUNCH = (
+    "import signal, sys, torch; from pathlib import Path; from benchmarks.bench_runs import launch; "
+    # a shell starts what it runs in the background with SIGINT ignored
+    "signal.signal(signal.SIGINT, signal.default_int_handler); "
+)
 
 
 def test_interrupted_run_leaves_no_process(tmp_path: Path) -> None:

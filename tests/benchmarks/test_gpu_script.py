@@ -19,7 +19,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.launching import ROOT
+
 STEPS = ("kernels", "train", "step", "tune", "others")
 MAX_FILES = 8
 MAX_FILE_MIB = 16

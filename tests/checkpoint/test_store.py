@@ -29,9 +29,9 @@ from fastdeit.distributed.world import World, init_distributed
 from fastdeit.training.build import build_trainer
 from fastdeit.training.trainer import Trainer
 from tests.support.full_disk import limit_file_size
+from tests.support.launching import ROOT
 from tests.support.tiny_student import configure, make_trainer, run_steps
 
-ROOT = Path(__file__).parents[2]
 MODEL = {"a": torch.arange(6.0).view(2, 3), "b.c": torch.tensor(3)}
 TENSORS = {
     "model": MODEL,

@@ -1,5 +1,5 @@
-"""`fastdeit preview`: the same ordinals give the same picture, and its steps lead to the output of the
-training pipeline."""
+"""`fastdeit preview`: the same ordinals give the same picture, and its steps lead to the output of
+the training pipeline."""
 
 from pathlib import Path
 

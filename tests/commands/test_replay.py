@@ -46,8 +46,8 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
 
 @pytest.fixture(scope="module")
 def run(setting: Setting) -> Path:
-    """A run with two micro-batches per step, a line of the log for each step, and checkpoints of steps
-    6 and 9."""
+    """A run with two micro-batches per step, a line of the log for each step, and checkpoints of
+    steps 6 and 9."""
     folder = setting.root / "run"
     assert setting.train(folder, *setting.taught, "--micro-batch", "8", "--reprob", "0.5") == 0
     return folder
@@ -76,8 +76,8 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def assert_as_recorded(folder: Path, step: int, **tolerance: Any) -> dict[str, Any]:
-    """Assert that the replay of a step with a line of the log for itself equals that line, bit for bit
-    unless a tolerance is given; return step.json."""
+    """Assert that the replay of a step with a line of the log for itself equals that line, bit for
+    bit unless a tolerance is given; return step.json."""
     found = read_step(folder, step)
     line = next(line for line in steps_of(folder) if line["step"] == step + 1)
     for name in NUMBERS:

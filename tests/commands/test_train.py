@@ -28,11 +28,16 @@ from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 from tests.support.compare_runs import assert_same_weights
 from tests.support.images import write_shapes
+from tests.support.launching import ROOT
 from tests.support.ranks import Ranks, run_fastdeit
 
-ROOT = Path(__file__).parents[2]
-MODEL = "--model deit_tiny_distilled_patch16_224 --patch-size 8 --embed-dim 32 --depth 2 --num-heads 2".split()
-SMALL = "--input-size 32 --batch-size 8 --epochs 3 --warmup-epochs 1 --lr 0.05 --log-steps 2 --drop-path 0.3".split()
+MODEL = (
+    "--model deit_tiny_distilled_patch16_224 --patch-size 8 --embed-dim 32 --depth 2 --num-heads 2"
+).split()
+SMALL = (
+    "--input-size 32 --batch-size 8 --epochs 3 --warmup-epochs 1 --lr 0.05 "
+    "--log-steps 2 --drop-path 0.3"
+).split()
 ALONE = [*MODEL, *SMALL, "--distillation-type", "none"]
 
 
@@ -114,8 +119,8 @@ def test_config_file_begins_with_the_plan(distilled: tuple[list[str], Path]) -> 
 def test_every_validation_image_counts_once(
     distilled: tuple[list[str], Path], shapes: Path
 ) -> None:
-    """With 9 validation images and batch 8, the top-1 in summary.json is that of the exported weights,
-    measured image by image with PIL."""
+    """With 9 validation images and batch 8, the top-1 in summary.json is that of the exported
+    weights, measured image by image with PIL."""
     import numpy as np
     from PIL import Image
     from torchvision.transforms import functional as vision
@@ -383,8 +388,8 @@ def damaging_loader(path: Path) -> type[TrainLoader]:
 def test_run_survives_files_that_break_before_and_while_it_trains(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One file is damaged before the run, one is deleted between two starts, one breaks after the index
-    was read: the run finishes and records each."""
+    """One file is damaged before the run, one is deleted between two starts, one breaks after the
+    index was read: the run finishes and records each."""
     data = shutil.copytree(shapes, tmp_path / "data")
     folder = RunFolder(tmp_path / "run")
     argv = ["--data-path", str(data), *ALONE]

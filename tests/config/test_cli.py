@@ -101,7 +101,7 @@ def test_a_written_config_repeats_the_run(recipe: str, tmp_path: Path) -> None:
     assert parse("--config", str(file)) == config
 
 
-def test_the_launchers_rank_is_accepted() -> None:
+def test_the_launchers_rank_flag_is_accepted() -> None:
     assert parse("--local_rank=1", "--lr", "1") == parse("--lr", "1")
 
 
@@ -157,7 +157,7 @@ def test_wrong_flags_end_with_code_2_and_name_what_is_allowed(
         ("rand-m9-mstd101-inc1", {"ra_std": float("inf")}),
     ],
 )
-def test_rand_augment_strings(aa: str, expected: dict[str, float]) -> None:
+def test_rand_augment_strings_are_parsed_as_timm_does(aa: str, expected: dict[str, float]) -> None:
     parsed = parse_rand_augment(aa)
     assert {name: parsed[name] for name in expected} == expected
     PlanSpec(**parsed)
@@ -198,7 +198,7 @@ def test_augmentation_flags_reach_the_plan(flags: list[str], expected: dict[str,
         "original",
     ],
 )
-def test_rand_augment_strings_that_mean_nothing_here(aa: str) -> None:
+def test_unknown_rand_augment_strings_are_refused(aa: str) -> None:
     with pytest.raises(ValueError, match="--aa must be"):
         parse_rand_augment(aa)
 
@@ -231,7 +231,7 @@ def test_deepspeed_gets_the_safe_stage_and_fp32_gradients(
     assert made["bf16"]["enabled"] == (precision == "bf16") and made["gradient_clipping"] == 0.0
 
 
-def test_no_flag_is_both_built_and_replaced() -> None:
+def test_no_flag_is_both_supported_and_replaced() -> None:
     flags = {
         f"--{field.name.replace('_', '-')}"
         for section in dataclasses.fields(Config)

@@ -48,7 +48,7 @@ def plan(index: Index) -> Plan:
 
 
 def split(changes: dict[str, Any]) -> tuple[PipelineOptions, dict[str, Any]]:
-    """How the pipeline is to be, and what the loader itself is to take."""
+    """Split changes into options of the pipeline and arguments of the loader."""
     names = {field.name for field in dataclasses.fields(PipelineOptions)} - {"batch_size"}
     ours = {name: value for name, value in changes.items() if name not in names}
     return PipelineOptions(
@@ -76,7 +76,7 @@ FIELDS = [
 
 
 def joined(batches: Iterable[Batch]) -> dict[str, torch.Tensor]:
-    """Every field of all batches, by rising ordinal."""
+    """Return every field of all batches, by rising ordinal."""
     held = list(batches)
     whole = {name: torch.cat([getattr(batch, name) for batch in held]) for name in FIELDS}
     order = torch.argsort(whole["ordinals"])
@@ -93,7 +93,9 @@ def expected(index: Index, plan: Plan) -> dict[str, torch.Tensor]:
     return joined(train_loader(index, plan).epoch(2))
 
 
-def test_batch_is_the_plans(index: Index, plan: Plan, expected: dict[str, torch.Tensor]) -> None:
+def test_a_batch_holds_the_planned_samples(
+    index: Index, plan: Plan, expected: dict[str, torch.Tensor]
+) -> None:
     ordinals = np.arange(2 * BATCH)
     draws = plan.draw(2, ordinals)
     assert expected["ordinals"].tolist() == ordinals.tolist()
@@ -127,7 +129,7 @@ def test_micro_batches_and_threads_change_nothing(
     assert_same(joined(loader.epoch(2)), expected)
 
 
-def test_micro_batches_of_14(index: Index, plan: Plan) -> None:
+def test_micro_batches_may_have_14_samples(index: Index, plan: Plan) -> None:
     """A size that is no power of two: 56 = 4 * 14."""
     whole, parts = (
         joined(train_loader(index, plan, size, batch_size=56).epoch(0)) for size in (56, 14)
@@ -143,7 +145,7 @@ def test_ranks_share_the_same_samples(index, plan, expected, world_size: int) ->
     assert_same(joined(batch for loader in ranks for batch in loader.epoch(2)), expected)
 
 
-def test_partner_is_beside(index: Index, plan: Plan) -> None:
+def test_the_partner_is_the_neighbouring_row(index: Index, plan: Plan) -> None:
     for batch in train_loader(index, plan, 16, rank=1, world_size=2).epoch(0):
         ordinals = batch.ordinals.numpy()
         np.testing.assert_array_equal(ordinals[np.arange(16) ^ 1], ordinals ^ 1)
@@ -160,14 +162,16 @@ def test_number_of_batches(index: Index, plan: Plan) -> None:
     assert list(loader.epoch(0, first_step=2)) == []
 
 
-def test_start_in_the_middle_of_an_epoch(
+def test_an_epoch_may_start_in_the_middle(
     index: Index, plan: Plan, expected: dict[str, torch.Tensor]
 ) -> None:
     tail = joined(train_loader(index, plan, 16).epoch(2, first_step=1))
     assert_same(tail, {name: tensor[BATCH:] for name, tensor in expected.items()})
 
 
-def test_epochs_in_any_order(index: Index, plan: Plan, expected: dict[str, torch.Tensor]) -> None:
+def test_epochs_may_come_in_any_order(
+    index: Index, plan: Plan, expected: dict[str, torch.Tensor]
+) -> None:
     loader = train_loader(index, plan, 16)
     for _ in zip(range(3), loader.epoch(1), strict=False):  # left in the middle
         pass
@@ -220,7 +224,7 @@ def test_images_are_handed_over_without_a_copy(index: Index, plan: Plan) -> None
     assert [batch.images.data_ptr() for batch in loader.epoch(0)] == places
 
 
-def test_closed_loader_says_so(index: Index, plan: Plan) -> None:
+def test_a_closed_loader_raises(index: Index, plan: Plan) -> None:
     loader = train_loader(index, plan, 8)
     loader.close()
     with pytest.raises(RuntimeError, match="closed"):
@@ -247,7 +251,7 @@ def test_closed_loader_says_so(index: Index, plan: Plan) -> None:
         ({"batch_size": 152, "micro_batch": 152}, "batch_size must be 1 to 150"),
     ],
 )
-def test_sizes_that_do_not_divide(
+def test_sizes_that_do_not_divide_are_refused(
     index: Index, plan: Plan, sizes: dict[str, int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -262,7 +266,7 @@ def copy(index: Index, tmp_path: Path) -> Index:
 
 
 @pytest.mark.parametrize("fault", ["cut", "gone", "smaller"])
-def test_file_that_fails_while_training_is_named(copy: Index, plan: Plan, fault: str) -> None:
+def test_a_file_that_fails_while_training_is_named(copy: Index, plan: Plan, fault: str) -> None:
     path = copy.root / copy.name(int(plan.draw(0, np.array([40])).image_index[0]))
     if fault == "cut":
         path.write_bytes(path.read_bytes()[:120])
@@ -331,7 +335,7 @@ def test_every_image_once_over_the_ranks(
     assert sorted(seen) == list(range(IMAGES))
 
 
-def test_passes_are_equal_even_after_one_was_left(index: Index) -> None:
+def test_passes_are_equal_even_after_an_unfinished_one(index: Index) -> None:
     loader = eval_loader(index)
     assert len(loader) == 5
     first = list(loader)
@@ -343,7 +347,7 @@ def test_passes_are_equal_even_after_one_was_left(index: Index) -> None:
             assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
 
 
-def test_more_ranks_than_images(index: Index) -> None:
+def test_there_may_be_more_ranks_than_images(index: Index) -> None:
     few = dataclasses.replace(
         index, names=index.names[:2], labels=index.labels[:2], sizes=index.sizes[:2]
     )
@@ -369,8 +373,8 @@ class Copies(TorchDispatchMode):
 
 
 def small_arrays() -> list[np.ndarray]:
-    """Of the shapes and dtypes of a batch of 14: ends that are no multiple of 16 bytes, one array
-    of nothing, one with gaps."""
+    """Return arrays of the shapes and dtypes of a batch of 14: ends that are no multiple of 16
+    bytes, one empty array, one with gaps."""
     rng = np.random.default_rng(0)
     labels, lam, box = (
         rng.integers(0, 9, 14),
@@ -432,7 +436,7 @@ IN_HOST_MEMORY = ("ordinals", "image_index")
 
 
 @pytest.mark.gpu
-def test_what_a_step_computes_with_is_on_the_gpu(index: Index, plan: Plan) -> None:
+def test_tensors_of_a_step_are_on_the_gpu(index: Index, plan: Plan) -> None:
     on_cpu = joined(train_loader(index, plan).epoch(0))
     with Copies() as copies:
         batches = list(train_loader(index, plan, device="gpu").epoch(0))

@@ -14,8 +14,8 @@ from fastdeit.display import progress
 from fastdeit.display.console import RunConsole
 from fastdeit.display.progress import ProgressBar, track
 from fastdeit.display.terminal import Terminal
+from tests.support.launching import ROOT
 
-ROOT = Path(__file__).parents[2]
 RESULTS = {
     f"{model}/{head}/{measure}": 50.0
     for model in ("model", "ema")

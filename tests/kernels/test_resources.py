@@ -14,8 +14,8 @@ import pytest
 
 from benchmarks.harness import Launch, Row
 from benchmarks.resources import compare, heaviest, problems, table, worsened
+from tests.support.launching import ROOT
 
-ROOT = Path(__file__).parents[2]
 COUNTS: Row = {"loads": 4, "loads_128": 4, "stores": 2, "stores_128": 2, "wgmma": 4, "mma": 0}
 SIZES: Row = {"registers": 64, "stack": 0, "shared": 1024, "ctas_per_sm": 8}
 GOOD: Row = {"kernel": "_k", **SIZES, **COUNTS}

@@ -156,7 +156,8 @@ def test_drop_path_rates_rise_linearly() -> None:
 
 
 def test_training_needs_a_mask_of_the_right_shape() -> None:
-    student, images = make_student().train(), make_images(2, 32)
+    student = make_student().train()
+    images = make_images(2, 32)
     with pytest.raises(ValueError, match="DropPath mask"):
         student(images)
     with pytest.raises(ValueError, match=r"\(2, 3, 2\)"):

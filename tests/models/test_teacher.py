@@ -16,7 +16,10 @@ from fastdeit.models.student import Student
 from fastdeit.models.teacher import Teacher, load_teacher
 from fastdeit.models.teacher_files import Preprocessing
 
-MEAN, STD, SIZE, CLASSES = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 32, 6
+MEAN = (0.5, 0.4, 0.3)
+STD = (0.2, 0.25, 0.3)
+SIZE = 32
+CLASSES = 6
 TIMM = "resnet10t"
 
 
@@ -70,7 +73,8 @@ def test_timm_teacher_gets_its_own_preprocessing(
 ) -> None:
     path = tmp_path / "teacher.pth"
     torch.save({wrapper: timm_model.state_dict()} if wrapper else timm_model.state_dict(), path)
-    teacher, images = load(TIMM, path), make_images()
+    teacher = load(TIMM, path)
+    images = make_images()
     config: Any = timm_model.pretrained_cfg
     pixels = images * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
     pixels = F.interpolate(pixels, size=config["input_size"][1:], mode="bicubic", antialias=True)
@@ -85,7 +89,8 @@ def test_run_folder_gives_model_and_preprocessing(timm_model: nn.Module, tmp_pat
     save_file(
         timm_model.state_dict(), tmp_path / "student.safetensors", metadata=own_metadata(TIMM, SIZE)
     )
-    teacher, images = load("", tmp_path), make_images()
+    teacher = load("", tmp_path)
+    images = make_images()
     with torch.no_grad():
         torch.testing.assert_close(teacher(images), timm_model(images), rtol=1e-5, atol=1e-5)
     assert (teacher.name, teacher.classes, teacher.preprocessing.size) == (
@@ -108,7 +113,8 @@ def test_our_student_can_be_the_teacher(tmp_path: Path) -> None:
     student = Student(**sizes, num_classes=CLASSES).eval()
     metadata = own_metadata("deit_tiny_distilled_patch16_224", 32, num_heads="3")
     save_file(student.state_dict(), tmp_path / "student.safetensors", metadata=metadata)
-    teacher, images = load(None, tmp_path), make_images()
+    teacher = load(None, tmp_path)
+    images = make_images()
     # a teacher has channels-last images and weights, for which some processors have another
     # convolution
     torch.testing.assert_close(teacher(images), student(images).detach())
@@ -142,7 +148,8 @@ def save_export(model: nn.Module, path: Path) -> None:
 def test_recorded_programs_equal_their_model(
     save: Callable[[nn.Module, Path], None], kind: str, tmp_path: Path
 ) -> None:
-    model, images = make_convnet(), make_images()
+    model = make_convnet()
+    images = make_images()
     save(model, tmp_path / "teacher.pt2")
     expected = model(images).detach()
     torch.testing.assert_close(load(kind, tmp_path / "teacher.pt2")(images), expected)
@@ -167,7 +174,8 @@ def test_callables_become_teachers(
         "    return images.mean((2, 3)).repeat(1, 2)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    teacher, images = load(f"own_teacher:{thing}", None), make_images()
+    teacher = load(f"own_teacher:{thing}", None)
+    images = make_images()
     torch.testing.assert_close(teacher(images), images.mean((2, 3)).repeat(1, 2))
     assert len(teacher.sha256) == 64 and teacher.describe().startswith(f"own_teacher:{thing}")
     with pytest.raises(ValueError, match="must give"):

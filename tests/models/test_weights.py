@@ -224,7 +224,8 @@ HEADERS = {
 
 @pytest.mark.parametrize("kind", HEADERS)
 def test_safetensors_file_that_claims_too_much_fails(kind: str, tmp_path: Path) -> None:
-    path, content = tmp_path / "weights.safetensors", HEADERS[kind]
+    path = tmp_path / "weights.safetensors"
+    content = HEADERS[kind]
     path.write_bytes(
         len(content).to_bytes(8, "little") + content + bytes(4) if content[:1] == b"{" else content
     )

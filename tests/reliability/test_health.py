@@ -426,7 +426,7 @@ def test_weights_that_are_not_finite_are_rolled_back(
         values = original(self, batches)
         if self.step == 8:
             self.state.partitions.masters[0][0] = torch.inf
-            self.state.partitions.install(self.state.weights())
+            self.state.partitions.load(self.state.weights())
         return values
 
     monkeypatch.setattr(Trainer, "train_step", train_step)

@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.launching import ROOT
+
 ATTACH = "from fastdeit.reliability import launcher; attached = launcher.attach()"
 REPORT = "print('dead' if attached.has_died() else 'alive', flush=True)"
 ATTACH_LATE = f"import time; print('began', flush=True); time.sleep(1.5); {ATTACH}; {REPORT}"

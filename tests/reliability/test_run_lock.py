@@ -14,8 +14,8 @@ import pytest
 from fastdeit.reliability import run_lock
 from fastdeit.reliability.run_lock import RunLock
 from fastdeit.storage.run_folder import RunFolder
+from tests.support.launching import ROOT
 
-ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys
 from pathlib import Path

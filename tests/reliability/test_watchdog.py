@@ -5,13 +5,12 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from fastdeit.reliability.watchdog import Watchdog
+from tests.support.launching import ROOT
 
-ROOT = Path(__file__).parents[2]
 LIMITS = {"startup": 1.0, "data": 0.2, "step": 0.2}
 
 

@@ -1,11 +1,8 @@
-"""Runs under the real launcher: two processes give the run of one, an error ends both, and the script
-finds the package from any folder."""
+"""Runs under the real launcher: two processes give the run of one, an error ends both, and the
+script finds the package from any folder."""
 
 import json
-import os
-import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,28 +11,15 @@ from safetensors.torch import load_file
 
 from fastdeit.storage.jsonl import read_json_lines
 from tests.support.images import write_shapes
-
-ROOT = Path(__file__).parents[2]
-FLAGS = (
-    "--model deit_tiny_distilled_patch16_224 --input-size 32 --patch-size 8 --embed-dim 32 --depth 2 --num-heads 2 "
-    "--distillation-type none --batch-size 8 --epochs 10 --warmup-epochs 1 --lr 0.05 --drop-path 0.3 "
-    "--log-steps 1 --eval-epochs 5"
-).split()
+from tests.support.launching import FLAGS, ROOT, clean_environment, launcher_command
 
 
 def launch(processes: int, argv: list[str], cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = f"-m deepspeed.launcher.runner -q --num_accelerators {processes}".split()
-    script = ["--master_port", str(port), str(ROOT / "fastdeit" / "train.py")]
-    command = [sys.executable, *launcher, *script, *argv]
-    cpu = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment = os.environ | cpu
-    for name in ("PYTHONPATH", "RANK", "WORLD_SIZE", "MASTER_PORT"):
-        environment.pop(name, None)
+    """Run train.py under the launcher, which gives each rank the flag --local_rank."""
+    launcher = launcher_command("--num_accelerators", str(processes))
+    command = [*launcher, str(ROOT / "fastdeit" / "train.py"), *argv]
     return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=300
+        command, cwd=cwd, capture_output=True, text=True, env=clean_environment(), timeout=300
     )
 
 
@@ -58,9 +42,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return *folders, ended[1]
 
 
-def test_two_processes_give_the_losses_of_one(
-    runs: Runs,
-) -> None:
+def test_two_processes_give_the_losses_of_one(runs: Runs) -> None:
     one, two = (read_json_lines(folder / "metrics.jsonl") for folder in runs[:2])
     losses = [[line["loss"] for line in lines if "loss" in line] for lines in (one, two)]
     assert len(losses[0]) == 30

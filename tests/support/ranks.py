@@ -14,10 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support.launching import FOREIGN, free_port
+from tests.support.launching import clean_environment, free_port
 
 _PRELOADED = ["fastdeit.commands.train", "tests.support.tiny_student"]
-_FOREIGN = FOREIGN | {"LOCAL_SIZE", "LOCAL_WORLD_SIZE"}
 
 
 class Ranks:
@@ -38,7 +37,7 @@ class Ranks:
         self.processes = []
         for rank in range(world_size):
             place = together | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            environment = _environment() | (place if world_size > 1 else {})
+            environment = clean_environment() | (place if world_size > 1 else {})
             process = context.Process(target=_run, args=(log, environment, main, args))
             process.start()
             self.processes.append(process)
@@ -78,12 +77,6 @@ def run_fastdeit(argv: Sequence[str]) -> int:
 
     sys.argv = ["fastdeit", *argv]
     return fastdeit.main()
-
-
-def _environment() -> dict[str, str]:
-    """Return this process's variables without those of a group that it has joined itself."""
-    kept = {name: value for name, value in os.environ.items() if name not in _FOREIGN}
-    return kept | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def _run(

@@ -84,7 +84,8 @@ def test_topk_records_have_fp16_logits_and_the_mass_of_the_rest(tmp_path: Path, 
     cache = build(tmp_path / "c", epochs=(0,), kind="topk", k=k)
     assert cache.record_bytes == 4 * k + 4
     ordinals = np.arange(40)
-    logits, raw = logits_of(0, ordinals), torch.from_numpy(cache.look_up(0, ordinals, images)[0])
+    logits = logits_of(0, ordinals)
+    raw = torch.from_numpy(cache.look_up(0, ordinals, images)[0])
     assert torch.equal(decode(raw, cache.manifest, hard=True), logits.argmax(1))
     answer = decode(raw, cache.manifest, hard=False)
     top, classes = logits.topk(k)
@@ -373,7 +374,8 @@ def test_read_only_folder_can_be_read_but_not_written(
 def test_full_disk_loses_no_recorded_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(tmp_path / "c", epochs=(0,))
     before = {name: (tmp_path / "c" / name).read_bytes() for name in ("records.bin", "chunks.bin")}
-    recorder, facts = CacheWriter(tmp_path / "c"), manifest()
+    recorder = CacheWriter(tmp_path / "c")
+    facts = manifest()
     wrote = os.pwrite
 
     def half(handle: int, data: bytes, offset: int) -> int:
@@ -417,7 +419,8 @@ def test_missing_record_follows_cache_miss(
 
 
 def test_warnings_are_limited(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    live, none = CachedTeacher(build(tmp_path / "c"), "live", images), np.zeros(2, np.int64)
+    live = CachedTeacher(build(tmp_path / "c"), "live", images)
+    none = np.zeros(2, np.int64)
     for epoch in range(2, 40):
         assert live.records(epoch, np.array([6, 7]), none, none.astype(np.float32), 0) is None
     told = [record.getMessage() for record in caplog.records]
@@ -428,7 +431,8 @@ def test_large_cache_is_mapped_and_checked_by_the_chunk(tmp_path: Path) -> None:
     """Opening reads no records, and a lookup checks each chunk once; without timing."""
     facts = replace(manifest(), samples=1_281_166, num_classes=1000, chunk=LARGEST_CHUNK)
     create_cache(tmp_path / "c", facts)
-    recorder, ordinals = CacheWriter(tmp_path / "c"), facts.ordinals(100)
+    recorder = CacheWriter(tmp_path / "c")
+    ordinals = facts.ordinals(100)
     recorder.write(299, 100, np.zeros(LARGEST_CHUNK, facts.record), images(299, ordinals))
     recorder.close()
     assert (tmp_path / "c" / "records.bin").stat().st_size > 300 * 1_281_166 * 2 - 2_000_000

@@ -34,9 +34,8 @@ from tests.support.cache_runs import (
     write_teacher,
 )
 from tests.support.compare_runs import assert_same_weights
+from tests.support.launching import ROOT
 from tests.support.ranks import Ranks, run_fastdeit
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +122,8 @@ def test_recording_cut_within_a_write_restarts_to_the_same_bytes(
     again."""
     if later:
         assert setting.build(tmp_path / "c", "--part", "3/3") == 0
-    wrote, sizes = os.pwrite, []
+    wrote = os.pwrite
+    sizes = []
 
     def cut_off(handle: int, data: bytes, offset: int) -> int:
         sizes.append(len(data))
@@ -318,7 +318,8 @@ def test_image_that_goes_bad_during_recording_is_excluded(
     """In the end all chunks are recorded without it, also those done before; a run excludes it from
     its start."""
     monkeypatch.setattr(quarantine, "RETRIES_S", (0.01,))
-    data, asked = Path(shutil.copytree(setting.data, tmp_path / "data")), []
+    data = Path(shutil.copytree(setting.data, tmp_path / "data"))
+    asked = []
     config, _ = parse_config([*setting.samples, "--data-path", str(data)], "test")
     index = build_train_index(config)
     plan = build_plan(config, index.sizes)

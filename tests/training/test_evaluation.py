@@ -32,7 +32,8 @@ def batches(images: torch.Tensor, labels: torch.Tensor, size: int) -> list[Rows]
 @pytest.mark.parametrize("size", [1, 4, 7, 64])
 def test_accuracies_equal_a_plain_count(size: int) -> None:
     torch.manual_seed(3)
-    logits, labels = torch.randn(45, 9), torch.randint(0, 9, (45,))
+    logits = torch.randn(45, 9)
+    labels = torch.randint(0, 9, (45,))
     teacher = torch.randn(45, 9)
     # the "models" read their logits from the images
     images = torch.cat((logits, teacher), 1)

@@ -44,7 +44,7 @@ def trainer_with_own_parameters(
         def __init__(self, model: nn.Module, groups: list[dict[str, Any]]) -> None:
             super().__init__(model, groups)
             # DeepSpeed puts the parameters of a group one after another, in the group's order
-            self.slices = FlatLossModule(model, groups).slices
+            self.slots = FlatLossModule(model, groups).slots
 
     with monkeypatch.context() as patch:
         patch.setattr(build, "FlatLossModule", OwnParameters)
@@ -61,10 +61,8 @@ def test_flat_parameters_train_bit_for_bit_as_single_ones(
 ) -> None:
     micro = BATCH // accumulate
     config = configure(zero_stage=stage, precision=precision, micro_batch=micro)
-    flat, single = (
-        make_trainer(config, world),
-        trainer_with_own_parameters(config, world, monkeypatch),
-    )
+    flat = make_trainer(config, world)
+    single = trainer_with_own_parameters(config, world, monkeypatch)
     assert len(list(flat.engine.module.parameters())) == 2
     assert run_steps(flat, 6, micro) == run_steps(single, 6, micro)
     tensors, state = flat.state.gather()
@@ -149,11 +147,12 @@ def make_flat(model: nn.Module) -> FlatLossModule:
 def gradients(module: FlatLossModule) -> dict[str, torch.Tensor]:
     (flat,) = module.parameters()
     assert flat.grad is not None
-    return {place.name: place.of(flat.grad) for place in module.slices[0]}
+    return {slot.name: slot.of(flat.grad) for slot in module.slots[0]}
 
 
 def test_unused_weight_has_zero_gradient_and_frozen_weight_none() -> None:
-    module, x = make_flat(Toy()), torch.randn(5, 3)
+    module = make_flat(Toy())
+    x = torch.randn(5, 3)
     parts = module(lambda model: losses_of(model, x))
     (3 * parts.loss).backward()
     found = gradients(module)
@@ -178,7 +177,8 @@ def test_frozen_weight_has_the_training_precision() -> None:
 def test_shared_weight_stays_shared() -> None:
     model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
     model[1].weight = model[0].weight
-    expected, x = copy.deepcopy(model), torch.randn(5, 3)
+    expected = copy.deepcopy(model)
+    x = torch.randn(5, 3)
     module = make_flat(model)
     parts = module(lambda model: LossParts(*[model(x).sum()] * 3))
     parts.loss.backward()
@@ -188,7 +188,8 @@ def test_shared_weight_stays_shared() -> None:
 
 
 def test_backward_frees_the_activations() -> None:
-    module, kept = make_flat(Toy()), []
+    module = make_flat(Toy())
+    kept = []
 
     def compute(model: nn.Module) -> LossParts:
         x = torch.randn(5, 3, requires_grad=True) * 1.0
@@ -204,7 +205,9 @@ def test_backward_frees_the_activations() -> None:
 
 
 def test_two_forward_passes_before_a_backward_keep_their_own_graphs() -> None:
-    module, first, second = make_flat(Toy()), torch.randn(5, 3), torch.randn(5, 3)
+    module = make_flat(Toy())
+    first = torch.randn(5, 3)
+    second = torch.randn(5, 3)
     losses = [module(lambda model, x=x: losses_of(model, x)).loss for x in (first, second)]
     losses[1].backward()
     losses[0].backward()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from benchmarks.bench_counts import FORMS, WARM, Counts, Form, count_step, row_of
+from benchmarks.bench_counts import FORMS, WARM_UP, Counts, Form, count_step, row_of
 from benchmarks.counting import StepCounter
 from benchmarks.trainers import make_config, make_trainer, micro_batches
 from fastdeit.distributed.world import World, init_distributed
@@ -60,7 +60,8 @@ def counted(form: Form) -> Counts:
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(map(str, form)))
 def test_step_stays_under_its_ceiling(form: Form) -> None:
-    ceiling, found = CEILINGS[form]._asdict(), row_of(form, counted(form))
+    ceiling = CEILINGS[form]._asdict()
+    found = row_of(form, counted(form))
     above = {
         name: f"{found[name]}, allowed {most}"
         for name, most in ceiling.items()
@@ -117,7 +118,8 @@ def ready(world: World, **changes: Any) -> tuple[Trainer, Any]:
     """Return a trainer after its first steps, in which ZeRO 3 compares its records over ranks, and
     the batches of a step."""
     config = make_config("toy", 2, **changes)
-    trainer, batches = make_trainer(config, world), micro_batches(config, torch.device("cpu"))
-    for _ in range(WARM):
+    trainer = make_trainer(config, world)
+    batches = micro_batches(config, torch.device("cpu"))
+    for _ in range(WARM_UP):
         trainer.train_step(batches)
     return trainer, batches

@@ -51,7 +51,8 @@ def test_steps_equal_a_plain_loop(stage: int, micro: int, clip: float | None, wo
 def test_ema_module_has_the_ema_weights(world: World) -> None:
     trainer = make_trainer(configure(), world)
     run_steps(trainer, 3)
-    module, weights = trainer.state.ema_module(), trainer.state.ema_weights()
+    module = trainer.state.ema_module()
+    weights = trainer.state.ema_weights()
     assert module is not None and weights is not None and not module.training
     for name, value in module.state_dict().items():
         assert torch.equal(value, weights[name]), name
@@ -116,12 +117,14 @@ def test_state_of_another_model_fails(world: World) -> None:
 def test_step_with_nan_is_skipped_and_counted(stage: int, world: World) -> None:
     trainer = make_trainer(configure(zero_stage=stage), world)
     run_steps(trainer, 2)
-    before, average = trainer.state.weights(), trainer.state.ema_weights()
+    before = trainer.state.weights()
+    average = trainer.state.ema_weights()
     batch = make_batch(2)
     batch.images[3, 0, 5, 5] = float("nan")
     trainer.train_step([batch])
     assert trainer.state.skipped == 1 and trainer.step == 3
-    after, average_after = trainer.state.weights(), trainer.state.ema_weights()
+    after = trainer.state.weights()
+    average_after = trainer.state.ema_weights()
     assert average is not None and average_after is not None
     for name, value in before.items():
         assert torch.equal(after[name], value) and torch.equal(

@@ -12,8 +12,8 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 
 from fastdeit.checkpoint.store import load_checkpoint, save_checkpoint
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.training.flat import Slice
-from fastdeit.training.zero import Pieces, open_partitions
+from fastdeit.training.flat import ContiguousSlot
+from fastdeit.training.zero import ShardedSlot, open_partitions
 from tests.support import zero_ranks
 from tests.support.ranks import Ranks
 from tests.support.tiny_student import (
@@ -120,7 +120,8 @@ def test_sharded_weights_are_evaluated_whole(
     trainer = make_trainer(configure(**variants(folder)["3 in pieces"]), world)
     assert run_steps(trainer, SAVED_AT) == pytest.approx(expected[:SAVED_AT], rel=1e-5)
     assert trainer.state.model.head.weight.numel() == 0
-    whole, weights = trainer.state.module(), trainer.state.weights()
+    whole = trainer.state.module()
+    weights = trainer.state.weights()
     assert not whole.training and set(weights) == set(whole.state_dict())
     for name, value in whole.state_dict().items():
         assert torch.equal(value, weights[name]), name
@@ -145,7 +146,7 @@ def test_gathered_state_equals_what_deepspeeds_getters_return(
     names = [[name] for name in named]
     if stage < 3:
         parameters = list(module.flats)
-        names = [[piece.name for piece in group] for group in module.slices]
+        names = [[slot.name for slot in group] for group in module.slots]
     # DeepSpeed 0.19.8 links the moments after the first group's step: at ZeRO 1 and 2 it finds
     # those of the first group alone
     with_moments = set(parameters[:1] if stage < 3 else parameters)
@@ -216,13 +217,15 @@ def test_parameter_is_read_back_from_all_ranks_parts(ranks: int, shape: tuple[in
     value = torch.randn(shape)
     size = -(-value.numel() // ranks)
     for slot, elements in (
-        (Slice("w", value.shape, 3), value.numel() + 5),
-        (Pieces("w", value.shape, 3, size), size + 5),
+        (ContiguousSlot("w", value.shape, 3), value.numel() + 5),
+        (ShardedSlot("w", value.shape, 3, size), size + 5),
     ):
         parts = torch.full((ranks, elements), torch.nan)
         slot.write(parts, value)
         assert torch.equal(slot.read(parts), value)
-        others = ranks * elements - (size * ranks if isinstance(slot, Pieces) else value.numel())
+        others = ranks * elements - (
+            size * ranks if isinstance(slot, ShardedSlot) else value.numel()
+        )
         assert parts.isnan().sum() == others
 
 

@@ -40,14 +40,14 @@ class Operands:
 
 
 def _beside(images: DataNode, operand: DataNode, dtype: types.DALIDataType) -> DataNode:
-    """Return the operand as `dtype` on the device of the images: arithmetic does not mix devices."""
+    """Return the operand as `dtype` on the device of the images: arithmetic mixes no devices."""
     operand = fn.cast(operand, dtype=dtype)
     return operand.gpu() if images.device == "gpu" else operand
 
 
 def _may_be_named(computed: DataNode) -> bool:
-    """Whether operators take this computed value as a named argument: such arguments must lie on
-    the CPU, for operators on the GPU too."""
+    """Return True if operators take this computed value as a named argument: such arguments must
+    lie on the CPU, for operators on the GPU too."""
     return bool(computed.device == "cpu")
 
 
@@ -126,10 +126,8 @@ def sharpness(images: DataNode, operands: Operands) -> DataNode:
     # PIL does not filter the outermost pixels
     height, width = operands.height, operands.width
     frame = fn.erase(images, anchor=[1, 1], shape=[height - 2, width - 2])
-    anchor, shape = (
-        [0, 0, 0, 0, height - 1, 0, 0, width - 1],
-        [1, width, height, 1, 1, width, height, 1],
-    )
+    anchor = [0, 0, 0, 0, height - 1, 0, 0, width - 1]
+    shape = [1, width, height, 1, 1, width, height, 1]
     return _blend(images, fn.erase(smooth, anchor=anchor, shape=shape) + frame, operands.first)
 
 
@@ -149,7 +147,8 @@ def blur(images: DataNode, operands: Operands) -> DataNode:
 
 
 def warp(images: DataNode, operands: Operands) -> DataNode:
-    matrix, fill = fn.reshape(operands.row, shape=[3, 3]), list(operands.fill)
+    matrix = fn.reshape(operands.row, shape=[3, 3])
+    fill = list(operands.fill)
     return fn.experimental.warp_perspective(
         images, matrix=matrix, interp_type=types.INTERP_CUBIC, fill_value=fill
     )

@@ -154,7 +154,8 @@ def equalize(planes, argument, table):
 def look_up(planes, table):
     """Replace each level by the table's."""
     for c in range(3):
-        line, row = planes[c].reshape(-1), table[c]
+        line = planes[c].reshape(-1)
+        row = table[c]
         for i in range(len(line)):
             line[i] = row[line[i]]
 
@@ -260,7 +261,8 @@ def _box_rows(plane, count, inner, outer, sums, out):
 @jit
 def _box_columns(plane, count, inner, outer, sums, padded, out):
     """Blur by one box along the rows; padded: uint8 (W + 2 * count + 2,)."""
-    width, margin = plane.shape[1], count + 1
+    width = plane.shape[1]
+    margin = count + 1
     for y in range(len(plane)):
         padded[:margin] = plane[y, 0]
         copy(plane[y], padded[margin : margin + width])

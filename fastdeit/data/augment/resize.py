@@ -144,7 +144,7 @@ def _pack_levels(red, green, blue, out):
 
 @jit
 def _along_rows(image, top, first, counts, weights, out):
-    """Do the first pass: out, packed uint32 (rows, n), from the image's rows `top`, `top` + 1, ..."""
+    """Do the first pass: out, packed uint32 (rows, n), from the image's rows from `top` on."""
     left, right = _range(first, counts)
     block = np.zeros((_BLOCK, right - left), np.uint32)
     columns = np.empty((right - left, _BLOCK), np.uint32)

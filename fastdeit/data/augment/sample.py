@@ -134,7 +134,7 @@ def _normalise(planes, table, mean, std, out):
 
 @jit
 def _erase(box, mode, key0, key1, out):
-    """Fill the box (y, x, height, width) of float32 (3, S, S) with 0, one random colour, or noise."""
+    """Fill the box (y, x, height, width) of float32 (3, S, S) with 0, a random colour or noise."""
     red, green, blue = normals(np.uint64(0), key0, key1)
     for i in range(box[2]):
         y, start, stop = box[0] + i, box[1], box[1] + box[3]

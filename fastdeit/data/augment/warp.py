@@ -153,7 +153,8 @@ def warp(planes, m, fill, out):
     float64 (6,)."""
     height, width = planes.shape[1:]
     pixels = _packed(planes)
-    stride, flat = width + 2 * _EDGE, pixels.reshape(-1)
+    stride = width + 2 * _EDGE
+    flat = pixels.reshape(-1)
     rows_stay = m[3] == 0.0 and m[4] == 1.0 and m[5] == 0.0
     columns_stay = m[0] == 1.0 and m[1] == 0.0 and m[2] == 0.0
     for y in range(height):

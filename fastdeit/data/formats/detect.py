@@ -1,4 +1,4 @@
-"""The formats of a data set: where a split is under a data path, in which format, and its images."""
+"""The formats of a data set: where a split lies below a data path, in which format, its images."""
 
 import re
 from collections.abc import Sequence
@@ -103,7 +103,8 @@ def _in_folder(folder: Path) -> SplitLocation:
             return SplitLocation("flat", (folder, truth))
     expected = _FORMATS.format(split=folder.name)
     raise DataError(
-        f"{folder}: has no class folders, no tar shards and no file with labels; expected {expected}"
+        f"{folder}: has no class folders, no tar shards and no file with labels; "
+        f"expected {expected}"
     )
 
 

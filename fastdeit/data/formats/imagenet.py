@@ -22,7 +22,9 @@ from fastdeit.data.formats.check import EXTENSIONS
 from fastdeit.data.formats.folder import list_files
 from fastdeit.data.formats.listing import DataError, Listing, number_labels, stamp
 
-DEVKIT, KAGGLE, CAFFE = "ILSVRC2012_validation_ground_truth.txt", "LOC_val_solution.csv", "val.txt"
+DEVKIT = "ILSVRC2012_validation_ground_truth.txt"
+KAGGLE = "LOC_val_solution.csv"
+CAFFE = "val.txt"
 _DEVKIT_FOLDERS = (".", "ILSVRC2012_devkit_t12/data", "devkit/data", "data")
 _ROOT = ("ILSVRC", "Data", "CLS-LOC")  # Kaggle's archive has its list above these folders
 

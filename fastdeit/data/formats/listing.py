@@ -89,7 +89,8 @@ def open_table(file: Path) -> pq.ParquetFile:
     OSError or ArrowException for what is no Parquet file.
     """
     table = pq.ParquetFile(file, memory_map=True)
-    rows, size = table.metadata.num_rows, os.path.getsize(file)
+    rows = table.metadata.num_rows
+    size = os.path.getsize(file)
     if rows > size:
         raise ValueError(f"{rows:,} rows in {size:,} bytes")
     return table
@@ -112,7 +113,7 @@ def stamp(root: Path, paths: Iterable[Path | str]) -> Stamps:
 
 
 def is_unchanged(root: Path, stamps: Stamps) -> bool:
-    """Whether no stamped path has changed."""
+    """Return True if no stamped path has changed."""
     try:
         return all(
             mtime >= 0 and _facts(os.path.join(root, path), size) == (size, mtime)

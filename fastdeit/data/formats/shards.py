@@ -24,7 +24,9 @@ MAX_LABEL_BYTES = 2**20
 MAX_EXPANSION = 100_000
 
 _KEY = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
-_NUMBERS, _NAMES = ("label", "cls", "class_id"), ("class_name", "class", "cls_name")
+# keys of a .json member with a class
+_NUMBERS = ("label", "cls", "class_id")
+_NAMES = ("class_name", "class", "cls_name")
 _EXTENDED = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
@@ -50,8 +52,8 @@ def expand_pattern(root: Path, pattern: str) -> tuple[Path, ...]:
             files.append(root / name)
     if not files:
         raise DataError(
-            f"{root}: nothing matches {pattern!r}; it must be a name or a pattern of tar files below "
-            "this folder"
+            f"{root}: nothing matches {pattern!r}; it must be a name or a pattern of tar files "
+            "below this folder"
         )
     return tuple(sorted(set(files)))
 
@@ -63,7 +65,8 @@ def _braces(pattern: str) -> list[str]:
     first, last, names = found.groups()
     if names is None and not 0 <= int(last) - int(first) < MAX_EXPANSION:
         raise DataError(
-            f"{pattern!r}: {first}..{last} must be a rising range of at most {MAX_EXPANSION} numbers"
+            f"{pattern!r}: {first}..{last} must be a rising range of at most {MAX_EXPANSION} "
+            "numbers"
         )
     if names:
         inner = names.split(",")
