@@ -123,7 +123,7 @@ def _type_name(kind: Any) -> str:
 
 
 def _is_of_type(value: Any, kind: Any) -> bool:
-    """Whether a value is of a field's type; a whole number is a float, too."""
+    """Return True if a value is of a field's type; a whole number is a float, too."""
     inner = get_args(kind)
     if get_origin(kind) is Literal:
         # in Python True == 1 == 1.0

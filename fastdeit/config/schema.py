@@ -80,7 +80,7 @@ class DistillConfig(Section):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the run has to load the teacher itself."""
+        """Return True if the run has to load the teacher itself."""
         return self.distillation_type != "none" and (not self.cache or self.cache_miss == "live")
 
 

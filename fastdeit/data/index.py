@@ -110,7 +110,7 @@ class Index:
 
     @property
     def feeds_paths(self) -> bool:
-        """Whether `encoded` returns paths, for DALI's io.file.read, instead of encoded images."""
+        """Return True if `encoded` returns paths, for DALI's io.file.read, not encoded images."""
         return self.kind == "files"
 
     def encoded(self, rows: np.ndarray) -> Sequence[np.ndarray] | np.ndarray:

@@ -9,7 +9,7 @@ The hash: sum of odd constants times the 32-bit words of the fields, modulo 2^64
 hashing, Lemire and Kaser, "Strongly universal string hashing is fast", The Computer Journal 57(11),
 2014), then the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), which is a bijection.
 So two samples that differ in one word always differ in their hash. It is made to find mistakes, and
-is no protection against somebody who searches for a collision.
+does not protect against a search for collisions.
 """
 
 import dataclasses

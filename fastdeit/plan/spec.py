@@ -101,12 +101,12 @@ class PlanSpec:
 
     @property
     def cuts(self) -> bool:
-        """Whether some samples may be mixed by CutMix."""
+        """Return True if some samples may be mixed by CutMix."""
         return self.cutmix > 0 or self.cutmix_minmax is not None
 
     @property
     def mixes(self) -> bool:
-        """Whether some samples may be mixed at all."""
+        """Return True if some samples may be mixed at all."""
         return self.mixup_prob > 0 and (self.mixup > 0 or self.cuts)
 
     def describe(self) -> str:

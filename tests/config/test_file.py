@@ -56,7 +56,7 @@ def test_partial_dicts_keep_the_rest() -> None:
 
 
 def _older(config: Config) -> dict[str, dict[str, Any]]:
-    """The sections as an older version wrote them."""
+    """Return the sections as an older version wrote them."""
     sections = config.to_dict()
     for (old, name), new in MOVED.items():
         sections[old][name] = sections[new].pop(name)

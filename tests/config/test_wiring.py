@@ -96,7 +96,7 @@ def test_every_field_is_read(name: str, reads: set[str]) -> None:
 
 
 def _attributes_read() -> set[str]:
-    """The attributes that the product reads, outside config/."""
+    """Return the attributes that the product reads, outside config/."""
     root = Path(fastdeit.__file__).parent
     files = [path for path in root.rglob("*.py") if path.parent.name != "config"]
     nodes = (node for path in files for node in ast.walk(ast.parse(path.read_text())))

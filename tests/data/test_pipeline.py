@@ -72,7 +72,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 
 def plain_draws(index: Index, **changes: np.ndarray) -> SampleParams:
-    """Every image whole, and nothing done to it."""
+    """Return draws of every image, whole and unchanged."""
     count = len(index)
     draws = Plan(PlanSpec(input_size=SIDE, repeats=1, ra_layers=0, reprob=0.0), index.sizes).draw(
         0, np.arange(count)
@@ -92,7 +92,7 @@ def options(batch_size: int, **changes: object) -> PipelineOptions:
 def run_train(
     index: Index, draws: SampleParams, spec: PlanSpec, place: str, **changes: object
 ) -> np.ndarray:
-    """(B, 3, S, S): float32 on a CPU, float16 on a GPU."""
+    """Return (B, 3, S, S): float32 on a CPU, float16 on a GPU."""
     chosen = options(len(draws.image_index), device=device_of(place), **changes)
     fed = (index.encoded(draws.image_index), *pack_draws(draws, spec, chosen))
     images = to_numpy(build_train_pipeline(lambda i: fed, spec, chosen).run()[0])
@@ -103,7 +103,7 @@ def run_train(
 def run_plan(
     index: Index, plan: Plan, epoch: int, ordinals: np.ndarray, batch_size: int, **changes: object
 ) -> np.ndarray:
-    """The samples at `ordinals`, in batches of `batch_size`, the last one short."""
+    """Return the samples at `ordinals`, in batches of `batch_size`, the last one short."""
     parts = [ordinals[i : i + batch_size] for i in range(0, len(ordinals), batch_size)]
     chosen, held = options(batch_size, **changes), []
 
@@ -117,7 +117,7 @@ def run_plan(
 
 
 def levels(images: np.ndarray) -> np.ndarray:
-    """Normalised (B, 3, S, S) back to 0..255, (B, S, S, 3)."""
+    """Return normalised (B, 3, S, S) as levels 0..255, (B, S, S, 3)."""
     mean, std = (np.array(values)[:, None, None] for values in (MEAN, STD))
     return ((images.astype(np.float64) * std + mean) * 255).transpose(0, 2, 3, 1)
 
@@ -162,7 +162,7 @@ def test_crop_resize_and_flip_are_pils(
 
 
 def unresized(index: Index, place: str, **changes: object) -> tuple[np.ndarray, np.ndarray]:
-    """The middle 25 x 25 pixels of each image, as a pipeline and as Pillow see them, in levels."""
+    """Return the middle 25 x 25 pixels of each image, by a pipeline and by Pillow, in levels."""
     start = (index.sizes - 25) // 2
     draws = plain_draws(index, crop=np.concatenate((start, np.full_like(start, 25)), 1))
     draws = dataclasses.replace(
@@ -368,7 +368,7 @@ def test_floats_are_packed_only_where_used(index: Index) -> None:
 
 
 # largest and mean of the whole chain, levels; exact: half a step of float16 above 4, where the
-# noise comes to. The branches of a GPU move AutoContrast's levels by one; the kernel of its warps
+# largest noise is. The branches of a GPU move AutoContrast's levels by one; the kernel of its warps
 # may be as far from the CPU's as that is from PIL's
 WHOLE: dict[tuple[str, str], tuple[float | None, float]] = {
     ("exact", "as_gpu"): (0.12, 0.12),
@@ -425,8 +425,8 @@ SPECS = {
 @pytest.mark.parametrize("decoder", graphs.DECODERS)
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_dali_accepts_the_graph_of_a_gpu(spec: PlanSpec, decoder: str) -> None:
-    """There are such operators on a GPU, and their named arguments lie on the CPU; operands of
-    arithmetic are not looked at."""
+    """The operators exist on a GPU, and their named arguments lie on the CPU; operands of
+    arithmetic are not checked."""
     chosen = options(4, device="gpu", decoder=decoder, knows_sizes=True)
     graph = graphs._native_graph(lambda i: (), spec, chosen, **{**chosen.dali, "device_id": None})
     assert len(graph.serialize()) > 0

@@ -193,8 +193,8 @@ def test_mixed_cross_entropy_without_mixing_equals_torch() -> None:
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
-        ({}, "firm", "choose from"),
-        ({}, "none", "no teacher"),
+        ({}, "firm", "must be one of"),
+        ({}, "none", "must be None"),
         ({"teacher": None}, "hard", "teacher's output"),
         ({"dist_logits": None}, "soft", "two heads"),
         ({"teacher": torch.zeros(BATCH, dtype=torch.int64)}, "soft", "must be logits"),

@@ -41,7 +41,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 
 def loaders(index: Index, world_size: int, micro_batch: int, **changes: int) -> list[TrainLoader]:
-    """Of every rank of a simulated world; no image is read."""
+    """Return the loader of every rank of a simulated world; no image is read."""
     options = PipelineOptions((0.5,) * 3, (0.5,) * 3, num_threads=1)
     sizes = {"batch_size": BATCH, "micro_batch": micro_batch, "world_size": world_size}
     one: list[dict[str, Any]] = [{"rank": rank, **sizes, **changes} for rank in range(world_size)]
@@ -52,7 +52,7 @@ def loaders(index: Index, world_size: int, micro_batch: int, **changes: int) -> 
 
 
 def digest_of(ranks: Sequence[TrainLoader], step: int) -> int:
-    """Of a step of the run, as its batches would have it."""
+    """Return the digest of a step of the run, as its batches would have it."""
     micros = ranks[0].micro_steps
     return add_digests(
         *(
@@ -108,14 +108,14 @@ Planned = tuple[np.ndarray, int, np.ndarray, SampleParams, np.ndarray]
 
 
 def planned(index: Index) -> Planned:
-    """Arguments of `sample_digests`."""
+    """Return arguments of `sample_digests`."""
     plan, ordinals = Plan(SPEC, index.sizes), np.arange(32)
     return ordinals // BATCH, 2, ordinals, plan.draw(2, ordinals), plan.keep(2, ordinals, RATES)
 
 
 def changes(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Copies in which the last bit, the first bit or all bits of one element differ: the row, and
-    the copy."""
+    """Yield copies in which the last bit, the first bit or all bits of one element differ: the row,
+    and the copy."""
     octets = array.dtype.itemsize
     for place in np.ndindex(array.shape):
         flips: list[tuple[Any, int]] = (

@@ -96,7 +96,7 @@ THREE: dict[str, Any] = {
 
 
 def test_the_draws_of_this_version_are_the_golden_ones() -> None:
-    """Whoever has to change a digest raises VERSION with it."""
+    """A change of a digest must raise VERSION."""
     digests = []
     for spec in (
         {"reprob": 0.5},

@@ -44,14 +44,15 @@ def _seeded() -> Iterator[None]:
 
 
 def distribution_p(ours: Any, theirs: Any) -> float:
-    """p-value of both samples having the same distribution."""
+    """Return the p-value of both samples having the same distribution."""
     return float(
         stats.ks_2samp(np.asarray(ours, float), np.asarray(theirs, float), method="asymp").pvalue
     )
 
 
 def share_p(ours: Any, theirs: Any) -> float:
-    """p-value of the values, of which there are few, being equally frequent in both samples."""
+    """Return the p-value of the values, of which there are few, being equally frequent in both
+    samples."""
     counts = Counter(np.asarray(ours).tolist()), Counter(np.asarray(theirs).tolist())
     table = np.array([[count[value] for value in counts[0] | counts[1]] for count in counts])
     return float(stats.chi2_contingency(table).pvalue) if table.shape[1] > 1 else 1.0
@@ -75,7 +76,7 @@ class Recorder:
 
 @functools.cache
 def timm_rand_augment(text: str, count: int = COUNT) -> tuple[tuple[tuple[str, float], ...], ...]:
-    """Operations and arguments of each of `count` images."""
+    """Return the operations and arguments of each of `count` images."""
     transform = rand_augment_transform(text, {"translate_const": 100, "img_mean": (124, 116, 104)})
     seen: list[tuple[str, float]] = []
     for op in transform.ops:
@@ -94,7 +95,7 @@ def our_rand_augment(drawn: SampleParams) -> list[tuple[tuple[str, float], ...]]
 
 
 def magnitudes(images: Any) -> list[float]:
-    """Of the operations whose argument tells it."""
+    """Return the magnitudes of the operations whose argument determines them."""
     inverse: dict[str, Callable[[float], float]] = {"Rotate": lambda arg: abs(arg) / 3}
     inverse |= dict.fromkeys(("ShearX", "ShearY"), lambda arg: abs(arg) / 0.03)
     inverse |= dict.fromkeys(("TranslateXRel", "TranslateYRel"), lambda arg: abs(arg) / 0.045)
@@ -112,7 +113,7 @@ def magnitudes(images: Any) -> list[float]:
 
 
 def rand_augment_p(ours: Any, theirs: Any) -> dict[str, float]:
-    """The p-value of everything that RandAugment decides."""
+    """Return the p-value of everything that RandAugment draws."""
     names = [[name for image in side for name, _ in image] for side in (ours, theirs)]
     found = {
         "open gates": share_p([len(image) for image in ours], [len(image) for image in theirs]),
@@ -165,7 +166,7 @@ def test_a_wrong_rand_augment_is_detected(wrong: dict[str, Any], noticed: str) -
 
 
 def timm_crop(size: tuple[int, int], count: int) -> np.ndarray:
-    """(count, 4) y, x, height, width."""
+    """Return (count, 4) y, x, height, width."""
     image, transform = Image.new("L", size[::-1]), RandomResizedCropAndInterpolation(224)
     return np.array(
         [transform.get_params(image, transform.scale, transform.ratio) for _ in range(count)]

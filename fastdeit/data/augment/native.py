@@ -46,7 +46,7 @@ _BRANCH_OF = np.array([_BRANCHES.index(operation.native) for operation in OPERAT
 
 
 def has_floats(spec: PlanSpec) -> bool:
-    """Whether `pack_native` returns floats, too."""
+    """Return True if `pack_native` returns floats, too."""
     return spec.layers > 0 or (spec.reprob > 0 and spec.remode == "rand")
 
 

@@ -46,8 +46,8 @@ def _beside(images: DataNode, operand: DataNode, dtype: types.DALIDataType) -> D
 
 
 def _may_be_named(computed: DataNode) -> bool:
-    """Whether operators take this computed value as a named argument: such arguments must lie on
-    the CPU, for operators on the GPU too."""
+    """Return True if operators take this computed value as a named argument: such arguments must
+    lie on the CPU, for operators on the GPU too."""
     return bool(computed.device == "cpu")
 
 

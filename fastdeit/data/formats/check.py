@@ -140,7 +140,7 @@ def _loaded(image: Image.Image, data: bytes) -> Checked:
 
 
 def _has_whole_header(data: bytes) -> bool:
-    """Whether a JPEG's segments follow each other up to the first scan, which DALI's parser
+    """Return True if a JPEG's segments follow each other up to the first scan, which DALI's parser
     requires."""
     place = 2  # behind the start-of-image marker
     while data[place : place + 1] == b"\xff":

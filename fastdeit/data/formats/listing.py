@@ -113,7 +113,7 @@ def stamp(root: Path, paths: Iterable[Path | str]) -> Stamps:
 
 
 def is_unchanged(root: Path, stamps: Stamps) -> bool:
-    """Whether no stamped path has changed."""
+    """Return True if no stamped path has changed."""
     try:
         return all(
             mtime >= 0 and _facts(os.path.join(root, path), size) == (size, mtime)

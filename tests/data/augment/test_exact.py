@@ -79,7 +79,8 @@ def run_files(
     batch: int,
     threads: int,
 ):
-    """float32 (B, 3, size, size) of encoded images, in batches of `batch`, the last one short."""
+    """Return float32 (B, 3, size, size) of encoded images, in batches of `batch`, the last one
+    short."""
 
     @pipeline_def(batch_size=batch, num_threads=threads, device_id=None, prefetch_queue_depth=1)
     def graph():  # type: ignore[no-untyped-def]
@@ -126,7 +127,7 @@ def timm_op(image: Image.Image, name: str, arg: float) -> Image.Image:
 
 
 def expected_sample(data: np.ndarray, draws: SampleParams, row: int, size: int) -> np.ndarray:
-    """float32 (3, size, size) by PIL, torchvision and timm, without erasing."""
+    """Return float32 (3, size, size) by PIL, torchvision and timm, without erasing."""
     y, x, height, width = draws.crop[row].tolist()
     image = (
         Image.open(io.BytesIO(data.tobytes())).convert("RGB").crop((x, y, x + width, y + height))
@@ -146,7 +147,7 @@ def expected_sample(data: np.ndarray, draws: SampleParams, row: int, size: int) 
 
 
 def outside(draws: SampleParams, size: int) -> np.ndarray:
-    """bool (B, size, size): where nothing is erased."""
+    """Return bool (B, size, size): where nothing is erased."""
     mask = np.ones((len(draws.erase), size, size), bool)
     for row, (y, x, height, width) in enumerate(draws.erase.tolist()):
         mask[row, y : y + height, x : x + width] = False
@@ -213,7 +214,7 @@ def test_evaluation_equals_torchvisions(files: Files) -> None:
 
 
 def run_images(images: np.ndarray, rows: tuple[np.ndarray, ...], size: int) -> np.ndarray:
-    """float32 (B, 3, size, size) of decoded images, uint8 (B, h, w, 3)."""
+    """Return float32 (B, 3, size, size) of decoded images, uint8 (B, h, w, 3)."""
 
     @pipeline_def(batch_size=len(images), num_threads=1, device_id=None, prefetch_queue_depth=1)
     def graph():  # type: ignore[no-untyped-def]
@@ -258,7 +259,7 @@ def test_the_smallest_results_equal_timms(size: int) -> None:
 
 
 def erasing(boxes: np.ndarray, keys: np.ndarray, size: int, **changes: np.ndarray) -> SampleParams:
-    """SampleParams that do nothing but erase, and `changes`."""
+    """Return SampleParams that do nothing but erase, and `changes`."""
     count = len(boxes)
     empty = {field.name: np.zeros(count) for field in dataclasses.fields(SampleParams)}
     fixed = {
@@ -280,13 +281,13 @@ BOXES = np.array(
 
 
 def erased(mode: str) -> np.ndarray:
-    """Black images of 48 x 48, erased by KEYS and BOXES."""
+    """Return black images of 48 x 48, erased by KEYS and BOXES."""
     rows = pack_exact(erasing(BOXES, KEYS, 48), PlanSpec(remode=mode), (0.5,) * 3, (0.25,) * 3)
     return run_images(np.zeros((len(KEYS), 48, 48, 3), np.uint8), rows, 48)
 
 
 def expected_noise(key: int, count: int) -> np.ndarray:
-    """float64 (3, count): the normal numbers of the first pixels of a box."""
+    """Return float64 (3, count): the normal numbers of the first pixels of a box."""
     zero = np.zeros(count, np.uint64)
     words = philox4x32(
         (np.arange(count, dtype=np.uint64), zero, zero, zero), (key >> 32, key & 0xFFFFFFFF)

@@ -49,8 +49,8 @@ SHARPNESS = {"cpu": (-0.75,), "as_gpu": (-0.75,), "gpu": (-0.75, -0.5)}
 
 
 def smooth_images(height: int, width: int, count: int) -> np.ndarray:
-    """uint8 (count, height, width, 3) with 1/f noise; the first is of one level, and the second has
-    one flat channel."""
+    """Return uint8 (count, height, width, 3) with 1/f noise; the first is of one level, and the
+    second has one flat channel."""
     rng = np.random.default_rng(0)
     decay = 1 / np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None]).clip(0.02)
     noise = np.fft.ifft2(np.fft.fft2(rng.normal(size=(count, 3, height, width))) * decay).real
@@ -74,7 +74,7 @@ def some_draws(ops: np.ndarray, args: np.ndarray) -> SampleParams:
 def run_graph(
     images: Sequence[np.ndarray] | np.ndarray, place: str, define: Callable[[DataNode], DataNode]
 ) -> np.ndarray:
-    """uint8 images through the operators that `define` applies."""
+    """Run uint8 images through the operators that `define` adds."""
     on_gpu = device_of(place) == "gpu"
 
     @pipeline_def(
@@ -96,7 +96,7 @@ def run_graph(
 def run_dali(
     images: np.ndarray, ops: np.ndarray, args: np.ndarray, place: str, choices: Choices = None
 ) -> np.ndarray:
-    """uint8 (B, H, W, 3) through the layers of `ops`, (B, layers)."""
+    """Run uint8 (B, H, W, 3) through the layers of `ops`, (B, layers)."""
     height, width = images.shape[1:3]
     rows = pack_ops(some_draws(ops, args), height, width)
     how = {
@@ -117,7 +117,7 @@ def run_dali(
 
 
 def run_pil(image: np.ndarray, name: str, arg: float) -> np.ndarray:
-    """timm's operation; torchvision's for grey."""
+    """Apply timm's operation, or torchvision's for grey."""
     if name == "Grayscale":
         return np.asarray(transforms.Grayscale(3)(Image.fromarray(image)))
     arguments = [] if LEVEL_TO_ARG[name] is None else [int(arg) if name in WHOLE else float(arg)]
@@ -126,7 +126,7 @@ def run_pil(image: np.ndarray, name: str, arg: float) -> np.ndarray:
 
 
 def arguments_of(name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """ops and args, (count, 1), over the whole range of magnitudes, both ends included."""
+    """Return ops and args, (count, 1), over the whole range of magnitudes, both ends included."""
     magnitude = np.random.default_rng(1).uniform(0, 10, count)
     magnitude[:4] = 0, 0, 10, 10
     ops = np.full((count, 1), OPS.index(name), np.int32)
@@ -181,11 +181,8 @@ def test_warp_differs_less_than_pils_own_filters_do(
 
 
 def cubic_warp(image: np.ndarray, matrix: np.ndarray, sharpness: float) -> np.ndarray:
-    """uint8 (H, W, 3): the image under `matrix` by a cubic convolution kernel (Keys 1981), `FILL`
-    around it.
-
-    sharpness: the kernel's slope at a distance of one pixel.
-    """
+    """Return uint8 (H, W, 3): the image under `matrix` by a cubic convolution kernel (Keys 1981),
+    `FILL` around it. sharpness: the kernel's slope at a distance of one pixel."""
     size, framed = (
         np.array(image.shape[:2]),
         np.full((image.shape[0] + 8, image.shape[1] + 8, 3), FILL, float),
@@ -218,7 +215,7 @@ def cubic_kernel(distance: np.ndarray, a: float) -> np.ndarray:
 
 @pytest.mark.parametrize("name", WARPS)
 def test_warp_is_a_cubic_convolution(name: str, place: str, distances: Distances) -> None:
-    """Which kernel it is tells how far from PIL it has to be; anything but the kernel (place,
+    """The sharpness of the kernel decides the distance to PIL; anything but the kernel (place,
     border) would show here."""
     images = smooth_images(48, 32, 12)
     ops, args = arguments_of(name, 12)
@@ -352,7 +349,8 @@ WINDOW_SIZES = [(64, 80), (90, 60), (33, 47), (120, 41), (40, 40), (40, 57), (83
 
 
 def windows() -> list[tuple[np.ndarray, tuple[int, int, int, int]]]:
-    """Images and rows of `SampleParams.resize`: the corners that reach out most, and two inside."""
+    """Return images and rows of `SampleParams.resize`: the corners that are farthest outside, and
+    two inside."""
     found = []
     for height, width in WINDOW_SIZES:
         image, short = smooth_images(height, width, 3)[2], min(height, width)

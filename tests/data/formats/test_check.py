@@ -40,7 +40,7 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 
 def png(depth: int, colour: int, rows: list[bytes], width: int) -> bytes:
-    """A PNG as Pillow cannot write it."""
+    """Return a PNG as Pillow cannot write it."""
     header = struct.pack(">IIBBBBB", width, len(rows), depth, colour, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
     return (

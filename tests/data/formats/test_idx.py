@@ -24,7 +24,7 @@ def idx(array: np.ndarray) -> bytes:
 def write_idx(
     root: Path, split: str, count: int, packed: bool = False, side: tuple[int, int] = (9, 7)
 ) -> np.ndarray:
-    """Random images in MNIST's names; returns them."""
+    """Write random images under MNIST's names; return them."""
     images = np.random.default_rng(count).integers(0, 256, (count, *side), dtype=np.uint8)
     root.mkdir(exist_ok=True)
     for name, array in (("images-idx3", images), ("labels-idx1", np.arange(count) % 5)):

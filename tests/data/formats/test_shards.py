@@ -22,7 +22,7 @@ Members = dict[str, bytes]
 
 
 def picture(number: int, kind: str = "JPEG") -> bytes:
-    """An image of 20 + number rows."""
+    """Return an image of 20 + number rows."""
     pixels = np.random.default_rng(number).integers(0, 256, (20 + number, 24, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
@@ -179,7 +179,8 @@ def test_long_and_unusual_names_work(tmp_path: Path) -> None:
 
 
 def faults(root: Path) -> dict[str, str]:
-    """What is left out of train, by name; and that `error` tells the same."""
+    """Return the excluded images of train, by name, with their faults; `error` must report the
+    same."""
     index = build_index(root, "train", bad_images="skip")
     with pytest.raises(DataError) as caught:
         build_index(root, "train")
