@@ -74,15 +74,15 @@ def losses(trainer: Trainer, world: World, count: int, accumulate: int = 1) -> l
 def with_nan(trainer: Trainer, world: World) -> dict[str, Any]:
     """A step in which only the last rank meets a NaN: what it leaves."""
     losses(trainer, world, NAN_AT)
-    before, average = trainer.state.weights(), trainer.state.ema_weights()
+    before, ema = trainer.state.weights(), trainer.state.ema_weights()
     batch = make_batch(NAN_AT, world.rank, world.size)
     if world.rank == world.size - 1:
         batch.images[1, 0, 5, 5] = float("nan")
     trainer.train_step([batch])
-    after, average_after = trainer.state.weights(), trainer.state.ema_weights()
-    assert average is not None and average_after is not None
+    after, ema_after = trainer.state.weights(), trainer.state.ema_weights()
+    assert ema is not None and ema_after is not None
     same = all(torch.equal(after[name], before[name]) for name in before)
-    same = same and all(torch.equal(average_after[name], average[name]) for name in average)
+    same = same and all(torch.equal(ema_after[name], ema[name]) for name in ema)
     skipped = all_agree(trainer.state.skipped == 1)
     return {"untouched": all_agree(same), "skipped": skipped, "losses": losses(trainer, world, 3)}
 
