@@ -1,5 +1,4 @@
-"""Where a run goes on from: the newest checkpoint that every rank holds for whole; and what whole
-runs do about their disk."""
+"""Selection of a checkpoint over ranks; whole runs with a full or damaged disk."""
 
 import contextlib
 import functools
@@ -68,7 +67,7 @@ def found(folder: Path, named: str = "") -> LoadedCheckpoint:
     return answer
 
 
-def test_the_newest_is_taken(folder: Path) -> None:
+def test_newest_checkpoint_is_loaded(folder: Path) -> None:
     answer = found(folder)
     assert (answer.path, answer.state["step"], answer.damaged) == (at(folder, 9), 9, [])
     assert torch.equal(answer.tensors["model"]["a"], TENSORS["model"]["a"])
@@ -115,9 +114,7 @@ def flip(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_newest_one_is_named_and_passed_over_but_not_if_it_was_asked_for(
-    kind: str, folder: Path
-) -> None:
+def test_damaged_newest_checkpoint_is_skipped_unless_it_was_named(kind: str, folder: Path) -> None:
     DAMAGE[kind](at(folder, 9))
     answer = found(folder)
     assert (
@@ -129,7 +126,7 @@ def test_a_damaged_newest_one_is_named_and_passed_over_but_not_if_it_was_asked_f
         find_checkpoint(RunFolder(folder), str(at(folder, 9)), LAYOUT)
 
 
-def test_what_one_rank_cannot_load_no_rank_takes(
+def test_checkpoint_that_one_rank_cannot_load_is_skipped_by_all(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another rank finds fault with the newest one."""
@@ -151,7 +148,7 @@ def test_what_one_rank_cannot_load_no_rank_takes(
         find_checkpoint(RunFolder(folder), str(at(folder, 9)), LAYOUT)
 
 
-def test_a_run_with_nothing_whole_does_not_begin_anew_by_itself(folder: Path) -> None:
+def test_run_without_a_whole_checkpoint_is_refused(folder: Path) -> None:
     for step in (3, 5, 9):
         DAMAGE["emptied"](at(folder, step))
     with pytest.raises(
@@ -161,15 +158,13 @@ def test_a_run_with_nothing_whole_does_not_begin_anew_by_itself(folder: Path) ->
         find_checkpoint(RunFolder(folder), "", LAYOUT)
 
 
-def test_a_later_versions_work_is_not_undone(folder: Path) -> None:
+def test_checkpoint_of_a_later_version_is_never_skipped(folder: Path) -> None:
     (at(folder, 9) / "manifest.json").write_text('{"format": 2}')
     with pytest.raises(ValueError, match="written by a later version"):
         find_checkpoint(RunFolder(folder), "", LAYOUT)
 
 
-def test_a_named_one_is_taken_but_not_again_by_the_command_that_began_from_it(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_named_checkpoint_is_loaded_by_the_first_start_only(folder: Path, tmp_path: Path) -> None:
     named = str(save_with(tmp_path / "other", 100, "model", dict(TENSORS["model"])))
     assert found(folder, named).path == Path(named)
     (folder / "config.yaml").write_text(yaml.safe_dump({"run": {"resume": ""}}))
@@ -229,7 +224,7 @@ def steps(folder: Path) -> list[int]:
     return [int(path.name[5:]) for path in list_checkpoints(folder / "checkpoints")]
 
 
-def test_the_best_and_the_newest_stay_and_say_where_they_stand(whole: Path) -> None:
+def test_best_and_newest_checkpoints_stay_with_their_scores(whole: Path) -> None:
     assert steps(whole) == [12, 9, 6]
     state = json.loads((at(whole, 12) / "state.json").read_text())
     assert state["scores"] == {"3": 25.0, "6": 95.0, "9": 55.0, "12": 15.0} and state["best"] == {
@@ -259,7 +254,7 @@ def test_the_best_and_the_newest_stay_and_say_where_they_stand(whole: Path) -> N
     }  # an evaluation comes before the checkpoint of its step
 
 
-def test_a_run_goes_on_while_its_disk_refuses(
+def test_run_continues_while_the_disk_refuses(
     argv: list[str],
     whole: Path,
     tmp_path: Path,
@@ -301,7 +296,7 @@ def accumulated(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Ca
     return run
 
 
-def test_the_settings_of_deepspeed_lie_beside_the_runs(accumulated: Callable[[int], Path]) -> None:
+def test_deepspeed_settings_are_in_the_run_folder(accumulated: Callable[[int], Path]) -> None:
     settings = json.loads((accumulated(1) / "deepspeed.json").read_text())
     sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     assert [settings[name] for name in sizes] == [8, 2, 4] and settings["zero_optimization"][
@@ -310,7 +305,7 @@ def test_the_settings_of_deepspeed_lie_beside_the_runs(accumulated: Callable[[in
 
 
 @pytest.mark.parametrize(("stage", "step", "stopped"), [(1, 3, 5), (2, 2, 3), (3, 3, 5)])
-def test_a_request_amid_the_micro_batches_of_a_step_loses_no_bit_of_any_state(
+def test_stop_request_between_micro_batches_changes_no_bit(
     stage: int,
     step: int,
     stopped: int,
@@ -378,7 +373,7 @@ def fill(disk: Path) -> Path:
     return ballast
 
 
-def test_a_full_disk_ends_no_run_and_costs_no_line_of_its_log(
+def test_full_disk_ends_no_run_and_loses_no_line_of_the_log(
     argv: list[str],
     whole: Path,
     small_disk: Path,
@@ -413,7 +408,7 @@ def test_a_full_disk_ends_no_run_and_costs_no_line_of_its_log(
 
 
 @pytest.mark.parametrize("when", ["at the start", "at the end"])
-def test_a_folder_that_cannot_be_written_is_one_line_and_the_same_command_goes_on(
+def test_run_folder_that_cannot_be_written_is_one_line_and_the_command_resumes(
     when: str,
     argv: list[str],
     whole: Path,
@@ -440,7 +435,7 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_the_same_command_goes_o
     assert_same_weights(whole, folder)
 
 
-def test_a_run_that_cannot_save_its_last_step_has_failed_and_goes_on_later(
+def test_run_that_cannot_save_its_last_step_fails_and_resumes_later(
     argv: list[str],
     whole: Path,
     tmp_path: Path,
@@ -481,7 +476,7 @@ def test_resuming_from_an_earlier_checkpoint_renames_later_ones(
     assert_same_weights(whole, folder)
 
 
-def test_a_checkpoint_that_is_not_finite_is_passed_over(
+def test_checkpoint_that_is_not_finite_is_skipped(
     argv: list[str], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here = [*argv, "--output-dir", str(tmp_path / "run")]
@@ -496,7 +491,7 @@ def test_a_checkpoint_that_is_not_finite_is_passed_over(
     assert_same_weights(whole, tmp_path / "run")
 
 
-def test_foreign_checkpoints_are_an_error_of_one_line(
+def test_foreign_checkpoint_is_an_error_of_one_line(
     argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     theirs = tmp_path / "global_step5"

@@ -1,4 +1,4 @@
-"""The loaders: the same samples on any number of ranks and micro-batches, after any jump, in memory
+"""The training loader: the same samples on any number of ranks and micro-batches, after any jump, in memory
 that stays valid."""
 
 import dataclasses
@@ -16,30 +16,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastdeit.data import loader as train_loaders
 from fastdeit.data import quarantine
 from fastdeit.data.batch import Batch
-from fastdeit.data.eval_loader import PADDING, EvalLoader
 from fastdeit.data.index import DataError, Index, build_index
 from fastdeit.data.loader import TrainLoader
-from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.data.stream import ALIGNMENT, send_together, to_device_of
 from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.plan.spec import PlanSpec
+from tests.support.noise_images import SIDE, split_options, write_noise
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SIDE, IMAGES, BATCH = 16, 150, 64
+BATCH = 64
 DROP_PATH = (0.0, 0.1, 0.2)
 
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
-    """150 small images of 3 classes."""
-    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for i in range(IMAGES):
-        height, width = rng.integers(16, 40, 2)
-        path = root / f"train/{i * 3 // IMAGES}/{i:03d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(path)
-    return build_index(root, "train")
+    return write_noise(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +38,8 @@ def plan(index: Index) -> Plan:
     return Plan(PlanSpec(seed=1, input_size=SIDE, repeats=2, reprob=0.5), index.sizes)
 
 
-def split(changes: dict[str, Any]) -> tuple[PipelineOptions, dict[str, Any]]:
-    """Split changes into options of the pipeline and arguments of the loader."""
-    names = {field.name for field in dataclasses.fields(PipelineOptions)} - {"batch_size"}
-    ours = {name: value for name, value in changes.items() if name not in names}
-    return PipelineOptions(
-        MEAN, STD, **{name: changes[name] for name in changes.keys() & names}
-    ), ours
-
-
 def train_loader(index: Index, plan: Plan, micro_batch: int = BATCH, **changes: Any) -> TrainLoader:
-    options, ours = split({"num_threads": 1, **changes})
+    options, ours = split_options({"num_threads": 1, **changes})
     return TrainLoader(
         index,
         plan,
@@ -295,67 +277,6 @@ def test_a_batch_that_fails_for_no_images_fault_ends_the_run(
         RuntimeError, match="a batch fails, though each of its 9 images decodes alone"
     ):
         next(loader.epoch(0))
-
-
-def eval_loader(index: Index, **changes: Any) -> EvalLoader:
-    options, ours = split({"num_threads": 1, **changes})
-    return EvalLoader(
-        index, options, **{"batch_size": 32, "input_size": SIDE, "crop_pct": 0.875, **ours}
-    )
-
-
-@pytest.fixture(scope="module")
-def evaluated(index: Index) -> torch.Tensor:
-    """(150, 3, S, S) in the order of the index."""
-    batches = list(eval_loader(index, batch_size=50))
-    assert [batch.image_index.tolist() for batch in batches] == np.arange(IMAGES).reshape(
-        3, 50
-    ).tolist()
-    return torch.cat([batch.images for batch in batches])
-
-
-@pytest.mark.parametrize("batch_size", [7, 32, 64])
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_every_image_once_over_the_ranks(
-    index: Index, evaluated: torch.Tensor, world_size: int, batch_size: int
-) -> None:
-    ranks = [
-        list(eval_loader(index, batch_size=batch_size, rank=rank, world_size=world_size))
-        for rank in range(world_size)
-    ]
-    assert len({len(batches) for batches in ranks}) == 1
-    seen = []
-    for batch in (batch for batches in ranks for batch in batches):
-        assert len(batch.labels) == batch_size
-        real = batch.labels != PADDING
-        rows = batch.image_index[real]
-        assert batch.labels[real].tolist() == index.labels[rows.numpy()].tolist()
-        assert torch.equal(batch.images[real], evaluated[rows])
-        seen += rows.tolist()
-    assert sorted(seen) == list(range(IMAGES))
-
-
-def test_passes_are_equal_even_after_an_unfinished_one(index: Index) -> None:
-    loader = eval_loader(index)
-    assert len(loader) == 5
-    first = list(loader)
-    next(iter(loader))
-    for _ in range(2):
-        again = list(loader)
-        assert len(again) == 5
-        for one, other in zip(first, again, strict=True):
-            assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
-
-
-def test_there_may_be_more_ranks_than_images(index: Index) -> None:
-    few = dataclasses.replace(
-        index, names=index.names[:2], labels=index.labels[:2], sizes=index.sizes[:2]
-    )
-    counts = [
-        sum(int((b.labels != PADDING).sum()) for b in eval_loader(few, rank=rank, world_size=3))
-        for rank in range(3)
-    ]
-    assert counts == [1, 1, 0]
 
 
 class Copies(TorchDispatchMode):

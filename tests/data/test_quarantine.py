@@ -1,5 +1,4 @@
-"""Files that break while a run goes on: training goes on, and what takes their place is the same on
-every world size."""
+"""Images that break during a run: excluded, recorded, and replaced alike on every world size."""
 
 import dataclasses
 import io
@@ -98,7 +97,7 @@ DAMAGES: list[Callable[[Path], None]] = [truncate, empty, to_text, shrink, Path.
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_training_goes_on_with_the_next_image_on_any_world_size(
+def test_bad_image_is_replaced_by_the_next_on_any_world_size(
     root: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     index = build_index(root, "train")
@@ -138,7 +137,7 @@ KINDS = (
 @pytest.mark.parametrize(
     "kinds", [KINDS[:4], KINDS[4:], ("empty", "lying", "bomb", "bmp-truncated")], ids=",".join
 )
-def test_every_kind_of_bad_image_first_and_last_in_a_batch_is_replaced_on_all_ranks_alike(
+def test_every_kind_of_bad_image_is_replaced_anywhere_in_a_batch(
     root: Path, kinds: tuple[str, ...], tmp_path: Path
 ) -> None:
     index, file = build_index(root, "train"), tmp_path / "quarantine.jsonl"
@@ -161,7 +160,7 @@ def test_every_kind_of_bad_image_first_and_last_in_a_batch_is_replaced_on_all_ra
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_batch_of_nothing_but_bad_images_is_made_of_others(root: Path) -> None:
+def test_batch_of_bad_images_only_is_replaced(root: Path) -> None:
     index = build_index(root, "train")
     plan = Plan(PlanSpec(seed=3, input_size=SIDE, repeats=2), index.sizes)
     bad = np.unique(plan.images(0, np.arange(BATCH)))
@@ -177,7 +176,7 @@ def test_a_batch_of_nothing_but_bad_images_is_made_of_others(root: Path) -> None
     )
 
 
-def test_replacements_that_are_bad_too_are_passed_over(root: Path) -> None:
+def test_bad_replacements_are_replaced_too(root: Path) -> None:
     index = build_index(root, "train")
     plan = Plan(PlanSpec(seed=3, input_size=SIDE, repeats=2), index.sizes)
     bad = np.unique(
@@ -194,7 +193,7 @@ def test_replacements_that_are_bad_too_are_passed_over(root: Path) -> None:
     )
 
 
-def test_the_file_of_bad_images_is_kept_and_taken_up(root: Path, tmp_path: Path) -> None:
+def test_quarantine_file_is_read_by_a_resumed_run(root: Path, tmp_path: Path) -> None:
     index, file = build_index(root, "train"), tmp_path / "run/quarantine.jsonl"
     keep_images(index, tmp_path / "images.parquet")
     (index.root / os.fsdecode(index.names[BAD].as_py())).unlink()
@@ -215,7 +214,7 @@ def test_the_file_of_bad_images_is_kept_and_taken_up(root: Path, tmp_path: Path)
     assert len(read_quarantine(file, "train")) == taken_up.count_all() == 1
 
 
-def test_what_cannot_be_written_down_does_not_end_the_run(root: Path, tmp_path: Path) -> None:
+def test_quarantine_file_that_cannot_be_written_ends_no_run(root: Path, tmp_path: Path) -> None:
     index, file = build_index(root, "train"), tmp_path / "quarantine.jsonl"
     file.write_text('{"row": 3, "spl')  # cut off by a crash
     Quarantine(index, file=file).add({BAD: "is bad"})
@@ -225,7 +224,9 @@ def test_what_cannot_be_written_down_does_not_end_the_run(root: Path, tmp_path: 
     assert held.rows.tolist() == [BAD]
 
 
-def test_a_file_that_comes_back_is_read_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_is_missing_for_a_moment_is_read_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(quarantine_module, "RETRIES_S", (0.2, 0.5, 1.0))
     index = build_index(root, "train")
     before, path = epoch_of(index), index.root / os.fsdecode(index.names[BAD].as_py())
@@ -238,7 +239,7 @@ def test_a_file_that_comes_back_is_read_again(root: Path, monkeypatch: pytest.Mo
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_error_stops_and_names_the_file(root: Path) -> None:
+def test_policy_error_stops_and_names_the_file(root: Path) -> None:
     index = build_index(root, "train")
     truncate(index.root / os.fsdecode(index.names[BAD].as_py()))
     with pytest.raises(DataError, match=index.name(BAD).rsplit("/", 1)[1]):
@@ -277,7 +278,7 @@ def test_one_file_in_ten_thousand_may_be_bad() -> None:
         quarantine.add({20: "is bad"})
 
 
-def test_a_shard_that_is_cut_leaves_at_once(
+def test_all_images_beyond_the_end_of_a_shard_are_excluded_at_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = write_shapes(tmp_path / "folder", train=20, val=1)
@@ -301,7 +302,7 @@ def test_a_shard_that_is_cut_leaves_at_once(
     assert caplog.text.count("excluded from now on") == 1 and "train-0.tar" in caplog.text
 
 
-def test_evaluation_leaves_a_bad_image_out(root: Path) -> None:
+def test_evaluation_excludes_a_bad_image(root: Path) -> None:
     index = build_index(root, "val")
     truncate(index.root / os.fsdecode(index.names[0].as_py()))
     for world in (1, 2):
@@ -328,6 +329,6 @@ def test_evaluation_leaves_a_bad_image_out(root: Path) -> None:
         assert sorted(seen) == sorted([*range(1, len(index))] * 2)
 
 
-def test_a_process_that_is_killed_while_it_looks_at_images_is_said() -> None:
+def test_killed_worker_process_is_reported() -> None:
     with pytest.raises(ValueError, match="one of 2 processes that read the data set was killed"):
         list(in_parallel(os._exit, [9, 9], 2, processes=True))

@@ -1,5 +1,4 @@
-"""Numbers that go wrong: steps skipped and written down, going back, stopping, gradients that
-spike, ranks that differ."""
+"""Numerical health: skipped steps and their records, rollbacks, spikes, ranks that differ."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -53,7 +52,7 @@ def world() -> World:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_an_infinite_loss_with_a_finite_gradient_skips_the_step(form: str, world: World) -> None:
+def test_infinite_loss_with_a_finite_gradient_skips_the_step(form: str, world: World) -> None:
     trainer = make_trainer(configure(**FORMS[form], micro_batch=4), world)
     run_steps(trainer, 1, 4)
     before, criterion = contents(trainer), trainer.criterion
@@ -74,7 +73,7 @@ def test_an_infinite_loss_with_a_finite_gradient_skips_the_step(form: str, world
     assert trainer.applied and not equal(before, contents(trainer))
 
 
-def test_the_gradient_norm_is_that_of_plain_torch(world: World) -> None:
+def test_gradient_norm_equals_that_of_plain_torch(world: World) -> None:
     expected = plain_norm()
     for form in FORMS:
         for micro in (BATCH, 4):
@@ -99,7 +98,7 @@ def plain_norm() -> float:
     ).item()
 
 
-def test_a_skipped_step_leaves_batch_statistics_alone(world: World) -> None:
+def test_skipped_step_leaves_batch_statistics_unchanged(world: World) -> None:
     import timm
 
     config = configure(zero_stage=2).replace(distill={"distillation_type": "none"})
@@ -125,7 +124,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_one_rank_meets_skips_the_step_on_both_and_is_written_down(
+def test_bad_loss_on_one_rank_skips_the_step_on_both_and_is_recorded(
     form: str, ranks: list[dict[str, Any]]
 ) -> None:
     first, second = (rank[form] for rank in ranks)
@@ -155,7 +154,7 @@ def test_what_one_rank_meets_skips_the_step_on_both_and_is_written_down(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_flipped_bit_on_one_rank_is_found(form: str, ranks: list[dict[str, Any]]) -> None:
+def test_flipped_bit_on_one_rank_is_found(form: str, ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert rank[form]["equal"] is None
         assert rank[form]["flipped"].startswith(
@@ -163,7 +162,7 @@ def test_a_flipped_bit_on_one_rank_is_found(form: str, ranks: list[dict[str, Any
         )
 
 
-def test_the_ranks_in_the_minority_are_named() -> None:
+def test_ranks_in_the_minority_are_named() -> None:
     names, sums = ["a", "b", "c"], torch.tensor([[7, 8, 9]] * 5)
     assert describe_difference(names, sums) is None
     sums[3, 1] += 1
@@ -284,7 +283,7 @@ def test_step_log_keeps_earlier_records_and_survives_a_full_disk(
 @pytest.mark.parametrize(
     "line", ['{"passed_over": [3, 1', '{"passed_over": [1.5, 3]}', '{"bad_steps": [3]}', "[4]"]
 )
-def test_a_damaged_list_of_rollbacks_is_refused(
+def test_damaged_rollbacks_file_is_refused(
     line: str, argv: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "rollbacks.jsonl").write_text('{"passed_over": [2, 9]}\n' + line)
@@ -342,7 +341,7 @@ def strict(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
-def test_bad_steps_are_written_down_and_training_goes_on(
+def test_bad_steps_are_recorded_and_training_continues(
     argv: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -370,7 +369,7 @@ def test_bad_steps_are_written_down_and_training_goes_on(
     )
 
 
-def test_after_too_many_a_run_goes_back_and_passes_over_them(
+def test_run_rolls_back_after_too_many_bad_steps_and_skips_them(
     argv: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -415,7 +414,7 @@ def test_after_too_many_a_run_goes_back_and_passes_over_them(
     assert_same_weights(gone_back, tmp_path / "anew")
 
 
-def test_weights_that_are_not_finite_are_left_behind(
+def test_weights_that_are_not_finite_are_rolled_back(
     argv: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -442,7 +441,7 @@ def test_weights_that_are_not_finite_are_left_behind(
     )
 
 
-def test_when_that_does_not_help_it_stops_and_leaves_what_shows_why(
+def test_run_stops_with_a_debug_bundle_when_rollbacks_do_not_help(
     argv: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -489,7 +488,7 @@ def test_when_that_does_not_help_it_stops_and_leaves_what_shows_why(
     assert start(argv, folder, "--max-rollbacks", "3") == 0 and (folder / "summary.json").is_file()
 
 
-def test_without_a_checkpoint_from_before_it_stops(
+def test_run_stops_without_a_checkpoint_to_roll_back_to(
     argv: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -507,7 +506,7 @@ def test_without_a_checkpoint_from_before_it_stops(
     ] > 0
 
 
-def test_a_disk_that_refuses_the_bundle_is_said(
+def test_full_disk_for_the_debug_bundle_is_reported(
     argv: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -526,7 +525,7 @@ def test_a_disk_that_refuses_the_bundle_is_said(
     )
 
 
-def test_a_gradient_a_thousand_times_too_large_is_clipped_told_of_and_forgotten(
+def test_gradient_a_thousand_times_too_large_is_clipped_and_recorded(
     argv: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -578,7 +577,7 @@ def assert_same_direction(one: Path, two: Path) -> None:
 # under the launcher
 
 
-def test_a_launched_run_goes_back_together_and_stops_when_its_ranks_differ(
+def test_launched_ranks_roll_back_together_and_stop_when_they_differ(
     argv: list[str], tmp_path: Path
 ) -> None:
     faults = ",".join(f"nan:1:{step}" for step in range(7, 11))

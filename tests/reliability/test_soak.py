@@ -1,5 +1,4 @@
-"""A run that is killed again and again, at random times and in random ways, ends as the one that
-nothing happened to."""
+"""Soak test: a run that is killed at random, many times, ends as an undisturbed one."""
 
 import contextlib
 import os
@@ -206,9 +205,7 @@ def assert_same_files(folder: Path, whole: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fifty_kills_and_the_run_ends_the_same(
-    argv: list[str], whole: Path, tmp_path: Path
-) -> None:
+def test_run_killed_fifty_times_ends_the_same(argv: list[str], whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     soak(folder, argv, 50, 7, lambda chance: (TWO, []))
     for name in ("student.safetensors", "student_ema.safetensors"):
@@ -230,7 +227,7 @@ def draw_shape(chance: random.Random) -> tuple[tuple[str, ...], list[str]]:
 
 
 @pytest.mark.slow
-def test_kills_between_which_the_run_changes_its_shape(
+def test_run_killed_and_resumed_in_other_forms_ends_the_same(
     argv: list[str], whole: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"

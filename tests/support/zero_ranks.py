@@ -63,8 +63,8 @@ OWN_FIELDS = {
         }
     },
 }
-"""DeepSpeed files by variant, each field at another value than its default. At ZeRO 3 every parameter
-is sharded; by default DeepSpeed keeps parameters as small as these whole."""
+"""DeepSpeed files by variant, each field at another value than its default. At ZeRO 3 every
+parameter is sharded; by default DeepSpeed keeps parameters as small as these whole."""
 
 
 def losses(trainer: Trainer, world: World, count: int, accumulate: int = 1) -> list[float]:

@@ -50,12 +50,12 @@ def test_steps_equal_a_plain_loop(
     config = configure(zero_stage=stage, micro_batch=micro, clip_grad=clip)
     trainer = make_trainer(config, world)
     losses = run_steps(trainer, steps, micro)
-    model, average, expected = plain_loop(config, steps)
+    model, plain_ema, expected = plain_loop(config, steps)
     assert losses == pytest.approx(expected, rel=1e-5)
     assert_near(trainer.state.weights(), model.state_dict())
     ema = trainer.state.ema_weights()
     assert ema is not None
-    assert_near(ema, average)
+    assert_near(ema, plain_ema)
     assert trainer.state.skipped == 0 and losses[-1] < losses[0]
 
 
@@ -129,18 +129,16 @@ def test_step_with_nan_is_skipped_and_counted(stage: int, world: World) -> None:
     trainer = make_trainer(configure(zero_stage=stage), world)
     run_steps(trainer, 2)
     before = trainer.state.weights()
-    average = trainer.state.ema_weights()
+    ema = trainer.state.ema_weights()
     batch = make_batch(2)
     batch.images[3, 0, 5, 5] = float("nan")
     trainer.train_step([batch])
     assert trainer.state.skipped == 1 and trainer.step == 3
     after = trainer.state.weights()
-    average_after = trainer.state.ema_weights()
-    assert average is not None and average_after is not None
+    ema_after = trainer.state.ema_weights()
+    assert ema is not None and ema_after is not None
     for name, value in before.items():
-        assert torch.equal(after[name], value) and torch.equal(
-            average_after[name], average[name]
-        ), name
+        assert torch.equal(after[name], value) and torch.equal(ema_after[name], ema[name]), name
     assert all(math.isfinite(loss) for loss in run_steps(trainer, 2))
 
 
