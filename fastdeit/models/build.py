@@ -1,4 +1,4 @@
-"""Build the student, or a timm model, and the teacher from a `Config`. Importing it needs no DALI."""
+"""Build the student, or a timm model, and the teacher from a `Config`; needs no DALI."""
 
 import json
 from collections.abc import Sequence

@@ -23,7 +23,7 @@ INIT_STD = 0.02
 
 
 class Size(NamedTuple):
-    """A named student: width, depth, heads, image side, and whether it has the distillation token."""
+    """Sizes of a named student; distilled: it has the distillation token and the second head."""
 
     embed_dim: int
     depth: int

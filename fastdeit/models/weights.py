@@ -146,7 +146,7 @@ def infer_student_sizes(state: StateDict, metadata: dict[str, str]) -> dict[str,
 
 
 def _check_axes(state: StateDict) -> None:
-    """Raise ValueError unless the tensors that the sizes come from are there, with a DeiT's axes."""
+    """Raise ValueError unless the tensors that give the sizes exist, with a DeiT's axes."""
     axes = {
         "cls_token": 3,
         "pos_embed": 3,

@@ -11,7 +11,7 @@ Why not `numpy.random.Philox`: it makes one object a counter, at 14.5 us a block
 and a stream is consumed in order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -20,6 +20,10 @@ _SHIFT = np.uint64(32)
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+
+RandomStream = Callable[[np.ndarray, Sequence[tuple[int, int]]], np.ndarray]
+"""From ordinals (B,) and (purpose, block) pairs to uint64 (pairs, 4, B) holding 32-bit words: an
+epoch's `stream_words`."""
 
 
 def philox4x32(counter: tuple[np.ndarray, ...], key: tuple[int, int]) -> tuple[np.ndarray, ...]:
@@ -81,3 +85,9 @@ def normal(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     1958; the cosine branch)."""
     radius = np.sqrt(-2.0 * np.log(first))
     return radius * np.cos(2.0 * np.pi * second)
+
+
+def quantised(x: np.ndarray) -> np.ndarray:
+    """Round to multiples of 2^-24: logarithms differ in the last bit between machines, and the plan
+    must not."""
+    return np.round(x * 2.0**24) * 2.0**-24

@@ -30,7 +30,7 @@ import numpy as np
 
 from fastdeit.config.parse import require_value
 from fastdeit.plan import sampling
-from fastdeit.plan.philox import random_words, stream_words, uniform
+from fastdeit.plan.philox import RandomStream, random_words, stream_words, uniform
 from fastdeit.plan.spec import PlanSpec
 
 VERSION = 2
@@ -202,12 +202,12 @@ class Plan:
         kept = uniform(words[: 2 * depth]) >= rate_of_word
         return np.ascontiguousarray(kept.T).reshape(len(ordinals), depth, 2)
 
-    def _stream(self, epoch: int) -> sampling.RandomStream:
+    def _stream(self, epoch: int) -> RandomStream:
         return functools.partial(stream_words, self.spec.seed, epoch)
 
     def _crop(
         self,
-        stream: sampling.RandomStream,
+        stream: RandomStream,
         ordinals: np.ndarray,
         words: np.ndarray,
         sizes: np.ndarray,
@@ -223,9 +223,7 @@ class Plan:
         )
         return crop, np.tile(np.array([size, size, 0, 0], np.int32), (len(ordinals), 1))
 
-    def _layers(
-        self, stream: sampling.RandomStream, ordinals: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _layers(self, stream: RandomStream, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return int32 operations and float64 arguments, both (B, spec.layers)."""
         spec = self.spec
         count = len(ordinals)
@@ -252,9 +250,7 @@ class Plan:
             args.append(layer_args)
         return np.concatenate(ops, 1), np.concatenate(args, 1)
 
-    def _mix(
-        self, stream: sampling.RandomStream, ordinals: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _mix(self, stream: RandomStream, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return float32 lam (B,) and int32 box (B, 4), drawn once for each group of `mixup_group`
         samples."""
         spec = self.spec

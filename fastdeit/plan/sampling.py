@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from fastdeit.plan.beta import draw_beta
 from fastdeit.plan.operations import (
     JITTER_OPS,
     OPERATIONS,
@@ -27,7 +28,7 @@ from fastdeit.plan.operations import (
     THREE_OPS,
     op_arguments,
 )
-from fastdeit.plan.philox import normal, uniform
+from fastdeit.plan.philox import RandomStream, normal, quantised, uniform
 
 # purposes of streams; none is ever used for two things
 ORDER = 0
@@ -53,8 +54,6 @@ _JITTER = np.array([OPS.index(name) for name in JITTER_OPS], np.int32)
 _JITTER_ORDERS = np.array(list(itertools.permutations(range(3))))
 _PADDING = 4  # of the simple random crop, reflected
 
-RandomStream = Callable[[np.ndarray, Sequence[tuple[int, int]]], np.ndarray]
-"""From ordinals (B,) and streams to uint64 (streams, 4, B) holding 32-bit words."""
 Range = tuple[float, float]
 
 _Try = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -64,12 +63,6 @@ _Try = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 def within(u: np.ndarray, low: float, high: float) -> np.ndarray:
     """Return uniforms in (low, high) from uniforms in (0, 1)."""
     return low + u * (high - low)
-
-
-def _quantised(x: np.ndarray) -> np.ndarray:
-    """Round to multiples of 2^-24: logarithms differ in the last bit between machines, and the plan
-    must not."""
-    return np.round(x * 2.0**24) * 2.0**-24
 
 
 def _try_box(
@@ -83,8 +76,8 @@ def _try_box(
     """
     target = within(u[0], *area) * limit[:, 0] * limit[:, 1]
     aspect = np.exp(within(u[1], math.log(ratio[0]), math.log(ratio[1])))
-    dividend = np.rint(_quantised(np.sqrt(target * aspect)))
-    divisor = np.rint(_quantised(np.sqrt(target / aspect)))
+    dividend = np.rint(quantised(np.sqrt(target * aspect)))
+    divisor = np.rint(quantised(np.sqrt(target / aspect)))
     if wide:
         size = np.maximum(np.stack((divisor, dividend), 1), 1).astype(np.int32)
         most = limit
@@ -191,7 +184,7 @@ def rand_augment(
         drawn = u[:, 4] * magnitude
     else:
         drawn = magnitude + deviation * normal(u[:, 4], u[:, 5])
-    drawn = _quantised(np.clip(drawn, 0.0, maximum))
+    drawn = quantised(np.clip(drawn, 0.0, maximum))
     args = op_arguments(ops, drawn, negate=u[:, 2] > 0.5)
     applied = u[:, 1] < prob
     return np.where(applied, ops, -1).T.astype(np.int32), np.where(applied, args, 0.0).T
@@ -273,7 +266,7 @@ def mix(
     else:
         cut = np.full(groups.size, can_cut)
     alpha = np.where(cut, cutmix or 1.0, mixup or 1.0)
-    lam = np.where(u[1] < prob, _beta(stream, groups, alpha), 1.0)
+    lam = np.where(u[1] < prob, draw_beta(stream, MIX_GAMMA, groups, alpha), 1.0)
     box = np.where((cut & (lam < 1.0))[:, None], _cut_box(uniform(place), lam, size, minmax), 0)
     area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
     box = np.where(area[:, None] > 0, box, 0)
@@ -290,36 +283,7 @@ def _cut_box(u: np.ndarray, lam: np.ndarray, size: int, minmax: Range | None) ->
         sides = np.floor(low + u[2:] * max(high - low, 1))
         start = np.floor(u[:2] * (size - sides + 1))
         return np.concatenate((start, start + sides)).T.astype(np.int32)
-    side = np.trunc(_quantised(size * np.sqrt(1.0 - lam)))
+    side = np.trunc(quantised(size * np.sqrt(1.0 - lam)))
     centre = np.floor(u[:2] * size)
     corners = np.concatenate((centre - side // 2, centre + (side + 1) // 2))
     return np.clip(corners, 0, size).T.astype(np.int32)
-
-
-def _beta(stream: RandomStream, ordinals: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Draw from Beta(alpha, alpha), float64 (G,): G1 / (G1 + G2) of two Gamma(alpha) draws, in
-    logarithms."""
-    both = np.concatenate((2 * ordinals, 2 * ordinals + 1))
-    first, second = _log_gamma_draw(stream, both, np.tile(alpha, 2)).reshape(2, -1)
-    return _quantised(1.0 / (1.0 + np.exp(np.clip(second - first, -700, 700))))
-
-
-def _log_gamma_draw(stream: RandomStream, ordinals: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Draw logarithms of Gamma(alpha) (Marsaglia and Tsang, ACM TOMS 26(3), 2000, with their boost
-    for alpha < 1)."""
-    # always Gamma(alpha + 1), then the boost by U^(1 / alpha): right for every alpha
-    d = alpha + 1.0 - 1.0 / 3.0
-    drawn = np.zeros(len(ordinals))
-    todo = np.arange(len(ordinals))
-    attempt = 0
-    while todo.size:
-        u = uniform(stream(ordinals[todo], [(MIX_GAMMA, attempt)])[0])
-        x = normal(u[0], u[1])
-        v = (1.0 + x / np.sqrt(9.0 * d[todo])) ** 3
-        log_v = np.log(np.maximum(v, 1e-300))
-        ok = (v > 0) & (np.log(u[2]) < 0.5 * x**2 + d[todo] * (1.0 - v + log_v))
-        log_gamma = np.log(d[todo]) + log_v + np.log(u[3]) / alpha[todo]
-        drawn[todo[ok]] = log_gamma[ok]
-        todo = todo[~ok]
-        attempt += 1
-    return drawn

@@ -71,7 +71,7 @@ class Trainer:
 
     @property
     def lr(self) -> float:
-        """The largest learning rate of the last step's groups (all are equal without layer decay)."""
+        """Largest learning rate of the last step's groups (all are equal without layer decay)."""
         return max(group["lr"] for group in self.engine.optimizer.param_groups)
 
     def train_step(

@@ -49,7 +49,7 @@ class ShardedSlot:
 
 
 class Partitions(ABC):
-    """This rank's part of an engine's master weights and Adam moments, a flat fp32 tensor a group."""
+    """This rank's part of master weights and Adam moments, a flat fp32 tensor a group."""
 
     needed: tuple[str, ...]
     """Attributes of DeepSpeed's ZeRO optimizer that are used here."""
@@ -117,7 +117,7 @@ class Partitions(ABC):
         self._update_model()
 
     def moments(self) -> tuple[int, list[torch.Tensor], list[torch.Tensor]]:
-        """Return Adam's step and this rank's first and second moments; zeros before the first step."""
+        """Return Adam's step and this rank's two moments; zeros before the first step."""
         states = [self._zero.optimizer.state[group] for group in self._groups]
         if not all(states):
             return 0, self._zeros(), self._zeros()
