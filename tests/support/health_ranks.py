@@ -1,5 +1,4 @@
-"""What test_health.py has two real processes do at every ZeRO stage: `python -m
-tests.support.health_ranks FOLDER`, with RANK set.
+"""The work of the two ranks of test_health.py, at every ZeRO stage.
 
 Rank 0 writes FOLDER/ranks.json.
 """
@@ -7,7 +6,6 @@ Rank 0 writes FOLDER/ranks.json.
 import dataclasses
 import gc
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +33,7 @@ NAN_AT = 2
 
 
 class InfiniteLoss:
-    """A criterion whose loss is infinite and whose gradient is what it was."""
+    """A criterion with an infinite loss and the original gradient."""
 
     def __init__(self, criterion: DistillationLoss) -> None:
         self._criterion = criterion
@@ -66,12 +64,15 @@ def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool
 
 
 def flip(module: torch.nn.Module, bit: int = 0) -> None:
-    """The lowest bit of the first number of the first weight."""
+    """Flip a bit of the first element of the first weight, by default the lowest."""
     next(module.parameters()).data.view(-1).view(torch.uint8)[bit // 8] ^= 1 << bit % 8
 
 
 def look(fields: dict[str, Any], folder: Path, world: World) -> dict[str, Any]:
-    """An infinite loss with a finite gradient on the last rank, then a flipped bit there."""
+    """Plant an infinite loss with a finite gradient on the last rank, then a flipped bit there.
+
+    Return what the health check and the comparison of weights report.
+    """
     trainer = make_trainer(configure(**fields, micro_batch=BATCH // world.size // 2), world)
     health = Health(RunFolder(folder), STEPS_PER_EPOCH, BATCH, lambda line: None)
     norms = [step(trainer, world)[-1].item() for _ in range(NAN_AT)]
@@ -102,7 +103,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 def main(folder: Path) -> None:
     world = init_distributed(60)
-    gc.freeze()  # each engine at ZeRO 3 collects garbage, which else goes through all of torch
+    gc.freeze()  # each engine at ZeRO 3 collects garbage, which would search all of torch
     found = {name: look(fields, folder, world) for name, fields in FORMS.items()}
     ranks: list[Any] = [None] * world.size
     dist.all_gather_object(ranks, found)
@@ -110,7 +111,3 @@ def main(folder: Path) -> None:
         (folder / "ranks.json").write_text(json.dumps(ranks))
     barrier()
     hard_exit(0)  # gloo's threads may abort a process that ends by itself
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -32,14 +32,25 @@ def world() -> World:
 
 
 @pytest.mark.parametrize(
-    ("stage", "micro", "clip"),
-    [(1, BATCH, None), (2, BATCH, 0.5), (1, 4, None), (2, 8, 0.5), (3, 8, 0.5)],
+    ("stage", "micro", "clip", "steps"),
+    [
+        (1, BATCH, None, 30),
+        (2, BATCH, 0.5, 10),
+        (1, 4, None, 10),
+        (2, 8, 0.5, 10),
+        (3, 8, 0.5, 30),
+        pytest.param(2, BATCH, 0.5, 30, marks=pytest.mark.slow),
+        pytest.param(1, 4, None, 30, marks=pytest.mark.slow),
+        pytest.param(2, 8, 0.5, 30, marks=pytest.mark.slow),
+    ],
 )
-def test_steps_equal_a_plain_loop(stage: int, micro: int, clip: float | None, world: World) -> None:
+def test_steps_equal_a_plain_loop(
+    stage: int, micro: int, clip: float | None, steps: int, world: World
+) -> None:
     config = configure(zero_stage=stage, micro_batch=micro, clip_grad=clip)
     trainer = make_trainer(config, world)
-    losses = run_steps(trainer, 30, micro)
-    model, plain_ema, expected = plain_loop(config, 30)
+    losses = run_steps(trainer, steps, micro)
+    model, plain_ema, expected = plain_loop(config, steps)
     assert losses == pytest.approx(expected, rel=1e-5)
     assert_near(trainer.state.weights(), model.state_dict())
     ema = trainer.state.ema_weights()
