@@ -41,8 +41,8 @@ def tell(process: psutil.Process, number: int) -> None:
 
 
 def to(script: str, number: int, place: int = 0) -> Callable[[Launch], None]:
-    """A signal to the process that runs `script`, the `place`-th if several do; waits for it to
-    begin."""
+    """Return a function that sends a signal to the process that runs `script`, the `place`-th if
+    several do, as soon as there is one."""
 
     def send(launch: Launch) -> None:
         launch.until(lambda: launch.find(script) or launch.process.poll() is not None)
@@ -98,7 +98,7 @@ class Soak:
         )
 
     def saved(self) -> int:
-        """The step of the newest checkpoint; that all are whole is asserted."""
+        """Verify every checkpoint and return the step of the newest, or 0."""
         found = list_checkpoints(self.folder / "checkpoints")
         for path in found:
             verify_checkpoint(path)
@@ -107,7 +107,7 @@ class Soak:
     def attempt(
         self, way: str, moment: str, delay_s: float, where: tuple[str, ...], flags: list[str]
     ) -> None:
-        """Starts the command and ends it `delay_s` after a moment: `start`, `step` (its first) or
+        """Start the command and end it `delay_s` after a moment: `start`, `step` (its first) or
         `end` (the run's last)."""
         saved = self.saved()
         launch = Launch(self.folder, [*self.argv, *flags], "slow:*:150", where=where)
@@ -126,8 +126,10 @@ class Soak:
         self._count(launch, saved)
 
     def _began(self, launch: Launch, awaited: int) -> bool:
-        """Whether it has come beyond a step; what was written before, but not saved, is gone when
-        the heading is there."""
+        """Return whether the run has passed a step.
+
+        The heading comes after lines of the log beyond the checkpoint have been removed.
+        """
         return HEADING in launch.output and self.reached() > awaited
 
     def _count(self, launch: Launch, saved: int) -> None:
@@ -150,9 +152,11 @@ class Soak:
     def report(self, began: float) -> str:
         attempts = len(self.lost)
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kills.items()))
+        seconds = time.monotonic() - began
         return (
-            f"{sum(self.kills.values())} kills in {attempts} attempts, {time.monotonic() - began:.0f} s; {TOTAL} steps kept of "
-            f"{self.steps_run} run ({TOTAL / self.steps_run:.0%}), {max(self.lost)} lost at most by one kill\n{kinds}"
+            f"{sum(self.kills.values())} kills in {attempts} attempts, {seconds:.0f} s; "
+            f"{TOTAL} steps kept of {self.steps_run} run ({TOTAL / self.steps_run:.0%}), "
+            f"{max(self.lost)} lost at most by one kill\n{kinds}"
         )
 
 
@@ -165,7 +169,7 @@ def argv(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happened to."""
+    """Return the folder of an undisturbed run."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     launch = Launch(folder, argv)
     assert launch.wait(600) == 0, launch.output
@@ -179,8 +183,8 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def soak(
     folder: Path, argv: list[str], kills: int, seed: int, draw: Callable[[random.Random], tuple]
 ) -> None:
-    """Kills a run `kills` times and at its end a few times more, then lets it end; prints how much
-    of its work was kept."""
+    """Kill a run `kills` times and at its end a few times more, then let it end; print how much of
+    its work was kept."""
     chance, run, began = random.Random(seed), Soak(folder, argv), time.monotonic()
     while (done := sum(run.kills.values())) < kills + AT_THE_END:
         way, moment = chance.choice(list(WAYS)), chance.choices(("start", "step"), (1, 4))[0]
@@ -199,7 +203,7 @@ def soak(
 
 
 def assert_same_files(folder: Path, whole: Path) -> None:
-    """A failure's file stays when it came after the run's last one."""
+    """Assert that the runs have the same files; the killed run may have files of failures besides."""
     mine, theirs = ({path.name for path in place.iterdir()} for place in (folder, whole))
     assert theirs <= mine and all(name.startswith("failure") for name in mine - theirs), mine
 
@@ -216,7 +220,7 @@ def test_run_killed_fifty_times_ends_the_same(argv: list[str], whole: Path, tmp_
 
 
 def draw_shape(chance: random.Random) -> tuple[tuple[str, ...], list[str]]:
-    """One or two processes, a ZeRO stage, and a micro-batch."""
+    """Draw one or two processes, a ZeRO stage and a micro-batch, as the launcher's and our flags."""
     stage, micro = chance.choice("0123"), chance.choice("024")
     return ("--num_accelerators", chance.choice("12")), [
         "--zero-stage",
