@@ -28,7 +28,10 @@ from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec
 
 SHAPES = {"cuda": [(256, 224), (1024, 224), (256, 384)], "cpu": [(32, 64)]}
-ON_ONE_CORE, ONE_BY_ONE = 32, 256
+ON_ONE_CORE = 32
+"""Images on one CPU core."""
+ONE_BY_ONE = 256
+"""Largest batch for torchvision, which is called image by image."""
 INTEGER_ARGS = ("PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd")
 LAYER_OPS = PlanSpec().layer_ops
 

@@ -30,7 +30,9 @@ from fastdeit.training.build import build_trainer
 from fastdeit.training.trainer import Trainer
 
 MODELS = ("tiny", "small", "base")
-BATCH, SIZE, CLASSES = 2, 224, 1000
+BATCH = 2
+SIZE = 224
+CLASSES = 1000
 COLUMNS = (
     *("parameters", "mib", "gather_s", "write_s", "verify_s", "load_s", "install_s"),
     *("held_waiting_s", "held_thread_s", "held_ratio", "step_s", "slowed_s"),

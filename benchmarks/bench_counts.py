@@ -24,7 +24,7 @@ MICRO_BATCH = 2
 
 
 class Form(NamedTuple):
-    """How a student is trained; accumulate: micro-batches of an optimizer step."""
+    """A way to train the student; accumulate: micro-batches of an optimizer step."""
 
     precision: str
     zero_stage: int

@@ -116,7 +116,8 @@ def chain(
     inputs: Inputs, base: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:
     """Compute deit's DistillationLoss with the given base loss; 0-d."""
-    student, teacher = inputs.dist_logits.float(), inputs.teacher
+    student = inputs.dist_logits.float()
+    teacher = inputs.teacher
     if inputs.kind == "hard":
         distilled = F.cross_entropy(student, teacher)
     else:
@@ -172,7 +173,7 @@ def replayed(run: Callable[[], object]) -> Callable[[], object]:
 
 
 def launches(run: Callable[[], object]) -> int:
-    """How many kernels and fills one call starts on the device."""
+    """Return the number of kernels and fills that one call starts on the device."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         run()
         torch.cuda.synchronize()

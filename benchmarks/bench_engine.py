@@ -66,7 +66,7 @@ class Case(NamedTuple):
 
 
 class Implementation(NamedTuple):
-    """How a row trains: changed fields of the config; mode: of torch.compile, for timm."""
+    """A way to train: changed fields of the config; mode: of torch.compile, for timm."""
 
     changes: dict[str, Any]
     is_timm: bool = False
@@ -91,7 +91,8 @@ def _cases(
     return [Case(student, batch, dtype, impl) for student, batch in students for impl in impls]
 
 
-SMALL, BOTH = [("small", 256), ("small", 1024)], ("ours", "timm compiled")
+SMALL = [("small", 256), ("small", 1024)]
+BOTH = ("ours", "timm compiled")
 CASES = {
     "cuda": [
         *_cases(SMALL, ["ours"]),

@@ -98,7 +98,8 @@ def patchify(images: torch.Tensor) -> torch.Tensor:
 def implementations(inputs: Inputs, mode: str) -> dict[str, Run]:
     """Return the implementations as calls without arguments; all must equal the first."""
     out = torch.bfloat16
-    compiled, compiled_patches = torch.compile(mix_reference), torch.compile(mix_patches_reference)
+    compiled = torch.compile(mix_reference)
+    compiled_patches = torch.compile(mix_patches_reference)
     if mode == "mix":
         runs: dict[str, Run] = {
             "reference": lambda: (mix_reference(*inputs, out),),
@@ -147,7 +148,7 @@ def peers(images: torch.Tensor, mode: str) -> dict[str, Run]:
 def bench(
     mode: str, shape: tuple[int, ...], device: torch.device, stamp: harness.Row, copy: float
 ) -> list[harness.Row]:
-    """The rows of one shape, all but the peers gated on the reference first."""
+    """Compare all but the peers with the reference, then return the rows of one shape."""
     inputs = make_inputs(shape, device)
     runs = implementations(inputs, mode)
     expected = runs["reference"]()

@@ -34,7 +34,7 @@ from fastdeit.models.student import build_student
 from fastdeit.training.losses import DistillationLoss
 
 GFLOP = {"tiny": 7.51, "small": 27.63, "base": 105.7}
-"""Of training on one image, 6 a multiply-add, for every implementation here."""
+"""GFLOP of training on one image, 6 a multiply-add, for every implementation here."""
 CASES = {
     "cuda": [
         ("small", 256),

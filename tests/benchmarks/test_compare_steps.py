@@ -34,7 +34,8 @@ def test_restored_form_equals_the_recorded_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compare_steps, "STEPS", 2)
-    world, config = init_distributed(), configure(zero_stage=2)
+    world = init_distributed()
+    config = configure(zero_stage=2)
     for folder, restore in (("one", None), ("other", tmp_path / "one" / "form")):
         trainer = make_trainer(config, world)
         path = tmp_path / folder

@@ -99,7 +99,8 @@ def test_fault_of_describes_a_failed_start(change: dict[str, float], fault: str)
 
 
 LAUNCH = (
-    "import signal, sys, torch; from pathlib import Path; from benchmarks.bench_runs import launch; "
+    "import signal, sys, torch; from pathlib import Path; "
+    "from benchmarks.bench_runs import launch; "
     # a shell starts what it runs in the background with SIGINT ignored
     "signal.signal(signal.SIGINT, signal.default_int_handler); "
 )

@@ -220,7 +220,8 @@ def test_planned_chains_equal_timm(spec: PlanSpec) -> None:
 
 
 def test_batch_of_all_operations_equals_timm() -> None:
-    images, operations = pictures(18, 33, 45), mixed(18, 1)
+    images = pictures(18, 33, 45)
+    operations = mixed(18, 1)
     assert set(operations[0].flatten().tolist()) == {-1, *range(len(OPS))}
     with interpreter.poisoned_memory():
         out = augment_triton(images, *packed(operations))
@@ -253,7 +254,8 @@ def test_batch_in_the_configured_blocks_equals_timm() -> None:
     layers=st.integers(1, 2),
 )
 def test_kernels_at_any_shape_equal_timm(height: int, width: int, batch: int, layers: int) -> None:
-    images, operations = pictures(batch, height, width), mixed(batch, layers)
+    images = pictures(batch, height, width)
+    operations = mixed(batch, layers)
     equal(augment_triton(images, *packed(operations)), by_timm(images, operations))
 
 
@@ -313,8 +315,10 @@ def test_augment_passes_opcheck(layer_ops: Any) -> None:
 
 
 def test_augment_accepts_strided_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    images, operations = pictures(4, 8, 8), mixed(4, 2)
-    expected, (ops, args) = by_timm(images, operations), packed(operations)
+    images = pictures(4, 8, 8)
+    operations = mixed(4, 2)
+    expected = by_timm(images, operations)
+    ops, args = packed(operations)
     wide = images.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
     for fused in (False, True):
         monkeypatch.setattr(module, "is_fused", lambda _, fused=fused: fused)
@@ -323,7 +327,8 @@ def test_augment_accepts_strided_tensors(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_augment_compiles_without_a_graph_break(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "is_fused", lambda _: True)
-    images, operations = pictures(2, 8, 8), mixed(2, 2)
+    images = pictures(2, 8, 8)
+    operations = mixed(2, 2)
     compiled = torch.compile(
         lambda *inputs: augment(*inputs).float() / 255, backend="aot_eager", fullgraph=True
     )
@@ -402,7 +407,8 @@ assert "mul.rn.f64" in kernels["_augment_kernel"].asm["ptx"]
 
 @pytest.mark.gpu
 def test_augment_is_captured_in_a_cuda_graph() -> None:
-    images, operations = pictures(36, 224, 224), mixed(36, 2)
+    images = pictures(36, 224, 224)
+    operations = mixed(36, 2)
     ops, args = packed(operations)
     expected = augment(images, ops, args)  # compiles
     equal(expected, by_timm(images, operations))

@@ -199,7 +199,8 @@ def test_second_derivative_raises(x: torch.Tensor, by_name: bool) -> None:
 
 def test_op_without_a_gradient_raises_in_backward(x: torch.Tensor) -> None:
     images = x.detach().view(2, 1, 2, 4).expand(2, 3, 2, 4).requires_grad_()
-    lam, box = torch.ones(2, device=DEVICE), torch.zeros(2, 4, dtype=torch.int32, device=DEVICE)
+    lam = torch.ones(2, device=DEVICE)
+    box = torch.zeros(2, 4, dtype=torch.int32, device=DEVICE)
     with pytest.raises(RuntimeError, match="fastdeit::mix has no derivative"):
         mix.mix(images, lam, box).sum().backward()
 
@@ -257,7 +258,8 @@ def test_compiled_step_contains_forward_and_backward_operators(x: torch.Tensor) 
 
 
 def test_launcher_runs_on_the_device_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    current, entered = 0, []
+    current = 0
+    entered: list[int] = []
 
     class Device:
         def __init__(self, index: int) -> None:

@@ -41,8 +41,8 @@ def tell(process: psutil.Process, number: int) -> None:
 
 
 def to(script: str, number: int, place: int = 0) -> Callable[[Launch], None]:
-    """Return a function that sends a signal to the process that runs `script`, the `place`-th if
-    several do, as soon as there is one."""
+    """A signal to the process that runs `script`, the `place`-th if several do; waits for it to
+    begin."""
 
     def send(launch: Launch) -> None:
         launch.until(lambda: launch.find(script) or launch.process.poll() is not None)
@@ -98,7 +98,7 @@ class Soak:
         )
 
     def saved(self) -> int:
-        """Verify every checkpoint and return the step of the newest, or 0."""
+        """The step of the newest checkpoint; that all are whole is asserted."""
         found = list_checkpoints(self.folder / "checkpoints")
         for path in found:
             verify_checkpoint(path)
@@ -107,7 +107,7 @@ class Soak:
     def attempt(
         self, way: str, moment: str, delay_s: float, where: tuple[str, ...], flags: list[str]
     ) -> None:
-        """Start the command and end it `delay_s` after a moment: `start`, `step` (its first) or
+        """Starts the command and ends it `delay_s` after a moment: `start`, `step` (its first) or
         `end` (the run's last)."""
         saved = self.saved()
         launch = Launch(self.folder, [*self.argv, *flags], "slow:*:150", where=where)
@@ -126,10 +126,8 @@ class Soak:
         self._count(launch, saved)
 
     def _began(self, launch: Launch, awaited: int) -> bool:
-        """Return whether the run has passed a step.
-
-        The heading comes after lines of the log beyond the checkpoint have been removed.
-        """
+        """Whether it has come beyond a step; what was written before, but not saved, is gone when
+        the heading is there."""
         return HEADING in launch.output and self.reached() > awaited
 
     def _count(self, launch: Launch, saved: int) -> None:
@@ -152,10 +150,11 @@ class Soak:
     def report(self, began: float) -> str:
         attempts = len(self.lost)
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kills.items()))
-        seconds = time.monotonic() - began
+        kills, seconds = sum(self.kills.values()), time.monotonic() - began
+        share = TOTAL / self.steps_run
         return (
-            f"{sum(self.kills.values())} kills in {attempts} attempts, {seconds:.0f} s; "
-            f"{TOTAL} steps kept of {self.steps_run} run ({TOTAL / self.steps_run:.0%}), "
+            f"{kills} kills in {attempts} attempts, {seconds:.0f} s; "
+            f"{TOTAL} steps kept of {self.steps_run} run ({share:.0%}), "
             f"{max(self.lost)} lost at most by one kill\n{kinds}"
         )
 
@@ -169,7 +168,7 @@ def argv(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of an undisturbed run."""
+    """A run that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     launch = Launch(folder, argv)
     assert launch.wait(600) == 0, launch.output
@@ -183,8 +182,8 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def soak(
     folder: Path, argv: list[str], kills: int, seed: int, draw: Callable[[random.Random], tuple]
 ) -> None:
-    """Kill a run `kills` times and at its end a few times more, then let it end; print how much of
-    its work was kept."""
+    """Kills a run `kills` times and at its end a few times more, then lets it end; prints how much
+    of its work was kept."""
     chance, run, began = random.Random(seed), Soak(folder, argv), time.monotonic()
     while (done := sum(run.kills.values())) < kills + AT_THE_END:
         way, moment = chance.choice(list(WAYS)), chance.choices(("start", "step"), (1, 4))[0]
@@ -203,7 +202,7 @@ def soak(
 
 
 def assert_same_files(folder: Path, whole: Path) -> None:
-    """Assert that the runs have the same files; the killed run may have files of failures besides."""
+    """A failure's file stays when it came after the run's last one."""
     mine, theirs = ({path.name for path in place.iterdir()} for place in (folder, whole))
     assert theirs <= mine and all(name.startswith("failure") for name in mine - theirs), mine
 
@@ -220,7 +219,7 @@ def test_run_killed_fifty_times_ends_the_same(argv: list[str], whole: Path, tmp_
 
 
 def draw_shape(chance: random.Random) -> tuple[tuple[str, ...], list[str]]:
-    """Draw one or two processes, a ZeRO stage and a micro-batch, as the launcher's and our flags."""
+    """One or two processes, a ZeRO stage, and a micro-batch."""
     stage, micro = chance.choice("0123"), chance.choice("024")
     return ("--num_accelerators", chance.choice("12")), [
         "--zero-stage",
