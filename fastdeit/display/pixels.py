@@ -1,4 +1,4 @@
-"""Images as a person sees them."""
+"""Pixels of normalised images, as files and figures show them."""
 
 from collections.abc import Sequence
 

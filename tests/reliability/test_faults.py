@@ -51,8 +51,8 @@ def saved_steps(folder: Path) -> list[int]:
 
 def failures(folder: Path) -> dict[int, dict]:
     return {
-        told["rank"]: told
-        for told in (json.loads(file.read_text()) for file in folder.glob("failure-rank*.json"))
+        found["rank"]: found
+        for found in (json.loads(file.read_text()) for file in folder.glob("failure-rank*.json"))
     }
 
 
@@ -98,17 +98,17 @@ def test_hanging_rank_is_ended_with_the_stacks_of_all_ranks(
 ) -> None:
     launch = Launch(tmp_path / "run", [*argv, "--step-limit", "4"], "hang:1:5")
     assert launch.wait() == 1
-    assert_told_by_the_watchdog(launch, {0, 1})
+    assert_reported_by_the_watchdog(launch, {0, 1})
     assert (
         "in fail_to_return" in launch.output
         and "all_reduce" in failures(launch.folder)[0]["details"]
     )
 
 
-def assert_told_by_the_watchdog(launch: Launch, ranks: set[int]) -> None:
-    told = failures(launch.folder)
-    assert set(told) == ranks
-    for rank, failure in told.items():
+def assert_reported_by_the_watchdog(launch: Launch, ranks: set[int]) -> None:
+    found = failures(launch.folder)
+    assert set(found) == ranks
+    for rank, failure in found.items():
         assert (
             failure["error"].startswith("no progress for 4 s in step (--step-limit")
             and failure["step"] == 5
@@ -282,7 +282,7 @@ def test_stopped_or_locked_rank_is_ended(
     after its peer ended."""
     launch = Launch(tmp_path / "run", [*argv, "--step-limit", "4"], f"{fault}:1:5")
     assert launch.wait(90) == 1
-    assert_told_by_the_watchdog(launch, ranks)
+    assert_reported_by_the_watchdog(launch, ranks)
     assert ("Timeout (0:00:1" in launch.output) == (fault == "lock")
 
 

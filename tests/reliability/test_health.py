@@ -194,8 +194,8 @@ def test_any_flipped_bit_changes_the_hash(dtype: torch.dtype) -> None:
 # the records
 
 
-def make_health(folder: Path, said: list[str]) -> Health:
-    health = Health(RunFolder(folder), 10, 8, said.append)
+def make_health(folder: Path, warnings: list[str]) -> Health:
+    health = Health(RunFolder(folder), 10, 8, warnings.append)
     health.open(0)
     health.begin(0)
     return health
@@ -204,8 +204,8 @@ def make_health(folder: Path, said: list[str]) -> Health:
 def test_spike_is_a_norm_above_ten_times_the_median_of_the_steps_before(
     tmp_path: Path, world: World
 ) -> None:
-    said: list[str] = []
-    health = make_health(tmp_path, said)
+    warnings: list[str] = []
+    health = make_health(tmp_path, warnings)
     for step in range(19):
         health.note_applied(step, [1.0, 1.0, 0.0, 1e6 if step == 0 else 2.0])  # too early to tell
     for step, norm in ((19, 3.0), (20, 20.0), (21, 20.1), (22, 2000.0)):
@@ -217,7 +217,9 @@ def test_spike_is_a_norm_above_ten_times_the_median_of_the_steps_before(
         (22, 2000.0, 2.0),
     ]
     assert (lines[1]["epoch"], lines[1]["ordinals"], lines[1]["loss"]) == (2, [16, 24], 0.5)
-    assert len(said) == 2 and "step 22: gradient norm 2e+03, 1000 times the median" in said[1]
+    assert (
+        len(warnings) == 2 and "step 22: gradient norm 2e+03, 1000 times the median" in warnings[1]
+    )
     # back at an earlier step, only those of before are compared with, and only their lines stay
     health.open(22)
     health.begin(22)

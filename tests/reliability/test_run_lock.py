@@ -44,8 +44,8 @@ def no_locks(*_: object) -> None:
 def test_empty_folder_is_removed_on_release(tmp_path: Path) -> None:
     with RunLock(RunFolder(tmp_path / "a" / "b")) as lock:
         lock.acquire()
-        told = json.loads((tmp_path / "a/b/lock").read_text())
-        assert told["pid"] == os.getpid()
+        holder = json.loads((tmp_path / "a/b/lock").read_text())
+        assert holder["pid"] == os.getpid()
     assert not (tmp_path / "a").exists()
     with RunLock(RunFolder(tmp_path / "a" / "b")) as lock:
         lock.acquire()
