@@ -44,7 +44,9 @@ lint: $(READY)
 test: $(READY)
 	$(MAKE) --no-print-directory --jobs=2 lint pytest
 
+# the augmentation is compiled once, before several processes of the tests need it at the same time
 pytest: $(READY)
+	$(BIN)/python -m tests.support.compile_augment
 	$(PYTEST)
 
 # the full-length forms of what `make test` does in short

@@ -1,14 +1,13 @@
-"""Shared by all tests: one thread, Triton's interpreter where there is no GPU, and the markers'
-meaning."""
+"""Settings of all tests: one thread, Triton's interpreter where there is no GPU, the order of
+files, and the markers."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # small tensors; spinning threads crawl on a busy machine
+# tensors are small, and spinning threads are slow on a busy machine
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -17,9 +16,8 @@ if TYPE_CHECKING:
     from tests.support.places import Distances
 
 if not torch.cuda.is_available():
-    os.environ.setdefault(
-        "TRITON_INTERPRET", "1"
-    )  # read when a kernel is decorated, so before any kernel is imported
+    # read when a kernel is decorated, so before any kernel is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
@@ -27,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--distances",
         type=Path,
-        help="a CSV file: how far images are from PIL's, a row each time that is measured",
+        help="a CSV file that gets a row for each measured distance of images from PIL's",
     )
 
 
@@ -72,7 +70,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(params=("cpu", "as_gpu", pytest.param("gpu", marks=pytest.mark.gpu)))
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where a DALI graph runs: tests/support/places.py tells what the three are."""
+    """Return where a DALI graph runs; tests/support/places.py defines the three places."""
     if request.param == "as_gpu":
         from tests.support.places import act_as_gpu
 
@@ -89,7 +87,7 @@ def distances(request: pytest.FixtureRequest, place: str) -> "Distances":
 
 @pytest.fixture
 def none_lives_on(tmp_path: Path) -> Iterator[None]:
-    """No process of a launched run, not even after a test that fails."""
+    """Kill every process of a launched run that is left after the test, also if the test fails."""
     yield
     from tests.support.launching import processes_of
 

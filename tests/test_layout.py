@@ -1,4 +1,4 @@
-"""The house: which module may import which, and that no name of ours hides another's."""
+"""The layout of the tree: which room may import which, and how large rooms are."""
 
 import ast
 import importlib.metadata
@@ -103,7 +103,7 @@ def test_a_config_is_seen_by_builders_and_whole_runs_only(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)
-def test_kernels_know_torch_and_triton_only(path: Path) -> None:
+def test_kernels_import_torch_and_triton_only(path: Path) -> None:
     names = imports(path)
     foreign = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
     assert foreign <= {"torch", "triton", "fastdeit"}
@@ -131,13 +131,13 @@ def test_kernels_is_the_tracked_link() -> None:
 
 
 def test_importing_the_package_is_light() -> None:
-    code = "import fastdeit, fastdeit.config.recipes, sys; print(sorted({'torch', 'nvidia', 'numpy'} & set(sys.modules)))"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-        ).stdout
-        == "[]\n"
+    code = (
+        "import fastdeit, fastdeit.config.recipes, sys\n"
+        "print(sorted({'torch', 'nvidia', 'numpy'} & set(sys.modules)))"
     )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "[]\n"
 
 
 def test_the_entry_is_short_and_nobody_imports_it() -> None:
@@ -164,9 +164,9 @@ def test_a_room_is_small_and_says_what_it_holds() -> None:
         assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
 
 
-def test_the_floor_holds_doors_and_rooms_only() -> None:
-    floor = {path.name for path in (ROOT / "fastdeit").glob("*.py")}
-    assert floor == {"__init__.py", "__main__.py", "train.py"}
+def test_the_package_holds_entries_and_rooms_only() -> None:
+    entries = {path.name for path in (ROOT / "fastdeit").glob("*.py")}
+    assert entries == {"__init__.py", "__main__.py", "train.py"}
 
 
 def test_the_heavy_test_files_exist() -> None:

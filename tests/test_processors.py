@@ -1,10 +1,9 @@
-"""Equality to the bit must not depend on the processor: the tests once more, in processes that are
-told of another one.
+"""Equality to the bit on other processors: tests run again with the code paths of another one.
 
 ATen, oneDNN, MKL, NumPy, OpenBLAS, numba's LLVM, libjpeg-turbo and glibc choose their code by the
-processor, and take orders by environment variables. What no older code shows,
-tests/support/imagined_processor.py does. The short form runs tests of a few modules, the
-full-length one all files that compare bits.
+processor; environment variables override the choice. tests/support/imagined_processor.py shows
+differences that no older code path has. The short form runs tests of a few modules, the full-length
+form all files that compare bits.
 """
 
 import os
@@ -48,7 +47,7 @@ SETTINGS = {
     "two threads": {"OMP_NUM_THREADS": "2"},
     "imagined": {},
 }
-"""What a process is told of its processor, by name."""
+"""Environment variables that set the processor of a process, by name."""
 
 SHORT = {
     "oldest": (
@@ -73,7 +72,7 @@ COMPARISON = re.compile(
 
 
 def run_tests(setting: str, tests: list[str]) -> None:
-    """Fails with the end of what pytest says."""
+    """Run tests on a processor; fail with the end of pytest's output."""
     if setting in ("oldest", "avx2") and platform.machine() != "x86_64":
         pytest.skip("instructions of x86-64")
     if setting == "avx2" and not set(Path("/proc/cpuinfo").read_text().split()) >= AVX2:
@@ -84,47 +83,41 @@ def run_tests(setting: str, tests: list[str]) -> None:
         for name, value in os.environ.items()
         if name not in FOREIGN and not name.startswith("PYTEST")
     }
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "--tb=short",
-        "-p",
-        "no:cacheprovider",
-        *plugin,
-        *tests,
-    ]
-    end = subprocess.run(
-        command, cwd=ROOT, env=kept | SETTINGS[setting], capture_output=True, text=True
-    )
+    pytest_alone = [sys.executable, "-m", "pytest", "--tb=short", "-p", "no:cacheprovider"]
+    command = [*pytest_alone, *plugin, *tests]
+    environment = kept | SETTINGS[setting]
+    end = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert end.returncode == 0, (
         f"on the processor {setting!r}:\n{end.stdout[-6000:]}{end.stderr[-2000:]}"
     )
 
 
 def comparing(setting: str) -> list[str]:
-    """The test files that compare bits. Interpreted kernels compute in NumPy, where nothing is
-    imagined."""
+    """Return the test files that compare bits.
+
+    For the imagined processor, which changes torch alone, exclude kernels: NumPy interprets them.
+    """
     paths = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if path != Path(__file__)]
     found = [str(path.relative_to(ROOT)) for path in paths if COMPARISON.search(path.read_text())]
     return [path for path in found if setting != "imagined" or "kernels" not in path]
 
 
-def test_a_process_has_the_processor_that_it_is_told_of() -> None:
+def test_variables_set_the_processor() -> None:
     code = (
         "import numpy, torch; from numba.core.registry import cpu_target\n"
-        "print(torch.backends.cpu.get_cpu_capability(), cpu_target.target_context.codegen().magic_tuple()[1:],"
+        "print(torch.backends.cpu.get_cpu_capability(),"
+        " cpu_target.target_context.codegen().magic_tuple()[1:],"
         " numpy.show_config(mode='dicts')['SIMD Extensions'].get('found', []))"
     )
     if platform.machine() != "x86_64":
         pytest.skip("instructions of x86-64")
-    said = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | SETTINGS["oldest"],
         capture_output=True,
         text=True,
     )
-    assert said.stdout == "DEFAULT ('x86-64', '') []\n", said.stdout + said.stderr
+    assert done.stdout == "DEFAULT ('x86-64', '') []\n", done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("setting", SHORT)
@@ -134,5 +127,5 @@ def test_tests_of_modules_pass_on_another_processor(setting: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_all_that_compare_bits_pass_on_another_processor(setting: str) -> None:
+def test_all_files_that_compare_bits_pass_on_another_processor(setting: str) -> None:
     run_tests(setting, comparing(setting))

@@ -135,7 +135,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file of at most `JSON_LIMIT` bytes. Raises ValueError, OSError."""
+    """Read the JSON object in a file of at most `JSON_LIMIT` bytes. Raises ValueError, OSError."""
     try:
         value = json.loads(read_bounded(path, JSON_LIMIT))
     except (ValueError, RecursionError):

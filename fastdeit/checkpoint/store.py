@@ -132,8 +132,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def verify_checkpoint(path: Path, layout: Tensors | None = None) -> None:
-    """Raise ValueError naming the first file that is missing, or of another size or content than the
-    manifest says.
+    """Raise ValueError naming the first file that is missing or is not what the manifest lists.
 
     layout: the expected tensors by set and name, of which only shape and dtype count. They are
     compared first, with the files' headers, so that no memory is taken for anything else.
@@ -184,11 +183,10 @@ def remove_temporary(folder: Path) -> None:
 
 
 def set_aside(folder: Path, after: int) -> list[Path]:
-    """Rename the checkpoints later than step `after`, so that they are not found again; return their
-    new names.
+    """Rename the checkpoints later than step `after`, so that they are not found again.
 
     A run that resumes from `after` either found them damaged or has rolled back; its next saves
-    must not compete with them.
+    must not compete with them. Returns the new names.
     """
     renamed = []
     for path in list_checkpoints(folder):

@@ -65,8 +65,10 @@ class Quarantine:
 
     @classmethod
     def of(cls, index: Index, rows: Iterable[int]) -> "Quarantine":
-        """Return the quarantine of known rows, for a replay: without a file, and strict, as `exclude`
-        raises DataError for any image, which the run was able to read."""
+        """Return a quarantine of known rows for a replay, without a file.
+
+        It is strict: `exclude` raises DataError for any other image, since the run could read it.
+        """
         quarantine = cls(index, "strict")
         quarantine._faults = dict.fromkeys(rows, "")
         return quarantine

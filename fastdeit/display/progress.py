@@ -68,7 +68,7 @@ class ProgressBar:
 
 
 def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]:
-    """Yield the items, with a bar on stderr if there is a terminal and it takes more than a moment."""
+    """Yield the items, with a bar on stderr if it is a terminal and they take a while."""
     bar = ProgressBar(Terminal(stderr=True), total, description, transient=True)
     started = time.monotonic()
     try:

@@ -51,7 +51,7 @@ def on_every_rank(action: Callable[[], Result]) -> list[Result]:
 
 
 def each_rank(action: Callable[[], Result]) -> Result:
-    """Run `action` on every rank and return this rank's result. Raises what `on_every_rank` raises."""
+    """Run `action` on every rank and return this rank's result; raise as `on_every_rank`."""
     mine: list[Result] = []
     on_every_rank(lambda: mine.append(action()))
     return mine[0]

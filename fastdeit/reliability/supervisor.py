@@ -58,7 +58,7 @@ class Supervisor:
         self._reported = False
 
     def beat(self, section: str, step: int) -> None:
-        """Report that the run begins `section` of optimizer step `step`, or makes progress in it."""
+        """Report that `section` of optimizer step `step` begins, or makes progress."""
         self._watchdog.beat(section, step)
 
     def check(self) -> None:

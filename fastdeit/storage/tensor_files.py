@@ -1,4 +1,4 @@
-"""Safetensors files of unknown origin: the header is checked before memory is taken for a tensor."""
+"""Safetensors files of unknown origin: the header is checked before a tensor takes memory."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -35,8 +35,9 @@ from tests.support.images import write_shapes
 from tests.support.launching import FLAGS, Launch
 
 RUN = (
-    "--model deit_tiny_distilled_patch16_224 --patch-size 8 --embed-dim 32 --depth 2 --num-heads 2 --distillation-type none "
-    "--input-size 32 --batch-size 8 --epochs 4 --warmup-epochs 1 --lr 0.05 --log-steps 3 --drop-path 0.3"
+    "--model deit_tiny_distilled_patch16_224 --patch-size 8 --embed-dim 32 --depth 2 "
+    "--num-heads 2 --distillation-type none --input-size 32 --batch-size 8 --epochs 4 "
+    "--warmup-epochs 1 --lr 0.05 --log-steps 3 --drop-path 0.3"
 ).split()
 
 

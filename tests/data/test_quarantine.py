@@ -179,9 +179,8 @@ def test_batch_of_bad_images_only_is_replaced(root: Path) -> None:
 def test_bad_replacements_are_replaced_too(root: Path) -> None:
     index = build_index(root, "train")
     plan = Plan(PlanSpec(seed=3, input_size=SIDE, repeats=2), index.sizes)
-    bad = np.unique(
-        plan.images(0, 4 * np.arange(2, 8))
-    )  # side 0 of six pairs in a row; the first batch has one of them
+    # side 0 of six pairs in a row; the first batch has one of them
+    bad = np.unique(plan.images(0, 4 * np.arange(2, 8)))
     for row in bad:
         truncate(index.root / index.name(row))
     held = Quarantine(index)

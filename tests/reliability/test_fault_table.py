@@ -1,4 +1,4 @@
-"""The table of faults in docs/reliability.md: every test that it names exists and runs when it says."""
+"""The table of faults in docs/reliability.md: every test that it names exists."""
 
 import ast
 import re

@@ -27,8 +27,9 @@ RUNNER, LAUNCH, SSHD = "deepspeed_runner.py", "deepspeed.launcher.launch.py", "s
 def chain(
     folder: Path, names: list[str], rank: str, wait_s: float = 0, through: list[str] | None = None
 ) -> Iterator[Path]:
-    """Start processes of which each starts the next, launch.py after `wait_s` and through the command
-    `through`; the last one is the rank.
+    """Start processes of which each starts the next; the last one is the rank.
+
+    launch.py is started after `wait_s` and through the command `through`.
 
     Yield the file of their output; `folder / "first"` holds the process id of the first.
     """
@@ -36,9 +37,8 @@ def chain(
     for name in reversed(names):
         script = folder / name
         wait = f"time.sleep({wait_s if name == LAUNCH else 0})"
-        script.write_text(
-            f"import subprocess, time; print('began', flush=True); {wait}; subprocess.run({command!r})"
-        )
+        start = f"print('began', flush=True); {wait}; subprocess.run({command!r})"
+        script.write_text(f"import subprocess, time; {start}")
         command = [sys.executable, str(script)]
         if name == SSHD:
             command = ["bash", "-c", 'exec -a "$0" "$@"', name, *command]

@@ -150,9 +150,12 @@ class Soak:
     def report(self, began: float) -> str:
         attempts = len(self.lost)
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kills.items()))
+        kills, seconds = sum(self.kills.values()), time.monotonic() - began
+        share = TOTAL / self.steps_run
         return (
-            f"{sum(self.kills.values())} kills in {attempts} attempts, {time.monotonic() - began:.0f} s; {TOTAL} steps kept of "
-            f"{self.steps_run} run ({TOTAL / self.steps_run:.0%}), {max(self.lost)} lost at most by one kill\n{kinds}"
+            f"{kills} kills in {attempts} attempts, {seconds:.0f} s; "
+            f"{TOTAL} steps kept of {self.steps_run} run ({share:.0%}), "
+            f"{max(self.lost)} lost at most by one kill\n{kinds}"
         )
 
 

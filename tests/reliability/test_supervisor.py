@@ -135,7 +135,7 @@ def test_time_limit_counts_from_each_start(
 def test_signal_interrupts_an_evaluation_which_is_repeated_later(
     passes: int, argv: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the middle of training, after the last epoch, and of the evaluation with which a run ends."""
+    """In mid-training, after the last epoch, and in the evaluation that ends a run."""
     folder, original = tmp_path / "run", EvalLoader.__iter__
     done: list[int] = []
 
@@ -196,8 +196,7 @@ def test_exception_is_reported_at_the_next_start_and_then_archived(
     assert not list(folder.glob("failure-*"))
     archived = read_records(RunFolder(folder).failures, Failure)
     assert [each.error for each in archived] == [failure["error"]]
-    shutil.copy(
-        folder / "failures.jsonl", whole / "failures.jsonl"
-    )  # the one file that the whole run has not
+    # the one file that the whole run has not
+    shutil.copy(folder / "failures.jsonl", whole / "failures.jsonl")
     resume_to_the_same_end(folder, argv, whole)
     (whole / "failures.jsonl").unlink()

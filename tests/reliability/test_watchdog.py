@@ -1,4 +1,4 @@
-"""Watchdog: it expires when nothing makes progress, and only then; also if Python's lock is held."""
+"""Watchdog: it expires only without progress, also while Python's lock is held."""
 
 import faulthandler
 import subprocess

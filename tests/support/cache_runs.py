@@ -14,8 +14,12 @@ from fastdeit.commands.train import train_command
 from tests.support.images import write_shapes
 
 TEACHER = "test_resnet"
-MODEL = "--model deit_tiny_distilled_patch16_224 --patch-size 8 --embed-dim 32 --depth 2 --num-heads 2".split()
-RUN = "--input-size 32 --batch-size 16 --warmup-epochs 1 --lr 0.05 --log-steps 1 --drop-path 0.3".split()
+MODEL = (
+    "--model deit_tiny_distilled_patch16_224 --patch-size 8 --embed-dim 32 --depth 2 --num-heads 2"
+).split()
+RUN = (
+    "--input-size 32 --batch-size 16 --warmup-epochs 1 --lr 0.05 --log-steps 1 --drop-path 0.3"
+).split()
 FILES = ("records.bin", "chunks.bin")
 
 
