@@ -272,7 +272,8 @@ signal.signal(signal.SIGUSR1, lambda number, _: asked.append(number))
 while words[0].startswith("--"):
     words.pop(0)
 for task in range(int(os.environ["SLURM_NTASKS"])):
-    place = {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task % int(os.environ["SLURM_NTASKS_PER_NODE"]))}
+    local = task % int(os.environ["SLURM_NTASKS_PER_NODE"])
+    place = {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(local)}
     tasks.append(subprocess.Popen(words, env=os.environ | place))
 while any(task.poll() is None for task in tasks):
     for number in asked:
