@@ -1,6 +1,6 @@
 """`benchmarks.bench_engine`: equality of timm's steps and ours, rejected losses, columns of a row.
 
-.venv/bin/python -m pytest tests/benchmarks/test_bench_engine.py, about 35 s
+.venv/bin/python -m pytest tests/benchmarks/test_bench_engine.py, about 14 s
 """
 
 import itertools

@@ -1,6 +1,6 @@
 """`benchmarks.compare_steps`: forms, hashes, and the comparison of two recordings.
 
-.venv/bin/python -m pytest tests/benchmarks/test_compare_steps.py, about 10 s
+.venv/bin/python -m pytest tests/benchmarks/test_compare_steps.py, about 5 s
 """
 
 import json

@@ -1,7 +1,7 @@
 """The parts of the GPU benchmarks that need no GPU: order of cases, selection of a kernel's form,
 version and commit of a row, the result of a run.
 
-.venv/bin/python -m pytest tests/benchmarks/test_gpu_benchmarks.py, about 10 s
+.venv/bin/python -m pytest tests/benchmarks/test_gpu_benchmarks.py, about 6 s
 """
 
 import json

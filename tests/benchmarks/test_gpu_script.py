@@ -3,7 +3,7 @@
 A script replaces python and writes the files that the real one would; the slow tests run the real
 one, at sizes for a CPU.
 
-.venv/bin/python -m pytest tests/benchmarks/test_gpu_script.py, about 60 s
+.venv/bin/python -m pytest tests/benchmarks/test_gpu_script.py, about 40 s
 """
 
 import csv

@@ -1,7 +1,7 @@
 """`attention`: the reference against softmax written out in float64; the kernels against that and
 against the error of torch.
 
-.venv/bin/python -m pytest tests/kernels/test_attention.py, about 40 s
+.venv/bin/python -m pytest tests/kernels/test_attention.py, about 25 s
 """
 
 import logging

@@ -1,6 +1,6 @@
 """The correction of Triton's interpreter for bf16.
 
-.venv/bin/python -m pytest tests/kernels/test_interpreter.py, about 3 s
+.venv/bin/python -m pytest tests/kernels/test_interpreter.py, about 2 s
 """
 
 import pytest

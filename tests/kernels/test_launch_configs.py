@@ -1,6 +1,6 @@
 """The table of launches: the row chosen for a call, and the search of `benchmarks.tune`.
 
-.venv/bin/python -m pytest tests/kernels/test_launch_configs.py, about 4 s
+.venv/bin/python -m pytest tests/kernels/test_launch_configs.py, about 3 s
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """`norm` and `add_norm`: the reference against the formula in float64; the kernels against it in
 every dtype.
 
-.venv/bin/python -m pytest tests/kernels/test_norm.py, about 25 s
+.venv/bin/python -m pytest tests/kernels/test_norm.py, about 15 s
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """The registration of launchers as operators: Python calls a call costs, gradients, devices, and
 loading a module again.
 
-.venv/bin/python -m pytest tests/kernels/test_operators.py, about 15 s
+.venv/bin/python -m pytest tests/kernels/test_operators.py, about 5 s
 """
 
 import ast

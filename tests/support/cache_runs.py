@@ -1,5 +1,4 @@
-"""What the tests of the recorded teacher share: a data set, a teacher whose answers differ, the
-commands in this process."""
+"""Runs of the teacher cache: a data set, a random teacher, commands in this process."""
 
 from pathlib import Path
 
@@ -61,8 +60,8 @@ class Setting:
 
 
 def write_teacher(path: Path, data: Path, seed: int) -> Path:
-    """Random weights, the last layer such that over the images each class's logits have mean 0 and
-    deviation 1."""
+    """Write random weights, with a last layer that gives each class logits of mean 0 and standard
+    deviation 1 over the images."""
     files = sorted((data / "train").rglob("*.*"))
     pixels = np.stack(
         [np.array(Image.open(file).convert("RGB").resize((32, 32)), np.float32) for file in files]
@@ -91,12 +90,12 @@ def _code(run: object) -> int:
 
 
 def train(argv: list[str]) -> int:
-    """The exit code, however the command ends."""
+    """Run `train`; return the exit code, also after SystemExit."""
     return _code(lambda: train_command(argv, "test"))
 
 
 def cache(argv: list[str]) -> int:
-    """The exit code, however the command ends."""
+    """Run `cache`; return the exit code, also after SystemExit."""
     return _code(lambda: cache_command(argv))
 
 

@@ -1,4 +1,4 @@
-"""How DALI decodes an image, with the options that training has."""
+"""Images decoded by DALI with the options of training."""
 
 import numpy as np
 from nvidia.dali import fn, pipeline_def, types
@@ -22,8 +22,7 @@ def decoding(data: bytes | np.ndarray, start: tuple[int, int], shape: tuple[int,
 def by_dali(
     data: bytes | np.ndarray, start: tuple[int, int] = (1, 2), shape: tuple[int, int] = (3, 4)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """An encoded image as DALI shows it, whole and the window: uint8 (H, W, 3). Raises RuntimeError
-    if it does not decode."""
+    """Decode an image and a window of it: uint8 (H, W, 3). Raise RuntimeError if DALI cannot."""
     pipeline = decoding(data, start, shape)
     pipeline.build()
     whole, window = pipeline.run()

@@ -3,7 +3,7 @@ KIND:RANK:STEP[,...] FLAGS...`
 
 RANK may be `*`. STEP: how many optimizer steps are done when it happens, in the next one; for
 `slow`: milliseconds added to every step; for `flip`: the step after which it happens. `refuse` is
-an error while a run is built, of which only this rank knows. The faults from `save` on last some
+an error on this rank alone while a run is built. The faults from `save` on last some
 seconds, and leave a file `reached-KIND` beside the run folder as soon as they begin.
 """
 
@@ -35,7 +35,7 @@ RANK = int(os.environ["RANK"])
 
 
 def replaces(owner: object, name: str) -> Callable[[Callable[..., Any]], None]:
-    """Puts the decorated function in the place of another."""
+    """Return a decorator that puts a function in the place of `owner.name`."""
     return lambda function: setattr(owner, name, function)
 
 
@@ -48,7 +48,7 @@ def fail_to_return() -> None:
 
 
 def hold_the_lock() -> None:
-    """Python's, in C, where no signal wakes it."""
+    """Hold Python's interpreter lock for 600 s, in C, where no signal is handled."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     ctypes.PyDLL("libc.so.6").sleep(600)
 
@@ -101,7 +101,7 @@ def slow_startup(reached: Callable[[], None]) -> None:
 
 
 def spoil_images(step: int) -> None:
-    """A NaN in each micro-batch of an optimizer step."""
+    """Put a NaN into each micro-batch of an optimizer step."""
     original = Trainer.train_step
 
     @replaces(Trainer, "train_step")
@@ -115,7 +115,7 @@ def spoil_images(step: int) -> None:
 
 
 def flip_a_bit(step: int) -> None:
-    """The lowest one of this rank's first weight, after `step` optimizer steps."""
+    """Flip the lowest bit of this rank's first weight after `step` optimizer steps."""
     original = Trainer.train_step
 
     @replaces(Trainer, "train_step")
@@ -127,7 +127,7 @@ def flip_a_bit(step: int) -> None:
 
 
 def refuse(reached: Callable[[], None]) -> None:
-    """On this rank alone, where no rank asks the others."""
+    """Raise on this rank alone, at a place where ranks exchange no errors."""
 
     @replaces(build, "build_plan")
     def build_plan(*_: Any) -> Any:

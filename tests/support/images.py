@@ -10,7 +10,7 @@ CLASSES = ("circle", "square", "stripe")
 
 
 def write_shapes(root: Path, train: int = 8, val: int = 3, side: int = 40) -> Path:
-    """root/{train,val}/CLASS/NN.{jpg,png}, `train` and `val` images a class; returns root."""
+    """Write root/{train,val}/CLASS/NN.{jpg,png}, `train` and `val` images a class; return root."""
     random = np.random.default_rng(7)
     for split, count in (("train", train), ("val", val)):
         for label, name in enumerate(CLASSES):

@@ -1,5 +1,5 @@
-"""A pytest plugin, `-p tests.support.imagined_processor`: torch on a processor that rounds each
-shape and memory layout in its own way.
+"""A pytest plugin, `-p tests.support.imagined_processor`: torch on a processor that rounds
+differently for each shape and memory layout.
 
 The last bits of a matrix product or of a sum may depend on the shapes, the strides and the
 alignment of its operands: a library chooses its code by them, and other code on another processor.
@@ -74,7 +74,7 @@ class ImaginedProcessor(TorchDispatchMode):
 
 
 def _factors(code: int) -> torch.Tensor:
-    """fp32 (10,): 1 to 1 and six units in the last place, by the digits of a number to base 7."""
+    """Return fp32 (10,): 1 plus 0 to 6 units in the last place, from digits of `code` to base 7."""
     return (
         1
         + torch.tensor([code // 7**place % 7 for place in range(10)])
@@ -83,7 +83,7 @@ def _factors(code: int) -> torch.Tensor:
 
 
 def _tensors_on_the_cpu(tree: Any) -> Iterator[torch.Tensor]:
-    """Those with memory of their own: not what torch.export traces with."""
+    """Yield the tensors that have memory; those that torch.export traces with have none."""
     for leaf in tree_leaves(tree):
         if type(leaf) in (torch.Tensor, torch.nn.Parameter) and leaf.device.type == "cpu":
             yield leaf

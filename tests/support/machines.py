@@ -31,7 +31,7 @@ class Machine:
 
     @property
     def inside(self) -> list[str]:
-        """A command's first words, which have the rest run on this machine."""
+        """Return the words before a command that run it on this machine."""
         become = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', self.name]
         return ["ip", "netns", "exec", self.name, *become]
 
@@ -43,20 +43,20 @@ class Machine:
         return found
 
     def kill(self) -> None:
-        """All processes, at once."""
+        """Send SIGKILL to all processes of the machine."""
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 
     def link(self, state: str) -> None:
-        """The cable to the other, `up` or `down`. Down, nothing is told to either: what is sent
-        waits for an answer."""
+        """Set the link to the other machine `up` or `down`. When it is down, no machine gets an
+        error: what is sent waits for an answer."""
         _ip("-n", self.name, "link", "set", _CABLE, state)
 
 
 @contextlib.contextmanager
 def two_machines() -> Iterator[tuple[Machine, Machine]]:
-    """Two machines with a cable between them. Raises PermissionError where the system does not
+    """Set up two machines with a link between them. Raise PermissionError where the system does not
     allow it."""
     _remove_abandoned()
     left, right = (Machine(f"{_PREFIX}{os.getpid()}-{side}", f"10.77.0.{side}") for side in (1, 2))
@@ -64,20 +64,8 @@ def two_machines() -> Iterator[tuple[Machine, Machine]]:
         for machine in (left, right):
             _ip("netns", "add", machine.name)
             _ip("-n", machine.name, "link", "set", "lo", "up")
-        _ip(
-            "-n",
-            left.name,
-            "link",
-            "add",
-            _CABLE,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            _CABLE,
-            "netns",
-            right.name,
-        )
+        to_right = ("peer", "name", _CABLE, "netns", right.name)
+        _ip("-n", left.name, "link", "add", _CABLE, "type", "veth", *to_right)
         for machine in (left, right):
             _ip("-n", machine.name, "addr", "add", f"{machine.address}/24", "dev", _CABLE)
             machine.link("up")
@@ -95,8 +83,10 @@ def launch_on(
     faults: str,
     only: int | None = None,
 ) -> list[Launch]:
-    """A run over machines, with DeepSpeed's launcher started on each, or `only` on one; slots:
-    processes on each."""
+    """Start a run over machines, with DeepSpeed's launcher on each, or on number `only` alone.
+
+    slots: processes on each machine.
+    """
     hosts = folder.with_name("hosts")
     hosts.write_text(
         "".join(
@@ -109,15 +99,8 @@ def launch_on(
     for place, machine in enumerate(machines):
         if only not in (None, place):
             continue
-        where = (
-            "--hostfile",
-            str(hosts),
-            "--no_ssh",
-            "--node_rank",
-            str(place),
-            "--master_addr",
-            machines[0].address,
-        )
+        node = ("--no_ssh", "--node_rank", str(place))
+        where = ("--hostfile", str(hosts), *node, "--master_addr", machines[0].address)
         launches.append(Launch(folder, argv, faults, port, where=where, inside=machine.inside))
     return launches
 
@@ -138,7 +121,7 @@ def _remove(name: str) -> None:
 
 
 def _remove_abandoned() -> None:
-    """Those of tests that were killed."""
+    """Remove the namespaces of tests that were killed."""
     folder = Path("/run/netns")
     for path in folder.glob(f"{_PREFIX}*") if folder.is_dir() else ():
         made_by = re.fullmatch(rf"{_PREFIX}(\d+)-\d", path.name)

@@ -1,4 +1,4 @@
-"""A small data set of noise, and options of a pipeline for it: shared by the tests of the loaders."""
+"""A small data set of noise and pipeline options for it, for the tests of the loaders."""
 
 import dataclasses
 from pathlib import Path

@@ -1,5 +1,5 @@
 """Where a DALI graph runs in a test: on a CPU, on a CPU by the formulas of a GPU, and on a GPU; and
-how far it is from what it should be.
+measured distances from the expected images.
 
 A GPU gets formulas of its own where an operator cannot take by name what lies there, and images in
 float16. What a CPU cannot stand in for are the operators whose code on a GPU is another:
@@ -61,14 +61,12 @@ class Distances:
         """Raise AssertionError if the largest or the mean distance is above its bound; None: it is
         only reported."""
         distance = np.abs(np.asarray(ours, np.float64) - expected)
-        largest, average, beyond = (
-            float(distance.max()),
-            float(distance.mean()),
-            float((distance > 1.5).mean()),
-        )
-        facts = {"test": self.test, "largest": largest, "mean": average, "share_above_1": beyond}
+        largest = float(distance.max())
+        found = float(distance.mean())
+        above = float((distance > 1.5).mean())
+        facts = {"test": self.test, "largest": largest, "mean": found, "share_above_1": above}
         self._report({**self._origin(), **facts, "largest_allowed": most, "mean_allowed": mean})
-        assert mean is None or average <= mean, f"mean distance: {average:.4f}, allowed is {mean}"
+        assert mean is None or found <= mean, f"mean distance: {found:.4f}, allowed is {mean}"
         assert most is None or largest <= most, (
             f"largest distance: {largest:.4f}, allowed is {most}"
         )

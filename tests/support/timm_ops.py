@@ -1,5 +1,4 @@
-"""The operations of an augmentation as timm, torchvision and PIL do them, with arguments and
-pictures to try them on."""
+"""The operations of an augmentation by timm, torchvision and PIL, with arguments and images."""
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -13,7 +12,7 @@ WHOLE = ("PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd")
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:
-    """uint8 (height, width, 3): noise, something smooth, few levels, or a single one, by turns."""
+    """Return uint8 (height, width, 3): by seed, noise, a smooth image, few levels, or one level."""
     rng = np.random.default_rng(seed)
     noise = rng.integers(0, 256, (height, width, 3), np.uint8)
     if seed % 4 == 1:
@@ -38,8 +37,8 @@ def timm_op(image: np.ndarray, name: str, arg: float) -> np.ndarray:
 
 
 def arguments_of(op: int, count: int) -> np.ndarray:
-    """Over the whole range of magnitudes, both ends and both signs included; blur radii 0.1 to 2,
-    and some far beyond."""
+    """Return arguments over the whole range of magnitudes, with both ends and both signs; blur
+    radii of 0.1 to 2, and a few larger ones."""
     magnitude = np.random.default_rng(op).uniform(0, 10, count)
     magnitude[:4] = 0, 0, 10, 10
     if op >= len(RAND_AUGMENT_OPS):

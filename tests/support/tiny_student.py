@@ -1,7 +1,7 @@
-"""A tiny student trained on a real plan, by DeepSpeed and by plain torch: what the tests of the
-engine and of ZeRO share.
+"""A tiny student trained on a real plan, by DeepSpeed and by plain torch, for the tests of the
+trainer and of ZeRO.
 
-`python -m tests.support.tiny_student` writes parity.json anew: the losses of the plain loop.
+`python -m tests.support.tiny_student` writes the losses of the plain loop to parity.json.
 """
 
 import copy
@@ -35,7 +35,7 @@ RUN_FIELDS = ("zero_stage", "precision", "offload_optimizer", "deepspeed_config"
 
 
 def configure(**changes: Any) -> Config:
-    """The tests' run, with fields of its sections `run` and `optim` changed."""
+    """Return the config of the tests, with changed fields of its sections `run` and `optim`."""
     run = {name: changes.pop(name) for name in RUN_FIELDS if name in changes}
     return Config().replace(
         data={"input_size": SIZE},
@@ -81,8 +81,7 @@ def make_plan() -> Plan:
 
 @functools.cache
 def _pictures() -> torch.Tensor:
-    """(N, 3, H, W): noise, around a colour for each class, image n being of class n modulo
-    `CLASSES`."""
+    """Return (N, 3, H, W): noise around the colour of its class; image n has class n % CLASSES."""
     random = torch.Generator().manual_seed(0)
     noise = torch.randn(make_plan().num_images, 3, SIZE + 8, SIZE + 8, generator=random)
     colours = torch.randn(CLASSES, 3, 1, 1, generator=random)
@@ -90,7 +89,7 @@ def _pictures() -> torch.Tensor:
 
 
 def make_batch(step: int, rank: int = 0, world_size: int = 1) -> Batch:
-    """The samples of one rank in one step of the plan, cropped and mirrored as planned."""
+    """Return the samples of one rank in one step, cropped and flipped as planned."""
     plan, (epoch, place) = make_plan(), divmod(step, STEPS_PER_EPOCH)
     ordinals = plan.ordinals(place, BATCH, rank, world_size)
     draws = plan.draw(epoch, ordinals)
@@ -125,8 +124,8 @@ def part(batch: Batch, start: int, size: int) -> Batch:
 def run_steps(
     trainer: Trainer, count: int, micro: int = BATCH, rank: int = 0, world_size: int = 1
 ) -> list[float]:
-    """The loss of each of the next `count` steps over this rank's samples, taken in micro-batches
-    of at most `micro`."""
+    """Return the losses of the next `count` steps over this rank's samples, in micro-batches of at
+    most `micro`."""
     losses = []
     for _ in range(count):
         batch = make_batch(trainer.step, rank, world_size)
