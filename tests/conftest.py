@@ -86,7 +86,7 @@ def distances(request: pytest.FixtureRequest, place: str) -> "Distances":
 
 
 @pytest.fixture
-def none_lives_on(tmp_path: Path) -> Iterator[None]:
+def kill_launched_runs(tmp_path: Path) -> Iterator[None]:
     """Kill every process of a launched run that is left after the test, also if the test fails."""
     yield
     from tests.support.launching import processes_of

@@ -130,7 +130,7 @@ def hold_resized(
     distances: Distances, images: np.ndarray, expected: list[Image.Image], backend: str
 ) -> None:
     most, mean = (bound + ROUNDING[distances.place] for bound in RESIZE[backend])
-    distances.hold(
+    distances.check(
         levels(images), np.stack([np.asarray(image) for image in expected]), most=most, mean=mean
     )
 
@@ -182,7 +182,7 @@ def test_unresized_pixels_are_exact(
     index: Index, backend: str, place: str, distances: Distances
 ) -> None:
     """Decoding, of every format and colour model, and normalising lose nothing."""
-    distances.hold(*unresized(index, place, backend=backend), most=ROUNDING[place])
+    distances.check(*unresized(index, place, backend=backend), most=ROUNDING[place])
 
 
 def erased(
@@ -312,7 +312,7 @@ def test_native_is_close_to_exact(index: Index, place: str, distances: Distances
     )
     native = levels(run_plan(index, plan, 0, np.arange(32), 32, device=device))
     exact = levels(run_plan(index, plan, 0, np.arange(32), 32, backend="exact"))
-    distances.hold(native, exact, mean=2.0)
+    distances.check(native, exact, mean=2.0)
     assert np.median(np.abs(native - exact)) < 0.5
 
 
@@ -394,7 +394,7 @@ def test_with_all_steps_on_all_places_give_the_same_images(
     images = run_plan(index, plan, 3, np.arange(32), 32, backend=backend, device=device_of(place))
     ours, theirs = levels(images), levels(replayed[backend])
     most, mean = WHOLE[backend, place]
-    distances.hold(ours, theirs, most=most, mean=mean)
+    distances.check(ours, theirs, most=most, mean=mean)
     difference = np.abs(ours - theirs)
     assert np.median(difference) < 0.5
     assert difference.mean((1, 2, 3)).max() < 8
@@ -408,7 +408,7 @@ def test_gpus_decoders_are_near_pils(
     """Chroma that is repeated where Pillow interpolates it moves these JPEG files by 2.8 to 4.1
     levels, and no other."""
     ours, expected = unresized(index, place, backend="native", decoder=decoder)
-    distances.hold(ours, expected, mean=4.1)
+    distances.check(ours, expected, mean=4.1)
     assert np.median(np.abs(ours - expected)) < 3
 
 

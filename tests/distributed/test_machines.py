@@ -38,7 +38,7 @@ from tests.support.launching import (
 )
 from tests.support.machines import Machine, launch_on, two_machines
 
-pytestmark = pytest.mark.usefixtures("none_lives_on")
+pytestmark = pytest.mark.usefixtures("kill_launched_runs")
 TOTAL = 20  # steps
 SLOW = "slow:*:200"
 Machines = tuple[Machine, Machine]
@@ -128,11 +128,11 @@ def test_cut_cable_ends_both_machines_and_the_run_resumes(
     folder = tmp_path / "run"
     launches = launch_on(machines, (1, 1), folder, [*argv, "--step-limit", "4"], SLOW)
     until_step(launches, 5)
-    machines[1].link("down")
+    machines[1].set_link("down")
     try:
         assert ends(launches) == [1, 1], output(launches)
     finally:
-        machines[1].link("up")
+        machines[1].set_link("up")
     found = failures(folder)
     assert set(found) == {machine.name for machine in machines}
     for failure in found.values():

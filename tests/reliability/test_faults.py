@@ -18,7 +18,7 @@ from tests.support.compare_runs import assert_same_run
 from tests.support.images import write_shapes
 from tests.support.launching import FLAGS, Launch, steps_done
 
-pytestmark = pytest.mark.usefixtures("none_lives_on")
+pytestmark = pytest.mark.usefixtures("kill_launched_runs")
 TOTAL = 60  # steps
 
 

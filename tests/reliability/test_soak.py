@@ -21,7 +21,7 @@ from fastdeit.storage.jsonl import read_json_lines
 from tests.support.images import write_shapes
 from tests.support.launching import FLAGS, Launch, assert_lines_near
 
-pytestmark = pytest.mark.usefixtures("none_lives_on")
+pytestmark = pytest.mark.usefixtures("kill_launched_runs")
 TOTAL = 240  # steps, of which an attempt does a few before it is killed
 GONE_S = 45  # the launcher gives a process 30 s
 AT_THE_END = 4

@@ -1,5 +1,6 @@
 """Runs of the teacher cache: a data set, a random teacher, commands in this process."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,10 @@ FILES = ("records.bin", "chunks.bin")
 
 
 class Setting:
-    """A folder with a data set (48 images, six chunks an epoch) and a teacher's weights; `samples`
-    and `taught` are flags."""
+    """Folder with a data set (48 images, six chunks an epoch) and a teacher's weights.
+
+    samples, taught: the flags that name them.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -40,39 +43,27 @@ class Setting:
         return ["--teacher-model", TEACHER, "--teacher-path", str(self.teacher)]
 
     def build(self, folder: Path, *flags: str, epochs: str = "0-2", micro_batch: int = 8) -> int:
-        argv = [
-            *self.samples,
-            *self.taught,
-            "--micro-batch",
-            str(micro_batch),
-            "--epochs",
-            epochs,
-            "-o",
-            str(folder),
-            *flags,
-        ]
-        return cache(["build", *argv])
+        """Build a teacher cache in `folder`; return the exit code."""
+        form = ["--micro-batch", str(micro_batch), "--epochs", epochs, "-o", str(folder)]
+        return cache(["build", *self.samples, *self.taught, *form, *flags])
 
     def train(self, folder: Path, *flags: str, epochs: int = 3) -> int:
-        return train(
-            [*self.samples, *MODEL, "--epochs", str(epochs), "--output-dir", str(folder), *flags]
-        )
+        """Train a student in `folder`; return the exit code."""
+        form = ["--epochs", str(epochs), "--output-dir", str(folder)]
+        return train([*self.samples, *MODEL, *form, *flags])
 
 
 def write_teacher(path: Path, data: Path, seed: int) -> Path:
     """Write random weights, with a last layer that gives each class logits of mean 0 and standard
     deviation 1 over the images."""
     files = sorted((data / "train").rglob("*.*"))
-    pixels = np.stack(
-        [np.array(Image.open(file).convert("RGB").resize((32, 32)), np.float32) for file in files]
-    )
+    small = [Image.open(file).convert("RGB").resize((32, 32)) for file in files]
+    pixels = torch.from_numpy(np.stack([np.array(image, np.float32) for image in small]))
     torch.manual_seed(seed)
-    factor, offset = (
-        torch.rand(2, len(files), 3, 1, 1) - 0.5
-    ).unbind()  # about what augmentation does
-    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.45) / 0.225 * (
-        1 + factor
-    ) + 2 * offset
+    # contrast and brightness, about as much as augmentation changes them
+    factor, offset = (torch.rand(2, len(files), 3, 1, 1) - 0.5).unbind()
+    normalised = (pixels.permute(0, 3, 1, 2) / 255 - 0.45) / 0.225
+    images = normalised * (1 + factor) + 2 * offset
     model = timm.create_model(TEACHER, num_classes=3).eval()
     with torch.no_grad():
         logits = model(images)
@@ -82,24 +73,25 @@ def write_teacher(path: Path, data: Path, seed: int) -> Path:
     return path
 
 
-def _code(run: object) -> int:
+def _exit_code(run: Callable[[], int]) -> int:
     try:
-        return run()  # type: ignore[operator, no-any-return]
+        return run()
     except SystemExit as end:
         return int(str(end.code))
 
 
 def train(argv: list[str]) -> int:
     """Run `train`; return the exit code, also after SystemExit."""
-    return _code(lambda: train_command(argv, "test"))
+    return _exit_code(lambda: train_command(argv, "test"))
 
 
 def cache(argv: list[str]) -> int:
     """Run `cache`; return the exit code, also after SystemExit."""
-    return _code(lambda: cache_command(argv))
+    return _exit_code(lambda: cache_command(argv))
 
 
 def flip(path: Path, place: int) -> None:
+    """Flip the lowest bit of the byte at `place`."""
     data = bytearray(path.read_bytes())
     data[place] ^= 0x01
     path.write_bytes(data)

@@ -34,7 +34,7 @@ from fastdeit.training.trainer import Trainer
 RANK = int(os.environ["RANK"])
 
 
-def replaces(owner: object, name: str) -> Callable[[Callable[..., Any]], None]:
+def replace(owner: object, name: str) -> Callable[[Callable[..., Any]], None]:
     """Return a decorator that puts a function in the place of `owner.name`."""
     return lambda function: setattr(owner, name, function)
 
@@ -53,11 +53,12 @@ def hold_the_lock() -> None:
     ctypes.PyDLL("libc.so.6").sleep(600)
 
 
-def in_step(fault: Callable[[], object], step: int | None) -> None:
+def plant_in_step(fault: Callable[[], object], step: int | None) -> None:
+    """Call `fault` before each batch of a step; of every step if it is None."""
     original = Trainer.train_step
 
-    @replaces(Trainer, "train_step")
-    def train_step(self: Trainer, batches: Iterable[Any]) -> Any:
+    @replace(Trainer, "train_step")
+    def traplant_in_step(self: Trainer, batches: Iterable[Any]) -> Any:
         return original(self, faulty(batches) if step is None or self.step == step else batches)
 
     def faulty(batches: Iterable[Any]) -> Iterator[Any]:
@@ -67,6 +68,7 @@ def in_step(fault: Callable[[], object], step: int | None) -> None:
 
 
 def linger(reached: Callable[[], None], seconds: float = 2.0) -> None:
+    """Report that the fault has begun, then wait."""
     reached()
     time.sleep(seconds)
 
@@ -74,7 +76,7 @@ def linger(reached: Callable[[], None], seconds: float = 2.0) -> None:
 def slow_save(reached: Callable[[], None]) -> None:
     original = os.fsync
 
-    @replaces(os, "fsync")
+    @replace(os, "fsync")
     def fsync(descriptor: int) -> None:
         if "/checkpoints" in os.readlink(f"/proc/self/fd/{descriptor}"):
             linger(reached, 0.2)
@@ -84,7 +86,7 @@ def slow_save(reached: Callable[[], None]) -> None:
 def slow_evaluation(reached: Callable[[], None]) -> None:
     original = EvalLoader.__iter__
 
-    @replaces(EvalLoader, "__iter__")
+    @replace(EvalLoader, "__iter__")
     def batches(self: EvalLoader) -> Iterator[Any]:
         for batch in original(self):
             linger(reached, 0.5)
@@ -94,7 +96,7 @@ def slow_evaluation(reached: Callable[[], None]) -> None:
 def slow_startup(reached: Callable[[], None]) -> None:
     original = build.build_data
 
-    @replaces(build, "build_data")
+    @replace(build, "build_data")
     def build_data(config: Any) -> Any:
         linger(reached)
         return original(config)
@@ -104,8 +106,8 @@ def spoil_images(step: int) -> None:
     """Put a NaN into each micro-batch of an optimizer step."""
     original = Trainer.train_step
 
-    @replaces(Trainer, "train_step")
-    def train_step(self: Trainer, batches: Iterable[Any]) -> Any:
+    @replace(Trainer, "train_step")
+    def traplant_in_step(self: Trainer, batches: Iterable[Any]) -> Any:
         return original(self, spoilt(batches) if self.step == step else batches)
 
     def spoilt(batches: Iterable[Any]) -> Iterator[Any]:
@@ -118,8 +120,8 @@ def flip_a_bit(step: int) -> None:
     """Flip the lowest bit of this rank's first weight after `step` optimizer steps."""
     original = Trainer.train_step
 
-    @replaces(Trainer, "train_step")
-    def train_step(self: Trainer, batches: Iterable[Any]) -> Any:
+    @replace(Trainer, "train_step")
+    def traplant_in_step(self: Trainer, batches: Iterable[Any]) -> Any:
         statistics = original(self, batches)
         if self.step == step:
             next(self.state.model.parameters()).data.view(-1).view(torch.uint8)[0] ^= 1
@@ -129,7 +131,7 @@ def flip_a_bit(step: int) -> None:
 def refuse(reached: Callable[[], None]) -> None:
     """Raise on this rank alone, at a place where ranks exchange no errors."""
 
-    @replaces(build, "build_plan")
+    @replace(build, "build_plan")
     def build_plan(*_: Any) -> Any:
         reached()
         raise ValueError("planted, on one rank")
@@ -151,22 +153,25 @@ DURING: dict[str, Callable[[Callable[[], None]], None]] = {
 
 
 def plant(fault: str, beside: Path) -> None:
+    """Plant a fault KIND:RANK:STEP if it is this rank's; beside: the folder of the run folder."""
     kind, rank, step = fault.split(":")
     if rank not in ("*", str(RANK)):
         return
     reached = (beside / f"reached-{kind}").touch
     if kind == "slow":
-        in_step(lambda: time.sleep(int(step) / 1000), None)
+        plant_in_step(lambda: time.sleep(int(step) / 1000), None)
     elif kind == "flags":
         sys.argv += step.split()
     elif kind == "first":
-        in_step(lambda: linger(reached), 0)
-    elif kind in ("nan", "flip"):
-        (spoil_images if kind == "nan" else flip_a_bit)(int(step))
+        plant_in_step(lambda: linger(reached), 0)
+    elif kind == "nan":
+        spoil_images(int(step))
+    elif kind == "flip":
+        flip_a_bit(int(step))
     elif kind in DURING:
         DURING[kind](reached)
     else:
-        in_step(AT_STEP[kind], int(step))
+        plant_in_step(AT_STEP[kind], int(step))
 
 
 if __name__ == "__main__":

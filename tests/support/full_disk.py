@@ -1,4 +1,4 @@
-"""A disk that is full, for one process."""
+"""Full disk, simulated for one process."""
 
 import contextlib
 import resource
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def limit_file_size(size: int) -> Iterator[None]:
-    """Let no file of this process grow beyond so many bytes, as if the disk were full."""
+    """Limit the files of this process to `size` bytes each, as if the disk were full."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:

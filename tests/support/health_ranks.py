@@ -43,7 +43,7 @@ class InfiniteLoss:
         return parts._replace(loss=parts.loss + torch.inf)
 
 
-def step(trainer: Trainer, world: World, accumulate: int = 2) -> torch.Tensor:
+def train_step(trainer: Trainer, world: World, accumulate: int = 2) -> torch.Tensor:
     batch = make_batch(trainer.step, world.rank, world.size)
     size = len(batch.labels) // accumulate
     return trainer.train_step(part(batch, at, size) for at in range(0, len(batch.labels), size))
@@ -68,18 +68,19 @@ def flip(module: torch.nn.Module, bit: int = 0) -> None:
     next(module.parameters()).data.view(-1).view(torch.uint8)[bit // 8] ^= 1 << bit % 8
 
 
-def look(fields: dict[str, Any], folder: Path, world: World) -> dict[str, Any]:
+def check_health(fields: dict[str, Any], folder: Path, world: World) -> dict[str, Any]:
     """Plant an infinite loss with a finite gradient on the last rank, then a flipped bit there.
 
     Return what the health check and the comparison of weights report.
     """
     trainer = make_trainer(configure(**fields, micro_batch=BATCH // world.size // 2), world)
     health = Health(RunFolder(folder), STEPS_PER_EPOCH, BATCH, lambda line: None)
-    norms = [step(trainer, world)[-1].item() for _ in range(NAN_AT)]
-    before, criterion = contents(trainer), trainer.criterion
+    norms = [train_step(trainer, world)[-1].item() for _ in range(NAN_AT)]
+    before = contents(trainer)
+    criterion = trainer.criterion
     if world.rank == world.size - 1:
         trainer.criterion = InfiniteLoss(criterion)  # type: ignore[assignment]
-    step(trainer, world)
+    train_step(trainer, world)
     trainer.criterion = criterion
     skipped = not trainer.applied
     health.note_bad(NAN_AT, trainer.micro_steps, str)
@@ -89,7 +90,10 @@ def look(fields: dict[str, Any], folder: Path, world: World) -> dict[str, Any]:
         "untouched": equal(before, contents(trainer)),
         "line": dataclasses.asdict(health.bad[0]),
     }
-    found |= {"next": step(trainer, world).tolist(), "equal": compare_weights(trainer.state.model)}
+    found |= {
+        "next": train_step(trainer, world).tolist(),
+        "equal": compare_weights(trainer.state.model),
+    }
     if world.rank == world.size - 1:
         flip(trainer.state.model)
     return found | {"flipped": compare_weights(trainer.state.model)}
@@ -104,7 +108,7 @@ FORMS: dict[str, dict[str, Any]] = {
 def main(folder: Path) -> None:
     world = init_distributed(60)
     gc.freeze()  # each engine at ZeRO 3 collects garbage, which would search all of torch
-    found = {name: look(fields, folder, world) for name, fields in FORMS.items()}
+    found = {name: check_health(fields, folder, world) for name, fields in FORMS.items()}
     ranks: list[Any] = [None] * world.size
     dist.all_gather_object(ranks, found)
     if world.rank == 0:

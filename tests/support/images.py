@@ -1,5 +1,4 @@
-"""A small image folder for tests: a shape a class, in random places and colours, as JPEG and PNG
-files."""
+"""Small image folder: one shape per class, at random places and in random colours."""
 
 from pathlib import Path
 

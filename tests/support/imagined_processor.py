@@ -21,55 +21,39 @@ from torch.utils._pytree import tree_leaves
 # from MKL and oneDNN, which may look at the alignment too
 PRODUCTS = {
     *("mm", "addmm", "bmm", "baddbmm", "dot", "mv", "addmv", "convolution", "convolution_backward"),
-    *(
-        "_scaled_dot_product_flash_attention_for_cpu",
-        "_scaled_dot_product_flash_attention_for_cpu_backward",
-    ),
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention_for_cpu_backward",
     *("gelu", "gelu_backward"),
 }
 # of ATen itself
 SUMS = {
-    *(
-        "sum",
-        "mean",
-        "var",
-        "var_mean",
-        "std",
-        "linalg_vector_norm",
-        "logsumexp",
-        "_adaptive_avg_pool2d",
-    ),
+    *("sum", "mean", "var", "var_mean", "std"),
+    *("linalg_vector_norm", "logsumexp", "_adaptive_avg_pool2d"),
     *("_softmax", "_softmax_backward_data", "_log_softmax", "_log_softmax_backward_data"),
-    *(
-        "native_layer_norm",
-        "native_layer_norm_backward",
-        "native_batch_norm",
-        "native_batch_norm_backward",
-    ),
+    *("native_layer_norm", "native_layer_norm_backward"),
+    *("native_batch_norm", "native_batch_norm_backward"),
     *("_upsample_bicubic2d_aa", "upsample_bicubic2d"),
 }
 _ALIGNMENT = 64  # bytes: a vector register, and a line of the cache
 
 
 class ImaginedProcessor(TorchDispatchMode):
-    """While it is entered, the fp32 results of `PRODUCTS` and `SUMS` on a CPU are 0 to 6 units in
-    the last place too large."""
+    """Mode in which fp32 results of `PRODUCTS` and `SUMS` on a CPU are slightly too large.
+
+    The error is 0 to 6 units in the last place.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if name in PRODUCTS or name in SUMS:
-            layouts = [
-                _layout(tensor, name in PRODUCTS) for tensor in _tensors_on_the_cpu((args, kwargs))
-            ]
+            inputs = _tensors_on_the_cpu((args, kwargs))
+            layouts = [_layout(tensor, name in PRODUCTS) for tensor in inputs]
             factors = _factors(zlib.crc32(repr((name, layouts)).encode()))
             for tensor in _tensors_on_the_cpu(out):
                 if tensor.dtype == torch.float32:
-                    tensor.mul_(
-                        factors[torch.arange(tensor.shape[-1]) % len(factors)]
-                        if tensor.ndim
-                        else factors[0]
-                    )
+                    columns = torch.arange(tensor.shape[-1]) if tensor.ndim else torch.tensor(0)
+                    tensor.mul_(factors[columns % len(factors)])
         return out
 
 
@@ -90,16 +74,17 @@ def _tensors_on_the_cpu(tree: Any) -> Iterator[torch.Tensor]:
 
 
 def _layout(tensor: torch.Tensor, aligned: bool) -> tuple[Any, ...]:
-    return tuple(tensor.shape), tensor.stride(), tensor.data_ptr() % _ALIGNMENT if aligned else 0
+    offset = tensor.data_ptr() % _ALIGNMENT if aligned else 0
+    return tuple(tensor.shape), tensor.stride(), offset
 
 
 def _start(self: subprocess.Popen[Any], args: Any, *rest: Any, **more: Any) -> None:
     if sys.executable in args:
-        pytest.skip("a process that is started has the real processor")
-    _start_really(self, args, *rest, **more)
+        pytest.skip("a new process would have the real processor")
+    _real_start(self, args, *rest, **more)
 
 
-_start_really = subprocess.Popen.__init__
+_real_start = subprocess.Popen.__init__
 
 
 def pytest_sessionstart() -> None:

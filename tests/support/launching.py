@@ -1,4 +1,4 @@
-"""Real launches: `deepspeed` in a session of its own, and the processes of it that are alive."""
+"""Real launches: `deepspeed` in its own process session, and its living processes."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ FOREIGN = {
     *("PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE"),
     *("MASTER_ADDR", "MASTER_PORT"),
 }
-"""Variables of the group that a test's own process has joined."""
+"""Variables of the process group that the test's own process has joined."""
 
 
 def free_port() -> int:
@@ -35,7 +35,7 @@ def free_port() -> int:
 
 
 def clean_environment() -> dict[str, str]:
-    """Return the environment of a process that is no part of this one's group, on the CPU."""
+    """Return the environment of a CPU process outside this one's process group."""
     kept = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     return kept | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -47,10 +47,10 @@ def launcher_command(*where: str, port: int = 0) -> list[str]:
 
 
 class Launch:
-    """A run under the `deepspeed` launcher; its output goes to a file beside its folder.
+    """Run under the `deepspeed` launcher, with its output in a file beside its folder.
 
-    faults: as tests/support/faulty.py takes them; where: the launcher's options; inside: a command
-    that runs the launcher.
+    faults: the first argument of tests/support/faulty.py; where: the launcher's options;
+    inside: a command that runs the launcher.
     """
 
     def __init__(
@@ -89,18 +89,21 @@ class Launch:
         return processes_of(self.folder)
 
     def find(self, script: str) -> list[psutil.Process]:
-        """Return those that run `script`, the oldest first: `deepspeed.launcher.launch` (one) or
-        `faulty.py` (the ranks)."""
-        found = [
-            process
-            for process in self.alive()
-            if any(word.endswith(script) for word in _arguments(process)[:4])
-        ]
+        """Return the processes that run `script`, the oldest first.
+
+        script: `deepspeed.launcher.launch` (one process) or `faulty.py` (the ranks).
+        """
+        found = []
+        for process in self.alive():
+            if any(word.endswith(script) for word in _arguments(process)[:4]):
+                found.append(process)
         return sorted(found, key=lambda process: (process.create_time(), process.pid))
 
     def until(self, condition: Callable[[], object], limit_s: float = 150) -> float:
-        """Wait for a condition and return the seconds that it took; fail with the run's output
-        after `limit_s`."""
+        """Wait for a condition; return the seconds that it took.
+
+        Raise AssertionError with the run's output after `limit_s`.
+        """
         began = time.monotonic()
         while not condition():
             assert time.monotonic() - began < limit_s, self.output
@@ -108,13 +111,15 @@ class Launch:
         return time.monotonic() - began
 
     def wait(self, limit_s: float = 150) -> int:
-        """Return the launcher's exit code; fail unless every process of the run ends within 5 s
-        of it."""
+        """Wait for the launcher; return its exit code.
+
+        Raise AssertionError unless every process of the run ends within 5 s of it.
+        """
         try:
             code = self.process.wait(limit_s)
             self.until(lambda: not self.alive(), 5)
         except (subprocess.TimeoutExpired, AssertionError) as error:
-            raise AssertionError(f"still there: {self.alive()}\n{self.output}") from error
+            raise AssertionError(f"still running: {self.alive()}\n{self.output}") from error
         finally:
             for process in self.alive():
                 process.kill()
@@ -138,18 +143,18 @@ def steps_done(folder: Path) -> int:
 def assert_lines_near(mine: list[dict[str, Any]], theirs: list[dict[str, Any]], rel: float) -> None:
     """Assert that two logs have the same lines, with values within a relative `rel`.
 
-    The gradient norm depends more on the order of sums: it may differ a hundred times as much. The
-    rate, images_per_s, may be anything.
+    The gradient norm depends more on the order of sums: its bound is a hundred times `rel`. The
+    speed, images_per_s, is not compared.
     """
     assert len(mine) == len(theirs)
     for line, wanted in zip(mine, theirs, strict=True):
         assert set(line) == set(wanted), line["step"]
         for name in set(wanted) - {"images_per_s"}:
             allowed = rel * (100 if name.startswith("grad_norm") else 1)
-            near = line[name] == wanted[name] or abs(line[name] - wanted[name]) <= allowed * abs(
-                wanted[name]
-            )
-            assert near, (line["step"], name, line[name], wanted[name])
+            found = line[name]
+            value = wanted[name]
+            near = found == value or abs(found - value) <= allowed * abs(value)
+            assert near, (line["step"], name, found, value)
 
 
 def _arguments(process: psutil.Process) -> list[str]:

@@ -1,8 +1,7 @@
-"""Several machines on this one: network namespaces, each with a host name, an address and a link of
-its own.
+"""Two machines simulated on this one: network namespaces with their own host name, address and
+link.
 
-They share the file system, as the nodes of a cluster a network one, and the processors. No name is
-resolved among them.
+They share the processors and the file system. They cannot resolve each other's names.
 """
 
 import contextlib
@@ -18,13 +17,13 @@ import psutil
 
 from tests.support.launching import Launch, free_port
 
-_PREFIX = "fastdeit-"  # and the number of the process that made it
+_PREFIX = "fastdeit-"  # followed by the id of the process that created the namespace
 _CABLE = "cable"
 
 
 @dataclass(frozen=True)
 class Machine:
-    """One of two; its name is that of its namespace and its host name."""
+    """One of two simulated machines; its name is also its namespace's and its host name."""
 
     name: str
     address: str
@@ -36,6 +35,7 @@ class Machine:
         return ["ip", "netns", "exec", self.name, *become]
 
     def processes(self) -> list[psutil.Process]:
+        """Return the processes on this machine."""
         found = []
         for pid in _ip("netns", "pids", self.name).split():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -48,7 +48,7 @@ class Machine:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 
-    def link(self, state: str) -> None:
+    def set_link(self, state: str) -> None:
         """Set the link to the other machine `up` or `down`. When it is down, no machine gets an
         error: what is sent waits for an answer."""
         _ip("-n", self.name, "link", "set", _CABLE, state)
@@ -68,7 +68,7 @@ def two_machines() -> Iterator[tuple[Machine, Machine]]:
         _ip("-n", left.name, "link", "add", _CABLE, "type", "veth", *to_right)
         for machine in (left, right):
             _ip("-n", machine.name, "addr", "add", f"{machine.address}/24", "dev", _CABLE)
-            machine.link("up")
+            machine.set_link("up")
         yield left, right
     finally:
         for machine in (left, right):
@@ -113,7 +113,7 @@ def _ip(*words: str) -> str:
 
 
 def _remove(name: str) -> None:
-    with contextlib.suppress(PermissionError):  # it was not made
+    with contextlib.suppress(PermissionError):  # it does not exist
         for pid in _ip("netns", "pids", name).split():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)

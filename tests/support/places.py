@@ -23,34 +23,33 @@ from fastdeit.data.pipeline import PipelineOptions
 
 
 def act_as_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take every branch that a graph takes for a GPU, but on the CPU."""
+    """Make a graph on the CPU take every branch of a GPU."""
     monkeypatch.setattr(native_ops, "_may_be_named", lambda computed: False)
     monkeypatch.setattr(PipelineOptions, "dtype", property(lambda options: types.FLOAT16))
 
 
 def device_of(place: str) -> str:
-    """Name DALI's device."""
+    """Return DALI's name of the device."""
     return "gpu" if place == "gpu" else "cpu"
 
 
 def to_numpy(images: Any) -> np.ndarray:
-    """Copy what a pipeline gave, of images of one size, on whichever device."""
+    """Copy a pipeline's images, all of one size, from its device."""
     return np.array(images.as_cpu().as_tensor())
 
 
 @dataclass(frozen=True)
 class Distances:
-    """Measure distances of images, report them, and only then hold them to their bounds.
+    """Distances of images, each reported before it is checked.
 
-    path: of a table in CSV that each distance is added to; test: what is said of where they come
-    from.
+    path: a CSV table to which each distance is appended; test: the name of the test.
     """
 
     path: Path | None
     place: str
     test: str
 
-    def hold(
+    def check(
         self,
         ours: np.ndarray,
         expected: np.ndarray,
@@ -58,28 +57,30 @@ class Distances:
         most: float | None = None,
         mean: float | None = None,
     ) -> None:
-        """Raise AssertionError if the largest or the mean distance is above its bound; None: it is
-        only reported."""
+        """Report the distance; raise AssertionError if its maximum or mean is above its bound.
+
+        most, mean: the bounds, or None to report only.
+        """
         distance = np.abs(np.asarray(ours, np.float64) - expected)
         largest = float(distance.max())
         found = float(distance.mean())
         above = float((distance > 1.5).mean())
         facts = {"test": self.test, "largest": largest, "mean": found, "share_above_1": above}
         self._report({**self._origin(), **facts, "largest_allowed": most, "mean_allowed": mean})
-        assert mean is None or found <= mean, f"mean distance: {found:.4f}, allowed is {mean}"
-        assert most is None or largest <= most, (
-            f"largest distance: {largest:.4f}, allowed is {most}"
-        )
+        if mean is not None:
+            assert found <= mean, f"mean distance must be at most {mean} (got {found:.4f})"
+        if most is not None:
+            assert largest <= most, f"largest distance must be at most {most} (got {largest:.4f})"
 
     def _origin(self) -> dict[str, str]:
         device = torch.cuda.get_device_name() if self.place == "gpu" else "CPU"
         return {"device": device, "dali": nvidia.dali.__version__, "place": self.place}
 
     def _report(self, row: dict[str, Any]) -> None:
-        rounded = {
-            name: f"{value:.6g}" if isinstance(value, float) else value
-            for name, value in row.items()
-        }
+        rounded = dict(row)
+        for name, value in row.items():
+            if isinstance(value, float):
+                rounded[name] = f"{value:.6g}"
         print(rounded)
         if self.path is not None:
             with self.path.open("a", newline="") as file:

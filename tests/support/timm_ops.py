@@ -16,24 +16,23 @@ def picture(seed: int, height: int, width: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     noise = rng.integers(0, 256, (height, width, 3), np.uint8)
     if seed % 4 == 1:
-        return np.asarray(
-            Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).resize((width, height), 3)
-        )
+        small = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
+        return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
     if seed % 4 == 2:
         return 97 + noise // 64
     return np.full_like(noise, noise[0, 0, 0]) if seed % 8 == 3 else noise
 
 
 def timm_op(image: np.ndarray, name: str, arg: float) -> np.ndarray:
+    """Apply the reference of operation `name` to an image."""
     pil = Image.fromarray(image)
     if name == "Grayscale":
         return np.asarray(functional.to_grayscale(pil, 3))
     if name == "GaussianBlur":
         return np.asarray(pil.filter(ImageFilter.GaussianBlur(radius=arg)))
     arguments = [] if LEVEL_TO_ARG[name] is None else [int(arg) if name in WHOLE else float(arg)]
-    return np.asarray(
-        NAME_TO_OP[name](pil, *arguments, fillcolor=FILL, resample=Image.Resampling.BICUBIC)
-    )
+    options = {"fillcolor": FILL, "resample": Image.Resampling.BICUBIC}
+    return np.asarray(NAME_TO_OP[name](pil, *arguments, **options))
 
 
 def arguments_of(op: int, count: int) -> np.ndarray:

@@ -28,7 +28,11 @@ from fastdeit.training.build import build_trainer
 from fastdeit.training.losses import DistillationLoss
 from fastdeit.training.trainer import Trainer
 
-CLASSES, SIZE, BATCH, STEPS_PER_EPOCH, EPOCHS = 5, 32, 16, 6, 5
+CLASSES = 5
+SIZE = 32
+BATCH = 16
+STEPS_PER_EPOCH = 6
+EPOCHS = 5
 DROP_PATH = (0.0, 0.3)
 LOSSES = Path(__file__).with_name("parity.json")
 RUN_FIELDS = ("zero_stage", "precision", "offload_optimizer", "deepspeed_config", "kernels")
@@ -37,30 +41,16 @@ RUN_FIELDS = ("zero_stage", "precision", "offload_optimizer", "deepspeed_config"
 def configure(**changes: Any) -> Config:
     """Return the config of the tests, with changed fields of its sections `run` and `optim`."""
     run = {name: changes.pop(name) for name in RUN_FIELDS if name in changes}
-    return Config().replace(
-        data={"input_size": SIZE},
-        optim={
-            "batch_size": BATCH,
-            "epochs": EPOCHS,
-            "warmup_epochs": 1,
-            "lr": 3e-2,
-            "model_ema_decay": 0.9,
-            **changes,
-        },
-        run=run,
-    )
+    length = {"batch_size": BATCH, "epochs": EPOCHS, "warmup_epochs": 1}
+    optim = length | {"lr": 3e-2, "model_ema_decay": 0.9} | changes
+    return Config().replace(data={"input_size": SIZE}, optim=optim, run=run)
 
 
 def make_model() -> Student:
     torch.manual_seed(0)
     name = "deit_tiny_distilled_patch16_224"
-    sizes = {
-        "image_size": SIZE,
-        "patch_size": 8,
-        "embed_dim": 24,
-        "depth": len(DROP_PATH),
-        "num_heads": 2,
-    }
+    sizes = {"image_size": SIZE, "patch_size": 8}
+    sizes |= {"embed_dim": 24, "depth": len(DROP_PATH), "num_heads": 2}
     return build_student(name, num_classes=CLASSES, drop_path=DROP_PATH[-1], **sizes)
 
 
@@ -71,6 +61,7 @@ def make_trainer(
 
 
 def teach(images: torch.Tensor) -> torch.Tensor:
+    """Return a teacher's logits (N, CLASSES): a linear map of the mean colours."""
     return images.float().mean((2, 3)) @ torch.linspace(-3, 3, 3 * CLASSES).view(3, CLASSES)
 
 
@@ -94,12 +85,10 @@ def make_batch(step: int, rank: int = 0, world_size: int = 1) -> Batch:
     ordinals = plan.ordinals(place, BATCH, rank, world_size)
     draws = plan.draw(epoch, ordinals)
     images = []
-    for row, (y, x, height, width), flip in zip(
-        draws.image_index, draws.crop, draws.flip, strict=True
-    ):
-        crop = F.interpolate(
-            _pictures()[row, None, :, y : y + height, x : x + width], size=(SIZE, SIZE)
-        )[0]
+    planned = zip(draws.image_index, draws.crop, draws.flip, strict=True)
+    for row, (y, x, height, width), flip in planned:
+        window = _pictures()[row, None, :, y : y + height, x : x + width]
+        crop = F.interpolate(window, size=(SIZE, SIZE))[0]
         images.append(crop.flip(-1) if flip else crop)
     return Batch(
         images=torch.stack(images),
@@ -113,11 +102,11 @@ def make_batch(step: int, rank: int = 0, world_size: int = 1) -> Batch:
 
 
 def part(batch: Batch, start: int, size: int) -> Batch:
-    rows: dict[str, Any] = {
-        name: value[start : start + size]
-        for name, value in vars(batch).items()
-        if torch.is_tensor(value)
-    }
+    """Return `size` samples of a batch, from `start` on."""
+    rows: dict[str, Any] = {}
+    for name, value in vars(batch).items():
+        if torch.is_tensor(value):
+            rows[name] = value[start : start + size]
     return Batch(**rows)
 
 
@@ -130,41 +119,39 @@ def run_steps(
     for _ in range(count):
         batch = make_batch(trainer.step, rank, world_size)
         size = min(micro, len(batch.labels))
-        losses.append(
-            trainer.train_step(part(batch, at, size) for at in range(0, len(batch.labels), size))[
-                0
-            ].item()
-        )
+        starts = range(0, len(batch.labels), size)
+        statistics = trainer.train_step(part(batch, start, size) for start in starts)
+        losses.append(statistics[0].item())
     return losses
 
 
 def plain_loop(
     config: Config, count: int
 ) -> tuple[nn.Module, dict[str, torch.Tensor], list[float]]:
-    """AdamW, schedule, clipping and EMA written out again in plain torch: the model, the
-    EMA and the losses."""
+    """Train in plain torch, with its own schedule and EMA; return model, EMA and losses."""
     model = make_model().train()
     ema = copy.deepcopy(model.state_dict())
-    decay = [
-        p
-        for n, p in model.named_parameters()
-        if p.ndim > 1 and n not in ("cls_token", "dist_token", "pos_embed")
-    ]
-    rest = [p for p in model.parameters() if not any(p is d for d in decay)]
+    decay: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        excluded = name in ("cls_token", "dist_token", "pos_embed") or parameter.ndim < 2
+        (rest if excluded else decay).append(parameter)
     optimizer = torch.optim.AdamW(
         [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
     )
-    criterion, losses = DistillationLoss(), []
-    total, warmup, peak = EPOCHS * STEPS_PER_EPOCH, STEPS_PER_EPOCH, config.optim.lr * BATCH / 512
+    criterion = DistillationLoss()
+    losses = []
+    total = EPOCHS * STEPS_PER_EPOCH
+    warmup = STEPS_PER_EPOCH
+    peak = config.optim.lr * BATCH / 512
     for step in range(count):
         cosine = 1e-5 + 0.5 * (peak - 1e-5) * (1 + math.cos(math.pi * step / total))
         for group in optimizer.param_groups:
             group["lr"] = 1e-6 + step * (peak - 1e-6) / warmup if step < warmup else cosine
         batch = make_batch(step)
         images = mix_reference(batch.images, batch.lam, batch.box)
-        loss = criterion(
-            model(images, batch.drop_path_mask), batch.labels, batch.lam, teach(images)
-        ).loss
+        outputs = model(images, batch.drop_path_mask)
+        loss = criterion(outputs, batch.labels, batch.lam, teach(images)).loss
         optimizer.zero_grad()
         loss.backward()
         if config.optim.clip_grad:
@@ -184,6 +171,5 @@ def assert_near(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
 
 if __name__ == "__main__":
     LOSSES.parent.mkdir(exist_ok=True)
-    LOSSES.write_text(
-        json.dumps({"loss": plain_loop(configure(), EPOCHS * STEPS_PER_EPOCH)[2]}, indent=1) + "\n"
-    )
+    found = plain_loop(configure(), EPOCHS * STEPS_PER_EPOCH)[2]
+    LOSSES.write_text(json.dumps({"loss": found}, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""The work of the two ranks of test_zero.py.
+"""Work of the two ranks of test_zero.py.
 
 Rank 0 writes FOLDER/two.json. FOLDER holds a checkpoint of one process for each stage, one/N, from
 which the ranks resume at every stage; they save theirs as two/NAME, NAME being a variant's.
@@ -32,8 +32,8 @@ SHORT = 12
 SAVED_AT = 7
 AFTER = 3  # steps after a resume
 NAN_AT = 4
-WHOLE = "3"
-"""The variant that is run for `STEPS` steps in the short form; the others are for `SHORT`."""
+FULL_LENGTH = "2"
+"""The variant that takes all `STEPS` steps in the default run; the others take `SHORT`."""
 _COMMON = {
     "allgather_bucket_size": 3000,
     "allgather_partitions": False,
@@ -67,17 +67,17 @@ OWN_FIELDS = {
 parameter is sharded; by default DeepSpeed keeps parameters as small as these whole."""
 
 
-def losses(trainer: Trainer, world: World, count: int, accumulate: int = 1) -> list[float]:
-    """Return the losses of the next `count` steps, over all ranks' samples."""
+def train(trainer: Trainer, world: World, count: int, accumulate: int = 1) -> list[float]:
+    """Take `count` steps; return their losses over all ranks' samples."""
     mine = run_steps(trainer, count, BATCH // world.size // accumulate, world.rank, world.size)
     total = torch.tensor(mine, dtype=torch.float64)
     dist.all_reduce(total)
     return (total / world.size).tolist()
 
 
-def with_nan(trainer: Trainer, world: World) -> dict[str, Any]:
+def step_with_nan(trainer: Trainer, world: World) -> dict[str, Any]:
     """Take a step in which only the last rank's images hold a NaN; return what it changes."""
-    losses(trainer, world, NAN_AT)
+    train(trainer, world, NAN_AT)
     before = trainer.state.weights()
     ema_before = trainer.state.ema_weights()
     batch = make_batch(NAN_AT, world.rank, world.size)
@@ -90,38 +90,41 @@ def with_nan(trainer: Trainer, world: World) -> dict[str, Any]:
     same = all(torch.equal(after[name], before[name]) for name in before)
     same = same and all(torch.equal(ema_after[name], ema_before[name]) for name in ema_before)
     skipped = all_agree(trainer.state.skipped == 1)
-    return {"untouched": all_agree(same), "skipped": skipped, "losses": losses(trainer, world, 3)}
+    return {"untouched": all_agree(same), "skipped": skipped, "losses": train(trainer, world, 3)}
 
 
-def in_bf16(name: str, fields: dict[str, Any], full: bool, world: World) -> dict[str, list[float]]:
-    """Return the losses of a variant in bf16, by micro-batches a step."""
+def train_in_bf16(
+    name: str, fields: dict[str, Any], full: bool, world: World
+) -> dict[str, list[float]]:
+    """Train a variant in bf16; return its losses by micro-batches a step."""
     found: dict[str, list[float]] = {}
     if not full and fields["zero_stage"] == 1:  # in bf16, stage 1 becomes stage 2
         return found
     for accumulate in (1, 4) if full else (4,):
         micro = BATCH // world.size // accumulate
         trainer = make_trainer(configure(**fields, micro_batch=micro, precision="bf16"), world)
-        found[f"{name} x {accumulate}"] = losses(trainer, world, SHORT if full else 8, accumulate)
+        found[f"{name} x {accumulate}"] = train(trainer, world, SHORT if full else 8, accumulate)
     return found
 
 
-def resumed(folder: Path, source: str, stage: int, world: World, count: int) -> list[float]:
-    """Return the losses of a run at `stage` that resumes from a checkpoint below `folder`."""
+def resume_run(folder: Path, stage: int, world: World) -> list[float]:
+    """Resume at `stage` from the checkpoint in `folder`; return the losses of the next steps."""
     trainer = make_trainer(configure(zero_stage=stage, micro_batch=BATCH // world.size // 2), world)
-    losses(trainer, world, 1, accumulate=2)  # another state, which is overwritten
-    trainer.state.load(*load_checkpoint(next((folder / source).iterdir())))
-    return losses(trainer, world, count, accumulate=2)
+    train(trainer, world, 1, accumulate=2)  # another state, which is overwritten
+    trainer.state.load(*load_checkpoint(next(folder.iterdir())))
+    return train(trainer, world, AFTER, accumulate=2)
 
 
 def save(trainer: Trainer, folder: Path, world: World) -> None:
+    """Gather the state on all ranks; rank 0 writes it as a checkpoint in `folder`."""
     tensors, state = trainer.state.gather()
     if world.rank == 0:
         save_checkpoint(folder, state["step"], tensors, state, keep=1)
     dist.barrier()
 
 
-def variants(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the changed fields of each variant, by name, and write DeepSpeed's files to `folder`.
+def write_variants(folder: Path) -> dict[str, dict[str, Any]]:
+    """Write DeepSpeed's files to `folder`; return the changed fields of each variant by name.
 
     Stage 0 is no variant: it is built as stage 1 is.
     """
@@ -141,24 +144,22 @@ def main(folder: Path, full: bool) -> None:
     world = init_distributed()
     gc.freeze()  # each engine at ZeRO 3 collects garbage, which would search all of torch
     results: dict[str, Any] = {"fp32": {}, "bf16": {}, "nan": {}, "resumed": {}}
-    for name, fields in variants(folder).items():
+    for name, fields in write_variants(folder).items():
         for accumulate in (1, 4) if full else (4,):
-            trainer = make_trainer(
-                configure(**fields, micro_batch=BATCH // world.size // accumulate), world
-            )
-            first = losses(trainer, world, SAVED_AT, accumulate)
+            micro = BATCH // world.size // accumulate
+            trainer = make_trainer(configure(**fields, micro_batch=micro), world)
+            first = train(trainer, world, SAVED_AT, accumulate)
             if accumulate == 4:
                 save(trainer, folder / "two" / name, world)
-            steps = STEPS if full or name == WHOLE else SHORT
-            rest = losses(trainer, world, steps - SAVED_AT, accumulate)
+            steps = STEPS if full or name == FULL_LENGTH else SHORT
+            rest = train(trainer, world, steps - SAVED_AT, accumulate)
             results["fp32"][f"{name} x {accumulate}"] = first + rest
-        results["nan"][name] = with_nan(make_trainer(configure(**fields), world), world)
-        results["bf16"] |= in_bf16(name, fields, full, world)
+        results["nan"][name] = step_with_nan(make_trainer(configure(**fields), world), world)
+        results["bf16"] |= train_in_bf16(name, fields, full, world)
     for source in (1, 2, 3):
         for stage in (1, 2, 3):
-            results["resumed"][f"{source} to {stage}"] = resumed(
-                folder, f"one/{source}", stage, world, AFTER
-            )
+            found = resume_run(folder / "one" / str(source), stage, world)
+            results["resumed"][f"{source} to {stage}"] = found
     if world.rank == 0:
         (folder / "two.json").write_text(json.dumps(results))
     barrier()

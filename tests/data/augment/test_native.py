@@ -148,7 +148,7 @@ def test_operation_equals_pils(
         [run_pil(image, name, arg) for image, arg in zip(images, args[:, 0], strict=True)]
     )
     most, mean = TOLERANCE[name]
-    distances.hold(run_dali(images, ops, args, place), expected, most=most, mean=mean)
+    distances.check(run_dali(images, ops, args, place), expected, most=most, mean=mean)
 
 
 def pil_warps(
@@ -176,7 +176,7 @@ def test_warp_differs_less_than_pils_own_filters_do(
     share = (
         0.75 if place == "gpu" else 0.6
     )  # it is 0.42 to 0.49 with OpenCV's kernel, and up to 0.71 with CV-CUDA's older one
-    distances.hold(ours, cubic, mean=share * float(np.abs(linear - cubic).mean()))
+    distances.check(ours, cubic, mean=share * float(np.abs(linear - cubic).mean()))
     assert np.median(np.abs(ours - cubic)) <= 1
 
 
@@ -231,7 +231,7 @@ def test_warp_is_a_cubic_convolution(name: str, place: str, distances: Distances
         for sharpness in SHARPNESS[place]
     ]
     nearest = min(models, key=lambda model: float(np.abs(ours - model).mean()))
-    distances.hold(ours, nearest, most=1, mean=0.01)
+    distances.check(ours, nearest, most=1, mean=0.01)
 
 
 def test_warp_fills_with_the_given_colour(place: str) -> None:
@@ -335,7 +335,7 @@ def test_jitters_factors_down_to_zero_equal_pils(
         run_pil(image, f"{name}Increasing", factor)
         for image, factor in zip(images, factors, strict=True)
     ]
-    distances.hold(
+    distances.check(
         run_dali(images, ops, np.array(factors)[:, None], place),
         np.stack(expected),
         most=1,
@@ -382,6 +382,6 @@ def test_window_equals_torchvisions(place: str, distances: Distances) -> None:
         ),
     )
     expected = np.stack([window_of_torchvision(*case) for case in cases])
-    distances.hold(ours, expected, most=3, mean=0.35)
+    distances.check(ours, expected, most=3, mean=0.35)
     unresized = [image.shape[:2] == row[:2] for image, row in cases]
     np.testing.assert_array_equal(ours[unresized], expected[unresized])

@@ -16,7 +16,7 @@ from PIL import Image
 
 from fastdeit.data.formats import check
 from fastdeit.data.formats.check import ImageInfo, check_image, check_place
-from tests.support.decoding import by_dali
+from tests.support.decoding import decode_by_dali
 
 PICTURE = np.stack(
     [(np.mgrid[:37, :53][0] * 5 + np.mgrid[:37, :53][1] * 3 * k) % 256 for k in (1, 2, 3)], -1
@@ -123,7 +123,7 @@ def test_accepted_images_are_decoded_alike_by_dali_and_pillow(kind: str) -> None
     checked = check_image(TAKEN[kind])
     assert isinstance(checked, ImageInfo) and checked[:2] == (37, 53)
     expected = np.asarray(Image.open(io.BytesIO(TAKEN[kind])).convert("RGB"))
-    whole, window = by_dali(TAKEN[kind])
+    whole, window = decode_by_dali(TAKEN[kind])
     # CMYK is rounded otherwise
     np.testing.assert_allclose(whole, expected, atol=1 if kind == "jpeg-cmyk" else 0)
     np.testing.assert_array_equal(window, whole[1:4, 2:6])
@@ -136,7 +136,7 @@ def test_images_that_dali_refuses_are_refused(kind: str) -> None:
     assert isinstance(checked, str)
     assert re.search(message, checked)
     with pytest.raises(RuntimeError):
-        by_dali(data or b"\0")
+        decode_by_dali(data or b"\0")
 
 
 @pytest.mark.parametrize("kind", AMBIGUOUS)
@@ -145,7 +145,7 @@ def test_images_that_decoders_show_differently_are_refused(kind: str) -> None:
     checked = check_image(data)
     assert isinstance(checked, str) and message in checked
     pillow = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
-    assert np.abs(by_dali(data)[0] - pillow).mean() > 20
+    assert np.abs(decode_by_dali(data)[0] - pillow).mean() > 20
 
 
 def test_the_facts_of_an_image_are_returned() -> None:

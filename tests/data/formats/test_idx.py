@@ -11,7 +11,7 @@ import pytest
 from fastdeit.data.formats.idx import read_images
 from fastdeit.data.formats.listing import DataError
 from fastdeit.data.index import build_index
-from tests.support.decoding import by_dali
+from tests.support.decoding import decode_by_dali
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -48,7 +48,7 @@ def test_images_and_labels_are_read(tmp_path: Path, packed: bool) -> None:
     fed = index.encoded(np.array([4, 11]))
     assert bytes(fed[1]) == b"P5 7 9 255\n" + images[11].tobytes() == index.read(11)
     assert index.num_bytes.tolist() == [len(fed[0])] * 12
-    whole, window = by_dali(fed[0])
+    whole, window = decode_by_dali(fed[0])
     np.testing.assert_array_equal(whole, np.repeat(images[4][..., None], 3, 2))
     np.testing.assert_array_equal(window, whole[1:4, 2:6])
     assert index.check(4) is None

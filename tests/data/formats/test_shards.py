@@ -16,7 +16,7 @@ from fastdeit.data.formats.listing import DataError
 from fastdeit.data.formats.shards import expand_pattern
 from fastdeit.data.index import build_index
 from fastdeit.data.snapshot import keep_images, reconcile
-from tests.support.decoding import by_dali
+from tests.support.decoding import decode_by_dali
 
 Members = dict[str, bytes]
 
@@ -73,7 +73,7 @@ def test_ranges_of_shards_are_the_images_and_dali_decodes_them(root: Path) -> No
     assert [bytes(data) for data in fed] == [picture(number) for number in rows.tolist()]
     assert [index.read(row) for row in rows.tolist()] == [bytes(data) for data in fed]
     assert not any(data.flags.owndata or data.flags.writeable for data in fed)
-    whole, window = by_dali(fed[0])
+    whole, window = decode_by_dali(fed[0])
     np.testing.assert_array_equal(
         whole, np.asarray(Image.open(io.BytesIO(picture(7))).convert("RGB"))
     )
