@@ -58,7 +58,7 @@ def plant_in_step(fault: Callable[[], object], step: int | None) -> None:
     original = Trainer.train_step
 
     @replace(Trainer, "train_step")
-    def traplant_in_step(self: Trainer, batches: Iterable[Any]) -> Any:
+    def train_step(self: Trainer, batches: Iterable[Any]) -> Any:
         return original(self, faulty(batches) if step is None or self.step == step else batches)
 
     def faulty(batches: Iterable[Any]) -> Iterator[Any]:
@@ -107,7 +107,7 @@ def spoil_images(step: int) -> None:
     original = Trainer.train_step
 
     @replace(Trainer, "train_step")
-    def traplant_in_step(self: Trainer, batches: Iterable[Any]) -> Any:
+    def train_step(self: Trainer, batches: Iterable[Any]) -> Any:
         return original(self, spoilt(batches) if self.step == step else batches)
 
     def spoilt(batches: Iterable[Any]) -> Iterator[Any]:
@@ -121,7 +121,7 @@ def flip_a_bit(step: int) -> None:
     original = Trainer.train_step
 
     @replace(Trainer, "train_step")
-    def traplant_in_step(self: Trainer, batches: Iterable[Any]) -> Any:
+    def train_step(self: Trainer, batches: Iterable[Any]) -> Any:
         statistics = original(self, batches)
         if self.step == step:
             next(self.state.model.parameters()).data.view(-1).view(torch.uint8)[0] ^= 1
