@@ -1,13 +1,12 @@
-"""`kernels/attention.py` against each backend of torch's scaled dot product, in the form in which
-its users call it.
+"""Time of `kernels/attention.py` against each backend of torch's scaled_dot_product_attention.
 
 python -m benchmarks.bench_attention [--out FOLDER]
 
-A peer takes the packed projection apart, attends, and puts heads together again; its backward
-stacks the gradients of q, k and v into the packed one, as the projection's own backward needs it.
-"reference" is torch's own choice of a backend; "triton, pair" is ours with the backward's other
-form, the one that longer images take. Floor: what has to pass through memory once, 3 + 1 units of
-B·N·H·D elements forward and 5 + 3 backward. What torch has to compile comes last, at every shape.
+A peer splits the packed projection, computes attention, and joins the heads; its backward stacks
+the gradients of q, k and v into one tensor, which the backward of the projection needs.
+"reference" is torch's own choice of a backend; "triton, pair" is ours with the other form of the
+backward, which more tokens need. pct_of_copy counts the least memory traffic: 3 + 1 units of
+B·N·H·D elements forward and 5 + 3 backward. torch.compile is measured last, at every shape.
 """
 
 import contextlib
@@ -33,6 +32,7 @@ SHAPES = {  # (B, N, H)
 D = 64
 PAIR = "triton, pair"
 UNITS = {"fwd": 4, "bwd": 8, "fwd_bwd": 12}
+"""Least memory traffic of each mode, in units of B·N·H·D elements."""
 PEERS = {
     "sdpa flash": SDPBackend.FLASH_ATTENTION,
     "sdpa cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -44,46 +44,40 @@ Attend = Callable[[torch.Tensor], torch.Tensor]
 
 
 def _launch(tokens: int, size: int, dtype: torch.dtype) -> harness.Launch:
-    """Forward and backward of one image."""
+    """Return a launch of forward and backward on one image."""
 
     def run() -> None:
         qkv = torch.zeros(1, tokens, 3, 6, size, dtype=dtype)
         out, lse = attention_triton(qkv)
         attention_bwd_triton(qkv, out, lse, out)
 
-    kernels = (
-        "_attention_fwd_kernel",
-        *(f"_attention_bwd_{form}_kernel" for form in ("whole", "dq", "dkdv")),
-    )
+    kernels = [f"_attention_{part}_kernel" for part in ("fwd", "bwd_whole", "bwd_dq", "bwd_dkdv")]
     name = f"attention N{tokens} D{size} {str(dtype).removeprefix('torch.')}"
-    return harness.Launch(name, run, wgmma=() if dtype == torch.float32 else kernels)
+    return harness.Launch(name, run, wgmma=() if dtype == torch.float32 else tuple(kernels))
 
 
 def _launch_weights(size: int, dtype: torch.dtype) -> harness.Launch:
     def run() -> None:
-        qkv, lse = torch.zeros(1, 198, 3, 6, size, dtype=dtype), torch.zeros(1, 6, 198)
-        attention_weights_triton(qkv, lse, [2])
+        qkv = torch.zeros(1, 198, 3, 6, size, dtype=dtype)
+        attention_weights_triton(qkv, torch.zeros(1, 6, 198), [2])
 
     name = f"attention weights D{size} {str(dtype).removeprefix('torch.')}"
-    return harness.Launch(
-        name, run, wgmma=() if dtype == torch.float32 else ("_attention_weights_kernel",)
-    )
+    wgmma = () if dtype == torch.float32 else ("_attention_weights_kernel",)
+    return harness.Launch(name, run, wgmma=wgmma)
 
 
-# tokens: 198 and 578 are DeiT's (197 and 577 take the same branches); the others take other rows of
+# tokens: 198 and 578 are DeiT's (197 and 577 use the same branches); the others use other rows of
 # the table, or the branches of a block loop without a narrow last block: 150 and 300 masked, 256
 # whole
 LAUNCHES = [
     *(_launch(tokens, 64, torch.bfloat16) for tokens in (50, 120, 150, 198, 256, 300, 578)),
-    *(
-        _launch(tokens, size, torch.bfloat16)
-        for size in (32, 128)
-        for tokens in (50, 120, 198, 578)
-    ),
+    *(_launch(tokens, 32, torch.bfloat16) for tokens in (50, 120, 198, 578)),
+    *(_launch(tokens, 128, torch.bfloat16) for tokens in (50, 120, 198, 578)),
     _launch(198, 96, torch.bfloat16),
     *(_launch(tokens, 128, torch.float32) for tokens in (16, 32, 198)),
     _launch(198, 64, torch.float32),
-    *(_launch_weights(size, dtype) for size, dtype in ((64, torch.bfloat16), (128, torch.float32))),
+    _launch_weights(64, torch.bfloat16),
+    _launch_weights(128, torch.float32),
 ]
 
 
@@ -96,7 +90,7 @@ def with_backend(backend: SDPBackend) -> Attend:
 
 
 def implementations(device: torch.device) -> dict[str, Attend]:
-    """Each way to attend, packed projection in, heads side by side out."""
+    """Return the implementations, from the packed projection to the joined heads."""
     runs: dict[str, Attend] = {"reference": attention_reference}
     runs |= {name: with_backend(backend) for name, backend in PEERS.items()}
     if device.type == "cuda":
@@ -106,22 +100,25 @@ def implementations(device: torch.device) -> dict[str, Attend]:
 
 @contextlib.contextmanager
 def backward_as_pair() -> Iterator[None]:
-    """Inside, no row of the table holds a whole image of more than 64 tokens, and the backward
-    takes the pair of kernels."""
-    kept = list(launch_configs.rows())
-    launch_configs.rows()[:] = [
-        row for row in kept if row["op"] != "attention_bwd_whole" or row["launch"]["BLOCK_M"] <= 64
-    ]
+    """Make the backward of more than 64 tokens use the pair of kernels.
+
+    Inside, the table has no row whose block holds a whole image of more than 64 tokens.
+    """
+    rows = launch_configs.rows()
+    before = list(rows)
+    for row in before:
+        if row["op"] == "attention_bwd_whole" and row["launch"]["BLOCK_M"] > 64:
+            rows.remove(row)
     launch_configs._find_launch.cache_clear()
     try:
         yield
     finally:
-        launch_configs.rows()[:] = kept
+        rows[:] = before
         launch_configs._find_launch.cache_clear()
 
 
 def both(attend: Attend, qkv: torch.Tensor, grad: torch.Tensor) -> Pair:
-    """The output and the gradient of qkv."""
+    """Return the output and the gradient of qkv."""
     out = attend(qkv)
     return out, torch.autograd.grad(out, qkv, grad)[0]
 
@@ -129,23 +126,25 @@ def both(attend: Attend, qkv: torch.Tensor, grad: torch.Tensor) -> Pair:
 def check(
     name: str, attend: Attend, qkv: torch.Tensor, grad: torch.Tensor, exact: Pair, reference: Pair
 ) -> bool:
-    """Hold output and gradient against fp32, the error at most twice the reference's; False: it
-    cannot run here."""
+    """Assert that the error against fp32 is at most twice the reference's.
+
+    Returns False if the implementation cannot run here.
+    """
     try:
         found = both(attend, qkv, grad)
-    except RuntimeError as refusal:
-        print(f"{name} is left out of {tuple(qkv.shape)}: {str(refusal).splitlines()[0]}")
+    except RuntimeError as error:
+        print(f"{name} cannot run at {tuple(qkv.shape)}: {str(error).splitlines()[0]}")
         return False
     for ours, theirs, wanted in zip(found, reference, exact, strict=True):
-        error, allowed = ((x.float() - wanted).norm() for x in (ours, theirs))
-        assert error <= 2 * allowed, (
-            f"{name} is not the reference: {error:.3g} off fp32, the reference {allowed:.3g}"
-        )
+        distance = (ours.float() - wanted).norm()
+        allowed = 2 * (theirs.float() - wanted).norm()
+        message = f"{name}: distance from fp32 must be at most {allowed:.3g} (got {distance:.3g})"
+        assert distance <= allowed, message
     return True
 
 
 def modes(attend: Attend, qkv: torch.Tensor, grad: torch.Tensor) -> dict[str, Callable[[], object]]:
-    """The calls to be timed; the backward alone goes again and again over one graph."""
+    """Return the calls to time; the backward alone runs repeatedly over one graph."""
     out = attend(qkv)
     return {
         "fwd": lambda: attend(qkv),
@@ -161,35 +160,34 @@ def bench(
     stamp: harness.Row,
     copy: float,
 ) -> list[harness.Row]:
-    """The rows of one shape, of what torch compiles or of the others, every implementation checked
-    first."""
+    """Check every implementation at one shape, then return its rows.
+
+    compiled: torch.compile alone; else all other implementations.
+    """
     batch, tokens, heads = shape
-    qkv = torch.randn(
-        batch, tokens, 3, heads, D, dtype=torch.bfloat16, device=device, requires_grad=True
-    )
+    qkv = torch.randn(batch, tokens, 3, heads, D, dtype=torch.bfloat16, device=device)
+    qkv.requires_grad_()
     grad = torch.randn(batch, tokens, heads * D, dtype=torch.bfloat16, device=device)
-    what: harness.Row = {
-        "bench": "attention",
-        "shape": f"{batch}x{tokens}x{heads}x{D}",
-        "dtype": "bf16",
-    }
     exact = both(attention_reference, qkv.detach().float().requires_grad_(), grad.float())
     reference = both(attention_reference, qkv, grad)
+    if compiled:
+        runs: dict[str, Attend] = {
+            "torch.compile": torch.compile(attention_reference, dynamic=False)
+        }
+    else:
+        runs = implementations(device)
     rows = []
-    runs = (
-        {"torch.compile": torch.compile(attention_reference, dynamic=False)}
-        if compiled
-        else implementations(device)
-    )
     for name, attend in runs.items():
         with backward_as_pair() if name == PAIR else contextlib.nullcontext():
             if not check(name, attend, qkv, grad, exact, reference):
                 continue
             for mode, run in modes(attend, qkv, grad).items():
-                found = harness.measure(
-                    run, device, images=batch, nbytes=UNITS[mode] * grad.nbytes, copy=copy
+                what = harness.case_columns(
+                    "attention", mode, f"{batch}x{tokens}x{heads}x{D}", "bf16", name
                 )
-                rows.append({**stamp, **what, "mode": mode, "impl": name, **found})
+                nbytes = UNITS[mode] * grad.nbytes
+                found = harness.measure(run, device, images=batch, nbytes=nbytes, copy=copy)
+                rows.append(stamp | what | found)
     return rows
 
 

@@ -1,14 +1,14 @@
-"""`kernels/augment.py` against torchvision's v2 functions on the GPU, the compiled operator and PIL
-on the CPU.
+"""Time of `kernels/augment.py` against torchvision's v2 functions on the GPU, and against the exact
+backend's operator and PIL on the CPU.
 
 python -m benchmarks.bench_augment [--out FOLDER]
 
-Every implementation applies what the plan draws for DeiT's RandAugment (two layers, each with
-probability one half) to finished crops, uint8. torchvision's functions are called image by image on
-the GPU, as its own RandAugment does; there they have no bicubic warp, so theirs is bilinear, and
-the pixels are not PIL's. The reference asks the host which operations there are, so it is not
-compiled. The exact backend's operator and timm on PIL run on one core, on as many images as one CPU
-copes with. All figures count the bytes of the images once in and once out.
+Every implementation applies the planned operations of DeiT's RandAugment (two layers, each with
+probability one half) to cropped uint8 images. torchvision's functions are called image by image on
+the GPU, as its own RandAugment does; they have no bicubic warp there, so theirs is bilinear, and
+the pixels differ from those of PIL. The reference reads the operations on the host, so it is not
+compiled. The exact backend's operator and timm on PIL run on one core, on fewer images. pct_of_copy
+counts the bytes of the images read and written once.
 """
 
 import math
@@ -28,54 +28,47 @@ from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec
 
 SHAPES = {"cuda": [(256, 224), (1024, 224), (256, 384)], "cpu": [(32, 64)]}
-ON_ONE_CORE, ONE_BY_ONE = 32, 256
-WHOLE = ("PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd")
+ON_ONE_CORE = 32
+"""Images on one CPU core."""
+ONE_BY_ONE = 256
+"""Largest batch for torchvision, which is called image by image."""
+INTEGER_ARGS = ("PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd")
 LAYER_OPS = PlanSpec().layer_ops
 
 Drawn = tuple[np.ndarray, np.ndarray]
 Runs = dict[str, Callable[[], torch.Tensor]]
 
 
-def _nothing(side: int) -> torch.Tensor:
-    images, ops = (
-        torch.zeros(4, side, side, 3, dtype=torch.uint8),
-        torch.zeros(4, 2, dtype=torch.int32),
-    )
+def _launch(side: int) -> torch.Tensor:
+    images = torch.zeros(4, side, side, 3, dtype=torch.uint8)
+    ops = torch.zeros(4, 2, dtype=torch.int32)
     return augment_triton(images, ops, torch.zeros(4, 2, 2, dtype=torch.float64))
 
 
 LAUNCHES = [
-    harness.Launch("augment 224", lambda: _nothing(224), streams=("_augment_kernel",)),
-    harness.Launch("augment ragged", lambda: _nothing(37)),
+    harness.Launch("augment 224", lambda: _launch(224), streams=("_augment_kernel",)),
+    harness.Launch("augment ragged", lambda: _launch(37)),
 ]
 
 
 def make_inputs(batch: int, side: int, device: torch.device) -> tuple[torch.Tensor, Drawn]:
-    """Smooth pictures with noise on top, and the plan's operations and timm's arguments for them."""
-    smooth = interpolate(
-        255 * torch.rand(batch, 3, side // 16, side // 16), size=(side, side), mode="bicubic"
-    )
-    images = (
-        (smooth + 8 * torch.randn_like(smooth))
-        .clamp(0, 255)
-        .to(torch.uint8)
-        .permute(0, 2, 3, 1)
-        .contiguous()
-    )
+    """Return smooth images with noise, and the planned operations and timm's arguments for them."""
+    coarse = 255 * torch.rand(batch, 3, side // 16, side // 16)
+    smooth = interpolate(coarse, size=(side, side), mode="bicubic")
+    noisy = (smooth + 8 * torch.randn_like(smooth)).clamp(0, 255)
+    images = noisy.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     drawn = Plan(PlanSpec(input_size=side), np.full((2 * batch, 2), side)).draw(0, np.arange(batch))
     return images.to(device), (drawn.ops, drawn.op_args)
 
 
 def ours(images: torch.Tensor, drawn: Drawn) -> Runs:
-    """Those that must give the same pixels; packing and copying the arguments is the loader's work."""
+    """Return the implementations that must give equal pixels.
+
+    Packing and copying the arguments is not timed: the loader does it.
+    """
     ops, args = map(torch.from_numpy, drawn)
-    arguments = (
-        images,
-        ops.to(images.device),
-        pack_args(ops, args).to(images.device),
-        FILL,
-        LAYER_OPS,
-    )
+    packed = pack_args(ops, args).to(images.device)
+    arguments = (images, ops.to(images.device), packed, FILL, LAYER_OPS)
     runs: Runs = {"reference": lambda: augment_reference(*arguments)}
     if images.is_cuda:
         runs["triton"] = lambda: augment_triton(*arguments)
@@ -83,23 +76,22 @@ def ours(images: torch.Tensor, drawn: Drawn) -> Runs:
 
 
 def by_timm(images: np.ndarray, drawn: Drawn) -> torch.Tensor:
-    """PIL's operations, image by image on one core."""
+    """Apply PIL's operations image by image on one core."""
     out = []
     for image, ops, args in zip(images, *drawn, strict=True):
         pil = Image.fromarray(image)
         for op, arg in zip(ops, args, strict=True):
             if op >= 0:
-                name = OPS[op]
-                given = (
-                    []
-                    if LEVEL_TO_ARG[name] is None
-                    else [int(arg) if name in WHOLE else float(arg)]
-                )
-                pil = NAME_TO_OP[name](
-                    pil, *given, fillcolor=FILL, resample=Image.Resampling.BICUBIC
-                )
+                pil = _timm_op(pil, OPS[op], float(arg))
         out.append(np.asarray(pil))
     return torch.from_numpy(np.stack(out))
+
+
+def _timm_op(image: Image.Image, name: str, arg: float) -> Image.Image:
+    args: list[float] = []
+    if LEVEL_TO_ARG[name] is not None:
+        args = [int(arg) if name in INTEGER_ARGS else arg]
+    return NAME_TO_OP[name](image, *args, fillcolor=FILL, resample=Image.Resampling.BICUBIC)
 
 
 def _v2_affine(
@@ -107,9 +99,8 @@ def _v2_affine(
 ) -> torch.Tensor:
     degrees = [math.degrees(math.atan(tangent)) for tangent in shear]
     pixels = [-round(x.shape[2] * share[0]), -round(x.shape[1] * share[1])]
-    return v2.affine(
-        x, 0.0, pixels, 1.0, degrees, InterpolationMode.BILINEAR, list(map(float, FILL)), [0.0, 0.0]
-    )
+    fill = [float(value) for value in FILL]
+    return v2.affine(x, 0.0, pixels, 1.0, degrees, InterpolationMode.BILINEAR, fill, [0.0, 0.0])
 
 
 V2_OPS: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
@@ -133,7 +124,7 @@ V2_OPS: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
 
 
 def by_torchvision(images: torch.Tensor, drawn: Drawn) -> torch.Tensor:
-    """Image by image on the images' device."""
+    """Apply torchvision's operations image by image on the device of the images."""
     out = list(images.permute(0, 3, 1, 2).contiguous())
     for i, (ops, args) in enumerate(zip(*(array.tolist() for array in drawn), strict=True)):
         for op, arg in zip(ops, args, strict=True):
@@ -143,12 +134,14 @@ def by_torchvision(images: torch.Tensor, drawn: Drawn) -> torch.Tensor:
 
 
 def exact_operator(images: np.ndarray, drawn: Drawn) -> Callable[[], torch.Tensor] | None:
-    """The operations of --augment-backend exact on one core, on planes; None where numba is not
-    installed."""
+    """Return the operations of --augment-backend exact on one core, on channels-first images.
+
+    Returns None where numba is not installed.
+    """
     try:
         from fastdeit.data.augment.sample import operate
     except ImportError:
-        print("left out: the exact operator (needs numba)")
+        print("skipped: the exact operator (needs numba)")
         return None
     planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     args = pack_args(*map(torch.from_numpy, drawn)).flatten(1).numpy()
@@ -165,12 +158,10 @@ def exact_operator(images: np.ndarray, drawn: Drawn) -> Callable[[], torch.Tenso
 def bench(
     batch: int, side: int, device: torch.device, stamp: harness.Row, copy: float
 ) -> list[harness.Row]:
-    """The rows of one shape, those of the same pixels gated first."""
+    """Compare the pixels of the implementations, then return the rows of one shape."""
     images, drawn = make_inputs(batch, side, device)
-    few, first = (
-        images[:ON_ONE_CORE].cpu().numpy(),
-        (drawn[0][:ON_ONE_CORE], drawn[1][:ON_ONE_CORE]),
-    )
+    few = images[:ON_ONE_CORE].cpu().numpy()
+    first = (drawn[0][:ON_ONE_CORE], drawn[1][:ON_ONE_CORE])
     runs = ours(images, drawn)
     expected = runs["reference"]()
     harness.gate(expected[:ON_ONE_CORE].cpu(), by_timm(few, first), "the reference against PIL")
@@ -186,16 +177,10 @@ def bench(
     def row(
         name: str, run: Callable[[], torch.Tensor], count: int, where: torch.device
     ) -> harness.Row:
-        what: harness.Row = {
-            "bench": "augment",
-            "mode": "fwd",
-            "shape": f"{count}x{side}x{side}x3",
-            "dtype": "uint8",
-        }
-        figures = harness.measure(
-            run, where, images=count, nbytes=2 * count * side * side * 3, copy=copy
-        )
-        return {**stamp, **what, "impl": name, **figures}
+        shape = f"{count}x{side}x{side}x3"
+        what = harness.case_columns("augment", "fwd", shape, "uint8", name)
+        nbytes = 2 * count * side * side * 3
+        return stamp | what | harness.measure(run, where, images=count, nbytes=nbytes, copy=copy)
 
     cpu = torch.device("cpu")
     rows = [row(name, run, batch, device) for name, run in runs.items()]

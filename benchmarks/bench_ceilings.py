@@ -1,8 +1,10 @@
-"""What the machine itself can do, which every other figure is read against: python -m
-benchmarks.bench_ceilings [--out FOLDER]
+"""Limits of the machine: copy bandwidth on the device and from the host in GB/s, bf16 matrix
+product in TFLOP/s.
 
-A copy on the device, one from pinned memory of the host to it, and a bf16 matrix product. Versions
-are printed first, for a package that is missing or of another version explains most surprises.
+python -m benchmarks.bench_ceilings [--out FOLDER]
+
+The other benchmarks' figures are compared with these. The copy from the host starts in pinned
+memory. Versions are printed first: a missing package or another version explains most surprises.
 """
 
 import argparse
@@ -16,31 +18,21 @@ import torch
 from benchmarks import harness
 
 MIB = {"cuda": 256, "cpu": 16}
-"""Copied from the host."""
+"""Size of the copy from the host."""
 SIDE = {"cuda": 8192, "cpu": 512}
-"""Of the two matrices."""
-ALSO = (
-    "torchvision",
-    "timm",
-    "numpy",
-    "pillow",
-    "numba",
-    "pyarrow",
-    "psutil",
-    "tyro",
-    "pydantic",
-    "pytest",
-    "hypothesis",
+"""Rows and columns of the two matrices."""
+PACKAGES = (
+    *harness.PACKAGES,
+    *"torchvision timm numpy pillow numba pyarrow psutil tyro pydantic pytest hypothesis".split(),
 )
 
 
 def describe(device: torch.device) -> str:
-    """Versions, cores and device in two lines."""
-    versions = ", ".join(
-        f"{name} {harness.installed(name) or 'MISSING'}" for name in (*harness.PACKAGES, *ALSO)
-    )
-    cores = f"Python {platform.python_version()} on {len(os.sched_getaffinity(0))} cores, {harness.device_name(device)}"
-    return f"{versions}\n{cores}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    """Return versions, cores and device in two lines."""
+    versions = [f"{name} {harness.installed(name) or 'MISSING'}" for name in PACKAGES]
+    cores = f"Python {platform.python_version()} on {len(os.sched_getaffinity(0))} cores"
+    cuda = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    return f"{', '.join(versions)}\n{cores}, {harness.device_name(device)}, {cuda}"
 
 
 def from_host(mib: int, device: torch.device) -> Callable[[], object]:
@@ -50,7 +42,7 @@ def from_host(mib: int, device: torch.device) -> Callable[[], object]:
 
 
 def product(side: int, device: torch.device) -> Callable[[], object]:
-    """Of random numbers: zeros would draw less power, and so run faster."""
+    """Return a product of random matrices: zeros need less power and would run faster."""
     left, right = torch.randn(2, side, side, device=device).bfloat16()
     return lambda: left @ right
 
@@ -63,19 +55,24 @@ def main() -> None:
     out = parser.parse_args().out
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(describe(device), flush=True)
-    mib, side, copy = MIB[device.type], SIDE[device.type], harness.copy_gbps(device)
+    mib = MIB[device.type]
+    side = SIDE[device.type]
+    copy = harness.copy_gbps(device)
     calls = {
         "from host": (from_host(mib, device), mib << 20, f"{mib} MiB", "uint8"),
         "matmul": (product(side, device), 3 * 2 * side**2, f"{side}x{side}x{side}", "bf16"),
     }
-    stamp, found = harness.environment(device), {}
+    stamp = harness.environment(device)
+    found = {}
     for name, (call, nbytes, shape, dtype) in calls.items():
-        what = {"bench": "ceiling", "mode": name, "impl": "torch", "shape": shape, "dtype": dtype}
+        what = harness.case_columns("ceiling", name, shape, dtype, "torch")
         found[name] = harness.measure(call, device, images=0, nbytes=nbytes, copy=copy)
         harness.append([stamp | what | found[name]], device, out)
     tflops = 2 * side**3 / float(found["matmul"]["ms_p50"]) / 1e9
+    from_host_gbps = found["from host"]["gbps"]
     print(
-        f"copy {copy:.0f} GB/s, from the host {found['from host']['gbps']} GB/s, bf16 product {tflops:.3g} TFLOP/s"
+        f"copy {copy:.0f} GB/s, from the host {from_host_gbps} GB/s, "
+        f"bf16 product {tflops:.3g} TFLOP/s"
     )
 
 

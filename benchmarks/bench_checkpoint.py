@@ -1,14 +1,14 @@
-"""Checkpoints of DeiT-Ti, S, B: size, and seconds to gather, write, verify and load: python -m
-benchmarks.bench_checkpoint
+"""Checkpoints of DeiT-Ti, S and B: size in MiB, and seconds to gather, write, verify and load.
 
-One process, ZeRO 1, fp32 masters, both moments and the average. Then how long training is held up
-by a save that it waits for and by one that a thread writes: the call itself, and by how much the
-steps during the write take longer than others (on a CPU the thread and the step share the cores;
-`slowed_s`). Medians over rounds. The disk is that of --folder.
+python -m benchmarks.bench_checkpoint [-o FILE] [--folder FOLDER] [--rounds 3]
+
+One process, ZeRO 1, fp32 masters, both moments and EMA. Then the time that training loses by a
+save that it waits for, and by a save in the background thread: that of the call (`held_*_s`), and
+the extra time of the steps during the write (`slowed_s`; on a CPU the thread and the step share the
+cores). Medians over rounds. The disk is that of --folder.
 """
 
 import argparse
-import re
 import shutil
 import statistics
 import tempfile
@@ -30,13 +30,15 @@ from fastdeit.training.build import build_trainer
 from fastdeit.training.trainer import Trainer
 
 MODELS = ("tiny", "small", "base")
-BATCH, SIZE, CLASSES = 2, 224, 1000
+BATCH = 2
+SIZE = 224
+CLASSES = 1000
 COLUMNS = (
     *("parameters", "mib", "gather_s", "write_s", "verify_s", "load_s", "install_s"),
     *("held_waiting_s", "held_thread_s", "held_ratio", "step_s", "slowed_s"),
 )
-"""load_s: verified and in memory; install_s: from there into the engine; held_ratio: thread /
-waiting."""
+"""load_s: verify and read into memory; install_s: from memory into the engine; held_ratio:
+held_thread_s / held_waiting_s."""
 
 
 def make_trainer(name: str, world: World) -> Trainer:
@@ -51,7 +53,7 @@ def make_trainer(name: str, world: World) -> Trainer:
 
 
 def make_batch(trainer: Trainer, device: torch.device) -> Batch:
-    depth = len(trainer.model.drop_path_rates)
+    depth = len(trainer.state.model.drop_path_rates)
     return Batch(
         images=torch.randn(BATCH, 3, SIZE, SIZE, device=device),
         labels=torch.arange(BATCH, device=device),
@@ -72,36 +74,35 @@ def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def parts_of_a_save(trainer: Trainer, folder: Path) -> dict[str, float]:
-    """One waited-for save, and the way back."""
+    """Time a save that training waits for, and the load."""
     found: dict[str, float] = {}
-    found["gather_s"], (tensors, state) = seconds(trainer.state)
+    found["gather_s"], (tensors, state) = seconds(trainer.state.gather)
     found["write_s"], path = seconds(
         lambda: save_checkpoint(folder, state["step"], tensors, state, keep=2)
     )
     found["held_waiting_s"] = found["gather_s"] + found["write_s"]
     found["mib"] = sum(file.stat().st_size for file in path.iterdir()) / 2**20
-    found["verify_s"], _ = seconds(lambda: verify_checkpoint(path, trainer.layout()))
-    found["load_s"], loaded = seconds(lambda: load_checkpoint(path, trainer.layout()))
+    found["verify_s"], _ = seconds(lambda: verify_checkpoint(path, trainer.state.layout()))
+    found["load_s"], loaded = seconds(lambda: load_checkpoint(path, trainer.state.layout()))
     for stem, named in tensors.items():
         for name, tensor in named.items():
             harness.gate(loaded[0][stem][name], tensor, f"{stem} {name}")
-    found["install_s"], _ = seconds(lambda: trainer.load_state(*loaded))
+    found["install_s"], _ = seconds(lambda: trainer.state.load(*loaded))
     return found
 
 
 def beside_training(
     trainer: Trainer, batch: Batch, folder: Path, write_s: float
 ) -> dict[str, float]:
-    """A save by the thread: what the call takes, and what the steps while it writes take beyond
-    others."""
+    """Time a save by the thread: the call, and the extra time of the steps during the write."""
     step_s = statistics.median(seconds(lambda: trainer.train_step([batch]))[0] for _ in range(3))
     count = max(1, round(write_s / step_s))
     writer = CheckpointWriter(folder, keep=2, rank=0)
-    held_s, _ = seconds(lambda: writer.save(*trainer.state()))
-    while_s = seconds(lambda: [trainer.train_step([batch]) for _ in range(count)])[0]
+    held_s, _ = seconds(lambda: writer.save(*trainer.state.gather()))
+    during_s, _ = seconds(lambda: [trainer.train_step([batch]) for _ in range(count)])
     writer.wait()
     writer.close()
-    return {"held_thread_s": held_s, "step_s": step_s, "slowed_s": while_s - count * step_s}
+    return {"held_thread_s": held_s, "step_s": step_s, "slowed_s": during_s - count * step_s}
 
 
 def measure(name: str, world: World, root: Path, rounds: int) -> dict[str, float]:
@@ -117,43 +118,41 @@ def measure(name: str, world: World, root: Path, rounds: int) -> dict[str, float
     medians["held_ratio"] = statistics.median(
         one["held_thread_s"] / one["held_waiting_s"] for one in found
     )
-    medians["parameters"] = sum(parameter.numel() for parameter in trainer.eval_model.parameters())
+    medians["parameters"] = sum(
+        parameter.numel() for parameter in trainer.state.eval_model.parameters()
+    )
     trainer.engine.destroy()
     shutil.rmtree(root / name)
     return medians
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-o", "--output", type=Path, help="default: results/DEVICE-checkpoint.csv")
     parser.add_argument(
         "--folder",
         type=Path,
-        help="where the checkpoints go for the while; default: the system's for such",
+        help="folder for temporary checkpoints; default: the system's temporary folder",
     )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--rounds", type=int, default=3)
-    asked, world = parser.parse_args(), init_distributed()
-    stamp, rows = harness.environment(world.device) | {"bench": "checkpoint"}, []
-    for name in asked.models:
-        with tempfile.TemporaryDirectory(dir=asked.folder) as root:
-            found = measure(name, world, Path(root), asked.rounds)
-        rows.append(
-            stamp | {"setting": name} | {column: f"{found[column]:.4g}" for column in COLUMNS}
-        )
-        rows[-1]["parameters"] = int(found["parameters"])
-        print(
-            "  ".join(f"{column} {rows[-1][column]}" for column in ("setting", *COLUMNS)),
-            flush=True,
-        )
-    place = (
-        "cpu"
-        if world.device.type == "cpu"
-        else re.sub(r"[^a-z0-9]+", "-", harness.device_name(world.device).lower())
-    )
-    harness.write_rows(
-        asked.output or harness.RESULTS / f"{place}-checkpoint.csv", rows, list(rows[0])
-    )
+    args = parser.parse_args()
+    world = init_distributed()
+    stamp = harness.environment(world.device) | {"bench": "checkpoint"}
+    rows = []
+    for name in args.models:
+        with tempfile.TemporaryDirectory(dir=args.folder) as root:
+            found = measure(name, world, Path(root), args.rounds)
+        row: harness.Row = {"setting": name}
+        row |= {column: f"{found[column]:.4g}" for column in COLUMNS}
+        row["parameters"] = int(found["parameters"])
+        print("  ".join(f"{column} {value}" for column, value in row.items()), flush=True)
+        rows.append(stamp | row)
+    place = "cpu" if world.device.type == "cpu" else harness.device_slug(world.device)
+    path = args.output or harness.RESULTS / f"{place}-checkpoint.csv"
+    harness.write_rows(path, rows, list(rows[0]))
 
 
 if __name__ == "__main__":

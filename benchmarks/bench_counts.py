@@ -1,11 +1,11 @@
-"""What an optimizer step of the trainer asks of its device, counted on the CPU: no times, the same
-on every machine.
+"""Launches, reads and synchronisations of an optimizer step, counted on the CPU: no times, equal on
+every machine.
 
 python -m benchmarks.bench_counts [-o FILE]
 
-One process; the toy student of trainers.py has a DeiT's 12 blocks. counting.py says what is
-counted, tests/training/test_step_counts.py holds the figures under ceilings. `step_launches` are
-those of DeepSpeed's `step()` alone.
+One process; the toy student of trainers.py has a DeiT's 12 blocks. counting.py defines the counts,
+tests/training/test_step_counts.py sets upper limits for them. `step_launches` are those of
+DeepSpeed's `step()` alone.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from benchmarks.counting import StepCounter
 from benchmarks.trainers import make_config, make_trainer, micro_batches
 from fastdeit.distributed.world import World, init_distributed
 
-WARM, MICRO_BATCH = 3, 2
-"""Steps before the one that is counted: DeepSpeed's timer begins with the third; samples of a
-micro-batch."""
+WARM_UP = 3
+"""Steps before the counted one: DeepSpeed's timer starts at the third."""
+MICRO_BATCH = 2
 
 
 class Form(NamedTuple):
-    """How a student is trained; accumulate: micro-batches of an optimizer step."""
+    """A way to train the student; accumulate: micro-batches of an optimizer step."""
 
     precision: str
     zero_stage: int
@@ -40,7 +40,7 @@ FORMS = [
 
 
 class Counts(NamedTuple):
-    """Of one optimizer step."""
+    """The counts of one optimizer step."""
 
     whole: StepCounter
     step: StepCounter
@@ -56,8 +56,9 @@ def count_step(form: Form, world: World) -> Counts:
         precision=form.precision,
         zero_stage=form.zero_stage,
     )
-    trainer, batches = make_trainer(config, world), micro_batches(config, world.device)
-    for _ in range(WARM):
+    trainer = make_trainer(config, world)
+    batches = micro_batches(config, world.device)
+    for _ in range(WARM_UP):
         trainer.train_step(batches)
     counts = Counts(StepCounter(), StepCounter())
     original = trainer.engine.step
@@ -84,9 +85,12 @@ def row_of(form: Form, counts: Counts) -> harness.Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "cpu-engine.csv")
-    output, world = parser.parse_args().output, init_distributed()
+    output = parser.parse_args().output
+    world = init_distributed()
     stamp = harness.environment(world.device)
     for form in FORMS:
         row = row_of(form, count_step(form, world))

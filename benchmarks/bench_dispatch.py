@@ -1,12 +1,12 @@
-"""What a call of an operator costs the host: `kernels/operators.py` beside a bare autograd.Function
-and torch's custom_op.
+"""Host time of an operator call in microseconds: `kernels/operators.py` against a bare
+autograd.Function and torch's custom_op.
 
 python -m benchmarks.bench_dispatch [-o results.csv]
 
-The kernels' modules are loaded three times, with three meanings of `operator`, so that all run the
-same launchers; Triton's launch is replaced by nothing, so no GPU is needed. As "function" an op
-without a gradient is its launcher, called. A backward is measured with autograd's engine around it.
-Thread CPU time; the three take turns, and on a shared machine only their ratios mean something.
+The kernels' modules are imported three times, with three definitions of `operator`, so that all
+call the same launchers; Triton launches nothing, so no GPU is needed. As "function", an op without
+a gradient is its launcher. The time of a backward includes autograd's engine. Thread CPU time; the
+three alternate, and on a shared machine only their ratios are meaningful.
 """
 
 import argparse
@@ -27,27 +27,19 @@ from triton.runtime.jit import JITFunction
 
 from benchmarks import harness
 from fastdeit.kernels import operators
-from fastdeit.kernels.backend import set_backend
+from fastdeit.kernels.backend import use_backend
 
 MODULES = (
-    "attention_bwd",
-    "attention",
-    "norm_bwd",
-    "norm",
-    "gelu",
-    "mix",
-    "distill_fused",
-    "distill",
-    "augment",
-)
+    "attention_bwd attention norm_bwd norm gelu mix mix_patches distill_fused distill augment"
+).split()
 Modules = dict[str, ModuleType]
 
 
 def function(
     name: str, *, fake: Any, save: Any = None, backward: Any = None
 ) -> Callable[[Any], Any]:
-    """Stand in for `operators.operator` with the gradient alone: the least that a differentiable
-    call can cost."""
+    """Replace `operators.operator` by an autograd.Function: the least cost of a differentiable
+    call."""
 
     def register(launch: Any) -> Any:
         def forward(ctx: Any, *inputs: Any) -> Any:
@@ -55,8 +47,10 @@ def function(
             save(ctx, inputs, output)
             return output
 
+        if backward is None:
+            return launch
         methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-        return launch if backward is None else type(name, (torch.autograd.Function,), methods).apply  # type: ignore[attr-defined]
+        return type(name, (torch.autograd.Function,), methods).apply  # type: ignore[attr-defined]
 
     return register
 
@@ -64,7 +58,7 @@ def function(
 def custom_op(
     name: str, *, fake: Any, save: Any = None, backward: Any = None
 ) -> Callable[[Any], Any]:
-    """Stand in for `operators.operator` with what torch offers for the purpose."""
+    """Replace `operators.operator` by torch.library.custom_op."""
 
     def register(launch: Any) -> Any:
         op = torch.library.custom_op(f"bench_dispatch::{name}", launch, mutates_args=())
@@ -100,26 +94,23 @@ class Call(NamedTuple):
 
 
 def calls(kernels: Modules) -> dict[str, Call]:
-    """Make a call of each op, on small tensors; a backward operator is part of its forward's
-    gradient."""
-    x, w, b, scale = (
-        torch.zeros(2, 6, 32).requires_grad_(),
-        *torch.zeros(2, 32).requires_grad_(),
-        torch.ones(2),
-    )
+    """Return a call of each op on small tensors; the gradient of an op calls its backward op."""
+    x = torch.zeros(2, 6, 32).requires_grad_()
+    w, b = torch.zeros(2, 32).requires_grad_()
+    scale = torch.ones(2)
     qkv = torch.zeros(2, 6, 3, 1, 32).requires_grad_()
-    images, lam, box = torch.zeros(2, 3, 8, 8), torch.ones(2), torch.zeros(2, 4, dtype=torch.int32)
-    heads, labels = (
-        torch.zeros(2, 2, 8).requires_grad_().unbind(0),
-        torch.zeros(2, dtype=torch.int64),
-    )
+    lse = torch.zeros(2, 1, 6)
+    images = torch.zeros(2, 3, 8, 8)
+    lam = torch.ones(2)
+    box = torch.zeros(2, 4, dtype=torch.int32)
+    heads = torch.zeros(2, 2, 8).requires_grad_().unbind(0)
+    labels = torch.zeros(2, dtype=torch.int64)
     setting = {"smoothing": 0.1, "kind": "hard", "alpha": 0.5, "tau": 1.0}
-    pixels, ops = (
-        torch.zeros(2, 8, 8, 3, dtype=torch.uint8),
-        torch.full((2, 1), -1, dtype=torch.int32),
-    )
-    args, lse = torch.zeros(2, 1, 2, dtype=torch.float64), torch.zeros(2, 1, 6)
-    attention, norm, mix = kernels["attention"], kernels["norm"], kernels["mix"]
+    pixels = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
+    ops = torch.full((2, 1), -1, dtype=torch.int32)
+    args = torch.zeros(2, 1, 2, dtype=torch.float64)
+    attention = kernels["attention"]
+    norm = kernels["norm"]
     return {
         "attention": Call(lambda: attention.attention(qkv), (qkv,)),
         "attention_weights": Call(
@@ -128,8 +119,8 @@ def calls(kernels: Modules) -> dict[str, Call]:
         "norm": Call(lambda: norm.norm(x, w, b, 1e-6), (x, w, b)),
         "add_norm": Call(lambda: norm.add_norm(x, x, scale, w, b, 1e-6)[1], (x, w, b)),
         "gelu": Call(lambda: kernels["gelu"].gelu(x, b), (x, b)),
-        "mix": Call(lambda: mix.mix(images, lam, box)),
-        "mix_patches": Call(lambda: mix.mix_patches(images, lam, box, 4)[0]),
+        "mix": Call(lambda: kernels["mix"].mix(images, lam, box)),
+        "mix_patches": Call(lambda: kernels["mix_patches"].mix_patches(images, lam, box, 4)[0]),
         "distill": Call(
             lambda: kernels["distill"].distill(*heads, labels, lam, labels, **setting).loss, heads
         ),
@@ -140,8 +131,7 @@ def calls(kernels: Modules) -> dict[str, Call]:
 
 
 def modes(call: Call) -> dict[str, Callable[[], object]]:
-    """Split into the call as a training step makes it, the same without a gradient, and the
-    backward of one."""
+    """Return the call as in a training step, the same without a gradient, and the backward."""
 
     def without_gradient() -> object:
         with torch.no_grad():
@@ -156,7 +146,7 @@ def modes(call: Call) -> dict[str, Callable[[], object]]:
 
 
 def call_us(run: Callable[[], object], count: int = 100) -> float:
-    """Measure the mean of so many calls, in microseconds of this thread's CPU time."""
+    """Measure the mean of `count` calls, in microseconds of this thread's CPU time."""
     start = time.thread_time()
     for _ in range(count):
         run()
@@ -164,26 +154,21 @@ def call_us(run: Callable[[], object], count: int = 100) -> float:
 
 
 def take_turns(runs: dict[str, Callable[[], object]], rounds: int = 30) -> dict[str, list[float]]:
-    """Measure microseconds of a call in each round, by way; the first round, which makes what is
-    made once, is left out."""
+    """Measure microseconds of a call in each round, by implementation, after one warm-up round."""
     found = [{name: call_us(run) for name, run in runs.items()} for _ in range(rounds + 1)]
     return {name: [times[name] for times in found[1:]] for name in runs}
 
 
 @contextmanager
 def nothing_launched() -> Iterator[None]:
-    """Take the kernels for CPU tensors too, and launch none of them."""
-    set_backend("triton")
-    try:
-        with patch.object(JITFunction, "run", lambda *_, **__: None):
-            yield
-    finally:
-        set_backend("auto")
+    """Select the kernels for CPU tensors too, and launch none of them."""
+    with use_backend("triton"), patch.object(JITFunction, "run", lambda *_, **__: None):
+        yield
 
 
 def measure(op: str, by_way: dict[str, dict[str, Call]]) -> Iterator[harness.Row]:
-    """Yield a row for each mode: microseconds of each way, and the others' share of ours, medians
-    over the rounds."""
+    """Yield a row for each mode: microseconds of each implementation, and the ratios of the others
+    to ours, medians over the rounds."""
     runs = {way: modes(found[op]) for way, found in by_way.items()}
     for mode in runs["operator"]:
         times = take_turns({way: found[mode] for way, found in runs.items()})

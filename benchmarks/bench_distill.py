@@ -1,14 +1,12 @@
-"""`kernels/distill.py` against what a user would otherwise call: deit's chain of losses,
-F.cross_entropy, torch.compile.
+"""Time of `kernels/distill.py` against deit's chain of losses, F.cross_entropy and torch.compile.
 
 python -m benchmarks.bench_distill [--out FOLDER]
 
-Loss and gradients of both heads from bf16 logits, kind "hard" with the teacher's class ids (as a
-teacher cache gives them) and "soft" with its logits. The peers build the dense (B, K) target, as
-timm's Mixup hands it over, and take logits to fp32, as autocast does. Mode fwd_bwd is one call as a
-training step makes it, where small kernels wait for Python; fwd_bwd_graph replays the same call
-from a CUDA graph: what the device itself needs. pct_of_copy counts logits read and gradients
-written once.
+Loss and gradients of both heads from bf16 logits; kind "hard" with the teacher's class ids, as from
+a teacher cache, and "soft" with its logits. The peers build the dense (B, K) target, as timm's
+Mixup does, and cast logits to fp32, as autocast does. Mode fwd_bwd is one call as in a training
+step, where small kernels wait for Python; fwd_bwd_graph replays the same call from a CUDA graph,
+and so measures the device alone. pct_of_copy counts logits read and gradients written once.
 """
 
 import functools
@@ -58,14 +56,13 @@ def make_inputs(
 
 
 def _launch(name: str, heads: int = 2, with_grads: bool = True) -> harness.Launch:
-    """A launch by its name: kind, what the teacher gives, dtype, classes."""
+    """Return a launch; name: kind, output of the teacher, dtype, classes."""
     kind, teacher, dtype_name, classes = name.split()
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype_name]
 
     def run() -> object:
-        inputs = make_inputs(
-            (2, int(classes)), "soft" if teacher == "logits" else "hard", torch.device("cpu"), dtype
-        )
+        inputs_kind = "soft" if teacher == "logits" else "hard"
+        inputs = make_inputs((2, int(classes)), inputs_kind, torch.device("cpu"), dtype)
         cls_logits, dist_logits = (head.detach() for head in inputs.heads)
         *_, grads = distill_triton(
             cls_logits,
@@ -84,41 +81,17 @@ def _launch(name: str, heads: int = 2, with_grads: bool = True) -> harness.Launc
         return distill_bwd_triton(grads, torch.ones(()), dtype)
 
     streams = ("_distill_bwd_kernel",) if int(classes) % 8 == 0 and with_grads else ()
-    return harness.Launch(
-        f"{name} {heads} heads{'' if with_grads else ', no gradients'}", run, streams=streams
-    )
+    label = f"{name} {heads} heads"
+    return harness.Launch(label if with_grads else f"{label}, no gradients", run, streams=streams)
 
 
 LAUNCHES = [
-    *map(
-        _launch,
-        (
-            "hard ids bf16 10",
-            "hard ids bf16 1000",
-            "hard ids bf16 2000",
-            "hard ids bf16 21841",
-            "hard ids fp16 1000",
-        ),
-    ),
-    *map(
-        _launch,
-        (
-            "hard ids fp32 10",
-            "hard ids fp32 1000",
-            "hard ids fp32 2000",
-            "hard logits bf16 1000",
-            "hard logits bf16 21841",
-        ),
-    ),
-    *map(
-        _launch,
-        (
-            "soft logits bf16 1000",
-            "soft logits bf16 21841",
-            "soft logits fp32 1000",
-            "soft logits fp32 21841",
-        ),
-    ),
+    *(_launch(f"hard ids bf16 {classes}") for classes in (10, 1000, 2000, 21841)),
+    _launch("hard ids fp16 1000"),
+    *(_launch(f"hard ids fp32 {classes}") for classes in (10, 1000, 2000)),
+    *(_launch(f"hard logits bf16 {classes}") for classes in (1000, 21841)),
+    *(_launch(f"soft logits bf16 {classes}") for classes in (1000, 21841)),
+    *(_launch(f"soft logits fp32 {classes}") for classes in (1000, 21841)),
     _launch("none - bf16 1000", heads=1),
     _launch("none - bf16 1000"),
     _launch("hard ids bf16 1000", with_grads=False),
@@ -126,16 +99,15 @@ LAUNCHES = [
 
 
 def dense_target(inputs: Inputs) -> torch.Tensor:
-    """timm's mixup_target with the pairs and shares of ours; (B, K) fp32."""
+    """Build timm's mixup_target with our pairs and lam, (B, K) fp32."""
     batch, classes = inputs.cls_logits.shape
     off = SETTING["smoothing"] / classes
     on = 1 - SETTING["smoothing"] + off
     lam = inputs.lam[:, None]
 
     def one_hot(labels: torch.Tensor) -> torch.Tensor:
-        return torch.full((batch, classes), off, device=labels.device).scatter_(
-            1, labels[:, None], on
-        )
+        smooth = torch.full((batch, classes), off, device=labels.device)
+        return smooth.scatter_(1, labels[:, None], on)
 
     return one_hot(inputs.labels) * lam + one_hot(swap_pairs(inputs.labels)) * (1 - lam)
 
@@ -143,27 +115,24 @@ def dense_target(inputs: Inputs) -> torch.Tensor:
 def chain(
     inputs: Inputs, base: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:
-    """deit's DistillationLoss around a base loss of its own; 0-d."""
-    student, teacher = inputs.dist_logits.float(), inputs.teacher
+    """Compute deit's DistillationLoss with the given base loss; 0-d."""
+    student = inputs.dist_logits.float()
+    teacher = inputs.teacher
     if inputs.kind == "hard":
         distilled = F.cross_entropy(student, teacher)
     else:
         tau = SETTING["tau"]
-        logp, teacher_logp = (
-            F.log_softmax(logits.float() / tau, dim=1) for logits in (student, teacher)
-        )
-        distilled = (
-            F.kl_div(logp, teacher_logp, reduction="sum", log_target=True)
-            * tau**2
-            / student.numel()
-        )
-    return (1 - SETTING["alpha"]) * base(inputs.cls_logits.float(), dense_target(inputs)) + SETTING[
-        "alpha"
-    ] * distilled
+        logp = F.log_softmax(student / tau, dim=1)
+        teacher_logp = F.log_softmax(teacher.float() / tau, dim=1)
+        divergence = F.kl_div(logp, teacher_logp, reduction="sum", log_target=True)
+        distilled = divergence * tau**2 / student.numel()
+    alpha = SETTING["alpha"]
+    base_loss = base(inputs.cls_logits.float(), dense_target(inputs))
+    return (1 - alpha) * base_loss + alpha * distilled
 
 
 def implementations(inputs: Inputs) -> dict[str, Callable[[], torch.Tensor]]:
-    """Each way to the loss, as a call without arguments; the reference comes first."""
+    """Return the implementations as calls without arguments; the reference is first."""
     arguments = (*inputs.heads, inputs.labels, inputs.lam, inputs.teacher)
     setting = {**SETTING, "kind": inputs.kind}
     compiled: Callable[..., LossParts] = torch.compile(distill_reference, dynamic=False)
@@ -180,12 +149,12 @@ def implementations(inputs: Inputs) -> dict[str, Callable[[], torch.Tensor]]:
 
 
 def gradients(loss: Callable[[], torch.Tensor], inputs: Inputs) -> tuple[torch.Tensor, ...]:
-    """Forward and backward: both heads' gradients."""
+    """Run forward and backward; return the gradients of both heads."""
     return torch.autograd.grad(loss(), inputs.heads)
 
 
 def replayed(run: Callable[[], object]) -> Callable[[], object]:
-    """The same call, played back from a CUDA graph."""
+    """Return the same call, replayed from a CUDA graph."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -204,7 +173,7 @@ def replayed(run: Callable[[], object]) -> Callable[[], object]:
 
 
 def launches(run: Callable[[], object]) -> int:
-    """How many kernels and fills one call starts on the device."""
+    """Return the number of kernels and fills that one call starts on the device."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         run()
         torch.cuda.synchronize()
@@ -214,8 +183,7 @@ def launches(run: Callable[[], object]) -> int:
 def bench(
     kind: str, shape: tuple[int, int], device: torch.device, stamp: harness.Row, copy: float
 ) -> list[harness.Row]:
-    """The rows of one kind and shape, all gated on the reference first: the loss and both
-    gradients."""
+    """Compare loss and gradients with the reference, then return the rows of one kind and shape."""
     inputs = make_inputs(shape, kind, device)
     losses = implementations(inputs)
     expected = [losses["reference"](), *gradients(losses["reference"], inputs)]
@@ -229,24 +197,13 @@ def bench(
         modes: dict[str, Callable[[], object]] = {"fwd_bwd": step}
         if device.type == "cuda":
             modes["fwd_bwd_graph"] = replayed(step)
-            print(
-                f"{kind} {shape} {name}: {launches(loss)} launches forward, {launches(step)} with the backward"
-            )
-        what: harness.Row = {
-            "bench": f"distill_{kind}",
-            "shape": "x".join(map(str, shape)),
-            "dtype": "bf16",
-            "impl": name,
-        }
-        rows += [
-            {
-                **stamp,
-                **what,
-                "mode": mode,
-                **harness.measure(run, device, images=shape[0], nbytes=nbytes, copy=copy),
-            }
-            for mode, run in modes.items()
-        ]
+            counts = f"{launches(loss)} launches forward, {launches(step)} with the backward"
+            print(f"{kind} {shape} {name}: {counts}")
+        for mode, run in modes.items():
+            shape_text = "x".join(map(str, shape))
+            what = harness.case_columns(f"distill_{kind}", mode, shape_text, "bf16", name)
+            found = harness.measure(run, device, images=shape[0], nbytes=nbytes, copy=copy)
+            rows.append(stamp | what | found)
     return rows
 
 

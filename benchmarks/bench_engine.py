@@ -1,22 +1,25 @@
-"""The trainer's own step, `Trainer.train_step`, beside timm with torch.compile doing the same work.
+"""Time, launches and waits of `Trainer.train_step`, against timm with torch.compile doing the same
+work.
 
 python -m benchmarks.bench_engine [--out FOLDER] [--seconds 240]
 
-In it are mixing, student, loss, backward, DeepSpeed's step, the schedule, the guard against NaN and
-the average of the weights; batches lie on the device (trainers.py), the teacher's answers are
-recorded ones. The peer is described in peers.py. Before a row of ours is timed, its first loss must
-equal that of timm's model with the same weights. Columns of its own:
+A step contains mixing, student, loss, backward, DeepSpeed's step, the schedule, the guard against
+NaN and EMA. Batches are on the device (trainers.py), the teacher's outputs are recorded. peers.py
+describes the peer. Before a row of ours is timed, its first loss must equal that of timm's model
+with the same weights. Columns of its own:
 
-  launches   on a GPU the kernels, copies and fills that the profiler sees; on a CPU the operators of counting.py
-  host_ms    CPU time of the process from an idle device until the step returns, median. A wait is spent spinning, so it is
-             counted, also the one for a place when about a thousand launches are outstanding
-  waits      calls of `synchronize`, and on a GPU the operators that torch.cuda.set_sync_debug_mode warns of; on a CPU the reads
-             of counting.py
-  idle_pct   share of the time between the first and the last kernel of some steps in which none runs, by the profiler
+  launches   on a GPU the kernels, copies and fills in the profile; on a CPU the operators of
+             counting.py
+  host_ms    CPU time of the process from an idle device until the step returns, median. Waiting
+             keeps the CPU busy, so it is included, also when the queue of launches is full
+  waits      calls of `synchronize`, and on a GPU the operators that
+             torch.cuda.set_sync_debug_mode warns about; on a CPU the reads of counting.py
+  idle_pct   percent of the time between the first and the last kernel of some steps in which no
+             kernel runs, by the profiler
 
-ms are the distance of steps that follow each other without a pause, as in training: on a GPU by its
-own clock, on a CPU in CPU time of the process. A row that fails is named, the others go on, and the
-exit code is 1.
+ms is the time between consecutive steps without a pause, as in training: on a GPU by CUDA events,
+on a CPU in CPU time of the process. A row that fails is reported, the others run, and the exit code
+is 1.
 """
 
 import argparse
@@ -41,42 +44,44 @@ from benchmarks.peers import TimmTrainer, no_branch_dropped
 from benchmarks.trainers import CLASSES, all_kept, make_batch, make_config, make_trainer
 from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.kernels.backend import set_backend
 from fastdeit.models.student import WIDTHS
 
-TIMED, COUNTED = 20, 5
-"""Steps of a measurement after `COUNTED` for warming up; steps of which launches, waits and host
-time are taken."""
+TIMED = 20
+"""Timed steps, after `COUNTED` steps of warm-up."""
+COUNTED = 5
+"""Steps over which launches, waits and host time are measured."""
 TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
-"""Of the first loss, relative."""
+"""Relative tolerance of the first loss."""
 SHOWN = ("ms_p50", "images_per_s", "peak_mib", *harness.COUNTED)
 Step = Callable[[], torch.Tensor]
 
 
 class Case(NamedTuple):
+    """One row of the benchmark; impl: a key of `IMPLEMENTATIONS`."""
+
     student: str
     batch: int
     dtype: str
     impl: str
 
 
-class Way(NamedTuple):
-    """How an implementation trains; mode: timm's, of torch.compile."""
+class Implementation(NamedTuple):
+    """A way to train: changed fields of the config; mode: of torch.compile, for timm."""
 
     changes: dict[str, Any]
     is_timm: bool = False
     mode: str | None = None
 
 
-WAYS = {
-    "ours": Way({}),
-    "ours, clipping": Way({"clip_grad": 1.0}),
-    "ours, ZeRO 3": Way({"zero_stage": 3}),
-    "ours, reference kernels": Way({"kernels": "reference"}),
-    "timm": Way({}, is_timm=True),
-    "timm compiled": Way({}, is_timm=True, mode="default"),
-    "timm compiled, clipping": Way({"clip_grad": 1.0}, is_timm=True, mode="default"),
-    "timm compiled, CUDA graphs": Way({}, is_timm=True, mode="reduce-overhead"),
+IMPLEMENTATIONS = {
+    "ours": Implementation({}),
+    "ours, clipping": Implementation({"clip_grad": 1.0}),
+    "ours, ZeRO 3": Implementation({"zero_stage": 3}),
+    "ours, reference kernels": Implementation({"kernels": "reference"}),
+    "timm": Implementation({}, is_timm=True),
+    "timm compiled": Implementation({}, is_timm=True, mode="default"),
+    "timm compiled, clipping": Implementation({"clip_grad": 1.0}, is_timm=True, mode="default"),
+    "timm compiled, CUDA graphs": Implementation({}, is_timm=True, mode="reduce-overhead"),
 }
 
 
@@ -86,7 +91,8 @@ def _cases(
     return [Case(student, batch, dtype, impl) for student, batch in students for impl in impls]
 
 
-SMALL, BOTH = [("small", 256), ("small", 1024)], ("ours", "timm compiled")
+SMALL = [("small", 256), ("small", 1024)]
+BOTH = ("ours", "timm compiled")
 CASES = {
     "cuda": [
         *_cases(SMALL, ["ours"]),
@@ -105,26 +111,28 @@ CASES = {
         *_cases([("toy", 2)], ["ours", "ours, clipping", "ours, ZeRO 3", "timm"], "fp32"),
     ],
 }
-"""The most telling first: what comes after the time is over is left out."""
+"""The most important first: cases that would start after the time limit are skipped."""
 
 
 def build(case: Case, world: World) -> tuple[Step, Callable[[], None]]:
-    """A step that is ready to be timed, and what lets go of its memory. Raises AssertionError for a
-    wrong first loss."""
-    way = WAYS[case.impl]
-    config = make_config(case.student, case.batch, precision=case.dtype, **way.changes)
+    """Return a step that is ready to be timed, and a function that releases its memory.
+
+    Raises AssertionError for a wrong first loss.
+    """
+    impl = IMPLEMENTATIONS[case.impl]
+    config = make_config(case.student, case.batch, precision=case.dtype, **impl.changes)
     batch = make_batch(case.batch, world.device, config.data.input_size)
-    if way.is_timm:
-        peer = TimmTrainer(config, world.device, way.mode)
+    if impl.is_timm:
+        peer = TimmTrainer(config, world.device, impl.mode)
         return lambda: peer.train_step(batch), lambda: None
     trainer = make_trainer(config, world)
-    expected = first_loss(config, world.device, trainer.weights())
+    expected = first_loss(config, world.device, trainer.state.weights())
     check_loss(trainer.train_step([all_kept(batch)])[0].item(), expected, case.dtype)
     return lambda: trainer.train_step([batch])[0], trainer.engine.destroy
 
 
 def first_loss(config: Config, device: torch.device, weights: dict[str, torch.Tensor]) -> float:
-    """The loss of timm's model with these weights on the batch of `make_batch`, no branch dropped."""
+    """Return the loss of timm's model with these weights on `make_batch`, no branch dropped."""
     peer = TimmTrainer(config, device, None)
     peer.model.load_state_dict(weights)
     batch = make_batch(config.optim.batch_size, device, config.data.input_size)
@@ -133,7 +141,7 @@ def first_loss(config: Config, device: torch.device, weights: dict[str, torch.Te
 
 
 def check_loss(found: float, expected: float, dtype: str) -> None:
-    """Raises AssertionError for a loss that is not the peer's, or that no untrained student has."""
+    """Raise AssertionError unless the loss is the peer's, and that of an untrained student."""
     if not math.isclose(found, expected, rel_tol=TOLERANCE[dtype]):
         raise AssertionError(
             f"the first loss is {found}, timm's with the same weights is {expected}"
@@ -142,14 +150,16 @@ def check_loss(found: float, expected: float, dtype: str) -> None:
 
 
 def check_untrained(loss: float) -> None:
-    if not abs(loss - math.log(CLASSES)) <= 1:  # NaN is none either
+    """Raise AssertionError unless the loss is about log(CLASSES), that of an untrained student."""
+    if not abs(loss - math.log(CLASSES)) <= 1:  # NaN fails, too
         raise AssertionError(
-            f"the first loss is {loss}, which no untrained student has: it knows nothing of {CLASSES} classes"
+            f"the first loss is {loss}, but that of an untrained student with {CLASSES} classes is "
+            f"about {math.log(CLASSES):.1f}"
         )
 
 
 def measure(step: Step, device: torch.device, images: int) -> harness.Row:
-    """The measured and the counted columns."""
+    """Return the measured and the counted columns."""
     check_untrained(step().item())
     p20, p50, p80 = _quantiles(step_times_ms(step, device))
     shown = {"ms_p20": p20, "ms_p50": p50, "ms_p80": p80, "images_per_s": 1e3 * images / p50}
@@ -160,7 +170,7 @@ def measure(step: Step, device: torch.device, images: int) -> harness.Row:
 
 
 def step_times_ms(step: Step, device: torch.device) -> list[float]:
-    """Distances of steps that follow each other, after some for warming up."""
+    """Return the times between consecutive steps, after some steps of warm-up."""
     for _ in range(COUNTED):
         step()
     marks = [_mark(device)]
@@ -187,6 +197,7 @@ def _quantiles(times: list[float]) -> tuple[float, float, float]:
 
 
 def host_ms(step: Step, device: torch.device) -> float:
+    """Return the median CPU milliseconds of a step that starts on an idle device."""
     times = []
     for _ in range(COUNTED):
         if device.type == "cuda":
@@ -204,7 +215,8 @@ def count_on_cpu(step: Step) -> harness.Row:
 
 
 def count_on_gpu(step: Step) -> harness.Row:
-    waits, spans = count_waits(step), kernel_spans(step, COUNTED)
+    waits = count_waits(step)
+    spans = kernel_spans(step, COUNTED)
     if not spans:  # a machine may forbid profiling
         return {"waits": waits}
     return {
@@ -216,8 +228,8 @@ def count_on_gpu(step: Step) -> harness.Row:
 
 @contextlib.contextmanager
 def attention(case: Case, device: torch.device) -> Iterator[None]:
-    """For timm the fastest of SDPA's backends at this shape."""
-    if device.type != "cuda" or not WAYS[case.impl].is_timm:
+    """Select for timm the fastest of SDPA's backends at this shape."""
+    if device.type != "cuda" or not IMPLEMENTATIONS[case.impl].is_timm:
         yield
         return
     backend = best_backend(make_batch(case.batch, device), WIDTHS[case.student][2])
@@ -226,7 +238,7 @@ def attention(case: Case, device: torch.device) -> Iterator[None]:
 
 
 def run(case: Case, world: World) -> harness.Row:
-    """The columns of one case."""
+    """Return the columns of one case."""
     with attention(case, world.device):
         step, release = build(case, world)
         try:
@@ -236,7 +248,6 @@ def run(case: Case, world: World) -> harness.Row:
 
 
 def free_memory(device: torch.device) -> None:
-    set_backend("auto")
     torch._dynamo.reset()
     gc.collect()
     if device.type == "cuda":
@@ -246,19 +257,11 @@ def free_memory(device: torch.device) -> None:
 def row_of(
     case: Case, measured: harness.Row, stamp: harness.Row, device: torch.device
 ) -> harness.Row:
-    what: harness.Row = {
-        "bench": "engine",
-        "mode": "step",
-        "shape": f"{case.student} {case.batch}",
-        "dtype": case.dtype,
-    }
-    known = case.student in GFLOP
-    return (
-        stamp
-        | what
-        | {"impl": case.impl}
-        | (with_mfu(measured, case.student, device) if known else measured)
-    )
+    shape = f"{case.student} {case.batch}"
+    what = harness.case_columns("engine", "step", shape, case.dtype, case.impl)
+    if case.student in GFLOP:
+        measured = with_mfu(measured, case.student, device)
+    return stamp | what | measured
 
 
 def main() -> None:
@@ -266,25 +269,26 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
-    parser.add_argument(
-        "--seconds", type=float, default=240, help="start nothing new after so long"
-    )
-    asked, world, start = parser.parse_args(), init_distributed(), time.monotonic()
-    stamp, failed = harness.environment(world.device), []
+    parser.add_argument("--seconds", type=float, default=240, help="start no case after this time")
+    args = parser.parse_args()
+    world = init_distributed()
+    start = time.monotonic()
+    stamp = harness.environment(world.device)
+    failed = []
     for case in CASES[world.device.type]:
-        if time.monotonic() - start > asked.seconds:
-            print("left out, no time:", *case)
+        if time.monotonic() - start > args.seconds:
+            print("skipped, no time:", *case)
             continue
         print(*case, flush=True)
         try:
             row = row_of(case, run(case, world), stamp, world.device)
         except torch.OutOfMemoryError:
-            print("  left out: does not fit into the memory")
-        except Exception:  # one row that fails must not cost the others
+            print("  skipped: does not fit into memory")
+        except Exception:  # a row that fails must not stop the others
             traceback.print_exc()
             failed.append(" ".join(map(str, case)))
         else:
-            harness.append([row], world.device, asked.out)
+            harness.append([row], world.device, args.out)
             print("  " + "  ".join(f"{name} {row[name]}" for name in SHOWN), flush=True)
         free_memory(world.device)
     if failed:

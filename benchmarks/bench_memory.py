@@ -1,9 +1,10 @@
-"""Resident memory over training and evaluation in turns: python -m benchmarks.bench_memory
-[--iterations 2000] [-o results.csv]
+"""Resident memory in MiB while the training and the evaluation loader alternate.
 
-Real loaders of both backends, or of one, at a small size; a row for each 100 iterations, the mean
-of ten looks, since the batches alive at one moment differ. Ends with exit code 1 when the largest
-and the smallest after the warm-up are more than 4 % apart (2 % to either side of their middle).
+python -m benchmarks.bench_memory [--iterations 2000] [-o results.csv]
+
+Real loaders of both backends, or of one, at a small size. Each row is 100 iterations and the mean
+of ten samples, since the number of live batches varies. The exit code is 1 when largest and
+smallest after the warm-up differ by more than 4 % (2 % to either side of their middle).
 """
 
 import argparse
@@ -24,8 +25,15 @@ from fastdeit.data.pipeline import BACKENDS, PipelineOptions
 from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec
 
-SIZE, BATCH, TRAIN_RUN, EVERY, LOOKS = 96, 32, 20, 100, 10
-WARM_UP = 0.2  # share of the iterations: DALI's pools grow until they have met the largest images
+SIZE = 96
+BATCH = 32
+TRAIN_RUN = 20
+"""Training batches before each evaluation."""
+EVERY = 100
+SAMPLES = 10
+"""Iterations and memory samples of a row."""
+WARM_UP = 0.2
+"""Share of the iterations: DALI's pools grow until they fit the largest images."""
 ALLOWED_PCT = 2.0
 
 
@@ -35,53 +43,58 @@ def resident_mib() -> float:
 
 
 def run(root: Path, backend: str, iterations: int) -> list[tuple[int, float]]:
-    """(iteration, MiB) for each EVERY iterations; an iteration is a batch of training or of
-    evaluation."""
-    index, options = (
-        build_index(root, "train"),
-        PipelineOptions(MEAN, STD, num_threads=2, backend=backend),
-    )
+    """Return (iteration, MiB) for each EVERY iterations.
+
+    An iteration is a batch of training or of evaluation.
+    """
+    index = build_index(root, "train")
+    options = PipelineOptions(MEAN, STD, num_threads=2, backend=backend)
     plan = Plan(PlanSpec(input_size=SIZE), index.sizes)
     train = TrainLoader(index, plan, options, batch_size=BATCH, micro_batch=BATCH)
     evaluation = EvalLoader(index, options, batch_size=BATCH, input_size=SIZE, crop_pct=0.875)
     batches = (batch for epoch in itertools.count() for batch in train.epoch(epoch))
-    found, looks, done = [], [], 0
+    found = []
+    samples: list[float] = []
+    done = 0
     while done < iterations:
         for _ in itertools.chain(itertools.islice(batches, TRAIN_RUN), evaluation):
             done += 1
-            if done % (EVERY // LOOKS) == 0:
-                looks.append(resident_mib())
+            if done % (EVERY // SAMPLES) == 0:
+                samples.append(resident_mib())
             if done % EVERY == 0:
-                found.append((done, statistics.mean(looks)))
-                looks.clear()
+                found.append((done, statistics.mean(samples)))
+                samples.clear()
     train.close()
     evaluation.close()
     return found
 
 
 def swing_pct(found: list[tuple[int, float]]) -> float:
-    """Half the distance between the smallest and the largest after the warm-up, in percent of their
+    """Return half the difference of largest and smallest after the warm-up, in percent of their
     middle."""
-    held = [mib for iteration, mib in found if iteration > WARM_UP * found[-1][0]]
-    return 100 * (max(held) - min(held)) / (max(held) + min(held))
+    mib = [value for iteration, value in found if iteration > WARM_UP * found[-1][0]]
+    return 100 * (max(mib) - min(mib)) / (max(mib) + min(mib))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--iterations", type=int, default=2000)
     parser.add_argument("--backends", nargs="+", default=list(BACKENDS))
     parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "cpu-memory.csv")
-    arguments = parser.parse_args()
-    stamp, worst = harness.environment(torch.device("cpu")), 0.0
+    args = parser.parse_args()
+    stamp = harness.environment(torch.device("cpu"))
+    worst = 0.0
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder), 128, links=1)
-        for backend in arguments.backends:
-            found = run(Path(folder), backend, arguments.iterations)
-            rows = [
-                {**stamp, "backend": backend, "iteration": str(done), "rss_mib": f"{mib:.1f}"}
-                for done, mib in found
-            ]
-            harness.write_rows(arguments.output, rows, [*rows[0]])
+        for backend in args.backends:
+            found = run(Path(folder), backend, args.iterations)
+            rows = []
+            for done, mib in found:
+                row: harness.Row = {"backend": backend, "iteration": done, "rss_mib": f"{mib:.1f}"}
+                rows.append(stamp | row)
+            harness.write_rows(args.output, rows, [*rows[0]])
             worst = max(worst, swing_pct(found))
             swing = f"+-{swing_pct(found):.2f} % after the warm-up"
             print(f"{backend}: {found[-1][1]:.0f} MiB after {found[-1][0]} iterations, {swing}")

@@ -1,15 +1,14 @@
-"""`kernels/mix.py` against what a user would otherwise call: torch.compile, timm's Mixup,
+"""Time of `kernels/mix.py` and `mix_patches.py` against torch.compile, timm's Mixup and
 torchvision's v2.
 
 python -m benchmarks.bench_mix [--out FOLDER]
 
-Images come from the pipeline as fp16 and leave in bf16, the model's dtype: as images (mix), as the
-patches that the student embeds (mix_patches), or as both, with the images channels last for a
-teacher (mix_both). timm and torchvision mix in fp32, as their users do after normalising, and are
-timed with the cast to bf16 that the model needs, and with what makes the same patches out of it;
-they also make the soft target, which is small. One half of our pairs is Mixup, the other CutMix;
-theirs draw one of the two for the whole batch. pct_of_copy counts what must be read and written
-once.
+The input is fp16, as from the data pipeline; the output is bf16, the dtype of the model: images
+(mix), patches for the student (mix_patches), or both, with the images channels last for a teacher
+(mix_both). timm and torchvision mix in fp32, as their users do after normalising; their time
+includes the cast to bf16, the same patches, and the soft target, which is small. One half of our
+pairs uses Mixup, the other CutMix; theirs use one of the two for the whole batch. pct_of_copy
+counts the least memory traffic.
 """
 
 from collections.abc import Callable
@@ -27,7 +26,7 @@ SHAPES = {"cuda": [(256, 3, 224, 224), (1024, 3, 224, 224)], "cpu": [(16, 3, 64,
 CLASSES = 1000
 PATCH = 16
 MODES = {"mix": 1, "mix_patches": 1, "mix_both": 2}
-"""Name of the bench → how many copies of the images it writes."""
+"""Mode → number of copies of the images that it writes."""
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Run = Callable[[], tuple[torch.Tensor, ...]]
@@ -39,14 +38,10 @@ def make_inputs(
     batch, _, height, width = shape
     images = torch.randn(shape, dtype=dtype, device=device)
     lam = torch.rand(batch // 2).repeat_interleave(2)
-    cut = torch.tensor(
-        [[height // 4, width // 4, height - 3, width - 5], [0, 0, 0, 0]], dtype=torch.int32
-    )
-    return (
-        images,
-        lam.to(device),
-        cut.repeat_interleave(2, 0).repeat((batch + 3) // 4, 1)[:batch].to(device),
-    )
+    boxes = [[height // 4, width // 4, height - 3, width - 5], [0, 0, 0, 0]]
+    two_pairs = torch.tensor(boxes, dtype=torch.int32).repeat_interleave(2, 0)
+    box = two_pairs.repeat((batch + 3) // 4, 1)[:batch]
+    return images, lam.to(device), box.to(device)
 
 
 def _small(
@@ -61,28 +56,24 @@ def _small(
 def _patches(
     name: str, *, streams: bool, patch: int = PATCH, both: bool = False, **inputs: object
 ) -> harness.Launch:
-    kernels = ("_mix_patches_fwd_kernel",) if streams else ()
-    return harness.Launch(
-        name,
-        lambda: mix_patches_triton(*_small(**inputs), patch, torch.bfloat16, both),  # type: ignore[arg-type]
-        streams=kernels,
-    )
+    def run() -> object:
+        images, lam, box = _small(**inputs)  # type: ignore[arg-type]
+        return mix_patches_triton(images, lam, box, patch, torch.bfloat16, both)
+
+    return harness.Launch(name, run, streams=("_mix_patches_fwd_kernel",) if streams else ())
+
+
+def _images(name: str, dtype: torch.dtype, channels_last: bool = False) -> harness.Launch:
+    def run() -> object:
+        return mix_triton(*_small(dtype), torch.bfloat16, channels_last)
+
+    return harness.Launch(name, run, streams=() if channels_last else ("_mix_fwd_kernel",))
 
 
 LAUNCHES = [
-    harness.Launch(
-        "mix fp16 to bf16",
-        lambda: mix_triton(*_small(), torch.bfloat16, False),
-        streams=("_mix_fwd_kernel",),
-    ),
-    harness.Launch(
-        "mix fp32 to bf16",
-        lambda: mix_triton(*_small(torch.float32), torch.bfloat16, False),
-        streams=("_mix_fwd_kernel",),
-    ),
-    harness.Launch(
-        "mix fp16 to bf16 channels last", lambda: mix_triton(*_small(), torch.bfloat16, True)
-    ),
+    _images("mix fp16 to bf16", torch.float16),
+    _images("mix fp32 to bf16", torch.float32),
+    _images("mix fp16 to bf16 channels last", torch.float16, channels_last=True),
     _patches("patches fp16 to bf16", streams=True),
     _patches("patches fp16 to bf16, 384", streams=True, side=384),
     _patches("patches fp32 to bf16", streams=True, dtype=torch.float32),
@@ -100,15 +91,15 @@ LAUNCHES = [
 
 
 def patchify(images: torch.Tensor) -> torch.Tensor:
-    """Patches of mixed images as a user of the peers would get them, (B, N, 3·P·P) contiguous."""
+    """Return patches of mixed images, as users of the peers compute them, (B, N, 3·P·P)."""
     return F.pixel_unshuffle(images, PATCH).flatten(2).transpose(1, 2).contiguous()
 
 
 def implementations(inputs: Inputs, mode: str) -> dict[str, Run]:
-    """Each way to mix, as a call without arguments; all must equal the reference, which comes
-    first."""
+    """Return the implementations as calls without arguments; all must equal the first."""
     out = torch.bfloat16
-    compiled, compiled_patches = torch.compile(mix_reference), torch.compile(mix_patches_reference)
+    compiled = torch.compile(mix_reference)
+    compiled_patches = torch.compile(mix_patches_reference)
     if mode == "mix":
         runs: dict[str, Run] = {
             "reference": lambda: (mix_reference(*inputs, out),),
@@ -144,11 +135,9 @@ def peers(images: torch.Tensor, mode: str) -> dict[str, Run]:
         if mode == "mix":
             return (mixed,)
         patches = patchify(mixed)
-        return (
-            (patches,)
-            if mode == "mix_patches"
-            else (patches, mixed.contiguous(memory_format=torch.channels_last))
-        )
+        if mode == "mix_patches":
+            return (patches,)
+        return patches, mixed.contiguous(memory_format=torch.channels_last)
 
     return {
         "timm Mixup fp32": lambda: finish(theirs(wide, labels)[0]),
@@ -159,7 +148,7 @@ def peers(images: torch.Tensor, mode: str) -> dict[str, Run]:
 def bench(
     mode: str, shape: tuple[int, ...], device: torch.device, stamp: harness.Row, copy: float
 ) -> list[harness.Row]:
-    """The rows of one shape, all but the peers gated on the reference first."""
+    """Compare all but the peers with the reference, then return the rows of one shape."""
     inputs = make_inputs(shape, device)
     runs = implementations(inputs, mode)
     expected = runs["reference"]()
@@ -167,21 +156,12 @@ def bench(
         for actual, wanted in zip(run(), expected, strict=True):
             harness.gate(actual, wanted, name)
     nbytes = inputs[0].nbytes + MODES[mode] * expected[0].nbytes
-    what: harness.Row = {
-        "bench": mode,
-        "mode": "fwd",
-        "shape": "x".join(map(str, shape)),
-        "dtype": "fp16-bf16",
-    }
-    return [
-        {
-            **stamp,
-            **what,
-            "impl": name,
-            **harness.measure(run, device, images=shape[0], nbytes=nbytes, copy=copy),
-        }
-        for name, run in {**runs, **peers(inputs[0], mode)}.items()
-    ]
+    rows = []
+    for name, run in {**runs, **peers(inputs[0], mode)}.items():
+        what = harness.case_columns(mode, "fwd", "x".join(map(str, shape)), "fp16-bf16", name)
+        found = harness.measure(run, device, images=shape[0], nbytes=nbytes, copy=copy)
+        rows.append(stamp | what | found)
+    return rows
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""`kernels/norm.py` against what a user would otherwise call: the sum and F.layer_norm, eager and
-compiled.
+"""Time of `kernels/norm.py` against the sum and F.layer_norm, eager and compiled.
 
 python -m benchmarks.bench_norm [--out FOLDER]
 
-add_norm with DropPath's factors, as between two blocks. "reference" and the first "torch.compile"
-keep the residual stream in bf16 as ours does; "fp32 stream" is what autocast makes of a model: x
-and the gradient that comes back are fp32, the branch is bf16, the norm's result is cast to bf16 for
-the matrix product that follows. Mode bwd is the backward alone. The floor that pct_of_copy refers
-to is the bf16 stream's in every row: forward 4, backward 5 times the bytes of x.
+add_norm with DropPath's factors, as between two blocks. "reference" and "torch.compile" keep the
+residual stream in bf16, as ours does. "fp32 stream" is a model under autocast: x and its incoming
+gradient are fp32, the branch is bf16, and the output of the norm is cast to bf16 for the matrix
+product that follows. Mode bwd is the backward alone. pct_of_copy counts the least memory traffic of
+the bf16 stream in every row: forward 4, backward 5 times the bytes of x.
 """
 
 from collections.abc import Callable
@@ -19,16 +18,9 @@ import torch.nn.functional as F
 from benchmarks import harness
 from fastdeit.kernels.norm import add_norm, add_norm_reference, norm_reference
 
-# (B, N, D) of Ti, S and B; u = the bytes of x
+# (B, N, D) of DeiT-Ti, S and B
 SHAPES = {
-    "cuda": [
-        (256, 198, 384),
-        (1024, 198, 384),
-        (256, 198, 192),
-        (1024, 198, 192),
-        (256, 198, 768),
-        (1024, 198, 768),
-    ],
+    "cuda": [(batch, 198, dim) for dim in (384, 192, 768) for batch in (256, 1024)],
     "cpu": [(4, 198, 192)],
 }
 EPS = 1e-6
@@ -40,12 +32,12 @@ AddNorm = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 def make_inputs(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Inputs:
-    """x, branch, scale, weight, bias."""
+    """Return x, branch, scale, weight, bias."""
     x, branch = (torch.randn(shape, device=device).to(dtype).requires_grad_() for _ in range(2))
-    weight, bias = (
-        torch.randn(shape[-1], device=device).to(dtype).requires_grad_() for _ in range(2)
-    )
-    return x, branch, (torch.rand(shape[0], device=device) > 0.1) / 0.9, weight, bias
+    row = shape[-1]
+    weight, bias = (torch.randn(row, device=device).to(dtype).requires_grad_() for _ in range(2))
+    scale = (torch.rand(shape[0], device=device) > 0.1) / 0.9
+    return x, branch, scale, weight, bias
 
 
 def _launch(
@@ -57,12 +49,13 @@ def _launch(
     dy: bool = True,
     dx_new: bool = True,
 ) -> harness.Launch:
-    """Forward and backward by their name: the stream's dtype, D, the weights' dtype."""
-    dtype_name, width, weight_dtype_name = name.split()
-    dim, dtype, weight_dtype = int(width), DTYPES[dtype_name], DTYPES[weight_dtype_name]
+    """Return a launch of forward and backward; name: dtype of x, D, dtype of the weights."""
+    dtype, width, weight_dtype = name.split()
+    dim = int(width)
 
     def run() -> None:
-        x, row = torch.zeros(2, 198, dim, dtype=dtype), torch.zeros(dim, dtype=weight_dtype)
+        x = torch.zeros(2, 198, dim, dtype=DTYPES[dtype])
+        row = torch.zeros(dim, dtype=DTYPES[weight_dtype])
         mean = torch.zeros(2, 198)
         factors = (torch.zeros(2) if scale else None, row if gamma else None)
         torch.ops.fastdeit.add_norm(x, x if branch else None, *factors, row, row, EPS)
@@ -112,13 +105,13 @@ def autocast(
     bias: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same on an fp32 stream; the norm's result goes on in the branch's dtype."""
+    """Compute add_norm on an fp32 stream, with the output of the norm in the branch's dtype."""
     x_new = x + branch * scale[:, None, None].to(branch.dtype)
     return x_new, F.layer_norm(x_new, x.shape[-1:], weight, bias, eps).to(branch.dtype)
 
 
 def implementations(device: torch.device) -> dict[str, AddNorm]:
-    """Each way, called as `add_norm`; those that must equal the reference come first."""
+    """Return the implementations that must equal the reference, called as `add_norm`."""
     torch.compiler.reset()
     runs: dict[str, AddNorm] = {
         "reference": add_norm_reference,
@@ -137,10 +130,11 @@ def peers() -> dict[str, AddNorm]:
 
 
 def gate(run: AddNorm, name: str, dim: int, device: torch.device) -> None:
-    """In fp32 the results and every gradient; in bf16 the sum, and the norm of the very sum that
-    was stored."""
+    """Compare with the reference: in fp32 results and gradients; in bf16 the sum, and the norm of
+    the sum as it was stored."""
     x, branch, scale, weight, bias = make_inputs((2, 198, dim), torch.float32, device)
-    leaves, cotangents = (x, branch, weight, bias), list(torch.randn(2, *x.shape, device=device))
+    leaves = (x, branch, weight, bias)
+    cotangents = list(torch.randn(2, *x.shape, device=device))
     expected = add_norm_reference(x, branch, scale, weight, bias, EPS)
     outs = run(x, branch, scale, weight, bias, EPS)
     gradients = (torch.autograd.grad(results, leaves, cotangents) for results in (outs, expected))
@@ -159,7 +153,7 @@ def gate(run: AddNorm, name: str, dim: int, device: torch.device) -> None:
 def bench(
     shape: tuple[int, ...], device: torch.device, stamp: harness.Row, copy: float
 ) -> list[harness.Row]:
-    """The rows of one shape, the reference's equals gated first."""
+    """Compare the equals of the reference with it, then return the rows of one shape."""
     equals = implementations(device)
     for name, run in equals.items():
         gate(run, name, shape[-1], device)
@@ -173,30 +167,16 @@ def bench(
         outs = run(*inputs, EPS)
         cotangents = [torch.randn_like(out) for out in outs]
         backward = partial(torch.autograd.grad, outs, leaves, cotangents, retain_graph=True)
-        calls: dict[str, Callable[[], object]] = {
-            "fwd": partial(run, *inputs, EPS),
-            "bwd": backward,
-        }
+        forward = partial(run, *inputs, EPS)
+        calls: dict[str, Callable[[], object]] = {"fwd": forward, "bwd": backward}
         for mode, call in calls.items():
-            what = {
-                "bench": "norm",
-                "mode": mode,
-                "shape": "x".join(map(str, shape)),
-                "dtype": "bf16",
-                "impl": name,
-            }
+            what = harness.case_columns("norm", mode, "x".join(map(str, shape)), "bf16", name)
             nbytes = STREAM_UNITS[mode] * narrow[0].nbytes
-            rows.append(
-                {
-                    **stamp,
-                    **what,
-                    **harness.measure(call, device, images=shape[0], nbytes=nbytes, copy=copy),
-                }
-            )
+            found = harness.measure(call, device, images=shape[0], nbytes=nbytes, copy=copy)
+            rows.append(stamp | what | found)
     return rows
 
 
 if __name__ == "__main__":
-    harness.run_benchmark(
-        __doc__, {name: [(shape,) for shape in shapes] for name, shapes in SHAPES.items()}, bench
-    )
+    cases = {name: [(shape,) for shape in shapes] for name, shapes in SHAPES.items()}
+    harness.run_benchmark(__doc__, cases, bench)

@@ -1,11 +1,11 @@
-"""Our data path against timm's loader and torchvision's transforms on the CPU: same files, recipe,
-workers, in one run.
+"""CPU ms an image and images/s of our loader, against timm's and torchvision's on the CPU.
 
 python -m benchmarks.bench_pipeline [-o results.csv] [--images 768] [--workers 2] [--sizes 224 384]
 
-CPU ms an image counts all threads and processes; images/s swings with other load. `ratio`: timm's
-CPU ms over the row's, the median of rounds in which the loaders alternate. Stages are cumulative: a
-stage alone is the difference to the one before.
+All use the same files, recipe and number of workers, in one run. CPU ms counts all threads and
+processes; images/s varies with the load of the machine. `ratio` is timm's CPU ms divided by the
+row's, the median of rounds in which the loaders alternate. Stages are cumulative: the cost of a
+stage is the difference to the one before.
 """
 
 import argparse
@@ -34,9 +34,8 @@ from fastdeit.data.index import build_index
 from fastdeit.data.pipeline import BACKENDS
 
 ROUNDS = 5
-STAGES: dict[
-    str, tuple[dict, dict, dict]
-] = {  # what our spec, timm's recipe and torchvision's leave out
+# stage → changes of our spec, of timm's recipe and of torchvision's, which switch later stages off
+STAGES: dict[str, tuple[dict, dict, dict]] = {
     "+ resize, flip, normalise": (
         {"ra_layers": 0, "reprob": 0.0},
         {"auto_augment": None, "re_prob": 0.0},
@@ -45,21 +44,23 @@ STAGES: dict[
     "+ RandAugment": ({"reprob": 0.0}, {"re_prob": 0.0}, {"erase": 0.0}),
     "+ RandomErasing = all": ({}, {}, {}),
 }
+SHOWN = (
+    "{data:7}{size:4} {stage:26} {impl:16} {cpu_ms} CPU ms/image {images_per_s:>5} images/s {ratio}"
+)
 Row = dict[str, str | float]
 
 
 def cpu_seconds(workers: list[int]) -> float:
-    """Of this process and of `workers`, user and system."""
-    ticks = [
-        Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13] for pid in workers
-    ]
-    return time.process_time() + sum(int(tick) for pair in ticks for tick in pair) / os.sysconf(
-        "SC_CLK_TCK"
-    )
+    """Return the CPU seconds of this process and of `workers`, user and system."""
+    ticks = 0
+    for pid in workers:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def measure(start: Start, batches: int) -> tuple[float, float]:
-    """CPU ms an image and images/s over `batches`, after four that fill the queues."""
+    """Measure CPU ms an image and images/s over `batches`, after four that fill the queues."""
     iterator, workers = start()
     for _ in range(4):
         next(iterator)
@@ -70,84 +71,62 @@ def measure(start: Start, batches: int) -> tuple[float, float]:
     return 1e3 * spent / (batches * BATCH), batches * BATCH / passed
 
 
-def contest(loaders: dict[str, Start], images: int, **where: str | float) -> list[Row]:
-    """A row for each loader; rounds alternate between them."""
-    rounds = [
-        {name: measure(start, images // BATCH) for name, start in loaders.items()}
-        for _ in range(ROUNDS)
-    ]
+def measure_all(loaders: dict[str, Start], images: int, **where: str | float) -> list[Row]:
+    """Measure the loaders in alternating rounds; return and print a row for each."""
+    cpu_ms: dict[str, list[float]] = {name: [] for name in loaders}
+    speeds: dict[str, list[float]] = {name: [] for name in loaders}
+    for _ in range(ROUNDS):
+        for name, start in loaders.items():
+            milliseconds, speed = measure(start, images // BATCH)
+            cpu_ms[name].append(milliseconds)
+            speeds[name].append(speed)
     rows: list[Row] = []
     for name in loaders:
-        cpu_ms, speed = (statistics.median(one[name][k] for one in rounds) for k in range(2))
-        ratio = (
-            f"{statistics.median(one['timm'][0] / one[name][0] for one in rounds):.2f}"
-            if "timm" in loaders
-            else ""
-        )
-        rows.append(
-            {
-                **where,
-                "impl": name,
-                "cpu_ms": f"{cpu_ms:.3f}",
-                "images_per_s": f"{speed:.0f}",
-                "ratio": ratio,
-            }
-        )
-        print(
-            "{data:7}{size:4} {stage:26} {impl:16} {cpu_ms} CPU ms/image {images_per_s:>5} images/s {ratio}".format(
-                **rows[-1]
-            )
-        )
+        row = {**where, "impl": name, "cpu_ms": f"{statistics.median(cpu_ms[name]):.3f}"}
+        row |= {"images_per_s": f"{statistics.median(speeds[name]):.0f}", "ratio": ""}
+        if "timm" in loaders:
+            ratios = [timm / ms for timm, ms in zip(cpu_ms["timm"], cpu_ms[name], strict=True)]
+            row["ratio"] = f"{statistics.median(ratios):.2f}"
+        rows.append(row)
+        print(SHOWN.format(**row))
     return rows
 
 
-def compare(folder: Path, shards: Path, pattern: str, arguments: argparse.Namespace) -> list[Row]:
-    """Every stage for the folder at the first size; the whole path for the tars and for the other
-    sizes."""
-    index, workers, images, first = (
-        build_index(folder, "train"),
-        arguments.workers,
-        arguments.images,
-        arguments.sizes[0],
-    )
+def compare(folder: Path, shards: Path, pattern: str, args: argparse.Namespace) -> list[Row]:
+    """Measure every stage for the folder at the first size, and the whole path for the tars and for
+    the other sizes."""
+    index = build_index(folder, "train")
+    workers = args.workers
+    images = args.images
+    first = args.sizes[0]
     in_folder: dict[str, object] = {"name": "", "root": str(folder / "train")}
     rows = []
     for stage, decode in (("read", False), ("+ decode the crop", True)):
-        rows += contest(
-            {"fastdeit": reading(index, workers, decode)},
-            images,
-            data="folder",
-            size=first,
-            stage=stage,
-        )
-    for size in arguments.sizes:
+        loaders = {"fastdeit": reading(index, workers, decode)}
+        rows += measure_all(loaders, images, data="folder", size=first, stage=stage)
+    for size in args.sizes:
         for stage, (spec, recipe, transforms) in STAGES.items():
             if size != first and spec:
                 continue
-            loaders = {
-                f"fastdeit {backend}": ours(index, size, workers, backend, **spec)
-                for backend in BACKENDS
-            }
-            loaders |= {"timm": timms(in_folder, size, workers, **recipe)}
-            loaders |= {"torchvision v2": torchvisions(folder, size, workers, **transforms)}
-            rows += contest(loaders, images, data="folder", size=size, stage=stage)
+            loaders = {}
+            for backend in BACKENDS:
+                loaders[f"fastdeit {backend}"] = ours(index, size, workers, backend, **spec)
+            loaders["timm"] = timms(in_folder, size, workers, **recipe)
+            loaders["torchvision v2"] = torchvisions(folder, size, workers, **transforms)
+            rows += measure_all(loaders, images, data="folder", size=size, stage=stage)
     tars = build_index(shards, pattern)
-    in_tars: dict[str, object] = {
-        "name": "wds/",
-        "root": str(shards),
-        "split": f"{pattern}|{len(tars)}",
-    }
+    split = f"{pattern}|{len(tars)}"
+    in_tars: dict[str, object] = {"name": "wds/", "root": str(shards), "split": split}
     loaders = {f"fastdeit {backend}": ours(tars, first, workers, backend) for backend in BACKENDS}
-    loaders |= {"timm": timms(in_tars, first, workers)}
-    return rows + contest(loaders, images, data="tars", size=first, stage="+ RandomErasing = all")
+    loaders["timm"] = timms(in_tars, first, workers)
+    stage = "+ RandomErasing = all"
+    return rows + measure_all(loaders, images, data="tars", size=first, stage=stage)
 
 
 def append(output: Path, rows: list[Row], **conditions: float) -> None:
-    names = [
-        line.split(": ")[1]
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if "model name" in line
-    ]
+    """Append rows to the result file with versions, the CPU and further conditions."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(": ")[1] for line in lines if "model name" in line]
     stamp = {
         **harness.environment(torch.device("cpu")),
         "timm": version("timm"),
@@ -158,20 +137,22 @@ def append(output: Path, rows: list[Row], **conditions: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "cpu-pipeline.csv")
     parser.add_argument("--images", type=int, default=768)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 384])
-    arguments = parser.parse_args()
-    multiprocessing.set_start_method(
-        "forkserver"
-    )  # timm's workers, forked beside DALI's threads, can lock up
+    args = parser.parse_args()
+    # timm's workers can deadlock when they are forked while DALI's threads run
+    multiprocessing.set_start_method("forkserver")
     with tempfile.TemporaryDirectory() as folder:
-        images, shards = Path(folder) / "folder", Path(folder) / "tars"
-        write_images(images, 128, links=-(-2 * arguments.images // 128))
-        rows = compare(images, shards, write_shards(shards, images), arguments)
-    append(arguments.output, rows, batch=BATCH, workers=arguments.workers)
+        images = Path(folder) / "folder"
+        shards = Path(folder) / "tars"
+        write_images(images, 128, links=-(-2 * args.images // 128))
+        rows = compare(images, shards, write_shards(shards, images), args)
+    append(args.output, rows, batch=BATCH, workers=args.workers)
 
 
 if __name__ == "__main__":

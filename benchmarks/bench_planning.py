@@ -1,10 +1,12 @@
-"""What planning costs, and how long Python holds the interpreter's lock: python -m
-benchmarks.bench_planning [-o results.csv]
+"""CPU time of planning in microseconds a sample, and the share of time in which Python holds the
+interpreter's lock.
 
-us_per_sample: CPU time of drawing a sample and packing its rows (DeiT's recipe, DropPath's bits of
-12 blocks), by micro-batch; digest_us: of that, the hash of what was drawn. lock_pct: CPU time of
-the thread that runs Python, DALI's calls included, over the time that passes while two DALI threads
-make the batch: an upper bound of the share in which the lock is held.
+python -m benchmarks.bench_planning [-o results.csv]
+
+us_per_sample: CPU time of sampling the parameters and packing them (DeiT's recipe, DropPath masks
+of 12 blocks), by micro-batch. digest_us: the part of it for the hash of the parameters. lock_pct:
+CPU time of the Python thread, calls of DALI included, in percent of the time in which two DALI
+threads make the batch: an upper bound of the share in which the lock is held.
 """
 
 import argparse
@@ -43,24 +45,26 @@ def loader(index: Index, micro_batch: int) -> TrainLoader:
 
 
 def planning_us(index: Index, micro_batch: int) -> float:
-    """CPU microseconds a sample, of what the loader does to plan its micro-batches in order."""
-    one = loader(index, micro_batch)
-    per_epoch = one.steps_per_epoch
-    one.plan_batch(0)
+    """Measure CPU microseconds a sample for planning the loader's micro-batches in order."""
+    train_loader = loader(index, micro_batch)
+    per_epoch = train_loader.steps_per_epoch
+    train_loader.plan_batch(0)
     start = time.process_time()
     for number in range(per_epoch, per_epoch + SAMPLES // micro_batch):
-        one.plan_batch(number)
+        train_loader.plan_batch(number)
     spent = time.process_time() - start
-    one.close()
+    train_loader.close()
     return 1e6 * spent / SAMPLES
 
 
 def digest_us(index: Index, micro_batch: int) -> float:
-    """CPU microseconds a sample, of the hash over what is planned for it, in blocks of the loader's
-    size."""
-    plan, ordinals = Plan(PlanSpec(), index.sizes), np.arange(4096)
-    draws, keep = plan.draw(0, ordinals), plan.keep(0, ordinals, [0.1] * 12)
-    steps, times = ordinals // micro_batch, SAMPLES // len(ordinals)
+    """Measure CPU microseconds a sample for the hash of its planned parameters."""
+    plan = Plan(PlanSpec(), index.sizes)
+    ordinals = np.arange(4096)
+    draws = plan.draw(0, ordinals)
+    keep = plan.keep(0, ordinals, [0.1] * 12)
+    steps = ordinals // micro_batch
+    times = SAMPLES // len(ordinals)
     sample_digests(steps, 0, ordinals, draws, keep)
     start = time.process_time()
     for _ in range(times):
@@ -69,16 +73,17 @@ def digest_us(index: Index, micro_batch: int) -> float:
 
 
 def lock_pct(index: Index, micro_batch: int) -> float:
-    """Share of the time in which the thread that runs Python is on a core, in percent."""
-    one = loader(index, micro_batch)
-    batches = (batch for epoch in range(2**20) for batch in one.epoch(epoch))
+    """Measure the percentage of time in which the Python thread runs on a core."""
+    train_loader = loader(index, micro_batch)
+    batches = (batch for epoch in range(2**20) for batch in train_loader.epoch(epoch))
     for _ in range(4):
         next(batches)
-    wall, mine = time.perf_counter(), time.thread_time()
+    wall_start = time.perf_counter()
+    thread_start = time.thread_time()
     for _ in range(BATCHES):
         next(batches)
-    share = (time.thread_time() - mine) / (time.perf_counter() - wall)
-    one.close()
+    share = (time.thread_time() - thread_start) / (time.perf_counter() - wall_start)
+    train_loader.close()
     return 100 * share
 
 
@@ -92,7 +97,9 @@ def measure(index: Index, micro: int) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "cpu-planning.csv")
     output = parser.parse_args().output
     with tempfile.TemporaryDirectory() as folder:
@@ -100,12 +107,9 @@ def main() -> None:
         index = build_index(Path(folder), "train")
         rows = [measure(index, micro) for micro in MICRO_BATCHES]
         for row in rows:
-            costs = "{us_per_sample} us/sample, of them {digest_us} for the digest".format(**row)
-            print(
-                "micro-batch {micro_batch:>5}: {costs}, lock held at most {lock_pct} %".format(
-                    costs=costs, **row
-                )
-            )
+            planning = f"{row['us_per_sample']} us/sample, of it {row['digest_us']} for the digest"
+            lock = f"lock held at most {row['lock_pct']} %"
+            print(f"micro-batch {row['micro_batch']:>5}: {planning}, {lock}")
     stamp = harness.environment(torch.device("cpu"))
     harness.write_rows(output, [{**stamp, **row} for row in rows], [*stamp, *rows[0]])
 

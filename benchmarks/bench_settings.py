@@ -1,8 +1,10 @@
-"""Decoder, threads and prefetch depth of our loader: python -m benchmarks.bench_settings [-o
-results.csv] [--threads 16]
+"""Speed of our loader by backend, decoder, threads and prefetch depth: images/s of whole batches
+and CPU ms an image.
 
-On a GPU every backend and decoder that goes there, else the CPU's; images/s of whole batches and
-CPU ms an image. Defaults in config.py follow what this shows.
+python -m benchmarks.bench_settings [-o results.csv] [--threads 16]
+
+On a GPU every backend and decoder that runs there, else those of the CPU. The defaults in
+fastdeit/config/schema.py follow from these figures.
 """
 
 import argparse
@@ -29,7 +31,7 @@ PREFETCH = (1, 2, 4)
 
 
 def settings(device: str, threads: Sequence[int], prefetch: Sequence[int]) -> list[PipelineOptions]:
-    """Every combination that the device allows."""
+    """Return every combination that the device supports."""
     kinds = [("exact", "cpu"), ("native", "cpu")]
     kinds += [("native", decoder) for decoder in DECODERS if decoder != "cpu" and device == "gpu"]
     return [
@@ -47,17 +49,18 @@ def settings(device: str, threads: Sequence[int], prefetch: Sequence[int]) -> li
 
 
 def measure(index: Index, options: PipelineOptions, batch: int, images: int) -> dict[str, str]:
-    """images/s and CPU ms an image over `images`, after four batches."""
+    """Measure images/s and CPU ms an image over `images`, after four batches."""
     loader = TrainLoader(
         index, Plan(PlanSpec(repeats=1), index.sizes), options, batch_size=batch, micro_batch=batch
     )
-    batches = (one for epoch in itertools.count() for one in loader.epoch(epoch))
+    batches = (batch for epoch in itertools.count() for batch in loader.epoch(epoch))
     for _ in range(4):
         last = next(batches)
-    wall, cpu, count = time.perf_counter(), time.process_time(), -(-images // batch)
+    count = -(-images // batch)
+    wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(count):
         last = next(batches)
-    last.images.flatten()[0].item()  # until it is there
+    last.images.flatten()[0].item()  # waits for the device
     passed, spent = time.perf_counter() - wall, time.process_time() - cpu
     loader.close()
     return {
@@ -67,7 +70,9 @@ def measure(index: Index, options: PipelineOptions, batch: int, images: int) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "-o", "--output", type=Path, default=harness.RESULTS / "loader-settings.csv"
     )
@@ -80,17 +85,17 @@ def main() -> None:
         help="default: one to all cores in doublings",
     )
     parser.add_argument("--prefetch", type=int, nargs="+", default=PREFETCH)
-    arguments = parser.parse_args()
+    args = parser.parse_args()
     device = "gpu" if torch.cuda.is_available() else "cpu"
     stamp = harness.environment(torch.device("cuda" if device == "gpu" else "cpu"))
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder), 128, links=8)
         index = build_index(Path(folder), "train")
-        for options in settings(device, arguments.threads, arguments.prefetch):
+        for options in settings(device, args.threads, args.prefetch):
             row = {"device": device, "backend": options.backend, "decoder": options.decoder}
             row |= {"threads": str(options.num_threads), "prefetch": str(options.prefetch)}
-            row |= measure(index, options, 256 if device == "gpu" else 64, arguments.images)
-            harness.write_rows(arguments.output, [{**stamp, **row}], [*stamp, *row])
+            row |= measure(index, options, 256 if device == "gpu" else 64, args.images)
+            harness.write_rows(args.output, [{**stamp, **row}], [*stamp, *row])
             print(*(f"{name} {value}" for name, value in row.items()), sep="  ", flush=True)
 
 

@@ -1,15 +1,15 @@
-"""The model's step, forward, loss, backward and AdamW: our kernels against timm, eager and
-compiled.
+"""Time of the model's step (forward, loss, backward, AdamW) with our kernels, against timm, eager
+and compiled.
 
 python -m benchmarks.bench_step [--out FOLDER] [--seconds 240]
 
-It is not the trainer's step: no DeepSpeed, no mixing, no average of the weights, no schedule, no
-guard against NaN. Those are in `benchmarks.bench_engine`; what lies between the two figures is what
-they cost. Images are mixed, on the device and the same in every step, so that no loader and no
-teacher is in it: a hard label comes from a table. Ours: bf16 weights with fp32 masters, patches in,
-one launch for the loss. timm: fp32 weights under autocast as its users train, the two heads with
-deit's soft-target and hard-label losses, and the best of SDPA's backends for it. Both take AdamW's
-fused form. What does not fit into memory or the time is named and left out.
+It is not the trainer's step: it has no DeepSpeed, no mixing, no EMA, no schedule, no guard against
+NaN. Those are in `benchmarks.bench_engine`; the difference between the two figures is their cost.
+Images are mixed already, on the device and the same in every step, and hard labels come from a
+table, so neither a loader nor a teacher takes part. Ours: bf16 weights with fp32 masters, patches
+as input, one launch for the loss. timm: fp32 weights under autocast, as its users train, the two
+heads with deit's soft-target and hard-label losses, and the fastest of SDPA's backends. Both use
+fused AdamW. A case that does not fit into memory or into the time limit is reported and skipped.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from benchmarks import harness
 from benchmarks.peers import hard_distillation, soft_target, timm_student
 from benchmarks.trainers import CLASSES, decisions, make_batch
 from fastdeit.data.batch import Batch
-from fastdeit.kernels.backend import set_backend
+from fastdeit.kernels.backend import use_backend
 from fastdeit.kernels.mix_patches import mix_patches
 from fastdeit.models.student import build_student
 from fastdeit.training.losses import DistillationLoss
 
 GFLOP = {"tiny": 7.51, "small": 27.63, "base": 105.7}
-"""Of training one image, 6 a multiply-add, as every implementation here is counted."""
+"""GFLOP of training on one image, 6 a multiply-add, for every implementation here."""
 CASES = {
     "cuda": [
         ("small", 256),
@@ -46,9 +46,9 @@ CASES = {
     ],
     "cpu": [("tiny", 2)],
 }
-"""The most telling first: what comes after the time is over is left out."""
+"""The most important first: cases that would start after the time limit are skipped."""
 FIRST = 2
-"""Of so many cases ours and the strongest peer come before everything else."""
+"""In this many cases ours and the strongest peer are measured before everything else."""
 BACKENDS = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
 Step = Callable[[], object]
 
@@ -62,15 +62,13 @@ class MasterAdamW:
         self.gradients = [torch.empty_like(master) for master in self.masters]
         for master, gradient in zip(self.masters, self.gradients, strict=True):
             master.grad = gradient
-        self.adamw = torch.optim.AdamW(
-            self.masters, lr=1e-3, weight_decay=0.05, fused=self.weights[0].is_cuda
-        )
+        fused = self.weights[0].is_cuda
+        self.adamw = torch.optim.AdamW(self.masters, lr=1e-3, weight_decay=0.05, fused=fused)
 
     @torch.no_grad()
     def step(self) -> None:
-        torch._foreach_copy_(
-            self.gradients, [weight.grad for weight in self.weights if weight.grad is not None]
-        )
+        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
+        torch._foreach_copy_(self.gradients, gradients)
         self.adamw.step()
         torch._foreach_copy_(self.weights, self.masters)
         for weight in self.weights:
@@ -78,22 +76,19 @@ class MasterAdamW:
 
 
 def ours(name: str, inputs: Batch, compiled: bool, backend: str = "auto") -> Step:
-    set_backend(backend)
-    device = inputs.images.device
-    student = (
-        build_student(f"deit_{name}_distilled_patch16_224", num_classes=CLASSES)
-        .to(device, torch.bfloat16)
-        .train()
-    )
-    optimizer, criterion = MasterAdamW(student), DistillationLoss(kind="hard")
+    """Build a step of our student; backend: of the kernels."""
+    student = build_student(f"deit_{name}_distilled_patch16_224", num_classes=CLASSES)
+    student = student.to(inputs.images.device, torch.bfloat16).train()
+    optimizer = MasterAdamW(student)
+    criterion = DistillationLoss(kind="hard")
     patches, _ = mix_patches(inputs.images, inputs.lam, inputs.box, 16, torch.bfloat16)
     decision = decisions(inputs)
     model = torch.compile(student) if compiled else student
 
     def step() -> torch.Tensor:
-        loss = criterion(
-            model(patches, inputs.drop_path_mask), inputs.labels, inputs.lam, decision
-        ).loss
+        with use_backend(backend):
+            logits = model(patches, inputs.drop_path_mask)
+            loss = criterion(logits, inputs.labels, inputs.lam, decision).loss
         loss.backward()
         optimizer.step()
         return loss.detach()
@@ -102,16 +97,14 @@ def ours(name: str, inputs: Batch, compiled: bool, backend: str = "auto") -> Ste
 
 
 def timms(name: str, inputs: Batch, compiled: bool) -> Step:
+    """Build a step of timm's student."""
     device = inputs.images.device
     student = timm_student(f"deit_{name}_distilled_patch16_224", drop_path_rate=0.1).to(device)
-    optimizer = torch.optim.AdamW(
-        student.parameters(), lr=1e-3, weight_decay=0.05, fused=device.type == "cuda"
-    )
-    images, target, decision = (
-        inputs.images.float(),
-        soft_target(inputs.labels, inputs.lam),
-        decisions(inputs),
-    )
+    fused = device.type == "cuda"
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.05, fused=fused)
+    images = inputs.images.float()
+    target = soft_target(inputs.labels, inputs.lam)
+    decision = decisions(inputs)
     model = torch.compile(student) if compiled else student
 
     def step() -> torch.Tensor:
@@ -126,21 +119,21 @@ def timms(name: str, inputs: Batch, compiled: bool) -> Step:
 
 
 def best_backend(inputs: Batch, heads: int) -> SDPBackend:
-    """The backend of SDPA that is fastest forward and backward at this shape on this device."""
-    batch, device = inputs.images.shape[0], inputs.images.device
+    """Return the fastest backend of SDPA, forward and backward, at this shape on this device."""
+    device = inputs.images.device
     if device.type != "cuda":
         return SDPBackend.MATH
-    q, k, v = (
-        torch.randn(3, batch, heads, 198, 64, device=device, dtype=torch.bfloat16)
-        .requires_grad_()
-        .unbind(0)
-    )
+    shape = (3, inputs.images.shape[0], heads, 198, 64)
+    qkv = torch.randn(shape, device=device, dtype=torch.bfloat16).requires_grad_()
+    q, k, v = qkv.unbind(0)
+
+    def run() -> None:
+        F.scaled_dot_product_attention(q, k, v).sum().backward()
+
     times: dict[SDPBackend, float] = {}
     for backend in BACKENDS:
         with sdpa_kernel(backend), contextlib.suppress(RuntimeError):
-            times[backend] = harness.quantiles_ms(
-                lambda: F.scaled_dot_product_attention(q, k, v).sum().backward(), device, 50
-            )[1]
+            _, times[backend], _ = harness.quantiles_ms(run, device, 50)
     return min(times, key=lambda backend: times[backend])
 
 
@@ -153,54 +146,52 @@ IMPLEMENTATIONS: dict[str, Callable[[str, Batch], Step]] = {
         name, inputs, compiled=False, backend="reference"
     ),
 }
-"""Each way to make the step."""
+"""Builders of a step, by the name in the column `impl`."""
 
 
 def schedule(device: torch.device) -> Iterator[tuple[str, int, str]]:
-    """Name, batch and implementation, in the order of the measurements."""
-    # the compiler of the CPU takes minutes, for nothing that a GPU would show
-    chosen = [impl for impl in IMPLEMENTATIONS if device.type == "cuda" or "compiled" not in impl]
-    leading = [(*case, impl) for case in CASES[device.type][:FIRST] for impl in chosen[:2]]
+    """Yield name, batch and implementation in the order of the measurements."""
+    cases = CASES[device.type]
+    impls = list(IMPLEMENTATIONS)
+    if device.type != "cuda":
+        # compilation for the CPU takes minutes and shows nothing about a GPU
+        impls = [impl for impl in impls if "compiled" not in impl]
+    leading = [(*case, impl) for case in cases[:FIRST] for impl in impls[:2]]
     yield from leading
-    yield from (
-        (*case, impl)
-        for case in CASES[device.type]
-        for impl in chosen
-        if (*case, impl) not in leading
-    )
+    for case in cases:
+        for impl in impls:
+            if (*case, impl) not in leading:
+                yield *case, impl
 
 
 def measure(
     build: Callable[[], Step], backend: SDPBackend, batch: int, device: torch.device
 ) -> harness.Row | None:
-    """The measured columns; None if the step does not fit into the memory."""
+    """Return the measured columns; None if the step does not fit into memory."""
     try:
         with sdpa_kernel([backend, SDPBackend.MATH] if device.type == "cuda" else [backend]):
             step = build()
             first = float(step())  # type: ignore[arg-type]
-            if not 5 < first < 9:  # two heads that know nothing of 1000 classes: about log(1000)
-                raise AssertionError(f"the first loss is {first}, which no untrained student has")
+            if not 5 < first < 9:  # an untrained student has about log(1000)
+                raise AssertionError(f"the first loss is {first}, not that of an untrained student")
             return harness.measure(step, device, images=batch, nbytes=0, copy=1.0)
     except torch.OutOfMemoryError:
         return None
     finally:
-        set_backend("auto")
         torch._dynamo.reset()
         if device.type == "cuda":
             torch.cuda.empty_cache()
 
 
 def with_mfu(row: harness.Row, name: str, device: torch.device) -> harness.Row:
-    """Instead of bytes, which a step has no least number of: percent of an H100's 989 TFLOP/s in
-    `pct_of_copy`'s place."""
+    """Print TFLOP/s, on a GPU also in percent of an H100's 989; empty the columns of bandwidth.
+
+    A step has no least number of bytes.
+    """
     tflops = float(row["images_per_s"]) * GFLOP[name] / 1e3
-    row["gbps"], row["pct_of_copy"] = "", ""
-    print(
-        f"  {tflops:.1f} TFLOP/s"
-        + (f", {100 * tflops / 989:.1f} % of 989" if device.type == "cuda" else ""),
-        flush=True,
-    )
-    return row
+    share = f", {100 * tflops / 989:.1f} % of 989" if device.type == "cuda" else ""
+    print(f"  {tflops:.1f} TFLOP/s{share}", flush=True)
+    return row | {"gbps": "", "pct_of_copy": ""}
 
 
 def main() -> None:
@@ -208,32 +199,26 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
-    parser.add_argument(
-        "--seconds", type=float, default=240, help="start nothing new after so long"
-    )
-    arguments = parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=240, help="start no case after this time")
+    args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    stamp, rows, start = harness.environment(device), [], time.monotonic()
+    start = time.monotonic()
+    stamp = harness.environment(device)
+    rows = []
     for name, batch, impl in schedule(device):
-        what: harness.Row = {
-            "bench": "step",
-            "mode": "step",
-            "shape": f"{name} {batch}",
-            "dtype": "bf16",
-            "impl": impl,
-        }
-        if time.monotonic() - start > arguments.seconds:
-            print(f"left out, no time: {name} {batch} {impl}")
+        if time.monotonic() - start > args.seconds:
+            print(f"skipped, no time: {name} {batch} {impl}")
             continue
         inputs = make_batch(batch, device)
         backend = best_backend(inputs, {"tiny": 3, "small": 6, "base": 12}[name])
         print(f"{name} {batch} {impl} (SDPA {backend.name})", flush=True)
         measured = measure(partial(IMPLEMENTATIONS[impl], name, inputs), backend, batch, device)
         if measured is None:
-            print("  left out: does not fit into the memory")
+            print("  skipped: does not fit into memory")
             continue
-        rows.append({**stamp, **what, **with_mfu(measured, name, device)})
-        harness.append(rows[-1:], device, arguments.out)
+        what = harness.case_columns("step", "step", f"{name} {batch}", "bf16", impl)
+        rows.append(stamp | what | with_mfu(measured, name, device))
+        harness.append(rows[-1:], device, args.out)
     harness.show(rows)
 
 

@@ -1,15 +1,22 @@
-"""Does a change leave every training step as it was? Thirty steps in each form of the engine, by
-two commits, bit for bit.
+"""Comparison of two commits bit for bit: thirty training steps in each form of the trainer.
 
-    python -m benchmarks.compare_steps record FOLDER                     in each of two checkouts, on one process
-    python -m torch.distributed.run --nproc_per_node 2 -m benchmarks.compare_steps record FOLDER    on two
-    python -m benchmarks.compare_steps record FOLDER --restore OTHER     three steps from the checkpoints of OTHER instead
+In each of two checkouts, in one process or in two:
+
+    python -m benchmarks.compare_steps record FOLDER
+    python -m torch.distributed.run --nproc_per_node 2 -m benchmarks.compare_steps record FOLDER
+
+Instead of thirty steps, three steps from the checkpoints of another recording:
+
+    python -m benchmarks.compare_steps record FOLDER --restore OTHER
+
+Then:
+
     python -m benchmarks.compare_steps compare FOLDER OTHER
 
-The student, the batches and the settings are those of tests/support/tiny_student.py. A folder gets
-steps.json: of each form the losses, and a SHA-256 of weights, moments and average after thirty
-steps and after three more. Compare on one machine: another processor may round otherwise. Exit code
-1 if a form differs.
+The student, the batches and the settings are those of tests/support/tiny_student.py. FOLDER gets
+steps.json: for each form the losses, and a SHA-256 of weights, moments and EMA after thirty steps
+and after three more. Compare on one machine: another processor may round differently. The exit code
+is 1 if a form differs.
 """
 
 import argparse
@@ -34,7 +41,9 @@ from fastdeit.distributed.world import World, init_distributed
 from fastdeit.training.trainer import Trainer
 from tests.support.tiny_student import BATCH, configure, make_trainer, run_steps
 
-STEPS, MORE = 30, 3
+STEPS = 30
+MORE = 3
+"""Steps of a recording, and steps after its checkpoint."""
 PRECISIONS = (("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 2), ("bf16", 3))
 """Precision and ZeRO stage; in bf16 stage 1 runs as 2."""
 OPTIONS: tuple[tuple[int, dict[str, Any]], ...] = (
@@ -44,11 +53,11 @@ OPTIONS: tuple[tuple[int, dict[str, Any]], ...] = (
     (2, {}),
     (4, {"clip_grad": 0.5}),
 )
-"""Micro-batches of a step, and other fields of the config."""
+"""Micro-batches of a step, and changed fields of the config."""
 
 
 def forms(world_size: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """Name, micro-batch and fields of the config of each form."""
+    """Yield name, micro-batch and changed fields of the config of each form."""
     for (precision, stage), (accumulate, options) in itertools.product(PRECISIONS, OPTIONS):
         micro = BATCH // world_size // accumulate
         name = "-".join(f"{key}_{value}" for key, value in options.items())
@@ -57,7 +66,7 @@ def forms(world_size: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
 
 
 def hash_tensors(named: dict[str, torch.Tensor]) -> str:
-    """Give the SHA-256 of tensors and their names."""
+    """Return the SHA-256 of tensors and their names."""
     found = hashlib.sha256()
     for name, value in sorted(named.items()):
         found.update(name.encode())
@@ -66,13 +75,13 @@ def hash_tensors(named: dict[str, torch.Tensor]) -> str:
 
 
 def hash_state(trainer: Trainer) -> dict[str, str]:
-    return {stem: hash_tensors(named) for stem, named in trainer.state()[0].items()}
+    return {stem: hash_tensors(named) for stem, named in trainer.state.gather()[0].items()}
 
 
 def record_form(
     trainer: Trainer, micro: int, world: World, checkpoints: Path, restore: Path | None
 ) -> dict[str, Any]:
-    """Train, or restore what another checkout has trained, and three steps more. A collective."""
+    """Train, or restore another recording's checkpoint; then train three steps. A collective."""
 
     def take(count: int) -> list[float]:
         return run_steps(trainer, count, micro, world.rank, world.size)
@@ -80,18 +89,19 @@ def record_form(
     found: dict[str, Any] = {}
     if restore is None:
         found = {"losses": take(STEPS), "state": hash_state(trainer)}
-        tensors, state = trainer.state()
+        tensors, state = trainer.state.gather()
         if world.rank == 0:
             save_checkpoint(checkpoints, state["step"], tensors, state, keep=2)
     else:
         (checkpoint,) = restore.glob("step-*")
-        trainer.load_state(*load_checkpoint(checkpoint))
+        trainer.state.load(*load_checkpoint(checkpoint))
     return found | {"more": take(MORE), "state_after_more": hash_state(trainer)}
 
 
 def record(folder: Path, restore: Path | None) -> None:
     """Write folder/steps.json, and folder/FORM/step-N."""
-    world, found = init_distributed(), {}
+    world = init_distributed()
+    found = {}
     for name, micro, fields in forms(world.size):
         trainer = make_trainer(configure(**fields), world)
         found[name] = record_form(trainer, micro, world, folder / name, restore and restore / name)
@@ -103,14 +113,13 @@ def record(folder: Path, restore: Path | None) -> None:
 
 
 def compare(one: Path, other: Path) -> int:
-    """Name every form in which what both folders have differs. Returns the exit code."""
+    """Print the differences between the entries that both recordings have; return the exit code."""
     first, second = (json.loads((folder / "steps.json").read_text()) for folder in (one, other))
     different = sorted(first.keys() ^ second.keys())
     for name in first.keys() & second.keys():
-        both = first[name].keys() & second[name].keys()
-        different += [
-            f"{name}: {key}" for key in sorted(both) if first[name][key] != second[name][key]
-        ]
+        for key in sorted(first[name].keys() & second[name].keys()):
+            if first[name][key] != second[name][key]:
+                different.append(f"{name}: {key}")
     print(*different, f"{len(first)} forms, {len(different)} differences", sep="\n")
     return 1 if different else 0
 
@@ -120,14 +129,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     actions = parser.add_subparsers(dest="action", required=True)
-    recording, comparing = actions.add_parser("record"), actions.add_parser("compare")
-    recording.add_argument("folder", type=Path)
-    recording.add_argument("--restore", type=Path, help="folder of another recording")
-    comparing.add_argument("folders", type=Path, nargs=2)
-    asked = parser.parse_args()
-    if asked.action == "compare":
-        sys.exit(compare(*asked.folders))
-    record(asked.folder, asked.restore)
+    record_parser = actions.add_parser("record")
+    record_parser.add_argument("folder", type=Path)
+    record_parser.add_argument("--restore", type=Path, help="folder of another recording")
+    compare_parser = actions.add_parser("compare")
+    compare_parser.add_argument("folders", type=Path, nargs=2)
+    args = parser.parse_args()
+    if args.action == "compare":
+        sys.exit(compare(*args.folders))
+    record(args.folder, args.restore)
     hard_exit(0)
 
 

@@ -1,20 +1,21 @@
-"""What a step asks of its device: launches, copies, answers that the host waits for,
-synchronisations.
+"""Counters of what a step requests from its device: launches, copies, reads, synchronisations.
 
-They are counted where Python hands them over, on any device, so a CPU shows what a GPU would be
-asked. The backward is in it: the autograd engine's threads take over the dispatch mode of the
-thread that called it. One call counts as one of
+They count calls in torch's dispatcher, on any device, so a CPU shows the requests that a GPU would
+get. The backward is included: the threads of the autograd engine inherit the dispatch mode of the
+thread that calls it. One call counts as one of
 
-  launches          every operator that yields or changes a tensor, but for views, allocations and reads. A `_foreach` operator,
-                    an operator of ours and a collective are one each, however many kernels they are made of
-  reads             operators whose result the host needs before it can go on: `.item()`, `bool()` and `float()` of a tensor
-                    (`_local_scalar_dense`), `equal`, and those with an output of unknown size (`nonzero`, `unique`, an index
-                    that is a mask)
+  launches          every operator that returns or changes a tensor, except views, allocations and
+                    reads. A `_foreach` operator, an operator of ours and a collective are one
+                    each, whatever the number of kernels in them
+  reads             operators whose result the host waits for: `.item()`, `bool()` and `float()` of
+                    a tensor (`_local_scalar_dense`), `equal`, and those with an output of unknown
+                    size (`nonzero`, `unique`, an index that is a mask)
   copies            `copy_` and `_to_copy` between the host and a device; they are launches too
-  synchronisations  `synchronize` of torch.cuda, of its streams and events, and of DeepSpeed's accelerator, each call once
+  synchronisations  `synchronize` of torch.cuda, of its streams and events, and of DeepSpeed's
+                    accelerator, each call once
 
-Not seen: what a compiled graph launches, and what torch does below the dispatcher
-(`torch.tensor(..., device=)`). On a GPU `kernel_spans` and `count_waits` see these, too.
+Not counted: the launches of a compiled graph, and what torch does below the dispatcher
+(`torch.tensor(..., device=)`). On a GPU `kernel_spans` and `count_waits` include these, too.
 """
 
 import functools
@@ -43,14 +44,14 @@ ALLOCATIONS = {
     aten.set_,
 }
 NO_LAUNCH = ALLOCATIONS | {aten._unsafe_view, aten.record_stream}
-"""Operators whose schema does not say that they launch nothing."""
+"""Operators that launch nothing, which their schema does not show."""
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 UNKNOWN = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 COPIES = {aten.copy_, aten._to_copy}
 
 
 class Place(NamedTuple):
-    """A line of source that asked for something."""
+    """A line of source that made a request."""
 
     module: str
     line: int
@@ -58,8 +59,7 @@ class Place(NamedTuple):
 
 
 class StepCounter(TorchDispatchMode):
-    """Counts what is asked for between its `__enter__` and `__exit__`; one may stand inside of
-    another."""
+    """A counter of the requests between its `__enter__` and `__exit__`; counters may be nested."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class StepCounter(TorchDispatchMode):
 
 @contextmanager
 def count_synchronisations(counts: "Counter[Place]") -> Iterator[None]:
-    """Adds each call of a `synchronize` to `counts`, by the place that made it."""
+    """Add each call of a `synchronize` to `counts`, by the place of the call."""
 
     def counting(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -108,16 +108,16 @@ def count_synchronisations(counts: "Counter[Place]") -> Iterator[None]:
 
         return call
 
+    owners = (torch.cuda, torch.cuda.Stream, torch.cuda.Event, *_other_accelerators())
     with ExitStack() as patches:
-        for owner in (torch.cuda, torch.cuda.Stream, torch.cuda.Event, *_other_accelerators()):
-            patches.enter_context(
-                mock.patch.object(owner, "synchronize", counting(owner.synchronize))
-            )
+        for owner in owners:
+            replacement = counting(owner.synchronize)
+            patches.enter_context(mock.patch.object(owner, "synchronize", replacement))
         yield
 
 
 def count_waits(step: Callable[[], object]) -> int:
-    """Operators of a step on a GPU that wait for it, and calls of `synchronize`."""
+    """Return the number of a step's operators that wait for the GPU, and of `synchronize` calls."""
     calls: Counter[Place] = Counter()
     torch.cuda.set_sync_debug_mode("warn")
     try:
@@ -126,31 +126,30 @@ def count_waits(step: Callable[[], object]) -> int:
             step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    return calls.total() + sum(
-        "synchronizing CUDA operation" in str(warning.message) for warning in caught
-    )
+    messages = [str(warning.message) for warning in caught]
+    return calls.total() + sum("synchronizing CUDA operation" in text for text in messages)
 
 
 def kernel_spans(step: Callable[[], object], steps: int) -> list[tuple[float, float]]:
-    """Start and end, in microseconds, of every kernel, copy and fill that a GPU runs in so many
-    steps."""
+    """Return start and end of every kernel, copy and fill of some steps on a GPU, in µs."""
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(steps):
             step()
         torch.cuda.synchronize()
     events: Any = profiler.events()
-    on_gpu = (
-        event
-        for event in events
-        if event.device_type.name == "CUDA" and not event.is_user_annotation
-    )
-    return [(event.time_range.start, event.time_range.end) for event in on_gpu]
+    spans = []
+    for event in events:
+        if event.device_type.name == "CUDA" and not event.is_user_annotation:
+            spans.append((event.time_range.start, event.time_range.end))
+    return spans
 
 
 def uncovered_pct(spans: Iterable[tuple[float, float]]) -> float:
-    """Percent of the time from the first start to the last end that lies in none of the spans
-    (start, end), one at least."""
+    """Return the percentage of the time from the first start to the last end that no span covers.
+
+    spans: (start, end), at least one.
+    """
     ordered = sorted(spans)
     first = reached = ordered[0][0]
     gaps = 0.0
@@ -161,7 +160,7 @@ def uncovered_pct(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def _other_accelerators() -> list[Any]:
-    """DeepSpeed's accelerator, unless its `synchronize` is torch.cuda's."""
+    """Return DeepSpeed's accelerator, unless its `synchronize` is torch.cuda's."""
     import_deepspeed()
     from deepspeed.accelerator import get_accelerator
 
@@ -171,9 +170,8 @@ def _other_accelerators() -> list[Any]:
 
 def _is_read(func: Any, args: Any) -> bool:
     if func.overloadpacket in INDEXING:
-        return any(
-            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
-        )
+        dtypes = [index.dtype for index in args[1] if index is not None]
+        return torch.bool in dtypes or torch.uint8 in dtypes
     return not UNKNOWN.isdisjoint(func.tags)
 
 
@@ -186,17 +184,17 @@ def _is_launch(func: Any) -> bool:
 
 
 def _crosses(args: Any, kwargs: Any) -> bool:
-    """Whether a copy has one end on the host and the other on a device."""
-    places = [value.device for value in args if isinstance(value, torch.Tensor)]
-    places += [torch.device(kwargs["device"])] if kwargs.get("device") is not None else []
-    return len({place.type == "cpu" for place in places}) == 2
+    """Return True if a copy is between the host and a device."""
+    devices = [value.device for value in args if isinstance(value, torch.Tensor)]
+    if kwargs.get("device") is not None:
+        devices.append(torch.device(kwargs["device"]))
+    return len({device.type == "cpu" for device in devices}) == 2
 
 
 def _caller() -> Place:
-    """The innermost place outside of torch and of this file."""
+    """Return the innermost place outside of torch and of this file."""
+    inside = ("torch.", f"{__name__}.")
     frame = sys._getframe(2)
-    while frame.f_back and (frame.f_globals["__name__"] + ".").startswith(
-        ("torch.", f"{__name__}.")
-    ):
+    while frame.f_back and f"{frame.f_globals['__name__']}.".startswith(inside):
         frame = frame.f_back
     return Place(frame.f_globals["__name__"], frame.f_lineno, frame.f_code.co_name)

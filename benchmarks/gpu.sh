@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests and benchmarks on a machine with a GPU, in steps; docs/gpu.md tells what each gives, and how to rehearse it without one.
+# Tests and benchmarks on a machine with a GPU, in steps; docs/gpu.md describes each step and the rehearsal without a GPU.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 steps='  kernels  the machine, the tests of all kernels, attention against its peers, the step of the engine
@@ -21,23 +21,23 @@ tests=(tests/kernels -n 8 --ignore tests/kernels/test_resources.py) patience=1
 if [ "$device" = cpu ]; then
     patience=10
     export CUDA_VISIBLE_DEVICES='' DS_ACCELERATOR=cpu
-    tests=(tests/kernels/test_interpreter.py tests/kernels/test_configs.py -n 2)
+    tests=(tests/kernels/test_interpreter.py tests/kernels/test_launch_configs.py -n 2)
 else
     "$python" -c 'import torch; assert torch.cuda.is_available(), "no GPU here"' || exit 1
 fi
 
-need() { # need MODULE...: whether all can be imported; names what cannot, and why
-    local module said code=0
+need() { # need MODULE...: succeed if all can be imported; print what cannot, and why
+    local module error code=0
     for module in "$@"; do
-        said=$("$python" -c "import $module" 2>&1) || { code=1 && echo "left out for want of $module: ${said##*$'\n'}"; }
+        error=$("$python" -c "import $module" 2>&1) || { code=1 && echo "skipped, $module is missing: ${error##*$'\n'}"; }
     done
     return $code
 }
 
-part() { # part SECONDS NAME COMMAND...: run it for at most so long, tell how it ended, and go on whatever comes of it
+part() { # part SECONDS NAME COMMAND...: run it within a time limit, report how it ended, and return in any case
     local limit=$1 name=$2 start=$SECONDS code=0 lines=1
     shift 2
-    # interrupted, pytest and Python still say what failed and where they were
+    # after SIGINT, pytest and Python still report what failed and where they were
     timeout --signal=INT --kill-after=5 $((limit * patience)) "$@" </dev/null >"$work/$name.log" 2>&1 || code=$?
     [ $code -eq 0 ] || { failed+=("$name ($code)") && lines=15; }
     echo "$name: $((SECONDS - start)) s"
@@ -46,11 +46,11 @@ part() { # part SECONDS NAME COMMAND...: run it for at most so long, tell how it
     pack
 }
 
-pack() { # the rows and what tells of the runs, as one archive that is whole at any moment
+pack() { # put the rows, logs and small files of the runs into one archive, which is whole at any moment
     cp "$out"/*.csv "$work/rows" 2>/dev/null
     (cd "$work" && find . \( -name checkpoints -o -name data \) -prune -o -type f -size -1024k ! -name '*.parquet' -print0) |
         tar -czf "$out/all.tgz.part" -C "$work" --null -T -
-    # tar also complains of what changes or goes while it reads, and goes on
+    # tar only warns of a file that changes or disappears while it reads
     gzip -t "$out/all.tgz.part" && mv "$out/all.tgz.part" "$out/all.tgz"
 }
 
@@ -60,7 +60,7 @@ bench() { # bench SECONDS NAME [FLAG...]: benchmarks/bench_NAME.py
     part "$limit" "$name" "$python" -m "benchmarks.bench_$name" --out "$out" "$@"
 }
 
-pytest() { # pytest SECONDS NAME ARGUMENT...: failures come last, in the part of the log that is shown
+pytest() { # pytest SECONDS NAME ARGUMENT...: failures are last, in the part of the log that is shown
     local limit=$1 name=$2
     shift 2
     part "$limit" "$name" "$python" -m pytest -p no:cacheprovider --tb=short -rfE --durations=10 "$@"
@@ -102,13 +102,13 @@ run_step() {
 }
 
 run_tune() {
-    if [ "$device" = cpu ]; then echo 'left out on a CPU: everything' && return; fi
+    if [ "$device" = cpu ]; then echo 'skipped, needs a GPU: everything' && return; fi
     local sections=(SpeedOfLight LaunchStats Occupancy WarpStateStats ComputeWorkloadAnalysis MemoryWorkloadAnalysis)
     if command -v ncu >/dev/null; then
         part 120 profile ncu --clock-control none "${sections[@]/#/--section=}" --kernel-name 'regex:_attention|_norm|_gelu' \
             --csv --log-file "$out/ncu.csv" "$python" -m benchmarks.profiled
     else
-        echo 'left out for want of ncu: the profile'
+        echo 'skipped, ncu is missing: the profile'
     fi
     part 240 tune "$python" -m benchmarks.tune --only attention --seconds 150
     cp kernels/launch_configs.json "$out"

@@ -1,10 +1,9 @@
-"""What every kernel benchmark shares: the gate on correctness, the clock, the machine's stamp, the
-row in the results.
+"""The shared part of the benchmarks: correctness check, timing, environment columns, result files.
 
-A benchmark gates its implementations against the reference, measures each with `measure`, and
-appends the rows to results/<device>.csv, which is never rewritten. On a GPU the clock is Triton's
-(warm-up outside, L2 flushed between calls); on the CPU it is the wall clock of single calls, which
-tells little on a shared machine and says so by `gpu`.
+A benchmark compares its implementations with the reference, measures each with `measure`, and
+appends rows to results/<device>.csv, which is never rewritten. On a GPU, Triton's `do_bench` takes
+the times (warm-up excluded, L2 flushed between calls). On a CPU they are wall-clock times of single
+calls, which mean little on a shared machine; the column `gpu` then names the CPU.
 """
 
 import argparse
@@ -32,7 +31,7 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "triton", "dali", "deepspeed")
 MEASURED = ("ms_p20", "ms_p50", "ms_p80", "gbps", "pct_of_copy", "images_per_s", "peak_mib")
 COUNTED = ("launches", "host_ms", "waits", "idle_pct")
-"""Of a whole step alone, empty elsewhere: see bench_engine."""
+"""Of a whole step only, empty elsewhere: see bench_engine."""
 COLUMNS = (
     "date",
     "commit",
@@ -51,30 +50,33 @@ Row = dict[str, str | float]
 
 @dataclass(frozen=True)
 class Launch:
-    """A call of an op's launcher that `resources.py` compiles without a GPU; what it asks of the
-    kernels it names."""
+    """A call of an op's launcher that `resources.py` compiles without a GPU, and requirements on
+    the kernels it names."""
 
     name: str
     run: Callable[[], object]
     wgmma: tuple[str, ...] = ()
     """Kernels whose matrix products must all be Hopper's warp-group instructions."""
     streams: tuple[str, ...] = ()
-    """Kernels that only move memory: their loads and stores must be 128 bits wide."""
+    """Kernels that only move data: their loads and stores must be 128 bits wide."""
 
 
 def gate(actual: torch.Tensor, expected: torch.Tensor, name: str) -> None:
-    """Stop the benchmark with assert_close's report when an implementation is not the reference's
-    equal."""
-    torch.testing.assert_close(
-        actual, expected, msg=lambda report: f"{name} is not the reference: {report}"
-    )
+    """Raise AssertionError with the report of assert_close unless the tensors are close."""
+
+    def message(report: str) -> str:
+        return f"{name} differs from the reference: {report}"
+
+    torch.testing.assert_close(actual, expected, msg=message)
 
 
 def quantiles_ms(
     run: Callable[[], object], device: torch.device, repeat_ms: int = 200
 ) -> tuple[float, float, float]:
-    """Milliseconds of one call at 20, 50 and 80 %, over at least repeat_ms of calls after a
-    warm-up."""
+    """Return the 20, 50 and 80 % quantiles of a call's milliseconds.
+
+    Calls are repeated for at least repeat_ms after a warm-up.
+    """
     if device.type == "cuda":
         return tuple(triton.testing.do_bench(run, rep=repeat_ms, quantiles=[0.2, 0.5, 0.8]))
     run()
@@ -88,18 +90,15 @@ def quantiles_ms(
 
 
 def copy_gbps(device: torch.device) -> float:
-    """The device's copy bandwidth, read and write together, in GB/s: what a streaming kernel can
-    reach."""
-    source = torch.ones(
-        2**28 if device.type == "cuda" else 2**24, dtype=torch.float32, device=device
-    )
+    """Measure the copy bandwidth in GB/s, reads plus writes: the limit of a streaming kernel."""
+    size = 2**28 if device.type == "cuda" else 2**24
+    source = torch.ones(size, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / quantiles_ms(lambda: target.copy_(source), device)[1] / 1e6
 
 
 def peak_mib(run: Callable[[], object], device: torch.device) -> float:
-    """Memory that one call allocates at its peak beyond what was there; 0 on the CPU, which keeps
-    no count."""
+    """Return the peak memory of one call beyond what was allocated before; 0 on a CPU."""
     if device.type != "cuda":
         return 0.0
     torch.cuda.reset_peak_memory_stats(device)
@@ -111,23 +110,40 @@ def peak_mib(run: Callable[[], object], device: torch.device) -> float:
 def measure(
     run: Callable[[], object], device: torch.device, *, images: int, nbytes: int, copy: float
 ) -> Row:
-    """The measured columns of one implementation; nbytes: the least a call must read and write,
-    copy: `copy_gbps`."""
+    """Return the measured columns of one implementation.
+
+    nbytes: the least that a call must read and write; copy: bandwidth of `copy_gbps`.
+    """
     p20, p50, p80 = quantiles_ms(run, device)
     gbps = nbytes / p50 / 1e6
-    found = (p20, p50, p80, gbps, 100 * gbps / copy, 1e3 * images / p50, peak_mib(run, device))
-    return dict(zip(MEASURED, (float(f"{value:.4g}") for value in found), strict=True))
+    found = {
+        "ms_p20": p20,
+        "ms_p50": p50,
+        "ms_p80": p80,
+        "gbps": gbps,
+        "pct_of_copy": 100 * gbps / copy,
+        "images_per_s": 1e3 * images / p50,
+        "peak_mib": peak_mib(run, device),
+    }
+    return {name: float(f"{found[name]:.4g}") for name in MEASURED}
+
+
+def case_columns(bench: str, mode: str, shape: str, dtype: str, impl: str) -> Row:
+    """Return the columns that identify a row among those of one environment."""
+    return {"bench": bench, "mode": mode, "shape": shape, "dtype": dtype, "impl": impl}
 
 
 def device_name(device: torch.device) -> str:
-    return (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu-{platform.machine()}"
-    )
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu-{platform.machine()}"
 
 
 def commit() -> str:
-    """Short hash of the checkout, with +dirty when the tree differs; outside of one
-    $FASTDEIT_COMMIT, or "unknown"."""
+    """Return the short hash of the checkout, with +dirty when the tree differs.
+
+    Without git or a checkout: $FASTDEIT_COMMIT, or "unknown".
+    """
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run(
@@ -142,17 +158,17 @@ def commit() -> str:
 
 
 def installed(package: str) -> str:
-    """The version of a package, "" if it is not there. DALI has a name a CUDA version, so it is
-    asked itself."""
+    """Return the version of a package, "" if it is missing."""
     try:
-        return import_module("nvidia.dali").__version__ if package == "dali" else version(package)
-    except (ImportError, OSError):  # also a metadata file or a library that is not there
+        if package == "dali":  # its wheel has another name for each CUDA version
+            return import_module("nvidia.dali").__version__
+        return version(package)
+    except (ImportError, OSError):  # OSError: a metadata file or a library is missing
         return ""
 
 
 def environment(device: torch.device) -> Row:
-    """The columns that say where and with what a row was measured; a package that is not there
-    stays empty."""
+    """Return the columns of date, commit, device and versions; a missing package stays empty."""
     stamp: Row = {
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
@@ -161,10 +177,15 @@ def environment(device: torch.device) -> Row:
     return stamp | {package: installed(package) for package in PACKAGES}
 
 
+def device_slug(device: torch.device) -> str:
+    """Return the device's name as part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower())
+
+
 def append(rows: Iterable[Row], device: torch.device, folder: Path = RESULTS) -> Path:
-    """Append rows to the device's file in the folder, with a header when it is new; returns the
+    """Append rows to the device's file in the folder, with a header when it is new; return the
     file."""
-    path = folder / (re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()) + ".csv")
+    path = folder / f"{device_slug(device)}.csv"
     write_rows(path, rows, COLUMNS)
     return path
 
@@ -172,7 +193,7 @@ def append(rows: Iterable[Row], device: torch.device, folder: Path = RESULTS) ->
 def write_rows(path: Path, rows: Iterable[Row], columns: Sequence[str]) -> None:
     """Append rows to a CSV file, with a header when it is new.
 
-    A file keeps its columns; those it lacks are put behind them, and are empty in its old rows.
+    A file keeps its columns; missing ones are added after them, empty in the old rows.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = _widen(path, columns) if path.exists() and path.stat().st_size else columns
@@ -184,10 +205,11 @@ def write_rows(path: Path, rows: Iterable[Row], columns: Sequence[str]) -> None:
 
 
 def _widen(path: Path, columns: Sequence[str]) -> Sequence[str]:
-    """Give a file the columns that it lacks, at once or not at all; its columns then."""
+    """Add missing columns to a file, in one atomic replacement; return its columns."""
     with path.open(newline="", encoding="utf-8") as file:
-        old = csv.DictReader(file)
-        rows, header = list(old), list(old.fieldnames or ())
+        reader = csv.DictReader(file)
+        rows = list(reader)
+        header = list(reader.fieldnames or ())
     wide = list(dict.fromkeys([*header, *columns]))
     if wide != header:
         beside = path.with_suffix(".new")
@@ -202,48 +224,36 @@ def _widen(path: Path, columns: Sequence[str]) -> Sequence[str]:
 def run_benchmark(
     doc: str | None, cases: Mapping[str, Iterable[tuple[Any, ...]]], bench: Callable[..., list[Row]]
 ) -> None:
-    """The command line of a bench_<op>.py: measure every case, append its rows at once, print all
-    of them at the end.
+    """Run the command line of a bench_<op>.py: measure every case and append its rows at once.
 
-    doc: the module's docstring. cases: by the device's type, the most telling first, what bench
-    takes before device, stamp and copy bandwidth.
+    doc: the module's docstring. cases: by device type, the most important first, the arguments of
+    bench before device, environment columns and copy bandwidth.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument(
-        "--cases", type=int, help="how many of the cases, the first ones; default: all"
-    )
-    asked = parser.parse_args()
+    parser.add_argument("--cases", type=int, help="number of cases, from the first; default: all")
+    args = parser.parse_args()
     functorch_config.donated_buffer = False  # a compiled backward is called more than once
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    stamp, copy, rows = environment(device), copy_gbps(device), []
-    for case in itertools.islice(cases[device.type], asked.cases):
+    stamp = environment(device)
+    copy = copy_gbps(device)
+    rows = []
+    for case in itertools.islice(cases[device.type], args.cases):
         new = bench(*case, device, stamp, copy)
         rows += new
-        print(f"{len(rows)} rows in {append(new, device, asked.out)}", flush=True)
+        print(f"{len(rows)} rows in {append(new, device, args.out)}", flush=True)
     print(f"copy {copy:.0f} GB/s")
     show(rows)
 
 
 def show(rows: Iterable[Row]) -> None:
     """Print the rows as one short table."""
-    columns = (
-        "bench",
-        "mode",
-        "shape",
-        "dtype",
-        "impl",
-        "ms_p50",
-        "gbps",
-        "pct_of_copy",
-        "images_per_s",
-        "peak_mib",
-    )
+    measured = ("ms_p50", "gbps", "pct_of_copy", "images_per_s", "peak_mib")
+    columns = ("bench", "mode", "shape", "dtype", "impl", *measured)
     lines = [columns, *(tuple(str(row[column]) for column in columns) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        )
+        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        print("  ".join(cells).rstrip())

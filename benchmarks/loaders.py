@@ -1,9 +1,8 @@
 """The loaders that bench_pipeline and bench_memory compare: ours, timm's and torchvision's, on the
 same files and recipe.
 
-Each builder returns a function that starts the loader: endless batches, and the ids of the
-processes that work for it. `stages` names what is left out, from nothing but resize, flip and
-normalise to everything.
+Each builder returns a function that starts the loader and returns an endless iterator of batches
+and the ids of its worker processes.
 """
 
 import io
@@ -34,43 +33,45 @@ Start = Callable[[], Started]
 
 
 def write_images(root: Path, count: int, links: int) -> None:
-    """`count` 500 x 375 JPEG files (1/f noise) in root/train/{0,1}, each under `links` names:
-    timm's epoch must not end."""
-    rng, decay = (
-        np.random.default_rng(0),
-        1 / np.hypot(*np.meshgrid(*map(np.fft.fftfreq, (500, 375)))).clip(2e-3),
-    )
+    """Write `count` 500 x 375 JPEG files (1/f noise) to root/train/{0,1}, each under `links` names.
+
+    The names make timm's epoch long enough for a measurement.
+    """
+    rng = np.random.default_rng(0)
+    frequencies = np.hypot(*np.meshgrid(np.fft.fftfreq(500), np.fft.fftfreq(375)))
+    decay = 1 / frequencies.clip(2e-3)
     for i in range(count):
         noise = np.fft.ifft2(np.fft.fft2(rng.normal(size=(3, 375, 500))) * decay).real
         pixels = (noise - noise.min()) / np.ptp(noise) * 255 + rng.normal(scale=4, size=noise.shape)
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
         target = root / f"train/{i % 2}/{i:04d}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)).save(
-            target, quality=90
-        )
+        image.save(target, quality=90)
         for link in range(1, links):
             target.with_stem(f"{target.stem}-{link}").hardlink_to(target)
 
 
 def write_shards(root: Path, images: Path) -> str:
-    """The images of a folder as WebDataset shards in `root`; returns their brace pattern."""
+    """Write the images of a folder as WebDataset shards to `root`; return their brace pattern."""
     root.mkdir(parents=True, exist_ok=True)
     files = sorted(images.glob("train/*/*.jpg"))
     for shard in range(SHARDS):
         with tarfile.open(root / f"train-{shard}.tar", "w") as tar:
             for number, file in enumerate(files[shard::SHARDS]):
-                for suffix, data in (
-                    ("jpg", file.read_bytes()),
-                    ("cls", file.parent.name.encode()),
-                ):
-                    member = tarfile.TarInfo(f"{shard}-{number:05d}.{suffix}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
+                name = f"{shard}-{number:05d}"
+                _add_member(tar, f"{name}.jpg", file.read_bytes())
+                _add_member(tar, f"{name}.cls", file.parent.name.encode())
     return f"train-{{0..{SHARDS - 1}}}.tar"
 
 
+def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
 def ours(index: Index, size: int, workers: int, backend: str, **spec: object) -> Start:
-    """fastdeit's training loader."""
+    """Return a start of fastdeit's training loader; spec: changed fields of `PlanSpec`."""
 
     def start() -> Started:
         plan = Plan(PlanSpec(input_size=size, repeats=1, **spec), index.sizes)  # type: ignore[arg-type]
@@ -82,7 +83,7 @@ def ours(index: Index, size: int, workers: int, backend: str, **spec: object) ->
 
 
 def timms(dataset: dict[str, object], size: int, workers: int, **recipe: object) -> Start:
-    """timm's create_loader; dataset: arguments of create_dataset."""
+    """Return a start of timm's loader; dataset: arguments of create_dataset."""
 
     def start() -> Started:
         options = {
@@ -108,8 +109,10 @@ def timms(dataset: dict[str, object], size: int, workers: int, **recipe: object)
 def torchvisions(
     root: Path, size: int, workers: int, operations: int = 2, erase: float = 0.25
 ) -> Start:
-    """torchvision's transforms v2 over its ImageFolder (decoding by Pillow): its own RandAugment,
-    each operation always."""
+    """Return a start of torchvision's ImageFolder (decoding by Pillow) with its transforms v2.
+
+    Its RandAugment applies every chosen operation, without a probability.
+    """
 
     def start() -> Started:
         bicubic = InterpolationMode.BICUBIC
@@ -137,7 +140,7 @@ def _started(loader: DataLoader) -> Started:
 
 
 def reading(index: Index, workers: int, decode: bool) -> Start:
-    """DALI reading whole files, or reading them and decoding the planned crop."""
+    """Return a start of DALI that reads whole files, and with `decode` decodes the planned crop."""
     plan = Plan(PlanSpec(repeats=1), index.sizes)
 
     def source(i: int) -> tuple[object, np.ndarray]:

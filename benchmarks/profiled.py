@@ -1,5 +1,4 @@
-"""The calls that a profiler is to look at: attention, norm and GELU, forward and backward, at
-DeiT-S's sizes.
+"""Calls for a profiler: attention, norm and GELU, forward and backward, at DeiT-S's sizes.
 
 ncu --clock-control none --csv --log-file ncu.csv python -m benchmarks.profiled
 """

@@ -1,13 +1,12 @@
-"""Registers, shared memory and instructions of every kernel and configuration, compiled for a GPU
-that is not there.
+"""Registers, shared memory and instructions of every kernel and launch, compiled without a GPU.
 
 python -m benchmarks.resources [--arch 90 80] [--only mix attention] [--write | --check]
 
-Each bench_<op>.py lists `LAUNCHES`: calls of the op's own launchers on small CPU tensors. Here they
-run under a driver that compiles and never launches, so that Triton specialises the arguments as it
-would on the GPU; the machine code is then read back with the disassembler of Triton's wheel.
---write puts the table into results/sm<arch>-resources.csv; --check fails when a kernel has got
-worse than it says there, and is part of the tests (tests/kernels/test_resources.py).
+Each bench_<op>.py lists `LAUNCHES`: calls of the op's launchers on small CPU tensors. Here they run
+with a driver that compiles and never launches, so that Triton specialises the arguments as on the
+GPU; the disassembler of Triton's wheel then reads the machine code. --write writes the table
+results/sm<arch>-resources.csv; --check fails when a kernel is worse than in that table, and is part
+of the tests (tests/kernels/test_resources.py).
 """
 
 import argparse
@@ -54,7 +53,7 @@ _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 class OfflineDriver:
-    """Stands where Triton looks for a GPU; a device's number is its architecture."""
+    """A stand-in for Triton's driver of a GPU; the device's number is its architecture."""
 
     def __init__(self, arch: int) -> None:
         self.arch = arch
@@ -71,13 +70,13 @@ class OfflineDriver:
 
 @contextmanager
 def compiled_only(arch: int) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
-    """Within, launches of kernels compile for sm_<arch> and do nothing else; yields what was
-    compiled.
+    """Make launches compile for sm_<arch> without running; yield the list of compiled kernels.
 
-    For a process of its own: Triton keeps the driver that it was given.
+    Use it in a separate process: Triton keeps the driver.
     """
     found: list[tuple[Any, dict[str, Any]]] = []
-    run, launch_arch = JITFunction.run, launch_configs.arch
+    run = JITFunction.run
+    launch_arch = launch_configs.arch
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
@@ -85,12 +84,14 @@ def compiled_only(arch: int) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
         found.append((kernel, constants))
         return kernel
 
-    JITFunction.run, launch_configs.arch = compile_only, lambda device: arch
+    JITFunction.run = compile_only
+    launch_configs.arch = lambda device: arch
     driver.set_active(OfflineDriver(arch))
     try:
         yield found
     finally:
-        JITFunction.run, launch_configs.arch = run, launch_arch
+        JITFunction.run = run
+        launch_configs.arch = launch_arch
 
 
 def _dump(kernel: Any, *options: str) -> str:
@@ -102,19 +103,23 @@ def _dump(kernel: Any, *options: str) -> str:
 
 
 def _ctas_per_sm(registers: int, warps: int, shared: int, arch: int) -> int:
-    """How many CTAs fit on one SM: 64 K registers given out in steps of 256 a warp, 1 KiB of shared
-    memory kept back each."""
+    """Return how many CTAs fit on one SM.
+
+    64 K registers are allocated in units of 256 a warp; 1 KiB of shared memory a CTA is reserved.
+    """
     per_warp = -(-registers * 32 // 256) * 256
-    return min(
-        65536 // (per_warp * warps), _SHARED_PER_SM[arch] // (shared + 1024), 64 // warps, 32
-    )
+    by_registers = 65536 // (per_warp * warps)
+    by_shared = _SHARED_PER_SM[arch] // (shared + 1024)
+    return min(by_registers, by_shared, 64 // warps, 32)
 
 
 def measure(kernel: Any, arch: int) -> Row:
-    """The columns of `COUNTS` for one compiled kernel."""
-    usage, code = _dump(kernel, "-res-usage"), _dump(kernel, "-sass")
+    """Return the columns of `COUNTS` for one compiled kernel."""
+    usage = _dump(kernel, "-res-usage")
+    code = _dump(kernel, "-sass")
     registers, stack = (int(re.findall(rf"{name}:(\d+)", usage)[-1]) for name in ("REG", "STACK"))
-    warps, shared = kernel.metadata.num_warps, kernel.metadata.shared
+    warps = kernel.metadata.num_warps
+    shared = kernel.metadata.shared
 
     def count(pattern: str) -> int:
         return len(re.findall(rf"\b{pattern}", code))
@@ -135,38 +140,34 @@ def measure(kernel: Any, arch: int) -> Row:
 
 
 def compile_launch(launch: Launch, arch: int) -> list[Row]:
-    """One row for each different kernel that the launch runs."""
+    """Return one row for each different kernel that the launch runs."""
     with compiled_only(arch) as found:
         launch.run()
     rows: dict[tuple[str, str], Row] = {}
     for kernel, constants in found:
-        spelled = " ".join(
-            f"{name}={int(value) if isinstance(value, bool) else value}"
-            for name, value in constants.items()
-        )
-        key = (kernel.metadata.name, spelled)
-        if key not in rows:
-            what: Row = {
-                "triton": triton.__version__,
-                "launch": launch.name,
-                "kernel": key[0],
-                "constants": key[1],
-            }
-            rows[key] = what | measure(kernel, arch)
+        name = kernel.metadata.name
+        spelled = " ".join(f"{key}={_plain(value)}" for key, value in constants.items())
+        if (name, spelled) not in rows:
+            row: Row = {"triton": triton.__version__, "launch": launch.name}
+            row |= {"kernel": name, "constants": spelled}
+            rows[name, spelled] = row | measure(kernel, arch)
     return list(rows.values())
 
 
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, bool) else value
+
+
 def launches(ops: tuple[str, ...] = OPS) -> list[Launch]:
-    """What the benchmarks of these ops list."""
-    return [
-        launch
-        for op in ops
-        for launch in importlib.import_module(f"benchmarks.bench_{op}").LAUNCHES
-    ]
+    """Return the launches that the benchmarks of these ops list."""
+    found = []
+    for op in ops:
+        found += importlib.import_module(f"benchmarks.bench_{op}").LAUNCHES
+    return found
 
 
 def problems(launch: Launch, row: Row, arch: int) -> list[str]:
-    """What is wrong with a compiled kernel, in words."""
+    """Return descriptions of what is wrong with a compiled kernel."""
     found = []
     if row["stack"]:
         found.append(f"{row['stack']} bytes of stack: registers are spilled")
@@ -184,23 +185,18 @@ def problems(launch: Launch, row: Row, arch: int) -> list[str]:
 
 
 def worsened(row: Row, before: dict[str, str]) -> list[str]:
-    """What a kernel takes more of, or has less of, than in the checked-in table, in words."""
-    more = [name for name in ("registers", "shared", "mma") if int(row[name]) > int(before[name])]
-    less = [
-        name
-        for name in ("ctas_per_sm", "loads_128", "stores_128", "wgmma")
-        if int(row[name]) < int(before[name])
-    ]
-    # fewer wide accesses are no loss where there are fewer of all
-    less = [
-        name
-        for name in less
-        if not name.endswith("_128") or _narrow(row, name) > _narrow(before, name)
-    ]
-    return [f"{name}: {before[name]} before, now {row[name]}" for name in more + less]
+    """Return descriptions of the columns that are worse than in the checked-in table."""
+    worse = [name for name in ("registers", "shared", "mma") if int(row[name]) > int(before[name])]
+    worse += [name for name in ("ctas_per_sm", "wgmma") if int(row[name]) < int(before[name])]
+    for name in ("loads_128", "stores_128"):
+        # fewer wide accesses are no loss where the number of narrow ones has not grown
+        if int(row[name]) < int(before[name]) and _narrow(row, name) > _narrow(before, name):
+            worse.append(name)
+    return [f"{name}: {before[name]} before, now {row[name]}" for name in worse]
 
 
 def _narrow(row: Mapping[str, Any], name: str) -> int:
+    """Return the number of accesses that are not 128 bits wide."""
     return int(row[name.removesuffix("_128")]) - int(row[name])
 
 
@@ -209,11 +205,17 @@ def table(arch: int) -> Path:
 
 
 def read(arch: int) -> dict[tuple[str, ...], dict[str, str]]:
-    """The checked-in rows of this Triton by their keys; none if they are of another version, whose
-    code is another."""
+    """Return the checked-in rows by their keys; none if they are of another version of Triton."""
     with table(arch).open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["triton"] == triton.__version__]
     return {tuple(row[name] for name in KEYS): row for row in rows}
+
+
+def heaviest(arch: int) -> set[str]:
+    """Return the launches in which a kernel of the checked-in table takes the most registers."""
+    with table(arch).open(newline="", encoding="utf-8") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: int(row["registers"]))
+    return set({row["kernel"]: row["launch"] for row in rows}.values())
 
 
 def write(rows: list[Row], arch: int) -> None:
@@ -224,32 +226,26 @@ def write(rows: list[Row], arch: int) -> None:
 
 
 def compare(row: Row, before: dict[tuple[str, ...], dict[str, str]]) -> list[str]:
-    """`worsened` against the table, which must know the kernel."""
+    """Return what `worsened` does, or that the kernel is missing from the table."""
     if not before:
         return []
     key = tuple(str(row[name]) for name in KEYS)
-    return (
-        worsened(row, before[key])
-        if key in before
-        else ["not in the table: python -m benchmarks.resources --write"]
-    )
+    if key not in before:
+        return ["not in the table: python -m benchmarks.resources --write"]
+    return worsened(row, before[key])
 
 
 def compile_all(
-    ops: tuple[str, ...], arch: int, before: dict[tuple[str, ...], dict[str, str]]
+    chosen: list[Launch], arch: int, before: dict[tuple[str, ...], dict[str, str]]
 ) -> tuple[list[Row], int]:
-    """Compile and print; returns the rows and how many problems were found."""
+    """Compile and print; return the rows and the number of problems."""
     rows: list[Row] = []
     count = 0
-    for launch in launches(ops):
+    for launch in chosen:
         for row in compile_launch(launch, arch):
             rows.append(row)
-            print(
-                f"sm_{arch}",
-                *(f"{row[name]}" for name in KEYS),
-                *(f"{name}={row[name]}" for name in COUNTS),
-                flush=True,
-            )
+            counts = [f"{name}={row[name]}" for name in COUNTS]
+            print(f"sm_{arch}", *(row[name] for name in KEYS), *counts, flush=True)
             found = problems(launch, row, arch) + compare(row, before)
             count += len(found)
             for problem in found:
@@ -263,23 +259,28 @@ def main() -> None:
     )
     parser.add_argument("--arch", type=int, nargs="+", default=[90, 80], choices=SHARED_LIMIT)
     parser.add_argument("--only", nargs="+", default=OPS, choices=OPS, help="ops")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        "--write", action="store_true", help="renew the checked-in table (with all ops)"
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--write", action="store_true", help="write the table (with all ops)")
+    action.add_argument(
+        "--check", action="store_true", help="fail where a kernel is worse than in the table"
     )
-    what.add_argument(
-        "--check",
+    parser.add_argument(
+        "--heaviest",
         action="store_true",
-        help="fail where a kernel is worse than in the checked-in table",
+        help="only the launch of each kernel that takes the most registers",
     )
-    arguments = parser.parse_args()
+    args = parser.parse_args()
+    if args.write and args.heaviest:
+        parser.error("--write must be used without --heaviest: it writes the whole table")
     total = 0
-    for arch in arguments.arch:
-        rows, count = compile_all(
-            tuple(arguments.only), arch, read(arch) if arguments.check else {}
-        )
+    for arch in args.arch:
+        chosen = launches(tuple(args.only))
+        if args.heaviest:
+            chosen = [launch for launch in chosen if launch.name in heaviest(arch)]
+        before = read(arch) if args.check else {}
+        rows, count = compile_all(chosen, arch, before)
         total += count
-        if arguments.write:
+        if args.write:
             write(rows, arch)
     sys.exit(f"{total} problems" if total else 0)
 

@@ -1,5 +1,5 @@
-"""The rows of a folder's benchmarks as one short table: ours, and how many times faster than each
-peer; whole runs and loaders.
+"""A short table of a folder's result files: times of ours and of the peers relative to ours; whole
+runs and loaders.
 
 python -m benchmarks.summary [FOLDER]
 """
@@ -17,53 +17,51 @@ Row = Mapping[str, str]
 
 
 def newest(rows: Iterable[Row]) -> list[Row]:
-    """The last row of each implementation at each shape."""
-    return list(
-        {
-            (row["bench"], row["mode"], row["shape"], row["dtype"], row["impl"]): row
-            for row in rows
-        }.values()
-    )
+    """Return the last row of each implementation at each shape."""
+    found = {}
+    for row in rows:
+        found[case_of(row), row["impl"]] = row
+    return list(found.values())
+
+
+def case_of(row: Row) -> tuple[str, str, str, str]:
+    return row["bench"], row["mode"], row["shape"], row["dtype"]
 
 
 def lines(rows: Iterable[Row]) -> list[str]:
-    """One for each benchmark, mode, shape and dtype that we have a row of: time, share of the copy
-    bandwidth, others' times."""
+    """Return a line for each benchmark, mode, shape and dtype with a row of ours.
+
+    It shows the time, the share of the copy bandwidth, and the peers' times relative to ours.
+    """
     cases: dict[tuple[str, str, str, str], dict[str, Row]] = {}
     for row in newest(rows):
-        cases.setdefault((row["bench"], row["mode"], row["shape"], row["dtype"]), {})[
-            row["impl"]
-        ] = row
+        cases.setdefault(case_of(row), {})[row["impl"]] = row
     found = []
     for case, by_impl in cases.items():
         ours = next((by_impl[name] for name in OURS if name in by_impl), None)
         if ours is None:
             continue
-        taken = float(ours["ms_p50"])
-        share = (
-            f"{float(ours['pct_of_copy']):.0f} % of copy"
-            if ours["pct_of_copy"]
-            else f"{float(ours['images_per_s']):,.0f}/s"
-        )
-        others = ", ".join(
-            f"{name} {float(row['ms_p50']) / taken:.2f}x"
+        ms = float(ours["ms_p50"])
+        if ours["pct_of_copy"]:
+            share = f"{float(ours['pct_of_copy']):.0f} % of copy"
+        else:
+            share = f"{float(ours['images_per_s']):,.0f}/s"
+        peers = [
+            f"{name} {float(row['ms_p50']) / ms:.2f}x"
             for name, row in by_impl.items()
             if row is not ours
-        )
-        found.append(f"{' '.join(case):<36} {taken:8.3f} ms  {share:<14} {others}")
+        ]
+        found.append(f"{' '.join(case):<36} {ms:8.3f} ms  {share:<14} {', '.join(peers)}")
     return found
 
 
 def rates(rows: Iterable[Row]) -> list[str]:
-    """One for each row that has no peer: images/s, then all that tells it from others."""
+    """Return a line for each row without a peer: images/s, then the columns that identify it."""
     found = []
     for row in rows:
-        told = " ".join(
-            f"{name} {row[name]}"
-            for name in row
-            if name not in (*STAMP, "images_per_s") and row[name]
-        )
-        found.append(f"{float(row['images_per_s'] or 'nan'):9,.0f}/s  {told}")
+        names = [name for name in row if name not in (*STAMP, "images_per_s") and row[name]]
+        rest = " ".join(f"{name} {row[name]}" for name in names)
+        found.append(f"{float(row['images_per_s'] or 'nan'):9,.0f}/s  {rest}")
     return found
 
 
@@ -73,13 +71,13 @@ def main() -> None:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         names = rows[0].keys() if rows else set()
-        for line in (
-            lines(rows)
-            if {"impl", "ms_p50"} <= names
-            else rates(rows)
-            if "images_per_s" in names
-            else []
-        ):
+        if {"impl", "ms_p50"} <= names:
+            table = lines(rows)
+        elif "images_per_s" in names:
+            table = rates(rows)
+        else:
+            table = []
+        for line in table:
             print(line)
 
 

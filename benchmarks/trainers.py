@@ -1,12 +1,12 @@
-"""The trainer as it trains, on made-up batches that lie on the device: no loader, no teacher, no
-DALI.
+"""The trainer on random batches that are on the device already: no loader, no teacher, no DALI.
 
-What is drawn by the recipe `deit`: a distilled student, DropPath, pairs mixed by Mixup and CutMix,
-hard labels, AdamW, the schedule, the average of the weights. The teacher's answers are records of
-two bytes, as a cache has them.
+It trains with the recipe `deit`: a distilled student, DropPath, pairs mixed by Mixup and CutMix,
+hard labels, AdamW, the schedule, EMA. The teacher's outputs are records of two bytes, as in a
+teacher cache.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -23,20 +23,13 @@ from fastdeit.training.trainer import Trainer
 
 CLASSES = 1000
 STEPS_PER_EPOCH = 1251
-"""Of ImageNet at a batch of 1024: the schedule of the recipe."""
+"""Of ImageNet at a batch size of 1024, as in the recipe's schedule."""
 TOY = {"model": "deit_tiny_distilled_patch16_224", "embed_dim": 32, "depth": 12, "num_heads": 1}
-"""All blocks and parameters of a DeiT, none of its size: on a CPU, what is asked for outweighs what
-is computed."""
+"""A student with all blocks and parameters of a DeiT, but small: on a CPU, launches take more time
+than arithmetic."""
 TOY_SIZE = 32
-
-
-class Recorded:
-    """Stands for a `CachedTeacher`: the answers come with the batches."""
-
-    manifest = Manifest("hard", 1, CLASSES, samples=2, facts={})
-
-    def decoder(self, hard: bool) -> Any:
-        return lambda records: decode(records, self.manifest, hard=hard)
+MANIFEST = Manifest("hard", 1, CLASSES, samples=2, facts={})
+"""Describes the records of the teacher's outputs in the batches."""
 
 
 def make_config(
@@ -47,7 +40,7 @@ def make_config(
     clip_grad: float | None = None,
     **run: Any,
 ) -> Config:
-    """The recipe `deit` for a student, "tiny", "small", "base", or "toy", in one process.
+    """Return the recipe `deit` for a student, "tiny", "small", "base", or "toy", in one process.
 
     batch_size: samples of an optimizer step, in `accumulate` micro-batches.
     run: fields of the section `run` (precision, zero_stage, kernels).
@@ -66,40 +59,40 @@ def make_config(
 
 
 def model_sizes(config: Config) -> dict[str, int]:
-    """What the config says in place of the named model's own sizes, by `Student`'s keywords, which
-    are timm's too."""
+    """Return the sizes that the config sets, by the keywords of `Student`, which are timm's too."""
     names = ("patch_size", "embed_dim", "depth", "num_heads")
-    return {
-        name: getattr(config.model, name)
-        for name in names
-        if getattr(config.model, name) is not None
-    }
+    sizes = {name: getattr(config.model, name) for name in names}
+    return {name: size for name, size in sizes.items() if size is not None}
 
 
 def make_student(config: Config) -> Student:
     torch.manual_seed(config.run.seed)
-    model, size = config.model, config.data.input_size
-    chosen = {
-        "drop_path": model.drop_path,
-        "qkv_bias": model.qkv_bias,
-        "image_size": size,
+    model = config.model
+    return build_student(
+        model.model,
+        num_classes=CLASSES,
+        drop_path=model.drop_path,
+        qkv_bias=model.qkv_bias,
+        image_size=config.data.input_size,
         **model_sizes(config),
-    }
-    return build_student(model.model, num_classes=CLASSES, **chosen)
+    )
 
 
 def make_trainer(config: Config, world: World) -> Trainer:
-    recorded: Any = Recorded()
-    return build_trainer(config, world, make_student(config), None, STEPS_PER_EPOCH, recorded)
+    decode_hard = functools.partial(decode, manifest=MANIFEST, hard=True)
+    return build_trainer(config, world, make_student(config), None, STEPS_PER_EPOCH, decode_hard)
 
 
 def make_batch(size: int, device: torch.device, side: int = 224, depth: int = 12) -> Batch:
-    """`size` samples, the same in every call: one half mixed by Mixup, the other by CutMix; each
-    has the teacher's class."""
+    """Return `size` samples, the same in every call, each with a class of the teacher.
+
+    One half is mixed by Mixup, the other by CutMix.
+    """
     torch.manual_seed(0)
-    half = torch.float16 if device.type == "cuda" else torch.float32
-    images, lam, box = make_inputs((size, 3, side, side), device, half)
-    answers = torch.randint(CLASSES, (size,)).numpy().astype(Recorded.manifest.record)
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    images, lam, box = make_inputs((size, 3, side, side), device, dtype)
+    teacher_classes = torch.randint(CLASSES, (size,)).numpy().astype(MANIFEST.record)
+    records = torch.from_numpy(teacher_classes.view(np.uint8).reshape(size, -1))
     return Batch(
         images=images,
         labels=torch.randint(CLASSES, (size,), device=device),
@@ -108,23 +101,24 @@ def make_batch(size: int, device: torch.device, side: int = 224, depth: int = 12
         drop_path_mask=torch.rand(size, depth, 2, device=device) > 0.05,
         ordinals=torch.arange(size, device=device),
         image_index=torch.arange(size, device=device),
-        teacher_record=torch.from_numpy(answers.view(np.uint8).reshape(size, -1)).to(device),
+        teacher_record=records.to(device),
         digest=1,
     )
 
 
 def decisions(batch: Batch) -> torch.Tensor:
-    """The recorded teacher's classes, int64 (B,)."""
+    """Return the recorded classes of the teacher, int64 (B,)."""
     assert batch.teacher_record is not None
-    return decode(batch.teacher_record, Recorded.manifest, hard=True)
+    return decode(batch.teacher_record, MANIFEST, hard=True)
 
 
 def micro_batches(config: Config, device: torch.device) -> list[Batch]:
-    """Those of one optimizer step."""
+    """Return the micro-batches of one optimizer step."""
     size = config.optim.micro_batch
-    return [make_batch(size, device, config.data.input_size)] * (config.optim.batch_size // size)
+    batch = make_batch(size, device, config.data.input_size)
+    return [batch] * (config.optim.batch_size // size)
 
 
 def all_kept(batch: Batch) -> Batch:
-    """The same without a dropped branch."""
+    """Return the batch with no branch dropped."""
     return dataclasses.replace(batch, drop_path_mask=torch.ones_like(batch.drop_path_mask))

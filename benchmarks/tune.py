@@ -1,15 +1,15 @@
-"""Refresh kernels/launch_configs.json on this machine's GPU: the fastest launch of each row that a DeiT's
-training uses.
+"""Search of the fastest launches on this machine's GPU, written to kernels/launch_configs.json.
 
 python -m benchmarks.tune [--only attention norm] [--seconds 300]
 
-Each workload below is a call of an op at DeiT's sizes. The rows of the table that it reads are
-changed one number at a time, halved or doubled (warps, blocks, programs) or by one (stages), and a
-change stays when the call got faster by 2 % and still gives what it gave before. An architecture
-without rows of its own starts from copies of those that it uses.
+Each workload is a call of an op at DeiT's sizes. In the rows of the table that the call reads, one
+number at a time is halved or doubled (warps, blocks, programs) or changed by one (stages). A change
+is kept if the call is 2 % faster and its result is the same. An architecture without rows of its
+own starts with copies of those that it uses.
 """
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -27,9 +27,11 @@ from fastdeit.kernels.mix import mix
 from fastdeit.kernels.mix_patches import mix_patches
 from fastdeit.kernels.norm import add_norm
 
-BATCH, TOKENS, EPS = 256, 198, 1e-6
+BATCH = 256
+TOKENS = 198
+EPS = 1e-6
 GAIN = 0.98
-"""A change must take at most this share of the time before."""
+"""A change is kept if it takes at most this share of the time before."""
 Row = dict[str, Any]
 Call = Callable[[], list[torch.Tensor]]
 
@@ -39,13 +41,12 @@ def _random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 
 def _forward_backward(run: Callable[..., Any], *leaves: torch.Tensor) -> Iterator[tuple[str, Call]]:
-    """The forward, and the backward alone, of an op of these leaves."""
+    """Yield the forward, and the backward alone, of an op of these leaves."""
     for leaf in leaves:
         leaf.requires_grad_()
     result = run(*leaves)
-    outputs = [
-        part for part in (result if isinstance(result, tuple) else (result,)) if part.requires_grad
-    ]
+    parts = result if isinstance(result, tuple) else (result,)
+    outputs = [part for part in parts if part.requires_grad]
     cotangents = [torch.randn_like(part) for part in outputs]
 
     def forward() -> list[torch.Tensor]:
@@ -53,20 +54,16 @@ def _forward_backward(run: Callable[..., Any], *leaves: torch.Tensor) -> Iterato
             again = run(*leaves)
         return list(again) if isinstance(again, tuple) else [again]
 
+    def backward() -> list[torch.Tensor]:
+        return list(torch.autograd.grad(outputs, leaves, cotangents, retain_graph=True))
+
     yield "forward", forward
-    yield (
-        "backward",
-        lambda: list(torch.autograd.grad(outputs, leaves, cotangents, retain_graph=True)),
-    )
+    yield "backward", backward
 
 
 def _attention() -> Iterator[tuple[str, Call]]:
-    for tokens, heads, dim, batch in (
-        (198, 6, 64, 256),
-        (578, 6, 64, 64),
-        (198, 6, 32, 256),
-        (198, 6, 128, 128),
-    ):
+    shapes = ((198, 6, 64, 256), (578, 6, 64, 64), (198, 6, 32, 256), (198, 6, 128, 128))
+    for tokens, heads, dim, batch in shapes:
         for name, call in _forward_backward(attention, _random(batch, tokens, 3, heads, dim)):
             yield f"N={tokens} D={dim} {name}", call
 
@@ -74,12 +71,9 @@ def _attention() -> Iterator[tuple[str, Call]]:
 def _norm() -> Iterator[tuple[str, Call]]:
     for dim in (384, 192, 768):
         scale = torch.ones(BATCH, device="cuda")
-        leaves = (
-            _random(BATCH, TOKENS, dim),
-            _random(BATCH, TOKENS, dim),
-            _random(dim),
-            _random(dim),
-        )
+        x, branch = _random(2, BATCH, TOKENS, dim).unbind(0)
+        weight, bias = _random(2, dim).unbind(0)
+        leaves = [tensor.clone() for tensor in (x, branch, weight, bias)]
 
         def run(x, branch, weight, bias, scale=scale):  # type: ignore[no-untyped-def]
             return add_norm(x, branch, scale, weight, bias, EPS)
@@ -96,10 +90,8 @@ def _gelu() -> Iterator[tuple[str, Call]]:
 
 def _mix() -> Iterator[tuple[str, Call]]:
     images = _random(BATCH, 3, 224, 224, dtype=torch.float16)
-    lam, box = (
-        torch.rand(BATCH, device="cuda"),
-        torch.zeros(BATCH, 4, dtype=torch.int32, device="cuda"),
-    )
+    lam = torch.rand(BATCH, device="cuda")
+    box = torch.zeros(BATCH, 4, dtype=torch.int32, device="cuda")
     yield "images", lambda: [mix(images, lam, box, torch.bfloat16, True)]
     yield "patches", lambda: [mix_patches(images, lam, box, 16, torch.bfloat16)[0]]
 
@@ -109,26 +101,15 @@ def _distill() -> Iterator[tuple[str, Call]]:
         labels = torch.randint(classes, (BATCH,), device="cuda")
         lam = torch.rand(BATCH, device="cuda")
         heads = [_random(BATCH, classes).requires_grad_() for _ in range(2)]
+        yield f"K={classes}", functools.partial(_distill_call, heads, labels, lam)
 
-        def call(
-            heads: list[torch.Tensor] = heads,
-            labels: torch.Tensor = labels,
-            lam: torch.Tensor = lam,
-        ) -> list[torch.Tensor]:
-            parts = distill(
-                heads[0],
-                heads[1],
-                labels,
-                lam,
-                labels,
-                smoothing=0.1,
-                kind="hard",
-                alpha=0.5,
-                tau=3.0,
-            )
-            return [parts.loss.detach(), *torch.autograd.grad(parts.loss, heads)]
 
-        yield f"K={classes}", call
+def _distill_call(
+    heads: list[torch.Tensor], labels: torch.Tensor, lam: torch.Tensor
+) -> list[torch.Tensor]:
+    setting: dict[str, Any] = {"smoothing": 0.1, "kind": "hard", "alpha": 0.5, "tau": 3.0}
+    loss = distill(heads[0], heads[1], labels, lam, labels, **setting).loss
+    return [loss.detach(), *torch.autograd.grad(loss, heads)]
 
 
 WORKLOADS = {
@@ -141,7 +122,7 @@ WORKLOADS = {
 
 
 def rows_of(call: Call) -> list[Row]:
-    """The rows of the table that a call reads."""
+    """Return the rows of the table that a call reads."""
     read: list[Row] = []
     find = launch_configs._find_launch
 
@@ -161,34 +142,29 @@ def rows_of(call: Call) -> list[Row]:
 
 
 def adopt(arch: int) -> None:
-    """Give the architecture rows of its own for every op, copies of those that it uses."""
-    for op, bits in {(row["op"], row["bits"]) for row in launch_configs.rows()}:
-        ours = [
-            row
-            for row in launch_configs.rows()
-            if (row["op"], row["bits"]) == (op, bits) and row["arch"] <= arch
-        ]
-        newest = max((row["arch"] for row in ours), default=arch)
-        copies = [
-            row | {"arch": arch, "launch": dict(row["launch"])}
-            for row in ours
-            if row["arch"] == newest < arch
-        ]
-        launch_configs.rows().extend(copies)
+    """Add rows of this architecture for every op, as copies of those that it uses."""
+    rows = launch_configs.rows()
+    for op, bits in {(row["op"], row["bits"]) for row in rows}:
+        usable = [row for row in rows if (row["op"], row["bits"]) == (op, bits)]
+        usable = [row for row in usable if row["arch"] <= arch]
+        newest = max((row["arch"] for row in usable), default=arch)
+        for row in usable:
+            if row["arch"] == newest < arch:
+                rows.append(row | {"arch": arch, "launch": dict(row["launch"])})
     launch_configs._find_launch.cache_clear()
 
 
 def neighbours(launch: launch_configs.Launch) -> Iterator[launch_configs.Launch]:
-    """Launches that differ in one number."""
+    """Yield the launches that differ in one number."""
+    limits = {"num_warps": 32, "num_stages": 8}
     for name, value in launch.items():
         near = (value - 1, value + 1) if name == "num_stages" else (value // 2, value * 2)
-        limit = 32 if name == "num_warps" else 8 if name == "num_stages" else 1 << 16
+        limit = limits.get(name, 1 << 16)
         yield from (launch | {name: other} for other in near if 1 <= other <= limit)
 
 
 def time_of(call: Call, expected: list[torch.Tensor] | None = None) -> float:
-    """Milliseconds of a call; infinity for a launch that does not compile or fit, or gives
-    something else."""
+    """Return the milliseconds of a call; infinity for a launch that fails or is wrong."""
     try:
         found = call()
         torch.cuda.synchronize()
@@ -200,29 +176,29 @@ def time_of(call: Call, expected: list[torch.Tensor] | None = None) -> float:
 
 
 def improve(row: Row, call: Call) -> None:
-    """Walk downhill from the row's launch until no neighbour is faster."""
+    """Change the row's launch to a faster neighbour until there is none."""
     expected = [tensor.clone() for tensor in call()]
-    best, moved = time_of(call), True
-    while moved:
-        moved, start = False, dict(row["launch"])
+    best = time_of(call)
+    while True:
+        start = dict(row["launch"])
         for other in neighbours(start):
             row["launch"].update(other)
             taken = time_of(call, expected)
             if taken < GAIN * best:
                 print(f"    {best:.4f} -> {taken:.4f} ms  {other}", flush=True)
-                best, moved = taken, True
+                best = taken
                 break
             row["launch"].update(start)
+        else:
+            return
 
 
 def write() -> None:
-    order = sorted(
-        launch_configs.rows(),
-        key=lambda row: (row["op"], row["arch"], row["bits"], row["D"], row["N"]),
-    )
-    launch_configs.TABLE.write_text(
-        "[\n" + ",\n".join(json.dumps(row) for row in order) + "\n]\n", encoding="utf-8"
-    )
+    """Write the table, one row a line."""
+    keys = ("op", "arch", "bits", "D", "N")
+    order = sorted(launch_configs.rows(), key=lambda row: [row[key] for key in keys])
+    lines = ",\n".join(json.dumps(row) for row in order)
+    launch_configs.TABLE.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -231,14 +207,15 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="ops")
     parser.add_argument(
-        "--seconds", type=float, default=300, help="start no workload after so long"
+        "--seconds", type=float, default=300, help="start no workload after this time"
     )
-    arguments, start = parser.parse_args(), time.monotonic()
+    args = parser.parse_args()
+    start = time.monotonic()
     adopt(launch_configs.arch(torch.device("cuda")))
-    for op in arguments.only:
+    for op in args.only:
         for name, call in WORKLOADS[op]():
-            if time.monotonic() - start > arguments.seconds:
-                print(f"left out, no time: {op} {name}")
+            if time.monotonic() - start > args.seconds:
+                print(f"skipped, no time: {op} {name}")
                 continue
             for row in rows_of(call):
                 print(f"{op} {name}: {row['op']}", flush=True)

@@ -1,5 +1,5 @@
-"""The entry of `deepspeed fastdeit/train.py --recipe digits`. Nothing imports this file: its work is
-done in `commands/train.py`."""
+"""The entry of `deepspeed fastdeit/train.py --recipe digits`. Nothing imports this file: its work
+is done in `commands/train.py`."""
 
 import os
 import sys

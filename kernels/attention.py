@@ -1,15 +1,16 @@
-"""Multi-head self-attention over the packed projection, as every block of the student calls it.
+"""Multi-head self-attention over the packed projection, the form that every block of the student
+calls.
 
     out[b, n, h] = softmax_m(q[b, n, h] · k[b, m, h] / sqrt(D)) · v[b, m, h]
 
-qkv: (B, N, 3, H, D), contiguous, the qkv projection as it leaves its matrix product; out: (B, N,
-H·D), what the output projection reads. Both are read and written in place: no head is ever
-transposed in memory. Scores, softmax and sums are fp32, the weights are rounded to qkv's dtype for
-their product with v. Bytes per image, in units of N·H·D elements: reads 3, writes 1, and 4 bytes a
-row and head of log-sum-exp; the backward (attention_bwd.py) reads 3 + 2 and writes 3.
+qkv: (B, N, 3, H, D), contiguous, the output of the qkv projection; out: (B, N, H·D), the input of
+the output projection. Both are read and written in place: no head is transposed in memory. Scores,
+softmax and sums are fp32, the weights are rounded to qkv's dtype for their product with v. Bytes
+per image, in units of N·H·D elements: reads 3, writes 1, and 4 bytes a row and head of log-sum-exp;
+the backward (attention_bwd.py) reads 3 + 2 and writes 3.
 
-`attention_weights` also gives the softmax itself, for maps of what a token looks at; it is not part
-of training. Source: Vaswani et al. 2017 (1706.03762), eq. 1; Dao 2023 (2307.08691), algorithm 1.
+`attention_weights` also returns the softmax itself, for attention maps; training does not use it.
+Source: Vaswani et al. 2017 (1706.03762), eq. 1; Dao 2023 (2307.08691), algorithm 1.
 """
 
 import logging
@@ -20,7 +21,8 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.attention_bwd import LOG2_E, attention_bwd_triton, load_rows, store_rows, tail
+from fastdeit.kernels.attention_bwd import attention_bwd_triton
+from fastdeit.kernels.attention_rows import LOG2_E, load_rows, store_rows, tail
 from fastdeit.kernels.backend import is_fused
 from fastdeit.kernels.launch_configs import blocks_of, find_launch, padded
 from fastdeit.kernels.operators import operator
@@ -30,7 +32,7 @@ logger = logging.getLogger(__name__)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEAD_DIMS = (32, 64, 96, 128)
 MAX_TOKENS = 1024
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
 def attention_reference(qkv: torch.Tensor) -> torch.Tensor:
@@ -42,19 +44,18 @@ def attention_reference(qkv: torch.Tensor) -> torch.Tensor:
 def attention_weights_reference(
     qkv: torch.Tensor, heads: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The output of `attention_reference`, and the fp32 softmax of the heads; as
-    `attention_weights`."""
-    q, k, _ = (
-        qkv[:, :, :, list(heads)].float().permute(2, 0, 3, 1, 4).unbind(0)
-    )  # each (B, len(heads), N, D)
+    """Return the output of `attention_reference`, and the fp32 softmax of the heads, as
+    `attention_weights` does."""
+    chosen = qkv[:, :, :, list(heads)].float()
+    q, k, _ = chosen.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, len(heads), N, D)
     weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
     return attention_reference(qkv), weights
 
 
 @triton.jit
 def _attend(acc, top, total, q, k, v, keys, N: tl.constexpr, D: tl.constexpr, MASK: tl.constexpr):
-    """Add a block of keys to the sums of each row: of weighted values, of weights, both under the
-    row's top score."""
+    """Add a block of keys to each row's sums of weighted values and of weights, both relative to
+    the row's largest score."""
     scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (LOG2_E * D**-0.5)
     if MASK:
         scores = tl.where((keys < N)[None, :], scores, float("-inf"))
@@ -163,12 +164,12 @@ def _backward(ctx, grad, _) -> torch.Tensor | None:  # type: ignore[no-untyped-d
 
 @operator("attention", fake=_attention_fake, save=_save_for_backward, backward=_backward)
 def attention_triton(qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Launch the forward: `attention`'s output, and lse (B, H, N) fp32, log2 of each row's sum of
-    exponentials.
+    """Launch the forward; return `attention`'s output, and lse (B, H, N) fp32, log2 of each row's
+    sum of exponentials.
 
     Takes CPU tensors under TRITON_INTERPRET=1.
     """
-    qkv = qkv.contiguous()  # no copy in the student; a slice of its columns would be one
+    qkv = qkv.contiguous()  # no copy in the student, only for a sliced qkv
     batch, N, _, H, D = qkv.shape
     out, lse = _attention_fake(qkv)
     bits = 8 * qkv.element_size()
@@ -191,8 +192,8 @@ def _attention_weights_fake(
 def attention_weights_triton(
     qkv: torch.Tensor, lse: torch.Tensor, heads: Sequence[int]
 ) -> torch.Tensor:
-    """Launch one kernel for each head: the softmax that `attention_triton` summed into lse, (B,
-    len(heads), N, N) fp32."""
+    """Launch one kernel for each head; return the softmax, whose sums are in lse, (B, len(heads),
+    N, N) fp32."""
     qkv = qkv.contiguous()
     batch, N, _, H, D = qkv.shape
     weights = _attention_weights_fake(qkv, lse, heads)
@@ -206,25 +207,25 @@ def attention_weights_triton(
 
 
 @torch.compiler.assume_constant_result
-def _say_once(reason: str) -> None:
-    """Log why attention takes the slower path; under torch.compile, once a trace."""
-    if reason not in _said:
-        _said.add(reason)
+def _warn_once(reason: str) -> None:
+    """Warn why attention takes the slower path; under torch.compile, once a trace."""
+    if reason not in _warned:
+        _warned.add(reason)
         logger.warning(
-            "attention takes torch's scaled_dot_product_attention, not the fused kernel: %s", reason
+            "attention uses torch's scaled_dot_product_attention, not the fused kernel: %s", reason
         )
 
 
-def _is_kernels(qkv: torch.Tensor) -> bool:
-    """Whether the kernels take qkv; says so where they run but do not take it."""
+def _takes_kernel(qkv: torch.Tensor) -> bool:
+    """Return True if the kernels can take qkv; warn if kernels are on and cannot."""
     if not is_fused(qkv):
         return False
     if qkv.shape[1] > MAX_TOKENS:
-        _say_once(f"it has more than {MAX_TOKENS} tokens")
+        _warn_once(f"it has more than {MAX_TOKENS} tokens")
     elif qkv.shape[4] not in HEAD_DIMS:
-        _say_once(f"its heads have another size than {', '.join(map(str, HEAD_DIMS))}")
+        _warn_once(f"its heads have another size than {', '.join(map(str, HEAD_DIMS))}")
     elif qkv.dtype not in DTYPES:
-        _say_once("it is neither fp32, bf16 nor fp16")
+        _warn_once("it is neither fp32, bf16 nor fp16")
     else:
         return True
     return False
@@ -232,34 +233,34 @@ def _is_kernels(qkv: torch.Tensor) -> bool:
 
 def _check(qkv: torch.Tensor) -> None:
     if qkv.ndim != 5 or qkv.shape[2] != 3:
-        raise ValueError(f"qkv must be (B, N, 3, H, D), got {tuple(qkv.shape)}")
+        raise ValueError(f"qkv must be (B, N, 3, H, D) (got {tuple(qkv.shape)})")
 
 
 def attention(qkv: torch.Tensor) -> torch.Tensor:
-    """Self-attention without mask or dropout, scale D**-0.5.
+    """Compute self-attention without mask or dropout, scale D**-0.5.
 
     qkv: (B, N, 3, H, D) fp32, bf16 or fp16; returns (B, N, H·D) in the same dtype, differentiable
-    (once). D of 32, 64, 96 or 128 and N up to 1024 run fused; others take the reference and say so
-    once. Raises ValueError when qkv is not packed so.
+    (once). D of 32, 64, 96 or 128 and N up to 1024 run fused; others take the reference, with one
+    warning. Raises ValueError if qkv has another layout.
     """
     _check(qkv)
-    return attention_triton(qkv)[0] if _is_kernels(qkv) else attention_reference(qkv)
+    return attention_triton(qkv)[0] if _takes_kernel(qkv) else attention_reference(qkv)
 
 
 def attention_weights(qkv: torch.Tensor, heads: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """`attention`, and the weights of some heads, for maps of what a token looks at; without
+    """Compute `attention` and return the weights of some heads too, for attention maps; without
     gradient.
 
-    qkv: as `attention`; heads: which ones, in this order. Returns out (B, N, H·D) and weights (B,
-    len(heads), N, N) fp32, rows (queries) that sum to 1. Raises ValueError for a head that is not
-    there, or when qkv is not packed so.
+    qkv: as for `attention`; heads: numbers from 0, in any order. Returns out (B, N, H·D) and
+    weights (B, len(heads), N, N) fp32, rows (queries) that sum to 1. Raises ValueError for a head
+    that does not exist, or another layout of qkv.
     """
     _check(qkv)
     for head in heads:
         if not 0 <= head < qkv.shape[3]:
-            raise ValueError(f"no head {head}: there are {qkv.shape[3]}, counted from 0")
+            raise ValueError(f"heads must be 0 to {qkv.shape[3] - 1} (got {head})")
     qkv = qkv.detach()
-    if not _is_kernels(qkv):
+    if not _takes_kernel(qkv):
         return attention_weights_reference(qkv, heads)
     out, lse = attention_triton(qkv)
     return out, attention_weights_triton(qkv, lse, list(heads))

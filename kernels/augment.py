@@ -1,14 +1,14 @@
 """Operations of an augmentation on finished crops: RandAugment's fifteen, grey and Gaussian blur,
-as PIL and timm compute them, to the last bit. The twin, for a batch on a GPU, of what
-fastdeit.data.augment.exact does to a sample on the CPU.
+with the same bits as PIL and timm: for a batch on a GPU what fastdeit.data.augment.exact does for a
+sample on the CPU. Nothing calls it yet (docs/kernels.md).
 
-For each layer, and each image its own operation: statistics of the images whose operation asks for
-them (integers), the tables of the operations that are tables, then one pass that looks up, blends,
-sharpens, warps or copies; Gaussian blur, where a layer may have it, adds six passes over the images
-that it blurs. Nothing is read by the host.
+For each layer, where each image has its own operation: statistics (integers) of the images whose
+operation needs them, the tables of the operations that are tables, then one pass that looks up,
+blends, sharpens, warps or copies; Gaussian blur, where a layer may have it, adds six passes over
+the images that it blurs. The host reads nothing.
 
 images: uint8 (B, H, W, 3), contiguous; ops: int32 (B, L); args: float64 (B, L, 2). Bytes per image
-and layer: reads 3·H·W, writes 3·H·W (0.3 MB at 224), statistics read them once more. Source: Pillow
+and layer: reads 3·H·W, writes 3·H·W (0.3 MB at 224), statistics read them again. Source: Pillow
 12.3, src/libImaging (Filter.c for Sharpness) and src/PIL/ImageEnhance.py; timm 1.0.31,
 data/auto_augment.py.
 """
@@ -55,11 +55,11 @@ LayerOps = Sequence[Sequence[str]]
 
 
 def pack_args(ops: torch.Tensor, args: torch.Tensor) -> torch.Tensor:
-    """timm's arguments, float64 (B, L), as `augment` takes them: float64 (B, L, 2), an argument and
-    0.
+    """Return timm's arguments, float64 (B, L), in the form for `augment`: float64 (B, L, 2), an
+    argument and 0.
 
-    ops: int32 (B, L); both on the CPU. Of a rotation by degrees the cosine and sine, rounded as by
-    PIL's Image.rotate.
+    ops: int32 (B, L); both on the CPU. A rotation in degrees becomes its cosine and sine, rounded
+    as in PIL's Image.rotate.
     """
     pairs = torch.stack((args, torch.zeros_like(args)), -1)
     turned = ops == ROTATE.value
@@ -86,7 +86,7 @@ def _sharpen_reference(images: torch.Tensor, factor: torch.Tensor) -> torch.Tens
 def _operation_reference(
     name: str, images: torch.Tensor, args: torch.Tensor, fill: torch.Tensor
 ) -> torch.Tensor:
-    """One operation on all images; args: float64 (B, 2)."""
+    """Apply one operation to all images; args: float64 (B, 2)."""
     a = args[:, 0]
     if name in TABLES:
         return look_up_reference(images, table_reference(name, images, a))
@@ -109,8 +109,8 @@ def augment_reference(
     fill: Sequence[int] = FILL,
     layer_ops: LayerOps | None = None,
 ) -> torch.Tensor:
-    """Augment in plain torch, operation by operation; arguments and result as `augment`. Asks which
-    operations there are."""
+    """Augment in plain torch, operation by operation; arguments and result as `augment`. The host
+    reads which operations there are."""
     out = images.clone()
     colour = torch.tensor(fill, dtype=torch.uint8, device=images.device)
     for layer, allowed in enumerate(_check(images, ops, args, fill, layer_ops)):
@@ -134,7 +134,7 @@ def _saturate(in_ptr, out_ptr, pixel, mask, factor):
 
 @triton.jit
 def _sharpen(in_ptr, out_ptr, offs, factor, height, width):
-    """offs: of bytes; a byte's neighbours in its channel are 3 and 3 · width away."""
+    """Sharpen the bytes at offs; a byte's neighbours in its channel are 3 and 3 · width away."""
     mask = offs < height * width * 3
     x = (offs // 3) % width
     y = offs // (3 * width)
@@ -239,7 +239,8 @@ def _launch_layer(
     colour = fill[0] | fill[1] << 8 | fill[2] << 16
     launch = find_launch("augment", images.device, bits=8)
     grid = (batch, blocks_of(height * width, launch["BLOCK"]))
-    where, sizes = (ops.shape[1], layer, allowed), (height, width, height * width * 3)
+    where = (ops.shape[1], layer, allowed)
+    sizes = (height, width, height * width * 3)
     _augment_kernel[grid](images, ops, args, table, out, *where, *sizes, colour, **launch, **EXACT)
     if allowed & bits_of(("GaussianBlur",)):
         launch_blur(images, ops, args, layer, allowed, out)
@@ -264,8 +265,7 @@ def _launch_layers(
     fill: Sequence[int],
     allowed: Sequence[int],
 ) -> torch.Tensor:
-    """Launch each layer's kernels; allowed: for each layer the operations that it may have, as
-    bits."""
+    """Launch each layer's kernels; allowed: the operations that each layer may have, as bits."""
     if not images.numel() or not allowed:
         return images.clone(memory_format=torch.contiguous_format)
     # the rows of a plan may be columns of a larger array
@@ -282,27 +282,25 @@ def _check(
     fill: Sequence[int],
     layer_ops: LayerOps | None,
 ) -> list[int]:
-    """The operations that each layer may have, as bits."""
+    """Check `augment`'s arguments; return the operations that each layer may have, as bits."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise ValueError(
-            f"images must be uint8 (B, H, W, 3), got {images.dtype} {tuple(images.shape)}"
+            f"images must be uint8 (B, H, W, 3) (got {images.dtype} {tuple(images.shape)})"
         )
     if ops.dtype != torch.int32 or ops.ndim != 2 or len(ops) != len(images):
-        raise ValueError(
-            f"ops must be int32 ({len(images)}, L), got {ops.dtype} {tuple(ops.shape)}"
-        )
+        rule = f"int32 ({len(images)}, L)"
+        raise ValueError(f"ops must be {rule} (got {ops.dtype} {tuple(ops.shape)})")
     layers = ops.shape[1]
     if args.dtype != torch.float64 or args.shape != (len(images), layers, 2):
-        raise ValueError(
-            f"args must be float64 ({len(images)}, {layers}, 2), got {args.dtype} {tuple(args.shape)}"
-        )
+        rule = f"float64 ({len(images)}, {layers}, 2)"
+        raise ValueError(f"args must be {rule} (got {args.dtype} {tuple(args.shape)})")
     if len(fill) != 3 or not all(0 <= level <= 255 for level in fill):
-        raise ValueError(f"fill must be three levels of 0 to 255, got {tuple(fill)}")
+        raise ValueError(f"fill must be three levels of 0 to 255 (got {tuple(fill)})")
     named = [OPS] * layers if layer_ops is None else layer_ops
     unknown = {name for names in named for name in names} - set(OPS)
     if unknown or len(named) != layers:
         raise ValueError(
-            f"layer_ops must name operations of {OPS} for {layers} layers, got {layer_ops}"
+            f"layer_ops must name operations of {OPS} for {layers} layers (got {layer_ops})"
         )
     return [bits_of(names) for names in named]
 
@@ -326,14 +324,13 @@ def augment(
     fill: Sequence[int] = FILL,
     layer_ops: LayerOps | None = None,
 ) -> torch.Tensor:
-    """Apply each image's operations, layer after layer; the inputs are left as they are, no
-    gradient.
+    """Apply each image's operations, layer after layer; the inputs do not change, no gradient.
 
-    images: uint8 (B, H, W, 3). ops: int32 (B, L), places in OPS; any other number, as -1, does
-    nothing. args: float64 (B, L, 2), of `pack_args`. fill: colour beside a warped image. layer_ops:
-    for each layer the names that it may have, as the plan's layer_ops, which spares the launches of
-    others; an operation that is not among them does nothing. Returns uint8 (B, H, W, 3). Raises
-    ValueError on another dtype, a shape that does not fit or an unknown name.
+    images: uint8 (B, H, W, 3). ops: int32 (B, L), indices in OPS; another number, such as -1, does
+    nothing. args: float64 (B, L, 2), of `pack_args`. fill: colour outside a warped image.
+    layer_ops: for each layer the names that it may have (the plan's layer_ops), which saves the
+    launches for others; an operation that is not among them does nothing. Returns uint8 (B, H, W,
+    3). Raises ValueError on another dtype, a shape that does not fit or an unknown name.
     """
     allowed = _check(images, ops, args, fill, layer_ops)
     if is_fused(images):

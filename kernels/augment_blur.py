@@ -1,7 +1,8 @@
 """GaussianBlur of `augment`: PIL's three box blurs along the rows, then three along the columns, in
 24-bit fixed point.
 
-    box: ⌊(inner · Σ of the levels nearer than radius + outer · the two beyond + 2²³) / 2²⁴⌋, the outermost pixels continued
+    box: ⌊(inner · Σ of the levels nearer than radius + outer · the two beyond + 2²³) / 2²⁴⌋,
+    with the outermost pixels continued
 
 Each box is a pass of its own, from one buffer into another; its radius differs by image and is 0 or
 1 up to a deviation of 2. Bytes per blurred image: reads 18·H·W, writes 18·H·W; nothing is read or
@@ -17,8 +18,8 @@ from fastdeit.kernels.launch_configs import blocks_of, find_launch
 
 
 def _box_weights_reference(sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Whole radius of the boxes, weights of a whole and of an outermost pixel in 2^-24: int64 (B,)
-    each; sigma: float64."""
+    """Return the integer radius of the boxes and the weights of an inner and of an outermost pixel
+    in 2^-24, int64 (B,) each; sigma: float64."""
     variance = sigma.float() * sigma.float() / 3
     length = (12.0 * variance.double() + 1.0).sqrt().float()
     whole = ((length.double() - 1.0) / 2.0).floor().float()
@@ -32,7 +33,7 @@ def _box_weights_reference(sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 def _box_reference(
     lines: torch.Tensor, count: torch.Tensor, inner: torch.Tensor, outer: torch.Tensor
 ) -> torch.Tensor:
-    """One box blur of int64 (B, lines, pixels) along the last axis."""
+    """Blur int64 (B, lines, pixels) with one box along the last axis."""
     place = torch.arange(lines.shape[2], device=lines.device)
 
     def beside(steps: torch.Tensor) -> torch.Tensor:
@@ -50,11 +51,11 @@ def _box_reference(
 
 
 def blur_reference(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """ImageFilter.GaussianBlur(sigma) of uint8 (B, H, W, 3); sigma: float64 (B,), 0 leaves the
-    image as it is."""
+    """Apply ImageFilter.GaussianBlur(sigma) to uint8 (B, H, W, 3); sigma: float64 (B,), 0: no
+    change."""
     weights = [weight.view(-1, 1, 1) for weight in _box_weights_reference(sigma)]
     planes = images.permute(0, 3, 1, 2).long()
-    for _ in range(2):  # rows first; transposed, the columns are rows
+    for _ in range(2):  # the rows, then, transposed, the columns
         lines = planes.flatten(1, 2)
         for _ in range(3):
             lines = _box_reference(lines, *weights)
@@ -64,7 +65,7 @@ def blur_reference(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 
 @triton.jit
 def _box_weights(sigma):
-    """Scalars as of the reference; inner and outer fit 32 bits without sign."""
+    """Return the reference's values as scalars; inner and outer fit 32 bits without sign."""
     variance = tl.div_rn(sigma * sigma, 3.0)
     length = tl.sqrt(12.0 * variance.to(tl.float64) + 1.0).to(tl.float32)
     whole = tl.floor((length.to(tl.float64) - 1.0) / 2.0).to(tl.float32)
@@ -122,9 +123,10 @@ def launch_blur(
     allowed: int,
     out: torch.Tensor,
 ) -> None:
-    """Write the blurred images into out, and leave its others alone."""
+    """Write the blurred images into out, and do not touch the others."""
     batch, height, width, _ = images.shape
-    spare, size = torch.empty_like(images), height * width * 3
+    spare = torch.empty_like(images)
+    size = height * width * 3
     launch = find_launch("augment_blur", images.device, bits=8)
     grid = (batch, blocks_of(size, launch["BLOCK"]))
     source = images

@@ -1,7 +1,6 @@
-"""What the parts of `augment` share: the numbers of the operations, grey, and the blend of two
-levels.
+"""Common parts of `augment`: the numbers of the operations, grey, and the blend of two levels.
 
-PIL's arithmetic to the last bit (Pillow 12.3, src/libImaging): Convert.c for grey in 16-bit fixed
+PIL's arithmetic, bit for bit (Pillow 12.3, src/libImaging): Convert.c for grey in 16-bit fixed
 point, Blend.c for the blend in single precision, clipped and truncated. A product and a sum must be
 rounded one after the other, so every kernel of these files that computes with floating point is
 launched with `EXACT`.
@@ -26,7 +25,7 @@ OPS = (
     *("ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing"),
     *("ShearX", "ShearY", "TranslateXRel", "TranslateYRel", "Grayscale", "GaussianBlur"),
 )
-"""The operations by number; fastdeit.plan.sampling has the same."""
+"""The operations by number; fastdeit.plan.operations has the same."""
 
 AUTO_CONTRAST, EQUALIZE, INVERT, ROTATE = (
     tl.constexpr(0),
@@ -61,19 +60,19 @@ EXACT = {"enable_fp_fusion": False}
 
 
 def bits_of(names: Iterable[str]) -> int:
-    """A set of operations as the bits of a number."""
+    """Return a set of operations as the bits of a number."""
     return sum(1 << OPS.index(name) for name in set(names))
 
 
 def gray_reference(images: torch.Tensor) -> torch.Tensor:
-    """Level of grey, int32 (B, H, W), of uint8 (B, H, W, 3) (ITU-R 601-2)."""
+    """Return the grey level, int32 (B, H, W), of uint8 (B, H, W, 3) (ITU-R 601-2)."""
     red, green, blue = images.int().unbind(-1)
     return (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
 
 
 def blend_reference(base: torch.Tensor, level: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """base + factor * (level - base), uint8; base and level: integers, factor: float64, rounded to
-    single precision."""
+    """Return base + factor * (level - base), uint8; base and level: integers, factor: float64,
+    rounded to single precision."""
     mixed = base.float() + factor.float() * (level - base).float()
     return mixed.clamp(0, 255).to(torch.uint8)
 
@@ -91,8 +90,8 @@ def blend(base, level, factor):
 
 @triton.jit
 def active_op(ops_ptr, image, layer, layers, allowed):
-    """The image's operation in this layer, or -1; allowed: the bits of the operations that the
-    layer may have."""
+    """Return the image's operation in this layer, or -1; allowed: the bits of the operations that
+    the layer may have."""
     op = tl.load(ops_ptr + image * layers + layer)
     known = (op >= 0) & (op < COUNT) & (((allowed >> (op & 31)) & 1) == 1)
     return tl.where(known, op, -1)

@@ -2,13 +2,14 @@
 (3, 256).
 
     AutoContrast   255 · (level - low) / (high - low), in double precision, truncated
-    Equalize       ⌊(step / 2 + pixels below the level) / step⌋,   step = ⌊(pixels - those of the highest level) / 255⌋
+    Equalize       ⌊(step / 2 + pixels below the level) / step⌋,
+                   step = ⌊(pixels - those of the highest level) / 255⌋
     Contrast       away from or towards the mean level of grey; Brightness from black
     Invert, Posterize, Solarize, SolarizeAdd
 
-Statistics are integers: counts of each chunk of an image by a program of its own, summed by the
-kernel of the tables, so they depend on no order. Bytes per image: reads 3·H·W if an operation asks
-for them, else nothing. Source: Pillow 12.3, src/PIL/ImageOps.py and ImageEnhance.py; timm 1.0.31,
+Statistics are integers: one program counts each chunk of an image, and the kernel of the tables
+adds the counts, so they do not depend on an order. Bytes per image: reads 3·H·W if an operation
+needs them, else nothing. Source: Pillow 12.3, src/PIL/ImageOps.py and ImageEnhance.py; timm 1.0.31,
 data/auto_augment.py.
 """
 
@@ -38,7 +39,8 @@ from fastdeit.kernels.launch_configs import blocks_of, find_launch
 
 
 def table_reference(name: str, images: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
-    """uint8 (B, 3, 256) of images, uint8 (B, H, W, 3), with the argument a, float64 (B,)."""
+    """Return the tables uint8 (B, 3, 256) for images, uint8 (B, H, W, 3), with the argument a,
+    float64 (B,)."""
     level = torch.arange(256, device=images.device).expand(len(images), 3, 256)
     a = a.view(-1, 1, 1)
     if name == "AutoContrast":
@@ -83,7 +85,7 @@ def _equalize_reference(images: torch.Tensor, level: torch.Tensor) -> torch.Tens
 
 
 def _mean_gray_reference(images: torch.Tensor) -> torch.Tensor:
-    """ImageStat's mean of the grey picture, rounded: int64 (B,)."""
+    """Return ImageStat's mean of the grey picture, rounded: int64 (B,)."""
     levels = gray_reference(images).flatten(1)
     return (levels.sum(1).double() / levels.shape[1] + 0.5).long()
 
@@ -117,7 +119,7 @@ def _augment_statistics_kernel(
                 counts += tl.histogram(level, 256, mask=mask)
             tl.store(counts_ptr + channel * 256 + tl.arange(0, 256), counts)
     if op == CONTRAST:
-        # one number for the chunk, in the place of the first count
+        # one number for the chunk, stored in place of the first count
         total = tl.full((BLOCK,), 0, tl.int32)
         for step in range(STEPS):
             pixel = first + step * BLOCK + tl.arange(0, BLOCK)
@@ -192,7 +194,7 @@ def _augment_table_kernel(
 
 @triton.jit
 def is_table(op):
-    """Whether the table of this image's operation is to be applied."""
+    """Return True if this image's operation is a table."""
     statistics = (op == AUTO_CONTRAST) | (op == EQUALIZE) | (op == CONTRAST)
     return (
         statistics
@@ -207,7 +209,7 @@ def is_table(op):
 def launch_tables(
     images: torch.Tensor, ops: torch.Tensor, args: torch.Tensor, layer: int, allowed: int
 ) -> torch.Tensor:
-    """uint8 (B, 3, 256): the tables of the images whose operation is one; the others' mean nothing."""
+    """Return uint8 (B, 3, 256): tables of images whose operation is one; others are undefined."""
     batch, height, width, _ = images.shape
     launch = find_launch("augment_statistics", images.device, bits=8)
     chunks = blocks_of(height * width, launch["BLOCK"] * launch["STEPS"])

@@ -17,8 +17,8 @@ from fastdeit.kernels.augment_ops import ROTATE, SHEAR_X, SHEAR_Y, TRANSLATE_X, 
 
 
 def _matrix_reference(name: str, args: torch.Tensor, height: int, width: int) -> list[torch.Tensor]:
-    """From output to input pixels in corner coordinates, PIL's AFFINE data: six of float64 (B, 1,
-    1)."""
+    """Return the matrix from output to input pixels in corner coordinates, PIL's AFFINE data: six
+    float64 (B, 1, 1)."""
     a, b = args.view(-1, 2, 1, 1).unbind(1)
     none, one = torch.zeros_like(a), torch.ones_like(a)
     if name == "Rotate":  # about the centre
@@ -44,8 +44,8 @@ def _cubic_reference(four: list[torch.Tensor], t: torch.Tensor) -> torch.Tensor:
 def warp_reference(
     name: str, images: torch.Tensor, args: torch.Tensor, fill: torch.Tensor
 ) -> torch.Tensor:
-    """Image.transform(AFFINE, BICUBIC) of uint8 (B, H, W, 3); args: float64 (B, 2), fill: uint8
-    (3,)."""
+    """Apply Image.transform(AFFINE, BICUBIC) to uint8 (B, H, W, 3); args: float64 (B, 2), fill:
+    uint8 (3,)."""
     height, width = images.shape[1:3]
     m = _matrix_reference(name, args, height, width)
     y = torch.arange(height, dtype=torch.float64, device=images.device).view(-1, 1) + 0.5
@@ -73,7 +73,7 @@ def _cubic(a, b, c, d, t):
 
 @triton.jit
 def _cubic_of_line(line_ptr, p, q, r, s, mask, t):
-    """`_cubic` of the bytes at offsets p, q, r, s: their sums are exact, and cheaper as integers."""
+    """Return `_cubic` of the bytes at offsets p, q, r, s; their sums are exact as integers too."""
     a = tl.load(line_ptr + p, mask=mask, other=0).to(tl.int32)
     b = tl.load(line_ptr + q, mask=mask, other=0).to(tl.int32)
     c = tl.load(line_ptr + r, mask=mask, other=0).to(tl.int32)
@@ -124,7 +124,7 @@ def _rotate(in_ptr, out_ptr, pixel, mask, a, b, fill, height, width):
 
 @triton.jit
 def _slide(in_ptr, out_ptr, pixel, mask, op, a, fill, height, width):
-    """Along the rows for ShearX and TranslateX, else along the columns."""
+    """Move pixels along the rows for ShearX and TranslateX, else along the columns."""
     x = pixel % width
     y = pixel // width
     along_rows = (op == SHEAR_X) | (op == TRANSLATE_X)
@@ -155,7 +155,7 @@ def is_warp(op):
 
 @triton.jit
 def warp(in_ptr, out_ptr, pixel, op, a, b, fill, height, width):
-    """Some pixels of one image; a, b: fp64; fill: 8 bits a channel, red lowest."""
+    """Warp some pixels of one image; a, b: fp64; fill: 8 bits a channel, red lowest."""
     mask = pixel < height * width
     if op == ROTATE:
         _rotate(in_ptr, out_ptr, pixel, mask, a, b, fill, height, width)

@@ -1,26 +1,38 @@
-"""Which form of an op runs: its Triton kernel or its reference. Every `<op>` of this folder asks
+"""Choice between the Triton kernel and the reference of an op. Every `<op>` of this folder asks
 `is_fused`.
 
 "auto" takes the kernels for CUDA tensors; "reference" takes plain torch everywhere, for comparison;
 "triton" takes the kernels everywhere, which on CPU tensors needs Triton's interpreter
-(TRITON_INTERPRET=1).
+(TRITON_INTERPRET=1). An op decides when it is called; its backward follows its forward.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 BACKENDS = ("auto", "reference", "triton")
+# a module global: torch.compile guards on it, and reading it costs an op nothing
 _backend = "auto"
 
 
-def set_backend(name: str) -> None:
-    """Choose for the whole process, before anything is compiled. Raises ValueError for an unknown
-    name."""
-    if name not in BACKENDS:
-        raise ValueError(f"unknown kernel backend {name!r}: choose from {', '.join(BACKENDS)}")
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Call the ops within with this backend; the one before comes back at the end.
+
+    Not for two threads at once. Raises ValueError for an unknown name.
+    """
     global _backend
+    if name not in BACKENDS:
+        raise ValueError(f"kernels must be one of {', '.join(BACKENDS)} (got {name!r})")
+    before = _backend
     _backend = name
+    try:
+        yield
+    finally:
+        _backend = before
 
 
 def is_fused(tensor: torch.Tensor) -> bool:
-    """Whether an op with this argument runs as a Triton kernel."""
+    """Return True if an op with this argument runs as a Triton kernel."""
     return _backend == "triton" or (_backend == "auto" and tensor.is_cuda)

@@ -1,9 +1,10 @@
-"""From planes to channels-last memory within a kernel, in whole vectors; part of `mix`.
+"""Stores from planes to channels-last memory within a kernel, in whole vectors; part of
+`mix_patches`.
 
-A thread that has loaded 8 neighbours of each of three planes holds 24 neighbours of the interleaved
-order. Splitting and joining name them anew without moving them between threads, so that they leave
-as three vectors of 8, where a plain store would write single elements at a stride of 3. Any other
-distribution over threads is right too, only slower.
+A thread that has loaded 8 neighbours of each of three planes holds 24 neighbours of the
+channels-last order. Splits and joins put them in that order without moving them between threads, so
+that they are stored as three vectors of 8; a plain store would write single elements at a stride of
+3. The result is right for any distribution over threads, only slower.
 """
 
 import triton
@@ -12,7 +13,7 @@ import triton.language as tl
 
 @triton.jit
 def _split8(x, BLOCK: tl.constexpr):
-    """Elements i, i + 8, i + 16, ... of x as a block each, for i = 0 to 7."""
+    """Return elements i, i + 8, i + 16, ... of x as a block each, for i = 0 to 7."""
     even, odd = tl.split(tl.reshape(x, (BLOCK // 8, 2, 2, 2)))
     x04, x26 = tl.split(even)
     x15, x37 = tl.split(odd)

@@ -1,19 +1,23 @@
 """DeiT's training loss over both heads: the mixed, smoothed label on the class head, the teacher on
 the distillation head.
 
-    loss = (1 - alpha) · base + alpha · distill                                     (kind "none": base alone)
-    base = mean_b [(1 - eps) · (lam_b · nll(y_b) + (1 - lam_b) · nll(y_partner)) + eps · mean_k nll(k)]
-    distill, hard = mean_b nll'(argmax_k teacher)                                   (no smoothing of the teacher)
-    distill, soft = tau² · mean_b KL(softmax(teacher / tau) ‖ softmax(dist / tau))  (legacy: ÷ K more, as deit's code)
+    loss = (1 - alpha) · base + alpha · distill
+    base = mean_b [(1 - eps) · mixed_b + eps · mean_k nll(k)]
+    mixed_b = lam_b · nll(y_b) + (1 - lam_b) · nll(y_partner)
+    distill, hard = mean_b nll'(argmax_k teacher)
+    distill, soft = tau² · mean_b KL(softmax(teacher / tau) ‖ softmax(dist / tau))
+
+Kind "none" has the base alone. The teacher's decision is not smoothed. legacy divides the soft form
+by K too, as deit's code does.
 
 nll(k) = -log softmax(logits)[k]; the partner of row b is row b ^ 1. Kind "none" takes the mean of
-both heads' logits, so that no head is left without a gradient. The (B, K) target is never built: it
-has two peaks and a floor.
+both heads' logits, so that every head has a gradient. The (B, K) target is never built: it has two
+nonzero peaks over a constant floor.
 
 cls_logits, dist_logits: (B, K) fp32, bf16 or fp16; labels: (B,) int64; lam: (B,) fp32; math in
 fp32. Bytes per image: reads 2·K logits (3·K with a teacher's), writes 2·K gradients; loss and both
-gradients come from one launch (distill_fused.py), and the backward scales them by what comes from
-above. Called once a micro-step by `fastdeit.training.losses`. Source: Touvron et al. 2021
+gradients come from one launch (distill_fused.py), and the backward multiplies them by the incoming
+gradient. Called once a micro-step by `fastdeit.training.losses`. Source: Touvron et al. 2021
 (2012.12877), eq. 2 and 3; smoothing as timm's `mixup_target`.
 """
 
@@ -38,15 +42,15 @@ class LossParts(NamedTuple):
 
 
 def swap_pairs(rows: torch.Tensor) -> torch.Tensor:
-    """Row i ^ 1 in the place of row i; rows (B, ...) with B even."""
+    """Return rows (B, ...), B even, with row i ^ 1 in place of row i."""
     return rows.unflatten(0, (rows.shape[0] // 2, 2)).flip(1).flatten(0, 1)
 
 
 def mixed_cross_entropy(
     logits: torch.Tensor, labels: torch.Tensor, lam: torch.Tensor, smoothing: float
 ) -> torch.Tensor:
-    """Mean cross-entropy of logits (B, K) to lam · s(label) + (1 - lam) · s(partner's label), s
-    smoothed by smoothing."""
+    """Return the mean cross-entropy of logits (B, K) to lam · s(label) + (1 - lam) · s(partner's
+    label), with s the smoothed label."""
     logp = F.log_softmax(logits.float(), dim=-1)
     own = logp.gather(1, labels[:, None])[:, 0]
     other = logp.gather(1, swap_pairs(labels)[:, None])[:, 0]
@@ -55,7 +59,8 @@ def mixed_cross_entropy(
 
 
 def hard_distillation(dist_logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy to the teacher's decision; teacher: class ids (B,) or logits (B, K)."""
+    """Return the mean cross-entropy to the teacher's decision; teacher: class ids (B,) or logits
+    (B, K)."""
     decision = teacher.argmax(-1) if teacher.ndim == 2 else teacher.long()
     return F.cross_entropy(dist_logits.float(), decision)
 
@@ -63,8 +68,8 @@ def hard_distillation(dist_logits: torch.Tensor, teacher: torch.Tensor) -> torch
 def soft_distillation(
     dist_logits: torch.Tensor, teacher: torch.Tensor, tau: float, legacy: bool
 ) -> torch.Tensor:
-    """tau² · KL(teacher ‖ student) at temperature tau, mean over the batch; legacy divides by K as
-    well."""
+    """Return tau² · KL(teacher ‖ student) at temperature tau, mean over the batch; legacy divides
+    by K too."""
     student_logp = F.log_softmax(dist_logits.float() / tau, dim=-1)
     teacher_logp = F.log_softmax(teacher.float() / tau, dim=-1)
     divergence = (
@@ -76,7 +81,7 @@ def soft_distillation(
 def teacher_loss(
     dist_logits: torch.Tensor, teacher: torch.Tensor, *, kind: str, tau: float, legacy: bool
 ) -> torch.Tensor:
-    """The distillation head's part of the loss, kind "hard" or "soft"; 0-d fp32."""
+    """Return the distillation head's part of the loss, kind "hard" or "soft"; 0-d fp32."""
     if kind == "hard":
         return hard_distillation(dist_logits, teacher)
     return soft_distillation(dist_logits, teacher, tau, legacy)
@@ -95,7 +100,7 @@ def distill_reference(
     tau: float,
     legacy: bool = False,
 ) -> LossParts:
-    """The loss in plain torch, fp32 inside."""
+    """Compute the loss in plain torch, fp32 inside."""
     if dist_logits is None or teacher is None:
         logits = (
             cls_logits if dist_logits is None else (cls_logits.float() + dist_logits.float()) / 2
@@ -113,37 +118,37 @@ def check_inputs(
     teacher: torch.Tensor | None,
     kind: str,
 ) -> None:
-    """Raise ValueError when the heads and the teacher at hand cannot make a loss of this kind."""
+    """Raise ValueError unless the heads and the teacher fit this kind of loss."""
     if kind not in KINDS:
-        raise ValueError(f"unknown distillation kind {kind!r}: choose from {', '.join(KINDS)}")
-    if cls_logits.ndim != 2 or cls_logits.dtype not in DTYPES:
-        raise ValueError(
-            f"logits must be (B, K) in {DTYPES}, got {tuple(cls_logits.shape)} {cls_logits.dtype}"
-        )
-    if cls_logits.shape[0] % 2:
-        raise ValueError(f"a batch holds whole pairs; got {cls_logits.shape[0]} rows")
-    if kind == "none" and teacher is not None:
-        raise ValueError("distillation kind 'none' takes no teacher")
-    if kind != "none" and (dist_logits is None or teacher is None):
+        raise ValueError(f"kind must be one of {', '.join(KINDS)} (got {kind!r})")
+    _check_logits(cls_logits, dist_logits)
+    if kind == "none":
+        if teacher is not None:
+            raise ValueError("the teacher's output must be None for kind 'none'")
+        return
+    if dist_logits is None or teacher is None:
         missing = "a student with two heads" if dist_logits is None else "the teacher's output"
-        raise ValueError(f"distillation kind {kind!r} needs {missing}")
-    if dist_logits is not None and (dist_logits.shape, dist_logits.dtype) != (
-        cls_logits.shape,
-        cls_logits.dtype,
-    ):
-        heads = " and ".join(
-            f"{tuple(head.shape)} {head.dtype}" for head in (cls_logits, dist_logits)
-        )
-        raise ValueError(f"both heads' logits must have one shape and dtype, got {heads}")
-    if kind == "soft" and teacher is not None and teacher.shape != cls_logits.shape:
-        raise ValueError(
-            f"soft distillation needs logits {tuple(cls_logits.shape)}, got {tuple(teacher.shape)}"
-        )
-    if kind == "hard" and teacher is not None and not _decides(teacher, cls_logits.shape):
-        got = f"{tuple(teacher.shape)} {teacher.dtype}"
-        raise ValueError(
-            f"hard distillation needs class ids ({cls_logits.shape[0]},) or logits like the student's, got {got}"
-        )
+        raise ValueError(f"kind {kind!r} needs {missing}")
+    got = f"(got {tuple(teacher.shape)} {teacher.dtype})"
+    if kind == "soft" and teacher.shape != cls_logits.shape:
+        rule = f"logits {tuple(cls_logits.shape)}"
+        raise ValueError(f"the teacher's output for kind 'soft' must be {rule} {got}")
+    if kind == "hard" and not _decides(teacher, cls_logits.shape):
+        rule = f"class ids ({len(cls_logits)},) or logits like the student's"
+        raise ValueError(f"the teacher's output for kind 'hard' must be {rule} {got}")
+
+
+def _check_logits(cls_logits: torch.Tensor, dist_logits: torch.Tensor | None) -> None:
+    got = f"(got {tuple(cls_logits.shape)} {cls_logits.dtype})"
+    if cls_logits.ndim != 2 or cls_logits.dtype not in DTYPES:
+        raise ValueError(f"logits must be (B, K) in {DTYPES} {got}")
+    if len(cls_logits) % 2:
+        raise ValueError(f"a batch must hold whole pairs {got}")
+    if dist_logits is None:
+        return
+    if dist_logits.shape != cls_logits.shape or dist_logits.dtype != cls_logits.dtype:
+        other = f"{tuple(dist_logits.shape)} {dist_logits.dtype}"
+        raise ValueError(f"both heads' logits must have one shape and dtype {got} and {other}")
 
 
 def _decides(teacher: torch.Tensor, shape: torch.Size) -> bool:
@@ -163,13 +168,13 @@ def distill(
     tau: float,
     legacy: bool = False,
 ) -> LossParts:
-    """The whole loss of one step; only `.loss` carries a gradient.
+    """Compute the whole loss of one step; only `.loss` has a gradient.
 
     cls_logits, dist_logits: (B, K), B even; dist_logits None: a model with one head, kind "none"
-    only. labels: (B,) int64. lam: (B,) fp32, a row's own share of its target. teacher: kind "hard":
+    only. labels: (B,) int64. lam: (B,) fp32, the share of a row's own label. teacher: kind "hard":
     class ids (B,) of any integer dtype or logits (B, K); "soft": logits (B, K); "none": None. A
-    label that is no class makes the fused loss NaN, the reference raises. An empty batch's loss is
-    NaN, as a mean is. Raises ValueError when kind, heads and teacher do not fit each other.
+    label out of range makes the fused loss NaN; the reference raises. The loss of an empty batch is
+    NaN, as a mean is. Raises ValueError if kind, heads and teacher do not fit each other.
     """
     check_inputs(cls_logits, dist_logits, teacher, kind)
     if not is_fused(cls_logits):

@@ -1,12 +1,12 @@
-"""The fused form of `distill`: loss, both parts and both heads' gradients in one launch; no (B, K)
+"""Fused form of `distill`: loss, both parts and both heads' gradients in one launch; no (B, K)
 target is built.
 
-One program per row and head (distill_rows.py) leaves the row's part in a buffer and counts itself;
-the last one adds the parts up in the order of the rows, so that the loss does not depend on the
-order in which programs ran.
+One program per row and head (distill_rows.py) writes the row's part to a buffer and increments a
+counter; the last one adds the parts in the order of the rows, so that the loss does not depend on
+the order of the programs.
 
 Bytes per image, one head: reads K logits (2·K with the teacher's), writes K gradients; the backward
-reads and writes them once more, to apply the factor that comes from above.
+reads and writes them again, to apply the incoming gradient.
 """
 
 import torch
@@ -20,14 +20,13 @@ from fastdeit.kernels.operators import operator
 
 @triton.jit
 def _mean(rows_ptr, batch, BLOCK_ROWS: tl.constexpr):
-    """Mean of the rows' parts, in an order of its own; read past the first-level cache, others
-    wrote them."""
+    """Return the mean of the rows' parts, in a fixed order; read past the first-level cache, since
+    other programs wrote them."""
     offs = tl.arange(0, BLOCK_ROWS)
     total = tl.zeros((BLOCK_ROWS,), tl.float32)
     start = 0
-    while (
-        start < batch
-    ):  # a range with a bound that is known at run time does not go through the interpreter
+    # not a range: Triton's interpreter takes only constants in one
+    while start < batch:
         total += tl.load(
             rows_ptr + start + offs, mask=start + offs < batch, other=0.0, cache_modifier=".cg"
         )
@@ -147,13 +146,13 @@ _counters: dict[tuple[int, int], torch.Tensor] = {}
 
 
 def counter_of(device: torch.device) -> torch.Tensor | None:
-    """The counter of finished programs for the current stream: 0 before and after every launch, so
-    never filled again.
+    """Return the counter of finished programs for the current stream; it is 0 before and after
+    every launch, so it is never reset.
 
-    Launches of one stream follow each other and share one. None, which makes the op zero a counter
-    of its own, where a tensor that lives on would be wrong: while a CUDA graph is captured, since
-    two graphs captured on one stream may be replayed side by side (the same holds for compiled
-    code, which does not ask here), and off the GPU.
+    The launches of a stream run one after another and share it. None, for which the op makes a
+    counter of its own: off the GPU, and while a CUDA graph is captured, since two graphs captured
+    on one stream may be replayed at the same time (the same holds for compiled code, which does not
+    call this).
     """
     if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return None
@@ -164,13 +163,14 @@ def counter_of(device: torch.device) -> torch.Tensor | None:
 
 
 def _grads_like(cls_logits: torch.Tensor, kind: str, with_grads: bool) -> torch.Tensor:
-    """Room for the gradients, one head's for kind "none", whose heads share theirs; fp32 for fp16
-    logits.
+    """Allocate the gradients, one for kind "none", whose heads share it; fp32 for fp16 logits.
 
-    A mean's gradients lie below the range of fp16 until the factor of a loss scaler comes in, which
-    happens in the backward.
+    A mean's gradients are below the range of fp16 until the backward applies a loss scaler's
+    factor.
     """
-    heads = 0 if not with_grads else 1 if kind == "none" else 2
+    heads = 1 if kind == "none" else 2
+    if not with_grads:
+        heads = 0
     dtype = torch.float32 if cls_logits.dtype == torch.float16 else cls_logits.dtype
     return cls_logits.new_empty((heads, *cls_logits.shape), dtype=dtype)
 
@@ -185,8 +185,8 @@ def _distill_bwd_fake(
 def distill_bwd_triton(
     grads: torch.Tensor, grad_loss: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    """grads times the 0-d grad_loss, in fp32, cast to dtype at the end; the host does not look at
-    the factor."""
+    """Return grads times the 0-d grad_loss, in fp32, cast to dtype at the end; the host does not
+    read the factor."""
     out = _distill_bwd_fake(grads, grad_loss, dtype)
     launch = find_launch("distill_bwd", grads.device, bits=8 * grads.element_size())
     if grads.numel():
@@ -200,7 +200,9 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.save_for_backward(grads)
     ctx.mark_non_differentiable(base, distilled, grads)
     ctx.set_materialize_grads(False)
-    ctx.dtype, ctx.has_dist, ctx.rest = inputs[0].dtype, inputs[1] is not None, len(inputs) - 2
+    ctx.dtype = inputs[0].dtype
+    ctx.has_dist = inputs[1] is not None
+    ctx.rest = len(inputs) - 2
 
 
 def _backward(ctx, grad_loss, *_):  # type: ignore[no-untyped-def]
@@ -244,10 +246,10 @@ def distill_triton(
     legacy: bool,
     with_grads: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Launch the kernel; returns loss, base, distill and the gradients of loss, which the backward
+    """Launch the kernel; return loss, base, distill and the gradients of loss, which the backward
     scales.
 
-    Arguments as `distill` has checked them; counter: `counter_of`, or None for a fresh one. Takes
+    Arguments as checked by `distill`; counter: `counter_of`, or None for a new one. Takes
     CPU tensors under TRITON_INTERPRET=1.
     """
     batch, classes = cls_logits.shape

@@ -1,15 +1,13 @@
-"""What `distill` computes of one row of one head: its part of the loss, and on the way the
-gradient.
+"""One row of one head in `distill`: its part of the loss and its gradient.
 
 With x = logits - their maximum, s = Σ exp(x), and a target t that sums to one,
 
     cross-entropy = log s - Σ_k t_k · x_k,      d / d logit_k = exp(x_k) / s - t_k
 
-where t has two peaks and a floor (labels) or one peak (the teacher's decision). The soft form takes
-both softmaxes at once: KL = Σ_k q_k · (y_k - x_k) + log(s / s_y) and d / d logit_k = (p_k - q_k) /
-tau, with q, y and s_y the teacher's. The first BLOCK classes stay in registers between the sweep
-that finds maximum and sum and the sweep that writes the gradient; what is beyond them is read
-twice.
+where t has two peaks over a floor (labels) or one peak (the teacher's decision). The soft form
+computes both softmaxes at once: KL = Σ_k q_k · (y_k - x_k) + log(s / s_y) and d / d logit_k = (p_k
+- q_k) / tau, with q, y and s_y the teacher's. The first BLOCK classes stay in registers between the
+pass that finds maximum and sum and the pass that writes the gradient; the others are read twice.
 """
 
 import triton
@@ -18,7 +16,7 @@ import triton.language as tl
 
 @triton.jit
 def _logits(first_ptr, second_ptr, k, K: tl.constexpr, MEAN: tl.constexpr):
-    """Logits k of a row in fp32, the mean of two heads' with MEAN; -inf past the last class."""
+    """Load logits k of a row in fp32, with MEAN the mean of two heads; -inf past the last class."""
     z = tl.load(first_ptr + k, mask=k < K, other=float("-inf")).to(tl.float32)
     if MEAN:
         z = 0.5 * (z + tl.load(second_ptr + k, mask=k < K, other=float("-inf")).to(tl.float32))
@@ -27,8 +25,7 @@ def _logits(first_ptr, second_ptr, k, K: tl.constexpr, MEAN: tl.constexpr):
 
 @triton.jit
 def _extend(top, total, z, scale):
-    """Maximum, and sum of exp(scale · (logit - maximum)), with the block z beside the classes
-    before it."""
+    """Return the maximum, and the sum of exp(scale · (logit - maximum)), with the block z added."""
     higher = tl.maximum(top, tl.max(z, 0))
     return higher, total * tl.exp((top - higher) * scale) + tl.sum(tl.exp((z - higher) * scale), 0)
 
@@ -73,8 +70,8 @@ def cross_entropy_row(
     WRITE_GRADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A row's cross-entropy to lam · s(own) + (1 - lam) · s(other); writes weight times its
-    gradient. NaN for no class."""
+    """Return a row's cross-entropy to lam · s(own) + (1 - lam) · s(other) and write weight times
+    its gradient; NaN for a label out of range."""
     k = tl.arange(0, BLOCK)
     z = _logits(first_ptr, second_ptr, k, K, MEAN)
     top = tl.max(z, 0)
@@ -130,7 +127,8 @@ def divergence_row(
     WRITE_GRADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A row's KL(softmax(scale · teacher) ‖ softmax(scale · logits)); writes weight times (p - q)."""
+    """Return a row's KL(softmax(scale · teacher) ‖ softmax(scale · logits)) and write weight times
+    (p - q)."""
     k = tl.arange(0, BLOCK)
     z = _logits(logits_ptr, logits_ptr, k, K, False)
     t = _logits(teacher_ptr, teacher_ptr, k, K, False)
@@ -159,7 +157,7 @@ def divergence_row(
 
 @triton.jit
 def decision_of_row(teacher_ptr, K: tl.constexpr, BLOCK: tl.constexpr):
-    """The first class of a row's largest logit, int64."""
+    """Return the first class with a row's largest logit, int64."""
     k = tl.arange(0, BLOCK)
     top, decision = tl.max(_logits(teacher_ptr, teacher_ptr, k, K, False), 0, return_indices=True)
     for start in range(BLOCK, K, BLOCK):

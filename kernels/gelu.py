@@ -1,17 +1,20 @@
 """Bias and exact GELU in one pass, between the two layers of the MLP.
 
-    y = z · Φ(z),  z = x + bias,  Φ(z) = (1 + erf(z / √2)) / 2;     dx = dy · (Φ(z) + z·φ(z)),  dbias = Σ over rows of dx
+    y = z · Φ(z),   z = x + bias,   Φ(z) = (1 + erf(z / √2)) / 2
+    dx = dy · (Φ(z) + z·φ(z)),   dbias = Σ over rows of dx
 
 x, y: (..., D) in one dtype; bias: (D,) in any; math in fp32. Bytes per image, in units of N·D
 elements (D: the MLP's hidden width): forward reads 1, writes 1; backward reads 2, writes 1. Source:
 Hendrycks and Gimpel 2016 (1606.08415).
 
-fp32 uses erf. For 16-bit tensors the tail Q(u) = Φ(-u), u = |z|, is 2 to a polynomial in u:  y = max(z, 0) - u·Q(u).
-The coefficients are a weighted minimax fit of log2 Q on [0, 14.5]: Q's relative error is 9e-6 up to u = 5.8, where fp16
-ends, and 3e-4 beyond, where Q < 4e-9. Over all bf16 inputs with |y| > 2e-37, y is at most 0.514 ulp from the truth (fp16:
-0.511), where 0.5 is perfect and 1 + erf(z) loses up to 255 ulp below z = -5 (fp16: 2). Compiled for sm_90 the forward takes
-21 instructions an element instead of erf's 40, the backward 37 instead of 57, with as many MUFU (1 and 2): at 40 and 57 an
-H100 would compute for about as long as it moves bytes.
+fp32 uses erf. For 16-bit tensors the tail Q(u) = Φ(-u), u = |z|, is 2 to the power of a polynomial
+in u, and y = max(z, 0) - u·Q(u). The coefficients are a weighted minimax fit of log2 Q on [0,
+14.5]: Q's relative error is 9e-6 up to u = 5.8, where fp16 ends, and 3e-4 beyond, where Q < 4e-9.
+Over all bf16 inputs with |y| > 2e-37, y is at most 0.514 ulp from the exact value (fp16: 0.511),
+where 0.5 is the optimum and 1 + erf(z) loses up to 255 ulp below z = -5 (fp16: 2). Compiled for
+sm_90 the forward takes 21 instructions an element instead of erf's 40, the backward 37 instead of
+57, with as many MUFU (1 and 2): with 40 and 57 an H100 would compute for about as long as it moves
+bytes.
 """
 
 import torch
@@ -27,7 +30,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def gelu_reference(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Exact GELU of x + bias; the sum is not rounded to x's dtype."""
+    """Compute the exact GELU of x + bias; the sum is not rounded to x's dtype."""
     if bias is None:
         return torch.nn.functional.gelu(x)
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -36,7 +39,7 @@ def gelu_reference(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.T
 
 @triton.jit
 def _tail(u):
-    """Q(u) = Φ(-u) for 0 ≤ u ≤ 14.5."""
+    """Return Q(u) = Φ(-u) for 0 ≤ u ≤ 14.5."""
     p = tl.fma(u, -2.042813029845547e-09, 1.496560884106657e-07)
     p = tl.fma(u, p, -4.784075372299412e-06)
     p = tl.fma(u, p, 8.844159310683608e-05)
@@ -50,8 +53,8 @@ def _tail(u):
 
 @triton.jit
 def _bounded(z):
-    """|z|, but no more than 14.5, where the tail is 0 in fp32: infinity times zero would be a NaN.
-    NaN stays."""
+    """Return |z|, at most 14.5, where the tail is 0 in fp32: infinity times zero would be NaN. NaN
+    stays NaN."""
     return tl.minimum(tl.abs(z), 14.5, propagate_nan=tl.PropagateNan.ALL)
 
 
@@ -119,9 +122,8 @@ def _gelu_bwd_kernel(
         bias = tl.load(bias_ptr + cols, mask=mask_cols, other=0.0).to(tl.float32)[None, :]
         dbias = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
     start = row_program * BLOCK_ROWS
-    while (
-        start < rows
-    ):  # not a range: under NumPy 2.4 Triton 3.6's interpreter takes only constants in one
+    # not a range: with NumPy 2.4, Triton 3.6's interpreter takes only constants in one
+    while start < rows:
         row = start + tl.arange(0, BLOCK_ROWS)
         mask = (row < rows)[:, None] & mask_cols[None, :]
         offs = row.to(tl.int64)[:, None] * D + cols[None, :]
@@ -141,7 +143,7 @@ def _gelu_bwd_kernel(
 
 
 def _launch(op: str, x: torch.Tensor) -> tuple[int, int, int, dict[str, int]]:
-    """Rows, width, column blocks and the kernel's constants."""
+    """Return rows, width, column blocks and the kernel's constants."""
     dim = x.shape[-1]
     launch = find_launch(op, x.device, bits=8 * x.element_size(), D=dim)
     launch["BLOCK_D"] = min(launch["BLOCK_D"], padded(dim))
@@ -156,7 +158,7 @@ def _gelu_bwd_fake(
     dy: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-    # an operator cannot leave an output out: without a bias, its gradient is empty
+    # an operator must return every output: without a bias, its gradient is empty
     return dx, x.new_empty(0) if bias is None else torch.empty_like(
         bias, memory_format=torch.contiguous_format
     )
@@ -166,7 +168,7 @@ def _gelu_bwd_fake(
 def gelu_bwd_triton(
     dy: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Launch the kernels: dx like x, and dbias like bias, empty without one."""
+    """Launch the kernels; return dx like x, and dbias like bias, empty without bias."""
     dy, x = dy.contiguous(), x.contiguous()
     dx, dbias = _gelu_bwd_fake(dy, x, bias)
     rows, dim, col_blocks, launch = _launch("gelu_bwd", x)
@@ -218,18 +220,18 @@ def gelu_triton(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
 
 
 def gelu(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Exact GELU of x + bias: x (..., D), bias (D,) or None → y like x, differentiable in both.
+    """Compute the exact GELU of x + bias: x (..., D), bias (D,) or None → y like x, differentiable
+    in both.
 
-    As a kernel, x and bias are fp32, bf16 or fp16, each its own. Raises ValueError on another dtype
-    or a bias that does not fit.
+    As a kernel, x and bias are fp32, bf16 or fp16, each its own. Raises ValueError for another
+    dtype or a bias that does not fit.
     """
     if bias is not None and bias.shape != x.shape[-1:]:
-        raise ValueError(
-            f"bias {tuple(bias.shape)} must be ({x.shape[-1]},), the last dimension of x {tuple(x.shape)}"
-        )
+        rule = f"({x.shape[-1]},), the last dimension of x"
+        raise ValueError(f"bias must be {rule} (got {tuple(bias.shape)})")
     if not is_fused(x):
         return gelu_reference(x, bias)
     for tensor in (x, bias):
         if tensor is not None and tensor.dtype not in DTYPES:
-            raise ValueError(f"gelu's kernel takes {DTYPES}, not {tensor.dtype}")
+            raise ValueError(f"x and bias must be one of {DTYPES} (got {tensor.dtype})")
     return gelu_triton(x, bias)

@@ -1,4 +1,4 @@
-"""Block sizes, warps and stages of every kernel, from the checked-in table launch_configs.json.
+"""Launch configurations of all kernels: block sizes, warps and stages, from launch_configs.json.
 
 A row has the op, the architecture (90 for sm_90), the bits of an element, the sizes D and N that it
 was chosen for (0: any) and the launch: the kernel's BLOCK_* constants, num_warps, num_stages.
@@ -19,12 +19,14 @@ Launch = dict[str, int]
 
 @functools.lru_cache(maxsize=1)
 def rows() -> list[dict]:
+    """Return the rows of the table; the list is shared, and whoever changes it clears the cache of
+    `_find_launch`."""
     return json.loads(TABLE.read_text(encoding="utf-8"))
 
 
 def arch(device: torch.device) -> int:
-    """The device's architecture as a number, 90 for an H100; Triton's interpreter on a CPU stands
-    for one."""
+    """Return the device's architecture as a number, 90 for an H100; also for Triton's interpreter
+    on a CPU."""
     if device.type != "cuda":
         return INTERPRETED_ARCH
     return _arch_of(torch.cuda.current_device() if device.index is None else device.index)
@@ -37,10 +39,10 @@ def _arch_of(index: int) -> int:
 
 
 def find_launch(op: str, device: torch.device, *, bits: int = 16, D: int = 0, N: int = 0) -> Launch:
-    """The launch of an op's kernel, as keyword arguments; a copy.
+    """Return the launch of an op's kernel, as keyword arguments; a copy.
 
-    Takes the rows of the newest architecture that is not newer than the device's, then the smallest
-    D and N that hold the ones asked for (the largest there are if none does). Raises LookupError
+    It is that of the newest architecture not newer than the device's, then of the smallest D and N
+    that are at least those given (the largest ones if none is). Raises LookupError
     for an op without a row for these bits.
     """
     return dict(_find_launch(op, arch(device), bits, D, N))
@@ -59,19 +61,19 @@ def _find_launch(op: str, arch: int, bits: int, D: int, N: int) -> Launch:
 
 
 def _nearest(fitting: list[dict], key: str, wanted: int) -> list[dict]:
-    """The rows with the smallest value that is `wanted` or more, else with the largest."""
+    """Return the rows with the smallest value that is at least `wanted`, else with the largest."""
     values = {row[key] for row in fitting}
     best = min((value for value in values if value >= wanted), default=max(values))
     return [row for row in fitting if row[key] == best]
 
 
-# triton.cdiv and triton.next_power_of_2 serve inside of kernels too, for which they take ten times
+# triton.cdiv and triton.next_power_of_2 also work inside kernels; on the host they take ten times
 # as long as these
 def blocks_of(size: int, block: int) -> int:
-    """How many blocks hold so many elements."""
+    """Return the number of blocks for `size` elements."""
     return -(-size // block)
 
 
 def padded(size: int) -> int:
-    """The smallest power of two that is size or more; size at least 1."""
+    """Return the smallest power of two that is at least size, which is at least 1."""
     return 1 << (size - 1).bit_length()

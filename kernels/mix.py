@@ -1,15 +1,16 @@
 """Mixup and CutMix of a batch of pairs, between the data pipeline and both models.
 
     box empty:  out_i = lam_i · x_i + (1 - lam_i) · x_partner                 (Mixup)
-    otherwise:  out_i = x_partner inside the box, x_i outside                 (CutMix; lam only enters the target)
+    otherwise:  out_i = x_partner inside the box, x_i outside                 (CutMix)
+
+In CutMix lam only enters the target.
 
 The partner of row i is row i ^ 1, so one program reads both rows of a pair once and writes both
 results. images: (B, 3, H, W) fp32, bf16 or fp16, normalised and erased, contiguous or channels
 last; lam: (B,) fp32; box: (B, 4) int32 y0, x0, y1, x1, equal for the rows of a pair. out: images in
-the dtype and layout asked for (`mix`), or the patches that the student embeds with one matrix
-product, beside them the images for a teacher (`mix_patches`); math in fp32. Bytes per image, with s
-and t the element sizes in and out: reads 3·H·W·s, writes 3·H·W·t (0.6 MB at 224, 16 bit), and
-3·H·W·t more for the teacher. Called once a micro-step by the engine. Source: Zhang et al. 2018
+the dtype and memory format given; math in fp32. Bytes per image, with s and t the element sizes in
+and out: reads 3·H·W·s, writes 3·H·W·t (0.6 MB at 224, 16 bit). Called once a micro-step for a timm
+model; our student takes patches (mix_patches.py). Source: Zhang et al. 2018
 (1710.09412), Yun et al. 2019 (1905.04899).
 """
 
@@ -51,8 +52,7 @@ def mix_reference(
 
 @triton.jit
 def load_pair(lam_ptr, box_ptr, pair, y, x):
-    """lam of both rows of a pair, whether it is cut, and whether the pixels (y, x) lie inside of
-    the box."""
+    """Load both rows' lam, is the pair cut, and are the pixels (y, x) inside the box."""
     lam_a = tl.load(lam_ptr + pair * 2)
     lam_b = tl.load(lam_ptr + pair * 2 + 1)
     y0 = tl.load(box_ptr + pair * 8)
@@ -82,7 +82,7 @@ def _mix_fwd_kernel(
     BLOCK: tl.constexpr,
 ):
     pair = tl.program_id(0).to(tl.int64)
-    # elements run in the order of the output, so that the stores are always whole lines
+    # elements are in the order of the output, so that stores are always whole lines
     offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < C * H * W
     if OUT_LAST:
@@ -110,7 +110,8 @@ def _mix_fwd_kernel(
 
 
 def make_dense(images: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """The images in one of the two layouts that the kernels read, and whether it is channels last."""
+    """Return the images in one of the two memory formats that the kernels read, and is it channels
+    last."""
     channels_last = (
         images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
     )
@@ -135,7 +136,7 @@ def mix_triton(
     out_dtype: torch.dtype,
     channels_last: bool,
 ) -> torch.Tensor:
-    """Launch the kernel; arguments as `mix` has checked them. Takes CPU tensors under
+    """Launch the kernel; arguments as checked by `mix`. Takes CPU tensors under
     TRITON_INTERPRET=1."""
     images, in_last = make_dense(images)
     out = empty_images(images, out_dtype, channels_last)
@@ -162,16 +163,17 @@ def check_inputs(
     images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor, out_dtype: torch.dtype | None
 ) -> None:
     if images.ndim != 4 or images.shape[0] % 2:
-        raise ValueError(f"images must be (B, C, H, W) with B even, got {tuple(images.shape)}")
+        raise ValueError(f"images must be (B, C, H, W) with B even (got {tuple(images.shape)})")
     batch = images.shape[0]
     if lam.shape != (batch,) or box.shape != (batch, 4):
         raise ValueError(
             f"lam {tuple(lam.shape)} and box {tuple(box.shape)} must be ({batch},) and ({batch}, 4)"
         )
     if lam.dtype != torch.float32 or box.dtype != torch.int32:
-        raise ValueError(f"lam must be float32 and box int32, got {lam.dtype} and {box.dtype}")
+        raise ValueError(f"lam must be float32 and box int32 (got {lam.dtype} and {box.dtype})")
     if not {images.dtype, out_dtype or images.dtype} <= set(DTYPES):
-        raise ValueError(f"images are mixed in {DTYPES}, not from {images.dtype} to {out_dtype}")
+        dtypes = f"{images.dtype} and {out_dtype}"
+        raise ValueError(f"images and out_dtype must be among {DTYPES} (got {dtypes})")
 
 
 def mix(
@@ -181,11 +183,11 @@ def mix(
     out_dtype: torch.dtype | None = None,
     channels_last: bool = False,
 ) -> torch.Tensor:
-    """Mix each row with its partner, row i ^ 1; the inputs are left as they are, no gradient.
+    """Mix each row with its partner, row i ^ 1; the inputs do not change, no gradient.
 
     images: (B, 3, H, W) fp32, bf16 or fp16, B even. lam: (B,) fp32. box: (B, 4) int32 y0, x0, y1,
     x1; empty: Mixup. Returns (B, 3, H, W) in out_dtype (default: images') and contiguous or
-    channels-last memory. Raises ValueError on an odd batch, another dtype or a shape that does not
+    channels-last memory. Raises ValueError for an odd batch, another dtype or a shape that does not
     fit.
     """
     check_inputs(images, lam, box, out_dtype)

@@ -1,10 +1,11 @@
 """Mix a batch of pairs as `mix` does, and cut the result into the patches that the student embeds.
 
-images, lam, box and the formula: kernels/mix.py. A patch has the elements (c, ph, pw) of a convolution's
-weight, so the patch embedding is one matrix product. A program reads a block of pixels of both rows
-of a pair, all channels, and writes their patches; for a live teacher also the mixed images, channels
-last, from the same read. Bytes per image, with s and t the element sizes in and out: reads 3·H·W·s,
-writes 3·H·W·t, and 3·H·W·t more with images. Called once a micro-step for the student.
+images, lam, box and the formula: kernels/mix.py. A patch has the elements (c, ph, pw) of a
+convolution's weight, so the patch embedding is one matrix product. A program reads a block of
+pixels of both rows of a pair, all channels, and writes their patches; for a live teacher also the
+mixed images, channels last, from the same read. Bytes per image, with s and t the element sizes in
+and out: reads 3·H·W·s, writes 3·H·W·t, and 3·H·W·t more with images. Called once a micro-step for
+the student.
 """
 
 import torch
@@ -38,9 +39,8 @@ def mix_patches_reference(
     """Mix, then cut into patches, in plain torch; arguments and result as `mix_patches`."""
     mixed = mix_reference(images, lam, box, out_dtype, channels_last=True)
     height, width = images.shape[2] // patch_size, images.shape[3] // patch_size
-    grid = mixed.unflatten(3, (width, patch_size)).unflatten(
-        2, (height, patch_size)
-    )  # (B, C, H/P, P, W/P, P)
+    # (B, C, H/P, P, W/P, P)
+    grid = mixed.unflatten(3, (width, patch_size)).unflatten(2, (height, patch_size))
     patches = grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2).contiguous()
     return patches, mixed if with_images else None
 
@@ -67,8 +67,7 @@ def _mix_patches_fwd_kernel(
     BLOCK: tl.constexpr,
 ):
     pair = tl.program_id(0).to(tl.int64)
-    # a block of pixels and all of its channels; the reads are in order, the writes come in runs of
-    # P
+    # a block of pixels and all of its channels; reads are in order, writes in runs of P elements
     start = tl.program_id(1) * BLOCK
     pixel = start + tl.arange(0, BLOCK)
     mask = pixel < H * W
@@ -139,8 +138,7 @@ def mix_patches_triton(
     out_dtype: torch.dtype,
     with_images: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Launch the kernel; as `mix_patches`, but the images are an empty tensor when they are not
-    asked for."""
+    """Launch the kernel; as `mix_patches`, but images are an empty tensor without with_images."""
     images, in_last = make_dense(images)
     patches, mixed = _empty_patches(images, patch_size, out_dtype, with_images)
     batch, _, height, width = images.shape
@@ -174,20 +172,19 @@ def mix_patches(
     """Mix as `mix` does, and cut the result into patches for an embedding by one matrix product; no
     gradient.
 
-    images, lam, box: as `mix` takes them, H and W multiples of patch_size (1 to 32). Returns
+    images, lam, box: as for `mix`, H and W multiples of patch_size (1 to 32). Returns
     patches (B, N, 3·P·P) in out_dtype (default: images'), N = (H / P)·(W / P) in row order,
     elements in the order (c, ph, pw) of a convolution's weight: F.linear(patches,
     weight.flatten(1), bias) is the convolution with stride P. With with_images the mixed images (B,
-    3, H, W) beside them, channels last, from the same read; else None. Raises ValueError on what
-    `mix` refuses, other than 3 channels, and sizes that do not divide.
+    3, H, W) beside them, channels last, from the same read; else None. Raises ValueError as `mix`
+    does, for other than 3 channels, and for sizes that do not divide.
     """
     check_inputs(images, lam, box, out_dtype)
     if not 1 <= patch_size <= MAX_PATCH_SIZE:
-        raise ValueError(f"patch size must lie in 1 to {MAX_PATCH_SIZE}, got {patch_size}")
+        raise ValueError(f"patch_size must be 1 to {MAX_PATCH_SIZE} (got {patch_size})")
     if images.shape[1] != 3 or images.shape[2] % patch_size or images.shape[3] % patch_size:
-        raise ValueError(
-            f"images must be (B, 3, H, W), H and W multiples of {patch_size}, got {tuple(images.shape)}"
-        )
+        rule = f"(B, 3, H, W), H and W multiples of {patch_size}"
+        raise ValueError(f"images must be {rule} (got {tuple(images.shape)})")
     if not is_fused(images):
         return mix_patches_reference(images, lam, box, patch_size, out_dtype, with_images)
     patches, mixed = mix_patches_triton(

@@ -1,16 +1,15 @@
-"""LayerNorm, and the residual sum that precedes all but the first of them.
+"""LayerNorm, and the residual sum before it.
 
-    norm:      y = (x - mean(x)) / sqrt(var(x) + eps) · weight + bias          over the last dimension
+    norm:      y = (x - mean(x)) / sqrt(var(x) + eps) · weight + bias,   over the last dimension
     add_norm:  x_new = x + scale[b] · gamma · branch,   y = norm(x_new)
 
 scale[b] is DropPath's keep bit / keep rate, gamma DeiT III's LayerScale. x, branch, x_new, y: (B,
 N, D) in one dtype; weight, bias: (D,) in one dtype, gamma: (D,), scale: (B,) fp32. Sums and
 statistics are fp32; the statistics are those of the stored, rounded x_new. Bytes per image, in
 units of N·D elements: norm reads 1, writes 1; add_norm reads 2, writes 2; the backward is in
-norm_bwd.py. The student calls add_norm across block borders, so that a block's branch, its residual
-sum and the next norm are one pass over memory. Source: Ba et al. 2016 (1607.06450); stochastic
-depth per sample as in Huang et al. 2016 (1603.09382); LayerScale in Touvron et al. 2022
-(2204.07118).
+norm_bwd.py. The student calls add_norm across blocks, so that a block's branch, its residual sum
+and the next norm are one pass over memory. Source: Ba et al. 2016 (1607.06450); stochastic depth
+per sample as in Huang et al. 2016 (1603.09382); LayerScale in Touvron et al. 2022 (2204.07118).
 """
 
 import torch
@@ -31,7 +30,7 @@ Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 def norm_reference(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
 ) -> torch.Tensor:
-    """LayerNorm of the last dimension; torch keeps its statistics in fp32 whatever the dtype of x."""
+    """Normalise the last dimension with torch, whose statistics are fp32 for every dtype of x."""
     if weight.dtype == x.dtype:
         return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -94,7 +93,7 @@ def _norm_fwd_kernel(
         x = x_new.to(tl.float32)
 
     SHARE: tl.constexpr = 1.0 / D
-    # a mean of 1000 is only known to 3e-5: what it leaves of the centred row is taken away as well
+    # a mean of 1000 is only exact to 3e-5: the mean of the centred row is subtracted too
     mean = tl.sum(x, 1) * SHARE
     centred = tl.where(mask_cols[None, :], x - mean[:, None], 0.0)
     rest = tl.sum(centred, 1) * SHARE
@@ -121,7 +120,7 @@ def _allocate(
     eps: float,
 ) -> Tensors:
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    # an operator cannot leave an output out
+    # an operator must return every output
     x_new = x.new_empty(0) if branch is None else torch.empty_like(y)
     mean, rstd = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
     return x_new, y, mean, rstd
@@ -168,13 +167,14 @@ def add_norm_triton(
     bias: torch.Tensor,
     eps: float,
 ) -> Tensors:
-    """Launch the kernel: (x_new, y, mean, rstd), mean and rstd fp32 of each row.
+    """Launch the kernel; return (x_new, y, mean, rstd), mean and rstd fp32 of each row.
 
     Without a branch x_new is empty and y the norm of x.
     """
     outs = _allocate(x, branch, scale, gamma, weight, bias, eps)
     x_new, y, mean, rstd = outs
-    dim, rows = x.shape[-1], mean.numel()
+    dim = x.shape[-1]
+    rows = mean.numel()
     launch = find_launch("norm_fwd", x.device, bits=8 * x.element_size(), D=dim)
     if rows:
         _norm_fwd_kernel[(blocks_of(rows, launch["BLOCK_ROWS"]),)](
@@ -201,30 +201,27 @@ def add_norm_triton(
 def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> None:
     dim = x.shape[-1]
     if weight.shape != (dim,) or bias.shape != (dim,):
-        raise ValueError(
-            f"weight {tuple(weight.shape)} and bias {tuple(bias.shape)} must be ({dim},) as x {tuple(x.shape)} is"
-        )
+        got = f"(got {tuple(weight.shape)} and {tuple(bias.shape)})"
+        raise ValueError(f"weight and bias must be ({dim},), the last dimension of x {got}")
     if weight.dtype != bias.dtype:
         raise ValueError(
-            f"weight and bias must have one dtype, got {weight.dtype} and {bias.dtype}"
+            f"weight and bias must have one dtype (got {weight.dtype} and {bias.dtype})"
         )
 
 
 def _check_fused(x: torch.Tensor, *others: torch.Tensor | None) -> None:
     for tensor in (x, *others):
         if tensor is not None and tensor.dtype not in DTYPES:
-            raise ValueError(f"the kernels of norm take {DTYPES}, not {tensor.dtype}")
+            raise ValueError(f"x, weight and bias must be among {DTYPES} (got {tensor.dtype})")
     if not 1 <= x.shape[-1] <= MAX_DIM:
-        raise ValueError(
-            f"the kernels of norm take rows of 1 to {MAX_DIM} elements, not {x.shape[-1]}"
-        )
+        raise ValueError(f"rows must have 1 to {MAX_DIM} elements (got {x.shape[-1]})")
 
 
 def norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
-    """LayerNorm: x (..., D), weight and bias (D,) → y like x, differentiable in all three.
+    """Normalise x (..., D) with weight and bias (D,) → y like x, differentiable in all three.
 
     As a kernel, x is fp32, bf16 or fp16, D at most 4096, and so are weight and bias, whatever x is.
-    Raises ValueError on others.
+    Raises ValueError for others.
     """
     _check(x, weight, bias)
     if not is_fused(x):
@@ -242,11 +239,11 @@ def add_norm(
     eps: float,
     gamma: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Residual sum and LayerNorm: (x + scale·gamma·branch, norm of it), both (B, N, D) in x's
+    """Return the residual sum x + scale·gamma·branch and its LayerNorm, both (B, N, D) in x's
     dtype, differentiable.
 
     scale: (B,) fp32 without gradient, or None for 1. gamma: (D,), or None for 1. Dtypes as `norm`.
-    Raises ValueError when shapes or dtypes do not fit.
+    Raises ValueError if shapes or dtypes do not fit.
     """
     _check(x, weight, bias)
     if x.ndim != 3 or x.shape != branch.shape or (scale is not None and scale.shape != x.shape[:1]):
@@ -263,5 +260,5 @@ def add_norm(
     _check_fused(x, weight, gamma)
     if branch.dtype != x.dtype or (scale is not None and scale.dtype != torch.float32):
         wrong = branch.dtype if scale is None else (branch.dtype, scale.dtype)
-        raise ValueError(f"branch must be {x.dtype} as x is, and scale float32, got {wrong}")
+        raise ValueError(f"branch must be {x.dtype} as x is, and scale float32 (got {wrong})")
     return add_norm_triton(x, branch, scale, gamma, weight, bias, eps)[:2]

@@ -1,14 +1,13 @@
-"""Backward of the residual sum and LayerNorm of norm.py, in one pass over memory and a small sum
-behind it.
+"""Backward of norm.py, in one pass over memory and a small sum after it.
 
     x^ = (x_new - mean)·rstd,  w = weight·dy,  dx = dx_new + rstd·(w - mean(w) - x^·mean(w·x^))
-    dbranch = scale[b]·gamma·dx,   dgamma = Σ scale[b]·branch·dx,   dweight = Σ dy·x^,   dbias = Σ dy       (Σ over all rows)
+    dbranch = scale[b]·gamma·dx,  dgamma = Σ scale[b]·branch·dx,  dweight = Σ dy·x^,  dbias = Σ dy
 
-dy and dx_new are the gradients of y and x_new; either may be absent. Everything (B, N, D) has one
-dtype, the math is fp32. Bytes per image, in units of N·D elements: reads 3 (2 for norm, 1 more for
-dgamma), writes 2 (1 without scale and gamma, when dx is both gradients). A fixed count of programs
-takes blocks of rows in turn and keeps its part of the three sums over rows in registers. Source: Ba
-et al. 2016 (1607.06450), section 3.
+Σ is over all rows. dy and dx_new are the gradients of y and x_new; either may be absent. Everything
+(B, N, D) has one dtype, the math is fp32. Bytes per image, in units of N·D elements: reads 3 (2 for
+norm, 1 more for dgamma), writes 2 (1 without scale and gamma, when dx is both gradients). A fixed
+number of programs takes blocks of rows in turn and keeps its part of the three sums over rows in
+registers. Source: Ba et al. 2016 (1607.06450), section 3.
 """
 
 import torch
@@ -56,9 +55,8 @@ def _norm_bwd_kernel(
         dgamma = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
 
     start = pid * BLOCK_ROWS
-    while (
-        start < rows
-    ):  # not a range: under NumPy 2.4 Triton 3.6's interpreter takes only constants in one
+    # not a range: with NumPy 2.4, Triton 3.6's interpreter takes only constants in one
+    while start < rows:
         row = start + tl.arange(0, BLOCK_ROWS)
         mask_rows = row < rows
         mask = mask_rows[:, None] & mask_cols[None, :]
@@ -117,7 +115,7 @@ def _allocate(
     branch: torch.Tensor | None,
 ) -> Gradients:
     def empty_like(tensor: torch.Tensor, wanted: bool) -> torch.Tensor:
-        # an operator cannot leave an output out
+        # an operator must return every output
         return tensor.new_empty(tensor.shape if wanted else (0,))
 
     return (
@@ -141,8 +139,8 @@ def add_norm_bwd_triton(
     gamma: torch.Tensor | None,
     branch: torch.Tensor | None,
 ) -> Gradients:
-    """Launch the kernels: (dx, dbranch, dweight, dbias, dgamma) of add_norm; without scale, gamma,
-    branch, of norm.
+    """Launch the kernels; return (dx, dbranch, dweight, dbias, dgamma) of add_norm; without scale,
+    gamma and branch, of norm.
 
     branch: only when gamma needs a gradient. Empty are dbranch when it equals dx, dweight and dbias
     without dy, and dgamma without branch.

@@ -1,12 +1,12 @@
-"""What makes a launcher an operator of torch, `fastdeit::<op>`: torch.compile, CUDA graphs and
-profilers keep it as one call.
+"""Decorator that makes a launcher an operator of torch, `fastdeit::<op>`: one call for
+torch.compile, CUDA graphs and profilers.
 
-In eager mode a call enters the gradient's `Function`, from there the dispatcher below autograd,
-then the launcher. The operator's own autograd kernel is the same `Function`, for those who call it
-by its name: a compiler, an exporter, opcheck. `torch.library.custom_op` would enter the dispatcher
-twice and check every argument and output at each call. A student makes about fifty calls a step,
-and where the host is slower than the GPU they decide its speed (benchmarks/bench_dispatch.py
-measures, tests/kernels/test_operators.py counts the Python calls).
+In eager mode a call enters the gradient's `Function`, then the dispatcher below autograd, then the
+launcher. The operator's own autograd kernel is the same `Function`, for calls by its name: from a
+compiler, an exporter, opcheck. `torch.library.custom_op` would enter the dispatcher twice and check
+every argument and output at each call. A student makes about fifty calls a step, and where the host
+is slower than the GPU they decide its speed (benchmarks/bench_dispatch.py measures them,
+tests/kernels/test_operators.py counts the Python calls).
 """
 
 import functools
@@ -28,14 +28,14 @@ def operator(
     save: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> Callable[[Launcher], Launcher]:
-    """Register the decorated launcher as `fastdeit::<name>`; return what calls the operator, with
-    the same arguments.
+    """Register the decorated launcher as `fastdeit::<name>`; return a function that calls the
+    operator, with the same arguments.
 
     The launcher's annotations make the schema, which mutates nothing; an output may be no view of
     an argument. On CUDA tensors it runs on their device. fake: the same arguments → empty outputs,
     for tracing. save(ctx, inputs, output) and backward(ctx, *grads): as a torch.autograd.Function's
-    setup_context and backward; where the backward calls operators without them, the second
-    derivative is refused as theirs is: with a RuntimeError, when it is asked for.
+    setup_context and backward. Without them a derivative raises RuntimeError; so does a second
+    derivative whose backward calls such operators.
     """
 
     def register(launch: Launcher) -> Launcher:
@@ -49,12 +49,10 @@ def operator(
 
         @functools.wraps(launch)
         def call(*inputs: Any, **named: Any) -> Any:
-            # a compiler sees one operator, and only torch knows the names
-            return (
-                op(*inputs, **named)
-                if named or torch.compiler.is_compiling()
-                else differentiable(*inputs)
-            )
+            # a compiler must see one operator, and only torch can resolve named arguments
+            if named or torch.compiler.is_compiling():
+                return op(*inputs, **named)
+            return differentiable(*inputs)
 
         return cast(Launcher, call)
 
@@ -62,28 +60,27 @@ def operator(
 
 
 def _library(name: str, launch: Callable[..., Any]) -> torch.library.Library:
-    """Define the operator, unless it is, and return a new library for its kernels in the place of
+    """Define the operator, unless it exists, and return a new library for its kernels in place of
     the last one.
 
-    A module that is loaded a second time so replaces its kernels. The definition stays: whoever
-    holds the operator may call it.
+    So a module that is loaded a second time replaces its kernels. The definition stays, and with it
+    every reference to the operator.
     """
-    # on torch's object, which lives as long as the operators do, also when this module is loaded
+    # kept on torch's object, which lives as long as the operators, also if this module is loaded
     # again
     kept: dict[str, torch.library.Library] = vars(torch.ops.fastdeit).setdefault("_libraries", {})
     schema = name + torch.library.infer_schema(launch, mutates_args=())
     if schema not in kept:
         kept[schema] = torch.library.Library("fastdeit", "FRAGMENT")
         kept[schema].define(schema, tags=torch.Tag.pt2_compliant_tag)
-    kept[name] = torch.library.Library(
-        "fastdeit", "FRAGMENT"
-    )  # the last one goes, and its kernels with it
+    # the last one is freed, and its kernels with it
+    kept[name] = torch.library.Library("fastdeit", "FRAGMENT")
     return kept[name]
 
 
 def on_its_device(launch: Callable[..., Any]) -> Callable[..., Any]:
-    """Run the launcher with its first tensor's device as the current one: Triton launches on that,
-    whatever it is given."""
+    """Run the launcher with its first tensor's device as the current device, on which Triton
+    launches."""
     annotations = [
         parameter.annotation for parameter in inspect.signature(launch).parameters.values()
     ]
@@ -102,8 +99,7 @@ def on_its_device(launch: Callable[..., Any]) -> Callable[..., Any]:
 def _differentiable(
     op: Callable[..., Any], name: str, save: Callable[..., None], backward: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """Wrap an operator in a `Function` of its own; it serves as the kernel of the dispatcher's
-    autograd key too."""
+    """Wrap an operator in a `Function`, also the kernel of the dispatcher's autograd key."""
 
     def forward(ctx: Any, *inputs: Any) -> Any:
         with _BelowAutograd():

@@ -1,11 +1,11 @@
-"""The second half of a sum over rows: adds up what the programs of a backward kernel have left, in
-a fixed order.
+"""Second half of a sum over rows: the sum, in a fixed order, of the partial sums that the programs
+of a backward kernel have written.
 
-    out_k = Σ_p partials[k, p]                     partials: (K, P, D) fp32, K at most 3; out_k: (D,) in a dtype of its own
+    out_k = Σ_p partials[k, p]
 
-Without atomics, so the same inputs give the same bits; the order depends on P and D only, which the
-table of launches sets, and neither on the GPU nor on its load. Bytes: reads 4·K·P·D, which the
-kernel before it has left in the L2 cache.
+partials: (K, P, D) fp32, K at most 3; out_k: (D,), each with its own dtype. Without atomics, so the
+same inputs give the same bits; the order depends on P and D only, which the table of launches sets,
+not on the GPU or its load. Bytes: reads 4·K·P·D, mostly from L2, where the kernel before it wrote.
 """
 
 from collections.abc import Sequence
@@ -33,9 +33,8 @@ def _sum_partials_kernel(
     mask_cols = cols < D
     total = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
     start = tl.zeros((), tl.int32)
-    while (
-        start < P
-    ):  # not a range: under NumPy 2.4 Triton 3.6's interpreter takes only constants in one
+    # not a range: with NumPy 2.4, Triton 3.6's interpreter takes only constants in one
+    while start < P:
         program = start + tl.arange(0, BLOCK_P)
         mask = (program < P)[:, None] & mask_cols[None, :]
         total += tl.load(
@@ -43,8 +42,8 @@ def _sum_partials_kernel(
         )
         start += BLOCK_P
     out = tl.sum(total, 0)
-    # the outputs may differ in dtype, so each has a store of its own; whether it is there is known
-    # before the program's k
+    # the outputs may differ in dtype, so each has its own store; its presence is known at compile
+    # time, k only in the program
     if k == 0:
         tl.store(out0_ptr + cols, out.to(out0_ptr.dtype.element_ty), mask=mask_cols)
     if out1_ptr is not None:  # noqa: SIM102

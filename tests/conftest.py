@@ -31,7 +31,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+# the files that take longest, longest first: none of them is left for the end, when it would run
+# alone (`pytest --durations=0` shows what each test takes)
+HEAVY = (
+    "reliability/test_faults.py",
+    "distributed/test_machines.py",
+    "benchmarks/test_gpu_script.py",
+    "checkpoint/test_select.py",
+    "training/test_zero.py",
+    "commands/test_replay.py",
+    "commands/test_train.py",
+    "reliability/test_supervisor.py",
+    "teacher_cache/test_check.py",
+    "teacher_cache/test_record.py",
+    "reliability/test_health.py",
+    "benchmarks/test_gpu_benchmarks.py",
+    "kernels/test_augment.py",
+    "kernels/test_resources.py",
+    "commands/test_preview.py",
+    "test_processors.py",
+    "run/test_launch.py",
+)
+
+
+def _rank(item: pytest.Item) -> int:
+    """Return the place of a test's file among the heavy ones, or the last place."""
+    name = item.path.relative_to(Path(__file__).parent).as_posix()
+    return HEAVY.index(name) if name in HEAVY else len(HEAVY)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=_rank)
     slow_asked = "slow" in (config.option.markexpr or "")
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():

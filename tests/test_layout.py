@@ -9,35 +9,49 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.conftest import HEAVY
+from tests.support.launching import ROOT
+
 LIBRARY = sorted(path for path in (ROOT / "fastdeit").rglob("*.py") if "kernels" not in path.parts)
 KERNELS = sorted((ROOT / "kernels").glob("*.py"))
 
-# room -> the rooms that it may import; every room may use its own
+STORAGE = {"distributed", "display", "storage"}
+PARTS = {
+    "checkpoint",
+    "config",
+    "data",
+    "models",
+    "plan",
+    "reliability",
+    "teacher_cache",
+    "training",
+}
+# room -> the rooms that it may import; every room may use its own, and kernels
 ROOMS: dict[str, set[str]] = {
     "train": {"commands", "distributed", "reliability"},
     "__main__": {"commands", "reliability"},
-    "commands": {"run", "replay", "*"},
-    "replay": {"run", "*"},
-    "run": {"*"},
+    "commands": {"replay", "run", *PARTS, *STORAGE},
+    "replay": {"run", *PARTS, *STORAGE},
+    "run": {*PARTS, *STORAGE},
     "reliability": {"checkpoint", "distributed", "plan", "storage", "training"},
-    "training": {"config", "data", "distributed", "models", "plan", "teacher_cache"},
+    "training": {"config", "data", "distributed", "models", "plan", "storage"},
     "teacher_cache": {"config", "data", "distributed", "models", "plan", "storage"},
     "checkpoint": {"config", "distributed", "storage"},
     "models": {"config", "distributed", "storage"},
-    "data": {"config", "distributed", "plan", "storage"},
+    "data": {"config", "display", "distributed", "plan", "storage"},
     "plan": {"config"},
     "config": {"storage"},
     "display": set(),
     "distributed": set(),
     "storage": set(),
 }
-LOWER = set(ROOMS) - {"train", "__main__", "commands", "replay", "run"}
+# the rooms in which every module may see a whole `Config`; elsewhere only build.py may
+SEES_CONFIG = {"commands", "config", "replay", "run"}
 # third-party names that a low layer is limited to
 ONLY: dict[str, set[str]] = {
     "plan": {"numpy"},
     "config": {"tyro", "yaml"},
-    "storage": {"numpy", "safetensors", "torch"},
+    "storage": {"numpy", "pydantic", "safetensors", "torch"},
 }
 
 
@@ -72,8 +86,20 @@ def test_imports_follow_the_layers(path: Path) -> None:
     room = room_of(name_of(path))
     allowed = ROOMS.get(room, set()) | {room, "kernels"}
     ours = {room_of(name) for name in names if name.startswith("fastdeit.")}
-    assert ours <= (allowed | LOWER if "*" in allowed else allowed)
+    assert ours <= allowed
     assert foreign <= ONLY.get(room, foreign)
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name_of)
+def test_a_config_is_seen_by_builders_and_whole_runs_only(path: Path) -> None:
+    sees_config = "Config" in {
+        alias.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module == "fastdeit.config.schema"
+        for alias in node.names
+    }
+    room = room_of(name_of(path))
+    assert not sees_config or path.name == "build.py" or room in SEES_CONFIG
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)
@@ -141,3 +167,7 @@ def test_a_room_is_small_and_says_what_it_holds() -> None:
 def test_the_floor_holds_doors_and_rooms_only() -> None:
     floor = {path.name for path in (ROOT / "fastdeit").glob("*.py")}
     assert floor == {"__init__.py", "__main__.py", "train.py"}
+
+
+def test_the_heavy_test_files_exist() -> None:
+    assert not [name for name in HEAVY if not (ROOT / "tests" / name).is_file()]

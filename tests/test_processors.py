@@ -58,7 +58,7 @@ SHORT = {
             "tests/plan/test_plan.py",
             "tests/data/augment/test_sample.py",
         ),
-        "tests/plan/test_digest.py::test_the_digest_is_that_of_other_machines",
+        "tests/plan/test_digest.py::test_the_digest_is_the_same_on_every_machine",
     ),
     "imagined": (
         "tests/models/test_teacher.py",

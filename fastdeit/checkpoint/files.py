@@ -1,13 +1,10 @@
-"""The files of a checkpoint folder: written with a manifest of their sizes and digests, and trusted
-only as far as it holds.
+"""The files of a checkpoint folder, and the manifest of their sizes and hashes.
 
-Whoever can write a checkpoint can write its manifest, too: digests find damage, not intent. So
-names are those of a fixed form, JSON and headers are bounded, and nothing is ever unpickled.
+Whoever can write a checkpoint can write its manifest, too: hashes find damage, not intent. So file
+names have a fixed form, JSON and tensor headers are bounded, and nothing is ever unpickled.
 """
 
-import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,27 +14,41 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from fastdeit.storage.atomic import read_bounded, sync
+from fastdeit.storage.file_hash import hash_file
+
 FORMAT = 1
 JSON_LIMIT = 1 << 20
 """Bytes of manifest.json and of state.json."""
 
 _NAME = re.compile(r"state\.json|[a-z_]{1,32}\.safetensors")
 _COUNTS = ("step", "adam_step", "skipped")
+_FOREIGN = (
+    "latest",
+    "global_step*",
+    "mp_rank_*",
+    "*zero_pp_rank_*",
+    "zero_to_fp32.py",
+    "*.pt",
+    "*.pth",
+    "*.bin",
+)
+
 Tensors = Mapping[str, Mapping[str, torch.Tensor]]
+"""Tensors by set and name; each set is a file."""
 
 
 class NewerFormat(ValueError):
-    """A checkpoint of a later version: whole as far as can be told, so nothing to pass over."""
+    """A checkpoint of a later version: whole as far as this one can see, so never skipped."""
 
 
 def write_files(work: Path, tensors: Tensors, state: Mapping[str, Any]) -> None:
-    """Fills a folder, all of it on the disk at the end, the manifest last. Raises OSError."""
+    """Write the files of a checkpoint into a folder, the manifest last, and wait until all of it is
+    on the disk. Raises OSError."""
     for stem, named in tensors.items():
+        whole = {name: tensor.contiguous() for name, tensor in named.items()}
         try:
-            save_file(
-                {name: tensor.contiguous() for name, tensor in named.items()},
-                work / f"{stem}.safetensors",
-            )
+            save_file(whole, work / f"{stem}.safetensors")
         except SafetensorError as error:  # how the library reports a full disk
             raise OSError(f"{stem}.safetensors: {error}") from error
     (work / "state.json").write_text(json.dumps(dict(state), indent=1))
@@ -49,7 +60,7 @@ def write_files(work: Path, tensors: Tensors, state: Mapping[str, Any]) -> None:
 
 def _write_manifest(work: Path) -> None:
     files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        path.name: {"bytes": path.stat().st_size, "sha256": hash_file(path)}
         for path in sorted(work.iterdir())
     }
     path = work / "manifest.json"
@@ -58,103 +69,77 @@ def _write_manifest(work: Path) -> None:
 
 
 def read_manifest(path: Path) -> dict[str, tuple[int, str]]:
-    """Size and SHA-256 by file name. Raises NewerFormat, or ValueError for what is no checkpoint of
-    ours."""
+    """Return size and SHA-256 by file name.
+
+    Raises NewerFormat, or ValueError for a folder that is not a checkpoint of ours.
+    """
     if not (path / "manifest.json").is_file():
-        raise ValueError(f"{path}: no checkpoint: {_what_instead(path)}")
+        raise ValueError(f"{path}: no checkpoint: {_describe_instead(path)}")
     manifest = read_json(path / "manifest.json")
-    written_as, files = manifest.get("format"), manifest.get("files")
-    if type(written_as) is int and written_as > FORMAT:
-        raise NewerFormat(
-            f"{path}: written by a later version (format {written_as}), this one reads format {FORMAT}"
-        )
-    if written_as != FORMAT or not isinstance(files, dict):
-        raise ValueError(
-            f"{path}: damaged: manifest.json has format {written_as!r}, allowed is {FORMAT}, with a list of files"
-        )
-    return {name: _facts(path, name, facts) for name, facts in files.items()}
+    version = manifest.get("format")
+    files = manifest.get("files")
+    if type(version) is int and version > FORMAT:
+        problem = f"written by a later version (format {version})"
+        raise NewerFormat(f"{path}: {problem}, this one reads format {FORMAT}")
+    if version != FORMAT or not isinstance(files, dict):
+        problem = f"manifest.json must have format {FORMAT} and a list of files"
+        raise ValueError(f"{path}: damaged: {problem} (got format {version!r})")
+    return {name: _read_entry(path, name, entry) for name, entry in files.items()}
 
 
-def _facts(path: Path, name: str, facts: Any) -> tuple[int, str]:
-    size, digest = (
-        (facts.get("bytes"), facts.get("sha256")) if isinstance(facts, dict) else (None, None)
-    )
+def _read_entry(path: Path, name: str, entry: Any) -> tuple[int, str]:
+    """Return size and SHA-256 of a file from its entry in the manifest."""
+    size = entry.get("bytes") if isinstance(entry, dict) else None
+    digest = entry.get("sha256") if isinstance(entry, dict) else None
     if not _NAME.fullmatch(name) or type(size) is not int or not isinstance(digest, str):
-        raise ValueError(
-            f"{path}: damaged: manifest.json lists {name!r}, not a file of a checkpoint with size and SHA-256"
-        )
+        problem = f"manifest.json lists {name!r}, not a file of a checkpoint with size and SHA-256"
+        raise ValueError(f"{path}: damaged: {problem}")
     return size, digest
 
 
-def _what_instead(path: Path) -> str:
+def _describe_instead(path: Path) -> str:
+    """Return what a path is that has no manifest, and what the user may do about it."""
     if path.is_file():
-        return "a file; allowed is a folder step-N of a run's checkpoints; weights alone (.safetensors, .pth) go to --finetune"
-    foreign = (
-        "latest",
-        "global_step*",
-        "mp_rank_*",
-        "*zero_pp_rank_*",
-        "zero_to_fp32.py",
-        "*.pt",
-        "*.pth",
-        "*.bin",
-    )
-    found = next((found for pattern in foreign for found in path.glob(pattern)), None)
-    if found is not None:
-        return f"{found.name} is of DeepSpeed's or another pickled form, which is not read; weights alone go to --finetune"
+        expected = "must be a folder step-N of a run's checkpoints (got a file)"
+        return f"{expected}; weights alone (.safetensors, .pth) go to --finetune"
+    foreign = [file.name for pattern in _FOREIGN for file in path.glob(pattern)]
+    if foreign:
+        form = "DeepSpeed's or another pickled form, which is not read"
+        return f"{foreign[0]} is of {form}; weights alone go to --finetune"
     below = sorted(path.glob("step-*")) or sorted(path.glob("checkpoints/step-*"))
-    return f"name one below it, as {below[-1]}" if below else "manifest.json is missing"
+    return f"name one below it, such as {below[-1]}" if below else "manifest.json is missing"
 
 
 def compare_files(path: Path, files: Mapping[str, tuple[int, str]]) -> None:
-    """Raises ValueError naming the first file that is missing or not of the size and SHA-256 that
-    `read_manifest` gave."""
+    """Raise ValueError naming the first file that is missing, or not of the size and SHA-256 that
+    `read_manifest` returned."""
     for name, (size, digest) in files.items():
         file = path / name
-        whole = file.is_file() and not file.is_symlink() and file.stat().st_size == size
-        if not whole or _sha256(file) != digest:
+        same_size = file.is_file() and not file.is_symlink() and file.stat().st_size == size
+        if not same_size or hash_file(file) != digest:
             raise ValueError(f"{path}: damaged: {name} is not what manifest.json lists")
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """state.json of a checkpoint folder. Raises ValueError if it lacks a count that training goes
-    on from."""
+    """Return state.json of a checkpoint folder.
+
+    Raises ValueError if it lacks a count that a resumed run needs.
+    """
     state = read_json(path / "state.json")
     for name in _COUNTS:
-        if type(state.get(name)) is not int or state[name] < 0:
-            raise ValueError(
-                f"{path}: damaged: state.json has {name} {state.get(name)!r}, allowed is a number, 0 or more"
-            )
+        count = state.get(name)
+        if type(count) is not int or count < 0:
+            problem = f"state.json: {name} must be an integer, 0 or more (got {count!r})"
+            raise ValueError(f"{path}: damaged: {problem}")
     return state
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file. Raises ValueError if there is none, or more than `JSON_LIMIT` bytes."""
-    with path.open("rb") as file:
-        text = file.read(JSON_LIMIT + 1)
-    if len(text) > JSON_LIMIT:
-        raise ValueError(f"{path}: damaged: more than {JSON_LIMIT:,} bytes")
+    """Read the JSON object in a file of at most `JSON_LIMIT` bytes. Raises ValueError, OSError."""
     try:
-        value = json.loads(text)
+        value = json.loads(read_bounded(path, JSON_LIMIT))
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: damaged: no JSON object")
+        raise ValueError(f"{path}: damaged: must be a JSON object of at most {JSON_LIMIT:,} bytes")
     return value
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Has the system put a file or a folder's list of names on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

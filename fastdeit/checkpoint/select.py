@@ -1,5 +1,4 @@
-"""Where a run goes on from: every rank takes the same checkpoint, whichever rank finds fault with a
-newer one."""
+"""Selection of the checkpoint that a run resumes from: the newest that every rank can load."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,82 +10,78 @@ import torch.distributed as dist
 from fastdeit.checkpoint.files import NewerFormat, Tensors
 from fastdeit.checkpoint.store import list_checkpoints, load_checkpoint, step_of
 from fastdeit.config.file import read_config_file
+from fastdeit.distributed.collectives import on_rank0
 from fastdeit.storage.run_folder import RunFolder
 
 
 @dataclass
 class LoadedCheckpoint:
-    """A checkpoint in memory; passed_over: a line for each newer one that is damaged."""
+    """A checkpoint in memory; damaged: a line for each newer one that cannot be loaded."""
 
     path: Path
     tensors: dict[str, dict[str, torch.Tensor]]
     state: dict[str, Any]
-    passed_over: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
 
 
 def find_checkpoint(
     folder: RunFolder, named: str, layout: Tensors, before: int | None = None
 ) -> LoadedCheckpoint | None:
-    """The checkpoint that all ranks can load and hold for whole; None if a run folder has none. A
-    collective.
+    """Load the checkpoint that all ranks find whole; None if a run folder has none. A collective.
 
-    named: the one to take (--resume), "" for the newest whole one of the run `folder`; layout: as
+    named: the one to load (--resume), "" for the newest whole one of the run `folder`; layout: as
     `load_checkpoint` takes it; before: only the run's own ones of earlier steps than this. Raises
-    ValueError, the same on every rank, if a named one is not whole or does not fit, if none is, or
-    if the newest was written by a later version, whose work an older checkpoint would undo.
+    ValueError, the same on every rank, if the named one is not whole or does not fit, if no
+    checkpoint is whole, or if the newest was written by a later version, whose work an older
+    checkpoint would undo.
     """
-    candidates, asked_for = _candidates(folder, named, before)
-    passed_over: list[str] = []
+    candidates, is_named = on_rank0(lambda: _list_candidates(folder, named, before))
+    damaged: list[str] = []
     for path in candidates:
-        found, fault = _try(path, layout)
-        if fault is None:
-            assert found is not None, "no fault, no checkpoint"
-            found.passed_over = passed_over
-            return found
-        if asked_for or isinstance(fault, NewerFormat):
+        loaded, fault = _load_everywhere(path, layout)
+        if loaded is not None and fault is None:
+            loaded.damaged = damaged
+            return loaded
+        if fault is not None and (is_named or isinstance(fault, NewerFormat)):
             raise fault
-        passed_over.append(str(fault))
-    if passed_over:
-        listed = "\n  ".join(passed_over)
-        raise ValueError(
-            f"--output-dir: {folder} has no whole checkpoint; remove them to start anew:\n  {listed}"
-        )
+        damaged.append(str(fault))
+    if damaged:
+        advice = "no whole checkpoint; remove them to start from the beginning"
+        raise ValueError("\n  ".join([f"--output-dir: {folder} has {advice}:", *damaged]))
     return None
 
 
-def _candidates(folder: RunFolder, named: str, before: int | None) -> tuple[list[Path], bool]:
-    """What rank 0 finds to go on from, the first choice first; and whether that is the named one."""
-    choice: list[tuple[list[Path], bool]] = [([], False)]
-    if dist.get_rank() == 0:
-        own = [
-            path
-            for path in list_checkpoints(folder.checkpoints)
-            if before is None or step_of(path) < before
-        ]
-        asked_for = bool(named) and not (own and _began_with(folder, named))
-        choice[0] = ([Path(named)] if asked_for else own), asked_for
-    dist.broadcast_object_list(choice)
-    return choice[0]
+def _list_candidates(folder: RunFolder, named: str, before: int | None) -> tuple[list[Path], bool]:
+    """Return the checkpoints to try, the first choice first, and True if that is the named one."""
+    own = list_checkpoints(folder.checkpoints)
+    if before is not None:
+        own = [path for path in own if step_of(path) < before]
+    if named and not (own and _started_with(folder, named)):
+        return [Path(named)], True
+    return own, False
 
 
-def _began_with(folder: RunFolder, named: str) -> bool:
-    """Whether a run folder was last used by a command with the same --resume; then this one goes on
-    from what that saved."""
-    config = folder.config
-    return (
-        config.is_file()
-        and read_config_file(config, "--output-dir").get("run", {}).get("resume") == named
-    )
+def _started_with(folder: RunFolder, named: str) -> bool:
+    """Return True if a command with the same --resume has used the run folder before.
+
+    Then this one continues from what that has saved.
+    """
+    if not folder.config.is_file():
+        return False
+    settings = read_config_file(folder.config, "--output-dir")
+    return settings.get("checkpoint", {}).get("resume") == named
 
 
-def _try(path: Path, layout: Tensors) -> tuple[LoadedCheckpoint | None, ValueError | None]:
-    """A checkpoint, and the first rank's fault with it if any rank finds one."""
-    found: LoadedCheckpoint | None = None
+def _load_everywhere(
+    path: Path, layout: Tensors
+) -> tuple[LoadedCheckpoint | None, ValueError | None]:
+    """Load a checkpoint on every rank; return it, and the fault of the first rank that has one."""
+    loaded: LoadedCheckpoint | None = None
     fault: ValueError | None = None
     try:
-        found = LoadedCheckpoint(path, *load_checkpoint(path, layout))
+        loaded = LoadedCheckpoint(path, *load_checkpoint(path, layout))
     except ValueError as error:
         fault = error
     faults: list[ValueError | None] = [None] * dist.get_world_size()
     dist.all_gather_object(faults, fault)
-    return found, next((fault for fault in faults if fault is not None), None)
+    return loaded, next((fault for fault in faults if fault is not None), None)

@@ -1,11 +1,11 @@
-"""Checkpoints in a portable form of our own: safetensors and JSON by parameter name, free of stage
-and world size.
+"""Checkpoints in a portable form of our own: safetensors and JSON by parameter name, independent of
+ZeRO stage and world size.
 
 A checkpoint is a folder `step-00000123/` with one .safetensors file for each named set of tensors,
 `state.json`, and `manifest.json` with the size and SHA-256 of the others. It is written under a
-temporary name, flushed, then renamed: what carries the final name is whole. No state of random
-generators is kept: nothing that decides a run draws from them; the plan's draws follow from (seed,
-epoch, ordinal), those of a timm model from (seed, step, samples). Nothing here is pickled.
+temporary name, flushed, then renamed: what has the final name is whole. No state of random
+generators is stored, as nothing that decides a run draws from them: the plan's draws follow from
+(seed, epoch, ordinal), those of a timm model from (seed, step, samples). Nothing is pickled.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ from fastdeit.checkpoint.files import (
     compare_files,
     read_manifest,
     read_state,
-    sync,
     write_files,
 )
+from fastdeit.storage.atomic import sync
 from fastdeit.storage.tensor_files import check_header, read_tensors
 
-FEWEST = 2
-"""Newest whole checkpoints that are never removed."""
+MIN_KEPT = 2
+"""So many of the newest whole checkpoints are never removed."""
 OPTIONAL = frozenset({"ema"})
-"""Sets of tensors that a checkpoint may lack: a run can begin its average from the weights."""
+"""Sets of tensors that a checkpoint may lack: a run can begin its EMA from the weights."""
 
 _ASIDE = ".aside"
 
@@ -45,10 +45,10 @@ def save_checkpoint(
     keep: int,
     scores: Mapping[int, float] | None = None,
 ) -> Path:
-    """Writes `folder/step-N` atomically, then removes older ones as `prune_checkpoints` does.
+    """Write `folder/step-N` atomically, then remove older ones as `prune_checkpoints` does.
 
     tensors: sets of CPU tensors by file stem and name; state: JSON values. Raises ValueError for a
-    number that is not finite, OSError when the disk refuses; then nothing of the new checkpoint
+    value that is not finite, OSError when the disk refuses; then nothing of the new checkpoint
     stays and the older ones are untouched.
     """
     _check_finite(tensors)
@@ -68,8 +68,7 @@ def save_checkpoint(
 
 
 def _put_in_place(work: Path, final: Path) -> None:
-    """Gives a written checkpoint its name; one that has the name goes only once the new one is
-    there."""
+    """Give a written checkpoint its name; remove an older one of that name only after that."""
     old = work.with_name(f"{work.name}-old")
     if final.exists():
         os.rename(final, old)
@@ -83,32 +82,34 @@ def _put_in_place(work: Path, final: Path) -> None:
 
 
 def prune_checkpoints(folder: Path, keep: int, scores: Mapping[int, float]) -> None:
-    """Removes all but the newest `keep` checkpoints, at least `FEWEST`, and the one of the highest
-    score.
+    """Remove all checkpoints but the newest `keep` (at least `MIN_KEPT`) and the best one.
 
-    scores: by step; of equal ones the later counts. A damaged checkpoint does not count as one that
-    is kept: before any is removed, the newest `FEWEST` are loaded again.
+    scores: by step; the highest is best, of equal ones the later. A damaged checkpoint does not
+    count as kept: before any is removed, the newest `MIN_KEPT` are loaded again.
     """
-    keep = max(keep, FEWEST)
+    keep = max(keep, MIN_KEPT)
     found = list_checkpoints(folder)
     if len(found) <= keep:
         return
     kept: list[Path] = []
     for path in found:
-        if len(kept) < keep and (len(kept) >= FEWEST or _is_whole(path)):
+        if len(kept) < keep and (len(kept) >= MIN_KEPT or _is_whole(path)):
             kept.append(path)
-    if len(kept) < FEWEST:
-        return  # a disk that does not read: whatever is there may be needed
+    if len(kept) < MIN_KEPT:
+        return  # the disk cannot be read: any of them may be needed
     scored = [path for path in found if step_of(path) in scores]
-    kept += sorted(scored, key=lambda path: (scores[step_of(path)], step_of(path)))[-1:]
+    if scored:
+        kept.append(max(scored, key=lambda path: (scores[step_of(path)], step_of(path))))
     for path in found:
         if path not in kept:
             _remove(path)
 
 
 def _remove(path: Path) -> None:
-    """Under a name that `sweep` knows, should the process end in the middle: what carries a final
-    name is whole."""
+    """Remove a checkpoint, so that what has a final name is whole even if the process is killed.
+
+    It first gets a name that `remove_temporary` finds.
+    """
     work = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
     with contextlib.suppress(OSError):
         path.rename(work)
@@ -116,12 +117,12 @@ def _remove(path: Path) -> None:
 
 
 def step_of(path: Path) -> int:
-    """The step in a checkpoint's name."""
-    return int(path.name[5:])
+    """Return the step in a checkpoint's name."""
+    return int(path.name.removeprefix("step-"))
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Folders with a final name, newest first, whole or not."""
+    """Return the checkpoints with a final name, newest first, whole or not."""
     found = [
         path
         for path in folder.glob("step-*")
@@ -131,11 +132,10 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def verify_checkpoint(path: Path, layout: Tensors | None = None) -> None:
-    """Raises ValueError naming the first file that is missing, of another size, or of another
-    content.
+    """Raise ValueError naming the first file that is missing or is not what the manifest lists.
 
-    layout: the tensors that are expected by set and name, of which only shape and dtype count;
-    checked first, in the files' headers, so that no memory is taken for anything else.
+    layout: the expected tensors by set and name, of which only shape and dtype count. They are
+    compared first, with the files' headers, so that no memory is taken for anything else.
     """
     try:
         files = read_manifest(path)
@@ -153,18 +153,15 @@ def verify_checkpoint(path: Path, layout: Tensors | None = None) -> None:
 def load_checkpoint(
     path: Path, layout: Tensors | None = None
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    """The tensors (CPU, by set and name) and the state of a whole checkpoint.
+    """Return the tensors (on the CPU, by set and name) and the state of a whole checkpoint.
 
-    layout: as in `verify_checkpoint`; other sets are left out. Raises ValueError if it is not
-    whole, or holds a number that is not finite.
+    layout: as in `verify_checkpoint`; other sets are not read. Raises ValueError if the checkpoint
+    is not whole, or holds a value that is not finite.
     """
     verify_checkpoint(path, layout)
-    stems = [Path(name).stem for name in read_manifest(path) if name.endswith(".safetensors")]
-    tensors = {
-        stem: read_tensors(path / f"{stem}.safetensors")[0]
-        for stem in stems
-        if layout is None or stem in layout
-    }
+    files = [path / name for name in read_manifest(path) if name.endswith(".safetensors")]
+    wanted = [file for file in files if layout is None or file.stem in layout]
+    tensors = {file.stem: read_tensors(file)[0] for file in wanted}
     try:
         _check_finite(tensors)
     except ValueError as error:
@@ -179,26 +176,25 @@ def _check_finite(tensors: Tensors) -> None:
                 raise ValueError(f"not finite: {name} of {stem}")
 
 
-def sweep(folder: Path) -> None:
-    """Removes what interrupted saves left behind."""
+def remove_temporary(folder: Path) -> None:
+    """Remove what interrupted saves have left in a folder of checkpoints."""
     for path in folder.glob("step-*.tmp-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def set_aside(folder: Path, after: int) -> list[Path]:
-    """Gives checkpoints later than step `after`, from which a run goes on, a name under which they
-    are not found.
+    """Rename the checkpoints later than step `after`, so that they are not found again.
 
-    They are damaged, or of a future that the run has left; no save may be compared with them.
-    Returns the new names.
+    A run that resumes from `after` either found them damaged or has rolled back; its next saves
+    must not compete with them. Returns the new names.
     """
-    aside = []
+    renamed = []
     for path in list_checkpoints(folder):
         if step_of(path) > after:
             name = path.name + _ASIDE
             taken = len(list(folder.glob(f"{name}*")))
-            aside.append(path.rename(folder / (f"{name}-{taken}" if taken else name)))
-    return aside
+            renamed.append(path.rename(folder / (f"{name}-{taken}" if taken else name)))
+    return renamed
 
 
 def _is_whole(path: Path) -> bool:

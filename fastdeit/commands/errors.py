@@ -1,4 +1,4 @@
-"""One-line errors: what ends a command, printed once among all ranks."""
+"""Errors that end a command with one line, printed once among all ranks."""
 
 import contextlib
 import os
@@ -9,11 +9,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the process with code 2 and one line on stderr for a ValueError or a missing file
-    inside.
+    """Exit with code 2 and one line on stderr for a ValueError or a missing file inside.
 
-    What all ranks find, rank 0 says; what one of the others finds alone, that one says, and ends at
-    once: the launcher then ends the others.
+    Rank 0 prints an error that all ranks raise. A rank that raises one alone prints it and exits at
+    once; the launcher then ends the others.
     """
     try:
         yield
@@ -21,11 +20,11 @@ def one_line_errors() -> Iterator[None]:
         if os.environ.get("WORLD_SIZE", "1") == "1":
             print(f"fastdeit: error: {error}", file=sys.stderr)
         else:
-            _say_among_ranks(error)
+            _print_once(error)
         sys.exit(2)
 
 
-def _say_among_ranks(error: Exception) -> None:
+def _print_once(error: Exception) -> None:
     from fastdeit.distributed.exits import exit_alone, rank0_reports_error  # torch imports slowly
 
     rank = int(os.environ["RANK"])

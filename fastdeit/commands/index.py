@@ -1,5 +1,5 @@
-"""`fastdeit index PATH`: look at every image of a data set, keep the tables that training starts
-from, tell what is in them.
+"""`fastdeit index PATH`: check every image of a data set, store the tables that training starts
+from, and describe them.
 
 fastdeit index PATH [--train-split train] [--val-split val] [--bad-images skip|error] [--num-workers
 N]
@@ -21,31 +21,31 @@ from rich.table import Table
 from fastdeit.commands.errors import one_line_errors
 from fastdeit.data.formats.detect import find_split
 from fastdeit.data.formats.listing import SHOWN, DataError
-from fastdeit.data.index import left_out_of, split_table
+from fastdeit.data.index import excluded_images, split_table
 from fastdeit.data.table import table_facts, table_places
 
 
 def index_command(argv: Sequence[str]) -> int:
-    """`fastdeit index`: 0, or exit code 2 for a data set that cannot be used; with `--bad-images
-    error` also for bad images."""
-    asked, console = _parser().parse_args(list(argv)), Console(highlight=False)
+    """Run `fastdeit index`; return 0.
+
+    Exit with code 2 for a data set that cannot be used, and with `--bad-images error` also for bad
+    images.
+    """
+    parsed = _parser().parse_args(list(argv))
+    console = Console(highlight=False)
     with one_line_errors():
-        root, classes, bad = Path(os.path.abspath(asked.path)), None, 0
-        for split in (asked.train_split, asked.val_split):
-            table = split_table(
-                root,
-                split,
-                find_split(root, split),
-                classes=classes,
-                workers=asked.num_workers or None,
-                again=True,
-            )
+        root = Path(os.path.abspath(parsed.path))
+        workers = parsed.num_workers or None
+        classes = None
+        bad = 0
+        for split in (parsed.train_split, parsed.val_split):
+            found = find_split(root, split)
+            table = split_table(root, split, found, classes=classes, workers=workers, again=True)
             classes = table_facts(table)["classes"]
-            bad += _print(console, root, split, table)
-        if bad and asked.bad_images == "error":
-            raise DataError(
-                f"{root}: {bad} bad image(s), named above; --bad-images skip leaves them out"
-            )
+            bad += _print_split(console, root, split, table)
+        if bad and parsed.bad_images == "error":
+            hint = "--bad-images skip excludes them"
+            raise DataError(f"{root}: {bad} bad image(s), named above; {hint}")
     return 0
 
 
@@ -74,31 +74,32 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _print(console: Console, root: Path, split: str, table: pa.Table) -> int:
-    """Prints a split's facts and what is left out; how many images that are."""
+def _print_split(console: Console, root: Path, split: str, table: pa.Table) -> int:
+    """Print a split's facts and its damaged images; return how many those are."""
     shown = Table("split", split, title=None)
     for name, text in split_report(table).items():
         shown.add_row(name, text)
     console.print(shown)
-    left_out = left_out_of(table)
-    written = _write_left_out(table_places(root, split, None), left_out)
-    for line in left_out[:SHOWN]:
-        console.print(f"  left out: {line}", markup=False, soft_wrap=True)
-    if len(left_out) > SHOWN:
-        console.print(f"  and {len(left_out) - SHOWN} more", soft_wrap=True)
-    if left_out and written:
+    excluded = excluded_images(table)
+    written = _write_excluded(table_places(root, split, None), excluded)
+    for line in excluded[:SHOWN]:
+        console.print(f"  excluded: {line}", markup=False, soft_wrap=True)
+    if len(excluded) > SHOWN:
+        console.print(f"  and {len(excluded) - SHOWN} more", soft_wrap=True)
+    if excluded and written:
         console.print(f"  all of them: {written}", markup=False, soft_wrap=True)
-    return len(left_out)
+    return len(excluded)
 
 
-def _write_left_out(places: Sequence[Path], left_out: Sequence[str]) -> Path | None:
-    """The list beside the table, in the first place that can be written; an old one goes when
-    nothing is left out."""
+def _write_excluded(places: Sequence[Path], excluded: Sequence[str]) -> Path | None:
+    """Write the list beside the table, in the first place that can be written; return its path, or
+    None. Remove an old list if no image is excluded."""
     for place in places:
         file = place.with_name(f"{place.stem}-left-out.txt")
         try:
-            if left_out:
-                file.write_text("".join(f"{line}\n" for line in left_out), errors="surrogateescape")
+            if excluded:
+                text = "".join(f"{line}\n" for line in excluded)
+                file.write_text(text, errors="surrogateescape")
                 return file
             file.unlink(missing_ok=True)
         except OSError:
@@ -107,10 +108,9 @@ def _write_left_out(places: Sequence[Path], left_out: Sequence[str]) -> Path | N
 
 
 def split_report(table: pa.Table) -> dict[str, str]:
-    """What a person wants to know of a split's table (`split_table`, all columns), as text by
-    heading."""
+    """Describe a split's table (`split_table`, all columns), as text by heading."""
     good = table.filter(pc.is_null(table["fault"]))
-    report = {"images": f"{len(good):,}", "left out": f"{len(table) - len(good):,}"}
+    report = {"images": f"{len(good):,}", "excluded": f"{len(table) - len(good):,}"}
     if not len(good):
         return report
     modes = {mode: count for mode, count in _counts(good["mode"]).items() if mode != "RGB"}
@@ -150,4 +150,5 @@ def _sizes(good: pa.Table) -> str:
 
 
 def _bytes(num_bytes: np.ndarray) -> str:
-    return f"{filesize.decimal(int(num_bytes.sum()))}, {filesize.decimal(int(num_bytes.mean()))} an image"
+    total = filesize.decimal(int(num_bytes.sum()))
+    return f"{total}, {filesize.decimal(int(num_bytes.mean()))} per image"

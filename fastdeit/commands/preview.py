@@ -1,11 +1,10 @@
-"""`fastdeit preview`: what the model will see, as a picture, for the planned draws of chosen
-ordinals.
+"""`fastdeit preview`: draw what the model will see of chosen ordinals.
 
 fastdeit preview --recipe deit --data-path IMAGENET -o preview.png [--epoch 0] [--ordinals 0-7]
 [--sheet] [any flag of train]
 
-A row is a sample: the stored image with its crop, the crop resized and flipped, each operation with
-its argument, and, from the very pipeline of training, the image normalised and erased and then
+A row is a sample: the stored image with its crop, the crop resized and flipped, the image after
+each operation, and, from the training pipeline itself, the image normalised and erased, and then
 mixed with its partner. `--sheet` shows every operation at several magnitudes instead. The plan
 decides everything, so the same ordinals always give the same picture.
 """
@@ -23,48 +22,56 @@ from PIL import Image
 
 from fastdeit.commands.errors import one_line_errors
 from fastdeit.config.cli import parse_config
+from fastdeit.config.parse import require
 from fastdeit.config.schema import Config
-from fastdeit.data.augment.exact import apply_op
+from fastdeit.data.augment.exact import apply_op, mean_colour
 from fastdeit.data.augment.resize import resize
 from fastdeit.data.build import build_train_index, pipeline_options
 from fastdeit.data.index import Index
 from fastdeit.data.pipeline import build_train_pipeline, pack_draws
+from fastdeit.display.pixels import denormalise
 from fastdeit.distributed.world import World
 from fastdeit.kernels.mix import mix
 from fastdeit.plan.build import build_plan
+from fastdeit.plan.operations import OPERATIONS, OPS, RAND_AUGMENT_OPS, op_arguments
 from fastdeit.plan.plan import Plan, SampleParams
-from fastdeit.plan.sampling import OPS, RAND_AUGMENT_OPS, op_arguments
 
 _MOST = 64  # samples in a picture
 _MAGNITUDES = (1.0, 3.0, 5.0, 7.0, 9.0, 10.0)
-_SIGNED = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture of the grid: uint8 (H, W, 3), what is written above it, and a box (y, x, height,
-    width) drawn on it."""
+    """One picture of the grid."""
 
     picture: np.ndarray
+    """uint8 (H, W, 3)."""
     title: str
     box: tuple[int, ...] | None = None
+    """y, x, height, width of a frame drawn on it."""
 
 
 def preview_command(argv: Sequence[str]) -> int:
-    """`fastdeit preview`: 0, or exit code 2 for a command line or a data set that cannot be used."""
+    """Run `fastdeit preview`; return 0.
+
+    Exit with code 2 for a command line or a data set that cannot be used.
+    """
     if {"-h", "--help"} & set(argv):
         print(__doc__)  # its own flags; those of train follow
     with one_line_errors():
-        asked, flags = _parser().parse_known_args(list(argv))
-        ordinals = _ordinals(asked.ordinals)
+        parsed, flags = _parser().parse_known_args(list(argv))
+        ordinals = parse_ordinals(parsed.ordinals)
         config, recipe = parse_config(flags, "fastdeit preview")
         index = build_train_index(config)
         plan = build_plan(config, index.sizes)
-        _check(plan, config, ordinals)
-        picture = sheet if asked.sheet else samples
-        rows = picture(index, plan, config, ordinals, asked.epoch)
-        _save(Path(asked.output), rows, f"{recipe}, seed {config.run.seed}, epoch {asked.epoch}")
-    print(f"{asked.output}: {len(rows)} rows")
+        end = plan.num_images // 2 * 2 * plan.spec.repeats
+        allowed = f"below {end}, the samples of an epoch"
+        require(ordinals.max() < end, "ordinals", int(ordinals.max()), allowed)
+        draw = sheet if parsed.sheet else samples
+        rows = draw(index, plan, config, ordinals, parsed.epoch)
+        title = f"{recipe}, seed {config.run.seed}, epoch {parsed.epoch}"
+        _save(Path(parsed.output), rows, title)
+    print(f"{parsed.output}: {len(rows)} rows")
     return 0
 
 
@@ -77,121 +84,106 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _ordinals(text: str) -> np.ndarray:
-    """int64: `0-7` or `3,5,12-14`. Raises ValueError for anything else."""
+def parse_ordinals(text: str) -> np.ndarray:
+    """Parse --ordinals, as 0-7 or 3,5,12-14: int64. Raise ValueError for anything else."""
+    ordinals: list[int] = []
     try:
-        ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
-        chosen = [number for part in ends for number in range(part[0], part[-1] + 1)]
+        for part in text.split(","):
+            ends = [int(end) for end in part.split("-")]
+            ordinals += range(ends[0], ends[-1] + 1)
     except ValueError:
-        chosen = []
-    if not 0 < len(chosen) <= _MOST or min(chosen) < 0:
-        raise ValueError(
-            f"--ordinals: got {text!r}, allowed are 1 to {_MOST} of them, such as 0-7 or 3,5,12-14"
-        )
-    return np.array(chosen, np.int64)
-
-
-def _check(plan: Plan, config: Config, ordinals: np.ndarray) -> None:
-    count = plan.num_images // 2 * 2 * plan.spec.repeats
-    if ordinals.max() >= count:
-        raise ValueError(
-            f"--ordinals: got {ordinals.max()}, allowed is below {count}, the samples of an epoch"
-        )
+        ordinals = []
+    is_valid = 0 < len(ordinals) <= _MOST and min(ordinals) >= 0
+    require(is_valid, "ordinals", text, f"1 to {_MOST} of them, as 0-7 or 3,5,12-14")
+    return np.array(ordinals, np.int64)
 
 
 def samples(
     index: Index, plan: Plan, config: Config, ordinals: np.ndarray, epoch: int
 ) -> list[list[Cell]]:
-    """A row of cells for each ordinal (int64 (B,))."""
+    """Return a row of cells for each ordinal (int64 (B,))."""
     pairs = np.stack((ordinals, ordinals ^ 1), 1).reshape(-1)
     draws = plan.draw(epoch, pairs)
-    images = _through_pipeline(index, plan, config, draws)
+    images = _run_pipeline(index, plan, config, draws)
     mixed = mix(images, torch.from_numpy(draws.lam), torch.from_numpy(draws.box))
+    mean, std = config.data.mean, config.data.std
+    erased_pixels = denormalise(images, mean, std)
+    mixed_pixels = denormalise(mixed, mean, std)
     names = [index.classes[label] for label in index.labels[draws.image_index]]
     rows = []
     for row in range(0, len(pairs), 2):
-        cells = _steps(index, plan, config, draws, row)
+        cells = _draw_steps(index, plan, config, draws, row)
         erased = "erased" if draws.erase[row, 2] else "not erased"
-        cells.append(Cell(_picture(images[row], config), erased))
-        cells.append(Cell(_picture(mixed[row], config), _mix_title(draws, names, row)))
+        cells.append(Cell(erased_pixels[row], erased))
+        cells.append(Cell(mixed_pixels[row], _mix_title(draws, names, row)))
         cells[0] = dataclasses.replace(cells[0], title=f"{pairs[row]}: {names[row]}")
         rows.append(cells)
     return rows
 
 
-def _steps(index: Index, plan: Plan, config: Config, draws: SampleParams, row: int) -> list[Cell]:
-    """The stored image, the crop, and the image after each operation."""
-    stored, (y, x, height, width) = (
-        _opened(index, int(draws.image_index[row])),
-        draws.crop[row].tolist(),
-    )
-    to_height, to_width, top, left = draws.resize[row].tolist()
-    flip = bool(draws.flip[row])
-    image = resize(
-        stored[y : y + height, x : x + width],
-        to_height,
-        to_width,
-        top,
-        left,
-        plan.spec.input_size,
-        flip,
-    )
-    cells = [
-        Cell(stored, "", (y, x, height, width)),
-        Cell(image, "crop, flipped" if flip else "crop"),
-    ]
+def _draw_steps(
+    index: Index, plan: Plan, config: Config, draws: SampleParams, row: int
+) -> list[Cell]:
+    """Return the stored image, the crop, and the image after each operation."""
+    stored = _read_image(index, int(draws.image_index[row]))
+    crop = tuple(draws.crop[row].tolist())
+    image = _crop(stored, draws, row, plan.spec.input_size)
+    title = "crop, flipped" if draws.flip[row] else "crop"
+    cells = [Cell(stored, "", crop), Cell(image, title)]
+    fill = mean_colour(config.data.mean)
     for op, argument in zip(draws.ops[row].tolist(), draws.op_args[row].tolist(), strict=True):
-        image = apply_op(image, op, argument, _fill(config)) if op >= 0 else image
+        if op >= 0:
+            image = apply_op(image, op, argument, fill)
         cells.append(Cell(image, _op_title(op, argument)))
     return cells
+
+
+def _crop(stored: np.ndarray, draws: SampleParams, row: int, size: int) -> np.ndarray:
+    """Return the crop of a stored image, resized and flipped: uint8 (size, size, 3)."""
+    y, x, height, width = draws.crop[row].tolist()
+    to_height, to_width, top, left = draws.resize[row].tolist()
+    window = stored[y : y + height, x : x + width]
+    return resize(window, to_height, to_width, top, left, size, bool(draws.flip[row]))
 
 
 def sheet(
     index: Index, plan: Plan, config: Config, ordinals: np.ndarray, epoch: int
 ) -> list[list[Cell]]:
-    """A row for each operation, on the first ordinal's crop: RandAugment's at several magnitudes,
-    others at arguments."""
-    cropped = _steps(index, plan, config, plan.draw(epoch, ordinals[:1]), 0)[1].picture
+    """Return a row for each operation, on the crop of the first ordinal: those of RandAugment at
+    several magnitudes, others at several arguments."""
+    draws = plan.draw(epoch, ordinals[:1])
+    stored = _read_image(index, int(draws.image_index[0]))
+    crop = _crop(stored, draws, 0, plan.spec.input_size)
+    fill = mean_colour(config.data.mean)
     rows = []
-    for number, name in enumerate(OPS):
-        cells = [Cell(cropped, name)]
-        for argument, level in _arguments(number):
-            cells.append(
-                Cell(
-                    apply_op(cropped, number, argument, _fill(config)),
-                    level + _op_title(number, argument),
-                )
-            )
+    for op, name in enumerate(OPS):
+        cells = [Cell(crop, name)]
+        for argument, level in _arguments(op):
+            title = level + _op_title(op, argument)
+            cells.append(Cell(apply_op(crop, op, argument, fill), title))
         rows.append(cells)
     return rows
 
 
 def _arguments(op: int) -> list[tuple[float, str]]:
-    """Arguments of an operation over its range, with what led to each."""
-    if OPS[op] == "GaussianBlur":
-        return [(radius, "") for radius in np.linspace(0.1, 2.0, 6).tolist()]
+    """Return arguments of an operation over its range, each with its magnitude as text, if any."""
+    operation = OPERATIONS[op]
+    if operation.span:
+        return [(argument, "") for argument in np.linspace(*operation.span, 6).tolist()]
     if op >= len(RAND_AUGMENT_OPS):
         return [(0.0, "")]
-    enhances = OPS[op].endswith("Increasing") and OPS[op][:5] in (
-        "Color",
-        "Contr",
-        "Brigh",
-        "Sharp",
-    )
-    signs = (1, -1) if OPS[op] in _SIGNED or enhances else (1,)
-    levels = [sign * magnitude for sign in signs for magnitude in _MAGNITUDES[:: len(signs)]]
-    levels = sorted(levels) if len(signs) > 1 else levels
-    one = np.array([op])
-    return [
-        (float(op_arguments(one, np.abs([level]), np.array([level < 0]))[0]), f"m {level:+g}: ")
-        for level in levels
-    ]
+    levels = list(_MAGNITUDES)
+    if operation.signed:
+        levels = sorted(sign * level for level in _MAGNITUDES[::2] for sign in (1, -1))
+    arguments = []
+    for level in levels:
+        (argument,) = op_arguments(np.array([op]), np.abs([level]), np.array([level < 0]))
+        arguments.append((float(argument), f"m {level:+g}: "))
+    return arguments
 
 
-def _through_pipeline(
-    index: Index, plan: Plan, config: Config, draws: SampleParams
-) -> torch.Tensor:
-    """float32 (B, 3, S, S): what the training pipeline makes of the draws, on the CPU."""
+def _run_pipeline(index: Index, plan: Plan, config: Config, draws: SampleParams) -> torch.Tensor:
+    """Return what the training pipeline makes of the draws, on the CPU: float32 (B, 3, S, S)."""
     options = pipeline_options(config, World(0, 1, 0, 1, torch.device("cpu")))
     options = dataclasses.replace(
         options, batch_size=len(draws.image_index), feeds_paths=index.feeds_paths, prefetch=1
@@ -201,41 +193,16 @@ def _through_pipeline(
     return torch.from_numpy(np.array(images.as_tensor()))
 
 
-def _opened(index: Index, row: int) -> np.ndarray:
+def _read_image(index: Index, row: int) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(index.read(row))).convert("RGB"))
-
-
-def _picture(image: torch.Tensor, config: Config) -> np.ndarray:
-    """uint8 (S, S, 3) from a normalised image (3, S, S)."""
-    mean, std = (
-        torch.tensor(values)[:, None, None] for values in (config.data.mean, config.data.std)
-    )
-    return ((image * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-
-
-def _fill(config: Config) -> tuple[int, ...]:
-    return tuple(min(255, round(255 * value)) for value in config.data.mean)
-
-
-_UNITS = {
-    "Rotate": "{:+.1f} degrees",
-    "PosterizeIncreasing": "{:.0f} bits",
-    "SolarizeIncreasing": "from {:.0f}",
-    "SolarizeAdd": "+{:.0f}",
-    "GaussianBlur": "radius {:.2f}",
-    **dict.fromkeys(("ShearX", "ShearY", "TranslateXRel", "TranslateYRel"), "{:+.2f}"),
-    **dict.fromkeys(
-        (f"{name}Increasing" for name in ("Color", "Contrast", "Brightness", "Sharpness")),
-        "x {:.2f}",
-    ),
-}
 
 
 def _op_title(op: int, argument: float) -> str:
     if op < 0:
         return "no operation"
-    name = OPS[op].removesuffix("Increasing").removesuffix("Rel")
-    return f"{name} {_UNITS.get(OPS[op], '').format(argument)}".strip()
+    operation = OPERATIONS[op]
+    name = operation.name.removesuffix("Increasing").removesuffix("Rel")
+    return f"{name} {operation.unit.format(argument)}".strip()
 
 
 def _mix_title(draws: SampleParams, names: Sequence[str], row: int) -> str:

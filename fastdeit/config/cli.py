@@ -1,4 +1,4 @@
-"""From a command line to a `Config`: defaults < recipe < config file < flags. The flags are made
+"""The command line as a `Config`: defaults < recipe < config file < flags. tyro makes the flags
 from the dataclasses."""
 
 import argparse
@@ -14,20 +14,20 @@ from fastdeit.config.schema import Config
 REPLACED = {
     "--ThreeAugment": "use --aa 3a",
     "--mixup-mode": "use --mixup-group (2 is a pair, 256 is deit's batch of one GPU)",
-    "--train-interpolation": "bicubic is what is built",
-    "--opt": "AdamW is what is built",
-    "--sched": "cosine is what is built",
+    "--train-interpolation": "it is always bicubic",
+    "--opt": "it is always AdamW",
+    "--sched": "it is always cosine",
     "--warmup-steps": "use --warmup-epochs",
-    "--recount": "one box is what is built",
+    "--recount": "it is always one box",
     "--dist-eval": "evaluation is always distributed, with exact counts",
     "--device": "a GPU is used when there is one",
     "--world-size": "the deepspeed launcher sets it",
     "--dist-url": "the deepspeed launcher sets it",
     "--pin-mem": "DALI's outputs need none",
-    "--start-epoch": "a checkpoint knows its step",
-    "--model-ema-force-cpu": "the average is partitioned over the ranks with the optimizer state",
+    "--start-epoch": "a checkpoint holds its step",
+    "--model-ema-force-cpu": "the EMA is partitioned over the ranks with the optimizer state",
 }
-"""Flags of deit's main.py that have no counterpart, each with what to do instead."""
+"""Flags of deit's main.py that have no counterpart here, each with what to do instead."""
 
 PROGRAMS = ("torchscript", "export")
 """Kinds of --teacher-model whose file is a program; so is any `module:callable`."""
@@ -36,15 +36,18 @@ FLAT = (tyro.conf.OmitArgPrefixes,)
 
 
 def parse_config(argv: Sequence[str], prog: str) -> tuple[Config, str]:
-    """The run's `Config` and the name of its recipe.
+    """Return the run's `Config` and the name of its recipe.
 
     Raises ValueError, with a message of one line, for a value, recipe or file that is not allowed;
-    an unknown flag ends the process with exit code 2 (tyro's message names the nearest flag).
+    an unknown flag exits with code 2 (tyro's message names the nearest flag).
     """
     known, flags = _base_parser().parse_known_args(list(argv))
     _refuse_replaced(flags)
     base = _from_file(_recipe(known.recipe), known.config)
-    description = f"Train a distilled DeiT. First come --recipe NAME ({', '.join(RECIPES)}) and --config FILE, then any flag below."
+    description = (
+        f"Train a distilled DeiT. First come --recipe NAME ({', '.join(RECIPES)}) and "
+        "--config FILE, then any flag below."
+    )
     config = tyro.cli(
         Config, args=flags, prog=prog, description=description, default=base, config=FLAT
     )
@@ -58,16 +61,15 @@ def _base_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe", default="deit")
     parser.add_argument("--config", default="")
-    parser.add_argument(
-        "--local_rank", "--local-rank", type=int
-    )  # the launcher passes it; the environment holds the same
+    # the launcher passes it; the environment holds the same
+    parser.add_argument("--local_rank", "--local-rank", type=int)
     return parser
 
 
 def _recipe(name: str) -> Config:
     recipe = RECIPES.get(name.replace("-", "_"))
     if recipe is None:
-        raise ValueError(f"--recipe: got {name!r}, allowed are {', '.join(RECIPES)}")
+        raise ValueError(f"--recipe must be one of {', '.join(RECIPES)} (got {name!r})")
     return recipe()
 
 
@@ -76,18 +78,18 @@ def _from_file(base: Config, path: str) -> Config:
         return base
     file = pathlib.Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"--config: no file {path}")
+        raise FileNotFoundError(f"--config must be an existing file (got {path})")
     return config_from_dict(base, read_config_file(file, "--config"), path)
 
 
 def _refuse_code(teacher: str, flags: Sequence[str]) -> None:
-    """Raises ValueError for a teacher that is a program, if only a config file names it: such a
+    """Raise ValueError for a teacher that is a program, if only a config file names it: such a
     file may come from anywhere."""
     asked = any(teacher in flag.partition("=")[::2] for flag in flags)
     if not asked and (":" in teacher or teacher in PROGRAMS):
         raise ValueError(
-            f"--config: distill.teacher_model: got {teacher!r}, which runs code; allowed is to name it on the "
-            f"command line, too, if you trust it: --teacher-model {teacher}"
+            f"--config: distill.teacher_model {teacher!r} runs code; if you trust it, name it on "
+            f"the command line, too: --teacher-model {teacher}"
         )
 
 
@@ -95,4 +97,4 @@ def _refuse_replaced(flags: Sequence[str]) -> None:
     for flag in flags:
         name = flag.split("=")[0].replace("_", "-")
         if name in REPLACED:
-            raise ValueError(f"{name} of deit has no counterpart: {REPLACED[name]}")
+            raise ValueError(f"{name} of deit has no counterpart here: {REPLACED[name]}")

@@ -1,5 +1,5 @@
-"""Config files, which may come from anywhere: read as plain values, and checked before any replaces
-a default."""
+"""Config files. They may come from anywhere, so they are read as plain values and checked before
+any value replaces a default."""
 
 import dataclasses
 import reprlib
@@ -15,34 +15,45 @@ from fastdeit.storage.atomic import read_bounded
 
 MAX_BYTES = 1 << 16
 
+MOVED = {
+    ("run", "resume"): "checkpoint",
+    ("run", "save_steps"): "checkpoint",
+    ("run", "keep_checkpoints"): "checkpoint",
+    ("run", "max_bad_steps"): "health",
+    ("run", "max_rollbacks"): "health",
+    ("run", "checksum_steps"): "health",
+}
+"""From the section and the field of an older file to the section that now has the field."""
+
 
 class _PlainLoader(yaml.SafeLoader):
-    """Values as they stand there: no second name for one, of which a short file can pile up
-    billions, and no key twice."""
+    """A YAML loader without aliases, of which a short file can make billions of values, and without
+    a key that is there twice."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem="aliases are not allowed", problem_mark=self.peek_event().start_mark
-            )
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen if isinstance(key, yaml.ScalarNode) else False:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
-                )
-            seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                problem = f"{key.value!r} is there twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def read_config_file(path: Path, flag: str) -> dict[str, dict[str, Any]]:
-    """The sections of a YAML file. flag: that named it, for the errors.
+    """Return the sections of a YAML file; a field of an older file is in its new section (`MOVED`).
 
-    Raises ValueError, with a message of one line, for one that is no mapping of mappings, of more
-    than `MAX_BYTES`, with tags, aliases or a key twice; OSError.
+    flag: the flag that named the file, for the errors. Raises ValueError, with a message of one
+    line, unless it is a mapping of mappings, of at most `MAX_BYTES`, without tags, aliases and a
+    key twice; OSError.
     """
     try:
         values = yaml.load(read_bounded(path, MAX_BYTES), _PlainLoader)
@@ -52,61 +63,74 @@ def read_config_file(path: Path, flag: str) -> dict[str, dict[str, Any]]:
         raise ValueError(f"{flag}: {path} is not YAML: it is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{flag}: {path}: {error}") from None
+    where = f"{flag}: {path}"
     if not isinstance(values, dict):
-        raise ValueError(
-            f"{flag}: {path}: got {type(values).__name__}, allowed is a mapping of sections"
-        )
+        raise ValueError(f"{where} must be a mapping of sections (got {type(values).__name__})")
     for section, fields in values.items():
         if not isinstance(section, str) or not isinstance(fields, dict):
-            raise ValueError(
-                f"{flag}: {path}: got section {reprlib.repr(section)}, allowed are sections, each a mapping"
-            )
-    return values
+            shown = reprlib.repr(section)
+            raise ValueError(f"{where}: section {shown} must be a mapping of fields")
+    return _move_fields(values, where)
+
+
+def _move_fields(values: dict[str, dict[str, Any]], where: str) -> dict[str, dict[str, Any]]:
+    """Return the sections with the fields of an older file moved to their new sections."""
+    moved = {section: dict(fields) for section, fields in values.items()}
+    for (old, name), new in MOVED.items():
+        if name not in moved.get(old, {}):
+            continue
+        fields = moved.setdefault(new, {})
+        if name in fields:
+            raise ValueError(f"{where}: {name} is in both {old} and {new}")
+        fields[name] = moved[old].pop(name)
+    return moved
 
 
 def config_from_dict(base: Config, values: dict[str, dict[str, Any]], source: str) -> Config:
-    """`base` with the fields in `values` (what `Config.to_dict` gives, whole or in part) put in.
+    """Return `base` with the fields in `values` (of `Config.to_dict`, whole or in part) replaced.
 
     Raises ValueError naming `source`, the field and what is allowed, for an unknown section or
     field or a wrong type.
     """
+    known = [item.name for item in dataclasses.fields(base)]
     sections = {}
     for section, fields in values.items():
-        known = [item.name for item in dataclasses.fields(base)]
         if section not in known:
+            allowed = ", ".join(known)
             raise ValueError(
-                f"{source}: got section {reprlib.repr(section)}, allowed are {', '.join(known)}, each a mapping"
+                f"{source}: a section must be one of {allowed} (got {reprlib.repr(section)})"
             )
-        sections[section] = {
-            key: _checked(getattr(base, section), key, value, source)
-            for key, value in fields.items()
-        }
+        now = getattr(base, section)
+        sections[section] = {key: _check(now, key, fields[key], source) for key in fields}
     return base.replace(**sections)
 
 
-def _checked(section: Any, key: str, value: Any, source: str) -> Any:
-    known = {item.name: item.type for item in dataclasses.fields(section)}
-    if key not in known:
-        raise ValueError(f"{source}: got field {reprlib.repr(key)}, allowed are {', '.join(known)}")
+def _check(section: Any, key: str, value: Any, source: str) -> Any:
+    """Return a value as its field holds it. Raises ValueError for another field or type."""
+    types = {item.name: item.type for item in dataclasses.fields(section)}
+    if key not in types:
+        allowed = ", ".join(types)
+        raise ValueError(f"{source}: a field must be one of {allowed} (got {reprlib.repr(key)})")
     value = tuple(value) if isinstance(value, list) else value
-    if not _fits(value, known[key]):
-        allowed = getattr(known[key], "__name__", None) if isinstance(known[key], type) else None
-        shown = str(known[key]).removeprefix("typing.")
-        raise ValueError(
-            f"{source}: {key}: got {reprlib.repr(value)}, allowed is {allowed or shown}"
-        )
+    if not _is_of_type(value, types[key]):
+        shown = reprlib.repr(value)
+        raise ValueError(f"{source}: {key} must be {_type_name(types[key])} (got {shown})")
     return value
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a field's type; a whole number is a float, too."""
+def _type_name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind).removeprefix("typing.")
+
+
+def _is_of_type(value: Any, kind: Any) -> bool:
+    """Return True if a value is of a field's type; a whole number is a float, too."""
     inner = get_args(kind)
     if get_origin(kind) is Literal:
+        # in Python True == 1 == 1.0
         return any(type(value) is type(choice) and value == choice for choice in inner)
     if get_origin(kind) is UnionType:
-        return any(_fits(value, one) for one in inner)
+        return any(_is_of_type(value, one) for one in inner)
     if get_origin(kind) is tuple:
-        return (
-            isinstance(value, tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
-        )
+        whole = isinstance(value, tuple) and len(value) == len(inner)
+        return whole and all(map(_is_of_type, value, inner))
     return type(value) is kind or (kind is float and type(value) is int)

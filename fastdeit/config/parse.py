@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -14,6 +15,17 @@ def require_value(ok: bool, name: str, value: object, allowed: str) -> None:
     """Raise ValueError naming what it must be, and its value, unless `ok`; for what is no flag."""
     if not ok:
         raise ValueError(f"{name} must be {allowed} (got {value!r})")
+
+
+class Section:
+    """A section of the settings, which checks its own values."""
+
+    def _require(self, name: str, ok: bool, allowed: str) -> None:
+        require(ok, name, getattr(self, name), allowed)
+
+    def _require_each(self, names: Sequence[str], least: float) -> None:
+        for name in names:
+            self._require(name, getattr(self, name) >= least, f"{least} or more")
 
 
 def parse_rand_augment(aa: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Recipes: named starting points for a run, each a function from nothing to a `Config`.
+"""Recipes: named starting points for a run, each a function that returns a `Config`.
 
-A docstring holds the command, the accuracy to expect with its source, and the hardware. Flags and
-`--config` change any field of a recipe; `deit` is what a bare run does.
+A docstring has the command, the accuracy to expect with its source, and the hardware. Flags and
+`--config` change any field of a recipe; `deit` is the default.
 """
 
 from collections.abc import Callable
@@ -12,10 +12,12 @@ from fastdeit.config.schema import Config
 def deit() -> Config:
     """DeiT-S with a distillation token, 300 epochs of ImageNet-1k against RegNetY-16GF.
 
-    deepspeed fastdeit/train.py --recipe deit --data-path IMAGENET --teacher-path
-    regnety_160.safetensors Published: 81.2 % top-1 (arXiv 2012.12877, table 5; Ti 74.5 %, B 83.4
-    %), in under 3 days on 4 V100. Differs from the paper in 2 copies per image and no QKV bias; not
-    yet run at full length by us.
+    deepspeed fastdeit/train.py --recipe deit --data-path IMAGENET \\
+        --teacher-path regnety_160.safetensors
+
+    Published: 81.2 % top-1 (arXiv 2012.12877, table 5; Ti 74.5 %, B 83.4 %), in under 3 days on 4
+    V100. Differs from the paper in 2 copies per image and no QKV bias. Not yet run at full length
+    by us.
     """
     return Config()
 
@@ -24,9 +26,10 @@ def deit_paper() -> Config:
     """DeiT-S distilled exactly as deit's repository trains it: 3 copies per image, QKV bias, draws
     shared by 256 images.
 
-    deepspeed fastdeit/train.py --recipe deit_paper --data-path IMAGENET --teacher-path
-    regnety_160.safetensors Published: 81.2 % top-1 (arXiv 2012.12877, table 5). Not yet run at full
-    length by us.
+    deepspeed fastdeit/train.py --recipe deit_paper --data-path IMAGENET \\
+        --teacher-path regnety_160.safetensors
+
+    Published: 81.2 % top-1 (arXiv 2012.12877, table 5). Not yet run at full length by us.
     """
     return Config().replace(
         augment={"aug_repeats": 3}, model={"qkv_bias": True}, mix={"mixup_group": 256}
@@ -58,6 +61,7 @@ def digits_teacher() -> Config:
     """A small ConvNet for the recipe `digits`, trained with the same command as everything else.
 
     deepspeed fastdeit/train.py --recipe digits_teacher
+
     98 to 99 % of 355 held-out digits after 12 epochs, under a minute on two CPU cores.
     """
     return _DIGITS.replace(
@@ -79,8 +83,10 @@ def digits_teacher() -> Config:
 def digits() -> Config:
     """A small distilled DeiT on scikit-learn's handwritten digits, written out as image files.
 
-    deepspeed fastdeit/train.py --recipe digits_teacher && deepspeed fastdeit/train.py --recipe
-    digits 95 to 97 % of 355 held-out digits after 36 epochs, two to three minutes on two CPU cores.
+    deepspeed fastdeit/train.py --recipe digits_teacher
+    deepspeed fastdeit/train.py --recipe digits
+
+    95 to 97 % of 355 held-out digits after 36 epochs, two to three minutes on two CPU cores.
     """
     return _DIGITS.replace(
         model={
@@ -111,7 +117,8 @@ def digits() -> Config:
 
 _FASHION = Config().replace(
     data={
-        "data_path": "/usr/share/datasets/fashion-mnist",  # where Debian's package dataset-fashion-mnist puts it
+        # of Debian's package dataset-fashion-mnist
+        "data_path": "/usr/share/datasets/fashion-mnist",
         "input_size": 28,
         "mean": (0.286, 0.286, 0.286),
         "std": (0.353, 0.353, 0.353),
@@ -132,6 +139,7 @@ def fashion_mnist_teacher() -> Config:
     """A small ConvNet for the recipe `fashion_mnist`.
 
     deepspeed fastdeit/train.py --recipe fashion_mnist_teacher [--data-path FOLDER]
+
     About 90 % of the 10,000 test images after 4 epochs, a few minutes on two CPU cores.
     """
     return _FASHION.replace(
@@ -152,9 +160,11 @@ def fashion_mnist_teacher() -> Config:
 def fashion_mnist() -> Config:
     """A small distilled DeiT on Fashion-MNIST, read from its IDX files.
 
-    deepspeed fastdeit/train.py --recipe fashion_mnist_teacher && deepspeed fastdeit/train.py
-    --recipe fashion_mnist 88.5 % of the 10,000 test images after 12 epochs, 18 minutes on two CPU
-    cores with the teacher (90.2 %).
+    deepspeed fastdeit/train.py --recipe fashion_mnist_teacher
+    deepspeed fastdeit/train.py --recipe fashion_mnist
+
+    88.5 % of the 10,000 test images after 12 epochs, 18 minutes on two CPU cores with the teacher
+    (90.2 %).
     """
     return _FASHION.replace(
         model={

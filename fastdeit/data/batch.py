@@ -1,4 +1,4 @@
-"""What a loader gives to a training step: importing it needs no DALI."""
+"""A micro-batch of training. Importing it needs no DALI."""
 
 from dataclasses import dataclass
 
@@ -9,8 +9,8 @@ import torch
 class Batch:
     """One micro-batch of training; the partner of row i is row i ^ 1.
 
-    Every tensor is on the loader's device, but for `ordinals` and `image_index`, which only the
-    host reads.
+    Every tensor is on the loader's device, except `ordinals` and `image_index`, which only the host
+    reads.
     """
 
     images: torch.Tensor
@@ -28,6 +28,6 @@ class Batch:
     image_index: torch.Tensor
     """int64 (B,) on the CPU: rows of the index."""
     teacher_record: torch.Tensor | None = None
-    """uint8 (B, n): the teacher's recorded answers; None: there are none."""
+    """uint8 (B, n): the teacher's recorded outputs; None: there are none."""
     digest: int = 0
-    """Of all that is planned for its samples, as digest.py has it."""
+    """Of all that is planned for its samples (fastdeit/plan/digest.py)."""

@@ -8,7 +8,7 @@ from fastdeit.config.schema import Config
 from fastdeit.data.eval_loader import EvalLoader
 from fastdeit.data.formats.digits import write_digits
 from fastdeit.data.index import Index, build_index
-from fastdeit.data.loader import Answers, TrainLoader
+from fastdeit.data.loader import TeacherRecords, TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.data.snapshot import reconcile
@@ -18,39 +18,41 @@ from fastdeit.plan.plan import Plan
 from fastdeit.storage.run_folder import RunFolder
 
 _EXACT_FROM_THREADS = 8
+"""The exact operator takes about 400 images/s a core: a GPU with fewer threads beside it is faster
+with DALI's own operators."""
 
 
 def build_data(config: Config) -> tuple[Index, Index]:
-    """The tables of the training and the validation images; a collective. Raises ValueError as
-    `build_index` does."""
+    """Build the indexes of the training and the validation images; a collective.
+
+    Raises ValueError as `build_index` does.
+    """
     data = config.data
 
     def build() -> tuple[Index, Index]:
         train = build_train_index(config)
-        root = Path(data.data_path)
-        return train, build_index(
-            root, data.val_split, classes=train.classes, bad_images=data.bad_images
+        val = build_index(
+            Path(data.data_path), data.val_split, classes=train.classes, bad_images=data.bad_images
         )
+        return train, val
 
     return first_on_rank0(build)
 
 
 def build_train_index(config: Config) -> Index:
-    """The table of the training images, for one process alone."""
-    root = Path(config.data.data_path)
-    require(
-        bool(config.data.data_path), "data_path", config.data.data_path, "a data set (docs/data.md)"
-    )
-    if config.data.data_set == "digits":
-        write_digits(root)
-    return build_index(root, config.data.train_split, bad_images=config.data.bad_images)
+    """Build the index of the training images, for one process alone."""
+    data = config.data
+    require(bool(data.data_path), "data_path", data.data_path, "a data set (docs/data.md)")
+    if data.data_set == "digits":
+        write_digits(Path(data.data_path))
+    return build_index(Path(data.data_path), data.train_split, bad_images=data.bad_images)
 
 
 def build_quarantine(config: Config, index: Index) -> tuple[Index, Quarantine]:
-    """The index with the rows that this run began with, and those of them that must not be read
-    (any more); not written down.
+    """Return the index with the rows that this run began with, and a quarantine that holds those
+    which must not be read; nothing is written.
 
-    Raises DataError when too many are gone.
+    Raises DataError when too many images are gone.
     """
     folder = RunFolder(Path(config.run.output_dir))
     gone: dict[int, str] = {}
@@ -63,30 +65,28 @@ def build_quarantine(config: Config, index: Index) -> tuple[Index, Quarantine]:
 
 
 def pipeline_options(config: Config, world: World) -> PipelineOptions:
-    """Where and how images are read on this rank, with what `auto` means here filled in."""
+    """Return where and how this rank reads images, with `auto` replaced by what it means here."""
     device = "gpu" if world.device.type == "cuda" else "cpu"
     threads = config.data.num_workers or world.threads
-    backend, decoder = config.augment.augment_backend, config.data.decoder
+    backend = config.augment.augment_backend
     if backend == "auto":
-        # the exact operator keeps about 400 images/s a core: a GPU with few cores beside it is
-        # better served by DALI's own
-        backend = "exact" if device == "cpu" or threads >= _EXACT_FROM_THREADS else "native"
+        is_slow = device == "gpu" and threads < _EXACT_FROM_THREADS
+        backend = "native" if is_slow else "exact"
+    uses_gpu = device == "gpu" and backend == "native"
+    decoder = config.data.decoder
     if decoder == "auto":
-        decoder = "cpu" if device == "cpu" or backend == "exact" else "mixed"
-    where = f"cpu with --augment-backend {backend} on a {device}"
-    require(
-        decoder == "cpu" or (device == "gpu" and backend == "native"), "decoder", decoder, where
-    )
+        decoder = "mixed" if uses_gpu else "cpu"
+    allowed = f"cpu with --augment-backend {backend} on a {device}"
+    require(decoder == "cpu" or uses_gpu, "decoder", decoder, allowed)
     return PipelineOptions(
-        config.data.mean,
-        config.data.std,
-        1,
-        device,
-        world.device.index,
-        threads,
-        config.data.prefetch,
-        backend,
-        decoder,
+        mean=config.data.mean,
+        std=config.data.std,
+        device=device,
+        device_id=world.device.index,
+        num_threads=threads,
+        prefetch=config.data.prefetch,
+        backend=backend,
+        decoder=decoder,
     )
 
 
@@ -95,13 +95,16 @@ def build_train_loader(
     world: World,
     index: Index,
     plan: Plan,
-    drop_path: tuple[float, ...],
+    *,
     quarantine: Quarantine,
-    answers: Answers | None = None,
+    drop_path: tuple[float, ...] = (),
+    teacher_records: TeacherRecords | None = None,
     ranks: Sequence[int] = (),
 ) -> TrainLoader:
-    """Planned batches of this rank, or of `ranks`; drop_path: the rate of each block of the
-    student, empty if it has none."""
+    """Build the loader of this rank's planned batches, or of those of `ranks`.
+
+    drop_path: the rate of each block of the student, empty if it has none.
+    """
     return TrainLoader(
         index,
         plan,
@@ -114,18 +117,22 @@ def build_train_loader(
         drop_path=drop_path,
         quarantine=quarantine,
         period=config.distill.cache_period,
-        answers=answers,
+        teacher_records=teacher_records,
     )
 
 
 def build_eval_loader(
     config: Config, world: World, index: Index, quarantine: Quarantine
 ) -> EvalLoader:
-    """This rank's share of the validation images, of the batch size of training."""
+    """Build the loader of this rank's share of the validation images.
+
+    The batch size is that of training, at most 256 and no more than the share.
+    """
+    share = -(-len(index) // world.size)
     return EvalLoader(
         index,
         pipeline_options(config, world),
-        batch_size=min(config.optim.batch_size // world.size, 256, -(-len(index) // world.size)),
+        batch_size=min(config.optim.batch_size // world.size, 256, share),
         input_size=config.data.eval_input_size or config.data.input_size,
         crop_pct=config.data.eval_crop_ratio,
         rank=world.rank,

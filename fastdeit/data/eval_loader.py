@@ -13,12 +13,12 @@ from fastdeit.data.quarantine import Quarantine
 from fastdeit.data.stream import Stream, options_of, to_device_of
 
 PADDING = -1
-"""Label of the rows that fill an evaluation batch up; they are no samples."""
+"""Label of the rows that fill up an evaluation batch; they are no samples."""
 
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """One batch of evaluation; rows whose label is PADDING are to be left out."""
+    """One batch of evaluation; rows whose label is PADDING do not count."""
 
     images: torch.Tensor
     """(B, 3, H, W) as `Batch.images`."""
@@ -32,8 +32,8 @@ class EvalLoader:
     """Every image of the index once, over all ranks: resized, centre-cropped, in a fixed order.
 
     Rank r of W takes the rows r, r + W, ... Every rank yields the same number of batches of
-    `batch_size` rows; what is missing, and what the quarantine holds, is filled up with rows
-    labelled PADDING. crop_pct: input_size / the short side that the image is resized to.
+    `batch_size` rows; rows that are missing, or in the quarantine, are replaced by rows labelled
+    PADDING. crop_pct: input_size / the short side that the image is resized to.
     """
 
     def __init__(
@@ -48,18 +48,16 @@ class EvalLoader:
         world_size: int = 1,
         quarantine: Quarantine | None = None,
     ) -> None:
-        self._index, self._batch_size, self._rank, self._world_size = (
-            index,
-            batch_size,
-            rank,
-            world_size,
-        )
-        self._input_size, self._crop_pct = input_size, crop_pct
+        self._index = index
+        self._batch_size = batch_size
+        self._input_size = input_size
+        self._crop_pct = crop_pct
+        self._rank = rank
+        self._world_size = world_size
         self._batches = -(-len(index) // (batch_size * world_size))
         self._next_pass = 0
-        self._quarantine = (
-            Quarantine(index) if quarantine is None else quarantine
-        )  # an empty one counts
+        # an empty quarantine is false
+        self._quarantine = Quarantine(index) if quarantine is None else quarantine
         self.options = options_of(options, index, batch_size)
         self._stream = Stream(
             index,
@@ -69,39 +67,41 @@ class EvalLoader:
         )
 
     def __len__(self) -> int:
-        """Batches in a pass."""
+        """Return the batches in a pass."""
         return self._batches
 
     def __iter__(self) -> Iterator[EvalBatch]:
-        first, self._next_pass = self._next_pass * self._batches, self._next_pass + 1
+        first = self._next_pass * self._batches
+        self._next_pass += 1
         for number in range(first, first + self._batches):
             images, (rows, real) = self._stream.get(number)
             labels = np.where(real, self._index.labels[rows], PADDING)
             yield EvalBatch(images, to_device_of(images, labels)[0], torch.from_numpy(rows))
-        _give_back_memory()
+        _release_memory()
 
     def close(self) -> None:
-        """Stop DALI's threads; the batches handed out stay valid."""
+        """Stop DALI's threads; batches that were yielded stay valid."""
         self._stream.close()
 
     def plan_batch(
         self, number: int
     ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, tuple[np.ndarray, ...]]:
+        """Plan a batch, for `Stream`: the rows and whether each is real; the rows; the graph's
+        arrays."""
         place = (number % self._batches) * self._batch_size + np.arange(self._batch_size)
-        rows, bad = place * self._world_size + self._rank, self._quarantine.rows
+        rows = place * self._world_size + self._rank
+        bad = self._quarantine.rows
         real = (rows < len(self._index)) & ~np.isin(rows, bad)
-        # any good image stands in for what is not there
+        # the first good image stands in for a row that is not real
         rows = np.where(real, rows, np.setdiff1d(np.arange(len(bad) + 1), bad)[0])
-        return (
-            (rows, real),
-            rows,
-            pack_eval(self._index.sizes[rows], self._input_size, self._crop_pct, self.options),
-        )
+        sizes = self._index.sizes[rows]
+        arrays = pack_eval(sizes, self._input_size, self._crop_pct, self.options)
+        return (rows, real), rows, arrays
 
 
-def _give_back_memory() -> None:
-    """Freed pages to the system: images differ in size, and what the C library holds in reserve for
-    them creeps up by hours."""
+def _release_memory() -> None:
+    """Return freed pages to the system: images differ in size, and the reserve that the C library
+    keeps for them grows over hours."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):  # glibc's
         libc.malloc_trim(0)

@@ -3,17 +3,14 @@ bytes are.
 
 The plan needs every height and width before anything is read, and a single image that does not
 decode costs DALI a whole batch; so each image is decoded once, and only good ones are rows. Image
-files, tar shards and IDX files look the same from here on.
+files, tar shards and IDX files have the same table.
 """
 
 import functools
 import hashlib
-import io
 import json
 import os
-import resource
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,19 +27,21 @@ from fastdeit.data.formats.check import (
     check_image,
     read_place,
 )
-from fastdeit.data.formats.detect import VALIDATION, Feeding, SplitLocation, find_split
-from fastdeit.data.formats.folder import class_folders, list_folder
-from fastdeit.data.formats.idx import list_idx, read_images
-from fastdeit.data.formats.imagenet import list_flat
-from fastdeit.data.formats.listing import SHOWN, DataError, Listing, class_names_beside
-from fastdeit.data.formats.lists import list_listed
-from fastdeit.data.formats.shards import list_shards
+from fastdeit.data.formats.detect import (
+    VALIDATION,
+    Feeding,
+    SplitLocation,
+    find_split,
+    list_split,
+)
+from fastdeit.data.formats.folder import class_folders
+from fastdeit.data.formats.idx import read_images
+from fastdeit.data.formats.listing import SHOWN, DataError, class_names_beside, image_columns
+from fastdeit.data.formats.shard_reader import ShardReader
 from fastdeit.data.table import build_table, fresh_table, table_facts, table_places
 
 BadImages = Literal["error", "skip"]
 _COLUMNS = ("name", "label", "num_bytes", "height", "width", "fault", "shard", "offset")
-_READERS = 8  # of shards at once
-_SPARE_FILES = 512  # descriptors left to everything else
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,51 +67,71 @@ class Index:
     """int32 (N,): position in `shards`."""
     offset: np.ndarray | None = None
     """int64 (N,): where an image begins in its shard; for IDX its number."""
-    left_out: tuple[str, ...] = ()
-    """Images that are no rows, each with what is wrong with it. Not part of the fingerprint."""
+    excluded: tuple[str, ...] = ()
+    """Damaged images, which are no rows, each with its fault. Not part of the fingerprint."""
+
+    @classmethod
+    def from_table(
+        cls, table: pa.Table, facts: dict[str, Any], excluded: tuple[str, ...] = ()
+    ) -> "Index":
+        """Return the index of a table with the columns of `to_table`, and maybe others.
+
+        facts: root, split, classes, kind and shards.
+        """
+        names = [name for name in _COLUMNS if name in table.column_names and name != "fault"]
+        column = {name: table[name].combine_chunks() for name in names}
+        array = {name: values.to_numpy() for name, values in column.items() if name != "name"}
+        return cls(
+            Path(facts["root"]),
+            facts["split"],
+            tuple(facts["classes"]),
+            facts["kind"],
+            names=column["name"],
+            labels=array["label"],
+            sizes=np.stack((array["height"], array["width"]), 1).astype(np.int32),
+            num_bytes=array["num_bytes"],
+            shards=tuple(facts["shards"]),
+            shard=array.get("shard"),
+            offset=array.get("offset"),
+            excluded=excluded,
+        )
+
+    def to_table(self) -> pa.Table:
+        """Return the rows as a table: name, label, num_bytes, height, width, shard, offset."""
+        height, width = self.sizes.T
+        return pa.table(image_columns(self, height=height, width=width))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def name(self, row: int) -> str:
-        """The image's name, relative to `root`, for messages."""
+        """Return the image's name, relative to `root`, for messages."""
         return os.fsdecode(self.names[int(row)].as_py())
 
     @property
     def feeds_paths(self) -> bool:
-        """Whether `feed` gives paths, for DALI's io.file.read, instead of encoded images."""
+        """Return True if `encoded` returns paths, for DALI's io.file.read, not encoded images."""
         return self.kind == "files"
 
     def encoded(self, rows: np.ndarray) -> Sequence[np.ndarray] | np.ndarray:
-        """What DALI takes for `rows` (int64 (B,)): uint8 (length,) each, paths that end in zero
-        bytes, or the encoded images.
+        """Return what DALI takes for `rows` (int64 (B,)): uint8 (length,) each, paths that end in
+        zero bytes, or encoded images.
 
-        Raises OSError for a shard, DataError for an IDX file, that is not there any more.
+        Raises OSError for a shard, DataError for an IDX file, that does not exist any more.
         """
         if self.kind == "files":
             # one array of rows of one length: DALI takes it in at once
-            paths = np.array(
-                [self._prefix + name for name in self.names.take(pa.array(rows)).to_pylist()]
-            )
+            names = self.names.take(pa.array(rows)).to_pylist()
+            paths = np.array([self._prefix + name for name in names])
             return paths.view(np.uint8).reshape(len(rows), -1)
-        if self.shard is None or self.offset is None:
-            raise AssertionError("only image files have no shards")
+        assert self.shard is not None and self.offset is not None
         if self.kind == "idx":
             pixels = read_images(self.root / self.shards[0])
             return list(pixels[self.offset[rows]])
-        shards, lengths, starts = (
-            column[rows].tolist() for column in (self.shard, self.num_bytes, self.offset)
-        )
-        ranges = [*zip(map(self._opened, shards), lengths, starts, strict=True)]
-        # the disk is asked for several at a time, without the interpreter's lock
-        parts = self._readers.map(_read_ranges, (ranges[i::_READERS] for i in range(_READERS)))
-        read: list[Any] = [None] * len(ranges)
-        for i, part in enumerate(parts):
-            read[i::_READERS] = part
-        return read
+        return self._shard_reader.read(self.shard[rows], self.num_bytes[rows], self.offset[rows])
 
     def read(self, row: int) -> bytes:
-        """The encoded image. Raises OSError when it cannot be read."""
+        """Return the encoded image. Raises OSError when it cannot be read."""
         if self.kind == "files":
             return read_place((os.path.join(self.root, self.name(row)), -1, 0))
         assert self.shard is not None and self.offset is not None
@@ -121,58 +140,51 @@ class Index:
                 return self.encoded(np.array([row]))[0].tobytes()
             except (DataError, IndexError) as error:
                 raise OSError(str(error)) from error
-        shard = os.path.join(self.root, self.shards[self.shard[row]])
-        return read_place((shard, int(self.offset[row]), int(self.num_bytes[row])))
+        path = self._shard_path(self.shard[row])
+        return read_place((path, int(self.offset[row]), int(self.num_bytes[row])))
 
     def check(self, row: int) -> str | None:
-        """What is wrong with an image now: unreadable, damaged, or of another size than here; None
-        if nothing."""
+        """Return what is wrong with an image now (unreadable, damaged, of another size than in the
+        index), or None."""
         try:
             checked = check_image(self.read(row))
         except OSError as error:
             return f"{UNREAD}: {error.strerror or error}"
+        if isinstance(checked, str):
+            return checked
         indexed = tuple(self.sizes[row].tolist())
-        if isinstance(checked, str) or checked[:2] == indexed:
-            return checked if isinstance(checked, str) else None
+        if checked[:2] == indexed:
+            return None
         return f"is {checked[:2]} high and wide, the index has {indexed}: was it replaced?"
 
     def beyond_the_end(self, row: int) -> np.ndarray:
-        """int64: the images, of the shard in which `row` lies, that its file is now too short for;
-        none of an image file."""
+        """Return int64: the images, of the shard that holds `row`, for which its file is now too
+        short; none for an image file."""
         if self.shard is None or self.offset is None or self.kind == "idx":
             return np.zeros(0, np.int64)
-        mine = np.flatnonzero(self.shard == self.shard[row])
+        neighbours = np.flatnonzero(self.shard == self.shard[row])
         try:
-            size = os.path.getsize(os.path.join(self.root, self.shards[self.shard[row]]))
+            size = os.path.getsize(self._shard_path(self.shard[row]))
         except OSError:
             size = 0
-        return mine[self.offset[mine] + self.num_bytes[mine] > size]
+        ends = self.offset[neighbours] + self.num_bytes[neighbours]
+        return neighbours[ends > size]
 
     def count_files(self, rows: np.ndarray) -> int:
-        """In how many files the images `rows` (int64 (n,)) lie."""
+        """Return how many files hold the images `rows` (int64 (n,))."""
         return len(rows) if self.shard is None else len(np.unique(self.shard[rows]))
 
     def fingerprint(self) -> str:
-        """SHA-256 over names, bytes of each image, labels and classes; the same wherever the data
-        set lies."""
+        """Return a SHA-256 over names, bytes of each image, labels and classes; the same wherever
+        the data set lies."""
         return self._fingerprint
 
-    def _opened(self, shard: int) -> int:
-        """The shard's descriptor; it stays open. A map would be faster to set up, and a failing
-        disk would kill the process."""
-        if shard not in self._files:
-            _allow_open_files(len(self.shards))
-            path = os.path.join(self.root, self.shards[shard])
-            self._files[shard] = open(path, "rb", buffering=0)  # noqa: SIM115
-        return self._files[shard].fileno()
+    def _shard_path(self, shard: int) -> str:
+        return os.path.join(self.root, self.shards[shard])
 
     @functools.cached_property
-    def _files(self) -> dict[int, io.FileIO]:
-        return {}
-
-    @functools.cached_property
-    def _readers(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(_READERS, "shards")
+    def _shard_reader(self) -> ShardReader:
+        return ShardReader([os.path.join(self.root, shard) for shard in self.shards])
 
     @functools.cached_property
     def _prefix(self) -> bytes:
@@ -181,34 +193,14 @@ class Index:
     @functools.cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(json.dumps([self.split, self.classes]).encode())
-        offsets = np.frombuffer(self.names.buffers()[1], np.int32)[self.names.offset :][
-            : len(self) + 1
-        ]
-        text = memoryview(self.names.buffers()[2] or b"")[offsets[0] : offsets[-1]]
-        digest.update(text)
-        for part in (
-            np.diff(offsets).astype("<i4"),
-            self.num_bytes.astype("<i8"),
-            self.labels.astype("<i8"),
-        ):
-            digest.update(part.data)
+        # the names as arrow holds them: one text, and the offset at which each begins
+        _, offset_buffer, text_buffer = self.names.buffers()
+        offsets = np.frombuffer(offset_buffer, np.int32)[self.names.offset :][: len(self) + 1]
+        digest.update(memoryview(text_buffer or b"")[offsets[0] : offsets[-1]])
+        digest.update(np.diff(offsets).astype("<i4").data)
+        digest.update(self.num_bytes.astype("<i8").data)
+        digest.update(self.labels.astype("<i8").data)
         return digest.hexdigest()
-
-
-def _read_ranges(ranges: Sequence[tuple[int, int, int]]) -> list[np.ndarray]:
-    """uint8 arrays of (descriptor, length, offset); shorter than asked where the file ends."""
-    return [np.frombuffer(os.pread(*one), np.uint8) for one in ranges]
-
-
-def _allow_open_files(count: int) -> None:
-    """Raise this process's limit of open files, as far as it may, so that `count` more fit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + _SPARE_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE,
-            (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard),
-        )
 
 
 def build_index(
@@ -221,14 +213,14 @@ def build_index(
     bad_images: BadImages = "error",
     again: bool = False,
 ) -> Index:
-    """The table of one split, read from its Parquet file if what it was made from is unchanged,
-    else built.
+    """Return the index of one split, read from its Parquet file if its sources are unchanged, else
+    built.
 
     split: `train` or `val` below `root`, in any format of docs/data.md; or relative to root a list
     or a pattern of tar files. classes: the names that labels count; without it those of a
     `classes.txt`, for `val` of `train`, else its own. cache_dir: where the Parquet file is kept,
     else `root/.fastdeit`, or the user's cache folder where root cannot be written. workers: threads
-    or processes that decode. bad_images: "skip" leaves them out. again: look at every file's bytes
+    or processes that decode. bad_images: "skip" excludes them. again: look at every file's bytes
     and time, though the folders are unchanged. Raises DataError for what cannot be used, with
     "error" also for images that do not decode.
     """
@@ -237,38 +229,15 @@ def build_index(
     table = split_table(
         root, split, found, cache_dir=cache_dir, classes=classes, workers=workers, again=again
     )
-    left_out = left_out_of(table)
-    if left_out and bad_images == "error":
-        raise DataError(_refusal(root, left_out))
-    good = table.filter(pc.is_null(table["fault"])) if left_out else table
+    excluded = excluded_images(table)
+    if excluded and bad_images == "error":
+        raise DataError(_bad_images_error(root, excluded))
+    good = table.filter(pc.is_null(table["fault"])) if excluded else table
     if not len(good):
-        raise DataError(
-            "\n  ".join([f"{root}: {split!r} holds no image that can be used", *left_out[:SHOWN]])
-        )
-    return _index_of(root, split, found, good, left_out)
-
-
-def _index_of(
-    root: Path, split: str, found: SplitLocation, good: pa.Table, left_out: tuple[str, ...]
-) -> Index:
-    facts = table_facts(good)
-    column = {name: good[name].combine_chunks() for name in good.column_names if name != "fault"}
-    shards = {name: column[name].to_numpy() for name in ("shard", "offset") if name in column}
-    return Index(
-        root,
-        split,
-        tuple(facts["classes"]),
-        found.feeding,
-        names=column["name"],
-        labels=column["label"].to_numpy(),
-        sizes=np.stack((column["height"].to_numpy(), column["width"].to_numpy()), 1).astype(
-            np.int32
-        ),
-        num_bytes=column["num_bytes"].to_numpy(),
-        shards=tuple(facts["shards"]),
-        left_out=left_out,
-        **shards,
-    )
+        lines = [f"{root}: {split!r} holds no image that can be used", *excluded[:SHOWN]]
+        raise DataError("\n  ".join(lines))
+    facts = {"root": root, "split": split, "kind": found.feeding}
+    return Index.from_table(good, table_facts(good) | facts, excluded)
 
 
 def split_table(
@@ -282,9 +251,11 @@ def split_table(
     again: bool = False,
     columns: Sequence[str] = _COLUMNS,
 ) -> pa.Table:
-    """A row for every image of the split, good or bad (then with a `fault`); `table_facts` reads
-    what it says of itself."""
-    names = _class_names(root, split, found, classes, cache_dir, workers)
+    """Return a row for every image of the split, good or bad (then with a `fault`); `table_facts`
+    reads what the table holds beside them."""
+    names = list(classes) if classes is not None else None
+    if names is None:
+        names = _class_names(root, split, found, cache_dir=cache_dir, workers=workers)
     source = {
         "kind": found.kind,
         "paths": [os.path.relpath(path, root) for path in found.paths],
@@ -294,21 +265,14 @@ def split_table(
     table = None if again else fresh_table(places, root, source, columns)
     if table is None:
         count = workers or os.cpu_count() or 1
-        table = build_table(_list(root, found, names, count), root, source, places, count)
+        table = build_table(list_split(root, found, names, count), root, source, places, count)
     return table
 
 
 def _class_names(
-    root: Path,
-    split: str,
-    found: SplitLocation,
-    given: Sequence[str] | None,
-    cache_dir: Path | None,
-    workers: int | None,
+    root: Path, split: str, found: SplitLocation, *, cache_dir: Path | None, workers: int | None
 ) -> list[str] | None:
-    """The names that labels count, or None if the split's own labels make them."""
-    if given is not None:
-        return list(given)
+    """Return the names that labels count, or None if the split's own labels make them."""
     beside = class_names_beside(found.home)
     if beside and found.kind != "folder":
         return list(beside)
@@ -317,34 +281,24 @@ def _class_names(
     train = find_split(root, "train")
     if train.kind == "folder":
         return list(class_folders(train.paths[0]))
-    return table_facts(
-        split_table(root, "train", train, cache_dir=cache_dir, workers=workers, columns=())
-    )["classes"]
+    table = split_table(root, "train", train, cache_dir=cache_dir, workers=workers, columns=())
+    return table_facts(table)["classes"]
 
 
-def _list(root: Path, found: SplitLocation, classes: Sequence[str] | None, workers: int) -> Listing:
-    first, *rest = found.paths
-    if found.kind == "shards":
-        return list_shards(root, found.paths, classes, workers)
-    if found.kind == "list":
-        return list_listed(root, first, classes)
-    if found.kind == "idx":
-        return list_idx(root, first, rest[0], classes)
-    if found.kind == "flat":
-        return list_flat(root, first, rest[0], classes or ())
-    return list_folder(root, first, classes or class_folders(first))
-
-
-def left_out_of(table: pa.Table) -> tuple[str, ...]:
-    """The bad images of a split's table, each with what is wrong with it."""
+def excluded_images(table: pa.Table) -> tuple[str, ...]:
+    """Return the bad images of a split's table, each with its fault."""
     bad = table.select(["name", "fault"]).filter(pc.is_valid(table["fault"]))
     pairs = zip(bad["name"].to_pylist(), bad["fault"].to_pylist(), strict=True)
     return tuple(f"{os.fsdecode(name).rstrip('/')}: {fault}" for name, fault in pairs)
 
 
-def _refusal(root: Path, left_out: Sequence[str]) -> str:
-    more = [f"and {len(left_out) - SHOWN} more"] if len(left_out) > SHOWN else []
-    allowed = f"whole {', '.join(EXTENSIONS)} images of at most {MAX_PIXELS} pixels and {MAX_BYTES} bytes, or --bad-images skip"
-    return "\n  ".join(
-        [f"{root}: {len(left_out)} bad image(s); allowed are {allowed}:", *left_out[:SHOWN], *more]
-    )
+def _bad_images_error(root: Path, excluded: Sequence[str]) -> str:
+    kinds = ", ".join(EXTENSIONS)
+    lines = [
+        f"{root}: {len(excluded)} bad image(s); every image must be a whole {kinds} of at most "
+        f"{MAX_PIXELS} pixels and {MAX_BYTES} bytes (--bad-images skip excludes the others):",
+        *excluded[:SHOWN],
+    ]
+    if len(excluded) > SHOWN:
+        lines.append(f"and {len(excluded) - SHOWN} more")
+    return "\n  ".join(lines)

@@ -1,12 +1,11 @@
 """From the plan and the index to batches in torch: DALI runs ahead, and its memory is handed over
 without a copy.
 
-A loader asks the plan for every micro-batch by its number in the run, so it keeps no state that a
-checkpoint would need: any step of any epoch can be asked for, and going on in order (over the end
-of an epoch too) keeps DALI's queue full.
+A loader asks the plan for every micro-batch by its number in the run, so it holds no state that a
+checkpoint would need: any step of any epoch can be asked for, and asking in order (over the end of
+an epoch too) keeps DALI's queue full.
 """
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,11 +16,7 @@ import torch
 
 from fastdeit.data.batch import Batch
 from fastdeit.data.index import Index
-from fastdeit.data.pipeline import (
-    PipelineOptions,
-    build_train_pipeline,
-    pack_draws,
-)
+from fastdeit.data.pipeline import PipelineOptions, build_train_pipeline, pack_draws
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.data.stream import Stream, options_of, to_device_of
 from fastdeit.plan.digest import add_digests, sample_digests
@@ -32,7 +27,7 @@ _PLANNED_AT_ONCE = 4096  # samples
 
 @dataclass(frozen=True)
 class _Planned:
-    """A run of samples, a row each: `SampleParams`, DropPath's bits, their hashes, and the rows
+    """Consecutive samples, a row each: `SampleParams`, DropPath's bits, their hashes, and the rows
     that the graph takes."""
 
     ordinals: np.ndarray
@@ -42,33 +37,93 @@ class _Planned:
     arrays: tuple[np.ndarray, ...]
 
     def part(self, rows: slice) -> "_Planned":
-        fields = {
-            field.name: getattr(self.draws, field.name)[rows]
-            for field in dataclasses.fields(SampleParams)
-        }
-        arrays = tuple(array[rows] for array in self.arrays)
+        draws = {name: array[rows] for name, array in vars(self.draws).items()}
         return _Planned(
-            self.ordinals[rows], SampleParams(**fields), self.keep[rows], self.digests[rows], arrays
+            self.ordinals[rows],
+            SampleParams(**draws),
+            self.keep[rows],
+            self.digests[rows],
+            tuple(array[rows] for array in self.arrays),
         )
 
 
-class Answers(Protocol):
-    """A recorded teacher, as models/cache.py has it."""
+_Fed = tuple[_Planned, np.ndarray, tuple[np.ndarray, ...]]
+"""A micro-batch as `Stream` takes it: what is kept beside the images, rows of the index, arrays."""
+
+
+class TeacherRecords(Protocol):
+    """A recorded teacher, such as fastdeit.teacher_cache.reader.CachedTeacher."""
 
     def records(
         self, epoch: int, ordinals: np.ndarray, labels: np.ndarray, lam: np.ndarray, version: int
     ) -> np.ndarray | None: ...
 
 
+@dataclass(frozen=True)
+class _Division:
+    """The division of an epoch into steps and of a step into micro-batches, on one process.
+
+    ranks: those whose samples this process takes, one after the other in each step. Raises
+    ValueError when the sizes do not divide.
+    """
+
+    plan: Plan
+    batch_size: int
+    micro_batch: int
+    world_size: int
+    ranks: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        share = 2 * self.world_size
+        if self.batch_size % share:
+            raise ValueError(
+                f"batch_size must be a multiple of {share}, for pairs on {self.world_size} ranks "
+                f"(got {self.batch_size})"
+            )
+        share = self.batch_size // self.world_size
+        if self.micro_batch < 2 or self.micro_batch % 2 or share % self.micro_batch:
+            allowed = [size for size in range(2, share + 1, 2) if share % size == 0]
+            raise ValueError(
+                f"micro_batch must be an even divisor of {share}: {allowed} "
+                f"(got {self.micro_batch})"
+            )
+
+    @functools.cached_property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return self.plan.steps_per_epoch(self.batch_size)
+
+    @property
+    def micro_steps(self) -> int:
+        """Micro-batches of a step."""
+        return self._micro_steps_of_rank * len(self.ranks)
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of an epoch."""
+        return self.steps * self.micro_steps
+
+    @property
+    def _micro_steps_of_rank(self) -> int:
+        return self.batch_size // self.world_size // self.micro_batch
+
+    def ordinals(self, number: int) -> np.ndarray:
+        """Return int64 (micro_batch,): the samples of a micro-batch of an epoch."""
+        step, micro = divmod(number, self.micro_steps)
+        rank, place = divmod(micro, self._micro_steps_of_rank)
+        share = self.plan.ordinals(step, self.batch_size, self.ranks[rank], self.world_size)
+        return share[place * self.micro_batch : (place + 1) * self.micro_batch]
+
+
 class TrainLoader:
     """The training samples of one rank as micro-batches, in the plan's order.
 
     batch_size: of all ranks together; micro_batch: of this device, one forward pass. ranks: those
-    that this process stands for, one after the other in each step, instead of its own. drop_path:
-    each block's rate of DropPath. quarantine: of this index; what it holds and what it comes to
-    hold is excluded from the plan. period: after so many epochs the samples repeat (0: never;
-    DropPath's bits never do). answers: the recorded teacher. Raises ValueError when the sizes do
-    not divide, or the data set is smaller than a batch.
+    whose samples this process takes, one after the other in each step, instead of its own.
+    drop_path: each block's rate of DropPath. quarantine: of this index; the images in it, now or
+    later, are excluded from the plan. period: after so many epochs the samples repeat (0: never;
+    DropPath's bits never do). Raises ValueError when the sizes do not divide, or the data set is
+    smaller than a batch.
     """
 
     def __init__(
@@ -85,93 +140,85 @@ class TrainLoader:
         drop_path: Sequence[float] = (),
         quarantine: Quarantine | None = None,
         period: int = 0,
-        answers: Answers | None = None,
+        teacher_records: TeacherRecords | None = None,
     ) -> None:
-        self._period, self._answers = period, answers
-        self.steps_per_epoch = plan.steps_per_epoch(batch_size)
-        self._ranks = tuple(ranks) or (rank,)
-        self._rank_steps = _micro_steps(batch_size, micro_batch, world_size)
-        self.micro_steps = self._rank_steps * len(self._ranks)
-        self._index, self._plan, self._drop_path = index, plan, tuple(drop_path)
-        self._batch_size, self._micro_batch, self._world_size = batch_size, micro_batch, world_size
-        self._quarantine = (
-            Quarantine(index) if quarantine is None else quarantine
-        )  # an empty one counts
+        self._division = _Division(
+            plan, batch_size, micro_batch, world_size, tuple(ranks) or (rank,)
+        )
+        self.steps_per_epoch = self._division.steps
+        self.micro_steps = self._division.micro_steps
+        self._index = index
+        self._plan = plan
+        self._drop_path = tuple(drop_path)
+        self._period = period
+        self._teacher_records = teacher_records
+        # an empty quarantine is false
+        self._quarantine = Quarantine(index) if quarantine is None else quarantine
         self.options = options_of(options, index, micro_batch)
         self._block = functools.lru_cache(maxsize=2)(self._plan_block)
-        self._stream = Stream(
-            index,
-            self.plan_batch,
-            lambda source: build_train_pipeline(source, plan.spec, self.options),
-            self._quarantine,
-        )
+        self._stream = _train_stream(self, index, plan, self._quarantine)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The micro-batches of an epoch from step `first_step` on: (steps_per_epoch - first_step) *
-        micro_steps of them."""
-        per_epoch = self.steps_per_epoch * self.micro_steps
-        for number in range(
-            epoch * per_epoch + first_step * self.micro_steps, (epoch + 1) * per_epoch
-        ):
+        """Yield the micro-batches of an epoch from step `first_step` on: (steps_per_epoch -
+        first_step) * micro_steps of them."""
+        count = self._division.micro_batches
+        first = epoch * count + first_step * self.micro_steps
+        for number in range(first, (epoch + 1) * count):
             images, planned = self._stream.get(number)
             yield _batch(images, planned, self._index, self._records(epoch, planned))
 
     def _records(self, epoch: int, planned: _Planned) -> np.ndarray | None:
-        if self._answers is None:
+        if self._teacher_records is None:
             return None
-        labels, lam = self._index.labels[planned.draws.image_index], planned.draws.lam
-        return self._answers.records(
-            self._planned_epoch(epoch), planned.ordinals, labels, lam, len(self._plan.excluded)
+        draws = planned.draws
+        return self._teacher_records.records(
+            self._planned_epoch(epoch),
+            planned.ordinals,
+            self._index.labels[draws.image_index],
+            draws.lam,
+            len(self._plan.excluded),
         )
 
     def _planned_epoch(self, epoch: int) -> int:
         return epoch % self._period if self._period else epoch
 
     def close(self) -> None:
-        """Stop DALI's threads; the batches handed out stay valid."""
+        """Stop DALI's threads; batches that were yielded stay valid."""
         self._stream.close()
 
-    def plan_batch(self, number: int) -> tuple[_Planned, np.ndarray, tuple[np.ndarray, ...]]:
+    def plan_batch(self, number: int) -> _Fed:
+        """Plan a micro-batch of the run, for `Stream`."""
         if _exclude(self._plan, self._quarantine):
             self._block.cache_clear()
-        epoch, micro = divmod(number, self.steps_per_epoch * self.micro_steps)
+        size = self._division.micro_batch
+        epoch, micro = divmod(number, self._division.micro_batches)
         block, place = divmod(micro, self._per_block)
-        planned = self._block(epoch, block).part(
-            slice(place * self._micro_batch, (place + 1) * self._micro_batch)
-        )
+        planned = self._block(epoch, block).part(slice(place * size, (place + 1) * size))
         return planned, planned.draws.image_index, planned.arrays
 
     @property
     def _per_block(self) -> int:
-        return max(1, _PLANNED_AT_ONCE // self._micro_batch)
+        return max(1, _PLANNED_AT_ONCE // self._division.micro_batch)
 
     def _plan_block(self, epoch: int, block: int) -> _Planned:
-        """Several micro-batches at once: NumPy's cost of a call is shared by more samples."""
-        last = self.steps_per_epoch * self.micro_steps
-        micros = range(block * self._per_block, min((block + 1) * self._per_block, last))
-        ordinals = np.concatenate(
-            [self._ordinals(*divmod(micro, self.micro_steps)) for micro in micros]
-        )
+        """Plan several micro-batches at once: more samples share the cost of a NumPy call."""
+        division = self._division
+        last = min((block + 1) * self._per_block, division.micro_batches)
+        micros = range(block * self._per_block, last)
+        ordinals = np.concatenate([division.ordinals(micro) for micro in micros])
         draws = self._plan.draw(self._planned_epoch(epoch), ordinals)
         keep = self._plan.keep(epoch, ordinals, self._drop_path)
-        steps = epoch * self.steps_per_epoch + ordinals // self._batch_size
+        steps = epoch * self.steps_per_epoch + ordinals // division.batch_size
         digests = sample_digests(steps, epoch, ordinals, draws, keep)
-        return _Planned(
-            ordinals, draws, keep, digests, pack_draws(draws, self._plan.spec, self.options)
-        )
-
-    def _ordinals(self, step: int, micro: int) -> np.ndarray:
-        rank, place = divmod(micro, self._rank_steps)
-        mine = self._plan.ordinals(step, self._batch_size, self._ranks[rank], self._world_size)
-        return mine[place * self._micro_batch : (place + 1) * self._micro_batch]
+        arrays = pack_draws(draws, self._plan.spec, self.options)
+        return _Planned(ordinals, draws, keep, digests, arrays)
 
 
 class OrdinalLoader:
-    """Chosen samples of the plan, whole pairs, in the order asked for: `windows` has the epoch and
-    the ordinals of each batch.
+    """Chosen samples of the plan, whole pairs, in the order asked for.
 
-    micro_batch: samples of the largest of them. quarantine: as `TrainLoader`'s. DropPath's bits and
-    the digest are left out: this is for teachers.
+    windows: the epoch and the ordinals of each batch; micro_batch: samples of the largest of them.
+    quarantine: as `TrainLoader`'s. There are no DropPath bits and no digest: this is for teachers.
     """
 
     def __init__(
@@ -180,83 +227,74 @@ class OrdinalLoader:
         plan: Plan,
         options: PipelineOptions,
         windows: Sequence[tuple[int, np.ndarray]],
+        *,
         micro_batch: int,
         quarantine: Quarantine | None = None,
     ) -> None:
-        self._index, self._plan, self._windows = index, plan, windows
-        self._quarantine = (
-            Quarantine(index) if quarantine is None else quarantine
-        )  # an empty one counts
+        self._index = index
+        self._plan = plan
+        self._windows = windows
+        # an empty quarantine is false
+        self._quarantine = Quarantine(index) if quarantine is None else quarantine
         self.options = options_of(options, index, micro_batch)
-        self._stream = Stream(
-            index,
-            self.plan_batch,
-            lambda source: build_train_pipeline(source, plan.spec, self.options),
-            self._quarantine,
-        )
+        self._stream = _train_stream(self, index, plan, self._quarantine)
 
     def __iter__(self) -> Iterator[Batch]:
         for number in range(len(self._windows)):
             yield _batch(*self._stream.get(number), self._index, None)
 
     def close(self) -> None:
-        """Stop DALI's threads; the batches handed out stay valid."""
+        """Stop DALI's threads; batches that were yielded stay valid."""
         self._stream.close()
 
-    def plan_batch(self, number: int) -> tuple[_Planned, np.ndarray, tuple[np.ndarray, ...]]:
+    def plan_batch(self, number: int) -> _Fed:
+        """Plan a batch, for `Stream`."""
         _exclude(self._plan, self._quarantine)
-        epoch, ordinals = self._windows[
-            min(number, len(self._windows) - 1)
-        ]  # DALI runs ahead, over the end too
+        # DALI runs ahead, over the end too
+        epoch, ordinals = self._windows[min(number, len(self._windows) - 1)]
+        count = len(ordinals)
         draws = self._plan.draw(epoch, ordinals)
-        arrays, count = pack_draws(draws, self._plan.spec, self.options), len(ordinals)
-        nothing = np.zeros((count, 0, 2), bool), np.zeros(count, np.uint64)
-        return _Planned(ordinals, draws, *nothing, arrays), draws.image_index, arrays
+        keep = np.zeros((count, 0, 2), bool)
+        digests = np.zeros(count, np.uint64)
+        arrays = pack_draws(draws, self._plan.spec, self.options)
+        return _Planned(ordinals, draws, keep, digests, arrays), draws.image_index, arrays
+
+
+def _train_stream(
+    loader: TrainLoader | OrdinalLoader, index: Index, plan: Plan, quarantine: Quarantine
+) -> Stream[_Planned]:
+    return Stream(
+        index,
+        loader.plan_batch,
+        lambda source: build_train_pipeline(source, plan.spec, loader.options),
+        quarantine,
+    )
 
 
 def _exclude(plan: Plan, quarantine: Quarantine) -> bool:
-    """Takes what was found bad out of the plan; whether that is new."""
-    news = len(quarantine) > len(plan.excluded)
-    if news:
+    """Exclude images that were found bad from the plan; return True if there are new ones."""
+    has_new = len(quarantine) > len(plan.excluded)
+    if has_new:
         plan.exclude(quarantine.rows)
-    return news
+    return has_new
 
 
 def _batch(
     images: torch.Tensor, planned: _Planned, index: Index, record: np.ndarray | None
 ) -> Batch:
     draws = planned.draws
-    arrays = [
-        index.labels[draws.image_index],
-        draws.lam,
-        draws.box,
-        planned.keep,
-        *([] if record is None else [record]),
-    ]
+    arrays = [index.labels[draws.image_index], draws.lam, draws.box, planned.keep]
+    if record is not None:
+        arrays.append(record)
     labels, lam, box, keep, *sent = to_device_of(images, *arrays)
-    ordinals, rows = torch.from_numpy(planned.ordinals), torch.from_numpy(draws.image_index)
     return Batch(
-        images,
-        labels,
-        lam,
-        box,
-        keep,
-        ordinals,
-        rows,
-        next(iter(sent), None),
-        add_digests(planned.digests),
+        images=images,
+        labels=labels,
+        lam=lam,
+        box=box,
+        drop_path_mask=keep,
+        ordinals=torch.from_numpy(planned.ordinals),
+        image_index=torch.from_numpy(draws.image_index),
+        teacher_record=sent[0] if sent else None,
+        digest=add_digests(planned.digests),
     )
-
-
-def _micro_steps(batch_size: int, micro_batch: int, world_size: int) -> int:
-    if batch_size % (2 * world_size):
-        raise ValueError(
-            f"batch_size: got {batch_size}, allowed is a multiple of {2 * world_size} (pairs on {world_size} ranks)"
-        )
-    share = batch_size // world_size
-    if micro_batch < 2 or micro_batch % 2 or share % micro_batch:
-        allowed = [size for size in range(2, share + 1, 2) if share % size == 0]
-        raise ValueError(
-            f"micro_batch: got {micro_batch}, allowed is an even divisor of {share}: {allowed}"
-        )
-    return share // micro_batch

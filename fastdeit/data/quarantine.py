@@ -1,10 +1,10 @@
-"""Images that turn out unreadable while a run goes on, so that training goes on without them.
+"""Images that turn out unreadable during a run, and are excluded from then on.
 
 A file that is damaged, deleted or replaced after the index was built costs DALI its whole batch.
-The loader then asks here which images are at fault; they are written down, in the log and in a file
-of JSON lines, and never read again. What takes their place is the plan's to say (`Plan.exclude`),
-and it depends on nothing but the set of bad images, so ranks that find the same image bad at
-different times agree. The file is read when a run goes on.
+The loader then asks here which images are at fault; they are recorded, in the log and in a file of
+JSON lines, and never read again. The plan decides what replaces them (`Plan.exclude`), and that
+depends on nothing but the set of bad images. So ranks that find the same image bad at different
+times agree. A resumed run reads the file.
 """
 
 import hashlib
@@ -12,83 +12,112 @@ import json
 import logging
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fastdeit.data.index import DataError, Index
+from fastdeit.storage.jsonl import append_lines, read_records
 
 RETRIES_S = (0.1, 0.5, 2.0)
 """Pauses before a file that cannot be read is tried again: network file systems fail for a moment.
 """
 
-_FEWEST, _SHARE = 10, 10_000  # bad images that are always allowed, and one in so many beyond
-_NAMED = 10
+_FEWEST = 10  # bad files that are always allowed
+_SHARE = 10_000  # in a large data set, one in so many images may be bad
+_NAMED = 10  # images that a message names
 _CUT = "lies beyond the end of its shard"
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class QuarantinedImage:
+    """A line of quarantine.jsonl."""
+
+    split: str
+    step: int = 0
+    """Optimizer steps done when the image was found bad; from there on it is excluded."""
+    row: int
+    """In the index."""
+    name: str = ""
+    fault: str
+
+
 class Quarantine:
     """The bad images of one index, found at run time.
 
-    policy: "skip" collects them, "error" raises DataError at the first. file: JSON lines, one a bad
-    image, that are read at the start and appended to; several ranks may share it. Raises DataError
-    also when more than 10 files and one in 10,000 images are bad: then the storage is at fault, not
-    a file. Attributes: step, the optimizer steps done, which is written beside an image: from that
-    step on it was left out.
+    policy: "skip" collects them, "error" raises DataError at the first. file: JSON lines, one per
+    bad image, that are read at the start and appended to; several ranks may share it. Raises
+    DataError also when more than 10 files and one in 10,000 images are bad: then the storage is at
+    fault, not a file. Attributes: step, the optimizer steps done, which is recorded with an image.
     """
 
     def __init__(self, index: Index, policy: str = "skip", file: Path | None = None) -> None:
-        self._index, self._policy, self._file = index, policy, file
-        entries = read_entries(file, index.split)
-        self._faults = {
-            entry["row"]: entry["fault"] for entry in entries if entry["row"] < len(index)
-        }
+        self._index = index
+        self._policy = policy
+        self._file = file
+        recorded = read_quarantine(file, index.split)
+        self._faults = {image.row: image.fault for image in recorded if image.row < len(index)}
         self._unwritten: dict[int, str] = {}
         self.step = 0
+
+    @classmethod
+    def of(cls, index: Index, rows: Iterable[int]) -> "Quarantine":
+        """Return a quarantine of known rows for a replay, without a file.
+
+        It is strict: `exclude` raises DataError for any other image, since the run could read it.
+        """
+        quarantine = cls(index, "strict")
+        quarantine._faults = dict.fromkeys(rows, "")
+        return quarantine
 
     def __len__(self) -> int:
         return len(self._faults)
 
     @property
     def rows(self) -> np.ndarray:
-        """int64 (n,): rows of the index that must not be read, ascending."""
+        """Rows of the index that must not be read, ascending: int64 (n,)."""
         return np.array(sorted(self._faults), np.int64)
 
     def fingerprint(self) -> str:
-        """A digest of which images all who share the file have found bad."""
-        rows = self._faults.keys() | {
-            entry["row"] for entry in read_entries(self._file, self._index.split)
-        }
+        """Return a hash of which images all who share the file have found bad."""
+        rows = self._faults.keys() | {image.row for image in self._recorded()}
         return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
 
     def count_all(self) -> int:
-        """Bad images that all who share the file have found."""
-        return max(len(self), len(read_entries(self._file, self._index.split)))
+        """Return how many bad images all who share the file have found."""
+        return max(len(self), len(self._recorded()))
+
+    def _recorded(self) -> list[QuarantinedImage]:
+        return read_quarantine(self._file, self._index.split)
 
     def diagnose(self, rows: Iterable[int]) -> dict[int, str]:
-        """What is wrong with those of `rows` that cannot be read or decoded now, by row; a failing
-        read is tried again.
+        """Return the fault of each of `rows` that cannot be read or decoded now, by row.
 
-        With an image that a shard has no bytes for come all others that it is too short for.
+        A read that fails is tried again after each pause of `RETRIES_S`. If a shard has no bytes
+        for an image, all other images beyond the shard's end are returned, too.
         """
-        faults = {int(row): fault for row in rows if (fault := self._index.check(int(row)))}
+        faults = self._check(map(int, rows))
         for pause in RETRIES_S:
             if all(self._can_be_read(row) for row in faults):
                 break
             time.sleep(pause)
-        faults = {row: fault for row in faults if (fault := self._index.check(row))}
-        cut = (self._index.beyond_the_end(row) for row in list(faults))
-        return (
-            dict.fromkeys(np.unique(np.concatenate([*cut, np.zeros(0, np.int64)])).tolist(), _CUT)
-            | faults
-        )
+        faults = self._check(faults)
+        lost: set[int] = set()
+        for row in faults:
+            lost.update(self._index.beyond_the_end(row).tolist())
+        return dict.fromkeys(sorted(lost), _CUT) | faults
+
+    def _check(self, rows: Iterable[int]) -> dict[int, str]:
+        return {row: fault for row in rows if (fault := self._index.check(row))}
 
     def wait(self, attempt: int) -> None:
-        """The pause after try number `attempt` (from 0) at a batch that failed, though each image
-        of it can be read now."""
+        """Sleep before a batch is tried again that failed though each of its images can be read.
+
+        attempt: the number of tries before, from 0.
+        """
         time.sleep(RETRIES_S[min(attempt, len(RETRIES_S) - 1)])
 
     def _can_be_read(self, row: int) -> bool:
@@ -98,76 +127,71 @@ class Quarantine:
             return False
 
     def add(self, faults: dict[int, str]) -> None:
-        """Takes images out of the run and writes them down. Raises DataError as the policy and the
-        limit say."""
+        """Exclude images from the run and record them. Raises DataError as `exclude` does."""
         try:
             self.exclude(faults)
         finally:
             self.write()
 
     def exclude(self, faults: dict[int, str]) -> None:
-        """As `add`, but written down only by the next `write`."""
-        if self._policy == "error":
+        """Exclude images from the run; the next `write` records them.
+
+        Raises DataError as the policy and the limit say.
+        """
+        if self._policy == "strict":
+            named = "; ".join(f"{self._index.name(row)}: {fault}" for row, fault in faults.items())
             raise DataError(
-                self._listing(
-                    faults, "image(s) could not be read; --bad-images skip goes on without them"
-                )
+                f"{self._index.root}: the run read images that cannot be read as they were: {named}"
             )
+        if self._policy == "error":
+            advice = "image(s) could not be read; --bad-images skip continues without them"
+            raise DataError(self._list(faults, advice))
         new = {row: fault for row, fault in faults.items() if row not in self._faults}
         self._faults |= new
         self._unwritten |= new
         if new:
-            _log.warning(self._listing(new, f"image(s) left out from now on, {len(self)} so far"))
+            _log.warning(self._list(new, f"image(s) excluded from now on, {len(self)} in all"))
         if self._index.count_files(self.rows) > max(_FEWEST, len(self._index) // _SHARE):
-            raise DataError(
-                self._listing(
-                    self._faults, "images could not be read since the run began, too many to go on"
-                )
-            )
+            problem = "images could not be read since the run began, too many to continue"
+            raise DataError(self._list(self._faults, problem))
 
-    def _listing(self, faults: dict[int, str], problem: str) -> str:
-        named = [
-            f"{self._index.name(row)}: {fault}" for row, fault in list(faults.items())[:_NAMED]
-        ]
-        more = [f"and {len(faults) - _NAMED} more"] if len(faults) > _NAMED else []
-        return "\n  ".join([f"{self._index.root}: {len(faults)} {problem}:", *named, *more])
+    def _list(self, faults: dict[int, str], problem: str) -> str:
+        lines = [f"{self._index.root}: {len(faults)} {problem}:"]
+        for row, fault in list(faults.items())[:_NAMED]:
+            lines.append(f"{self._index.name(row)}: {fault}")
+        if len(faults) > _NAMED:
+            lines.append(f"and {len(faults) - _NAMED} more")
+        return "\n  ".join(lines)
 
     def write(self) -> None:
-        """Writes down the images that are not in the file yet."""
-        new, self._unwritten = self._unwritten, {}
+        """Record the images that are not in the file yet."""
+        new = [self._record(row, fault) for row, fault in self._unwritten.items()]
+        self._unwritten = {}
         if self._file is None or not new:
             return
-        facts = {"split": self._index.split, "step": self.step}
-        entries = [
-            facts | {"row": row, "name": self._index.name(row), "fault": fault}
-            for row, fault in new.items()
-        ]
-        # one write: ranks do not mix their lines; from a new line on: the last one may have been
-        # cut off by a crash
-        lines = "".join(f"\n{json.dumps(entry)}" for entry in entries) + "\n"
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("ab", buffering=0) as file:
-                file.write(lines.encode())
+            append_lines(self._file, new)
         except OSError as error:  # the images will be found again
-            _log.warning("%s: not written: %s", self._file, error)
+            _log.warning("%s cannot be written: %s", self._file, error)
+
+    def _record(self, row: int, fault: str) -> QuarantinedImage:
+        return QuarantinedImage(
+            split=self._index.split,
+            step=self.step,
+            row=row,
+            name=self._index.name(row),
+            fault=fault,
+        )
 
 
-def read_entries(file: Path | None, split: str) -> list[dict[str, Any]]:
-    """The images of a split that runs have put down in `file`, each as it was first; none if there
-    is no file. What a crash cut off is passed over: the image will be found again."""
-    entries: dict[int, dict[str, Any]] = {}
-    for line in file.read_text().splitlines() if file is not None and file.is_file() else ():
-        try:
-            entry = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
-            continue
-        if isinstance(entry, dict) and entry.get("split") == split and _is_entry(entry):
-            entries.setdefault(entry["row"], entry)
-    return list(entries.values())
+def read_quarantine(file: Path | None, split: str) -> list[QuarantinedImage]:
+    """Return the images of a split in a quarantine file, each as it was first recorded.
 
-
-def _is_entry(entry: dict[str, Any]) -> bool:
-    return (
-        type(entry.get("row")) is int and entry["row"] >= 0 and isinstance(entry.get("fault"), str)
-    )
+    A line that a crash has cut off is skipped: the image will be found again.
+    """
+    images: dict[int, QuarantinedImage] = {}
+    for image in read_records(file, QuarantinedImage) if file is not None else ():
+        if image.split == split and image.row >= 0:
+            images.setdefault(image.row, image)
+    return list(images.values())

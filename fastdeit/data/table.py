@@ -1,5 +1,5 @@
-"""The index on disk: one Parquet table a split, with every image's facts or fault, and what has to
-be unchanged for it to hold.
+"""The index on disk: one Parquet table a split, with the facts or the fault of every image, and the
+stamps of its sources.
 
 A start only compares the stamps of folders and containers. When one differs, the split is listed
 again, and only images whose name, bytes or time changed are decoded.
@@ -20,19 +20,26 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fastdeit.data.formats.check import UNREAD, ByteRange, Checked, check_places
-from fastdeit.data.formats.listing import Listing, is_unchanged, open_table
+from fastdeit.data.formats.listing import Listing, Stamps, image_columns, is_unchanged, open_table
 from fastdeit.storage.atomic import atomic_open
 
 VERSION = 2
-"""Rises whenever a table of an older version must not be read."""
+"""Raised whenever a table of an older version must not be read."""
 
-_FACTS = ("height", "width", "format", "mode", "orientation", "fault")
-_UNCHECKED = ""  # fault of an image that nobody has looked at
+_FACTS = {
+    "height": pa.int32(),
+    "width": pa.int32(),
+    "format": pa.string(),
+    "mode": pa.string(),
+    "orientation": pa.int8(),
+    "fault": pa.string(),
+}
+_UNCHECKED = ""  # fault of an image that is not checked yet
 _log = logging.getLogger(__name__)
 
 
 def table_places(root: Path, split: str, cache_dir: Path | None) -> list[Path]:
-    """Where a split's table may be kept, best first."""
+    """Return where a split's table may be stored, best first."""
     name = split if re.fullmatch(r"[\w-][\w.-]*", split) else _slug(split)
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     key = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
@@ -41,14 +48,16 @@ def table_places(root: Path, split: str, cache_dir: Path | None) -> list[Path]:
 
 
 def _slug(split: str) -> str:
-    return f"{re.sub(r'[^a-zA-Z0-9]+', '-', split).strip('-')[:40]}-{hashlib.sha256(os.fsencode(split)).hexdigest()[:8]}"
+    words = re.sub(r"[^a-zA-Z0-9]+", "-", split).strip("-")
+    key = hashlib.sha256(os.fsencode(split)).hexdigest()
+    return f"{words[:40]}-{key[:8]}"
 
 
 def fresh_table(
     places: Iterable[Path], root: Path, source: dict[str, Any], columns: Sequence[str]
 ) -> pa.Table | None:
-    """The kept table's columns if it was made from `source` and nothing that it depends on has
-    changed."""
+    """Return the columns of the stored table if it was made from `source` and its sources are
+    unchanged, else None."""
     for place in places:
         facts = _facts_at(place)
         if facts:
@@ -65,7 +74,7 @@ def _facts_at(place: Path) -> dict[str, Any]:
 
 
 def table_facts(table: pa.Table) -> dict[str, Any]:
-    """What the table says of itself: source, classes, shards, stamps; empty for one of another
+    """Return the metadata of a table: source, classes, shards, stamps; empty for one of another
     version."""
     return _facts(table.schema)
 
@@ -80,14 +89,11 @@ def _facts(schema: pa.Schema) -> dict[str, Any]:
 
 def _read(place: Path, columns: Sequence[str] | None = None) -> pa.Table | None:
     try:
-        # mapped: the pages read are the kernel's, not ours
+        # memory-mapped: the pages are in the kernel's cache, not in our memory
         table = open_table(place)
-        names = (
-            [name for name in columns if name in table.schema_arrow.names]
-            if columns is not None
-            else None
-        )
-        return table.read(columns=names)
+        if columns is not None:
+            columns = [name for name in columns if name in table.schema_arrow.names]
+        return table.read(columns=columns)
     except (OSError, ValueError, pa.ArrowException):
         return None
 
@@ -95,72 +101,62 @@ def _read(place: Path, columns: Sequence[str] | None = None) -> pa.Table | None:
 def build_table(
     listing: Listing, root: Path, source: dict[str, Any], places: Sequence[Path], workers: int
 ) -> pa.Table:
-    """The table of a listing: facts from the kept one where an image is unchanged, the others are
-    decoded; then it is kept."""
-    table = _listed(listing)
+    """Build and store the table of a listing: unchanged images have their facts from the stored
+    table, the others are decoded."""
+    table = pa.table(image_columns(listing, mtime_ns=listing.mtimes))
     columns = _known(table, places)
     for row, fault in listing.faults.items():
         _fill(columns, row, fault)
     rows = np.flatnonzero([fault == _UNCHECKED for fault in columns["fault"]])
-    checks = (
-        [listing.facts] * len(rows)
-        if listing.facts
-        else check_places(_files(listing, root, rows), workers)
-    )
+    checks: Iterable[Checked]
+    if listing.facts:
+        checks = [listing.facts] * len(rows)
+    else:
+        checks = check_places(_files(listing, root, rows), workers)
     for row, checked in zip(rows.tolist(), checks, strict=True):
         _fill(columns, row, checked)
-    again = any(
-        fault and fault.startswith(UNREAD) for fault in columns["fault"]
-    )  # it may be well the next time
-    for name, kind in zip(
-        _FACTS,
-        (pa.int32(), pa.int32(), pa.string(), pa.string(), pa.int8(), pa.string()),
-        strict=True,
-    ):
+    for name, kind in _FACTS.items():
         table = table.append_column(name, pa.array(columns[name], kind))
-    facts = {"source": source, "classes": listing.classes, "shards": listing.shards}
-    facts |= {
-        "stamps": {
-            name: [size, -1 if again else mtime] for name, (size, mtime) in listing.stamps.items()
-        }
+    facts = {
+        "version": VERSION,
+        "source": source,
+        "classes": listing.classes,
+        "shards": listing.shards,
+        "stamps": _stamps(listing, columns["fault"]),
     }
-    table = table.replace_schema_metadata({"fastdeit": json.dumps({"version": VERSION, **facts})})
+    table = table.replace_schema_metadata({"fastdeit": json.dumps(facts)})
     _write_first(table, places)
     return table
 
 
-def _listed(listing: Listing) -> pa.Table:
-    columns = {
-        "name": listing.names,
-        "label": listing.labels,
-        "num_bytes": listing.num_bytes,
-        "mtime_ns": listing.mtimes,
-    }
-    if listing.shard is not None:
-        columns |= {"shard": listing.shard, "offset": listing.offset}
-    return pa.table(columns)
+def _stamps(listing: Listing, faults: Sequence[str | None]) -> Stamps:
+    """Return the listing's stamps; all unsettled if some file could not be read, which may be
+    readable the next time."""
+    unread = any(fault and fault.startswith(UNREAD) for fault in faults)
+    return {name: [size, -1 if unread else mtime] for name, (size, mtime) in listing.stamps.items()}
 
 
 def _known(table: pa.Table, places: Iterable[Path]) -> dict[str, list[Any]]:
-    """The facts of images that the kept table has unchanged, as lists; new and changed ones have
+    """Return the facts of images that are unchanged in the stored table, as lists; the others have
     the fault _UNCHECKED."""
     kept = next((_read(place) for place in places if _facts_at(place)), None)
     keys = [name for name in table.column_names if name != "label"]
     if kept is None or any(name not in kept.column_names for name in keys):
         return {name: [_UNCHECKED if name == "fault" else None] * len(table) for name in _FACTS}
+    # the stored row of each image, null where there is none, and so its values in `was`
     row = pc.index_in(table["name"], value_set=kept["name"].combine_chunks())
     was = kept.take(row)
     same = pc.is_valid(row)
     for name in keys[1:]:
         same = pc.and_(same, pc.fill_null(pc.equal(table[name], was[name]), False))
-    same = pc.and_(same, pc.invert(pc.fill_null(pc.starts_with(was["fault"], UNREAD), False)))
-    blank = {"fault": pa.scalar(_UNCHECKED)}
-    return {
-        name: pc.if_else(
-            same, was[name], blank.get(name, pa.scalar(None, was[name].type))
-        ).to_pylist()
-        for name in _FACTS
-    }
+    unread = pc.fill_null(pc.starts_with(was["fault"], UNREAD), False)
+    same = pc.and_(same, pc.invert(unread))
+    facts = {}
+    for name in _FACTS:
+        unknown = _UNCHECKED if name == "fault" else None
+        values = pc.if_else(same, was[name], pa.scalar(unknown, was[name].type))
+        facts[name] = values.to_pylist()
+    return facts
 
 
 def _files(listing: Listing, root: Path, rows: np.ndarray) -> list[ByteRange]:
@@ -184,8 +180,8 @@ def _fill(columns: dict[str, list[Any]], row: int, checked: Checked) -> None:
 
 
 def _write_first(table: pa.Table, places: Sequence[Path]) -> None:
-    """Write the table to the first place that takes it; whole or not at all, several processes at
-    once are safe."""
+    """Write the table to the first place that can be written; whole or not at all, also when
+    several processes write at once."""
     for place in places:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +190,5 @@ def _write_first(table: pa.Table, places: Sequence[Path]) -> None:
             return
         except OSError as error:
             _log.debug("%s: %s", place, error)
-    _log.warning(
-        "the index could not be kept at %s: it will be built again",
-        " nor at ".join(map(str, places)),
-    )
+    names = " nor at ".join(map(str, places))
+    _log.warning("the index cannot be stored at %s: it will be built again", names)

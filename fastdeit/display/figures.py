@@ -1,19 +1,27 @@
-"""Pictures of a run: its curves, and a grid of training samples as the model saw them."""
+"""Figures of a run: its curves, and grids of images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
 import torch
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.figure import SubFigure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
+
+from fastdeit.display.pixels import denormalise
+
+Picture = tuple[np.ndarray, str, tuple[int, ...] | None]
+"""Pixels uint8 (H, W, 3), a title, and a box (y, x, height, width) to draw, if any."""
+
+_LOSSES = {"loss": "training loss", "base": "to the labels", "distill": "to the teacher"}
+_ACCURACIES = {
+    "model/cls/top1": "class head",
+    "model/dist/top1": "distillation head",
+    "model/both/top1": "both heads",
+    "ema/both/top1": "EMA, both heads",
+}
 
 
 def save_report(
@@ -24,104 +32,84 @@ def save_report(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> None:
-    """Writes a PNG: loss, learning rate and accuracy on the left; on the right a grid of augmented,
-    mixed samples.
+    """Write a PNG: loss, learning rate and accuracy on the left, training samples on the right.
 
-    metrics: lines of metrics.jsonl; images: (B, 3, H, W) normalised by mean and std (0..1 scale);
-    titles: one an image.
+    metrics: lines of metrics.jsonl; images: (B, 3, H, W), normalised by mean and std (for values
+    from 0 to 1); titles: one per image.
     """
-    figure = plt.figure(figsize=(14, 7), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.2))
-    _draw_curves(left, metrics)
-    _draw_grid(right, images, titles, mean, std)
+    figure = Figure(figsize=(14, 7), layout="constrained")
+    halves = figure.add_gridspec(1, 2, width_ratios=(1, 1.2))
+    _draw_curves(figure.add_subfigure(halves[0]), metrics)
+    pixels = denormalise(images, mean, std)
+    _draw_samples(figure.add_subfigure(halves[1]), pixels, titles)
     figure.savefig(path, dpi=100)
-    plt.close(figure)
-
-
-Picture = tuple[np.ndarray, str, tuple[int, ...] | None]
-"""Pixels uint8 (H, W, 3), a title, and a box (y, x, height, width) to draw, if any."""
 
 
 def save_grid(path: Path, rows: Sequence[Sequence[Picture]], title: str) -> None:
-    """Writes a PNG of pictures in rows, which may be of different lengths; the same input gives the
-    same bytes."""
+    """Write a PNG of pictures in rows, which may be of different lengths.
+
+    The same input gives the same bytes.
+    """
     columns = max(map(len, rows))
     size = (1.7 * columns, 1.85 * len(rows) + 0.5)
-    figure, cells = plt.subplots(
-        len(rows), columns, figsize=size, squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=size, layout="constrained")
+    cells = figure.subplots(len(rows), columns, squeeze=False)
     for axes in cells.flat:
         axes.axis("off")
     for line, row in zip(cells, rows, strict=True):
         for axes, (pixels, name, box) in zip(line, row, strict=False):
-            axes.imshow(pixels, interpolation="nearest")
-            axes.set_title(name, fontsize=7)
+            _draw_picture(axes, pixels, name)
             if box is not None:
-                y, x, height, width = box
-                axes.add_patch(
-                    Rectangle(
-                        (x - 0.5, y - 0.5),
-                        width,
-                        height,
-                        fill=False,
-                        edgecolor="red",
-                        linewidth=1.2,
-                    )
-                )
+                _draw_box(axes, box)
     figure.suptitle(title, fontsize=9)
     figure.savefig(path, dpi=100, metadata={"Software": None})
-    plt.close(figure)
+
+
+def _draw_picture(axes: Axes, pixels: np.ndarray, title: str) -> None:
+    axes.imshow(pixels, interpolation="nearest")
+    axes.set_title(title, fontsize=7)
+
+
+def _draw_box(axes: Axes, box: tuple[int, ...]) -> None:
+    y, x, height, width = box
+    corner = (x - 0.5, y - 0.5)  # pixels are drawn around their centres
+    rectangle = Rectangle(corner, width, height, fill=False, edgecolor="red", linewidth=1.2)
+    axes.add_patch(rectangle)
 
 
 def _draw_curves(figure: SubFigure, metrics: Sequence[Mapping[str, Any]]) -> None:
     above, below = figure.subplots(2, 1, sharex=True)
-    _draw(
-        above,
-        metrics,
-        {"loss": "training loss", "base": "to the labels", "distill": "to the teacher"},
-    )
+    _draw_lines(above, metrics, _LOSSES)
     above.set_ylabel("loss")
     rate = above.twinx()
-    _draw(rate, metrics, {"lr": "learning rate"}, color="0.7", linestyle="--")
+    _draw_lines(rate, metrics, {"lr": "learning rate"}, color="0.7", linestyle="--")
     rate.set_ylabel("learning rate")
-    rate.legend(loc="lower left", frameon=False)
-    accuracies = {
-        "model/cls/top1": "class head",
-        "model/dist/top1": "distillation head",
-        "model/both/top1": "both heads",
-    }
-    _draw(below, metrics, accuracies | {"ema/both/top1": "EMA, both heads"}, marker=".")
+    if rate.lines:
+        rate.legend(loc="lower left", frameon=False)
+    _draw_lines(below, metrics, _ACCURACIES, marker=".")
     below.set_ylabel("validation top-1 %")
     below.set_xlabel("optimizer step")
 
 
-def _draw(
-    axes: Axes, metrics: Sequence[Mapping[str, Any]], names: Mapping[str, str], **style: Any
+def _draw_lines(
+    axes: Axes, metrics: Sequence[Mapping[str, Any]], labels: Mapping[str, str], **style: Any
 ) -> None:
-    for name, label in names.items():
-        points = [(line["step"], line[name]) for line in metrics if name in line]
-        if points and any(value for _, value in points):
-            axes.plot(*zip(*points, strict=True), label=label, **style)
+    """Draw a line for each metric that is there and is not always 0. labels: by metric."""
+    for name, label in labels.items():
+        lines = [line for line in metrics if name in line]
+        values = [line[name] for line in lines]
+        if any(values):
+            axes.plot([line["step"] for line in lines], values, label=label, **style)
     if axes.lines:
         axes.legend(loc="best", frameon=False)
 
 
-def _draw_grid(
-    figure: SubFigure,
-    images: torch.Tensor,
-    titles: Sequence[str],
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> None:
-    side = max(1, int(np.ceil(np.sqrt(len(images)))))
-    pixels = (
-        images.float().cpu() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
-    )
-    pictures = pixels.clamp(0, 1).permute(0, 2, 3, 1).numpy()
+def _draw_samples(figure: SubFigure, pixels: np.ndarray, titles: Sequence[str]) -> None:
+    """Draw samples in a square. pixels: uint8 (B, H, W, 3)."""
+    side = max(1, int(np.ceil(np.sqrt(len(pixels)))))
     cells = np.atleast_1d(figure.subplots(side, side)).ravel()
-    for cell in cells:
-        cell.axis("off")
-    for cell, picture, title in zip(cells, pictures, titles, strict=False):
-        cell.imshow(picture, interpolation="nearest")
-        cell.set_title(title, fontsize=7)
+    for axes in cells:
+        axes.axis("off")
+    for axes, picture, title in zip(cells, pixels, titles, strict=False):
+        _draw_picture(axes, picture, title)
     figure.suptitle("training samples, augmented and mixed", fontsize=10)

@@ -1,4 +1,4 @@
-"""Leave a run: end this process at once, and agree on which rank says why."""
+"""Exits: end this process at once, and agree on which rank reports the error."""
 
 import contextlib
 import datetime
@@ -8,52 +8,53 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-_TOLD, _LEFT = "fastdeit/told", "fastdeit/left"
+# keys in the store of the process group
+_REPORTED = "fastdeit/reported"
+_EXITED = "fastdeit/exited"
 
 
 def rank0_reports_error(limit_s: float = 3.0) -> bool:
-    """Whether rank 0 ends for an error, too, within `limit_s`, and so says it for all; every rank
-    that ends for one asks.
+    """Return True if rank 0 fails, too, within `limit_s`: then it alone prints the error.
 
-    No collective, for the others may wait in one that this rank will not reach: it asks the store
-    through which they met.
+    Every rank that fails calls it. It is no collective, for the other ranks may wait in one that
+    this rank will not reach: it goes through the store of the process group.
     """
     if not dist.is_initialized():
-        return os.environ.get("LOCAL_RANK", "0") != "0"  # each machine's first process speaks
+        return os.environ.get("LOCAL_RANK", "0") != "0"  # the first process of each machine prints
     store = dist.distributed_c10d._get_default_store()
     if dist.get_rank() == 0:
-        store.set(_TOLD, "")
+        store.set(_REPORTED, "")
         return False
     try:
-        store.wait([_TOLD], datetime.timedelta(seconds=limit_s))
+        store.wait([_REPORTED], datetime.timedelta(seconds=limit_s))
     except dist.DistStoreError:
         return False
-    except dist.DistError:  # the store went with rank 0
+    except dist.DistError:  # the store is gone, and so is rank 0
         return True
     return True
 
 
 def exit_alone(code: int) -> NoReturn:
-    """Ends this rank, which has said why; the others, which then miss it, need say nothing
+    """End this rank, which has printed why, so that the others, which then miss it, print nothing
     (`peer_exited`)."""
     if dist.is_initialized():
         with contextlib.suppress(dist.DistError):
-            dist.distributed_c10d._get_default_store().set(_LEFT, "")
+            dist.distributed_c10d._get_default_store().set(_EXITED, "")
     hard_exit(code)
 
 
 def peer_exited() -> bool:
-    """Whether a rank has ended with `exit_alone`."""
+    """Return True if a rank has ended with `exit_alone`."""
     if dist.is_initialized():
         with contextlib.suppress(dist.DistError):
-            return dist.distributed_c10d._get_default_store().check([_LEFT])
+            return dist.distributed_c10d._get_default_store().check([_EXITED])
     return False
 
 
 def hard_exit(code: int) -> NoReturn:
-    """Ends this process here: what libraries do on their way out takes seconds, and some wait for
-    other processes."""
+    """End this process here: libraries take seconds on their way out, and some wait for other
+    processes."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # a full disk below it takes nothing more
+        with contextlib.suppress(OSError):  # a full disk below it
             stream.flush()
     os._exit(code)

@@ -1,4 +1,4 @@
-"""The process group: started the same way under the `deepspeed` launcher, torchrun, or alone."""
+"""The process group: under the `deepspeed` launcher, under torchrun, or of one process alone."""
 
 import atexit
 import datetime
@@ -7,6 +7,7 @@ import os
 import socket
 import warnings
 from dataclasses import dataclass
+from types import ModuleType
 
 import psutil
 import torch
@@ -15,8 +16,7 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: its rank, the number of ranks, its place on the machine, and its
-    device."""
+    """This process among all ranks: its place in the group and on the machine, and its device."""
 
     rank: int
     size: int
@@ -26,96 +26,112 @@ class World:
 
     @property
     def threads(self) -> int:
-        """CPU threads for this process's data pipeline: the machine's cores shared among its
-        processes."""
+        """CPU threads of this process's data pipeline: its share of the machine's cores."""
         return max(1, len(os.sched_getaffinity(0)) // self.local_size)
 
 
 def init_distributed(timeout_s: float = 1800) -> World:
-    """Joins the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, ...),
-    or makes one of one.
+    """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, ...),
+    or start one of this process alone.
 
     timeout_s: of every collective. Raises ValueError for a port that is in use.
     """
-    if "RANK" not in os.environ:
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update(alone, MASTER_PORT=str(_free_port()))
     deepspeed = import_deepspeed()
     if not dist.is_initialized():
-        _choose_interface()
-        try:
-            deepspeed.init_distributed(verbose=False, timeout=datetime.timedelta(seconds=timeout_s))
-        except dist.DistNetworkError as error:
-            if os.environ["RANK"] != "0" or "EADDRINUSE" not in str(error):
-                raise
-            raise ValueError(
-                f"--master_port: got {os.environ['MASTER_PORT']}, which is in use, allowed is a free one"
-            ) from None
-        atexit.register(
-            dist.destroy_process_group
-        )  # not earlier: DeepSpeed keeps groups of its own for the process's life
+        timeout = datetime.timedelta(seconds=timeout_s)
+        if "RANK" in os.environ:
+            _join(deepspeed, timeout)
+        else:
+            _start_alone(deepspeed, timeout)
+        # not earlier: DeepSpeed keeps groups of its own until the process ends
+        atexit.register(dist.destroy_process_group)
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     local_size = _local_size()
-    os.environ.setdefault(
-        "LOCAL_SIZE", str(local_size)
-    )  # or ZeRO 3 asks the machine's topology at every step
+    # without it, ZeRO 3 looks up the machine's topology at every step
+    os.environ.setdefault("LOCAL_SIZE", str(local_size))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     world = World(dist.get_rank(), dist.get_world_size(), local_rank, local_size, device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:
-        # a core stays for DALI: OpenMP's threads wait for each other by spinning, and crawl when
-        # one has no core
+        # one core is for DALI: OpenMP's threads wait for each other by spinning, and become very
+        # slow when one of them has no core
         torch.set_num_threads(max(1, world.threads - 1))
     return world
 
 
-def _choose_interface() -> None:
-    """Has gloo use the network towards MASTER_ADDR, not that of the host's own name, which many
-    hosts give to loopback.
+def _join(deepspeed: ModuleType, timeout: datetime.timedelta) -> None:
+    """Join the other ranks that a launcher has started."""
+    _choose_interface()
+    try:
+        deepspeed.init_distributed(verbose=False, timeout=timeout)
+    except dist.DistNetworkError as error:
+        if os.environ["RANK"] != "0" or "EADDRINUSE" not in str(error):
+            raise
+        port = os.environ["MASTER_PORT"]
+        raise ValueError(f"--master_port must be a free port (got {port}, in use)") from None
 
-    NCCL finds its networks itself. Raises ValueError if on several machines MASTER_ADDR means
-    loopback on this one.
+
+def _start_alone(deepspeed: ModuleType, timeout: datetime.timedelta) -> None:
+    """Start a process group of one, which needs no port: its store is in this process."""
+    os.environ["LOCAL_RANK"] = "0"  # DeepSpeed's engine reads it there
+    backend = deepspeed.accelerator.get_accelerator().communication_backend_name()
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    deepspeed.init_distributed(verbose=False, timeout=timeout)
+
+
+def _choose_interface() -> None:
+    """Make gloo use the network interface towards MASTER_ADDR.
+
+    By default it uses that of the host's own name, which on many hosts is loopback. NCCL finds its
+    networks itself. Raises ValueError if there are several machines, and MASTER_ADDR is loopback on
+    this one.
     """
-    address, all_here = os.environ["MASTER_ADDR"], os.environ["WORLD_SIZE"] == str(_local_size())
+    address = os.environ["MASTER_ADDR"]
+    one_machine = os.environ["WORLD_SIZE"] == str(_local_size())
     try:
         mine = _address_towards(address)
-    except OSError:  # no such name, or no way there: what joins the others says it better
+    except OSError:  # no such name, or no way there: joining the others gives a better message
         return
     if not ipaddress.ip_address(mine).is_loopback:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface_with(mine))
-    elif not all_here:
-        said = f"got {address}, which is {mine} on {socket.gethostname()}"
+    elif not one_machine:
+        got = f"got {address}, which is {mine} on {socket.gethostname()}"
         raise ValueError(
-            f"--master_addr: {said}, allowed is an address at which the other machines reach it"
+            f"--master_addr must be an address at which the other machines reach this one ({got})"
         )
 
 
 def _local_size() -> int:
-    """The number of processes on this machine, as torchrun or DeepSpeed's launcher tells it."""
-    told = (os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE"))
-    return next(int(size) for size in told if size)
+    """Return the number of processes on this machine, from torchrun or DeepSpeed's launcher."""
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE"):
+        if os.environ.get(name):
+            return int(os.environ[name])
+    return 1
 
 
 def _address_towards(host: str) -> str:
-    """The address of this machine from which a packet to `host` would go."""
+    """Return the address of this machine from which a packet to `host` would go."""
     family, kind, _, _, target = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:
         probe.connect(target)  # sends nothing
-        return probe.getsockname()[0].split("%")[0]
+        return _without_zone(probe.getsockname()[0])
 
 
 def _interface_with(address: str) -> str:
-    known = (
-        (name, found.address.split("%")[0])
-        for name, each in psutil.net_if_addrs().items()
-        for found in each
-    )
-    return next(name for name, theirs in known if theirs == address)
+    for name, entries in psutil.net_if_addrs().items():
+        if any(_without_zone(entry.address) == address for entry in entries):
+            return name
+    raise ValueError(f"no network interface has the address {address}")
 
 
-def import_deepspeed():  # type: ignore[no-untyped-def]  # deepspeed has no types
-    """The `deepspeed` module, without its notices and without the build of an operator that
+def _without_zone(address: str) -> str:
+    """Return an IPv6 address without its zone ("fe80::1%eth0"); any other as it is."""
+    return address.split("%")[0]
+
+
+def import_deepspeed() -> ModuleType:
+    """Return the `deepspeed` module, without its notices, and without the build of an operator that
     training never calls.
 
     On a CPU, `deepspeed.init_distributed` would compile `deepspeed_shm_comm`, an all-reduce for
@@ -134,9 +150,3 @@ def import_deepspeed():  # type: ignore[no-untyped-def]  # deepspeed has no type
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

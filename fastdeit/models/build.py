@@ -1,4 +1,4 @@
-"""Build the student, or a timm model, and the teacher from a `Config`. Importing it needs no DALI."""
+"""Build the student, or a timm model, and the teacher from a `Config`; needs no DALI."""
 
 import json
 from collections.abc import Sequence
@@ -12,40 +12,47 @@ from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World
 from fastdeit.models.student import SIZES, Student, build_student
 from fastdeit.models.teacher import Teacher, load_teacher
+from fastdeit.models.teacher_files import Preprocessing
 from fastdeit.models.weights import check_match, has_qkv_bias, load_student_weights, read_weights
 
 
 def build_model(config: Config, num_classes: int) -> tuple[nn.Module, list[str]]:
-    """The model to train, with fresh weights or those of --finetune, and notes on what was changed
-    to fit them."""
+    """Build the model to train, with fresh weights or those of --finetune; return it and notes on
+    what was changed to fit them."""
     torch.manual_seed(config.run.seed)
     if config.model.model in SIZES:
         return _build_student(config, num_classes)
-    name, size = config.model.model, config.data.input_size
-    cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    sized = {"img_size": size} if cfg is not None and cfg.fixed_input_size else {}
-    model = timm.create_model(
+    model = _build_timm_model(config, num_classes)
+    return model, _load_timm_weights(model, config.model.finetune) if config.model.finetune else []
+
+
+def _build_timm_model(config: Config, num_classes: int) -> nn.Module:
+    name = config.model.model
+    known = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    # a network with a position embedding is built for one size, the others take any
+    sized = known is not None and known.fixed_input_size
+    return timm.create_model(
         name,
         pretrained=False,
         num_classes=num_classes,
         drop_path_rate=config.model.drop_path or None,
-        **sized,
+        **({"img_size": config.data.input_size} if sized else {}),
     )
-    return model, _load_timm_weights(model, config.model.finetune) if config.model.finetune else []
 
 
 def _load_timm_weights(model: nn.Module, path: str) -> list[str]:
-    """Loads a checkpoint into a timm model; its classifier stays fresh when the file's has another
-    size."""
-    state, own, notes = read_weights(path)[0], model.state_dict(), []
-    named: Any = model.pretrained_cfg["classifier"]  # type: ignore[index]  # timm sets it on every model
+    """Load a checkpoint into a timm model; a classifier of another size in the file is skipped."""
+    state, _ = read_weights(path)
+    own = model.state_dict()
+    notes = []
+    # timm sets it on every model
+    named: Any = model.pretrained_cfg["classifier"]  # type: ignore[index]
     for classifier in (named,) if isinstance(named, str) else named:
         found = state.get(f"{classifier}.weight")
-        if found is not None and found.shape != own[f"{classifier}.weight"].shape:
-            notes.append(f"{classifier} left as initialised: {len(found)} classes in the file")
-            state |= {
-                name: value for name, value in own.items() if name.startswith(f"{classifier}.")
-            }
+        if found is None or found.shape == own[f"{classifier}.weight"].shape:
+            continue
+        notes.append(f"{classifier} left as initialised: {len(found)} classes in the file")
+        state |= {name: value for name, value in own.items() if name.startswith(f"{classifier}.")}
     check_match(own, state, "the model")
     model.load_state_dict(state)
     return notes
@@ -53,11 +60,18 @@ def _load_timm_weights(model: nn.Module, path: str) -> list[str]:
 
 def _build_student(config: Config, num_classes: int) -> tuple[Student, list[str]]:
     chosen = config.model
-    sizes = ("patch_size", "embed_dim", "depth", "num_heads")
-    overrides = {name: getattr(chosen, name) for name in sizes if getattr(chosen, name) is not None}
-    notes, qkv_bias = [], chosen.qkv_bias
+    sizes = {
+        "patch_size": chosen.patch_size,
+        "embed_dim": chosen.embed_dim,
+        "depth": chosen.depth,
+        "num_heads": chosen.num_heads,
+    }
+    overrides = {name: size for name, size in sizes.items() if size is not None}
+    notes = []
+    qkv_bias = chosen.qkv_bias
     if chosen.finetune and not qkv_bias and has_qkv_bias(read_weights(chosen.finetune)[0]):
-        notes, qkv_bias = ["--qkv-bias turned on: the weights of --finetune have it"], True
+        notes.append("--qkv-bias turned on: the weights of --finetune have it")
+        qkv_bias = True
     student = build_student(
         chosen.model,
         num_classes=num_classes,
@@ -72,10 +86,10 @@ def _build_student(config: Config, num_classes: int) -> tuple[Student, list[str]
 
 
 def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> Teacher | None:
-    """The live teacher on this rank's device, or None where none is needed.
+    """Build the live teacher on this rank's device; return None if the run needs none.
 
-    classes: the data set's, in the order of the labels. Raises ValueError if the teacher's file
-    names other ones.
+    classes: of the data set, in the order of the labels. Raises ValueError if the teacher's file
+    names other classes.
     """
     if not config.distill.needs_teacher:
         return None
@@ -85,20 +99,18 @@ def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> Tea
         num_classes=len(classes),
         device=world.device,
         dtype=precision(config, world)[1],
-        student_mean=config.data.mean,
-        student_std=config.data.std,
-        student_size=config.data.input_size,
+        student=Preprocessing(config.data.mean, config.data.std, config.data.input_size),
     )
     if teacher.classes not in (None, classes):
-        raise ValueError(
-            f"--teacher-path: {config.distill.teacher_path} knows other classes than {config.data.data_path}"
-        )
+        path = config.distill.teacher_path
+        rule = f"must be a teacher for the classes of {config.data.data_path}"
+        raise ValueError(f"--teacher-path {rule} (got {path}, which names others)")
     return teacher
 
 
 def weight_metadata(config: Config, classes: Sequence[str], model: nn.Module) -> dict[str, str]:
-    """What student.safetensors tells of itself, as JSON values: enough to build the model and its
-    input again."""
+    """Return the metadata of student.safetensors, as JSON values: enough to build the model and its
+    preprocessing again."""
     facts = {
         "input_size": config.data.input_size,
         "mean": config.data.mean,
@@ -115,7 +127,8 @@ def weight_metadata(config: Config, classes: Sequence[str], model: nn.Module) ->
 
 
 def precision(config: Config, world: World) -> tuple[str, torch.dtype]:
-    """`bf16` or `fp32`, and the dtype that activations have."""
+    """Return "bf16" or "fp32", and the dtype of activations."""
     name = config.run.precision
-    name = ("bf16" if world.device.type == "cuda" else "fp32") if name == "auto" else name
+    if name == "auto":
+        name = "bf16" if world.device.type == "cuda" else "fp32"
     return name, torch.bfloat16 if name == "bf16" else torch.float32

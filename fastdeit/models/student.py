@@ -1,11 +1,10 @@
 """The student: DeiT, a vision transformer with a distillation token and a second head.
 
-Parameter names and shapes are timm's (`deit_*_patch16_*`), so that weights go both ways; attention,
-norms and residual sums go through `fastdeit.kernels`. The residual stream crosses block borders
-through `add_norm`, which adds a branch and computes the norm that comes next: keep it so, a block
-never normalises its own input. DropPath draws nothing here: the plan says which branch of which
-sample is kept (plan.py). Source: Touvron et al. 2021 (2012.12877); initialisation and names as timm
-1.0.31 models/deit.py.
+Parameter names and shapes are timm's (`deit_*_patch16_*`), so weights can be exchanged; attention,
+norms and residual sums use `fastdeit.kernels`. `add_norm` adds a branch to the residual stream and
+computes the next norm, also across blocks: so a block never normalises its own input. DropPath
+draws nothing here: the plan decides which branch of which sample is kept (plan/plan.py). Source:
+Touvron et al. 2021 (2012.12877); initialisation and names as timm 1.0.31 models/deit.py.
 """
 
 from typing import NamedTuple, cast
@@ -24,7 +23,7 @@ INIT_STD = 0.02
 
 
 class Size(NamedTuple):
-    """A named student: width, depth, heads, image side, and whether it has the distillation token."""
+    """Sizes of a named student; distilled: it has the distillation token and the second head."""
 
     embed_dim: int
     depth: int
@@ -47,8 +46,8 @@ SIZES = {
 class PatchEmbed(nn.Module):
     """Project square patches, images (B, 3, H, W) → (B, N, D) in row order.
 
-    Patches (B, N, 3·P·P), each in the order (c, y, x) of the projection's weight, are taken as they
-    are: then it is one matrix product.
+    Patches (B, N, 3·P·P), each in the order (c, y, x) of the projection's weight, need no cutting:
+    then it is one matrix product.
     """
 
     def __init__(self, patch_size: int, embed_dim: int) -> None:
@@ -71,8 +70,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor, num_out: int | None = None) -> torch.Tensor:
-        """Return the first num_out tokens (all by default); every token is attended to in either
-        case."""
+        """Return the first num_out tokens (all by default); they attend to every token."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, 3, H, D / H)
         return self.proj(attention(qkv)[:, :num_out])
 
@@ -90,7 +88,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block; the norms are applied by the student, across block borders."""
+    """One pre-norm transformer block; the student applies the norms, across blocks."""
 
     def __init__(self, dim: int, num_heads: int, hidden_dim: int, qkv_bias: bool) -> None:
         super().__init__()
@@ -107,12 +105,11 @@ def _add_norm(
 
 
 class Student(nn.Module):
-    """DeiT; images (B, 3, H, W) normalised → logits (B, K), or the pair of both heads' logits while
-    training.
+    """DeiT: normalised images (B, 3, H, W) → logits (B, K); in training the logits of both heads.
 
-    drop_path_rates: the rate of each block, 0 rising linearly to drop_path (or drop_path everywhere
-    when constant_drop_path); the plan draws its keep bits with them. Raises ValueError on sizes
-    that do not divide.
+    drop_path_rates: the rate of each block, from 0 linearly to drop_path (or drop_path everywhere
+    with constant_drop_path); the plan draws the masks with them. Raises ValueError for sizes that
+    do not divide.
     """
 
     def __init__(
@@ -132,25 +129,23 @@ class Student(nn.Module):
     ) -> None:
         super().__init__()
         _check_sizes(image_size, patch_size, embed_dim, num_heads, drop_path)
-        self.image_size, self.patch_size, self.num_classes = image_size, patch_size, num_classes
-        self.embed_dim, self.num_heads, self.distilled = embed_dim, num_heads, distilled
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.num_classes = num_classes
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.distilled = distilled
         self.grid_size = image_size // patch_size
         self.num_prefix_tokens = 2 if distilled else 1
-        self.drop_path_rates = tuple(
-            drop_path if constant_drop_path else drop_path * i / max(1, depth - 1)
-            for i in range(depth)
-        )
-
+        self.drop_path_rates = _spread_drop_path(drop_path, depth, constant_drop_path)
+        num_tokens = self.num_prefix_tokens + self.grid_size**2
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         if distilled:
             self.dist_token = nn.Parameter(torch.empty(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(
-            torch.empty(1, self.num_prefix_tokens + self.grid_size**2, embed_dim)
-        )
+        self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, embed_dim))
         self.patch_embed = PatchEmbed(patch_size, embed_dim)
-        self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, int(embed_dim * mlp_ratio), qkv_bias) for _ in range(depth)
-        )
+        sizes = (embed_dim, num_heads, int(embed_dim * mlp_ratio), qkv_bias)
+        self.blocks = nn.ModuleList(Block(*sizes) for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
         self.head = nn.Linear(embed_dim, num_classes)
         if distilled:
@@ -168,20 +163,20 @@ class Student(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters with several dimensions that are not decayed all the same."""
+        """Return the parameters with several dimensions that have no weight decay."""
         return {"pos_embed", "cls_token", "dist_token"}
 
     def forward(
         self, images: torch.Tensor, keep: torch.Tensor | None = None
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Logits (B, K); training a distilled student: the pair (class logits, distillation
-        logits).
+        """Return logits (B, K); in training of a distilled student the pair (class logits,
+        distillation logits).
 
-        images: (B, 3, H, W) in the parameters' dtype, or their patches (B, N, 3·P·P) as
-        `mix_patches` makes them. keep: (B, depth, 2) bool, whether a sample keeps a block's
-        attention and MLP branch, kept ones scaled by 1 / (1 - rate); None: all kept, unscaled.
-        Raises ValueError when a training student with DropPath gets no keep bits, or bits of
-        another shape.
+        images: (B, 3, H, W) in the parameters' dtype, or their patches (B, N, 3·P·P) from
+        `mix_patches`. keep: the DropPath mask (B, depth, 2) bool: does a sample keep a block's
+        attention and MLP branch; a kept branch is scaled by 1 / (1 - rate). None: all kept,
+        unscaled. Raises ValueError for a mask of another shape, and for None in training with
+        DropPath.
         """
         logits = self.forward_heads(images, keep)
         if len(logits) == 1:
@@ -192,27 +187,24 @@ class Student(nn.Module):
     def forward_heads(
         self, images: torch.Tensor, keep: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, ...]:
-        """Logits of each head, (B, K) each, in training and evaluation: (class, distillation) or
-        (class,)."""
+        """Return the logits of each head, (B, K) each, in training and evaluation: (class,
+        distillation) or (class,)."""
         x = self.forward_features(images, keep)
-        return (
-            (self.head(x[:, 0]), self.head_dist(x[:, 1]))
-            if self.distilled
-            else (self.head(x[:, 0]),)
-        )
+        cls_logits = self.head(x[:, 0])
+        return (cls_logits, self.head_dist(x[:, 1])) if self.distilled else (cls_logits,)
 
     def forward_features(
         self, images: torch.Tensor, keep: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The special tokens after the last norm, (B, 1 or 2, D)."""
+        """Return the special tokens after the last norm, (B, 1 or 2, D)."""
         scales = self._branch_scales(keep, images.shape[0])
         blocks = [cast(Block, block) for block in self.blocks]
         norms = [*(block.norm1 for block in blocks), self.norm]
         x = self._embed(images)
         y = norm(x, norms[0].weight, norms[0].bias, NORM_EPS)
         for i, block in enumerate(blocks):
-            # the heads read the special tokens only: past its attention, the last block need not
-            # compute the others
+            # the heads read the special tokens only: the last block computes the other tokens no
+            # further than its attention
             num_out = self.num_prefix_tokens if i == len(blocks) - 1 else None
             attention_scale, mlp_scale = (None, None) if scales is None else scales[i].unbind(0)
             x, y = _add_norm(
@@ -229,61 +221,63 @@ class Student(nn.Module):
         return torch.cat([prefix, patches], dim=1) + positions  # (B, N, D)
 
     def _positions(self, images: torch.Tensor) -> torch.Tensor:
-        """The position embedding, in evaluation resized to images of another size."""
-        if images.ndim == 3 and images.shape[1:] == (self.grid_size**2, 3 * self.patch_size**2):
-            return self.pos_embed
+        """Return the position embedding, in evaluation resized for images of another size."""
         height, width = images.shape[-2:]
         if images.ndim == 3:
-            raise ValueError(
-                f"the student takes {self.grid_size**2} patches of {3 * self.patch_size**2}; got {(height, width)}"
-            )
+            patches = (self.grid_size**2, 3 * self.patch_size**2)
+            if (height, width) != patches:
+                rule = f"must be {patches[0]} patches of {patches[1]} values"
+                raise ValueError(f"images {rule} (got {(height, width)})")
+            return self.pos_embed
         if (height, width) == (self.image_size, self.image_size):
             return self.pos_embed
         if self.training or height % self.patch_size or width % self.patch_size:
-            others = f", in evaluation multiples of {self.patch_size} too"
-            raise ValueError(
-                f"the student takes {self.image_size} px images{others}; got {(height, width)}"
-            )
+            rule = f"{self.image_size} px a side, in evaluation also multiples of {self.patch_size}"
+            raise ValueError(f"images must be {rule} (got {(height, width)})")
         grid = [height // self.patch_size, width // self.patch_size]
         return resample_abs_pos_embed(
             self.pos_embed, grid, num_prefix_tokens=self.num_prefix_tokens
         )
 
     def _branch_scales(self, keep: torch.Tensor | None, batch: int) -> torch.Tensor | None:
-        """Each branch's factor per sample, (depth, 2, B) fp32; None: leave every branch as it is."""
+        """Return each branch's factor per sample, (depth, 2, B) fp32; None: all are 1."""
         depth = len(self.blocks)
         if keep is None:
             if self.training and any(self.drop_path_rates):
-                raise ValueError("a training step with DropPath needs the plan's keep bits")
+                raise ValueError("keep must be the plan's DropPath mask in training (got None)")
             return None
         if keep.shape != (batch, depth, 2):
-            raise ValueError(f"keep must be ({batch}, {depth}, 2), got {tuple(keep.shape)}")
-        # made on the device: a table copied from the host every step would make the step wait
-        rates = torch.linspace(
-            self.drop_path_rates[0], self.drop_path_rates[-1], depth, device=keep.device
-        )
+            raise ValueError(f"keep must be ({batch}, {depth}, 2) (got {tuple(keep.shape)})")
+        # made on the device: a copy from the host at every step would make the step wait
+        first, last = self.drop_path_rates[0], self.drop_path_rates[-1]
+        rates = torch.linspace(first, last, depth, device=keep.device)
         return (keep.permute(1, 2, 0) / (1 - rates)[:, None, None]).contiguous()
+
+
+def _spread_drop_path(rate: float, depth: int, constant: bool) -> tuple[float, ...]:
+    """Return the rate of each block: `rate` everywhere, or from 0 linearly to `rate`."""
+    if constant:
+        return (rate,) * depth
+    return tuple(rate * i / max(1, depth - 1) for i in range(depth))
 
 
 def _check_sizes(
     image_size: int, patch_size: int, embed_dim: int, num_heads: int, drop_path: float
 ) -> None:
     if image_size % patch_size:
-        raise ValueError(
-            f"image size {image_size} is not a multiple of the patch size {patch_size}"
-        )
+        raise ValueError(f"image_size must be a multiple of {patch_size} (got {image_size})")
     if embed_dim % num_heads:
-        raise ValueError(f"width {embed_dim} is not a multiple of {num_heads} heads")
+        raise ValueError(f"embed_dim must be a multiple of {num_heads} heads (got {embed_dim})")
     if not 0 <= drop_path < 1:
-        raise ValueError(f"drop path must lie in [0, 1), got {drop_path}")
+        raise ValueError(f"drop_path must lie in [0, 1) (got {drop_path})")
 
 
 def build_student(name: str, *, num_classes: int, **overrides: object) -> Student:
-    """Build a named student with random weights; overrides are `Student`'s keywords and win over
-    the name's sizes.
+    """Build a named student with random weights.
 
-    Raises ValueError listing the names when there is none of this name.
+    overrides: keywords of `Student` that replace the name's sizes. Raises ValueError, listing the
+    names, for an unknown name.
     """
     if name not in SIZES:
-        raise ValueError(f"unknown student {name!r}: choose from {', '.join(SIZES)}")
+        raise ValueError(f"the student must be one of {', '.join(SIZES)} (got {name!r})")
     return Student(**{**SIZES[name]._asdict(), "num_classes": num_classes, **overrides})  # type: ignore[arg-type]

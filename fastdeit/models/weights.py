@@ -1,11 +1,11 @@
-"""Weights from files: reading any checkpoint safely, and fitting one to a student.
+"""Weight files: safe reading of any checkpoint, and the fit of its weights to a student.
 
-Nothing here runs code out of a file: safetensors, or torch's `weights_only` unpickler. Known
-wrappers around the plain state dict: deit's {"model": ...}, timm's {"state_dict": ...}.
+Nothing here runs code from a file: it is read as safetensors, or by torch's `weights_only`
+unpickler. Known wrappers around the plain state dict: deit's {"model": ...}, timm's
+{"state_dict": ...}.
 """
 
 import argparse
-import hashlib
 import math
 import mmap
 import re
@@ -16,6 +16,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 
 from fastdeit.models.student import SIZES, Student, build_student
+from fastdeit.storage.file_hash import hash_file
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.storage.tensor_files import read_tensors
 
@@ -26,8 +27,8 @@ StateDict = dict[str, torch.Tensor]
 def read_weights(path: str | Path) -> tuple[StateDict, dict[str, str]]:
     """Read a checkpoint's state dict and its safetensors metadata (empty for a .pth), on the CPU.
 
-    path: a .safetensors or torch.save file, or a run folder, whose student.safetensors is taken.
-    Raises ValueError when the file is missing, damaged, holds no state dict, or pickled classes.
+    path: a .safetensors or torch.save file, or a run folder, for its student.safetensors. Raises
+    ValueError if the file is missing or damaged, or holds no state dict or pickled classes.
     """
     path = Path(path)
     path = RunFolder(path).student if path.is_dir() else path
@@ -39,34 +40,31 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, str]]:
 
 
 def _read_pickle(path: Path) -> object:
-    _check_expansion(path)
-    # the training checkpoints of deit and timm carry their command line as a Namespace, which is
+    check_expansion(path)
+    # the training checkpoints of deit and timm hold their command line as a Namespace, which is
     # plain data
     with torch.serialization.safe_globals([argparse.Namespace]):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except (
-            Exception
-        ) as error:  # whatever a file can drive the unpickler to, from IndexError to MemoryError
+        except Exception as error:
+            # a bad file can cause any error in the unpickler, from IndexError to MemoryError
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(
-                f"{path} does not load as plain weights; save it as safetensors: {reason}"
-            ) from error
+            raise _refusal(path, f"{reason}; save it as safetensors") from error
 
 
-def _check_expansion(path: Path) -> None:
-    """Raises ValueError for a file that would take up more memory than its own size.
+def _refusal(path: Path, reason: str) -> ValueError:
+    return ValueError(f"{path}: does not load as plain weights: {reason}")
 
-    torch.save compresses nothing, and no state dict needs the one call the unpickler allows that
-    makes memory out of a number.
+
+def check_expansion(path: Path) -> None:
+    """Raise ValueError for a file that would need more memory than its own size.
+
+    torch.save does not compress, and no state dict needs `bytearray`, the one call allowed by the
+    unpickler that allocates memory by a number in the file.
     """
     size = path.stat().st_size
-    with path.open("rb") as file:
-        if (
-            size
-            and mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ).find(b"\nbytearray\n") >= 0
-        ):
-            raise ValueError(f"{path} does not load as plain weights: it makes byte arrays")
+    if size and _contains(path, b"\nbytearray\n"):
+        raise _refusal(path, "it makes byte arrays")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -74,65 +72,81 @@ def _check_expansion(path: Path) -> None:
         return  # torch's older form, or no weights at all
     claimed = sum(entry.file_size for entry in entries)
     if claimed > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError(
-            f"{path} does not load as plain weights: compressed, {claimed:,} bytes in {size:,}"
-        )
+        raise _refusal(path, f"compressed, {claimed:,} bytes in {size:,}")
+
+
+def _contains(path: Path, data: bytes) -> bool:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ).find(data) >= 0
 
 
 def _unwrap(content: object, path: Path) -> StateDict:
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if (
-        not isinstance(content, dict)
-        or not content
-        or not all(isinstance(v, torch.Tensor) for v in content.values())
-    ):
-        raise ValueError(
-            f"{path} holds no state dict, neither plain nor under {' or '.join(WRAPPERS)}"
-        )
+    tensors = list(content.values()) if isinstance(content, dict) else []
+    if not tensors or not all(isinstance(value, torch.Tensor) for value in tensors):
+        where = f"neither plain nor under {' or '.join(WRAPPERS)}"
+        raise ValueError(f"{path}: holds no state dict, {where}")
+    assert isinstance(content, dict)
     _check_stored(content, path)
     return {key.removeprefix("module."): value for key, value in content.items()}
 
 
 def _check_stored(tensors: StateDict, path: Path) -> None:
-    """Raises ValueError for tensors with more elements than the file has bytes for."""
-    size, storages = path.stat().st_size, {}
+    """Raise ValueError for tensors with more elements than the file has bytes for."""
+    size = path.stat().st_size
+    storages = {}
     for key, value in tensors.items():
+        storage = value.untyped_storage()
         plain = value.device.type == "cpu" and value.layout is torch.strided
-        if not plain or value.nbytes > value.untyped_storage().nbytes():
-            raise ValueError(
-                f"{path} does not load as plain weights: {key} has more elements than it stores"
-            )
-        storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
-    if sum(storages.values()) > size:
-        raise ValueError(
-            f"{path} does not load as plain weights: {sum(storages.values()):,} bytes of tensors in {size:,}"
-        )
+        if not plain or value.nbytes > storage.nbytes():
+            raise _refusal(path, f"{key} has more elements than it stores")
+        storages[storage.data_ptr()] = storage.nbytes()
+    total = sum(storages.values())
+    if total > size:
+        raise _refusal(path, f"{total:,} bytes of tensors in {size:,}")
 
 
-def file_sha256(path: str | Path) -> str:
-    """Hex digest of a file's bytes (of student.safetensors for a run folder)."""
+def hash_weights(path: str | Path) -> str:
+    """Return the SHA-256 of a file's bytes; of student.safetensors for a run folder."""
     path = Path(path)
-    digest = hashlib.sha256()
-    with open(RunFolder(path).student if path.is_dir() else path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return hash_file(RunFolder(path).student if path.is_dir() else path)
 
 
 def has_qkv_bias(state: StateDict) -> bool:
-    """Whether a DeiT checkpoint's qkv projections have biases, as all published ones do."""
+    """Return True if a DeiT's qkv projections have biases, as all published ones do."""
     return "blocks.0.attn.qkv.bias" in state
 
 
-def student_shape(state: StateDict, metadata: dict[str, str]) -> dict[str, object]:
-    """The keywords of `Student` that a DeiT state dict implies.
+def infer_student_sizes(state: StateDict, metadata: dict[str, str]) -> dict[str, object]:
+    """Return the keywords of `Student` that follow from a DeiT state dict.
 
-    Everything but the number of heads is in the tensors' shapes; that one comes from the metadata's
-    num_heads, else from the name in its model, else it is left out. Raises ValueError when the
-    state dict is not a DeiT's.
+    The shapes of the tensors give everything but the number of heads: that is the metadata's
+    num_heads, else that of the metadata's model, else it is absent. Raises ValueError if the state
+    dict is not a DeiT's.
     """
+    _check_axes(state)
+    width = state["cls_token"].shape[-1]
+    patch_size = state["patch_embed.proj.weight"].shape[-1]
+    distilled = "dist_token" in state
+    num_patches = state["pos_embed"].shape[1] - (2 if distilled else 1)
+    sizes: dict[str, object] = {
+        "embed_dim": width,
+        "depth": len({key.split(".")[1] for key in state if key.startswith("blocks.")}),
+        "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width,
+        "image_size": math.isqrt(num_patches) * patch_size,
+        "patch_size": patch_size,
+        "num_classes": state["head.weight"].shape[0],
+        "distilled": distilled,
+        "qkv_bias": has_qkv_bias(state),
+    }
+    num_heads = _read_num_heads(metadata)
+    return sizes if num_heads is None else sizes | {"num_heads": num_heads}
+
+
+def _check_axes(state: StateDict) -> None:
+    """Raise ValueError unless the tensors that give the sizes exist, with a DeiT's axes."""
     axes = {
         "cls_token": 3,
         "pos_embed": 3,
@@ -146,28 +160,18 @@ def student_shape(state: StateDict, metadata: dict[str, str]) -> dict[str, objec
         if key not in state or state[key].ndim != count or not state[key].numel()
     ]
     if missing:
-        raise ValueError(f"not a DeiT checkpoint: it has no {', '.join(missing)} as a DeiT has it")
-    patch_size = state["patch_embed.proj.weight"].shape[-1]
-    distilled = "dist_token" in state
-    num_patches = state["pos_embed"].shape[1] - (2 if distilled else 1)
-    shape: dict[str, object] = {
-        "embed_dim": state["cls_token"].shape[-1],
-        "depth": len({key.split(".")[1] for key in state if key.startswith("blocks.")}),
-        "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / state["cls_token"].shape[-1],
-        "image_size": math.isqrt(num_patches) * patch_size,
-        "patch_size": patch_size,
-        "num_classes": state["head.weight"].shape[0],
-        "distilled": distilled,
-        "qkv_bias": has_qkv_bias(state),
-    }
-    if "num_heads" in metadata:
-        heads = metadata["num_heads"]
-        if not re.fullmatch(r"[1-9]\d{0,3}", heads):
-            raise ValueError(f"not a DeiT checkpoint: it says of itself num_heads {heads[:20]!r}")
-        shape["num_heads"] = int(heads)
-    elif metadata.get("model") in SIZES:
-        shape["num_heads"] = SIZES[metadata["model"]].num_heads
-    return shape
+        raise ValueError(f"not a DeiT checkpoint: {', '.join(missing)} missing or of another shape")
+
+
+def _read_num_heads(metadata: dict[str, str]) -> int | None:
+    heads = metadata.get("num_heads")
+    if heads is None:
+        name = metadata.get("model")
+        return SIZES[name].num_heads if name in SIZES else None
+    if not re.fullmatch(r"[1-9]\d{0,3}", heads):
+        rule = "the metadata's num_heads must be 1 to 9999"
+        raise ValueError(f"not a DeiT checkpoint: {rule} (got {heads[:20]!r})")
+    return int(heads)
 
 
 def student_from_checkpoint(
@@ -176,63 +180,74 @@ def student_from_checkpoint(
     """Build the student that a checkpoint holds and load it; overrides (image_size, num_classes,
     ...) win.
 
-    name: the student's, when the file does not say it. Returns the student and what was changed on
-    the way. Raises ValueError when the name is neither given nor in the file, or the weights do not
-    fit.
+    name: the student's, if the file does not have it. Returns the student and notes on what was
+    changed to fit. Raises ValueError if the name is neither given nor in the file, or the weights
+    do not fit.
     """
     state, metadata = read_weights(path)
     name = name or metadata.get("model")
     if name is None:
-        raise ValueError(f"{path} does not name its model; name one of {', '.join(SIZES)}")
-    shape = {**student_shape(state, metadata), **overrides}
-    student = build_student(name, num_classes=shape.pop("num_classes"), **shape)  # type: ignore[arg-type]
+        raise ValueError(f"{path}: does not name its model; name one of {', '.join(SIZES)}")
+    sizes = {**infer_student_sizes(state, metadata), **overrides}
+    student = build_student(name, num_classes=sizes.pop("num_classes"), **sizes)  # type: ignore[arg-type]
     return student, fit_student_weights(student, state)
 
 
 def load_student_weights(model: Student, path: str | Path) -> list[str]:
-    """Load a checkpoint into a student in place; returns a line for everything that was not taken
-    as it is.
+    """Load a checkpoint into a student in place; return a note for everything that was changed.
 
-    The position embedding is resized when the resolution differs, heads of another class count are
-    left as initialised. Raises ValueError when the file does not read, or the rest does not fit
-    (the first few names are given).
+    The position embedding is resized if the resolution differs; heads with another number of
+    classes stay as initialised. Raises ValueError if the file cannot be read, or the rest does not
+    fit (naming the first few tensors).
     """
     return fit_student_weights(model, read_weights(path)[0])
 
 
 def fit_student_weights(model: Student, state: StateDict) -> list[str]:
-    """`load_student_weights` from a state dict in memory, which is left as it is."""
-    state, notes, own = dict(state), [], model.state_dict()
-    for head in ("head", "head_dist"):
-        found = state.get(f"{head}.weight")
-        if found is not None and f"{head}.weight" in own and found.shape[0] != model.num_classes:
-            notes.append(
-                f"{head} left as initialised: {found.shape[0]} classes in the file, {model.num_classes} here"
-            )
-            state |= {f"{head}.{part}": own[f"{head}.{part}"] for part in ("weight", "bias")}
-    positions = state.get("pos_embed")
-    same_tokens = ("dist_token" in state) == model.distilled
-    if positions is not None and same_tokens and positions.shape[1] != own["pos_embed"].shape[1]:
-        prefix, grid = model.num_prefix_tokens, model.grid_size
-        before = math.isqrt(positions.shape[1] - prefix)
-        state["pos_embed"] = resample_abs_pos_embed(
-            positions, [grid, grid], num_prefix_tokens=prefix
-        )
-        notes.append(
-            f"position embedding resized from {before} x {before} to {grid} x {grid} patches"
-        )
+    """Load a state dict in memory as `load_student_weights` does; the dict is not changed."""
+    own = model.state_dict()
+    state = dict(state)
+    notes = _keep_other_heads(model, own, state) + _resize_positions(model, own, state)
     if has_qkv_bias(state) and not has_qkv_bias(own):
-        raise ValueError(
-            "the checkpoint has qkv biases and the student has not: build it with qkv_bias=True"
-        )
+        advice = "build it with qkv_bias=True"
+        raise ValueError(f"the checkpoint has qkv biases and the student has none: {advice}")
     check_match(own, state, "the student")
     model.load_state_dict(state)
     return notes
 
 
+def _keep_other_heads(model: Student, own: StateDict, state: StateDict) -> list[str]:
+    """Replace heads with another number of classes in `state` by the model's own."""
+    notes = []
+    for head in ("head", "head_dist"):
+        found = state.get(f"{head}.weight")
+        if found is None or f"{head}.weight" not in own or len(found) == model.num_classes:
+            continue
+        counts = f"{len(found)} classes in the file, {model.num_classes} here"
+        notes.append(f"{head} left as initialised: {counts}")
+        for part in ("weight", "bias"):
+            state[f"{head}.{part}"] = own[f"{head}.{part}"]
+    return notes
+
+
+def _resize_positions(model: Student, own: StateDict, state: StateDict) -> list[str]:
+    """Resize the position embedding in `state` to the model's grid, if the tokens are the same."""
+    positions = state.get("pos_embed")
+    same_tokens = ("dist_token" in state) == model.distilled
+    if positions is None or not same_tokens or positions.shape[1] == own["pos_embed"].shape[1]:
+        return []
+    prefix = model.num_prefix_tokens
+    grid = model.grid_size
+    before = math.isqrt(positions.shape[1] - prefix)
+    state["pos_embed"] = resample_abs_pos_embed(positions, [grid, grid], num_prefix_tokens=prefix)
+    return [f"position embedding resized from {before} x {before} to {grid} x {grid} patches"]
+
+
 def check_match(own: StateDict, state: StateDict, what: str) -> None:
-    """Raise ValueError naming the first few tensors in which two state dicts differ; what: whose
-    `own` is."""
+    """Raise ValueError, naming the first few tensors, if names or shapes of two state dicts differ.
+
+    what: the model that `own` belongs to, for the message.
+    """
     problems = [f"{key} is missing" for key in own if key not in state]
     problems += [f"{key} is not {what}'s" for key in state if key not in own]
     problems += [

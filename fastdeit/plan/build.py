@@ -8,8 +8,9 @@ from fastdeit.plan.spec import PlanSpec
 
 
 def build_plan(config: Config, sizes: np.ndarray) -> Plan:
-    """Build the plan of a run over its training images; sizes: int32 (n, 2), as `Plan` takes them."""
-    augment, mix = config.augment, config.mix
+    """Build the plan of a run over its training images; sizes: int32 (N, 2), height and width."""
+    augment = config.augment
+    mix = config.mix
     spec = PlanSpec(
         seed=config.run.seed,
         input_size=config.data.input_size,

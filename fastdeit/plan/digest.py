@@ -1,15 +1,15 @@
-"""A number for what was planned for a set of samples: two runs with the same number had the same
-samples in the same steps.
+"""Order-free 64-bit hash of the planned samples of a step: two runs with the same digest had the
+same samples in the same steps.
 
-Each sample has a 64-bit hash over all that is planned for it and over its step and place; the
-digest of several is the sum of their hashes modulo 2^64, so it knows nothing of ranks,
-micro-batches and order, and those of parts add up.
+Each sample has a hash over all that is planned for it, its step and its ordinal. The digest of
+several samples is the sum of their hashes modulo 2^64. So it does not depend on ranks,
+micro-batches and order, and the digests of parts add up.
 
 The hash: sum of odd constants times the 32-bit words of the fields, modulo 2^64 (multilinear
 hashing, Lemire and Kaser, "Strongly universal string hashing is fast", The Computer Journal 57(11),
 2014), then the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), which is a bijection.
-So two samples that differ in one word always differ in their hash; it is made to find mistakes, not
-to withstand somebody who looks for a collision.
+So two samples that differ in one word always differ in their hash. It is made to find mistakes, and
+does not protect against a search for collisions.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ import numpy as np
 from fastdeit.plan.philox import random_words
 from fastdeit.plan.plan import SampleParams
 
-_KEY = (0x64696765, 0x73740001)  # of the constants; another one gives other digests
+_KEY = (0x64696765, 0x73740001)  # of the constants; another key gives other digests
 _WORD = 4  # bytes
 _FINALISER = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 
@@ -29,7 +29,7 @@ _FINALISER = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 def sample_digests(
     steps: np.ndarray, epoch: int, ordinals: np.ndarray, draws: SampleParams, keep: np.ndarray
 ) -> np.ndarray:
-    """uint64 (B,): the hash of each sample.
+    """Return uint64 (B,): the hash of each sample.
 
     steps: int64 (B,), the optimizer step of the run that each is in, from 0; ordinals: int64 (B,);
     keep: bool (B, depth, 2).
@@ -43,17 +43,18 @@ def sample_digests(
 
 
 def add_digests(*digests: np.ndarray | int) -> int:
-    """The digest of all samples together: the sum modulo 2^64 of hashes or of digests of parts."""
+    """Return the digest of all samples together: the sum modulo 2^64 of hashes, or of digests of
+    parts."""
     return sum(int(np.sum(digest, dtype=np.uint64)) for digest in digests) % 2**64
 
 
 def show_digest(digest: int) -> str:
-    """Sixteen hexadecimal digits."""
+    """Return sixteen hexadecimal digits."""
     return f"{digest:016x}"
 
 
 def _words(fields: Sequence[np.ndarray]) -> np.ndarray:
-    """uint64 (n, B) holding 32-bit words: the bits of all fields, a column each sample."""
+    """Return uint64 (n, B) holding 32-bit words: the bits of all fields, a column each sample."""
     parts = [_bits(field) for field in fields]
     words = np.empty((sum(part.shape[1] for part in parts), len(parts[0])), np.uint64)
     first = 0
@@ -64,17 +65,18 @@ def _words(fields: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _bits(field: np.ndarray) -> np.ndarray:
-    """uint32 (B, n): the bits of each row, zeros after them up to a whole word."""
+    """Return uint32 (B, n): the bits of each row, then zeros up to a whole word."""
     octets = np.ascontiguousarray(field).reshape(len(field), -1).view(np.uint8)
     if octets.shape[1] % _WORD == 0:
         return octets.view("<u4")
-    padded = np.zeros((len(octets), -(-octets.shape[1] // _WORD) * _WORD), np.uint8)
+    words = -(-octets.shape[1] // _WORD)
+    padded = np.zeros((len(octets), words * _WORD), np.uint8)
     padded[:, : octets.shape[1]] = octets
     return padded.view("<u4")
 
 
 @functools.cache
 def _constants(count: int) -> np.ndarray:
-    """uint64 (count,), odd: a factor for each word."""
+    """Return uint64 (count,), odd: a factor for each word."""
     low, high, *_ = random_words(*_KEY, np.arange(count), purpose=0)
     return high << np.uint64(32) | low | np.uint64(1)

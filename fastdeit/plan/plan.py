@@ -1,9 +1,9 @@
-"""The plan: what happens to each training sample, decided before anything is read.
+"""The plan: everything that happens to each training sample, decided before anything is read.
 
 Everything random on the data side is a pure function of (seed, epoch, ordinal), the ordinal being
 the sample's place in the epoch's global order. Rank, world size, micro-batch, workers and time
 never enter, so any step of any run can be computed alone and replayed on any number of devices.
-Pure NumPy; the invariants are held by tests/plan/test_plan.py.
+Pure NumPy; tests/plan/test_plan.py has the invariants.
 
 Order. Units of two samples: ordinal = 2 * unit + side, unit = p * repeats + view. With P = N // 2
 pairs in the epoch's permutation, side 0 is image perm[2p] and side 1 is perm[2 * ((p + view) mod P)
@@ -11,12 +11,12 @@ pairs in the epoch's permutation, side 0 is image perm[2p] and side 1 is perm[2 
 itself. Step t of global batch B takes the units [t*B/2, (t+1)*B/2); rank r of W takes those
 congruent to r modulo W.
 
-Exclusion. Images that could not be read are never drawn again (`Plan.exclude`): whoever would have
-drawn one takes the next good image of its own side in the permutation, so the sides stay disjoint
-and all other samples keep their draws. What a sample then is follows from (seed, epoch, ordinal,
-the excluded images).
+Exclusion. Images that could not be read are never drawn again (`Plan.exclude`): a sample that would
+have one takes the next good image of its own side in the permutation, so the sides stay disjoint
+and all other samples keep their draws. A sample is then a function of (seed, epoch, ordinal, the
+excluded images).
 
-sampling.py has the laws and their sources; repeated augmentation is arXiv 1902.05509.
+sampling.py has the distributions and their sources; repeated augmentation is arXiv 1902.05509.
 """
 
 import dataclasses
@@ -30,16 +30,16 @@ import numpy as np
 
 from fastdeit.config.parse import require_value
 from fastdeit.plan import sampling
-from fastdeit.plan.philox import random_words, stream_words, uniform
+from fastdeit.plan.philox import RandomStream, random_words, stream_words, uniform
 from fastdeit.plan.spec import PlanSpec
 
 VERSION = 2
-"""Rises whenever the same spec would give other draws; part of the fingerprint."""
+"""Raised whenever the same spec would give other draws; part of the fingerprint."""
 
 
 @dataclass(frozen=True)
 class SampleParams:
-    """What happens to B samples, a row each; boxes are in pixels."""
+    """Parameters of B samples, a row each; boxes are in pixels."""
 
     image_index: np.ndarray
     """int64 (B,): row of the data set's index."""
@@ -52,7 +52,8 @@ class SampleParams:
     flip: np.ndarray
     """bool (B,): mirrored left to right."""
     ops: np.ndarray
-    """int32 (B, layers): index into sampling.OPS; -1 where the layer does nothing."""
+    """int32 (B, layers): place of the operation in `OPERATIONS`; -1 where the layer does
+    nothing."""
     op_args: np.ndarray
     """float64 (B, layers): timm's argument of the operation, signed (degrees, bits, threshold,
     factor, fraction, radius); 0 if none."""
@@ -82,7 +83,7 @@ class Plan:
         pairs = self.num_images // 2
         most = f"at most {pairs} with {self.num_images} training images"
         require_value(spec.repeats <= pairs, "repeats", spec.repeats, most)
-        self._order = functools.lru_cache(maxsize=2)(self._readable_order)
+        self._order = functools.lru_cache(maxsize=2)(self._make_order)
 
     @property
     def num_images(self) -> int:
@@ -96,8 +97,8 @@ class Plan:
     def exclude(self, rows: Sequence[int] | np.ndarray) -> None:
         """Never draw the images `rows` of the index again.
 
-        Raises ValueError for a row that is not in the index, or when too few are left; `images` and
-        `draw` raise it for an epoch one of whose sides has none left.
+        Raises ValueError for a row that is not in the index, or when fewer than 2 images remain.
+        `images` and `draw` raise it for an epoch in which one side has no image left.
         """
         rows = np.unique(np.asarray(rows, np.int64))
         wrong = rows[(rows < 0) | (rows >= self.num_images)]
@@ -112,8 +113,8 @@ class Plan:
         self._order.cache_clear()
 
     def fingerprint(self) -> str:
-        """SHA-256 over everything that decides the draws of `draw`, but for excluded images;
-        DropPath's rates are the student's, not part of it."""
+        """Return a SHA-256 over everything that decides the draws of `draw`, except excluded
+        images; DropPath's rates are the student's, not part of it."""
         facts = {
             "version": VERSION,
             "spec": dataclasses.asdict(self.spec),
@@ -124,8 +125,8 @@ class Plan:
         return digest.hexdigest()
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Whole global batches in an epoch of about N samples, copies included (deit: samplers.py,
-        RASampler)."""
+        """Return the whole global batches in an epoch of about N samples, copies included (deit:
+        samplers.py, RASampler)."""
         allowed = f"1 to {self.num_images}, the number of training images"
         require_value(0 < batch_size <= self.num_images, "batch_size", batch_size, allowed)
         return self.num_images // batch_size
@@ -133,8 +134,8 @@ class Plan:
     def ordinals(
         self, step: int, batch_size: int, rank: int = 0, world_size: int = 1
     ) -> np.ndarray:
-        """int64 (batch_size / world_size,): the samples of one rank in one step, pairs side by
-        side.
+        """Return int64 (batch_size / world_size,): the samples of one rank in one step, pairs side
+        by side.
 
         Raises ValueError unless batch_size is a multiple of 2 * world_size: a pair never crosses
         ranks.
@@ -147,24 +148,34 @@ class Plan:
         return (2 * mine[:, None] + np.arange(2)).reshape(-1)
 
     def images(self, epoch: int, ordinals: np.ndarray) -> np.ndarray:
-        """int64 (B,): which image stands at each ordinal."""
+        """Return int64 (B,): the image at each ordinal."""
         unit, side = np.divmod(ordinals, 2)
         pair, view = np.divmod(unit, self.spec.repeats)
-        return self._order(epoch)[2 * ((pair + side * view) % (self.num_images // 2)) + side]
+        partner = (pair + side * view) % (self.num_images // 2)
+        return self._order(epoch)[2 * partner + side]
 
     def draw(self, epoch: int, ordinals: np.ndarray) -> SampleParams:
-        """Everything that happens to the samples at `ordinals` (int64 (B,)) of an epoch."""
-        spec, words = self.spec, self._words(epoch)
+        """Return everything that happens to the samples at `ordinals` (int64 (B,)) of an epoch."""
+        spec = self.spec
+        stream = self._stream(epoch)
         image = self.images(epoch, ordinals)
-        streams = [
-            (purpose, 0)
-            for purpose in (sampling.CROP, sampling.FLIP, sampling.ERASE, sampling.NOISE)
-        ]
-        crop_words, flip_words, erase_words, noise = words(ordinals, streams)
-        crop, resize = self._crop(words, ordinals, crop_words, self.sizes[image])
-        ops, op_args = self._layers(words, ordinals)
-        lam, box = self._mix(words, ordinals)
-        size, area, ratio = spec.input_size, spec.erase_area, spec.erase_ratio
+        # four purposes in one call: cheaper than one by one
+        purposes = (sampling.CROP, sampling.FLIP, sampling.ERASE, sampling.NOISE)
+        crop_words, flip_words, erase_words, noise_words = stream(
+            ordinals, [(purpose, 0) for purpose in purposes]
+        )
+        crop, resize = self._crop(stream, ordinals, crop_words, self.sizes[image])
+        ops, op_args = self._layers(stream, ordinals)
+        lam, box = self._mix(stream, ordinals)
+        erase = sampling.erase(
+            stream,
+            ordinals,
+            words=erase_words,
+            size=spec.input_size,
+            prob=spec.reprob,
+            area=spec.erase_area,
+            ratio=spec.erase_ratio,
+        )
         return SampleParams(
             image_index=image,
             crop=crop,
@@ -172,80 +183,83 @@ class Plan:
             flip=uniform(flip_words[0]) < spec.hflip,
             ops=ops,
             op_args=op_args,
-            erase=sampling.erase(words, ordinals, erase_words, size, spec.reprob, area, ratio),
-            noise_key=noise[0] << np.uint64(32) | noise[1],
+            erase=erase,
+            noise_key=noise_words[0] << np.uint64(32) | noise_words[1],
             lam=lam,
             box=box,
         )
 
     def keep(self, epoch: int, ordinals: np.ndarray, rates: Sequence[float]) -> np.ndarray:
-        """bool (B, depth, 2): whether DropPath (arXiv 1603.09382) keeps the attention and the MLP
-        branch of each block.
+        """Return bool (B, depth, 2): whether DropPath (arXiv 1603.09382) keeps the attention and
+        the MLP branch of each block.
 
         rates: the probability of dropping, one a block.
         """
         depth = len(rates)
-        words = random_words(
-            self.spec.seed, epoch, ordinals, sampling.DROP_PATH, blocks=-(-depth // 2)
-        )
-        kept = uniform(words[: 2 * depth]) >= np.repeat(np.asarray(rates, float), 2)[:, None]
+        blocks = -(-depth // 2)  # four words a block, two words a layer
+        words = random_words(self.spec.seed, epoch, ordinals, sampling.DROP_PATH, blocks=blocks)
+        rate_of_word = np.repeat(np.asarray(rates, float), 2)[:, None]
+        kept = uniform(words[: 2 * depth]) >= rate_of_word
         return np.ascontiguousarray(kept.T).reshape(len(ordinals), depth, 2)
 
-    def _words(self, epoch: int) -> sampling.RandomStream:
+    def _stream(self, epoch: int) -> RandomStream:
         return functools.partial(stream_words, self.spec.seed, epoch)
 
     def _crop(
         self,
-        words: sampling.RandomStream,
+        stream: RandomStream,
         ordinals: np.ndarray,
-        first: np.ndarray,
+        words: np.ndarray,
         sizes: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        size = self.spec.input_size
-        if self.spec.simple_crop:
-            return np.concatenate((np.zeros_like(sizes), sizes), 1), sampling.simple_crop(
-                first, sizes, size
-            )
+        """Return `SampleParams.crop` and `SampleParams.resize`."""
+        spec = self.spec
+        size = spec.input_size
+        if spec.simple_crop:
+            whole = np.concatenate((np.zeros_like(sizes), sizes), 1)
+            return whole, sampling.simple_crop(words, sizes, size)
         crop = sampling.resized_crop(
-            words, ordinals, first, sizes, self.spec.scale, self.spec.ratio
+            stream, ordinals, words=words, sizes=sizes, scale=spec.scale, ratio=spec.ratio
         )
         return crop, np.tile(np.array([size, size, 0, 0], np.int32), (len(ordinals), 1))
 
-    def _layers(
-        self, words: sampling.RandomStream, ordinals: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """int32 operations and float64 arguments, both (B, spec.layers)."""
-        spec, count = self.spec, len(ordinals)
-        drawn = [(np.zeros((count, 0), np.int32), np.zeros((count, 0)))]
+    def _layers(self, stream: RandomStream, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return int32 operations and float64 arguments, both (B, spec.layers)."""
+        spec = self.spec
+        count = len(ordinals)
+        ops = [np.zeros((count, 0), np.int32)]
+        args = [np.zeros((count, 0))]
+        drawn = []
         if spec.ra_layers:
-            magnitude = {
-                "magnitude": spec.ra_magnitude,
-                "deviation": spec.ra_std,
-                "maximum": spec.ra_max,
-            }
-            drawn.append(
-                sampling.rand_augment(
-                    words, ordinals, layers=spec.ra_layers, prob=spec.ra_prob, **magnitude
-                )
+            rand_augment = sampling.rand_augment(
+                stream,
+                ordinals,
+                layers=spec.ra_layers,
+                magnitude=spec.ra_magnitude,
+                deviation=spec.ra_std,
+                maximum=spec.ra_max,
+                prob=spec.ra_prob,
             )
+            drawn.append(rand_augment)
         if spec.three_augment:
-            drawn.append(sampling.three_augment(words, ordinals))
+            drawn.append(sampling.three_augment(stream, ordinals))
         if spec.color_jitter > 0:
-            drawn.append(sampling.color_jitter(words, ordinals, spec.color_jitter))
-        ops, args = zip(*drawn, strict=True)
+            drawn.append(sampling.color_jitter(stream, ordinals, spec.color_jitter))
+        for layer_ops, layer_args in drawn:
+            ops.append(layer_ops)
+            args.append(layer_args)
         return np.concatenate(ops, 1), np.concatenate(args, 1)
 
-    def _mix(
-        self, words: sampling.RandomStream, ordinals: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """float32 lam (B,) and int32 box (B, 4), drawn once for each group of `mixup_group`
+    def _mix(self, stream: RandomStream, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return float32 lam (B,) and int32 box (B, 4), drawn once for each group of `mixup_group`
         samples."""
         spec = self.spec
+        count = len(ordinals)
         if not spec.mixes:
-            return np.ones(len(ordinals), np.float32), np.zeros((len(ordinals), 4), np.int32)
+            return np.ones(count, np.float32), np.zeros((count, 4), np.int32)
         groups, row = np.unique(ordinals // spec.mixup_group, return_inverse=True)
         lam, box = sampling.mix(
-            words,
+            stream,
             groups,
             size=spec.input_size,
             mixup=spec.mixup,
@@ -256,18 +270,21 @@ class Plan:
         )
         return lam[row], box[row]
 
-    def _readable_order(self, epoch: int) -> np.ndarray:
-        """int64 (N,): the epoch's permutation of the images, each excluded one replaced by the next
-        good one of its side."""
+    def _make_order(self, epoch: int) -> np.ndarray:
+        """Return int64 (N,): the epoch's permutation of the images, each excluded one replaced by
+        the next good one of its side."""
         words = random_words(self.spec.seed, epoch, np.arange(self.num_images), sampling.ORDER)
+        # sorting by 64 random bits is a random permutation; equal keys keep their order
         order = np.argsort(words[0] << np.uint64(32) | words[1], kind="stable")
-        if self._excluded.size:
-            pairs = self.num_images // 2
-            for side in range(2):
-                images = order[side : 2 * pairs : 2]
-                images[:] = _next_good(
-                    images, np.isin(images, self._excluded), f"side {side} of epoch {epoch}"
-                )
+        if not self._excluded.size:
+            return order
+        # the images of side 0 are at even places, those of side 1 at odd ones; an image that is
+        # left over by an odd N is on neither side
+        paired = 2 * (self.num_images // 2)
+        for side in range(2):
+            images = order[side:paired:2]  # a view: assigning to it changes `order`
+            bad = np.isin(images, self._excluded)
+            images[:] = _next_good(images, bad, f"side {side} of epoch {epoch}")
         return order
 
 

@@ -1,9 +1,10 @@
-"""The laws of the plan: from random words to crops, operations, boxes and shares.
+"""The distributions of the plan: from random words to crops, operations, boxes and shares.
 
 Every function is a pure map from the words of an epoch's samples to what happens to them,
-vectorised over the samples. The words come from `RandomStream`, a Philox stream that is fixed but
-for (ordinals, streams); a stream is a (purpose, block), and a purpose has words of its own.
-tests/plan/test_statistics.py holds every law against draws of timm's and torchvision's own classes.
+vectorised over the samples. The words come from a `RandomStream`, a Philox stream that is fixed but
+for (ordinals, streams); a stream is a (purpose, block), and no two purposes share words.
+tests/plan/test_statistics.py compares every distribution with draws of timm's and torchvision's own
+classes.
 
 Sources: RandAugment (arXiv 1909.13719) in the form of timm 1.0.31 data/auto_augment.py; 3-Augment
 and the simple random crop, DeiT III (arXiv 2204.07118) in the form of deit's augment.py; colour
@@ -18,144 +19,131 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fastdeit.plan.philox import normal, uniform
-
-RAND_AUGMENT_OPS = (
-    *(
-        "AutoContrast",
-        "Equalize",
-        "Invert",
-        "Rotate",
-        "PosterizeIncreasing",
-        "SolarizeIncreasing",
-        "SolarizeAdd",
-    ),
-    *("ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing"),
-    *("ShearX", "ShearY", "TranslateXRel", "TranslateYRel"),
+from fastdeit.plan.beta import draw_beta
+from fastdeit.plan.operations import (
+    JITTER_OPS,
+    OPERATIONS,
+    OPS,
+    RAND_AUGMENT_OPS,
+    THREE_OPS,
+    op_arguments,
 )
-"""The 15 operations of timm's `inc1` set, in its order."""
+from fastdeit.plan.philox import RandomStream, normal, quantised, uniform
 
-OPS = (*RAND_AUGMENT_OPS, "Grayscale", "GaussianBlur")
-"""Every operation of a layer. Grayscale takes no argument, GaussianBlur the radius of PIL's
-ImageFilter.GaussianBlur."""
+# purposes of streams; none is ever used for two things
+ORDER = 0
+CROP = 1
+FLIP = 2
+AUGMENT = 3
+ERASE = 4
+ERASE_BOX = 5
+NOISE = 6
+MIX = 7
+MIX_GAMMA = 8
+DROP_PATH = 9
+THREE_AUGMENT = 10
+JITTER = 11
 
-THREE_OPS = ("Grayscale", "SolarizeIncreasing", "GaussianBlur")
-"""What 3-Augment chooses from."""
-
-JITTER_OPS = ("BrightnessIncreasing", "ContrastIncreasing", "ColorIncreasing")
-"""What the colour jitter does, in one order or another."""
-
-# one stream of random words for each use; a number is never given twice
-(
-    ORDER,
-    CROP,
-    FLIP,
-    AUGMENT,
-    ERASE,
-    ERASE_BOX,
-    NOISE,
-    MIX,
-    MIX_GAMMA,
-    DROP_PATH,
-    THREE_AUGMENT,
-    JITTER,
-) = range(12)
 _TRIES = 10
 
-_THREE, _JITTER = (
-    np.array([OPS.index(name) for name in names], np.int32) for names in (THREE_OPS, JITTER_OPS)
-)
+_THREE = np.array([OPS.index(name) for name in THREE_OPS], np.int32)
 _THREE_ARGS = np.array([0.0, 128.0, 0.0])  # none; PIL's default threshold; the radius is drawn
-_BLUR_RADIUS = (0.1, 2.0)
+_BLUR = THREE_OPS.index("GaussianBlur")
+_BLUR_RADIUS = OPERATIONS[_THREE[_BLUR]].span or (0.0, 0.0)
+_JITTER = np.array([OPS.index(name) for name in JITTER_OPS], np.int32)
 _JITTER_ORDERS = np.array(list(itertools.permutations(range(3))))
 _PADDING = 4  # of the simple random crop, reflected
 
-RandomStream = Callable[[np.ndarray, Sequence[tuple[int, int]]], np.ndarray]
-"""Ordinals (B,) and streams to uint64 (streams, 4, B) holding 32-bit words."""
+Range = tuple[float, float]
+
+_Try = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""From uniforms (4, n) and limits (n, 2) to boxes (n, 4) and whether each fits (n,)."""
 
 
 def within(u: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Uniforms in (0, 1) to uniforms in (low, high)."""
+    """Return uniforms in (low, high) from uniforms in (0, 1)."""
     return low + u * (high - low)
 
 
-def _quantised(x: np.ndarray) -> np.ndarray:
-    """To multiples of 2^-24: logarithms differ in the last bit between machines, the plan must not."""
-    return np.round(x * 2.0**24) * 2.0**-24
-
-
-def _boxes(
-    u: np.ndarray,
-    limit: np.ndarray,
-    area: tuple[float, float],
-    ratio: tuple[float, float],
-    wide: bool,
+def _try_box(
+    u: np.ndarray, limit: np.ndarray, *, area: Range, ratio: Range, wide: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One try at a box of random area and log-uniform aspect; the crop's and the erasing's law.
+    """Draw a box of random area and log-uniform aspect, for a crop or for erasing.
 
-    u: (4, n) uniforms; limit: (n, 2) height and width to fit in; ratio is width / height if `wide`
-    (and the box may be as large as the limit), else height / width (and it must be smaller).
+    u: (4, n) uniforms; limit: (n, 2) height and width to fit in. ratio is width / height if `wide`
+    (then the box may be as large as the limit), else height / width (then it must be smaller).
     Returns int32 (n, 4) y, x, height, width and bool (n,), whether it fits.
     """
     target = within(u[0], *area) * limit[:, 0] * limit[:, 1]
     aspect = np.exp(within(u[1], math.log(ratio[0]), math.log(ratio[1])))
-    along, across = (
-        np.rint(_quantised(np.sqrt(target * aspect))),
-        np.rint(_quantised(np.sqrt(target / aspect))),
-    )
-    size = np.stack((across, along) if wide else (along, across), 1).astype(np.int32)
-    size = np.maximum(size, 1) if wide else size
-    fits = np.logical_and(*(size <= (limit if wide else limit - 1)).T)
+    dividend = np.rint(quantised(np.sqrt(target * aspect)))
+    divisor = np.rint(quantised(np.sqrt(target / aspect)))
+    if wide:
+        size = np.maximum(np.stack((divisor, dividend), 1), 1).astype(np.int32)
+        most = limit
+    else:
+        size = np.stack((dividend, divisor), 1).astype(np.int32)
+        most = limit - 1
+    fits = (size[:, 0] <= most[:, 0]) & (size[:, 1] <= most[:, 1])
     start = np.floor(u[2:].T * (limit - size + 1)).astype(np.int32)
     return np.concatenate((start, size), 1), fits
 
 
 def _first_fit(
-    first: np.ndarray,
-    retry: Callable[[np.ndarray, Sequence[int]], np.ndarray],
+    first_words: np.ndarray,
+    retry_words: Callable[[np.ndarray, Sequence[int]], np.ndarray],
     limit: np.ndarray,
-    law: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
+    try_box: _Try,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first of ten tries of `law` that fits: int32 (B, 4), and bool (B,), whether one did.
+    """Return the first of ten tries that fits, int32 (B, 4), and bool (B,), whether one did.
 
-    first: words (4, B) of the first try; retry: words (tries, 4, n) of other tries of some of the
-    rows.
+    first_words: (4, B), of the first try; retry_words: from m of the rows and t numbers of tries to
+    words (t, 4, m).
     """
-    boxes, found = law(uniform(first), limit)
+    boxes, found = try_box(uniform(first_words), limit)
     todo = np.flatnonzero(~found)
     if todo.size:
-        # few are left after the first try: all others at once cost less than one by one
-        u = uniform(retry(todo, range(1, _TRIES))).transpose(1, 0, 2).reshape(4, -1)
-        more, fits = law(u, np.tile(limit[todo], (_TRIES - 1, 1)))
-        fits = fits.reshape(_TRIES - 1, -1)
-        best = fits.argmax(0)
-        boxes[todo] = more.reshape(_TRIES - 1, -1, 4)[best, np.arange(todo.size)]
+        # few rows are left after the first try, so all nine others are drawn at once:
+        # (tries, 4, m) -> (4, tries * m), one try of all rows after the other
+        retries = _TRIES - 1
+        words = retry_words(todo, range(1, _TRIES))
+        u = uniform(words).transpose(1, 0, 2).reshape(4, -1)
+        more, fits = try_box(u, np.tile(limit[todo], (retries, 1)))
+        fits = fits.reshape(retries, -1)
+        more = more.reshape(retries, -1, 4)
+        # argmax is the first try that fits; the first of all if none does
+        boxes[todo] = more[fits.argmax(0), np.arange(todo.size)]
         found[todo] = fits.any(0)
     return boxes, found
 
 
 def resized_crop(
-    words: RandomStream,
+    stream: RandomStream,
     ordinals: np.ndarray,
-    first: np.ndarray,
+    *,
+    words: np.ndarray,
     sizes: np.ndarray,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
+    scale: Range,
+    ratio: Range,
 ) -> np.ndarray:
-    """Random resized crop, int32 (B, 4): y, x, height, width in images of `sizes` (B, 2); first:
-    words (4, B) of CROP."""
-    boxes, found = _first_fit(
-        first,
-        lambda rows, tries: words(ordinals[rows], [(CROP, attempt) for attempt in tries]),
-        sizes,
-        lambda u, limit: _boxes(u, limit, scale, ratio, wide=True),
-    )
+    """Draw random resized crops, int32 (B, 4): y, x, height, width in images of `sizes` (B, 2).
+
+    words: (4, B), of CROP's first block.
+    """
+
+    def retry_words(rows: np.ndarray, tries: Sequence[int]) -> np.ndarray:
+        return stream(ordinals[rows], [(CROP, number) for number in tries])
+
+    def try_box(u: np.ndarray, limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return _try_box(u, limit, area=scale, ratio=ratio, wide=True)
+
+    boxes, found = _first_fit(words, retry_words, sizes, try_box)
     return np.where(found[:, None], boxes, _centre_crop(sizes, ratio))
 
 
-def _centre_crop(sizes: np.ndarray, ratio: tuple[float, float]) -> np.ndarray:
-    """int32 (B, 4): the largest centred window whose aspect lies within `ratio`, for images where
-    ten tries failed."""
+def _centre_crop(sizes: np.ndarray, ratio: Range) -> np.ndarray:
+    """Return the largest centred windows whose aspect lies within `ratio`, int32 (B, 4), for images
+    where ten tries failed."""
     height, width = sizes[:, 0], sizes[:, 1]
     h = np.where(width / height < ratio[0], np.rint(width / ratio[0]), height).astype(np.int32)
     w = np.where(width / height > ratio[1], np.rint(height * ratio[1]), width).astype(np.int32)
@@ -163,22 +151,22 @@ def _centre_crop(sizes: np.ndarray, ratio: tuple[float, float]) -> np.ndarray:
     return np.stack(((height - h) // 2, (width - w) // 2, h, w), 1).astype(np.int32)
 
 
-def simple_crop(first: np.ndarray, sizes: np.ndarray, size: int) -> np.ndarray:
-    """Simple random crop, int32 (B, 4): height and width of the resized image, y and x of the
+def simple_crop(words: np.ndarray, sizes: np.ndarray, size: int) -> np.ndarray:
+    """Draw simple random crops, int32 (B, 4): height and width of the resized image, y and x of the
     window of size x size in it.
 
     torchvision's Resize(size), which sets the short side, and RandomCrop(size, padding=4): the
-    window starts at -4 or later and ends at most 4 beyond. first: words (4, B) of CROP; sizes: (B,
-    2).
+    window starts at -4 or later and ends at most 4 beyond. words: (4, B), of CROP's first block;
+    sizes: (B, 2).
     """
     resized = size * sizes.astype(np.int64) // sizes.min(1, keepdims=True)
     places = resized + 2 * _PADDING - size + 1
-    corner = np.floor(uniform(first[:2]).T * places) - _PADDING
+    corner = np.floor(uniform(words[:2]).T * places) - _PADDING
     return np.concatenate((resized, corner), 1).astype(np.int32)
 
 
 def rand_augment(
-    words: RandomStream,
+    stream: RandomStream,
     ordinals: np.ndarray,
     *,
     layers: int,
@@ -187,158 +175,115 @@ def rand_augment(
     maximum: float,
     prob: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """RandAugment: int32 operations and float64 arguments, both (B, layers); -1 and 0 where a gate
-    is closed."""
-    u = uniform(words(ordinals, [(AUGMENT, block) for block in range(2 * layers)])).reshape(
-        layers, 8, -1
-    )
+    """Draw RandAugment's operations, int32, and their arguments, float64, both (B, layers); -1 and
+    0 where a layer does nothing."""
+    words = stream(ordinals, [(AUGMENT, block) for block in range(2 * layers)])
+    u = uniform(words).reshape(layers, 8, -1)
     ops = np.floor(u[:, 0] * len(RAND_AUGMENT_OPS)).astype(np.int32)
-    drawn = (
-        u[:, 4] * magnitude
-        if math.isinf(deviation)
-        else magnitude + deviation * normal(u[:, 4], u[:, 5])
-    )
-    args = op_arguments(ops, _quantised(np.clip(drawn, 0.0, maximum)), negate=u[:, 2] > 0.5)
+    if math.isinf(deviation):
+        drawn = u[:, 4] * magnitude
+    else:
+        drawn = magnitude + deviation * normal(u[:, 4], u[:, 5])
+    drawn = quantised(np.clip(drawn, 0.0, maximum))
+    args = op_arguments(ops, drawn, negate=u[:, 2] > 0.5)
     applied = u[:, 1] < prob
     return np.where(applied, ops, -1).T.astype(np.int32), np.where(applied, args, 0.0).T
 
 
-def op_arguments(ops: np.ndarray, magnitude: np.ndarray, negate: np.ndarray) -> np.ndarray:
-    """float64: timm's argument for operations `ops` (index into RAND_AUGMENT_OPS) at `magnitude`,
-    all of the same shape.
-
-    The laws of timm's `_*_level_to_arg` functions of the increasing set; `negate` turns the signed
-    ones round.
-    """
-    level = magnitude / 10.0
-    signed = np.where(negate, -level, level)
-    laws = {
-        "Rotate": 30.0 * signed,
-        "PosterizeIncreasing": 4 - np.trunc(level * 4),
-        "SolarizeIncreasing": 256 - np.minimum(256, np.trunc(level * 256)),
-        "SolarizeAdd": np.minimum(128, np.trunc(level * 110)),
-        **dict.fromkeys(("ShearX", "ShearY"), 0.3 * signed),
-        **dict.fromkeys(("TranslateXRel", "TranslateYRel"), 0.45 * signed),
-    }
-    enhance = np.maximum(0.1, 1.0 + 0.9 * signed)
-    laws |= {
-        f"{name}Increasing": enhance for name in ("Color", "Contrast", "Brightness", "Sharpness")
-    }
-    nothing = np.zeros_like(level)
-    return np.choose(ops, [laws.get(name, nothing) for name in RAND_AUGMENT_OPS])
-
-
-def three_augment(words: RandomStream, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One of grey, solarise and blur, each as likely: int32 operations and float64 arguments, both
-    (B, 1)."""
-    u = uniform(words(ordinals, [(THREE_AUGMENT, 0)])[0])
+def three_augment(stream: RandomStream, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one of grey, solarise and blur, each as likely: int32 operations and float64 arguments,
+    both (B, 1)."""
+    u = uniform(stream(ordinals, [(THREE_AUGMENT, 0)])[0])
     chosen = np.floor(u[0] * 3).astype(np.int32)
-    args = np.where(chosen == 2, within(u[1], *_BLUR_RADIUS), _THREE_ARGS[chosen])
+    args = np.where(chosen == _BLUR, within(u[1], *_BLUR_RADIUS), _THREE_ARGS[chosen])
     return _THREE[chosen][:, None], args[:, None]
 
 
 def color_jitter(
-    words: RandomStream, ordinals: np.ndarray, jitter: float
+    stream: RandomStream, ordinals: np.ndarray, jitter: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Brightness, contrast and saturation in any of the six orders: int32 operations and float64
-    factors, both (B, 3)."""
-    u = uniform(words(ordinals, [(JITTER, 0)])[0])
+    """Draw brightness, contrast and saturation in any of the six orders: int32 operations and
+    float64 factors, both (B, 3)."""
+    u = uniform(stream(ordinals, [(JITTER, 0)])[0])
     factors = within(u[:3], max(0.0, 1.0 - jitter), 1.0 + jitter).T
     order = _JITTER_ORDERS[np.floor(u[3] * len(_JITTER_ORDERS)).astype(np.int64)]
     return _JITTER[order], np.take_along_axis(factors, order, 1)
 
 
 def erase(
-    words: RandomStream,
+    stream: RandomStream,
     ordinals: np.ndarray,
-    first: np.ndarray,
+    *,
+    words: np.ndarray,
     size: int,
     prob: float,
-    area: tuple[float, float],
-    ratio: tuple[float, float],
+    area: Range,
+    ratio: Range,
 ) -> np.ndarray:
-    """RandomErasing, int32 (B, 4): y, x, height, width; zeros where nothing is erased. first: words
-    (4, B) of ERASE."""
+    """Draw RandomErasing's boxes, int32 (B, 4): y, x, height, width; zeros where nothing is erased.
+
+    words: (4, B), of ERASE's first block; size: of the images.
+    """
     erased = np.zeros((len(ordinals), 4), np.int32)
-    chosen = np.flatnonzero(uniform(first[0]) < prob)
-    if chosen.size:
-        there = ordinals[chosen]
-        boxes, found = _first_fit(
-            words(there, [(ERASE_BOX, 0)])[0],
-            lambda rows, tries: words(there[rows], [(ERASE_BOX, attempt) for attempt in tries]),
-            np.full((chosen.size, 2), size),
-            lambda u, limit: _boxes(u, limit, area, ratio, wide=False),
-        )
-        # a box that rounds to no pixels erases nothing
-        erased[chosen] = np.where((found & boxes[:, 2:].all(1))[:, None], boxes, 0)
+    chosen = np.flatnonzero(uniform(words[0]) < prob)
+    if not chosen.size:
+        return erased
+    places = ordinals[chosen]
+
+    def retry_words(rows: np.ndarray, tries: Sequence[int]) -> np.ndarray:
+        return stream(places[rows], [(ERASE_BOX, number) for number in tries])
+
+    def try_box(u: np.ndarray, limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return _try_box(u, limit, area=area, ratio=ratio, wide=False)
+
+    first_words = stream(places, [(ERASE_BOX, 0)])[0]
+    limit = np.full((chosen.size, 2), size)
+    boxes, found = _first_fit(first_words, retry_words, limit, try_box)
+    # a box that rounds to no pixels erases nothing
+    erases = found & boxes[:, 2:].all(1)
+    erased[chosen] = np.where(erases[:, None], boxes, 0)
     return erased
 
 
 def mix(
-    words: RandomStream,
+    stream: RandomStream,
     groups: np.ndarray,
     *,
     size: int,
     mixup: float,
     cutmix: float,
-    minmax: tuple[float, float] | None,
+    minmax: Range | None,
     prob: float,
     switch_prob: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mixup or CutMix of each group: float32 lam (G,), corrected to the true area, and int32 box
-    (G, 4) y0, x0, y1, x1."""
-    choice, place = words(groups, [(MIX, 0), (MIX, 1)])
+    """Draw Mixup or CutMix for each group: float32 lam (G,), the share of the sample itself, and
+    int32 box (G, 4) y0, x0, y1, x1, zeros for Mixup."""
+    choice, place = stream(groups, [(MIX, 0), (MIX, 1)])
     u = uniform(choice)
-    cutting, blending = cutmix > 0 or minmax is not None, mixup > 0
-    cut = (u[0] < switch_prob) if cutting and blending else np.full(groups.size, cutting)
+    can_cut = cutmix > 0 or minmax is not None
+    if can_cut and mixup > 0:
+        cut = u[0] < switch_prob
+    else:
+        cut = np.full(groups.size, can_cut)
     alpha = np.where(cut, cutmix or 1.0, mixup or 1.0)
-    lam = np.where(u[1] < prob, _beta(words, groups, alpha), 1.0)
+    lam = np.where(u[1] < prob, draw_beta(stream, MIX_GAMMA, groups, alpha), 1.0)
     box = np.where((cut & (lam < 1.0))[:, None], _cut_box(uniform(place), lam, size, minmax), 0)
     area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
     box = np.where(area[:, None] > 0, box, 0)
-    return np.where(cut, 1.0 - area / size**2, lam).astype(np.float32), box.astype(np.int32)
+    # a box is clipped at the border and has whole pixels, so its true area decides the share
+    lam = np.where(cut, 1.0 - area / size**2, lam)
+    return lam.astype(np.float32), box.astype(np.int32)
 
 
-def _cut_box(
-    u: np.ndarray, lam: np.ndarray, size: int, minmax: tuple[float, float] | None
-) -> np.ndarray:
-    """CutMix's box, (G, 4) y0, x0, y1, x1: side sqrt(1 - lam) about a uniform centre, clipped; or
-    `minmax`'s, unclipped."""
+def _cut_box(u: np.ndarray, lam: np.ndarray, size: int, minmax: Range | None) -> np.ndarray:
+    """Draw CutMix's boxes, (G, 4) y0, x0, y1, x1: of side sqrt(1 - lam) about a uniform centre,
+    clipped; with `minmax` of random sides, unclipped."""
     if minmax:
         low, high = (int(size * bound) for bound in minmax)
         sides = np.floor(low + u[2:] * max(high - low, 1))
         start = np.floor(u[:2] * (size - sides + 1))
         return np.concatenate((start, start + sides)).T.astype(np.int32)
-    side = np.trunc(_quantised(size * np.sqrt(1.0 - lam)))
+    side = np.trunc(quantised(size * np.sqrt(1.0 - lam)))
     centre = np.floor(u[:2] * size)
-    return np.clip(
-        np.concatenate((centre - side // 2, centre + (side + 1) // 2)), 0, size
-    ).T.astype(np.int32)
-
-
-def _beta(words: RandomStream, ordinals: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Beta(alpha, alpha) draws, float64 (G,): G1 / (G1 + G2) of two Gamma(alpha) draws, in
-    logarithms."""
-    both = np.concatenate((2 * ordinals, 2 * ordinals + 1))
-    first, second = _log_gamma_draw(words, both, np.tile(alpha, 2)).reshape(2, -1)
-    return _quantised(1.0 / (1.0 + np.exp(np.clip(second - first, -700, 700))))
-
-
-def _log_gamma_draw(words: RandomStream, ordinals: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Logarithm of Gamma(alpha) draws (Marsaglia and Tsang, ACM TOMS 26(3), 2000, with their boost
-    for alpha < 1)."""
-    d = (
-        alpha + 1.0 - 1.0 / 3.0
-    )  # always draw Gamma(alpha + 1), then boost by U^(1 / alpha): right for every alpha
-    drawn = np.zeros(len(ordinals))
-    todo, attempt = np.arange(len(ordinals)), 0
-    while todo.size:
-        u = uniform(words(ordinals[todo], [(MIX_GAMMA, attempt)])[0])
-        x = normal(u[0], u[1])
-        v = (1.0 + x / np.sqrt(9.0 * d[todo])) ** 3
-        log_v = np.log(np.maximum(v, 1e-300))
-        ok = (v > 0) & (np.log(u[2]) < 0.5 * x**2 + d[todo] * (1.0 - v + log_v))
-        log_gamma = np.log(d[todo]) + log_v + np.log(u[3]) / alpha[todo]
-        drawn[todo[ok]] = log_gamma[ok]
-        todo, attempt = todo[~ok], attempt + 1
-    return drawn
+    corners = np.concatenate((centre - side // 2, centre + (side + 1) // 2))
+    return np.clip(corners, 0, size).T.astype(np.int32)

@@ -4,10 +4,11 @@ import dataclasses
 from dataclasses import dataclass
 
 from fastdeit.config.parse import require_value
-from fastdeit.config.schema import AugmentConfig, DataConfig, MixConfig, RunConfig
-from fastdeit.plan import sampling
+from fastdeit.config.samples import AugmentConfig, DataConfig, MixConfig
+from fastdeit.config.schema import RunConfig
+from fastdeit.plan.operations import JITTER_OPS, RAND_AUGMENT_OPS, THREE_OPS
 
-# every default stands once, in config/schema.py; --aa has those of RandAugment in one string
+# every default stands once, in fastdeit/config/; --aa has those of RandAugment in one string
 _RAND_AUGMENT = AugmentConfig().operations()
 
 
@@ -86,11 +87,11 @@ class PlanSpec:
     def layer_ops(self) -> tuple[tuple[str, ...], ...]:
         """For each layer of operations, the names out of `OPS` that it is drawn from: RandAugment's
         layers, or 3-Augment's one; then the colour jitter's three."""
-        layers: list[tuple[str, ...]] = [sampling.RAND_AUGMENT_OPS] * self.ra_layers
+        layers: list[tuple[str, ...]] = [RAND_AUGMENT_OPS] * self.ra_layers
         if self.three_augment:
-            layers += [sampling.THREE_OPS]
+            layers += [THREE_OPS]
         if self.color_jitter > 0:
-            layers += [sampling.JITTER_OPS] * 3
+            layers += [JITTER_OPS] * 3
         return tuple(layers)
 
     @property
@@ -100,12 +101,12 @@ class PlanSpec:
 
     @property
     def cuts(self) -> bool:
-        """Whether some samples may be mixed by CutMix."""
+        """Return True if some samples may be mixed by CutMix."""
         return self.cutmix > 0 or self.cutmix_minmax is not None
 
     @property
     def mixes(self) -> bool:
-        """Whether some samples may be mixed at all."""
+        """Return True if some samples may be mixed at all."""
         return self.mixup_prob > 0 and (self.mixup > 0 or self.cuts)
 
     def describe(self) -> str:

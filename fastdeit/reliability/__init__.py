@@ -1,1 +1,1 @@
-"""What watches a run, and what it remembers of trouble. Importing the room itself imports nothing."""
+"""What watches a run, and the records of what went wrong."""

@@ -1,8 +1,7 @@
-"""What a rank leaves behind when it fails, since the launcher's exit code does not tell which rank
-was the first.
+"""Failure files: what each failing rank leaves in the run folder.
 
-`failure-rankR.json` in the run folder; the next start moves them, oldest first, to
-`failures.jsonl`.
+The launcher's exit code does not say which rank failed first. So each writes `failure-rankR.json`;
+the next start of the run moves them, oldest first, to `failures.jsonl`.
 """
 
 import contextlib
@@ -13,47 +12,66 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from fastdeit.storage.atomic import atomic_write_text, read_bounded
+from fastdeit.storage.jsonl import append_lines, parse_record, read_records
 from fastdeit.storage.run_folder import RunFolder
 
-_LIMIT = 1 << 22  # bytes of a failure file: stacks of many threads
+_LIMIT = 1 << 22  # bytes of a failure file, which holds the stacks of many threads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Where and why a rank failed."""
+
+    time: float
+    """Seconds since 1970."""
+    rank: int
+    host: str
+    pid: int = 0
+    section: str
+    """The section that the rank had entered last."""
+    step: int
+    """Optimizer steps done by then."""
+    error: str
+    """One line."""
+    details: str = ""
+    """A traceback, or the stacks of all threads."""
 
 
 def write_failure(
     folder: RunFolder, rank: int, section: str, step: int, error: str, details: str
 ) -> None:
-    """Tells where a rank failed, and of what; never raises: the failure itself is what matters.
+    """Write a rank's failure file; the arguments are fields of `Failure`.
 
-    section: the last that was entered; step: optimizer steps done by then; error: one line;
-    details: a traceback, or the stacks of all threads.
+    Never raises: the failure itself is what matters.
     """
-    facts = {
-        "time": time.time(),
-        "rank": rank,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "section": section,
-        "step": step,
-        "error": error,
-        "details": details,
-    }
+    failure = Failure(
+        time=time.time(),
+        rank=rank,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        section=section,
+        step=step,
+        error=error,
+        details=details,
+    )
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(folder.failure(rank), json.dumps(facts, indent=1))
+        atomic_write_text(folder.failure(rank), json.dumps(asdict(failure), indent=1))
     except OSError as refusal:
         print(f"fastdeit: rank {rank}: no failure file: {refusal}", file=sys.stderr)
 
 
 def format_exception(error: BaseException) -> tuple[str, str]:
-    """An exception in one line, and its traceback."""
+    """Return an exception in one line, and its traceback."""
     line = " ".join(traceback.format_exception_only(error)[-1].split())
     return line, "".join(traceback.format_exception(error))
 
 
-def stacks() -> str:
-    """Where every thread of this process stands, in Python."""
+def format_stacks() -> str:
+    """Return the Python stack of every thread of this process."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     frames = sys._current_frames().items()
     return "\n".join(
@@ -62,36 +80,31 @@ def stacks() -> str:
     )
 
 
-def take_failures(folder: RunFolder) -> list[dict[str, Any]]:
-    """The failures of the attempt before this one, oldest first; they are moved to failures.jsonl."""
-    files = folder.failure_files()
-    failures: list[dict[str, Any]] = []
-    for file in files:
-        with contextlib.suppress(ValueError):
-            failures += _facts(read_bounded(file, _LIMIT))
-    failures.sort(key=lambda failure: failure["time"])
+def read_failures(folder: RunFolder) -> list[Failure]:
+    """Return all failures of the run in a folder: of earlier attempts, then of the last one."""
+    return read_records(folder.failures, Failure) + _read_last(folder)
+
+
+def take_failures(folder: RunFolder) -> list[Failure]:
+    """Move the failures of the last attempt to failures.jsonl and return them, oldest first."""
+    failures = _read_last(folder)
     if failures:
-        with folder.failures.open("a") as history:
-            history.writelines(json.dumps(failure) + "\n" for failure in failures)
-    for file in files:
+        append_lines(folder.failures, failures)
+    for file in folder.failure_files():
         file.unlink()
     return failures
 
 
-def _facts(text: str) -> list[dict[str, Any]]:
-    """The failure in a file, if there is one. Raises ValueError for what is no JSON."""
-    try:
-        failure = json.loads(text)
-    except RecursionError:
-        return []
-    told = (
-        isinstance(failure, dict)
-        and {"time", "rank", "host", "section", "step", "error"} <= failure.keys()
-    )
-    return [failure] if told and isinstance(failure["time"], int | float) else []
+def _read_last(folder: RunFolder) -> list[Failure]:
+    failures: list[Failure] = []
+    for file in folder.failure_files():
+        with contextlib.suppress(ValueError):
+            failures.append(parse_record(read_bounded(file, _LIMIT), Failure))
+    return sorted(failures, key=lambda failure: failure.time)
 
 
-def format_failure(failure: dict[str, Any], folder: RunFolder) -> str:
-    """A line for a person."""
-    where = f"rank {failure['rank']} ({failure['host']}) after step {failure['step']}, in {failure['section']}"
-    return f"the attempt before this failed first on {where}: {failure['error']} (more in {folder.failures})"
+def format_failure(failure: Failure, folder: RunFolder) -> str:
+    """Return a line for the user."""
+    where = f"rank {failure.rank} ({failure.host}) after step {failure.step}, in {failure.section}"
+    details = f"details in {folder.failures}"
+    return f"the last attempt failed first on {where}: {failure.error} ({details})"

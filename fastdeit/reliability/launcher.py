@@ -30,8 +30,8 @@ def attach() -> "Launcher | None":
 
 
 class Launcher:
-    """The launcher of this process: its parent, and above it DeepSpeed's runner, or the sshd process
-    of a runner on another machine."""
+    """The launcher of this process: its parent, and above it DeepSpeed's runner, or the sshd
+    process of a runner on another machine."""
 
     def __init__(self) -> None:
         self._chain = [os.getppid()]
@@ -60,7 +60,7 @@ class Launcher:
         return True
 
     def has_died(self) -> bool:
-        """Return True if any process of the launcher has died: its child then has another parent."""
+        """Return True if a process of the launcher has died: its child has another parent then."""
         if self._died_before or os.getppid() != self._chain[0]:
             return True
         return any(_parent_of(pid) != above for pid, above in itertools.pairwise(self._chain))

@@ -1,10 +1,10 @@
-"""Whether all ranks hold the same weights, bit for bit: what a faulty device or network does to one
-rank's copy shows here.
+"""Check that all ranks hold the same weights, bit for bit: a faulty device or network changes one
+rank's copy.
 
-At ZeRO 1 and 2 every rank keeps the whole model in the training precision; at ZeRO 3 only small
+At ZeRO 1 and 2 every rank keeps the whole model in the training precision. At ZeRO 3 only small
 ("persistent") parameters are whole, and nothing else has a second copy to be compared with.
 DeepSpeed writes these copies anew from the fp32 masters after each step, so a difference is of the
-last step's.
+last step.
 """
 
 from collections import Counter
@@ -14,14 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
 
 def compare_weights(module: nn.Module) -> str | None:
-    """None if all ranks' weights are equal; else which ranks differ, and in what. A collective;
-    waits for the device.
+    """Return which ranks differ and in which parameter; None if all weights are equal.
 
-    module: of a DeepSpeed engine, between two steps.
+    A collective; waits for the device. module: of a DeepSpeed engine, between two steps.
     """
     whole = {
         name: weight
@@ -30,35 +27,39 @@ def compare_weights(module: nn.Module) -> str | None:
     }
     if not whole:
         return None
-    mine = torch.stack([checksum(weight) for weight in whole.values()])
-    sums = torch.empty(dist.get_world_size(), len(whole), dtype=mine.dtype, device=mine.device)
-    dist.all_gather_into_tensor(sums.view(-1), mine)
-    return describe_difference(list(whole), sums.cpu())
+    mine = hash_weights(list(whole.values()))
+    hashes = torch.empty(dist.get_world_size(), len(whole), dtype=mine.dtype, device=mine.device)
+    dist.all_gather_into_tensor(hashes.view(-1), mine)
+    return describe_difference(list(whole), hashes.cpu())
 
 
-def checksum(weight: torch.Tensor) -> torch.Tensor:
-    """int64 (): the sum of the elements' bits read as integers: exact in any order, and changed by
-    any single bit."""
-    return weight.detach().view(_INTEGERS[weight.element_size()]).sum(dtype=torch.int64)
+def hash_weights(weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return a hash of each tensor: int64 (weights,).
 
-
-def describe_difference(names: Sequence[str], sums: torch.Tensor) -> str | None:
-    """What differs, in words; None if nothing does.
-
-    sums: int64 (ranks, names). Ranks without a majority against them are all named with their sums.
+    It is the exclusive or of the elements' bits as float64, exact in any order, and changed by any
+    single bit of a finite fp32, bf16 or fp16 weight. Two elements cancel if the same bits change in
+    the float64 form of both.
     """
-    different = (sums != sums[0]).any(0).nonzero().flatten().tolist()
+    hashes = torch.stack([torch.hash_tensor(weight.detach()) for weight in weights])
+    return hashes.view(torch.int64)  # collectives have no uint64
+
+
+def describe_difference(names: Sequence[str], hashes: torch.Tensor) -> str | None:
+    """Return what differs, in words; None if nothing does.
+
+    hashes: int64 (ranks, names). Without a majority, all ranks are named with their hashes.
+    """
+    different = (hashes != hashes[0]).any(0).nonzero().flatten().tolist()
     if not different:
         return None
-    where = (
-        f"{names[different[0]]}, the first of {len(different)} parameters"
-        if len(different) > 1
-        else names[different[0]]
-    )
-    rows = [tuple(row) for row in sums[:, different].tolist()]
-    usual, times = Counter(rows).most_common(1)[0]
-    if 2 * times > len(rows):
+    where = names[different[0]]
+    if len(different) > 1:
+        where += f", the first of {len(different)} parameters"
+    rows = [tuple(row) for row in hashes[:, different].tolist()]
+    usual, count = Counter(rows).most_common(1)[0]
+    if 2 * count > len(rows):
         odd = [str(rank) for rank, row in enumerate(rows) if row != usual]
-        return f"rank{'s' * (len(odd) > 1)} {', '.join(odd)} of {len(rows)} {'have' if len(odd) > 1 else 'has'} another {where}"
+        has = "ranks {} of {} have" if len(odd) > 1 else "rank {} of {} has"
+        return f"{has.format(', '.join(odd), len(rows))} another {where}"
     values = ", ".join(f"rank {rank}: {row[0] % 2**64:016x}" for rank, row in enumerate(rows))
-    return f"the ranks have different {where} (checksums {values})"
+    return f"the ranks have different {where} (hashes {values})"

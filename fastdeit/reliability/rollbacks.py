@@ -1,17 +1,17 @@
-"""Going back after too many bad steps in a row: which steps a run passes over from then on, and
-what a stop leaves to look at.
+"""Rollback after too many bad steps in a row: which steps a run skips from then on, and the debug
+bundle that a run leaves when it stops.
 
-A skipped step leaves the weights as they were, so training them again up to the same place and
-leaving out the bad steps alone would come to the same end. As PaLM's authors did (arXiv 2204.02311,
-section 5.1), a run goes back to a checkpoint from before, and takes up the data after the last bad
-step: every step between is passed over. They stand in `rollbacks.jsonl` before the checkpoint is
-loaded, so that every later start does the same.
+A skipped step leaves the weights as they were. Training the same steps again and skipping only the
+bad ones would therefore end in the same place. As PaLM's authors did (arXiv 2204.02311, section
+5.1), a run rolls back to an earlier checkpoint and resumes the data after the last bad step: every
+step between is skipped. The skipped range is in `rollbacks.jsonl` before the checkpoint is loaded,
+so that every later start does the same.
 """
 
 import json
-import operator
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +20,46 @@ from fastdeit.checkpoint.select import LoadedCheckpoint, find_checkpoint
 from fastdeit.checkpoint.store import save_checkpoint
 from fastdeit.distributed.collectives import on_rank0
 from fastdeit.storage.atomic import atomic_write_text
+from fastdeit.storage.jsonl import read_records, replace_lines
 from fastdeit.storage.run_folder import RunFolder
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rollback:
+    """A line of rollbacks.jsonl."""
+
+    checkpoint: int = 0
+    """The step that the run rolled back to."""
+    bad_steps: tuple[int, ...] = ()
+    """The steps that were bad in a row."""
+    passed_over: tuple[int, int]
+    """The steps that are skipped from then on: from, to (exclusive)."""
+    time: float = 0.0
+    """When the run rolled back, in seconds since 1970."""
+
+
 class Rollbacks:
-    """The times that a run went back, in its folder. A collective. Raises ValueError as
-    `read_rollbacks` does."""
+    """The rollbacks of a run, kept in its folder. Creating it is a collective, and raises what
+    `read_rollbacks` raises."""
 
     def __init__(self, folder: RunFolder) -> None:
-        self._folder, self._file = folder, folder.rollbacks
-        self.entries: list[dict[str, Any]] = on_rank0(lambda: read_rollbacks(folder))
+        self._folder = folder
+        self.entries: list[Rollback] = on_rank0(lambda: read_rollbacks(folder))
 
     def __contains__(self, step: object) -> bool:
-        """Whether a step is passed over."""
-        return any(step in range(*entry["passed_over"]) for entry in self.entries)
+        """Return True if a step is skipped."""
+        return any(step in range(*entry.passed_over) for entry in self.entries)
 
     def find(self, first_bad: int, allowed: int, layout: Tensors) -> LoadedCheckpoint:
-        """The newest whole checkpoint from before a bad step, and from before the passed-over steps
-        that lead up to it.
+        """Return the newest whole checkpoint from before a bad step, and before the skipped steps
+        that lead up to it. A collective.
 
-        Raises ValueError, the same on every rank, if there is none, or if the run went back
-        `allowed` times. A collective.
+        Raises ValueError, the same on every rank, if there is none, or if the run has rolled back
+        `allowed` times.
         """
         if len(self.entries) >= allowed:
             raise ValueError(
-                f"the run went back {len(self.entries)} times, --max-rollbacks allows {allowed}"
+                f"the run rolled back {len(self.entries)} times, --max-rollbacks allows {allowed}"
             )
         while first_bad - 1 in self:
             first_bad -= 1
@@ -54,53 +69,35 @@ class Rollbacks:
         return found
 
     def add(self, checkpoint: int, bad_steps: Sequence[int]) -> None:
-        """Goes back from the last of `bad_steps` to the step of a checkpoint. Raises ValueError if
-        the disk refuses.
+        """Record a rollback from the last of `bad_steps` to a checkpoint's step. A collective.
 
-        A collective.
+        Raises ValueError if the disk refuses.
         """
-        passed_over = [checkpoint, bad_steps[-1] + 1]
-        entry = {
-            "checkpoint": checkpoint,
-            "bad_steps": list(bad_steps),
-            "passed_over": passed_over,
-            "time": time.time(),
-        }
-        entries = [*self.entries, entry]
-        on_rank0(
-            lambda: atomic_write_text(
-                self._file, "".join(json.dumps(each) + "\n" for each in entries)
-            )
+        entry = Rollback(
+            checkpoint=checkpoint,
+            bad_steps=tuple(bad_steps),
+            passed_over=(checkpoint, bad_steps[-1] + 1),
+            time=time.time(),
         )
+        entries = [*self.entries, entry]
+        on_rank0(lambda: replace_lines(self._folder.rollbacks, entries))
         self.entries = entries
 
 
-def read_rollbacks(folder: RunFolder) -> list[dict[str, Any]]:
-    """The times that the run in a folder went back, oldest first.
+def read_rollbacks(folder: RunFolder) -> list[Rollback]:
+    """Return the rollbacks of the run in a folder, oldest first.
 
-    In each `passed_over` is the range of steps [from, to). Raises ValueError for a file that is
-    damaged, without which the run would not be the same.
+    Raises ValueError for a damaged file: the run would not be the same without one of its lines.
     """
-    file, entries = folder.rollbacks, []
-    for line in file.read_text().splitlines() if file.is_file() else ():
-        try:
-            entry = json.loads(line)
-            first, last = (operator.index(step) for step in entry["passed_over"])
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(
-                f"{file}: damaged: got {line[:80]!r}, allowed are lines with passed_over [from, to)"
-            ) from None
-        entries.append(entry | {"passed_over": [first, last]})
-    return entries
+    return read_records(folder.rollbacks, Rollback, strict=True)
 
 
 def write_bundle(
     folder: Path, tensors: Tensors, state: Mapping[str, Any], report: Mapping[str, Any]
 ) -> list[str]:
-    """Fills `folder` with a checkpoint of the state that the first bad step began with, and
-    report.json.
+    """Write a checkpoint of the state that the first bad step began with, and report.json.
 
-    state: its `step` is that step. Returns what could not be written, and why.
+    state: its `step` is that step. Returns a line for each file that could not be written.
     """
     faults: list[str] = []
     try:
@@ -109,9 +106,8 @@ def write_bundle(
         faults.append(f"no checkpoint: {error}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(
-            folder / "report.json", json.dumps(dict(report) | {"faults": faults}, indent=1)
-        )
+        text = json.dumps(dict(report) | {"faults": faults}, indent=1)
+        atomic_write_text(folder / "report.json", text)
     except OSError as error:
         faults.append(f"no report: {error}")
     return faults

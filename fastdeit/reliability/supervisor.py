@@ -1,10 +1,10 @@
-"""What watches over a process of a run: requests to stop, which all ranks follow at one step; the
-watchdog; failure files.
+"""Supervision of one process of a run: stop requests agreed across ranks, the watchdog, failure
+files.
 
 A request only sets a flag. The flag of every rank goes into a vote after each step and each batch
-of evaluation, whose result is read at the next one: the loop waits for no device, and all ranks
-leave it at the same place with `StopAgreed`. Signals are taken by a thread, so that a process which
-waits for another one inside a library hears them too.
+of evaluation, whose result is read at the next one. So the loop waits for no device, and all ranks
+leave it at the same place with `StopAgreed`. A thread takes the signals, so that a process which
+waits inside a library for another one gets them, too.
 """
 
 import os
@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from fastdeit.distributed.collectives import AsyncMax
 from fastdeit.distributed.exits import hard_exit, peer_exited
-from fastdeit.reliability.failures import format_exception, stacks, write_failure
+from fastdeit.reliability.failures import format_exception, format_stacks, write_failure
 from fastdeit.reliability.launcher import Launcher
 from fastdeit.reliability.stop_requests import INTERRUPTED, REASONS, StopRequests
 from fastdeit.reliability.watchdog import STARTUP, Watchdog, dump_stacks
@@ -24,10 +24,9 @@ from fastdeit.storage.run_folder import RunFolder
 
 Item = TypeVar("Item")
 
-
-_LAST_WORDS_S = (
-    3.0  # the others wait for a rank that hangs: their watchdogs bark at nearly the same time
-)
+# a rank that hangs makes the others hang: their watchdogs expire at nearly the same time, and each
+# has to finish its report before the launcher ends them all
+_REPORT_S = 3.0
 
 
 class StopAgreed(Exception):
@@ -35,11 +34,11 @@ class StopAgreed(Exception):
 
 
 class Supervisor:
-    """Over one process, from before it joins the others to its end.
+    """Watches one process, from before it joins the others to its end.
 
     limits: seconds without progress by section, as `Watchdog` takes them. Used as a context: an
-    exception that leaves it is written to a failure file, and ends at once a process that is one of
-    several, for which the others wait.
+    exception that leaves it is written to a failure file. If the process is one of several, it then
+    ends at once, for the others wait for it.
     """
 
     def __init__(
@@ -49,27 +48,28 @@ class Supervisor:
         time_limit_s: float | None,
         launcher: Launcher | None,
     ) -> None:
-        self._folder, self._rank = folder, int(os.environ.get("RANK", 0))
+        self._folder = folder
+        self._rank = int(os.environ.get("RANK", 0))
         self._alone = os.environ.get("WORLD_SIZE", "1") == "1"
-        self._stop_file = folder.stop_request if self._rank == 0 else None
-        self.requests = StopRequests(self._stop_file, time_limit_s, launcher, self._abort)
-        self._watchdog = Watchdog(limits, self._stalled)
-        self._ballot: AsyncMax | None = None
-        self._told = False
+        stop_file = folder.stop_request if self._rank == 0 else None
+        self.requests = StopRequests(stop_file, time_limit_s, launcher, self._abort)
+        self._watchdog = Watchdog(limits, self._expire)
+        self._votes: AsyncMax | None = None
+        self._reported = False
 
     def beat(self, section: str, step: int) -> None:
-        """The run begins `section` of optimizer step `step`, or gets on within it."""
+        """Report that `section` of optimizer step `step` begins, or makes progress."""
         self._watchdog.beat(section, step)
 
     def check(self) -> None:
-        """Votes; raises StopAgreed if at the call before this one any rank was asked to stop. A
+        """Vote; raise StopAgreed if any rank was asked to stop at the call before this one. A
         collective."""
-        if self._ballot is None:
-            self._ballot = AsyncMax()
-        self._follow(self._ballot.submit(self.requests.reason))
+        if self._votes is None:
+            self._votes = AsyncMax()
+        self._follow(self._votes.submit(self.requests.reason))
 
     def check_now(self) -> None:
-        """As `check`, of this very call; waits for the other ranks."""
+        """Raise StopAgreed if any rank is asked to stop; wait for the other ranks. A collective."""
         self._follow(AsyncMax.now(self.requests.reason))
 
     def _follow(self, reason: int) -> None:
@@ -77,8 +77,7 @@ class Supervisor:
             raise StopAgreed(REASONS[reason])
 
     def timed(self, section: str, step: int, batches: Iterator[Item]) -> Iterator[Item]:
-        """The same batches; waiting for each is the section `data`, what is done with it is
-        `section`."""
+        """Yield the batches; the wait for each is the section `data`, the use of it `section`."""
         while True:
             self.beat("data", step)
             try:
@@ -89,50 +88,50 @@ class Supervisor:
             yield batch
 
     def fail(self, error: BaseException) -> None:
-        """Writes this rank's failure file; what the watchdog said before has brought this about."""
-        if not self._told:
-            write_failure(
-                self._folder,
-                self._rank,
-                self._watchdog.section,
-                self._watchdog.step,
-                *format_exception(error),
-            )
+        """Write this rank's failure file, unless the watchdog has: then that was the cause."""
+        if self._reported:
+            return
+        line, details = format_exception(error)
+        self._write_failure(self._watchdog.section, self._watchdog.step, line, details)
 
     def exit(self, code: int) -> int:
-        """The exit code of a rank that fails alone. One of several ends here: on its way out it
-        would wait for the others."""
+        """Return the exit code of a process that is alone; end one of several here.
+
+        On the usual way out it would wait for the others.
+        """
         return code if self._alone else hard_exit(code)
 
-    def _stalled(self, section: str, step: int, limit: float) -> None:
+    def _expire(self, section: str, step: int, limit: float) -> None:
         flag = f"--{section}-limit, or --{STARTUP}-limit in its first step"
-        self._tell(section, step, f"no progress for {limit:g} s in {section} ({flag})")
-        time.sleep(_LAST_WORDS_S)
+        self._report(section, step, f"no progress for {limit:g} s in {section} ({flag})")
+        time.sleep(_REPORT_S)
         os._exit(1)
 
     def _abort(self, code: int, reason: str) -> None:
-        if code == INTERRUPTED:  # a person's wish is no failure
+        if code == INTERRUPTED:  # the user's wish is no failure
             os.write(2, f"fastdeit: rank {self._rank}: {reason}\n".encode())
         else:
-            self._tell(self._watchdog.section, self._watchdog.step, reason)
+            self._report(self._watchdog.section, self._watchdog.step, reason)
         os._exit(code)
 
-    def _tell(self, section: str, step: int, reason: str) -> None:
-        """Into the log, with the stacks of all threads, and into a failure file."""
-        self._told = True
-        os.write(
-            2, f"fastdeit: rank {self._rank}, after step {step}, in {section}: {reason}\n".encode()
-        )
+    def _report(self, section: str, step: int, reason: str) -> None:
+        """Write the reason and the stacks of all threads to stderr and to the failure file."""
+        self._reported = True
+        line = f"fastdeit: rank {self._rank}, after step {step}, in {section}: {reason}\n"
+        os.write(2, line.encode())
         dump_stacks()
-        write_failure(self._folder, self._rank, section, step, reason, stacks())
+        self._write_failure(section, step, reason, format_stacks())
+
+    def _write_failure(self, section: str, step: int, error: str, details: str) -> None:
+        write_failure(self._folder, self._rank, section, step, error, details)
 
     def __enter__(self) -> "Supervisor":
         self._watchdog.start()
         return self
 
     def listen(self) -> None:
-        """From here on a signal is a request; until then, while the others are looked for, it ends
-        the process."""
+        """Take signals as requests from here on; until then, while the ranks join, they end the
+        process."""
         self.requests.start()
 
     def __exit__(

@@ -1,9 +1,9 @@
-"""A thread that ends a process which makes no progress, after it has said where the process stands.
+"""A thread that ends a process which makes no progress, after reporting where the process stands.
 
-The main thread says what it begins (`beat`, under a microsecond); the thread looks how long ago
-that was. Should something hold Python's lock, so that not even this thread runs, a timer of
-`faulthandler` does its work, which needs no lock and which the thread sets back as long as it runs.
-A job that is suspended for longer than a limit is ended when it goes on.
+The main thread says what it begins (`beat`, under a microsecond); the thread checks how long ago
+that was. If something holds Python's lock, so that not even this thread runs, a timer of
+`faulthandler` takes over: it needs no lock, and the thread resets it as long as it runs. A job that
+was suspended for longer than a limit is ended when it continues.
 """
 
 import faulthandler
@@ -17,11 +17,12 @@ _GRACE_S = 10.0  # beyond the shortest limit, for which nothing may hold Python'
 
 
 class Watchdog:
-    """Calls `expire(section, step, limit)` in a thread of its own when no `beat` came within its
-    section's limit.
+    """Calls `expire(section, step, limit)` in its own thread if no `beat` came within the limit of
+    the current section.
 
-    limits: seconds by section; `STARTUP` among them is also the limit of the first pass, that is
-    the first step, of each section, in which kernels are compiled and caches filled.
+    limits: seconds by section. `STARTUP` among them is also the limit of the first step in each
+    section, in which kernels are compiled and caches filled. Attributes: section, step, of the last
+    beat.
     """
 
     def __init__(
@@ -30,23 +31,25 @@ class Watchdog:
         expire: Callable[[str, int, float], None],
         poll_s: float = 1.0,
     ) -> None:
-        self._limits, self._expire, self._poll_s = dict(limits), expire, poll_s
-        self._held_s = min(self._limits.values()) + _GRACE_S
-        self._first: dict[str, int] = {}
+        self.section = STARTUP
+        self.step = 0
+        self._limits = dict(limits)
+        self._expire = expire
+        self._poll_s = poll_s
+        self._first_step: dict[str, int] = {}
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="fastdeit-watchdog", daemon=True)
-        self.section, self.step = STARTUP, 0
-        self._due = time.monotonic() + self._limits[STARTUP], self._limits[STARTUP]
+        # deadline and limit in one attribute: the thread reads both at once
+        self._due = (time.monotonic() + self._limits[STARTUP], self._limits[STARTUP])
 
     def beat(self, section: str, step: int) -> None:
-        """The main thread begins `section` of optimizer step `step`, or gets on within it."""
-        limit = (
-            self._limits[STARTUP]
-            if step == self._first.setdefault(section, step)
-            else self._limits[section]
-        )
-        self.section, self.step = section, step
-        self._due = time.monotonic() + limit, limit
+        """Report that the main thread begins `section` of optimizer step `step`, or makes progress
+        in it."""
+        first = self._first_step.setdefault(section, step)
+        limit = self._limits[STARTUP if step == first else section]
+        self.section = section
+        self.step = step
+        self._due = (time.monotonic() + limit, limit)
 
     def start(self) -> None:
         self._thread.start()
@@ -58,13 +61,14 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
+        held_s = min(self._limits.values()) + _GRACE_S
         while not self._closed.wait(self._poll_s):
-            due, limit = self._due
-            if time.monotonic() >= due:
+            deadline, limit = self._due
+            if time.monotonic() >= deadline:
                 return self._expire(self.section, self.step, limit)
-            faulthandler.dump_traceback_later(self._held_s, exit=True, file=_STDERR)
+            faulthandler.dump_traceback_later(held_s, exit=True, file=_STDERR)
 
 
 def dump_stacks() -> None:
-    """The Python stacks of all threads to stderr, without Python's lock."""
+    """Write the Python stacks of all threads to stderr, without Python's lock."""
     faulthandler.dump_traceback(_STDERR, all_threads=True)

@@ -1,150 +1,289 @@
-"""step.json: what a step came to now, beside what the run recorded of it."""
+"""step.json: the result of a step run again, beside what the run recorded of it."""
 
+import dataclasses
 import functools
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from fastdeit.plan.digest import add_digests, show_digest
-from fastdeit.replay.record import Record
+from fastdeit.replay.history import Metrics, StepHistory
 from fastdeit.replay.samples import Samples
-from fastdeit.replay.step import StepResult
+from fastdeit.replay.step import Losses, StepResult
 from fastdeit.training.trainer import LOSSES
 
-Line = dict[str, Any]
 _WORST = 3  # samples of a micro-batch that are named in the table
 
 
-def report(
-    record: Record, samples: Samples, origin: Line, taken: StepResult, parts: Sequence[Line]
-) -> Line:
-    """Everything about the step as plain values.
+@dataclass(frozen=True)
+class MicroBatchResult:
+    """The losses of a micro-batch; rank: of the run."""
 
-    origin: how it was come to; taken: by this process; parts: of each process its micro-batches,
-    samples and digest.
-    """
-    micro_batches = [line for part in parts for line in part["micro_batches"]]
-    lines = [line for part in parts for line in part["samples"]]
-    digest = add_digests(*(part["digest"] for part in parts))
-    epoch, place = divmod(record.step, samples.steps_per_epoch)
-    recorded = _recorded(record, samples, digest)
-    return {
-        "run": str(record.folder),
-        "step": record.step,
-        "epoch": epoch,
-        "step_of_epoch": place,
-        "state": {"from": origin["from"], "trained": origin["trained"]},
-        "processes": {
-            "run": record.attempt.world_size,
+    rank: int
+    micro_batch: int
+    loss: float
+    base: float
+    distill: float
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """The losses of a sample, and the class that its teacher chose; None without a teacher."""
+
+    rank: int
+    micro_batch: int
+    ordinal: int
+    image: str
+    loss: float
+    base: float
+    distill: float
+    teacher: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        values = dataclasses.asdict(self)
+        if self.teacher is None:
+            del values["teacher"]
+        return values
+
+
+@dataclass(frozen=True)
+class ProcessResult:
+    """The part of a step that one process ran again; plan: lines of plan.json."""
+
+    micro_batches: list[MicroBatchResult]
+    samples: list[SampleResult]
+    plan: list[dict[str, Any]]
+    digest: int
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How the state before the step was reached: from a checkpoint, and the steps trained since."""
+
+    source: str
+    trained: list[int]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class DigestComparison:
+    """The hash of the samples of steps from, to (exclusive), as recorded and now."""
+
+    steps: tuple[int, int]
+    recorded: str
+    now: str
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the run's folder records of the step, under the names of step.json."""
+
+    values: dict[str, float] | None
+    """Losses, gradient norm and learning rate, if they were recorded of this step alone."""
+    skipped: bool | None
+    digest: DigestComparison | None
+    same_samples: bool | None
+    """None: not recorded."""
+    metrics: Metrics | None
+    means_are_of_steps: tuple[int, int] | None
+    bad_step: dict[str, Any] | None
+    spike: dict[str, Any] | None
+    passed_over_later: bool
+
+
+@dataclass(frozen=True)
+class Now:
+    """The step as it was run again, over all ranks."""
+
+    loss: float
+    base: float
+    distill: float
+    grad_norm: float
+    lr: float
+    skipped: bool
+    digest: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything about the step."""
+
+    run: str
+    step: int
+    epoch: int
+    step_of_epoch: int
+    origin: Origin
+    processes: dict[str, int]
+    now: Now
+    recorded: Recorded
+    micro_batches: list[dict[str, Any]]
+    samples: list[SampleResult]
+    notes: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of step.json."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        origin = values.pop("origin")
+        state = {"state": {"from": origin.source, "trained": origin.trained}}
+        values["now"] = dataclasses.asdict(self.now)
+        values["recorded"] = dataclasses.asdict(self.recorded)
+        values["samples"] = [sample.to_json() for sample in self.samples]
+        names = ("run", "step", "epoch", "step_of_epoch")
+        return {name: values.pop(name) for name in names} | state | values
+
+
+def build_report(
+    history: StepHistory,
+    samples: Samples,
+    origin: Origin,
+    result: StepResult,
+    parts: Sequence[ProcessResult],
+) -> Report:
+    """Combine the parts of all processes; result: of this process."""
+    micro_batches = [line for part in parts for line in part.micro_batches]
+    all_samples = [sample for part in parts for sample in part.samples]
+    digest = add_digests(*(part.digest for part in parts))
+    epoch, step_of_epoch = divmod(history.step, samples.steps_per_epoch)
+    recorded = _compare_with_record(history, samples, digest)
+    run_size = history.attempt.world_size
+    means = _average(micro_batches, history)
+    now = Now(
+        **dataclasses.asdict(means),
+        grad_norm=result.grad_norm,
+        lr=result.lr,
+        skipped=result.skipped,
+        digest=show_digest(digest),
+    )
+    return Report(
+        run=str(history.folder),
+        step=history.step,
+        epoch=epoch,
+        step_of_epoch=step_of_epoch,
+        origin=origin,
+        processes={
+            "run": run_size,
             "replay": len(parts),
-            "micro_batch": record.attempt.micro_batch,
+            "micro_batch": history.attempt.micro_batch,
         },
-        "now": _means(micro_batches, record.attempt.world_size)
-        | {
-            "grad_norm": taken.grad_norm,
-            "lr": taken.lr,
-            "skipped": taken.skipped,
-            "digest": show_digest(digest),
-        },
-        "recorded": recorded,
-        "micro_batches": [_micro_batch(line, lines, record.bad_step) for line in micro_batches],
-        "samples": lines,
-        "notes": [*origin["notes"], *_notes(record, recorded, len(parts))],
-    }
-
-
-def _means(micro_batches: Sequence[Line], world_size: int) -> dict[str, float]:
-    """The losses over all ranks: `Trainer`'s mean over the micro-batches of each, `Meter`'s over
-    ranks; fp32, bit for bit."""
-    values = torch.tensor(
-        [[line[name] for name in LOSSES] for line in micro_batches], dtype=torch.float32
-    )
-    ranks = [rank.mean(0) / world_size for rank in values.chunk(world_size)]
-    return dict(zip(LOSSES, functools.reduce(torch.add, ranks).tolist(), strict=True))
-
-
-def _micro_batch(line: Line, samples: Sequence[Line], bad_step: Line | None) -> Line:
-    rank, place = line["rank"], line["micro_batch"]
-    own = [sample for sample in samples if (sample["rank"], sample["micro_batch"]) == (rank, place)]
-    finite = [sample for sample in own if sample["loss"] == sample["loss"]]
-    odd = [sample for sample in own if sample["loss"] != sample["loss"]]
-    worst = [*odd, *sorted(finite, key=lambda sample: -sample["loss"])][:_WORST]
-    recorded = {} if bad_step is None else {"recorded": bad_step["losses"][rank][place]}
-    return (
-        line
-        | recorded
-        | {
-            "worst": [
-                {name: sample[name] for name in ("ordinal", "image", "loss")} for sample in worst
-            ]
-        }
+        now=now,
+        recorded=recorded,
+        micro_batches=[_describe(line, all_samples, history) for line in micro_batches],
+        samples=all_samples,
+        notes=[*origin.notes, *_write_notes(history, recorded, len(parts))],
     )
 
 
-def _recorded(record: Record, samples: Samples, digest: int) -> Line:
-    """What the folder tells of the step; values: those that are of it alone."""
-    line, first = record.metrics_line()
-    alone = line is not None and (first, line["step"]) == (record.step, record.step + 1)
-    values = line if alone else record.spike
-    known = (
-        None
-        if values is None
-        else {name: values[name] for name in (*LOSSES, "grad_norm", "lr") if name in values}
+def _average(micro_batches: Sequence[MicroBatchResult], history: StepHistory) -> Losses:
+    """Return the losses over all ranks, in the order of additions of the run, fp32, bit for bit:
+    `Trainer` averages over a rank's micro-batches, `Meter` over ranks."""
+    run_size = history.attempt.world_size
+    values = [[line.loss, line.base, line.distill] for line in micro_batches]
+    by_rank = torch.tensor(values, dtype=torch.float32).chunk(run_size)
+    shares = [rank.mean(0) / run_size for rank in by_rank]
+    return Losses(*functools.reduce(torch.add, shares).tolist())
+
+
+def _describe(
+    line: MicroBatchResult, samples: Sequence[SampleResult], history: StepHistory
+) -> dict[str, Any]:
+    """Return a micro-batch with its recorded loss, if any, and the worst of its samples."""
+    rank, number = line.rank, line.micro_batch
+    own = [sample for sample in samples if (sample.rank, sample.micro_batch) == (rank, number)]
+    worst = sorted(own, key=_order_by_loss)[:_WORST]
+    values = dataclasses.asdict(line)
+    if history.bad_step is not None:
+        values["recorded"] = history.bad_step.losses[rank][number]
+    values["worst"] = [
+        {"ordinal": sample.ordinal, "image": sample.image, "loss": sample.loss} for sample in worst
+    ]
+    return values
+
+
+def _order_by_loss(sample: SampleResult) -> tuple[bool, float]:
+    """Order samples by falling loss, NaN first."""
+    is_number = not math.isnan(sample.loss)
+    return is_number, -sample.loss if is_number else 0.0
+
+
+def _compare_with_record(history: StepHistory, samples: Samples, digest: int) -> Recorded:
+    line, first = history.metrics_line()
+    covered = None if line is None else (first, line["step"])
+    digests = _compare_digests(history, samples, digest)
+    values = _recorded_values(history, line, covered)
+    is_known_good = False if values else None
+    return Recorded(
+        values=values,
+        skipped=True if history.bad_step is not None else is_known_good,
+        digest=digests,
+        same_samples=None if digests is None else digests.recorded == digests.now,
+        metrics=line,
+        means_are_of_steps=covered,
+        bad_step=None if history.bad_step is None else dataclasses.asdict(history.bad_step),
+        spike=None if history.spike is None else dataclasses.asdict(history.spike),
+        passed_over_later=history.was_rolled_back,
     )
-    compared = _compare_digests(record, samples, digest)
-    return {
-        "values": known,
-        "skipped": True if record.bad_step is not None else False if known else None,
-        "digest": compared,
-        "same_samples": None if compared is None else compared["recorded"] == compared["now"],
-        "metrics": line,
-        "means_are_of_steps": None if line is None else [first, line["step"]],
-        "bad_step": record.bad_step,
-        "spike": record.spike,
-        "passed_over_later": record.was_rolled_back,
-    }
 
 
-def _compare_digests(record: Record, samples: Samples, digest: int) -> Line | None:
-    """The recorded digest of the fewest steps about this one that the folder has, and what it comes
-    to now."""
-    if record.bad_step is not None and "digest" in record.bad_step:
-        return {
-            "steps": [record.step, record.step + 1],
-            "recorded": record.bad_step["digest"],
-            "now": show_digest(digest),
-        }
-    window = record.window()
+def _recorded_values(
+    history: StepHistory, line: Metrics | None, covered: tuple[int, int] | None
+) -> dict[str, float] | None:
+    """Return the statistics of this step alone: from a line of the log that covers no other step,
+    or else from spikes.jsonl; None if neither has them."""
+    if line is not None and covered == (history.step, history.step + 1):
+        values = line
+    elif history.spike is not None:
+        values = dataclasses.asdict(history.spike)
+    else:
+        return None
+    return {name: values[name] for name in (*LOSSES, "grad_norm", "lr") if name in values}
+
+
+def _compare_digests(
+    history: StepHistory, samples: Samples, digest: int
+) -> DigestComparison | None:
+    """Compare the recorded hash of the fewest steps around this one with that of the plan now."""
+    if history.bad_step is not None and history.bad_step.digest:
+        steps = (history.step, history.step + 1)
+        return DigestComparison(steps, history.bad_step.digest, show_digest(digest))
+    window = history.window()
     if window is None:
         return None
-    others = (
-        step
-        for step in range(window.first, window.last)
-        if step != record.step and not record.skipped_now(step)
-    )
-    now = add_digests(digest, *(samples.digest(step) for step in others))
-    return {
-        "steps": [window.first, window.last],
-        "recorded": show_digest(window.digest),
-        "now": show_digest(now),
-    }
+    digests = [digest]
+    for step in range(window.first, window.last):
+        if step != history.step and not history.skipped_now(step):
+            digests.append(samples.digest(step))
+    steps = (window.first, window.last)
+    return DigestComparison(steps, show_digest(window.digest), show_digest(add_digests(*digests)))
 
 
-def _notes(record: Record, recorded: Line, processes: int) -> list[str]:
-    """What a person should know of how far the step is the run's."""
-    then, means = record.attempt.world_size, recorded["means_are_of_steps"]
-    told = {
-        "the samples are not those that the run had: an image failed only for a moment, the list of bad images was changed, or "
-        "this is another version": recorded["same_samples"] is False,
-        "no digest is recorded on both sides of this step: nothing shows that the samples are the run's": (
-            recorded["same_samples"] is None
-        ),
-        f"the run had {then} processes, here are {processes}: gradients are summed in another order": processes
-        != then,
-        "the run went back and passed over this step later: this is how it was before": record.was_rolled_back,
-        f"the log has means of steps {means} only; --log-steps 1 has a line for each": (
-            means is not None and recorded["values"] is None
-        ),
-    }
-    return [note for note, holds in told.items() if holds]
+def _write_notes(history: StepHistory, recorded: Recorded, processes: int) -> list[str]:
+    """Return what limits the comparison with the run."""
+    notes = []
+    if recorded.same_samples is False:
+        notes.append(
+            "the samples are not those of the run: an image could not be read for a moment, "
+            "the list of bad images was changed, or this is another version"
+        )
+    if recorded.same_samples is None:
+        notes.append(
+            "the log has no digest on both sides of this step: nothing shows that the samples "
+            "are those of the run"
+        )
+    run_size = history.attempt.world_size
+    if processes != run_size:
+        notes.append(
+            f"the run had {run_size} processes, here are {processes}: gradients are summed in "
+            "another order"
+        )
+    if history.was_rolled_back:
+        notes.append("the run rolled back and skipped this step later: this is how it was before")
+    covered = recorded.means_are_of_steps
+    if covered is not None and recorded.values is None:
+        notes.append(
+            f"the log has means over steps {list(covered)} only; "
+            "--log-steps 1 writes a line for each step"
+        )
+    return notes

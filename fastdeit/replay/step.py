@@ -1,8 +1,7 @@
-"""One optimizer step taken again: what was planned for each sample, and what each part of the step
-came to.
+"""One optimizer step run again: the loss of every micro-batch and of every sample, and the plan of
+each sample.
 
-The step itself is `Trainer.train_step`; a criterion that also looks at single samples stands in for
-its own meanwhile.
+The step itself is `Trainer.train_step`, with a criterion that also looks at single samples.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,24 +12,39 @@ import torch
 
 from fastdeit.data.batch import Batch
 from fastdeit.data.index import Index
+from fastdeit.kernels.distill import LossParts
 from fastdeit.plan.digest import add_digests
+from fastdeit.plan.operations import OPS
 from fastdeit.plan.plan import SampleParams
-from fastdeit.plan.sampling import OPS
-from fastdeit.training.losses import DistillationLoss
-from fastdeit.training.trainer import LOSSES, Trainer
+from fastdeit.training.losses import Criterion
+from fastdeit.training.trainer import Trainer
 
-Line = dict[str, Any]
 Outputs = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
+class Losses:
+    """Mean losses of a micro-batch, or the losses of a sample."""
+
+    loss: float
+    base: float
+    distill: float
+
+
+@dataclass(frozen=True)
+class SampleLosses(Losses):
+    """The losses of a sample, and the class that its teacher chose; None without a teacher."""
+
+    teacher: int | None
+
+
+@dataclass(frozen=True)
 class StepResult:
-    """What one process took of a step; a line each micro-batch, and each sample in the order of the
-    batches."""
+    """The result of a step on this process; micro-batches and samples are in the batches' order."""
 
     batches: list[Batch]
-    micro_batches: list[Line]
-    samples: list[Line]
+    micro_batches: list[Losses]
+    samples: list[SampleLosses]
     grad_norm: float
     """Of all processes' gradient, before clipping."""
     lr: float
@@ -41,106 +55,105 @@ class StepResult:
         return add_digests(*(batch.digest for batch in self.batches))
 
 
-class SampleLosses:
-    """A criterion that also keeps the loss of every sample: a line each, with the teacher's
-    decision if there is a teacher."""
+class SampleCriterion:
+    """A criterion that also keeps the losses of every sample."""
 
-    def __init__(self, criterion: DistillationLoss) -> None:
+    def __init__(self, criterion: Criterion) -> None:
         self.criterion = criterion
-        self.lines: list[Line] = []
+        self.samples: list[SampleLosses] = []
 
     def __call__(
         self,
         outputs: Outputs,
         labels: torch.Tensor,
         lam: torch.Tensor,
-        answer: torch.Tensor | None = None,
-    ) -> Any:  # LossParts
+        teacher_output: torch.Tensor | None = None,
+    ) -> LossParts:
         with torch.no_grad():
-            parts = torch.stack(
-                [self._alone(row, outputs, labels, lam, answer) for row in range(len(labels))]
-            )
-        lines = [dict(zip(LOSSES, values, strict=True)) for values in parts.tolist()]
-        if answer is not None:
-            decisions = answer.argmax(-1) if answer.ndim == 2 else answer
-            lines = [
-                line | {"teacher": decision}
-                for line, decision in zip(lines, decisions.tolist(), strict=True)
-            ]
-        self.lines += lines
-        return self.criterion(outputs, labels, lam, answer)
+            for row in range(len(labels)):
+                parts = self._of_sample(row, outputs, labels, lam, teacher_output)
+                loss, base, distill = torch.stack([part.float() for part in parts]).tolist()
+                teacher = _chosen_class(teacher_output, row)
+                self.samples.append(SampleLosses(loss, base, distill, teacher))
+        return self.criterion(outputs, labels, lam, teacher_output)
 
-    def _alone(
+    def _of_sample(
         self,
         row: int,
         outputs: Outputs,
         labels: torch.Tensor,
         lam: torch.Tensor,
-        answer: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """fp32 (3,): the losses of a sample, as those of a pair of it and of itself mixed the other
-        way round."""
+        teacher_output: torch.Tensor | None,
+    ) -> LossParts:
+        """Return the losses of one sample.
+
+        The criterion takes pairs: the pair is the sample twice, once with its labels the other way
+        round and the share of the other, so that both rows have the same loss.
+        """
         twice = [row, row]
-        logits = (
-            outputs[twice]
-            if isinstance(outputs, torch.Tensor)
-            else tuple(head[twice] for head in outputs)
-        )
-        shares = torch.stack((lam[row], 1 - lam[row]))
-        twice_answered = None if answer is None else answer[twice]
-        pair = labels[[row, row ^ 1]]
-        parts = self.criterion(logits, pair, shares, twice_answered)  # type: ignore[arg-type]
-        return torch.stack([part.float() for part in parts])
+        if isinstance(outputs, torch.Tensor):
+            pair_outputs: Any = outputs[twice]
+        else:
+            pair_outputs = tuple(head[twice] for head in outputs)
+        pair_labels = labels[[row, row ^ 1]]
+        pair_lam = torch.stack((lam[row], 1 - lam[row]))
+        pair_teacher = None if teacher_output is None else teacher_output[twice]
+        return self.criterion(pair_outputs, pair_labels, pair_lam, pair_teacher)
+
+
+def _chosen_class(teacher_output: torch.Tensor | None, row: int) -> int | None:
+    """Return the class in a row of a teacher's output: class ids (B,) or logits (B, K)."""
+    if teacher_output is None:
+        return None
+    output = teacher_output[row]
+    return int(output.argmax() if output.ndim else output)
 
 
 def rerun(trainer: Trainer, batches: Iterable[Batch]) -> StepResult:
-    """The trainer's next step. A collective."""
+    """Train the trainer's next step and return its result. A collective."""
     kept: list[Batch] = []
-    own, watching = trainer.criterion, SampleLosses(trainer.criterion)
-    trainer.criterion = watching  # type: ignore[assignment]  # called alike
-    try:
-        *_, grad_norm = trainer.train_step(_keeping(batches, kept)).tolist()
-    finally:
-        trainer.criterion = own
-    micro_batches = [
-        dict(zip(LOSSES, micro.losses.tolist(), strict=True)) for micro in trainer.micro_steps
-    ]
-    return StepResult(
-        kept, micro_batches, watching.lines, grad_norm, trainer.lr, not trainer.applied
-    )
+    criterion = SampleCriterion(trainer.criterion)
+    *_, grad_norm = trainer.train_step(_keep(batches, kept), criterion).tolist()
+    micro_batches = [Losses(*micro.losses.tolist()) for micro in trainer.micro_steps]
+    skipped = not trainer.applied
+    return StepResult(kept, micro_batches, criterion.samples, grad_norm, trainer.lr, skipped)
 
 
-def _keeping(batches: Iterable[Batch], kept: list[Batch]) -> Iterator[Batch]:
+def _keep(batches: Iterable[Batch], kept: list[Batch]) -> Iterator[Batch]:
     for batch in batches:
         kept.append(batch)
         yield batch
 
 
-def describe_samples(batch: Batch, draws: SampleParams, index: Index) -> list[Line]:
-    """What was planned for each sample of a batch, in words and plain numbers; draws: those of its
-    ordinals."""
-    classes = [index.classes[label] for label in batch.labels.tolist()]
-    keep, ordinals = batch.drop_path_mask.int().tolist(), batch.ordinals.tolist()
-    lines = []
-    for row, (ordinal, image) in enumerate(zip(ordinals, batch.image_index.tolist(), strict=True)):
-        line = {"ordinal": ordinal, "row": image, "image": index.name(image), "class": classes[row]}
-        lines.append(
-            line | _describe_draws(draws, row) | {"partner": ordinal ^ 1, "keep": keep[row]}
-        )
-    return lines
+def describe_samples(batch: Batch, draws: SampleParams, index: Index) -> list[dict[str, Any]]:
+    """Return the plan of each sample of a batch as JSON values; draws: of its ordinals."""
+    labels = batch.labels.tolist()
+    rows = batch.image_index.tolist()
+    keep = batch.drop_path_mask.int().tolist()
+    samples = []
+    for place, ordinal in enumerate(batch.ordinals.tolist()):
+        image = {"row": rows[place], "image": index.name(rows[place])}
+        known = {"ordinal": ordinal, **image, "class": index.classes[labels[place]]}
+        drawn = _describe_draws(draws, place)
+        samples.append(known | drawn | {"partner": ordinal ^ 1, "keep": keep[place]})
+    return samples
 
 
-def _describe_draws(draws: SampleParams, row: int) -> Line:
-    """As `SampleParams` has it: crop and erase are y, x, height, width; resize is height, width and
-    y, x of the window; box is y0, x0, y1, x1, taken from the partner."""
-    drawn = zip(draws.ops[row].tolist(), draws.op_args[row].tolist(), strict=True)
+def _describe_draws(draws: SampleParams, row: int) -> dict[str, Any]:
+    """Return a row of `SampleParams` as JSON values.
+
+    crop and erase: y, x, height, width. resize: height, width, and y, x of the window. box: y0, x0,
+    y1, x1, taken from the partner.
+    """
+    operations = []
+    for op, argument in zip(draws.ops[row].tolist(), draws.op_args[row].tolist(), strict=True):
+        if op >= 0:
+            operations.append({"name": OPS[op], "argument": argument})
     return {
         "crop": draws.crop[row].tolist(),
         "resize": draws.resize[row].tolist(),
         "flip": bool(draws.flip[row]),
-        "operations": [
-            {"name": OPS[op], "argument": argument} for op, argument in drawn if op >= 0
-        ],
+        "operations": operations,
         "erase": _box(draws.erase[row].tolist()),
         "noise_key": int(draws.noise_key[row]),
         "lam": float(draws.lam[row]),

@@ -1,26 +1,24 @@
-"""Every start of a run, in its folder: how many processes went on from which step, in what form,
-without which images.
+"""The log of launches: for each start of a run, its step, world size, ZeRO stage, precision and
+excluded images.
 
-None of it decides a run's samples or its maths; all of it decides on which process a sample was,
-and what was summed first. So a step can be taken again as it was, though the run has gone on in
-another form since.
+None of these determines a run's samples or its maths, but they determine which process had a
+sample, and in which order gradients were summed. So `fastdeit replay` can run a step again as it
+was, although the run has been resumed in another form since.
 """
 
-import contextlib
-import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fastdeit.storage.jsonl import append_lines, read_records
 from fastdeit.storage.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A run from one start to the next."""
+    """A part of a run, from one start to the next."""
 
     step: int
-    """Optimizer steps done when it began."""
+    """Finished steps when it began."""
     world_size: int
     micro_batch: int
     zero_stage: int
@@ -29,28 +27,19 @@ class Attempt:
     augment_backend: str
     decoder: str
     left_out: tuple[int, ...] = ()
-    """Rows of the training images that had been found bad by then."""
+    """Rows of the training images that were excluded from the start."""
 
 
 def add_attempt(folder: RunFolder, attempt: Attempt) -> None:
-    """Writes down that a run begins or goes on. Raises OSError."""
-    with folder.attempts.open("a") as file:
-        file.write(
-            f"\n{json.dumps(dataclasses.asdict(attempt))}\n"
-        )  # the last line may have been cut off by a crash
+    """Record that a run is started or resumed. Raise OSError."""
+    append_lines(folder.attempts, [attempt])
 
 
 def read_attempts(folder: RunFolder) -> list[Attempt]:
-    """In the order of their beginnings; empty for a folder without any."""
-    path = folder.attempts
-    lines = []
-    for text in path.read_text().splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):
-            lines.append(json.loads(text))
-    return [Attempt(**line | {"left_out": tuple(line["left_out"])}) for line in lines]
+    """Return the attempts of a run, oldest first; none for a folder without a run."""
+    return read_records(folder.attempts, Attempt)
 
 
 def attempt_at(attempts: Sequence[Attempt], step: int) -> Attempt | None:
-    """The one that step `step` was taken in, for the last time if it was taken again; None: the run
-    began later."""
+    """Return the last attempt that trained `step`; None if the run began after it."""
     return next((attempt for attempt in reversed(attempts) if attempt.step <= step), None)

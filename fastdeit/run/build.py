@@ -1,7 +1,6 @@
-"""A run from its `Config` to its end: check, build, resume, train, evaluate, save, show. Called by
-train.py and `fastdeit`."""
+"""Build a run from its `Config`, at step 0, and describe it for the heading."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 
@@ -23,119 +22,165 @@ from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan
 from fastdeit.reliability.health import Health
 from fastdeit.reliability.supervisor import Supervisor
-from fastdeit.run.identity import (
-    check_same_images,
-)
-from fastdeit.run.state import Run
+from fastdeit.run.identity import check_same_images
+from fastdeit.run.metrics import MetricLog
+from fastdeit.run.state import Progress, Run, RunData
 from fastdeit.storage.run_folder import RunFolder
-from fastdeit.teacher_cache.check import open_cache
+from fastdeit.teacher_cache.build import open_cache
 from fastdeit.teacher_cache.reader import CachedTeacher
 from fastdeit.training.build import build_trainer
 from fastdeit.training.trainer import Trainer
 
+_NAMED = 3  # damaged images in the heading
 
-class Training(NamedTuple):
-    """What trains, at step 0; drop_path: the student's rates, as the loaders take them; notes: as
-    `Run.notes`."""
+
+@dataclass(frozen=True)
+class Training:
+    """The plan of the training images, and a trainer at step 0."""
 
     plan: Plan
     cached_teacher: CachedTeacher | None
     trainer: Trainer
     drop_path: tuple[float, ...]
+    """The student's DropPath rate by block; empty for a timm model."""
     notes: list[str]
+    """How weights of another shape were made to fit."""
 
 
 def build_training(config: Config, world: World, index: Index) -> Training:
-    """The plan over a run's training images, and the student under DeepSpeed with its teacher; a
-    collective."""
+    """Build the plan over the training images, and the student under DeepSpeed with its teacher.
+
+    A collective.
+    """
     plan = build_plan(config, index.sizes)
     pixels = pipeline_options(config, world).describe()
     teacher = each_rank(lambda: build_teacher(config, world, index.classes))
-    cached_teacher = (
-        open_cache(config, plan, index, pixels, teacher) if config.distill.cache else None
-    )
+    cached_teacher = None
+    decode = None
+    if config.distill.cache:
+        cached_teacher = open_cache(config, plan, index, pixels, teacher)
+        decode = cached_teacher.decoder(hard=config.distill.distillation_type == "hard")
     model, notes = each_rank(lambda: build_model(config, len(index.classes)))
-    rates = getattr(model, "drop_path_rates", ())
-    trainer = build_trainer(
-        config, world, model, teacher, plan.steps_per_epoch(config.optim.batch_size), cached_teacher
-    )
-    return Training(plan, cached_teacher, trainer, rates, notes)
+    # read now: the trainer wraps the model
+    drop_path = getattr(model, "drop_path_rates", ())
+    steps_per_epoch = plan.steps_per_epoch(config.optim.batch_size)
+    trainer = build_trainer(config, world, model, teacher, steps_per_epoch, decode)
+    return Training(plan, cached_teacher, trainer, drop_path, notes)
 
 
-def _build_run(
+def build_run(
     config: Config, recipe: str, world: World, folder: RunFolder, supervisor: Supervisor
-) -> Run:
-    indexes = build_data(config)
-    (train_index, quarantine), (val_index, val_quarantine) = (
-        build_quarantine(config, index) for index in indexes
-    )
-    check_same_images(train_index, val_index, pipeline_options(config, world).describe())
-    plan, cached_teacher, trainer, rates, notes = build_training(config, world, train_index)
-    train_loader = build_train_loader(
-        config, world, train_index, plan, rates, quarantine, cached_teacher
-    )
-    val_loader = build_eval_loader(config, world, val_index, val_quarantine)
-    console = RunConsole(config.optim.epochs, train_loader.steps_per_epoch, enabled=world.rank == 0)
-    return Run(
+) -> tuple[Run, list[str]]:
+    """Build a run at step 0; return it with notes for the user. Write nothing. A collective."""
+    data, training = _build_data(config, world)
+    steps_per_epoch = data.train_loader.steps_per_epoch
+    batch_size = config.optim.batch_size
+    console = RunConsole(config.optim.epochs, steps_per_epoch, enabled=world.rank == 0)
+    run = Run(
         config=config,
         recipe=recipe,
         world=world,
         folder=folder,
+        data=data,
+        trainer=training.trainer,
+        console=console,
+        supervisor=supervisor,
+        checkpoints=CheckpointWriter(
+            folder.checkpoints, config.checkpoint.keep_checkpoints, world.rank
+        ),
+        health=Health(folder, steps_per_epoch, batch_size, console.note),
+        log=MetricLog(folder, console.note),
+        progress=Progress(),
+    )
+    damaged = [*_list_damaged(data.train_index), *_list_damaged(data.val_index)]
+    return run, [*training.notes, *damaged]
+
+
+def _build_data(config: Config, world: World) -> tuple[RunData, Training]:
+    train_index, val_index = build_data(config)
+    train_index, quarantine = build_quarantine(config, train_index)
+    val_index, val_quarantine = build_quarantine(config, val_index)
+    check_same_images(train_index, val_index, pipeline_options(config, world).describe())
+    training = build_training(config, world, train_index)
+    plan = training.plan
+    cached_teacher = training.cached_teacher
+    train_loader = build_train_loader(
+        config,
+        world,
+        train_index,
+        plan,
+        drop_path=training.drop_path,
+        quarantine=quarantine,
+        teacher_records=cached_teacher,
+    )
+    data = RunData(
         train_index=train_index,
         val_index=val_index,
         plan=plan,
-        trainer=trainer,
-        train_loader=train_loader,
-        val_loader=val_loader,
-        quarantine=quarantine,
         cached_teacher=cached_teacher,
-        console=console,
-        supervisor=supervisor,
-        checkpoints=CheckpointWriter(folder.checkpoints, config.run.keep_checkpoints, world.rank),
-        health=Health(
-            folder, world.rank, train_loader.steps_per_epoch, config.optim.batch_size, console.note
-        ),
-        notes=[*notes, *_left_out(train_index), *_left_out(val_index)],
+        quarantine=quarantine,
+        train_loader=train_loader,
+        val_loader=build_eval_loader(config, world, val_index, val_quarantine),
     )
+    return data, training
 
 
-def _left_out(index: Index) -> list[str]:
-    """A note on the images that the index does not take."""
-    if not index.left_out:
+def _list_damaged(index: Index) -> list[str]:
+    """Return a note on the damaged images that the index excludes, if there are any."""
+    damaged = index.excluded
+    if not damaged:
         return []
-    more = f" and {len(index.left_out) - 3} more" if len(index.left_out) > 3 else ""
-    return [
-        f"{len(index.left_out)} damaged images of {index.split} left out: {'; '.join(index.left_out[:3])}{more}"
-    ]
+    more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
+    named = "; ".join(damaged[:_NAMED])
+    return [f"{len(damaged)} damaged images of {index.split} excluded: {named}{more}"]
 
 
-def _facts(run: Run) -> dict[str, str]:
-    config, world, notes = run.config, run.world, run.notes
-    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU"
-    parameters = sum(
-        parameter.numel() for parameter in run.trainer.eval_model.parameters()
-    )  # ZeRO 3 empties the engine's
-    stage = run.trainer.engine.zero_optimization_stage()
-    teacher = run.trainer.teacher
-    facts = {
+def describe_run(run: Run, notes: list[str]) -> dict[str, str]:
+    """Return the rows of the heading, by name."""
+    config, data = run.config, run.data
+    batch_size = config.optim.batch_size
+    epochs = config.optim.epochs
+    rows = {
         "run": f"{run.folder}  (recipe {run.recipe}, seed {config.run.seed})",
-        "devices": f"{world.size} x {device}, {precision(config, world)[0]}, ZeRO {stage}",
-        "data": f"{config.data.data_path}: {len(run.train_index):,} training and {len(run.val_index):,} validation images, "
-        f"{len(run.train_index.classes)} classes, {config.data.input_size} px",
-        "student"
-        if teacher or run.cached_teacher
-        else "model": f"{config.model.model}, {parameters / 1e6:.2f} M parameters",
-        "augmentation": f"{config.augment.aa}, {run.train_loader.options.describe()}",
-        "teacher": run.cached_teacher.describe()
-        if run.cached_teacher
-        else teacher.describe()
-        if teacher
-        else "none",
-        "schedule": f"{config.optim.epochs} epochs of {run.steps_per_epoch} steps, batch {config.optim.batch_size}",
+        "devices": _describe_devices(run),
+        "data": _describe_data(run),
+        _name_model(run): _describe_model(run),
+        "augmentation": data.plan.spec.describe(),
+        "decoding": data.train_loader.options.describe(),
+        "teacher": _describe_teacher(run),
+        "schedule": f"{epochs} epochs of {run.steps_per_epoch} steps, batch {batch_size}",
     }
-    if stage != config.run.zero_stage:
-        notes = [
-            *notes,
-            f"ZeRO {config.run.zero_stage} replaced by {stage}: the same maths, gradients summed in fp32",
-        ]
-    return facts | {f"note {number}": note for number, note in enumerate(notes, 1)}
+    wanted, stage = config.run.zero_stage, run.trainer.engine.zero_optimization_stage()
+    if stage != wanted:
+        reason = "the same maths, gradients summed in fp32"
+        notes = [*notes, f"ZeRO {wanted} replaced by {stage}: {reason}"]
+    return rows | {f"note {number}": note for number, note in enumerate(notes, 1)}
+
+
+def _describe_devices(run: Run) -> str:
+    device = run.world.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    stage = run.trainer.engine.zero_optimization_stage()
+    return f"{run.world.size} x {name}, {precision(run.config, run.world)[0]}, ZeRO {stage}"
+
+
+def _describe_data(run: Run) -> str:
+    data, config = run.data, run.config.data
+    images = f"{len(data.train_index):,} training and {len(data.val_index):,} validation images"
+    classes = len(data.train_index.classes)
+    return f"{config.data_path}: {images}, {classes} classes, {config.input_size} px"
+
+
+def _name_model(run: Run) -> str:
+    return "student" if run.trainer.teacher or run.data.cached_teacher else "model"
+
+
+def _describe_model(run: Run) -> str:
+    # ZeRO 3 leaves no parameters in the engine's own model
+    parameters = sum(parameter.numel() for parameter in run.trainer.state.eval_model.parameters())
+    return f"{run.config.model.model}, {parameters / 1e6:.2f} M parameters"
+
+
+def _describe_teacher(run: Run) -> str:
+    teacher = run.data.cached_teacher or run.trainer.teacher
+    return teacher.describe() if teacher else "none"

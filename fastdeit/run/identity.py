@@ -1,5 +1,5 @@
-"""What makes a run the same run: the settings and fingerprints that must not change when it goes
-on."""
+"""The identity of a run: settings and fingerprints that must not change when it is resumed, and
+that must be equal on all ranks."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from nvidia import dali
 
 import fastdeit
 from fastdeit.config.file import read_config_file
-from fastdeit.config.schema import Config, LimitConfig
+from fastdeit.config.schema import CheckpointConfig, Config, HealthConfig, LimitConfig
 from fastdeit.data.index import Index
 from fastdeit.distributed.collectives import on_every_rank
 from fastdeit.plan.plan import Plan
@@ -24,22 +24,17 @@ from fastdeit.storage.run_folder import RunFolder
 MAY_CHANGE_ON_RESUME = {
     "run": {
         "output_dir",
-        "resume",
         "kernels",
         "zero_stage",
         "offload_optimizer",
         "deepspeed_config",
-        "save_steps",
-        "keep_checkpoints",
         "eval_epochs",
         "log_steps",
-        "max_bad_steps",
-        "max_rollbacks",
-        "checksum_steps",
         "stop_after_steps",
         "time_limit",
     },
-    "augment": {"augment_backend"},  # what it comes to is among the fingerprints, as is the decoder
+    # the backend and the decoder that are used are compared as fingerprints
+    "augment": {"augment_backend"},
     "data": {
         "num_workers",
         "prefetch",
@@ -51,73 +46,76 @@ MAY_CHANGE_ON_RESUME = {
     },
     "optim": {"micro_batch"},
     "distill": {"teacher_path", "cache", "cache_miss"},
+    "checkpoint": {field.name for field in dataclasses.fields(CheckpointConfig)},
+    "health": {field.name for field in dataclasses.fields(HealthConfig)},
     "limits": {field.name for field in dataclasses.fields(LimitConfig)},
 }
-"""Fields that may differ when a run goes on: they change neither samples nor maths."""
+"""Fields that may differ when a run is resumed: they change neither samples nor maths."""
 
 
 def check_same_run(config: Config, folder: RunFolder) -> None:
-    """Raises ValueError naming the settings in which a run folder that is in use differs, or if it
-    cannot be written."""
-    if folder.path.exists() and not folder.path.is_dir():
-        raise ValueError(f"--output-dir: {folder} is a file, allowed is a folder or a new name")
-    above = next(
-        place for place in (folder.path, *folder.path.absolute().parents) if place.exists()
-    )
+    """Raise ValueError if the run folder cannot be written, or holds a run with other settings."""
+    path = folder.path
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--output-dir must be a folder or a new name (got the file {path})")
+    above = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not (above.is_dir() and os.access(above, os.W_OK)):
         raise ValueError(
-            f"--output-dir: {folder} cannot be written below {above}, allowed is a place that can"
+            f"--output-dir must be in a folder that can be written "
+            f"(got {path}, which cannot be written below {above})"
         )
     if folder.config.is_file():
         check_same_settings(config, folder)
 
 
 def check_same_settings(config: Config, folder: RunFolder) -> None:
-    """Raises ValueError naming the settings in which the run that a folder holds differs from
-    `config`."""
-    then = _bound(read_config_file(folder.config, "--output-dir"))
-    now = _bound(config.to_dict())
+    """Raise ValueError naming the settings in which the run in a folder differs from `config`."""
+    then = _fixed_settings(read_config_file(folder.config, "--output-dir"))
+    now = _fixed_settings(config.to_dict())
     changed = [
         f"{name} {then.get(name)!r} -> {now[name]!r}" for name in now if then.get(name) != now[name]
     ]
     if changed:
         raise ValueError(
-            f"--output-dir: {folder} holds a run with other settings: {'; '.join(changed)}; name another folder"
+            f"--output-dir must be another folder: {folder} holds a run with other settings: "
+            f"{'; '.join(changed)}"
         )
 
 
-def _bound(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    fields = (
-        (section, name, value) for section, part in values.items() for name, value in part.items()
-    )
-    return {
-        f"{section}.{name}": value
-        for section, name, value in fields
-        if name not in MAY_CHANGE_ON_RESUME.get(section, ())
-    }
+def _fixed_settings(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the settings that must not change, by `section.name`."""
+    fixed = {}
+    for section, part in values.items():
+        for name, value in part.items():
+            if name not in MAY_CHANGE_ON_RESUME.get(section, ()):
+                fixed[f"{section}.{name}"] = value
+    return fixed
 
 
 def check_same_everywhere(config: Config) -> None:
-    """Raises ValueError on every rank, naming what differs, unless all have the settings, code and
-    versions of rank 0.
+    """Raise ValueError on every rank, naming what differs, unless all have the settings, code and
+    versions of rank 0. A collective."""
+    _compare_ranks(_describe_process(config))
 
-    A collective.
-    """
-    _compare_ranks(_identity(config))
+
+def _describe_process(config: Config) -> dict[str, Any]:
+    """Return the settings by `section.name`, the hash of the code, and the versions."""
+    facts: dict[str, Any] = {}
+    for section, part in config.to_dict().items():
+        facts |= {f"{section}.{name}": value for name, value in part.items()}
+    return facts | {"code": code_digest()} | versions()
 
 
 def check_same_images(train_index: Index, val_index: Index, pixels: str) -> None:
-    """Raises ValueError on every rank unless all read the images of rank 0, and as it does;
-    machines may have other copies.
+    """Raise ValueError on every rank unless all read the images of rank 0, and in the same way;
+    machines may have different copies.
 
-    pixels: backend and decoder, which `auto` takes by what a machine has. A collective.
+    pixels: backend and decoder, which `auto` chooses by the machine. A collective.
     """
     facts: dict[str, Any] = {"augmentation": pixels}
     for split, index in (("training", train_index), ("validation", val_index)):
-        facts |= {
-            f"number of {split} images": len(index),
-            f"names and sizes of {split} images": index.fingerprint(),
-        }
+        facts[f"number of {split} images"] = len(index)
+        facts[f"names and sizes of {split} images"] = index.fingerprint()
     _compare_ranks(facts)
 
 
@@ -133,28 +131,20 @@ def _compare_ranks(facts: dict[str, Any]) -> None:
             raise ValueError(f"rank {rank} ({host}) differs from rank 0 in {'; '.join(changed)}")
 
 
-def _identity(config: Config) -> dict[str, Any]:
-    settings = {
-        f"{section}.{name}": value
-        for section, part in config.to_dict().items()
-        for name, value in part.items()
-    }
-    return settings | {"code": code_digest()} | versions()
-
-
 @functools.cache
 def code_digest() -> str:
-    """Of every Python file of this package, by name and content."""
+    """Return a hash of every Python file of this package, by name and content."""
     root = Path(fastdeit.__file__).parent
     digest = hashlib.sha256()
+    # rglob does not follow the link `kernels`
     for path in sorted({*root.rglob("*.py"), *(root / "kernels").glob("*.py")}):
         digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def fingerprints(plan: Plan, index: Index, batch_size: int, pixels: str) -> dict[str, Any]:
-    """What decides the samples that a step holds, and their pixels (backend and decoder); kept in
-    every checkpoint."""
+    """Return everything that determines the samples of a step and their pixels (backend and
+    decoder); every checkpoint holds it."""
     return {
         "plan": plan.fingerprint(),
         "data set": index.fingerprint(),
@@ -164,8 +154,7 @@ def fingerprints(plan: Plan, index: Index, batch_size: int, pixels: str) -> dict
 
 
 def check_same_samples(state: dict[str, Any], now: dict[str, Any], path: Path) -> None:
-    """Raises ValueError naming what differs between a checkpoint's `fingerprints` and those of this
-    run."""
+    """Raise ValueError naming what differs between a checkpoint's `fingerprints` and this run's."""
     for name, value in now.items():
         if state.get(name) != value:
             raise ValueError(
@@ -175,17 +164,17 @@ def check_same_samples(state: dict[str, Any], now: dict[str, Any], path: Path) -
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Give the version of Python, and of every package that can change a number.
+    """Return the version of Python and of every package that can change a result.
 
-    DALI is asked itself: each CUDA has a package of it under another name.
+    DALI's comes from the module: its package has another name for each CUDA version.
     """
-    names = ("fastdeit", "torch", "timm", "deepspeed", "triton", "numpy")
-    return {"python": platform.python_version(), "dali": dali.__version__} | {
-        name: _installed(name) for name in names
-    }
+    found = {"python": platform.python_version(), "dali": dali.__version__}
+    for name in ("fastdeit", "torch", "timm", "deepspeed", "triton", "numpy"):
+        found[name] = _installed_version(name)
+    return found
 
 
-def _installed(name: str) -> str:
+def _installed_version(name: str) -> str:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -1,9 +1,7 @@
-"""A run while it trains: the loop over its steps, and what is due after one: log, comparison,
-evaluation, checkpoint."""
+"""The training loop, and what is due after a step: log, comparison, evaluation, checkpoint."""
 
 import itertools
 import math
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +9,7 @@ from timm.utils import distribute_bn
 
 from fastdeit.data.batch import Batch
 from fastdeit.data.eval_loader import EvalBatch
+from fastdeit.data.loader import TrainLoader
 from fastdeit.plan.digest import show_digest
 from fastdeit.reliability.health import HealthError, summarise
 from fastdeit.reliability.replica_check import compare_weights
@@ -22,178 +21,189 @@ from fastdeit.training.evaluation import evaluate, student_heads
 
 
 def train(run: Run) -> None:
-    """The loop. Raises StopAgreed, with a checkpoint of the last step written, if it was told to
-    stop before the end."""
-    trainer, last = run.trainer, run.trainer.step + run.config.run.stop_after_steps
+    """Train to the last step. Raise StopAgreed, with a checkpoint of the last step written, if the
+    ranks agree to stop before."""
+    trainer = run.trainer
+    stop_at = trainer.step + run.config.run.stop_after_steps
+    batches = StepBatches(run.data.train_loader)
     try:
-        _compare_weights(run)
-        _end_epoch(run)  # a stop may have cut the evaluation off
-        for micro_batches in _steps(run):
-            if micro_batches is None:
-                _pass_over(run)
-            elif not _train_step(run, micro_batches):
+        compare_replicas(run)
+        evaluate_if_due(run)  # a stop may have interrupted the evaluation
+        while (step := trainer.step) < run.total_steps:
+            if step in run.health.rollbacks:
+                skip_step(run)
+            elif not train_step(run, batches.of(step)):
                 roll_back(run)
                 continue
-            _after_step(run)
-            if trainer.step == last < run.total_steps:
+            after_step(run)
+            if trainer.step == stop_at < run.total_steps:
                 raise StopAgreed("--stop-after-steps")
     except StopAgreed:
-        if run.saved != trainer.step:
-            _save(run)
-        _wait_for_checkpoint(run)
+        if run.progress.last_saved_step != trainer.step:
+            save_checkpoint(run)
+        wait_for_checkpoint(run)
         raise
-    _wait_for_checkpoint(run)
+    wait_for_checkpoint(run)
 
 
-def _steps(run: Run) -> Iterator[Iterator[Batch] | None]:
-    """The micro-batches of each step, wherever the run stands when it asks for them, to its end;
-    None: to be passed over."""
-    batches: Iterator[Batch] = iter(())
-    ready = -1
-    while (step := run.trainer.step) < run.total_steps:
-        if step in run.health.rollbacks:
-            yield None
-            continue
-        if step != ready or step % run.steps_per_epoch == 0:
-            batches = run.train_loader.epoch(*divmod(step, run.steps_per_epoch))
-        ready = step + 1
-        yield itertools.islice(batches, run.train_loader.micro_steps)
+class StepBatches:
+    """The micro-batches of any step. A loader reads ahead within an epoch; it is started again only
+    where the order of steps breaks: at a new epoch, after a rollback, after skipped steps."""
+
+    def __init__(self, loader: TrainLoader) -> None:
+        self._loader = loader
+        self._epoch: Iterator[Batch] = iter(())
+        self._next_step = -1
+
+    def of(self, step: int) -> Iterator[Batch]:
+        epoch, place = divmod(step, self._loader.steps_per_epoch)
+        if step != self._next_step or place == 0:
+            self._epoch = self._loader.epoch(epoch, place)
+        self._next_step = step + 1
+        return itertools.islice(self._epoch, self._loader.micro_steps)
 
 
-def _train_step(run: Run, micro_batches: Iterator[Batch]) -> bool:
-    """Whether training can go on: not after more than --max-bad-steps skipped in a row."""
-    trainer, step = run.trainer, run.trainer.step
-    run.quarantine.step = step
-    values = trainer.train_step(run.supervisor.timed("step", step, micro_batches))
+def train_step(run: Run, micro_batches: Iterator[Batch]) -> bool:
+    """Train one step. Return False if more than --max-bad-steps in a row were skipped."""
+    trainer = run.trainer
+    step = run.trainer.step
+    run.data.quarantine.step = step
+    statistics = trainer.train_step(run.supervisor.timed("step", step, micro_batches))
     if trainer.applied:
-        run.meter.add(step, values)
+        run.progress.meter.add(step, statistics)
         run.health.bad.clear()
     else:
-        run.health.note_bad(step, trainer.micro_steps, run.train_index.name)
-    return len(run.health.bad) <= run.config.run.max_bad_steps
+        run.health.note_bad(step, trainer.micro_steps, run.data.train_index.name)
+    return len(run.health.bad) <= run.config.health.max_bad_steps
 
 
-def _pass_over(run: Run) -> None:
+def skip_step(run: Run) -> None:
+    """Skip a step that a rollback has excluded."""
     run.trainer.skip_step()
-    run.mark = (time.monotonic(), run.trainer.step)
+    run.progress.restart_clock(run.trainer.step)
 
 
-def _compare_weights(run: Run) -> None:
-    """Raises HealthError on every rank unless all have the same weights."""
+def after_step(run: Run) -> None:
+    """Do what is due after an optimizer step, on every rank in the same order."""
     step = run.trainer.step
-    if run.world.size == 1 or not run.config.run.checksum_steps or run.compared == step:
+    config = run.config
+    checksum_steps, save_steps = config.health.checksum_steps, config.checkpoint.save_steps
+    report_failed_saves(run)
+    if checksum_steps and step % checksum_steps == 0:
+        compare_replicas(run)
+    ends_epoch = step % run.steps_per_epoch == 0
+    if step % config.run.log_steps == 0 or ends_epoch:
+        log_step(run)
+    run.supervisor.check()
+    evaluate_if_due(run)
+    if ends_epoch or (save_steps and step % save_steps == 0):
+        save_checkpoint(run)
+        run.progress.restart_clock(step)
+
+
+def compare_replicas(run: Run) -> None:
+    """Raise HealthError on every rank unless all hold the same weights."""
+    step = run.trainer.step
+    progress = run.progress
+    enabled = run.world.size > 1 and run.config.health.checksum_steps
+    if not enabled or progress.last_compared_step == step:
         return
     run.supervisor.beat("step", step)
-    difference = compare_weights(run.trainer.model)
-    if difference is not None:
-        then = (
-            f"all were equal after step {run.compared}, and at every checkpoint up to then; "
-            if run.compared >= 0
-            else ""
-        )
-        again = "the same command goes on from the newest checkpoint; a device to which this happens again is faulty"
-        raise HealthError(f"after step {step} {difference}; {then}{again}")
-    run.compared = step
-
-
-def _after_step(run: Run) -> None:
-    """Whatever is due after an optimizer step: a line of the log, an evaluation, a checkpoint."""
-    step, every = run.trainer.step, run.config.run
-    _tell_of_checkpoints(run)
-    if every.checksum_steps and step % every.checksum_steps == 0:
-        _compare_weights(run)
-    ends_epoch = step % run.steps_per_epoch == 0
-    if step % every.log_steps == 0 or ends_epoch:
-        _log_step(run)
-    run.supervisor.check()
-    _end_epoch(run)
-    if ends_epoch or (every.save_steps and step % every.save_steps == 0):
-        _save(run)
-        run.mark = (time.monotonic(), step)  # the rate is that of training
-
-
-def _log_step(run: Run) -> None:
-    trainer, means = run.trainer, summarise(flush_meter(run), run.config.optim.clip_grad)
-    now = (time.monotonic(), trainer.step)
-    rate = (now[1] - run.mark[1]) * run.config.optim.batch_size / (now[0] - run.mark[0])
-    run.mark = now
-    run.console.step(
-        trainer.step, loss=means.get("loss", math.nan), lr=trainer.lr, images_per_s=rate
-    )
-    counters = _counters(run)
-    if run.log is not None:
-        run.log.write(trainer.step, means | counters | {"lr": trainer.lr, "images_per_s": rate})
-
-
-def _counters(run: Run) -> dict[str, Any]:
-    """Steps that were skipped, images that any rank has found bad, the digest of all samples so
-    far, and how many of them --cache had no answer to. A collective."""
-    counts = {"skipped": run.trainer.skipped, "quarantined": run.quarantine.count_all()}
-    return (
-        counts
-        | {"digest": show_digest(run.trainer.whole_digest())}
-        | count_missed(run.cached_teacher)
+    difference = compare_weights(run.trainer.state.model)
+    if difference is None:
+        progress.last_compared_step = step
+        return
+    last = progress.last_compared_step
+    since = f"all were equal after step {last}, and at every checkpoint up to then; "
+    raise HealthError(
+        f"after step {step} {difference}; {since if last >= 0 else ''}"
+        "the same command resumes from the newest checkpoint; "
+        "if it happens again, replace the device"
     )
 
 
-def _end_epoch(run: Run) -> None:
-    """Evaluates if it is due: at the end of an epoch, once."""
-    epoch, rest = divmod(run.trainer.step, run.steps_per_epoch)
-    due = not rest and (epoch == run.config.optim.epochs or epoch % run.config.run.eval_epochs == 0)
-    if not due or run.evaluated == run.trainer.step:
+def log_step(run: Run) -> None:
+    """Write a line of the log, with means over the steps since the last line. A collective."""
+    trainer = run.trainer
+    means = summarise(flush_meter(run), run.config.optim.clip_grad)
+    images_per_s = run.progress.rate(trainer.step) * run.config.optim.batch_size
+    loss = means.get("loss", math.nan)
+    run.console.step(trainer.step, loss=loss, lr=trainer.lr, images_per_s=images_per_s)
+    rates = {"lr": trainer.lr, "images_per_s": images_per_s}
+    run.log.write(trainer.step, means | _count(run) | rates)
+
+
+def _count(run: Run) -> dict[str, Any]:
+    """Return skipped steps, images that any rank has found bad, the digest of all samples so far,
+    and samples missing in --cache. A collective."""
+    return {
+        "skipped": run.trainer.state.skipped,
+        "quarantined": run.data.quarantine.count_all(),
+        "digest": show_digest(run.trainer.state.gather_digest()),
+        **count_missed(run.data.cached_teacher),
+    }
+
+
+def evaluate_if_due(run: Run) -> None:
+    """Evaluate once at the end of every --eval-epochs epochs, and at the end of the last."""
+    step = run.trainer.step
+    epochs = run.config.optim.epochs
+    epoch, place = divmod(step, run.steps_per_epoch)
+    is_due = place == 0 and (epoch == epochs or epoch % run.config.run.eval_epochs == 0)
+    if not is_due or run.progress.last_evaluated_step == step:
         return
     results = evaluate_run(run, with_teacher=False)
-    run.evaluated = run.trainer.step
-    if run.log is not None:
-        run.log.write(run.trainer.step, results)
+    run.progress.last_evaluated_step = step
+    run.log.write(step, results)
+    suffix = "/both/top1"
     scores = {
-        name.removesuffix("/both/top1"): score
-        for name, score in results.items()
-        if name.endswith("/both/top1")
+        name.removesuffix(suffix): score for name, score in results.items() if name.endswith(suffix)
     }
+    run.checkpoints.scores[step] = scores.get("ema", scores["model"])
     text = "  ".join(f"{name} {score:.2f} %" for name, score in scores.items())
-    run.checkpoints.scores[run.trainer.step] = scores.get("ema", scores["model"])
-    run.console.note(f"epoch {epoch}/{run.config.optim.epochs}  validation top-1: {text}")
+    run.console.note(f"epoch {epoch}/{epochs}  validation top-1: {text}")
 
 
 def evaluate_run(run: Run, with_teacher: bool) -> dict[str, float]:
-    """As `evaluate`, of model, average and teacher. Raises StopAgreed between two batches."""
+    """Evaluate model, EMA and teacher as `evaluate` does. Raise StopAgreed between two batches."""
     trainer = run.trainer
     run.supervisor.beat("evaluation", trainer.step)
     if run.world.size > 1:
-        distribute_bn(trainer.model, run.world.size, reduce=True)
-    models = {"model": student_heads(trainer.module())}
-    average = trainer.ema_module()
-    if average is not None:
-        models["ema"] = student_heads(average)
+        distribute_bn(trainer.state.model, run.world.size, reduce=True)
+    models = {"model": student_heads(trainer.state.module())}
+    ema = trainer.state.ema_module()
+    if ema is not None:
+        models["ema"] = student_heads(ema)
     if with_teacher and trainer.teacher is not None:
         teacher = trainer.teacher
         models["teacher"] = lambda images: {"both": teacher(images)}
-    return evaluate(models, _validation_batches(run), trainer.dtype)
+    return evaluate(models, _validation_batches(run), trainer.state.dtype)
 
 
 def _validation_batches(run: Run) -> Iterator[EvalBatch]:
-    for batch in run.supervisor.timed("evaluation", run.trainer.step, iter(run.val_loader)):
+    batches = iter(run.data.val_loader)
+    for batch in run.supervisor.timed("evaluation", run.trainer.step, batches):
         run.supervisor.check()
         yield batch
 
 
-def _save(run: Run) -> None:
-    """Begins to write a checkpoint, with the score of the evaluation at this step if there was one."""
-    run.supervisor.beat("checkpoint", run.trainer.step)
-    _compare_weights(run)
-    tensors, state = run.trainer.state()
-    run.checkpoints.save(tensors, state | run.fingerprints | run.about(run.trainer.step))
-    run.saved = run.trainer.step
+def save_checkpoint(run: Run) -> None:
+    """Start to write a checkpoint, in the background. A collective."""
+    step = run.trainer.step
+    run.supervisor.beat("checkpoint", step)
+    compare_replicas(run)
+    tensors, state = run.trainer.state.gather()
+    run.checkpoints.save(tensors, state | run.fingerprints | run.describe(step))
+    run.progress.last_saved_step = step
 
 
-def _wait_for_checkpoint(run: Run) -> None:
+def wait_for_checkpoint(run: Run) -> None:
+    """Wait for the last checkpoint. Raise CheckpointError on every rank if it was not saved."""
     run.supervisor.beat("checkpoint", run.trainer.step)
     run.checkpoints.wait()
-    _tell_of_checkpoints(run)
+    report_failed_saves(run)
 
 
-def _tell_of_checkpoints(run: Run) -> None:
-    """Notes on saves that went wrong."""
-    for line in run.checkpoints.lines():
+def report_failed_saves(run: Run) -> None:
+    for line in run.checkpoints.take_warnings():
         run.console.note(line)

@@ -1,12 +1,89 @@
-"""What a person is told when a run has ended, or had ended before."""
+"""The results of a run: weights, picture, summary, and the message for a run that is finished."""
 
+import dataclasses
 import json
 
+import torch
+from safetensors.torch import save
+
 from fastdeit.config.schema import Config
+from fastdeit.data.batch import Batch
+from fastdeit.data.build import build_train_loader
 from fastdeit.display.console import RunConsole
 from fastdeit.distributed.world import World
+from fastdeit.kernels.mix import mix
+from fastdeit.models.build import weight_metadata
 from fastdeit.models.student import SIZES
+from fastdeit.run.folder import write_on_rank0
+from fastdeit.run.state import Run
+from fastdeit.storage.atomic import atomic_open, atomic_write_text
+from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
+
+Weights = dict[str, torch.Tensor]
+_MOST_PICTURES = 16
+
+
+def write_results(run: Run, results: dict[str, float]) -> None:
+    """Write weights under timm's names, the picture and summary.json; print the table.
+
+    Raise FolderError. A collective.
+    """
+    run.supervisor.beat("checkpoint", run.trainer.step)
+    weights = run.trainer.state.weights()
+    ema = run.trainer.state.ema_weights()
+    write_on_rank0(run, lambda: _write_files(run, results, weights, ema))
+
+
+def _write_files(
+    run: Run, results: dict[str, float], weights: Weights, ema: Weights | None
+) -> None:
+    metadata = weight_metadata(run.config, run.data.train_index.classes, run.trainer.state.model)
+    for path, tensors in ((run.folder.student, weights), (run.folder.student_ema, ema)):
+        if tensors is not None:
+            with atomic_open(path) as file:
+                file.write(save(tensors, metadata))
+    _save_picture(run)
+    summary = {"results": results, "steps": run.trainer.step, "skipped": run.trainer.state.skipped}
+    # the last file: a folder that holds it holds a finished run
+    atomic_write_text(run.folder.summary, json.dumps(summary, indent=1))
+    show_summary(run.console, run.config, run.recipe, run.folder, results)
+
+
+def _save_picture(run: Run) -> None:
+    from fastdeit.display.figures import save_report  # matplotlib imports slowly
+
+    batch = _read_first_samples(run)
+    images = mix(batch.images, batch.lam, batch.box)
+    titles = _title_samples(batch, run.data.train_index.classes)
+    metrics = read_json_lines(run.folder.metrics)
+    data = run.config.data
+    save_report(run.folder.report, metrics, images, titles, data.mean, data.std)
+
+
+def _read_first_samples(run: Run) -> Batch:
+    """Return the first few samples of the run, read by this process alone."""
+    data = run.data
+    alone = dataclasses.replace(run.world, rank=0, size=1, local_size=1)
+    count = min(_MOST_PICTURES, len(data.train_index) // 2 * 2)
+    config = run.config.replace(optim={"batch_size": count, "micro_batch": 0})
+    loader = build_train_loader(
+        config, alone, data.train_index, data.plan, quarantine=data.quarantine
+    )
+    batch = next(loader.epoch(0))
+    loader.close()
+    return batch
+
+
+def _title_samples(batch: Batch, classes: tuple[str, ...]) -> list[str]:
+    """Return each sample's class, or both classes with their shares if it is mixed."""
+    names = [classes[label] for label in batch.labels.tolist()]
+    titles = []
+    for row, lam in enumerate(batch.lam.tolist()):
+        partner = names[row ^ 1]
+        mixed = f"{lam:.2f} {names[row]} + {1 - lam:.2f} {partner}"
+        titles.append(names[row] if lam == 1 else mixed)
+    return titles
 
 
 def is_finished(folder: RunFolder) -> bool:
@@ -14,35 +91,33 @@ def is_finished(folder: RunFolder) -> bool:
     return folder.summary.is_file()
 
 
-def say_finished(config: Config, recipe: str, world: World, folder: RunFolder) -> None:
-    """Tells that a run was finished before, and how it ended."""
+def report_finished(config: Config, recipe: str, world: World, folder: RunFolder) -> None:
+    """Print that the run was finished before, and its results."""
     console = RunConsole(1, 1, enabled=world.rank == 0)
     console.note(
-        f"{folder} holds this run, finished; remove it or name another --output-dir to train again"
+        f"{folder} holds this run, finished; to train again, remove it or change --output-dir"
     )
-    show_summary(console, config, recipe, folder, json.loads(folder.summary.read_text())["results"])
+    results = json.loads(folder.summary.read_text())["results"]
+    show_summary(console, config, recipe, folder, results)
 
 
 def show_summary(
     console: RunConsole, config: Config, recipe: str, folder: RunFolder, results: dict[str, float]
 ) -> None:
-    """The table of a finished run, its files, and the command to try next."""
-    files = {
-        "weights (timm's names)": folder.student,
-        "picture": folder.report,
-    }
-    console.summary(results, files, _next_command(config, recipe, folder))
+    """Print the table of a finished run, its files, and a command to try next."""
+    files = {"weights (timm's names)": folder.student, "picture": folder.report}
+    console.summary(results, files, next_command(config, recipe, folder))
 
 
-def _next_command(config: Config, recipe: str, folder: RunFolder) -> str:
+def next_command(config: Config, recipe: str, folder: RunFolder) -> str:
+    """Return a command that is useful after this run: train with the teacher that it gave, compare
+    with a run without distillation, or look at the curves."""
+    train = "deepspeed fastdeit/train.py"
     if recipe.endswith("_teacher"):
-        return f"deepspeed fastdeit/train.py --recipe {recipe.removesuffix('_teacher')}"
+        return f"{train} --recipe {recipe.removesuffix('_teacher')}"
     if recipe == "digits":
-        return "deepspeed fastdeit/train.py --recipe digits --distillation-type none --output-dir runs/digits_alone"
+        return f"{train} --recipe digits --distillation-type none --output-dir runs/digits_alone"
     if config.distill.distillation_type == "none" and config.model.model not in SIZES:
-        weights = folder.student
-        return (
-            f"deepspeed fastdeit/train.py --data-path {config.data.data_path} "
-            f"--teacher-model {config.model.model} --teacher-path {weights}"
-        )
+        teacher = f"--teacher-model {config.model.model} --teacher-path {folder.student}"
+        return f"{train} --data-path {config.data.data_path} {teacher}"
     return f"tensorboard --logdir {folder.tensorboard}"

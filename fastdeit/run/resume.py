@@ -1,88 +1,125 @@
-"""A run that goes on from a checkpoint: at its start, or after too many bad steps in a row; and
-what it leaves if it cannot."""
+"""Restoring a run from a checkpoint, at start-up or as a rollback, and the debug bundle written
+when a rollback is not possible."""
 
-import time
+from typing import Any
 
-from fastdeit.checkpoint.select import LoadedCheckpoint
+from fastdeit.checkpoint.select import LoadedCheckpoint, find_checkpoint
 from fastdeit.checkpoint.store import set_aside
 from fastdeit.distributed.collectives import on_rank0
 from fastdeit.reliability.health import HealthError
 from fastdeit.reliability.rollbacks import write_bundle
-from fastdeit.run.identity import code_digest, versions
-from fastdeit.run.metrics import MetricLog
+from fastdeit.run.identity import check_same_samples, code_digest, versions
 from fastdeit.run.state import Run
-from fastdeit.training.meter import Meter
 
 
-def restore(run: Run, found: LoadedCheckpoint) -> None:
-    """Goes on from a checkpoint. Raises ValueError as `Trainer.load_state` does."""
-    run.trainer.load_state(found.tensors, found.state)
-    run.checkpoints.take_scores(found.state)
-    run.evaluated = found.state.get("evaluated", run.trainer.step)
+def resume(run: Run) -> list[str]:
+    """Restore the checkpoint that --resume names, or the newest whole one of the run's folder.
+
+    Return notes for the user; none if there is no checkpoint. Raise ValueError unless it fits this
+    run. A collective.
+    """
+    found = find_checkpoint(run.folder, run.config.checkpoint.resume, run.trainer.state.layout())
+    if found is None:
+        return []
+    check_same_samples(found.state, run.fingerprints, found.path)
+    run.progress.last_evaluated_step = _restore(run, found)
+    notes = [f"checkpoint skipped: {fault}" for fault in found.damaged]
+    notes.append(f"resumed from {found.path}, after step {run.trainer.step} of {run.total_steps}")
+    if "digest" not in found.state:
+        step = run.trainer.step
+        notes.append(
+            f"the checkpoint has no digest: metrics.jsonl counts samples from step {step} only"
+        )
+    if found.state.get("quarantine") not in (None, run.data.quarantine.fingerprint()):
+        notes.append(
+            "the list of damaged images has changed since the checkpoint: "
+            "steps may hold other samples"
+        )
+    return notes
+
+
+def _restore(run: Run, found: LoadedCheckpoint) -> int:
+    """Load a checkpoint into the trainer; return the step of the last evaluation before it.
+
+    Raise ValueError as `TrainerState.load` does.
+    """
+    run.trainer.state.load(found.tensors, found.state)
+    run.checkpoints.restore_scores(found.state)
+    return found.state.get("evaluated", run.trainer.step)
 
 
 def truncate_logs(run: Run, step: int) -> None:
-    """Logs and checkpoints as they were at `step`; what is of later ones is dropped or set aside.
+    """Make logs and checkpoints those of a run at `step`: drop later lines, and rename later
+    checkpoints.
 
-    On rank 0 alone. Raises OSError.
+    On rank 0 alone. Raise OSError.
     """
     aside = [path.name for path in set_aside(run.folder.checkpoints, step)]
     if aside:
-        run.console.note(f"later checkpoints set aside, not to be found again: {', '.join(aside)}")
-    if run.log is not None:
-        run.log.close()
-    run.log = MetricLog(run.folder, step, run.console.note)
+        run.console.note(f"later checkpoints were renamed: {', '.join(aside)}")
+    run.log.open(step)
     run.health.open(step)
 
 
 def roll_back(run: Run) -> None:
-    """Loads a checkpoint from before the bad steps and has the steps from there to the last of them
-    passed over.
+    """Restore a checkpoint from before the bad steps in a row, and record that the run skips all
+    steps from it to the last bad one.
 
-    Raises HealthError, with what shows why in the run's folder, if that was done often enough or
-    there is no such checkpoint.
+    Raise HealthError, with a debug bundle in the run's folder, if --max-rollbacks is used up or
+    there is no such checkpoint. A collective.
     """
-    rollbacks, bad = run.health.rollbacks, [line["step"] for line in run.health.bad]
+    rollbacks = run.health.rollbacks
+    bad = [record.step for record in run.health.bad]
     run.supervisor.beat("checkpoint", run.trainer.step)
-    run.checkpoints.settle()
+    run.checkpoints.finish()
     try:
-        found = rollbacks.find(bad[0], run.config.run.max_rollbacks, run.trainer.layout())
+        found = rollbacks.find(bad[0], run.config.health.max_rollbacks, run.trainer.state.layout())
         rollbacks.add(found.state["step"], bad)
         on_rank0(lambda: truncate_logs(run, found.state["step"]))
     except ValueError as refusal:
-        raise HealthError(_leave_bundle(run, str(refusal))) from None
-    restore(run, found)
+        raise HealthError(_write_bundle(run, str(refusal))) from None
+    last_evaluated_step = _restore(run, found)
     run.health.begin(run.trainer.step)
-    run.compared = -1
-    run.meter, run.mark, run.saved = Meter(), (time.monotonic(), run.trainer.step), run.trainer.step
+    run.progress.restart(run.trainer.step, last_evaluated_step)
     run.console.note(
-        f"steps {bad[0]} to {bad[-1]} were bad: went back to {found.path}, passes over all steps up to {bad[-1]}"
+        f"steps {bad[0]} to {bad[-1]} were bad: "
+        f"rolled back to {found.path}, skipping all steps up to {bad[-1]}"
     )
 
 
-def _leave_bundle(run: Run, refusal: str) -> str:
-    """Writes what shows why the run stops; says both. A collective."""
+def _write_bundle(run: Run, reason: str) -> str:
+    """Write the debug bundle of the bad steps in a row; return the message that the run ends with.
+
+    reason: why the run cannot roll back. A collective.
+    """
     flush_meter(run)
-    first, last = (run.health.bad[place]["step"] for place in (0, -1))
-    folder, command = run.folder.debug_bundle(first), f"fastdeit replay {run.folder} --step {first}"
-    tensors, state = run.trainer.state()
-    state |= run.fingerprints | run.about(first) | run.health.state_before(state)
-    report = run.health.report() | {
-        "refusal": refusal,
+    first = run.health.bad[0].step
+    last = run.health.bad[-1].step
+    folder = run.folder.debug_bundle(first)
+    command = f"fastdeit replay {run.folder} --step {first}"
+    tensors, state = run.trainer.state.gather()
+    state |= run.fingerprints | run.describe(first) | run.health.state_before(state)
+    report = _describe_stop(run, reason, command)
+    faults = on_rank0(lambda: write_bundle(folder, tensors, state, report))
+    hint = (
+        f"{folder} is incomplete: {'; '.join(faults)}" if faults else f"see {folder}, and {command}"
+    )
+    limit = run.config.health.max_bad_steps
+    return f"steps {first} to {last} were skipped, --max-bad-steps is {limit}, and {reason}; {hint}"
+
+
+def _describe_stop(run: Run, reason: str, command: str) -> dict[str, Any]:
+    """Return what report.json of a debug bundle says."""
+    return run.health.report() | {
+        "refusal": reason,
         "replay": command,
         "world_size": run.world.size,
+        "config": run.config.to_dict(),
+        "code": code_digest(),
+        "versions": versions(),
     }
-    report |= {"config": run.config.to_dict(), "code": code_digest(), "versions": versions()}
-    faults = on_rank0(lambda: write_bundle(folder, tensors, state, report))
-    left = (
-        f"{folder} lacks what shows why: {'; '.join(faults)}"
-        if faults
-        else f"{folder} shows why, and {command}"
-    )
-    return f"steps {first} to {last} were skipped, --max-bad-steps is {run.config.run.max_bad_steps}, and {refusal}; {left}"
 
 
 def flush_meter(run: Run) -> list[dict[str, float]]:
-    """Read the statistics of the steps since the last call that changed the weights; waits for the
-    device."""
-    return [run.health.note_applied(step, values) for step, values in run.meter.read()]
+    """Return the statistics of the applied steps since the last call; waits for the device."""
+    return [run.health.note_applied(step, values) for step, values in run.progress.meter.read()]

@@ -1,5 +1,6 @@
-"""A run while it trains: all that is alive of it."""
+"""The objects of a run while it trains: its services, and the marks of its progress."""
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,63 +19,98 @@ from fastdeit.run.identity import fingerprints, versions
 from fastdeit.run.metrics import MetricLog
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.reader import CachedTeacher
-from fastdeit.training.meter import Meter
-from fastdeit.training.trainer import Trainer
+from fastdeit.training.trainer import Meter, Trainer
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Both splits of the data set, and what is planned and recorded for the training images."""
+
+    train_index: Index
+    val_index: Index
+    plan: Plan
+    cached_teacher: CachedTeacher | None
+    quarantine: Quarantine
+    """Of the training images."""
+    train_loader: TrainLoader
+    val_loader: EvalLoader
 
 
 @dataclass
+class Progress:
+    """Marks of the training loop; all steps are counts of finished optimizer steps."""
+
+    meter: Meter = field(default_factory=Meter)
+    """Statistics of the steps since the last line of the log."""
+    last_evaluated_step: int = 0
+    last_compared_step: int = -1
+    """The step after which all ranks' weights were last found equal; -1: not compared yet."""
+    last_saved_step: int = -1
+    """The step of the last checkpoint of this process; -1: none yet."""
+    clock_step: int = 0
+    clock_time: float = field(default_factory=time.monotonic)
+    """The rate is measured from here."""
+
+    def restart(self, step: int, last_evaluated_step: int) -> None:
+        """Forget everything after `step`, whose checkpoint has just been restored."""
+        self.meter = Meter()
+        self.last_evaluated_step = last_evaluated_step
+        self.last_compared_step = -1
+        self.last_saved_step = step
+        self.restart_clock(step)
+
+    def restart_clock(self, step: int) -> None:
+        """Measure the rate from now on, so that it is that of training alone."""
+        self.clock_step = step
+        self.clock_time = time.monotonic()
+
+    def rate(self, step: int) -> float:
+        """Return the optimizer steps per second since the clock was restarted, and restart it."""
+        steps = step - self.clock_step
+        seconds = time.monotonic() - self.clock_time
+        self.restart_clock(step)
+        return steps / seconds
+
+
+@dataclass(frozen=True)
 class Run:
-    """Everything that is alive during training."""
+    """The services of a run. None of them is replaced while it trains."""
 
     config: Config
     recipe: str
     world: World
     folder: RunFolder
-    train_index: Index
-    val_index: Index
-    plan: Plan
+    data: RunData
     trainer: Trainer
-    train_loader: TrainLoader
-    val_loader: EvalLoader
-    quarantine: Quarantine
-    cached_teacher: CachedTeacher | None
     console: RunConsole
     supervisor: Supervisor
     checkpoints: CheckpointWriter
     health: Health
-    notes: list[str] = field(default_factory=list)
-    """What a person should know of how the parts were made to fit."""
-    log: MetricLog | None = None
-    meter: Meter = field(default_factory=Meter)
-    mark: tuple[float, int] = (0.0, 0)
-    """When, and after which step, the rate was last measured."""
-    evaluated: int = 0
-    """The step of the last evaluation."""
-    compared: int = -1
-    """The step after which all ranks' weights were last found equal."""
-    saved: int = -1
-    """The step of the last checkpoint of this process."""
-
-    @property
-    def fingerprints(self) -> dict[str, Any]:
-        pixels = self.train_loader.options.describe()
-        return fingerprints(self.plan, self.train_index, self.config.optim.batch_size, pixels)
+    log: MetricLog
+    progress: Progress
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.train_loader.steps_per_epoch
+        return self.data.train_loader.steps_per_epoch
 
     @property
     def total_steps(self) -> int:
         return self.config.optim.epochs * self.steps_per_epoch
 
-    def about(self, step: int) -> dict[str, Any]:
-        """What a checkpoint of `step` tells of its run beside what training goes on from."""
+    @property
+    def fingerprints(self) -> dict[str, Any]:
+        """Everything that determines the samples of a step; see `identity.fingerprints`."""
+        data = self.data
+        pixels = data.train_loader.options.describe()
+        return fingerprints(data.plan, data.train_index, self.config.optim.batch_size, pixels)
+
+    def describe(self, step: int) -> dict[str, Any]:
+        """Return checkpoint metadata of `step` that is not part of the trainer's state."""
         return {
             "epoch": step // self.steps_per_epoch,
             "samples": step * self.config.optim.batch_size,
-            "evaluated": self.evaluated,
-            "quarantine": self.quarantine.fingerprint(),
+            "evaluated": self.progress.last_evaluated_step,
+            "quarantine": self.data.quarantine.fingerprint(),
             "world_size": self.world.size,
             "config": self.config.to_dict(),
             "versions": versions(),

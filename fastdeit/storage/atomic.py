@@ -1,5 +1,4 @@
-"""Files that are whole or not there, whatever ends the process that writes them, and whatever the
-disk does."""
+"""Files that are whole or absent, whatever ends the process that writes them."""
 
 import contextlib
 import os
@@ -10,21 +9,21 @@ from typing import BinaryIO
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Writes a text file as `atomic_open` does."""
+    """Write a text file as `atomic_open` does."""
     with atomic_open(path) as file:
         file.write(text.encode())
 
 
 @contextlib.contextmanager
 def atomic_open(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes its name at the end: a reader finds the old one or the new one, also
-    after a loss of power.
+    """Open a new file that gets the name `path` when the block ends.
 
-    Raises OSError; then nothing of the new one stays.
+    A reader finds the old file or the new one, also after a power failure. Raises OSError; then
+    nothing of the new file stays.
     """
     work = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with work.open("xb") as file:  # never through a link that somebody has put there
+        with work.open("xb") as file:  # "x": never through a link that lies there
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -32,21 +31,28 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         work.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 def read_bounded(path: Path, limit: int) -> str:
-    """A text file of at most `limit` bytes. Raises ValueError for a longer one and for what is no
-    UTF-8, OSError."""
+    """Return the text of a file of at most `limit` bytes.
+
+    Raises ValueError for a longer file and for one that is not UTF-8, OSError.
+    """
     with path.open("rb") as file:
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise ValueError(f"{path}: got more than {limit:,} bytes, which is the limit")
+        raise ValueError(f"{path}: must be at most {limit:,} bytes")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is no text: {error}") from None
+        raise ValueError(f"{path}: must be text in UTF-8: {error}") from None

@@ -17,7 +17,7 @@ class RunFolder:
     Only when there is cause: quarantine.jsonl (images that cannot be read), bad-steps.jsonl,
     spikes.jsonl, rollbacks.jsonl, failure-rankR.json and failures.jsonl (where ranks failed), and
     bad-step-N/ (a debug bundle). A file `stop`, created by the user, stops the run; `lock` exists
-    while it is alive.
+    while it is alive. `fastdeit replay` writes replay-N/.
     """
 
     path: Path

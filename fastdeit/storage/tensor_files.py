@@ -1,4 +1,4 @@
-"""Safetensors files of unknown origin: what the header claims is checked before a tensor is made."""
+"""Safetensors files of unknown origin: the header is checked before a tensor takes memory."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +9,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 HEADER_LIMIT = 1 << 22
-"""Bytes; 30,000 tensors fit. The library allows 100 million and takes up a multiple of them."""
+"""Bytes; 30,000 tensors fit. The library allows 100 million, and takes several times the memory."""
+
+_NAMED = 3  # tensors that a message names
+
+Form = tuple[torch.Size, torch.dtype | None]
+"""Shape and dtype of a tensor; None: a dtype that we do not store."""
 
 _DTYPES = {
     "F64": torch.float64,
@@ -27,52 +32,56 @@ _DTYPES = {
 
 @contextmanager
 def open_tensors(path: Path) -> Iterator[Any]:
-    """The file as `safetensors.safe_open` gives it. Raises ValueError if it is not whole, or its
-    header too long."""
+    """Open a file as `safetensors.safe_open` does.
+
+    Raises ValueError if it is not whole, or its header is too long.
+    """
+    problem = f"{path} is no whole safetensors file"
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > HEADER_LIMIT:
         raise ValueError(
-            f"{path} is no whole safetensors file: a header of {length:,} bytes, allowed are {HEADER_LIMIT:,}"
+            f"{problem}: its header must be at most {HEADER_LIMIT:,} bytes (got {length:,})"
         )
     try:
         with safe_open(path, framework="pt") as tensors:
             yield tensors
     except SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+        raise ValueError(f"{problem}: {error}") from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors, on the CPU, and the metadata. Raises what `open_tensors` raises."""
+    """Return the tensors, on the CPU, and the metadata. Raises what `open_tensors` raises."""
     with open_tensors(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, file.metadata() or {}
 
 
 def check_header(path: Path, wanted: Mapping[str, torch.Tensor]) -> None:
-    """Raises ValueError naming the first few tensors that are not as in `wanted` (on any device,
+    """Raise ValueError naming the first few tensors that are not as in `wanted` (on any device,
     also "meta")."""
+    found: dict[str, Form] = {}
     with open_tensors(path) as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        found = {
-            name: (torch.Size(part.get_shape()), _DTYPES.get(part.get_dtype()))
-            for name, part in slices.items()
-        }
-    expected = {name: (tensor.shape, tensor.dtype) for name, tensor in wanted.items()}
-    names = [
-        name
-        for name in sorted(found.keys() | expected.keys())
-        if found.get(name) != expected.get(name)
+        for name in file.keys():  # noqa: SIM118
+            part = file.get_slice(name)
+            found[name] = (torch.Size(part.get_shape()), _DTYPES.get(part.get_dtype()))
+    expected: dict[str, Form] = {
+        name: (tensor.shape, tensor.dtype) for name, tensor in wanted.items()
+    }
+    names = sorted(found.keys() | expected.keys())
+    wrong = [name for name in names if found.get(name) != expected.get(name)]
+    if not wrong:
+        return
+    lines = [
+        f"{name}: {_describe(found.get(name))}, not {_describe(expected.get(name))}"
+        for name in wrong[:_NAMED]
     ]
-    if names:
-        lines = [
-            f"{name}: {_shown(found.get(name))}, not {_shown(expected.get(name))}"
-            for name in names[:3]
-        ]
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise ValueError(f"{path} does not fit the model: {'; '.join(lines)}{more}")
+    more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+    raise ValueError(f"{path} does not fit the model: {'; '.join(lines)}{more}")
 
 
-def _shown(tensor: tuple[torch.Size, torch.dtype | None] | None) -> str:
-    if tensor is None:
+def _describe(form: Form | None) -> str:
+    if form is None:
         return "none"
-    return f"{tuple(tensor[0])} {str(tensor[1]).removeprefix('torch.')}"
+    shape, dtype = form
+    return f"{tuple(shape)} {str(dtype).removeprefix('torch.')}"

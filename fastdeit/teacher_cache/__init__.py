@@ -1,1 +1,1 @@
-"""The teacher cache: the output of a teacher, recorded once a sample, read in place of the teacher."""
+"""The teacher cache: a teacher's output, recorded once a sample and read in its place."""

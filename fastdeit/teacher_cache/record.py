@@ -1,8 +1,8 @@
-"""Recording the teacher: plan -> DALI -> mix -> teacher -> cache, chunk by chunk.
+"""Recording of the teacher: plan -> DALI -> mix -> teacher -> cache, chunk by chunk.
 
-The chunks that a job has to do are dealt out to its ranks, and a rank computes its chunks alone, in
-micro-batches that start anew with each: so what is recorded depends on the micro-batch, never on
-the number of ranks or jobs, or on where it was stopped.
+The chunks of a job are shared among its ranks. A rank computes its chunks alone, and no micro-batch
+crosses from one chunk into the next: so the records depend on the micro-batch size, never on the
+number of ranks or jobs, or on where recording was stopped.
 """
 
 import time
@@ -21,44 +21,43 @@ from fastdeit.teacher_cache.reader import Cache, Images
 from fastdeit.teacher_cache.writer import CacheWriter
 
 Chunk = tuple[int, int]
-"""Epoch and number of a chunk in it."""
+"""Epoch, and number of a chunk in it."""
 Logits = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class JobShard:
-    """One of several jobs: number 1 to `of`."""
+    """Number of one of several jobs, 1 to `of`."""
 
     number: int = 1
     of: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.of:
-            raise ValueError(
-                f"--part: got {self.number}/{self.of}, allowed is NUMBER/JOBS with NUMBER from 1 to JOBS"
-            )
+            rule = "NUMBER/JOBS with NUMBER from 1 to JOBS"
+            raise ValueError(f"--part must be {rule} (got {self.number}/{self.of})")
 
     def chunks(self, manifest: Manifest, epochs: Sequence[int]) -> list[Chunk]:
-        """The job's share, a run of neighbours."""
+        """Return the job's share of the chunks, neighbours of one another."""
         every = [(epoch, chunk) for epoch in epochs for chunk in range(manifest.chunks)]
-        return every[
-            len(every) * (self.number - 1) // self.of : len(every) * self.number // self.of
-        ]
+        first = len(every) * (self.number - 1) // self.of
+        last = len(every) * self.number // self.of
+        return every[first:last]
 
 
-def missing(folder: Path, chunks: Sequence[Chunk], images: Images | None) -> list[Chunk]:
-    """Those that are not recorded, or damaged, or, if images are given, made of others."""
+def find_missing(folder: Path, chunks: Sequence[Chunk], images: Images | None) -> list[Chunk]:
+    """Return the chunks that are not recorded, are damaged, or, if images are given, were recorded
+    with other images."""
     cache = Cache(folder)
-    return [
-        (epoch, chunk) for epoch, chunk in chunks if cache.fault(epoch, chunk, images) is not None
-    ]
+    return [chunk for chunk in chunks if cache.find_fault(*chunk, images) is not None]
 
 
 class ChunkBatches(Sequence[tuple[int, np.ndarray]]):
-    """The micro-batches of the chunks: epoch and ordinals of each, made when they are asked for."""
+    """Micro-batches of chunks: the epoch and the ordinals of each, made on demand."""
 
     def __init__(self, manifest: Manifest, chunks: Sequence[Chunk], micro_batch: int) -> None:
-        self._manifest, self._chunks = manifest, chunks
+        self._manifest = manifest
+        self._chunks = chunks
         self.micro_batch = min(micro_batch, manifest.chunk)
         counts = [-(-len(manifest.ordinals(chunk)) // self.micro_batch) for _, chunk in chunks]
         self._starts = np.cumsum([0, *counts])
@@ -66,7 +65,8 @@ class ChunkBatches(Sequence[tuple[int, np.ndarray]]):
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, number: int) -> tuple[int, np.ndarray]:  # type: ignore[override]  # slices are never taken
+    # slices are never taken
+    def __getitem__(self, number: int) -> tuple[int, np.ndarray]:  # type: ignore[override]
         place = int(np.searchsorted(self._starts, number, "right")) - 1
         epoch, chunk = self._chunks[place]
         first = (number - int(self._starts[place])) * self.micro_batch
@@ -74,40 +74,44 @@ class ChunkBatches(Sequence[tuple[int, np.ndarray]]):
 
 
 @torch.no_grad()
-def answers(
+def compute_logits(
     batches: Iterator[Batch], teacher: Logits, dtype: torch.dtype
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
-    """The teacher's logits (B, K) for the mixed images of each batch, as the training step shows
-    them."""
+    """Yield each batch with the teacher's logits (B, K) for its mixed images, which are those of
+    the training step."""
     for batch in batches:
         images = mix(batch.images, batch.lam, batch.box, dtype, channels_last=True)
         yield batch, teacher(images)
 
 
-def record(
-    recorder: CacheWriter,
+def record_chunks(
+    writer: CacheWriter,
     loader: OrdinalLoader,
     chunks: Sequence[Chunk],
     teacher: Logits,
     dtype: torch.dtype,
     progress: Callable[[int, float], None],
 ) -> None:
-    """Compute and write the chunks. loader: over their `ChunkBatches`. progress: called with
-    samples done and samples a second.
+    """Compute and write the chunks.
 
-    Raises CacheError as `CacheWriter.write`, DataError as the loader.
+    loader: over their `ChunkBatches`. progress: called with samples done and samples a second.
+    Raises CacheError as `CacheWriter.write` does, DataError as the loader does.
     """
-    manifest, done, start = recorder.manifest, 0, time.monotonic()
-    stream = answers(iter(loader), teacher, dtype)
+    manifest = writer.manifest
+    done = 0
+    start = time.monotonic()
+    stream = compute_logits(iter(loader), teacher, dtype)
     for epoch, chunk in chunks:
         size = len(manifest.ordinals(chunk))
-        records, rows = np.empty(size, manifest.record), np.empty(size, np.int64)
+        records = np.empty(size, manifest.record)
+        rows = np.empty(size, np.int64)
         place = 0
         while place < size:
             batch, logits = next(stream)
             here = slice(place, place + len(logits))
-            records[here], rows[here] = encode(logits, manifest), batch.image_index.numpy()
+            records[here] = encode(logits, manifest)
+            rows[here] = batch.image_index.numpy()
             place = here.stop
             progress(done + place, (done + place) / (time.monotonic() - start))
-        recorder.write(epoch, chunk, records, rows)
+        writer.write(epoch, chunk, records, rows)
         done += size

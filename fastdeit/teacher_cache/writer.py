@@ -1,5 +1,5 @@
-"""Writing a cache of the teacher's answers (cache.py has the format): chunk by chunk, by many
-processes, safe to stop."""
+"""Writer of a teacher cache: chunk by chunk, by many processes, safe to stop (reader.py describes
+the files)."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ from fastdeit.teacher_cache.format import (
     MANIFEST,
     CacheError,
     Manifest,
-    differences,
+    list_differences,
     read_manifest,
     require,
 )
@@ -26,47 +26,47 @@ from fastdeit.teacher_cache.reader import (
     DIGEST,
     RECORDS,
     Cache,
-    digest_of_images,
-    entry_of,
+    hash_images,
+    make_entry,
 )
 
 LOCK = "lock"
 _WORK = f"{MANIFEST}.tmp"
 _OWN = {MANIFEST, RECORDS, CHUNKS, LOCK, BAD_IMAGES, _WORK}
-_CREATING = 1 << 62  # a byte of the lock file that stands for no chunk
+_CREATING = 1 << 62
+"""The byte of the lock file that is locked to create a cache; lower ones are chunks."""
 
 
-def create(folder: Path, manifest: Manifest) -> None:
-    """Make the folder and its manifest, unless an equal one is there. Raises CacheError for another
-    one, or no room for it.
+def create_cache(folder: Path, manifest: Manifest) -> None:
+    """Create the folder and its manifest, unless there is an equal one.
 
-    Many may do it at once, of different machines too; to be called before any `CacheWriter` of this
-    process.
+    Many processes may do it at once, on different machines too; call it before any `CacheWriter` of
+    this process. Raises CacheError for a cache with another manifest, for a folder that holds other
+    files, and if it cannot be written.
     """
     manifest.check(folder)
     try:
         if not (folder / MANIFEST).exists():
-            stray = (
-                sorted(path.name for path in folder.iterdir() if path.name not in _OWN)
-                if folder.is_dir()
-                else []
-            )
-            require(
-                not stray,
-                folder,
-                f"holds other files ({', '.join(stray[:3])}) and no cache; name an empty or new folder",
-            )
+            _check_no_other_files(folder)
             folder.mkdir(parents=True, exist_ok=True)
             _write_manifest(folder, manifest)
     except OSError as error:
         raise CacheError(f"{folder}: cannot be written: {error.strerror}") from None
     then = read_manifest(folder)
-    lines = differences(asdict(then), asdict(manifest) | {"versions": then.versions})
+    lines = list_differences(asdict(then), asdict(manifest) | {"versions": then.versions})
     require(not lines, folder, "was begun with other settings: " + "; ".join(lines))
 
 
+def _check_no_other_files(folder: Path) -> None:
+    if not folder.is_dir():
+        return
+    others = sorted(path.name for path in folder.iterdir() if path.name not in _OWN)
+    shown = ", ".join(others[:3])
+    require(not others, folder, f"must be a cache, empty or new (it holds other files: {shown})")
+
+
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Unless another process is the first."""
+    """Write the manifest, unless another process was first."""
     with _opened(folder / LOCK) as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX, 1, _CREATING)
         if (folder / MANIFEST).exists():
@@ -87,52 +87,53 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 class CacheWriter:
-    """Writes chunks into a cache's folder; many processes may, each its own chunks.
+    """Writer of chunks into a cache; many processes may write, each its own chunks.
 
-    Raises CacheError if the folder cannot be written, or the disk is full: what was recorded before
+    Raises CacheError if the folder cannot be written, or the disk is full; what was recorded before
     stays.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.manifest = folder, read_manifest(folder)
+        self.folder = folder
+        self.manifest = read_manifest(folder)
+        mode = os.O_RDWR | os.O_CREAT
         try:
-            self._records, self._chunks, self._lock = (
-                os.open(folder / name, os.O_RDWR | os.O_CREAT) for name in (RECORDS, CHUNKS, LOCK)
-            )
+            self._records = os.open(folder / RECORDS, mode)
+            self._chunks = os.open(folder / CHUNKS, mode)
+            self._lock = os.open(folder / LOCK, mode)
         except OSError as error:
             raise CacheError(f"{folder}: cannot be written: {error.strerror}") from None
 
     def reserve(self, first: int, last: int) -> None:
-        """Keep other recorders from the chunks first to last - 1, counted over all epochs; released
-        when this process ends.
+        """Lock the chunks first to last - 1, counted over all epochs, until this process ends.
 
-        Raises CacheError when one of them is another's.
+        Raises CacheError if another process has locked one of them.
         """
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB, last - first, first)
         except OSError as error:
-            taken = error.errno in (errno.EACCES, errno.EAGAIN)
-            problem = "another process is recording the same part; wait for it or stop it"
-            raise CacheError(
-                f"{self.folder}: {problem if taken else f'cannot be locked: {error.strerror}'}"
-            ) from None
+            problem = f"cannot be locked: {error.strerror}"
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                problem = "another process is recording the same part; wait for it or stop it"
+            raise CacheError(f"{self.folder}: {problem}") from None
 
     def write(self, epoch: int, chunk: int, records: np.ndarray, images: np.ndarray) -> None:
-        """Record one chunk: records as `encode` gives them, and the images, int64, that its samples
-        were made of."""
+        """Write one chunk.
+
+        records: from `encode`. images: rows of the index, int64, from which its samples were made.
+        """
         count = len(self.manifest.ordinals(chunk))
-        assert records.dtype == self.manifest.record and len(records) == len(images) == count, (
-            "a chunk is written whole"
-        )
-        self._put(
-            epoch, chunk, records.tobytes(), entry_of(records.tobytes(), digest_of_images(images))
-        )
+        assert records.dtype == self.manifest.record, "records come from `encode`"
+        assert len(records) == len(images) == count, "a chunk is written whole"
+        data = records.tobytes()
+        self._put(epoch, chunk, data, make_entry(data, hash_images(images)))
 
     def copy(self, source: Cache, epoch: int, chunk: int) -> None:
-        """Record a whole chunk of another cache with an equal manifest."""
-        raw, entry = source.raw(epoch, chunk), source.entry(epoch, chunk)
-        assert raw is not None and entry, "only what is recorded can be copied"
-        self._put(epoch, chunk, raw.tobytes(), entry)
+        """Copy a whole chunk of another cache with an equal manifest."""
+        records = source.read_chunk(epoch, chunk)
+        entry = source.read_entry(epoch, chunk)
+        assert records is not None and entry, "only what is recorded can be copied"
+        self._put(epoch, chunk, records.tobytes(), entry)
 
     def _put(self, epoch: int, chunk: int, records: bytes, entry: bytes) -> None:
         place = epoch * self.manifest.samples + chunk * self.manifest.chunk
@@ -141,11 +142,12 @@ class CacheWriter:
             os.fdatasync(self._records)
             _write_at(self._chunks, entry, (epoch * self.manifest.chunks + chunk) * 2 * DIGEST)
         except OSError as error:
-            problem = f"cannot be written: {error.strerror}; what is recorded stays, the same command goes on"
-            raise CacheError(f"{self.folder}: {problem}") from None
+            problem = f"cannot be written: {error.strerror}"
+            advice = "what is recorded stays; run the same command to continue"
+            raise CacheError(f"{self.folder}: {problem}; {advice}") from None
 
     def close(self) -> None:
-        """Everything on the disk."""
+        """Sync all files to the disk and close them."""
         for handle in (self._records, self._chunks):
             os.fsync(handle)
         for handle in (self._records, self._chunks, self._lock):
@@ -155,4 +157,5 @@ class CacheWriter:
 def _write_at(handle: int, data: bytes, offset: int) -> None:
     while data:
         done = os.pwrite(handle, data, offset)
-        data, offset = data[done:], offset + done
+        data = data[done:]
+        offset += done

@@ -2,27 +2,30 @@
 DALI."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from fastdeit.config.schema import Config
-from fastdeit.distributed.world import World
-from fastdeit.kernels.backend import set_backend
+from fastdeit.distributed.world import World, import_deepspeed
 from fastdeit.models.build import precision
+from fastdeit.models.student import Student
 from fastdeit.models.teacher import Teacher
-from fastdeit.teacher_cache.reader import CachedTeacher
-from fastdeit.training.deepspeed import deepspeed_config
-from fastdeit.training.deepspeed_file import add_file
+from fastdeit.training.deepspeed import add_user_file, deepspeed_config
 from fastdeit.training.flat import FlatLossModule, LossModule
+from fastdeit.training.forward import ForwardPass, PlannedStudent, SeededModel
 from fastdeit.training.losses import DistillationLoss
 from fastdeit.training.optim import build_adamw, build_schedule, parameter_groups
-from fastdeit.training.trainer import Trainer, build_engine
+from fastdeit.training.state import TrainerState
+from fastdeit.training.trainer import Trainer
+from fastdeit.training.zero import open_partitions
 
 
 def build_deepspeed_config(config: Config, world: World) -> dict[str, Any]:
-    """The settings of DeepSpeed with those of --deepspeed-config, if there is one. Raises what
-    `add_file` raises."""
+    """Return the settings of DeepSpeed, with those of --deepspeed-config if there is one. Raises
+    what `add_user_file` raises."""
     optim = config.optim
     micro_batch = optim.micro_batch or optim.batch_size // world.size
     ours = deepspeed_config(
@@ -34,7 +37,8 @@ def build_deepspeed_config(config: Config, world: World) -> dict[str, Any]:
         clip_grad=optim.clip_grad,
         offload_optimizer=config.run.offload_optimizer,
     )
-    return add_file(ours, config.run.deepspeed_config) if config.run.deepspeed_config else ours
+    file = config.run.deepspeed_config
+    return add_user_file(ours, file) if file else ours
 
 
 def build_trainer(
@@ -43,28 +47,18 @@ def build_trainer(
     model: nn.Module,
     teacher: Teacher | None,
     steps_per_epoch: int,
-    cached_teacher: CachedTeacher | None = None,
+    decode: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Trainer:
-    """The student under DeepSpeed with optimizer, schedule, loss and average, at step 0; a
+    """Build the student under DeepSpeed with optimizer, schedule, loss and EMA, at step 0; a
     collective.
 
-    Chooses the form of the kernels for the whole process.
+    decode: from the teacher records that batches bring to the teacher's output, if they do.
     """
-    optim, distill = config.optim, config.distill
-    set_backend(config.run.kernels)
+    optim = config.optim
     dtype = precision(config, world)[1]
     eval_model = copy.deepcopy(model).to(world.device, dtype).eval()
-    settings = build_deepspeed_config(config, world)
-    in_pieces = settings["zero_optimization"]["stage"] == 3
-    groups = parameter_groups(model, optim.weight_decay, optim.layer_decay)
-    module = (LossModule if in_pieces else FlatLossModule)(model, groups)
-    fused = (
-        world.device.type == "cuda" or config.run.offload_optimizer
-    )  # torch's one pass over the state, on either device
-    optimizer = build_adamw(
-        module.groups, optim.scaled_lr, optim.opt_betas, optim.opt_eps, fused=fused
-    )
-    engine = build_engine(module, optimizer, settings)
+    engine = build_engine(config, world, model)
+    ema_decay = optim.model_ema_decay if optim.model_ema else None
     schedule = build_schedule(
         engine.optimizer,
         total_steps=optim.epochs * steps_per_epoch,
@@ -72,25 +66,63 @@ def build_trainer(
         warmup_lr=optim.warmup_lr,
         min_lr=optim.min_lr,
     )
-    criterion = DistillationLoss(
+    return Trainer(
+        state=TrainerState(engine, eval_model, ema_decay, world.rank),
+        forward=build_forward(config, model, dtype),
+        teacher=teacher,
+        decode=decode,
+        criterion=build_criterion(config),
+        schedule=schedule,
+        kernels=config.run.kernels,
+    )
+
+
+def build_engine(config: Config, world: World, model: nn.Module) -> Any:
+    """Build a DeepSpeed engine, whose fp32 master weights are the model's own and not copies of
+    weights rounded to bf16; a collective."""
+    settings = build_deepspeed_config(config, world)
+    optim = config.optim
+    groups = parameter_groups(model, optim.weight_decay, optim.layer_decay)
+    sharded = settings["zero_optimization"]["stage"] == 3
+    module = (LossModule if sharded else FlatLossModule)(model, groups)
+    optimizer = build_optimizer(config, world, module)
+    exact = {
+        name: parameter.detach().float().cpu().clone()
+        for name, parameter in model.named_parameters()
+    }
+    engine, *_ = import_deepspeed().initialize(
+        model=module, optimizer=optimizer, config=settings, dist_init_required=False
+    )
+    module.bind()
+    if settings["bf16"]["enabled"]:
+        open_partitions(engine).load(exact)
+    return engine
+
+
+def build_optimizer(config: Config, world: World, module: LossModule) -> torch.optim.AdamW:
+    """Build AdamW over the parameters that DeepSpeed sees."""
+    optim = config.optim
+    # torch's one pass over the state, on either device
+    fused = world.device.type == "cuda" or config.run.offload_optimizer
+    return build_adamw(module.groups, optim.scaled_lr, optim.opt_betas, optim.opt_eps, fused=fused)
+
+
+def build_forward(config: Config, model: nn.Module, dtype: torch.dtype) -> ForwardPass:
+    """Choose how batches are fed: patches and the plan's DropPath mask to our `Student`, images to
+    a timm model."""
+    if isinstance(model, Student):
+        return PlannedStudent(model.patch_size, dtype)
+    return SeededModel(config.run.seed, dtype)
+
+
+def build_criterion(config: Config) -> DistillationLoss:
+    """Build the loss of --distillation-type, --bce-loss and --smoothing."""
+    distill = config.distill
+    return DistillationLoss(
         kind=distill.distillation_type,
         alpha=distill.distillation_alpha,
         tau=distill.distillation_tau,
         smoothing=config.mix.smoothing,
         legacy=distill.distillation_legacy,
         bce=distill.bce_loss,
-    )
-    return Trainer(
-        engine=engine,
-        eval_model=eval_model,
-        teacher=teacher,
-        decode=None
-        if cached_teacher is None
-        else cached_teacher.decoder(hard=distill.distillation_type == "hard"),
-        criterion=criterion,
-        schedule=schedule,
-        ema_decay=optim.model_ema_decay if optim.model_ema else None,
-        seed=config.run.seed,
-        rank=world.rank,
-        dtype=dtype,
     )

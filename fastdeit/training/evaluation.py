@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy with exact counts over ranks, for several models in one pass over the
+"""Top-1 and top-5 accuracy with exact counts over ranks, of several models in one pass over the
 images."""
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,8 +12,8 @@ Heads = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 
 
 def student_heads(module: nn.Module) -> Heads:
-    """Images (B, 3, H, W) to logits (B, K) by head: `cls`, `dist` and their mean `both`; only
-    `both` if there is one head."""
+    """Return a function from images (B, 3, H, W) to logits (B, K) by head: `cls`, `dist` and their
+    mean `both`; only `both` if there is one head."""
 
     def heads(images: torch.Tensor) -> dict[str, torch.Tensor]:
         if hasattr(module, "forward_heads"):
@@ -32,24 +32,21 @@ def student_heads(module: nn.Module) -> Heads:
 def evaluate(
     models: Mapping[str, Heads], loader: Iterable[Any], dtype: torch.dtype
 ) -> dict[str, float]:
-    """Accuracies in percent by `MODEL/HEAD/top1` and `/top5`, and agreement of each head with the
-    model named `teacher`.
+    """Return accuracies in percent by `MODEL/HEAD/top1` and `/top5`, and the agreement of each head
+    with the model named `teacher`; a collective.
 
-    models: functions from normalised images to logits by head; loader: yields batches of which rows
-    with label -1 are padding, the same number of batches on every rank. A collective. The models
-    must be in evaluation mode.
+    models: functions from normalised images to logits by head, in evaluation mode. loader: yields
+    batches in which rows with label -1 are padding, the same number of batches on every rank.
     """
     counts: dict[str, torch.Tensor] = {}
     seen: torch.Tensor | int = 0
     for batch in loader:
         real = batch.labels >= 0
         images = batch.images.to(dtype)
-        logits = {
-            f"{name}/{head}": out
-            for name, heads in models.items()
-            for head, out in heads(images).items()
-        }
-        for name, hits in _hits(logits, batch.labels).items():
+        logits: dict[str, torch.Tensor] = {}
+        for name, heads in models.items():
+            logits |= {f"{name}/{head}": output for head, output in heads(images).items()}
+        for name, hits in _find_hits(logits, batch.labels).items():
             counts[name] = counts.get(name, 0) + (hits & real).sum()
         seen = seen + real.sum()
     names = sorted(counts)
@@ -59,14 +56,14 @@ def evaluate(
     return {name: 100.0 * value / images_seen for name, value in zip(names, sums, strict=True)}
 
 
-def _hits(logits: Mapping[str, torch.Tensor], labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """bool (B,) by measure: whether the row counts for it."""
+def _find_hits(logits: Mapping[str, torch.Tensor], labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return bool (B,) by measure: the rows that count for it."""
     hits = {}
-    answer = logits["teacher/both"].argmax(1) if "teacher/both" in logits else None
+    decision = logits["teacher/both"].argmax(1) if "teacher/both" in logits else None
     for name, out in logits.items():
         best = out.topk(min(5, out.shape[1])).indices
         hits[f"{name}/top1"] = best[:, 0] == labels
         hits[f"{name}/top5"] = (best == labels[:, None]).any(1)
-        if answer is not None and not name.startswith("teacher/"):
-            hits[f"{name}/agreement"] = best[:, 0] == answer
+        if decision is not None and not name.startswith("teacher/"):
+            hits[f"{name}/agreement"] = best[:, 0] == decision
     return hits

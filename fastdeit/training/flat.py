@@ -1,14 +1,13 @@
-"""Model and loss as DeepSpeed runs them: at ZeRO 1 and 2 with one flat parameter a group instead of
-the model's own hundreds.
+"""Model and loss as DeepSpeed runs them: at ZeRO 1 and 2 with one flat parameter a group.
 
 DeepSpeed (0.19.8) handles each parameter by itself: a hook that copies its gradient, a check for
-NaN, a norm. For the 143 parameters of a DeiT that is 2,200 of a step's 3,300 launches. Here it is
-handed a flat parameter for each group of the optimizer, of which the model's weights are views.
-Model and loss are one autograd node: its backward copies the gradients of all weights into flat
-ones with one call, so that one hook a group runs. The numbers are those of single parameters to the
-bit. It costs memory for the gradients of all weights twice in the training precision, when the
-activations are free again. At ZeRO 3 every rank holds a piece of each weight, and the model keeps
-its own parameters.
+NaN, a norm. For the 143 parameters of a DeiT that is 2,200 of a step's 3,300 launches. So here
+DeepSpeed sees a flat parameter for each group of the optimizer; the model's weights are views of
+it. Model and loss are one autograd node: its backward copies the gradients of all weights into flat
+ones in one call, so that one hook a group runs. The results equal those of single parameters bit
+for bit. The cost is memory for a second copy of all gradients in the training precision, at a time
+when the activations are already free. At ZeRO 3 every rank holds a piece of each weight, and the
+model keeps its own parameters.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,8 +25,8 @@ Groups = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Slice:
-    """A parameter that lies in one stretch of elements of its group's flat tensor (ZeRO 1 and 2)."""
+class ContiguousSlot:
+    """Place of a parameter in its group's flat tensor: consecutive elements (ZeRO 1 and 2)."""
 
     name: str
     shape: torch.Size
@@ -38,7 +37,7 @@ class Slice:
         return flat[self.offset : self.offset + self.shape.numel()].view(self.shape)
 
     def read(self, parts: torch.Tensor) -> torch.Tensor:
-        """Copy the parameter out of all ranks' parts (ranks, elements)."""
+        """Copy the parameter from all ranks' parts (ranks, elements)."""
         return self.of(parts.view(-1)).clone()
 
     def write(self, parts: torch.Tensor, value: torch.Tensor) -> None:
@@ -75,15 +74,13 @@ class FlatLossModule(LossModule):
     def __init__(self, model: nn.Module, groups: Groups) -> None:
         super().__init__(model, [])
         names = {parameter: name for name, parameter in model.named_parameters()}
-        self.slices = [_lay_out(group["params"], names) for group in groups]
+        self.slots = [_lay_out(group["params"], names) for group in groups]
         self.flats = nn.ParameterList(_flatten(group["params"]) for group in groups)
-        self.groups = [
-            group | {"params": [flat]} for group, flat in zip(groups, self.flats, strict=True)
-        ]
-        self.leaves: list[nn.Parameter] = [
-            parameter for group in groups for parameter in group["params"]
-        ]
+        self.leaves: list[nn.Parameter] = []
         """The model's weights, group after group."""
+        for group, flat in zip(groups, self.flats, strict=True):
+            self.groups.append(group | {"params": [flat]})
+            self.leaves += group["params"]
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -92,11 +89,11 @@ class FlatLossModule(LossModule):
         return self.flats.named_parameters(prefix, recurse, remove_duplicate)
 
     def bind(self) -> None:
-        for leaf, view in zip(
-            self.leaves, self._views([flat.data for flat in self.flats]), strict=True
-        ):
+        views = self._views([flat.data for flat in self.flats])
+        for leaf, view in zip(self.leaves, views, strict=True):
             leaf.data = view
-        for parameter in self.model.parameters():  # frozen ones get the training precision too
+        # frozen ones get the training precision too
+        for parameter in self.model.parameters():
             parameter.data = parameter.data.to(self.flats[0].dtype)
 
     def forward(self, compute: Compute) -> LossParts:
@@ -109,11 +106,10 @@ class FlatLossModule(LossModule):
         return flats
 
     def _views(self, flats: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return [
-            place.of(flat)
-            for flat, slices in zip(flats, self.slices, strict=True)
-            for place in slices
-        ]
+        views = []
+        for flat, slots in zip(flats, self.slots, strict=True):
+            views += [slot.of(flat) for slot in slots]
+        return views
 
 
 class _Loss(torch.autograd.Function):
@@ -125,7 +121,8 @@ class _Loss(torch.autograd.Function):
     ) -> tuple[torch.Tensor, ...]:
         with torch.enable_grad():
             parts = compute(module.model)
-        ctx.module, ctx.loss = module, parts.loss
+        ctx.module = module
+        ctx.loss = parts.loss
         loss, *others = (part.detach() for part in parts)
         ctx.mark_non_differentiable(*others)
         return loss, *others
@@ -144,9 +141,12 @@ def _flatten(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
     return nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
 
 
-def _lay_out(parameters: Sequence[nn.Parameter], names: dict[nn.Parameter, str]) -> list[Slice]:
-    slices, offset = [], 0
+def _lay_out(
+    parameters: Sequence[nn.Parameter], names: dict[nn.Parameter, str]
+) -> list[ContiguousSlot]:
+    slots = []
+    offset = 0
     for parameter in parameters:
-        slices.append(Slice(names[parameter], parameter.shape, offset))
+        slots.append(ContiguousSlot(names[parameter], parameter.shape, offset))
         offset += parameter.numel()
-    return slices
+    return slots

@@ -1,10 +1,11 @@
-"""The training loss as the engine calls it: what a step knows goes in, `LossParts` comes out.
+"""The training loss: from the outputs of a step to `LossParts`.
 
-The math of both heads lives in `fastdeit.kernels.distill`; here are the choice between its forms
-and the binary cross-entropy of DeiT III. The teacher is called by the training step; only its
-output comes here. Source: Touvron et al. 2021 (2012.12877), equations 2 and 3.
+The formulas of both heads are in `fastdeit.kernels.distill`; here are the choice of their form and
+the binary cross-entropy of DeiT III. The training step calls the teacher; the loss gets its
+output. Source: Touvron et al. 2021 (2012.12877), equations 2 and 3.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,15 +20,18 @@ from fastdeit.kernels.distill import (
     teacher_loss,
 )
 
+Criterion = Callable[..., LossParts]
+"""Called as `DistillationLoss` is."""
+
 
 @dataclass(frozen=True)
 class DistillationLoss:
     """The loss of a run: kind "none", "soft" or "hard", weight alpha, temperature tau, label
     smoothing.
 
-    legacy: divide the soft form by the class count as well, as deit's code does. bce: binary
-    cross-entropy to the binarised mixed target as the base (DeiT III). Raises ValueError on a value
-    out of range, and on bce with smoothing, which would turn every class positive.
+    legacy: divide the soft form by the number of classes too, as deit's code does. bce: the base is
+    binary cross-entropy to the binarised mixed target (DeiT III). Raises ValueError for a value out
+    of range.
     """
 
     kind: str = "hard"
@@ -39,20 +43,16 @@ class DistillationLoss:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(
-                f"unknown distillation type {self.kind!r}: choose from {', '.join(KINDS)}"
-            )
+            raise ValueError(f"kind must be one of {', '.join(KINDS)} (got {self.kind!r})")
         if not 0 <= self.alpha <= 1:
-            raise ValueError(f"distillation alpha must lie in [0, 1], got {self.alpha}")
+            raise ValueError(f"alpha must lie in [0, 1] (got {self.alpha})")
         if not self.tau > 0:
-            raise ValueError(f"distillation tau must be positive, got {self.tau}")
+            raise ValueError(f"tau must be positive (got {self.tau})")
         if not 0 <= self.smoothing < 1:
-            raise ValueError(f"label smoothing must lie in [0, 1), got {self.smoothing}")
+            raise ValueError(f"smoothing must lie in [0, 1) (got {self.smoothing})")
         if self.bce and self.smoothing > 0:
-            raise ValueError(
-                f"the BCE loss makes every class with a positive target a positive one: smoothing must be 0 with it, "
-                f"got {self.smoothing}"
-            )
+            # smoothing would make every class a positive one
+            raise ValueError(f"smoothing must be 0 with bce (got {self.smoothing})")
 
     def __call__(
         self,
@@ -61,12 +61,12 @@ class DistillationLoss:
         lam: torch.Tensor,
         teacher_output: torch.Tensor | None = None,
     ) -> LossParts:
-        """Loss of a batch of pairs (row i is mixed with row i ^ 1).
+        """Return the loss of a batch of pairs (row i is mixed with row i ^ 1).
 
         outputs: logits (B, K) of a model with one head, or the pair (class logits, distillation
         logits). labels: (B,) int64; lam: (B,) fp32; teacher_output: class ids (B,) for "hard", or
-        logits (B, K). Raises ValueError when the kind needs a second head or a teacher that is not
-        there.
+        logits (B, K). Raises ValueError if the kind needs a second head or a teacher and there is
+        none.
         """
         cls_logits, dist_logits = (outputs, None) if isinstance(outputs, torch.Tensor) else outputs
         if self.bce:
@@ -94,29 +94,26 @@ class DistillationLoss:
     ) -> LossParts:
         check_inputs(cls_logits, dist_logits, teacher, self.kind)
         if dist_logits is None or teacher is None:
-            logits = (
-                cls_logits
-                if dist_logits is None
-                else (cls_logits.float() + dist_logits.float()) / 2
-            )
+            logits = cls_logits
+            if dist_logits is not None:
+                logits = (cls_logits.float() + dist_logits.float()) / 2
             base = mixed_binary_cross_entropy(logits, labels, lam)
             return LossParts(base, base.detach(), torch.zeros_like(base))
         base = mixed_binary_cross_entropy(cls_logits, labels, lam)
         distilled = teacher_loss(
             dist_logits, teacher, kind=self.kind, tau=self.tau, legacy=self.legacy
         )
-        return LossParts(
-            (1 - self.alpha) * base + self.alpha * distilled, base.detach(), distilled.detach()
-        )
+        loss = (1 - self.alpha) * base + self.alpha * distilled
+        return LossParts(loss, base.detach(), distilled.detach())
 
 
 def mixed_binary_cross_entropy(
     logits: torch.Tensor, labels: torch.Tensor, lam: torch.Tensor
 ) -> torch.Tensor:
-    """Binary cross-entropy, mean over B·K, to the classes whose share of the mixed target is
-    positive.
+    """Return the binary cross-entropy, mean over B·K, to the classes with a positive share of the
+    mixed target.
 
-    logits: (B, K), taken to fp32; labels: (B,) int64; lam: (B,) fp32. Source: DeiT III
+    logits: (B, K), used in fp32; labels: (B,) int64; lam: (B,) fp32. Source: DeiT III
     (2204.07118), §3.
     """
     logits = logits.float()

@@ -1,14 +1,17 @@
-"""DeepSpeed's flat partitions under parameter names: the only file that touches DeepSpeed's
-privates.
+"""DeepSpeed's flat partitions by parameter name: the only file that uses DeepSpeed's privates.
 
-Every parameter group is one flat fp32 buffer (the master weights) of equal parts, one a rank;
+Every parameter group is one flat fp32 buffer (the master weights) of equal parts, one per rank;
 Adam's moments and our EMA have the same layout. At ZeRO 1 and 2 a group is one flat parameter
-(training/flat.py), of which the model's parameters are slices, and the cuts fall anywhere; at ZeRO
-3 every parameter is itself cut into equal pieces, the last one padded, and a rank's part is its
-piece of each. Here they become plain dicts of full tensors by parameter name, and back, so that a
-checkpoint knows nothing of stage or world size. Written against
-deepspeed/runtime/zero/{stage_1_and_2,stage3}.py of 0.19.8; `open_partitions` fails at once when a
+(training/flat.py), the model's parameters are slices of it, and a part may end within a slice; at
+ZeRO 3 every parameter is itself cut into equal pieces, the last one padded, and a rank's part holds
+its piece of each. Here they become plain dicts of full tensors by parameter name, and back, so that
+a checkpoint does not depend on stage or world size. Written against
+deepspeed/runtime/zero/{stage_1_and_2,stage3}.py of 0.19.8; `open_partitions` fails at once if a
 later version lacks what it needs.
+
+DeepSpeed's public functions (`safe_get_full_fp32_param`, `safe_get_full_optimizer_state` and their
+setters) are not used: they communicate once a parameter, know no EMA, at ZeRO 1 and 2 find the
+moments of the first group only, and do not refresh the bf16 copies. The tests compare with them.
 """
 
 from abc import ABC, abstractmethod
@@ -20,13 +23,12 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import pad
 
-from fastdeit.training.flat import Slice
+from fastdeit.training.flat import ContiguousSlot
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """A parameter of which each rank's part holds a piece of equal size, the last one padded (ZeRO
-    3)."""
+class ShardedSlot:
+    """Place of a parameter that is cut into equal pieces, one in each rank's part (ZeRO 3)."""
 
     name: str
     shape: torch.Size
@@ -34,11 +36,11 @@ class Pieces:
     size: int
 
     def read(self, parts: torch.Tensor) -> torch.Tensor:
-        """As `Slice.read`."""
+        """Copy the parameter from all ranks' parts (ranks, elements)."""
         return self._pieces(parts).flatten()[: self.shape.numel()].view(self.shape).clone()
 
     def write(self, parts: torch.Tensor, value: torch.Tensor) -> None:
-        """As `Slice.write`; the padding becomes zero."""
+        """Write the parameter's `value` into all ranks' parts; the padding becomes zero."""
         pieces = self._pieces(parts)
         pieces.copy_(pad(value.flatten(), (0, pieces.numel() - value.numel())).view(pieces.shape))
 
@@ -47,38 +49,35 @@ class Pieces:
 
 
 class Partitions(ABC):
-    """This rank's partitions of a DeepSpeed engine's master weights and Adam moments, one flat fp32
-    tensor a group."""
+    """This rank's part of master weights and Adam moments, a flat fp32 tensor a group."""
 
     needed: tuple[str, ...]
     """Attributes of DeepSpeed's ZeRO optimizer that are used here."""
     flats: str
-    """Which of them holds the master weights."""
+    """The attribute that holds the master weights."""
 
     def __init__(self, engine: Any) -> None:
-        self._zero, self._device = engine.optimizer, engine.device
-        missing = [
-            name
-            for name in (*self.needed, self.flats, "optimizer")
-            if not hasattr(self._zero, name)
-        ]
+        self._zero = engine.optimizer
+        self._device = engine.device
+        names = (*self.needed, self.flats, "optimizer")
+        missing = ", ".join(name for name in names if not hasattr(self._zero, name))
         if missing:
             raise RuntimeError(
-                f"this DeepSpeed is not supported: its ZeRO optimizer has no {', '.join(missing)}"
+                f"this DeepSpeed is not supported: its ZeRO optimizer has no {missing}"
             )
         self._slots = self._layout(engine.module)
 
     @abstractmethod
-    def _layout(self, module: Any) -> Sequence[Sequence[Slice | Pieces]]:
-        """Where the parameters of each group lie; module: a `LossModule` of training/flat.py."""
+    def _layout(self, module: Any) -> Sequence[Sequence[ContiguousSlot | ShardedSlot]]:
+        """Return the places of the parameters of each group; module: a `LossModule`."""
 
     @abstractmethod
     def _update_model(self) -> None:
-        """Sets the model's own weights from the masters; a collective."""
+        """Set the model's own weights from the masters; a collective."""
 
     @abstractmethod
     def after_skip(self) -> None:
-        """Puts the model in order after a step that DeepSpeed has skipped; a collective."""
+        """Make the model usable again after a step that DeepSpeed skipped; a collective."""
 
     @property
     def _groups(self) -> list[torch.Tensor]:
@@ -86,13 +85,13 @@ class Partitions(ABC):
 
     @property
     def masters(self) -> list[torch.Tensor]:
-        """fp32 master weights, this rank's part, one flat tensor a group; changed in place by the
-        optimizer."""
+        """fp32 master weights, this rank's part, a flat tensor a group; the optimizer changes them
+        in place."""
         return [group.data for group in self._groups]
 
     def gather(self, flats: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Full fp32 CPU tensors by parameter name from flat tensors laid out as `masters`; a
-        collective."""
+        """Return full fp32 CPU tensors by parameter name, from flat tensors with the layout of
+        `masters`; a collective."""
         named: dict[str, torch.Tensor] = {}
         for slots, flat in zip(self._slots, flats, strict=True):
             parts = torch.empty(
@@ -104,63 +103,60 @@ class Partitions(ABC):
         return named
 
     def scatter(self, named: Mapping[str, torch.Tensor], flats: Sequence[torch.Tensor]) -> None:
-        """Writes this rank's part of full tensors by parameter name into flat tensors laid out as
-        `masters`."""
+        """Write this rank's part of full tensors by parameter name into flat tensors with the
+        layout of `masters`."""
         for slots, flat in zip(self._slots, flats, strict=True):
             parts = torch.zeros(dist.get_world_size(), flat.numel(), dtype=flat.dtype)
             for slot in slots:
                 slot.write(parts, named[slot.name])
             flat.copy_(parts[dist.get_rank()])
 
-    def install(self, named: Mapping[str, torch.Tensor]) -> None:
-        """Sets the master weights, and the model's own copies from them; a collective."""
+    def load(self, named: Mapping[str, torch.Tensor]) -> None:
+        """Set the master weights, and from them the model's own weights; a collective."""
         self.scatter(named, self.masters)
         self._update_model()
 
     def moments(self) -> tuple[int, list[torch.Tensor], list[torch.Tensor]]:
-        """Adam's step and this rank's first and second moments; zeros before the first step."""
+        """Return Adam's step and this rank's two moments; zeros before the first step."""
         states = [self._zero.optimizer.state[group] for group in self._groups]
         if not all(states):
-            zeros = [[torch.zeros_like(master) for master in self.masters] for _ in range(2)]
-            return 0, zeros[0], zeros[1]
-        return (
-            int(states[0]["step"]),
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-        )
+            return 0, self._zeros(), self._zeros()
+        first = [state["exp_avg"] for state in states]
+        second = [state["exp_avg_sq"] for state in states]
+        return int(states[0]["step"]), first, second
 
-    def install_moments(
+    def _zeros(self) -> list[torch.Tensor]:
+        return [torch.zeros_like(master) for master in self.masters]
+
+    def load_moments(
         self, step: int, exp_avg: Mapping[str, torch.Tensor], exp_avg_sq: Mapping[str, torch.Tensor]
     ) -> None:
-        """Sets Adam's step and moments from full tensors by parameter name; at step 0 Adam begins
-        anew."""
-        self._zero.optimizer.state.clear()
+        """Set Adam's step and moments from full tensors by parameter name; step 0: as before the
+        first step."""
+        adam = self._zero.optimizer
+        adam.state.clear()
         if step == 0:
             return
-        first, second = ([torch.zeros_like(master) for master in self.masters] for _ in range(2))
+        first, second = self._zeros(), self._zeros()
         self.scatter(exp_avg, first)
         self.scatter(exp_avg_sq, second)
-        fused = self._zero.optimizer.defaults.get("fused") or self._zero.optimizer.defaults.get(
-            "capturable"
-        )
-        for group, average, square in zip(self._groups, first, second, strict=True):
-            place = group.device if fused else torch.device("cpu")
-            count = torch.tensor(float(step), dtype=torch.float32, device=place)
-            self._zero.optimizer.state[group] = {
-                "step": count,
-                "exp_avg": average,
-                "exp_avg_sq": square,
-            }
+        # torch's AdamW keeps its step on the device only in these two forms
+        on_device = adam.defaults.get("fused") or adam.defaults.get("capturable")
+        for group, mean, square in zip(self._groups, first, second, strict=True):
+            device = group.device if on_device else torch.device("cpu")
+            count = torch.tensor(float(step), dtype=torch.float32, device=device)
+            adam.state[group] = {"step": count, "exp_avg": mean, "exp_avg_sq": square}
 
 
 class _OptimizerPartitions(Partitions):
-    """ZeRO 1 and 2: the model keeps whole weights, as slices of one flat parameter a group."""
+    """Partitions at ZeRO 1 and 2: the model has whole weights, slices of one flat parameter a
+    group."""
 
     needed = ("update_lp_params",)
     flats = "single_partition_of_fp32_groups"
 
-    def _layout(self, module: Any) -> list[list[Slice]]:
-        return module.slices
+    def _layout(self, module: Any) -> list[list[ContiguousSlot]]:
+        return module.slots
 
     def _update_model(self) -> None:
         self._zero.update_lp_params()
@@ -170,46 +166,48 @@ class _OptimizerPartitions(Partitions):
 
 
 class _ModelPartitions(Partitions):
-    """ZeRO 3: the model's weights too lie in pieces, but for small ones, which every rank keeps
-    whole ("persistent")."""
+    """Partitions at ZeRO 3: the model's weights are cut too, except for small ones, which every
+    rank keeps whole ("persistent")."""
 
     needed = (
-        *(
-            "fp16_groups",
-            "fp16_partitioned_groups_flat",
-            "_reassign_or_swap_out_partitioned_parameters",
-        ),
-        *("checkpoint_event_prologue", "checkpoint_event_epilogue"),
+        "fp16_groups",
+        "fp16_partitioned_groups_flat",
+        "_reassign_or_swap_out_partitioned_parameters",
+        "checkpoint_event_prologue",
+        "checkpoint_event_epilogue",
     )
     flats = "fp32_partitioned_groups_flat"
 
-    def _layout(self, module: Any) -> list[list[Pieces]]:
+    def _layout(self, module: Any) -> list[list[ShardedSlot]]:
         names = {parameter: name for name, parameter in module.model.named_parameters()}
         layout = []
         for group in self._zero.fp16_groups:
-            slots, offset = [], 0
+            slots = []
+            offset = 0
             for parameter in group:
                 size = parameter.partition_numel()
-                slots.append(Pieces(names[parameter], parameter.ds_shape, offset, size))
+                slots.append(ShardedSlot(names[parameter], parameter.ds_shape, offset, size))
                 offset += size
             layout.append(slots)
         return layout
 
     def _update_model(self) -> None:
-        self._zero.checkpoint_event_prologue()  # lets go of weights that are whole at the moment
+        # release the weights that are whole at the moment, set the pieces from the masters, then
+        # gather the persistent weights again
+        self._zero.checkpoint_event_prologue()
         for group in range(len(self._groups)):
             self._zero._reassign_or_swap_out_partitioned_parameters(group)
-        self._zero.checkpoint_event_epilogue()  # gathers the persistent ones again
+        self._zero.checkpoint_event_epilogue()
 
     def after_skip(self) -> None:
-        # a skipped step leaves the persistent ones in pieces, and the next forward pass stumbles
-        # over them (0.19.8)
+        # a skipped step leaves the persistent weights cut, and the next forward pass would fail
+        # (0.19.8)
         self._zero.checkpoint_event_epilogue()
 
 
 def open_partitions(engine: Any) -> Partitions:
-    """The partitions of an engine at ZeRO 1, 2 or 3. Raises RuntimeError if this DeepSpeed lacks
-    what they need."""
-    return (_ModelPartitions if engine.zero_optimization_stage() == 3 else _OptimizerPartitions)(
-        engine
-    )
+    """Return the partitions of an engine at ZeRO 1, 2 or 3. Raises RuntimeError if this DeepSpeed
+    lacks what they need."""
+    if engine.zero_optimization_stage() == 3:
+        return _ModelPartitions(engine)
+    return _OptimizerPartitions(engine)

@@ -1,5 +1,7 @@
-"""The benchmark of whole steps: that timm does the same work, that a wrong loss stops a row, and
-what a row holds."""
+"""`benchmarks.bench_engine`: equality of timm's steps and ours, rejected losses, columns of a row.
+
+.venv/bin/python -m pytest tests/benchmarks/test_bench_engine.py, about 35 s
+"""
 
 import itertools
 import math
@@ -12,16 +14,16 @@ import pytest
 import torch
 
 from benchmarks import bench_engine, harness
-from benchmarks.bench_engine import CASES, WAYS, Case, check_loss, check_untrained
+from benchmarks.bench_engine import CASES, IMPLEMENTATIONS, Case, check_loss, check_untrained
 from benchmarks.peers import TimmTrainer, no_branch_dropped
 from benchmarks.trainers import all_kept, make_config, make_trainer, micro_batches
 from fastdeit.config.schema import Config
+from fastdeit.data.batch import Batch
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.training.trainer import Trainer
-from tests.support.launching import FOREIGN
+from tests.support.launching import FOREIGN, ROOT
 from tests.support.tiny_student import assert_near
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
@@ -31,33 +33,36 @@ def world() -> World:
 
 
 def pair(config: Config, world: World, mode: str | None = None) -> tuple[Trainer, TimmTrainer]:
-    """Ours and timm's with the same weights, and the same average of them."""
+    """Return our trainer and timm's with equal weights and equal EMA weights."""
     ours = make_trainer(config, world)
     theirs = TimmTrainer(config, CPU, mode)
-    for model in (theirs.model, theirs.average.module):
-        model.load_state_dict(ours.weights())
+    for model in (theirs.model, theirs.ema.module):
+        model.load_state_dict(ours.state.weights())
     return ours, theirs
 
 
+def assert_equal_losses(ours: Trainer, theirs: TimmTrainer, batch: Batch, steps: int) -> None:
+    """Train both for some steps without DropPath and compare the losses."""
+    kept = all_kept(batch)
+    with no_branch_dropped():
+        for _ in range(steps):
+            expected = ours.train_step([kept])[0].item()
+            assert theirs.train_step(kept).item() == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("clip_grad", [None, 1.0])
-def test_timms_steps_do_the_same_as_ours(clip_grad: float | None, world: World) -> None:
+def test_steps_of_timm_equal_ours(clip_grad: float | None, world: World) -> None:
     config = make_config("toy", 4, precision="fp32", clip_grad=clip_grad)
     ours, theirs = pair(config, world)
-    batch = all_kept(micro_batches(config, CPU)[0])
-    with no_branch_dropped():
-        for _ in range(5):
-            assert theirs.train_step(batch).item() == pytest.approx(
-                ours.train_step([batch])[0].item(), rel=1e-5
-            )
-    average = ours.ema_weights()
-    assert average is not None and ours.lr == max(
-        group["lr"] for group in theirs.optimizer.param_groups
-    )
-    assert_near(ours.weights(), theirs.model.state_dict())
-    assert_near(average, theirs.average.module.state_dict())
+    assert_equal_losses(ours, theirs, micro_batches(config, CPU)[0], steps=5)
+    assert ours.lr == max(group["lr"] for group in theirs.optimizer.param_groups)
+    assert_near(ours.state.weights(), theirs.model.state_dict())
+    ema_weights = ours.state.ema_weights()
+    assert ema_weights is not None
+    assert_near(ema_weights, theirs.ema.module.state_dict())
 
 
-def test_timms_step_skips_what_is_not_finite_without_a_wait(world: World) -> None:
+def test_timm_skips_a_non_finite_step_without_a_sync(world: World) -> None:
     config = make_config("toy", 4, precision="fp32")
     batch = micro_batches(config, CPU)[0]
     theirs = TimmTrainer(config, CPU, None)
@@ -66,38 +71,29 @@ def test_timms_step_skips_what_is_not_finite_without_a_wait(world: World) -> Non
     batch.images[0] = torch.inf
     counted = bench_engine.count_on_cpu(lambda: theirs.train_step(batch))
     assert counted["waits"] == 0
-    assert all(
-        torch.equal(before[name], value) for name, value in theirs.model.state_dict().items()
-    )
+    for name, value in theirs.model.state_dict().items():
+        assert torch.equal(before[name], value)
 
 
 @pytest.mark.slow
-def test_timms_compiled_step_does_the_same_as_ours(world: World) -> None:
+def test_compiled_steps_of_timm_equal_ours(world: World) -> None:
     config = make_config("toy", 4, precision="fp32")
     ours, theirs = pair(config, world, mode="default")
-    batch = all_kept(micro_batches(config, CPU)[0])
-    with no_branch_dropped():
-        for _ in range(3):
-            assert theirs.train_step(batch).item() == pytest.approx(
-                ours.train_step([batch])[0].item(), rel=1e-5
-            )
+    assert_equal_losses(ours, theirs, micro_batches(config, CPU)[0], steps=3)
 
 
-def test_a_row_of_ours_has_every_column(world: World) -> None:
+def test_row_has_every_column(world: World) -> None:
     case = Case("toy", 4, "bf16", "ours, clipping")
     row = bench_engine.row_of(case, bench_engine.run(case, world), harness.environment(CPU), CPU)
     assert set(row) == set(harness.COLUMNS)
-    empty = {"gbps", "pct_of_copy", "idle_pct"}  # no least number of bytes; no GPU
+    empty = {"gbps", "pct_of_copy", "idle_pct"}  # a step has no least number of bytes; no GPU
     assert {name for name in row if row[name] == ""} - {"dali", "deepspeed"} == empty
-    assert (
-        row["impl"] == "ours, clipping"
-        and row["shape"] == "toy 4"
-        and float(row["ms_p20"]) <= float(row["ms_p80"])
-    )
+    assert row["impl"] == "ours, clipping" and row["shape"] == "toy 4"
+    assert float(row["ms_p20"]) <= float(row["ms_p80"])
 
 
 class Event:
-    """Stands for a mark on a GPU's own clock, which reads 2 ms more at each."""
+    """A stand-in for a CUDA event; each record is 2 ms after the one before."""
 
     clock = itertools.count(0, 2)
 
@@ -117,7 +113,7 @@ class Event:
 @pytest.mark.parametrize(
     ("spans", "launches", "idle"), [([(0, 1), (3, 4)] * 50, 20, 50), ([], "", "")]
 )
-def test_a_gpus_columns(
+def test_gpu_columns_are_filled(
     spans: list[tuple[float, float]],
     launches: object,
     idle: object,
@@ -136,22 +132,20 @@ def test_a_gpus_columns(
 
     row = bench_engine.measure(step, torch.device("cuda"), images=8)
     assert (row["ms_p20"], row["ms_p50"], row["ms_p80"], row["images_per_s"]) == (2, 2, 2, 4000)
-    assert (row["peak_mib"], row["waits"], row["launches"], row["idle_pct"]) == (
-        2,
-        1,
-        launches,
-        idle,
-    )
+    assert (row["peak_mib"], row["waits"]) == (2, 1)
+    assert (row["launches"], row["idle_pct"]) == (launches, idle)
 
 
-def test_another_loss_than_timms_stops_a_row(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_that_differs_from_timm_fails_the_row(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build = bench_engine.make_trainer
 
     def make(config: Config, world: World) -> Trainer:
         trainer = build(config, world)
-        weights = trainer.weights()
+        weights = trainer.state.weights()
         weights["head.bias"] += torch.arange(1000) / 100
-        trainer.weights = lambda: weights  # type: ignore[method-assign]
+        trainer.state.weights = lambda: weights  # type: ignore[method-assign]
         return trainer
 
     monkeypatch.setattr(bench_engine, "make_trainer", make)
@@ -160,7 +154,7 @@ def test_another_loss_than_timms_stops_a_row(world: World, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("loss", [float("nan"), 0.0, 20.0])
-def test_a_loss_that_no_untrained_student_has_stops_a_row(loss: float) -> None:
+def test_loss_of_a_trained_student_fails_the_row(loss: float) -> None:
     with pytest.raises(AssertionError):
         check_untrained(loss)
     with pytest.raises(AssertionError):
@@ -168,17 +162,16 @@ def test_a_loss_that_no_untrained_student_has_stops_a_row(loss: float) -> None:
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
-def test_every_case_has_a_way_and_a_config(device: str) -> None:
+def test_every_case_has_an_implementation_and_a_config(device: str) -> None:
     cases = CASES[device]
     assert len(set(cases)) == len(cases)
     for case in cases:
-        config = make_config(
-            case.student, case.batch, precision=case.dtype, **WAYS[case.impl].changes
-        )
+        changes = IMPLEMENTATIONS[case.impl].changes
+        config = make_config(case.student, case.batch, precision=case.dtype, **changes)
         assert config.optim.batch_size == config.optim.micro_batch == case.batch
 
 
-def test_a_row_that_fails_costs_no_other(
+def test_failed_row_does_not_stop_the_others(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -195,17 +188,16 @@ def test_a_row_that_fails_costs_no_other(
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
-def test_nothing_is_begun_after_the_time(
+def test_no_case_starts_after_the_time_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["bench_engine", "--out", str(tmp_path), "--seconds", "-1"])
     bench_engine.main()
-    assert capsys.readouterr().out.count("left out, no time") == len(CASES["cpu"]) and not list(
-        tmp_path.iterdir()
-    )
+    assert capsys.readouterr().out.count("skipped, no time") == len(CASES["cpu"])
+    assert not list(tmp_path.iterdir())
 
 
-def test_it_runs_without_what_a_gpu_machine_may_lack() -> None:
+def test_benchmark_runs_without_dali_numba_pyarrow_and_tyro() -> None:
     code = """
 import sys
 sys.modules.update(dict.fromkeys(("nvidia", "numba", "pyarrow", "tyro")))

@@ -1,4 +1,7 @@
-"""What the counter of a step counts, and what it leaves out."""
+"""`benchmarks.counting`: which operators, copies, reads and synchronisations are counted.
+
+.venv/bin/python -m pytest tests/benchmarks/test_counting.py, about 4 s
+"""
 
 import warnings
 
@@ -20,23 +23,16 @@ from benchmarks.counting import (
 from fastdeit.distributed.world import import_deepspeed
 
 
-def test_views_and_allocations_launch_nothing() -> None:
+def test_views_and_allocations_are_no_launches() -> None:
     x = torch.ones(4, 6)
     with StepCounter() as counter:
-        parts = [
-            *x.view(2, 12).unbind(0),
-            *x.split(2),
-            x.t(),
-            x[1:, ::2],
-            x.detach(),
-            x.expand(3, 4, 6),
-            x.unflatten(1, (2, 3)),
-        ]
+        parts = [*x.view(2, 12).unbind(0), *x.split(2), x.t(), x[1:, ::2], x.detach()]
+        parts += [x.expand(3, 4, 6), x.unflatten(1, (2, 3))]
         torch.empty(3), torch.empty_like(x), x.new_empty(2)
     assert len(parts) == 9 and counter.launches == counter.waits == 0
 
 
-def test_what_computes_launches_also_in_the_backward() -> None:
+def test_computing_operators_are_launches_in_both_passes() -> None:
     x = torch.ones(3, requires_grad=True)
     with StepCounter() as forward:
         y = (x * 2).sum()
@@ -46,7 +42,7 @@ def test_what_computes_launches_also_in_the_backward() -> None:
     assert backward.operators == {"aten.ones_like.default": 1, "aten.mul.Tensor": 1}
 
 
-def test_a_graph_run_again_inside_of_a_backward_is_counted() -> None:
+def test_recomputation_inside_backward_is_counted() -> None:
     x = torch.ones(3, requires_grad=True)
     y = checkpoint(lambda x: x.exp().sin(), x, use_reentrant=True).sum()  # type: ignore[union-attr]
     with StepCounter() as counter:
@@ -54,35 +50,37 @@ def test_a_graph_run_again_inside_of_a_backward_is_counted() -> None:
     assert counter.operators["aten.exp.default"] == counter.operators["aten.cos.default"] == 1
 
 
-def test_a_foreach_operator_is_one_launch() -> None:
+def test_foreach_operator_is_one_launch() -> None:
     tensors = [torch.ones(3) for _ in range(5)]
     with StepCounter() as counter:
         torch._foreach_lerp_(tensors, [torch.zeros(3)] * 5, 0.5)
     assert counter.operators == {"aten.zeros.default": 1, "aten._foreach_lerp_.Scalar": 1}
 
 
-def test_reads_are_what_the_host_needs_to_know() -> None:
-    x, mask, places = torch.ones(3), torch.tensor([True, False, True]), torch.tensor([0, 2])
+def test_operators_whose_result_the_host_needs_are_reads() -> None:
+    x = torch.ones(3)
+    mask = torch.tensor([True, False, True])
+    indices = torch.tensor([0, 2])
     with StepCounter() as counter:
         x[0].item(), float(x[0]), torch.equal(x, x), mask.nonzero(), x[mask]
         assert x.sum() > 2
-        x[places]  # noqa: B018  # where the places are known the host need not wait
-    assert counter.reads.total() == 6 and {place.module for place in counter.reads} == {__name__}
-    assert {place.function for place in counter.reads} == {
-        "test_reads_are_what_the_host_needs_to_know"
-    }
+        x[indices]  # noqa: B018  # the size of the result is known, so the host need not wait
+    assert counter.reads.total() == 6
+    assert {place.module for place in counter.reads} == {__name__}
+    this_test = "test_operators_whose_result_the_host_needs_are_reads"
+    assert {place.function for place in counter.reads} == {this_test}
 
 
-def test_copies_cross_from_the_host_to_a_device() -> None:
+def test_only_copies_between_host_and_device_are_counted() -> None:
     x = torch.ones(3)
     with StepCounter() as counter:
-        there = x.to("meta")  # a device without memory stands for one with
-        there.copy_(x)
+        on_device = x.to("meta")  # a stand-in for a real device
+        on_device.copy_(x)
         x.to(torch.bfloat16), x.clone(), torch.ones(3).copy_(x)
     assert counter.copies == 2
 
 
-def test_every_synchronize_is_counted_once() -> None:
+def test_each_synchronize_is_counted_once() -> None:
     import_deepspeed()
     from deepspeed.accelerator import get_accelerator
 
@@ -91,17 +89,13 @@ def test_every_synchronize_is_counted_once() -> None:
         with StepCounter() as inner:
             get_accelerator().synchronize()
     get_accelerator().synchronize()
-    assert (outer.synchronisations.total(), inner.synchronisations.total(), outer.waits) == (
-        2,
-        1,
-        2,
-    )
-    assert {place.function for place in outer.synchronisations} == {
-        "test_every_synchronize_is_counted_once"
-    }
+    assert outer.waits == outer.synchronisations.total() == 2
+    assert inner.synchronisations.total() == 1
+    functions = {place.function for place in outer.synchronisations}
+    assert functions == {"test_each_synchronize_is_counted_once"}
 
 
-def test_counters_stand_inside_of_each_other() -> None:
+def test_counters_may_be_nested() -> None:
     x = torch.ones(3)
     with StepCounter() as outer:
         x + 1  # noqa: B018
@@ -110,17 +104,17 @@ def test_counters_stand_inside_of_each_other() -> None:
     assert (outer.launches, inner.launches) == (2, 1)
 
 
-def test_waits_on_a_gpu_are_warnings_and_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_on_a_gpu_are_warnings_and_synchronize_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     modes: list[str] = []
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
 
+    # the warning of torch
+    synchronizing = "called a synchronizing CUDA operation (Triggered internally at F.cpp:91.)"
+
     def step() -> None:
-        for _ in range(2):  # torch's own words, twice from the same line
-            warnings.warn(
-                "called a synchronizing CUDA operation (Triggered internally at CUDAFunctions.cpp:91.)",
-                stacklevel=1,
-            )
+        for _ in range(2):
+            warnings.warn(synchronizing, stacklevel=1)
         warnings.warn("something else", stacklevel=1)
         torch.cuda.synchronize()
 
@@ -128,8 +122,10 @@ def test_waits_on_a_gpu_are_warnings_and_calls(monkeypatch: pytest.MonkeyPatch) 
 
 
 class Profile:
-    """Stands for torch's profiler of a GPU: its own events, of two kernels, what launched one, and
-    a range over both."""
+    """A stand-in for torch's profiler on a GPU.
+
+    Its events are a kernel, a copy, the launch of one, and a range over all.
+    """
 
     def __init__(self, activities: list[ProfilerActivity]) -> None:
         assert activities == [ProfilerActivity.CUDA]
@@ -141,32 +137,29 @@ class Profile:
         pass
 
     def events(self) -> list[FunctionEvent]:
-        gpu, cpu = DeviceType.CUDA, DeviceType.CPU
-        spans = [
-            ("kernel", gpu, 5, 9),
-            ("Memcpy", gpu, 1, 2),
-            ("launch", cpu, 0, 1),
-            ("Optimizer.step", gpu, 0, 9),
-        ]
-        return [
-            FunctionEvent(
-                1,
-                name,
-                1,
-                start,
-                end,
-                device_type=device,
-                is_user_annotation=name == "Optimizer.step",
+        def event(
+            name: str, start: int, end: int, device: DeviceType = DeviceType.CUDA
+        ) -> FunctionEvent:
+            is_range = name == "Optimizer.step"
+            return FunctionEvent(
+                1, name, 1, start, end, device_type=device, is_user_annotation=is_range
             )
-            for name, device, start, end in spans
+
+        return [
+            event("kernel", 5, 9),
+            event("Memcpy", 1, 2),
+            event("launch", 0, 1, DeviceType.CPU),
+            event("Optimizer.step", 0, 9),
         ]
 
 
-def test_spans_are_those_of_kernels_and_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_spans_contain_kernels_and_copies_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(counting, "profile", Profile)
     steps: list[int] = []
-    assert sorted(kernel_spans(lambda: steps.append(1), 3)) == [(1, 2), (5, 9)] and len(steps) == 3
+    spans = kernel_spans(lambda: steps.append(1), 3)
+    assert sorted(spans) == [(1, 2), (5, 9)]
+    assert len(steps) == 3
 
 
 @pytest.mark.parametrize(
@@ -179,13 +172,13 @@ def test_spans_are_those_of_kernels_and_copies(monkeypatch: pytest.MonkeyPatch) 
         ([(0, 1), (9, 10)], 80),
     ],
 )
-def test_the_idle_share_is_what_no_kernel_covers(
+def test_uncovered_pct_is_the_share_without_a_kernel(
     spans: list[tuple[float, float]], pct: float
 ) -> None:
     assert uncovered_pct(spans) == pytest.approx(pct)
 
 
-def test_synchronize_is_what_it_was_after_counting() -> None:
+def test_synchronize_is_restored_after_counting() -> None:
     before = torch.cuda.synchronize, torch.cuda.Event.synchronize
     with count_synchronisations(StepCounter().synchronisations):
         assert torch.cuda.synchronize is not before[0]

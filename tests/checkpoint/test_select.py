@@ -1,5 +1,4 @@
-"""Where a run goes on from: the newest checkpoint that every rank holds for whole; and what whole
-runs do about their disk."""
+"""Selection of a checkpoint over ranks; whole runs with a full or damaged disk."""
 
 import contextlib
 import functools
@@ -19,7 +18,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
-from safetensors.torch import load_file
 
 from fastdeit.checkpoint import writer as checkpoint_writer
 from fastdeit.checkpoint.select import LoadedCheckpoint, find_checkpoint
@@ -27,17 +25,19 @@ from fastdeit.checkpoint.store import list_checkpoints, load_checkpoint, save_ch
 from fastdeit.commands.train import train_command as run_command
 from fastdeit.distributed.world import init_distributed
 from fastdeit.run import folder as run_folder
-from fastdeit.run import loop
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.run import loop, results
+from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.trainer import Trainer
 from tests.checkpoint.test_store import LAYOUT, STATE, TENSORS, rewrite, save_with
+from tests.support.compare_runs import assert_same_weights
 from tests.support.images import write_shapes
 from tests.support.launching import FLAGS, Launch
 
 RUN = (
-    "--model deit_tiny_distilled_patch16_224 --patch-size 8 --embed-dim 32 --depth 2 --num-heads 2 --distillation-type none "
-    "--input-size 32 --batch-size 8 --epochs 4 --warmup-epochs 1 --lr 0.05 --log-steps 3 --drop-path 0.3"
+    "--model deit_tiny_distilled_patch16_224 --patch-size 8 --embed-dim 32 --depth 2 "
+    "--num-heads 2 --distillation-type none --input-size 32 --batch-size 8 --epochs 4 "
+    "--warmup-epochs 1 --lr 0.05 --log-steps 3 --drop-path 0.3"
 ).split()
 
 
@@ -68,9 +68,9 @@ def found(folder: Path, named: str = "") -> LoadedCheckpoint:
     return answer
 
 
-def test_the_newest_is_taken(folder: Path) -> None:
+def test_newest_checkpoint_is_loaded(folder: Path) -> None:
     answer = found(folder)
-    assert (answer.path, answer.state["step"], answer.passed_over) == (at(folder, 9), 9, [])
+    assert (answer.path, answer.state["step"], answer.damaged) == (at(folder, 9), 9, [])
     assert torch.equal(answer.tensors["model"]["a"], TENSORS["model"]["a"])
     assert find_checkpoint(RunFolder(folder / "nowhere"), "", LAYOUT) is None
 
@@ -115,21 +115,19 @@ def flip(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_newest_one_is_named_and_passed_over_but_not_if_it_was_asked_for(
-    kind: str, folder: Path
-) -> None:
+def test_damaged_newest_checkpoint_is_skipped_unless_it_was_named(kind: str, folder: Path) -> None:
     DAMAGE[kind](at(folder, 9))
     answer = found(folder)
     assert (
         answer.path == at(folder, 5)
-        and len(answer.passed_over) == 1
-        and "step-00000009" in answer.passed_over[0]
+        and len(answer.damaged) == 1
+        and "step-00000009" in answer.damaged[0]
     )
     with pytest.raises(ValueError, match="step-00000009"):
         find_checkpoint(RunFolder(folder), str(at(folder, 9)), LAYOUT)
 
 
-def test_what_one_rank_cannot_load_no_rank_takes(
+def test_checkpoint_that_one_rank_cannot_load_is_skipped_by_all(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another rank finds fault with the newest one."""
@@ -145,15 +143,13 @@ def test_what_one_rank_cannot_load_no_rank_takes(
     asked = [at(folder, 9), at(folder, 5)]
     monkeypatch.setattr(dist, "all_gather_object", all_gather_object)
     answer = found(folder)
-    assert answer.path == at(folder, 5) and answer.passed_over == [
-        "rank 1: step-00000009 is damaged"
-    ]
+    assert answer.path == at(folder, 5) and answer.damaged == ["rank 1: step-00000009 is damaged"]
     asked[:] = [at(folder, 9)]
     with pytest.raises(ValueError, match="rank 1: step-00000009"):
         find_checkpoint(RunFolder(folder), str(at(folder, 9)), LAYOUT)
 
 
-def test_a_run_with_nothing_whole_does_not_begin_anew_by_itself(folder: Path) -> None:
+def test_run_without_a_whole_checkpoint_is_refused(folder: Path) -> None:
     for step in (3, 5, 9):
         DAMAGE["emptied"](at(folder, step))
     with pytest.raises(
@@ -163,15 +159,13 @@ def test_a_run_with_nothing_whole_does_not_begin_anew_by_itself(folder: Path) ->
         find_checkpoint(RunFolder(folder), "", LAYOUT)
 
 
-def test_a_later_versions_work_is_not_undone(folder: Path) -> None:
+def test_checkpoint_of_a_later_version_is_never_skipped(folder: Path) -> None:
     (at(folder, 9) / "manifest.json").write_text('{"format": 2}')
     with pytest.raises(ValueError, match="written by a later version"):
         find_checkpoint(RunFolder(folder), "", LAYOUT)
 
 
-def test_a_named_one_is_taken_but_not_again_by_the_command_that_began_from_it(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_named_checkpoint_is_loaded_by_the_first_start_only(folder: Path, tmp_path: Path) -> None:
     named = str(save_with(tmp_path / "other", 100, "model", dict(TENSORS["model"])))
     assert found(folder, named).path == Path(named)
     (folder / "config.yaml").write_text(yaml.safe_dump({"run": {"resume": ""}}))
@@ -227,17 +221,11 @@ def generators() -> tuple[Any, ...]:
     return torch.get_rng_state().tolist(), random.getstate(), numpy[1].tolist(), numpy[2]  # type: ignore[index,union-attr]
 
 
-def assert_same_weights(one: Path, two: Path) -> None:
-    for name in ("student.safetensors", "student_ema.safetensors"):
-        left, right = load_file(one / name), load_file(two / name)
-        assert all(torch.equal(value, right[key]) for key, value in left.items()), name
-
-
 def steps(folder: Path) -> list[int]:
     return [int(path.name[5:]) for path in list_checkpoints(folder / "checkpoints")]
 
 
-def test_the_best_and_the_newest_stay_and_say_where_they_stand(whole: Path) -> None:
+def test_best_and_newest_checkpoints_stay_with_their_scores(whole: Path) -> None:
     assert steps(whole) == [12, 9, 6]
     state = json.loads((at(whole, 12) / "state.json").read_text())
     assert state["scores"] == {"3": 25.0, "6": 95.0, "9": 55.0, "12": 15.0} and state["best"] == {
@@ -267,7 +255,7 @@ def test_the_best_and_the_newest_stay_and_say_where_they_stand(whole: Path) -> N
     }  # an evaluation comes before the checkpoint of its step
 
 
-def test_a_run_goes_on_while_its_disk_refuses(
+def test_run_continues_while_the_disk_refuses(
     argv: list[str],
     whole: Path,
     tmp_path: Path,
@@ -309,7 +297,7 @@ def accumulated(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Ca
     return run
 
 
-def test_the_settings_of_deepspeed_lie_beside_the_runs(accumulated: Callable[[int], Path]) -> None:
+def test_deepspeed_settings_are_in_the_run_folder(accumulated: Callable[[int], Path]) -> None:
     settings = json.loads((accumulated(1) / "deepspeed.json").read_text())
     sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     assert [settings[name] for name in sizes] == [8, 2, 4] and settings["zero_optimization"][
@@ -318,7 +306,7 @@ def test_the_settings_of_deepspeed_lie_beside_the_runs(accumulated: Callable[[in
 
 
 @pytest.mark.parametrize(("stage", "step", "stopped"), [(1, 3, 5), (2, 2, 3), (3, 3, 5)])
-def test_a_request_amid_the_micro_batches_of_a_step_loses_no_bit_of_any_state(
+def test_stop_request_between_micro_batches_changes_no_bit(
     stage: int,
     step: int,
     stopped: int,
@@ -354,7 +342,7 @@ def test_a_request_amid_the_micro_batches_of_a_step_loses_no_bit_of_any_state(
     assert (
         (state["step"], state["adam_step"]) == (expected["step"], expected["adam_step"]) == (12, 12)
     )
-    lines = [read_metrics(place / "metrics.jsonl") for place in (folder, whole)]
+    lines = [read_json_lines(place / "metrics.jsonl") for place in (folder, whole)]
     told = [
         [[line.get(name) for name in ("step", "lr", "loss", "digest")] for line in part]
         for part in lines
@@ -386,7 +374,7 @@ def fill(disk: Path) -> Path:
     return ballast
 
 
-def test_a_full_disk_ends_no_run_and_costs_no_line_of_its_log(
+def test_full_disk_ends_no_run_and_loses_no_line_of_the_log(
     argv: list[str],
     whole: Path,
     small_disk: Path,
@@ -411,17 +399,17 @@ def test_a_full_disk_ends_no_run_and_costs_no_line_of_its_log(
     assert train_command([*argv, "--output-dir", str(folder), "--log-steps", "1"]) == 0
     said = capfd.readouterr()
     assert (
-        "metrics.jsonl is not written: [Errno 28] No space left on device" in said.out
-        and "is written again" in said.out
+        "metrics.jsonl cannot be written: [Errno 28] No space left on device" in said.out
+        and "can be written again" in said.out
     )
     assert "checkpoint of step 6 not saved" in said.out and not said.err
-    lines = [line for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+    lines = [line for line in read_json_lines(folder / "metrics.jsonl") if "loss" in line]
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert_same_weights(whole, folder)
 
 
 @pytest.mark.parametrize("when", ["at the start", "at the end"])
-def test_a_folder_that_cannot_be_written_is_one_line_and_the_same_command_goes_on(
+def test_run_folder_that_cannot_be_written_is_one_line_and_the_command_resumes(
     when: str,
     argv: list[str],
     whole: Path,
@@ -429,13 +417,12 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_the_same_command_goes_o
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    folder, name = (
-        small_disk / "run",
-        "_write_folder" if when == "at the start" else "_write_results",
-    )
-    original = getattr(run_folder, name)
+    folder = small_disk / "run"
+    at_start = when == "at the start"
+    module, name = (run_folder, "_write_folder") if at_start else (results, "_write_files")
+    original = getattr(module, name)
     with monkeypatch.context() as patch:
-        patch.setattr(run_folder, name, lambda *parts: (fill(small_disk), original(*parts)))
+        patch.setattr(module, name, lambda *parts: (fill(small_disk), original(*parts))[1])
         assert train_command([*argv, "--output-dir", str(folder)]) == 1
     said = [line for line in capfd.readouterr().err.splitlines() if "no failure file" not in line]
     assert (
@@ -449,7 +436,7 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_the_same_command_goes_o
     assert_same_weights(whole, folder)
 
 
-def test_a_run_that_cannot_save_its_last_step_has_failed_and_goes_on_later(
+def test_run_that_cannot_save_its_last_step_fails_and_resumes_later(
     argv: list[str],
     whole: Path,
     tmp_path: Path,
@@ -474,7 +461,7 @@ def test_a_run_that_cannot_save_its_last_step_has_failed_and_goes_on_later(
         assert_same_weights(whole, folder / str(last))
 
 
-def test_going_back_sets_the_later_ones_aside(
+def test_resuming_from_an_earlier_checkpoint_renames_later_ones(
     argv: list[str], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
@@ -483,14 +470,14 @@ def test_going_back_sets_the_later_ones_aside(
     assert steps(folder) == [7, 6, 3]
     back = [*here, "--resume", str(at(folder, 3))]
     assert train_command([*back, "--stop-after-steps", "1"]) == 0
-    assert steps(folder) == [4, 3] and "set aside" in capsys.readouterr().out
-    assert train_command(back) == 0  # the same command goes on from step 4
+    assert steps(folder) == [4, 3] and "were renamed" in capsys.readouterr().out
+    assert train_command(back) == 0  # the same command resumes from step 4
     said = " ".join(capsys.readouterr().out.split())
-    assert "after step 4 of 12" in said and "set aside" not in said
+    assert "after step 4 of 12" in said and "were renamed" not in said
     assert_same_weights(whole, folder)
 
 
-def test_a_checkpoint_that_is_not_finite_is_passed_over(
+def test_checkpoint_that_is_not_finite_is_skipped(
     argv: list[str], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here = [*argv, "--output-dir", str(tmp_path / "run")]
@@ -505,7 +492,7 @@ def test_a_checkpoint_that_is_not_finite_is_passed_over(
     assert_same_weights(whole, tmp_path / "run")
 
 
-def test_foreign_checkpoints_are_an_error_of_one_line(
+def test_foreign_checkpoint_is_an_error_of_one_line(
     argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     theirs = tmp_path / "global_step5"
@@ -532,11 +519,13 @@ def test_two_processes_survive_a_full_disk_and_a_damaged_checkpoint(
         if process.environ()["RANK"] == "0":
             process.rlimit(psutil.RLIMIT_FSIZE, (1 << 16, 1 << 16))
     assert launch.wait() == 1, launch.output
-    assert launch.output.count("File too large") >= 6 and "trying once more" in launch.output
+    assert launch.output.count("File too large") >= 6 and "trying again" in launch.output
     assert len(steps(folder)) == 2 and len(list((folder / "checkpoints").iterdir())) == 2
     newest = at(folder, steps(folder)[0])
     DAMAGE["a flipped bit"](newest)
     launch = Launch(folder, [*data, *FLAGS])
     assert launch.wait() == 0, launch.output
-    assert f"passed over: {newest}: damaged: exp_avg.safetensors" in " ".join(launch.output.split())
+    assert f"checkpoint skipped: {newest}: damaged: exp_avg.safetensors" in " ".join(
+        launch.output.split()
+    )
     assert (folder / "summary.json").is_file() and steps(folder)[0] == 30

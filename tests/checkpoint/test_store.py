@@ -1,5 +1,4 @@
-"""A checkpoint is whole or it is not there; what is damaged, foreign or not finite is named; best
-and newest stay."""
+"""Checkpoint folders: whole or absent, damage named, best and newest kept."""
 
 import json
 import os
@@ -21,17 +20,18 @@ from fastdeit.checkpoint.store import (
     list_checkpoints,
     load_checkpoint,
     prune_checkpoints,
+    remove_temporary,
     save_checkpoint,
     set_aside,
-    sweep,
 )
-from fastdeit.config.schema import RunConfig
+from fastdeit.config.schema import CheckpointConfig
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.training.build import build_trainer
 from fastdeit.training.trainer import Trainer
+from tests.support.full_disk import limit_file_size
+from tests.support.launching import ROOT
 from tests.support.tiny_student import configure, make_trainer, run_steps
 
-ROOT = Path(__file__).parents[2]
 MODEL = {"a": torch.arange(6.0).view(2, 3), "b.c": torch.tensor(3)}
 TENSORS = {
     "model": MODEL,
@@ -66,11 +66,14 @@ def rewrite(path: Path, file: str, content: bytes) -> None:
     """Replaces a file of a checkpoint and what the manifest says of it, as an attacker would."""
     (path / file).write_bytes(content)
     listed = json.loads((path / "manifest.json").read_text())
-    listed["files"][file] = {"bytes": len(content), "sha256": checkpoint_files._sha256(path / file)}
+    listed["files"][file] = {
+        "bytes": len(content),
+        "sha256": checkpoint_files.hash_file(path / file),
+    }
     (path / "manifest.json").write_text(json.dumps(listed))
 
 
-def test_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_checkpoint_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
     for layout in (None, LAYOUT):
         tensors, state = load_checkpoint(save(tmp_path, 7), layout)
         assert state == STATE
@@ -87,16 +90,18 @@ def test_comes_back_as_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_trainers_state_is_as_its_layout_says(stage: int, precision: str, tmp_path: Path) -> None:
+def test_state_of_a_trainer_matches_its_layout(stage: int, precision: str, tmp_path: Path) -> None:
     trainer = make_trainer(configure(zero_stage=stage, precision=precision), init_distributed())
     run_steps(trainer, 1)
-    load_checkpoint(save_checkpoint(tmp_path, 1, *trainer.state(), keep=2), trainer.layout())
+    load_checkpoint(
+        save_checkpoint(tmp_path, 1, *trainer.state.gather(), keep=2), trainer.state.layout()
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_statistics_of_a_convnet_are_in_the_layout(precision: str, tmp_path: Path) -> None:
+def test_batch_statistics_are_in_the_layout(precision: str, tmp_path: Path) -> None:
     trainer = convnet(init_distributed(), precision)
-    layout, (tensors, state) = trainer.layout(), trainer.state()
+    layout, (tensors, state) = trainer.state.layout(), trainer.state.gather()
     load_checkpoint(save_checkpoint(tmp_path, 1, tensors, state, keep=2), layout)
     assert "bn1.running_mean" in layout["ema"] and "bn1.running_mean" not in layout["exp_avg"]
 
@@ -109,7 +114,7 @@ def convnet(world: World, precision: str) -> Trainer:
     return build_trainer(config, world, model, None, 6)
 
 
-def test_a_run_without_average_leaves_it_and_one_with_it_needs_none(tmp_path: Path) -> None:
+def test_ema_is_optional_in_a_checkpoint(tmp_path: Path) -> None:
     without = {stem: named for stem, named in LAYOUT.items() if stem != "ema"}
     assert "ema" not in load_checkpoint(save(tmp_path, 7), without)[0]
     path = save_checkpoint(
@@ -121,7 +126,7 @@ def test_a_run_without_average_leaves_it_and_one_with_it_needs_none(tmp_path: Pa
 @pytest.mark.parametrize(
     "damage", ["flip", "cut", "delete", "manifest", "no manifest", "older format"]
 )
-def test_damage_is_named(tmp_path: Path, damage: str) -> None:
+def test_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
     path = save(tmp_path, 9)
     file, manifest = path / "model.safetensors", path / "manifest.json"
     data = file.read_bytes()
@@ -142,7 +147,7 @@ def test_damage_is_named(tmp_path: Path, damage: str) -> None:
             load_checkpoint(path, layout)
 
 
-def test_a_newer_format_is_refused_as_such(tmp_path: Path) -> None:
+def test_newer_format_is_refused_as_newer(tmp_path: Path) -> None:
     manifest = save(tmp_path, 9) / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
     with pytest.raises(
@@ -163,7 +168,7 @@ STRANGE: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", STRANGE)
-def test_a_manifest_with_strange_entries_is_refused(kind: str, tmp_path: Path) -> None:
+def test_manifest_with_strange_entries_is_refused(kind: str, tmp_path: Path) -> None:
     path, (name, facts) = save(tmp_path, 9), STRANGE[kind]
     listed = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(
@@ -189,10 +194,10 @@ def test_json_of_another_shape_is_refused(file: str, content: bytes, tmp_path: P
 @pytest.mark.parametrize(
     "change", [{"step": "7"}, {"step": -1}, {"adam_step": None}, {"skipped": True}]
 )
-def test_a_state_without_its_counts_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+def test_state_without_its_counts_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
     path = save(tmp_path, 9)
     rewrite(path, "state.json", json.dumps(STATE | change).encode())
-    with pytest.raises(ValueError, match=f"state.json has {next(iter(change))}"):
+    with pytest.raises(ValueError, match=f"state.json: {next(iter(change))} must be"):
         load_checkpoint(path)
 
 
@@ -219,12 +224,12 @@ def test_tensors_of_another_model_are_refused_before_any_is_read(
     stem, named, said = MISFIT[kind]
     path = save_with(tmp_path, 9, stem, named)
     monkeypatch.setattr(checkpoint, "read_tensors", lambda _: pytest.fail("was read"))
-    monkeypatch.setattr(checkpoint_files, "_sha256", lambda _: pytest.fail("was read"))
+    monkeypatch.setattr(checkpoint_files, "hash_file", lambda _: pytest.fail("was read"))
     with pytest.raises(ValueError, match=rf"{stem}.safetensors does not fit the model: {said}"):
         load_checkpoint(path, LAYOUT)
 
 
-def test_a_set_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_set_of_tensors_is_named(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 9, {"model": MODEL}, STATE, keep=2)
     with pytest.raises(ValueError, match=r"lists no exp_avg.safetensors"):
         load_checkpoint(path, LAYOUT)
@@ -232,7 +237,7 @@ def test_a_set_that_is_missing_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("stem", ["model", "ema", "exp_avg_sq"])
-def test_numbers_that_are_not_finite_are_neither_saved_nor_loaded(
+def test_values_that_are_not_finite_are_neither_saved_nor_loaded(
     stem: str, value: float, tmp_path: Path
 ) -> None:
     spoilt = TENSORS[stem] | {"a": torch.tensor([[0.0, 1, 2], [3, value, 5]])}
@@ -246,7 +251,7 @@ def test_numbers_that_are_not_finite_are_neither_saved_nor_loaded(
         load_checkpoint(path)
 
 
-def test_what_the_manifest_does_not_list_is_not_read(tmp_path: Path) -> None:
+def test_file_that_the_manifest_does_not_list_is_not_read(tmp_path: Path) -> None:
     path = save(tmp_path, 9)
     save_file({"a": torch.full((2, 3), torch.nan)}, path / "more.safetensors")
     (path / "latest").write_bytes(b"\0garbage")
@@ -256,7 +261,7 @@ def test_what_the_manifest_does_not_list_is_not_read(tmp_path: Path) -> None:
     assert list_checkpoints(tmp_path) == [path]
 
 
-def test_a_link_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
+def test_link_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path, 9)
     (path / "ema.safetensors").rename(tmp_path / "elsewhere")
     (path / "ema.safetensors").symlink_to(tmp_path / "elsewhere")
@@ -288,14 +293,14 @@ FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: None, "manifest.json is missing"),
     "run folder": (
         lambda path: save(path / "checkpoints", 9),
-        "name one below it, as .*step-00000009",
+        "name one below it, such as .*step-00000009",
     ),
-    "checkpoints": (lambda path: save(path, 9), "name one below it, as .*step-00000009"),
+    "checkpoints": (lambda path: save(path, 9), "name one below it, such as .*step-00000009"),
 }
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_a_folder_of_another_kind_is_refused_and_told_what_it_is(
+def test_folder_of_another_kind_is_refused_and_described(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -307,7 +312,9 @@ def test_a_folder_of_another_kind_is_refused_and_told_what_it_is(
     assert not (tmp_path / "canary").exists()
 
 
-def test_a_file_is_refused_and_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_in_place_of_a_checkpoint_is_refused_and_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoint.pth").write_bytes(pickle.dumps(Canary()))
     for path in (tmp_path / "checkpoint.pth", tmp_path / "nowhere"):
@@ -316,7 +323,7 @@ def test_a_file_is_refused_and_not_opened(tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "canary").exists()
 
 
-def test_only_the_newest_stay_and_never_fewer_than_two(tmp_path: Path) -> None:
+def test_newest_checkpoints_stay_and_never_fewer_than_two(tmp_path: Path) -> None:
     for step in (3, 20, 100):
         save(tmp_path, step, keep=1)
     assert names(tmp_path) == ["100", "20"]
@@ -325,12 +332,12 @@ def test_only_the_newest_stay_and_never_fewer_than_two(tmp_path: Path) -> None:
     assert names(tmp_path) == ["300", "200", "100"]
 
 
-def test_fewer_than_two_cannot_be_asked_for() -> None:
+def test_keep_checkpoints_below_two_is_refused() -> None:
     with pytest.raises(ValueError, match="--keep-checkpoints must be 2 or more"):
-        RunConfig(keep_checkpoints=1)
+        CheckpointConfig(keep_checkpoints=1)
 
 
-def test_the_best_stays_and_of_equals_the_later(tmp_path: Path) -> None:
+def test_best_checkpoint_stays_and_of_equals_the_later(tmp_path: Path) -> None:
     scores = {1: 50.0, 2: 70.0, 3: 60.0, 4: 70.0, 5: 10.0, 99: 100.0}
     for step in (1, 2, 3):
         save(tmp_path, step, keep=2, scores=scores)
@@ -341,7 +348,7 @@ def test_the_best_stays_and_of_equals_the_later(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"x" * 300])
-def test_a_damaged_one_does_not_count_as_one_that_is_kept(damage: bytes, tmp_path: Path) -> None:
+def test_damaged_checkpoint_does_not_count_as_kept(damage: bytes, tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         save(tmp_path, step)
     (tmp_path / "step-00000004" / "model.safetensors").write_bytes(damage)
@@ -349,17 +356,17 @@ def test_a_damaged_one_does_not_count_as_one_that_is_kept(damage: bytes, tmp_pat
     assert names(tmp_path) == ["3", "2"]
 
 
-def test_nothing_is_removed_while_the_disk_does_not_read(
+def test_nothing_is_removed_while_the_disk_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for step in (1, 2, 3, 4):
         save(tmp_path, step)
-    monkeypatch.setattr(checkpoint_files, "_sha256", refuse)
+    monkeypatch.setattr(checkpoint_files, "hash_file", refuse)
     prune_checkpoints(tmp_path, 2, {})
     assert names(tmp_path) == ["4", "3", "2", "1"]
 
 
-def test_a_step_saved_again_replaces_the_old_one(tmp_path: Path) -> None:
+def test_step_saved_again_replaces_the_old_checkpoint(tmp_path: Path) -> None:
     path = save(tmp_path, 7)
     (path / "model.safetensors").write_bytes(b"")
     save(tmp_path, 7)
@@ -371,8 +378,8 @@ def refuse(*_: object, **__: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("point", ["save_file", "_sha256", "sync", "rename"])
-def test_a_disk_that_refuses_leaves_the_older_ones_and_no_rest(
+@pytest.mark.parametrize("point", ["save_file", "hash_file", "sync", "rename"])
+def test_failed_save_leaves_older_checkpoints_and_no_temporary_folder(
     tmp_path: Path, point: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 5), save(tmp_path, 9)
@@ -385,21 +392,15 @@ def test_a_disk_that_refuses_leaves_the_older_ones_and_no_rest(
     load_checkpoint(tmp_path / "step-00000009")
 
 
-def test_a_file_that_may_not_grow_is_an_os_error(tmp_path: Path) -> None:
+def test_full_disk_in_safetensors_is_an_os_error(tmp_path: Path) -> None:
     """What safetensors itself does on a full disk, here at a limit of the process."""
-    import resource
-
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
-    try:
-        with pytest.raises(OSError, match=r"model.safetensors: .*File too large"):
-            save_with(tmp_path, 9, "model", {"a": torch.zeros(1 << 16)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    refused = pytest.raises(OSError, match=r"model.safetensors: .*File too large")
+    with limit_file_size(1 << 16), refused:
+        save_with(tmp_path, 9, "model", {"a": torch.zeros(1 << 16)})
     assert names(tmp_path) == []
 
 
-def test_everything_is_on_the_disk_before_it_is_promised(
+def test_every_file_is_on_the_disk_before_the_final_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The order of what reaches the disk: files, the manifest that lists them, their folder, its
@@ -463,7 +464,7 @@ for point, (module, name, planted) in POINTS.items():
 """
 
 
-def test_a_save_killed_at_any_point_leaves_the_one_before(tmp_path: Path) -> None:
+def test_save_killed_at_any_point_leaves_the_older_checkpoint(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", KILLS, str(tmp_path)], cwd=ROOT, check=True)
     points = sorted(path.name for path in tmp_path.iterdir())
     assert len(points) == 5
@@ -471,13 +472,13 @@ def test_a_save_killed_at_any_point_leaves_the_one_before(tmp_path: Path) -> Non
         folder = tmp_path / point
         late = point == "before older ones go"
         assert len(names(folder)) == 3, point
-        sweep(folder)
+        remove_temporary(folder)
         assert names(folder) == (["9", "5", "3"] if late else ["5", "3"]), point
         for path in list_checkpoints(folder):
             load_checkpoint(path, LAYOUT)
 
 
-def test_later_ones_are_set_aside_and_come_to_no_harm(tmp_path: Path) -> None:
+def test_later_checkpoints_are_set_aside_unharmed(tmp_path: Path) -> None:
     for _ in range(2):
         for step in (1, 2, 3):
             save(tmp_path, step)
@@ -495,22 +496,24 @@ def test_later_ones_are_set_aside_and_come_to_no_harm(tmp_path: Path) -> None:
     assert set_aside(tmp_path, 1) == [] and set_aside(tmp_path / "nowhere", 1) == []
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_missing_folder_has_no_checkpoints(tmp_path: Path) -> None:
     assert list_checkpoints(tmp_path / "nowhere") == []
-    sweep(tmp_path / "nowhere")
+    remove_temporary(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(("source", "stage"), [(1, 2), (2, 3), (3, 1)])
-def test_every_group_goes_on_with_its_own_decay_and_adams_count(source: int, stage: int) -> None:
+def test_every_parameter_group_resumes_with_its_decay_and_adam_step(
+    source: int, stage: int
+) -> None:
     """Universal checkpoints of DeepSpeed 0.19.8 give each group the other's decay, and count a step
     for every group."""
     world = init_distributed()
     first = make_trainer(configure(zero_stage=source), world)
     run_steps(first, 3)
-    tensors, state = first.state()
+    tensors, state = first.state.gather()
     second = make_trainer(configure(zero_stage=stage), world)
     run_steps(second, 1)
-    second.load_state(tensors, state)
+    second.state.load(tensors, state)
     assert adam(second) == adam(first) == ([0.0, 0.05], [3, 3])
     run_steps(second, 1)
     assert adam(second) == ([0.0, 0.05], [4, 4])

@@ -1,5 +1,4 @@
-"""Checkpoints are written while training goes on; what a disk refuses is told, tried again, and
-ends a run only in the end."""
+"""Saving in the background: failures are reported, tried again, and end a run at the third."""
 
 import json
 import threading
@@ -54,26 +53,26 @@ def full(_: int) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_training_goes_on_while_it_is_written(
+def test_training_continues_while_a_checkpoint_is_written(
     writer: CheckpointWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allowed = threading.Event()
     Disk(monkeypatch, lambda _: allowed.wait(10))
     save(writer, 1)
-    assert steps(tmp_path) == [] and writer.lines() == []
+    assert steps(tmp_path) == [] and writer.take_warnings() == []
     threading.Timer(0.2, allowed.set).start()
     began = time.monotonic()
     save(writer, 2)  # waits for the first
     assert time.monotonic() - began > 0.1 and steps(tmp_path)[-1:] == [1]
     writer.wait()
-    assert steps(tmp_path) == [2, 1] and writer.lines() == []
+    assert steps(tmp_path) == [2, 1] and writer.take_warnings() == []
     assert torch.equal(
         load_checkpoint(tmp_path / "checkpoints" / "step-00000002")[0]["model"]["a"],
         TENSORS["model"]["a"],
     )
 
 
-def test_one_that_is_under_way_is_ended_by_close(
+def test_close_waits_for_the_save_in_progress(
     writer: CheckpointWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Disk(monkeypatch, lambda _: time.sleep(0.2))
@@ -82,7 +81,7 @@ def test_one_that_is_under_way_is_ended_by_close(
     assert steps(tmp_path) == [1]
 
 
-def test_a_failure_is_told_at_the_next_step_and_the_second_attempt_has_more_room(
+def test_failed_save_is_reported_and_tried_again_with_more_room(
     writer: CheckpointWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for step in (1, 2, 3):
@@ -104,15 +103,14 @@ def test_a_failure_is_told_at_the_next_step_and_the_second_attempt_has_more_room
     save(writer, 4)
     writer.wait()
     assert disk.attempts == [4, 4] and seen == [[3, 2, 1], [3, 2]] and steps(tmp_path) == [4, 3]
-    (line,) = writer.lines()
+    (line,) = writer.take_warnings()
     assert (
-        "checkpoint of step 4 not saved: [Errno 28] No space left on device; trying once more"
-        in line
+        "checkpoint of step 4 not saved: [Errno 28] No space left on device; trying again" in line
     )
-    assert writer.lines() == []
+    assert writer.take_warnings() == []
 
 
-def test_a_disk_that_gets_well_is_forgiven(
+def test_successful_save_resets_the_count_of_failures(
     writer: CheckpointWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two saves fail, both attempts; the third does not, and the count begins anew."""
@@ -123,10 +121,10 @@ def test_a_disk_that_gets_well_is_forgiven(
         save(writer, step)
     writer.wait()
     assert steps(tmp_path) == [6, 3] and disk.attempts == [1, 1, 2, 2, 3, 4, 4, 5, 5, 6]
-    assert len(writer.lines()) == 8
+    assert len(writer.take_warnings()) == 8
 
 
-def test_the_third_failure_in_a_row_ends_the_run(
+def test_third_failed_save_in_a_row_ends_the_run(
     writer: CheckpointWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Disk(monkeypatch, full)
@@ -140,7 +138,7 @@ def test_the_third_failure_in_a_row_ends_the_run(
     assert list((tmp_path / "checkpoints").glob("*")) == []
 
 
-def test_a_failed_last_save_is_an_error(
+def test_failed_last_save_is_an_error(
     writer: CheckpointWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Disk(monkeypatch, full)
@@ -149,7 +147,7 @@ def test_a_failed_last_save_is_an_error(
         writer.wait()
 
 
-def test_weights_that_are_not_finite_fail_without_a_second_attempt(
+def test_weights_that_are_not_finite_are_not_tried_again(
     writer: CheckpointWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = Disk(monkeypatch, lambda _: None)
@@ -161,7 +159,7 @@ def test_weights_that_are_not_finite_fail_without_a_second_attempt(
 
 
 @pytest.mark.parametrize("place", ["a file", "below a file", "read-only"])
-def test_a_folder_that_cannot_be_made_is_told(
+def test_folder_that_cannot_be_created_is_reported(
     place: str, writer: CheckpointWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if place == "read-only":  # to root no folder is
@@ -176,13 +174,13 @@ def test_a_folder_that_cannot_be_made_is_told(
         writer.wait()
 
 
-def test_what_is_no_disks_fault_is_not_swallowed(writer: CheckpointWriter) -> None:
+def test_other_errors_are_not_caught(writer: CheckpointWriter) -> None:
     writer.save(TENSORS, {"step": 1, "adam_step": 1, "skipped": 0, "not JSON": object()})
     with pytest.raises(TypeError, match="JSON"):
         writer.wait()
 
 
-def test_little_room_is_told(
+def test_little_room_is_reported(
     writer: CheckpointWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = checkpoint_writer.shutil.disk_usage(tmp_path)
@@ -191,13 +189,13 @@ def test_little_room_is_told(
     )
     save(writer, 1, {"model": {"a": torch.zeros(1 << 19)}})
     writer.wait()
-    assert "3 MiB free, a checkpoint takes 2 MiB" in writer.lines()[0]
+    assert "3 MiB free, a checkpoint takes 2 MiB" in writer.take_warnings()[0]
     save(writer, 2, {"model": {"a": torch.zeros(1 << 18)}})
     writer.wait()
-    assert writer.lines() == []
+    assert writer.take_warnings() == []
 
 
-def test_scores_are_kept_and_decide_the_best(writer: CheckpointWriter, tmp_path: Path) -> None:
+def test_scores_are_restored_and_decide_the_best(writer: CheckpointWriter, tmp_path: Path) -> None:
     for step, score in ((1, 30.0), (2, 50.0), (3, 50.0), (4, 20.0), (5, 10.0)):
         save(writer, step)
         writer.scores[step] = (
@@ -209,12 +207,12 @@ def test_scores_are_kept_and_decide_the_best(writer: CheckpointWriter, tmp_path:
     state = json.loads((tmp_path / "checkpoints" / "step-00000006" / "state.json").read_text())
     assert state["best"] == {"step": 3, "top1": 50.0} and state["scores"]["2"] == 50
     again = CheckpointWriter(tmp_path / "checkpoints", keep=2, rank=0)
-    again.take_scores(state)
+    again.restore_scores(state)
     assert again.scores == writer.scores
     again.close()
 
 
-def test_other_ranks_write_nothing_and_hear_of_it(
+def test_other_ranks_write_nothing_and_raise_the_error(
     writer: CheckpointWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second = CheckpointWriter(tmp_path / "second", keep=2, rank=1)

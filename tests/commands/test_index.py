@@ -1,4 +1,4 @@
-"""The command `fastdeit index`: what it tells, what it writes, its exit codes."""
+"""`fastdeit index`: its report, the files it writes, its exit codes."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def text_of(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
-def test_report_of_a_folder(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_describes_a_folder(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rotated = Image.Exif()
     rotated[0x0112] = 6
     Image.new("L", (300, 200)).save(root / "train/circle/01.jpg", exif=rotated)
@@ -28,29 +28,16 @@ def test_report_of_a_folder(root: Path, capsys: pytest.CaptureFixture[str]) -> N
     (root / "train/square/01.jpg").write_bytes(b"")
     (root / "train/square/02.jpg").write_bytes(b"[red]text[/red]")
     assert index_command([str(root)]) == 0
-    told = text_of(capsys)
-    for part in (
-        *(
-            "images 22",
-            "left out 2",
-            "classes 3, of 6 to 8 images",
-            "smallest 1 x 2",
-            "largest 200 x 300",
-        ),
-        *(
-            "JPEG: 13, PNG: 9",
-            "not RGB",
-            "L: 1",
-            "CMYK: 1",
-            "orientation 6: 1",
-            "images 9",
-            "left out 0",
-        ),
-        *("left out: train/square/01.jpg: is empty", "begins with b'[red]tex'"),
-    ):
-        assert part in told, part
+    printed = text_of(capsys)
+    train = "images 22", "excluded 2", "classes 3, of 6 to 8 images"
+    sizes = "smallest 1 x 2", "largest 200 x 300"
+    formats = "JPEG: 13, PNG: 9", "not RGB", "L: 1", "CMYK: 1", "orientation 6: 1"
+    val = "images 9", "excluded 0"
+    damaged = "excluded: train/square/01.jpg: is empty", "begins with b'[red]tex'"
+    for part in (*train, *sizes, *formats, *val, *damaged):
+        assert part in printed, part
     written = root / ".fastdeit/train-left-out.txt"
-    assert f"all of them: {written}" in told
+    assert f"all of them: {written}" in printed
     assert [line.split(": ")[0] for line in written.read_text().splitlines()] == [
         "train/square/01.jpg",
         "train/square/02.jpg",
@@ -58,7 +45,9 @@ def test_report_of_a_folder(root: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert len(build_index(root, "train", bad_images="skip")) == 22
 
 
-def test_old_list_goes_when_all_is_well(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_old_list_is_removed_when_no_image_is_damaged(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bad = root / "train/square/01.jpg"
     whole = bad.read_bytes()
     bad.write_bytes(b"x")
@@ -69,12 +58,12 @@ def test_old_list_goes_when_all_is_well(root: Path, capsys: pytest.CaptureFixtur
     assert not (root / ".fastdeit/train-left-out.txt").exists()
 
 
-def test_ten_are_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ten_damaged_images_are_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(12):
         (root / f"val/circle/x{number:02}.jpg").write_bytes(b"x")
     assert index_command([str(root), "--num-workers", "1"]) == 0
-    told = text_of(capsys)
-    assert told.count("left out: ") == 10 and "and 2 more" in told
+    printed = text_of(capsys)
+    assert printed.count("excluded: ") == 10 and "and 2 more" in printed
 
 
 def test_bad_images_can_be_an_error(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,18 +73,18 @@ def test_bad_images_can_be_an_error(root: Path, capsys: pytest.CaptureFixture[st
         index_command([str(root), "--bad-images", "error"])
     assert caught.value.code == 2
     assert capsys.readouterr().err.splitlines() == [
-        f"fastdeit: error: {root}: 1 bad image(s), named above; --bad-images skip leaves them out"
+        f"fastdeit: error: {root}: 1 bad image(s), named above; --bad-images skip excludes them"
     ]
 
 
-def test_data_set_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_data_set_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         index_command([str(tmp_path / "nowhere")])
     assert caught.value.code == 2
     assert "nowhere: no such folder" in capsys.readouterr().err
 
 
-def test_other_splits(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_splits_can_be_lists(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [
         f"train/circle/{number:02}.{'png' if number % 3 == 0 else 'jpg'}" for number in range(4)
     ]

@@ -1,5 +1,5 @@
-"""The preview: the same ordinals give the same picture, and its steps lead to what the training
-pipeline delivers."""
+"""`fastdeit preview`: the same ordinals give the same picture, and its steps lead to the output of
+the training pipeline."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from fastdeit.commands.preview import preview_command, samples, sheet
 from fastdeit.config.cli import parse_config
 from fastdeit.data.build import build_train_index
 from fastdeit.plan.build import build_plan
+from fastdeit.plan.operations import OPS
 from fastdeit.plan.plan import Plan
-from fastdeit.plan.sampling import OPS
 from tests.support.images import write_shapes
 
 FLAGS = ["--input-size", "48", "--reprob", "1.0", "--aa", "rand-m9-mstd0.5-p1.0-inc1"]
@@ -34,7 +34,7 @@ def run(root: Path, output: Path, *flags: str) -> bytes:
     return output.read_bytes()
 
 
-def test_the_same_ordinals_give_the_same_picture(root: Path, tmp_path: Path) -> None:
+def test_equal_ordinals_give_equal_pictures(root: Path, tmp_path: Path) -> None:
     one, again = (run(root, tmp_path / name, "--ordinals", "2,5") for name in ("a.png", "b.png"))
     assert one == again
     assert run(root, tmp_path / "c.png", "--ordinals", "2,6") != one
@@ -42,7 +42,7 @@ def test_the_same_ordinals_give_the_same_picture(root: Path, tmp_path: Path) -> 
     assert min(Image.open(tmp_path / "a.png").size) > 200
 
 
-def test_the_steps_lead_to_what_training_sees(root: Path) -> None:
+def test_steps_lead_to_the_images_of_training(root: Path) -> None:
     index, plan, config = parts(root)
     ordinals = np.arange(8)
     draws = plan.draw(0, ordinals)
@@ -56,10 +56,9 @@ def test_the_steps_lead_to_what_training_sees(root: Path) -> None:
         inside[y : y + height, x : x + width] = True
         assert inside.any() and not np.array_equal(erased, augmented)
         np.testing.assert_array_equal(erased[~inside], augmented[~inside])
-        assert (
-            f"{draws.lam[row]:.2f}" in cells[-1].title
-            and index.classes[index.labels[draws.image_index[row]]] in cells[-1].title
-        )
+        title = cells[-1].title
+        assert f"{draws.lam[row]:.2f}" in title
+        assert index.classes[index.labels[draws.image_index[row]]] in title
         box = draws.box[row]
         outside = np.ones((48, 48), bool)
         outside[box[0] : box[2], box[1] : box[3]] = False
@@ -74,7 +73,7 @@ def test_three_augment_and_simple_crop_are_shown(root: Path) -> None:
     assert sum(title.startswith(("Grayscale", "Solarize", "GaussianBlur")) for title in titles) == 1
 
 
-def test_the_sheet_has_every_operation(root: Path) -> None:
+def test_sheet_has_every_operation(root: Path) -> None:
     index, plan, config = parts(root)
     rows = sheet(index, plan, config, np.arange(1), 0)
     assert [row[0].title for row in rows] == list(OPS)
@@ -92,20 +91,12 @@ def test_the_sheet_has_every_operation(root: Path) -> None:
 def test_bad_ordinals_are_named(
     root: Path, ordinals: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    paths = ["--data-path", str(root), "-o", str(tmp_path / "x.png")]
     with pytest.raises(SystemExit, match="2"):
-        preview_command(
-            [
-                "--data-path",
-                str(root),
-                f"--ordinals={ordinals}",
-                "-o",
-                str(tmp_path / "x.png"),
-                *FLAGS,
-            ]
-        )
+        preview_command([*paths, f"--ordinals={ordinals}", *FLAGS])
     assert "--ordinals" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_the_plan_is_the_runs(root: Path) -> None:
+def test_plan_is_that_of_the_run(root: Path) -> None:
     plan: Plan = parts(root)[1]
     assert plan.spec.repeats == 2 and plan.spec.layers == 2

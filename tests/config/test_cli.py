@@ -1,14 +1,15 @@
 """Defaults, precedence and errors of the configuration and the command line."""
 
 import dataclasses
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
 from fastdeit.config.cli import REPLACED, parse_config
-from fastdeit.config.file import config_from_dict
 from fastdeit.config.parse import parse_rand_augment
 from fastdeit.config.recipes import RECIPES
 from fastdeit.config.schema import Config
@@ -21,42 +22,40 @@ def parse(*argv: str) -> Config:
     return parse_config(argv, "test")[0]
 
 
-def test_defaults_are_those_of_the_paper_and_the_spec() -> None:
-    config = Config()
-    assert (
-        config.optim.lr,
-        config.optim.weight_decay,
-        config.optim.epochs,
-        config.optim.batch_size,
-    ) == (5e-4, 0.05, 300, 1024)
-    assert config.optim.scaled_lr == 1e-3
-    assert (config.optim.warmup_epochs, config.optim.warmup_lr, config.optim.min_lr) == (
-        5,
-        1e-6,
-        1e-5,
-    )
-    assert (config.optim.opt_betas, config.optim.opt_eps, config.optim.clip_grad) == (
-        (0.9, 0.999),
-        1e-8,
-        None,
-    )
-    assert config.optim.model_ema_decay == 0.99996
-    assert (config.mix.mixup, config.mix.cutmix, config.mix.smoothing) == (0.8, 1.0, 0.1)
-    assert (
-        config.distill.distillation_type,
-        config.distill.distillation_alpha,
-        config.distill.distillation_tau,
-    ) == (
-        "hard",
-        0.5,
-        3,
-    )
-    assert (config.augment.reprob, config.augment.aug_repeats, config.data.eval_crop_ratio) == (
-        0.25,
-        2,
-        0.875,
-    )
-    assert not config.model.qkv_bias and config.model.drop_path == 0.1
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "optim": {
+        "lr": 5e-4,
+        "weight_decay": 0.05,
+        "epochs": 300,
+        "batch_size": 1024,
+        "warmup_epochs": 5,
+        "warmup_lr": 1e-6,
+        "min_lr": 1e-5,
+        "opt_betas": (0.9, 0.999),
+        "opt_eps": 1e-8,
+        "clip_grad": None,
+        "model_ema_decay": 0.99996,
+        "scaled_lr": 1e-3,
+    },
+    "mix": {"mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1},
+    "distill": {
+        "distillation_type": "hard",
+        "distillation_alpha": 0.5,
+        "distillation_tau": 3,
+    },
+    "augment": {"reprob": 0.25, "aug_repeats": 2},
+    "data": {"eval_crop_ratio": 0.875},
+    "model": {"qkv_bias": False, "drop_path": 0.1},
+}
+
+
+@pytest.mark.parametrize("section", DEFAULTS)
+def test_defaults_are_those_of_the_paper(section: str) -> None:
+    found = getattr(Config(), section)
+    assert {name: getattr(found, name) for name in DEFAULTS[section]} == DEFAULTS[section]
+
+
+def test_the_papers_own_recipe_differs_in_copies_bias_and_groups() -> None:
     paper = RECIPES["deit_paper"]()
     assert paper.augment.aug_repeats == 3 and paper.model.qkv_bias and paper.mix.mixup_group == 256
 
@@ -101,21 +100,21 @@ def test_a_written_config_repeats_the_run(recipe: str, tmp_path: Path) -> None:
     assert parse("--config", str(file)) == config
 
 
-def test_the_launchers_rank_is_accepted() -> None:
+def test_the_launchers_rank_flag_is_accepted() -> None:
     assert parse("--local_rank=1", "--lr", "1") == parse("--lr", "1")
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--recipe", "nope"], "--recipe: got 'nope', allowed are deit"),
-        (["--config", "nowhere.yaml"], "no file nowhere.yaml"),
+        (["--recipe", "nope"], "--recipe must be one of deit"),
+        (["--config", "nowhere.yaml"], "--config must be an existing file (got nowhere.yaml)"),
         (["--mixup-mode", "batch"], "--mixup-group"),
         (["--ThreeAugment"], "use --aa 3a"),
     ],
 )
 def test_wrong_starting_points_are_named(argv: list[str], message: str) -> None:
-    with pytest.raises((ValueError, FileNotFoundError), match=message.replace("[", r"\[")):
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
         parse(*argv)
 
 
@@ -146,31 +145,6 @@ def test_wrong_flags_end_with_code_2_and_name_what_is_allowed(
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("optim: {epoch: 3}", "got field 'epoch', allowed are epochs"),
-        ("speed: {}", "got section 'speed', allowed are data"),
-        ("optim: {epochs: many}", "epochs: got 'many'"),
-        ("optim: {model_ema: 1}", "model_ema: got 1"),
-        ("- 1", "allowed is a mapping"),
-        ("optim: {epochs: 0}", "--epochs must be 1 or more"),
-        ("a: [", "not YAML"),
-        ("!!python/object/apply:os.system ['true']", "not YAML"),
-    ],
-)
-def test_wrong_config_files_are_named(text: str, message: str, tmp_path: Path) -> None:
-    file = tmp_path / "config.yaml"
-    file.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        parse("--config", str(file))
-
-
-def test_partial_dicts_keep_the_rest() -> None:
-    assert config_from_dict(Config(), {"optim": {"lr": 1}}, "x").optim.lr == 1
-    assert config_from_dict(Config(), {}, "x") == Config()
-
-
-@pytest.mark.parametrize(
     ("aa", "expected"),
     [
         ("rand-m9-mstd0.5-inc1", {"ra_magnitude": 9.0, "ra_std": 0.5}),
@@ -182,7 +156,7 @@ def test_partial_dicts_keep_the_rest() -> None:
         ("rand-m9-mstd101-inc1", {"ra_std": float("inf")}),
     ],
 )
-def test_rand_augment_strings(aa: str, expected: dict[str, float]) -> None:
+def test_rand_augment_strings_are_parsed_as_timm_does(aa: str, expected: dict[str, float]) -> None:
     parsed = parse_rand_augment(aa)
     assert {name: parsed[name] for name in expected} == expected
     PlanSpec(**parsed)
@@ -223,7 +197,7 @@ def test_augmentation_flags_reach_the_plan(flags: list[str], expected: dict[str,
         "original",
     ],
 )
-def test_rand_augment_strings_that_mean_nothing_here(aa: str) -> None:
+def test_unknown_rand_augment_strings_are_refused(aa: str) -> None:
     with pytest.raises(ValueError, match="--aa must be"):
         parse_rand_augment(aa)
 
@@ -256,7 +230,7 @@ def test_deepspeed_gets_the_safe_stage_and_fp32_gradients(
     assert made["bf16"]["enabled"] == (precision == "bf16") and made["gradient_clipping"] == 0.0
 
 
-def test_no_flag_is_both_built_and_replaced() -> None:
+def test_no_flag_is_both_supported_and_replaced() -> None:
     flags = {
         f"--{field.name.replace('_', '-')}"
         for section in dataclasses.fields(Config)

@@ -1,13 +1,8 @@
-"""The table of an image folder: its order, its cache, its errors; rows that come back; and the
-embedded digits."""
+"""The index of an image folder: its order, its table on disk, its errors, and the images of an
+earlier start."""
 
 import os
 import shutil
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +14,8 @@ from torchvision.datasets import ImageFolder
 
 from fastdeit.data import table
 from fastdeit.data.formats import check
-from fastdeit.data.formats.check import ByteRange, Checked, ImageInfo, check_place
-from fastdeit.data.formats.digits import write_digits
-from fastdeit.data.formats.listing import DataError, Listing, stamp
+from fastdeit.data.formats.check import ByteRange, Checked, check_place
+from fastdeit.data.formats.listing import DataError, Listing
 from fastdeit.data.index import Index, build_index
 from fastdeit.data.snapshot import keep_images, reconcile
 
@@ -46,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def settle(root: Path) -> None:
-    """Make everything look old, for what changed just now is looked at again."""
+    """Make everything look old, for a path that changed just now is read again."""
     for parent, folders, files in os.walk(root):
         for name in (*folders, *files, "."):
             os.utime(os.path.join(parent, name), (1e9, 1e9), follow_symlinks=False)
@@ -96,17 +90,17 @@ def test_order_and_labels_are_those_of_image_folder(folder: Path) -> None:
     assert (index.labels.dtype, index.sizes.dtype) == (np.int64, np.int32)
 
 
-def test_val_counts_the_classes_of_train(folder: Path) -> None:
+def test_labels_of_val_are_places_in_the_classes_of_train(folder: Path) -> None:
     val = build_index(folder, "val")
     assert val.classes == ("ant", "cat")
     assert val.labels.tolist() == [1]
 
 
-def test_given_classes_are_the_labels(folder: Path) -> None:
+def test_labels_are_places_in_the_given_classes(folder: Path) -> None:
     assert build_index(folder, "val", classes=["bee", "cat"]).labels.tolist() == [1]
 
 
-def test_paths_are_fed_and_files_are_read(folder: Path) -> None:
+def test_dali_gets_paths_and_reads_the_files(folder: Path) -> None:
     index = build_index(folder, "train")
     assert index.feeds_paths
     names = [bytes(name).rstrip(b"\0").decode() for name in index.encoded(np.array([2, 0]))]
@@ -114,7 +108,7 @@ def test_paths_are_fed_and_files_are_read(folder: Path) -> None:
     assert index.read(2) == path(index, 2).read_bytes()
 
 
-def test_check_of_a_row_says_what_is_wrong_now(folder: Path) -> None:
+def test_check_of_a_row_returns_its_fault(folder: Path) -> None:
     index = build_index(folder, "train")
     assert index.check(0) is None
     save(path(index, 0), 30, 40, orientation=1)
@@ -136,7 +130,7 @@ def test_unusual_file_names_work(folder: Path) -> None:
     assert len(build_index(folder, "val")) == 1
 
 
-def test_second_time_nothing_is_decoded(folder: Path, decoded: list[str]) -> None:
+def test_a_second_start_decodes_nothing(folder: Path, decoded: list[str]) -> None:
     first = build_index(folder, "train")
     assert len(decoded) == 4
     again = build_index(folder, "train")
@@ -196,7 +190,7 @@ def new_class(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [added, removed, replaced, new_class])
-def test_change_is_noticed(folder: Path, change, listed: list[Listing]) -> None:
+def test_changes_are_detected(folder: Path, change, listed: list[Listing]) -> None:
     settle(folder)
     before = build_index(folder, "train")
     change(folder)
@@ -204,7 +198,7 @@ def test_change_is_noticed(folder: Path, change, listed: list[Listing]) -> None:
     assert len(listed) == 2 and after.fingerprint() != before.fingerprint()
 
 
-def test_overwriting_in_place_is_noticed_when_asked_to_look_again(folder: Path) -> None:
+def test_overwriting_in_place_is_detected_when_all_files_are_checked_again(folder: Path) -> None:
     settle(folder)
     before = build_index(folder, "train")
     file = folder / "train/cat/b.png"
@@ -222,7 +216,7 @@ def test_a_folder_that_changed_a_moment_ago_is_listed_again(
     assert len(listed) == 2
 
 
-def test_links_that_lead_round_in_circles(folder: Path) -> None:
+def test_links_in_a_circle_are_followed_once(folder: Path) -> None:
     (folder / "train/cat/deep/up").symlink_to(folder / "train/cat")
     assert len(build_index(folder, "train")) == 4
 
@@ -233,7 +227,7 @@ def test_linked_class_folder(folder: Path) -> None:
     assert len(build_index(folder, "train")) == 4
 
 
-def test_fingerprint_does_not_depend_on_the_place(folder: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_does_not_depend_on_the_folder(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns(".fastdeit"))
     assert (
         build_index(tmp_path / "copy", "train").fingerprint()
@@ -257,7 +251,7 @@ def test_damaged_table_is_built_again(
     assert len(build_index(folder, "train")) == 4
 
 
-def test_root_that_cannot_be_written(
+def test_a_root_that_cannot_be_written_uses_the_users_cache(
     folder: Path, tmp_path: Path, monkeypatch, decoded: list[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -268,7 +262,7 @@ def test_root_that_cannot_be_written(
     assert len(decoded) == 4
 
 
-def test_given_cache_dir_is_the_only_place(folder: Path, tmp_path: Path) -> None:
+def test_a_given_cache_dir_is_the_only_place(folder: Path, tmp_path: Path) -> None:
     build_index(folder, "train", cache_dir=tmp_path / "here")
     assert [file.name for file in (tmp_path / "here").iterdir()] == ["train.parquet"]
     assert not (folder / ".fastdeit").exists()
@@ -306,7 +300,7 @@ def test_unreadable_images_are_named(folder: Path) -> None:
     assert "b.png" not in message and "--bad-images skip" in message
 
 
-def test_bad_images_can_be_left_out(folder: Path, decoded: list[str]) -> None:
+def test_bad_images_can_be_excluded(folder: Path, decoded: list[str]) -> None:
     before = build_index(folder, "train").fingerprint()
     break_(folder, "text.png", b"hello")
     (folder / "train/cat/gone.png").symlink_to("nothing")
@@ -315,13 +309,13 @@ def test_bad_images_can_be_left_out(folder: Path, decoded: list[str]) -> None:
         decoded.clear()
         index = build_index(folder, "train", bad_images="skip")
         assert (len(index), index.fingerprint()) == (4, before)
-        assert [line.split(": ")[0] for line in index.left_out] == [
+        assert [line.split(": ")[0] for line in index.excluded] == [
             f"train/cat/{n}" for n in ("fifo.jpg", "gone.png", "text.png")
         ]
         assert not known & set(decoded)
 
 
-def test_nothing_left(folder: Path) -> None:
+def test_a_split_without_good_images_is_refused(folder: Path) -> None:
     (folder / "val/cat/v.jpg").write_bytes(b"")
     with pytest.raises(
         DataError, match=r"'val' holds no image that can be used\n.*v\.jpg: is empty"
@@ -346,50 +340,50 @@ def test_repairing_a_bad_image_decodes_only_it(folder: Path, decoded: list[str])
     assert decoded == ["bad.png"]
 
 
-def test_missing_root(tmp_path: Path) -> None:
+def test_a_missing_root_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such folder"):
         build_index(tmp_path / "nowhere", "train")
 
 
-def test_no_train_folder(folder: Path) -> None:
+def test_a_missing_train_folder_is_refused(folder: Path) -> None:
     shutil.rmtree(folder / "train")
-    with pytest.raises(DataError, match="holds no 'train'; found val; allowed"):
+    with pytest.raises(DataError, match="holds no 'train'; found val; expected"):
         build_index(folder, "val")
 
 
-def test_no_class_folders(folder: Path) -> None:
+def test_a_split_without_class_folders_is_refused(folder: Path) -> None:
     shutil.rmtree(folder / "train")
     save(folder / "train/loose.png")
     with pytest.raises(DataError, match="no class folders"):
         build_index(folder, "train")
 
 
-def test_empty_class(folder: Path) -> None:
+def test_a_class_without_images_is_refused(folder: Path) -> None:
     (folder / "train/bee/only").mkdir(parents=True)
     (folder / "train/bee/readme.txt").touch()
     with pytest.raises(DataError, match="bee: no images in this class"):
         build_index(folder, "train")
 
 
-def test_class_unknown_to_train(folder: Path) -> None:
+def test_a_class_that_train_does_not_have_is_refused(folder: Path) -> None:
     save(folder / "val/dog/x.png")
-    with pytest.raises(DataError, match="classes that train does not have: dog"):
+    with pytest.raises(DataError, match="classes that are not among the 2 of train: dog"):
         build_index(folder, "val")
 
 
-def test_broken_link(folder: Path) -> None:
+def test_a_broken_link_is_a_bad_image(folder: Path) -> None:
     (folder / "train/cat/gone.png").symlink_to(folder / "nothing.png")
     with pytest.raises(DataError, match=r"gone\.png: cannot be read"):
         build_index(folder, "train")
 
 
 @pytest.mark.parametrize("name", ["validation", "test"])
-def test_other_names_of_val(folder: Path, name: str) -> None:
+def test_val_has_other_names(folder: Path, name: str) -> None:
     (folder / "val").rename(folder / name)
     assert build_index(folder, "val").name(0) == f"{name}/cat/v.jpg"
 
 
-def test_a_run_keeps_to_the_images_it_began_with(folder: Path, tmp_path: Path) -> None:
+def test_a_run_keeps_the_images_that_it_began_with(folder: Path, tmp_path: Path) -> None:
     whole = build_index(folder, "train")
     keep_images(whole, tmp_path / "images.parquet")
     assert reconcile(whole, tmp_path / "images.parquet") == (whole, {})
@@ -409,127 +403,3 @@ def test_a_run_keeps_to_the_images_it_began_with(folder: Path, tmp_path: Path) -
         "train/cat/a.WebP",
         "train/cat/b.png",
     ]
-
-
-def synthetic(root: Path, images: int) -> Path:
-    """A data set of a thousand classes without its files: only the folders are there, and the
-    table."""
-    classes = [f"n{number:08}" for number in range(1000)]
-    for name in classes:
-        (root / "train" / name).mkdir(parents=True)
-    settle(root)
-    labels = np.repeat(np.arange(1000), images // 1000)
-    names = [
-        f"train/{classes[label]}/{classes[label]}_{row}.JPEG"
-        for row, label in enumerate(labels.tolist())
-    ]
-    same = np.full(len(labels), 100_000)
-    stamps = stamp(root, [root / "train", *(root / "train").iterdir()])
-    listing = Listing(
-        tuple(classes), pa.array(names).cast(pa.binary()), labels, same, same, stamps, facts=FACTS
-    )
-    source = {"kind": "folder", "paths": ["train"], "classes": classes}
-    table.build_table(listing, root, source, table.table_places(root, "train", None), 1)
-    return root
-
-
-FACTS = ImageInfo(375, 500, "JPEG", "RGB", 1)
-
-
-def check_load(root: Path, images: int, seconds: float, mebibytes: float) -> None:
-    started = time.perf_counter()
-    index = build_index(root, "train")
-    index.fingerprint()
-    taken = time.perf_counter() - started
-    assert len(index) == images and taken < seconds
-    arrays: Sequence[np.ndarray] = (index.labels, index.sizes, index.num_bytes)
-    assert (sum(array.nbytes for array in arrays) + index.names.nbytes) / 2**20 < mebibytes
-
-
-def test_large_table_loads_at_once(tmp_path: Path) -> None:
-    check_load(synthetic(tmp_path, 100_000), 100_000, seconds=1, mebibytes=8)
-
-
-@pytest.mark.slow
-def test_table_of_imagenet_loads_at_once(tmp_path: Path) -> None:
-    root = synthetic(tmp_path, 1_281_000)
-    check_load(root, 1_281_000, seconds=2, mebibytes=130)
-    code = (
-        f"from pathlib import Path; from fastdeit.data.index import build_index;"
-        f"build_index(Path({str(root)!r}), 'train').fingerprint();"
-        f"print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
-    )
-    peak_kib = int(
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout
-    )
-    assert peak_kib < 500 * 1024
-
-
-def test_feeding_a_row_takes_microseconds(tmp_path: Path) -> None:
-    index = build_index(synthetic(tmp_path, 10_000), "train")
-    rows = np.random.default_rng(0).integers(0, len(index), 256)
-    index.encoded(rows)
-    fastest = min(timed(index, rows) for _ in range(20))
-    assert fastest / len(rows) < 10e-6  # 2e-6 on a quiet core
-
-
-def timed(index: Index, rows: np.ndarray) -> float:
-    started = time.perf_counter()
-    index.encoded(rows)
-    return time.perf_counter() - started
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_digits(tmp_path_factory.mktemp("digits") / "digits")
-
-
-def test_digits_are_a_stratified_split(digits: Path) -> None:
-    train, val = build_index(digits, "train"), build_index(digits, "val")
-    assert len(train) + len(val) == 1797
-    counts = np.bincount(train.labels), np.bincount(val.labels)
-    np.testing.assert_array_equal(counts[1], (counts[0] + counts[1]) // 5)
-    numbers = {path(index, i).stem for index in (train, val) for i in range(len(index))}
-    assert len(numbers) == 1797
-    assert (train.sizes == 32).all()
-
-
-def test_digits_are_gray_and_show_the_digit(digits: Path) -> None:
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    index = build_index(digits, "val")
-    for row in (0, 100, 354):
-        image, number = Image.open(path(index, row)), int(path(index, row).stem)
-        assert image.mode == "L" and data.target[number] == index.labels[row]
-        small = np.asarray(image.resize((8, 8), Image.Resampling.BOX)) / 255 * 16
-        assert np.corrcoef(small.ravel(), data.images[number].ravel())[0, 1] > 0.97
-
-
-def test_digits_are_written_once(digits: Path) -> None:
-    stamp = (digits / "train/0").stat().st_mtime_ns
-    assert write_digits(digits) == digits
-    assert (digits / "train/0").stat().st_mtime_ns == stamp
-
-
-def test_digits_written_by_several_at_once(tmp_path: Path) -> None:
-    threads = [threading.Thread(target=write_digits, args=(tmp_path / "digits",)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [entry.name for entry in tmp_path.iterdir()] == ["digits"]
-    assert len(list((tmp_path / "digits").rglob("*.png"))) == 1797
-
-
-def test_digits_do_not_overwrite_a_folder_in_use(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").touch()
-    with pytest.raises(FileExistsError, match="cannot hold the digits"):
-        write_digits(tmp_path)
-    assert [
-        entry.name
-        for entry in tmp_path.parent.iterdir()
-        if entry.name.startswith(f".{tmp_path.name}")
-    ] == []

@@ -1,4 +1,4 @@
-"""The loaders: the same samples on any number of ranks and micro-batches, after any jump, in memory
+"""The training loader: the same samples on any number of ranks and micro-batches, after any jump, in memory
 that stays valid."""
 
 import dataclasses
@@ -16,30 +16,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastdeit.data import loader as train_loaders
 from fastdeit.data import quarantine
 from fastdeit.data.batch import Batch
-from fastdeit.data.eval_loader import PADDING, EvalLoader
 from fastdeit.data.index import DataError, Index, build_index
 from fastdeit.data.loader import TrainLoader
-from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.data.stream import ALIGNMENT, send_together, to_device_of
 from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.plan.spec import PlanSpec
+from tests.support.noise_images import SIDE, split_options, write_noise
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SIDE, IMAGES, BATCH = 16, 150, 64
+BATCH = 64
 DROP_PATH = (0.0, 0.1, 0.2)
 
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
-    """150 small images of 3 classes."""
-    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for i in range(IMAGES):
-        height, width = rng.integers(16, 40, 2)
-        path = root / f"train/{i * 3 // IMAGES}/{i:03d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(path)
-    return build_index(root, "train")
+    return write_noise(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +38,8 @@ def plan(index: Index) -> Plan:
     return Plan(PlanSpec(seed=1, input_size=SIDE, repeats=2, reprob=0.5), index.sizes)
 
 
-def split(changes: dict[str, Any]) -> tuple[PipelineOptions, dict[str, Any]]:
-    """How the pipeline is to be, and what the loader itself is to take."""
-    names = {field.name for field in dataclasses.fields(PipelineOptions)} - {"batch_size"}
-    ours = {name: value for name, value in changes.items() if name not in names}
-    return PipelineOptions(
-        MEAN, STD, **{name: changes[name] for name in changes.keys() & names}
-    ), ours
-
-
 def train_loader(index: Index, plan: Plan, micro_batch: int = BATCH, **changes: Any) -> TrainLoader:
-    options, ours = split({"num_threads": 1, **changes})
+    options, ours = split_options({"num_threads": 1, **changes})
     return TrainLoader(
         index,
         plan,
@@ -76,7 +58,7 @@ FIELDS = [
 
 
 def joined(batches: Iterable[Batch]) -> dict[str, torch.Tensor]:
-    """Every field of all batches, by rising ordinal."""
+    """Return every field of all batches, by rising ordinal."""
     held = list(batches)
     whole = {name: torch.cat([getattr(batch, name) for batch in held]) for name in FIELDS}
     order = torch.argsort(whole["ordinals"])
@@ -93,7 +75,9 @@ def expected(index: Index, plan: Plan) -> dict[str, torch.Tensor]:
     return joined(train_loader(index, plan).epoch(2))
 
 
-def test_batch_is_the_plans(index: Index, plan: Plan, expected: dict[str, torch.Tensor]) -> None:
+def test_a_batch_holds_the_planned_samples(
+    index: Index, plan: Plan, expected: dict[str, torch.Tensor]
+) -> None:
     ordinals = np.arange(2 * BATCH)
     draws = plan.draw(2, ordinals)
     assert expected["ordinals"].tolist() == ordinals.tolist()
@@ -127,7 +111,7 @@ def test_micro_batches_and_threads_change_nothing(
     assert_same(joined(loader.epoch(2)), expected)
 
 
-def test_micro_batches_of_14(index: Index, plan: Plan) -> None:
+def test_micro_batches_may_have_14_samples(index: Index, plan: Plan) -> None:
     """A size that is no power of two: 56 = 4 * 14."""
     whole, parts = (
         joined(train_loader(index, plan, size, batch_size=56).epoch(0)) for size in (56, 14)
@@ -143,7 +127,7 @@ def test_ranks_share_the_same_samples(index, plan, expected, world_size: int) ->
     assert_same(joined(batch for loader in ranks for batch in loader.epoch(2)), expected)
 
 
-def test_partner_is_beside(index: Index, plan: Plan) -> None:
+def test_the_partner_is_the_neighbouring_row(index: Index, plan: Plan) -> None:
     for batch in train_loader(index, plan, 16, rank=1, world_size=2).epoch(0):
         ordinals = batch.ordinals.numpy()
         np.testing.assert_array_equal(ordinals[np.arange(16) ^ 1], ordinals ^ 1)
@@ -160,14 +144,16 @@ def test_number_of_batches(index: Index, plan: Plan) -> None:
     assert list(loader.epoch(0, first_step=2)) == []
 
 
-def test_start_in_the_middle_of_an_epoch(
+def test_an_epoch_may_start_in_the_middle(
     index: Index, plan: Plan, expected: dict[str, torch.Tensor]
 ) -> None:
     tail = joined(train_loader(index, plan, 16).epoch(2, first_step=1))
     assert_same(tail, {name: tensor[BATCH:] for name, tensor in expected.items()})
 
 
-def test_epochs_in_any_order(index: Index, plan: Plan, expected: dict[str, torch.Tensor]) -> None:
+def test_epochs_may_come_in_any_order(
+    index: Index, plan: Plan, expected: dict[str, torch.Tensor]
+) -> None:
     loader = train_loader(index, plan, 16)
     for _ in zip(range(3), loader.epoch(1), strict=False):  # left in the middle
         pass
@@ -220,7 +206,7 @@ def test_images_are_handed_over_without_a_copy(index: Index, plan: Plan) -> None
     assert [batch.images.data_ptr() for batch in loader.epoch(0)] == places
 
 
-def test_closed_loader_says_so(index: Index, plan: Plan) -> None:
+def test_a_closed_loader_raises(index: Index, plan: Plan) -> None:
     loader = train_loader(index, plan, 8)
     loader.close()
     with pytest.raises(RuntimeError, match="closed"):
@@ -232,22 +218,22 @@ def test_closed_loader_says_so(index: Index, plan: Plan) -> None:
     [
         (
             {"batch_size": 62, "world_size": 4, "micro_batch": 2},
-            r"batch_size: got 62, allowed is a multiple of 8",
+            r"batch_size must be a multiple of 8, for pairs on 4 ranks \(got 62\)",
         ),
         (
             {"batch_size": 64, "micro_batch": 7},
-            r"micro_batch: got 7, allowed is an even divisor of 64: \[2, 4, 8, 16, 32, 64\]",
+            r"micro_batch must be an even divisor of 64: \[2, 4, 8, 16, 32, 64\] \(got 7\)",
         ),
-        ({"batch_size": 64, "micro_batch": 24}, "micro_batch: got 24"),
-        ({"batch_size": 64, "micro_batch": 0}, "micro_batch: got 0"),
+        ({"batch_size": 64, "micro_batch": 24}, "micro_batch must be an even divisor"),
+        ({"batch_size": 64, "micro_batch": 0}, "micro_batch must be an even divisor"),
         (
             {"batch_size": 64, "world_size": 2, "micro_batch": 64},
-            "micro_batch: got 64, allowed is an even divisor of 32",
+            "micro_batch must be an even divisor of 32",
         ),
         ({"batch_size": 152, "micro_batch": 152}, "batch_size must be 1 to 150"),
     ],
 )
-def test_sizes_that_do_not_divide(
+def test_sizes_that_do_not_divide_are_refused(
     index: Index, plan: Plan, sizes: dict[str, int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -262,7 +248,7 @@ def copy(index: Index, tmp_path: Path) -> Index:
 
 
 @pytest.mark.parametrize("fault", ["cut", "gone", "smaller"])
-def test_file_that_fails_while_training_is_named(copy: Index, plan: Plan, fault: str) -> None:
+def test_a_file_that_fails_while_training_is_named(copy: Index, plan: Plan, fault: str) -> None:
     path = copy.root / copy.name(int(plan.draw(0, np.array([40])).image_index[0]))
     if fault == "cut":
         path.write_bytes(path.read_bytes()[:120])
@@ -287,69 +273,10 @@ def test_a_batch_that_fails_for_no_images_fault_ends_the_run(
 
     monkeypatch.setattr(loader._stream, "_build", lambda source: Broken())
     loader._stream._pipeline = Broken()  # type: ignore[assignment]
-    with pytest.raises(RuntimeError, match="a batch fails, each of whose 9 images decodes alone"):
+    with pytest.raises(
+        RuntimeError, match="a batch fails, though each of its 9 images decodes alone"
+    ):
         next(loader.epoch(0))
-
-
-def eval_loader(index: Index, **changes: Any) -> EvalLoader:
-    options, ours = split({"num_threads": 1, **changes})
-    return EvalLoader(
-        index, options, **{"batch_size": 32, "input_size": SIDE, "crop_pct": 0.875, **ours}
-    )
-
-
-@pytest.fixture(scope="module")
-def evaluated(index: Index) -> torch.Tensor:
-    """(150, 3, S, S) in the order of the index."""
-    batches = list(eval_loader(index, batch_size=50))
-    assert [batch.image_index.tolist() for batch in batches] == np.arange(IMAGES).reshape(
-        3, 50
-    ).tolist()
-    return torch.cat([batch.images for batch in batches])
-
-
-@pytest.mark.parametrize("batch_size", [7, 32, 64])
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_every_image_once_over_the_ranks(
-    index: Index, evaluated: torch.Tensor, world_size: int, batch_size: int
-) -> None:
-    ranks = [
-        list(eval_loader(index, batch_size=batch_size, rank=rank, world_size=world_size))
-        for rank in range(world_size)
-    ]
-    assert len({len(batches) for batches in ranks}) == 1
-    seen = []
-    for batch in (batch for batches in ranks for batch in batches):
-        assert len(batch.labels) == batch_size
-        real = batch.labels != PADDING
-        rows = batch.image_index[real]
-        assert batch.labels[real].tolist() == index.labels[rows.numpy()].tolist()
-        assert torch.equal(batch.images[real], evaluated[rows])
-        seen += rows.tolist()
-    assert sorted(seen) == list(range(IMAGES))
-
-
-def test_passes_are_equal_even_after_one_was_left(index: Index) -> None:
-    loader = eval_loader(index)
-    assert len(loader) == 5
-    first = list(loader)
-    next(iter(loader))
-    for _ in range(2):
-        again = list(loader)
-        assert len(again) == 5
-        for one, other in zip(first, again, strict=True):
-            assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
-
-
-def test_more_ranks_than_images(index: Index) -> None:
-    few = dataclasses.replace(
-        index, names=index.names[:2], labels=index.labels[:2], sizes=index.sizes[:2]
-    )
-    counts = [
-        sum(int((b.labels != PADDING).sum()) for b in eval_loader(few, rank=rank, world_size=3))
-        for rank in range(3)
-    ]
-    assert counts == [1, 1, 0]
 
 
 class Copies(TorchDispatchMode):
@@ -367,8 +294,8 @@ class Copies(TorchDispatchMode):
 
 
 def small_arrays() -> list[np.ndarray]:
-    """Of the shapes and dtypes of a batch of 14: ends that are no multiple of 16 bytes, one array
-    of nothing, one with gaps."""
+    """Return arrays of the shapes and dtypes of a batch of 14: ends that are no multiple of 16
+    bytes, one empty array, one with gaps."""
     rng = np.random.default_rng(0)
     labels, lam, box = (
         rng.integers(0, 9, 14),
@@ -430,7 +357,7 @@ IN_HOST_MEMORY = ("ordinals", "image_index")
 
 
 @pytest.mark.gpu
-def test_what_a_step_computes_with_is_on_the_gpu(index: Index, plan: Plan) -> None:
+def test_tensors_of_a_step_are_on_the_gpu(index: Index, plan: Plan) -> None:
     on_cpu = joined(train_loader(index, plan).epoch(0))
     with Copies() as copies:
         batches = list(train_loader(index, plan, device="gpu").epoch(0))

@@ -1,5 +1,4 @@
-"""Files that break while a run goes on: training goes on, and what takes their place is the same on
-every world size."""
+"""Images that break during a run: excluded, recorded, and replaced alike on every world size."""
 
 import dataclasses
 import io
@@ -22,7 +21,7 @@ from fastdeit.data.formats.check import in_parallel
 from fastdeit.data.index import DataError, Index, build_index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
-from fastdeit.data.quarantine import Quarantine, read_entries
+from fastdeit.data.quarantine import Quarantine, read_quarantine
 from fastdeit.data.snapshot import keep_images, reconcile
 from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec
@@ -98,7 +97,7 @@ DAMAGES: list[Callable[[Path], None]] = [truncate, empty, to_text, shrink, Path.
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_training_goes_on_with_the_next_image_on_any_world_size(
+def test_bad_image_is_replaced_by_the_next_on_any_world_size(
     root: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     index = build_index(root, "train")
@@ -138,7 +137,7 @@ KINDS = (
 @pytest.mark.parametrize(
     "kinds", [KINDS[:4], KINDS[4:], ("empty", "lying", "bomb", "bmp-truncated")], ids=",".join
 )
-def test_every_kind_of_bad_image_first_and_last_in_a_batch_is_replaced_on_all_ranks_alike(
+def test_every_kind_of_bad_image_is_replaced_anywhere_in_a_batch(
     root: Path, kinds: tuple[str, ...], tmp_path: Path
 ) -> None:
     index, file = build_index(root, "train"), tmp_path / "quarantine.jsonl"
@@ -156,12 +155,12 @@ def test_every_kind_of_bad_image_first_and_last_in_a_batch_is_replaced_on_all_ra
     one = epoch_of(index, quarantine=Quarantine(index, file=file))
     plan.exclude(np.array(sorted(rows)))
     assert one["labels"].tolist() == index.labels[plan.images(0, one["ordinals"].numpy())].tolist()
-    assert {entry["row"] for entry in read_entries(file, "train")} == set(rows)
+    assert {image.row for image in read_quarantine(file, "train")} == set(rows)
     two = epoch_of(index, world=2)  # that know of nothing yet
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_batch_of_nothing_but_bad_images_is_made_of_others(root: Path) -> None:
+def test_batch_of_bad_images_only_is_replaced(root: Path) -> None:
     index = build_index(root, "train")
     plan = Plan(PlanSpec(seed=3, input_size=SIDE, repeats=2), index.sizes)
     bad = np.unique(plan.images(0, np.arange(BATCH)))
@@ -177,12 +176,11 @@ def test_a_batch_of_nothing_but_bad_images_is_made_of_others(root: Path) -> None
     )
 
 
-def test_replacements_that_are_bad_too_are_passed_over(root: Path) -> None:
+def test_bad_replacements_are_replaced_too(root: Path) -> None:
     index = build_index(root, "train")
     plan = Plan(PlanSpec(seed=3, input_size=SIDE, repeats=2), index.sizes)
-    bad = np.unique(
-        plan.images(0, 4 * np.arange(2, 8))
-    )  # side 0 of six pairs in a row; the first batch has one of them
+    # side 0 of six pairs in a row; the first batch has one of them
+    bad = np.unique(plan.images(0, 4 * np.arange(2, 8)))
     for row in bad:
         truncate(index.root / index.name(row))
     held = Quarantine(index)
@@ -194,14 +192,14 @@ def test_replacements_that_are_bad_too_are_passed_over(root: Path) -> None:
     )
 
 
-def test_the_file_of_bad_images_is_kept_and_taken_up(root: Path, tmp_path: Path) -> None:
+def test_quarantine_file_is_read_by_a_resumed_run(root: Path, tmp_path: Path) -> None:
     index, file = build_index(root, "train"), tmp_path / "run/quarantine.jsonl"
     keep_images(index, tmp_path / "images.parquet")
     (index.root / os.fsdecode(index.names[BAD].as_py())).unlink()
     first = epoch_of(index, quarantine=Quarantine(index, file=file))
-    (entry,) = read_entries(file, "train")
-    assert (entry["row"], entry["split"]) == (BAD, "train") and entry["fault"]
-    assert read_entries(file, "val") == []
+    (image,) = read_quarantine(file, "train")
+    assert (image.row, image.split) == (BAD, "train") and image.fault
+    assert read_quarantine(file, "val") == []
     with file.open("a") as torn:
         torn.write('{"row": 3, "spl')
     # the folder is listed again: one row fewer, but the run keeps to those it began with
@@ -212,20 +210,22 @@ def test_the_file_of_bad_images_is_kept_and_taken_up(root: Path, tmp_path: Path)
     taken_up.add(gone)
     second = epoch_of(again, quarantine=taken_up)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert len(read_entries(file, "train")) == taken_up.count_all() == 1
+    assert len(read_quarantine(file, "train")) == taken_up.count_all() == 1
 
 
-def test_what_cannot_be_written_down_does_not_end_the_run(root: Path, tmp_path: Path) -> None:
+def test_quarantine_file_that_cannot_be_written_ends_no_run(root: Path, tmp_path: Path) -> None:
     index, file = build_index(root, "train"), tmp_path / "quarantine.jsonl"
     file.write_text('{"row": 3, "spl')  # cut off by a crash
     Quarantine(index, file=file).add({BAD: "is bad"})
-    assert [entry["row"] for entry in read_entries(file, "train")] == [BAD]
+    assert [image.row for image in read_quarantine(file, "train")] == [BAD]
     held = Quarantine(index, file=file / "no folder")
     held.add({BAD: "is bad"})
     assert held.rows.tolist() == [BAD]
 
 
-def test_a_file_that_comes_back_is_read_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_is_missing_for_a_moment_is_read_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(quarantine_module, "RETRIES_S", (0.2, 0.5, 1.0))
     index = build_index(root, "train")
     before, path = epoch_of(index), index.root / os.fsdecode(index.names[BAD].as_py())
@@ -238,7 +238,7 @@ def test_a_file_that_comes_back_is_read_again(root: Path, monkeypatch: pytest.Mo
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_error_stops_and_names_the_file(root: Path) -> None:
+def test_policy_error_stops_and_names_the_file(root: Path) -> None:
     index = build_index(root, "train")
     truncate(index.root / os.fsdecode(index.names[BAD].as_py()))
     with pytest.raises(DataError, match=index.name(BAD).rsplit("/", 1)[1]):
@@ -253,7 +253,31 @@ def test_too_many_bad_files_stop_the_run(root: Path) -> None:
         epoch_of(index)
 
 
-def test_a_shard_that_is_cut_leaves_at_once(
+class LargeIndex:
+    """As much of an index of 200,000 files as a quarantine needs."""
+
+    split = "train"
+    root = Path("data")
+
+    def __len__(self) -> int:
+        return 200_000
+
+    def name(self, row: int) -> str:
+        return f"{row}.jpg"
+
+    def count_files(self, rows: np.ndarray) -> int:
+        return len(rows)
+
+
+def test_one_file_in_ten_thousand_may_be_bad() -> None:
+    quarantine = Quarantine(LargeIndex())  # type: ignore[arg-type]
+    quarantine.add(dict.fromkeys(range(20), "is bad"))
+    assert len(quarantine) == 20
+    with pytest.raises(DataError, match="21 images could not be read"):
+        quarantine.add({20: "is bad"})
+
+
+def test_all_images_beyond_the_end_of_a_shard_are_excluded_at_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = write_shapes(tmp_path / "folder", train=20, val=1)
@@ -274,10 +298,10 @@ def test_a_shard_that_is_cut_leaves_at_once(
     seen = epoch_of(index, quarantine=bad)
     assert bad.rows.tolist() == lost and len(lost) > 11  # more than so many files might be
     assert len(seen["labels"]) == len(index) // BATCH * BATCH
-    assert caplog.text.count("left out from now on") == 1 and "train-0.tar" in caplog.text
+    assert caplog.text.count("excluded from now on") == 1 and "train-0.tar" in caplog.text
 
 
-def test_evaluation_leaves_a_bad_image_out(root: Path) -> None:
+def test_evaluation_excludes_a_bad_image(root: Path) -> None:
     index = build_index(root, "val")
     truncate(index.root / os.fsdecode(index.names[0].as_py()))
     for world in (1, 2):
@@ -304,6 +328,6 @@ def test_evaluation_leaves_a_bad_image_out(root: Path) -> None:
         assert sorted(seen) == sorted([*range(1, len(index))] * 2)
 
 
-def test_a_process_that_is_killed_while_it_looks_at_images_is_said() -> None:
+def test_killed_worker_process_is_reported() -> None:
     with pytest.raises(ValueError, match="one of 2 processes that read the data set was killed"):
         list(in_parallel(os._exit, [9, 9], 2, processes=True))

@@ -1,9 +1,9 @@
-"""Correction of Triton's interpreter, which is silently wrong for bf16 (3.6 and 3.9 alike).
+"""A correction of Triton's interpreter, which computes bf16 wrongly without an error (3.6 and 3.9).
 
-It stores bf16 as raw 16-bit integers: a cast from fp32 drops the low bits instead of rounding, and
-a dot multiplies the bit patterns. `correct()` replaces both; every test that interprets a kernel in
-bf16 calls it when its module is loaded. test_interpreter.py fails when the correction does not act,
-and when Triton no longer needs it.
+The interpreter stores bf16 as raw 16-bit integers: a cast from fp32 drops the low bits instead of
+rounding, and a dot product multiplies the bit patterns. `correct()` replaces both. Every test
+module that interprets a kernel in bf16 calls it at import. test_interpreter.py fails when the
+correction has no effect, and when Triton no longer needs it.
 """
 
 import os
@@ -23,15 +23,16 @@ _create_dot = interpreter.InterpreterBuilder.create_dot
 
 
 def _round_to_bf16(values: np.ndarray) -> np.ndarray:
-    """fp32 → bf16 bits, to nearest, ties to even; NaN stays NaN."""
+    """Return the bf16 bits of fp32 values, rounded to nearest, ties to even; NaN stays NaN."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.where(np.isnan(values), (bits >> np.uint32(16)) | np.uint32(0x40), rounded).astype(
-        np.uint16
-    )
+    high = bits >> np.uint32(16)
+    rounded = (bits + np.uint32(0x7FFF) + (high & np.uint32(1))) >> np.uint32(16)
+    quiet_nan = high | np.uint32(0x40)
+    return np.where(np.isnan(values), quiet_nan, rounded).astype(np.uint16)
 
 
 def _widen(handle: interpreter.TensorHandle) -> interpreter.TensorHandle:
+    """Return a bf16 operand as fp32, and any other as it is."""
     if handle.dtype.scalar != tl.bfloat16:
         return handle
     wide = (handle.data.astype(np.uint32) << np.uint32(16)).view(np.float32)
@@ -49,14 +50,14 @@ def _corrected_dot(self, a, b, *rest):
 
 
 def correct() -> None:
-    """Put the correction in place; does no harm twice, nor when kernels are compiled."""
+    """Install the correction; has no effect on compiled kernels, and none when called again."""
     interpreter._convert_float = _corrected_convert
     interpreter.InterpreterBuilder.create_dot = _corrected_dot
 
 
 @contextmanager
 def uncorrected() -> Iterator[None]:
-    """The interpreter as Triton ships it."""
+    """Restore Triton's own interpreter inside the `with` block."""
     interpreter._convert_float = _convert_float
     interpreter.InterpreterBuilder.create_dot = _create_dot
     try:
@@ -67,7 +68,7 @@ def uncorrected() -> Iterator[None]:
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """New uninitialised tensors hold NaN, so that an element which a kernel leaves out shows."""
+    """Fill new uninitialised tensors with NaN, so that an element no kernel has written shows."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:

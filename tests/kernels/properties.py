@@ -1,5 +1,4 @@
-"""hypothesis, or where it is not installed (a GPU machine's image) its names, with which a test is
-skipped."""
+"""hypothesis, or stand-ins for its names that skip a test where hypothesis is not installed."""
 
 from typing import Any
 
@@ -11,7 +10,7 @@ try:
 except ImportError:
 
     class _Anything:
-        """Takes part in building strategies that nobody draws from."""
+        """A stand-in for strategies and settings that are never used."""
 
         def __getattr__(self, name: str) -> Any:
             return self

@@ -1,5 +1,8 @@
-"""`attention`: the reference against softmax written out in float64, the kernels against that and
-against torch's error."""
+"""`attention`: the reference against softmax written out in float64; the kernels against that and
+against the error of torch.
+
+.venv/bin/python -m pytest tests/kernels/test_attention.py, about 40 s
+"""
 
 import logging
 from collections.abc import Iterator
@@ -25,7 +28,7 @@ from tests.kernels.interpreter import DEVICE, INTERPRETED
 from tests.kernels.properties import given, settings, st
 
 interpreter.correct()
-# rows and keys past the last are computed and left out, of whatever value
+# rows and keys past the last are computed and discarded, whatever their value
 pytestmark = pytest.mark.filterwarnings("ignore:.*(overflow|invalid value|All-NaN):RuntimeWarning")
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SHAPES = {
@@ -46,22 +49,23 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 @pytest.fixture(autouse=True)
 def kernels_run() -> Iterator[None]:
-    backend.set_backend("triton")
-    yield
-    backend.set_backend("auto")
+    with backend.use_backend("triton"):
+        yield
 
 
 @pytest.fixture
 def launches_of_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """fp32 tensors take the blocks and the form of backward of bf16; on a GPU, too short of
-    registers, their own."""
+    """Launch fp32 tensors with the blocks and the form of backward of bf16.
+
+    On a GPU they keep their own launches: its registers would not suffice.
+    """
+
+    def find(op: str, device: torch.device, *, bits: int, D: int, N: int) -> dict[str, int]:
+        return find_launch(op, device, bits=16, D=D, N=N)
+
     if INTERPRETED:
-        for each in (module, attention_bwd):
-            monkeypatch.setattr(
-                each,
-                "find_launch",
-                lambda op, device, *, bits, D, N: find_launch(op, device, bits=16, D=D, N=N),
-            )
+        monkeypatch.setattr(module, "find_launch", find)
+        monkeypatch.setattr(attention_bwd, "find_launch", find)
 
 
 def weights_by_hand(qkv: torch.Tensor) -> torch.Tensor:
@@ -80,13 +84,13 @@ def draw(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int =
 
 
 def make_inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Pair:
-    """qkv and the gradient of its output."""
+    """Return qkv and the gradient of its output."""
     batch, tokens, _, heads, size = shape
     return draw(shape, dtype), draw((batch, tokens, heads * size), dtype, seed=1)
 
 
 def run(function: Any, qkv: torch.Tensor, grad: torch.Tensor) -> Pair:
-    """The output and the gradient of qkv."""
+    """Return the output and the gradient of qkv."""
     qkv = qkv.detach().requires_grad_()
     with interpreter.poisoned_memory():
         out = function(qkv)
@@ -99,7 +103,7 @@ def expect(qkv: torch.Tensor, grad: torch.Tensor) -> Pair:
 
 
 def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """Root mean square, relative to the expected values'."""
+    """Return the root mean square error relative to that of the expected values."""
     return ((actual.double() - expected).norm() / expected.norm()).item()
 
 
@@ -125,7 +129,7 @@ def test_attention_equals_the_formula(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     "shape", [*SHAPES.values(), *SHAPES_384.values()], ids=[*SHAPES, *SHAPES_384]
 )
-def test_attention_equals_the_formula_in_the_blocks_of_16_bits(
+def test_attention_equals_the_formula_with_16_bit_launches(
     shape: tuple[int, ...], launches_of_16_bits: None
 ) -> None:
     inputs = make_inputs(shape)
@@ -136,7 +140,9 @@ def test_attention_equals_the_formula_in_the_blocks_of_16_bits(
 @pytest.mark.parametrize(
     "shape", [*SHAPES.values(), *SHAPES_384.values()], ids=[*SHAPES, *SHAPES_384]
 )
-def test_attention_is_as_exact_as_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_attention_error_is_at_most_twice_that_of_torch(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
     inputs = make_inputs(shape, dtype)
     expected = expect(*inputs)
     pairs = zip(run(attention, *inputs), run(attention_reference, *inputs), expected, strict=True)
@@ -152,36 +158,36 @@ def test_attention_is_as_exact_as_torch(shape: tuple[int, ...], dtype: torch.dty
     heads=st.integers(1, 3),
     size=st.sampled_from(module.HEAD_DIMS),
 )
-def test_attention_of_any_shape(batch: int, tokens: int, heads: int, size: int) -> None:
+def test_attention_of_any_shape_equals_the_formula(
+    batch: int, tokens: int, heads: int, size: int
+) -> None:
     inputs = make_inputs((batch, tokens, 3, heads, size))
     assert_right(run(attention, *inputs), expect(*inputs))
 
 
-def test_attention_gradient_by_finite_differences(launches_of_16_bits: None) -> None:
+def test_attention_gradient_equals_finite_differences(launches_of_16_bits: None) -> None:
     qkv, grad = make_inputs(SMALL)
     _, dqkv = run(attention, qkv, grad)
     for part in range(3):
         step = torch.zeros_like(qkv)
         step[:, :, part] = 1e-2 * draw(tuple(qkv[:, :, part].shape), seed=2 + part)
         rise = ((attention(qkv + step) - attention(qkv - step)).double() * grad).sum() / 2
-        # the difference leaves out the third derivative, about 1e-4 of the first
+        # the difference neglects the third derivative, about 1e-4 of the first
         torch.testing.assert_close((dqkv * step).double().sum(), rise, rtol=2e-3, atol=1e-4)
 
 
-def test_attention_with_logits_of_ten_thousand(launches_of_16_bits: None) -> None:
-    """All weight on one key or on a few: the output is as torch's, the gradient as good as scores
-    that fp32 holds to 1e-3."""
+def test_attention_handles_logits_of_ten_thousand(launches_of_16_bits: None) -> None:
+    """All weight is on one key or on a few. The output is as exact as that of torch; the gradient
+    is limited by scores that fp32 holds to 1e-3."""
     qkv, grad = make_inputs((1, 70, 3, 2, 64))
     qkv[:, :, :2] *= 60
     expected = expect(qkv, grad)
-    bounds = (
-        1e-6,
-        1e-3,
-    )  # the gradient's error is 1e-5 to 8e-4, by the processor's code for NumPy's product, here `tl.dot`
+    # the error of the gradient is 1e-5 to 8e-4: NumPy's product, here `tl.dot`, depends on the
+    # processor
+    bounds = (1e-6, 1e-3)
+    found = run(attention, qkv, grad)
     theirs = run(attention_reference, qkv, grad)
-    for ours, torchs, wanted, bound in zip(
-        run(attention, qkv, grad), theirs, expected, bounds, strict=True
-    ):
+    for ours, torchs, wanted, bound in zip(found, theirs, expected, bounds, strict=True):
         assert ours.isfinite().all()
         assert error(ours, wanted) <= 2 * error(torchs, wanted) + bound
 
@@ -189,16 +195,17 @@ def test_attention_with_logits_of_ten_thousand(launches_of_16_bits: None) -> Non
 @pytest.mark.parametrize("tokens", [17, 70])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("sign", [-1, 1], ids=["low", "high"])
-def test_attention_of_equal_extreme_logits(sign: int, dtype: torch.dtype, tokens: int) -> None:
-    """Every logit is ±1e4: weights are even, and keys past the last must not weigh more (or at
-    all)."""
+def test_equal_extreme_logits_give_equal_weights(
+    sign: int, dtype: torch.dtype, tokens: int
+) -> None:
+    """Every logit is ±1e4: all weights are equal, and keys past the last have none."""
     qkv, grad = make_inputs((1, tokens, 3, 1, 64), dtype)
-    qkv[:, :, 0], qkv[:, :, 1] = 36.0, sign * 36.0
+    qkv[:, :, 0] = 36.0
+    qkv[:, :, 1] = sign * 36.0
     out, dqkv = run(attention, qkv, grad)
-    even = qkv[:, :, 2].double().mean(1).expand(1, tokens, -1, -1).flatten(2)
-    torch.testing.assert_close(
-        out.double(), even, rtol=0, atol=1e-5 if dtype == torch.float32 else 4e-3
-    )
+    mean = qkv[:, :, 2].double().mean(1).expand(1, tokens, -1, -1).flatten(2)
+    atol = 1e-5 if dtype == torch.float32 else 4e-3
+    torch.testing.assert_close(out.double(), mean, rtol=0, atol=atol)
     assert dqkv.isfinite().all()
     dv = grad.double().mean(1).expand(1, tokens, -1)
     # an lse of 1e4 is known to 1e-3
@@ -208,41 +215,44 @@ def test_attention_of_equal_extreme_logits(sign: int, dtype: torch.dtype, tokens
 @pytest.mark.parametrize(
     "shape", [(3, 17, 3, 2, 32), (3, 70, 3, 2, 96), (3, 300, 3, 1, 64)], ids=["N17", "N70", "N300"]
 )
-def test_attention_of_an_image_knows_no_other(shape: tuple[int, ...]) -> None:
-    """Neighbours in memory hold NaN, also where a block reaches past the last token or past a head."""
-    (qkv, grad), alone = make_inputs(shape, torch.bfloat16), slice(1, 2)
+def test_attention_of_an_image_ignores_other_images(shape: tuple[int, ...]) -> None:
+    """The other images hold NaN, also where a block reaches past the last token or past a head."""
+    qkv, grad = make_inputs(shape, torch.bfloat16)
+    alone = slice(1, 2)
     expected = run(attention, qkv[alone], grad[alone])
-    qkv[0], qkv[2], grad[0], grad[2] = (float("nan"),) * 4
+    for other in (0, 2):
+        qkv[other] = float("nan")
+        grad[other] = float("nan")
     for actual, wanted in zip(run(attention, qkv, grad), expected, strict=True):
         assert torch.equal(actual[alone], wanted)
 
 
-def test_attention_of_a_head_knows_no_other(launches_of_16_bits: None) -> None:
+def test_attention_of_a_head_ignores_other_heads(launches_of_16_bits: None) -> None:
     qkv, grad = make_inputs((1, 70, 3, 3, 96))
     expected = run(attention, qkv, grad)
-    qkv[:, :, :, 0], qkv[:, :, :, 2] = float("nan"), float("nan")
+    qkv[:, :, :, [0, 2]] = float("nan")
     out, dqkv = run(attention, qkv, grad)
     assert torch.equal(out[..., 96:192], expected[0][..., 96:192])
     assert torch.equal(dqkv[:, :, :, 1], expected[1][:, :, :, 1])
 
 
 @pytest.mark.parametrize("shape", [SHAPES["N198-D64"], SHAPES["N257-D64"]], ids=["whole", "pair"])
-def test_attention_repeats_bit_for_bit(shape: tuple[int, ...]) -> None:
+def test_attention_is_deterministic(shape: tuple[int, ...]) -> None:
     inputs = make_inputs(shape, torch.bfloat16)
     for first, second in zip(run(attention, *inputs), run(attention, *inputs), strict=True):
         assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("size", module.HEAD_DIMS)
-def test_backward_of_deit_is_one_kernel_on_hopper(
+def test_backward_of_deit_is_one_kernel_on_sm_90(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastdeit.kernels.launch_configs.arch", lambda device: 90)
     assert find_launch("attention_bwd_whole", torch.device(DEVICE), D=size, N=198)["BLOCK_M"] >= 198
 
 
-def test_attention_takes_views() -> None:
-    """A slice of the columns, an expanded gradient."""
+def test_attention_accepts_strided_views() -> None:
+    """The input is a slice of the columns, the gradient an expanded tensor."""
     qkv, _ = make_inputs(SMALL)
     grad = torch.ones(1, 1, 1, device=DEVICE).expand(2, 19, 64)
     wide = torch.cat([qkv, qkv], dim=-2)[:, :, :, 1:3]
@@ -253,13 +263,13 @@ def test_attention_takes_views() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 17, 3, 2, 64), (2, 17, 3, 0, 64)], ids=["B0", "H0"])
-def test_attention_of_nothing(shape: tuple[int, ...]) -> None:
+def test_attention_of_an_empty_batch_is_empty(shape: tuple[int, ...]) -> None:
     out, dqkv = run(attention, *make_inputs(shape))
     assert out.shape == (shape[0], 17, shape[3] * 64) and dqkv.shape == shape
     assert attention_weights(draw(shape), [])[1].shape == (shape[0], 0, 17, 17)
 
 
-def test_operators_are_well_formed() -> None:
+def test_operators_pass_opcheck() -> None:
     qkv, grad = make_inputs(SMALL)
     out, lse = attention_triton(qkv)
     ops = torch.ops.fastdeit
@@ -269,7 +279,7 @@ def test_operators_are_well_formed() -> None:
     torch.library.opcheck(ops.attention_weights.default, (qkv, lse, [1, 0]))
 
 
-def test_lse_is_the_log_of_the_sum() -> None:
+def test_lse_is_the_base_2_log_of_the_sum() -> None:
     qkv, _ = make_inputs(SMALL)
     q, k, _ = qkv.double().unbind(2)
     scores = torch.einsum("bnhd,bmhd->bhnm", q, k) / 32**0.5
@@ -277,7 +287,7 @@ def test_lse_is_the_log_of_the_sum() -> None:
     torch.testing.assert_close(attention_triton(qkv)[1], expected.float(), rtol=1e-5, atol=1e-5)
 
 
-def test_compiled_attention_keeps_the_kernels(launches_of_16_bits: None) -> None:
+def test_compiled_attention_calls_the_kernels(launches_of_16_bits: None) -> None:
     inputs = make_inputs(SMALL)
     graphs: list[str] = []
 
@@ -308,7 +318,7 @@ OUTSIDE = {
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize(("shape", "dtype", "reason"), OUTSIDE.values(), ids=OUTSIDE)
-def test_attention_outside_of_the_kernels_says_so_once(
+def test_unsupported_input_warns_once_and_uses_the_reference(
     shape: tuple[int, ...],
     dtype: torch.dtype,
     reason: str,
@@ -316,7 +326,7 @@ def test_attention_outside_of_the_kernels_says_so_once(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_said", set())
+    monkeypatch.setattr(module, "_warned", set())
     qkv = draw(shape, dtype)
     function = torch.compile(attention, backend="eager", fullgraph=True) if compiled else attention
     with caplog.at_level(logging.WARNING, logger=module.__name__):
@@ -325,10 +335,10 @@ def test_attention_outside_of_the_kernels_says_so_once(
     assert len(caplog.records) == 1 and reason in caplog.text
 
 
-def test_reference_backend_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    backend.set_backend("reference")
+def test_reference_backend_does_not_warn(caplog: pytest.LogCaptureFixture) -> None:
     qkv = draw((2, 5, 3, 2, 24))
-    assert torch.equal(attention(qkv), attention_reference(qkv))
+    with backend.use_backend("reference"):
+        assert torch.equal(attention(qkv), attention_reference(qkv))
     assert not caplog.records
 
 
@@ -353,7 +363,7 @@ def test_attention_weights_reference_equals_the_formula() -> None:
     torch.testing.assert_close(out, attention_by_hand(qkv).float(), rtol=1e-5, atol=1e-5)
 
 
-def test_attention_weights_beyond_the_kernels_come_from_the_reference() -> None:
+def test_unsupported_attention_weights_use_the_reference() -> None:
     qkv = draw((1, 5, 3, 2, 24)).requires_grad_()
     out, weights = attention_weights(qkv, [1])
     assert torch.equal(weights, attention_weights_reference(qkv.detach(), [1])[1])
@@ -366,12 +376,12 @@ def test_attention_weights_have_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("head", [-1, 2])
-def test_attention_weights_refuse_a_head_that_is_not_there(head: int) -> None:
-    with pytest.raises(ValueError, match=f"no head {head}: there are 2"):
+def test_attention_weights_reject_a_missing_head(head: int) -> None:
+    with pytest.raises(ValueError, match=rf"heads must be 0 to 1 \(got {head}\)"):
         attention_weights(draw(SMALL), [0, head])
 
 
-def test_attention_refuses_another_packing() -> None:
+def test_attention_rejects_another_packing() -> None:
     for wrong in (torch.zeros(2, 3, 5, 2, 8), torch.zeros(2, 3, 32)):
         with pytest.raises(ValueError, match="must be"):
             attention(wrong)
@@ -388,17 +398,16 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 @pytest.mark.parametrize("tokens", [197, 198, 577, 578])
 def test_attention_at_full_size(tokens: int, heads: int) -> None:
     inputs = make_inputs((64, tokens, 3, heads, 64), torch.bfloat16)
-    theirs, expected = (
-        run(attention_reference, *inputs),
-        run(attention_reference, *(x.float() for x in inputs)),
-    )
-    for ours, torchs, wanted in zip(run(attention, *inputs), theirs, expected, strict=True):
+    found = run(attention, *inputs)
+    theirs = run(attention_reference, *inputs)
+    expected = run(attention_reference, *(x.float() for x in inputs))
+    for ours, torchs, wanted in zip(found, theirs, expected, strict=True):
         assert error(ours, wanted.double()) <= 2 * error(torchs, wanted.double())
 
 
 @pytest.mark.gpu
 @needs_gpu
-def test_attention_past_two_to_the_31_elements() -> None:
+def test_attention_handles_more_than_2_to_the_31_elements() -> None:
     qkv = torch.empty(5000, 198, 3, 12, 64, dtype=torch.bfloat16, device="cuda")
     last, grad = make_inputs((1, 198, 3, 12, 64), torch.bfloat16)
     qkv.copy_(last)
@@ -417,11 +426,9 @@ def test_attention_in_a_cuda_graph_and_without_a_sync(shape: tuple[int, ...]) ->
 
     def run_all() -> list[torch.Tensor]:
         out, lse = attention_triton(qkv)
-        return [
-            out,
-            attention_bwd_triton(qkv, out, lse, grad),
-            attention_weights_triton(qkv, lse, [0]),
-        ]
+        dqkv = attention_bwd_triton(qkv, out, lse, grad)
+        weights = attention_weights_triton(qkv, lse, [0])
+        return [out, dqkv, weights]
 
     run_all()  # compiles
     torch.cuda.set_sync_debug_mode("error")

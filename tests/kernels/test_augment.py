@@ -1,11 +1,14 @@
-"""`augment`: the reference against timm and PIL, the kernels against both; every comparison is of
-all bits."""
+"""`augment`: the reference against timm and PIL, the kernels against both, bit for bit.
+
+.venv/bin/python -m pytest tests/kernels/test_augment.py, about 55 s
+"""
 
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,8 +19,8 @@ from PIL import Image, ImageOps
 from fastdeit.kernels import augment as module
 from fastdeit.kernels import augment_blur, augment_ops, augment_tables
 from fastdeit.kernels.augment import augment, augment_reference, augment_triton, pack_args
+from fastdeit.plan.operations import OPERATIONS, OPS
 from fastdeit.plan.plan import Plan
-from fastdeit.plan.sampling import OPS
 from fastdeit.plan.spec import PlanSpec
 from tests.kernels import interpreter
 from tests.kernels.interpreter import DEVICE, INTERPRETED
@@ -25,6 +28,7 @@ from tests.kernels.properties import given, settings, st
 from tests.support.images import write_shapes
 from tests.support.timm_ops import FILL, arguments_of, picture, timm_op
 
+KINDS = ("levels", "statistics", "image")
 SHAPES = [(37, 53), (1, 1), (3, 3), (2, 9), (9, 2)]
 ROUND = (0.0, 0.5, -1.0, 2.5, 45.0, 90.0, -90.0, 180.0, 360.0, 1e-9)
 SPECS = {
@@ -48,53 +52,51 @@ Operations = tuple[torch.Tensor, torch.Tensor]
 
 @pytest.fixture(autouse=True)
 def large_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interpreted, a small block costs as much as a large one. test_..._in_the_configured_blocks
-    keeps the table's."""
-    if INTERPRETED and "configured" not in request.node.name:
-        taken = module.find_launch
-        monkeypatch.setattr(
-            module, "find_launch", lambda *key, **more: taken(*key, **more) | {"BLOCK_PART": 2048}
-        )
-        monkeypatch.setattr(
-            augment_blur, "find_launch", lambda *key, **more: taken(*key, **more) | {"BLOCK": 8192}
-        )
-        small = {
-            "augment_statistics": {"BLOCK": 512, "STEPS": 2},
-            "augment_table": {},
-        }  # several chunks an image
-        monkeypatch.setattr(
-            augment_tables,
-            "find_launch",
-            lambda op, *key, **more: taken(op, *key, **more) | small[op],
-        )
+    """Interpret with large blocks, as each block costs the same time, whatever its size.
+
+    A test with "configured" in its name keeps the blocks of the table.
+    """
+    if not INTERPRETED or "configured" in request.node.name:
+        return
+    find_launch = module.find_launch
+
+    def change(target: ModuleType, changes: dict[str, dict[str, int]]) -> None:
+        def find(op: str, *key: Any, **sizes: Any) -> dict[str, int]:
+            return find_launch(op, *key, **sizes) | changes.get(op, {})
+
+        monkeypatch.setattr(target, "find_launch", find)
+
+    change(module, {"augment": {"BLOCK_PART": 2048}})
+    change(augment_blur, {"augment_blur": {"BLOCK": 8192}})
+    # several chunks an image
+    change(augment_tables, {"augment_statistics": {"BLOCK": 512, "STEPS": 2}})
 
 
 def pictures(count: int, height: int, width: int) -> torch.Tensor:
-    """uint8 (count, H, W, 3): noise, something smooth, few levels, one level, by turns."""
-    return torch.from_numpy(np.stack([picture(seed, height, width) for seed in range(count)])).to(
-        DEVICE
-    )
+    """Return uint8 (count, H, W, 3), in turn noise, a smooth image, few levels, one level."""
+    images = np.stack([picture(seed, height, width) for seed in range(count)])
+    return torch.from_numpy(images).to(DEVICE)
 
 
 def one_layer(names: Sequence[str], args: Sequence[float]) -> Operations:
-    ops = [OPS.index(name) if name else -1 for name in names]
-    return torch.tensor(ops, dtype=torch.int32)[:, None], torch.tensor(args, dtype=torch.float64)[
-        :, None
-    ]
+    """Return one operation an image, "" for none."""
+    ops = torch.tensor([OPS.index(name) if name else -1 for name in names], dtype=torch.int32)
+    return ops[:, None], torch.tensor(args, dtype=torch.float64)[:, None]
 
 
 def planned(spec: PlanSpec, count: int) -> Operations:
-    """Of an epoch's first samples."""
+    """Return the planned operations of the first samples of epoch 0."""
     drawn = Plan(spec, np.full((2 * count, 2), 64)).draw(0, np.arange(count))
     return torch.from_numpy(drawn.ops), torch.from_numpy(drawn.op_args)
 
 
 def mixed(batch: int, layers: int) -> Operations:
-    """Each image with operations of its own; every one comes up once batch · layers reaches 18."""
+    """Return different operations for each image; 18 slots (batch · layers) contain every one."""
     ops = (np.arange(batch * layers).reshape(layers, batch).T * 5) % 18 - 1
     args = np.zeros((batch, layers))
-    for place in np.ndindex(batch, layers):
-        args[place] = arguments_of(int(ops[place]), 8)[sum(place) % 8] if ops[place] >= 0 else 0.0
+    for slot in np.ndindex(batch, layers):
+        if ops[slot] >= 0:
+            args[slot] = arguments_of(int(ops[slot]), 8)[sum(slot) % 8]
     return torch.from_numpy(ops.astype(np.int32)), torch.from_numpy(args)
 
 
@@ -104,7 +106,7 @@ def packed(operations: Operations) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def by_timm(images: torch.Tensor, operations: Operations) -> torch.Tensor:
-    """One image after the other, one operation after the other."""
+    """Apply timm's operations image by image."""
     out = images.cpu().numpy().copy()
     for image, ops, args in zip(out, *(tensor.tolist() for tensor in operations), strict=True):
         for op, arg in zip(ops, args, strict=True):
@@ -117,8 +119,12 @@ def equal(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
-def test_operations_are_numbered_as_the_plans() -> None:
+def test_operation_numbers_equal_those_of_the_plan() -> None:
     assert augment_ops.OPS == OPS
+    kinds = {kind: {row.name for row in OPERATIONS if row.kind == kind} for kind in KINDS}
+    assert set(augment_ops.STATISTICS) == kinds["statistics"]
+    assert set(augment_ops.TABLES) == kinds["statistics"] | kinds["levels"]
+    assert set(augment_ops.WARPS) == {row.name for row in OPERATIONS if row.native == "warp"}
     numbers = {
         name: value.value
         for name, value in vars(augment_ops).items()
@@ -131,7 +137,7 @@ def test_operations_are_numbered_as_the_plans() -> None:
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_reference_equals_timms(name: str) -> None:
+def test_reference_equals_timm(name: str) -> None:
     args = [
         *arguments_of(OPS.index(name), 16).tolist(),
         *(ROUND if name in augment_ops.WARPS else ()),
@@ -143,7 +149,7 @@ def test_reference_equals_timms(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_kernel_equals_timms(name: str) -> None:
+def test_kernel_equals_timm(name: str) -> None:
     args = [
         *arguments_of(OPS.index(name), 5).tolist(),
         *((90.0, -1.0) if name in augment_ops.WARPS else ()),
@@ -158,30 +164,28 @@ def test_kernel_equals_timms(name: str) -> None:
 
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("name", ["Color", "Contrast", "Brightness", "Sharpness"])
-def test_enhancement_at_any_factor(name: str, run: Any) -> None:
-    images, name = pictures(5, 20, 15), f"{name}Increasing"
+def test_enhancement_at_any_factor_equals_pil(name: str, run: Any) -> None:
+    name = f"{name}Increasing"
+    images = pictures(5, 20, 15)
     operations = one_layer([name] * 5, [-0.5, 0.0, 1e-3, 1.0, 3.0])
     equal(run(images, *packed(operations), FILL, [[name]]), by_timm(images, operations))
 
 
-def test_reference_stretches_between_any_extremes_as_pil() -> None:
+def test_autocontrast_between_any_extremes_equals_pil() -> None:
     ends = np.sort(np.random.default_rng(0).integers(0, 256, (300, 2)), 1)
     ramps = np.clip(np.arange(256), ends[:, :1], ends[:, 1:]).astype(np.uint8)
     images = np.repeat(ramps[:, None, :, None], 3, 3)
-    expected = np.stack(
-        [np.asarray(ImageOps.autocontrast(Image.fromarray(image))) for image in images]
-    )
+    expected = [np.asarray(ImageOps.autocontrast(Image.fromarray(image))) for image in images]
     ops, args = packed(one_layer(["AutoContrast"] * 300, [0.0] * 300))
-    equal(
-        augment_reference(torch.from_numpy(images).to(DEVICE), ops, args).cpu(),
-        torch.from_numpy(expected),
-    )
+    out = augment_reference(torch.from_numpy(images).to(DEVICE), ops, args)
+    equal(out.cpu(), torch.from_numpy(np.stack(expected)))
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_smoothing_of_every_sum(run: Any) -> None:
-    """Sharpness: all 3316 sums of its window, one in each 3 x 3 tile."""
-    rest, tiles = np.arange(13 * 255 + 1), np.zeros((3, 13 * 255 + 1, 3), np.uint8)
+def test_sharpness_of_every_window_sum_equals_pil(run: Any) -> None:
+    """Each 3 x 3 tile has another one of the 3316 possible sums of the window."""
+    rest = np.arange(13 * 255 + 1)
+    tiles = np.zeros((3, 13 * 255 + 1, 3), np.uint8)
     for y, x in [(1, 1), (0, 0), (0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1), (2, 2)]:
         weight = 5 if (y, x) == (1, 1) else 1
         level = np.minimum(rest // weight, 255)
@@ -190,24 +194,21 @@ def test_smoothing_of_every_sum(run: Any) -> None:
     assert not rest.any()
     images = torch.from_numpy(np.repeat(tiles.reshape(1, 3, -1, 1), 3, axis=3)).to(DEVICE)
     operations = one_layer(["SharpnessIncreasing"], [1.7])
-    equal(
-        run(images, *packed(operations), FILL, [["SharpnessIncreasing"]]),
-        by_timm(images, operations),
-    )
+    out = run(images, *packed(operations), FILL, [["SharpnessIncreasing"]])
+    equal(out, by_timm(images, operations))
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_blur_of_any_radius(run: Any) -> None:
-    images, operations = (
-        pictures(7, 20, 13),
-        one_layer(["GaussianBlur"] * 7, [0.0, 1e-6, 1.2, 2.0, 5.0, 9.9, 40.0]),
-    )
+def test_blur_of_any_radius_equals_pil(run: Any) -> None:
+    images = pictures(7, 20, 13)
+    operations = one_layer(["GaussianBlur"] * 7, [0.0, 1e-6, 1.2, 2.0, 5.0, 9.9, 40.0])
     equal(run(images, *packed(operations), FILL, [["GaussianBlur"]]), by_timm(images, operations))
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_chains_of_the_plan_equal_timms(spec: PlanSpec) -> None:
-    images, operations = pictures(200, 32, 32), planned(spec, 200)
+def test_planned_chains_equal_timm(spec: PlanSpec) -> None:
+    images = pictures(200, 32, 32)
+    operations = planned(spec, 200)
     ops, args = packed(operations)
     expected = by_timm(images, operations)
     equal(augment_reference(images, ops, args, FILL, spec.layer_ops), expected)
@@ -218,26 +219,28 @@ def test_chains_of_the_plan_equal_timms(spec: PlanSpec) -> None:
     assert (ops[few] >= 0).all(1).any() and not torch.equal(out, images[few])
 
 
-def test_mixed_batch() -> None:
-    images, operations = pictures(18, 33, 45), mixed(18, 1)
+def test_batch_of_all_operations_equals_timm() -> None:
+    images = pictures(18, 33, 45)
+    operations = mixed(18, 1)
     assert set(operations[0].flatten().tolist()) == {-1, *range(len(OPS))}
     with interpreter.poisoned_memory():
         out = augment_triton(images, *packed(operations))
     equal(out, by_timm(images, operations))
 
 
-def test_mixed_batch_in_the_configured_blocks() -> None:
-    """Over several blocks and parts, none of which divides the image."""
-    names = (
-        "Rotate",
-        "TranslateYRel",
-        "SharpnessIncreasing",
-        "ColorIncreasing",
-        "Equalize",
-        "GaussianBlur",
-        "",
-    )
-    images, operations = pictures(7, 45, 46), one_layer(names, [30.0, 0.3, 1.5, 0.4, 0.0, 1.7, 0.0])
+def test_batch_in_the_configured_blocks_equals_timm() -> None:
+    """The image has several blocks and parts, of sizes that do not divide it."""
+    args = {
+        "Rotate": 30.0,
+        "TranslateYRel": 0.3,
+        "SharpnessIncreasing": 1.5,
+        "ColorIncreasing": 0.4,
+        "Equalize": 0.0,
+        "GaussianBlur": 1.7,
+        "": 0.0,
+    }
+    images = pictures(7, 45, 46)
+    operations = one_layer([*args], [*args.values()])
     with interpreter.poisoned_memory():
         out = augment_triton(images, *packed(operations))
     equal(out, by_timm(images, operations))
@@ -250,27 +253,25 @@ def test_mixed_batch_in_the_configured_blocks() -> None:
     batch=st.integers(1, 3),
     layers=st.integers(1, 2),
 )
-def test_kernels_at_any_shape(height: int, width: int, batch: int, layers: int) -> None:
-    images, operations = pictures(batch, height, width), mixed(batch, layers)
+def test_kernels_at_any_shape_equal_timm(height: int, width: int, batch: int, layers: int) -> None:
+    images = pictures(batch, height, width)
+    operations = mixed(batch, layers)
     equal(augment_triton(images, *packed(operations)), by_timm(images, operations))
 
 
-def test_another_fill() -> None:
-    images, (ops, args) = (
-        pictures(2, 20, 30),
-        packed(one_layer(["Rotate", "TranslateXRel"], [30.0, 0.4])),
-    )
+def test_fill_colour_is_used() -> None:
+    images = pictures(2, 20, 30)
+    ops, args = packed(one_layer(["Rotate", "TranslateXRel"], [30.0, 0.4]))
     out = augment_triton(images, ops, args, (255, 0, 7))
     equal(out, augment_reference(images, ops, args, (255, 0, 7)))
     assert out[0, 0, 0].tolist() == out[1, 0, -1].tolist() == [255, 0, 7]
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_what_no_layer_names_does_nothing(run: Any) -> None:
+def test_operation_that_no_layer_names_changes_nothing(run: Any) -> None:
     images = pictures(5, 8, 8)
-    ops = torch.tensor(
-        [[-1], [-7], [len(OPS)], [99], [OPS.index("Invert")]], dtype=torch.int32, device=DEVICE
-    )
+    numbers = [-1, -7, len(OPS), 99, OPS.index("Invert")]
+    ops = torch.tensor(numbers, dtype=torch.int32, device=DEVICE)[:, None]
     args = torch.ones(5, 1, 2, dtype=torch.float64, device=DEVICE)
     equal(run(images, ops, args)[:4], images[:4])
     equal(run(images, ops, args)[4], 255 - images[4])
@@ -279,7 +280,7 @@ def test_what_no_layer_names_does_nothing(run: Any) -> None:
 
 @pytest.mark.parametrize("shape", [(0, 8, 8), (3, 0, 8), (3, 8, 8)])
 @pytest.mark.parametrize("layers", [0, 2])
-def test_nothing_to_do(shape: tuple[int, int, int], layers: int) -> None:
+def test_batch_without_operations_is_copied(shape: tuple[int, int, int], layers: int) -> None:
     images = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, device=DEVICE)
     ops = torch.full((shape[0], layers), -1, dtype=torch.int32, device=DEVICE)
     args = torch.zeros(shape[0], layers, 2, dtype=torch.float64, device=DEVICE)
@@ -289,7 +290,7 @@ def test_nothing_to_do(shape: tuple[int, int, int], layers: int) -> None:
         assert not out.numel() or out.data_ptr() != images.data_ptr()
 
 
-def test_the_same_twice_and_the_inputs_left_alone() -> None:
+def test_augment_is_deterministic_and_keeps_its_inputs() -> None:
     inputs = (pictures(6, 16, 16), *packed(mixed(6, 3)))
     before = [tensor.clone() for tensor in inputs]
     assert torch.equal(augment_triton(*inputs), augment_triton(*inputs))
@@ -297,8 +298,9 @@ def test_the_same_twice_and_the_inputs_left_alone() -> None:
     assert all(map(torch.equal, inputs, before))
 
 
-def test_comparison_sees_one_level() -> None:
-    images, (ops, args) = pictures(1, 24, 24), packed(one_layer(["Rotate"], [27.0]))
+def test_comparison_detects_one_level() -> None:
+    images = pictures(1, 24, 24)
+    ops, args = packed(one_layer(["Rotate"], [27.0]))
     out = augment_triton(images, ops, args)
     assert not torch.equal(augment_triton(images, ops, args + 1e-4), out)
     images[0, 12, 12, 1] ^= 8
@@ -306,31 +308,34 @@ def test_comparison_sees_one_level() -> None:
 
 
 @pytest.mark.parametrize("layer_ops", [None, SPECS["deit"].layer_ops], ids=["any", "deit"])
-def test_augment_is_a_well_formed_operator(layer_ops: Any) -> None:
+def test_augment_passes_opcheck(layer_ops: Any) -> None:
     allowed = [augment_ops.bits_of(names) for names in layer_ops or [OPS] * 2]
     arguments = (pictures(3, 8, 8), *packed(mixed(3, 2)), list(FILL), allowed)
     torch.library.opcheck(torch.ops.fastdeit.augment.default, arguments)
 
 
-def test_augment_takes_tensors_that_are_not_contiguous(monkeypatch: pytest.MonkeyPatch) -> None:
-    images, operations = pictures(4, 8, 8), mixed(4, 2)
-    expected, (ops, args) = by_timm(images, operations), packed(operations)
+def test_augment_accepts_strided_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = pictures(4, 8, 8)
+    operations = mixed(4, 2)
+    expected = by_timm(images, operations)
+    ops, args = packed(operations)
     wide = images.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
     for fused in (False, True):
         monkeypatch.setattr(module, "is_fused", lambda _, fused=fused: fused)
         equal(augment(wide, ops.T.contiguous().T, args), expected)
 
 
-def test_augment_stays_in_a_compiled_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_augment_compiles_without_a_graph_break(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "is_fused", lambda _: True)
-    images, operations = pictures(2, 8, 8), mixed(2, 2)
+    images = pictures(2, 8, 8)
+    operations = mixed(2, 2)
     compiled = torch.compile(
         lambda *inputs: augment(*inputs).float() / 255, backend="aot_eager", fullgraph=True
     )
     equal(compiled(images, *packed(operations)), by_timm(images, operations).float() / 255)
 
 
-def test_packed_arguments_are_the_exact_backends() -> None:
+def test_packed_arguments_equal_those_of_the_exact_backend() -> None:
     pytest.importorskip("nvidia.dali")
     pytest.importorskip("numba")
     from fastdeit.data.augment.exact import pack_exact
@@ -345,9 +350,9 @@ def test_packed_arguments_are_the_exact_backends() -> None:
         assert tuple(ints[0, LAYERS - 3 : LAYERS]) == module.FILL == FILL
 
 
-def test_augment_right_behind_dali(tmp_path: Path) -> None:
-    """Decoded and resized by DALI, handed over without a copy, augmented as a batch: the pixels of
-    the exact operator."""
+def test_augment_of_dali_batches_equals_the_exact_operator(tmp_path: Path) -> None:
+    """DALI decodes and resizes; its batch is augmented without a copy; the pixels are those of the
+    exact operator."""
     pytest.importorskip("nvidia.dali")
     pytest.importorskip("numba")
     from nvidia.dali import fn, pipeline_def, types
@@ -364,24 +369,22 @@ def test_augment_right_behind_dali(tmp_path: Path) -> None:
     pipeline = graph()
     pipeline.build()
     images = torch.from_dlpack(pipeline.run()[0].as_tensor()).to(DEVICE)
-    assert (
-        images.shape == (12, 32, 32, 3) and images.dtype == torch.uint8 and images.is_contiguous()
-    )
+    assert images.shape == (12, 32, 32, 3) and images.dtype == torch.uint8
+    assert images.is_contiguous()
     spec = SPECS["deit"]
     ops, args = packed(planned(spec, 12))
     expected = images.cpu().permute(0, 3, 1, 2).contiguous().numpy()
-    for planes, numbers, values in zip(
-        expected, ops.cpu().numpy(), args.cpu().numpy(), strict=True
-    ):
+    samples = zip(expected, ops.cpu().numpy(), args.cpu().numpy(), strict=True)
+    for planes, numbers, values in samples:
         operate(planes, numbers, values.reshape(-1), np.array(FILL, np.int32))
     for run in (augment, augment_triton):
         out = run(images, ops, args, FILL, spec.layer_ops)
         equal(out.permute(0, 3, 1, 2).cpu(), torch.from_numpy(expected))
 
 
-def test_no_product_and_sum_are_fused() -> None:
-    """Rounded once instead of twice, pixels would differ from PIL's on a GPU, and no interpreter
-    would show it."""
+def test_kernels_contain_no_fused_multiply_add() -> None:
+    """A fused multiply-add rounds once instead of twice: on a GPU pixels would differ from those of
+    PIL, which the interpreter cannot show."""
     code = """
 from benchmarks.bench_augment import LAUNCHES
 from benchmarks.resources import compiled_only
@@ -390,7 +393,8 @@ with compiled_only(90) as found:
 kernels = {kernel.metadata.name: kernel for kernel, _ in found}
 assert len(kernels) == 4, kernels
 for kernel in kernels.values():
-    assert not kernel.metadata.enable_fp_fusion and "fma.rn" not in kernel.asm["ptx"], kernel.metadata.name
+    assert not kernel.metadata.enable_fp_fusion, kernel.metadata.name
+    assert "fma.rn" not in kernel.asm["ptx"], kernel.metadata.name
 assert "mul.rn.f64" in kernels["_augment_kernel"].asm["ptx"]
 """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -402,8 +406,9 @@ assert "mul.rn.f64" in kernels["_augment_kernel"].asm["ptx"]
 
 
 @pytest.mark.gpu
-def test_augment_in_a_graph_without_waiting() -> None:
-    images, operations = pictures(36, 224, 224), mixed(36, 2)
+def test_augment_is_captured_in_a_cuda_graph() -> None:
+    images = pictures(36, 224, 224)
+    operations = mixed(36, 2)
     ops, args = packed(operations)
     expected = augment(images, ops, args)  # compiles
     equal(expected, by_timm(images, operations))
@@ -434,12 +439,9 @@ def test_augment_in_a_graph_without_waiting() -> None:
         ({"layer_ops": [["Rotate"]] * 2}, "1 layers"),
     ],
 )
-def test_augment_refuses(change: dict[str, Any], message: str) -> None:
+def test_augment_rejects_wrong_arguments(change: dict[str, Any], message: str) -> None:
+    images = pictures(2, 4, 4).cpu()
     ops, args = mixed(2, 1)
-    good: dict[str, Any] = {
-        "images": pictures(2, 4, 4).cpu(),
-        "ops": ops,
-        "args": pack_args(ops, args),
-    }
+    good: dict[str, Any] = {"images": images, "ops": ops, "args": pack_args(ops, args)}
     with pytest.raises(ValueError, match=message):
-        augment(**{**good, **change})
+        augment(**good | change)

@@ -1,12 +1,11 @@
-"""`distill` in both forms against the loss of 2012.12877 (equations 2 and 3), written out class by
-class in float64.
+"""`distill`, reference and kernel, against the loss of 2012.12877 (equations 2 and 3), written out
+class by class in float64; the kernel also against dense targets in float64.
 
-Every test runs for the reference and for the kernel; those named after the kernel compare it to
-dense targets in float64.
+.venv/bin/python -m pytest tests/kernels/test_distill.py, about 45 s
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -23,12 +22,16 @@ from tests.kernels.properties import HealthCheck, Phase, given, settings, st
 interpreter.correct()
 BATCH, CLASSES = 6, 11
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Run = tuple[list[torch.Tensor], list[torch.Tensor]]
+"""The parts of the loss, and a gradient for each head."""
 FORMS = ["none-1", "none-2", "hard-ids", "hard-logits", "soft", "soft-legacy"]
 
 
 @pytest.fixture(params=["reference", "triton"], autouse=True)
-def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_backend", request.param)
+def form(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run each test with the reference and with the kernel."""
+    with backend.use_backend(request.param):
+        yield
 
 
 def softmax(logits: list[float], tau: float = 1.0) -> list[float]:
@@ -40,7 +43,8 @@ def softmax(logits: list[float], tau: float = 1.0) -> list[float]:
 def mixed_target(
     labels: list[int], lam: list[float], row: int, classes: int, smoothing: float
 ) -> list[float]:
-    off, on = smoothing / classes, 1 - smoothing + smoothing / classes
+    off = smoothing / classes
+    on = 1 - smoothing + off
     own = [on if k == labels[row] else off for k in range(classes)]
     other = [on if k == labels[row ^ 1] else off for k in range(classes)]
     return [lam[row] * a + (1 - lam[row]) * b for a, b in zip(own, other, strict=True)]
@@ -60,9 +64,8 @@ def distilled_by_hand(
     logits: torch.Tensor, teacher: torch.Tensor, kind: str, tau: float, legacy: bool
 ) -> float:
     total = 0.0
-    for student_row, teacher_row in zip(
-        logits.double().tolist(), teacher.double().tolist(), strict=True
-    ):
+    rows = zip(logits.double().tolist(), teacher.double().tolist(), strict=True)
+    for student_row, teacher_row in rows:
         if kind == "hard":
             total -= math.log(softmax(student_row)[teacher_row.index(max(teacher_row))])
         else:
@@ -72,9 +75,9 @@ def distilled_by_hand(
 
 
 def make_inputs(classes: int = CLASSES, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    drawn = torch.Generator().manual_seed(classes)
-    cls_logits, dist_logits, teacher = 3 * torch.randn(3, BATCH, classes, generator=drawn)
-    labels = torch.randint(classes, (BATCH,), generator=drawn)
+    generator = torch.Generator().manual_seed(classes)
+    cls_logits, dist_logits, teacher = 3 * torch.randn(3, BATCH, classes, generator=generator)
+    labels = torch.randint(classes, (BATCH,), generator=generator)
     labels[3] = labels[2]  # a pair of one class
     lam = torch.tensor([0.3, 0.3, 0.6, 0.6, 0.0, 1.0])
     tensors = {
@@ -82,8 +85,9 @@ def make_inputs(classes: int = CLASSES, dtype: torch.dtype = torch.float32) -> d
         "dist_logits": dist_logits.to(dtype),
         "labels": labels,
         "lam": lam,
+        "teacher": teacher,
     }
-    return {name: tensor.to(DEVICE) for name, tensor in {**tensors, "teacher": teacher}.items()}
+    return {name: tensor.to(DEVICE) for name, tensor in tensors.items()}
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["batchmean", "legacy"])
@@ -109,12 +113,11 @@ def test_distill_computes_in_fp32(dtype: torch.dtype) -> None:
     wide = {name: tensor.float() if "logits" in name else tensor for name, tensor in half.items()}
     for kind in ("hard", "soft"):
         setting: dict[str, Any] = {"smoothing": 0.1, "kind": kind, "alpha": 0.5, "tau": 2.0}
-        torch.testing.assert_close(
-            distill(**half, **setting).loss, distill(**wide, **setting).loss, rtol=1e-6, atol=0
-        )
+        expected = distill(**wide, **setting).loss
+        torch.testing.assert_close(distill(**half, **setting).loss, expected, rtol=1e-6, atol=0)
 
 
-def test_hard_takes_logits_or_their_argmax() -> None:
+def test_hard_form_accepts_logits_or_class_ids() -> None:
     inputs = make_inputs()
     setting: dict[str, Any] = {"smoothing": 0.1, "kind": "hard", "alpha": 0.5, "tau": 1.0}
     expected = distill(**inputs, **setting)
@@ -123,17 +126,16 @@ def test_hard_takes_logits_or_their_argmax() -> None:
         assert torch.equal(distill(**inputs, **setting).loss, expected.loss)
 
 
-def test_none_takes_the_mean_of_both_heads() -> None:
+def test_none_form_averages_both_heads() -> None:
     inputs: dict[str, Any] = {**make_inputs(), "teacher": None}
     parts = distill(**inputs, smoothing=0.1, kind="none", alpha=0.5, tau=1.0)
     logits = (inputs["cls_logits"] + inputs["dist_logits"]) / 2
-    assert parts.loss.item() == pytest.approx(
-        base_by_hand(logits, inputs["labels"], inputs["lam"], 0.1), rel=1e-5
-    )
+    expected = base_by_hand(logits, inputs["labels"], inputs["lam"], 0.1)
+    assert parts.loss.item() == pytest.approx(expected, rel=1e-5)
     assert torch.equal(parts.loss, parts.base) and parts.distill.item() == 0
 
 
-def test_none_takes_one_head() -> None:
+def test_none_form_accepts_one_head() -> None:
     inputs: dict[str, Any] = {**make_inputs(), "teacher": None, "dist_logits": None}
     parts = distill(**inputs, smoothing=0.0, kind="none", alpha=0.5, tau=1.0)
     expected = base_by_hand(inputs["cls_logits"], inputs["labels"], inputs["lam"], 0.0)
@@ -141,7 +143,7 @@ def test_none_takes_one_head() -> None:
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
-def test_distill_gradients_by_finite_differences(kind: str) -> None:
+def test_distill_gradients_equal_finite_differences(kind: str) -> None:
     inputs = make_inputs(5)
     heads = [inputs[name].requires_grad_() for name in ("cls_logits", "dist_logits")]
     setting: dict[str, Any] = {"smoothing": 0.1, "kind": kind, "alpha": 0.4, "tau": 2.0}
@@ -151,18 +153,18 @@ def test_distill_gradients_by_finite_differences(kind: str) -> None:
     for row, column in ((0, 0), (2, 3), (5, 4)):
         nudge = torch.zeros(BATCH, 5, dtype=torch.float64, device=DEVICE)
         nudge[row, column] = step
-        cls_up, cls_down = (heads[0].detach().double() + sign * nudge for sign in (1, -1))
-        dist_up, dist_down = (heads[1].detach().double() + sign * nudge for sign in (1, -1))
+        cls_logits, dist_logits = (head.detach().double() for head in heads)
+        cls_up, cls_down = cls_logits + nudge, cls_logits - nudge
+        dist_up, dist_down = dist_logits + nudge, dist_logits - nudge
         base = base_by_hand(cls_up, labels, lam, 0.1) - base_by_hand(cls_down, labels, lam, 0.1)
         distilled = distilled_by_hand(dist_up, teacher, kind, 2.0, False)
         distilled -= distilled_by_hand(dist_down, teacher, kind, 2.0, False)
-        assert gradients[0][row, column].item() == pytest.approx(0.6 * base / (2 * step), abs=1e-6)
-        assert gradients[1][row, column].item() == pytest.approx(
-            0.4 * distilled / (2 * step), abs=1e-6
-        )
+        slopes = (0.6 * base / (2 * step), 0.4 * distilled / (2 * step))
+        for gradient, slope in zip(gradients, slopes, strict=True):
+            assert gradient[row, column].item() == pytest.approx(slope, abs=1e-6)
 
 
-def test_none_gives_both_heads_a_gradient() -> None:
+def test_none_form_gives_both_heads_a_gradient() -> None:
     inputs: dict[str, Any] = {**make_inputs(), "teacher": None}
     heads = [inputs[name].requires_grad_() for name in ("cls_logits", "dist_logits")]
     loss = distill(**inputs, smoothing=0.1, kind="none", alpha=0.5, tau=1.0).loss
@@ -170,7 +172,7 @@ def test_none_gives_both_heads_a_gradient() -> None:
     assert first.abs().min() > 0 and torch.equal(first, second)
 
 
-def test_distill_survives_extreme_logits() -> None:
+def test_extreme_logits_give_finite_gradients() -> None:
     inputs = make_inputs()
     for name in ("cls_logits", "dist_logits", "teacher"):
         inputs[name] = 1e4 * inputs[name].sign()
@@ -180,23 +182,22 @@ def test_distill_survives_extreme_logits() -> None:
         assert loss.isfinite() and all(g.isfinite().all() for g in torch.autograd.grad(loss, heads))
 
 
-def test_mixed_cross_entropy_without_mixing_is_torchs() -> None:
+def test_mixed_cross_entropy_without_mixing_equals_torch() -> None:
     inputs = make_inputs()
     logits, labels = inputs["cls_logits"], inputs["labels"]
-    expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
-    torch.testing.assert_close(
-        mixed_cross_entropy(logits, labels, torch.ones_like(inputs["lam"]), 0.1), expected
-    )
+    unmixed = torch.ones_like(inputs["lam"])
+    expected = F.cross_entropy(logits, labels, label_smoothing=0.1)
+    torch.testing.assert_close(mixed_cross_entropy(logits, labels, unmixed, 0.1), expected)
 
 
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
-        ({}, "firm", "choose from"),
-        ({}, "none", "no teacher"),
+        ({}, "firm", "must be one of"),
+        ({}, "none", "must be None"),
         ({"teacher": None}, "hard", "teacher's output"),
         ({"dist_logits": None}, "soft", "two heads"),
-        ({"teacher": torch.zeros(BATCH, dtype=torch.int64)}, "soft", "needs logits"),
+        ({"teacher": torch.zeros(BATCH, dtype=torch.int64)}, "soft", "must be logits"),
         ({"cls_logits": torch.zeros(3, CLASSES)}, "hard", "whole pairs"),
         ({"cls_logits": torch.zeros(BATCH, CLASSES, dtype=torch.float64)}, "hard", "float64"),
         ({"cls_logits": torch.zeros(BATCH)}, "hard", "B, K"),
@@ -209,49 +210,47 @@ def test_mixed_cross_entropy_without_mixing_is_torchs() -> None:
         ({"teacher": torch.zeros(BATCH)}, "hard", "class ids"),
     ],
 )
-def test_distill_refuses(change: dict[str, Any], kind: str, message: str) -> None:
+def test_distill_rejects_wrong_arguments(change: dict[str, Any], kind: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         distill(**{**make_inputs(), **change}, smoothing=0.1, kind=kind, alpha=0.5, tau=1.0)
 
 
-# the kernel, against dense targets in float64
+# the kernel against dense targets in float64
 
-once = pytest.mark.parametrize("form", ["triton"], indirect=True)
+kernel_only = pytest.mark.parametrize("form", ["triton"], indirect=True)
 
 
 def make_form(
     name: str, classes: int, dtype: torch.dtype = torch.float32, batch: int = 4
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Inputs and setting of one of `FORMS`; lam goes through both ends, one pair is of one class,
-    the last class is missing."""
-    kind, variant, *_ = *name.split("-"), ""
-    drawn = torch.Generator().manual_seed(classes + batch)
-    cls_logits, dist_logits, teacher = 3 * torch.randn(3, batch, classes, generator=drawn)
-    labels = torch.randint(classes - 1, (batch,), generator=drawn)
+    """Return inputs and setting of one of `FORMS`.
+
+    lam contains 0 and 1, one pair has one class, and no label is the last class.
+    """
+    kind, _, variant = name.partition("-")
+    generator = torch.Generator().manual_seed(classes + batch)
+    logits = 3 * torch.randn(3, batch, classes, generator=generator)
+    cls_logits, dist_logits, teacher = logits.to(DEVICE).unbind(0)
+    labels = torch.randint(classes - 1, (batch,), generator=generator)
     labels[1] = labels[0]
-    lam = torch.rand(batch, generator=drawn)
-    lam[2::4], lam[3::4] = 0.0, 1.0
+    lam = torch.rand(batch, generator=generator)
+    lam[2::4] = 0.0
+    lam[3::4] = 1.0
     inputs: dict[str, Any] = {
-        "cls_logits": cls_logits.to(dtype),
-        "dist_logits": None if variant == "1" else dist_logits.to(dtype),
-        "labels": labels,
-        "lam": lam,
-        "teacher": None
-        if kind == "none"
-        else teacher.argmax(-1).to(torch.uint16)
-        if variant == "ids"
-        else teacher.to(dtype),
+        "cls_logits": cls_logits.to(dtype, copy=True).requires_grad_(),
+        "dist_logits": None,
+        "labels": labels.to(DEVICE),
+        "lam": lam.to(DEVICE),
+        "teacher": None,
     }
-    inputs = {key: value if value is None else value.to(DEVICE) for key, value in inputs.items()}
-    for key in ("cls_logits", "dist_logits"):
-        inputs[key] = inputs[key] if inputs[key] is None else inputs[key].requires_grad_()
-    return inputs, {
-        "smoothing": 0.1,
-        "kind": kind,
-        "alpha": 0.3,
-        "tau": 3.0,
-        "legacy": variant == "legacy",
-    }
+    if variant != "1":
+        inputs["dist_logits"] = dist_logits.to(dtype, copy=True).requires_grad_()
+    if variant == "ids":
+        inputs["teacher"] = teacher.argmax(-1).to(torch.uint16)
+    elif kind != "none":
+        inputs["teacher"] = teacher.to(dtype, copy=True)
+    setting = {"smoothing": 0.1, "kind": kind, "alpha": 0.3, "tau": 3.0}
+    return inputs, setting | {"legacy": variant == "legacy"}
 
 
 def heads_of(inputs: dict[str, Any]) -> list[torch.Tensor]:
@@ -259,11 +258,12 @@ def heads_of(inputs: dict[str, Any]) -> list[torch.Tensor]:
 
 
 def dense_loss(inputs: dict[str, Any], setting: dict[str, Any]) -> LossParts:
-    """The loss by torch's own functions from the dense target, all in the dtype of the logits."""
-    cls_logits, dist_logits, teacher = (
-        inputs[key] for key in ("cls_logits", "dist_logits", "teacher")
-    )
-    classes, eps = cls_logits.shape[1], setting["smoothing"]
+    """Compute the loss with torch's functions from a dense target, in the dtype of the logits."""
+    cls_logits = inputs["cls_logits"]
+    dist_logits = inputs["dist_logits"]
+    teacher = inputs["teacher"]
+    classes = cls_logits.shape[1]
+    eps = setting["smoothing"]
     one_hot = F.one_hot(inputs["labels"], classes).to(cls_logits.dtype)
     partner = one_hot[[row ^ 1 for row in range(len(one_hot))]]
     lam = inputs["lam"].to(cls_logits.dtype)[:, None]
@@ -277,14 +277,12 @@ def dense_loss(inputs: dict[str, Any], setting: dict[str, Any]) -> LossParts:
         decision = teacher.long() if teacher.ndim == 1 else teacher.argmax(-1)
         distilled = F.cross_entropy(dist_logits, decision)
     else:
-        logp, teacher_logp = (
-            F.log_softmax(logits / setting["tau"], -1) for logits in (dist_logits, teacher)
-        )
-        distilled = (
-            F.kl_div(logp, teacher_logp, reduction="batchmean", log_target=True)
-            * setting["tau"] ** 2
-        )
-        distilled = distilled / classes if setting["legacy"] else distilled
+        tau = setting["tau"]
+        logp = F.log_softmax(dist_logits / tau, -1)
+        teacher_logp = F.log_softmax(teacher / tau, -1)
+        distilled = F.kl_div(logp, teacher_logp, reduction="batchmean", log_target=True) * tau**2
+        if setting["legacy"]:
+            distilled = distilled / classes
     return LossParts((1 - setting["alpha"]) * base + setting["alpha"] * distilled, base, distilled)
 
 
@@ -293,39 +291,42 @@ def run_form(
     inputs: dict[str, Any],
     setting: dict[str, Any],
     factor: float = 1.0,
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The parts, and the gradients of factor · loss by head."""
+) -> Run:
+    """Return the parts, and the gradients of factor · loss for each head."""
     parts = loss(**inputs, **setting)
     return list(parts), list(torch.autograd.grad(parts.loss * factor, heads_of(inputs)))
 
 
-def run_exact(
-    inputs: dict[str, Any], setting: dict[str, Any], factor: float = 1.0
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    wide = {
-        key: value.detach().double().requires_grad_("dist" in key or "cls" in key)
-        if value is not None and value.is_floating_point()
-        else value
-        for key, value in inputs.items()
-    }
+def assert_equal_runs(first: Run, second: Run) -> None:
+    """Assert that two results of `run_form` are bit-equal."""
+    for mine, theirs in zip(first, second, strict=True):
+        assert len(mine) == len(theirs) and all(map(torch.equal, mine, theirs))
+
+
+def run_exact(inputs: dict[str, Any], setting: dict[str, Any], factor: float = 1.0) -> Run:
+    """Return what `run_form` does, computed in float64 from the dense target."""
+    wide = dict(inputs)
+    for key, value in inputs.items():
+        if value is not None and value.is_floating_point():
+            wide[key] = value.detach().double().requires_grad_("logits" in key)
     return run_form(lambda **given: dense_loss(given, setting), wide, {}, factor)
 
 
 def assert_as_good_as_the_reference(
     inputs: dict[str, Any], setting: dict[str, Any], factor: float = 1.0
 ) -> None:
-    """The kernel's error against float64 is at most twice the reference's, or a few ulp of the
-    largest value or summand."""
+    """Assert that the kernel's error against float64 is at most twice the reference's, or a few ulp
+    of the largest value or summand."""
     with interpreter.poisoned_memory():
         parts, gradients = run_form(distill, inputs, setting, factor)
     their_parts, their_gradients = run_form(distill_reference, inputs, setting, factor)
     exact_parts, exact_gradients = run_exact(inputs, setting, factor)
-    # the soft part is tau² times a small difference of sums around one
-    summand = (
-        setting["tau"] ** 2 / (inputs["cls_logits"].shape[1] if setting["legacy"] else 1)
-        if setting["kind"] == "soft"
-        else 0
-    )
+    summand = 0.0
+    if setting["kind"] == "soft":
+        # the soft part is tau² times a small difference of sums around one
+        summand = setting["tau"] ** 2
+        if setting["legacy"]:
+            summand /= inputs["cls_logits"].shape[1]
     for mine, theirs, exact in zip(parts, their_parts, exact_parts, strict=True):
         _assert_as_good(mine, theirs, exact, summand)
     for mine, theirs, exact in zip(gradients, their_gradients, exact_gradients, strict=True):
@@ -336,40 +337,41 @@ def _assert_as_good(
     mine: torch.Tensor, theirs: torch.Tensor, exact: torch.Tensor, summand: float
 ) -> None:
     assert mine.dtype == theirs.dtype and mine.shape == theirs.shape
-    error, allowed, size = (
-        (x.double() - exact).abs().max().item() for x in (mine, theirs, torch.zeros_like(exact))
-    )
+    error = (mine.double() - exact).abs().max().item()
+    allowed = (theirs.double() - exact).abs().max().item()
+    size = exact.abs().max().item()
     assert error <= 2 * allowed + 8 * torch.finfo(torch.float32).eps * max(size, summand)
 
 
-@once
+@kernel_only
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("classes", [2, 7, 1000, 2001])
-def test_kernel_is_as_exact_as_the_reference(classes: int, name: str, dtype: torch.dtype) -> None:
+def test_kernel_error_is_at_most_twice_that_of_the_reference(
+    classes: int, name: str, dtype: torch.dtype
+) -> None:
     # a power of two: bf16 gradients are rounded once before it and are not rounded again
     assert_as_good_as_the_reference(*make_form(name, classes, dtype), factor=4.0)
 
 
-@once
+@kernel_only
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("classes", [1001, 2048, 21841])
-def test_kernel_over_many_classes(classes: int, name: str) -> None:
-    assert_as_good_as_the_reference(
-        *make_form(name, classes, torch.bfloat16 if classes == 2048 else torch.float32, batch=2)
-    )
+def test_kernel_handles_many_classes(classes: int, name: str) -> None:
+    dtype = torch.bfloat16 if classes == 2048 else torch.float32
+    assert_as_good_as_the_reference(*make_form(name, classes, dtype, batch=2))
 
 
-@once
+@kernel_only
 @pytest.mark.parametrize("name", ["none-2", "soft"])
-def test_kernel_over_more_rows_than_it_adds_at_once(name: str) -> None:
+def test_kernel_sums_more_rows_than_one_block_holds(name: str) -> None:
     assert_as_good_as_the_reference(*make_form(name, 2, batch=262))
 
 
-@once
+@kernel_only
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("classes", [5, 2100])
-def test_kernel_survives_extreme_logits(classes: int, name: str) -> None:
+def test_kernel_handles_extreme_logits(classes: int, name: str) -> None:
     inputs, setting = make_form(name, classes)
     for key in ("cls_logits", "dist_logits", "teacher"):
         if inputs[key] is not None and inputs[key].is_floating_point():
@@ -377,7 +379,7 @@ def test_kernel_survives_extreme_logits(classes: int, name: str) -> None:
     assert_as_good_as_the_reference(inputs, setting)
 
 
-@once
+@kernel_only
 @settings(
     max_examples=25,
     deadline=None,
@@ -393,29 +395,26 @@ def test_kernel_survives_extreme_logits(classes: int, name: str) -> None:
     st.floats(0, 1),
     st.floats(0.5, 20),
 )
-def test_kernel_with_any_setting(
+def test_kernel_handles_any_setting(
     name: str, pairs: int, classes: int, smoothing: float, alpha: float, tau: float
 ) -> None:
     inputs, setting = make_form(name, classes, batch=2 * pairs)
-    assert_as_good_as_the_reference(
-        inputs, setting | {"smoothing": smoothing, "alpha": alpha, "tau": tau}
-    )
+    setting |= {"smoothing": smoothing, "alpha": alpha, "tau": tau}
+    assert_as_good_as_the_reference(inputs, setting)
 
 
 @pytest.mark.parametrize(
     "dtype", [torch.int64, torch.int32, torch.int16, torch.uint16, torch.uint8]
 )
-def test_ids_of_any_integer_dtype(dtype: torch.dtype) -> None:
+def test_class_ids_may_have_any_integer_dtype(dtype: torch.dtype) -> None:
     inputs, setting = make_form("hard-ids", 200)
     expected = distill(**inputs, **setting)
     inputs["teacher"] = inputs["teacher"].to(dtype)
-    assert all(
-        torch.equal(a, b) for a, b in zip(distill(**inputs, **setting), expected, strict=True)
-    )
+    assert all(map(torch.equal, distill(**inputs, **setting), expected))
 
 
 @pytest.mark.parametrize("classes", [40, 5000])
-def test_the_first_of_several_largest_logits_decides(classes: int) -> None:
+def test_first_of_several_equal_largest_logits_decides(classes: int) -> None:
     inputs, setting = make_form("hard-logits", classes, torch.bfloat16)
     first = torch.tensor([3, classes - 1, classes // 2, 0], device=DEVICE)
     teacher = torch.zeros(4, classes, device=DEVICE)
@@ -424,61 +423,46 @@ def test_the_first_of_several_largest_logits_decides(classes: int) -> None:
     assert torch.equal(by_logits.loss, distill(**inputs | {"teacher": first}, **setting).loss)
 
 
-def test_teacher_of_another_dtype() -> None:
+def test_teacher_may_have_another_dtype() -> None:
     inputs, setting = make_form("soft", 70, torch.bfloat16)
-    wide = inputs["teacher"].float()
-    assert torch.equal(
-        distill(**inputs, **setting).loss, distill(**inputs | {"teacher": wide}, **setting).loss
-    )
+    expected = distill(**inputs, **setting).loss
+    inputs["teacher"] = inputs["teacher"].float()
+    assert torch.equal(distill(**inputs, **setting).loss, expected)
 
 
-def test_heads_that_are_not_contiguous() -> None:
+def test_heads_may_be_strided() -> None:
     inputs, setting = make_form("soft", 30)
-    strided = {
-        key: torch.stack((value.detach(), value.detach()), -1)[..., 0].requires_grad_(
-            value.requires_grad
-        )
-        for key, value in inputs.items()
-    }
+    strided = {}
+    for key, value in inputs.items():
+        every_second = torch.stack((value.detach(), value.detach()), -1)[..., 0]
+        strided[key] = every_second.requires_grad_(value.requires_grad)
     assert not strided["cls_logits"].is_contiguous()
-    for mine, expected in zip(
-        run_form(distill, strided, setting), run_form(distill, inputs, setting), strict=True
-    ):
-        assert all(torch.equal(a, b) for a, b in zip(mine, expected, strict=True))
+    assert_equal_runs(run_form(distill, strided, setting), run_form(distill, inputs, setting))
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_distill_repeats_itself_and_keeps_its_inputs(name: str) -> None:
+def test_distill_is_deterministic_and_keeps_its_inputs(name: str) -> None:
     inputs, setting = make_form(name, 300, torch.bfloat16, batch=12)
-    before = {
-        key: value if value is None else value.detach().clone() for key, value in inputs.items()
-    }
-    first, again = (run_form(distill, inputs, setting) for _ in range(2))
-    assert all(
-        torch.equal(a, b)
-        for mine, theirs in zip(first, again, strict=True)
-        for a, b in zip(mine, theirs, strict=True)
-    )
-    assert all(value is None or torch.equal(value, inputs[key]) for key, value in before.items())
+    given = {key: value for key, value in inputs.items() if value is not None}
+    before = {key: value.detach().clone() for key, value in given.items()}
+    assert_equal_runs(run_form(distill, inputs, setting), run_form(distill, inputs, setting))
+    assert all(torch.equal(value, given[key]) for key, value in before.items())
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_an_empty_batch_has_no_mean(name: str) -> None:
+def test_empty_batch_has_a_nan_mean(name: str) -> None:
     inputs, setting = make_form(name, 9)
-    empty = {
-        key: value if value is None else value.detach()[:0].requires_grad_("logits" in key)
-        for key, value in inputs.items()
-    }
-    parts, gradients = run_form(distill, empty, setting)
-    assert (
-        parts[0].isnan()
-        and parts[1].isnan()
-        and all(gradient.shape == (0, 9) for gradient in gradients)
-    )
-    assert parts[2].isnan() if setting["kind"] != "none" else parts[2] == 0
+    empty: dict[str, Any] = dict.fromkeys(inputs)
+    for key, value in inputs.items():
+        if value is not None:
+            empty[key] = value.detach()[:0].requires_grad_("logits" in key)
+    (loss, base, distilled), gradients = run_form(distill, empty, setting)
+    assert loss.isnan() and base.isnan()
+    assert distilled == 0 if setting["kind"] == "none" else distilled.isnan()
+    assert all(gradient.shape == (0, 9) for gradient in gradients)
 
 
-def test_only_the_loss_carries_a_gradient() -> None:
+def test_only_the_loss_has_a_gradient() -> None:
     inputs, setting = make_form("hard-ids", 9)
     parts = distill(**inputs, **setting)
     assert [part.requires_grad for part in parts] == [True, False, False]
@@ -492,7 +476,7 @@ def test_only_the_loss_carries_a_gradient() -> None:
     assert not evaluated.loss.requires_grad and torch.equal(evaluated.loss, parts.loss)
 
 
-def test_a_loss_scaler_reaches_fp16_before_it_underflows() -> None:
+def test_loss_scale_is_applied_before_fp16_rounding() -> None:
     inputs, setting = make_form("soft-legacy", 1000, torch.float16)
     gradients = run_form(distill, inputs, setting, factor=65536.0)[1]
     exact = run_exact(inputs, setting, factor=65536.0)[1]
@@ -502,13 +486,16 @@ def test_a_loss_scaler_reaches_fp16_before_it_underflows() -> None:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_distill_compiles_without_a_break(name: str) -> None:
+def test_distill_compiles_without_a_graph_break(name: str) -> None:
     torch._dynamo.reset()
     inputs, setting = make_form(name, 20)
-    compiled = torch.compile(
-        lambda **given: distill(**given, **setting), backend="aot_eager", fullgraph=True
-    )
-    mine, expected = run_form(compiled, inputs, {}), run_form(distill, inputs, setting)
+
+    def run(**given: Any) -> LossParts:
+        return distill(**given, **setting)
+
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    mine = run_form(compiled, inputs, {})
+    expected = run_form(distill, inputs, setting)
     for actual, wanted in zip(mine[0] + mine[1], expected[0] + expected[1], strict=True):
         torch.testing.assert_close(actual, wanted)
 
@@ -521,34 +508,31 @@ def arguments_of(name: str, classes: int, with_grads: bool = True) -> tuple[Any,
     return (*inputs.values(), None, *setting.values(), with_grads)
 
 
-@once
+@kernel_only
 @pytest.mark.parametrize("name", FORMS)
-def test_distill_is_a_well_formed_operator(name: str) -> None:
+def test_distill_passes_opcheck(name: str) -> None:
     torch.library.opcheck(torch.ops.fastdeit.distill.default, arguments_of(name, 6))
 
 
-@once
-def test_its_backward_is_a_well_formed_operator() -> None:
+@kernel_only
+def test_distill_bwd_passes_opcheck() -> None:
     grads = torch.randn(2, 4, 6, device=DEVICE)
-    torch.library.opcheck(
-        torch.ops.fastdeit.distill_bwd.default,
-        (grads, torch.tensor(0.5, device=DEVICE), torch.bfloat16),
-    )
+    arguments = (grads, torch.tensor(0.5, device=DEVICE), torch.bfloat16)
+    torch.library.opcheck(torch.ops.fastdeit.distill_bwd.default, arguments)
     scaled = distill_bwd_triton(grads, torch.tensor(0.3, device=DEVICE), torch.bfloat16)
     assert torch.equal(scaled, (grads * 0.3).bfloat16())
 
 
-@once
-def test_no_gradients_are_written_where_none_are_asked_for() -> None:
-    with_grads, without = (
-        distill_triton(*arguments_of("soft", 6, asked)) for asked in (True, False)
-    )
+@kernel_only
+def test_gradients_are_written_only_when_needed() -> None:
+    with_grads = distill_triton(*arguments_of("soft", 6, True))
+    without = distill_triton(*arguments_of("soft", 6, False))
     assert with_grads[3].shape == (2, 4, 6) and without[3].numel() == 0
     assert all(torch.equal(a, b) for a, b in zip(with_grads[:3], without[:3], strict=True))
 
 
-@once
-def test_the_counter_is_zero_after_every_launch() -> None:
+@kernel_only
+def test_counter_is_zero_after_every_launch() -> None:
     counter = torch.zeros(1, dtype=torch.int32, device=DEVICE)
     for name in ("none-1", "soft", "none-2"):
         arguments = list(arguments_of(name, 6))
@@ -557,19 +541,19 @@ def test_the_counter_is_zero_after_every_launch() -> None:
         assert torch.equal(distill_triton(*arguments)[0], expected[0]) and counter.item() == 0
 
 
-@once
+@kernel_only
 @pytest.mark.parametrize("wrong", [-1, 9, 2**32])
-def test_a_label_that_is_no_class_shows(wrong: int) -> None:
+def test_label_out_of_range_gives_nan(wrong: int) -> None:
     inputs, setting = make_form("hard-ids", 9)
     inputs["labels"][2] = wrong
     parts = distill(**inputs, **setting)
     assert parts.loss.isnan() and parts.base.isnan() and parts.distill.isfinite()
 
 
-@once
+@kernel_only
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", FORMS)
-def test_a_step_on_a_gpu_is_one_launch_and_does_not_wait(name: str) -> None:
+def test_loss_on_a_gpu_is_one_launch_without_a_sync(name: str) -> None:
     inputs, setting = make_form(name, 1000, torch.bfloat16, batch=256)
     expected = run_form(distill, inputs, setting)
     torch.cuda.set_sync_debug_mode("error")
@@ -577,26 +561,19 @@ def test_a_step_on_a_gpu_is_one_launch_and_does_not_wait(name: str) -> None:
         actual = run_form(distill, inputs, setting)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert all(
-        torch.equal(a, b)
-        for mine, theirs in zip(actual, expected, strict=True)
-        for a, b in zip(mine, theirs, strict=True)
-    )
+    assert_equal_runs(actual, expected)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         distill(**inputs, **setting)
         torch.cuda.synchronize()
-    launched = [
-        event.name
-        for event in profile.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
-    ]
+    gpu = torch.autograd.DeviceType.CUDA
+    launched = [event.name for event in profile.events() if event.device_type == gpu]
     assert len(launched) == 1 and "_distill_fwd_kernel" in launched[0]
 
 
-@once
+@kernel_only
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", FORMS)
-def test_the_loss_on_a_gpu_fits_a_graph_and_other_streams(name: str) -> None:
+def test_loss_runs_in_a_cuda_graph_and_on_other_streams(name: str) -> None:
     inputs, setting = make_form(name, 1000, torch.bfloat16, batch=512)
     expected = distill(**inputs, **setting).loss.detach()
     streams = [torch.cuda.Stream() for _ in range(3)]
@@ -608,10 +585,11 @@ def test_the_loss_on_a_gpu_fits_a_graph_and_other_streams(name: str) -> None:
                 losses.append(distill(**inputs, **setting).loss.detach())
     torch.cuda.synchronize()
     assert all(torch.equal(loss, expected) for loss in losses)
-    counters = [counter_of(torch.device("cuda", torch.cuda.current_device()))]
+    device = torch.device("cuda", torch.cuda.current_device())
+    counters = [counter_of(device)]
     for stream in streams:
         with torch.cuda.stream(stream):
-            counters.append(counter_of(torch.device("cuda", torch.cuda.current_device())))
+            counters.append(counter_of(device))
     assert len({counter.data_ptr() for counter in counters if counter is not None}) == 4
     assert all(counter is not None and counter.item() == 0 for counter in counters)
 

@@ -1,6 +1,10 @@
-"""`mix` and `mix_patches`: the references against a loop over pixels and a convolution, the kernels
-against the references."""
+"""`mix` and `mix_patches`: the references against a loop over pixels, unfold and a convolution; the
+kernels against the references.
 
+.venv/bin/python -m pytest tests/kernels/test_mix.py, about 15 s
+"""
+
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -44,17 +48,19 @@ Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @pytest.fixture
-def fused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_backend", "triton")
+def fused() -> Iterator[None]:
+    with backend.use_backend("triton"):
+        yield
 
 
 def make_inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Inputs:
-    """Pairs that go through Mixup, CutMix, a full box, lam 0 and lam 1 in turn."""
+    """Return images, lam and box; the pairs use Mixup, CutMix, a full box, lam 0 and 1 in turn."""
     batch, _, height, width = shape
-    drawn = torch.Generator().manual_seed(sum(shape))
-    images = torch.randn(shape, generator=drawn).to(dtype)
-    lam = torch.rand(batch, generator=drawn)
-    lam[2::4], lam[3::4] = 0.0, 1.0
+    generator = torch.Generator().manual_seed(sum(shape))
+    images = torch.randn(shape, generator=generator).to(dtype)
+    lam = torch.rand(batch, generator=generator)
+    lam[2::4] = 0.0
+    lam[3::4] = 1.0
     boxes = [
         (0, 0, 0, 0),
         (1, 1, max(2, height - 1), max(2, width - 1)),
@@ -79,8 +85,7 @@ def mix_by_pixel(images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor) -> 
 
 
 def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    # interpreted, the kernel does the reference's operations one by one; compiled, it may fuse a
-    # multiply and an add
+    # interpreted, the kernel has the reference's operations; compiled, it may fuse multiply and add
     assert actual.dtype == expected.dtype and actual.stride() == expected.stride()
     exact = 0.0 if INTERPRETED else None
     torch.testing.assert_close(actual, expected, rtol=exact, atol=exact)
@@ -107,54 +112,55 @@ def test_mix_triton_equals_reference(
 
 @pytest.mark.parametrize("out_dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_mix_triton_in_every_dtype(dtype: torch.dtype, out_dtype: torch.dtype) -> None:
+def test_mix_triton_in_every_dtype_equals_reference(
+    dtype: torch.dtype, out_dtype: torch.dtype
+) -> None:
     images, lam, box = make_inputs((8, 3, 6, 10), dtype)
     with interpreter.poisoned_memory():
         out = mix_triton(images, lam, box, out_dtype, False)
     assert_same(out, mix_reference(images, lam, box, out_dtype))
 
 
-def test_mix_triton_over_several_blocks() -> None:
+def test_mix_triton_over_several_blocks_equals_reference() -> None:
     images, lam, box = make_inputs((4, 3, 37, 41))
     assert_same(mix_triton(images, lam, box, images.dtype, False), mix_reference(images, lam, box))
 
 
-def test_mix_leaves_a_row_alone_with_lam_one() -> None:
+def test_lam_of_one_keeps_the_image() -> None:
     images, _, _ = make_inputs((4, 3, 8, 8))
-    lam, box = torch.ones(4, device=DEVICE), torch.zeros(4, 4, dtype=torch.int32, device=DEVICE)
+    lam = torch.ones(4, device=DEVICE)
+    box = torch.zeros(4, 4, dtype=torch.int32, device=DEVICE)
     assert torch.equal(mix_reference(images, lam, box), images)
     assert torch.equal(mix_triton(images, lam, box, images.dtype, False), images)
 
 
-def test_mix_swaps_a_pair_with_a_full_box() -> None:
+def test_full_box_swaps_the_pair() -> None:
     images, lam, _ = make_inputs((4, 3, 8, 8))
     box = torch.tensor([[0, 0, 8, 8]] * 4, dtype=torch.int32, device=DEVICE)
     assert torch.equal(mix_reference(images, lam, box), images[[1, 0, 3, 2]])
     assert torch.equal(mix_triton(images, lam, box, images.dtype, False), images[[1, 0, 3, 2]])
 
 
-def test_mix_takes_the_kernel_where_it_is_fused(fused: None) -> None:
+def test_mix_runs_the_kernel_under_the_triton_backend(fused: None) -> None:
     images, lam, box = make_inputs((4, 3, 8, 8))
-    for layout in (False, True):
-        assert_same(
-            mix(images, lam, box, torch.bfloat16, layout),
-            mix_reference(images, lam, box, torch.bfloat16, layout),
-        )
+    for channels_last in (False, True):
+        expected = mix_reference(images, lam, box, torch.bfloat16, channels_last)
+        assert_same(mix(images, lam, box, torch.bfloat16, channels_last), expected)
     patches, mixed = mix_patches(images, lam, box, 4)
     assert mixed is None
     assert_same(patches, mix_patches_reference(images, lam, box, 4)[0])
 
 
 @pytest.mark.parametrize("chosen", ["reference", "triton"])
-def test_mix_takes_an_empty_batch(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_backend", chosen)
+def test_mix_accepts_an_empty_batch(chosen: str) -> None:
     images, lam, box = (tensor[:0] for tensor in make_inputs((2, 3, 8, 16)))
-    assert mix(images, lam, box, torch.bfloat16).shape == (0, 3, 8, 16)
-    patches, mixed = mix_patches(images, lam, box, 8, with_images=True)
+    with backend.use_backend(chosen):
+        assert mix(images, lam, box, torch.bfloat16).shape == (0, 3, 8, 16)
+        patches, mixed = mix_patches(images, lam, box, 8, with_images=True)
     assert mixed is not None and patches.shape == (0, 2, 192) and mixed.shape == (0, 3, 8, 16)
 
 
-def test_mix_keeps_its_inputs_and_repeats_itself() -> None:
+def test_mix_is_deterministic_and_keeps_its_inputs() -> None:
     inputs = make_inputs((4, 3, 16, 32), torch.float16)
     before = [tensor.clone() for tensor in inputs]
     first, again = (mix_patches_triton(*inputs, 16, torch.bfloat16, True) for _ in range(2))
@@ -163,7 +169,7 @@ def test_mix_keeps_its_inputs_and_repeats_itself() -> None:
 
 
 @pytest.mark.parametrize("shape", PATCHED.values(), ids=PATCHED)
-def test_mix_patches_reference_is_unfold(shape: tuple[int, int, int, int]) -> None:
+def test_mix_patches_reference_equals_unfold(shape: tuple[int, int, int, int]) -> None:
     batch, height, width, patch = shape
     images, lam, box = make_inputs((batch, 3, height, width))
     patches, mixed = mix_patches_reference(images, lam, box, patch, with_images=True)
@@ -195,7 +201,9 @@ def test_mix_patches_triton_equals_reference(
 
 @pytest.mark.parametrize("out_dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_mix_patches_triton_in_every_dtype(dtype: torch.dtype, out_dtype: torch.dtype) -> None:
+def test_mix_patches_triton_in_every_dtype_equals_reference(
+    dtype: torch.dtype, out_dtype: torch.dtype
+) -> None:
     images, lam, box = make_inputs((8, 3, 16, 24), dtype)
     with interpreter.poisoned_memory():
         patches, mixed = mix_patches_triton(images, lam, box, 8, out_dtype, True)
@@ -212,7 +220,9 @@ def test_mix_patches_triton_in_every_dtype(dtype: torch.dtype, out_dtype: torch.
     st.integers(1, 5),
     st.sampled_from([1, 2, 3, 5, 8, 14, 16]),
 )
-def test_mix_patches_triton_of_any_shape(pairs: int, rows: int, columns: int, patch: int) -> None:
+def test_mix_patches_triton_of_any_shape_equals_reference(
+    pairs: int, rows: int, columns: int, patch: int
+) -> None:
     images, lam, box = make_inputs((2 * pairs, 3, rows * patch, columns * patch), torch.float16)
     with interpreter.poisoned_memory():
         patches, mixed = mix_patches_triton(images, lam, box, patch, torch.bfloat16, True)
@@ -223,34 +233,28 @@ def test_mix_patches_triton_of_any_shape(pairs: int, rows: int, columns: int, pa
 
 
 @pytest.mark.parametrize("patch", [16, 14, 8])
-def test_patches_times_the_weight_are_the_convolution(patch: int) -> None:
+def test_patches_times_the_weight_equal_the_convolution(patch: int) -> None:
     images, lam, box = make_inputs((4, 3, 2 * patch, 3 * patch))
-    drawn = torch.Generator().manual_seed(patch)
-    weight = (0.05 * torch.randn(24, 3, patch, patch, generator=drawn)).to(DEVICE)
-    bias = torch.randn(24, generator=drawn).to(DEVICE)
+    generator = torch.Generator().manual_seed(patch)
+    weight = (0.05 * torch.randn(24, 3, patch, patch, generator=generator)).to(DEVICE)
+    bias = torch.randn(24, generator=generator).to(DEVICE)
     patches, mixed = mix_patches_triton(images, lam, box, patch, images.dtype, True)
-    expected = (
-        F.conv2d(mixed.double(), weight.double(), bias.double(), stride=patch)
-        .flatten(2)
-        .transpose(1, 2)
-    )
+    convolved = F.conv2d(mixed.double(), weight.double(), bias.double(), stride=patch)
+    expected = convolved.flatten(2).transpose(1, 2)
     embedded = F.linear(patches, weight.flatten(1), bias)
     torch.testing.assert_close(embedded.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_mix_is_a_well_formed_operator() -> None:
-    images, lam, box = make_inputs((4, 3, 8, 8))
+def test_mix_passes_opcheck() -> None:
+    inputs = make_inputs((4, 3, 8, 8))
+    ops = torch.ops.fastdeit
     for flag in (False, True):
-        torch.library.opcheck(
-            torch.ops.fastdeit.mix.default, (images, lam, box, torch.bfloat16, flag)
-        )
-        torch.library.opcheck(
-            torch.ops.fastdeit.mix_patches.default, (images, lam, box, 4, torch.bfloat16, flag)
-        )
+        torch.library.opcheck(ops.mix.default, (*inputs, torch.bfloat16, flag))
+        torch.library.opcheck(ops.mix_patches.default, (*inputs, 4, torch.bfloat16, flag))
 
 
 @pytest.mark.gpu
-def test_mix_on_a_gpu_does_not_wait_and_fits_a_graph() -> None:
+def test_mix_is_captured_in_a_cuda_graph_without_a_sync() -> None:
     inputs = make_inputs((8, 3, 64, 64), torch.float16)
     expected = mix_patches_reference(*inputs, 16, torch.bfloat16, with_images=True)
     mix_patches(*inputs, 16, torch.bfloat16, with_images=True)  # compiles
@@ -270,12 +274,11 @@ def test_mix_on_a_gpu_does_not_wait_and_fits_a_graph() -> None:
 
 
 @pytest.mark.gpu
-def test_mix_on_a_gpu_at_the_size_of_a_step() -> None:
+def test_mix_of_1024_images_equals_reference() -> None:
     images, lam, box = make_inputs((1024, 3, 224, 224), torch.float16)
     patches, mixed = mix_patches(images, lam, box, 16, torch.bfloat16, with_images=True)
-    expected = mix_patches_reference(
-        images[-8:], lam[-8:], box[-8:], 16, torch.bfloat16, with_images=True
-    )
+    last = (images[-8:], lam[-8:], box[-8:])
+    expected = mix_patches_reference(*last, 16, torch.bfloat16, with_images=True)
     assert mixed is not None and expected[1] is not None
     assert_same(patches[-8:], expected[0])
     assert_same(mixed[-8:], expected[1])
@@ -291,12 +294,11 @@ def test_mix_on_a_gpu_at_the_size_of_a_step() -> None:
         ({"box": torch.zeros(4, 4, dtype=torch.int64)}, "int32"),
     ],
 )
-def test_mix_refuses(change: dict[str, torch.Tensor], message: str) -> None:
-    good: dict[str, Any] = dict(
-        zip(("images", "lam", "box"), make_inputs((4, 3, 4, 4)), strict=True)
-    )
+def test_mix_rejects_wrong_arguments(change: dict[str, torch.Tensor], message: str) -> None:
+    images, lam, box = make_inputs((4, 3, 4, 4))
+    good: dict[str, Any] = {"images": images, "lam": lam, "box": box}
     with pytest.raises(ValueError, match=message):
-        mix(**{**good, **change})
+        mix(**good | change)
 
 
 @pytest.mark.parametrize(
@@ -308,6 +310,8 @@ def test_mix_refuses(change: dict[str, torch.Tensor], message: str) -> None:
         ((4, 1, 8, 8), 4, "3, H"),
     ],
 )
-def test_mix_patches_refuses(shape: tuple[int, ...], patch: int, message: str) -> None:
+def test_mix_patches_rejects_wrong_arguments(
+    shape: tuple[int, ...], patch: int, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         mix_patches(*make_inputs(shape), patch)

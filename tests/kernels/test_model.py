@@ -1,13 +1,15 @@
-"""The student with all kernels against the student with none: the same steps."""
+"""Training steps of the student with all kernels, against the same steps with the references.
+
+.venv/bin/python -m pytest tests/kernels/test_model.py, about 15 s
+"""
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
 import torch
 
-from fastdeit.kernels.backend import is_fused, set_backend
+from fastdeit.kernels.backend import is_fused, use_backend
 from fastdeit.kernels.mix import mix
 from fastdeit.kernels.mix_patches import mix_patches
 from fastdeit.models.student import Student
@@ -17,12 +19,6 @@ from tests.kernels import interpreter
 interpreter.correct()
 DEVICE = interpreter.DEVICE
 CLASSES = 10
-
-
-@pytest.fixture(autouse=True)
-def leave_the_backend_as_it_was() -> Iterator[None]:
-    yield
-    set_backend("auto")
 
 
 def make_student(size: int = 16, embed_dim: int = 64, depth: int = 2) -> Student:
@@ -40,7 +36,7 @@ def make_student(size: int = 16, embed_dim: int = 64, depth: int = 2) -> Student
 
 
 class Batch(NamedTuple):
-    """What a step takes of a `fastdeit.data.loader.Batch`, whose module needs DALI."""
+    """The fields of a `fastdeit.data.batch.Batch` that a step reads."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -68,9 +64,16 @@ def make_batch(step: int, size: int = 16, count: int = 4, depth: int = 2) -> Bat
 def train(
     backend: str, steps: int, dtype: torch.dtype, **sizes: int
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """The losses of `steps` steps as the engine makes them, and the weights after the last."""
-    set_backend(backend)
-    student, criterion = make_student(**sizes).to(dtype), DistillationLoss(kind="hard")
+    """Return the losses of `steps` steps with a backend, and the weights after the last."""
+    with use_backend(backend):
+        return train_steps(steps, dtype, **sizes)
+
+
+def train_steps(
+    steps: int, dtype: torch.dtype, **sizes: int
+) -> tuple[list[float], dict[str, torch.Tensor]]:
+    student = make_student(**sizes).to(dtype)
+    criterion = DistillationLoss(kind="hard")
     masters = [parameter.detach().float().clone() for parameter in student.parameters()]
     optimizer = torch.optim.AdamW(masters, lr=1e-3)
     losses = []
@@ -80,14 +83,14 @@ def train(
             batch.images, batch.lam, batch.box, student.patch_size, dtype, with_images=True
         )
         assert images is not None
-        teacher = images.float().mean((2, 3)) @ torch.linspace(
-            -3, 3, 3 * CLASSES, device=DEVICE
-        ).view(3, CLASSES)
+        teacher_weights = torch.linspace(-3, 3, 3 * CLASSES, device=DEVICE).view(3, CLASSES)
+        teacher = images.float().mean((2, 3)) @ teacher_weights
         parts = criterion(student(patches, batch.drop_path_mask), batch.labels, batch.lam, teacher)
         parts.loss.backward()
         for master, parameter in zip(masters, student.parameters(), strict=True):
             assert parameter.grad is not None
-            master.grad, parameter.grad = parameter.grad.float(), None
+            master.grad = parameter.grad.float()
+            parameter.grad = None
         optimizer.step()
         with torch.no_grad():
             for master, parameter in zip(masters, student.parameters(), strict=True):
@@ -96,10 +99,9 @@ def train(
     return losses, student.state_dict()
 
 
-def test_three_steps_with_kernels_equal_three_without() -> None:
-    (plain, weights), (fused, others) = (
-        train(backend, 3, torch.float32) for backend in ("reference", "triton")
-    )
+def test_three_steps_with_kernels_equal_the_reference() -> None:
+    plain, weights = train("reference", 3, torch.float32)
+    fused, others = train("triton", 3, torch.float32)
     assert fused == pytest.approx(plain, rel=1e-5)
     for name, value in weights.items():
         # AdamW's first steps are the gradients' signs: where a gradient is about 0, its rounding
@@ -109,10 +111,11 @@ def test_three_steps_with_kernels_equal_three_without() -> None:
         torch.testing.assert_close(others[name], value, rtol=0, atol=6e-3, msg=name)
 
 
-def test_the_compiled_student_keeps_every_kernel() -> None:
-    """One graph without a break, in which the kernels are calls of our ops; and the same bits."""
-    set_backend("triton")
-    student, batch = make_student(), make_batch(0)
+@use_backend("triton")
+def test_compiled_student_calls_every_kernel_in_one_graph() -> None:
+    """The graph has no break, the kernels are calls of our ops, and the logits are bit-equal."""
+    student = make_student()
+    batch = make_batch(0)
     patches, _ = mix_patches(batch.images, batch.lam, batch.box, student.patch_size)
     found: list[str] = []
 
@@ -121,10 +124,9 @@ def test_the_compiled_student_keeps_every_kernel() -> None:
         return graph
 
     compiled = torch.compile(student, backend=backend, fullgraph=True)
-    for plain, traced in zip(
-        student(patches, batch.drop_path_mask), compiled(patches, batch.drop_path_mask), strict=True
-    ):
-        assert torch.equal(plain, traced)
+    expected = student(patches, batch.drop_path_mask)
+    traced = compiled(patches, batch.drop_path_mask)
+    assert all(map(torch.equal, traced, expected))
     ours = [name for name in found if name.startswith("fastdeit.")]
     # a block has one attention, one GELU and two norms; one norm comes before the first
     counts = {"attention": 2, "gelu": 2, "add_norm": 5}
@@ -132,24 +134,20 @@ def test_the_compiled_student_keeps_every_kernel() -> None:
 
 
 @pytest.mark.gpu
-def test_fifty_steps_in_bf16_stay_within_its_noise() -> None:
+def test_fifty_steps_in_bf16_stay_within_bf16_noise() -> None:
     sizes = {"size": 64, "embed_dim": 192, "depth": 4}
-    plain, fused, exact = (
-        train(backend, 50, dtype, **sizes)[0]
-        for backend, dtype in (
-            ("reference", torch.bfloat16),
-            ("auto", torch.bfloat16),
-            ("reference", torch.float32),
-        )
-    )
+    plain, _ = train("reference", 50, torch.bfloat16, **sizes)
+    fused, _ = train("auto", 50, torch.bfloat16, **sizes)
+    exact, _ = train("reference", 50, torch.float32, **sizes)
     noise = sum(abs(a - b) for a, b in zip(plain, exact, strict=True)) / 50
     ours = sum(abs(a - b) for a, b in zip(fused, exact, strict=True)) / 50
     assert ours < 2 * noise + 1e-3
 
 
-def test_patches_give_what_images_give() -> None:
-    set_backend("reference")
-    student, batch = make_student().eval(), make_batch(0)
+@use_backend("reference")
+def test_patches_and_images_give_equal_logits() -> None:
+    student = make_student().eval()
+    batch = make_batch(0)
     patches, _ = mix_patches(batch.images, batch.lam, batch.box, student.patch_size)
     expected = student(mix(batch.images, batch.lam, batch.box))
     torch.testing.assert_close(student(patches), expected)
@@ -157,12 +155,21 @@ def test_patches_give_what_images_give() -> None:
         student(patches[:, :3])
 
 
-def test_the_backend_decides_for_both_devices() -> None:
+def test_backend_decides_whether_kernels_run() -> None:
     cpu = torch.zeros(1)
     for name, fused in (("auto", False), ("reference", False), ("triton", True)):
-        set_backend(name)
-        assert is_fused(cpu) == fused
-    with pytest.raises(
-        ValueError, match="unknown kernel backend 'cuda': choose from auto, reference, triton"
-    ):
-        set_backend("cuda")
+        with use_backend(name):
+            assert is_fused(cpu) == fused
+    assert not is_fused(cpu)
+    message = r"kernels must be one of auto, reference, triton \(got 'cuda'\)"
+    with pytest.raises(ValueError, match=message), use_backend("cuda"):
+        pass
+
+
+def test_previous_backend_is_restored_after_an_error() -> None:
+    cpu = torch.zeros(1)
+    with use_backend("triton"):
+        with pytest.raises(RuntimeError), use_backend("reference"):
+            raise RuntimeError
+        assert is_fused(cpu)
+    assert not is_fused(cpu)

@@ -1,5 +1,8 @@
-"""`norm` and `add_norm`: the reference against the formula in float64, the kernels against it in
-every dtype."""
+"""`norm` and `add_norm`: the reference against the formula in float64; the kernels against it in
+every dtype.
+
+.venv/bin/python -m pytest tests/kernels/test_norm.py, about 25 s
+"""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -42,10 +45,9 @@ class Inputs(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def kernels() -> Iterator[None]:
-    """The kernels, on the CPU too."""
-    backend.set_backend("triton")
-    yield
-    backend.set_backend("auto")
+    """Run the kernels on the CPU too."""
+    with backend.use_backend("triton"):
+        yield
 
 
 def make_inputs(
@@ -54,35 +56,30 @@ def make_inputs(
     dtype: torch.dtype = torch.float32,
     weight_dtype: torch.dtype | None = None,
 ) -> Inputs:
-    """One sample in two is dropped."""
-    drawn = torch.Generator().manual_seed(sum(shape))
-    x, branch, dx_new, dy = (
-        tensor.to(DEVICE, dtype) for tensor in torch.randn((4, *shape), generator=drawn)
-    )
-    gamma, weight, bias = (
-        row.to(DEVICE, weight_dtype or dtype)
-        for row in torch.randn((3, shape[-1]), generator=drawn)
-    )
+    """Return the inputs of `add_norm`; the branch of every other sample is dropped."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    tensors = torch.randn((4, *shape), generator=generator).to(DEVICE, dtype)
+    rows = torch.randn((3, shape[-1]), generator=generator).to(DEVICE, weight_dtype or dtype)
+    x, branch, dx_new, dy = (tensor.clone() for tensor in tensors)
+    gamma, weight, bias = (row.clone() for row in rows)
     scale = (torch.arange(shape[0], device=DEVICE) % 2) / 0.9
     return Inputs(
-        x,
-        branch,
-        scale if "scale" in factors else None,
-        gamma if "gamma" in factors else None,
-        weight,
-        bias,
-        dx_new,
-        dy,
+        x=x,
+        branch=branch,
+        scale=scale if "scale" in factors else None,
+        gamma=gamma if "gamma" in factors else None,
+        weight=weight,
+        bias=bias,
+        dx_new=dx_new,
+        dy=dy,
     )
 
 
 def norm_by_hand(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     x = x.double()
     centred = x - x.mean(-1, keepdim=True)
-    return (
-        centred / (centred.square().mean(-1, keepdim=True) + EPS).sqrt() * weight.double()
-        + bias.double()
-    )
+    variance = centred.square().mean(-1, keepdim=True)
+    return centred / (variance + EPS).sqrt() * weight.double() + bias.double()
 
 
 def sum_by_hand(
@@ -94,33 +91,46 @@ def sum_by_hand(
     return x.double() + (branch if gamma is None else branch * gamma.double())
 
 
-def by_hand(inputs: Inputs, stored: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Results and gradients in float64, y's at the sum as it was stored, since a sum on the edge
-    rounds to either side."""
-    leaves = {
-        name: getattr(inputs, name).double().requires_grad_()
-        for name in GRADIENTS
-        if getattr(inputs, name) is not None
-    }
-    gamma = leaves.get("gamma")
-    x_new = sum_by_hand(leaves["x"], leaves["branch"], inputs.scale, gamma)
-    rounded = x_new + (stored.double() - x_new).detach()
-    y = norm_by_hand(rounded, leaves["weight"], leaves["bias"])
-    outs, cotangents = zip(
-        *((o, c.double()) for o, c in ((x_new, inputs.dx_new), (y, inputs.dy)) if c is not None),
-        strict=True,
-    )
+def copy_leaves(inputs: Inputs, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """Return copies of the tensors that have a gradient, in their own or the given dtype."""
+    leaves = {}
+    for name in GRADIENTS:
+        tensor = getattr(inputs, name)
+        if tensor is not None:
+            leaves[name] = tensor.detach().to(dtype or tensor.dtype).requires_grad_()
+    return leaves
+
+
+def differentiate(
+    inputs: Inputs, leaves: dict[str, torch.Tensor], x_new: torch.Tensor, y: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Return x_new, y and the gradients of the leaves by their names."""
+    outs = []
+    cotangents = []
+    for out, cotangent in ((x_new, inputs.dx_new), (y, inputs.dy)):
+        if cotangent is not None:
+            outs.append(out)
+            cotangents.append(cotangent.to(out.dtype))
     found = torch.autograd.grad(outs, list(leaves.values()), cotangents, allow_unused=True)
     return {"x_new": x_new.detach(), "y": y.detach(), **dict(zip(leaves, found, strict=True))}
 
 
+def by_hand(inputs: Inputs, stored: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return results and gradients in float64.
+
+    y is computed from the sum as it was stored: a sum halfway between two values of the dtype may
+    be rounded to either.
+    """
+    leaves = copy_leaves(inputs, torch.float64)
+    x_new = sum_by_hand(leaves["x"], leaves["branch"], inputs.scale, leaves.get("gamma"))
+    rounded = x_new + (stored.double() - x_new).detach()
+    y = norm_by_hand(rounded, leaves["weight"], leaves["bias"])
+    return differentiate(inputs, leaves, x_new, y)
+
+
 def run(inputs: Inputs) -> dict[str, torch.Tensor]:
-    """Results and gradients of `add_norm`."""
-    leaves = {
-        name: getattr(inputs, name).detach().requires_grad_()
-        for name in GRADIENTS
-        if getattr(inputs, name) is not None
-    }
+    """Return results and gradients of `add_norm`."""
+    leaves = copy_leaves(inputs)
     with interpreter.poisoned_memory():
         x_new, y = add_norm(
             leaves["x"],
@@ -131,17 +141,14 @@ def run(inputs: Inputs) -> dict[str, torch.Tensor]:
             EPS,
             leaves.get("gamma"),
         )
-        outs, cotangents = zip(
-            *((o, c) for o, c in ((x_new, inputs.dx_new), (y, inputs.dy)) if c is not None),
-            strict=True,
-        )
-        found = torch.autograd.grad(outs, list(leaves.values()), cotangents, allow_unused=True)
-    return {"x_new": x_new.detach(), "y": y.detach(), **dict(zip(leaves, found, strict=True))}
+        return differentiate(inputs, leaves, x_new, y)
 
 
 def assert_equal_by_hand(inputs: Inputs, tolerance: float = 1e-5) -> None:
-    """Every result within half an ulp and the tolerance, relative to the float64 one and to its
-    largest element."""
+    """Assert that every result is within half an ulp and the tolerance of the float64 one.
+
+    The tolerance is relative to each element and to the largest.
+    """
     found = run(inputs)
     expected = by_hand(inputs, found["x_new"])
     for name, truth in expected.items():
@@ -158,12 +165,9 @@ def assert_equal_by_hand(inputs: Inputs, tolerance: float = 1e-5) -> None:
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_norm_reference_equals_the_formula(shape: tuple[int, ...]) -> None:
     x, _, _, _, weight, bias, _, _ = make_inputs(shape)
-    torch.testing.assert_close(
-        norm_reference(x, weight, bias, EPS),
-        norm_by_hand(x, weight, bias).float(),
-        rtol=1e-5,
-        atol=1e-5,
-    )
+    y = norm_reference(x, weight, bias, EPS)
+    expected = norm_by_hand(x, weight, bias).float()
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
@@ -183,7 +187,9 @@ def test_add_norm_reference_equals_the_formula(
 
 @pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_add_norm_in_fp32(shape: tuple[int, ...], factors: tuple[str, ...]) -> None:
+def test_add_norm_in_fp32_equals_the_formula(
+    shape: tuple[int, ...], factors: tuple[str, ...]
+) -> None:
     assert_equal_by_hand(make_inputs(shape, factors))
 
 
@@ -197,22 +203,21 @@ def test_add_norm_in_16_bits_rounds_each_result_once(
 
 @pytest.mark.parametrize("weight_dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_weights_may_have_a_dtype_of_their_own(
+def test_weights_may_have_another_dtype_than_x(
     dtype: torch.dtype, weight_dtype: torch.dtype
 ) -> None:
     inputs = make_inputs(SHAPES["ragged"], dtype=dtype, weight_dtype=weight_dtype)
     assert_equal_by_hand(inputs)
     x, _, _, _, weight, bias, _, _ = inputs
-    expected = norm_by_hand(x, weight, bias)
+    expected = norm_by_hand(x, weight, bias).to(dtype)
+    rtol = 1.01 * torch.finfo(dtype).eps
     for y in (norm(x, weight, bias, EPS), norm_reference(x, weight, bias, EPS)):
-        torch.testing.assert_close(
-            y, expected.to(dtype), rtol=1.01 * torch.finfo(dtype).eps, atol=1e-5
-        )
+        torch.testing.assert_close(y, expected, rtol=rtol, atol=1e-5)
 
 
 @pytest.mark.parametrize("missing", ["dx_new", "dy"])
 @pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
-def test_one_of_the_results_may_be_unused(factors: tuple[str, ...], missing: str) -> None:
+def test_one_of_the_outputs_may_be_unused(factors: tuple[str, ...], missing: str) -> None:
     unused: dict[str, Any] = {missing: None}
     assert_equal_by_hand(make_inputs(SHAPES["ragged"], factors)._replace(**unused))
 
@@ -238,29 +243,27 @@ def test_norm_equals_the_formula(shape: tuple[int, ...], dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("dim", [192, 100])
-def test_a_large_mean_costs_no_precision(dim: int) -> None:
+def test_large_mean_loses_no_precision(dim: int) -> None:
     x, _, _, _, weight, bias, _, _ = make_inputs((2, 9, dim))
     for large in (x + 1000, x / 100 - 30):
         y = norm(large, weight, bias, EPS)
-        torch.testing.assert_close(
-            y, norm_by_hand(large, weight, bias).float(), rtol=1e-5, atol=1e-5
-        )
+        expected = norm_by_hand(large, weight, bias).float()
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_constant_row_is_the_bias() -> None:
+def test_constant_row_gives_the_bias() -> None:
     x, _, _, _, weight, bias, _, _ = make_inputs((4, 3, 192))
     values = torch.tensor([0.0, 1000.1, -30.0, 1e-30], device=DEVICE)
     y = norm(values[:, None, None].expand_as(x), weight, bias, EPS)
     torch.testing.assert_close(y, bias.expand_as(y), rtol=0, atol=1e-5)
 
 
-def test_large_and_small_values() -> None:
+def test_large_and_small_values_are_normalised() -> None:
     x, _, _, _, weight, bias, _, _ = make_inputs((4, 5, 192))
     for factor in (1e15, 1e-2):
+        y = norm(x * factor, weight, bias, EPS)
         expected = norm_by_hand(x * factor, weight, bias).float()
-        torch.testing.assert_close(
-            norm(x * factor, weight, bias, EPS), expected, rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_nan_stays_in_its_row() -> None:
@@ -275,19 +278,16 @@ def test_gradients_equal_finite_differences() -> None:
     assert inputs.dx_new is not None and inputs.dy is not None
     dx_new, dy = inputs.dx_new.double(), inputs.dy.double()
     found = run(inputs)
-    drawn = torch.Generator().manual_seed(3)
-    # a random direction that leans uphill, so that the slope is large beside its rounding error
-    steps = {
-        name: found[name] + torch.randn(found[name].shape, generator=drawn).to(DEVICE)
-        for name in GRADIENTS
-    }
+    generator = torch.Generator().manual_seed(3)
+    steps = {}
+    for name in GRADIENTS:
+        # a random direction that leans uphill, so that the slope is large beside its rounding error
+        step = found[name] + torch.randn(found[name].shape, generator=generator).to(DEVICE)
+        steps[name] = step / step.abs().max()
     h = 2.0**-9
 
     def loss(sign: int) -> torch.Tensor:
-        moved = {
-            name: getattr(inputs, name) + sign * h * steps[name] / steps[name].abs().max()
-            for name in GRADIENTS
-        }
+        moved = {name: getattr(inputs, name) + sign * h * steps[name] for name in GRADIENTS}
         x_new, y = add_norm(
             moved["x"],
             moved["branch"],
@@ -299,14 +299,12 @@ def test_gradients_equal_finite_differences() -> None:
         )
         return (x_new.double() * dx_new + y.double() * dy).sum()
 
-    along = sum(
-        (found[name].double() * steps[name] / steps[name].abs().max()).sum() for name in GRADIENTS
-    )
+    along = sum((found[name].double() * steps[name]).sum() for name in GRADIENTS)
     torch.testing.assert_close(along, (loss(1) - loss(-1)) / (2 * h), rtol=1e-4, atol=0)
 
 
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two backward programs, so that each goes round its loop several times on a small tensor."""
+    """Launch two backward programs, so that each loops several times on a small tensor."""
     table = norm_bwd.find_launch
     monkeypatch.setattr(
         norm_bwd, "find_launch", lambda *args, **kwargs: {**table(*args, **kwargs), "PROGRAMS": 2}
@@ -316,7 +314,7 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "shape", [(2, 8, 192), (3, 17, 192), (5, 13, 100)], ids=["even", "N17", "ragged"]
 )
-def test_a_program_takes_several_blocks_of_rows(
+def test_one_program_processes_several_blocks_of_rows(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few_programs(monkeypatch)
@@ -324,8 +322,8 @@ def test_a_program_takes_several_blocks_of_rows(
         assert_equal_by_hand(make_inputs(shape, factors))
 
 
-def test_more_programs_than_one_sum_takes() -> None:
-    # one row block each: three turns of the loop that sums their parts
+def test_row_sums_loop_over_many_programs() -> None:
+    # one row block each: three iterations of the loop that sums their parts
     assert_equal_by_hand(make_inputs((1, 300, 1030), ()))
 
 
@@ -337,7 +335,7 @@ def test_more_programs_than_one_sum_takes() -> None:
     dtype=st.sampled_from(list(DTYPES.values())),
     factors=st.sampled_from(list(FACTORS.values())),
 )
-def test_any_shape(
+def test_any_shape_equals_the_formula(
     batch: int, tokens: int, dim: int, dtype: torch.dtype, factors: tuple[str, ...]
 ) -> None:
     inputs = make_inputs((batch, tokens, dim), factors, dtype)
@@ -345,31 +343,32 @@ def test_any_shape(
     assert_equal_by_hand(inputs, 1e-5 if dim > 8 else 1e-3)
 
 
-def test_empty_batch() -> None:
+def test_empty_batch_gives_empty_outputs() -> None:
     found = run(make_inputs((0, 7, 64)))
     assert found["y"].shape == found["x"].shape == (0, 7, 64)
     assert all((found[name] == 0).all() for name in ("weight", "bias", "gamma"))
 
 
-def test_same_bits_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_result_is_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
     few_programs(monkeypatch)
     inputs = make_inputs((3, 17, 100), dtype=torch.bfloat16)
     first, second = run(inputs), run(inputs)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_strided_arguments() -> None:
+def test_strided_arguments_are_accepted() -> None:
     inputs = make_inputs((6, 4, 100))
     assert inputs.dy is not None and inputs.dx_new is not None
     x, branch = (
         tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in (inputs.x, inputs.branch)
     )
-    dy, dx_new = inputs.dy[:1].expand(6, 4, 100), inputs.dx_new[..., :1].expand(6, 4, 100)
+    dy = inputs.dy[:1].expand(6, 4, 100)
+    dx_new = inputs.dx_new[..., :1].expand(6, 4, 100)
     assert_equal_by_hand(inputs._replace(x=x, branch=branch, dy=dy, dx_new=dx_new))
 
 
 @pytest.mark.parametrize("wanted", GRADIENTS)
-def test_a_gradient_may_be_asked_alone(wanted: str) -> None:
+def test_one_gradient_alone_is_computed(wanted: str) -> None:
     x, branch, scale, gamma, weight, bias, dx_new, dy = inputs = make_inputs(SHAPES["ragged"])
     leaf = getattr(inputs, wanted).requires_grad_()
     outs = add_norm(x, branch, scale, weight, bias, EPS, gamma)
@@ -377,40 +376,36 @@ def test_a_gradient_may_be_asked_alone(wanted: str) -> None:
         outs[1].backward(dy)
     else:
         torch.autograd.backward(outs, [dx_new, dy])
-    torch.testing.assert_close(
-        leaf.grad, by_hand(inputs, outs[0].detach())[wanted].float(), rtol=1e-5, atol=2e-5
-    )
+    expected = by_hand(inputs, outs[0].detach())[wanted].float()
+    torch.testing.assert_close(leaf.grad, expected, rtol=1e-5, atol=2e-5)
     assert all(tensor is None or tensor is leaf or tensor.grad is None for tensor in inputs)
 
 
 @pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
-def test_add_norm_is_a_well_formed_operator(factors: tuple[str, ...]) -> None:
+def test_add_norm_passes_opcheck(factors: tuple[str, ...]) -> None:
     x, branch, scale, gamma, weight, bias, dx_new, dy = make_inputs(SHAPES["ragged"], factors)
     mean, rstd = torch.randn(2, *x.shape[:-1], device=DEVICE).abs()
     saved = (x, weight, mean, rstd, scale, gamma, None if gamma is None else branch)
-    torch.library.opcheck(torch.ops.fastdeit.add_norm_bwd.default, (dy, dx_new, *saved))
+    ops = torch.ops.fastdeit
+    torch.library.opcheck(ops.add_norm_bwd.default, (dy, dx_new, *saved))
     for tensor in (x, branch, gamma, weight, bias):
         if tensor is not None:
             tensor.requires_grad_()
-    torch.library.opcheck(
-        torch.ops.fastdeit.add_norm.default, (x, branch, scale, gamma, weight, bias, EPS)
-    )
+    torch.library.opcheck(ops.add_norm.default, (x, branch, scale, gamma, weight, bias, EPS))
     if not factors:
-        torch.library.opcheck(
-            torch.ops.fastdeit.add_norm.default, (x, None, None, None, weight, bias, EPS)
-        )
+        torch.library.opcheck(ops.add_norm.default, (x, None, None, None, weight, bias, EPS))
 
 
-def test_auto_takes_the_reference_on_the_cpu() -> None:
-    backend.set_backend("auto")
+def test_auto_uses_the_reference_on_the_cpu() -> None:
     inputs = make_inputs(SHAPES["ragged"], dtype=torch.float64)
     x, branch, scale, gamma, weight, bias, _, _ = (
         None if tensor is None else tensor.cpu() for tensor in inputs
     )
     assert x is not None and branch is not None and weight is not None and bias is not None
     expected = add_norm_reference(x, branch, scale, weight, bias, EPS, gamma)
-    assert all(map(torch.equal, add_norm(x, branch, scale, weight, bias, EPS, gamma), expected))
-    assert torch.equal(norm(x, weight, bias, EPS), norm_reference(x, weight, bias, EPS))
+    with backend.use_backend("auto"):
+        assert all(map(torch.equal, add_norm(x, branch, scale, weight, bias, EPS, gamma), expected))
+        assert torch.equal(norm(x, weight, bias, EPS), norm_reference(x, weight, bias, EPS))
 
 
 @pytest.mark.parametrize(
@@ -427,18 +422,16 @@ def test_auto_takes_the_reference_on_the_cpu() -> None:
         ({"scale": torch.zeros(3, dtype=torch.bfloat16)}, "float32"),
     ],
 )
-def test_add_norm_refuses(change: dict[str, torch.Tensor], message: str) -> None:
+def test_add_norm_rejects_wrong_arguments(change: dict[str, torch.Tensor], message: str) -> None:
     changed = {name: tensor.to(DEVICE) for name, tensor in change.items()}
     x, branch, scale, gamma, weight, bias, _, _ = make_inputs(SHAPES["ragged"])._replace(**changed)
     with pytest.raises(ValueError, match=message):
         add_norm(x, branch, scale, weight, bias, EPS, gamma)
 
 
-def test_norm_refuses_rows_that_are_too_long() -> None:
-    x, row = (
-        torch.zeros(1, module.MAX_DIM + 1, device=DEVICE),
-        torch.ones(module.MAX_DIM + 1, device=DEVICE),
-    )
+def test_norm_rejects_rows_that_are_too_long() -> None:
+    x = torch.zeros(1, module.MAX_DIM + 1, device=DEVICE)
+    row = torch.ones(module.MAX_DIM + 1, device=DEVICE)
     with pytest.raises(ValueError, match=str(module.MAX_DIM)):
         norm(x, row, row, EPS)
 
@@ -446,16 +439,14 @@ def test_norm_refuses_rows_that_are_too_long() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")
 @pytest.mark.parametrize("dim", [192, 384, 768])
-def test_add_norm_in_a_cuda_graph(dim: int) -> None:
-    x, branch, scale, gamma, weight, bias, dx_new, dy = make_inputs(
-        (64, 198, dim), dtype=torch.bfloat16
-    )
+def test_add_norm_is_captured_in_a_cuda_graph(dim: int) -> None:
+    inputs = make_inputs((64, 198, dim), dtype=torch.bfloat16)
+    x, branch, scale, _, weight, bias, dx_new, dy = inputs
     leaves = [tensor.requires_grad_() for tensor in (x, branch, weight, bias)]
 
     def step() -> tuple[torch.Tensor, ...]:
-        return torch.autograd.grad(
-            add_norm(x, branch, scale, weight, bias, EPS), leaves, [dx_new, dy]
-        )
+        outs = add_norm(x, branch, scale, weight, bias, EPS)
+        return torch.autograd.grad(outs, leaves, [dx_new, dy])
 
     torch.cuda.set_sync_debug_mode("error")
     try:

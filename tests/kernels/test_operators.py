@@ -1,5 +1,8 @@
-"""What makes a launcher an operator: what a call costs in Python calls, gradients, devices, and a
-second load of a module."""
+"""The registration of launchers as operators: Python calls a call costs, gradients, devices, and
+loading a module again.
+
+.venv/bin/python -m pytest tests/kernels/test_operators.py, about 15 s
+"""
 
 import ast
 import importlib
@@ -16,7 +19,7 @@ import torch
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 
-from fastdeit.kernels import (  # noqa: F401  # what registers
+from fastdeit.kernels import (  # noqa: F401  # their import registers the operators
     attention,
     augment,
     backend,
@@ -35,43 +38,33 @@ from tests.kernels.interpreter import DEVICE
 interpreter.correct()
 KERNELS = Path(__file__).parents[2] / "kernels"
 OPS = (
-    *(
-        "attention",
-        "attention_bwd",
-        "attention_weights",
-        "add_norm",
-        "add_norm_bwd",
-        "gelu",
-        "gelu_bwd",
-        "mix",
-        "mix_patches",
-    ),
-    *("distill", "distill_bwd", "augment"),
-)
+    "attention attention_bwd attention_weights add_norm add_norm_bwd gelu gelu_bwd mix mix_patches "
+    "distill distill_bwd augment"
+).split()
 
 
 @pytest.fixture(autouse=True)
 def kernels() -> Iterator[None]:
-    """The kernels, on the CPU too."""
-    backend.set_backend("triton")
-    yield
-    backend.set_backend("auto")
+    """Run the kernels on the CPU too."""
+    with backend.use_backend("triton"):
+        yield
 
 
 @pytest.mark.parametrize("path", sorted(KERNELS.glob("*.py")), ids=lambda path: path.stem)
-def test_no_kernel_is_registered_past_operators(path: Path) -> None:
+def test_only_operators_py_registers_kernels(path: Path) -> None:
     """custom_op and its like cost the host several times as much at each call."""
-    nodes = list(ast.walk(ast.parse(path.read_text())))
-    used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    used |= {
-        alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
-    }
+    used = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            used.add(node.attr)
+        elif isinstance(node, ast.ImportFrom):
+            used |= {alias.name for alias in node.names}
     assert not used & {"custom_op", "triton_op", "register_autograd"}
     assert path.stem == "operators" or not used & {"Library", "register_fake", "impl", "define"}
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_every_op_has_its_kernels_and_mutates_nothing(name: str) -> None:
+def test_every_op_has_all_dispatch_keys_and_mutates_nothing(name: str) -> None:
     assert not getattr(torch.ops.fastdeit, name).default._schema.is_mutable
     for key in ("CompositeExplicitAutograd", "CUDA", "Autograd", "Meta"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastdeit::{name}", key)
@@ -81,7 +74,7 @@ def test_every_op_has_its_kernels_and_mutates_nothing(name: str) -> None:
 
 
 def count_calls(run: Callable[[], object]) -> int:
-    """How many functions in Python a call enters."""
+    """Return how many Python functions a call enters."""
     entered = 0
 
     def count(frame: object, event: str, argument: object) -> None:
@@ -97,20 +90,22 @@ def count_calls(run: Callable[[], object]) -> int:
 
 
 def calls_of(apply: Callable[..., torch.Tensor]) -> tuple[int, int]:
-    """Python calls of a forward and of its backward, for a tensor so empty that nothing is
-    launched, also beside a GPU."""
+    """Return the Python calls of a forward and of its backward.
+
+    The tensor is empty, so that nothing is launched, also on a machine with a GPU.
+    """
     x = torch.empty(0, 32).requires_grad_()
     y = apply(x, None)
 
     def backward() -> object:
         return torch.autograd.grad(y, x, y, retain_graph=True)
 
-    backward()  # what is made once is made
+    backward()  # the first call builds what later ones reuse
     return count_calls(lambda: apply(x, None)), count_calls(backward)
 
 
 def bare_function() -> Callable[..., torch.Tensor]:
-    """gelu's launchers in an autograd.Function, and no operator."""
+    """Wrap gelu's launchers in an autograd.Function, without an operator."""
     launch, launch_bwd = inspect.unwrap(gelu_triton), inspect.unwrap(gelu_bwd_triton)
 
     class Bare(torch.autograd.Function):
@@ -127,13 +122,10 @@ def bare_function() -> Callable[..., torch.Tensor]:
 
 
 def custom_operator() -> Callable[..., torch.Tensor]:
-    """The same as torch.library.custom_op."""
-    op = torch.library.custom_op(
-        "test_operators::gelu", inspect.unwrap(gelu_triton), mutates_args=()
-    )
-    bwd = torch.library.custom_op(
-        "test_operators::gelu_bwd", inspect.unwrap(gelu_bwd_triton), mutates_args=()
-    )
+    """Wrap gelu's launchers with torch.library.custom_op."""
+    launch, launch_bwd = inspect.unwrap(gelu_triton), inspect.unwrap(gelu_bwd_triton)
+    op = torch.library.custom_op("test_operators::gelu", launch, mutates_args=())
+    bwd = torch.library.custom_op("test_operators::gelu_bwd", launch_bwd, mutates_args=())
 
     def save(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.save_for_backward(*inputs)
@@ -142,18 +134,18 @@ def custom_operator() -> Callable[..., torch.Tensor]:
     return op
 
 
-def test_an_operator_costs_few_calls_beyond_a_bare_function() -> None:
-    """`call`, `is_compiling`, `differentiate`, the operator, `save`: 6 forward and 5 backward with
-    torch 2.11, 15 and 14 more than a bare function with custom_op."""
-    ours, bare, custom = (
-        calls_of(apply) for apply in (gelu_triton, bare_function(), custom_operator())
-    )
+def test_operator_adds_few_calls_to_a_bare_function() -> None:
+    """Beyond a bare function, an operator makes 6 calls forward and 5 backward with torch 2.11
+    (`call`, `is_compiling`, `differentiate`, the operator, `save`); custom_op makes 15 and 14."""
+    ours = calls_of(gelu_triton)
+    bare = calls_of(bare_function())
+    custom = calls_of(custom_operator())
     for mine, floor, peer in zip(ours, bare, custom, strict=True):
         assert 0 < mine - floor <= 7
-        assert peer - floor > 10  # the count sees what custom_op does
+        assert peer - floor > 10  # the count includes what custom_op does
 
 
-def test_without_gradients_nothing_enters_the_function() -> None:
+def test_call_without_gradients_skips_the_autograd_function() -> None:
     x = torch.empty(0, 32).requires_grad_()
     launcher = count_calls(lambda: inspect.unwrap(gelu_triton)(x, None))
     for mode in (torch.no_grad, torch.inference_mode):
@@ -182,20 +174,22 @@ def test_tensors_are_saved_only_for_a_gradient(x: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_the_branch_is_kept_only_for_gammas_gradient(trained: bool) -> None:
+def test_branch_is_saved_only_for_the_gradient_of_gamma(trained: bool) -> None:
     x, branch = torch.ones(2, 1, 2, 8, device=DEVICE).requires_grad_().unbind(0)
     weight, bias, gamma = torch.ones(3, 8, device=DEVICE).unbind(0)
-    kept: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda tensor: kept.append(tensor.data_ptr()), lambda _: x
-    ):
+    saved: list[int] = []
+
+    def save(tensor: torch.Tensor) -> None:
+        saved.append(tensor.data_ptr())
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda _: x):
         norm.add_norm(x, branch, None, weight, bias, 1e-6, gamma.requires_grad_(trained))
-    assert (branch.data_ptr() in kept) == trained
+    assert (branch.data_ptr() in saved) == trained
 
 
 @pytest.mark.parametrize("by_name", [False, True], ids=["call", "torch.ops"])
-def test_a_second_derivative_is_refused(x: torch.Tensor, by_name: bool) -> None:
-    """Also where the incoming gradient does not depend on x, so that only the saved x carries it."""
+def test_second_derivative_raises(x: torch.Tensor, by_name: bool) -> None:
+    """It also raises where only the saved x, and not the incoming gradient, depends on x."""
     y = torch.ops.fastdeit.gelu(x, None) if by_name else gelu.gelu(x)
     (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
     assert dx.requires_grad
@@ -203,15 +197,16 @@ def test_a_second_derivative_is_refused(x: torch.Tensor, by_name: bool) -> None:
         (dx.square().sum() + x.sum()).backward()
 
 
-def test_an_op_without_gradient_refuses_one(x: torch.Tensor) -> None:
+def test_op_without_a_gradient_raises_in_backward(x: torch.Tensor) -> None:
     images = x.detach().view(2, 1, 2, 4).expand(2, 3, 2, 4).requires_grad_()
-    lam, box = torch.ones(2, device=DEVICE), torch.zeros(2, 4, dtype=torch.int32, device=DEVICE)
+    lam = torch.ones(2, device=DEVICE)
+    box = torch.zeros(2, 4, dtype=torch.int32, device=DEVICE)
     with pytest.raises(RuntimeError, match="fastdeit::mix has no derivative"):
         mix.mix(images, lam, box).sum().backward()
 
 
-def test_a_function_may_differentiate_within_its_backward(x: torch.Tensor) -> None:
-    """A student that a `Function` hides, whose backward calls autograd again."""
+def test_backward_may_call_autograd_again(x: torch.Tensor) -> None:
+    """An outer `Function` contains the op, and its backward calls autograd."""
 
     class Outer(torch.autograd.Function):
         @staticmethod
@@ -230,7 +225,7 @@ def test_a_function_may_differentiate_within_its_backward(x: torch.Tensor) -> No
     assert torch.equal(actual, expected)
 
 
-def test_a_compiled_step_keeps_the_operators_of_both_ways(x: torch.Tensor) -> None:
+def test_compiled_step_contains_forward_and_backward_operators(x: torch.Tensor) -> None:
     found: dict[str, list[str]] = {}
 
     def compiler(way: str) -> Callable[..., Any]:
@@ -247,13 +242,11 @@ def test_a_compiled_step_keeps_the_operators_of_both_ways(x: torch.Tensor) -> No
     def step(x: torch.Tensor) -> torch.Tensor:
         return gelu.gelu(norm.add_norm(x[None], x[None], None, weight, bias, 1e-6)[1])
 
-    compiled = torch.compile(
-        step,
-        backend=aot_autograd(fw_compiler=compiler("fwd"), bw_compiler=compiler("bwd")),
-        fullgraph=True,
-    )
+    backend = aot_autograd(fw_compiler=compiler("fwd"), bw_compiler=compiler("bwd"))
+    compiled = torch.compile(step, backend=backend, fullgraph=True)
     cotangent = torch.linspace(0, 1, 16, device=DEVICE).view(1, 2, 8)
-    (expected, actual) = (torch.autograd.grad(run(x), x, cotangent)[0] for run in (step, compiled))
+    (expected,) = torch.autograd.grad(step(x), x, cotangent)
+    (actual,) = torch.autograd.grad(compiled(x), x, cotangent)
     assert torch.equal(actual, expected)
     assert found == {
         "fwd": ["fastdeit.add_norm.default", "fastdeit.gelu.default"],
@@ -264,8 +257,9 @@ def test_a_compiled_step_keeps_the_operators_of_both_ways(x: torch.Tensor) -> No
 # devices
 
 
-def test_a_launcher_runs_with_its_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    current, entered = 0, []
+def test_launcher_runs_on_the_device_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    current = 0
+    entered: list[int] = []
 
     class Device:
         def __init__(self, index: int) -> None:
@@ -289,7 +283,7 @@ def test_a_launcher_runs_with_its_tensors_device(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.gpu
-def test_tensors_of_another_gpu_than_the_current() -> None:
+def test_tensors_may_be_on_another_gpu_than_the_current() -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     x = torch.randn(64, 128, device="cuda:1", requires_grad=True)
@@ -319,26 +313,25 @@ def load(folder: Path, factor: int) -> ModuleType:
     return module
 
 
-def test_a_module_may_be_loaded_twice(tmp_path: Path) -> None:
-    """The last load's kernels serve everyone who has the operator, also after a new load of
-    operators.py itself."""
+def test_module_may_be_loaded_twice(tmp_path: Path) -> None:
+    """Every reference to the operator calls the kernels loaded last, also after operators.py itself
+    has been reloaded."""
     x = torch.zeros(3, requires_grad=True)
-    modules = []
+    loaded: list[Any] = []
     for factor in (1, 2, 3):
-        modules.append(load(tmp_path, factor))
+        loaded.append(load(tmp_path, factor).shift)
         importlib.reload(operators)
-        for call in (
-            *(module.shift for module in modules),
-            torch.ops.fastdeit.test_operators_shift,
-        ):
+        by_name = torch.ops.fastdeit.test_operators_shift
+        expected = torch.full((3,), float(factor))
+        for call in (*loaded, by_name):
             with torch.no_grad():
-                assert torch.equal(call(x), torch.full((3,), float(factor)))
-        (dx,) = torch.autograd.grad(torch.ops.fastdeit.test_operators_shift(x).sum(), x)
-        assert torch.equal(dx, torch.full((3,), float(factor)))
-        torch.library.opcheck(torch.ops.fastdeit.test_operators_shift.default, (x,))
+                assert torch.equal(call(x), expected)
+        (dx,) = torch.autograd.grad(by_name(x).sum(), x)
+        assert torch.equal(dx, expected)
+        torch.library.opcheck(by_name.default, (x,))
 
 
-def test_an_operator_takes_names_and_keeps_its_docstring() -> None:
+def test_operator_accepts_keywords_and_keeps_its_docstring() -> None:
     @operator("test_operators_scale", fake=lambda x, factor: torch.empty_like(x))
     def scale(x: torch.Tensor, factor: float) -> torch.Tensor:
         """Scale."""

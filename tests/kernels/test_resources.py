@@ -1,5 +1,10 @@
-"""The compile gate: what every kernel and configuration takes on sm_90 and sm_80, without a GPU."""
+"""Registers, shared memory and instructions of every kernel, compiled for sm_90 and sm_80 without a
+GPU, against the checked-in tables.
 
+.venv/bin/python -m pytest tests/kernels/test_resources.py, about 60 s
+"""
+
+import csv
 import os
 import subprocess
 import sys
@@ -8,35 +13,45 @@ from pathlib import Path
 import pytest
 
 from benchmarks.harness import Launch, Row
-from benchmarks.resources import compare, problems, worsened
+from benchmarks.resources import compare, heaviest, problems, table, worsened
+from tests.support.launching import ROOT
 
-ROOT = Path(__file__).parents[2]
 COUNTS: Row = {"loads": 4, "loads_128": 4, "stores": 2, "stores_128": 2, "wgmma": 4, "mma": 0}
-GOOD: Row = {
-    "kernel": "_k",
-    "registers": 64,
-    "stack": 0,
-    "shared": 1024,
-    "ctas_per_sm": 8,
-    **COUNTS,
-}
+SIZES: Row = {"registers": 64, "stack": 0, "shared": 1024, "ctas_per_sm": 8}
+GOOD: Row = {"kernel": "_k", **SIZES, **COUNTS}
 LAUNCH = Launch("k", lambda: None, wgmma=("_k",), streams=("_k",))
 
 
-@pytest.mark.parametrize("arch", [90, pytest.param(80, marks=pytest.mark.slow)])
-def test_no_kernel_has_become_worse_than_its_table(arch: int, tmp_path: Path) -> None:
-    """In a process of its own: a kernel that was decorated under the interpreter cannot be
-    compiled."""
+@pytest.mark.parametrize(
+    ("arch", "flags", "fewest"),
+    [
+        (90, ["--heaviest"], 20),
+        pytest.param(90, [], 180, marks=pytest.mark.slow),
+        pytest.param(80, [], 180, marks=pytest.mark.slow),
+    ],
+    ids=["sm_90, heaviest launches", "sm_90", "sm_80"],
+)
+def test_no_kernel_needs_more_than_the_checked_in_table(
+    arch: int, flags: list[str], fewest: int, tmp_path: Path
+) -> None:
+    """Runs in a separate process: a kernel decorated under the interpreter cannot be compiled."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     gate = subprocess.run(
-        [sys.executable, "-m", "benchmarks.resources", "--check", "--arch", str(arch)],
+        [sys.executable, "-m", "benchmarks.resources", "--check", "--arch", str(arch), *flags],
         cwd=ROOT,
         env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
     )
     assert gate.returncode == 0, gate.stdout + gate.stderr
-    assert gate.stdout.count(f"sm_{arch} ") > 20
+    assert gate.stdout.count(f"sm_{arch} ") > fewest
+
+
+def test_heaviest_launches_cover_every_kernel_of_the_table() -> None:
+    rows = list(csv.DictReader(table(90).open()))
+    chosen = {row["kernel"] for row in rows if row["launch"] in heaviest(90)}
+    assert chosen == {row["kernel"] for row in rows} and len(chosen) > 15
+    assert len(heaviest(90)) < len({row["launch"] for row in rows}) / 3
 
 
 @pytest.mark.parametrize(
@@ -51,7 +66,7 @@ def test_no_kernel_has_become_worse_than_its_table(arch: int, tmp_path: Path) ->
         ({"stores_128": 0}, "128-bit"),
     ],
 )
-def test_the_gate_sees_what_is_wrong(change: Row, word: str) -> None:
+def test_problems_are_reported(change: Row, word: str) -> None:
     assert not problems(LAUNCH, GOOD, 90)
     assert word in "".join(problems(LAUNCH, GOOD | change, 90))
 
@@ -69,13 +84,13 @@ def test_the_gate_sees_what_is_wrong(change: Row, word: str) -> None:
         ({"loads": 2, "loads_128": 3, "stores_128": 1}, True),
     ],
 )
-def test_the_gate_sees_what_is_worse(change: Row, worse: bool) -> None:
+def test_regressions_are_reported(change: Row, worse: bool) -> None:
     before = {name: str(value) for name, value in GOOD.items()}
     assert not worsened(GOOD, before)
     assert bool(worsened(GOOD | change, before)) == worse
 
 
-def test_a_kernel_that_is_not_in_the_table_is_named() -> None:
+def test_kernel_missing_from_the_table_is_reported() -> None:
     row = GOOD | {"launch": "new", "constants": ""}
     assert "not in the table" in compare(row, {("other", "_k", ""): {}})[0]
     assert not compare(row, {})  # no table of this Triton

@@ -47,7 +47,7 @@ def make_images(batch: int, size: int) -> torch.Tensor:
 
 
 def perturb(model: torch.nn.Module) -> None:
-    """Random values everywhere, so that no zero bias or unit norm hides a mistake."""
+    """Set random values everywhere, so that no zero bias or unit norm hides a mistake."""
     drawn = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -55,14 +55,14 @@ def perturb(model: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_parameter_count(name: str) -> None:
+def test_parameter_counts_are_the_published_ones(name: str) -> None:
     with torch.device("meta"):
         student = build_student(name, num_classes=1000, qkv_bias=True)
     assert sum(p.numel() for p in student.parameters()) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", [name for name in PARAMETERS if "tiny" in name])
-def test_tiny_equals_timm_both_ways(name: str) -> None:
+def test_tiny_exchanges_weights_with_timm(name: str) -> None:
     theirs = timm.create_model(name).eval()
     perturb(theirs)
     ours = build_student(name, num_classes=1000, qkv_bias=True).eval()
@@ -86,7 +86,7 @@ def test_other_sizes_equal_timm(name: str) -> None:
         torch.testing.assert_close(ours(images), theirs(images), rtol=0, atol=1e-5)
 
 
-def test_training_pair_and_gradients_equal_timms() -> None:
+def test_training_logits_and_gradients_equal_timm() -> None:
     name = "deit_tiny_distilled_patch16_224"
     theirs = timm.create_model(name, depth=2, num_classes=10).train()
     theirs.set_distilled_training(True)
@@ -112,8 +112,8 @@ def test_evaluation_is_the_mean_of_the_heads() -> None:
 
 
 def slow_forward(student: Student, image: torch.Tensor, keep: torch.Tensor) -> list[torch.Tensor]:
-    """Both heads' logits of one image (3, H, W) with its keep bits (depth, 2), block by block as
-    the paper draws it."""
+    """Return both heads' logits of one image (3, H, W) with its mask (depth, 2), block by block as
+    in the paper's figure."""
     tokens = student.patch_embed.proj(image[None]).flatten(2)[0].T
     x = torch.cat([student.cls_token[0], student.dist_token[0], tokens]) + student.pos_embed[0]
     blocks: Any = student.blocks
@@ -147,7 +147,7 @@ def test_drop_path_equals_the_slow_loop(constant: bool) -> None:
             )
 
 
-def test_drop_path_rates() -> None:
+def test_drop_path_rates_rise_linearly() -> None:
     with torch.device("meta"):
         linear = build_student("deit_tiny_patch16_224", num_classes=2).drop_path_rates
     assert linear == pytest.approx([0.1 * i / 11 for i in range(12)])
@@ -155,9 +155,10 @@ def test_drop_path_rates() -> None:
     assert make_student(depth=1).drop_path_rates == (0.0,)
 
 
-def test_training_needs_keep_bits_of_the_right_shape() -> None:
-    student, images = make_student().train(), make_images(2, 32)
-    with pytest.raises(ValueError, match="keep bits"):
+def test_training_needs_a_mask_of_the_right_shape() -> None:
+    student = make_student().train()
+    images = make_images(2, 32)
+    with pytest.raises(ValueError, match="DropPath mask"):
         student(images)
     with pytest.raises(ValueError, match=r"\(2, 3, 2\)"):
         student(images, torch.ones(2, 4, 2, dtype=torch.bool))
@@ -178,7 +179,7 @@ def test_every_parameter_gets_a_gradient(distilled: bool, qkv_bias: bool) -> Non
     assert any("qkv.bias" in key for key, _ in student.named_parameters()) == qkv_bias
 
 
-def test_initialisation() -> None:
+def test_initialisation_has_timms_distributions() -> None:
     torch.manual_seed(0)
     student = build_student("deit_tiny_distilled_patch16_224", num_classes=1000, qkv_bias=True)
     for key, parameter in student.named_parameters():
@@ -198,12 +199,12 @@ def test_initialisation() -> None:
     "size",
     [{"image_size": 40}, {"patch_size": 4}, {"num_heads": 2, "mlp_ratio": 2.5}, {"depth": 1}],
 )
-def test_other_shapes(size: dict[str, Any]) -> None:
+def test_other_shapes_run(size: dict[str, Any]) -> None:
     student = make_student(**size, distilled=False).eval()
     assert student(make_images(2, size.get("image_size", 32))).shape == (2, 5)
 
 
-def test_bf16_module() -> None:
+def test_bf16_student_runs() -> None:
     student = make_student().train()
     keep = torch.ones(2, 3, 2, dtype=torch.bool)
     full = student(make_images(2, 32), keep)
@@ -216,25 +217,25 @@ def test_bf16_module() -> None:
     ("overrides", "message"),
     [({"image_size": 33}, "33"), ({"num_heads": 5}, "5 heads"), ({"drop_path": 1.0}, "1.0")],
 )
-def test_student_refuses(overrides: dict[str, Any], message: str) -> None:
+def test_student_rejects_sizes_that_do_not_divide(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_student(**overrides)
 
 
-def test_unknown_name_lists_the_known() -> None:
+def test_unknown_name_lists_the_known_names() -> None:
     with pytest.raises(ValueError, match="deit_tiny_patch16_224"):
         build_student("deit_huge", num_classes=2)
     assert len(SIZES) == 12
 
 
-def test_wrong_image_size_is_named() -> None:
-    with pytest.raises(ValueError, match="takes 32 px"):
+def test_wrong_image_size_fails_with_the_size() -> None:
+    with pytest.raises(ValueError, match="must be 32 px"):
         make_student(drop_path=0.0).train()(make_images(1, 40))
     with pytest.raises(ValueError, match="multiples of 8"):
         make_student().eval()(make_images(1, 41))
 
 
-def test_evaluates_at_another_size_as_resized_weights_do() -> None:
+def test_evaluation_at_another_size_equals_resized_weights() -> None:
     student, other = make_student().eval(), make_student(image_size=48).eval()
     fit_student_weights(other, student.state_dict())
     images = make_images(2, 48)
@@ -268,7 +269,7 @@ def test_weights_load_from_every_wrapper(tmp_path: Path, wrapper: str | None, su
     )
 
 
-def test_resolution_and_class_count_may_differ(tmp_path: Path) -> None:
+def test_resolution_and_number_of_classes_may_differ(tmp_path: Path) -> None:
     source, target = make_student(), make_student(image_size=64, num_classes=9)
     perturb(source)
     head = target.head.weight.clone()
@@ -284,7 +285,7 @@ def test_resolution_and_class_count_may_differ(tmp_path: Path) -> None:
     torch.testing.assert_close(target.pos_embed[:, 2:], resized)
 
 
-def test_checkpoint_says_its_shape(tmp_path: Path) -> None:
+def test_checkpoint_gives_the_sizes_of_the_student(tmp_path: Path) -> None:
     source = make_student(qkv_bias=True, mlp_ratio=2.0).eval()
     perturb(source)
     path = save(tmp_path, source.state_dict(), None, ".safetensors")
@@ -302,13 +303,13 @@ def test_qkv_bias_is_detected(tmp_path: Path) -> None:
         load_student_weights(make_student(), save(tmp_path, biased, None, ".pth"))
 
 
-def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_fail_with_their_names(tmp_path: Path) -> None:
     path = save(tmp_path, make_student(distilled=False).state_dict(), None, ".pth")
     with pytest.raises(ValueError, match="dist_token is missing"):
         load_student_weights(make_student(), path)
 
 
-def test_bad_files_are_one_line(tmp_path: Path) -> None:
+def test_bad_files_fail_with_one_line(tmp_path: Path) -> None:
     def refuses(path: Path, message: str) -> None:
         with pytest.raises(ValueError, match=message) as caught:
             read_weights(path)

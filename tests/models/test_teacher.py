@@ -1,4 +1,4 @@
-"""Every kind of teacher, its own view of the images, and the errors of loading one."""
+"""Every kind of teacher, its preprocessing, and the errors of loading one."""
 
 import json
 from collections.abc import Callable
@@ -14,8 +14,12 @@ from torch import nn
 
 from fastdeit.models.student import Student
 from fastdeit.models.teacher import Teacher, load_teacher
+from fastdeit.models.teacher_files import Preprocessing
 
-MEAN, STD, SIZE, CLASSES = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 32, 6
+MEAN = (0.5, 0.4, 0.3)
+STD = (0.2, 0.25, 0.3)
+SIZE = 32
+CLASSES = 6
 TIMM = "resnet10t"
 
 
@@ -24,9 +28,7 @@ def load(name: str | None, path: Path | None, **overrides: Any) -> Teacher:
         "num_classes": CLASSES,
         "device": "cpu",
         "dtype": torch.float32,
-        "student_mean": MEAN,
-        "student_std": STD,
-        "student_size": SIZE,
+        "student": Preprocessing(MEAN, STD, SIZE),
     }
     return load_teacher(name, path, **{**setting, **overrides})
 
@@ -48,7 +50,7 @@ def make_convnet() -> nn.Module:
 
 
 def own_metadata(name: str, size: int, **more: str) -> dict[str, str]:
-    """What our own trainer writes beside its weights."""
+    """Return the metadata that our own trainer writes with its weights."""
     texts = {"input_size": json.dumps(size), "mean": json.dumps(MEAN), "std": json.dumps(STD)}
     return {
         "model": name,
@@ -66,12 +68,13 @@ def timm_model() -> nn.Module:
 
 
 @pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
-def test_timm_teacher_sees_images_its_own_way(
+def test_timm_teacher_gets_its_own_preprocessing(
     timm_model: nn.Module, tmp_path: Path, wrapper: str | None
 ) -> None:
     path = tmp_path / "teacher.pth"
     torch.save({wrapper: timm_model.state_dict()} if wrapper else timm_model.state_dict(), path)
-    teacher, images = load(TIMM, path), make_images()
+    teacher = load(TIMM, path)
+    images = make_images()
     config: Any = timm_model.pretrained_cfg
     pixels = images * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
     pixels = F.interpolate(pixels, size=config["input_size"][1:], mode="bicubic", antialias=True)
@@ -82,18 +85,23 @@ def test_timm_teacher_sees_images_its_own_way(
     assert not teacher(images).requires_grad and "resized from 32" in teacher.describe()
 
 
-def test_run_folder_names_its_model_and_view(timm_model: nn.Module, tmp_path: Path) -> None:
+def test_run_folder_gives_model_and_preprocessing(timm_model: nn.Module, tmp_path: Path) -> None:
     save_file(
         timm_model.state_dict(), tmp_path / "student.safetensors", metadata=own_metadata(TIMM, SIZE)
     )
-    teacher, images = load("", tmp_path), make_images()
+    teacher = load("", tmp_path)
+    images = make_images()
     with torch.no_grad():
         torch.testing.assert_close(teacher(images), timm_model(images), rtol=1e-5, atol=1e-5)
-    assert (teacher.name, teacher.classes, teacher.view.size) == (TIMM, tuple("abcdef"), SIZE)
+    assert (teacher.name, teacher.classes, teacher.preprocessing.size) == (
+        TIMM,
+        tuple("abcdef"),
+        SIZE,
+    )
     assert len(teacher.sha256) == 64 and teacher.sha256[:12] in teacher.describe()
 
 
-def test_our_student_teaches(tmp_path: Path) -> None:
+def test_our_student_can_be_the_teacher(tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
         "image_size": 32,
@@ -105,8 +113,9 @@ def test_our_student_teaches(tmp_path: Path) -> None:
     student = Student(**sizes, num_classes=CLASSES).eval()
     metadata = own_metadata("deit_tiny_distilled_patch16_224", 32, num_heads="3")
     save_file(student.state_dict(), tmp_path / "student.safetensors", metadata=metadata)
-    teacher, images = load(None, tmp_path), make_images()
-    # a teacher takes its images and weights channels last, for which some processors have another
+    teacher = load(None, tmp_path)
+    images = make_images()
+    # a teacher has channels-last images and weights, for which some processors have another
     # convolution
     torch.testing.assert_close(teacher(images), student(images).detach())
 
@@ -136,10 +145,11 @@ def save_export(model: nn.Module, path: Path) -> None:
     "ignore:The given buffer is not writable"
 )  # torch.export.load of torch 2.11
 @pytest.mark.parametrize(("save", "kind"), [(save_script, "torchscript"), (save_export, "export")])
-def test_recorded_programs(
+def test_recorded_programs_equal_their_model(
     save: Callable[[nn.Module, Path], None], kind: str, tmp_path: Path
 ) -> None:
-    model, images = make_convnet(), make_images()
+    model = make_convnet()
+    images = make_images()
     save(model, tmp_path / "teacher.pt2")
     expected = model(images).detach()
     torch.testing.assert_close(load(kind, tmp_path / "teacher.pt2")(images), expected)
@@ -149,7 +159,9 @@ def test_recorded_programs(
 
 
 @pytest.mark.parametrize("thing", ["network", "Network", "make_network", "classify"])
-def test_callables(thing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_callables_become_teachers(
+    thing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "own_teacher.py").write_text(
         "import torch\n"
         "class Network(torch.nn.Module):\n"
@@ -162,16 +174,17 @@ def test_callables(thing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "    return images.mean((2, 3)).repeat(1, 2)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    teacher, images = load(f"own_teacher:{thing}", None), make_images()
+    teacher = load(f"own_teacher:{thing}", None)
+    images = make_images()
     torch.testing.assert_close(teacher(images), images.mean((2, 3)).repeat(1, 2))
     assert len(teacher.sha256) == 64 and teacher.describe().startswith(f"own_teacher:{thing}")
-    with pytest.raises(ValueError, match="7 classes"):
+    with pytest.raises(ValueError, match="must give"):
         load(f"own_teacher:{thing}", None, num_classes=7)
     with pytest.raises(ValueError, match="has no 'other'"):
         load("own_teacher:other", None)
 
 
-def test_teacher_is_frozen_and_in_evaluation(timm_model: nn.Module, tmp_path: Path) -> None:
+def test_teacher_is_frozen_and_in_evaluation_mode(timm_model: nn.Module, tmp_path: Path) -> None:
     torch.save(timm_model.state_dict(), tmp_path / "teacher.pth")
     teacher = load(TIMM, tmp_path / "teacher.pth", dtype=torch.bfloat16)
     model: Any = teacher._model
@@ -196,32 +209,37 @@ def refuses(message: str, name: str | None, path: Path | None, **overrides: Any)
     assert "\n" not in str(caught.value)
 
 
-def test_errors_are_one_line(timm_model: nn.Module, tmp_path: Path) -> None:
+def test_every_error_is_one_line(timm_model: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "teacher.pth"
     torch.save(timm_model.state_dict(), path)
     refuses("needs a local checkpoint", TIMM, None)
     refuses("no checkpoint at", TIMM, tmp_path / "none.pth")
     refuses("near: resnet10t", "resnet10tt", path)
-    refuses("knows 6 classes, the data set has 7", TIMM, path, num_classes=7)
+    refuses(r"must have 7 classes, as the data set has \(got 6\)", TIMM, path, num_classes=7)
     refuses(
         "the checkpoint does not fit resnet18: .* is missing; .* and [0-9]+ more", "resnet18", path
     )
-    refuses("is no torchscript file", "torchscript", path)
-    refuses("unknown teacher ''", "", path)
+    refuses("is not a torchscript file", "torchscript", path)
+    refuses(r"--teacher-model must be .* \(got ..\)", "", path)
     refuses("no module 'not_there'", "not_there:teacher", None)
     torch.save(make_convnet(), tmp_path / "pickled.pth")
     refuses("plain weights", TIMM, tmp_path / "pickled.pth")
     save_script(make_convnet(), tmp_path / "script.pt")
-    refuses("the data set has 7 classes", "torchscript", tmp_path / "script.pt", num_classes=7)
+    refuses(
+        r"must give \(2, 7\) logits .* \(got \(2, 6\)\)",
+        "torchscript",
+        tmp_path / "script.pt",
+        num_classes=7,
+    )
 
 
-def test_class_names_must_be_as_many_as_the_classes(timm_model: nn.Module, tmp_path: Path) -> None:
+def test_wrong_number_of_class_names_fails(timm_model: nn.Module, tmp_path: Path) -> None:
     metadata = own_metadata(TIMM, SIZE) | {"classes": json.dumps(["a", "b"])}
     save_file(timm_model.state_dict(), tmp_path / "student.safetensors", metadata=metadata)
-    refuses("knows 2 classes", None, tmp_path)
+    refuses(r"\(got 2\)", None, tmp_path)
 
 
-def test_program_for_another_size_does_not_run(tmp_path: Path) -> None:
+def test_program_for_another_size_fails(tmp_path: Path) -> None:
     program = torch.export.export(make_convnet(), (make_images(size=24),))
     torch.export.save(program, tmp_path / "teacher.pt2")
     refuses("does not run on a batch of two", "export", tmp_path / "teacher.pt2")

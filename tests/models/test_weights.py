@@ -1,5 +1,4 @@
-"""Weight files of unknown origin: nothing in them runs, and none takes up more memory than it has
-bytes."""
+"""Weight files of unknown origin: nothing in them runs, none needs more memory than its size."""
 
 import argparse
 import io
@@ -10,19 +9,21 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
 from fastdeit.models.teacher import load_teacher
-from fastdeit.models.weights import read_weights
+from fastdeit.models.teacher_files import Preprocessing
+from fastdeit.models.weights import check_expansion, read_weights
 from fastdeit.storage.tensor_files import HEADER_LIMIT
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of torch.save's older form
 
 
 class Touch:
-    """Unpickled, it makes a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -64,7 +65,7 @@ def saved(value: object, older: bool = False) -> bytes:
 @pytest.mark.parametrize(
     "form", ["pickle", "older form", "zip", "in a state dict", "in the command line"]
 )
-def test_a_pickle_with_a_program_is_refused_and_not_run(form: str, tmp_path: Path) -> None:
+def test_pickle_with_a_program_fails_and_does_not_run(form: str, tmp_path: Path) -> None:
     canary, path = tmp_path / "canary", tmp_path / "weights.pth"
     program = pickle.dumps({"head.weight": Touch(canary)}, 2)
     contents = {
@@ -81,7 +82,7 @@ def test_a_pickle_with_a_program_is_refused_and_not_run(form: str, tmp_path: Pat
     path.write_bytes(contents[form])
     with pytest.raises(ValueError, match="does not load as plain weights"):
         read_weights(path)
-    shown: dict[str, tuple[float, ...]] = {"student_mean": (0.5,) * 3, "student_std": (0.5,) * 3}
+    student = Preprocessing((0.5,) * 3, (0.5,) * 3, 32)
     with pytest.raises(ValueError):
         load_teacher(
             "test_resnet",
@@ -89,18 +90,18 @@ def test_a_pickle_with_a_program_is_refused_and_not_run(form: str, tmp_path: Pat
             num_classes=3,
             device="cpu",
             dtype=torch.float32,
-            student_size=32,
-            **shown,
+            student=student,
         )
     assert not canary.exists()
-    torch.load(path, weights_only=False) if form in ("older form", "in a state dict") else None
-    assert canary.exists() == (
-        form in ("older form", "in a state dict")
-    )  # the canary sings where it is let
+    # the program does run where torch may unpickle it
+    runs = form in ("older form", "in a state dict")
+    if runs:
+        torch.load(path, weights_only=False)
+    assert canary.exists() == runs
 
 
 def byte_array(count: int) -> bytes:
-    """A pickle that calls bytearray(count)."""
+    """Return a pickle that calls bytearray(count)."""
     return b"\x80\x02cbuiltins\nbytearray\n\x8a\x06" + count.to_bytes(6, "little") + b"\x85R."
 
 
@@ -125,7 +126,7 @@ EXPANDING: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("kind", EXPANDING)
-def test_a_file_that_would_fill_the_memory_is_refused(kind: str, tmp_path: Path) -> None:
+def test_file_that_would_fill_the_memory_fails(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(EXPANDING[kind]())
     assert path.stat().st_size < 1 << 18
@@ -135,8 +136,8 @@ def test_a_file_that_would_fill_the_memory_is_refused(kind: str, tmp_path: Path)
 
 @contextmanager
 def at_most_mib(limit: int) -> Iterator[None]:
-    """Fails if this process had more memory within than before and `limit` MiB, be it for a moment."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is that from here on
+    """Fail if this process needs, even for a moment, `limit` MiB more within than before."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = peak_mib()
     yield
     assert peak_mib() - before < limit
@@ -158,13 +159,32 @@ def peak_mib() -> int:
         older_form(b"\x80\x02R."),
     ],
 )
-def test_what_is_no_pickle_of_weights_is_one_error(content: bytes, tmp_path: Path) -> None:
+def test_other_content_fails_with_one_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_bytes(content)
     with pytest.raises(ValueError, match="does not load as plain weights"):
         read_weights(tmp_path / "weights.pth")
 
 
-def test_plain_weights_in_any_form_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("extra", [0, 1])
+def test_archive_may_claim_its_own_size_and_no_byte_more(extra: int, tmp_path: Path) -> None:
+    """The directory of a stored archive is changed to claim as much as the file has, or one byte
+    more."""
+    path = tmp_path / "weights.pth"
+    path.write_bytes(zipped(pickle.dumps({"a": torch.zeros(1)}, 2)))
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    others = sum(entry.file_size for entry in entries[1:])
+    claimed = path.stat().st_size - others + extra
+    entries[0].file_size = claimed
+    with mock.patch.object(zipfile.ZipFile, "infolist", lambda archive: entries):
+        if extra:
+            with pytest.raises(ValueError, match="compressed"):
+                check_expansion(path)
+        else:
+            check_expansion(path)
+
+
+def test_plain_weights_are_read_in_every_form(tmp_path: Path) -> None:
     tied = torch.randn(4, 3)
     state = {
         "a": tied,
@@ -203,8 +223,9 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("kind", HEADERS)
-def test_a_safetensors_file_that_claims_too_much_is_refused(kind: str, tmp_path: Path) -> None:
-    path, content = tmp_path / "weights.safetensors", HEADERS[kind]
+def test_safetensors_file_that_claims_too_much_fails(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    content = HEADERS[kind]
     path.write_bytes(
         len(content).to_bytes(8, "little") + content + bytes(4) if content[:1] == b"{" else content
     )

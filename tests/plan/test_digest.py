@@ -1,5 +1,5 @@
-"""The digest of what is planned: it knows nothing of ranks, micro-batches, order and interruptions,
-and misses no change.
+"""The digest of the planned samples: it does not depend on ranks, micro-batches, order and
+interruptions, and detects every change.
 
 The elastic runs: stopped anywhere and continued in another form, each step has the samples of the
 run that was never stopped.
@@ -25,7 +25,7 @@ from fastdeit.plan.digest import add_digests, sample_digests, show_digest
 from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.plan.spec import PlanSpec
 from tests.support.cache_runs import Setting
-from tests.support.compare_runs import EPOCHS, FLAGS, assert_same_run, steps_of
+from tests.support.compare_runs import EPOCHS, FLAGS, assert_same_samples, steps_of
 from tests.support.images import write_shapes
 
 BATCH, SIDE, STEPS = 16, 32, 3
@@ -41,7 +41,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 
 def loaders(index: Index, world_size: int, micro_batch: int, **changes: int) -> list[TrainLoader]:
-    """Of every rank of a simulated world; no image is read."""
+    """Return the loader of every rank of a simulated world; no image is read."""
     options = PipelineOptions((0.5,) * 3, (0.5,) * 3, num_threads=1)
     sizes = {"batch_size": BATCH, "micro_batch": micro_batch, "world_size": world_size}
     one: list[dict[str, Any]] = [{"rank": rank, **sizes, **changes} for rank in range(world_size)]
@@ -52,7 +52,7 @@ def loaders(index: Index, world_size: int, micro_batch: int, **changes: int) -> 
 
 
 def digest_of(ranks: Sequence[TrainLoader], step: int) -> int:
-    """Of a step of the run, as its batches would have it."""
+    """Return the digest of a step of the run, as its batches would have it."""
     micros = ranks[0].micro_steps
     return add_digests(
         *(
@@ -71,7 +71,7 @@ def expected(index: Index) -> list[int]:
 @pytest.mark.parametrize(
     ("world_size", "micro_batch"), [(1, 4), (1, 2), (2, 8), (2, 4), (4, 4), (4, 2), (8, 2)]
 )
-def test_any_number_of_processes_has_the_same_digest_in_each_step(
+def test_digests_of_steps_do_not_depend_on_the_world_size(
     index: Index, expected: list[int], world_size: int, micro_batch: int
 ) -> None:
     ranks = loaders(index, world_size, micro_batch)
@@ -81,7 +81,7 @@ def test_any_number_of_processes_has_the_same_digest_in_each_step(
 
 @pytest.mark.parametrize("stop", [1, STEPS, STEPS + 2, 3 * STEPS])
 @pytest.mark.parametrize("worlds", [(1, 2), (2, 1), (4, 8), (8, 1)])
-def test_a_run_goes_on_in_another_world(
+def test_digests_stay_equal_when_a_run_resumes_in_another_world(
     index: Index, expected: list[int], stop: int, worlds: tuple[int, int]
 ) -> None:
     before, after = (loaders(index, world, 2) for world in worlds)
@@ -89,7 +89,7 @@ def test_a_run_goes_on_in_another_world(
     assert digests + [digest_of(after, step) for step in range(stop, 4 * STEPS)] == expected
 
 
-def test_a_batch_brings_the_digest_of_its_rows(index: Index, expected: list[int]) -> None:
+def test_a_batch_has_the_digest_of_its_rows(index: Index, expected: list[int]) -> None:
     one = loaders(index, 1, 8)[0]
     batches = list(one.epoch(1))
     assert [
@@ -108,14 +108,14 @@ Planned = tuple[np.ndarray, int, np.ndarray, SampleParams, np.ndarray]
 
 
 def planned(index: Index) -> Planned:
-    """Arguments of `sample_digests`."""
+    """Return arguments of `sample_digests`."""
     plan, ordinals = Plan(SPEC, index.sizes), np.arange(32)
     return ordinals // BATCH, 2, ordinals, plan.draw(2, ordinals), plan.keep(2, ordinals, RATES)
 
 
 def changes(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Copies in which the last bit, the first bit or all bits of one element differ: the row, and
-    the copy."""
+    """Yield copies in which the last bit, the first bit or all bits of one element differ: the row,
+    and the copy."""
     octets = array.dtype.itemsize
     for place in np.ndindex(array.shape):
         flips: list[tuple[Any, int]] = (
@@ -176,7 +176,7 @@ def test_two_changes_of_a_sample_do_not_cancel(index: Index) -> None:
     assert len(seen) == len(pairs) + 1 > 300
 
 
-def test_samples_that_change_places_and_steps_that_shift_are_seen(index: Index) -> None:
+def test_swapped_samples_and_shifted_steps_change_the_digest(index: Index) -> None:
     steps, epoch, ordinals, draws, keep = planned(index)
     whole = add_digests(sample_digests(steps, epoch, ordinals, draws, keep))
     swapped = np.arange(32)
@@ -204,7 +204,7 @@ def test_sums_are_exact_and_do_not_depend_on_the_order() -> None:
     assert show_digest(add_digests(np.array([2**64 - 1, 3], np.uint64))) == "0000000000000002"
 
 
-def test_the_digest_is_that_of_other_machines() -> None:
+def test_the_digest_is_the_same_on_every_machine() -> None:
     """And of other versions: runs are compared by it."""
     plan, ordinals = Plan(PlanSpec(seed=1, input_size=64), np.full((100, 2), 80)), np.arange(64)
     found = sample_digests(
@@ -249,7 +249,7 @@ def test_a_run_stopped_and_continued_in_another_form_is_the_same_run(
             str(stop),
         ]
         assert setting.train(tmp_path, *setting.taught, *FLAGS, *flags, epochs=EPOCHS) == 0
-    assert_same_run(tmp_path, whole)
+    assert_same_samples(tmp_path, whole)
 
 
 def test_a_checkpoint_holds_the_digest_of_all_steps_before(setting: Setting, whole: Path) -> None:
@@ -260,7 +260,7 @@ def test_a_checkpoint_holds_the_digest_of_all_steps_before(setting: Setting, who
     }
 
 
-def test_a_checkpoint_without_a_digest_is_taken_up(
+def test_a_checkpoint_without_a_digest_is_restored(
     setting: Setting, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From there on the digest is that of the steps after it."""
@@ -273,7 +273,7 @@ def test_a_checkpoint_without_a_digest_is_taken_up(
         path.mkdir()
         write_files(path, tensors, state)
     assert setting.train(tmp_path, *flags, epochs=EPOCHS) == 0
-    assert "of the samples from step 7 on" in " ".join(capsys.readouterr().out.split())
+    assert "counts samples from step 7 only" in " ".join(capsys.readouterr().out.split())
     digests = [
         [int(line["digest"], 16) for line in steps_of(folder)] for folder in (tmp_path, whole)
     ]

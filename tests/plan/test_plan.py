@@ -60,7 +60,9 @@ def test_each_unit_comes_once_and_steps_do_not_depend_on_the_world(
 
 @pytest.mark.parametrize("repeats", [1, 2, 3, 7])
 @pytest.mark.parametrize("images", [20, 21, 1000])
-def test_no_image_meets_itself_and_copies_have_other_partners(images: int, repeats: int) -> None:
+def test_no_image_is_mixed_with_itself_and_copies_have_other_partners(
+    images: int, repeats: int
+) -> None:
     plan = make_plan(images, repeats=repeats)
     pairs = images // 2
     ordinals = np.arange(2 * pairs * repeats)
@@ -93,8 +95,8 @@ THREE: dict[str, Any] = {
 }
 
 
-def test_the_draws_of_this_version_are_these() -> None:
-    """Whoever has to change a digest raises VERSION with it."""
+def test_the_draws_of_this_version_are_the_golden_ones() -> None:
+    """A change of a digest must raise VERSION."""
     digests = []
     for spec in (
         {"reprob": 0.5},
@@ -127,7 +129,7 @@ def test_draws_are_the_same_alone_in_a_batch_and_after_a_jump(
         assert_equal(again.draw(3, ordinals[single : single + 1]), rows(whole, np.array([single])))
 
 
-def test_every_purpose_has_numbers_of_its_own() -> None:
+def test_draws_of_different_purposes_are_independent() -> None:
     plan = make_plan(4000, reprob=1.0)
     draws = plan.draw(0, np.arange(4000))
     other = make_plan(4000, **THREE).draw(0, np.arange(4000))
@@ -175,7 +177,7 @@ def test_groups_share_the_mix_and_the_draws_of_other_groups_differ() -> None:
     assert len(np.unique(lam[:, 0])) == 8
 
 
-def test_fingerprint_knows_everything_that_decides_the_draws() -> None:
+def test_the_fingerprint_covers_everything_that_decides_the_draws() -> None:
     prints = {make_plan().fingerprint(), make_plan(1001).fingerprint()}
     changes: dict[str, Any] = {
         "seed": 1,
@@ -227,7 +229,7 @@ def test_wrong_values_are_named(wrong: dict[str, Any]) -> None:
     ],
     ids=["three_augment", "simple_crop"],
 )
-def test_what_does_not_go_together_is_refused(wrong: dict[str, Any], message: str) -> None:
+def test_values_that_exclude_each_other_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_plan(**wrong)
 

@@ -1,5 +1,5 @@
-"""The laws of the plan: the generator's published vectors, the shape of every distribution, and its
-edges."""
+"""The distributions of the plan: the generator's published vectors, the shape of every
+distribution, and its edges."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fastdeit.plan.operations import OPS, RAND_AUGMENT_OPS, op_arguments
 from fastdeit.plan.philox import philox4x32, random_words, stream_words
 from fastdeit.plan.plan import Plan, SampleParams
-from fastdeit.plan.sampling import OPS, RAND_AUGMENT_OPS, op_arguments
 from fastdeit.plan.spec import PlanSpec
 
 
@@ -35,7 +35,7 @@ def many() -> SampleParams:
     return make_plan(40_000).draw(0, np.arange(40_000))
 
 
-def test_operations_gates_and_magnitudes(many: SampleParams) -> None:
+def test_operations_gates_and_magnitudes_have_their_distributions(many: SampleParams) -> None:
     applied = many.ops >= 0
     assert stats.binomtest(int(applied.sum()), applied.size, 0.5).pvalue > 0.001
     both = applied.all(1).mean()
@@ -46,18 +46,18 @@ def test_operations_gates_and_magnitudes(many: SampleParams) -> None:
     magnitude = np.abs(rotated) / 3
     assert magnitude.max() <= 10
     below = magnitude[magnitude < 10]
-    law = stats.truncnorm(-18, 2, 9, 0.5)
-    assert stats.kstest(below, law.cdf).pvalue > 0.001
+    distribution = stats.truncnorm(-18, 2, 9, 0.5)
+    assert stats.kstest(below, distribution.cdf).pvalue > 0.001
     assert abs((magnitude == 10).mean() - stats.norm.sf(2)) < 0.015
 
 
-def test_crop_follows_its_law(many: SampleParams) -> None:
+def test_crops_have_their_distribution(many: SampleParams) -> None:
     plan = make_plan(40_000)
     area = many.crop[:, 2] * many.crop[:, 3] / plan.sizes[many.image_index].prod(1)
     aspect = many.crop[:, 3] / many.crop[:, 2]
     assert area.min() > 0.078 and area.max() <= 1
     assert aspect.min() > 0.70 and aspect.max() < 1.40  # rounding to pixels widens [3/4, 4/3]
-    # on a large square almost every first try fits, and the law is plain
+    # on a large square almost every first try fits, and the distribution is simple
     square = Plan(PlanSpec(scale=(0.08, 0.5)), np.full((20_000, 2), 4000))
     crop = square.draw(0, np.arange(20_000)).crop
     assert (
@@ -81,14 +81,14 @@ def test_tiny_images_keep_a_pixel() -> None:
     np.testing.assert_array_equal(plan.draw(0, np.arange(40)).crop, [[0, 0, 1, 1]] * 40)
 
 
-def test_flip_and_erase_follow_their_laws(many: SampleParams) -> None:
+def test_flips_and_erased_boxes_have_their_distributions(many: SampleParams) -> None:
     assert stats.binomtest(int(many.flip.sum()), many.flip.size, 0.5).pvalue > 0.001
     erased = many.erase[:, 2] > 0
     assert stats.binomtest(int(erased.sum()), erased.size, 0.25).pvalue > 0.001
     box = many.erase[erased]
     area = box[:, 2] * box[:, 3] / 224**2
     # tall and wide boxes of a large area do not fit and are drawn again, so only the small ones
-    # follow the plain law
+    # have the simple distribution
     small = area[area < 0.15]
     assert stats.kstest(small, stats.uniform(0.02, 0.13).cdf).statistic < 0.03
     log_ratio = np.log(box[area < 0.1][:, 2] / box[area < 0.1][:, 3])
@@ -98,7 +98,7 @@ def test_flip_and_erase_follow_their_laws(many: SampleParams) -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.8, 1.0, 4.0])
-def test_mixup_follows_beta(alpha: float) -> None:
+def test_mixup_has_a_beta_distribution(alpha: float) -> None:
     lam = make_plan(20_000, mixup=alpha, cutmix=0.0).draw(1, np.arange(20_000)).lam[::2]
     edges = np.array([0.0, 0.01, 0.05, 0.2, 0.4, 0.6, 0.8, 0.95, 0.99, 1.0])
     expected = len(lam) * np.diff(stats.beta(alpha, alpha).cdf(edges))
@@ -112,7 +112,9 @@ def test_mixup_follows_beta(alpha: float) -> None:
     )
 
 
-def test_cutmix_is_chosen_half_the_time_and_its_boxes_follow_beta(many: SampleParams) -> None:
+def test_cutmix_is_chosen_half_the_time_and_its_boxes_have_a_beta_distribution(
+    many: SampleParams,
+) -> None:
     cut = (many.box[::2, 2] > 0) | (many.lam[::2] == 1)
     assert stats.binomtest(int(cut.sum()), cut.size, 0.5).pvalue > 0.001
     box = many.box[::2][many.box[::2, 2] > 0]
@@ -142,7 +144,7 @@ def test_mix_can_be_off_or_rare() -> None:
     assert side.min() >= 44 and side.max() <= 112
 
 
-def test_keep_bits_follow_the_rates() -> None:
+def test_drop_path_bits_have_the_given_rates() -> None:
     rates = (0.0, 0.05, 0.1, 0.5, 0.9)
     keep = make_plan(20_000).keep(0, np.arange(20_000), rates)
     assert keep.shape == (20_000, 5, 2) and keep[:, 0].all()
@@ -152,18 +154,20 @@ def test_keep_bits_follow_the_rates() -> None:
     assert make_plan().keep(0, np.arange(4), ()).shape == (4, 0, 2)
 
 
-def test_arguments_equal_timm() -> None:
+def test_arguments_equal_timms() -> None:
     from timm.data import auto_augment as timm_augment
 
     levels = np.linspace(0, 10, 41)
     for index, name in enumerate(RAND_AUGMENT_OPS):
-        law = timm_augment.LEVEL_TO_ARG[name]
+        level_to_arg = timm_augment.LEVEL_TO_ARG[name]
         for level in levels:
             mine = {
                 float(op_arguments(np.array([index]), np.array([level]), np.array([sign]))[0])
                 for sign in (True, False)
             }
-            theirs = {float(law(level, {})[0]) for _ in range(40)} if law else {0.0}
+            theirs = (
+                {float(level_to_arg(level, {})[0]) for _ in range(40)} if level_to_arg else {0.0}
+            )
             assert all(min(abs(value - other) for other in theirs) < 1e-12 for value in mine), (
                 name,
                 level,
@@ -181,7 +185,7 @@ def test_streams_are_the_blocks_of_their_purposes() -> None:
     np.testing.assert_array_equal(words[1], random_words(7, 3, ordinals, 2, first=9))
 
 
-def test_three_augment_does_one_of_three() -> None:
+def test_three_augment_draws_one_of_three_operations() -> None:
     draws = make_plan(9000, ra_layers=0, three_augment=True).draw(0, np.arange(9000))
     assert (
         draws.ops.shape == (9000, 1)
@@ -232,13 +236,13 @@ def test_simple_crop_stays_within_the_padding() -> None:
     assert stats.chisquare(np.bincount(short + 4, minlength=9)).pvalue > 0.001
 
 
-def test_resized_crop_asks_for_the_whole_square() -> None:
+def test_a_resized_crop_is_resized_to_the_whole_square() -> None:
     np.testing.assert_array_equal(
         make_plan(input_size=96).draw(0, np.arange(40)).resize, [[96, 96, 0, 0]] * 40
     )
 
 
-def test_every_layer_draws_what_it_says() -> None:
+def test_every_layer_draws_from_its_operations() -> None:
     for spec in (
         {"color_jitter": 0.2},
         {"ra_layers": 0, "three_augment": True, "color_jitter": 0.2},

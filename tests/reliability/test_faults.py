@@ -1,5 +1,4 @@
-"""Faults under the real launcher, two processes: what is saved, who is told, that nothing lives on,
-that the run goes on."""
+"""Faults under the real launcher with two processes: what is saved, reported and resumed."""
 
 import json
 import os
@@ -11,13 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from fastdeit.checkpoint.store import list_checkpoints, verify_checkpoint
 from fastdeit.commands.train import train_command
 from fastdeit.distributed.world import init_distributed
-from fastdeit.storage.jsonl import read_metrics
+from tests.support.compare_runs import assert_same_run
 from tests.support.images import write_shapes
 from tests.support.launching import FLAGS, Launch, steps_done
 
@@ -59,26 +56,16 @@ def failures(folder: Path) -> dict[int, dict]:
     }
 
 
-def assert_goes_on_to_the_same_end(folder: Path, argv: list[str], whole: Path) -> str:
+def resume_to_the_same_end(folder: Path, argv: list[str], whole: Path) -> str:
+    """Launch the run again; assert that it ends like one that was never interrupted; return its
+    output."""
     launch = Launch(folder, argv)
     assert launch.wait() == 0, launch.output
-    for name in ("student.safetensors", "student_ema.safetensors"):
-        left, right = load_file(whole / name), load_file(folder / name)
-        assert all(torch.equal(value, right[key]) for key, value in left.items()), name
-    mine, theirs = (read_metrics(place / "metrics.jsonl") for place in (folder, whole))
-    rate = {"images_per_s"}
-    assert [{k: v for k, v in line.items() if k not in rate} for line in mine] == [
-        {k: v for k, v in line.items() if k not in rate} for line in theirs
-    ]
-    assert (
-        not {path.name for path in folder.iterdir()}
-        - {path.name for path in whole.iterdir()}
-        - {"failures.jsonl"}
-    )
+    assert_same_run(folder, whole, other_files=frozenset({"failures.jsonl"}))
     return launch.output
 
 
-def test_sigterm_to_the_runner_then_a_killed_rank_and_the_run_ends_the_same(
+def test_run_stopped_by_sigterm_and_then_by_a_killed_rank_ends_the_same(
     argv: list[str], whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
@@ -101,12 +88,14 @@ def test_sigterm_to_the_runner_then_a_killed_rank_and_the_run_ends_the_same(
     assert second.wait() != 0 and time.monotonic() - began < 10
     assert f"after step {stopped} of {TOTAL}" in second.output
     assert failures(folder)[0]["step"] == stopped + 4
-    said = assert_goes_on_to_the_same_end(folder, argv, whole)
-    assert "the attempt before this failed first on rank 0" in said
+    said = resume_to_the_same_end(folder, argv, whole)
+    assert "the last attempt failed first on rank 0" in said
     assert train_command([*argv, "--output-dir", str(folder)], "test") == 0  # it is finished
 
 
-def test_a_rank_that_hangs_is_ended_with_the_stacks_of_all(argv: list[str], tmp_path: Path) -> None:
+def test_hanging_rank_is_ended_with_the_stacks_of_all_ranks(
+    argv: list[str], tmp_path: Path
+) -> None:
     launch = Launch(tmp_path / "run", [*argv, "--step-limit", "4"], "hang:1:5")
     assert launch.wait() == 1
     assert_told_by_the_watchdog(launch, {0, 1})
@@ -129,7 +118,7 @@ def assert_told_by_the_watchdog(launch: Launch, ranks: set[int]) -> None:
 
 
 @pytest.mark.slow
-def test_storage_that_hangs_is_told_as_such(argv: list[str], tmp_path: Path) -> None:
+def test_hanging_storage_is_reported_as_section_data(argv: list[str], tmp_path: Path) -> None:
     folder, data = tmp_path / "run", tmp_path / "data"
     shutil.copytree(argv[1], data)
     argv = ["--data-path", str(data), *argv[2:]]
@@ -145,24 +134,18 @@ def test_storage_that_hangs_is_told_as_such(argv: list[str], tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_kill_in_a_save_costs_steps_and_nothing_else(
-    argv: list[str], whole: Path, tmp_path: Path
-) -> None:
+def test_kill_during_a_save_loses_steps_only(argv: list[str], whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     launch = Launch(folder, argv, "save:*:0")
     launch.until((tmp_path / "reached-save").exists)
     next(rank for rank in launch.find("faulty.py") if rank.environ()["RANK"] == "0").kill()
     assert launch.wait() != 0
     assert [path.name for path in (folder / "checkpoints").glob("*.tmp-*")]
-    assert "the attempt before this failed first on rank 1" in assert_goes_on_to_the_same_end(
-        folder, argv, whole
-    )
+    assert "the last attempt failed first on rank 1" in resume_to_the_same_end(folder, argv, whole)
     assert not list((folder / "checkpoints").glob("*.tmp-*"))
 
 
-def test_what_only_one_rank_finds_wrong_it_says_itself_and_the_others_end_soon(
-    argv: list[str], tmp_path: Path
-) -> None:
+def test_error_on_one_rank_is_reported_by_it_and_ends_all(argv: list[str], tmp_path: Path) -> None:
     launch = Launch(tmp_path / "run", argv, "refuse:1:0")
     launch.until((tmp_path / "reached-refuse").exists)
     began = time.monotonic()
@@ -179,7 +162,9 @@ def test_what_only_one_rank_finds_wrong_it_says_itself_and_the_others_end_soon(
 
 
 @pytest.mark.slow
-def test_an_exception_in_one_rank_is_told_by_rank_and_step(argv: list[str], tmp_path: Path) -> None:
+def test_exception_in_one_rank_is_reported_with_rank_and_step(
+    argv: list[str], tmp_path: Path
+) -> None:
     launch = Launch(tmp_path / "run", argv, "raise:1:4")
     assert launch.wait() == 1
     first = min(failures(launch.folder).values(), key=lambda failure: failure["time"])
@@ -235,7 +220,9 @@ WAYS: dict[str, tuple[Callable[[Launch, int], None], int, str]] = {
 
 
 @pytest.mark.slow
-def test_every_way_to_stop_saves_and_goes_on(argv: list[str], whole: Path, tmp_path: Path) -> None:
+def test_every_stop_request_saves_and_the_run_resumes(
+    argv: list[str], whole: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     for send, number, reasons in WAYS.values():
         before = steps_done(folder)
@@ -243,11 +230,13 @@ def test_every_way_to_stop_saves_and_goes_on(argv: list[str], whole: Path, tmp_p
         launch.until(lambda: steps_done(folder) >= before + 2)  # noqa: B023
         send(launch, number)
         assert_stops(launch, reasons)
-    assert_goes_on_to_the_same_end(folder, argv, whole)
+    resume_to_the_same_end(folder, argv, whole)
 
 
 @pytest.mark.slow
-def test_a_signal_at_a_bad_time_tears_nothing(argv: list[str], whole: Path, tmp_path: Path) -> None:
+def test_signal_during_a_save_or_evaluation_tears_no_file(
+    argv: list[str], whole: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     for during, signals in (
         ("startup", 1),
@@ -265,11 +254,11 @@ def test_a_signal_at_a_bad_time_tears_nothing(argv: list[str], whole: Path, tmp_
             to_launcher(launch, signal.SIGTERM)
             time.sleep(0.3)
         assert_stops(launch, "SIGTERM")
-    assert_goes_on_to_the_same_end(folder, argv, whole)
+    resume_to_the_same_end(folder, argv, whole)
 
 
 @pytest.mark.slow
-def test_ctrl_c_twice_ends_at_once(argv: list[str], tmp_path: Path) -> None:
+def test_second_ctrl_c_ends_at_once(argv: list[str], tmp_path: Path) -> None:
     launch = Launch(tmp_path / "run", argv, "first:*:0,slow:*:5000")
     launch.until((tmp_path / "reached-first").exists)
     for rank in launch.find("faulty.py"):
@@ -286,7 +275,7 @@ def test_ctrl_c_twice_ends_at_once(argv: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("fault", "ranks"), [("lock", {0}), ("stop", {0})])
-def test_a_rank_that_cannot_even_speak_is_ended(
+def test_stopped_or_locked_rank_is_ended(
     fault: str, ranks: set[int], argv: list[str], tmp_path: Path
 ) -> None:
     """Python's lock held by C code: faulthandler's timer ends it; SIGSTOP: the launcher does, 30 s
@@ -298,9 +287,7 @@ def test_a_rank_that_cannot_even_speak_is_ended(
 
 
 @pytest.mark.slow
-def test_a_launcher_that_dies_while_the_ranks_still_import_takes_them_along(
-    argv: list[str], tmp_path: Path
-) -> None:
+def test_launcher_killed_during_imports_leaves_no_orphan(argv: list[str], tmp_path: Path) -> None:
     for send in (to_launcher, to_runner):
         launch = Launch(tmp_path / "run", argv)
         launch.until(lambda: len(launch.find("faulty.py")) == 2)  # noqa: B023
@@ -310,7 +297,7 @@ def test_a_launcher_that_dies_while_the_ranks_still_import_takes_them_along(
 
 
 @pytest.mark.slow
-def test_it_starts_without_a_compiler_or_a_home_and_with_a_stale_lock(
+def test_run_starts_without_compiler_or_home_and_with_a_stale_lock(
     argv: list[str], tmp_path: Path
 ) -> None:
     extensions = tmp_path / "extensions"
@@ -329,19 +316,22 @@ def test_it_starts_without_a_compiler_or_a_home_and_with_a_stale_lock(
 
 
 @pytest.mark.slow
-def test_a_port_in_use_is_said(argv: list[str], tmp_path: Path) -> None:
+def test_port_in_use_is_reported(argv: list[str], tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         launch = Launch(tmp_path / "run", argv, port=port)
         assert launch.wait() == 2
-    assert f"--master_port: got {port}" in launch.output and "Traceback" not in launch.output
+    assert (
+        f"--master_port must be a free port (got {port}" in launch.output
+        and "Traceback" not in launch.output
+    )
     assert not launch.folder.exists()
 
 
 @pytest.mark.slow
-def test_ranks_that_differ_are_refused(argv: list[str], tmp_path: Path) -> None:
+def test_differing_ranks_are_refused(argv: list[str], tmp_path: Path) -> None:
     launch = Launch(tmp_path / "run", argv, "flags:1:--lr 0.06")
     assert launch.wait() == 2
     assert "rank 1" in launch.output and "optim.lr: 0.05, there 0.06" in launch.output

@@ -1,10 +1,6 @@
-"""Numbers that go wrong: steps skipped and written down, going back, stopping, gradients that
-spike, ranks that differ."""
+"""Numerical health: skipped steps and their records, rollbacks, spikes, ranks that differ."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,16 +14,19 @@ from fastdeit.commands.train import train_command
 from fastdeit.data.batch import Batch
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.mix import mix_reference
-from fastdeit.reliability.health import Health, Journal
-from fastdeit.reliability.replica_check import checksum, describe_difference
-from fastdeit.storage.jsonl import AppendOnlyFile, read_metrics
+from fastdeit.reliability.health import Health, Spike
+from fastdeit.reliability.replica_check import describe_difference, hash_weights
+from fastdeit.storage.jsonl import AppendOnlyFile, StepLog, read_json_lines, read_records
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.build import build_trainer
 from fastdeit.training.losses import DistillationLoss
 from fastdeit.training.trainer import STATISTICS, Trainer
+from tests.support import health_ranks
+from tests.support.compare_runs import assert_same_weights
 from tests.support.health_ranks import FORMS, NAN_AT, InfiniteLoss, contents, equal, flip
 from tests.support.images import write_shapes
-from tests.support.launching import FLAGS, ROOT, Launch, free_port
+from tests.support.launching import FLAGS, Launch
+from tests.support.ranks import Ranks
 from tests.support.tiny_student import (
     BATCH,
     CLASSES,
@@ -53,7 +52,7 @@ def world() -> World:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_an_infinite_loss_with_a_finite_gradient_skips_the_step(form: str, world: World) -> None:
+def test_infinite_loss_with_a_finite_gradient_skips_the_step(form: str, world: World) -> None:
     trainer = make_trainer(configure(**FORMS[form], micro_batch=4), world)
     run_steps(trainer, 1, 4)
     before, criterion = contents(trainer), trainer.criterion
@@ -68,13 +67,13 @@ def test_an_infinite_loss_with_a_finite_gradient_skips_the_step(form: str, world
 
         values = trainer.train_step(spoilt())
         assert not trainer.applied and values[0].isinf() and equal(before, contents(trainer))
-    assert trainer.skipped == 2 and trainer.step == 3
+    assert trainer.state.skipped == 2 and trainer.step == 3
     trainer.criterion = criterion
     run_steps(trainer, 1, 4)
     assert trainer.applied and not equal(before, contents(trainer))
 
 
-def test_the_gradient_norm_is_that_of_plain_torch(world: World) -> None:
+def test_gradient_norm_equals_that_of_plain_torch(world: World) -> None:
     expected = plain_norm()
     for form in FORMS:
         for micro in (BATCH, 4):
@@ -99,7 +98,7 @@ def plain_norm() -> float:
     ).item()
 
 
-def test_a_skipped_step_leaves_batch_statistics_alone(world: World) -> None:
+def test_skipped_step_leaves_batch_statistics_unchanged(world: World) -> None:
     import timm
 
     config = configure(zero_stage=2).replace(distill={"distillation_type": "none"})
@@ -118,22 +117,14 @@ def test_a_skipped_step_leaves_batch_statistics_alone(world: World) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder, port = tmp_path_factory.mktemp("ranks"), str(free_port())
-    foreign = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"}
-    shared = {name: value for name, value in os.environ.items() if name not in foreign}
-    shared |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.support.health_ranks", str(folder)]
-    started = [
-        subprocess.Popen(command, cwd=ROOT, env=shared | {"RANK": rank, "LOCAL_RANK": rank})
-        for rank in ("0", "1")
-    ]
-    assert [process.wait(120) for process in started] == [0, 0]
+    folder = tmp_path_factory.mktemp("ranks")
+    both = Ranks(folder / "log", health_ranks.main, folder)
+    assert both.wait() == 0, both.output
     return json.loads((folder / "ranks.json").read_text())
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_one_rank_meets_skips_the_step_on_both_and_is_written_down(
+def test_bad_loss_on_one_rank_skips_the_step_on_both_and_is_recorded(
     form: str, ranks: list[dict[str, Any]]
 ) -> None:
     first, second = (rank[form] for rank in ranks)
@@ -163,15 +154,15 @@ def test_what_one_rank_meets_skips_the_step_on_both_and_is_written_down(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_flipped_bit_on_one_rank_is_found(form: str, ranks: list[dict[str, Any]]) -> None:
+def test_flipped_bit_on_one_rank_is_found(form: str, ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert rank[form]["equal"] is None
         assert rank[form]["flipped"].startswith(
-            "the ranks have different cls_token (checksums rank 0: "
+            "the ranks have different cls_token (hashes rank 0: "
         )
 
 
-def test_the_ranks_in_the_minority_are_named() -> None:
+def test_ranks_in_the_minority_are_named() -> None:
     names, sums = ["a", "b", "c"], torch.tensor([[7, 8, 9]] * 5)
     assert describe_difference(names, sums) is None
     sums[3, 1] += 1
@@ -184,18 +175,18 @@ def test_the_ranks_in_the_minority_are_named() -> None:
     two = describe_difference(names, torch.tensor([[1, 2, 3], [1, 2, -4]]))
     assert (
         two
-        == "the ranks have different c (checksums rank 0: 0000000000000003, rank 1: fffffffffffffffc)"
+        == "the ranks have different c (hashes rank 0: 0000000000000003, rank 1: fffffffffffffffc)"
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_any_flipped_bit_changes_the_checksum(dtype: torch.dtype) -> None:
+def test_any_flipped_bit_changes_the_hash(dtype: torch.dtype) -> None:
     weight = torch.nn.Parameter(torch.randn(3, 5).to(dtype))
     module = torch.nn.ParameterList([weight])
-    sums = {checksum(weight).item()}
+    sums = {hash_weights([weight]).item()}
     for bit in range(8 * weight.element_size()):
         flip(module, bit)
-        sums.add(checksum(weight).item())
+        sums.add(hash_weights([weight]).item())
         flip(module, bit)
     assert len(sums) == 8 * weight.element_size() + 1
 
@@ -204,13 +195,15 @@ def test_any_flipped_bit_changes_the_checksum(dtype: torch.dtype) -> None:
 
 
 def make_health(folder: Path, said: list[str]) -> Health:
-    health = Health(RunFolder(folder), 0, 10, 8, said.append)
+    health = Health(RunFolder(folder), 10, 8, said.append)
     health.open(0)
     health.begin(0)
     return health
 
 
-def test_spikes_are_told_from_the_median_of_those_before(tmp_path: Path, world: World) -> None:
+def test_spike_is_a_norm_above_ten_times_the_median_of_the_steps_before(
+    tmp_path: Path, world: World
+) -> None:
     said: list[str] = []
     health = make_health(tmp_path, said)
     for step in range(19):
@@ -218,7 +211,7 @@ def test_spikes_are_told_from_the_median_of_those_before(tmp_path: Path, world: 
     for step, norm in ((19, 3.0), (20, 20.0), (21, 20.1), (22, 2000.0)):
         health.note_applied(step, [0.5, 0.5, 0.0, norm])
     health.close()
-    lines = read_metrics(RunFolder(tmp_path).spikes)
+    lines = read_json_lines(RunFolder(tmp_path).spikes)
     assert [(line["step"], line["grad_norm"], line["median"]) for line in lines] == [
         (21, 20.1, 2.0),
         (22, 2000.0, 2.0),
@@ -228,47 +221,75 @@ def test_spikes_are_told_from_the_median_of_those_before(tmp_path: Path, world: 
     # back at an earlier step, only those of before are compared with, and only their lines stay
     health.open(22)
     health.begin(22)
-    assert [line["step"] for line in read_metrics(RunFolder(tmp_path).spikes)] == [21]
+    assert [line["step"] for line in read_json_lines(RunFolder(tmp_path).spikes)] == [21]
     health.note_applied(22, [0.5, 0.5, 0.0, 20.1])
     health.close()
-    assert [line["step"] for line in read_metrics(RunFolder(tmp_path).spikes)] == [21, 22]
+    assert [line["step"] for line in read_json_lines(RunFolder(tmp_path).spikes)] == [21, 22]
 
 
-def test_a_journal_keeps_what_came_before_and_outlives_a_disk_that_refuses(
+def test_large_norm_is_no_spike_in_the_first_twenty_steps(tmp_path: Path, world: World) -> None:
+    health = make_health(tmp_path, [])
+    for step in range(20):
+        health.note_applied(step, [1.0, 1.0, 0.0, 1e6 if step == 10 else 2.0])
+    assert not RunFolder(tmp_path).spikes.exists()
+    health.note_applied(20, [1.0, 1.0, 0.0, 1e6])
+    health.close()
+    assert [spike.step for spike in read_records(RunFolder(tmp_path).spikes, Spike)] == [20]
+
+
+def test_spike_is_compared_with_the_last_hundred_steps(tmp_path: Path, world: World) -> None:
+    """Norms of 1, 9 and 50: the median is 1 over a hundred steps, 9 over half as many."""
+    health = make_health(tmp_path, [])
+    for step in range(100):
+        health.note_applied(step, [1.0, 1.0, 0.0, 1.0 if step < 60 else 9.0])
+    health.note_applied(100, [1.0, 1.0, 0.0, 50.0])
+    for step in range(101, 160):
+        health.note_applied(step, [1.0, 1.0, 0.0, 9.0])
+    health.note_applied(160, [1.0, 1.0, 0.0, 50.0])  # no step of norm 1 is in the window now
+    health.close()
+    (spike,) = read_records(RunFolder(tmp_path).spikes, Spike)
+    assert (spike.step, spike.median) == (100, 1.0)
+
+
+def make_spike(step: int) -> Spike:
+    return Spike(step=step, grad_norm=20.0, median=1.0, loss=0.5)
+
+
+def test_step_log_keeps_earlier_records_and_survives_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
+    warnings: list[str] = []
     path = tmp_path / "lines.jsonl"
-    journal = Journal(path, lambda step: True, said.append)
+    log = StepLog(path, Spike, lambda step: True, warnings.append)
     assert not path.exists()
     for step in (1, 5, 9):
-        journal.add({"step": step})
-    journal.close()
+        log.append(make_spike(step))
+    log.close()
     path.write_text(path.read_text() + '{"step": 1')  # cut short by a kill
-    journal = Journal(path, lambda step: step < 6, said.append)
+    log = StepLog(path, Spike, lambda step: step < 6, warnings.append)
 
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as full:
         full.setattr(AppendOnlyFile, "__init__", refuse)
-        journal.add({"step": 6})
-    assert len(said) == 1 and "No space left" in said[0]
-    journal.add({"step": 7})
-    journal.close()
-    assert [line["step"] for line in read_metrics(path)] == [1, 5, 7]
+        log.append(make_spike(6))
+    assert len(warnings) == 1 and "No space left" in warnings[0]
+    log.append(make_spike(7))
+    log.close()
+    assert [line["step"] for line in read_json_lines(path)] == [1, 5, 7]
 
 
 @pytest.mark.parametrize(
     "line", ['{"passed_over": [3, 1', '{"passed_over": [1.5, 3]}', '{"bad_steps": [3]}', "[4]"]
 )
-def test_a_damaged_list_of_rollbacks_is_refused(
+def test_damaged_rollbacks_file_is_refused(
     line: str, argv: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "rollbacks.jsonl").write_text('{"passed_over": [2, 9]}\n' + line)
     with pytest.raises(SystemExit, match="2"):
         start(argv, tmp_path)
-    assert f"{tmp_path}/rollbacks.jsonl: damaged: got '{line}'" in capfd.readouterr().err
+    assert f"{tmp_path}/rollbacks.jsonl: damaged line (got '{line}'" in capfd.readouterr().err
 
 
 # whole runs
@@ -310,7 +331,7 @@ def start(argv: list[str], folder: Path, *more: str) -> int:
 
 
 def steps_of(folder: Path, name: str) -> list[int]:
-    return [line["step"] for line in read_metrics(folder / name)]
+    return [line["step"] for line in read_json_lines(folder / name)]
 
 
 def strict(text: str) -> Any:
@@ -320,13 +341,7 @@ def strict(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
-def assert_same_weights(one: Path, two: Path) -> None:
-    for name in ("student.safetensors", "student_ema.safetensors"):
-        left, right = load_file(one / name), load_file(two / name)
-        assert all(torch.equal(value, right[key]) for key, value in left.items()), name
-
-
-def test_bad_steps_are_written_down_and_training_goes_on(
+def test_bad_steps_are_recorded_and_training_continues(
     argv: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -354,7 +369,7 @@ def test_bad_steps_are_written_down_and_training_goes_on(
     )
 
 
-def test_after_too_many_a_run_goes_back_and_passes_over_them(
+def test_run_rolls_back_after_too_many_bad_steps_and_skips_them(
     argv: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -365,17 +380,17 @@ def test_after_too_many_a_run_goes_back_and_passes_over_them(
     assert start(argv, gone_back) == 0
     said = " ".join(capfd.readouterr().out.split())
     assert (
-        "steps 7 to 10 were bad: went back to" in said
-        and "step-00000006, passes over all steps up to 10" in said
+        "steps 7 to 10 were bad: rolled back to" in said
+        and "step-00000006, skipping all steps up to 10" in said
     )
-    (entry,) = read_metrics(gone_back / "rollbacks.jsonl")
+    (entry,) = read_json_lines(gone_back / "rollbacks.jsonl")
     assert (entry["checkpoint"], entry["bad_steps"], entry["passed_over"]) == (
         6,
         [7, 8, 9, 10],
         [6, 11],
     )
     metrics = {
-        line["step"]: line for line in read_metrics(gone_back / "metrics.jsonl") if "lr" in line
+        line["step"]: line for line in read_json_lines(gone_back / "metrics.jsonl") if "lr" in line
     }
     assert sorted(metrics) == list(range(1, TOTAL + 1))
     assert [step for step, line in metrics.items() if "loss" not in line] == [7, 8, 9, 10, 11]
@@ -399,7 +414,7 @@ def test_after_too_many_a_run_goes_back_and_passes_over_them(
     assert_same_weights(gone_back, tmp_path / "anew")
 
 
-def test_weights_that_are_not_finite_are_left_behind(
+def test_weights_that_are_not_finite_are_rolled_back(
     argv: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -410,8 +425,8 @@ def test_weights_that_are_not_finite_are_left_behind(
     def train_step(self: Trainer, batches: Iterable[Batch]) -> torch.Tensor:
         values = original(self, batches)
         if self.step == 8:
-            self.partitions.masters[0][0] = torch.inf
-            self.partitions.install(self.weights())
+            self.state.partitions.masters[0][0] = torch.inf
+            self.state.partitions.load(self.state.weights())
         return values
 
     monkeypatch.setattr(Trainer, "train_step", train_step)
@@ -419,14 +434,14 @@ def test_weights_that_are_not_finite_are_left_behind(
     said = " ".join(capfd.readouterr().out.split())
     assert (
         "checkpoint of step 9 not saved: not finite: " in said
-        and "steps 8 to 11 were bad: went back to" in said
+        and "steps 8 to 11 were bad: rolled back to" in said
     )
     assert all(
         value.isfinite().all() for value in load_file(tmp_path / "student.safetensors").values()
     )
 
 
-def test_when_that_does_not_help_it_stops_and_leaves_what_shows_why(
+def test_run_stops_with_a_debug_bundle_when_rollbacks_do_not_help(
     argv: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -439,7 +454,7 @@ def test_when_that_does_not_help_it_stops_and_leaves_what_shows_why(
             assert start(argv, folder) == 1
             said = " ".join(capfd.readouterr().err.split())
             assert (
-                "steps 15 to 18 were skipped, --max-bad-steps is 3, and the run went back 2 times"
+                "steps 15 to 18 were skipped, --max-bad-steps is 3, and the run rolled back 2 times"
                 in said
             ), said
             assert "--step 15" in said and said.count("fastdeit: error") == 1
@@ -447,7 +462,7 @@ def test_when_that_does_not_help_it_stops_and_leaves_what_shows_why(
             assert failure["step"] == 19 and failure["error"].startswith(
                 "fastdeit.reliability.health.HealthError: steps 15 to 18"
             )
-    assert [entry["passed_over"] for entry in read_metrics(folder / "rollbacks.jsonl")] == [
+    assert [entry["passed_over"] for entry in read_json_lines(folder / "rollbacks.jsonl")] == [
         [6, 11],
         [3, 15],
     ]
@@ -473,7 +488,7 @@ def test_when_that_does_not_help_it_stops_and_leaves_what_shows_why(
     assert start(argv, folder, "--max-rollbacks", "3") == 0 and (folder / "summary.json").is_file()
 
 
-def test_without_a_checkpoint_from_before_it_stops(
+def test_run_stops_without_a_checkpoint_to_roll_back_to(
     argv: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -491,7 +506,7 @@ def test_without_a_checkpoint_from_before_it_stops(
     ] > 0
 
 
-def test_a_disk_that_refuses_the_bundle_is_said(
+def test_full_disk_for_the_debug_bundle_is_reported(
     argv: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -504,13 +519,13 @@ def test_a_disk_that_refuses_the_bundle_is_said(
     assert start(argv, folder, "--max-bad-steps", "0") == 1
     said = " ".join(capfd.readouterr().err.split())
     assert (
-        "lacks what shows why: no checkpoint: " in said
+        "is incomplete: no checkpoint: " in said
         and "no report: " in said
         and "Traceback" not in said
     )
 
 
-def test_a_gradient_a_thousand_times_too_large_is_clipped_told_of_and_forgotten(
+def test_gradient_a_thousand_times_too_large_is_clipped_and_recorded(
     argv: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -528,7 +543,7 @@ def test_a_gradient_a_thousand_times_too_large_is_clipped_told_of_and_forgotten(
 
     monkeypatch.setattr(DistillationLoss, "__call__", thousandfold)
     assert start(argv, tmp_path / "spiky", *clip) == 0
-    (spike,) = read_metrics(RunFolder(tmp_path / "spiky").spikes)
+    (spike,) = read_json_lines(RunFolder(tmp_path / "spiky").spikes)
     assert (
         spike["step"] == 25
         and 300 < spike["grad_norm"] / spike["median"] < 3000
@@ -541,15 +556,14 @@ def test_a_gradient_a_thousand_times_too_large_is_clipped_told_of_and_forgotten(
     calm, spiky = (
         {
             line["step"]: line
-            for line in read_metrics(tmp_path / name / "metrics.jsonl")
+            for line in read_json_lines(tmp_path / name / "metrics.jsonl")
             if "loss" in line
         }
         for name in ("calm", "spiky")
     )
     assert spiky[26]["grad_norm"] == pytest.approx(1000 * calm[26]["grad_norm"], rel=1e-3)
-    assert spiky[27]["loss"] == pytest.approx(
-        calm[27]["loss"], rel=1e-3
-    )  # clipped alike, so it trains alike
+    # clipped to the same norm, it trains the same
+    assert spiky[27]["loss"] == pytest.approx(calm[27]["loss"], rel=1e-3)
     assert_same_direction(tmp_path / "calm", tmp_path / "spiky")
 
 
@@ -562,21 +576,21 @@ def assert_same_direction(one: Path, two: Path) -> None:
 # under the launcher
 
 
-def test_a_launched_run_goes_back_together_and_stops_when_its_ranks_differ(
+def test_launched_ranks_roll_back_together_and_stop_when_they_differ(
     argv: list[str], tmp_path: Path
 ) -> None:
     faults = ",".join(f"nan:1:{step}" for step in range(7, 11))
     launch = Launch(tmp_path / "run", [*argv, "--checksum-steps", "4"], f"{faults},flip:1:20")
     assert launch.wait() == 1
-    (entry,) = read_metrics(launch.folder / "rollbacks.jsonl")
+    (entry,) = read_json_lines(launch.folder / "rollbacks.jsonl")
     assert entry["passed_over"] == [6, 11]
     assert {
         place["rank"]
-        for line in read_metrics(RunFolder(launch.folder).bad_steps)
+        for line in read_json_lines(RunFolder(launch.folder).bad_steps)
         for place in line["not_finite"]
     } == {1}
     said = " ".join(launch.output.split())
-    assert "after step 20 the ranks have different cls_token (checksums rank 0: " in said
+    assert "after step 20 the ranks have different cls_token (hashes rank 0: " in said
     assert "all were equal after step 18, and at every checkpoint up to then" in said
     assert launch.output.count("fastdeit: error") == 1 and "Traceback" not in launch.output
     for rank in (0, 1):

@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.launching import ROOT
+
 ATTACH = "from fastdeit.reliability import launcher; attached = launcher.attach()"
 REPORT = "print('dead' if attached.has_died() else 'alive', flush=True)"
 ATTACH_LATE = f"import time; print('began', flush=True); time.sleep(1.5); {ATTACH}; {REPORT}"
@@ -26,8 +27,9 @@ RUNNER, LAUNCH, SSHD = "deepspeed_runner.py", "deepspeed.launcher.launch.py", "s
 def chain(
     folder: Path, names: list[str], rank: str, wait_s: float = 0, through: list[str] | None = None
 ) -> Iterator[Path]:
-    """Start processes of which each starts the next, launch.py after `wait_s` and through the command
-    `through`; the last one is the rank.
+    """Start processes of which each starts the next; the last one is the rank.
+
+    launch.py is started after `wait_s` and through the command `through`.
 
     Yield the file of their output; `folder / "first"` holds the process id of the first.
     """
@@ -35,9 +37,8 @@ def chain(
     for name in reversed(names):
         script = folder / name
         wait = f"time.sleep({wait_s if name == LAUNCH else 0})"
-        script.write_text(
-            f"import subprocess, time; print('began', flush=True); {wait}; subprocess.run({command!r})"
-        )
+        start = f"print('began', flush=True); {wait}; subprocess.run({command!r})"
+        script.write_text(f"import subprocess, time; {start}")
         command = [sys.executable, str(script)]
         if name == SSHD:
             command = ["bash", "-c", 'exec -a "$0" "$@"', name, *command]
@@ -96,6 +97,16 @@ def test_lost_ssh_connection_of_another_machine_is_seen(through: list[str], tmp_
         wait_for_output(log, ["began", "began", "alive"])
         kill_first(log)
         wait_for_output(log, ["began", "began", "alive", "dead"])
+
+
+@pytest.mark.parametrize(("first", "expected"), [(RUNNER, "dead"), ("shell.py", "alive")])
+def test_death_of_the_runner_is_seen_and_that_of_a_shell_is_ignored(
+    first: str, expected: str, tmp_path: Path
+) -> None:
+    with chain(tmp_path, [first, LAUNCH], REPORT_TWICE) as log:
+        wait_for_output(log, ["began", "began", "alive"])
+        kill_first(log)
+        wait_for_output(log, ["began", "began", "alive", expected])
 
 
 def test_import_changes_nothing_and_without_rank_there_is_no_launcher() -> None:

@@ -1,5 +1,4 @@
-"""One live run in a folder: refused while the holder lives, taken over when it is dead, nothing
-left behind."""
+"""The lock of a run folder: one live run, free after its death, nothing left behind."""
 
 import errno
 import fcntl
@@ -15,8 +14,8 @@ import pytest
 from fastdeit.reliability import run_lock
 from fastdeit.reliability.run_lock import RunLock
 from fastdeit.storage.run_folder import RunFolder
+from tests.support.launching import ROOT
 
-ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys
 from pathlib import Path
@@ -42,7 +41,7 @@ def no_locks(*_: object) -> None:
     raise OSError(errno.ENOLCK, "no locks here")
 
 
-def test_a_folder_that_was_made_for_nothing_goes_away(tmp_path: Path) -> None:
+def test_empty_folder_is_removed_on_release(tmp_path: Path) -> None:
     with RunLock(RunFolder(tmp_path / "a" / "b")) as lock:
         lock.acquire()
         told = json.loads((tmp_path / "a/b/lock").read_text())
@@ -54,7 +53,7 @@ def test_a_folder_that_was_made_for_nothing_goes_away(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "a/b").iterdir()] == ["config.yaml"]
 
 
-def test_what_was_never_taken_is_not_freed(tmp_path: Path) -> None:
+def test_release_without_acquire_removes_nothing(tmp_path: Path) -> None:
     with RunLock(RunFolder(tmp_path)) as lock:
         lock.acquire()
         with (
@@ -66,7 +65,7 @@ def test_what_was_never_taken_is_not_freed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("locks", [True, False])
-def test_refused_while_the_holder_lives_and_taken_over_after_its_death(
+def test_lock_is_refused_while_its_holder_lives_and_free_after_its_death(
     locks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not locks:
@@ -94,7 +93,7 @@ def test_refused_while_the_holder_lives_and_taken_over_after_its_death(
         ({}, False),
     ],
 )
-def test_without_locks_the_text_decides(
+def test_holder_in_the_file_decides_on_a_file_system_without_locks(
     change: dict[str, object], taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", no_locks)
@@ -109,7 +108,7 @@ def test_without_locks_the_text_decides(
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"pid": 3}'])
-def test_a_lock_file_that_says_nothing_is_free(text: str, tmp_path: Path) -> None:
+def test_empty_lock_file_is_free(text: str, tmp_path: Path) -> None:
     (tmp_path / "lock").write_text(text)
     with RunLock(RunFolder(tmp_path)) as lock:
         lock.acquire()

@@ -1,5 +1,4 @@
-"""A run that is killed again and again, at random times and in random ways, ends as the one that
-nothing happened to."""
+"""Soak test: a run that is killed at random, many times, ends as an undisturbed one."""
 
 import contextlib
 import os
@@ -18,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastdeit.checkpoint.store import list_checkpoints, step_of, verify_checkpoint
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
 from tests.support.images import write_shapes
 from tests.support.launching import FLAGS, Launch, assert_lines_near
 
@@ -95,7 +94,7 @@ class Soak:
 
     def reached(self) -> int:
         return max(
-            (line["step"] for line in read_metrics(self.folder / "metrics.jsonl")), default=0
+            (line["step"] for line in read_json_lines(self.folder / "metrics.jsonl")), default=0
         )
 
     def saved(self) -> int:
@@ -133,11 +132,11 @@ class Soak:
 
     def _count(self, launch: Launch, saved: int) -> None:
         output, reached = launch.output, saved
-        assert "passed over" not in output and "fastdeit: error" not in output, output
+        assert "checkpoint skipped" not in output and "fastdeit: error" not in output, output
         if HEADING in output:
             reached = max(saved, self.reached())
             assert (
-                not saved or f"goes on from {self.folder}/checkpoints/step-{saved:08d}" in output
+                not saved or f"resumed from {self.folder}/checkpoints/step-{saved:08d}" in output
             ), output
         self.steps_run += reached - saved
         self.lost.append(max(0, reached - self.saved()))
@@ -151,9 +150,12 @@ class Soak:
     def report(self, began: float) -> str:
         attempts = len(self.lost)
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kills.items()))
+        kills, seconds = sum(self.kills.values()), time.monotonic() - began
+        share = TOTAL / self.steps_run
         return (
-            f"{sum(self.kills.values())} kills in {attempts} attempts, {time.monotonic() - began:.0f} s; {TOTAL} steps kept of "
-            f"{self.steps_run} run ({TOTAL / self.steps_run:.0%}), {max(self.lost)} lost at most by one kill\n{kinds}"
+            f"{kills} kills in {attempts} attempts, {seconds:.0f} s; "
+            f"{TOTAL} steps kept of {self.steps_run} run ({share:.0%}), "
+            f"{max(self.lost)} lost at most by one kill\n{kinds}"
         )
 
 
@@ -174,7 +176,7 @@ def whole(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    return read_metrics(folder / "metrics.jsonl")
+    return read_json_lines(folder / "metrics.jsonl")
 
 
 def soak(
@@ -195,7 +197,7 @@ def soak(
             break
     assert sum(run.kills.values()) >= kills, f"the run ended after {run.kills}"
     said = run.finish()
-    assert "passed over" not in said
+    assert "checkpoint skipped" not in said
     print(f"\n{run.report(began)}")
 
 
@@ -206,9 +208,7 @@ def assert_same_files(folder: Path, whole: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fifty_kills_and_the_run_ends_the_same(
-    argv: list[str], whole: Path, tmp_path: Path
-) -> None:
+def test_run_killed_fifty_times_ends_the_same(argv: list[str], whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     soak(folder, argv, 50, 7, lambda chance: (TWO, []))
     for name in ("student.safetensors", "student_ema.safetensors"):
@@ -230,7 +230,7 @@ def draw_shape(chance: random.Random) -> tuple[tuple[str, ...], list[str]]:
 
 
 @pytest.mark.slow
-def test_kills_between_which_the_run_changes_its_shape(
+def test_run_killed_and_resumed_in_other_forms_ends_the_same(
     argv: list[str], whole: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"

@@ -1,46 +1,48 @@
-"""The watchdog barks when nothing moves, and only then; a held lock is barked at too."""
+"""Watchdog: it expires only without progress, also while Python's lock is held."""
 
+import faulthandler
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
+
+import pytest
 
 from fastdeit.reliability.watchdog import Watchdog
+from tests.support.launching import ROOT
 
-ROOT = Path(__file__).parents[2]
 LIMITS = {"startup": 1.0, "data": 0.2, "step": 0.2}
 
 
-class Barks:
+class Expirations:
     def __init__(self) -> None:
-        self.heard: list[tuple[str, int, float]] = []
+        self.calls: list[tuple[str, int, float]] = []
         self.first = threading.Event()
 
     def __call__(self, section: str, step: int, limit: float) -> None:
-        self.heard.append((section, step, limit))
+        self.calls.append((section, step, limit))
         self.first.set()
 
 
-def test_it_barks_once_naming_where_the_process_stands() -> None:
-    barks = Barks()
-    watchdog = Watchdog(LIMITS, barks, poll_s=0.02)
+def test_missing_progress_is_reported_once_with_section_and_step() -> None:
+    expirations = Expirations()
+    watchdog = Watchdog(LIMITS, expirations, poll_s=0.02)
     watchdog.start()
     for step in range(3):
         watchdog.beat("data", step)
         watchdog.beat("step", step)
     began = time.monotonic()
-    assert barks.first.wait(5) and 0.15 < time.monotonic() - began < 2
+    assert expirations.first.wait(5) and 0.15 < time.monotonic() - began < 2
     time.sleep(0.3)
-    assert barks.heard == [("step", 2, 0.2)]
+    assert expirations.calls == [("step", 2, 0.2)]
     watchdog.close()
 
 
-def test_it_is_silent_while_something_moves_and_in_the_first_pass_of_a_section() -> None:
-    barks = Barks()
-    watchdog = Watchdog(LIMITS, barks, poll_s=0.02)
+def test_first_step_of_a_section_and_slow_progress_are_allowed() -> None:
+    expirations = Expirations()
+    watchdog = Watchdog(LIMITS, expirations, poll_s=0.02)
     watchdog.start()
-    time.sleep(0.3)  # the start
+    time.sleep(0.3)  # start-up
     watchdog.beat("data", 7)
     time.sleep(0.3)  # a cache is filled
     watchdog.beat("step", 7)
@@ -48,28 +50,45 @@ def test_it_is_silent_while_something_moves_and_in_the_first_pass_of_a_section()
     for _ in range(5):  # micro-batches of a slow step
         watchdog.beat("step", 8)
         time.sleep(0.1)
-    assert not barks.heard
-    assert barks.first.wait(5)
+    assert not expirations.calls
+    assert expirations.first.wait(5)
     watchdog.close()
 
 
-def test_a_start_that_hangs_is_seen() -> None:
-    barks = Barks()
-    watchdog = Watchdog(LIMITS, barks, poll_s=0.02)
+def test_start_up_that_hangs_is_reported() -> None:
+    expirations = Expirations()
+    watchdog = Watchdog(LIMITS, expirations, poll_s=0.02)
     watchdog.start()
-    assert barks.first.wait(5) and barks.heard == [("startup", 0, 1.0)]
+    assert expirations.first.wait(5) and expirations.calls == [("startup", 0, 1.0)]
     watchdog.close()
 
 
-def test_a_beat_costs_next_to_nothing() -> None:
-    watchdog = Watchdog(LIMITS, Barks())
+def test_beat_takes_microseconds() -> None:
+    watchdog = Watchdog(LIMITS, Expirations())
     began = time.perf_counter()
     for step in range(10_000):
         watchdog.beat("step", step)
     assert (time.perf_counter() - began) / 10_000 < 20e-6  # it takes about half a microsecond
 
 
-def test_a_process_whose_lock_is_held_ends_with_its_stacks() -> None:
+def test_lock_may_be_held_for_little_more_than_the_shortest_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    timeouts: list[float] = []
+
+    def set_timer(seconds: float, **_: object) -> None:
+        timeouts.append(seconds)
+
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", set_timer)
+    limits = {"startup": 7200.0, "step": 600.0, "data": 900.0}
+    watchdog = Watchdog(limits, Expirations(), poll_s=0.01)
+    watchdog.start()
+    time.sleep(0.1)
+    watchdog.close()
+    assert set(timeouts) == {610.0}
+
+
+def test_process_whose_lock_is_held_ends_with_its_stacks() -> None:
     code = """
 import ctypes
 from fastdeit.reliability import watchdog

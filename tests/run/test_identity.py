@@ -1,45 +1,77 @@
-"""Which versions a run is told apart by."""
+"""Identity of a run: versions, the hash of the code, and differences between ranks."""
 
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from nvidia import dali
 
+import fastdeit
+from fastdeit.config.schema import Config
+from fastdeit.distributed.world import init_distributed
 from fastdeit.run import identity
+from fastdeit.run.identity import check_same_everywhere, code_digest, versions
 
 
 @pytest.fixture(autouse=True)
-def asked_anew() -> Iterator[None]:
-    identity.versions.cache_clear()
+def no_cached_versions() -> Iterator[None]:
+    versions.cache_clear()
     yield
-    identity.versions.cache_clear()
+    versions.cache_clear()
 
 
-def test_dali_is_asked_itself_whatever_its_package_is_called(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def nothing_installed(name: str) -> str:
+def test_version_of_dali_comes_from_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its package has another name for each CUDA version."""
+
+    def find_nothing(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(metadata, "version", nothing_installed)
-    found = identity.versions()
+    monkeypatch.setattr(metadata, "version", find_nothing)
+    found = versions()
     assert found["dali"] == dali.__version__
     assert found["torch"] == "not installed"
 
 
 def test_no_version_is_empty() -> None:
-    assert all(identity.versions().values())
+    assert all(versions().values())
 
 
-def test_ranks_with_other_dalis_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = identity.versions()
-    identity.versions.cache_clear()
+def test_ranks_with_different_dali_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = versions()
+    versions.cache_clear()
     monkeypatch.setattr(dali, "__version__", "2.5.0")
-    theirs = identity.versions()
+    theirs = versions()
     monkeypatch.setattr(identity, "on_every_rank", lambda action: [("a", ours), ("b", theirs)])
-    with pytest.raises(
-        ValueError,
-        match=f"rank 1 \\(b\\) differs from rank 0 in dali: '{ours['dali']}', there '2.5.0'",
-    ):
+    message = f"rank 1 \\(b\\) differs from rank 0 in dali: '{ours['dali']}', there '2.5.0'"
+    with pytest.raises(ValueError, match=message):
         identity._compare_ranks(ours)
+
+
+def test_ranks_with_different_settings_or_code_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    init_distributed()
+    config = Config()
+    ours = identity._describe_process(config)
+    check_same_everywhere(config)
+    theirs = ours | {"optim.lr": 0.1, "code": "0123"}
+    ranks = [("a", ours), ("a", ours), ("b", theirs)]
+    monkeypatch.setattr(identity, "on_every_rank", lambda action: ranks)
+    message = r"rank 2 \(b\) differs from rank 0 in optim.lr: 0.0005, there 0.1; code: "
+    with pytest.raises(ValueError, match=message):
+        check_same_everywhere(config)
+
+
+def test_code_digest_changes_with_every_python_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kernels").mkdir()
+    for name in ("identity.py", "kernels/a.py"):
+        (tmp_path / name).write_text("x")
+    monkeypatch.setattr(fastdeit, "__file__", str(tmp_path / "__init__.py"))
+    digests = set()
+    for name, text in (("kernels/a.py", "x"), ("kernels/a.py", "y"), ("b.py", "x"), ("b.txt", "x")):
+        (tmp_path / name).write_text(text)
+        code_digest.cache_clear()
+        digests.add(code_digest())
+    code_digest.cache_clear()
+    assert len(digests) == 3  # b.txt does not count

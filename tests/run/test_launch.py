@@ -1,61 +1,38 @@
-"""The real launcher: two processes and one give the same run; an error ends both; the script fixes
-its path."""
+"""Runs under the real launcher: two processes give the run of one, an error ends both, and the
+script finds the package from any folder."""
 
 import json
-import os
-import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
 from tests.support.images import write_shapes
-
-ROOT = Path(__file__).parents[2]
-FLAGS = (
-    "--model deit_tiny_distilled_patch16_224 --input-size 32 --patch-size 8 --embed-dim 32 --depth 2 --num-heads 2 "
-    "--distillation-type none --batch-size 8 --epochs 10 --warmup-epochs 1 --lr 0.05 --drop-path 0.3 "
-    "--log-steps 1 --eval-epochs 5"
-).split()
+from tests.support.launching import FLAGS, ROOT, clean_environment, launcher_command
 
 
 def launch(processes: int, argv: list[str], cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = [
-        sys.executable,
-        "-m",
-        "deepspeed.launcher.runner",
-        "-q",
-        "--num_accelerators",
-        str(processes),
-    ]
-    command = [*launcher, "--master_port", str(port), str(ROOT / "fastdeit" / "train.py"), *argv]
-    environment = os.environ | {
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    for name in ("PYTHONPATH", "RANK", "WORLD_SIZE", "MASTER_PORT"):
-        environment.pop(name, None)
+    """Run train.py under the launcher, which gives each rank the flag --local_rank."""
+    launcher = launcher_command("--num_accelerators", str(processes))
+    command = [*launcher, str(ROOT / "fastdeit" / "train.py"), *argv]
     return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=300
+        command, cwd=cwd, capture_output=True, text=True, env=clean_environment(), timeout=300
     )
 
 
+Runs = tuple[Path, Path, subprocess.CompletedProcess[str]]
+"""The folders of a run on one process and on two, and the launch of the second."""
+
+
 @pytest.fixture(scope="module")
-def runs(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     root = tmp_path_factory.mktemp("launch")
     data = write_shapes(root / "data")
     folders = root / "one", root / "two"
-    # from a folder elsewhere: the script finds the package by itself
+    # from another folder: the script finds the package by itself
     ended = [
         launch(n, ["--data-path", str(data), *FLAGS, "--output-dir", str(folder)], root)
         for n, folder in enumerate(folders, 1)
@@ -65,10 +42,8 @@ def runs(
     return *folders, ended[1]
 
 
-def test_two_processes_and_one_give_the_same_30_losses(
-    runs: tuple[Path, Path, subprocess.CompletedProcess[str]],
-) -> None:
-    one, two = (read_metrics(folder / "metrics.jsonl") for folder in runs[:2])
+def test_two_processes_give_the_losses_of_one(runs: Runs) -> None:
+    one, two = (read_json_lines(folder / "metrics.jsonl") for folder in runs[:2])
     losses = [[line["loss"] for line in lines if "loss" in line] for lines in (one, two)]
     assert len(losses[0]) == 30
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
@@ -79,11 +54,10 @@ def test_two_processes_and_one_give_the_same_30_losses(
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_at_stage_2_goes_on_with_one_at_stage_1(
-    runs: tuple[Path, Path, subprocess.CompletedProcess[str]],
+def test_run_of_two_processes_at_stage_2_resumes_with_one_at_stage_1(
+    runs: Runs,
 ) -> None:
-    """Stopped in the middle of an epoch: the same samples follow, so the losses are those of a run
-    never stopped."""
+    """The stop is in mid-epoch; the losses are those of a run that was never stopped."""
     root = runs[0].parent
     argv = ["--data-path", str(root / "data"), *FLAGS, "--output-dir", str(root / "moved")]
     for processes, more in (
@@ -93,21 +67,24 @@ def test_a_run_of_two_processes_at_stage_2_goes_on_with_one_at_stage_1(
         end = launch(processes, [*argv, *more])
         assert end.returncode == 0, end.stdout + end.stderr
     assert "after step 16 of 30" in end.stdout
-    moved, whole = (read_metrics(folder / "metrics.jsonl") for folder in (root / "moved", runs[0]))
+    moved, whole = (
+        read_json_lines(folder / "metrics.jsonl") for folder in (root / "moved", runs[0])
+    )
     losses = [[line["loss"] for line in lines if "loss" in line] for lines in (moved, whole)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_accuracies_are_counted_over_both_processes(
-    runs: tuple[Path, Path, subprocess.CompletedProcess[str]],
+def test_accuracies_count_over_both_processes(
+    runs: Runs,
 ) -> None:
     one, two = (json.loads((folder / "summary.json").read_text())["results"] for folder in runs[:2])
-    assert one == pytest.approx(two, abs=100 / 9 + 0.01)  # 9 images; rounding may turn one of them
+    # 9 images; rounding may change the class of one
+    assert one == pytest.approx(two, abs=100 / 9 + 0.01)
     assert all(round(value * 9 / 100, 6) % 1 == 0 for value in two.values())
 
 
-def test_the_output_is_quiet_and_said_once(
-    runs: tuple[Path, Path, subprocess.CompletedProcess[str]],
+def test_output_appears_once_without_warnings(
+    runs: Runs,
 ) -> None:
     end = runs[2]
     assert end.stdout.count("schedule") == 1 and "2 x CPU, fp32, ZeRO 1" in end.stdout
@@ -118,10 +95,9 @@ def test_the_output_is_quiet_and_said_once(
     ]
 
 
-def test_an_error_ends_both_processes_with_code_2_and_is_said_once(tmp_path: Path) -> None:
-    end = launch(
-        2, ["--data-path", str(tmp_path / "nowhere"), *FLAGS, "--output-dir", str(tmp_path / "run")]
-    )
+def test_error_appears_once_and_ends_both_processes_with_2(tmp_path: Path) -> None:
+    paths = ["--data-path", str(tmp_path / "nowhere"), "--output-dir", str(tmp_path / "run")]
+    end = launch(2, [*FLAGS, *paths])
     assert end.returncode == 2
     assert end.stderr.count("no such folder") == 1 and "Traceback" not in end.stderr
     assert not (tmp_path / "run").exists()

@@ -1,23 +1,25 @@
-"""Means on the device, and a log that reads as if the run had never stopped, and as if no disk were
-ever full."""
+"""`Meter`, `MetricLog` across interruptions and on a full disk, and the files below it."""
 
-import contextlib
-import resource
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import torch
 
 from fastdeit.distributed.world import init_distributed
 from fastdeit.run.metrics import MetricLog
-from fastdeit.storage import atomic, jsonl
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
-from fastdeit.training.meter import Meter
+from fastdeit.training.trainer import Meter
+from tests.support.full_disk import limit_file_size
 
 
-def test_meter_gives_the_steps_since_it_was_read() -> None:
+def open_log(folder: Path, step: int, warn: Callable[[str], None] = lambda line: None) -> MetricLog:
+    log = MetricLog(RunFolder(folder), warn)
+    log.open(step)
+    return log
+
+
+def test_meter_returns_the_steps_since_the_last_read() -> None:
     init_distributed()
     meter, rows = Meter(), torch.rand(5, 3)
     for step, row in enumerate(rows):
@@ -28,34 +30,34 @@ def test_meter_gives_the_steps_since_it_was_read() -> None:
     assert meter.read() == [(7, [1.0, 2.0, 3.0])]
 
 
-def test_meter_does_not_keep_what_it_is_given() -> None:
+def test_meter_copies_its_input() -> None:
     meter, values = Meter(), torch.ones(2)
     meter.add(0, values)
     values.zero_()
     assert meter.read() == [(0, [1.0, 1.0])]
 
 
-def test_log_of_a_resumed_run_drops_what_comes_again(tmp_path: Path) -> None:
-    log = MetricLog(RunFolder(tmp_path), 0)
+def test_log_of_a_resumed_run_drops_later_lines(tmp_path: Path) -> None:
+    log = open_log(tmp_path, 0)
     for step in (10, 20, 30):
         log.write(step, {"loss": float(step)})
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "lo')  # cut short by a kill
-    log = MetricLog(RunFolder(tmp_path), 20)
+    log = open_log(tmp_path, 20)
     log.write(30, {"loss": 0.5, "lr": 1e-3})
     log.close()
-    assert read_metrics(tmp_path / "metrics.jsonl") == [
+    assert read_json_lines(tmp_path / "metrics.jsonl") == [
         {"step": 10, "loss": 10.0},
         {"step": 20, "loss": 20.0},
         {"step": 30, "loss": 0.5, "lr": 1e-3},
     ]
     assert list((tmp_path / "tensorboard").glob("events*"))
-    assert read_metrics(tmp_path / "nowhere.jsonl") == []
+    assert read_json_lines(tmp_path / "nowhere.jsonl") == []
 
 
 def scalars(folder: Path) -> list[tuple[int, str, float]]:
-    """What TensorBoard shows."""
+    """Return the scalars that TensorBoard shows: step, name, value."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     shown = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
@@ -66,9 +68,9 @@ def scalars(folder: Path) -> list[tuple[int, str, float]]:
     ]
 
 
-def test_tensorboard_shows_the_numbers_and_what_came_again_once(tmp_path: Path) -> None:
+def test_tensorboard_shows_a_repeated_step_once(tmp_path: Path) -> None:
     for start, steps in ((0, (1, 2, 3)), (2, (3, 4))):
-        log = MetricLog(RunFolder(tmp_path), start)
+        log = open_log(tmp_path, start)
         for step in steps:
             log.write(step, {"loss": step + 0.5 * (start > 0), "digest": "no number"})
         log.close()
@@ -80,69 +82,27 @@ def test_tensorboard_shows_the_numbers_and_what_came_again_once(tmp_path: Path) 
     ]
 
 
-@contextlib.contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """As if the disk were full: no file of this process may grow beyond so many bytes."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def test_a_full_disk_is_told_once_and_loses_nothing_when_it_has_room_again(tmp_path: Path) -> None:
-    told: list[str] = []
-    log = MetricLog(RunFolder(tmp_path), 0, told.append)
-    with files_of_at_most(1000):
+def test_full_disk_is_reported_once_and_loses_nothing_when_there_is_room_again(
+    tmp_path: Path,
+) -> None:
+    warnings: list[str] = []
+    log = open_log(tmp_path, 0, warnings.append)
+    with limit_file_size(1000):
         for step in range(100):
             log.write(step, {"loss": float(step), "lr": 1e-3})
-        held = read_metrics(tmp_path / "metrics.jsonl")
+        held = read_json_lines(tmp_path / "metrics.jsonl")
         assert (
             10 < len(held) < 50
-            and len(told) == 2
-            and all("is not written: [Errno 27]" in line for line in told)
+            and len(warnings) == 2
+            and all("cannot be written: [Errno 27]" in line for line in warnings)
         )
     log.write(100, {"loss": 100.0, "lr": 1e-3})
     log.close()
     expected = [{"step": step, "loss": float(step), "lr": 1e-3} for step in range(101)]
-    assert read_metrics(tmp_path / "metrics.jsonl") == expected
+    assert read_json_lines(tmp_path / "metrics.jsonl") == expected
     assert [step for step, name, _ in scalars(tmp_path / "tensorboard") if name == "loss"] == list(
         range(101)
     )
-    assert len(told) == 4 and all(line.endswith("is written again") for line in told[2:])
-
-
-def test_what_waits_for_a_disk_is_bounded_and_what_is_lost_is_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jsonl, "MAX_PENDING", 5)
-    told: list[str] = []
-    file = jsonl.AppendOnlyFile(tmp_path / "file", told.append)
-    with files_of_at_most(21):
-        for number in range(10):
-            file.append(f"line {number}\n".encode())
-        file.append(b"x\n" * 99)
-    file.append(b"last\n")
-    assert (
-        tmp_path / "file"
-    ).read_bytes() == b"line 0\nline 1\nline 2\nline 7\nline 8\nline 9\n" + b"x\n" * 99 + b"last\n"
-    assert told[1].endswith("is written again; 4 of its records are lost")
-    with files_of_at_most(0):
-        file.append(b"more")
-        file.close()
-    assert told[3].endswith("ends early; 1 of its records are lost") and len(told) == 4
-
-
-def test_a_whole_file_is_not_written_through_a_link_and_leaves_no_rest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    atomic.atomic_write_text(tmp_path / "file", "old")
-    with files_of_at_most(3), pytest.raises(OSError, match="File too large"):
-        atomic.atomic_write_text(tmp_path / "file", "too long")
-    assert (tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
-    monkeypatch.setattr(atomic.uuid, "uuid4", lambda: type("", (), {"hex": "known"}))
-    (tmp_path / ".file.known.tmp").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(FileExistsError):
-        atomic.atomic_write_text(tmp_path / "file", "new")
-    assert not (tmp_path / "elsewhere").exists() and (tmp_path / "file").read_text() == "old"
+    assert len(warnings) == 4 and all(
+        line.endswith("can be written again") for line in warnings[2:]
+    )

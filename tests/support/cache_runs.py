@@ -7,7 +7,7 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from fastdeit.commands.cache import cache_command
 from fastdeit.commands.train import train_command
@@ -104,9 +104,3 @@ def flip(path: Path, place: int) -> None:
 
 def same_files(one: Path, two: Path) -> bool:
     return all((one / name).read_bytes() == (two / name).read_bytes() for name in FILES)
-
-
-def assert_same_weights(one: Path, two: Path, equal: bool = True) -> None:
-    left, right = (load_file(folder / "student.safetensors") for folder in (one, two))
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[name], right[name]) for name in left) == equal

@@ -1,4 +1,4 @@
-"""What the tests of runs that change their form share: the run, and that another one is the same."""
+"""Assertions that two runs are the same: weights, log and files."""
 
 from pathlib import Path
 from typing import Any
@@ -7,29 +7,75 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
+from fastdeit.storage.run_folder import RunFolder
 
 EPOCHS = 4  # of three steps
 FLAGS = ("--reprob", "0.5", "--eval-epochs", "4", "--micro-batch", "16", "--log-steps", "1")
 
 
 def steps_of(folder: Path) -> list[dict[str, Any]]:
-    """The lines of the log that are of steps."""
-    return [line for line in read_metrics(folder / "metrics.jsonl") if "lr" in line]
+    """Return the lines of the log that belong to training steps."""
+    return [line for line in read_json_lines(RunFolder(folder).metrics) if "lr" in line]
 
 
-def assert_same_run(folder: Path, whole: Path) -> None:
-    """The same samples in the same steps; losses and final weights within 1e-5."""
+def assert_same_run(folder: Path, whole: Path, other_files: frozenset[str] = frozenset()) -> None:
+    """Assert that two runs have equal weights, equal logs but for the speed, and equal file names.
+
+    other_files: names that `folder` may have besides.
+    """
+    assert_same_weights(folder, whole)
+    assert _log_of(folder) == _log_of(whole)
+    names, expected = ({path.name for path in place.iterdir()} for place in (folder, whole))
+    assert names - other_files == expected
+
+
+def _log_of(folder: Path) -> list[dict[str, Any]]:
+    lines = read_json_lines(RunFolder(folder).metrics)
+    return [
+        {name: value for name, value in line.items() if name != "images_per_s"} for line in lines
+    ]
+
+
+def assert_same_weights(folder: Path, whole: Path) -> None:
+    assert not _differing_weights(folder, whole)
+
+
+def assert_other_weights(folder: Path, whole: Path) -> None:
+    assert _differing_weights(folder, whole)
+
+
+def _differing_weights(folder: Path, whole: Path) -> list[str]:
+    """Return the names of tensors that are not equal bit for bit."""
+    names = []
+    for left, right in _weight_pairs(folder, whole):
+        assert left.keys() == right.keys()
+        names += [name for name, value in left.items() if not torch.equal(value, right[name])]
+    return names
+
+
+def _weight_pairs(
+    folder: Path, whole: Path
+) -> list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
+    mine, theirs = RunFolder(folder), RunFolder(whole)
+    pairs = [(load_file(mine.student), load_file(theirs.student))]
+    assert mine.student_ema.exists() == theirs.student_ema.exists()
+    if theirs.student_ema.exists():
+        pairs.append((load_file(mine.student_ema), load_file(theirs.student_ema)))
+    return pairs
+
+
+def assert_same_samples(folder: Path, whole: Path, tolerance: float = 1e-5) -> None:
+    """Assert that two runs, perhaps on other numbers of processes, have equal samples in equal
+    steps; losses and final weights within `tolerance`."""
     mine, theirs = steps_of(folder), steps_of(whole)
     assert [(line["step"], line["digest"]) for line in mine] == [
         (line["step"], line["digest"]) for line in theirs
     ]
     assert len({line["digest"] for line in mine}) == 3 * EPOCHS
     for name in ("loss", "base", "distill", "grad_norm"):
-        assert [line[name] for line in mine] == pytest.approx(
-            [line[name] for line in theirs], rel=1e-5
-        ), name
-    for name in ("student.safetensors", "student_ema.safetensors"):
-        left, right = load_file(folder / name), load_file(whole / name)
-        for key, value in right.items():
-            torch.testing.assert_close(left[key], value, rtol=0, atol=1e-5, msg=f"{key} of {name}")
+        expected = pytest.approx([line[name] for line in theirs], rel=tolerance)
+        assert [line[name] for line in mine] == expected, name
+    for left, right in _weight_pairs(folder, whole):
+        for name, value in right.items():
+            torch.testing.assert_close(left[name], value, rtol=0, atol=tolerance, msg=name)

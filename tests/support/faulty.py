@@ -122,7 +122,7 @@ def flip_a_bit(step: int) -> None:
     def train_step(self: Trainer, batches: Iterable[Any]) -> Any:
         statistics = original(self, batches)
         if self.step == step:
-            next(self.model.parameters()).data.view(-1).view(torch.uint8)[0] ^= 1
+            next(self.state.model.parameters()).data.view(-1).view(torch.uint8)[0] ^= 1
         return statistics
 
 

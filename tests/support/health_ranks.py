@@ -1,12 +1,11 @@
-"""What test_health.py has two real processes do at every ZeRO stage: `python -m
-tests.support.health_ranks FOLDER`, with RANK set.
+"""The work of the two ranks of test_health.py, at every ZeRO stage.
 
 Rank 0 writes FOLDER/ranks.json.
 """
 
+import dataclasses
 import gc
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ NAN_AT = 2
 
 
 class InfiniteLoss:
-    """A criterion whose loss is infinite and whose gradient is what it was."""
+    """A criterion with an infinite loss and the original gradient."""
 
     def __init__(self, criterion: DistillationLoss) -> None:
         self._criterion = criterion
@@ -51,7 +50,7 @@ def step(trainer: Trainer, world: World, accumulate: int = 2) -> torch.Tensor:
 
 
 def contents(trainer: Trainer) -> dict[str, torch.Tensor]:
-    tensors, state = trainer.state()
+    tensors, state = trainer.state.gather()
     named = {
         f"{stem} {name}": value.clone()
         for stem, named in tensors.items()
@@ -65,14 +64,17 @@ def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool
 
 
 def flip(module: torch.nn.Module, bit: int = 0) -> None:
-    """The lowest bit of the first number of the first weight."""
+    """Flip a bit of the first element of the first weight, by default the lowest."""
     next(module.parameters()).data.view(-1).view(torch.uint8)[bit // 8] ^= 1 << bit % 8
 
 
 def look(fields: dict[str, Any], folder: Path, world: World) -> dict[str, Any]:
-    """An infinite loss with a finite gradient on the last rank, then a flipped bit there."""
+    """Plant an infinite loss with a finite gradient on the last rank, then a flipped bit there.
+
+    Return what the health check and the comparison of weights report.
+    """
     trainer = make_trainer(configure(**fields, micro_batch=BATCH // world.size // 2), world)
-    health = Health(RunFolder(folder), world.rank, STEPS_PER_EPOCH, BATCH, lambda line: None)
+    health = Health(RunFolder(folder), STEPS_PER_EPOCH, BATCH, lambda line: None)
     norms = [step(trainer, world)[-1].item() for _ in range(NAN_AT)]
     before, criterion = contents(trainer), trainer.criterion
     if world.rank == world.size - 1:
@@ -85,12 +87,12 @@ def look(fields: dict[str, Any], folder: Path, world: World) -> dict[str, Any]:
         "norms": norms,
         "skipped": skipped,
         "untouched": equal(before, contents(trainer)),
-        "line": health.bad[0],
+        "line": dataclasses.asdict(health.bad[0]),
     }
-    found |= {"next": step(trainer, world).tolist(), "equal": compare_weights(trainer.model)}
+    found |= {"next": step(trainer, world).tolist(), "equal": compare_weights(trainer.state.model)}
     if world.rank == world.size - 1:
-        flip(trainer.model)
-    return found | {"flipped": compare_weights(trainer.model)}
+        flip(trainer.state.model)
+    return found | {"flipped": compare_weights(trainer.state.model)}
 
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -101,7 +103,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 def main(folder: Path) -> None:
     world = init_distributed(60)
-    gc.freeze()  # each engine at ZeRO 3 collects garbage, which else goes through all of torch
+    gc.freeze()  # each engine at ZeRO 3 collects garbage, which would search all of torch
     found = {name: look(fields, folder, world) for name, fields in FORMS.items()}
     ranks: list[Any] = [None] * world.size
     dist.all_gather_object(ranks, found)
@@ -109,7 +111,3 @@ def main(folder: Path) -> None:
         (folder / "ranks.json").write_text(json.dumps(ranks))
     barrier()
     hard_exit(0)  # gloo's threads may abort a process that ends by itself
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

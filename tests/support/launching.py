@@ -1,4 +1,4 @@
-"""Real launches for tests: `deepspeed` in a session of its own, and what is alive of it."""
+"""Real launches: `deepspeed` in a session of its own, and the processes of it that are alive."""
 
 import os
 import signal
@@ -12,20 +12,38 @@ from typing import Any
 
 import psutil
 
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
 
 ROOT = Path(__file__).parents[2]
 FLAGS = (
-    "--model deit_tiny_distilled_patch16_224 --input-size 32 --patch-size 8 --embed-dim 32 --depth 2 --num-heads 2 "
-    "--distillation-type none --batch-size 8 --epochs 10 --warmup-epochs 1 --lr 0.05 --drop-path 0.3 "
-    "--log-steps 1 --eval-epochs 5"
+    "--model deit_tiny_distilled_patch16_224 --input-size 32 --patch-size 8 --embed-dim 32 "
+    "--depth 2 --num-heads 2 --distillation-type none --batch-size 8 --epochs 10 "
+    "--warmup-epochs 1 --lr 0.05 --drop-path 0.3 --log-steps 1 --eval-epochs 5"
 ).split()
+FOREIGN = {
+    *("PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE"),
+    *("MASTER_ADDR", "MASTER_PORT"),
+}
+"""Variables of the group that a test's own process has joined."""
 
 
 def free_port() -> int:
+    """Return a port that no process listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def clean_environment() -> dict[str, str]:
+    """Return the environment of a process that is no part of this one's group, on the CPU."""
+    kept = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    return kept | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def launcher_command(*where: str, port: int = 0) -> list[str]:
+    """Return the command line of DeepSpeed's launcher, up to the script; where: its options."""
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "-q", *where]
+    return [*launcher, "--master_port", str(port or free_port())]
 
 
 class Launch:
@@ -45,35 +63,20 @@ class Launch:
         where: Sequence[str] = ("--num_accelerators", "2"),
         inside: Sequence[str] = (),
     ) -> None:
-        self.folder, self.log = folder, folder.with_name(f"{folder.name}-{time.monotonic_ns()}.log")
-        launcher = [
-            *inside,
-            sys.executable,
-            "-m",
-            "deepspeed.launcher.runner",
-            "-q",
-            "--no_local_rank",
-            *where,
-        ]
-        command = [
-            *launcher,
-            "--master_port",
-            str(port or free_port()),
-            str(ROOT / "tests" / "support" / "faulty.py"),
-            faults,
-        ]
-        inherited = {name: value for name, value in os.environ.items() if name not in FOREIGN}
-        inherited |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        if (
-            signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        ):  # in the background of a shell; children would ignore it too
+        self.folder = folder
+        self.log = folder.with_name(f"{folder.name}-{time.monotonic_ns()}.log")
+        script = str(ROOT / "tests" / "support" / "faulty.py")
+        launcher = launcher_command("--no_local_rank", *where, port=port)
+        command = [*inside, *launcher, script, faults]
+        # a shell starts what it runs in the background with SIGINT ignored, which children inherit
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [*command, *argv, "--output-dir", str(folder)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=inherited | (environment or {}),
+                env=clean_environment() | (environment or {}),
                 start_new_session=True,
             )
 
@@ -82,11 +85,11 @@ class Launch:
         return self.log.read_text()
 
     def alive(self) -> list[psutil.Process]:
-        """The processes of the run, of this launch and any other in its folder."""
+        """Return the processes of the run, from this launch and any other in its folder."""
         return processes_of(self.folder)
 
     def find(self, script: str) -> list[psutil.Process]:
-        """Those of them that run `script`, by start: `deepspeed.launcher.launch` (one) or
+        """Return those that run `script`, the oldest first: `deepspeed.launcher.launch` (one) or
         `faulty.py` (the ranks)."""
         found = [
             process
@@ -96,8 +99,8 @@ class Launch:
         return sorted(found, key=lambda process: (process.create_time(), process.pid))
 
     def until(self, condition: Callable[[], object], limit_s: float = 150) -> float:
-        """Waits for a condition; seconds that took. Fails with the output when the limit is over or
-        the run has ended."""
+        """Wait for a condition and return the seconds that it took; fail with the run's output
+        after `limit_s`."""
         began = time.monotonic()
         while not condition():
             assert time.monotonic() - began < limit_s, self.output
@@ -105,8 +108,8 @@ class Launch:
         return time.monotonic() - began
 
     def wait(self, limit_s: float = 150) -> int:
-        """The launcher's exit code, after every process of the run has ended, at the latest 5 s
-        after it."""
+        """Return the launcher's exit code; fail unless every process of the run ends within 5 s
+        of it."""
         try:
             code = self.process.wait(limit_s)
             self.until(lambda: not self.alive(), 5)
@@ -119,7 +122,7 @@ class Launch:
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """Those whose command line names the folder, or what is in it."""
+    """Return the processes whose command line names the folder, or a path in it."""
     return [
         process
         for process in psutil.process_iter()
@@ -128,15 +131,15 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 
 
 def steps_done(folder: Path) -> int:
-    """As far as the log tells."""
-    return max((line["step"] for line in read_metrics(folder / "metrics.jsonl")), default=0)
+    """Return the last step in metrics.jsonl."""
+    return max((line["step"] for line in read_json_lines(folder / "metrics.jsonl")), default=0)
 
 
 def assert_lines_near(mine: list[dict[str, Any]], theirs: list[dict[str, Any]], rel: float) -> None:
-    """Two records of metrics.jsonl: the same lines, with numbers as near as `rel` says.
+    """Assert that two logs have the same lines, with values within a relative `rel`.
 
-    The gradient's norm, which depends more on the order of sums, may differ a hundred times as
-    much; the rate is the machine's.
+    The gradient norm depends more on the order of sums: it may differ a hundred times as much. The
+    rate, images_per_s, may be anything.
     """
     assert len(mine) == len(theirs)
     for line, wanted in zip(mine, theirs, strict=True):
@@ -147,9 +150,6 @@ def assert_lines_near(mine: list[dict[str, Any]], theirs: list[dict[str, Any]], 
                 wanted[name]
             )
             assert near, (line["step"], name, line[name], wanted[name])
-
-
-FOREIGN = {"PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 
 
 def _arguments(process: psutil.Process) -> list[str]:

@@ -18,13 +18,13 @@ import pytest
 import torch
 from nvidia.dali import types
 
-from fastdeit.data.augment import native as augment_native
+from fastdeit.data.augment import native_ops
 from fastdeit.data.pipeline import PipelineOptions
 
 
 def act_as_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take every branch that a graph takes for a GPU, but on the CPU."""
-    monkeypatch.setattr(augment_native, "_may_be_named", lambda computed: False)
+    monkeypatch.setattr(native_ops, "_may_be_named", lambda computed: False)
     monkeypatch.setattr(PipelineOptions, "dtype", property(lambda options: types.FLOAT16))
 
 

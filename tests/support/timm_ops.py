@@ -6,7 +6,7 @@ from PIL import Image, ImageFilter
 from timm.data.auto_augment import LEVEL_TO_ARG, NAME_TO_OP
 from torchvision.transforms import functional
 
-from fastdeit.plan.sampling import RAND_AUGMENT_OPS, op_arguments
+from fastdeit.plan.operations import RAND_AUGMENT_OPS, op_arguments
 
 FILL = (124, 116, 104)
 WHOLE = ("PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd")

@@ -31,7 +31,7 @@ from fastdeit.training.trainer import Trainer
 CLASSES, SIZE, BATCH, STEPS_PER_EPOCH, EPOCHS = 5, 32, 16, 6, 5
 DROP_PATH = (0.0, 0.3)
 LOSSES = Path(__file__).with_name("parity.json")
-RUN_FIELDS = ("zero_stage", "precision", "offload_optimizer", "deepspeed_config")
+RUN_FIELDS = ("zero_stage", "precision", "offload_optimizer", "deepspeed_config", "kernels")
 
 
 def configure(**changes: Any) -> Config:
@@ -142,10 +142,10 @@ def run_steps(
 def plain_loop(
     config: Config, count: int
 ) -> tuple[nn.Module, dict[str, torch.Tensor], list[float]]:
-    """AdamW, schedule, clipping and average written out again in plain torch: the model, the
-    average and the losses."""
+    """AdamW, schedule, clipping and EMA written out again in plain torch: the model, the
+    EMA and the losses."""
     model = make_model().train()
-    average = copy.deepcopy(model.state_dict())
+    ema = copy.deepcopy(model.state_dict())
     decay = [
         p
         for n, p in model.named_parameters()
@@ -173,8 +173,8 @@ def plain_loop(
         optimizer.step()
         losses.append(loss.item())
         for name, value in model.state_dict().items():
-            average[name] = 0.9 * average[name] + 0.1 * value
-    return model, average, losses
+            ema[name] = 0.9 * ema[name] + 0.1 * value
+    return model, ema, losses
 
 
 def assert_near(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:

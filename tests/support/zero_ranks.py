@@ -1,13 +1,11 @@
-"""What test_zero.py has two real processes do: `deepspeed --module tests.support.zero_ranks FOLDER
-short`, or `full`.
+"""The work of the two ranks of test_zero.py.
 
 Rank 0 writes FOLDER/two.json. FOLDER holds a checkpoint of one process for each stage, one/N, from
-which other stages go on here, and gets those of two processes, two/N.
+which the ranks resume at every stage; they save theirs as two/NAME, NAME being a variant's.
 """
 
 import gc
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,13 @@ from tests.support.tiny_student import (
     run_steps,
 )
 
-STEPS, SHORT, SAVED_AT, AFTER, NAN_AT = EPOCHS * STEPS_PER_EPOCH, 12, 7, 3, 4
+STEPS = EPOCHS * STEPS_PER_EPOCH
+SHORT = 12
+SAVED_AT = 7
+AFTER = 3  # steps after a resume
+NAN_AT = 4
+WHOLE = "3"
+"""The variant that is run for `STEPS` steps in the short form; the others are for `SHORT`."""
 _COMMON = {
     "allgather_bucket_size": 3000,
     "allgather_partitions": False,
@@ -59,12 +63,12 @@ OWN_FIELDS = {
         }
     },
 }
-"""DeepSpeed files by variant, each field at another value than its default; nothing is left whole
-at ZeRO 3, which a model as small as the tests' would else be."""
+"""DeepSpeed files by variant, each field at another value than its default. At ZeRO 3 every
+parameter is sharded; by default DeepSpeed keeps parameters as small as these whole."""
 
 
 def losses(trainer: Trainer, world: World, count: int, accumulate: int = 1) -> list[float]:
-    """The losses of the next steps over all ranks' samples."""
+    """Return the losses of the next `count` steps, over all ranks' samples."""
     mine = run_steps(trainer, count, BATCH // world.size // accumulate, world.rank, world.size)
     total = torch.tensor(mine, dtype=torch.float64)
     dist.all_reduce(total)
@@ -72,25 +76,29 @@ def losses(trainer: Trainer, world: World, count: int, accumulate: int = 1) -> l
 
 
 def with_nan(trainer: Trainer, world: World) -> dict[str, Any]:
-    """A step in which only the last rank meets a NaN: what it leaves."""
+    """Take a step in which only the last rank's images hold a NaN; return what it changes."""
     losses(trainer, world, NAN_AT)
-    before, average = trainer.weights(), trainer.ema_weights()
+    before = trainer.state.weights()
+    ema_before = trainer.state.ema_weights()
     batch = make_batch(NAN_AT, world.rank, world.size)
     if world.rank == world.size - 1:
         batch.images[1, 0, 5, 5] = float("nan")
     trainer.train_step([batch])
-    after, average_after = trainer.weights(), trainer.ema_weights()
-    assert average is not None and average_after is not None
+    after = trainer.state.weights()
+    ema_after = trainer.state.ema_weights()
+    assert ema_before is not None and ema_after is not None
     same = all(torch.equal(after[name], before[name]) for name in before)
-    same = same and all(torch.equal(average_after[name], average[name]) for name in average)
-    skipped = all_agree(trainer.skipped == 1)
+    same = same and all(torch.equal(ema_after[name], ema_before[name]) for name in ema_before)
+    skipped = all_agree(trainer.state.skipped == 1)
     return {"untouched": all_agree(same), "skipped": skipped, "losses": losses(trainer, world, 3)}
 
 
 def in_bf16(name: str, fields: dict[str, Any], full: bool, world: World) -> dict[str, list[float]]:
-    """The losses of a variant in bf16, which makes stage 1 stage 2."""
-    found = {}
-    for accumulate in () if not full and fields["zero_stage"] == 1 else (1, 4) if full else (4,):
+    """Return the losses of a variant in bf16, by micro-batches a step."""
+    found: dict[str, list[float]] = {}
+    if not full and fields["zero_stage"] == 1:  # in bf16, stage 1 becomes stage 2
+        return found
+    for accumulate in (1, 4) if full else (4,):
         micro = BATCH // world.size // accumulate
         trainer = make_trainer(configure(**fields, micro_batch=micro, precision="bf16"), world)
         found[f"{name} x {accumulate}"] = losses(trainer, world, SHORT if full else 8, accumulate)
@@ -98,22 +106,25 @@ def in_bf16(name: str, fields: dict[str, Any], full: bool, world: World) -> dict
 
 
 def resumed(folder: Path, source: str, stage: int, world: World, count: int) -> list[float]:
-    """The losses of a run at `stage` that goes on from a checkpoint below `folder`."""
+    """Return the losses of a run at `stage` that resumes from a checkpoint below `folder`."""
     trainer = make_trainer(configure(zero_stage=stage, micro_batch=BATCH // world.size // 2), world)
-    losses(trainer, world, 1, accumulate=2)  # something else, to be overwritten
-    trainer.load_state(*load_checkpoint(next((folder / source).iterdir())))
+    losses(trainer, world, 1, accumulate=2)  # another state, which is overwritten
+    trainer.state.load(*load_checkpoint(next((folder / source).iterdir())))
     return losses(trainer, world, count, accumulate=2)
 
 
 def save(trainer: Trainer, folder: Path, world: World) -> None:
-    tensors, state = trainer.state()
+    tensors, state = trainer.state.gather()
     if world.rank == 0:
         save_checkpoint(folder, state["step"], tensors, state, keep=1)
     dist.barrier()
 
 
 def variants(folder: Path) -> dict[str, dict[str, Any]]:
-    """Fields of the run by name, DeepSpeed's files in `folder`; stage 0 is built as stage 1 is."""
+    """Return the changed fields of each variant, by name, and write DeepSpeed's files to `folder`.
+
+    Stage 0 is no variant: it is built as stage 1 is.
+    """
     plain: dict[str, dict[str, Any]] = {str(stage): {"zero_stage": stage} for stage in (1, 2, 3)}
     offloaded = {
         f"{stage} offloaded": {"zero_stage": stage, "offload_optimizer": True} for stage in (2, 3)
@@ -128,7 +139,7 @@ def variants(folder: Path) -> dict[str, dict[str, Any]]:
 
 def main(folder: Path, full: bool) -> None:
     world = init_distributed()
-    gc.freeze()  # each engine at ZeRO 3 collects garbage, which else goes through all of torch
+    gc.freeze()  # each engine at ZeRO 3 collects garbage, which would search all of torch
     results: dict[str, Any] = {"fp32": {}, "bf16": {}, "nan": {}, "resumed": {}}
     for name, fields in variants(folder).items():
         for accumulate in (1, 4) if full else (4,):
@@ -138,9 +149,8 @@ def main(folder: Path, full: bool) -> None:
             first = losses(trainer, world, SAVED_AT, accumulate)
             if accumulate == 4:
                 save(trainer, folder / "two" / name, world)
-            rest = losses(
-                trainer, world, (STEPS if full or name in "123" else SHORT) - SAVED_AT, accumulate
-            )
+            steps = STEPS if full or name == WHOLE else SHORT
+            rest = losses(trainer, world, steps - SAVED_AT, accumulate)
             results["fp32"][f"{name} x {accumulate}"] = first + rest
         results["nan"][name] = with_nan(make_trainer(configure(**fields), world), world)
         results["bf16"] |= in_bf16(name, fields, full, world)
@@ -153,7 +163,3 @@ def main(folder: Path, full: bool) -> None:
         (folder / "two.json").write_text(json.dumps(results))
     barrier()
     hard_exit(0)  # gloo's threads may abort a process that ends by itself
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[-2]), sys.argv[-1] == "full")

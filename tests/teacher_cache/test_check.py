@@ -1,5 +1,4 @@
-"""A recorded teacher in training: equal to the live one bit for bit, and never used where it is not
-that."""
+"""A recorded teacher in training: bit-equal to the live one, and not used where it differs."""
 
 import json
 import os
@@ -23,19 +22,20 @@ from fastdeit.kernels.mix import mix
 from fastdeit.models import build as models_build
 from fastdeit.models.build import build_teacher
 from fastdeit.plan.build import build_plan
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.teacher_cache.format import decode
-from fastdeit.teacher_cache.reader import Cache, CachedTeacher, entry_of
-from tests.commands.test_train import damaging
-from tests.run.test_launch import launch
-from tests.support.cache_runs import MODEL, Setting, assert_same_weights, flip, write_teacher
+from fastdeit.teacher_cache.reader import Cache, CachedTeacher, make_entry
+from tests.commands.test_train import damaging_loader
+from tests.support.cache_runs import MODEL, Setting, flip, write_teacher
+from tests.support.compare_runs import assert_other_weights, assert_same_weights
+from tests.support.ranks import Ranks, run_fastdeit
 
 LOADED = "load_teacher was called"
 
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    """With recordings of three epochs in the folders hard and topk, and a run with the live teacher
+    """Make recordings of three epochs in the folders hard and topk, and a run with the live teacher
     in live."""
     init_distributed()
     made = Setting(tmp_path_factory.mktemp("replay"))
@@ -58,19 +58,22 @@ def copy_of(setting: Setting, folder: Path, kind: str = "hard") -> Path:
 
 
 def losses(folder: Path) -> list[float]:
-    return [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+    return [line["loss"] for line in read_json_lines(folder / "metrics.jsonl") if "loss" in line]
 
 
 @pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 8), (1, 16), (2, 8), (2, 16)])
-def test_recorded_answers_are_the_live_teachers_for_every_sample(
+def test_recorded_outputs_equal_the_live_teacher_for_every_sample(
     setting: Setting, world_size: int, micro_batch: int
 ) -> None:
     """All ordinals of two epochs on every rank, with repeated augmentation, Mixup, CutMix and
     erasing."""
     config, _ = parse_config([*setting.samples, *setting.taught], "test")
-    world, index = init_distributed(), build_train_index(config)
+    world = init_distributed()
+    index = build_train_index(config)
     teacher = build_teacher(config, world, index.classes)
-    cache, answers, mixed = Cache(setting.root / "hard"), [], set()
+    cache = Cache(setting.root / "hard")
+    decisions: dict[tuple[int, int], int] = {}
+    cut = blended = False
     assert teacher is not None
     for rank in range(world_size):
         plan = build_plan(config, index.sizes)
@@ -82,7 +85,7 @@ def test_recorded_answers_are_the_live_teachers_for_every_sample(
             micro_batch=micro_batch,
             rank=rank,
             world_size=world_size,
-            answers=CachedTeacher(cache, "error", plan.images),
+            teacher_records=CachedTeacher(cache, "error", plan.images),
         )
         for epoch in range(2):
             for batch in loader.epoch(epoch):
@@ -90,29 +93,24 @@ def test_recorded_answers_are_the_live_teachers_for_every_sample(
                 recorded = decode(batch.teacher_record, cache.manifest, hard=True)
                 logits = teacher(mix(batch.images, batch.lam, batch.box))
                 assert torch.equal(recorded, logits.argmax(1))
-                # on any processor, then: a batch of another size changes a logit by some 1e-6
+                # so it holds on any processor: another batch size changes a logit by about 1e-6
                 first, second = logits.topk(2).values.unbind(1)
                 assert (first - second).min() > 1e-4
-                answers += [
-                    (epoch, int(o), int(c)) for o, c in zip(batch.ordinals, recorded, strict=True)
-                ]
-                cut = batch.box.any(1)
-                mixed |= {
-                    "cut" if one else "blend" if lam < 1 else "whole"
-                    for one, lam in zip(cut, batch.lam, strict=True)
-                }
+                for ordinal, decision in zip(batch.ordinals, recorded, strict=True):
+                    assert (epoch, int(ordinal)) not in decisions
+                    decisions[epoch, int(ordinal)] = int(decision)
+                cut |= bool(batch.box.any())
+                blended |= bool(((batch.lam < 1) & ~batch.box.any(1)).any())
         loader.close()
     samples = 48 // (16 * world_size) * 16 * world_size
-    assert {(epoch, ordinal) for epoch, ordinal, _ in answers} == {
-        (e, o) for e in range(2) for o in range(samples)
-    }
-    assert len(answers) == 2 * samples and plan.spec.repeats == 2 and {"cut", "blend"} <= mixed
-    # a teacher that always says the same would prove nothing
-    assert np.bincount([answer for _, _, answer in answers]).max() < 0.7 * len(answers)
+    assert set(decisions) == {(epoch, o) for epoch in range(2) for o in range(samples)}
+    assert plan.spec.repeats == 2 and cut and blended
+    # a teacher with one decision for all images would prove nothing
+    assert np.bincount(list(decisions.values())).max() < 0.7 * len(decisions)
 
 
 @pytest.mark.usefixtures("no_teacher")
-def test_a_run_from_the_cache_equals_the_live_run(
+def test_run_with_a_cache_equals_the_live_run(
     setting: Setting,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
@@ -123,13 +121,13 @@ def test_a_run_from_the_cache_equals_the_live_run(
     assert losses(tmp_path) == losses(setting.root / "live") and len(losses(tmp_path)) == 9
     said = " ".join(capfd.readouterr().out.split())
     assert f"test_resnet recorded in {setting.root / 'hard'}: hard, 3 epochs, miss: error" in said
-    assert "unrecorded" not in read_metrics(tmp_path / "metrics.jsonl")[0]
+    assert "unrecorded" not in read_json_lines(tmp_path / "metrics.jsonl")[0]
     with pytest.raises(AssertionError, match=LOADED):  # the trap works
         setting.train(tmp_path / "live", *setting.taught)
 
 
-def test_the_answers_decide_the_run(setting: Setting, tmp_path: Path) -> None:
-    """The sharpness of the comparisons: with another teacher's answers the weights differ."""
+def test_other_outputs_change_the_run(setting: Setting, tmp_path: Path) -> None:
+    """With another teacher's outputs the weights differ: the comparisons can fail."""
     folder = copy_of(setting, tmp_path / "c")
     records = 2 - np.fromfile(folder / "records.bin", np.uint16)
     records.tofile(folder / "records.bin")
@@ -137,10 +135,10 @@ def test_the_answers_decide_the_run(setting: Setting, tmp_path: Path) -> None:
     for entry, chunk in zip(
         entries, records.reshape(-1, Cache(folder).manifest.chunk), strict=True
     ):
-        entry[:] = np.frombuffer(entry_of(chunk.tobytes(), entry[:16].tobytes()), np.uint8)
+        entry[:] = np.frombuffer(make_entry(chunk.tobytes(), entry[:16].tobytes()), np.uint8)
     entries.tofile(folder / "chunks.bin")
     assert setting.train(tmp_path / "run", "--cache", str(folder)) == 0
-    assert_same_weights(tmp_path / "run", setting.root / "live", equal=False)
+    assert_other_weights(tmp_path / "run", setting.root / "live")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +149,7 @@ def test_the_answers_decide_the_run(setting: Setting, tmp_path: Path) -> None:
         pytest.param("cached", "cached", marks=pytest.mark.slow),
     ],
 )
-def test_stopped_in_the_middle_of_an_epoch_and_gone_on_with(
+def test_run_stopped_in_mid_epoch_resumes_from_the_cache(
     first: str, then: str, setting: Setting, tmp_path: Path
 ) -> None:
     ways = {
@@ -166,8 +164,8 @@ def test_stopped_in_the_middle_of_an_epoch_and_gone_on_with(
 
 
 def test_two_processes_read_the_same_cache(setting: Setting, tmp_path: Path) -> None:
-    """The losses are those of one process with the live teacher, but for the order of a sum; both
-    count what was missing."""
+    """The losses equal those of one process with the live teacher, except for the order of a sum;
+    both count missing records."""
     flags = [
         *setting.samples,
         *MODEL,
@@ -178,11 +176,13 @@ def test_two_processes_read_the_same_cache(setting: Setting, tmp_path: Path) -> 
         "--stop-after-steps",
         "4",
     ]
-    end = launch(2, [*flags, "--cache-miss", "ground-truth", "--output-dir", str(tmp_path)])
-    assert end.returncode == 0, end.stdout + end.stderr
-    assert losses(tmp_path) == pytest.approx(losses(setting.root / "live")[:4], rel=1e-4)
+    folder = tmp_path / "run"
+    command = ["train", *flags, "--cache-miss", "ground-truth", "--output-dir", str(folder)]
+    both = Ranks(tmp_path / "log", run_fastdeit, command)
+    assert both.wait() == 0, both.output
+    assert losses(folder) == pytest.approx(losses(setting.root / "live")[:4], rel=1e-4)
     assert [
-        line["unrecorded"] for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line
+        line["unrecorded"] for line in read_json_lines(folder / "metrics.jsonl") if "loss" in line
     ] == [0] * 4
 
 
@@ -194,19 +194,10 @@ def test_two_processes_with_a_cache_equal_two_with_the_teacher(
         ("live", setting.taught),
         ("cached", ["--cache", str(setting.root / "hard")]),
     ):
-        end = launch(
-            2,
-            [
-                *setting.samples,
-                *MODEL,
-                "--epochs",
-                "3",
-                *more,
-                "--output-dir",
-                str(tmp_path / name),
-            ],
-        )
-        assert end.returncode == 0, end.stdout + end.stderr
+        command = ["train", *setting.samples, *MODEL, "--epochs", "3", *more]
+        command += ["--output-dir", str(tmp_path / name)]
+        both = Ranks(tmp_path / f"{name}.log", run_fastdeit, command)
+        assert both.wait() == 0, both.output
     assert (
         losses(tmp_path / "cached") == losses(tmp_path / "live")
         and len(losses(tmp_path / "live")) == 9
@@ -215,7 +206,7 @@ def test_two_processes_with_a_cache_equal_two_with_the_teacher(
 
 
 def test_soft_distillation_from_the_largest_logits(setting: Setting, tmp_path: Path) -> None:
-    """All three of three classes: what is left of the live run's loss is fp16's rounding."""
+    """With three of three classes the loss differs from the live run's by fp16 rounding only."""
     soft = ["--distillation-type", "soft"]
     assert setting.train(tmp_path / "live", *setting.taught, *soft, epochs=1) == 0
     assert (
@@ -226,7 +217,7 @@ def test_soft_distillation_from_the_largest_logits(setting: Setting, tmp_path: P
     assert cached == pytest.approx(live, rel=2e-3) and cached != live
     parts = [
         line["distill"]
-        for line in read_metrics(tmp_path / "cached" / "metrics.jsonl")
+        for line in read_json_lines(tmp_path / "cached" / "metrics.jsonl")
         if "distill" in line
     ]
     assert all(part > 0 for part in parts)
@@ -290,7 +281,7 @@ def _newer(folder: Path) -> None:
 
 
 def _hole(folder: Path) -> None:
-    """Epoch 1 loses a chunk, epoch 2 all of them."""
+    """Remove a chunk of epoch 1 and all chunks of epoch 2."""
     data = bytearray((folder / "chunks.bin").read_bytes())
     data[8 * 32 : 9 * 32] = bytes(32)
     (folder / "chunks.bin").write_bytes(data[: 12 * 32])
@@ -333,12 +324,12 @@ REFUSED = {
     "a hole": (
         _hole,
         [],
-        "epochs not recorded: 1, 2; record them, or --cache-miss live or ground-truth",
+        "epochs not recorded: 1, 2; record them, or use --cache-miss live or ground-truth",
     ),
     "classes for soft": (
         None,
         ["--distillation-type", "soft"],
-        "holds classes, allowed with --distillation-type soft is",
+        r"must have --kind topk for --distillation-type soft",
     ),
     "truth for soft": (
         None,
@@ -350,7 +341,7 @@ REFUSED = {
         ["--distillation-type", "none"],
         "--cache must be empty with --distillation-type none",
     ),
-    "newer format": (_newer, [], "manifest.json: format 2, this version reads 1"),
+    "newer format": (_newer, [], "manifest.json: format must be 1 (got 2)"),
     "no cache": (
         _no_cache,
         [],
@@ -366,11 +357,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_does_not_fit_is_refused_before_any_work(
+def test_cache_that_does_not_fit_fails_before_any_work(
     case: str, setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     spoil, flags, words = REFUSED[case]
-    folder, run = copy_of(setting, tmp_path / "c"), tmp_path / "run"
+    folder = copy_of(setting, tmp_path / "c")
+    run = tmp_path / "run"
     if spoil is not None:
         spoil(folder)
     before = (
@@ -390,7 +382,7 @@ def test_what_does_not_fit_is_refused_before_any_work(
 
 
 @pytest.mark.parametrize("miss", ["error", "live"])
-def test_another_teacher_is_refused(
+def test_cache_of_another_teacher_fails(
     miss: str, setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     other = write_teacher(tmp_path / "other.safetensors", setting.data, seed=1)
@@ -408,7 +400,7 @@ def test_another_teacher_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_another_data_set_is_refused(
+def test_cache_of_another_data_set_fails(
     setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = Path(shutil.copytree(setting.data, tmp_path / "data"))
@@ -420,7 +412,7 @@ def test_another_data_set_is_refused(
 
 
 @pytest.mark.parametrize("fault", ["flipped", "truncated", "hole"])
-def test_with_the_live_teacher_for_what_is_damaged_the_run_is_the_live_run(
+def test_live_teacher_replaces_damaged_records_exactly(
     fault: str, setting: Setting, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = copy_of(setting, tmp_path / "c")
@@ -438,14 +430,14 @@ def test_with_the_live_teacher_for_what_is_damaged_the_run_is_the_live_run(
     )
     assert_same_weights(tmp_path / "run", setting.root / "live")
     words = {
-        "flipped": "epoch 1, ordinals 8 on: damaged, another checksum: the live teacher instead",
-        "truncated": "epoch 2, ordinals 0 on: records.bin ends before them: the live teacher instead",
-        "hole": "epoch 1, ordinals 16 on: not recorded: the live teacher instead",
+        "flipped": "epoch 1, ordinals from 8: damaged, another checksum: the live teacher instead",
+        "truncated": "ordinals from 0: records.bin ends before them: the live teacher instead",
+        "hole": "epoch 1, ordinals from 16: not recorded: the live teacher instead",
     }[fault]
     assert words in caplog.text
     counts = [
         line["unrecorded"]
-        for line in read_metrics(tmp_path / "run" / "metrics.jsonl")
+        for line in read_json_lines(tmp_path / "run" / "metrics.jsonl")
         if "loss" in line
     ]
     expected = {
@@ -456,7 +448,7 @@ def test_with_the_live_teacher_for_what_is_damaged_the_run_is_the_live_run(
     assert counts == expected[fault]
 
 
-def test_the_label_in_the_place_of_what_is_damaged(
+def test_label_replaces_damaged_records(
     setting: Setting, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = copy_of(setting, tmp_path / "c")
@@ -464,17 +456,17 @@ def test_the_label_in_the_place_of_what_is_damaged(
     assert (
         setting.train(tmp_path / "run", "--cache", str(folder), "--cache-miss", "ground-truth") == 0
     )
-    assert_same_weights(tmp_path / "run", setting.root / "live", equal=False)
+    assert_other_weights(tmp_path / "run", setting.root / "live")
     assert losses(tmp_path / "run")[:4] == losses(setting.root / "live")[:4]
     assert "not recorded: the label instead" in caplog.text
 
 
 @pytest.mark.parametrize("fault", ["flipped", "truncated"])
-def test_damage_that_comes_to_light_in_mid_run_ends_it(
+def test_damage_found_in_mid_run_ends_the_run(
     fault: str, setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """With code 1 and one line; the checkpoints stay, and the mended cache takes the run to the
-    live run's end."""
+    """With code 1 and one line; the checkpoints stay, and with the repaired cache the run resumes
+    and equals the live run."""
     folder = copy_of(setting, tmp_path / "c")
     if fault == "flipped":
         flip(folder / "records.bin", 2 * (48 + 20))
@@ -484,8 +476,8 @@ def test_damage_that_comes_to_light_in_mid_run_ends_it(
     assert setting.train(tmp_path / "run", *flags) == 1
     said = capfd.readouterr().err.strip().splitlines()
     words = {
-        "flipped": "epoch 1, ordinals 16 on: damaged",
-        "truncated": "epoch 1, ordinals 16 on: records.bin ends",
+        "flipped": "epoch 1, ordinals from 16: damaged",
+        "truncated": "epoch 1, ordinals from 16: records.bin ends",
     }[fault]
     assert (
         len(said) == 1
@@ -499,18 +491,16 @@ def test_damage_that_comes_to_light_in_mid_run_ends_it(
     assert_same_weights(tmp_path / "run", setting.root / "live")
 
 
-def test_a_file_that_is_cut_while_it_is_read_is_a_fault_and_no_crash(
-    setting: Setting, tmp_path: Path
-) -> None:
+def test_file_cut_while_open_is_a_fault_and_no_crash(setting: Setting, tmp_path: Path) -> None:
     folder = copy_of(setting, tmp_path / "c")
     cache = Cache(folder)
-    known = cache.lookup(0, np.arange(8), lambda epoch, ordinals: _rows(setting, epoch, ordinals))
+    known = cache.look_up(0, np.arange(8), lambda epoch, ordinals: _rows(setting, epoch, ordinals))
     os.truncate(folder / "records.bin", 0)
-    again = cache.lookup(0, np.arange(8), lambda epoch, ordinals: _rows(setting, epoch, ordinals))
+    again = cache.look_up(0, np.arange(8), lambda epoch, ordinals: _rows(setting, epoch, ordinals))
     assert (
         known[1] is None and again[1] is None and np.array_equal(known[0], again[0])
     )  # checked before
-    assert "ends before them" in str(cache.fault(0, 1))
+    assert "ends before them" in str(cache.find_fault(0, 1))
 
 
 def _rows(setting: Setting, epoch: int, ordinals: np.ndarray) -> np.ndarray:
@@ -519,7 +509,7 @@ def _rows(setting: Setting, epoch: int, ordinals: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("miss", ["error", "live"])
-def test_an_image_that_goes_bad_in_mid_run_is_not_answered_by_the_record_of_another(
+def test_record_of_a_bad_image_is_not_used_for_another(
     miss: str,
     setting: Setting,
     tmp_path: Path,
@@ -527,8 +517,8 @@ def test_an_image_that_goes_bad_in_mid_run_is_not_answered_by_the_record_of_anot
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Another image comes in its place: what was recorded for that chunk is of no use, here and in
-    all later epochs."""
+    """Another image takes its place: the records of that chunk do not fit, here and in all later
+    epochs."""
     monkeypatch.setattr(quarantine, "RETRIES_S", (0.01,))
     ways = {
         "live": setting.taught,
@@ -538,13 +528,13 @@ def test_an_image_that_goes_bad_in_mid_run_is_not_answered_by_the_record_of_anot
     for way in ways if miss == "live" else ["cached"]:
         data = Path(shutil.copytree(setting.data, tmp_path / way / "data"))
         with monkeypatch.context() as patch:
-            patch.setattr(data_build, "TrainLoader", damaging(data / "train/square/02.jpg"))
+            patch.setattr(data_build, "TrainLoader", damaging_loader(data / "train/square/02.jpg"))
             ends[way] = setting.train(tmp_path / way / "run", "--data-path", str(data), *ways[way])
     if miss == "live":
         assert ends == {"live": 0, "cached": 0}
         assert_same_weights(tmp_path / "live" / "run", tmp_path / "cached" / "run")
         assert (
-            "recorded with other images, as some were found to be bad then or now: the live teacher"
+            "recorded with other images: some were found bad then or now: the live teacher"
             in caplog.text
         )
         return
@@ -553,14 +543,21 @@ def test_an_image_that_goes_bad_in_mid_run_is_not_answered_by_the_record_of_anot
     assert len(said) == 1 and "recorded with other images" in said[0]
 
 
-def test_with_a_period_the_samples_repeat_and_droppath_does_not(setting: Setting) -> None:
+def test_period_repeats_samples_but_not_drop_path(setting: Setting) -> None:
     config, _ = parse_config(setting.samples, "test")
-    world, index = init_distributed(), build_train_index(config)
+    world = init_distributed()
+    index = build_train_index(config)
     plan = build_plan(config, index.sizes)
     config = config.replace(distill={"cache": str(setting.root / "hard"), "cache_period": 2})
     cached_teacher = CachedTeacher(Cache(setting.root / "hard"), "error", plan.images)
     loader = build_train_loader(
-        config, world, index, plan, (0.3, 0.3), quarantine.Quarantine(index), cached_teacher
+        config,
+        world,
+        index,
+        plan,
+        drop_path=(0.3, 0.3),
+        quarantine=quarantine.Quarantine(index),
+        teacher_records=cached_teacher,
     )
     epochs = [list(loader.epoch(epoch)) for epoch in range(4)]
     loader.close()
@@ -572,9 +569,7 @@ def test_with_a_period_the_samples_repeat_and_droppath_does_not(setting: Setting
 
 
 @pytest.mark.usefixtures("no_teacher")
-def test_a_run_goes_on_beyond_the_recorded_epochs_with_a_period(
-    setting: Setting, tmp_path: Path
-) -> None:
+def test_period_extends_a_run_beyond_the_recorded_epochs(setting: Setting, tmp_path: Path) -> None:
     flags = ["--cache", str(setting.root / "hard"), "--cache-period", "3"]
     assert setting.train(tmp_path, *flags, "--stop-after-steps", "8", epochs=5) == 0
     assert setting.train(tmp_path, *flags, epochs=5) == 0
@@ -584,13 +579,14 @@ def test_a_run_goes_on_beyond_the_recorded_epochs_with_a_period(
     )  # another run without it
 
 
-def test_a_lookup_of_a_batch_costs_little(setting: Setting) -> None:
+def test_lookup_of_a_batch_is_fast(setting: Setting) -> None:
     """A generous bound for a busy machine; benchmarks/bench_teacher.py has the figures."""
     cache = Cache(setting.root / "hard")
     rows = {epoch: _rows(setting, epoch, np.arange(48)) for epoch in range(3)}
-    ordinals, spent = np.arange(48), []
+    ordinals = np.arange(48)
+    spent = []
     for _ in range(20):
         start = time.perf_counter()
-        cache.lookup(1, ordinals, lambda epoch, at: rows[epoch][at])
+        cache.look_up(1, ordinals, lambda epoch, at: rows[epoch][at])
         spent.append(time.perf_counter() - start)
     assert min(spent) < 2e-3

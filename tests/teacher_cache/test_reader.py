@@ -1,4 +1,4 @@
-"""The format of recorded answers: what is written comes back, and what is not whole is never used."""
+"""Format, writer and reader of a teacher cache: records come back, damaged ones are not used."""
 
 import json
 import os
@@ -19,12 +19,12 @@ from fastdeit.teacher_cache.format import (
     CacheError,
     Manifest,
     decode,
-    differences,
     encode,
+    list_differences,
     read_manifest,
 )
 from fastdeit.teacher_cache.reader import Cache, CachedTeacher
-from fastdeit.teacher_cache.writer import CacheWriter, create
+from fastdeit.teacher_cache.writer import CacheWriter, create_cache
 
 CLASSES, SAMPLES = 300, 1000
 FACTS = {"plan": {"seed": 0, "reprob": 0.25}, "data set": "abc", "teacher": {"sha256": "123"}}
@@ -39,7 +39,7 @@ def images(epoch: int, ordinals: np.ndarray) -> np.ndarray:
 
 
 def logits_of(epoch: int, ordinals: np.ndarray) -> torch.Tensor:
-    """Each sample's own, whatever it is computed with."""
+    """Return each sample's own logits, in whatever batch it is computed."""
     rows = [
         torch.randn(CLASSES, generator=torch.Generator().manual_seed(10_000 * epoch + int(o)))
         for o in ordinals
@@ -55,7 +55,7 @@ def build(
     skip: tuple[int, ...] = (),
 ) -> Cache:
     facts = manifest(kind, k)
-    create(folder, facts)
+    create_cache(folder, facts)
     recorder = CacheWriter(folder)
     for epoch in epochs:
         for chunk in set(range(facts.chunks)) - set(skip):
@@ -67,12 +67,12 @@ def build(
     return Cache(folder)
 
 
-def test_hard_records_come_back(tmp_path: Path) -> None:
+def test_hard_records_are_read_back(tmp_path: Path) -> None:
     cache = build(tmp_path / "c", epochs=(0, 2))
     assert (tmp_path / "c" / "records.bin").stat().st_size == 3 * SAMPLES * 2  # two bytes a sample
     for epoch in (0, 2):
         ordinals = np.array([999, 0, 255, 256, 511, 3])
-        raw, fault = cache.lookup(epoch, ordinals, images)
+        raw, fault = cache.look_up(epoch, ordinals, images)
         assert fault is None
         answer = decode(torch.from_numpy(raw), cache.manifest, hard=True)
         assert torch.equal(answer, logits_of(epoch, ordinals).argmax(1))
@@ -80,11 +80,12 @@ def test_hard_records_come_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("k", [1, 10, CLASSES])
-def test_topk_records_hold_logits_to_fp16_and_the_mass_of_the_rest(tmp_path: Path, k: int) -> None:
+def test_topk_records_have_fp16_logits_and_the_mass_of_the_rest(tmp_path: Path, k: int) -> None:
     cache = build(tmp_path / "c", epochs=(0,), kind="topk", k=k)
     assert cache.record_bytes == 4 * k + 4
     ordinals = np.arange(40)
-    logits, raw = logits_of(0, ordinals), torch.from_numpy(cache.lookup(0, ordinals, images)[0])
+    logits = logits_of(0, ordinals)
+    raw = torch.from_numpy(cache.look_up(0, ordinals, images)[0])
     assert torch.equal(decode(raw, cache.manifest, hard=True), logits.argmax(1))
     answer = decode(raw, cache.manifest, hard=False)
     top, classes = logits.topk(k)
@@ -108,7 +109,7 @@ def test_topk_records_hold_logits_to_fp16_and_the_mass_of_the_rest(tmp_path: Pat
 @given(
     st.integers(2, 40), st.integers(1, 40), st.sampled_from([0.1, 3.0, 200.0]), st.integers(0, 100)
 )
-def test_topk_of_any_size_and_scale(classes: int, k: int, scale: float, seed: int) -> None:
+def test_topk_decodes_at_any_size_and_scale(classes: int, k: int, scale: float, seed: int) -> None:
     facts = replace(manifest("topk", min(k, classes)), num_classes=classes)
     logits = torch.randn(5, classes, generator=torch.Generator().manual_seed(seed)) * scale
     raw = torch.from_numpy(encode(logits, facts).view(np.uint8).reshape(5, -1).copy())
@@ -142,9 +143,8 @@ def test_class_ids_use_all_sixteen_bits() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
-def test_of_equally_large_logits_the_live_teachers_comes_first(k: int) -> None:
-    """bf16 logits are often equal; which one a loss takes for the teacher's class must not depend
-    on the recording."""
+def test_first_recorded_class_is_the_argmax_of_equal_logits(k: int) -> None:
+    """bf16 logits are often equal; the class that a loss uses must not depend on the recording."""
     logits = torch.randint(0, 3, (500, 12), generator=torch.Generator().manual_seed(1)).bfloat16()
     facts = replace(manifest("topk", k), num_classes=12)
     raw = torch.from_numpy(encode(logits, facts).view(np.uint8).reshape(500, -1).copy())
@@ -153,39 +153,45 @@ def test_of_equally_large_logits_the_live_teachers_comes_first(k: int) -> None:
     assert torch.equal(values, logits.float().topk(k).values)
 
 
-def test_too_many_classes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match="65536 classes, allowed are 2 to 65535"):
-        create(tmp_path / "c", replace(manifest(), num_classes=65_536))
+def test_too_many_classes_fail(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match=r"classes must be 2 to 65535 \(got 65536\)"):
+        create_cache(tmp_path / "c", replace(manifest(), num_classes=65_536))
     assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize(
-    ("change", "words"), [({"kind": "soft"}, "kind 'soft'"), ({"kind": "topk", "k": 301}, "k 301")]
+    ("change", "words"),
+    [
+        ({"kind": "soft"}, r"kind must be one of hard, topk \(got .soft.\)"),
+        ({"kind": "topk", "k": 301}, r"k must be 1 to 300 \(got 301\)"),
+    ],
 )
-def test_impossible_settings_are_refused(tmp_path: Path, change: dict, words: str) -> None:
+def test_wrong_kind_or_k_fails(tmp_path: Path, change: dict, words: str) -> None:
     with pytest.raises(CacheError, match=words):
-        create(tmp_path / "c", replace(manifest(), **change))
+        create_cache(tmp_path / "c", replace(manifest(), **change))
 
 
-def test_what_is_not_recorded_says_where(tmp_path: Path) -> None:
+def test_fault_of_a_missing_record_names_its_place(tmp_path: Path) -> None:
     cache = build(tmp_path / "c", skip=(1,))
-    assert cache.lookup(0, np.array([255, 512]), images)[1] is None
-    raw, fault = cache.lookup(1, np.array([255, 256]), images)
-    assert fault is not None and "epoch 1, ordinals 256 on: not recorded" in fault and not raw.any()
-    assert "not recorded" in str(cache.lookup(7, np.array([0]), images)[1])
+    assert cache.look_up(0, np.array([255, 512]), images)[1] is None
+    raw, fault = cache.look_up(1, np.array([255, 256]), images)
+    assert (
+        fault is not None and "epoch 1, ordinals from 256: not recorded" in fault and not raw.any()
+    )
+    assert "not recorded" in str(cache.look_up(7, np.array([0]), images)[1])
 
 
-def test_an_epoch_that_was_begun_counts(tmp_path: Path) -> None:
-    """Its later chunks have no place in the file yet."""
+def test_incomplete_epoch_is_readable(tmp_path: Path) -> None:
+    """The file does not yet contain its later chunks."""
     build(tmp_path / "c", epochs=(0,))
     cache = build(tmp_path / "c", epochs=(1,), skip=(1, 2, 3))
     assert cache.coverage().tolist() == [[True] * 4, [True, False, False, False]]
 
 
-def test_more_chunks_than_are_held_come_back(tmp_path: Path) -> None:
+def test_more_chunks_than_fit_in_memory_are_readable(tmp_path: Path) -> None:
     cache = build(tmp_path / "c", epochs=tuple(range(12)))
     for epoch in [*range(12), *range(12)]:
-        raw, fault = cache.lookup(epoch, np.array([998, 3, 300, 600]), images)
+        raw, fault = cache.look_up(epoch, np.array([998, 3, 300, 600]), images)
         assert fault is None
         answer = decode(torch.from_numpy(raw), cache.manifest, hard=True)
         assert torch.equal(answer, logits_of(epoch, np.array([998, 3, 300, 600])).argmax(1))
@@ -198,31 +204,31 @@ def flip(path: Path, place: int) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 511, 2 * 256])
-def test_a_flipped_byte_spoils_its_chunk_only(tmp_path: Path, place: int) -> None:
+def test_flipped_byte_damages_its_chunk_only(tmp_path: Path, place: int) -> None:
     build(tmp_path / "c")
     flip(tmp_path / "c" / "records.bin", place)
     cache = Cache(tmp_path / "c")
     chunk = place // 512
-    assert "damaged" in str(cache.lookup(0, np.array([256 * chunk + 9]), images)[1])
-    assert cache.lookup(0, np.array([256 * (1 - chunk), 600]), images)[1] is None
+    assert "damaged" in str(cache.look_up(0, np.array([256 * chunk + 9]), images)[1])
+    assert cache.look_up(0, np.array([256 * (1 - chunk), 600]), images)[1] is None
 
 
-def test_a_flipped_digest_is_a_damaged_chunk(tmp_path: Path) -> None:
+def test_flipped_digest_damages_its_chunk(tmp_path: Path) -> None:
     build(tmp_path / "c")
     flip(tmp_path / "c" / "chunks.bin", 3)
-    assert "damaged" in str(Cache(tmp_path / "c").fault(0, 0, images))
+    assert "damaged" in str(Cache(tmp_path / "c").find_fault(0, 0, images))
 
 
 @pytest.mark.parametrize("name", ["records.bin", "chunks.bin"])
-def test_a_truncated_file_loses_its_end_only(tmp_path: Path, name: str) -> None:
+def test_truncated_file_loses_its_end_only(tmp_path: Path, name: str) -> None:
     build(tmp_path / "c")
     path = tmp_path / "c" / name
     os.truncate(path, path.stat().st_size - 7)
     cache = Cache(tmp_path / "c")
-    assert cache.fault(1, 3) is not None and cache.fault(1, 2, images) is None
-    assert cache.lookup(1, np.array([700]), images)[1] is None
+    assert cache.find_fault(1, 3) is not None and cache.find_fault(1, 2, images) is None
+    assert cache.look_up(1, np.array([700]), images)[1] is None
     os.truncate(path, 0)
-    assert Cache(tmp_path / "c").fault(0, 0) is not None
+    assert Cache(tmp_path / "c").find_fault(0, 0) is not None
 
 
 def test_records_of_other_images_are_not_used(tmp_path: Path) -> None:
@@ -232,33 +238,33 @@ def test_records_of_other_images_are_not_used(tmp_path: Path) -> None:
         rows = images(epoch, ordinals)
         return np.where(rows == images(1, np.array([300]))[0], 5, rows)
 
-    assert cache.lookup(1, np.array([300]), images, version=0)[1] is None
-    assert "other images" in str(cache.lookup(1, np.array([300]), without_one, version=1)[1])
-    assert cache.lookup(1, np.array([3]), without_one, version=1)[1] is None  # another chunk
-    assert cache.lookup(1, np.array([300]), images, version=2)[1] is None
+    assert cache.look_up(1, np.array([300]), images, version=0)[1] is None
+    assert "other images" in str(cache.look_up(1, np.array([300]), without_one, version=1)[1])
+    assert cache.look_up(1, np.array([3]), without_one, version=1)[1] is None  # another chunk
+    assert cache.look_up(1, np.array([300]), images, version=2)[1] is None
 
 
-def test_a_manifest_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+def test_manifest_of_a_newer_version_fails(tmp_path: Path) -> None:
     build(tmp_path / "c")
     path = tmp_path / "c" / "manifest.json"
     values = json.loads(path.read_text())
     path.write_text(json.dumps(values | {"format": 2, "more": 1}))
-    with pytest.raises(CacheError, match=r"manifest.json: format 2, this version reads 1"):
+    with pytest.raises(CacheError, match=r"manifest.json: format must be 1 .got 2."):
         Cache(tmp_path / "c")
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"samples": "1000"}, "samples missing or of another type"),
-        ({"samples": True}, "samples missing or of another type"),
-        ({"chunk": 0}, "chunks of 0"),
-        ({"chunk": 7}, "chunks of 7, allowed are even numbers"),
-        ({"num_classes": 70_000}, "70000 classes"),
+        ({"samples": "1000"}, "samples: missing or of another type"),
+        ({"samples": True}, "samples: missing or of another type"),
+        ({"chunk": 0}, "must be an even number"),
+        ({"chunk": 7}, r"chunk must be an even number from 2 \(got 7\)"),
+        ({"num_classes": 70_000}, r"got 70000\)"),
         ({"kind": "../../etc/passwd"}, "kind"),
     ],
 )
-def test_a_manifest_with_nonsense_is_refused(tmp_path: Path, change: dict, words: str) -> None:
+def test_manifest_with_wrong_values_fails(tmp_path: Path, change: dict, words: str) -> None:
     build(tmp_path / "c")
     path = tmp_path / "c" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -266,61 +272,61 @@ def test_a_manifest_with_nonsense_is_refused(tmp_path: Path, change: dict, words
         Cache(tmp_path / "c")
 
 
-def test_no_path_in_a_manifest_is_followed(tmp_path: Path) -> None:
-    """The files' names are fixed: a manifest that names others, outside of the folder too, changes
-    nothing."""
+def test_paths_in_a_manifest_are_ignored(tmp_path: Path) -> None:
+    """File names are fixed: other names in a manifest, also outside the folder, change nothing."""
     build(tmp_path / "c")
     path = tmp_path / "c" / "manifest.json"
     values = json.loads(path.read_text())
     assert "records.bin" not in path.read_text()
     path.write_text(json.dumps(values | {"records": "../../outside.bin", "chunks": "/etc/passwd"}))
     cache = Cache(tmp_path / "c")
-    assert cache.fault(0, 0, images) is None and asdict(cache.manifest) == {
+    assert cache.find_fault(0, 0, images) is None and asdict(cache.manifest) == {
         name: values[name] for name in values
     }
 
 
-def test_no_manifest_and_no_json(tmp_path: Path) -> None:
+def test_missing_manifest_and_wrong_json_fail(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="No such file"):
         Cache(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(CacheError, match="no JSON"):
+    with pytest.raises(CacheError, match="must be JSON"):
         Cache(tmp_path)
 
 
-def test_an_equal_cache_is_taken_up_and_another_refused(tmp_path: Path) -> None:
+def test_equal_manifest_continues_and_another_fails(tmp_path: Path) -> None:
     build(tmp_path / "c", epochs=(0,))
     build(tmp_path / "c", epochs=(1,))
     assert Cache(tmp_path / "c").coverage().all()
     other = replace(manifest(), facts=FACTS | {"plan": {"seed": 1, "reprob": 0.25}})
     with pytest.raises(CacheError, match=r"facts.plan.seed 0 in the cache, 1 here$"):
-        create(tmp_path / "c", other)
-    create(
+        create_cache(tmp_path / "c", other)
+    create_cache(
         tmp_path / "c", replace(manifest(), versions={"torch": "3"})
     )  # not what decides an answer
     assert read_manifest(tmp_path / "c").versions == {"torch": "2"}
 
 
-def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+def test_folder_with_other_files_fails_and_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("words")
-    with pytest.raises(CacheError, match=r"holds other files \(thesis.txt\)"):
-        create(tmp_path, manifest())
+    with pytest.raises(CacheError, match=r"holds other files: thesis.txt"):
+        create_cache(tmp_path, manifest())
     assert os.listdir(tmp_path) == ["thesis.txt"]
 
 
-def test_differences_name_the_leaf() -> None:
+def test_differences_are_named_by_path() -> None:
     now = {"plan": {"seed": 1, "reprob": 0.25}, "teacher": {"sha256": "9"}, "new": 3}
-    assert differences(FACTS, now) == [
+    assert list_differences(FACTS, now) == [
         "plan.seed 0 in the cache, 1 here",
         "teacher.sha256 '123' in the cache, '9' here",
         "new None in the cache, 3 here",
     ]
 
 
-def test_a_recorder_keeps_others_from_its_part(tmp_path: Path) -> None:
+def test_writer_locks_its_part(tmp_path: Path) -> None:
     build(tmp_path / "c", epochs=(0,))
     code = (
-        "import sys, time; from pathlib import Path; from fastdeit.teacher_cache.writer import CacheWriter\n"
+        "import sys, time; from pathlib import Path\n"
+        "from fastdeit.teacher_cache.writer import CacheWriter\n"
         "CacheWriter(Path(sys.argv[1])).reserve(4, 8); print('ready', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen(
@@ -345,7 +351,9 @@ def test_a_recorder_keeps_others_from_its_part(tmp_path: Path) -> None:
     recorder.reserve(7, 12)
 
 
-def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_folder_can_be_read_but_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = build(tmp_path / "c")
     opened = os.open
 
@@ -359,16 +367,15 @@ def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(CacheError, match="cannot be written: Permission denied"):
         CacheWriter(tmp_path / "c")
-    assert cache.fault(0, 0, images) is None  # reading goes on
-    assert Cache(tmp_path / "c").fault(1, 3, images) is None
+    assert cache.find_fault(0, 0, images) is None  # reading goes on
+    assert Cache(tmp_path / "c").find_fault(1, 3, images) is None
 
 
-def test_a_full_disk_loses_nothing_that_was_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_loses_no_recorded_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(tmp_path / "c", epochs=(0,))
     before = {name: (tmp_path / "c" / name).read_bytes() for name in ("records.bin", "chunks.bin")}
-    recorder, facts = CacheWriter(tmp_path / "c"), manifest()
+    recorder = CacheWriter(tmp_path / "c")
+    facts = manifest()
     wrote = os.pwrite
 
     def half(handle: int, data: bytes, offset: int) -> int:
@@ -382,22 +389,22 @@ def test_a_full_disk_loses_nothing_that_was_recorded(
         recorder.write(1, 0, encode(logits_of(1, ordinals), facts), images(1, ordinals))
     monkeypatch.undo()
     cache = Cache(tmp_path / "c")
-    assert cache.coverage()[0].all() and cache.fault(1, 0) is not None
+    assert cache.coverage()[0].all() and cache.find_fault(1, 0) is not None
     for name, data in before.items():
         assert (tmp_path / "c" / name).read_bytes()[: len(data)] == data
     build(tmp_path / "c", epochs=(1,))
-    assert Cache(tmp_path / "c").fault(1, 0, images) is None
+    assert Cache(tmp_path / "c").find_fault(1, 0, images) is None
 
 
 @pytest.mark.parametrize(("kind", "k"), [("hard", 1), ("topk", 3)])
-def test_replay_by_policy(
+def test_missing_record_follows_cache_miss(
     kind: str, k: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = build(tmp_path / "c", kind=kind, k=k, skip=(1,))
     ordinals, labels = np.array([256, 257, 258, 259]), np.array([10, 11, 12, 13])
     lam = np.array([0.7, 0.7, 0.2, 0.2], np.float32)
     there = np.array([4, 5, 6, 7])
-    with pytest.raises(CacheError, match=r"not recorded; --cache-miss live or ground-truth"):
+    with pytest.raises(CacheError, match=r"not recorded; use --cache-miss live or ground-truth"):
         CachedTeacher(cache, "error", images).records(0, ordinals, labels, lam, 0)
     live = CachedTeacher(cache, "live", images)
     assert (
@@ -411,19 +418,21 @@ def test_replay_by_policy(
     assert truth.decoder(hard=True)(torch.from_numpy(raw)).tolist() == [10, 11, 13, 12]
 
 
-def test_not_every_fault_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    live, none = CachedTeacher(build(tmp_path / "c"), "live", images), np.zeros(2, np.int64)
+def test_warnings_are_limited(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    live = CachedTeacher(build(tmp_path / "c"), "live", images)
+    none = np.zeros(2, np.int64)
     for epoch in range(2, 40):
         assert live.records(epoch, np.array([6, 7]), none, none.astype(np.float32), 0) is None
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 10 and "metrics.jsonl counts" in told[-1] and live.missed == 76
 
 
-def test_an_imagenet_of_300_epochs_opens_and_reads_at_once(tmp_path: Path) -> None:
-    """No timing: what is mapped is not read, what is looked up is checked by the chunk, once."""
+def test_large_cache_is_mapped_and_checked_by_the_chunk(tmp_path: Path) -> None:
+    """Opening reads no records, and a lookup checks each chunk once; without timing."""
     facts = replace(manifest(), samples=1_281_166, num_classes=1000, chunk=LARGEST_CHUNK)
-    create(tmp_path / "c", facts)
-    recorder, ordinals = CacheWriter(tmp_path / "c"), facts.ordinals(100)
+    create_cache(tmp_path / "c", facts)
+    recorder = CacheWriter(tmp_path / "c")
+    ordinals = facts.ordinals(100)
     recorder.write(299, 100, np.zeros(LARGEST_CHUNK, facts.record), images(299, ordinals))
     recorder.close()
     assert (tmp_path / "c" / "records.bin").stat().st_size > 300 * 1_281_166 * 2 - 2_000_000
@@ -435,5 +444,5 @@ def test_an_imagenet_of_300_epochs_opens_and_reads_at_once(tmp_path: Path) -> No
         return images(epoch, ordinals)
 
     for _ in range(3):
-        assert cache.lookup(299, ordinals[:1024], counted)[1] is None
+        assert cache.look_up(299, ordinals[:1024], counted)[1] is None
     assert calls == [LARGEST_CHUNK]

@@ -1,12 +1,10 @@
-"""Recording a teacher: stopped, shared out, merged or spoiled, what is in the folder is the same or
-is not used."""
+"""Recording of a teacher: stopped, shared among jobs, merged or damaged, the records are the same
+or are not used."""
 
 import errno
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,34 +13,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastdeit.commands.cache_record import parse_epochs, parse_part, runs
+from fastdeit.commands.cache_record import find_spans, parse_epochs, parse_part
 from fastdeit.config.cli import parse_config
 from fastdeit.data import quarantine
 from fastdeit.data.build import build_train_index
 from fastdeit.data.loader import OrdinalLoader
 from fastdeit.distributed.world import init_distributed
 from fastdeit.plan.build import build_plan
-from fastdeit.storage.jsonl import read_metrics
+from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.teacher_cache import writer as cache_writer
-from fastdeit.teacher_cache.format import CacheError, Manifest, chunk_size
+from fastdeit.teacher_cache.format import CacheError, Manifest, choose_chunk_size
 from fastdeit.teacher_cache.reader import Cache
 from fastdeit.teacher_cache.record import ChunkBatches, JobShard
 from tests.support.cache_runs import (
     FILES,
     Setting,
-    assert_same_weights,
     cache,
     flip,
     same_files,
     write_teacher,
 )
-
-ROOT = Path(__file__).parents[2]
+from tests.support.compare_runs import assert_same_weights
+from tests.support.launching import ROOT
+from tests.support.ranks import Ranks, run_fastdeit
 
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    """With an uninterrupted recording of three epochs in the folder whole."""
+    """Make an uninterrupted recording of three epochs in the folder whole."""
     init_distributed()
     made = Setting(tmp_path_factory.mktemp("recording"))
     assert made.build(made.root / "whole") == 0
@@ -50,7 +48,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
 
 
 def environment() -> dict[str, str]:
-    """Without the process group that this process has made."""
+    """Return the environment without the variables of this process's group."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -72,7 +70,7 @@ def command(setting: Setting, folder: Path, *flags: str) -> list[str]:
     ]
 
 
-def test_the_folder_holds_what_it_says(setting: Setting) -> None:
+def test_folder_contains_the_documented_files(setting: Setting) -> None:
     folder = setting.root / "whole"
     assert {path.name for path in folder.iterdir()} == {
         "manifest.json",
@@ -89,27 +87,21 @@ def test_the_folder_holds_what_it_says(setting: Setting) -> None:
 @pytest.mark.parametrize(
     "attempt", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
 )
-def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bytes(
+def test_killed_recording_restarts_to_the_same_bytes(
     attempt: int, setting: Setting, tmp_path: Path
 ) -> None:
     argv = command(setting, tmp_path / "c", "--epochs", "0-60")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastdeit", "cache", "build", *argv],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    log = tmp_path / "log"
+    builder = Ranks(log, run_fastdeit, ["cache", "build", *argv], world_size=1)
     deadline, chunks = time.monotonic() + 120, tmp_path / "c" / "chunks.bin"
     while (
         not (chunks.exists() and chunks.stat().st_size)
         and time.monotonic() < deadline
-        and process.poll() is None
+        and builder.is_alive
     ):
         time.sleep(0.002)
     time.sleep(float(np.random.default_rng().uniform(0, 0.3)))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    builder.kill()
     done = int(Cache(tmp_path / "c").coverage().sum())
     assert 0 < done < 61 * 6, f"it was killed too late or too early: {done} chunks"
     if done > 18:  # what lies beyond the epochs that are compared
@@ -123,14 +115,15 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bytes(
 @pytest.mark.parametrize(
     ("writes", "later"), [(0, False), (1, False), (2, False), (1, True), (13, True), (22, True)]
 )
-def test_cut_off_within_a_write_it_ends_with_the_same_bytes(
+def test_recording_cut_within_a_write_restarts_to_the_same_bytes(
     writes: int, later: bool, setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk takes some writes whole and then half of one; what is recorded by then is not
-    recorded again."""
+    """The disk accepts some writes and then half of one; chunks recorded before are not recorded
+    again."""
     if later:
         assert setting.build(tmp_path / "c", "--part", "3/3") == 0
-    wrote, sizes = os.pwrite, []
+    wrote = os.pwrite
+    sizes = []
 
     def cut_off(handle: int, data: bytes, offset: int) -> int:
         sizes.append(len(data))
@@ -152,7 +145,7 @@ def test_cut_off_within_a_write_it_ends_with_the_same_bytes(
     assert len(sizes) == 2 * ((12 if later else 18) - writes // 2)
 
 
-def test_a_full_disk_is_one_line_and_code_1(
+def test_full_disk_exits_with_code_1_and_one_line(
     setting: Setting,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -171,7 +164,7 @@ def test_a_full_disk_is_one_line_and_code_1(
     assert len(said.strip().splitlines()) == 1
 
 
-def test_several_jobs_write_into_one_folder(setting: Setting, tmp_path: Path) -> None:
+def test_several_jobs_record_into_one_folder(setting: Setting, tmp_path: Path) -> None:
     for number in (2, 3, 1):
         assert setting.build(tmp_path / "c", "--part", f"{number}/3") == 0
         assert int(Cache(tmp_path / "c").coverage().sum()) == {2: 6, 3: 12, 1: 18}[number]
@@ -181,28 +174,27 @@ def test_several_jobs_write_into_one_folder(setting: Setting, tmp_path: Path) ->
 def test_jobs_of_several_folders_are_merged(
     setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A damaged chunk is taken from the other folder that has it; the merged cache can be one of
-    them."""
+    """A damaged chunk comes from another folder; the output may be one of the inputs."""
     parts = [tmp_path / str(number) for number in range(3)]
     for number, folder in enumerate(parts, 1):
         assert setting.build(folder, "--part", f"{number}/3") == 0
     capfd.readouterr()
     assert cache(["merge", *map(str, parts), "-o", str(tmp_path / "c")]) == 0
     assert (
-        "18 chunks copied, 0 were there already, 0 damaged ones left out" in capfd.readouterr().out
+        "18 chunks copied, 0 were present already, 0 damaged ones skipped" in capfd.readouterr().out
     )
     assert same_files(tmp_path / "c", setting.root / "whole")
     flip(tmp_path / "c" / "records.bin", 4)
     assert cache(["merge", str(tmp_path / "c"), str(parts[0]), "-o", str(tmp_path / "d")]) == 0
     assert (
-        "18 chunks copied, 5 were there already, 1 damaged ones left out" in capfd.readouterr().out
+        "18 chunks copied, 5 were present already, 1 damaged ones skipped" in capfd.readouterr().out
     )
     assert same_files(tmp_path / "d", setting.root / "whole")
     assert cache(["merge", str(parts[1]), str(parts[2]), str(parts[0]), "-o", str(parts[1])]) == 0
     assert same_files(parts[1], setting.root / "whole")
 
 
-def test_recordings_of_different_samples_are_not_merged(
+def test_merge_of_different_samples_fails(
     setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert setting.build(tmp_path / "other", "--seed", "5", "--epochs", "0-0") == 0
@@ -225,41 +217,23 @@ def test_recordings_of_different_samples_are_not_merged(
 
 
 def test_two_processes_record_the_same_bytes(setting: Setting, tmp_path: Path) -> None:
-    """Under the launcher, as docs/cache.md has it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = "-m deepspeed.launcher.runner -q --num_accelerators 2 --no_local_rank --module --master_port".split()
-    argv = [
-        sys.executable,
-        *launcher,
-        str(port),
-        "fastdeit",
-        "cache",
-        "build",
-        *command(setting, tmp_path / "c"),
-    ]
-    end = subprocess.run(
-        argv,
-        cwd=ROOT,
-        env=environment() | {"CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert end.returncode == 0, end.stdout + end.stderr
+    argv = ["cache", "build", *command(setting, tmp_path / "c")]
+    both = Ranks(tmp_path / "log", run_fastdeit, argv)
+    assert both.wait() == 0, both.output
     assert same_files(tmp_path / "c", setting.root / "whole")
     assert (
-        end.stdout.count("18 of 18 chunks of part 1/1 recorded") == 1
-        and "on this rank of 2" in end.stdout
+        both.output.count("18 of 18 chunks of part 1/1 recorded") == 1
+        and "on this rank of 2" in both.output
     )
 
 
-def test_a_second_builder_of_the_same_part_is_refused(
+def test_second_builder_of_a_part_fails(
     setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert setting.build(tmp_path / "c", "--part", "1/3") == 0
     code = (
-        "import sys, time; from pathlib import Path; from fastdeit.teacher_cache.writer import CacheWriter\n"
+        "import sys, time; from pathlib import Path\n"
+        "from fastdeit.teacher_cache.writer import CacheWriter\n"
         "CacheWriter(Path(sys.argv[1])).reserve(6, 12); print('ready', flush=True); time.sleep(60)"
     )
     argv = [sys.executable, "-c", code, str(tmp_path / "c")]
@@ -281,7 +255,7 @@ def test_a_second_builder_of_the_same_part_is_refused(
 
 
 def test_builders_that_start_together_make_one_folder(setting: Setting, tmp_path: Path) -> None:
-    """The first that comes makes the manifest, whatever the others see of the folder on the way."""
+    """The first one makes the manifest, whatever the others see of the folder meanwhile."""
     manifest = Cache(setting.root / "whole").manifest
     folder = tmp_path / "c"
     folder.mkdir()
@@ -291,13 +265,13 @@ def test_builders_that_start_together_make_one_folder(setting: Setting, tmp_path
         "manifest.json.tmp",
     ):  # what another, or one that was killed, has made so far
         (folder / name).touch()
-    cache_writer.create(folder, manifest)
+    cache_writer.create_cache(folder, manifest)
     assert Cache(folder).manifest == manifest
     with pytest.raises(CacheError, match="was begun with other settings"):
-        cache_writer.create(folder, Manifest("topk", 2, 3, 48, manifest.facts, {}, 8))
+        cache_writer.create_cache(folder, Manifest("topk", 2, 3, 48, manifest.facts, {}, 8))
 
 
-def test_another_micro_batch_goes_on_and_the_sample_tells_the_agreement(
+def test_another_micro_batch_continues_and_sample_reports_agreement(
     setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert setting.build(tmp_path / "c", epochs="0-0") == 0
@@ -312,10 +286,10 @@ def test_another_micro_batch_goes_on_and_the_sample_tells_the_agreement(
     assert "of 10 samples" in capfd.readouterr().out
 
 
-def test_the_sample_sees_another_answer(
+def test_sample_finds_another_teacher(
     setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A teacher that was recorded as another: with its name in the manifest, but not its answers."""
+    """The manifest names one teacher, the records are another's."""
     other = write_teacher(tmp_path / "other.safetensors", setting.data, seed=1)
     assert (
         setting.build(tmp_path / "c", "--teacher-path", str(other), "--kind", "topk", "--k", "2")
@@ -323,7 +297,7 @@ def test_the_sample_sees_another_answer(
     )
     argv = [*setting.samples, *setting.taught, "--number", "60"]
     assert cache(["sample", str(tmp_path / "c"), *argv]) == 2
-    assert "recorded of something else: teacher.sha256" in capfd.readouterr().err
+    assert "recorded from something else: teacher.sha256" in capfd.readouterr().err
     manifest = tmp_path / "c" / "manifest.json"
     shas = [
         Cache(folder).manifest.facts["teacher"]["sha256"]
@@ -335,16 +309,17 @@ def test_the_sample_sees_another_answer(
     assert "of 60 samples" in said and "60 of 60" not in said and "recorded logits within" in said
 
 
-def test_an_image_that_goes_bad_while_it_is_recorded(
+def test_image_that_goes_bad_during_recording_is_excluded(
     setting: Setting,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """All chunks are recorded without it in the end, those too that were done before; a run leaves
-    it out from its start."""
+    """In the end all chunks are recorded without it, also those done before; a run excludes it from
+    its start."""
     monkeypatch.setattr(quarantine, "RETRIES_S", (0.01,))
-    data, asked = Path(shutil.copytree(setting.data, tmp_path / "data")), []
+    data = Path(shutil.copytree(setting.data, tmp_path / "data"))
+    asked = []
     config, _ = parse_config([*setting.samples, "--data-path", str(data)], "test")
     index = build_train_index(config)
     plan = build_plan(config, index.sizes)
@@ -371,18 +346,16 @@ def test_an_image_that_goes_bad_while_it_is_recorded(
     flags += ["--cache", str(tmp_path / "c")]
     assert setting.train(tmp_path / "live", *flags, *setting.taught, "--cache-miss", "live") == 0
     assert not any(
-        line.get("unrecorded") for line in read_metrics(tmp_path / "live" / "metrics.jsonl")
+        line.get("unrecorded") for line in read_json_lines(tmp_path / "live" / "metrics.jsonl")
     )
     assert_same_weights(tmp_path / "run", tmp_path / "live")
     assert setting.train(tmp_path / "error", *flags, "--bad-images", "error") == 1
-    assert "left out when" in capfd.readouterr().err
+    assert "excluded when" in capfd.readouterr().err
 
 
-def test_images_that_a_run_found_bad_are_taken_out_of_the_recording(
-    setting: Setting, tmp_path: Path
-) -> None:
-    """With the run's list in the cache's folder, the same command records the chunks that hold them
-    again, and no others."""
+def test_quarantine_of_a_run_applies_to_the_recording(setting: Setting, tmp_path: Path) -> None:
+    """With the run's list in the cache's folder, the same command records again the chunks with
+    those images, and no others."""
     folder = Path(shutil.copytree(setting.root / "whole", tmp_path / "c"))
     config, _ = parse_config(setting.samples, "test")
     index = build_train_index(config)
@@ -397,32 +370,35 @@ def test_images_that_a_run_found_bad_are_taken_out_of_the_recording(
     plan.exclude([7])
     cache, whole = Cache(folder), Cache(setting.root / "whole")
     again = [
-        [cache.entry(epoch, chunk) != whole.entry(epoch, chunk) for chunk in range(6)]
+        [cache.read_entry(epoch, chunk) != whole.read_entry(epoch, chunk) for chunk in range(6)]
         for epoch in range(3)
     ]
     assert again == holds and 0 < np.sum(holds) < 18
     assert not any(
-        cache.fault(epoch, chunk, plan.images) for epoch in range(3) for chunk in range(6)
+        cache.find_fault(epoch, chunk, plan.images) for epoch in range(3) for chunk in range(6)
     )
 
 
 WRONG = {
-    "no action": (["frob"], "cache: got 'frob', allowed are build, merge, info, verify, sample"),
-    "nothing": ([], "cache: got '', allowed are build"),
+    "no action": (
+        ["frob"],
+        "cache ACTION must be one of build, merge, info, verify, sample (got 'frob')",
+    ),
+    "nothing": ([], "cache ACTION must be one of build"),
     "a number of epochs": (
         ["build", "-o", "{c}", "--epochs", "300"],
-        "--epochs: got '300', allowed are spans from 0, as",
+        "--epochs must be spans from 0, as",
     ),
-    "a span backwards": (["build", "-o", "{c}", "--epochs", "5-2"], "--epochs: got '5-2'"),
-    "words for epochs": (["build", "-o", "{c}", "--epochs", "all"], "--epochs: got 'all'"),
+    "a span backwards": (["build", "-o", "{c}", "--epochs", "5-2"], "(got '5-2')"),
+    "words for epochs": (["build", "-o", "{c}", "--epochs", "all"], "(got 'all')"),
     "part 0": (
         ["build", "-o", "{c}", "--part", "0/3"],
-        "--part: got 0/3, allowed is NUMBER/JOBS with NUMBER from 1 to JOBS",
+        "--part must be NUMBER/JOBS with NUMBER from 1 to JOBS (got 0/3)",
     ),
-    "part 4 of 3": (["build", "-o", "{c}", "--part", "4/3"], "--part: got 4/3"),
+    "part 4 of 3": (["build", "-o", "{c}", "--part", "4/3"], "(got 4/3)"),
     "part in words": (
         ["build", "-o", "{c}", "--part", "third"],
-        "--part: got 'third', allowed is NUMBER/JOBS, as 3/8",
+        "--part must be NUMBER/JOBS, as 3/8 (got 'third')",
     ),
     "no folder": (["build"], "the following arguments are required: -o"),
     "unknown kind": (["build", "-o", "{c}", "--kind", "soft"], "invalid choice: 'soft'"),
@@ -440,7 +416,7 @@ WRONG = {
     ),
     "more logits than classes": (
         ["build", "-o", "{c}", "{samples}", "{taught}", "--kind", "topk"],
-        "k 10, allowed are 1 to 3",
+        "k must be 1 to 3 (got 10)",
     ),
     "no data": (
         ["build", "-o", "{c}", "{taught}", "--data-path", "/no/data"],
@@ -451,12 +427,12 @@ WRONG = {
         "--micro-batch must be an even number",
     ),
     "info of nothing": (["info", "{c}"], "manifest.json: No such file or directory"),
-    "sample of none": (["sample", "{c}", "--number", "0"], "--number: got 0, allowed is 1 or more"),
+    "sample of none": (["sample", "{c}", "--number", "0"], "--number must be 1 or more (got 0)"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_each_mistake_is_one_clear_error_with_code_2_and_leaves_nothing(
+def test_each_mistake_exits_with_code_2_and_one_line(
     case: str, setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     argv, words = WRONG[case]
@@ -467,7 +443,7 @@ def test_each_mistake_is_one_clear_error_with_code_2_and_leaves_nothing(
     assert not (tmp_path / "c").exists()
 
 
-def test_a_folder_of_other_settings_or_other_files_is_left_alone(
+def test_folder_of_other_settings_is_not_changed(
     setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(setting.root / "whole", tmp_path / "c")
@@ -483,7 +459,7 @@ def test_a_folder_of_other_settings_or_other_files_is_left_alone(
     assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
 
 
-def test_info_tells_what_is_recorded(
+def test_info_shows_the_recorded_epochs(
     setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert setting.build(tmp_path / "c", "--part", "1/2", epochs="0-0,2-4") == 0
@@ -492,7 +468,7 @@ def test_info_tells_what_is_recorded(
     said = " ".join(capfd.readouterr().out.replace("│", " ").split())
     for words in (
         "kind hard",
-        "48 an epoch of 2 bytes",
+        "48 per epoch of 2 bytes",
         "epochs, whole 0, 2",
         "epochs, in part none",
         "plan.reprob 0.25",
@@ -504,7 +480,7 @@ def test_info_tells_what_is_recorded(
     assert "epochs, in part 5 (50%)" in " ".join(capfd.readouterr().out.replace("│", " ").split())
 
 
-def test_verify_names_the_place_of_damage(
+def test_verify_names_damaged_chunks(
     setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(setting.root / "whole", tmp_path / "c")
@@ -515,15 +491,15 @@ def test_verify_names_the_place_of_damage(
     assert cache(["verify", str(tmp_path / "c")]) == 1
     said = capfd.readouterr().out
     assert (
-        "epoch 1, ordinals 16 on: damaged, another checksum" in said
-        and "epoch 2, ordinals 40 on: records.bin ends" in said
+        "epoch 1, ordinals from 16: damaged, another checksum" in said
+        and "epoch 2, ordinals from 40: records.bin ends" in said
     )
     assert "18 chunks recorded, 2 damaged" in said
     assert setting.build(tmp_path / "c") == 0
     assert same_files(tmp_path / "c", setting.root / "whole")
 
 
-def test_the_parts_of_a_job_are_all_of_it() -> None:
+def test_shards_of_a_job_cover_all_chunks() -> None:
     manifest = Manifest("hard", 1, 10, 5000, {})
     for of in (1, 3, 7, 40):
         shares = [JobShard(number, of).chunks(manifest, [0, 4, 9]) for number in range(1, of + 1)]
@@ -531,7 +507,7 @@ def test_the_parts_of_a_job_are_all_of_it() -> None:
 
 
 @pytest.mark.parametrize("micro_batch", [2, 6, 100, 5000])
-def test_windows_are_the_chunks_ordinals_in_order(micro_batch: int) -> None:
+def test_chunk_batches_have_the_ordinals_in_order(micro_batch: int) -> None:
     manifest = Manifest("hard", 1, 10, 300, {}, chunk=128)
     chunks = [(0, 1), (0, 2), (3, 0)]
     windows = ChunkBatches(manifest, chunks, micro_batch)
@@ -543,8 +519,8 @@ def test_windows_are_the_chunks_ordinals_in_order(micro_batch: int) -> None:
     assert len(list(windows)) == len(windows)
 
 
-def test_chunks_suit_the_data_set() -> None:
-    assert [chunk_size(samples) for samples in (2, 48, 1000, 60_000, 1_281_166)] == [
+def test_chunk_size_follows_the_data_set() -> None:
+    assert [choose_chunk_size(samples) for samples in (2, 48, 1000, 60_000, 1_281_166)] == [
         8,
         8,
         32,
@@ -553,9 +529,9 @@ def test_chunks_suit_the_data_set() -> None:
     ]
 
 
-def test_epochs_and_parts_in_words() -> None:
+def test_epochs_and_parts_are_parsed() -> None:
     assert parse_epochs(None) == [] and parse_epochs("0-2,9, 5-5") == [0, 1, 2, 5, 9]
-    assert parse_part("3/8") == JobShard(3, 8) and runs([0, 1, 2, 5, 9, 10]) == [
+    assert parse_part("3/8") == JobShard(3, 8) and find_spans([0, 1, 2, 5, 9, 10]) == [
         (0, 3),
         (5, 6),
         (9, 11),

@@ -1,5 +1,4 @@
-"""Counts are exact: padding is left out, batches of any size give the same, and agreement is with
-the teacher."""
+"""Exact counts of accuracy: without padding, at any batch size, and agreement with the teacher."""
 
 from dataclasses import dataclass
 
@@ -23,7 +22,7 @@ def world() -> None:
 
 
 def batches(images: torch.Tensor, labels: torch.Tensor, size: int) -> list[Rows]:
-    """Cut to `size`, the last one filled up with rows that would be right if they counted."""
+    """Cut into batches of `size`, the last padded with rows that would be hits if they counted."""
     fill = -len(labels) % size
     images = torch.cat((images, images[:1].expand(fill, *images.shape[1:])))
     labels = torch.cat((labels, torch.full((fill,), -1)))
@@ -33,9 +32,11 @@ def batches(images: torch.Tensor, labels: torch.Tensor, size: int) -> list[Rows]
 @pytest.mark.parametrize("size", [1, 4, 7, 64])
 def test_accuracies_equal_a_plain_count(size: int) -> None:
     torch.manual_seed(3)
-    logits, labels = torch.randn(45, 9), torch.randint(0, 9, (45,))
-    answer = torch.randn(45, 9)
-    images = torch.cat((logits, answer), 1)  # the "models" read their answer from the image
+    logits = torch.randn(45, 9)
+    labels = torch.randint(0, 9, (45,))
+    teacher = torch.randn(45, 9)
+    # the "models" read their logits from the images
+    images = torch.cat((logits, teacher), 1)
     models = {
         "model": lambda x: {"both": x[:, :9], "cls": -x[:, :9]},
         "teacher": lambda x: {"both": x[:, 9:]},
@@ -46,15 +47,15 @@ def test_accuracies_equal_a_plain_count(size: int) -> None:
         "model/both/top1": (order[:, 0] == labels).float().mean(),
         "model/both/top5": (order[:, :5] == labels[:, None]).any(1).float().mean(),
         "model/cls/top1": (order[:, -1] == labels).float().mean(),
-        "model/both/agreement": (order[:, 0] == answer.argmax(1)).float().mean(),
-        "teacher/both/top1": (answer.argmax(1) == labels).float().mean(),
+        "model/both/agreement": (order[:, 0] == teacher.argmax(1)).float().mean(),
+        "teacher/both/top1": (teacher.argmax(1) == labels).float().mean(),
     }
     for name, share in expected.items():
         assert found[name] == pytest.approx(100 * share.item(), abs=1e-4), name
     assert "teacher/both/agreement" not in found
 
 
-def test_fewer_than_five_classes_count_as_many_as_there_are() -> None:
+def test_top5_of_three_classes_is_100_percent() -> None:
     found = evaluate(
         {"model": lambda x: {"both": x}},
         batches(torch.randn(10, 3), torch.zeros(10, dtype=torch.long), 5),

@@ -1,5 +1,5 @@
-"""Flat parameters under DeepSpeed: the numbers of single parameters, weights that are views, and
-what a backward leaves."""
+"""Flat parameters under DeepSpeed: results equal to single parameters, weights that are views, and
+freed activations."""
 
 import copy
 import weakref
@@ -11,7 +11,6 @@ from torch import nn
 
 from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.kernels.backend import set_backend
 from fastdeit.kernels.distill import LossParts
 from fastdeit.training import build
 from fastdeit.training.flat import FlatLossModule, LossModule
@@ -39,39 +38,35 @@ def world() -> World:
 def trainer_with_own_parameters(
     config: Config, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> Trainer:
-    """Build a trainer of a model that keeps its own parameters at every ZeRO stage, as ZeRO 3 has
-    it."""
+    """Build a trainer for a model that keeps its own parameters, as at ZeRO 3, at every stage."""
 
     class OwnParameters(LossModule):
         def __init__(self, model: nn.Module, groups: list[dict[str, Any]]) -> None:
             super().__init__(model, groups)
-            # DeepSpeed lays the parameters of a group out one after the other, in the group's order
-            self.slices = FlatLossModule(model, groups).slices
+            # DeepSpeed puts the parameters of a group one after another, in the group's order
+            self.slots = FlatLossModule(model, groups).slots
 
     with monkeypatch.context() as patch:
         patch.setattr(build, "FlatLossModule", OwnParameters)
         trainer = make_trainer(config, world)
-    assert len(list(trainer.engine.module.parameters())) == len(
-        list(trainer.eval_model.parameters())
-    )
+    seen = len(list(trainer.engine.module.parameters()))
+    assert seen == len(list(trainer.state.eval_model.parameters()))
     return trainer
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize(("stage", "precision"), [(1, "fp32"), (2, "fp32"), (2, "bf16")])
-def test_flat_parameters_train_as_single_ones_to_the_bit(
+def test_flat_parameters_train_bit_for_bit_as_single_ones(
     stage: int, precision: str, accumulate: int, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     micro = BATCH // accumulate
     config = configure(zero_stage=stage, precision=precision, micro_batch=micro)
-    flat, single = (
-        make_trainer(config, world),
-        trainer_with_own_parameters(config, world, monkeypatch),
-    )
+    flat = make_trainer(config, world)
+    single = trainer_with_own_parameters(config, world, monkeypatch)
     assert len(list(flat.engine.module.parameters())) == 2
     assert run_steps(flat, 6, micro) == run_steps(single, 6, micro)
-    tensors, state = flat.state()
-    expected, expected_state = single.state()
+    tensors, state = flat.state.gather()
+    expected, expected_state = single.state.gather()
     assert state == expected_state
     for stem, named in expected.items():
         assert list(tensors[stem]) == list(named)
@@ -82,32 +77,30 @@ def test_weights_are_views_that_follow_the_flat_parameters(world: World) -> None
     trainer = make_trainer(configure(), world)
     for _ in range(2):
         run_steps(trainer, 1)
-        weights = trainer.weights()
+        weights = trainer.state.weights()
         assert all(
-            torch.equal(value, weights[name]) for name, value in trainer.model.state_dict().items()
+            torch.equal(value, weights[name])
+            for name, value in trainer.state.model.state_dict().items()
         )
     flats = list(trainer.engine.module.parameters())
     spans = [(flat.data_ptr(), flat.data_ptr() + flat.nbytes) for flat in flats]
-    for name, weight in trainer.model.named_parameters():
+    for name, weight in trainer.state.model.named_parameters():
         assert any(start <= weight.data_ptr() < end for start, end in spans), name
     flats[1].data.zero_()
-    assert not trainer.model.head.weight.any() and trainer.model.norm.weight.any()
+    assert not trainer.state.model.head.weight.any() and trainer.state.model.norm.weight.any()
 
 
 def test_layer_decay_gives_a_flat_parameter_for_each_depth_and_decay(world: World) -> None:
     trainer = make_trainer(configure(layer_decay=0.5), world)
-    depth = len(trainer.model.blocks)
+    depth = len(trainer.state.model.blocks)
     assert len(list(trainer.engine.module.parameters())) == 2 * (depth + 2)
-    before = trainer.weights()
+    before = trainer.state.weights()
     run_steps(trainer, STEPS_PER_EPOCH)
-    assert not any(
-        torch.equal(value, before[name])
-        for name, value in trainer.weights().items()
-        if "bias" not in name
-    )
+    for name, value in trainer.state.weights().items():
+        assert "bias" in name or not torch.equal(value, before[name]), name
 
 
-def test_gradient_larger_than_deepspeeds_bucket_is_the_same(
+def test_gradient_larger_than_the_bucket_gives_equal_losses(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = run_steps(make_trainer(configure(precision="bf16"), world), 4)
@@ -115,26 +108,19 @@ def test_gradient_larger_than_deepspeeds_bucket_is_the_same(
     settings["zero_optimization"] |= NO_CONTIGUOUS_BUCKET
     monkeypatch.setattr(build, "build_deepspeed_config", lambda *_: settings)
     trainer = make_trainer(configure(precision="bf16"), world)
-    assert all(
-        flat.numel() > trainer.engine.optimizer.reduce_bucket_size
-        for flat in trainer.engine.module.parameters()
-    )
+    bucket = trainer.engine.optimizer.reduce_bucket_size
+    assert all(flat.numel() > bucket for flat in trainer.engine.module.parameters())
     assert run_steps(trainer, 4) == expected
 
 
-def test_fused_kernels_run_inside_the_flat_backward(world: World) -> None:
+def test_fused_kernels_run_in_the_flat_backward(world: World) -> None:
     expected = run_steps(make_trainer(configure(), world), 3)
-    try:
-        trainer = make_trainer(configure(), world)
-        set_backend("triton")
-        losses = run_steps(trainer, 3)
-    finally:
-        set_backend("auto")
+    losses = run_steps(make_trainer(configure(kernels="triton"), world), 3)
     assert losses == pytest.approx(expected, rel=1e-5)
 
 
 class Toy(nn.Module):
-    """One weight that the loss uses, one that it does not, one that is frozen."""
+    """A model with a weight that the loss uses, one that it does not, and a frozen one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,36 +147,38 @@ def make_flat(model: nn.Module) -> FlatLossModule:
 def gradients(module: FlatLossModule) -> dict[str, torch.Tensor]:
     (flat,) = module.parameters()
     assert flat.grad is not None
-    return {place.name: place.of(flat.grad) for place in module.slices[0]}
+    return {slot.name: slot.of(flat.grad) for slot in module.slots[0]}
 
 
-def test_unused_weight_has_a_zero_gradient_and_a_frozen_one_none() -> None:
-    module, x = make_flat(Toy()), torch.randn(5, 3)
+def test_unused_weight_has_zero_gradient_and_frozen_weight_none() -> None:
+    module = make_flat(Toy())
+    x = torch.randn(5, 3)
     parts = module(lambda model: losses_of(model, x))
     (3 * parts.loss).backward()
     found = gradients(module)
     torch.testing.assert_close(found.pop("used.weight"), 6 * x.sum(0, keepdim=True))
     assert not found.pop("unused").any() and not found and module.model.frozen.grad is None
-    assert [part.item() for part in parts] == pytest.approx(
-        [parts.loss.item() * n for n in (1, 2, 3)]
-    )
+    loss = parts.loss.item()
+    assert [part.item() for part in parts] == pytest.approx([loss, 2 * loss, 3 * loss])
     assert not parts.base.requires_grad and not parts.distill.requires_grad
 
 
 def test_frozen_weight_has_the_training_precision() -> None:
     model = Toy()
     module = FlatLossModule(model, parameter_groups(model, 0.05))
-    for flat in module.parameters():  # as DeepSpeed casts what it sees
+    # as DeepSpeed casts the parameters that it sees
+    for flat in module.parameters():
         flat.data = flat.data.to(torch.bfloat16)
     module.bind()
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert model.frozen.item() == 2.0 and not model.frozen.requires_grad
 
 
-def test_weight_with_two_names_stays_one() -> None:
+def test_shared_weight_stays_shared() -> None:
     model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
     model[1].weight = model[0].weight
-    expected, x = copy.deepcopy(model), torch.randn(5, 3)
+    expected = copy.deepcopy(model)
+    x = torch.randn(5, 3)
     module = make_flat(model)
     parts = module(lambda model: LossParts(*[model(x).sum()] * 3))
     parts.loss.backward()
@@ -200,7 +188,8 @@ def test_weight_with_two_names_stays_one() -> None:
 
 
 def test_backward_frees_the_activations() -> None:
-    module, kept = make_flat(Toy()), []
+    module = make_flat(Toy())
+    kept = []
 
     def compute(model: nn.Module) -> LossParts:
         x = torch.randn(5, 3, requires_grad=True) * 1.0
@@ -216,17 +205,18 @@ def test_backward_frees_the_activations() -> None:
 
 
 def test_two_forward_passes_before_a_backward_keep_their_own_graphs() -> None:
-    module, first, second = make_flat(Toy()), torch.randn(5, 3), torch.randn(5, 3)
+    module = make_flat(Toy())
+    first = torch.randn(5, 3)
+    second = torch.randn(5, 3)
     losses = [module(lambda model, x=x: losses_of(model, x)).loss for x in (first, second)]
     losses[1].backward()
     losses[0].backward()
-    torch.testing.assert_close(
-        gradients(module)["used.weight"], 2 * (first + second).sum(0, keepdim=True)
-    )
+    expected = 2 * (first + second).sum(0, keepdim=True)
+    torch.testing.assert_close(gradients(module)["used.weight"], expected)
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
-def test_timm_model_trains_flat_as_with_single_parameters(name: str, world: World) -> None:
+def test_timm_model_trains_equally_with_flat_parameters(name: str, world: World) -> None:
     import timm
 
     def train(stage: int) -> tuple[list[float], dict[str, torch.Tensor]]:
@@ -235,7 +225,7 @@ def test_timm_model_trains_flat_as_with_single_parameters(name: str, world: Worl
         config = configure(zero_stage=stage).replace(distill={"distillation_type": "none"})
         model = timm.create_model(name, num_classes=CLASSES, **sized)
         trainer = build.build_trainer(config, world, model, None, STEPS_PER_EPOCH)
-        return run_steps(trainer, 4), trainer.weights()
+        return run_steps(trainer, 4), trainer.state.weights()
 
     (flat, weights), (single, expected) = train(2), train(3)
     assert flat == pytest.approx(single, rel=1e-5)
@@ -243,8 +233,8 @@ def test_timm_model_trains_flat_as_with_single_parameters(name: str, world: Worl
         torch.testing.assert_close(weights[key], value, rtol=1e-4, atol=1e-5)
 
 
-def test_batch_larger_than_one_micro_batch_is_seen_once(world: World) -> None:
-    """The closure that computes the loss holds the batch of its own micro-step."""
+def test_each_micro_batch_is_seen_once(world: World) -> None:
+    """The closure that computes the loss refers to the batch of its own micro-step."""
     trainer = make_trainer(configure(micro_batch=BATCH // 2), world)
     halves = [make_batch(0), make_batch(0)]
     seen: list[int] = []

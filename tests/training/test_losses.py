@@ -1,4 +1,4 @@
-"""`DistillationLoss`: the forms beyond `kernels.distill`, and what it refuses."""
+"""`DistillationLoss`: the choice of a kernel form, the BCE form, and wrong arguments."""
 
 from typing import Any
 
@@ -28,14 +28,14 @@ def batch() -> dict[str, torch.Tensor]:
 
 
 def binary_target(labels: torch.Tensor, lam: torch.Tensor) -> torch.Tensor:
-    """The mixed target, dense, then binarised: the way that DeiT III's code goes."""
+    """Return the dense mixed target, then binarised, as DeiT III's code does."""
     one_hot = F.one_hot(labels, CLASSES).double()
     partner = one_hot[[i ^ 1 for i in range(BATCH)]]
     return ((lam[:, None] * one_hot + (1 - lam[:, None]) * partner) > 0).double()
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
-def test_loss_is_the_kernels(kind: str, batch: dict[str, torch.Tensor]) -> None:
+def test_loss_equals_the_kernel(kind: str, batch: dict[str, torch.Tensor]) -> None:
     loss = DistillationLoss(kind=kind, alpha=0.2, tau=2.0, smoothing=0.05, legacy=True)
     parts = loss((batch["cls"], batch["dist"]), batch["labels"], batch["lam"], batch["teacher"])
     rows = [batch[name] for name in ("cls", "dist", "labels", "lam", "teacher")]
@@ -46,14 +46,14 @@ def test_loss_is_the_kernels(kind: str, batch: dict[str, torch.Tensor]) -> None:
 def test_one_head_without_mixing_is_cross_entropy(batch: dict[str, torch.Tensor]) -> None:
     loss = DistillationLoss(kind="none", smoothing=0.1)
     parts = loss(batch["cls"], batch["labels"], torch.ones(BATCH))
-    torch.testing.assert_close(
-        parts.loss, F.cross_entropy(batch["cls"], batch["labels"], label_smoothing=0.1)
-    )
+    expected = F.cross_entropy(batch["cls"], batch["labels"], label_smoothing=0.1)
+    torch.testing.assert_close(parts.loss, expected)
 
 
-def test_binary_form_equals_torchs_on_the_dense_target(batch: dict[str, torch.Tensor]) -> None:
+def test_bce_equals_torch_on_the_dense_target(batch: dict[str, torch.Tensor]) -> None:
     target = binary_target(batch["labels"], batch["lam"])
-    assert target.sum(-1).tolist() == [1, 1, 1, 1, 1, 1]  # lam 0 and 1, or a pair of one class
+    # lam is 0 or 1, or both rows of the pair have one class
+    assert target.sum(-1).tolist() == [1, 1, 1, 1, 1, 1]
     batch["lam"][4:] = 0.5
     target = binary_target(batch["labels"], batch["lam"])
     assert target.sum(-1).tolist() == [1, 1, 1, 1, 2, 2]
@@ -62,18 +62,17 @@ def test_binary_form_equals_torchs_on_the_dense_target(batch: dict[str, torch.Te
     torch.testing.assert_close(loss, expected.float())
 
 
-def test_binary_form_with_a_teacher(batch: dict[str, torch.Tensor]) -> None:
+def test_bce_with_a_teacher_is_the_weighted_sum(batch: dict[str, torch.Tensor]) -> None:
     loss = DistillationLoss(kind="hard", alpha=0.25, smoothing=0.0, bce=True)
     parts = loss((batch["cls"], batch["dist"]), batch["labels"], batch["lam"], batch["teacher"])
-    base = F.binary_cross_entropy_with_logits(
-        batch["cls"].double(), binary_target(batch["labels"], batch["lam"])
-    )
+    target = binary_target(batch["labels"], batch["lam"])
+    base = F.binary_cross_entropy_with_logits(batch["cls"].double(), target)
     distilled = F.cross_entropy(batch["dist"].double(), batch["teacher"].argmax(-1))
     expected = (0.75 * base + 0.25 * distilled, base, distilled)
     torch.testing.assert_close(list(parts), [value.float() for value in expected])
 
 
-def test_binary_form_takes_both_heads_without_a_teacher(batch: dict[str, torch.Tensor]) -> None:
+def test_bce_without_a_teacher_uses_both_heads(batch: dict[str, torch.Tensor]) -> None:
     loss = DistillationLoss(kind="none", smoothing=0.0, bce=True)
     both = loss((batch["cls"], batch["dist"]), batch["labels"], batch["lam"])
     mean = loss((batch["cls"] + batch["dist"]) / 2, batch["labels"], batch["lam"])
@@ -90,13 +89,13 @@ def test_binary_form_takes_both_heads_without_a_teacher(batch: dict[str, torch.T
         ({"bce": True, "smoothing": 0.1}, "smoothing must be 0"),
     ],
 )
-def test_loss_refuses_a_setting(setting: dict[str, Any], message: str) -> None:
+def test_loss_rejects_wrong_settings(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DistillationLoss(**setting)
 
 
 @pytest.mark.parametrize("bce", [False, True])
-def test_loss_refuses_what_it_cannot_compute(bce: bool, batch: dict[str, torch.Tensor]) -> None:
+def test_loss_rejects_a_missing_head_or_teacher(bce: bool, batch: dict[str, torch.Tensor]) -> None:
     loss = DistillationLoss(kind="hard", smoothing=0.0, bce=bce)
     with pytest.raises(ValueError, match="two heads"):
         loss(batch["cls"], batch["labels"], batch["lam"], batch["teacher"])

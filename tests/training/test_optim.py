@@ -1,4 +1,4 @@
-"""Parameter groups by name, the schedule against its formula, and the average against a loop."""
+"""Parameter groups, AdamW, the schedule against its formula, and the EMA against a loop."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastdeit.models.student import build_student
-from fastdeit.training.optim import Ema, build_schedule, parameter_groups
+from fastdeit.training.optim import Ema, build_adamw, build_schedule, parameter_groups
 
 
 def names_of(model: nn.Module, group: dict[str, object]) -> set[str]:
@@ -15,7 +15,7 @@ def names_of(model: nn.Module, group: dict[str, object]) -> set[str]:
     return {names[id(parameter)] for parameter in group["params"]}  # type: ignore[attr-defined]
 
 
-def test_what_is_not_decayed() -> None:
+def test_biases_norms_and_tokens_have_no_weight_decay() -> None:
     model = build_student("deit_tiny_distilled_patch16_224", num_classes=5, depth=2, qkv_bias=True)
     groups = parameter_groups(model, 0.05)
     assert sorted(group["weight_decay"] for group in groups) == [0.0, 0.05]
@@ -50,16 +50,28 @@ def test_layer_decay_scales_by_depth() -> None:
         parameter_groups(nn.Linear(2, 2), 0.05, layer_decay=0.5)
 
 
+def test_adamw_has_the_values_given() -> None:
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "weight_decay": 0.3}]
+    optimizer = build_adamw(groups, 2e-3, (0.8, 0.95), 1e-6, fused=True)
+    (group,) = optimizer.param_groups
+    found = {name: group[name] for name in ("lr", "betas", "eps", "fused", "weight_decay")}
+    assert found == {
+        "lr": 2e-3,
+        "betas": (0.8, 0.95),
+        "eps": 1e-6,
+        "fused": True,
+        "weight_decay": 0.3,
+    }
+
+
 @pytest.mark.parametrize(("warmup", "total"), [(5, 50), (0, 20)])
 def test_schedule_is_linear_then_cosine(warmup: int, total: int) -> None:
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1e-3)
     schedule = build_schedule(
         optimizer, total_steps=total, warmup_steps=warmup, warmup_lr=1e-6, min_lr=1e-5
     )
-    for step in (
-        *range(total),
-        3,
-    ):  # the rate depends on the step alone, so going back is no matter
+    # the rate depends on the step alone, so a step back is allowed
+    for step in (*range(total), 3):
         schedule.step_update(step)
         cosine = 1e-5 + 0.5 * (1e-3 - 1e-5) * (1 + math.cos(math.pi * step / total))
         linear = 1e-6 + step * (1e-3 - 1e-6) / max(warmup, 1)
@@ -68,7 +80,7 @@ def test_schedule_is_linear_then_cosine(warmup: int, total: int) -> None:
         )
 
 
-def test_timms_epoch_table_of_deit() -> None:
+def test_schedule_equals_timms_epoch_table_of_deit() -> None:
     """Batch 1024: the rates at the start of some epochs (timm's convention)."""
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1e-3)
     schedule = build_schedule(
@@ -86,15 +98,15 @@ def test_timms_epoch_table_of_deit() -> None:
         assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, rel=1e-4)
 
 
-def test_average_equals_a_loop_and_copies_integers() -> None:
+def test_ema_equals_a_loop_and_copies_integers() -> None:
     flats = [torch.randn(7), torch.randn(3)]
     buffers = {"mean": torch.zeros(2), "count": torch.tensor(0)}
-    ema = Ema(flats, buffers.items(), 0.9)
+    ema = Ema(flats, buffers, 0.9)
     expected = [flat.double() for flat in flats]
     for step in range(5):
         flats = [flat + torch.randn_like(flat) for flat in flats]
         buffers = {"mean": torch.ones(2), "count": torch.tensor(step)}
-        ema.update(flats, buffers.items())
+        ema.update(flats, buffers)
         expected = [
             0.9 * old + 0.1 * new.double() for old, new in zip(expected, flats, strict=True)
         ]

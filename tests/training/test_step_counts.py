@@ -1,8 +1,7 @@
-"""An optimizer step asks its device for no more than this: launches, reads and synchronisations
-under ceilings.
+"""Ceilings for an optimizer step: launches, reads and synchronisations of its device.
 
 Counted on the CPU (benchmarks/counting.py), where forward and backward are operators of plain
-torch, of which our kernels leave fewer on a GPU. Lower a ceiling with the change that makes it
+torch, of which our kernels need fewer on a GPU. Lower a ceiling with the change that makes it
 possible; raise one only with its reason.
 """
 
@@ -13,13 +12,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from benchmarks.bench_counts import FORMS, WARM, Counts, Form, count_step, row_of
+from benchmarks.bench_counts import FORMS, WARM_UP, Counts, Form, count_step, row_of
 from benchmarks.counting import StepCounter
 from benchmarks.trainers import make_config, make_trainer, micro_batches
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.run.loop import _train_step
-from fastdeit.training.meter import Meter
-from fastdeit.training.trainer import Trainer
+from fastdeit.run.loop import train_step
+from fastdeit.training.trainer import Meter, Trainer
 
 
 class Ceiling(NamedTuple):
@@ -61,8 +59,9 @@ def counted(form: Form) -> Counts:
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(map(str, form)))
-def test_a_step_stays_under_its_ceiling(form: Form) -> None:
-    ceiling, found = CEILINGS[form]._asdict(), row_of(form, counted(form))
+def test_step_stays_under_its_ceiling(form: Form) -> None:
+    ceiling = CEILINGS[form]._asdict()
+    found = row_of(form, counted(form))
     above = {
         name: f"{found[name]}, allowed {most}"
         for name, most in ceiling.items()
@@ -72,34 +71,35 @@ def test_a_step_stays_under_its_ceiling(form: Form) -> None:
 
 
 @pytest.mark.parametrize(("precision", "stage"), [("bf16", 2), ("fp32", 1), ("bf16", 3)])
-def test_no_step_waits_but_in_deepspeeds_checks(precision: str, stage: int, world: World) -> None:
-    """Nothing of ours reads a value of the device or synchronises, in two steps of the loop and
+def test_step_waits_only_in_deepspeeds_checks(precision: str, stage: int, world: World) -> None:
+    """Our code reads no value of the device and does not synchronise, in two steps of the loop and
     between them.
 
     The reads that remain are DeepSpeed's (0.19.8), which an update may change:
 
-      runtime/zero/stage_1_and_2.py:3248 has_overflow      whether a gradient is not finite (bf16 alone)
-      runtime/utils.py:233 is_invalid_grad_norm            whether the norm is; with clipping once more for each group
-      runtime/zero/stage_1_and_2.py:2983 _optimizer_step   torch's AdamW reads how often it has stepped, once a group. Only
-      runtime/zero/stage3.py:1245 step_with_gradscaler     on the CPU: its fused form, which a GPU takes, does not read it
+    - zero/stage_1_and_2.py:3248 has_overflow: is a gradient not finite (bf16 only)
+    - runtime/utils.py:233 is_invalid_grad_norm: is the norm not finite; with clipping once more for
+      each group
+    - zero/stage_1_and_2.py:2983 _optimizer_step, zero/stage3.py:1245 step_with_gradscaler: torch's
+      AdamW reads its step, once a group; on the CPU only, the fused form of a GPU does not
     """
     trainer, batches = ready(world, precision=precision, zero_stage=stage, clip_grad=1.0)
     run: Any = SimpleNamespace(
         trainer=trainer,
-        quarantine=SimpleNamespace(),
-        supervisor=SimpleNamespace(watched=lambda section, step, micro_batches: micro_batches),
-        meter=Meter(),
+        data=SimpleNamespace(quarantine=SimpleNamespace()),
+        supervisor=SimpleNamespace(timed=lambda section, step, micro_batches: micro_batches),
+        progress=SimpleNamespace(meter=Meter()),
         health=SimpleNamespace(bad=[]),
         config=make_config("toy", 2),
     )
     with StepCounter() as counter:
-        assert _train_step(run, batches) and _train_step(run, batches)
-    assert trainer.applied and len(run.meter.read()) == 2
+        assert train_step(run, batches) and train_step(run, batches)
+    assert trainer.applied and len(run.progress.meter.read()) == 2
     assert {(place.module, place.function) for place in counter.reads} <= DEEPSPEED_READS
     assert not counter.synchronisations and counter.copies == 0
 
 
-def test_a_read_of_ours_would_be_found(world: World) -> None:
+def test_counter_finds_a_read_in_the_criterion(world: World) -> None:
     trainer, batches = ready(world, precision="fp32")
     criterion = trainer.criterion
 
@@ -115,10 +115,11 @@ def test_a_read_of_ours_would_be_found(world: World) -> None:
 
 
 def ready(world: World, **changes: Any) -> tuple[Trainer, Any]:
-    """A trainer after its first steps, in which ZeRO 3 compares over ranks what it has seen, and
-    the batches of one."""
+    """Return a trainer after its first steps, in which ZeRO 3 compares its records over ranks, and
+    the batches of a step."""
     config = make_config("toy", 2, **changes)
-    trainer, batches = make_trainer(config, world), micro_batches(config, torch.device("cpu"))
-    for _ in range(WARM):
+    trainer = make_trainer(config, world)
+    batches = micro_batches(config, torch.device("cpu"))
+    for _ in range(WARM_UP):
         trainer.train_step(batches)
     return trainer, batches

@@ -1,10 +1,10 @@
-"""Resize, flip, operations, normalisation and erasing as one compiled operator of the DALI graph,
-on the CPU.
+"""Backend `exact`: resize, flip, operations, normalisation and erasing as one compiled operator of
+the DALI graph, on the CPU.
 
 Bit-equal to timm 1.0.31 on Pillow 12.3 and torchvision 0.26 with the same parameters;
-tests/data/augment/test_exact.py holds that from files on. What happens to a sample comes in one row
-of integers and one of doubles, laid out in sample.py. The compiled code is kept on disk by numba:
-some 20 s once per machine, half a second after.
+tests/data/augment/test_exact.py compares them, from files on. The parameters of a sample come in
+one row of integers and one of doubles, laid out in sample.py. numba stores the compiled code on
+disk: it takes some 20 s once per machine, half a second after.
 """
 
 import functools
@@ -37,8 +37,8 @@ from fastdeit.data.augment.sample import (
     operate,
     run_sample,
 )
+from fastdeit.plan.operations import OPS
 from fastdeit.plan.plan import SampleParams
-from fastdeit.plan.sampling import OPS
 from fastdeit.plan.spec import PlanSpec
 
 _PATIENCE_S = 3.0
@@ -48,12 +48,12 @@ _log = logging.getLogger(__name__)
 
 
 def exact(images: DataNode, ints: DataNode, floats: DataNode, *, size: int) -> DataNode:
-    """float32 (3, size, size), layout CHW: the whole of a sample, inside a pipeline.
+    """Add the operator to a pipeline; it returns float32 (3, size, size), layout CHW.
 
     images: uint8 (h, w, 3), decoded, on the CPU. ints and floats: the rows of `pack_exact` or
     `pack_windows`.
     """
-    # an operator's setup sees shapes alone: this input's is the size of the result
+    # an operator's setup sees shapes alone: the length of this input is the size of the result
     canvas = dali_types.Constant(np.zeros(size, np.uint8), device="cpu")
     out = _numba_operator()(canvas, images, ints, floats)
     return fn.reshape(out, layout="CHW")
@@ -62,8 +62,8 @@ def exact(images: DataNode, ints: DataNode, floats: DataNode, *, size: int) -> D
 def pack_exact(
     draws: SampleParams, spec: PlanSpec, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that `exact` takes in training: int32 (B, 15 + layers) and float64 (B, 6 + 2 *
-    layers)."""
+    """Return the rows that `exact` takes in training: int32 (B, 15 + layers) and float64 (B, 6 + 2
+    * layers)."""
     count, layers = draws.ops.shape
     ints, floats = _rows(draws.resize, mean, std, layers)
     ints[:, FLIP] = draws.flip
@@ -79,16 +79,24 @@ def pack_exact(
 def pack_windows(
     resize: np.ndarray, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that `exact` takes in evaluation, as `pack_exact`.
+    """Return the rows that `exact` takes in evaluation, as `pack_exact`.
 
-    resize: int (B, 4), the height and width to resize to, then y and x of the window kept of that.
+    resize: int (B, 4), the height and width to resize to, then y and x of the window of that which
+    is kept.
     """
     return _rows(resize, mean, std, 0)
 
 
+def mean_colour(mean: Sequence[float]) -> tuple[int, ...]:
+    """Return the colour beside a warped image, as timm has it: the mean, in levels of 255."""
+    return tuple(min(255, round(255 * value)) for value in mean)
+
+
 def apply_op(image: np.ndarray, op: int, arg: float, fill: Sequence[int]) -> np.ndarray:
-    """One operation alone, on uint8 (H, W, 3). op: index into OPS; arg: timm's argument; fill:
-    colour beside a warped image."""
+    """Apply one operation alone to uint8 (H, W, 3).
+
+    op: its number; arg: timm's argument; fill: colour beside a warped image.
+    """
     planes = image.transpose(2, 0, 1).copy()
     args = _arguments(np.array([op]), np.array([arg], np.float64))
     operate(planes, np.array([op], np.int32), args.reshape(-1), np.array(fill, np.int32))
@@ -101,30 +109,28 @@ def _rows(
     ints = np.zeros((len(resize), LAYERS + layers), np.int32)
     floats = np.zeros((len(resize), ARGS + 2 * layers))
     ints[:, :FLIP] = resize
-    ints[:, FILL:LAYERS] = [
-        min(255, round(255 * value)) for value in mean
-    ]  # timm fills with the mean colour
-    floats[:, MEAN:STD], floats[:, STD:ARGS] = mean, std
+    ints[:, FILL:LAYERS] = mean_colour(mean)
+    floats[:, MEAN:STD] = mean
+    floats[:, STD:ARGS] = std
     return ints, floats
 
 
 def _arguments(ops: np.ndarray, args: np.ndarray) -> np.ndarray:
-    """float64 (..., 2): an operation's argument; of a rotation, cosine and sine, rounded as in
-    PIL's Image.rotate."""
+    """Return float64 (..., 2): an operation's argument; for a rotation cosine and sine, rounded as
+    in PIL's Image.rotate."""
     pairs = np.zeros((*ops.shape, 2))
     pairs[..., 0] = args
-    turned = np.nonzero(ops == _ROTATE)
+    turned = ops == _ROTATE
     # Python's round is correct to the last bit, NumPy's is not
-    angles = [-math.radians(degrees % 360.0) for degrees in args[turned].tolist()]
-    pairs[turned] = np.array(
-        [(round(math.cos(angle), 15), round(math.sin(angle), 15)) for angle in angles]
-    ).reshape(-1, 2)
+    for place, degrees in zip(np.argwhere(turned), args[turned].tolist(), strict=True):
+        angle = -math.radians(degrees % 360.0)
+        pairs[tuple(place)] = round(math.cos(angle), 15), round(math.sin(angle), 15)
     return pairs
 
 
 @intrinsic
 def _pointer(typing_context: Any, address: Any) -> Any:
-    """An integer as the pointer that `carray` takes."""
+    """Return an integer as the pointer that `carray` takes."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
@@ -134,15 +140,17 @@ def _pointer(typing_context: Any, address: Any) -> Any:
 
 @jit
 def _shape(shapes, number):
-    """The shape of a sample's input or output `number`, as a view of up to three int64; shapes:
-    address of their addresses."""
+    """Return the shape of a sample's input or output `number`, as a view of up to three int64.
+
+    shapes: address of the shapes' addresses.
+    """
     return carray(_pointer(carray(_pointer(shapes), number + 1, np.int64)[number]), 3, np.int64)
 
 
 @functools.lru_cache(maxsize=1)
 def _run_entry(stamp: int) -> Any:
-    """What DALI calls for a sample, with the addresses of the arrays' addresses and of their
-    shapes' addresses."""
+    """Compile the function that DALI calls for a sample, with the addresses of the arrays'
+    addresses and of their shapes' addresses."""
 
     def run(outs, out_shapes, out_ndims, num_outs, ins, in_shapes, in_ndims, num_ins):
         if not stamp:
@@ -156,14 +164,14 @@ def _run_entry(stamp: int) -> Any:
         floats = carray(_pointer(data[3]), _shape(in_shapes, 3)[0], np.float64)
         run_sample(image, ints, floats, out)
 
-    return _callback(
-        run, types.void(*[types.uint64] * 3, types.int32, *[types.uint64] * 3, types.int32)
-    )
+    address, count = types.uint64, types.int32
+    arrays = [address, address, address, count]
+    return _callback(run, types.void(*arrays, *arrays))
 
 
 @functools.lru_cache(maxsize=1)
 def _setup_entry(stamp: int) -> Any:
-    """What DALI calls for a batch to know the shapes of the results."""
+    """Compile the function that DALI calls for a batch to get the shapes of the results."""
 
     def setup(out_shapes, out_ndims, num_outs, in_shapes, in_ndims, num_ins, num_samples):
         if not stamp:
@@ -173,25 +181,15 @@ def _setup_entry(stamp: int) -> Any:
             shape[0] = 3
             shape[1] = shape[2] = _shape(in_shapes, i)[0]
 
-    signature = (
-        types.uint64,
-        types.uint64,
-        types.int32,
-        types.uint64,
-        types.uint64,
-        types.int32,
-        types.int32,
-    )
-    return _callback(setup, types.void(*signature))
+    address, count = types.uint64, types.int32
+    shapes = [address, address, count]
+    return _callback(setup, types.void(*shapes, *shapes, count))
 
 
 def _callback(function: Any, signature: Any) -> Any:
-    """A C function that holds no lock, compiled now or taken from disk."""
-    note = threading.Timer(
-        _PATIENCE_S,
-        _log.warning,
-        ["compiling the augmentation for this machine, once: half a minute"],
-    )
+    """Return a C function that holds no lock, compiled now or loaded from disk."""
+    message = "compiling the augmentation for this machine, once: half a minute"
+    note = threading.Timer(_PATIENCE_S, _log.warning, [message])
     note.start()
     try:
         return cfunc(signature, nopython=True, cache=True)(function)
@@ -213,11 +211,11 @@ def _setup_plainly(outs, ins):
 
 @functools.lru_cache(maxsize=1)
 def _numba_class() -> Any:
-    """DALI's operator for numba functions, made to take code that is compiled already.
+    """Return DALI's operator for numba functions, changed so that it takes compiled code.
 
     DALI 2.4 compiles a wrapper of its own in every process, for 6 to 10 s; its two methods that do
-    so return addresses, and so do ours. Where a DALI has them no longer, its public operator is
-    used as it is.
+    so return addresses, and so do ours. If a DALI does not have them any more, its public operator
+    is used as it is.
     """
     from nvidia.dali.plugin.numba import NumbaFunction
 

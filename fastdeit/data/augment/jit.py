@@ -1,40 +1,43 @@
 """How PIL's arithmetic is compiled: numba functions whose arrays do not overlap, and what their
-disk cache depends on.
+cache on disk depends on.
 
-Functions marked `jit` become part of the few entry points that are kept on disk; numba looks at an
-entry's own file to tell whether what it kept is still right, so the entries take `SOURCE_HASH`, a
-number that changes with any of the sources.
+Functions marked `jit` become part of a few entry points, which are stored on disk. numba checks an
+entry's own file alone to see whether a stored entry is still right, so the entries take
+`SOURCE_HASH`, which changes with any of the sources.
 """
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numba
 from numba.core.compiler import Compiler
 
-from fastdeit.plan.sampling import OPS
+from fastdeit.plan.operations import OPERATIONS, Operation
 
-_FOLDER = Path(__file__).parent
-_SOURCES = sorted(_FOLDER.glob("*.py"))
-SOURCE_HASH = int(
-    hashlib.sha256(
-        b"".join(path.read_bytes() for path in _SOURCES) + repr(OPS).encode()
-    ).hexdigest()[:15],
-    16,
-)
-"""Of everything that is compiled; an entry holds it in a closure, which numba makes part of the
-cache's key."""
+SOURCES = sorted(Path(__file__).parent.glob("*.py"))
+"""Every file whose functions may be compiled."""
+
+
+def source_hash(paths: Sequence[Path], operations: Sequence[Operation]) -> int:
+    """Return a 60-bit hash of files and of the table of operations."""
+    text = b"".join(path.read_bytes() for path in paths) + repr(operations).encode()
+    return int(hashlib.sha256(text).hexdigest()[:15], 16)
+
+
+SOURCE_HASH = source_hash(SOURCES, OPERATIONS)
+"""Hash of everything that is compiled. An entry holds it in a closure, which numba makes part of
+the cache's key."""
 
 
 class _NoAlias(Compiler):
-    """Tells LLVM that the arrays passed to a function lie apart, as C's `restrict`: without it no
-    gather is vectorised.
+    """A compiler that tells LLVM that the arrays passed to a function do not overlap, as C's
+    `restrict`: without it no gather is vectorised.
 
-    numba 0.68 sets this flag for its own parallel loops and offers no other way to it; not having
-    it only costs time.
+    numba 0.68 sets this flag for its own parallel loops and has no other interface for it; without
+    it the code is only slower.
     """
 
     def define_pipelines(self) -> Any:
@@ -52,8 +55,8 @@ inlined = numba.njit(nogil=True, error_model="numpy", forceinline=True, no_cpyth
 
 
 def cached_entry(function: Callable[..., Any]) -> Any:
-    """An entry point from Python, compiled at its first call and kept on disk where some folder can
-    be written."""
+    """Return an entry point from Python, compiled at its first call and stored on disk where some
+    folder can be written."""
     try:
         return numba.njit(function, cache=True, nogil=True, error_model="numpy")
     except RuntimeError:  # neither __pycache__ nor the user's cache folder
@@ -65,7 +68,7 @@ def cached_entry(function: Callable[..., Any]) -> Any:
 
 @jit
 def copy(line, out):
-    """One line into another. numba's own assignment of a slice takes seconds to compile, for the
-    message of its error."""
+    """Copy one line into another. numba's own assignment of a slice takes seconds to compile, for
+    the message of its error."""
     for i in range(len(out)):
         out[i] = line[i]

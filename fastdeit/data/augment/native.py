@@ -1,62 +1,151 @@
-"""The plan's operations as DALI expressions, its window for the simple crop, and the numbers that
-both take.
+"""Backend `native`: what follows the decoder, as DALI's own operators, on the CPU or the GPU.
 
-An image is uint8 (H, W, 3); what an operation needs comes with the sample in one integer row and
-one float row, so that the graph holds no random operator. Backend `native`: DALI's own operators.
-Against timm 1.0.31 (data/auto_augment.py) on Pillow 12, in levels of 255: five operations are
-exact, and six exact or off by one in fewer than 1 value of 500; Equalize (OpenCV's formula) is off
-by 2 to 4 on average; the five warps (OpenCV's cubic kernel, the fill blended in along the border)
-by 0.5 to 1.3, more the smaller the image. tests/data/augment/test_native.py holds the bounds.
+All that varies comes with the sample in one integer and one float row (`pack_native`), so the graph
+holds no random operator. The noise of RandomErasing comes from a bank of normal numbers; a sample's
+key chooses its window in it.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Sequence
 
 import numpy as np
-from nvidia.dali import fn, math, types
+from nvidia.dali import fn, types
 from nvidia.dali.data_node import DataNode
 
+from fastdeit.data.augment import native_ops
+from fastdeit.data.augment.native_operands import FLOAT_COLUMNS, pack_operands
+from fastdeit.data.augment.native_ops import Operands
+from fastdeit.plan.operations import OPERATIONS, OPS
+from fastdeit.plan.philox import normal, random_words, uniform
 from fastdeit.plan.plan import SampleParams
-from fastdeit.plan.sampling import OPS
+from fastdeit.plan.spec import PlanSpec
 
-INT_COLUMNS = 2
-"""Integers a layer takes: its branch of the tree (-1: none), and the operand of a point operation.
-"""
-FLOAT_COLUMNS = 9
-"""Floats a layer takes: a warp's matrix row by row, an enhancement's factor in the first place, or
-the taps of a blur."""
+# columns of a sample's integers; the branch of each layer follows
+_FLIP = 0
+_ERASE_START = slice(1, 3)
+_ERASE_SHAPE = slice(3, 5)
+_NOISE = slice(5, 7)
+_RESIZE = slice(7, 11)
+_REGION = slice(11, 15)
+_LAYERS = 15
+# columns of a sample's floats; the operands of each layer follow
+_FILL = slice(0, 3)
 
-_SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # PIL's ImageFilter.SMOOTH
-_ALMOST_HALF = (
-    0.49998 / 255
-)  # of full scale; a little less than a half, so that float32 noise under a whole level is forgiven
-
-_BOX_TAPS, _BOX_PASSES = 5, 3  # of PIL's Gaussian blur: five taps reach as far as radius 2.4
+_WINDOWS = 257  # places for a noise window along each axis
+_HIGH = np.uint64(32)
+_LOW = np.uint64(2**32 - 1)
 
 _IDENTITY = np.eye(3, dtype=np.float32)
-_SHIFT_X, _SHIFT_Y = (np.outer(_IDENTITY[axis], _IDENTITY[2]) for axis in range(2))
+_SHIFT_X = np.outer(_IDENTITY[0], _IDENTITY[2])
+_SHIFT_Y = np.outer(_IDENTITY[1], _IDENTITY[2])
 
-_Branch = Callable[[DataNode, "_Operands"], DataNode]
+_BRANCHES = list(dict.fromkeys(operation.native for operation in OPERATIONS))
+"""Names of functions of native_ops.py; several operations may share one."""
+# the last entry is what number -1, a layer that does nothing, picks
+_BRANCH_OF = np.array([_BRANCHES.index(operation.native) for operation in OPERATIONS] + [-1])
 
 
-@dataclass(frozen=True)
-class _Operands:
-    """What a branch may use beside the image; `whole` and `row` lie on the CPU."""
+def has_floats(spec: PlanSpec) -> bool:
+    """Return True if `pack_native` returns floats, too."""
+    return spec.layers > 0 or (spec.reprob > 0 and spec.remode == "rand")
 
-    whole: DataNode
-    row: DataNode
-    height: int
-    width: int
-    fill: Sequence[int]
 
-    @property
-    def factor(self) -> DataNode:
-        return self.row[0]
+def pack_native(draws: SampleParams, spec: PlanSpec) -> tuple[np.ndarray, ...]:
+    """Return the rows that the graph takes: int32 (B, 15 + layers), and float32 (B, 3 + layers *
+    FLOAT_COLUMNS) if it takes floats."""
+    key = draws.noise_key
+    noise = np.stack((key >> _HIGH, key & _LOW), 1) % np.uint64(_WINDOWS)
+    height, width = draws.crop[:, 2], draws.crop[:, 3]
+    # start y, x and end y, x in the crop; from right to left if flipped
+    region = np.stack((0 * height, draws.flip * width, height, ~draws.flip * width), 1)
+    parts = (draws.flip[:, None], draws.erase, noise, draws.resize, region)
+    ints = np.concatenate(parts, axis=1, dtype=np.int32, casting="unsafe")
+    if not has_floats(spec):
+        return (ints,)
+    branches, operands = pack_ops(draws, spec.input_size, spec.input_size)
+    fill = np.zeros((len(ints), 3), np.float32)
+    if spec.remode == "rand":
+        fill = noise_bank(spec.input_size)[:, noise[:, 0], noise[:, 1]].T
+    floats = np.concatenate((fill, operands), axis=1, dtype=np.float32, casting="unsafe")
+    return np.concatenate((ints, branches), axis=1), floats
+
+
+@functools.lru_cache(maxsize=4)
+def noise_bank(input_size: int) -> np.ndarray:
+    """Return float32 (3, side, side): standard normal numbers, the same on every machine; side =
+    input_size + 256."""
+    side = input_size + _WINDOWS - 1
+    draws = uniform(random_words(0, 0, np.arange(3 * side * side), purpose=0))
+    bank = normal(draws[0], draws[1]).astype(np.float32).reshape(3, side, side)
+    bank.flags.writeable = False
+    return bank
+
+
+def crop_and_flip(images: DataNode, ints: DataNode, spec: PlanSpec) -> DataNode:
+    """Resize the decoded crops, mirrored as planned, to uint8 (S, S, 3)."""
+    if spec.simple_crop:
+        window = native_window(images, ints[_RESIZE], spec.input_size)
+        return fn.flip(window, horizontal=ints[_FLIP])
+    # a region whose end lies before its start is mirrored
+    region = fn.cast(ints[_REGION], dtype=types.FLOAT)
+    return resize_region(images, spec.input_size, region[0:2], region[2:4])
+
+
+def resize_region(images: DataNode, size: int, start: DataNode, end: DataNode) -> DataNode:
+    """Resize a region of the images, y and x from `start` to `end`, to uint8 (size, size, 3)."""
+    return fn.resize(
+        images,
+        size=[size, size],
+        interp_type=types.INTERP_CUBIC,
+        antialias=True,
+        roi_start=start,
+        roi_end=end,
+    )
+
+
+def apply_layers(
+    images: DataNode, ints: DataNode, floats: DataNode, spec: PlanSpec, fill: Sequence[int]
+) -> DataNode:
+    """Apply the plan's operations; fill: colour beside a warped image."""
+    return rand_augment(
+        images,
+        ints[_LAYERS:],
+        floats[_FILL.stop :],
+        layers=spec.layers,
+        height=spec.input_size,
+        width=spec.input_size,
+        fill=fill,
+        choices=spec.layer_ops,
+    )
+
+
+def erase(images: DataNode, ints: DataNode, floats: Sequence[DataNode], spec: PlanSpec) -> DataNode:
+    """Fill the planned boxes of float32 (3, S, S); floats: the sample's row, if it has one."""
+    start, shape = ints[_ERASE_START], ints[_ERASE_SHAPE]
+    box = {"anchor": fn.cast(start, dtype=types.FLOAT), "shape": fn.cast(shape, dtype=types.FLOAT)}
+    if spec.remode == "const":
+        return fn.erase(images, fill_value=0.0, **box)
+    if spec.remode == "rand":
+        return fn.erase(images, fill_value=floats[0][_FILL], **box)
+    if ints[_ERASE_SHAPE.start] > 0:
+        noise = _noise(images, start, shape, ints[_NOISE], spec.input_size)
+        images = fn.erase(images, **box) + noise
+    return images
+
+
+def _noise(
+    images: DataNode, start: DataNode, shape: DataNode, place: DataNode, side: int
+) -> DataNode:
+    """Return normal numbers in the box, zeros around it."""
+    bank = types.Constant(noise_bank(side), device=images.device, layout="CHW")
+    noise = fn.slice(bank, start=place, shape=shape, axis_names="HW")
+    whole = {"start": -start, "shape": [side, side], "out_of_bounds_policy": "pad"}
+    return fn.slice(noise, axis_names="HW", **whole)
 
 
 def rand_augment(
     images: DataNode,
-    ints: DataNode,
+    branches: DataNode,
     floats: DataNode,
     *,
     layers: int,
@@ -67,22 +156,48 @@ def rand_augment(
 ) -> DataNode:
     """Apply the layers one after the other, inside a pipeline with `enable_conditionals`.
 
-    images: uint8 (height, width, 3), CPU or GPU. ints, floats: the rows of `pack_ops`, on the CPU.
-    fill: colour beside a warped image. choices: the operations that each layer may hold
-    (`PlanSpec.layer_ops`; all): others are left out of the graph.
+    images: uint8 (height, width, 3), CPU or GPU. branches, floats: the rows of `pack_ops`, on the
+    CPU. fill: colour beside a warped image. choices: names of the operations that each layer may
+    hold (`PlanSpec.layer_ops`; None: all); the graph has no others.
     """
     for layer, names in enumerate(choices or (OPS,) * layers):
-        branch, whole = ints[INT_COLUMNS * layer], ints[INT_COLUMNS * layer + 1]
+        branch = branches[layer]
         row = floats[FLOAT_COLUMNS * layer : FLOAT_COLUMNS * (layer + 1)]
-        numbers = sorted({_BRANCHES.index(_BRANCH[name]) for name in names})
+        numbers = sorted({int(_BRANCH_OF[OPS.index(name)]) for name in names})
         if branch >= 0:
-            images = _select(numbers, branch, images, _Operands(whole, row, height, width, fill))
+            images = _select(numbers, branch, images, Operands(row, height, width, fill))
     return images
 
 
+def _select(
+    numbers: Sequence[int], branch: DataNode, images: DataNode, operands: Operands
+) -> DataNode:
+    """Add a binary tree of conditionals over the branches `numbers`, in rising order."""
+    if len(numbers) == 1:
+        function = getattr(native_ops, _BRANCHES[numbers[0]])
+        return function(images, operands)
+    half = len(numbers) // 2
+    if branch < numbers[half]:
+        images = _select(numbers[:half], branch, images, operands)
+    else:
+        images = _select(numbers[half:], branch, images, operands)
+    return images
+
+
+def pack_ops(draws: SampleParams, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows that `rand_augment` takes: int32 (B, layers), the branch of each layer (-1:
+    none), and float32 (B, layers * FLOAT_COLUMNS).
+
+    height, width: of the images that the operations see.
+    """
+    branches = _BRANCH_OF[draws.ops].astype(np.int32)
+    floats = pack_operands(draws.ops, draws.op_args, height, width)
+    return branches, floats.reshape(len(draws.ops), -1).astype(np.float32)
+
+
 def native_window(images: DataNode, resize_row: DataNode, size: int) -> DataNode:
-    """uint8 (size, size, 3): a window of the resized images, continued by reflection beyond their
-    borders.
+    """Resize, and return a window, uint8 (size, size, 3), continued by reflection beyond the
+    images' borders.
 
     images: uint8 (H, W, 3), CPU or GPU; resize_row: int32 (4,), `SampleParams.resize`, on the CPU.
     """
@@ -96,225 +211,3 @@ def native_window(images: DataNode, resize_row: DataNode, size: int) -> DataNode
     )
     border = {"border_mode": "reflect_101", "interp_type": types.INTERP_NN}
     return fn.experimental.warp_perspective(resized, matrix=matrix, size=[size, size], **border)
-
-
-def _select(
-    numbers: Sequence[int], branch: DataNode, images: DataNode, operands: _Operands
-) -> DataNode:
-    """A binary tree of conditionals over the branches `numbers`, in rising order."""
-    if len(numbers) == 1:
-        return _BRANCHES[numbers[0]](images, operands)
-    half = len(numbers) // 2
-    if branch < numbers[half]:
-        images = _select(numbers[:half], branch, images, operands)
-    else:
-        images = _select(numbers[half:], branch, images, operands)
-    return images
-
-
-def _beside(images: DataNode, operand: DataNode, dtype: types.DALIDataType) -> DataNode:
-    """The operand as `dtype` on the device of the images: arithmetic does not mix devices."""
-    operand = fn.cast(operand, dtype=dtype)
-    return operand.gpu() if images.device == "gpu" else operand
-
-
-def _may_be_named(computed: DataNode) -> bool:
-    """Whether operators take by name what the graph computed: such arguments must lie on the CPU,
-    for the GPU's too."""
-    return bool(computed.device == "cpu")
-
-
-def _truncated(x: DataNode) -> DataNode:
-    """Float to bytes as PIL does it: towards zero, clipped to 0..255.
-
-    DALI's conversions round, and its brightness operator is the one that shifts and converts in one
-    vectorised pass.
-    """
-    return fn.brightness(x, brightness_shift=-_ALMOST_HALF, dtype=types.UINT8)
-
-
-def _blend(images: DataNode, base: DataNode, factor: DataNode) -> DataNode:
-    """PIL's Image.blend of two images: base * (1 - factor) + image * factor."""
-    scaled = fn.brightness(images, brightness=factor, dtype=types.FLOAT)
-    return _truncated(scaled + fn.brightness(base, brightness=1.0 - factor, dtype=types.FLOAT))
-
-
-def _gray(images: DataNode) -> DataNode:
-    return fn.color_space_conversion(images, image_type=types.RGB, output_type=types.GRAY)
-
-
-def _solarize(images: DataNode, operands: _Operands) -> DataNode:
-    threshold = _beside(images, operands.whole, types.INT16)  # 256 inverts nothing
-    return images ^ ((images >= threshold) * types.Constant(255, dtype=types.UINT8))
-
-
-def _solarize_add(images: DataNode, operands: _Operands) -> DataNode:
-    return images + (images < 128) * _beside(images, operands.whole, types.UINT8)
-
-
-def _posterize(images: DataNode, operands: _Operands) -> DataNode:
-    return images & _beside(images, operands.whole, types.UINT8)
-
-
-def _auto_contrast(images: DataNode, operands: _Operands) -> DataNode:
-    low = fn.reductions.min(images, axis_names="HW", keep_dims=True)
-    high = fn.reductions.max(images, axis_names="HW", keep_dims=True)
-    flat = low == high  # a channel of one level stays as it is
-    if _may_be_named(low):  # to the one operator for it
-        mean, deviation = (
-            fn.cast(x, dtype=types.FLOAT) for x in (low * (low != high), high - low + 255 * flat)
-        )
-        shift = -255 * _ALMOST_HALF
-        return fn.normalize(
-            images, mean=mean, stddev=deviation, scale=255.0, shift=shift, dtype=types.UINT8
-        )
-    # PIL's table is level * scale + offset in double precision, truncated
-    scale = types.Constant(255.0, dtype=types.FLOAT64) / (high - low + 255 * flat)
-    return fn.cast(math.floor(images * scale - low * scale * (low != high)), dtype=types.UINT8)
-
-
-def _equalize(images: DataNode, operands: _Operands) -> DataNode:
-    return fn.equalize(images)
-
-
-def _color(images: DataNode, operands: _Operands) -> DataNode:
-    return _blend(images, _grayscale(images, operands), operands.factor)
-
-
-def _contrast(images: DataNode, operands: _Operands) -> DataNode:
-    mean = math.floor(fn.reductions.mean(_gray(images)) + 0.5)
-    if _may_be_named(mean):
-        named = {"contrast": operands.factor, "contrast_center": mean}
-        return fn.brightness_contrast(images, **named, brightness_shift=-_ALMOST_HALF)
-    scaled = fn.brightness(images, brightness=operands.factor, dtype=types.FLOAT)
-    return _truncated(scaled + mean * _beside(images, 1.0 - operands.factor, types.FLOAT))
-
-
-def _brightness(images: DataNode, operands: _Operands) -> DataNode:
-    return fn.brightness(images, brightness=operands.factor, brightness_shift=-_ALMOST_HALF)
-
-
-def _sharpness(images: DataNode, operands: _Operands) -> DataNode:
-    smooth = fn.filter(images, types.Constant(_SMOOTH, device=images.device))
-    # PIL does not filter the outermost pixels
-    height, width = operands.height, operands.width
-    frame = fn.erase(images, anchor=[1, 1], shape=[height - 2, width - 2])
-    anchor, shape = (
-        [0, 0, 0, 0, height - 1, 0, 0, width - 1],
-        [1, width, height, 1, 1, width, height, 1],
-    )
-    return _blend(images, fn.erase(smooth, anchor=anchor, shape=shape) + frame, operands.factor)
-
-
-def _grayscale(images: DataNode, operands: _Operands) -> DataNode:
-    return fn.color_space_conversion(_gray(images), image_type=types.GRAY, output_type=types.RGB)
-
-
-def _blur(images: DataNode, operands: _Operands) -> DataNode:
-    """PIL's Gaussian blur: three box blurs along the rows, then three along the columns, each
-    rounded to bytes."""
-    taps = _beside(images, operands.row[0:_BOX_TAPS], types.FLOAT)
-    for shape in ([1, _BOX_TAPS], [_BOX_TAPS, 1]):
-        box = fn.reshape(taps, shape=shape)
-        for _ in range(_BOX_PASSES):
-            images = fn.filter(images, box, border="clamp")
-    return images
-
-
-def _warp(images: DataNode, operands: _Operands) -> DataNode:
-    matrix, fill = fn.reshape(operands.row, shape=[3, 3]), list(operands.fill)
-    return fn.experimental.warp_perspective(
-        images, matrix=matrix, interp_type=types.INTERP_CUBIC, fill_value=fill
-    )
-
-
-_BRANCHES = (
-    *(_solarize, _solarize_add, _posterize, _auto_contrast, _equalize),
-    *(_color, _contrast, _brightness, _sharpness, _warp, _grayscale, _blur),
-)
-_ENHANCEMENTS = (_color, _contrast, _brightness, _sharpness)
-_BRANCH = {
-    "AutoContrast": _auto_contrast,
-    "Equalize": _equalize,
-    "Invert": _solarize,  # from level 0 on
-    "PosterizeIncreasing": _posterize,
-    "SolarizeIncreasing": _solarize,
-    "SolarizeAdd": _solarize_add,
-    "ColorIncreasing": _color,
-    "ContrastIncreasing": _contrast,
-    "BrightnessIncreasing": _brightness,
-    "SharpnessIncreasing": _sharpness,
-    **dict.fromkeys(("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"), _warp),
-    "Grayscale": _grayscale,
-    "GaussianBlur": _blur,
-}
-# the last entry is what index -1, a layer that does nothing, picks
-_BRANCH_NUMBER = np.array([_BRANCHES.index(_BRANCH[name]) for name in OPS] + [-1])
-_IS_ENHANCEMENT = np.array([_BRANCH[name] in _ENHANCEMENTS for name in OPS] + [False])
-
-
-def pack_ops(draws: SampleParams, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that `rand_augment` takes: int32 (B, layers * INT_COLUMNS) and float32 (B, layers *
-    FLOAT_COLUMNS).
-
-    height, width: of the images that the operations see.
-    """
-    ops, args = draws.ops, draws.op_args
-    ints = np.stack((_BRANCH_NUMBER[ops], _operands(ops, args)), axis=-1).astype(np.int32)
-    floats = warp_matrices(ops, args, height, width).reshape(*ops.shape, FLOAT_COLUMNS)
-    floats[..., 0] = np.where(_IS_ENHANCEMENT[ops], args, floats[..., 0])
-    blurred = ops == OPS.index("GaussianBlur")
-    floats[blurred, :_BOX_TAPS] = _box_taps(args[blurred])
-    return ints.reshape(len(ops), -1), floats.reshape(len(ops), -1).astype(np.float32)
-
-
-def _operands(ops: np.ndarray, args: np.ndarray) -> np.ndarray:
-    """Threshold, addend or bit mask of the point operations."""
-    whole = args.astype(np.int64)
-    mask = 256 - (1 << np.clip(8 - whole, 0, 8))
-    return np.where(ops == OPS.index("PosterizeIncreasing"), mask, whole)
-
-
-def _box_taps(radius: np.ndarray) -> np.ndarray:
-    """float64 (n, 5): the box that PIL's GaussianBlur(radius) applies three times; radius at most
-    2.4.
-
-    Its radius, which is no whole number, is so chosen that three boxes have the deviation `radius`
-    (Gwosdek et al., SSVM 2011); the outermost two pixels take the fraction.
-    """
-    variance = radius**2 / _BOX_PASSES
-    whole = np.floor((np.sqrt(12 * variance + 1) - 1) / 2)
-    fraction = (
-        (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
-    )
-    reach = np.abs(np.arange(_BOX_TAPS) - _BOX_TAPS // 2)
-    weights = np.clip((whole + fraction)[:, None] - reach + 1, 0, 1)
-    return weights / (2 * (whole + fraction) + 1)[:, None]
-
-
-def warp_matrices(ops: np.ndarray, args: np.ndarray, height: int, width: int) -> np.ndarray:
-    """float64 (..., 3, 3): from output to input pixels in corner coordinates, as PIL's AFFINE data;
-    else the identity."""
-    matrices = np.broadcast_to(np.eye(3), (*ops.shape, 3, 3)).copy()
-    for name, place, scale in (
-        ("ShearX", (0, 1), 1),
-        ("ShearY", (1, 0), 1),
-        ("TranslateXRel", (0, 2), width),
-        ("TranslateYRel", (1, 2), height),
-    ):
-        chosen = ops == OPS.index(name)
-        matrices[(chosen, *place)] = args[chosen] * scale
-    turned = ops == OPS.index("Rotate")
-    matrices[turned] = _rotations(args[turned], height, width)
-    return matrices
-
-
-def _rotations(degrees: np.ndarray, height: int, width: int) -> np.ndarray:
-    """About the centre, with the coefficients rounded as in PIL's Image.rotate."""
-    angle = -np.deg2rad(degrees % 360.0)
-    cos, sin = np.round(np.cos(angle), 15), np.round(np.sin(angle), 15)
-    x, y = width / 2, height / 2
-    matrices = np.broadcast_to(np.eye(3), (len(degrees), 3, 3)).copy()
-    matrices[:, 0] = np.stack((cos, sin, x - cos * x - sin * y), 1)
-    matrices[:, 1] = np.stack((-sin, cos, y + sin * x - cos * y), 1)
-    return matrices

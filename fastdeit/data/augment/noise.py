@@ -1,10 +1,11 @@
-"""The noise of RandomErasing: standard normal numbers that depend on a key and the pixel's number
-in the box alone.
+"""The noise of RandomErasing: standard normal numbers that depend only on a key and on the pixel's
+number in the box.
 
-Philox-4x32-10 (Salmon et al., SC 2011; as fastdeit.plan.philox) keyed by the sample's 64 bits, the
-pixel's number its counter; Box and Muller's transform (1958) in double precision. Logarithm, sine
-and cosine are series of sums and products here, so that the bits are the same on every machine, and
-a vector register is filled; they err by less than 1e-11, single precision by 6e-8.
+Philox-4x32-10 (Salmon et al., SC 2011; as fastdeit.plan.philox), its key the sample's 64 bits, its
+counter the pixel's number; then Box and Muller's transform (1958) in double precision. Logarithm,
+sine and cosine are series of sums and products here, so that the bits are the same on every
+machine, and vector registers are used; their error is below 1e-11, that of single precision is
+6e-8.
 """
 
 import numpy as np
@@ -16,18 +17,17 @@ _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _MANTISSA, _ONE, _EXPONENT = np.uint64((1 << 52) - 1), np.uint64(1023 << 52), np.uint64(52)
 _QUARTER, _THIRTY = np.uint64((1 << 30) - 1), np.uint64(30)
-_LN2, _SQRT2, _ROOT_HALF, _HALF_PI = (
-    0.6931471805599453,
-    1.4142135623730951,
-    0.7071067811865476,
-    1.5707963267948966,
-)
+_LN2 = 0.6931471805599453
+_SQRT2 = 1.4142135623730951
+_ROOT_HALF = 0.7071067811865476
+_HALF_PI = 1.5707963267948966
 
 
 @inlined
 def philox_words(pixel, key0, key1):
-    """Four words of 32 bits, as uint64, for the counter (pixel, 0, 0, 0)."""
-    c0, c1, c2, c3, k0, k1 = pixel, np.uint64(0), np.uint64(0), np.uint64(0), key0, key1
+    """Return four words of 32 bits, as uint64, for the counter (pixel, 0, 0, 0)."""
+    c0, c1, c2, c3 = pixel, np.uint64(0), np.uint64(0), np.uint64(0)
+    k0, k1 = key0, key1
     for _ in range(10):
         left, right = c0 * _M0, c2 * _M1
         c0, c1 = (right >> _SHIFT) ^ c1 ^ k0, right & _LOW
@@ -38,13 +38,17 @@ def philox_words(pixel, key0, key1):
 
 @inlined
 def _radius(word):
-    """sqrt(-2 log u) of u = (word + 1/2) / 2^32, with log m = 2 artanh((m - 1) / (m + 1)) and m
-    near 1."""
+    """Return sqrt(-2 log u) of u = (word + 1/2) / 2^32.
+
+    log m = 2 artanh((m - 1) / (m + 1)), with m near 1.
+    """
     number = np.float64(np.float64(np.int64(word)) + 0.5)
     bits = number.view(np.uint64)
     power = np.float64(np.int64(bits >> _EXPONENT) - 1023 - 32)
     m = np.uint64((bits & _MANTISSA) | _ONE).view(np.float64)
-    power, m = (power + 1.0, 0.5 * m) if m > _SQRT2 else (power, m)
+    if m > _SQRT2:
+        power += 1.0
+        m *= 0.5
     s = (m - 1.0) / (m + 1.0)
     t = s * s
     tail = t * (1 / 9 + t * (1 / 11 + t * (1 / 13 + t * (1 / 15))))
@@ -54,8 +58,8 @@ def _radius(word):
 
 @inlined
 def _direction(word):
-    """cos and sin of 2 pi u: the two highest bits are the quarter turn, the rest an angle about its
-    middle."""
+    """Return cos and sin of 2 pi u: the two highest bits are the quarter turn, the others an angle
+    about its middle."""
     angle = ((np.float64(np.int64(word & _QUARTER)) + 0.5) * 2.0**-30 - 0.5) * _HALF_PI
     t = angle * angle
     sin = 1 / 362880 - t * (1 / 39916800 - t * (1 / 6227020800))
@@ -71,7 +75,7 @@ def _direction(word):
 
 @inlined
 def normals(pixel, key0, key1):
-    """Three standard normal numbers, float32."""
+    """Return three standard normal numbers, float32."""
     first, second, third, fourth = philox_words(pixel, key0, key1)
     radius = _radius(first)
     x, y = _direction(second)

@@ -2,77 +2,93 @@
 
 Pillow 12.3: src/PIL/ImageOps.py, ImageEnhance.py; src/libImaging/Blend.c (single precision, then
 truncated), Convert.c (grey in 16-bit fixed point), Filter.c (3 x 3), BoxBlur.c (the Gaussian as
-three boxes, in 24-bit fixed point). An image is three planes, uint8 (3, H, W). What maps a level to
-a level only fills a table, uint8 (3, 256).
+three boxes, in 24-bit fixed point).
+
+The public functions are operations, found by the names that fastdeit/plan/operations.py has for
+them. An image is three planes, uint8 (3, H, W). An operation that maps levels to levels takes
+(planes, argument, table) and fills the table, uint8 (3, 256). Any other takes (planes, argument,
+second, fill, out): `second` is the sine of a rotation, `fill` the colour beside a warped image. It
+returns True if its result is in `out`, uint8 (3, H, W), or False if it is in `planes`.
 """
 
 import numpy as np
 
 from fastdeit.data.augment.jit import copy, inlined, jit
 
-_RED, _GREEN, _BLUE, _ROUND, _SIXTEEN = (
-    np.uint32(number) for number in (19595, 38470, 7471, 32768, 16)
-)
-_ONE, _TWO, _THREE, _SIX = (np.float32(number) for number in (1, 2, 3, 6))
+# weights of the channels in 2^-16, and a half
+_RED, _GREEN, _BLUE, _ROUND = np.uint32(19595), np.uint32(38470), np.uint32(7471), np.uint32(32768)
+_SIXTEEN = np.uint32(16)
+_ONE, _TWO, _THREE, _SIX = np.float32(1), np.float32(2), np.float32(3), np.float32(6)
 _ZERO, _WHITE, _FULL = np.float32(0), np.float32(255), np.float32(1 << 24)
 
 
 @inlined
 def _gray(red, green, blue):
-    """Level of grey, uint32 (ITU-R 601-2)."""
-    return (
-        np.uint32(red) * _RED + np.uint32(green) * _GREEN + np.uint32(blue) * _BLUE + _ROUND
-    ) >> _SIXTEEN
+    """Return the level of grey, uint32 (ITU-R 601-2)."""
+    total = np.uint32(red) * _RED + np.uint32(green) * _GREEN + np.uint32(blue) * _BLUE
+    return (total + _ROUND) >> _SIXTEEN
 
 
 @inlined
 def _blend(base, level, factor):
-    """base + factor * (level - base) in single precision, clipped and truncated; base and level:
-    int32."""
+    """Return base + factor * (level - base) in single precision, clipped and truncated; base and
+    level: int32."""
     mixed = np.float32(base) + factor * np.float32(np.int32(level - base))
     return np.uint8(np.int32(min(max(mixed, _ZERO), _WHITE)))
 
 
 @jit
-def invert_table(table):
+def invert(planes, argument, table):
     for c in range(3):
         for level in range(256):
             table[c, level] = 255 - level
 
 
 @jit
-def posterize_table(bits, table):
-    mask = ~((1 << max(8 - bits, 0)) - 1)
+def posterize(planes, bits, table):
+    mask = ~((1 << max(8 - int(bits), 0)) - 1)
     for c in range(3):
         for level in range(256):
             table[c, level] = level & mask
 
 
 @jit
-def solarize_table(threshold, table):
+def solarize(planes, threshold, table):
+    first = int(threshold)
     for c in range(3):
         for level in range(256):
-            table[c, level] = level if level < threshold else 255 - level
+            table[c, level] = level if level < first else 255 - level
 
 
 @jit
-def solarize_add_table(addend, table):
+def solarize_add(planes, addend, table):
+    more = int(addend)
     for c in range(3):
         for level in range(256):
-            table[c, level] = min(255, level + addend) if level < 128 else level
+            table[c, level] = min(255, level + more) if level < 128 else level
 
 
 @jit
-def brighten_table(base, factor, table):
-    """Away from or towards one level of grey: Brightness with base 0, Contrast with the mean."""
+def _brighten(base, factor, table):
+    """Blend all levels with one level of grey: 0 for Brightness, the mean for Contrast."""
     for c in range(3):
         for level in range(256):
             table[c, level] = _blend(np.int32(base), np.int32(level), np.float32(factor))
 
 
 @jit
-def mean_gray(planes):
-    """ImageStat's mean of the grey picture, rounded."""
+def brightness(planes, factor, table):
+    _brighten(0, factor, table)
+
+
+@jit
+def contrast(planes, factor, table):
+    _brighten(_mean_gray(planes), factor, table)
+
+
+@jit
+def _mean_gray(planes):
+    """Return ImageStat's mean of the grey picture, rounded."""
     red, green, blue = planes[0].reshape(-1), planes[1].reshape(-1), planes[2].reshape(-1)
     total = 0
     for i in range(len(red)):
@@ -89,7 +105,7 @@ def _extremes(line):
 
 
 @jit
-def auto_contrast_table(planes, table):
+def auto_contrast(planes, argument, table):
     for c in range(3):
         low, high = _extremes(planes[c].reshape(-1))
         scale = 255.0 / (high - low) if high > low else 1.0
@@ -100,8 +116,11 @@ def auto_contrast_table(planes, table):
 
 @jit
 def _histogram(plane, counts):
-    """Of one plane, into int64 (256,); four at a time, since a counter met twice in a row has to
-    wait for itself."""
+    """Count the levels of one plane, into int64 (256,).
+
+    Four counters take turns, since adding twice in a row to one counter has to wait for the first
+    sum.
+    """
     parts = np.zeros((4, 256), np.uint32)
     flat = plane.reshape(-1)
     whole = len(flat) // 4 * 4
@@ -111,13 +130,13 @@ def _histogram(plane, counts):
     for i in range(whole, len(flat)):
         parts[0, flat[i]] += np.uint32(1)
     for level in range(256):
-        counts[level] = (
-            np.int64(parts[0, level]) + parts[1, level] + parts[2, level] + parts[3, level]
-        )
+        counts[level] = 0
+        for part in range(4):
+            counts[level] += parts[part, level]
 
 
 @jit
-def equalize_table(planes, table):
+def equalize(planes, argument, table):
     counts = np.empty(256, np.int64)
     for c in range(3):
         _histogram(planes[c], counts)
@@ -135,7 +154,8 @@ def equalize_table(planes, table):
 def look_up(planes, table):
     """Replace each level by the table's."""
     for c in range(3):
-        line, row = planes[c].reshape(-1), table[c]
+        line = planes[c].reshape(-1)
+        row = table[c]
         for i in range(len(line)):
             line[i] = row[line[i]]
 
@@ -150,11 +170,16 @@ def _saturate(red, green, blue, factor):
 
 
 @jit
-def saturate(planes, factor):
-    """ImageEnhance.Color, in place; factor 0 is grey."""
-    _saturate(
-        planes[0].reshape(-1), planes[1].reshape(-1), planes[2].reshape(-1), np.float32(factor)
-    )
+def color(planes, factor, unused, fill, out):
+    """Do ImageEnhance.Color, in place; factor 0 is grey."""
+    red, green, blue = planes[0].reshape(-1), planes[1].reshape(-1), planes[2].reshape(-1)
+    _saturate(red, green, blue, np.float32(factor))
+    return False
+
+
+@jit
+def grayscale(planes, argument, unused, fill, out):
+    return color(planes, 0.0, 0.0, fill, out)
 
 
 @jit
@@ -165,37 +190,37 @@ def _add_rows(above, here, below, sums):
 
 @jit
 def _sharpen_row(here, sums, factor, out):
-    """Blend each pixel but the outermost with the mean of its neighbours, in which it counts five
-    times; /13, rounded."""
+    """Blend each pixel, except the outermost, with the mean of its neighbours, in which it counts
+    five times; / 13, rounded."""
     for i in range(1, len(out) - 1):
         total = np.uint32(sums[i - 1] + sums[i] + sums[i + 1] + np.int32(4) * np.int32(here[i]))
         # PIL sums total / 13 + 1/2 in single precision and truncates. 13 is odd, so that is never
-        # nearer than 1/26 to a whole number, far more than rounding errs; and 161320 / 2^22 is 1 /
-        # 26, near enough for every total below 2^12
-        smooth = np.int32(
-            ((total * np.uint32(2) + np.uint32(13)) * np.uint32(161320)) >> np.uint32(22)
-        )
+        # nearer than 1/26 to a whole number, far more than the rounding error; and 161320 / 2^22 is
+        # 1/26, near enough for every total below 2^12
+        twice = total * np.uint32(2) + np.uint32(13)
+        smooth = np.int32((twice * np.uint32(161320)) >> np.uint32(22))
         out[i] = _blend(smooth, np.int32(here[i]), factor)
 
 
 @jit
-def sharpen(planes, factor, out):
-    """ImageEnhance.Sharpness, into other planes; the outermost pixels are copied."""
+def sharpness(planes, factor, unused, fill, out):
+    """Do ImageEnhance.Sharpness; the outermost pixels are copied."""
     copy(planes.reshape(-1), out.reshape(-1))
     height, width = planes.shape[1:]
     if height < 3 or width < 3:
-        return
+        return True
     sums = np.empty(width, np.int32)
     for c in range(3):
         for y in range(1, height - 1):
             _add_rows(planes[c, y - 1], planes[c, y], planes[c, y + 1], sums)
             _sharpen_row(planes[c, y], sums, np.float32(factor), out[c, y])
+    return True
 
 
 @inlined
 def _box_weights(sigma):
-    """Radius of the three boxes, weights of a whole and of an outermost pixel, in 2^-24 (Gwosdek et
-    al., SSVM 2011)."""
+    """Return the radius of the three boxes, and the weights of a whole and of an outermost pixel,
+    in 2^-24 (Gwosdek et al., SSVM 2011)."""
     variance = np.float32(np.float32(sigma) * np.float32(sigma)) / _THREE
     length = np.float32(np.sqrt(12.0 * np.float64(variance) + 1.0))
     whole = np.float32(np.floor((np.float64(length) - 1.0) / 2.0))
@@ -222,7 +247,8 @@ def _box_row(sums, left, right, inner, outer, out):
 
 @jit
 def _box_rows(plane, count, inner, outer, sums, out):
-    """One box blur along the columns, uint8 (H, W) into another plane; the outermost rows continue."""
+    """Blur by one box along the columns, uint8 (H, W) into another plane; the outermost rows
+    continue."""
     last = len(plane) - 1
     for y in range(len(plane)):
         sums[:] = 0
@@ -234,8 +260,9 @@ def _box_rows(plane, count, inner, outer, sums, out):
 
 @jit
 def _box_columns(plane, count, inner, outer, sums, padded, out):
-    """One box blur along the rows; padded: uint8 (W + 2 * count + 2,)."""
-    width, margin = plane.shape[1], count + 1
+    """Blur by one box along the rows; padded: uint8 (W + 2 * count + 2,)."""
+    width = plane.shape[1]
+    margin = count + 1
     for y in range(len(plane)):
         padded[:margin] = plane[y, 0]
         copy(plane[y], padded[margin : margin + width])
@@ -243,25 +270,25 @@ def _box_columns(plane, count, inner, outer, sums, padded, out):
         sums[:] = 0
         for j in range(1, 2 * count + 2):
             _add_row(padded[j : j + width], sums)
-        _box_row(
-            sums, padded[:width], padded[2 * margin : 2 * margin + width], inner, outer, out[y]
-        )
+        left, right = padded[:width], padded[2 * margin : 2 * margin + width]
+        _box_row(sums, left, right, inner, outer, out[y])
 
 
 @jit
-def gaussian_blur(planes, sigma, spare):
-    """ImageFilter.GaussianBlur(sigma), in place: three boxes along the rows, then three along the
-    columns."""
+def blur(planes, sigma, unused, fill, out):
+    """Do ImageFilter.GaussianBlur(sigma), in place: three boxes along the rows, then three along
+    the columns."""
     if sigma == 0.0:
-        return
+        return False
     count, inner, outer = _box_weights(sigma)
     sums = np.empty(planes.shape[2], np.uint32)
     padded = np.empty(planes.shape[2] + 2 * count + 2, np.uint8)
     for c in range(3):
-        one, two = planes[c], spare[c]
+        one, two = planes[c], out[c]
         _box_columns(one, count, inner, outer, sums, padded, two)
         _box_columns(two, count, inner, outer, sums, padded, one)
         _box_columns(one, count, inner, outer, sums, padded, two)
         _box_rows(two, count, inner, outer, sums, one)
         _box_rows(one, count, inner, outer, sums, two)
         _box_rows(two, count, inner, outer, sums, one)
+    return False

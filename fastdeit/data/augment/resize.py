@@ -1,9 +1,9 @@
 """PIL's bicubic resize with antialias, bit for bit, computing only a window of the result.
 
 Pillow 12.3, src/libImaging/Resample.c: one pass along the rows, then one along the columns, each in
-fixed point with 22 fractional bits and rounded to bytes. Here the first pass runs over blocks of 64
-rows that were transposed, a pixel in one 32-bit word, so that both passes go through memory in the
-direction of the vector registers.
+fixed point with 22 fractional bits and rounded to bytes. Here the first pass works on transposed
+blocks of 64 rows, a pixel in one 32-bit word, so that both passes read memory in the direction of
+the vector registers.
 """
 
 import numpy as np
@@ -11,14 +11,17 @@ import numpy as np
 from fastdeit.data.augment.jit import SOURCE_HASH, cached_entry, inlined, jit
 
 _BITS = 22  # 32 less 8 for the byte and 2 for the sign and the overshoot
-_BLOCK, _STRETCH = 64, 16
-_BYTE, _GREEN, _BLUE = np.uint32(255), np.uint32(8), np.uint32(16)
-_HALF, _SHIFT = np.int32(1 << (_BITS - 1)), np.int32(_BITS)
+_BLOCK = 64  # rows
+_STRETCH = 16  # words of a vector register
+_BYTE = np.uint32(255)
+_RED, _GREEN, _BLUE = np.uint32(0), np.uint32(8), np.uint32(16)  # bits to shift a channel by
+_HALF = np.int32(1 << (_BITS - 1))
+_SHIFT = np.int32(_BITS)
 
 
 @inlined
 def _bicubic(x):
-    """The kernel with a = -0.5, in PIL's order of operations."""
+    """Return the kernel with a = -0.5, in PIL's order of operations."""
     x = abs(x)
     if x < 1.0:
         return (1.5 * x - 2.5) * x * x + 1.0
@@ -29,8 +32,8 @@ def _bicubic(x):
 
 @jit
 def _weights(in_size, out_size, places):
-    """For the n outputs at `places`: the first input each takes, how many, int64 (n,), and their
-    weights, int32 (n, taps)."""
+    """Return, for the n outputs at `places`, the first input of each, int64 (n,), how many inputs,
+    int64 (n,), and their weights, int32 (n, taps)."""
     scale = in_size / out_size
     filter_scale = max(scale, 1.0)
     support = 2.0 * filter_scale
@@ -49,13 +52,14 @@ def _weights(in_size, out_size, places):
         for j in range(count):
             share = kernel[j] / total if total != 0.0 else kernel[j]
             weights[i, j] = int(share * (1 << _BITS) + (-0.5 if share < 0 else 0.5))
-        first[i], counts[i] = start, count
+        first[i] = start
+        counts[i] = count
     return first, counts, weights
 
 
 @jit
 def _range(first, counts):
-    """The inputs that any output takes: the first and the one after the last."""
+    """Return the inputs that any output takes: the first, and the one after the last."""
     start, stop = first[0], 0
     for i in range(len(first)):
         start, stop = min(start, first[i]), max(stop, first[i] + counts[i])
@@ -73,12 +77,8 @@ def _add_four(red, green, blue, a, b, c, d, wa, wb, wc, wd):
     (n,)."""
     for i in range(len(red)):
         p, q, r, s = a[i], b[i], c[i], d[i]
-        red[i] += np.int32(_channel(p, np.uint32(0)) * wa) + np.int32(
-            _channel(q, np.uint32(0)) * wb
-        )
-        red[i] += np.int32(_channel(r, np.uint32(0)) * wc) + np.int32(
-            _channel(s, np.uint32(0)) * wd
-        )
+        red[i] += np.int32(_channel(p, _RED) * wa) + np.int32(_channel(q, _RED) * wb)
+        red[i] += np.int32(_channel(r, _RED) * wc) + np.int32(_channel(s, _RED) * wd)
         green[i] += np.int32(_channel(p, _GREEN) * wa) + np.int32(_channel(q, _GREEN) * wb)
         green[i] += np.int32(_channel(r, _GREEN) * wc) + np.int32(_channel(s, _GREEN) * wd)
         blue[i] += np.int32(_channel(p, _BLUE) * wa) + np.int32(_channel(q, _BLUE) * wb)
@@ -89,37 +89,22 @@ def _add_four(red, green, blue, a, b, c, d, wa, wb, wc, wd):
 def _add_one(red, green, blue, a, wa):
     for i in range(len(red)):
         p = a[i]
-        red[i] += np.int32(_channel(p, np.uint32(0)) * wa)
+        red[i] += np.int32(_channel(p, _RED) * wa)
         green[i] += np.int32(_channel(p, _GREEN) * wa)
         blue[i] += np.int32(_channel(p, _BLUE) * wa)
 
 
 @jit
 def _weigh(lines, first, count, weights, sums):
-    """The weighted sums, int32 (3, n), of `count` packed lines, uint32 (rows, n), from `first` on;
-    half a level on top."""
+    """Compute the weighted sums, int32 (3, n), of `count` packed lines, uint32 (rows, n), from
+    `first` on, plus half a level."""
     sums[:] = _HALF
     j = 0
     while j + 4 <= count:
-        a, b, c, d = (
-            lines[first + j],
-            lines[first + j + 1],
-            lines[first + j + 2],
-            lines[first + j + 3],
-        )
-        _add_four(
-            sums[0],
-            sums[1],
-            sums[2],
-            a,
-            b,
-            c,
-            d,
-            weights[j],
-            weights[j + 1],
-            weights[j + 2],
-            weights[j + 3],
-        )
+        at = first + j
+        a, b, c, d = lines[at], lines[at + 1], lines[at + 2], lines[at + 3]
+        wa, wb, wc, wd = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
+        _add_four(sums[0], sums[1], sums[2], a, b, c, d, wa, wb, wc, wd)
         j += 4
     while j < count:
         _add_one(sums[0], sums[1], sums[2], lines[first + j], weights[j])
@@ -133,7 +118,7 @@ def _level(total):
 
 @jit
 def _pack(line, out):
-    """Pixels, uint8 (n, 3), into words."""
+    """Pack pixels, uint8 (n, 3), into words."""
     for x in range(len(out)):
         out[x] = (
             np.uint32(line[x, 0]) | np.uint32(line[x, 1]) << _GREEN | np.uint32(line[x, 2]) << _BLUE
@@ -142,7 +127,7 @@ def _pack(line, out):
 
 @jit
 def _transpose(lines, out):
-    """uint32 (block, n) to (n, block), by stretches that one vector register takes."""
+    """Transpose uint32 (block, n) to (n, block), in stretches of one vector register."""
     for start in range(0, _BLOCK, _STRETCH):
         for x in range(lines.shape[1]):
             for y in range(start, start + _STRETCH):
@@ -151,7 +136,7 @@ def _transpose(lines, out):
 
 @jit
 def _pack_levels(red, green, blue, out):
-    """Sums of each channel to packed pixels, uint32 (n,)."""
+    """Pack the sums of each channel as pixels, uint32 (n,)."""
     for i in range(len(out)):
         green_blue = np.uint32(_level(green[i])) << _GREEN | np.uint32(_level(blue[i])) << _BLUE
         out[i] = np.uint32(_level(red[i])) | green_blue
@@ -159,7 +144,7 @@ def _pack_levels(red, green, blue, out):
 
 @jit
 def _along_rows(image, top, first, counts, weights, out):
-    """The first pass: out, packed uint32 (rows, n), from the image's rows `top`, `top` + 1, ..."""
+    """Do the first pass: out, packed uint32 (rows, n), from the image's rows from `top` on."""
     left, right = _range(first, counts)
     block = np.zeros((_BLOCK, right - left), np.uint32)
     columns = np.empty((right - left, _BLOCK), np.uint32)
@@ -179,7 +164,7 @@ def _along_rows(image, top, first, counts, weights, out):
 
 @jit
 def _along_columns(lines, top, first, counts, weights, out):
-    """The second pass: planes, uint8 (3, m, n), from packed lines, uint32 (rows, n), that start
+    """Do the second pass: planes, uint8 (3, m, n), from packed lines, uint32 (rows, n), that start
     with row `top`."""
     sums = np.empty((3, lines.shape[1]), np.int32)
     for i in range(len(first)):
@@ -191,8 +176,8 @@ def _along_columns(lines, top, first, counts, weights, out):
 
 @jit
 def _two_passes(image, height, width, rows, columns, out):
-    """The pixels at `rows` x `columns` of the image resized to (height, width), into planes, uint8
-    (3, rows, columns)."""
+    """Compute the pixels at `rows` x `columns` of the image resized to (height, width), into
+    planes, uint8 (3, rows, columns)."""
     first, counts, weights = _weights(image.shape[0], height, rows)
     top, bottom = _range(first, counts)
     lines = np.empty((bottom - top, len(columns)), np.uint32)
@@ -202,8 +187,8 @@ def _two_passes(image, height, width, rows, columns, out):
 
 @jit
 def _places(start, count, size, backwards):
-    """The places start, start + 1, ... mirrored into 0..size - 1; the outermost is not repeated.
-    int64 (count,)."""
+    """Return the places start, start + 1, ... mirrored into 0..size - 1, int64 (count,); the
+    outermost is not repeated."""
     places = np.empty(count, np.int64)
     period = max(2 * (size - 1), 1)
     for i in range(count):
@@ -225,8 +210,8 @@ def _interleaved(planes):
 
 @jit
 def resize_window(image, window, flip, out):
-    """The window (height, width, y, x) of the resized image, planes uint8 (3, S, S), mirrored left
-    to right if `flip`.
+    """Compute the window (height, width, y, x) of the resized image, planes uint8 (3, S, S),
+    mirrored left to right if `flip`.
 
     image: uint8 (h, w, 3). The image is resized to (height, width) and the S x S pixels from (y, x)
     on are kept; beyond its edges it is reflected.
@@ -236,20 +221,13 @@ def resize_window(image, window, flip, out):
     columns = _places(window[3], out.shape[2], width, flip)
     if image.shape[0] > 100 * image.shape[1] and height < image.shape[0]:
         # Image.resize of Pillow 12 takes the columns first when an image is this tall
-        short = np.empty((3, len(rows), image.shape[1]), np.uint8)
-        _two_passes(
-            image,
-            height,
-            image.shape[1],
-            rows,
-            _places(0, image.shape[1], image.shape[1], False),
-            short,
-        )
-        image, rows, height = (
-            _interleaved(short),
-            _places(0, len(rows), len(rows), False),
-            len(rows),
-        )
+        in_width = image.shape[1]
+        short = np.empty((3, len(rows), in_width), np.uint8)
+        all_columns = _places(0, in_width, in_width, False)
+        _two_passes(image, height, in_width, rows, all_columns, short)
+        image = _interleaved(short)
+        height = len(rows)
+        rows = _places(0, height, height, False)
     _two_passes(image, height, width, rows, columns, out)
 
 
@@ -267,8 +245,8 @@ _resize = _resize_entry(SOURCE_HASH)
 def resize(
     image: np.ndarray, oh: int, ow: int, y: int, x: int, size: int, flip: bool = False
 ) -> np.ndarray:
-    """The window (y, x, size, size) of PIL's image.resize((ow, oh), BICUBIC), uint8 (size, size,
-    3), reflected past its edges.
+    """Return the window (y, x, size, size) of PIL's image.resize((ow, oh), BICUBIC), uint8 (size,
+    size, 3), reflected beyond its edges.
 
     image: uint8 (h, w, 3).
     """

@@ -10,21 +10,22 @@ import numpy as np
 
 from fastdeit.data.augment.jit import copy, inlined, jit
 
-_BYTE, _GREEN, _BLUE = np.uint32(255), np.uint32(8), np.uint32(16)
-_RED = np.uint32(0)
+_BYTE = np.uint32(255)
+_RED, _GREEN, _BLUE = np.uint32(0), np.uint32(8), np.uint32(16)  # bits to shift a channel by
 _EDGE = 2  # pixels that the filter reaches beyond the image
 _1, _2, _3 = np.uint64(1), np.uint64(2), np.uint64(3)
 
 
 @inlined
 def _cubic(a, b, c, d, t):
-    """PIL's BICUBIC macro in double precision."""
+    """Compute PIL's BICUBIC macro in double precision."""
     return b + t * (-a + c + t * (2.0 * (a - b) + c - d + t * (-a + b - c + d)))
 
 
 @inlined
 def _whole_cubic(p, q, r, s, shift, t):
-    """The same of one channel of packed pixels; sums of bytes are exact, and cheaper as integers."""
+    """Compute the same of one channel of packed pixels; sums of bytes are exact, and cheaper as
+    integers."""
     a, b = np.int32((p >> shift) & _BYTE), np.int32((q >> shift) & _BYTE)
     c, d = np.int32((r >> shift) & _BYTE), np.int32((s >> shift) & _BYTE)
     rise, fall = np.int32(a - b), np.int32(c - d)
@@ -40,19 +41,18 @@ def _byte(x):
 
 @jit
 def _pack_row(red, green, blue, out):
-    """Into the middle of a packed row with an edge on both sides, uint32 (W + 4,)."""
+    """Pack into the middle of a row with an edge on both sides, uint32 (W + 4,)."""
     width = len(red)
     for x in range(width):
-        out[x + _EDGE] = (
-            np.uint32(red[x]) | np.uint32(green[x]) << _GREEN | np.uint32(blue[x]) << _BLUE
-        )
+        green_blue = np.uint32(green[x]) << _GREEN | np.uint32(blue[x]) << _BLUE
+        out[x + _EDGE] = np.uint32(red[x]) | green_blue
     out[:_EDGE] = out[_EDGE]
     out[width + _EDGE :] = out[width + _EDGE - 1]
 
 
 @jit
 def _packed(planes):
-    """uint32 (H + 4, W + 4): a pixel in a word, the outermost continued."""
+    """Return uint32 (H + 4, W + 4): a pixel in a word, the outermost continued."""
     height, width = planes.shape[1:]
     pixels = np.empty((height + 2 * _EDGE, width + 2 * _EDGE), np.uint32)
     for y in range(height):
@@ -65,15 +65,15 @@ def _packed(planes):
 
 @inlined
 def _place(rate, offset, shift, x):
-    """An input coordinate of output column x, in PIL's order of operations: (a * (x + 1/2) + b * (y
-    + 1/2)) + c."""
+    """Return an input coordinate of output column x, in PIL's order of operations: (a * (x + 1/2) +
+    b * (y + 1/2)) + c."""
     return (rate * (x + 0.5) + offset) + shift
 
 
 @jit
 def _span(m, off_x, off_y, width, height):
-    """The columns whose centres fall inside the image: one interval, since both coordinates are
-    monotone along a row."""
+    """Return the columns whose centres fall inside the image: one interval, since both coordinates
+    are monotone along a row."""
     start, stop = 0, width
     while start < width:
         x, y = _place(m[0], off_x, m[2], start), _place(m[3], off_y, m[5], start)
@@ -90,14 +90,13 @@ def _span(m, off_x, off_y, width, height):
 
 @jit
 def _warp_row(pixels, stride, start, stop, ax, bx, cx, ay, by, cy, red, green, blue):
-    """Sixteen input pixels to one; pixels: flat."""
+    """Compute each pixel from sixteen input pixels; pixels: flat."""
     for i in range(start, stop):
         x, y = _place(ax, bx, cx, i) - 0.5, _place(ay, by, cy, i) - 0.5
         left, top = np.floor(x), np.floor(y)
         x, y = x - left, y - top
-        at = np.uint64(
-            np.int32(np.int32(np.int32(top) + 1) * np.int32(stride)) + np.int32(left) + 1
-        )
+        row = np.int32(np.int32(np.int32(top) + 1) * np.int32(stride))
+        at = np.uint64(row + np.int32(left) + 1)
         p0, p1, p2, p3 = pixels[at], pixels[at + _1], pixels[at + _2], pixels[at + _3]
         at += np.uint64(stride)
         q0, q1, q2, q3 = pixels[at], pixels[at + _1], pixels[at + _2], pixels[at + _3]
@@ -118,7 +117,7 @@ def _warp_row(pixels, stride, start, stop, ax, bx, cx, ay, by, cy, red, green, b
 
 @jit
 def _slide_row(pixels, start, stop, ax, bx, cx, red, green, blue):
-    """Four input pixels of the same row to one; pixels: that row."""
+    """Compute each pixel from four input pixels of the same row; pixels: that row."""
     for i in range(start, stop):
         x = _place(ax, bx, cx, i) - 0.5
         left = np.floor(x)
@@ -132,21 +131,17 @@ def _slide_row(pixels, start, stop, ax, bx, cx, red, green, blue):
 
 @jit
 def _lift_row(pixels, stride, start, stop, ay, by, cy, red, green, blue):
-    """Four input pixels of the same column to one; pixels: flat."""
+    """Compute each pixel from four input pixels of the same column; pixels: flat."""
     step = np.uint64(stride)
     for i in range(start, stop):
         y = _place(ay, by, cy, i) - 0.5
         top = np.floor(y)
         y = y - top
-        at = np.uint64(
-            np.int32(np.int32(np.int32(top) + 1) * np.int32(stride)) + np.int32(i) + _EDGE
-        )
-        p, q, r, s = (
-            pixels[at],
-            pixels[at + step],
-            pixels[at + step + step],
-            pixels[at + step + step + step],
-        )
+        row = np.int32(np.int32(np.int32(top) + 1) * np.int32(stride))
+        at = np.uint64(row + np.int32(i) + _EDGE)
+        p, q = pixels[at], pixels[at + step]
+        at += step + step
+        r, s = pixels[at], pixels[at + step]
         red[i] = _byte(_whole_cubic(p, q, r, s, _RED, y))
         green[i] = _byte(_whole_cubic(p, q, r, s, _GREEN, y))
         blue[i] = _byte(_whole_cubic(p, q, r, s, _BLUE, y))
@@ -154,11 +149,12 @@ def _lift_row(pixels, stride, start, stop, ay, by, cy, red, green, blue):
 
 @jit
 def warp(planes, m, fill, out):
-    """Image.transform(AFFINE, m, BICUBIC, fillcolor=fill), uint8 (3, H, W) into other planes; m:
+    """Do Image.transform(AFFINE, m, BICUBIC, fillcolor=fill), uint8 (3, H, W) into other planes; m:
     float64 (6,)."""
     height, width = planes.shape[1:]
     pixels = _packed(planes)
-    stride, flat = width + 2 * _EDGE, pixels.reshape(-1)
+    stride = width + 2 * _EDGE
+    flat = pixels.reshape(-1)
     rows_stay = m[3] == 0.0 and m[4] == 1.0 and m[5] == 0.0
     columns_stay = m[0] == 1.0 and m[1] == 0.0 and m[2] == 0.0
     for y in range(height):
@@ -174,3 +170,55 @@ def warp(planes, m, fill, out):
             _lift_row(flat, stride, start, stop, m[3], by, m[5], red, green, blue)
         else:
             _warp_row(flat, stride, start, stop, m[0], bx, m[2], m[3], by, m[5], red, green, blue)
+
+
+@jit
+def _identity():
+    matrix = np.zeros(6)
+    matrix[0] = matrix[4] = 1.0
+    return matrix
+
+
+@jit
+def rotate(planes, cos, sin, fill, out):
+    """Rotate about the centre."""
+    x, y = planes.shape[2] / 2, planes.shape[1] / 2
+    m = np.empty(6)
+    m[0], m[1], m[2] = cos, sin, cos * -x + sin * -y + 0.0 + x
+    m[3], m[4], m[5] = -sin, cos, -sin * -x + cos * -y + 0.0 + y
+    warp(planes, m, fill, out)
+    return True
+
+
+@jit
+def shear_x(planes, slope, unused, fill, out):
+    m = _identity()
+    m[1] = slope
+    warp(planes, m, fill, out)
+    return True
+
+
+@jit
+def shear_y(planes, slope, unused, fill, out):
+    m = _identity()
+    m[3] = slope
+    warp(planes, m, fill, out)
+    return True
+
+
+@jit
+def translate_x(planes, share, unused, fill, out):
+    """Move by a share of the width."""
+    m = _identity()
+    m[2] = share * planes.shape[2]
+    warp(planes, m, fill, out)
+    return True
+
+
+@jit
+def translate_y(planes, share, unused, fill, out):
+    """Move by a share of the height."""
+    m = _identity()
+    m[5] = share * planes.shape[1]
+    warp(planes, m, fill, out)
+    return True

@@ -1,54 +1,44 @@
-"""Whether an image can be trained on: read whole, decoded once, within limits, and of a kind that
-DALI decodes as Pillow does.
+"""Checks that an image can be trained on: readable as a whole, decoded once, within limits, and of
+a kind that DALI decodes as Pillow does.
 
-One file that does not decode costs DALI the whole batch, so what is refused here is what DALI 2.4
-refuses or shows otherwise than Pillow's `convert("RGB")`; docs/data.md has the table,
-tests/data/formats/test_check.py holds it. This module imports little, for each worker process
+One file that does not decode costs DALI the whole batch. So refused here is what DALI 2.4 refuses
+or decodes otherwise than Pillow's `convert("RGB")`; docs/data.md has the table,
+tests/data/formats/test_check.py the tests. This module imports little, for each worker process
 imports it.
 """
 
+import itertools
 import multiprocessing
 import os
 import stat
 import struct
-import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from io import BytesIO
 from typing import NamedTuple, TypeVar
 
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fastdeit.display.progress import track
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_PIXELS = 64 * 2**20
 MAX_BYTES = 64 * 2**20
 UNREAD = "cannot be read"
-"""How the fault of a file begins that may be well the next time."""
+"""The first words of the fault of a file that may be readable the next time."""
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")  # PPM: what IDX is fed as
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")  # PPM: the form in which DALI gets IDX
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
 _ORIENTATION = 0x0112  # EXIF tag
+_START_OF_SCAN = 0xDA  # JPEG marker
 _CHUNK = 64  # images a worker takes at a time
 _PROCESSES_FROM = 4000  # below this many, starting processes costs more than the decoding
-_PROGRESS_AFTER_S = 1.5
-_DECODE_ERRORS = (
-    *(
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        IndexError,
-        KeyError,
-        TypeError,
-        OverflowError,
-        MemoryError,
-    ),
-    *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
-)
+_OF_PYTHON = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError)
+_OF_SIZE = (OverflowError, MemoryError)
+_OF_PILLOW = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_DECODE_ERRORS = (*_OF_PYTHON, *_OF_SIZE, struct.error, zlib.error, *_OF_PILLOW)
 
 ByteRange = tuple[str, int, int]
 """File, offset and length of an encoded image; offset -1: the whole file."""
@@ -57,8 +47,8 @@ _Result = TypeVar("_Result")
 
 
 class ImageInfo(NamedTuple):
-    """What the index keeps of a good image; height and width are of the stored pixels, without EXIF
-    rotation."""
+    """The facts of a good image that the index keeps; height and width are of the stored pixels,
+    without EXIF rotation."""
 
     height: int
     width: int
@@ -68,12 +58,12 @@ class ImageInfo(NamedTuple):
 
 
 Checked = ImageInfo | str
-"""A good image's facts, or what is wrong with a bad one."""
+"""The facts of a good image, or the fault of a bad one."""
 
 
 def read_place(place: ByteRange) -> bytes:
-    """The encoded image at a place. Raises OSError if it is no regular file, too large, or shorter
-    than it should be."""
+    """Return the encoded image at a place. Raises OSError if the file is no regular file, too
+    large, or too short."""
     file, offset, length = place
     facts = os.stat(file)
     if not stat.S_ISREG(facts.st_mode):
@@ -90,7 +80,7 @@ def read_place(place: ByteRange) -> bytes:
 
 
 def check_place(place: ByteRange) -> Checked:
-    """`check_image` of what lies at a place."""
+    """Return `check_image` of the image at a place."""
     try:
         return check_image(read_place(place))
     except OSError as error:
@@ -98,8 +88,8 @@ def check_place(place: ByteRange) -> Checked:
 
 
 def check_image(source: str | bytes) -> Checked:
-    """The facts of an image that can be trained on, else what is wrong with it; source: a path, or
-    the encoded bytes."""
+    """Return the facts of an image that can be trained on, else its fault; source: a path, or the
+    encoded bytes."""
     if isinstance(source, str):
         return check_place((source, -1, 0))
     if not source:
@@ -116,12 +106,15 @@ def check_image(source: str | bytes) -> Checked:
 
 
 def _refusal(image: Image.Image) -> str:
-    """What the header says against the image; empty if nothing."""
+    """Return why the image is refused by its header, or ""."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         return f"{width} x {height} pixels are more than {MAX_PIXELS}"
     if image.mode not in _MODES:
-        return f"has pixels of mode {image.mode} (16 bits?), which decoders show differently; convert it to 8 bits"
+        return (
+            f"has pixels of mode {image.mode} (16 bits?), which decoders show differently; "
+            "convert it to 8 bits"
+        )
     if getattr(image, "default_image", False):
         return "is an animated PNG whose still image is no frame, which decoders show differently"
     if image.mode == "CMYK" and "adobe" not in image.info:
@@ -133,39 +126,43 @@ def _loaded(image: Image.Image, data: bytes) -> Checked:
     image.load()
     if image.format == "PNG":
         with Image.open(BytesIO(data), formats=("PNG",)) as again:
-            again.verify()  # the checksums and the end, which Pillow shows an image without, and DALI does not
+            # the checksums and the end: Pillow shows an image without them, DALI does not
+            again.verify()
     elif image.format in ("JPEG", "MPO") and not _has_whole_header(data):
         return "has stray bytes between the JPEG's segments, which DALI refuses"
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except _DECODE_ERRORS:  # damaged EXIF harms nothing, nobody applies it
+    except _DECODE_ERRORS:  # damaged EXIF does no harm, it is not applied
         orientation = 1
-    known = isinstance(orientation, int) and 1 <= orientation <= 8
-    return ImageInfo(
-        image.height, image.width, image.format or "", image.mode, orientation if known else 1
-    )
+    if not (isinstance(orientation, int) and 1 <= orientation <= 8):
+        orientation = 1
+    return ImageInfo(image.height, image.width, image.format or "", image.mode, orientation)
 
 
 def _has_whole_header(data: bytes) -> bool:
-    """Whether a JPEG's segments follow each other up to the first scan, as DALI's parser wants
-    them."""
-    place = 2
+    """Return True if a JPEG's segments follow each other up to the first scan, which DALI's parser
+    requires."""
+    place = 2  # behind the start-of-image marker
     while data[place : place + 1] == b"\xff":
         marker = data[place + 1]
-        if marker == 0xDA:
+        if marker == _START_OF_SCAN:
             return True
-        place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker == 0xFF:
+            place += 1  # a fill byte before the marker
+        else:
+            # two bytes of marker, then the segment, which begins with its own length
+            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     return False
 
 
 def check_places(places: Sequence[ByteRange], workers: int) -> Iterator[Checked]:
-    """`check_place` of each, in order, in threads or processes, with a progress bar if it takes
-    long."""
+    """Yield `check_place` of each, in order, from threads or processes, with a progress bar if it
+    takes long."""
     chunks = [places[i : i + _CHUNK] for i in range(0, len(places), _CHUNK)]
-    results = in_parallel(_check_chunk, chunks, workers, processes=len(places) >= _PROCESSES_FROM)
-    yield from with_progress(
-        (result for chunk in results for result in chunk), len(places), "checking images"
-    )
+    many = len(places) >= _PROCESSES_FROM
+    checked_chunks = in_parallel(_check_chunk, chunks, workers, processes=many)
+    checked = itertools.chain.from_iterable(checked_chunks)
+    yield from track(checked, len(places), "checking images")
 
 
 def _check_chunk(places: Sequence[ByteRange]) -> list[Checked]:
@@ -175,17 +172,17 @@ def _check_chunk(places: Sequence[ByteRange]) -> list[Checked]:
 def in_parallel(
     function: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int, *, processes: bool
 ) -> Iterator[_Result]:
-    """The results of the jobs, in order, from so many processes or threads. `function` and the jobs
-    can be pickled.
+    """Yield the results of the jobs, in order, from `workers` processes or threads.
 
-    Raises ValueError when one of the processes was killed.
+    The function and the jobs must be picklable. Raises ValueError when one of the processes was
+    killed.
     """
     try:
         with _executor(workers, processes and workers > 1) as pool:
             yield from pool.map(function, jobs)
     except BrokenProcessPool:
         raise ValueError(
-            f"one of {workers} processes that read the data set was killed; is the memory too small?"
+            f"one of {workers} processes that read the data set was killed; is memory too small?"
         ) from None
 
 
@@ -194,19 +191,3 @@ def _executor(workers: int, processes: bool) -> Executor:
         return ThreadPoolExecutor(workers)
     # never fork: DALI's threads may run already
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-
-
-def with_progress(results: Iterable[_Result], total: int, what: str) -> Iterator[_Result]:
-    """Pass `results` through; after a while, and only on a terminal, with a progress bar."""
-    console, started = Console(stderr=True), time.monotonic()
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    task = progress.add_task("", total=total)
-    try:
-        for result in results:
-            if not progress.live.is_started and time.monotonic() - started > _PROGRESS_AFTER_S:
-                progress.start()
-            progress.advance(task)
-            yield result
-    finally:
-        progress.stop()

@@ -1,37 +1,40 @@
-"""What lies under a data path: where a split is, and in which format."""
+"""The formats of a data set: where a split lies below a data path, in which format, its images."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from fastdeit.data.formats.check import EXTENSIONS
-from fastdeit.data.formats.folder import class_folders
-from fastdeit.data.formats.idx import idx_files
-from fastdeit.data.formats.imagenet import truth_file
-from fastdeit.data.formats.listing import SHOWN, DataError
-from fastdeit.data.formats.lists import LIST_SUFFIXES
-from fastdeit.data.formats.shards import expand_pattern, refuse_compressed
+from fastdeit.data.formats.folder import class_folders, list_folder
+from fastdeit.data.formats.idx import idx_files, list_idx
+from fastdeit.data.formats.imagenet import list_flat, truth_file
+from fastdeit.data.formats.listing import SHOWN, DataError, Listing
+from fastdeit.data.formats.lists import LIST_SUFFIXES, list_listed
+from fastdeit.data.formats.shards import expand_pattern, list_shards, refuse_compressed
 
 VALIDATION = ("val", "validation", "test")
 """Names of the split that is evaluated, and whose classes are those of `train`."""
 
 Feeding = Literal["files", "shards", "idx"]
-_ALLOWED = "{split}/CLASS/IMAGE, tar shards in {split}, {split}.csv, .parquet or .txt, or MNIST's files (see docs/data.md)"
+_FORMATS = (
+    "{split}/CLASS/IMAGE, tar shards in {split}, {split}.csv, .parquet or .txt, or MNIST's files "
+    "(docs/data.md)"
+)
 _IMAGENET = Path("ILSVRC/Data/CLS-LOC")  # where Kaggle's download has them
 
 
 @dataclass(frozen=True)
 class SplitLocation:
-    """A split that was recognised; paths: the folders or files to read."""
+    """A split that was found; paths: the folders or files to read."""
 
     kind: Literal["folder", "flat", "shards", "idx", "list"]
     paths: tuple[Path, ...]
 
     @property
     def feeding(self) -> Feeding:
-        """How its images are fed: each is a file, or lies in a shard or an IDX file."""
+        """How its images are read: each is a file, or lies in a shard or an IDX file."""
         return self.kind if self.kind == "shards" or self.kind == "idx" else "files"
 
     @property
@@ -41,32 +44,43 @@ class SplitLocation:
 
 
 def find_split(root: Path, split: str) -> SplitLocation:
-    """Where the split is: a name such as `train`, or relative to root a list's name or a pattern of
+    """Find a split: a name such as `train`, or relative to root the name of a list or a pattern of
     tar files.
 
-    A `val` that is not there may be called `validation` or `test`. Raises DataError, which says
+    A `val` that does not exist may be called `validation` or `test`. Raises DataError, which says
     what was found instead.
     """
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; allowed is a folder that holds train and val")
+        raise DataError(f"{root}: no such folder; a data set is a folder with train and val")
     if split.lower().endswith(LIST_SUFFIXES):
         return _found_list(root, split)
     if re.search(r"[*?{\[]|\.(tar|tgz|tar\.\w+)$", split):
-        return SplitLocation("shards", _refused(expand_pattern(root, split)))
+        return SplitLocation("shards", _plain(expand_pattern(root, split)))
     for name in VALIDATION if split == "val" else (split,):
         for base in (root, root / _IMAGENET):
-            found = (
-                _in_folder(base / name)
-                if (base / name).is_dir()
-                else _in_root(base, name)
-                if base.is_dir()
-                else None
-            )
+            if (base / name).is_dir():
+                return _in_folder(base / name)
+            found = _in_root(base, name) if base.is_dir() else None
             if found:
                 return found
-    raise DataError(
-        f"{root}: holds no {split!r}; found {_shown(root)}; allowed is {_ALLOWED.format(split=split)}"
-    )
+    expected = _FORMATS.format(split=split)
+    raise DataError(f"{root}: holds no {split!r}; found {_shown(root)}; expected {expected}")
+
+
+def list_split(
+    root: Path, found: SplitLocation, classes: Sequence[str] | None, workers: int
+) -> Listing:
+    """Return the images of a split; classes: the names that labels count, if they are known."""
+    first, *rest = found.paths
+    if found.kind == "shards":
+        return list_shards(root, found.paths, classes, workers)
+    if found.kind == "list":
+        return list_listed(root, first, classes)
+    if found.kind == "idx":
+        return list_idx(root, first, rest[0], classes)
+    if found.kind == "flat":
+        return list_flat(root, first, rest[0], classes or ())
+    return list_folder(root, first, classes or class_folders(first))
 
 
 def _found_list(root: Path, split: str) -> SplitLocation:
@@ -76,25 +90,26 @@ def _found_list(root: Path, split: str) -> SplitLocation:
 
 
 def _in_folder(folder: Path) -> SplitLocation:
-    """The split in a folder of its own."""
+    """Find the split in a folder of its own."""
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     if class_folders(folder):
         return SplitLocation("folder", (folder,))
     shards = [entry for entry in entries if re.search(r"\.(tar|tgz|tar\.\w+)$", entry.name)]
     if shards:
-        return SplitLocation("shards", _refused(shards))
+        return SplitLocation("shards", _plain(shards))
     if any(entry.suffix.lower() in EXTENSIONS for entry in entries):
         truth = truth_file(folder)
         if truth:
             return SplitLocation("flat", (folder, truth))
-    allowed = _ALLOWED.format(split=folder.name)
+    expected = _FORMATS.format(split=folder.name)
     raise DataError(
-        f"{folder}: has no class folders, no tar shards and no file that tells labels; allowed is {allowed}"
+        f"{folder}: has no class folders, no tar shards and no file with labels; "
+        f"expected {expected}"
     )
 
 
 def _in_root(root: Path, name: str) -> SplitLocation | None:
-    """The split among the files of the data path itself."""
+    """Find the split among the files of the data path itself."""
     for suffix in LIST_SUFFIXES:
         if (root / f"{name}{suffix}").is_file():
             return SplitLocation("list", (root / f"{name}{suffix}",))
@@ -103,20 +118,17 @@ def _in_root(root: Path, name: str) -> SplitLocation | None:
     )
     shards = sorted(entry for entry in root.iterdir() if token.search(entry.name))
     if shards:
-        return SplitLocation("shards", _refused(shards))
+        return SplitLocation("shards", _plain(shards))
     pair = idx_files(root, name)
     return SplitLocation("idx", pair) if pair else None
 
 
-def _refused(shards: Sequence[Path]) -> tuple[Path, ...]:
+def _plain(shards: Sequence[Path]) -> tuple[Path, ...]:
     refuse_compressed(shards)
     return tuple(shards)
 
 
 def _shown(folder: Path) -> str:
-    names: Iterable[str] = sorted(
-        entry.name for entry in folder.iterdir() if not entry.name.startswith(".")
-    )
-    names = list(names)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return (", ".join(names[:SHOWN]) + more) or "nothing"
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    shown = ", ".join(names[:SHOWN]) or "nothing"
+    return f"{shown} and {len(names) - SHOWN} more" if len(names) > SHOWN else shown

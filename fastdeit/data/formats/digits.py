@@ -19,10 +19,10 @@ VAL_SHARE = 5  # one in so many is held out
 
 
 def write_digits(root: Path) -> Path:
-    """Write the data set to `root` unless it is there; returns `root`.
+    """Write the data set to `root` unless it is there; return `root`.
 
     The folder appears whole or not at all, also when several processes write at once. Raises
-    FileExistsError when `root` is a folder that holds something else.
+    FileExistsError when `root` is a folder with other content.
     """
     root = Path(root)
     if _is_written(root):
@@ -48,7 +48,7 @@ def _move(partial: Path, root: Path) -> None:
     except OSError as error:
         if not _is_written(root):  # else another process was first
             raise FileExistsError(
-                f"{root}: cannot hold the digits; allowed is a new or an empty folder"
+                f"{root}: must be a new or an empty folder to hold the digits"
             ) from error
 
 
@@ -59,7 +59,8 @@ def _write_images(folder: Path) -> None:
     for digit in range(10):
         numbers = np.flatnonzero(digits.target == digit)
         held_out = len(numbers) // VAL_SHARE
-        for split, part in (("train", numbers[:-held_out]), ("val", numbers[-held_out:])):
+        splits = {"train": numbers[:-held_out], "val": numbers[-held_out:]}
+        for split, part in splits.items():
             target = folder / split / str(digit)
             target.mkdir(parents=True)
             for number in part:
@@ -67,6 +68,6 @@ def _write_images(folder: Path) -> None:
 
 
 def _upscaled(pixels: np.ndarray) -> Image.Image:
-    """A 32 x 32 grayscale image from (8, 8) levels 0 to 16."""
+    """Return a 32 x 32 grayscale image from (8, 8) levels 0 to 16."""
     image = Image.fromarray(np.rint(pixels * (255 / 16)).astype(np.uint8))
     return image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)

@@ -1,8 +1,8 @@
-"""MNIST's IDX files, plain or gzipped: (N, H, W) bytes and as many labels.
-http://yann.lecun.com/exdb/mnist tells the format.
+"""MNIST's IDX files, plain or gzipped: (N, H, W) bytes and as many labels;
+http://yann.lecun.com/exdb/mnist describes the format.
 
-An image is fed as its pixels behind the header of a PGM file, so that the decoder which reads JPEG
-reads it too.
+DALI gets an image as its pixels behind the header of a PGM file, so that the decoder which reads
+JPEG reads it too.
 """
 
 import functools
@@ -25,8 +25,8 @@ _UBYTE = 0x08
 
 
 def idx_files(root: Path, split: str) -> tuple[Path, Path] | None:
-    """The files of images and labels of a split in `root`; `val` is also called `t10k`. None
-    without them.
+    """Find the files of images and labels of a split in `root`, or None; `val` is also called
+    `t10k`.
 
     Raises DataError when there are images without labels.
     """
@@ -36,14 +36,8 @@ def idx_files(root: Path, split: str) -> tuple[Path, Path] | None:
         images = next(filter(form.match, entries), None)
         if images:
             labels = images.replace("-images", "-labels").replace("idx3", "idx1")
-            found = next(
-                (
-                    root / name
-                    for name in (labels, labels.removesuffix(".gz"), f"{labels}.gz")
-                    if name in entries
-                ),
-                None,
-            )
+            forms = (labels, labels.removesuffix(".gz"), f"{labels}.gz")
+            found = next((root / form for form in forms if form in entries), None)
             if found is None:
                 raise DataError(f"{root / images}: there is no {labels} beside it")
             return root / images, found
@@ -52,20 +46,19 @@ def idx_files(root: Path, split: str) -> tuple[Path, Path] | None:
 
 @functools.lru_cache(maxsize=4)
 def read_images(file: Path) -> np.ndarray:
-    """uint8 (N, header + H * W), read-only: each row a PGM file. Raises DataError for another or a
-    damaged file."""
+    """Return uint8 (N, header + H * W), read-only: each row a PGM file. Raises DataError for
+    another or a damaged file."""
     pixels = _read(file, dims=3)
     count, height, width = pixels.shape
     header = np.frombuffer(_header(height, width), np.uint8)
-    rows = np.concatenate(
-        (np.broadcast_to(header, (count, len(header))), pixels.reshape(count, -1)), axis=1
-    )
+    headers = np.broadcast_to(header, (count, len(header)))
+    rows = np.concatenate((headers, pixels.reshape(count, -1)), axis=1)
     rows.flags.writeable = False
     return rows
 
 
 def list_idx(root: Path, images: Path, labels: Path, classes: Sequence[str] | None) -> Listing:
-    """The images of a pair of files, in their order; an image's offset is its number.
+    """List the images of a pair of files, in their order; an image's offset is its number.
 
     Raises DataError for damaged files, for another number of labels than images, and for labels
     that are not in `classes`.
@@ -78,11 +71,11 @@ def list_idx(root: Path, images: Path, labels: Path, classes: Sequence[str] | No
         )
     shard = os.path.relpath(images, root)
     names = [f"{shard}/{number:06d}" for number in range(count)]
-    known = number_labels(numbers.tolist(), classes, str(labels), names)
+    label_array, known = number_labels(numbers.tolist(), classes, str(labels), names)
     return Listing(
-        classes=known[1],
+        classes=known,
         names=pa.array(list(map(os.fsencode, names)), pa.binary()),
-        labels=known[0],
+        labels=label_array,
         num_bytes=np.full(count, len(_header(height, width)) + height * width),
         mtimes=np.full(count, os.stat(images).st_mtime_ns),
         stamps=stamp(root, [images, labels]),
@@ -102,7 +95,8 @@ def _read(file: Path, dims: int) -> np.ndarray:
     head = 4 + 4 * dims
     if len(data) < head or data[:4] != bytes((0, 0, _UBYTE, dims)):
         raise DataError(
-            f"{file}: begins with {data[:4].hex(' ')}; allowed is 00 00 08 {dims:02x}, IDX of bytes with {dims} axes"
+            f"{file}: must begin with 00 00 08 {dims:02x}, IDX of bytes with {dims} axes "
+            f"(got {data[:4].hex(' ')})"
         )
     shape = np.frombuffer(data, ">u4", dims, 4).astype(int).tolist()
     expected = head + int(np.prod(shape, dtype=object))

@@ -1,10 +1,13 @@
-"""ImageNet's validation images in one folder: their classes come from a file that each distribution
+"""ImageNet's validation images in one folder, with a file of their classes that each distribution
 names otherwise.
 
-- ILSVRC2012_validation_ground_truth.txt of the devkit: line i is the number of image i in the devkit's own order of classes,
-  which meta.mat beside it translates to synsets;
-- LOC_val_solution.csv of Kaggle: name of the image, then its synset and boxes;
-- val.txt of Caffe and others: name of the image, then its class as a name or as a place in the sorted synsets.
+ILSVRC2012_validation_ground_truth.txt of the devkit: line i is the class number of image i in the
+devkit's own order; meta.mat beside it translates numbers to synsets.
+
+LOC_val_solution.csv of Kaggle: name of the image, then its synset and boxes.
+
+val.txt of Caffe and others: name of the image, then its class as a name or as a place in the sorted
+synsets.
 """
 
 import csv
@@ -19,13 +22,15 @@ from fastdeit.data.formats.check import EXTENSIONS
 from fastdeit.data.formats.folder import list_files
 from fastdeit.data.formats.listing import DataError, Listing, number_labels, stamp
 
-DEVKIT, KAGGLE, CAFFE = "ILSVRC2012_validation_ground_truth.txt", "LOC_val_solution.csv", "val.txt"
+DEVKIT = "ILSVRC2012_validation_ground_truth.txt"
+KAGGLE = "LOC_val_solution.csv"
+CAFFE = "val.txt"
 _DEVKIT_FOLDERS = (".", "ILSVRC2012_devkit_t12/data", "devkit/data", "data")
-_ROOT = ("ILSVRC", "Data", "CLS-LOC")  # Kaggle's archive holds its list above these
+_ROOT = ("ILSVRC", "Data", "CLS-LOC")  # Kaggle's archive has its list above these folders
 
 
 def truth_file(folder: Path) -> Path | None:
-    """The file that tells the classes of the images in `folder`: in it, beside it, in the devkit
+    """Find the file with the classes of the images in `folder`: in it, beside it, or in the devkit
     beside it."""
     beside = [folder, folder.parent]
     if folder.parent.parts[-len(_ROOT) :] == _ROOT:
@@ -37,38 +42,35 @@ def truth_file(folder: Path) -> Path | None:
 
 
 def list_flat(root: Path, folder: Path, truth: Path, classes: Sequence[str]) -> Listing:
-    """The images of `folder`, sorted by name, with the classes that `truth` tells; classes: train's
-    synsets.
+    """List the images of `folder`, sorted by name, with their classes from `truth`; classes:
+    train's synsets.
 
-    Raises DataError for an image that `truth` does not tell, and for a class that is not in
-    `classes`.
+    Raises DataError for an image that is not in `truth`, and for a class that is not in `classes`.
     """
     stamps = stamp(root, [folder, truth])
-    files = sorted(
-        entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(EXTENSIONS)
-    )
-    told = _read_devkit(truth, files) if truth.name == DEVKIT else _read_pairs(truth)
-    raw = [told.get(Path(name).stem) for name in files]
+    entries = (entry.name for entry in os.scandir(folder))
+    files = sorted(name for name in entries if name.lower().endswith(EXTENSIONS))
+    class_of = _read_devkit(truth, files) if truth.name == DEVKIT else _read_pairs(truth)
+    raw = [class_of.get(Path(name).stem) for name in files]
     if None in raw:
         missing = files[raw.index(None)]
         raise DataError(
-            f"{truth}: has no class for {missing}; allowed is a line for each of the {len(files)} images"
+            f"{truth}: has no class for {missing}; it must have a line for each of the "
+            f"{len(files)} images"
         )
-    names = pa.array(
-        [os.fsencode(os.path.relpath(folder / name, root)) for name in files], pa.binary()
-    )
+    paths = [os.fsencode(os.path.relpath(folder / name, root)) for name in files]
+    names = pa.array(paths, pa.binary())
     labels, known = number_labels(raw, classes, str(truth), files)
     return list_files(root, names, labels, known, stamps)
 
 
 def _read_pairs(truth: Path) -> Mapping[str, str]:
-    """From the stem of an image's name to its class."""
+    """Return the class of each image, by the stem of its name."""
     with open(truth, encoding="utf-8", errors="replace", newline="") as lines:
-        rows = (
-            csv.reader(lines)
-            if truth.suffix == ".csv"
-            else (line.rsplit(maxsplit=1) for line in lines)
-        )
+        if truth.suffix == ".csv":
+            rows = list(csv.reader(lines))
+        else:
+            rows = [line.rsplit(maxsplit=1) for line in lines]
         pairs = [(row[0].strip(), row[1].split()) for row in rows if len(row) > 1]
     return {Path(name).stem: words[0] for name, words in pairs if words and name != "ImageId"}
 
@@ -77,7 +79,8 @@ def _read_devkit(truth: Path, files: Sequence[str]) -> Mapping[str, str]:
     numbers = truth.read_text(encoding="utf-8", errors="replace").split()
     if len(numbers) != len(files) or not all(map(str.isdecimal, numbers)):
         raise DataError(
-            f"{truth}: has {len(numbers)} entries for {len(files)} images; allowed is a number for each image"
+            f"{truth}: must have a number for each of the {len(files)} images "
+            f"(got {len(numbers)} entries)"
         )
     synset_of = _synsets(truth.with_name("meta.mat"))
     unknown = set(map(int, numbers)) - set(synset_of)
@@ -85,19 +88,19 @@ def _read_devkit(truth: Path, files: Sequence[str]) -> Mapping[str, str]:
         raise DataError(
             f"{truth}: has the class number {min(unknown)}, which meta.mat does not name"
         )
-    return {
-        Path(name).stem: synset_of[int(number)] for name, number in zip(files, numbers, strict=True)
-    }
+    synsets = (synset_of[int(number)] for number in numbers)
+    return {Path(name).stem: synset for name, synset in zip(files, synsets, strict=True)}
 
 
 def _synsets(meta: Path) -> Mapping[int, str]:
-    """From the devkit's number of a class to its synset."""
+    """Return the synset of each of the devkit's class numbers."""
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
     if not meta.is_file():
         raise DataError(
-            f"{meta}: no such file; it is needed to translate the devkit's class numbers, and is in the same archive"
+            f"{meta}: no such file; it translates the devkit's class numbers, and is in the same "
+            "archive"
         )
     try:
         table = np.atleast_1d(loadmat(meta, squeeze_me=True)["synsets"])

@@ -1,11 +1,11 @@
-"""What a split says of itself before any image is decoded: the common form that every format lists
-itself in."""
+"""The listing of a split, before any image is decoded: one form for all formats."""
 
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ still have changed)."""
 
 
 class DataError(RunError, ValueError):
-    """A data set that cannot be used as it is; the message names the path and what is allowed."""
+    """A data set that cannot be used as it is; the message names the path and what is required."""
 
 
 @dataclass(frozen=True)
@@ -57,26 +57,53 @@ class Listing:
     """int64 (N,): where the encoded image begins in its shard."""
 
 
-def open_table(file: Path) -> pq.ParquetFile:
-    """A Parquet file, mapped. Raises ValueError for one of more rows than bytes: no table of
-    different names is so small.
+class _Images(Protocol):
+    """What `Listing` and the index have in common."""
 
-    Raises OSError or ArrowException for what is no Parquet file.
+    @property
+    def names(self) -> pa.BinaryArray: ...
+    @property
+    def labels(self) -> np.ndarray: ...
+    @property
+    def num_bytes(self) -> np.ndarray: ...
+    @property
+    def shard(self) -> np.ndarray | None: ...
+    @property
+    def offset(self) -> np.ndarray | None: ...
+
+
+def image_columns(images: _Images, **others: np.ndarray) -> dict[str, Any]:
+    """Return the columns of a table of images: name, label, num_bytes, then `others`, then shard
+    and offset, if they lie in shards."""
+    columns = {"name": images.names, "label": images.labels, "num_bytes": images.num_bytes}
+    columns |= others
+    if images.shard is not None:
+        columns |= {"shard": images.shard, "offset": images.offset}
+    return columns
+
+
+def open_table(file: Path) -> pq.ParquetFile:
+    """Open a Parquet file, memory-mapped.
+
+    Raises ValueError for one of more rows than bytes (no table of different names is so small),
+    OSError or ArrowException for what is no Parquet file.
     """
     table = pq.ParquetFile(file, memory_map=True)
-    rows, size = table.metadata.num_rows, os.path.getsize(file)
+    rows = table.metadata.num_rows
+    size = os.path.getsize(file)
     if rows > size:
         raise ValueError(f"{rows:,} rows in {size:,} bytes")
     return table
 
 
 def stamp(root: Path, paths: Iterable[Path | str]) -> Stamps:
-    """The stamps of files and folders; what changed a moment ago may change again unseen, so it is
-    stamped as unsettled.
+    """Return the stamps of files and folders.
 
-    Raises OSError for a path that is not there.
+    A path that changed a moment ago may change again unseen, so it is stamped as unsettled. Raises
+    OSError for a path that does not exist.
     """
-    now, stamps = time.time_ns(), {}
+    now = time.time_ns()
+    stamps = {}
     for path in paths:
         facts = os.stat(path)
         size = -1 if os.path.isdir(path) else facts.st_size
@@ -86,7 +113,7 @@ def stamp(root: Path, paths: Iterable[Path | str]) -> Stamps:
 
 
 def is_unchanged(root: Path, stamps: Stamps) -> bool:
-    """Whether every stamped path is as it was."""
+    """Return True if no stamped path has changed."""
     try:
         return all(
             mtime >= 0 and _facts(os.path.join(root, path), size) == (size, mtime)
@@ -107,8 +134,8 @@ def number_labels(
     where: str,
     names: Sequence[str | bytes],
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """int64 (N,) labels and the classes' names, from numbers or names of classes; None becomes
-    UNKNOWN.
+    """Return int64 (N,) labels and the classes' names, from numbers or names of classes; None
+    becomes UNKNOWN.
 
     classes: None takes the numbers from 0 to the largest, or the sorted names. A text is a class's
     name if it is one, else a number. where, names: of the list and of its rows, for the error.
@@ -124,7 +151,7 @@ def number_labels(
             few = f": {', '.join(known)}" if len(known) <= SHOWN else ""
             name = os.fsdecode(names[raw.index(value)])
             raise DataError(
-                f"{where}: {name} has the label {value!r}; allowed are the {len(known)} classes{few}"
+                f"{where}: {name} has the label {value!r}, not one of the {len(known)} classes{few}"
             )
     return np.array([number_of[value] for value in raw], np.int64), known
 
@@ -135,35 +162,33 @@ def _own_classes(distinct: Sequence[int | str], where: str) -> tuple[str, ...]:
         most = max(numbers, default=-1)
         if most >= MAX_CLASSES:
             raise DataError(
-                f"{where}: has the label {most}; allowed are 0 to {MAX_CLASSES - 1}, and names"
+                f"{where}: a label must be 0 to {MAX_CLASSES - 1}, or a name (got {most})"
             )
         return tuple(map(str, range(most + 1)))
     if not all(isinstance(value, str) for value in distinct):
         raise DataError(
-            f"{where}: some labels are numbers, some are names; allowed are the ones or the others"
+            f"{where}: some labels are numbers, some are names; all must be the one or the other"
         )
     return tuple(sorted(map(str, distinct)))
 
 
 def _number(value: int | str, place_of: Mapping[str, int]) -> int:
-    """-1 if the value is no class at all."""
+    """Return the number of a class, -1 if the value is none."""
     if isinstance(value, int):
         return value
     return place_of.get(value, int(value) if value.isdecimal() else -1)
 
 
 def class_names_beside(folder: Path) -> tuple[str, ...] | None:
-    """The lines of `classes.txt` in `folder`, or None without one. Raises DataError for one that
-    repeats or lacks a name."""
+    """Return the lines of `classes.txt` in `folder`, or None if there is no such file.
+
+    Raises DataError for an empty line and for a name that is there twice.
+    """
     file = folder / "classes.txt"
     if not file.is_file():
         return None
-    names = tuple(
-        line.strip()
-        for line in file.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
-    )
+    lines = file.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
+    names = tuple(line.strip() for line in lines)
     if not all(names) or len(set(names)) < len(names) or not names:
-        raise DataError(
-            f"{file}: has empty or repeated lines; allowed is the name of a class on each line"
-        )
+        raise DataError(f"{file}: has empty or repeated lines; each line must name a class")
     return names

@@ -1,7 +1,7 @@
-"""WebDataset shards: tar files in which a sample's members have one key.
+"""WebDataset shards: tar files in which the members of a sample have one key.
 
-One pass over the headers finds where each image lies; nothing is ever unpacked, an image is read
-where it lies.
+One pass over the headers finds the place of each image; nothing is unpacked, an image is read in
+place.
 """
 
 import json
@@ -16,14 +16,17 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from fastdeit.data.formats.check import EXTENSIONS, UNREAD, in_parallel, with_progress
+from fastdeit.data.formats.check import EXTENSIONS, UNREAD, in_parallel
 from fastdeit.data.formats.listing import DataError, Listing, number_labels, stamp
+from fastdeit.display.progress import track
 
 MAX_LABEL_BYTES = 2**20
 MAX_EXPANSION = 100_000
 
 _KEY = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
-_NUMBERS, _NAMES = ("label", "cls", "class_id"), ("class_name", "class", "cls_name")
+# keys of a .json member with a class
+_NUMBERS = ("label", "cls", "class_id")
+_NAMES = ("class_name", "class", "cls_name")
 _EXTENDED = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
@@ -34,10 +37,10 @@ _PROCESSES_FROM = 64  # shards; below it, starting processes costs more than the
 
 
 def expand_pattern(root: Path, pattern: str) -> tuple[Path, ...]:
-    """The files of a pattern below root, sorted: `{000..127}` and `{a,b}` are replaced, then `*`,
-    `?` and `[...]` matched.
+    """Return the files of a pattern below root, sorted: `{000..127}` and `{a,b}` are replaced, then
+    `*`, `?` and `[...]` matched.
 
-    Raises DataError for a file that braces name and that is not there, and when nothing matches.
+    Raises DataError for a file that braces name and that does not exist, and when nothing matches.
     """
     files: list[Path] = []
     for name in _braces(pattern):
@@ -49,7 +52,8 @@ def expand_pattern(root: Path, pattern: str) -> tuple[Path, ...]:
             files.append(root / name)
     if not files:
         raise DataError(
-            f"{root}: nothing matches {pattern!r}; allowed is a name or pattern of tar files below this folder"
+            f"{root}: nothing matches {pattern!r}; it must be a name or a pattern of tar files "
+            "below this folder"
         )
     return tuple(sorted(set(files)))
 
@@ -61,34 +65,35 @@ def _braces(pattern: str) -> list[str]:
     first, last, names = found.groups()
     if names is None and not 0 <= int(last) - int(first) < MAX_EXPANSION:
         raise DataError(
-            f"{pattern!r}: {first}..{last} is no range; allowed is a rising one of up to {MAX_EXPANSION} numbers"
+            f"{pattern!r}: {first}..{last} must be a rising range of at most {MAX_EXPANSION} "
+            "numbers"
         )
-    inner = (
-        names.split(",")
-        if names
-        else [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
-    )
-    return [
-        name
-        for text in inner
-        for name in _braces(pattern[: found.start()] + text + pattern[found.end() :])
-    ]
+    if names:
+        inner = names.split(",")
+    else:
+        inner = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
+    before, after = pattern[: found.start()], pattern[found.end() :]
+    expanded: list[str] = []
+    for text in inner:
+        expanded += _braces(before + text + after)
+    return expanded
 
 
 def refuse_compressed(shards: Sequence[Path]) -> None:
-    """Raises DataError for a shard that is no file or not named .tar."""
+    """Raise DataError for a shard that is no file or not named .tar."""
     for shard in shards:
         if not shard.is_file():
-            raise DataError(f"{shard}: is no regular file; allowed are plain .tar files")
+            raise DataError(f"{shard}: is no regular file; a shard must be a plain .tar file")
         if shard.suffix != ".tar":
             raise DataError(
-                f"{shard}: a compressed shard cannot be read at random; allowed are plain .tar files, unpack it first"
+                f"{shard}: a compressed shard cannot be read in any order; unpack it to a plain "
+                ".tar file first"
             )
 
 
 @dataclass
 class Scan:
-    """What one pass over a shard found, sample by sample."""
+    """The samples that one pass over a shard found."""
 
     names: list[str] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
@@ -111,52 +116,54 @@ class Scan:
         self.lengths.append(length)
         self.labels.append(label)
 
+    def extend(self, other: "Scan", prefix: str) -> None:
+        """Add the samples of another shard, their names after `prefix`."""
+        first = len(self.names)
+        self.faults |= {first + row: fault for row, fault in other.faults.items()}
+        self.names += [prefix + name for name in other.names]
+        self.offsets += other.offsets
+        self.lengths += other.lengths
+        self.labels += other.labels
+
 
 def list_shards(
     root: Path, shards: Sequence[Path], classes: Sequence[str] | None, workers: int
 ) -> Listing:
-    """The images of the shards, in the order of shards and members; labels from `.cls` or `.json`.
+    """List the images of the shards, in the order of shards and members; labels from `.cls` or
+    `.json`.
 
     Raises DataError for labels that are not in `classes`.
     """
     stamps = stamp(root, shards)
-    results = in_parallel(
-        scan_shard,
-        [os.fspath(shard) for shard in shards],
-        workers,
-        processes=len(shards) >= _PROCESSES_FROM,
-    )
-    scans = list(with_progress(results, len(shards), "reading shards"))
+    many = len(shards) >= _PROCESSES_FROM
+    results = in_parallel(scan_shard, list(map(os.fspath, shards)), workers, processes=many)
+    scans = list(track(results, len(shards), "reading shards"))
     files = tuple(os.path.relpath(shard, root) for shard in shards)
-    counts = [len(scan.names) for scan in scans]
-    starts = np.cumsum([0, *counts])
-    names = [
-        f"{file}/{name}" for file, scan in zip(files, scans, strict=True) for name in scan.names
-    ]
-    labels, known = number_labels(
-        [label for scan in scans for label in scan.labels], classes, str(root), names
-    )
+    all_samples = Scan()
+    counts = []
+    for file, scan in zip(files, scans, strict=True):
+        all_samples.extend(scan, f"{file}/")
+        counts.append(len(scan.names))
+    names = all_samples.names
+    labels, known = number_labels(all_samples.labels, classes, str(root), names)
+    mtimes = [os.stat(shard).st_mtime_ns for shard in shards]
     return Listing(
         classes=known,
         names=pa.array([name.encode("utf-8", "surrogateescape") for name in names], pa.binary()),
         labels=labels,
-        num_bytes=np.array([length for scan in scans for length in scan.lengths], np.int64),
-        mtimes=np.repeat([os.stat(shard).st_mtime_ns for shard in shards], counts).astype(np.int64),
+        num_bytes=np.array(all_samples.lengths, np.int64),
+        mtimes=np.repeat(mtimes, counts).astype(np.int64),
         stamps=stamps,
-        faults={
-            int(start) + row: text
-            for start, scan in zip(starts[:-1], scans, strict=True)
-            for row, text in scan.faults.items()
-        },
+        faults=all_samples.faults,
         shards=files,
         shard=np.repeat(np.arange(len(shards), dtype=np.int32), counts),
-        offset=np.array([offset for scan in scans for offset in scan.offsets], np.int64),
+        offset=np.array(all_samples.offsets, np.int64),
     )
 
 
 def scan_shard(shard: str) -> Scan:
-    """The samples of a tar file: headers and labels are read, images are passed over. A shard that
-    is none has a fault."""
+    """Return the samples of a tar file: headers and labels are read, images are skipped. A file
+    that is no shard has a fault."""
     scan = Scan()
     try:
         with open(shard, "rb") as raw, tarfile.open(fileobj=raw, mode="r:", tarinfo=_Member) as tar:
@@ -172,32 +179,33 @@ def scan_shard(shard: str) -> Scan:
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose extended headers are short: tarfile reads them whole, however long a shard
-    says they are."""
+    """A member whose extended headers are short: tarfile reads them whole, whatever length a shard
+    claims."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in _EXTENDED and not 0 <= self.size <= _MAX_HEADER:
-            raise tarfile.ReadError(f"a header of {self.size:,} bytes, allowed are {_MAX_HEADER:,}")
-        return super()._proc_member(tar)  # type: ignore[misc]  # made to be overridden, says tarfile's source
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes, at most {_MAX_HEADER:,}")
+        # made to be overridden, says tarfile's source
+        return super()._proc_member(tar)  # type: ignore[misc]
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Members up to the end, or to where the file is cut."""
+    """Yield the members up to the end, or to where the file is cut."""
     while True:
         try:
             member = tar.next()
         except (tarfile.TarError, ValueError, OverflowError):
             return
-        if (
-            member is None or tar.offset <= member.offset
-        ):  # a negative size would lead back, and round for ever
+        # a negative size would lead back, and so to an endless loop
+        if member is None or tar.offset <= member.offset:
             return
-        tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all, and there may be millions
+        # tarfile keeps all, and there may be millions
+        tar.members.clear()  # type: ignore[attr-defined]
         yield member
 
 
 def _end_fault(raw: BinaryIO, end: int) -> str:
-    """What is wrong behind the last member; empty for the zeros that end a tar file."""
+    """Return what is wrong behind the last member; "" for the zeros that end a tar file."""
     total = raw.seek(0, os.SEEK_END)
     if end > total:
         return "is cut: its last member is longer than the file"
@@ -207,12 +215,9 @@ def _end_fault(raw: BinaryIO, end: int) -> str:
         return "is cut, or was not closed: it has no end marker"
     if any(tail[: tarfile.BLOCKSIZE]):
         return f"is damaged or cut at byte {end}: what follows is no member"
-    more = any(tail) or total > end + len(tail)
-    return (
-        "goes on after its end marker (several tars in one file?); the rest is not read"
-        if more
-        else ""
-    )
+    if any(tail) or total > end + len(tail):
+        return "continues after its end marker (several tars in one file?); the rest is not read"
+    return ""
 
 
 class _Samples:
@@ -244,9 +249,8 @@ class _Samples:
 
     def _take_image(self, key: str, member: tarfile.TarInfo) -> None:
         if key in self._images:
-            self._faults[member.name] = (
-                f"is the second image of its sample, the first is {self._images[key].name}"
-            )
+            first = self._images[key].name
+            self._faults[member.name] = f"is the second image of its sample, the first is {first}"
         else:
             self._images[key] = member
 
@@ -257,23 +261,15 @@ class _Samples:
         if member.isdir():
             return ""
         if not member.isreg() or member.issparse():
-            return "is a link, a device or a sparse file; allowed are regular members"
-        cut = member.offset_data + member.size > self._size
-        return (
-            f"is cut: the shard ends {member.offset_data + member.size - self._size} bytes before it does"
-            if cut
-            else ""
-        )
+            return "is a link, a device or a sparse file, no regular member"
+        missing = member.offset_data + member.size - self._size
+        return f"is cut: the shard ends {missing} bytes before it does" if missing > 0 else ""
 
     def close(self, scan: Scan, end_fault: str) -> None:
-        """All into `scan`: the images in their order, then what is no sample."""
+        """Add everything to `scan`: the images in their order, then what is no sample."""
         for key, member in self._images.items():
             label = self._labels.get(key)
-            fault = (
-                ""
-                if label is not None
-                else "has no label; allowed is a .cls or .json member of the same key"
-            )
+            fault = "" if label is not None else "has no label: no .cls or .json member of its key"
             scan.add(member.name, member.offset_data, member.size, label, fault)
         for name, fault in self._faults.items():
             scan.add(name, fault=fault)
@@ -282,8 +278,8 @@ class _Samples:
 
 
 def _read_label(member: tarfile.TarInfo, tar: tarfile.TarFile) -> int | str | None:
-    """The class of a `.cls` or `.json` member; None if a `.json` tells none. Raises ValueError for
-    what cannot be one."""
+    """Return the class of a `.cls` or `.json` member, or None if a `.json` has none. Raises
+    ValueError for what cannot be a class."""
     if member.size > MAX_LABEL_BYTES:
         raise ValueError(f"{member.size} bytes are more than {MAX_LABEL_BYTES}")
     opened = tar.extractfile(member)

@@ -18,9 +18,9 @@ from fastdeit.data.augment import exact as augment_exact
 from fastdeit.data.augment.exact import exact, pack_exact, pack_windows
 from fastdeit.data.augment.jit import SOURCE_HASH
 from fastdeit.data.augment.noise import philox_words
+from fastdeit.plan.operations import OPS
 from fastdeit.plan.philox import normal, philox4x32, uniform
 from fastdeit.plan.plan import Plan, SampleParams
-from fastdeit.plan.sampling import OPS
 from fastdeit.plan.spec import PlanSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -79,7 +79,8 @@ def run_files(
     batch: int,
     threads: int,
 ):
-    """float32 (B, 3, size, size) of encoded images, in batches of `batch`, the last one short."""
+    """Return float32 (B, 3, size, size) of encoded images, in batches of `batch`, the last one
+    short."""
 
     @pipeline_def(batch_size=batch, num_threads=threads, device_id=None, prefetch_queue_depth=1)
     def graph():  # type: ignore[no-untyped-def]
@@ -126,7 +127,7 @@ def timm_op(image: Image.Image, name: str, arg: float) -> Image.Image:
 
 
 def expected_sample(data: np.ndarray, draws: SampleParams, row: int, size: int) -> np.ndarray:
-    """float32 (3, size, size) by PIL, torchvision and timm, without erasing."""
+    """Return float32 (3, size, size) by PIL, torchvision and timm, without erasing."""
     y, x, height, width = draws.crop[row].tolist()
     image = (
         Image.open(io.BytesIO(data.tobytes())).convert("RGB").crop((x, y, x + width, y + height))
@@ -146,7 +147,7 @@ def expected_sample(data: np.ndarray, draws: SampleParams, row: int, size: int) 
 
 
 def outside(draws: SampleParams, size: int) -> np.ndarray:
-    """bool (B, size, size): where nothing is erased."""
+    """Return bool (B, size, size): where nothing is erased."""
     mask = np.ones((len(draws.erase), size, size), bool)
     for row, (y, x, height, width) in enumerate(draws.erase.tolist()):
         mask[row, y : y + height, x : x + width] = False
@@ -171,7 +172,7 @@ def test_from_files_on_equals_timm(files: Files, name: str) -> None:
     assert different == []
 
 
-def test_comparison_sees_another_argument(files: Files) -> None:
+def test_the_comparison_detects_another_argument(files: Files) -> None:
     spec = SPECS["deit"]
     draws = Plan(spec, files[1]).draw(1, np.arange(FILES))
     turned = np.flatnonzero((draws.ops == OPS.index("Rotate")).any(1) & (draws.erase[:, 2] == 0))
@@ -213,7 +214,7 @@ def test_evaluation_equals_torchvisions(files: Files) -> None:
 
 
 def run_images(images: np.ndarray, rows: tuple[np.ndarray, ...], size: int) -> np.ndarray:
-    """float32 (B, 3, size, size) of decoded images, uint8 (B, h, w, 3)."""
+    """Return float32 (B, 3, size, size) of decoded images, uint8 (B, h, w, 3)."""
 
     @pipeline_def(batch_size=len(images), num_threads=1, device_id=None, prefetch_queue_depth=1)
     def graph():  # type: ignore[no-untyped-def]
@@ -244,7 +245,7 @@ def test_normalising_every_level_is_torchvisions(
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_smallest_results(size: int) -> None:
+def test_the_smallest_results_equal_timms(size: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2 * len(OPS), 3, 5, 3), np.uint8)
     ops = np.repeat(np.arange(len(OPS), dtype=np.int32), 2)[:, None]
     args = np.where(ops == OPS.index("Rotate"), 20.0, 0.9)
@@ -258,7 +259,7 @@ def test_smallest_results(size: int) -> None:
 
 
 def erasing(boxes: np.ndarray, keys: np.ndarray, size: int, **changes: np.ndarray) -> SampleParams:
-    """SampleParams that do nothing but erase, and `changes`."""
+    """Return SampleParams that do nothing but erase, and `changes`."""
     count = len(boxes)
     empty = {field.name: np.zeros(count) for field in dataclasses.fields(SampleParams)}
     fixed = {
@@ -280,13 +281,13 @@ BOXES = np.array(
 
 
 def erased(mode: str) -> np.ndarray:
-    """Black images of 48 x 48, erased by KEYS and BOXES."""
+    """Return black images of 48 x 48, erased by KEYS and BOXES."""
     rows = pack_exact(erasing(BOXES, KEYS, 48), PlanSpec(remode=mode), (0.5,) * 3, (0.25,) * 3)
     return run_images(np.zeros((len(KEYS), 48, 48, 3), np.uint8), rows, 48)
 
 
 def expected_noise(key: int, count: int) -> np.ndarray:
-    """float64 (3, count): the normal numbers of the first pixels of a box."""
+    """Return float64 (3, count): the normal numbers of the first pixels of a box."""
     zero = np.zeros(count, np.uint64)
     words = philox4x32(
         (np.arange(count, dtype=np.uint64), zero, zero, zero), (key >> 32, key & 0xFFFFFFFF)
@@ -338,7 +339,7 @@ def test_noise_words_are_philoxs() -> None:
             assert ours == tuple(int(word[0]) for word in expected)
 
 
-def test_packing_layout() -> None:
+def test_rows_have_their_layout() -> None:
     """One row for a sample, whatever the layers; a rotation packs its cosine and sine."""
     spec = PlanSpec(input_size=40, remode="rand")
     ops, args = np.array([[OPS.index("Rotate"), -1]], np.int32), np.array([[60.0, 0.0]])
@@ -365,13 +366,13 @@ def test_packing_layout() -> None:
     assert (ints.dtype, floats.dtype) == (np.int32, np.float64)
 
 
-def test_compiled_code_is_kept_on_disk() -> None:
+def test_compiled_code_is_stored_on_disk() -> None:
     augment_exact._run_entry(SOURCE_HASH)
     augment_exact._run_entry.cache_clear()
     assert augment_exact._run_entry(SOURCE_HASH).cache_hits == 1
 
 
-def test_public_operator_is_taken_where_the_private_one_is_gone(
+def test_the_public_operator_is_used_without_the_private_methods(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from nvidia.dali.plugin import numba as plugin
@@ -382,7 +383,7 @@ def test_public_operator_is_taken_where_the_private_one_is_gone(
 
 
 @pytest.mark.slow  # compiles for 10 s each time
-def test_public_operator_serves_where_the_private_one_is_gone(
+def test_the_public_operator_gives_the_same_images(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from nvidia.dali.plugin.numba import NumbaFunction

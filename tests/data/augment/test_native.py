@@ -1,4 +1,4 @@
-"""Each operation against timm's (or torchvision's) own function on PIL, fed with the same argument."""
+"""Each operation against timm's (or torchvision's) own function on PIL, with the same argument."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -12,9 +12,10 @@ from timm.data.auto_augment import LEVEL_TO_ARG, NAME_TO_OP
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from fastdeit.data.augment.native import native_window, pack_ops, rand_augment, warp_matrices
+from fastdeit.data.augment.native import native_window, pack_ops, rand_augment
+from fastdeit.data.augment.native_operands import pack_operands
+from fastdeit.plan.operations import OPS, RAND_AUGMENT_OPS, op_arguments
 from fastdeit.plan.plan import Plan, SampleParams
-from fastdeit.plan.sampling import OPS, RAND_AUGMENT_OPS, op_arguments
 from fastdeit.plan.spec import PlanSpec
 from tests.support.places import Distances, device_of, to_numpy
 
@@ -48,8 +49,8 @@ SHARPNESS = {"cpu": (-0.75,), "as_gpu": (-0.75,), "gpu": (-0.75, -0.5)}
 
 
 def smooth_images(height: int, width: int, count: int) -> np.ndarray:
-    """uint8 (count, height, width, 3) with 1/f noise; the first is of one level, and the second has
-    one flat channel."""
+    """Return uint8 (count, height, width, 3) with 1/f noise; the first is of one level, and the
+    second has one flat channel."""
     rng = np.random.default_rng(0)
     decay = 1 / np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None]).clip(0.02)
     noise = np.fft.ifft2(np.fft.fft2(rng.normal(size=(count, 3, height, width))) * decay).real
@@ -73,7 +74,7 @@ def some_draws(ops: np.ndarray, args: np.ndarray) -> SampleParams:
 def run_graph(
     images: Sequence[np.ndarray] | np.ndarray, place: str, define: Callable[[DataNode], DataNode]
 ) -> np.ndarray:
-    """uint8 images through the operators that `define` applies."""
+    """Run uint8 images through the operators that `define` adds."""
     on_gpu = device_of(place) == "gpu"
 
     @pipeline_def(
@@ -95,7 +96,7 @@ def run_graph(
 def run_dali(
     images: np.ndarray, ops: np.ndarray, args: np.ndarray, place: str, choices: Choices = None
 ) -> np.ndarray:
-    """uint8 (B, H, W, 3) through the layers of `ops`, (B, layers)."""
+    """Run uint8 (B, H, W, 3) through the layers of `ops`, (B, layers)."""
     height, width = images.shape[1:3]
     rows = pack_ops(some_draws(ops, args), height, width)
     how = {
@@ -116,7 +117,7 @@ def run_dali(
 
 
 def run_pil(image: np.ndarray, name: str, arg: float) -> np.ndarray:
-    """timm's operation; torchvision's for grey."""
+    """Apply timm's operation, or torchvision's for grey."""
     if name == "Grayscale":
         return np.asarray(transforms.Grayscale(3)(Image.fromarray(image)))
     arguments = [] if LEVEL_TO_ARG[name] is None else [int(arg) if name in WHOLE else float(arg)]
@@ -125,7 +126,7 @@ def run_pil(image: np.ndarray, name: str, arg: float) -> np.ndarray:
 
 
 def arguments_of(name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """ops and args, (count, 1), over the whole range of magnitudes, both ends included."""
+    """Return ops and args, (count, 1), over the whole range of magnitudes, both ends included."""
     magnitude = np.random.default_rng(1).uniform(0, 10, count)
     magnitude[:4] = 0, 0, 10, 10
     ops = np.full((count, 1), OPS.index(name), np.int32)
@@ -180,11 +181,8 @@ def test_warp_differs_less_than_pils_own_filters_do(
 
 
 def cubic_warp(image: np.ndarray, matrix: np.ndarray, sharpness: float) -> np.ndarray:
-    """uint8 (H, W, 3): the image under `matrix` by a cubic convolution kernel (Keys 1981), `FILL`
-    around it.
-
-    sharpness: the kernel's slope at a distance of one pixel.
-    """
+    """Return uint8 (H, W, 3): the image under `matrix` by a cubic convolution kernel (Keys 1981),
+    `FILL` around it. sharpness: the kernel's slope at a distance of one pixel."""
     size, framed = (
         np.array(image.shape[:2]),
         np.full((image.shape[0] + 8, image.shape[1] + 8, 3), FILL, float),
@@ -217,11 +215,11 @@ def cubic_kernel(distance: np.ndarray, a: float) -> np.ndarray:
 
 @pytest.mark.parametrize("name", WARPS)
 def test_warp_is_a_cubic_convolution(name: str, place: str, distances: Distances) -> None:
-    """Which kernel it is tells how far from PIL it has to be; anything but the kernel (place,
+    """The sharpness of the kernel decides the distance to PIL; anything but the kernel (place,
     border) would show here."""
     images = smooth_images(48, 32, 12)
     ops, args = arguments_of(name, 12)
-    matrices = warp_matrices(ops[:, 0], args[:, 0], 48, 32)
+    matrices = pack_operands(ops[:, 0], args[:, 0], 48, 32).reshape(-1, 3, 3)
     ours = run_dali(images, ops, args, place).astype(int)
     models = [
         np.stack(
@@ -266,15 +264,15 @@ def test_matrix_is_pils_affine_data(monkeypatch: pytest.MonkeyPatch) -> None:
         NAME_TO_OP[OPS[op]](
             Image.new("RGB", (57, 41)), arg, fillcolor=FILL, resample=Image.Resampling.BICUBIC
         )
-    ours = warp_matrices(np.array(ops), np.array(args), 41, 57)
-    np.testing.assert_allclose(ours[:, :2].reshape(-1, 6), seen, rtol=0, atol=1e-12)
+    ours = pack_operands(np.array(ops), np.array(args), 41, 57)
+    np.testing.assert_allclose(ours[:, :6], seen, rtol=0, atol=1e-12)
 
 
-def test_matrix_is_the_identity_for_the_others() -> None:
+def test_operations_without_an_argument_have_no_operands() -> None:
     others = np.array([-1, OPS.index("Invert"), OPS.index("SolarizeAdd")])
-    np.testing.assert_array_equal(
-        warp_matrices(others, np.full(3, 9.0), 5, 7), np.broadcast_to(np.eye(3), (3, 3, 3))
-    )
+    first, *rest = pack_operands(others, np.full(3, 9.0), 5, 7).T
+    np.testing.assert_array_equal(first, [0, 0, 9])
+    assert not np.any(rest)
 
 
 def test_closed_gate_changes_nothing(place: str) -> None:
@@ -309,7 +307,7 @@ def test_layers_run_in_order(place: str) -> None:
     ],
     ids=["rand_augment", "three_augment"],
 )
-def test_branches_that_no_layer_holds_may_be_left_out(spec: PlanSpec, place: str) -> None:
+def test_branches_that_no_layer_has_may_be_missing(spec: PlanSpec, place: str) -> None:
     images, draws = (
         smooth_images(40, 40, 24),
         Plan(spec, np.full((24, 2), 60)).draw(0, np.arange(24)),
@@ -351,7 +349,8 @@ WINDOW_SIZES = [(64, 80), (90, 60), (33, 47), (120, 41), (40, 40), (40, 57), (83
 
 
 def windows() -> list[tuple[np.ndarray, tuple[int, int, int, int]]]:
-    """Images and rows of `SampleParams.resize`: the corners that reach out most, and two inside."""
+    """Return images and rows of `SampleParams.resize`: the corners that are farthest outside, and
+    two inside."""
     found = []
     for height, width in WINDOW_SIZES:
         image, short = smooth_images(height, width, 3)[2], min(height, width)

@@ -8,7 +8,7 @@ from torchvision.transforms import functional
 
 from fastdeit.data.augment.exact import apply_op
 from fastdeit.data.augment.resize import resize
-from fastdeit.plan.sampling import OPS
+from fastdeit.plan.operations import OPS
 from tests.support.timm_ops import FILL, arguments_of, picture, timm_op
 
 SHAPES = [(48, 48), (41, 57), (64, 33), (1, 1), (2, 2), (3, 3), (1, 9), (7, 2)]
@@ -30,7 +30,7 @@ def test_operation_equals_timms(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"])
 @pytest.mark.parametrize("arg", [0.0, 0.5, -1.0, 2.5, 45.0, 90.0, -90.0, 180.0, 270.0, 360.0, 1e-9])
-def test_warp_at_round_numbers(name: str, arg: float) -> None:
+def test_warps_at_round_numbers_equal_timms(name: str, arg: float) -> None:
     for shape in SHAPES[:3]:
         image = picture(0, *shape)
         np.testing.assert_array_equal(
@@ -40,7 +40,7 @@ def test_warp_at_round_numbers(name: str, arg: float) -> None:
 
 @pytest.mark.parametrize("factor", [-0.5, 0.0, 1e-3, 1.0, 1.9, 3.0])
 @pytest.mark.parametrize("name", ["Color", "Contrast", "Brightness", "Sharpness"])
-def test_enhancement_at_any_factor(name: str, factor: float) -> None:
+def test_enhancements_at_any_factor_equal_timms(name: str, factor: float) -> None:
     op = f"{name}Increasing"
     image = picture(0, 40, 30)
     np.testing.assert_array_equal(
@@ -65,7 +65,7 @@ def test_smoothing_of_every_sum_is_pils() -> None:
         np.testing.assert_array_equal(ours, timm_op(image, "SharpnessIncreasing", factor))
 
 
-def test_comparison_sees_one_level() -> None:
+def test_the_comparison_detects_one_level() -> None:
     image = picture(0, 48, 48)
     rotate = OPS.index("Rotate")
     expected = timm_op(image, "Rotate", 27.0).copy()
@@ -117,7 +117,7 @@ def test_resize_over_random_shapes() -> None:
 
 
 @pytest.mark.parametrize("shape", [(60, 80), (33, 20), (2000, 11)])
-def test_window_is_that_of_the_whole(shape: tuple[int, int]) -> None:
+def test_a_window_equals_that_of_the_whole_image(shape: tuple[int, int]) -> None:
     image, rng = picture(0, *shape), np.random.default_rng(1)
     for _ in range(10):
         height, width = rng.integers(17, 60, 2).tolist()
@@ -144,7 +144,7 @@ def test_window_is_reflected_as_by_torchvision(
     np.testing.assert_array_equal(resize(image, height, width, y, x, size), np.asarray(expected))
 
 
-def test_reflection_may_reach_round_more_than_once() -> None:
+def test_an_image_may_be_reflected_more_than_once() -> None:
     image = picture(0, 3, 2)
     expected = np.pad(image, ((9, 9), (9, 9), (0, 0)), mode="reflect")
     np.testing.assert_array_equal(resize(image, 3, 2, -9, -9, 20), expected[:20, :20])

@@ -40,7 +40,7 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 
 def png(depth: int, colour: int, rows: list[bytes], width: int) -> bytes:
-    """A PNG as Pillow cannot write it."""
+    """Return a PNG as Pillow cannot write it."""
     header = struct.pack(">IIBBBBB", width, len(rows), depth, colour, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
     return (
@@ -119,7 +119,7 @@ AMBIGUOUS: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.filterwarnings("ignore:Palette images")
 @pytest.mark.parametrize("kind", TAKEN)
-def test_what_is_taken_is_the_same_to_dali_and_to_pillow(kind: str) -> None:
+def test_accepted_images_are_decoded_alike_by_dali_and_pillow(kind: str) -> None:
     checked = check_image(TAKEN[kind])
     assert isinstance(checked, ImageInfo) and checked[:2] == (37, 53)
     expected = np.asarray(Image.open(io.BytesIO(TAKEN[kind])).convert("RGB"))
@@ -130,7 +130,7 @@ def test_what_is_taken_is_the_same_to_dali_and_to_pillow(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_dali_refuses_is_refused(kind: str) -> None:
+def test_images_that_dali_refuses_are_refused(kind: str) -> None:
     data, message = REFUSED[kind]
     checked = check_image(data)
     assert isinstance(checked, str)
@@ -140,7 +140,7 @@ def test_what_dali_refuses_is_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", AMBIGUOUS)
-def test_what_decoders_show_differently_is_refused(kind: str) -> None:
+def test_images_that_decoders_show_differently_are_refused(kind: str) -> None:
     data, message = AMBIGUOUS[kind]
     checked = check_image(data)
     assert isinstance(checked, str) and message in checked
@@ -148,7 +148,7 @@ def test_what_decoders_show_differently_is_refused(kind: str) -> None:
     assert np.abs(by_dali(data)[0] - pillow).mean() > 20
 
 
-def test_facts_of_an_image() -> None:
+def test_the_facts_of_an_image_are_returned() -> None:
     assert check_image(TAKEN["jpeg-exif-rotated"]) == ImageInfo(37, 53, "JPEG", "RGB", 6)
     assert check_image(TAKEN["png-palette"]) == ImageInfo(37, 53, "PNG", "P", 1)
 
@@ -164,7 +164,7 @@ def test_decompression_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyP
     assert check_image(bomb()) == f"30000 x 30000 pixels are more than {check.MAX_PIXELS}"
 
 
-def test_large_file_is_refused_unread(tmp_path: Path) -> None:
+def test_a_large_file_is_refused_without_reading_it(tmp_path: Path) -> None:
     file = tmp_path / "large.jpg"
     with file.open("wb") as opened:
         opened.truncate(check.MAX_BYTES + 1)
@@ -190,19 +190,18 @@ KINDS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_no_regular_file_is_not_opened(
+def test_only_regular_files_are_opened(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     KINDS[kind](tmp_path / "x.jpg")
     checked = check_image(str(tmp_path / "x.jpg"))
-    assert (
-        checked
-        == f"cannot be read: {'No such file or directory' if kind == 'broken-link' else 'it is no regular file'}"
-    )
+    missing = "No such file or directory"
+    reason = missing if kind == "broken-link" else "it is no regular file"
+    assert checked == f"cannot be read: {reason}"
 
 
-def test_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_permission_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.jpg").write_bytes(JPEG)
 
     def refused(*_: object) -> None:
@@ -212,7 +211,7 @@ def test_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert check_image(str(tmp_path / "x.jpg")) == "cannot be read: Permission denied"
 
 
-def test_range_of_a_file(tmp_path: Path) -> None:
+def test_a_range_of_a_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "all").write_bytes(b"before" + JPEG + b"behind")
     assert check_place((str(tmp_path / "all"), 6, len(JPEG))) == ImageInfo(37, 53, "JPEG", "RGB", 1)
     assert (

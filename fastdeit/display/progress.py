@@ -1,0 +1,81 @@
+"""The progress bar: a live line on a terminal, else a plain line now and then."""
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fastdeit.display.terminal import Terminal
+
+Item = TypeVar("Item")
+
+QUIET_S = 15.0
+"""Without a terminal, seconds between two lines."""
+_SHOWN_AFTER_S = 1.5  # what ends sooner needs no bar
+
+
+class ProgressBar:
+    """A bar with a description, facts, and the time remaining.
+
+    total: the work that `update` counts; transient: the bar disappears at the end.
+    """
+
+    def __init__(
+        self, terminal: Terminal, total: int, description: str, transient: bool = False
+    ) -> None:
+        self._terminal = terminal
+        self._total = total
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(
+            *columns,
+            console=terminal,
+            transient=transient,
+            disable=terminal.quiet or not terminal.is_terminal,
+        )
+        self._task = self._progress.add_task(description, total=total, facts="")
+
+    @property
+    def started(self) -> bool:
+        return self._progress.live.is_started
+
+    def start(self) -> None:
+        """Show the bar, on a terminal."""
+        with self._terminal.silent_if_refused():
+            self._progress.start()
+
+    def update(self, done: int, facts: str, description: str | None = None, line: str = "") -> None:
+        """Set the work done so far and the text beside the bar.
+
+        line: what is printed instead where there is no terminal, at the end and if nothing was
+        printed for `QUIET_S` seconds.
+        """
+        self._progress.update(self._task, completed=done, description=description, facts=facts)
+        waited = time.monotonic() - self._terminal.last_print
+        due = waited > QUIET_S or done == self._total
+        if line and due and self._progress.disable:
+            self._terminal.say(line)
+
+    def stop(self) -> None:
+        """Leave the bar as it is, and end its updates."""
+        with self._terminal.silent_if_refused():
+            self._progress.stop()
+
+
+def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]:
+    """Yield the items, with a bar on stderr if it is a terminal and they take a while."""
+    bar = ProgressBar(Terminal(stderr=True), total, description, transient=True)
+    started = time.monotonic()
+    try:
+        for done, item in enumerate(items, 1):
+            if not bar.started and time.monotonic() - started > _SHOWN_AFTER_S:
+                bar.start()
+            bar.update(done, f"{done}/{total}")
+            yield item
+    finally:
+        bar.stop()

@@ -1,0 +1,74 @@
+"""Build the recorded teacher of a run from a `Config`, and the facts that decide its samples."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from fastdeit.config.schema import Config
+from fastdeit.data.index import Index
+from fastdeit.distributed.collectives import on_every_rank
+from fastdeit.models.teacher import Teacher
+from fastdeit.models.weights import hash_weights
+from fastdeit.plan.plan import VERSION, Plan
+from fastdeit.teacher_cache.check import (
+    check_coverage,
+    check_facts,
+    check_kind,
+    collect_teacher_facts,
+    read_bad_images,
+)
+from fastdeit.teacher_cache.reader import Cache, CachedTeacher
+
+
+def collect_sample_facts(config: Config, plan: Plan, index: Index, pixels: str) -> dict[str, Any]:
+    """Return everything that decides the mixed images, by name; pixels:
+    `PipelineOptions.describe()`."""
+    classes = hashlib.sha256(json.dumps(index.classes).encode()).hexdigest()
+    return {
+        "plan": {"version": VERSION} | json.loads(json.dumps(dataclasses.asdict(plan.spec))),
+        "data set": index.fingerprint(),
+        "image sizes": hashlib.sha256(plan.sizes.tobytes()).hexdigest(),
+        "classes": {"number": len(index.classes), "names": classes},
+        "augmentation": pixels,
+        "mean": list(config.data.mean),
+        "std": list(config.data.std),
+    }
+
+
+def open_cache(
+    config: Config, plan: Plan, index: Index, pixels: str, teacher: Teacher | None
+) -> CachedTeacher:
+    """Open the cache of --cache for a run with this plan; a collective.
+
+    teacher: the live one, for missing records. Raises ValueError on every rank, before any work:
+    for each fact in which the recorded samples or the teacher differ from the run's (except the
+    teacher's precision), and with --cache-miss error for epochs that are not recorded whole.
+    """
+
+    def check() -> None:
+        cache = Cache(config.distill.cache)
+        _check_cache(cache, config, plan, index, pixels, teacher)
+
+    on_every_rank(check)
+    cache = Cache(config.distill.cache)
+    bad = read_bad_images(cache, index)
+    return CachedTeacher(cache, config.distill.cache_miss, plan.images, bad)
+
+
+def _check_cache(
+    cache: Cache, config: Config, plan: Plan, index: Index, pixels: str, teacher: Teacher | None
+) -> None:
+    distill = config.distill
+    facts = collect_sample_facts(config, plan, index, pixels)
+    if teacher is not None:
+        facts["teacher"] = collect_teacher_facts(teacher, with_precision=False)
+    elif Path(distill.teacher_path).is_file():
+        facts["teacher"] = {"sha256": hash_weights(Path(distill.teacher_path))}
+    check_facts(cache, facts)
+    check_kind(cache, distill.distillation_type)
+    if distill.cache_miss == "error":
+        epochs = config.optim.epochs
+        samples = plan.steps_per_epoch(config.optim.batch_size) * config.optim.batch_size
+        check_coverage(cache, min(epochs, distill.cache_period or epochs), samples)

@@ -1,0 +1,62 @@
+"""Forward passes of the two kinds of models: a batch becomes the model's input and its outputs."""
+
+import hashlib
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from fastdeit.data.batch import Batch
+from fastdeit.kernels.mix import mix
+from fastdeit.kernels.mix_patches import mix_patches
+
+
+class ForwardPass(Protocol):
+    """How a model is fed; a batch is mixed first, since the teacher looks at the same images."""
+
+    def mix(self, batch: Batch, *, with_images: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the model's input, and the mixed images (B, 3, H, W) if the teacher needs them."""
+
+    def run(self, model: nn.Module, inputs: torch.Tensor, batch: Batch, step: int) -> Any:
+        """Return the model's outputs for what `mix` made of the batch."""
+
+
+class PlannedStudent:
+    """Forward pass of our `Student`: it takes patches, and the plan draws its DropPath mask."""
+
+    def __init__(self, patch_size: int, dtype: torch.dtype) -> None:
+        self.patch_size = patch_size
+        self.dtype = dtype
+
+    def mix(self, batch: Batch, *, with_images: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return mix_patches(
+            batch.images,
+            batch.lam,
+            batch.box,
+            self.patch_size,
+            self.dtype,
+            with_images=with_images,
+        )
+
+    def run(self, model: nn.Module, inputs: torch.Tensor, batch: Batch, step: int) -> Any:
+        return model(inputs, batch.drop_path_mask)
+
+
+class SeededModel:
+    """Forward pass of a timm model: it takes images, and draws its own random numbers.
+
+    They follow from (seed, step, samples of the batch), so a step that is repeated draws the same.
+    """
+
+    def __init__(self, seed: int, dtype: torch.dtype) -> None:
+        self.seed = seed
+        self.dtype = dtype
+
+    def mix(self, batch: Batch, *, with_images: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        images = mix(batch.images, batch.lam, batch.box, self.dtype)
+        return images, images if with_images else None
+
+    def run(self, model: nn.Module, inputs: torch.Tensor, batch: Batch, step: int) -> Any:
+        key = hashlib.sha256(f"{self.seed} {step} {batch.digest}".encode()).digest()
+        torch.manual_seed(int.from_bytes(key[:7], "little"))
+        return model(inputs)

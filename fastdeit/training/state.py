@@ -1,0 +1,161 @@
+"""State of training that a checkpoint holds: weights, moments, EMA, buffers and counters."""
+
+import copy
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from fastdeit.plan.digest import add_digests, show_digest
+from fastdeit.training.optim import Ema
+from fastdeit.training.zero import open_partitions
+
+Tensors = dict[str, torch.Tensor]
+"""Tensors by parameter or buffer name."""
+
+
+class TrainerState:
+    """Weights, Adam's moments, EMA and buffers of a model under a DeepSpeed engine (ZeRO 1, 2 or
+    3), and the counters of its steps. Starts at step 0.
+
+    engine: runs a `LossModule` (training/flat.py). eval_model: a second copy of the model on the
+    device, in evaluation mode and the training precision, for the EMA. ema_decay: None: no EMA.
+    """
+
+    def __init__(
+        self, engine: Any, eval_model: nn.Module, ema_decay: float | None, rank: int
+    ) -> None:
+        self.engine = engine
+        self.eval_model = eval_model
+        self.rank = rank
+        self.model: Any = engine.module.model
+        self.partitions = open_partitions(engine)
+        self._persistent = frozenset(eval_model.state_dict())
+        self.ema = None
+        if ema_decay is not None:
+            self.ema = Ema(self.partitions.masters, self.buffers(), ema_decay)
+        self.step = 0
+        """Of the next optimizer step."""
+        self.skipped = 0
+        self.digest = 0
+        """Of all samples so far that this rank counts: its own, and on rank 0 those of earlier
+        processes."""
+        self._whole: nn.Module | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Training precision: the dtype of activations."""
+        return next(self.eval_model.parameters()).dtype
+
+    def buffers(self) -> Tensors:
+        """Return the model's persistent buffers (a ConvNet's batch statistics), no copies."""
+        named = self.model.named_buffers()
+        return {name: buffer for name, buffer in named if name in self._persistent}
+
+    def update_ema(self) -> None:
+        """Move the EMA towards the current weights and buffers; for after an applied step."""
+        if self.ema is not None:
+            self.ema.update(self.partitions.masters, self.buffers())
+
+    def undo_step(self, buffers: Tensors) -> None:
+        """Restore what a skipped step has changed: the copies of the buffers from before it, and
+        what ZeRO 3 has released. A collective."""
+        self.partitions.after_skip()
+        _copy(buffers, self.buffers())
+
+    def weights(self) -> Tensors:
+        """Return the fp32 weights and the buffers, on the CPU; a collective."""
+        return self.partitions.gather(self.partitions.masters) | _to_cpu(self.buffers())
+
+    def ema_weights(self) -> Tensors | None:
+        """Return the EMA's weights and buffers, on the CPU; None without EMA; a collective."""
+        if self.ema is None:
+            return None
+        return self.partitions.gather(self.ema.flats) | _to_cpu(self.ema.buffers)
+
+    def module(self) -> nn.Module:
+        """Return the model in evaluation mode and the training precision; a collective.
+
+        At ZeRO 3, where each rank holds a part of every weight, it is a whole copy.
+        """
+        module = self.model.eval()
+        if self.engine.zero_optimization_stage() < 3:
+            return module
+        if self._whole is None:
+            self._whole = copy.deepcopy(self.eval_model)
+        self._whole.load_state_dict(self.weights())
+        return self._whole
+
+    def ema_module(self) -> nn.Module | None:
+        """Return a model with the EMA's weights, in evaluation mode and the training precision;
+        None without EMA; a collective."""
+        weights = self.ema_weights()
+        if weights is None:
+            return None
+        self.eval_model.load_state_dict(weights)
+        return self.eval_model
+
+    def gather(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
+        """Return what a checkpoint holds of training: tensors by set and name, and JSON values; a
+        collective."""
+        adam_step, exp_avg, exp_avg_sq = self.partitions.moments()
+        tensors = {
+            "model": self.weights(),
+            "exp_avg": self.partitions.gather(exp_avg),
+            "exp_avg_sq": self.partitions.gather(exp_avg_sq),
+        }
+        ema = self.ema_weights()
+        if ema is not None:
+            tensors["ema"] = ema
+        values = {"step": self.step, "adam_step": adam_step, "skipped": self.skipped}
+        return tensors, values | {"digest": show_digest(self.gather_digest())}
+
+    def gather_digest(self) -> int:
+        """Return the digest of the samples of all steps so far, of all ranks; a collective."""
+        digests = [0] * dist.get_world_size()
+        dist.all_gather_object(digests, self.digest)
+        return add_digests(*digests)
+
+    def layout(self) -> dict[str, Tensors]:
+        """Return names, shapes and dtypes of the tensors that `gather` returns, without memory."""
+        parameters = {
+            name: torch.empty(parameter.shape, dtype=torch.float32, device="meta")
+            for name, parameter in self.eval_model.named_parameters()
+        }
+        model = parameters | {name: value.to("meta") for name, value in self.buffers().items()}
+        layout = {"model": model, "exp_avg": parameters, "exp_avg_sq": parameters}
+        return layout if self.ema is None else layout | {"ema": model}
+
+    def load(self, tensors: dict[str, Tensors], values: dict[str, Any]) -> None:
+        """Restore what `gather` returned, at any world size and stage; a collective.
+
+        Raises ValueError if names or shapes of the parameters differ.
+        """
+        model = tensors["model"]
+        if _shapes(model) != _shapes(self.eval_model.state_dict()):
+            kind = type(self.model).__name__
+            raise ValueError(f"the checkpoint's parameters are not those of {kind} as configured")
+        self.partitions.load(model)
+        self.partitions.load_moments(values["adam_step"], tensors["exp_avg"], tensors["exp_avg_sq"])
+        _copy(model, self.buffers())
+        if self.ema is not None:
+            ema = tensors.get("ema", model)
+            self.partitions.scatter(ema, self.ema.flats)
+            _copy(ema, self.ema.buffers)
+        self.step = values["step"]
+        self.skipped = values["skipped"]
+        self.digest = int(values.get("digest", "0"), 16) if self.rank == 0 else 0
+
+
+def _shapes(named: Tensors) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in named.items()}
+
+
+def _to_cpu(buffers: Tensors) -> Tensors:
+    return {name: buffer.detach().cpu().clone() for name, buffer in buffers.items()}
+
+
+def _copy(source: Tensors, destination: Tensors) -> None:
+    for name, value in destination.items():
+        value.copy_(source[name])

@@ -1,0 +1,50 @@
+"""Figures: pixels of normalised images, the report of a run, grids of pictures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastdeit.display.figures import Picture, save_grid, save_report
+from fastdeit.display.pixels import denormalise
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 3), (2, 5, 7, 3)], ids=str)
+def test_pixels_survive_normalising_and_back(shape: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    scaled = torch.from_numpy(pixels).float() / 255
+    images = ((scaled - torch.tensor(MEAN)) / torch.tensor(STD)).movedim(-1, -3)
+    assert np.array_equal(denormalise(images, MEAN, STD), pixels)
+
+
+def test_values_out_of_range_are_clipped() -> None:
+    images = torch.tensor([-9.0, 0.0, 9.0]).view(3, 1, 1).bfloat16()
+    assert denormalise(images, (0.5,) * 3, (0.5,) * 3).tolist() == [[[0, 128, 255]]]
+
+
+def test_grid_of_uneven_rows_gives_the_same_bytes_twice(tmp_path: Path) -> None:
+    pixels = np.full((8, 8, 3), 200, np.uint8)
+    boxed = (pixels, "b", (1, 2, 3, 4))
+    rows: list[list[Picture]] = [[(pixels, "a", None), boxed], [(pixels, "c", None)]]
+    for name in ("one.png", "two.png"):
+        save_grid(tmp_path / name, rows, "title")
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    drawn = np.asarray(Image.open(tmp_path / "one.png").convert("RGB")).astype(int)
+    assert (drawn[..., 0] - drawn[..., 1] > 100).any(), "the box is red"
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_report_is_drawn_from_any_metrics(count: int, tmp_path: Path) -> None:
+    metrics = [
+        {"step": 1, "loss": 2.0, "base": 1.0, "distill": 0.0, "lr": 0.1},
+        {"step": 2, "model/both/top1": 10.0},
+    ]
+    images = torch.zeros(count, 3, 8, 8)
+    for name, lines in (("all.png", metrics), ("none.png", [])):
+        save_report(tmp_path / name, lines, images, ["title"] * count, MEAN, STD)
+        assert Image.open(tmp_path / name).size == (1400, 700)

@@ -1,0 +1,91 @@
+"""Results of a run: the command to try next, and the metadata of the exported weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from fastdeit.config.recipes import RECIPES
+from fastdeit.config.schema import Config
+from fastdeit.models.build import weight_metadata
+from fastdeit.models.student import build_student
+from fastdeit.run.results import is_finished, next_command
+from fastdeit.storage.run_folder import RunFolder
+
+FOLDER = RunFolder(Path("runs/x"))
+ALONE = {"distillation_type": "none"}
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name.endswith("_teacher")])
+def test_after_a_teacher_comes_its_student(recipe: str) -> None:
+    student = recipe.removesuffix("_teacher")
+    expected = f"deepspeed fastdeit/train.py --recipe {student}"
+    assert student in RECIPES and next_command(RECIPES[recipe](), recipe, FOLDER) == expected
+
+
+def test_after_digits_comes_the_run_without_distillation() -> None:
+    expected = (
+        "deepspeed fastdeit/train.py --recipe digits --distillation-type none "
+        "--output-dir runs/digits_alone"
+    )
+    assert next_command(RECIPES["digits"](), "digits", FOLDER) == expected
+
+
+def test_after_a_timm_model_comes_a_student_of_it() -> None:
+    config = Config().replace(
+        model={"model": "resnet10t"}, distill=ALONE, data={"data_path": "images"}
+    )
+    expected = (
+        "deepspeed fastdeit/train.py --data-path images "
+        "--teacher-model resnet10t --teacher-path runs/x/student.safetensors"
+    )
+    assert next_command(config, "deit", FOLDER) == expected
+
+
+@pytest.mark.parametrize(
+    "config", [Config(), Config().replace(distill=ALONE)], ids=["distilled", "alone"]
+)
+def test_after_a_student_come_its_curves(config: Config) -> None:
+    assert next_command(config, "deit", FOLDER) == "tensorboard --logdir runs/x/tensorboard"
+
+
+def test_summary_marks_a_finished_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.config.write_text("")
+    folder.student.write_text("")
+    assert not is_finished(folder)
+    folder.summary.write_text("{}")
+    assert is_finished(folder)
+
+
+def test_metadata_describes_the_student_and_its_input() -> None:
+    config = Config().replace(
+        model={"model": "deit_tiny_distilled_patch16_224"},
+        data={
+            "input_size": 32,
+            "mean": (0.1, 0.2, 0.3),
+            "std": (0.4, 0.5, 0.6),
+            "eval_crop_ratio": 0.9,
+        },
+    )
+    student = build_student(
+        config.model.model, num_classes=2, image_size=32, embed_dim=32, depth=1, num_heads=4
+    )
+    metadata = weight_metadata(config, ("cat", "dog"), student)
+    assert metadata.pop("model") == "deit_tiny_distilled_patch16_224"
+    assert {name: json.loads(value) for name, value in metadata.items()} == {
+        "input_size": 32,
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.4, 0.5, 0.6],
+        "crop_pct": 0.9,
+        "num_classes": 2,
+        "classes": ["cat", "dog"],
+        "num_heads": 4,
+    }
+
+
+def test_metadata_of_a_timm_model_has_no_heads() -> None:
+    config = Config().replace(model={"model": "resnet10t"}, distill=ALONE)
+    metadata = weight_metadata(config, ("cat",), nn.Linear(1, 1))
+    assert metadata["model"] == "resnet10t" and "num_heads" not in metadata

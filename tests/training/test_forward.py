@@ -1,0 +1,45 @@
+"""Forward passes alone: our student's planned one, and a timm model's seeded one."""
+
+import dataclasses
+
+import timm
+import torch
+
+from fastdeit.kernels.mix import mix_reference
+from fastdeit.training.forward import PlannedStudent, SeededModel
+from tests.support.tiny_student import CLASSES, make_batch, make_model
+
+
+def test_student_takes_patches_and_the_planned_mask() -> None:
+    batch = make_batch(0)
+    model = make_model().train()
+    forward = PlannedStudent(model.patch_size, torch.float32)
+    patches, images = forward.mix(batch, with_images=True)
+    mixed = mix_reference(batch.images, batch.lam, batch.box)
+    assert images is not None and torch.equal(images, mixed)
+    outputs = forward.run(model, patches, batch, step=0)
+    for ours, expected in zip(outputs, model(mixed, batch.drop_path_mask), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_images_are_made_only_for_a_teacher() -> None:
+    for forward in (PlannedStudent(8, torch.float32), SeededModel(0, torch.float32)):
+        assert forward.mix(make_batch(0), with_images=False)[1] is None
+
+
+def test_timm_model_repeats_its_own_random_draws() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=CLASSES, drop_rate=0.5).train()
+    batch = dataclasses.replace(make_batch(0), digest=7)
+    forward = SeededModel(3, torch.float32)
+    images, for_teacher = forward.mix(batch, with_images=True)
+    assert images is for_teacher
+    first = forward.run(model, images, batch, step=5)
+    torch.rand(17)
+    assert torch.equal(forward.run(model, images, batch, step=5), first)
+    others = [
+        forward.run(model, images, batch, step=6),
+        forward.run(model, images, dataclasses.replace(batch, digest=8), step=5),
+        SeededModel(4, torch.float32).run(model, images, batch, step=5),
+    ]
+    assert not any(torch.equal(other, first) for other in others)
