@@ -68,20 +68,22 @@ def code(text: str) -> Iterator[str]:
 @functools.cache
 def flags_of_parsers() -> set[str]:
     """Return the flags of every `add_argument` and `addoption` of the repository."""
-    found = set()
+    found: set[str] = set()
     sources = [*ROOT.glob("fastdeit/**/*.py"), *ROOT.glob("benchmarks/*.py")]
     for source in [*sources, *ROOT.glob("tests/**/conftest.py")]:
         for node in ast.walk(ast.parse(text_of(source))):
-            name = getattr(node.func, "attr", "") if isinstance(node, ast.Call) else ""
-            if name in ("add_argument", "addoption"):
-                found |= {arg.value for arg in node.args if isinstance(arg, ast.Constant)}
+            if not isinstance(node, ast.Call):
+                continue
+            if getattr(node.func, "attr", "") in ("add_argument", "addoption"):
+                found |= {str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)}
     return found
 
 
 def flags_of_training() -> set[str]:
+    """Return the flags of `fastdeit train`, from the fields of `Config`."""
     found = set()
     for section in dataclasses.fields(Config):
-        for field in dataclasses.fields(section.default_factory):
+        for field in dataclasses.fields(getattr(Config(), section.name)):
             name = field.name.replace("_", "-")
             found |= {f"--{name}", f"--no-{name}"}
     return found
