@@ -16,7 +16,9 @@ from fastdeit.display.pixels import denormalise
 from fastdeit.kernels.mix import mix
 from fastdeit.replay.report import DigestComparison, Report
 
-IMAGES, PLAN, STEP = "images", "plan.json", "step.json"
+IMAGES = "images"
+PLAN = "plan.json"
+STEP = "step.json"
 _SHOWN = 16  # micro-batches in the table
 
 

@@ -121,7 +121,7 @@ def read_history(config: Config, folder: RunFolder, step: int) -> StepHistory:
     seen += [step_of(path) for path in list_checkpoints(folder.checkpoints)]
     # so many of the last steps may be in no file
     end = max(seen, default=0) + config.run.log_steps
-    require(0 <= step < end, "step", step, f"0 to {end - 1}, the last that {folder} can know of")
+    require(0 <= step < end, "step", step, f"0 to {end - 1}, the last step that {folder} can hold")
     return StepHistory(
         folder=folder,
         step=step,

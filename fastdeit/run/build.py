@@ -137,7 +137,8 @@ def _list_damaged(index: Index) -> list[str]:
 
 def describe_run(run: Run, notes: list[str]) -> dict[str, str]:
     """Return the rows of the heading, by name."""
-    config, data = run.config, run.data
+    config = run.config
+    data = run.data
     batch_size = config.optim.batch_size
     epochs = config.optim.epochs
     rows = {
@@ -150,7 +151,8 @@ def describe_run(run: Run, notes: list[str]) -> dict[str, str]:
         "teacher": _describe_teacher(run),
         "schedule": f"{epochs} epochs of {run.steps_per_epoch} steps, batch {batch_size}",
     }
-    wanted, stage = config.run.zero_stage, run.trainer.engine.zero_optimization_stage()
+    wanted = config.run.zero_stage
+    stage = run.trainer.engine.zero_optimization_stage()
     if stage != wanted:
         reason = "the same maths, gradients summed in fp32"
         notes = [*notes, f"ZeRO {wanted} replaced by {stage}: {reason}"]
@@ -165,7 +167,8 @@ def _describe_devices(run: Run) -> str:
 
 
 def _describe_data(run: Run) -> str:
-    data, config = run.data, run.config.data
+    data = run.data
+    config = run.config.data
     images = f"{len(data.train_index):,} training and {len(data.val_index):,} validation images"
     classes = len(data.train_index.classes)
     return f"{config.data_path}: {images}, {classes} classes, {config.input_size} px"

@@ -87,7 +87,8 @@ def after_step(run: Run) -> None:
     """Do what is due after an optimizer step, on every rank in the same order."""
     step = run.trainer.step
     config = run.config
-    checksum_steps, save_steps = config.health.checksum_steps, config.checkpoint.save_steps
+    checksum_steps = config.health.checksum_steps
+    save_steps = config.checkpoint.save_steps
     report_failed_saves(run)
     if checksum_steps and step % checksum_steps == 0:
         compare_replicas(run)

@@ -52,7 +52,7 @@ def build_trainer(
     """Build the student under DeepSpeed with optimizer, schedule, loss and EMA, at step 0; a
     collective.
 
-    decode: from the teacher records that batches bring to the teacher's output, if they do.
+    decode: maps a batch's teacher records to the teacher's output; None: batches hold none.
     """
     optim = config.optim
     dtype = precision(config, world)[1]

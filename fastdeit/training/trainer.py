@@ -46,7 +46,7 @@ class Trainer:
     forward: ForwardPass
     teacher: Teacher | None
     decode: Callable[[torch.Tensor], torch.Tensor] | None
-    """From a batch's teacher records to the teacher's output; None: batches bring no records."""
+    """Maps a batch's teacher records to the teacher's output; None: batches hold no records."""
     criterion: DistillationLoss
     schedule: Scheduler
     kernels: str = "auto"
@@ -56,7 +56,7 @@ class Trainer:
 
     @property
     def engine(self) -> Any:
-        """The DeepSpeed engine."""
+        """Return the DeepSpeed engine."""
         return self.state.engine
 
     @property

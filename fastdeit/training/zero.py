@@ -10,7 +10,7 @@ deepspeed/runtime/zero/{stage_1_and_2,stage3}.py of 0.19.8; `open_partitions` fa
 later version lacks what it needs.
 
 DeepSpeed's public functions (`safe_get_full_fp32_param`, `safe_get_full_optimizer_state` and their
-setters) are not used: they communicate once a parameter, know no EMA, at ZeRO 1 and 2 find the
+setters) are not used: they communicate once a parameter, have no EMA, at ZeRO 1 and 2 find the
 moments of the first group only, and do not refresh the bf16 copies. The tests compare with them.
 """
 

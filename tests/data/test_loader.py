@@ -1,5 +1,5 @@
-"""The training loader: the same samples on any number of ranks and micro-batches, after any jump, in memory
-that stays valid."""
+"""The training loader: the same samples on any number of ranks and micro-batches, after any jump,
+in memory that stays valid."""
 
 import dataclasses
 import shutil

@@ -34,9 +34,8 @@ OPTIONS = PipelineOptions((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), num_threads=1, backe
 
 
 SPOILT = {kind: data for kind, (data, _) in REFUSED.items()} | {"bomb": claimed_bomb()}
-SPOILT["lying"] = JPEG.replace(
-    bytes((0, 37, 0, 53)), bytes((200, 0, 200, 0)), 1
-)  # of height and width
+# a false height and width
+SPOILT["lying"] = JPEG.replace(bytes((0, 37, 0, 53)), bytes((200, 0, 200, 0)), 1)
 
 
 @pytest.fixture

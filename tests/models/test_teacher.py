@@ -141,9 +141,8 @@ def save_export(model: nn.Module, path: Path) -> None:
     )
 
 
-@pytest.mark.filterwarnings(
-    "ignore:The given buffer is not writable"
-)  # torch.export.load of torch 2.11
+# torch.export.load of torch 2.11
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")
 @pytest.mark.parametrize(("save", "kind"), [(save_script, "torchscript"), (save_export, "export")])
 def test_recorded_programs_equal_their_model(
     save: Callable[[nn.Module, Path], None], kind: str, tmp_path: Path

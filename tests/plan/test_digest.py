@@ -35,9 +35,8 @@ SPEC = PlanSpec(seed=5, input_size=SIDE, reprob=0.5, color_jitter=0.3)
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
-    return build_index(
-        write_shapes(tmp_path_factory.mktemp("shapes") / "data", train=17), "train"
-    )  # 51 images
+    data = write_shapes(tmp_path_factory.mktemp("shapes") / "data", train=17)  # 51 images
+    return build_index(data, "train")
 
 
 def loaders(index: Index, world_size: int, micro_batch: int, **changes: int) -> list[TrainLoader]:

@@ -52,9 +52,8 @@ def test_each_unit_comes_once_and_steps_do_not_depend_on_the_world(
                 assert all(len(mine) == batch // world for mine in ranks)
                 assert sorted(np.concatenate(ranks)) == sorted(alone)
                 for mine in ranks:
-                    np.testing.assert_array_equal(
-                        mine[1::2], mine[::2] + 1
-                    )  # a pair stays together
+                    # a pair stays together
+                    np.testing.assert_array_equal(mine[1::2], mine[::2] + 1)
         np.testing.assert_array_equal(np.concatenate(everything), np.arange(steps * batch))
 
 

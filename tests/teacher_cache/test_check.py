@@ -497,9 +497,9 @@ def test_file_cut_while_open_is_a_fault_and_no_crash(setting: Setting, tmp_path:
     known = cache.look_up(0, np.arange(8), lambda epoch, ordinals: _rows(setting, epoch, ordinals))
     os.truncate(folder / "records.bin", 0)
     again = cache.look_up(0, np.arange(8), lambda epoch, ordinals: _rows(setting, epoch, ordinals))
-    assert (
-        known[1] is None and again[1] is None and np.array_equal(known[0], again[0])
-    )  # checked before
+    assert known[1] is None
+    assert again[1] is None  # checked before
+    assert np.array_equal(known[0], again[0])
     assert "ends before them" in str(cache.find_fault(0, 1))
 
 

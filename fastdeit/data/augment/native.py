@@ -121,7 +121,8 @@ def apply_layers(
 
 def erase(images: DataNode, ints: DataNode, floats: Sequence[DataNode], spec: PlanSpec) -> DataNode:
     """Fill the planned boxes of float32 (3, S, S); floats: the sample's row, if it has one."""
-    start, shape = ints[_ERASE_START], ints[_ERASE_SHAPE]
+    start = ints[_ERASE_START]
+    shape = ints[_ERASE_SHAPE]
     box = {"anchor": fn.cast(start, dtype=types.FLOAT), "shape": fn.cast(shape, dtype=types.FLOAT)}
     if spec.remode == "const":
         return fn.erase(images, fill_value=0.0, **box)

@@ -47,7 +47,8 @@ def list_listed(root: Path, file: Path, classes: Sequence[str] | None) -> Listin
 def _read_text(file: Path) -> tuple[list[str], list[str]]:
     """Return the paths and the labels of the lines; a first line without an image's name is the
     heading."""
-    paths, labels = [], []
+    paths = []
+    labels = []
     path, label = 0, 1  # columns
     is_first = True
     for number, row in enumerate(_read_rows(file), 1):

@@ -31,16 +31,12 @@ TOLERANCE: dict[str, tuple[int | None, float]] = dict.fromkeys(OPS, (0, 0.0))
 TOLERANCE |= dict.fromkeys(
     ("BrightnessIncreasing", "ContrastIncreasing", "SharpnessIncreasing"), (1, 0.0002)
 )
-TOLERANCE["ColorIncreasing"] = (
-    1,
-    0.002,
-)  # DALI's grey is computed in floating point, PIL's in 16-bit fixed point
+# DALI's grey is computed in floating point, PIL's in 16-bit fixed point
+TOLERANCE["ColorIncreasing"] = (1, 0.002)
 TOLERANCE["Grayscale"] = (1, 0.002)  # the same grey
 TOLERANCE["GaussianBlur"] = (1, 0.0005)  # ties of PIL's boxes, which are in fixed point
-TOLERANCE["AutoContrast"] = (
-    1,
-    0.01,
-)  # whole levels, which PIL's double precision puts a little below or above
+# whole levels, which PIL's double precision puts a little below or above
+TOLERANCE["AutoContrast"] = (1, 0.01)
 TOLERANCE["Equalize"] = (None, 6.0)  # OpenCV's formula
 TOLERANCE |= dict.fromkeys(WARPS, (None, 2.0))
 # of the cubic kernel: PIL's has -1, OpenCV's -0.75; CV-CUDA's, on the GPU, the one or the other by
@@ -173,9 +169,8 @@ def test_warp_differs_less_than_pils_own_filters_do(
         for filter_ in (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR)
     )
     ours = run_dali(images, ops, args, place).astype(int)
-    share = (
-        0.75 if place == "gpu" else 0.6
-    )  # it is 0.42 to 0.49 with OpenCV's kernel, and up to 0.71 with CV-CUDA's older one
+    # it is 0.42 to 0.49 with OpenCV's kernel, and up to 0.71 with CV-CUDA's older one
+    share = 0.75 if place == "gpu" else 0.6
     distances.check(ours, cubic, mean=share * float(np.abs(linear - cubic).mean()))
     assert np.median(np.abs(ours - cubic)) <= 1
 

@@ -168,11 +168,8 @@ def write_kaggle(root: Path) -> None:
             )
 
 
-DEVKIT_ORDER = (
-    "n01484850",
-    "n01440764",
-    "n01443537",
-)  # the devkit's own numbers 1, 2, 3; then come groups of synsets
+# the devkit's own numbers 1, 2, 3; then come groups of synsets
+DEVKIT_ORDER = ("n01484850", "n01440764", "n01443537")
 
 
 def write_devkit(root: Path, folder: str = "ILSVRC2012_devkit_t12/data") -> None:
