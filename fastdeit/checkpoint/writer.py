@@ -31,7 +31,7 @@ class CheckpointError(RunError):
 
 
 class SaveResult(NamedTuple):
-    """How a save ended; warnings: lines for the user."""
+    """Outcome of a save; warnings: lines for the user."""
 
     saved: bool
     warnings: list[str]

@@ -1,1 +1,1 @@
-"""What a run is asked for: every default, the recipes, the command line and the settings file."""
+"""Settings of a run: every default, the recipes, the command line and the settings file."""

@@ -49,7 +49,7 @@ all."""
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """Where a pipeline runs, how far ahead, and its output.
+    """Settings of a pipeline: device, prefetch and output.
 
     Raises ValueError for an unknown name.
     """

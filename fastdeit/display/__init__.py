@@ -1,1 +1,1 @@
-"""What a user sees: the console, progress, figures."""
+"""Output for the user: the console, progress, figures."""

@@ -1,4 +1,4 @@
-"""What the user sees of a run: the heading, progress, notes, and the table at the end."""
+"""Console output of a run: the heading, progress, notes, and the table at the end."""
 
 from collections.abc import Mapping
 from typing import Any

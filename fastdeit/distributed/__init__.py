@@ -1,1 +1,1 @@
-"""What the ranks of a run do together: join, compare, share errors, exit."""
+"""Cooperation of the ranks of a run: join, compare, share errors, exit."""

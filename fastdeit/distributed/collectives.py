@@ -1,4 +1,4 @@
-"""What all ranks do together: run an action, share its errors, vote, wait for each other."""
+"""Operations of all ranks together: run an action, share its errors, vote, wait for each other."""
 
 import functools
 import os

@@ -1,1 +1,1 @@
-"""What watches a run, and the records of what went wrong."""
+"""Supervision of a run, and the records of its failures."""

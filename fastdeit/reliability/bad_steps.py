@@ -49,7 +49,7 @@ class BadStep(StepPlace):
 
     @property
     def cause(self) -> str:
-        """What was not finite, in words."""
+        """Return what was not finite, in words."""
         ranks = sorted({micro_batch.rank for micro_batch in self.not_finite})
         if not ranks:
             return "the gradient is not finite"

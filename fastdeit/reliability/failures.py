@@ -23,7 +23,7 @@ _LIMIT = 1 << 22  # bytes of a failure file, which holds the stacks of many thre
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Where and why a rank failed."""
+    """Record of a rank's failure: place and cause."""
 
     time: float
     """Seconds since 1970."""

@@ -1,4 +1,4 @@
-"""What a run's folder records of one of its steps: attempt, log, bad steps, excluded images.
+"""History of one step from the run folder: attempt, log, bad steps, excluded images.
 
 The folder is only read, so the run may be training.
 """

@@ -61,7 +61,7 @@ class ProcessResult:
 
 @dataclass(frozen=True)
 class Origin:
-    """How the state before the step was reached: from a checkpoint, and the steps trained since."""
+    """Origin of the state before the step: a checkpoint, and the steps trained since."""
 
     source: str
     trained: list[int]
@@ -79,7 +79,7 @@ class DigestComparison:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What the run's folder records of the step, under the names of step.json."""
+    """Records of the step in the run folder, under the names of step.json."""
 
     values: dict[str, float] | None
     """Losses, gradient norm and learning rate, if they were recorded of this step alone."""

@@ -44,7 +44,7 @@ class Training:
     drop_path: tuple[float, ...]
     """The student's DropPath rate by block; empty for a timm model."""
     notes: list[str]
-    """How weights of another shape were made to fit."""
+    """Notes on weights of another shape that were made to fit."""
 
 
 def build_training(config: Config, world: World, index: Index) -> Training:

@@ -53,7 +53,7 @@ class LossModule(nn.Module):
         super().__init__()
         self.model = model
         self.groups = groups
-        """As torch's optimizers take them; "params" are the parameters that DeepSpeed sees."""
+        """Groups in torch's form; "params" are the parameters that DeepSpeed sees."""
 
     def forward(self, compute: Compute) -> LossParts:
         return compute(self.model)

@@ -12,7 +12,7 @@ from fastdeit.kernels.mix_patches import mix_patches
 
 
 class ForwardPass(Protocol):
-    """How a model is fed; a batch is mixed first, since the teacher looks at the same images."""
+    """Forward pass of a model; a batch is mixed first: the teacher sees the same images."""
 
     def mix(self, batch: Batch, *, with_images: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the model's input, and the mixed images (B, 3, H, W) if the teacher needs them."""

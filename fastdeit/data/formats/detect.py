@@ -34,12 +34,12 @@ class SplitLocation:
 
     @property
     def feeding(self) -> Feeding:
-        """How its images are read: each is a file, or lies in a shard or an IDX file."""
+        """Return how its images are stored: one file each, in shards, or in an IDX file."""
         return self.kind if self.kind == "shards" or self.kind == "idx" else "files"
 
     @property
     def home(self) -> Path:
-        """The folder that a `classes.txt` would lie in."""
+        """Return the folder that may hold a `classes.txt`."""
         return self.paths[0].parent
 
 

@@ -15,7 +15,7 @@ from fastdeit.data.formats.check import ImageInfo
 from fastdeit.distributed.errors import RunError
 
 SHOWN = 10
-"""How many names an error lists."""
+"""Number of names that an error lists."""
 MAX_CLASSES = 2**20
 UNKNOWN = -1
 """Label of an image that has none; it has a fault too."""
@@ -58,7 +58,7 @@ class Listing:
 
 
 class _Images(Protocol):
-    """What `Listing` and the index have in common."""
+    """Interface that `Listing` and the index share."""
 
     @property
     def names(self) -> pa.BinaryArray: ...
