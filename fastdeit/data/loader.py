@@ -90,12 +90,12 @@ class _Division:
 
     @functools.cached_property
     def steps(self) -> int:
-        """Steps of an epoch."""
+        """Return the number of steps in an epoch."""
         return self.plan.steps_per_epoch(self.batch_size)
 
     @property
     def micro_steps(self) -> int:
-        """Micro-batches of a step."""
+        """Return the number of micro-batches in a step."""
         return self._micro_steps_of_rank * len(self.ranks)
 
     @property

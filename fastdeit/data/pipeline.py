@@ -86,12 +86,12 @@ class PipelineOptions:
 
     @property
     def dtype(self) -> types.DALIDataType:
-        """Type of the output: float16 on a GPU, float32 on a CPU."""
+        """Return the type of the output: float16 on a GPU, float32 on a CPU."""
         return types.FLOAT16 if self.device == "gpu" else types.FLOAT
 
     @property
     def dali(self) -> dict[str, Any]:
-        """Arguments of nvidia.dali.Pipeline."""
+        """Return the arguments of nvidia.dali.Pipeline."""
         device_id = (self.device_id or 0) if self.device == "gpu" else None
         queue = {"batch_size": self.batch_size, "prefetch_queue_depth": self.prefetch}
         return {"num_threads": self.num_threads, "device_id": device_id, **queue}

@@ -78,7 +78,7 @@ class Quarantine:
 
     @property
     def rows(self) -> np.ndarray:
-        """Rows of the index that must not be read, ascending: int64 (n,)."""
+        """Return the rows of the index that must not be read, ascending: int64 (n,)."""
         return np.array(sorted(self._faults), np.int64)
 
     def fingerprint(self) -> str:

@@ -269,7 +269,7 @@ def _check_sizes(
     if embed_dim % num_heads:
         raise ValueError(f"embed_dim must be a multiple of {num_heads} heads (got {embed_dim})")
     if not 0 <= drop_path < 1:
-        raise ValueError(f"drop_path must lie in [0, 1) (got {drop_path})")
+        raise ValueError(f"drop_path must be 0 or more, below 1 (got {drop_path})")
 
 
 def build_student(name: str, *, num_classes: int, **overrides: object) -> Student:

@@ -91,11 +91,11 @@ class Plan:
 
     @property
     def excluded(self) -> np.ndarray:
-        """int64, sorted: the images that are not drawn."""
+        """Return the images that are not drawn: int64, sorted."""
         return self._excluded
 
     def exclude(self, rows: Sequence[int] | np.ndarray) -> None:
-        """Never draw the images `rows` of the index again.
+        """Stop drawing the images `rows` of the index.
 
         Raises ValueError for a row that is not in the index, or when fewer than 2 images remain.
         `images` and `draw` raise it for an epoch in which one side has no image left.

@@ -53,12 +53,12 @@ class StepHistory:
 
     @property
     def was_rolled_back(self) -> bool:
-        """True if the run rolled back to before the step, and then skipped it."""
+        """Return True if the run rolled back to before the step, and then skipped it."""
         return self.skipped_now(self.step)
 
     @property
     def latest_state(self) -> int:
-        """The latest step whose checkpoint can have led to this step.
+        """Return the latest step whose checkpoint can have led to this step.
 
         A checkpoint within a skipped range was saved after the rollback, with the steps before it
         skipped; if this step lies in the range, it was trained before that.
@@ -82,7 +82,7 @@ class StepHistory:
 
     @property
     def first_step(self) -> int:
-        """The step that the run began with: 0, but for --resume."""
+        """Return the step that the run began with: 0, but for --resume."""
         return self.attempts[0].step
 
     def metrics_line(self) -> tuple[Metrics | None, int]:

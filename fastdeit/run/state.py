@@ -99,7 +99,7 @@ class Run:
 
     @property
     def fingerprints(self) -> dict[str, Any]:
-        """Everything that determines the samples of a step; see `identity.fingerprints`."""
+        """Return all that determines the samples of a step; see `identity.fingerprints`."""
         data = self.data
         pixels = data.train_loader.options.describe()
         return fingerprints(data.plan, data.train_index, self.config.optim.batch_size, pixels)

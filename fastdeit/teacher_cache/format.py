@@ -72,7 +72,7 @@ class Manifest:
 
     @property
     def record(self) -> np.dtype:
-        """Layout of one record."""
+        """Return the layout of one record."""
         if self.kind == "hard":
             return np.dtype("<u2")
         return np.dtype(
@@ -81,12 +81,12 @@ class Manifest:
 
     @property
     def description(self) -> str:
-        """The kind in words."""
+        """Return the kind in words."""
         return self.kind if self.kind == "hard" else f"top {self.k} logits"
 
     @property
     def chunks(self) -> int:
-        """Number of chunks in an epoch."""
+        """Return the number of chunks in an epoch."""
         return -(-self.samples // self.chunk)
 
     def ordinals(self, chunk: int) -> np.ndarray:

@@ -58,12 +58,12 @@ class Cache:
         self._records = _map_file(self.folder / RECORDS)
         self._chunks = _read_file(self.folder / CHUNKS)
         self._checked: dict[tuple[int, int], np.ndarray | str] = {}
-        """The records of a chunk, or their fault."""
+        """Return the records of a chunk, or their fault."""
         self._version = 0
 
     @property
     def record_bytes(self) -> int:
-        """Bytes of one record."""
+        """Return the bytes of one record."""
         return self.manifest.record.itemsize
 
     def coverage(self) -> np.ndarray:

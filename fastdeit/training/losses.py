@@ -45,7 +45,7 @@ class DistillationLoss:
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)} (got {self.kind!r})")
         if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha must lie in [0, 1] (got {self.alpha})")
+            raise ValueError(f"alpha must be 0 to 1 (got {self.alpha})")
         if not self.tau > 0:
             raise ValueError(f"tau must be positive (got {self.tau})")
         if not 0 <= self.smoothing < 1:

@@ -71,7 +71,7 @@ class Trainer:
 
     @property
     def lr(self) -> float:
-        """Largest learning rate of the last step's groups (all are equal without layer decay)."""
+        """Return the largest learning rate of the last step's groups: layer decay lowers some."""
         return max(group["lr"] for group in self.engine.optimizer.param_groups)
 
     def train_step(
