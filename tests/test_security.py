@@ -498,7 +498,8 @@ IMAGES: dict[str, Callable[[], bytes]] = {
         8, 8, *[chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1 << 20), 9))] * 200
     ),
     "svg": lambda: (
-        b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'><image href='file:///etc/passwd'/></svg>"
+        b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'>"
+        b"<image href='file:///etc/passwd'/></svg>"
     ),
     "tiff": lambda: encoded(RGB, "TIFF"),
     "exif": lambda: encoded(RGB, "JPEG", exif=EXIF),
