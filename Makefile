@@ -12,10 +12,8 @@ else
 LAUNCH := $(BIN)/deepspeed -q --no_local_rank
 endif
 LAUNCH += --master_port $(shell shuf -i 20000-60000 -n 1)
-# one worker more than cores, for tests that wait; a file's tests run in one process, in order: they
-# share runs
-WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 5 --dist loadfile \
+# a file's tests run in one process, in order: they share runs
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
 	--no-loadscope-reorder
 
 # a process starts twice as fast when its imports are compiled once and kept
