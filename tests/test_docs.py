@@ -7,10 +7,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fastdeit.__main__ import COMMANDS
+from fastdeit.config.recipes import RECIPES
 from fastdeit.config.schema import Config
+from fastdeit.plan.build import build_plan
 from fastdeit.storage.run_folder import RunFolder
 from tests.support.launching import ROOT
 
@@ -152,6 +155,11 @@ def test_readme_names_the_files_of_a_run() -> None:
     members = (name for name in vars(RunFolder) if not name.startswith("_"))
     values = (getattr(folder, name) for name in members)
     assert named == {value.name for value in values if isinstance(value, Path) and value.suffix}
+
+
+def test_readme_has_the_plan_of_the_default_recipe() -> None:
+    plan = build_plan(RECIPES["deit"](), np.full((1024, 2), 224, dtype=np.int32))
+    assert f"    {plan.spec.describe()}\n" in text_of(ROOT / "README.md")
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
