@@ -377,7 +377,7 @@ def test_step_of_a_timm_model(setting: Setting, tmp_path: Path) -> None:
 
 
 WRONG: dict[str, tuple[int, list[str], str]] = {
-    "beyond the run": (10, [], "--step must be 0 to 9, the last that "),
+    "beyond the run": (10, [], "--step must be 0 to 9, the last step that "),
     "beyond the plan": (9, [], "--step must be below 9"),
     "before the run": (-1, [], "--step must be 0 or more, where "),
     "no data": (4, ["--data-path", "/nowhere/at/all"], "/nowhere/at/all"),
