@@ -1,1 +1,2 @@
-"""Checkpoints: written in the background, verified when read, free of ZeRO stage and world size."""
+"""Checkpoints: written in the background, verified when read, free of ZeRO stage and world size.
+On the way to the disk: writer.py (a thread), store.py (one checkpoint), files.py (one file)."""

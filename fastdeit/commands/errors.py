@@ -6,6 +6,8 @@ import socket
 import sys
 from collections.abc import Iterator
 
+from fastdeit.distributed.environment import is_alone
+
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
@@ -17,7 +19,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
-        if os.environ.get("WORLD_SIZE", "1") == "1":
+        if is_alone():
             print(f"fastdeit: error: {error}", file=sys.stderr)
         else:
             _print_once(error)

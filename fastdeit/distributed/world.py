@@ -13,6 +13,8 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from fastdeit.distributed.environment import is_alone
+
 
 @dataclass(frozen=True)
 class World:
@@ -46,7 +48,7 @@ def init_distributed(timeout_s: float = 1800) -> World:
         # not earlier: DeepSpeed keeps groups of its own until the process ends
         atexit.register(dist.destroy_process_group)
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    local_size = _local_size()
+    local_size = 1 if is_alone() else _local_size()
     # without it, ZeRO 3 looks up the machine's topology at every step
     os.environ.setdefault("LOCAL_SIZE", str(local_size))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")

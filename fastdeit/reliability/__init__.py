@@ -1,1 +1,2 @@
-"""Supervision of a run, and the records of its failures."""
+"""Supervision of a run, and the records of its failures. What is done about a bad step is in
+run/loop.py and run/resume.py."""

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from fastdeit.distributed.collectives import AsyncMax
+from fastdeit.distributed.environment import is_alone
 from fastdeit.distributed.exits import hard_exit, peer_exited
 from fastdeit.reliability.failures import format_exception, format_stacks, write_failure
 from fastdeit.reliability.launcher import Launcher
@@ -50,7 +51,7 @@ class Supervisor:
     ) -> None:
         self._folder = folder
         self._rank = int(os.environ.get("RANK", 0))
-        self._alone = os.environ.get("WORLD_SIZE", "1") == "1"
+        self._alone = is_alone()
         stop_file = folder.stop_request if self._rank == 0 else None
         self.requests = StopRequests(stop_file, time_limit_s, launcher, self._abort)
         self._watchdog = Watchdog(limits, self._expire)

@@ -1,1 +1,1 @@
-"""`fastdeit replay`: one step of a run, taken again out of its folder."""
+"""`fastdeit replay`: one step of a run, repeated out of its folder."""
