@@ -409,7 +409,7 @@ def test_list_may_name_any_file_but_only_images_are_read(shapes: Path, tmp_path:
 
 
 def shard_with(root: Path, *members: tuple[tarfile.TarInfo, bytes]) -> list[str]:
-    """What is left out of a shard with one good sample, then these members."""
+    """Return what is excluded of a shard with one good sample, then these members."""
     path = root / "train" / "s-00.tar"
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:

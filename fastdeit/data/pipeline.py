@@ -66,9 +66,9 @@ class PipelineOptions:
     backend: str = "exact"
     decoder: str = "cpu"
     feeds_paths: bool = True
-    """Whether the source gives paths of files, else encoded images."""
+    """True: the source gives paths of files; False: encoded images."""
     knows_sizes: bool = False
-    """Whether the source gives, right after the images, int32 (B, 2): the height and width that
+    """True: the source gives, right after the images, int32 (B, 2): the height and width that
     each must have."""
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ class Operation:
 
     name: str
     kind: Literal["levels", "statistics", "image"]
-    """What a new level depends on: the old level; that and statistics of the whole image; or its
+    """The inputs of a new level: the old level; that and statistics of the whole image; or its
     neighbours and channels. Operations of the first two kinds are tables of 256 levels."""
     exact: str
     """Function of data/augment/ops.py or warp.py, compiled by numba; its form depends on `kind`."""
@@ -34,7 +34,7 @@ class Operation:
     unit: str = ""
     """Format that shows the argument to a user."""
     signed: bool = False
-    """Whether RandAugment negates the level of half of the samples."""
+    """True: RandAugment negates the level of half of the samples."""
     span: tuple[float, float] | None = None
     """Range of an argument that is drawn uniformly, outside RandAugment."""
 

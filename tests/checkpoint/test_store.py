@@ -393,7 +393,7 @@ def test_failed_save_leaves_older_checkpoints_and_no_temporary_folder(
 
 
 def test_full_disk_in_safetensors_is_an_os_error(tmp_path: Path) -> None:
-    """What safetensors itself does on a full disk, here at a limit of the process."""
+    """The error of safetensors itself on a full disk, here at a limit of the process."""
     refused = pytest.raises(OSError, match=r"model.safetensors: .*File too large")
     with limit_file_size(1 << 16), refused:
         save_with(tmp_path, 9, "model", {"a": torch.zeros(1 << 16)})

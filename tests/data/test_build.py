@@ -1,4 +1,4 @@
-"""How images are read where the settings say `auto`: by device and threads; no GPU is needed."""
+"""Decoding and backend where the settings say `auto`: by device and threads; no GPU is needed."""
 
 import pytest
 import torch

@@ -254,7 +254,7 @@ def test_a_wrong_erasing_is_detected() -> None:
 
 
 def timm_mix(side: int, **options: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Whether cut (n,), corrected lam (n,), and box (n, 4) y0, x0, y1, x1."""
+    """Return the flag cut (n,), corrected lam (n,), and box (n, 4) y0, x0, y1, x1."""
     transform = Mixup(**{"mixup_alpha": 0.8, "cutmix_alpha": 1.0} | options)
     cuts, lams, boxes = np.zeros(COUNT, bool), np.ones(COUNT), np.zeros((COUNT, 4), int)
     for i in range(COUNT):

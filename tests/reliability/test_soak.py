@@ -126,8 +126,8 @@ class Soak:
         self._count(launch, saved)
 
     def _began(self, launch: Launch, awaited: int) -> bool:
-        """Whether it has come beyond a step; what was written before, but not saved, is gone when
-        the heading is there."""
+        """Return True if the run is beyond a step; what was written before, but not saved, is gone
+        when the heading is there."""
         return HEADING in launch.output and self.reached() > awaited
 
     def _count(self, launch: Launch, saved: int) -> None:

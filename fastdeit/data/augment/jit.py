@@ -1,4 +1,4 @@
-"""How PIL's arithmetic is compiled: numba functions whose arrays do not overlap, and what their
+"""Compilation of PIL's arithmetic: numba functions whose arrays do not overlap, and what their
 cache on disk depends on.
 
 Functions marked `jit` become part of a few entry points, which are stored on disk. numba checks an
@@ -33,7 +33,7 @@ the cache's key."""
 
 
 class _NoAlias(Compiler):
-    """A compiler that tells LLVM that the arrays passed to a function do not overlap, as C's
+    """A compiler that marks the arrays passed to a function as not overlapping for LLVM, as C's
     `restrict`: without it no gather is vectorised.
 
     numba 0.68 sets this flag for its own parallel loops and has no other interface for it; without

@@ -1,4 +1,4 @@
-"""What the operations of the native backend take: a row of floats, made from the plan's argument.
+"""The operands of the native backend's operations: a row of floats, made from the plan's argument.
 
 Each public function but `pack_operands` is found by the name that fastdeit/plan/operations.py has
 for it. It takes float64 arguments (n,) and the height and width of the images, and returns float64

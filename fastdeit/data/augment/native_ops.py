@@ -25,7 +25,7 @@ _ALMOST_HALF = 0.49998 / 255
 
 @dataclass(frozen=True)
 class Operands:
-    """What an operation uses beside the image; `row` lies on the CPU."""
+    """The inputs of an operation beside the image; `row` lies on the CPU."""
 
     row: DataNode
     """float32 (9,): what the operation's function of native_operands.py returns."""
