@@ -1,5 +1,7 @@
-"""Safetensors files of unknown origin: the header is checked before a tensor takes memory."""
+"""Safetensors files of unknown origin: the header is checked before a tensor takes memory; and the
+hash of named tensors, whichever file holds them."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,6 +80,18 @@ def check_header(path: Path, wanted: Mapping[str, torch.Tensor]) -> None:
     ]
     more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
     raise ValueError(f"{path} does not fit the model: {'; '.join(lines)}{more}")
+
+
+def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of tensors in hexadecimal digits: of their names, dtypes, shapes and
+    bytes, in the order of the names; on any device."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # NumPy has no bfloat16; a tensor without a dimension cannot be viewed as bytes
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _describe(form: Form | None) -> str:

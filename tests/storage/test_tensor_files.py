@@ -1,0 +1,38 @@
+"""The hash of named tensors."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastdeit.storage.tensor_files import hash_tensors
+
+
+def _make_tensors():
+    return {
+        "w": torch.arange(6, dtype=torch.float32).reshape(2, 3),
+        "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+        "count": torch.tensor(3),
+        "none": torch.empty(0, 4),
+    }
+
+
+def test_hash_is_a_function_of_the_values_alone():
+    tensors = _make_tensors()
+    turned = {name: tensors[name] for name in reversed(tensors)}
+    # the same values in another memory layout, and as a parameter
+    turned["w"] = nn.Parameter(tensors["w"].T.contiguous().T)
+    assert hash_tensors(turned) == hash_tensors(tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("w", torch.arange(6, dtype=torch.float32).reshape(3, 2)),
+        ("w", torch.arange(6, dtype=torch.float64).reshape(2, 3)),
+        ("w", torch.tensor([[0.0, 1, 2], [3, 4, 5.0000005]])),
+        ("half", torch.tensor([1.5, -2.0])),
+        ("other", torch.zeros(1)),
+    ],
+)
+def test_any_change_gives_another_hash(name, value):
+    assert hash_tensors(_make_tensors() | {name: value}) != hash_tensors(_make_tensors())
