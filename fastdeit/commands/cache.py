@@ -24,6 +24,7 @@ from fastdeit.commands.cache_sample import sample
 from fastdeit.commands.errors import one_line_errors
 from fastdeit.config.parse import require_value
 from fastdeit.display.terminal import Terminal
+from fastdeit.storage.jsonl import append_lines, read_json_lines
 from fastdeit.teacher_cache.format import CacheError, list_differences
 from fastdeit.teacher_cache.reader import BAD_IMAGES, Cache
 from fastdeit.teacher_cache.writer import CacheWriter, create_cache
@@ -98,8 +99,7 @@ def _copy(source: Cache, writer: CacheWriter) -> tuple[int, int, int]:
 def _copy_bad_images(source: Path, target: Path) -> None:
     bad_images = source / BAD_IMAGES
     if bad_images.is_file() and source.resolve() != target.resolve():
-        with (target / BAD_IMAGES).open("ab") as file:
-            file.write(b"\n" + bad_images.read_bytes())
+        append_lines(target / BAD_IMAGES, read_json_lines(bad_images))
 
 
 def info(argv: Sequence[str]) -> int:

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from fastdeit.display.pixels import denormalise
 from fastdeit.display.terminal import Terminal
 from fastdeit.kernels.mix import mix
 from fastdeit.replay.report import DigestComparison, Report
+from fastdeit.storage.jsonl import to_strict_json
 
 IMAGES = "images"
 PLAN = "plan.json"
@@ -59,16 +60,7 @@ def save_images(
 
 
 def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(_to_plain(value), indent=1, allow_nan=False))
-
-
-def _to_plain(value: Any) -> Any:
-    """Replace numbers that are not finite, which JSON lacks, by their names."""
-    if isinstance(value, Mapping):
-        return {name: _to_plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    path.write_text(json.dumps(to_strict_json(value), indent=1, allow_nan=False))
 
 
 def show_report(report: Report, folder: Path) -> None:
@@ -97,8 +89,10 @@ def _title(report: Report) -> str:
 def _add_number(table: Table, name: str, recorded: float | None, now: float) -> None:
     if recorded is None:
         table.add_row(name, "", f"{now:.7g}", "")
-    else:
-        table.add_row(name, f"{recorded:.7g}", f"{now:.7g}", f"{now - recorded:+.2g}")
+        return
+    are_nan = math.isnan(recorded) and math.isnan(now)
+    difference = 0.0 if recorded == now or are_nan else now - recorded
+    table.add_row(name, f"{recorded:.7g}", f"{now:.7g}", f"{difference:+.2g}")
 
 
 def _add_digest(table: Table, digest: DigestComparison | None, same: bool | None) -> None:

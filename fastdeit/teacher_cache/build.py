@@ -3,14 +3,13 @@
 import dataclasses
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 from fastdeit.config.schema import Config
 from fastdeit.data.index import Index
 from fastdeit.distributed.collectives import on_every_rank
 from fastdeit.models.teacher import Teacher
-from fastdeit.models.weights import hash_weights
+from fastdeit.models.weights import hash_weights, locate_weights
 from fastdeit.plan.plan import VERSION, Plan
 from fastdeit.teacher_cache.check import (
     check_coverage,
@@ -64,8 +63,8 @@ def _check_cache(
     facts = collect_sample_facts(config, plan, index, pixels)
     if teacher is not None:
         facts["teacher"] = collect_teacher_facts(teacher, with_precision=False)
-    elif Path(distill.teacher_path).is_file():
-        facts["teacher"] = {"sha256": hash_weights(Path(distill.teacher_path))}
+    elif distill.teacher_path and locate_weights(distill.teacher_path).is_file():
+        facts["teacher"] = {"sha256": hash_weights(distill.teacher_path)}
     check_facts(cache, facts)
     check_kind(cache, distill.distillation_type)
     if distill.cache_miss == "error":

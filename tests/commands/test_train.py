@@ -4,6 +4,7 @@ starts."""
 import itertools
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ from fastdeit.distributed.world import init_distributed
 from fastdeit.run.preflight import check_config
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
-from tests.support.compare_runs import assert_same_weights
+from tests.support.compare_runs import assert_same_weights, steps_of, values_by_step
 from tests.support.images import write_shapes
 from tests.support.launching import ROOT
 from tests.support.ranks import Ranks, run_fastdeit
@@ -60,7 +61,7 @@ def teacher(shapes: Path) -> Path:
     folder = shapes.parent / "teacher"
     flags = "--model test_resnet --distillation-type none --drop-path 0".split()
     assert run(["--data-path", str(shapes), *SMALL, *flags], folder) == 0
-    return folder / "student.safetensors"
+    return folder / "model.safetensors"
 
 
 def distilled_flags(data: Path, teacher: Path) -> list[str]:
@@ -82,7 +83,7 @@ def test_run_writes_its_files(distilled: tuple[list[str], Path], shapes: Path) -
     names = {path.name for path in folder.iterdir()}
     settings = {"config.yaml", "deepspeed.json", "train-images.parquet"}
     logs = {"attempts.jsonl", "metrics.jsonl", "tensorboard", "checkpoints"}
-    results = {"student.safetensors", "student_ema.safetensors", "summary.json", "report.png"}
+    results = {"model.safetensors", "model_ema.safetensors", "summary.json", "report.png"}
     assert names == settings | logs | results
     checkpoints = [path.name for path in list_checkpoints(folder / "checkpoints")]
     assert checkpoints == ["step-00000009", "step-00000006"]
@@ -90,7 +91,7 @@ def test_run_writes_its_files(distilled: tuple[list[str], Path], shapes: Path) -
 
 def test_weights_have_timm_names_and_metadata(distilled: tuple[list[str], Path]) -> None:
     folder = distilled[1]
-    with safe_open(folder / "student.safetensors", framework="pt") as file:
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
         about = file.metadata()
         assert "blocks.0.attn.qkv.weight" in file.keys()  # noqa: SIM118
         assert file.get_tensor("head.weight").dtype == torch.float32
@@ -105,6 +106,13 @@ def test_log_and_results_are_complete(distilled: tuple[list[str], Path]) -> None
     lines = [line for line in lines if "loss" in line]
     assert [line["step"] for line in lines] == [2, 3, 4, 6, 8, 9]
     assert all(abs(0.5 * (line["base"] + line["distill"]) - line["loss"]) < 1e-5 for line in lines)
+    assert [line["epoch"] for line in lines] == [0.6667, 1.0, 1.3333, 2.0, 2.6667, 3.0]
+    assert [line["images_seen"] for line in lines] == [16, 24, 32, 48, 64, 72]
+    times = [line["time"] for line in lines]
+    assert times == sorted(times) and 0 < time.time() - times[0] < 600
+    for line in lines:
+        for name in ("loss", "base", "distill", "grad_norm"):
+            assert line[name] == pytest.approx(statistics.fmean(line["by_step"][name]), rel=1e-6)
     results = json.loads((folder / "summary.json").read_text())["results"]
     names = itertools.product(("model", "ema"), ("cls", "dist", "both"), ("top1", "top5"))
     expected = {"/".join(name) for name in names}
@@ -128,7 +136,7 @@ def test_every_validation_image_counts_once(
     from fastdeit.config.samples import IMAGENET_MEAN, IMAGENET_STD
     from fastdeit.models.weights import student_from_checkpoint
 
-    model = student_from_checkpoint(distilled[1] / "student.safetensors", image_size=32)[0].eval()
+    model = student_from_checkpoint(distilled[1] / "model.safetensors", image_size=32)[0].eval()
     right = []
     for label, name in enumerate(("circle", "square", "stripe")):
         for file in sorted((shapes / "val" / name).iterdir()):
@@ -146,7 +154,7 @@ def test_every_validation_image_counts_once(
     assert round(results["model/both/top1"] * 9 / 100, 6) % 1 == 0
 
 
-@pytest.mark.parametrize("stop", [3, 4, 8])
+@pytest.mark.parametrize("stop", [3, 5, 8])
 def test_stopped_run_resumes_bit_for_bit(
     stop: int, distilled: tuple[list[str], Path], tmp_path: Path
 ) -> None:
@@ -154,12 +162,17 @@ def test_stopped_run_resumes_bit_for_bit(
     assert run(argv, tmp_path, "--stop-after-steps", str(stop)) == 0
     assert not (tmp_path / "summary.json").exists()
     assert list_checkpoints(tmp_path / "checkpoints")[0].name == f"step-{stop:08}"
+    logged = read_json_lines(tmp_path / "metrics.jsonl")
+    assert max(line["step"] for line in logged if "loss" in line) == stop
     assert run(argv, tmp_path) == 0
     assert_same_weights(whole, tmp_path)
-    # the log is that of a run that was never stopped, but a mean may start at the stop
-    mine, theirs = (read_json_lines(folder / "metrics.jsonl") for folder in (tmp_path, whole))
-    assert [line["step"] for line in mine] == [line["step"] for line in theirs]
-    assert mine[-1] == theirs[-1]
+    # the log is that of a run that was never stopped, but for one more line at the stop
+    mine, theirs = (steps_of(folder) for folder in (tmp_path, whole))
+    assert {line["step"] for line in mine} == {line["step"] for line in theirs} | {stop}
+    assert len(mine) == len({line["step"] for line in mine})
+    assert mine[-1]["digest"] == theirs[-1]["digest"]
+    assert values_by_step(tmp_path) == values_by_step(whole)
+    assert values_by_step(whole)["step"] == list(range(9))
 
 
 def test_run_killed_in_mid_epoch_resumes_bit_for_bit(
@@ -177,6 +190,7 @@ def test_run_killed_in_mid_epoch_resumes_bit_for_bit(
     again = Ranks(tmp_path / "log", run_fastdeit, command, world_size=1)
     assert again.wait() == 0, again.output
     assert_same_weights(whole, folder)
+    assert values_by_step(folder) == values_by_step(whole)
 
 
 def test_damaged_newest_checkpoint_is_skipped(
@@ -199,7 +213,7 @@ def test_config_file_repeats_the_run(distilled: tuple[list[str], Path], tmp_path
 def test_accumulated_run_is_the_same(distilled: tuple[list[str], Path], tmp_path: Path) -> None:
     argv, whole = distilled
     assert run(argv, tmp_path, "--micro-batch", "2", "--zero-stage", "2") == 0
-    left, right = (load_file(folder / "student.safetensors") for folder in (whole, tmp_path))
+    left, right = (load_file(folder / "model.safetensors") for folder in (whole, tmp_path))
     for name, value in left.items():
         torch.testing.assert_close(right[name], value, rtol=1e-3, atol=1e-5)
 
@@ -208,10 +222,10 @@ def test_finished_run_is_reported_and_kept(
     distilled: tuple[list[str], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     argv, folder = distilled
-    before = (folder / "student.safetensors").stat().st_mtime_ns
+    before = (folder / "model.safetensors").stat().st_mtime_ns
     assert run(argv, folder) == 0
     assert "finished" in capfd.readouterr().out
-    assert (folder / "student.safetensors").stat().st_mtime_ns == before
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
 
 
 def test_folder_of_a_run_with_other_settings_is_refused(

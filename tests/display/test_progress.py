@@ -127,7 +127,7 @@ def test_what_fails_to_be_shown_is_a_note(capsys: pytest.CaptureFixture[str]) ->
             raise KeyError("cell")
 
     table = Table("heading")
-    table.add_row(Broken())
+    table.add_row(Broken())  # type: ignore[arg-type]
     terminal = Terminal()
     terminal.show(table)
     terminal.say("next")

@@ -19,8 +19,18 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
     return [line for line in read_json_lines(RunFolder(folder).metrics) if "lr" in line]
 
 
+def values_by_step(folder: Path) -> dict[str, list[Any]]:
+    """Return what the log has of each single step, by name: lists over all steps."""
+    columns: dict[str, list[Any]] = {}
+    for line in read_json_lines(RunFolder(folder).metrics):
+        for name, values in line.get("by_step", {}).items():
+            columns.setdefault(name, []).extend(values)
+    return columns
+
+
 def assert_same_run(folder: Path, whole: Path, other_files: frozenset[str] = frozenset()) -> None:
-    """Assert that two runs have equal weights, equal logs but for the speed, and equal file names.
+    """Assert that two runs have equal weights, equal logs but for time and speed, and equal file
+    names.
 
     other_files: names that `folder` may have besides.
     """
@@ -33,6 +43,7 @@ def assert_same_run(folder: Path, whole: Path, other_files: frozenset[str] = fro
 def _log_of(folder: Path) -> list[dict[str, Any]]:
     lines = read_json_lines(RunFolder(folder).metrics)
     for line in lines:
+        line.pop("time", None)
         line.pop("images_per_s", None)
     return lines
 
@@ -58,10 +69,10 @@ def _weight_pairs(
     folder: Path, whole: Path
 ) -> list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
     mine, theirs = RunFolder(folder), RunFolder(whole)
-    pairs = [(load_file(mine.student), load_file(theirs.student))]
-    assert mine.student_ema.exists() == theirs.student_ema.exists()
-    if theirs.student_ema.exists():
-        pairs.append((load_file(mine.student_ema), load_file(theirs.student_ema)))
+    pairs = [(load_file(mine.model), load_file(theirs.model))]
+    assert mine.model_ema.exists() == theirs.model_ema.exists()
+    if theirs.model_ema.exists():
+        pairs.append((load_file(mine.model_ema), load_file(theirs.model_ema)))
     return pairs
 
 
