@@ -86,7 +86,7 @@ def runs(folder: Path, device: torch.device) -> dict[str, list[str]]:
     """
     sizes = SIZES[device.type]
     data = f"--data-path {folder}/data/digits"
-    digits = f"{data} --recipe digits --teacher-path {folder}/digits_teacher/student.safetensors"
+    digits = f"{data} --recipe digits --teacher-path {folder}/digits_teacher/model.safetensors"
     short = f"{digits} --stop-after-steps {sizes.stage_steps} --eval-epochs 1000 --log-steps 1"
     found = {
         "digits_teacher": [f"{data} --recipe digits_teacher {sizes.digits}"],

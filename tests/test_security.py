@@ -176,7 +176,7 @@ def test_metadata_of_a_teacher_file_is_checked(metadata: dict[str, str], tmp_pat
         num_heads=3,
     )
     about = {"model": "deit_tiny_patch16_224", "num_heads": "3"} | metadata
-    save_file(student.state_dict(), tmp_path / "student.safetensors", about)
+    save_file(student.state_dict(), tmp_path / "model.safetensors", about)
     with at_most_mib(64), pytest.raises(ValueError, match="invalid|must be 1 to 9999"):
         load("", tmp_path)
 

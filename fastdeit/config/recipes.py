@@ -100,7 +100,7 @@ def digits() -> Config:
         mix={"mixup": 0.2, "mixup_prob": 0.3},
         distill={
             "teacher_model": "test_resnet",
-            "teacher_path": "runs/digits_teacher/student.safetensors",
+            "teacher_path": "runs/digits_teacher",
         },
         optim={
             "epochs": 36,
@@ -177,7 +177,7 @@ def fashion_mnist() -> Config:
         },
         distill={
             "teacher_model": "test_resnet",
-            "teacher_path": "runs/fashion_mnist_teacher/student.safetensors",
+            "teacher_path": "runs/fashion_mnist_teacher",
         },
         optim={
             "epochs": 12,

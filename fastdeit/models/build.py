@@ -109,7 +109,7 @@ def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> Tea
 
 
 def weight_metadata(config: Config, classes: Sequence[str], model: nn.Module) -> dict[str, str]:
-    """Return the metadata of student.safetensors, as JSON values: enough to build the model and its
+    """Return the metadata of model.safetensors, as JSON values: enough to build the model and its
     preprocessing again."""
     facts = {
         "input_size": config.data.input_size,

@@ -27,16 +27,21 @@ StateDict = dict[str, torch.Tensor]
 def read_weights(path: str | Path) -> tuple[StateDict, dict[str, str]]:
     """Read a checkpoint's state dict and its safetensors metadata (empty for a .pth), on the CPU.
 
-    path: a .safetensors or torch.save file, or a run folder, for its student.safetensors. Raises
+    path: a .safetensors or torch.save file, or a run folder, for its model.safetensors. Raises
     ValueError if the file is missing or damaged, or holds no state dict or pickled classes.
     """
-    path = Path(path)
-    path = RunFolder(path).student if path.is_dir() else path
+    path = locate_weights(path)
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}")
     if path.suffix == ".safetensors":
         return read_tensors(path)
     return _unwrap(_read_pickle(path), path), {}
+
+
+def locate_weights(path: str | Path) -> Path:
+    """Return the file of weights that a path names: itself, or that of a run folder."""
+    path = Path(path)
+    return RunFolder(path).weights() if path.is_dir() else path
 
 
 def _read_pickle(path: Path) -> object:
@@ -109,9 +114,8 @@ def _check_stored(tensors: StateDict, path: Path) -> None:
 
 
 def hash_weights(path: str | Path) -> str:
-    """Return the SHA-256 of a file's bytes; of student.safetensors for a run folder."""
-    path = Path(path)
-    return hash_file(RunFolder(path).student if path.is_dir() else path)
+    """Return the SHA-256 of a file's bytes; of model.safetensors for a run folder."""
+    return hash_file(locate_weights(path))
 
 
 def has_qkv_bias(state: StateDict) -> bool:

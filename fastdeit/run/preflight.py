@@ -8,6 +8,7 @@ from fastdeit.config.parse import require
 from fastdeit.config.schema import Config
 from fastdeit.models.names import suggest_names
 from fastdeit.models.student import SIZES
+from fastdeit.models.weights import locate_weights
 
 
 def check_config(config: Config, world_size: int) -> None:
@@ -55,12 +56,12 @@ def _check_teacher(config: Config) -> None:
     is_callable = ":" in distill.teacher_model
     if distill.needs_teacher and not is_callable:
         path = distill.teacher_path
-        exists = bool(path) and Path(path).exists()
+        exists = bool(path) and locate_weights(path).is_file()
         require(exists, "teacher_path", path, _hint_at_teacher(path))
 
 
 def _hint_at_teacher(path: str) -> str:
-    recipe = Path(path).parent.name
+    recipe = Path(path).name
     if recipe.endswith("_teacher"):
         train = f"deepspeed fastdeit/train.py --recipe {recipe}"
         return f"an existing file; train it first: {train}"
@@ -80,5 +81,5 @@ def _check_eval_size(config: Config) -> None:
 
 
 def _require_file(flag: str, path: str) -> None:
-    """Raise ValueError if a path is given but does not exist."""
-    require(not path or Path(path).exists(), flag, path, "an existing file")
+    """Raise ValueError if a path is given that names no file of weights."""
+    require(not path or locate_weights(path).is_file(), flag, path, "an existing file")

@@ -39,7 +39,7 @@ def _write_files(
     run: Run, results: dict[str, float], weights: Weights, ema: Weights | None
 ) -> None:
     metadata = weight_metadata(run.config, run.data.train_index.classes, run.trainer.state.model)
-    for path, tensors in ((run.folder.student, weights), (run.folder.student_ema, ema)):
+    for path, tensors in ((run.folder.model, weights), (run.folder.model_ema, ema)):
         if tensors is not None:
             with atomic_open(path) as file:
                 file.write(save(tensors, metadata))
@@ -105,7 +105,7 @@ def show_summary(
     console: RunConsole, config: Config, recipe: str, folder: RunFolder, results: dict[str, float]
 ) -> None:
     """Print the table of a finished run, its files, and a command to try next."""
-    files = {"weights (timm's names)": folder.student, "picture": folder.report}
+    files = {"weights (timm's names)": folder.model, "picture": folder.report}
     console.summary(results, files, next_command(config, recipe, folder))
 
 
@@ -118,6 +118,6 @@ def next_command(config: Config, recipe: str, folder: RunFolder) -> str:
     if recipe == "digits":
         return f"{train} --recipe digits --distillation-type none --output-dir runs/digits_alone"
     if config.distill.distillation_type == "none" and config.model.model not in SIZES:
-        teacher = f"--teacher-model {config.model.model} --teacher-path {folder.student}"
+        teacher = f"--teacher-model {config.model.model} --teacher-path {folder}"
         return f"{train} --data-path {config.data.data_path} {teacher}"
     return f"tensorboard --logdir {folder.tensorboard}"

@@ -10,7 +10,7 @@ class RunFolder:
 
     Every run: config.yaml and deepspeed.json (the settings); metrics.jsonl and tensorboard/ (the
     log); checkpoints/step-N/ (safetensors and JSON, by parameter name, independent of ZeRO stage
-    and world size); student.safetensors and student_ema.safetensors (weights under timm's names,
+    and world size); model.safetensors and model_ema.safetensors (weights under timm's names,
     fp32); report.png; train-images.parquet (the images the run started with); attempts.jsonl (one
     line per start); summary.json (results; written last, so it marks a finished run).
 
@@ -46,12 +46,18 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
-    def student(self) -> Path:
-        return self.path / "student.safetensors"
+    def model(self) -> Path:
+        return self.path / "model.safetensors"
+
+    def weights(self) -> Path:
+        """Return the file of the model's weights: `model`, or student.safetensors where a run of an
+        earlier version has left only that."""
+        older = self.path / "student.safetensors"
+        return older if older.is_file() and not self.model.is_file() else self.model
 
     @property
-    def student_ema(self) -> Path:
-        return self.path / "student_ema.safetensors"
+    def model_ema(self) -> Path:
+        return self.path / "model_ema.safetensors"
 
     @property
     def report(self) -> Path:

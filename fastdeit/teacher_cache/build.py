@@ -3,13 +3,13 @@
 import dataclasses
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 from fastdeit.config.schema import Config
 from fastdeit.data.index import Index
 from fastdeit.distributed.collectives import on_every_rank
 from fastdeit.models.teacher import Teacher
+from fastdeit.models.weights import locate_weights
 from fastdeit.plan.plan import VERSION, Plan
 from fastdeit.teacher_cache.check import (
     check_coverage,
@@ -62,10 +62,9 @@ def _check_cache(
 ) -> None:
     distill = config.distill
     facts = collect_sample_facts(config, plan, index, pixels)
-    path = Path(distill.teacher_path)
     if teacher is not None:
         facts["teacher"] = collect_teacher_facts(teacher, cache.manifest)
-    elif distill.teacher_path and path.exists():
+    elif distill.teacher_path and (path := locate_weights(distill.teacher_path)).is_file():
         facts["teacher"] = collect_file_facts(distill.teacher_model, path, cache.manifest)
     check_facts(cache, facts)
     check_kind(cache, distill.distillation_type)

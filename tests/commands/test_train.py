@@ -60,7 +60,7 @@ def teacher(shapes: Path) -> Path:
     folder = shapes.parent / "teacher"
     flags = "--model test_resnet --distillation-type none --drop-path 0".split()
     assert run(["--data-path", str(shapes), *SMALL, *flags], folder) == 0
-    return folder / "student.safetensors"
+    return folder / "model.safetensors"
 
 
 def distilled_flags(data: Path, teacher: Path) -> list[str]:
@@ -82,7 +82,7 @@ def test_run_writes_its_files(distilled: tuple[list[str], Path], shapes: Path) -
     names = {path.name for path in folder.iterdir()}
     settings = {"config.yaml", "deepspeed.json", "train-images.parquet"}
     logs = {"attempts.jsonl", "metrics.jsonl", "tensorboard", "checkpoints"}
-    results = {"student.safetensors", "student_ema.safetensors", "summary.json", "report.png"}
+    results = {"model.safetensors", "model_ema.safetensors", "summary.json", "report.png"}
     assert names == settings | logs | results
     checkpoints = [path.name for path in list_checkpoints(folder / "checkpoints")]
     assert checkpoints == ["step-00000009", "step-00000006"]
@@ -90,7 +90,7 @@ def test_run_writes_its_files(distilled: tuple[list[str], Path], shapes: Path) -
 
 def test_weights_have_timm_names_and_metadata(distilled: tuple[list[str], Path]) -> None:
     folder = distilled[1]
-    with safe_open(folder / "student.safetensors", framework="pt") as file:
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
         about = file.metadata()
         assert "blocks.0.attn.qkv.weight" in file.keys()  # noqa: SIM118
         assert file.get_tensor("head.weight").dtype == torch.float32
@@ -128,7 +128,7 @@ def test_every_validation_image_counts_once(
     from fastdeit.config.samples import IMAGENET_MEAN, IMAGENET_STD
     from fastdeit.models.weights import student_from_checkpoint
 
-    model = student_from_checkpoint(distilled[1] / "student.safetensors", image_size=32)[0].eval()
+    model = student_from_checkpoint(distilled[1] / "model.safetensors", image_size=32)[0].eval()
     right = []
     for label, name in enumerate(("circle", "square", "stripe")):
         for file in sorted((shapes / "val" / name).iterdir()):
@@ -199,7 +199,7 @@ def test_config_file_repeats_the_run(distilled: tuple[list[str], Path], tmp_path
 def test_accumulated_run_is_the_same(distilled: tuple[list[str], Path], tmp_path: Path) -> None:
     argv, whole = distilled
     assert run(argv, tmp_path, "--micro-batch", "2", "--zero-stage", "2") == 0
-    left, right = (load_file(folder / "student.safetensors") for folder in (whole, tmp_path))
+    left, right = (load_file(folder / "model.safetensors") for folder in (whole, tmp_path))
     for name, value in left.items():
         torch.testing.assert_close(right[name], value, rtol=1e-3, atol=1e-5)
 
@@ -208,10 +208,10 @@ def test_finished_run_is_reported_and_kept(
     distilled: tuple[list[str], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     argv, folder = distilled
-    before = (folder / "student.safetensors").stat().st_mtime_ns
+    before = (folder / "model.safetensors").stat().st_mtime_ns
     assert run(argv, folder) == 0
     assert "finished" in capfd.readouterr().out
-    assert (folder / "student.safetensors").stat().st_mtime_ns == before
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
 
 
 def test_folder_of_a_run_with_other_settings_is_refused(

@@ -94,7 +94,7 @@ def test_an_older_run_resumes_and_is_replayed(
     file.write_text(yaml.safe_dump(_older(config)))
     assert replay_command([str(folder), "--step", "1"]) == 0
     assert setting.train(folder, *flags, epochs=1) == 0
-    assert (folder / "student.safetensors").is_file()
+    assert (folder / "model.safetensors").is_file()
     assert "checkpoint" in yaml.safe_load(file.read_text())
 
 

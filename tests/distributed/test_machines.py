@@ -96,7 +96,7 @@ def failures(folder: Path) -> dict[str, dict]:
 def assert_same_numbers(folder: Path, whole: Path) -> None:
     mine, theirs = (read_json_lines(place / "metrics.jsonl") for place in (folder, whole))
     assert_lines_near(mine, theirs, 1e-5)
-    for name in ("student.safetensors", "student_ema.safetensors"):
+    for name in ("model.safetensors", "model_ema.safetensors"):
         found, wanted = load_file(folder / name), load_file(whole / name)
         for key, value in wanted.items():
             torch.testing.assert_close(

@@ -87,7 +87,7 @@ def test_timm_teacher_gets_its_own_preprocessing(
 
 def test_run_folder_gives_model_and_preprocessing(timm_model: nn.Module, tmp_path: Path) -> None:
     save_file(
-        timm_model.state_dict(), tmp_path / "student.safetensors", metadata=own_metadata(TIMM, SIZE)
+        timm_model.state_dict(), tmp_path / "model.safetensors", metadata=own_metadata(TIMM, SIZE)
     )
     teacher = load("", tmp_path)
     images = make_images()
@@ -112,7 +112,7 @@ def test_our_student_can_be_the_teacher(tmp_path: Path) -> None:
     }
     student = Student(**sizes, num_classes=CLASSES).eval()
     metadata = own_metadata("deit_tiny_distilled_patch16_224", 32, num_heads="3")
-    save_file(student.state_dict(), tmp_path / "student.safetensors", metadata=metadata)
+    save_file(student.state_dict(), tmp_path / "model.safetensors", metadata=metadata)
     teacher = load(None, tmp_path)
     images = make_images()
     # a teacher has channels-last images and weights, for which some processors have another
@@ -123,9 +123,7 @@ def test_our_student_can_be_the_teacher(tmp_path: Path) -> None:
 def test_vision_transformer_is_built_for_its_size(tmp_path: Path) -> None:
     name = "test_vit"
     model = timm.create_model(name, num_classes=CLASSES, img_size=SIZE).eval()
-    save_file(
-        model.state_dict(), tmp_path / "student.safetensors", metadata=own_metadata(name, SIZE)
-    )
+    save_file(model.state_dict(), tmp_path / "model.safetensors", metadata=own_metadata(name, SIZE))
     with torch.no_grad():
         torch.testing.assert_close(load(name, tmp_path)(make_images()), model(make_images()))
 
@@ -234,7 +232,7 @@ def test_every_error_is_one_line(timm_model: nn.Module, tmp_path: Path) -> None:
 
 def test_wrong_number_of_class_names_fails(timm_model: nn.Module, tmp_path: Path) -> None:
     metadata = own_metadata(TIMM, SIZE) | {"classes": json.dumps(["a", "b"])}
-    save_file(timm_model.state_dict(), tmp_path / "student.safetensors", metadata=metadata)
+    save_file(timm_model.state_dict(), tmp_path / "model.safetensors", metadata=metadata)
     refuses(r"\(got 2\)", None, tmp_path)
 
 

@@ -439,7 +439,7 @@ def test_weights_that_are_not_finite_are_rolled_back(
         and "steps 8 to 11 were bad: rolled back to" in said
     )
     assert all(
-        value.isfinite().all() for value in load_file(tmp_path / "student.safetensors").values()
+        value.isfinite().all() for value in load_file(tmp_path / "model.safetensors").values()
     )
 
 
@@ -570,7 +570,7 @@ def test_gradient_a_thousand_times_too_large_is_clipped_and_recorded(
 
 
 def assert_same_direction(one: Path, two: Path) -> None:
-    left, right = load_file(one / "student.safetensors"), load_file(two / "student.safetensors")
+    left, right = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
     for name, value in left.items():
         torch.testing.assert_close(right[name], value, rtol=1e-2, atol=1e-4, msg=name)
 

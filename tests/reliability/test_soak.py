@@ -211,7 +211,7 @@ def assert_same_files(folder: Path, whole: Path) -> None:
 def test_run_killed_fifty_times_ends_the_same(argv: list[str], whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     soak(folder, argv, 50, 7, lambda chance: (TWO, []))
-    for name in ("student.safetensors", "student_ema.safetensors"):
+    for name in ("model.safetensors", "model_ema.safetensors"):
         mine, theirs = load_file(folder / name), load_file(whole / name)
         assert all(torch.equal(value, mine[key]) for key, value in theirs.items()), name
     assert_lines_near(lines(folder), lines(whole), 0)
@@ -235,7 +235,7 @@ def test_run_killed_and_resumed_in_other_forms_ends_the_same(
 ) -> None:
     folder = tmp_path / "run"
     soak(folder, argv, 20, 8, draw_shape)
-    for name in ("student.safetensors", "student_ema.safetensors"):
+    for name in ("model.safetensors", "model_ema.safetensors"):
         mine, theirs = load_file(folder / name), load_file(whole / name)
         for key, value in theirs.items():
             torch.testing.assert_close(

@@ -48,7 +48,7 @@ def test_two_processes_give_the_losses_of_one(runs: Runs) -> None:
     assert len(losses[0]) == 30
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert len(set(losses[0])) == 30
-    left, right = (load_file(folder / "student.safetensors") for folder in runs[:2])
+    left, right = (load_file(folder / "model.safetensors") for folder in runs[:2])
     for name, value in left.items():
         torch.testing.assert_close(right[name], value, rtol=1e-2, atol=1e-4)
 

@@ -38,7 +38,7 @@ def test_after_a_timm_model_comes_a_student_of_it() -> None:
     )
     expected = (
         "deepspeed fastdeit/train.py --data-path images "
-        "--teacher-model resnet10t --teacher-path runs/x/student.safetensors"
+        "--teacher-model resnet10t --teacher-path runs/x"
     )
     assert next_command(config, "deit", FOLDER) == expected
 
@@ -53,7 +53,7 @@ def test_after_a_student_come_its_curves(config: Config) -> None:
 def test_summary_marks_a_finished_run(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.config.write_text("")
-    folder.student.write_text("")
+    folder.model.write_text("")
     assert not is_finished(folder)
     folder.summary.write_text("{}")
     assert is_finished(folder)

@@ -38,3 +38,14 @@ def test_lists_of_failures_and_bundles_are_sorted(tmp_path: Path) -> None:
     folder.bad_steps.touch()
     assert folder.failure_files() == [folder.failure(0), folder.failure(2)]
     assert folder.debug_bundles() == [folder.debug_bundle(4), folder.debug_bundle(9)]
+
+
+def test_weights_of_an_earlier_version_are_found_until_the_run_has_newer_ones(
+    tmp_path: Path,
+) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.weights() == folder.model
+    (tmp_path / "student.safetensors").touch()
+    assert folder.weights().name == "student.safetensors"
+    folder.model.touch()
+    assert folder.weights() == folder.model

@@ -58,10 +58,10 @@ def _weight_pairs(
     folder: Path, whole: Path
 ) -> list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
     mine, theirs = RunFolder(folder), RunFolder(whole)
-    pairs = [(load_file(mine.student), load_file(theirs.student))]
-    assert mine.student_ema.exists() == theirs.student_ema.exists()
-    if theirs.student_ema.exists():
-        pairs.append((load_file(mine.student_ema), load_file(theirs.student_ema)))
+    pairs = [(load_file(mine.model), load_file(theirs.model))]
+    assert mine.model_ema.exists() == theirs.model_ema.exists()
+    if theirs.model_ema.exists():
+        pairs.append((load_file(mine.model_ema), load_file(theirs.model_ema)))
     return pairs
 
 

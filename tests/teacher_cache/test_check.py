@@ -265,7 +265,7 @@ def test_one_cache_serves_two_studies(setting: Setting, tmp_path: Path) -> None:
             assert setting.train(tmp_path / way / name, *flags, *more) == 0
         assert_same_weights(tmp_path / "live" / name, tmp_path / "cached" / name)
     shapes = [
-        load_file(tmp_path / "cached" / name / "student.safetensors")["pos_embed"].shape
+        load_file(tmp_path / "cached" / name / "model.safetensors")["pos_embed"].shape
         for name in studies
     ]
     assert shapes[0] != shapes[1]
