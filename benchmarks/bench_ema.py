@@ -24,7 +24,6 @@ DECAY = 0.99996
 
 
 def make_student(name: str, device: torch.device) -> Student:
-    torch.manual_seed(0)
     return build_student(f"deit_{name}_distilled_patch16_224", num_classes=1000).to(device)
 
 

@@ -3,13 +3,13 @@
 import argparse
 import functools
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch.distributed as dist
 
+from fastdeit.commands.errors import print_error
 from fastdeit.config.cli import parse_config
 from fastdeit.config.parse import require
 from fastdeit.config.schema import Config
@@ -66,12 +66,14 @@ def build(argv: Sequence[str]) -> int:
             remaining = _record_missing(job, writer, chunks)
     except (DataError, CacheError) as error:
         # on one rank; the launcher then ends the others
-        print(f"fastdeit: error: {error}", file=sys.stderr)
+        print_error(error)
         return 1
     writer.close()
     if job.world.rank == 0:
         recorded = len(chunks) - remaining
-        print(f"{folder}: {recorded} of {len(chunks)} chunks of part {parsed.part} recorded")
+        Terminal().say(
+            f"{folder}: {recorded} of {len(chunks)} chunks of part {parsed.part} recorded"
+        )
     return 1 if remaining else 0
 
 

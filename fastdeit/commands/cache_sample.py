@@ -9,6 +9,7 @@ import torch
 
 from fastdeit.commands.cache_record import Job
 from fastdeit.config.parse import require
+from fastdeit.display.terminal import Terminal
 from fastdeit.kernels.backend import use_backend
 from fastdeit.teacher_cache.format import CacheError, Manifest, decode, list_differences
 from fastdeit.teacher_cache.reader import Cache
@@ -40,7 +41,7 @@ def sample(argv: Sequence[str]) -> int:
     count = sum(len(ordinals) for _, ordinals in batches)
     share = f"{same} of {count} samples ({100 * same / count:.2f} %)"
     logits = f", recorded logits within {distance:.3g}" if cache.manifest.kind == "topk" else ""
-    print(f"{parsed.cache}: the live teacher agrees on {share}{logits}")
+    Terminal().say(f"{parsed.cache}: the live teacher agrees on {share}{logits}")
     return 0
 
 

@@ -89,7 +89,7 @@ def build_run(
             folder.checkpoints, config.checkpoint.keep_checkpoints, world.rank
         ),
         health=Health(folder, steps_per_epoch, batch_size, console.note),
-        log=MetricLog(folder, console.note),
+        log=MetricLog(folder, steps_per_epoch, batch_size, console.note),
         progress=Progress(),
     )
     damaged = [*_list_damaged(data.train_index), *_list_damaged(data.val_index)]

@@ -38,7 +38,6 @@ NANO: dict[str, Any] = {
 
 
 def make_student(**overrides: Any) -> Student:
-    torch.manual_seed(0)
     return Student(**{**NANO, **overrides})
 
 
@@ -177,22 +176,6 @@ def test_every_parameter_gets_a_gradient(distilled: bool, qkv_bias: bool) -> Non
     ]
     assert without == []
     assert any("qkv.bias" in key for key, _ in student.named_parameters()) == qkv_bias
-
-
-def test_initialisation_has_timms_distributions() -> None:
-    torch.manual_seed(0)
-    student = build_student("deit_tiny_distilled_patch16_224", num_classes=1000, qkv_bias=True)
-    for key, parameter in student.named_parameters():
-        if key.startswith("patch_embed"):  # torch's own: uniform within 1 / sqrt(fan in)
-            assert parameter.abs().max() <= (3 * 16 * 16) ** -0.5
-        elif key.endswith("bias"):
-            assert not parameter.any(), key
-        elif "norm" in key:
-            assert torch.equal(parameter, torch.ones_like(parameter)), key
-        else:
-            spread = 0.02 * 4 / (2 * parameter.numel()) ** 0.5  # four standard errors
-            assert parameter.std().item() == pytest.approx(0.02, abs=max(spread, 1e-5)), key
-            assert abs(parameter.mean().item()) < 0.02 * 4 / parameter.numel() ** 0.5 + 1e-6, key
 
 
 @pytest.mark.parametrize(

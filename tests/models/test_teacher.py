@@ -102,7 +102,6 @@ def test_run_folder_gives_model_and_preprocessing(timm_model: nn.Module, tmp_pat
 
 
 def test_our_student_can_be_the_teacher(tmp_path: Path) -> None:
-    torch.manual_seed(0)
     sizes: dict[str, Any] = {
         "image_size": 32,
         "patch_size": 8,
