@@ -24,7 +24,6 @@ DECAY = 0.99996
 
 
 def make_student(name: str, device: torch.device) -> Student:
-    torch.manual_seed(0)
     return build_student(f"deit_{name}_distilled_patch16_224", num_classes=1000).to(device)
 
 
@@ -53,7 +52,7 @@ def implementations(student: Student) -> dict[str, Callable[[], object]]:
         "loop": lambda: loop(ema_weights, weights),
         "timm ModelEmaV3": lambda: timm.update(student),
         "timm ModelEmaV3 foreach": lambda: timm_foreach.update(student),
-        "ours": lambda: ours.update(flats, {}),
+        "ours": lambda: ours.update(flats, {}, 0),
     }
 
 
@@ -62,7 +61,7 @@ def check(student: Student) -> None:
     flats = flat(student)
     ours = Ema(flats, {}, DECAY)
     moved = [tensor + 1 for tensor in flats]
-    ours.update(moved, {})
+    ours.update(moved, {}, 0)
     for ema, before, after in zip(ours.flats, flats, moved, strict=True):
         harness.gate(ema, before * DECAY + after * (1 - DECAY), "ours")
 

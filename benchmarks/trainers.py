@@ -66,7 +66,6 @@ def model_sizes(config: Config) -> dict[str, int]:
 
 
 def make_student(config: Config) -> Student:
-    torch.manual_seed(config.run.seed)
     model = config.model
     return build_student(
         model.model,
@@ -74,6 +73,7 @@ def make_student(config: Config) -> Student:
         drop_path=model.drop_path,
         qkv_bias=model.qkv_bias,
         image_size=config.data.input_size,
+        seed=config.run.seed,
         **model_sizes(config),
     )
 

@@ -20,7 +20,6 @@ from fastdeit.models.weights import check_match, has_qkv_bias, load_student_weig
 def build_model(config: Config, num_classes: int) -> tuple[nn.Module, list[str]]:
     """Build the model to train, with fresh weights or those of --finetune; return it and notes on
     what was changed to fit them."""
-    torch.manual_seed(config.run.seed)
     if config.model.model in SIZES:
         return _build_student(config, num_classes)
     model = _build_timm_model(config, num_classes)
@@ -28,6 +27,8 @@ def build_model(config: Config, num_classes: int) -> tuple[nn.Module, list[str]]
 
 
 def _build_timm_model(config: Config, num_classes: int) -> nn.Module:
+    # timm draws from torch's global generator
+    torch.manual_seed(config.run.seed)
     name = config.model.model
     known = timm.get_pretrained_cfg(name, allow_unregistered=True)
     # a network with a position embedding is built for one size, the others take any
@@ -79,10 +80,13 @@ def _build_student(config: Config, num_classes: int) -> tuple[Student, list[str]
         image_size=config.data.input_size,
         qkv_bias=qkv_bias,
         drop_path=chosen.drop_path,
+        seed=config.run.seed,
         **overrides,
     )
     if chosen.finetune:
-        notes += load_student_weights(student, chosen.finetune)
+        notes += load_student_weights(
+            student, chosen.finetune, antialias=chosen.pos_embed_antialias
+        )
     return student, notes
 
 

@@ -4,10 +4,10 @@ Parameter names and shapes are timm's (`deit_*_patch16_*`), so weights can be ex
 norms and residual sums use `fastdeit.kernels`. `add_norm` adds a branch to the residual stream and
 computes the next norm, also across blocks: so a block never normalises its own input. DropPath
 draws nothing here: the plan decides which branch of which sample is kept (plan/plan.py). Source:
-Touvron et al. 2021 (2012.12877); initialisation and names as timm 1.0.31 models/deit.py.
+Touvron et al. 2021 (2012.12877); names as timm 1.0.31 models/deit.py.
 """
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,9 @@ from torch import nn
 from fastdeit.kernels.attention import attention
 from fastdeit.kernels.gelu import gelu
 from fastdeit.kernels.norm import add_norm, norm
+from fastdeit.models.initialisation import initialise_student
 
 NORM_EPS = 1e-6
-INIT_STD = 0.02
 
 
 class Size(NamedTuple):
@@ -108,8 +108,8 @@ class Student(nn.Module):
     """DeiT: normalised images (B, 3, H, W) → logits (B, K); in training the logits of both heads.
 
     drop_path_rates: the rate of each block, from 0 linearly to drop_path (or drop_path everywhere
-    with constant_drop_path); the plan draws the masks with them. Raises ValueError for sizes that
-    do not divide.
+    with constant_drop_path); the plan draws the masks with them. seed: of the initial weights
+    (initialisation.py). Raises ValueError for sizes that do not divide.
     """
 
     def __init__(
@@ -126,6 +126,7 @@ class Student(nn.Module):
         qkv_bias: bool = False,
         drop_path: float = 0.1,
         constant_drop_path: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         _check_sizes(image_size, patch_size, embed_dim, num_heads, drop_path)
@@ -150,21 +151,17 @@ class Student(nn.Module):
         self.head = nn.Linear(embed_dim, num_classes)
         if distilled:
             self.head_dist = nn.Linear(embed_dim, num_classes)
-        self._init_weights()
-
-    def _init_weights(self) -> None:
-        for name, parameter in self.named_parameters():
-            if name in self.no_weight_decay():
-                nn.init.trunc_normal_(parameter, std=INIT_STD)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=INIT_STD)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise_student(self, seed)
 
     def no_weight_decay(self) -> set[str]:
         """Return the parameters with several dimensions that have no weight decay."""
         return {"pos_embed", "cls_token", "dist_token"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return timm's patterns for the depth of each parameter, for its layer decay: embedding,
+        blocks, the final norm with the last block; what matches none, the heads, is on top."""
+        blocks = [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]
+        return {"stem": r"^cls_token|dist_token|pos_embed|patch_embed", "blocks": blocks}
 
     def forward(
         self, images: torch.Tensor, keep: torch.Tensor | None = None
@@ -273,10 +270,10 @@ def _check_sizes(
 
 
 def build_student(name: str, *, num_classes: int, **overrides: object) -> Student:
-    """Build a named student with random weights.
+    """Build a named student with the initial weights of a seed.
 
-    overrides: keywords of `Student` that replace the name's sizes. Raises ValueError, listing the
-    names, for an unknown name.
+    overrides: keywords of `Student` (seed, drop_path, ...), which replace the name's sizes. Raises
+    ValueError, listing the names, for an unknown name.
     """
     if name not in SIZES:
         raise ValueError(f"the student must be one of {', '.join(SIZES)} (got {name!r})")

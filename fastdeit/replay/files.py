@@ -3,18 +3,19 @@
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 
 from fastdeit.data.batch import Batch
 from fastdeit.display.pixels import denormalise
+from fastdeit.display.terminal import Terminal
 from fastdeit.kernels.mix import mix
 from fastdeit.replay.report import DigestComparison, Report
+from fastdeit.storage.jsonl import to_strict_json
 
 IMAGES = "images"
 PLAN = "plan.json"
@@ -59,21 +60,12 @@ def save_images(
 
 
 def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(_to_plain(value), indent=1, allow_nan=False))
-
-
-def _to_plain(value: Any) -> Any:
-    """Replace numbers that are not finite, which JSON lacks, by their names."""
-    if isinstance(value, Mapping):
-        return {name: _to_plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    path.write_text(json.dumps(to_strict_json(value), indent=1, allow_nan=False))
 
 
 def show_report(report: Report, folder: Path) -> None:
     """Print the step beside what was recorded of it, its micro-batches, and the notes."""
-    console = Console(highlight=False)
+    terminal = Terminal()
     recorded, now = report.recorded, report.now
     table = Table("", "recorded", "now", "difference", title=_title(report), title_justify="left")
     known = recorded.values or {}
@@ -82,11 +74,11 @@ def show_report(report: Report, folder: Path) -> None:
     _add_digest(table, recorded.digest, recorded.same_samples)
     words = {True: "yes", False: "no", None: ""}
     table.add_row("skipped", words[recorded.skipped], words[now.skipped], "")
-    console.print(table)
-    console.print(_tabulate_micro_batches(report))
+    terminal.show(table)
+    terminal.show(_tabulate_micro_batches(report))
     for note in report.notes:
-        console.print(f"note: {note}")
-    console.print(f"{folder}: {len(report.samples)} samples, two pictures each, {PLAN}, {STEP}")
+        terminal.say(f"note: {note}")
+    terminal.say(f"{folder}: {len(report.samples)} samples, two pictures each, {PLAN}, {STEP}")
 
 
 def _title(report: Report) -> str:
@@ -97,8 +89,10 @@ def _title(report: Report) -> str:
 def _add_number(table: Table, name: str, recorded: float | None, now: float) -> None:
     if recorded is None:
         table.add_row(name, "", f"{now:.7g}", "")
-    else:
-        table.add_row(name, f"{recorded:.7g}", f"{now:.7g}", f"{now - recorded:+.2g}")
+        return
+    are_nan = math.isnan(recorded) and math.isnan(now)
+    difference = 0.0 if recorded == now or are_nan else now - recorded
+    table.add_row(name, f"{recorded:.7g}", f"{now:.7g}", f"{difference:+.2g}")
 
 
 def _add_digest(table: Table, digest: DigestComparison | None, same: bool | None) -> None:

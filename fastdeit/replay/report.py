@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from fastdeit.plan.digest import add_digests, show_digest
 from fastdeit.replay.history import Metrics, StepHistory
 from fastdeit.replay.samples import Samples
 from fastdeit.replay.step import Losses, StepResult
-from fastdeit.training.trainer import LOSSES
+from fastdeit.run.metrics import find_step
+from fastdeit.training.trainer import STATISTICS
 
 _WORST = 3  # samples of a micro-batch that are named in the table
 
@@ -213,10 +214,9 @@ def _compare_with_record(history: StepHistory, samples: Samples, digest: int) ->
     covered = None if line is None else (first, line["step"])
     digests = _compare_digests(history, samples, digest)
     values = _recorded_values(history, line, covered)
-    is_known_good = False if values else None
     return Recorded(
         values=values,
-        skipped=True if history.bad_step is not None else is_known_good,
+        skipped=_recorded_skip(history, values),
         digest=digests,
         same_samples=None if digests is None else digests.recorded == digests.now,
         metrics=line,
@@ -227,18 +227,28 @@ def _compare_with_record(history: StepHistory, samples: Samples, digest: int) ->
     )
 
 
+def _recorded_skip(history: StepHistory, values: Mapping[str, float] | None) -> bool | None:
+    if history.bad_step is not None:
+        return True
+    return None if values is None else not all(map(math.isfinite, values.values()))
+
+
 def _recorded_values(
     history: StepHistory, line: Metrics | None, covered: tuple[int, int] | None
 ) -> dict[str, float] | None:
-    """Return the statistics of this step alone: from a line of the log that covers no other step,
-    or else from spikes.jsonl; None if neither has them."""
-    if line is not None and covered == (history.step, history.step + 1):
+    """Return the statistics of this step alone, or None if there are none.
+
+    The log of an older version has them only in a line that covers no other step; then spikes.jsonl
+    may have them.
+    """
+    values: Mapping[str, Any] | None = None if line is None else find_step(line, history.step)
+    if values is None and covered == (history.step, history.step + 1):
         values = line
-    elif history.spike is not None:
+    if values is None and history.spike is not None:
         values = dataclasses.asdict(history.spike)
-    else:
+    if values is None:
         return None
-    return {name: values[name] for name in (*LOSSES, "grad_norm", "lr") if name in values}
+    return {name: values[name] for name in (*STATISTICS, "lr") if name in values}
 
 
 def _compare_digests(
@@ -283,7 +293,6 @@ def _write_notes(history: StepHistory, recorded: Recorded, processes: int) -> li
     covered = recorded.means_are_of_steps
     if covered is not None and recorded.values is None:
         notes.append(
-            f"the log has means over steps {list(covered)} only; "
-            "--log-steps 1 writes a line for each step"
+            f"the log has means over steps {list(covered)} only, as an older version wrote it"
         )
     return notes

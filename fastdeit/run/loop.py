@@ -14,7 +14,8 @@ from fastdeit.plan.digest import show_digest
 from fastdeit.reliability.health import HealthError, summarise
 from fastdeit.reliability.replica_check import compare_weights
 from fastdeit.reliability.supervisor import StopAgreed
-from fastdeit.run.resume import flush_meter, roll_back
+from fastdeit.run.metrics import list_by_step
+from fastdeit.run.resume import roll_back
 from fastdeit.run.state import Run
 from fastdeit.teacher_cache.check import count_missed
 from fastdeit.training.evaluation import evaluate, student_heads
@@ -33,6 +34,7 @@ def train(run: Run) -> None:
             if step in run.health.rollbacks:
                 skip_step(run)
             elif not train_step(run, batches.of(step)):
+                log_step(run)  # stays if the run cannot roll back
                 roll_back(run)
                 continue
             after_step(run)
@@ -69,8 +71,8 @@ def train_step(run: Run, micro_batches: Iterator[Batch]) -> bool:
     step = run.trainer.step
     run.data.quarantine.step = step
     statistics = trainer.train_step(run.supervisor.timed("step", step, micro_batches))
+    run.progress.meter.add(step, trainer.applied, trainer.lr, statistics)
     if trainer.applied:
-        run.progress.meter.add(step, statistics)
         run.health.bad.clear()
     else:
         run.health.note_bad(step, trainer.micro_steps, run.data.train_index.name)
@@ -124,14 +126,18 @@ def compare_replicas(run: Run) -> None:
 
 
 def log_step(run: Run) -> None:
-    """Write a line of the log, with means over the steps since the last line. A collective."""
+    """Write a line of the log, with means over the steps since the last line, and the values of
+    each. A collective that waits for the device."""
     trainer = run.trainer
-    means = summarise(flush_meter(run), run.config.optim.clip_grad)
+    steps = run.progress.meter.read()
+    applied = [run.health.note_applied(one.step, one.values) for one in steps if one.applied]
+    means = summarise(applied, run.config.optim.clip_grad)
     images_per_s = run.progress.rate(trainer.step) * run.config.optim.batch_size
     loss = means.get("loss", math.nan)
     run.console.step(trainer.step, loss=loss, lr=trainer.lr, images_per_s=images_per_s)
     rates = {"lr": trainer.lr, "images_per_s": images_per_s}
-    run.log.write(trainer.step, means | _count(run) | rates)
+    run.log.write(trainer.step, means | _count(run) | rates | list_by_step(steps))
+    run.progress.last_logged_step = trainer.step
 
 
 def _count(run: Run) -> dict[str, Any]:
@@ -189,8 +195,13 @@ def _validation_batches(run: Run) -> Iterator[EvalBatch]:
 
 
 def save_checkpoint(run: Run) -> None:
-    """Start to write a checkpoint, in the background. A collective."""
+    """Start to write a checkpoint, in the background. A collective.
+
+    The log gets its line first, so that it has every step of a run that resumes from here.
+    """
     step = run.trainer.step
+    if run.progress.last_logged_step != step:
+        log_step(run)
     run.supervisor.beat("checkpoint", step)
     compare_replicas(run)
     tensors, state = run.trainer.state.gather()

@@ -1,32 +1,42 @@
 """The log of a run: metrics.jsonl and TensorBoard events."""
 
 import io
-import json
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from fastdeit.storage.atomic import atomic_write_text
-from fastdeit.storage.jsonl import AppendOnlyFile, read_json_lines
+from fastdeit.storage.jsonl import AppendOnlyFile, format_line, read_json_lines, replace_lines
 from fastdeit.storage.run_folder import RunFolder
+from fastdeit.training.trainer import STATISTICS, StepStatistics
 
 
 class MetricLog:
-    """metrics.jsonl, one JSON object per line with the optimizer step, and the same numbers as
-    TensorBoard scalars.
+    """metrics.jsonl, one JSON object per line, and the same numbers as TensorBoard scalars.
 
-    warn: called when the disk refuses, which ends no run. Until `open` is called, and on all ranks
-    but 0, `write` does nothing.
+    Every line has `step` (optimizer steps done), `epoch` (epochs done, a fraction within one),
+    `images_seen` (the steps times the batch size) and `time` (seconds since 1970).
+
+    steps_per_epoch, batch_size: of the run; warn: called when the disk refuses, which ends no run.
+    Until `open` is called, and on all ranks but 0, `write` does nothing.
     """
 
-    def __init__(self, folder: RunFolder, warn: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        steps_per_epoch: int,
+        batch_size: int,
+        warn: Callable[[str], None],
+    ) -> None:
         self._folder = folder
+        self._steps_per_epoch = steps_per_epoch
+        self._batch_size = batch_size
         self._warn = warn
         self._lines: AppendOnlyFile | None = None
         self._events: AppendOnlyFile | None = None
@@ -37,25 +47,34 @@ class MetricLog:
         self.close()
         path = self._folder.metrics
         kept = [line for line in read_json_lines(path) if line["step"] <= step] if step else []
-        atomic_write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        replace_lines(path, kept)
         self._lines = AppendOnlyFile(path, self._warn)
         self._events = AppendOnlyFile(_new_events(self._folder.tensorboard), self._warn)
-        self._events.append(_record(file_version="brain.Event:2"))
+        self._events.append(_record(time.time(), file_version="brain.Event:2"))
         # TensorBoard drops what it has of this step and later ones. `SummaryWriter(purge_step=)`
         # writes the same, in a thread that dies on a full disk.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._events.append(_record(step=step + 1, session_log=start))
+        self._events.append(_record(time.time(), step=step + 1, session_log=start))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Write a line, and its plain numbers as scalars."""
         if self._lines is None or self._events is None:
             return
-        self._lines.append(json.dumps({"step": step, **values}).encode() + b"\n")
+        now = time.time()
+        progress = {
+            "step": step,
+            "epoch": round(step / self._steps_per_epoch, 4),
+            "images_seen": step * self._batch_size,
+        }
+        line = progress | {"time": round(now, 3), **values}
+        self._lines.append(format_line(line).encode())
         scalars = [
             summary_pb2.Summary.Value(tag=name, simple_value=value)
-            for name, value in values.items()
-            if isinstance(value, int | float)
+            for name, value in line.items()
+            if isinstance(value, int | float) and name not in ("step", "time")
         ]
-        self._events.append(_record(step=step, summary=summary_pb2.Summary(value=scalars)))
+        summary = summary_pb2.Summary(value=scalars)
+        self._events.append(_record(now, step=step, summary=summary))
 
     def close(self) -> None:
         for file in (self._lines, self._events):
@@ -65,13 +84,41 @@ class MetricLog:
         self._events = None
 
 
+def list_by_step(steps: Sequence[StepStatistics]) -> dict[str, Any]:
+    """Return the values of each step as lists of a line of the log, under `by_step`.
+
+    Losses and gradient norms have as many digits as tell fp32 numbers apart: those of a skipped
+    step may be "nan" or "inf". Empty without steps.
+    """
+    if not steps:
+        return {}
+    columns: dict[str, Any] = {
+        "step": [one.step for one in steps],
+        "lr": [one.lr for one in steps],
+    }
+    for number, name in enumerate(STATISTICS):
+        columns[name] = [float(str(np.float32(one.values[number]))) for one in steps]
+    return {"by_step": columns}
+
+
+def find_step(line: Mapping[str, Any], step: int) -> dict[str, float] | None:
+    """Return the values of a step from a line of the log, exactly as they were, or None if the line
+    has none of this step: older versions wrote means alone."""
+    columns = line.get("by_step", {})
+    if step not in columns.get("step", ()):
+        return None
+    place = columns["step"].index(step)
+    values = {name: float(np.float32(columns[name][place])) for name in STATISTICS}
+    return values | {"lr": columns["lr"][place]}
+
+
 def _new_events(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     return folder / f"events.out.tfevents.{time.time_ns():020}.{socket.gethostname()}.{os.getpid()}"
 
 
-def _record(**fields: Any) -> bytes:
-    """Encode an event as TensorBoard's files hold it."""
+def _record(wall_time: float, **fields: Any) -> bytes:
+    """Encode an event as TensorBoard's files hold it; wall_time: in seconds since 1970."""
     buffer = io.BytesIO()
-    RecordWriter(buffer).write(event_pb2.Event(wall_time=time.time(), **fields).SerializeToString())
+    RecordWriter(buffer).write(event_pb2.Event(wall_time=wall_time, **fields).SerializeToString())
     return buffer.getvalue()

@@ -1,5 +1,6 @@
 """The results of a run: weights, picture, summary, and the message for a run that is finished."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -7,36 +8,41 @@ from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
 from fastdeit.data.build import build_train_loader
 from fastdeit.display.console import RunConsole
+from fastdeit.display.terminal import note_failure
+from fastdeit.display.text import shorten
 from fastdeit.distributed.world import World
 from fastdeit.kernels.mix import mix
 from fastdeit.models.student import SIZES
 from fastdeit.run.folder import write_on_rank0
 from fastdeit.run.state import Run
-from fastdeit.storage.atomic import atomic_write_text
+from fastdeit.storage.atomic import atomic_open, atomic_write_text
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 
 _MOST_PICTURES = 16
+_NAME = 14  # letters of a class's name in a title
 
 
 def write_results(run: Run, results: dict[str, float]) -> None:
-    """Write the picture and summary.json; print the table. The weights are those of the last
+    """Write summary.json and the picture; print the table. The weights are those of the last
     checkpoint.
 
-    Raise FolderError. A collective.
+    Raise FolderError. A picture that cannot be drawn is a note. A collective.
     """
     run.supervisor.beat("checkpoint", run.trainer.step)
     write_on_rank0(run, lambda: _write_files(run, results))
+    if run.world.rank == 0:
+        with note_failure(str(run.folder.report), run.console.note):
+            _save_picture(run)
+        show_summary(run.console, run.config, run.recipe, run.folder, results)
 
 
 def _write_files(run: Run, results: dict[str, float]) -> None:
     for line in run.checkpoints.update_weights():  # the last evaluation may be the best
         run.console.note(line)
-    _save_picture(run)
     summary = {"results": results, "steps": run.trainer.step, "skipped": run.trainer.state.skipped}
-    # the last file: a folder that holds it holds a finished run
+    # after the weights: a folder that holds it holds a finished run
     atomic_write_text(run.folder.summary, json.dumps(summary, indent=1))
-    show_summary(run.console, run.config, run.recipe, run.folder, results)
 
 
 def _save_picture(run: Run) -> None:
@@ -47,7 +53,8 @@ def _save_picture(run: Run) -> None:
     titles = _title_samples(batch, run.data.train_index.classes)
     metrics = read_json_lines(run.folder.metrics)
     data = run.config.data
-    save_report(run.folder.report, metrics, images, titles, data.mean, data.std)
+    with atomic_open(run.folder.report) as file:
+        save_report(file, metrics, images, titles, data.mean, data.std)
 
 
 def _read_first_samples(run: Run) -> Batch:
@@ -59,14 +66,13 @@ def _read_first_samples(run: Run) -> Batch:
     loader = build_train_loader(
         config, alone, data.train_index, data.plan, quarantine=data.quarantine
     )
-    batch = next(loader.epoch(0))
-    loader.close()
-    return batch
+    with contextlib.closing(loader):
+        return next(loader.epoch(0))
 
 
 def _title_samples(batch: Batch, classes: tuple[str, ...]) -> list[str]:
     """Return each sample's class, or both classes with their shares if it is mixed."""
-    names = [classes[label] for label in batch.labels.tolist()]
+    names = [shorten(classes[label], _NAME) for label in batch.labels.tolist()]
     titles = []
     for row, lam in enumerate(batch.lam.tolist()):
         partner = names[row ^ 1]
@@ -76,7 +82,7 @@ def _title_samples(batch: Batch, classes: tuple[str, ...]) -> list[str]:
 
 
 def is_finished(folder: RunFolder) -> bool:
-    """Return True if the run has ended: its summary is the last file that it writes."""
+    """Return True if the run has ended: its summary is written after all but the picture."""
     return folder.summary.is_file()
 
 
@@ -95,7 +101,8 @@ def show_summary(
 ) -> None:
     """Print the table of a finished run, its files, and a command to try next."""
     files = {"weights (timm's names)": folder.model, "picture": folder.report}
-    console.summary(results, files, next_command(config, recipe, folder))
+    written = {name: path for name, path in files.items() if path.is_file()}
+    console.summary(results, written, next_command(config, recipe, folder))
 
 
 def next_command(config: Config, recipe: str, folder: RunFolder) -> str:

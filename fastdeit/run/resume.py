@@ -45,6 +45,7 @@ def _restore(run: Run, found: LoadedCheckpoint) -> int:
     """
     run.trainer.state.load(found.tensors, found.state)
     run.checkpoints.restore_scores(found.state)
+    run.progress.last_logged_step = run.trainer.step
     return found.state.get("evaluated", run.trainer.step)
 
 
@@ -94,7 +95,6 @@ def _write_bundle(run: Run, reason: str) -> str:
 
     reason: why the run cannot roll back. A collective.
     """
-    flush_meter(run)
     first = run.health.bad[0].step
     last = run.health.bad[-1].step
     folder = run.folder.debug_bundle(first)
@@ -120,8 +120,3 @@ def _describe_stop(run: Run, reason: str, command: str) -> dict[str, Any]:
         "code": code_digest(),
         "versions": versions(),
     }
-
-
-def flush_meter(run: Run) -> list[dict[str, float]]:
-    """Return the statistics of the applied steps since the last call; waits for the device."""
-    return [run.health.note_applied(step, values) for step, values in run.progress.meter.read()]

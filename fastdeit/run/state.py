@@ -42,6 +42,7 @@ class Progress:
 
     meter: Meter = field(default_factory=Meter)
     """Statistics of the steps since the last line of the log."""
+    last_logged_step: int = 0
     last_evaluated_step: int = 0
     last_compared_step: int = -1
     """The step after which all ranks' weights were last found equal; -1: not compared yet."""

@@ -1,15 +1,19 @@
 """Files of JSON lines: one way to append to them and one way to read them.
 
-A process that is killed while it writes leaves part of a line. Therefore an append begins on a new
-line, and a reader skips every line that is not a whole JSON object.
+Each line is one JSON object and ends with a newline, as https://jsonlines.org asks for. A process
+that is killed while it writes leaves part of a line: the next append removes it, and a reader skips
+every line that is not a whole JSON object.
 """
 
 import contextlib
 import dataclasses
+import fcntl
 import json
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -35,29 +39,30 @@ OneStep = TypeVar("OneStep", bound=StepRecord)
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Return the JSON objects in a file, one per line; an empty list if there is no file."""
-    objects = []
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(value, dict):
-            objects.append(value)
-    return objects
+    values = map(_parse_object, path.read_bytes().splitlines() if path.is_file() else ())
+    return [value for value in values if value is not None]
+
+
+def _parse_object(line: bytes) -> dict[str, Any] | None:
+    """Return the JSON object of a line; None if it is none, or not whole."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def read_records(path: Path, kind: type[Record], strict: bool = False) -> list[Record]:
     """Return the lines of a file that are a record of the dataclass `kind`; skip all others.
 
-    strict: raise ValueError for the first line that is no such record.
+    strict: raise ValueError for the first line that is no such record, unless it is blank.
     """
     records = []
-    adapter = TypeAdapter(kind)
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
-            records.append(adapter.validate_json(line, strict=True))
+            records.append(parse_record(line, kind))
         except ValueError:
-            if strict:
+            if strict and line.strip():
                 got = line[:80].decode(errors="replace")
                 raise ValueError(f"{path}: damaged line (got {got!r})") from None
     return records
@@ -68,32 +73,70 @@ def parse_record(text: str | bytes, kind: type[Record]) -> Record:
 
     Raises ValueError if a field is missing or is not of the type that `kind` declares.
     """
-    return TypeAdapter(kind).validate_json(text, strict=True)
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+    return TypeAdapter(kind).validate_json(json.dumps(to_strict_json(value)), strict=True)
+
+
+def to_strict_json(value: Any) -> Any:
+    """Replace what JSON lacks, which strict parsers refuse: a number that is not finite by its name
+    ("nan", "inf", "-inf"), a byte of a file name that is not UTF-8 by its escape (\\udcff)."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {to_strict_json(name): to_strict_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_strict_json(item) for item in value]
+    return value
 
 
 def format_line(record: Any) -> str:
-    """Return a mapping or a dataclass as one line of JSON, with the newline."""
+    """Return a mapping or a dataclass as one line of strict JSON, with the newline."""
     value = record if isinstance(record, Mapping) else dataclasses.asdict(record)
-    return json.dumps(value) + "\n"
+    return json.dumps(to_strict_json(value), allow_nan=False) + "\n"
 
 
 def append_lines(path: Path, records: Iterable[Any]) -> None:
-    """Append mappings or dataclasses, one per line. Raises OSError.
+    """Append mappings or dataclasses, one per line, all or none. Raises OSError.
 
-    One write holds them all, so that processes which share the file do not mix their lines.
+    Processes that share the file write one after the other, where the file system has locks.
     """
     lines = "".join(map(format_line, records)).encode()
     with path.open("ab+", buffering=0) as file:
-        if _ends_in_mid_line(file):
-            lines = b"\n" + lines
-        file.write(lines)
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        _end_last_line(file)
+        _write_whole(file, lines)
 
 
-def _ends_in_mid_line(file: Any) -> bool:
-    if file.seek(0, os.SEEK_END) == 0:
-        return False
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) != b"\n"
+def _end_last_line(file: FileIO) -> None:
+    """Remove the part of a line that a killed process left, or add the newline to a whole one."""
+    file.seek(0)
+    *whole, last = file.readall().split(b"\n")
+    if _parse_object(last) is not None:
+        _write_whole(file, b"\n")
+    elif last:
+        file.truncate(sum(len(line) + 1 for line in whole))
+
+
+def _write_whole(file: FileIO, data: bytes) -> None:
+    """Append all of the data, or nothing: a full disk may take a part. Raises OSError."""
+    end = file.seek(0, os.SEEK_END)
+    try:
+        _write_all(file, data)
+    except OSError:
+        file.truncate(end)
+        raise
+
+
+def _write_all(file: FileIO, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def replace_lines(path: Path, records: Iterable[Any]) -> None:
@@ -143,14 +186,14 @@ class AppendOnlyFile:
             if self._torn is not None:
                 self._file.truncate(self._torn)
             self._torn = self._file.seek(0, os.SEEK_END)
-            rest = memoryview(self._waiting[0])
-            while rest:
-                rest = rest[self._file.write(rest) :]
+            _write_all(self._file, self._waiting[0])
             self._torn = None
             self._waiting.popleft()
 
     def _describe_loss(self) -> str:
-        return f"; {self._lost} records are lost" if self._lost else ""
+        if not self._lost:
+            return ""
+        return "; 1 record is lost" if self._lost == 1 else f"; {self._lost:,} records are lost"
 
     def close(self) -> None:
         """Try a last time to write what is in memory."""

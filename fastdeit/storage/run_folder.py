@@ -14,7 +14,7 @@ class RunFolder:
     under timm's names, fp32), model_best.safetensors and model_ema_best.safetensors (those of the
     best evaluation), config.json (describes them, for timm and the Hugging Face Hub); report.png;
     train-images.parquet (the images the run started with); attempts.jsonl (one line per start);
-    summary.json (results; written last, so it marks a finished run).
+    summary.json (results; it marks a finished run: only report.png is later).
 
     Only when there is cause: quarantine.jsonl (images that cannot be read), bad-steps.jsonl,
     spikes.jsonl, rollbacks.jsonl, failure-rankR.json and failures.jsonl (where ranks failed), and

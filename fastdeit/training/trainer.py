@@ -143,23 +143,35 @@ class Trainer:
         return self.teacher(images)
 
 
+class StepStatistics(NamedTuple):
+    """Statistics of a trained step."""
+
+    step: int
+    applied: bool
+    """False if the step was skipped, as its loss or gradient was not finite."""
+    lr: float
+    values: list[float]
+    """`STATISTICS`, over all ranks: fp32 numbers."""
+
+
 class Meter:
-    """Statistics of applied steps, kept on the device until they are read."""
+    """Statistics of steps, kept on the device until they are read."""
 
     def __init__(self) -> None:
-        self._steps: list[int] = []
+        self._steps: list[tuple[int, bool, float]] = []
         self._values: list[torch.Tensor] = []
 
-    def add(self, step: int, values: torch.Tensor) -> None:
-        """Add the statistics of a step, fp32 (K,), without a wait for the device.
+    def add(self, step: int, applied: bool, lr: float, values: torch.Tensor) -> None:
+        """Add the statistics of a step without a wait for the device; values: fp32 (K,), of this
+        rank.
 
         All ranks add the same steps.
         """
-        self._steps.append(step)
+        self._steps.append((step, applied, lr))
         self._values.append(values.clone())
 
-    def read(self) -> list[tuple[int, list[float]]]:
-        """Return the steps since the last call, each with its K means over all ranks.
+    def read(self) -> list[StepStatistics]:
+        """Return the steps since the last call, their values as means over all ranks.
 
         If there are any, it is a collective that waits for the device.
         """
@@ -170,4 +182,4 @@ class Meter:
         self._steps = []
         self._values = []
         dist.all_reduce(means)
-        return list(zip(steps, means.tolist(), strict=True))
+        return [StepStatistics(*of, row) for of, row in zip(steps, means.tolist(), strict=True)]

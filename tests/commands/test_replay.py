@@ -27,6 +27,7 @@ from fastdeit.plan.digest import show_digest
 from fastdeit.plan.operations import OPS
 from fastdeit.reliability.run_lock import RunLock
 from fastdeit.run.attempts import read_attempts
+from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.trainer import Trainer
 from tests.support.cache_runs import MODEL, Setting, train
@@ -80,6 +81,7 @@ def assert_as_recorded(folder: Path, step: int, **tolerance: Any) -> dict[str, A
     bit unless a tolerance is given; return step.json."""
     found = read_step(folder, step)
     line = next(line for line in steps_of(folder) if line["step"] == step + 1)
+    assert line["loss"] == pytest.approx(line["by_step"]["loss"][0], rel=1e-6)
     for name in NUMBERS:
         expected = pytest.approx(line[name], **tolerance) if tolerance else line[name]
         assert found["now"][name] == expected, name
@@ -200,9 +202,8 @@ def test_digest_between_log_lines_shows_whether_the_samples_are_the_same(
     assert [line["step"] for line in steps_of(tmp_path)] == [3, 4, 6, 8, 9]
     assert replay(tmp_path, 4) == 0 and replay(tmp_path, 3) == 0
     found = read_step(tmp_path, 4)
-    assert found["recorded"]["values"] is None and found["recorded"]["metrics"]["step"] == 6
+    assert found["recorded"]["metrics"]["step"] == 6
     assert found["recorded"]["digest"]["steps"] == [4, 6] and found["recorded"]["same_samples"]
-    assert "means over steps [4, 6]" in found["notes"][0]
     assert_as_recorded(tmp_path, 3)
     log = tmp_path / "metrics.jsonl"
     digest = steps_of(tmp_path)[2]["digest"]
@@ -212,6 +213,38 @@ def test_digest_between_log_lines_shows_whether_the_samples_are_the_same(
         read_step(tmp_path, 4)["recorded"]["same_samples"] is False
         and "are not those" in read_step(tmp_path, 4)["notes"][0]
     )
+
+
+@pytest.fixture(scope="module")
+def default_run(setting: Setting) -> Path:
+    """A run with a line of the log for each epoch, of three steps."""
+    folder = setting.root / "default_run"
+    assert setting.train(folder, *setting.taught, "--log-steps", "10") == 0
+    return folder
+
+
+@pytest.mark.parametrize("step", [0, 4, 8])
+def test_log_has_every_step_by_itself(step: int, default_run: Path) -> None:
+    assert [line["step"] for line in steps_of(default_run)] == [3, 6, 9]
+    assert replay(default_run, step) == 0
+    found = read_step(default_run, step)
+    assert found["notes"] == [] and found["recorded"]["skipped"] is False
+    assert {name: found["now"][name] for name in NUMBERS} == found["recorded"]["values"]
+
+
+def test_log_of_an_older_version_has_means_alone(
+    default_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(default_run, tmp_path / "run")
+    lines = read_json_lines(copy / "metrics.jsonl")
+    for line in lines:
+        for name in ("by_step", "time", "epoch", "images_seen"):
+            line.pop(name, None)
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert replay(copy, 4) == 0
+    found = read_step(copy, 4)
+    assert found["recorded"]["values"] is None and found["recorded"]["same_samples"]
+    assert "means over steps [3, 6] only, as an older version wrote it" in found["notes"][0]
 
 
 def empty_file_at(path: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,6 +355,7 @@ def test_run_stopped_for_bad_steps_is_replayed_from_its_debug_bundle(
             and found["recorded"]["same_samples"]
         )
         assert found["now"]["loss"] == "nan" and found["recorded"]["bad_step"]["step"] == step
+        assert {name: found["now"][name] for name in NUMBERS} == found["recorded"]["values"]
         good, bad = found["micro_batches"]
         assert good["loss"] == good["recorded"] and (bad["loss"], bad["recorded"]) == ("nan", "nan")
         # the sample and its partner, unless they are not mixed

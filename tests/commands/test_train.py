@@ -4,6 +4,7 @@ starts."""
 import itertools
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -28,7 +29,7 @@ from fastdeit.run.preflight import check_config
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.storage.tensor_files import hash_tensors
-from tests.support.compare_runs import assert_same_weights
+from tests.support.compare_runs import assert_same_weights, steps_of, values_by_step
 from tests.support.images import write_shapes
 from tests.support.launching import ROOT
 from tests.support.plain_timm import measure_with_timm
@@ -109,6 +110,13 @@ def test_log_and_results_are_complete(distilled: tuple[list[str], Path]) -> None
     lines = [line for line in lines if "loss" in line]
     assert [line["step"] for line in lines] == [2, 3, 4, 6, 8, 9]
     assert all(abs(0.5 * (line["base"] + line["distill"]) - line["loss"]) < 1e-5 for line in lines)
+    assert [line["epoch"] for line in lines] == [0.6667, 1.0, 1.3333, 2.0, 2.6667, 3.0]
+    assert [line["images_seen"] for line in lines] == [16, 24, 32, 48, 64, 72]
+    times = [line["time"] for line in lines]
+    assert times == sorted(times) and 0 < time.time() - times[0] < 600
+    for line in lines:
+        for name in ("loss", "base", "distill", "grad_norm"):
+            assert line[name] == pytest.approx(statistics.fmean(line["by_step"][name]), rel=1e-6)
     results = json.loads((folder / "summary.json").read_text())["results"]
     names = itertools.product(("model", "ema"), ("cls", "dist", "both"), ("top1", "top5"))
     expected = {"/".join(name) for name in names}
@@ -147,7 +155,7 @@ def test_stopped_run_can_be_loaded_by_timm(
     assert (tmp_path / "config.json").read_text() == (whole / "config.json").read_text()
 
 
-@pytest.mark.parametrize("stop", [3, 4, 8])
+@pytest.mark.parametrize("stop", [3, 5, 8])
 def test_stopped_run_resumes_bit_for_bit(
     stop: int, distilled: tuple[list[str], Path], tmp_path: Path
 ) -> None:
@@ -155,12 +163,17 @@ def test_stopped_run_resumes_bit_for_bit(
     assert run(argv, tmp_path, "--stop-after-steps", str(stop)) == 0
     assert not (tmp_path / "summary.json").exists()
     assert list_checkpoints(tmp_path / "checkpoints")[0].name == f"step-{stop:08}"
+    logged = read_json_lines(tmp_path / "metrics.jsonl")
+    assert max(line["step"] for line in logged if "loss" in line) == stop
     assert run(argv, tmp_path) == 0
     assert_same_weights(whole, tmp_path)
-    # the log is that of a run that was never stopped, but a mean may start at the stop
-    mine, theirs = (read_json_lines(folder / "metrics.jsonl") for folder in (tmp_path, whole))
-    assert [line["step"] for line in mine] == [line["step"] for line in theirs]
-    assert mine[-1] == theirs[-1]
+    # the log is that of a run that was never stopped, but for one more line at the stop
+    mine, theirs = (steps_of(folder) for folder in (tmp_path, whole))
+    assert {line["step"] for line in mine} == {line["step"] for line in theirs} | {stop}
+    assert len(mine) == len({line["step"] for line in mine})
+    assert mine[-1]["digest"] == theirs[-1]["digest"]
+    assert values_by_step(tmp_path) == values_by_step(whole)
+    assert values_by_step(whole)["step"] == list(range(9))
 
 
 def test_run_killed_in_mid_epoch_resumes_bit_for_bit(
@@ -178,6 +191,7 @@ def test_run_killed_in_mid_epoch_resumes_bit_for_bit(
     again = Ranks(tmp_path / "log", run_fastdeit, command, world_size=1)
     assert again.wait() == 0, again.output
     assert_same_weights(whole, folder)
+    assert values_by_step(folder) == values_by_step(whole)
 
 
 def test_damaged_newest_checkpoint_is_skipped(

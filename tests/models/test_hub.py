@@ -16,8 +16,8 @@ from fastdeit.models.student import SIZES, Student
 from fastdeit.storage.run_folder import RunFolder
 
 CLASSES = ("cat", "dog", "eel", "fly")
-SMALL = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
-MODELS = {
+SMALL: dict[str, object] = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
+MODELS: dict[str, dict[str, object]] = {
     "distilled": {"model": "deit_tiny_distilled_patch16_224", **SMALL},
     "distilled, biases": {"model": "deit_small_distilled_patch16_384", **SMALL, "qkv_bias": True},
     "plain": {"model": "deit_base_patch16_224", **SMALL},

@@ -1,10 +1,15 @@
 """JSON-lines files: torn lines, typed records, and a disk that is full."""
 
+import math
+import multiprocessing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pydantic_core
 import pytest
 
+from fastdeit.data.quarantine import QuarantinedImage
 from fastdeit.run.attempts import Attempt, add_attempt, read_attempts
 from fastdeit.storage import jsonl
 from fastdeit.storage.jsonl import (
@@ -12,6 +17,7 @@ from fastdeit.storage.jsonl import (
     append_lines,
     read_json_lines,
     read_records,
+    replace_lines,
 )
 from fastdeit.storage.run_folder import RunFolder
 from tests.support.full_disk import limit_file_size
@@ -39,7 +45,7 @@ def test_missing_file_has_no_records(tmp_path: Path) -> None:
     assert read_records(tmp_path / "missing", Sample) == []
 
 
-def test_append_after_a_torn_line_begins_a_new_line(tmp_path: Path) -> None:
+def test_append_removes_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "file.jsonl"
     append_lines(path, [Sample(step=1)])
     with path.open("a") as file:
@@ -47,7 +53,69 @@ def test_append_after_a_torn_line_begins_a_new_line(tmp_path: Path) -> None:
     append_lines(path, [Sample(step=3)])
     assert [record.step for record in read_records(path, Sample)] == [1, 3]
     assert [line["step"] for line in read_json_lines(path)] == [1, 3]
-    assert len(path.read_bytes().splitlines()) == 3
+    assert path.read_text() == '{"step": 1, "losses": []}\n{"step": 3, "losses": []}\n'
+
+
+def test_append_ends_a_whole_line_that_has_no_newline(tmp_path: Path) -> None:
+    path = tmp_path / "file.jsonl"
+    path.write_text('{"step": 1}')
+    append_lines(path, [{"step": 2}])
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_append_to_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "file.jsonl"
+    append_lines(path, [{"step": 1}])
+    with limit_file_size(20), pytest.raises(OSError, match="File too large"):
+        append_lines(path, [{"step": 2}, {"step": 3}])
+    assert path.read_text() == '{"step": 1}\n'
+
+
+def append_many(path: Path, process: int) -> None:
+    for step in range(50):
+        append_lines(path, [{"process": process, "step": step}])
+
+
+def test_processes_that_share_a_file_do_not_mix_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "file.jsonl"
+    path.write_text('{"process": 0, "st')  # each of them finds it
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=append_many, args=(path, number)) for number in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    lines = [parse_strictly(line) for line in path.read_text().split("\n")[:-1]]
+    for number in range(3):
+        own = [line["step"] for line in lines if line["process"] == number]
+        assert own == list(range(50))
+    assert len(lines) == 150
+
+
+def parse_strictly(text: str) -> Any:
+    """Return the value of a JSON text, as strict parsers do: refuse NaN, Infinity and lone
+    surrogates."""
+    return pydantic_core.from_json(text, allow_inf_nan=False)
+
+
+def test_written_lines_are_strict_json_and_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "file.jsonl"
+    values = {"loss": math.nan, "norms": [math.inf, -math.inf, 1.5], "image": "a\udcff.png"}
+    append_lines(path, [values])
+    expected = {"loss": "nan", "norms": ["inf", "-inf", 1.5], "image": "a\\udcff.png"}
+    assert parse_strictly(path.read_text()) == expected
+    replace_lines(path, [values])
+    assert parse_strictly(path.read_text()) == expected
+
+
+def test_lines_of_older_versions_are_read(tmp_path: Path) -> None:
+    """They may be blank, or hold what strict JSON lacks."""
+    path = tmp_path / "file.jsonl"
+    path.write_text(
+        '\n{"split": "train", "row": 3, "fault": "NaN", "name": "a\\udcff", "x": NaN}\n\n'
+    )
+    (image,) = read_records(path, QuarantinedImage, strict=True)
+    assert (image.row, image.name) == (3, "a\\udcff")
 
 
 @pytest.mark.parametrize(
@@ -100,5 +168,5 @@ def test_pending_records_are_bounded_and_losses_are_counted(
     with limit_file_size(0):
         file.append(b"more")
         file.close()
-    assert warnings[3].endswith("is incomplete; 1 records are lost")
+    assert warnings[3].endswith("is incomplete; 1 record is lost")
     assert len(warnings) == 4

@@ -19,8 +19,18 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
     return [line for line in read_json_lines(RunFolder(folder).metrics) if "lr" in line]
 
 
+def values_by_step(folder: Path) -> dict[str, list[Any]]:
+    """Return what the log has of each single step, by name: lists over all steps."""
+    columns: dict[str, list[Any]] = {}
+    for line in read_json_lines(RunFolder(folder).metrics):
+        for name, values in line.get("by_step", {}).items():
+            columns.setdefault(name, []).extend(values)
+    return columns
+
+
 def assert_same_run(folder: Path, whole: Path, other_files: frozenset[str] = frozenset()) -> None:
-    """Assert that two runs have equal weights, equal logs but for the speed, and equal file names.
+    """Assert that two runs have equal weights, equal logs but for time and speed, and equal file
+    names.
 
     other_files: names that `folder` may have besides.
     """
@@ -33,6 +43,7 @@ def assert_same_run(folder: Path, whole: Path, other_files: frozenset[str] = fro
 def _log_of(folder: Path) -> list[dict[str, Any]]:
     lines = read_json_lines(RunFolder(folder).metrics)
     for line in lines:
+        line.pop("time", None)
         line.pop("images_per_s", None)
     return lines
 

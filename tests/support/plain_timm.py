@@ -1,6 +1,7 @@
 """A run folder as a user of timm sees it: nothing of fastdeit is imported."""
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -11,9 +12,10 @@ from torch import nn
 def load_images(model: nn.Module, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Return images and labels of folder/CLASS/*, with the transform that timm finds."""
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    names: Any = model.pretrained_cfg["label_names"]  # type: ignore[index]
     images = []
     labels = []
-    for label, name in enumerate(model.pretrained_cfg["label_names"]):
+    for label, name in enumerate(names):
         for path in sorted((folder / name).iterdir()):
             images.append(transform(Image.open(path).convert("RGB")))
             labels.append(label)
