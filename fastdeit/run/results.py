@@ -108,12 +108,9 @@ def show_summary(
 def next_command(config: Config, recipe: str, folder: RunFolder) -> str:
     """Return a command that is useful after this run: train with the teacher that it gave, compare
     with a run without distillation, or look at the curves."""
-    train = "deepspeed fastdeit/train.py"
-    if recipe.endswith("_teacher"):
-        return f"{train} --recipe {recipe.removesuffix('_teacher')}"
-    if recipe == "digits":
-        return f"{train} --recipe digits --distillation-type none --output-dir runs/digits_alone"
-    if config.distill.distillation_type == "none" and config.model.model not in SIZES:
-        teacher = f"--teacher-model {config.model.model} --teacher-path {folder}"
-        return f"{train} --data-path {config.data.data_path} {teacher}"
-    return f"tensorboard --logdir {folder.tensorboard}"
+    alone = config.distill.distillation_type == "none"
+    if alone and config.model.model not in SIZES:
+        return show_train_command(*follow_with_student(config, recipe, str(folder)))
+    if recipe == "digits" and not alone:
+        return show_train_command(follow_without_teacher(config, str(folder)), recipe)
+    return quote_words("tensorboard", "--logdir", folder.tensorboard)
