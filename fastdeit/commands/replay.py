@@ -27,6 +27,7 @@ from fastdeit.config.parse import require
 from fastdeit.config.schema import Config
 from fastdeit.data.build import build_train_index
 from fastdeit.data.snapshot import reconcile
+from fastdeit.display.terminal import Terminal
 from fastdeit.distributed.collectives import first_on_rank0, on_every_rank, on_rank0
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.backend import use_backend
@@ -55,7 +56,7 @@ def replay_command(argv: Sequence[str]) -> int:
     1: the samples are not those that the run recorded. 2: the step cannot be run again.
     """
     if {"-h", "--help"} & set(argv):
-        print(__doc__)
+        Terminal().say(__doc__ or "")
         return 0
     with one_line_errors():
         parsed, flags = _parser().parse_known_args(list(argv))

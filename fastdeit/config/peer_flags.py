@@ -187,7 +187,6 @@ _OPTIMIZER = {
         "--lr is for a batch of 512: with linear scaling, lr-base x 512 / lr-base-size"
     ),
     "--sched": PeerFlag("the schedule is a cosine", _built("cosine")),
-    "--sched-on-updates": PeerFlag(accepts=_built(SWITCH)),
     "--warmup-prefix": PeerFlag("--warmup-epochs are part of the cosine: omit it"),
     "--cooldown-epochs": PeerFlag(accepts=_built(ANY)),  # deit stops before them
     "--decay-epochs --decay-rate --dr --patience-epochs": PeerFlag(accepts=_built(ANY)),

@@ -34,6 +34,9 @@ class ModelConfig(Section):
     finetune: str = ""
     """Start from these weights (.safetensors, .pth): the position embedding is resized, a head
     of another size is dropped."""
+    pos_embed_antialias: bool = True
+    """Resize the position embedding of --finetune with timm's antialiased filter;
+    --no-pos-embed-antialias: with torch's plain bicubic one, as in deit's code."""
 
     def check(self) -> None:
         self._require("drop_path", 0 <= self.drop_path < 1, "at least 0 and below 1")
@@ -98,6 +101,8 @@ class OptimConfig(Section):
     """Do not scale --lr by the batch size."""
     weight_decay: float = 0.05
     """Weight decay; not for biases, norms, the position embedding and the tokens."""
+    dist_token_decay: bool = False
+    """Weight decay for the distillation token too, as in deit's code."""
     opt_eps: float = 1e-8
     """AdamW's epsilon."""
     opt_betas: tuple[float, float] = (0.9, 0.999)
@@ -112,10 +117,16 @@ class OptimConfig(Section):
     """Learning rate at the start of the warm-up; not scaled by the batch size."""
     min_lr: float = 1e-5
     """Learning rate at the end of the cosine schedule; not scaled by the batch size."""
+    sched_on_updates: bool = True
+    """A new learning rate every step; --no-sched-on-updates: every epoch, as in deit and timm."""
+    sched_lag: int = 0
+    """Epochs that the learning rate is late, with --no-sched-on-updates (deit's code: 1)."""
     model_ema: bool = True
     """Keep, evaluate and save an exponential moving average (EMA) of the weights."""
     model_ema_decay: float = 0.99996
     """Decay of the EMA per step."""
+    model_ema_warmup: bool = False
+    """Raise the decay of the EMA from 0, as timm does: for runs shorter than the EMA's memory."""
 
     def check(self) -> None:
         self._require("epochs", self.epochs >= 1, "1 or more")
@@ -126,11 +137,37 @@ class OptimConfig(Section):
         self._require("opt_eps", self.opt_eps > 0, "above 0")
         shares = all(0 <= beta < 1 for beta in self.opt_betas)
         self._require("opt_betas", shares, "two numbers, at least 0 and below 1")
-        self._require_each(["weight_decay", "warmup_epochs", "warmup_lr", "min_lr"], 0)
+        self._require_each(["weight_decay", "warmup_epochs"], 0)
         decay = self.layer_decay
         self._require("layer_decay", decay is None or 0 < decay <= 1, "above 0 and at most 1")
+        self._require_rates()
+        lags = self.sched_lag >= 0 and (self.sched_lag == 0 or not self.sched_on_updates)
+        self._require("sched_lag", lags, "0, or more with --no-sched-on-updates")
         self._require("model_ema_decay", 0 < self.model_ema_decay < 1, "above 0 and below 1")
         self._require("clip_grad", self.clip_grad is None or self.clip_grad > 0, "above 0")
+
+    def _require_rates(self) -> None:
+        """Raise ValueError if the warm-up begins above the peak, or the schedule ends above it.
+
+        Under the defaults of both --lr and --min-lr only a tiny batch has a lower peak: then the
+        rate stays at the peak (`final_lr`).
+        """
+        peak = self.describe_peak()
+        chosen = self.lr != OptimConfig.lr or self.min_lr != OptimConfig.min_lr
+        falls = not chosen or 0 <= self.min_lr <= self.scaled_lr
+        self._require("min_lr", falls, f"0 or more, at most the peak rate, {peak}")
+        rises = self.warmup_epochs == 0 or 0 <= self.warmup_lr <= self.scaled_lr
+        self._require("warmup_lr", rises, f"0 or more, at most the peak rate, {peak}")
+
+    def describe_peak(self) -> str:
+        """Return how the peak learning rate is computed."""
+        scale = "" if self.unscale_lr else f" x {self.batch_size} / 512 = {self.scaled_lr:g}"
+        return f"--lr {self.lr:g}{scale}"
+
+    @property
+    def final_lr(self) -> float:
+        """Learning rate at the end: `min_lr`, at most the peak."""
+        return min(self.min_lr, self.scaled_lr)
 
     @property
     def scaled_lr(self) -> float:

@@ -83,7 +83,9 @@ def _build_student(config: Config, num_classes: int) -> tuple[Student, list[str]
         **overrides,
     )
     if chosen.finetune:
-        notes += load_student_weights(student, chosen.finetune)
+        notes += load_student_weights(
+            student, chosen.finetune, antialias=chosen.pos_embed_antialias
+        )
     return student, notes
 
 

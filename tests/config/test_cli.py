@@ -55,9 +55,71 @@ def test_defaults_are_those_of_the_paper(section: str) -> None:
     assert {name: getattr(found, name) for name in DEFAULTS[section]} == DEFAULTS[section]
 
 
-def test_the_papers_own_recipe_differs_in_copies_bias_and_groups() -> None:
-    paper = RECIPES["deit_paper"]()
-    assert paper.augment.aug_repeats == 3 and paper.model.qkv_bias and paper.mix.mixup_group == 256
+DEIT: dict[str, dict[str, Any]] = {
+    "optim": {
+        "epochs": 300,
+        "batch_size": 1024,
+        "lr": 5e-4,
+        "unscale_lr": False,
+        "weight_decay": 0.05,
+        "dist_token_decay": True,
+        "opt_eps": 1e-8,
+        "opt_betas": (0.9, 0.999),
+        "clip_grad": None,
+        "layer_decay": None,
+        "warmup_epochs": 5,
+        "warmup_lr": 1e-6,
+        "min_lr": 1e-5,
+        "sched_on_updates": False,
+        "sched_lag": 1,
+        "model_ema": True,
+        "model_ema_decay": 0.99996,
+        "model_ema_warmup": False,
+    },
+    "mix": {
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "cutmix_minmax": None,
+        "mixup_prob": 1.0,
+        "mixup_switch_prob": 0.5,
+        "mixup_group": 256,
+        "smoothing": 0.1,
+    },
+    "distill": {
+        "teacher_model": "regnety_160",
+        "distillation_alpha": 0.5,
+        "distillation_tau": 1.0,
+        "distillation_legacy": True,
+        "bce_loss": False,
+    },
+    "augment": {
+        "aa": "rand-m9-mstd0.5-inc1",
+        "color_jitter": 0.3,
+        "src": False,
+        "scale": (0.08, 1.0),
+        "ratio": (3 / 4, 4 / 3),
+        "hflip": 0.5,
+        "reprob": 0.25,
+        "remode": "pixel",
+        "repeated_aug": True,
+        "aug_repeats": 3,
+    },
+    "model": {"qkv_bias": True, "drop_path": 0.1, "pos_embed_antialias": False},
+    "data": {"input_size": 224, "eval_crop_ratio": 0.875},
+}
+"""What deit's main.py trains with (facebookresearch/deit, 7e160fe), on 4 GPUs of 256 images."""
+
+
+@pytest.mark.parametrize("section", DEIT)
+def test_the_recipe_deit_paper_has_the_values_of_deit(section: str) -> None:
+    found = getattr(RECIPES["deit_paper"](), section)
+    assert {name: getattr(found, name) for name in DEIT[section]} == DEIT[section]
+
+
+def test_a_tiny_batch_keeps_the_rate_at_its_peak() -> None:
+    optim = parse("--batch-size", "8").optim
+    assert optim.final_lr == optim.scaled_lr == 5e-4 * 8 / 512
+    assert Config().optim.final_lr == 1e-5
 
 
 def test_flags_beat_file_beats_recipe(tmp_path: Path) -> None:
@@ -136,6 +198,16 @@ def test_wrong_starting_points_are_named(argv: list[str], message: str) -> None:
         (["--opt-betas", "0.9", "1"], "--opt-betas must be two numbers, at least 0 and below 1"),
         (["--weight-decay", "-1"], "--weight-decay must be 0 or more (got -1.0)"),
         (["--layer-decay", "0"], "--layer-decay must be above 0 and at most 1 (got 0.0)"),
+        (
+            ["--batch-size", "8", "--lr", "1e-4"],
+            "--min-lr must be 0 or more, at most the peak rate, --lr 0.0001 x 8 / 512 = 1.5625e-06"
+            " (got 1e-05)",
+        ),
+        (
+            ["--unscale-lr", "--warmup-lr", "0.1"],
+            "--warmup-lr must be 0 or more, at most the peak rate, --lr 0.0005 (got 0.1)",
+        ),
+        (["--sched-lag", "1"], "--sched-lag must be 0, or more with --no-sched-on-updates (got 1)"),
     ],
 )
 def test_values_that_are_not_allowed_are_refused_in_one_line(argv: list[str], message: str) -> None:
