@@ -378,7 +378,7 @@ def refuse(*_: object, **__: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("point", ["save_file", "hash_file", "sync", "rename"])
+@pytest.mark.parametrize("point", ["write_tensors", "hash_file", "sync", "rename"])
 def test_failed_save_leaves_older_checkpoints_and_no_temporary_folder(
     tmp_path: Path, point: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -441,12 +441,12 @@ from tests.checkpoint.test_store import save
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
-def half(tensors, path):
+def half(path, *_):
     path.write_bytes(b"half of it")
     die()
 
 POINTS = {
-    "in a file": (checkpoint_files, "save_file", half),
+    "in a file": (checkpoint_files, "write_tensors", half),
     "before fsync": (checkpoint_files, "sync", die),
     "before the manifest": (checkpoint_files, "_write_manifest", die),
     "before the name": (checkpoint, "_put_in_place", die),
