@@ -334,7 +334,7 @@ def test_newest_checkpoints_stay_and_never_fewer_than_two(tmp_path: Path) -> Non
 
 def test_keep_checkpoints_below_two_is_refused() -> None:
     with pytest.raises(ValueError, match="--keep-checkpoints must be 2 or more"):
-        CheckpointConfig(keep_checkpoints=1)
+        CheckpointConfig(keep_checkpoints=1).check()
 
 
 def test_best_checkpoint_stays_and_of_equals_the_later(tmp_path: Path) -> None:

@@ -312,7 +312,7 @@ WRONG = {
         ["--recipe", "imagenet"],
         "--recipe must be one of deit",
     ),
-    "unknown flag": (None, ["--batchsize", "3"], "Unrecognized options: --batchsize"),
+    "unknown flag": (None, ["--batchsize", "3"], "--batchsize is not a flag; near: --batch-size"),
     "no teacher": (
         None,
         ["--distillation-type", "hard"],
