@@ -1,15 +1,36 @@
-"""Command lines for messages: the flags that make a `Config`, and the settings of a run to try next.
-"""
+"""Command lines for messages: the flags that make a `Config`, and the settings of runs to try."""
 
 import dataclasses
 import math
 from typing import Any
 
+from fastdeit.config.cli import PROGRAMS
 from fastdeit.config.recipes import RECIPES
-from fastdeit.config.schema import CheckpointConfig, Config
+from fastdeit.config.schema import Config
+from fastdeit.display.text import quote_words
 
 _GRID = 7  # patches along a side, at least, for a patch size that we choose
 _PATCH = 16  # of every named student
+
+
+def format_train_command(config: Config, recipe: str, alone: bool) -> str:
+    """Return the command that trains with these settings, as one line for a shell.
+
+    alone: in one process, without a launcher.
+    """
+    start = ["fastdeit", "train"] if alone else ["deepspeed", "fastdeit/train.py"]
+    return quote_words(*start, *list_flags(config, recipe))
+
+
+def format_replay_command(config: Config, folder: str, step: int) -> str:
+    """Return the command that repeats a step of the run in a folder, as one line for a shell.
+
+    A teacher that is a program has to be named on the command line.
+    """
+    teacher = config.distill.teacher_model
+    runs_code = config.distill.needs_teacher and (":" in teacher or teacher in PROGRAMS)
+    flags = ["--teacher-model", teacher] if runs_code else []
+    return quote_words("fastdeit", "replay", folder, "--step", step, *flags)
 
 
 def list_flags(config: Config, recipe: str) -> list[str]:
@@ -70,17 +91,14 @@ def _keep_batch(config: Config, recipe: str) -> dict[str, int]:
 
 
 def _fit_patch(config: Config) -> int | None:
-    """Return the student's patch size, or the largest that divides the input sizes if it does not.
-
-    That leaves 7 x 7 patches or more, where it can.
-    """
+    """Return the student's patch size, or if it does not divide the input sizes, the largest one
+    that does and leaves 7 x 7 patches or more."""
     data = config.data
     side = math.gcd(data.input_size, data.eval_input_size)
     if side % (config.model.patch_size or _PATCH) == 0:
         return config.model.patch_size
-    divisors = [size for size in range(1, _PATCH + 1) if side % size == 0]
-    fine = [size for size in divisors if data.input_size // size >= _GRID]
-    return max(fine or divisors)
+    most = min(_PATCH, max(1, data.input_size // _GRID))
+    return max(size for size in range(1, most + 1) if side % size == 0)
 
 
 def follow_without_teacher(config: Config, folder: str) -> Config:
@@ -88,7 +106,7 @@ def follow_without_teacher(config: Config, folder: str) -> Config:
     return config.replace(
         distill={"distillation_type": "none", "cache": "", "cache_miss": "error"},
         run={"output_dir": f"{folder}_alone", "stop_after_steps": 0},
-        checkpoint={"resume": CheckpointConfig.resume},
+        checkpoint={"resume": ""},
     )
 
 
@@ -96,4 +114,4 @@ def precede_with_teacher(config: Config, recipe: str, folder: str) -> Config:
     """Return the settings of the recipe that trains the teacher of a run, in `folder`, on its
     images."""
     base = dataclasses.replace(find_recipe(recipe), data=config.data, augment=config.augment)
-    return base.replace(optim=..., run={"output_dir": folder})
+    return base.replace(run={"output_dir": folder})

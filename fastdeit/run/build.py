@@ -32,6 +32,7 @@ from fastdeit.reliability.health import Health
 from fastdeit.reliability.supervisor import Supervisor
 from fastdeit.run.identity import check_same_images
 from fastdeit.run.metrics import MetricLog
+from fastdeit.run.preflight import check_batch_fits
 from fastdeit.run.state import Progress, Run, RunData
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.build import open_cache
@@ -60,6 +61,7 @@ def build_training(config: Config, world: World, index: Index) -> Training:
 
     A collective.
     """
+    check_batch_fits(config, world.size, len(index))
     plan = build_plan(config, index.sizes)
     pixels = pipeline_options(config, world).describe()
     teacher = each_rank(lambda: build_teacher(config, world, index.classes))

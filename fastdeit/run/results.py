@@ -4,12 +4,18 @@ import contextlib
 import dataclasses
 import json
 
+from fastdeit.config.command import (
+    follow_with_student,
+    follow_without_teacher,
+    format_train_command,
+)
 from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
 from fastdeit.data.build import build_train_loader
 from fastdeit.display.console import RunConsole
 from fastdeit.display.terminal import note_failure
-from fastdeit.display.text import shorten
+from fastdeit.display.text import quote_words, shorten
+from fastdeit.distributed.environment import is_alone
 from fastdeit.distributed.world import World
 from fastdeit.kernels.mix import mix
 from fastdeit.models.student import SIZES
@@ -110,7 +116,9 @@ def next_command(config: Config, recipe: str, folder: RunFolder) -> str:
     with a run without distillation, or look at the curves."""
     alone = config.distill.distillation_type == "none"
     if alone and config.model.model not in SIZES:
-        return show_train_command(*follow_with_student(config, recipe, str(folder)))
+        student = follow_with_student(config, recipe, str(folder))
+        return format_train_command(*student, alone=is_alone())
     if recipe == "digits" and not alone:
-        return show_train_command(follow_without_teacher(config, str(folder)), recipe)
+        untaught = follow_without_teacher(config, str(folder))
+        return format_train_command(untaught, recipe, alone=is_alone())
     return quote_words("tensorboard", "--logdir", folder.tensorboard)
