@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from fastdeit.config.schema import DistillConfig
+from fastdeit.config.schema import Config
 from fastdeit.models.student import Student
 from fastdeit.models.teacher import Teacher, load_teacher
 from fastdeit.models.teacher_view import MAX_BYTES, MAX_SIZE, Preprocessing
@@ -268,10 +268,13 @@ def test_long_files_are_refused_unread(tmp_path: Path) -> None:
 
 
 def test_flags_have_the_limits_of_files() -> None:
-    DistillConfig(teacher_mean=(0, 0, 1), teacher_std=(1, 1, 1), teacher_input_size=MAX_SIZE)
-    with pytest.raises(ValueError, match=r"--teacher-input-size must be 1 to 2048 pixels"):
-        DistillConfig(teacher_input_size=MAX_SIZE + 1)
-    with pytest.raises(ValueError, match=r"--teacher-mean must be three numbers from 0 to 1"):
-        DistillConfig(teacher_mean=(0.5, float("nan"), 0.5))
-    with pytest.raises(ValueError, match=r"--teacher-std must be three numbers above 0"):
-        DistillConfig(teacher_std=(0.5, 0, 0.5))
+    largest = {"teacher_mean": (0, 0, 1), "teacher_std": (1, 1, 1), "teacher_input_size": MAX_SIZE}
+    Config().replace(distill=largest)
+    for name, value, words in (
+        ("input_size", MAX_SIZE + 1, "1 to 2048 pixels"),
+        ("mean", (0.5, float("nan"), 0.5), "three numbers from 0 to 1"),
+        ("std", (0.5, 0, 0.5), "three numbers above 0, at most 1"),
+    ):
+        flag = f"--teacher-{name.replace('_', '-')}"
+        with pytest.raises(ValueError, match=f"{flag} must be {words}"):
+            Config().replace(distill={f"teacher_{name}": value})
