@@ -8,7 +8,8 @@ from pathlib import Path
 class RunFolder:
     """The files of the run folder `path` (--output-dir). No other module spells their names.
 
-    Every run: config.yaml and deepspeed.json (the settings); metrics.jsonl and tensorboard/ (the
+    Every run: config.yaml and deepspeed.json (the settings); inputs.json (the hashes of what else
+    decides a loss); metrics.jsonl and tensorboard/ (the
     log); checkpoints/step-N/ (safetensors and JSON, by parameter name, independent of ZeRO stage
     and world size); model.safetensors and model_ema.safetensors (weights under timm's names,
     fp32); report.png; train-images.parquet (the images the run started with); attempts.jsonl (one
@@ -28,6 +29,10 @@ class RunFolder:
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def inputs(self) -> Path:
+        return self.path / "inputs.json"
 
     @property
     def deepspeed_settings(self) -> Path:
@@ -66,6 +71,11 @@ class RunFolder:
     @property
     def summary(self) -> Path:
         return self.path / "summary.json"
+
+    @property
+    def is_finished(self) -> bool:
+        """Return True if the run has ended: its summary is written after all but the picture."""
+        return self.summary.is_file()
 
     @property
     def train_images(self) -> Path:

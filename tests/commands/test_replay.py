@@ -26,7 +26,7 @@ from fastdeit.plan.build import build_plan
 from fastdeit.plan.digest import show_digest
 from fastdeit.plan.operations import OPS
 from fastdeit.reliability.run_lock import RunLock
-from fastdeit.run.attempts import read_attempts
+from fastdeit.storage.attempts import read_attempts
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.trainer import Trainer
