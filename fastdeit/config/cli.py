@@ -3,7 +3,9 @@ from the dataclasses."""
 
 import argparse
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import tyro
 
@@ -35,15 +37,19 @@ PROGRAMS = ("torchscript", "export")
 FLAT = (tyro.conf.OmitArgPrefixes,)
 
 
-def parse_config(argv: Sequence[str], prog: str) -> tuple[Config, str]:
+def parse_config(
+    argv: Sequence[str], prog: str, settings: Mapping[str, dict[str, Any]] = MappingProxyType({})
+) -> tuple[Config, str]:
     """Return the run's `Config` and the name of its recipe.
 
+    settings: fields by section that replace those of --config, as attempts.jsonl has them.
     Raises ValueError, with a message of one line, for a value, recipe or file that is not allowed;
     an unknown flag exits with code 2 (tyro's message names the nearest flag).
     """
     known, flags = _base_parser().parse_known_args(list(argv))
     _refuse_replaced(flags)
     base = _from_file(_recipe(known.recipe), known.config)
+    base = config_from_dict(base, dict(settings), "attempts.jsonl")
     description = (
         f"Train a distilled DeiT. First come --recipe NAME ({', '.join(RECIPES)}) and "
         "--config FILE, then any flag below."

@@ -53,7 +53,7 @@ def _set_initial_weights(run: Run, found: LoadedCheckpoint, recorded: Inputs) ->
     """Replace the initial weights in the run's inputs by those that the run began with; return a
     note if this process would build others."""
     built = run.inputs["initial weights"]
-    if found.path.resolve().parent != run.folder.checkpoints.resolve():
+    if not run.folder.holds(found.path):
         run.inputs["initial weights"] = describe_checkpoint(found.path)
         return []
     first = recorded.get("initial weights")

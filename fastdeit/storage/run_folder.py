@@ -77,6 +77,10 @@ class RunFolder:
         """Return True if the run has ended: its summary is written after all but the picture."""
         return self.summary.is_file()
 
+    def holds(self, path: Path) -> bool:
+        """Return True if a path is in this folder."""
+        return self.path.resolve() in path.resolve().parents
+
     @property
     def train_images(self) -> Path:
         return self.path / "train-images.parquet"

@@ -416,7 +416,7 @@ WRONG: dict[str, tuple[int, list[str], str]] = {
     "before the run": (-1, [], "--step must be 0 or more, where "),
     "no data": (4, ["--data-path", "/nowhere/at/all"], "/nowhere/at/all"),
     "no teacher": (4, ["--teacher-path", "/nowhere"], "--teacher-path must be an existing file"),
-    "other settings": (4, ["--lr", "0.1"], "optim.lr 0.05 -> 0.1"),
+    "other settings": (4, ["--lr", "0.1"], "--lr was 0.05, now 0.1"),
     "output in use": (
         4,
         ["--output", str(ROOT / "tests")],
