@@ -68,7 +68,8 @@ def replay_command(argv: Sequence[str]) -> int:
         check_folder(folder)
         own = ["--config", str(folder.config), *flags, "--output-dir", str(folder)]
         attempt = attempt_at(read_attempts(folder), parsed.step)
-        config, _ = parse_config(own, "fastdeit replay", attempt.settings if attempt else {})
+        settings = attempt.settings if attempt else {}
+        config, _ = parse_config(own, "fastdeit replay", settings=settings)
         check_same_settings(config, folder)
         world = init_distributed()
         check_same_everywhere(config)

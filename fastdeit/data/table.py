@@ -68,8 +68,8 @@ def fresh_table(
 
 def _facts_at(place: Path) -> dict[str, Any]:
     try:
-        return _facts(pq.read_schema(place, memory_map=True))
-    except (OSError, pa.ArrowException):
+        return _facts(open_table(place).schema_arrow)
+    except (OSError, ValueError, pa.ArrowException):
         return {}
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fastdeit.checkpoint.weight_files import WeightFiles
 from fastdeit.checkpoint.writer import CheckpointWriter
 from fastdeit.config.schema import Config
 from fastdeit.data.build import (
@@ -18,7 +19,13 @@ from fastdeit.data.index import Index
 from fastdeit.display.console import RunConsole
 from fastdeit.distributed.collectives import each_rank
 from fastdeit.distributed.world import World
-from fastdeit.models.build import build_model, build_teacher, precision
+from fastdeit.models.build import (
+    build_model,
+    build_teacher,
+    hub_config,
+    precision,
+    weight_metadata,
+)
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan
 from fastdeit.reliability.health import Health
@@ -84,6 +91,11 @@ def build_run(
 ) -> tuple[Run, list[str]]:
     """Build a run at step 0; return it with notes for the user. Write nothing. A collective."""
     data, training = _build_data(config, world)
+    classes = data.train_index.classes
+    model = training.trainer.state.model
+    weights = WeightFiles(
+        folder, weight_metadata(config, classes, model), hub_config(config, classes, model)
+    )
     steps_per_epoch = data.train_loader.steps_per_epoch
     batch_size = config.optim.batch_size
     console = RunConsole(config.optim.epochs, steps_per_epoch, enabled=world.rank == 0)
@@ -97,9 +109,7 @@ def build_run(
         inputs=training.inputs,
         console=console,
         supervisor=supervisor,
-        checkpoints=CheckpointWriter(
-            folder.checkpoints, config.checkpoint.keep_checkpoints, world.rank
-        ),
+        checkpoints=CheckpointWriter(weights, config.checkpoint.keep_checkpoints, world.rank),
         health=Health(folder, steps_per_epoch, batch_size, console.note),
         log=MetricLog(folder, steps_per_epoch, batch_size, console.note),
         progress=Progress(),

@@ -76,14 +76,16 @@ def _restore(run: Run, found: LoadedCheckpoint) -> int:
 
 
 def truncate_logs(run: Run, step: int) -> None:
-    """Make logs and checkpoints those of a run at `step`: drop later lines, and rename later
-    checkpoints.
+    """Make logs, checkpoints and weights those of a run at `step`: drop later lines, and rename
+    later checkpoints.
 
     On rank 0 alone. Raise OSError.
     """
     aside = [path.name for path in set_aside(run.folder.checkpoints, step)]
     if aside:
         run.console.note(f"later checkpoints were renamed: {', '.join(aside)}")
+    for line in run.checkpoints.update_weights():
+        run.console.note(line)
     run.log.open(step)
     run.health.open(step)
 

@@ -11,9 +11,11 @@ class RunFolder:
     Every run: config.yaml and deepspeed.json (the settings); inputs.json (the hashes of what else
     decides a loss); metrics.jsonl and tensorboard/ (the
     log); checkpoints/step-N/ (safetensors and JSON, by parameter name, independent of ZeRO stage
-    and world size); model.safetensors and model_ema.safetensors (weights under timm's names,
-    fp32); report.png; train-images.parquet (the images the run started with); attempts.jsonl (one
-    line per start); summary.json (results; it marks a finished run: only report.png is later).
+    and world size); model.safetensors and model_ema.safetensors (weights of the newest checkpoint,
+    under timm's names, fp32), model_best.safetensors and model_ema_best.safetensors (those of the
+    best evaluation), config.json (describes them, for timm and the Hugging Face Hub); report.png;
+    train-images.parquet (the images the run started with); attempts.jsonl (one line per start);
+    summary.json (results; it marks a finished run: only report.png is later).
 
     Only when there is cause: quarantine.jsonl (images that cannot be read), bad-steps.jsonl,
     spikes.jsonl, rollbacks.jsonl, failure-rankR.json and failures.jsonl (where ranks failed), and
@@ -63,6 +65,18 @@ class RunFolder:
     @property
     def model_ema(self) -> Path:
         return self.path / "model_ema.safetensors"
+
+    @property
+    def model_best(self) -> Path:
+        return self.path / "model_best.safetensors"
+
+    @property
+    def model_ema_best(self) -> Path:
+        return self.path / "model_ema_best.safetensors"
+
+    @property
+    def model_config(self) -> Path:
+        return self.path / "config.json"
 
     @property
     def report(self) -> Path:

@@ -74,6 +74,7 @@ def test_metadata_describes_the_student_and_its_input() -> None:
     )
     metadata = weight_metadata(config, ("cat", "dog"), student)
     assert metadata.pop("model") == "deit_tiny_distilled_patch16_224"
+    assert metadata.pop("format") == "pt"
     assert {name: json.loads(value) for name, value in metadata.items()} == {
         "input_size": 32,
         "mean": [0.1, 0.2, 0.3],
