@@ -84,7 +84,7 @@ def distilled(shapes: Path, teacher: Path) -> tuple[list[str], Path]:
 def test_run_writes_its_files(distilled: tuple[list[str], Path], shapes: Path) -> None:
     folder = distilled[1]
     names = {path.name for path in folder.iterdir()}
-    settings = {"config.yaml", "deepspeed.json", "train-images.parquet"}
+    settings = {"config.yaml", "deepspeed.json", "inputs.json", "train-images.parquet"}
     logs = {"attempts.jsonl", "metrics.jsonl", "tensorboard", "checkpoints"}
     results = {"summary.json", "report.png"}
     weights = {f"model{name}.safetensors" for name in ("", "_ema", "_best", "_ema_best")}
@@ -234,7 +234,7 @@ def test_folder_of_a_run_with_other_settings_is_refused(
 ) -> None:
     argv, folder = distilled
     assert run(argv, folder, "--lr", "0.1") == 2
-    assert "optim.lr 0.05 -> 0.1" in capfd.readouterr().err
+    assert "--lr was 0.05, now 0.1" in capfd.readouterr().err
 
 
 def test_checkpoint_of_other_data_is_refused(
