@@ -1,15 +1,16 @@
-"""The log of launches: for each start of a run, its step, world size, ZeRO stage, precision and
-excluded images.
+"""The log of launches: for each start of a run, its step, world size, ZeRO stage, precision,
+excluded images, and the settings that may change.
 
-None of these determines a run's samples or its maths, but they determine which process had a
-sample, and in which order gradients were summed. So `fastdeit replay` can run a step again as it
-was, although the run has been resumed in another form since.
+They determine which process had a sample, in which order gradients were summed, and where the
+inputs came from. So `fastdeit replay` can run a step again as it was, although the run has been
+resumed in another form since.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from fastdeit.storage.jsonl import append_lines, read_records
+from fastdeit.storage.jsonl import append_lines, read_records, restore_names
 from fastdeit.storage.run_folder import RunFolder
 
 
@@ -28,6 +29,8 @@ class Attempt:
     decoder: str
     left_out: tuple[int, ...] = ()
     """Rows of the training images that were excluded from the start."""
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The settings that may change when a run is resumed, by section; empty in older files."""
 
 
 def add_attempt(folder: RunFolder, attempt: Attempt) -> None:
@@ -37,7 +40,8 @@ def add_attempt(folder: RunFolder, attempt: Attempt) -> None:
 
 def read_attempts(folder: RunFolder) -> list[Attempt]:
     """Return the attempts of a run, oldest first; none for a folder without a run."""
-    return read_records(folder.attempts, Attempt)
+    attempts = read_records(folder.attempts, Attempt)
+    return [replace(attempt, settings=restore_names(attempt.settings)) for attempt in attempts]
 
 
 def attempt_at(attempts: Sequence[Attempt], step: int) -> Attempt | None:
