@@ -5,7 +5,8 @@ import argparse
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import tyro
@@ -30,16 +31,21 @@ class _UncheckedConfig(Config):
 
 
 def parse_config(
-    argv: Sequence[str], prog: str, about: str = "Train a distilled DeiT."
+    argv: Sequence[str],
+    prog: str,
+    about: str = "Train a distilled DeiT.",
+    settings: Mapping[str, dict[str, Any]] = MappingProxyType({}),
 ) -> tuple[Config, str]:
     """Return the run's `Config` and the name of its recipe.
 
-    about: the first sentence of --help. Flags of deit and timm are translated (`PEER_FLAGS`).
+    about: the first sentence of --help. settings: fields by section that replace those of --config,
+    as attempts.jsonl has them. Flags of deit and timm are translated (`PEER_FLAGS`).
     Raises ValueError, with a message of one line, for a flag, value, recipe or file that is not
     allowed. Rank 0 alone prints --help.
     """
     known, flags = _base_parser().parse_known_args(translate_flags(argv))
     base = _from_file(_recipe(known.recipe), known.config)
+    base = config_from_dict(base, dict(settings), "attempts.jsonl")
     config = _parse_flags(flags, base, prog, about)
     _refuse_code(config.distill.teacher_model, flags)
     if not config.run.output_dir:

@@ -31,6 +31,12 @@ from fastdeit.plan.plan import Plan
 from fastdeit.reliability.health import Health
 from fastdeit.reliability.supervisor import Supervisor
 from fastdeit.run.identity import check_same_images
+from fastdeit.run.inputs import (
+    Inputs,
+    check_same_inputs_everywhere,
+    describe_inputs,
+    describe_samples,
+)
 from fastdeit.run.metrics import MetricLog
 from fastdeit.run.state import Progress, Run, RunData
 from fastdeit.storage.run_folder import RunFolder
@@ -49,6 +55,7 @@ class Training:
     plan: Plan
     cached_teacher: CachedTeacher | None
     trainer: Trainer
+    inputs: Inputs
     drop_path: tuple[float, ...]
     """The student's DropPath rate by block; empty for a timm model."""
     notes: list[str]
@@ -69,11 +76,14 @@ def build_training(config: Config, world: World, index: Index) -> Training:
         cached_teacher = open_cache(config, plan, index, pixels, teacher)
         decode = cached_teacher.decoder(hard=config.distill.distillation_type == "hard")
     model, notes = each_rank(lambda: build_model(config, len(index.classes)))
+    samples = describe_samples(plan, index, config.optim.batch_size, pixels)
+    inputs = each_rank(lambda: describe_inputs(config, samples, teacher, cached_teacher, model))
+    check_same_inputs_everywhere(inputs)
     # read now: the trainer wraps the model
     drop_path = getattr(model, "drop_path_rates", ())
     steps_per_epoch = plan.steps_per_epoch(config.optim.batch_size)
     trainer = build_trainer(config, world, model, teacher, steps_per_epoch, decode)
-    return Training(plan, cached_teacher, trainer, drop_path, notes)
+    return Training(plan, cached_teacher, trainer, inputs, drop_path, notes)
 
 
 def build_run(
@@ -96,6 +106,7 @@ def build_run(
         folder=folder,
         data=data,
         trainer=training.trainer,
+        inputs=training.inputs,
         console=console,
         supervisor=supervisor,
         checkpoints=CheckpointWriter(weights, config.checkpoint.keep_checkpoints, world.rank),
@@ -159,7 +170,7 @@ def describe_run(run: Run, notes: list[str]) -> dict[str, str]:
         _name_model(run): _describe_model(run),
         "augmentation": data.plan.spec.describe(),
         "decoding": data.train_loader.options.describe(),
-        "teacher": _describe_teacher(run),
+        **_describe_teacher(run),
         "schedule": f"{epochs} epochs of {run.steps_per_epoch} steps, batch {batch_size}",
     }
     notes = [*notes, *_note_rate(config), *_note_slow_ema(config, epochs * run.steps_per_epoch)]
@@ -217,6 +228,11 @@ def _describe_model(run: Run) -> str:
     return f"{run.config.model.model}, {parameters / 1e6:.2f} M parameters"
 
 
-def _describe_teacher(run: Run) -> str:
-    teacher = run.data.cached_teacher or run.trainer.teacher
-    return teacher.describe() if teacher else "none"
+def _describe_teacher(run: Run) -> dict[str, str]:
+    rows = {}
+    if recorded := run.data.cached_teacher:
+        rows["teacher"] = recorded.describe()
+    if live := run.trainer.teacher:
+        rows.setdefault("teacher", live.describe())
+        rows["teacher's images"] = live.describe_view()
+    return rows or {"teacher": "none"}

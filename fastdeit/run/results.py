@@ -81,11 +81,6 @@ def _title_samples(batch: Batch, classes: tuple[str, ...]) -> list[str]:
     return titles
 
 
-def is_finished(folder: RunFolder) -> bool:
-    """Return True if the run has ended: its summary is written after all but the picture."""
-    return folder.summary.is_file()
-
-
 def report_finished(config: Config, recipe: str, world: World, folder: RunFolder) -> None:
     """Print that the run was finished before, and its results."""
     console = RunConsole(1, 1, enabled=world.rank == 0)

@@ -84,7 +84,7 @@ def distilled(shapes: Path, teacher: Path) -> tuple[list[str], Path]:
 def test_run_writes_its_files(distilled: tuple[list[str], Path], shapes: Path) -> None:
     folder = distilled[1]
     names = {path.name for path in folder.iterdir()}
-    settings = {"config.yaml", "deepspeed.json", "train-images.parquet"}
+    settings = {"config.yaml", "deepspeed.json", "inputs.json", "train-images.parquet"}
     logs = {"attempts.jsonl", "metrics.jsonl", "tensorboard", "checkpoints"}
     results = {"summary.json", "report.png"}
     weights = {f"model{name}.safetensors" for name in ("", "_ema", "_best", "_ema_best")}
@@ -238,7 +238,7 @@ def test_folder_of_a_run_with_other_settings_is_refused(
 ) -> None:
     argv, folder = distilled
     assert run(argv, folder, "--lr", "0.1") == 2
-    assert "optim.lr 0.05 -> 0.1" in capfd.readouterr().err
+    assert "--lr was 0.05, now 0.1" in capfd.readouterr().err
 
 
 def test_checkpoint_of_other_data_is_refused(
@@ -305,8 +305,12 @@ def _bad_image(root: Path) -> None:
 
 
 WRONG = {
-    "no folder": (None, ["--data-path", "/nowhere/at/all"], "/nowhere/at/all: no such folder"),
-    "no path": (None, ["--data-path", ""], "--data-path must be a data set"),
+    "no folder": (
+        None,
+        ["--data-path", "/nowhere/at/all"],
+        "--data-path must be an existing folder",
+    ),
+    "no path": (None, ["--data-path", ""], "--data-path must be the folder of a data set"),
     "empty class": (_no_images, [], "circle: no images"),
     "unreadable image": (_bad_image, ["--bad-images", "error"], "square"),
     "no val": (lambda root: shutil.rmtree(root / "val"), [], "'val'"),
@@ -334,7 +338,11 @@ WRONG = {
     ),
     "micro batch": (None, ["--micro-batch", "6"], "--micro-batch must be a divisor of 8"),
     "batch too large": (None, ["--batch-size", "32"], "batch_size must be 1 to 24"),
-    "patch size": (None, ["--patch-size", "7"], "must be a multiple of 7 (got 32)"),
+    "patch size": (
+        None,
+        ["--patch-size", "7"],
+        "--input-size must be a multiple of the patch size, 7",
+    ),
     "output below a file": (None, ["--output-dir", f"{__file__}/run"], "cannot be written below"),
     "no resume": (None, ["--resume", "/nowhere"], "/nowhere: no checkpoint"),
 }

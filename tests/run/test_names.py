@@ -15,7 +15,6 @@ from fastdeit.commands.replay import replay_command
 from fastdeit.commands.train import train_command
 from fastdeit.data import table
 from fastdeit.data.index import build_index
-from fastdeit.run.results import is_finished
 from fastdeit.storage.run_folder import RunFolder
 from tests.support.images import CLASSES, write_shapes
 
@@ -58,7 +57,7 @@ def test_every_command_takes_them(
     assert replay_command([str(output), "--step", "0"]) == 0
     train(root, output)
     assert_plain("".join(capsys.readouterr()))
-    assert is_finished(folder)
+    assert folder.is_finished
     for picture in (folder.report, output / "p.png"):
         with Image.open(picture) as drawn:
             drawn.verify()
@@ -100,7 +99,7 @@ def test_picture_that_cannot_be_drawn_is_a_note(
     said = capsys.readouterr().out
     assert f"{folder.report} is missing: " in said
     assert "picture: " not in said
-    assert is_finished(folder) and folder.model.is_file()
+    assert folder.is_finished and folder.model.is_file()
     assert not [path for path in folder.path.iterdir() if path.suffix in (".png", ".tmp")]
 
 
