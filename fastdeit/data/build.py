@@ -42,7 +42,8 @@ def build_data(config: Config) -> tuple[Index, Index]:
 def build_train_index(config: Config) -> Index:
     """Build the index of the training images, for one process alone."""
     data = config.data
-    require(bool(data.data_path), "data_path", data.data_path, "a data set (docs/data.md)")
+    allowed = "the folder of a data set, see docs/data.md"
+    require(bool(data.data_path), "data_path", data.data_path, allowed)
     if data.data_set == "digits":
         write_digits(Path(data.data_path))
     return build_index(Path(data.data_path), data.train_split, bad_images=data.bad_images)

@@ -13,7 +13,7 @@ from fastdeit.distributed.world import World
 from fastdeit.models.hub import EvalView, describe_model
 from fastdeit.models.student import SIZES, Student, build_student
 from fastdeit.models.teacher import Teacher, load_teacher
-from fastdeit.models.teacher_files import Preprocessing
+from fastdeit.models.teacher_view import Preprocessing
 from fastdeit.models.weights import check_match, has_qkv_bias, load_student_weights, read_weights
 
 
@@ -105,6 +105,7 @@ def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> Tea
         device=world.device,
         dtype=precision(config, world)[1],
         student=Preprocessing(config.data.mean, config.data.std, config.data.input_size),
+        asked=config.distill.teacher_view,
     )
     if teacher.classes not in (None, classes):
         path = config.distill.teacher_path

@@ -170,7 +170,7 @@ def describe_run(run: Run, notes: list[str]) -> dict[str, str]:
         _name_model(run): _describe_model(run),
         "augmentation": data.plan.spec.describe(),
         "decoding": data.train_loader.options.describe(),
-        "teacher": _describe_teacher(run),
+        **_describe_teacher(run),
         "schedule": f"{epochs} epochs of {run.steps_per_epoch} steps, batch {batch_size}",
     }
     notes = [*notes, *_note_rate(config), *_note_slow_ema(config, epochs * run.steps_per_epoch)]
@@ -228,6 +228,11 @@ def _describe_model(run: Run) -> str:
     return f"{run.config.model.model}, {parameters / 1e6:.2f} M parameters"
 
 
-def _describe_teacher(run: Run) -> str:
-    teacher = run.data.cached_teacher or run.trainer.teacher
-    return teacher.describe() if teacher else "none"
+def _describe_teacher(run: Run) -> dict[str, str]:
+    rows = {}
+    if recorded := run.data.cached_teacher:
+        rows["teacher"] = recorded.describe()
+    if live := run.trainer.teacher:
+        rows.setdefault("teacher", live.describe())
+        rows["teacher's images"] = live.describe_view()
+    return rows or {"teacher": "none"}

@@ -301,8 +301,12 @@ def _bad_image(root: Path) -> None:
 
 
 WRONG = {
-    "no folder": (None, ["--data-path", "/nowhere/at/all"], "/nowhere/at/all: no such folder"),
-    "no path": (None, ["--data-path", ""], "--data-path must be a data set"),
+    "no folder": (
+        None,
+        ["--data-path", "/nowhere/at/all"],
+        "--data-path must be an existing folder",
+    ),
+    "no path": (None, ["--data-path", ""], "--data-path must be the folder of a data set"),
     "empty class": (_no_images, [], "circle: no images"),
     "unreadable image": (_bad_image, ["--bad-images", "error"], "square"),
     "no val": (lambda root: shutil.rmtree(root / "val"), [], "'val'"),
@@ -330,7 +334,11 @@ WRONG = {
     ),
     "micro batch": (None, ["--micro-batch", "6"], "--micro-batch must be a divisor of 8"),
     "batch too large": (None, ["--batch-size", "32"], "batch_size must be 1 to 24"),
-    "patch size": (None, ["--patch-size", "7"], "must be a multiple of 7 (got 32)"),
+    "patch size": (
+        None,
+        ["--patch-size", "7"],
+        "--input-size must be a multiple of the patch size, 7",
+    ),
     "output below a file": (None, ["--output-dir", f"{__file__}/run"], "cannot be written below"),
     "no resume": (None, ["--resume", "/nowhere"], "/nowhere: no checkpoint"),
 }
