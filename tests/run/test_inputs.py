@@ -28,6 +28,7 @@ from fastdeit.storage.attempts import read_attempts
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.storage.tensor_files import hash_tensors
 from tests.support.cache_runs import MODEL, Setting, train, write_teacher
+from tests.support.ranks import Ranks, run_fastdeit
 
 TEACHER = {"name": "a", "weights": "1" * 64, "mean": [0.5], "path": "A"}
 INPUTS: dict[str, Any] = {
@@ -83,6 +84,17 @@ def test_ranks_with_other_inputs_are_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(collectives, "on_every_rank", lambda action: ranks)
     with pytest.raises(ValueError, match=r"rank 1 \(b\) .* in teacher weights: '1+', there '3+'"):
         collectives.check_same_on_ranks(facts[0])
+
+
+def test_ranks_with_other_teachers_exit_before_any_file_is_written(
+    setting: Setting, tmp_path: Path
+) -> None:
+    teacher = ["--teacher-model", "tests.support.rank_teacher:network"]
+    argv = ["train", *setting.samples, *MODEL, *teacher, "--output-dir", str(tmp_path / "run")]
+    ranks = Ranks(tmp_path / "log", run_fastdeit, argv)
+    assert ranks.wait() == 2
+    assert "differs from rank 0 in teacher weights: '" in ranks.output
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"teacher": 5}', '{"teacher": "' + "x" * 2**21])
