@@ -5,9 +5,9 @@ from pathlib import Path
 import timm
 
 from fastdeit.checkpoint.files import read_manifest
-from fastdeit.config.command import format_train_command, precede_with_teacher
+from fastdeit.config.flags import format_train_command
 from fastdeit.config.parse import require
-from fastdeit.config.recipes import RECIPES
+from fastdeit.config.recipes import RECIPES, precede_with_teacher
 from fastdeit.config.schema import Config
 from fastdeit.data.formats.detect import find_split
 from fastdeit.distributed.environment import is_alone

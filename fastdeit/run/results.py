@@ -4,11 +4,8 @@ import contextlib
 import dataclasses
 import json
 
-from fastdeit.config.command import (
-    follow_with_student,
-    follow_without_teacher,
-    format_train_command,
-)
+from fastdeit.config.flags import format_train_command
+from fastdeit.config.recipes import follow_with_student, follow_without_teacher
 from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
 from fastdeit.data.build import build_train_loader

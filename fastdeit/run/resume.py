@@ -5,7 +5,7 @@ from typing import Any
 
 from fastdeit.checkpoint.select import LoadedCheckpoint, find_checkpoint
 from fastdeit.checkpoint.store import set_aside
-from fastdeit.config.command import format_replay_command
+from fastdeit.config.flags import format_replay_command
 from fastdeit.distributed.collectives import on_rank0
 from fastdeit.reliability.health import HealthError
 from fastdeit.reliability.rollbacks import write_bundle

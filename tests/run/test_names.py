@@ -16,7 +16,7 @@ from fastdeit.commands.train import train_command
 from fastdeit.data import table
 from fastdeit.data.index import build_index
 from fastdeit.storage.run_folder import RunFolder
-from tests.config.test_command import split as split_words
+from tests.config.test_flags import split as split_words
 from tests.support.images import CLASSES, write_shapes
 
 NAMES = (b"K\xe4se", b"$_{x \x1b[31m\n", "\u202e[b] :skull:".encode())

@@ -8,15 +8,13 @@ from typing import Any
 import pytest
 
 from fastdeit.config.cli import parse_config
-from fastdeit.config.command import (
+from fastdeit.config.flags import format_replay_command, format_train_command, list_flags
+from fastdeit.config.recipes import (
+    RECIPES,
     follow_with_student,
     follow_without_teacher,
-    format_replay_command,
-    format_train_command,
-    list_flags,
     precede_with_teacher,
 )
-from fastdeit.config.recipes import RECIPES
 from fastdeit.config.schema import Config
 
 HOSTILE = os.fsdecode(b"a b'\\\"$HOME `x` ; [c] \xe4 \x1b\n")
