@@ -50,9 +50,10 @@ def _check_origin(cache: Cache, job: Job) -> None:
 
     The precision may differ: its effect is what `sample` measures.
     """
-    facts = job.describe_cache(cache.manifest.kind, cache.manifest.k).facts
+    manifest = cache.manifest
+    facts = job.describe_cache(manifest.kind, manifest.k, manifest).facts
     facts["teacher"].pop("precision")
-    lines = list_differences(cache.manifest.facts, facts)
+    lines = list_differences(manifest.facts, facts)
     if lines:
         raise CacheError(f"{cache.folder} was recorded from something else: {'; '.join(lines)}")
 

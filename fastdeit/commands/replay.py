@@ -12,7 +12,7 @@ images as PNG, plan.json and step.json.
 The newest state from before the step is loaded, and trained up to the step in memory; nothing else
 in the folder is touched. On fewer processes than the run had, each stands for several, one after
 the other, which changes nothing but the order in which gradients are summed. Exit code 1: the
-samples are not those that the run recorded.
+samples, the teacher or the initial weights are not those that the run recorded.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.backend import use_backend
 from fastdeit.replay.files import PLAN, STEP, prepare_output, save_images, show_report, write_json
 from fastdeit.replay.history import StepHistory, check_folder, find_state, read_history
+from fastdeit.replay.inputs import compare_inputs
 from fastdeit.replay.report import (
     MicroBatchResult,
     Origin,
@@ -43,8 +44,10 @@ from fastdeit.replay.report import (
 from fastdeit.replay.samples import Samples
 from fastdeit.replay.step import StepResult, describe_samples, rerun
 from fastdeit.run.build import build_training
-from fastdeit.run.identity import check_same_everywhere, check_same_samples, check_same_settings
+from fastdeit.run.identity import check_same_everywhere, check_same_settings
+from fastdeit.run.inputs import check_same_samples
 from fastdeit.run.preflight import check_config
+from fastdeit.storage.attempts import attempt_at, read_attempts
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.build import build_deepspeed_config
 from fastdeit.training.trainer import Trainer
@@ -53,7 +56,8 @@ from fastdeit.training.trainer import Trainer
 def replay_command(argv: Sequence[str]) -> int:
     """Run `fastdeit replay`; return its exit code.
 
-    1: the samples are not those that the run recorded. 2: the step cannot be run again.
+    1: samples, teacher or initial weights are not those that the run recorded. 2: the step cannot
+    be run again.
     """
     if {"-h", "--help"} & set(argv):
         Terminal().say(__doc__ or "")
@@ -63,7 +67,9 @@ def replay_command(argv: Sequence[str]) -> int:
         folder = RunFolder(Path(parsed.run))
         check_folder(folder)
         own = ["--config", str(folder.config), *flags, "--output-dir", str(folder)]
-        config, _ = parse_config(own, "fastdeit replay")
+        attempt = attempt_at(read_attempts(folder), parsed.step)
+        settings = attempt.settings if attempt else {}
+        config, _ = parse_config(own, "fastdeit replay", settings=settings)
         check_same_settings(config, folder)
         world = init_distributed()
         check_same_everywhere(config)
@@ -123,7 +129,7 @@ def _replay(config: Config, world: World, history: StepHistory, output: Path) ->
             write_json(output / STEP, report.to_json())
             show_report(report, output)
         dist.barrier()
-        return 1 if report.recorded.same_samples is False else 0
+        return 0 if report.repeats_the_run else 1
     finally:
         samples.close()
         training.trainer.engine.destroy()
@@ -134,8 +140,9 @@ def _restore_state(samples: Samples, history: StepHistory, trainer: Trainer) -> 
     found = find_state(history, samples.config.checkpoint.resume, trainer.state.layout())
     source = "the weights that the run began with"
     notes = []
+    inputs = compare_inputs(history.folder, found, samples.inputs)
     if found is not None:
-        check_same_samples(found.state, samples.fingerprints, found.path)
+        check_same_samples(found.state, samples.inputs["samples"], found.path)
         trainer.state.load(found.tensors, found.state)
         source = str(found.path)
         notes = [f"checkpoint skipped: {fault}" for fault in found.damaged]
@@ -146,7 +153,7 @@ def _restore_state(samples: Samples, history: StepHistory, trainer: Trainer) -> 
         else:
             trainer.train_step(samples.batches(step))
             trained.append(step)
-    return Origin(source, trained, notes)
+    return Origin(source, trained, inputs, notes + inputs.describe())
 
 
 def _collect_part(result: StepResult, samples: Samples, step: int, output: Path) -> ProcessResult:

@@ -19,7 +19,7 @@ from fastdeit.run.folder import open_folder
 from fastdeit.run.identity import check_same_everywhere, check_same_run
 from fastdeit.run.loop import evaluate_run, train
 from fastdeit.run.preflight import check_config
-from fastdeit.run.results import is_finished, report_finished, write_results
+from fastdeit.run.results import report_finished, write_results
 from fastdeit.run.resume import resume
 from fastdeit.run.state import Run
 from fastdeit.storage.run_folder import RunFolder
@@ -68,12 +68,12 @@ def _prepare(
     """
     folder = RunFolder(Path(config.run.output_dir))
     check_same_everywhere(config)
-    on_every_rank(lambda: check_config(config, world.size))
-    on_every_rank(lambda: build_deepspeed_config(config, world))
     on_rank0(lambda: check_same_run(config, folder))
-    if on_rank0(lambda: is_finished(folder)):
+    if on_rank0(lambda: folder.is_finished):
         report_finished(config, recipe, world, folder)
         return None
+    on_every_rank(lambda: check_config(config, world.size))
+    on_every_rank(lambda: build_deepspeed_config(config, world))
     on_rank0(lock.acquire)
     run, notes = build_run(config, recipe, world, folder, supervisor)
     return run, notes + resume(run)

@@ -96,8 +96,8 @@ def fresh_table(
 
 def _facts_at(place: Path, versions: Sequence[int] = (VERSION,)) -> dict[str, Any]:
     try:
-        return _facts(pq.read_schema(place, memory_map=True), versions)
-    except (OSError, pa.ArrowException):
+        return _facts(open_table(place).schema_arrow, versions)
+    except (OSError, ValueError, pa.ArrowException):
         return {}
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World
+from fastdeit.models.hub import EvalView, describe_model
 from fastdeit.models.student import SIZES, Student, build_student
 from fastdeit.models.teacher import Teacher, load_teacher
 from fastdeit.models.teacher_files import Preprocessing
@@ -83,7 +84,9 @@ def _build_student(config: Config, num_classes: int) -> tuple[Student, list[str]
         **overrides,
     )
     if chosen.finetune:
-        notes += load_student_weights(student, chosen.finetune)
+        notes += load_student_weights(
+            student, chosen.finetune, antialias=chosen.pos_embed_antialias
+        )
     return student, notes
 
 
@@ -111,7 +114,7 @@ def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> Tea
 
 
 def weight_metadata(config: Config, classes: Sequence[str], model: nn.Module) -> dict[str, str]:
-    """Return the metadata of model.safetensors, as JSON values: enough to build the model and its
+    """Return the metadata of weights, as JSON values: enough to build the model and its
     preprocessing again."""
     facts = {
         "input_size": config.data.input_size,
@@ -123,9 +126,19 @@ def weight_metadata(config: Config, classes: Sequence[str], model: nn.Module) ->
     }
     if isinstance(model, Student):
         facts["num_heads"] = model.num_heads
-    return {"model": config.model.model} | {
+    # some loaders refuse a file without a format
+    return {"format": "pt", "model": config.model.model} | {
         name: json.dumps(value) for name, value in facts.items()
     }
+
+
+def hub_config(config: Config, classes: Sequence[str], model: nn.Module) -> dict[str, Any]:
+    """Return the content of config.json; see `describe_model`."""
+    data = config.data
+    view = EvalView(
+        data.eval_input_size or data.input_size, data.mean, data.std, data.eval_crop_ratio
+    )
+    return describe_model(config.model.model, model, view, classes)
 
 
 def precision(config: Config, world: World) -> tuple[str, torch.dtype]:

@@ -197,21 +197,22 @@ def student_from_checkpoint(
     return student, fit_student_weights(student, state)
 
 
-def load_student_weights(model: Student, path: str | Path) -> list[str]:
+def load_student_weights(model: Student, path: str | Path, *, antialias: bool = True) -> list[str]:
     """Load a checkpoint into a student in place; return a note for everything that was changed.
 
-    The position embedding is resized if the resolution differs; heads with another number of
-    classes stay as initialised. Raises ValueError if the file cannot be read, or the rest does not
-    fit (naming the first few tensors).
+    The position embedding is resized if the resolution differs: with antialias by timm's filter,
+    else by torch's plain bicubic one, as in deit; both also differ where the grid grows. Heads with
+    another number of classes stay as initialised. Raises ValueError if the file cannot be read, or
+    the rest does not fit (naming the first few tensors).
     """
-    return fit_student_weights(model, read_weights(path)[0])
+    return fit_student_weights(model, read_weights(path)[0], antialias=antialias)
 
 
-def fit_student_weights(model: Student, state: StateDict) -> list[str]:
+def fit_student_weights(model: Student, state: StateDict, *, antialias: bool = True) -> list[str]:
     """Load a state dict in memory as `load_student_weights` does; the dict is not changed."""
     own = model.state_dict()
     state = dict(state)
-    notes = _keep_other_heads(model, own, state) + _resize_positions(model, own, state)
+    notes = _keep_other_heads(model, own, state) + _resize_positions(model, own, state, antialias)
     if has_qkv_bias(state) and not has_qkv_bias(own):
         advice = "build it with qkv_bias=True"
         raise ValueError(f"the checkpoint has qkv biases and the student has none: {advice}")
@@ -234,7 +235,9 @@ def _keep_other_heads(model: Student, own: StateDict, state: StateDict) -> list[
     return notes
 
 
-def _resize_positions(model: Student, own: StateDict, state: StateDict) -> list[str]:
+def _resize_positions(
+    model: Student, own: StateDict, state: StateDict, antialias: bool
+) -> list[str]:
     """Resize the position embedding in `state` to the model's grid, if the tokens are the same."""
     positions = state.get("pos_embed")
     same_tokens = ("dist_token" in state) == model.distilled
@@ -243,7 +246,9 @@ def _resize_positions(model: Student, own: StateDict, state: StateDict) -> list[
     prefix = model.num_prefix_tokens
     grid = model.grid_size
     before = math.isqrt(positions.shape[1] - prefix)
-    state["pos_embed"] = resample_abs_pos_embed(positions, [grid, grid], num_prefix_tokens=prefix)
+    state["pos_embed"] = resample_abs_pos_embed(
+        positions, [grid, grid], num_prefix_tokens=prefix, antialias=antialias
+    )
     return [f"position embedding resized from {before} x {before} to {grid} x {grid} patches"]
 
 

@@ -268,6 +268,21 @@ def test_resolution_and_number_of_classes_may_differ(tmp_path: Path) -> None:
     torch.testing.assert_close(target.pos_embed[:, 2:], resized)
 
 
+def test_positions_are_resized_as_in_deit_on_request() -> None:
+    source, target = make_student(), make_student(image_size=64)
+    perturb(source)
+    fit_student_weights(target, source.state_dict(), antialias=False)
+    # deit's main.py
+    grid = source.pos_embed[:, 2:].reshape(-1, 4, 4, 24).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(8, 8), mode="bicubic", align_corners=False)
+    tokens = grid.permute(0, 2, 3, 1).flatten(1, 2)
+    expected = torch.cat([source.pos_embed[:, :2], tokens], dim=1)
+    torch.testing.assert_close(target.pos_embed, expected, rtol=0, atol=1e-6)
+    timms = make_student(image_size=64)
+    fit_student_weights(timms, source.state_dict())
+    assert (timms.pos_embed - target.pos_embed).abs().max() > 1e-3
+
+
 def test_checkpoint_gives_the_sizes_of_the_student(tmp_path: Path) -> None:
     source = make_student(qkv_bias=True, mlp_ratio=2.0).eval()
     perturb(source)

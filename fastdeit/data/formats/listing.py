@@ -1,6 +1,7 @@
 """The listing of a split, before any image is decoded: one form for all formats."""
 
 import codecs
+import mmap
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -110,11 +111,13 @@ def open_table(file: Path) -> pq.ParquetFile:
     Raises ValueError for one of more rows than bytes (no table of different names is so small),
     OSError or ArrowException for what is no Parquet file.
     """
-    table = pq.ParquetFile(file, memory_map=True)
+    with file.open("rb") as opened:
+        content = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    # not by its path: arrow takes names in UTF-8 alone
+    table = pq.ParquetFile(pa.py_buffer(content))
     rows = table.metadata.num_rows
-    size = os.path.getsize(file)
-    if rows > size:
-        raise ValueError(f"{rows:,} rows in {size:,} bytes")
+    if rows > len(content):
+        raise ValueError(f"{rows:,} rows in {len(content):,} bytes")
     return table
 
 

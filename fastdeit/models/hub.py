@@ -1,0 +1,78 @@
+"""config.json: what timm and the Hugging Face Hub read beside model.safetensors.
+
+With it `timm.create_model("local-dir:RUN", pretrained=True)` builds the model and loads the
+weights, and `timm.data.resolve_model_data_config` returns the preprocessing of the evaluation.
+Source: timm 1.0.31, models/_hub.py.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import timm
+from timm.models import PretrainedCfg
+from torch import nn
+
+from fastdeit.models.student import Student
+from fastdeit.models.weights import has_qkv_bias
+
+
+class EvalView(NamedTuple):
+    """What a model sees in evaluation: the centre, size pixels a side, of an image whose short side
+    was resized (bicubic) to size / crop_pct; normalised by mean and std."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float
+
+
+def describe_model(
+    name: str, model: nn.Module, view: EvalView, classes: Sequence[str]
+) -> dict[str, Any]:
+    """Return the content of config.json, as JSON values.
+
+    name: timm's, of a student or any other model; classes: in the order of the labels.
+    """
+    architecture = _name_in_timm(name)
+    known = timm.get_pretrained_cfg(architecture, allow_unregistered=True) or PretrainedCfg()
+    # a model with a position embedding is built for one size
+    arguments = {"img_size": view.size} if known.fixed_input_size else {}
+    if isinstance(model, Student):
+        arguments |= _describe_student(model)
+    return {
+        "architecture": architecture,
+        "num_classes": len(classes),
+        "num_features": arguments.get("embed_dim") or model.num_features,
+        "label_names": list(classes),
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "num_classes": len(classes),
+            "input_size": [3, view.size, view.size],
+            "fixed_input_size": known.fixed_input_size,
+            "interpolation": "bicubic",
+            "crop_pct": view.crop_pct,
+            "crop_mode": "center",
+            "mean": list(view.mean),
+            "std": list(view.std),
+            "first_conv": known.first_conv,
+            "classifier": known.classifier,
+        },
+    }
+
+
+def _name_in_timm(name: str) -> str:
+    """Return the name of an architecture: without the tag of published weights, and of the small
+    students at 384 px, which timm does not have, that at 224."""
+    architecture = name.partition(".")[0]
+    return architecture if timm.is_model(architecture) else architecture.replace("_384", "_224")
+
+
+def _describe_student(student: Student) -> dict[str, Any]:
+    """Return the arguments that timm needs to build a model of the same shape."""
+    return {
+        "patch_size": student.patch_size,
+        "embed_dim": student.embed_dim,
+        "depth": len(student.blocks),
+        "num_heads": student.num_heads,
+        "qkv_bias": has_qkv_bias(student.state_dict()),
+    }
