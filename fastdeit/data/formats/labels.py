@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fastdeit.data.formats.listing import SHOWN, DataError, read_text
-from fastdeit.display.text import printable
+from fastdeit.display.text import printable, shorten
 
 MAX_CLASSES = 2**20
 UNKNOWN = -1
@@ -107,13 +107,13 @@ def _refuse_mixture(
 ) -> None:
     """Raise DataError, which names the first image of the rarer kind of label."""
     odd = min(numbers if len(numbers) < len(names) else names, key=first_rows.__getitem__)
-    kind = "a number" if odd in numbers else "no whole number"
-    others = f"{len(names)} are not" if odd in numbers else f"{len(numbers)} are"
+    is_number = odd in numbers
+    kind = "a number" if is_number else "no whole number"
+    others = f"{len(names)} labels that are not" if is_number else f"{len(numbers)} labels that are"
     raise DataError(
-        f"{place(first_rows[odd])} has the label {_shown(odd)}, which is {kind}, but of the "
-        f"different labels {others}. All must be numbers or all names: remove the images that have "
-        "no class, or write each label as a text (class_3), or name all classes in a classes.txt "
-        "(docs/data.md)"
+        f"{place(first_rows[odd])} has the label {_shown(odd)}, which is {kind}, among {others}. "
+        "All must be numbers or all names: remove the images that have no class, or write each "
+        "label as a text (class_3), or name all classes in a classes.txt (docs/data.md)"
     )
 
 
@@ -171,7 +171,7 @@ def note_labels(labels: np.ndarray, classes: Sequence[str]) -> list[str]:
 
 
 def _shown(label: Label) -> str:
-    text = printable(label)
+    text = shorten(label, 40)
     return text if _NUMBER.fullmatch(text) else f"'{text}'"
 
 
