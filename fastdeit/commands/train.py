@@ -6,6 +6,7 @@ from pathlib import Path
 from fastdeit.commands.errors import one_line_errors, print_error
 from fastdeit.config.cli import parse_config
 from fastdeit.config.parse import parse_time_limit
+from fastdeit.config.peers import list_notes
 from fastdeit.config.schema import Config
 from fastdeit.distributed.collectives import barrier, on_every_rank, on_rank0
 from fastdeit.distributed.errors import RunError
@@ -50,7 +51,10 @@ def train_command(
             supervisor.listen()
             prepared = _prepare(config, recipe, world, supervisor, lock)
         try:
-            return 0 if prepared is None else _execute(*prepared)
+            if prepared is None:
+                return 0
+            run, notes = prepared
+            return _execute(run, [*list_notes(argv, config), *notes])
         except RunError as error:
             # it may be on one rank alone: the launcher then ends the others
             supervisor.fail(error)

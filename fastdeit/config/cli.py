@@ -13,7 +13,7 @@ import tyro
 
 from fastdeit.config.file import config_from_dict, read_config_file
 from fastdeit.config.flags import check_flags
-from fastdeit.config.peers import translate_flags
+from fastdeit.config.peers import explain_rate, translate_flags
 from fastdeit.config.recipes import RECIPES
 from fastdeit.config.schema import Config
 
@@ -43,10 +43,15 @@ def parse_config(
     Raises ValueError, with a message of one line, for a flag, value, recipe or file that is not
     allowed. Rank 0 alone prints --help.
     """
-    known, flags = _base_parser().parse_known_args(translate_flags(argv))
+    translated = translate_flags(argv)
+    check_flags(translated)
+    known, flags = _base_parser().parse_known_args(translated)
     base = _from_file(_recipe(known.recipe), known.config)
     base = config_from_dict(base, dict(settings), "attempts.jsonl")
-    config = _parse_flags(flags, base, prog, about)
+    try:
+        config = _parse_flags(flags, base, prog, about)
+    except ValueError as error:
+        raise ValueError(f"{error}{explain_rate(argv, str(error))}") from None
     _refuse_code(config.distill.teacher_model, flags)
     if not config.run.output_dir:
         config = config.replace(run={"output_dir": f"runs/{known.recipe}"})
@@ -54,7 +59,6 @@ def parse_config(
 
 
 def _parse_flags(flags: Sequence[str], base: Config, prog: str, about: str) -> Config:
-    check_flags(flags)
     description = (
         f"{about} First come --recipe NAME ({', '.join(RECIPES)}) and --config FILE, then any flag "
         "below. Those of deit and timm: docs/coming-from-deit.md."

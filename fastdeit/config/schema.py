@@ -32,8 +32,8 @@ class ModelConfig(Section):
     drop_path: float = 0.1
     """Stochastic depth: drop rate of the last block, rising linearly from 0 in the first."""
     finetune: str = ""
-    """Start from these weights (.safetensors, .pth): the position embedding is resized, a head
-    of another size is dropped."""
+    """Start from these weights (.safetensors, .pth, a run folder): the position embedding is
+    resized, heads of other classes stay as initialised."""
     pos_embed_antialias: bool = True
     """Resize the position embedding of --finetune with timm's antialiased filter;
     --no-pos-embed-antialias: with torch's plain bicubic one, as in deit's code."""
@@ -52,6 +52,12 @@ class DistillConfig(Section):
     module:callable."""
     teacher_path: str = ""
     """The teacher's weights: a local file (.safetensors, .pth, .pt, .pt2)."""
+    teacher_mean: tuple[float, float, float] | None = None
+    """Mean of each channel for the teacher, in place of its own (docs/teachers.md)."""
+    teacher_std: tuple[float, float, float] | None = None
+    """Standard deviation of each channel for the teacher, in place of its own."""
+    teacher_input_size: int | None = None
+    """Side of the teacher's images in pixels, in place of its own."""
     distillation_type: Literal["none", "soft", "hard"] = "hard"
     """none, soft (Kullback-Leibler divergence), or hard (cross-entropy to the teacher's class)."""
     distillation_alpha: float = 0.5
@@ -71,6 +77,7 @@ class DistillConfig(Section):
     """Binary cross-entropy to the mixed targets (DeiT III); needs --smoothing 0."""
 
     def check(self) -> None:
+        self._check_view()
         self._require("distillation_alpha", 0 <= self.distillation_alpha <= 1, "from 0 to 1")
         self._require("distillation_tau", self.distillation_tau > 0, "above 0")
         self._require("cache_period", self.cache_period >= 0, "0 or more")
@@ -80,6 +87,24 @@ class DistillConfig(Section):
         labels_only = self.cache_miss == "ground-truth" and kind == "soft"
         allowed = "error or live with --distillation-type soft"
         self._require("cache_miss", not labels_only, allowed)
+
+    def _check_view(self) -> None:
+        mean, std, size = self.teacher_mean, self.teacher_std, self.teacher_input_size
+        ok = mean is None or all(0 <= value <= 1 for value in mean)
+        self._require("teacher_mean", ok, "three numbers from 0 to 1")
+        ok = std is None or all(0 < value <= 1 for value in std)
+        self._require("teacher_std", ok, "three numbers above 0, at most 1")
+        self._require("teacher_input_size", size is None or 1 <= size <= 2048, "1 to 2048 pixels")
+
+    @property
+    def teacher_view(self) -> dict[str, Any]:
+        """Return the mean, std and input size that are asked of the teacher, by timm's names."""
+        view = {
+            "mean": self.teacher_mean,
+            "std": self.teacher_std,
+            "input_size": self.teacher_input_size,
+        }
+        return {name: value for name, value in view.items() if value is not None}
 
     @property
     def needs_teacher(self) -> bool:

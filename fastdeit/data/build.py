@@ -47,7 +47,8 @@ def build_train_index(config: Config, *, require_classes: bool = False) -> Index
     require_classes: refuse a class folder in which no image can be used.
     """
     data = config.data
-    require(bool(data.data_path), "data_path", data.data_path, "a data set (docs/data.md)")
+    allowed = "the folder of a data set, see docs/data.md"
+    require(bool(data.data_path), "data_path", data.data_path, allowed)
     if data.data_set == "digits":
         write_digits(Path(data.data_path))
     return build_index(

@@ -75,7 +75,7 @@ def build_training(config: Config, world: World, index: Index) -> Training:
     if config.distill.cache:
         cached_teacher = open_cache(config, plan, index, pixels, teacher)
         decode = cached_teacher.decoder(hard=config.distill.distillation_type == "hard")
-    model, notes = each_rank(lambda: build_model(config, len(index.classes)))
+    model, notes = each_rank(lambda: build_model(config, index.classes))
     samples = describe_samples(plan, index, config.optim.batch_size, pixels)
     inputs = each_rank(lambda: describe_inputs(config, samples, teacher, cached_teacher, model))
     check_same_inputs_everywhere(inputs)
@@ -171,7 +171,7 @@ def describe_run(run: Run, notes: list[str]) -> dict[str, str]:
         _name_model(run): _describe_model(run),
         "augmentation": data.plan.spec.describe(),
         "decoding": data.train_loader.options.describe(),
-        "teacher": _describe_teacher(run),
+        **_describe_teacher(run),
         "schedule": f"{epochs} epochs of {run.steps_per_epoch} steps, batch {batch_size}",
     }
     notes = [*notes, *_note_rate(config), *_note_slow_ema(config, epochs * run.steps_per_epoch)]
@@ -229,6 +229,11 @@ def _describe_model(run: Run) -> str:
     return f"{run.config.model.model}, {parameters / 1e6:.2f} M parameters"
 
 
-def _describe_teacher(run: Run) -> str:
-    teacher = run.data.cached_teacher or run.trainer.teacher
-    return teacher.describe() if teacher else "none"
+def _describe_teacher(run: Run) -> dict[str, str]:
+    rows = {}
+    if recorded := run.data.cached_teacher:
+        rows["teacher"] = recorded.describe()
+    if live := run.trainer.teacher:
+        rows.setdefault("teacher", live.describe())
+        rows["teacher's images"] = live.describe_view()
+    return rows or {"teacher": "none"}

@@ -230,7 +230,7 @@ def test_values_that_are_not_allowed_are_refused_in_one_line(argv: list[str], me
         ("--model-ema yes", "--model-ema must be without a value (got 'yes')"),
         ("--data-path", "--data-path must be one value (got '')"),
         ("--batch-sise 4", "--batch-sise is not a flag; near: --batch-size, --patch-size"),
-        ("--teacher-mode x", "--teacher-mode is not a flag; near: --teacher-model"),
+        ("--drop-pth 0", "--drop-pth is not a flag; near: --drop-path"),
         ("--no-lr 1", "--no-lr is not a flag; near: --no-src, --min-lr"),
         ("--xyzzy", "--xyzzy is not a flag"),
         ("/data --lr 1", "'/data' belongs to no flag; the data set's folder is --data-path"),

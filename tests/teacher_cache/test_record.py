@@ -420,7 +420,7 @@ WRONG = {
     ),
     "no data": (
         ["build", "-o", "{c}", "{taught}", "--data-path", "/no/data"],
-        "/no/data: no such folder",
+        "--data-path must be an existing folder",
     ),
     "odd micro-batch": (
         ["build", "-o", "{c}", "{samples}", "{taught}", "--micro-batch", "7"],
