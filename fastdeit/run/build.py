@@ -117,7 +117,8 @@ def build_run(
         progress=Progress(),
     )
     damaged = [*_list_damaged(data.train_index), *_list_damaged(data.val_index)]
-    return run, [*training.notes, *damaged]
+    labels = [*data.train_index.notes, *data.val_index.notes]
+    return run, [*training.notes, *labels, *damaged]
 
 
 def _build_data(config: Config, world: World) -> tuple[RunData, Training]:
