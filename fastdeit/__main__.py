@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from fastdeit.display.terminal import Terminal, show_log
+from fastdeit.display.terminal import Terminal, prepare_streams
 from fastdeit.reliability import launcher
 
 
@@ -51,7 +51,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 def main() -> int:
     """Run the command that the first argument names; return its exit code, 2 for an unknown one."""
-    show_log()
+    prepare_streams()
     name, *argv = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
         return COMMANDS[name](argv)

@@ -103,8 +103,17 @@ class _LogHandler(logging.Handler):
         Terminal(stderr=True).say(self.format(record))
 
 
-def show_log() -> None:
-    """Print the package's warnings through a `Terminal`; Python's own handler prints raw names."""
+def prepare_streams() -> None:
+    """Print the package's warnings through a `Terminal`: Python's own handler prints raw names.
+
+    Standard streams that were closed lead to nowhere, or a file of the run would get the number of
+    one, and what libraries print.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
     log = logging.getLogger("fastdeit")
     if not log.handlers:
         log.addHandler(_LogHandler())

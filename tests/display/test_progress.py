@@ -152,10 +152,10 @@ def test_failures_are_noted_in_one_line() -> None:
 STRICT = """
 import logging
 from fastdeit.commands.errors import print_error
-from fastdeit.display.terminal import show_log
+from fastdeit.display.terminal import prepare_streams
 from tests.display.test_progress import HOSTILE, show_everything
 show_everything(HOSTILE)
-show_log()
+prepare_streams()
 logging.getLogger("fastdeit.data").warning("%s", HOSTILE)
 print_error(ValueError(HOSTILE))
 """
@@ -187,6 +187,19 @@ def test_a_closed_pipe_is_no_failure_at_the_end_of_python() -> None:
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_no_file_gets_the_number_of_a_closed_stream(closed: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; from fastdeit.display.terminal import prepare_streams; prepare_streams(); "
+        "file = open('/dev/zero'); number = file.fileno(); "
+        f"open({str(tmp_path / 'out')!r}, 'w').write(str(number))"
+    )
+    subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, code], cwd=ROOT, check=True
+    )
+    assert int((tmp_path / "out").read_text()) > 2
 
 
 SPEAKER = """
