@@ -22,7 +22,7 @@ setup(
     install_requires=[
         "torch>=2.10",
         "torchvision>=0.25",
-        "timm>=1.0.25",
+        "timm>=1.0.26",
         "nvidia-dali-cuda120>=2.4",
         "deepspeed>=0.19.8,<0.20",
         "triton>=3.6; platform_system == 'Linux'",
