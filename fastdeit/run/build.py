@@ -37,6 +37,7 @@ from fastdeit.run.inputs import (
     describe_samples,
 )
 from fastdeit.run.metrics import MetricLog
+from fastdeit.run.preflight import check_batch_fits
 from fastdeit.run.state import Progress, Run, RunData
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.build import open_cache
@@ -66,6 +67,7 @@ def build_training(config: Config, world: World, index: Index) -> Training:
 
     A collective.
     """
+    check_batch_fits(config, world.size, len(index))
     plan = build_plan(config, index.sizes)
     pixels = pipeline_options(config, world).describe()
     teacher = each_rank(lambda: build_teacher(config, world, index.classes))
@@ -114,7 +116,8 @@ def build_run(
         progress=Progress(),
     )
     damaged = [*_list_damaged(data.train_index), *_list_damaged(data.val_index)]
-    return run, [*training.notes, *damaged]
+    labels = [*data.train_index.notes, *data.val_index.notes]
+    return run, [*training.notes, *labels, *damaged]
 
 
 def _build_data(config: Config, world: World) -> tuple[RunData, Training]:
