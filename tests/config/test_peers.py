@@ -16,7 +16,8 @@ def parse(*argv: str) -> Config:
 
 BUILT_ANYWAY = """--opt adamw --sched=cosine --mixup-mode batch --recount 1 --train-interpolation
 bicubic --device cuda --pin-mem --no-pin-mem --dist-eval --start_epoch 0 --data-set IMNET
---dist_url env:// --world_size=1 --distributed --drop 0.0 --train-mode --clip-mode norm"""
+--dist_url env:// --world_size=1 --distributed --drop 0.0 --vflip 0. --train-mode
+--clip-mode norm"""
 
 
 def test_flags_for_what_is_built_anyway_change_nothing() -> None:
@@ -164,7 +165,9 @@ def test_what_a_command_sets_is_no_difference() -> None:
     given = "--aug-repeats 3 --distillation-type none --qkv-bias --output_dir out"
     assert len(notes(given)) == len(notes("--recipe deit_paper --pin-mem --distillation-type hard"))
     assert len(notes(given)) == 1
-    assert any("--unscale-lr" in note for note in notes("--lr 1e-3 --opt adamw"))
+    assert any("--unscale-lr" in note for note in notes("--lr 1e-3 -b 128"))
+    assert not any("--unscale-lr" in note for note in notes("--lr 1e-3 --opt adamw"))
+    assert any("--mixup-group 256" in note for note in notes("--mixup-mode batch"))
 
 
 def test_a_command_with_our_flags_alone_has_no_notes() -> None:
