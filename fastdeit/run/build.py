@@ -75,7 +75,7 @@ def build_training(config: Config, world: World, index: Index) -> Training:
     if config.distill.cache:
         cached_teacher = open_cache(config, plan, index, pixels, teacher)
         decode = cached_teacher.decoder(hard=config.distill.distillation_type == "hard")
-    model, notes = each_rank(lambda: build_model(config, len(index.classes)))
+    model, notes = each_rank(lambda: build_model(config, index.classes))
     samples = describe_samples(plan, index, config.optim.batch_size, pixels)
     inputs = each_rank(lambda: describe_inputs(config, samples, teacher, cached_teacher, model))
     check_same_inputs_everywhere(inputs)
