@@ -8,6 +8,7 @@ from fastdeit.config.cli import parse_config
 from fastdeit.config.peers import list_notes, translate_flags
 from fastdeit.config.schema import Config
 from fastdeit.run.preflight import check_config
+from tests.support.launching import ROOT
 
 
 def parse(*argv: str) -> Config:
@@ -127,6 +128,17 @@ def test_a_command_of_deits_readme_starts_with_the_flags_that_its_errors_ask_for
         assert asked or error.startswith("--data-path must be the folder of a data set")
         command = f"{command} {added.format(**paths)}"
     assert start(command) == ""
+
+
+def test_the_commands_of_the_page_for_users_of_deit_are_complete() -> None:
+    page = (ROOT / "docs" / "coming-from-deit.md").read_text(encoding="utf-8")
+    commands = page.replace("\\\n", " ").split("deepspeed fastdeit/train.py ")
+    configs = [parse(*line.splitlines()[0].split()) for line in commands if "--recipe" in line]
+    assert len(configs) == len(README)
+    for config in configs:
+        assert config.data.data_path and config.optim.batch_size in (512, 1024)
+        is_distilled = "_distilled_" in config.model.model
+        assert is_distilled == (config.distill.distillation_type == "hard")
 
 
 def notes(argv: str) -> list[str]:
