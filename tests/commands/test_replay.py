@@ -92,11 +92,14 @@ def assert_as_recorded(folder: Path, step: int, **tolerance: Any) -> dict[str, A
 
 @pytest.mark.parametrize(("step", "trained"), [(0, []), (4, [0, 1, 2, 3]), (6, []), (8, [6, 7])])
 def test_any_step_equals_the_log_bit_for_bit_and_other_files_stay(
-    step: int, trained: list[int], run: Path
+    step: int, trained: list[int], run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(run)
     assert replay(run, step) == 0
     assert contents(run) == before
+    said = capsys.readouterr().err
+    assert f"step {step} of {run} from " in said
+    assert f"{len(trained) or 'no'} step" in said and "to repeat first" in said
     found = assert_as_recorded(run, step)
     assert found["state"]["trained"] == trained and found["notes"] == []
     assert (found["epoch"], found["step_of_epoch"]) == divmod(step, 3)
@@ -315,9 +318,9 @@ def test_images_excluded_later_are_in_the_steps_before(
             (data / second).write_bytes(other)
         capsys.readouterr()
         assert replay(out, needs) == 2
-        error = capsys.readouterr().err
+        start, error = capsys.readouterr().err.splitlines()
+        assert "from the weights that the run began with" in start
         assert f"images that cannot be read as they were: {second}: {fault}" in error
-        assert error.count("\n") == 1
         assert replay(out, 11) == 0
 
 
