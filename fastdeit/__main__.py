@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
+from fastdeit.display.terminal import Terminal, show_log
 from fastdeit.reliability import launcher
 
 
@@ -50,13 +51,14 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 def main() -> int:
     """Run the command that the first argument names; return its exit code, 2 for an unknown one."""
+    show_log()
     name, *argv = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
         return COMMANDS[name](argv)
     if name in ("-h", "--help"):
-        print(_usage())
+        Terminal().say(_usage())
         return 0
-    print(f"fastdeit: error: no command {name!r}\n{_usage()}", file=sys.stderr)
+    Terminal(stderr=True).say(f"fastdeit: error: no command {name!r}\n{_usage()}")
     return 2
 
 

@@ -28,12 +28,12 @@ PARTS = {
 }
 # room -> the rooms that it may import; every room may use its own, and kernels
 ROOMS: dict[str, set[str]] = {
-    "train": {"commands", "distributed", "reliability"},
-    "__main__": {"commands", "reliability"},
+    "train": {"commands", "display", "distributed", "reliability"},
+    "__main__": {"commands", "display", "reliability"},
     "commands": {"replay", "run", *PARTS, *STORAGE},
     "replay": {"run", *PARTS, *STORAGE},
     "run": {*PARTS, *STORAGE},
-    "reliability": {"checkpoint", "distributed", "plan", "storage", "training"},
+    "reliability": {"checkpoint", "display", "distributed", "plan", "storage", "training"},
     "training": {"config", "data", "distributed", "models", "plan", "storage"},
     "teacher_cache": {"config", "data", "distributed", "models", "plan", "storage"},
     "checkpoint": {"config", "distributed", "storage"},
@@ -110,6 +110,13 @@ def test_kernels_import_torch_and_triton_only(path: Path) -> None:
     assert all(
         name.startswith("fastdeit.kernels.") for name in names if name.startswith("fastdeit")
     )
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name_of)
+def test_only_the_display_prints(path: Path) -> None:
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    names = {call.func.id for call in calls if isinstance(call.func, ast.Name)}
+    assert room_of(name_of(path)) == "display" or not names & {"print", "Console"}
 
 
 def test_no_module_is_named_like_another() -> None:

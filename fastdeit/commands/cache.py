@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
@@ -24,6 +23,7 @@ from fastdeit.commands.cache_record import build, find_spans
 from fastdeit.commands.cache_sample import sample
 from fastdeit.commands.errors import one_line_errors
 from fastdeit.config.parse import require_value
+from fastdeit.display.terminal import Terminal
 from fastdeit.storage.jsonl import append_lines, read_json_lines
 from fastdeit.teacher_cache.format import CacheError, list_differences
 from fastdeit.teacher_cache.reader import BAD_IMAGES, Cache
@@ -37,7 +37,7 @@ def cache_command(argv: Sequence[str]) -> int:
     """
     action = argv[0] if argv else ""
     if action in ("-h", "--help"):
-        print(__doc__)
+        Terminal().say(__doc__ or "")
         return 0
     with one_line_errors():
         require_value(action in ACTIONS, "cache ACTION", action, f"one of {', '.join(ACTIONS)}")
@@ -63,7 +63,7 @@ def merge(argv: Sequence[str]) -> int:
     writer.reserve(0, max(source.coverage().size for source in sources) + 1)
     copied, present, damaged = np.sum([_copy(source, writer) for source in sources], axis=0)
     writer.close()
-    print(
+    Terminal().say(
         f"{parsed.output}: {copied} chunks copied, {present} were present already, "
         f"{damaged} damaged ones skipped"
     )
@@ -116,7 +116,7 @@ def info(argv: Sequence[str]) -> int:
     table.add_row("epochs, in part", ", ".join(shares) or "none")
     for name, value in _flatten(manifest.facts | {"versions": manifest.versions}):
         table.add_row(name, value)
-    Console(highlight=False).print(table)
+    Terminal().show(table)
     return 0
 
 
@@ -154,12 +154,13 @@ def verify(argv: Sequence[str]) -> int:
     cache = _open_cache(verify, argv)
     recorded = np.argwhere(cache.coverage()).tolist()
     damaged = 0
+    terminal = Terminal()
     for epoch, chunk in recorded:
         fault = cache.find_fault(epoch, chunk)
         if fault is not None:
             damaged += 1
-            print(fault)
-    print(f"{cache.folder}: {len(recorded)} chunks recorded, {damaged} damaged")
+            terminal.say(fault)
+    terminal.say(f"{cache.folder}: {len(recorded)} chunks recorded, {damaged} damaged")
     return 1 if damaged else 0
 
 

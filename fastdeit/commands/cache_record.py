@@ -3,13 +3,13 @@
 import argparse
 import functools
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch.distributed as dist
 
+from fastdeit.commands.errors import print_error
 from fastdeit.config.cli import parse_config
 from fastdeit.config.parse import require
 from fastdeit.config.schema import Config
@@ -30,7 +30,14 @@ from fastdeit.run.identity import versions
 from fastdeit.run.preflight import check_config
 from fastdeit.teacher_cache.build import collect_sample_facts
 from fastdeit.teacher_cache.check import collect_teacher_facts
-from fastdeit.teacher_cache.format import KINDS, CacheError, Manifest, choose_chunk_size
+from fastdeit.teacher_cache.format import (
+    KINDS,
+    MANIFEST,
+    CacheError,
+    Manifest,
+    choose_chunk_size,
+    read_manifest,
+)
 from fastdeit.teacher_cache.reader import BAD_IMAGES
 from fastdeit.teacher_cache.record import Chunk, ChunkBatches, JobShard, find_missing, record_chunks
 from fastdeit.teacher_cache.writer import CacheWriter, create_cache
@@ -48,7 +55,8 @@ def build(argv: Sequence[str]) -> int:
     epochs = parse_epochs(parsed.epochs)
     folder = parsed.output
     job = Job(flags, "build", folder)
-    manifest = job.describe_cache(parsed.kind, parsed.k if parsed.kind == "topk" else 1)
+    begun = read_manifest(folder) if (folder / MANIFEST).exists() else None
+    manifest = job.describe_cache(parsed.kind, parsed.k if parsed.kind == "topk" else 1, begun)
     on_rank0(lambda: create_cache(folder, manifest))
     writer = CacheWriter(folder)
     chunks = shard.chunks(manifest, epochs or job.all_epochs)
@@ -58,12 +66,14 @@ def build(argv: Sequence[str]) -> int:
             remaining = _record_missing(job, writer, chunks)
     except (DataError, CacheError) as error:
         # on one rank; the launcher then ends the others
-        print(f"fastdeit: error: {error}", file=sys.stderr)
+        print_error(error)
         return 1
     writer.close()
     if job.world.rank == 0:
         recorded = len(chunks) - remaining
-        print(f"{folder}: {recorded} of {len(chunks)} chunks of part {parsed.part} recorded")
+        Terminal().say(
+            f"{folder}: {recorded} of {len(chunks)} chunks of part {parsed.part} recorded"
+        )
     return 1 if remaining else 0
 
 
@@ -127,11 +137,13 @@ class Job:
         self.plan.exclude(self.quarantine.rows)
         return self.quarantine
 
-    def describe_cache(self, kind: str, k: int) -> Manifest:
-        """Return the manifest of a cache that this job would record."""
+    def describe_cache(self, kind: str, k: int, begun: Manifest | None) -> Manifest:
+        """Return the manifest of a cache that this job would record; begun: that of a cache to be
+        continued."""
         samples = self.plan.num_images // 2 * 2
         facts = collect_sample_facts(self.config, self.plan, self.index, self.options.describe())
-        facts |= {"teacher": collect_teacher_facts(self.teacher)}
+        teacher = collect_teacher_facts(self.teacher, begun)
+        facts["teacher"] = teacher | {"precision": self.teacher.precision}
         classes = len(self.index.classes)
         return Manifest(kind, k, classes, samples, facts, versions(), choose_chunk_size(samples))
 

@@ -9,6 +9,7 @@ import torch
 
 from fastdeit.commands.cache_record import Job
 from fastdeit.config.parse import require
+from fastdeit.display.terminal import Terminal
 from fastdeit.kernels.backend import use_backend
 from fastdeit.teacher_cache.format import CacheError, Manifest, decode, list_differences
 from fastdeit.teacher_cache.reader import Cache
@@ -40,7 +41,7 @@ def sample(argv: Sequence[str]) -> int:
     count = sum(len(ordinals) for _, ordinals in batches)
     share = f"{same} of {count} samples ({100 * same / count:.2f} %)"
     logits = f", recorded logits within {distance:.3g}" if cache.manifest.kind == "topk" else ""
-    print(f"{parsed.cache}: the live teacher agrees on {share}{logits}")
+    Terminal().say(f"{parsed.cache}: the live teacher agrees on {share}{logits}")
     return 0
 
 
@@ -49,9 +50,10 @@ def _check_origin(cache: Cache, job: Job) -> None:
 
     The precision may differ: its effect is what `sample` measures.
     """
-    facts = job.describe_cache(cache.manifest.kind, cache.manifest.k).facts
+    manifest = cache.manifest
+    facts = job.describe_cache(manifest.kind, manifest.k, manifest).facts
     facts["teacher"].pop("precision")
-    lines = list_differences(cache.manifest.facts, facts)
+    lines = list_differences(manifest.facts, facts)
     if lines:
         raise CacheError(f"{cache.folder} was recorded from something else: {'; '.join(lines)}")
 

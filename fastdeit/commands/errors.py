@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Iterator
 
+from fastdeit.display.terminal import Terminal
 from fastdeit.distributed.environment import is_alone
 
 
@@ -20,10 +21,15 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (ValueError, FileNotFoundError) as error:
         if is_alone():
-            print(f"fastdeit: error: {error}", file=sys.stderr)
+            print_error(error)
         else:
             _print_once(error)
         sys.exit(2)
+
+
+def print_error(error: Exception, where: str = "") -> None:
+    """Print an error on stderr. where: the rank that has it, if it is not rank 0."""
+    Terminal(stderr=True).say(f"fastdeit: error{where}: {error}")
 
 
 def _print_once(error: Exception) -> None:
@@ -32,6 +38,6 @@ def _print_once(error: Exception) -> None:
     rank = int(os.environ["RANK"])
     if not rank0_reports_error():
         where = f" on rank {rank} ({socket.gethostname()})" if rank else ""
-        print(f"fastdeit: error{where}: {error}", file=sys.stderr)
+        print_error(error, where)
         if rank:
             exit_alone(2)

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich import filesize
-from rich.console import Console
 from rich.table import Table
 
 from fastdeit.commands.errors import one_line_errors
@@ -23,6 +22,7 @@ from fastdeit.data.formats.detect import find_split
 from fastdeit.data.formats.listing import SHOWN, DataError
 from fastdeit.data.index import excluded_images, split_table
 from fastdeit.data.table import table_facts, table_places
+from fastdeit.display.terminal import Terminal
 
 
 def index_command(argv: Sequence[str]) -> int:
@@ -32,7 +32,7 @@ def index_command(argv: Sequence[str]) -> int:
     images.
     """
     parsed = _parser().parse_args(list(argv))
-    console = Console(highlight=False)
+    terminal = Terminal()
     with one_line_errors():
         root = Path(os.path.abspath(parsed.path))
         workers = parsed.num_workers or None
@@ -42,7 +42,7 @@ def index_command(argv: Sequence[str]) -> int:
             found = find_split(root, split)
             table = split_table(root, split, found, classes=classes, workers=workers, again=True)
             classes = table_facts(table)["classes"]
-            bad += _print_split(console, root, split, table)
+            bad += _print_split(terminal, root, split, table)
         if bad and parsed.bad_images == "error":
             hint = "--bad-images skip excludes them"
             raise DataError(f"{root}: {bad} bad image(s), named above; {hint}")
@@ -74,20 +74,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _print_split(console: Console, root: Path, split: str, table: pa.Table) -> int:
+def _print_split(terminal: Terminal, root: Path, split: str, table: pa.Table) -> int:
     """Print a split's facts and its damaged images; return how many those are."""
     shown = Table("split", split, title=None)
     for name, text in split_report(table).items():
         shown.add_row(name, text)
-    console.print(shown)
+    terminal.show(shown)
     excluded = excluded_images(table)
     written = _write_excluded(table_places(root, split, None), excluded)
     for line in excluded[:SHOWN]:
-        console.print(f"  excluded: {line}", markup=False, soft_wrap=True)
+        terminal.say(f"  excluded: {line}")
     if len(excluded) > SHOWN:
-        console.print(f"  and {len(excluded) - SHOWN} more", soft_wrap=True)
+        terminal.say(f"  and {len(excluded) - SHOWN} more")
     if excluded and written:
-        console.print(f"  all of them: {written}", markup=False, soft_wrap=True)
+        terminal.say(f"  all of them: {written}")
     return len(excluded)
 
 
@@ -99,7 +99,7 @@ def _write_excluded(places: Sequence[Path], excluded: Sequence[str]) -> Path | N
         try:
             if excluded:
                 text = "".join(f"{line}\n" for line in excluded)
-                file.write_text(text, errors="surrogateescape")
+                file.write_text(text, encoding="utf-8")
                 return file
             file.unlink(missing_ok=True)
         except OSError:

@@ -30,6 +30,8 @@ from fastdeit.data.build import build_train_index, pipeline_options
 from fastdeit.data.index import Index
 from fastdeit.data.pipeline import build_train_pipeline, pack_draws
 from fastdeit.display.pixels import denormalise
+from fastdeit.display.terminal import Terminal
+from fastdeit.display.text import shorten
 from fastdeit.distributed.world import World
 from fastdeit.kernels.mix import mix
 from fastdeit.plan.build import build_plan
@@ -37,6 +39,7 @@ from fastdeit.plan.operations import OPERATIONS, OPS, RAND_AUGMENT_OPS, op_argum
 from fastdeit.plan.plan import Plan, SampleParams
 
 _MOST = 64  # samples in a picture
+_NAME = 14  # letters of a class's name in a title
 _MAGNITUDES = (1.0, 3.0, 5.0, 7.0, 9.0, 10.0)
 
 
@@ -57,7 +60,7 @@ def preview_command(argv: Sequence[str]) -> int:
     Exit with code 2 for a command line or a data set that cannot be used.
     """
     if {"-h", "--help"} & set(argv):
-        print(__doc__)  # its own flags; those of train follow
+        Terminal().say(__doc__ or "")  # its own flags; those of train follow
     with one_line_errors():
         parsed, flags = _parser().parse_known_args(list(argv))
         ordinals = parse_ordinals(parsed.ordinals)
@@ -71,7 +74,7 @@ def preview_command(argv: Sequence[str]) -> int:
         rows = draw(index, plan, config, ordinals, parsed.epoch)
         title = f"{recipe}, seed {config.run.seed}, epoch {parsed.epoch}"
         _save(Path(parsed.output), rows, title)
-    print(f"{parsed.output}: {len(rows)} rows")
+    Terminal().say(f"{parsed.output}: {len(rows)} rows")
     return 0
 
 
@@ -109,7 +112,7 @@ def samples(
     mean, std = config.data.mean, config.data.std
     erased_pixels = denormalise(images, mean, std)
     mixed_pixels = denormalise(mixed, mean, std)
-    names = [index.classes[label] for label in index.labels[draws.image_index]]
+    names = [shorten(index.classes[label], _NAME) for label in index.labels[draws.image_index]]
     rows = []
     for row in range(0, len(pairs), 2):
         cells = _draw_steps(index, plan, config, draws, row)

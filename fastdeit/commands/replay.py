@@ -58,7 +58,7 @@ def replay_command(argv: Sequence[str]) -> int:
     1: the samples are not those that the run recorded. 2: the step cannot be run again.
     """
     if {"-h", "--help"} & set(argv):
-        print(__doc__)
+        Terminal().say(__doc__ or "")
         return 0
     with one_line_errors():
         parsed, flags = _parser().parse_known_args(list(argv))

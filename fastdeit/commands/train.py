@@ -1,10 +1,9 @@
 """`fastdeit train`: start, resume and stop a run."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastdeit.commands.errors import one_line_errors
+from fastdeit.commands.errors import one_line_errors, print_error
 from fastdeit.config.cli import parse_config
 from fastdeit.config.parse import parse_time_limit
 from fastdeit.config.schema import Config
@@ -56,7 +55,7 @@ def train_command(
             # it may be on one rank alone: the launcher then ends the others
             supervisor.fail(error)
             if world.rank == 0 or not error.heard_by_all:
-                print(f"fastdeit: error: {error}", file=sys.stderr)
+                print_error(error)
             return supervisor.exit(1)
 
 

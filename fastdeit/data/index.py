@@ -39,6 +39,7 @@ from fastdeit.data.formats.idx import read_images
 from fastdeit.data.formats.listing import SHOWN, DataError, class_names_beside, image_columns
 from fastdeit.data.formats.shard_reader import ShardReader
 from fastdeit.data.table import build_table, fresh_table, table_facts, table_places
+from fastdeit.display.text import printable
 
 BadImages = Literal["error", "skip"]
 _COLUMNS = ("name", "label", "num_bytes", "height", "width", "fault", "shard", "offset")
@@ -105,7 +106,11 @@ class Index:
         return len(self.labels)
 
     def name(self, row: int) -> str:
-        """Return the image's name, relative to `root`, for messages."""
+        """Return the image's name, relative to `root`, as messages and records have it: printable,
+        so that it may differ from that of the file."""
+        return printable(self._file_name(row))
+
+    def _file_name(self, row: int) -> str:
         return os.fsdecode(self.names[int(row)].as_py())
 
     @property
@@ -133,7 +138,7 @@ class Index:
     def read(self, row: int) -> bytes:
         """Return the encoded image. Raises OSError when it cannot be read."""
         if self.kind == "files":
-            return read_place((os.path.join(self.root, self.name(row)), -1, 0))
+            return read_place((os.path.join(self.root, self._file_name(row)), -1, 0))
         assert self.shard is not None and self.offset is not None
         if self.kind == "idx":
             try:
@@ -289,7 +294,7 @@ def excluded_images(table: pa.Table) -> tuple[str, ...]:
     """Return the bad images of a split's table, each with its fault."""
     bad = table.select(["name", "fault"]).filter(pc.is_valid(table["fault"]))
     pairs = zip(bad["name"].to_pylist(), bad["fault"].to_pylist(), strict=True)
-    return tuple(f"{os.fsdecode(name).rstrip('/')}: {fault}" for name, fault in pairs)
+    return tuple(f"{printable(os.fsdecode(name).rstrip('/'))}: {fault}" for name, fault in pairs)
 
 
 def _bad_images_error(root: Path, excluded: Sequence[str]) -> str:

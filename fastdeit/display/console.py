@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from fastdeit.display.progress import ProgressBar
@@ -37,7 +36,7 @@ class RunConsole:
         """Print the run's facts, one per line, and start the progress bar."""
         width = max(map(len, facts))
         for name, text in facts.items():
-            self._terminal.say(f"[bold]{name:<{width}}[/]  {escape(text)}", markup=True)
+            self._terminal.say(text, label=f"{name:<{width}}  ")
         self._bar.start()
 
     def step(self, step: int, *, loss: float, lr: float, images_per_s: float) -> None:
@@ -66,7 +65,7 @@ class RunConsole:
         self._terminal.show(_make_table(results))
         for name, path in files.items():
             self._terminal.say(f"{name}: {path}")
-        self._terminal.say(f"next: [bold]{escape(next_command)}[/]", markup=True)
+        self._terminal.say(next_command, label="next: ")
 
 
 def _make_table(results: Mapping[str, float]) -> Table:

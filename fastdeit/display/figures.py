@@ -1,8 +1,12 @@
-"""Figures of a run: its curves, and grids of images."""
+"""Figures of a run: its curves, and grids of images.
 
+Titles are plain text, in which `$` begins no formula.
+"""
+
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -11,6 +15,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 
 from fastdeit.display.pixels import denormalise
+from fastdeit.display.text import printable
 
 Picture = tuple[np.ndarray, str, tuple[int, ...] | None]
 """Pixels uint8 (H, W, 3), a title, and a box (y, x, height, width) to draw, if any."""
@@ -25,7 +30,7 @@ _ACCURACIES = {
 
 
 def save_report(
-    path: Path,
+    file: BinaryIO | Path,
     metrics: Sequence[Mapping[str, Any]],
     images: torch.Tensor,
     titles: Sequence[str],
@@ -42,10 +47,10 @@ def save_report(
     _draw_curves(figure.add_subfigure(halves[0]), metrics)
     pixels = denormalise(images, mean, std)
     _draw_samples(figure.add_subfigure(halves[1]), pixels, titles)
-    figure.savefig(path, dpi=100)
+    _save(figure, file)
 
 
-def save_grid(path: Path, rows: Sequence[Sequence[Picture]], title: str) -> None:
+def save_grid(file: BinaryIO | Path, rows: Sequence[Sequence[Picture]], title: str) -> None:
     """Write a PNG of pictures in rows, which may be of different lengths.
 
     The same input gives the same bytes.
@@ -61,13 +66,21 @@ def save_grid(path: Path, rows: Sequence[Sequence[Picture]], title: str) -> None
             _draw_picture(axes, pixels, name)
             if box is not None:
                 _draw_box(axes, box)
-    figure.suptitle(title, fontsize=9)
-    figure.savefig(path, dpi=100, metadata={"Software": None})
+    figure.suptitle(printable(title), fontsize=9, parse_math=False)
+    _save(figure, file)
+
+
+def _save(figure: Figure, file: BinaryIO | Path) -> None:
+    """Write a PNG that depends on no version or time."""
+    with warnings.catch_warnings():
+        # a letter that the font lacks is drawn as a box
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
+        figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
 
 
 def _draw_picture(axes: Axes, pixels: np.ndarray, title: str) -> None:
     axes.imshow(pixels, interpolation="nearest")
-    axes.set_title(title, fontsize=7)
+    axes.set_title(printable(title), fontsize=7, parse_math=False)
 
 
 def _draw_box(axes: Axes, box: tuple[int, ...]) -> None:

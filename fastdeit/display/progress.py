@@ -7,11 +7,13 @@ from typing import TypeVar
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastdeit.display.terminal import Terminal
+from fastdeit.display.text import printable
 
 Item = TypeVar("Item")
 
 QUIET_S = 15.0
 """Without a terminal, seconds between two lines."""
+_BAR = "the progress bar"
 _SHOWN_AFTER_S = 1.5  # what ends sooner needs no bar
 
 
@@ -27,9 +29,9 @@ class ProgressBar:
         self._terminal = terminal
         self._total = total
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TextColumn("{task.fields[facts]}"),
+            TextColumn("{task.fields[facts]}", markup=False),
             TimeRemainingColumn(),
         )
         self._progress = Progress(
@@ -38,7 +40,7 @@ class ProgressBar:
             transient=transient,
             disable=terminal.quiet or not terminal.is_terminal,
         )
-        self._task = self._progress.add_task(description, total=total, facts="")
+        self._task = self._progress.add_task(printable(description), total=total, facts="")
 
     @property
     def started(self) -> bool:
@@ -46,7 +48,7 @@ class ProgressBar:
 
     def start(self) -> None:
         """Show the bar, on a terminal."""
-        with self._terminal.silent_if_refused():
+        with self._terminal.attempt(_BAR):
             self._progress.start()
 
     def update(self, done: int, facts: str, description: str | None = None, line: str = "") -> None:
@@ -55,7 +57,11 @@ class ProgressBar:
         line: what is printed instead where there is no terminal, at the end and if nothing was
         printed for `QUIET_S` seconds.
         """
-        self._progress.update(self._task, completed=done, description=description, facts=facts)
+        shown = None if description is None else printable(description)
+        with self._terminal.attempt(_BAR):
+            self._progress.update(
+                self._task, completed=done, description=shown, facts=printable(facts)
+            )
         waited = time.monotonic() - self._terminal.last_print
         due = waited > QUIET_S or done == self._total
         if line and due and self._progress.disable:
@@ -63,7 +69,7 @@ class ProgressBar:
 
     def stop(self) -> None:
         """Leave the bar as it is, and end its updates."""
-        with self._terminal.silent_if_refused():
+        with self._terminal.attempt(_BAR):
             self._progress.stop()
 
 

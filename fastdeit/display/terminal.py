@@ -1,43 +1,108 @@
 """The console that all output for the user goes through."""
 
 import contextlib
+import io
+import logging
+import os
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from fastdeit.display.text import printable, printable_lines
+
+
+@contextlib.contextmanager
+def note_failure(what: str, note: Callable[[str], None]) -> Iterator[None]:
+    """Call `note` with one line in place of raising what fails in the block.
+
+    what: what cannot be shown. For all that is meant for the eye (pictures, tables, progress,
+    TensorBoard): none of it may end a run.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(printable(error).split()) or "no reason given"
+        note(f"{what} is missing: {type(error).__name__}: {reason}")
 
 
 class Terminal(Console):
-    """A console that never ends a run: if it cannot be written to, it prints nothing more.
+    """A console that prints any text and never ends a run.
 
-    That is a terminal that was closed, or a full disk below a log. enabled: False for all ranks but
-    one. Attributes: last_print, `time.monotonic()` of the last call of `say`.
+    All text is plain, without rich's [tags] and :emoji:, and made printable; what the stream's
+    encoding lacks is written as an escape. If the stream cannot be written to (a closed terminal or
+    pipe, a full disk below a log), nothing more is printed. enabled: False for all ranks but one.
+    Attributes: last_print, `time.monotonic()` of the last call of `say`.
     """
 
     def __init__(self, enabled: bool = True, stderr: bool = False) -> None:
-        super().__init__(quiet=not enabled, highlight=False, stderr=stderr)
+        super().__init__(
+            quiet=not enabled, highlight=False, markup=False, emoji=False, stderr=stderr
+        )
         self.last_print = time.monotonic()
+        stream = sys.stderr if stderr else sys.stdout
+        if isinstance(stream, io.TextIOWrapper):
+            with self.attempt():
+                stream.reconfigure(errors="backslashreplace")
 
     def on_broken_pipe(self) -> None:
         """Print nothing more; rich itself would end the process."""
-        self.quiet = True
+        self._give_up()
 
-    def say(self, text: str, markup: bool = False) -> None:
-        """Print lines, without wrapping long ones. markup: the text has rich's [tags]."""
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        """Make all text printable that rich renders: lines, cells, headings of tables."""
+        return super().render_str(printable_lines(text), **options)
+
+    def say(self, text: str, label: str = "") -> None:
+        """Print lines, without wrapping long ones, after a bold label."""
         self.last_print = time.monotonic()
-        with self.silent_if_refused():
-            self.print(text, soft_wrap=True, markup=markup)
+        with self.attempt():
+            content = self.render_str(text)
+            bold = self.render_str(label, style="bold")
+            self.print(Text.assemble(bold, content), soft_wrap=True)
 
     def show(self, table: Table) -> None:
         """Print a table."""
-        with self.silent_if_refused():
+        with self.attempt("a table"):
             self.print(table)
 
     @contextlib.contextmanager
-    def silent_if_refused(self) -> Iterator[None]:
-        """Print nothing more after an OSError in the block."""
+    def attempt(self, what: str = "a line") -> Iterator[None]:
+        """Print nothing more if the stream refuses in the block; note it if `what` fails in another
+        way."""
         try:
-            yield
-        except OSError:
-            self.quiet = True
+            with note_failure(what, self._write_plain):
+                try:
+                    yield
+                except OSError:
+                    self._give_up()
+        except Exception:
+            self._give_up()
+
+    def _write_plain(self, line: str) -> None:
+        """Write a line without rich, in which something has failed."""
+        self.file.write(f"{line}\n")
+
+    def _give_up(self) -> None:
+        """Print nothing more; what the stream still buffers must not fail when Python ends."""
+        self.quiet = True
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), self.file.fileno())
+
+
+class _LogHandler(logging.Handler):
+    """A handler that prints records on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        Terminal(stderr=True).say(self.format(record))
+
+
+def show_log() -> None:
+    """Print the package's warnings through a `Terminal`; Python's own handler prints raw names."""
+    log = logging.getLogger("fastdeit")
+    if not log.handlers:
+        log.addHandler(_LogHandler())

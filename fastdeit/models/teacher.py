@@ -5,7 +5,9 @@ std and its input size, where these differ. Source: the teachers of Touvron et a
 (2012.12877), table 2.
 """
 
+import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +20,15 @@ from fastdeit.models.teacher_files import (
     check_num_classes,
     load_file,
 )
+from fastdeit.models.teacher_identity import ARCHIVES, hash_state
 from fastdeit.models.weights import hash_weights
 
 
 class Teacher:
     """A frozen network behind the student's input; made by `load_teacher`.
 
-    Attributes: name, num_classes, classes (their names if the file has them, else None), sha256 (of
-    the weight file, or of a callable's source file), preprocessing (its own), device, dtype.
+    Attributes: name, num_classes, classes (their names if the file has them, else None),
+    preprocessing (its own), device, dtype.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class Teacher:
         self.num_classes = num_classes
         self.device = device
         self.dtype = dtype
-        self.sha256 = hash_weights(loaded.source)
+        self._loaded = loaded
         self._model = loaded.model
         self._input_dtype = _freeze(loaded.model, device, dtype)
         self._student = student
@@ -77,6 +80,44 @@ class Teacher:
             images = images.float() * self._factor + self._offset
         return images.to(self._input_dtype, memory_format=torch.channels_last)
 
+    def identity(self) -> dict[str, Any]:
+        """Return everything that decides the output for an image, as JSON values by name; of the
+        dtype only its effect on rounding is not in it.
+
+        """
+        kind = self.name.partition(":")[0]
+        return {
+            # a recorded program may have another file name
+            "name": kind if kind in ARCHIVES else self.name,
+            "weights": self.weights,
+            "program": self.program,
+            "mean": list(self.preprocessing.mean),
+            "std": list(self.preprocessing.std),
+            "input_size": self.preprocessing.size,
+        }
+
+    @functools.cached_property
+    def weights(self) -> str | None:
+        """Hash of all its tensors; None for a function that shows none. A function may load them
+        when it is first called, so its hash is taken when it is first asked for."""
+        return self._loaded.weights or hash_state(self._model)
+
+    @functools.cached_property
+    def program(self) -> str | None:
+        """Hash of the file of its code; None for a network that timm or we build."""
+        program = self._loaded.program
+        return hash_weights(program) if program else None
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hash of the weight file, or of a callable's source file: the identity in older caches."""
+        return hash_weights(self._loaded.source)
+
+    @property
+    def precision(self) -> str:
+        """Name of the dtype, as float32."""
+        return str(self.dtype).removeprefix("torch.")
+
     def describe(self) -> str:
         """Return one line for the log: name, parameters, classes, input size, dtype, hash."""
         parts = [f"{self.num_classes} classes", f"{self.preprocessing.size} px"]
@@ -86,8 +127,10 @@ class Teacher:
             count = sum(parameter.numel() for parameter in self._model.parameters())
             if count:
                 parts.insert(0, f"{count / 1e6:.1f} M parameters")
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.name}: {', '.join(parts)}, {dtype}, sha256 {self.sha256[:12]}"
+        parts.append(self.precision)
+        shown = {"weights": self.weights, "program": self.program}
+        parts += [f"{name} {value[:12]}" for name, value in shown.items() if value]
+        return f"{self.name}: {', '.join(parts)}"
 
 
 def load_teacher(

@@ -22,6 +22,7 @@ from torch.export.passes import move_to_device_pass
 
 from fastdeit.models.names import suggest_names
 from fastdeit.models.student import SIZES, build_student
+from fastdeit.models.teacher_identity import ARCHIVES, hash_state, is_callable
 from fastdeit.models.weights import (
     StateDict,
     check_match,
@@ -29,8 +30,8 @@ from fastdeit.models.weights import (
     infer_student_sizes,
     read_weights,
 )
+from fastdeit.storage.tensor_files import hash_tensors
 
-ARCHIVES = ("torchscript", "export")
 MAX_SIZE = 2048
 """The largest image side in pixels that a teacher's file may have."""
 
@@ -47,12 +48,18 @@ class Preprocessing(NamedTuple):
 
 @dataclass(frozen=True)
 class LoadedTeacher:
-    """A teacher as its file has it; num_classes None: only a forward pass can show it."""
+    """A teacher as its file has it; num_classes None: only a forward pass can show it.
+
+    weights: a hash of them, as in `identify_file`; None for a function, as it may load them when it
+    is first called. program: the file of its code; None for weights.
+    """
 
     model: Logits
     name: str
     preprocessing: Preprocessing
     source: Path
+    weights: str | None = None
+    program: Path | None = None
     num_classes: int | None = None
     classes: tuple[str, ...] | None = None
 
@@ -61,7 +68,7 @@ def load_file(
     name: str, path: Path | None, num_classes: int, device: torch.device, student: Preprocessing
 ) -> LoadedTeacher:
     """Load a teacher by name, kind or "module:callable"; arguments and errors as `load_teacher`."""
-    if ":" in name and not name.startswith("hf-hub:"):
+    if is_callable(name):
         return _load_callable(name, path, student)
     if path is None:
         raise ValueError(f"the teacher {name!r} needs a local checkpoint")
@@ -92,10 +99,12 @@ def _load_archive(
     kind: str, path: Path, device: torch.device, student: Preprocessing
 ) -> LoadedTeacher:
     name = f"{kind}:{path.name}"
+    model: nn.Module
     if kind == "torchscript":
-        return LoadedTeacher(torch.jit.load(path, map_location=device), name, student, path)
-    program = move_to_device_pass(torch.export.load(path), device)
-    return LoadedTeacher(program.module(), name, student, path)
+        model = torch.jit.load(path, map_location=device)
+    else:
+        model = move_to_device_pass(torch.export.load(path), device).module()
+    return LoadedTeacher(model, name, student, path, hash_state(model), program=path)
 
 
 def _load_callable(name: str, path: Path | None, student: Preprocessing) -> LoadedTeacher:
@@ -118,7 +127,9 @@ def _load_callable(name: str, path: Path | None, student: Preprocessing) -> Load
         raise ValueError(f"the teacher {name!r} {rule}")
     if path is not None and isinstance(model, nn.Module):
         _load_state(model, read_weights(path)[0], name)
-    return LoadedTeacher(model, name, student, path or Path(inspect.getfile(module)))
+    program = Path(inspect.getfile(module))
+    weights = hash_state(model) if isinstance(model, nn.Module) else None
+    return LoadedTeacher(model, name, student, path or program, weights, program)
 
 
 def _needs_no_arguments(function: Callable[..., object]) -> bool:
@@ -134,8 +145,12 @@ def _load_weights(name: str, path: Path, num_classes: int) -> LoadedTeacher:
     name = name or metadata.get("model", "")
     load = _load_student if name in SIZES else _load_timm
     loaded = load(name, path, state, metadata, num_classes)
-    preprocessing = _read_preprocessing(loaded.preprocessing, metadata)
-    return replace(loaded, preprocessing=preprocessing, classes=_read_classes(metadata))
+    return replace(
+        loaded,
+        preprocessing=_read_preprocessing(loaded.preprocessing, metadata),
+        classes=_read_classes(metadata),
+        weights=hash_tensors(state),
+    )
 
 
 def _load_student(
@@ -147,7 +162,7 @@ def _load_student(
     fit_student_weights(student, state)
     mean, std = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
     preprocessing = Preprocessing(mean, std, student.image_size)
-    return LoadedTeacher(student, name, preprocessing, path, num_classes)
+    return LoadedTeacher(student, name, preprocessing, path, num_classes=num_classes)
 
 
 def _load_timm(
@@ -166,7 +181,7 @@ def _load_timm(
     extra = {"img_size": preprocessing.size} if config.fixed_input_size else {}
     model = timm.create_model(name, pretrained=False, num_classes=num_classes, **extra)
     _load_state(model, state, name)
-    return LoadedTeacher(model, name, preprocessing, path, num_classes)
+    return LoadedTeacher(model, name, preprocessing, path, num_classes=num_classes)
 
 
 def _read_preprocessing(default: Preprocessing, metadata: dict[str, str]) -> Preprocessing:

@@ -14,6 +14,8 @@ import time
 import traceback
 from dataclasses import asdict, dataclass
 
+from fastdeit.display.terminal import Terminal
+from fastdeit.display.text import printable, printable_lines
 from fastdeit.storage.atomic import atomic_write_text, read_bounded
 from fastdeit.storage.jsonl import append_lines, parse_record, read_records
 from fastdeit.storage.run_folder import RunFolder
@@ -54,14 +56,14 @@ def write_failure(
         pid=os.getpid(),
         section=section,
         step=step,
-        error=error,
-        details=details,
+        error=printable(error),
+        details=printable_lines(details),
     )
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         atomic_write_text(folder.failure(rank), json.dumps(asdict(failure), indent=1))
     except OSError as refusal:
-        print(f"fastdeit: rank {rank}: no failure file: {refusal}", file=sys.stderr)
+        Terminal(stderr=True).say(f"fastdeit: rank {rank}: no failure file: {refusal}")
 
 
 def format_exception(error: BaseException) -> tuple[str, str]:

@@ -119,7 +119,7 @@ class Supervisor:
         """Write the reason and the stacks of all threads to stderr and to the failure file."""
         self._reported = True
         line = f"fastdeit: rank {self._rank}, after step {step}, in {section}: {reason}\n"
-        os.write(2, line.encode())
+        os.write(2, line.encode(errors="backslashreplace"))
         dump_stacks()
         self._write_failure(section, step, reason, format_stacks())
 

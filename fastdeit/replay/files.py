@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 
 from fastdeit.data.batch import Batch
 from fastdeit.display.pixels import denormalise
+from fastdeit.display.terminal import Terminal
 from fastdeit.kernels.mix import mix
 from fastdeit.replay.report import DigestComparison, Report
 from fastdeit.storage.jsonl import to_strict_json
@@ -70,7 +70,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def show_report(report: Report, folder: Path) -> None:
     """Print the step beside what was recorded of it, its micro-batches, and the notes."""
-    console = Console(highlight=False)
+    terminal = Terminal()
     recorded, now = report.recorded, report.now
     table = Table("", "recorded", "now", "difference", title=_title(report), title_justify="left")
     known = recorded.values or {}
@@ -79,11 +79,11 @@ def show_report(report: Report, folder: Path) -> None:
     _add_digest(table, recorded.digest, recorded.same_samples)
     words = {True: "yes", False: "no", None: ""}
     table.add_row("skipped", words[recorded.skipped], words[now.skipped], "")
-    console.print(table)
-    console.print(_tabulate_micro_batches(report))
+    terminal.show(table)
+    terminal.show(_tabulate_micro_batches(report))
     for note in report.notes:
-        console.print(f"note: {note}")
-    console.print(f"{folder}: {len(report.samples)} samples, two pictures each, {PLAN}, {STEP}")
+        terminal.say(f"note: {note}")
+    terminal.say(f"{folder}: {len(report.samples)} samples, two pictures each, {PLAN}, {STEP}")
 
 
 def _title(report: Report) -> str:

@@ -1,5 +1,6 @@
 """The results of a run: weights, picture, summary, and the message for a run that is finished."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -10,6 +11,8 @@ from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
 from fastdeit.data.build import build_train_loader
 from fastdeit.display.console import RunConsole
+from fastdeit.display.terminal import note_failure
+from fastdeit.display.text import shorten
 from fastdeit.distributed.world import World
 from fastdeit.kernels.mix import mix
 from fastdeit.models.build import weight_metadata
@@ -22,17 +25,22 @@ from fastdeit.storage.run_folder import RunFolder
 
 Weights = dict[str, torch.Tensor]
 _MOST_PICTURES = 16
+_NAME = 14  # letters of a class's name in a title
 
 
 def write_results(run: Run, results: dict[str, float]) -> None:
-    """Write weights under timm's names, the picture and summary.json; print the table.
+    """Write weights under timm's names, summary.json and the picture; print the table.
 
-    Raise FolderError. A collective.
+    Raise FolderError. A picture that cannot be drawn is a note. A collective.
     """
     run.supervisor.beat("checkpoint", run.trainer.step)
     weights = run.trainer.state.weights()
     ema = run.trainer.state.ema_weights()
     write_on_rank0(run, lambda: _write_files(run, results, weights, ema))
+    if run.world.rank == 0:
+        with note_failure(str(run.folder.report), run.console.note):
+            _save_picture(run)
+        show_summary(run.console, run.config, run.recipe, run.folder, results)
 
 
 def _write_files(
@@ -43,11 +51,9 @@ def _write_files(
         if tensors is not None:
             with atomic_open(path) as file:
                 file.write(save(tensors, metadata))
-    _save_picture(run)
     summary = {"results": results, "steps": run.trainer.step, "skipped": run.trainer.state.skipped}
-    # the last file: a folder that holds it holds a finished run
+    # after the weights: a folder that holds it holds a finished run
     atomic_write_text(run.folder.summary, json.dumps(summary, indent=1))
-    show_summary(run.console, run.config, run.recipe, run.folder, results)
 
 
 def _save_picture(run: Run) -> None:
@@ -58,7 +64,8 @@ def _save_picture(run: Run) -> None:
     titles = _title_samples(batch, run.data.train_index.classes)
     metrics = read_json_lines(run.folder.metrics)
     data = run.config.data
-    save_report(run.folder.report, metrics, images, titles, data.mean, data.std)
+    with atomic_open(run.folder.report) as file:
+        save_report(file, metrics, images, titles, data.mean, data.std)
 
 
 def _read_first_samples(run: Run) -> Batch:
@@ -70,14 +77,13 @@ def _read_first_samples(run: Run) -> Batch:
     loader = build_train_loader(
         config, alone, data.train_index, data.plan, quarantine=data.quarantine
     )
-    batch = next(loader.epoch(0))
-    loader.close()
-    return batch
+    with contextlib.closing(loader):
+        return next(loader.epoch(0))
 
 
 def _title_samples(batch: Batch, classes: tuple[str, ...]) -> list[str]:
     """Return each sample's class, or both classes with their shares if it is mixed."""
-    names = [classes[label] for label in batch.labels.tolist()]
+    names = [shorten(classes[label], _NAME) for label in batch.labels.tolist()]
     titles = []
     for row, lam in enumerate(batch.lam.tolist()):
         partner = names[row ^ 1]
@@ -87,7 +93,7 @@ def _title_samples(batch: Batch, classes: tuple[str, ...]) -> list[str]:
 
 
 def is_finished(folder: RunFolder) -> bool:
-    """Return True if the run has ended: its summary is the last file that it writes."""
+    """Return True if the run has ended: its summary is written after all but the picture."""
     return folder.summary.is_file()
 
 
@@ -106,7 +112,8 @@ def show_summary(
 ) -> None:
     """Print the table of a finished run, its files, and a command to try next."""
     files = {"weights (timm's names)": folder.model, "picture": folder.report}
-    console.summary(results, files, next_command(config, recipe, folder))
+    written = {name: path for name, path in files.items() if path.is_file()}
+    console.summary(results, written, next_command(config, recipe, folder))
 
 
 def next_command(config: Config, recipe: str, folder: RunFolder) -> str:

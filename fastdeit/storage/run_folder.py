@@ -12,7 +12,7 @@ class RunFolder:
     log); checkpoints/step-N/ (safetensors and JSON, by parameter name, independent of ZeRO stage
     and world size); model.safetensors and model_ema.safetensors (weights under timm's names,
     fp32); report.png; train-images.parquet (the images the run started with); attempts.jsonl (one
-    line per start); summary.json (results; written last, so it marks a finished run).
+    line per start); summary.json (results; it marks a finished run: only report.png is later).
 
     Only when there is cause: quarantine.jsonl (images that cannot be read), bad-steps.jsonl,
     spikes.jsonl, rollbacks.jsonl, failure-rankR.json and failures.jsonl (where ranks failed), and

@@ -9,12 +9,13 @@ from fastdeit.config.schema import Config
 from fastdeit.data.index import Index
 from fastdeit.distributed.collectives import on_every_rank
 from fastdeit.models.teacher import Teacher
-from fastdeit.models.weights import hash_weights, locate_weights
+from fastdeit.models.weights import locate_weights
 from fastdeit.plan.plan import VERSION, Plan
 from fastdeit.teacher_cache.check import (
     check_coverage,
     check_facts,
     check_kind,
+    collect_file_facts,
     collect_teacher_facts,
     read_bad_images,
 )
@@ -62,9 +63,9 @@ def _check_cache(
     distill = config.distill
     facts = collect_sample_facts(config, plan, index, pixels)
     if teacher is not None:
-        facts["teacher"] = collect_teacher_facts(teacher, with_precision=False)
-    elif distill.teacher_path and locate_weights(distill.teacher_path).is_file():
-        facts["teacher"] = {"sha256": hash_weights(distill.teacher_path)}
+        facts["teacher"] = collect_teacher_facts(teacher, cache.manifest)
+    elif distill.teacher_path and (path := locate_weights(distill.teacher_path)).is_file():
+        facts["teacher"] = collect_file_facts(distill.teacher_model, path, cache.manifest)
     check_facts(cache, facts)
     check_kind(cache, distill.distillation_type)
     if distill.cache_miss == "error":

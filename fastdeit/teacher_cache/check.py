@@ -1,6 +1,7 @@
 """Checks that a teacher cache fits a run: facts, kind, coverage and bad images."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,25 +10,35 @@ import torch.distributed as dist
 from fastdeit.data.index import Index
 from fastdeit.data.quarantine import read_quarantine
 from fastdeit.models.teacher import Teacher
-from fastdeit.teacher_cache.format import CacheError, list_differences
+from fastdeit.models.teacher_identity import identify_file, is_callable
+from fastdeit.models.weights import hash_weights
+from fastdeit.teacher_cache.format import CacheError, Manifest, list_differences
 from fastdeit.teacher_cache.reader import BAD_IMAGES, Cache, CachedTeacher
 
 _SHOWN = 8
 """Epochs that a message names."""
 
 
-def collect_teacher_facts(teacher: Teacher, with_precision: bool = True) -> dict[str, Any]:
-    """Return everything that decides a teacher's output for an image, by name."""
-    facts = {
-        "name": teacher.name,
-        "sha256": teacher.sha256,
-        "mean": list(teacher.preprocessing.mean),
-        "std": list(teacher.preprocessing.std),
-        "input_size": teacher.preprocessing.size,
-    }
-    if with_precision:
-        facts["precision"] = str(teacher.dtype).removeprefix("torch.")
-    return facts
+def collect_teacher_facts(teacher: Teacher, manifest: Manifest | None) -> dict[str, Any]:
+    """Return a live teacher's identity, in the form of a cache's facts; None: of a new cache.
+
+    A cache from before the weights were hashed has a hash of the teacher's file instead; it does
+    not show with which weights a callable was recorded.
+    """
+    identity = teacher.identity()
+    if manifest is None or _has_weights(manifest) or is_callable(teacher.name):
+        return identity
+    view = {name: identity[name] for name in ("mean", "std", "input_size")}
+    return {"name": teacher.name, "sha256": teacher.sha256} | view
+
+
+def collect_file_facts(name: str, path: Path, manifest: Manifest) -> dict[str, Any]:
+    """Return the same of a teacher that is not loaded, as far as its file decides it."""
+    return identify_file(name, path) if _has_weights(manifest) else {"sha256": hash_weights(path)}
+
+
+def _has_weights(manifest: Manifest) -> bool:
+    return "weights" in manifest.facts.get("teacher", {})
 
 
 def check_facts(cache: Cache, facts: Mapping[str, Any]) -> None:

@@ -38,6 +38,27 @@ def test_grid_of_uneven_rows_gives_the_same_bytes_twice(tmp_path: Path) -> None:
     assert (drawn[..., 0] - drawn[..., 1] > 100).any(), "the box is red"
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize(
+    "title",
+    [
+        "Price_$10_to_$20",
+        r"$\frac$ \alpha",
+        "K\udce4se",
+        "\x1b[31m\n\0",
+        "猫 \u202e",
+        "x" * 5000,
+        "",
+    ],
+)
+def test_any_title_is_drawn(title: str, tmp_path: Path) -> None:
+    pixels = np.full((8, 8, 3), 200, np.uint8)
+    save_grid(tmp_path / "grid.png", [[(pixels, title, None)] * 2], title)
+    save_report(tmp_path / "report.png", [], torch.zeros(2, 3, 8, 8), [title] * 2, MEAN, STD)
+    with Image.open(tmp_path / "report.png") as drawn:
+        assert drawn.size == (1400, 700)
+
+
 @pytest.mark.parametrize("count", [1, 5])
 def test_report_is_drawn_from_any_metrics(count: int, tmp_path: Path) -> None:
     metrics = [

@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
 from fastdeit.display import progress
 from fastdeit.display.console import RunConsole
 from fastdeit.display.progress import ProgressBar, TimeLeft, format_duration, track
-from fastdeit.display.terminal import Terminal
+from fastdeit.display.terminal import Terminal, note_failure
 from tests.support.launching import ROOT
 
 RESULTS = {
@@ -99,6 +100,114 @@ def test_tracking_stops_its_bar_when_the_items_fail() -> None:
 
     with pytest.raises(ValueError, match="damaged"):
         list(track(fail(), 5, "checking"))
+
+
+HOSTILE = "[red]a[/] [/b] :skull: \x1b[31m \udce4 \u202e 猫"
+SHOWN = "[red]a[/] [/b] :skull: \\x1b[31m \\xe4 \\u202e 猫"
+
+
+def show_everything(text: str) -> None:
+    """Print a text in every way that there is."""
+    console = RunConsole(1, 10, enabled=True)
+    console.heading({"run": text, text: "x"})
+    console.note(text)
+    console.summary({"model/both/top1": 12.5}, {text: text}, text)
+    table = Table(text, text, title=text)
+    table.add_row(text, text)
+    Terminal().show(table)
+    bar = ProgressBar(Terminal(), 1, text)
+    bar.start()
+    bar.update(1, text, text, line=text)
+    bar.stop()
+
+
+@pytest.mark.parametrize("width", ["200", "9", "1"])
+def test_any_text_is_printed_as_it_is(
+    width: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    show_everything(HOSTILE)
+    said = capsys.readouterr().out
+    assert not set("\x1b\udce4\u202e") & set(said)
+    assert SHOWN in said
+    assert "missing" not in said
+
+
+def test_a_bar_on_a_terminal_shows_any_text_as_it_is() -> None:
+    terminal, text = make_terminal(is_terminal=True)
+    bar = ProgressBar(terminal, 10, HOSTILE)
+    bar.start()
+    bar.update(10, HOSTILE, HOSTILE)
+    bar.stop()
+    assert SHOWN.split()[0] in text.getvalue() and "\udce4" not in text.getvalue()
+
+
+def test_what_fails_to_be_shown_is_a_note(capsys: pytest.CaptureFixture[str]) -> None:
+    class Broken:
+        def __rich_console__(self, *_: object) -> None:
+            raise KeyError("cell")
+
+    table = Table("heading")
+    table.add_row(Broken())  # type: ignore[arg-type]
+    terminal = Terminal()
+    terminal.show(table)
+    terminal.say("next")
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "a table is missing: KeyError: 'cell'",
+        "next",
+    ]
+
+
+def test_failures_are_noted_in_one_line() -> None:
+    notes: list[str] = []
+    with note_failure("report.png", notes.append):
+        raise ValueError("two\nlines \udce4")
+    with note_failure("report.png", notes.append):
+        raise MemoryError
+    assert notes == [
+        "report.png is missing: ValueError: two\\nlines \\xe4",
+        "report.png is missing: MemoryError: no reason given",
+    ]
+
+
+STRICT = """
+import logging
+from fastdeit.commands.errors import print_error
+from fastdeit.display.terminal import show_log
+from tests.display.test_progress import HOSTILE, show_everything
+show_everything(HOSTILE)
+show_log()
+logging.getLogger("fastdeit.data").warning("%s", HOSTILE)
+print_error(ValueError(HOSTILE))
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii:strict", "latin-1:strict", "utf-8:strict"])
+def test_strict_streams_take_any_text(encoding: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STRICT],
+        cwd=ROOT,
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": encoding, "LC_ALL": "C"},
+        check=True,
+    )
+    cat = "猫".encode(encoding.split(":")[0], "backslashreplace")
+    ending = rb" :skull: \x1b[31m \xe4 \u202e " + cat
+    assert ending in done.stdout
+    warning, error = done.stderr.splitlines()
+    assert warning.endswith(ending)
+    assert error.startswith(b"fastdeit: error: ") and error.endswith(ending)
+
+
+def test_a_closed_pipe_is_no_failure_at_the_end_of_python() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "from fastdeit.display.terminal import Terminal; Terminal().say('x')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 SPEAKER = """

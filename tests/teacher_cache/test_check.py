@@ -396,7 +396,7 @@ def test_cache_of_another_teacher_fails(
         miss,
     ]
     assert setting.train(tmp_path / "run", *flags) == 2
-    assert "was recorded for another run: teacher.sha256 '" in capfd.readouterr().err
+    assert "was recorded for another run: teacher.weights '" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

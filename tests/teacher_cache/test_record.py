@@ -297,10 +297,10 @@ def test_sample_finds_another_teacher(
     )
     argv = [*setting.samples, *setting.taught, "--number", "60"]
     assert cache(["sample", str(tmp_path / "c"), *argv]) == 2
-    assert "recorded from something else: teacher.sha256" in capfd.readouterr().err
+    assert "recorded from something else: teacher.weights" in capfd.readouterr().err
     manifest = tmp_path / "c" / "manifest.json"
     shas = [
-        Cache(folder).manifest.facts["teacher"]["sha256"]
+        Cache(folder).manifest.facts["teacher"]["weights"]
         for folder in (tmp_path / "c", setting.root / "whole")
     ]
     manifest.write_text(manifest.read_text().replace(*shas))

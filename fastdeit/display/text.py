@@ -1,0 +1,37 @@
+"""Text from outside (names of files and classes, messages of libraries) made safe to print.
+
+A name may hold bytes that are not UTF-8 (Python then has surrogates, which no stream can encode),
+line breaks, a terminal's escape sequences, or marks that reverse the direction of all that follows.
+"""
+
+
+def printable(name: object) -> str:
+    """Return a name with every character that is invisible or no character written as an escape.
+
+    `K\\xe4se` stands for a name with the byte 0xe4 that is not UTF-8, `a\\nb` for one with a line
+    break. Printable characters of all scripts stay, and so does the blank (`str.isprintable`).
+    """
+    text = str(name)
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    if "\udc80" <= char <= "\udcff":  # how Python holds a byte that is not UTF-8 (PEP 383)
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode()
+
+
+def printable_lines(text: object) -> str:
+    """Return a text of several lines in which each line is `printable`."""
+    return "\n".join(map(printable, str(text).split("\n")))
+
+
+def shorten(name: object, limit: int) -> str:
+    """Return a `printable` name of at most `limit` characters; a longer one loses its middle."""
+    text = printable(name)
+    if len(text) <= limit:
+        return text
+    end = (limit - 1) // 2
+    return f"{text[: limit - 1 - end]}…{text[len(text) - end :]}"
