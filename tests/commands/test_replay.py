@@ -31,6 +31,7 @@ from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.trainer import Trainer
 from tests.support.cache_runs import MODEL, Setting, train
+from tests.support.closed_pipe import unread_stdout
 from tests.support.compare_runs import EPOCHS, FLAGS, assert_same_samples, steps_of
 from tests.support.launching import ROOT
 from tests.support.ranks import Ranks, run_fastdeit
@@ -114,6 +115,12 @@ def test_any_step_equals_the_log_bit_for_bit_and_other_files_stay(
             assert len(alone) == 8 and sum(alone) / 8 == pytest.approx(line[name], rel=1e-5)
             assert len(set(alone)) > 4
     assert {sample["teacher"] for sample in found["samples"]} <= {0, 1, 2}
+
+
+def test_report_that_nobody_reads_is_no_error(run: Path) -> None:
+    with unread_stdout(write_through=False):
+        assert replay(run, 0) == 0
+    assert read_step(run, 0)["recorded"]["same_samples"]
 
 
 def loader_of(run: Path, setting: Setting) -> tuple[TrainLoader, Any, Any]:
