@@ -21,11 +21,13 @@ import torch
 
 from benchmarks import harness
 from fastdeit.checkpoint.store import load_checkpoint, save_checkpoint, verify_checkpoint
+from fastdeit.checkpoint.weight_files import WeightFiles
 from fastdeit.checkpoint.writer import CheckpointWriter
 from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.models.student import build_student
+from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.build import build_trainer
 from fastdeit.training.trainer import Trainer
 
@@ -97,7 +99,7 @@ def beside_training(
     """Time a save by the thread: the call, and the extra time of the steps during the write."""
     step_s = statistics.median(seconds(lambda: trainer.train_step([batch]))[0] for _ in range(3))
     count = max(1, round(write_s / step_s))
-    writer = CheckpointWriter(folder, keep=2, rank=0)
+    writer = CheckpointWriter(WeightFiles(RunFolder(folder), {}, {}), keep=2, rank=0)
     held_s, _ = seconds(lambda: writer.save(*trainer.state.gather()))
     during_s, _ = seconds(lambda: [trainer.train_step([batch]) for _ in range(count)])
     writer.wait()

@@ -52,7 +52,7 @@ def implementations(student: Student) -> dict[str, Callable[[], object]]:
         "loop": lambda: loop(ema_weights, weights),
         "timm ModelEmaV3": lambda: timm.update(student),
         "timm ModelEmaV3 foreach": lambda: timm_foreach.update(student),
-        "ours": lambda: ours.update(flats, {}),
+        "ours": lambda: ours.update(flats, {}, 0),
     }
 
 
@@ -61,7 +61,7 @@ def check(student: Student) -> None:
     flats = flat(student)
     ours = Ema(flats, {}, DECAY)
     moved = [tensor + 1 for tensor in flats]
-    ours.update(moved, {})
+    ours.update(moved, {}, 0)
     for ema, before, after in zip(ours.flats, flats, moved, strict=True):
         harness.gate(ema, before * DECAY + after * (1 - DECAY), "ours")
 

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from benchmarks import harness
-from fastdeit.run.attempts import read_attempts
+from fastdeit.storage.attempts import read_attempts
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 

@@ -85,8 +85,9 @@ class TimmTrainer:
         )
         self.schedule = build_schedule(
             self.optimizer,
-            total_steps=round(optim.epochs * STEPS_PER_EPOCH),
-            warmup_steps=round(optim.warmup_epochs * STEPS_PER_EPOCH),
+            epochs=optim.epochs,
+            steps_per_epoch=STEPS_PER_EPOCH,
+            warmup_epochs=optim.warmup_epochs,
             warmup_lr=optim.warmup_lr,
             min_lr=optim.min_lr,
         )

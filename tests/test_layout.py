@@ -41,7 +41,7 @@ ROOMS: dict[str, set[str]] = {
     "data": {"config", "display", "distributed", "plan", "storage"},
     "plan": {"config"},
     "config": {"storage"},
-    "display": set(),
+    "display": {"storage"},
     "distributed": set(),
     "storage": set(),
 }

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from fastdeit.storage.atomic import read_bounded, sync
 from fastdeit.storage.file_hash import hash_file
+from fastdeit.storage.tensor_files import write_tensors
 
 FORMAT = 1
 JSON_LIMIT = 1 << 20
 """Bytes of manifest.json and of state.json."""
+
+WEIGHTS = ("model", "ema")
+"""Sets of tensors that are whole state dicts of the model."""
 
 _NAME = re.compile(r"state\.json|[a-z_]{1,32}\.safetensors")
 _COUNTS = ("step", "adam_step", "skipped")
@@ -42,15 +44,20 @@ class NewerFormat(ValueError):
     """A checkpoint of a later version: whole as far as this one can see, so never skipped."""
 
 
-def write_files(work: Path, tensors: Tensors, state: Mapping[str, Any]) -> None:
+def write_files(
+    work: Path,
+    tensors: Tensors,
+    state: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write the files of a checkpoint into a folder, the manifest last, and wait until all of it is
-    on the disk. Raises OSError."""
+    on the disk.
+
+    metadata: of the files of weights. Raises OSError.
+    """
     for stem, named in tensors.items():
-        whole = {name: tensor.contiguous() for name, tensor in named.items()}
-        try:
-            save_file(whole, work / f"{stem}.safetensors")
-        except SafetensorError as error:  # how the library reports a full disk
-            raise OSError(f"{stem}.safetensors: {error}") from error
+        about = metadata if metadata and stem in WEIGHTS else {}
+        write_tensors(work / f"{stem}.safetensors", named, about)
     (work / "state.json").write_text(json.dumps(dict(state), indent=1))
     for path in work.iterdir():
         sync(path)

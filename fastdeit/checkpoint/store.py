@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +44,20 @@ def save_checkpoint(
     state: Mapping[str, Any],
     keep: int,
     scores: Mapping[int, float] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Write `folder/step-N` atomically, then remove older ones as `prune_checkpoints` does.
 
-    tensors: sets of CPU tensors by file stem and name; state: JSON values. Raises ValueError for a
-    value that is not finite, OSError when the disk refuses; then nothing of the new checkpoint
-    stays and the older ones are untouched.
+    tensors: sets of CPU tensors by file stem and name; state: JSON values; metadata: of the
+    weights. Raises ValueError for a value that is not finite, OSError when the disk refuses; then
+    nothing of the new checkpoint stays and the older ones are untouched.
     """
     _check_finite(tensors)
     final = folder / f"step-{step:08d}"
     work = folder / f"{final.name}.tmp-{uuid.uuid4().hex[:8]}"
     work.mkdir(parents=True)
     try:
-        write_files(work, tensors, state)
+        write_files(work, tensors, state, metadata)
         _put_in_place(work, final)
     except OSError:
         shutil.rmtree(work, ignore_errors=True)
@@ -84,8 +85,8 @@ def _put_in_place(work: Path, final: Path) -> None:
 def prune_checkpoints(folder: Path, keep: int, scores: Mapping[int, float]) -> None:
     """Remove all checkpoints but the newest `keep` (at least `MIN_KEPT`) and the best one.
 
-    scores: by step; the highest is best, of equal ones the later. A damaged checkpoint does not
-    count as kept: before any is removed, the newest `MIN_KEPT` are loaded again.
+    scores: as of `find_best`. A damaged checkpoint does not count as kept: before any is removed,
+    the newest `MIN_KEPT` are loaded again.
     """
     keep = max(keep, MIN_KEPT)
     found = list_checkpoints(folder)
@@ -97,12 +98,19 @@ def prune_checkpoints(folder: Path, keep: int, scores: Mapping[int, float]) -> N
             kept.append(path)
     if len(kept) < MIN_KEPT:
         return  # the disk cannot be read: any of them may be needed
-    scored = [path for path in found if step_of(path) in scores]
-    if scored:
-        kept.append(max(scored, key=lambda path: (scores[step_of(path)], step_of(path))))
+    best = find_best(found, scores)
     for path in found:
-        if path not in kept:
+        if path not in kept and path != best:
             _remove(path)
+
+
+def find_best(found: Sequence[Path], scores: Mapping[int, float]) -> Path | None:
+    """Return the checkpoint with the highest score, of equal ones the later; None if none has one.
+
+    scores: by step.
+    """
+    scored = [path for path in found if step_of(path) in scores]
+    return max(scored, key=lambda path: (scores[step_of(path)], step_of(path)), default=None)
 
 
 def _remove(path: Path) -> None:

@@ -11,11 +11,11 @@ import shutil
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastdeit.checkpoint.files import Tensors
 from fastdeit.checkpoint.store import MIN_KEPT, prune_checkpoints, save_checkpoint
+from fastdeit.checkpoint.weight_files import WeightFiles
 from fastdeit.distributed.collectives import all_agree
 from fastdeit.distributed.errors import RunError
 
@@ -38,16 +38,18 @@ class SaveResult(NamedTuple):
 
 
 class CheckpointWriter:
-    """Writes below `folder`, keeping the newest `keep` checkpoints and the best.
+    """Writes the checkpoints of a run, keeping the newest `keep` and the best, and after each the
+    files of `weights`.
 
     rank: this process's; only rank 0 writes, the others take part in agreeing. Attributes: scores,
     the validation top-1 by step, which decides the best; every checkpoint's state has those that
     were known by then.
     """
 
-    def __init__(self, folder: Path, keep: int, rank: int) -> None:
+    def __init__(self, weights: WeightFiles, keep: int, rank: int) -> None:
         self.scores: dict[int, float] = {}
-        self._folder = folder
+        self._weights = weights
+        self._folder = weights.folder.checkpoints
         self._keep = keep
         self._rank = rank
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="fastdeit-checkpoint")
@@ -100,6 +102,16 @@ class CheckpointWriter:
         """Restore the scores from a checkpoint's state."""
         self.scores = {int(step): float(score) for step, score in state.get("scores", {}).items()}
 
+    def update_weights(self) -> list[str]:
+        """Make the weights files those of the checkpoints that exist, on rank 0 alone.
+
+        Returns lines for the user. Raises OSError.
+        """
+        try:
+            return self._weights.update(self.scores)
+        except ValueError as error:
+            return [f"the weights beside the checkpoints are older: {error}"]
+
     def _describe_scores(self) -> dict[str, Any]:
         """Return the part of a state that holds the scores, and the best one with its step."""
         best = max(self.scores, key=lambda step: (self.scores[step], step), default=None)
@@ -126,8 +138,9 @@ class CheckpointWriter:
         warnings = self._check_space(tensors)
         for hint in ("; trying again", ""):
             try:
-                save_checkpoint(self._folder, step, tensors, state, self._keep, scores)
-                return SaveResult(True, warnings)
+                metadata = self._weights.metadata_of(step)
+                save_checkpoint(self._folder, step, tensors, state, self._keep, scores, metadata)
+                return SaveResult(True, warnings + self._weights.update(scores))
             except ValueError as error:
                 return SaveResult(
                     False, [*warnings, f"checkpoint of step {step} not saved: {error}"]

@@ -196,7 +196,8 @@ def _record_share(job: Job, writer: CacheWriter, share: Sequence[Chunk]) -> None
     batches = ChunkBatches(manifest, share, job.config.optim.micro_batch)
     loader = job.loader(batches, batches.micro_batch)
     total = sum(len(manifest.ordinals(chunk)) for _, chunk in share)
-    report = _Report(total, job.world, f"{job.teacher.describe()}; {job.index.root}")
+    heading = f"{job.teacher.describe()}; {job.index.root}\nimages: {job.teacher.describe_view()}"
+    report = _Report(total, job.world, heading)
     try:
         record_chunks(writer, loader, share, job.teacher, job.dtype, report)
     finally:

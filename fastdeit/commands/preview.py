@@ -37,6 +37,7 @@ from fastdeit.kernels.mix import mix
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.operations import OPERATIONS, OPS, RAND_AUGMENT_OPS, op_arguments
 from fastdeit.plan.plan import Plan, SampleParams
+from fastdeit.storage.atomic import atomic_open
 
 _MOST = 64  # samples in a picture
 _NAME = 14  # letters of a class's name in a title
@@ -217,7 +218,16 @@ def _mix_title(draws: SampleParams, names: Sequence[str], row: int) -> str:
 
 
 def _save(path: Path, rows: Sequence[Sequence[Cell]], title: str) -> None:
-    from fastdeit.display.figures import save_grid  # matplotlib imports slowly
+    """Write the picture. Raise ValueError if it cannot be written or drawn."""
+    pictures = [[(cell.picture, cell.title, cell.box) for cell in row] for row in rows]
+    try:
+        from fastdeit.display.figures import save_grid  # matplotlib imports slowly
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_grid(path, [[(cell.picture, cell.title, cell.box) for cell in row] for row in rows], title)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_open(path) as file:
+            save_grid(file, pictures, title)
+    except OSError as error:
+        allowed = "a file that can be written"
+        raise ValueError(f"--output must be {allowed} (got {path}: {error})") from error
+    except ImportError as error:
+        raise ValueError(f"{path} cannot be drawn: {error}") from error

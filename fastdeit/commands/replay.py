@@ -12,7 +12,7 @@ images as PNG, plan.json and step.json.
 The newest state from before the step is loaded, and trained up to the step in memory; nothing else
 in the folder is touched. On fewer processes than the run had, each stands for several, one after
 the other, which changes nothing but the order in which gradients are summed. Exit code 1: the
-samples are not those that the run recorded.
+samples, the teacher or the initial weights are not those that the run recorded.
 """
 
 import argparse
@@ -48,6 +48,7 @@ from fastdeit.replay.step import StepResult, describe_samples, rerun
 from fastdeit.run.build import build_training
 from fastdeit.run.identity import check_same_everywhere, check_same_settings
 from fastdeit.run.preflight import check_config
+from fastdeit.storage.attempts import attempt_at, read_attempts
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.build import build_deepspeed_config
 
@@ -55,7 +56,8 @@ from fastdeit.training.build import build_deepspeed_config
 def replay_command(argv: Sequence[str]) -> int:
     """Run `fastdeit replay`; return its exit code.
 
-    1: the samples are not those that the run recorded. 2: the step cannot be run again.
+    1: samples, teacher or initial weights are not those that the run recorded. 2: the step cannot
+    be run again.
     """
     if {"-h", "--help"} & set(argv):
         Terminal().say(__doc__ or "")
@@ -65,7 +67,9 @@ def replay_command(argv: Sequence[str]) -> int:
         folder = RunFolder(Path(parsed.run))
         check_folder(folder)
         own = ["--config", str(folder.config), *flags, "--output-dir", str(folder)]
-        config, _ = parse_config(own, "fastdeit replay")
+        attempt = attempt_at(read_attempts(folder), parsed.step)
+        settings = attempt.settings if attempt else {}
+        config, _ = parse_config(own, "fastdeit replay", settings=settings)
         check_same_settings(config, folder)
         world = init_distributed()
         check_same_everywhere(config)
@@ -127,7 +131,7 @@ def _replay(config: Config, world: World, history: StepHistory, output: Path) ->
             write_json(output / STEP, report.to_json())
             show_report(report, output)
         dist.barrier()
-        return 1 if report.recorded.same_samples is False else 0
+        return 0 if report.repeats_the_run else 1
     finally:
         samples.close()
         training.trainer.engine.destroy()

@@ -6,6 +6,7 @@ from pathlib import Path
 from fastdeit.commands.errors import one_line_errors, print_error
 from fastdeit.config.cli import parse_config
 from fastdeit.config.parse import parse_time_limit
+from fastdeit.config.peers import list_notes
 from fastdeit.config.schema import Config
 from fastdeit.distributed.collectives import barrier, on_every_rank, on_rank0
 from fastdeit.distributed.errors import RunError
@@ -19,7 +20,7 @@ from fastdeit.run.folder import open_folder
 from fastdeit.run.identity import check_same_everywhere, check_same_run
 from fastdeit.run.loop import evaluate_run, train
 from fastdeit.run.preflight import check_config
-from fastdeit.run.results import is_finished, report_finished, write_results
+from fastdeit.run.results import report_finished, write_results
 from fastdeit.run.resume import resume
 from fastdeit.run.state import Run
 from fastdeit.storage.run_folder import RunFolder
@@ -50,7 +51,10 @@ def train_command(
             supervisor.listen()
             prepared = _prepare(config, recipe, world, supervisor, lock)
         try:
-            return 0 if prepared is None else _execute(*prepared)
+            if prepared is None:
+                return 0
+            run, notes = prepared
+            return _execute(run, [*list_notes(argv, config), *notes])
         except RunError as error:
             # it may be on one rank alone: the launcher then ends the others
             supervisor.fail(error)
@@ -68,12 +72,12 @@ def _prepare(
     """
     folder = RunFolder(Path(config.run.output_dir))
     check_same_everywhere(config)
-    on_every_rank(lambda: check_config(config, world.size))
-    on_every_rank(lambda: build_deepspeed_config(config, world))
     on_rank0(lambda: check_same_run(config, folder))
-    if on_rank0(lambda: is_finished(folder)):
+    if on_rank0(lambda: folder.is_finished):
         report_finished(config, recipe, world, folder)
         return None
+    on_every_rank(lambda: check_config(config, world.size))
+    on_every_rank(lambda: build_deepspeed_config(config, world))
     on_rank0(lock.acquire)
     run, notes = build_run(config, recipe, world, folder, supervisor)
     return run, notes + resume(run)

@@ -2,32 +2,20 @@
 from the dataclasses."""
 
 import argparse
+import dataclasses
+import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import tyro
 
 from fastdeit.config.file import config_from_dict, read_config_file
+from fastdeit.config.flags import check_flags
+from fastdeit.config.peers import explain_rate, translate_flags
 from fastdeit.config.recipes import RECIPES
 from fastdeit.config.schema import Config
-
-REPLACED = {
-    "--ThreeAugment": "use --aa 3a",
-    "--mixup-mode": "use --mixup-group (2 is a pair, 256 is deit's batch of one GPU)",
-    "--train-interpolation": "it is always bicubic",
-    "--opt": "it is always AdamW",
-    "--sched": "it is always cosine",
-    "--warmup-steps": "use --warmup-epochs",
-    "--recount": "it is always one box",
-    "--dist-eval": "evaluation is always distributed, with exact counts",
-    "--device": "a GPU is used when there is one",
-    "--world-size": "the deepspeed launcher sets it",
-    "--dist-url": "the deepspeed launcher sets it",
-    "--pin-mem": "DALI's outputs need none",
-    "--start-epoch": "a checkpoint holds its step",
-    "--model-ema-force-cpu": "the EMA is partitioned over the ranks with the optimizer state",
-}
-"""Flags of deit's main.py that have no counterpart here, each with what to do instead."""
 
 PROGRAMS = ("torchscript", "export")
 """Kinds of --teacher-model whose file is a program; so is any `module:callable`."""
@@ -35,26 +23,60 @@ PROGRAMS = ("torchscript", "export")
 FLAT = (tyro.conf.OmitArgPrefixes,)
 
 
-def parse_config(argv: Sequence[str], prog: str) -> tuple[Config, str]:
+class _UncheckedConfig(Config):
+    """A `Config` that tyro fills; it is checked when it is complete."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+def parse_config(
+    argv: Sequence[str],
+    prog: str,
+    about: str = "Train a distilled DeiT.",
+    settings: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+) -> tuple[Config, str]:
     """Return the run's `Config` and the name of its recipe.
 
-    Raises ValueError, with a message of one line, for a value, recipe or file that is not allowed;
-    an unknown flag exits with code 2 (tyro's message names the nearest flag).
+    about: the first sentence of --help. settings: fields by section that replace those of --config,
+    as attempts.jsonl has them. Flags of deit and timm are translated (`PEER_FLAGS`).
+    Raises ValueError, with a message of one line, for a flag, value, recipe or file that is not
+    allowed. Rank 0 alone prints --help.
     """
-    known, flags = _base_parser().parse_known_args(list(argv))
-    _refuse_replaced(flags)
+    translated = translate_flags(argv)
+    check_flags(translated)
+    known, flags = _base_parser().parse_known_args(translated)
     base = _from_file(_recipe(known.recipe), known.config)
-    description = (
-        f"Train a distilled DeiT. First come --recipe NAME ({', '.join(RECIPES)}) and "
-        "--config FILE, then any flag below."
-    )
-    config = tyro.cli(
-        Config, args=flags, prog=prog, description=description, default=base, config=FLAT
-    )
+    base = config_from_dict(base, dict(settings), "attempts.jsonl")
+    try:
+        config = _parse_flags(flags, base, prog, about)
+    except ValueError as error:
+        raise ValueError(f"{error}{explain_rate(argv, str(error))}") from None
     _refuse_code(config.distill.teacher_model, flags)
     if not config.run.output_dir:
         config = config.replace(run={"output_dir": f"runs/{known.recipe}"})
     return config, known.recipe
+
+
+def _parse_flags(flags: Sequence[str], base: Config, prog: str, about: str) -> Config:
+    description = (
+        f"{about} First come --recipe NAME ({', '.join(RECIPES)}) and --config FILE, then any flag "
+        "below. Those of deit and timm: docs/coming-from-deit.md."
+    )
+    unchecked = tyro.cli(
+        _UncheckedConfig,
+        args=flags,
+        prog=prog,
+        description=description,
+        default=_UncheckedConfig(**_sections(base)),
+        config=FLAT,
+        console_outputs=os.environ.get("RANK", "0") == "0",
+    )
+    return Config(**_sections(unchecked))
+
+
+def _sections(config: Config) -> dict[str, Any]:
+    return {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
 
 
 def _base_parser() -> argparse.ArgumentParser:
@@ -91,10 +113,3 @@ def _refuse_code(teacher: str, flags: Sequence[str]) -> None:
             f"--config: distill.teacher_model {teacher!r} runs code; if you trust it, name it on "
             f"the command line, too: --teacher-model {teacher}"
         )
-
-
-def _refuse_replaced(flags: Sequence[str]) -> None:
-    for flag in flags:
-        name = flag.split("=")[0].replace("_", "-")
-        if name in REPLACED:
-            raise ValueError(f"{name} of deit has no counterpart here: {REPLACED[name]}")

@@ -18,7 +18,10 @@ def require_value(ok: bool, name: str, value: object, allowed: str) -> None:
 
 
 class Section:
-    """A section of the settings, which checks its own values."""
+    """A section of the settings; a `Config` checks its sections."""
+
+    def check(self) -> None:
+        """Raise ValueError for a value that is not allowed."""
 
     def _require(self, name: str, ok: bool, allowed: str) -> None:
         require(ok, name, getattr(self, name), allowed)
@@ -26,6 +29,21 @@ class Section:
     def _require_each(self, names: Sequence[str], least: float) -> None:
         for name in names:
             self._require(name, getattr(self, name) >= least, f"{least} or more")
+
+    def _require_probabilities(self, *names: str) -> None:
+        for name in names:
+            self._require(name, 0 <= getattr(self, name) <= 1, "a probability, from 0 to 1")
+
+    def _require_span(self, name: str, most: float = math.inf) -> None:
+        low, high = getattr(self, name)
+        limit = "" if most == math.inf else f" and at most {most:g}"
+        ok = 0 < low <= high <= most
+        self._require(name, ok, f"two numbers above 0{limit}, the smaller one first")
+
+    def _require_pairs(self, name: str) -> None:
+        value = getattr(self, name)
+        ok = value >= 2 and value % 2 == 0
+        self._require(name, ok, "an even number of at least 2")
 
 
 def parse_rand_augment(aa: str) -> dict[str, Any]:

@@ -8,6 +8,9 @@ from fastdeit.config.parse import Section, parse_rand_augment
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+SIMPLE_CROP_LEAST = 5
+"""Smallest --input-size with --src, which pads by a reflection of 4 pixels."""
+
 
 @dataclass(frozen=True)
 class DataConfig(Section):
@@ -39,9 +42,9 @@ class DataConfig(Section):
     prefetch: int = 2
     """Batches that DALI prepares ahead."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         self._require("input_size", self.input_size >= 1, "1 or more")
-        self._require("eval_crop_ratio", 0 < self.eval_crop_ratio <= 1, "above 0, at most 1")
+        self._require("eval_crop_ratio", 0 < self.eval_crop_ratio <= 1, "above 0 and at most 1")
         self._require("std", min(self.std) > 0, "three numbers above 0")
         self._require_each(["eval_input_size", "num_workers"], 0)
         self._require("prefetch", self.prefetch >= 1, "1 or more")
@@ -74,10 +77,13 @@ class AugmentConfig(Section):
     aug_repeats: int = 2
     """Copies of each image in an epoch with --repeated-aug (deit: 3)."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         self.operations()
-        self._require("aug_repeats", self.aug_repeats >= 1, "1 or more")
-        self._require("color_jitter", self.color_jitter >= 0, "0 or more")
+        self._require_each(["aug_repeats"], 1)
+        self._require_each(["color_jitter"], 0)
+        self._require_span("scale", most=1)
+        self._require_span("ratio")
+        self._require_probabilities("hflip", "reprob")
 
     def operations(self) -> dict[str, Any]:
         """Return the fields of `PlanSpec` that --aa and --color-jitter set.
@@ -108,5 +114,10 @@ class MixConfig(Section):
     smoothing: float = 0.1
     """Label smoothing."""
 
-    def __post_init__(self) -> None:
-        self._require("smoothing", 0 <= self.smoothing < 1, "0 or more, below 1")
+    def check(self) -> None:
+        self._require("smoothing", 0 <= self.smoothing < 1, "at least 0 and below 1")
+        self._require_each(["mixup", "cutmix"], 0)
+        self._require_probabilities("mixup_prob", "mixup_switch_prob")
+        self._require_pairs("mixup_group")
+        if self.cutmix_minmax:
+            self._require_span("cutmix_minmax", most=1)

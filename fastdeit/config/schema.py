@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastdeit.config.parse import Section, parse_time_limit, require
-from fastdeit.config.samples import AugmentConfig, DataConfig, MixConfig
+from fastdeit.config.samples import SIMPLE_CROP_LEAST, AugmentConfig, DataConfig, MixConfig
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,14 @@ class ModelConfig(Section):
     drop_path: float = 0.1
     """Stochastic depth: drop rate of the last block, rising linearly from 0 in the first."""
     finetune: str = ""
-    """Start from these weights (.safetensors, .pth): the position embedding is resized, a head
-    of another size is dropped."""
+    """Start from these weights (.safetensors, .pth, a run folder): the position embedding is
+    resized, heads of other classes stay as initialised."""
+    pos_embed_antialias: bool = True
+    """Resize the position embedding of --finetune with timm's antialiased filter;
+    --no-pos-embed-antialias: with torch's plain bicubic one, as in deit's code."""
 
-    def __post_init__(self) -> None:
-        self._require("drop_path", 0 <= self.drop_path < 1, "0 or more, below 1")
+    def check(self) -> None:
+        self._require("drop_path", 0 <= self.drop_path < 1, "at least 0 and below 1")
         for name in ("patch_size", "embed_dim", "depth", "num_heads"):
             value = getattr(self, name)
             self._require(name, value is None or value > 0, "1 or more")
@@ -49,6 +52,12 @@ class DistillConfig(Section):
     module:callable."""
     teacher_path: str = ""
     """The teacher's weights: a local file (.safetensors, .pth, .pt, .pt2)."""
+    teacher_mean: tuple[float, float, float] | None = None
+    """Mean of each channel for the teacher, in place of its own (docs/teachers.md)."""
+    teacher_std: tuple[float, float, float] | None = None
+    """Standard deviation of each channel for the teacher, in place of its own."""
+    teacher_input_size: int | None = None
+    """Side of the teacher's images in pixels, in place of its own."""
     distillation_type: Literal["none", "soft", "hard"] = "hard"
     """none, soft (Kullback-Leibler divergence), or hard (cross-entropy to the teacher's class)."""
     distillation_alpha: float = 0.5
@@ -67,8 +76,9 @@ class DistillConfig(Section):
     bce_loss: bool = False
     """Binary cross-entropy to the mixed targets (DeiT III); needs --smoothing 0."""
 
-    def __post_init__(self) -> None:
-        self._require("distillation_alpha", 0 <= self.distillation_alpha <= 1, "0 to 1")
+    def check(self) -> None:
+        self._check_view()
+        self._require("distillation_alpha", 0 <= self.distillation_alpha <= 1, "from 0 to 1")
         self._require("distillation_tau", self.distillation_tau > 0, "above 0")
         self._require("cache_period", self.cache_period >= 0, "0 or more")
         kind = self.distillation_type
@@ -77,6 +87,24 @@ class DistillConfig(Section):
         labels_only = self.cache_miss == "ground-truth" and kind == "soft"
         allowed = "error or live with --distillation-type soft"
         self._require("cache_miss", not labels_only, allowed)
+
+    def _check_view(self) -> None:
+        mean, std, size = self.teacher_mean, self.teacher_std, self.teacher_input_size
+        ok = mean is None or all(0 <= value <= 1 for value in mean)
+        self._require("teacher_mean", ok, "three numbers from 0 to 1")
+        ok = std is None or all(0 < value <= 1 for value in std)
+        self._require("teacher_std", ok, "three numbers above 0, at most 1")
+        self._require("teacher_input_size", size is None or 1 <= size <= 2048, "1 to 2048 pixels")
+
+    @property
+    def teacher_view(self) -> dict[str, Any]:
+        """Return the mean, std and input size that are asked of the teacher, by timm's names."""
+        view = {
+            "mean": self.teacher_mean,
+            "std": self.teacher_std,
+            "input_size": self.teacher_input_size,
+        }
+        return {name: value for name, value in view.items() if value is not None}
 
     @property
     def needs_teacher(self) -> bool:
@@ -98,6 +126,8 @@ class OptimConfig(Section):
     """Do not scale --lr by the batch size."""
     weight_decay: float = 0.05
     """Weight decay; not for biases, norms, the position embedding and the tokens."""
+    dist_token_decay: bool = False
+    """Weight decay for the distillation token too, as in deit's code."""
     opt_eps: float = 1e-8
     """AdamW's epsilon."""
     opt_betas: tuple[float, float] = (0.9, 0.999)
@@ -112,21 +142,57 @@ class OptimConfig(Section):
     """Learning rate at the start of the warm-up; not scaled by the batch size."""
     min_lr: float = 1e-5
     """Learning rate at the end of the cosine schedule; not scaled by the batch size."""
+    sched_on_updates: bool = True
+    """A new learning rate every step; --no-sched-on-updates: every epoch, as in deit and timm."""
+    sched_lag: int = 0
+    """Epochs that the learning rate is late, with --no-sched-on-updates (deit's code: 1)."""
     model_ema: bool = True
     """Keep, evaluate and save an exponential moving average (EMA) of the weights."""
     model_ema_decay: float = 0.99996
     """Decay of the EMA per step."""
+    model_ema_warmup: bool = False
+    """Raise the decay of the EMA from 0, as timm does: for runs shorter than the EMA's memory."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         self._require("epochs", self.epochs >= 1, "1 or more")
-        pairs = self.batch_size >= 2 and self.batch_size % 2 == 0
-        self._require("batch_size", pairs, "an even number, 2 or more")
-        pairs = self.micro_batch >= 0 and self.micro_batch % 2 == 0
-        self._require("micro_batch", pairs, "an even number, or 0")
+        self._require_pairs("batch_size")
+        if self.micro_batch:
+            self._require_pairs("micro_batch")
         self._require("lr", self.lr > 0, "above 0")
-        self._require("warmup_epochs", self.warmup_epochs >= 0, "0 or more")
-        self._require("model_ema_decay", 0 < self.model_ema_decay < 1, "above 0, below 1")
+        self._require("opt_eps", self.opt_eps > 0, "above 0")
+        shares = all(0 <= beta < 1 for beta in self.opt_betas)
+        self._require("opt_betas", shares, "two numbers, at least 0 and below 1")
+        self._require_each(["weight_decay", "warmup_epochs"], 0)
+        decay = self.layer_decay
+        self._require("layer_decay", decay is None or 0 < decay <= 1, "above 0 and at most 1")
+        self._require_rates()
+        lags = self.sched_lag >= 0 and (self.sched_lag == 0 or not self.sched_on_updates)
+        self._require("sched_lag", lags, "0, or more with --no-sched-on-updates")
+        self._require("model_ema_decay", 0 < self.model_ema_decay < 1, "above 0 and below 1")
         self._require("clip_grad", self.clip_grad is None or self.clip_grad > 0, "above 0")
+
+    def _require_rates(self) -> None:
+        """Raise ValueError if the warm-up begins above the peak, or the schedule ends above it.
+
+        Under the defaults of both --lr and --min-lr only a tiny batch has a lower peak: then the
+        rate stays at the peak (`final_lr`).
+        """
+        peak = self.describe_peak()
+        chosen = self.lr != OptimConfig.lr or self.min_lr != OptimConfig.min_lr
+        falls = not chosen or 0 <= self.min_lr <= self.scaled_lr
+        self._require("min_lr", falls, f"0 or more, at most the peak rate, {peak}")
+        rises = self.warmup_epochs == 0 or 0 <= self.warmup_lr <= self.scaled_lr
+        self._require("warmup_lr", rises, f"0 or more, at most the peak rate, {peak}")
+
+    def describe_peak(self) -> str:
+        """Return how the peak learning rate is computed."""
+        scale = "" if self.unscale_lr else f" x {self.batch_size} / 512 = {self.scaled_lr:g}"
+        return f"--lr {self.lr:g}{scale}"
+
+    @property
+    def final_lr(self) -> float:
+        """Learning rate at the end: `min_lr`, at most the peak."""
+        return min(self.min_lr, self.scaled_lr)
 
     @property
     def scaled_lr(self) -> float:
@@ -164,7 +230,7 @@ class RunConfig(Section):
     """Save and stop after so much time, in Slurm's forms: minutes, M:SS, H:MM:SS, D-H, D-H:MM,
     D-H:MM:SS. Empty: none."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         self._require("seed", 0 <= self.seed < 2**32, "0 to 4294967295")
         partitioned = self.zero_stage >= 2 or not self.offload_optimizer
         self._require("zero_stage", partitioned, "2 or 3 with --offload-optimizer")
@@ -183,7 +249,7 @@ class CheckpointConfig(Section):
     keep_checkpoints: int = 2
     """Newest checkpoints that stay on the disk, beside the one of the highest validation top-1."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         self._require("save_steps", self.save_steps >= 0, "0 or more")
         several = self.keep_checkpoints >= 2
         self._require("keep_checkpoints", several, "2 or more: one may turn out damaged")
@@ -201,7 +267,7 @@ class HealthConfig(Section):
     """Steps between two comparisons of the weights over ranks, made before each checkpoint too; 0:
     never."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         self._require_each(["max_bad_steps", "max_rollbacks", "checksum_steps"], 0)
 
 
@@ -220,7 +286,7 @@ class LimitConfig(Section):
     checkpoint_limit: float = 1800
     """Longest save of a checkpoint or of the results."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for name in dataclasses.asdict(self):
             self._require(name, getattr(self, name) > 0, "above 0")
 
@@ -246,8 +312,13 @@ class Config:
     limits: LimitConfig = field(default_factory=LimitConfig)
 
     def __post_init__(self) -> None:
+        for section in dataclasses.fields(self):
+            getattr(self, section.name).check()
         smoothed = self.distill.bce_loss and self.mix.smoothing > 0
         require(not smoothed, "smoothing", self.mix.smoothing, "0 with --bce-loss")
+        size = self.data.input_size
+        padded = size >= SIMPLE_CROP_LEAST or not self.augment.src
+        require(padded, "input_size", size, f"{SIMPLE_CROP_LEAST} or more with --src")
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return plain nested dicts, as config.yaml holds them."""

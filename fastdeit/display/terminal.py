@@ -68,7 +68,9 @@ class Terminal(Console):
             self.print(Text.assemble(bold, content), soft_wrap=True)
 
     def show(self, table: Table) -> None:
-        """Print a table."""
+        """Print a table, in which long cells have several lines."""
+        for column in table.columns:
+            column.overflow = "fold"
         with self.attempt("a table"):
             self.print(table)
 

@@ -3,7 +3,7 @@
 import functools
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -75,6 +75,20 @@ def _find_turn() -> int:
     if dist.get_rank() == 0:
         return 0
     return 1 if os.environ.get("LOCAL_RANK") == "0" else 2
+
+
+def check_same_on_ranks(facts: Mapping[str, Any]) -> None:
+    """Raise ValueError on every rank, naming what differs, unless all have the facts of rank 0. A
+    collective."""
+    (_, ours), *others = on_every_rank(lambda: (socket.gethostname(), facts))
+    for rank, (host, theirs) in enumerate(others, 1):
+        changed = [
+            f"{name}: {ours[name]!r}, there {theirs[name]!r}"
+            for name in ours
+            if ours[name] != theirs[name]
+        ]
+        if changed:
+            raise ValueError(f"rank {rank} ({host}) differs from rank 0 in {'; '.join(changed)}")
 
 
 def all_agree(ok: bool) -> bool:

@@ -7,7 +7,7 @@ draws nothing here: the plan decides which branch of which sample is kept (plan/
 Touvron et al. 2021 (2012.12877); names as timm 1.0.31 models/deit.py.
 """
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -156,6 +156,12 @@ class Student(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Return the parameters with several dimensions that have no weight decay."""
         return {"pos_embed", "cls_token", "dist_token"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return timm's patterns for the depth of each parameter, for its layer decay: embedding,
+        blocks, the final norm with the last block; what matches none, the heads, is on top."""
+        blocks = [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]
+        return {"stem": r"^cls_token|dist_token|pos_embed|patch_embed", "blocks": blocks}
 
     def forward(
         self, images: torch.Tensor, keep: torch.Tensor | None = None

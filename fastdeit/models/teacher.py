@@ -6,6 +6,7 @@ std and its input size, where these differ. Source: the teachers of Touvron et a
 """
 
 import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastdeit.models.teacher_files import (
-    LoadedTeacher,
-    Logits,
-    Preprocessing,
-    check_num_classes,
-    load_file,
-)
+from fastdeit.models.teacher_files import LoadedTeacher, Logits, check_num_classes, load_file
 from fastdeit.models.teacher_identity import ARCHIVES, hash_state
+from fastdeit.models.teacher_view import STUDENT, Preprocessing, Source, View, choose_view
 from fastdeit.models.weights import hash_weights
 
 
@@ -41,7 +37,7 @@ class Teacher:
         student: Preprocessing,
     ) -> None:
         self.name = loaded.name
-        self.preprocessing = loaded.preprocessing
+        self.preprocessing = loaded.view.preprocessing
         self.classes = loaded.classes
         self.num_classes = num_classes
         self.device = device
@@ -54,8 +50,8 @@ class Teacher:
         rows = zip(
             student.mean,
             student.std,
-            loaded.preprocessing.mean,
-            loaded.preprocessing.std,
+            self.preprocessing.mean,
+            self.preprocessing.std,
             strict=True,
         )
         affine = [(ss / ts, (sm - tm) / ts) for sm, ss, tm, ts in rows]
@@ -119,10 +115,8 @@ class Teacher:
         return str(self.dtype).removeprefix("torch.")
 
     def describe(self) -> str:
-        """Return one line for the log: name, parameters, classes, input size, dtype, hash."""
-        parts = [f"{self.num_classes} classes", f"{self.preprocessing.size} px"]
-        if self.preprocessing.size != self._student.size:
-            parts[1] += f" (resized from {self._student.size})"
+        """Return one line for the log: name, parameters, classes, dtype, hashes."""
+        parts = [f"{self.num_classes} classes"]
         if isinstance(self._model, nn.Module):
             count = sum(parameter.numel() for parameter in self._model.parameters())
             if count:
@@ -131,6 +125,10 @@ class Teacher:
         shown = {"weights": self.weights, "program": self.program}
         parts += [f"{name} {value[:12]}" for name, value in shown.items() if value]
         return f"{self.name}: {', '.join(parts)}"
+
+    def describe_view(self) -> str:
+        """Return one line for the log: the mean, std and size of its images, and their sources."""
+        return self._loaded.view.describe(self._student.size)
 
 
 def load_teacher(
@@ -141,15 +139,22 @@ def load_teacher(
     device: torch.device | str,
     dtype: torch.dtype,
     student: Preprocessing,
+    asked: Mapping[str, Any] | None = None,
 ) -> Teacher:
     """Load a frozen teacher for images that were made for a student.
 
     name: a timm model or one of ours, "torchscript", "export", or "module:callable"; may be empty
-    for a run folder of ours, which has it. num_classes: of the data set. Raises ValueError with one
-    line: no file, unknown name, weights that do not fit, another number of classes.
+    for a run folder of ours, which has it. num_classes: of the data set. asked: mean, std and
+    input_size that win over the teacher's own. Raises ValueError with one line: no file, unknown
+    name, weights that do not fit, another number of classes, a mean that no network can have.
     """
     device = torch.device(device)
-    loaded = load_file(name or "", Path(path) if path else None, num_classes, device, student)
+
+    def choose(own: Sequence[Source]) -> View:
+        values = {"mean": student.mean, "std": student.std, "input_size": student.size}
+        return choose_view([Source("the flags", asked or {}), *own, Source(STUDENT, values)])
+
+    loaded = load_file(name or "", Path(path) if path else None, num_classes, device, choose)
     if loaded.classes is not None:
         check_num_classes(loaded.name, loaded.source, len(loaded.classes), num_classes)
     teacher = Teacher(loaded, num_classes=num_classes, device=device, dtype=dtype, student=student)

@@ -3,8 +3,8 @@
 import dataclasses
 from dataclasses import dataclass
 
-from fastdeit.config.parse import require_value
-from fastdeit.config.samples import AugmentConfig, DataConfig, MixConfig
+from fastdeit.config.parse import Section, require_value
+from fastdeit.config.samples import SIMPLE_CROP_LEAST, AugmentConfig, DataConfig, MixConfig
 from fastdeit.config.schema import RunConfig
 from fastdeit.plan.operations import JITTER_OPS, RAND_AUGMENT_OPS, THREE_OPS
 
@@ -13,7 +13,7 @@ _RAND_AUGMENT = AugmentConfig().operations()
 
 
 @dataclass(frozen=True)
-class PlanSpec:
+class PlanSpec(Section):
     """The distributions that a plan draws from. The defaults are those of `Config`.
 
     Raises ValueError for a value outside its range.
@@ -56,29 +56,22 @@ class PlanSpec:
 
     def __post_init__(self) -> None:
         self._require("seed", 0 <= self.seed < 2**32, "0 to 4294967295")
-        self._require("input_size", self.input_size >= 1, "1 or more")
-        self._require("repeats", self.repeats >= 1, "1 or more")
-        low, high = self.scale
-        self._require("scale", 0 < low <= high <= 1, "low and high with 0 < low <= high <= 1")
-        low, high = self.ratio
-        self._require("ratio", 0 < low <= high, "low and high with 0 < low <= high")
-        for name in ("hflip", "ra_prob", "reprob", "mixup_prob", "mixup_switch_prob"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "a probability, 0 to 1")
-        for name in ("ra_layers", "ra_magnitude", "ra_std", "color_jitter", "mixup", "cutmix"):
-            self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._require_each(["input_size", "repeats"], 1)
+        self._require_span("scale", most=1)
+        self._require_span("ratio")
+        self._require_probabilities("hflip", "ra_prob", "reprob", "mixup_prob", "mixup_switch_prob")
+        at_least_0 = ["ra_layers", "ra_magnitude", "ra_std", "color_jitter", "mixup", "cutmix"]
+        self._require_each(at_least_0, 0)
         both = self.three_augment and self.ra_layers > 0
         self._require("ra_layers", not both, "0 with three_augment")
-        # the padding is a reflection of 4 pixels
-        padded = self.input_size > 4 or not self.simple_crop
-        self._require("input_size", padded, "5 or more with simple_crop")
+        padded = self.input_size >= SIMPLE_CROP_LEAST or not self.simple_crop
+        allowed = f"{SIMPLE_CROP_LEAST} or more with simple_crop"
+        self._require("input_size", padded, allowed)
         known = self.remode in ("const", "rand", "pixel")
         self._require("remode", known, "one of const, rand, pixel")
-        pairs = self.mixup_group >= 2 and self.mixup_group % 2 == 0
-        self._require("mixup_group", pairs, "an even number, 2 or more")
+        self._require_pairs("mixup_group")
         if self.cutmix_minmax:
-            low, high = self.cutmix_minmax
-            allowed = "low and high with 0 < low <= high <= 1"
-            self._require("cutmix_minmax", 0 < low <= high <= 1, allowed)
+            self._require_span("cutmix_minmax", most=1)
 
     def _require(self, name: str, ok: bool, allowed: str) -> None:
         require_value(ok, name, getattr(self, name), allowed)

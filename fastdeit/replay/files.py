@@ -77,6 +77,8 @@ def show_report(report: Report, folder: Path) -> None:
     for name in ("loss", "base", "distill", "grad_norm", "lr"):
         _add_number(table, name, known.get(name), getattr(now, name))
     _add_digest(table, recorded.digest, recorded.same_samples)
+    same_inputs = {None: "not recorded", True: "same", False: "OTHER INPUTS"}
+    table.add_row("teacher, weights", "", "", same_inputs[report.origin.inputs.same])
     words = {True: "yes", False: "no", None: ""}
     table.add_row("skipped", words[recorded.skipped], words[now.skipped], "")
     terminal.show(table)

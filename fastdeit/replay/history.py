@@ -17,7 +17,7 @@ from fastdeit.reliability.bad_steps import BadStep
 from fastdeit.reliability.failures import read_failures
 from fastdeit.reliability.health import Spike
 from fastdeit.reliability.rollbacks import read_rollbacks
-from fastdeit.run.attempts import Attempt, attempt_at, read_attempts
+from fastdeit.storage.attempts import Attempt, attempt_at, read_attempts
 from fastdeit.storage.jsonl import read_json_lines, read_records
 from fastdeit.storage.run_folder import RunFolder
 

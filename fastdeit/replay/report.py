@@ -11,6 +11,7 @@ import torch
 
 from fastdeit.plan.digest import add_digests, show_digest
 from fastdeit.replay.history import Metrics, StepHistory
+from fastdeit.replay.inputs import InputComparison
 from fastdeit.replay.samples import Samples
 from fastdeit.replay.step import Losses, StepResult
 from fastdeit.run.metrics import find_step
@@ -66,6 +67,7 @@ class Origin:
 
     source: str
     trained: list[int]
+    inputs: InputComparison
     notes: list[str]
 
 
@@ -124,11 +126,17 @@ class Report:
     samples: list[SampleResult]
     notes: list[str]
 
+    @property
+    def repeats_the_run(self) -> bool:
+        """Return False if the samples or the inputs are known to be others than in the run."""
+        return self.recorded.same_samples is not False and not self.origin.inputs.changed
+
     def to_json(self) -> dict[str, Any]:
         """Return the content of step.json."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         origin = values.pop("origin")
         state = {"state": {"from": origin.source, "trained": origin.trained}}
+        values["inputs"] = origin.inputs.to_json()
         values["now"] = dataclasses.asdict(self.now)
         values["recorded"] = dataclasses.asdict(self.recorded)
         values["samples"] = [sample.to_json() for sample in self.samples]

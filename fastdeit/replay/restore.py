@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from fastdeit.display.progress import ProgressBar, TimeLeft, format_duration
 from fastdeit.display.terminal import Terminal
 from fastdeit.replay.history import StepHistory, find_state
+from fastdeit.replay.inputs import compare_inputs
 from fastdeit.replay.report import Origin
 from fastdeit.replay.samples import Samples
-from fastdeit.run.identity import check_same_samples
+from fastdeit.run.inputs import check_same_samples
 from fastdeit.training.trainer import Trainer
 
 
@@ -22,8 +23,9 @@ def restore_state(
     found = find_state(history, samples.config.checkpoint.resume, trainer.state.layout())
     source = "the weights that the run began with"
     notes = []
+    inputs = compare_inputs(history.folder, found, samples.inputs)
     if found is not None:
-        check_same_samples(found.state, samples.fingerprints, found.path)
+        check_same_samples(found.state, samples.inputs["samples"], found.path)
         trainer.state.load(found.tensors, found.state)
         source = str(found.path)
         notes = [f"checkpoint skipped: {fault}" for fault in found.damaged]
@@ -31,8 +33,10 @@ def restore_state(
     trained = [step for step in steps if not history.skipped_before(step)]
     batch_size = samples.config.optim.batch_size
     terminal.say(describe_start(history, source, len(trained), batch_size))
+    for line in inputs.changed:
+        terminal.say(f"another input than in the run: {line}")
     repeat_steps(samples, history, trainer, trained, terminal)
-    return Origin(source, trained, notes)
+    return Origin(source, trained, inputs, notes + inputs.describe())
 
 
 def describe_start(history: StepHistory, source: str, count: int, batch_size: int) -> str:

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from fastdeit.plan.digest import add_digests, sample_digests
 from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.replay.history import StepHistory
 from fastdeit.run.build import Training
-from fastdeit.run.identity import fingerprints
+from fastdeit.run.inputs import Inputs
 
 
 class Samples:
@@ -59,9 +58,9 @@ class Samples:
         return self.config.optim.epochs * self.steps_per_epoch
 
     @property
-    def fingerprints(self) -> dict[str, Any]:
-        pixels = self._loader.options.describe()
-        return fingerprints(self._training.plan, self.index, self.config.optim.batch_size, pixels)
+    def inputs(self) -> Inputs:
+        """Return what decides the losses of this replay."""
+        return self._training.inputs
 
     def places(self) -> list[tuple[int, int]]:
         """Return the run's rank, and the number on it, of each micro-batch of this process in a

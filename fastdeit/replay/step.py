@@ -12,6 +12,7 @@ import torch
 
 from fastdeit.data.batch import Batch
 from fastdeit.data.index import Index
+from fastdeit.display.text import printable
 from fastdeit.kernels.distill import LossParts
 from fastdeit.plan.digest import add_digests
 from fastdeit.plan.operations import OPS
@@ -133,7 +134,7 @@ def describe_samples(batch: Batch, draws: SampleParams, index: Index) -> list[di
     samples = []
     for place, ordinal in enumerate(batch.ordinals.tolist()):
         image = {"row": rows[place], "image": index.name(rows[place])}
-        known = {"ordinal": ordinal, **image, "class": index.classes[labels[place]]}
+        known = {"ordinal": ordinal, **image, "class": printable(index.classes[labels[place]])}
         drawn = _describe_draws(draws, place)
         samples.append(known | drawn | {"partner": ordinal ^ 1, "keep": keep[place]})
     return samples

@@ -1,9 +1,11 @@
 """Build a run from its `Config`, at step 0, and describe it for the heading."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 
+from fastdeit.checkpoint.weight_files import WeightFiles
 from fastdeit.checkpoint.writer import CheckpointWriter
 from fastdeit.config.schema import Config
 from fastdeit.data.build import (
@@ -17,12 +19,24 @@ from fastdeit.data.index import Index
 from fastdeit.display.console import RunConsole
 from fastdeit.distributed.collectives import each_rank
 from fastdeit.distributed.world import World
-from fastdeit.models.build import build_model, build_teacher, precision
+from fastdeit.models.build import (
+    build_model,
+    build_teacher,
+    hub_config,
+    precision,
+    weight_metadata,
+)
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan
 from fastdeit.reliability.health import Health
 from fastdeit.reliability.supervisor import Supervisor
 from fastdeit.run.identity import check_same_images
+from fastdeit.run.inputs import (
+    Inputs,
+    check_same_inputs_everywhere,
+    describe_inputs,
+    describe_samples,
+)
 from fastdeit.run.metrics import MetricLog
 from fastdeit.run.state import Progress, Run, RunData
 from fastdeit.storage.run_folder import RunFolder
@@ -41,6 +55,7 @@ class Training:
     plan: Plan
     cached_teacher: CachedTeacher | None
     trainer: Trainer
+    inputs: Inputs
     drop_path: tuple[float, ...]
     """The student's DropPath rate by block; empty for a timm model."""
     notes: list[str]
@@ -60,12 +75,15 @@ def build_training(config: Config, world: World, index: Index) -> Training:
     if config.distill.cache:
         cached_teacher = open_cache(config, plan, index, pixels, teacher)
         decode = cached_teacher.decoder(hard=config.distill.distillation_type == "hard")
-    model, notes = each_rank(lambda: build_model(config, len(index.classes)))
+    model, notes = each_rank(lambda: build_model(config, index.classes))
+    samples = describe_samples(plan, index, config.optim.batch_size, pixels)
+    inputs = each_rank(lambda: describe_inputs(config, samples, teacher, cached_teacher, model))
+    check_same_inputs_everywhere(inputs)
     # read now: the trainer wraps the model
     drop_path = getattr(model, "drop_path_rates", ())
     steps_per_epoch = plan.steps_per_epoch(config.optim.batch_size)
     trainer = build_trainer(config, world, model, teacher, steps_per_epoch, decode)
-    return Training(plan, cached_teacher, trainer, drop_path, notes)
+    return Training(plan, cached_teacher, trainer, inputs, drop_path, notes)
 
 
 def build_run(
@@ -73,6 +91,11 @@ def build_run(
 ) -> tuple[Run, list[str]]:
     """Build a run at step 0; return it with notes for the user. Write nothing. A collective."""
     data, training = _build_data(config, world)
+    classes = data.train_index.classes
+    model = training.trainer.state.model
+    weights = WeightFiles(
+        folder, weight_metadata(config, classes, model), hub_config(config, classes, model)
+    )
     steps_per_epoch = data.train_loader.steps_per_epoch
     batch_size = config.optim.batch_size
     console = RunConsole(config.optim.epochs, steps_per_epoch, enabled=world.rank == 0)
@@ -83,17 +106,17 @@ def build_run(
         folder=folder,
         data=data,
         trainer=training.trainer,
+        inputs=training.inputs,
         console=console,
         supervisor=supervisor,
-        checkpoints=CheckpointWriter(
-            folder.checkpoints, config.checkpoint.keep_checkpoints, world.rank
-        ),
+        checkpoints=CheckpointWriter(weights, config.checkpoint.keep_checkpoints, world.rank),
         health=Health(folder, steps_per_epoch, batch_size, console.note),
         log=MetricLog(folder, steps_per_epoch, batch_size, console.note),
         progress=Progress(),
     )
     damaged = [*_list_damaged(data.train_index), *_list_damaged(data.val_index)]
-    return run, [*training.notes, *damaged]
+    labels = [*data.train_index.notes, *data.val_index.notes]
+    return run, [*training.notes, *labels, *damaged]
 
 
 def _build_data(config: Config, world: World) -> tuple[RunData, Training]:
@@ -148,15 +171,37 @@ def describe_run(run: Run, notes: list[str]) -> dict[str, str]:
         _name_model(run): _describe_model(run),
         "augmentation": data.plan.spec.describe(),
         "decoding": data.train_loader.options.describe(),
-        "teacher": _describe_teacher(run),
+        **_describe_teacher(run),
         "schedule": f"{epochs} epochs of {run.steps_per_epoch} steps, batch {batch_size}",
     }
+    notes = [*notes, *_note_rate(config), *_note_slow_ema(config, epochs * run.steps_per_epoch)]
     wanted = config.run.zero_stage
     stage = run.trainer.engine.zero_optimization_stage()
     if stage != wanted:
         reason = "the same maths, gradients summed in fp32"
         notes = [*notes, f"ZeRO {wanted} replaced by {stage}: {reason}"]
     return rows | {f"note {number}": note for number, note in enumerate(notes, 1)}
+
+
+def _note_rate(config: Config) -> list[str]:
+    """Return a note if a small batch scales the peak learning rate to below --min-lr."""
+    optim = config.optim
+    if optim.min_lr <= optim.scaled_lr:
+        return []
+    cure = "set --lr, or --unscale-lr"
+    return [f"the learning rate stays at {optim.describe_peak()}, under --min-lr: {cure}"]
+
+
+def _note_slow_ema(config: Config, steps: int) -> list[str]:
+    """Return a note if the EMA's half-life is longer than a fifth of the run."""
+    optim = config.optim
+    half_life = math.log(2) / (1 - optim.model_ema_decay)
+    if not optim.model_ema or optim.model_ema_warmup or half_life <= steps / 5:
+        return []
+    start = optim.model_ema_decay**steps
+    memory = f"half-life {half_life:,.0f} steps in a run of {steps:,}"
+    cure = "--model-ema-warmup or a smaller --model-ema-decay makes it follow"
+    return [f"the EMA will be {start:.0%} initial weights ({memory}); {cure}"]
 
 
 def _describe_devices(run: Run) -> str:
@@ -184,6 +229,11 @@ def _describe_model(run: Run) -> str:
     return f"{run.config.model.model}, {parameters / 1e6:.2f} M parameters"
 
 
-def _describe_teacher(run: Run) -> str:
-    teacher = run.data.cached_teacher or run.trainer.teacher
-    return teacher.describe() if teacher else "none"
+def _describe_teacher(run: Run) -> dict[str, str]:
+    rows = {}
+    if recorded := run.data.cached_teacher:
+        rows["teacher"] = recorded.describe()
+    if live := run.trainer.teacher:
+        rows.setdefault("teacher", live.describe())
+        rows["teacher's images"] = live.describe_view()
+    return rows or {"teacher": "none"}

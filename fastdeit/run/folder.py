@@ -7,14 +7,15 @@ import torch.distributed as dist
 import yaml
 
 from fastdeit.checkpoint.store import remove_temporary
+from fastdeit.config.changes import MAY_CHANGE_ON_RESUME, pick_settings
 from fastdeit.data.snapshot import keep_images
 from fastdeit.distributed.errors import RunError
 from fastdeit.models.build import precision
 from fastdeit.reliability.failures import format_failure, take_failures
-from fastdeit.run.attempts import Attempt, add_attempt
 from fastdeit.run.resume import truncate_logs
 from fastdeit.run.state import Run
 from fastdeit.storage.atomic import atomic_write_text
+from fastdeit.storage.attempts import Attempt, add_attempt
 from fastdeit.training.build import build_deepspeed_config
 
 
@@ -62,6 +63,7 @@ def _write_folder(run: Run) -> list[str]:
     notes = [format_failure(failure, folder) for failure in take_failures(folder)[:1]]
     remove_temporary(folder.checkpoints)
     atomic_write_text(folder.config, _describe_config(run))
+    atomic_write_text(folder.inputs, json.dumps(run.inputs, indent=1))
     settings = build_deepspeed_config(run.config, run.world)
     atomic_write_text(folder.deepspeed_settings, json.dumps(settings, indent=1))
     if not folder.train_images.is_file():
@@ -81,6 +83,7 @@ def _describe_attempt(run: Run) -> Attempt:
     options = run.data.train_loader.options
     return Attempt(
         step=run.trainer.step,
+        settings=pick_settings(run.config, MAY_CHANGE_ON_RESUME),
         world_size=run.world.size,
         micro_batch=options.batch_size,
         zero_stage=run.trainer.engine.zero_optimization_stage(),

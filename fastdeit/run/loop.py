@@ -205,7 +205,7 @@ def save_checkpoint(run: Run) -> None:
     run.supervisor.beat("checkpoint", step)
     compare_replicas(run)
     tensors, state = run.trainer.state.gather()
-    run.checkpoints.save(tensors, state | run.fingerprints | run.describe(step))
+    run.checkpoints.save(tensors, state | run.describe(step))
     run.progress.last_saved_step = step
 
 

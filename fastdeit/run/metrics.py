@@ -1,17 +1,12 @@
 """The log of a run: metrics.jsonl and TensorBoard events."""
 
-import io
-import os
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboard.compat.proto import event_pb2, summary_pb2
-from tensorboard.summary.writer.record_writer import RecordWriter
 
+from fastdeit.display.events import EventLog
 from fastdeit.storage.jsonl import AppendOnlyFile, format_line, read_json_lines, replace_lines
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.trainer import STATISTICS, StepStatistics
@@ -39,7 +34,7 @@ class MetricLog:
         self._batch_size = batch_size
         self._warn = warn
         self._lines: AppendOnlyFile | None = None
-        self._events: AppendOnlyFile | None = None
+        self._events: EventLog | None = None
 
     def open(self, step: int) -> None:
         """Drop the lines of steps after `step`, so that the files read as if the run had never been
@@ -49,12 +44,7 @@ class MetricLog:
         kept = [line for line in read_json_lines(path) if line["step"] <= step] if step else []
         replace_lines(path, kept)
         self._lines = AppendOnlyFile(path, self._warn)
-        self._events = AppendOnlyFile(_new_events(self._folder.tensorboard), self._warn)
-        self._events.append(_record(time.time(), file_version="brain.Event:2"))
-        # TensorBoard drops what it has of this step and later ones. `SummaryWriter(purge_step=)`
-        # writes the same, in a thread that dies on a full disk.
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._events.append(_record(time.time(), step=step + 1, session_log=start))
+        self._events = EventLog(self._folder.tensorboard, step, self._warn)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Write a line, and its plain numbers as scalars."""
@@ -68,13 +58,12 @@ class MetricLog:
         }
         line = progress | {"time": round(now, 3), **values}
         self._lines.append(format_line(line).encode())
-        scalars = [
-            summary_pb2.Summary.Value(tag=name, simple_value=value)
+        scalars = {
+            name: value
             for name, value in line.items()
             if isinstance(value, int | float) and name not in ("step", "time")
-        ]
-        summary = summary_pb2.Summary(value=scalars)
-        self._events.append(_record(now, step=step, summary=summary))
+        }
+        self._events.write(step, now, scalars)
 
     def close(self) -> None:
         for file in (self._lines, self._events):
@@ -110,15 +99,3 @@ def find_step(line: Mapping[str, Any], step: int) -> dict[str, float] | None:
     place = columns["step"].index(step)
     values = {name: float(np.float32(columns[name][place])) for name in STATISTICS}
     return values | {"lr": columns["lr"][place]}
-
-
-def _new_events(folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    return folder / f"events.out.tfevents.{time.time_ns():020}.{socket.gethostname()}.{os.getpid()}"
-
-
-def _record(wall_time: float, **fields: Any) -> bytes:
-    """Encode an event as TensorBoard's files hold it; wall_time: in seconds since 1970."""
-    buffer = io.BytesIO()
-    RecordWriter(buffer).write(event_pb2.Event(wall_time=wall_time, **fields).SerializeToString())
-    return buffer.getvalue()

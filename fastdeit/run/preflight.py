@@ -4,22 +4,29 @@ from pathlib import Path
 
 import timm
 
+from fastdeit.checkpoint.files import read_manifest
 from fastdeit.config.parse import require
 from fastdeit.config.schema import Config
+from fastdeit.data.formats.detect import find_split
 from fastdeit.models.names import suggest_names
 from fastdeit.models.student import SIZES
 from fastdeit.models.weights import locate_weights
+from fastdeit.storage.run_folder import RunFolder
+
+_STUDENTS = "deit_{tiny,small,base}[_distilled]_patch16_{224,384}"
 
 
 def check_config(config: Config, world_size: int) -> None:
-    """Raise ValueError naming the first setting that cannot work on `world_size` processes."""
+    """Raise ValueError naming the first setting that cannot work on `world_size` processes: first
+    what the settings alone show, then what the disk shows, in the order in which it is used."""
     _check_batch(config, world_size)
-    path = config.data.data_path
-    require(bool(path), "data_path", path, "a data set (docs/data.md)")
     _check_model(config)
+    _check_sizes(config)
+    _check_data(config)
+    _check_resume(config)
+    if config.model.finetune:
+        _check_weights("finetune", config.model.finetune, "an existing file")
     _check_teacher(config)
-    _check_eval_size(config)
-    _require_file("finetune", config.model.finetune)
 
 
 def _check_batch(config: Config, world_size: int) -> None:
@@ -36,28 +43,65 @@ def _check_batch(config: Config, world_size: int) -> None:
 def _check_model(config: Config) -> None:
     name = config.model.model
     kind = config.distill.distillation_type
-    if name not in SIZES:
-        _check_timm_name(name)
-        allowed = f"none with --model {name}, which has one head"
-        require(kind == "none", "distillation_type", kind, allowed)
-    elif kind != "none":
-        distilled = [known for known in SIZES if "_distilled" in known]
-        require(name in distilled, "model", name, f"one of {', '.join(distilled)} with a teacher")
-
-
-def _check_timm_name(name: str) -> None:
-    if not timm.is_model(name):
-        allowed = f"one of {', '.join(SIZES)}, or a timm model{suggest_names(name)}"
+    if name not in SIZES and not timm.is_model(name):
+        allowed = f"{_STUDENTS}, or a timm model{suggest_names(name)}"
         require(False, "model", name, allowed)
+    if name not in SIZES or not SIZES[name].distilled:
+        distilled = name.replace("_patch", "_distilled_patch")
+        other = f"; {distilled} has one" if distilled in SIZES else ""
+        allowed = f"none with --model {name}, which has no distillation head{other}"
+        require(kind == "none", "distillation_type", kind, allowed)
+
+
+def _check_sizes(config: Config) -> None:
+    name = config.model.model
+    size = config.data.eval_input_size
+    if name in SIZES:
+        _check_student(config)
+    elif size and timm.get_pretrained_cfg(name, allow_unregistered=True).fixed_input_size:
+        allowed = f"0 with --model {name}, which is built for one size"
+        require(size == config.data.input_size, "eval_input_size", size, allowed)
+
+
+def _check_student(config: Config) -> None:
+    model = config.model
+    patch = model.patch_size or 16  # the patch size of every named student
+    for flag in ("input_size", "eval_input_size"):
+        side = getattr(config.data, flag)
+        require(side % patch == 0, flag, side, f"a multiple of the patch size, {patch}")
+    width = model.embed_dim or SIZES[model.model].embed_dim
+    heads = model.num_heads or SIZES[model.model].num_heads
+    allowed = f"a divisor of the width, {width} (--embed-dim)"
+    require(width % heads == 0, "num_heads", heads, allowed)
+
+
+def _check_data(config: Config) -> None:
+    """Raise ValueError unless --data-path has a training split, or is to be written."""
+    data = config.data
+    path = data.data_path
+    require(bool(path), "data_path", path, "the folder of a data set, see docs/data.md")
+    if data.data_set == "any":
+        require(Path(path).is_dir(), "data_path", path, "an existing folder")
+        find_split(Path(path), data.train_split)
+
+
+def _check_resume(config: Config) -> None:
+    """Raise ValueError if --resume is no checkpoint; a run that has begun resumes from its own."""
+    named = config.checkpoint.resume
+    if named and not RunFolder(Path(config.run.output_dir)).config.is_file():
+        _refuse_url("resume", named)
+        read_manifest(Path(named))
 
 
 def _check_teacher(config: Config) -> None:
     distill = config.distill
-    is_callable = ":" in distill.teacher_model
-    if distill.needs_teacher and not is_callable:
+    if distill.cache:
+        is_folder = Path(distill.cache).is_dir()
+        allowed = "an existing folder that fastdeit cache build has written"
+        require(is_folder, "cache", distill.cache, allowed)
+    if distill.needs_teacher and ":" not in distill.teacher_model:
         path = distill.teacher_path
-        exists = bool(path) and locate_weights(path).is_file()
-        require(exists, "teacher_path", path, _hint_at_teacher(path))
+        _check_weights("teacher_path", path, _hint_at_teacher(path))
 
 
 def _hint_at_teacher(path: str) -> str:
@@ -68,18 +112,14 @@ def _hint_at_teacher(path: str) -> str:
     return "an existing file with the teacher's weights, or --distillation-type none"
 
 
-def _check_eval_size(config: Config) -> None:
-    size = config.data.eval_input_size
-    name = config.model.model
-    if name in SIZES:
-        patch = config.model.patch_size or 16  # the patch size of every named student
-        allowed = f"a multiple of the patch size, {patch}"
-        require(size % patch == 0, "eval_input_size", size, allowed)
-    elif size and timm.get_pretrained_cfg(name, allow_unregistered=True).fixed_input_size:
-        allowed = f"0 with --model {name}, which is built for one size"
-        require(size == config.data.input_size, "eval_input_size", size, allowed)
+def _check_weights(flag: str, path: str, allowed: str) -> None:
+    """Raise ValueError unless a path names a file of weights."""
+    _refuse_url(flag, path)
+    require(bool(path) and locate_weights(path).is_file(), flag, path, allowed)
 
 
-def _require_file(flag: str, path: str) -> None:
-    """Raise ValueError if a path is given that names no file of weights."""
-    require(not path or locate_weights(path).is_file(), flag, path, "an existing file")
+def _refuse_url(flag: str, path: str) -> None:
+    """Raise ValueError for an address, which deit and timm download."""
+    name = path.rpartition("/")[2]
+    local = f"a local file: download it, then give --{flag.replace('_', '-')} {name}"
+    require("://" not in path, flag, path, local)

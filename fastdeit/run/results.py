@@ -4,9 +4,6 @@ import contextlib
 import dataclasses
 import json
 
-import torch
-from safetensors.torch import save
-
 from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
 from fastdeit.data.build import build_train_loader
@@ -15,7 +12,6 @@ from fastdeit.display.terminal import note_failure
 from fastdeit.display.text import shorten
 from fastdeit.distributed.world import World
 from fastdeit.kernels.mix import mix
-from fastdeit.models.build import weight_metadata
 from fastdeit.models.student import SIZES
 from fastdeit.run.folder import write_on_rank0
 from fastdeit.run.state import Run
@@ -23,34 +19,27 @@ from fastdeit.storage.atomic import atomic_open, atomic_write_text
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 
-Weights = dict[str, torch.Tensor]
 _MOST_PICTURES = 16
 _NAME = 14  # letters of a class's name in a title
 
 
 def write_results(run: Run, results: dict[str, float]) -> None:
-    """Write weights under timm's names, summary.json and the picture; print the table.
+    """Write summary.json and the picture; print the table. The weights are those of the last
+    checkpoint.
 
     Raise FolderError. A picture that cannot be drawn is a note. A collective.
     """
     run.supervisor.beat("checkpoint", run.trainer.step)
-    weights = run.trainer.state.weights()
-    ema = run.trainer.state.ema_weights()
-    write_on_rank0(run, lambda: _write_files(run, results, weights, ema))
+    write_on_rank0(run, lambda: _write_files(run, results))
     if run.world.rank == 0:
         with note_failure(str(run.folder.report), run.console.note):
             _save_picture(run)
         show_summary(run.console, run.config, run.recipe, run.folder, results)
 
 
-def _write_files(
-    run: Run, results: dict[str, float], weights: Weights, ema: Weights | None
-) -> None:
-    metadata = weight_metadata(run.config, run.data.train_index.classes, run.trainer.state.model)
-    for path, tensors in ((run.folder.model, weights), (run.folder.model_ema, ema)):
-        if tensors is not None:
-            with atomic_open(path) as file:
-                file.write(save(tensors, metadata))
+def _write_files(run: Run, results: dict[str, float]) -> None:
+    for line in run.checkpoints.update_weights():  # the last evaluation may be the best
+        run.console.note(line)
     summary = {"results": results, "steps": run.trainer.step, "skipped": run.trainer.state.skipped}
     # after the weights: a folder that holds it holds a finished run
     atomic_write_text(run.folder.summary, json.dumps(summary, indent=1))
@@ -90,11 +79,6 @@ def _title_samples(batch: Batch, classes: tuple[str, ...]) -> list[str]:
         mixed = f"{lam:.2f} {names[row]} + {1 - lam:.2f} {partner}"
         titles.append(names[row] if lam == 1 else mixed)
     return titles
-
-
-def is_finished(folder: RunFolder) -> bool:
-    """Return True if the run has ended: its summary is written after all but the picture."""
-    return folder.summary.is_file()
 
 
 def report_finished(config: Config, recipe: str, world: World, folder: RunFolder) -> None:

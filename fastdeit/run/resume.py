@@ -8,7 +8,15 @@ from fastdeit.checkpoint.store import set_aside
 from fastdeit.distributed.collectives import on_rank0
 from fastdeit.reliability.health import HealthError
 from fastdeit.reliability.rollbacks import write_bundle
-from fastdeit.run.identity import check_same_samples, code_digest, versions
+from fastdeit.run.identity import code_digest, versions
+from fastdeit.run.inputs import (
+    Inputs,
+    check_same_inputs,
+    check_same_samples,
+    describe_checkpoint,
+    read_inputs,
+    take_inputs,
+)
 from fastdeit.run.state import Run
 
 
@@ -19,11 +27,15 @@ def resume(run: Run) -> list[str]:
     run. A collective.
     """
     found = find_checkpoint(run.folder, run.config.checkpoint.resume, run.trainer.state.layout())
+    recorded = on_rank0(lambda: read_inputs(run.folder))
     if found is None:
-        return []
-    check_same_samples(found.state, run.fingerprints, found.path)
+        return check_same_inputs(recorded, run.inputs, run.folder.inputs) if recorded else []
+    check_same_samples(found.state, run.inputs["samples"], found.path)
+    recorded = take_inputs(found.state, found.path) or recorded
+    notes = check_same_inputs(recorded, run.inputs, found.path)
     run.progress.last_evaluated_step = _restore(run, found)
-    notes = [f"checkpoint skipped: {fault}" for fault in found.damaged]
+    notes += _set_initial_weights(run, found, recorded)
+    notes += [f"checkpoint skipped: {fault}" for fault in found.damaged]
     notes.append(f"resumed from {found.path}, after step {run.trainer.step} of {run.total_steps}")
     if "digest" not in found.state:
         step = run.trainer.step
@@ -38,6 +50,21 @@ def resume(run: Run) -> list[str]:
     return notes
 
 
+def _set_initial_weights(run: Run, found: LoadedCheckpoint, recorded: Inputs) -> list[str]:
+    """Replace the initial weights in the run's inputs by those that the run began with; return a
+    note if this process would build others."""
+    built = run.inputs["initial weights"]
+    if not run.folder.holds(found.path):
+        run.inputs["initial weights"] = describe_checkpoint(found.path)
+        return []
+    first = recorded.get("initial weights")
+    run.inputs["initial weights"] = first
+    if first is None or first == built or first.get("path") != built["path"]:
+        return []
+    cause = "other versions of torch, timm or fastdeit than when the run began"
+    return [f"a replay from step 0 would begin with other initial weights: {cause}"]
+
+
 def _restore(run: Run, found: LoadedCheckpoint) -> int:
     """Load a checkpoint into the trainer; return the step of the last evaluation before it.
 
@@ -50,14 +77,16 @@ def _restore(run: Run, found: LoadedCheckpoint) -> int:
 
 
 def truncate_logs(run: Run, step: int) -> None:
-    """Make logs and checkpoints those of a run at `step`: drop later lines, and rename later
-    checkpoints.
+    """Make logs, checkpoints and weights those of a run at `step`: drop later lines, and rename
+    later checkpoints.
 
     On rank 0 alone. Raise OSError.
     """
     aside = [path.name for path in set_aside(run.folder.checkpoints, step)]
     if aside:
         run.console.note(f"later checkpoints were renamed: {', '.join(aside)}")
+    for line in run.checkpoints.update_weights():
+        run.console.note(line)
     run.log.open(step)
     run.health.open(step)
 
@@ -98,7 +127,7 @@ def _write_bundle(run: Run, reason: str) -> str:
     folder = run.folder.debug_bundle(first)
     command = f"fastdeit replay {run.folder} --step {first}"
     tensors, state = run.trainer.state.gather()
-    state |= run.fingerprints | run.describe(first) | run.health.state_before(state)
+    state |= run.describe(first) | run.health.state_before(state)
     report = _describe_stop(run, reason, command)
     faults = on_rank0(lambda: write_bundle(folder, tensors, state, report))
     hint = (

@@ -15,7 +15,8 @@ from fastdeit.distributed.world import World
 from fastdeit.plan.plan import Plan
 from fastdeit.reliability.health import Health
 from fastdeit.reliability.supervisor import Supervisor
-from fastdeit.run.identity import fingerprints, versions
+from fastdeit.run.identity import versions
+from fastdeit.run.inputs import Inputs
 from fastdeit.run.metrics import MetricLog
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.reader import CachedTeacher
@@ -83,6 +84,8 @@ class Run:
     folder: RunFolder
     data: RunData
     trainer: Trainer
+    inputs: Inputs
+    """What decides a loss; the initial weights of a resumed run are those of its start."""
     console: RunConsole
     supervisor: Supervisor
     checkpoints: CheckpointWriter
@@ -98,19 +101,13 @@ class Run:
     def total_steps(self) -> int:
         return self.config.optim.epochs * self.steps_per_epoch
 
-    @property
-    def fingerprints(self) -> dict[str, Any]:
-        """Return all that determines the samples of a step; see `identity.fingerprints`."""
-        data = self.data
-        pixels = data.train_loader.options.describe()
-        return fingerprints(data.plan, data.train_index, self.config.optim.batch_size, pixels)
-
     def describe(self, step: int) -> dict[str, Any]:
         """Return checkpoint metadata of `step` that is not part of the trainer's state."""
         return {
             "epoch": step // self.steps_per_epoch,
             "samples": step * self.config.optim.batch_size,
             "evaluated": self.progress.last_evaluated_step,
+            "inputs": self.inputs,
             "quarantine": self.data.quarantine.fingerprint(),
             "world_size": self.world.size,
             "config": self.config.to_dict(),

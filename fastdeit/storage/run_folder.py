@@ -8,11 +8,14 @@ from pathlib import Path
 class RunFolder:
     """The files of the run folder `path` (--output-dir). No other module spells their names.
 
-    Every run: config.yaml and deepspeed.json (the settings); metrics.jsonl and tensorboard/ (the
+    Every run: config.yaml and deepspeed.json (the settings); inputs.json (the hashes of what else
+    decides a loss); metrics.jsonl and tensorboard/ (the
     log); checkpoints/step-N/ (safetensors and JSON, by parameter name, independent of ZeRO stage
-    and world size); model.safetensors and model_ema.safetensors (weights under timm's names,
-    fp32); report.png; train-images.parquet (the images the run started with); attempts.jsonl (one
-    line per start); summary.json (results; it marks a finished run: only report.png is later).
+    and world size); model.safetensors and model_ema.safetensors (weights of the newest checkpoint,
+    under timm's names, fp32), model_best.safetensors and model_ema_best.safetensors (those of the
+    best evaluation), config.json (describes them, for timm and the Hugging Face Hub); report.png;
+    train-images.parquet (the images the run started with); attempts.jsonl (one line per start);
+    summary.json (results; it marks a finished run: only report.png is later).
 
     Only when there is cause: quarantine.jsonl (images that cannot be read), bad-steps.jsonl,
     spikes.jsonl, rollbacks.jsonl, failure-rankR.json and failures.jsonl (where ranks failed), and
@@ -28,6 +31,10 @@ class RunFolder:
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def inputs(self) -> Path:
+        return self.path / "inputs.json"
 
     @property
     def deepspeed_settings(self) -> Path:
@@ -60,12 +67,33 @@ class RunFolder:
         return self.path / "model_ema.safetensors"
 
     @property
+    def model_best(self) -> Path:
+        return self.path / "model_best.safetensors"
+
+    @property
+    def model_ema_best(self) -> Path:
+        return self.path / "model_ema_best.safetensors"
+
+    @property
+    def model_config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.png"
 
     @property
     def summary(self) -> Path:
         return self.path / "summary.json"
+
+    @property
+    def is_finished(self) -> bool:
+        """Return True if the run has ended: its summary is written after all but the picture."""
+        return self.summary.is_file()
+
+    def holds(self, path: Path) -> bool:
+        """Return True if a path is in this folder."""
+        return self.path.resolve() in path.resolve().parents
 
     @property
     def train_images(self) -> Path:

@@ -2,6 +2,7 @@
 hash of named tensors, whichever file holds them."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 HEADER_LIMIT = 1 << 22
 """Bytes; 30,000 tensors fit. The library allows 100 million, and takes several times the memory."""
@@ -57,6 +59,39 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     with open_tensors(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return tensors, file.metadata() or {}
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write a file whose bytes depend on the arguments alone. Raises OSError."""
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(whole, path, dict(metadata) or None)
+    except SafetensorError as error:  # how the library reports a full disk
+        raise OSError(f"{path.name}: {error}") from error
+    path.chmod(mode)  # the library makes the file readable for its owner alone
+    if len(metadata) > 1:
+        _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata of a file in place: the library writes them in a random order."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
+        file.seek(8)
+        file.write(text.encode().ljust(length))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata alone. Raises what `open_tensors` raises."""
+    with open_tensors(path) as file:
+        return file.metadata() or {}
 
 
 def check_header(path: Path, wanted: Mapping[str, torch.Tensor]) -> None:

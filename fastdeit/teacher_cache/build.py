@@ -19,6 +19,7 @@ from fastdeit.teacher_cache.check import (
     collect_teacher_facts,
     read_bad_images,
 )
+from fastdeit.teacher_cache.format import Manifest
 from fastdeit.teacher_cache.reader import Cache, CachedTeacher
 
 
@@ -64,11 +65,21 @@ def _check_cache(
     facts = collect_sample_facts(config, plan, index, pixels)
     if teacher is not None:
         facts["teacher"] = collect_teacher_facts(teacher, cache.manifest)
-    elif distill.teacher_path and (path := locate_weights(distill.teacher_path)).is_file():
-        facts["teacher"] = collect_file_facts(distill.teacher_model, path, cache.manifest)
+    else:
+        facts["teacher"] = _collect_named_facts(config, cache.manifest)
     check_facts(cache, facts)
     check_kind(cache, distill.distillation_type)
     if distill.cache_miss == "error":
         epochs = config.optim.epochs
         samples = plan.steps_per_epoch(config.optim.batch_size) * config.optim.batch_size
         check_coverage(cache, min(epochs, distill.cache_period or epochs), samples)
+
+
+def _collect_named_facts(config: Config, manifest: Manifest) -> dict[str, Any]:
+    """Return what the settings name of a teacher that is not loaded: its file, its view."""
+    distill = config.distill
+    view = json.loads(json.dumps(distill.teacher_view))
+    path = locate_weights(distill.teacher_path)
+    if not distill.teacher_path or not path.is_file():
+        return view
+    return view | collect_file_facts(distill.teacher_model, path, manifest)

@@ -61,13 +61,18 @@ def build_trainer(
     ema_decay = optim.model_ema_decay if optim.model_ema else None
     schedule = build_schedule(
         engine.optimizer,
-        total_steps=optim.epochs * steps_per_epoch,
-        warmup_steps=round(optim.warmup_epochs * steps_per_epoch),
+        epochs=optim.epochs,
+        steps_per_epoch=steps_per_epoch,
+        warmup_epochs=optim.warmup_epochs,
         warmup_lr=optim.warmup_lr,
-        min_lr=optim.min_lr,
+        min_lr=optim.final_lr,
+        on_updates=optim.sched_on_updates,
+        lag=optim.sched_lag,
     )
     return Trainer(
-        state=TrainerState(engine, eval_model, ema_decay, world.rank),
+        state=TrainerState(
+            engine, eval_model, ema_decay, world.rank, ema_warmup=optim.model_ema_warmup
+        ),
         forward=build_forward(config, model, dtype),
         teacher=teacher,
         decode=decode,
@@ -82,7 +87,8 @@ def build_engine(config: Config, world: World, model: nn.Module) -> Any:
     weights rounded to bf16; a collective."""
     settings = build_deepspeed_config(config, world)
     optim = config.optim
-    groups = parameter_groups(model, optim.weight_decay, optim.layer_decay)
+    decayed = ("dist_token",) if optim.dist_token_decay else ()
+    groups = parameter_groups(model, optim.weight_decay, optim.layer_decay, decayed)
     sharded = settings["zero_optimization"]["stage"] == 3
     module = (LossModule if sharded else FlatLossModule)(model, groups)
     optimizer = build_optimizer(config, world, module)

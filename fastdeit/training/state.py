@@ -20,11 +20,18 @@ class TrainerState:
     3), and the counters of its steps. Starts at step 0.
 
     engine: runs a `LossModule` (training/flat.py). eval_model: a second copy of the model on the
-    device, in evaluation mode and the training precision, for the EMA. ema_decay: None: no EMA.
+    device, in evaluation mode and the training precision, for the EMA. ema_decay: None: no EMA;
+    ema_warmup: as of `Ema`.
     """
 
     def __init__(
-        self, engine: Any, eval_model: nn.Module, ema_decay: float | None, rank: int
+        self,
+        engine: Any,
+        eval_model: nn.Module,
+        ema_decay: float | None,
+        rank: int,
+        *,
+        ema_warmup: bool = False,
     ) -> None:
         self.engine = engine
         self.eval_model = eval_model
@@ -34,7 +41,7 @@ class TrainerState:
         self._persistent = frozenset(eval_model.state_dict())
         self.ema = None
         if ema_decay is not None:
-            self.ema = Ema(self.partitions.masters, self.buffers(), ema_decay)
+            self.ema = Ema(self.partitions.masters, self.buffers(), ema_decay, warmup=ema_warmup)
         self.step = 0
         """Of the next optimizer step."""
         self.skipped = 0
@@ -56,7 +63,7 @@ class TrainerState:
     def update_ema(self) -> None:
         """Move the EMA towards the current weights and buffers; for after an applied step."""
         if self.ema is not None:
-            self.ema.update(self.partitions.masters, self.buffers())
+            self.ema.update(self.partitions.masters, self.buffers(), self.step)
 
     def undo_step(self, buffers: Tensors) -> None:
         """Restore what a skipped step has changed: the copies of the buffers from before it, and

@@ -22,7 +22,7 @@ from benchmarks.bench_attention import backward_as_pair
 from benchmarks.bench_step import schedule
 from fastdeit.kernels import attention_bwd, launch_configs
 from fastdeit.kernels.attention import attention_reference, attention_triton
-from fastdeit.run.attempts import Attempt, add_attempt
+from fastdeit.storage.attempts import Attempt, add_attempt
 from fastdeit.storage.run_folder import RunFolder
 from tests.kernels.interpreter import DEVICE
 from tests.support.launching import ROOT

@@ -241,9 +241,7 @@ def test_best_and_newest_checkpoints_stay_with_their_scores(whole: Path) -> None
         state["adam_step"],
     ) == (12, 4, 96, 0, 12)
     assert {
-        "plan",
-        "data set",
-        "augmentation",
+        "inputs",
         "quarantine",
         "config",
         "versions",

@@ -334,7 +334,7 @@ def test_newest_checkpoints_stay_and_never_fewer_than_two(tmp_path: Path) -> Non
 
 def test_keep_checkpoints_below_two_is_refused() -> None:
     with pytest.raises(ValueError, match="--keep-checkpoints must be 2 or more"):
-        CheckpointConfig(keep_checkpoints=1)
+        CheckpointConfig(keep_checkpoints=1).check()
 
 
 def test_best_checkpoint_stays_and_of_equals_the_later(tmp_path: Path) -> None:
@@ -378,7 +378,7 @@ def refuse(*_: object, **__: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("point", ["save_file", "hash_file", "sync", "rename"])
+@pytest.mark.parametrize("point", ["write_tensors", "hash_file", "sync", "rename"])
 def test_failed_save_leaves_older_checkpoints_and_no_temporary_folder(
     tmp_path: Path, point: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -441,12 +441,12 @@ from tests.checkpoint.test_store import save
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
-def half(tensors, path):
+def half(path, *_):
     path.write_bytes(b"half of it")
     die()
 
 POINTS = {
-    "in a file": (checkpoint_files, "save_file", half),
+    "in a file": (checkpoint_files, "write_tensors", half),
     "before fsync": (checkpoint_files, "sync", die),
     "before the manifest": (checkpoint_files, "_write_manifest", die),
     "before the name": (checkpoint, "_put_in_place", die),

@@ -12,17 +12,23 @@ import torch
 
 from fastdeit.checkpoint import writer as checkpoint_writer
 from fastdeit.checkpoint.store import list_checkpoints, load_checkpoint, save_checkpoint
+from fastdeit.checkpoint.weight_files import WeightFiles
 from fastdeit.checkpoint.writer import CheckpointError, CheckpointWriter
 from fastdeit.distributed.world import init_distributed
+from fastdeit.storage.run_folder import RunFolder
 
 TENSORS = {"model": {"a": torch.arange(6.0)}}
+
+
+def weight_files(folder: Path) -> WeightFiles:
+    return WeightFiles(RunFolder(folder), {"format": "pt"}, {"architecture": "none"})
 
 
 @pytest.fixture
 def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CheckpointWriter]:
     init_distributed()
     monkeypatch.setattr(checkpoint_writer, "RETRY_S", 0.01)
-    writer = CheckpointWriter(tmp_path / "checkpoints", keep=2, rank=0)
+    writer = CheckpointWriter(weight_files(tmp_path), keep=2, rank=0)
     yield writer
     writer.close()
 
@@ -206,7 +212,7 @@ def test_scores_are_restored_and_decide_the_best(writer: CheckpointWriter, tmp_p
     assert steps(tmp_path) == [6, 5, 3]
     state = json.loads((tmp_path / "checkpoints" / "step-00000006" / "state.json").read_text())
     assert state["best"] == {"step": 3, "top1": 50.0} and state["scores"]["2"] == 50
-    again = CheckpointWriter(tmp_path / "checkpoints", keep=2, rank=0)
+    again = CheckpointWriter(weight_files(tmp_path), keep=2, rank=0)
     again.restore_scores(state)
     assert again.scores == writer.scores
     again.close()
@@ -215,7 +221,7 @@ def test_scores_are_restored_and_decide_the_best(writer: CheckpointWriter, tmp_p
 def test_other_ranks_write_nothing_and_raise_the_error(
     writer: CheckpointWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    second = CheckpointWriter(tmp_path / "second", keep=2, rank=1)
+    second = CheckpointWriter(weight_files(tmp_path / "second"), keep=2, rank=1)
     save(second, 1)
     second.wait()
     assert not (tmp_path / "second").exists()

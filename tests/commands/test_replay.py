@@ -26,7 +26,7 @@ from fastdeit.plan.build import build_plan
 from fastdeit.plan.digest import show_digest
 from fastdeit.plan.operations import OPS
 from fastdeit.reliability.run_lock import RunLock
-from fastdeit.run.attempts import read_attempts
+from fastdeit.storage.attempts import read_attempts
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.trainer import Trainer
@@ -426,7 +426,7 @@ WRONG: dict[str, tuple[int, list[str], str]] = {
     "before the run": (-1, [], "--step must be 0 or more, where "),
     "no data": (4, ["--data-path", "/nowhere/at/all"], "/nowhere/at/all"),
     "no teacher": (4, ["--teacher-path", "/nowhere"], "--teacher-path must be an existing file"),
-    "other settings": (4, ["--lr", "0.1"], "optim.lr 0.05 -> 0.1"),
+    "other settings": (4, ["--lr", "0.1"], "--lr was 0.05, now 0.1"),
     "output in use": (
         4,
         ["--output", str(ROOT / "tests")],

@@ -77,7 +77,7 @@ def test_a_config_of_an_older_run_is_read_and_is_the_same_run(tmp_path: Path) ->
     assert read_config_file(file, "--config") == config.to_dict()
     assert parse("--config", str(file)) == config
     check_same_settings(config, RunFolder(tmp_path))
-    with pytest.raises(ValueError, match=r"run.seed"):
+    with pytest.raises(ValueError, match="--seed was 3, now 4"):
         check_same_settings(config.replace(run={"seed": 4}), RunFolder(tmp_path))
 
 

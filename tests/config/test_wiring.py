@@ -38,8 +38,13 @@ FIELDS = [
     for section in dataclasses.fields(Config)
     for field in dataclasses.fields(getattr(Config(), section.name))
 ]
-ONLY_SOMETIMES = {"distill.cache_miss", "health.max_bad_steps", "health.max_rollbacks"}
-"""Fields that a run without a cache and without bad steps does not read."""
+ONLY_SOMETIMES = {
+    "distill.cache_miss",
+    "health.max_bad_steps",
+    "health.max_rollbacks",
+    "model.pos_embed_antialias",
+}
+"""Fields that a run without a cache, bad steps and --finetune does not read."""
 
 
 def record_reads(config: Config, reads: set[str]) -> Config:
@@ -202,6 +207,13 @@ def _group(trainer: Trainer) -> dict[str, Any]:
     return trainer.engine.optimizer.param_groups[0]
 
 
+def _decays(trainer: Trainer, name: str) -> bool:
+    """Return True if a parameter is in the group with weight decay."""
+    groups = zip(trainer.engine.module.slots, trainer.engine.optimizer.param_groups, strict=True)
+    decayed = [slot.name for slots, group in groups if group["weight_decay"] for slot in slots]
+    return name in decayed
+
+
 def _largest(trainer: Trainer, name: str) -> float:
     return max(group[name] for group in trainer.engine.optimizer.param_groups)
 
@@ -223,8 +235,28 @@ TRAINER: dict[str, tuple[dict[str, Any], Callable[[Trainer], Any], Any]] = {
         lambda t: t.schedule.warmup_t,
         2 * STEPS_PER_EPOCH,
     ),
-    "optim.warmup_lr": ({"warmup_lr": 1e-3}, lambda t: t.schedule.warmup_lr_init, 1e-3),
-    "optim.min_lr": ({"min_lr": 1e-3}, lambda t: t.schedule.lr_min, 1e-3),
+    "optim.warmup_lr": ({"warmup_lr": 5e-4}, lambda t: t.schedule.warmup_lr_init, 5e-4),
+    "optim.min_lr": ({"min_lr": 5e-4}, lambda t: t.schedule.lr_min, 5e-4),
+    "optim.sched_on_updates": (
+        {"sched_on_updates": False},
+        lambda t: t.schedule.t_initial,
+        EPOCHS,
+    ),
+    "optim.sched_lag": (
+        {"sched_on_updates": False, "sched_lag": 3},
+        lambda t: getattr(t.schedule, "lag", None),
+        3,
+    ),
+    "optim.dist_token_decay": (
+        {"dist_token_decay": True},
+        lambda t: _decays(t, "dist_token"),
+        True,
+    ),
+    "optim.model_ema_warmup": (
+        {"model_ema_warmup": True},
+        lambda t: vars(t.state.ema)["warmup"],
+        True,
+    ),
     "optim.model_ema": ({"model_ema": False}, lambda t: t.state.ema, None),
     "optim.model_ema_decay": ({"model_ema_decay": 0.5}, lambda t: vars(t.state.ema)["decay"], 0.5),
     "distill.distillation_type": (
@@ -276,7 +308,7 @@ def test_the_students_sizes_are_built() -> None:
     config = Config().replace(
         model={**sizes, "qkv_bias": True, "drop_path": 0.2}, data={"input_size": 32}
     )
-    model: Any = build_model(config, 5)[0]
+    model: Any = build_model(config, tuple("abcde"))[0]
     assert len(model.blocks) == 3 and model.num_heads == 2
     assert model.pos_embed.shape == (1, 2 + 16, 24)
     assert model.drop_path_rates[-1] == pytest.approx(0.2)

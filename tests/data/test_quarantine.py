@@ -44,6 +44,19 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_shapes(tmp_path / "data", train=16, val=5)
 
 
+def test_name_that_is_not_utf8_is_recorded_and_read_again(root: Path, tmp_path: Path) -> None:
+    name = root / "train/circle" / os.fsdecode(b"K\xe4se\x1b[31m\n.jpg")
+    (root / "train/circle/01.jpg").rename(name)
+    index = build_index(root, "train")
+    row = [index.name(row) for row in range(16)].index(r"train/circle/K\xe4se\x1b[31m\n.jpg")
+    assert index.read(row) == name.read_bytes() and index.check(row) is None
+    file = tmp_path / "quarantine.jsonl"
+    Quarantine(index, file=file).add({row: "damaged"})
+    (image,) = read_quarantine(file, "train")
+    assert (image.row, image.name) == (row, index.name(row))
+    assert Quarantine(index, file=file).rows.tolist() == [row]
+
+
 def loader(index: Index, rank: int = 0, world: int = 1, **options: object) -> TrainLoader:
     plan = Plan(PlanSpec(seed=3, input_size=SIDE, repeats=2, reprob=0.5), index.sizes)
     share = BATCH // world

@@ -225,7 +225,7 @@ def test_machines_with_other_images_are_refused(
     if what == "a missing image":
         next(there.glob("train/*/*.jpg")).unlink()
     facts: list[dict[str, object]] = []
-    monkeypatch.setattr(identity, "_compare_ranks", facts.append)
+    monkeypatch.setattr(identity, "check_same_on_ranks", facts.append)
     for root, pixels in (
         (here, "exact"),
         (there, "native" if what == "another backend" else "exact"),
@@ -233,7 +233,7 @@ def test_machines_with_other_images_are_refused(
         check_same_images(build_index(root, "train"), build_index(root, "val"), pixels)
     monkeypatch.undo()
     monkeypatch.setattr(
-        identity, "on_every_rank", lambda action: [("a", facts[0]), ("b", facts[1])]
+        collectives, "on_every_rank", lambda action: [("a", facts[0]), ("b", facts[1])]
     )
     said = {
         "a missing image": "training images: 24, there 23",
@@ -243,9 +243,9 @@ def test_machines_with_other_images_are_refused(
         with pytest.raises(
             ValueError, match=rf"rank 1 \(b\) differs from rank 0 in .*{said[what]}"
         ):
-            identity._compare_ranks(facts[0])
+            collectives.check_same_on_ranks(facts[0])
     else:
-        identity._compare_ranks(facts[0])
+        collectives.check_same_on_ranks(facts[0])
 
 
 def test_files_are_built_once_per_machine(monkeypatch: pytest.MonkeyPatch) -> None:

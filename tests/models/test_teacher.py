@@ -14,7 +14,7 @@ from torch import nn
 
 from fastdeit.models.student import Student
 from fastdeit.models.teacher import Teacher, load_teacher
-from fastdeit.models.teacher_files import Preprocessing
+from fastdeit.models.teacher_view import Preprocessing
 
 MEAN = (0.5, 0.4, 0.3)
 STD = (0.2, 0.25, 0.3)
@@ -82,7 +82,10 @@ def test_timm_teacher_gets_its_own_preprocessing(
     with torch.no_grad():
         expected = timm_model((pixels - mean) / std)
     torch.testing.assert_close(teacher(images), expected, rtol=1e-4, atol=1e-4)
-    assert not teacher(images).requires_grad and "resized from 32" in teacher.describe()
+    assert not teacher(images).requires_grad
+    line = "mean 0.485 0.456 0.406, std 0.229 0.224 0.225, 176 px (resized from 32); "
+    every = "mean and std and input_size from timm's resnet10t"
+    assert teacher.describe_view() == line + every
 
 
 def test_run_folder_gives_model_and_preprocessing(timm_model: nn.Module, tmp_path: Path) -> None:

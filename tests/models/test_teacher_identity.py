@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fastdeit.models.teacher import load_teacher
-from fastdeit.models.teacher_files import Preprocessing
 from fastdeit.models.teacher_identity import hash_state, identify_file
+from fastdeit.models.teacher_view import Preprocessing
 
 CLASSES = 6
 STUDENT = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 32)

@@ -38,6 +38,14 @@ def test_archive_keeps_the_failures_of_all_attempts(tmp_path: Path) -> None:
     assert [failure.step for failure in read_failures(folder)] == [7, 9, 11]
 
 
+def test_failure_with_any_name_in_it_is_read_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    write_failure(folder, 0, "step", 7, "K\udce4se\x1b", "line\nK\udce4se")
+    (failure,) = take_failures(folder)
+    assert (failure.error, failure.details) == (r"K\xe4se\x1b", "line\nK\\xe4se")
+    assert read_failures(folder) == [failure]
+
+
 def test_folder_that_cannot_be_written_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

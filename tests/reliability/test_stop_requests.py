@@ -105,4 +105,4 @@ def test_time_limit_has_the_forms_of_slurm(text: str, seconds: int) -> None:
 @pytest.mark.parametrize("text", ["x", "1:2:3:4", "-1", "1-", "1.5", "2h"])
 def test_other_form_of_time_limit_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="--time-limit must be"):
-        RunConfig(time_limit=text)
+        RunConfig(time_limit=text).check()

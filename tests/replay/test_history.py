@@ -6,7 +6,7 @@ import pytest
 
 from fastdeit.data.quarantine import QuarantinedImage
 from fastdeit.replay.history import Metrics, StepHistory, Window
-from fastdeit.run.attempts import Attempt
+from fastdeit.storage.attempts import Attempt
 from fastdeit.storage.run_folder import RunFolder
 
 

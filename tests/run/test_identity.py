@@ -9,6 +9,8 @@ from nvidia import dali
 
 import fastdeit
 from fastdeit.config.schema import Config
+from fastdeit.distributed import collectives
+from fastdeit.distributed.collectives import check_same_on_ranks
 from fastdeit.distributed.world import init_distributed
 from fastdeit.run import identity
 from fastdeit.run.identity import check_same_everywhere, code_digest, versions
@@ -42,10 +44,10 @@ def test_ranks_with_different_dali_are_named(monkeypatch: pytest.MonkeyPatch) ->
     versions.cache_clear()
     monkeypatch.setattr(dali, "__version__", "2.5.0")
     theirs = versions()
-    monkeypatch.setattr(identity, "on_every_rank", lambda action: [("a", ours), ("b", theirs)])
+    monkeypatch.setattr(collectives, "on_every_rank", lambda action: [("a", ours), ("b", theirs)])
     message = f"rank 1 \\(b\\) differs from rank 0 in dali: '{ours['dali']}', there '2.5.0'"
     with pytest.raises(ValueError, match=message):
-        identity._compare_ranks(ours)
+        check_same_on_ranks(ours)
 
 
 def test_ranks_with_different_settings_or_code_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,10 +55,10 @@ def test_ranks_with_different_settings_or_code_are_named(monkeypatch: pytest.Mon
     config = Config()
     ours = identity._describe_process(config)
     check_same_everywhere(config)
-    theirs = ours | {"optim.lr": 0.1, "code": "0123"}
+    theirs = ours | {"--lr": 0.1, "code": "0123"}
     ranks = [("a", ours), ("a", ours), ("b", theirs)]
-    monkeypatch.setattr(identity, "on_every_rank", lambda action: ranks)
-    message = r"rank 2 \(b\) differs from rank 0 in optim.lr: 0.0005, there 0.1; code: "
+    monkeypatch.setattr(collectives, "on_every_rank", lambda action: ranks)
+    message = r"rank 2 \(b\) differs from rank 0 in --lr: 0.0005, there 0.1; code: "
     with pytest.raises(ValueError, match=message):
         check_same_everywhere(config)
 

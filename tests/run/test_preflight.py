@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from fastdeit.config.cli import parse_config
 from fastdeit.config.recipes import RECIPES
 from fastdeit.config.schema import Config
 from fastdeit.run.preflight import check_config
@@ -30,3 +31,82 @@ def test_a_run_folder_without_weights_is_no_teacher(tmp_path: Path) -> None:
     taught = digits_with(tmp_path)
     with pytest.raises(ValueError, match="--finetune must be an existing file"):
         check_config(taught.replace(model={"finetune": str(folder)}), 1)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data set with a training split of one class."""
+    (tmp_path / "data" / "train" / "class").mkdir(parents=True)
+    return tmp_path / "data"
+
+
+def check(*argv: str, world_size: int = 1) -> str:
+    """Return the error of a command line, "" if it passes."""
+    try:
+        check_config(parse_config(argv, "test")[0], world_size)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_the_data_set_is_checked_before_the_teacher(data: Path) -> None:
+    assert check().startswith("--data-path must be the folder of a data set, see docs/data.md")
+    assert check("--data-path", "/nowhere") == (
+        "--data-path must be an existing folder (got '/nowhere')"
+    )
+    assert check("--data-path", str(data / "train")).startswith(
+        f"{data / 'train'}: holds no 'train'"
+    )
+    assert check("--data-path", str(data)).startswith("--teacher-path must be an existing file")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            "--model deit_tiny_patch16_224",
+            "--distillation-type must be none with --model deit_tiny_patch16_224, which has no "
+            "distillation head; deit_tiny_distilled_patch16_224 has one (got 'hard')",
+        ),
+        (
+            "--model resnet18",
+            "--distillation-type must be none with --model resnet18, which has no distillation "
+            "head (got 'hard')",
+        ),
+        (
+            "--model deit_tinny_patch16_224",
+            "--model must be deit_{tiny,small,base}[_distilled]_patch16_{224,384}, or a timm model;"
+            " near: deit_tiny_patch16_224, ",
+        ),
+        ("--input-size 100", "--input-size must be a multiple of the patch size, 16 (got 100)"),
+        ("--eval-input-size 100", "--eval-input-size must be a multiple of the patch size, 16 ("),
+        ("--num-heads 5", "--num-heads must be a divisor of the width, 384 (--embed-dim) (got 5)"),
+        (
+            "--teacher-path https://host/deit/regnety_160-a5fe301d.pth",
+            "--teacher-path must be a local file: download it, then give --teacher-path "
+            "regnety_160-a5fe301d.pth (got 'https://host/deit/regnety_160-a5fe301d.pth')",
+        ),
+        (
+            "--finetune https://host/deit_base.pth",
+            "--finetune must be a local file: download it, then give --finetune deit_base.pth",
+        ),
+        ("--resume https://host/x.pth", "--resume must be a local file: download it, "),
+        ("--resume /nowhere", "/nowhere: no checkpoint"),
+        (
+            "--cache /nowhere",
+            "--cache must be an existing folder that fastdeit cache build has written (got '/nowh",
+        ),
+        ("--teacher-path /nowhere", "--teacher-path must be an existing file with the teacher's"),
+    ],
+)
+def test_the_error_names_the_flag_and_what_it_must_be(argv: str, message: str, data: Path) -> None:
+    error = check("--data-path", str(data), *argv.split())
+    assert error.startswith(message) and "\n" not in error
+
+
+def test_a_run_that_has_begun_may_name_a_first_checkpoint_that_is_gone(
+    data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").touch()
+    argv = ["--data-path", str(data), "--resume", "/nowhere", "--output-dir", str(tmp_path)]
+    assert check(*argv).startswith("--teacher-path must be")

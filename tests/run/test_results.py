@@ -10,7 +10,7 @@ from fastdeit.config.recipes import RECIPES
 from fastdeit.config.schema import Config
 from fastdeit.models.build import weight_metadata
 from fastdeit.models.student import build_student
-from fastdeit.run.results import is_finished, next_command
+from fastdeit.run.results import next_command
 from fastdeit.storage.run_folder import RunFolder
 
 FOLDER = RunFolder(Path("runs/x"))
@@ -54,9 +54,9 @@ def test_summary_marks_a_finished_run(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.config.write_text("")
     folder.model.write_text("")
-    assert not is_finished(folder)
+    assert not folder.is_finished
     folder.summary.write_text("{}")
-    assert is_finished(folder)
+    assert folder.is_finished
 
 
 def test_metadata_describes_the_student_and_its_input() -> None:
@@ -74,6 +74,7 @@ def test_metadata_describes_the_student_and_its_input() -> None:
     )
     metadata = weight_metadata(config, ("cat", "dog"), student)
     assert metadata.pop("model") == "deit_tiny_distilled_patch16_224"
+    assert metadata.pop("format") == "pt"
     assert {name: json.loads(value) for name, value in metadata.items()} == {
         "input_size": 32,
         "mean": [0.1, 0.2, 0.3],

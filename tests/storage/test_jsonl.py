@@ -11,8 +11,8 @@ import pydantic_core
 import pytest
 
 from fastdeit.data.quarantine import QuarantinedImage
-from fastdeit.run.attempts import Attempt, add_attempt, read_attempts
 from fastdeit.storage import jsonl
+from fastdeit.storage.attempts import Attempt, add_attempt, read_attempts
 from fastdeit.storage.jsonl import (
     AppendOnlyFile,
     append_lines,

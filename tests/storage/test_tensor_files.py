@@ -1,10 +1,17 @@
 """The hash of named tensors."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
 
-from fastdeit.storage.tensor_files import hash_tensors
+from fastdeit.storage.tensor_files import (
+    hash_tensors,
+    read_metadata,
+    read_tensors,
+    write_tensors,
+)
 
 
 def _make_tensors():
@@ -36,3 +43,18 @@ def test_hash_is_a_function_of_the_values_alone():
 )
 def test_any_change_gives_another_hash(name, value):
     assert hash_tensors(_make_tensors() | {name: value}) != hash_tensors(_make_tensors())
+
+
+def test_metadata_and_bytes_do_not_vary(tmp_path):
+    """The library writes the metadata in an order that differs from file to file."""
+    metadata = {name: json.dumps([name, 'é"\n\x01\u2028']) for name in "hcfadgbe"}
+    metadata["name"] = 'é"\\\n\x01\u2028'
+    path = tmp_path / "a.safetensors"
+    contents = set()
+    for _ in range(5):
+        write_tensors(path, _make_tensors(), metadata)
+        contents.add(path.read_bytes())
+    assert len(contents) == 1
+    tensors, found = read_tensors(path)
+    assert found == read_metadata(path) == metadata
+    assert hash_tensors(tensors) == hash_tensors(_make_tensors())

@@ -22,11 +22,12 @@ from fastdeit.kernels.mix import mix
 from fastdeit.models import build as models_build
 from fastdeit.models.build import build_teacher
 from fastdeit.plan.build import build_plan
+from fastdeit.storage.file_hash import hash_file
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.teacher_cache.format import decode
 from fastdeit.teacher_cache.reader import Cache, CachedTeacher, make_entry
 from tests.commands.test_train import damaging_loader
-from tests.support.cache_runs import MODEL, Setting, flip, write_teacher
+from tests.support.cache_runs import MODEL, Setting, cache, flip, write_teacher
 from tests.support.compare_runs import assert_other_weights, assert_same_weights
 from tests.support.ranks import Ranks, run_fastdeit
 
@@ -398,6 +399,40 @@ def test_cache_of_another_teacher_fails(
     assert setting.train(tmp_path / "run", *flags) == 2
     assert "was recorded for another run: teacher.weights '" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("miss", ["error", "live"])
+def test_cache_of_another_view_fails(
+    miss: str, setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--cache", str(setting.root / "hard"), *setting.taught, "--cache-miss", miss]
+    flags += ["--teacher-mean", "0.4", "0.5", "0.6"]
+    assert setting.train(tmp_path / "run", *flags) == 2
+    words = "teacher.mean [0.5, 0.5, 0.5] in the cache, [0.4, 0.5, 0.6] here"
+    assert words in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("miss", ["error", "live"])
+def test_cache_with_the_hash_of_the_file_is_read(
+    miss: str, setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As versions before the hash of the weights wrote it; the same file is the same teacher."""
+    folder = copy_of(setting, tmp_path / "c")
+    values = json.loads((folder / "manifest.json").read_text())
+    recorded = values["facts"]["teacher"]
+    del recorded["weights"], recorded["program"]
+    recorded["sha256"] = hash_file(setting.teacher)
+    (folder / "manifest.json").write_text(json.dumps(values))
+    flags = ["--cache", str(folder), "--cache-miss", miss, "--stop-after-steps", "1"]
+    assert setting.train(tmp_path / "run", *flags, *setting.taught) == 0
+    assert setting.build(folder) == 0  # continues it
+    assert cache(["sample", str(folder), *setting.samples, *setting.taught, "--number", "9"]) == 0
+    other = write_teacher(tmp_path / "other.safetensors", setting.data, seed=1)
+    capfd.readouterr()
+    taught = [*setting.taught, "--teacher-path", str(other)]
+    assert setting.train(tmp_path / "other", *flags, *taught) == 2
+    assert "was recorded for another run: teacher.sha256 '" in capfd.readouterr().err
 
 
 def test_cache_of_another_data_set_fails(

@@ -404,7 +404,7 @@ WRONG = {
     "unknown kind": (["build", "-o", "{c}", "--kind", "soft"], "invalid choice: 'soft'"),
     "unknown flag": (
         ["build", "-o", "{c}", "{samples}", "--epoch", "0-1"],
-        "Unrecognized options: --epoch",
+        "--epoch is not a flag; near: --epochs",
     ),
     "no teacher": (
         ["build", "-o", "{c}", "{samples}", "--teacher-path", "/no/file"],
@@ -420,7 +420,7 @@ WRONG = {
     ),
     "no data": (
         ["build", "-o", "{c}", "{taught}", "--data-path", "/no/data"],
-        "/no/data: no such folder",
+        "--data-path must be an existing folder",
     ),
     "odd micro-batch": (
         ["build", "-o", "{c}", "{samples}", "{taught}", "--micro-batch", "7"],

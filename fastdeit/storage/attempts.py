@@ -1,13 +1,14 @@
-"""The log of launches: for each start of a run, its step, world size, ZeRO stage, precision and
-excluded images.
+"""The log of launches: for each start of a run, its step, world size, ZeRO stage, precision,
+excluded images, and the settings that may change.
 
-None of these determines a run's samples or its maths, but they determine which process had a
-sample, and in which order gradients were summed. So `fastdeit replay` can run a step again as it
-was, although the run has been resumed in another form since.
+They determine which process had a sample, in which order gradients were summed, and where the
+inputs came from. So `fastdeit replay` can run a step again as it was, although the run has been
+resumed in another form since.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from fastdeit.storage.jsonl import append_lines, read_records
 from fastdeit.storage.run_folder import RunFolder
@@ -28,6 +29,8 @@ class Attempt:
     decoder: str
     left_out: tuple[int, ...] = ()
     """Rows of the training images that were excluded from the start."""
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The settings that may change when a run is resumed, by section; empty in older files."""
 
 
 def add_attempt(folder: RunFolder, attempt: Attempt) -> None:

@@ -1,0 +1,78 @@
+"""The settings that a command may change when its run folder holds a run, and the comparison of
+settings. docs/resume.md has the table."""
+
+import dataclasses
+import os
+from collections.abc import Set
+from pathlib import Path
+from typing import Any
+
+from fastdeit.config.file import config_from_dict, read_config_file
+from fastdeit.config.schema import CheckpointConfig, Config, HealthConfig, LimitConfig
+
+
+def _fields_of(section: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(section)}
+
+
+FORM = frozenset(
+    "output_dir kernels zero_stage offload_optimizer deepspeed_config log_steps stop_after_steps "
+    "time_limit num_workers prefetch micro_batch".split()
+) | (_fields_of(CheckpointConfig) - {"resume"} | _fields_of(HealthConfig) | _fields_of(LimitConfig))
+"""How the work is done, and for how long: it decides neither samples nor results."""
+
+SOURCES = frozenset(
+    "data_path augment_backend decoder finetune teacher_model teacher_path cache".split()
+)
+"""Where an input comes from, or who reads it: the input itself must stay the same."""
+
+LATER = frozenset(
+    "bad_images cache_miss eval_input_size eval_crop_ratio eval_epochs resume".split()
+)
+"""What takes effect from the resumed step on."""
+
+MAY_CHANGE_ON_RESUME = FORM | SOURCES | LATER
+"""Fields of `Config` that may differ when a run is resumed or replayed; all others are fixed."""
+
+MAY_CHANGE_WHEN_FINISHED = FORM
+"""Fields that may differ from those of a finished run, which then shows its results."""
+
+_PATHS = ("data_path", "finetune", "teacher_path", "cache", "resume")
+
+
+def read_settings(path: Path, flag: str) -> Config:
+    """Return the settings in a run's config.yaml; a field that an older version did not write has
+    its default. Raise ValueError, with a message of one line, OSError."""
+    return config_from_dict(Config(), read_config_file(path, flag), f"{flag}: {path}")
+
+
+def pick_settings(config: Config, fields: Set[str]) -> dict[str, dict[str, Any]]:
+    """Return the sections of `Config.to_dict` with these fields alone."""
+    return {
+        section: {name: value for name, value in part.items() if name in fields}
+        for section, part in config.to_dict().items()
+    }
+
+
+def list_values(config: Config) -> dict[str, Any]:
+    """Return the value of every field by its name, which no two sections share."""
+    return {name: part[name] for part in config.to_dict().values() for name in part}
+
+
+def name_flag(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
+
+
+def list_changes(then: Config, now: Config, may_change: Set[str]) -> list[str]:
+    """Return a line for each setting that is another one now, except those that may change."""
+    before = list_values(then)
+    lines = []
+    for name, value in list_values(now).items():
+        if name not in may_change and not _is_same(name, before[name], value):
+            lines.append(f"{name_flag(name)} was {before[name]!r}, now {value!r}")
+    return lines
+
+
+def _is_same(name: str, one: Any, other: Any) -> bool:
+    both = name in _PATHS and one and other
+    return os.path.realpath(one) == os.path.realpath(other) if both else bool(one == other)

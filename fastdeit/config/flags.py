@@ -1,0 +1,110 @@
+"""The flags of a command line, before tyro reads them: which exist, and which values they take."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
+
+from fastdeit.config.schema import Config
+
+_BASE = {"--recipe": str, "--config": str, "--local-rank": int, "--help": bool, "-h": bool}
+_NAMES = {int: "a whole number", float: "a number", str: "one value"}
+
+
+def own_flags() -> dict[str, Any]:
+    """Return the type of every flag of `fastdeit train`, by its name with dashes."""
+    flags: dict[str, Any] = dict(_BASE)
+    for section in dataclasses.fields(Config):
+        for item in dataclasses.fields(getattr(Config(), section.name)):
+            name = item.name.replace("_", "-")
+            flags[f"--{name}"] = item.type
+            if item.type is bool:
+                flags[f"--no-{name}"] = bool
+    return flags
+
+
+def split_flags(argv: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each flag's name, with dashes, and its tokens as given; "" before the first flag."""
+    name = ""
+    tokens: list[str] = []
+    for token in argv:
+        if token.startswith("-") and not _is_number(token):
+            if tokens:
+                yield name, tokens
+            name = token.partition("=")[0].replace("_", "-")
+            tokens = []
+        tokens.append(token)
+    if tokens:
+        yield name, tokens
+
+
+def values_of(tokens: Sequence[str]) -> list[str]:
+    """Return the values among the tokens of one flag: `--flag=value`, or what follows it."""
+    _, equals, value = tokens[0].partition("=")
+    return [value, *tokens[1:]] if equals else list(tokens[1:])
+
+
+def check_flags(argv: Iterable[str]) -> None:
+    """Raise ValueError, naming what is allowed, for a flag that does not exist and for values that
+    are not of its type."""
+    known = own_flags()
+    for name, tokens in split_flags(argv):
+        if not name:
+            shown = " ".join(tokens)
+            raise ValueError(f"{shown!r} belongs to no flag; the data set's folder is --data-path")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=2, cutoff=0.75)
+            hint = f"; near: {', '.join(near)}" if near else ""
+            raise ValueError(f"{name} is not a flag{hint}")
+        values = values_of(tokens)
+        if not _are_of_type(values, known[name]):
+            allowed = _name_type(known[name])
+            raise ValueError(f"{name} must be {allowed} (got {' '.join(values)!r})")
+
+
+def _is_number(text: str) -> bool:
+    return _are_of_type([text], float)
+
+
+def _are_of_type(values: Sequence[str], kind: Any) -> bool:
+    """Return True if tyro can read values as a field's type."""
+    if kind is bool:
+        return not values
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        pairs = zip(values, kinds, strict=False)
+        return len(values) == len(kinds) and all(_are_of_type([one], kind) for one, kind in pairs)
+    if get_origin(kind) is UnionType:
+        return any(_are_of_type(values, one) for one in get_args(kind))
+    if get_origin(kind) is Literal:
+        return len(values) == 1 and values[0] in map(str, get_args(kind))
+    return len(values) == 1 and _converts(values[0], kind)
+
+
+def _converts(text: str, kind: type) -> bool:
+    if kind is type(None):
+        return text == "None"
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _name_type(kind: Any) -> str:
+    if kind is bool:
+        return "without a value"
+    if get_origin(kind) is Literal:
+        return join_choices(map(str, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return f"{len(get_args(kind))} numbers"
+    if get_origin(kind) is UnionType:
+        return _name_type(get_args(kind)[0])
+    return _NAMES[kind]
+
+
+def join_choices(choices: Iterable[str]) -> str:
+    """Return choices as text: "a, b or c"."""
+    *others, last = choices
+    return f"{', '.join(others)} or {last}" if others else last

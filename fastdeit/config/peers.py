@@ -1,0 +1,128 @@
+"""Command lines of deit and timm: what their flags are here, and what means something else."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+from fastdeit.config.flags import join_choices, own_flags, split_flags, values_of
+from fastdeit.config.peer_flags import ANY, PEER_FLAGS
+from fastdeit.config.schema import Config
+
+
+def translate_flags(argv: Sequence[str]) -> list[str]:
+    """Return a command line with the flags of deit and timm replaced by those that mean the same.
+
+    Raises ValueError for a flag or value of theirs that has no counterpart, naming what to do.
+    """
+    flags: list[str] = []
+    for name, tokens in split_flags(argv):
+        if name in PEER_FLAGS:
+            flags += _translate(name, tokens)
+        else:
+            flags += _shorten_size(name, tokens)
+    return flags
+
+
+def _translate(name: str, tokens: Sequence[str]) -> list[str]:
+    """Return the flags that mean the same as a flag of deit or timm."""
+    peer = PEER_FLAGS[name]
+    values = values_of(tokens)
+    count = 0 if peer.is_switch and "=" not in tokens[0] else 1
+    value = " ".join(values[:count])
+    any_value = None if peer.is_switch else peer.accepts.get(ANY)
+    own = peer.accepts.get(value, any_value)
+    if own is None:
+        raise ValueError(_refusal(name, value))
+    return [*(part.format(value) for part in own.split()), *values[count:]]
+
+
+def _refusal(name: str, value: str) -> str:
+    peer = PEER_FLAGS[name]
+    if not peer.accepts:
+        return f"{name} of deit and timm is not a flag of fastdeit: {peer.advice}"
+    allowed = "without a value" if peer.is_switch else join_choices(peer.accepts)
+    advice = f": {peer.advice}" if peer.advice else ""
+    return f"{name} must be {allowed} (got {value!r}){advice}"
+
+
+def _shorten_size(name: str, tokens: Sequence[str]) -> Sequence[str]:
+    """Return timm's `--input-size 3 S S` as `--input-size S`."""
+    values = values_of(tokens)
+    is_timms = name == "--input-size" and values[:1] == ["3"] and len(values) == 3
+    return ["--input-size", values[1]] if is_timms and values[1] == values[2] else tokens
+
+
+def list_notes(argv: Sequence[str], config: Config) -> list[str]:
+    """Return what means something else in deit or timm than in a run of this command, if it looks
+    like one of theirs: it has a flag of theirs, or one with an underscore, as deit's --output_dir.
+    """
+    if not _looks_like_peer(argv):
+        return []
+    notes = [*_compare_batch(argv), *_compare_defaults(argv, config)]
+    unused = _list_unused(argv)
+    if unused:
+        notes.append(f"without effect here: {', '.join(unused)}")
+    return [*notes, "more differences, and --recipe deit_paper: docs/coming-from-deit.md"]
+
+
+def explain_rate(argv: Sequence[str], error: str) -> str:
+    """Return what to add to the error of a learning rate: deit's is that of another batch."""
+    notes = _compare_batch(argv) if _looks_like_peer(argv) else []
+    return f"; {notes[0]}" if notes and error.startswith(("--min-lr", "--warmup-lr")) else ""
+
+
+def _looks_like_peer(argv: Sequence[str]) -> bool:
+    theirs = PEER_FLAGS.keys() - own_flags().keys()
+    for name, tokens in split_flags(argv):
+        has_underscore = "_" in tokens[0].partition("=")[0] and name != "--local-rank"
+        if name in theirs or has_underscore or values_of(tokens) == ["IMNET"]:
+            return True
+    return False
+
+
+def _compare_batch(argv: Sequence[str]) -> list[str]:
+    given = {name: values_of(tokens) for name, tokens in split_flags(argv)}
+    values = given.get("--batch-size") or given.get("-b") or []
+    if len(values) != 1 or not values[0].isdigit():
+        return []
+    gpus = _count_gpus(given)
+    theirs = f"on {gpus} GPUs add --batch-size {int(values[0]) * gpus}"
+    here = f"--batch-size {values[0]} is that of all processes together"
+    return [f"{here}, in deit and timm that of one GPU: {theirs}"]
+
+
+def _count_gpus(given: Mapping[str, Sequence[str]]) -> int:
+    """Return the GPUs of deit's run: of its Slurm flags, of this launch, or 4 as in its README."""
+    if "--nodes" in given or "--ngpus" in given:
+        nodes, gpus = (
+            int(given[flag][0]) if "".join(given.get(flag, "")).isdigit() else default
+            for flag, default in (("--nodes", 2), ("--ngpus", 8))
+        )
+        return nodes * gpus
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return processes if processes > 1 else 4
+
+
+def _compare_defaults(argv: Sequence[str], config: Config) -> list[str]:
+    """Return the defaults that decide this run and are others in deit or timm."""
+    given = {name for name, _ in split_flags(argv)}
+    notes = {}
+    if config.augment.repeated_aug and config.augment.aug_repeats == 2:
+        notes["--aug-repeats"] = "an epoch has 2 copies of an image, in deit 3: --aug-repeats 3"
+    if config.distill.distillation_type == "hard":
+        other = "in deit and timm there is none: --distillation-type none"
+        notes["--distillation-type"] = f"distillation is hard, {other}"
+    is_student = config.model.model.startswith("deit_") and not config.model.finetune
+    if is_student and not config.model.qkv_bias:
+        notes["--qkv-bias"] = "query, key and value have no bias, in deit they do: --qkv-bias"
+    if "--lr" in given and not config.optim.unscale_lr:
+        notes["--unscale-lr"] = "--lr is for a batch of 512, in timm for any batch: --unscale-lr"
+    return [note for flag, note in notes.items() if flag not in given]
+
+
+def _list_unused(argv: Sequence[str]) -> list[str]:
+    """Return the flags of deit and timm that are accepted with any value and have no effect."""
+    unused = []
+    for name, tokens in split_flags(argv):
+        if name in PEER_FLAGS and PEER_FLAGS[name].accepts.get(ANY) == "":
+            unused.append(" ".join(tokens))
+    return unused

@@ -1,0 +1,113 @@
+"""config.json, which timm and the Hugging Face Hub read beside model.safetensors: written and read.
+
+With it `timm.create_model("local-dir:RUN", pretrained=True)` builds the model and loads the
+weights, and `timm.data.resolve_model_data_config` returns the preprocessing of the evaluation.
+Source: timm 1.0.31, models/_hub.py.
+"""
+
+import reprlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+from timm.models import PretrainedCfg
+from torch import nn
+
+from fastdeit.models.student import Student
+from fastdeit.models.teacher_view import HUB_NAMES, MAX_BYTES, parse_json
+from fastdeit.models.weights import has_qkv_bias
+from fastdeit.storage.atomic import read_bounded
+
+
+class EvalView(NamedTuple):
+    """What a model sees in evaluation: the centre, size pixels a side, of an image whose short side
+    was resized (bicubic) to size / crop_pct; normalised by mean and std."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float
+
+
+def describe_model(
+    name: str, model: nn.Module, view: EvalView, classes: Sequence[str]
+) -> dict[str, Any]:
+    """Return the content of config.json, as JSON values.
+
+    name: timm's, of a student or any other model; classes: in the order of the labels.
+    """
+    architecture = _name_in_timm(name)
+    known = timm.get_pretrained_cfg(architecture, allow_unregistered=True) or PretrainedCfg()
+    # a model with a position embedding is built for one size
+    arguments = {"img_size": view.size} if known.fixed_input_size else {}
+    if isinstance(model, Student):
+        arguments |= _describe_student(model)
+    return {
+        "architecture": architecture,
+        "num_classes": len(classes),
+        "num_features": arguments.get("embed_dim") or model.num_features,
+        "label_names": list(classes),
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "num_classes": len(classes),
+            "input_size": [3, view.size, view.size],
+            "fixed_input_size": known.fixed_input_size,
+            "interpolation": "bicubic",
+            "crop_pct": view.crop_pct,
+            "crop_mode": "center",
+            "mean": list(view.mean),
+            "std": list(view.std),
+            "first_conv": known.first_conv,
+            "classifier": known.classifier,
+        },
+    }
+
+
+def _name_in_timm(name: str) -> str:
+    """Return the name of an architecture: without the tag of published weights, and of the small
+    students at 384 px, which timm does not have, that at 224."""
+    architecture = name.partition(".")[0]
+    return architecture if timm.is_model(architecture) else architecture.replace("_384", "_224")
+
+
+def _describe_student(student: Student) -> dict[str, Any]:
+    """Return the arguments that timm needs to build a model of the same shape."""
+    return {
+        "patch_size": student.patch_size,
+        "embed_dim": student.embed_dim,
+        "depth": len(student.blocks),
+        "num_heads": student.num_heads,
+        "qkv_bias": has_qkv_bias(student.state_dict()),
+    }
+
+
+def read_class_names(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...] | None:
+    """Return the names of the classes that the weights in a file were trained for, in the order of
+    their outputs; None if neither its metadata nor the config.json beside it has them.
+
+    Raises ValueError for anything but a list of names; OSError.
+    """
+    beside = path.with_name("config.json")
+    if "classes" in metadata:
+        where = f"{path}: classes"
+        names = parse_json(metadata["classes"], where)
+    elif path.name in HUB_NAMES and beside.is_file():
+        where = f"{beside}: label_names"
+        names = _find_label_names(parse_json(read_bounded(beside, MAX_BYTES), str(beside)))
+    else:
+        return None
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{where} must be a list of names (got {reprlib.repr(names)})")
+    return tuple(names)
+
+
+def _find_label_names(content: Any) -> Any:
+    """Return the names in timm's config.json: older ones have all fields at the top."""
+    content = content if isinstance(content, dict) else {}
+    inner = content.get("pretrained_cfg")
+    places = [content, inner if isinstance(inner, dict) else {}]
+    found = [place[key] for place in places for key in ("label_names", "labels") if key in place]
+    return found[0] if found else None

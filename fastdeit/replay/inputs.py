@@ -1,0 +1,70 @@
+"""Comparison of what decides a loss beside the samples: what the run recorded, and what a replay
+has."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from fastdeit.checkpoint.select import LoadedCheckpoint
+from fastdeit.distributed.collectives import on_rank0
+from fastdeit.run.inputs import (
+    Inputs,
+    describe_checkpoint,
+    list_changed_inputs,
+    list_unknown_inputs,
+    read_inputs,
+    take_inputs,
+)
+from fastdeit.storage.run_folder import RunFolder
+
+_TEACHER = ("teacher", "teacher output")
+
+
+@dataclass(frozen=True)
+class InputComparison:
+    """Inputs as recorded and now; changed: a line for each that is another one; unknown: a note for
+    each of which nothing shows that it is the same."""
+
+    recorded: Inputs
+    now: Inputs
+    changed: list[str]
+    unknown: list[str]
+
+    @property
+    def same(self) -> bool | None:
+        """Return None if it is not known."""
+        if self.changed:
+            return False
+        return None if self.unknown else True
+
+    def describe(self) -> list[str]:
+        """Return notes on all that is not the same."""
+        prefix = "another input than in the run, so another loss"
+        return [f"{prefix}: {line}" for line in self.changed] + self.unknown
+
+    def to_json(self) -> dict[str, Any]:
+        return {"same": self.same, "recorded": self.recorded, "now": self.now}
+
+
+def compare_inputs(
+    folder: RunFolder, found: LoadedCheckpoint | None, now: Inputs
+) -> InputComparison:
+    """Compare the inputs that decide a step which is trained from a state.
+
+    found: the state; None: the initial weights, which then count too, as does a checkpoint of
+    another run that this one started from. A collective.
+    """
+    start = on_rank0(lambda: read_inputs(folder))
+    source = folder.inputs
+    names: tuple[str, ...] = _TEACHER
+    if found is None:
+        names = (*_TEACHER, "finetune", "initial weights")
+        # a run of an older version that was resumed: its start is not recorded
+        start = start if start.get("initial weights") else {}
+    elif not folder.holds(found.path):
+        names = (*_TEACHER, "initial weights")
+        now = now | {"initial weights": describe_checkpoint(found.path)}
+    else:
+        start = take_inputs(found.state, found.path)
+        source = found.path
+    changed = list_changed_inputs(start, now, names)
+    return InputComparison(start, now, changed, list_unknown_inputs(start, now, names, source))

@@ -1,0 +1,213 @@
+"""The inputs of a run that decide a loss beside its settings, with their hashes: recorded at its
+start and in every checkpoint, compared when it is resumed or replayed. docs/resume.md has the
+table."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fastdeit.checkpoint.files import read_json
+from fastdeit.config.schema import Config
+from fastdeit.data.index import Index
+from fastdeit.distributed.collectives import check_same_on_ranks
+from fastdeit.models.teacher import Teacher
+from fastdeit.models.teacher_identity import identify_file
+from fastdeit.models.weights import hash_weights
+from fastdeit.plan.plan import Plan
+from fastdeit.storage.file_hash import hash_file
+from fastdeit.storage.run_folder import RunFolder
+from fastdeit.storage.tensor_files import hash_tensors
+from fastdeit.teacher_cache.reader import CachedTeacher
+
+Inputs = dict[str, Any]
+"""What decides a loss beside the settings, with its hashes, as `describe_inputs` returns it."""
+
+_HASHES = {"weights", "program", "sha256"}
+"""Facts that identify an input, whatever its path."""
+_HASH_DIGITS = 64
+_SHOWN = 12  # digits of a hash in a message
+
+
+def describe_samples(plan: Plan, index: Index, batch_size: int, pixels: str) -> dict[str, Any]:
+    """Return everything that determines the samples of a step; pixels: backend and decoder."""
+    return {
+        "plan": plan.fingerprint(),
+        "data set": index.fingerprint(),
+        "batch size": batch_size,
+        "augmentation": pixels,
+    }
+
+
+def describe_inputs(
+    config: Config,
+    samples: Mapping[str, Any],
+    teacher: Teacher | None,
+    cached_teacher: CachedTeacher | None,
+    model: nn.Module,
+) -> Inputs:
+    """Return what decides a loss, as JSON values: samples, teacher, the file of --finetune, and
+    the initial weights.
+
+    model: as built, before DeepSpeed partitions it. Paths are for messages and never compared.
+    """
+    path = config.model.finetune
+    return {
+        "samples": dict(samples),
+        "teacher": _describe_teacher(config, teacher, cached_teacher),
+        "teacher output": _describe_output(config, cached_teacher),
+        "finetune": _describe_finetune(path) if path else None,
+        "initial weights": {"sha256": hash_tensors(model.state_dict()), "path": "as built"},
+    }
+
+
+def _describe_teacher(
+    config: Config, teacher: Teacher | None, cached_teacher: CachedTeacher | None
+) -> dict[str, Any] | None:
+    """Return the identity of the teacher, live or recorded, without its precision."""
+    if cached_teacher is not None:
+        facts = dict(cached_teacher.cache.manifest.facts.get("teacher", {}))
+        facts.pop("precision", None)
+        return facts | {"path": config.distill.cache}
+    if teacher is None:
+        return None
+    return teacher.identity() | {"path": config.distill.teacher_path or teacher.name}
+
+
+def _describe_output(config: Config, cached_teacher: CachedTeacher | None) -> dict[str, str] | None:
+    """Return the part of the teacher's output that the loss reads: a cache of the largest logits
+    alone gives another soft loss."""
+    distill = config.distill
+    if distill.distillation_type == "none":
+        return None
+    if distill.distillation_type == "hard" or cached_teacher is None:
+        form = "class" if distill.distillation_type == "hard" else "logits"
+        return {"form": form, "path": distill.cache or "the live teacher"}
+    return {"form": cached_teacher.cache.manifest.description, "path": distill.cache}
+
+
+def _describe_finetune(path: str) -> dict[str, str]:
+    return {"sha256": hash_weights(path), "path": path}
+
+
+def describe_checkpoint(path: Path) -> dict[str, str]:
+    """Return the initial weights of a run that starts from a checkpoint of another run."""
+    return {"sha256": hash_file(path / "manifest.json"), "path": str(path)}
+
+
+def check_same_inputs(recorded: Inputs, now: Inputs, source: Path) -> list[str]:
+    """Raise ValueError if the teacher or the file of --finetune is not the recorded one, naming
+    both; return notes on what is not recorded, and on another form of the teacher's output."""
+    changed = list_changed_inputs(recorded, now, ("teacher", "finetune"))
+    if changed:
+        raise ValueError(f"{source}: belongs to a run with other inputs: {'; '.join(changed)}")
+    notes = list_unknown_inputs(recorded, now, ("teacher", "finetune"), source)
+    for line in list_changed_inputs(recorded, now, ("teacher output",)):
+        notes.append(f"{line}: from here on the losses are others")
+    return notes
+
+
+def list_changed_inputs(then: Inputs, now: Inputs, names: Sequence[str]) -> list[str]:
+    """Return a line for each of these inputs that is another one now, naming both; what is not
+    recorded is not compared."""
+    lines = [_compare(name, then[name], now[name]) for name in names if name in then]
+    return [line for line in lines if line]
+
+
+def list_unknown_inputs(then: Inputs, now: Inputs, names: Sequence[str], source: Path) -> list[str]:
+    """Return a note for each of these inputs of which nothing shows that it is the recorded one:
+    older versions recorded none, or another hash."""
+    unknown = []
+    for name in names:
+        facts, recorded = now[name] or {}, then.get(name) or {}
+        if _HASHES & facts.keys() and not _HASHES & facts.keys() & recorded.keys():
+            unknown.append(name)
+    hint = "nothing shows that it is the same"
+    return [f"{source} does not record its {name}, as an older version: {hint}" for name in unknown]
+
+
+def _compare(name: str, then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
+    """Return how an input differs now, "" if it does not; only facts that both have count."""
+    if then is None or now is None:
+        same = then is now
+        changed = []
+    else:
+        changed = [key for key in then if key != "path" and now.get(key, then[key]) != then[key]]
+        same = not changed
+    return "" if same else f"{name} was {_show(then, changed)}, now {_show(now, changed)}"
+
+
+def _show(facts: Mapping[str, Any] | None, names: Sequence[str]) -> str:
+    """Return the path of an input, and those of its facts that differ."""
+    if facts is None:
+        return "none"
+    shown = [f"{name} {_shorten(facts[name])}" for name in names]
+    path = str(facts.get("path"))
+    return f"{path} ({', '.join(shown)})" if shown else path
+
+
+def _shorten(value: Any) -> Any:
+    is_hash = isinstance(value, str) and len(value) == _HASH_DIGITS
+    return value[:_SHOWN] if is_hash else value
+
+
+def read_inputs(folder: RunFolder) -> Inputs:
+    """Return what the folder records of the run's inputs; nothing if an older version wrote it.
+    Raise ValueError for a damaged file, OSError."""
+    if not folder.inputs.is_file():
+        return {}
+    return _check_form(read_json(folder.inputs), folder.inputs)
+
+
+def take_inputs(state: Mapping[str, Any], path: Path) -> Inputs:
+    """Return the inputs in the state of the checkpoint `path`; nothing if an older version wrote
+    it. Raise ValueError for what is no inputs."""
+    return _check_form(state.get("inputs", {}), path)
+
+
+def _check_form(inputs: Any, path: Path) -> Inputs:
+    facts = list(inputs.values()) if isinstance(inputs, dict) else [0]
+    if not all(one is None or isinstance(one, dict) for one in facts):
+        raise ValueError(f"{path}: damaged: inputs must be mappings of facts by name")
+    return dict(inputs)
+
+
+def check_same_inputs_everywhere(inputs: Inputs) -> None:
+    """Raise ValueError on every rank unless all have the teacher, the file of --finetune and the
+    initial weights of rank 0. A collective."""
+    facts: dict[str, Any] = {}
+    for name in ("teacher", "teacher output", "finetune", "initial weights"):
+        for key, value in (inputs[name] or {}).items():
+            if key != "path":
+                facts[f"{name} {key}"] = _shorten(value)
+    check_same_on_ranks(facts)
+
+
+def check_same_samples(state: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+    """Raise ValueError naming what differs between the samples of a checkpoint's state and this
+    run's."""
+    # older versions had the fingerprints in the state itself
+    recorded = take_inputs(state, path).get("samples", state)
+    for name, value in now.items():
+        if recorded.get(name) != value:
+            raise ValueError(
+                f"{path}: was saved with another {name}: {recorded.get(name)}, now {value}"
+            )
+
+
+def compare_files(config: Config, recorded: Inputs) -> dict[str, str]:
+    """Return the fields that name a file whose hash is recorded, with the difference in words, or
+    "" if it is the same file. A file that does not exist is not compared."""
+    changes = {}
+    teacher, finetune = recorded.get("teacher"), recorded.get("finetune")
+    path = config.distill.teacher_path
+    if teacher and config.distill.needs_teacher and os.path.exists(path):
+        now = identify_file(config.distill.teacher_model, Path(path)) | {"path": path}
+        if now.keys() & teacher.keys() > {"path"}:
+            changes["teacher_path"] = _compare("teacher", teacher, now)
+    path = config.model.finetune
+    if finetune and os.path.exists(path):
+        changes["finetune"] = _compare("finetune", finetune, _describe_finetune(path))
+    return changes

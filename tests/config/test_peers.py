@@ -1,0 +1,178 @@
+"""Command lines of deit and timm, translated."""
+
+from pathlib import Path
+
+import pytest
+
+from fastdeit.config.cli import parse_config
+from fastdeit.config.peers import list_notes, translate_flags
+from fastdeit.config.schema import Config
+from fastdeit.run.preflight import check_config
+
+
+def parse(*argv: str) -> Config:
+    return parse_config(argv, "test")[0]
+
+
+BUILT_ANYWAY = """--opt adamw --sched=cosine --mixup-mode batch --recount 1 --train-interpolation
+bicubic --device cuda --pin-mem --no-pin-mem --dist-eval --start_epoch 0 --data-set IMNET
+--dist_url env:// --world_size=1 --distributed --drop 0.0 --train-mode --clip-mode norm"""
+
+
+def test_flags_for_what_is_built_anyway_change_nothing() -> None:
+    assert parse(*BUILT_ANYWAY.split()) == parse()
+
+
+@pytest.mark.parametrize(
+    ("peer", "own"),
+    [
+        ("--ThreeAugment", "--aa 3a --reprob 0"),
+        ("--no-repeated-aug", "--no-repeated-aug"),
+        ("--aug-repeats 0", "--no-repeated-aug"),
+        ("--aug-repeats 3", "--aug-repeats 3"),
+        ("--no-model-ema", "--no-model-ema"),
+        ("--num_workers 10", "--num-workers 10"),
+        ("-j 4", "--num-workers 4"),
+        ("--workers=4", "--num-workers 4"),
+        ("-b 128", "--batch-size 128"),
+        ("--data-dir /data", "--data-path /data"),
+        ("--data_dir=/data", "--data-path /data"),
+        ("--input-size 3 192 192", "--input-size 192"),
+        ("--img-size 192", "--input-size 192"),
+        ("--crop-pct 0.9", "--eval-crop-ratio 0.9"),
+        ("--kd-temperature 4", "--distillation-tau 4"),
+        ("--kd-token-distill-type soft", "--distillation-type soft"),
+        ("--mixup-mode pair", "--mixup-group 2"),
+        ("--output_dir out --opt-betas 0.9 0.95", "--output-dir out --opt-betas 0.9 0.95"),
+        ("--color-jitter 0.4 --lr -1 --aa none", "--color-jitter 0.4 --lr -1 --aa none"),
+        ("--amp --amp-dtype bfloat16", "--precision auto"),
+    ],
+)
+def test_another_name_of_a_flag_means_the_same(peer: str, own: str) -> None:
+    translated = translate_flags(peer.split())
+    if "-1" in translated:
+        assert translated == own.split()
+    else:
+        assert parse(*translated) == parse(*own.split()) == parse(*peer.split())
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--opt sgd", "--opt must be adamw (got 'sgd'): the optimizer is AdamW"),
+        ("--pin-mem=no", "--pin-mem must be without a value (got 'no')"),
+        ("--data-set CIFAR", "--data-set must be IMNET, any or digits (got 'CIFAR'): "),
+        ("--input-size 3 224 192", "--input-size must be a whole number (got '3 224 192')"),
+    ],
+)
+def test_what_has_no_counterpart_is_refused_in_one_line(argv: str, message: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        parse(*argv.split())
+    assert str(refused.value).startswith(message) and "\n" not in str(refused.value)
+
+
+README = {
+    "small": "--model deit_small_patch16_224 --batch-size 256 --data-path {data} "
+    "--output_dir {out}",
+    "tiny": "--model deit_tiny_patch16_224 --batch-size 256 --data-path {data} --output_dir {out}",
+    "base": "--model deit_base_patch16_224 --data-path {data}",
+    "distilled": "--model deit_base_distilled_patch16_224 --distillation-type hard --teacher-model "
+    "regnety_160 --teacher-path https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth "
+    "--use_volta32",
+    "384": "--model deit_base_patch16_384 --batch-size 32 --finetune "
+    "https://dl.fbaipublicfiles.com/deit/deit_base_patch16_224-b5f2ef4d.pth --input-size 384 "
+    "--use_volta32 --nodes 2 --lr 5e-6 --weight-decay 1e-8 --epochs 30 --min-lr 5e-6",
+}
+"""The training commands of deit's README_deit.md, without the launcher."""
+
+ADDED = {
+    "small": ["--distillation-type none"],
+    "tiny": ["--distillation-type none"],
+    "base": ["--distillation-type none"],
+    "distilled": ["--data-path {data}", "--teacher-path {dir}/regnety_160-a5fe301d.pth"],
+    "384": [
+        "--batch-size 512",
+        "--distillation-type none",
+        "--data-path {data}",
+        "--finetune {dir}/deit_base_patch16_224-b5f2ef4d.pth",
+    ],
+}
+"""What each needs more, in the order in which the errors ask for it."""
+
+
+def start(argv: str) -> str:
+    """Return the error of a command before any work, "" if it starts."""
+    try:
+        check_config(parse(*argv.split()), 1)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("name", README)
+def test_a_command_of_deits_readme_starts_with_the_flags_that_its_errors_ask_for(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "data" / "train" / "class").mkdir(parents=True)
+    paths = {"data": tmp_path / "data", "out": tmp_path / "out", "dir": tmp_path}
+    for file in ("regnety_160-a5fe301d.pth", "deit_base_patch16_224-b5f2ef4d.pth"):
+        (tmp_path / file).touch()
+    command = README[name].format(**paths)
+    for added in ADDED[name]:
+        flag, value = added.split()
+        error = start(command)
+        shown = value.replace("{dir}/", "")
+        asked = f"{flag} {shown}" in error or error.startswith(f"{flag} must be {shown}")
+        assert asked or error.startswith("--data-path must be the folder of a data set")
+        command = f"{command} {added.format(**paths)}"
+    assert start(command) == ""
+
+
+def notes(argv: str) -> list[str]:
+    return list_notes(argv.split(), parse(*argv.split()))
+
+
+def test_a_command_of_deit_says_once_what_means_something_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    said = notes("--model deit_tiny_distilled_patch16_224 --batch-size 256 --output_dir out")
+    batch, copies, kind, bias, more = said
+    assert batch.endswith("in deit and timm that of one GPU: on 4 GPUs add --batch-size 1024")
+    assert copies.endswith("in deit 3: --aug-repeats 3")
+    assert kind.startswith("distillation is hard, ") and kind.endswith("--distillation-type none")
+    assert bias.endswith("--qkv-bias") and "docs/coming-from-deit.md" in more
+
+
+@pytest.mark.parametrize(
+    ("argv", "gpus", "world_size"),
+    [
+        ("-b 256", 4, "1"),
+        ("-b 256", 8, "8"),
+        ("-b 256 --nodes 3", 24, "8"),
+        ("-b 256 --nodes x", 16, "1"),
+    ],
+)
+def test_the_batch_of_deit_is_that_of_its_gpus(
+    argv: str, gpus: int, world_size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    assert notes(argv)[0].endswith(f"on {gpus} GPUs add --batch-size {256 * gpus}")
+
+
+def test_what_a_command_sets_is_no_difference() -> None:
+    given = "--aug-repeats 3 --distillation-type none --qkv-bias --output_dir out"
+    assert len(notes(given)) == len(notes("--recipe deit_paper --pin-mem --distillation-type hard"))
+    assert len(notes(given)) == 1
+    assert any("--unscale-lr" in note for note in notes("--lr 1e-3 --opt adamw"))
+
+
+def test_a_command_with_our_flags_alone_has_no_notes() -> None:
+    own = "--batch-size 256 --output-dir a_b --lr 1 --aug-repeats 3 --local_rank=0 --data-set any"
+    assert notes(own) == []
+
+
+def test_flags_without_effect_are_listed() -> None:
+    argv = "--nodes 2 --use_volta32 --momentum=0.9 --opt adamw"
+    assert "without effect here: --nodes 2, --momentum=0.9" in notes(argv)
+    assert not any("without effect" in note for note in notes(BUILT_ANYWAY))

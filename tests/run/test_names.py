@@ -1,0 +1,113 @@
+"""Names that no terminal, figure or text file takes as they are: a run with them ends well."""
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from fastdeit.commands.index import index_command
+from fastdeit.commands.preview import preview_command
+from fastdeit.commands.replay import replay_command
+from fastdeit.commands.train import train_command
+from fastdeit.data import table
+from fastdeit.data.index import build_index
+from fastdeit.storage.run_folder import RunFolder
+from tests.support.images import CLASSES, write_shapes
+
+NAMES = (b"K\xe4se", b"$_{x \x1b[31m\n", "\u202e[b] :skull:".encode())
+SMALL = (
+    "--model deit_tiny_distilled_patch16_224 --input-size 16 --patch-size 8 --embed-dim 32 "
+    "--depth 1 --num-heads 1 --distillation-type none --batch-size 8 --epochs 1 --warmup-epochs 0 "
+    "--num-workers 1 --log-steps 1"
+).split()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("names") / os.fsdecode(b"data\xe9 [b]")
+    write_shapes(folder, train=4, val=2)
+    for split in ("train", "val"):
+        for old, new in zip(CLASSES, NAMES, strict=True):
+            (folder / split / old).rename(folder / split / os.fsdecode(new))
+    (folder / "train" / os.fsdecode(NAMES[0]) / "\x1b[2J.jpg").write_bytes(b"damaged")
+    return folder
+
+
+def train(root: Path, output: Path) -> RunFolder:
+    assert train_command(["--data-path", str(root), *SMALL, "--output-dir", str(output)]) == 0
+    return RunFolder(output)
+
+
+def assert_plain(text: str) -> None:
+    text.encode()
+    assert all(char.isprintable() for char in text.replace("\n", "")), ascii(text)
+
+
+def test_every_command_takes_them(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / os.fsdecode(b"run\xe9")
+    assert index_command([str(root)]) == 0
+    assert preview_command(["--data-path", str(root), "-o", str(output / "p.png"), *SMALL]) == 0
+    folder = train(root, output)
+    assert replay_command([str(output), "--step", "0"]) == 0
+    train(root, output)
+    assert_plain("".join(capsys.readouterr()))
+    assert folder.is_finished
+    for picture in (folder.report, output / "p.png"):
+        with Image.open(picture) as drawn:
+            drawn.verify()
+    for file in output.rglob("*.json*"):
+        file.read_text(encoding="utf-8")
+
+
+def test_table_at_a_path_that_is_not_utf8_is_read_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = build_index(root, "train", bad_images="skip")
+    for place in (root, *(root / "train").rglob("*")):
+        os.utime(place, (1e9, 1e9))
+    build_index(root, "train", bad_images="skip")
+    monkeypatch.setattr("fastdeit.data.index.build_table", None)
+    again = build_index(root, "train", bad_images="skip")
+    assert again.classes == before.classes == tuple(sorted(map(os.fsdecode, NAMES)))
+    assert table.table_places(root, "train", None)[0].is_file()
+
+
+@pytest.mark.parametrize("fault", ["matplotlib is missing", "matplotlib is broken", "full disk"])
+def test_picture_that_cannot_be_drawn_is_a_note(
+    fault: str,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if fault == "full disk":
+        monkeypatch.setattr(Figure, "savefig", fail)
+    else:
+        monkeypatch.delitem(sys.modules, "fastdeit.display.figures", raising=False)
+        missing = {"matplotlib is missing": "matplotlib", "matplotlib is broken": "matplotlib.axes"}
+        monkeypatch.setitem(sys.modules, missing[fault], None)
+    folder = train(root, tmp_path / "run")
+    said = capsys.readouterr().out
+    assert f"{folder.report} is missing: " in said
+    assert "picture: " not in said
+    assert folder.is_finished and folder.model.is_file()
+    assert not [path for path in folder.path.iterdir() if path.suffix in (".png", ".tmp")]
+
+
+def test_preview_that_cannot_be_drawn_is_one_line(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as end:
+        preview_command(["--data-path", str(root), "-o", str(tmp_path / "file" / "p.png"), *SMALL])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("fastdeit: error: --output must be ")
