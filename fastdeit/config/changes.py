@@ -21,7 +21,9 @@ FORM = frozenset(
 ) | (_fields_of(CheckpointConfig) - {"resume"} | _fields_of(HealthConfig) | _fields_of(LimitConfig))
 """How the work is done, and for how long: it decides neither samples nor results."""
 
-SOURCES = frozenset("data_path augment_backend decoder finetune teacher_path cache".split())
+SOURCES = frozenset(
+    "data_path augment_backend decoder finetune teacher_model teacher_path cache".split()
+)
 """Where an input comes from, or who reads it: the input itself must stay the same."""
 
 LATER = frozenset(

@@ -12,6 +12,7 @@ from fastdeit.run.inputs import (
     list_changed_inputs,
     list_unknown_inputs,
     read_inputs,
+    take_inputs,
 )
 from fastdeit.storage.run_folder import RunFolder
 
@@ -63,7 +64,7 @@ def compare_inputs(
         names = (*_TEACHER, "initial weights")
         now = now | {"initial weights": describe_checkpoint(found.path)}
     else:
-        start = found.state.get("inputs", {})
+        start = take_inputs(found.state, found.path)
         source = found.path
     changed = list_changed_inputs(start, now, names)
     return InputComparison(start, now, changed, list_unknown_inputs(start, now, names, source))

@@ -144,7 +144,8 @@ def _show(facts: Mapping[str, Any] | None, names: Sequence[str]) -> str:
     if facts is None:
         return "none"
     shown = [f"{name} {_shorten(facts[name])}" for name in names]
-    return f"{facts['path']} ({', '.join(shown)})" if shown else str(facts["path"])
+    path = str(facts.get("path"))
+    return f"{path} ({', '.join(shown)})" if shown else path
 
 
 def _shorten(value: Any) -> Any:
@@ -153,8 +154,24 @@ def _shorten(value: Any) -> Any:
 
 
 def read_inputs(folder: RunFolder) -> Inputs:
-    """Return what the folder records of the run's inputs; nothing if an older version wrote it."""
-    return read_json(folder.inputs) if folder.inputs.is_file() else {}
+    """Return what the folder records of the run's inputs; nothing if an older version wrote it.
+    Raise ValueError for a damaged file, OSError."""
+    if not folder.inputs.is_file():
+        return {}
+    return _check_form(read_json(folder.inputs), folder.inputs)
+
+
+def take_inputs(state: Mapping[str, Any], path: Path) -> Inputs:
+    """Return the inputs in the state of the checkpoint `path`; nothing if an older version wrote
+    it. Raise ValueError for what is no inputs."""
+    return _check_form(state.get("inputs", {}), path)
+
+
+def _check_form(inputs: Any, path: Path) -> Inputs:
+    facts = list(inputs.values()) if isinstance(inputs, dict) else [0]
+    if not all(one is None or isinstance(one, dict) for one in facts):
+        raise ValueError(f"{path}: damaged: inputs must be mappings of facts by name")
+    return dict(inputs)
 
 
 def check_same_inputs_everywhere(inputs: Inputs) -> None:
@@ -172,7 +189,7 @@ def check_same_samples(state: Mapping[str, Any], now: Mapping[str, Any], path: P
     """Raise ValueError naming what differs between the samples of a checkpoint's state and this
     run's."""
     # older versions had the fingerprints in the state itself
-    recorded = state.get("inputs", {}).get("samples", state)
+    recorded = take_inputs(state, path).get("samples", state)
     for name, value in now.items():
         if recorded.get(name) != value:
             raise ValueError(

@@ -5,6 +5,7 @@ from typing import Any
 
 from fastdeit.checkpoint.select import LoadedCheckpoint, find_checkpoint
 from fastdeit.checkpoint.store import set_aside
+from fastdeit.config.flags import format_replay_command
 from fastdeit.distributed.collectives import on_rank0
 from fastdeit.reliability.health import HealthError
 from fastdeit.reliability.rollbacks import write_bundle
@@ -15,6 +16,7 @@ from fastdeit.run.inputs import (
     check_same_samples,
     describe_checkpoint,
     read_inputs,
+    take_inputs,
 )
 from fastdeit.run.state import Run
 
@@ -30,7 +32,7 @@ def resume(run: Run) -> list[str]:
     if found is None:
         return check_same_inputs(recorded, run.inputs, run.folder.inputs) if recorded else []
     check_same_samples(found.state, run.inputs["samples"], found.path)
-    recorded = found.state.get("inputs", recorded)
+    recorded = take_inputs(found.state, found.path) or recorded
     notes = check_same_inputs(recorded, run.inputs, found.path)
     run.progress.last_evaluated_step = _restore(run, found)
     notes += _set_initial_weights(run, found, recorded)
@@ -58,7 +60,7 @@ def _set_initial_weights(run: Run, found: LoadedCheckpoint, recorded: Inputs) ->
         return []
     first = recorded.get("initial weights")
     run.inputs["initial weights"] = first
-    if first is None or first["path"] != built["path"] or first == built:
+    if first is None or first == built or first.get("path") != built["path"]:
         return []
     cause = "other versions of torch, timm or fastdeit than when the run began"
     return [f"a replay from step 0 would begin with other initial weights: {cause}"]
@@ -124,7 +126,7 @@ def _write_bundle(run: Run, reason: str) -> str:
     first = run.health.bad[0].step
     last = run.health.bad[-1].step
     folder = run.folder.debug_bundle(first)
-    command = f"fastdeit replay {run.folder} --step {first}"
+    command = format_replay_command(run.config, str(run.folder), first)
     tensors, state = run.trainer.state.gather()
     state |= run.describe(first) | run.health.state_before(state)
     report = _describe_stop(run, reason, command)

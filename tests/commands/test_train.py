@@ -167,6 +167,10 @@ def test_stopped_run_resumes_bit_for_bit(
     assert max(line["step"] for line in logged if "loss" in line) == stop
     assert run(argv, tmp_path) == 0
     assert_same_weights(whole, tmp_path)
+    for name in ("model_best", "model_ema_best"):
+        # of the same step, and from a program that writes the same bytes for it
+        best = [folder / f"{name}.safetensors" for folder in (whole, tmp_path)]
+        assert best[0].read_bytes() == best[1].read_bytes()
     # the log is that of a run that was never stopped, but for one more line at the stop
     mine, theirs = (steps_of(folder) for folder in (tmp_path, whole))
     assert {line["step"] for line in mine} == {line["step"] for line in theirs} | {stop}
@@ -227,6 +231,54 @@ def test_finished_run_is_reported_and_kept(
     assert run(argv, folder) == 0
     assert "finished" in capfd.readouterr().out
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+OTHER = {
+    "data": (["--data-path", "/elsewhere"], "--data-path was '", "now '/elsewhere'"),
+    "no data": (["--data-path", ""], "--data-path was '", "now ''"),
+    "evaluation size": (["--eval-input-size", "64"], "--eval-input-size was 0", "now 64"),
+    "crop": (["--eval-crop-ratio", "1.0"], "--eval-crop-ratio was 0.875", "now 1.0"),
+    "teacher": (["--teacher-path", "/t.pth"], "--teacher-path was '", "now '/t.pth'"),
+    "teacher's model": (["--teacher-model", "resnet10t"], "--teacher-model was", "now 'resnet10t'"),
+    "cache": (["--cache", "/cache"], "--cache was ''", "now '/cache'"),
+    "rate": (["--lr", "0.1"], "--lr was 0.05", "now 0.1"),
+    "two": (["--lr", "0.1", "--aa", "none"], "--aa was 'rand-m9-mstd0.5-inc1'", "--lr was 0.05"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER)
+def test_finished_run_refuses_another_command_and_names_the_flags(
+    case: str, distilled: tuple[list[str], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv, folder = distilled
+    flags, *parts = OTHER[case]
+    assert run(argv, folder, *flags) == 2
+    printed = capfd.readouterr()
+    assert "holds a finished run with other settings" in printed.err
+    assert all(part in printed.err for part in parts)
+    assert printed.err.count("\n") == 1 and "top-1" not in printed.out
+
+
+def test_finished_run_shows_its_table_in_another_form_and_without_its_files(
+    distilled: tuple[list[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The form of the work may change; data and teacher may be gone; paths may be relative."""
+    argv, whole = distilled
+    folder = shutil.copytree(whole, tmp_path / "run")
+    form = "--num-workers 1 --micro-batch 2 --zero-stage 2 --log-steps 7 --step-limit 9".split()
+    data, teacher = Path(argv[1]), whole.parent / "teacher"
+    monkeypatch.chdir(data.parent)
+    for path in (data, teacher):
+        path.rename(f"{path} away")
+    try:
+        assert run(argv, folder, *form, "--data-path", data.name) == 0
+    finally:
+        for path in (data, teacher):
+            Path(f"{path} away").rename(path)
+    assert "top-1" in capfd.readouterr().out
 
 
 def test_folder_of_a_run_with_other_settings_is_refused(
@@ -333,7 +385,7 @@ WRONG = {
         "_distilled_",
     ),
     "micro batch": (None, ["--micro-batch", "6"], "--micro-batch must be a divisor of 8"),
-    "batch too large": (None, ["--batch-size", "32"], "batch_size must be 1 to 24"),
+    "batch too large": (None, ["--batch-size", "32"], "--batch-size 4 works"),
     "patch size": (
         None,
         ["--patch-size", "7"],

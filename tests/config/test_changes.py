@@ -1,0 +1,84 @@
+"""Settings that may change: each is a field, of one kind, and in docs/resume.md."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fastdeit.config.changes import (
+    FORM,
+    LATER,
+    MAY_CHANGE_ON_RESUME,
+    MAY_CHANGE_WHEN_FINISHED,
+    SOURCES,
+    list_changes,
+    list_values,
+    name_flag,
+    pick_settings,
+    read_settings,
+)
+from fastdeit.config.schema import Config
+from tests.support.launching import ROOT
+
+KINDS = {"form": FORM, "source": SOURCES, "later": LATER}
+
+
+def test_every_kind_holds_fields_of_its_own() -> None:
+    assert frozenset(list_values(Config())) >= MAY_CHANGE_ON_RESUME
+    assert sum(map(len, KINDS.values())) == len(MAY_CHANGE_ON_RESUME)
+    assert MAY_CHANGE_WHEN_FINISHED < MAY_CHANGE_ON_RESUME
+
+
+def test_no_two_sections_share_a_field() -> None:
+    count = sum(
+        len(dataclasses.fields(getattr(Config(), section.name)))
+        for section in dataclasses.fields(Config)
+    )
+    assert count == len(list_values(Config()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_table_of_the_docs_names_each_flag_that_may_change(kind: str) -> None:
+    text = (ROOT / "docs" / "resume.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith(f"| {kind} |"))
+    flags = set(re.findall(r"`(--[a-z-]+)`", row.split("|")[2]))
+    assert flags == {name_flag(name) for name in KINDS[kind]}
+
+
+def test_what_decides_samples_or_maths_is_fixed() -> None:
+    fixed = {"seed", "lr", "batch_size", "aa", "model", "input_size", "precision"}
+    assert not fixed & MAY_CHANGE_ON_RESUME
+    results = {"data_path", "eval_input_size", "eval_crop_ratio", "teacher_path", "cache"}
+    assert not results & MAY_CHANGE_WHEN_FINISHED
+
+
+def test_changes_are_named_by_flag_with_both_values(tmp_path: Path) -> None:
+    then = Config().replace(data={"data_path": f"{tmp_path}/a"}, optim={"lr": 0.1})
+    now = then.replace(data={"data_path": f"{tmp_path}/x/../a"}, run={"log_steps": 3})
+    assert list_changes(then, now, FORM) == []
+    assert list_changes(then, now, frozenset()) == ["--log-steps was 10, now 3"]
+    other = now.replace(data={"data_path": ""}, optim={"lr": 0.2})
+    assert list_changes(then, other, FORM) == [
+        f"--data-path was '{tmp_path}/a', now ''",
+        "--lr was 0.1, now 0.2",
+    ]
+
+
+def test_a_field_that_an_older_file_lacks_has_its_default(tmp_path: Path) -> None:
+    sections = Config().replace(run={"seed": 3}).to_dict()
+    del sections["optim"]["clip_grad"], sections["limits"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(sections))
+    assert (
+        read_settings(tmp_path / "config.yaml", "--output-dir").to_dict()
+        == Config().replace(run={"seed": 3}).to_dict()
+    )
+
+
+def test_settings_are_picked_by_section() -> None:
+    picked = pick_settings(Config(), {"seed", "cache"})
+    assert {name: part for name, part in picked.items() if part} == {
+        "run": {"seed": 0},
+        "distill": {"cache": ""},
+    }

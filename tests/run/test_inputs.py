@@ -1,0 +1,312 @@
+"""Inputs of a run: recorded at its start and in each checkpoint, compared when it is resumed, asked
+for again after its end, or replayed."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fastdeit.checkpoint.files import _write_manifest
+from fastdeit.checkpoint.store import list_checkpoints
+from fastdeit.commands.replay import replay_command
+from fastdeit.distributed import collectives
+from fastdeit.distributed.world import init_distributed
+from fastdeit.run import build
+from fastdeit.run.inputs import (
+    check_same_inputs,
+    check_same_inputs_everywhere,
+    list_changed_inputs,
+    list_unknown_inputs,
+    read_inputs,
+)
+from fastdeit.storage.attempts import read_attempts
+from fastdeit.storage.run_folder import RunFolder
+from fastdeit.storage.tensor_files import hash_tensors
+from tests.support.cache_runs import MODEL, Setting, train, write_teacher
+from tests.support.ranks import Ranks, run_fastdeit
+
+TEACHER = {"name": "a", "weights": "1" * 64, "mean": [0.5], "path": "A"}
+INPUTS: dict[str, Any] = {
+    "samples": {"plan": "p"},
+    "teacher": TEACHER,
+    "teacher output": {"form": "logits", "path": "A"},
+    "finetune": None,
+    "initial weights": {"sha256": "2" * 64, "path": "as built"},
+}
+SOURCE = Path("run")
+
+
+def test_only_facts_that_both_have_are_compared_and_never_paths() -> None:
+    moved = INPUTS | {"teacher": TEACHER | {"path": "B", "new": 1}}
+    assert list_changed_inputs(INPUTS, moved, list(INPUTS)) == []
+    assert list_changed_inputs({}, moved, list(INPUTS)) == []
+
+
+def test_another_teacher_is_named_with_both_paths_and_hashes() -> None:
+    other = INPUTS | {"teacher": TEACHER | {"path": "B", "weights": "3" * 64, "mean": [0.1]}}
+    line = "teacher was A (weights 111111111111, mean [0.5]), now B (weights 333333333333, "
+    assert list_changed_inputs(INPUTS, other, ["teacher"]) == [f"{line}mean [0.1])"]
+    with pytest.raises(ValueError, match="^run: belongs to a run with other inputs: teacher was A"):
+        check_same_inputs(INPUTS, other, SOURCE)
+    none = INPUTS | {"teacher": None}
+    assert list_changed_inputs(INPUTS, none, ["teacher"]) == ["teacher was A, now none"]
+    assert list_changed_inputs(none, INPUTS, ["teacher"]) == ["teacher was none, now A"]
+
+
+def test_another_form_of_the_teachers_output_is_a_note() -> None:
+    cached = INPUTS | {"teacher output": {"form": "top 10 logits", "path": "CACHE"}}
+    (note,) = check_same_inputs(INPUTS, cached, SOURCE)
+    assert note.startswith("teacher output was A (form logits), now CACHE (form top 10 logits)")
+
+
+def test_what_no_hash_shows_is_a_note() -> None:
+    older = {"teacher": {"name": "a", "sha256": "9", "path": "CACHE"}}
+    for recorded in ({}, older):
+        assert list_changed_inputs(recorded, INPUTS, ["teacher"]) == []
+        (note,) = list_unknown_inputs(recorded, INPUTS, ["teacher", "finetune"], SOURCE)
+        assert note.startswith("run does not record its teacher")
+    assert list_unknown_inputs(INPUTS, INPUTS, ["teacher", "finetune"], SOURCE) == []
+
+
+def test_ranks_with_other_inputs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts: list[Any] = []
+    monkeypatch.setattr("fastdeit.run.inputs.check_same_on_ranks", facts.append)
+    check_same_inputs_everywhere(INPUTS)
+    check_same_inputs_everywhere(INPUTS | {"teacher": TEACHER | {"path": "B"}})
+    check_same_inputs_everywhere(INPUTS | {"teacher": TEACHER | {"weights": "3" * 64}})
+    assert facts[0] == facts[1]
+    ranks = [("a", facts[0]), ("b", facts[2])]
+    monkeypatch.setattr(collectives, "on_every_rank", lambda action: ranks)
+    with pytest.raises(ValueError, match=r"rank 1 \(b\) .* in teacher weights: '1+', there '3+'"):
+        collectives.check_same_on_ranks(facts[0])
+
+
+def test_ranks_with_other_teachers_exit_before_any_file_is_written(
+    setting: Setting, tmp_path: Path
+) -> None:
+    teacher = ["--teacher-model", "tests.support.rank_teacher:network"]
+    argv = ["train", *setting.samples, *MODEL, *teacher, "--output-dir", str(tmp_path / "run")]
+    ranks = Ranks(tmp_path / "log", run_fastdeit, argv)
+    assert ranks.wait() == 2
+    assert "differs from rank 0 in teacher weights: '" in ranks.output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"teacher": 5}', '{"teacher": "' + "x" * 2**21])
+def test_damaged_record_is_refused_by_name(content: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.inputs.write_text(content)
+    with pytest.raises(ValueError, match=r"inputs\.json: damaged"):
+        read_inputs(folder)
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    init_distributed()
+    return Setting(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def stopped(setting: Setting) -> Path:
+    """A run of two epochs that was stopped after step 2, with the weights of --finetune."""
+    finetune = setting.root / "start"
+    alone = ["--distillation-type", "none"]
+    assert setting.train(finetune, *alone, epochs=1) == 0
+    folder = setting.root / "stopped"
+    flags = [*setting.taught, "--finetune", str(finetune / "model.safetensors")]
+    assert setting.train(folder, *flags, "--stop-after-steps", "2", epochs=2) == 0
+    return folder
+
+
+class Case:
+    """A copy of the stopped run with its own teacher and start, and the command that resumes it."""
+
+    def __init__(self, setting: Setting, stopped: Path, root: Path) -> None:
+        self.setting = setting
+        self.folder = RunFolder(shutil.copytree(stopped, root / "run"))
+        self.teacher = shutil.copy(setting.teacher, root / "teacher.safetensors")
+        start = setting.root / "start" / "model.safetensors"
+        self.start = shutil.copy(start, root / "start.safetensors")
+
+    def train(self, *flags: str) -> int:
+        taught = ["--teacher-model", "test_resnet", "--teacher-path", str(self.teacher)]
+        flags = (*taught, "--finetune", str(self.start), *flags)
+        return self.setting.train(self.folder.path, *flags, epochs=2)
+
+    def replay(self, step: int, *flags: str) -> tuple[int, dict[str, Any]]:
+        """Return the exit code of a replay with this teacher, and its step.json."""
+        flags = ("--teacher-path", str(self.teacher), "--finetune", str(self.start), *flags)
+        code = replay_command([str(self.folder), "--step", str(step), *flags])
+        return code, json.loads((self.folder.replay(step) / "step.json").read_text())
+
+    def change_teacher(self) -> None:
+        write_teacher(Path(self.teacher), self.setting.data, seed=4)
+
+    def change_start(self) -> None:
+        state = load_file(self.start)
+        torch.save({name: value + 1 for name, value in state.items()}, self.start)
+        self.start = Path(self.start).rename(Path(self.start).with_suffix(".pth"))
+
+    def make_older(self) -> None:
+        """Remove what older versions did not write."""
+        self.folder.inputs.unlink()
+        for path in list_checkpoints(self.folder.checkpoints):
+            state = json.loads((path / "state.json").read_text())
+            state |= state.pop("inputs")["samples"]
+            (path / "state.json").write_text(json.dumps(state))
+            (path / "manifest.json").unlink()
+            _write_manifest(path)
+
+
+@pytest.fixture
+def case(setting: Setting, stopped: Path, tmp_path: Path) -> Case:
+    return Case(setting, stopped, tmp_path)
+
+
+@pytest.fixture
+def no_data(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No data is loaded in this test."""
+
+    def load(*_: object) -> None:
+        raise AssertionError("loads data")
+
+    monkeypatch.setattr(build, "build_data", load)
+    yield
+
+
+def test_the_record_has_every_hash_at_the_start_and_in_each_checkpoint(stopped: Path) -> None:
+    inputs = read_inputs(RunFolder(stopped))
+    assert inputs.keys() == INPUTS.keys()
+    assert inputs["samples"].keys() == {"plan", "data set", "batch size", "augmentation"}
+    assert len(inputs["teacher"]["weights"]) == len(inputs["finetune"]["sha256"]) == 64
+    newest = list_checkpoints(stopped / "checkpoints")[0]
+    assert json.loads((newest / "state.json").read_text())["inputs"] == inputs
+    start = load_file(stopped.parent / "start" / "model.safetensors")
+    assert inputs["initial weights"]["sha256"] == hash_tensors(start)
+
+
+def test_moved_files_with_equal_content_resume(case: Case) -> None:
+    about = {"input_size": "32", "note": "other bytes"}
+    case.teacher = Path(case.teacher).with_name("moved.safetensors")
+    save_file(load_file(case.setting.teacher), case.teacher, about)
+    before = read_inputs(case.folder)
+    assert case.train("--stop-after-steps", "1") == 0
+    now = read_inputs(case.folder)
+    assert now["teacher"] == before["teacher"] | {"path": str(case.teacher)}
+    assert now["initial weights"] == before["initial weights"]
+    settings = [attempt.settings for attempt in read_attempts(case.folder)]
+    assert [one["run"]["stop_after_steps"] for one in settings] == [2, 1]
+    assert settings[1]["distill"]["teacher_path"] == str(case.teacher)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.usefixtures("no_data")
+def test_another_teacher_is_refused_before_data_is_loaded(
+    finished: bool, case: Case, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if finished:
+        case.folder.summary.write_text('{"results": {}}')
+    case.change_teacher()
+    assert case.train() == 2
+    error = capfd.readouterr().err
+    assert f"teacher was {case.setting.teacher} (weights " in error
+    assert f"now {case.teacher} (weights " in error and error.count("\n") == 1
+
+
+@pytest.mark.usefixtures("no_data")
+def test_other_weights_of_finetune_are_refused(
+    case: Case, capfd: pytest.CaptureFixture[str]
+) -> None:
+    case.change_start()
+    assert case.train() == 2
+    assert f"now {case.start} (sha256 " in capfd.readouterr().err
+
+
+def test_cache_of_the_same_teacher_resumes_and_of_another_is_refused(
+    case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    setting = case.setting
+    for name, code in (("same", 0), ("other", 2)):
+        if name == "other":
+            case.change_teacher()
+        teacher = ["--teacher-path", str(case.teacher)]
+        assert setting.build(tmp_path / name, *teacher) == 0
+        flags = ["--cache", str(tmp_path / name), "--finetune", str(case.start)]
+        capfd.readouterr()
+        stop = ["--stop-after-steps", "1"]
+        assert setting.train(case.folder.path, *flags, *stop, epochs=2) == code
+    error = capfd.readouterr().err
+    assert "belongs to a run with other inputs: teacher was " in error
+    assert f"now {tmp_path / 'other'} (weights " in error
+
+
+def test_replay_with_another_teacher_says_so_and_exits_with_1(
+    case: Case, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, good = case.replay(1)
+    assert (code, good["inputs"]["same"], good["notes"]) == (0, True, [])
+    case.change_teacher()
+    capfd.readouterr()
+    code, bad = case.replay(1)
+    assert (code, bad["inputs"]["same"]) == (1, False)
+    assert bad["recorded"]["same_samples"] is True
+    assert bad["now"]["loss"] != good["now"]["loss"]
+    assert "another input than in the run, so another loss: teacher was " in bad["notes"][0]
+    assert "OTHER INPUTS" in capfd.readouterr().out
+
+
+def test_replay_compares_initial_weights_only_if_it_starts_from_them(case: Case) -> None:
+    case.change_start()
+    code, from_start = case.replay(1)
+    assert code == 1
+    notes = " ".join(from_start["notes"])
+    assert "finetune was " in notes and "initial weights was as built (sha256 " in notes
+    code, from_checkpoint = case.replay(2)
+    assert (code, from_checkpoint["inputs"]["same"]) == (0, True)
+
+
+def test_older_run_resumes_with_a_note_and_records_from_then_on(
+    case: Case, capfd: pytest.CaptureFixture[str]
+) -> None:
+    case.make_older()
+    code, replayed = case.replay(1)
+    assert (code, replayed["inputs"]["same"]) == (0, None)
+    assert "does not record its teacher" in replayed["notes"][0]
+    assert "does not record its initial weights" in " ".join(replayed["notes"])
+    capfd.readouterr()
+    assert case.train("--stop-after-steps", "1") == 0
+    assert "does not record its teacher, as an older version" in capfd.readouterr().out
+    inputs = read_inputs(case.folder)
+    assert inputs["teacher"] is not None and inputs["initial weights"] is None
+    assert case.replay(1)[1]["inputs"]["same"] is None
+    case.change_teacher()
+    assert case.train() == 2
+
+
+def test_run_that_starts_from_a_checkpoint_records_it(
+    case: Case, setting: Setting, tmp_path: Path
+) -> None:
+    other = RunFolder(tmp_path / "other")
+    checkpoint = list_checkpoints(case.folder.checkpoints)[0]
+    flags = ["--epochs", "2", "--finetune", str(case.start), "--resume", str(checkpoint)]
+    stop = ["--stop-after-steps", "2", "--output-dir", str(other)]
+    assert train([*setting.samples, *MODEL, *setting.taught, *flags, *stop]) == 0
+    recorded = read_inputs(other)["initial weights"]
+    assert recorded["path"] == str(checkpoint)
+    case.folder = other
+    assert case.replay(2)[0] == 0
+    state = json.loads((checkpoint / "state.json").read_text())
+    (checkpoint / "state.json").write_text(json.dumps(state | {"epoch": 7}))
+    _write_manifest_again(checkpoint)
+    code, replayed = case.replay(2)
+    assert code == 1 and "initial weights was " in replayed["notes"][0]
+
+
+def _write_manifest_again(checkpoint: Path) -> None:
+    (checkpoint / "manifest.json").unlink()
+    _write_manifest(checkpoint)
