@@ -257,7 +257,9 @@ def test_replay_with_another_teacher_says_so_and_exits_with_1(
     assert bad["recorded"]["same_samples"] is True
     assert bad["now"]["loss"] != good["now"]["loss"]
     assert "another input than in the run, so another loss: teacher was " in bad["notes"][0]
-    assert "OTHER INPUTS" in capfd.readouterr().out
+    said = capfd.readouterr()
+    assert "another input than in the run: teacher was " in said.err  # before the step is repeated
+    assert "OTHER INPUTS" in said.out
 
 
 def test_replay_compares_initial_weights_only_if_it_starts_from_them(case: Case) -> None:
