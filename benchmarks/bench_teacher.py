@@ -142,7 +142,7 @@ class Setup:
         cached_teacher: CachedTeacher | None,
         teacher: Callable[[torch.Tensor], torch.Tensor] | None,
     ) -> Variant:
-        model, _ = build_model(self.config, len(self.index.classes))
+        model, _ = build_model(self.config, self.index.classes)
         rates: Any = model.drop_path_rates
         loader = build_train_loader(
             self.config,

@@ -20,8 +20,15 @@ from rich.table import Table
 from fastdeit.commands.errors import one_line_errors
 from fastdeit.data.formats.detect import find_split
 from fastdeit.data.formats.listing import SHOWN, DataError
-from fastdeit.data.index import excluded_images, split_table
-from fastdeit.data.table import table_facts, table_places
+from fastdeit.data.index import split_table
+from fastdeit.data.table import (
+    excluded_images,
+    good_images,
+    note_split,
+    refuse_empty_classes,
+    table_facts,
+    table_places,
+)
 from fastdeit.display.terminal import Terminal
 
 
@@ -41,8 +48,12 @@ def index_command(argv: Sequence[str]) -> int:
         for split in (parsed.train_split, parsed.val_split):
             found = find_split(root, split)
             table = split_table(root, split, found, classes=classes, workers=workers, again=True)
-            classes = table_facts(table)["classes"]
             bad += _print_split(terminal, root, split, table)
+            for note in note_split(good_images(table, root, split), is_train=classes is None):
+                terminal.say(f"  note: {note}")
+            if classes is None:
+                refuse_empty_classes(table, root, split)
+            classes = table_facts(table)["classes"]
         if bad and parsed.bad_images == "error":
             hint = "--bad-images skip excludes them"
             raise DataError(f"{root}: {bad} bad image(s), named above; {hint}")

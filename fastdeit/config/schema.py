@@ -32,8 +32,8 @@ class ModelConfig(Section):
     drop_path: float = 0.1
     """Stochastic depth: drop rate of the last block, rising linearly from 0 in the first."""
     finetune: str = ""
-    """Start from these weights (.safetensors, .pth): the position embedding is resized, a head
-    of another size is dropped."""
+    """Start from these weights (.safetensors, .pth, a run folder): the position embedding is
+    resized, heads of other classes stay as initialised."""
     pos_embed_antialias: bool = True
     """Resize the position embedding of --finetune with timm's antialiased filter;
     --no-pos-embed-antialias: with torch's plain bicubic one, as in deit's code."""

@@ -30,7 +30,9 @@ def build_data(config: Config) -> tuple[Index, Index]:
     data = config.data
 
     def build() -> tuple[Index, Index]:
-        train = build_train_index(config)
+        # a run that resumes has its images; those that were damaged since are excluded
+        is_new = not RunFolder(Path(config.run.output_dir)).train_images.is_file()
+        train = build_train_index(config, require_classes=is_new)
         val = build_index(
             Path(data.data_path), data.val_split, classes=train.classes, bad_images=data.bad_images
         )
@@ -39,14 +41,22 @@ def build_data(config: Config) -> tuple[Index, Index]:
     return first_on_rank0(build)
 
 
-def build_train_index(config: Config) -> Index:
-    """Build the index of the training images, for one process alone."""
+def build_train_index(config: Config, *, require_classes: bool = False) -> Index:
+    """Build the index of the training images, for one process alone.
+
+    require_classes: refuse a class folder in which no image can be used.
+    """
     data = config.data
     allowed = "the folder of a data set, see docs/data.md"
     require(bool(data.data_path), "data_path", data.data_path, allowed)
     if data.data_set == "digits":
         write_digits(Path(data.data_path))
-    return build_index(Path(data.data_path), data.train_split, bad_images=data.bad_images)
+    return build_index(
+        Path(data.data_path),
+        data.train_split,
+        bad_images=data.bad_images,
+        require_classes=require_classes,
+    )
 
 
 def build_quarantine(config: Config, index: Index) -> tuple[Index, Quarantine]:

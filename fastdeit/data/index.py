@@ -17,12 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from fastdeit.data.formats.check import (
-    EXTENSIONS,
-    MAX_BYTES,
-    MAX_PIXELS,
     UNREAD,
     check_image,
     read_place,
@@ -36,9 +32,20 @@ from fastdeit.data.formats.detect import (
 )
 from fastdeit.data.formats.folder import class_folders
 from fastdeit.data.formats.idx import read_images
-from fastdeit.data.formats.listing import SHOWN, DataError, class_names_beside, image_columns
-from fastdeit.data.formats.shard_reader import ShardReader
-from fastdeit.data.table import build_table, fresh_table, table_facts, table_places
+from fastdeit.data.formats.labels import class_names_beside
+from fastdeit.data.formats.listing import DataError, image_columns
+from fastdeit.data.formats.shards.reader import ShardReader
+from fastdeit.data.table import (
+    build_table,
+    describe_excluded,
+    excluded_images,
+    fresh_table,
+    good_images,
+    note_split,
+    refuse_empty_classes,
+    table_facts,
+    table_places,
+)
 from fastdeit.display.text import printable
 
 BadImages = Literal["error", "skip"]
@@ -70,10 +77,16 @@ class Index:
     """int64 (N,): where an image begins in its shard; for IDX its number."""
     excluded: tuple[str, ...] = ()
     """Damaged images, which are no rows, each with its fault. Not part of the fingerprint."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about the labels."""
 
     @classmethod
     def from_table(
-        cls, table: pa.Table, facts: dict[str, Any], excluded: tuple[str, ...] = ()
+        cls,
+        table: pa.Table,
+        facts: dict[str, Any],
+        excluded: tuple[str, ...] = (),
+        notes: tuple[str, ...] = (),
     ) -> "Index":
         """Return the index of a table with the columns of `to_table`, and maybe others.
 
@@ -95,6 +108,7 @@ class Index:
             shard=array.get("shard"),
             offset=array.get("offset"),
             excluded=excluded,
+            notes=notes,
         )
 
     def to_table(self) -> pa.Table:
@@ -216,6 +230,7 @@ def build_index(
     classes: Sequence[str] | None = None,
     workers: int | None = None,
     bad_images: BadImages = "error",
+    require_classes: bool = False,
     again: bool = False,
 ) -> Index:
     """Return the index of one split, read from its Parquet file if its sources are unchanged, else
@@ -225,9 +240,10 @@ def build_index(
     or a pattern of tar files. classes: the names that labels count; without it those of a
     `classes.txt`, for `val` of `train`, else its own. cache_dir: where the Parquet file is kept,
     else `root/.fastdeit`, or the user's cache folder where root cannot be written. workers: threads
-    or processes that decode. bad_images: "skip" excludes them. again: look at every file's bytes
-    and time, though the folders are unchanged. Raises DataError for what cannot be used, with
-    "error" also for images that do not decode.
+    or processes that decode. bad_images: "skip" excludes them. require_classes: refuse a class
+    folder in which no image can be used. again: look at every file's bytes and time, though the
+    folders are unchanged. Raises DataError for what cannot be used, with "error" also for images
+    that do not decode.
     """
     root = Path(os.path.abspath(root))
     found = find_split(root, split)
@@ -236,13 +252,13 @@ def build_index(
     )
     excluded = excluded_images(table)
     if excluded and bad_images == "error":
-        raise DataError(_bad_images_error(root, excluded))
-    good = table.filter(pc.is_null(table["fault"])) if excluded else table
-    if not len(good):
-        lines = [f"{root}: {split!r} holds no image that can be used", *excluded[:SHOWN]]
-        raise DataError("\n  ".join(lines))
+        raise DataError(f"{root}: {describe_excluded(excluded)}")
+    good = good_images(table, root, split)
+    if require_classes:
+        refuse_empty_classes(table, root, split)
+    notes = note_split(good, is_train=classes is None and split not in VALIDATION)
     facts = {"root": root, "split": split, "kind": found.feeding}
-    return Index.from_table(good, table_facts(good) | facts, excluded)
+    return Index.from_table(good, table_facts(good) | facts, excluded, notes)
 
 
 def split_table(
@@ -288,22 +304,3 @@ def _class_names(
         return list(class_folders(train.paths[0]))
     table = split_table(root, "train", train, cache_dir=cache_dir, workers=workers, columns=())
     return table_facts(table)["classes"]
-
-
-def excluded_images(table: pa.Table) -> tuple[str, ...]:
-    """Return the bad images of a split's table, each with its fault."""
-    bad = table.select(["name", "fault"]).filter(pc.is_valid(table["fault"]))
-    pairs = zip(bad["name"].to_pylist(), bad["fault"].to_pylist(), strict=True)
-    return tuple(f"{printable(os.fsdecode(name).rstrip('/'))}: {fault}" for name, fault in pairs)
-
-
-def _bad_images_error(root: Path, excluded: Sequence[str]) -> str:
-    kinds = ", ".join(EXTENSIONS)
-    lines = [
-        f"{root}: {len(excluded)} bad image(s); every image must be a whole {kinds} of at most "
-        f"{MAX_PIXELS} pixels and {MAX_BYTES} bytes (--bad-images skip excludes the others):",
-        *excluded[:SHOWN],
-    ]
-    if len(excluded) > SHOWN:
-        lines.append(f"and {len(excluded) - SHOWN} more")
-    return "\n  ".join(lines)

@@ -2,7 +2,8 @@
 stamps of its sources.
 
 A start only compares the stamps of folders and containers. When one differs, the split is listed
-again, and only images whose name, bytes or time changed are decoded.
+again, and only images whose name, bytes or time of modification changed are decoded. Where the time
+of change alone differs, as in a copy of the data set, an image's header is compared.
 """
 
 import hashlib
@@ -19,12 +20,35 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fastdeit.data.formats.check import UNREAD, ByteRange, Checked, check_places
-from fastdeit.data.formats.listing import Listing, Stamps, image_columns, is_unchanged, open_table
+from fastdeit.data.formats.check import (
+    MAX_BYTES,
+    MAX_PIXELS,
+    UNREAD,
+    ByteRange,
+    Checked,
+    ImageInfo,
+    check_places,
+)
+from fastdeit.data.formats.file_names import EXTENSIONS
+from fastdeit.data.formats.labels import UNKNOWN, note_labels
+from fastdeit.data.formats.listing import (
+    SHOWN,
+    UNSETTLED,
+    DataError,
+    Listing,
+    Stamp,
+    Stamps,
+    have_true_times,
+    image_columns,
+    is_unchanged,
+    open_table,
+)
+from fastdeit.display.text import printable
 from fastdeit.storage.atomic import atomic_open
 
-VERSION = 2
-"""Raised whenever a table of an older version must not be read."""
+VERSION = 3
+"""Raised whenever a table of an older version must not be used as it is."""
+_WITH_FACTS = (2, VERSION)  # versions whose facts of unchanged images hold
 
 _FACTS = {
     "height": pa.int32(),
@@ -36,6 +60,9 @@ _FACTS = {
 }
 _UNCHECKED = ""  # fault of an image that is not checked yet
 _log = logging.getLogger(__name__)
+
+_Columns = dict[str, list[Any]]
+"""The columns of _FACTS."""
 
 
 def table_places(root: Path, split: str, cache_dir: Path | None) -> list[Path]:
@@ -61,14 +88,15 @@ def fresh_table(
     for place in places:
         facts = _facts_at(place)
         if facts:
-            valid = facts["source"] == source and is_unchanged(root, facts["stamps"])
+            stamps = {path: Stamp(*stamp) for path, stamp in facts["stamps"].items()}
+            valid = facts["source"] == source and is_unchanged(root, stamps)
             return _read(place, columns) if valid else None
     return None
 
 
-def _facts_at(place: Path) -> dict[str, Any]:
+def _facts_at(place: Path, versions: Sequence[int] = (VERSION,)) -> dict[str, Any]:
     try:
-        return _facts(open_table(place).schema_arrow)
+        return _facts(open_table(place).schema_arrow, versions)
     except (OSError, ValueError, pa.ArrowException):
         return {}
 
@@ -76,15 +104,15 @@ def _facts_at(place: Path) -> dict[str, Any]:
 def table_facts(table: pa.Table) -> dict[str, Any]:
     """Return the metadata of a table: source, classes, shards, stamps; empty for one of another
     version."""
-    return _facts(table.schema)
+    return _facts(table.schema, (VERSION,))
 
 
-def _facts(schema: pa.Schema) -> dict[str, Any]:
+def _facts(schema: pa.Schema, versions: Sequence[int]) -> dict[str, Any]:
     try:
         facts = json.loads((schema.metadata or {}).get(b"fastdeit", b"{}"))
     except (ValueError, RecursionError):
         return {}
-    return facts if isinstance(facts, dict) and facts.get("version") == VERSION else {}
+    return facts if isinstance(facts, dict) and facts.get("version") in versions else {}
 
 
 def _read(place: Path, columns: Sequence[str] | None = None) -> pa.Table | None:
@@ -103,16 +131,13 @@ def build_table(
 ) -> pa.Table:
     """Build and store the table of a listing: unchanged images have their facts from the stored
     table, the others are decoded."""
-    table = pa.table(image_columns(listing, mtime_ns=listing.mtimes))
+    times = {"mtime_ns": listing.mtimes, "ctime_ns": listing.ctimes}
+    table = pa.table(image_columns(listing, **times))
     columns = _known(table, places)
     for row, fault in listing.faults.items():
         _fill(columns, row, fault)
     rows = np.flatnonzero([fault == _UNCHECKED for fault in columns["fault"]])
-    checks: Iterable[Checked]
-    if listing.facts:
-        checks = [listing.facts] * len(rows)
-    else:
-        checks = check_places(_files(listing, root, rows), workers)
+    checks = _check(listing, root, rows, columns, workers)
     for row, checked in zip(rows.tolist(), checks, strict=True):
         _fill(columns, row, checked)
     for name, kind in _FACTS.items():
@@ -122,6 +147,7 @@ def build_table(
         "source": source,
         "classes": listing.classes,
         "shards": listing.shards,
+        "notes": listing.notes,
         "stamps": _stamps(listing, columns["fault"]),
     }
     table = table.replace_schema_metadata({"fastdeit": json.dumps(facts)})
@@ -129,34 +155,64 @@ def build_table(
     return table
 
 
+def _check(
+    listing: Listing, root: Path, rows: np.ndarray, columns: _Columns, workers: int
+) -> Iterable[Checked]:
+    if listing.facts:
+        return [listing.facts] * len(rows)
+    names = ImageInfo._fields
+    known = [
+        ImageInfo(*(columns[name][row] for name in names)) if columns["height"][row] else None
+        for row in rows.tolist()
+    ]
+    return check_places(_files(listing, root, rows), known, workers)
+
+
 def _stamps(listing: Listing, faults: Sequence[str | None]) -> Stamps:
     """Return the listing's stamps; all unsettled if some file could not be read, which may be
-    readable the next time."""
+    readable the next time, or if equal stamps would not show that nothing changed."""
     unread = any(fault and fault.startswith(UNREAD) for fault in faults)
-    return {name: [size, -1 if unread else mtime] for name, (size, mtime) in listing.stamps.items()}
+    if not unread and have_true_times(listing.stamps):
+        return listing.stamps
+    return {path: stamp._replace(mtime=UNSETTLED) for path, stamp in listing.stamps.items()}
 
 
-def _known(table: pa.Table, places: Iterable[Path]) -> dict[str, list[Any]]:
-    """Return the facts of images that are unchanged in the stored table, as lists; the others have
-    the fault _UNCHECKED."""
-    kept = next((_read(place) for place in places if _facts_at(place)), None)
-    keys = [name for name in table.column_names if name != "label"]
+def _known(table: pa.Table, places: Sequence[Path]) -> _Columns:
+    """Return the facts of the images that have the same bytes and time of modification in the
+    stored table. The fault is _UNCHECKED if the time of change differs, and for all others."""
+    kept = _stored(places)
+    keys = [name for name in table.column_names if name not in ("label", "ctime_ns")]
     if kept is None or any(name not in kept.column_names for name in keys):
         return {name: [_UNCHECKED if name == "fault" else None] * len(table) for name in _FACTS}
     # the stored row of each image, null where there is none, and so its values in `was`
     row = pc.index_in(table["name"], value_set=kept["name"].combine_chunks())
     was = kept.take(row)
-    same = pc.is_valid(row)
+    alike = pc.is_valid(row)
     for name in keys[1:]:
-        same = pc.and_(same, pc.fill_null(pc.equal(table[name], was[name]), False))
+        alike = pc.and_(alike, pc.fill_null(pc.equal(table[name], was[name]), False))
     unread = pc.fill_null(pc.starts_with(was["fault"], UNREAD), False)
-    same = pc.and_(same, pc.invert(unread))
+    same = pc.and_(alike, pc.invert(unread))
+    # version 2 has no such column
+    ctimes = was["ctime_ns"] if "ctime_ns" in was.column_names else pa.nulls(len(was), pa.int64())
+    same = pc.and_(same, pc.fill_null(pc.equal(table["ctime_ns"], ctimes), False))
     facts = {}
     for name in _FACTS:
         unknown = _UNCHECKED if name == "fault" else None
-        values = pc.if_else(same, was[name], pa.scalar(unknown, was[name].type))
+        is_known = same if name == "fault" else alike
+        values = pc.if_else(is_known, was[name], pa.scalar(unknown, was[name].type))
         facts[name] = values.to_pylist()
     return facts
+
+
+def _stored(places: Sequence[Path]) -> pa.Table | None:
+    """Return the stored table, also of an earlier version whose facts hold, or None."""
+    for place in places:
+        version = _facts_at(place, _WITH_FACTS).get("version")
+        if version is not None:
+            if version != VERSION:
+                _log.warning("%s: is of an earlier version; the data set is listed again", place)
+            return _read(place)
+    return None
 
 
 def _files(listing: Listing, root: Path, rows: np.ndarray) -> list[ByteRange]:
@@ -173,7 +229,7 @@ def _files(listing: Listing, root: Path, rows: np.ndarray) -> list[ByteRange]:
     return [(shards[shard], offset, length) for shard, offset, length in ranges]
 
 
-def _fill(columns: dict[str, list[Any]], row: int, checked: Checked) -> None:
+def _fill(columns: _Columns, row: int, checked: Checked) -> None:
     facts = (0, 0, None, None, None, checked) if isinstance(checked, str) else (*checked, None)
     for name, value in zip(_FACTS, facts, strict=True):
         columns[name][row] = value
@@ -192,3 +248,54 @@ def _write_first(table: pa.Table, places: Sequence[Path]) -> None:
             _log.debug("%s: %s", place, error)
     names = " nor at ".join(map(str, places))
     _log.warning("the index cannot be stored at %s: it will be built again", names)
+
+
+def excluded_images(table: pa.Table) -> tuple[str, ...]:
+    """Return the bad images of a split's table, each with its fault."""
+    bad = table.select(["name", "fault"]).filter(pc.is_valid(table["fault"]))
+    pairs = zip(bad["name"].to_pylist(), bad["fault"].to_pylist(), strict=True)
+    return tuple(f"{printable(os.fsdecode(name).rstrip('/'))}: {fault}" for name, fault in pairs)
+
+
+def describe_excluded(excluded: Sequence[str]) -> str:
+    """Return an error's text on bad images, of which it names some."""
+    kinds = ", ".join(EXTENSIONS)
+    lines = [
+        f"{len(excluded)} bad image(s); every image must be a whole {kinds} of at most "
+        f"{MAX_PIXELS} pixels and {MAX_BYTES} bytes (--bad-images skip excludes the others):",
+        *excluded[:SHOWN],
+    ]
+    if len(excluded) > SHOWN:
+        lines.append(f"and {len(excluded) - SHOWN} more")
+    return "\n  ".join(lines)
+
+
+def good_images(table: pa.Table, root: Path, split: str) -> pa.Table:
+    """Return the rows of a split's table that can be used. Raises DataError if there is none."""
+    good = table.filter(pc.is_null(table["fault"]))
+    if not len(good):
+        lines = [f"{root}: {split!r} holds no image that can be used", *excluded_images(table)]
+        raise DataError("\n  ".join(lines[: SHOWN + 1]))
+    return good
+
+
+def refuse_empty_classes(table: pa.Table, root: Path, split: str) -> None:
+    """Raise DataError for a class folder in which no image of the split's table can be used."""
+    facts = table_facts(table)
+    is_good = pc.is_null(table["fault"])
+    usable = set(table.filter(is_good)["label"].unique().to_pylist())
+    bad = table.filter(pc.invert(is_good))
+    for label in sorted(set(bad["label"].to_pylist()) - usable - {UNKNOWN}):
+        if facts["source"]["kind"] == "folder":
+            of_class = excluded_images(bad.filter(pc.equal(bad["label"], label)))
+            name = printable(facts["classes"][label])
+            message = f"{root}: the class {name} of {split!r} holds no image that can be used"
+            hint = "repair its images, or remove its folder"
+            raise DataError("\n  ".join([message, *of_class[:SHOWN], hint]))
+
+
+def note_split(good: pa.Table, *, is_train: bool) -> tuple[str, ...]:
+    """Return notes on a split's usable images, and on their labels if these define the classes."""
+    facts = table_facts(good)
+    labels = note_labels(good["label"].to_numpy(), facts["classes"]) if is_train else []
+    return (*facts["notes"], *labels)

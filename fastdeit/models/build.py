@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -10,57 +10,80 @@ from torch import nn
 
 from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World
-from fastdeit.models.hub import EvalView, describe_model
+from fastdeit.models.hub import EvalView, describe_model, read_class_names
 from fastdeit.models.student import SIZES, Student, build_student
 from fastdeit.models.teacher import Teacher, load_teacher
 from fastdeit.models.teacher_view import Preprocessing
-from fastdeit.models.weights import check_match, has_qkv_bias, load_student_weights, read_weights
+from fastdeit.models.weights import (
+    HEADS,
+    StateDict,
+    check_match,
+    fit_heads,
+    fit_student_weights,
+    has_qkv_bias,
+    locate_weights,
+    read_weights,
+)
 
 
-def build_model(config: Config, num_classes: int) -> tuple[nn.Module, list[str]]:
+class Finetune(NamedTuple):
+    """The weights of --finetune; trained: the names of their classes, None if nothing has them."""
+
+    state: StateDict
+    trained: tuple[str, ...] | None
+
+
+def build_model(config: Config, classes: Sequence[str]) -> tuple[nn.Module, list[str]]:
     """Build the model to train, with fresh weights or those of --finetune; return it and notes on
-    what was changed to fit them."""
-    if config.model.model in SIZES:
-        return _build_student(config, num_classes)
-    model = _build_timm_model(config, num_classes)
-    return model, _load_timm_weights(model, config.model.finetune) if config.model.finetune else []
+    what was changed to fit them.
+
+    classes: of the data set, in the order of the labels; heads that were trained for others stay as
+    initialised.
+    """
+    finetune = _read_finetune(config.model.finetune) if config.model.finetune else None
+    build = _build_student if config.model.model in SIZES else _build_timm_model
+    return build(config, classes, finetune)
 
 
-def _build_timm_model(config: Config, num_classes: int) -> nn.Module:
+def _read_finetune(path: str) -> Finetune:
+    state, metadata = read_weights(path)
+    return Finetune(state, read_class_names(locate_weights(path), metadata))
+
+
+def _build_timm_model(
+    config: Config, classes: Sequence[str], finetune: Finetune | None
+) -> tuple[nn.Module, list[str]]:
     # timm draws from torch's global generator
     torch.manual_seed(config.run.seed)
     name = config.model.model
     known = timm.get_pretrained_cfg(name, allow_unregistered=True)
     # a network with a position embedding is built for one size, the others take any
     sized = known is not None and known.fixed_input_size
-    return timm.create_model(
+    model = timm.create_model(
         name,
         pretrained=False,
-        num_classes=num_classes,
+        num_classes=len(classes),
         drop_path_rate=config.model.drop_path or None,
         **({"img_size": config.data.input_size} if sized else {}),
     )
+    return model, [] if finetune is None else _load_timm_weights(model, classes, finetune)
 
 
-def _load_timm_weights(model: nn.Module, path: str) -> list[str]:
-    """Load a checkpoint into a timm model; a classifier of another size in the file is skipped."""
-    state, _ = read_weights(path)
+def _load_timm_weights(model: nn.Module, classes: Sequence[str], finetune: Finetune) -> list[str]:
+    state = finetune.state
     own = model.state_dict()
-    notes = []
     # timm sets it on every model
     named: Any = model.pretrained_cfg["classifier"]  # type: ignore[index]
-    for classifier in (named,) if isinstance(named, str) else named:
-        found = state.get(f"{classifier}.weight")
-        if found is None or found.shape == own[f"{classifier}.weight"].shape:
-            continue
-        notes.append(f"{classifier} left as initialised: {len(found)} classes in the file")
-        state |= {name: value for name, value in own.items() if name.startswith(f"{classifier}.")}
+    heads = (named,) if isinstance(named, str) else named
+    notes = fit_heads(own, state, heads, finetune.trained, classes)
     check_match(own, state, "the model")
     model.load_state_dict(state)
     return notes
 
 
-def _build_student(config: Config, num_classes: int) -> tuple[Student, list[str]]:
+def _build_student(
+    config: Config, classes: Sequence[str], finetune: Finetune | None
+) -> tuple[Student, list[str]]:
     chosen = config.model
     sizes = {
         "patch_size": chosen.patch_size,
@@ -71,22 +94,22 @@ def _build_student(config: Config, num_classes: int) -> tuple[Student, list[str]
     overrides = {name: size for name, size in sizes.items() if size is not None}
     notes = []
     qkv_bias = chosen.qkv_bias
-    if chosen.finetune and not qkv_bias and has_qkv_bias(read_weights(chosen.finetune)[0]):
+    if finetune is not None and not qkv_bias and has_qkv_bias(finetune.state):
         notes.append("--qkv-bias turned on: the weights of --finetune have it")
         qkv_bias = True
     student = build_student(
         chosen.model,
-        num_classes=num_classes,
+        num_classes=len(classes),
         image_size=config.data.input_size,
         qkv_bias=qkv_bias,
         drop_path=chosen.drop_path,
         seed=config.run.seed,
         **overrides,
     )
-    if chosen.finetune:
-        notes += load_student_weights(
-            student, chosen.finetune, antialias=chosen.pos_embed_antialias
-        )
+    if finetune is not None:
+        state = finetune.state
+        notes += fit_heads(student.state_dict(), state, HEADS, finetune.trained, classes)
+        notes += fit_student_weights(student, state, antialias=chosen.pos_embed_antialias)
     return student, notes
 
 

@@ -1,11 +1,13 @@
-"""config.json: what timm and the Hugging Face Hub read beside model.safetensors.
+"""config.json, which timm and the Hugging Face Hub read beside model.safetensors: written and read.
 
 With it `timm.create_model("local-dir:RUN", pretrained=True)` builds the model and loads the
 weights, and `timm.data.resolve_model_data_config` returns the preprocessing of the evaluation.
 Source: timm 1.0.31, models/_hub.py.
 """
 
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
@@ -13,7 +15,9 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from fastdeit.models.student import Student
+from fastdeit.models.teacher_view import HUB_NAMES, MAX_BYTES, parse_json
 from fastdeit.models.weights import has_qkv_bias
+from fastdeit.storage.atomic import read_bounded
 
 
 class EvalView(NamedTuple):
@@ -76,3 +80,34 @@ def _describe_student(student: Student) -> dict[str, Any]:
         "num_heads": student.num_heads,
         "qkv_bias": has_qkv_bias(student.state_dict()),
     }
+
+
+def read_class_names(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...] | None:
+    """Return the names of the classes that the weights in a file were trained for, in the order of
+    their outputs; None if neither its metadata nor the config.json beside it has them.
+
+    Raises ValueError for anything but a list of names; OSError.
+    """
+    beside = path.with_name("config.json")
+    if "classes" in metadata:
+        where = f"{path}: classes"
+        names = parse_json(metadata["classes"], where)
+    elif path.name in HUB_NAMES and beside.is_file():
+        where = f"{beside}: label_names"
+        names = _find_label_names(parse_json(read_bounded(beside, MAX_BYTES), str(beside)))
+    else:
+        return None
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{where} must be a list of names (got {reprlib.repr(names)})")
+    return tuple(names)
+
+
+def _find_label_names(content: Any) -> Any:
+    """Return the names in timm's config.json: older ones have all fields at the top."""
+    content = content if isinstance(content, dict) else {}
+    inner = content.get("pretrained_cfg")
+    places = [content, inner if isinstance(inner, dict) else {}]
+    found = [place[key] for place in places for key in ("label_names", "labels") if key in place]
+    return found[0] if found else None

@@ -7,7 +7,6 @@ strings in it). So each is loaded only if its kind is named; use only ones you t
 
 import importlib
 import inspect
-import reprlib
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torch.export.passes import move_to_device_pass
 
+from fastdeit.models.hub import read_class_names
 from fastdeit.models.names import suggest_names
 from fastdeit.models.student import SIZES, build_student
 from fastdeit.models.teacher_identity import ARCHIVES, hash_state, is_callable
@@ -28,7 +28,6 @@ from fastdeit.models.teacher_view import (
     Choose,
     Source,
     View,
-    parse_json,
     read_extra_files,
     read_metadata,
     read_pretrained_cfg,
@@ -169,7 +168,7 @@ def _load_weights(name: str, path: Path, num_classes: int, choose: Choose) -> Lo
         path,
         weights=hash_tensors(file.state),
         num_classes=num_classes,
-        classes=_read_classes(file.metadata),
+        classes=read_class_names(file.path, file.metadata),
     )
 
 
@@ -220,16 +219,6 @@ def _load_timm(
     model = timm.create_model(name, pretrained=False, num_classes=num_classes, **extra)
     _load_state(model, file.state, name)
     return model, view
-
-
-def _read_classes(metadata: dict[str, str]) -> tuple[str, ...] | None:
-    if "classes" not in metadata:
-        return None
-    where = "the teacher's file: classes"
-    classes = parse_json(metadata["classes"], where)
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise ValueError(f"{where} must be a list of names (got {reprlib.repr(classes)})")
-    return tuple(classes)
 
 
 def _load_state(model: nn.Module, state: StateDict, name: str) -> None:

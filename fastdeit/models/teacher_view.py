@@ -22,7 +22,7 @@ MAX_SIZE = 2048
 MAX_BYTES = 1 << 22
 """Of a JSON text with a teacher's settings; timm's have the names of up to 21,843 classes."""
 STUDENT = "the student"
-_HUB_NAMES = ("model.safetensors", "pytorch_model.bin")
+HUB_NAMES = ("model.safetensors", "pytorch_model.bin")
 _EXTRA_FOLDERS = ("extra", "extra_files")
 
 
@@ -142,7 +142,7 @@ def read_settings_beside(path: Path) -> Source:
 
     Raises ValueError for one that is not JSON or too long; OSError.
     """
-    names = [path.with_suffix(".json").name, *(["config.json"] if path.name in _HUB_NAMES else [])]
+    names = [path.with_suffix(".json").name, *(["config.json"] if path.name in HUB_NAMES else [])]
     for beside in (path.with_name(name) for name in names):
         if beside.is_file() and beside != path:
             # as bytes, of which json skips a byte order mark

@@ -10,6 +10,7 @@ import math
 import mmap
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +22,10 @@ from fastdeit.storage.run_folder import RunFolder
 from fastdeit.storage.tensor_files import read_tensors
 
 WRAPPERS = ("state_dict", "model")
+HEADS = ("head", "head_dist")
+"""Of the student."""
+NAMED = 3
+"""Classes that a message names."""
 StateDict = dict[str, torch.Tensor]
 
 
@@ -197,22 +202,17 @@ def student_from_checkpoint(
     return student, fit_student_weights(student, state)
 
 
-def load_student_weights(model: Student, path: str | Path, *, antialias: bool = True) -> list[str]:
-    """Load a checkpoint into a student in place; return a note for everything that was changed.
-
-    The position embedding is resized if the resolution differs: with antialias by timm's filter,
-    else by torch's plain bicubic one, as in deit; both also differ where the grid grows. Heads with
-    another number of classes stay as initialised. Raises ValueError if the file cannot be read, or
-    the rest does not fit (naming the first few tensors).
-    """
-    return fit_student_weights(model, read_weights(path)[0], antialias=antialias)
-
-
 def fit_student_weights(model: Student, state: StateDict, *, antialias: bool = True) -> list[str]:
-    """Load a state dict in memory as `load_student_weights` does; the dict is not changed."""
+    """Load a state dict into a student in place; return a note for everything that was changed.
+
+    The dict itself is not changed. The position embedding is resized if the resolution differs:
+    with antialias by timm's filter, else by torch's plain bicubic one, as in deit; both also differ
+    where the grid grows. Heads with another number of classes stay as initialised. Raises
+    ValueError if the rest does not fit (naming the first few tensors).
+    """
     own = model.state_dict()
     state = dict(state)
-    notes = _keep_other_heads(model, own, state) + _resize_positions(model, own, state, antialias)
+    notes = fit_heads(own, state, HEADS) + _resize_positions(model, own, state, antialias)
     if has_qkv_bias(state) and not has_qkv_bias(own):
         advice = "build it with qkv_bias=True"
         raise ValueError(f"the checkpoint has qkv biases and the student has none: {advice}")
@@ -221,18 +221,52 @@ def fit_student_weights(model: Student, state: StateDict, *, antialias: bool = T
     return notes
 
 
-def _keep_other_heads(model: Student, own: StateDict, state: StateDict) -> list[str]:
-    """Replace heads with another number of classes in `state` by the model's own."""
+def fit_heads(
+    own: StateDict,
+    state: StateDict,
+    heads: Sequence[str],
+    trained: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+) -> list[str]:
+    """Replace each head in `state` that is for other classes by the model's own, and sort the rows
+    of one for the same classes in another order; return a note on each.
+
+    heads: names of modules; trained: names of the classes of the heads in `state`, None: only their
+    number counts; classes: those of the model.
+    """
     notes = []
-    for head in ("head", "head_dist"):
-        found = state.get(f"{head}.weight")
-        if found is None or f"{head}.weight" not in own or len(found) == model.num_classes:
+    for head in heads:
+        parts = [key for key in (f"{head}.weight", f"{head}.bias") if key in own and key in state]
+        if not parts:
             continue
-        counts = f"{len(found)} classes in the file, {model.num_classes} here"
-        notes.append(f"{head} left as initialised: {counts}")
-        for part in ("weight", "bias"):
-            state[f"{head}.{part}"] = own[f"{head}.{part}"]
+        other = _describe_other_classes(own[parts[0]], state[parts[0]], trained, classes)
+        if other:
+            notes.append(f"{head} left as initialised: {other}")
+            state |= {key: own[key] for key in parts}
+        elif trained is None and classes is not None:
+            notes.append(f"{head} kept: the file has as many classes, but does not name them")
+        elif trained is not None and classes is not None and list(trained) != list(classes):
+            notes.append(f"{head}: rows sorted, as the file has the classes in another order")
+            rows = [trained.index(name) for name in classes]
+            state |= {key: state[key][rows] for key in parts}
     return notes
+
+
+def _describe_other_classes(
+    own: torch.Tensor,
+    found: torch.Tensor,
+    trained: Sequence[str] | None,
+    classes: Sequence[str] | None,
+) -> str:
+    """Return how the classes of a head in a file differ from those of the model; "" if not."""
+    if len(found) != len(own):
+        return f"{len(found)} classes in the file, {len(own)} here"
+    if trained is None:
+        return ""
+    if len(trained) != len(found):
+        return f"the file names {len(trained)} classes, and its head has {len(found)}"
+    absent = sorted(set(classes or ()) - set(trained))
+    return f"the file is for other classes, without {', '.join(absent[:NAMED])}" if absent else ""
 
 
 def _resize_positions(

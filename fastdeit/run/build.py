@@ -1,6 +1,5 @@
 """Build a run from its `Config`, at step 0, and describe it for the heading."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -38,11 +37,12 @@ from fastdeit.run.inputs import (
     describe_samples,
 )
 from fastdeit.run.metrics import MetricLog
+from fastdeit.run.preflight import check_batch_fits
 from fastdeit.run.state import Progress, Run, RunData
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.build import open_cache
 from fastdeit.teacher_cache.reader import CachedTeacher
-from fastdeit.training.build import build_trainer
+from fastdeit.training.build import build_trainer, note_schedule
 from fastdeit.training.trainer import Trainer
 
 _NAMED = 3  # damaged images in the heading
@@ -67,6 +67,7 @@ def build_training(config: Config, world: World, index: Index) -> Training:
 
     A collective.
     """
+    check_batch_fits(config, world.size, len(index))
     plan = build_plan(config, index.sizes)
     pixels = pipeline_options(config, world).describe()
     teacher = each_rank(lambda: build_teacher(config, world, index.classes))
@@ -75,7 +76,7 @@ def build_training(config: Config, world: World, index: Index) -> Training:
     if config.distill.cache:
         cached_teacher = open_cache(config, plan, index, pixels, teacher)
         decode = cached_teacher.decoder(hard=config.distill.distillation_type == "hard")
-    model, notes = each_rank(lambda: build_model(config, len(index.classes)))
+    model, notes = each_rank(lambda: build_model(config, index.classes))
     samples = describe_samples(plan, index, config.optim.batch_size, pixels)
     inputs = each_rank(lambda: describe_inputs(config, samples, teacher, cached_teacher, model))
     check_same_inputs_everywhere(inputs)
@@ -115,7 +116,8 @@ def build_run(
         progress=Progress(),
     )
     damaged = [*_list_damaged(data.train_index), *_list_damaged(data.val_index)]
-    return run, [*training.notes, *damaged]
+    labels = [*data.train_index.notes, *data.val_index.notes]
+    return run, [*training.notes, *labels, *damaged]
 
 
 def _build_data(config: Config, world: World) -> tuple[RunData, Training]:
@@ -173,34 +175,13 @@ def describe_run(run: Run, notes: list[str]) -> dict[str, str]:
         **_describe_teacher(run),
         "schedule": f"{epochs} epochs of {run.steps_per_epoch} steps, batch {batch_size}",
     }
-    notes = [*notes, *_note_rate(config), *_note_slow_ema(config, epochs * run.steps_per_epoch)]
+    notes = [*notes, *note_schedule(config, epochs * run.steps_per_epoch)]
     wanted = config.run.zero_stage
     stage = run.trainer.engine.zero_optimization_stage()
     if stage != wanted:
         reason = "the same maths, gradients summed in fp32"
         notes = [*notes, f"ZeRO {wanted} replaced by {stage}: {reason}"]
     return rows | {f"note {number}": note for number, note in enumerate(notes, 1)}
-
-
-def _note_rate(config: Config) -> list[str]:
-    """Return a note if a small batch scales the peak learning rate to below --min-lr."""
-    optim = config.optim
-    if optim.min_lr <= optim.scaled_lr:
-        return []
-    cure = "set --lr, or --unscale-lr"
-    return [f"the learning rate stays at {optim.describe_peak()}, under --min-lr: {cure}"]
-
-
-def _note_slow_ema(config: Config, steps: int) -> list[str]:
-    """Return a note if the EMA's half-life is longer than a fifth of the run."""
-    optim = config.optim
-    half_life = math.log(2) / (1 - optim.model_ema_decay)
-    if not optim.model_ema or optim.model_ema_warmup or half_life <= steps / 5:
-        return []
-    start = optim.model_ema_decay**steps
-    memory = f"half-life {half_life:,.0f} steps in a run of {steps:,}"
-    cure = "--model-ema-warmup or a smaller --model-ema-decay makes it follow"
-    return [f"the EMA will be {start:.0%} initial weights ({memory}); {cure}"]
 
 
 def _describe_devices(run: Run) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from fastdeit.checkpoint.select import LoadedCheckpoint, find_checkpoint
 from fastdeit.checkpoint.store import set_aside
+from fastdeit.config.flags import format_replay_command
 from fastdeit.distributed.collectives import on_rank0
 from fastdeit.reliability.health import HealthError
 from fastdeit.reliability.rollbacks import write_bundle
@@ -127,7 +128,7 @@ def _write_bundle(run: Run, reason: str) -> str:
     first = run.health.bad[0].step
     last = run.health.bad[-1].step
     folder = run.folder.debug_bundle(first)
-    command = f"fastdeit replay {run.folder} --step {first}"
+    command = format_replay_command(run.config, str(run.folder), first)
     tensors, state = run.trainer.state.gather()
     state |= run.describe(first) | run.health.state_before(state)
     report = _describe_stop(run, reason, command)

@@ -308,7 +308,7 @@ def test_the_students_sizes_are_built() -> None:
     config = Config().replace(
         model={**sizes, "qkv_bias": True, "drop_path": 0.2}, data={"input_size": 32}
     )
-    model: Any = build_model(config, 5)[0]
+    model: Any = build_model(config, tuple("abcde"))[0]
     assert len(model.blocks) == 3 and model.num_heads == 2
     assert model.pos_embed.shape == (1, 2 + 16, 24)
     assert model.drop_path_rates[-1] == pytest.approx(0.2)

@@ -47,7 +47,7 @@ def settle(root: Path) -> None:
 
 
 def path(index: Index, row: int) -> Path:
-    return index.root / index.name(row)
+    return index.root / os.fsdecode(index.names[row].as_py())
 
 
 @pytest.fixture

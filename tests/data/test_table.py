@@ -35,7 +35,14 @@ def synthetic(root: Path, images: int) -> Path:
     same = np.full(len(labels), 100_000)
     stamps = stamp(root, [root / "train", *(root / "train").iterdir()])
     listing = Listing(
-        tuple(classes), pa.array(names).cast(pa.binary()), labels, same, same, stamps, facts=FACTS
+        classes=tuple(classes),
+        names=pa.array(names).cast(pa.binary()),
+        labels=labels,
+        num_bytes=same,
+        mtimes=same,
+        ctimes=same,
+        stamps=stamps,
+        facts=FACTS,
     )
     source = {"kind": "folder", "paths": ["train"], "classes": classes}
     table.build_table(listing, root, source, table.table_places(root, "train", None), 1)

@@ -32,7 +32,7 @@ def make(path: Path, model: dict[str, object], **data: object) -> tuple[RunFolde
     config = Config().replace(
         model=model, data={"input_size": 64, **data}, distill={"distillation_type": "none"}
     )
-    ours = build_model(config, len(CLASSES))[0].eval()
+    ours = build_model(config, CLASSES)[0].eval()
     for name, parameter in ours.named_parameters():
         if "head" in name or "fc" in name:  # so that the two heads differ
             nn.init.normal_(parameter)

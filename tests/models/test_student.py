@@ -14,7 +14,6 @@ from fastdeit.models.student import SIZES, Student, build_student
 from fastdeit.models.weights import (
     fit_student_weights,
     has_qkv_bias,
-    load_student_weights,
     read_weights,
     student_from_checkpoint,
 )
@@ -246,17 +245,22 @@ def save(tmp_path: Path, state: dict[str, Any], wrapper: str | None, suffix: str
 def test_weights_load_from_every_wrapper(tmp_path: Path, wrapper: str | None, suffix: str) -> None:
     source, target = make_student(), make_student()
     perturb(source)
-    assert load_student_weights(target, save(tmp_path, source.state_dict(), wrapper, suffix)) == []
+    assert (
+        fit_student_weights(
+            target, read_weights(save(tmp_path, source.state_dict(), wrapper, suffix))[0]
+        )
+        == []
+    )
     assert all(
         torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True)
     )
 
 
-def test_resolution_and_number_of_classes_may_differ(tmp_path: Path) -> None:
+def test_resolution_and_number_of_classes_may_differ() -> None:
     source, target = make_student(), make_student(image_size=64, num_classes=9)
     perturb(source)
     head = target.head.weight.clone()
-    notes = load_student_weights(target, save(tmp_path, source.state_dict(), None, ".pth"))
+    notes = fit_student_weights(target, source.state_dict())
     assert len(notes) == 3 and "head" in notes[0] and "4 x 4 to 8 x 8" in notes[2]
     assert torch.equal(target.pos_embed[:, :2], source.pos_embed[:, :2]) and torch.equal(
         target.head.weight, head
@@ -294,17 +298,17 @@ def test_checkpoint_gives_the_sizes_of_the_student(tmp_path: Path) -> None:
     assert wider.image_size == 40 and len(notes) == 3
 
 
-def test_qkv_bias_is_detected(tmp_path: Path) -> None:
+def test_qkv_bias_is_detected() -> None:
     biased = make_student(qkv_bias=True).state_dict()
     assert has_qkv_bias(biased) and not has_qkv_bias(make_student().state_dict())
     with pytest.raises(ValueError, match="qkv_bias=True"):
-        load_student_weights(make_student(), save(tmp_path, biased, None, ".pth"))
+        fit_student_weights(make_student(), biased)
 
 
-def test_weights_that_do_not_fit_fail_with_their_names(tmp_path: Path) -> None:
-    path = save(tmp_path, make_student(distilled=False).state_dict(), None, ".pth")
+def test_weights_that_do_not_fit_fail_with_their_names() -> None:
+    plain = make_student(distilled=False).state_dict()
     with pytest.raises(ValueError, match="dist_token is missing"):
-        load_student_weights(make_student(), path)
+        fit_student_weights(make_student(), plain)
 
 
 def test_bad_files_fail_with_one_line(tmp_path: Path) -> None:

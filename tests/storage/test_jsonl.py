@@ -1,7 +1,9 @@
 """JSON-lines files: torn lines, typed records, and a disk that is full."""
 
+import json
 import math
 import multiprocessing
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,11 @@ from fastdeit.storage.attempts import Attempt, add_attempt, read_attempts
 from fastdeit.storage.jsonl import (
     AppendOnlyFile,
     append_lines,
+    format_line,
     read_json_lines,
     read_records,
     replace_lines,
+    restore_names,
 )
 from fastdeit.storage.run_folder import RunFolder
 from tests.support.full_disk import limit_file_size
@@ -170,3 +174,10 @@ def test_pending_records_are_bounded_and_losses_are_counted(
         file.close()
     assert warnings[3].endswith("is incomplete; 1 record is lost")
     assert len(warnings) == 4
+
+
+def test_names_that_are_not_utf8_are_restored() -> None:
+    value = {"data": {"path": os.fsdecode(b"d\xe9\xff [b]"), "size": 3, "splits": None}}
+    line = format_line(value)
+    assert restore_names(json.loads(line)) == value
+    assert "\\\\udce9" in line, "strict JSON has no surrogate"

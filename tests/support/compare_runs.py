@@ -59,25 +59,20 @@ def assert_other_weights(folder: Path, whole: Path) -> None:
 def _differing_weights(folder: Path, whole: Path) -> list[str]:
     """Return the names of tensors that are not equal bit for bit."""
     names = []
-    for left, right in _weight_pairs(folder, whole, with_best=True):
+    for left, right in _weight_pairs(folder, whole):
         assert left.keys() == right.keys()
         names += [name for name, value in left.items() if not torch.equal(value, right[name])]
     return names
 
 
 def _weight_pairs(
-    folder: Path, whole: Path, with_best: bool = False
+    folder: Path, whole: Path
 ) -> list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
-    names = ["model", "model_ema"]
-    if with_best:
-        names += ["model_best", "model_ema_best"]
-    pairs = []
-    for name in names:
-        mine, theirs = (getattr(RunFolder(path), name) for path in (folder, whole))
-        assert mine.exists() == theirs.exists()
-        if theirs.exists():
-            pairs.append((load_file(mine), load_file(theirs)))
-    assert pairs
+    mine, theirs = RunFolder(folder), RunFolder(whole)
+    pairs = [(load_file(mine.model), load_file(theirs.model))]
+    assert mine.model_ema.exists() == theirs.model_ema.exists()
+    if theirs.model_ema.exists():
+        pairs.append((load_file(mine.model_ema), load_file(theirs.model_ema)))
     return pairs
 
 

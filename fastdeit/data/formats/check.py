@@ -23,7 +23,6 @@ from PIL import Image
 
 from fastdeit.display.progress import track
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_PIXELS = 64 * 2**20
 MAX_BYTES = 64 * 2**20
 UNREAD = "cannot be read"
@@ -33,6 +32,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")  # PPM: the form in which DALI 
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
 _ORIENTATION = 0x0112  # EXIF tag
 _START_OF_SCAN = 0xDA  # JPEG marker
+_HEADER_BYTES = 2**16
 _CHUNK = 64  # images a worker takes at a time
 _PROCESSES_FROM = 4000  # below this many, starting processes costs more than the decoding
 _OF_PYTHON = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError)
@@ -61,9 +61,9 @@ Checked = ImageInfo | str
 """The facts of a good image, or the fault of a bad one."""
 
 
-def read_place(place: ByteRange) -> bytes:
-    """Return the encoded image at a place. Raises OSError if the file is no regular file, too
-    large, or too short."""
+def read_place(place: ByteRange, at_most: int = MAX_BYTES) -> bytes:
+    """Return the encoded image at a place, or its first `at_most` bytes. Raises OSError if the file
+    is no regular file, too large, or too short."""
     file, offset, length = place
     facts = os.stat(file)
     if not stat.S_ISREG(facts.st_mode):
@@ -71,6 +71,7 @@ def read_place(place: ByteRange) -> bytes:
     length = facts.st_size if offset < 0 else length
     if length > MAX_BYTES:
         raise OSError(f"{length} bytes are more than {MAX_BYTES}")
+    length = min(length, at_most)
     with open(file, "rb") as opened:
         opened.seek(max(offset, 0))
         data = opened.read(length)
@@ -103,6 +104,18 @@ def check_image(source: str | bytes) -> Checked:
         return f"has more than {MAX_PIXELS} pixels"
     except _DECODE_ERRORS as error:
         return f"{type(error).__name__}: {error}"
+
+
+def has_header(place: ByteRange, info: ImageInfo) -> bool:
+    """Return True if the image at a place begins with the header of such an image; the rest is not
+    decoded."""
+    try:
+        source = BytesIO(read_place(place, _HEADER_BYTES))
+        with Image.open(source, formats=_FORMATS) as image:
+            found = (image.height, image.width, image.format, image.mode)
+            return found == info[:4]
+    except _DECODE_ERRORS:
+        return False
 
 
 def _refusal(image: Image.Image) -> str:
@@ -155,18 +168,26 @@ def _has_whole_header(data: bytes) -> bool:
     return False
 
 
-def check_places(places: Sequence[ByteRange], workers: int) -> Iterator[Checked]:
+def check_places(
+    places: Sequence[ByteRange], known: Sequence[ImageInfo | None], workers: int
+) -> Iterator[Checked]:
     """Yield `check_place` of each, in order, from threads or processes, with a progress bar if it
-    takes long."""
-    chunks = [places[i : i + _CHUNK] for i in range(0, len(places), _CHUNK)]
+    takes long.
+
+    known: for each, None, or the facts that are returned undecoded if its header still has them.
+    """
+    jobs = list(zip(places, known, strict=True))
+    chunks = [jobs[i : i + _CHUNK] for i in range(0, len(jobs), _CHUNK)]
     many = len(places) >= _PROCESSES_FROM
     checked_chunks = in_parallel(_check_chunk, chunks, workers, processes=many)
     checked = itertools.chain.from_iterable(checked_chunks)
     yield from track(checked, len(places), "checking images")
 
 
-def _check_chunk(places: Sequence[ByteRange]) -> list[Checked]:
-    return [check_place(place) for place in places]
+def _check_chunk(jobs: Sequence[tuple[ByteRange, ImageInfo | None]]) -> list[Checked]:
+    return [
+        known if known and has_header(place, known) else check_place(place) for place, known in jobs
+    ]
 
 
 def in_parallel(

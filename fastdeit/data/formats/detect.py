@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fastdeit.data.formats.check import EXTENSIONS
-from fastdeit.data.formats.folder import class_folders, list_folder
+from fastdeit.data.formats.file_names import is_litter
+from fastdeit.data.formats.folder import class_folders, image_files, list_folder
 from fastdeit.data.formats.idx import idx_files, list_idx
 from fastdeit.data.formats.imagenet import list_flat, truth_file
 from fastdeit.data.formats.listing import SHOWN, DataError, Listing
 from fastdeit.data.formats.lists import LIST_SUFFIXES, list_listed
-from fastdeit.data.formats.shards import expand_pattern, list_shards, refuse_compressed
+from fastdeit.data.formats.shards.patterns import expand_pattern, refuse_compressed
+from fastdeit.data.formats.shards.scan import list_shards
+from fastdeit.display.text import printable
 
 VALIDATION = ("val", "validation", "test")
 """Names of the split that is evaluated, and whose classes are those of `train`."""
@@ -91,13 +93,13 @@ def _found_list(root: Path, split: str) -> SplitLocation:
 
 def _in_folder(folder: Path) -> SplitLocation:
     """Find the split in a folder of its own."""
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    entries = sorted(entry for entry in folder.iterdir() if not _is_hidden(entry.name))
     if class_folders(folder):
         return SplitLocation("folder", (folder,))
     shards = [entry for entry in entries if re.search(r"\.(tar|tgz|tar\.\w+)$", entry.name)]
     if shards:
         return SplitLocation("shards", _plain(shards))
-    if any(entry.suffix.lower() in EXTENSIONS for entry in entries):
+    if image_files(folder):
         truth = truth_file(folder)
         if truth:
             return SplitLocation("flat", (folder, truth))
@@ -116,7 +118,9 @@ def _in_root(root: Path, name: str) -> SplitLocation | None:
     token = re.compile(
         rf"(^|[-_.]){re.escape(name)}([-_.]).*?\.?(tar|tgz|tar\.\w+)$|^{re.escape(name)}\.tar$"
     )
-    shards = sorted(entry for entry in root.iterdir() if token.search(entry.name))
+    shards = sorted(
+        entry for entry in root.iterdir() if token.search(entry.name) and not is_litter(entry.name)
+    )
     if shards:
         return SplitLocation("shards", _plain(shards))
     pair = idx_files(root, name)
@@ -129,6 +133,10 @@ def _plain(shards: Sequence[Path]) -> tuple[Path, ...]:
 
 
 def _shown(folder: Path) -> str:
-    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    shown = ", ".join(names[:SHOWN]) or "nothing"
+    names = sorted(entry.name for entry in folder.iterdir() if not _is_hidden(entry.name))
+    shown = ", ".join(map(printable, names[:SHOWN])) or "nothing"
     return f"{shown} and {len(names) - SHOWN} more" if len(names) > SHOWN else shown
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or is_litter(name)

@@ -1,6 +1,7 @@
 """Image files: a folder for each class, in torchvision's ImageFolder order; and files whose labels
 are in another file."""
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,31 +9,41 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from fastdeit.data.formats.check import EXTENSIONS, UNREAD
+from fastdeit.data.formats.check import UNREAD
+from fastdeit.data.formats.file_names import EXTENSIONS, extension_fault, is_image, is_litter
+from fastdeit.data.formats.labels import UNKNOWN
 from fastdeit.data.formats.listing import SHOWN, DataError, Listing, Stamps, stamp
-
-_EXTENSIONS = tuple(map(os.fsencode, EXTENSIONS))
+from fastdeit.display.text import printable
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """Return the names of the folders in `folder` that are not hidden, sorted."""
+    """Return the names of the folders in `folder` that are not hidden nor litter, sorted."""
     folders = (entry.name for entry in os.scandir(folder) if entry.is_dir())
-    return tuple(sorted(name for name in folders if not name.startswith(".")))
+    return tuple(
+        sorted(name for name in folders if not name.startswith(".") and not is_litter(name))
+    )
+
+
+def image_files(folder: Path) -> list[str]:
+    """Return the names of the images in `folder` itself, sorted."""
+    return sorted(name for name in os.listdir(folder) if is_image(name) and not is_litter(name))
 
 
 def list_folder(root: Path, folder: Path, classes: Sequence[str]) -> Listing:
-    """List the images of `folder/CLASS/**`, labelled by their class's place in `classes`.
+    """List the images of `folder/CLASS/**`, labelled by their class's place in `classes`; then
+    those beside the class folders, which have a fault.
 
     Raises DataError for a class that is not in `classes`, and for one without images.
     """
     present = class_folders(folder)
     unknown = sorted(set(present) - set(classes))
     if unknown:
-        shown = ", ".join(unknown[:SHOWN])
+        shown = ", ".join(map(printable, unknown[:SHOWN]))
         raise DataError(
             f"{folder}: has classes that are not among the {len(classes)} of train: {shown}"
         )
     stamps = stamp(root, [folder])
+    loose = [os.fsencode(os.path.relpath(folder / name, root)) for name in image_files(folder)]
     names = []
     counts = np.zeros(len(classes), np.int64)
     for label, name in enumerate(classes):
@@ -40,8 +51,22 @@ def list_folder(root: Path, folder: Path, classes: Sequence[str]) -> Listing:
             files = _class_files(root, folder / name, stamps)
             names.append(files)
             counts[label] = len(files)
-    labels = np.repeat(np.arange(len(classes)), counts)
-    return list_files(root, pa.concat_arrays(names), labels, tuple(classes), stamps)
+    labels = np.repeat([*range(len(classes)), UNKNOWN], [*counts, len(loose)])
+    all_names = pa.concat_arrays([*names, pa.array(loose, pa.binary())])
+    listing = list_files(root, all_names, labels, tuple(classes), stamps)
+    unlabelled = np.flatnonzero(labels == UNKNOWN).tolist()
+    faults = dict.fromkeys(unlabelled, "has no class: it is in no class folder")
+    return exclude_extensions(dataclasses.replace(listing, faults={**listing.faults, **faults}))
+
+
+def exclude_extensions(listing: Listing) -> Listing:
+    """Return the listing with a fault for each image whose extension is not read."""
+    faults = dict(listing.faults)
+    for row, name in enumerate(listing.names.to_pylist()):
+        fault = extension_fault(os.fsdecode(name))
+        if fault:
+            faults[row] = fault
+    return dataclasses.replace(listing, faults=faults)
 
 
 def _class_files(root: Path, folder: Path, stamps: Stamps) -> pa.BinaryArray:
@@ -52,26 +77,25 @@ def _class_files(root: Path, folder: Path, stamps: Stamps) -> pa.BinaryArray:
     for parent, files in _walk(base):
         stamps |= stamp(root, [os.fsdecode(parent)])
         inner = prefix + parent[len(base) :]
-        images = [file for file in sorted(files) if file.lower().endswith(_EXTENSIONS)]
-        names += [inner + b"/" + image for image in images]
+        names += [inner + b"/" + file for file in sorted(files) if is_image(os.fsdecode(file))]
     if not names:
         raise DataError(f"{folder}: no images in this class ({', '.join(EXTENSIONS)})")
     return pa.array(names, pa.binary())
 
 
 def _walk(folder: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
-    """Yield folders and the files in each, in ImageFolder's order; links are followed, but not in
-    circles."""
+    """Yield folders and the files in each, in ImageFolder's order and without litter; links are
+    followed, but not in circles."""
     found: list[tuple[bytes, list[bytes]]] = []
     above: dict[bytes, tuple[tuple[int, int], ...]] = {folder: (_identity(folder),)}
     for parent, folders, files in os.walk(folder, followlinks=True):
-        found.append((parent, files))
+        found.append((parent, [name for name in files if not is_litter(os.fsdecode(name))]))
         seen = above.pop(parent)
         inner = []
         for name in folders:
             path = os.path.join(parent, name)
             identity = _identity(path)
-            if identity not in seen:
+            if identity not in seen and not is_litter(os.fsdecode(name)):
                 above[path] = (*seen, identity)
                 inner.append(name)
         folders[:] = inner  # the folders that os.walk goes into
@@ -89,13 +113,24 @@ def list_files(
     """List image files that are known by name; one that does not exist gets a fault."""
     num_bytes = np.zeros(len(names), np.int64)
     mtimes = np.zeros(len(names), np.int64)
-    faults = {}
+    ctimes = np.zeros(len(names), np.int64)
+    faults: dict[int, str] = {}
     prefix = os.fsencode(root) + b"/"
     for row, name in enumerate(names):
         try:
             facts = os.stat(prefix + name.as_py())
             num_bytes[row] = facts.st_size
             mtimes[row] = facts.st_mtime_ns
+            ctimes[row] = facts.st_ctime_ns
         except OSError as error:
             faults[row] = f"{UNREAD}: {error.strerror}"
-    return Listing(classes, names, labels.astype(np.int64), num_bytes, mtimes, stamps, faults)
+    return Listing(
+        classes=classes,
+        names=names,
+        labels=labels.astype(np.int64),
+        num_bytes=num_bytes,
+        mtimes=mtimes,
+        ctimes=ctimes,
+        stamps=stamps,
+        faults=faults,
+    )

@@ -17,7 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from fastdeit.data.formats.check import ImageInfo
-from fastdeit.data.formats.listing import DataError, Listing, number_labels, stamp
+from fastdeit.data.formats.file_names import is_litter
+from fastdeit.data.formats.labels import number_labels
+from fastdeit.data.formats.listing import DataError, Listing, stamp
 
 MAX_BYTES = 4 * 2**30
 _NAMES = {"train": ("train",), "val": ("val", "t10k", "test"), "test": ("t10k", "test")}
@@ -30,7 +32,7 @@ def idx_files(root: Path, split: str) -> tuple[Path, Path] | None:
 
     Raises DataError when there are images without labels.
     """
-    entries = sorted(entry.name for entry in root.iterdir())
+    entries = sorted(entry.name for entry in root.iterdir() if not is_litter(entry.name))
     for name in _NAMES.get(split, (split,)):
         form = re.compile(rf"(?:.*[-_])?{re.escape(name)}-images[-.]idx3-ubyte(?:\.gz)?$")
         images = next(filter(form.match, entries), None)
@@ -63,6 +65,7 @@ def list_idx(root: Path, images: Path, labels: Path, classes: Sequence[str] | No
     Raises DataError for damaged files, for another number of labels than images, and for labels
     that are not in `classes`.
     """
+    stamps = stamp(root, [images, labels])
     count, height, width = _read(images, dims=3).shape
     numbers = _read(labels, dims=1)
     if len(numbers) != count:
@@ -71,14 +74,18 @@ def list_idx(root: Path, images: Path, labels: Path, classes: Sequence[str] | No
         )
     shard = os.path.relpath(images, root)
     names = [f"{shard}/{number:06d}" for number in range(count)]
-    label_array, known = number_labels(numbers.tolist(), classes, str(labels), names)
+    label_array, known = number_labels(
+        numbers.tolist(), classes, lambda row: f"{labels}: image {row}"
+    )
+    facts = os.stat(images)
     return Listing(
         classes=known,
         names=pa.array(list(map(os.fsencode, names)), pa.binary()),
         labels=label_array,
         num_bytes=np.full(count, len(_header(height, width)) + height * width),
-        mtimes=np.full(count, os.stat(images).st_mtime_ns),
-        stamps=stamp(root, [images, labels]),
+        mtimes=np.full(count, facts.st_mtime_ns),
+        ctimes=np.full(count, facts.st_ctime_ns),
+        stamps=stamps,
         facts=ImageInfo(height, width, "IDX", "L", 1),
         shards=(shard,),
         shard=np.zeros(count, np.int32),

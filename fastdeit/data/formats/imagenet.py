@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from fastdeit.data.formats.check import EXTENSIONS
-from fastdeit.data.formats.folder import list_files
-from fastdeit.data.formats.listing import DataError, Listing, number_labels, stamp
+from fastdeit.data.formats.folder import exclude_extensions, image_files, list_files
+from fastdeit.data.formats.labels import number_labels
+from fastdeit.data.formats.listing import DataError, Listing, read_text, stamp
+from fastdeit.display.text import printable
 
 DEVKIT = "ILSVRC2012_validation_ground_truth.txt"
 KAGGLE = "LOC_val_solution.csv"
@@ -48,8 +49,7 @@ def list_flat(root: Path, folder: Path, truth: Path, classes: Sequence[str]) -> 
     Raises DataError for an image that is not in `truth`, and for a class that is not in `classes`.
     """
     stamps = stamp(root, [folder, truth])
-    entries = (entry.name for entry in os.scandir(folder))
-    files = sorted(name for name in entries if name.lower().endswith(EXTENSIONS))
+    files = image_files(folder)
     class_of = _read_devkit(truth, files) if truth.name == DEVKIT else _read_pairs(truth)
     raw = [class_of.get(Path(name).stem) for name in files]
     if None in raw:
@@ -60,23 +60,23 @@ def list_flat(root: Path, folder: Path, truth: Path, classes: Sequence[str]) -> 
         )
     paths = [os.fsencode(os.path.relpath(folder / name, root)) for name in files]
     names = pa.array(paths, pa.binary())
-    labels, known = number_labels(raw, classes, str(truth), files)
-    return list_files(root, names, labels, known, stamps)
+    labels, known = number_labels(raw, classes, lambda row: f"{truth}: {printable(files[row])}")
+    return exclude_extensions(list_files(root, names, labels, known, stamps))
 
 
 def _read_pairs(truth: Path) -> Mapping[str, str]:
     """Return the class of each image, by the stem of its name."""
-    with open(truth, encoding="utf-8", errors="replace", newline="") as lines:
-        if truth.suffix == ".csv":
-            rows = list(csv.reader(lines))
-        else:
-            rows = [line.rsplit(maxsplit=1) for line in lines]
-        pairs = [(row[0].strip(), row[1].split()) for row in rows if len(row) > 1]
+    lines = read_text(truth).split("\n")
+    if truth.suffix == ".csv":
+        rows = list(csv.reader(lines))
+    else:
+        rows = [line.rsplit(maxsplit=1) for line in lines]
+    pairs = [(row[0].strip(), row[1].split()) for row in rows if len(row) > 1]
     return {Path(name).stem: words[0] for name, words in pairs if words and name != "ImageId"}
 
 
 def _read_devkit(truth: Path, files: Sequence[str]) -> Mapping[str, str]:
-    numbers = truth.read_text(encoding="utf-8", errors="replace").split()
+    numbers = read_text(truth).split()
     if len(numbers) != len(files) or not all(map(str.isdecimal, numbers)):
         raise DataError(
             f"{truth}: must have a number for each of the {len(files)} images "

@@ -1,12 +1,13 @@
 """The listing of a split, before any image is decoded: one form for all formats."""
 
+import codecs
 import mmap
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,14 +18,31 @@ from fastdeit.distributed.errors import RunError
 
 SHOWN = 10
 """Number of names that an error lists."""
-MAX_CLASSES = 2**20
-UNKNOWN = -1
-"""Label of an image that has none; it has a fault too."""
 _SETTLED_S = 2.0  # file systems count time in steps of up to so much
 
-Stamps = dict[str, list[int]]
-"""From a path relative to the root to its bytes (-1: a folder) and modification time in ns (-1: may
-still have changed)."""
+UNSETTLED = -1
+"""Time of modification of what may still have changed unseen."""
+
+
+class Stamp(NamedTuple):
+    """Facts of a file or folder that differ when it was changed or exchanged.
+
+    No program can set `ctime` and `inode`: they tell two versions with equal times of modification
+    apart. The device is no part: its number differs between mounts, and between machines that share
+    a data set.
+    """
+
+    size: int
+    """In bytes; a folder's says, on some file systems, how many entries it has."""
+    mtime: int
+    """Time of modification in ns, or UNSETTLED."""
+    ctime: int
+    """Time of the last change of content, name, owner or mode, in ns."""
+    inode: int
+
+
+Stamps = dict[str, Stamp]
+"""From a path relative to the root."""
 
 
 class DataError(RunError, ValueError):
@@ -43,11 +61,15 @@ class Listing:
     num_bytes: np.ndarray
     """int64 (N,): of the encoded image."""
     mtimes: np.ndarray
-    """int64 (N,): of the file that holds it, in ns."""
+    """int64 (N,): time of modification of the file that holds it, in ns."""
+    ctimes: np.ndarray
+    """int64 (N,): time of change of that file, in ns."""
     stamps: Stamps
     """All that has to be unchanged for the listing to hold."""
     faults: Mapping[int, str] = field(default_factory=dict)
     """From a row to what is known to be wrong with it already."""
+    notes: tuple[str, ...] = ()
+    """What the user should know, though it is no fault."""
     facts: ImageInfo | None = None
     """Of every image, where none has to be decoded."""
     shards: tuple[str, ...] = ()
@@ -99,99 +121,57 @@ def open_table(file: Path) -> pq.ParquetFile:
     return table
 
 
+def read_text(file: Path) -> str:
+    """Return the text of a list: UTF-8, or UTF-16 with a byte order mark; bytes that are no UTF-8
+    become surrogates, as in names of files.
+
+    Raises DataError for another encoding, OSError.
+    """
+    data = file.read_bytes()
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16") if is_utf16 else data.decode("utf-8-sig", "surrogateescape")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: must be text in UTF-8 ({error})") from error
+    if "\0" in text:
+        raise DataError(f"{file}: must be text in UTF-8 (it has zero bytes: UTF-16, or no text?)")
+    return text
+
+
 def stamp(root: Path, paths: Iterable[Path | str]) -> Stamps:
     """Return the stamps of files and folders.
 
-    A path that changed a moment ago may change again unseen, so it is stamped as unsettled. Raises
-    OSError for a path that does not exist.
+    A path that changed a moment ago may change again unseen, so its time is -1. Raises OSError for
+    a path that does not exist.
     """
     now = time.time_ns()
     stamps = {}
     for path in paths:
-        facts = os.stat(path)
-        size = -1 if os.path.isdir(path) else facts.st_size
-        settled = now - facts.st_mtime_ns > _SETTLED_S * 1e9
-        stamps[os.path.relpath(path, root)] = [size, facts.st_mtime_ns if settled else -1]
+        found = _stamp_of(path)
+        if now - found.mtime <= _SETTLED_S * 1e9:
+            found = found._replace(mtime=UNSETTLED)
+        stamps[os.path.relpath(path, root)] = found
     return stamps
+
+
+def _stamp_of(path: Path | str) -> Stamp:
+    facts = os.stat(path)
+    return Stamp(facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)
 
 
 def is_unchanged(root: Path, stamps: Stamps) -> bool:
     """Return True if no stamped path has changed."""
     try:
         return all(
-            mtime >= 0 and _facts(os.path.join(root, path), size) == (size, mtime)
-            for path, (size, mtime) in stamps.items()
+            stamp.mtime != UNSETTLED and _stamp_of(os.path.join(root, path)) == stamp
+            for path, stamp in stamps.items()
         )
     except OSError:
         return False
 
 
-def _facts(path: str, size: int) -> tuple[int, int]:
-    facts = os.stat(path)
-    return (-1 if size < 0 else facts.st_size), facts.st_mtime_ns
-
-
-def number_labels(
-    raw: Sequence[int | str | None],
-    classes: Sequence[str] | None,
-    where: str,
-    names: Sequence[str | bytes],
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return int64 (N,) labels and the classes' names, from numbers or names of classes; None
-    becomes UNKNOWN.
-
-    classes: None takes the numbers from 0 to the largest, or the sorted names. A text is a class's
-    name if it is one, else a number. where, names: of the list and of its rows, for the error.
-    Raises DataError for a label that is no class.
-    """
-    distinct = [value for value in dict.fromkeys(raw) if value is not None]
-    known = tuple(classes) if classes is not None else _own_classes(distinct, where)
-    place_of = {name: place for place, name in enumerate(known)}
-    number_of: dict[int | str | None, int] = {None: UNKNOWN}
-    for value in distinct:
-        number_of[value] = _number(value, place_of)
-        if not 0 <= number_of[value] < len(known):
-            few = f": {', '.join(known)}" if len(known) <= SHOWN else ""
-            name = os.fsdecode(names[raw.index(value)])
-            raise DataError(
-                f"{where}: {name} has the label {value!r}, not one of the {len(known)} classes{few}"
-            )
-    return np.array([number_of[value] for value in raw], np.int64), known
-
-
-def _own_classes(distinct: Sequence[int | str], where: str) -> tuple[str, ...]:
-    numbers = [int(value) for value in distinct if isinstance(value, int) or value.isdecimal()]
-    if len(numbers) == len(distinct):
-        most = max(numbers, default=-1)
-        if most >= MAX_CLASSES:
-            raise DataError(
-                f"{where}: a label must be 0 to {MAX_CLASSES - 1}, or a name (got {most})"
-            )
-        return tuple(map(str, range(most + 1)))
-    if not all(isinstance(value, str) for value in distinct):
-        raise DataError(
-            f"{where}: some labels are numbers, some are names; all must be the one or the other"
-        )
-    return tuple(sorted(map(str, distinct)))
-
-
-def _number(value: int | str, place_of: Mapping[str, int]) -> int:
-    """Return the number of a class, -1 if the value is none."""
-    if isinstance(value, int):
-        return value
-    return place_of.get(value, int(value) if value.isdecimal() else -1)
-
-
-def class_names_beside(folder: Path) -> tuple[str, ...] | None:
-    """Return the lines of `classes.txt` in `folder`, or None if there is no such file.
-
-    Raises DataError for an empty line and for a name that is there twice.
-    """
-    file = folder / "classes.txt"
-    if not file.is_file():
-        return None
-    lines = file.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
-    names = tuple(line.strip() for line in lines)
-    if not all(names) or len(set(names)) < len(names) or not names:
-        raise DataError(f"{file}: has empty or repeated lines; each line must name a class")
-    return names
+def have_true_times(stamps: Stamps) -> bool:
+    """Return False if one time of change, in whole seconds, stands for all paths: then the file
+    system notes none (squashfs, ISO 9660, object stores), and two versions can look the same."""
+    times = {stamp.ctime for stamp in stamps.values()}
+    return len(times) > 1 or any(time % 10**9 for time in times)

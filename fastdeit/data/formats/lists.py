@@ -1,107 +1,168 @@
 """A list of image files and their classes: CSV, text with blanks or tabs between, or Parquet."""
 
 import csv
+import dataclasses
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
-from fastdeit.data.formats.check import EXTENSIONS
+from fastdeit.data.formats.file_names import is_image, is_litter
 from fastdeit.data.formats.folder import list_files
+from fastdeit.data.formats.labels import Label, number_labels, read_label
 from fastdeit.data.formats.listing import (
     SHOWN,
     DataError,
     Listing,
-    number_labels,
     open_table,
+    read_text,
     stamp,
 )
+from fastdeit.display.text import printable
 
-LIST_SUFFIXES = (".csv", ".parquet", ".txt")
+LIST_SUFFIXES = (".csv", ".tsv", ".parquet", ".txt")
 _PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "name")
 _LABELS = ("label", "class", "target", "class_id", "label_id", "class_name", "category")
+_DELIMITERS = (",", ";", "\t")
+_BLANKS = " "
+
+
+class _Entry(NamedTuple):
+    """One image of a list."""
+
+    place: str
+    """Where the entry is in the list: `line 3`."""
+    path: str
+    label: Label
 
 
 def list_listed(root: Path, file: Path, classes: Sequence[str] | None) -> Listing:
     """List the images of `file`, in its order; their paths are relative to `root` or absolute."""
-    paths, raw = _read_parquet(file) if file.suffix.lower() == ".parquet" else _read_text(file)
-    names = [
-        os.path.normpath(os.path.relpath(path, root) if os.path.isabs(path) else path)
-        for path in paths
-    ]
-    if not names:
+    read = _read_parquet if file.suffix.lower() == ".parquet" else _read_text
+    entries = [entry._replace(path=_relative(root, entry.path)) for entry in read(file)]
+    images = [entry for entry in entries if not is_litter(entry.path)]
+    if not images:
         raise DataError(f"{file}: lists no images; each line must have a path and a label")
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise DataError(f"{file}: lists {name} twice")
-        seen.add(name)
-    folders = sorted({os.path.dirname(root / name) for name in names})
+    _refuse_repeated(file, images)
+    folders = sorted({os.path.dirname(root / entry.path) for entry in images})
     stamps = stamp(root, [file, *filter(os.path.isdir, folders)])
-    labels, known = number_labels(raw, classes, str(file), names)
-    encoded = pa.array(list(map(os.fsencode, names)), pa.binary())
-    return list_files(root, encoded, labels, known, stamps)
+
+    def place(row: int) -> str:
+        entry = images[row]
+        return f"{file}, {entry.place}: {printable(entry.path)}"
+
+    labels, known = number_labels([entry.label for entry in images], classes, place)
+    names = pa.array([os.fsencode(entry.path) for entry in images], pa.binary())
+    listing = list_files(root, names, labels, known, stamps)
+    return dataclasses.replace(listing, notes=_note_litter(file, entries))
 
 
-def _read_text(file: Path) -> tuple[list[str], list[str]]:
-    """Return the paths and the labels of the lines; a first line without an image's name is the
-    heading."""
-    paths = []
-    labels = []
-    path, label = 0, 1  # columns
-    is_first = True
-    for number, row in enumerate(_read_rows(file), 1):
-        if not any(row):
-            continue
-        if is_first and not any(cell.lower().endswith(EXTENSIONS) for cell in row):
-            path, label = _columns(file, [cell.lower() for cell in row])
-        elif len(row) <= max(path, label) or not row[path] or not row[label]:
-            raise DataError(f"{file}, line {number}: {','.join(row)!r} is no path and label")
-        else:
-            paths.append(row[path])
-            labels.append(row[label])
-        is_first = False
-    return paths, labels
+def _relative(root: Path, path: str) -> str:
+    return os.path.normpath(os.path.relpath(path, root) if os.path.isabs(path) else path)
 
 
-def _read_rows(file: Path) -> list[list[str]]:
-    """Return the cells of each line: of a CSV file, or the last word and all before it."""
-    with open(file, encoding="utf-8", errors="surrogateescape", newline="") as lines:
-        try:
-            if file.suffix.lower() == ".csv":
-                rows = list(csv.reader(lines))
-            else:
-                rows = [line.rsplit(maxsplit=1) for line in lines]
-        except csv.Error as error:
-            raise DataError(f"{file}: is no CSV file that can be read ({error})") from error
-    return [[cell.strip() for cell in row] for row in rows]
+def _refuse_repeated(file: Path, entries: Sequence[_Entry]) -> None:
+    seen: set[str] = set()
+    for entry in entries:
+        if entry.path in seen:
+            raise DataError(f"{file}: lists {printable(entry.path)} twice")
+        seen.add(entry.path)
 
 
-def _read_parquet(file: Path) -> tuple[list[str], list[int | str | None]]:
+def _note_litter(file: Path, entries: Sequence[_Entry]) -> tuple[str, ...]:
+    litter = [entry.path for entry in entries if is_litter(entry.path)]
+    if not litter:
+        return ()
+    return (f"{file}: {len(litter)} files that are no part of a data set ignored: {litter[0]}",)
+
+
+def _read_text(file: Path) -> Iterator[_Entry]:
+    """Yield the entries of the lines; a first line without an image's name is the heading."""
+    lines = list(io.StringIO(read_text(file), newline=""))
+    columns: tuple[int, int] | None = None
+    try:
+        for number, cells in _split(lines, _find_delimiter(file, lines)):
+            if not any(cells):
+                continue
+            if columns is None and not any(map(is_image, cells)):
+                columns = _columns(file, cells)
+                continue
+            columns = columns or (0, 1)
+            path, label = (cells[column] if column < len(cells) else "" for column in columns)
+            yield _entry(file, f"line {number}", path, label)
+    except csv.Error as error:
+        raise DataError(f"{file}: is no CSV file that can be read ({error})") from error
+
+
+def _find_delimiter(file: Path, lines: Sequence[str]) -> str:
+    """Return the first delimiter that finds a heading, or an image and a label, in the first line;
+    _BLANKS splits off the last word."""
+    first = next((line for line in lines if line.strip()), "")
+    delimiters = (_BLANKS, *_DELIMITERS) if file.suffix.lower() == ".txt" else _DELIMITERS
+    for delimiter in delimiters:
+        cells = next((cells for _, cells in _split([first], delimiter)), [])
+        if len(cells) > 1 and (any(map(is_image, cells)) or _find_columns(cells)):
+            return delimiter
+    return delimiters[0]
+
+
+def _split(lines: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the cells of each line. Raises csv.Error."""
+    if delimiter == _BLANKS:
+        for number, line in enumerate(lines, 1):
+            words = line.strip().rsplit("\t" if "\t" in line.strip() else None, maxsplit=1)
+            yield number, [word.strip().strip('"') for word in words]
+        return
+    rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+    for row in rows:
+        yield rows.line_num, [cell.strip() for cell in row]
+
+
+def _read_parquet(file: Path) -> Iterator[_Entry]:
+    """Yield the entries of the rows."""
     try:
         table = open_table(file).read()
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{file}: is no Parquet file that can be read ({error})") from error
-    path, label = _columns(file, [name.lower() for name in table.column_names])
-    paths, labels = table.column(path).to_pylist(), table.column(label).to_pylist()
-    for row, (name, value) in enumerate(zip(paths, labels, strict=True)):
-        if not isinstance(name, str) or not name or not isinstance(value, int | str):
-            raise DataError(
-                f"{file}, row {row}: {name!r}, {value!r} is no path and label; a label must be a "
-                "whole number or a name"
-            )
-    return paths, labels
+    path, label = _columns(file, table.column_names)
+    columns = table.column(path).to_pylist(), table.column(label).to_pylist()
+    for row, (name, value) in enumerate(zip(*columns, strict=True)):
+        yield _entry(file, f"row {row}", name, value)
+
+
+def _entry(file: Path, place: str, path: object, value: object) -> _Entry:
+    """Return an entry of a list. Raises DataError for one without a path or a label."""
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise DataError(f"{file}, {place}: {path!r} is no path of an image")
+    try:
+        label = read_label(value)
+    except ValueError as error:
+        raise DataError(f"{file}, {place}: {printable(path)}: {error}") from None
+    if label is None:
+        raise DataError(
+            f"{file}, {place}: {printable(path)} has no label (got {value!r}); remove the images "
+            "that have no class"
+        )
+    return _Entry(place, path, label)
 
 
 def _columns(file: Path, names: Sequence[str]) -> tuple[int, int]:
-    """Return the columns of the path and of the label."""
-    path = next((names.index(word) for word in _PATHS if word in names), None)
-    label = next((names.index(word) for word in _LABELS if word in names), None)
-    if path is None or label is None:
-        shown = ", ".join(names[:SHOWN])
+    """Return the columns of the path and of the label. Raises DataError if one is missing."""
+    found = _find_columns(names)
+    if found is None:
+        shown = ", ".join(map(printable, names[:SHOWN]))
         raise DataError(
             f"{file}: must have one of the columns {', '.join(_PATHS)} and one of "
             f"{', '.join(_LABELS)} (got {shown})"
         )
-    return path, label
+    return found
+
+
+def _find_columns(names: Sequence[str]) -> tuple[int, int] | None:
+    lower = [name.lower() for name in names]
+    path = next((lower.index(word) for word in _PATHS if word in lower), None)
+    label = next((lower.index(word) for word in _LABELS if word in lower), None)
+    return None if path is None or label is None else (path, label)

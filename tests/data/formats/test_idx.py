@@ -60,6 +60,19 @@ def test_the_usual_file_names_are_found(tmp_path: Path) -> None:
     assert (len(build_index(tmp_path, "train")), len(build_index(tmp_path, "val"))) == (4, 2)
 
 
+def test_litter_of_macos_is_ignored(tmp_path: Path) -> None:
+    write_idx(tmp_path, "train", 5)
+    (tmp_path / f"._{IMAGES}").write_bytes(b"\0\5\x16\7")
+    assert len(build_index(tmp_path, "train")) == 5
+
+
+def test_labels_that_begin_at_1_are_noted(tmp_path: Path) -> None:
+    write_idx(tmp_path, "train", 5)
+    (tmp_path / LABELS).write_bytes(idx(np.array([1, 2, 3, 1, 2])))
+    (note,) = build_index(tmp_path, "train").notes
+    assert note.startswith("no training image has the class 0, of 4 classes")
+
+
 def test_classes_may_have_names(tmp_path: Path) -> None:
     write_idx(tmp_path, "train", 5)
     (tmp_path / "classes.txt").write_text("\n".join(["top", "coat", "bag", "boot", "shoe"]))

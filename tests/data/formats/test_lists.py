@@ -84,7 +84,7 @@ def test_missing_and_bad_files_are_excluded(root: Path) -> None:
 
 
 WRONG = {
-    "no-label": ("train.csv", "pictures/0.png\n", "line 1: 'pictures/0.png' is no path and label"),
+    "no-label": ("train.csv", "pictures/0.png\n", "line 1: pictures/0.png has no label"),
     "empty-label": ("train.csv", "pictures/0.png,a\npictures/1.png, \n", "line 2"),
     "columns": ("train.csv", "a,b\nx,y\n", "must have one of the columns path, .* .got a, b"),
     "empty": ("train.csv", "", "lists no images"),
@@ -104,7 +104,7 @@ def test_wrong_lists_are_refused(root: Path, kind: str) -> None:
 
 def test_labels_must_be_whole_numbers_or_names(root: Path) -> None:
     pq.write_table(pa.table({"path": ["pictures/0.png"], "label": [0.5]}), root / "train.parquet")
-    with pytest.raises(DataError, match="row 0: 'pictures/0.png', 0.5 is no path and label"):
+    with pytest.raises(DataError, match=r"row 0: pictures/0\.png has the label 0\.5; a label"):
         build_index(root, "train")
 
 
@@ -113,7 +113,7 @@ def test_a_label_that_train_does_not_have_is_refused(root: Path) -> None:
     (root / "val.csv").write_text("pictures/2.png,c\n")
     with pytest.raises(
         DataError,
-        match=r"val\.csv: pictures/2\.png has the label 'c', not one of the 2 classes: a, b",
+        match=r"csv, line 1: pictures/2\.png has the label 'c', not one of the 2 classes: a, b",
     ):
         build_index(root, "val")
 
@@ -243,3 +243,121 @@ def test_a_devkit_that_does_not_fit_is_refused(imagenet: Path) -> None:
     truth.with_name("meta.mat").unlink()
     with pytest.raises(DataError, match=r"meta\.mat: no such file"):
         build_index(imagenet, "val")
+
+
+ENCODED = {
+    "utf-8 with a byte order mark": ("utf-8-sig", "train.csv", "path,label\n{},0\n{},1\n"),
+    "the same without a heading": ("utf-8-sig", "train.csv", "{},0\n{},1\n"),
+    "Excel's Unicode text": ("utf-16", "train.txt", "path\tlabel\r\n{}\t0\r\n{}\t1\r\n"),
+    "lines of Windows": ("utf-8", "train.csv", "path,label\r\n{},0\r\n{},1\r\n"),
+    "lines of the old Macintosh": ("utf-8", "train.csv", "path,label\r{},0\r{},1\r"),
+    "semicolons": ("utf-8", "train.csv", "label;path\n0;{}\n1;{}\n"),
+    "semicolons without a heading": ("utf-8", "train.csv", "{};0\n{};1\n"),
+    "tabs": ("utf-8", "train.tsv", "path\tlabel\n{}\t0\n{}\t1\n"),
+    "commas in a text file": ("utf-8", "train.txt", '"{}",0\n{},1\n'),
+    "quotes in a text file": ("utf-8", "train.txt", '"{}" 0\n"{}"  1\n'),
+    "blanks before quotes": ("utf-8", "train.csv", '"{}", "0"\n"{}", "1"\n'),
+    "upper case": ("utf-8", "train.CSV", "PATH,Label\n{},0\n{},1\n"),
+}
+
+
+@pytest.mark.parametrize("kind", ENCODED)
+def test_lists_of_other_programs_are_read(root: Path, kind: str) -> None:
+    encoding, name, form = ENCODED[kind]
+    names = ("pictures/a, b;c d.png", "pictures/1.png")
+    (root / "pictures/0.png").rename(root / names[0])
+    if '"' not in form and name.lower().endswith(".csv"):
+        form = form.replace("{}", '"{}"', 1)
+    (root / name).write_bytes(form.format(*names).encode(encoding))
+    index = build_index(root, name)
+    assert [index.name(row) for row in range(2)] == list(names)
+    assert index.labels.tolist() == [0, 1]
+
+
+UNREADABLE = {
+    "UTF-16 without a mark": "a.png,0\n".encode("utf-16-le"),
+    "UTF-16, cut": "a.png,0\n".encode("utf-16")[:-1],
+    "UTF-32": "a.png,0\n".encode("utf-32"),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_a_list_in_another_encoding_is_refused(root: Path, kind: str) -> None:
+    (root / "train.csv").write_bytes(UNREADABLE[kind])
+    with pytest.raises(DataError, match=r"train\.csv: must be text in UTF-8"):
+        build_index(root, "train")
+
+
+def test_classes_may_begin_with_a_byte_order_mark(root: Path) -> None:
+    (root / "train.csv").write_text("pictures/0.png,ant\n")
+    (root / "classes.txt").write_text("ant\ncat\n", "utf-8-sig")
+    assert build_index(root, "train").classes == ("ant", "cat")
+
+
+def test_an_odd_label_is_refused_by_its_line(root: Path) -> None:
+    (root / "train.csv").write_text(
+        "path,label\n\npictures/0.png,0\npictures/1.png,1\npictures/2.png,unknown\n"
+    )
+    with pytest.raises(DataError, match=r"line 5: pictures/2\.png has the label 'unknown', which"):
+        build_index(root, "train")
+    (root / "classes.txt").write_text("0\n1\nunknown\n")
+    assert build_index(root, "train").labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (pa.array([2.0, 10.0]), [2, 10]),
+        (pa.array(["2", "10"]), [2, 10]),
+        (pa.array(["2.0", "10.0"]).dictionary_encode(), [2, 10]),
+        (pa.array([2, 10], pa.uint8()), [2, 10]),
+        (pa.array([True, False]), [1, 0]),
+        (pa.array(["cat", "ant"], pa.large_string()), [1, 0]),
+        (pa.array([b"cat", b"ant"]), [1, 0]),
+    ],
+    ids=lambda value: str(getattr(value, "type", "")),
+)
+def test_columns_of_all_types_follow_one_rule(root: Path, values: pa.Array, labels: list) -> None:
+    table = pa.table({"path": ["pictures/0.png", "pictures/1.png"], "label": values})
+    pq.write_table(table, root / "train.parquet")
+    assert build_index(root, "train").labels.tolist() == labels
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (pa.array([2.0, None]), r"row 1: pictures/1\.png has no label \(got None\); remove"),
+        (pa.array([2.0, float("nan")]), r"row 1: pictures/1\.png has no label \(got nan\)"),
+        (pa.array([2.0, 2.5]), r"row 1: pictures/1\.png has the label 2\.5"),
+        (pa.array([[1], [2]]), r"row 0: pictures/0\.png: \[1\] is no label"),
+    ],
+    ids=["null", "nan", "fraction", "lists"],
+)
+def test_a_column_with_what_is_no_label_is_refused(
+    root: Path, values: pa.Array, message: str
+) -> None:
+    table = pa.table({"path": ["pictures/0.png", "pictures/1.png"], "label": values})
+    pq.write_table(table, root / "train.parquet")
+    with pytest.raises(DataError, match=message):
+        build_index(root, "train")
+
+
+def test_a_path_with_a_zero_byte_is_refused(root: Path) -> None:
+    pq.write_table(pa.table({"path": ["a\0.png"], "label": [0]}), root / "train.parquet")
+    with pytest.raises(DataError, match=r"row 0: 'a\\x00\.png' is no path of an image"):
+        build_index(root, "train")
+
+
+def test_labels_that_begin_at_1_are_noted(root: Path) -> None:
+    (root / "train.csv").write_text("pictures/0.png,1\npictures/1.png,2\n")
+    (note,) = build_index(root, "train").notes
+    assert note == "no training image has the class 0, of 3 classes; labels count from 0"
+    (root / "val.csv").write_text("pictures/2.png,1\n")
+    assert build_index(root, "val").notes == ()
+
+
+def test_litter_in_a_list_is_ignored_and_noted(root: Path) -> None:
+    (root / "train.csv").write_text("pictures/0.png,0\n__MACOSX/pictures/._0.png,1\n")
+    index = build_index(root, "train")
+    assert (len(index), index.classes) == (1, ("0",))
+    assert "1 files that are no part of a data set ignored: __MACOSX/" in index.notes[0]

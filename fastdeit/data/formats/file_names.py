@@ -1,0 +1,42 @@
+"""Names of files: which are those of images, and which are litter that a system or a program
+writes beside the user's files."""
+
+import os
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+"""Those of images that are read, in lower case."""
+_UNREAD_EXTENSIONS = (
+    *(".jfif", ".jpe", ".jp2", ".jxl", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico"),
+)
+_IMAGE_EXTENSIONS = (*EXTENSIONS, *_UNREAD_EXTENSIONS)
+_LITTER = frozenset(
+    (
+        *("__macosx", ".ds_store", ".appledouble"),  # macOS
+        *("thumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),  # Windows
+        *("@eadir", "#recycle"),  # Synology
+        *(".ipynb_checkpoints", ".directory", "lost+found"),  # Jupyter, KDE, ext4
+    )
+)
+_APPLE_DOUBLE = "._"  # first characters of the file beside NAME in which macOS has its attributes
+
+
+def is_image(name: str) -> bool:
+    """Return True if a name ends in an extension of images, read or not."""
+    return name.lower().endswith(_IMAGE_EXTENSIONS)
+
+
+def extension_fault(name: str) -> str:
+    """Return why an image is not read because of its extension, or ""."""
+    extension = os.path.splitext(name)[1].lower()
+    if extension not in _UNREAD_EXTENSIONS:
+        return ""
+    return f"has the extension {extension}; those that are read are {', '.join(EXTENSIONS)}"
+
+
+def is_litter(name: str) -> bool:
+    """Return True if a part of a path below the data set is litter, which is ignored in all
+    formats."""
+    return any(
+        part.startswith(_APPLE_DOUBLE) or part.lower() in _LITTER for part in name.split("/")
+    )

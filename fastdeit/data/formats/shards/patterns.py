@@ -1,0 +1,67 @@
+"""Which files the shards of a split are."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastdeit.data.formats.file_names import is_litter
+from fastdeit.data.formats.listing import DataError
+
+MAX_EXPANSION = 100_000
+
+
+def expand_pattern(root: Path, pattern: str) -> tuple[Path, ...]:
+    """Return the files of a pattern below root, sorted: `{000..127}` and `{a,b}` are replaced, then
+    `*`, `?` and `[...]` matched.
+
+    Raises DataError for a file that braces name and that does not exist, and when nothing matches.
+    """
+    files: list[Path] = []
+    for name in _braces(pattern):
+        if re.search(r"[*?\[]", name):
+            found = (path for path in root.glob(name) if path.is_file())
+            files += (path for path in found if not is_litter(os.path.relpath(path, root)))
+        elif not (root / name).is_file():
+            raise DataError(f"{root / name}: no such file; the pattern {pattern!r} names it")
+        else:
+            files.append(root / name)
+    if not files:
+        raise DataError(
+            f"{root}: nothing matches {pattern!r}; it must be a name or a pattern of tar files "
+            "below this folder"
+        )
+    return tuple(sorted(set(files)))
+
+
+def _braces(pattern: str) -> list[str]:
+    found = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if not found:
+        return [pattern]
+    first, last, names = found.groups()
+    if names is None and not 0 <= int(last) - int(first) < MAX_EXPANSION:
+        raise DataError(
+            f"{pattern!r}: {first}..{last} must be a rising range of at most {MAX_EXPANSION} "
+            "numbers"
+        )
+    if names:
+        inner = names.split(",")
+    else:
+        inner = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
+    before, after = pattern[: found.start()], pattern[found.end() :]
+    expanded: list[str] = []
+    for text in inner:
+        expanded += _braces(before + text + after)
+    return expanded
+
+
+def refuse_compressed(shards: Sequence[Path]) -> None:
+    """Raise DataError for a shard that is no file or not named .tar."""
+    for shard in shards:
+        if not shard.is_file():
+            raise DataError(f"{shard}: is no regular file; a shard must be a plain .tar file")
+        if shard.suffix != ".tar":
+            raise DataError(
+                f"{shard}: a compressed shard cannot be read in any order; unpack it to a plain "
+                ".tar file first"
+            )

@@ -1,0 +1,139 @@
+"""Listing of WebDataset shards: tar files in which the members of a sample have one key.
+
+One pass over the headers finds the place of each image; nothing is unpacked, an image is read in
+place.
+"""
+
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+
+from fastdeit.data.formats.check import UNREAD, in_parallel
+from fastdeit.data.formats.file_names import EXTENSIONS
+from fastdeit.data.formats.labels import number_labels
+from fastdeit.data.formats.listing import SHOWN, DataError, Listing, stamp
+from fastdeit.data.formats.shards.samples import Samples, Scan
+from fastdeit.display.progress import track
+from fastdeit.display.text import printable
+
+_EXTENDED = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+_MAX_HEADER = 2**16  # bytes of a member's extended header: names are up to 4,096 long
+_MAX_TAIL = 2**20  # zeros that may follow a tar's end
+_PROCESSES_FROM = 64  # shards; below it, starting processes costs more than the reading
+
+
+def list_shards(
+    root: Path, shards: Sequence[Path], classes: Sequence[str] | None, workers: int
+) -> Listing:
+    """List the images of the shards, in the order of shards and members; labels from `.cls` or
+    `.json`.
+
+    Raises DataError for labels that are not in `classes`, and for shards without an image.
+    """
+    stamps = stamp(root, shards)
+    many = len(shards) >= _PROCESSES_FROM
+    results = in_parallel(scan_shard, list(map(os.fspath, shards)), workers, processes=many)
+    scans = list(track(results, len(shards), "reading shards"))
+    files = tuple(os.path.relpath(shard, root) for shard in shards)
+    all_samples = Scan()
+    counts = []
+    for file, scan in zip(files, scans, strict=True):
+        all_samples.extend(scan, f"{file}/")
+        counts.append(len(scan.names))
+    names = all_samples.names
+    if not names:
+        raise DataError(f"{root}: {_describe_empty(files, all_samples)}")
+    labels, known = number_labels(
+        all_samples.labels, classes, lambda row: f"{root}: {printable(names[row])}"
+    )
+    times = [os.stat(shard) for shard in shards]
+    return Listing(
+        classes=known,
+        names=pa.array([name.encode("utf-8", "surrogateescape") for name in names], pa.binary()),
+        labels=labels,
+        num_bytes=np.array(all_samples.lengths, np.int64),
+        mtimes=np.repeat([facts.st_mtime_ns for facts in times], counts).astype(np.int64),
+        ctimes=np.repeat([facts.st_ctime_ns for facts in times], counts).astype(np.int64),
+        stamps=stamps,
+        faults=all_samples.faults,
+        shards=files,
+        shard=np.repeat(np.arange(len(shards), dtype=np.int32), counts),
+        offset=np.array(all_samples.offsets, np.int64),
+    )
+
+
+def _describe_empty(files: Sequence[str], scan: Scan) -> str:
+    """Return why shards without an image cannot be used."""
+    counts = scan.others.most_common(SHOWN)
+    held = ", ".join(f"{printable(name)} ({count})" for name, count in counts) or "none"
+    return (
+        f"no image in {', '.join(map(printable, files[:SHOWN]))}: a member must end in "
+        f"{', '.join(EXTENSIONS)} (other members: {held})"
+    )
+
+
+def scan_shard(shard: str) -> Scan:
+    """Return the samples of a tar file: headers and labels are read, images are skipped. A file
+    that is no shard has a fault."""
+    scan = Scan()
+    try:
+        with open(shard, "rb") as raw, tarfile.open(fileobj=raw, mode="r:", tarinfo=_Member) as tar:
+            samples = Samples(os.path.getsize(shard))
+            for member in _members(tar):
+                samples.take(member, tar)
+            samples.close(scan, _end_fault(raw, tar.offset))
+    except tarfile.TarError as error:
+        scan.add("", fault=f"is not a plain tar file ({error})")
+    except OSError as error:
+        scan.add("", fault=f"{UNREAD}: {error.strerror or error}")
+    return scan
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose extended headers are short: tarfile reads them whole, whatever length a shard
+    claims."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _EXTENDED and not 0 <= self.size <= _MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes, at most {_MAX_HEADER:,}")
+        # made to be overridden, says tarfile's source
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members up to the end, or to where the file is cut."""
+    while True:
+        try:
+            member = tar.next()
+        except (tarfile.TarError, ValueError, OverflowError):
+            return
+        # a negative size would lead back, and so to an endless loop
+        if member is None or tar.offset <= member.offset:
+            return
+        # tarfile keeps all, and there may be millions
+        tar.members.clear()  # type: ignore[attr-defined]
+        yield member
+
+
+def _end_fault(raw: BinaryIO, end: int) -> str:
+    """Return what is wrong behind the last member; "" for the zeros that end a tar file."""
+    total = raw.seek(0, os.SEEK_END)
+    if end > total:
+        return "is cut: its last member is longer than the file"
+    raw.seek(end)
+    tail = raw.read(_MAX_TAIL)
+    if len(tail) < tarfile.BLOCKSIZE:
+        return "is cut, or was not closed: it has no end marker"
+    if any(tail[: tarfile.BLOCKSIZE]):
+        return f"is damaged or cut at byte {end}: what follows is no member"
+    if any(tail) or total > end + len(tail):
+        return "continues after its end marker (several tars in one file?); the rest is not read"
+    return ""
