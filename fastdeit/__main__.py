@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from fastdeit.display.terminal import Terminal, show_log
+from fastdeit.display.terminal import Terminal, end_on_closed_pipe, show_log
 from fastdeit.reliability import launcher
 
 
@@ -54,7 +54,8 @@ def main() -> int:
     show_log()
     name, *argv = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
-        return COMMANDS[name](argv)
+        with end_on_closed_pipe():
+            return COMMANDS[name](argv)
     if name in ("-h", "--help"):
         Terminal().say(_usage())
         return 0

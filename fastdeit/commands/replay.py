@@ -34,26 +34,26 @@ from fastdeit.display.terminal import Terminal
 from fastdeit.distributed.collectives import first_on_rank0, on_every_rank, on_rank0
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.backend import use_backend
-from fastdeit.replay.files import PLAN, STEP, prepare_output, save_images, show_report, write_json
-from fastdeit.replay.history import StepHistory, check_folder, find_state, read_history
-from fastdeit.replay.inputs import compare_inputs
-from fastdeit.replay.report import (
-    MicroBatchResult,
-    Origin,
-    ProcessResult,
-    SampleResult,
-    build_report,
+from fastdeit.replay.files import (
+    PLAN,
+    STEP,
+    check_output,
+    prepare_output,
+    save_images,
+    show_report,
+    write_json,
 )
+from fastdeit.replay.history import StepHistory, check_folder, read_history
+from fastdeit.replay.report import MicroBatchResult, ProcessResult, SampleResult, build_report
+from fastdeit.replay.restore import restore_state
 from fastdeit.replay.samples import Samples
 from fastdeit.replay.step import StepResult, describe_samples, rerun
 from fastdeit.run.build import build_training
 from fastdeit.run.identity import check_same_everywhere, check_same_settings
-from fastdeit.run.inputs import check_same_samples
 from fastdeit.run.preflight import check_config
 from fastdeit.storage.attempts import attempt_at, read_attempts
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.build import build_deepspeed_config
-from fastdeit.training.trainer import Trainer
 
 
 def replay_command(argv: Sequence[str]) -> int:
@@ -115,6 +115,7 @@ def _restore_form(config: Config, history: StepHistory, world: World) -> Config:
 
 
 def _replay(config: Config, world: World, history: StepHistory, output: Path) -> int:
+    on_rank0(lambda: check_output(output))
     current = first_on_rank0(lambda: build_train_index(config))
     index, unreadable = reconcile(current, history.folder.train_images)
     training = build_training(config, world, index)
@@ -122,7 +123,8 @@ def _replay(config: Config, world: World, history: StepHistory, output: Path) ->
     try:
         allowed = f"below {samples.total_steps}, the steps of the run"
         require(history.step < samples.total_steps, "step", history.step, allowed)
-        origin = _restore_state(samples, history, training.trainer)
+        terminal = Terminal(enabled=world.rank == 0, stderr=True)
+        origin = restore_state(samples, history, training.trainer, terminal)
         on_rank0(lambda: prepare_output(output))
         result = rerun(training.trainer, samples.batches(history.step))
         parts = _gather(_collect_part(result, samples, history.step, output))
@@ -136,27 +138,6 @@ def _replay(config: Config, world: World, history: StepHistory, output: Path) ->
     finally:
         samples.close()
         training.trainer.engine.destroy()
-
-
-def _restore_state(samples: Samples, history: StepHistory, trainer: Trainer) -> Origin:
-    """Bring the trainer to the start of the step. A collective."""
-    found = find_state(history, samples.config.checkpoint.resume, trainer.state.layout())
-    source = "the weights that the run began with"
-    notes = []
-    inputs = compare_inputs(history.folder, found, samples.inputs)
-    if found is not None:
-        check_same_samples(found.state, samples.inputs["samples"], found.path)
-        trainer.state.load(found.tensors, found.state)
-        source = str(found.path)
-        notes = [f"checkpoint skipped: {fault}" for fault in found.damaged]
-    trained = []
-    for step in range(trainer.step, history.step):
-        if history.skipped_before(step):
-            trainer.skip_step()
-        else:
-            trainer.train_step(samples.batches(step))
-            trained.append(step)
-    return Origin(source, trained, inputs, notes + inputs.describe())
 
 
 def _collect_part(result: StepResult, samples: Samples, step: int, output: Path) -> ProcessResult:
