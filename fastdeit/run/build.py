@@ -76,7 +76,8 @@ def build_training(config: Config, world: World, index: Index) -> Training:
     decode = None
     if config.distill.cache:
         cached_teacher = open_cache(config, plan, index, pixels, teacher)
-        decode = cached_teacher.decoder(hard=config.distill.distillation_type == "hard")
+        hard = config.distill.distillation_type == "hard"
+        decode = cached_teacher.decoder(hard, config.distill.distillation_tau)
     model, notes = each_rank(lambda: build_model(config, index.classes))
     samples = describe_samples(plan, index, config.optim.batch_size, pixels)
     inputs = each_rank(lambda: describe_inputs(config, samples, teacher, cached_teacher, model))
