@@ -182,7 +182,7 @@ def write_inputs(root: Path, device: str) -> list[str]:
 def record_cache(flags: list[str], folder: Path) -> tuple[Job, float]:
     """Record EPOCHS epochs; return the job and images/s."""
     job = Job(flags, "build", folder)
-    manifest = job.describe_cache("hard", 1, None)
+    manifest = job.describe_cache("hard", None)
     create_cache(folder, manifest)
     writer = CacheWriter(folder)
     chunks = [(epoch, chunk) for epoch in range(EPOCHS) for chunk in range(manifest.chunks)]

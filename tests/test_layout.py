@@ -40,7 +40,7 @@ ROOMS: dict[str, set[str]] = {
     "models": {"config", "distributed", "storage"},
     "data": {"config", "display", "distributed", "plan", "storage"},
     "plan": {"config"},
-    "config": {"storage"},
+    "config": {"display", "storage"},
     "display": {"storage"},
     "distributed": set(),
     "storage": set(),

@@ -1,6 +1,6 @@
 """`fastdeit cache ACTION`: record a teacher's output; merge, describe and verify recordings.
 
-fastdeit cache build  [train's flags] -o CACHE [--epochs 0-299] [--kind hard|topk] [--k 10]
+fastdeit cache build  [train's flags] -o CACHE [--epochs 0-299] [--kind hard|topk] [--k 100]
                       [--part 1/1]
 fastdeit cache merge  CACHE CACHE ... -o CACHE
 fastdeit cache info   CACHE
@@ -27,6 +27,7 @@ from fastdeit.display.terminal import Terminal
 from fastdeit.storage.jsonl import append_lines, read_json_lines
 from fastdeit.teacher_cache.format import CacheError, list_differences
 from fastdeit.teacher_cache.reader import BAD_IMAGES, Cache
+from fastdeit.teacher_cache.tail import kept_share, read_some_records
 from fastdeit.teacher_cache.writer import CacheWriter, create_cache
 
 
@@ -109,6 +110,8 @@ def info(argv: Sequence[str]) -> int:
     table = Table("cache", str(cache.folder))
     table.add_row("kind", manifest.description)
     table.add_row("records", _describe_size(cache))
+    for tau in dict.fromkeys(manifest.taus):
+        table.add_row(f"probability kept at tau {tau:g}", _describe_share(cache, tau))
     coverage = cache.coverage()
     table.add_row("epochs, whole", _join_spans(np.flatnonzero(coverage.all(1))) or "none")
     begun = np.flatnonzero(coverage.any(1) & ~coverage.all(1))
@@ -124,6 +127,18 @@ def _describe_size(cache: Cache) -> str:
     size = sum(path.stat().st_blocks * 512 for path in cache.folder.iterdir())
     records = f"{cache.manifest.samples:,} per epoch of {cache.record_bytes} bytes"
     return f"{records}; {decimal(size)} on the disk"
+
+
+def _describe_share(cache: Cache, tau: float) -> str:
+    """Return how much of the teacher's probability the recorded classes have."""
+    manifest = cache.manifest
+    records = read_some_records(cache)
+    if not len(records):
+        return "nothing is recorded yet"
+    share = kept_share(records, manifest, tau).mean()
+    others = manifest.num_classes - manifest.k
+    rest = f"; the other {others:,} classes share the rest evenly" if others else ""
+    return f"{100 * share:.2f} %, mean of {len(records):,} samples{rest}"
 
 
 def _open_cache(action: Callable[..., int], argv: Sequence[str]) -> Cache:

@@ -1,6 +1,7 @@
 """`fastdeit cache build`: record a teacher's output for the samples of a run."""
 
 import argparse
+import dataclasses
 import functools
 import re
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ from fastdeit.run.preflight import check_config
 from fastdeit.teacher_cache.build import collect_sample_facts
 from fastdeit.teacher_cache.check import collect_teacher_facts
 from fastdeit.teacher_cache.format import (
+    DEFAULT_K,
+    FORMAT,
     KINDS,
     MANIFEST,
     CacheError,
@@ -56,7 +59,8 @@ def build(argv: Sequence[str]) -> int:
     folder = parsed.output
     job = Job(flags, "build", folder)
     begun = read_manifest(folder) if (folder / MANIFEST).exists() else None
-    manifest = job.describe_cache(parsed.kind, parsed.k if parsed.kind == "topk" else 1, begun)
+    kind = choose_kind(parsed.kind, job.config.distill.distillation_type)
+    manifest = job.describe_cache(kind, parsed.k, begun)
     on_rank0(lambda: create_cache(folder, manifest))
     writer = CacheWriter(folder)
     chunks = shard.chunks(manifest, epochs or job.all_epochs)
@@ -86,9 +90,13 @@ def _parser() -> argparse.ArgumentParser:
         "--epochs", help="as 0-299 or 0-9,20; default: all of the recipe, or --cache-period of them"
     )
     parser.add_argument(
-        "--kind", choices=KINDS, default="hard", help="hard: the class; topk: the largest logits"
+        "--kind",
+        choices=KINDS,
+        help="hard: the class; topk: the largest logits; default: as --distillation-type needs",
     )
-    parser.add_argument("--k", type=int, default=10, help="logits per sample with --kind topk")
+    parser.add_argument(
+        "--k", type=int, help=f"logits per sample with topk; default: {DEFAULT_K}, or all classes"
+    )
     parser.add_argument(
         "--part", default="1/1", help="3/8: this is the third of eight independent jobs"
     )
@@ -137,15 +145,30 @@ class Job:
         self.plan.exclude(self.quarantine.rows)
         return self.quarantine
 
-    def describe_cache(self, kind: str, k: int, begun: Manifest | None) -> Manifest:
-        """Return the manifest of a cache that this job would record; begun: that of a cache to be
-        continued."""
+    def describe_cache(self, kind: str, k: int | None, begun: Manifest | None = None) -> Manifest:
+        """Return the manifest of a cache that this job would record.
+
+        k: None: the default. begun: that of a cache to be continued, maybe in an older format.
+        """
         samples = self.plan.num_images // 2 * 2
         facts = collect_sample_facts(self.config, self.plan, self.index, self.options.describe())
         teacher = collect_teacher_facts(self.teacher, begun)
         facts["teacher"] = teacher | {"precision": self.teacher.precision}
-        classes = len(self.index.classes)
-        return Manifest(kind, k, classes, samples, facts, versions(), choose_chunk_size(samples))
+        manifest = Manifest(
+            kind=kind,
+            k=1,
+            num_classes=len(self.index.classes),
+            samples=samples,
+            facts=facts,
+            versions=versions(),
+            chunk=choose_chunk_size(samples),
+            format=begun.format if begun else FORMAT,
+        )
+        if kind == "hard":
+            return manifest
+        default = begun.k if begun else min(DEFAULT_K, manifest.num_classes)
+        tau = 1.0 if manifest.format == 1 else float(self.config.distill.distillation_tau)
+        return dataclasses.replace(manifest, k=default if k is None else k, tau=tau)
 
     def loader(self, batches: Sequence[tuple[int, np.ndarray]], micro_batch: int) -> OrdinalLoader:
         return OrdinalLoader(
@@ -225,6 +248,16 @@ class _Report:
 
     def stop(self) -> None:
         self._bar.stop()
+
+
+def choose_kind(asked: str | None, distillation_type: str) -> str:
+    """Return the kind of records: the one asked for, or the smallest that the loss can use.
+
+    Raises ValueError for one that it cannot use.
+    """
+    is_soft = distillation_type == "soft"
+    require(asked != "hard" or not is_soft, "kind", asked, "topk with --distillation-type soft")
+    return asked or ("topk" if is_soft else "hard")
 
 
 def parse_part(text: str) -> JobShard:

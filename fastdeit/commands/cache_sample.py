@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from fastdeit.kernels.backend import use_backend
 from fastdeit.teacher_cache.format import CacheError, Manifest, decode, list_differences
 from fastdeit.teacher_cache.reader import Cache
 from fastdeit.teacher_cache.record import compute_logits
+from fastdeit.teacher_cache.tail import compare_soft
 
 # samples come from a few epochs only, because the order of an epoch is costly to compute
 _MOST_EPOCHS = 8
@@ -28,7 +30,7 @@ def sample(argv: Sequence[str]) -> int:
         prog="fastdeit cache sample", description=sample.__doc__, allow_abbrev=False
     )
     parser.add_argument("cache", type=Path)
-    parser.add_argument("--number", type=int, default=256, help="samples")
+    parser.add_argument("--number", type=int, default=256, help="samples to draw (default: 256)")
     parsed, flags = parser.parse_known_args(list(argv))
     require(parsed.number >= 1, "number", parsed.number, "1 or more")
     cache = Cache(parsed.cache)
@@ -37,11 +39,8 @@ def sample(argv: Sequence[str]) -> int:
     micro_batch = min(job.config.optim.micro_batch, cache.manifest.samples)
     batches = _draw_samples(cache.coverage(), cache.manifest, parsed.number, micro_batch)
     with use_backend(job.config.run.kernels):
-        same, distance = _compare(cache, job, batches, micro_batch)
-    count = sum(len(ordinals) for _, ordinals in batches)
-    share = f"{same} of {count} samples ({100 * same / count:.2f} %)"
-    logits = f", recorded logits within {distance:.3g}" if cache.manifest.kind == "topk" else ""
-    Terminal().say(f"{parsed.cache}: the live teacher agrees on {share}{logits}")
+        agreement = _compare(cache, job, batches, micro_batch)
+    Terminal().say(f"{parsed.cache}: {agreement.describe()}")
     return 0
 
 
@@ -58,32 +57,57 @@ def _check_origin(cache: Cache, job: Job) -> None:
         raise CacheError(f"{cache.folder} was recorded from something else: {'; '.join(lines)}")
 
 
-def _compare(cache: Cache, job: Job, batches: Batches, micro_batch: int) -> tuple[int, float]:
-    """Return the number of samples whose recorded class is the live one, and the largest difference
-    of a recorded logit."""
-    manifest = cache.manifest
-    same = 0
-    largest = 0.0
+@dataclass
+class Agreement:
+    """What a cache and its live teacher have in common, summed up over batches.
+
+    distance: the largest difference of a recorded logit. soft: sums of the fields of `SoftCost`.
+    """
+
+    manifest: Manifest
+    samples: int = 0
+    same: int = 0
+    distance: float = 0.0
+    soft: torch.Tensor = field(default_factory=lambda: torch.zeros(3))
+
+    def add(self, recorded: torch.Tensor, logits: torch.Tensor) -> None:
+        """Compare records, uint8 (B, record bytes), with the live teacher's logits (B, K)."""
+        manifest = self.manifest
+        self.samples += len(logits)
+        self.same += int((decode(recorded, manifest, hard=True) == logits.argmax(1)).sum())
+        if manifest.kind == "hard":
+            return
+        answer = decode(recorded, manifest, hard=False, tau=manifest.tau)
+        kept = logits.topk(manifest.k, dim=1).indices
+        live = logits - logits.amax(1, keepdim=True)
+        distance = (answer.gather(1, kept) - live.gather(1, kept)).abs().max()
+        self.distance = max(self.distance, float(distance))
+        self.soft += len(logits) * torch.tensor(compare_soft(logits, answer, manifest.tau))
+
+    def describe(self) -> str:
+        """Return the lines to print."""
+        share = f"{self.same} of {self.samples} samples ({100 * self.same / self.samples:.2f} %)"
+        if self.manifest.kind == "hard":
+            return f"the live teacher agrees on {share}"
+        live, recorded, cosine = (self.soft / self.samples).tolist()
+        return (
+            f"the live teacher agrees on {share}, recorded logits within {self.distance:.3g}\n"
+            f"soft distillation at tau {self.manifest.tau:g}, for a student of equal logits: loss "
+            f"{recorded:.4g} recorded, {live:.4g} live; cosine of the gradients {cosine:.4f}"
+        )
+
+
+def _compare(cache: Cache, job: Job, batches: Batches, micro_batch: int) -> Agreement:
+    agreement = Agreement(cache.manifest)
     loader = job.loader(batches, micro_batch)
     live = compute_logits(iter(loader), job.teacher, job.dtype)
     for (epoch, ordinals), (_, logits) in zip(batches, live, strict=True):
         raw, fault = cache.look_up(epoch, ordinals, job.plan.images, len(job.plan.excluded))
         if fault is not None:
             raise CacheError(fault)
-        recorded = torch.from_numpy(raw).to(logits.device)
-        same += int((decode(recorded, manifest, hard=True) == logits.argmax(1)).sum())
-        if manifest.kind == "topk":
-            largest = max(largest, _logit_distance(recorded, logits, manifest))
+        agreement.add(torch.from_numpy(raw).to(logits.device), logits)
     loader.close()
-    return same, largest
-
-
-def _logit_distance(recorded: torch.Tensor, logits: torch.Tensor, manifest: Manifest) -> float:
-    """Return the largest difference of the k largest logits, relative to each sample's largest."""
-    kept = logits.topk(manifest.k, dim=1).indices
-    live = logits - logits.amax(1, keepdim=True)
-    distance = decode(recorded, manifest, hard=False).gather(1, kept) - live.gather(1, kept)
-    return float(distance.abs().max())
+    return agreement
 
 
 def _draw_samples(

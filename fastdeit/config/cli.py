@@ -12,13 +12,10 @@ from typing import Any
 import tyro
 
 from fastdeit.config.file import config_from_dict, read_config_file
-from fastdeit.config.flags import check_flags
+from fastdeit.config.flags import check_flags, runs_code
 from fastdeit.config.peers import explain_rate, translate_flags
-from fastdeit.config.recipes import RECIPES
+from fastdeit.config.recipes import RECIPES, find_recipe
 from fastdeit.config.schema import Config
-
-PROGRAMS = ("torchscript", "export")
-"""Kinds of --teacher-model whose file is a program; so is any `module:callable`."""
 
 FLAT = (tyro.conf.OmitArgPrefixes,)
 
@@ -46,7 +43,7 @@ def parse_config(
     translated = translate_flags(argv)
     check_flags(translated)
     known, flags = _base_parser().parse_known_args(translated)
-    base = _from_file(_recipe(known.recipe), known.config)
+    base = _from_file(find_recipe(known.recipe), known.config)
     base = config_from_dict(base, dict(settings), "attempts.jsonl")
     try:
         config = _parse_flags(flags, base, prog, about)
@@ -88,13 +85,6 @@ def _base_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _recipe(name: str) -> Config:
-    recipe = RECIPES.get(name.replace("-", "_"))
-    if recipe is None:
-        raise ValueError(f"--recipe must be one of {', '.join(RECIPES)} (got {name!r})")
-    return recipe()
-
-
 def _from_file(base: Config, path: str) -> Config:
     if not path:
         return base
@@ -108,7 +98,7 @@ def _refuse_code(teacher: str, flags: Sequence[str]) -> None:
     """Raise ValueError for a teacher that is a program, if only a config file names it: such a
     file may come from anywhere."""
     asked = any(teacher in flag.partition("=")[::2] for flag in flags)
-    if not asked and (":" in teacher or teacher in PROGRAMS):
+    if not asked and runs_code(teacher):
         raise ValueError(
             f"--config: distill.teacher_model {teacher!r} runs code; if you trust it, name it on "
             f"the command line, too: --teacher-model {teacher}"

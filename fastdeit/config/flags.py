@@ -1,4 +1,4 @@
-"""The flags of a command line, before tyro reads them: which exist, and which values they take."""
+"""The flags of a command line: which exist, which values they take, and those of a `Config`."""
 
 import dataclasses
 import difflib
@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
+from fastdeit.config.recipes import find_recipe
 from fastdeit.config.schema import Config
+from fastdeit.display.text import quote_words
 
 _BASE = {"--recipe": str, "--config": str, "--local-rank": int, "--help": bool, "-h": bool}
 _NAMES = {int: "a whole number", float: "a number", str: "one value"}
@@ -108,3 +110,53 @@ def join_choices(choices: Iterable[str]) -> str:
     """Return choices as text: "a, b or c"."""
     *others, last = choices
     return f"{', '.join(others)} or {last}" if others else last
+
+
+def runs_code(teacher: str) -> bool:
+    """Return True if a --teacher-model is a program: a kind of file, or `module:callable`."""
+    return ":" in teacher or teacher in ("torchscript", "export")
+
+
+def format_train_command(config: Config, recipe: str, alone: bool) -> str:
+    """Return the command that trains with these settings, as one line for a shell.
+
+    alone: in one process, without a launcher.
+    """
+    start = ["fastdeit", "train"] if alone else ["deepspeed", "fastdeit/train.py"]
+    return quote_words(*start, *list_flags(config, recipe))
+
+
+def format_replay_command(config: Config, folder: str, step: int) -> str:
+    """Return the command that repeats a step of the run in a folder, as one line for a shell.
+
+    A teacher that is a program has to be named on the command line.
+    """
+    teacher = config.distill.teacher_model
+    named = config.distill.needs_teacher and runs_code(teacher)
+    flags = ["--teacher-model", teacher] if named else []
+    return quote_words("fastdeit", "replay", folder, "--step", step, *flags)
+
+
+def list_flags(config: Config, recipe: str) -> list[str]:
+    """Return --recipe, and a flag for each setting that is not the recipe's: `parse_config` makes
+    an equal `Config` of them."""
+    base = find_recipe(recipe).replace(run={"output_dir": f"runs/{recipe}"})
+    flags = [] if recipe == "deit" else ["--recipe", recipe]
+    for section in dataclasses.fields(config):
+        chosen = getattr(config, section.name)
+        usual = getattr(base, section.name)
+        for field in dataclasses.fields(chosen):
+            value = getattr(chosen, field.name)
+            if value != getattr(usual, field.name):
+                flags += _format_flag(field.name.replace("_", "-"), value)
+    return flags
+
+
+def _format_flag(name: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    if isinstance(value, tuple):
+        return [f"--{name}", *map(str, value)]
+    if str(value).startswith("-"):
+        return [f"--{name}={value}"]
+    return [f"--{name}", str(value)]

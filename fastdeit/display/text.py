@@ -4,6 +4,8 @@ A name may hold bytes that are not UTF-8 (Python then has surrogates, which no s
 line breaks, a terminal's escape sequences, or marks that reverse the direction of all that follows.
 """
 
+import shlex
+
 
 def printable(name: object) -> str:
     """Return a name with every character that is invisible or no character written as an escape.
@@ -35,3 +37,15 @@ def shorten(name: object, limit: int) -> str:
         return text
     end = (limit - 1) // 2
     return f"{text[: limit - 1 - end]}…{text[len(text) - end :]}"
+
+
+def quote_words(*words: object) -> str:
+    """Return words as one printable line that bash splits into the same words."""
+    return " ".join(map(_quote, map(str, words)))
+
+
+def _quote(word: str) -> str:
+    if word.isprintable():
+        return shlex.quote(word)
+    plain = word.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{printable(plain)}'"

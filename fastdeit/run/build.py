@@ -1,6 +1,5 @@
 """Build a run from its `Config`, at step 0, and describe it for the heading."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +25,7 @@ from fastdeit.models.build import (
     precision,
     weight_metadata,
 )
+from fastdeit.models.weights import locate_weights
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan
 from fastdeit.reliability.health import Health
@@ -38,11 +38,12 @@ from fastdeit.run.inputs import (
     describe_samples,
 )
 from fastdeit.run.metrics import MetricLog
+from fastdeit.run.preflight import check_batch_fits
 from fastdeit.run.state import Progress, Run, RunData
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.build import open_cache
 from fastdeit.teacher_cache.reader import CachedTeacher
-from fastdeit.training.build import build_trainer
+from fastdeit.training.build import build_trainer, note_schedule
 from fastdeit.training.trainer import Trainer
 
 _NAMED = 3  # damaged images in the heading
@@ -67,6 +68,7 @@ def build_training(config: Config, world: World, index: Index) -> Training:
 
     A collective.
     """
+    check_batch_fits(config, world.size, len(index))
     plan = build_plan(config, index.sizes)
     pixels = pipeline_options(config, world).describe()
     teacher = each_rank(lambda: build_teacher(config, world, index.classes))
@@ -74,7 +76,8 @@ def build_training(config: Config, world: World, index: Index) -> Training:
     decode = None
     if config.distill.cache:
         cached_teacher = open_cache(config, plan, index, pixels, teacher)
-        decode = cached_teacher.decoder(hard=config.distill.distillation_type == "hard")
+        hard = config.distill.distillation_type == "hard"
+        decode = cached_teacher.decoder(hard, config.distill.distillation_tau)
     model, notes = each_rank(lambda: build_model(config, index.classes))
     samples = describe_samples(plan, index, config.optim.batch_size, pixels)
     inputs = each_rank(lambda: describe_inputs(config, samples, teacher, cached_teacher, model))
@@ -116,7 +119,7 @@ def build_run(
     )
     damaged = [*_list_damaged(data.train_index), *_list_damaged(data.val_index)]
     labels = [*data.train_index.notes, *data.val_index.notes]
-    return run, [*training.notes, *labels, *damaged]
+    return run, [*training.notes, *_note_unfinished(config), *labels, *damaged]
 
 
 def _build_data(config: Config, world: World) -> tuple[RunData, Training]:
@@ -148,6 +151,20 @@ def _build_data(config: Config, world: World) -> tuple[RunData, Training]:
     return data, training
 
 
+def _note_unfinished(config: Config) -> list[str]:
+    """Return a note on weights of a run that has not finished."""
+    paths = {"finetune": config.model.finetune}
+    if config.distill.needs_teacher:
+        paths["teacher-path"] = config.distill.teacher_path
+    notes = []
+    for flag, path in paths.items():
+        other = RunFolder(locate_weights(path).parent)
+        if path and other.checkpoints.is_dir() and not other.is_finished:
+            fact = f"the run in {other} has not finished, and its weights change"
+            notes.append(f"--{flag}: {fact} with every checkpoint")
+    return notes
+
+
 def _list_damaged(index: Index) -> list[str]:
     """Return a note on the damaged images that the index excludes, if there are any."""
     damaged = index.excluded
@@ -174,34 +191,13 @@ def describe_run(run: Run, notes: list[str]) -> dict[str, str]:
         **_describe_teacher(run),
         "schedule": f"{epochs} epochs of {run.steps_per_epoch} steps, batch {batch_size}",
     }
-    notes = [*notes, *_note_rate(config), *_note_slow_ema(config, epochs * run.steps_per_epoch)]
+    notes = [*notes, *note_schedule(config, epochs * run.steps_per_epoch)]
     wanted = config.run.zero_stage
     stage = run.trainer.engine.zero_optimization_stage()
     if stage != wanted:
         reason = "the same maths, gradients summed in fp32"
         notes = [*notes, f"ZeRO {wanted} replaced by {stage}: {reason}"]
     return rows | {f"note {number}": note for number, note in enumerate(notes, 1)}
-
-
-def _note_rate(config: Config) -> list[str]:
-    """Return a note if a small batch scales the peak learning rate to below --min-lr."""
-    optim = config.optim
-    if optim.min_lr <= optim.scaled_lr:
-        return []
-    cure = "set --lr, or --unscale-lr"
-    return [f"the learning rate stays at {optim.describe_peak()}, under --min-lr: {cure}"]
-
-
-def _note_slow_ema(config: Config, steps: int) -> list[str]:
-    """Return a note if the EMA's half-life is longer than a fifth of the run."""
-    optim = config.optim
-    half_life = math.log(2) / (1 - optim.model_ema_decay)
-    if not optim.model_ema or optim.model_ema_warmup or half_life <= steps / 5:
-        return []
-    start = optim.model_ema_decay**steps
-    memory = f"half-life {half_life:,.0f} steps in a run of {steps:,}"
-    cure = "--model-ema-warmup or a smaller --model-ema-decay makes it follow"
-    return [f"the EMA will be {start:.0%} initial weights ({memory}); {cure}"]
 
 
 def _describe_devices(run: Run) -> str:

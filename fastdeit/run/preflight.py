@@ -5,15 +5,20 @@ from pathlib import Path
 import timm
 
 from fastdeit.checkpoint.files import read_manifest
+from fastdeit.config.flags import format_train_command
 from fastdeit.config.parse import require
+from fastdeit.config.recipes import RECIPES, precede_with_teacher
 from fastdeit.config.schema import Config
 from fastdeit.data.formats.detect import find_split
+from fastdeit.distributed.environment import is_alone
 from fastdeit.models.names import suggest_names
 from fastdeit.models.student import SIZES
 from fastdeit.models.weights import locate_weights
 from fastdeit.storage.run_folder import RunFolder
 
 _STUDENTS = "deit_{tiny,small,base}[_distilled]_patch16_{224,384}"
+
+_FEW_STEPS = 4
 
 
 def check_config(config: Config, world_size: int) -> None:
@@ -38,6 +43,25 @@ def _check_batch(config: Config, world_size: int) -> None:
     micro_batch = config.optim.micro_batch or per_rank
     allowed = f"a divisor of {per_rank}, a process's share of the batch"
     require(per_rank % micro_batch == 0, "micro_batch", micro_batch, allowed)
+
+
+def check_batch_fits(config: Config, world_size: int, images: int) -> None:
+    """Raise ValueError, naming a batch size that works, if the batch is larger than the number of
+    training images."""
+    size = config.optim.batch_size
+    least = world_size * (config.optim.micro_batch or 2)
+    advice = "take fewer processes" if least > images else _advise_batch(least, images)
+    if size > images:
+        raise ValueError(
+            f"--batch-size must be at most {images}, the number of training images (got {size}); "
+            f"{advice}"
+        )
+
+
+def _advise_batch(least: int, images: int) -> str:
+    """Return the advice to take `least` times a power of two that leaves several steps an epoch."""
+    parts = max(1, images // _FEW_STEPS // least)
+    return f"--batch-size {least * 2 ** (parts.bit_length() - 1)} works"
 
 
 def _check_model(config: Config) -> None:
@@ -101,20 +125,25 @@ def _check_teacher(config: Config) -> None:
         require(is_folder, "cache", distill.cache, allowed)
     if distill.needs_teacher and ":" not in distill.teacher_model:
         path = distill.teacher_path
-        _check_weights("teacher_path", path, _hint_at_teacher(path))
+        _check_weights("teacher_path", path, _hint_at_teacher(config))
 
 
-def _hint_at_teacher(path: str) -> str:
+def _hint_at_teacher(config: Config) -> str:
+    path = config.distill.teacher_path
     recipe = Path(path).name
-    if recipe.endswith("_teacher"):
-        train = f"deepspeed fastdeit/train.py --recipe {recipe}"
-        return f"an existing file; train it first: {train}"
+    if recipe.endswith("_teacher") and recipe in RECIPES:
+        teacher = precede_with_teacher(config, recipe, path)
+        command = format_train_command(teacher, recipe, alone=is_alone())
+        return f"an existing file; train it first: {command}"
     return "an existing file with the teacher's weights, or --distillation-type none"
 
 
 def _check_weights(flag: str, path: str, allowed: str) -> None:
     """Raise ValueError unless a path names a file of weights."""
     _refuse_url(flag, path)
+    beside = RunFolder(Path(path).parent).weights()
+    if path and beside.is_file():
+        allowed = f"an existing file, such as {beside}"
     require(bool(path) and locate_weights(path).is_file(), flag, path, allowed)
 
 

@@ -4,12 +4,15 @@ import contextlib
 import dataclasses
 import json
 
+from fastdeit.config.flags import format_train_command
+from fastdeit.config.recipes import follow_with_student, follow_without_teacher
 from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
 from fastdeit.data.build import build_train_loader
 from fastdeit.display.console import RunConsole
 from fastdeit.display.terminal import note_failure
-from fastdeit.display.text import shorten
+from fastdeit.display.text import quote_words, shorten
+from fastdeit.distributed.environment import is_alone
 from fastdeit.distributed.world import World
 from fastdeit.kernels.mix import mix
 from fastdeit.models.student import SIZES
@@ -103,12 +106,11 @@ def show_summary(
 def next_command(config: Config, recipe: str, folder: RunFolder) -> str:
     """Return a command that is useful after this run: train with the teacher that it gave, compare
     with a run without distillation, or look at the curves."""
-    train = "deepspeed fastdeit/train.py"
-    if recipe.endswith("_teacher"):
-        return f"{train} --recipe {recipe.removesuffix('_teacher')}"
-    if recipe == "digits":
-        return f"{train} --recipe digits --distillation-type none --output-dir runs/digits_alone"
-    if config.distill.distillation_type == "none" and config.model.model not in SIZES:
-        teacher = f"--teacher-model {config.model.model} --teacher-path {folder}"
-        return f"{train} --data-path {config.data.data_path} {teacher}"
-    return f"tensorboard --logdir {folder.tensorboard}"
+    alone = config.distill.distillation_type == "none"
+    if alone and config.model.model not in SIZES:
+        student = follow_with_student(config, recipe, str(folder))
+        return format_train_command(*student, alone=is_alone())
+    if recipe == "digits" and not alone:
+        untaught = follow_without_teacher(config, str(folder))
+        return format_train_command(untaught, recipe, alone=is_alone())
+    return quote_words("tensorboard", "--logdir", folder.tensorboard)

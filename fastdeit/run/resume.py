@@ -5,6 +5,7 @@ from typing import Any
 
 from fastdeit.checkpoint.select import LoadedCheckpoint, find_checkpoint
 from fastdeit.checkpoint.store import set_aside
+from fastdeit.config.flags import format_replay_command
 from fastdeit.distributed.collectives import on_rank0
 from fastdeit.reliability.health import HealthError
 from fastdeit.reliability.rollbacks import write_bundle
@@ -14,6 +15,7 @@ from fastdeit.run.inputs import (
     check_same_inputs,
     check_same_samples,
     describe_checkpoint,
+    keep_facts,
     read_inputs,
     take_inputs,
 )
@@ -33,6 +35,7 @@ def resume(run: Run) -> list[str]:
     check_same_samples(found.state, run.inputs["samples"], found.path)
     recorded = take_inputs(found.state, found.path) or recorded
     notes = check_same_inputs(recorded, run.inputs, found.path)
+    keep_facts(recorded, run.inputs)
     run.progress.last_evaluated_step = _restore(run, found)
     notes += _set_initial_weights(run, found, recorded)
     notes += [f"checkpoint skipped: {fault}" for fault in found.damaged]
@@ -125,7 +128,7 @@ def _write_bundle(run: Run, reason: str) -> str:
     first = run.health.bad[0].step
     last = run.health.bad[-1].step
     folder = run.folder.debug_bundle(first)
-    command = f"fastdeit replay {run.folder} --step {first}"
+    command = format_replay_command(run.config, str(run.folder), first)
     tensors, state = run.trainer.state.gather()
     state |= run.describe(first) | run.health.state_before(state)
     report = _describe_stop(run, reason, command)

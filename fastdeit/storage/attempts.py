@@ -7,10 +7,10 @@ resumed in another form since.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastdeit.storage.jsonl import append_lines, read_records
+from fastdeit.storage.jsonl import append_lines, read_records, restore_names
 from fastdeit.storage.run_folder import RunFolder
 
 
@@ -40,7 +40,8 @@ def add_attempt(folder: RunFolder, attempt: Attempt) -> None:
 
 def read_attempts(folder: RunFolder) -> list[Attempt]:
     """Return the attempts of a run, oldest first; none for a folder without a run."""
-    return read_records(folder.attempts, Attempt)
+    attempts = read_records(folder.attempts, Attempt)
+    return [replace(attempt, settings=restore_names(attempt.settings)) for attempt in attempts]
 
 
 def attempt_at(attempts: Sequence[Attempt], step: int) -> Attempt | None:

@@ -11,6 +11,7 @@ import fcntl
 import json
 import math
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from io import FileIO
@@ -25,6 +26,8 @@ MAX_PENDING = 10_000
 """Records that wait in memory while the disk refuses them."""
 
 Record = TypeVar("Record")
+
+_BYTE = re.compile(r"\\u(dc[89a-f][0-9a-f])")
 
 
 class StepRecord(Protocol):
@@ -91,6 +94,16 @@ def to_strict_json(value: Any) -> Any:
         return {to_strict_json(name): to_strict_json(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_strict_json(item) for item in value]
+    return value
+
+
+def restore_names(value: Any) -> Any:
+    """Return a value that `to_strict_json` has written with the bytes of its names that are not
+    UTF-8."""
+    if isinstance(value, str):
+        return _BYTE.sub(lambda match: chr(int(match[1], 16)), value)
+    if isinstance(value, dict):
+        return {name: restore_names(item) for name, item in value.items()}
     return value
 
 

@@ -43,15 +43,17 @@ def open_tensors(path: Path) -> Iterator[Any]:
     problem = f"{path} is no whole safetensors file"
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-    if length > HEADER_LIMIT:
-        raise ValueError(
-            f"{problem}: its header must be at most {HEADER_LIMIT:,} bytes (got {length:,})"
-        )
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            yield tensors
-    except SafetensorError as error:
-        raise ValueError(f"{problem}: {error}") from error
+        if length > HEADER_LIMIT:
+            raise ValueError(
+                f"{problem}: its header must be at most {HEADER_LIMIT:,} bytes (got {length:,})"
+            )
+        # the library takes no path that is not UTF-8
+        opened = f"/proc/self/fd/{file.fileno()}"
+        try:
+            with safe_open(opened, framework="pt") as tensors:
+                yield tensors
+        except SafetensorError as error:
+            raise ValueError(f"{problem}: {error}") from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -14,7 +14,7 @@ from fastdeit.plan.plan import VERSION, Plan
 from fastdeit.teacher_cache.check import (
     check_coverage,
     check_facts,
-    check_kind,
+    check_soft,
     collect_file_facts,
     collect_teacher_facts,
     read_bad_images,
@@ -68,7 +68,8 @@ def _check_cache(
     else:
         facts["teacher"] = _collect_named_facts(config, cache.manifest)
     check_facts(cache, facts)
-    check_kind(cache, distill.distillation_type)
+    if distill.distillation_type == "soft":
+        check_soft(cache, distill.distillation_tau)
     if distill.cache_miss == "error":
         epochs = config.optim.epochs
         samples = plan.steps_per_epoch(config.optim.batch_size) * config.optim.batch_size

@@ -1,6 +1,6 @@
 """Checks that a teacher cache fits a run: facts, kind, coverage and bad images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,21 @@ def check_facts(cache: Cache, facts: Mapping[str, Any]) -> None:
         )
 
 
-def check_kind(cache: Cache, distillation_type: str) -> None:
-    """Raise CacheError unless the records have what the loss needs."""
-    if distillation_type == "soft" and cache.manifest.kind == "hard":
-        rule = "must have --kind topk for --distillation-type soft"
-        raise CacheError(f"--cache: {cache.folder} {rule} (got hard)")
+def check_soft(cache: Cache, tau: float) -> None:
+    """Raise CacheError unless the records are exact for soft distillation at a temperature."""
+    manifest = cache.manifest
+    if tau in manifest.taus:
+        return
+    if manifest.kind == "hard":
+        rule = "must have --kind topk for --distillation-type soft (got hard)"
+    else:
+        rule = f"has no sums for --distillation-tau {tau:g} (got {_join(manifest.taus)})"
+    again = f"fastdeit cache build [the flags of this run] --kind topk --distillation-tau {tau:g}"
+    raise CacheError(f"--cache: {cache.folder} {rule}; record again: {again} -o NEW")
+
+
+def _join(taus: Sequence[float]) -> str:
+    return " and ".join(f"{tau:g}" for tau in dict.fromkeys(taus))
 
 
 def check_coverage(cache: Cache, epochs: int, samples: int) -> None:

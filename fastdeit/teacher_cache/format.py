@@ -1,9 +1,10 @@
 """Format of a teacher cache: its manifest and the layout of its records.
 
-A record of kind "hard" is the teacher's class, uint16. A record of kind "topk" has three fields, in
+A record of kind "hard" is the teacher's class, uint16. A record of kind "topk" has four fields, in
 which the largest logit has been subtracted from every logit (a softmax does not change by that):
-the k largest logits, fp16 in falling order; their classes, uint16; the log-sum-exp of all logits,
-fp32, so that any temperature can be applied later.
+the k largest logits, fp16 in falling order; their classes, uint16; the log-sum-exp of all logits
+divided by a temperature, fp32, for the temperature 1 and for that of the run. So the probabilities
+of the k classes are exact at both. Format 1 lacks the second log-sum-exp.
 """
 
 import json
@@ -18,12 +19,16 @@ import torch
 from fastdeit.distributed.errors import RunError
 from fastdeit.storage.atomic import read_bounded
 
-FORMAT = 1
+FORMAT = 2
+FORMATS = (1, 2)
+"""Formats that can be read and continued."""
 KINDS = ("hard", "topk")
 LARGEST_CHUNK = 4096
 _SMALLEST_CHUNK = 8
 _CHUNKS_PER_EPOCH = 16
 MAX_CLASSES = 65_535
+DEFAULT_K = 100
+"""Logits of a "topk" record; docs/cache.md has what fewer cost."""
 MANIFEST = "manifest.json"
 MAX_BYTES = 1 << 20
 """Of a manifest."""
@@ -56,6 +61,8 @@ class Manifest:
     chunk: int = LARGEST_CHUNK
     """Number of ordinals that are recorded and verified together."""
     format: int = FORMAT
+    tau: float = 1.0
+    """Temperature of the second log-sum-exp of a "topk" record; 1 for the other records."""
 
     def check(self, folder: Path) -> None:
         """Raise CacheError for a value that no cache can have."""
@@ -69,15 +76,25 @@ class Manifest:
         for name, value in (("samples", self.samples), ("chunk", self.chunk)):
             is_pairs = value >= 2 and value % 2 == 0
             require(is_pairs, folder, f"{name} must be an even number from 2 (got {value})")
+        is_tau = self.tau == 1 if self.kind == "hard" or self.format == 1 else 0 < self.tau < 1e6
+        require(is_tau, folder, f"tau must be a temperature of the records (got {self.tau})")
 
     @property
     def record(self) -> np.dtype:
         """Return the layout of one record."""
         if self.kind == "hard":
             return np.dtype("<u2")
+        sums = 1 if self.format == 1 else 2
         return np.dtype(
-            [("logits", "<f2", self.k), ("classes", "<u2", self.k), ("logsumexp", "<f4")]
+            [("logits", "<f2", self.k), ("classes", "<u2", self.k), ("logsumexp", "<f4", (sums,))]
         )
+
+    @property
+    def taus(self) -> tuple[float, ...]:
+        """Return the temperatures at which the recorded probabilities are exact; () for "hard"."""
+        if self.kind == "hard":
+            return ()
+        return (1.0,) if self.format == 1 else (1.0, self.tau)
 
     @property
     def description(self) -> str:
@@ -119,7 +136,10 @@ def read_manifest(folder: Path) -> Manifest:
         limit = f"must be JSON of at most {MAX_BYTES:,} bytes"
         raise CacheError(f"{path}: {limit}: {error}") from None
     found = values.get("format") if isinstance(values, dict) else None
-    require(found == FORMAT, path, f"format must be {FORMAT} (got {found})")
+    known_formats = " or ".join(map(str, FORMATS))
+    require(found in FORMATS, path, f"format must be {known_formats} (got {found})")
+    if found == 1:
+        values["tau"] = 1.0
     known = {item.name: getattr(item.type, "__origin__", item.type) for item in fields(Manifest)}
     wrong = [name for name, kind in known.items() if type(values.get(name)) is not kind]
     require(not wrong, path, f"{', '.join(wrong)}: missing or of another type")
@@ -156,7 +176,8 @@ def encode(logits: torch.Tensor, manifest: Manifest) -> np.ndarray:
     largest = float(np.finfo(np.float16).max)
     records["logits"] = top.clamp_min(-largest).cpu().numpy()
     records["classes"] = classes.cpu().numpy()
-    records["logsumexp"] = logits.logsumexp(1).cpu().numpy()
+    sums = [(logits / tau).logsumexp(1) for tau in manifest.taus]
+    records["logsumexp"] = torch.stack(sums, 1).cpu().numpy()
     if fault := invalid_reason(records, manifest):
         raise CacheError(f"the teacher's output has {fault}")
     return records
@@ -176,11 +197,12 @@ def invalid_reason(records: np.ndarray, manifest: Manifest) -> str:
     return "" if finite else "a number that is not finite"
 
 
-def decode(raw: torch.Tensor, manifest: Manifest, hard: bool) -> torch.Tensor:
+def decode(raw: torch.Tensor, manifest: Manifest, hard: bool, tau: float = 1.0) -> torch.Tensor:
     """Return the teacher's output from records, uint8 (B, record bytes), on their device.
 
-    hard: class ids, int64 (B,). Otherwise logits minus the largest, fp32 (B, K): exact to fp16 for
-    the recorded classes; the others share the rest of the log-sum-exp evenly.
+    hard: class ids, int64 (B,). Otherwise logits minus the largest, fp32 (B, K), whose softmax at
+    the temperature tau, one of `Manifest.taus`, is the teacher's: exact to fp16 for the recorded
+    classes; the others share the rest of the probability evenly.
     """
     width = 2 * manifest.k
     if manifest.kind == "hard":
@@ -189,11 +211,11 @@ def decode(raw: torch.Tensor, manifest: Manifest, hard: bool) -> torch.Tensor:
     if hard:
         return classes[:, 0]
     top = raw[:, :width].contiguous().view(torch.float16).float()
-    total = raw[:, 2 * width :].contiguous().view(torch.float32)[:, 0]
-    # log of the mean of exp(total) - sum exp(top) over the other classes; rounding may make the
-    # difference negative
-    share = (1 - (top - total[:, None]).exp().sum(1)).clamp_min(1e-7)
-    rest = total + (share / max(1, manifest.num_classes - manifest.k)).log()
+    sums = raw[:, 2 * width :].contiguous().view(torch.float32)
+    total = sums[:, manifest.taus.index(tau)]
+    # rounding may make the rest negative
+    share = (1 - (top / tau - total[:, None]).exp().sum(1)).clamp_min(1e-7)
+    rest = tau * (total + (share / max(1, manifest.num_classes - manifest.k)).log())
     # none of the others was among the k largest
     rest = torch.minimum(rest, top[:, -1])
     return rest[:, None].repeat(1, manifest.num_classes).scatter_(1, classes, top)

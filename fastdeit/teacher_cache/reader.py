@@ -187,10 +187,10 @@ class CachedTeacher:
         instead = encode_labels(decision, self.cache.manifest)
         return instead.view(np.uint8).reshape(len(ordinals), -1)
 
-    def decoder(self, hard: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+    def decoder(self, hard: bool, tau: float = 1.0) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return a function from the records of a micro-batch on its device to the teacher's
         output (`decode`)."""
-        return functools.partial(decode, manifest=self.cache.manifest, hard=hard)
+        return functools.partial(decode, manifest=self.cache.manifest, hard=hard, tau=tau)
 
     def describe(self) -> str:
         """Return one line for the log."""

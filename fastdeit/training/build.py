@@ -2,6 +2,7 @@
 DALI."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -132,3 +133,19 @@ def build_criterion(config: Config) -> DistillationLoss:
         legacy=distill.distillation_legacy,
         bce=distill.bce_loss,
     )
+
+
+def note_schedule(config: Config, steps: int) -> list[str]:
+    """Return notes on a learning rate and an EMA that do not fit a run of so many steps."""
+    optim = config.optim
+    notes = []
+    if optim.min_lr > optim.scaled_lr:
+        cure = "set --lr, or --unscale-lr"
+        notes.append(f"the learning rate stays at {optim.describe_peak()}, under --min-lr: {cure}")
+    half_life = math.log(0.5) / math.log(optim.model_ema_decay)
+    if optim.model_ema and not optim.model_ema_warmup and half_life > steps / 5:
+        share = f"{optim.model_ema_decay**steps:.0%} initial weights"
+        memory = f"its half-life is {half_life:,.0f} steps, the run has {steps:,}"
+        cure = "use --model-ema-warmup or a smaller --model-ema-decay"
+        notes.append(f"the EMA will be {share} ({memory}): {cure}")
+    return notes

@@ -16,6 +16,7 @@ from fastdeit.commands.train import train_command
 from fastdeit.data import table
 from fastdeit.data.index import build_index
 from fastdeit.storage.run_folder import RunFolder
+from tests.config.test_flags import split as split_words
 from tests.support.images import CLASSES, write_shapes
 
 NAMES = (b"K\xe4se", b"$_{x \x1b[31m\n", "\u202e[b] :skull:".encode())
@@ -76,6 +77,25 @@ def test_table_at_a_path_that_is_not_utf8_is_read_again(
     again = build_index(root, "train", bad_images="skip")
     assert again.classes == before.classes == tuple(sorted(map(os.fsdecode, NAMES)))
     assert table.table_places(root, "train", None)[0].is_file()
+
+
+def test_next_command_runs_as_printed(
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = [*SMALL[2:4], *SMALL[10:], "--model", "test_resnet"]
+    assert train_command(["--data-path", str(root), *flags]) == 0
+    command = capsys.readouterr().out.splitlines()[-1].removeprefix("next: ")
+    start, name, *words = split_words(command)
+    assert (start, name, words[:2]) == ("fastdeit", "train", ["--data-path", str(root)])
+    short = "--epochs 1 --embed-dim 32 --depth 1 --num-heads 1 --num-workers 1".split()
+    assert train_command([*words, *short]) == 0
+    said = capsys.readouterr().out
+    assert "test_resnet: 0.4 M parameters" in said and "agrees with teacher" in said
+    assert RunFolder(Path("runs/deit_student")).summary.is_file()
 
 
 @pytest.mark.parametrize("fault", ["matplotlib is missing", "matplotlib is broken", "full disk"])

@@ -1,5 +1,6 @@
 """What `check_config` says about the files that a command names."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import pytest
 from fastdeit.config.cli import parse_config
 from fastdeit.config.recipes import RECIPES
 from fastdeit.config.schema import Config
-from fastdeit.run.preflight import check_config
+from fastdeit.run.preflight import check_batch_fits, check_config
+from fastdeit.storage.run_folder import RunFolder
 
 
 def digits_with(teacher: Path) -> Config:
@@ -31,6 +33,41 @@ def test_a_run_folder_without_weights_is_no_teacher(tmp_path: Path) -> None:
     taught = digits_with(tmp_path)
     with pytest.raises(ValueError, match="--finetune must be an existing file"):
         check_config(taught.replace(model={"finetune": str(folder)}), 1)
+
+
+@pytest.mark.parametrize(
+    ("images", "world_size", "micro_batch", "advice"),
+    [
+        (1023, 1, 0, "--batch-size 128 works"),
+        (52, 1, 0, "--batch-size 8 works"),
+        (52, 3, 0, "--batch-size 12 works"),
+        (52, 2, 10, "--batch-size 20 works"),
+        (2, 1, 0, "--batch-size 2 works"),
+        (5, 3, 0, "take fewer processes"),
+    ],
+)
+def test_more_samples_than_images_names_a_batch_that_works(
+    images: int, world_size: int, micro_batch: int, advice: str
+) -> None:
+    config = Config().replace(optim={"micro_batch": micro_batch})
+    with pytest.raises(ValueError) as error:
+        check_batch_fits(config, world_size, images)
+    assert str(error.value) == (
+        f"--batch-size must be at most {images}, the number of training images (got 1024); {advice}"
+    )
+    if advice.startswith("--"):
+        batch_size = int(advice.split()[1])
+        check_batch_fits(config.replace(optim={"batch_size": batch_size}), world_size, images)
+        assert batch_size % (world_size * (micro_batch or 2)) == 0
+
+
+def test_missing_teacher_of_a_recipe_is_trained_on_the_same_images(tmp_path: Path) -> None:
+    config = digits_with(tmp_path / "digits_teacher").replace(data={"data_path": "my digits"})
+    command = f"--recipe digits_teacher --data-path 'my digits' --output-dir {tmp_path}"
+    with pytest.raises(ValueError, match=re.escape(f"train it first: fastdeit train {command}")):
+        check_config(config, 1)
+    with pytest.raises(ValueError, match="an existing file with the teacher's weights"):
+        check_config(digits_with(tmp_path / "my_teacher"), 1)
 
 
 @pytest.fixture
@@ -102,6 +139,22 @@ def test_the_data_set_is_checked_before_the_teacher(data: Path) -> None:
 def test_the_error_names_the_flag_and_what_it_must_be(argv: str, message: str, data: Path) -> None:
     error = check("--data-path", str(data), *argv.split())
     assert error.startswith(message) and "\n" not in error
+
+
+def test_a_missing_file_of_a_run_is_named_by_its_present_name(data: Path, tmp_path: Path) -> None:
+    """student.safetensors was the name in earlier versions."""
+    folder = RunFolder(tmp_path)
+    folder.model.touch()
+    for flag in ("--teacher-path", "--finetune"):
+        error = check(
+            "--data-path",
+            str(data),
+            "--teacher-path",
+            str(tmp_path),
+            flag,
+            str(tmp_path / "student.safetensors"),
+        )
+        assert error.startswith(f"{flag} must be an existing file, such as {folder.model} (got")
 
 
 def test_a_run_that_has_begun_may_name_a_first_checkpoint_that_is_gone(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from fastdeit.config.recipes import RECIPES
+from fastdeit.config.cli import parse_config
 from fastdeit.config.schema import Config
 from fastdeit.models.build import weight_metadata
 from fastdeit.models.student import build_student
@@ -17,30 +17,33 @@ FOLDER = RunFolder(Path("runs/x"))
 ALONE = {"distillation_type": "none"}
 
 
-@pytest.mark.parametrize("recipe", [name for name in RECIPES if name.endswith("_teacher")])
-def test_after_a_teacher_comes_its_student(recipe: str) -> None:
-    student = recipe.removesuffix("_teacher")
-    expected = f"deepspeed fastdeit/train.py --recipe {student}"
-    assert student in RECIPES and next_command(RECIPES[recipe](), recipe, FOLDER) == expected
+def test_after_a_teacher_comes_its_student() -> None:
+    config, recipe = parse_config(["--recipe", "digits_teacher"], "test")
+    folder = RunFolder(Path("runs/digits_teacher"))
+    assert next_command(config, recipe, folder) == "fastdeit train --recipe digits"
 
 
-def test_after_digits_comes_the_run_without_distillation() -> None:
-    expected = (
-        "deepspeed fastdeit/train.py --recipe digits --distillation-type none "
+def test_after_digits_comes_the_run_without_distillation_but_only_once() -> None:
+    folder = RunFolder(Path("runs/digits"))
+    config, recipe = parse_config(["--recipe", "digits", "--epochs", "2"], "test")
+    command = next_command(config, recipe, folder)
+    assert command == (
+        "fastdeit train --recipe digits --distillation-type none --epochs 2 "
         "--output-dir runs/digits_alone"
     )
-    assert next_command(RECIPES["digits"](), "digits", FOLDER) == expected
+    config, recipe = parse_config(command.split()[2:], "test")
+    assert next_command(config, recipe, FOLDER).startswith("tensorboard")
 
 
-def test_after_a_timm_model_comes_a_student_of_it() -> None:
-    config = Config().replace(
-        model={"model": "resnet10t"}, distill=ALONE, data={"data_path": "images"}
+def test_command_is_that_of_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config = Config().replace(model={"model": "resnet10t"}, distill=ALONE)
+    config = config.replace(data={"data_path": "my images"})
+    assert next_command(config, "deit", FOLDER) == (
+        "deepspeed fastdeit/train.py --data-path 'my images' --teacher-model resnet10t "
+        "--teacher-path runs/x"
     )
-    expected = (
-        "deepspeed fastdeit/train.py --data-path images "
-        "--teacher-model resnet10t --teacher-path runs/x"
-    )
-    assert next_command(config, "deit", FOLDER) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The hash of named tensors."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -58,3 +59,12 @@ def test_metadata_and_bytes_do_not_vary(tmp_path):
     tensors, found = read_tensors(path)
     assert found == read_metadata(path) == metadata
     assert hash_tensors(tensors) == hash_tensors(_make_tensors())
+
+
+def test_path_that_is_not_utf8_is_read(tmp_path):
+    path = tmp_path / os.fsdecode(b"r\xe9sum\xe9.safetensors")
+    write_tensors(path, _make_tensors(), {})
+    assert hash_tensors(read_tensors(path)[0]) == hash_tensors(_make_tensors())
+    path.write_bytes(b"\x02\0\0\0\0\0\0\0{")
+    with pytest.raises(ValueError, match="is no whole safetensors file"):
+        read_tensors(path)

@@ -278,7 +278,7 @@ def _no_cache(folder: Path) -> None:
 
 def _newer(folder: Path) -> None:
     values = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(values | {"format": 2}))
+    (folder / "manifest.json").write_text(json.dumps(values | {"format": 3}))
 
 
 def _hole(folder: Path) -> None:
@@ -342,11 +342,11 @@ REFUSED = {
         ["--distillation-type", "none"],
         "--cache must be empty with --distillation-type none",
     ),
-    "newer format": (_newer, [], "manifest.json: format must be 1 (got 2)"),
+    "newer format": (_newer, [], "manifest.json: format must be 1 or 2 (got 3)"),
     "no cache": (
         _no_cache,
         [],
-        "manifest.json: No such file or directory; `fastdeit cache build -o",
+        "--cache must be an existing folder that fastdeit cache build has written",
     ),
     "no period": (None, ["--cache-period", "-1"], "--cache-period must be 0 or more (got -1)"),
     "live without a teacher": (
@@ -399,6 +399,21 @@ def test_cache_of_another_teacher_fails(
     assert setting.train(tmp_path / "run", *flags) == 2
     assert "was recorded for another run: teacher.weights '" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_soft_distillation_at_another_temperature_fails(
+    setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """At the recorded one and at 1 it works; hard distillation needs none."""
+    flags = ["--cache", str(setting.root / "topk"), "--stop-after-steps", "1"]
+    soft = ["--distillation-type", "soft", "--distillation-tau"]
+    assert setting.train(tmp_path / "run", *flags, *soft, "2") == 2
+    said = capfd.readouterr().err
+    assert "has no sums for --distillation-tau 2 (got 1 and 3)" in said
+    assert "--kind topk --distillation-tau 2 -o NEW" in said
+    assert not (tmp_path / "run").exists()
+    assert setting.train(tmp_path / "one", *flags, *soft, "1") == 0
+    assert setting.train(tmp_path / "hard", *flags, "--distillation-tau", "2") == 0
 
 
 @pytest.mark.parametrize("miss", ["error", "live"])

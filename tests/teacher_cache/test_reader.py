@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastdeit.teacher_cache.check import check_soft
 from fastdeit.teacher_cache.format import (
     LARGEST_CHUNK,
     CacheError,
@@ -82,7 +83,7 @@ def test_hard_records_are_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("k", [1, 10, CLASSES])
 def test_topk_records_have_fp16_logits_and_the_mass_of_the_rest(tmp_path: Path, k: int) -> None:
     cache = build(tmp_path / "c", epochs=(0,), kind="topk", k=k)
-    assert cache.record_bytes == 4 * k + 4
+    assert cache.record_bytes == 4 * k + 8
     ordinals = np.arange(40)
     logits = logits_of(0, ordinals)
     raw = torch.from_numpy(cache.look_up(0, ordinals, images)[0])
@@ -103,6 +104,53 @@ def test_topk_records_have_fp16_logits_and_the_mass_of_the_rest(tmp_path: Path, 
         assert (rest.amax(1) <= top[:, -1]).all()
         spread = rest.masked_fill(rest == -torch.inf, 0).sum(1) / (CLASSES - k)
         torch.testing.assert_close(rest.amax(1), spread)
+
+
+@pytest.mark.parametrize("tau", [0.5, 1.0, 3.0, 20.0])
+@pytest.mark.parametrize("k", [1, 10, CLASSES])
+def test_kept_probabilities_are_exact_at_both_temperatures(k: int, tau: float) -> None:
+    """And so is the mass of the others, who share it evenly."""
+    facts = replace(manifest("topk", k), tau=tau)
+    logits = logits_of(0, np.arange(40))
+    raw = torch.from_numpy(encode(logits, facts).view(np.uint8).reshape(40, -1).copy())
+    classes = logits.topk(k).indices
+    for each in (1.0, tau):
+        found = (decode(raw, facts, hard=False, tau=each) / each).softmax(1)
+        expected = (logits / each).softmax(1)
+        kept = found.gather(1, classes)
+        # fp16 has 11 bits of logits of up to about 30
+        torch.testing.assert_close(kept, expected.gather(1, classes), rtol=2e-2 / each, atol=1e-6)
+        rest = found.scatter(1, classes, 0)
+        if k < CLASSES:
+            mass = expected.scatter(1, classes, 0).sum(1)
+            torch.testing.assert_close(rest.sum(1), mass, rtol=1e-2, atol=1e-4)
+            torch.testing.assert_close(rest.amax(1), rest.sum(1) / (CLASSES - k))
+
+
+def test_older_records_have_one_temperature(tmp_path: Path) -> None:
+    """Format 1: 4k + 4 bytes, exact at the temperature 1; it is read and continued."""
+    facts = replace(manifest("topk", 10), format=1)
+    create_cache(tmp_path, facts)
+    values = json.loads((tmp_path / "manifest.json").read_text())
+    del values["tau"]
+    (tmp_path / "manifest.json").write_text(json.dumps(values))
+    assert read_manifest(tmp_path) == facts
+    create_cache(tmp_path, facts)
+    ordinals = facts.ordinals(0)
+    recorder = CacheWriter(tmp_path)
+    recorder.write(0, 0, encode(logits_of(0, ordinals), facts), images(0, ordinals))
+    recorder.close()
+    cache = Cache(tmp_path)
+    assert cache.record_bytes == 44
+    raw, fault = cache.look_up(0, np.arange(8), images)
+    assert fault is None
+    expected = logits_of(0, np.arange(8)).softmax(1).amax(1)
+    found = decode(torch.from_numpy(raw), cache.manifest, hard=False).softmax(1).amax(1)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-6)
+    check_soft(cache, 1.0)
+    advice = "record again: fastdeit cache build .* --kind topk --distillation-tau 3 -o NEW"
+    with pytest.raises(CacheError, match=rf"--distillation-tau 3 \(got 1\); {advice}"):
+        check_soft(cache, 3.0)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -248,8 +296,8 @@ def test_manifest_of_a_newer_version_fails(tmp_path: Path) -> None:
     build(tmp_path / "c")
     path = tmp_path / "c" / "manifest.json"
     values = json.loads(path.read_text())
-    path.write_text(json.dumps(values | {"format": 2, "more": 1}))
-    with pytest.raises(CacheError, match=r"manifest.json: format must be 1 .got 2."):
+    path.write_text(json.dumps(values | {"format": 3, "more": 1}))
+    with pytest.raises(CacheError, match=r"manifest.json: format must be 1 or 2 .got 3."):
         Cache(tmp_path / "c")
 
 
@@ -260,6 +308,8 @@ def test_manifest_of_a_newer_version_fails(tmp_path: Path) -> None:
         ({"samples": True}, "samples: missing or of another type"),
         ({"chunk": 0}, "must be an even number"),
         ({"chunk": 7}, r"chunk must be an even number from 2 \(got 7\)"),
+        ({"tau": 3.0}, r"tau must be a temperature of the records \(got 3.0\)"),
+        ({"tau": "3"}, "tau: missing or of another type"),
         ({"num_classes": 70_000}, r"got 70000\)"),
         ({"kind": "../../etc/passwd"}, "kind"),
     ],

@@ -4,6 +4,7 @@ or are not used."""
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -415,8 +416,13 @@ WRONG = {
         "needs a teacher",
     ),
     "more logits than classes": (
-        ["build", "-o", "{c}", "{samples}", "{taught}", "--kind", "topk"],
+        ["build", "-o", "{c}", "{samples}", "{taught}", "--kind", "topk", "--k", "10"],
         "k must be 1 to 3 (got 10)",
+    ),
+    "classes for soft": (
+        ["build", "-o", "{c}", "{samples}", "{taught}", "--kind", "hard"]
+        + ["--distillation-type", "soft"],
+        "--kind must be topk with --distillation-type soft (got 'hard')",
     ),
     "no data": (
         ["build", "-o", "{c}", "{taught}", "--data-path", "/no/data"],
@@ -478,6 +484,37 @@ def test_info_shows_the_recorded_epochs(
     assert setting.build(tmp_path / "c", "--part", "1/4", epochs="5-6") == 0
     assert cache(["info", str(tmp_path / "c")]) == 0
     assert "epochs, in part 5 (50%)" in " ".join(capfd.readouterr().out.replace("│", " ").split())
+
+
+def test_info_and_sample_show_what_the_largest_logits_leave(
+    setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The kind follows the loss, k the number of classes; of three classes all are exact."""
+    soft = ["--distillation-type", "soft", "--distillation-tau", "4"]
+    kept = {}
+    for k in (1, None):
+        folder = tmp_path / str(k)
+        flags = [*soft, *(["--k", str(k)] if k else [])]
+        assert setting.build(folder, *flags, epochs="0-0") == 0
+        assert Cache(folder).manifest.k == (k or 3)
+        capfd.readouterr()
+        assert cache(["info", str(folder)]) == 0
+        argv = [*setting.samples, *setting.taught, *soft, "--number", "48"]
+        assert cache(["sample", str(folder), *argv]) == 0
+        said = " ".join(capfd.readouterr().out.replace("│", " ").split())
+        shares = re.findall(r"probability kept at tau (\S+) (\S+) %, mean of 48 samples", said)
+        kept[k] = {float(tau): float(share) for tau, share in shares}
+        assert ("the other 2 classes share the rest evenly" in said) == (k == 1)
+        losses = re.search(r"tau 4, .*: loss (\S+) recorded, (\S+) live; .* gradients (\S+)", said)
+        assert losses is not None
+        recorded, live, cosine = map(float, losses.groups())
+        assert (recorded == pytest.approx(live, rel=1e-2)) == (k is None)
+        assert (cosine > 0.9999) == (k is None)
+    assert kept[None] == {1: 100, 4: 100}
+    assert 34 < kept[1][4] < kept[1][1] < 99
+    # what is begun is continued with its own k
+    assert setting.build(tmp_path / "1", *soft, epochs="0-1") == 0
+    assert cache(["verify", str(tmp_path / "1")]) == 0
 
 
 def test_verify_names_damaged_chunks(

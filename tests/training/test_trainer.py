@@ -83,15 +83,16 @@ def assert_same_bits(mine: Tensors, theirs: Tensors) -> None:
 
 def continue_at(stages: tuple[int, int], world: World) -> tuple[tuple[list[float], Tensors], ...]:
     """Return the losses of steps 4 to 7 and the state after them: of one trainer, and of another
-    that loads its state of step 4."""
-    first = make_trainer(configure(zero_stage=stages[0]), world)
+    that loads its state of step 4. The EMA's decay depends on the step."""
+    ema = {"model_ema_decay": 0.99, "model_ema_warmup": True}
+    first = make_trainer(configure(zero_stage=stages[0], **ema), world)
     run_steps(first, 4)
     tensors, state = first.state.gather()
     saved = {
         stem: {name: value.clone() for name, value in named.items()}
         for stem, named in tensors.items()
     }
-    second = make_trainer(configure(zero_stage=stages[1]), world)
+    second = make_trainer(configure(zero_stage=stages[1], **ema), world)
     run_steps(second, 2)  # another state, which is overwritten
     second.state.load(saved, state)
     assert second.step == 4
