@@ -37,7 +37,7 @@ def preview(argv: Sequence[str]) -> int:
 
 
 def replay(argv: Sequence[str]) -> int:
-    """run one step of a finished or stopped run again, and show everything that went into it"""
+    """repeat one step of a run, and show everything that went into it"""
     launcher.attach()
     from fastdeit.commands.replay import replay_command
 

@@ -30,7 +30,7 @@ def sample(argv: Sequence[str]) -> int:
         prog="fastdeit cache sample", description=sample.__doc__, allow_abbrev=False
     )
     parser.add_argument("cache", type=Path)
-    parser.add_argument("--number", type=int, default=256, help="samples")
+    parser.add_argument("--number", type=int, default=256, help="samples to draw (default: 256)")
     parsed, flags = parser.parse_known_args(list(argv))
     require(parsed.number >= 1, "number", parsed.number, "1 or more")
     cache = Cache(parsed.cache)

@@ -1,8 +1,11 @@
-"""`fastdeit replay RUN --step N`: run one step of a run again, and show what went into it.
+"""`fastdeit replay RUN --step N`: repeat one step of a run, and show what went into it.
 
-fastdeit replay RUN --step N [--output DIR] [flags of train that have changed, as --data-path]
+fastdeit replay RUN --step N [--output DIR] [--data-path DATA] [--teacher-path FILE]
 On as many processes as the run had:
 deepspeed --no_local_rank --module fastdeit replay RUN --step N
+
+RUN is the --output-dir of the run, whose settings are read there. Name --data-path or
+--teacher-path if the data set or the teacher has another place now.
 
 Step N is the one that follows N finished steps, so the first is step 0. It begins with checkpoint
 `step-N`; failure files, bad-steps.jsonl and spikes.jsonl also call it N; in metrics.jsonl, which
@@ -23,7 +26,7 @@ import torch.distributed as dist
 
 from fastdeit.commands.errors import one_line_errors
 from fastdeit.config.cli import parse_config
-from fastdeit.config.parse import require
+from fastdeit.config.parse import require, require_value
 from fastdeit.config.schema import Config
 from fastdeit.data.build import build_train_index
 from fastdeit.data.snapshot import reconcile
@@ -95,7 +98,7 @@ def _restore_form(config: Config, history: StepHistory, world: World) -> Config:
     attempt = history.attempt
     sizes = [size for size in range(1, attempt.world_size + 1) if attempt.world_size % size == 0]
     allowed = f"{', '.join(map(str, sizes))}, as the run had {attempt.world_size} processes"
-    require(world.size in sizes, "num_gpus", world.size, allowed)
+    require_value(world.size in sizes, "--num_gpus", world.size, allowed)
     config = config.replace(
         optim={"micro_batch": attempt.micro_batch},
         run={
