@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from fastdeit.display.terminal import Terminal, show_log
+from fastdeit.display.terminal import Terminal, end_on_closed_pipe, show_log
 from fastdeit.reliability import launcher
 
 
@@ -37,7 +37,7 @@ def preview(argv: Sequence[str]) -> int:
 
 
 def replay(argv: Sequence[str]) -> int:
-    """run one step of a finished or stopped run again, and show everything that went into it"""
+    """repeat one step of a run, and show everything that went into it"""
     launcher.attach()
     from fastdeit.commands.replay import replay_command
 
@@ -54,7 +54,8 @@ def main() -> int:
     show_log()
     name, *argv = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
-        return COMMANDS[name](argv)
+        with end_on_closed_pipe():
+            return COMMANDS[name](argv)
     if name in ("-h", "--help"):
         Terminal().say(_usage())
         return 0

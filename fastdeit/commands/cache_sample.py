@@ -34,7 +34,7 @@ def sample(argv: Sequence[str]) -> int:
     parser = make_parser(sample)
     add_record_flags(parser, used=False)
     parser.add_argument("cache", type=Path, help="the cache's folder")
-    parser.add_argument("--number", type=int, default=256, help="samples; default: 256")
+    parser.add_argument("--number", type=int, default=256, help="samples to draw (default: 256)")
     parsed, flags = parser.parse_known_args(list(argv))
     require(parsed.number >= 1, "number", parsed.number, "1 or more")
     epochs = parse_epochs(parsed.epochs)

@@ -2,13 +2,13 @@
 settings. docs/resume.md has the table."""
 
 import dataclasses
-import os
 from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
 from fastdeit.config.file import config_from_dict, read_config_file
 from fastdeit.config.schema import CheckpointConfig, Config, HealthConfig, LimitConfig
+from fastdeit.storage.run_folder import RunFolder
 
 
 def _fields_of(section: type) -> set[str]:
@@ -37,7 +37,8 @@ MAY_CHANGE_ON_RESUME = FORM | SOURCES | LATER
 MAY_CHANGE_WHEN_FINISHED = FORM
 """Fields that may differ from those of a finished run, which then shows its results."""
 
-_PATHS = ("data_path", "finetune", "teacher_path", "cache", "resume")
+_WEIGHTS = ("finetune", "teacher_path")
+_PATHS = (*_WEIGHTS, "data_path", "cache", "resume")
 
 
 def read_settings(path: Path, flag: str) -> Config:
@@ -74,5 +75,12 @@ def list_changes(then: Config, now: Config, may_change: Set[str]) -> list[str]:
 
 
 def _is_same(name: str, one: Any, other: Any) -> bool:
-    both = name in _PATHS and one and other
-    return os.path.realpath(one) == os.path.realpath(other) if both else bool(one == other)
+    if name not in _PATHS or not (one and other):
+        return bool(one == other)
+    return _locate(name, one) == _locate(name, other)
+
+
+def _locate(name: str, path: str) -> Path:
+    """Return the absolute path that a setting names; of weights in a run folder, their file."""
+    place = Path(path).resolve()
+    return RunFolder(place).weights() if name in _WEIGHTS and place.is_dir() else place

@@ -207,6 +207,7 @@ class RunConfig(Section):
     """Where config, log, checkpoints and weights go; empty: runs/RECIPE. The same command in the
     same folder resumes."""
     seed: int = 0
+    """Seed of everything random."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 with fp32 master weights on a GPU, fp32 on a CPU."""
     kernels: Literal["auto", "reference"] = "auto"

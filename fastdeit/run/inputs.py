@@ -2,7 +2,6 @@
 start and in every checkpoint, compared when it is resumed or replayed. docs/resume.md has the
 table."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from fastdeit.data.index import Index
 from fastdeit.distributed.collectives import check_same_on_ranks
 from fastdeit.models.teacher import Teacher
 from fastdeit.models.teacher_identity import identify_file
-from fastdeit.models.weights import hash_weights
+from fastdeit.models.weights import hash_weights, locate_weights
 from fastdeit.plan.plan import Plan
 from fastdeit.storage.file_hash import hash_file
 from fastdeit.storage.run_folder import RunFolder
@@ -124,8 +123,8 @@ def list_unknown_inputs(then: Inputs, now: Inputs, names: Sequence[str], source:
         facts, recorded = now[name] or {}, then.get(name) or {}
         if _HASHES & facts.keys() and not _HASHES & facts.keys() & recorded.keys():
             unknown.append(name)
-    hint = "nothing shows that it is the same"
-    return [f"{source} does not record its {name}, as an older version: {hint}" for name in unknown]
+    hint = "an older version recorded no hash of it"
+    return [f"nothing shows whether {source} had the same {name}: {hint}" for name in unknown]
 
 
 def _compare(name: str, then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
@@ -136,7 +135,7 @@ def _compare(name: str, then: Mapping[str, Any] | None, now: Mapping[str, Any] |
     else:
         changed = [key for key in then if key != "path" and now.get(key, then[key]) != then[key]]
         same = not changed
-    return "" if same else f"{name} was {_show(then, changed)}, now {_show(now, changed)}"
+    return "" if same else f"{name}: {_show(then, changed)}, now {_show(now, changed)}"
 
 
 def _show(facts: Mapping[str, Any] | None, names: Sequence[str]) -> str:
@@ -151,6 +150,14 @@ def _show(facts: Mapping[str, Any] | None, names: Sequence[str]) -> str:
 def _shorten(value: Any) -> Any:
     is_hash = isinstance(value, str) and len(value) == _HASH_DIGITS
     return value[:_SHOWN] if is_hash else value
+
+
+def keep_facts(recorded: Inputs, now: Inputs) -> None:
+    """Add to the teacher what was recorded of it before: a cache of an older version has another
+    hash than the live teacher, and both are to be compared later."""
+    before = recorded.get("teacher")
+    if before and now["teacher"]:
+        now["teacher"] = before | now["teacher"]
 
 
 def read_inputs(folder: RunFolder) -> Inputs:
@@ -203,11 +210,11 @@ def compare_files(config: Config, recorded: Inputs) -> dict[str, str]:
     changes = {}
     teacher, finetune = recorded.get("teacher"), recorded.get("finetune")
     path = config.distill.teacher_path
-    if teacher and config.distill.needs_teacher and os.path.exists(path):
+    if teacher and config.distill.needs_teacher and locate_weights(path).is_file():
         now = identify_file(config.distill.teacher_model, Path(path)) | {"path": path}
         if now.keys() & teacher.keys() > {"path"}:
             changes["teacher_path"] = _compare("teacher", teacher, now)
     path = config.model.finetune
-    if finetune and os.path.exists(path):
+    if finetune and locate_weights(path).is_file():
         changes["finetune"] = _compare("finetune", finetune, _describe_finetune(path))
     return changes

@@ -15,6 +15,7 @@ from fastdeit.run.inputs import (
     check_same_inputs,
     check_same_samples,
     describe_checkpoint,
+    keep_facts,
     read_inputs,
     take_inputs,
 )
@@ -34,6 +35,7 @@ def resume(run: Run) -> list[str]:
     check_same_samples(found.state, run.inputs["samples"], found.path)
     recorded = take_inputs(found.state, found.path) or recorded
     notes = check_same_inputs(recorded, run.inputs, found.path)
+    keep_facts(recorded, run.inputs)
     run.progress.last_evaluated_step = _restore(run, found)
     notes += _set_initial_weights(run, found, recorded)
     notes += [f"checkpoint skipped: {fault}" for fault in found.damaged]

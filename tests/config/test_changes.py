@@ -66,6 +66,15 @@ def test_changes_are_named_by_flag_with_both_values(tmp_path: Path) -> None:
     ]
 
 
+def test_a_run_folder_and_its_weights_are_the_same_teacher(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    then, now = (
+        Config().replace(distill={"teacher_path": str(path)}, model={"finetune": str(path)})
+        for path in (tmp_path, tmp_path / "model.safetensors")
+    )
+    assert list_changes(then, now, frozenset()) == []
+
+
 def test_a_field_that_an_older_file_lacks_has_its_default(tmp_path: Path) -> None:
     sections = Config().replace(run={"seed": 3}).to_dict()
     del sections["optim"]["clip_grad"], sections["limits"]

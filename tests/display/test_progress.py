@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fastdeit.display import progress
 from fastdeit.display.console import RunConsole
-from fastdeit.display.progress import ProgressBar, track
+from fastdeit.display.progress import ProgressBar, TimeLeft, format_duration, track
 from fastdeit.display.terminal import Terminal, note_failure
 from tests.support.launching import ROOT
 
@@ -65,6 +65,27 @@ def test_disabled_console_prints_nothing(capfd: pytest.CaptureFixture[str]) -> N
     console.note("note")
     console.summary(RESULTS, {"weights": "file"}, "next")
     assert capfd.readouterr() == ("", "")
+
+
+def test_time_left_is_that_of_the_items_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    time_left = TimeLeft(61)
+    now[0] += 1000  # the first item compiles
+    assert time_left.describe(1) == ""
+    now[0] += 2
+    assert time_left.describe(2) == "2 min"
+    now[0] += 48
+    assert time_left.describe(51) == "10 s"
+    assert time_left.describe(61) == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (89.4, "89 s"), (90, "2 min"), (3580, "1 h 0 min"), (9000, "2 h 30 min")],
+)
+def test_duration_has_two_units_at_most(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
 
 
 def test_tracked_items_pass_through_without_a_bar(capfd: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from fastdeit.run import build
 from fastdeit.run.inputs import (
     check_same_inputs,
     check_same_inputs_everywhere,
+    keep_facts,
     list_changed_inputs,
     list_unknown_inputs,
     read_inputs,
@@ -49,19 +50,19 @@ def test_only_facts_that_both_have_are_compared_and_never_paths() -> None:
 
 def test_another_teacher_is_named_with_both_paths_and_hashes() -> None:
     other = INPUTS | {"teacher": TEACHER | {"path": "B", "weights": "3" * 64, "mean": [0.1]}}
-    line = "teacher was A (weights 111111111111, mean [0.5]), now B (weights 333333333333, "
+    line = "teacher: A (weights 111111111111, mean [0.5]), now B (weights 333333333333, "
     assert list_changed_inputs(INPUTS, other, ["teacher"]) == [f"{line}mean [0.1])"]
-    with pytest.raises(ValueError, match="^run: belongs to a run with other inputs: teacher was A"):
+    with pytest.raises(ValueError, match="^run: belongs to a run with other inputs: teacher: A"):
         check_same_inputs(INPUTS, other, SOURCE)
     none = INPUTS | {"teacher": None}
-    assert list_changed_inputs(INPUTS, none, ["teacher"]) == ["teacher was A, now none"]
-    assert list_changed_inputs(none, INPUTS, ["teacher"]) == ["teacher was none, now A"]
+    assert list_changed_inputs(INPUTS, none, ["teacher"]) == ["teacher: A, now none"]
+    assert list_changed_inputs(none, INPUTS, ["teacher"]) == ["teacher: none, now A"]
 
 
 def test_another_form_of_the_teachers_output_is_a_note() -> None:
     cached = INPUTS | {"teacher output": {"form": "top 10 logits", "path": "CACHE"}}
     (note,) = check_same_inputs(INPUTS, cached, SOURCE)
-    assert note.startswith("teacher output was A (form logits), now CACHE (form top 10 logits)")
+    assert note.startswith("teacher output: A (form logits), now CACHE (form top 10 logits)")
 
 
 def test_what_no_hash_shows_is_a_note() -> None:
@@ -69,8 +70,19 @@ def test_what_no_hash_shows_is_a_note() -> None:
     for recorded in ({}, older):
         assert list_changed_inputs(recorded, INPUTS, ["teacher"]) == []
         (note,) = list_unknown_inputs(recorded, INPUTS, ["teacher", "finetune"], SOURCE)
-        assert note.startswith("run does not record its teacher")
+        assert note.startswith("nothing shows whether run had the same teacher: an older")
     assert list_unknown_inputs(INPUTS, INPUTS, ["teacher", "finetune"], SOURCE) == []
+
+
+def test_hashes_of_older_versions_stay_beside_the_new_ones() -> None:
+    older = {"teacher": {"name": "a", "sha256": "9", "path": "CACHE"}}
+    now = dict(INPUTS)
+    keep_facts(older, now)
+    assert now["teacher"] == TEACHER | {"sha256": "9"}
+    keep_facts({}, now)
+    other_cache = INPUTS | {"teacher": {"sha256": "8", "path": "CACHE"}}
+    (line,) = list_changed_inputs(now, other_cache, ["teacher"])
+    assert line == "teacher: A (sha256 9), now CACHE (sha256 8)"
 
 
 def test_ranks_with_other_inputs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +226,7 @@ def test_another_teacher_is_refused_before_data_is_loaded(
     case.change_teacher()
     assert case.train() == 2
     error = capfd.readouterr().err
-    assert f"teacher was {case.setting.teacher} (weights " in error
+    assert f"teacher: {case.setting.teacher} (weights " in error
     assert f"now {case.teacher} (weights " in error and error.count("\n") == 1
 
 
@@ -241,7 +253,7 @@ def test_cache_of_the_same_teacher_resumes_and_of_another_is_refused(
         stop = ["--stop-after-steps", "1"]
         assert setting.train(case.folder.path, *flags, *stop, epochs=2) == code
     error = capfd.readouterr().err
-    assert "belongs to a run with other inputs: teacher was " in error
+    assert "belongs to a run with other inputs: teacher: " in error
     assert f"now {tmp_path / 'other'} (weights " in error
 
 
@@ -256,8 +268,25 @@ def test_replay_with_another_teacher_says_so_and_exits_with_1(
     assert (code, bad["inputs"]["same"]) == (1, False)
     assert bad["recorded"]["same_samples"] is True
     assert bad["now"]["loss"] != good["now"]["loss"]
-    assert "another input than in the run, so another loss: teacher was " in bad["notes"][0]
-    assert "OTHER INPUTS" in capfd.readouterr().out
+    assert "another input than in the run, so another loss: teacher: " in bad["notes"][0]
+    said = capfd.readouterr()
+    assert "another input than in the run: teacher: " in said.err  # before the step is repeated
+    assert "OTHER INPUTS" in said.out
+
+
+def test_replay_uses_the_settings_of_the_start_that_trained_the_step(
+    case: Case, tmp_path: Path
+) -> None:
+    """The run is resumed with a cache, whose settings are then in config.yaml."""
+    cache, flags = tmp_path / "cache", ["--finetune", str(case.start)]
+    assert case.setting.build(cache, "--teacher-path", str(case.teacher)) == 0
+    assert case.setting.train(case.folder.path, *flags, "--cache", str(cache), epochs=2) == 0
+    shutil.rmtree(cache)
+    assert replay_command([str(case.folder), "--step", "1", *flags]) == 0
+    step = json.loads((case.folder.replay(1) / "step.json").read_text())
+    assert step["inputs"]["now"]["teacher output"]["path"] == "the live teacher"
+    with pytest.raises(SystemExit):
+        replay_command([str(case.folder), "--step", "4", *flags])
 
 
 def test_replay_compares_initial_weights_only_if_it_starts_from_them(case: Case) -> None:
@@ -265,7 +294,7 @@ def test_replay_compares_initial_weights_only_if_it_starts_from_them(case: Case)
     code, from_start = case.replay(1)
     assert code == 1
     notes = " ".join(from_start["notes"])
-    assert "finetune was " in notes and "initial weights was as built (sha256 " in notes
+    assert "finetune: " in notes and "initial weights: as built (sha256 " in notes
     code, from_checkpoint = case.replay(2)
     assert (code, from_checkpoint["inputs"]["same"]) == (0, True)
 
@@ -276,11 +305,12 @@ def test_older_run_resumes_with_a_note_and_records_from_then_on(
     case.make_older()
     code, replayed = case.replay(1)
     assert (code, replayed["inputs"]["same"]) == (0, None)
-    assert "does not record its teacher" in replayed["notes"][0]
-    assert "does not record its initial weights" in " ".join(replayed["notes"])
+    assert "had the same teacher: an older version" in replayed["notes"][0]
+    assert "had the same initial weights: an older version" in " ".join(replayed["notes"])
     capfd.readouterr()
     assert case.train("--stop-after-steps", "1") == 0
-    assert "does not record its teacher, as an older version" in capfd.readouterr().out
+    printed = " ".join(capfd.readouterr().out.split())
+    assert "had the same teacher: an older version" in printed
     inputs = read_inputs(case.folder)
     assert inputs["teacher"] is not None and inputs["initial weights"] is None
     assert case.replay(1)[1]["inputs"]["same"] is None
@@ -304,7 +334,7 @@ def test_run_that_starts_from_a_checkpoint_records_it(
     (checkpoint / "state.json").write_text(json.dumps(state | {"epoch": 7}))
     _write_manifest_again(checkpoint)
     code, replayed = case.replay(2)
-    assert code == 1 and "initial weights was " in replayed["notes"][0]
+    assert code == 1 and "initial weights: " in replayed["notes"][0]
 
 
 def _write_manifest_again(checkpoint: Path) -> None:
