@@ -25,6 +25,7 @@ from fastdeit.models.build import (
     precision,
     weight_metadata,
 )
+from fastdeit.models.weights import locate_weights
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan
 from fastdeit.reliability.health import Health
@@ -118,7 +119,7 @@ def build_run(
     )
     damaged = [*_list_damaged(data.train_index), *_list_damaged(data.val_index)]
     labels = [*data.train_index.notes, *data.val_index.notes]
-    return run, [*training.notes, *labels, *damaged]
+    return run, [*training.notes, *_note_unfinished(config), *labels, *damaged]
 
 
 def _build_data(config: Config, world: World) -> tuple[RunData, Training]:
@@ -148,6 +149,20 @@ def _build_data(config: Config, world: World) -> tuple[RunData, Training]:
         val_loader=build_eval_loader(config, world, val_index, val_quarantine),
     )
     return data, training
+
+
+def _note_unfinished(config: Config) -> list[str]:
+    """Return a note on weights of a run that has not finished."""
+    paths = {"finetune": config.model.finetune}
+    if config.distill.needs_teacher:
+        paths["teacher-path"] = config.distill.teacher_path
+    notes = []
+    for flag, path in paths.items():
+        other = RunFolder(locate_weights(path).parent)
+        if path and other.checkpoints.is_dir() and not other.is_finished:
+            fact = f"the run in {other} has not finished, and its weights change"
+            notes.append(f"--{flag}: {fact} with every checkpoint")
+    return notes
 
 
 def _list_damaged(index: Index) -> list[str]:

@@ -155,6 +155,22 @@ def test_stopped_run_can_be_loaded_by_timm(
     assert (tmp_path / "config.json").read_text() == (whole / "config.json").read_text()
 
 
+def test_weights_of_a_run_that_has_not_finished_get_a_note(
+    distilled: tuple[list[str], Path],
+    shapes: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    argv = ["--data-path", str(shapes), *ALONE, "--stop-after-steps", "1"]
+    first = tmp_path / "first"
+    assert run(argv, first) == 0
+    for source, noted in ((first, True), (distilled[1], False)):
+        capfd.readouterr()
+        assert run(argv, tmp_path / source.name / "next", "--finetune", str(source)) == 0
+        said = " ".join(capfd.readouterr().out.split())
+        assert (f"the run in {source} has not finished" in said) == noted
+
+
 @pytest.mark.parametrize("stop", [3, 5, 8])
 def test_stopped_run_resumes_bit_for_bit(
     stop: int, distilled: tuple[list[str], Path], tmp_path: Path

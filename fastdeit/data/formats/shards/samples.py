@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 
 from fastdeit.data.formats.file_names import extension_fault, is_image, is_litter
 from fastdeit.data.formats.labels import Label, read_label, whole_number
+from fastdeit.display.text import printable
 
 MAX_LABEL_BYTES = 2**20
 
@@ -120,7 +121,8 @@ class Samples:
             fault = "" if labels else "has no label: no .cls or .json member of its key has one"
             scan.add(first.name, first.offset_data, first.size, label, fault)
             for member in others:
-                reason = f"is the second image of its sample, the first is {first.name}"
+                shown = printable(first.name)
+                reason = f"is the second image of its sample, the first is {shown}"
                 self._faults[member.name] = reason
         for name, fault in self._faults.items():
             scan.add(name, fault=fault)

@@ -137,6 +137,13 @@ def test_a_name_among_numbers_is_refused_by_its_sample(tmp_path: Path) -> None:
         index_of(tmp_path, members | images)
 
 
+def test_names_that_are_no_utf8_are_reported(tmp_path: Path) -> None:
+    odd = "K\udce4se"
+    index = index_of(tmp_path, {f"{odd}.jpg": IMAGE, f"{odd}.cls": b"0", f"{odd}.mask.jpg": IMAGE})
+    assert len(index) == 1
+    assert index.excluded[0].endswith(r"the first is K\xe4se.jpg")
+
+
 def test_shards_without_an_image_are_refused_with_what_they_hold(tmp_path: Path) -> None:
     members = {"1.cls": b"0", "1.npy": b"x", "2.npy": b"x", "README": b"x"}
     message = r"no image in train/0\.tar: .* \(other members: \.npy \(2\), no extension \(1\)\)"
