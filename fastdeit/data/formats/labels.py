@@ -47,7 +47,7 @@ def read_label(value: object) -> Label | None:
             return None
         whole = whole_number(str(value))
         return str(value) if whole is None else whole
-    raise ValueError(f"{value!r} is no label; a label must be a whole number or a name")
+    raise ValueError(f"a label must be a whole number or a name (got {value!r})")
 
 
 def whole_number(label: Label) -> int | None:

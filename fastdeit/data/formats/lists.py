@@ -45,7 +45,7 @@ def list_listed(root: Path, file: Path, classes: Sequence[str] | None) -> Listin
     images: list[_Entry] = []
     litter: list[str] = []
     for place, path, label in read(file):
-        name = os.path.normpath(os.path.relpath(path, root) if os.path.isabs(path) else path)
+        name = _relative(root, path)
         if is_litter(name):
             litter.append(name)
         else:
@@ -64,6 +64,13 @@ def list_listed(root: Path, file: Path, classes: Sequence[str] | None) -> Listin
     names = pa.array([os.fsencode(entry.path) for entry in images], pa.binary())
     listing = list_files(root, names, labels, known, stamps)
     return dataclasses.replace(listing, notes=_note_litter(file, litter))
+
+
+def _relative(root: Path, path: str) -> str:
+    """Return a path relative to `root`; one with backslashes that does not exist is of Windows."""
+    if "\\" in path and not os.path.lexists(root / path):
+        path = path.replace("\\", "/")
+    return os.path.normpath(os.path.relpath(path, root) if os.path.isabs(path) else path)
 
 
 def _refuse_repeated(file: Path, entries: Sequence[_Entry]) -> None:

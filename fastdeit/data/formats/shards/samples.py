@@ -118,12 +118,11 @@ class Samples:
             first, *others = sorted(images, key=lambda member: len(_key(member.name)))
             labels = self._labels.get(key, {})
             label = next((labels[name] for name in _LABEL_EXTENSIONS if name in labels), None)
-            fault = "" if labels else "has no label: no .cls or .json member of its key has one"
+            shown = printable(os.path.basename(key))
+            fault = "" if labels else f"has no label: no {shown}.cls, no {shown}.json that has one"
             scan.add(first.name, first.offset_data, first.size, label, fault)
-            for member in others:
-                shown = printable(first.name)
-                reason = f"is the second image of its sample, the first is {shown}"
-                self._faults[member.name] = reason
+            second = f"is the second image of its sample, the first is {printable(first.name)}"
+            self._faults |= {member.name: second for member in others}
         for name, fault in self._faults.items():
             scan.add(name, fault=fault)
         if end_fault:
