@@ -84,8 +84,8 @@ def _refuse_repeated(file: Path, entries: Sequence[_Entry]) -> None:
 def _note_litter(file: Path, litter: Sequence[str]) -> tuple[str, ...]:
     if not litter:
         return ()
-    shown = f"{len(litter)} files that are no part of a data set, such as {litter[0]}"
-    return (f"{file}: lists {shown}; they are ignored",)
+    shown = f"{len(litter)}, such as {printable(litter[0])}"
+    return (f"{file}: files that are no part of a data set are ignored: {shown}",)
 
 
 def _read_text(file: Path) -> Iterator[_Entry]:

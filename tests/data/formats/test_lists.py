@@ -367,4 +367,4 @@ def test_litter_in_a_list_is_ignored_and_noted(root: Path) -> None:
     (root / "train.csv").write_text("pictures/0.png,0\n__MACOSX/pictures/._0.png,1\n")
     index = build_index(root, "train")
     assert (len(index), index.classes) == (1, ("0",))
-    assert "lists 1 files that are no part of a data set, such as __MACOSX/" in index.notes[0]
+    assert "no part of a data set are ignored: 1, such as __MACOSX/" in index.notes[0]

@@ -145,6 +145,14 @@ def test_a_name_among_numbers_is_refused_by_its_sample(tmp_path: Path) -> None:
         index_of(tmp_path, members | images)
 
 
+def test_labels_without_an_image_are_noted(tmp_path: Path) -> None:
+    members = {"a.jpg": IMAGE, "a.cls": b"0", "b.img": b"x", "b.cls": b"0", "c.tif": IMAGE}
+    index = index_of(tmp_path, members | {"c.cls": b"1"})
+    assert index.notes == (
+        "labels without an image: 1, such as train/0.tar/b (other members: .img (1))",
+    )
+
+
 def test_names_that_are_no_utf8_are_reported(tmp_path: Path) -> None:
     odd = "K\udce4se"
     index = index_of(tmp_path, {f"{odd}.jpg": IMAGE, f"{odd}.cls": b"0", f"{odd}.mask.jpg": IMAGE})
