@@ -431,6 +431,18 @@ def test_mistake_prints_one_error_exits_with_2_and_writes_nothing(
     assert not folder.exists()
 
 
+def test_the_heading_of_a_command_of_deit_says_once_what_means_something_else(
+    shapes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--data-path", str(shapes), *ALONE, "--stop-after-steps", "1"]
+    assert run(argv, tmp_path / "own") == 0
+    assert "deit and timm" not in capfd.readouterr().out
+    assert run([*argv, "--pin-mem", "--num_workers=1"], tmp_path / "deits") == 0
+    printed = " ".join(capfd.readouterr().out.split())
+    batch = "--batch-size 8 is that of all processes together, in deit and timm that of one GPU"
+    assert printed.count(batch) == 1 and printed.count("--aug-repeats 3") == 1
+
+
 def test_batch_must_divide_among_processes() -> None:
     config = RECIPES["digits"]().replace(optim={"batch_size": 12})
     message = r"--batch-size must be a multiple of 8 on 4 processes \(got 12\)"
