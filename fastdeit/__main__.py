@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from fastdeit.display.terminal import Terminal, end_on_closed_pipe, show_log
+from fastdeit.display.terminal import Terminal, end_on_closed_pipe, replace_closed_streams, show_log
 from fastdeit.reliability import launcher
 
 
@@ -51,6 +51,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 def main() -> int:
     """Run the command that the first argument names; return its exit code, 2 for an unknown one."""
+    replace_closed_streams()
     show_log()
     name, *argv = sys.argv[1:] or ["--help"]
     if name in COMMANDS:

@@ -146,3 +146,17 @@ def show_log() -> None:
     log = logging.getLogger("fastdeit")
     if not log.handlers:
         log.addHandler(_LogHandler())
+
+
+def replace_closed_streams() -> None:
+    """Have standard streams that were closed accept everything.
+
+    Else the next file that is opened would get the number of one, and what libraries print.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+    sys.stdout = sys.stdout or io.TextIOWrapper(io.FileIO(1, "w", closefd=False))
+    sys.stderr = sys.stderr or io.TextIOWrapper(io.FileIO(2, "w", closefd=False))

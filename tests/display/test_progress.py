@@ -210,6 +210,28 @@ def test_a_closed_pipe_is_no_failure_at_the_end_of_python() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+CLOSED = """
+import sys
+from fastdeit.display.terminal import replace_closed_streams
+replace_closed_streams()
+with open("/dev/zero") as file:
+    number = file.fileno()
+print("x")
+sys.stdout.flush()
+sys.stderr.flush()
+with open(sys.argv[1], "w") as file:
+    file.write(str(number))
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_no_file_gets_the_number_of_a_closed_stream(closed: str, tmp_path: Path) -> None:
+    script = f'"$0" -c "$1" "$2" {closed}'
+    command = ["bash", "-c", script, sys.executable, CLOSED, str(tmp_path / "out")]
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert int((tmp_path / "out").read_text()) > 2
+
+
 SPEAKER = """
 import sys
 from fastdeit.display.console import RunConsole
