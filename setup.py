@@ -22,7 +22,7 @@ setup(
     install_requires=[
         "torch>=2.10,<2.15",  # 2.15 needs Triton 3.9
         "torchvision>=0.25",
-        "timm>=1.0.25",
+        "timm>=1.0.26",
         "nvidia-dali-cuda120>=2.4",
         "deepspeed>=0.19.8,<0.20",
         # 3.9 spills registers in the augmentation kernel (tests/kernels/test_resources.py)

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from fastdeit.display.terminal import Terminal, show_log
+from fastdeit.display.terminal import Terminal, end_on_closed_pipe, replace_closed_streams, show_log
 from fastdeit.reliability import launcher
 
 
@@ -37,7 +37,7 @@ def preview(argv: Sequence[str]) -> int:
 
 
 def replay(argv: Sequence[str]) -> int:
-    """run one step of a finished or stopped run again, and show everything that went into it"""
+    """repeat one step of a run, and show everything that went into it"""
     launcher.attach()
     from fastdeit.commands.replay import replay_command
 
@@ -51,10 +51,12 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 def main() -> int:
     """Run the command that the first argument names; return its exit code, 2 for an unknown one."""
+    replace_closed_streams()
     show_log()
     name, *argv = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
-        return COMMANDS[name](argv)
+        with end_on_closed_pipe():
+            return COMMANDS[name](argv)
     if name in ("-h", "--help"):
         Terminal().say(_usage())
         return 0

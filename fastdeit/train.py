@@ -16,8 +16,10 @@ if __name__ == "__main__":
     attached = launcher.attach()
     # slow imports come after `attach`, which cannot see a launcher that has died before it
     from fastdeit.commands.train import train_command
-    from fastdeit.display.terminal import show_log
+    from fastdeit.display.terminal import end_on_closed_pipe, replace_closed_streams, show_log
     from fastdeit.distributed.exits import hard_exit
 
+    replace_closed_streams()
     show_log()
-    hard_exit(train_command(sys.argv[1:], "deepspeed fastdeit/train.py", attached))
+    with end_on_closed_pipe():
+        hard_exit(train_command(sys.argv[1:], "deepspeed fastdeit/train.py", attached))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fastdeit.__main__ import COMMANDS
+from fastdeit.config.peer_flags import PEER_FLAGS
 from fastdeit.config.recipes import RECIPES
 from fastdeit.config.schema import Config
 from fastdeit.plan.build import build_plan
@@ -25,6 +26,7 @@ FOREIGN_FLAGS = {
     "deepspeed": "--hostfile --no_ssh --node_rank --master_addr --no_local_rank --module "
     "--num_gpus --num_accelerators",
     "sbatch": "--nodes",
+    "deit": "--output_dir",
     "benchmarks.resources": "--write",
 }
 
@@ -130,7 +132,7 @@ def test_named_tests_exist(path: Path) -> None:
 def test_named_flags_exist(path: Path) -> None:
     known = flags_of_parsers() | flags_of_training()
     known |= {flag for flags in FOREIGN_FLAGS.values() for flag in flags.split()}
-    known |= {"--help"}
+    known |= {"--help", *PEER_FLAGS}
     named = {
         flag for part in code(text_of(path)) for flag in re.findall(r"(?<!\S)--[a-z][\w-]*", part)
     }

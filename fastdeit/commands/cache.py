@@ -1,6 +1,6 @@
 """`fastdeit cache ACTION`: record a teacher's output; merge, describe and verify recordings.
 
-fastdeit cache build  [train's flags] -o CACHE [--epochs 0-299] [--kind hard|topk] [--k 100]
+fastdeit cache build  [train's flags] -o CACHE [--epochs 300|0-299] [--kind hard|topk] [--k 100]
                       [--part 1/1]
 fastdeit cache merge  CACHE CACHE ... -o CACHE
 fastdeit cache info   CACHE

@@ -1,18 +1,24 @@
 """`fastdeit cache build`: record a teacher's output for the samples of a run."""
 
-import argparse
 import dataclasses
 import functools
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch.distributed as dist
 
+from fastdeit.commands.cache_flags import (
+    add_record_flags,
+    choose_kind,
+    make_parser,
+    parse_epochs,
+    parse_part,
+    training_epochs,
+)
 from fastdeit.commands.errors import print_error
 from fastdeit.config.cli import parse_config
-from fastdeit.config.parse import require
+from fastdeit.config.parse import require, require_value
 from fastdeit.config.schema import Config
 from fastdeit.data.build import build_train_index, pipeline_options
 from fastdeit.data.index import DataError
@@ -20,7 +26,7 @@ from fastdeit.data.loader import OrdinalLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.display.progress import ProgressBar
 from fastdeit.display.terminal import Terminal
-from fastdeit.distributed.collectives import first_on_rank0, on_rank0
+from fastdeit.distributed.collectives import check_same_on_ranks, first_on_rank0, on_rank0
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.backend import use_backend
 from fastdeit.models.build import build_teacher, precision
@@ -34,7 +40,6 @@ from fastdeit.teacher_cache.check import collect_teacher_facts
 from fastdeit.teacher_cache.format import (
     DEFAULT_K,
     FORMAT,
-    KINDS,
     MANIFEST,
     CacheError,
     Manifest,
@@ -42,7 +47,7 @@ from fastdeit.teacher_cache.format import (
     read_manifest,
 )
 from fastdeit.teacher_cache.reader import BAD_IMAGES
-from fastdeit.teacher_cache.record import Chunk, ChunkBatches, JobShard, find_missing, record_chunks
+from fastdeit.teacher_cache.record import Chunk, ChunkBatches, find_missing, record_chunks
 from fastdeit.teacher_cache.writer import CacheWriter, create_cache
 
 _MICRO_BATCH = 256
@@ -53,17 +58,20 @@ _PASSES = 3
 def build(argv: Sequence[str]) -> int:
     """record a teacher's output for the samples of a run with these flags; the same command resumes
     a recording that was stopped"""
-    parsed, flags = _parser().parse_known_args(list(argv))
+    parser = make_parser(build)
+    add_record_flags(parser, used=True)
+    parsed, flags = parser.parse_known_args(list(argv))
     shard = parse_part(parsed.part)
     epochs = parse_epochs(parsed.epochs)
-    folder = parsed.output
-    job = Job(flags, "build", folder)
+    job = Job([*flags, *training_epochs(parsed.epochs)], "build", parsed.output)
+    folder = job.folder
     begun = read_manifest(folder) if (folder / MANIFEST).exists() else None
     kind = choose_kind(parsed.kind, job.config.distill.distillation_type)
     manifest = job.describe_cache(kind, parsed.k, begun)
+    chunks = shard.chunks(manifest, job.choose_epochs(epochs))
+    check_same_on_ranks(manifest.facts)
     on_rank0(lambda: create_cache(folder, manifest))
     writer = CacheWriter(folder)
-    chunks = shard.chunks(manifest, epochs or job.all_epochs)
     on_rank0(lambda: _reserve(writer, manifest, chunks))
     try:
         with use_backend(job.config.run.kernels):
@@ -81,42 +89,21 @@ def build(argv: Sequence[str]) -> int:
     return 1 if remaining else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="fastdeit cache build", description=build.__doc__, allow_abbrev=False
-    )
-    parser.add_argument("-o", "--output", required=True, type=Path, help="the cache's folder")
-    parser.add_argument(
-        "--epochs", help="as 0-299 or 0-9,20; default: all of the recipe, or --cache-period of them"
-    )
-    parser.add_argument(
-        "--kind",
-        choices=KINDS,
-        help="hard: the class; topk: the largest logits; default: as --distillation-type needs",
-    )
-    parser.add_argument(
-        "--k", type=int, help=f"logits per sample with topk; default: {DEFAULT_K}, or all classes"
-    )
-    parser.add_argument(
-        "--part", default="1/1", help="3/8: this is the third of eight independent jobs"
-    )
-    return parser
-
-
 class Job:
     """The samples and the live teacher of a run with train's flags, on this rank.
 
-    action: the cache's, for messages. Raises ValueError for flags that cannot be used. A
-    collective.
+    action: the cache's, for messages. folder: the cache's; None: that of --cache. Raises ValueError
+    for flags that cannot be used. A collective.
     """
 
-    def __init__(self, flags: Sequence[str], action: str, folder: Path) -> None:
+    def __init__(self, flags: Sequence[str], action: str, folder: Path | None) -> None:
         config, _ = parse_config(flags, f"fastdeit cache {action}")
-        if config.distill.distillation_type == "none" or config.distill.cache:
-            raise ValueError(
-                f"fastdeit cache {action} needs a teacher: "
-                "give --teacher-model and --teacher-path, and no --cache"
-            )
+        kind = config.distill.distillation_type
+        require(kind != "none", "distillation_type", kind, "soft or hard: a teacher is recorded")
+        named = str(folder or config.distill.cache)
+        require_value(bool(named), "-o", named, "the cache's folder")
+        self.folder = Path(named)
+        config = _drop_training(config)
         self.world: World = init_distributed()
         micro_batch = config.optim.micro_batch or _MICRO_BATCH
         # no student is trained: the batch is what the ranks take at a time
@@ -132,12 +119,21 @@ class Job:
         teacher = build_teacher(config, self.world, self.index.classes)
         assert teacher is not None, "a run without a cache has one"
         self.teacher: Teacher = teacher
-        self._bad_images = folder / BAD_IMAGES
+        self._bad_images = self.folder / BAD_IMAGES
         self.quarantine = self.reload_quarantine()
 
-    @property
-    def all_epochs(self) -> range:
-        return range(self.config.distill.cache_period or self.config.optim.epochs)
+    def choose_epochs(self, asked: Sequence[int]) -> list[int]:
+        """Return the epochs to record, of those asked for (none: all of the run): those that
+        --cache-period repeats later. Raises ValueError if none is left."""
+        period = self.config.distill.cache_period
+        chosen = [
+            epoch
+            for epoch in asked or range(self.config.optim.epochs)
+            if epoch < period or not period
+        ]
+        allowed = f"below {period}, as --cache-period repeats the first {period}"
+        require(bool(chosen), "epochs", list(asked[:1]), allowed)
+        return chosen
 
     def reload_quarantine(self) -> Quarantine:
         """Exclude the images that any rank or job has found bad."""
@@ -179,6 +175,15 @@ class Job:
             micro_batch=micro_batch,
             quarantine=self.quarantine,
         )
+
+
+def _drop_training(config: Config) -> Config:
+    """Return the settings without what only a training reads: files that need not be here."""
+    return config.replace(
+        distill={"cache": "", "cache_miss": "error"},
+        model={"finetune": ""},
+        checkpoint={"resume": ""},
+    )
 
 
 def _reserve(writer: CacheWriter, manifest: Manifest, chunks: Sequence[Chunk]) -> None:
@@ -248,40 +253,3 @@ class _Report:
 
     def stop(self) -> None:
         self._bar.stop()
-
-
-def choose_kind(asked: str | None, distillation_type: str) -> str:
-    """Return the kind of records: the one asked for, or the smallest that the loss can use.
-
-    Raises ValueError for one that it cannot use.
-    """
-    is_soft = distillation_type == "soft"
-    require(asked != "hard" or not is_soft, "kind", asked, "topk with --distillation-type soft")
-    return asked or ("topk" if is_soft else "hard")
-
-
-def parse_part(text: str) -> JobShard:
-    """Parse --part, as 3/8."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    require(match is not None, "part", text, "NUMBER/JOBS, as 3/8")
-    assert match is not None
-    return JobShard(int(match[1]), int(match[2]))
-
-
-def parse_epochs(text: str | None) -> list[int]:
-    """Parse --epochs, spans as 0-299 or 0-9,20; ascending, empty for None.
-
-    A single number is refused, because it may be meant as a count.
-    """
-    if text is None:
-        return []
-    allowed = "spans from 0, as 0-299 for 300 epochs, 7-7 for one, 0-9,20"
-    epochs: set[int] = set()
-    for item in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", item.strip())
-        require(match is not None and text != match[1], "epochs", text, allowed)
-        assert match is not None
-        first, last = int(match[1]), int(match[2] or match[1])
-        require(first <= last, "epochs", text, allowed)
-        epochs.update(range(first, last + 1))
-    return sorted(epochs)

@@ -1,6 +1,5 @@
 """`fastdeit cache sample`: compare a cache with its live teacher on some samples."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fastdeit.commands.cache_flags import (
+    add_record_flags,
+    make_parser,
+    parse_epochs,
+    training_epochs,
+)
 from fastdeit.commands.cache_record import Job
 from fastdeit.config.parse import require
 from fastdeit.display.terminal import Terminal
@@ -26,18 +31,21 @@ Batches = list[tuple[int, np.ndarray]]
 
 def sample(argv: Sequence[str]) -> int:
     """run the live teacher on some samples, drawn at random, and print how often it agrees"""
-    parser = argparse.ArgumentParser(
-        prog="fastdeit cache sample", description=sample.__doc__, allow_abbrev=False
-    )
-    parser.add_argument("cache", type=Path)
-    parser.add_argument("--number", type=int, default=256, help="samples")
+    parser = make_parser(sample)
+    add_record_flags(parser, used=False)
+    parser.add_argument("cache", type=Path, help="the cache's folder")
+    parser.add_argument("--number", type=int, default=256, help="samples to draw (default: 256)")
     parsed, flags = parser.parse_known_args(list(argv))
     require(parsed.number >= 1, "number", parsed.number, "1 or more")
+    epochs = parse_epochs(parsed.epochs)
     cache = Cache(parsed.cache)
-    job = Job(flags, "sample", parsed.cache)
+    job = Job([*flags, *training_epochs(parsed.epochs)], "sample", parsed.cache)
     _check_origin(cache, job)
     micro_batch = min(job.config.optim.micro_batch, cache.manifest.samples)
-    batches = _draw_samples(cache.coverage(), cache.manifest, parsed.number, micro_batch)
+    coverage = cache.coverage()
+    if epochs:
+        coverage[[epoch for epoch in range(len(coverage)) if epoch not in set(epochs)]] = False
+    batches = _draw_samples(coverage, cache.manifest, parsed.number, micro_batch)
     with use_backend(job.config.run.kernels):
         agreement = _compare(cache, job, batches, micro_batch)
     Terminal().say(f"{parsed.cache}: {agreement.describe()}")
@@ -118,7 +126,7 @@ def _draw_samples(
     random = np.random.default_rng()
     recorded_epochs = np.flatnonzero(coverage.any(1))
     if not recorded_epochs.size:
-        raise CacheError("nothing is recorded yet")
+        raise CacheError("nothing is recorded of these epochs")
     epochs = random.permutation(recorded_epochs)[:_MOST_EPOCHS].tolist()
     shares = np.array_split(np.arange(-(-number // 2)), len(epochs))
     batches: Batches = []

@@ -62,26 +62,22 @@ def index_command(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="fastdeit index", description=(__doc__ or "").split("\n")[0].split(": ")[1]
+        prog="fastdeit index",
+        description="Check every image of a data set, store the tables that training starts from, "
+        "and describe them.",
+        allow_abbrev=False,
     )
-    parser.add_argument(
-        "path", help="the folder that train's --data-path will name (formats: docs/data.md)"
-    )
-    parser.add_argument(
-        "--train-split",
-        "--train_split",
-        default="train",
-        help="a name, a list, or a pattern of shards",
-    )
-    parser.add_argument("--val-split", "--val_split", default="val", help="as --train-split")
-    parser.add_argument("--bad-images", "--bad_images", choices=("skip", "error"), default="skip")
-    parser.add_argument(
-        "--num-workers",
-        "--num_workers",
-        type=int,
-        default=0,
-        help="processes that decode; 0: one a core",
-    )
+    path = "the folder that train's --data-path will name (formats: docs/data.md)"
+    parser.add_argument("path", help=path)
+    train = "a name, a list, or a pattern of shards (default: train)"
+    parser.add_argument("--train-split", "--train_split", default="train", help=train)
+    val = "in the same forms as --train-split (default: val)"
+    parser.add_argument("--val-split", "--val_split", default="val", help=val)
+    bad = "skip: list damaged images; error: exit with code 2, too, if there are any"
+    flags = ("--bad-images", "--bad_images")
+    parser.add_argument(*flags, choices=("skip", "error"), default="skip", help=bad)
+    workers = "processes that decode; 0: one for each core (default: 0)"
+    parser.add_argument("--num-workers", "--num_workers", type=int, default=0, help=workers)
     return parser
 
 

@@ -1,12 +1,11 @@
-"""`fastdeit preview`: draw what the model will see of chosen ordinals.
+"""`fastdeit preview`: draw what the model will see of chosen samples.
 
-fastdeit preview --recipe deit --data-path IMAGENET -o preview.png [--epoch 0] [--ordinals 0-7]
-[--sheet] [any flag of train]
+fastdeit preview --recipe deit --data-path IMAGENET -o preview.png [--ordinals 0-7] [--sheet]
 
-A row is a sample: the stored image with its crop, the crop resized and flipped, the image after
-each operation, and, from the training pipeline itself, the image normalised and erased, and then
-mixed with its partner. `--sheet` shows every operation at several magnitudes instead. The plan
-decides everything, so the same ordinals always give the same picture.
+A row of the picture is a sample: the stored image with its crop, the crop resized and flipped, the
+image after each operation, the image normalised and erased, and at last mixed with its partner. The
+last two come from the training pipeline itself. The plan decides everything, so the same ordinals
+always give the same picture.
 """
 
 import argparse
@@ -39,6 +38,7 @@ from fastdeit.plan.operations import OPERATIONS, OPS, RAND_AUGMENT_OPS, op_argum
 from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.storage.atomic import atomic_open
 
+_ABOUT = "Draw what the model will see of chosen samples in a training with these flags."
 _MOST = 64  # samples in a picture
 _NAME = 14  # letters of a class's name in a title
 _MAGNITUDES = (1.0, 3.0, 5.0, 7.0, 9.0, 10.0)
@@ -60,12 +60,10 @@ def preview_command(argv: Sequence[str]) -> int:
 
     Exit with code 2 for a command line or a data set that cannot be used.
     """
-    if {"-h", "--help"} & set(argv):
-        Terminal().say(__doc__ or "")  # its own flags; those of train follow
     with one_line_errors():
         parsed, flags = _parser().parse_known_args(list(argv))
         ordinals = parse_ordinals(parsed.ordinals)
-        config, recipe = parse_config(flags, "fastdeit preview")
+        config, recipe = parse_config(flags, "fastdeit preview", _ABOUT)
         index = build_train_index(config)
         plan = build_plan(config, index.sizes)
         end = plan.num_images // 2 * 2 * plan.spec.repeats
@@ -80,11 +78,25 @@ def preview_command(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-o", "--output", default="preview.png")
-    parser.add_argument("--epoch", type=int, default=0)
-    parser.add_argument("--ordinals", default="0-7")
-    parser.add_argument("--sheet", action="store_true")
+    more = "Flags of train, as --recipe, --data-path, --aa and --seed, decide the samples."
+    parser = argparse.ArgumentParser(
+        prog="fastdeit preview",
+        usage="fastdeit preview [FLAGS] [flags of train]",
+        description=(__doc__ or "").partition("\n\n")[2],
+        epilog=f"{more} They are listed by fastdeit train --help.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    output = "the picture to write (default: preview.png)"
+    parser.add_argument("-o", "--output", metavar="FILE", default="preview.png", help=output)
+    parser.add_argument("--epoch", type=int, default=0, help="an epoch, from 0 (default: 0)")
+    ordinals = (
+        f"places of at most {_MOST} samples in the order of the epoch, from 0: 0-7 or 3,5,12-14 "
+        "(default: 0-7)"
+    )
+    parser.add_argument("--ordinals", default="0-7", help=ordinals)
+    sheet = "show every operation at several magnitudes, on the first sample, instead of samples"
+    parser.add_argument("--sheet", action="store_true", help=sheet)
     return parser
 
 

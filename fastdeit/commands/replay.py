@@ -1,8 +1,11 @@
-"""`fastdeit replay RUN --step N`: run one step of a run again, and show what went into it.
+"""`fastdeit replay RUN --step N`: repeat one step of a run, and show what went into it.
 
-fastdeit replay RUN --step N [--output DIR] [flags of train that have changed, as --data-path]
+fastdeit replay RUN --step N [--output DIR] [--data-path DATA] [--teacher-path FILE]
 On as many processes as the run had:
 deepspeed --no_local_rank --module fastdeit replay RUN --step N
+
+RUN is the --output-dir of the run, whose settings are read there. Name --data-path or
+--teacher-path if the data set or the teacher has another place now.
 
 Step N is the one that follows N finished steps, so the first is step 0. It begins with checkpoint
 `step-N`; failure files, bad-steps.jsonl and spikes.jsonl also call it N; in metrics.jsonl, which
@@ -23,7 +26,7 @@ import torch.distributed as dist
 
 from fastdeit.commands.errors import one_line_errors
 from fastdeit.config.cli import parse_config
-from fastdeit.config.parse import require
+from fastdeit.config.parse import require, require_value
 from fastdeit.config.schema import Config
 from fastdeit.data.build import build_train_index
 from fastdeit.data.snapshot import reconcile
@@ -31,26 +34,26 @@ from fastdeit.display.terminal import Terminal
 from fastdeit.distributed.collectives import first_on_rank0, on_every_rank, on_rank0
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.backend import use_backend
-from fastdeit.replay.files import PLAN, STEP, prepare_output, save_images, show_report, write_json
-from fastdeit.replay.history import StepHistory, check_folder, find_state, read_history
-from fastdeit.replay.inputs import compare_inputs
-from fastdeit.replay.report import (
-    MicroBatchResult,
-    Origin,
-    ProcessResult,
-    SampleResult,
-    build_report,
+from fastdeit.replay.files import (
+    PLAN,
+    STEP,
+    check_output,
+    prepare_output,
+    save_images,
+    show_report,
+    write_json,
 )
+from fastdeit.replay.history import StepHistory, check_folder, read_history
+from fastdeit.replay.report import MicroBatchResult, ProcessResult, SampleResult, build_report
+from fastdeit.replay.restore import restore_state
 from fastdeit.replay.samples import Samples
 from fastdeit.replay.step import StepResult, describe_samples, rerun
 from fastdeit.run.build import build_training
 from fastdeit.run.identity import check_same_everywhere, check_same_settings
-from fastdeit.run.inputs import check_same_samples
 from fastdeit.run.preflight import check_config
 from fastdeit.storage.attempts import attempt_at, read_attempts
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.build import build_deepspeed_config
-from fastdeit.training.trainer import Trainer
 
 
 def replay_command(argv: Sequence[str]) -> int:
@@ -95,7 +98,7 @@ def _restore_form(config: Config, history: StepHistory, world: World) -> Config:
     attempt = history.attempt
     sizes = [size for size in range(1, attempt.world_size + 1) if attempt.world_size % size == 0]
     allowed = f"{', '.join(map(str, sizes))}, as the run had {attempt.world_size} processes"
-    require(world.size in sizes, "num_gpus", world.size, allowed)
+    require_value(world.size in sizes, "--num_gpus", world.size, allowed)
     config = config.replace(
         optim={"micro_batch": attempt.micro_batch},
         run={
@@ -112,6 +115,7 @@ def _restore_form(config: Config, history: StepHistory, world: World) -> Config:
 
 
 def _replay(config: Config, world: World, history: StepHistory, output: Path) -> int:
+    on_rank0(lambda: check_output(output))
     current = first_on_rank0(lambda: build_train_index(config))
     index, unreadable = reconcile(current, history.folder.train_images)
     training = build_training(config, world, index)
@@ -119,7 +123,8 @@ def _replay(config: Config, world: World, history: StepHistory, output: Path) ->
     try:
         allowed = f"below {samples.total_steps}, the steps of the run"
         require(history.step < samples.total_steps, "step", history.step, allowed)
-        origin = _restore_state(samples, history, training.trainer)
+        terminal = Terminal(enabled=world.rank == 0, stderr=True)
+        origin = restore_state(samples, history, training.trainer, terminal)
         on_rank0(lambda: prepare_output(output))
         result = rerun(training.trainer, samples.batches(history.step))
         parts = _gather(_collect_part(result, samples, history.step, output))
@@ -133,27 +138,6 @@ def _replay(config: Config, world: World, history: StepHistory, output: Path) ->
     finally:
         samples.close()
         training.trainer.engine.destroy()
-
-
-def _restore_state(samples: Samples, history: StepHistory, trainer: Trainer) -> Origin:
-    """Bring the trainer to the start of the step. A collective."""
-    found = find_state(history, samples.config.checkpoint.resume, trainer.state.layout())
-    source = "the weights that the run began with"
-    notes = []
-    inputs = compare_inputs(history.folder, found, samples.inputs)
-    if found is not None:
-        check_same_samples(found.state, samples.inputs["samples"], found.path)
-        trainer.state.load(found.tensors, found.state)
-        source = str(found.path)
-        notes = [f"checkpoint skipped: {fault}" for fault in found.damaged]
-    trained = []
-    for step in range(trainer.step, history.step):
-        if history.skipped_before(step):
-            trainer.skip_step()
-        else:
-            trainer.train_step(samples.batches(step))
-            trained.append(step)
-    return Origin(source, trained, inputs, notes + inputs.describe())
 
 
 def _collect_part(result: StepResult, samples: Samples, step: int, output: Path) -> ProcessResult:

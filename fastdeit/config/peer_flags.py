@@ -5,6 +5,7 @@ Sources: facebookresearch/deit 7e160fe (main.py, run_with_submitit.py);
 huggingface/pytorch-image-models aa4b5850 (train.py).
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -22,13 +23,24 @@ class PeerFlag:
     advice: str = ""
     """Why a value that is not in `accepts` cannot be given, and what to do."""
     accepts: Mapping[str, str] = field(default_factory=dict)
-    """From an accepted value to the flags of fastdeit that mean the same: "" if that is what a run
-    does anyway, {} where the value stands."""
+    """From an accepted value (a number in any form) to the flags of fastdeit that mean the same: ""
+    if that is what a run does anyway, {} where the value stands."""
 
     @property
     def is_switch(self) -> bool:
         """Return True if the flag takes no value."""
         return SWITCH in self.accepts
+
+    def translate(self, value: str) -> list[str] | None:
+        """Return the flags of fastdeit for a value, None if it is not accepted."""
+        default = None if self.is_switch else self.accepts.get(ANY)
+        own = self.accepts.get(_shorten_number(value), default)
+        return None if own is None else [part.format(value) for part in own.split()]
+
+
+def _shorten_number(text: str) -> str:
+    """Return a whole number as 1, also when it is written 1.0; other text as it is."""
+    return re.sub(r"\.0*$", "", text) if re.fullmatch(r"\d+\.0*", text) else text
 
 
 def _built(*values: str) -> dict[str, str]:
@@ -43,7 +55,9 @@ def _same_as(flag: str) -> dict[str, str]:
 
 _COMMAND = {
     "-c": PeerFlag(accepts=_same_as("--config")),
-    "--eval": PeerFlag("a run evaluates by itself; a weights file alone: timm's validate.py"),
+    "--eval": PeerFlag(
+        "a run evaluates by itself; for a weights file alone use timm's validate.py"
+    ),
     "--start-epoch": PeerFlag("a checkpoint holds its step: omit it", _built("0")),
     "--no-resume-opt": PeerFlag("start a new run, --finetune RUN/model.safetensors"),
     "--output": PeerFlag("use --output-dir, the run folder itself"),
@@ -53,9 +67,9 @@ _COMMAND = {
     "--recovery-interval": PeerFlag("use --save-steps, which counts optimizer steps"),
     "--checkpoint-hist": PeerFlag("use --keep-checkpoints: the newest ones, and the best"),
     "--eval-metric": PeerFlag("the best checkpoint is that of top-1 accuracy", _built("top1")),
-    "--save-images": PeerFlag("fastdeit preview draws the samples, without training"),
+    "--save-images": PeerFlag("draw the samples with fastdeit preview, without training"),
     "--log-wandb --wandb-project --wandb-tags --wandb-resume-id": PeerFlag(
-        "metrics are in RUN/metrics.jsonl and RUN/tensorboard; wandb.tensorboard can copy them"
+        "metrics are in RUN/metrics.jsonl, and for TensorBoard in RUN/tensorboard"
     ),
 }
 
@@ -69,7 +83,7 @@ _LAUNCHER = {
     "--dist-url": PeerFlag("the deepspeed launcher sets it (docs/machines.md)", _built("env://")),
     "--nodes --ngpus --timeout --partition --comment --job-dir": PeerFlag(accepts=_built(ANY)),
     "--use-volta32": PeerFlag(accepts=_built(SWITCH)),
-    "--device-modules": PeerFlag("fastdeit runs on CUDA and on the CPU"),
+    "--device-modules": PeerFlag("devices are CUDA and the CPU: omit it"),
     "--synchronize-step": PeerFlag("steps are not synchronised: omit it"),
     "--no-ddp-bb": PeerFlag("there is no DDP, DeepSpeed trains: omit it"),
 }
@@ -87,7 +101,7 @@ _DATA = {
     ),
     "--train-num-samples --val-num-samples": PeerFlag("the samples of shards are counted: omit it"),
     "--class-map": PeerFlag("write classes.txt beside the splits (docs/data.md)"),
-    "--input-key --target-key": PeerFlag("docs/data.md says how samples of shards are named"),
+    "--input-key --target-key": PeerFlag("name the samples of shards as in docs/data.md"),
     "--input-img-mode": PeerFlag("images are decoded as RGB: omit it", _built("RGB")),
     "--num-classes": PeerFlag("the data set decides the number of classes: omit it"),
     "--in-chans": PeerFlag("images are decoded as RGB", _built("3")),
@@ -126,10 +140,10 @@ _AUGMENTATION = {
     "--resplit": PeerFlag(accepts=_built(SWITCH)),
     "--recount": PeerFlag("RandomErasing erases one box", _built("1")),
     "--no-aug": PeerFlag(
-        "use --aa none --color-jitter 0 --scale 1 1 --ratio 1 1 --hflip 0 --reprob 0"
+        "the nearest is --aa none --color-jitter 0 --scale 1 1 --hflip 0 --reprob 0"
     ),
     "--train-crop-mode": PeerFlag("the crop is RandomResizedCrop, or --src", _built("rrc")),
-    "--vflip": PeerFlag("images are never flipped vertically", _built("0", "0.0", "0.")),
+    "--vflip": PeerFlag("images are never flipped vertically", _built("0")),
     "--color-jitter-prob --grayscale-prob --gaussian-blur-prob": PeerFlag(
         "--aa 3a (3-Augment) has grey, blur and colour jitter"
     ),
@@ -154,7 +168,7 @@ _MODEL = {
     "--head-init-scale --head-init-bias": PeerFlag(
         "heads have the initial weights of deit: omit it"
     ),
-    "--drop": PeerFlag("there is no dropout; use --drop-path", _built("0", "0.0", "0.")),
+    "--drop": PeerFlag("there is no dropout; use --drop-path", _built("0")),
     "--drop-connect": PeerFlag("use --drop-path"),
     "--drop-block": PeerFlag("use --drop-path"),
     "--train-mode": PeerFlag(accepts=_built(SWITCH)),
@@ -181,7 +195,7 @@ _OPTIMIZER = {
     "--momentum": PeerFlag(accepts=_built(ANY)),  # adamw has none
     "--opt-kwargs": PeerFlag("use --opt-eps and --opt-betas"),
     "--clip-mode": PeerFlag("--clip-grad is the largest global norm", _built("norm")),
-    "--layer-decay-min-scale": PeerFlag("--layer-decay has no lower limit", _built("0", "0.0")),
+    "--layer-decay-min-scale": PeerFlag("--layer-decay has no lower limit", _built("0")),
     "--layer-decay-no-opt-scale": PeerFlag("every block is trained: omit it"),
     "--lr-base --lr-base-size --lr-base-scale": PeerFlag(
         "--lr is for a batch of 512: with linear scaling, lr-base x 512 / lr-base-size"
@@ -194,10 +208,10 @@ _OPTIMIZER = {
     "--lr-noise": PeerFlag("the learning rate has no noise: omit it"),
     "--lr-noise-pct --lr-noise-std": PeerFlag(accepts=_built(ANY)),  # no effect without --lr-noise
     "--lr-cycle-mul --lr-cycle-limit --lr-k-decay": PeerFlag(
-        "there is one cosine, over --epochs", _built("1", "1.0")
+        "there is one cosine, over --epochs", _built("1")
     ),
     "--lr-cycle-decay": PeerFlag(accepts=_built(ANY)),  # no effect on one cycle
-    "--epoch-repeats": PeerFlag("use more --epochs", _built("0", "0.0")),
+    "--epoch-repeats": PeerFlag("use more --epochs", _built("0")),
 }
 
 _LOSS = {

@@ -7,6 +7,9 @@ from fastdeit.config.flags import join_choices, own_flags, split_flags, values_o
 from fastdeit.config.peer_flags import ANY, PEER_FLAGS
 from fastdeit.config.schema import Config
 
+_TIMMS = {"-b", "-j", "--workers", "--data-dir", "--img-size", "--crop-pct", "--amp"}
+"""Flags of timm, not of deit."""
+
 
 def translate_flags(argv: Sequence[str]) -> list[str]:
     """Return a command line with the flags of deit and timm replaced by those that mean the same.
@@ -28,11 +31,10 @@ def _translate(name: str, tokens: Sequence[str]) -> list[str]:
     values = values_of(tokens)
     count = 0 if peer.is_switch and "=" not in tokens[0] else 1
     value = " ".join(values[:count])
-    any_value = None if peer.is_switch else peer.accepts.get(ANY)
-    own = peer.accepts.get(value, any_value)
+    own = peer.translate(value)
     if own is None:
         raise ValueError(_refusal(name, value))
-    return [*(part.format(value) for part in own.split()), *values[count:]]
+    return [*own, *values[count:]]
 
 
 def _refusal(name: str, value: str) -> str:
@@ -80,7 +82,7 @@ def _looks_like_peer(argv: Sequence[str]) -> bool:
 
 
 def _compare_batch(argv: Sequence[str]) -> list[str]:
-    given = {name: values_of(tokens) for name, tokens in split_flags(argv)}
+    given = _given(argv)
     values = given.get("--batch-size") or given.get("-b") or []
     if len(values) != 1 or not values[0].isdigit():
         return []
@@ -90,21 +92,26 @@ def _compare_batch(argv: Sequence[str]) -> list[str]:
     return [f"{here}, in deit and timm that of one GPU: {theirs}"]
 
 
+def _given(argv: Sequence[str]) -> dict[str, list[str]]:
+    return {name: values_of(tokens) for name, tokens in split_flags(argv)}
+
+
 def _count_gpus(given: Mapping[str, Sequence[str]]) -> int:
     """Return the GPUs of deit's run: of its Slurm flags, of this launch, or 4 as in its README."""
     if "--nodes" in given or "--ngpus" in given:
-        nodes, gpus = (
-            int(given[flag][0]) if "".join(given.get(flag, "")).isdigit() else default
-            for flag, default in (("--nodes", 2), ("--ngpus", 8))
-        )
-        return nodes * gpus
+        return _number(given, "--nodes", 2) * _number(given, "--ngpus", 8)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     return processes if processes > 1 else 4
 
 
+def _number(given: Mapping[str, Sequence[str]], flag: str, default: int) -> int:
+    text = "".join(given.get(flag, ()))
+    return int(text) if text.isdigit() else default
+
+
 def _compare_defaults(argv: Sequence[str], config: Config) -> list[str]:
     """Return the defaults that decide this run and are others in deit or timm."""
-    given = {name for name, _ in split_flags(argv)}
+    given = _given(argv)
     notes = {}
     if config.augment.repeated_aug and config.augment.aug_repeats == 2:
         notes["--aug-repeats"] = "an epoch has 2 copies of an image, in deit 3: --aug-repeats 3"
@@ -114,7 +121,11 @@ def _compare_defaults(argv: Sequence[str], config: Config) -> list[str]:
     is_student = config.model.model.startswith("deit_") and not config.model.finetune
     if is_student and not config.model.qkv_bias:
         notes["--qkv-bias"] = "query, key and value have no bias, in deit they do: --qkv-bias"
-    if "--lr" in given and not config.optim.unscale_lr:
+    if given.get("--mixup-mode") == ["batch"] and config.mix.mixup_group == 2:
+        notes["--mixup-group"] = (
+            "lambda and box are drawn for each pair, not for the batch of a GPU: --mixup-group 256"
+        )
+    if "--lr" in given and given.keys() & _TIMMS and not config.optim.unscale_lr:
         notes["--unscale-lr"] = "--lr is for a batch of 512, in timm for any batch: --unscale-lr"
     return [note for flag, note in notes.items() if flag not in given]
 

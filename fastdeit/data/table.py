@@ -83,14 +83,15 @@ def _slug(split: str) -> str:
 def fresh_table(
     places: Iterable[Path], root: Path, source: dict[str, Any], columns: Sequence[str]
 ) -> pa.Table | None:
-    """Return the columns of the stored table if it was made from `source` and its sources are
-    unchanged, else None."""
+    """Return the columns of the first stored table that was made from `source` and whose sources
+    are unchanged, else None."""
     for place in places:
         facts = _facts_at(place)
-        if facts:
+        if facts and facts["source"] == source:
             stamps = {path: Stamp(*stamp) for path, stamp in facts["stamps"].items()}
-            valid = facts["source"] == source and is_unchanged(root, stamps)
-            return _read(place, columns) if valid else None
+            table = _read(place, columns) if is_unchanged(root, stamps) else None
+            if table is not None:
+                return table
     return None
 
 
@@ -205,14 +206,14 @@ def _known(table: pa.Table, places: Sequence[Path]) -> _Columns:
 
 
 def _stored(places: Sequence[Path]) -> pa.Table | None:
-    """Return the stored table, also of an earlier version whose facts hold, or None."""
-    for place in places:
-        version = _facts_at(place, _WITH_FACTS).get("version")
-        if version is not None:
-            if version != VERSION:
-                _log.warning("%s: is of an earlier version; the data set is listed again", place)
-            return _read(place)
-    return None
+    """Return the newest stored table, also of an earlier version whose facts hold, or None."""
+    found = [place for place in places if _facts_at(place, _WITH_FACTS)]
+    if not found:
+        return None
+    newest = max(found, key=lambda place: place.stat().st_mtime_ns)
+    if not _facts_at(newest):
+        _log.warning("%s: is of an earlier version; the data set is listed again", newest)
+    return _read(newest)
 
 
 def _files(listing: Listing, root: Path, rows: np.ndarray) -> list[ByteRange]:

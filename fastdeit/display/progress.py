@@ -73,6 +73,35 @@ class ProgressBar:
             self._progress.stop()
 
 
+class TimeLeft:
+    """Estimate of the time that the rest of some work takes, from the rate since the first item,
+    which also starts loaders and compiles. total: the number of items."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._first: tuple[int, float] | None = None
+
+    def describe(self, done: int) -> str:
+        """Return the time that is left after `done` items, as 2 min; "" if it is not known, or none
+        is left."""
+        now = time.monotonic()
+        first, started = self._first = self._first or (done, now)
+        if done == first or done >= self._total:
+            return ""
+        seconds = (now - started) / (done - first) * (self._total - done)
+        return format_duration(seconds)
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as people say it: 40 s, 2 min, 1 h 20 min."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
 def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]:
     """Yield the items, with a bar on stderr if it is a terminal and they take a while."""
     bar = ProgressBar(Terminal(stderr=True), total, description, transient=True)

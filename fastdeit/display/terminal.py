@@ -4,10 +4,12 @@ import contextlib
 import io
 import logging
 import os
+import select
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -90,10 +92,46 @@ class Terminal(Console):
         self.file.write(f"{line}\n")
 
     def _give_up(self) -> None:
-        """Print nothing more; what the stream still buffers must not fail when Python ends."""
+        """Print nothing more."""
         self.quiet = True
-        with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), self.file.fileno())
+        discard_output(self.file)
+
+
+def discard_output(stream: IO[str]) -> None:
+    """Have a stream that cannot be written to accept everything: what it still buffers must not
+    fail when Python ends."""
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+@contextlib.contextmanager
+def end_on_closed_pipe() -> Iterator[None]:
+    """Exit with code 141, as SIGPIPE ends other programs, if the block fails to print since nobody
+    reads it any more, as behind `| head`.
+
+    For what libraries print, as tyro its help. A `Terminal` prints nothing more in this case, and
+    the command that prints to it finishes.
+    """
+    streams = (sys.stdout, sys.stderr)
+    try:
+        yield
+    except BrokenPipeError:
+        if not any(map(_is_closed_pipe, streams)):
+            raise
+        sys.exit(128 + signal.SIGPIPE)
+    finally:
+        for stream in streams:
+            try:
+                stream.flush()
+            except OSError:
+                discard_output(stream)
+
+
+def _is_closed_pipe(stream: IO[str]) -> bool:
+    poll = select.poll()
+    with contextlib.suppress(OSError, ValueError):  # a stream that is no file
+        poll.register(stream, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 class _LogHandler(logging.Handler):
@@ -108,3 +146,17 @@ def show_log() -> None:
     log = logging.getLogger("fastdeit")
     if not log.handlers:
         log.addHandler(_LogHandler())
+
+
+def replace_closed_streams() -> None:
+    """Have standard streams that were closed accept everything.
+
+    Else the next file that is opened would get the number of one, and what libraries print.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+    sys.stdout = sys.stdout or io.TextIOWrapper(io.FileIO(1, "w", closefd=False))
+    sys.stderr = sys.stderr or io.TextIOWrapper(io.FileIO(2, "w", closefd=False))

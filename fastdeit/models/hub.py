@@ -18,6 +18,7 @@ from fastdeit.models.student import Student
 from fastdeit.models.teacher_view import HUB_NAMES, MAX_BYTES, parse_json
 from fastdeit.models.weights import has_qkv_bias
 from fastdeit.storage.atomic import read_bounded
+from fastdeit.storage.jsonl import restore_names, to_strict_json
 
 
 class EvalView(NamedTuple):
@@ -47,7 +48,7 @@ def describe_model(
         "architecture": architecture,
         "num_classes": len(classes),
         "num_features": arguments.get("embed_dim") or model.num_features,
-        "label_names": list(classes),
+        "label_names": to_strict_json(classes),
         "model_args": arguments,
         "pretrained_cfg": {
             "num_classes": len(classes),
@@ -101,13 +102,17 @@ def read_class_names(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...]
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{where} must be a list of names (got {reprlib.repr(names)})")
-    return tuple(names)
+    return tuple(map(restore_names, names))
 
 
 def _find_label_names(content: Any) -> Any:
-    """Return the names in timm's config.json: older ones have all fields at the top."""
+    """Return the names in timm's config.json: a list, or an object by number; older ones have all
+    fields at the top."""
     content = content if isinstance(content, dict) else {}
     inner = content.get("pretrained_cfg")
     places = [content, inner if isinstance(inner, dict) else {}]
     found = [place[key] for place in places for key in ("label_names", "labels") if key in place]
-    return found[0] if found else None
+    names = found[0] if found else None
+    if isinstance(names, dict):
+        return [names.get(str(number)) for number in range(len(names))]
+    return names

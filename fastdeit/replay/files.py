@@ -23,20 +23,25 @@ STEP = "step.json"
 _SHOWN = 16  # micro-batches in the table
 
 
-def prepare_output(folder: Path) -> None:
-    """Create the folder, or empty that of an earlier replay. Raise ValueError if it holds anything
-    else, OSError."""
+def check_output(folder: Path) -> None:
+    """Raise ValueError unless the folder is new, empty, or that of an earlier replay."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output must be a folder or a new name (got the file {folder})")
-    folder.mkdir(parents=True, exist_ok=True)
-    others = sorted({path.name for path in folder.iterdir()} - {IMAGES, PLAN, STEP})
+    present = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    others = sorted(present - {IMAGES, PLAN, STEP})
     if others:
         raise ValueError(
             f"--output must be a new or an empty folder, or that of a replay "
             f"(got {folder}, which holds {others[0]})"
         )
+
+
+def prepare_output(folder: Path) -> None:
+    """Create the folder, or empty that of an earlier replay. Raise OSError."""
     shutil.rmtree(folder / IMAGES, ignore_errors=True)
-    (folder / IMAGES).mkdir()
+    for name in (PLAN, STEP):
+        (folder / name).unlink(missing_ok=True)
+    (folder / IMAGES).mkdir(parents=True)
 
 
 def save_images(

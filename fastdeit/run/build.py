@@ -25,6 +25,7 @@ from fastdeit.models.build import (
     precision,
     weight_metadata,
 )
+from fastdeit.models.weights import locate_weights
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan
 from fastdeit.reliability.health import Health
@@ -118,7 +119,7 @@ def build_run(
     )
     damaged = [*_list_damaged(data.train_index), *_list_damaged(data.val_index)]
     labels = [*data.train_index.notes, *data.val_index.notes]
-    return run, [*training.notes, *labels, *damaged]
+    return run, [*training.notes, *_note_unfinished(config), *labels, *damaged]
 
 
 def _build_data(config: Config, world: World) -> tuple[RunData, Training]:
@@ -150,6 +151,20 @@ def _build_data(config: Config, world: World) -> tuple[RunData, Training]:
     return data, training
 
 
+def _note_unfinished(config: Config) -> list[str]:
+    """Return a note on weights of a run that has not finished."""
+    paths = {"finetune": config.model.finetune}
+    if config.distill.needs_teacher:
+        paths["teacher-path"] = config.distill.teacher_path
+    notes = []
+    for flag, path in paths.items():
+        other = RunFolder(locate_weights(path).parent)
+        if path and other.checkpoints.is_dir() and not other.is_finished:
+            fact = f"the run in {other} has not finished, and its weights change"
+            notes.append(f"--{flag}: {fact} with every checkpoint")
+    return notes
+
+
 def _list_damaged(index: Index) -> list[str]:
     """Return a note on the damaged images that the index excludes, if there are any."""
     damaged = index.excluded
@@ -157,7 +172,7 @@ def _list_damaged(index: Index) -> list[str]:
         return []
     more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
     named = "; ".join(damaged[:_NAMED])
-    return [f"{len(damaged)} damaged images of {index.split} excluded: {named}{more}"]
+    return [f"{len(damaged)} images of {index.split} excluded: {named}{more}"]
 
 
 def describe_run(run: Run, notes: list[str]) -> dict[str, str]:

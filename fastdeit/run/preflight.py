@@ -141,6 +141,9 @@ def _hint_at_teacher(config: Config) -> str:
 def _check_weights(flag: str, path: str, allowed: str) -> None:
     """Raise ValueError unless a path names a file of weights."""
     _refuse_url(flag, path)
+    beside = RunFolder(Path(path).parent).weights()
+    if path and beside.is_file():
+        allowed = f"an existing file, such as {beside}"
     require(bool(path) and locate_weights(path).is_file(), flag, path, allowed)
 
 

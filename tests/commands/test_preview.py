@@ -100,3 +100,11 @@ def test_bad_ordinals_are_named(
 def test_plan_is_that_of_the_run(root: Path) -> None:
     plan: Plan = parts(root)[1]
     assert plan.spec.repeats == 2 and plan.spec.layers == 2
+
+
+def test_help_describes_the_preview_itself(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        preview_command(["--help"])
+    said = " ".join(capfd.readouterr().out.replace("│", " ").split())
+    assert end.value.code == 0 and "Draw what the model will see of chosen samples" in said
+    assert "--ordinals" in said and "Train a distilled DeiT" not in said

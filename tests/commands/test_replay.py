@@ -31,6 +31,7 @@ from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.trainer import Trainer
 from tests.support.cache_runs import MODEL, Setting, train
+from tests.support.closed_pipe import unread_stdout
 from tests.support.compare_runs import EPOCHS, FLAGS, assert_same_samples, steps_of
 from tests.support.launching import ROOT
 from tests.support.ranks import Ranks, run_fastdeit
@@ -92,11 +93,14 @@ def assert_as_recorded(folder: Path, step: int, **tolerance: Any) -> dict[str, A
 
 @pytest.mark.parametrize(("step", "trained"), [(0, []), (4, [0, 1, 2, 3]), (6, []), (8, [6, 7])])
 def test_any_step_equals_the_log_bit_for_bit_and_other_files_stay(
-    step: int, trained: list[int], run: Path
+    step: int, trained: list[int], run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(run)
     assert replay(run, step) == 0
     assert contents(run) == before
+    said = capsys.readouterr().err
+    assert f"step {step} of {run} from " in said
+    assert f"{len(trained) or 'no'} step" in said and "to repeat first" in said
     found = assert_as_recorded(run, step)
     assert found["state"]["trained"] == trained and found["notes"] == []
     assert (found["epoch"], found["step_of_epoch"]) == divmod(step, 3)
@@ -111,6 +115,12 @@ def test_any_step_equals_the_log_bit_for_bit_and_other_files_stay(
             assert len(alone) == 8 and sum(alone) / 8 == pytest.approx(line[name], rel=1e-5)
             assert len(set(alone)) > 4
     assert {sample["teacher"] for sample in found["samples"]} <= {0, 1, 2}
+
+
+def test_report_that_nobody_reads_is_no_error(run: Path) -> None:
+    with unread_stdout(write_through=False):
+        assert replay(run, 0) == 0
+    assert read_step(run, 0)["recorded"]["same_samples"]
 
 
 def loader_of(run: Path, setting: Setting) -> tuple[TrainLoader, Any, Any]:
@@ -315,9 +325,9 @@ def test_images_excluded_later_are_in_the_steps_before(
             (data / second).write_bytes(other)
         capsys.readouterr()
         assert replay(out, needs) == 2
-        error = capsys.readouterr().err
+        start, error = capsys.readouterr().err.splitlines()
+        assert "from the weights that the run began with" in start
         assert f"images that cannot be read as they were: {second}: {fault}" in error
-        assert error.count("\n") == 1
         assert replay(out, 11) == 0
 
 

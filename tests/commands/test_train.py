@@ -3,6 +3,7 @@ starts."""
 
 import itertools
 import json
+import re
 import shutil
 import statistics
 import subprocess
@@ -112,6 +113,8 @@ def test_log_and_results_are_complete(distilled: tuple[list[str], Path]) -> None
     assert all(abs(0.5 * (line["base"] + line["distill"]) - line["loss"]) < 1e-5 for line in lines)
     assert [line["epoch"] for line in lines] == [0.6667, 1.0, 1.3333, 2.0, 2.6667, 3.0]
     assert [line["images_seen"] for line in lines] == [16, 24, 32, 48, 64, 72]
+    documented = set(re.findall(r"`(\w+)`", (ROOT / "docs/log.md").read_text()))
+    assert {name for line in lines for name in line} <= documented
     times = [line["time"] for line in lines]
     assert times == sorted(times) and 0 < time.time() - times[0] < 600
     for line in lines:
@@ -153,6 +156,22 @@ def test_stopped_run_can_be_loaded_by_timm(
     stored = load_file(checkpoint / "model.safetensors")
     assert hash_tensors(model.state_dict()) == hash_tensors(stored)
     assert (tmp_path / "config.json").read_text() == (whole / "config.json").read_text()
+
+
+def test_weights_of_a_run_that_has_not_finished_get_a_note(
+    distilled: tuple[list[str], Path],
+    shapes: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    argv = ["--data-path", str(shapes), *ALONE, "--stop-after-steps", "1"]
+    first = tmp_path / "first"
+    assert run(argv, first) == 0
+    for source, noted in ((first, True), (distilled[1], False)):
+        capfd.readouterr()
+        assert run(argv, tmp_path / source.name / "next", "--finetune", str(source)) == 0
+        said = " ".join(capfd.readouterr().out.split())
+        assert (f"the run in {source} has not finished" in said) == noted
 
 
 @pytest.mark.parametrize("stop", [3, 5, 8])
@@ -410,6 +429,18 @@ def test_mistake_prints_one_error_exits_with_2_and_writes_nothing(
     assert message in " ".join(printed.replace("│", " ").split())
     assert "Traceback" not in printed
     assert not folder.exists()
+
+
+def test_the_heading_of_a_command_of_deit_says_once_what_means_something_else(
+    shapes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--data-path", str(shapes), *ALONE, "--stop-after-steps", "1"]
+    assert run(argv, tmp_path / "own") == 0
+    assert "deit and timm" not in capfd.readouterr().out
+    assert run([*argv, "--pin-mem", "--num_workers=1"], tmp_path / "deits") == 0
+    printed = " ".join(capfd.readouterr().out.split())
+    batch = "--batch-size 8 is that of all processes together, in deit and timm that of one GPU"
+    assert printed.count(batch) == 1 and printed.count("--aug-repeats 3") == 1
 
 
 def test_batch_must_divide_among_processes() -> None:

@@ -6,9 +6,10 @@ import pytest
 
 from fastdeit.config.cli import parse_config
 from fastdeit.config.flags import own_flags
-from fastdeit.config.peer_flags import ANY, PEER_FLAGS, SWITCH
+from fastdeit.config.peer_flags import ANY, PEER_FLAGS, SWITCH, PeerFlag
 from fastdeit.config.peers import translate_flags
 from fastdeit.config.schema import Config
+from tests.support.launching import ROOT
 
 DEIT = """
 --batch-size --epochs --bce-loss --unscale-lr --model --input-size --drop --drop-path
@@ -73,6 +74,35 @@ def dashed(flag: str) -> str:
 
 def parse(*argv: str) -> Config:
     return parse_config(argv, "test")[0]
+
+
+def table() -> list[str]:
+    """Return the rows of docs/coming-from-deit.md, one for the flags that share an entry."""
+    names: dict[int, list[str]] = {}
+    for name, peer in PEER_FLAGS.items():
+        names.setdefault(id(peer), []).append(f"`{name}`")
+    return [
+        f"| {' '.join(shared)} | {describe(PEER_FLAGS[shared[0].strip('`')])} |"
+        for shared in names.values()
+    ]
+
+
+def describe(peer: PeerFlag) -> str:
+    """Return what an entry of the table means, as a cell of Markdown."""
+    parts = []
+    for value, own in peer.accepts.items():
+        given = "" if value in (ANY, SWITCH) else f"`{value}`: "
+        effect = "accepted, without effect" if value == ANY else "accepted"
+        parts.append(given + (f"`{own.replace(' {}', '')}`" if own else effect))
+    advice = f"{peer.advice[0].upper()}{peer.advice[1:]}" if peer.advice else ""
+    return ". ".join(part for part in ("; ".join(parts), advice) if part)
+
+
+def test_the_page_for_users_of_deit_and_timm_lists_every_flag() -> None:
+    page = (ROOT / "docs" / "coming-from-deit.md").read_text(encoding="utf-8")
+    section = page.partition("## Every flag")[2]
+    rows = [line for line in section.splitlines() if line.startswith("| `-")]
+    assert rows == table()
 
 
 @pytest.mark.parametrize("flag", PEERS)

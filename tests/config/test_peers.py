@@ -8,6 +8,7 @@ from fastdeit.config.cli import parse_config
 from fastdeit.config.peers import list_notes, translate_flags
 from fastdeit.config.schema import Config
 from fastdeit.run.preflight import check_config
+from tests.support.launching import ROOT
 
 
 def parse(*argv: str) -> Config:
@@ -16,7 +17,8 @@ def parse(*argv: str) -> Config:
 
 BUILT_ANYWAY = """--opt adamw --sched=cosine --mixup-mode batch --recount 1 --train-interpolation
 bicubic --device cuda --pin-mem --no-pin-mem --dist-eval --start_epoch 0 --data-set IMNET
---dist_url env:// --world_size=1 --distributed --drop 0.0 --train-mode --clip-mode norm"""
+--dist_url env:// --world_size=1 --distributed --drop 0.0 --vflip 0. --train-mode
+--clip-mode norm"""
 
 
 def test_flags_for_what_is_built_anyway_change_nothing() -> None:
@@ -128,6 +130,17 @@ def test_a_command_of_deits_readme_starts_with_the_flags_that_its_errors_ask_for
     assert start(command) == ""
 
 
+def test_the_commands_of_the_page_for_users_of_deit_are_complete() -> None:
+    page = (ROOT / "docs" / "coming-from-deit.md").read_text(encoding="utf-8")
+    commands = page.replace("\\\n", " ").split("deepspeed fastdeit/train.py ")
+    configs = [parse(*line.splitlines()[0].split()) for line in commands if "--recipe" in line]
+    assert len(configs) == len(README)
+    for config in configs:
+        assert config.data.data_path and config.optim.batch_size in (512, 1024)
+        is_distilled = "_distilled_" in config.model.model
+        assert is_distilled == (config.distill.distillation_type == "hard")
+
+
 def notes(argv: str) -> list[str]:
     return list_notes(argv.split(), parse(*argv.split()))
 
@@ -164,7 +177,9 @@ def test_what_a_command_sets_is_no_difference() -> None:
     given = "--aug-repeats 3 --distillation-type none --qkv-bias --output_dir out"
     assert len(notes(given)) == len(notes("--recipe deit_paper --pin-mem --distillation-type hard"))
     assert len(notes(given)) == 1
-    assert any("--unscale-lr" in note for note in notes("--lr 1e-3 --opt adamw"))
+    assert any("--unscale-lr" in note for note in notes("--lr 1e-3 -b 128"))
+    assert not any("--unscale-lr" in note for note in notes("--lr 1e-3 --opt adamw"))
+    assert any("--mixup-group 256" in note for note in notes("--mixup-mode batch"))
 
 
 def test_a_command_with_our_flags_alone_has_no_notes() -> None:

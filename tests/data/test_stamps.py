@@ -199,3 +199,22 @@ def test_a_table_of_version_2_is_listed_again_and_keeps_its_facts(
     assert content(build_index(tmp_path / "data", "train")) == expected
     assert not decoded and "is of an earlier version" in caplog.text
     assert table.table_facts(pq.read_table(place))["version"] == table.VERSION == 3
+
+
+def test_a_stale_table_beside_the_data_does_not_hide_one_in_the_users_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a read-only copy of a data set that has a table of another machine."""
+    write_folder(tmp_path / "data", 1)
+    set_times(tmp_path / "data")
+    build_index(tmp_path / "data", "train")
+    shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cached, beside = table.table_places(tmp_path / "copy", "train", None)[::-1]
+    build_index(tmp_path / "copy", "train")
+    cached.parent.mkdir(parents=True)
+    beside.rename(cached)
+    shutil.copy(tmp_path / "data/.fastdeit/train.parquet", beside)
+    build = "fastdeit.data.index.build_table"
+    monkeypatch.setattr(build, lambda *_: pytest.fail("was listed again"))
+    assert len(build_index(tmp_path / "copy", "train")) == 4

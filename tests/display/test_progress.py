@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fastdeit.display import progress
 from fastdeit.display.console import RunConsole
-from fastdeit.display.progress import ProgressBar, track
+from fastdeit.display.progress import ProgressBar, TimeLeft, format_duration, track
 from fastdeit.display.terminal import Terminal, note_failure
 from tests.support.launching import ROOT
 
@@ -65,6 +65,27 @@ def test_disabled_console_prints_nothing(capfd: pytest.CaptureFixture[str]) -> N
     console.note("note")
     console.summary(RESULTS, {"weights": "file"}, "next")
     assert capfd.readouterr() == ("", "")
+
+
+def test_time_left_is_that_of_the_items_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    time_left = TimeLeft(61)
+    now[0] += 1000  # the first item compiles
+    assert time_left.describe(1) == ""
+    now[0] += 2
+    assert time_left.describe(2) == "2 min"
+    now[0] += 48
+    assert time_left.describe(51) == "10 s"
+    assert time_left.describe(61) == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (89.4, "89 s"), (90, "2 min"), (3580, "1 h 0 min"), (9000, "2 h 30 min")],
+)
+def test_duration_has_two_units_at_most(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
 
 
 def test_tracked_items_pass_through_without_a_bar(capfd: pytest.CaptureFixture[str]) -> None:
@@ -187,6 +208,28 @@ def test_a_closed_pipe_is_no_failure_at_the_end_of_python() -> None:
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+CLOSED = """
+import sys
+from fastdeit.display.terminal import replace_closed_streams
+replace_closed_streams()
+with open("/dev/zero") as file:
+    number = file.fileno()
+print("x")
+sys.stdout.flush()
+sys.stderr.flush()
+with open(sys.argv[1], "w") as file:
+    file.write(str(number))
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_no_file_gets_the_number_of_a_closed_stream(closed: str, tmp_path: Path) -> None:
+    script = f'"$0" -c "$1" "$2" {closed}'
+    command = ["bash", "-c", script, sys.executable, CLOSED, str(tmp_path / "out")]
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert int((tmp_path / "out").read_text()) > 2
 
 
 SPEAKER = """

@@ -1,6 +1,7 @@
 """config.json: with it timm alone builds each model that we train, and what it sees."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 
 from fastdeit.config.schema import Config
 from fastdeit.models.build import build_model, hub_config
-from fastdeit.models.hub import EvalView, describe_model
+from fastdeit.models.hub import EvalView, describe_model, read_class_names
 from fastdeit.models.student import SIZES, Student
 from fastdeit.storage.run_folder import RunFolder
 
@@ -115,3 +116,12 @@ def test_every_student_has_a_description_in_timm() -> None:
         assert described["pretrained_cfg"]["fixed_input_size"]
         heads = ["head", "head_dist"] if size.distilled else "head"
         assert json.loads(json.dumps(described))["pretrained_cfg"]["classifier"] == heads
+
+
+def test_class_names_that_are_not_utf8_stay_strict_json_and_are_read_again(tmp_path: Path) -> None:
+    classes = (os.fsdecode(b"K\xe4se"), "猫\n")
+    folder, ours = make(tmp_path, MODELS["ConvNet"])
+    description = hub_config(Config().replace(model={"model": "test_resnet"}), classes, ours)
+    folder.model_config.write_text(json.dumps(description, ensure_ascii=False), encoding="utf-8")
+    assert description["label_names"] == [r"K\udce4se", "猫\n"]
+    assert read_class_names(folder.model, {}) == classes

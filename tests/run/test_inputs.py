@@ -273,7 +273,9 @@ def test_replay_with_another_teacher_says_so_and_exits_with_1(
     assert bad["recorded"]["same_samples"] is True
     assert bad["now"]["loss"] != good["now"]["loss"]
     assert "another input than in the run, so another loss: teacher: " in bad["notes"][0]
-    assert "OTHER INPUTS" in capfd.readouterr().out
+    said = capfd.readouterr()
+    assert "another input than in the run: teacher: " in said.err  # before the step is repeated
+    assert "OTHER INPUTS" in said.out
 
 
 def test_replay_uses_the_settings_of_the_start_that_trained_the_step(

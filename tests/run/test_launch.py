@@ -99,5 +99,5 @@ def test_error_appears_once_and_ends_both_processes_with_2(tmp_path: Path) -> No
     paths = ["--data-path", str(tmp_path / "nowhere"), "--output-dir", str(tmp_path / "run")]
     end = launch(2, [*FLAGS, *paths])
     assert end.returncode == 2
-    assert end.stderr.count("no such folder") == 1 and "Traceback" not in end.stderr
+    assert end.stderr.count("must be an existing folder") == 1 and "Traceback" not in end.stderr
     assert not (tmp_path / "run").exists()

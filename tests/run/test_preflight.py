@@ -9,6 +9,7 @@ from fastdeit.config.cli import parse_config
 from fastdeit.config.recipes import RECIPES
 from fastdeit.config.schema import Config
 from fastdeit.run.preflight import check_batch_fits, check_config
+from fastdeit.storage.run_folder import RunFolder
 
 
 def digits_with(teacher: Path) -> Config:
@@ -138,6 +139,22 @@ def test_the_data_set_is_checked_before_the_teacher(data: Path) -> None:
 def test_the_error_names_the_flag_and_what_it_must_be(argv: str, message: str, data: Path) -> None:
     error = check("--data-path", str(data), *argv.split())
     assert error.startswith(message) and "\n" not in error
+
+
+def test_a_missing_file_of_a_run_is_named_by_its_present_name(data: Path, tmp_path: Path) -> None:
+    """student.safetensors was the name in earlier versions."""
+    folder = RunFolder(tmp_path)
+    folder.model.touch()
+    for flag in ("--teacher-path", "--finetune"):
+        error = check(
+            "--data-path",
+            str(data),
+            "--teacher-path",
+            str(tmp_path),
+            flag,
+            str(tmp_path / "student.safetensors"),
+        )
+        assert error.startswith(f"{flag} must be an existing file, such as {folder.model} (got")
 
 
 def test_a_run_that_has_begun_may_name_a_first_checkpoint_that_is_gone(

@@ -1,9 +1,10 @@
 """JSON-lines files: torn lines, typed records, and a disk that is full."""
 
+import fcntl
 import json
 import math
-import multiprocessing
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,25 +76,17 @@ def test_append_to_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path) -> None:
     assert path.read_text() == '{"step": 1}\n'
 
 
-def append_many(path: Path, process: int) -> None:
-    for step in range(50):
-        append_lines(path, [{"process": process, "step": step}])
-
-
-def test_processes_that_share_a_file_do_not_mix_their_lines(tmp_path: Path) -> None:
+def test_append_waits_for_another_process_that_appends(tmp_path: Path) -> None:
     path = tmp_path / "file.jsonl"
-    path.write_text('{"process": 0, "st')  # each of them finds it
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=append_many, args=(path, number)) for number in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    lines = [parse_strictly(line) for line in path.read_text().split("\n")[:-1]]
-    for number in range(3):
-        own = [line["step"] for line in lines if line["process"] == number]
-        assert own == list(range(50))
-    assert len(lines) == 150
+    with path.open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        thread = threading.Thread(target=append_lines, args=(path, [{"step": 2}]))
+        thread.start()
+        thread.join(0.1)
+        assert thread.is_alive()
+        other.write(b'{"step": 1}\n')
+    thread.join()
+    assert read_json_lines(path) == [{"step": 1}, {"step": 2}]
 
 
 def parse_strictly(text: str) -> Any:

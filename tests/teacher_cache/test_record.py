@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastdeit.commands.cache_record import find_spans, parse_epochs, parse_part
+from fastdeit.commands.cache_flags import parse_epochs, parse_part
+from fastdeit.commands.cache_record import find_spans
 from fastdeit.config.cli import parse_config
 from fastdeit.data import quarantine
 from fastdeit.data.build import build_train_index
@@ -28,6 +29,7 @@ from fastdeit.teacher_cache.reader import Cache
 from fastdeit.teacher_cache.record import ChunkBatches, JobShard
 from tests.support.cache_runs import (
     FILES,
+    MODEL,
     Setting,
     cache,
     flip,
@@ -163,6 +165,35 @@ def test_full_disk_exits_with_code_1_and_one_line(
         in said
     )
     assert len(said.strip().splitlines()) == 1
+
+
+def test_training_command_records_what_it_will_read(setting: Setting, tmp_path: Path) -> None:
+    """Every flag of a training is accepted; those that decide no sample change nothing."""
+    training = [*setting.samples, *MODEL, *setting.taught, "--micro-batch", "8"]
+    training += ["--epochs", "3", "--output-dir", str(tmp_path / "run"), "--lr", "0.01"]
+    training += ["--finetune", "/no/file", "--resume", "/no/folder", "--zero-stage", "2"]
+    folder = tmp_path / "c"
+    assert cache(["build", *training, "-o", str(folder)]) == 0
+    assert same_files(folder, setting.root / "whole")
+    assert not (tmp_path / "run").exists()
+    # with --cache as in the training that reads it, which repeats its epochs
+    period = ["--cache", str(tmp_path / "d"), "--cache-period", "2", "--cache-miss", "live"]
+    assert cache(["build", *training, *period]) == 0
+    assert Cache(tmp_path / "d").coverage().tolist() == [[True] * 6] * 2
+    # the command that recorded, and the training command, behind `sample`
+    recording = [*training, "-o", str(folder), "--epochs", "1-2", "--kind", "hard", "--part", "1/3"]
+    assert cache(["sample", str(folder), *recording, "--number", "8"]) == 0
+    assert cache(["sample", str(folder), *training, "--number", "8"]) == 0
+    assert cache(["sample", str(folder), *training, "--epochs", "7-9"]) == 2
+
+
+@pytest.mark.parametrize("action", ["build", "sample"])
+def test_help_describes_the_action_itself(action: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cache([action, "--help"]) == 0
+    said = " ".join(capfd.readouterr().out.split())
+    about = {"build": "record a teacher's output", "sample": "run the live teacher"}[action]
+    assert about in said and "FLAGS OF THE TRAINING COMMAND" in said
+    assert "300: the first 300, as in training" in said and "--batch-size" not in said
 
 
 def test_several_jobs_record_into_one_folder(setting: Setting, tmp_path: Path) -> None:
@@ -386,9 +417,13 @@ WRONG = {
         "cache ACTION must be one of build, merge, info, verify, sample (got 'frob')",
     ),
     "nothing": ([], "cache ACTION must be one of build"),
-    "a number of epochs": (
-        ["build", "-o", "{c}", "--epochs", "300"],
-        "--epochs must be spans from 0, as",
+    "no epoch": (
+        ["build", "-o", "{c}", "--epochs", "0"],
+        "--epochs must be a number of epochs, as 300, or spans from 0, as 0-299",
+    ),
+    "epochs that repeat": (
+        ["build", "-o", "{c}", "{samples}", "{taught}", "--epochs", "4-6", "--cache-period", "3"],
+        "--epochs must be below 3, as --cache-period repeats the first 3 (got [4])",
     ),
     "a span backwards": (["build", "-o", "{c}", "--epochs", "5-2"], "(got '5-2')"),
     "words for epochs": (["build", "-o", "{c}", "--epochs", "all"], "(got 'all')"),
@@ -401,7 +436,7 @@ WRONG = {
         ["build", "-o", "{c}", "--part", "third"],
         "--part must be NUMBER/JOBS, as 3/8 (got 'third')",
     ),
-    "no folder": (["build"], "the following arguments are required: -o"),
+    "no folder": (["build"], "-o must be the cache's folder (got '')"),
     "unknown kind": (["build", "-o", "{c}", "--kind", "soft"], "invalid choice: 'soft'"),
     "unknown flag": (
         ["build", "-o", "{c}", "{samples}", "--epoch", "0-1"],
@@ -413,7 +448,7 @@ WRONG = {
     ),
     "no distillation": (
         ["build", "-o", "{c}", "{samples}", "--distillation-type", "none"],
-        "needs a teacher",
+        "--distillation-type must be soft or hard: a teacher is recorded (got 'none')",
     ),
     "more logits than classes": (
         ["build", "-o", "{c}", "{samples}", "{taught}", "--kind", "topk", "--k", "10"],
@@ -567,6 +602,7 @@ def test_chunk_size_follows_the_data_set() -> None:
 
 
 def test_epochs_and_parts_are_parsed() -> None:
+    assert parse_epochs("3") == [0, 1, 2] and parse_epochs("3-3") == [3]
     assert parse_epochs(None) == [] and parse_epochs("0-2,9, 5-5") == [0, 1, 2, 5, 9]
     assert parse_part("3/8") == JobShard(3, 8) and find_spans([0, 1, 2, 5, 9, 10]) == [
         (0, 3),

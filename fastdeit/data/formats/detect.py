@@ -19,10 +19,11 @@ from fastdeit.display.text import printable
 VALIDATION = ("val", "validation", "test")
 """Names of the split that is evaluated, and whose classes are those of `train`."""
 
+_TAR = re.compile(r"\.(tar|tgz|tar\.\w+)$", re.IGNORECASE)
 Feeding = Literal["files", "shards", "idx"]
 _FORMATS = (
-    "{split}/CLASS/IMAGE, tar shards in {split}, {split}.csv, .parquet or .txt, or MNIST's files "
-    "(docs/data.md)"
+    "{split}/CLASS/IMAGE, tar shards in {split}, {split}.csv, .tsv, .parquet or .txt, or MNIST's "
+    "files (docs/data.md)"
 )
 _IMAGENET = Path("ILSVRC/Data/CLS-LOC")  # where Kaggle's download has them
 
@@ -56,7 +57,7 @@ def find_split(root: Path, split: str) -> SplitLocation:
         raise DataError(f"{root}: no such folder; a data set is a folder with train and val")
     if split.lower().endswith(LIST_SUFFIXES):
         return _found_list(root, split)
-    if re.search(r"[*?{\[]|\.(tar|tgz|tar\.\w+)$", split):
+    if re.search(r"[*?{\[]", split) or _TAR.search(split):
         return SplitLocation("shards", _plain(expand_pattern(root, split)))
     for name in VALIDATION if split == "val" else (split,):
         for base in (root, root / _IMAGENET):
@@ -96,7 +97,7 @@ def _in_folder(folder: Path) -> SplitLocation:
     entries = sorted(entry for entry in folder.iterdir() if not _is_hidden(entry.name))
     if class_folders(folder):
         return SplitLocation("folder", (folder,))
-    shards = [entry for entry in entries if re.search(r"\.(tar|tgz|tar\.\w+)$", entry.name)]
+    shards = [entry for entry in entries if _TAR.search(entry.name)]
     if shards:
         return SplitLocation("shards", _plain(shards))
     if image_files(folder):
@@ -115,12 +116,9 @@ def _in_root(root: Path, name: str) -> SplitLocation | None:
     for suffix in LIST_SUFFIXES:
         if (root / f"{name}{suffix}").is_file():
             return SplitLocation("list", (root / f"{name}{suffix}",))
-    token = re.compile(
-        rf"(^|[-_.]){re.escape(name)}([-_.]).*?\.?(tar|tgz|tar\.\w+)$|^{re.escape(name)}\.tar$"
-    )
-    shards = sorted(
-        entry for entry in root.iterdir() if token.search(entry.name) and not is_litter(entry.name)
-    )
+    token = re.compile(rf"(^|[-_.]){re.escape(name)}[-_.]")
+    names = sorted(entry.name for entry in root.iterdir() if not is_litter(entry.name))
+    shards = [root / name for name in names if _TAR.search(name) and token.search(name)]
     if shards:
         return SplitLocation("shards", _plain(shards))
     pair = idx_files(root, name)

@@ -21,7 +21,7 @@ UNKNOWN = -1
 """Label of an image that has none; it has a fault too."""
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-_WORDS_FOR_NONE = frozenset(("nan", "null", "none", "n/a", "na", "<na>", "unknown", "unlabelled"))
+_WORDS_FOR_NONE = frozenset(("nan", "null", "none", "n/a", "<na>"))
 
 Label = int | str
 Place = Callable[[int], str]
@@ -47,7 +47,7 @@ def read_label(value: object) -> Label | None:
             return None
         whole = whole_number(str(value))
         return str(value) if whole is None else whole
-    raise ValueError(f"{value!r} is no label; a label must be a whole number or a name")
+    raise ValueError(f"a label must be a whole number or a name (got {value!r})")
 
 
 def whole_number(label: Label) -> int | None:
@@ -67,8 +67,9 @@ def number_labels(
     becomes UNKNOWN.
 
     classes: None takes the numbers from 0 to the largest, or the sorted names. Labels that are all
-    names of classes are names, else they must all be positions in `classes`; where all classes'
-    names are numbers, a number is a name. Raises DataError for a label that is no class.
+    names of classes are names, else they must all be positions in `classes`; where a class is
+    called by a number other than its position, a number is a name. Raises DataError for a label
+    that is no class.
     """
     first_rows: dict[Label, int] = {}
     for row, label in enumerate(labels):
@@ -131,7 +132,7 @@ def _positions(
         as_names[label] = by_name.get(str(label), by_number.get(number))
         is_position = number is not None and 0 <= number < len(known)
         as_positions[label] = number if is_position else None
-    if len(by_number) == len(known):
+    if any(number != position for number, position in by_number.items()):
         as_positions = as_names
     for positions in (as_names, as_positions):
         found = {label: position for label, position in positions.items() if position is not None}

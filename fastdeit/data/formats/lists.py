@@ -42,25 +42,34 @@ class _Entry(NamedTuple):
 def list_listed(root: Path, file: Path, classes: Sequence[str] | None) -> Listing:
     """List the images of `file`, in its order; their paths are relative to `root` or absolute."""
     read = _read_parquet if file.suffix.lower() == ".parquet" else _read_text
-    entries = [entry._replace(path=_relative(root, entry.path)) for entry in read(file)]
-    images = [entry for entry in entries if not is_litter(entry.path)]
+    images: list[_Entry] = []
+    litter: list[str] = []
+    for place, path, label in read(file):
+        name = _relative(root, path)
+        if is_litter(name):
+            litter.append(name)
+        else:
+            images.append(_Entry(place, name, label))
     if not images:
         raise DataError(f"{file}: lists no images; each line must have a path and a label")
     _refuse_repeated(file, images)
-    folders = sorted({os.path.dirname(root / entry.path) for entry in images})
-    stamps = stamp(root, [file, *filter(os.path.isdir, folders)])
+    folders = sorted({os.path.dirname(entry.path) for entry in images})
+    stamps = stamp(root, [file, *filter(os.path.isdir, (root / folder for folder in folders))])
 
-    def place(row: int) -> str:
+    def place_of(row: int) -> str:
         entry = images[row]
         return f"{file}, {entry.place}: {printable(entry.path)}"
 
-    labels, known = number_labels([entry.label for entry in images], classes, place)
+    labels, known = number_labels([entry.label for entry in images], classes, place_of)
     names = pa.array([os.fsencode(entry.path) for entry in images], pa.binary())
     listing = list_files(root, names, labels, known, stamps)
-    return dataclasses.replace(listing, notes=_note_litter(file, entries))
+    return dataclasses.replace(listing, notes=_note_litter(file, litter))
 
 
 def _relative(root: Path, path: str) -> str:
+    """Return a path relative to `root`; one with backslashes that does not exist is of Windows."""
+    if "\\" in path and not os.path.lexists(root / path):
+        path = path.replace("\\", "/")
     return os.path.normpath(os.path.relpath(path, root) if os.path.isabs(path) else path)
 
 
@@ -72,11 +81,11 @@ def _refuse_repeated(file: Path, entries: Sequence[_Entry]) -> None:
         seen.add(entry.path)
 
 
-def _note_litter(file: Path, entries: Sequence[_Entry]) -> tuple[str, ...]:
-    litter = [entry.path for entry in entries if is_litter(entry.path)]
+def _note_litter(file: Path, litter: Sequence[str]) -> tuple[str, ...]:
     if not litter:
         return ()
-    return (f"{file}: {len(litter)} files that are no part of a data set ignored: {litter[0]}",)
+    shown = f"{len(litter)}, such as {printable(litter[0])}"
+    return (f"{file}: files that are no part of a data set are ignored: {shown}",)
 
 
 def _read_text(file: Path) -> Iterator[_Entry]:

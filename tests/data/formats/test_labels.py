@@ -82,7 +82,7 @@ def test_what_is_empty_is_no_label(value: object) -> None:
 
 @pytest.mark.parametrize("value", [[1], {"label": 1}, 1j])
 def test_what_can_be_no_label_is_refused(value: object) -> None:
-    with pytest.raises(ValueError, match="is no label; a label must be a whole number or a name"):
+    with pytest.raises(ValueError, match="a label must be a whole number or a name .got"):
         read_label(value)
 
 
@@ -92,6 +92,7 @@ KNOWN: dict[str, tuple[Sequence[object], Sequence[str], list[int]]] = {
     "numbers as names, sorted as text": (["2", 10, "1.0"], ("1", "10", "2"), [2, 1, 0]),
     "numbers with zeros before": ([2, "001"], ("001", "002"), [1, 0]),
     "names of both kinds": (["unknown", "3"], ("unknown", "3"), [0, 1]),
+    "numbers at their own positions, and names": ([2, 0, 1], ("0", "1", "A"), [2, 0, 1]),
 }
 
 
@@ -107,6 +108,7 @@ UNKNOWN: dict[str, tuple[Sequence[Label], Sequence[str], str]] = {
     "negative": ([1, -1], ("ant", "bee"), "line 2 has the label -1, not one"),
     "mixture": (["ant", "1"], ("ant", "bee"), "line 2 has the label 1, not one"),
     "number that no class is called": ([1, 0], ("1", "2"), "line 2 has the label 0, not one"),
+    "position or name": ([0, 1, 2], ("cat", "0", "1"), "line 3 has the label 2, not one"),
 }
 
 

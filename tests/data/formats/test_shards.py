@@ -116,6 +116,14 @@ def test_shards_of_several_splits_may_lie_in_one_folder(root: Path) -> None:
     assert (len(build_index(root, "train")), len(build_index(root, "val"))) == (12, 3)
 
 
+@pytest.mark.parametrize("name", ["train.tar", "TRAIN-0.TAR", "set.train.0.tar"])
+def test_shards_beside_other_files_are_found_by_their_names(tmp_path: Path, name: str) -> None:
+    write_tar(tmp_path / name, samples(range(3)))
+    for other in ("train-guitar", "retrain.tar", "train.md"):
+        (tmp_path / other).write_bytes(b"no tar")
+    assert len(build_index(tmp_path, "train" if "train" in name else "TRAIN")) == 3
+
+
 LABELS: dict[str, tuple[Members, list[str]]] = {
     "json-number": ({"a.json": b'{"label": 2}', "b.json": b'{"cls": 0, "label": "x"}'}, ["2", "0"]),
     "json-name": (

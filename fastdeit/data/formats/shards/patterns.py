@@ -60,7 +60,7 @@ def refuse_compressed(shards: Sequence[Path]) -> None:
     for shard in shards:
         if not shard.is_file():
             raise DataError(f"{shard}: is no regular file; a shard must be a plain .tar file")
-        if shard.suffix != ".tar":
+        if shard.suffix.lower() != ".tar":
             raise DataError(
                 f"{shard}: a compressed shard cannot be read in any order; unpack it to a plain "
                 ".tar file first"
