@@ -98,7 +98,7 @@ def show_summary(
     console: RunConsole, config: Config, recipe: str, folder: RunFolder, results: dict[str, float]
 ) -> None:
     """Print the table of a finished run, its files, and a command to try next."""
-    files = {"weights (timm's names)": folder.model, "picture": folder.report}
+    files = {"weights (timm's names)": folder.weights(), "picture": folder.report}
     written = {name: path for name, path in files.items() if path.is_file()}
     console.summary(results, written, next_command(config, recipe, folder))
 
