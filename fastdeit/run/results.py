@@ -111,6 +111,6 @@ def next_command(config: Config, recipe: str, folder: RunFolder) -> str:
         student = follow_with_student(config, recipe, str(folder))
         return format_train_command(*student, alone=is_alone())
     if recipe == "digits" and not alone:
-        untaught = follow_without_teacher(config, str(folder))
+        untaught = follow_without_teacher(config, recipe, str(folder))
         return format_train_command(untaught, recipe, alone=is_alone())
     return quote_words("tensorboard", "--logdir", folder.tensorboard)
