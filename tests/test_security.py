@@ -177,7 +177,8 @@ def test_metadata_of_a_teacher_file_is_checked(metadata: dict[str, str], tmp_pat
     )
     about = {"model": "deit_tiny_patch16_224", "num_heads": "3"} | metadata
     save_file(student.state_dict(), tmp_path / "model.safetensors", about)
-    with at_most_mib(64), pytest.raises(ValueError, match="invalid|must be 1 to 9999"):
+    (field,) = metadata
+    with at_most_mib(64), pytest.raises(ValueError, match=rf"{field} must be "):
         load("", tmp_path)
 
 

@@ -22,7 +22,8 @@ FORM = frozenset(
 """How the work is done, and for how long: it decides neither samples nor results."""
 
 SOURCES = frozenset(
-    "data_path augment_backend decoder finetune teacher_model teacher_path cache".split()
+    "data_path augment_backend decoder finetune teacher_model teacher_path teacher_mean "
+    "teacher_std teacher_input_size cache".split()
 )
 """Where an input comes from, or who reads it: the input itself must stay the same."""
 

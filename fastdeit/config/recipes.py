@@ -255,10 +255,15 @@ def _fit_patch(config: Config) -> int | None:
     return max(size for size in range(1, most + 1) if side % size == 0)
 
 
-def follow_without_teacher(config: Config, folder: str) -> Config:
+def follow_without_teacher(config: Config, recipe: str, folder: str) -> Config:
     """Return the settings of the run in `folder` without its teacher, for a comparison."""
-    return config.replace(
-        distill={"distillation_type": "none", "cache": "", "cache_miss": "error"},
+    distill = dataclasses.replace(
+        find_recipe(recipe).distill,
+        distillation_type="none",
+        cache_period=config.distill.cache_period,
+        bce_loss=config.distill.bce_loss,
+    )
+    return dataclasses.replace(config, distill=distill).replace(
         run={"output_dir": f"{folder}_alone", "stop_after_steps": 0},
         checkpoint={"resume": ""},
     )

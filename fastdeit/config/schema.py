@@ -223,7 +223,8 @@ class RunConfig(Section):
     eval_epochs: int = 1
     """Evaluate every so many epochs, and after the last one."""
     log_steps: int = 10
-    """Steps between two lines of metrics.jsonl; to write one, the loop waits for the device."""
+    """Steps between two lines of metrics.jsonl, each with the values of all its steps; to write
+    one, the loop waits for the device. A checkpoint writes one, too."""
     stop_after_steps: int = 0
     """Save and stop after so many steps of this run; the same command resumes there. 0: run to the
     end."""

@@ -106,9 +106,13 @@ def read_class_names(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...]
 
 
 def _find_label_names(content: Any) -> Any:
-    """Return the names in timm's config.json: older ones have all fields at the top."""
+    """Return the names in timm's config.json: a list, or an object by number; older ones have all
+    fields at the top."""
     content = content if isinstance(content, dict) else {}
     inner = content.get("pretrained_cfg")
     places = [content, inner if isinstance(inner, dict) else {}]
     found = [place[key] for place in places for key in ("label_names", "labels") if key in place]
-    return found[0] if found else None
+    names = found[0] if found else None
+    if isinstance(names, dict):
+        return [names.get(str(number)) for number in range(len(names))]
+    return names

@@ -52,7 +52,7 @@ def _walk(value: Any, name: str, seen: set[int], depth: int) -> Iterator[tuple[s
         yield name, _to_plain(value)
         return
     for key, part in _parts(value).items():
-        yield from _walk(part, f"{name}.{key}", seen, depth - 1)
+        yield from _walk(part, f"{name}.{key}" if name else str(key), seen, depth - 1)
 
 
 def _to_plain(tensor: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ from fastdeit.training.trainer import STATISTICS, MicroStep
 WINDOW = 100
 """Steps whose gradient norms the next one is compared with."""
 SPIKE = 10.0
-"""A gradient norm above so many times their median is a spike."""
+"""A gradient norm above so many times their median is a spike, unless the median is 0."""
 
 _MIN_WINDOW = 20  # steps in the window, before anything is called a spike
 
@@ -134,7 +134,7 @@ class Health:
         norms = [before["grad_norm"] for before in self._recent]
         self._recent.append(applied)
         median = statistics.median(norms) if len(norms) >= _MIN_WINDOW else math.inf
-        if applied["grad_norm"] > SPIKE * median:
+        if applied["grad_norm"] > SPIKE * median > 0:
             self._note_spike(step, applied, median)
         return applied
 

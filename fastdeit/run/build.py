@@ -172,7 +172,7 @@ def _list_damaged(index: Index) -> list[str]:
         return []
     more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
     named = "; ".join(damaged[:_NAMED])
-    return [f"{len(damaged)} damaged images of {index.split} excluded: {named}{more}"]
+    return [f"{len(damaged)} images of {index.split} excluded: {named}{more}"]
 
 
 def describe_run(run: Run, notes: list[str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import os
 import platform
+from collections.abc import Set
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,27 +44,28 @@ def check_same_run(config: Config, folder: RunFolder) -> None:
         return
     may_change = MAY_CHANGE_WHEN_FINISHED if folder.is_finished else MAY_CHANGE_ON_RESUME
     files = compare_files(config, read_inputs(folder))
-    changes = list_changes(_read_settings_of(folder), config, may_change | files.keys())
-    _refuse_changes(folder, [*changes, *filter(None, files.values())])
+    _check_settings(config, folder, may_change | files.keys())
+    changed = [line for line in files.values() if line]
+    if changed:
+        raise ValueError(f"{_name_run(folder)} with other files: {'; '.join(changed)}")
 
 
 def check_same_settings(config: Config, folder: RunFolder) -> None:
     """Raise ValueError naming the settings in which the run in a folder differs from `config`."""
-    changes = list_changes(_read_settings_of(folder), config, MAY_CHANGE_ON_RESUME)
-    _refuse_changes(folder, changes)
+    _check_settings(config, folder, MAY_CHANGE_ON_RESUME)
 
 
-def _read_settings_of(folder: RunFolder) -> Config:
-    return read_settings(folder.config, "--output-dir")
+def _check_settings(config: Config, folder: RunFolder, may_change: Set[str]) -> None:
+    then = read_settings(folder.config, "--output-dir")
+    changed = list_changes(then, config, may_change)
+    if changed:
+        advice = f"--config {folder.config} has those of the run"
+        raise ValueError(f"{_name_run(folder)} with other settings: {'; '.join(changed)}; {advice}")
 
 
-def _refuse_changes(folder: RunFolder, changes: list[str]) -> None:
-    if changes:
-        kind = "finished run" if folder.is_finished else "run"
-        raise ValueError(
-            f"--output-dir must be another folder: {folder} holds a {kind} with other settings: "
-            f"{'; '.join(changes)}; --config {folder.config} has those of the run"
-        )
+def _name_run(folder: RunFolder) -> str:
+    kind = "finished run" if folder.is_finished else "run"
+    return f"--output-dir must be another folder: {folder} holds a {kind}"
 
 
 def check_same_everywhere(config: Config) -> None:

@@ -213,8 +213,8 @@ def compare_files(config: Config, recorded: Inputs) -> dict[str, str]:
     if teacher and config.distill.needs_teacher and locate_weights(path).is_file():
         now = identify_file(config.distill.teacher_model, Path(path)) | {"path": path}
         if now.keys() & teacher.keys() > {"path"}:
-            changes["teacher_path"] = _compare("teacher", teacher, now)
+            changes["teacher_path"] = _compare("--teacher-path", teacher, now)
     path = config.model.finetune
     if finetune and locate_weights(path).is_file():
-        changes["finetune"] = _compare("finetune", finetune, _describe_finetune(path))
+        changes["finetune"] = _compare("--finetune", finetune, _describe_finetune(path))
     return changes

@@ -98,7 +98,7 @@ def show_summary(
     console: RunConsole, config: Config, recipe: str, folder: RunFolder, results: dict[str, float]
 ) -> None:
     """Print the table of a finished run, its files, and a command to try next."""
-    files = {"weights (timm's names)": folder.model, "picture": folder.report}
+    files = {"weights (timm's names)": folder.weights(), "picture": folder.report}
     written = {name: path for name, path in files.items() if path.is_file()}
     console.summary(results, written, next_command(config, recipe, folder))
 
@@ -111,6 +111,6 @@ def next_command(config: Config, recipe: str, folder: RunFolder) -> str:
         student = follow_with_student(config, recipe, str(folder))
         return format_train_command(*student, alone=is_alone())
     if recipe == "digits" and not alone:
-        untaught = follow_without_teacher(config, str(folder))
+        untaught = follow_without_teacher(config, recipe, str(folder))
         return format_train_command(untaught, recipe, alone=is_alone())
     return quote_words("tensorboard", "--logdir", folder.tensorboard)

@@ -22,12 +22,15 @@ _SHOWN = 8
 def collect_teacher_facts(teacher: Teacher, manifest: Manifest | None) -> dict[str, Any]:
     """Return a live teacher's identity, in the form of a cache's facts; None: of a new cache.
 
-    A cache from before the weights were hashed has a hash of the teacher's file instead; it does
-    not show with which weights a callable was recorded.
+    A cache from before the weights were hashed has a hash of the teacher's file instead. Raises
+    CacheError for one of a callable, as it does not show with which weights it was recorded.
     """
     identity = teacher.identity()
-    if manifest is None or _has_weights(manifest) or is_callable(teacher.name):
+    if manifest is None or _has_weights(manifest):
         return identity
+    if is_callable(teacher.name):
+        fault = f"an older cache, which does not name the weights of {teacher.name}"
+        raise CacheError(f"{fault}: record them again, into a new folder (-o NEW)")
     view = {name: identity[name] for name in ("mean", "std", "input_size")}
     return {"name": teacher.name, "sha256": teacher.sha256} | view
 

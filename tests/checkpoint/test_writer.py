@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,30 @@ def test_failed_save_is_reported_and_tried_again_with_more_room(
         "checkpoint of step 4 not saved: [Errno 28] No space left on device; trying again" in line
     )
     assert writer.take_warnings() == []
+
+
+def test_weights_that_cannot_be_written_are_tried_again(
+    writer: CheckpointWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = WeightFiles.update
+    attempts = []
+
+    def once(self: WeightFiles, scores: Mapping[int, float]) -> list[str]:
+        attempts.append(scores)
+        if len(attempts) == 1:
+            full(1)
+        return update(self, scores)
+
+    monkeypatch.setattr(WeightFiles, "update", once)
+    writer.scores[4] = 50.0
+    save(writer, 4)
+    writer.wait()
+    assert attempts == [{4: 50.0}] * 2 and steps(tmp_path) == [4]
+    assert "No space left on device; trying again" in writer.take_warnings()[0]
+    folder = RunFolder(tmp_path)
+    checkpoint = tmp_path / "checkpoints" / "step-00000004"
+    for path in (folder.model, folder.model_best):
+        assert path.samefile(checkpoint / "model.safetensors")
 
 
 def test_successful_save_resets_the_count_of_failures(

@@ -3,6 +3,7 @@ starts."""
 
 import itertools
 import json
+import re
 import shutil
 import statistics
 import subprocess
@@ -112,6 +113,8 @@ def test_log_and_results_are_complete(distilled: tuple[list[str], Path]) -> None
     assert all(abs(0.5 * (line["base"] + line["distill"]) - line["loss"]) < 1e-5 for line in lines)
     assert [line["epoch"] for line in lines] == [0.6667, 1.0, 1.3333, 2.0, 2.6667, 3.0]
     assert [line["images_seen"] for line in lines] == [16, 24, 32, 48, 64, 72]
+    documented = set(re.findall(r"`(\w+)`", (ROOT / "docs/log.md").read_text()))
+    assert {name for line in lines for name in line} <= documented
     times = [line["time"] for line in lines]
     assert times == sorted(times) and 0 < time.time() - times[0] < 600
     for line in lines:

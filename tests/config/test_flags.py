@@ -1,6 +1,5 @@
 """Commands that messages name: each makes the settings that were meant, in any shell word."""
 
-import dataclasses
 import os
 import subprocess
 from typing import Any
@@ -105,15 +104,12 @@ def test_student_has_a_patch_size_that_divides_the_input(side: str, patch: int |
 
 
 def test_comparison_differs_in_the_teacher_alone() -> None:
-    flags = "--recipe digits --data-path d --epochs 2 --distillation-tau 2 --resume x".split()
-    config, recipe = parse(*flags, "--stop-after-steps", "5", "--cache", "c", "--output-dir", "o")
-    alone = follow_without_teacher(config, "o")
-    expected = (
-        "--recipe digits --data-path d --epochs 2 --distillation-tau 2 --distillation-type none "
-        "--output-dir o_alone"
-    )
-    assert parse(*list_flags(alone, recipe)) == parse(*expected.split())
-    assert dataclasses.replace(alone.distill, distillation_type="hard", cache="c") == config.distill
+    kept = "--recipe digits --data-path d --epochs 2 --cache-period 3 --hflip 0.5".split()
+    dropped = "--distillation-tau 2 --teacher-path t --cache c --resume x --stop-after-steps 5"
+    config, recipe = parse(*kept, *dropped.split(), "--output-dir", "o")
+    alone = follow_without_teacher(config, recipe, "o")
+    expected = [*kept, "--distillation-type", "none", "--output-dir", "o_alone"]
+    assert parse(*list_flags(alone, recipe)) == parse(*expected)
 
 
 def test_teacher_is_trained_on_the_images_of_its_student() -> None:

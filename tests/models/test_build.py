@@ -142,6 +142,7 @@ def test_teacher_of_other_classes_beside_the_weights_has_their_names(tmp_path: P
         ({"label_names": ["a", "b"]}, ("a", "b")),
         ({"pretrained_cfg": {"label_names": ["a"]}}, ("a",)),
         ({"labels": ["a", "b"]}, ("a", "b")),
+        ({"label_names": {"1": "b", "0": "a"}}, ("a", "b")),
         ({"pretrained_cfg": None}, None),
         ({}, None),
         (["a", "b"], None),
@@ -156,7 +157,10 @@ def test_forms_of_config_json(
     assert read_class_names(tmp_path / "model.safetensors", {"classes": '["x"]'}) == ("x",)
 
 
-@pytest.mark.parametrize("text", ['{"label_names": 3}', '{"label_names": [1, 2]}', "{", "[" * 9999])
+@pytest.mark.parametrize(
+    "text",
+    ['{"label_names": 3}', '{"label_names": [1]}', '{"label_names": {"2": "a"}}', "{", "[" * 9999],
+)
 def test_harmful_config_json_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config\.json") as caught:

@@ -48,6 +48,9 @@ def test_weight_files_are_identified_by_their_tensors(tmp_path: Path) -> None:
     save_file(state, tmp_path / "b.safetensors")
     first = identify(TIMM, tmp_path / "a.pth")
     assert first == identify(TIMM, tmp_path / "b.safetensors", torch.bfloat16)
+    model = timm.create_model(TIMM, num_classes=CLASSES)
+    model.load_state_dict(state)
+    assert first["weights"] == hash_state(model)
     assert first["name"] == TIMM and first["program"] is None and first["input_size"] == 160
     for name in ("a.pth", "b.safetensors"):
         assert identify_file(TIMM, tmp_path / name) == {"weights": first["weights"]}

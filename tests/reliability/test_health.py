@@ -239,6 +239,14 @@ def test_large_norm_is_no_spike_in_the_first_twenty_steps(tmp_path: Path, world:
     assert [spike.step for spike in read_records(RunFolder(tmp_path).spikes, Spike)] == [20]
 
 
+def test_norm_after_steps_without_a_gradient_is_no_spike(tmp_path: Path, world: World) -> None:
+    health = make_health(tmp_path, [])
+    for step in range(30):
+        health.note_applied(step, [1.0, 1.0, 0.0, 0.0 if step < 29 else 5.0])
+    health.close()
+    assert not RunFolder(tmp_path).spikes.exists()
+
+
 def test_spike_is_compared_with_the_last_hundred_steps(tmp_path: Path, world: World) -> None:
     """Norms of 1, 9 and 50: the median is 1 over a hundred steps, 9 over half as many."""
     health = make_health(tmp_path, [])

@@ -170,9 +170,13 @@ class Case:
         for path in list_checkpoints(self.folder.checkpoints):
             state = json.loads((path / "state.json").read_text())
             state |= state.pop("inputs")["samples"]
-            (path / "state.json").write_text(json.dumps(state))
-            (path / "manifest.json").unlink()
-            _write_manifest(path)
+            rewrite_state(path, state)
+
+
+def rewrite_state(checkpoint: Path, state: dict[str, Any]) -> None:
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    (checkpoint / "manifest.json").unlink()
+    _write_manifest(checkpoint)
 
 
 @pytest.fixture
@@ -226,7 +230,7 @@ def test_another_teacher_is_refused_before_data_is_loaded(
     case.change_teacher()
     assert case.train() == 2
     error = capfd.readouterr().err
-    assert f"teacher: {case.setting.teacher} (weights " in error
+    assert f"with other files: --teacher-path: {case.setting.teacher} (weights " in error
     assert f"now {case.teacher} (weights " in error and error.count("\n") == 1
 
 
@@ -274,6 +278,23 @@ def test_replay_with_another_teacher_says_so_and_exits_with_1(
     assert "OTHER INPUTS" in said.out
 
 
+def test_soft_loss_from_a_cache_of_the_same_teacher_is_another_output(
+    setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    soft = ["--distillation-type", "soft"]
+    live = [*setting.taught, *soft, "--stop-after-steps", "2"]
+    assert setting.train(run, *live, epochs=2) == 0
+    assert setting.build(cache, *soft, "--kind", "topk", "--k", "2") == 0
+    assert replay_command([str(run), "--step", "1", "--cache", str(cache)]) == 1
+    (note,) = json.loads((run / "replay-1" / "step.json").read_text())["notes"]
+    assert f"teacher output: the live teacher (form logits), now {cache} (form top 2" in note
+    capfd.readouterr()
+    cached = [*setting.taught, *soft, "--cache", str(cache)]
+    assert setting.train(run, *cached, epochs=2) == 0
+    assert "from here on the losses are others" in " ".join(capfd.readouterr().out.split())
+
+
 def test_replay_uses_the_settings_of_the_start_that_trained_the_step(
     case: Case, tmp_path: Path
 ) -> None:
@@ -318,6 +339,21 @@ def test_older_run_resumes_with_a_note_and_records_from_then_on(
     assert case.train() == 2
 
 
+def test_other_initial_weights_are_a_note_and_the_record_stays(
+    case: Case, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As with another version of torch, in which a seed may mean other weights."""
+    (checkpoint,) = list_checkpoints(case.folder.checkpoints)
+    state = json.loads((checkpoint / "state.json").read_text())
+    state["inputs"]["initial weights"]["sha256"] = "5" * 64
+    rewrite_state(checkpoint, state)
+    assert case.train("--stop-after-steps", "1") == 0
+    printed = " ".join(capfd.readouterr().out.split())
+    assert "a replay from step 0 would begin with other initial weights" in printed
+    assert read_inputs(case.folder)["initial weights"]["sha256"] == "5" * 64
+    assert case.replay(2)[0] == 0 and case.replay(1)[0] == 1
+
+
 def test_run_that_starts_from_a_checkpoint_records_it(
     case: Case, setting: Setting, tmp_path: Path
 ) -> None:
@@ -331,12 +367,6 @@ def test_run_that_starts_from_a_checkpoint_records_it(
     case.folder = other
     assert case.replay(2)[0] == 0
     state = json.loads((checkpoint / "state.json").read_text())
-    (checkpoint / "state.json").write_text(json.dumps(state | {"epoch": 7}))
-    _write_manifest_again(checkpoint)
+    rewrite_state(checkpoint, state | {"epoch": 7})
     code, replayed = case.replay(2)
     assert code == 1 and "initial weights: " in replayed["notes"][0]
-
-
-def _write_manifest_again(checkpoint: Path) -> None:
-    (checkpoint / "manifest.json").unlink()
-    _write_manifest(checkpoint)

@@ -7,10 +7,12 @@ import pytest
 from torch import nn
 
 from fastdeit.config.cli import parse_config
+from fastdeit.config.recipes import RECIPES
 from fastdeit.config.schema import Config
+from fastdeit.display.console import RunConsole
 from fastdeit.models.build import weight_metadata
 from fastdeit.models.student import build_student
-from fastdeit.run.results import next_command
+from fastdeit.run.results import next_command, show_summary
 from fastdeit.storage.run_folder import RunFolder
 
 FOLDER = RunFolder(Path("runs/x"))
@@ -60,6 +62,18 @@ def test_summary_marks_a_finished_run(tmp_path: Path) -> None:
     assert not folder.is_finished
     folder.summary.write_text("{}")
     assert folder.is_finished
+
+
+def test_summary_names_the_weights_of_an_earlier_version(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # so that no line is broken
+    folder = RunFolder(Path("run"))
+    folder.path.mkdir()
+    (folder.path / "student.safetensors").touch()
+    console = RunConsole(1, 1, enabled=True)
+    show_summary(console, RECIPES["digits"](), "digits", folder, {"model/both/top1": 50.0})
+    assert "run/student.safetensors" in capsys.readouterr().out
 
 
 def test_metadata_describes_the_student_and_its_input() -> None:

@@ -428,6 +428,49 @@ def test_cache_of_another_view_fails(
     assert not (tmp_path / "run").exists()
 
 
+CALLABLE = """
+import pathlib
+import timm
+import torch
+
+def make():
+    model = timm.create_model("test_resnet", num_classes=3)
+    path = pathlib.Path(__file__).with_name("weights.pth")
+    model.load_state_dict(torch.load(path, weights_only=True))
+    return model
+"""
+
+
+def test_cache_of_a_callable_with_other_weights_fails(
+    setting: Setting,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also when it is continued; an older cache, which does not name them, cannot be compared."""
+    (tmp_path / "cached_callable.py").write_text(CALLABLE)
+    monkeypatch.syspath_prepend(tmp_path)
+    weights = tmp_path / "weights.pth"
+    torch.save(load_file(setting.teacher), weights)
+    named = ["--teacher-model", "cached_callable:make", "--teacher-path", ""]
+    folder = tmp_path / "c"
+    assert setting.build(folder, *named) == 0
+    flags = ["--cache", str(folder), "--cache-miss", "live", *named, "--stop-after-steps", "1"]
+    assert setting.train(tmp_path / "run", *flags) == 0
+    torch.save(load_file(setting.teacher) | {"fc.bias": torch.zeros(3)}, weights)
+    capfd.readouterr()
+    assert setting.train(tmp_path / "other", *flags) == 2
+    said = capfd.readouterr().err
+    assert "recorded for another run: teacher.weights" in said and "teacher.program" not in said
+    assert setting.build(folder, *named) == 2
+    assert "begun with other settings: facts.teacher.weights" in capfd.readouterr().err
+    values = json.loads((folder / "manifest.json").read_text())
+    del values["facts"]["teacher"]["weights"]
+    (folder / "manifest.json").write_text(json.dumps(values))
+    assert setting.train(tmp_path / "other", *flags) == 2
+    assert "older cache, which does not name the weights of" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("miss", ["error", "live"])
 def test_cache_with_the_hash_of_the_file_is_read(
     miss: str, setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -22,8 +22,8 @@ VALIDATION = ("val", "validation", "test")
 _TAR = re.compile(r"\.(tar|tgz|tar\.\w+)$", re.IGNORECASE)
 Feeding = Literal["files", "shards", "idx"]
 _FORMATS = (
-    "{split}/CLASS/IMAGE, tar shards in {split}, {split}.csv, .parquet or .txt, or MNIST's files "
-    "(docs/data.md)"
+    "{split}/CLASS/IMAGE, tar shards in {split}, {split}.csv, .tsv, .parquet or .txt, or MNIST's "
+    "files (docs/data.md)"
 )
 _IMAGENET = Path("ILSVRC/Data/CLS-LOC")  # where Kaggle's download has them
 

@@ -26,7 +26,8 @@ def class_folders(folder: Path) -> tuple[str, ...]:
 
 def image_files(folder: Path) -> list[str]:
     """Return the names of the images in `folder` itself, sorted."""
-    return sorted(name for name in os.listdir(folder) if is_image(name) and not is_litter(name))
+    files = (entry.name for entry in os.scandir(folder) if not entry.is_dir())
+    return sorted(name for name in files if is_image(name) and not is_litter(name))
 
 
 def list_folder(root: Path, folder: Path, classes: Sequence[str]) -> Listing:
@@ -73,13 +74,16 @@ def _class_files(root: Path, folder: Path, stamps: Stamps) -> pa.BinaryArray:
     """Return the names of the images below `folder`; each folder is stamped before it is listed."""
     base = os.fsencode(folder)
     prefix = os.path.relpath(base, os.fsencode(root))
-    names = []
+    names: list[bytes] = []
+    others: list[bytes] = []
     for parent, files in _walk(base):
         stamps |= stamp(root, [os.fsdecode(parent)])
         inner = prefix + parent[len(base) :]
-        names += [inner + b"/" + file for file in sorted(files) if is_image(os.fsdecode(file))]
+        for file in sorted(files):
+            (names if is_image(os.fsdecode(file)) else others).append(inner + b"/" + file)
     if not names:
-        raise DataError(f"{folder}: no images in this class ({', '.join(EXTENSIONS)})")
+        held = f"; it holds {printable(os.fsdecode(others[0]))}" if others else ""
+        raise DataError(f"{folder}: no images in this class ({', '.join(EXTENSIONS)}){held}")
     return pa.array(names, pa.binary())
 
 

@@ -21,7 +21,7 @@ UNKNOWN = -1
 """Label of an image that has none; it has a fault too."""
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-_WORDS_FOR_NONE = frozenset(("nan", "null", "none", "n/a", "na", "<na>", "unknown", "unlabelled"))
+_WORDS_FOR_NONE = frozenset(("nan", "null", "none", "n/a", "<na>"))
 
 Label = int | str
 Place = Callable[[int], str]
@@ -47,7 +47,7 @@ def read_label(value: object) -> Label | None:
             return None
         whole = whole_number(str(value))
         return str(value) if whole is None else whole
-    raise ValueError(f"{value!r} is no label; a label must be a whole number or a name")
+    raise ValueError(f"a label must be a whole number or a name (got {value!r})")
 
 
 def whole_number(label: Label) -> int | None:

@@ -45,7 +45,7 @@ def list_listed(root: Path, file: Path, classes: Sequence[str] | None) -> Listin
     images: list[_Entry] = []
     litter: list[str] = []
     for place, path, label in read(file):
-        name = os.path.normpath(os.path.relpath(path, root) if os.path.isabs(path) else path)
+        name = _relative(root, path)
         if is_litter(name):
             litter.append(name)
         else:
@@ -66,6 +66,13 @@ def list_listed(root: Path, file: Path, classes: Sequence[str] | None) -> Listin
     return dataclasses.replace(listing, notes=_note_litter(file, litter))
 
 
+def _relative(root: Path, path: str) -> str:
+    """Return a path relative to `root`; one with backslashes that does not exist is of Windows."""
+    if "\\" in path and not os.path.lexists(root / path):
+        path = path.replace("\\", "/")
+    return os.path.normpath(os.path.relpath(path, root) if os.path.isabs(path) else path)
+
+
 def _refuse_repeated(file: Path, entries: Sequence[_Entry]) -> None:
     seen: set[str] = set()
     for entry in entries:
@@ -77,8 +84,8 @@ def _refuse_repeated(file: Path, entries: Sequence[_Entry]) -> None:
 def _note_litter(file: Path, litter: Sequence[str]) -> tuple[str, ...]:
     if not litter:
         return ()
-    shown = f"{len(litter)} files that are no part of a data set, such as {litter[0]}"
-    return (f"{file}: lists {shown}; they are ignored",)
+    shown = f"{len(litter)}, such as {printable(litter[0])}"
+    return (f"{file}: files that are no part of a data set are ignored: {shown}",)
 
 
 def _read_text(file: Path) -> Iterator[_Entry]:

@@ -120,6 +120,12 @@ def test_images_that_a_folder_cannot_use_are_excluded_with_a_reason(tmp_path: Pa
     assert all(excluded[name].startswith(reason) for name, reason in FOLDER_EXCLUDED.items())
 
 
+def test_a_class_may_be_called_like_an_image(tmp_path: Path) -> None:
+    write(tmp_path / "train/logo.png/0.png", png())
+    index = build_index(tmp_path, "train", bad_images="error")
+    assert (len(index), index.classes) == (1, ("logo.png",))
+
+
 def test_a_class_folder_in_which_all_images_are_damaged_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "train/cat/0.png", png())
     write(tmp_path / "train/dog/0.png", png()[:-20])

@@ -36,6 +36,8 @@ class Scan:
     faults: dict[int, str] = field(default_factory=dict)
     others: Counter[str] = field(default_factory=Counter)
     """Number of members that are neither images nor labels, by extension."""
+    lone_labels: list[str] = field(default_factory=list)
+    """Keys of labels without an image."""
 
     def add(
         self,
@@ -61,6 +63,7 @@ class Scan:
         self.lengths += other.lengths
         self.labels += other.labels
         self.others += other.others
+        self.lone_labels += [prefix + key for key in other.lone_labels]
 
 
 class Samples:
@@ -113,22 +116,24 @@ class Samples:
 
     def close(self, scan: Scan, end_fault: str) -> None:
         """Add everything to `scan`: a sample for each key in order, then what is no sample."""
-        for key, images in self._images_by_key().items():
+        images_by_key = self._images_by_key()
+        used = {*images_by_key, *(self._labelled_key(_key(name)) for name in self._faults)}
+        scan.lone_labels += [key for key in self._labels if key not in used]
+        scan.others += self._others
+        for key, images in images_by_key.items():
             # KEY.jpg comes before KEY.mask.png
             first, *others = sorted(images, key=lambda member: len(_key(member.name)))
             labels = self._labels.get(key, {})
             label = next((labels[name] for name in _LABEL_EXTENSIONS if name in labels), None)
-            fault = "" if labels else "has no label: no .cls or .json member of its key has one"
+            shown = printable(os.path.basename(key))
+            fault = "" if labels else f"has no label: no {shown}.cls, no {shown}.json that has one"
             scan.add(first.name, first.offset_data, first.size, label, fault)
-            for member in others:
-                shown = printable(first.name)
-                reason = f"is the second image of its sample, the first is {shown}"
-                self._faults[member.name] = reason
+            second = f"is the second image of its sample, the first is {printable(first.name)}"
+            self._faults |= {member.name: second for member in others}
         for name, fault in self._faults.items():
             scan.add(name, fault=fault)
         if end_fault:
             scan.add("", fault=end_fault)
-        scan.others += self._others
 
     def _images_by_key(self) -> dict[str, list[tarfile.TarInfo]]:
         images: dict[str, list[tarfile.TarInfo]] = {}

@@ -50,7 +50,10 @@ def list_shards(
         counts.append(len(scan.names))
     names = all_samples.names
     if not names:
-        raise DataError(f"{root}: {_describe_empty(files, all_samples)}")
+        extensions = ", ".join(EXTENSIONS)
+        held = _list_others(all_samples)
+        shown = ", ".join(map(printable, files[:SHOWN]))
+        raise DataError(f"{root}: no image in {shown}: a member must end in {extensions} ({held})")
     labels, known = number_labels(
         all_samples.labels, classes, lambda row: f"{root}: {printable(names[row])}"
     )
@@ -64,20 +67,26 @@ def list_shards(
         ctimes=np.repeat([facts.st_ctime_ns for facts in times], counts).astype(np.int64),
         stamps=stamps,
         faults=all_samples.faults,
+        notes=_note_lone_labels(all_samples),
         shards=files,
         shard=np.repeat(np.arange(len(shards), dtype=np.int32), counts),
         offset=np.array(all_samples.offsets, np.int64),
     )
 
 
-def _describe_empty(files: Sequence[str], scan: Scan) -> str:
-    """Return why shards without an image cannot be used."""
+def _list_others(scan: Scan) -> str:
+    """Return how many members of which extensions are neither images nor labels."""
     counts = scan.others.most_common(SHOWN)
-    held = ", ".join(f"{printable(name)} ({count})" for name, count in counts) or "none"
-    return (
-        f"no image in {', '.join(map(printable, files[:SHOWN]))}: a member must end in "
-        f"{', '.join(EXTENSIONS)} (other members: {held})"
-    )
+    listed = ", ".join(f"{printable(extension)} ({count})" for extension, count in counts)
+    return f"other members: {listed or 'none'}"
+
+
+def _note_lone_labels(scan: Scan) -> tuple[str, ...]:
+    labels = scan.lone_labels
+    if not labels:
+        return ()
+    first = printable(labels[0])
+    return (f"labels without an image: {len(labels)}, such as {first} ({_list_others(scan)})",)
 
 
 def scan_shard(shard: str) -> Scan:

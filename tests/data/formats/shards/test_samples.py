@@ -84,12 +84,20 @@ def test_the_image_of_a_sample_is_the_one_with_the_shortest_name(tmp_path: Path)
 
 
 EXCLUDED = {
-    "no label": ({"b.c.jpg": IMAGE}, "b.c.jpg", "has no label: no .cls or .json member of its key"),
+    "no label": (
+        {"b.c.jpg": IMAGE},
+        "b.c.jpg",
+        "has no label: no b.c.cls, no b.c.json that has one",
+    ),
     "extension": ({"b.tif": IMAGE, "b.cls": b"0"}, "b.tif", "has the extension .tif; those that"),
     "json without label": ({"b.jpg": IMAGE, "b.json": b"{}"}, "b.jpg", "has no label"),
     "empty": ({"b.jpg": IMAGE, "b.cls": b" \n"}, "b.cls", "is no label: must be one line"),
     "two lines": ({"b.jpg": IMAGE, "b.cls": b"1\n2"}, "b.cls", r"(got '1\n2')"),
-    "several": ({"b.jpg": IMAGE, "b.json": b'{"label": [1]}'}, "b.json", "label: [1] is no label"),
+    "several": (
+        {"b.jpg": IMAGE, "b.json": b'{"label": [1]}'},
+        "b.json",
+        "label: a label must be a whole number or a name (got [1])",
+    ),
 }
 
 
@@ -135,6 +143,14 @@ def test_a_name_among_numbers_is_refused_by_its_sample(tmp_path: Path) -> None:
     images = {f"{number}.jpg": IMAGE for number in range(4)}
     with pytest.raises(DataError, match=r"train/0\.tar/3\.jpg has the label 'dog', which is no"):
         index_of(tmp_path, members | images)
+
+
+def test_labels_without_an_image_are_noted(tmp_path: Path) -> None:
+    members = {"a.jpg": IMAGE, "a.cls": b"0", "b.img": b"x", "b.cls": b"0", "c.tif": IMAGE}
+    index = index_of(tmp_path, members | {"c.cls": b"1"})
+    assert index.notes == (
+        "labels without an image: 1, such as train/0.tar/b (other members: .img (1))",
+    )
 
 
 def test_names_that_are_no_utf8_are_reported(tmp_path: Path) -> None:
