@@ -412,6 +412,8 @@ WRONG = {
         ["--model", "deit_tiny_patch16_224", "--distillation-type", "soft"],
         "_distilled_",
     ),
+    # also before the class without images is found
+    "decoder": (_no_images, ["--decoder", "mixed"], "--decoder must be cpu with"),
     "micro batch": (None, ["--micro-batch", "6"], "--micro-batch must be a divisor of 8"),
     "batch too large": (None, ["--batch-size", "32"], "--batch-size 4 works"),
     "patch size": (
