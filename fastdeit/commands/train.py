@@ -8,6 +8,7 @@ from fastdeit.config.cli import parse_config
 from fastdeit.config.parse import parse_time_limit
 from fastdeit.config.peers import list_notes
 from fastdeit.config.schema import Config
+from fastdeit.data.build import pipeline_options
 from fastdeit.distributed.collectives import barrier, on_every_rank, on_rank0
 from fastdeit.distributed.errors import RunError
 from fastdeit.distributed.world import World, init_distributed
@@ -77,6 +78,8 @@ def _prepare(
         report_finished(config, recipe, world, folder)
         return None
     on_every_rank(lambda: check_config(config, world.size))
+    # both refuse what this device has not, before the images are listed
+    on_every_rank(lambda: pipeline_options(config, world))
     on_every_rank(lambda: build_deepspeed_config(config, world))
     on_rank0(lock.acquire)
     run, notes = build_run(config, recipe, world, folder, supervisor)

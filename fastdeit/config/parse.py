@@ -14,7 +14,8 @@ def require(ok: bool, flag: str, value: object, allowed: str) -> None:
 def require_value(ok: bool, name: str, value: object, allowed: str) -> None:
     """Raise ValueError naming what it must be, and its value, unless `ok`; for what is no flag."""
     if not ok:
-        raise ValueError(f"{name} must be {allowed} (got {value!r})")
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else repr(value)
+        raise ValueError(f"{name} must be {allowed} (got {shown})")
 
 
 class Section:

@@ -173,7 +173,7 @@ def _stamps(listing: Listing, faults: Sequence[str | None]) -> Stamps:
     """Return the listing's stamps; all unsettled if some file could not be read, which may be
     readable the next time, or if equal stamps would not show that nothing changed."""
     unread = any(fault and fault.startswith(UNREAD) for fault in faults)
-    if not unread and have_true_times(listing.stamps):
+    if not unread and have_true_times(stamp.ctime for stamp in listing.stamps.values()):
         return listing.stamps
     return {path: stamp._replace(mtime=UNSETTLED) for path, stamp in listing.stamps.items()}
 
@@ -193,9 +193,7 @@ def _known(table: pa.Table, places: Sequence[Path]) -> _Columns:
         alike = pc.and_(alike, pc.fill_null(pc.equal(table[name], was[name]), False))
     unread = pc.fill_null(pc.starts_with(was["fault"], UNREAD), False)
     same = pc.and_(alike, pc.invert(unread))
-    # version 2 has no such column
-    ctimes = was["ctime_ns"] if "ctime_ns" in was.column_names else pa.nulls(len(was), pa.int64())
-    same = pc.and_(same, pc.fill_null(pc.equal(table["ctime_ns"], ctimes), False))
+    same = pc.and_(same, _same_ctimes(table, was))
     facts = {}
     for name in _FACTS:
         unknown = _UNCHECKED if name == "fault" else None
@@ -203,6 +201,15 @@ def _known(table: pa.Table, places: Sequence[Path]) -> _Columns:
         values = pc.if_else(is_known, was[name], pa.scalar(unknown, was[name].type))
         facts[name] = values.to_pylist()
     return facts
+
+
+def _same_ctimes(table: pa.Table, was: pa.Table) -> pa.Array:
+    """Return bool (N,): which images have the time of change that they had; none if it says nothing
+    here, or if the table of an earlier version has no such column."""
+    ctimes = table["ctime_ns"]
+    if "ctime_ns" not in was.column_names or not have_true_times(ctimes.to_pylist()):
+        return pa.scalar(False)
+    return pc.fill_null(pc.equal(ctimes, was["ctime_ns"]), False)
 
 
 def _stored(places: Sequence[Path]) -> pa.Table | None:

@@ -191,7 +191,10 @@ def test_wrong_starting_points_are_named(argv: list[str], message: str) -> None:
         (["--hflip", "1.5"], "--hflip must be a probability, from 0 to 1 (got 1.5)"),
         (["--mixup", "-1"], "--mixup must be 0 or more (got -1.0)"),
         (["--mixup-group", "3"], "--mixup-group must be an even number of at least 2 (got 3)"),
-        (["--ratio", "2", "1"], "--ratio must be two numbers above 0, the smaller one first (got"),
+        (
+            ["--ratio", "2", "1"],
+            "--ratio must be two numbers above 0, the smaller one first (got 2.0 1.0)",
+        ),
         (["--scale", "0.1", "2"], "--scale must be two numbers above 0 and at most 1, the smaller"),
         (["--cutmix-minmax", "0", "1"], "--cutmix-minmax must be two numbers above 0"),
         (["--src", "--input-size", "4"], "--input-size must be 5 or more with --src (got 4)"),

@@ -7,6 +7,7 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,9 +15,9 @@ import pytest
 from PIL import Image
 
 from fastdeit.data import table
-from fastdeit.data.formats import check, listing
+from fastdeit.data.formats import check
 from fastdeit.data.formats.check import ByteRange, Checked, check_place
-from fastdeit.data.formats.listing import Stamp, have_true_times
+from fastdeit.data.formats.listing import have_true_times
 from fastdeit.data.index import Index, build_index
 from tests.data.formats.test_idx import idx
 
@@ -121,15 +122,43 @@ def test_another_version_with_equal_times_is_listed(tmp_path: Path, kind: str, w
     assert found == expected
 
 
-def test_a_file_system_without_times_of_change_is_listed_each_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As squashfs, whose inodes may also be the same in two versions."""
-    monkeypatch.setattr(listing, "_stamp_of", lambda _: Stamp(4096, 10**18, 10**18, 1))
+@pytest.fixture
+def frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make all times of change one whole second, as in an image of a file system."""
+    stat = os.stat
+
+    def frozen_stat(*arguments: Any, **options: Any) -> os.stat_result:
+        facts = stat(*arguments, **options)
+        names = [name for name in dir(facts) if name.startswith("st_")]
+        values = {name: getattr(facts, name) for name in names}
+        return os.stat_result(tuple(facts), values | {"st_ctime_ns": 10**18})
+
+    monkeypatch.setattr(os, "stat", frozen_stat)
+
+
+def change_name(folder: Path) -> None:
+    (folder / "b/1.bmp").rename(folder / "b/9.bmp")
+
+
+def change_class(folder: Path) -> None:
+    (folder / "a/1.bmp").rename(folder / "b/9.bmp")
+
+
+def change_pixels(folder: Path) -> None:
+    (folder / "b/1.bmp").write_bytes(bmp(16))
+
+
+@pytest.mark.usefixtures("frozen")
+@pytest.mark.parametrize("change", [change_name, change_class, change_pixels])
+def test_a_file_system_without_times_of_change_is_listed_each_time(tmp_path: Path, change) -> None:
+    """Its inodes may be the same in two versions, too."""
     write_folder(tmp_path / "data", 1)
-    before = build_index(tmp_path / "data", "train")
-    (tmp_path / "data/train/a/0.bmp").rename(tmp_path / "data/train/b/9.bmp")
-    assert content(build_index(tmp_path / "data", "train")) != content(before)
+    set_times(tmp_path / "data")
+    build_index(tmp_path / "data", "train", cache_dir=tmp_path)
+    change(tmp_path / "data/train")
+    set_times(tmp_path / "data")
+    found = content(build_index(tmp_path / "data", "train", cache_dir=tmp_path))
+    assert found == content(build_index(tmp_path / "data", "train", cache_dir=tmp_path / "new"))
 
 
 @pytest.mark.parametrize(
@@ -139,13 +168,13 @@ def test_a_file_system_without_times_of_change_is_listed_each_time(
         ((10**18, 2 * 10**18), True),
         ((10**18 + 1, 10**18 + 1), True),
         ((0, 0), False),
+        ((0, 10**18), False),
     ],
 )
 def test_times_of_change_are_true_if_they_differ_or_have_fractions(
     times: tuple[int, ...], expected: bool
 ) -> None:
-    stamps = {str(number): Stamp(1, 1, time, number) for number, time in enumerate(times)}
-    assert have_true_times(stamps) == expected
+    assert have_true_times(times) == expected
 
 
 @pytest.mark.parametrize("kind", ["folder", "list", "shards"])

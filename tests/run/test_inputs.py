@@ -278,6 +278,23 @@ def test_replay_with_another_teacher_says_so_and_exits_with_1(
     assert "OTHER INPUTS" in said.out
 
 
+def test_soft_loss_from_a_cache_of_the_same_teacher_is_another_output(
+    setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    soft = ["--distillation-type", "soft"]
+    live = [*setting.taught, *soft, "--stop-after-steps", "2"]
+    assert setting.train(run, *live, epochs=2) == 0
+    assert setting.build(cache, *soft, "--kind", "topk", "--k", "2") == 0
+    assert replay_command([str(run), "--step", "1", "--cache", str(cache)]) == 1
+    (note,) = json.loads((run / "replay-1" / "step.json").read_text())["notes"]
+    assert f"teacher output: the live teacher (form logits), now {cache} (form top 2" in note
+    capfd.readouterr()
+    cached = [*setting.taught, *soft, "--cache", str(cache)]
+    assert setting.train(run, *cached, epochs=2) == 0
+    assert "from here on the losses are others" in " ".join(capfd.readouterr().out.split())
+
+
 def test_replay_uses_the_settings_of_the_start_that_trained_the_step(
     case: Case, tmp_path: Path
 ) -> None:

@@ -170,8 +170,8 @@ def is_unchanged(root: Path, stamps: Stamps) -> bool:
         return False
 
 
-def have_true_times(stamps: Stamps) -> bool:
-    """Return False if one time of change, in whole seconds, stands for all paths: then the file
-    system notes none (squashfs, ISO 9660, object stores), and two versions can look the same."""
-    times = {stamp.ctime for stamp in stamps.values()}
+def have_true_times(ctimes: Iterable[int]) -> bool:
+    """Return False if the times of change are all one whole second, or 0: then the file system
+    notes none (squashfs, ISO 9660, an image of a disk), and two versions can look the same."""
+    times = set(ctimes) - {0}
     return len(times) > 1 or any(time % 10**9 for time in times)
