@@ -122,8 +122,9 @@ class Teacher:
             if count:
                 parts.insert(0, f"{count / 1e6:.1f} M parameters")
         parts.append(self.precision)
-        shown = {"weights": self.weights, "program": self.program}
-        parts += [f"{name} {value[:12]}" for name, value in shown.items() if value]
+        parts.append(f"weights {self.weights[:12]}" if self.weights else "no weights found")
+        if self.program:
+            parts.append(f"program {self.program[:12]}")
         return f"{self.name}: {', '.join(parts)}"
 
     def describe_view(self) -> str:

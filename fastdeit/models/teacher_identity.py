@@ -39,15 +39,18 @@ def identify_file(name: str, path: Path) -> dict[str, str]:
 def hash_state(model: object) -> str | None:
     """Return the SHA-256 of the tensors that a network or another callable uses; None if there are
     none to be found. Raises ValueError for a network whose weights have no values yet."""
-    tensors = dict(_walk(model, "", set(), _DEPTH))
+    tensors = dict(_walk(model, "", {}, _DEPTH))
     return hash_tensors(tensors) if tensors else None
 
 
-def _walk(value: Any, name: str, seen: set[int], depth: int) -> Iterator[tuple[str, torch.Tensor]]:
+def _walk(
+    value: Any, name: str, seen: dict[int, Any], depth: int
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors below a value by their dotted names, each value once."""
     if id(value) in seen or not depth:
         return
-    seen.add(id(value))
+    # the value is kept: the id of one that is freed may be that of the next
+    seen[id(value)] = value
     if isinstance(value, torch.Tensor):
         yield name, _to_plain(value)
         return
