@@ -84,8 +84,8 @@ def _looks_like_peer(argv: Sequence[str]) -> bool:
 
 def _compare_batch(argv: Sequence[str]) -> list[str]:
     given = _given(argv)
-    values = given.get("--batch-size") or given.get("-b") or []
-    if len(values) != 1 or not values[0].isdigit():
+    values = given.get("--batch-size", [])
+    if len(values) != 1 or not values[0].isdecimal():
         return []
     gpus = _count_gpus(given)
     theirs = f"on {gpus} GPUs add --batch-size {int(values[0]) * gpus}"
@@ -94,7 +94,9 @@ def _compare_batch(argv: Sequence[str]) -> list[str]:
 
 
 def _given(argv: Sequence[str]) -> dict[str, list[str]]:
-    return {name: values_of(tokens) for name, tokens in split_flags(argv)}
+    """Return the values of each flag, under its name as given and under ours."""
+    both = [*split_flags(argv), *split_flags(translate_flags(argv))]
+    return {name: values_of(tokens) for name, tokens in both}
 
 
 def _count_gpus(given: Mapping[str, Sequence[str]]) -> int:
@@ -107,7 +109,7 @@ def _count_gpus(given: Mapping[str, Sequence[str]]) -> int:
 
 def _number(given: Mapping[str, Sequence[str]], flag: str, default: int) -> int:
     text = "".join(given.get(flag, ()))
-    return int(text) if text.isdigit() else default
+    return int(text) if text.isdecimal() else default
 
 
 def _compare_defaults(argv: Sequence[str], config: Config) -> list[str]:
@@ -128,7 +130,8 @@ def _compare_defaults(argv: Sequence[str], config: Config) -> list[str]:
         )
     if "--lr" in given and given.keys() & _TIMMS and not config.optim.unscale_lr:
         notes["--unscale-lr"] = "--lr is for a batch of 512, in timm for any batch: --unscale-lr"
-    return [note for flag, note in notes.items() if flag not in given]
+    chosen = given.keys() | {flag.replace("--no-", "--", 1) for flag in given}
+    return [note for flag, note in notes.items() if flag not in chosen]
 
 
 def _list_unused(argv: Sequence[str]) -> list[str]:

@@ -168,6 +168,7 @@ def test_a_command_of_deit_says_once_what_means_something_else(
         ("-b 256", 8, "8"),
         ("-b 256 --nodes 3", 24, "8"),
         ("-b 256 --nodes x", 16, "1"),
+        ("-b 256 --nodes ²", 16, "1"),
     ],
 )
 def test_the_batch_of_deit_is_that_of_its_gpus(
@@ -178,6 +179,8 @@ def test_the_batch_of_deit_is_that_of_its_gpus(
 
 
 def test_what_a_command_sets_is_no_difference() -> None:
+    chosen = "--aug-repeats 2 --kd-token-distill-type hard --no-qkv-bias --output_dir out"
+    assert len(notes(chosen)) == 1
     given = "--aug-repeats 3 --distillation-type none --qkv-bias --output_dir out"
     assert len(notes(given)) == len(notes("--recipe deit_paper --pin-mem --distillation-type hard"))
     assert len(notes(given)) == 1
