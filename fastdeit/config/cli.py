@@ -35,8 +35,8 @@ def parse_config(
     """Return the run's `Config` and the name of its recipe.
 
     settings: fields by section that replace those of --config, as attempts.jsonl has them. Flags of
-    deit and timm are translated (`PEER_FLAGS`). Raises ValueError, with a message of one line, for a
-    flag, value, recipe or file that is not allowed. Rank 0 alone prints --help.
+    deit and timm are translated (`PEER_FLAGS`). Raises ValueError, with a message of one line, for
+    a flag, value, recipe or file that is not allowed. Rank 0 alone prints --help.
     """
     translated = translate_flags(argv)
     check_flags(translated)
@@ -55,8 +55,8 @@ def parse_config(
 
 def _parse_flags(flags: Sequence[str], base: Config, prog: str) -> Config:
     description = (
-        f"Train a distilled DeiT. First come --recipe NAME ({', '.join(RECIPES)}) and --config FILE, then any flag "
-        "below. Those of deit and timm: docs/coming-from-deit.md."
+        f"Train a distilled DeiT. First come --recipe NAME ({', '.join(RECIPES)}) and --config "
+        "FILE, then any flag below. Those of deit and timm: docs/coming-from-deit.md."
     )
     unchecked = tyro.cli(
         _UncheckedConfig,
