@@ -102,10 +102,11 @@ def _load_archive(kind: str, path: Path, device: torch.device, choose: Choose) -
     name = f"{kind}:{path.name}"
     view = choose([read_extra_files(path), read_settings_beside(path)])
     model: nn.Module
-    if kind == "torchscript":
-        model = torch.jit.load(path, map_location=device)
-    else:
-        model = move_to_device_pass(torch.export.load(path), device).module()
+    with path.open("rb") as file:  # torch takes no path that is not UTF-8
+        if kind == "torchscript":
+            model = torch.jit.load(file, map_location=device)
+        else:
+            model = move_to_device_pass(torch.export.load(file), device).module()
     return LoadedTeacher(model, name, view, path, hash_state(model), program=path)
 
 

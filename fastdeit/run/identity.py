@@ -40,7 +40,11 @@ def check_same_run(config: Config, folder: RunFolder) -> None:
             f"--output-dir must be in a folder that can be written "
             f"(got {path}, which cannot be written below {above})"
         )
-    if not folder.is_finished and not folder.config.is_file():
+    if not folder.config.is_file():
+        if folder.is_finished:
+            raise ValueError(
+                f"{folder.config} is missing: it must have the finished run's settings"
+            )
         return
     may_change = MAY_CHANGE_WHEN_FINISHED if folder.is_finished else MAY_CHANGE_ON_RESUME
     files = compare_files(config, read_inputs(folder))

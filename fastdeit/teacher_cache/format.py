@@ -130,7 +130,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         values = json.loads(read_bounded(path, MAX_BYTES))
     except OSError as error:
-        advice = f"`fastdeit cache build -o {folder}` makes a cache"
+        advice = f"`fastdeit cache build [the flags of the run] -o {folder}` makes a cache"
         raise CacheError(f"{path}: {error.strerror}; {advice}") from None
     except (ValueError, RecursionError) as error:
         limit = f"must be JSON of at most {MAX_BYTES:,} bytes"

@@ -278,6 +278,15 @@ def test_finished_run_refuses_another_command_and_names_the_flags(
     assert printed.err.count("\n") == 1 and "top-1" not in printed.out
 
 
+def test_finished_run_without_its_settings_is_refused(
+    distilled: tuple[list[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(distilled[1], tmp_path / "run")
+    (folder / "config.yaml").unlink()
+    assert run(distilled[0], folder) == 2
+    assert f"{folder}/config.yaml is missing" in capfd.readouterr().err
+
+
 def test_finished_run_shows_its_table_in_another_form_and_without_its_files(
     distilled: tuple[list[str], Path],
     tmp_path: Path,

@@ -334,5 +334,5 @@ def test_port_in_use_is_reported(argv: list[str], tmp_path: Path) -> None:
 def test_differing_ranks_are_refused(argv: list[str], tmp_path: Path) -> None:
     launch = Launch(tmp_path / "run", argv, "flags:1:--lr 0.06")
     assert launch.wait() == 2
-    assert "rank 1" in launch.output and "optim.lr: 0.05, there 0.06" in launch.output
+    assert "rank 1" in launch.output and "--lr: 0.05, there 0.06" in launch.output
     assert not launch.folder.exists()
