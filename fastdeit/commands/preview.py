@@ -38,7 +38,6 @@ from fastdeit.plan.operations import OPERATIONS, OPS, RAND_AUGMENT_OPS, op_argum
 from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.storage.atomic import atomic_open
 
-_ABOUT = "Draw what the model will see of chosen samples in a training with these flags."
 _MOST = 64  # samples in a picture
 _NAME = 14  # letters of a class's name in a title
 _MAGNITUDES = (1.0, 3.0, 5.0, 7.0, 9.0, 10.0)
@@ -63,7 +62,7 @@ def preview_command(argv: Sequence[str]) -> int:
     with one_line_errors():
         parsed, flags = _parser().parse_known_args(list(argv))
         ordinals = parse_ordinals(parsed.ordinals)
-        config, recipe = parse_config(flags, "fastdeit preview", _ABOUT)
+        config, recipe = parse_config(flags, "fastdeit preview")
         index = build_train_index(config)
         plan = build_plan(config, index.sizes)
         end = plan.num_images // 2 * 2 * plan.spec.repeats

@@ -30,15 +30,13 @@ class _UncheckedConfig(Config):
 def parse_config(
     argv: Sequence[str],
     prog: str,
-    about: str = "Train a distilled DeiT.",
     settings: Mapping[str, dict[str, Any]] = MappingProxyType({}),
 ) -> tuple[Config, str]:
     """Return the run's `Config` and the name of its recipe.
 
-    about: the first sentence of --help. settings: fields by section that replace those of --config,
-    as attempts.jsonl has them. Flags of deit and timm are translated (`PEER_FLAGS`).
-    Raises ValueError, with a message of one line, for a flag, value, recipe or file that is not
-    allowed. Rank 0 alone prints --help.
+    settings: fields by section that replace those of --config, as attempts.jsonl has them. Flags of
+    deit and timm are translated (`PEER_FLAGS`). Raises ValueError, with a message of one line, for
+    a flag, value, recipe or file that is not allowed. Rank 0 alone prints --help.
     """
     translated = translate_flags(argv)
     check_flags(translated)
@@ -46,7 +44,7 @@ def parse_config(
     base = _from_file(find_recipe(known.recipe), known.config)
     base = config_from_dict(base, dict(settings), "attempts.jsonl")
     try:
-        config = _parse_flags(flags, base, prog, about)
+        config = _parse_flags(flags, base, prog)
     except ValueError as error:
         raise ValueError(f"{error}{explain_rate(argv, str(error))}") from None
     _refuse_code(config.distill.teacher_model, flags)
@@ -55,10 +53,10 @@ def parse_config(
     return config, known.recipe
 
 
-def _parse_flags(flags: Sequence[str], base: Config, prog: str, about: str) -> Config:
+def _parse_flags(flags: Sequence[str], base: Config, prog: str) -> Config:
     description = (
-        f"{about} First come --recipe NAME ({', '.join(RECIPES)}) and --config FILE, then any flag "
-        "below. Those of deit and timm: docs/coming-from-deit.md."
+        f"Train a distilled DeiT. First come --recipe NAME ({', '.join(RECIPES)}) and --config "
+        "FILE, then any flag below. Those of deit and timm: docs/coming-from-deit.md."
     )
     unchecked = tyro.cli(
         _UncheckedConfig,

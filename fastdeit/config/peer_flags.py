@@ -26,15 +26,9 @@ class PeerFlag:
     """From an accepted value (a number in any form) to the flags of fastdeit that mean the same: ""
     if that is what a run does anyway, {} where the value stands."""
 
-    @property
-    def is_switch(self) -> bool:
-        """Return True if the flag takes no value."""
-        return SWITCH in self.accepts
-
     def translate(self, value: str) -> list[str] | None:
         """Return the flags of fastdeit for a value, None if it is not accepted."""
-        default = None if self.is_switch else self.accepts.get(ANY)
-        own = self.accepts.get(_shorten_number(value), default)
+        own = self.accepts.get(_shorten_number(value), self.accepts.get(ANY))
         return None if own is None else [part.format(value) for part in own.split()]
 
 

@@ -4,44 +4,45 @@ import os
 from collections.abc import Mapping, Sequence
 
 from fastdeit.config.flags import join_choices, own_flags, split_flags, values_of
-from fastdeit.config.peer_flags import ANY, PEER_FLAGS
+from fastdeit.config.peer_flags import ANY, PEER_FLAGS, SWITCH
 from fastdeit.config.schema import Config
 
 _TIMMS = {"-b", "-j", "--workers", "--data-dir", "--img-size", "--crop-pct", "--amp"}
 """Flags of timm, not of deit."""
 
+_CHOICES = {SWITCH: "without a value", ANY: "one value"}
+
 
 def translate_flags(argv: Sequence[str]) -> list[str]:
     """Return a command line with the flags of deit and timm replaced by those that mean the same.
+    These come last, as deit's --ThreeAugment has priority over --aa and --reprob.
 
     Raises ValueError for a flag or value of theirs that has no counterpart, naming what to do.
     """
-    flags: list[str] = []
+    own: list[str] = []
+    translated: list[str] = []
     for name, tokens in split_flags(argv):
         if name in PEER_FLAGS:
-            flags += _translate(name, tokens)
+            translated += _translate(name, values_of(tokens))
         else:
-            flags += _shorten_size(name, tokens)
-    return flags
+            own += _shorten_size(name, tokens)
+    return own + translated
 
 
-def _translate(name: str, tokens: Sequence[str]) -> list[str]:
+def _translate(name: str, values: Sequence[str]) -> list[str]:
     """Return the flags that mean the same as a flag of deit or timm."""
-    peer = PEER_FLAGS[name]
-    values = values_of(tokens)
-    count = 0 if peer.is_switch and "=" not in tokens[0] else 1
-    value = " ".join(values[:count])
-    own = peer.translate(value)
+    value = " ".join(values)
+    own = PEER_FLAGS[name].translate(value) if len(values) <= 1 else None
     if own is None:
         raise ValueError(_refusal(name, value))
-    return [*own, *values[count:]]
+    return own
 
 
 def _refusal(name: str, value: str) -> str:
     peer = PEER_FLAGS[name]
     if not peer.accepts:
         return f"{name} of deit and timm is not a flag of fastdeit: {peer.advice}"
-    allowed = "without a value" if peer.is_switch else join_choices(peer.accepts)
+    allowed = join_choices(_CHOICES.get(choice, choice) for choice in peer.accepts)
     advice = f": {peer.advice}" if peer.advice else ""
     return f"{name} must be {allowed} (got {value!r}){advice}"
 
@@ -83,8 +84,8 @@ def _looks_like_peer(argv: Sequence[str]) -> bool:
 
 def _compare_batch(argv: Sequence[str]) -> list[str]:
     given = _given(argv)
-    values = given.get("--batch-size") or given.get("-b") or []
-    if len(values) != 1 or not values[0].isdigit():
+    values = given.get("--batch-size", [])
+    if len(values) != 1 or not values[0].isdecimal():
         return []
     gpus = _count_gpus(given)
     theirs = f"on {gpus} GPUs add --batch-size {int(values[0]) * gpus}"
@@ -93,7 +94,9 @@ def _compare_batch(argv: Sequence[str]) -> list[str]:
 
 
 def _given(argv: Sequence[str]) -> dict[str, list[str]]:
-    return {name: values_of(tokens) for name, tokens in split_flags(argv)}
+    """Return the values of each flag, under its name as given and under ours."""
+    both = [*split_flags(argv), *split_flags(translate_flags(argv))]
+    return {name: values_of(tokens) for name, tokens in both}
 
 
 def _count_gpus(given: Mapping[str, Sequence[str]]) -> int:
@@ -106,7 +109,7 @@ def _count_gpus(given: Mapping[str, Sequence[str]]) -> int:
 
 def _number(given: Mapping[str, Sequence[str]], flag: str, default: int) -> int:
     text = "".join(given.get(flag, ()))
-    return int(text) if text.isdigit() else default
+    return int(text) if text.isdecimal() else default
 
 
 def _compare_defaults(argv: Sequence[str], config: Config) -> list[str]:
@@ -127,7 +130,8 @@ def _compare_defaults(argv: Sequence[str], config: Config) -> list[str]:
         )
     if "--lr" in given and given.keys() & _TIMMS and not config.optim.unscale_lr:
         notes["--unscale-lr"] = "--lr is for a batch of 512, in timm for any batch: --unscale-lr"
-    return [note for flag, note in notes.items() if flag not in given]
+    chosen = given.keys() | {flag.replace("--no-", "--", 1) for flag in given}
+    return [note for flag, note in notes.items() if flag not in chosen]
 
 
 def _list_unused(argv: Sequence[str]) -> list[str]:

@@ -98,7 +98,7 @@ def digits() -> Config:
     deepspeed fastdeit/train.py --recipe digits_teacher
     deepspeed fastdeit/train.py --recipe digits
 
-    95 to 97 % of 355 held-out digits after 36 epochs, two to three minutes on two CPU cores.
+    93 to 97 % of 355 held-out digits after 36 epochs, two to three minutes on two CPU cores.
     """
     return _DIGITS.replace(
         model={

@@ -93,10 +93,10 @@ class TimeLeft:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration as people say it: 40 s, 2 min, 1 h 20 min."""
+    """Return a duration in one or two units, at least 1 s: 40 s, 2 min, 1 h 20 min."""
     minutes = round(seconds / 60)
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{max(seconds, 1):.0f} s"
     if minutes < 60:
         return f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60} min"

@@ -77,10 +77,8 @@ class Teacher:
         return images.to(self._input_dtype, memory_format=torch.channels_last)
 
     def identity(self) -> dict[str, Any]:
-        """Return everything that decides the output for an image, as JSON values by name; of the
-        dtype only its effect on rounding is not in it.
-
-        """
+        """Return what decides the output for an image, but for rounding, as JSON values by name
+        (docs/teachers.md)."""
         kind = self.name.partition(":")[0]
         return {
             # a recorded program may have another file name

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastdeit.storage.jsonl import append_lines, read_records, restore_names
+from fastdeit.storage.jsonl import read_json_lines, read_records, replace_lines, restore_names
 from fastdeit.storage.run_folder import RunFolder
 
 
@@ -34,8 +34,11 @@ class Attempt:
 
 
 def add_attempt(folder: RunFolder, attempt: Attempt) -> None:
-    """Record that a run is started or resumed. Raise OSError."""
-    append_lines(folder.attempts, [attempt])
+    """Record that a run is started or resumed. Raise OSError.
+
+    The file is written anew: older versions left a blank line in it.
+    """
+    replace_lines(folder.attempts, [*read_json_lines(folder.attempts), attempt])
 
 
 def read_attempts(folder: RunFolder) -> list[Attempt]:

@@ -59,15 +59,18 @@ def check_soft(cache: Cache, tau: float) -> None:
     if tau in manifest.taus:
         return
     if manifest.kind == "hard":
-        rule = "must have --kind topk for --distillation-type soft (got hard)"
+        fault = (
+            f"--cache: {cache.folder} must have --kind topk for --distillation-type soft (got hard)"
+        )
     else:
-        rule = f"has no sums for --distillation-tau {tau:g} (got {_join(manifest.taus)})"
+        recorded = f"{_join(manifest.taus)}, as recorded in {cache.folder}"
+        fault = f"--distillation-tau must be {recorded} (got {tau:g})"
     again = f"fastdeit cache build [the flags of this run] --kind topk --distillation-tau {tau:g}"
-    raise CacheError(f"--cache: {cache.folder} {rule}; record again: {again} -o NEW")
+    raise CacheError(f"{fault}; or record again: {again} -o NEW")
 
 
 def _join(taus: Sequence[float]) -> str:
-    return " and ".join(f"{tau:g}" for tau in dict.fromkeys(taus))
+    return " or ".join(f"{tau:g}" for tau in dict.fromkeys(taus))
 
 
 def check_coverage(cache: Cache, epochs: int, samples: int) -> None:

@@ -123,7 +123,7 @@ def test_a_value_that_is_not_built_is_refused_in_one_line_of_advice(flag: str) -
     peer = PEER_FLAGS[flag]
     if ANY in peer.accepts:
         return
-    argv = [f"{flag}=other"] if peer.is_switch else [flag, "other"]
+    argv = [f"{flag}=other"] if SWITCH in peer.accepts else [flag, "other"]
     with pytest.raises(ValueError, match=f"^{flag} (of deit and timm|must be) .*") as refused:
         translate_flags(argv)
     assert "\n" not in str(refused.value) and peer.advice in str(refused.value)

@@ -29,6 +29,7 @@ def test_flags_for_what_is_built_anyway_change_nothing() -> None:
     ("peer", "own"),
     [
         ("--ThreeAugment", "--aa 3a --reprob 0"),
+        ("--ThreeAugment --reprob 0.25 --aa none", "--aa 3a --reprob 0"),
         ("--no-repeated-aug", "--no-repeated-aug"),
         ("--aug-repeats 0", "--no-repeated-aug"),
         ("--aug-repeats 3", "--aug-repeats 3"),
@@ -63,6 +64,9 @@ def test_another_name_of_a_flag_means_the_same(peer: str, own: str) -> None:
     [
         ("--opt sgd", "--opt must be adamw (got 'sgd'): the optimizer is AdamW"),
         ("--pin-mem=no", "--pin-mem must be without a value (got 'no')"),
+        ("--lr 1 --pin-mem no", "--pin-mem must be without a value (got 'no')"),
+        ("--data-dir a b", "--data-dir must be one value (got 'a b')"),
+        ("--opt", "--opt must be adamw (got '')"),
         ("--data-set CIFAR", "--data-set must be IMNET, any or digits (got 'CIFAR'): "),
         ("--input-size 3 224 192", "--input-size must be a whole number (got '3 224 192')"),
     ],
@@ -164,6 +168,7 @@ def test_a_command_of_deit_says_once_what_means_something_else(
         ("-b 256", 8, "8"),
         ("-b 256 --nodes 3", 24, "8"),
         ("-b 256 --nodes x", 16, "1"),
+        ("-b 256 --nodes ²", 16, "1"),
     ],
 )
 def test_the_batch_of_deit_is_that_of_its_gpus(
@@ -174,6 +179,8 @@ def test_the_batch_of_deit_is_that_of_its_gpus(
 
 
 def test_what_a_command_sets_is_no_difference() -> None:
+    chosen = "--aug-repeats 2 --kd-token-distill-type hard --no-qkv-bias --output_dir out"
+    assert len(notes(chosen)) == 1
     given = "--aug-repeats 3 --distillation-type none --qkv-bias --output_dir out"
     assert len(notes(given)) == len(notes("--recipe deit_paper --pin-mem --distillation-type hard"))
     assert len(notes(given)) == 1

@@ -82,7 +82,7 @@ def test_time_left_is_that_of_the_items_after_the_first(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.2, "0 s"), (89.4, "89 s"), (90, "2 min"), (3580, "1 h 0 min"), (9000, "2 h 30 min")],
+    [(0.2, "1 s"), (89.4, "89 s"), (90, "2 min"), (3580, "1 h 0 min"), (9000, "2 h 30 min")],
 )
 def test_duration_has_two_units_at_most(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text

@@ -409,7 +409,7 @@ def test_soft_distillation_at_another_temperature_fails(
     soft = ["--distillation-type", "soft", "--distillation-tau"]
     assert setting.train(tmp_path / "run", *flags, *soft, "2") == 2
     said = capfd.readouterr().err
-    assert "has no sums for --distillation-tau 2 (got 1 and 3)" in said
+    assert "--distillation-tau must be 1 or 3, as recorded in" in said and "(got 2)" in said
     assert "--kind topk --distillation-tau 2 -o NEW" in said
     assert not (tmp_path / "run").exists()
     assert setting.train(tmp_path / "one", *flags, *soft, "1") == 0

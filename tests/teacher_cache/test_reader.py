@@ -148,8 +148,8 @@ def test_older_records_have_one_temperature(tmp_path: Path) -> None:
     found = decode(torch.from_numpy(raw), cache.manifest, hard=False).softmax(1).amax(1)
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-6)
     check_soft(cache, 1.0)
-    advice = "record again: fastdeit cache build .* --kind topk --distillation-tau 3 -o NEW"
-    with pytest.raises(CacheError, match=rf"--distillation-tau 3 \(got 1\); {advice}"):
+    advice = "or record again: fastdeit cache build .* --kind topk --distillation-tau 3 -o NEW"
+    with pytest.raises(CacheError, match=rf"--distillation-tau must be 1, .* \(got 3\); {advice}"):
         check_soft(cache, 3.0)
 
 
