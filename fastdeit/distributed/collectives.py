@@ -80,12 +80,12 @@ def _find_turn() -> int:
 def check_same_on_ranks(facts: Mapping[str, Any]) -> None:
     """Raise ValueError on every rank, naming what differs, unless all have the facts of rank 0. A
     collective."""
-    (_, ours), *others = on_every_rank(lambda: (socket.gethostname(), facts))
+    (_, ours), *others = on_every_rank(lambda: (socket.gethostname(), dict(facts)))
     for rank, (host, theirs) in enumerate(others, 1):
         changed = [
-            f"{name}: {ours[name]!r}, there {theirs[name]!r}"
-            for name in ours
-            if ours[name] != theirs[name]
+            f"{name}: {ours.get(name)!r}, there {theirs.get(name)!r}"
+            for name in ours | theirs
+            if ours.get(name) != theirs.get(name)
         ]
         if changed:
             raise ValueError(f"rank {rank} ({host}) differs from rank 0 in {'; '.join(changed)}")

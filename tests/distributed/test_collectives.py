@@ -2,7 +2,13 @@
 
 import pytest
 
-from fastdeit.distributed.collectives import AsyncMax, on_every_rank, on_rank0
+from fastdeit.distributed import collectives
+from fastdeit.distributed.collectives import (
+    AsyncMax,
+    check_same_on_ranks,
+    on_every_rank,
+    on_rank0,
+)
 from fastdeit.distributed.world import init_distributed
 
 
@@ -26,3 +32,10 @@ def test_error_of_one_rank_is_raised_on_all() -> None:
     for run in (on_rank0, on_every_rank):
         with pytest.raises(ValueError, match="no file"):
             run(fail)
+
+
+def test_fact_that_one_rank_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = [("here", {"a": 1, "b": 2}), ("there", {"a": 1, "c": 3})]
+    monkeypatch.setattr(collectives, "on_every_rank", lambda function: facts)
+    with pytest.raises(ValueError, match=r"^rank 1 \(there\) differs .* b: 2, there None"):
+        check_same_on_ranks({})
