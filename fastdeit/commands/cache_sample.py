@@ -44,7 +44,7 @@ def sample(argv: Sequence[str]) -> int:
     micro_batch = min(job.config.optim.micro_batch, cache.manifest.samples)
     coverage = cache.coverage()
     if epochs:
-        coverage[[epoch for epoch in range(len(coverage)) if epoch not in set(epochs)]] = False
+        coverage[np.setdiff1d(np.arange(len(coverage)), epochs)] = False
     batches = _draw_samples(coverage, cache.manifest, parsed.number, micro_batch)
     with use_backend(job.config.run.kernels):
         agreement = _compare(cache, job, batches, micro_batch)

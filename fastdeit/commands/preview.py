@@ -30,7 +30,7 @@ from fastdeit.data.index import Index
 from fastdeit.data.pipeline import build_train_pipeline, pack_draws
 from fastdeit.display.pixels import denormalise
 from fastdeit.display.terminal import Terminal
-from fastdeit.display.text import shorten
+from fastdeit.display.text import TITLE_LETTERS, shorten
 from fastdeit.distributed.world import World
 from fastdeit.kernels.mix import mix
 from fastdeit.plan.build import build_plan
@@ -39,7 +39,6 @@ from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.storage.atomic import atomic_open
 
 _MOST = 64  # samples in a picture
-_NAME = 14  # letters of a class's name in a title
 _MAGNITUDES = (1.0, 3.0, 5.0, 7.0, 9.0, 10.0)
 
 
@@ -124,7 +123,9 @@ def samples(
     mean, std = config.data.mean, config.data.std
     erased_pixels = denormalise(images, mean, std)
     mixed_pixels = denormalise(mixed, mean, std)
-    names = [shorten(index.classes[label], _NAME) for label in index.labels[draws.image_index]]
+    names = [
+        shorten(index.classes[label], TITLE_LETTERS) for label in index.labels[draws.image_index]
+    ]
     rows = []
     for row in range(0, len(pairs), 2):
         cells = _draw_steps(index, plan, config, draws, row)

@@ -78,7 +78,7 @@ def _prepare(
         report_finished(config, recipe, world, folder)
         return None
     on_every_rank(lambda: check_config(config, world.size))
-    # both refuse what this device has not, before the images are listed
+    # raise for what this device does not support, before the images are listed
     on_every_rank(lambda: pipeline_options(config, world))
     on_every_rank(lambda: build_deepspeed_config(config, world))
     on_rank0(lock.acquire)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdeit.config.file import config_from_dict, read_config_file
+from fastdeit.config.parse import name_flag
 from fastdeit.config.schema import CheckpointConfig, Config, HealthConfig, LimitConfig
 from fastdeit.storage.run_folder import RunFolder
 
@@ -59,10 +60,6 @@ def pick_settings(config: Config, fields: Set[str]) -> dict[str, dict[str, Any]]
 def list_values(config: Config) -> dict[str, Any]:
     """Return the value of every field by its name, which no two sections share."""
     return {name: part[name] for part in config.to_dict().values() for name in part}
-
-
-def name_flag(field: str) -> str:
-    return f"--{field.replace('_', '-')}"
 
 
 def list_changes(then: Config, now: Config, may_change: Set[str]) -> list[str]:

@@ -12,7 +12,8 @@ from typing import Any
 import tyro
 
 from fastdeit.config.file import config_from_dict, read_config_file
-from fastdeit.config.flags import check_flags, runs_code
+from fastdeit.config.flags import check_flags
+from fastdeit.config.parse import runs_code
 from fastdeit.config.peers import explain_rate, translate_flags
 from fastdeit.config.recipes import RECIPES, find_recipe
 from fastdeit.config.schema import Config

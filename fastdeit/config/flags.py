@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
+from fastdeit.config.parse import name_flag, runs_code
 from fastdeit.config.recipes import find_recipe
 from fastdeit.config.schema import Config
 from fastdeit.display.text import quote_words
@@ -19,10 +20,9 @@ def own_flags() -> dict[str, Any]:
     flags: dict[str, Any] = dict(_BASE)
     for section in dataclasses.fields(Config):
         for item in dataclasses.fields(getattr(Config(), section.name)):
-            name = item.name.replace("_", "-")
-            flags[f"--{name}"] = item.type
+            flags[name_flag(item.name)] = item.type
             if item.type is bool:
-                flags[f"--no-{name}"] = bool
+                flags[name_flag(f"no_{item.name}")] = bool
     return flags
 
 
@@ -112,11 +112,6 @@ def join_choices(choices: Iterable[str]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def runs_code(teacher: str) -> bool:
-    """Return True if a --teacher-model is a program: a kind of file, or `module:callable`."""
-    return ":" in teacher or teacher in ("torchscript", "export")
-
-
 def format_train_command(config: Config, recipe: str, alone: bool) -> str:
     """Return the command that trains with these settings, as one line for a shell.
 
@@ -148,15 +143,16 @@ def list_flags(config: Config, recipe: str) -> list[str]:
         for field in dataclasses.fields(chosen):
             value = getattr(chosen, field.name)
             if value != getattr(usual, field.name):
-                flags += _format_flag(field.name.replace("_", "-"), value)
+                flags += _format_flag(field.name, value)
     return flags
 
 
-def _format_flag(name: str, value: Any) -> list[str]:
+def _format_flag(field: str, value: Any) -> list[str]:
+    flag = name_flag(field)
     if isinstance(value, bool):
-        return [f"--{name}" if value else f"--no-{name}"]
+        return [flag if value else name_flag(f"no_{field}")]
     if isinstance(value, tuple):
-        return [f"--{name}", *map(str, value)]
+        return [flag, *map(str, value)]
     if str(value).startswith("-"):
-        return [f"--{name}={value}"]
-    return [f"--{name}", str(value)]
+        return [f"{flag}={value}"]
+    return [flag, str(value)]

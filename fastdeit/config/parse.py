@@ -1,14 +1,27 @@
-"""Values that a flag holds as text, and the error for a value that is not allowed."""
+"""Names of flags, values that a flag holds as text, and the error for a value that is refused."""
 
 import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
+ARCHIVES = ("torchscript", "export")
+"""Kinds of --teacher-model whose file is a recorded program."""
+
+
+def is_callable(teacher: str) -> bool:
+    """Return True if a --teacher-model is a `module:callable`."""
+    return ":" in teacher and not teacher.startswith("hf-hub:")
+
+
+def runs_code(teacher: str) -> bool:
+    """Return True if a --teacher-model is a program."""
+    return teacher in ARCHIVES or is_callable(teacher)
+
 
 def require(ok: bool, flag: str, value: object, allowed: str) -> None:
     """Raise ValueError naming the flag, what it must be, and its value, unless `ok`."""
-    require_value(ok, f"--{flag.replace('_', '-')}", value, allowed)
+    require_value(ok, name_flag(flag), value, allowed)
 
 
 def require_value(ok: bool, name: str, value: object, allowed: str) -> None:
@@ -16,6 +29,11 @@ def require_value(ok: bool, name: str, value: object, allowed: str) -> None:
     if not ok:
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else repr(value)
         raise ValueError(f"{name} must be {allowed} (got {shown})")
+
+
+def name_flag(field: str) -> str:
+    """Return the flag of a field of the settings."""
+    return f"--{field.replace('_', '-')}"
 
 
 class Section:

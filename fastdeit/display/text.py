@@ -6,6 +6,9 @@ line breaks, a terminal's escape sequences, or marks that reverse the direction 
 
 import shlex
 
+TITLE_LETTERS = 14
+"""Of a class's name in the title of a picture."""
+
 
 def printable(name: object) -> str:
     """Return a name with every character that is invisible or no character written as an escape.

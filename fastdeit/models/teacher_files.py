@@ -20,10 +20,11 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torch.export.passes import move_to_device_pass
 
+from fastdeit.config.parse import ARCHIVES, is_callable
 from fastdeit.models.hub import read_class_names
 from fastdeit.models.names import suggest_names
 from fastdeit.models.student import SIZES, build_student
-from fastdeit.models.teacher_identity import ARCHIVES, hash_state, is_callable
+from fastdeit.models.teacher_identity import hash_state
 from fastdeit.models.teacher_view import (
     Choose,
     Source,

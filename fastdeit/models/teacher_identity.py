@@ -10,19 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastdeit.config.parse import ARCHIVES, is_callable
 from fastdeit.models.weights import hash_weights, read_weights
 from fastdeit.storage.tensor_files import hash_tensors
 
-ARCHIVES = ("torchscript", "export")
-"""Kinds of teachers whose file is a recorded program."""
-
 _DEPTH = 8
 """Steps from a callable to a tensor that it uses."""
-
-
-def is_callable(name: str) -> bool:
-    """Return True if a teacher's name is a "module:callable"."""
-    return ":" in name and not name.startswith("hf-hub:")
 
 
 def identify_file(name: str, path: Path) -> dict[str, str]:

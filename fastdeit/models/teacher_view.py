@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastdeit.config.parse import name_flag
 from fastdeit.storage.atomic import read_bounded
 
 FIELDS = ("mean", "std", "input_size")
@@ -66,7 +67,7 @@ class View:
         line = f"{values}; {', '.join(parts)}"
         if not self.assumed:
             return line
-        flags = " ".join(f"--teacher-{field.replace('_', '-')}" for field in self.assumed)
+        flags = " ".join(name_flag(f"teacher_{field}") for field in self.assumed)
         return f"{line}: assumed, as nothing names the teacher's own ({flags})"
 
 
@@ -95,9 +96,9 @@ def _check(field: str, value: Any, where: str) -> Any:
     """Return a field as `Preprocessing` holds it."""
     # NumPy's arrays and torch's tensors
     value = value.tolist() if hasattr(value, "tolist") else value
-    return (
-        _check_size(value, where) if field == "input_size" else _check_colour(field, value, where)
-    )
+    if field == "input_size":
+        return _check_size(value, where)
+    return _check_colour(field, value, where)
 
 
 def _check_size(value: Any, where: str) -> int:

@@ -24,8 +24,7 @@ from fastdeit.storage.tensor_files import read_tensors
 WRAPPERS = ("state_dict", "model")
 HEADS = ("head", "head_dist")
 """Of the student."""
-NAMED = 3
-"""Classes that a message names."""
+_NAMED = 3  # classes that a message names
 StateDict = dict[str, torch.Tensor]
 
 
@@ -266,7 +265,7 @@ def _describe_other_classes(
     if len(trained) != len(found):
         return f"the file names {len(trained)} classes, and its head has {len(found)}"
     absent = sorted(set(classes or ()) - set(trained))
-    return f"the file is for other classes, without {', '.join(absent[:NAMED])}" if absent else ""
+    return f"the file is for other classes, without {', '.join(absent[:_NAMED])}" if absent else ""
 
 
 def _resize_positions(

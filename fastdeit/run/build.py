@@ -46,7 +46,7 @@ from fastdeit.teacher_cache.reader import CachedTeacher
 from fastdeit.training.build import build_trainer, note_schedule
 from fastdeit.training.trainer import Trainer
 
-_NAMED = 3  # damaged images in the heading
+_NAMED = 3  # excluded images in the heading
 
 
 @dataclass(frozen=True)

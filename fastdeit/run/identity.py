@@ -18,9 +18,9 @@ from fastdeit.config.changes import (
     MAY_CHANGE_WHEN_FINISHED,
     list_changes,
     list_values,
-    name_flag,
     read_settings,
 )
+from fastdeit.config.parse import name_flag
 from fastdeit.config.schema import Config
 from fastdeit.data.index import Index
 from fastdeit.distributed.collectives import check_same_on_ranks
@@ -30,7 +30,7 @@ from fastdeit.storage.run_folder import RunFolder
 
 def check_same_run(config: Config, folder: RunFolder) -> None:
     """Raise ValueError if the run folder cannot be written, or holds a run with other settings or
-    with other files behind them. No data and no network is loaded."""
+    with other files behind them. Neither data nor a model is loaded."""
     path = folder.path
     if path.exists() and not path.is_dir():
         raise ValueError(f"--output-dir must be a folder or a new name (got the file {path})")
@@ -42,9 +42,8 @@ def check_same_run(config: Config, folder: RunFolder) -> None:
         )
     if not folder.config.is_file():
         if folder.is_finished:
-            raise ValueError(
-                f"{folder.config} is missing: it must have the finished run's settings"
-            )
+            fault = "missing, so that nothing shows whether this is the command of the finished run"
+            raise ValueError(f"{folder.config}: {fault}")
         return
     may_change = MAY_CHANGE_WHEN_FINISHED if folder.is_finished else MAY_CHANGE_ON_RESUME
     files = compare_files(config, read_inputs(folder))

@@ -34,7 +34,7 @@ def train(run: Run) -> None:
             if step in run.health.rollbacks:
                 skip_step(run)
             elif not train_step(run, batches.of(step)):
-                log_step(run)  # stays if the run cannot roll back
+                log_step(run)  # for a run that cannot roll back and ends here
                 roll_back(run)
                 continue
             after_step(run)

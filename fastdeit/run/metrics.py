@@ -76,7 +76,7 @@ class MetricLog:
 def list_by_step(steps: Sequence[StepStatistics]) -> dict[str, Any]:
     """Return the values of each step as lists of a line of the log, under `by_step`.
 
-    Losses and gradient norms have as many digits as tell fp32 numbers apart: those of a skipped
+    Losses and gradient norms have as many digits as distinguish fp32 numbers; those of a skipped
     step may be "nan" or "inf". Empty without steps.
     """
     if not steps:

@@ -6,7 +6,7 @@ import timm
 
 from fastdeit.checkpoint.files import read_manifest
 from fastdeit.config.flags import format_train_command
-from fastdeit.config.parse import require
+from fastdeit.config.parse import is_callable, name_flag, require
 from fastdeit.config.recipes import RECIPES, precede_with_teacher
 from fastdeit.config.schema import Config
 from fastdeit.data.formats.detect import find_split
@@ -123,7 +123,7 @@ def _check_teacher(config: Config) -> None:
         is_folder = Path(distill.cache).is_dir()
         allowed = "an existing folder that fastdeit cache build has written"
         require(is_folder, "cache", distill.cache, allowed)
-    if distill.needs_teacher and ":" not in distill.teacher_model:
+    if distill.needs_teacher and not is_callable(distill.teacher_model):
         path = distill.teacher_path
         _check_weights("teacher_path", path, _hint_at_teacher(config))
 
@@ -150,5 +150,5 @@ def _check_weights(flag: str, path: str, allowed: str) -> None:
 def _refuse_url(flag: str, path: str) -> None:
     """Raise ValueError for an address, which deit and timm download."""
     name = path.rpartition("/")[2]
-    local = f"a local file: download it, then give --{flag.replace('_', '-')} {name}"
+    local = f"a local file: download it, then give {name_flag(flag)} {name}"
     require("://" not in path, flag, path, local)

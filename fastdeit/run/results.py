@@ -11,7 +11,7 @@ from fastdeit.data.batch import Batch
 from fastdeit.data.build import build_train_loader
 from fastdeit.display.console import RunConsole
 from fastdeit.display.terminal import note_failure
-from fastdeit.display.text import quote_words, shorten
+from fastdeit.display.text import TITLE_LETTERS, quote_words, shorten
 from fastdeit.distributed.environment import is_alone
 from fastdeit.distributed.world import World
 from fastdeit.kernels.mix import mix
@@ -23,7 +23,6 @@ from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 
 _MOST_PICTURES = 16
-_NAME = 14  # letters of a class's name in a title
 
 
 def write_results(run: Run, results: dict[str, float]) -> None:
@@ -75,7 +74,7 @@ def _read_first_samples(run: Run) -> Batch:
 
 def _title_samples(batch: Batch, classes: tuple[str, ...]) -> list[str]:
     """Return each sample's class, or both classes with their shares if it is mixed."""
-    names = [shorten(classes[label], _NAME) for label in batch.labels.tolist()]
+    names = [shorten(classes[label], TITLE_LETTERS) for label in batch.labels.tolist()]
     titles = []
     for row, lam in enumerate(batch.lam.tolist()):
         partner = names[row ^ 1]

@@ -9,11 +9,11 @@ class RunFolder:
     """The files of the run folder `path` (--output-dir). No other module spells their names.
 
     Every run: config.yaml and deepspeed.json (the settings); inputs.json (the hashes of what else
-    decides a loss); metrics.jsonl and tensorboard/ (the
-    log); checkpoints/step-N/ (safetensors and JSON, by parameter name, independent of ZeRO stage
-    and world size); model.safetensors and model_ema.safetensors (weights of the newest checkpoint,
-    under timm's names, fp32), model_best.safetensors and model_ema_best.safetensors (those of the
-    best evaluation), config.json (describes them, for timm and the Hugging Face Hub); report.png;
+    decides a loss); metrics.jsonl and tensorboard/ (the log); checkpoints/step-N/ (safetensors and
+    JSON, by parameter name, independent of ZeRO stage and world size); model.safetensors and
+    model_ema.safetensors (weights of the newest checkpoint, under timm's names, fp32),
+    model_best.safetensors and model_ema_best.safetensors (those of the best evaluation),
+    config.json (describes them, for timm and the Hugging Face Hub); report.png;
     train-images.parquet (the images the run started with); attempts.jsonl (one line per start);
     summary.json (results; it marks a finished run: only report.png is later).
 

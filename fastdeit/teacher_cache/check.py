@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
+from fastdeit.config.parse import is_callable
 from fastdeit.data.index import Index
 from fastdeit.data.quarantine import read_quarantine
 from fastdeit.models.teacher import Teacher
-from fastdeit.models.teacher_identity import identify_file, is_callable
+from fastdeit.models.teacher_identity import identify_file
 from fastdeit.models.weights import hash_weights
 from fastdeit.teacher_cache.format import CacheError, Manifest, list_differences
 from fastdeit.teacher_cache.reader import BAD_IMAGES, Cache, CachedTeacher

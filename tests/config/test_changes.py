@@ -15,10 +15,10 @@ from fastdeit.config.changes import (
     SOURCES,
     list_changes,
     list_values,
-    name_flag,
     pick_settings,
     read_settings,
 )
+from fastdeit.config.parse import name_flag
 from fastdeit.config.schema import Config
 from tests.support.launching import ROOT
 

@@ -27,9 +27,9 @@ UNSETTLED = -1
 class Stamp(NamedTuple):
     """Facts of a file or folder that differ when it was changed or exchanged.
 
-    No program can set `ctime` and `inode`: they tell two versions with equal times of modification
-    apart. The device is no part: its number differs between mounts, and between machines that share
-    a data set.
+    No program can set `ctime` and `inode`: they distinguish two versions with equal times of
+    modification. The device is no part: its number differs between mounts, and between machines
+    that share a data set.
     """
 
     size: int

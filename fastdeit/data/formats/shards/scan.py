@@ -39,15 +39,8 @@ def list_shards(
     Raises DataError for labels that are not in `classes`, and for shards without an image.
     """
     stamps = stamp(root, shards)
-    many = len(shards) >= _PROCESSES_FROM
-    results = in_parallel(scan_shard, list(map(os.fspath, shards)), workers, processes=many)
-    scans = list(track(results, len(shards), "reading shards"))
     files = tuple(os.path.relpath(shard, root) for shard in shards)
-    all_samples = Scan()
-    counts = []
-    for file, scan in zip(files, scans, strict=True):
-        all_samples.extend(scan, f"{file}/")
-        counts.append(len(scan.names))
+    all_samples, counts = _scan_all(root, files, workers)
     names = all_samples.names
     if not names:
         extensions = ", ".join(EXTENSIONS)
@@ -72,6 +65,19 @@ def list_shards(
         shard=np.repeat(np.arange(len(shards), dtype=np.int32), counts),
         offset=np.array(all_samples.offsets, np.int64),
     )
+
+
+def _scan_all(root: Path, files: Sequence[str], workers: int) -> tuple[Scan, list[int]]:
+    """Return the samples of all shards, and how many each has; files: relative to root."""
+    shards = [os.path.join(root, file) for file in files]
+    many = len(shards) >= _PROCESSES_FROM
+    scans = in_parallel(scan_shard, shards, workers, processes=many)
+    samples = Scan()
+    counts = []
+    for file, scan in zip(files, track(scans, len(files), "reading shards"), strict=True):
+        samples.extend(scan, f"{file}/")
+        counts.append(len(scan.names))
+    return samples, counts
 
 
 def _list_others(scan: Scan) -> str:
