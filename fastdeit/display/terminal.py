@@ -28,7 +28,7 @@ def note_failure(what: str, note: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(printable(error).split()) or "no reason given"
+        reason = printable(" ".join(str(error).split())) or "no reason given"
         note(f"{what} is missing: {type(error).__name__}: {reason}")
 
 

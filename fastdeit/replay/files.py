@@ -13,6 +13,7 @@ from rich.table import Table
 from fastdeit.data.batch import Batch
 from fastdeit.display.pixels import denormalise
 from fastdeit.display.terminal import Terminal
+from fastdeit.display.text import shorten
 from fastdeit.kernels.mix import mix
 from fastdeit.replay.report import DigestComparison, Report
 from fastdeit.storage.jsonl import to_strict_json
@@ -21,6 +22,7 @@ IMAGES = "images"
 PLAN = "plan.json"
 STEP = "step.json"
 _SHOWN = 16  # micro-batches in the table
+_NAME = 60  # letters of an image's name there
 
 
 def check_output(folder: Path) -> None:
@@ -115,7 +117,9 @@ def _add_digest(table: Table, digest: DigestComparison | None, same: bool | None
 def _tabulate_micro_batches(report: Report) -> Table:
     table = Table("rank", "micro-batch", "loss", "recorded", "samples with the largest loss")
     for line in report.micro_batches[:_SHOWN]:
-        worst = ", ".join(f"{sample['image']} {sample['loss']:.4g}" for sample in line["worst"])
+        worst = ", ".join(
+            f"{shorten(sample['image'], _NAME)} {sample['loss']:.4g}" for sample in line["worst"]
+        )
         recorded = str(line.get("recorded", ""))
         place = str(line["rank"]), str(line["micro_batch"])
         table.add_row(*place, f"{line['loss']:.7g}", recorded, worst)

@@ -165,7 +165,7 @@ def test_failures_are_noted_in_one_line() -> None:
     with note_failure("report.png", notes.append):
         raise MemoryError
     assert notes == [
-        "report.png is missing: ValueError: two\\nlines \\xe4",
+        "report.png is missing: ValueError: two lines \\xe4",
         "report.png is missing: MemoryError: no reason given",
     ]
 
