@@ -76,11 +76,12 @@ def preview_command(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    details = (__doc__ or "").partition("\n\n")[2]
     more = "Flags of train, as --recipe, --data-path, --aa and --seed, decide the samples."
     parser = argparse.ArgumentParser(
         prog="fastdeit preview",
         usage="fastdeit preview [FLAGS] [flags of train]",
-        description=(__doc__ or "").partition("\n\n")[2],
+        description=f"Draw what the model will see of chosen samples.\n\n{details}",
         epilog=f"{more} They are listed by fastdeit train --help.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
