@@ -162,7 +162,10 @@ def _load_weights(name: str, path: Path, num_classes: int, choose: Choose) -> Lo
     file = _read_file(path)
     name = name or file.metadata.get("model", "")
     load = _load_student if name in SIZES else _load_timm
-    model, view = load(name, file, num_classes, choose)
+    try:
+        model, view = load(name, file, num_classes, choose)
+    except ValueError as error:
+        raise ValueError(f"{error}{_name_own_model(name, file)}") from error
     return LoadedTeacher(
         model,
         name,
@@ -172,6 +175,14 @@ def _load_weights(name: str, path: Path, num_classes: int, choose: Choose) -> Lo
         num_classes=num_classes,
         classes=read_class_names(file.path, file.metadata),
     )
+
+
+def _name_own_model(name: str, file: "_WeightFile") -> str:
+    """Return the end of a message: the model that a file names, if it is another than `name`."""
+    own = file.metadata.get("model", name)
+    if own == name or not (own in SIZES or timm.is_model(own)):
+        return ""
+    return f"; {file.path} has the weights of another model: --teacher-model {own}"
 
 
 class _WeightFile(NamedTuple):

@@ -236,6 +236,16 @@ def test_every_error_is_one_line(timm_model: nn.Module, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("asked", ["resnet18", "deit_tiny_patch16_224"])
+def test_the_model_that_a_file_names_is_suggested(
+    timm_model: nn.Module, tmp_path: Path, asked: str
+) -> None:
+    save_file(
+        timm_model.state_dict(), tmp_path / "model.safetensors", metadata=own_metadata(TIMM, SIZE)
+    )
+    refuses(f"; .*/model.safetensors .* of another model: --teacher-model {TIMM}$", asked, tmp_path)
+
+
 def test_wrong_number_of_class_names_fails(timm_model: nn.Module, tmp_path: Path) -> None:
     metadata = own_metadata(TIMM, SIZE) | {"classes": json.dumps(["a", "b"])}
     save_file(timm_model.state_dict(), tmp_path / "model.safetensors", metadata=metadata)
