@@ -209,10 +209,20 @@ def _load_student(
     colours = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
     deit = Source("DeiT", colours | {"input_size": sizes["image_size"]})
     view = choose([*file.sources, deit])
+    _check_patches(name, view, file.state["patch_embed.proj.weight"].shape[-1])
     sizes["image_size"] = view.preprocessing.size
     student = build_student(name, **sizes)  # type: ignore[arg-type]
     fit_student_weights(student, file.state)
     return student, view
+
+
+def _check_patches(name: str, view: View, patch_size: int) -> None:
+    """Raise ValueError unless the input size is a number of whole patches."""
+    size = view.preprocessing.size
+    if size % patch_size:
+        rule = f"must be a multiple of {patch_size}, the patch size of the teacher {name}"
+        origin = view.origins["input_size"]
+        raise ValueError(f"--teacher-input-size {rule} (got {size}, from {origin})")
 
 
 def _load_timm(

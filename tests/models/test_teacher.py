@@ -123,6 +123,17 @@ def test_our_student_can_be_the_teacher(tmp_path: Path) -> None:
     torch.testing.assert_close(teacher(images), student(images).detach())
 
 
+def test_input_size_of_a_student_must_be_whole_patches(tmp_path: Path) -> None:
+    student = Student(
+        image_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=3, num_classes=CLASSES
+    )
+    name = "deit_tiny_distilled_patch16_224"
+    metadata = own_metadata(name, 32, num_heads="3")
+    save_file(student.state_dict(), tmp_path / "model.safetensors", metadata=metadata)
+    said = rf"--teacher-input-size .* multiple of 8, .* {name} \(got 33, from the flags\)"
+    refuses(said, None, tmp_path, asked={"input_size": 33})
+
+
 def test_vision_transformer_is_built_for_its_size(tmp_path: Path) -> None:
     name = "test_vit"
     model = timm.create_model(name, num_classes=CLASSES, img_size=SIZE).eval()
