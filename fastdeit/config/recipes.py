@@ -1,5 +1,5 @@
-"""Recipes: named starting points for a run, each a function that returns a `Config`; and the runs
-that follow on one of a recipe.
+"""Recipes: named starting points for a run, each a function that returns a `Config`; and the
+settings of a run that comes before or after another.
 
 A docstring has the command, the accuracy to expect with its source, and the hardware. Flags and
 `--config` change any field of a recipe; `deit` is the default.
@@ -12,7 +12,8 @@ from collections.abc import Callable
 from fastdeit.config.schema import Config
 
 _GRID = 7  # patches along a side, at least, for a patch size that we choose
-_PATCH = 16  # of every named student
+PATCH_SIZE = 16
+"""Of every named student."""
 
 
 def deit() -> Config:
@@ -249,9 +250,9 @@ def _fit_patch(config: Config) -> int | None:
     that does and leaves 7 x 7 patches or more."""
     data = config.data
     side = math.gcd(data.input_size, data.eval_input_size)
-    if side % (config.model.patch_size or _PATCH) == 0:
+    if side % (config.model.patch_size or PATCH_SIZE) == 0:
         return config.model.patch_size
-    most = min(_PATCH, max(1, data.input_size // _GRID))
+    most = min(PATCH_SIZE, max(1, data.input_size // _GRID))
     return max(size for size in range(1, most + 1) if side % size == 0)
 
 

@@ -7,7 +7,7 @@ import timm
 from fastdeit.checkpoint.files import read_manifest
 from fastdeit.config.flags import format_train_command
 from fastdeit.config.parse import is_callable, name_flag, require
-from fastdeit.config.recipes import RECIPES, precede_with_teacher
+from fastdeit.config.recipes import PATCH_SIZE, RECIPES, precede_with_teacher
 from fastdeit.config.schema import Config
 from fastdeit.data.formats.detect import find_split
 from fastdeit.distributed.environment import is_alone
@@ -89,7 +89,7 @@ def _check_sizes(config: Config) -> None:
 
 def _check_student(config: Config) -> None:
     model = config.model
-    patch = model.patch_size or 16  # the patch size of every named student
+    patch = model.patch_size or PATCH_SIZE
     for flag in ("input_size", "eval_input_size"):
         side = getattr(config.data, flag)
         require(side % patch == 0, flag, side, f"a multiple of the patch size, {patch}")

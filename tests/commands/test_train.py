@@ -284,7 +284,7 @@ def test_finished_run_without_its_settings_is_refused(
     folder = shutil.copytree(distilled[1], tmp_path / "run")
     (folder / "config.yaml").unlink()
     assert run(distilled[0], folder) == 2
-    assert f"{folder}/config.yaml is missing" in capfd.readouterr().err
+    assert f"{folder}/config.yaml: missing" in capfd.readouterr().err
 
 
 def test_finished_run_shows_its_table_in_another_form_and_without_its_files(
