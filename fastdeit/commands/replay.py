@@ -4,8 +4,9 @@ fastdeit replay RUN --step N [--output DIR] [--data-path DATA] [--teacher-path F
 On as many processes as the run had:
 deepspeed --no_local_rank --module fastdeit replay RUN --step N
 
-RUN is the --output-dir of the run, whose settings are read there. Name --data-path or
---teacher-path if the data set or the teacher has another place now.
+RUN is the --output-dir of the run, whose settings are read there; relative paths in them are those
+of the folder where the run was started. Name --data-path or --teacher-path if the data set or the
+teacher has another place now.
 
 Step N is the one that follows N finished steps, so the first is step 0. It begins with checkpoint
 `step-N`; failure files, bad-steps.jsonl and spikes.jsonl also call it N; in metrics.jsonl, which
@@ -25,6 +26,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from fastdeit.commands.errors import one_line_errors
+from fastdeit.config.changes import find_paths, read_settings
 from fastdeit.config.cli import parse_config
 from fastdeit.config.parse import require, require_value
 from fastdeit.config.schema import Config
@@ -74,6 +76,7 @@ def replay_command(argv: Sequence[str]) -> int:
         settings = attempt.settings if attempt else {}
         config, _ = parse_config(own, "fastdeit replay", settings=settings)
         check_same_settings(config, folder)
+        config = find_paths(read_settings(folder.config, "RUN"), config)
         world = init_distributed()
         check_same_everywhere(config)
         history = on_rank0(lambda: read_history(config, folder, parsed.step))

@@ -83,6 +83,22 @@ def _find_start(recorded: str, folder: str) -> Path:
     return Path(*here[: -len(named)]) if is_below else Path()
 
 
+def find_paths(then: Config, now: Config) -> Config:
+    """Return the settings `now`, with the relative paths that do not exist here as the paths of
+    where the run was started, if they exist there. then: the settings that the run recorded."""
+    start = _find_start(then.run.output_dir, now.run.output_dir)
+    sections = {
+        section: {name: _find(part[name], start) for name in part.keys() & set(_PATHS)}
+        for section, part in now.to_dict().items()
+    }
+    return now.replace(**sections)
+
+
+def _find(path: str, start: Path) -> str:
+    is_there = path and not Path(path).exists() and (start / path).exists()
+    return str(start / path) if is_there else path
+
+
 def _is_same(name: str, one: Any, other: Any, start: Path) -> bool:
     """Return True if a setting of a run that was started in the folder `start` is the same now."""
     if name not in _PATHS or not (one and other):

@@ -13,6 +13,7 @@ from fastdeit.config.changes import (
     MAY_CHANGE_ON_RESUME,
     MAY_CHANGE_WHEN_FINISHED,
     SOURCES,
+    find_paths,
     list_changes,
     list_values,
     pick_settings,
@@ -62,6 +63,18 @@ def test_paths_are_the_same_from_another_working_directory(
     ):
         now = Config().replace(data={"data_path": data}, run={"output_dir": folder})
         assert (list_changes(then, now, FORM) == []) == same, (data, folder)
+
+
+def test_paths_of_the_working_directory_of_the_run_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    then = Config().replace(data={"data_path": "data"}, run={"output_dir": "runs/a"})
+    for folder in ("data", "runs/a", "elsewhere/data"):
+        (tmp_path / folder).mkdir(parents=True)
+    now = then.replace(run={"output_dir": f"{tmp_path}/runs/a"}, distill={"teacher_path": "none"})
+    for work, found in (("runs", f"{tmp_path}/data"), ("", "data"), ("elsewhere", "data")):
+        monkeypatch.chdir(tmp_path / work)
+        assert find_paths(then, now) == now.replace(data={"data_path": found})
 
 
 def test_what_decides_samples_or_maths_is_fixed() -> None:
