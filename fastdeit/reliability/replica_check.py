@@ -2,7 +2,8 @@
 rank's copy.
 
 At ZeRO 1 and 2 every rank keeps the whole model in the training precision. At ZeRO 3 only small
-("persistent") parameters are whole, and nothing else has a second copy to be compared with.
+("persistent") parameters are whole, before the first step of a new run none, and nothing else has a
+second copy to be compared with.
 DeepSpeed writes these copies anew from the fp32 masters after each step, so a difference is of the
 last step.
 """
@@ -23,7 +24,7 @@ def compare_weights(module: nn.Module) -> str | None:
     whole = {
         name: weight
         for name, weight in module.named_parameters()
-        if getattr(weight, "ds_persist", True)
+        if getattr(weight, "ds_persist", True) and weight.numel()
     }
     if not whole:
         return None

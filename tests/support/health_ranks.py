@@ -75,6 +75,7 @@ def check_health(fields: dict[str, Any], folder: Path, world: World) -> dict[str
     """
     trainer = make_trainer(configure(**fields, micro_batch=BATCH // world.size // 2), world)
     health = Health(RunFolder(folder), STEPS_PER_EPOCH, BATCH, lambda line: None)
+    new = compare_weights(trainer.state.model)
     norms = [train_step(trainer, world)[-1].item() for _ in range(NAN_AT)]
     before = contents(trainer)
     criterion = trainer.criterion
@@ -92,7 +93,7 @@ def check_health(fields: dict[str, Any], folder: Path, world: World) -> dict[str
     }
     found |= {
         "next": train_step(trainer, world).tolist(),
-        "equal": compare_weights(trainer.state.model),
+        "equal": [new, compare_weights(trainer.state.model)],
     }
     if world.rank == world.size - 1:
         flip(trainer.state.model)
