@@ -80,6 +80,13 @@ class StepHistory:
         later = (image.row for image in self.quarantine if image.step <= step)
         return frozenset(attempt.left_out) | frozenset(later)
 
+    def teacher_outputs(self, first: int) -> set[str]:
+        """Return what the attempts that trained the steps from `first` to this one read of the
+        teacher's output, as far as it is recorded."""
+        starts = [each.step for each in self.attempts if first < each.step <= self.step]
+        attempts = [attempt_at(self.attempts, step) for step in (first, *starts)]
+        return {each.teacher_output for each in attempts if each and each.teacher_output}
+
     @property
     def first_step(self) -> int:
         """Return the step that the run began with: 0, but for --resume."""

@@ -23,7 +23,7 @@ def restore_state(
     found = find_state(history, samples.config.checkpoint.resume, trainer.state.layout())
     source = "the weights that the run began with"
     notes = []
-    inputs = compare_inputs(history.folder, found, samples.inputs)
+    inputs = compare_inputs(history, found, samples.inputs)
     if found is not None:
         check_same_samples(found.state, samples.inputs["samples"], found.path)
         trainer.state.load(found.tensors, found.state)

@@ -12,6 +12,7 @@ from fastdeit.data.snapshot import keep_images
 from fastdeit.distributed.errors import RunError
 from fastdeit.models.build import precision
 from fastdeit.reliability.failures import format_failure, take_failures
+from fastdeit.run.inputs import name_teacher_output
 from fastdeit.run.resume import truncate_logs
 from fastdeit.run.state import Run
 from fastdeit.storage.atomic import atomic_write_text
@@ -92,4 +93,5 @@ def _describe_attempt(run: Run) -> Attempt:
         augment_backend=options.backend,
         decoder=options.decoder,
         left_out=tuple(run.data.quarantine.rows.tolist()),
+        teacher_output=name_teacher_output(run.inputs),
     )

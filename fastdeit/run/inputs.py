@@ -87,6 +87,11 @@ def _describe_output(config: Config, cached_teacher: CachedTeacher | None) -> di
     return {"form": cached_teacher.cache.manifest.description, "path": distill.cache}
 
 
+def name_teacher_output(inputs: Inputs) -> str:
+    """Return the part of the teacher's output that the loss reads; "" without a teacher."""
+    return str((inputs["teacher output"] or {}).get("form", ""))
+
+
 def _describe_finetune(path: str) -> dict[str, str]:
     return {"sha256": hash_weights(path), "path": path}
 

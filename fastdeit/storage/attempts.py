@@ -29,6 +29,9 @@ class Attempt:
     decoder: str
     left_out: tuple[int, ...] = ()
     """Rows of the training images that were excluded from the start."""
+    teacher_output: str = ""
+    """What the loss read of the teacher's output: `class`, `logits`, or the largest logits of a
+    cache; empty without a teacher, and in older files."""
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The settings that may change when a run is resumed, by section; empty in older files."""
 

@@ -1,5 +1,6 @@
 """`StepHistory`: what a run's records say of a step, before and after rollbacks."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,17 @@ def test_run_that_began_later_has_no_hash_before_its_first_line() -> None:
 def test_rolled_back_step_has_neither_line_nor_window() -> None:
     history = make_history(4, metrics=LOG, skipped=((3, 5),))
     assert history.metrics_line()[0] is None and history.window() is None
+
+
+def test_outputs_of_the_teacher_are_those_of_the_steps_that_are_repeated() -> None:
+    attempts = tuple(
+        dataclasses.replace(make_attempt(step), teacher_output=output)
+        for step, output in ((0, "logits"), (2, "top 3 logits"), (4, ""))
+    )
+    for first, step, outputs in (
+        (0, 1, {"logits"}),
+        (0, 2, {"logits", "top 3 logits"}),
+        (2, 3, {"top 3 logits"}),
+        (4, 5, set()),
+    ):
+        assert make_history(step, attempts).teacher_outputs(first) == outputs
