@@ -63,12 +63,18 @@ class View:
         for field, where in self.origins.items():
             fields.setdefault(where, []).append(field)
         origins = sorted(fields, key=lambda where: where == STUDENT)
-        parts = [f"{' and '.join(fields[where])} from {where}" for where in origins]
+        parts = [f"{_join_names(fields[where])} from {where}" for where in origins]
         line = f"{values}; {', '.join(parts)}"
         if not self.assumed:
             return line
         flags = " ".join(name_flag(f"teacher_{field}") for field in self.assumed)
         return f"{line}: assumed, as nothing names the teacher's own ({flags})"
+
+
+def _join_names(names: Sequence[str]) -> str:
+    """Return names as text: "a", "a and b", "a, b and c"."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _join(values: Sequence[float]) -> str:

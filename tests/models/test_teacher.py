@@ -85,7 +85,7 @@ def test_timm_teacher_gets_its_own_preprocessing(
     torch.testing.assert_close(teacher(images), expected, rtol=1e-4, atol=1e-4)
     assert not teacher(images).requires_grad
     line = "mean 0.485 0.456 0.406, std 0.229 0.224 0.225, 176 px (resized from 32); "
-    every = "mean and std and input_size from timm's resnet10t"
+    every = "mean, std and input_size from timm's resnet10t"
     assert teacher.describe_view() == line + every
 
 

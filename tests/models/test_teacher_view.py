@@ -130,7 +130,7 @@ def test_without_any_source_the_student_is_assumed_and_said(tmp_path: Path) -> N
     teacher = load("torchscript", tmp_path / "teacher.pt")
     assert_sees(teacher, network, STUDENT)
     assert teacher.describe_view() == (
-        "mean 0.485 0.456 0.406, std 0.229 0.224 0.225, 32 px; mean and std and input_size from "
+        "mean 0.485 0.456 0.406, std 0.229 0.224 0.225, 32 px; mean, std and input_size from "
         "the student: assumed, as nothing names the teacher's own "
         "(--teacher-mean --teacher-std --teacher-input-size)"
     )
