@@ -2,6 +2,7 @@
 settings. docs/resume.md has the table."""
 
 import dataclasses
+import os
 from collections.abc import Set
 from pathlib import Path
 from typing import Any
@@ -65,17 +66,28 @@ def list_values(config: Config) -> dict[str, Any]:
 def list_changes(then: Config, now: Config, may_change: Set[str]) -> list[str]:
     """Return a line for each setting that is another one now, except those that may change."""
     before = list_values(then)
+    start = _find_start(then.run.output_dir, now.run.output_dir)
     lines = []
     for name, value in list_values(now).items():
-        if name not in may_change and not _is_same(name, before[name], value):
+        if name not in may_change and not _is_same(name, before[name], value, start):
             lines.append(f"{name_flag(name)} was {before[name]!r}, now {value!r}")
     return lines
 
 
-def _is_same(name: str, one: Any, other: Any) -> bool:
+def _find_start(recorded: str, folder: str) -> Path:
+    """Return the working directory of a run's last start: where the --output-dir that it recorded
+    is its folder; the present one if there is none."""
+    named = Path(os.path.normpath(recorded)).parts
+    here = Path(os.path.abspath(folder)).parts
+    is_below = here[-len(named) :] == named
+    return Path(*here[: -len(named)]) if is_below else Path()
+
+
+def _is_same(name: str, one: Any, other: Any, start: Path) -> bool:
+    """Return True if a setting of a run that was started in the folder `start` is the same now."""
     if name not in _PATHS or not (one and other):
         return bool(one == other)
-    return _locate(name, one) == _locate(name, other)
+    return _locate(name, other) in (_locate(name, one), _locate(name, str(start / one)))
 
 
 def _locate(name: str, path: str) -> Path:

@@ -162,7 +162,10 @@ def _load_weights(name: str, path: Path, num_classes: int, choose: Choose) -> Lo
     file = _read_file(path)
     name = name or file.metadata.get("model", "")
     load = _load_student if name in SIZES else _load_timm
-    model, view = load(name, file, num_classes, choose)
+    try:
+        model, view = load(name, file, num_classes, choose)
+    except ValueError as error:
+        raise ValueError(f"{error}{_name_own_model(name, file)}") from error
     return LoadedTeacher(
         model,
         name,
@@ -172,6 +175,14 @@ def _load_weights(name: str, path: Path, num_classes: int, choose: Choose) -> Lo
         num_classes=num_classes,
         classes=read_class_names(file.path, file.metadata),
     )
+
+
+def _name_own_model(name: str, file: "_WeightFile") -> str:
+    """Return the end of a message: the model that a file names, if it is another than `name`."""
+    own = file.metadata.get("model", name)
+    if own == name or not (own in SIZES or timm.is_model(own)):
+        return ""
+    return f"; {file.path} has the weights of another model: --teacher-model {own}"
 
 
 class _WeightFile(NamedTuple):
@@ -198,10 +209,20 @@ def _load_student(
     colours = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
     deit = Source("DeiT", colours | {"input_size": sizes["image_size"]})
     view = choose([*file.sources, deit])
+    _check_patches(name, view, file.state["patch_embed.proj.weight"].shape[-1])
     sizes["image_size"] = view.preprocessing.size
     student = build_student(name, **sizes)  # type: ignore[arg-type]
     fit_student_weights(student, file.state)
     return student, view
+
+
+def _check_patches(name: str, view: View, patch_size: int) -> None:
+    """Raise ValueError unless the input size is a number of whole patches."""
+    size = view.preprocessing.size
+    if size % patch_size:
+        rule = f"must be a multiple of {patch_size}, the patch size of the teacher {name}"
+        origin = view.origins["input_size"]
+        raise ValueError(f"--teacher-input-size {rule} (got {size}, from {origin})")
 
 
 def _load_timm(

@@ -47,6 +47,23 @@ def test_the_table_of_the_docs_names_each_flag_that_may_change(kind: str) -> Non
     assert flags == {name_flag(name) for name in KINDS[kind]}
 
 
+def test_paths_are_the_same_from_another_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    then = Config().replace(data={"data_path": "data"}, run={"output_dir": "./runs/a"})
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path / "runs")
+    for data, folder, same in (
+        ("../data", "a", True),
+        (f"{tmp_path}/data", f"{tmp_path}/runs/a", True),
+        ("data", "a", True),
+        ("../other", "a", False),
+        ("../data", "b", False),
+    ):
+        now = Config().replace(data={"data_path": data}, run={"output_dir": folder})
+        assert (list_changes(then, now, FORM) == []) == same, (data, folder)
+
+
 def test_what_decides_samples_or_maths_is_fixed() -> None:
     fixed = {"seed", "lr", "batch_size", "aa", "model", "input_size", "precision"}
     assert not fixed & MAY_CHANGE_ON_RESUME

@@ -123,6 +123,17 @@ def test_our_student_can_be_the_teacher(tmp_path: Path) -> None:
     torch.testing.assert_close(teacher(images), student(images).detach())
 
 
+def test_input_size_of_a_student_must_be_whole_patches(tmp_path: Path) -> None:
+    student = Student(
+        image_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=3, num_classes=CLASSES
+    )
+    name = "deit_tiny_distilled_patch16_224"
+    metadata = own_metadata(name, 32, num_heads="3")
+    save_file(student.state_dict(), tmp_path / "model.safetensors", metadata=metadata)
+    said = rf"--teacher-input-size .* multiple of 8, .* {name} \(got 33, from the flags\)"
+    refuses(said, None, tmp_path, asked={"input_size": 33})
+
+
 def test_vision_transformer_is_built_for_its_size(tmp_path: Path) -> None:
     name = "test_vit"
     model = timm.create_model(name, num_classes=CLASSES, img_size=SIZE).eval()
@@ -234,6 +245,16 @@ def test_every_error_is_one_line(timm_model: nn.Module, tmp_path: Path) -> None:
         tmp_path / "script.pt",
         num_classes=7,
     )
+
+
+@pytest.mark.parametrize("asked", ["resnet18", "deit_tiny_patch16_224"])
+def test_the_model_that_a_file_names_is_suggested(
+    timm_model: nn.Module, tmp_path: Path, asked: str
+) -> None:
+    save_file(
+        timm_model.state_dict(), tmp_path / "model.safetensors", metadata=own_metadata(TIMM, SIZE)
+    )
+    refuses(f"; .*/model.safetensors .* of another model: --teacher-model {TIMM}$", asked, tmp_path)
 
 
 def test_wrong_number_of_class_names_fails(timm_model: nn.Module, tmp_path: Path) -> None:
