@@ -198,6 +198,17 @@ def test_callables_become_teachers(
         load("own_teacher:other", None)
 
 
+def test_a_function_that_reads_no_weights_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plain_function.py").write_text(
+        "def classify(images):\n    return images.mean((2, 3)).repeat(1, 2)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    teacher = load("plain_function:classify", tmp_path / "weights.pth")
+    assert "does not read" in teacher.describe() and "weights.pth" in teacher.describe()
+
+
 def test_teacher_is_frozen_and_in_evaluation_mode(timm_model: nn.Module, tmp_path: Path) -> None:
     torch.save(timm_model.state_dict(), tmp_path / "teacher.pth")
     teacher = load(TIMM, tmp_path / "teacher.pth", dtype=torch.bfloat16)
