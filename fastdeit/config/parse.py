@@ -8,6 +8,9 @@ from typing import Any
 ARCHIVES = ("torchscript", "export")
 """Kinds of --teacher-model whose file is a recorded program."""
 
+MAX_TEACHER_SIZE = 2048
+"""The largest image side in pixels that a teacher may have."""
+
 
 def is_callable(teacher: str) -> bool:
     """Return True if a --teacher-model is a `module:callable`."""

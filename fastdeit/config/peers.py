@@ -103,8 +103,9 @@ def _count_gpus(given: Mapping[str, Sequence[str]]) -> int:
     """Return the GPUs of deit's run: of its Slurm flags, of this launch, or 4 as in its README."""
     if "--nodes" in given or "--ngpus" in given:
         return _number(given, "--nodes", 2) * _number(given, "--ngpus", 8)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    return processes if processes > 1 else 4
+    # a batch script may set it to anything
+    processes = os.environ.get("WORLD_SIZE", "")
+    return max(1, int(processes)) if processes.isdecimal() and processes != "1" else 4
 
 
 def _number(given: Mapping[str, Sequence[str]], flag: str, default: int) -> int:

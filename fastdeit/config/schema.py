@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fastdeit.config.parse import Section, parse_time_limit, require
+from fastdeit.config.parse import MAX_TEACHER_SIZE, Section, parse_time_limit, require
 from fastdeit.config.samples import SIMPLE_CROP_LEAST, AugmentConfig, DataConfig, MixConfig
 
 
@@ -94,7 +94,8 @@ class DistillConfig(Section):
         self._require("teacher_mean", ok, "three numbers from 0 to 1")
         ok = std is None or all(0 < value <= 1 for value in std)
         self._require("teacher_std", ok, "three numbers above 0, at most 1")
-        self._require("teacher_input_size", size is None or 1 <= size <= 2048, "1 to 2048 pixels")
+        ok = size is None or 1 <= size <= MAX_TEACHER_SIZE
+        self._require("teacher_input_size", ok, f"1 to {MAX_TEACHER_SIZE} pixels")
 
     @property
     def teacher_view(self) -> dict[str, Any]:

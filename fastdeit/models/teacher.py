@@ -124,6 +124,8 @@ class Teacher:
         parts.append(f"weights {self.weights[:12]}" if self.weights else "no weights found")
         if self.program:
             parts.append(f"program {self.program[:12]}")
+        if self._loaded.unread is not None:
+            parts.append(f"a function, which does not read {self._loaded.unread}")
         return f"{self.name}: {', '.join(parts)}"
 
     def describe_view(self) -> str:

@@ -52,7 +52,8 @@ class LoadedTeacher:
     """A teacher as its file has it; num_classes None: only a forward pass can show it.
 
     weights: a hash of them, as in `identify_file`; None for a function, as it may load them when it
-    is first called. program: the file of its code; None for weights.
+    is first called. program: the file of its code; None for weights. unread: a file of weights that
+    was named, and that a function does not read.
     """
 
     model: Logits
@@ -63,6 +64,7 @@ class LoadedTeacher:
     program: Path | None = None
     num_classes: int | None = None
     classes: tuple[str, ...] | None = None
+    unread: Path | None = None
 
 
 def load_file(
@@ -126,8 +128,10 @@ def _load_callable(name: str, path: Path | None, choose: Choose) -> LoadedTeache
     owners = [(name, model), (name, named), (module_name, module)]
     view = choose([*sources, read_pretrained_cfg(owners)])
     program = Path(inspect.getfile(module))
-    weights = hash_state(model) if isinstance(model, nn.Module) else None
-    return LoadedTeacher(model, name, view, path or program, weights, program)
+    is_network = isinstance(model, nn.Module)
+    weights = hash_state(model) if is_network else None
+    unread = None if is_network else path
+    return LoadedTeacher(model, name, view, path or program, weights, program, unread=unread)
 
 
 def _import_module(name: str, module_name: str) -> ModuleType:

@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastdeit.config.parse import name_flag
+from fastdeit.config.parse import MAX_TEACHER_SIZE, name_flag
 from fastdeit.storage.atomic import read_bounded
 
 FIELDS = ("mean", "std", "input_size")
-MAX_SIZE = 2048
-"""The largest image side in pixels that a teacher may have."""
 MAX_BYTES = 1 << 22
 """Of a JSON text with a teacher's settings; timm's have the names of up to 21,843 classes."""
 STUDENT = "the student"
@@ -63,12 +61,18 @@ class View:
         for field, where in self.origins.items():
             fields.setdefault(where, []).append(field)
         origins = sorted(fields, key=lambda where: where == STUDENT)
-        parts = [f"{' and '.join(fields[where])} from {where}" for where in origins]
+        parts = [f"{_join_names(fields[where])} from {where}" for where in origins]
         line = f"{values}; {', '.join(parts)}"
         if not self.assumed:
             return line
         flags = " ".join(name_flag(f"teacher_{field}") for field in self.assumed)
         return f"{line}: assumed, as nothing names the teacher's own ({flags})"
+
+
+def _join_names(names: Sequence[str]) -> str:
+    """Return names as text: "a", "a and b", "a, b and c"."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _join(values: Sequence[float]) -> str:
@@ -104,8 +108,8 @@ def _check(field: str, value: Any, where: str) -> Any:
 def _check_size(value: Any, where: str) -> int:
     is_shape = isinstance(value, list | tuple) and len(value) == 3 and value[1] == value[2]
     size = value[2] if is_shape else value
-    ok = type(size) is int and 1 <= size <= MAX_SIZE
-    _require(ok, where, "input_size", value, f"1 to {MAX_SIZE} pixels, or [3, side, side]")
+    ok = type(size) is int and 1 <= size <= MAX_TEACHER_SIZE
+    _require(ok, where, "input_size", value, f"1 to {MAX_TEACHER_SIZE} pixels, or [3, side, side]")
     return int(size)
 
 

@@ -301,6 +301,7 @@ def _write_notes(history: StepHistory, recorded: Recorded, processes: int) -> li
     covered = recorded.means_are_of_steps
     if covered is not None and recorded.values is None:
         notes.append(
-            f"the log has means over steps {list(covered)} only, as an older version wrote it"
+            f"the log has means over the steps {covered[0]} to {covered[1] - 1} only, as an older "
+            "version wrote it"
         )
     return notes

@@ -170,7 +170,11 @@ def read_inputs(folder: RunFolder) -> Inputs:
     Raise ValueError for a damaged file, OSError."""
     if not folder.inputs.is_file():
         return {}
-    return _check_form(read_json(folder.inputs), folder.inputs)
+    try:
+        return _check_form(read_json(folder.inputs), folder.inputs)
+    except ValueError as error:
+        cure = "without the file, nothing is compared at the start; checkpoints have a copy"
+        raise ValueError(f"{error}; {cure}") from None
 
 
 def take_inputs(state: Mapping[str, Any], path: Path) -> Inputs:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 
+from fastdeit.checkpoint.files import read_json
 from fastdeit.config.flags import format_train_command
 from fastdeit.config.recipes import follow_with_student, follow_without_teacher
 from fastdeit.config.schema import Config
@@ -84,12 +85,13 @@ def _title_samples(batch: Batch, classes: tuple[str, ...]) -> list[str]:
 
 
 def report_finished(config: Config, recipe: str, world: World, folder: RunFolder) -> None:
-    """Print that the run was finished before, and its results."""
+    """Print that the run was finished before, and its results. Raise ValueError for a damaged
+    summary."""
     console = RunConsole(1, 1, enabled=world.rank == 0)
     console.note(
         f"{folder} holds this run, finished; to train again, remove it or change --output-dir"
     )
-    results = json.loads(folder.summary.read_text())["results"]
+    results = read_json(folder.summary)["results"]
     show_summary(console, config, recipe, folder, results)
 
 

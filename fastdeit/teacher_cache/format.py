@@ -76,6 +76,8 @@ class Manifest:
         for name, value in (("samples", self.samples), ("chunk", self.chunk)):
             is_pairs = value >= 2 and value % 2 == 0
             require(is_pairs, folder, f"{name} must be an even number from 2 (got {value})")
+        teacher = self.facts.get("teacher", {})
+        require(isinstance(teacher, dict), folder, "facts: teacher must be a mapping")
         is_tau = self.tau == 1 if self.kind == "hard" or self.format == 1 else 0 < self.tau < 1e6
         require(is_tau, folder, f"tau must be a temperature of the records (got {self.tau})")
 

@@ -254,7 +254,7 @@ def test_log_of_an_older_version_has_means_alone(
     assert replay(copy, 4) == 0
     found = read_step(copy, 4)
     assert found["recorded"]["values"] is None and found["recorded"]["same_samples"]
-    assert "means over steps [3, 6] only, as an older version wrote it" in found["notes"][0]
+    assert "means over the steps 3 to 5 only, as an older version wrote it" in found["notes"][0]
 
 
 def empty_file_at(path: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> None:

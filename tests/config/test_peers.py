@@ -166,6 +166,7 @@ def test_a_command_of_deit_says_once_what_means_something_else(
     [
         ("-b 256", 4, "1"),
         ("-b 256", 8, "8"),
+        ("-b 256", 4, ""),
         ("-b 256 --nodes 3", 24, "8"),
         ("-b 256 --nodes x", 16, "1"),
         ("-b 256 --nodes ²", 16, "1"),

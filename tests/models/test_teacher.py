@@ -85,7 +85,7 @@ def test_timm_teacher_gets_its_own_preprocessing(
     torch.testing.assert_close(teacher(images), expected, rtol=1e-4, atol=1e-4)
     assert not teacher(images).requires_grad
     line = "mean 0.485 0.456 0.406, std 0.229 0.224 0.225, 176 px (resized from 32); "
-    every = "mean and std and input_size from timm's resnet10t"
+    every = "mean, std and input_size from timm's resnet10t"
     assert teacher.describe_view() == line + every
 
 
@@ -196,6 +196,17 @@ def test_callables_become_teachers(
         load(f"own_teacher:{thing}", None, num_classes=7)
     with pytest.raises(ValueError, match="has no 'other'"):
         load("own_teacher:other", None)
+
+
+def test_a_function_that_reads_no_weights_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plain_function.py").write_text(
+        "def classify(images):\n    return images.mean((2, 3)).repeat(1, 2)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    teacher = load("plain_function:classify", tmp_path / "weights.pth")
+    assert "does not read" in teacher.describe() and "weights.pth" in teacher.describe()
 
 
 def test_teacher_is_frozen_and_in_evaluation_mode(timm_model: nn.Module, tmp_path: Path) -> None:

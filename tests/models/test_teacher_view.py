@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
+from fastdeit.config.parse import MAX_TEACHER_SIZE
 from fastdeit.config.schema import Config
 from fastdeit.models.student import Student
 from fastdeit.models.teacher import Teacher, load_teacher
-from fastdeit.models.teacher_view import MAX_BYTES, MAX_SIZE, Preprocessing
+from fastdeit.models.teacher_view import MAX_BYTES, Preprocessing
 
 STUDENT = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 32)
 MEAN = (0.5, 0.45, 0.4)
@@ -130,7 +131,7 @@ def test_without_any_source_the_student_is_assumed_and_said(tmp_path: Path) -> N
     teacher = load("torchscript", tmp_path / "teacher.pt")
     assert_sees(teacher, network, STUDENT)
     assert teacher.describe_view() == (
-        "mean 0.485 0.456 0.406, std 0.229 0.224 0.225, 32 px; mean and std and input_size from "
+        "mean 0.485 0.456 0.406, std 0.229 0.224 0.225, 32 px; mean, std and input_size from "
         "the student: assumed, as nothing names the teacher's own "
         "(--teacher-mean --teacher-std --teacher-input-size)"
     )
@@ -268,10 +269,14 @@ def test_long_files_are_refused_unread(tmp_path: Path) -> None:
 
 
 def test_flags_have_the_limits_of_files() -> None:
-    largest = {"teacher_mean": (0, 0, 1), "teacher_std": (1, 1, 1), "teacher_input_size": MAX_SIZE}
+    largest = {
+        "teacher_mean": (0, 0, 1),
+        "teacher_std": (1, 1, 1),
+        "teacher_input_size": MAX_TEACHER_SIZE,
+    }
     Config().replace(distill=largest)
     for name, value, words in (
-        ("input_size", MAX_SIZE + 1, "1 to 2048 pixels"),
+        ("input_size", MAX_TEACHER_SIZE + 1, "1 to 2048 pixels"),
         ("mean", (0.5, float("nan"), 0.5), "three numbers from 0 to 1"),
         ("std", (0.5, 0, 0.5), "three numbers above 0, at most 1"),
     ):

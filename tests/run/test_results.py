@@ -4,15 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from fastdeit.config.cli import parse_config
 from fastdeit.config.recipes import RECIPES
 from fastdeit.config.schema import Config
 from fastdeit.display.console import RunConsole
+from fastdeit.distributed.world import World
 from fastdeit.models.build import weight_metadata
 from fastdeit.models.student import build_student
-from fastdeit.run.results import next_command, show_summary
+from fastdeit.run.results import next_command, report_finished, show_summary
 from fastdeit.storage.run_folder import RunFolder
 
 FOLDER = RunFolder(Path("runs/x"))
@@ -62,6 +64,13 @@ def test_summary_marks_a_finished_run(tmp_path: Path) -> None:
     assert not folder.is_finished
     folder.summary.write_text("{}")
     assert folder.is_finished
+
+
+def test_damaged_summary_is_named(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.summary.write_text("{")
+    with pytest.raises(ValueError, match=r"summary\.json: damaged"):
+        report_finished(Config(), "deit", World(0, 1, 0, 1, torch.device("cpu")), folder)
 
 
 def test_summary_names_the_weights_of_an_earlier_version(

@@ -310,6 +310,7 @@ def test_manifest_of_a_newer_version_fails(tmp_path: Path) -> None:
         ({"chunk": 7}, r"chunk must be an even number from 2 \(got 7\)"),
         ({"tau": 3.0}, r"tau must be a temperature of the records \(got 3.0\)"),
         ({"tau": "3"}, "tau: missing or of another type"),
+        ({"facts": {"teacher": None}}, "facts: teacher must be a mapping"),
         ({"num_classes": 70_000}, r"got 70000\)"),
         ({"kind": "../../etc/passwd"}, "kind"),
     ],

@@ -20,6 +20,8 @@ SHOWN = 10
 """Number of names that an error lists."""
 _SETTLED_S = 2.0  # file systems count time in steps of up to so much
 
+MAX_LIST_BYTES = 2**31
+"""Of a list as text: twenty million images fit."""
 UNSETTLED = -1
 """Time of modification of what may still have changed unseen."""
 
@@ -125,9 +127,12 @@ def read_text(file: Path) -> str:
     """Return the text of a list: UTF-8, or UTF-16 with a byte order mark; bytes that are no UTF-8
     become surrogates, as in names of files.
 
-    Raises DataError for another encoding, OSError.
+    Raises DataError for another encoding and for a file of more than `MAX_LIST_BYTES`, OSError.
     """
-    data = file.read_bytes()
+    with file.open("rb") as opened:
+        data = opened.read(MAX_LIST_BYTES + 1)
+    if len(data) > MAX_LIST_BYTES:
+        raise DataError(f"{file}: must be at most {MAX_LIST_BYTES:,} bytes")
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = data.decode("utf-16") if is_utf16 else data.decode("utf-8-sig", "surrogateescape")

@@ -288,6 +288,13 @@ def test_a_list_in_another_encoding_is_refused(root: Path, kind: str) -> None:
         build_index(root, "train")
 
 
+def test_a_list_of_any_size_is_not_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastdeit.data.formats.listing.MAX_LIST_BYTES", 100)
+    (root / "train.csv").write_text("pictures/0.png,0\n" * 10)
+    with pytest.raises(DataError, match=r"train\.csv: must be at most 100 bytes"):
+        build_index(root, "train")
+
+
 def test_paths_of_windows_are_read(root: Path) -> None:
     (root / r"odd\0.png").write_bytes((root / "pictures/0.png").read_bytes())
     (root / "train.csv").write_text("pictures\\1.png,0\nodd\\0.png,1\n")
