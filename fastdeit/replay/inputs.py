@@ -55,7 +55,7 @@ def compare_inputs(
     """
     folder = history.folder
     start = on_rank0(lambda: read_inputs(folder))
-    source = folder.inputs
+    source = folder.path
     names: tuple[str, ...] = ("teacher",)
     if found is None:
         names = ("teacher", "finetune", "initial weights")
