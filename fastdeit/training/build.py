@@ -142,6 +142,9 @@ def note_schedule(config: Config, steps: int) -> list[str]:
     if optim.min_lr > optim.scaled_lr:
         cure = "set --lr, or --unscale-lr"
         notes.append(f"the learning rate stays at {optim.describe_peak()}, under --min-lr: {cure}")
+    if optim.warmup_epochs >= optim.epochs:
+        lengths = f"{optim.warmup_epochs:g} epochs of warm-up, {optim.epochs} in all"
+        notes.append(f"the learning rate never reaches its peak ({lengths}): set --warmup-epochs")
     half_life = math.log(0.5) / math.log(optim.model_ema_decay)
     if optim.model_ema and not optim.model_ema_warmup and half_life > steps / 5:
         share = f"{optim.model_ema_decay**steps:.0%} initial weights"

@@ -30,6 +30,12 @@ def test_a_fifth_of_the_run_is_the_limit() -> None:
     assert notes(5 * 17_329) == "" and notes(5 * 17_328) != ""
 
 
+def test_a_warm_up_as_long_as_the_run_is_noted() -> None:
+    long = {"model_ema": False, "warmup_epochs": 5}
+    assert "never reaches its peak (5 epochs of warm-up, 5 in all)" in notes(10, epochs=5, **long)
+    assert notes(10, epochs=6, **long) == ""
+
+
 def test_a_rate_under_its_end_is_noted() -> None:
     short = {"model_ema": False}
     assert "--lr 0.0005 x 4 / 512 = 3.90625e-06, under --min-lr" in notes(10, batch_size=4, **short)
