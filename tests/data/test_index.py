@@ -14,7 +14,6 @@ from torchvision.datasets import ImageFolder
 
 from fastdeit.data import table
 from fastdeit.data.formats import check
-from fastdeit.data.formats.check import ByteRange, Checked, check_place
 from fastdeit.data.formats.listing import DataError, Listing
 from fastdeit.data.index import Index, build_index
 from fastdeit.data.snapshot import keep_images, reconcile
@@ -48,19 +47,6 @@ def settle(root: Path) -> None:
 
 def path(index: Index, row: int) -> Path:
     return index.root / os.fsdecode(index.names[row].as_py())
-
-
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files that are decoded from here on."""
-    names: list[str] = []
-
-    def spy(place: ByteRange) -> Checked:
-        names.append(os.path.basename(place[0]))
-        return check_place(place)
-
-    monkeypatch.setattr(check, "check_place", spy)
-    return names
 
 
 @pytest.fixture

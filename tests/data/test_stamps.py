@@ -15,8 +15,6 @@ import pytest
 from PIL import Image
 
 from fastdeit.data import table
-from fastdeit.data.formats import check
-from fastdeit.data.formats.check import ByteRange, Checked, check_place
 from fastdeit.data.formats.listing import have_true_times
 from fastdeit.data.index import Index, build_index
 from tests.data.formats.test_idx import idx
@@ -82,19 +80,6 @@ def content(index: Index) -> list[tuple[str, int, int]]:
     heights = index.sizes[:, 0].tolist()
     names = [index.name(row) for row in range(len(index))]
     return list(zip(names, index.labels.tolist(), heights, strict=True))
-
-
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files that are decoded from here on."""
-    names: list[str] = []
-
-    def spy(place: ByteRange) -> Checked:
-        names.append(os.path.basename(place[0]))
-        return check_place(place)
-
-    monkeypatch.setattr(check, "check_place", spy)
-    return names
 
 
 @pytest.mark.parametrize("way", ["in place", "link"])
