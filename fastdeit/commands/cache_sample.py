@@ -67,7 +67,7 @@ def _check_origin(cache: Cache, job: Job) -> None:
 
 @dataclass
 class Agreement:
-    """What a cache and its live teacher have in common, summed up over batches.
+    """The agreement of a cache with its live teacher, summed over batches.
 
     distance: the largest difference of a recorded logit. soft: sums of the fields of `SoftCost`.
     """

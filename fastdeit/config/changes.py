@@ -21,7 +21,7 @@ FORM = frozenset(
     "output_dir kernels zero_stage offload_optimizer deepspeed_config log_steps stop_after_steps "
     "time_limit num_workers prefetch micro_batch".split()
 ) | (_fields_of(CheckpointConfig) - {"resume"} | _fields_of(HealthConfig) | _fields_of(LimitConfig))
-"""How the work is done, and for how long: it decides neither samples nor results."""
+"""Settings of how the work is done, and for how long: they decide neither samples nor results."""
 
 SOURCES = frozenset(
     "data_path augment_backend decoder finetune teacher_model teacher_path teacher_mean "
@@ -32,7 +32,7 @@ SOURCES = frozenset(
 LATER = frozenset(
     "bad_images cache_miss eval_input_size eval_crop_ratio eval_epochs resume".split()
 )
-"""What takes effect from the resumed step on."""
+"""Settings that take effect from the resumed step on."""
 
 MAY_CHANGE_ON_RESUME = FORM | SOURCES | LATER
 """Fields of `Config` that may differ when a run is resumed or replayed; all others are fixed."""

@@ -78,7 +78,7 @@ class Index:
     excluded: tuple[str, ...] = ()
     """Damaged images, which are no rows, each with its fault. Not part of the fingerprint."""
     notes: tuple[str, ...] = ()
-    """What the user should know about the labels."""
+    """Facts about the labels, for the user."""
 
     @classmethod
     def from_table(

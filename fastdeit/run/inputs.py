@@ -22,7 +22,7 @@ from fastdeit.storage.tensor_files import hash_tensors
 from fastdeit.teacher_cache.reader import CachedTeacher
 
 Inputs = dict[str, Any]
-"""What decides a loss beside the settings, with its hashes, as `describe_inputs` returns it."""
+"""Facts that decide a loss beside the settings, with hashes, as `describe_inputs` returns them."""
 
 _HASHES = {"weights", "program", "sha256"}
 """Facts that identify an input, whatever its path."""

@@ -18,13 +18,14 @@ from fastdeit.config.cli import parse_config
 from fastdeit.data import build, quarantine
 from fastdeit.data.batch import Batch
 from fastdeit.data.build import build_train_loader
-from fastdeit.data.index import build_index
+from fastdeit.data.index import Index, build_index
 from fastdeit.data.loader import TrainLoader
 from fastdeit.data.quarantine import read_quarantine
 from fastdeit.distributed.world import init_distributed
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.digest import show_digest
 from fastdeit.plan.operations import OPS
+from fastdeit.plan.plan import SampleParams
 from fastdeit.reliability.run_lock import RunLock
 from fastdeit.storage.attempts import read_attempts
 from fastdeit.storage.jsonl import read_json_lines
@@ -140,6 +141,44 @@ def loader_of(run: Path, setting: Setting) -> tuple[TrainLoader, Any, Any]:
     return loader, index, plan
 
 
+def mix_by_hand(batch: Batch, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the image at a place of a batch, and that image mixed with its partner."""
+    image = batch.images[place]
+    partner = batch.images[place ^ 1]
+    lam = float(batch.lam[place])
+    y0, x0, y1, x1 = batch.box[place].tolist()
+    if y1 <= y0:
+        return image, lam * image + (1 - lam) * partner
+    mixed = image.clone()
+    mixed[:, y0:y1, x0:x1] = partner[:, y0:y1, x0:x1]
+    return image, mixed
+
+
+def assert_as_planned(
+    line: dict[str, Any], draws: SampleParams, batch: Batch, place: int, index: Index
+) -> None:
+    """Assert that a line of plan.json has what was planned for the sample at a place."""
+    ordinal = int(batch.ordinals[place])
+    operations = [
+        (OPS[op], arg)
+        for op, arg in zip(draws.ops[place], draws.op_args[place], strict=True)
+        if op >= 0
+    ]
+    assert [(one["name"], one["argument"]) for one in line["operations"]] == operations
+    assert (line["ordinal"], line["partner"]) == (ordinal, ordinal ^ 1)
+    assert line["row"] == draws.image_index[place]
+    assert line["image"] == index.name(line["row"])
+    assert line["class"] == index.classes[index.labels[line["row"]]]
+    assert line["keep"] == batch.drop_path_mask[place].int().tolist()
+    assert line["flip"] == draws.flip[place]
+    for name in ("crop", "resize", "erase", "box"):
+        planned = getattr(draws, name)[place].tolist()
+        is_drawn = any(planned) or name in ("crop", "resize")
+        assert line[name] == (planned if is_drawn else None), name
+    assert line["lam"] == pytest.approx(float(batch.lam[place]))
+    assert line["noise_key"] == int(draws.noise_key[place])
+
+
 def test_pictures_and_plan_are_those_of_the_loader(run: Path, setting: Setting) -> None:
     assert replay(run, 4) == 0
     folder = run / "replay-4"
@@ -154,53 +193,20 @@ def test_pictures_and_plan_are_those_of_the_loader(run: Path, setting: Setting) 
         torch.tensor(value)[:, None, None]
         for value in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     )
-    row = 0
+    rows = iter(lines)
     for batch in batches:
         draws = plan.draw(1, batch.ordinals.numpy())
-        for place, ordinal in enumerate(batch.ordinals.tolist()):
-            line, row = lines[row], row + 1
-            partner = batch.images[place ^ 1]
-            image, lam, (y0, x0, y1, x1) = (
-                batch.images[place],
-                float(batch.lam[place]),
-                batch.box[place].tolist(),
-            )
-            mixed = lam * image + (1 - lam) * partner
-            if y1 > y0:
-                mixed = image.clone()
-                mixed[:, y0:y1, x0:x1] = partner[:, y0:y1, x0:x1]
-            for name, pixels in (("picture", image), ("mixed_picture", mixed)):
+        for place in range(len(batch.ordinals)):
+            line = next(rows)
+            assert_as_planned(line, draws, batch, place, index)
+            for name, pixels in zip(
+                ("picture", "mixed_picture"), mix_by_hand(batch, place), strict=True
+            ):
                 expected = ((pixels * std + mean).clamp(0, 1) * 255).permute(1, 2, 0).numpy()
                 found = np.asarray(Image.open(folder / line[name]), np.float32)
-                assert np.abs(found - expected).max() <= 0.51, (ordinal, name)
-            operations = [
-                (OPS[op], arg)
-                for op, arg in zip(draws.ops[place], draws.op_args[place], strict=True)
-                if op >= 0
-            ]
-            assert [(one["name"], one["argument"]) for one in line["operations"]] == operations
-            assert (line["ordinal"], line["partner"], line["image"]) == (
-                ordinal,
-                ordinal ^ 1,
-                index.name(line["row"]),
-            )
-            assert (
-                line["class"] == index.classes[index.labels[line["row"]]]
-                and line["row"] == draws.image_index[place]
-            )
-            assert (
-                line["keep"] == batch.drop_path_mask[place].int().tolist()
-                and line["flip"] == draws.flip[place]
-            )
-            for name in ("crop", "resize", "erase", "box"):
-                planned = getattr(draws, name)[place].tolist()
-                assert line[name] == (
-                    planned if any(planned) or name in ("crop", "resize") else None
-                ), name
-            assert line["lam"] == pytest.approx(lam) and line["noise_key"] == int(
-                draws.noise_key[place]
-            )
-    assert row == len(lines) == 16 == len(list((folder / "images").iterdir())) // 2
+                assert np.abs(found - expected).max() <= 0.51, (line["ordinal"], name)
+    assert next(rows, None) is None
+    assert len(lines) == 16 == len(list((folder / "images").iterdir())) // 2
     for name in ("operations", "erase", "box"):
         assert any(line[name] for line in lines), f"nothing to see of {name}"
 
@@ -319,16 +325,21 @@ def test_images_excluded_later_are_in_the_steps_before(
         seen.append({line["image"] for line in plan})
     assert seen[:3] == names[:3] and not {first, second} & set.union(*seen[3:])
     needs = next(step for step in range(3) if second in seen[step])
-    for other, fault in ((None, "cannot be read"), (whole[first], "")):
+    for content, fault in ((None, "cannot be read"), (whole[first], "")):
         (data / second).unlink(missing_ok=True)
-        if other is not None:
-            (data / second).write_bytes(other)
+        if content is not None:
+            (data / second).write_bytes(content)
         capsys.readouterr()
-        assert replay(out, needs) == 2
-        start, error = capsys.readouterr().err.splitlines()
-        assert "from the weights that the run began with" in start
-        assert f"images that cannot be read as they were: {second}: {fault}" in error
+        assert_refused(out, needs, f"{second}: {fault}", capsys)
         assert replay(out, 11) == 0
+
+
+def assert_refused(out: Path, step: int, fault: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Assert that a replay of a step ends with an error that names an image and its fault."""
+    assert replay(out, step) == 2
+    start, error = capsys.readouterr().err.splitlines()
+    assert "from the weights that the run began with" in start
+    assert f"images that cannot be read as they were: {fault}" in error
 
 
 def plant_nan(steps: Iterable[int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ DEIT: dict[str, dict[str, Any]] = {
     "model": {"qkv_bias": True, "drop_path": 0.1, "pos_embed_antialias": False},
     "data": {"input_size": 224, "eval_crop_ratio": 0.875},
 }
-"""What deit's main.py trains with (facebookresearch/deit, 7e160fe), on 4 GPUs of 256 images."""
+"""The settings of deit's main.py (facebookresearch/deit, 7e160fe), on 4 GPUs of 256 images."""
 
 
 @pytest.mark.parametrize("section", DEIT)

@@ -103,7 +103,7 @@ ADDED = {
         "--finetune {dir}/deit_base_patch16_224-b5f2ef4d.pth",
     ],
 }
-"""What each needs more, in the order in which the errors ask for it."""
+"""The flags that each lacks, in the order in which the errors ask for them."""
 
 
 def start(argv: str) -> str:

@@ -1,4 +1,4 @@
-"""What a replay prints before it repeats steps, and while it does."""
+"""The lines of a replay before it repeats steps, and while it does."""
 
 import io
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What `check_config` says about the files that a command names."""
+"""Errors of `check_config` for the files that a command names."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a heading says of settings that do not fit the length of a run."""
+"""Notes on settings that do not fit the length of a run."""
 
 import pytest
 

@@ -71,7 +71,7 @@ class Listing:
     faults: Mapping[int, str] = field(default_factory=dict)
     """From a row to what is known to be wrong with it already."""
     notes: tuple[str, ...] = ()
-    """What the user should know, though it is no fault."""
+    """Facts for the user that are no faults."""
     facts: ImageInfo | None = None
     """Of every image, where none has to be decoded."""
     shards: tuple[str, ...] = ()
