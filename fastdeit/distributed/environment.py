@@ -9,3 +9,8 @@ def is_alone() -> bool:
     WORLD_SIZE without RANK comes from a batch script, not from a launcher.
     """
     return "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1"
+
+
+def is_first_on_machine() -> bool:
+    """Return True for one process of each machine, which prints what concerns them all."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"

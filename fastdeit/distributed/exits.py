@@ -8,6 +8,8 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
+from fastdeit.distributed.environment import is_first_on_machine
+
 # keys in the store of the process group
 _REPORTED = "fastdeit/reported"
 _EXITED = "fastdeit/exited"
@@ -20,7 +22,7 @@ def rank0_reports_error(limit_s: float = 3.0) -> bool:
     this rank will not reach: it goes through the store of the process group.
     """
     if not dist.is_initialized():
-        return os.environ.get("LOCAL_RANK", "0") != "0"  # the first process of each machine prints
+        return not is_first_on_machine()
     store = dist.distributed_c10d._get_default_store()
     if dist.get_rank() == 0:
         store.set(_REPORTED, "")

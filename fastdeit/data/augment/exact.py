@@ -37,6 +37,7 @@ from fastdeit.data.augment.sample import (
     operate,
     run_sample,
 )
+from fastdeit.distributed.environment import is_first_on_machine
 from fastdeit.plan.operations import OPS
 from fastdeit.plan.plan import SampleParams
 from fastdeit.plan.spec import PlanSpec
@@ -190,7 +191,8 @@ def _callback(function: Any, signature: Any) -> Any:
     """Return a C function that holds no lock, compiled now or loaded from disk."""
     message = "compiling the augmentation for this machine, once: half a minute"
     note = threading.Timer(_PATIENCE_S, _log.warning, [message])
-    note.start()
+    if is_first_on_machine():
+        note.start()
     try:
         return cfunc(signature, nopython=True, cache=True)(function)
     except RuntimeError:  # no folder for the cache, as in cached_entry
