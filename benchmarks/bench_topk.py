@@ -22,8 +22,8 @@ from fastdeit.data.build import build_train_index, pipeline_options
 from fastdeit.data.loader import OrdinalLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.distributed.world import init_distributed
-from fastdeit.models.teacher import load_teacher
-from fastdeit.models.teacher_view import Preprocessing
+from fastdeit.models.teachers.teacher import load_teacher
+from fastdeit.models.teachers.view import Preprocessing
 from fastdeit.plan.build import build_plan
 from fastdeit.teacher_cache.format import Manifest, decode, encode
 from fastdeit.teacher_cache.record import compute_logits

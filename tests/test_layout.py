@@ -30,8 +30,12 @@ PARTS = {
 ROOMS: dict[str, set[str]] = {
     "train": {"commands", "display", "distributed", "reliability"},
     "__main__": {"commands", "display", "reliability"},
-    "commands": {"replay", "run", *PARTS, *STORAGE},
+    "__init__": {"library"},
+    "commands": {"export", "inference", "library", "replay", "run", *PARTS, *STORAGE},
+    "library": {"export", "inference", "run", *PARTS, *STORAGE},
     "replay": {"run", *PARTS, *STORAGE},
+    "export": {"inference", *PARTS, *STORAGE},
+    "inference": {*PARTS, *STORAGE},
     "run": {*PARTS, *STORAGE},
     "reliability": {"checkpoint", "display", "distributed", "plan", "storage", "training"},
     "training": {"config", "data", "distributed", "models", "plan", "storage"},
@@ -46,7 +50,7 @@ ROOMS: dict[str, set[str]] = {
     "storage": set(),
 }
 # the rooms in which every module may see a whole `Config`; elsewhere only build.py may
-SEES_CONFIG = {"commands", "config", "replay", "run"}
+SEES_CONFIG = {"commands", "config", "library", "replay", "run"}
 # third-party names that a low layer is limited to
 ONLY: dict[str, set[str]] = {
     "plan": {"numpy"},

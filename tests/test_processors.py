@@ -51,7 +51,7 @@ SETTINGS = {
 
 SHORT = {
     "oldest": (
-        "tests/models/test_teacher.py",
+        "tests/models/teachers/test_teacher.py",
         "tests/training/test_losses.py",
         "tests/plan/test_plan.py",
         "tests/data/augment/test_sample.py",
@@ -59,7 +59,7 @@ SHORT = {
         "tests/plan/test_digest.py::test_the_digest_is_the_same_on_every_machine",
     ),
     "imagined": (
-        "tests/models/test_teacher.py",
+        "tests/models/teachers/test_teacher.py",
         "tests/models/test_student.py",
         "tests/training/test_losses.py",
     ),

@@ -35,8 +35,8 @@ from fastdeit.data.loader import TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.data.quarantine import Quarantine, QuarantinedImage, read_quarantine
 from fastdeit.models.student import build_student
-from fastdeit.models.teacher import Teacher, load_teacher
-from fastdeit.models.teacher_view import Preprocessing
+from fastdeit.models.teachers.teacher import Teacher, load_teacher
+from fastdeit.models.teachers.view import Preprocessing
 from fastdeit.models.weights import read_weights
 from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec

@@ -30,7 +30,7 @@ from fastdeit.distributed.collectives import check_same_on_ranks, first_on_rank0
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.backend import use_backend
 from fastdeit.models.build import build_teacher, precision
-from fastdeit.models.teacher import Teacher
+from fastdeit.models.teachers.teacher import Teacher
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan
 from fastdeit.run.identity import versions

@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
@@ -48,21 +48,37 @@ def values_of(tokens: Sequence[str]) -> list[str]:
 
 
 def check_flags(argv: Iterable[str]) -> None:
-    """Raise ValueError, naming what is allowed, for a flag that does not exist and for values that
-    are not of its type."""
+    """Raise ValueError, naming what is allowed, for a flag of `fastdeit train` that does not exist
+    and for values that are not of its type."""
     known = own_flags()
     for name, tokens in split_flags(argv):
         if not name:
             shown = " ".join(tokens)
             raise ValueError(f"{shown!r} belongs to no flag; the data set's folder is --data-path")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=2, cutoff=0.75)
-            hint = f"; near: {', '.join(near)}" if near else ""
-            raise ValueError(f"{name} is not a flag{hint}")
-        values = values_of(tokens)
-        if not _are_of_type(values, known[name]):
-            allowed = _name_type(known[name])
-            raise ValueError(f"{name} must be {allowed} (got {' '.join(values)!r})")
+        check_flag(name, values_of(tokens), known)
+
+
+def check_flag(name: str, values: Sequence[str], known: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming what is allowed, for a flag that does not exist, or for values that
+    are not of its type; known: the type of every flag."""
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=2, cutoff=0.75)
+        hint = f"; near: {', '.join(near)}" if near else ""
+        raise ValueError(f"{name} is not a flag{hint}")
+    if not _are_of_type(values, known[name]):
+        allowed = _name_type(known[name])
+        raise ValueError(f"{name} must be {allowed} (got {' '.join(values)!r})")
+
+
+def count_values(kind: Any) -> int | None:
+    """Return how many values a flag of a type takes; None: all that follow it."""
+    if kind is bool:
+        return 0
+    if get_origin(kind) is UnionType:
+        return count_values(get_args(kind)[0])
+    if get_origin(kind) is not tuple:
+        return 1
+    return None if get_args(kind)[-1] is Ellipsis else len(get_args(kind))
 
 
 def _is_number(text: str) -> bool:
@@ -75,6 +91,8 @@ def _are_of_type(values: Sequence[str], kind: Any) -> bool:
         return not values
     if get_origin(kind) is tuple:
         kinds = get_args(kind)
+        if kinds[-1] is Ellipsis:
+            return bool(values) and all(_are_of_type([one], kinds[0]) for one in values)
         pairs = zip(values, kinds, strict=False)
         return len(values) == len(kinds) and all(_are_of_type([one], kind) for one, kind in pairs)
     if get_origin(kind) is UnionType:
@@ -100,7 +118,8 @@ def _name_type(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return join_choices(map(str, get_args(kind)))
     if get_origin(kind) is tuple:
-        return f"{len(get_args(kind))} numbers"
+        is_open = get_args(kind)[-1] is Ellipsis
+        return "one or more values" if is_open else f"{len(get_args(kind))} numbers"
     if get_origin(kind) is UnionType:
         return _name_type(get_args(kind)[0])
     return _NAMES[kind]

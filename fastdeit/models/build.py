@@ -12,8 +12,8 @@ from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World
 from fastdeit.models.hub import EvalView, describe_model, read_class_names
 from fastdeit.models.student import SIZES, Student, build_student
-from fastdeit.models.teacher import Teacher, load_teacher
-from fastdeit.models.teacher_view import Preprocessing
+from fastdeit.models.teachers.teacher import Teacher, load_teacher
+from fastdeit.models.teachers.view import Preprocessing
 from fastdeit.models.weights import (
     HEADS,
     StateDict,

@@ -15,7 +15,7 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from fastdeit.models.student import Student
-from fastdeit.models.teacher_view import HUB_NAMES, MAX_BYTES, parse_json
+from fastdeit.models.teachers.view import HUB_NAMES, MAX_BYTES, parse_json
 from fastdeit.models.weights import has_qkv_bias
 from fastdeit.storage.atomic import read_bounded
 from fastdeit.storage.jsonl import restore_names, to_strict_json

@@ -12,8 +12,8 @@ from fastdeit.checkpoint.files import read_json
 from fastdeit.config.schema import Config
 from fastdeit.data.index import Index
 from fastdeit.distributed.collectives import check_same_on_ranks
-from fastdeit.models.teacher import Teacher
-from fastdeit.models.teacher_identity import identify_file
+from fastdeit.models.teachers.identity import identify_file
+from fastdeit.models.teachers.teacher import Teacher
 from fastdeit.models.weights import hash_weights, locate_weights
 from fastdeit.plan.plan import Plan
 from fastdeit.storage.file_hash import hash_file

@@ -7,7 +7,8 @@ import timm
 from fastdeit.checkpoint.files import read_manifest
 from fastdeit.config.flags import format_train_command
 from fastdeit.config.parse import is_callable, name_flag, require
-from fastdeit.config.recipes import PATCH_SIZE, RECIPES, precede_with_teacher
+from fastdeit.config.recipes import RECIPES
+from fastdeit.config.recipes.follow import PATCH_SIZE, precede_with_teacher
 from fastdeit.config.schema import Config
 from fastdeit.data.formats.detect import find_split
 from fastdeit.distributed.environment import is_alone

@@ -6,7 +6,7 @@ import json
 
 from fastdeit.checkpoint.files import read_json
 from fastdeit.config.flags import format_train_command
-from fastdeit.config.recipes import follow_with_student, follow_without_teacher
+from fastdeit.config.recipes.follow import follow_with_student, follow_without_teacher
 from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
 from fastdeit.data.build import build_train_loader

@@ -8,7 +8,7 @@ from typing import Any
 from fastdeit.config.schema import Config
 from fastdeit.data.index import Index
 from fastdeit.distributed.collectives import on_every_rank
-from fastdeit.models.teacher import Teacher
+from fastdeit.models.teachers.teacher import Teacher
 from fastdeit.models.weights import locate_weights
 from fastdeit.plan.plan import VERSION, Plan
 from fastdeit.teacher_cache.check import (

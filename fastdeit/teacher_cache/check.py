@@ -10,8 +10,8 @@ import torch.distributed as dist
 from fastdeit.config.parse import is_callable
 from fastdeit.data.index import Index
 from fastdeit.data.quarantine import read_quarantine
-from fastdeit.models.teacher import Teacher
-from fastdeit.models.teacher_identity import identify_file
+from fastdeit.models.teachers.identity import identify_file
+from fastdeit.models.teachers.teacher import Teacher
 from fastdeit.models.weights import hash_weights
 from fastdeit.teacher_cache.format import CacheError, Manifest, list_differences
 from fastdeit.teacher_cache.reader import BAD_IMAGES, Cache, CachedTeacher

@@ -13,7 +13,7 @@ from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World, import_deepspeed
 from fastdeit.models.build import precision
 from fastdeit.models.student import Student
-from fastdeit.models.teacher import Teacher
+from fastdeit.models.teachers.teacher import Teacher
 from fastdeit.training.deepspeed import add_user_file, deepspeed_config
 from fastdeit.training.flat import FlatLossModule, LossModule
 from fastdeit.training.forward import ForwardPass, PlannedStudent, SeededModel

@@ -15,7 +15,7 @@ from timm.scheduler.scheduler import Scheduler
 from fastdeit.data.batch import Batch
 from fastdeit.kernels.backend import use_backend
 from fastdeit.kernels.distill import LossParts
-from fastdeit.models.teacher import Teacher
+from fastdeit.models.teachers.teacher import Teacher
 from fastdeit.plan.digest import add_digests
 from fastdeit.training.forward import ForwardPass
 from fastdeit.training.losses import Criterion, DistillationLoss

@@ -8,8 +8,8 @@ import pytest
 
 from fastdeit.config.cli import parse_config
 from fastdeit.config.flags import format_replay_command, format_train_command, list_flags
-from fastdeit.config.recipes import (
-    RECIPES,
+from fastdeit.config.recipes import RECIPES
+from fastdeit.config.recipes.follow import (
     follow_with_student,
     follow_without_teacher,
     precede_with_teacher,

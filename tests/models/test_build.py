@@ -11,8 +11,8 @@ from torch import nn
 from fastdeit.config.schema import Config
 from fastdeit.models.build import build_model
 from fastdeit.models.hub import read_class_names
-from fastdeit.models.teacher import load_teacher
-from fastdeit.models.teacher_view import Preprocessing
+from fastdeit.models.teachers.teacher import load_teacher
+from fastdeit.models.teachers.view import Preprocessing
 
 CLASSES = ("cat", "dog", "eel")
 OTHERS = ("cat", "fox", "gnu")

@@ -14,8 +14,8 @@ from unittest import mock
 import pytest
 import torch
 
-from fastdeit.models.teacher import load_teacher
-from fastdeit.models.teacher_view import Preprocessing
+from fastdeit.models.teachers.teacher import load_teacher
+from fastdeit.models.teachers.view import Preprocessing
 from fastdeit.models.weights import check_expansion, read_weights
 from fastdeit.storage.tensor_files import HEADER_LIMIT
 

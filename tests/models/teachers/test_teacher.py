@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fastdeit.models.student import Student
-from fastdeit.models.teacher import Teacher, load_teacher
-from fastdeit.models.teacher_view import Preprocessing
+from fastdeit.models.teachers.teacher import Teacher, load_teacher
+from fastdeit.models.teachers.view import Preprocessing
 
 MEAN = (0.5, 0.4, 0.3)
 STD = (0.2, 0.25, 0.3)

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastdeit.config.parse import ARCHIVES
-from fastdeit.models.teacher_files import LoadedTeacher, Logits, check_num_classes, load_file
-from fastdeit.models.teacher_identity import hash_state
-from fastdeit.models.teacher_view import STUDENT, Preprocessing, Source, View, choose_view
+from fastdeit.models.teachers.files import LoadedTeacher, Logits, check_num_classes, load_file
+from fastdeit.models.teachers.identity import hash_state
+from fastdeit.models.teachers.view import STUDENT, Preprocessing, Source, View, choose_view
 from fastdeit.models.weights import hash_weights
 
 

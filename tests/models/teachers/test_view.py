@@ -17,8 +17,8 @@ from torch import nn
 from fastdeit.config.parse import MAX_TEACHER_SIZE
 from fastdeit.config.schema import Config
 from fastdeit.models.student import Student
-from fastdeit.models.teacher import Teacher, load_teacher
-from fastdeit.models.teacher_view import MAX_BYTES, Preprocessing
+from fastdeit.models.teachers.teacher import Teacher, load_teacher
+from fastdeit.models.teachers.view import MAX_BYTES, Preprocessing
 
 STUDENT = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 32)
 MEAN = (0.5, 0.45, 0.4)

@@ -24,8 +24,8 @@ from fastdeit.config.parse import ARCHIVES, is_callable
 from fastdeit.models.hub import read_class_names
 from fastdeit.models.names import suggest_names
 from fastdeit.models.student import SIZES, build_student
-from fastdeit.models.teacher_identity import hash_state
-from fastdeit.models.teacher_view import (
+from fastdeit.models.teachers.identity import hash_state
+from fastdeit.models.teachers.view import (
     Choose,
     Source,
     View,

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fastdeit.models.teacher import load_teacher
-from fastdeit.models.teacher_identity import hash_state, identify_file
-from fastdeit.models.teacher_view import Preprocessing
+from fastdeit.models.teachers.identity import hash_state, identify_file
+from fastdeit.models.teachers.teacher import load_teacher
+from fastdeit.models.teachers.view import Preprocessing
 
 CLASSES = 6
 STUDENT = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 32)

@@ -1,0 +1,110 @@
+"""The flags of a command other than `train`: a frozen dataclass, of which tyro makes the flags.
+
+Its sections are the groups of --help, a field's docstring is its help. Every mistake is one line.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
+
+import tyro
+
+from fastdeit.config.flags import check_flag, count_values, split_flags, values_of
+from fastdeit.config.parse import Section, name_flag
+
+Options = TypeVar("Options")
+_HELP = {"--help": bool, "-h": bool}
+
+
+class _Field(NamedTuple):
+    name: str
+    type: Any
+    is_place: bool
+    """It takes what belongs to no flag."""
+    is_required: bool
+
+
+def parse_options(argv: Sequence[str], kind: type[Options], prog: str, description: str) -> Options:
+    """Return a command line as an instance of a frozen dataclass; its sections are checked.
+
+    kind: a field is a section (a dataclass), a flag, or, annotated with `tyro.conf.Positional`,
+    what belongs to no flag. Raises ValueError, with a message of one line, for a flag or a value
+    that is not allowed, or missing. Only rank 0 prints --help.
+    """
+    fields = list(_list_fields(kind))
+    flags, places = _split(argv, _list_flags(fields))
+    if not {"-h", "--help"} & set(flags):
+        _check_required(fields, flags, places)
+    options = tyro.cli(
+        kind,
+        args=[*places, *flags],
+        prog=prog,
+        description=description,
+        config=(tyro.conf.OmitArgPrefixes,),
+        console_outputs=os.environ.get("RANK", "0") == "0",
+    )
+    for section in (options, *vars(options).values()):
+        if isinstance(section, Section):
+            section.check()
+    return options
+
+
+def _list_fields(kind: Any) -> Iterator[_Field]:
+    """Yield the flags and places of a dataclass, and of its sections."""
+    hints = get_type_hints(kind, include_extras=True)
+    for item in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[item.name]):
+            yield from _list_fields(hints[item.name])
+            continue
+        is_required = item.default is item.default_factory is dataclasses.MISSING
+        is_place = tyro.conf.Positional in getattr(hints[item.name], "__metadata__", ())
+        kind_of = get_args(hints[item.name])[0] if is_place else hints[item.name]
+        yield _Field(item.name, kind_of, is_place, is_required)
+
+
+def _list_flags(fields: Sequence[_Field]) -> dict[str, Any]:
+    """Return the type of every flag, by its name with dashes."""
+    known: dict[str, Any] = dict(_HELP)
+    for field in fields:
+        if not field.is_place:
+            known[name_flag(field.name)] = field.type
+            if field.type is bool:
+                known[name_flag(f"no_{field.name}")] = bool
+    return known
+
+
+def _split(argv: Sequence[str], known: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Return the flags with their values, which are checked, and what belongs to no flag; after
+    `--` nothing is a flag."""
+    cut = list(argv).index("--") if "--" in argv else len(argv)
+    own = argv[:cut]
+    rest = argv[cut + 1 :]
+    flags: list[str] = []
+    places: list[str] = []
+    for name, tokens in split_flags(own):
+        if not name:
+            places += tokens
+            continue
+        values = values_of(tokens)
+        count = count_values(known[name]) if name in known else None
+        # --flag=value takes no further one
+        used = values if count is None else values[: 1 if "=" in tokens[0] else count]
+        check_flag(name, used, known)
+        flags += [name, *used]
+        places += values[len(used) :]
+    return flags, places + [f"./{place}" if place.startswith("-") else place for place in rest]
+
+
+def _check_required(fields: Sequence[_Field], flags: Sequence[str], places: Sequence[str]) -> None:
+    """Raise ValueError for a flag or a place that is missing, or for too many places."""
+    taking = [field for field in fields if field.is_place]
+    for field in fields:
+        if field.is_required and not field.is_place and name_flag(field.name) not in flags:
+            raise ValueError(f"{name_flag(field.name)} must be given")
+    needed = [field for field in taking if field.is_required]
+    if len(places) < len(needed):
+        raise ValueError(f"{needed[len(places)].name.upper()} must be given (--help explains it)")
+    is_open = any(count_values(field.type) is None for field in taking)
+    if not is_open and len(places) > len(taking):
+        raise ValueError(f"{places[len(taking)]!r} belongs to no flag")

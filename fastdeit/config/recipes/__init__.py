@@ -1,0 +1,28 @@
+"""Recipes: named starting points for a run, each a function that returns a `Config`.
+
+A docstring has the command, the accuracy to expect with its source, and the hardware. Flags and
+`--config` change any field of a recipe; `deit` is the default.
+"""
+
+from collections.abc import Callable
+
+from fastdeit.config.recipes.imagenet import deit, deit_paper
+from fastdeit.config.recipes.small import (
+    digits,
+    digits_teacher,
+    fashion_mnist,
+    fashion_mnist_teacher,
+)
+from fastdeit.config.schema import Config
+
+_ALL = (deit, deit_paper, digits_teacher, digits, fashion_mnist_teacher, fashion_mnist)
+RECIPES: dict[str, Callable[[], Config]] = {recipe.__name__: recipe for recipe in _ALL}
+
+
+def find_recipe(name: str) -> Config:
+    """Return a recipe's settings; `-` in its name stands for `_`. Raise ValueError if there is
+    none."""
+    recipe = RECIPES.get(name.replace("-", "_"))
+    if recipe is None:
+        raise ValueError(f"--recipe must be one of {', '.join(RECIPES)} (got {name!r})")
+    return recipe()

@@ -1,0 +1,70 @@
+"""The settings of a run that comes before or after another."""
+
+import dataclasses
+import math
+
+from fastdeit.config.recipes import find_recipe
+from fastdeit.config.schema import Config
+
+_GRID = 7  # patches along a side, at least, for a patch size that we choose
+PATCH_SIZE = 16
+"""Of every named student."""
+
+
+def follow_with_student(config: Config, recipe: str, folder: str) -> tuple[Config, str]:
+    """Return the settings of a student of the teacher that a run gave, and their recipe.
+
+    The images are those of the run, and so is a batch size that the user has chosen. folder: of the
+    run.
+    """
+    student = recipe.replace("-", "_").removesuffix("_teacher")
+    base = dataclasses.replace(find_recipe(student), data=config.data, augment=config.augment)
+    output_dir = f"runs/{student}"
+    if folder == output_dir:
+        output_dir = f"{folder}_student"
+    return base.replace(
+        distill={"teacher_model": config.model.model, "teacher_path": folder},
+        model={"patch_size": _fit_patch(base)},
+        optim=_keep_batch(config, recipe),
+        run={"output_dir": output_dir},
+    ), student
+
+
+def _keep_batch(config: Config, recipe: str) -> dict[str, int]:
+    """Return the batch sizes that the user has chosen, by field."""
+    usual = find_recipe(recipe).optim
+    if config.optim.batch_size == usual.batch_size:
+        return {}
+    return {"batch_size": config.optim.batch_size, "micro_batch": config.optim.micro_batch}
+
+
+def _fit_patch(config: Config) -> int | None:
+    """Return the student's patch size, or if it does not divide the input sizes, the largest one
+    that does and leaves 7 x 7 patches or more."""
+    data = config.data
+    side = math.gcd(data.input_size, data.eval_input_size)
+    if side % (config.model.patch_size or PATCH_SIZE) == 0:
+        return config.model.patch_size
+    most = min(PATCH_SIZE, max(1, data.input_size // _GRID))
+    return max(size for size in range(1, most + 1) if side % size == 0)
+
+
+def follow_without_teacher(config: Config, recipe: str, folder: str) -> Config:
+    """Return the settings of the run in `folder` without its teacher, for a comparison."""
+    distill = dataclasses.replace(
+        find_recipe(recipe).distill,
+        distillation_type="none",
+        cache_period=config.distill.cache_period,
+        bce_loss=config.distill.bce_loss,
+    )
+    return dataclasses.replace(config, distill=distill).replace(
+        run={"output_dir": f"{folder}_alone", "stop_after_steps": 0},
+        checkpoint={"resume": ""},
+    )
+
+
+def precede_with_teacher(config: Config, recipe: str, folder: str) -> Config:
+    """Return the settings of the recipe that trains the teacher of a run, in `folder`, on its
+    images."""
+    base = dataclasses.replace(find_recipe(recipe), data=config.data, augment=config.augment)
+    return base.replace(run={"output_dir": folder})
