@@ -3,7 +3,7 @@ a loop over parameters.
 
 python -m benchmarks.bench_ema [--out FOLDER]
 
-fp32 weights of a DeiT, on one device. Ours is `Ema` of fastdeit/training/optim.py on two flat
+fp32 weights of a DeiT, on one device. Ours is `Ema` of fastdeit/training/optim/ema.py on two flat
 tensors, as DeepSpeed holds them: one launch. pct_of_copy counts 12 bytes a parameter: weight and
 EMA read, EMA written.
 """
@@ -17,7 +17,7 @@ from timm.utils import ModelEmaV3
 
 from benchmarks import harness
 from fastdeit.models.student import Student, build_student
-from fastdeit.training.optim import Ema
+from fastdeit.training.optim.ema import Ema
 
 MODELS = {"cuda": ("tiny", "small", "base"), "cpu": ("tiny",)}
 DECAY = 0.99996

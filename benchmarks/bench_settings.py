@@ -4,7 +4,7 @@ and CPU ms an image.
 python -m benchmarks.bench_settings [-o results.csv] [--threads 16]
 
 On a GPU every backend and decoder that runs there, else those of the CPU. The defaults in
-fastdeit/config/schema.py follow from these figures.
+fastdeit/config/schema/ follow from these figures.
 """
 
 import argparse

@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 
 from benchmarks import harness
 from benchmarks.loaders import write_images
-from fastdeit.commands.cache_record import Job
+from fastdeit.commands.cache.record import Job
 from fastdeit.config.cli import parse_config
 from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch

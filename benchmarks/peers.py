@@ -24,7 +24,7 @@ from benchmarks.trainers import CLASSES, STEPS_PER_EPOCH, decisions, model_sizes
 from fastdeit.config.schema import Config
 from fastdeit.data.batch import Batch
 from fastdeit.kernels.mix import mix_reference
-from fastdeit.training.optim import build_schedule
+from fastdeit.training.optim.schedule import build_schedule
 
 
 def timm_student(name: str, **sizes: object) -> nn.Module:

@@ -24,7 +24,7 @@ def index(argv: Sequence[str]) -> int:
 
 def cache(argv: Sequence[str]) -> int:
     """record a teacher's output; merge, describe and verify recordings"""
-    from fastdeit.commands.cache import cache_command
+    from fastdeit.commands.cache.command import cache_command
 
     return cache_command(argv)
 

@@ -141,7 +141,7 @@ def test_named_flags_exist(path: Path) -> None:
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
 def test_named_commands_exist(path: Path) -> None:
-    usage = text_of(ROOT / "fastdeit" / "commands" / "cache.py")
+    usage = text_of(ROOT / "fastdeit" / "commands" / "cache" / "command.py")
     for part in code(text_of(path)):
         for command, action in re.findall(r"(?:^|\s)fastdeit ([a-z]+)(?: ([a-z]+))?", part):
             assert command in COMMANDS, part

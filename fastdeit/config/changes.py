@@ -9,7 +9,8 @@ from typing import Any
 
 from fastdeit.config.file import config_from_dict, read_config_file
 from fastdeit.config.parse import name_flag
-from fastdeit.config.schema import CheckpointConfig, Config, HealthConfig, LimitConfig
+from fastdeit.config.schema import Config
+from fastdeit.config.schema.run import CheckpointConfig, HealthConfig, LimitConfig
 from fastdeit.storage.run_folder import RunFolder
 
 

@@ -4,8 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from fastdeit.config.parse import Section, require_value
-from fastdeit.config.samples import SIMPLE_CROP_LEAST, AugmentConfig, DataConfig, MixConfig
 from fastdeit.config.schema import RunConfig
+from fastdeit.config.schema.samples import SIMPLE_CROP_LEAST, AugmentConfig, DataConfig, MixConfig
 from fastdeit.plan.operations import JITTER_OPS, RAND_AUGMENT_OPS, THREE_OPS
 
 # every default stands once, in fastdeit/config/; --aa has those of RandAugment in one string

@@ -18,7 +18,8 @@ from fastdeit.training.deepspeed import add_user_file, deepspeed_config
 from fastdeit.training.flat import FlatLossModule, LossModule
 from fastdeit.training.forward import ForwardPass, PlannedStudent, SeededModel
 from fastdeit.training.losses import DistillationLoss
-from fastdeit.training.optim import build_adamw, build_schedule, parameter_groups
+from fastdeit.training.optim.optimizers import build_adamw, parameter_groups
+from fastdeit.training.optim.schedule import build_schedule
 from fastdeit.training.state import TrainerState
 from fastdeit.training.trainer import Trainer
 from fastdeit.training.zero import open_partitions

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from fastdeit.plan.digest import add_digests, show_digest
-from fastdeit.training.optim import Ema
+from fastdeit.training.optim.ema import Ema
 from fastdeit.training.zero import open_partitions
 
 Tensors = dict[str, torch.Tensor]

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from fastdeit.commands.cache import cache_command
+from fastdeit.commands.cache.command import cache_command
 from fastdeit.commands.train import train_command
 from tests.support.images import write_shapes
 

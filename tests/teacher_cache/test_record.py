@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastdeit.commands.cache_flags import parse_epochs, parse_part
-from fastdeit.commands.cache_record import find_spans
+from fastdeit.commands.cache.flags import parse_epochs, parse_part
+from fastdeit.commands.cache.record import find_spans
 from fastdeit.config.cli import parse_config
 from fastdeit.data import quarantine
 from fastdeit.data.build import build_train_index
@@ -366,7 +366,7 @@ def test_image_that_goes_bad_during_recording_is_excluded(
                 (data / name).write_bytes(b"")
             return super().plan_batch(number)
 
-    monkeypatch.setattr("fastdeit.commands.cache_record.OrdinalLoader", Damaging)
+    monkeypatch.setattr("fastdeit.commands.cache.record.OrdinalLoader", Damaging)
     assert setting.build(tmp_path / "c", "--data-path", str(data)) == 0
     assert "18 of 18 chunks of part 1/1 recorded" in capfd.readouterr().out
     assert name in (tmp_path / "c" / "quarantine.jsonl").read_text()

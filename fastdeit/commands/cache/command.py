@@ -19,8 +19,8 @@ import numpy as np
 from rich.filesize import decimal
 from rich.table import Table
 
-from fastdeit.commands.cache_record import build, find_spans
-from fastdeit.commands.cache_sample import sample
+from fastdeit.commands.cache.record import build, find_spans
+from fastdeit.commands.cache.sample import sample
 from fastdeit.commands.errors import one_line_errors
 from fastdeit.config.parse import require_value
 from fastdeit.display.terminal import Terminal

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastdeit.commands.cache_flags import (
+from fastdeit.commands.cache.flags import (
     add_record_flags,
     make_parser,
     parse_epochs,
     training_epochs,
 )
-from fastdeit.commands.cache_record import Job
+from fastdeit.commands.cache.record import Job
 from fastdeit.config.parse import require
 from fastdeit.display.terminal import Terminal
 from fastdeit.kernels.backend import use_backend

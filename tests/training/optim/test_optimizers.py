@@ -11,7 +11,9 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from fastdeit.models.student import build_student
-from fastdeit.training.optim import Ema, build_adamw, build_schedule, parameter_groups
+from fastdeit.training.optim.ema import Ema
+from fastdeit.training.optim.optimizers import build_adamw, parameter_groups
+from fastdeit.training.optim.schedule import build_schedule
 
 DECAYED = ("dist_token",)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch.distributed as dist
 
-from fastdeit.commands.cache_flags import (
+from fastdeit.commands.cache.flags import (
     add_record_flags,
     choose_kind,
     make_parser,

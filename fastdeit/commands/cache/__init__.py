@@ -1,0 +1,1 @@
+"""`fastdeit cache`: record a teacher's output; merge, describe and verify recordings."""

@@ -1,0 +1,74 @@
+"""The settings of the teacher and of the losses."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastdeit.config.parse import MAX_TEACHER_SIZE, Section
+
+
+@dataclass(frozen=True)
+class DistillConfig(Section):
+    teacher_model: str = "regnety_160"
+    """A timm model; or a program, which runs: torchscript or export (of --teacher-path), or
+    module:callable."""
+    teacher_path: str = ""
+    """The teacher's weights: a local file (.safetensors, .pth, .pt, .pt2)."""
+    teacher_mean: tuple[float, float, float] | None = None
+    """Mean of each channel for the teacher, in place of its own (docs/teachers.md)."""
+    teacher_std: tuple[float, float, float] | None = None
+    """Standard deviation of each channel for the teacher, in place of its own."""
+    teacher_input_size: int | None = None
+    """Side of the teacher's images in pixels, in place of its own."""
+    distillation_type: Literal["none", "soft", "hard"] = "hard"
+    """none, soft (Kullback-Leibler divergence), or hard (cross-entropy to the teacher's class)."""
+    distillation_alpha: float = 0.5
+    """Weight of the distillation loss; the label loss has the weight 1 - alpha."""
+    distillation_tau: float = 3.0
+    """Temperature of soft distillation."""
+    distillation_legacy: bool = False
+    """Divide the soft loss by batch size and classes, as deit's code does, not by batch size."""
+    cache: str = ""
+    """Teacher cache (fastdeit cache build) to read in place of running the teacher."""
+    cache_miss: Literal["error", "live", "ground-truth"] = "error"
+    """For a record that is missing in --cache: exit, run the teacher, or take the label with
+    the larger share (hard distillation only)."""
+    cache_period: int = 0
+    """Repeat the samples every so many epochs, for a smaller teacher cache; 0: never."""
+    bce_loss: bool = False
+    """Binary cross-entropy to the mixed targets (DeiT III); needs --smoothing 0."""
+
+    def check(self) -> None:
+        self._check_view()
+        self._require("distillation_alpha", 0 <= self.distillation_alpha <= 1, "from 0 to 1")
+        self._require("distillation_tau", self.distillation_tau > 0, "above 0")
+        self._require("cache_period", self.cache_period >= 0, "0 or more")
+        kind = self.distillation_type
+        unused = bool(self.cache) and kind == "none"
+        self._require("cache", not unused, "empty with --distillation-type none")
+        labels_only = self.cache_miss == "ground-truth" and kind == "soft"
+        allowed = "error or live with --distillation-type soft"
+        self._require("cache_miss", not labels_only, allowed)
+
+    def _check_view(self) -> None:
+        mean, std, size = self.teacher_mean, self.teacher_std, self.teacher_input_size
+        ok = mean is None or all(0 <= value <= 1 for value in mean)
+        self._require("teacher_mean", ok, "three numbers from 0 to 1")
+        ok = std is None or all(0 < value <= 1 for value in std)
+        self._require("teacher_std", ok, "three numbers above 0, at most 1")
+        ok = size is None or 1 <= size <= MAX_TEACHER_SIZE
+        self._require("teacher_input_size", ok, f"1 to {MAX_TEACHER_SIZE} pixels")
+
+    @property
+    def teacher_view(self) -> dict[str, Any]:
+        """Return the mean, std and input size that are asked of the teacher, by timm's names."""
+        view = {
+            "mean": self.teacher_mean,
+            "std": self.teacher_std,
+            "input_size": self.teacher_input_size,
+        }
+        return {name: value for name, value in view.items() if value is not None}
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Return True if the run has to load the teacher itself."""
+        return self.distillation_type != "none" and (not self.cache or self.cache_miss == "live")

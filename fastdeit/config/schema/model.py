@@ -1,0 +1,36 @@
+"""The settings of the model that is trained."""
+
+from dataclasses import dataclass
+
+from fastdeit.config.parse import Section
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
+    model: str = "deit_small_distilled_patch16_224"
+    """deit_{tiny,small,base}[_distilled]_patch16_{224,384}, or any timm model with
+    --distillation-type none."""
+    patch_size: int | None = None
+    """Patch side in pixels, in place of the model's own."""
+    embed_dim: int | None = None
+    """Width, in place of the model's own."""
+    depth: int | None = None
+    """Number of blocks, in place of the model's own."""
+    num_heads: int | None = None
+    """Attention heads, in place of the model's own."""
+    qkv_bias: bool = False
+    """Bias in the query, key and value projection (as in deit, timm and published weights)."""
+    drop_path: float = 0.1
+    """Stochastic depth: drop rate of the last block, rising linearly from 0 in the first."""
+    finetune: str = ""
+    """Start from these weights (.safetensors, .pth, a run folder): the position embedding is
+    resized, heads of other classes stay as initialised."""
+    pos_embed_antialias: bool = True
+    """Resize the position embedding of --finetune with timm's antialiased filter;
+    --no-pos-embed-antialias: with torch's plain bicubic one, as in deit's code."""
+
+    def check(self) -> None:
+        self._require("drop_path", 0 <= self.drop_path < 1, "at least 0 and below 1")
+        for name in ("patch_size", "embed_dim", "depth", "num_heads"):
+            value = getattr(self, name)
+            self._require(name, value is None or value > 0, "1 or more")

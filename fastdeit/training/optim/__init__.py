@@ -1,0 +1,1 @@
+"""Parameter groups, optimizers, the learning rate of each step, and the EMA of the weights."""

@@ -1,0 +1,41 @@
+"""Parameter groups and AdamW."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch import nn
+
+
+def parameter_groups(
+    model: nn.Module,
+    weight_decay: float,
+    layer_decay: float | None = None,
+    decayed: Collection[str] = (),
+) -> list[dict[str, Any]]:
+    """Return timm's groups for AdamW; 1-D tensors (biases, norms) and what the model's
+    `no_weight_decay()` names have no decay, except the parameters named in `decayed`.
+
+    With `layer_decay` each depth has groups of its own, with timm's `lr_scale` = layer_decay **
+    (depths above it); the model's `group_matcher()` says which parameter has which depth.
+    """
+    names: set[str] = getattr(model, "no_weight_decay", set)() - set(decayed)
+    if layer_decay is None:
+        return param_groups_weight_decay(model, weight_decay, no_weight_decay_list=names)
+    return param_groups_layer_decay(
+        model, weight_decay, no_weight_decay_list=names, layer_decay=layer_decay
+    )
+
+
+def build_adamw(
+    groups: Sequence[dict[str, Any]],
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    *,
+    fused: bool,
+) -> torch.optim.AdamW:
+    """Build AdamW (arXiv 1711.05101); fused: one launch a group, in one pass over weights,
+    gradients and moments."""
+    return torch.optim.AdamW(list(groups), lr=lr, betas=betas, eps=eps, fused=fused)
