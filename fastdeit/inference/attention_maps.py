@@ -62,7 +62,7 @@ class AttentionRecord:
         qkv: (B, N, 3·H·D), of which the kernel of attention returns the weights.
         """
         packed = qkv.unflatten(-1, (3, num_heads, -1))
-        _, self.weights = attention_weights(packed, range(num_heads))
+        self.weights = attention_weights(packed, range(num_heads))[1]
         identity = torch.eye(qkv.shape[1], device=qkv.device)
         mixed = (self.weights.mean(1) + identity) / 2
         self.rollout = mixed @ self.rollout if layer else mixed
@@ -119,7 +119,7 @@ def check_attention(model: nn.Module) -> list[Attention | TimmAttention]:
 
 
 def _is_plain(layer: nn.Module | None) -> bool:
-    if type(layer) is TimmAttention:
+    if isinstance(layer, TimmAttention) and type(layer) is TimmAttention:
         norms = (layer.q_norm, layer.k_norm)
         return layer.gate is None and all(isinstance(norm, nn.Identity) for norm in norms)
     return type(layer) is Attention
