@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from timm.data import create_transform
 
 from fastdeit.export.network import OUTPUTS, Heads, Precision, build_network
 from fastdeit.inference.load import LoadedModel
+from fastdeit.inference.views import build_transform
 from fastdeit.models.hub import EvalView
 
 TOLERANCES: dict[str, float] = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
@@ -89,14 +89,7 @@ def read_photographs(view: EvalView, count: int) -> torch.Tensor:
 
     They are parts of the two photographs that scikit-learn ships, the same at each call.
     """
-    transform = create_transform(
-        (3, view.size, view.size),
-        interpolation=view.interpolation,
-        mean=view.mean,
-        std=view.std,
-        crop_pct=view.crop_pct,
-        crop_mode=view.crop_mode,
-    )
+    transform = build_transform(view)
     stored = [Image.fromarray(image) for image in load_sample_images().images]
     height = stored[0].height
     cuts = [
