@@ -52,10 +52,11 @@ class Network(nn.Module):
 
 def build_network(loaded: LoadedModel, heads: Heads, precision: Precision) -> Network:
     """Return a copy of a loaded model on the CPU, in a precision, as a network to record."""
-    model = copy.deepcopy(loaded.model).to("cpu", DTYPES[precision])
+    model = copy.deepcopy(loaded.model).to("cpu", torch.float32)
     if isinstance(model, Student) and model.image_size != loaded.view.size:
         model.set_input_size(loaded.view.size)
-    return Network(model.eval().requires_grad_(False), heads, loaded.name)
+    model = model.to(DTYPES[precision]).eval().requires_grad_(False)
+    return Network(model, heads, loaded.name)
 
 
 def trace(network: Network, size: int, name: str) -> torch.export.ExportedProgram:
