@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from timm.layers import resample_abs_pos_embed
 
-from fastdeit.models.student import SIZES, Student, build_student
+from fastdeit.models.student import INIT_VALUES, SIZES, Student, build_student
 from fastdeit.storage.file_hash import hash_file
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.storage.tensor_files import read_tensors
@@ -99,7 +99,13 @@ def _unwrap(content: object, path: Path) -> StateDict:
         raise ValueError(f"{path}: holds no state dict, {where}")
     assert isinstance(content, dict)
     _check_stored(content, path)
-    return {key.removeprefix("module."): value for key, value in content.items()}
+    return {_name_as_timm(key): value for key, value in content.items()}
+
+
+def _name_as_timm(key: str) -> str:
+    """Return timm's name of a parameter, without what DistributedDataParallel adds: deit's DeiT III
+    has `blocks.0.gamma_1` for `blocks.0.ls1.gamma`."""
+    return re.sub(r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma", key.removeprefix("module."))
 
 
 def _check_stored(tensors: StateDict, path: Path) -> None:
@@ -127,6 +133,16 @@ def has_qkv_bias(state: StateDict) -> bool:
     return "blocks.0.attn.qkv.bias" in state
 
 
+def has_layer_scale(state: StateDict) -> bool:
+    """Return True if a DeiT has LayerScale, as DeiT III has."""
+    return "blocks.0.ls1.gamma" in state
+
+
+def _count_registers(state: StateDict) -> int:
+    registers = state.get("reg_token")
+    return 0 if registers is None or registers.ndim != 3 else registers.shape[1]
+
+
 def infer_student_sizes(state: StateDict, metadata: dict[str, str]) -> dict[str, object]:
     """Return the keywords of `Student` that follow from a DeiT state dict.
 
@@ -138,16 +154,25 @@ def infer_student_sizes(state: StateDict, metadata: dict[str, str]) -> dict[str,
     width = state["cls_token"].shape[-1]
     patch_size = state["patch_embed.proj.weight"].shape[-1]
     distilled = "dist_token" in state
-    num_patches = state["pos_embed"].shape[1] - (2 if distilled else 1)
+    registers = _count_registers(state)
+    num_positions = state["pos_embed"].shape[1]
+    # the count of the patches is a square; with registers both may be squares on a small grid
+    no_embed_class = math.isqrt(num_positions) ** 2 == num_positions
+    if registers and "no_embed_class" in metadata:
+        no_embed_class = metadata["no_embed_class"] == "true"
+    num_prefix = 0 if no_embed_class else registers + (2 if distilled else 1)
     sizes: dict[str, object] = {
         "embed_dim": width,
         "depth": len({key.split(".")[1] for key in state if key.startswith("blocks.")}),
         "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width,
-        "image_size": math.isqrt(num_patches) * patch_size,
+        "image_size": math.isqrt(max(0, num_positions - num_prefix)) * patch_size,
         "patch_size": patch_size,
         "num_classes": state["head.weight"].shape[0],
         "distilled": distilled,
         "qkv_bias": has_qkv_bias(state),
+        "no_embed_class": no_embed_class,
+        "init_values": INIT_VALUES if has_layer_scale(state) else None,
+        "reg_tokens": registers,
     }
     num_heads = _read_num_heads(metadata)
     return sizes if num_heads is None else sizes | {"num_heads": num_heads}
@@ -273,10 +298,10 @@ def _resize_positions(
 ) -> list[str]:
     """Resize the position embedding in `state` to the model's grid, if the tokens are the same."""
     positions = state.get("pos_embed")
-    same_tokens = ("dist_token" in state) == model.distilled
+    same_tokens = all((name in state) == (name in own) for name in ("dist_token", "reg_token"))
     if positions is None or not same_tokens or positions.shape[1] == own["pos_embed"].shape[1]:
         return []
-    prefix = model.num_prefix_tokens
+    prefix = model.num_prefix_positions
     grid = model.grid_size
     before = math.isqrt(positions.shape[1] - prefix)
     state["pos_embed"] = resample_abs_pos_embed(
