@@ -14,21 +14,23 @@ import timm
 from timm.models import PretrainedCfg
 from torch import nn
 
+from fastdeit.models.sizes import has_qkv_bias
 from fastdeit.models.student import Student
 from fastdeit.models.teachers.view import HUB_NAMES, MAX_BYTES, parse_json
-from fastdeit.models.weights import has_qkv_bias
 from fastdeit.storage.atomic import read_bounded
 from fastdeit.storage.jsonl import restore_names, to_strict_json
 
 
 class EvalView(NamedTuple):
     """What a model sees in evaluation: the centre, size pixels a side, of an image whose short side
-    was resized (bicubic) to size / crop_pct; normalised by mean and std."""
+    was resized to size / crop_pct; normalised by mean and std. interpolation, crop_mode: timm's."""
 
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_pct: float
+    interpolation: str = "bicubic"
+    crop_mode: str = "center"
 
 
 def describe_model(
@@ -54,9 +56,9 @@ def describe_model(
             "num_classes": len(classes),
             "input_size": [3, view.size, view.size],
             "fixed_input_size": known.fixed_input_size,
-            "interpolation": "bicubic",
+            "interpolation": view.interpolation,
             "crop_pct": view.crop_pct,
-            "crop_mode": "center",
+            "crop_mode": view.crop_mode,
             "mean": list(view.mean),
             "std": list(view.std),
             "first_conv": known.first_conv,
@@ -74,12 +76,18 @@ def _name_in_timm(name: str) -> str:
 
 def _describe_student(student: Student) -> dict[str, Any]:
     """Return the arguments that timm needs to build a model of the same shape."""
+    parts = {
+        "init_values": student.init_values,
+        "no_embed_class": student.no_embed_class,
+        "reg_tokens": student.num_reg_tokens,
+    }
     return {
         "patch_size": student.patch_size,
         "embed_dim": student.embed_dim,
         "depth": len(student.blocks),
         "num_heads": student.num_heads,
         "qkv_bias": has_qkv_bias(student.state_dict()),
+        **{name: value for name, value in parts.items() if value},
     }
 
 

@@ -1,4 +1,4 @@
-"""The student: DeiT, a vision transformer with a distillation token and a second head, and DeiT III.
+"""The student: DeiT, a vision transformer with a distillation token and a second head; DeiT III.
 
 Parameter names and shapes are timm's (`deit_*`, `deit3_*`), so weights can be exchanged; attention,
 norms and residual sums use `fastdeit.kernels`. `add_norm` adds a branch to the residual stream and
@@ -7,11 +7,11 @@ draws nothing here: the plan decides which branch of which sample is kept (plan/
 
 DeiT III has a QKV bias, LayerScale, no position embedding on the class token, and one rate of
 DropPath for all blocks. Sources: Touvron et al. 2021 (2012.12877) and 2022 (2204.07118); names as
-timm 1.0.31 models/deit.py, initial LayerScale as deit's models_v2.py; registers: Darcet et al. 2023
+timm 1.0.31 models/deit.py; registers: Darcet et al. 2023
 (2309.16588).
 """
 
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,56 +22,9 @@ from fastdeit.kernels.attention import attention
 from fastdeit.kernels.gelu import gelu
 from fastdeit.kernels.norm import add_norm, norm
 from fastdeit.models.initialisation import initialise_student
+from fastdeit.models.sizes import SIZES
 
 NORM_EPS = 1e-6
-INIT_VALUES = 1e-4
-"""Of LayerScale in DeiT III."""
-
-
-class Size(NamedTuple):
-    """Sizes and parts of a named student, keywords of `Student`."""
-
-    embed_dim: int
-    depth: int
-    num_heads: int
-    image_size: int
-    distilled: bool = False
-    patch_size: int = 16
-    qkv_bias: bool = False
-    no_embed_class: bool = False
-    init_values: float | None = None
-    constant_drop_path: bool = False
-
-
-WIDTHS = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)}
-_DEIT3 = {
-    "small_patch16_224": (384, 12, 6, 224),
-    "small_patch16_384": (384, 12, 6, 384),
-    "medium_patch16_224": (512, 12, 8, 224),
-    "base_patch16_224": (768, 12, 12, 224),
-    "base_patch16_384": (768, 12, 12, 384),
-    "large_patch16_224": (1024, 24, 16, 224),
-    "large_patch16_384": (1024, 24, 16, 384),
-    "huge_patch14_224": (1280, 32, 16, 224),
-}
-SIZES = {
-    f"deit_{name}{'_distilled' if distilled else ''}_patch16_{image_size}": Size(
-        *width, image_size, distilled
-    )
-    for name, width in WIDTHS.items()
-    for distilled in (False, True)
-    for image_size in (224, 384)
-} | {
-    f"deit3_{name}": Size(
-        *sizes,
-        patch_size=14 if "patch14" in name else 16,
-        qkv_bias=True,
-        no_embed_class=True,
-        init_values=INIT_VALUES,
-        constant_drop_path=True,
-    )
-    for name, sizes in _DEIT3.items()
-}
 
 
 class PatchEmbed(nn.Module):
@@ -276,7 +229,7 @@ class Student(nn.Module):
     def _embed(self, images: torch.Tensor) -> torch.Tensor:
         positions = self._positions(images)
         patches = self.patch_embed(images)
-        tokens = [self.cls_token]
+        tokens: list[torch.Tensor] = [self.cls_token]
         if self.distilled:
             tokens.append(self.dist_token)
         if self.num_reg_tokens:
