@@ -90,6 +90,8 @@ def create_eval_loader(
         batch_size=batch_size,
         input_size=view.size,
         crop_pct=view.crop_pct,
+        interpolation=view.interpolation,
+        crop_mode=view.crop_mode,
         rank=world.rank,
         world_size=world.size,
     )
