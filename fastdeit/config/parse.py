@@ -22,16 +22,35 @@ def runs_code(teacher: str) -> bool:
     return teacher in ARCHIVES or is_callable(teacher)
 
 
-def require(ok: bool, flag: str, value: object, allowed: str) -> None:
-    """Raise ValueError naming the flag, what it must be, and its value, unless `ok`."""
-    require_value(ok, name_flag(flag), value, allowed)
+class SettingError(ValueError):
+    """A value that is not allowed. Attributes: name, value, allowed.
+
+    Its text names the flag, as on the command line: "--batch-size must be 2 or more (got 1)"; a
+    function that `import fastdeit` offers names the argument instead (library/errors.py).
+    """
+
+    def __init__(self, text: str, name: str = "", value: object = None, allowed: str = "") -> None:
+        super().__init__(text)
+        self.name = name
+        self.value = value
+        self.allowed = allowed
+
+
+def require(ok: bool, name: str, value: object, allowed: str) -> None:
+    """Raise SettingError naming the flag of `name`, what it must be, and its value, unless `ok`."""
+    _require(ok, name, name_flag(name), value, allowed)
 
 
 def require_value(ok: bool, name: str, value: object, allowed: str) -> None:
-    """Raise ValueError naming what it must be, and its value, unless `ok`; for what is no flag."""
+    """Raise SettingError naming what it must be, and its value, unless `ok`; for what is no
+    flag."""
+    _require(ok, name, name, value, allowed)
+
+
+def _require(ok: bool, name: str, label: str, value: object, allowed: str) -> None:
     if not ok:
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else repr(value)
-        raise ValueError(f"{name} must be {allowed} (got {shown})")
+        raise SettingError(f"{label} must be {allowed} (got {shown})", name, value, allowed)
 
 
 def name_flag(field: str) -> str:

@@ -23,12 +23,14 @@ from fastdeit.storage.jsonl import restore_names, to_strict_json
 
 class EvalView(NamedTuple):
     """What a model sees in evaluation: the centre, size pixels a side, of an image whose short side
-    was resized (bicubic) to size / crop_pct; normalised by mean and std."""
+    was resized to size / crop_pct; normalised by mean and std. interpolation, crop_mode: timm's."""
 
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_pct: float
+    interpolation: str = "bicubic"
+    crop_mode: str = "center"
 
 
 def describe_model(
@@ -54,9 +56,9 @@ def describe_model(
             "num_classes": len(classes),
             "input_size": [3, view.size, view.size],
             "fixed_input_size": known.fixed_input_size,
-            "interpolation": "bicubic",
+            "interpolation": view.interpolation,
             "crop_pct": view.crop_pct,
-            "crop_mode": "center",
+            "crop_mode": view.crop_mode,
             "mean": list(view.mean),
             "std": list(view.std),
             "first_conv": known.first_conv,

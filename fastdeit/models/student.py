@@ -157,6 +157,18 @@ class Student(nn.Module):
         """Return the parameters with several dimensions that have no weight decay."""
         return {"pos_embed", "cls_token", "dist_token"}
 
+    @torch.no_grad()
+    def set_input_size(self, image_size: int) -> None:
+        """Resize the position embedding in place, by timm's filter, for images of another size.
+
+        Raises ValueError unless image_size is a multiple of the patch size.
+        """
+        _check_sizes(image_size, self.patch_size, self.embed_dim, self.num_heads, 0.0)
+        grid = image_size // self.patch_size
+        self.pos_embed = nn.Parameter(self._resample(grid, grid), self.pos_embed.requires_grad)
+        self.image_size = image_size
+        self.grid_size = grid
+
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return timm's patterns for the depth of each parameter, for its layer decay: embedding,
         blocks, the final norm with the last block; what matches none, the heads, is on top."""
@@ -231,9 +243,12 @@ class Student(nn.Module):
         if self.training or height % self.patch_size or width % self.patch_size:
             rule = f"{self.image_size} px a side, in evaluation also multiples of {self.patch_size}"
             raise ValueError(f"images must be {rule} (got {(height, width)})")
-        grid = [height // self.patch_size, width // self.patch_size]
+        return self._resample(height // self.patch_size, width // self.patch_size)
+
+    def _resample(self, height: int, width: int) -> torch.Tensor:
+        """Return the position embedding for a grid of patches."""
         return resample_abs_pos_embed(
-            self.pos_embed, grid, num_prefix_tokens=self.num_prefix_tokens
+            self.pos_embed, [height, width], num_prefix_tokens=self.num_prefix_tokens
         )
 
     def _branch_scales(self, keep: torch.Tensor | None, batch: int) -> torch.Tensor | None:

@@ -2,7 +2,7 @@
 
 Nothing here runs code from a file: it is read as safetensors, or by torch's `weights_only`
 unpickler. Known wrappers around the plain state dict: deit's {"model": ...}, timm's
-{"state_dict": ...}.
+{"state_dict": ...}; with an EMA beside it, {"model_ema": ...} or {"state_dict_ema": ...}.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from timm.layers import resample_abs_pos_embed
+from timm.models import clean_state_dict
 
 from fastdeit.models.student import SIZES, Student, build_student
 from fastdeit.storage.file_hash import hash_file
@@ -22,30 +23,39 @@ from fastdeit.storage.run_folder import RunFolder
 from fastdeit.storage.tensor_files import read_tensors
 
 WRAPPERS = ("state_dict", "model")
+EMA_WRAPPERS = ("state_dict_ema", "model_ema")
 HEADS = ("head", "head_dist")
 """Of the student."""
+_OTHER_FILES = ("pytorch_model.bin", "pytorch_model.pth", "model.pth")
+"""Weights in a folder of timm or of the Hub that has no model.safetensors."""
 _NAMED = 3  # classes that a message names
 StateDict = dict[str, torch.Tensor]
 
 
-def read_weights(path: str | Path) -> tuple[StateDict, dict[str, str]]:
+def read_weights(path: str | Path, *, ema: bool = False) -> tuple[StateDict, dict[str, str]]:
     """Read a checkpoint's state dict and its safetensors metadata (empty for a .pth), on the CPU.
 
-    path: a .safetensors or torch.save file, or a run folder, for its model.safetensors. Raises
-    ValueError if the file is missing or damaged, or holds no state dict or pickled classes.
+    path: a .safetensors or torch.save file, or a run folder, for its model.safetensors. ema: the
+    EMA that a training checkpoint of deit or timm has beside the weights. Raises ValueError if the
+    file is missing or damaged, or holds no state dict or pickled classes.
     """
     path = locate_weights(path)
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}")
     if path.suffix == ".safetensors":
         return read_tensors(path)
-    return _unwrap(_read_pickle(path), path), {}
+    return _unwrap(_read_pickle(path), path, EMA_WRAPPERS if ema else WRAPPERS), {}
 
 
-def locate_weights(path: str | Path) -> Path:
-    """Return the file of weights that a path names: itself, or that of a run folder."""
+def locate_weights(path: str | Path, *, ema: bool = False) -> Path:
+    """Return the file of weights that a path names: itself, or that of a folder; ema: of a run
+    folder or a checkpoint, the file of the EMA."""
     path = Path(path)
-    return RunFolder(path).weights() if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    own = RunFolder(path).weights(ema=ema)
+    others = [] if ema else [path / name for name in _OTHER_FILES if (path / name).is_file()]
+    return others[0] if others and not own.is_file() else own
 
 
 def _read_pickle(path: Path) -> object:
@@ -89,17 +99,20 @@ def _contains(path: Path, data: bytes) -> bool:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ).find(data) >= 0
 
 
-def _unwrap(content: object, path: Path) -> StateDict:
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    tensors = list(content.values()) if isinstance(content, dict) else []
+def _unwrap(content: object, path: Path, wrappers: Sequence[str]) -> StateDict:
+    found = content
+    for wrapper in wrappers:
+        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
+            found = found[wrapper]
+    if found is content and wrappers == EMA_WRAPPERS:
+        raise ValueError(f"{path}: holds no EMA, neither under {' nor '.join(wrappers)}")
+    tensors = list(found.values()) if isinstance(found, dict) else []
     if not tensors or not all(isinstance(value, torch.Tensor) for value in tensors):
-        where = f"neither plain nor under {' or '.join(WRAPPERS)}"
+        where = f"neither plain nor under {' or '.join(wrappers)}"
         raise ValueError(f"{path}: holds no state dict, {where}")
-    assert isinstance(content, dict)
-    _check_stored(content, path)
-    return {key.removeprefix("module."): value for key, value in content.items()}
+    assert isinstance(found, dict)
+    _check_stored(found, path)
+    return clean_state_dict(found)
 
 
 def _check_stored(tensors: StateDict, path: Path) -> None:
