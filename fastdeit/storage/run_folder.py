@@ -56,11 +56,12 @@ class RunFolder:
     def model(self) -> Path:
         return self.path / "model.safetensors"
 
-    def weights(self) -> Path:
-        """Return the file of the model's weights: `model`, or student.safetensors where a run of an
-        earlier version has left only that."""
-        older = self.path / "student.safetensors"
-        return older if older.is_file() and not self.model.is_file() else self.model
+    def weights(self, *, ema: bool = False) -> Path:
+        """Return the file of the model's weights, or of their EMA: by the names of a run folder, of
+        a checkpoint in it, or of a run of an earlier version, whichever is there."""
+        names = ("model_ema", "ema", "student_ema") if ema else ("model", "student")
+        files = [self.path / f"{name}.safetensors" for name in names]
+        return next((file for file in files if file.is_file()), files[0])
 
     @property
     def model_ema(self) -> Path:
