@@ -176,11 +176,10 @@ def distill(
     sum of both gradients. labels: (B,) int64. lam: (B,) fp32, the share of a row's own label.
     teacher: kind "hard": class ids (B,) of any integer dtype or logits (B, K); "soft": logits (B,
     K); "none": None. A label out of range makes the fused loss NaN; the reference raises. The loss
-    of an empty batch is NaN, as a mean is. Raises ValueError if kind, heads and teacher do not fit each other.
+    of an empty batch is NaN, as a mean is. Raises ValueError if kind, heads and teacher do not fit
+    each other.
     """
     check_inputs(cls_logits, dist_logits, teacher, kind)
-    if dist_logits is None and teacher is not None:
-        dist_logits = cls_logits
     if not is_fused(cls_logits):
         return distill_reference(
             cls_logits,
@@ -194,6 +193,8 @@ def distill(
             tau=tau,
             legacy=legacy,
         )
+    if dist_logits is None and teacher is not None:
+        dist_logits = cls_logits
     with_grads = torch.is_grad_enabled() and any(
         head is not None and head.requires_grad for head in (cls_logits, dist_logits)
     )
