@@ -7,7 +7,7 @@ command line or the weights.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -73,7 +73,7 @@ class ResultFlags(Section):
 class PredictOptions:
     """The flags of `fastdeit predict`."""
 
-    images: tyro.conf.Positional[tuple[str, ...]]
+    images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE ...")]
     """Files, folders (with all that is below them), or quoted patterns, as 'photos/**/*.jpg'."""
     checkpoint: str
     """Weights: a run folder, a file, local-dir:FOLDER, hf-hub:NAME, or a pretrained timm model."""
@@ -96,7 +96,7 @@ def predict_command(argv: Sequence[str]) -> int:
         entries = []
         for number, prediction in enumerate(_predict(loaded, paths, options), 1):
             entry = _describe(prediction, classes, options)
-            if prediction.maps is not None:
+            if options.result.attention:
                 sheet = _name_sheet(Path(options.result.attention), number, len(paths))
                 entry["attention"] = _draw(sheet, loaded, prediction, entry)
             entries.append(entry)
@@ -163,11 +163,13 @@ def _name_sheet(path: Path, number: int, count: int) -> Path:
 def _draw(
     sheet: Path, loaded: LoadedModel, prediction: Prediction, entry: Mapping[str, Any]
 ) -> str | None:
-    """Draw an image's attention maps; return the file, or None, with a note, if that fails."""
-    assert prediction.image.pixels is not None and prediction.maps is not None
+    """Draw an image's attention maps, if it has any; return the file, or None, with a note, if that
+    fails."""
+    if prediction.image.pixels is None or prediction.maps is None:
+        return None
     pixels = denormalise(prediction.image.pixels, loaded.view.mean, loaded.view.std)
     best = entry["classes"][0]
-    title = f"{Path(entry['image']).name}: {best['name']} {best['meaning']} {best['both']:.1%}"
+    title = f"{Path(entry['image']).name}: {_name_class(best)}, {best['both']:.1%}"
     with note_failure(str(sheet), Terminal(stderr=True).say):
         from fastdeit.display.figures import save_heat_maps  # matplotlib imports slowly
 
@@ -204,12 +206,15 @@ def _show_classes(terminal: Terminal, entry: Mapping[str, Any]) -> None:
     columns = [Column(title, justify="right") for title in titles]
     table = Table(Column("class", min_width=24), *columns)
     for row in entry["classes"]:
-        name = f"{row['name']} {row['meaning']}".strip()
-        table.add_row(name, *[f"{row[head]:.2%}" for head in heads])
+        table.add_row(_name_class(row), *[f"{row[head]:.2%}" for head in heads])
     terminal.say(entry["image"])
     terminal.show(table)
     for note in _list_notes(entry):
         terminal.say(f"  {note}")
+
+
+def _name_class(row: Mapping[str, Any]) -> str:
+    return f"{row['name']} {row['meaning']}".strip()
 
 
 def _list_notes(entry: Mapping[str, Any]) -> Iterator[str]:
