@@ -9,6 +9,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+EXPORT = ["onnx>=1.19", "onnxruntime>=1.20", "onnxscript>=0.5"]
+
 setup(
     name="fastdeit",
     version="0.1.0",
@@ -43,8 +45,10 @@ setup(
         "scikit-learn>=1.4",  # the embedded data set of the recipe `digits`
     ],
     extras_require={
+        "export": EXPORT,  # fastdeit export to ONNX
         "bench": ["webdataset>=1.0"],  # timm's reader of shards
         "dev": [
+            *EXPORT,
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",

@@ -14,9 +14,9 @@ import timm
 from timm.models import PretrainedCfg
 from torch import nn
 
+from fastdeit.models.sizes import has_qkv_bias
 from fastdeit.models.student import Student
 from fastdeit.models.teachers.view import HUB_NAMES, MAX_BYTES, parse_json
-from fastdeit.models.weights import has_qkv_bias
 from fastdeit.storage.atomic import read_bounded
 from fastdeit.storage.jsonl import restore_names, to_strict_json
 
@@ -76,12 +76,18 @@ def _name_in_timm(name: str) -> str:
 
 def _describe_student(student: Student) -> dict[str, Any]:
     """Return the arguments that timm needs to build a model of the same shape."""
+    parts = {
+        "init_values": student.init_values,
+        "no_embed_class": student.no_embed_class,
+        "reg_tokens": student.num_reg_tokens,
+    }
     return {
         "patch_size": student.patch_size,
         "embed_dim": student.embed_dim,
         "depth": len(student.blocks),
         "num_heads": student.num_heads,
         "qkv_bias": has_qkv_bias(student.state_dict()),
+        **{name: value for name, value in parts.items() if value},
     }
 
 

@@ -1,5 +1,7 @@
 """`--trainable`: which weights of which models train."""
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -62,9 +64,10 @@ def test_a_frozen_backbone_has_no_drop_path() -> None:
         data={"input_size": SIZE},
         model={"patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2, "drop_path": 0.2},
     )
-    assert max(build_model(config, ("a", "b"))[0].drop_path_rates) == 0.2
+    plain: Any = build_model(config, ("a", "b"))[0]
+    assert max(plain.drop_path_rates) == 0.2
     frozen = config.replace(model={"trainable": "heads"}, checkpoint={"resume": "RUN"})
-    model = build_model(frozen, ("a", "b"))[0]
+    model: Any = build_model(frozen, ("a", "b"))[0]
     assert max(model.drop_path_rates) == 0 and count_parameters(model)[1] == 2 * (24 * 2 + 2)
     outputs = model.train()(torch.zeros(2, 3, SIZE, SIZE))
     assert all(logits.requires_grad for logits in outputs)
