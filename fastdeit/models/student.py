@@ -174,15 +174,19 @@ class Student(nn.Module):
         return {"pos_embed", "cls_token", "dist_token", "reg_token"}
 
     @torch.no_grad()
-    def set_input_size(self, image_size: int) -> None:
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Resize the position embedding in place, by timm's filter, for images of another size.
 
-        Raises ValueError unless image_size is a multiple of the patch size.
+        img_size: the side in pixels, or height and width, which are equal. Raises ValueError unless
+        it is a multiple of the patch size.
         """
-        _check_sizes(image_size, self.patch_size, self.embed_dim, self.num_heads, 0.0)
-        grid = image_size // self.patch_size
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        if height != width:
+            raise ValueError(f"img_size must be that of a square (got {height} x {width})")
+        _check_sizes(height, self.patch_size, self.embed_dim, self.num_heads, 0.0)
+        grid = height // self.patch_size
         self.pos_embed = nn.Parameter(self._resample(grid, grid), self.pos_embed.requires_grad)
-        self.image_size = image_size
+        self.image_size = height
         self.grid_size = grid
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

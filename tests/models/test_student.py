@@ -228,11 +228,13 @@ def test_evaluation_at_another_size_equals_resized_weights() -> None:
 def test_a_student_set_to_another_size_trains_and_gives_the_same_logits() -> None:
     student, images = make_student(drop_path=0.0).eval(), make_images(2, 48)
     expected = student(images)
-    student.set_input_size(48)
+    student.set_input_size(img_size=(48, 48))
     torch.testing.assert_close(student(images), expected, rtol=0, atol=0)
     assert len(student.train()(images)) == 2
     with pytest.raises(ValueError, match="multiple of 8"):
         student.set_input_size(50)
+    with pytest.raises(ValueError, match="square"):
+        student.set_input_size((48, 32))
 
 
 def save(tmp_path: Path, state: dict[str, Any], wrapper: str | None, suffix: str) -> Path:
