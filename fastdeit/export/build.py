@@ -100,7 +100,7 @@ def _name_settings(config: Config, recipe: str, folder: RunFolder) -> dict[str, 
 def _read_scores(folder: RunFolder, model: str, step: str) -> dict[str, float]:
     """Return the accuracies that the log of a run has of its model or EMA at a step."""
     prefix = f"{model}/"
-    scores = {}
+    scores: dict[str, float] = {}
     for line in read_json_lines(folder.metrics):
         if str(line.get("step")) == step:
             scores |= {
