@@ -10,6 +10,7 @@ from fastdeit.config.parse import is_callable, name_flag, require
 from fastdeit.config.recipes import RECIPES
 from fastdeit.config.recipes.follow import PATCH_SIZE, precede_with_teacher
 from fastdeit.config.schema import Config
+from fastdeit.data.build import find_root
 from fastdeit.data.formats.detect import find_split
 from fastdeit.distributed.environment import is_alone
 from fastdeit.models.names import suggest_names
@@ -105,9 +106,9 @@ def _check_data(config: Config) -> None:
     data = config.data
     path = data.data_path
     require(bool(path), "data_path", path, "the folder of a data set, see docs/data.md")
-    if data.data_set == "any":
+    if data.data_set != "digits":
         require(Path(path).is_dir(), "data_path", path, "an existing folder")
-        find_split(Path(path), data.train_split)
+        find_split(find_root(config), data.train_split)
 
 
 def _check_resume(config: Config) -> None:
