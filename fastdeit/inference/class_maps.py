@@ -5,6 +5,7 @@ taken for one of ImageNet-1k, and so for the other numbers that timm knows. Noth
 beyond that: what does not match is an error that says what to give.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -225,4 +226,33 @@ def _describe_counts(data: Sequence[str], count: int) -> str:
 
 def _show(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(repr(shorten(name, 40)) for name in names[:_SHOWN]) + more
+    return ", ".join(f"'{shorten(name, 40)}'" for name in names[:_SHOWN]) + more
+
+
+def read_real_labels(source: str, names: Sequence[str]) -> list[list[int]]:
+    """Return the classes that ReaL has for each image, by the number in its name
+    (ILSVRC2012_val_00000001).
+
+    source: "timm", the list that timm ships, or a file in its form. Raises ValueError for an image
+    of another name. Source: Beyer et al. 2020 (2006.07159).
+    """
+    is_known = source == "timm" or Path(source).is_file()
+    require(is_known, "real_labels", source, "timm, or a file as its imagenet_real_labels.json")
+    shipped = resources.files("timm.data") / "_info" / "imagenet_real_labels.json"
+    text = shipped.read_text() if source == "timm" else read_bounded(Path(source), _MAX_BYTES)
+    sets = parse_json(text, source)
+    if not isinstance(sets, list) or not all(map(_is_label_set, sets)):
+        raise ValueError(f"{source}: must be a list with a list of classes for each image")
+    return [sets[_find_number(name, len(sets)) - 1] for name in names]
+
+
+def _is_label_set(value: object) -> bool:
+    return isinstance(value, list) and all(type(label) is int for label in value)
+
+
+def _find_number(name: str, most: int) -> int:
+    match = re.search(r"ILSVRC2012_val_(\d{8})\b", name)
+    number = int(match[1]) if match else 0
+    allowed = f"for images called ILSVRC2012_val_00000001 to ..._{most:08}"
+    require(1 <= number <= most, "real_labels", shorten(name, 60), allowed)
+    return number

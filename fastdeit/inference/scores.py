@@ -89,7 +89,7 @@ def _answer(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tenso
 def measure(predictions: Predictions) -> dict[str, float]:
     """Return `MODEL/HEAD/nll` and `/ece` of each head, and `MODEL/heads_agreement` in percent of a
     model with two."""
-    found = {}
+    found: dict[str, float] = {}
     for name, answers in predictions.answers.items():
         hits = answers.best[:, 0] == predictions.labels
         found[f"{name}/nll"] = float(answers.loss.mean(dtype=np.float64))
@@ -113,16 +113,28 @@ def calibration_error(confidence: np.ndarray, hits: np.ndarray, bins: int = BINS
     return 100 * float(np.abs(gaps).sum() / len(hits))
 
 
-def score_sets(best: np.ndarray, allowed: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Return `top1` and `top5` in percent where each image has a set of right classes; images
-    whose set is empty do not count.
+def score_real(
+    predictions: Predictions, allowed: Sequence[Sequence[int]] | None
+) -> dict[str, float]:
+    """Return `MODEL/HEAD/real_top1` and `/real_top5` in percent, where each image has a set of
+    right classes; images whose set is empty do not count.
 
-    Source: ReaL, Beyer et al. 2020 (2006.07159), section 4.
+    allowed: the sets, by row of the index; None: there are none. Source: ReaL, Beyer et al. 2020
+    (2006.07159), section 4.
     """
-    pairs = [(row, set(right)) for row, right in zip(best.tolist(), allowed, strict=True) if right]
-    firsts = [row[0] in right for row, right in pairs]
-    fives = [not right.isdisjoint(row) for row, right in pairs]
-    return {"top1": 100 * float(np.mean(firsts)), "top5": 100 * float(np.mean(fives))}
+    if allowed is None:
+        return {}
+    sets = [set(allowed[row]) for row in predictions.rows.tolist()]
+    counts = np.array([bool(right) for right in sets])
+    found: dict[str, float] = {}
+    for name, answers in predictions.answers.items():
+        hits = [
+            (row[0] in right, not right.isdisjoint(row))
+            for row, right in zip(answers.best.tolist(), sets, strict=True)
+        ]
+        top1, top5 = 100 * np.array(hits)[counts].mean(0)
+        found |= {f"{name}/real_top1": float(top1), f"{name}/real_top5": float(top5)}
+    return found
 
 
 class Confusion(NamedTuple):

@@ -89,7 +89,7 @@ def test_without_names_the_position_counts_and_is_said() -> None:
         (["a"], None, 2, {"class_map": "map.pkl"}, "--class-map must be position, number"),
         (["a"], None, 2, {"valid_labels": "gone.txt"}, "--valid-labels must be auto, all, data"),
         (["a"], None, 1000, {"class_map": "imagenet"}, "a map with the data set's class 'a'"),
-        (["\x1b[31m" * 30], ["b"], 1, {}, r"not '\\\\x1b\[31m"),
+        (["\x1b[31m" * 30], ["b"], 1, {}, r"not '\\x1b\[31m"),
     ],
 )
 def test_what_does_not_match_is_refused(
