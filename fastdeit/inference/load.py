@@ -14,15 +14,11 @@ from torch import nn
 
 from fastdeit.models.hub import EvalView, read_class_names
 from fastdeit.models.names import suggest_names
+from fastdeit.models.sizes import SIZES, infer_student_sizes
 from fastdeit.models.sources import fetch_weights
-from fastdeit.models.student import SIZES, build_student
+from fastdeit.models.student import build_student
 from fastdeit.models.teachers.view import MAX_BYTES, parse_json
-from fastdeit.models.weights import (
-    StateDict,
-    fit_student_weights,
-    infer_student_sizes,
-    read_weights,
-)
+from fastdeit.models.weights import StateDict, fit_student_weights, read_weights
 from fastdeit.storage.atomic import read_bounded
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.storage.tensor_files import hash_tensors
@@ -117,18 +113,17 @@ def _find_name(described: _Described, source: str) -> str:
 def _is_deit(state: StateDict) -> bool:
     """Return True for a state dict whose every tensor our `Student` has a place for."""
     parts = {key.split(".")[2] if key.startswith("blocks.") else key.split(".")[0] for key in state}
-    known = {"norm1", "attn", "norm2", "mlp", "cls_token", "dist_token", "pos_embed"}
-    known |= {"patch_embed", "norm", "head", "head_dist"}
+    known = {"norm1", "attn", "ls1", "norm2", "mlp", "ls2", "cls_token", "dist_token", "reg_token"}
+    known |= {"pos_embed", "patch_embed", "norm", "head", "head_dist"}
     return {"cls_token", "pos_embed", "patch_embed", "head"} <= parts <= known
 
 
 def _infer_deit(state: StateDict) -> str:
     """Return the name of the published DeiT with the width and heads of a state dict, or ""."""
     sizes = infer_student_sizes(state, {})
+    given = ("embed_dim", "depth", "distilled", "image_size", "patch_size", "no_embed_class")
     for name, size in SIZES.items():
-        if (size.embed_dim, size.depth) == (sizes["embed_dim"], sizes["depth"]) and (
-            size.distilled == sizes["distilled"] and size.image_size == sizes["image_size"]
-        ):
+        if all(getattr(size, field) == sizes[field] for field in given):
             return name
     return ""
 

@@ -9,7 +9,7 @@ from fastdeit.config.schema import Config
 
 _GRID = 7  # patches along a side, at least, for a patch size that we choose
 PATCH_SIZE = 16
-"""Of every named student."""
+"""Of every student in a recipe."""
 
 
 def follow_with_student(config: Config, recipe: str, folder: str) -> tuple[Config, str]:

@@ -23,7 +23,8 @@ from torch.export.passes import move_to_device_pass
 from fastdeit.config.parse import ARCHIVES, is_callable
 from fastdeit.models.hub import read_class_names
 from fastdeit.models.names import suggest_names
-from fastdeit.models.student import SIZES, build_student
+from fastdeit.models.sizes import SIZES, infer_student_sizes
+from fastdeit.models.student import build_student
 from fastdeit.models.teachers.identity import hash_state
 from fastdeit.models.teachers.view import (
     Choose,
@@ -38,7 +39,6 @@ from fastdeit.models.weights import (
     StateDict,
     check_match,
     fit_student_weights,
-    infer_student_sizes,
     locate_weights,
     read_weights,
 )
