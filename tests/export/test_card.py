@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -82,7 +83,7 @@ def test_scores_are_those_of_just_these_weights(tmp_path: Path) -> None:
 
 
 def test_the_card_names_the_command_and_no_place_of_this_machine(tmp_path: Path) -> None:
-    places = {
+    places: dict[str, Any] = {
         "data": {"data_path": "/home/me/images"},
         "distill": {"teacher_path": "/home/me/teachers/regnet.pth", "teacher_model": "regnety_040"},
         "run": {"output_dir": "/home/me/runs/7"},
@@ -103,7 +104,7 @@ def test_names_from_outside_stay_names(tmp_path: Path) -> None:
     text = write_card(loaded, "we: [name](x)", "bf16", None)
     assert r"24: a\|b, \*c\*, K\\xe4se, x\\n\# y, 0" in text and ", 15, ... |" in text
     assert "\n# we: \\[name\\](x)\n" in text and "trained with fastdeit" not in text
-    assert ModelCard(text).data.library_name == "timm"
+    assert ModelCard(text).data.to_dict()["library_name"] == "timm"
 
 
 def test_the_code_of_the_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,14 +119,19 @@ def test_an_export_that_differs_is_refused_and_the_older_file_stays(
 ) -> None:
     path = tmp_path / "x.pt2"
     path.write_bytes(b"older")
-    load = program.load_program
-    monkeypatch.setattr(program, "load_program", lambda path: lambda x: load(path)(x) + 0.01)
-    with pytest.raises(ValueError, match=r"differ from the model's by 1.0e-02, at most 1.0e-04"):
-        export_program(loaded, path)
-    monkeypatch.setattr(program, "load_program", lambda path: lambda x: load(path)(x) * torch.nan)
-    with pytest.raises(ValueError, match="differ from the model's by nan"):
-        export_program(loaded, path)
-    monkeypatch.setattr(program, "load_program", lambda path: lambda x: load(path)(x)[:, :2])
-    with pytest.raises(ValueError, match=r"must give .* \(got \(1, 8, 2\)\)"):
-        export_program(loaded, path)
+    load: Any = program.load_program
+    damages: list[tuple[Any, str]] = [
+        (lambda logits: logits + 0.01, r"model's by 1.0e-02, at most 1.0e-04"),
+        (lambda logits: logits * torch.nan, "model's by nan"),
+        (lambda logits: logits[:, :2], r"must give .* \(got \(1, 8, 2\)\)"),
+    ]
+    for damage, message in damages:
+
+        def load_damaged(path: Path, damage: Any = damage) -> Any:
+            run = load(path)
+            return lambda images: damage(run(images))
+
+        monkeypatch.setattr(program, "load_program", load_damaged)
+        with pytest.raises(ValueError, match=message):
+            export_program(loaded, path)
     assert path.read_bytes() == b"older" and list(tmp_path.iterdir()) == [path]
