@@ -51,8 +51,15 @@ def predict(argv: Sequence[str]) -> int:
     return predict_command(argv)
 
 
+def export(argv: Sequence[str]) -> int:
+    """write weights for timm and the Hub, ONNX or torch.export, and check what was written"""
+    from fastdeit.commands.export import export_command
+
+    return export_command(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    command.__name__: command for command in (train, index, cache, preview, replay, predict)
+    command.__name__: command for command in (train, index, cache, preview, replay, predict, export)
 }
 
 
