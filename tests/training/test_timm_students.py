@@ -150,7 +150,8 @@ def test_resumed_steps_repeat_bit_for_bit(kind: str, world: World) -> None:
 def test_evaluation_has_the_weights_of_its_step(stage: int, world: World) -> None:
     """Also of a model that caches what it computes from them."""
     kind = "two heads"
-    trainer = build(kind, configure(zero_stage=stage), world)
+    config = configure(zero_stage=stage, lr=1.0, warmup_epochs=0, model_ema_decay=0.1)
+    trainer = build(kind, config, world)
     images = train_on(kind, 0).images
     for _ in range(2):
         train(trainer, kind, 2)
