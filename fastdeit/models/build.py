@@ -1,6 +1,5 @@
 """Build the student, or a timm model, and the teacher from a `Config`; needs no DALI."""
 
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World
 from fastdeit.models.finetune.fit import fit_other_student
 from fastdeit.models.finetune.trainable import freeze_weights
-from fastdeit.models.hub import EvalView, describe_model, read_class_names
+from fastdeit.models.hub import EvalView, describe_model, describe_weights, read_class_names
 from fastdeit.models.sizes import SIZES, has_qkv_bias
 from fastdeit.models.student import Student, build_student
 from fastdeit.models.teachers.teacher import Teacher, load_teacher
@@ -157,23 +156,10 @@ def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> Tea
 
 
 def weight_metadata(config: Config, classes: Sequence[str], model: nn.Module) -> dict[str, str]:
-    """Return the metadata of weights, as JSON values: enough to build the model and its
-    preprocessing again."""
-    facts = {
-        "input_size": config.data.input_size,
-        "mean": config.data.mean,
-        "std": config.data.std,
-        "crop_pct": config.data.eval_crop_ratio,
-        "num_classes": len(classes),
-        "classes": classes,
-    }
-    if isinstance(model, Student):
-        facts["num_heads"] = model.num_heads
-        facts["no_embed_class"] = model.no_embed_class
-    # some loaders refuse a file without a format
-    return {"format": "pt", "model": config.model.model} | {
-        name: json.dumps(value) for name, value in facts.items()
-    }
+    """Return the metadata of weights; see `describe_weights`."""
+    data = config.data
+    view = EvalView(data.input_size, data.mean, data.std, data.eval_crop_ratio)
+    return describe_weights(config.model.model, model, view, classes)
 
 
 def hub_config(config: Config, classes: Sequence[str], model: nn.Module) -> dict[str, Any]:
