@@ -44,7 +44,7 @@ from benchmarks.peers import TimmTrainer, no_branch_dropped
 from benchmarks.trainers import CLASSES, all_kept, make_batch, make_config, make_trainer
 from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.models.student import WIDTHS
+from fastdeit.models.sizes import WIDTHS
 
 TIMED = 20
 """Timed steps, after `COUNTED` steps of warm-up."""

@@ -86,10 +86,14 @@ _DATA = {
     "--data-dir": PeerFlag(accepts=_same_as("--data-path")),
     "--data-set": PeerFlag(
         "write the data set as class folders or lists, and name its folder as --data-path",
-        {"IMNET": "--data-set any", "any": "--data-set any", "digits": "--data-set digits"},
+        {"IMNET": "--data-set any", "CIFAR": "--data-set cifar100"}
+        | {name: f"--data-set {name}" for name in ("any", "digits", "cifar10", "cifar100")},
     ),
     "--inat-category": PeerFlag("the class folders or lists in --data-path are the classes"),
-    "--dataset": PeerFlag("--data-path finds the format itself (docs/data.md): omit it"),
+    "--dataset": PeerFlag(
+        "--data-path finds the format itself (docs/data.md): omit it",
+        {f"torch/{name}": f"--data-set {name}" for name in ("cifar10", "cifar100")},
+    ),
     "--dataset-download --dataset-trust-remote-code": PeerFlag(
         "download the data set first, then name its folder as --data-path"
     ),

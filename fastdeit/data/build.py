@@ -6,6 +6,7 @@ from pathlib import Path
 from fastdeit.config.parse import require
 from fastdeit.config.schema import Config
 from fastdeit.data.eval_loader import EvalLoader
+from fastdeit.data.formats.cifar.files import choose_cifar
 from fastdeit.data.formats.digits import write_digits
 from fastdeit.data.index import Index, build_index
 from fastdeit.data.loader import TeacherRecords, TrainLoader
@@ -34,7 +35,7 @@ def build_data(config: Config) -> tuple[Index, Index]:
         is_new = not RunFolder(Path(config.run.output_dir)).train_images.is_file()
         train = build_train_index(config, require_classes=is_new)
         val = build_index(
-            Path(data.data_path), data.val_split, classes=train.classes, bad_images=data.bad_images
+            find_root(config), data.val_split, classes=train.classes, bad_images=data.bad_images
         )
         return train, val
 
@@ -47,16 +48,27 @@ def build_train_index(config: Config, *, require_classes: bool = False) -> Index
     require_classes: refuse a class folder in which no image can be used.
     """
     data = config.data
-    allowed = "the folder of a data set, see docs/data.md"
-    require(bool(data.data_path), "data_path", data.data_path, allowed)
-    if data.data_set == "digits":
-        write_digits(Path(data.data_path))
     return build_index(
-        Path(data.data_path),
+        find_root(config),
         data.train_split,
         bad_images=data.bad_images,
         require_classes=require_classes,
     )
+
+
+def find_root(config: Config) -> Path:
+    """Return the folder of the data set that --data-set names; write the digits there if they are
+    missing.
+
+    Raises ValueError if no folder is given, or it holds no such data set.
+    """
+    data = config.data
+    allowed = "the folder of a data set, see docs/data.md"
+    require(bool(data.data_path), "data_path", data.data_path, allowed)
+    root = Path(data.data_path)
+    if data.data_set == "digits":
+        write_digits(root)
+    return root if data.data_set in ("any", "digits") else choose_cifar(root, data.data_set)
 
 
 def build_quarantine(config: Config, index: Index) -> tuple[Index, Quarantine]:

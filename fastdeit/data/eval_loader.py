@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fastdeit.data.index import Index
-from fastdeit.data.pipeline import PipelineOptions, build_eval_pipeline, pack_eval
+from fastdeit.data.pipeline import EvalCrop, PipelineOptions, build_eval_pipeline, pack_eval
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.data.stream import Stream, options_of, to_device_of
 
@@ -29,11 +29,12 @@ class EvalBatch:
 
 
 class EvalLoader:
-    """Every image of the index once, over all ranks: resized, centre-cropped, in a fixed order.
+    """Every image of the index once, over all ranks: resized, cropped, in a fixed order.
 
     Rank r of W takes the rows r, r + W, ... Every rank yields the same number of batches of
     `batch_size` rows; rows that are missing, or in the quarantine, are replaced by rows labelled
-    PADDING. crop_pct: input_size / the short side that the image is resized to.
+    PADDING. crop_pct, interpolation, crop_mode: see `EvalCrop`. Raises ValueError, which names the
+    argument, for what the backend cannot do.
     """
 
     def __init__(
@@ -44,14 +45,16 @@ class EvalLoader:
         batch_size: int,
         input_size: int,
         crop_pct: float,
+        interpolation: str = "bicubic",
+        crop_mode: str = "center",
         rank: int = 0,
         world_size: int = 1,
         quarantine: Quarantine | None = None,
     ) -> None:
         self._index = index
         self._batch_size = batch_size
-        self._input_size = input_size
-        self._crop_pct = crop_pct
+        self._crop = EvalCrop(input_size, crop_pct, interpolation, crop_mode)
+        self._crop.check(options.backend)
         self._rank = rank
         self._world_size = world_size
         self._batches = -(-len(index) // (batch_size * world_size))
@@ -62,7 +65,7 @@ class EvalLoader:
         self._stream = Stream(
             index,
             self.plan_batch,
-            lambda source: build_eval_pipeline(source, input_size, self.options),
+            lambda source: build_eval_pipeline(source, self._crop, self.options),
             self._quarantine,
         )
 
@@ -94,8 +97,7 @@ class EvalLoader:
         real = (rows < len(self._index)) & ~np.isin(rows, bad)
         # the first good image stands in for a row that is not real
         rows = np.where(real, rows, np.setdiff1d(np.arange(len(bad) + 1), bad)[0])
-        sizes = self._index.sizes[rows]
-        arrays = pack_eval(sizes, self._input_size, self._crop_pct, self.options)
+        arrays = pack_eval(self._index.sizes[rows], self._crop, self.options)
         return (rows, real), rows, arrays
 
 

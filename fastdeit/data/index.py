@@ -3,14 +3,14 @@ bytes are.
 
 The plan needs every height and width before anything is read, and a single image that does not
 decode costs DALI a whole batch; so each image is decoded once, and only good ones are rows. Image
-files, tar shards and IDX files have the same table.
+files, tar shards and the files of MNIST and CIFAR have the same table.
 """
 
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from fastdeit.data.formats.check import (
     check_image,
     read_place,
 )
+from fastdeit.data.formats.cifar.files import read_batch
 from fastdeit.data.formats.detect import (
     VALIDATION,
     Feeding,
@@ -49,6 +50,11 @@ from fastdeit.data.table import (
 from fastdeit.display.text import printable
 
 BadImages = Literal["error", "skip"]
+_PIXELS: dict[str, Callable[[Path], np.ndarray]] = {
+    "idx": read_images,
+    "cifar": lambda file: read_batch(file).rows,
+}
+"""The readers of files of pixels, by kind."""
 _COLUMNS = ("name", "label", "num_bytes", "height", "width", "fault", "shard", "offset")
 
 
@@ -74,7 +80,7 @@ class Index:
     shard: np.ndarray | None = None
     """int32 (N,): position in `shards`."""
     offset: np.ndarray | None = None
-    """int64 (N,): where an image begins in its shard; for IDX its number."""
+    """int64 (N,): where an image begins in its shard; its number in files of pixels."""
     excluded: tuple[str, ...] = ()
     """Damaged images, which are no rows, each with its fault. Not part of the fingerprint."""
     notes: tuple[str, ...] = ()
@@ -136,7 +142,7 @@ class Index:
         """Return what DALI takes for `rows` (int64 (B,)): uint8 (length,) each, paths that end in
         zero bytes, or encoded images.
 
-        Raises OSError for a shard, DataError for an IDX file, that does not exist any more.
+        Raises OSError for a shard, DataError for a file of pixels, that does not exist any more.
         """
         if self.kind == "files":
             # one array of rows of one length: DALI takes it in at once
@@ -144,9 +150,9 @@ class Index:
             paths = np.array([self._prefix + name for name in names])
             return paths.view(np.uint8).reshape(len(rows), -1)
         assert self.shard is not None and self.offset is not None
-        if self.kind == "idx":
-            pixels = read_images(self.root / self.shards[0])
-            return list(pixels[self.offset[rows]])
+        if self.kind in _PIXELS:
+            places = zip(self.shard[rows].tolist(), self.offset[rows].tolist(), strict=True)
+            return [self._read_pixels(shard)[number] for shard, number in places]
         return self._shard_reader.read(self.shard[rows], self.num_bytes[rows], self.offset[rows])
 
     def read(self, row: int) -> bytes:
@@ -154,7 +160,7 @@ class Index:
         if self.kind == "files":
             return read_place((os.path.join(self.root, self._file_name(row)), -1, 0))
         assert self.shard is not None and self.offset is not None
-        if self.kind == "idx":
+        if self.kind in _PIXELS:
             try:
                 return self.encoded(np.array([row]))[0].tobytes()
             except (DataError, IndexError) as error:
@@ -179,7 +185,7 @@ class Index:
     def beyond_the_end(self, row: int) -> np.ndarray:
         """Return int64: the images, of the shard that holds `row`, for which its file is now too
         short; none for an image file."""
-        if self.shard is None or self.offset is None or self.kind == "idx":
+        if self.shard is None or self.offset is None or self.kind in _PIXELS:
             return np.zeros(0, np.int64)
         neighbours = np.flatnonzero(self.shard == self.shard[row])
         try:
@@ -197,6 +203,10 @@ class Index:
         """Return a SHA-256 over names, bytes of each image, labels and classes; the same wherever
         the data set lies."""
         return self._fingerprint
+
+    def _read_pixels(self, shard: int) -> np.ndarray:
+        """Return uint8 (N, length): each row the encoded image of a file of pixels."""
+        return _PIXELS[self.kind](self.root / self.shards[shard])
 
     def _shard_path(self, shard: int) -> str:
         return os.path.join(self.root, self.shards[shard])

@@ -13,14 +13,17 @@ about 10 us an iteration even when idle.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 
-from fastdeit.config.parse import require_value
+from fastdeit.config.parse import require, require_value
 from fastdeit.data.augment.exact import exact, mean_colour, pack_exact, pack_windows
+from fastdeit.data.augment.native import (
+    FILTERS as NATIVE_FILTERS,
+)
 from fastdeit.data.augment.native import (
     apply_layers,
     crop_and_flip,
@@ -29,6 +32,7 @@ from fastdeit.data.augment.native import (
     pack_native,
     resize_region,
 )
+from fastdeit.data.augment.resize import FILTERS
 from fastdeit.plan.plan import SampleParams
 from fastdeit.plan.spec import PlanSpec
 
@@ -37,6 +41,7 @@ Source = Callable[[int], tuple[Any, ...]]
 the rows that the graph takes."""
 
 BACKENDS = ("exact", "native")
+CROP_MODES = ("center", "squash", "border")
 DECODERS: dict[str, dict[str, Any]] = {
     "cpu": {"device": "cpu"},
     "mixed": {"device": "mixed", "hw_decoder_load": 0.0},
@@ -97,6 +102,33 @@ class PipelineOptions:
         return {"num_threads": self.num_threads, "device_id": device_id, **queue}
 
 
+class EvalCrop(NamedTuple):
+    """The square that a model sees of an image in evaluation. Source: timm 1.0.31,
+    data/transforms_factory.py, transforms_imagenet_eval."""
+
+    size: int
+    """Its side in pixels."""
+    crop_pct: float
+    """size / crop_pct is the side that the image is resized to before the crop."""
+    interpolation: str = "bicubic"
+    """Filter of the resize, one of FILTERS."""
+    mode: str = "center"
+    """One of CROP_MODES. center: the short side is resized, and the centre cropped; squash: both
+    sides are, without regard to their ratio; border: the long side is, and what the image lacks is
+    filled with the mean colour."""
+
+    def check(self, backend: str) -> None:
+        """Raise ValueError, which names the argument, for what the backend cannot do."""
+        require(0 < self.crop_pct <= 2, "eval_crop_ratio", self.crop_pct, "above 0, at most 2")
+        filters = FILTERS if backend == "exact" else tuple(NATIVE_FILTERS)
+        allowed = f"one of {', '.join(filters)} with the augment backend {backend}"
+        require(self.interpolation in filters, "interpolation", self.interpolation, allowed)
+        require(self.mode in CROP_MODES, "crop_mode", self.mode, f"one of {', '.join(CROP_MODES)}")
+        allowed = "exact where an image is padded (crop mode border, or a crop ratio above 1)"
+        pads = self.mode == "border" or self.crop_pct > 1
+        require(backend == "exact" or not pads, "augment_backend", backend, allowed)
+
+
 def build_train_pipeline(source: Source, spec: PlanSpec, options: PipelineOptions) -> Pipeline:
     """Build a pipeline whose output is images (B, 3, S, S), normalised and erased: float32 on
     "cpu", float16 on "gpu".
@@ -108,13 +140,14 @@ def build_train_pipeline(source: Source, spec: PlanSpec, options: PipelineOption
     return _built(_native_graph(source, spec, options, **options.dali))
 
 
-def build_eval_pipeline(source: Source, input_size: int, options: PipelineOptions) -> Pipeline:
+def build_eval_pipeline(source: Source, crop: EvalCrop, options: PipelineOptions) -> Pipeline:
     """Build a pipeline whose output is images (B, 3, S, S), as of `build_train_pipeline`.
 
     source: paths or encoded images, and the rows of `pack_eval`.
     """
-    graph = _exact_graph if options.backend == "exact" else _native_eval_graph
-    return _built(graph(source, input_size, options, **options.dali))
+    if options.backend == "exact":
+        return _built(_exact_graph(source, crop.size, options, **options.dali))
+    return _built(_native_eval_graph(source, crop, options, **options.dali))
 
 
 def decode_alone(encoded: Sequence[np.ndarray] | np.ndarray, feeds_paths: bool) -> None:
@@ -145,31 +178,43 @@ def pack_draws(
 
 
 def pack_eval(
-    sizes: np.ndarray, input_size: int, crop_pct: float, options: PipelineOptions
+    sizes: np.ndarray, crop: EvalCrop, options: PipelineOptions
 ) -> tuple[np.ndarray, ...]:
     """Return the rows that the evaluation graph takes for images of `sizes`, int (B, 2) height and
-    width.
-
-    crop_pct: input_size / the short side that an image is resized to (bicubic) before its centre is
-    cropped. Raises ValueError for a crop_pct outside (0, 1].
-    """
-    resize = _centre_resize(sizes, input_size, crop_pct)
+    width. Raises ValueError for a crop that the backend cannot do."""
+    crop.check(options.backend)
+    resize = _place_crop(sizes, crop)
     if options.backend == "exact":
         whole = np.concatenate((np.zeros_like(sizes), sizes), axis=1, dtype=np.int32)
-        return whole, *pack_windows(resize, options.mean, options.std)
+        fill = mean_colour(options.mean) if crop.mode == "border" else (0, 0, 0)
+        rows = pack_windows(
+            resize, options.mean, options.std, interpolation=crop.interpolation, fill=fill
+        )
+        return whole, *rows
     start, resized = resize[:, 2:], resize[:, :2]
-    window = np.stack((start, start + input_size), 1) * (sizes / resized)[:, None]
+    window = np.stack((start, start + crop.size), 1) * (sizes / resized)[:, None]
     return (window.reshape(-1, 4).astype(np.float32),)
 
 
-def _centre_resize(sizes: np.ndarray, input_size: int, crop_pct: float) -> np.ndarray:
-    """Return int32 (B, 4): height and width after the resize, y and x of the centre (torchvision's
-    Resize and CenterCrop)."""
-    require_value(0 < crop_pct <= 1, "crop_pct", crop_pct, "above 0, at most 1")
-    short = int(input_size / crop_pct)
-    resized = short * sizes.astype(np.int64) // sizes.min(1, keepdims=True)
-    corner = np.rint((resized - input_size) / 2).astype(np.int64)
+def _place_crop(sizes: np.ndarray, crop: EvalCrop) -> np.ndarray:
+    """Return int32 (B, 4): height and width after the resize, y and x of the crop, which are
+    negative where the image is padded (torchvision's Resize and CenterCrop; timm's ResizeKeepRatio
+    and CenterCropOrPad)."""
+    resized = _resized(sizes.astype(np.int64), int(crop.size / crop.crop_pct), crop.mode)
+    cropped = np.rint((resized - crop.size) / 2).astype(np.int64)
+    padded = -((crop.size - resized) // 2)
+    corner = np.where(resized < crop.size, padded, cropped)
     return np.concatenate((resized, corner), axis=1).astype(np.int32)
+
+
+def _resized(sizes: np.ndarray, side: int, mode: str) -> np.ndarray:
+    """Return int64 (B, 2): height and width of images of int64 `sizes` after the resize."""
+    if mode == "squash":
+        return np.full_like(sizes, side)
+    if mode == "border":
+        ratio = (sizes / side).max(1, keepdims=True)
+        return np.maximum(np.rint(sizes / ratio), 1).astype(np.int64)
+    return side * sizes // sizes.min(1, keepdims=True)
 
 
 def _external(
@@ -225,10 +270,12 @@ def _native_graph(source: Source, spec: PlanSpec, options: PipelineOptions) -> D
 
 
 @pipeline_def
-def _native_eval_graph(source: Source, input_size: int, options: PipelineOptions) -> DataNode:
+def _native_eval_graph(source: Source, crop: EvalCrop, options: PipelineOptions) -> DataNode:
     encoded, windows = _external(source, options, types.FLOAT)
     decoded = _on_device(fn.decoders.image(encoded, **_decoding(options)), options)
-    images = resize_region(decoded, input_size, windows[0:2], windows[2:4])
+    images = resize_region(
+        decoded, crop.size, windows[0:2], windows[2:4], NATIVE_FILTERS[crop.interpolation]
+    )
     return _normalised(images, options, options.dtype)
 
 

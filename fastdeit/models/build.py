@@ -11,7 +11,8 @@ from torch import nn
 from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World
 from fastdeit.models.hub import EvalView, describe_model, read_class_names
-from fastdeit.models.student import SIZES, Student, build_student
+from fastdeit.models.sizes import SIZES, has_qkv_bias
+from fastdeit.models.student import Student, build_student
 from fastdeit.models.teachers.teacher import Teacher, load_teacher
 from fastdeit.models.teachers.view import Preprocessing
 from fastdeit.models.weights import (
@@ -20,7 +21,6 @@ from fastdeit.models.weights import (
     check_match,
     fit_heads,
     fit_student_weights,
-    has_qkv_bias,
     locate_weights,
     read_weights,
 )
@@ -90,10 +90,11 @@ def _build_student(
         "embed_dim": chosen.embed_dim,
         "depth": chosen.depth,
         "num_heads": chosen.num_heads,
+        "init_values": chosen.init_values,
     }
     overrides = {name: size for name, size in sizes.items() if size is not None}
     notes = []
-    qkv_bias = chosen.qkv_bias
+    qkv_bias = chosen.qkv_bias or SIZES[chosen.model].qkv_bias
     if finetune is not None and not qkv_bias and has_qkv_bias(finetune.state):
         notes.append("--qkv-bias turned on: the weights of --finetune have it")
         qkv_bias = True
@@ -102,6 +103,7 @@ def _build_student(
         num_classes=len(classes),
         image_size=config.data.input_size,
         qkv_bias=qkv_bias,
+        reg_tokens=chosen.registers,
         drop_path=chosen.drop_path,
         seed=config.run.seed,
         **overrides,
@@ -150,6 +152,7 @@ def weight_metadata(config: Config, classes: Sequence[str], model: nn.Module) ->
     }
     if isinstance(model, Student):
         facts["num_heads"] = model.num_heads
+        facts["no_embed_class"] = model.no_embed_class
     # some loaders refuse a file without a format
     return {"format": "pt", "model": config.model.model} | {
         name: json.dumps(value) for name, value in facts.items()

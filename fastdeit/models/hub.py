@@ -14,8 +14,8 @@ import timm
 from timm.models import PretrainedCfg
 from torch import nn
 
+from fastdeit.models.sizes import has_qkv_bias
 from fastdeit.models.student import Student
-from fastdeit.models.weights import has_qkv_bias
 from fastdeit.storage.json_values import parse_json, read_json_file
 from fastdeit.storage.jsonl import restore_names, to_strict_json
 from fastdeit.storage.run_folder import RunFolder
@@ -37,11 +37,12 @@ class EvalView(NamedTuple):
 
 
 def describe_model(
-    name: str, model: nn.Module, view: EvalView, classes: Sequence[str]
+    name: str, model: nn.Module, view: EvalView, classes: Sequence[str] | None
 ) -> dict[str, Any]:
     """Return the content of config.json, as JSON values.
 
-    name: timm's, of a student or any other model; classes: in the order of the labels.
+    name: timm's, of a student or any other model; classes: in the order of the labels, None if they
+    have no names.
     """
     architecture = name_in_timm(name)
     known = timm.get_pretrained_cfg(architecture, allow_unregistered=True) or PretrainedCfg()
@@ -49,14 +50,17 @@ def describe_model(
     arguments = {"img_size": view.size} if known.fixed_input_size else {}
     if isinstance(model, Student):
         arguments |= _describe_student(model)
+    else:
+        arguments |= _recorded_arguments(model)
+    num_classes = int(model.num_classes)  # type: ignore[arg-type]
     return {
         "architecture": architecture,
-        "num_classes": len(classes),
+        "num_classes": num_classes,
         "num_features": arguments.get("embed_dim") or model.num_features,
-        "label_names": to_strict_json(classes),
+        **({} if classes is None else {"label_names": to_strict_json(classes)}),
         "model_args": arguments,
         "pretrained_cfg": {
-            "num_classes": len(classes),
+            "num_classes": num_classes,
             "input_size": [3, view.size, view.size],
             "fixed_input_size": known.fixed_input_size,
             "interpolation": view.interpolation,
@@ -77,14 +81,32 @@ def name_in_timm(name: str) -> str:
     return architecture if timm.is_model(architecture) else architecture.replace("_384", "_224")
 
 
+def _recorded_arguments(model: nn.Module) -> dict[str, Any]:
+    """Return the arguments of timm's factory for a model of another shape than its name has; timm
+    before 1.0.31 records none."""
+    recorded = getattr(model, "_model_args", {})
+    elsewhere = ("num_classes", "img_size")
+    return {
+        key: value
+        for key, value in recorded.items()
+        if key not in elsewhere and not key.endswith("_rate")
+    }
+
+
 def _describe_student(student: Student) -> dict[str, Any]:
     """Return the arguments that timm needs to build a model of the same shape."""
+    parts = {
+        "init_values": student.init_values,
+        "no_embed_class": student.no_embed_class,
+        "reg_tokens": student.num_reg_tokens,
+    }
     return {
         "patch_size": student.patch_size,
         "embed_dim": student.embed_dim,
         "depth": len(student.blocks),
         "num_heads": student.num_heads,
         "qkv_bias": has_qkv_bias(student.state_dict()),
+        **{name: value for name, value in parts.items() if value},
     }
 
 

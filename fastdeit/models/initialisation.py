@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 INIT_STD = 0.02
+REGISTER_STD = 1e-6
 
 _CHUNK = 1 << 15  # words at a time: the arrays stay in a processor's cache
 _LN2 = 0.6931471805599453
@@ -44,19 +45,21 @@ Transform = Callable[[np.ndarray], np.ndarray]
 @torch.no_grad()
 def initialise_student(student: nn.Module, seed: int) -> None:
     """Set every parameter of a student: N(0, 0.02²) for the tokens, the position embedding and the
-    weights of linear layers; U(±1 / √fan_in), torch's default, for the patch projection; norms 1
-    and 0; other biases 0. Parameters on the meta device are skipped.
+    weights of linear layers; N(0, 1e-6²) for registers; U(±1 / √fan_in), torch's default, for the
+    patch projection; norms 1 and 0; other biases 0. LayerScale has its value already. Parameters on
+    the meta device are skipped.
 
     timm cuts the normal distribution at ±2, which is 100 standard deviations: no value is cut.
     """
     for name, parameter in student.named_parameters():
-        if parameter.is_meta:
+        if parameter.is_meta or name.endswith("gamma"):
             continue
         if name.startswith("patch_embed."):
             fan_in = student.get_parameter("patch_embed.proj.weight")[0].numel()
             parameter.copy_(draw_uniform(seed, name, parameter.shape, 1 / math.sqrt(fan_in)))
         elif parameter.ndim > 1:
-            parameter.copy_(draw_normal(seed, name, parameter.shape, INIT_STD))
+            std = REGISTER_STD if name == "reg_token" else INIT_STD
+            parameter.copy_(draw_normal(seed, name, parameter.shape, std))
         else:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
 

@@ -4,7 +4,7 @@ import difflib
 
 import timm
 
-from fastdeit.models.student import SIZES
+from fastdeit.models.sizes import SIZES
 
 
 def suggest_names(name: str) -> str:

@@ -1,6 +1,7 @@
 """Networks built from what their weight files say of them: the student for the weights of a DeiT,
 else timm's model."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +13,10 @@ from torch import nn
 
 from fastdeit.models.hub import find_config, name_in_timm
 from fastdeit.models.names import suggest_names
+from fastdeit.models.sizes import SIZES, StateDict, infer_student_sizes, is_student
 from fastdeit.models.sources import locate_weights
-from fastdeit.models.student import SIZES, build_student
-from fastdeit.models.weights import (
-    StateDict,
-    check_match,
-    fit_student_weights,
-    infer_student_sizes,
-    is_student,
-    read_weights,
-)
+from fastdeit.models.student import build_student
+from fastdeit.models.weights import check_match, fit_student_weights, read_weights
 from fastdeit.storage.json_values import read_json_file
 
 _RESERVED = {
@@ -79,7 +74,7 @@ def infer_architecture(file: WeightFile) -> str:
     if not is_student(file.state):
         return ""
     sizes = infer_student_sizes(file.state, {})
-    names = ("embed_dim", "depth", "distilled")
+    names = ("embed_dim", "depth", "distilled", "patch_size", "no_embed_class")
     near = [
         name
         for name, size in SIZES.items()
@@ -127,8 +122,8 @@ def build_network(name: str, file: WeightFile, *, size: int) -> nn.Module:
 
 
 def _build_student(name: str, file: WeightFile) -> nn.Module:
-    heads = {key: str(value) for key, value in file.arguments.items() if key == "num_heads"}
-    sizes = infer_student_sizes(file.state, {"model": name} | heads | dict(file.metadata))
+    described = {key: json.dumps(value) for key, value in file.arguments.items()}
+    sizes = infer_student_sizes(file.state, described | dict(file.metadata) | {"model": name})
     student = build_student(name, **sizes)  # type: ignore[arg-type]
     fit_student_weights(student, file.state)
     return student

@@ -1,13 +1,17 @@
-"""The student: DeiT, a vision transformer with a distillation token and a second head.
+"""The student: DeiT, a vision transformer with a distillation token and a second head; DeiT III.
 
-Parameter names and shapes are timm's (`deit_*_patch16_*`), so weights can be exchanged; attention,
+Parameter names and shapes are timm's (`deit_*`, `deit3_*`), so weights can be exchanged; attention,
 norms and residual sums use `fastdeit.kernels`. `add_norm` adds a branch to the residual stream and
 computes the next norm, also across blocks: so a block never normalises its own input. DropPath
-draws nothing here: the plan decides which branch of which sample is kept (plan/plan.py). Source:
-Touvron et al. 2021 (2012.12877); names as timm 1.0.31 models/deit.py.
+draws nothing here: the plan decides which branch of which sample is kept (plan/plan.py).
+
+DeiT III has a QKV bias, LayerScale, no position embedding on the class token, and one rate of
+DropPath for all blocks. Sources: Touvron et al. 2021 (2012.12877) and 2022 (2204.07118); names as
+timm 1.0.31 models/deit.py; registers: Darcet et al. 2023
+(2309.16588).
 """
 
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,29 +22,9 @@ from fastdeit.kernels.attention import attention
 from fastdeit.kernels.gelu import gelu
 from fastdeit.kernels.norm import add_norm, norm
 from fastdeit.models.initialisation import initialise_student
+from fastdeit.models.sizes import SIZES
 
 NORM_EPS = 1e-6
-
-
-class Size(NamedTuple):
-    """Sizes of a named student; distilled: it has the distillation token and the second head."""
-
-    embed_dim: int
-    depth: int
-    num_heads: int
-    image_size: int
-    distilled: bool
-
-
-WIDTHS = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)}
-SIZES = {
-    f"deit_{name}{'_distilled' if distilled else ''}_patch16_{image_size}": Size(
-        *width, image_size, distilled
-    )
-    for name, width in WIDTHS.items()
-    for distilled in (False, True)
-    for image_size in (224, 384)
-}
 
 
 class PatchEmbed(nn.Module):
@@ -87,29 +71,49 @@ class Mlp(nn.Module):
         return self.fc2(gelu(F.linear(x, self.fc1.weight), self.fc1.bias))
 
 
-class Block(nn.Module):
-    """One pre-norm transformer block; the student applies the norms, across blocks."""
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a branch, which `add_norm` applies."""
 
-    def __init__(self, dim: int, num_heads: int, hidden_dim: int, qkv_bias: bool) -> None:
+    def __init__(self, dim: int, init_values: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init_values))
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block; the student applies the norms and the LayerScale, across
+    blocks. init_values: of LayerScale; None: there is none."""
+
+    def __init__(
+        self, dim: int, num_heads: int, hidden_dim: int, qkv_bias: bool, init_values: float | None
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = Attention(dim, num_heads, qkv_bias)
+        self.ls1 = None if init_values is None else LayerScale(dim, init_values)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = Mlp(dim, hidden_dim)
+        self.ls2 = None if init_values is None else LayerScale(dim, init_values)
 
 
 def _add_norm(
-    x: torch.Tensor, branch: torch.Tensor, scale: torch.Tensor | None, layer: nn.LayerNorm
+    x: torch.Tensor,
+    branch: torch.Tensor,
+    scale: torch.Tensor | None,
+    channels: LayerScale | None,
+    layer: nn.LayerNorm,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return add_norm(x, branch, scale, layer.weight, layer.bias, layer.eps)
+    gamma = None if channels is None else channels.gamma
+    return add_norm(x, branch, scale, layer.weight, layer.bias, layer.eps, gamma)
 
 
 class Student(nn.Module):
     """DeiT: normalised images (B, 3, H, W) → logits (B, K); in training the logits of both heads.
 
     drop_path_rates: the rate of each block, from 0 linearly to drop_path (or drop_path everywhere
-    with constant_drop_path); the plan draws the masks with them. seed: of the initial weights
-    (initialisation.py). Raises ValueError for sizes that do not divide.
+    with constant_drop_path); the plan draws the masks with them. init_values: of LayerScale; None:
+    no LayerScale. no_embed_class: only the patches have a position embedding. reg_tokens: number of
+    registers. Tokens are in the order class, distillation, registers, patches. seed: of the initial
+    weights (initialisation.py). Raises ValueError for sizes that do not divide.
     """
 
     def __init__(
@@ -126,6 +130,9 @@ class Student(nn.Module):
         qkv_bias: bool = False,
         drop_path: float = 0.1,
         constant_drop_path: bool = False,
+        init_values: float | None = None,
+        no_embed_class: bool = False,
+        reg_tokens: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -137,15 +144,24 @@ class Student(nn.Module):
         self.num_heads = num_heads
         self.distilled = distilled
         self.grid_size = image_size // patch_size
-        self.num_prefix_tokens = 2 if distilled else 1
+        self.init_values = init_values
+        self.no_embed_class = no_embed_class
+        self.num_reg_tokens = reg_tokens
+        self.num_head_tokens = 2 if distilled else 1
+        """Tokens that a head reads: the first ones."""
+        self.num_prefix_tokens = self.num_head_tokens + reg_tokens
+        self.num_prefix_positions = 0 if no_embed_class else self.num_prefix_tokens
+        """Of the position embedding, before those of the patches."""
         self.drop_path_rates = _spread_drop_path(drop_path, depth, constant_drop_path)
-        num_tokens = self.num_prefix_tokens + self.grid_size**2
+        num_positions = self.num_prefix_positions + self.grid_size**2
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         if distilled:
             self.dist_token = nn.Parameter(torch.empty(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, embed_dim))
+        if reg_tokens:
+            self.reg_token = nn.Parameter(torch.empty(1, reg_tokens, embed_dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, num_positions, embed_dim))
         self.patch_embed = PatchEmbed(patch_size, embed_dim)
-        sizes = (embed_dim, num_heads, int(embed_dim * mlp_ratio), qkv_bias)
+        sizes = (embed_dim, num_heads, int(embed_dim * mlp_ratio), qkv_bias, init_values)
         self.blocks = nn.ModuleList(Block(*sizes) for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
         self.head = nn.Linear(embed_dim, num_classes)
@@ -155,25 +171,30 @@ class Student(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Return the parameters with several dimensions that have no weight decay."""
-        return {"pos_embed", "cls_token", "dist_token"}
+        return {"pos_embed", "cls_token", "dist_token", "reg_token"}
 
     @torch.no_grad()
-    def set_input_size(self, image_size: int) -> None:
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Resize the position embedding in place, by timm's filter, for images of another size.
 
-        Raises ValueError unless image_size is a multiple of the patch size.
+        img_size: the side in pixels, or height and width, which are equal. Raises ValueError unless
+        it is a multiple of the patch size.
         """
-        _check_sizes(image_size, self.patch_size, self.embed_dim, self.num_heads, 0.0)
-        grid = image_size // self.patch_size
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        if height != width:
+            raise ValueError(f"img_size must be that of a square (got {height} x {width})")
+        _check_sizes(height, self.patch_size, self.embed_dim, self.num_heads, 0.0)
+        grid = height // self.patch_size
         self.pos_embed = nn.Parameter(self._resample(grid, grid), self.pos_embed.requires_grad)
-        self.image_size = image_size
+        self.image_size = height
         self.grid_size = grid
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return timm's patterns for the depth of each parameter, for its layer decay: embedding,
         blocks, the final norm with the last block; what matches none, the heads, is on top."""
         blocks = [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": r"^cls_token|dist_token|pos_embed|patch_embed", "blocks": blocks}
+        stem = r"^cls_token|dist_token|reg_token|pos_embed|patch_embed"
+        return {"stem": stem, "blocks": blocks}
 
     def forward(
         self, images: torch.Tensor, keep: torch.Tensor | None = None
@@ -205,29 +226,34 @@ class Student(nn.Module):
     def forward_features(
         self, images: torch.Tensor, keep: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return the special tokens after the last norm, (B, 1 or 2, D)."""
+        """Return the tokens that the heads read after the last norm, (B, 1 or 2, D)."""
         scales = self._branch_scales(keep, images.shape[0])
         blocks = [cast(Block, block) for block in self.blocks]
         norms = [*(block.norm1 for block in blocks), self.norm]
         x = self._embed(images)
         y = norm(x, norms[0].weight, norms[0].bias, NORM_EPS)
         for i, block in enumerate(blocks):
-            # the heads read the special tokens only: the last block computes the other tokens no
+            # the heads read their own tokens only: the last block computes the other tokens no
             # further than its attention
-            num_out = self.num_prefix_tokens if i == len(blocks) - 1 else None
+            num_out = self.num_head_tokens if i == len(blocks) - 1 else None
             attention_scale, mlp_scale = (None, None) if scales is None else scales[i].unbind(0)
-            x, y = _add_norm(
-                x[:, :num_out].contiguous(), block.attn(y, num_out), attention_scale, block.norm2
-            )
-            x, y = _add_norm(x, block.mlp(y), mlp_scale, norms[i + 1])
+            x = x[:, :num_out].contiguous()
+            x, y = _add_norm(x, block.attn(y, num_out), attention_scale, block.ls1, block.norm2)
+            x, y = _add_norm(x, block.mlp(y), mlp_scale, block.ls2, norms[i + 1])
         return y
 
     def _embed(self, images: torch.Tensor) -> torch.Tensor:
         positions = self._positions(images)
         patches = self.patch_embed(images)
-        tokens = (self.cls_token, self.dist_token) if self.distilled else (self.cls_token,)
+        tokens: list[torch.Tensor] = [self.cls_token]
+        if self.distilled:
+            tokens.append(self.dist_token)
+        if self.num_reg_tokens:
+            tokens.append(self.reg_token)
         prefix = torch.cat(tokens, dim=1).expand(patches.shape[0], -1, -1)
-        return torch.cat([prefix, patches], dim=1) + positions  # (B, N, D)
+        if self.no_embed_class:
+            return torch.cat([prefix, patches + positions], dim=1)  # (B, N, D)
+        return torch.cat([prefix, patches], dim=1) + positions
 
     def _positions(self, images: torch.Tensor) -> torch.Tensor:
         """Return the position embedding, in evaluation resized for images of another size."""
@@ -248,7 +274,7 @@ class Student(nn.Module):
     def _resample(self, height: int, width: int) -> torch.Tensor:
         """Return the position embedding for a grid of patches."""
         return resample_abs_pos_embed(
-            self.pos_embed, [height, width], num_prefix_tokens=self.num_prefix_tokens
+            self.pos_embed, [height, width], num_prefix_tokens=self.num_prefix_positions
         )
 
     def _branch_scales(self, keep: torch.Tensor | None, batch: int) -> torch.Tensor | None:

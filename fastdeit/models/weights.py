@@ -17,8 +17,9 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from timm.models import clean_state_dict
 
+from fastdeit.models.sizes import StateDict, has_qkv_bias
 from fastdeit.models.sources import locate_weights
-from fastdeit.models.student import SIZES, Student
+from fastdeit.models.student import Student
 from fastdeit.storage.file_hash import hash_file
 from fastdeit.storage.tensor_files import read_tensors
 
@@ -26,10 +27,7 @@ WRAPPERS = ("state_dict", "model")
 EMA_WRAPPERS = ("state_dict_ema", "model_ema")
 HEADS = ("head", "head_dist")
 """Of the student."""
-_STUDENT_PARTS = {"cls_token", "pos_embed", "patch_embed", "norm", "head"}
-_BLOCK_PARTS = {"norm1", "attn", "norm2", "mlp"}
 _NAMED = 3  # classes that a message names
-StateDict = dict[str, torch.Tensor]
 
 
 def read_weights(path: str | Path, *, ema: bool = False) -> tuple[StateDict, dict[str, str]]:
@@ -103,7 +101,13 @@ def _unwrap(content: object, path: Path, wrappers: Sequence[str]) -> StateDict:
         raise ValueError(f"{path}: holds no state dict, {where}")
     assert isinstance(found, dict)
     _check_stored(found, path)
-    return clean_state_dict(found)
+    return {_name_as_timm(key): value for key, value in clean_state_dict(found).items()}
+
+
+def _name_as_timm(key: str) -> str:
+    """Return timm's name of a parameter: deit's DeiT III has `blocks.0.gamma_1` for
+    `blocks.0.ls1.gamma`."""
+    return re.sub(r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma", key)
 
 
 def _check_stored(tensors: StateDict, path: Path) -> None:
@@ -124,74 +128,6 @@ def _check_stored(tensors: StateDict, path: Path) -> None:
 def hash_weights(path: str | Path) -> str:
     """Return the SHA-256 of a file's bytes; of model.safetensors for a run folder."""
     return hash_file(locate_weights(path))
-
-
-def is_student(state: StateDict) -> bool:
-    """Return True for the state dict of a DeiT, of which `Student` has every tensor."""
-    keys = [key.split(".") for key in state]
-    in_blocks = {part for first, *rest in keys if first == "blocks" for part in rest[1:2]}
-    others = {first for first, *_ in keys} - {"blocks", "dist_token", "head_dist"}
-    return (in_blocks, others) == (_BLOCK_PARTS, _STUDENT_PARTS)
-
-
-def has_qkv_bias(state: StateDict) -> bool:
-    """Return True if a DeiT's qkv projections have biases, as all published ones do."""
-    return "blocks.0.attn.qkv.bias" in state
-
-
-def infer_student_sizes(state: StateDict, metadata: dict[str, str]) -> dict[str, object]:
-    """Return the keywords of `Student` that follow from a DeiT state dict.
-
-    The shapes of the tensors give everything but the number of heads: that is the metadata's
-    num_heads, else that of the metadata's model, else it is absent. Raises ValueError if the state
-    dict is not a DeiT's.
-    """
-    _check_axes(state)
-    width = state["cls_token"].shape[-1]
-    patch_size = state["patch_embed.proj.weight"].shape[-1]
-    distilled = "dist_token" in state
-    num_patches = state["pos_embed"].shape[1] - (2 if distilled else 1)
-    sizes: dict[str, object] = {
-        "embed_dim": width,
-        "depth": len({key.split(".")[1] for key in state if key.startswith("blocks.")}),
-        "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width,
-        "image_size": math.isqrt(num_patches) * patch_size,
-        "patch_size": patch_size,
-        "num_classes": state["head.weight"].shape[0],
-        "distilled": distilled,
-        "qkv_bias": has_qkv_bias(state),
-    }
-    num_heads = _read_num_heads(metadata)
-    return sizes if num_heads is None else sizes | {"num_heads": num_heads}
-
-
-def _check_axes(state: StateDict) -> None:
-    """Raise ValueError unless the tensors that give the sizes exist, with a DeiT's axes."""
-    axes = {
-        "cls_token": 3,
-        "pos_embed": 3,
-        "patch_embed.proj.weight": 4,
-        "blocks.0.mlp.fc1.weight": 2,
-        "head.weight": 2,
-    }
-    missing = [
-        key
-        for key, count in axes.items()
-        if key not in state or state[key].ndim != count or not state[key].numel()
-    ]
-    if missing:
-        raise ValueError(f"not a DeiT checkpoint: {', '.join(missing)} missing or of another shape")
-
-
-def _read_num_heads(metadata: dict[str, str]) -> int | None:
-    heads = metadata.get("num_heads")
-    if heads is None:
-        name = metadata.get("model")
-        return SIZES[name].num_heads if name in SIZES else None
-    if not re.fullmatch(r"[1-9]\d{0,3}", heads):
-        rule = "the metadata's num_heads must be 1 to 9999"
-        raise ValueError(f"not a DeiT checkpoint: {rule} (got {heads[:20]!r})")
-    return int(heads)
 
 
 def fit_student_weights(model: Student, state: StateDict, *, antialias: bool = True) -> list[str]:
@@ -266,10 +202,10 @@ def _resize_positions(
 ) -> list[str]:
     """Resize the position embedding in `state` to the model's grid, if the tokens are the same."""
     positions = state.get("pos_embed")
-    same_tokens = ("dist_token" in state) == model.distilled
+    same_tokens = all((name in state) == (name in own) for name in ("dist_token", "reg_token"))
     if positions is None or not same_tokens or positions.shape[1] == own["pos_embed"].shape[1]:
         return []
-    prefix = model.num_prefix_tokens
+    prefix = model.num_prefix_positions
     grid = model.grid_size
     before = math.isqrt(positions.shape[1] - prefix)
     state["pos_embed"] = resample_abs_pos_embed(

@@ -8,16 +8,20 @@ from fastdeit.checkpoint.files import read_manifest
 from fastdeit.config.flags import format_train_command
 from fastdeit.config.parse import is_callable, name_flag, require
 from fastdeit.config.recipes import RECIPES
-from fastdeit.config.recipes.follow import PATCH_SIZE, precede_with_teacher
+from fastdeit.config.recipes.follow import precede_with_teacher
 from fastdeit.config.schema import Config
+from fastdeit.data.build import find_root
 from fastdeit.data.formats.detect import find_split
 from fastdeit.distributed.environment import is_alone
 from fastdeit.models.names import suggest_names
-from fastdeit.models.student import SIZES
+from fastdeit.models.sizes import SIZES
 from fastdeit.models.weights import locate_weights
 from fastdeit.storage.run_folder import RunFolder
 
-_STUDENTS = "deit_{tiny,small,base}[_distilled]_patch16_{224,384}"
+_STUDENTS = (
+    "deit_{tiny,small,base}[_distilled]_patch16_{224,384}, "
+    "deit3_{small,medium,base,large,huge}_patch{16,14}_{224,384}"
+)
 
 _FEW_STEPS = 4
 
@@ -90,7 +94,7 @@ def _check_sizes(config: Config) -> None:
 
 def _check_student(config: Config) -> None:
     model = config.model
-    patch = model.patch_size or PATCH_SIZE
+    patch = model.patch_size or SIZES[model.model].patch_size
     for flag in ("input_size", "eval_input_size"):
         side = getattr(config.data, flag)
         require(side % patch == 0, flag, side, f"a multiple of the patch size, {patch}")
@@ -105,9 +109,9 @@ def _check_data(config: Config) -> None:
     data = config.data
     path = data.data_path
     require(bool(path), "data_path", path, "the folder of a data set, see docs/data.md")
-    if data.data_set == "any":
+    if data.data_set != "digits":
         require(Path(path).is_dir(), "data_path", path, "an existing folder")
-        find_split(Path(path), data.train_split)
+        find_split(find_root(config), data.train_split)
 
 
 def _check_resume(config: Config) -> None:

@@ -16,7 +16,7 @@ from fastdeit.display.text import TITLE_LETTERS, quote_words, shorten
 from fastdeit.distributed.environment import is_alone
 from fastdeit.distributed.world import World
 from fastdeit.kernels.mix import mix
-from fastdeit.models.student import SIZES
+from fastdeit.models.sizes import SIZES
 from fastdeit.run.folder import write_on_rank0
 from fastdeit.run.state import Run
 from fastdeit.storage.atomic import atomic_open, atomic_write_text

@@ -50,7 +50,7 @@ def open_cache(
 
     def check() -> None:
         cache = Cache(config.distill.cache)
-        _check_cache(cache, config, plan, index, pixels, teacher)
+        check_cache(cache, config, plan, index, pixels, teacher)
 
     on_every_rank(check)
     cache = Cache(config.distill.cache)
@@ -58,7 +58,7 @@ def open_cache(
     return CachedTeacher(cache, config.distill.cache_miss, plan.images, bad)
 
 
-def _check_cache(
+def check_cache(
     cache: Cache, config: Config, plan: Plan, index: Index, pixels: str, teacher: Teacher | None
 ) -> None:
     distill = config.distill

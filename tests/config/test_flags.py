@@ -75,6 +75,17 @@ def test_student_of_a_recipe_needs_no_flag() -> None:
     ]
 
 
+def test_recipes_with_images_of_different_sizes_follow_and_precede() -> None:
+    assert student_flags("--recipe", "cifar10_teacher", "--data-path", "c", "--hflip", "0") == (
+        "--recipe cifar10 --data-path c --hflip 0.0".split()
+    )
+    config, _ = parse("--recipe", "cifar10", "--data-path", "c", "--hflip", "0")
+    teacher = precede_with_teacher(config, "cifar10_teacher", "runs/cifar10_teacher")
+    assert list_flags(teacher, "cifar10_teacher") == (
+        "--recipe cifar10_teacher --data-path c --hflip 0.0".split()
+    )
+
+
 def test_student_sees_the_images_of_its_teacher() -> None:
     chosen = (
         "--data-path d --train-split a.csv --val-split b.csv --input-size 96 --mean 0 0 0 "

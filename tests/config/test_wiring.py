@@ -305,12 +305,12 @@ def test_offload_reaches_deepspeed() -> None:
 
 def test_the_students_sizes_are_built() -> None:
     sizes = {"patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
-    config = Config().replace(
-        model={**sizes, "qkv_bias": True, "drop_path": 0.2}, data={"input_size": 32}
-    )
+    parts = {"qkv_bias": True, "drop_path": 0.2, "init_values": 0.5, "registers": 3}
+    config = Config().replace(model={**sizes, **parts}, data={"input_size": 32})
     model: Any = build_model(config, tuple("abcde"))[0]
     assert len(model.blocks) == 3 and model.num_heads == 2
-    assert model.pos_embed.shape == (1, 2 + 16, 24)
+    assert model.pos_embed.shape == (1, 2 + 3 + 16, 24)
+    assert model.reg_token.shape == (1, 3, 24) and model.blocks[2].ls2.gamma[0] == 0.5
     assert model.drop_path_rates[-1] == pytest.approx(0.2)
     assert any("qkv.bias" in name for name, _ in model.named_parameters())
 

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from timm.data import create_transform
 from torchvision import transforms
 
 from fastdeit.data import pipeline as graphs
 from fastdeit.data.augment.native import noise_bank
+from fastdeit.data.augment.resize import FILTERS
 from fastdeit.data.index import Index, build_index
 from fastdeit.data.pipeline import (
     BACKENDS,
+    EvalCrop,
     PipelineOptions,
     build_eval_pipeline,
     build_train_pipeline,
@@ -320,8 +323,9 @@ def test_evaluation_images_equal_torchvisions(
     index: Index, crop_pct: float, backend: str, place: str, distances: Distances
 ) -> None:
     chosen = options(len(index), backend=backend, device=device_of(place))
-    fed = (index.encoded(np.arange(len(index))), *pack_eval(index.sizes, SIDE, crop_pct, chosen))
-    images = to_numpy(build_eval_pipeline(lambda i: fed, SIDE, chosen).run()[0])
+    crop = EvalCrop(SIDE, crop_pct)
+    fed = (index.encoded(np.arange(len(index))), *pack_eval(index.sizes, crop, chosen))
+    images = to_numpy(build_eval_pipeline(lambda i: fed, crop, chosen).run()[0])
     bicubic = transforms.InterpolationMode.BICUBIC
     expected = transforms.Compose(
         [transforms.Resize(int(SIDE / crop_pct), bicubic), transforms.CenterCrop(SIDE)]
@@ -333,15 +337,67 @@ def test_evaluation_images_equal_torchvisions(
 
 def test_centre_window_lies_in_the_image() -> None:
     sizes = np.random.default_rng(0).integers(1, 700, (500, 2))
-    (windows,) = pack_eval(sizes, 224, 0.9, options(1))
+    (windows,) = pack_eval(sizes, EvalCrop(224, 0.9), options(1))
     assert (windows[:, :2] >= 0).all() and (windows[:, 2:] <= sizes * (1 + 1e-6)).all()
     assert (windows[:, 2:] > windows[:, :2]).all()
 
 
-@pytest.mark.parametrize("crop_pct", [0.0, 1.5])
-def test_crop_pct_is_checked(crop_pct: float) -> None:
-    with pytest.raises(ValueError, match="crop_pct must be above 0, at most 1"):
-        pack_eval(np.ones((1, 2)), 224, crop_pct, options(1))
+@pytest.mark.parametrize(
+    ("crop", "backend", "message"),
+    [
+        (EvalCrop(224, 0.0), "exact", "eval-crop-ratio must be above 0, at most 2"),
+        (EvalCrop(224, 2.5), "exact", "eval-crop-ratio must be above 0, at most 2"),
+        (EvalCrop(224, 0.9, "nearest"), "exact", "interpolation must be one of bicubic, .*box"),
+        (EvalCrop(224, 0.9, "box"), "native", "interpolation must be one of bicubic, .*native"),
+        (EvalCrop(224, 0.9, mode="centre"), "exact", "crop-mode must be one of center, squash"),
+        (EvalCrop(224, 0.9, mode="border"), "native", "augment-backend must be exact where"),
+        (EvalCrop(224, 1.15), "native", "augment-backend must be exact where"),
+    ],
+)
+def test_a_crop_that_cannot_be_done_is_refused(crop: EvalCrop, backend: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pack_eval(np.ones((1, 2)), crop, options(1, backend=backend))
+
+
+CROPS = [
+    *(EvalCrop(SIDE, 0.875, name) for name in FILTERS[1:]),
+    EvalCrop(SIDE, 1.15),
+    EvalCrop(SIDE, 0.9, mode="squash"),
+    EvalCrop(SIDE, 1.0, "bilinear", "squash"),
+    EvalCrop(SIDE, 0.94, mode="border"),
+    EvalCrop(SIDE, 1.0, "bilinear", "border"),
+]
+
+
+@pytest.mark.parametrize("crop", CROPS, ids=str)
+def test_every_crop_equals_timms_bit_for_bit(index: Index, crop: EvalCrop) -> None:
+    chosen = options(len(index), backend="exact")
+    fed = (index.encoded(np.arange(len(index))), *pack_eval(index.sizes, crop, chosen))
+    images = to_numpy(build_eval_pipeline(lambda i: fed, crop, chosen).run()[0])
+    transform = create_transform(
+        SIDE,
+        crop_pct=crop.crop_pct,
+        crop_mode=crop.mode,
+        interpolation=crop.interpolation,
+        mean=chosen.mean,
+        std=chosen.std,
+    )
+    expected = [transform(opened(index, row)).numpy() for row in range(len(index))]
+    np.testing.assert_array_equal(images, np.stack(expected))
+
+
+@pytest.mark.parametrize(
+    "crop", [EvalCrop(SIDE, 0.875, "bilinear"), EvalCrop(SIDE, 0.9, "lanczos", "squash")], ids=str
+)
+def test_native_crops_are_close_to_exact(
+    index: Index, crop: EvalCrop, distances: Distances, place: str
+) -> None:
+    found = []
+    for backend, device in (("exact", "cpu"), ("native", device_of(place))):
+        chosen = options(len(index), backend=backend, device=device)
+        fed = (index.encoded(np.arange(len(index))), *pack_eval(index.sizes, crop, chosen))
+        found.append(levels(to_numpy(build_eval_pipeline(lambda i: fed, crop, chosen).run()[0])))  # noqa: B023
+    distances.check(found[1], found[0], mean=1.0)
 
 
 def test_an_image_is_decoded_alone(index: Index, tmp_path: Path) -> None:

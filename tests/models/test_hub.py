@@ -13,7 +13,8 @@ from torch import nn
 from fastdeit.config.schema import Config
 from fastdeit.models.build import build_model, hub_config
 from fastdeit.models.hub import EvalView, describe_model, read_class_names
-from fastdeit.models.student import SIZES, Student
+from fastdeit.models.sizes import SIZES
+from fastdeit.models.student import Student
 from fastdeit.storage.run_folder import RunFolder
 
 CLASSES = ("cat", "dog", "eel", "fly")

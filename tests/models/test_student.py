@@ -10,12 +10,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from fastdeit.models.student import SIZES, Student, build_student
-from fastdeit.models.weights import (
-    fit_student_weights,
-    has_qkv_bias,
-    read_weights,
-)
+from fastdeit.models.sizes import SIZES, has_qkv_bias
+from fastdeit.models.student import Student, build_student
+from fastdeit.models.weights import fit_student_weights, read_weights
 
 PARAMETERS = {
     "deit_tiny_patch16_224": 5_717_416,
@@ -112,7 +109,12 @@ def slow_forward(student: Student, image: torch.Tensor, keep: torch.Tensor) -> l
     """Return both heads' logits of one image (3, H, W) with its mask (depth, 2), block by block as
     in the paper's figure."""
     tokens = student.patch_embed.proj(image[None]).flatten(2)[0].T
-    x = torch.cat([student.cls_token[0], student.dist_token[0], tokens]) + student.pos_embed[0]
+    prefix = [student.cls_token[0], student.dist_token[0]]
+    prefix += [student.reg_token[0]] if student.num_reg_tokens else []
+    if student.no_embed_class:
+        x = torch.cat([*prefix, tokens + student.pos_embed[0]])
+    else:
+        x = torch.cat([*prefix, tokens]) + student.pos_embed[0]
     blocks: Any = student.blocks
     for block, bits, rate in zip(blocks, keep, student.drop_path_rates, strict=True):
         if bits[0]:
@@ -120,11 +122,11 @@ def slow_forward(student: Student, image: torch.Tensor, keep: torch.Tensor) -> l
                 block.attn.qkv(block.norm1(x)).unflatten(1, (3, student.num_heads, -1)).unbind(1)
             )
             weights = (torch.einsum("nhd,mhd->hnm", q, k) * q.shape[-1] ** -0.5).softmax(-1)
-            x = x + block.attn.proj(torch.einsum("hnm,mhd->nhd", weights, v).flatten(1)) / (
-                1 - rate
-            )
+            branch = block.attn.proj(torch.einsum("hnm,mhd->nhd", weights, v).flatten(1))
+            x = x + (1 if block.ls1 is None else block.ls1.gamma) * branch / (1 - rate)
         if bits[1]:
-            x = x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x)))) / (1 - rate)
+            branch = block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x))))
+            x = x + (1 if block.ls2 is None else block.ls2.gamma) * branch / (1 - rate)
     x = student.norm(x)
     return [student.head(x[0]), student.head_dist(x[1])]
 
@@ -206,7 +208,7 @@ def test_student_rejects_sizes_that_do_not_divide(overrides: dict[str, Any], mes
 def test_unknown_name_lists_the_known_names() -> None:
     with pytest.raises(ValueError, match="deit_tiny_patch16_224"):
         build_student("deit_huge", num_classes=2)
-    assert len(SIZES) == 12
+    assert len(SIZES) == 20
 
 
 def test_wrong_image_size_fails_with_the_size() -> None:
@@ -226,11 +228,13 @@ def test_evaluation_at_another_size_equals_resized_weights() -> None:
 def test_a_student_set_to_another_size_trains_and_gives_the_same_logits() -> None:
     student, images = make_student(drop_path=0.0).eval(), make_images(2, 48)
     expected = student(images)
-    student.set_input_size(48)
+    student.set_input_size(img_size=(48, 48))
     torch.testing.assert_close(student(images), expected, rtol=0, atol=0)
     assert len(student.train()(images)) == 2
     with pytest.raises(ValueError, match="multiple of 8"):
         student.set_input_size(50)
+    with pytest.raises(ValueError, match="square"):
+        student.set_input_size((48, 32))
 
 
 def save(tmp_path: Path, state: dict[str, Any], wrapper: str | None, suffix: str) -> Path:

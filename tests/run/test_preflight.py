@@ -112,8 +112,9 @@ def test_the_data_set_is_checked_before_the_teacher(data: Path) -> None:
         ),
         (
             "--model deit_tinny_patch16_224",
-            "--model must be deit_{tiny,small,base}[_distilled]_patch16_{224,384}, or a timm model;"
-            " near: deit_tiny_patch16_224, ",
+            "--model must be deit_{tiny,small,base}[_distilled]_patch16_{224,384}, "
+            "deit3_{small,medium,base,large,huge}_patch{16,14}_{224,384}, or a timm model; near: "
+            "deit_tiny_patch16_224, ",
         ),
         ("--input-size 100", "--input-size must be a multiple of the patch size, 16 (got 100)"),
         ("--eval-input-size 100", "--eval-input-size must be a multiple of the patch size, 16 ("),

@@ -6,6 +6,7 @@ A docstring has the command, the accuracy to expect with its source, and the har
 
 from collections.abc import Callable
 
+from fastdeit.config.recipes.cifar import cifar10, cifar10_teacher
 from fastdeit.config.recipes.imagenet import deit, deit_paper
 from fastdeit.config.recipes.small import (
     digits,
@@ -15,7 +16,16 @@ from fastdeit.config.recipes.small import (
 )
 from fastdeit.config.schema import Config
 
-_ALL = (deit, deit_paper, digits_teacher, digits, fashion_mnist_teacher, fashion_mnist)
+_ALL = (
+    deit,
+    deit_paper,
+    digits_teacher,
+    digits,
+    fashion_mnist_teacher,
+    fashion_mnist,
+    cifar10_teacher,
+    cifar10,
+)
 RECIPES: dict[str, Callable[[], Config]] = {recipe.__name__: recipe for recipe in _ALL}
 
 

@@ -2,23 +2,24 @@
 
 import dataclasses
 import math
+from typing import Any
 
 from fastdeit.config.recipes import find_recipe
 from fastdeit.config.schema import Config
 
 _GRID = 7  # patches along a side, at least, for a patch size that we choose
 PATCH_SIZE = 16
-"""Of every named student."""
+"""Of every student in a recipe."""
 
 
 def follow_with_student(config: Config, recipe: str, folder: str) -> tuple[Config, str]:
     """Return the settings of a student of the teacher that a run gave, and their recipe.
 
-    The images are those of the run, and so is a batch size that the user has chosen. folder: of the
-    run.
+    What the user has chosen of images, augmentation and batch size holds for the student, too.
+    folder: of the run.
     """
     student = recipe.replace("-", "_").removesuffix("_teacher")
-    base = dataclasses.replace(find_recipe(student), data=config.data, augment=config.augment)
+    base = _with_chosen_images(find_recipe(student), config, recipe)
     output_dir = f"runs/{student}"
     if folder == output_dir:
         output_dir = f"{folder}_student"
@@ -28,6 +29,23 @@ def follow_with_student(config: Config, recipe: str, folder: str) -> tuple[Confi
         optim=_keep_batch(config, recipe),
         run={"output_dir": output_dir},
     ), student
+
+
+def _with_chosen_images(base: Config, config: Config, recipe: str) -> Config:
+    """Return `base` with the fields of images and augmentation in which a run differs from its
+    recipe."""
+    usual = find_recipe(recipe)
+    changed = {
+        section: _list_changed(getattr(usual, section), getattr(config, section))
+        for section in ("data", "augment")
+    }
+    return base.replace(**changed)
+
+
+def _list_changed(usual: Any, chosen: Any) -> dict[str, Any]:
+    """Return the fields of a section that differ from those of another one, with their values."""
+    values = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)}
+    return {name: value for name, value in values.items() if value != getattr(usual, name)}
 
 
 def _keep_batch(config: Config, recipe: str) -> dict[str, int]:
@@ -66,5 +84,6 @@ def follow_without_teacher(config: Config, recipe: str, folder: str) -> Config:
 def precede_with_teacher(config: Config, recipe: str, folder: str) -> Config:
     """Return the settings of the recipe that trains the teacher of a run, in `folder`, on its
     images."""
-    base = dataclasses.replace(find_recipe(recipe), data=config.data, augment=config.augment)
+    student = recipe.removesuffix("_teacher")
+    base = _with_chosen_images(find_recipe(recipe), config, student)
     return base.replace(run={"output_dir": folder})

@@ -4,12 +4,14 @@ from dataclasses import dataclass
 
 from fastdeit.config.parse import Section
 
+MAX_REGISTERS = 256
+
 
 @dataclass(frozen=True)
 class ModelConfig(Section):
     model: str = "deit_small_distilled_patch16_224"
-    """deit_{tiny,small,base}[_distilled]_patch16_{224,384}, or any timm model with
-    --distillation-type none."""
+    """deit_{tiny,small,base}[_distilled]_patch16_{224,384}, deit3_{small,...,huge}_patch{16,14}_*
+    (docs/deit3.md), or any timm model with --distillation-type none."""
     patch_size: int | None = None
     """Patch side in pixels, in place of the model's own."""
     embed_dim: int | None = None
@@ -19,9 +21,16 @@ class ModelConfig(Section):
     num_heads: int | None = None
     """Attention heads, in place of the model's own."""
     qkv_bias: bool = False
-    """Bias in the query, key and value projection (as in deit, timm and published weights)."""
+    """Bias in the query, key and value projection (as in deit, timm and published weights);
+    deit3_* always have it."""
+    init_values: float | None = None
+    """LayerScale with this initial value, in place of the model's own (deit3_*: 1e-4, deit_*: no
+    LayerScale)."""
+    registers: int = 0
+    """Learned tokens beside the class token that no head reads (timm: reg_tokens)."""
     drop_path: float = 0.1
-    """Stochastic depth: drop rate of the last block, rising linearly from 0 in the first."""
+    """Stochastic depth: drop rate of the last block, rising linearly from 0 in the first; deit3_*:
+    of every block."""
     finetune: str = ""
     """Start from these weights (.safetensors, .pth, a run folder): the position embedding is
     resized, heads of other classes stay as initialised."""
@@ -34,3 +43,5 @@ class ModelConfig(Section):
         for name in ("patch_size", "embed_dim", "depth", "num_heads"):
             value = getattr(self, name)
             self._require(name, value is None or value > 0, "1 or more")
+        self._require("init_values", self.init_values is None or self.init_values > 0, "above 0")
+        self._require("registers", 0 <= self.registers <= MAX_REGISTERS, f"0 to {MAX_REGISTERS}")

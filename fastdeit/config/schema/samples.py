@@ -15,13 +15,15 @@ SIMPLE_CROP_LEAST = 5
 @dataclass(frozen=True)
 class DataConfig(Section):
     data_path: str = ""
-    """Folder of the data set: class folders, WebDataset shards, IDX files, lists (docs/data.md)."""
+    """Folder of the data set: class folders, WebDataset shards, lists, MNIST's or CIFAR's files
+    (docs/data.md)."""
     train_split: str = "train"
     """Training split in --data-path: a name, a list, or a pattern of shards (s-{000..127}.tar)."""
     val_split: str = "val"
     """Validation split in --data-path, in the same forms as --train-split."""
-    data_set: Literal["any", "digits"] = "any"
-    """digits: write scikit-learn's digits to --data-path as image files, if they are missing."""
+    data_set: Literal["any", "digits", "cifar10", "cifar100"] = "any"
+    """digits: write scikit-learn's digits to --data-path as image files, if they are missing;
+    cifar10, cifar100: the one that must be in --data-path, which may hold both."""
     bad_images: Literal["skip", "error"] = "skip"
     """skip: exclude damaged images, and replace those found in mid-run; error: exit."""
     input_size: int = 224

@@ -23,16 +23,19 @@ from nvidia.dali import types as dali_types
 from nvidia.dali.data_node import DataNode
 
 from fastdeit.data.augment.jit import SOURCE_HASH, jit
+from fastdeit.data.augment.resize import FILTERS
 from fastdeit.data.augment.sample import (
     ARGS,
     BOX,
     FILL,
+    FILTER,
     FLIP,
     KEY,
     LAYERS,
     MEAN,
     MODE,
     MODES,
+    PADDED,
     STD,
     operate,
     run_sample,
@@ -63,7 +66,7 @@ def exact(images: DataNode, ints: DataNode, floats: DataNode, *, size: int) -> D
 def pack_exact(
     draws: SampleParams, spec: PlanSpec, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows that `exact` takes in training: int32 (B, 15 + layers) and float64 (B, 6 + 2
+    """Return the rows that `exact` takes in training: int32 (B, 17 + layers) and float64 (B, 6 + 2
     * layers)."""
     count, layers = draws.ops.shape
     ints, floats = _rows(draws.resize, mean, std, layers)
@@ -78,14 +81,23 @@ def pack_exact(
 
 
 def pack_windows(
-    resize: np.ndarray, mean: Sequence[float], std: Sequence[float]
+    resize: np.ndarray,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    interpolation: str = "bicubic",
+    fill: Sequence[int] = (0, 0, 0),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows that `exact` takes in evaluation, as `pack_exact`.
 
     resize: int (B, 4), the height and width to resize to, then y and x of the window of that which
-    is kept.
+    is kept. interpolation: one of FILTERS. fill: colour beyond the edges of the resized image.
     """
-    return _rows(resize, mean, std, 0)
+    ints, floats = _rows(resize, mean, std, 0)
+    ints[:, FILTER] = FILTERS.index(interpolation)
+    ints[:, PADDED] = 1
+    ints[:, FILL:LAYERS] = fill
+    return ints, floats
 
 
 def mean_colour(mean: Sequence[float]) -> tuple[int, ...]:

@@ -31,6 +31,12 @@ _LAYERS = 15
 # columns of a sample's floats; the operands of each layer follow
 _FILL = slice(0, 3)
 
+FILTERS = {
+    "bicubic": types.INTERP_CUBIC,
+    "bilinear": types.INTERP_LINEAR,
+    "lanczos": types.INTERP_LANCZOS3,
+}
+"""DALI's filters, by the names of timm."""
 _WINDOWS = 257  # places for a noise window along each axis
 _HIGH = np.uint64(32)
 _LOW = np.uint64(2**32 - 1)
@@ -91,12 +97,18 @@ def crop_and_flip(images: DataNode, ints: DataNode, spec: PlanSpec) -> DataNode:
     return resize_region(images, spec.input_size, region[0:2], region[2:4])
 
 
-def resize_region(images: DataNode, size: int, start: DataNode, end: DataNode) -> DataNode:
+def resize_region(
+    images: DataNode,
+    size: int,
+    start: DataNode,
+    end: DataNode,
+    interpolation: types.DALIInterpType = types.INTERP_CUBIC,
+) -> DataNode:
     """Resize a region of the images, y and x from `start` to `end`, to uint8 (size, size, 3)."""
     return fn.resize(
         images,
         size=[size, size],
-        interp_type=types.INTERP_CUBIC,
+        interp_type=interpolation,
         antialias=True,
         roi_start=start,
         roi_end=end,

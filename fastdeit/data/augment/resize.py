@@ -1,4 +1,4 @@
-"""PIL's bicubic resize with antialias, bit for bit, computing only a window of the result.
+"""PIL's resize with antialias, bit for bit, computing only a window of the result.
 
 Pillow 12.3, src/libImaging/Resample.c: one pass along the rows, then one along the columns, each in
 fixed point with 22 fractional bits and rounded to bytes. Here the first pass works on transposed
@@ -6,10 +6,18 @@ blocks of 64 rows, a pixel in one 32-bit word, so that both passes read memory i
 the vector registers.
 """
 
+import math
+
 import numpy as np
 
 from fastdeit.data.augment.jit import SOURCE_HASH, cached_entry, inlined, jit
 
+FILTERS = ("bicubic", "bilinear", "lanczos", "hamming", "box")
+"""Names of the filters, as timm and PIL have them, in the order of their numbers."""
+_BICUBIC, _BILINEAR, _LANCZOS, _HAMMING, _BOX = range(len(FILTERS))
+_SUPPORTS = (2.0, 1.0, 3.0, 1.0, 0.5)  # half the width of each
+# PIL writes them in single precision
+_HAMMING_0, _HAMMING_1 = float(np.float32(0.54)), float(np.float32(0.46))
 _BITS = 22  # 32 less 8 for the byte and 2 for the sign and the overshoot
 _BLOCK = 64  # rows
 _STRETCH = 16  # words of a vector register
@@ -30,13 +38,46 @@ def _bicubic(x):
     return 0.0
 
 
+@inlined
+def _sinc(x):
+    if x == 0.0:
+        return 1.0
+    x = x * math.pi
+    return math.sin(x) / x
+
+
+@inlined
+def _hamming(x):
+    x = abs(x)
+    if x == 0.0:
+        return 1.0
+    if x >= 1.0:
+        return 0.0
+    x = x * math.pi
+    return math.sin(x) / x * (_HAMMING_0 + _HAMMING_1 * math.cos(x))
+
+
 @jit
-def _weights(in_size, out_size, places):
+def _kernel_at(number, x):
+    """Return the value of filter `number` at x, in PIL's order of operations."""
+    if number == _BICUBIC:
+        return _bicubic(x)
+    if number == _BILINEAR:
+        return max(1.0 - abs(x), 0.0)
+    if number == _LANCZOS:
+        return _sinc(x) * _sinc(x / 3.0) if -3.0 <= x < 3.0 else 0.0
+    if number == _HAMMING:
+        return _hamming(x)
+    return 1.0 if -0.5 < x <= 0.5 else 0.0
+
+
+@jit
+def _weights(in_size, out_size, places, number):
     """Return, for the n outputs at `places`, the first input of each, int64 (n,), how many inputs,
-    int64 (n,), and their weights, int32 (n, taps)."""
+    int64 (n,), and their weights by filter `number`, int32 (n, taps)."""
     scale = in_size / out_size
     filter_scale = max(scale, 1.0)
-    support = 2.0 * filter_scale
+    support = _SUPPORTS[number] * filter_scale
     first = np.empty(len(places), np.int64)
     counts = np.empty(len(places), np.int64)
     weights = np.empty((len(places), int(np.ceil(support)) * 2 + 1), np.int32)
@@ -47,7 +88,7 @@ def _weights(in_size, out_size, places):
         count = min(int(centre + support + 0.5), in_size) - start
         total = 0.0
         for j in range(count):
-            kernel[j] = _bicubic((j + start - centre + 0.5) * (1.0 / filter_scale))
+            kernel[j] = _kernel_at(number, (j + start - centre + 0.5) * (1.0 / filter_scale))
             total += kernel[j]
         for j in range(count):
             share = kernel[j] / total if total != 0.0 else kernel[j]
@@ -175,13 +216,13 @@ def _along_columns(lines, top, first, counts, weights, out):
 
 
 @jit
-def _two_passes(image, height, width, rows, columns, out):
+def _two_passes(image, height, width, rows, columns, number, out):
     """Compute the pixels at `rows` x `columns` of the image resized to (height, width), into
     planes, uint8 (3, rows, columns)."""
-    first, counts, weights = _weights(image.shape[0], height, rows)
+    first, counts, weights = _weights(image.shape[0], height, rows, number)
     top, bottom = _range(first, counts)
     lines = np.empty((bottom - top, len(columns)), np.uint32)
-    _along_rows(image, top, *_weights(image.shape[1], width, columns), lines)
+    _along_rows(image, top, *_weights(image.shape[1], width, columns, number), lines)
     _along_columns(lines, top, first, counts, weights, out)
 
 
@@ -209,12 +250,12 @@ def _interleaved(planes):
 
 
 @jit
-def resize_window(image, window, flip, out):
+def resize_window(image, window, flip, number, out):
     """Compute the window (height, width, y, x) of the resized image, planes uint8 (3, S, S),
     mirrored left to right if `flip`.
 
-    image: uint8 (h, w, 3). The image is resized to (height, width) and the S x S pixels from (y, x)
-    on are kept; beyond its edges it is reflected.
+    image: uint8 (h, w, 3). The image is resized by filter `number` to (height, width) and the S x S
+    pixels from (y, x) on are kept; beyond its edges it is reflected.
     """
     height, width = window[0], window[1]
     rows = _places(window[2], out.shape[1], height, False)
@@ -224,17 +265,31 @@ def resize_window(image, window, flip, out):
         in_width = image.shape[1]
         short = np.empty((3, len(rows), in_width), np.uint8)
         all_columns = _places(0, in_width, in_width, False)
-        _two_passes(image, height, in_width, rows, all_columns, short)
+        _two_passes(image, height, in_width, rows, all_columns, number, short)
         image = _interleaved(short)
         height = len(rows)
         rows = _places(0, height, height, False)
-    _two_passes(image, height, width, rows, columns, out)
+    _two_passes(image, height, width, rows, columns, number, out)
+
+
+@jit
+def fill_outside(window, colour, planes):
+    """Fill what lies beyond the edges of the resized image with a colour, int (3,).
+
+    window: as of `resize_window`, not mirrored; planes: uint8 (3, S, S).
+    """
+    height, width = planes.shape[1:]
+    for y in range(height):
+        for x in range(width):
+            if not (0 <= y + window[2] < window[0] and 0 <= x + window[3] < window[1]):
+                for c in range(3):
+                    planes[c, y, x] = np.uint8(colour[c])
 
 
 def _resize_entry(stamp):
     def run(image, window, flip, out):
         if stamp:
-            resize_window(image, window, flip, out)
+            resize_window(image, window, flip, _BICUBIC, out)
 
     return cached_entry(run)
 

@@ -11,7 +11,7 @@ import numpy as np
 from fastdeit.data.augment import ops, warp
 from fastdeit.data.augment.jit import SOURCE_HASH, cached_entry, copy, jit
 from fastdeit.data.augment.noise import noise_row, normals
-from fastdeit.data.augment.resize import resize_window
+from fastdeit.data.augment.resize import fill_outside, resize_window
 from fastdeit.plan.operations import OPERATIONS
 
 # columns of a sample's integers; the first four are resized height and width, window y and x
@@ -19,8 +19,10 @@ FLIP = 4
 BOX = 5  # erased: y, x, height, width
 MODE = 9  # of erasing, its place in MODES
 KEY = 10  # of the noise, high and low half
-FILL = 12  # colour beside a warped image
-LAYERS = 15  # the operation of each layer
+FILTER = 12  # of the resize, its place in FILTERS
+PADDED = 13  # 1: FILL is beyond the edges of the resized image, 0: its reflection
+FILL = 14  # colour beside a warped image
+LAYERS = 17  # the operation of each layer
 # columns of a sample's doubles
 MEAN = 0
 STD = 3
@@ -153,7 +155,9 @@ def run_sample(image, ints, floats, out):
     """Do all that happens to a sample; out: float32 (3, S, S)."""
     planes = np.empty(out.shape, np.uint8)
     table = np.empty((3, 256), np.uint8)
-    resize_window(image, ints[:FLIP], ints[FLIP] != 0, planes)
+    resize_window(image, ints[:FLIP], ints[FLIP] != 0, ints[FILTER], planes)
+    if ints[PADDED]:
+        fill_outside(ints[:FLIP], ints[FILL:LAYERS], planes)
     planes = _apply(planes, ints[LAYERS:], floats[ARGS:], ints[FILL:LAYERS], table)
     _normalise(planes, table, floats[MEAN:STD], floats[STD:ARGS], out)
     if ints[BOX + 2] > 0:

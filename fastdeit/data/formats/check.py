@@ -38,7 +38,7 @@ _PROCESSES_FROM = 4000  # below this many, starting processes costs more than th
 _OF_PYTHON = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError)
 _OF_SIZE = (OverflowError, MemoryError)
 _OF_PILLOW = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-_DECODE_ERRORS = (*_OF_PYTHON, *_OF_SIZE, struct.error, zlib.error, *_OF_PILLOW)
+DECODE_ERRORS = (*_OF_PYTHON, *_OF_SIZE, struct.error, zlib.error, *_OF_PILLOW)
 
 ByteRange = tuple[str, int, int]
 """File, offset and length of an encoded image; offset -1: the whole file."""
@@ -97,12 +97,12 @@ def check_image(source: str | bytes) -> Checked:
         return "is empty"
     try:
         with Image.open(BytesIO(source), formats=_FORMATS) as image:
-            return _refusal(image) or _loaded(image, source)
+            return find_refusal(image) or _loaded(image, source)
     except Image.UnidentifiedImageError:
         return f"is no JPEG, PNG, WebP or BMP image that can be read; it begins with {source[:8]!r}"
     except Image.DecompressionBombError:
         return f"has more than {MAX_PIXELS} pixels"
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         return f"{type(error).__name__}: {error}"
 
 
@@ -114,12 +114,12 @@ def has_header(place: ByteRange, info: ImageInfo) -> bool:
         with Image.open(source, formats=_FORMATS) as image:
             found = (image.height, image.width, image.format, image.mode)
             return found == info[:4]
-    except _DECODE_ERRORS:
+    except DECODE_ERRORS:
         return False
 
 
-def _refusal(image: Image.Image) -> str:
-    """Return why the image is refused by its header, or ""."""
+def find_refusal(image: Image.Image) -> str:
+    """Return why an opened image is refused by its header, or ""."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         return f"{width} x {height} pixels are more than {MAX_PIXELS}"
@@ -143,13 +143,17 @@ def _loaded(image: Image.Image, data: bytes) -> Checked:
             again.verify()
     elif image.format in ("JPEG", "MPO") and not _has_whole_header(data):
         return "has stray bytes between the JPEG's segments, which DALI refuses"
+    orientation = read_orientation(image)
+    return ImageInfo(image.height, image.width, image.format or "", image.mode, orientation)
+
+
+def read_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of a loaded image, 1 to 8; 1, the stored one, if it has none."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except _DECODE_ERRORS:  # damaged EXIF does no harm, it is not applied
+    except DECODE_ERRORS:  # damaged EXIF does no harm, it is not applied
         orientation = 1
-    if not (isinstance(orientation, int) and 1 <= orientation <= 8):
-        orientation = 1
-    return ImageInfo(image.height, image.width, image.format or "", image.mode, orientation)
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
 def _has_whole_header(data: bytes) -> bool:

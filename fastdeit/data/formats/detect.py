@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fastdeit.data.formats.cifar.files import find_cifar, list_cifar
 from fastdeit.data.formats.file_names import is_litter
 from fastdeit.data.formats.folder import class_folders, image_files, list_folder
 from fastdeit.data.formats.idx import idx_files, list_idx
@@ -20,10 +21,10 @@ VALIDATION = ("val", "validation", "test")
 """Names of the split that is evaluated, and whose classes are those of `train`."""
 
 _TAR = re.compile(r"\.(tar|tgz|tar\.\w+)$", re.IGNORECASE)
-Feeding = Literal["files", "shards", "idx"]
+Feeding = Literal["files", "shards", "idx", "cifar"]
 _FORMATS = (
     "{split}/CLASS/IMAGE, tar shards in {split}, {split}.csv, .tsv, .parquet or .txt, or MNIST's "
-    "files (docs/data.md)"
+    "or CIFAR's files (docs/data.md)"
 )
 _IMAGENET = Path("ILSVRC/Data/CLS-LOC")  # where Kaggle's download has them
 
@@ -32,13 +33,16 @@ _IMAGENET = Path("ILSVRC/Data/CLS-LOC")  # where Kaggle's download has them
 class SplitLocation:
     """A split that was found; paths: the folders or files to read."""
 
-    kind: Literal["folder", "flat", "shards", "idx", "list"]
+    kind: Literal["folder", "flat", "shards", "idx", "cifar", "list"]
     paths: tuple[Path, ...]
 
     @property
     def feeding(self) -> Feeding:
-        """Return how its images are stored: one file each, in shards, or in an IDX file."""
-        return self.kind if self.kind == "shards" or self.kind == "idx" else "files"
+        """Return how its images are stored: one file each, in shards, or as pixels in the files of
+        MNIST or CIFAR."""
+        if self.kind == "shards" or self.kind == "idx" or self.kind == "cifar":
+            return self.kind
+        return "files"
 
     @property
     def home(self) -> Path:
@@ -81,6 +85,8 @@ def list_split(
         return list_listed(root, first, classes)
     if found.kind == "idx":
         return list_idx(root, first, rest[0], classes)
+    if found.kind == "cifar":
+        return list_cifar(root, found.paths, classes)
     if found.kind == "flat":
         return list_flat(root, first, rest[0], classes or ())
     return list_folder(root, first, classes or class_folders(first))
@@ -122,7 +128,10 @@ def _in_root(root: Path, name: str) -> SplitLocation | None:
     if shards:
         return SplitLocation("shards", _plain(shards))
     pair = idx_files(root, name)
-    return SplitLocation("idx", pair) if pair else None
+    if pair:
+        return SplitLocation("idx", pair)
+    files = find_cifar(root, is_train=name == "train") if name in ("train", *VALIDATION) else ()
+    return SplitLocation("cifar", files) if files else None
 
 
 def _plain(shards: Sequence[Path]) -> tuple[Path, ...]:

@@ -76,7 +76,7 @@ def _class_files(root: Path, folder: Path, stamps: Stamps) -> pa.BinaryArray:
     prefix = os.path.relpath(base, os.fsencode(root))
     names: list[bytes] = []
     others: list[bytes] = []
-    for parent, files in _walk(base):
+    for parent, files in walk_files(base):
         stamps |= stamp(root, [os.fsdecode(parent)])
         inner = prefix + parent[len(base) :]
         for file in sorted(files):
@@ -87,7 +87,7 @@ def _class_files(root: Path, folder: Path, stamps: Stamps) -> pa.BinaryArray:
     return pa.array(names, pa.binary())
 
 
-def _walk(folder: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
+def walk_files(folder: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
     """Yield folders and the files in each, in ImageFolder's order and without litter; links are
     followed, but not in circles."""
     found: list[tuple[bytes, list[bytes]]] = []

@@ -29,7 +29,7 @@ from fastdeit.models.network import (
     known_config,
     read_weight_file,
 )
-from fastdeit.models.student import SIZES
+from fastdeit.models.sizes import SIZES, infer_student_sizes, is_student
 from fastdeit.models.teachers.identity import hash_state
 from fastdeit.models.teachers.view import (
     Choose,
@@ -40,7 +40,7 @@ from fastdeit.models.teachers.view import (
     read_pretrained_cfg,
     read_settings_beside,
 )
-from fastdeit.models.weights import check_match, infer_student_sizes, is_student
+from fastdeit.models.weights import check_match
 from fastdeit.storage.tensor_files import hash_tensors
 
 Logits = Callable[[torch.Tensor], torch.Tensor]

@@ -359,6 +359,8 @@ def test_rows_have_their_layout() -> None:
         1,
         -(2**31),
         7,
+        0,
+        0,
         *FILL,
         OPS.index("Rotate"),
         -1,

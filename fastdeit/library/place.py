@@ -1,0 +1,44 @@
+"""The place of a process that did not start through `fastdeit`: its rank, and its device."""
+
+import os
+
+import torch
+import torch.distributed as dist
+
+from fastdeit.config.parse import require_value
+from fastdeit.distributed.world import World
+
+
+def find_world(
+    device: torch.device | str | None, rank: int | None = None, world_size: int | None = None
+) -> World:
+    """Return this process among all ranks: those of torch.distributed where it is initialised, else
+    one; rank and world_size replace them.
+
+    device: None is this process's GPU, or the CPU if there is none. Raises ValueError.
+    """
+    joined = dist.is_available() and dist.is_initialized()
+    size = world_size or (dist.get_world_size() if joined else 1)
+    place = (dist.get_rank() if joined else 0) if rank is None else rank
+    require_value(0 <= place < size, "rank", place, f"0 to {size - 1}, below world_size")
+    # a loader for ranks of its own choice has the machine to itself
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size)) if joined else 1
+    local_rank = int(os.environ.get("LOCAL_RANK", 0)) if joined else 0
+    return World(place, size, local_rank, local_size, find_device(device))
+
+
+def find_device(device: torch.device | str | None) -> torch.device:
+    """Return a device with its number; None: this process's GPU, or the CPU if there is none."""
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    require_value(chosen.type in ("cpu", "cuda"), "device", str(chosen), "cpu or cuda")
+    if chosen.type == "cuda" and chosen.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return chosen
+
+
+def follows_group(world: World) -> bool:
+    """Return True if the ranks of `world` are those of torch.distributed, so that a collective
+    includes them all."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    return (world.rank, world.size) == (dist.get_rank(), dist.get_world_size())
