@@ -13,10 +13,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fastdeit.library.eval_loader import create_eval_loader as create_eval_loader
     from fastdeit.library.train_loader import create_loader as create_loader
+    from fastdeit.library.training import train_run as train_run
 
 _PLACES = {
     "create_eval_loader": "library.eval_loader",
     "create_loader": "library.train_loader",
+    "train_run": "library.training",
 }
 """Public name -> the module of this package that defines it."""
 

@@ -44,8 +44,22 @@ def replay(argv: Sequence[str]) -> int:
     return replay_command(argv)
 
 
+def predict(argv: Sequence[str]) -> int:
+    """name the classes in images, with probabilities and attention maps"""
+    from fastdeit.commands.predict import predict_command
+
+    return predict_command(argv)
+
+
+def export(argv: Sequence[str]) -> int:
+    """write weights for timm and the Hub, ONNX or torch.export, and check what was written"""
+    from fastdeit.commands.export import export_command
+
+    return export_command(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    command.__name__: command for command in (train, index, cache, preview, replay)
+    command.__name__: command for command in (train, index, cache, preview, replay, predict, export)
 }
 
 

@@ -10,13 +10,19 @@ from fastdeit.models.hub import EvalView
 
 
 @dataclass(frozen=True)
-class WeightsFlags(Section):
-    """Which of the weights are used, and where."""
+class SourceFlags(Section):
+    """Which of the weights are used."""
 
     ema: bool = False
     """Use the EMA of the weights."""
     model: str = ""
     """Architecture, by timm's name; only for a file that does not name it."""
+
+
+@dataclass(frozen=True)
+class WeightsFlags(SourceFlags):
+    """Which of the weights are used, and where."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
 

@@ -35,9 +35,7 @@ def export_onnx(
     so such a file could not be checked). Raises ValueError as `export_program`, and for a package
     that is missing.
     """
-    allowed = "fp32 or fp16 for ONNX, as onnxruntime computes no bf16 on a CPU"
-    require(precision != "bf16", "precision", precision, allowed)
-    check_packages()
+    check_onnx(precision)
     network = build_network(loaded, heads, precision)
     model = _convert(trace(network, loaded.view.size, loaded.name), heads, loaded.name)
 
@@ -49,15 +47,16 @@ def export_onnx(
     return write_checked(loaded, path, save, load_onnx, heads, precision)
 
 
-def check_packages() -> None:
-    """Raise ValueError unless the packages for ONNX are installed."""
+def check_onnx(precision: Precision) -> None:
+    """Raise ValueError unless the packages for ONNX are installed and can check a precision."""
+    allowed = "fp32 or fp16 for ONNX, as onnxruntime computes no bf16 on a CPU"
+    require(precision != "bf16", "precision", precision, allowed)
     for name in _NEEDED:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise ValueError(
-                f"ONNX needs the package {name}: pip install 'fastdeit[export]' ({error})"
-            ) from None
+            advice = "pip install 'fastdeit[export]'"
+            raise ValueError(f"ONNX needs the package {name}: {advice} ({error})") from None
 
 
 def _convert(program: torch.export.ExportedProgram, heads: Heads, name: str) -> Any:

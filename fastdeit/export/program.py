@@ -5,7 +5,10 @@ float dtype; its outputs are fp32. The extra file `config.json` has what `descri
 program can be a teacher: --teacher-model export --teacher-path FILE.pt2.
 """
 
+import contextlib
 import json
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,12 +34,21 @@ def export_program(
 
     def save(file: BinaryIO, description: dict[str, object]) -> None:
         files = {"config.json": json.dumps(description, indent=1)}
-        torch.export.save(program, file, extra_files=files)
+        with _no_warnings():
+            torch.export.save(program, file, extra_files=files)
 
     return write_checked(loaded, path, save, load_program, heads, precision)
 
 
 def load_program(path: Path) -> Run:
     """Return the function of an exported program."""
-    with path.open("rb") as file:
+    with path.open("rb") as file, _no_warnings():
         return torch.export.load(file).module()
+
+
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Hide what torch warns of its own code: buffers that nobody writes to, older names."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,6 +1,5 @@
 """Build the student, or a timm model, and the teacher from a `Config`; needs no DALI."""
 
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,11 +9,12 @@ from torch import nn
 
 from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World
-from fastdeit.models.hub import EvalView, describe_model, read_class_names
+from fastdeit.models.hub import EvalView, describe_model, describe_weights, read_class_names
 from fastdeit.models.sizes import SIZES, has_qkv_bias
 from fastdeit.models.student import Student, build_student
 from fastdeit.models.teachers.teacher import Teacher, load_teacher
 from fastdeit.models.teachers.view import Preprocessing
+from fastdeit.models.trainable import freeze_weights
 from fastdeit.models.weights import (
     HEADS,
     StateDict,
@@ -42,7 +42,23 @@ def build_model(config: Config, classes: Sequence[str]) -> tuple[nn.Module, list
     """
     finetune = _read_finetune(config.model.finetune) if config.model.finetune else None
     build = _build_student if config.model.model in SIZES else _build_timm_model
-    return build(config, classes, finetune)
+    model, notes = build(config, classes, finetune)
+    freeze_weights(model, config.model.trainable, list_heads(model))
+    return model, notes
+
+
+def list_heads(model: nn.Module) -> Sequence[str]:
+    """Return the names of the heads: modules of our student, or what timm names for its model."""
+    if isinstance(model, Student):
+        return HEADS
+    # timm sets it on every model
+    named: Any = model.pretrained_cfg["classifier"]  # type: ignore[index]
+    return (named,) if isinstance(named, str) else named
+
+
+def _drop_path(config: Config) -> float:
+    """Return the rate of DropPath; a frozen backbone has none."""
+    return 0.0 if config.model.trainable == "heads" else config.model.drop_path
 
 
 def _read_finetune(path: str) -> Finetune:
@@ -63,7 +79,7 @@ def _build_timm_model(
         name,
         pretrained=False,
         num_classes=len(classes),
-        drop_path_rate=config.model.drop_path or None,
+        drop_path_rate=_drop_path(config) or None,
         **({"img_size": config.data.input_size} if sized else {}),
     )
     return model, [] if finetune is None else _load_timm_weights(model, classes, finetune)
@@ -72,10 +88,7 @@ def _build_timm_model(
 def _load_timm_weights(model: nn.Module, classes: Sequence[str], finetune: Finetune) -> list[str]:
     state = finetune.state
     own = model.state_dict()
-    # timm sets it on every model
-    named: Any = model.pretrained_cfg["classifier"]  # type: ignore[index]
-    heads = (named,) if isinstance(named, str) else named
-    notes = fit_heads(own, state, heads, finetune.trained, classes)
+    notes = fit_heads(own, state, list_heads(model), finetune.trained, classes)
     check_match(own, state, "the model")
     model.load_state_dict(state)
     return notes
@@ -104,7 +117,7 @@ def _build_student(
         image_size=config.data.input_size,
         qkv_bias=qkv_bias,
         reg_tokens=chosen.registers,
-        drop_path=chosen.drop_path,
+        drop_path=_drop_path(config),
         seed=config.run.seed,
         **overrides,
     )
@@ -140,23 +153,10 @@ def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> Tea
 
 
 def weight_metadata(config: Config, classes: Sequence[str], model: nn.Module) -> dict[str, str]:
-    """Return the metadata of weights, as JSON values: enough to build the model and its
-    preprocessing again."""
-    facts = {
-        "input_size": config.data.input_size,
-        "mean": config.data.mean,
-        "std": config.data.std,
-        "crop_pct": config.data.eval_crop_ratio,
-        "num_classes": len(classes),
-        "classes": classes,
-    }
-    if isinstance(model, Student):
-        facts["num_heads"] = model.num_heads
-        facts["no_embed_class"] = model.no_embed_class
-    # some loaders refuse a file without a format
-    return {"format": "pt", "model": config.model.model} | {
-        name: json.dumps(value) for name, value in facts.items()
-    }
+    """Return the metadata of weights; see `describe_weights`."""
+    data = config.data
+    view = EvalView(data.input_size, data.mean, data.std, data.eval_crop_ratio)
+    return describe_weights(config.model.model, model, view, classes)
 
 
 def hub_config(config: Config, classes: Sequence[str], model: nn.Module) -> dict[str, Any]:

@@ -5,6 +5,7 @@ weights, and `timm.data.resolve_model_data_config` returns the preprocessing of 
 Source: timm 1.0.31, models/_hub.py.
 """
 
+import json
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -107,6 +108,29 @@ def _describe_student(student: Student) -> dict[str, Any]:
         "num_heads": student.num_heads,
         "qkv_bias": has_qkv_bias(student.state_dict()),
         **{name: value for name, value in parts.items() if value},
+    }
+
+
+def describe_weights(
+    name: str, model: nn.Module, view: EvalView, classes: Sequence[str] | None
+) -> dict[str, str]:
+    """Return the metadata of a file of weights, as JSON values: enough to build the model and its
+    preprocessing again. Arguments as `describe_model`, but view.size is that of training."""
+    facts: dict[str, Any] = {
+        "input_size": view.size,
+        "mean": view.mean,
+        "std": view.std,
+        "crop_pct": view.crop_pct,
+    }
+    if classes is not None:
+        facts |= {"num_classes": len(classes), "classes": classes}
+    if isinstance(model, Student):
+        facts["num_heads"] = model.num_heads
+        if model.no_embed_class:
+            facts["no_embed_class"] = True
+    # some loaders refuse a file without a format
+    return {"format": "pt", "model": name} | {
+        field: json.dumps(value) for field, value in facts.items()
     }
 
 
