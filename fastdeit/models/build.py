@@ -72,9 +72,9 @@ def _build_timm_model(
     config: Config, classes: Sequence[str], finetune: Finetune | None
 ) -> tuple[nn.Module, list[str]]:
     model, notes = _create_timm_model(config, len(classes))
-    two_losses = config.distill.distillation_type != "none"
-    if two_losses and hasattr(model, "set_distilled_training"):
-        model.set_distilled_training(True)  # else it returns the mean of its heads
+    separate: Any = getattr(model, "set_distilled_training", None)
+    if separate is not None and config.distill.distillation_type != "none":
+        separate(True)  # else the model returns the mean of its heads
     data = config.data
     for size in {data.input_size, data.eval_input_size or data.input_size}:
         heads = count_heads(model, config.model.model, size, len(classes))
