@@ -13,8 +13,7 @@ from fastdeit.config.schema import Config
 from fastdeit.data.build import find_root
 from fastdeit.data.formats.detect import find_split
 from fastdeit.distributed.environment import is_alone
-from fastdeit.models.names import suggest_names
-from fastdeit.models.sizes import SIZES
+from fastdeit.models.sizes import SIZES, suggest_names
 from fastdeit.models.weights import locate_weights
 from fastdeit.storage.run_folder import RunFolder
 
