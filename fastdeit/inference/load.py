@@ -1,14 +1,16 @@
 """Any checkpoint as a model ready for inference, with its preprocessing and its classes."""
 
+import functools
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_data_config
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
 from timm.models import PretrainedCfg
 from torch import nn
 
@@ -22,6 +24,25 @@ from fastdeit.models.weights import StateDict, fit_student_weights, read_weights
 from fastdeit.storage.atomic import read_bounded
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.storage.tensor_files import hash_tensors
+
+Transform = Callable[[Image.Image], torch.Tensor]
+
+
+@functools.lru_cache
+def build_transform(view: EvalView) -> Transform:
+    """Return timm's transform of a view: a PIL image in RGB → fp32 (3, S, S), normalised.
+
+    Equal to the evaluation's pixels of the `exact` backend.
+    """
+    transform: Transform = create_transform(
+        input_size=(3, view.size, view.size),
+        interpolation=view.interpolation,
+        mean=view.mean,
+        std=view.std,
+        crop_pct=view.crop_pct,
+        crop_mode=view.crop_mode,
+    )
+    return transform
 
 
 @dataclass(frozen=True)
@@ -41,6 +62,11 @@ class LoadedModel:
     source: str
     weights: str
     metadata: dict[str, str]
+
+    @property
+    def transform(self) -> Transform:
+        """Return what makes the model's input of a PIL image in RGB: fp32 (3, S, S)."""
+        return build_transform(self.view)
 
 
 @dataclass(frozen=True)
