@@ -1,5 +1,6 @@
 """Any checkpoint as a model ready for inference, with its preprocessing and its classes."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 
@@ -24,6 +26,26 @@ from fastdeit.storage.tensor_files import hash_tensors
 
 _VIEW_FIELDS = ("mean", "std", "input_size", "crop_pct")
 """Of the metadata in our files."""
+
+
+Transform = Callable[[Image.Image], torch.Tensor]
+
+
+@functools.lru_cache
+def build_transform(view: EvalView) -> Transform:
+    """Return timm's transform of a view: a PIL image in RGB → fp32 (3, S, S), normalised.
+
+    Equal to the evaluation's pixels of the `exact` backend.
+    """
+    transform: Transform = create_transform(
+        input_size=(3, view.size, view.size),
+        interpolation=view.interpolation,
+        mean=view.mean,
+        std=view.std,
+        crop_pct=view.crop_pct,
+        crop_mode=view.crop_mode,
+    )
+    return transform
 
 
 @dataclass(frozen=True)
@@ -45,17 +67,9 @@ class LoadedModel:
     metadata: dict[str, str]
 
     @property
-    def transform(self) -> Callable[..., torch.Tensor]:
-        """The preprocessing, from a PIL image to a tensor (3, H, W) fp32: timm's, of the view."""
-        view = self.view
-        return create_transform(
-            (3, view.size, view.size),
-            interpolation=view.interpolation,
-            mean=view.mean,
-            std=view.std,
-            crop_pct=view.crop_pct,
-            crop_mode=view.crop_mode,
-        )
+    def transform(self) -> Transform:
+        """Return what makes the model's input of a PIL image in RGB: fp32 (3, S, S)."""
+        return build_transform(self.view)
 
 
 def load_model(
