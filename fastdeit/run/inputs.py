@@ -12,8 +12,8 @@ from fastdeit.checkpoint.files import read_json
 from fastdeit.config.schema import Config
 from fastdeit.data.index import Index
 from fastdeit.distributed.collectives import check_same_on_ranks
-from fastdeit.models.teachers.identity import identify_file
-from fastdeit.models.teachers.teacher import Teacher
+from fastdeit.models.teachers.ensemble import LiveTeacher
+from fastdeit.models.teachers.identity import identify_files
 from fastdeit.models.weights import hash_weights, locate_weights
 from fastdeit.plan.plan import Plan
 from fastdeit.storage.file_hash import hash_file
@@ -43,7 +43,7 @@ def describe_samples(plan: Plan, index: Index, batch_size: int, pixels: str) -> 
 def describe_inputs(
     config: Config,
     samples: Mapping[str, Any],
-    teacher: Teacher | None,
+    teacher: LiveTeacher | None,
     cached_teacher: CachedTeacher | None,
     model: nn.Module,
 ) -> Inputs:
@@ -63,7 +63,7 @@ def describe_inputs(
 
 
 def _describe_teacher(
-    config: Config, teacher: Teacher | None, cached_teacher: CachedTeacher | None
+    config: Config, teacher: LiveTeacher | None, cached_teacher: CachedTeacher | None
 ) -> dict[str, Any] | None:
     """Return the identity of the teacher, live or recorded, without its precision."""
     if cached_teacher is not None:
@@ -153,6 +153,8 @@ def _show(facts: Mapping[str, Any] | None, names: Sequence[str]) -> str:
 
 
 def _shorten(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_shorten(one) for one in value]
     is_hash = isinstance(value, str) and len(value) == _HASH_DIGITS
     return value[:_SHOWN] if is_hash else value
 
@@ -218,9 +220,10 @@ def compare_files(config: Config, recorded: Inputs) -> dict[str, str]:
     "" if it is the same file. A file that does not exist is not compared."""
     changes = {}
     teacher, finetune = recorded.get("teacher"), recorded.get("finetune")
-    path = config.distill.teacher_path
-    if teacher and config.distill.needs_teacher and locate_weights(path).is_file():
-        now = identify_file(config.distill.teacher_model, Path(path)) | {"path": path}
+    sources = config.distill.teachers
+    are_files = all(locate_weights(path).is_file() for _, path in sources)
+    if teacher and config.distill.needs_teacher and are_files:
+        now = identify_files(sources) | {"path": config.distill.teacher_path}
         if now.keys() & teacher.keys() > {"path"}:
             changes["teacher_path"] = _compare("--teacher-path", teacher, now)
     path = config.model.finetune

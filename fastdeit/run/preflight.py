@@ -121,13 +121,14 @@ def _check_teacher(config: Config) -> None:
         is_folder = Path(distill.cache).is_dir()
         allowed = "an existing folder that fastdeit cache build has written"
         require(is_folder, "cache", distill.cache, allowed)
-    if distill.needs_teacher and not is_callable(distill.teacher_model):
-        path = distill.teacher_path
-        _check_weights("teacher_path", path, _hint_at_teacher(config))
+    for name, path in distill.teachers if distill.needs_teacher else []:
+        if not is_callable(name):
+            _check_weights("teacher_path", path, _hint_at_teacher(config, path))
 
 
-def _hint_at_teacher(config: Config) -> str:
-    path = config.distill.teacher_path
+def _hint_at_teacher(config: Config, path: str) -> str:
+    if "," in path and len(config.distill.teachers) == 1:
+        return "an existing file; for several teachers, --teacher-model has as many names"
     recipe = Path(path).name
     if recipe.endswith("_teacher") and recipe in RECIPES:
         teacher = precede_with_teacher(config, recipe, path)

@@ -3,16 +3,17 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastdeit.config.parse import MAX_TEACHER_SIZE, Section
+from fastdeit.config.parse import MAX_TEACHER_SIZE, Section, split_values
 
 
 @dataclass(frozen=True)
 class DistillConfig(Section):
     teacher_model: str = "regnety_160"
     """A timm model; or a program, which runs: torchscript or export (of --teacher-path), or
-    module:callable."""
+    module:callable. Several, separated by commas: the mean of their logits."""
     teacher_path: str = ""
-    """The teacher's weights: a local file (.safetensors, .pth, .pt, .pt2)."""
+    """The teacher's weights: a local file (.safetensors, .pth, .pt, .pt2); of several teachers,
+    separated by commas, a path with a comma in double quotes."""
     teacher_mean: tuple[float, float, float] | None = None
     """Mean of each channel for the teacher, in place of its own (docs/teachers.md)."""
     teacher_std: tuple[float, float, float] | None = None
@@ -38,6 +39,7 @@ class DistillConfig(Section):
     """Binary cross-entropy to the mixed targets (DeiT III); needs --smoothing 0."""
 
     def check(self) -> None:
+        self._check_teachers()
         self._check_view()
         self._require("distillation_alpha", 0 <= self.distillation_alpha <= 1, "from 0 to 1")
         self._require("distillation_tau", self.distillation_tau > 0, "above 0")
@@ -49,6 +51,13 @@ class DistillConfig(Section):
         allowed = "error or live with --distillation-type soft"
         self._require("cache_miss", not labels_only, allowed)
 
+    def _check_teachers(self) -> None:
+        models = len(split_values("teacher_model", self.teacher_model))
+        if models > 1 and self.teacher_path:
+            paths = len(split_values("teacher_path", self.teacher_path))
+            allowed = f"{models} paths separated by commas, one for each --teacher-model"
+            self._require("teacher_path", paths == models, allowed)
+
     def _check_view(self) -> None:
         mean, std, size = self.teacher_mean, self.teacher_std, self.teacher_input_size
         ok = mean is None or all(0 <= value <= 1 for value in mean)
@@ -57,6 +66,16 @@ class DistillConfig(Section):
         self._require("teacher_std", ok, "three numbers above 0, at most 1")
         ok = size is None or 1 <= size <= MAX_TEACHER_SIZE
         self._require("teacher_input_size", ok, f"1 to {MAX_TEACHER_SIZE} pixels")
+
+    @property
+    def teachers(self) -> list[tuple[str, str]]:
+        """The name and the weights of each teacher; of a single one, the path as it is."""
+        names = split_values("teacher_model", self.teacher_model)
+        if len(names) == 1:
+            return [(self.teacher_model, self.teacher_path)]
+        no_paths = [""] * len(names)
+        paths = split_values("teacher_path", self.teacher_path) if self.teacher_path else no_paths
+        return list(zip(names, paths, strict=True))
 
     @property
     def teacher_view(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -16,6 +16,20 @@ from fastdeit.storage.tensor_files import hash_tensors
 
 _DEPTH = 8
 """Steps from a callable to a tensor that it uses."""
+
+
+def identify_files(sources: Sequence[tuple[str, str | Path]]) -> dict[str, Any]:
+    """Return the same as `identify_file` of one teacher or several: name and file of each."""
+    return combine_facts([identify_file(name, Path(path)) for name, path in sources])
+
+
+def combine_facts(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the facts of one teacher as they are; of several, a list for each fact that all
+    have, in the order of the teachers."""
+    if len(each) == 1:
+        return each[0]
+    shared = [name for name in each[0] if all(name in facts for facts in each)]
+    return {name: [facts[name] for facts in each] for name in shared}
 
 
 def identify_file(name: str, path: Path) -> dict[str, str]:
