@@ -122,7 +122,5 @@ def test_description_names_every_teacher_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("names", ["ac", "ca"])
 def test_teacher_of_other_classes_is_refused_by_its_path(names: str, tmp_path: Path) -> None:
     save_teacher(tmp_path / "c.safetensors", 2, VIEWS[0], classes=("cat", "dog", "fox"))
-    with pytest.raises(
-        ValueError, match=r"--teacher-path must be .* \(got .*/c.safetensors, which names o"
-    ):
+    with pytest.raises(ValueError, match=r"--teacher-path must be .* \(got .*/c\.[a-z]+, which na"):
         load(tmp_path, names)
