@@ -198,7 +198,7 @@ def evaluate_model(
     with contextlib.closing(_build_loader(loaded, asked.index, options.reading, world)) as loader:
         results = evaluate(
             {name: _select(head, asked.classes) for name, head in heads.items()},
-            _relabel(track(loader, len(loader), "batches"), asked.classes),
+            _relabel(_show_progress(loader, world), asked.classes),
             next(loaded.model.parameters()).dtype,
             recorder.add,
         )
@@ -290,6 +290,10 @@ def _select(heads: Heads, classes: ClassMap) -> Heads:
         return heads
     outputs = list(classes.outputs)
     return lambda images: {name: logits[:, outputs] for name, logits in heads(images).items()}
+
+
+def _show_progress(loader: EvalLoader, world: World) -> Iterable[EvalBatch]:
+    return track(loader, len(loader), "batches") if world.rank == 0 else loader
 
 
 def _relabel(batches: Iterable[EvalBatch], classes: ClassMap) -> Iterator[EvalBatch]:
