@@ -9,12 +9,13 @@ from torch import nn
 
 from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World
+from fastdeit.models.finetune.fit import fit_other_student
+from fastdeit.models.finetune.trainable import freeze_weights
 from fastdeit.models.hub import EvalView, describe_model, describe_weights, read_class_names
 from fastdeit.models.sizes import SIZES, has_qkv_bias
 from fastdeit.models.student import Student, build_student
 from fastdeit.models.teachers.teacher import Teacher, load_teacher
 from fastdeit.models.teachers.view import Preprocessing
-from fastdeit.models.trainable import freeze_weights
 from fastdeit.models.weights import (
     HEADS,
     StateDict,
@@ -123,7 +124,9 @@ def _build_student(
     )
     if finetune is not None:
         state = finetune.state
-        notes += fit_heads(student.state_dict(), state, HEADS, finetune.trained, classes)
+        own = student.state_dict()
+        notes += fit_heads(own, state, HEADS, finetune.trained, classes)
+        notes += fit_other_student(own, state)
         notes += fit_student_weights(student, state, antialias=chosen.pos_embed_antialias)
     return student, notes
 

@@ -237,7 +237,10 @@ def _resize_positions(
         return []
     prefix = model.num_prefix_positions
     grid = model.grid_size
-    before = math.isqrt(positions.shape[1] - prefix)
+    patches = max(0, positions.shape[1] - prefix)
+    before = math.isqrt(patches)
+    if before**2 != patches:
+        return []  # of another model: `check_match` names it
     state["pos_embed"] = resample_abs_pos_embed(
         positions, [grid, grid], num_prefix_tokens=prefix, antialias=antialias
     )

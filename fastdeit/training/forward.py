@@ -39,6 +39,8 @@ class PlannedStudent:
         )
 
     def run(self, model: nn.Module, inputs: torch.Tensor, batch: Batch, step: int) -> Any:
+        if batch.drop_path_mask is None:  # the student would draw one that no replay repeats
+            raise ValueError("drop_path_mask must be the plan's (got None)")
         return model(inputs, batch.drop_path_mask)
 
 

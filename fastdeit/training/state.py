@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from fastdeit.models.trainable import list_frozen_norms
+from fastdeit.models.finetune.trainable import list_frozen_norms
 from fastdeit.plan.digest import add_digests, show_digest
 from fastdeit.training.optim.ema import Ema
 from fastdeit.training.zero import open_partitions
