@@ -25,7 +25,7 @@ from fastdeit.distributed.collectives import first_on_rank0
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.inference.class_maps import (
     ClassMap,
-    known_classes,
+    list_names,
     match_classes,
     read_real_labels,
 )
@@ -222,18 +222,11 @@ def _prepare(loaded: LoadedModel, data_path: Path, split: str, options: EvalOpti
     count = int(getattr(loaded.model, "num_classes", 0))
     require(count > 0, "model", loaded.name, "a model with a classifier")
     labels = options.labels
-    known = known_classes(loaded.classes, count) or tuple(map(str, range(count)))
-    names = known if not labels.class_map else None
-    index = on_first_rank(
-        lambda: build_eval_index(data_path, split, names, options.reading.bad_images)
-    )
-    classes = match_classes(
-        index.classes,
-        loaded.classes,
-        count,
-        class_map=labels.class_map,
-        valid_labels=labels.valid_labels,
-    )
+    maps = {"class_map": labels.class_map, "valid_labels": labels.valid_labels}
+    names = list_names(loaded.classes, count, **maps)
+    bad_images = options.reading.bad_images
+    index = on_first_rank(lambda: build_eval_index(data_path, split, names, bad_images))
+    classes = match_classes(index.classes, loaded.classes, count, **maps)
     if not labels.real_labels:
         return _Questions(index, classes, None)
     is_whole = count == 1000 and classes.outputs is None

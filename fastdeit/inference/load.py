@@ -1,5 +1,6 @@
 """Any checkpoint as a model ready for inference, with its preprocessing and its classes."""
 
+import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.models import PretrainedCfg
+from timm.models import PretrainedCfg, is_model_in_modules
 from torch import nn
 
 from fastdeit.models.hub import EvalView, read_class_names
@@ -180,6 +181,11 @@ def _find_view(name: str, described: _Described) -> EvalView:
     """Return the preprocessing: of config.json, else of the file's metadata, else timm's."""
     named = described.config.get("pretrained_cfg") or _read_metadata_view(described)
     known = _known_config(name).to_dict()
+    side = 0
+    if "input_size" not in named:
+        side = _infer_side(name, known["input_size"][-1], described.state)
+    if side:
+        named = {**named, "input_size": (3, side, side)}
     if named:
         # a test size of timm's belongs to timm's weights
         known = {key: value for key, value in known.items() if not key.startswith("test_")}
@@ -192,6 +198,21 @@ def _find_view(name: str, described: _Described) -> EvalView:
         interpolation=cfg["interpolation"],
         crop_mode=cfg["crop_mode"],
     )
+
+
+def _infer_side(name: str, known_side: int, state: StateDict) -> int:
+    """Return the side of the images that a Vision Transformer's position embedding was trained for;
+    0 if it has none, or it is that for known_side, which timm's model takes."""
+    positions, kernel = state.get("pos_embed"), state.get("patch_embed.proj.weight")
+    is_vit = is_model_in_modules(name.partition(".")[0], ("deit", "vision_transformer"))
+    if not is_vit or positions is None or kernel is None or kernel.shape[1] != 3:
+        return 0
+    patch = int(kernel.shape[-1])
+    for special in (1, 2, 0):  # a class token, a distillation token, too, or neither
+        grid = math.isqrt(positions.shape[1] - special)
+        if grid**2 + special == positions.shape[1]:
+            return grid * patch if grid != known_side // patch else 0
+    return 0
 
 
 def _read_metadata_view(described: _Described) -> dict[str, Any]:
