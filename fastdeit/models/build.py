@@ -141,7 +141,7 @@ def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> Tea
         return None
     teacher = load_teacher(
         config.distill.teacher_model,
-        config.distill.teacher_path,
+        config.distill.teacher_source,
         num_classes=len(classes),
         device=world.device,
         dtype=precision(config, world)[1],
@@ -149,9 +149,9 @@ def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> Tea
         asked=config.distill.teacher_view,
     )
     if teacher.classes not in (None, classes):
-        path = config.distill.teacher_path
+        source = config.distill.teacher_source
         rule = f"must be a teacher for the classes of {config.data.data_path}"
-        raise ValueError(f"--teacher-path {rule} (got {path}, which names others)")
+        raise ValueError(f"--teacher-path {rule} (got {source}, which names others)")
     return teacher
 
 
