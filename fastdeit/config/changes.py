@@ -26,8 +26,8 @@ FORM = frozenset(
 """Settings of how the work is done, and for how long: they decide neither samples nor results."""
 
 SOURCES = frozenset(
-    "data_path augment_backend decoder finetune teacher_model teacher_path teacher_mean "
-    "teacher_std teacher_input_size cache".split()
+    "data_path augment_backend decoder finetune teacher_model teacher_path pretrained_teacher "
+    "teacher_mean teacher_std teacher_input_size cache".split()
 )
 """Where an input comes from, or who reads it: the input itself must stay the same."""
 
@@ -99,8 +99,10 @@ def find_paths(then: Config, now: Config) -> Config:
 
 def _find_teachers(distill: DistillConfig, start: Path) -> str:
     """Return --teacher-path as `find_paths` does; it may have several paths."""
+    if not distill.teacher_path:
+        return ""
     paths = [_find(path, start) for _, path in distill.teachers]
-    return join_values(paths) if len(paths) > 1 and any(paths) else paths[0]
+    return join_values(paths) if len(paths) > 1 else paths[0]
 
 
 def _find(path: str, start: Path) -> str:

@@ -110,7 +110,7 @@ def load_model(
 
 def _name_in_timm(source: str | Path) -> str:
     """Return a source that is the name of a timm model, else ""."""
-    is_name = timm.is_model(str(source)) and not Path(source).exists()
+    is_name = timm.is_model_pretrained(str(source)) and not Path(source).exists()
     return str(source) if is_name else ""
 
 

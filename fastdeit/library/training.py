@@ -21,7 +21,7 @@ from fastdeit.run.build import build_run, describe_run
 from fastdeit.run.folder import open_folder
 from fastdeit.run.identity import check_same_everywhere, check_same_run
 from fastdeit.run.loop import evaluate_run, train
-from fastdeit.run.preflight import check_config
+from fastdeit.run.preflight import check_config, fetch_weight_files
 from fastdeit.run.results import report_finished, write_results
 from fastdeit.run.resume import resume
 from fastdeit.run.state import Run
@@ -95,6 +95,7 @@ def prepare_run(
     # raise for what this device does not support, before the images are listed
     on_every_rank(lambda: pipeline_options(config, world))
     on_every_rank(lambda: build_deepspeed_config(config, world))
+    fetch_weight_files(config)
     on_rank0(lock.acquire)
     run, notes = build_run(config, recipe, world, folder, supervisor)
     return run, notes + resume(run)

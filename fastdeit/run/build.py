@@ -156,7 +156,7 @@ def _note_unfinished(config: Config) -> list[str]:
     """Return notes on weights of runs that have not finished."""
     named = [("finetune", config.model.finetune)]
     if config.distill.needs_teacher:
-        named += [("teacher-path", path) for _, path in config.distill.teachers]
+        named += [("teacher-path", source) for _, source in config.distill.teachers]
     notes = []
     for flag, path in named:
         other = RunFolder(locate_weights(path).parent)

@@ -9,8 +9,7 @@ from fastdeit.config.schema import Config
 from fastdeit.data.index import Index
 from fastdeit.distributed.collectives import on_every_rank
 from fastdeit.models.teachers.ensemble import LiveTeacher
-from fastdeit.models.teachers.identity import combine_facts
-from fastdeit.models.weights import locate_weights
+from fastdeit.models.teachers.identity import combine_facts, find_files
 from fastdeit.plan.plan import VERSION, Plan
 from fastdeit.teacher_cache.check import (
     check_coverage,
@@ -83,6 +82,5 @@ def _collect_named_facts(config: Config, manifest: Manifest) -> dict[str, Any]:
     view = json.loads(json.dumps(distill.teacher_view))
     sources = distill.teachers
     facts = combine_facts([view] * len(sources))
-    if not all(path and locate_weights(path).is_file() for _, path in sources):
-        return facts
-    return facts | collect_file_facts(sources, manifest)
+    files = find_files(sources)
+    return facts | collect_file_facts(files, manifest) if files else facts

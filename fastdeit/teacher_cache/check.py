@@ -1,6 +1,7 @@
 """Checks that a teacher cache fits a run: facts, kind, coverage and bad images."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,12 @@ def collect_teacher_facts(teacher: LiveTeacher, manifest: Manifest | None) -> di
     return {"name": teacher.name, "sha256": teacher.sha256} | view
 
 
-def collect_file_facts(sources: Sequence[tuple[str, str]], manifest: Manifest) -> dict[str, Any]:
-    """Return the same of teachers that are not loaded, as far as their files decide it; sources:
-    name and file of each."""
+def collect_file_facts(files: Sequence[tuple[str, Path]], manifest: Manifest) -> dict[str, Any]:
+    """Return the same of teachers that are not loaded, as far as their files decide it; files: name
+    and file of each."""
     if _has_weights(manifest):
-        return identify_files(sources)
-    return combine_facts([{"sha256": hash_weights(path)} for _, path in sources])
+        return identify_files(files)
+    return combine_facts([{"sha256": hash_weights(path)} for _, path in files])
 
 
 def _has_weights(manifest: Manifest) -> bool:

@@ -97,9 +97,7 @@ def test_identity_has_every_teacher_in_order(tmp_path: Path) -> None:
     assert identity == {key: [one[key] for one in alone] for key in alone[0]}
     assert identity != load(tmp_path, "ba").identity()
     assert json.loads(json.dumps(identity)) == identity
-    files = identify_files(
-        [("test_resnet", str(tmp_path / f"{name}.safetensors")) for name in "ab"]
-    )
+    files = identify_files([("test_resnet", tmp_path / f"{name}.safetensors") for name in "ab"])
     assert files == {"weights": identity["weights"]}
 
 
