@@ -44,8 +44,31 @@ def replay(argv: Sequence[str]) -> int:
     return replay_command(argv)
 
 
+def predict(argv: Sequence[str]) -> int:
+    """name the classes in images, with probabilities and attention maps"""
+    from fastdeit.commands.predict import predict_command
+
+    return predict_command(argv)
+
+
+def export(argv: Sequence[str]) -> int:
+    """write weights for timm and the Hub, ONNX or torch.export, and check what was written"""
+    from fastdeit.commands.export import export_command
+
+    return export_command(argv)
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """score a checkpoint on a data set"""
+    launcher.attach()
+    from fastdeit.commands.evaluate import evaluate_command
+
+    return evaluate_command(argv)
+
+
+_ALL = (train, index, cache, preview, replay, evaluate, predict, export)
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    command.__name__: command for command in (train, index, cache, preview, replay)
+    command.__name__: command for command in _ALL
 }
 
 
@@ -53,7 +76,10 @@ def main() -> int:
     """Run the command that the first argument names; return its exit code, 2 for an unknown one."""
     replace_closed_streams()
     show_log()
-    name, *argv = sys.argv[1:] or ["--help"]
+    words = sys.argv[1:]
+    if words and words[0].startswith("--local_rank="):  # deepspeed --module puts it first
+        del words[0]
+    name, *argv = words or ["--help"]
     if name in COMMANDS:
         with end_on_closed_pipe():
             return COMMANDS[name](argv)

@@ -94,6 +94,17 @@ def flags_of_training() -> set[str]:
     return found
 
 
+def flags_of_commands() -> set[str]:
+    """Return the flags of the other commands, from the fields of their dataclasses."""
+    found = set()
+    for source in (ROOT / "fastdeit" / "commands").glob("**/*.py"):
+        for node in ast.walk(ast.parse(text_of(source))):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                name = node.target.id.replace("_", "-")
+                found |= {f"--{name}", f"--no-{name}"}
+    return found
+
+
 def known_paths(text: str) -> Iterator[str]:
     """Yield the paths of files of this repository that a text names, without placeholders."""
     roots = r"(?:fastdeit|kernels|benchmarks|tests|docs|\.ci)"
@@ -130,7 +141,7 @@ def test_named_tests_exist(path: Path) -> None:
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
 def test_named_flags_exist(path: Path) -> None:
-    known = flags_of_parsers() | flags_of_training()
+    known = flags_of_parsers() | flags_of_training() | flags_of_commands()
     known |= {flag for flags in FOREIGN_FLAGS.values() for flag in flags.split()}
     known |= {"--help", *PEER_FLAGS}
     named = {

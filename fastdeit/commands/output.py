@@ -29,8 +29,14 @@ def print_json(terminal: Terminal, value: Any) -> None:
 
 def check_table(path: str | Path, flag: str = "output") -> None:
     """Raise ValueError, before any work, unless `write_table` can write to this path."""
+    check_file(path, _SUFFIXES, flag)
+
+
+def check_file(path: str | Path, suffixes: Sequence[str], flag: str) -> None:
+    """Raise ValueError, before any work, unless a file of such a suffix can be written here."""
     path = Path(path)
-    require(path.suffix in _SUFFIXES, flag, str(path), "a file that ends in .csv or .json")
+    allowed = f"a file that ends in {' or '.join(suffixes)}"
+    require(path.suffix in suffixes, flag, str(path), allowed)
     folder = path.absolute().parent
     require(not path.is_dir(), flag, str(path), "a file, not a folder")
     can_write = folder.is_dir() and os.access(folder, os.W_OK)

@@ -171,7 +171,7 @@ _MODEL = {
     "--drop-block": PeerFlag("use --drop-path"),
     "--train-mode": PeerFlag(accepts=_built(SWITCH)),
     "--no-train-mode": PeerFlag("DropPath acts in training; --drop-path 0 turns it off"),
-    "--attn-only": PeerFlag("every weight is trained; --layer-decay trains the lower blocks less"),
+    "--attn-only": PeerFlag(accepts={SWITCH: "--trainable attention"}),
     "--bn-momentum --bn-eps --sync-bn --dist-bn": PeerFlag(
         "a ConvNet keeps its own batch norm: omit it"
     ),

@@ -1,5 +1,7 @@
 """Build a data set's index, its quarantine and its loaders from a `Config`."""
 
+import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,8 +9,12 @@ from fastdeit.config.parse import require
 from fastdeit.config.schema import Config
 from fastdeit.data.eval_loader import EvalLoader
 from fastdeit.data.formats.cifar.files import choose_cifar
+from fastdeit.data.formats.detect import VALIDATION, SplitLocation, find_split
 from fastdeit.data.formats.digits import write_digits
-from fastdeit.data.index import Index, build_index
+from fastdeit.data.formats.folder import class_folders
+from fastdeit.data.formats.labels import class_names_beside
+from fastdeit.data.formats.listing import DataError
+from fastdeit.data.index import BadImages, Index, build_index
 from fastdeit.data.loader import TeacherRecords, TrainLoader
 from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.data.quarantine import Quarantine
@@ -71,6 +77,43 @@ def find_root(config: Config) -> Path:
     return root if data.data_set in ("any", "digits") else choose_cifar(root, data.data_set)
 
 
+def build_eval_index(root: Path, split: str, names: Sequence[str], bad_images: BadImages) -> Index:
+    """Return the index of a split for an evaluation, which needs no training images.
+
+    names: what labels in a list or in shards count, where neither training images nor a classes.txt
+    define it. A `val` that does not exist is the data set's own folder, if it holds class folders.
+    """
+    root = Path(os.path.abspath(root))
+    split = _choose_split(root, split)
+    found = find_split(root, split)
+    own = class_folders(found.paths[0]) if found.kind == "folder" else names
+    classes = None if _has_classes(root, split, found) else own
+    return build_index(root, split, classes=classes, bad_images=bad_images)
+
+
+def _choose_split(root: Path, split: str) -> str:
+    others = ("train", *VALIDATION)
+    if split == "val" and root.is_dir() and not any((root / name).exists() for name in others):
+        with contextlib.suppress(DataError):
+            find_split(root, split)
+            return split
+        return "." if class_folders(root) else split
+    return split
+
+
+def _has_classes(root: Path, split: str, found: SplitLocation) -> bool:
+    """Return True if the data set itself defines the classes of a split."""
+    if found.kind != "folder" and class_names_beside(found.home):
+        return True
+    if split not in VALIDATION:
+        return found.kind == "folder"
+    try:
+        find_split(root, "train")
+    except DataError:
+        return False
+    return True
+
+
 def build_quarantine(config: Config, index: Index) -> tuple[Index, Quarantine]:
     """Return the index with the rows that this run began with, and a quarantine that holds those
     which must not be read; nothing is written.
@@ -89,25 +132,46 @@ def build_quarantine(config: Config, index: Index) -> tuple[Index, Quarantine]:
 
 def pipeline_options(config: Config, world: World) -> PipelineOptions:
     """Return where and how this rank reads images, with `auto` replaced by what it means here."""
+    return choose_options(
+        world,
+        mean=config.data.mean,
+        std=config.data.std,
+        num_workers=config.data.num_workers,
+        prefetch=config.data.prefetch,
+        backend=config.augment.augment_backend,
+        decoder=config.data.decoder,
+    )
+
+
+def choose_options(
+    world: World,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    num_workers: int = 0,
+    prefetch: int = 2,
+    backend: str = "auto",
+    decoder: str = "auto",
+) -> PipelineOptions:
+    """Return where and how this rank reads images; num_workers: threads, 0: its share of the
+    cores; backend, decoder: `auto` is replaced by what it means here."""
     device = "gpu" if world.device.type == "cuda" else "cpu"
-    threads = config.data.num_workers or world.threads
-    backend = config.augment.augment_backend
+    threads = num_workers or world.threads
     if backend == "auto":
         is_slow = device == "gpu" and threads < _EXACT_FROM_THREADS
         backend = "native" if is_slow else "exact"
     uses_gpu = device == "gpu" and backend == "native"
-    decoder = config.data.decoder
     if decoder == "auto":
         decoder = "mixed" if uses_gpu else "cpu"
     allowed = f"cpu with --augment-backend {backend} on a {device}"
     require(decoder == "cpu" or uses_gpu, "decoder", decoder, allowed)
     return PipelineOptions(
-        mean=config.data.mean,
-        std=config.data.std,
+        mean=mean,
+        std=std,
         device=device,
         device_id=world.device.index,
         num_threads=threads,
-        prefetch=config.data.prefetch,
+        prefetch=prefetch,
         backend=backend,
         decoder=decoder,
     )

@@ -10,6 +10,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
@@ -68,6 +70,33 @@ def save_grid(file: BinaryIO | Path, rows: Sequence[Sequence[Picture]], title: s
                 _draw_box(axes, box)
     figure.suptitle(printable(title), fontsize=9, parse_math=False)
     _save(figure, file)
+
+
+def save_heat_maps(
+    file: BinaryIO | Path,
+    pixels: np.ndarray,
+    rows: Sequence[Sequence[tuple[str, np.ndarray]]],
+    title: str,
+) -> None:
+    """Write a PNG: in each row a picture, and maps drawn over it.
+
+    pixels: uint8 (H, W, 3); rows: names and maps, (h, w) of 0 or more each, resized to the picture.
+    The largest value of a map is brightest.
+    """
+    grid: list[list[Picture]] = []
+    for row in rows:
+        maps = [(_paint_heat(pixels, heat), name, None) for name, heat in row]
+        grid.append([(pixels, "input", None), *maps])
+    save_grid(file, grid, title)
+
+
+def _paint_heat(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Return a picture in grey under the colours of a map."""
+    values = torch.from_numpy(heat)[None, None].float()
+    spread = F.interpolate(values, size=pixels.shape[:2], mode="bilinear")[0, 0]
+    colours = colormaps["inferno"]((spread / spread.max().clamp(min=1e-30)).numpy())[..., :3]
+    grey = pixels.mean(-1, keepdims=True)
+    return (0.4 * grey + 0.6 * 255 * colours).round().astype(np.uint8)
 
 
 def _save(figure: Figure, file: BinaryIO | Path) -> None:

@@ -138,7 +138,12 @@ def barrier() -> None:
     dist.barrier(_gloo_group())
 
 
-@functools.cache
 def _gloo_group() -> dist.ProcessGroup:
     """Return the group of all ranks over the hosts' network. A collective when first called."""
+    return _make_gloo_group(dist.group.WORLD)
+
+
+@functools.lru_cache(maxsize=1)
+def _make_gloo_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
+    """world: the default group, of which a process may start another one."""
     return dist.new_group(backend="gloo")

@@ -46,7 +46,7 @@ def init_distributed(timeout_s: float = 1800) -> World:
         else:
             _start_alone(deepspeed, timeout)
         # not earlier: DeepSpeed keeps groups of its own until the process ends
-        atexit.register(dist.destroy_process_group)
+        atexit.register(_leave)
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     local_size = 1 if is_alone() else _local_size()
     # without it, ZeRO 3 looks up the machine's topology at every step
@@ -60,6 +60,11 @@ def init_distributed(timeout_s: float = 1800) -> World:
         # slow when one of them has no core
         torch.set_num_threads(max(1, world.threads - 1))
     return world
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _join(deepspeed: ModuleType, timeout: datetime.timedelta) -> None:

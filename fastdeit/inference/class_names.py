@@ -20,10 +20,13 @@ def name_classes(classes: Sequence[str] | None, count: int) -> list[ClassName]:
 
     classes: those that the weights name. Without, 1,000 classes are those of ImageNet-1k, and so
     for the other numbers that timm knows, as 21,843; else a class has its number as its name.
+    Raises ValueError for another number of them.
     """
     if classes is None:
         subset = infer_imagenet_subset({"num_classes": count})
         classes = ImageNetInfo(subset).label_names() if subset else list(map(str, range(count)))
+    if len(classes) != count:
+        raise ValueError(f"the weights name {len(classes)} classes, but have {count} outputs")
     if not any(re.fullmatch(r"n\d{8}", name) for name in classes):
         return [ClassName(name) for name in classes]
     info = ImageNetInfo()

@@ -88,9 +88,9 @@ def _pick(
 
 
 def rank_classes(prediction: Prediction, count: int) -> list[Ranked]:
-    """Return the `count` classes (or all) that both heads together hold most probable, the first
-    one first."""
-    both = prediction.probabilities["both"]
+    """Return the `count` classes (or all) that both heads together hold most probable, the best
+    first; none of an image that could not be read."""
+    both = prediction.probabilities.get("both", torch.empty(0))
     ranked = []
     for label in both.topk(min(count, len(both))).indices.tolist():
         values = {head: float(all_[label]) for head, all_ in prediction.probabilities.items()}

@@ -1,6 +1,5 @@
 """Build the student, or a timm model, and the teacher from a `Config`; needs no DALI."""
 
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +9,10 @@ from torch import nn
 
 from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World
-from fastdeit.models.hub import EvalView, describe_model, read_class_names
+from fastdeit.models.finetune.fit import fit_other_student
+from fastdeit.models.finetune.trainable import freeze_weights
+from fastdeit.models.hub import EvalView, describe_model, describe_weights, read_class_names
+from fastdeit.models.outputs import count_heads
 from fastdeit.models.sizes import SIZES, has_qkv_bias
 from fastdeit.models.student import Student, build_student
 from fastdeit.models.teachers.teacher import Teacher, load_teacher
@@ -34,15 +36,31 @@ class Finetune(NamedTuple):
 
 
 def build_model(config: Config, classes: Sequence[str]) -> tuple[nn.Module, list[str]]:
-    """Build the model to train, with fresh weights or those of --finetune; return it and notes on
-    what was changed to fit them.
+    """Build the model to train, with fresh weights or those of --finetune; return it, and notes on
+    what was changed to fit them and on what the model lacks.
 
     classes: of the data set, in the order of the labels; heads that were trained for others stay as
     initialised.
     """
     finetune = _read_finetune(config.model.finetune) if config.model.finetune else None
     build = _build_student if config.model.model in SIZES else _build_timm_model
-    return build(config, classes, finetune)
+    model, notes = build(config, classes, finetune)
+    freeze_weights(model, config.model.trainable, list_heads(model))
+    return model, notes
+
+
+def list_heads(model: nn.Module) -> Sequence[str]:
+    """Return the names of the heads: modules of our student, or what timm names for its model."""
+    if isinstance(model, Student):
+        return HEADS
+    # timm sets it on every model
+    named: Any = model.pretrained_cfg["classifier"]  # type: ignore[index]
+    return (named,) if isinstance(named, str) else named
+
+
+def _drop_path(config: Config) -> float:
+    """Return the rate of DropPath; a frozen backbone has none."""
+    return 0.0 if config.model.trainable == "heads" else config.model.drop_path
 
 
 def _read_finetune(path: str) -> Finetune:
@@ -53,29 +71,53 @@ def _read_finetune(path: str) -> Finetune:
 def _build_timm_model(
     config: Config, classes: Sequence[str], finetune: Finetune | None
 ) -> tuple[nn.Module, list[str]]:
-    # timm draws from torch's global generator
-    torch.manual_seed(config.run.seed)
+    model, notes = _create_timm_model(config, len(classes))
+    separate: Any = getattr(model, "set_distilled_training", None)
+    if separate is not None and config.distill.distillation_type != "none":
+        separate(True)  # else the model returns the mean of its heads
+    data = config.data
+    for size in {data.input_size, data.eval_input_size or data.input_size}:
+        heads = count_heads(model, config.model.model, size, len(classes))
+    notes += _note_one_head(config) if heads == 1 else []
+    return model, notes + ([] if finetune is None else _load_timm_weights(model, classes, finetune))
+
+
+def _create_timm_model(config: Config, num_classes: int) -> tuple[nn.Module, list[str]]:
+    """Create a timm model with weights of the run's seed; return it, and a note if it has no
+    DropPath."""
     name = config.model.model
     known = timm.get_pretrained_cfg(name, allow_unregistered=True)
     # a network with a position embedding is built for one size, the others take any
     sized = known is not None and known.fixed_input_size
-    model = timm.create_model(
-        name,
-        pretrained=False,
-        num_classes=len(classes),
-        drop_path_rate=config.model.drop_path or None,
-        **({"img_size": config.data.input_size} if sized else {}),
-    )
-    return model, [] if finetune is None else _load_timm_weights(model, classes, finetune)
+    arguments = {"num_classes": num_classes}
+    if sized:
+        arguments["img_size"] = config.data.input_size
+    rate = _drop_path(config) or None
+    # timm draws from torch's global generator
+    torch.manual_seed(config.run.seed)
+    try:
+        return timm.create_model(name, drop_path_rate=rate, **arguments), []
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+    note = f"{name} has no DropPath: --drop-path {rate:g} has no effect"
+    return timm.create_model(name, **arguments), [note]
+
+
+def _note_one_head(config: Config) -> list[str]:
+    """Return a note if both losses train one head."""
+    if config.distill.distillation_type == "none":
+        return []
+    name = config.model.model
+    distilled = name.replace("_patch", "_distilled_patch")
+    other = f"; {distilled} has one for each" if distilled in SIZES else ""
+    return [f"{name} has one head, trained by the labels and the teacher{other}"]
 
 
 def _load_timm_weights(model: nn.Module, classes: Sequence[str], finetune: Finetune) -> list[str]:
     state = finetune.state
     own = model.state_dict()
-    # timm sets it on every model
-    named: Any = model.pretrained_cfg["classifier"]  # type: ignore[index]
-    heads = (named,) if isinstance(named, str) else named
-    notes = fit_heads(own, state, heads, finetune.trained, classes)
+    notes = fit_heads(own, state, list_heads(model), finetune.trained, classes)
     check_match(own, state, "the model")
     model.load_state_dict(state)
     return notes
@@ -93,7 +135,7 @@ def _build_student(
         "init_values": chosen.init_values,
     }
     overrides = {name: size for name, size in sizes.items() if size is not None}
-    notes = []
+    notes = [] if SIZES[chosen.model].distilled else _note_one_head(config)
     qkv_bias = chosen.qkv_bias or SIZES[chosen.model].qkv_bias
     if finetune is not None and not qkv_bias and has_qkv_bias(finetune.state):
         notes.append("--qkv-bias turned on: the weights of --finetune have it")
@@ -104,13 +146,15 @@ def _build_student(
         image_size=config.data.input_size,
         qkv_bias=qkv_bias,
         reg_tokens=chosen.registers,
-        drop_path=chosen.drop_path,
+        drop_path=_drop_path(config),
         seed=config.run.seed,
         **overrides,
     )
     if finetune is not None:
         state = finetune.state
-        notes += fit_heads(student.state_dict(), state, HEADS, finetune.trained, classes)
+        own = student.state_dict()
+        notes += fit_heads(own, state, HEADS, finetune.trained, classes)
+        notes += fit_other_student(own, state)
         notes += fit_student_weights(student, state, antialias=chosen.pos_embed_antialias)
     return student, notes
 
@@ -140,23 +184,10 @@ def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> Tea
 
 
 def weight_metadata(config: Config, classes: Sequence[str], model: nn.Module) -> dict[str, str]:
-    """Return the metadata of weights, as JSON values: enough to build the model and its
-    preprocessing again."""
-    facts = {
-        "input_size": config.data.input_size,
-        "mean": config.data.mean,
-        "std": config.data.std,
-        "crop_pct": config.data.eval_crop_ratio,
-        "num_classes": len(classes),
-        "classes": classes,
-    }
-    if isinstance(model, Student):
-        facts["num_heads"] = model.num_heads
-        facts["no_embed_class"] = model.no_embed_class
-    # some loaders refuse a file without a format
-    return {"format": "pt", "model": config.model.model} | {
-        name: json.dumps(value) for name, value in facts.items()
-    }
+    """Return the metadata of weights; see `describe_weights`."""
+    data = config.data
+    view = EvalView(data.input_size, data.mean, data.std, data.eval_crop_ratio)
+    return describe_weights(config.model.model, model, view, classes)
 
 
 def hub_config(config: Config, classes: Sequence[str], model: nn.Module) -> dict[str, Any]:

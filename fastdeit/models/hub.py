@@ -5,6 +5,7 @@ weights, and `timm.data.resolve_model_data_config` returns the preprocessing of 
 Source: timm 1.0.31, models/_hub.py.
 """
 
+import json
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +17,12 @@ from torch import nn
 
 from fastdeit.models.sizes import has_qkv_bias
 from fastdeit.models.student import Student
-from fastdeit.models.teachers.view import HUB_NAMES, MAX_BYTES, parse_json
-from fastdeit.storage.atomic import read_bounded
+from fastdeit.storage.json_values import parse_json, read_json_file
 from fastdeit.storage.jsonl import restore_names, to_strict_json
+from fastdeit.storage.run_folder import RunFolder
+
+HUB_NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+"""Files of weights in a folder of timm or of the Hub, in timm's order."""
 
 
 class EvalView(NamedTuple):
@@ -34,26 +38,30 @@ class EvalView(NamedTuple):
 
 
 def describe_model(
-    name: str, model: nn.Module, view: EvalView, classes: Sequence[str]
+    name: str, model: nn.Module, view: EvalView, classes: Sequence[str] | None
 ) -> dict[str, Any]:
     """Return the content of config.json, as JSON values.
 
-    name: timm's, of a student or any other model; classes: in the order of the labels.
+    name: timm's, of a student or any other model; classes: in the order of the labels, None if they
+    have no names.
     """
-    architecture = _name_in_timm(name)
+    architecture = name_in_timm(name)
     known = timm.get_pretrained_cfg(architecture, allow_unregistered=True) or PretrainedCfg()
     # a model with a position embedding is built for one size
     arguments = {"img_size": view.size} if known.fixed_input_size else {}
     if isinstance(model, Student):
         arguments |= _describe_student(model)
+    else:
+        arguments |= _recorded_arguments(model)
+    num_classes = int(model.num_classes)  # type: ignore[arg-type]
     return {
         "architecture": architecture,
-        "num_classes": len(classes),
+        "num_classes": num_classes,
         "num_features": arguments.get("embed_dim") or model.num_features,
-        "label_names": to_strict_json(classes),
+        **({} if classes is None else {"label_names": to_strict_json(classes)}),
         "model_args": arguments,
         "pretrained_cfg": {
-            "num_classes": len(classes),
+            "num_classes": num_classes,
             "input_size": [3, view.size, view.size],
             "fixed_input_size": known.fixed_input_size,
             "interpolation": view.interpolation,
@@ -67,11 +75,23 @@ def describe_model(
     }
 
 
-def _name_in_timm(name: str) -> str:
+def name_in_timm(name: str) -> str:
     """Return the name of an architecture: without the tag of published weights, and of the small
     students at 384 px, which timm does not have, that at 224."""
     architecture = name.partition(".")[0]
     return architecture if timm.is_model(architecture) else architecture.replace("_384", "_224")
+
+
+def _recorded_arguments(model: nn.Module) -> dict[str, Any]:
+    """Return the arguments of timm's factory for a model of another shape than its name has; timm
+    before 1.0.31 records none."""
+    recorded = getattr(model, "_model_args", {})
+    elsewhere = ("num_classes", "img_size")
+    return {
+        key: value
+        for key, value in recorded.items()
+        if key not in elsewhere and not key.endswith("_rate")
+    }
 
 
 def _describe_student(student: Student) -> dict[str, Any]:
@@ -91,19 +111,57 @@ def _describe_student(student: Student) -> dict[str, Any]:
     }
 
 
+def describe_weights(
+    name: str, model: nn.Module, view: EvalView, classes: Sequence[str] | None
+) -> dict[str, str]:
+    """Return the metadata of a file of weights, as JSON values: enough to build the model and its
+    preprocessing again. Arguments as `describe_model`, but view.size is that of training."""
+    facts: dict[str, Any] = {
+        "input_size": view.size,
+        "mean": view.mean,
+        "std": view.std,
+        "crop_pct": view.crop_pct,
+    }
+    if classes is not None:
+        facts |= {"num_classes": len(classes), "classes": classes}
+    if isinstance(model, Student):
+        facts["num_heads"] = model.num_heads
+        if model.no_embed_class:
+            facts["no_embed_class"] = True
+    # some loaders refuse a file without a format
+    return {"format": "pt", "model": name} | {
+        field: json.dumps(value) for field, value in facts.items()
+    }
+
+
+def find_config(path: Path) -> Path | None:
+    """Return the config.json that describes a file of weights, None if there is none: beside the
+    files of a run or of the Hub, and in the run of a checkpoint."""
+    beside = RunFolder(path.parent)
+    above = RunFolder(path.parents[2]) if len(path.parents) > 2 else beside
+    of_run = {beside.model, beside.model_ema, beside.model_best, beside.model_ema_best}
+    if path.parent.parent == above.checkpoints:
+        place = above.model_config
+    elif path in of_run or path.name in HUB_NAMES:
+        place = beside.model_config
+    else:
+        return None
+    return place if place.is_file() else None
+
+
 def read_class_names(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...] | None:
     """Return the names of the classes that the weights in a file were trained for, in the order of
-    their outputs; None if neither its metadata nor the config.json beside it has them.
+    their outputs; None if neither its metadata nor its config.json has them.
 
     Raises ValueError for anything but a list of names; OSError.
     """
-    beside = path.with_name("config.json")
+    place = find_config(path)
     if "classes" in metadata:
         where = f"{path}: classes"
         names = parse_json(metadata["classes"], where)
-    elif path.name in HUB_NAMES and beside.is_file():
-        where = f"{beside}: label_names"
-        names = _find_label_names(parse_json(read_bounded(beside, MAX_BYTES), str(beside)))
+    elif place:
+        where = f"{place}: label_names"
+        names = _find_label_names(read_json_file(place))
     else:
         return None
     if names is None:

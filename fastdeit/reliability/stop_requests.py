@@ -102,8 +102,10 @@ class StopRequests:
         self._signals = SignalPipe()
         self._thread = threading.Thread(target=self._watch, name="fastdeit-stop", daemon=True)
 
-    def start(self) -> None:
-        self._signals.install()
+    def start(self, with_signals: bool = True) -> None:
+        """Begin to collect; with_signals: signals, too, which then end nothing by themselves."""
+        if with_signals:
+            self._signals.install()
         self._thread.start()
 
     def close(self) -> None:

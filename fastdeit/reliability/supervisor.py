@@ -39,7 +39,9 @@ class Supervisor:
 
     limits: seconds without progress by section, as `Watchdog` takes them. Used as a context: an
     exception that leaves it is written to a failure file. If the process is one of several, it then
-    ends at once, for the others wait for it.
+    ends at once, for the others wait for it. owns_process: False where the process does more than
+    this run: then no signal is taken, no watchdog runs, and an exception leaves as it is; requests
+    by file and time limit remain.
     """
 
     def __init__(
@@ -48,8 +50,10 @@ class Supervisor:
         limits: Mapping[str, float],
         time_limit_s: float | None,
         launcher: Launcher | None,
+        owns_process: bool = True,
     ) -> None:
         self._folder = folder
+        self._owns_process = owns_process
         self._rank = int(os.environ.get("RANK", 0))
         self._alone = is_alone()
         stop_file = folder.stop_request if self._rank == 0 else None
@@ -127,13 +131,14 @@ class Supervisor:
         write_failure(self._folder, self._rank, section, step, error, details)
 
     def __enter__(self) -> "Supervisor":
-        self._watchdog.start()
+        if self._owns_process:
+            self._watchdog.start()
         return self
 
     def listen(self) -> None:
         """Take signals as requests from here on; until then, while the ranks join, they end the
         process."""
-        self.requests.start()
+        self.requests.start(with_signals=self._owns_process)
 
     def __exit__(
         self,
@@ -141,7 +146,7 @@ class Supervisor:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if isinstance(error, Exception):
+        if isinstance(error, Exception) and self._owns_process:
             if peer_exited():
                 self.exit(2)
             self.fail(error)

@@ -58,7 +58,7 @@ class Watchdog:
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join()
-        faulthandler.cancel_dump_traceback_later()
+            faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
         held_s = min(self._limits.values()) + _GRACE_S

@@ -25,6 +25,7 @@ from fastdeit.models.build import (
     precision,
     weight_metadata,
 )
+from fastdeit.models.finetune.trainable import count_parameters
 from fastdeit.models.weights import locate_weights
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan
@@ -221,8 +222,9 @@ def _name_model(run: Run) -> str:
 
 def _describe_model(run: Run) -> str:
     # ZeRO 3 leaves no parameters in the engine's own model
-    parameters = sum(parameter.numel() for parameter in run.trainer.state.eval_model.parameters())
-    return f"{run.config.model.model}, {parameters / 1e6:.2f} M parameters"
+    parameters, trained = count_parameters(run.trainer.state.eval_model)
+    frozen = "" if trained == parameters else f", {trained / 1e6:.2f} M of them trained"
+    return f"{run.config.model.model}, {parameters / 1e6:.2f} M parameters{frozen}"
 
 
 def _describe_teacher(run: Run) -> dict[str, str]:

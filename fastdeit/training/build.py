@@ -20,7 +20,7 @@ from fastdeit.training.forward import ForwardPass, PlannedStudent, SeededModel
 from fastdeit.training.losses import DistillationLoss
 from fastdeit.training.optim.optimizers import build_adamw, parameter_groups
 from fastdeit.training.optim.schedule import build_schedule
-from fastdeit.training.state import TrainerState
+from fastdeit.training.state import Tensors, TrainerState
 from fastdeit.training.trainer import Trainer
 from fastdeit.training.zero import open_partitions
 
@@ -59,6 +59,7 @@ def build_trainer(
     optim = config.optim
     dtype = precision(config, world)[1]
     eval_model = copy.deepcopy(model).to(world.device, dtype).eval()
+    frozen = copy_weights(model, trained=False)
     engine = build_engine(config, world, model)
     ema_decay = optim.model_ema_decay if optim.model_ema else None
     schedule = build_schedule(
@@ -73,7 +74,12 @@ def build_trainer(
     )
     return Trainer(
         state=TrainerState(
-            engine, eval_model, ema_decay, world.rank, ema_warmup=optim.model_ema_warmup
+            engine,
+            eval_model,
+            ema_decay,
+            world.rank,
+            ema_warmup=optim.model_ema_warmup,
+            frozen=frozen,
         ),
         forward=build_forward(config, model, dtype),
         teacher=teacher,
@@ -94,10 +100,7 @@ def build_engine(config: Config, world: World, model: nn.Module) -> Any:
     sharded = settings["zero_optimization"]["stage"] == 3
     module = (LossModule if sharded else FlatLossModule)(model, groups)
     optimizer = build_optimizer(config, world, module)
-    exact = {
-        name: parameter.detach().float().cpu().clone()
-        for name, parameter in model.named_parameters()
-    }
+    exact = copy_weights(model, trained=True)
     engine, *_ = import_deepspeed().initialize(
         model=module, optimizer=optimizer, config=settings, dist_init_required=False
     )
@@ -105,6 +108,15 @@ def build_engine(config: Config, world: World, model: nn.Module) -> Any:
     if settings["bf16"]["enabled"]:
         open_partitions(engine).load(exact)
     return engine
+
+
+def copy_weights(model: nn.Module, *, trained: bool) -> Tensors:
+    """Return copies of the parameters that train, or of those that do not, fp32 on the CPU."""
+    return {
+        name: parameter.detach().float().cpu().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad == trained
+    }
 
 
 def build_optimizer(config: Config, world: World, module: LossModule) -> torch.optim.AdamW:

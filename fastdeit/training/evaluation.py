@@ -30,13 +30,17 @@ def student_heads(module: nn.Module) -> Heads:
 
 @torch.no_grad()
 def evaluate(
-    models: Mapping[str, Heads], loader: Iterable[Any], dtype: torch.dtype
+    models: Mapping[str, Heads],
+    loader: Iterable[Any],
+    dtype: torch.dtype,
+    observe: Callable[[Any, Mapping[str, torch.Tensor]], None] | None = None,
 ) -> dict[str, float]:
     """Return accuracies in percent by `MODEL/HEAD/top1` and `/top5`, and the agreement of each head
-    with the model named `teacher`; a collective.
+    with the model named `teacher`; a collective, if there is a process group.
 
     models: functions from normalised images to logits by head, in evaluation mode. loader: yields
     batches in which rows with label -1 are padding, the same number of batches on every rank.
+    observe: called with each batch and its logits by MODEL/HEAD.
     """
     counts: dict[str, torch.Tensor] = {}
     seen: torch.Tensor | int = 0
@@ -49,11 +53,19 @@ def evaluate(
         for name, hits in _find_hits(logits, batch.labels).items():
             counts[name] = counts.get(name, 0) + (hits & real).sum()
         seen = seen + real.sum()
+        if observe is not None:
+            observe(batch, logits)
     names = sorted(counts)
     totals = torch.stack([torch.as_tensor(seen), *(counts[name] for name in names)])
-    dist.all_reduce(totals)
+    if dist.is_initialized():
+        dist.all_reduce(totals)
     images_seen, *sums = totals.tolist()
     return {name: 100.0 * value / images_seen for name, value in zip(names, sums, strict=True)}
+
+
+def find_best_classes(logits: torch.Tensor) -> torch.Tensor:
+    """Return int64 (B, 5), or (B, K) of fewer classes: the most probable ones, the first first."""
+    return logits.topk(min(5, logits.shape[1])).indices
 
 
 def _find_hits(logits: Mapping[str, torch.Tensor], labels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -61,7 +73,7 @@ def _find_hits(logits: Mapping[str, torch.Tensor], labels: torch.Tensor) -> dict
     hits = {}
     decision = logits["teacher/both"].argmax(1) if "teacher/both" in logits else None
     for name, out in logits.items():
-        best = out.topk(min(5, out.shape[1])).indices
+        best = find_best_classes(out)
         hits[f"{name}/top1"] = best[:, 0] == labels
         hits[f"{name}/top5"] = (best == labels[:, None]).any(1)
         if decision is not None and not name.startswith("teacher/"):

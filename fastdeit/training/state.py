@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from fastdeit.models.finetune.trainable import list_frozen_norms
 from fastdeit.plan.digest import add_digests, show_digest
 from fastdeit.training.optim.ema import Ema
 from fastdeit.training.zero import open_partitions
@@ -21,7 +22,8 @@ class TrainerState:
 
     engine: runs a `LossModule` (training/flat.py). eval_model: a second copy of the model on the
     device, in evaluation mode and the training precision, for the EMA. ema_decay: None: no EMA;
-    ema_warmup: as of `Ema`.
+    ema_warmup: as of `Ema`. frozen: the parameters that do not train, fp32 on the CPU: the
+    optimizer has no state of them, and the device holds them in the training precision.
     """
 
     def __init__(
@@ -32,12 +34,16 @@ class TrainerState:
         rank: int,
         *,
         ema_warmup: bool = False,
+        frozen: Tensors | None = None,
     ) -> None:
         self.engine = engine
         self.eval_model = eval_model
         self.rank = rank
         self.model: Any = engine.module.model
         self.partitions = open_partitions(engine)
+        self._frozen: Tensors = frozen or {}
+        self._frozen_ema = self._frozen
+        self._frozen_norms = list_frozen_norms(self.model)
         self._persistent = frozenset(eval_model.state_dict())
         self.ema = None
         if ema_decay is not None:
@@ -60,6 +66,12 @@ class TrainerState:
         named = self.model.named_buffers()
         return {name: buffer for name, buffer in named if name in self._persistent}
 
+    def set_training_mode(self) -> None:
+        """Set the model to training mode, frozen batch norms to evaluation mode."""
+        self.model.train()
+        for layer in self._frozen_norms:
+            layer.eval()
+
     def update_ema(self) -> None:
         """Move the EMA towards the current weights and buffers; for after an applied step."""
         if self.ema is not None:
@@ -73,13 +85,15 @@ class TrainerState:
 
     def weights(self) -> Tensors:
         """Return the fp32 weights and the buffers, on the CPU; a collective."""
-        return self.partitions.gather(self.partitions.masters) | _to_cpu(self.buffers())
+        trained = self.partitions.gather(self.partitions.masters)
+        return trained | self._frozen | _to_cpu(self.buffers())
 
     def ema_weights(self) -> Tensors | None:
         """Return the EMA's weights and buffers, on the CPU; None without EMA; a collective."""
         if self.ema is None:
             return None
-        return self.partitions.gather(self.ema.flats) | _to_cpu(self.ema.buffers)
+        trained = self.partitions.gather(self.ema.flats)
+        return trained | self._frozen_ema | _to_cpu(self.ema.buffers)
 
     def module(self) -> nn.Module:
         """Return the model in evaluation mode and the training precision; a collective.
@@ -91,8 +105,7 @@ class TrainerState:
             return module
         if self._whole is None:
             self._whole = copy.deepcopy(self.eval_model)
-        self._whole.load_state_dict(self.weights())
-        return self._whole
+        return _load(self._whole, self.weights())
 
     def ema_module(self) -> nn.Module | None:
         """Return a model with the EMA's weights, in evaluation mode and the training precision;
@@ -100,8 +113,7 @@ class TrainerState:
         weights = self.ema_weights()
         if weights is None:
             return None
-        self.eval_model.load_state_dict(weights)
-        return self.eval_model
+        return _load(self.eval_model, weights)
 
     def gather(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
         """Return what a checkpoint holds of training: tensors by set and name, and JSON values; a
@@ -131,7 +143,8 @@ class TrainerState:
             for name, parameter in self.eval_model.named_parameters()
         }
         model = parameters | {name: value.to("meta") for name, value in self.buffers().items()}
-        layout = {"model": model, "exp_avg": parameters, "exp_avg_sq": parameters}
+        moments = {name: value for name, value in parameters.items() if name not in self._frozen}
+        layout = {"model": model, "exp_avg": moments, "exp_avg_sq": moments}
         return layout if self.ema is None else layout | {"ema": model}
 
     def load(self, tensors: dict[str, Tensors], values: dict[str, Any]) -> None:
@@ -145,14 +158,24 @@ class TrainerState:
             raise ValueError(f"the checkpoint's parameters are not those of {kind} as configured")
         self.partitions.load(model)
         self.partitions.load_moments(values["adam_step"], tensors["exp_avg"], tensors["exp_avg_sq"])
+        self._frozen = {name: model[name] for name in self._frozen}
+        self.partitions.load_frozen(self._frozen)
         _copy(model, self.buffers())
         if self.ema is not None:
             ema = tensors.get("ema", model)
             self.partitions.scatter(ema, self.ema.flats)
+            self._frozen_ema = {name: ema[name] for name in self._frozen}
             _copy(ema, self.ema.buffers)
         self.step = values["step"]
         self.skipped = values["skipped"]
         self.digest = int(values.get("digest", "0"), 16) if self.rank == 0 else 0
+
+
+def _load(module: nn.Module, weights: Tensors) -> nn.Module:
+    """Load weights into a module; return it in evaluation mode."""
+    module.load_state_dict(weights)
+    # LeViT, TinyViT and others cache the biases of their attention until the mode is set again
+    return module.eval()
 
 
 def _shapes(named: Tensors) -> dict[str, torch.Size]:

@@ -86,7 +86,7 @@ class Trainer:
         unchanged on all ranks.
         """
         state = self.state
-        state.model.train()
+        state.set_training_mode()
         self.schedule.step_update(state.step)
         buffers = {name: buffer.clone() for name, buffer in state.buffers().items()}
         with use_backend(self.kernels):

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import pad
 
+from fastdeit.distributed.world import import_deepspeed
 from fastdeit.training.flat import ContiguousSlot
 
 
@@ -59,6 +60,7 @@ class Partitions(ABC):
     def __init__(self, engine: Any) -> None:
         self._zero = engine.optimizer
         self._device = engine.device
+        self._model = engine.module.model
         names = (*self.needed, self.flats, "optimizer")
         missing = ", ".join(name for name in names if not hasattr(self._zero, name))
         if missing:
@@ -70,6 +72,10 @@ class Partitions(ABC):
     @abstractmethod
     def _layout(self, module: Any) -> Sequence[Sequence[ContiguousSlot | ShardedSlot]]:
         """Return the places of the parameters of each group; module: a `LossModule`."""
+
+    @abstractmethod
+    def load_frozen(self, named: Mapping[str, torch.Tensor]) -> None:
+        """Set the model's weights that no group has, by name; a collective."""
 
     @abstractmethod
     def _update_model(self) -> None:
@@ -158,6 +164,10 @@ class _OptimizerPartitions(Partitions):
     def _layout(self, module: Any) -> list[list[ContiguousSlot]]:
         return module.slots
 
+    def load_frozen(self, named: Mapping[str, torch.Tensor]) -> None:
+        for name, value in named.items():
+            self._model.get_parameter(name).data.copy_(value)
+
     def _update_model(self) -> None:
         self._zero.update_lp_params()
 
@@ -190,6 +200,14 @@ class _ModelPartitions(Partitions):
                 offset += size
             layout.append(slots)
         return layout
+
+    def load_frozen(self, named: Mapping[str, torch.Tensor]) -> None:
+        gather = import_deepspeed().zero.GatheredParameters
+        for name, value in named.items():
+            weight = self._model.get_parameter(name)
+            # one at a time, as they may not fit together; rank 0 sends its value to the others
+            with gather([weight], modifier_rank=0):
+                weight.data.copy_(value)
 
     def _update_model(self) -> None:
         # release the weights that are whole at the moment, set the pieces from the masters, then

@@ -143,5 +143,6 @@ def test_advice_and_translations_name_flags_that_exist(flag: str) -> None:
 def test_accepted_values_parse(flag: str, value: str) -> None:
     some = {"--kd-token-distill-type": "hard", "--crop-pct": "0.9"}.get(flag, "4")
     argv = [flag] if value == SWITCH else [flag, some if value == ANY else value]
+    argv += ["--finetune", "FILE"] if flag == "--attn-only" else []
     if flag != "-c":
         parse(*argv)

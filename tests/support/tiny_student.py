@@ -35,28 +35,40 @@ STEPS_PER_EPOCH = 6
 EPOCHS = 5
 DROP_PATH = (0.0, 0.3)
 LOSSES = Path(__file__).with_name("parity.json")
+TRAINED = {"all": ("",), "attention": ("attn", "pos_embed", "head"), "heads": ("head",)}
+"""Parts of the names of the weights that train, by --trainable."""
 RUN_FIELDS = ("zero_stage", "precision", "offload_optimizer", "deepspeed_config", "kernels")
 
 
 def configure(**changes: Any) -> Config:
-    """Return the config of the tests, with changed fields of its sections `run` and `optim`."""
+    """Return the config of the tests, with --trainable and changed fields of its sections `run`
+    and `optim`."""
+    trainable = changes.pop("trainable", "all")
+    start = {
+        "trainable": trainable,
+        "finetune": "" if trainable == "all" else "another.safetensors",
+    }
     run = {name: changes.pop(name) for name in RUN_FIELDS if name in changes}
     length = {"batch_size": BATCH, "epochs": EPOCHS, "warmup_epochs": 1}
     optim = length | {"lr": 3e-2, "model_ema_decay": 0.9} | changes
-    return Config().replace(data={"input_size": SIZE}, optim=optim, run=run)
+    return Config().replace(data={"input_size": SIZE}, optim=optim, run=run, model=start)
 
 
-def make_model() -> Student:
+def make_model(trainable: str = "all") -> Student:
     name = "deit_tiny_distilled_patch16_224"
     sizes = {"image_size": SIZE, "patch_size": 8}
     sizes |= {"embed_dim": 24, "depth": len(DROP_PATH), "num_heads": 2}
-    return build_student(name, num_classes=CLASSES, drop_path=DROP_PATH[-1], **sizes)
+    student = build_student(name, num_classes=CLASSES, drop_path=DROP_PATH[-1], **sizes)
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(any(part in name for part in TRAINED[trainable]))
+    return student
 
 
 def make_trainer(
     config: Config, world: World, teacher: Callable[..., torch.Tensor] | None = None
 ) -> Trainer:
-    return build_trainer(config, world, make_model(), teacher or teach, STEPS_PER_EPOCH)  # type: ignore[arg-type]
+    model = make_model(config.model.trainable)
+    return build_trainer(config, world, model, teacher or teach, STEPS_PER_EPOCH)  # type: ignore[arg-type]
 
 
 def teach(images: torch.Tensor) -> torch.Tensor:
@@ -128,11 +140,13 @@ def plain_loop(
     config: Config, count: int
 ) -> tuple[nn.Module, dict[str, torch.Tensor], list[float]]:
     """Train in plain torch, with its own schedule and EMA; return model, EMA and losses."""
-    model = make_model().train()
+    model = make_model(config.model.trainable).train()
     ema = copy.deepcopy(model.state_dict())
     decay: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         excluded = name in ("cls_token", "dist_token", "pos_embed") or parameter.ndim < 2
         (rest if excluded else decay).append(parameter)
     optimizer = torch.optim.AdamW(

@@ -38,6 +38,9 @@ class Config:
             getattr(self, section.name).check()
         smoothed = self.distill.bce_loss and self.mix.smoothing > 0
         require(not smoothed, "smoothing", self.mix.smoothing, "0 with --bce-loss")
+        starts = bool(self.model.finetune or self.checkpoint.resume)
+        trainable = self.model.trainable
+        require(starts or trainable == "all", "trainable", trainable, "all without --finetune")
         size = self.data.input_size
         padded = size >= SIMPLE_CROP_LEAST or not self.augment.src
         require(padded, "input_size", size, f"{SIMPLE_CROP_LEAST} or more with --src")

@@ -1,6 +1,7 @@
 """The settings of the model that is trained."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from fastdeit.config.parse import Section
 
@@ -11,7 +12,7 @@ MAX_REGISTERS = 256
 class ModelConfig(Section):
     model: str = "deit_small_distilled_patch16_224"
     """deit_{tiny,small,base}[_distilled]_patch16_{224,384}, deit3_{small,...,huge}_patch{16,14}_*
-    (docs/deit3.md), or any timm model with --distillation-type none."""
+    (docs/deit3.md), or any timm model."""
     patch_size: int | None = None
     """Patch side in pixels, in place of the model's own."""
     embed_dim: int | None = None
@@ -34,6 +35,9 @@ class ModelConfig(Section):
     finetune: str = ""
     """Start from these weights (.safetensors, .pth, a run folder): the position embedding is
     resized, heads of other classes stay as initialised."""
+    trainable: Literal["all", "attention", "heads"] = "all"
+    """The weights that train, the others are frozen: all; attention layers, heads and position
+    embedding (deit's --attn-only); or the heads alone (a frozen backbone, without DropPath)."""
     pos_embed_antialias: bool = True
     """Resize the position embedding of --finetune with timm's antialiased filter;
     --no-pos-embed-antialias: with torch's plain bicubic one, as in deit's code."""

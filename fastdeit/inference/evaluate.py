@@ -1,0 +1,303 @@
+"""Any checkpoint scored on any data set: accuracies of each head, classes, calibration, confusions.
+
+docs/evaluate.md says what each number means. Pixels, answers and counts are those of timm's
+validate.py and of the evaluation inside a run, which shares the code.
+"""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from fastdeit.config.parse import Section, require
+from fastdeit.data.build import build_eval_index, choose_options
+from fastdeit.data.eval_loader import PADDING, EvalBatch, EvalLoader
+from fastdeit.data.index import Index
+from fastdeit.data.quarantine import Quarantine
+from fastdeit.display.progress import track
+from fastdeit.distributed.collectives import first_on_rank0
+from fastdeit.distributed.world import World, init_distributed
+from fastdeit.inference.class_maps import (
+    ClassMap,
+    list_names,
+    match_classes,
+    read_real_labels,
+)
+from fastdeit.inference.evaluation import Evaluation
+from fastdeit.inference.load import LoadedModel, load_model
+from fastdeit.inference.scores import Predictions, Recorder, measure, score_real
+from fastdeit.inference.views import change_view
+from fastdeit.models.teachers.teacher import Teacher, load_teacher
+from fastdeit.models.teachers.view import Preprocessing
+from fastdeit.training.evaluation import Heads, evaluate, student_heads
+
+_Built = TypeVar("_Built")
+
+
+@dataclass(frozen=True)
+class LabelOptions(Section):
+    """Which answers are right."""
+
+    class_map: str = ""
+    """How the classes of the data set match the outputs of the model; empty: by name. position,
+    number, imagenet, or a file with the class of each output (.txt as timm's, or .json)."""
+    valid_labels: str = "auto"
+    """Outputs that are scored: all, data (those of the data set's classes), auto (data for
+    ImageNet-A and ImageNet-R, else all), or a file with the number of an output in each line."""
+    real_labels: str = ""
+    """Score with the ReaL labels of ImageNet's validation images, too: timm, or a file as its
+    imagenet_real_labels.json."""
+
+
+@dataclass(frozen=True)
+class ReadOptions(Section):
+    """How images are read."""
+
+    batch_size: int = 256
+    """Images in a batch, over all processes."""
+    num_workers: int = 0
+    """Threads that read and resize images in each process; 0: its share of the cores."""
+    augment_backend: Literal["auto", "exact", "native"] = "auto"
+    """exact: equal to PIL and timm, bit for bit; native: DALI's own resize; auto: exact, but native
+    on a GPU with fewer than 8 threads."""
+    bad_images: Literal["skip", "error"] = "skip"
+    """skip: report damaged images and score the others; error: exit."""
+
+    def check(self) -> None:
+        self._require("batch_size", self.batch_size >= 1, "1 or more")
+        self._require("num_workers", self.num_workers >= 0, "0 or more")
+
+
+@dataclass(frozen=True)
+class TeacherOptions(Section):
+    """A teacher to compare with."""
+
+    teacher_model: str = ""
+    """As in training; also its accuracy and its agreement with each head are reported."""
+    teacher_path: str = ""
+    """Its weights."""
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """What an evaluation needs beside a model and a data set."""
+
+    labels: LabelOptions = field(default_factory=LabelOptions)
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    teacher: TeacherOptions = field(default_factory=TeacherOptions)
+
+
+@dataclass(frozen=True)
+class _Questions:
+    """The images, and which answers are right."""
+
+    index: Index
+    classes: ClassMap
+    real: list[list[int]] | None
+    """The classes that ReaL has for each image."""
+
+
+def evaluate_checkpoint(
+    source: str | Path,
+    data_path: str | Path,
+    split: str = "val",
+    *,
+    ema: bool = False,
+    model: str = "",
+    precision: str = "auto",
+    **options: Any,
+) -> dict[str, Any]:
+    """Load a checkpoint, score it on a split of a data set, and return `Evaluation.describe()`.
+
+    source, ema, model: as in `load_model`. split: in any form of training, or "." for class folders
+    in data_path itself. precision: bf16, fp32, or auto, bf16 on a GPU. options: eval_input_size,
+    eval_crop_ratio, mean, std, interpolation and crop_mode replace what the weights name; fields of
+    `LabelOptions`, `ReadOptions` and `TeacherOptions`. A collective of all ranks, if
+    torch.distributed is initialised. Raises ValueError with one line for what cannot be scored.
+    """
+    world = find_world()
+    dtype = find_dtype(precision, world)
+    sections: dict[str, Any] = {
+        part.name: _take(part.default_factory, options)  # type: ignore[arg-type]
+        for part in dataclasses.fields(EvalOptions)
+    }
+    names = {"eval_input_size": "size", "eval_crop_ratio": "crop_pct"}
+    fields = ("mean", "std", "interpolation", "crop_mode")
+    view = {names.get(key, key): options.pop(key) for key in (*names, *fields) if key in options}
+    if options:
+        unknown = ", ".join(options)
+        raise TypeError(f"evaluate_checkpoint() got an unexpected keyword argument: {unknown}")
+    loaded = on_first_rank(
+        lambda: load_model(source, ema=ema, model=model, device=world.device, dtype=dtype)
+    )
+    loaded = change_view(loaded, loaded.view._replace(**view))
+    done = evaluate_model(
+        loaded, Path(data_path), split, EvalOptions(**sections), world=world, ema=ema
+    )
+    return done.describe()
+
+
+def _take(kind: Callable[..., Section], options: dict[str, Any]) -> Section:
+    """Return a section made of its fields among the options, which are removed from there."""
+    names = [part.name for part in dataclasses.fields(kind) if part.name in options]  # type: ignore[arg-type]
+    section = kind(**{name: options.pop(name) for name in names})
+    section.check()
+    return section
+
+
+def find_world(device: str = "auto") -> World:
+    """Return this process among the ranks of torch.distributed, if it is initialised, else alone.
+
+    device: cpu, cuda, or auto: a GPU if there is one.
+    """
+    if dist.is_initialized():
+        world = init_distributed()
+        return dataclasses.replace(world, device=torch.device("cpu")) if device == "cpu" else world
+    uses_gpu = device != "cpu" and torch.cuda.is_available()
+    return World(0, 1, 0, 1, torch.device("cuda", 0) if uses_gpu else torch.device("cpu"))
+
+
+def find_dtype(precision: str, world: World) -> torch.dtype:
+    """Return the dtype of a precision, of which `auto` is bf16 on a GPU, fp32 on a CPU."""
+    require(precision in ("auto", "bf16", "fp32"), "precision", precision, "auto, bf16 or fp32")
+    is_half = precision == "bf16" or (precision == "auto" and world.device.type == "cuda")
+    return torch.bfloat16 if is_half else torch.float32
+
+
+def on_first_rank(build: Callable[[], _Built]) -> _Built:
+    """Return what this rank builds, after the first rank, which leaves files that others find."""
+    return first_on_rank0(build) if dist.is_initialized() else build()
+
+
+def evaluate_model(
+    loaded: LoadedModel,
+    data_path: Path,
+    split: str,
+    options: EvalOptions,
+    *,
+    world: World,
+    ema: bool = False,
+) -> Evaluation:
+    """Score a model on a split of a data set; a collective. ema: the results are those of `ema`.
+
+    Raises ValueError before any image is read for what does not match, DataError for images.
+    """
+    asked = _prepare(loaded, data_path, split, options)
+    heads = {"ema" if ema else "model": student_heads(loaded.model)}
+    teacher = _load_teacher(options.teacher, loaded, world)
+    if teacher is not None:
+        heads["teacher"] = lambda images: {"both": teacher(images)}
+    recorder = Recorder()
+    started = time.monotonic()
+    with contextlib.closing(_build_loader(loaded, asked.index, options.reading, world)) as loader:
+        results = evaluate(
+            {name: _select(head, asked.classes) for name, head in heads.items()},
+            _relabel(_show_progress(loader, world), asked.classes),
+            next(loaded.model.parameters()).dtype,
+            recorder.add,
+        )
+    seconds = time.monotonic() - started
+    predictions = recorder.gather()
+    results |= measure(predictions) | score_real(predictions, asked.real)
+    damaged = (*asked.index.excluded, *_list_failed(asked.index, predictions))
+    return Evaluation(
+        loaded=loaded,
+        index=asked.index,
+        classes=asked.classes,
+        predictions=predictions,
+        results=results,
+        damaged=damaged,
+        seconds=seconds,
+    )
+
+
+def _prepare(loaded: LoadedModel, data_path: Path, split: str, options: EvalOptions) -> _Questions:
+    """Return the images of a split, and the right answers in the model's outputs."""
+    count = int(getattr(loaded.model, "num_classes", 0))
+    require(count > 0, "model", loaded.name, "a model with a classifier")
+    labels = options.labels
+    maps = {"class_map": labels.class_map, "valid_labels": labels.valid_labels}
+    names = list_names(loaded.classes, count, **maps)
+    bad_images = options.reading.bad_images
+    index = on_first_rank(lambda: build_eval_index(data_path, split, names, bad_images))
+    classes = match_classes(index.classes, loaded.classes, count, **maps)
+    if not labels.real_labels:
+        return _Questions(index, classes, None)
+    is_whole = count == 1000 and classes.outputs is None
+    require(is_whole, "real_labels", labels.real_labels, "for a model of ImageNet's 1,000 classes")
+    images = [index.name(row) for row in range(len(index))]
+    return _Questions(index, classes, read_real_labels(labels.real_labels, images))
+
+
+def _load_teacher(options: TeacherOptions, loaded: LoadedModel, world: World) -> Teacher | None:
+    if not (options.teacher_model or options.teacher_path):
+        return None
+    view = loaded.view
+    teacher = load_teacher(
+        options.teacher_model,
+        options.teacher_path,
+        num_classes=int(loaded.model.num_classes),  # type: ignore[arg-type]
+        device=world.device,
+        dtype=next(loaded.model.parameters()).dtype,
+        student=Preprocessing(view.mean, view.std, view.size),
+    )
+    same = None in (teacher.classes, loaded.classes) or teacher.classes == loaded.classes
+    require(same, "teacher_path", options.teacher_path, "a teacher for the classes of the model")
+    return teacher
+
+
+def _build_loader(
+    loaded: LoadedModel, index: Index, reading: ReadOptions, world: World
+) -> EvalLoader:
+    view = loaded.view
+    share = -(-len(index) // world.size)
+    return EvalLoader(
+        index,
+        choose_options(
+            world,
+            mean=view.mean,
+            std=view.std,
+            num_workers=reading.num_workers,
+            backend=reading.augment_backend,
+        ),
+        batch_size=max(1, min(reading.batch_size // world.size, share)),
+        input_size=view.size,
+        crop_pct=view.crop_pct,
+        interpolation=view.interpolation,
+        crop_mode=view.crop_mode,
+        rank=world.rank,
+        world_size=world.size,
+        quarantine=Quarantine(index, reading.bad_images),
+    )
+
+
+def _select(heads: Heads, classes: ClassMap) -> Heads:
+    """Return a function that returns the scored outputs alone."""
+    if classes.outputs is None:
+        return heads
+    outputs = list(classes.outputs)
+    return lambda images: {name: logits[:, outputs] for name, logits in heads(images).items()}
+
+
+def _show_progress(loader: EvalLoader, world: World) -> Iterable[EvalBatch]:
+    return track(loader, len(loader), "batches") if world.rank == 0 else loader
+
+
+def _relabel(batches: Iterable[EvalBatch], classes: ClassMap) -> Iterator[EvalBatch]:
+    """Yield the batches with their labels as places among the scored outputs."""
+    places = torch.tensor([*classes.labels, PADDING])  # PADDING is -1: the last
+    for batch in batches:
+        labels = places.to(batch.labels.device)[batch.labels]
+        yield dataclasses.replace(batch, labels=labels)
+
+
+def _list_failed(index: Index, predictions: Predictions) -> list[str]:
+    """Return the images that failed in the course of the evaluation."""
+    failed = set(range(len(index))) - set(predictions.rows.tolist())
+    return [f"{index.name(row)}: could not be read or decoded" for row in sorted(failed)]

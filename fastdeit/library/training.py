@@ -1,0 +1,141 @@
+"""A whole run as a function: `train_run`; and its parts, which `fastdeit train` calls too."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastdeit.config.parse import parse_time_limit, require
+from fastdeit.config.schema import Config
+from fastdeit.data.build import pipeline_options
+from fastdeit.distributed.collectives import barrier, on_every_rank, on_rank0
+from fastdeit.distributed.world import World, init_distributed
+from fastdeit.kernels.backend import use_backend
+from fastdeit.library.errors import names_arguments
+from fastdeit.reliability.run_lock import RunLock
+from fastdeit.reliability.supervisor import StopAgreed, Supervisor
+from fastdeit.run.build import build_run, describe_run
+from fastdeit.run.folder import open_folder
+from fastdeit.run.identity import check_same_everywhere, check_same_run
+from fastdeit.run.loop import evaluate_run, train
+from fastdeit.run.preflight import check_config
+from fastdeit.run.results import report_finished, write_results
+from fastdeit.run.resume import resume
+from fastdeit.run.state import Run
+from fastdeit.storage.atomic import read_bounded
+from fastdeit.storage.run_folder import RunFolder
+from fastdeit.training.build import build_deepspeed_config
+
+_COLLECTIVE_MARGIN_S = 60  # the watchdog acts before the collectives' own time-out
+_MAX_BYTES = 1 << 22
+"""Of summary.json."""
+
+
+@names_arguments()
+def train_run(config: Config) -> dict[str, Any]:
+    """Train a run to its end, resume it, or find it finished; return what summary.json holds:
+    results, steps, skipped.
+
+    A run that stopped before its end (stop_after_steps, time_limit, a file `stop` in its folder)
+    has `stopped`, the reason, in place of results; the same call resumes it. It works without a
+    launcher, in one process, and on every rank of torchrun or deepspeed together. No signal is
+    taken and nothing exits; an interrupted run resumes from its newest checkpoint. Raises
+    ValueError for what cannot be used, RunError for a run that failed.
+    """
+    folder = config.run.output_dir
+    require(bool(folder), "output_dir", folder, "the folder of the run")
+    time_limit = parse_time_limit(config.run.time_limit)
+    limits = config.limits.sections()
+    run_folder = RunFolder(Path(folder))
+    with (
+        _same_threads(),
+        Supervisor(run_folder, limits, time_limit, None, owns_process=False) as supervisor,
+        RunLock(run_folder) as lock,
+    ):
+        world = join_ranks(config)
+        supervisor.listen()
+        prepared = prepare_run(config, "deit", world, supervisor, lock)
+        if prepared is None:
+            return on_rank0(lambda: json.loads(read_bounded(run_folder.summary, _MAX_BYTES)))
+        return execute_run(*prepared)
+
+
+@contextlib.contextmanager
+def _same_threads() -> Iterator[None]:
+    """Restore torch's number of threads, which a run sets for this process, at the end."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def join_ranks(config: Config) -> World:
+    """Join the ranks of a run. Raises ValueError."""
+    return init_distributed(max(config.limits.sections().values()) + _COLLECTIVE_MARGIN_S)
+
+
+def prepare_run(
+    config: Config, recipe: str, world: World, supervisor: Supervisor, lock: RunLock
+) -> tuple[Run, list[str]] | None:
+    """Return a run at its next step, with notes for the user; None if it was finished before.
+
+    Nothing but the lock is written yet. Raises ValueError. A collective.
+    """
+    folder = RunFolder(Path(config.run.output_dir))
+    check_same_everywhere(config)
+    on_rank0(lambda: check_same_run(config, folder))
+    if on_rank0(lambda: folder.is_finished):
+        report_finished(config, recipe, world, folder)
+        return None
+    on_every_rank(lambda: check_config(config, world.size))
+    # raise for what this device does not support, before the images are listed
+    on_every_rank(lambda: pipeline_options(config, world))
+    on_every_rank(lambda: build_deepspeed_config(config, world))
+    on_rank0(lock.acquire)
+    run, notes = build_run(config, recipe, world, folder, supervisor)
+    return run, notes + resume(run)
+
+
+def execute_run(run: Run, notes: list[str]) -> dict[str, Any]:
+    """Train a run from its step to the end, or to where it is asked to stop; return its summary, as
+    `train_run`. Raises RunError."""
+    done: dict[str, Any]
+    try:
+        run.supervisor.check_now()
+        notes = notes + open_folder(run)
+        run.console.heading(describe_run(run, notes))
+        run.progress.restart_clock(run.trainer.step)
+        # for evaluations and pictures; a training step sets its own
+        with use_backend(run.config.run.kernels):
+            train(run)
+            done = {"results": evaluate_run(run, with_teacher=True)}
+            write_results(run, done["results"])
+        barrier()
+    except StopAgreed as reason:
+        _stop(run, str(reason))
+        done = {"stopped": str(reason)}
+    finally:
+        _close(run)
+    return done | {"steps": run.trainer.step, "skipped": run.trainer.state.skipped}
+
+
+def _stop(run: Run, reason: str) -> None:
+    done = f"stopped after step {run.trainer.step} of {run.total_steps} ({reason})"
+    run.console.note(f"{done}; the same command resumes from there")
+    if run.world.rank == 0:
+        run.folder.stop_request.unlink(missing_ok=True)
+    barrier()
+
+
+def _close(run: Run) -> None:
+    run.console.stop()
+    run.data.train_loader.close()
+    run.data.val_loader.close()
+    run.checkpoints.close()
+    run.health.close()
+    run.log.close()
+    run.trainer.engine.destroy()
