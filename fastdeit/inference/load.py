@@ -1,6 +1,7 @@
 """Any checkpoint as a model ready for inference, with its preprocessing and its classes."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
+from timm.models import is_model_in_modules
 from torch import nn
 
 from fastdeit.models.hub import EvalView, read_class_names
@@ -20,6 +22,7 @@ from fastdeit.models.network import (
     known_config,
     read_weight_file,
 )
+from fastdeit.models.sizes import StateDict
 from fastdeit.models.sources import fetch_weights
 from fastdeit.storage.json_values import parse_json
 from fastdeit.storage.tensor_files import hash_tensors
@@ -115,6 +118,9 @@ def _find_view(name: str, file: WeightFile) -> EvalView:
     """Return the preprocessing: of config.json, else of the file's metadata, else timm's."""
     named = _find_named_view(file)
     known = known_config(name).to_dict()
+    if "input_size" not in named:
+        side = _infer_side(name, known["input_size"][-1], file.state)
+        named |= {"input_size": (3, side, side)} if side else {}
     if named:
         # a size for tests belongs to timm's weights alone
         known = {field: value for field, value in known.items() if not field.startswith("test_")}
@@ -127,6 +133,21 @@ def _find_view(name: str, file: WeightFile) -> EvalView:
         interpolation=found["interpolation"],
         crop_mode=found["crop_mode"],
     )
+
+
+def _infer_side(name: str, known_side: int, state: StateDict) -> int:
+    """Return the side of the images that a Vision Transformer's position embedding was trained for;
+    0 if it has none, or it is that for known_side, which timm's model takes."""
+    positions, kernel = state.get("pos_embed"), state.get("patch_embed.proj.weight")
+    is_vit = is_model_in_modules(name.partition(".")[0], ("deit", "vision_transformer"))
+    if not is_vit or positions is None or kernel is None or kernel.shape[1] != 3:
+        return 0
+    patch = int(kernel.shape[-1])
+    for special in (1, 2, 0):  # a class token, a distillation token, too, or neither
+        grid = math.isqrt(positions.shape[1] - special)
+        if grid**2 + special == positions.shape[1]:
+            return grid * patch if grid != known_side // patch else 0
+    return 0
 
 
 def _find_named_view(file: WeightFile) -> dict[str, Any]:
