@@ -58,6 +58,21 @@ SIZES = {
 }
 
 
+_PARTS = {"cls_token", "pos_embed", "patch_embed", "norm", "head"}
+_BLOCK_PARTS = {"norm1", "attn", "norm2", "mlp"}
+"""Of every student."""
+
+
+def is_student(state: StateDict) -> bool:
+    """Return True for the state dict of a DeiT, of which `Student` has every tensor."""
+    keys = [key.split(".") for key in state]
+    of_block = {part for first, *rest in keys if first == "blocks" for part in rest[1:2]}
+    at_top = {first for first, *_ in keys}
+    extra = at_top - _PARTS - {"blocks", "dist_token", "reg_token", "head_dist"}
+    extra |= of_block - _BLOCK_PARTS - {"ls1", "ls2"}
+    return at_top >= _PARTS and of_block >= _BLOCK_PARTS and not extra
+
+
 def has_qkv_bias(state: StateDict) -> bool:
     """Return True if a DeiT's qkv projections have biases, as all published ones do."""
     return "blocks.0.attn.qkv.bias" in state

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from fastdeit.models.sizes import SIZES, has_qkv_bias
 from fastdeit.models.student import Student, build_student
-from fastdeit.models.weights import fit_student_weights, read_weights, student_from_checkpoint
+from fastdeit.models.weights import fit_student_weights, read_weights
 
 PARAMETERS = {
     "deit_tiny_patch16_224": 5_717_416,
@@ -310,17 +310,6 @@ def test_positions_are_resized_as_in_deit_on_request() -> None:
     timms = make_student(image_size=64)
     fit_student_weights(timms, source.state_dict())
     assert (timms.pos_embed - target.pos_embed).abs().max() > 1e-3
-
-
-def test_checkpoint_gives_the_sizes_of_the_student(tmp_path: Path) -> None:
-    source = make_student(qkv_bias=True, mlp_ratio=2.0).eval()
-    perturb(source)
-    path = save(tmp_path, source.state_dict(), None, ".safetensors")
-    student, notes = student_from_checkpoint(path)
-    images = make_images(2, 32)
-    assert notes == [] and torch.equal(student.eval()(images), source(images))
-    wider, notes = student_from_checkpoint(path, image_size=40, num_classes=2)
-    assert wider.image_size == 40 and len(notes) == 3
 
 
 def test_qkv_bias_is_detected() -> None:
