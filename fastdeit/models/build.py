@@ -9,10 +9,13 @@ from torch import nn
 
 from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World
+from fastdeit.models.finetune.architecture import list_settings
 from fastdeit.models.finetune.fit import fit_other_student
 from fastdeit.models.finetune.trainable import freeze_weights
 from fastdeit.models.hub import EvalView, describe_model, describe_weights, read_class_names
+from fastdeit.models.network import read_weight_file
 from fastdeit.models.sizes import SIZES, has_qkv_bias
+from fastdeit.models.sources import locate_weights
 from fastdeit.models.student import Student, build_student
 from fastdeit.models.teachers.teacher import Teacher, load_teacher
 from fastdeit.models.teachers.view import Preprocessing
@@ -22,8 +25,6 @@ from fastdeit.models.weights import (
     check_match,
     fit_heads,
     fit_student_weights,
-    locate_weights,
-    read_weights,
 )
 
 
@@ -48,6 +49,20 @@ def build_model(config: Config, classes: Sequence[str]) -> tuple[nn.Module, list
     return model, notes
 
 
+def follow_weights(config: Config) -> Config:
+    """Return the settings with the model of --finetune, its name and sizes, where --model is empty;
+    sizes that are set stay. Without the file nothing changes: `check_config` names it.
+
+    Raises ValueError for a file that cannot be read, or does not name its architecture.
+    """
+    chosen = config.model
+    source = chosen.finetune
+    if chosen.model or not source or not locate_weights(source).is_file():
+        return config
+    found = list_settings(source, read_weight_file(source))
+    return config.replace(model={name: getattr(chosen, name) or found[name] for name in found})
+
+
 def list_heads(model: nn.Module) -> Sequence[str]:
     """Return the names of the heads: modules of our student, or what timm names for its model."""
     if isinstance(model, Student):
@@ -63,8 +78,8 @@ def _drop_path(config: Config) -> float:
 
 
 def _read_finetune(path: str) -> Finetune:
-    state, metadata = read_weights(path)
-    return Finetune(state, read_class_names(locate_weights(path), metadata))
+    file = read_weight_file(path)
+    return Finetune(file.state, read_class_names(file.path, file.metadata))
 
 
 def _build_timm_model(
