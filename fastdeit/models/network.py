@@ -12,8 +12,7 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from fastdeit.models.hub import find_config, name_in_timm
-from fastdeit.models.names import suggest_names
-from fastdeit.models.sizes import SIZES, StateDict, infer_student_sizes, is_student
+from fastdeit.models.sizes import SIZES, StateDict, infer_student_sizes, is_student, suggest_names
 from fastdeit.models.sources import locate_weights
 from fastdeit.models.student import build_student
 from fastdeit.models.weights import check_match, fit_student_weights, read_weights

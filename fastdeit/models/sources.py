@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
 )
 
-from fastdeit.models.names import suggest_names
+from fastdeit.models.sizes import suggest_names
 from fastdeit.storage.download import cache_place, download
 from fastdeit.storage.run_folder import RunFolder
 

@@ -104,16 +104,6 @@ def test_everything_that_the_disk_lacks_is_one_line_with_the_data_set_first(data
     ("argv", "message"),
     [
         (
-            "--model deit_tiny_patch16_224",
-            "--distillation-type must be none with --model deit_tiny_patch16_224, which has no "
-            "distillation head; deit_tiny_distilled_patch16_224 has one (got 'hard')",
-        ),
-        (
-            "--model resnet18",
-            "--distillation-type must be none with --model resnet18, which has no distillation "
-            "head (got 'hard')",
-        ),
-        (
             "--model deit_tinny_patch16_224",
             "--model must be deit_{tiny,small,base}[_distilled]_patch16_{224,384}, "
             "deit3_{small,medium,base,large,huge}_patch{16,14}_{224,384}, or a timm model; near: "

@@ -14,21 +14,21 @@ from fastdeit.models.build import build_model, follow_weights, weight_metadata
 from fastdeit.models.student import build_student
 
 CLASSES = ("a", "b", "c")
+ALONE = {"distillation_type": "none"}
 TINY = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
 
 
 def write_run(path: Path, **model: Any) -> Config:
     """Write weights as a run does; return its settings."""
-    config = Config().replace(data={"input_size": 32}, model=model)
+    config = Config().replace(data={"input_size": 32}, model=model, distill=ALONE)
     student = build_model(config, CLASSES)[0]
     save_file(student.state_dict(), path, weight_metadata(config, CLASSES, student))
     return config
 
 
 def start_from(path: Path | str, **model: Any) -> Config:
-    return Config().replace(
-        data={"input_size": 64}, model={"model": "", "finetune": str(path)} | model
-    )
+    start = {"model": "", "finetune": str(path)} | model
+    return Config().replace(data={"input_size": 64}, model=start, distill=ALONE)
 
 
 @pytest.mark.parametrize(
