@@ -64,6 +64,9 @@ def check_folder(path: Path) -> None:
     """Raise ValueError, before any work, unless a new folder can be written at a path."""
     is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
     require(is_free, "output", str(path), "a new or empty folder, FILE.onnx or FILE.pt2")
+    # safetensors, and so timm, opens no other
+    is_text = str(path.absolute()).isprintable()
+    require(is_text, "output", str(path), "a folder whose path has printable characters only")
 
 
 def _write_model(loaded: LoadedModel, folder: RunFolder, precision: Precision) -> None:
