@@ -15,6 +15,7 @@ from nvidia import dali
 import fastdeit
 from fastdeit.checkpoint.store import list_checkpoints
 from fastdeit.config.changes import (
+    ARCHITECTURE,
     MAY_CHANGE_ON_RESUME,
     MAY_CHANGE_WHEN_FINISHED,
     list_changes,
@@ -48,6 +49,8 @@ def check_same_run(config: Config, folder: RunFolder) -> None:
             raise ValueError(f"{folder.config}: {fault}")
         return
     may_change = MAY_CHANGE_WHEN_FINISHED if folder.is_finished else MAY_CHANGE_ON_RESUME
+    if not config.model.model:
+        may_change |= ARCHITECTURE  # the file of --finetune, which has them, is not there
     files = compare_files(config, read_inputs(folder))
     _check_settings(config, folder, may_change | files.keys())
     changed = [line for line in files.values() if line]
