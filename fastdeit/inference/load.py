@@ -1,29 +1,53 @@
 """Any checkpoint as a model ready for inference, with its preprocessing and its classes."""
 
+import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
+from PIL import Image
 from timm.data import create_transform, resolve_data_config
+from timm.models import is_model_in_modules
 from torch import nn
 
 from fastdeit.models.hub import EvalView, read_class_names
 from fastdeit.models.network import (
     WeightFile,
     build_network,
-    infer_architecture,
+    find_architecture,
     known_config,
     read_weight_file,
 )
+from fastdeit.models.sizes import StateDict
 from fastdeit.models.sources import fetch_weights
 from fastdeit.storage.json_values import parse_json
 from fastdeit.storage.tensor_files import hash_tensors
 
 _VIEW_FIELDS = ("mean", "std", "input_size", "crop_pct")
 """Of the metadata in our files."""
+
+
+Transform = Callable[[Image.Image], torch.Tensor]
+
+
+@functools.lru_cache
+def build_transform(view: EvalView) -> Transform:
+    """Return timm's transform of a view: a PIL image in RGB → fp32 (3, S, S), normalised.
+
+    Equal to the evaluation's pixels of the `exact` backend.
+    """
+    transform: Transform = create_transform(
+        input_size=(3, view.size, view.size),
+        interpolation=view.interpolation,
+        mean=view.mean,
+        std=view.std,
+        crop_pct=view.crop_pct,
+        crop_mode=view.crop_mode,
+    )
+    return transform
 
 
 @dataclass(frozen=True)
@@ -45,17 +69,9 @@ class LoadedModel:
     metadata: dict[str, str]
 
     @property
-    def transform(self) -> Callable[..., torch.Tensor]:
-        """The preprocessing, from a PIL image to a tensor (3, H, W) fp32: timm's, of the view."""
-        view = self.view
-        return create_transform(
-            (3, view.size, view.size),
-            interpolation=view.interpolation,
-            mean=view.mean,
-            std=view.std,
-            crop_pct=view.crop_pct,
-            crop_mode=view.crop_mode,
-        )
+    def transform(self) -> Transform:
+        """Return what makes the model's input of a PIL image in RGB: fp32 (3, S, S)."""
+        return build_transform(self.view)
 
 
 def load_model(
@@ -75,9 +91,7 @@ def load_model(
     """
     path = fetch_weights(source, ema=ema)
     file = read_weight_file(path, ema=ema)
-    name = model or file.architecture or _name_in_timm(source) or infer_architecture(file)
-    if not name:
-        raise ValueError(f"{path}: does not name its architecture: name it (--model)")
+    name = model or find_architecture(source, file)
     view = _find_view(name, file)
     network = build_network(name, file, size=view.size)
     return LoadedModel(
@@ -91,16 +105,13 @@ def load_model(
     )
 
 
-def _name_in_timm(source: str | Path) -> str:
-    """Return a source that is the name of a timm model, else ""."""
-    is_name = timm.is_model(str(source)) and not Path(source).exists()
-    return str(source) if is_name else ""
-
-
 def _find_view(name: str, file: WeightFile) -> EvalView:
     """Return the preprocessing: of config.json, else of the file's metadata, else timm's."""
     named = _find_named_view(file)
     known = known_config(name).to_dict()
+    if "input_size" not in named:
+        side = _infer_side(name, known["input_size"][-1], file.state)
+        named |= {"input_size": (3, side, side)} if side else {}
     if named:
         # a size for tests belongs to timm's weights alone
         known = {field: value for field, value in known.items() if not field.startswith("test_")}
@@ -113,6 +124,21 @@ def _find_view(name: str, file: WeightFile) -> EvalView:
         interpolation=found["interpolation"],
         crop_mode=found["crop_mode"],
     )
+
+
+def _infer_side(name: str, known_side: int, state: StateDict) -> int:
+    """Return the side of the images that a Vision Transformer's position embedding was trained for;
+    0 if it has none, or it is that for known_side, which timm's model takes."""
+    positions, kernel = state.get("pos_embed"), state.get("patch_embed.proj.weight")
+    is_vit = is_model_in_modules(name.partition(".")[0], ("deit", "vision_transformer"))
+    if not is_vit or positions is None or kernel is None or kernel.shape[1] != 3:
+        return 0
+    patch = int(kernel.shape[-1])
+    for special in (1, 2, 0):  # a class token, a distillation token, too, or neither
+        grid = math.isqrt(positions.shape[1] - special)
+        if grid**2 + special == positions.shape[1]:
+            return grid * patch if grid != known_side // patch else 0
+    return 0
 
 
 def _find_named_view(file: WeightFile) -> dict[str, Any]:

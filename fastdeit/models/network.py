@@ -12,8 +12,7 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from fastdeit.models.hub import find_config, name_in_timm
-from fastdeit.models.names import suggest_names
-from fastdeit.models.sizes import SIZES, StateDict, infer_student_sizes, is_student
+from fastdeit.models.sizes import SIZES, StateDict, infer_student_sizes, is_student, suggest_names
 from fastdeit.models.sources import locate_weights
 from fastdeit.models.student import build_student
 from fastdeit.models.weights import check_match, fit_student_weights, read_weights
@@ -67,6 +66,19 @@ def read_weight_file(source: str | Path, *, ema: bool = False) -> WeightFile:
     if not isinstance(config, dict):
         raise ValueError(f"{place}: must be a JSON object")
     return WeightFile(path, state, metadata, config)
+
+
+def find_architecture(source: str | Path, file: WeightFile) -> str:
+    """Return the name of the architecture of weights: of their file, of the timm model that names
+    them, or of the published DeiT with their sizes. Raises ValueError if there is none.
+
+    source: as the file was named.
+    """
+    is_timms = timm.is_model_pretrained(str(source)) and not Path(source).exists()
+    name = file.architecture or (str(source) if is_timms else "") or infer_architecture(file)
+    if not name:
+        raise ValueError(f"{file.path}: does not name its architecture: name it (--model)")
+    return name
 
 
 def infer_architecture(file: WeightFile) -> str:

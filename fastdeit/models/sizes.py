@@ -1,9 +1,11 @@
-"""Sizes of students: those of timm's names, and those that a state dict has."""
+"""Sizes of students, those of timm's names and those that a state dict has; names near to one."""
 
+import difflib
 import math
 import re
 from typing import NamedTuple
 
+import timm
 import torch
 
 StateDict = dict[str, torch.Tensor]
@@ -150,3 +152,10 @@ def _read_num_heads(metadata: dict[str, str]) -> int | None:
         rule = "the metadata's num_heads must be 1 to 9999"
         raise ValueError(f"not a DeiT checkpoint: {rule} (got {heads[:20]!r})")
     return int(heads)
+
+
+def suggest_names(name: str) -> str:
+    """Return "; near: ..." with the names nearest to this one, of ours and timm's models, or "" if
+    none is near."""
+    near = difflib.get_close_matches(name, [*SIZES, *timm.list_models()], n=3)
+    return f"; near: {', '.join(near)}" if near else ""

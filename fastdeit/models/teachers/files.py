@@ -21,7 +21,6 @@ from torch.export.passes import move_to_device_pass
 
 from fastdeit.config.parse import ARCHIVES, is_callable
 from fastdeit.models.hub import read_class_names
-from fastdeit.models.names import suggest_names
 from fastdeit.models.network import (
     WeightFile,
     build_network,
@@ -29,7 +28,7 @@ from fastdeit.models.network import (
     known_config,
     read_weight_file,
 )
-from fastdeit.models.sizes import SIZES, infer_student_sizes, is_student
+from fastdeit.models.sizes import SIZES, infer_student_sizes, is_student, suggest_names
 from fastdeit.models.teachers.identity import hash_state
 from fastdeit.models.teachers.view import (
     Choose,
@@ -76,7 +75,9 @@ def load_file(
     if is_callable(name):
         return _load_callable(name, path, choose)
     if path is None:
-        raise ValueError(f"the teacher {name!r} needs a local checkpoint")
+        raise ValueError(
+            f"the teacher {name!r} needs weights: --teacher-path or --pretrained-teacher"
+        )
     kind = archive_kind(path)
     if name in ARCHIVES and kind == name:
         return _load_archive(kind, path, device, choose)
