@@ -16,7 +16,7 @@ from fastdeit.models.hub import EvalView, describe_model, describe_weights, read
 from fastdeit.models.network import WeightFile, build_network, read_weight_file
 from fastdeit.models.outputs import count_heads
 from fastdeit.models.sizes import SIZES, has_qkv_bias
-from fastdeit.models.sources import locate_weights
+from fastdeit.models.sources import find_weights
 from fastdeit.models.student import Student, build_student
 from fastdeit.models.teachers.teacher import Teacher, load_teacher
 from fastdeit.models.teachers.view import Preprocessing
@@ -58,7 +58,7 @@ def follow_weights(config: Config) -> Config:
     """
     chosen = config.model
     source = chosen.finetune
-    if chosen.model or not source or not locate_weights(source).is_file():
+    if chosen.model or not source or not find_weights(source).is_file():
         return config
     found = list_settings(source, read_weight_file(source))
     return config.replace(model={name: getattr(chosen, name) or found[name] for name in found})
@@ -197,7 +197,7 @@ def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> Tea
         return None
     teacher = load_teacher(
         config.distill.teacher_model,
-        config.distill.teacher_path,
+        config.distill.teacher_source,
         num_classes=len(classes),
         device=world.device,
         dtype=precision(config, world)[1],
@@ -205,9 +205,9 @@ def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> Tea
         asked=config.distill.teacher_view,
     )
     if teacher.classes not in (None, classes):
-        path = config.distill.teacher_path
+        source = config.distill.teacher_source
         rule = f"must be a teacher for the classes of {config.data.data_path}"
-        raise ValueError(f"--teacher-path {rule} (got {path}, which names others)")
+        raise ValueError(f"--teacher-path {rule} (got {source}, which names others)")
     return teacher
 
 

@@ -156,7 +156,7 @@ def _note_unfinished(config: Config) -> list[str]:
     """Return a note on weights of a run that has not finished."""
     paths = {"finetune": config.model.finetune}
     if config.distill.needs_teacher:
-        paths["teacher-path"] = config.distill.teacher_path
+        paths["teacher-path"] = config.distill.teacher_source
     notes = []
     for flag, path in paths.items():
         other = RunFolder(locate_weights(path).parent)
