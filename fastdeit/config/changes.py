@@ -36,6 +36,11 @@ LATER = frozenset(
 )
 """Settings that take effect from the resumed step on."""
 
+ARCHITECTURE = frozenset(
+    "model patch_size embed_dim depth num_heads qkv_bias init_values registers".split()
+)
+"""Settings that an empty --model leaves to the weights of --finetune."""
+
 MAY_CHANGE_ON_RESUME = FORM | SOURCES | LATER
 """Fields of `Config` that may differ when a run is resumed or replayed; all others are fixed."""
 

@@ -223,7 +223,7 @@ def _name_model(run: Run) -> str:
 def _describe_model(run: Run) -> str:
     # ZeRO 3 leaves no parameters in the engine's own model
     parameters, trained = count_parameters(run.trainer.state.eval_model)
-    frozen = "" if trained == parameters else f", {trained / 1e6:.2f} M of them trained"
+    frozen = "" if trained == parameters else f", {trained:,} of them trained"
     return f"{run.config.model.model}, {parameters / 1e6:.2f} M parameters{frozen}"
 
 

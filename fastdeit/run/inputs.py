@@ -2,7 +2,7 @@
 start and in every checkpoint, compared when it is resumed or replayed. docs/resume.md has the
 table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,15 +217,21 @@ def check_same_inputs_everywhere(inputs: Inputs) -> None:
     check_same_on_ranks(facts)
 
 
-def check_same_samples(state: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
-    """Raise ValueError naming what differs between the samples of a checkpoint's state and this
-    run's."""
+STEP_COUNT = ("data set", "batch size")
+"""The samples' facts that decide which images a step counts."""
+
+
+def check_same_samples(
+    state: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str], path: Path
+) -> None:
+    """Raise ValueError naming the first of these facts that differs between the samples of a
+    checkpoint's state and this run's."""
     # older versions had the fingerprints in the state itself
     recorded = take_inputs(state, path).get("samples", state)
-    for name, value in now.items():
-        if recorded.get(name) != value:
+    for name in names:
+        if recorded.get(name) != now[name]:
             raise ValueError(
-                f"{path}: was saved with another {name}: {recorded.get(name)}, now {value}"
+                f"{path}: was saved with another {name}: {recorded.get(name)}, now {now[name]}"
             )
 
 

@@ -8,7 +8,7 @@ import timm
 from fastdeit.checkpoint.files import read_manifest
 from fastdeit.config.flags import format_train_command
 from fastdeit.config.parse import ARCHIVES, is_callable, name_flag, require
-from fastdeit.config.recipes import RECIPES
+from fastdeit.config.recipes import RECIPES, find_recipe
 from fastdeit.config.recipes.follow import precede_with_teacher
 from fastdeit.config.schema import Config
 from fastdeit.data.build import find_root
@@ -29,16 +29,22 @@ _FEW_STEPS = 4
 
 
 def check_config(config: Config, world_size: int) -> None:
-    """Raise ValueError naming the first setting that cannot work on `world_size` processes: first
-    what the settings alone show, then what the disk shows, in the order in which it is used."""
+    """Raise ValueError naming the first setting that cannot work on `world_size` processes, or
+    everything that the disk lacks."""
     _check_batch(config, world_size)
-    _check_model(config)
-    _check_sizes(config)
-    _check_data(config)
-    _check_resume(config)
-    if config.model.finetune:
-        _check_weights("finetune", config.model.finetune, _FORMS)
-    _check_teacher(config)
+    if config.model.model:
+        _check_model(config)
+        _check_sizes(config)
+    faults: list[Exception] = []
+    for check in (_check_data, _check_resume, _check_finetune, _check_teacher):
+        try:
+            check(config)
+        except (ValueError, OSError) as fault:
+            faults.append(fault)
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise ValueError("; ".join(map(str, faults)))
 
 
 def _check_batch(config: Config, world_size: int) -> None:
@@ -116,6 +122,25 @@ def _check_resume(config: Config) -> None:
     if named and not RunFolder(Path(config.run.output_dir)).config.is_file():
         _refuse_url("resume", named)
         read_manifest(Path(named))
+
+
+def _check_finetune(config: Config) -> None:
+    """Raise ValueError if --finetune names no file, or is empty where the model is that of its
+    weights."""
+    path = config.model.finetune
+    if path or not config.model.model:
+        _check_weights("finetune", path, _hint_at_start(config))
+
+
+def _hint_at_start(config: Config) -> str:
+    path = config.model.finetune
+    recipe = Path(path).name
+    if recipe not in RECIPES:
+        return f"{_FORMS}, with the weights to start from"
+    data = {"data_path": config.data.data_path}
+    start = find_recipe(recipe).replace(data=data, run={"output_dir": path})
+    command = format_train_command(start, recipe, alone=is_alone())
+    return f"an existing file; train it first: {command}"
 
 
 def _check_teacher(config: Config) -> None:
