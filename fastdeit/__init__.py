@@ -11,22 +11,58 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from fastdeit.config.parse import SettingError as SettingError
+    from fastdeit.data.batch import Batch as Batch
+    from fastdeit.kernels.mix import mix as mix
+    from fastdeit.library.config import RECIPES as RECIPES
+    from fastdeit.library.config import Config as Config
     from fastdeit.library.eval_loader import create_eval_loader as create_eval_loader
+    from fastdeit.library.loader import Loader as Loader
+    from fastdeit.library.models import create_student as create_student
+    from fastdeit.library.models import create_teacher as create_teacher
+    from fastdeit.library.models import evaluate_checkpoint as evaluate_checkpoint
+    from fastdeit.library.models import load as load
     from fastdeit.library.train_loader import create_loader as create_loader
     from fastdeit.library.training import train_run as train_run
+    from fastdeit.models.hub import EvalView as EvalView
+    from fastdeit.models.student import Student as Student
+    from fastdeit.plan.plan import Plan as Plan
+    from fastdeit.plan.plan import SampleParams as SampleParams
+    from fastdeit.plan.spec import PlanSpec as PlanSpec
+    from fastdeit.teacher_cache.reader import Cache as TeacherCache  # noqa: F401
+    from fastdeit.training.losses import DistillationLoss as DistillationLoss
 
 _PLACES = {
+    "Batch": "data.batch",
+    "Config": "library.config",
+    "DistillationLoss": "training.losses",
+    "EvalView": "models.hub",
+    "Loader": "library.loader",
+    "Plan": "plan.plan",
+    "PlanSpec": "plan.spec",
+    "RECIPES": "library.config",
+    "SampleParams": "plan.plan",
+    "SettingError": "config.parse",
+    "Student": "models.student",
+    "TeacherCache": "teacher_cache.reader:Cache",
     "create_eval_loader": "library.eval_loader",
     "create_loader": "library.train_loader",
+    "create_student": "library.models",
+    "create_teacher": "library.models",
+    "evaluate_checkpoint": "library.models",
+    "load": "library.models",
+    "mix": "kernels.mix",
     "train_run": "library.training",
 }
-"""Public name -> the module of this package that defines it."""
+"""Public name -> the module of this package that defines it, and its name there if it differs."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'fastdeit' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"fastdeit.{_PLACES[name]}"), name)
+    module, _, original = _PLACES[name].partition(":")
+    value = getattr(importlib.import_module(f"fastdeit.{module}"), original or name)
+    # found at once from now on
     globals()[name] = value
     return value
 

@@ -58,8 +58,17 @@ def export(argv: Sequence[str]) -> int:
     return export_command(argv)
 
 
+def evaluate(argv: Sequence[str]) -> int:
+    """score a checkpoint on a data set"""
+    launcher.attach()
+    from fastdeit.commands.evaluate import evaluate_command
+
+    return evaluate_command(argv)
+
+
+_ALL = (train, index, cache, preview, replay, evaluate, predict, export)
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    command.__name__: command for command in (train, index, cache, preview, replay, predict, export)
+    command.__name__: command for command in _ALL
 }
 
 
@@ -67,7 +76,10 @@ def main() -> int:
     """Run the command that the first argument names; return its exit code, 2 for an unknown one."""
     replace_closed_streams()
     show_log()
-    name, *argv = sys.argv[1:] or ["--help"]
+    words = sys.argv[1:]
+    if words and words[0].startswith("--local_rank="):  # deepspeed --module puts it first
+        del words[0]
+    name, *argv = words or ["--help"]
     if name in COMMANDS:
         with end_on_closed_pipe():
             return COMMANDS[name](argv)

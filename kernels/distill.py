@@ -8,7 +8,9 @@ the distillation head.
     distill, soft = tau² · mean_b KL(softmax(teacher / tau) ‖ softmax(dist / tau))
 
 Kind "none" has the base alone. The teacher's decision is not smoothed. legacy divides the soft form
-by K too, as deit's code does.
+by K too, as deit's code does. A model with one head has both parts on it (the paper's table 3,
+"hard distillation" without the token): its logits are passed for both heads, and autograd adds the
+two gradients, which costs one more launch: reads 2·K, writes K values an image.
 
 nll(k) = -log softmax(logits)[k]; the partner of row b is row b ^ 1. Kind "none" takes the mean of
 both heads' logits, so that every head has a gradient. The (B, K) target is never built: it has two
@@ -101,14 +103,15 @@ def distill_reference(
     legacy: bool = False,
 ) -> LossParts:
     """Compute the loss in plain torch, fp32 inside."""
-    if dist_logits is None or teacher is None:
+    if teacher is None:
         logits = (
             cls_logits if dist_logits is None else (cls_logits.float() + dist_logits.float()) / 2
         )
         base = mixed_cross_entropy(logits, labels, lam, smoothing)
         return LossParts(base, base.detach(), torch.zeros_like(base))
     base = mixed_cross_entropy(cls_logits, labels, lam, smoothing)
-    distilled = teacher_loss(dist_logits, teacher, kind=kind, tau=tau, legacy=legacy)
+    taught = cls_logits if dist_logits is None else dist_logits
+    distilled = teacher_loss(taught, teacher, kind=kind, tau=tau, legacy=legacy)
     return LossParts((1 - alpha) * base + alpha * distilled, base.detach(), distilled.detach())
 
 
@@ -126,9 +129,8 @@ def check_inputs(
         if teacher is not None:
             raise ValueError("the teacher's output must be None for kind 'none'")
         return
-    if dist_logits is None or teacher is None:
-        missing = "a student with two heads" if dist_logits is None else "the teacher's output"
-        raise ValueError(f"kind {kind!r} needs {missing}")
+    if teacher is None:
+        raise ValueError(f"kind {kind!r} needs the teacher's output")
     got = f"(got {tuple(teacher.shape)} {teacher.dtype})"
     if kind == "soft" and teacher.shape != cls_logits.shape:
         rule = f"logits {tuple(cls_logits.shape)}"
@@ -170,11 +172,12 @@ def distill(
 ) -> LossParts:
     """Compute the whole loss of one step; only `.loss` has a gradient.
 
-    cls_logits, dist_logits: (B, K), B even; dist_logits None: a model with one head, kind "none"
-    only. labels: (B,) int64. lam: (B,) fp32, the share of a row's own label. teacher: kind "hard":
-    class ids (B,) of any integer dtype or logits (B, K); "soft": logits (B, K); "none": None. A
-    label out of range makes the fused loss NaN; the reference raises. The loss of an empty batch is
-    NaN, as a mean is. Raises ValueError if kind, heads and teacher do not fit each other.
+    cls_logits, dist_logits: (B, K), B even; dist_logits None: a model with one head, which gets the
+    sum of both gradients. labels: (B,) int64. lam: (B,) fp32, the share of a row's own label.
+    teacher: kind "hard": class ids (B,) of any integer dtype or logits (B, K); "soft": logits (B,
+    K); "none": None. A label out of range makes the fused loss NaN; the reference raises. The loss
+    of an empty batch is NaN, as a mean is. Raises ValueError if kind, heads and teacher do not fit
+    each other.
     """
     check_inputs(cls_logits, dist_logits, teacher, kind)
     if not is_fused(cls_logits):
@@ -190,6 +193,8 @@ def distill(
             tau=tau,
             legacy=legacy,
         )
+    if dist_logits is None and teacher is not None:
+        dist_logits = cls_logits
     with_grads = torch.is_grad_enabled() and any(
         head is not None and head.requires_grad for head in (cls_logits, dist_logits)
     )

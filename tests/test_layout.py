@@ -30,7 +30,7 @@ PARTS = {
 ROOMS: dict[str, set[str]] = {
     "train": {"commands", "display", "distributed", "reliability"},
     "__main__": {"commands", "display", "reliability"},
-    "__init__": {"library"},
+    "__init__": {"library", *PARTS},
     "commands": {"export", "inference", "library", "replay", "run", *PARTS, *STORAGE},
     "library": {"export", "inference", "run", *PARTS, *STORAGE},
     "replay": {"run", *PARTS, *STORAGE},

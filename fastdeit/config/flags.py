@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from fastdeit.config.parse import name_flag, runs_code
 from fastdeit.config.recipes import find_recipe
@@ -74,7 +74,7 @@ def count_values(kind: Any) -> int | None:
     """Return how many values a flag of a type takes; None: all that follow it."""
     if kind is bool:
         return 0
-    if get_origin(kind) is UnionType:
+    if get_origin(kind) in (UnionType, Union):
         return count_values(get_args(kind)[0])
     if get_origin(kind) is not tuple:
         return 1
@@ -95,7 +95,7 @@ def _are_of_type(values: Sequence[str], kind: Any) -> bool:
             return bool(values) and all(_are_of_type([one], kinds[0]) for one in values)
         pairs = zip(values, kinds, strict=False)
         return len(values) == len(kinds) and all(_are_of_type([one], kind) for one, kind in pairs)
-    if get_origin(kind) is UnionType:
+    if get_origin(kind) in (UnionType, Union):
         return any(_are_of_type(values, one) for one in get_args(kind))
     if get_origin(kind) is Literal:
         return len(values) == 1 and values[0] in map(str, get_args(kind))
@@ -120,7 +120,7 @@ def _name_type(kind: Any) -> str:
     if get_origin(kind) is tuple:
         is_open = get_args(kind)[-1] is Ellipsis
         return "one or more values" if is_open else f"{len(get_args(kind))} numbers"
-    if get_origin(kind) is UnionType:
+    if get_origin(kind) in (UnionType, Union):
         return _name_type(get_args(kind)[0])
     return _NAMES[kind]
 

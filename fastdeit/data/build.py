@@ -77,9 +77,7 @@ def find_root(config: Config) -> Path:
     return root if data.data_set in ("any", "digits") else choose_cifar(root, data.data_set)
 
 
-def build_eval_index(
-    root: Path, split: str, names: Sequence[str] | None, bad_images: BadImages
-) -> Index:
+def build_eval_index(root: Path, split: str, names: Sequence[str], bad_images: BadImages) -> Index:
     """Return the index of a split for an evaluation, which needs no training images.
 
     names: what labels in a list or in shards count, where neither training images nor a classes.txt
@@ -88,9 +86,8 @@ def build_eval_index(
     root = Path(os.path.abspath(root))
     split = _choose_split(root, split)
     found = find_split(root, split)
-    classes = None if _has_classes(root, split, found) else names
-    if found.kind == "folder" and classes is not None:
-        classes = class_folders(found.paths[0])
+    own = class_folders(found.paths[0]) if found.kind == "folder" else names
+    classes = None if _has_classes(root, split, found) else own
     return build_index(root, split, classes=classes, bad_images=bad_images)
 
 

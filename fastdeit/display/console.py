@@ -1,7 +1,7 @@
 """Console output of a run: the heading, progress, notes, and the table at the end."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
@@ -17,6 +17,29 @@ _ROWS = {
     "EMA, both heads": "ema/both",
     "teacher": "teacher/both",
 }
+
+
+class _Column(NamedTuple):
+    """A measure in the table of scores."""
+
+    title: str
+    measure: str
+    digits: int = 2
+
+    def format(self, value: float | None) -> str:
+        """Return a cell."""
+        return "" if value is None else f"{value:.{self.digits}f}"
+
+
+_COLUMNS = (
+    _Column("top-1 %", "top1"),
+    _Column("top-5 %", "top5"),
+    _Column("ReaL top-1 %", "real_top1"),
+    _Column("ReaL top-5 %", "real_top5"),
+    _Column("NLL", "nll", 4),
+    _Column("ECE %", "ece"),
+    _Column("agrees with teacher %", "agreement"),
+)
 
 
 class RunConsole:
@@ -62,23 +85,26 @@ class RunConsole:
         results: accuracy by model, head and measure, as `evaluate` returns them.
         """
         self.stop()
-        self._terminal.show(_make_table(results))
+        self._terminal.show(score_table(results))
         for name, path in files.items():
             self._terminal.say(f"{name}: {path}")
         self._terminal.say(next_command, label="next: ")
 
 
-def _make_table(results: Mapping[str, float]) -> Table:
-    """Return a table with a row for each head of model, EMA and teacher that was evaluated."""
-    columns = {"top-1 %": "top1", "top-5 %": "top5"}
-    if any(key.endswith("/agreement") for key in results):
-        columns["agrees with teacher %"] = "agreement"
-    has_heads = any(key.startswith("model/cls/") for key in results)
-    table = Table("validation", *columns)
+def score_table(results: Mapping[str, float]) -> Table:
+    """Return a table with a row for each head of model, EMA and teacher that was evaluated, and a
+    column for each measure.
+
+    results: by model, head and measure, as `evaluate` returns them.
+    """
+    columns = [
+        column for column in _COLUMNS if any(key.endswith(f"/{column.measure}") for key in results)
+    ]
+    has_heads = any(key.split("/")[1] == "cls" for key in results)
+    table = Table("validation", *(column.title for column in columns))
     for title, key in _ROWS.items():
         if f"{key}/top1" not in results:
             continue
-        cells = [results.get(f"{key}/{name}") for name in columns.values()]
-        texts = ["" if cell is None else f"{cell:.2f}" for cell in cells]
+        texts = [column.format(results.get(f"{key}/{column.measure}")) for column in columns]
         table.add_row(title if has_heads else title.removesuffix(", both heads"), *texts)
     return table

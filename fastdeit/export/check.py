@@ -8,8 +8,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from fastdeit.export.network import OUTPUTS, Heads, Precision, build_network
-from fastdeit.inference.load import LoadedModel
-from fastdeit.inference.views import build_transform
+from fastdeit.inference.load import LoadedModel, build_transform
 from fastdeit.models.hub import EvalView
 
 TOLERANCES: dict[str, float] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 3e-1}

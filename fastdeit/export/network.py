@@ -1,7 +1,10 @@
 """The network that an export records: the mean of the heads, or both, at the evaluation's size."""
 
+import contextlib
 import copy
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -68,7 +71,7 @@ def trace(network: Network, size: int, name: str) -> torch.export.ExportedProgra
     images = torch.zeros(_EXAMPLES, 3, size, size)
     shapes = {"images": {0: torch.export.Dim("batch", min=1)}}
     try:
-        with use_backend("reference"):
+        with use_backend("reference"), quiet_torch():
             program = torch.export.export(network, (images,), dynamic_shapes=shapes)
     except Exception as error:
         # any operator of any model can fail, each in its own way
@@ -77,6 +80,20 @@ def trace(network: Network, size: int, name: str) -> torch.export.ExportedProgra
         _clean(module.graph)
         module.recompile()
     return program
+
+
+@contextlib.contextmanager
+def quiet_torch() -> Iterator[None]:
+    """Hide what torch and its exporters warn of their own code, and their log below errors."""
+    log = logging.getLogger("torch.onnx")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)
 
 
 def first_line(error: Exception) -> str:

@@ -4,12 +4,8 @@ Input: `images`, fp32 (batch, 3, S, S), any batch. Outputs: `logits`, or `cls` a
 (batch, K). The file's properties have what `describe` returns, each value as JSON.
 """
 
-import contextlib
 import importlib
 import json
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,7 +13,15 @@ import torch
 
 from fastdeit.config.parse import require, require_value
 from fastdeit.export.check import Run
-from fastdeit.export.network import OUTPUTS, Heads, Precision, build_network, first_line, trace
+from fastdeit.export.network import (
+    OUTPUTS,
+    Heads,
+    Precision,
+    build_network,
+    first_line,
+    quiet_torch,
+    trace,
+)
 from fastdeit.export.record import Exported, write_checked
 from fastdeit.inference.load import LoadedModel
 
@@ -65,8 +69,7 @@ def _convert(program: torch.export.ExportedProgram, heads: Heads, name: str) -> 
     Raises ValueError, with one line, for an operator that has no form in ONNX.
     """
     try:
-        with warnings.catch_warnings(), _quiet_exporter():
-            warnings.simplefilter("ignore")
+        with quiet_torch():
             made = torch.onnx.export(
                 program,
                 input_names=["images"],
@@ -81,18 +84,6 @@ def _convert(program: torch.export.ExportedProgram, heads: Heads, name: str) -> 
     assert made is not None
     _remove_notes(made.model)
     return made.model
-
-
-@contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Show no log of the exporter below errors."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _remove_notes(model: Any) -> None:

@@ -5,17 +5,14 @@ float dtype; its outputs are fp32. The extra file `config.json` has what `descri
 program can be a teacher: --teacher-model export --teacher-path FILE.pt2.
 """
 
-import contextlib
 import json
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 
 from fastdeit.export.check import Run
-from fastdeit.export.network import Heads, Precision, build_network, trace
+from fastdeit.export.network import Heads, Precision, build_network, quiet_torch, trace
 from fastdeit.export.record import Exported, write_checked
 from fastdeit.inference.load import LoadedModel
 
@@ -34,7 +31,7 @@ def export_program(
 
     def save(file: BinaryIO, description: dict[str, object]) -> None:
         files = {"config.json": json.dumps(description, indent=1)}
-        with _no_warnings():
+        with quiet_torch():
             torch.export.save(program, file, extra_files=files)
 
     return write_checked(loaded, path, save, load_program, heads, precision)
@@ -42,13 +39,5 @@ def export_program(
 
 def load_program(path: Path) -> Run:
     """Return the function of an exported program."""
-    with path.open("rb") as file, _no_warnings():
+    with path.open("rb") as file, quiet_torch():
         return torch.export.load(file).module()
-
-
-@contextlib.contextmanager
-def _no_warnings() -> Iterator[None]:
-    """Hide what torch warns of its own code: buffers that nobody writes to, older names."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

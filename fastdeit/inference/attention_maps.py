@@ -20,7 +20,7 @@ from timm.layers import Attention as TimmAttention
 from torch import nn
 
 from fastdeit.kernels.attention import attention_weights
-from fastdeit.models.student import Attention
+from fastdeit.models.blocks import Attention
 
 
 class AttentionMaps(NamedTuple):

@@ -76,6 +76,20 @@ def match_classes(
     )
 
 
+def list_names(
+    model: Sequence[str] | None, count: int, *, class_map: str = "", valid_labels: str = "auto"
+) -> tuple[str, ...]:
+    """Return the names of classes that labels count in a data set that defines none itself: those
+    of the class map, else of the model, else the numbers of its outputs.
+
+    Raises ValueError as `match_classes`, whose arguments these are.
+    """
+    valid = _read_valid_labels(valid_labels, count)
+    if class_map not in ("", "position", "number"):
+        return tuple(_read_class_map(class_map, len(valid or range(count))))
+    return known_classes(model, count) or tuple(map(str, range(count)))
+
+
 def known_classes(model: Sequence[str] | None, count: int) -> tuple[str, ...] | None:
     """Return the names of a model's classes: those that its weights have, else those of the
     ImageNet subset of so many classes that timm knows, else None."""
@@ -101,10 +115,7 @@ def _find_outputs(
     if class_map == "position":
         require(len(data) == len(space), "class_map", class_map, _describe_counts(data, len(space)))
         return list(space), "by position"
-    if class_map == "imagenet":
-        known: Mapping[str, int] = {name: place for place, name in enumerate(_imagenet())}
-    else:
-        known = _read_class_map(Path(class_map), len(space))
+    known = _read_class_map(class_map, len(space))
     return [space[place] for place in _look_up(data, known, class_map)], f"by {class_map}"
 
 
@@ -152,9 +163,13 @@ def _look_up(data: Sequence[str], known: Mapping[str, int], class_map: str) -> l
     return [known[name] for name in data]
 
 
-def _read_class_map(file: Path, count: int) -> dict[str, int]:
-    """Return the place of each class in a file. Raises ValueError for what is no class map."""
-    require(file.suffix in (".txt", ".json") and file.is_file(), "class_map", str(file), _WAYS)
+def _read_class_map(class_map: str, count: int) -> Mapping[str, int]:
+    """Return the place of each class: ImageNet's, or those in a file. Raises ValueError for what is
+    no class map."""
+    if class_map == "imagenet":
+        return {name: place for place, name in enumerate(_imagenet())}
+    file = Path(class_map)
+    require(file.suffix in (".txt", ".json") and file.is_file(), "class_map", class_map, _WAYS)
     text = read_bounded(file, _MAX_BYTES)
     if file.suffix == ".txt":
         lines = [line.strip() for line in text.rstrip().splitlines()]

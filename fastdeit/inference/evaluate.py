@@ -25,7 +25,7 @@ from fastdeit.distributed.collectives import first_on_rank0
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.inference.class_maps import (
     ClassMap,
-    known_classes,
+    list_names,
     match_classes,
     read_real_labels,
 )
@@ -198,7 +198,7 @@ def evaluate_model(
     with contextlib.closing(_build_loader(loaded, asked.index, options.reading, world)) as loader:
         results = evaluate(
             {name: _select(head, asked.classes) for name, head in heads.items()},
-            _relabel(track(loader, len(loader), "batches"), asked.classes),
+            _relabel(_show_progress(loader, world), asked.classes),
             next(loaded.model.parameters()).dtype,
             recorder.add,
         )
@@ -222,18 +222,11 @@ def _prepare(loaded: LoadedModel, data_path: Path, split: str, options: EvalOpti
     count = int(getattr(loaded.model, "num_classes", 0))
     require(count > 0, "model", loaded.name, "a model with a classifier")
     labels = options.labels
-    known = known_classes(loaded.classes, count) or tuple(map(str, range(count)))
-    names = known if not labels.class_map else None
-    index = on_first_rank(
-        lambda: build_eval_index(data_path, split, names, options.reading.bad_images)
-    )
-    classes = match_classes(
-        index.classes,
-        loaded.classes,
-        count,
-        class_map=labels.class_map,
-        valid_labels=labels.valid_labels,
-    )
+    maps = {"class_map": labels.class_map, "valid_labels": labels.valid_labels}
+    names = list_names(loaded.classes, count, **maps)
+    bad_images = options.reading.bad_images
+    index = on_first_rank(lambda: build_eval_index(data_path, split, names, bad_images))
+    classes = match_classes(index.classes, loaded.classes, count, **maps)
     if not labels.real_labels:
         return _Questions(index, classes, None)
     is_whole = count == 1000 and classes.outputs is None
@@ -290,6 +283,10 @@ def _select(heads: Heads, classes: ClassMap) -> Heads:
         return heads
     outputs = list(classes.outputs)
     return lambda images: {name: logits[:, outputs] for name, logits in heads(images).items()}
+
+
+def _show_progress(loader: EvalLoader, world: World) -> Iterable[EvalBatch]:
+    return track(loader, len(loader), "batches") if world.rank == 0 else loader
 
 
 def _relabel(batches: Iterable[EvalBatch], classes: ClassMap) -> Iterator[EvalBatch]:

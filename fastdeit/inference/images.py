@@ -24,7 +24,7 @@ from fastdeit.data.formats.check import (
 )
 from fastdeit.data.formats.file_names import is_image
 from fastdeit.data.formats.folder import walk_files
-from fastdeit.inference.views import build_transform
+from fastdeit.inference.load import build_transform
 from fastdeit.models.hub import EvalView
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "GIF")

@@ -1,37 +1,14 @@
-"""What a model sees of an image in evaluation: timm's transform of a view, and another view."""
+"""Another view for a loaded model: another size, crop, or normalisation."""
 
 import dataclasses
-import functools
-from collections.abc import Callable
 
 import torch
-from PIL import Image
-from timm.data import create_transform
 from torch import nn
 
 from fastdeit.config.parse import require
 from fastdeit.inference.load import LoadedModel
 from fastdeit.models.hub import EvalView
 from fastdeit.models.student import Student
-
-Transform = Callable[[Image.Image], torch.Tensor]
-
-
-@functools.lru_cache
-def build_transform(view: EvalView) -> Transform:
-    """Return timm's transform of a view: a PIL image in RGB → fp32 (3, S, S), normalised.
-
-    Equal to the evaluation's pixels of the `exact` backend.
-    """
-    transform: Transform = create_transform(
-        input_size=(3, view.size, view.size),
-        interpolation=view.interpolation,
-        mean=view.mean,
-        std=view.std,
-        crop_pct=view.crop_pct,
-        crop_mode=view.crop_mode,
-    )
-    return transform
 
 
 def change_view(loaded: LoadedModel, view: EvalView) -> LoadedModel:

@@ -55,6 +55,7 @@ class Loader:
         self.classes = parts.index.classes
         self.plan = parts.plan
         self.teacher_cache = parts.teacher_cache
+        self.world = parts.world
         self.device = parts.world.device
         self.mixup_enabled = True
         self._position = (0, 0)

@@ -9,12 +9,14 @@ from torch import nn
 
 from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World
+from fastdeit.models.finetune.fit import fit_other_student
+from fastdeit.models.finetune.trainable import freeze_weights
 from fastdeit.models.hub import EvalView, describe_model, describe_weights, read_class_names
+from fastdeit.models.outputs import count_heads
 from fastdeit.models.sizes import SIZES, has_qkv_bias
 from fastdeit.models.student import Student, build_student
 from fastdeit.models.teachers.teacher import Teacher, load_teacher
 from fastdeit.models.teachers.view import Preprocessing
-from fastdeit.models.trainable import freeze_weights
 from fastdeit.models.weights import (
     HEADS,
     StateDict,
@@ -34,8 +36,8 @@ class Finetune(NamedTuple):
 
 
 def build_model(config: Config, classes: Sequence[str]) -> tuple[nn.Module, list[str]]:
-    """Build the model to train, with fresh weights or those of --finetune; return it and notes on
-    what was changed to fit them.
+    """Build the model to train, with fresh weights or those of --finetune; return it, and notes on
+    what was changed to fit them and on what the model lacks.
 
     classes: of the data set, in the order of the labels; heads that were trained for others stay as
     initialised.
@@ -69,20 +71,47 @@ def _read_finetune(path: str) -> Finetune:
 def _build_timm_model(
     config: Config, classes: Sequence[str], finetune: Finetune | None
 ) -> tuple[nn.Module, list[str]]:
-    # timm draws from torch's global generator
-    torch.manual_seed(config.run.seed)
+    model, notes = _create_timm_model(config, len(classes))
+    separate: Any = getattr(model, "set_distilled_training", None)
+    if separate is not None and config.distill.distillation_type != "none":
+        separate(True)  # else the model returns the mean of its heads
+    data = config.data
+    for size in {data.input_size, data.eval_input_size or data.input_size}:
+        heads = count_heads(model, config.model.model, size, len(classes))
+    notes += _note_one_head(config) if heads == 1 else []
+    return model, notes + ([] if finetune is None else _load_timm_weights(model, classes, finetune))
+
+
+def _create_timm_model(config: Config, num_classes: int) -> tuple[nn.Module, list[str]]:
+    """Create a timm model with weights of the run's seed; return it, and a note if it has no
+    DropPath."""
     name = config.model.model
     known = timm.get_pretrained_cfg(name, allow_unregistered=True)
     # a network with a position embedding is built for one size, the others take any
     sized = known is not None and known.fixed_input_size
-    model = timm.create_model(
-        name,
-        pretrained=False,
-        num_classes=len(classes),
-        drop_path_rate=_drop_path(config) or None,
-        **({"img_size": config.data.input_size} if sized else {}),
-    )
-    return model, [] if finetune is None else _load_timm_weights(model, classes, finetune)
+    arguments = {"num_classes": num_classes}
+    if sized:
+        arguments["img_size"] = config.data.input_size
+    rate = _drop_path(config) or None
+    # timm draws from torch's global generator
+    torch.manual_seed(config.run.seed)
+    try:
+        return timm.create_model(name, drop_path_rate=rate, **arguments), []
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+    note = f"{name} has no DropPath: --drop-path {rate:g} has no effect"
+    return timm.create_model(name, **arguments), [note]
+
+
+def _note_one_head(config: Config) -> list[str]:
+    """Return a note if both losses train one head."""
+    if config.distill.distillation_type == "none":
+        return []
+    name = config.model.model
+    distilled = name.replace("_patch", "_distilled_patch")
+    other = f"; {distilled} has one for each" if distilled in SIZES else ""
+    return [f"{name} has one head, trained by the labels and the teacher{other}"]
 
 
 def _load_timm_weights(model: nn.Module, classes: Sequence[str], finetune: Finetune) -> list[str]:
@@ -106,7 +135,7 @@ def _build_student(
         "init_values": chosen.init_values,
     }
     overrides = {name: size for name, size in sizes.items() if size is not None}
-    notes = []
+    notes = [] if SIZES[chosen.model].distilled else _note_one_head(config)
     qkv_bias = chosen.qkv_bias or SIZES[chosen.model].qkv_bias
     if finetune is not None and not qkv_bias and has_qkv_bias(finetune.state):
         notes.append("--qkv-bias turned on: the weights of --finetune have it")
@@ -123,7 +152,9 @@ def _build_student(
     )
     if finetune is not None:
         state = finetune.state
-        notes += fit_heads(student.state_dict(), state, HEADS, finetune.trained, classes)
+        own = student.state_dict()
+        notes += fit_heads(own, state, HEADS, finetune.trained, classes)
+        notes += fit_other_student(own, state)
         notes += fit_student_weights(student, state, antialias=chosen.pos_embed_antialias)
     return student, notes
 

@@ -17,9 +17,12 @@ from torch import nn
 
 from fastdeit.models.sizes import has_qkv_bias
 from fastdeit.models.student import Student
-from fastdeit.models.teachers.view import HUB_NAMES, MAX_BYTES, parse_json
-from fastdeit.storage.atomic import read_bounded
+from fastdeit.storage.json_values import parse_json, read_json_file
 from fastdeit.storage.jsonl import restore_names, to_strict_json
+from fastdeit.storage.run_folder import RunFolder
+
+HUB_NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+"""Files of weights in a folder of timm or of the Hub, in timm's order."""
 
 
 class EvalView(NamedTuple):
@@ -42,7 +45,7 @@ def describe_model(
     name: timm's, of a student or any other model; classes: in the order of the labels, None if they
     have no names.
     """
-    architecture = _name_in_timm(name)
+    architecture = name_in_timm(name)
     known = timm.get_pretrained_cfg(architecture, allow_unregistered=True) or PretrainedCfg()
     # a model with a position embedding is built for one size
     arguments = {"img_size": view.size} if known.fixed_input_size else {}
@@ -72,7 +75,7 @@ def describe_model(
     }
 
 
-def _name_in_timm(name: str) -> str:
+def name_in_timm(name: str) -> str:
     """Return the name of an architecture: without the tag of published weights, and of the small
     students at 384 px, which timm does not have, that at 224."""
     architecture = name.partition(".")[0]
@@ -131,19 +134,34 @@ def describe_weights(
     }
 
 
+def find_config(path: Path) -> Path | None:
+    """Return the config.json that describes a file of weights, None if there is none: beside the
+    files of a run or of the Hub, and in the run of a checkpoint."""
+    beside = RunFolder(path.parent)
+    above = RunFolder(path.parents[2]) if len(path.parents) > 2 else beside
+    of_run = {beside.model, beside.model_ema, beside.model_best, beside.model_ema_best}
+    if path.parent.parent == above.checkpoints:
+        place = above.model_config
+    elif path in of_run or path.name in HUB_NAMES:
+        place = beside.model_config
+    else:
+        return None
+    return place if place.is_file() else None
+
+
 def read_class_names(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...] | None:
     """Return the names of the classes that the weights in a file were trained for, in the order of
-    their outputs; None if neither its metadata nor the config.json beside it has them.
+    their outputs; None if neither its metadata nor its config.json has them.
 
     Raises ValueError for anything but a list of names; OSError.
     """
-    beside = path.with_name("config.json")
+    place = find_config(path)
     if "classes" in metadata:
         where = f"{path}: classes"
         names = parse_json(metadata["classes"], where)
-    elif path.name in HUB_NAMES and beside.is_file():
-        where = f"{beside}: label_names"
-        names = _find_label_names(parse_json(read_bounded(beside, MAX_BYTES), str(beside)))
+    elif place:
+        where = f"{place}: label_names"
+        names = _find_label_names(read_json_file(place))
     else:
         return None
     if names is None:

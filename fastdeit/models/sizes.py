@@ -1,9 +1,11 @@
-"""Sizes of students: those of timm's names, and those that a state dict has."""
+"""Sizes of students, those of timm's names and those that a state dict has; names near to one."""
 
+import difflib
 import math
 import re
 from typing import NamedTuple
 
+import timm
 import torch
 
 StateDict = dict[str, torch.Tensor]
@@ -56,6 +58,21 @@ SIZES = {
     )
     for name, sizes in _DEIT3.items()
 }
+
+
+_PARTS = {"cls_token", "pos_embed", "patch_embed", "norm", "head"}
+_BLOCK_PARTS = {"norm1", "attn", "norm2", "mlp"}
+"""Of every student."""
+
+
+def is_student(state: StateDict) -> bool:
+    """Return True for the state dict of a DeiT, of which `Student` has every tensor."""
+    keys = [key.split(".") for key in state]
+    of_block = {part for first, *rest in keys if first == "blocks" for part in rest[1:2]}
+    at_top = {first for first, *_ in keys}
+    extra = at_top - _PARTS - {"blocks", "dist_token", "reg_token", "head_dist"}
+    extra |= of_block - _BLOCK_PARTS - {"ls1", "ls2"}
+    return at_top >= _PARTS and of_block >= _BLOCK_PARTS and not extra
 
 
 def has_qkv_bias(state: StateDict) -> bool:
@@ -135,3 +152,10 @@ def _read_num_heads(metadata: dict[str, str]) -> int | None:
         rule = "the metadata's num_heads must be 1 to 9999"
         raise ValueError(f"not a DeiT checkpoint: {rule} (got {heads[:20]!r})")
     return int(heads)
+
+
+def suggest_names(name: str) -> str:
+    """Return "; near: ..." with the names nearest to this one, of ours and timm's models, or "" if
+    none is near."""
+    near = difflib.get_close_matches(name, [*SIZES, *timm.list_models()], n=3)
+    return f"; near: {', '.join(near)}" if near else ""

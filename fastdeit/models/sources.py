@@ -1,114 +1,166 @@
 """Weights by name: the local file behind a path, an address, a Hub repository or a timm model.
 
-`hf-hub:OWNER/NAME[@REVISION]` and the pretrained weights of timm come from the Hugging Face Hub,
-into huggingface_hub's cache (HF_HOME); `https://...` from a server, into torch.hub's cache
-(TORCH_HOME). What is in a cache needs no network. Names and order as timm 1.0.31, models/_hub.py.
+| source | is kept in |
+|---|---|
+| a file, or a folder of ours, of timm or of the Hub; `local-dir:FOLDER` | its place |
+| `hf-hub:OWNER/NAME[@REVISION]` | huggingface_hub's cache (HF_HOME) |
+| NAME or NAME.TAG of timm, with pretrained weights | the same cache, or torch's |
+| `https://...`, `http://...` | torch.hub's cache (TORCH_HOME) |
+
+Names and their order as in timm 1.0.31, models/_hub.py; addresses as in torch.hub.
 """
 
-import sys
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import timm
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
 )
-from timm.models import PretrainedCfg
-from timm.models._hub import download_cached_file
 
-from fastdeit.models.names import suggest_names
-from fastdeit.models.weights import locate_weights
+from fastdeit.models.sizes import suggest_names
+from fastdeit.storage.download import cache_place, download
+from fastdeit.storage.run_folder import RunFolder
 
 HUB = "hf-hub:"
 LOCAL = "local-dir:"
 ADDRESSES = ("https://", "http://")
+FORMS = "a file, a folder, hf-hub:OWNER/NAME, https://... or a timm model"
+"""Of a source, for messages."""
+
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+_SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 
 
-def is_remote(source: str) -> bool:
-    """Return True if weights are named by an address or a Hub repository."""
-    return source.startswith((HUB, *ADDRESSES))
+class Repository(NamedTuple):
+    """A repository of the Hub; files: names of its weights, the first one that exists counts."""
+
+    name: str
+    revision: str | None
+    files: Sequence[str] = _HUB_FILES
+
+    def __str__(self) -> str:
+        return f"{HUB}{self.name}{f'@{self.revision}' if self.revision else ''}"
 
 
 def fetch_weights(source: str | Path, *, ema: bool = False) -> Path:
     """Return the local file of the weights that a source names, downloaded unless a cache has it.
 
-    source: a file, a run folder or a checkpoint in it, `local-dir:FOLDER`,
-    `hf-hub:OWNER/NAME[@REVISION]`, `https://...`, or the name of a timm model with pretrained
-    weights. ema: of a folder of ours, the file of the EMA. Raises ValueError for a source that
-    does not exist or cannot be reached.
+    A repository is asked for a newer revision if there is a network. ema: of a folder of ours, the
+    file of the EMA. Raises ValueError for a source that does not exist or cannot be reached. Under
+    a launcher, first on one process of each machine (`first_on_rank0`).
     """
+    remote = find_remote(source)
+    if remote is None:
+        return _find_file(source, ema)
+    return _fetch_from_hub(remote) if isinstance(remote, Repository) else download(remote)
+
+
+def _find_file(source: str | Path, ema: bool) -> Path:
+    place = locate_weights(source, ema=ema)
+    if not place.is_file():
+        hint = f"the weights must be {FORMS}{suggest_names(str(source))}"
+        raise ValueError(f"no checkpoint at {place}; {hint}")
+    return place
+
+
+def locate_weights(source: str | Path, *, ema: bool = False) -> Path:
+    """Return the local file that a source names, without a network: itself, that of a folder, or
+    the place in a cache; it need not exist.
+
+    ema: of a run folder or a checkpoint in it, the file of the EMA.
+    """
+    remote = find_remote(source)
+    if isinstance(remote, str):
+        return cache_place(remote)
+    if remote is not None:
+        return _find_in_cache(remote)
+    path = Path(str(source).removeprefix(LOCAL))
+    if not path.is_dir():
+        return path
+    own = RunFolder(path).weights(ema=ema)
+    others = [] if ema else [path / name for name in _HUB_FILES if (path / name).is_file()]
+    return others[0] if others and not own.is_file() else own
+
+
+def find_remote(source: str | Path) -> Repository | str | None:
+    """Return the repository or the address behind a source; None for a path."""
     name = str(source)
     if name.startswith(HUB):
-        return _fetch_from_hub(name.removeprefix(HUB))
+        repository, _, revision = name.removeprefix(HUB).partition("@")
+        return Repository(repository, revision or None)
     if name.startswith(ADDRESSES):
-        return _fetch_address(name)
-    path = Path(name.removeprefix(LOCAL))
-    if name.startswith(LOCAL) or path.exists():
-        return locate_weights(path, ema=ema)
-    if timm.is_model(name.partition(".")[0]):
-        return fetch_pretrained(name)
-    allowed = "a file, a folder, hf-hub:OWNER/NAME, https://... or a timm model"
-    raise ValueError(f"the weights must be {allowed} (got {name!r}){suggest_names(name)}")
+        return name
+    is_model = not name.startswith(LOCAL) and timm.is_model(name) and not Path(name).exists()
+    return _find_pretrained(name) if is_model else None
 
 
-def fetch_pretrained(name: str) -> Path:
-    """Return the local file of timm's pretrained weights for a model, NAME or NAME.TAG.
-
-    Raises ValueError if there are none, or they cannot be reached.
-    """
-    known = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    if known is None or not known.has_weights:
-        raise ValueError(f"timm has no pretrained weights of {name}")
-    return _fetch_known(name, known)
-
-
-def _fetch_known(name: str, known: PretrainedCfg) -> Path:
-    if known.hf_hub_id:
-        files = [known.hf_hub_filename] if known.hf_hub_filename else _HUB_FILES
-        return _fetch_from_hub(known.hf_hub_id, files)
-    assert isinstance(known.url, str), name
-    return _fetch_address(known.url)
-
-
-def _fetch_from_hub(repository: str, files: Sequence[str] = _HUB_FILES) -> Path:
-    """Return the first of these files that a repository has, with its config.json beside it."""
-    name, _, revision = repository.partition("@")
+def _find_pretrained(name: str) -> Repository | str:
+    """Return where timm has the pretrained weights of a model. Raises ValueError if nowhere."""
     try:
-        for file in files:
-            try:
-                path = Path(hf_hub_download(name, file, revision=revision or None))
-            except LocalEntryNotFoundError:
-                raise
-            except EntryNotFoundError:
-                continue
-            _fetch_config(name, revision)
-            return path
+        known = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if known is not None and known.hf_hub_id:
+        repository, _, revision = known.hf_hub_id.partition("@")
+        files = [known.hf_hub_filename] if known.hf_hub_filename else _HUB_FILES
+        return Repository(repository, revision or None, files)
+    if known is None or not isinstance(known.url, str) or not known.url:
+        raise ValueError(f"timm has no pretrained weights of {name}")
+    return known.url
+
+
+def name_revision(source: str | Path, path: Path) -> str:
+    """Return what names the file `path` of a source for good: a repository with its revision."""
+    remote = find_remote(source)
+    found = _SNAPSHOT.search(str(path))
+    if isinstance(remote, Repository) and found:
+        return str(remote._replace(revision=found[1]))
+    return str(source) if remote is None else str(remote)
+
+
+def _find_in_cache(repository: Repository) -> Path:
+    for file in repository.files:
+        found = try_to_load_from_cache(repository.name, file, revision=repository.revision)
+        if isinstance(found, str):
+            return Path(found)
+    return Path(str(repository)) / repository.files[0]
+
+
+def _fetch_from_hub(repository: Repository) -> Path:
+    """Return the first of its files that a repository has, with its config.json beside it."""
+    try:
+        for file in repository.files:
+            path = _fetch_file(repository, file)
+            if path is not None:
+                _fetch_file(repository, "config.json")
+                return path
     except LocalEntryNotFoundError as error:
-        address = f"https://huggingface.co/{name}"
-        cure = f"download {files[0]} and config.json from {address}, and name that folder"
-        raise ValueError(f"{HUB}{repository}: not in the cache, and no network: {cure}") from error
+        raise ValueError(f"{repository}: {_advise(repository)}") from error
     except (HfHubHTTPError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{HUB}{repository}: {reason}") from error
-    raise ValueError(f"{HUB}{repository}: has no weights, none of {', '.join(files)}")
+        raise ValueError(f"{repository}: {reason}") from error
+    raise ValueError(f"{repository}: has no weights, none of {', '.join(repository.files)}")
 
 
-def _fetch_config(name: str, revision: str) -> None:
+def _fetch_file(repository: Repository, file: str) -> Path | None:
+    """Return a file of a repository; None if it has none of this name."""
     try:
-        hf_hub_download(name, "config.json", revision=revision or None)
+        return Path(hf_hub_download(repository.name, file, revision=repository.revision))
+    except LocalEntryNotFoundError:
+        raise
     except EntryNotFoundError:
-        return
+        return None
 
 
-def _fetch_address(address: str) -> Path:
-    file = address.partition("?")[0].rpartition("/")[2]
-    try:
-        return Path(download_cached_file(address, progress=sys.stderr.isatty()))
-    except (OSError, RuntimeError) as error:
-        cure = f"download {file} on another machine, and name that file"
-        raise ValueError(f"{address}: cannot be downloaded ({error}): {cure}") from error
+def _advise(repository: Repository) -> str:
+    address = f"https://huggingface.co/{repository.name}/tree/{repository.revision or 'main'}"
+    files = f"{repository.files[0]} and config.json"
+    cure = f"download {files} from {address} into a folder, and name that folder instead"
+    return f"not in the cache, and there is no network: {cure}"

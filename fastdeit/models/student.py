@@ -2,8 +2,9 @@
 
 Parameter names and shapes are timm's (`deit_*`, `deit3_*`), so weights can be exchanged; attention,
 norms and residual sums use `fastdeit.kernels`. `add_norm` adds a branch to the residual stream and
-computes the next norm, also across blocks: so a block never normalises its own input. DropPath
-draws nothing here: the plan decides which branch of which sample is kept (plan/plan.py).
+computes the next norm, also across blocks: so a block never normalises its own input. In a run the
+plan draws DropPath: which branch of which sample is kept (plan/plan.py). Methods are timm's, so a
+student can stand in for a timm model in another training loop.
 
 DeiT III has a QKV bias, LayerScale, no position embedding on the class token, and one rate of
 DropPath for all blocks. Sources: Touvron et al. 2021 (2012.12877) and 2022 (2204.07118); names as
@@ -14,96 +15,15 @@ timm 1.0.31 models/deit.py; registers: Darcet et al. 2023
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import resample_abs_pos_embed
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from fastdeit.kernels.attention import attention
-from fastdeit.kernels.gelu import gelu
-from fastdeit.kernels.norm import add_norm, norm
+from fastdeit.kernels.norm import norm
+from fastdeit.models.blocks import NORM_EPS, Block, PatchEmbed, add_branch
 from fastdeit.models.initialisation import initialise_student
 from fastdeit.models.sizes import SIZES
-
-NORM_EPS = 1e-6
-
-
-class PatchEmbed(nn.Module):
-    """Project square patches, images (B, 3, H, W) → (B, N, D) in row order.
-
-    Patches (B, N, 3·P·P), each in the order (c, y, x) of the projection's weight, need no cutting:
-    then it is one matrix product.
-    """
-
-    def __init__(self, patch_size: int, embed_dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, embed_dim, kernel_size=patch_size, stride=patch_size)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if images.ndim == 3:
-            return F.linear(images, self.proj.weight.flatten(1), self.proj.bias)
-        return self.proj(images).flatten(2).transpose(1, 2)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention between its two projections, (B, N, D) → (B, N, D)."""
-
-    def __init__(self, dim: int, num_heads: int, qkv_bias: bool) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: torch.Tensor, num_out: int | None = None) -> torch.Tensor:
-        """Return the first num_out tokens (all by default); they attend to every token."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, 3, H, D / H)
-        return self.proj(attention(qkv)[:, :num_out])
-
-
-class Mlp(nn.Module):
-    """Two layers with exact GELU between them."""
-
-    def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(gelu(F.linear(x, self.fc1.weight), self.fc1.bias))
-
-
-class LayerScale(nn.Module):
-    """A learned factor for each channel of a branch, which `add_norm` applies."""
-
-    def __init__(self, dim: int, init_values: float) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.full((dim,), init_values))
-
-
-class Block(nn.Module):
-    """One pre-norm transformer block; the student applies the norms and the LayerScale, across
-    blocks. init_values: of LayerScale; None: there is none."""
-
-    def __init__(
-        self, dim: int, num_heads: int, hidden_dim: int, qkv_bias: bool, init_values: float | None
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = Attention(dim, num_heads, qkv_bias)
-        self.ls1 = None if init_values is None else LayerScale(dim, init_values)
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = Mlp(dim, hidden_dim)
-        self.ls2 = None if init_values is None else LayerScale(dim, init_values)
-
-
-def _add_norm(
-    x: torch.Tensor,
-    branch: torch.Tensor,
-    scale: torch.Tensor | None,
-    channels: LayerScale | None,
-    layer: nn.LayerNorm,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    gamma = None if channels is None else channels.gamma
-    return add_norm(x, branch, scale, layer.weight, layer.bias, layer.eps, gamma)
 
 
 class Student(nn.Module):
@@ -113,7 +33,9 @@ class Student(nn.Module):
     with constant_drop_path); the plan draws the masks with them. init_values: of LayerScale; None:
     no LayerScale. no_embed_class: only the patches have a position embedding. reg_tokens: number of
     registers. Tokens are in the order class, distillation, registers, patches. seed: of the initial
-    weights (initialisation.py). Raises ValueError for sizes that do not divide.
+    weights (initialisation.py). Raises ValueError for sizes that do not divide. Attributes as in
+    timm: num_classes, num_features, embed_dim, num_prefix_tokens, pretrained_cfg, and
+    distilled_training (False: in training, too, the mean of both heads).
     """
 
     def __init__(
@@ -141,6 +63,8 @@ class Student(nn.Module):
         self.patch_size = patch_size
         self.num_classes = num_classes
         self.embed_dim = embed_dim
+        self.num_features = embed_dim
+        self.head_hidden_size = embed_dim
         self.num_heads = num_heads
         self.distilled = distilled
         self.grid_size = image_size // patch_size
@@ -167,7 +91,25 @@ class Student(nn.Module):
         self.head = nn.Linear(embed_dim, num_classes)
         if distilled:
             self.head_dist = nn.Linear(embed_dim, num_classes)
+        self.distilled_training = True
+        self.grad_checkpointing = False
+        self.pretrained_cfg = self._describe()
+        self._seed = seed
         initialise_student(self, seed)
+
+    def _describe(self) -> dict[str, Any]:
+        """Return what timm keeps beside a model: input, preprocessing, names of its ends."""
+        return {
+            "num_classes": self.num_classes,
+            "input_size": (3, self.image_size, self.image_size),
+            "fixed_input_size": True,
+            "crop_pct": 0.9,
+            "interpolation": "bicubic",
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
+            "first_conv": "patch_embed.proj",
+            "classifier": ("head", "head_dist") if self.distilled else "head",
+        }
 
     def no_weight_decay(self) -> set[str]:
         """Return the parameters with several dimensions that have no weight decay."""
@@ -188,6 +130,35 @@ class Student(nn.Module):
         self.pos_embed = nn.Parameter(self._resample(grid, grid), self.pos_embed.requires_grad)
         self.image_size = height
         self.grid_size = grid
+        self.pretrained_cfg["input_size"] = (3, height, height)
+
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
+        """Return the head, or both heads, as timm does."""
+        return (self.head, self.head_dist) if self.distilled else self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the heads by ones for other classes, with the initial weights of the seed; 0: by
+        none, so that the model gives the features (B, D). global_pool: "token" or None."""
+        if global_pool not in (None, "token"):
+            raise ValueError(f"global_pool must be token or None (got {global_pool!r})")
+        names = ("head", "head_dist") if self.distilled else ("head",)
+        heads = nn.ModuleDict({name: self._make_head(num_classes) for name in names})
+        initialise_student(heads, self._seed)
+        for name, head in heads.items():
+            self.add_module(name, head.to(self.cls_token).train(self.training))
+        self.num_classes = num_classes
+        self.pretrained_cfg["num_classes"] = num_classes
+
+    def _make_head(self, num_classes: int) -> nn.Module:
+        return nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the blocks again in the backward pass, in place of storing what is in them."""
+        self.grad_checkpointing = enable
+
+    def set_distilled_training(self, enable: bool = True) -> None:
+        """Return both heads' logits in training; False: their mean, as in evaluation."""
+        self.distilled_training = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return timm's patterns for the depth of each parameter, for its layer decay: embedding,
@@ -204,43 +175,83 @@ class Student(nn.Module):
 
         images: (B, 3, H, W) in the parameters' dtype, or their patches (B, N, 3·P·P) from
         `mix_patches`. keep: the DropPath mask (B, depth, 2) bool: does a sample keep a block's
-        attention and MLP branch; a kept branch is scaled by 1 / (1 - rate). None: all kept,
-        unscaled. Raises ValueError for a mask of another shape, and for None in training with
-        DropPath.
+        attention and MLP branch; a kept branch is scaled by 1 / (1 - rate). None: in training it is
+        drawn with torch's generator, in evaluation all is kept, unscaled. Raises ValueError for a
+        mask of another shape.
         """
-        logits = self.forward_heads(images, keep)
-        if len(logits) == 1:
-            return logits[0]
-        cls_logits, dist_logits = logits
-        return (cls_logits, dist_logits) if self.training else (cls_logits + dist_logits) / 2
+        return self._join(self.forward_heads(images, keep))
+
+    def _join(self, outputs: tuple[torch.Tensor, ...]) -> Any:
+        """Return the output of the one head; or of both, as a pair or their mean."""
+        if len(outputs) == 1:
+            return outputs[0]
+        is_pair = self.training and self.distilled_training
+        return outputs if is_pair else (outputs[0] + outputs[1]) / 2
 
     def forward_heads(
         self, images: torch.Tensor, keep: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, ...]:
         """Return the logits of each head, (B, K) each, in training and evaluation: (class,
         distillation) or (class,)."""
-        x = self.forward_features(images, keep)
-        cls_logits = self.head(x[:, 0])
-        return (cls_logits, self.head_dist(x[:, 1])) if self.distilled else (cls_logits,)
+        return self._apply_heads(self._run_blocks(images, keep, self.num_head_tokens))
+
+    def _apply_heads(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        cls_logits = self.head(tokens[:, 0])
+        return (cls_logits, self.head_dist(tokens[:, 1])) if self.distilled else (cls_logits,)
 
     def forward_features(
         self, images: torch.Tensor, keep: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return the tokens that the heads read after the last norm, (B, 1 or 2, D)."""
+        """Return all tokens after the last norm, (B, N, D), as timm does."""
+        return self._run_blocks(images, keep, None)
+
+    def forward_head(self, tokens: torch.Tensor, pre_logits: bool = False) -> Any:
+        """Return what `forward` returns, from the tokens of `forward_features`; pre_logits: the
+        features (B, D) in place of logits, of both heads their mean."""
+        if not pre_logits:
+            return self._join(self._apply_heads(tokens))
+        return tokens[:, : self.num_head_tokens].mean(1)
+
+    def _run_blocks(
+        self, images: torch.Tensor, keep: torch.Tensor | None, num_out: int | None
+    ) -> torch.Tensor:
+        """Return the first num_out tokens after the last norm, (B, num_out, D); None: all.
+
+        The last block computes the other tokens no further than its attention.
+        """
         scales = self._branch_scales(keep, images.shape[0])
-        blocks = [cast(Block, block) for block in self.blocks]
-        norms = [*(block.norm1 for block in blocks), self.norm]
         x = self._embed(images)
-        y = norm(x, norms[0].weight, norms[0].bias, NORM_EPS)
-        for i, block in enumerate(blocks):
-            # the heads read their own tokens only: the last block computes the other tokens no
-            # further than its attention
-            num_out = self.num_head_tokens if i == len(blocks) - 1 else None
-            attention_scale, mlp_scale = (None, None) if scales is None else scales[i].unbind(0)
-            x = x[:, :num_out].contiguous()
-            x, y = _add_norm(x, block.attn(y, num_out), attention_scale, block.ls1, block.norm2)
-            x, y = _add_norm(x, block.mlp(y), mlp_scale, block.ls2, norms[i + 1])
+        first = self._norm_before(0)
+        y = norm(x, first.weight, first.bias, NORM_EPS)
+        for number in range(len(self.blocks)):
+            is_last = number == len(self.blocks) - 1
+            inputs = (number, x, y, scales, num_out if is_last else None)
+            if self.grad_checkpointing and self.training:
+                x, y = checkpoint(self._run_block, *inputs, use_reentrant=False)
+            else:
+                x, y = self._run_block(*inputs)
         return y
+
+    def _run_block(
+        self,
+        number: int,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        scales: torch.Tensor | None,
+        num_out: int | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the residual stream after a block, and its norm for the next; x, y: the same of
+        the block before, (B, N, D)."""
+        block = cast(Block, self.blocks[number])
+        attention_scale, mlp_scale = (None, None) if scales is None else scales[number].unbind(0)
+        x = x[:, :num_out].contiguous()
+        x, y = add_branch(x, block.attn(y, num_out), attention_scale, block.ls1, block.norm2)
+        return add_branch(x, block.mlp(y), mlp_scale, block.ls2, self._norm_before(number + 1))
+
+    def _norm_before(self, number: int) -> nn.LayerNorm:
+        """Return the norm of a block's input; after the last block the final one."""
+        is_end = number == len(self.blocks)
+        return self.norm if is_end else cast(Block, self.blocks[number]).norm1
 
     def _embed(self, images: torch.Tensor) -> torch.Tensor:
         positions = self._positions(images)
@@ -280,15 +291,15 @@ class Student(nn.Module):
     def _branch_scales(self, keep: torch.Tensor | None, batch: int) -> torch.Tensor | None:
         """Return each branch's factor per sample, (depth, 2, B) fp32; None: all are 1."""
         depth = len(self.blocks)
-        if keep is None:
-            if self.training and any(self.drop_path_rates):
-                raise ValueError("keep must be the plan's DropPath mask in training (got None)")
+        if keep is None and not (self.training and any(self.drop_path_rates)):
             return None
-        if keep.shape != (batch, depth, 2):
-            raise ValueError(f"keep must be ({batch}, {depth}, 2) (got {tuple(keep.shape)})")
         # made on the device: a copy from the host at every step would make the step wait
         first, last = self.drop_path_rates[0], self.drop_path_rates[-1]
-        rates = torch.linspace(first, last, depth, device=keep.device)
+        rates = torch.linspace(first, last, depth, device=self.cls_token.device)
+        if keep is None:
+            keep = torch.rand(batch, depth, 2, device=rates.device) >= rates[:, None]
+        if keep.shape != (batch, depth, 2):
+            raise ValueError(f"keep must be ({batch}, {depth}, 2) (got {tuple(keep.shape)})")
         return (keep.permute(1, 2, 0) / (1 - rates)[:, None, None]).contiguous()
 
 

@@ -17,45 +17,34 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from timm.models import clean_state_dict
 
-from fastdeit.models.sizes import SIZES, StateDict, has_qkv_bias, infer_student_sizes
-from fastdeit.models.student import Student, build_student
+from fastdeit.models.sizes import StateDict, has_qkv_bias
+from fastdeit.models.sources import locate_weights
+from fastdeit.models.student import Student
 from fastdeit.storage.file_hash import hash_file
-from fastdeit.storage.run_folder import RunFolder
 from fastdeit.storage.tensor_files import read_tensors
 
 WRAPPERS = ("state_dict", "model")
 EMA_WRAPPERS = ("state_dict_ema", "model_ema")
 HEADS = ("head", "head_dist")
 """Of the student."""
-_OTHER_FILES = ("pytorch_model.bin", "pytorch_model.pth", "model.pth")
-"""Weights in a folder of timm or of the Hub that has no model.safetensors."""
 _NAMED = 3  # classes that a message names
 
 
 def read_weights(path: str | Path, *, ema: bool = False) -> tuple[StateDict, dict[str, str]]:
     """Read a checkpoint's state dict and its safetensors metadata (empty for a .pth), on the CPU.
 
-    path: a .safetensors or torch.save file, or a run folder, for its model.safetensors. ema: the
-    EMA that a training checkpoint of deit or timm has beside the weights. Raises ValueError if the
+    path: a .safetensors or torch.save file, or another source (`locate_weights`). ema: the EMA in
+    the same folder, or in the same training checkpoint of deit or timm. Raises ValueError if the
     file is missing or damaged, or holds no state dict or pickled classes.
     """
-    path = locate_weights(path)
+    path = locate_weights(path, ema=ema)
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}")
-    if path.suffix == ".safetensors":
-        return read_tensors(path)
-    return _unwrap(_read_pickle(path), path, EMA_WRAPPERS if ema else WRAPPERS), {}
-
-
-def locate_weights(path: str | Path, *, ema: bool = False) -> Path:
-    """Return the file of weights that a path names: itself, or that of a folder; ema: of a run
-    folder or a checkpoint, the file of the EMA."""
-    path = Path(path)
-    if not path.is_dir():
-        return path
-    own = RunFolder(path).weights(ema=ema)
-    others = [] if ema else [path / name for name in _OTHER_FILES if (path / name).is_file()]
-    return others[0] if others and not own.is_file() else own
+    if path.suffix != ".safetensors":
+        return _unwrap(_read_pickle(path), path, EMA_WRAPPERS if ema else WRAPPERS), {}
+    if ema and "ema" not in path.stem:
+        raise ValueError(f"{path}: holds no EMA, which has a file of its own in a run folder")
+    return read_tensors(path)
 
 
 def _read_pickle(path: Path) -> object:
@@ -141,25 +130,6 @@ def hash_weights(path: str | Path) -> str:
     return hash_file(locate_weights(path))
 
 
-def student_from_checkpoint(
-    path: str | Path, name: str | None = None, **overrides: object
-) -> tuple[Student, list[str]]:
-    """Build the student that a checkpoint holds and load it; overrides (image_size, num_classes,
-    ...) win.
-
-    name: the student's, if the file does not have it. Returns the student and notes on what was
-    changed to fit. Raises ValueError if the name is neither given nor in the file, or the weights
-    do not fit.
-    """
-    state, metadata = read_weights(path)
-    name = name or metadata.get("model")
-    if name is None:
-        raise ValueError(f"{path}: does not name its model; name one of {', '.join(SIZES)}")
-    sizes = {**infer_student_sizes(state, metadata), **overrides}
-    student = build_student(name, num_classes=sizes.pop("num_classes"), **sizes)  # type: ignore[arg-type]
-    return student, fit_student_weights(student, state)
-
-
 def fit_student_weights(model: Student, state: StateDict, *, antialias: bool = True) -> list[str]:
     """Load a state dict into a student in place; return a note for everything that was changed.
 
@@ -237,7 +207,10 @@ def _resize_positions(
         return []
     prefix = model.num_prefix_positions
     grid = model.grid_size
-    before = math.isqrt(positions.shape[1] - prefix)
+    patches = max(0, positions.shape[1] - prefix)
+    before = math.isqrt(patches)
+    if before**2 != patches:
+        return []  # of another model: `check_match` names it
     state["pos_embed"] = resample_abs_pos_embed(
         positions, [grid, grid], num_prefix_tokens=prefix, antialias=antialias
     )

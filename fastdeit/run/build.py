@@ -25,7 +25,7 @@ from fastdeit.models.build import (
     precision,
     weight_metadata,
 )
-from fastdeit.models.trainable import count_parameters
+from fastdeit.models.finetune.trainable import count_parameters
 from fastdeit.models.weights import locate_weights
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan

@@ -13,8 +13,7 @@ from fastdeit.config.schema import Config
 from fastdeit.data.build import find_root
 from fastdeit.data.formats.detect import find_split
 from fastdeit.distributed.environment import is_alone
-from fastdeit.models.names import suggest_names
-from fastdeit.models.sizes import SIZES
+from fastdeit.models.sizes import SIZES, suggest_names
 from fastdeit.models.weights import locate_weights
 from fastdeit.storage.run_folder import RunFolder
 
@@ -71,15 +70,9 @@ def _advise_batch(least: int, images: int) -> str:
 
 def _check_model(config: Config) -> None:
     name = config.model.model
-    kind = config.distill.distillation_type
     if name not in SIZES and not timm.is_model(name):
         allowed = f"{_STUDENTS}, or a timm model{suggest_names(name)}"
         require(False, "model", name, allowed)
-    if name not in SIZES or not SIZES[name].distilled:
-        distilled = name.replace("_patch", "_distilled_patch")
-        other = f"; {distilled} has one" if distilled in SIZES else ""
-        allowed = f"none with --model {name}, which has no distillation head{other}"
-        require(kind == "none", "distillation_type", kind, allowed)
 
 
 def _check_sizes(config: Config) -> None:

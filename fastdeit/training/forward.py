@@ -39,11 +39,14 @@ class PlannedStudent:
         )
 
     def run(self, model: nn.Module, inputs: torch.Tensor, batch: Batch, step: int) -> Any:
+        if batch.drop_path_mask is None:  # the student would draw one that no replay repeats
+            raise ValueError("drop_path_mask must be the plan's (got None)")
         return model(inputs, batch.drop_path_mask)
 
 
 class SeededModel:
-    """Forward pass of a timm model: it takes images, and draws its own random numbers.
+    """Forward pass of a timm model: it takes images, channels last, and draws its own random
+    numbers.
 
     They follow from (seed, step, samples of the batch), so a step that is repeated draws the same.
     """
@@ -53,7 +56,8 @@ class SeededModel:
         self.dtype = dtype
 
     def mix(self, batch: Batch, *, with_images: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        images = mix(batch.images, batch.lam, batch.box, self.dtype)
+        # a convolution is up to 1.8 times as fast with them, a vision transformer no slower
+        images = mix(batch.images, batch.lam, batch.box, self.dtype, channels_last=True)
         return images, images if with_images else None
 
     def run(self, model: nn.Module, inputs: torch.Tensor, batch: Batch, step: int) -> Any:

@@ -27,7 +27,7 @@ Criterion = Callable[..., LossParts]
 @dataclass(frozen=True)
 class DistillationLoss:
     """The loss of a run: kind "none", "soft" or "hard", weight alpha, temperature tau, label
-    smoothing.
+    smoothing. A model with one head has both losses on it.
 
     legacy: divide the soft form by the number of classes too, as deit's code does. bce: the base is
     binary cross-entropy to the binarised mixed target (DeiT III). Raises ValueError for a value out
@@ -65,8 +65,7 @@ class DistillationLoss:
 
         outputs: logits (B, K) of a model with one head, or the pair (class logits, distillation
         logits). labels: (B,) int64; lam: (B,) fp32; teacher_output: class ids (B,) for "hard", or
-        logits (B, K). Raises ValueError if the kind needs a second head or a teacher and there is
-        none.
+        logits (B, K). Raises ValueError if the kind needs a teacher and there is none.
         """
         cls_logits, dist_logits = (outputs, None) if isinstance(outputs, torch.Tensor) else outputs
         if self.bce:
@@ -93,16 +92,15 @@ class DistillationLoss:
         teacher: torch.Tensor | None,
     ) -> LossParts:
         check_inputs(cls_logits, dist_logits, teacher, self.kind)
-        if dist_logits is None or teacher is None:
+        if teacher is None:
             logits = cls_logits
             if dist_logits is not None:
                 logits = (cls_logits.float() + dist_logits.float()) / 2
             base = mixed_binary_cross_entropy(logits, labels, lam)
             return LossParts(base, base.detach(), torch.zeros_like(base))
         base = mixed_binary_cross_entropy(cls_logits, labels, lam)
-        distilled = teacher_loss(
-            dist_logits, teacher, kind=self.kind, tau=self.tau, legacy=self.legacy
-        )
+        taught = cls_logits if dist_logits is None else dist_logits
+        distilled = teacher_loss(taught, teacher, kind=self.kind, tau=self.tau, legacy=self.legacy)
         loss = (1 - self.alpha) * base + self.alpha * distilled
         return LossParts(loss, base.detach(), distilled.detach())
 

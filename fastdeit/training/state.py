@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from fastdeit.models.trainable import list_frozen_norms
+from fastdeit.models.finetune.trainable import list_frozen_norms
 from fastdeit.plan.digest import add_digests, show_digest
 from fastdeit.training.optim.ema import Ema
 from fastdeit.training.zero import open_partitions
@@ -105,8 +105,7 @@ class TrainerState:
             return module
         if self._whole is None:
             self._whole = copy.deepcopy(self.eval_model)
-        self._whole.load_state_dict(self.weights())
-        return self._whole
+        return _load(self._whole, self.weights())
 
     def ema_module(self) -> nn.Module | None:
         """Return a model with the EMA's weights, in evaluation mode and the training precision;
@@ -114,8 +113,7 @@ class TrainerState:
         weights = self.ema_weights()
         if weights is None:
             return None
-        self.eval_model.load_state_dict(weights)
-        return self.eval_model
+        return _load(self.eval_model, weights)
 
     def gather(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
         """Return what a checkpoint holds of training: tensors by set and name, and JSON values; a
@@ -171,6 +169,13 @@ class TrainerState:
         self.step = values["step"]
         self.skipped = values["skipped"]
         self.digest = int(values.get("digest", "0"), 16) if self.rank == 0 else 0
+
+
+def _load(module: nn.Module, weights: Tensors) -> nn.Module:
+    """Load weights into a module; return it in evaluation mode."""
+    module.load_state_dict(weights)
+    # LeViT, TinyViT and others cache the biases of their attention until the mode is set again
+    return module.eval()
 
 
 def _shapes(named: Tensors) -> dict[str, torch.Size]:

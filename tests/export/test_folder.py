@@ -11,8 +11,8 @@ from sklearn.datasets import load_sample_images
 
 from fastdeit.export import folder
 from fastdeit.export.folder import export_folder
-from fastdeit.inference.load import LoadedModel, load_model
-from fastdeit.inference.views import build_transform, change_view
+from fastdeit.inference.load import LoadedModel, build_transform, load_model
+from fastdeit.inference.views import change_view
 from fastdeit.models.hub import EvalView
 from tests.support.images import CLASSES
 from tests.support.trained import VIEW, write_student

@@ -13,7 +13,7 @@ from fastdeit.data.index import build_index
 from fastdeit.data.pipeline import PipelineOptions
 from fastdeit.inference import images
 from fastdeit.inference.images import find_images, read_image
-from fastdeit.inference.views import build_transform
+from fastdeit.inference.load import build_transform
 from fastdeit.models.hub import EvalView
 from tests.data.formats.test_check import AMBIGUOUS, REFUSED, RGB, TAKEN, encoded
 from tests.support.images import write_shapes

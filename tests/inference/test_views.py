@@ -6,8 +6,8 @@ import pytest
 import timm
 import torch
 
-from fastdeit.inference.load import LoadedModel, load_model
-from fastdeit.inference.views import build_transform, change_view
+from fastdeit.inference.load import LoadedModel, build_transform, load_model
+from fastdeit.inference.views import change_view
 from fastdeit.models.hub import EvalView
 from tests.support.trained import VIEW, write_student
 

@@ -24,7 +24,8 @@ BATCH, CLASSES = 6, 11
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Run = tuple[list[torch.Tensor], list[torch.Tensor]]
 """The parts of the loss, and a gradient for each head."""
-FORMS = ["none-1", "none-2", "hard-ids", "hard-logits", "soft", "soft-legacy"]
+FORMS = ["none-1", "none-2", "hard-ids", "hard-logits", "soft", "soft-legacy", "hard-1", "soft-1"]
+"""Kind, and a variant: the teacher's output, or 1: a model with one head."""
 
 
 @pytest.fixture(params=["reference", "triton"], autouse=True)
@@ -196,7 +197,6 @@ def test_mixed_cross_entropy_without_mixing_equals_torch() -> None:
         ({}, "firm", "must be one of"),
         ({}, "none", "must be None"),
         ({"teacher": None}, "hard", "teacher's output"),
-        ({"dist_logits": None}, "soft", "two heads"),
         ({"teacher": torch.zeros(BATCH, dtype=torch.int64)}, "soft", "must be logits"),
         ({"cls_logits": torch.zeros(3, CLASSES)}, "hard", "whole pairs"),
         ({"cls_logits": torch.zeros(BATCH, CLASSES, dtype=torch.float64)}, "hard", "float64"),
@@ -273,6 +273,7 @@ def dense_loss(inputs: dict[str, Any], setting: dict[str, Any]) -> LossParts:
         base = F.cross_entropy(logits, target)
         return LossParts(base, base, torch.zeros_like(base))
     base = F.cross_entropy(cls_logits, target)
+    dist_logits = cls_logits if dist_logits is None else dist_logits
     if setting["kind"] == "hard":
         decision = teacher.long() if teacher.ndim == 1 else teacher.argmax(-1)
         distilled = F.cross_entropy(dist_logits, decision)
@@ -505,6 +506,8 @@ def test_distill_compiles_without_a_graph_break(name: str) -> None:
 
 def arguments_of(name: str, classes: int, with_grads: bool = True) -> tuple[Any, ...]:
     inputs, setting = make_form(name, classes)
+    if name in ("hard-1", "soft-1"):
+        inputs["dist_logits"] = inputs["cls_logits"]  # as `distill` passes them
     return (*inputs.values(), None, *setting.values(), with_grads)
 
 

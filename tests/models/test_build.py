@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -169,9 +170,48 @@ def test_harmful_config_json_is_refused_in_one_line(text: str, tmp_path: Path) -
 
 
 def test_names_that_are_not_those_of_the_head_are_not_trusted(tmp_path: Path) -> None:
-    config = Config().replace(model={"model": "test_resnet"})
+    alone = {"distillation_type": "none"}
+    config = Config().replace(model={"model": "test_resnet"}, distill=alone)
     state = build_model(config, CLASSES)[0].state_dict()
     path = tmp_path / "w.safetensors"
     save_file(state, path, {"classes": json.dumps([*CLASSES, "fox"])})
     _, notes = build_model(config.replace(model={"finetune": str(path)}), CLASSES)
     assert notes == ["fc left as initialised: the file names 4 classes, and its head has 3"]
+
+
+def build(name: str, kind: str, size: int = 32) -> tuple[nn.Module, list[str]]:
+    config = Config().replace(
+        model={"model": name}, data={"input_size": size}, distill={"distillation_type": kind}
+    )
+    return build_model(config, CLASSES)
+
+
+def test_one_head_for_both_losses_is_noted() -> None:
+    said = "has one head, trained by the labels and the teacher"
+    assert build("test_resnet", "hard")[1] == [f"test_resnet {said}"]
+    plain = "deit_tiny_patch16_224"
+    twin = "deit_tiny_distilled_patch16_224 has one for each"
+    assert build(plain, "soft")[1] == [f"{plain} {said}; {twin}"]
+    assert not build(plain, "none")[1] and not build("test_resnet", "none")[1]
+    assert not build("deit_tiny_distilled_patch16_224", "hard")[1]
+
+
+def test_two_heads_of_a_timm_model_train_apart() -> None:
+    images = torch.zeros(2, 3, 224, 224)
+    model, notes = build("levit_128s", "hard", 224)
+    assert not notes and [out.shape for out in model(images)] == [(2, 3), (2, 3)]
+    model, notes = build("levit_128s", "none", 224)
+    assert not notes and model(images).shape == (2, 3)
+
+
+def test_model_without_drop_path_is_built_with_a_note() -> None:
+    model, notes = build("repghostnet_050", "none")
+    assert notes == ["repghostnet_050 has no DropPath: --drop-path 0.1 has no effect"]
+    torch.manual_seed(Config().run.seed)
+    plain = timm.create_model("repghostnet_050", num_classes=3).state_dict()
+    assert not differing(plain, model.state_dict())
+
+
+def test_model_that_cannot_be_trained_is_refused_in_one_line() -> None:
+    with pytest.raises(ValueError, match=r"--model must be a model that runs on images of 200 px"):
+        build("bat_resnext26ts", "none", 200)

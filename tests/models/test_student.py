@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from fastdeit.models.sizes import SIZES, has_qkv_bias
 from fastdeit.models.student import Student, build_student
-from fastdeit.models.weights import fit_student_weights, read_weights, student_from_checkpoint
+from fastdeit.models.weights import fit_student_weights, read_weights
 
 PARAMETERS = {
     "deit_tiny_patch16_224": 5_717_416,
@@ -154,15 +154,27 @@ def test_drop_path_rates_rise_linearly() -> None:
     assert make_student(depth=1).drop_path_rates == (0.0,)
 
 
-def test_training_needs_a_mask_of_the_right_shape() -> None:
-    student = make_student().train()
+def test_without_a_mask_torch_draws_one_in_training() -> None:
+    student = make_student(drop_path=0.5).train()
     images = make_images(2, 32)
-    with pytest.raises(ValueError, match="DropPath mask"):
-        student(images)
+    torch.manual_seed(7)
+    drawn = student(images)
+    torch.manual_seed(7)
+    rates = torch.linspace(0, 0.5, 3)
+    keep = torch.rand(2, 3, 2) >= rates[:, None]
+    assert not keep.all()
+    torch.testing.assert_close(student(images, keep), drawn, rtol=0, atol=0)
+    assert not torch.equal(student(images)[0], drawn[0])
+    student.eval()
+    assert torch.equal(student(images), student(images))
+    many = make_student(drop_path=0.5, constant_drop_path=True)._branch_scales(None, 4000)
+    assert many is not None and set(many.unique().tolist()) == {0.0, 2.0}
+    assert abs(float(many.mean()) - 1) < 0.02
+
+
+def test_a_mask_has_the_right_shape() -> None:
     with pytest.raises(ValueError, match=r"\(2, 3, 2\)"):
-        student(images, torch.ones(2, 4, 2, dtype=torch.bool))
-    make_student(drop_path=0.0).train()(images)
-    student.eval()(images)
+        make_student().train()(make_images(2, 32), torch.ones(2, 4, 2, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("distilled", [False, True])
@@ -298,17 +310,6 @@ def test_positions_are_resized_as_in_deit_on_request() -> None:
     timms = make_student(image_size=64)
     fit_student_weights(timms, source.state_dict())
     assert (timms.pos_embed - target.pos_embed).abs().max() > 1e-3
-
-
-def test_checkpoint_gives_the_sizes_of_the_student(tmp_path: Path) -> None:
-    source = make_student(qkv_bias=True, mlp_ratio=2.0).eval()
-    perturb(source)
-    path = save(tmp_path, source.state_dict(), None, ".safetensors")
-    student, notes = student_from_checkpoint(path)
-    images = make_images(2, 32)
-    assert notes == [] and torch.equal(student.eval()(images), source(images))
-    wider, notes = student_from_checkpoint(path, image_size=40, num_classes=2)
-    assert wider.image_size == 40 and len(notes) == 3
 
 
 def test_qkv_bias_is_detected() -> None:

@@ -101,16 +101,6 @@ def test_the_data_set_is_checked_before_the_teacher(data: Path) -> None:
     ("argv", "message"),
     [
         (
-            "--model deit_tiny_patch16_224",
-            "--distillation-type must be none with --model deit_tiny_patch16_224, which has no "
-            "distillation head; deit_tiny_distilled_patch16_224 has one (got 'hard')",
-        ),
-        (
-            "--model resnet18",
-            "--distillation-type must be none with --model resnet18, which has no distillation "
-            "head (got 'hard')",
-        ),
-        (
             "--model deit_tinny_patch16_224",
             "--model must be deit_{tiny,small,base}[_distilled]_patch16_{224,384}, "
             "deit3_{small,medium,base,large,huge}_patch{16,14}_{224,384}, or a timm model; near: "

@@ -1,7 +1,10 @@
 """Forward passes alone: our student's planned one, and a timm model's seeded one."""
 
 import dataclasses
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import timm
 import torch
 
@@ -43,3 +46,9 @@ def test_timm_model_repeats_its_own_random_draws() -> None:
         SeededModel(4, torch.float32).run(model, images, batch, step=5),
     ]
     assert not any(torch.equal(other, first) for other in others)
+
+
+def test_a_run_without_the_plans_mask_fails() -> None:
+    batch: Any = SimpleNamespace(drop_path_mask=None)
+    with pytest.raises(ValueError, match="^drop_path_mask must be the plan's"):
+        PlannedStudent(8, torch.float32).run(torch.nn.Identity(), torch.zeros(2), batch, 0)

@@ -11,7 +11,7 @@ import torch
 
 from fastdeit.checkpoint.store import load_checkpoint
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.models.trainable import count_parameters, freeze_weights
+from fastdeit.models.finetune.trainable import count_parameters, freeze_weights
 from fastdeit.training import build
 from fastdeit.training.trainer import Trainer
 from tests.support import frozen_ranks

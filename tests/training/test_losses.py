@@ -79,6 +79,28 @@ def test_bce_without_a_teacher_uses_both_heads(batch: dict[str, torch.Tensor]) -
     assert torch.equal(both.loss, mean.loss) and both.distill.item() == 0
 
 
+@pytest.mark.parametrize("bce", [False, True])
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_one_head_has_the_gradients_of_both_losses(
+    kind: str, bce: bool, batch: dict[str, torch.Tensor]
+) -> None:
+    loss = DistillationLoss(kind=kind, alpha=0.3, tau=2.0, smoothing=0.0, bce=bce)
+    logits = batch["cls"].requires_grad_()
+    parts = loss(logits, batch["labels"], batch["lam"], batch["teacher"])
+    base = DistillationLoss(kind="none", smoothing=0.0, bce=bce)
+    labels_alone = base(logits, batch["labels"], batch["lam"]).loss
+    if kind == "hard":
+        teacher_alone = F.cross_entropy(logits.double(), batch["teacher"].argmax(-1))
+    else:
+        own, theirs = (F.log_softmax(each.double() / 2, -1) for each in (logits, batch["teacher"]))
+        teacher_alone = 4 * F.kl_div(own, theirs, reduction="batchmean", log_target=True)
+    expected = 0.7 * labels_alone + 0.3 * teacher_alone
+    torch.testing.assert_close(parts.loss, expected.float())
+    gradients = [torch.autograd.grad(each, logits)[0] for each in (parts.loss, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
+    assert torch.equal(parts.base, labels_alone) and parts.distill > 0
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -95,9 +117,7 @@ def test_loss_rejects_wrong_settings(setting: dict[str, Any], message: str) -> N
 
 
 @pytest.mark.parametrize("bce", [False, True])
-def test_loss_rejects_a_missing_head_or_teacher(bce: bool, batch: dict[str, torch.Tensor]) -> None:
+def test_loss_rejects_a_missing_teacher(bce: bool, batch: dict[str, torch.Tensor]) -> None:
     loss = DistillationLoss(kind="hard", smoothing=0.0, bce=bce)
-    with pytest.raises(ValueError, match="two heads"):
-        loss(batch["cls"], batch["labels"], batch["lam"], batch["teacher"])
     with pytest.raises(ValueError, match="teacher's output"):
         loss((batch["cls"], batch["dist"]), batch["labels"], batch["lam"])

@@ -12,7 +12,7 @@ MAX_REGISTERS = 256
 class ModelConfig(Section):
     model: str = "deit_small_distilled_patch16_224"
     """deit_{tiny,small,base}[_distilled]_patch16_{224,384}, deit3_{small,...,huge}_patch{16,14}_*
-    (docs/deit3.md), or any timm model with --distillation-type none."""
+    (docs/deit3.md), or any timm model."""
     patch_size: int | None = None
     """Patch side in pixels, in place of the model's own."""
     embed_dim: int | None = None

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
 import timm
 import torch
@@ -22,9 +21,14 @@ from torch.export.passes import move_to_device_pass
 
 from fastdeit.config.parse import ARCHIVES, is_callable
 from fastdeit.models.hub import read_class_names
-from fastdeit.models.names import suggest_names
-from fastdeit.models.sizes import SIZES, infer_student_sizes
-from fastdeit.models.student import build_student
+from fastdeit.models.network import (
+    WeightFile,
+    build_network,
+    count_classes,
+    known_config,
+    read_weight_file,
+)
+from fastdeit.models.sizes import SIZES, infer_student_sizes, is_student, suggest_names
 from fastdeit.models.teachers.identity import hash_state
 from fastdeit.models.teachers.view import (
     Choose,
@@ -35,13 +39,7 @@ from fastdeit.models.teachers.view import (
     read_pretrained_cfg,
     read_settings_beside,
 )
-from fastdeit.models.weights import (
-    StateDict,
-    check_match,
-    fit_student_weights,
-    locate_weights,
-    read_weights,
-)
+from fastdeit.models.weights import check_match
 from fastdeit.storage.tensor_files import hash_tensors
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
@@ -149,9 +147,10 @@ def _load_into(model: Logits, path: Path, name: str) -> list[Source]:
     """Load a weight file into a callable that is a network; return what names its view there."""
     if not isinstance(model, nn.Module):
         return []
-    file = _read_file(path)
-    _load_state(model, file.state, name)
-    return file.sources
+    file = read_weight_file(path)
+    check_match(model.state_dict(), file.state, name)
+    model.load_state_dict(file.state)
+    return _find_sources(file)
 
 
 def _needs_no_arguments(function: Callable[..., object]) -> bool:
@@ -163,11 +162,13 @@ def _needs_no_arguments(function: Callable[..., object]) -> bool:
 
 
 def _load_weights(name: str, path: Path, num_classes: int, choose: Choose) -> LoadedTeacher:
-    file = _read_file(path)
-    name = name or file.metadata.get("model", "")
-    load = _load_student if name in SIZES else _load_timm
+    file = read_weight_file(path)
+    name = name or file.architecture
+    _check_name(name)
     try:
-        model, view = load(name, file, num_classes, choose)
+        check_num_classes(name, file.path, count_classes(name, file), num_classes)
+        view = _find_view(name, file, choose)
+        model = build_network(name, file, size=view.preprocessing.size)
     except ValueError as error:
         raise ValueError(f"{error}{_name_own_model(name, file)}") from error
     return LoadedTeacher(
@@ -181,43 +182,27 @@ def _load_weights(name: str, path: Path, num_classes: int, choose: Choose) -> Lo
     )
 
 
-def _name_own_model(name: str, file: "_WeightFile") -> str:
-    """Return the end of a message: the model that a file names, if it is another than `name`."""
-    own = file.metadata.get("model", name)
-    if own == name or not (own in SIZES or timm.is_model(own)):
-        return ""
-    return f"; {file.path} has the weights of another model: --teacher-model {own}"
+def _check_name(name: str) -> None:
+    if name not in SIZES and not timm.is_model(name):
+        rule = "must be a timm model, a kind of file or module:callable"
+        raise ValueError(f"--teacher-model {rule} (got {name!r}){suggest_names(name)}")
 
 
-class _WeightFile(NamedTuple):
-    path: Path
-    state: StateDict
-    metadata: dict[str, str]
-
-    @property
-    def sources(self) -> list[Source]:
-        """Return what names the view: the file itself, and the JSON file beside it."""
-        return [read_metadata(self.metadata, self.path), read_settings_beside(self.path)]
-
-
-def _read_file(path: Path) -> _WeightFile:
-    state, metadata = read_weights(path)
-    return _WeightFile(locate_weights(path), state, metadata)
-
-
-def _load_student(
-    name: str, file: _WeightFile, num_classes: int, choose: Choose
-) -> tuple[nn.Module, View]:
-    sizes = infer_student_sizes(file.state, file.metadata)
-    check_num_classes(name, file.path, len(file.state["head.weight"]), num_classes)
+def _find_view(name: str, file: WeightFile, choose: Choose) -> View:
+    """Return the view: of the file, of the JSON beside it, or of the architecture."""
+    known = Source(f"timm's {name}", vars(known_config(name)))
+    if not (name in SIZES and is_student(file.state)):
+        return choose([*_find_sources(file), known])
+    size = infer_student_sizes(file.state, {})["image_size"]
     colours = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
-    deit = Source("DeiT", colours | {"input_size": sizes["image_size"]})
-    view = choose([*file.sources, deit])
+    view = choose([*_find_sources(file), Source("DeiT", colours | {"input_size": size})])
     _check_patches(name, view, file.state["patch_embed.proj.weight"].shape[-1])
-    sizes["image_size"] = view.preprocessing.size
-    student = build_student(name, **sizes)  # type: ignore[arg-type]
-    fit_student_weights(student, file.state)
-    return student, view
+    return view
+
+
+def _find_sources(file: WeightFile) -> list[Source]:
+    """Return what names the view of a weight file: itself, and the JSON file beside it."""
+    return [read_metadata(file.metadata, file.path), read_settings_beside(file.path)]
 
 
 def _check_patches(name: str, view: View, patch_size: int) -> None:
@@ -229,28 +214,12 @@ def _check_patches(name: str, view: View, patch_size: int) -> None:
         raise ValueError(f"--teacher-input-size {rule} (got {size}, from {origin})")
 
 
-def _load_timm(
-    name: str, file: _WeightFile, num_classes: int, choose: Choose
-) -> tuple[nn.Module, View]:
-    if not name or not timm.is_model(name):
-        rule = "must be a timm model, a kind of file or module:callable"
-        raise ValueError(f"--teacher-model {rule} (got {name!r}){suggest_names(name)}")
-    config = timm.get_pretrained_cfg(name)
-    classifier = config.classifier if isinstance(config.classifier, str) else config.classifier[0]
-    if f"{classifier}.weight" in file.state:
-        found = len(file.state[f"{classifier}.weight"])
-        check_num_classes(name, file.path, found, num_classes)
-    view = choose([*file.sources, Source(f"timm's {name}", vars(config))])
-    # a network with a position embedding is built for one size, the others take any
-    extra = {"img_size": view.preprocessing.size} if config.fixed_input_size else {}
-    model = timm.create_model(name, pretrained=False, num_classes=num_classes, **extra)
-    _load_state(model, file.state, name)
-    return model, view
-
-
-def _load_state(model: nn.Module, state: StateDict, name: str) -> None:
-    check_match(model.state_dict(), state, name)
-    model.load_state_dict(state)
+def _name_own_model(name: str, file: WeightFile) -> str:
+    """Return the end of a message: the model that a file names, if it is another than `name`."""
+    own = file.architecture or name
+    if own == name or not (own in SIZES or timm.is_model(own)):
+        return ""
+    return f"; {file.path} has the weights of another model: --teacher-model {own}"
 
 
 def check_num_classes(name: str, path: Path, found: int, num_classes: int) -> None:

@@ -4,7 +4,6 @@ Names and forms of the values are timm's: mean and std are three numbers for pix
 input_size is a side in pixels or [3, side, side]. Everything is read as data; no code runs.
 """
 
-import json
 import numbers
 import reprlib
 import zipfile
@@ -15,13 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastdeit.config.parse import MAX_TEACHER_SIZE, name_flag
-from fastdeit.storage.atomic import read_bounded
+from fastdeit.models.hub import find_config
+from fastdeit.storage.json_values import MAX_BYTES, parse_json, read_json_file
 
 FIELDS = ("mean", "std", "input_size")
-MAX_BYTES = 1 << 22
-"""Of a JSON text with a teacher's settings; timm's have the names of up to 21,843 classes."""
 STUDENT = "the student"
-HUB_NAMES = ("model.safetensors", "pytorch_model.bin")
 _EXTRA_FOLDERS = ("extra", "extra_files")
 
 
@@ -142,17 +139,14 @@ def read_metadata(metadata: Mapping[str, str], path: Path) -> Source:
 
 
 def read_settings_beside(path: Path) -> Source:
-    """Return what the JSON file beside a teacher's file names: `teacher.json` for `teacher.pt`, and
-    `config.json` for a file with a name of the Hugging Face Hub.
+    """Return what the JSON file beside a teacher's file names: `teacher.json` for `teacher.pt`, or
+    the config.json that describes weights of ours, of timm or of the Hub.
 
     Raises ValueError for one that is not JSON or too long; OSError.
     """
-    names = [path.with_suffix(".json").name, *(["config.json"] if path.name in HUB_NAMES else [])]
-    for beside in (path.with_name(name) for name in names):
-        if beside.is_file() and beside != path:
-            # as bytes, of which json skips a byte order mark
-            data = read_bounded(beside, MAX_BYTES).encode()
-            return Source(str(beside), _find_fields(parse_json(data, str(beside))))
+    for beside in (path.with_suffix(".json"), find_config(path)):
+        if beside is not None and beside.is_file() and beside != path:
+            return Source(str(beside), _find_fields(read_json_file(beside)))
     return Source("", {})
 
 
@@ -181,14 +175,6 @@ def _extract(archive: zipfile.ZipFile, entry: str, where: str) -> bytes:
     if len(data) > MAX_BYTES:
         raise ValueError(f"{where} must be at most {MAX_BYTES:,} bytes")
     return data
-
-
-def parse_json(text: str | bytes, where: str) -> Any:
-    """Parse JSON of unknown origin. Raises ValueError, naming `where` it is."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError(f"{where} must be JSON (got {reprlib.repr(text)})") from None
 
 
 def _find_fields(content: Any) -> dict[str, Any]:

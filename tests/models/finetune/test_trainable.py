@@ -9,8 +9,8 @@ from torch import nn
 
 from fastdeit.config.schema import Config
 from fastdeit.models.build import build_model, list_heads
+from fastdeit.models.finetune.trainable import count_parameters, freeze_weights, list_frozen_norms
 from fastdeit.models.student import build_student
-from fastdeit.models.trainable import count_parameters, freeze_weights, list_frozen_norms
 from tests.support.tiny_student import SIZE
 
 HEAD = {"head.weight", "head.bias"}

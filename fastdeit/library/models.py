@@ -1,0 +1,118 @@
+"""Models of `import fastdeit`: students, teachers for the images of a loader, trained weights."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastdeit.config.schema.model import ModelConfig
+from fastdeit.inference import evaluate
+from fastdeit.inference.load import LoadedModel, load_model
+from fastdeit.library.errors import names_arguments
+from fastdeit.library.loader import Loader
+from fastdeit.library.place import find_device
+from fastdeit.library.settings import check_names, configure
+from fastdeit.models.build import build_model, build_teacher
+from fastdeit.models.sizes import SIZES
+from fastdeit.models.teachers.teacher import Teacher
+
+_log = logging.getLogger(__name__)
+
+_STUDENT = {item.name for item in dataclasses.fields(ModelConfig)} - {"model"}
+
+
+@names_arguments()
+def create_student(
+    model: str = ModelConfig.model,
+    *,
+    like: Loader | None = None,
+    num_classes: int = 1000,
+    classes: Sequence[str] | None = None,
+    device: torch.device | str | None = None,
+    **settings: Any,
+) -> nn.Module:
+    """Return a model to train, with fresh weights or those of finetune, in training mode: our
+    `Student` for deit_* and deit3_*, else a timm model.
+
+    like: a loader, whose input size, classes and device are the model's. Without it: num_classes,
+    or classes, the names in the order of the labels; device None: the GPU, or the CPU if there is
+    none. settings: fields of `ModelConfig` (patch_size, embed_dim, depth, num_heads, qkv_bias,
+    drop_path, finetune, ...), input_size and seed. A head that the weights of finetune have for
+    other classes stays as initialised, which is logged. Raises ValueError naming the argument.
+    """
+    check_names(settings, _STUDENT | {"input_size", "seed"}, "create_student")
+    chosen = {"model": model} | settings
+    if like is not None:
+        chosen = {"input_size": like.config.data.input_size} | chosen
+    elif model in SIZES:
+        chosen = {"input_size": SIZES[model].image_size} | chosen
+    names = like.classes if like is not None else classes
+    config = configure(chosen, "create_student")
+    # a timm model draws its weights from torch's global generator
+    with torch.random.fork_rng(devices=[]):
+        student, notes = build_model(config, names or [str(row) for row in range(num_classes)])
+    for note in notes:
+        _log.warning("%s: %s", model, note)
+    return student.train().to(find_device(device) if like is None else like.device)
+
+
+@names_arguments(
+    teacher_model="model",
+    teacher_path="path",
+    teacher_mean="mean",
+    teacher_std="std",
+    teacher_input_size="input_size",
+)
+def create_teacher(
+    model: str = "",
+    path: str | Path = "",
+    *,
+    like: Loader,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    input_size: int | None = None,
+) -> Teacher:
+    """Return a frozen teacher for the images of a loader, on its device: a function from mixed
+    images (B, 3, H, W), normalised for the student, to logits (B, K) fp32.
+
+    model: a timm model, torchscript, export, or module:callable, which runs code; may be empty for
+    a run folder. path: its weights. mean, std, input_size: in place of the teacher's own
+    (docs/teachers.md). Raises ValueError naming the argument.
+    """
+    view = {"teacher_mean": mean, "teacher_std": std, "teacher_input_size": input_size}
+    chosen = {
+        name: tuple(value) if isinstance(value, Sequence) else value for name, value in view.items()
+    }
+    asked = configure(
+        {"teacher_model": model, "teacher_path": str(path), **chosen}, "create_teacher"
+    )
+    config = dataclasses.replace(like.config, distill=asked.distill)
+    teacher = build_teacher(config, like.world, like.classes)
+    assert teacher is not None  # a default `Config` needs one
+    return teacher
+
+
+@names_arguments()
+def load(
+    source: str | Path,
+    *,
+    ema: bool = False,
+    model: str = "",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> LoadedModel:
+    """Load a model for inference; its model, transform (of a PIL image), classes and view are
+    attributes.
+
+    source: a run folder, a checkpoint, a file of ours, of timm or of deit, `local-dir:FOLDER`,
+    `hf-hub:OWNER/NAME`, `https://...`, or a timm model. ema: the moving average of the weights.
+    model: the architecture, by timm's name, where the file does not have it. Raises ValueError.
+    """
+    return load_model(source, ema=ema, model=model, device=device, dtype=dtype)
+
+
+evaluate_checkpoint = names_arguments()(evaluate.evaluate_checkpoint)

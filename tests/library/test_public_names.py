@@ -1,0 +1,47 @@
+"""The names of `import fastdeit`: found when they are used, and known to editors."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+import fastdeit
+from tests.support.launching import ROOT
+
+
+def test_every_name_is_found_and_documented() -> None:
+    for name in fastdeit._PLACES:
+        value = getattr(fastdeit, name)
+        assert name in dir(fastdeit) and (value.__doc__ or name == "RECIPES")
+
+
+def test_editors_see_the_same_names() -> None:
+    tree = ast.parse((ROOT / "fastdeit" / "__init__.py").read_text())
+    seen = {
+        alias.asname: f"{node.module}:{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fastdeit.")
+        for alias in node.names
+    }
+    places = {}
+    for name, place in fastdeit._PLACES.items():
+        module, _, original = place.partition(":")
+        places[name] = f"fastdeit.{module}:{original or name}"
+    assert seen == places
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="^module 'fastdeit' has no attribute 'creat_loader'$"):
+        fastdeit.creat_loader  # noqa: B018
+
+
+def test_a_plan_needs_no_torch() -> None:
+    code = (
+        "import fastdeit, sys\n"
+        "fastdeit.Plan(fastdeit.PlanSpec(repeats=1), [[8, 8]] * 4)\n"
+        "print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "False\n"
