@@ -43,11 +43,13 @@ setup(
         "matplotlib>=3.8",
         "scipy>=1.12",  # reads ImageNet's meta.mat
         "scikit-learn>=1.4",  # the embedded data set of the recipe `digits`
+        "typing-extensions>=4.10",  # torch brings it too
     ],
     extras_require={
         "export": EXPORT,  # fastdeit export to ONNX
         "bench": ["webdataset>=1.0"],  # timm's reader of shards
         "dev": [
+            "accelerate>=1",  # runs the examples of docs/library.md
             *EXPORT,
             "pytest>=8",
             "pytest-xdist>=3.6",

@@ -26,6 +26,8 @@ FOREIGN_FLAGS = {
     "deepspeed": "--hostfile --no_ssh --node_rank --master_addr --no_local_rank --module "
     "--num_gpus --num_accelerators",
     "sbatch": "--nodes",
+    "torchrun": "--nproc_per_node",
+    "timm": "--mixup-off-epoch",
     "deit": "--output_dir",
     "benchmarks.resources": "--write",
 }

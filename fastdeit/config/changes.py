@@ -25,8 +25,8 @@ FORM = frozenset(
 """Settings of how the work is done, and for how long: they decide neither samples nor results."""
 
 SOURCES = frozenset(
-    "data_path augment_backend decoder finetune teacher_model teacher_path teacher_mean "
-    "teacher_std teacher_input_size cache".split()
+    "data_path augment_backend decoder finetune teacher_model teacher_path pretrained_teacher "
+    "teacher_mean teacher_std teacher_input_size cache".split()
 )
 """Where an input comes from, or who reads it: the input itself must stay the same."""
 
@@ -34,6 +34,11 @@ LATER = frozenset(
     "bad_images cache_miss eval_input_size eval_crop_ratio eval_epochs resume".split()
 )
 """Settings that take effect from the resumed step on."""
+
+ARCHITECTURE = frozenset(
+    "model patch_size embed_dim depth num_heads qkv_bias init_values registers".split()
+)
+"""Settings that an empty --model leaves to the weights of --finetune."""
 
 MAY_CHANGE_ON_RESUME = FORM | SOURCES | LATER
 """Fields of `Config` that may differ when a run is resumed or replayed; all others are fixed."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
@@ -18,7 +17,7 @@ from fastdeit.models.hub import EvalView, read_class_names
 from fastdeit.models.network import (
     WeightFile,
     build_network,
-    infer_architecture,
+    find_architecture,
     known_config,
     read_weight_file,
 )
@@ -92,9 +91,7 @@ def load_model(
     """
     path = fetch_weights(source, ema=ema)
     file = read_weight_file(path, ema=ema)
-    name = model or file.architecture or _name_in_timm(source) or infer_architecture(file)
-    if not name:
-        raise ValueError(f"{path}: does not name its architecture: name it (--model)")
+    name = model or find_architecture(source, file)
     view = _find_view(name, file)
     network = build_network(name, file, size=view.size)
     return LoadedModel(
@@ -106,12 +103,6 @@ def load_model(
         weights=hash_tensors(file.state),
         metadata=dict(file.metadata),
     )
-
-
-def _name_in_timm(source: str | Path) -> str:
-    """Return a source that is the name of a timm model, else ""."""
-    is_name = timm.is_model(str(source)) and not Path(source).exists()
-    return str(source) if is_name else ""
 
 
 def _find_view(name: str, file: WeightFile) -> EvalView:

@@ -39,7 +39,7 @@ class LoaderParts:
 class Loader:
     """Training batches of one rank, augmented, in the plan's order; made by `create_loader`.
 
-    A pass over it is an epoch. The first pass is epoch 0, and each further one the next epoch, also
+    A pass is an epoch. The first pass is epoch 0, and each further one the next epoch, also
     after a pass that was not finished; `set_epoch` chooses the epoch of the next pass. Attributes:
     dataset (`Index`: its length is the number of images), classes (names in the order of the
     labels), plan, teacher_cache (None without `cache`), device, config, mixup_enabled (False: from

@@ -109,7 +109,7 @@ def load(
     attributes.
 
     source: a run folder, a checkpoint, a file of ours, of timm or of deit, `local-dir:FOLDER`,
-    `hf-hub:OWNER/NAME`, `https://...`, or a timm model. ema: the moving average of the weights.
+    `hf-hub:OWNER/NAME`, `https://...`, or a timm model. ema: the EMA of the weights.
     model: the architecture, by timm's name, where the file does not have it. Raises ValueError.
     """
     return load_model(source, ema=ema, model=model, device=device, dtype=dtype)

@@ -9,11 +9,14 @@ from torch import nn
 
 from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World
+from fastdeit.models.finetune.architecture import list_settings
 from fastdeit.models.finetune.fit import fit_other_student
 from fastdeit.models.finetune.trainable import freeze_weights
 from fastdeit.models.hub import EvalView, describe_model, describe_weights, read_class_names
+from fastdeit.models.network import WeightFile, build_network, read_weight_file
 from fastdeit.models.outputs import count_heads
 from fastdeit.models.sizes import SIZES, has_qkv_bias
+from fastdeit.models.sources import find_weights
 from fastdeit.models.student import Student, build_student
 from fastdeit.models.teachers.teacher import Teacher, load_teacher
 from fastdeit.models.teachers.view import Preprocessing
@@ -23,15 +26,13 @@ from fastdeit.models.weights import (
     check_match,
     fit_heads,
     fit_student_weights,
-    locate_weights,
-    read_weights,
 )
 
 
 class Finetune(NamedTuple):
     """The weights of --finetune; trained: the names of their classes, None if nothing has them."""
 
-    state: StateDict
+    file: WeightFile
     trained: tuple[str, ...] | None
 
 
@@ -49,6 +50,20 @@ def build_model(config: Config, classes: Sequence[str]) -> tuple[nn.Module, list
     return model, notes
 
 
+def follow_weights(config: Config) -> Config:
+    """Return the settings with the model of --finetune, its name and sizes, where --model is empty;
+    sizes that are set stay. Without the file nothing changes: `check_config` names it.
+
+    Raises ValueError for a file that cannot be read, or does not name its architecture.
+    """
+    chosen = config.model
+    source = chosen.finetune
+    if chosen.model or not source or not find_weights(source).is_file():
+        return config
+    found = list_settings(source, read_weight_file(source))
+    return config.replace(model={name: getattr(chosen, name) or found[name] for name in found})
+
+
 def list_heads(model: nn.Module) -> Sequence[str]:
     """Return the names of the heads: modules of our student, or what timm names for its model."""
     if isinstance(model, Student):
@@ -64,8 +79,8 @@ def _drop_path(config: Config) -> float:
 
 
 def _read_finetune(path: str) -> Finetune:
-    state, metadata = read_weights(path)
-    return Finetune(state, read_class_names(locate_weights(path), metadata))
+    file = read_weight_file(path)
+    return Finetune(file, read_class_names(file.path, file.metadata))
 
 
 def _build_timm_model(
@@ -79,7 +94,11 @@ def _build_timm_model(
     for size in {data.input_size, data.eval_input_size or data.input_size}:
         heads = count_heads(model, config.model.model, size, len(classes))
     notes += _note_one_head(config) if heads == 1 else []
-    return model, notes + ([] if finetune is None else _load_timm_weights(model, classes, finetune))
+    if finetune is not None:
+        # as timm fits them to the size of the images
+        fitted = build_network(config.model.model, finetune.file, size=data.input_size)
+        notes += _load_timm_weights(model, classes, finetune, fitted.state_dict())
+    return model, notes
 
 
 def _create_timm_model(config: Config, num_classes: int) -> tuple[nn.Module, list[str]]:
@@ -114,10 +133,19 @@ def _note_one_head(config: Config) -> list[str]:
     return [f"{name} has one head, trained by the labels and the teacher{other}"]
 
 
-def _load_timm_weights(model: nn.Module, classes: Sequence[str], finetune: Finetune) -> list[str]:
-    state = finetune.state
+def _load_timm_weights(
+    model: nn.Module, classes: Sequence[str], finetune: Finetune, state: StateDict
+) -> list[str]:
+    """Load the weights of --finetune as they were made to fit the size of the images, `state`;
+    return notes on what was changed."""
+    before = finetune.file.state
+    notes = [
+        f"{name} resized from {tuple(before[name].shape)} to {tuple(value.shape)}"
+        for name, value in state.items()
+        if name in before and before[name].shape != value.shape
+    ]
     own = model.state_dict()
-    notes = fit_heads(own, state, list_heads(model), finetune.trained, classes)
+    notes += fit_heads(own, state, list_heads(model), finetune.trained, classes)
     check_match(own, state, "the model")
     model.load_state_dict(state)
     return notes
@@ -137,7 +165,7 @@ def _build_student(
     overrides = {name: size for name, size in sizes.items() if size is not None}
     notes = [] if SIZES[chosen.model].distilled else _note_one_head(config)
     qkv_bias = chosen.qkv_bias or SIZES[chosen.model].qkv_bias
-    if finetune is not None and not qkv_bias and has_qkv_bias(finetune.state):
+    if finetune is not None and not qkv_bias and has_qkv_bias(finetune.file.state):
         notes.append("--qkv-bias turned on: the weights of --finetune have it")
         qkv_bias = True
     student = build_student(
@@ -151,7 +179,7 @@ def _build_student(
         **overrides,
     )
     if finetune is not None:
-        state = finetune.state
+        state = dict(finetune.file.state)
         own = student.state_dict()
         notes += fit_heads(own, state, HEADS, finetune.trained, classes)
         notes += fit_other_student(own, state)
@@ -169,7 +197,7 @@ def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> Tea
         return None
     teacher = load_teacher(
         config.distill.teacher_model,
-        config.distill.teacher_path,
+        config.distill.teacher_source,
         num_classes=len(classes),
         device=world.device,
         dtype=precision(config, world)[1],
@@ -177,9 +205,9 @@ def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> Tea
         asked=config.distill.teacher_view,
     )
     if teacher.classes not in (None, classes):
-        path = config.distill.teacher_path
+        source = config.distill.teacher_source
         rule = f"must be a teacher for the classes of {config.data.data_path}"
-        raise ValueError(f"--teacher-path {rule} (got {path}, which names others)")
+        raise ValueError(f"--teacher-path {rule} (got {source}, which names others)")
     return teacher
 
 

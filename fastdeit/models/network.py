@@ -68,6 +68,19 @@ def read_weight_file(source: str | Path, *, ema: bool = False) -> WeightFile:
     return WeightFile(path, state, metadata, config)
 
 
+def find_architecture(source: str | Path, file: WeightFile) -> str:
+    """Return the name of the architecture of weights: of their file, of the timm model that names
+    them, or of the published DeiT with their sizes. Raises ValueError if there is none.
+
+    source: as the file was named.
+    """
+    is_timms = timm.is_model_pretrained(str(source)) and not Path(source).exists()
+    name = file.architecture or (str(source) if is_timms else "") or infer_architecture(file)
+    if not name:
+        raise ValueError(f"{file.path}: does not name its architecture: name it (--model)")
+    return name
+
+
 def infer_architecture(file: WeightFile) -> str:
     """Return the name of the published DeiT with the sizes of a state dict; "" if there is none."""
     if not is_student(file.state):

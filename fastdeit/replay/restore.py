@@ -25,7 +25,11 @@ def restore_state(
     notes = []
     inputs = compare_inputs(history, found, samples.inputs)
     if found is not None:
-        check_same_samples(found.state, samples.inputs["samples"], found.path)
+        # a checkpoint of another run may have other samples: those of this run's start count
+        is_own = history.folder.holds(found.path) or "samples" not in inputs.recorded
+        recorded = found.state if is_own else {"inputs": inputs.recorded}
+        now = samples.inputs["samples"]
+        check_same_samples(recorded, now, now.keys(), found.path)
         trainer.state.load(found.tensors, found.state)
         source = str(found.path)
         notes = [f"checkpoint skipped: {fault}" for fault in found.damaged]

@@ -156,7 +156,7 @@ def _note_unfinished(config: Config) -> list[str]:
     """Return a note on weights of a run that has not finished."""
     paths = {"finetune": config.model.finetune}
     if config.distill.needs_teacher:
-        paths["teacher-path"] = config.distill.teacher_path
+        paths["teacher-path"] = config.distill.teacher_source
     notes = []
     for flag, path in paths.items():
         other = RunFolder(locate_weights(path).parent)
@@ -223,7 +223,7 @@ def _name_model(run: Run) -> str:
 def _describe_model(run: Run) -> str:
     # ZeRO 3 leaves no parameters in the engine's own model
     parameters, trained = count_parameters(run.trainer.state.eval_model)
-    frozen = "" if trained == parameters else f", {trained / 1e6:.2f} M of them trained"
+    frozen = "" if trained == parameters else f", {trained:,} of them trained"
     return f"{run.config.model.model}, {parameters / 1e6:.2f} M parameters{frozen}"
 
 

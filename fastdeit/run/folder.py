@@ -9,6 +9,7 @@ import yaml
 from fastdeit.checkpoint.store import remove_temporary
 from fastdeit.config.changes import MAY_CHANGE_ON_RESUME, pick_settings
 from fastdeit.data.snapshot import keep_images
+from fastdeit.display.text import printable
 from fastdeit.distributed.errors import RunError
 from fastdeit.models.build import precision
 from fastdeit.reliability.failures import format_failure, take_failures
@@ -75,9 +76,14 @@ def _write_folder(run: Run) -> list[str]:
 
 
 def _describe_config(run: Run) -> str:
-    """Return config.yaml: the settings, below a comment with the plan in one line."""
-    settings = yaml.safe_dump(run.config.to_dict(), sort_keys=False)
-    return f"# plan: {run.data.plan.spec.describe()}\n{settings}"
+    """Return config.yaml: the settings, below comments with the plan in one line and the runs from
+    whose checkpoints this one begins, the oldest first."""
+    lines = [f"plan: {run.data.plan.spec.describe()}"]
+    for origin in (run.inputs["initial weights"] or {}).get("lineage", []):
+        changed = "; ".join(origin["changed"]) or "the same settings"
+        lines.append(f"begins from {origin['path']} (sha256 {origin['sha256'][:12]}): {changed}")
+    comments = "".join(f"# {printable(line)}\n" for line in lines)
+    return comments + yaml.safe_dump(run.config.to_dict(), sort_keys=False)
 
 
 def _describe_attempt(run: Run) -> Attempt:

@@ -13,7 +13,9 @@ from typing import Any
 from nvidia import dali
 
 import fastdeit
+from fastdeit.checkpoint.store import list_checkpoints
 from fastdeit.config.changes import (
+    ARCHITECTURE,
     MAY_CHANGE_ON_RESUME,
     MAY_CHANGE_WHEN_FINISHED,
     list_changes,
@@ -23,6 +25,7 @@ from fastdeit.config.changes import (
 from fastdeit.config.parse import name_flag
 from fastdeit.config.schema import Config
 from fastdeit.data.index import Index
+from fastdeit.display.text import quote_words
 from fastdeit.distributed.collectives import check_same_on_ranks
 from fastdeit.run.inputs import compare_files, read_inputs
 from fastdeit.storage.run_folder import RunFolder
@@ -46,11 +49,15 @@ def check_same_run(config: Config, folder: RunFolder) -> None:
             raise ValueError(f"{folder.config}: {fault}")
         return
     may_change = MAY_CHANGE_WHEN_FINISHED if folder.is_finished else MAY_CHANGE_ON_RESUME
+    if not config.model.model:
+        may_change |= ARCHITECTURE  # the file of --finetune, which has them, is not there
     files = compare_files(config, read_inputs(folder))
     _check_settings(config, folder, may_change | files.keys())
     changed = [line for line in files.values() if line]
     if changed:
-        raise ValueError(f"{_name_run(folder)} with other files: {'; '.join(changed)}")
+        raise ValueError(
+            f"{_name_run(folder)} with other files: {'; '.join(changed)}{_advise_another(folder)}"
+        )
 
 
 def check_same_settings(config: Config, folder: RunFolder) -> None:
@@ -62,8 +69,17 @@ def _check_settings(config: Config, folder: RunFolder, may_change: Set[str]) -> 
     then = read_settings(folder.config, "--output-dir")
     changed = list_changes(then, config, may_change)
     if changed:
-        advice = f"--config {folder.config} has those of the run"
+        advice = f"--config {folder.config} has those of the run{_advise_another(folder)}"
         raise ValueError(f"{_name_run(folder)} with other settings: {'; '.join(changed)}; {advice}")
+
+
+def _advise_another(folder: RunFolder) -> str:
+    """Return how to begin another run from the newest checkpoint, as the end of a message."""
+    newest = list_checkpoints(folder.checkpoints)[:1]
+    if not newest:
+        return ""
+    flags = quote_words("--resume", newest[0], "--output-dir", "NEW")
+    return f"; {flags} begins another run from its newest checkpoint"
 
 
 def _name_run(folder: RunFolder) -> str:

@@ -2,7 +2,7 @@
 start and in every checkpoint, compared when it is resumed or replayed. docs/resume.md has the
 table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from fastdeit.checkpoint.files import read_json
 from fastdeit.config.schema import Config
 from fastdeit.data.index import Index
 from fastdeit.distributed.collectives import check_same_on_ranks
+from fastdeit.models.sources import locate_weights, name_revision
 from fastdeit.models.teachers.identity import identify_file
 from fastdeit.models.teachers.teacher import Teacher
-from fastdeit.models.weights import hash_weights, locate_weights
+from fastdeit.models.weights import hash_weights
 from fastdeit.plan.plan import Plan
 from fastdeit.storage.file_hash import hash_file
 from fastdeit.storage.run_folder import RunFolder
@@ -24,6 +25,8 @@ from fastdeit.teacher_cache.reader import CachedTeacher
 Inputs = dict[str, Any]
 """Facts that decide a loss beside the settings, with hashes, as `describe_inputs` returns them."""
 
+_NOT_COMPARED = {"path", "file"}
+"""Facts for messages; file: the SHA-256 of a file that its tensors identify."""
 _HASHES = {"weights", "program", "sha256"}
 """Facts that identify an input, whatever its path."""
 _HASH_DIGITS = 64
@@ -72,7 +75,10 @@ def _describe_teacher(
         return facts | {"path": config.distill.cache}
     if teacher is None:
         return None
-    return teacher.identity() | {"path": config.distill.teacher_path or teacher.name}
+    source = config.distill.teacher_source
+    if not source:
+        return teacher.identity() | {"path": teacher.name}
+    return teacher.identity() | {"path": name_revision(source), "file": hash_weights(source)}
 
 
 def _describe_output(config: Config, cached_teacher: CachedTeacher | None) -> dict[str, str] | None:
@@ -93,7 +99,7 @@ def name_teacher_output(inputs: Inputs) -> str:
 
 
 def _describe_finetune(path: str) -> dict[str, str]:
-    return {"sha256": hash_weights(path), "path": path}
+    return {"sha256": hash_weights(path), "path": name_revision(path)}
 
 
 def describe_checkpoint(path: Path) -> dict[str, str]:
@@ -138,7 +144,8 @@ def _compare(name: str, then: Mapping[str, Any] | None, now: Mapping[str, Any] |
         same = then is now
         changed = []
     else:
-        changed = [key for key in then if key != "path" and now.get(key, then[key]) != then[key]]
+        known = then.keys() - _NOT_COMPARED
+        changed = [key for key in then if key in known and now.get(key, then[key]) != then[key]]
         same = not changed
     return "" if same else f"{name}: {_show(then, changed)}, now {_show(now, changed)}"
 
@@ -196,33 +203,41 @@ def check_same_inputs_everywhere(inputs: Inputs) -> None:
     facts: dict[str, Any] = {}
     for name in ("teacher", "teacher output", "finetune", "initial weights"):
         for key, value in (inputs[name] or {}).items():
-            if key != "path":
+            if key not in _NOT_COMPARED:
                 facts[f"{name} {key}"] = _shorten(value)
     check_same_on_ranks(facts)
 
 
-def check_same_samples(state: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
-    """Raise ValueError naming what differs between the samples of a checkpoint's state and this
-    run's."""
+STEP_COUNT = ("data set", "batch size")
+"""The samples' facts that decide which images a step counts."""
+
+
+def check_same_samples(
+    state: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str], path: Path
+) -> None:
+    """Raise ValueError naming the first of these facts that differs between the samples of a
+    checkpoint's state and this run's."""
     # older versions had the fingerprints in the state itself
     recorded = take_inputs(state, path).get("samples", state)
-    for name, value in now.items():
-        if recorded.get(name) != value:
+    for name in names:
+        if recorded.get(name) != now[name]:
             raise ValueError(
-                f"{path}: was saved with another {name}: {recorded.get(name)}, now {value}"
+                f"{path}: was saved with another {name}: {recorded.get(name)}, now {now[name]}"
             )
 
 
 def compare_files(config: Config, recorded: Inputs) -> dict[str, str]:
     """Return the fields that name a file whose hash is recorded, with the difference in words, or
     "" if it is the same file. A file that does not exist is not compared."""
-    changes = {}
+    changes: dict[str, str] = {}
     teacher, finetune = recorded.get("teacher"), recorded.get("finetune")
-    path = config.distill.teacher_path
-    if teacher and config.distill.needs_teacher and locate_weights(path).is_file():
-        now = identify_file(config.distill.teacher_model, Path(path)) | {"path": path}
+    source = config.distill.teacher_source
+    place = locate_weights(source) if source and config.distill.needs_teacher else Path()
+    if teacher and place.is_file():
+        now = identify_file(config.distill.teacher_model, place) | {"path": name_revision(source)}
         if now.keys() & teacher.keys() > {"path"}:
-            changes["teacher_path"] = _compare("--teacher-path", teacher, now)
+            line = _compare("--teacher-path", teacher, now)
+            changes |= {"teacher_path": line, "pretrained_teacher": ""}
     path = config.model.finetune
     if finetune and locate_weights(path).is_file():
         changes["finetune"] = _compare("--finetune", finetune, _describe_finetune(path))

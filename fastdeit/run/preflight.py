@@ -1,20 +1,22 @@
 """Checks of a `Config` before any work: sizes that do not divide, unknown models, missing files."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import timm
 
 from fastdeit.checkpoint.files import read_manifest
 from fastdeit.config.flags import format_train_command
-from fastdeit.config.parse import is_callable, name_flag, require
-from fastdeit.config.recipes import RECIPES
+from fastdeit.config.parse import ARCHIVES, is_callable, name_flag, require
+from fastdeit.config.recipes import RECIPES, find_recipe
 from fastdeit.config.recipes.follow import precede_with_teacher
 from fastdeit.config.schema import Config
 from fastdeit.data.build import find_root
 from fastdeit.data.formats.detect import find_split
+from fastdeit.distributed.collectives import first_on_rank0
 from fastdeit.distributed.environment import is_alone
 from fastdeit.models.sizes import SIZES, suggest_names
-from fastdeit.models.weights import locate_weights
+from fastdeit.models.sources import FORMS, fetch_weights, find_remote, locate_weights
 from fastdeit.storage.run_folder import RunFolder
 
 _STUDENTS = (
@@ -22,20 +24,27 @@ _STUDENTS = (
     "deit3_{small,medium,base,large,huge}_patch{16,14}_{224,384}"
 )
 
+_FORMS = f"an existing file{FORMS.removeprefix('a file')}"
 _FEW_STEPS = 4
 
 
 def check_config(config: Config, world_size: int) -> None:
-    """Raise ValueError naming the first setting that cannot work on `world_size` processes: first
-    what the settings alone show, then what the disk shows, in the order in which it is used."""
+    """Raise ValueError naming the first setting that cannot work on `world_size` processes, or
+    everything that the disk lacks."""
     _check_batch(config, world_size)
-    _check_model(config)
-    _check_sizes(config)
-    _check_data(config)
-    _check_resume(config)
-    if config.model.finetune:
-        _check_weights("finetune", config.model.finetune, "an existing file")
-    _check_teacher(config)
+    if config.model.model:
+        _check_model(config)
+        _check_sizes(config)
+    faults: list[Exception] = []
+    for check in (_check_data, _check_resume, _check_finetune, _check_teacher):
+        try:
+            check(config)
+        except (ValueError, OSError) as fault:
+            faults.append(fault)
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise ValueError("; ".join(map(str, faults)))
 
 
 def _check_batch(config: Config, world_size: int) -> None:
@@ -115,15 +124,39 @@ def _check_resume(config: Config) -> None:
         read_manifest(Path(named))
 
 
+def _check_finetune(config: Config) -> None:
+    """Raise ValueError if --finetune names no file, or is empty where the model is that of its
+    weights."""
+    path = config.model.finetune
+    if path or not config.model.model:
+        _check_weights("finetune", path, _hint_at_start(config))
+
+
+def _hint_at_start(config: Config) -> str:
+    path = config.model.finetune
+    recipe = Path(path).name
+    if recipe not in RECIPES:
+        return f"{_FORMS}, with the weights to start from"
+    data = {"data_path": config.data.data_path}
+    start = find_recipe(recipe).replace(data=data, run={"output_dir": path})
+    command = format_train_command(start, recipe, alone=is_alone())
+    return f"an existing file; train it first: {command}"
+
+
 def _check_teacher(config: Config) -> None:
     distill = config.distill
     if distill.cache:
         is_folder = Path(distill.cache).is_dir()
         allowed = "an existing folder that fastdeit cache build has written"
         require(is_folder, "cache", distill.cache, allowed)
+    name = distill.teacher_model
+    if distill.pretrained_teacher:
+        allowed = f"a timm model with pretrained weights{suggest_names(name)}"
+        require(timm.is_model_pretrained(name), "teacher_model", name, allowed)
+    if distill.teacher_model in ARCHIVES:
+        _refuse_url("teacher_path", distill.teacher_path)
     if distill.needs_teacher and not is_callable(distill.teacher_model):
-        path = distill.teacher_path
-        _check_weights("teacher_path", path, _hint_at_teacher(config))
+        _check_weights("teacher_path", distill.teacher_source, _hint_at_teacher(config))
 
 
 def _hint_at_teacher(config: Config) -> str:
@@ -133,16 +166,40 @@ def _hint_at_teacher(config: Config) -> str:
         teacher = precede_with_teacher(config, recipe, path)
         command = format_train_command(teacher, recipe, alone=is_alone())
         return f"an existing file; train it first: {command}"
-    return "an existing file with the teacher's weights, or --distillation-type none"
+    named = "an existing file with the teacher's weights, hf-hub:OWNER/NAME or https://..."
+    return f"{named}; or use --pretrained-teacher, or --distillation-type none"
 
 
 def _check_weights(flag: str, path: str, allowed: str) -> None:
-    """Raise ValueError unless a path names a file of weights."""
-    _refuse_url(flag, path)
+    """Raise ValueError unless a source names weights; those of a network are fetched later."""
+    try:
+        if find_remote(path):
+            return
+    except ValueError as error:
+        raise ValueError(f"{name_flag(flag)}: {error}") from error
     beside = RunFolder(Path(path).parent).weights()
     if path and beside.is_file():
         allowed = f"an existing file, such as {beside}"
     require(bool(path) and locate_weights(path).is_file(), flag, path, allowed)
+
+
+def fetch_weight_files(config: Config) -> None:
+    """Download the weights that the settings name by an address, a repository or a timm model,
+    once on each machine, unless a cache has them. Raises ValueError. A collective."""
+    sources = {"--finetune": config.model.finetune}
+    if config.distill.needs_teacher:
+        named = "--pretrained-teacher" if config.distill.pretrained_teacher else "--teacher-path"
+        sources[named] = config.distill.teacher_source
+    first_on_rank0(lambda: _fetch(sources))
+
+
+def _fetch(sources: Mapping[str, str]) -> None:
+    for flag, source in sources.items():
+        try:
+            if find_remote(source):
+                fetch_weights(source)
+        except ValueError as error:
+            raise ValueError(f"{flag}: {error}") from error
 
 
 def _refuse_url(flag: str, path: str) -> None:

@@ -108,7 +108,7 @@ def next_command(config: Config, recipe: str, folder: RunFolder) -> str:
     """Return a command that is useful after this run: train with the teacher that it gave, compare
     with a run without distillation, or look at the curves."""
     alone = config.distill.distillation_type == "none"
-    if alone and config.model.model not in SIZES:
+    if alone and config.model.model not in SIZES and not config.model.finetune:
         student = follow_with_student(config, recipe, str(folder))
         return format_train_command(*student, alone=is_alone())
     if recipe == "digits" and not alone:

@@ -5,39 +5,45 @@ from typing import Any
 
 from fastdeit.checkpoint.select import LoadedCheckpoint, find_checkpoint
 from fastdeit.checkpoint.store import set_aside
+from fastdeit.config.changes import FORM, list_changes, read_settings
 from fastdeit.config.flags import format_replay_command
+from fastdeit.config.parse import require
 from fastdeit.distributed.collectives import on_rank0
 from fastdeit.reliability.health import HealthError
 from fastdeit.reliability.rollbacks import write_bundle
 from fastdeit.run.identity import code_digest, versions
 from fastdeit.run.inputs import (
+    STEP_COUNT,
     Inputs,
     check_same_inputs,
     check_same_samples,
     describe_checkpoint,
     keep_facts,
+    list_changed_inputs,
     read_inputs,
     take_inputs,
 )
 from fastdeit.run.state import Run
+from fastdeit.storage.run_folder import RunFolder
 
 
 def resume(run: Run) -> list[str]:
     """Restore the checkpoint that --resume names, or the newest whole one of the run's folder.
 
-    Return notes for the user; none if there is no checkpoint. Raise ValueError unless it fits this
-    run. A collective.
+    A checkpoint of another run begins a run of its own, whose settings may be others. Return notes
+    for the user; none if there is no checkpoint. Raise ValueError unless it fits this run. A
+    collective.
     """
     found = find_checkpoint(run.folder, run.config.checkpoint.resume, run.trainer.state.layout())
     recorded = on_rank0(lambda: read_inputs(run.folder))
     if found is None:
         return check_same_inputs(recorded, run.inputs, run.folder.inputs) if recorded else []
-    check_same_samples(found.state, run.inputs["samples"], found.path)
     recorded = take_inputs(found.state, found.path) or recorded
-    notes = check_same_inputs(recorded, run.inputs, found.path)
-    keep_facts(recorded, run.inputs)
+    is_own = run.folder.holds(found.path)
+    check = _check_own if is_own else _check_other_run
+    notes = check(run, found, recorded)
     run.progress.last_evaluated_step = _restore(run, found)
-    notes += _set_initial_weights(run, found, recorded)
+    notes += _compare_initial_weights(run, recorded) if is_own else _begin_lineage(run, found)
     notes += [f"checkpoint skipped: {fault}" for fault in found.damaged]
     notes.append(f"resumed from {found.path}, after step {run.trainer.step} of {run.total_steps}")
     if "digest" not in found.state:
@@ -53,13 +59,52 @@ def resume(run: Run) -> list[str]:
     return notes
 
 
-def _set_initial_weights(run: Run, found: LoadedCheckpoint, recorded: Inputs) -> list[str]:
-    """Replace the initial weights in the run's inputs by those that the run began with; return a
-    note if this process would build others."""
+def _check_own(run: Run, found: LoadedCheckpoint, recorded: Inputs) -> list[str]:
+    """Raise ValueError unless samples, teacher and --finetune are those of the run's checkpoint;
+    return notes."""
+    samples = run.inputs["samples"]
+    check_same_samples(found.state, samples, samples.keys(), found.path)
+    notes = check_same_inputs(recorded, run.inputs, found.path)
+    keep_facts(recorded, run.inputs)
+    return notes
+
+
+def _check_other_run(run: Run, found: LoadedCheckpoint, recorded: Inputs) -> list[str]:
+    """Raise ValueError unless a step of this run counts the same images as one of the run that
+    saved the checkpoint; return notes on other inputs. Settings may differ."""
+    try:
+        check_same_samples(found.state, run.inputs["samples"], STEP_COUNT, found.path)
+    except ValueError as error:
+        advice = f"--finetune {found.path} begins with its weights alone"
+        raise ValueError(f"{error}; {advice}") from None
+    step = found.state["step"]
+    left = run.total_steps - step
+    epochs = step / run.steps_per_epoch
+    allowed = f"more than {epochs:g}, the epoch of the checkpoint {found.path}"
+    require(left > 0, "epochs", run.config.optim.epochs, allowed)
+    changed = list_changed_inputs(recorded, run.inputs, ("samples", "teacher", "teacher output"))
+    return [f"{line}: from step {step} on" for line in changed]
+
+
+def _begin_lineage(run: Run, found: LoadedCheckpoint) -> list[str]:
+    """Record that the run begins from a checkpoint of another run, and the settings that are
+    others; return them as a note."""
+    before = take_inputs(found.state, found.path).get("initial weights") or {}
+    parent = RunFolder(found.path.resolve().parents[1])
+    changed = []
+    if parent.config.is_file():
+        then = read_settings(parent.config, "--resume")
+        changed = list_changes(then, run.config, FORM | {"resume"})
+    origin = describe_checkpoint(found.path)
+    lineage = [*before.get("lineage", []), origin | {"changed": changed}]
+    run.inputs["initial weights"] = origin | {"lineage": lineage}
+    return [f"other settings than in {parent}: {'; '.join(changed)}"] if changed else []
+
+
+def _compare_initial_weights(run: Run, recorded: Inputs) -> list[str]:
+    """Set the initial weights in the run's inputs to those that the run began with; return a note
+    if this process would build others."""
     built = run.inputs["initial weights"]
-    if not run.folder.holds(found.path):
-        run.inputs["initial weights"] = describe_checkpoint(found.path)
-        return []
     first = recorded.get("initial weights")
     run.inputs["initial weights"] = first
     if first is None or first == built or first.get("path") != built["path"]:

@@ -80,7 +80,7 @@ def _collect_named_facts(config: Config, manifest: Manifest) -> dict[str, Any]:
     """Return what the settings name of a teacher that is not loaded: its file, its view."""
     distill = config.distill
     view = json.loads(json.dumps(distill.teacher_view))
-    path = locate_weights(distill.teacher_path)
-    if not distill.teacher_path or not path.is_file():
+    path = locate_weights(distill.teacher_source)
+    if not distill.teacher_source or not path.is_file():
         return view
     return view | collect_file_facts(distill.teacher_model, path, manifest)

@@ -152,7 +152,7 @@ def note_schedule(config: Config, steps: int) -> list[str]:
     """Return notes on a learning rate and an EMA that do not fit a run of so many steps."""
     optim = config.optim
     notes = []
-    if optim.min_lr > optim.scaled_lr:
+    if optim.min_lr > optim.scaled_lr and optim.min_lr != optim.lr:
         cure = "set --lr, or --unscale-lr"
         notes.append(f"the learning rate stays at {optim.describe_peak()}, under --min-lr: {cure}")
     if optim.warmup_epochs >= optim.epochs:

@@ -325,7 +325,9 @@ def test_checkpoint_of_other_data_is_refused(
     other = write_shapes(tmp_path / "data", train=9)
     flags = ["--data-path", str(other), "--resume", str(checkpoint)]
     assert run(argv, tmp_path / "run", *flags) == 2
-    assert "was saved with another plan" in capfd.readouterr().err
+    said = " ".join(capfd.readouterr().err.split())
+    assert "was saved with another data set" in said
+    assert f"--finetune {checkpoint} begins with its weights alone" in said
 
 
 def test_finetuning_from_published_weights(

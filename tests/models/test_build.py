@@ -215,3 +215,25 @@ def test_model_without_drop_path_is_built_with_a_note() -> None:
 def test_model_that_cannot_be_trained_is_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match=r"--model must be a model that runs on images of 200 px"):
         build("bat_resnext26ts", "none", 200)
+
+
+def test_a_vit_of_timm_is_resized_as_timm_does(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    config = Config().replace(
+        model={"model": "test_vit"},
+        data={"input_size": 64},
+        distill={"distillation_type": "none"},
+    )
+    large = config.replace(data={"input_size": 96}, model={"finetune": str(path)})
+    state = perturb(build_model(config, CLASSES)[0])
+    save_file(state, path, {"classes": json.dumps(CLASSES)})
+    model, notes = build_model(large, CLASSES)
+    assert notes == ["pos_embed resized from (1, 17, 64) to (1, 37, 64)"]
+    theirs = timm.create_model("test_vit", num_classes=3, img_size=64)
+    theirs.load_state_dict(state)
+    theirs.set_input_size(96)
+    images = torch.randn(2, 3, 96, 96)
+    torch.testing.assert_close(model.eval()(images), theirs.eval()(images))
+    with pytest.raises(ValueError, match="does not fit") as refused:
+        build_model(large.replace(model={"model": "test_resnet"}), CLASSES)
+    assert "\n" not in str(refused.value)

@@ -26,6 +26,7 @@ from fastdeit.run.inputs import (
     read_inputs,
 )
 from fastdeit.storage.attempts import read_attempts
+from fastdeit.storage.file_hash import hash_file
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.storage.tensor_files import hash_tensors
 from tests.support.cache_runs import MODEL, Setting, train, write_teacher
@@ -213,7 +214,8 @@ def test_moved_files_with_equal_content_resume(case: Case) -> None:
     before = read_inputs(case.folder)
     assert case.train("--stop-after-steps", "1") == 0
     now = read_inputs(case.folder)
-    assert now["teacher"] == before["teacher"] | {"path": str(case.teacher)}
+    moved = {"path": str(case.teacher), "file": hash_file(case.teacher)}
+    assert now["teacher"] == before["teacher"] | moved
     assert now["initial weights"] == before["initial weights"]
     settings = [attempt.settings for attempt in read_attempts(case.folder)]
     assert [one["run"]["stop_after_steps"] for one in settings] == [2, 1]
@@ -372,3 +374,93 @@ def test_run_that_starts_from_a_checkpoint_records_it(
     rewrite_state(checkpoint, state | {"epoch": 7})
     code, replayed = case.replay(2)
     assert code == 1 and "initial weights: " in replayed["notes"][0]
+
+
+BRANCH = "--lr 0.02 --epochs 3 --hflip 0.9 --weight-decay 0.2 --distillation-type none".split()
+
+
+def test_a_run_with_other_settings_begins_from_a_checkpoint_of_another(
+    case: Case, setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Rate, length, augmentation and teacher are others; it resumes, replays, and shows where it
+    comes from."""
+    other = RunFolder(tmp_path / "other")
+    checkpoint = list_checkpoints(case.folder.checkpoints)[0]
+    flags = ["--finetune", str(case.start), "--resume", str(checkpoint), *BRANCH]
+    argv = [*setting.samples, *MODEL, *flags, "--output-dir", str(other)]
+    assert train([*argv, "--stop-after-steps", "2"]) == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert "--hflip was 0.5, now 0.9" in said and "--epochs was 2, now 3" in said
+    assert "samples: " in said and "from step 2 on" in said
+    assert train(argv) == 0
+    settings = other.config.read_text()
+    (line,) = [line for line in settings.splitlines() if line.startswith("# begins from")]
+    assert line.startswith(f"# begins from {checkpoint} (sha256 ") and "--lr was" in line
+    metrics = [json.loads(text) for text in other.metrics.read_text().splitlines()]
+    rates = [rate for line in metrics for rate in line.get("by_step", {}).get("lr", [])]
+    assert len(rates) == 3 * 3 - 2 and max(rates) < 0.02
+    case.folder = other
+    assert case.replay(2)[0] == 0
+    assert case.replay(5)[0] == 0
+    third = RunFolder(tmp_path / "third")
+    newest = list_checkpoints(other.checkpoints)[0]
+    more = ["--epochs", "4", "--resume", str(newest), "--output-dir", str(third)]
+    assert train([*argv, *more]) == 0
+    origins = [line for line in third.config.read_text().splitlines() if "begins from" in line]
+    assert [str(checkpoint) in origins[0], str(newest) in origins[1]] == [True, True]
+    assert origins[1].endswith(": --epochs was 3, now 4")
+
+
+def test_a_run_from_a_checkpoint_with_the_same_settings_is_the_same_run(
+    case: Case, setting: Setting, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "elsewhere" / "step-00000002"
+    shutil.copytree(list_checkpoints(case.folder.checkpoints)[0], checkpoint)
+    assert case.train() == 0
+    other = tmp_path / "other"
+    flags = [*setting.taught, "--finetune", str(case.start), "--resume", str(checkpoint)]
+    assert setting.train(other, *flags, epochs=2) == 0
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (other, case.folder.path))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--epochs", "2", "--batch-size", "2"], "was saved with another batch size: 16, now 2"),
+        (["--epochs", "2", "--patch-size", "4"], "(32, 3, 8, 8) float32, not (32, 3, 4, 4)"),
+    ],
+)
+def test_a_checkpoint_that_cannot_begin_the_run_is_refused(
+    case: Case,
+    setting: Setting,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    flags: list[str],
+    message: str,
+) -> None:
+    checkpoint = list_checkpoints(case.folder.checkpoints)[0]
+    argv = [*setting.samples, *MODEL, *setting.taught, *flags, "--resume", str(checkpoint)]
+    assert train([*argv, "--output-dir", str(tmp_path / "other")]) == 2
+    assert message in " ".join(capfd.readouterr().err.split())
+    assert not (tmp_path / "other" / "config.yaml").exists()
+
+
+def test_a_run_that_ends_before_its_checkpoint_is_refused(
+    case: Case, setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert case.train() == 0
+    checkpoint = list_checkpoints(case.folder.checkpoints)[0]
+    flags = [*setting.taught, "--resume", str(checkpoint)]
+    assert setting.train(tmp_path / "other", *flags, epochs=2) == 2
+    said = " ".join(capfd.readouterr().err.split())
+    assert f"--epochs must be more than 2, the epoch of the checkpoint {checkpoint}" in said
+
+
+def test_the_refusal_of_other_settings_names_how_to_begin_another_run(
+    case: Case, capfd: pytest.CaptureFixture[str]
+) -> None:
+    newest = list_checkpoints(case.folder.checkpoints)[0]
+    assert case.train("--lr", "0.3") == 2
+    said = " ".join(capfd.readouterr().err.split())
+    assert f"--resume {newest} --output-dir NEW begins another run from its newest" in said

@@ -86,11 +86,14 @@ def check(*argv: str, world_size: int = 1) -> str:
     return ""
 
 
-def test_the_data_set_is_checked_before_the_teacher(data: Path) -> None:
+def test_everything_that_the_disk_lacks_is_one_line_with_the_data_set_first(data: Path) -> None:
     assert check().startswith("--data-path must be the folder of a data set, see docs/data.md")
-    assert check("--data-path", "/nowhere") == (
-        "--data-path must be an existing folder (got '/nowhere')"
-    )
+    found = check("--data-path", "/nowhere", "--finetune", "weights", "--resume", "step-3")
+    parts = found.split("; ")
+    assert parts[0] == "--data-path must be an existing folder (got '/nowhere')"
+    assert "step-3" in parts[1]
+    assert parts[2].startswith("--finetune must be an existing file")
+    assert parts[3].startswith("--teacher-path must be an existing file") and "\n" not in found
     assert check("--data-path", str(data / "train")).startswith(
         f"{data / 'train'}: holds no 'train'"
     )
@@ -110,14 +113,17 @@ def test_the_data_set_is_checked_before_the_teacher(data: Path) -> None:
         ("--eval-input-size 100", "--eval-input-size must be a multiple of the patch size, 16 ("),
         ("--num-heads 5", "--num-heads must be a divisor of the width, 384 (--embed-dim) (got 5)"),
         (
-            "--teacher-path https://host/deit/regnety_160-a5fe301d.pth",
+            "--teacher-model torchscript --teacher-path https://host/teacher.pt",
             "--teacher-path must be a local file: download it, then give --teacher-path "
-            "regnety_160-a5fe301d.pth (got 'https://host/deit/regnety_160-a5fe301d.pth')",
+            "teacher.pt (got 'https://host/teacher.pt')",
         ),
         (
-            "--finetune https://host/deit_base.pth",
-            "--finetune must be a local file: download it, then give --finetune deit_base.pth",
+            "--finetune deit_tinny.pth",
+            "--finetune must be an existing file, a folder, hf-hub:OWNER/NAME, https://... or a "
+            "timm model, with the weights to start from (got 'deit_tinny.pth')",
         ),
+        ("--teacher-model regnety_16 --pretrained-teacher", "--teacher-model must be a timm model"),
+        ("--finetune hf-hub:deit", "--finetune: a repository must be hf-hub:OWNER/NAME[@REVISION]"),
         ("--resume https://host/x.pth", "--resume must be a local file: download it, "),
         ("--resume /nowhere", "/nowhere: no checkpoint"),
         (
@@ -154,3 +160,24 @@ def test_a_run_that_has_begun_may_name_a_first_checkpoint_that_is_gone(
     (tmp_path / "config.yaml").touch()
     argv = ["--data-path", str(data), "--resume", "/nowhere", "--output-dir", str(tmp_path)]
     assert check(*argv).startswith("--teacher-path must be")
+
+
+@pytest.mark.parametrize("recipe", ["finetune_384", "transfer", "digits_48"])
+def test_a_recipe_of_fine_tuning_names_all_that_it_lacks_at_once(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = check("--recipe", recipe)
+    lacks = {"finetune_384": 3, "transfer": 2, "digits_48": 2}[recipe]
+    assert found.count(" must be ") == lacks and "--finetune must be" in found
+    if recipe == "digits_48":
+        assert "train it first: fastdeit train --recipe digits (" in found
+
+
+@pytest.mark.parametrize("batch", ["2", "64", "512", "4096"])
+@pytest.mark.parametrize("recipe", ["finetune_384", "transfer"])
+def test_a_recipe_of_fine_tuning_takes_any_batch(recipe: str, batch: str, data: Path) -> None:
+    weights = data / "weights.safetensors"
+    weights.touch()
+    flags = ["--data-path", str(data), "--finetune", str(weights), "--teacher-path", str(weights)]
+    assert check("--recipe", recipe, "--batch-size", batch, *flags) == ""

@@ -34,7 +34,7 @@ from fastdeit.models.teachers.teacher import Teacher
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan
 from fastdeit.run.identity import versions
-from fastdeit.run.preflight import check_config
+from fastdeit.run.preflight import check_config, fetch_weight_files
 from fastdeit.teacher_cache.build import collect_sample_facts
 from fastdeit.teacher_cache.check import collect_teacher_facts
 from fastdeit.teacher_cache.format import (
@@ -112,6 +112,7 @@ class Job:
             optim={"micro_batch": micro_batch, "batch_size": batch_size}
         )
         check_config(self.config, self.world.size)
+        fetch_weight_files(self.config)
         self.dtype = precision(config, self.world)[1]
         self.index = first_on_rank0(lambda: build_train_index(config))
         self.plan: Plan = build_plan(config, self.index.sizes)

@@ -7,6 +7,7 @@ A docstring has the command, the accuracy to expect with its source, and the har
 from collections.abc import Callable
 
 from fastdeit.config.recipes.cifar import cifar10, cifar10_teacher
+from fastdeit.config.recipes.finetune import digits_48, finetune_384, transfer
 from fastdeit.config.recipes.imagenet import deit, deit_paper
 from fastdeit.config.recipes.small import (
     digits,
@@ -19,8 +20,11 @@ from fastdeit.config.schema import Config
 _ALL = (
     deit,
     deit_paper,
+    finetune_384,
+    transfer,
     digits_teacher,
     digits,
+    digits_48,
     fashion_mnist_teacher,
     fashion_mnist,
     cifar10_teacher,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastdeit.config.parse import MAX_TEACHER_SIZE, Section
+from fastdeit.config.parse import MAX_TEACHER_SIZE, Section, runs_code
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,10 @@ class DistillConfig(Section):
     """A timm model; or a program, which runs: torchscript or export (of --teacher-path), or
     module:callable."""
     teacher_path: str = ""
-    """The teacher's weights: a local file (.safetensors, .pth, .pt, .pt2)."""
+    """The teacher's weights: a file (.safetensors, .pth; .pt, .pt2 for a program), a run folder,
+    hf-hub:OWNER/NAME, local-dir:FOLDER or https://..."""
+    pretrained_teacher: bool = False
+    """The teacher's weights are those that timm has for --teacher-model."""
     teacher_mean: tuple[float, float, float] | None = None
     """Mean of each channel for the teacher, in place of its own (docs/teachers.md)."""
     teacher_std: tuple[float, float, float] | None = None
@@ -39,6 +42,7 @@ class DistillConfig(Section):
 
     def check(self) -> None:
         self._check_view()
+        self._check_pretrained()
         self._require("distillation_alpha", 0 <= self.distillation_alpha <= 1, "from 0 to 1")
         self._require("distillation_tau", self.distillation_tau > 0, "above 0")
         self._require("cache_period", self.cache_period >= 0, "0 or more")
@@ -49,6 +53,12 @@ class DistillConfig(Section):
         allowed = "error or live with --distillation-type soft"
         self._require("cache_miss", not labels_only, allowed)
 
+    def _check_pretrained(self) -> None:
+        if self.pretrained_teacher:
+            self._require("teacher_path", not self.teacher_path, "empty with --pretrained-teacher")
+            is_name = bool(self.teacher_model) and not runs_code(self.teacher_model)
+            self._require("teacher_model", is_name, "a timm model with --pretrained-teacher")
+
     def _check_view(self) -> None:
         mean, std, size = self.teacher_mean, self.teacher_std, self.teacher_input_size
         ok = mean is None or all(0 <= value <= 1 for value in mean)
@@ -57,6 +67,11 @@ class DistillConfig(Section):
         self._require("teacher_std", ok, "three numbers above 0, at most 1")
         ok = size is None or 1 <= size <= MAX_TEACHER_SIZE
         self._require("teacher_input_size", ok, f"1 to {MAX_TEACHER_SIZE} pixels")
+
+    @property
+    def teacher_source(self) -> str:
+        """What names the teacher's weights; "" if nothing does."""
+        return self.teacher_model if self.pretrained_teacher else self.teacher_path
 
     @property
     def teacher_view(self) -> dict[str, Any]:

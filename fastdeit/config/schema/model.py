@@ -12,7 +12,7 @@ MAX_REGISTERS = 256
 class ModelConfig(Section):
     model: str = "deit_small_distilled_patch16_224"
     """deit_{tiny,small,base}[_distilled]_patch16_{224,384}, deit3_{small,...,huge}_patch{16,14}_*
-    (docs/deit3.md), or any timm model."""
+    (docs/deit3.md), or any timm model. Empty: that of --finetune, with its sizes."""
     patch_size: int | None = None
     """Patch side in pixels, in place of the model's own."""
     embed_dim: int | None = None
@@ -33,8 +33,9 @@ class ModelConfig(Section):
     """Stochastic depth: drop rate of the last block, rising linearly from 0 in the first; deit3_*:
     of every block."""
     finetune: str = ""
-    """Start from these weights (.safetensors, .pth, a run folder): the position embedding is
-    resized, heads of other classes stay as initialised."""
+    """Start from these weights (.safetensors, .pth, a run folder, hf-hub:OWNER/NAME,
+    local-dir:FOLDER, https://..., a timm model): the position embedding is resized, heads of other
+    classes stay as initialised."""
     trainable: Literal["all", "attention", "heads"] = "all"
     """The weights that train, the others are frozen: all; attention layers, heads and position
     embedding (deit's --attn-only); or the heads alone (a frozen backbone, without DropPath)."""

@@ -67,12 +67,13 @@ class OptimConfig(Section):
     def _require_rates(self) -> None:
         """Raise ValueError if the warm-up begins above the peak, or the schedule ends above it.
 
-        Under the defaults of both --lr and --min-lr only a tiny batch has a lower peak: then the
+        Where --min-lr is --lr, or both are defaults, only a small batch has a lower peak: then the
         rate stays at the peak (`final_lr`).
         """
         peak = self.describe_peak()
         chosen = self.lr != OptimConfig.lr or self.min_lr != OptimConfig.min_lr
-        falls = not chosen or 0 <= self.min_lr <= self.scaled_lr
+        constant = self.min_lr == self.lr
+        falls = not chosen or constant or 0 <= self.min_lr <= self.scaled_lr
         self._require("min_lr", falls, f"0 or more, at most the peak rate, {peak}")
         rises = self.warmup_epochs == 0 or 0 <= self.warmup_lr <= self.scaled_lr
         self._require("warmup_lr", rises, f"0 or more, at most the peak rate, {peak}")

@@ -50,8 +50,8 @@ class RunConfig(Section):
 @dataclass(frozen=True)
 class CheckpointConfig(Section):
     resume: str = ""
-    """A checkpoint folder to start from, instead of the newest one of --output-dir. The same
-    command, given again, resumes from its own."""
+    """A checkpoint folder to start from, instead of the newest one of --output-dir; of another run,
+    with any settings (docs/resume.md). The same command, given again, resumes from its own."""
     save_steps: int = 0
     """A checkpoint every so many optimizer steps, beside one each epoch; 0: only each epoch."""
     keep_checkpoints: int = 2

@@ -35,7 +35,8 @@ def build(
     """Build a student from weights; return it, its initial weights, and the notes, without those on
     names of classes."""
     model: dict[str, Any] = SIZES | {"model": name} | changes
-    config = Config().replace(model=model, data={"input_size": size})
+    alone = {"distillation_type": "none"}
+    config = Config().replace(model=model, data={"input_size": size}, distill=alone)
     student: Any = build_model(config.replace(model={"finetune": str(path)}), CLASSES)
     fresh = build_model(config, CLASSES)[0].state_dict()
     notes = [note for note in student[1] if "does not name them" not in note]
