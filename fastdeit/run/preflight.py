@@ -1,6 +1,6 @@
 """Checks of a `Config` before any work: sizes that do not divide, unknown models, missing files."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -149,18 +149,24 @@ def _check_teacher(config: Config) -> None:
         is_folder = Path(distill.cache).is_dir()
         allowed = "an existing folder that fastdeit cache build has written"
         require(is_folder, "cache", distill.cache, allowed)
-    name = distill.teacher_model
-    if distill.pretrained_teacher:
+    if distill.needs_teacher:
+        for name, source in distill.teachers:
+            _check_one_teacher(config, name, source)
+
+
+def _check_one_teacher(config: Config, name: str, source: str) -> None:
+    if config.distill.pretrained_teacher:
         allowed = f"a timm model with pretrained weights{suggest_names(name)}"
         require(timm.is_model_pretrained(name), "teacher_model", name, allowed)
-    if distill.teacher_model in ARCHIVES:
-        _refuse_url("teacher_path", distill.teacher_path)
-    if distill.needs_teacher and not is_callable(distill.teacher_model):
-        _check_weights("teacher_path", distill.teacher_source, _hint_at_teacher(config))
+    if name in ARCHIVES:
+        _refuse_url("teacher_path", source)
+    if not is_callable(name):
+        _check_weights("teacher_path", source, _hint_at_teacher(config, source))
 
 
-def _hint_at_teacher(config: Config) -> str:
-    path = config.distill.teacher_path
+def _hint_at_teacher(config: Config, path: str) -> str:
+    if "," in path and len(config.distill.teachers) == 1:
+        return "an existing file; for several teachers, --teacher-model has as many names"
     recipe = Path(path).name
     if recipe.endswith("_teacher") and recipe in RECIPES:
         teacher = precede_with_teacher(config, recipe, path)
@@ -186,15 +192,15 @@ def _check_weights(flag: str, path: str, allowed: str) -> None:
 def fetch_weight_files(config: Config) -> None:
     """Download the weights that the settings name by an address, a repository or a timm model,
     once on each machine, unless a cache has them. Raises ValueError. A collective."""
-    sources = {"--finetune": config.model.finetune}
+    sources = [("--finetune", config.model.finetune)]
     if config.distill.needs_teacher:
         named = "--pretrained-teacher" if config.distill.pretrained_teacher else "--teacher-path"
-        sources[named] = config.distill.teacher_source
+        sources += [(named, source) for _, source in config.distill.teachers]
     first_on_rank0(lambda: _fetch(sources))
 
 
-def _fetch(sources: Mapping[str, str]) -> None:
-    for flag, source in sources.items():
+def _fetch(sources: Sequence[tuple[str, str]]) -> None:
+    for flag, source in sources:
         try:
             if find_remote(source):
                 fetch_weights(source)

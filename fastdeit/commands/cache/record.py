@@ -30,7 +30,7 @@ from fastdeit.distributed.collectives import check_same_on_ranks, first_on_rank0
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.backend import use_backend
 from fastdeit.models.build import build_teacher, precision
-from fastdeit.models.teachers.teacher import Teacher
+from fastdeit.models.teachers.ensemble import LiveTeacher
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan
 from fastdeit.run.identity import versions
@@ -119,7 +119,7 @@ class Job:
         self.options = pipeline_options(config, self.world)
         teacher = build_teacher(config, self.world, self.index.classes)
         assert teacher is not None, "a run without a cache has one"
-        self.teacher: Teacher = teacher
+        self.teacher: LiveTeacher = teacher
         self._bad_images = self.folder / BAD_IMAGES
         self.quarantine = self.reload_quarantine()
 
