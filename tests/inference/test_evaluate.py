@@ -342,6 +342,8 @@ def test_a_list_may_have_the_names_of_a_class_map(images: Path, tmp_path: Path) 
         ({"crop_mode": "centre"}, "crop-mode must be one of center, squash, border"),
         ({"interpolation": "nearest"}, "interpolation must be one of bicubic"),
         ({"batch_size": 0}, "batch-size must be 1 or more"),
+        ({"bad_images": "keep"}, "bad-images must be skip or error"),
+        ({"augment_backend": "pil"}, "augment-backend must be auto, exact or native"),
         ({"precision": "fp8"}, "precision must be auto, bf16 or fp32"),
         ({"class_map": "map.pkl"}, "class-map must be position, number"),
         ({"real_labels": "timm"}, "real-labels must be for a model of ImageNet's 1,000 classes"),
