@@ -52,7 +52,7 @@ from fastdeit.replay.samples import Samples
 from fastdeit.replay.step import StepResult, describe_samples, rerun
 from fastdeit.run.build import build_training
 from fastdeit.run.identity import check_same_everywhere, check_same_settings
-from fastdeit.run.preflight import check_config
+from fastdeit.run.preflight import check_config, fetch_weight_files
 from fastdeit.storage.attempts import attempt_at, read_attempts
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.build import build_deepspeed_config
@@ -114,6 +114,7 @@ def _restore_form(config: Config, history: StepHistory, world: World) -> Config:
     )
     on_every_rank(lambda: check_config(config, world.size))
     on_every_rank(lambda: build_deepspeed_config(config, world))
+    fetch_weight_files(config)
     return config
 
 

@@ -49,9 +49,7 @@ def _same_as(flag: str) -> dict[str, str]:
 
 _COMMAND = {
     "-c": PeerFlag(accepts=_same_as("--config")),
-    "--eval": PeerFlag(
-        "a run evaluates by itself; for a weights file alone use timm's validate.py"
-    ),
+    "--eval": PeerFlag("a run evaluates by itself; fastdeit evaluate scores a checkpoint"),
     "--start-epoch": PeerFlag("a checkpoint holds its step: omit it", _built("0")),
     "--no-resume-opt": PeerFlag("start a new run, --finetune RUN/model.safetensors"),
     "--output": PeerFlag("use --output-dir, the run folder itself"),
@@ -159,7 +157,7 @@ _MODEL = {
         _built("1"),
     ),
     "--pretrained --pretrained-path --initial-checkpoint": PeerFlag(
-        "use --finetune FILE, a local file with the weights"
+        "use --finetune with a file, an address, hf-hub:OWNER/NAME or the name of a timm model"
     ),
     "--gp": PeerFlag("a model has its own pooling: omit it"),
     "--model-kwargs": PeerFlag("use --patch-size, --embed-dim, --depth, --num-heads, --qkv-bias"),
@@ -217,7 +215,9 @@ _LOSS = {
         "--bce-loss is DeiT III's: the mean over classes, targets above 0 count as 1"
     ),
     "--cosub": PeerFlag("there is one student; use --bce-loss, --aa 3a and --src for DeiT III's"),
-    "--kd-model-name": PeerFlag("use --teacher-model NAME --teacher-path FILE"),
+    "--kd-model-name": PeerFlag(
+        "use --teacher-model NAME --pretrained-teacher, or --teacher-path FILE"
+    ),
     "--kd-distill-type": PeerFlag("a distillation token learns from the teacher", _built("token")),
     "--kd-loss-type": PeerFlag("soft distillation is the KL divergence", _built("kl")),
     "--kd-token-distill-type": PeerFlag(accepts=_same_as("--distillation-type")),

@@ -11,7 +11,7 @@ import torch
 from fastdeit.config.parse import parse_time_limit, require
 from fastdeit.config.schema import Config
 from fastdeit.data.build import pipeline_options
-from fastdeit.distributed.collectives import barrier, each_rank, on_every_rank, on_rank0
+from fastdeit.distributed.collectives import barrier, first_on_rank0, on_every_rank, on_rank0
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.backend import use_backend
 from fastdeit.library.errors import names_arguments
@@ -22,7 +22,7 @@ from fastdeit.run.build import build_run, describe_run
 from fastdeit.run.folder import open_folder
 from fastdeit.run.identity import check_same_everywhere, check_same_run
 from fastdeit.run.loop import evaluate_run, train
-from fastdeit.run.preflight import check_config
+from fastdeit.run.preflight import check_config, fetch_weight_files
 from fastdeit.run.results import report_finished, write_results
 from fastdeit.run.resume import resume
 from fastdeit.run.state import Run
@@ -87,7 +87,7 @@ def prepare_run(
     Nothing but the lock is written yet. Raises ValueError. A collective.
     """
     folder = RunFolder(Path(config.run.output_dir))
-    config = each_rank(lambda: follow_weights(config))
+    config = first_on_rank0(lambda: follow_weights(config))
     check_same_everywhere(config)
     on_rank0(lambda: check_same_run(config, folder))
     if on_rank0(lambda: folder.is_finished):
@@ -97,6 +97,7 @@ def prepare_run(
     # raise for what this device does not support, before the images are listed
     on_every_rank(lambda: pipeline_options(config, world))
     on_every_rank(lambda: build_deepspeed_config(config, world))
+    fetch_weight_files(config)
     on_rank0(lock.acquire)
     run, notes = build_run(config, recipe, world, folder, supervisor)
     return run, notes + resume(run)

@@ -74,7 +74,7 @@ def find_architecture(source: str | Path, file: WeightFile) -> str:
 
     source: as the file was named.
     """
-    is_timms = timm.is_model(str(source)) and not Path(source).exists()
+    is_timms = timm.is_model_pretrained(str(source)) and not Path(source).exists()
     name = file.architecture or (str(source) if is_timms else "") or infer_architecture(file)
     if not name:
         raise ValueError(f"{file.path}: does not name its architecture: name it (--model)")

@@ -35,6 +35,7 @@ FORMS = "a file, a folder, hf-hub:OWNER/NAME, https://... or a timm model"
 """Of a source, for messages."""
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+_HUB_NAME = re.compile(HUB + r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 
 
@@ -60,6 +61,12 @@ def fetch_weights(source: str | Path, *, ema: bool = False) -> Path:
     if remote is None:
         return _find_file(source, ema)
     return _fetch_from_hub(remote) if isinstance(remote, Repository) else download(remote)
+
+
+def find_weights(source: str | Path) -> Path:
+    """Return what `locate_weights` returns, downloaded if it is in no cache. Raises ValueError."""
+    place = locate_weights(source)
+    return place if place.is_file() or find_remote(source) is None else fetch_weights(source)
 
 
 def _find_file(source: str | Path, ema: bool) -> Path:
@@ -90,36 +97,36 @@ def locate_weights(source: str | Path, *, ema: bool = False) -> Path:
 
 
 def find_remote(source: str | Path) -> Repository | str | None:
-    """Return the repository or the address behind a source; None for a path."""
+    """Return the repository or the address behind a source; None for a path.
+
+    Raises ValueError for a repository that cannot exist.
+    """
     name = str(source)
     if name.startswith(HUB):
-        repository, _, revision = name.removeprefix(HUB).partition("@")
-        return Repository(repository, revision or None)
+        found = _HUB_NAME.fullmatch(name)
+        if found is None:
+            raise ValueError(f"a repository must be {HUB}OWNER/NAME[@REVISION] (got {name!r})")
+        return Repository(found[1], found[2])
     if name.startswith(ADDRESSES):
         return name
-    is_model = not name.startswith(LOCAL) and timm.is_model(name) and not Path(name).exists()
+    is_model = timm.is_model_pretrained(name) and not Path(name).exists()
     return _find_pretrained(name) if is_model else None
 
 
 def _find_pretrained(name: str) -> Repository | str:
-    """Return where timm has the pretrained weights of a model. Raises ValueError if nowhere."""
-    try:
-        known = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    except RuntimeError as error:
-        raise ValueError(f"{name}: {error}") from error
-    if known is not None and known.hf_hub_id:
-        repository, _, revision = known.hf_hub_id.partition("@")
-        files = [known.hf_hub_filename] if known.hf_hub_filename else _HUB_FILES
-        return Repository(repository, revision or None, files)
-    if known is None or not isinstance(known.url, str) or not known.url:
-        raise ValueError(f"timm has no pretrained weights of {name}")
-    return known.url
+    """Return where timm has the pretrained weights of a model."""
+    known = timm.get_pretrained_cfg(name)
+    if not known.hf_hub_id:
+        return str(known.url)
+    repository, _, revision = known.hf_hub_id.partition("@")
+    files = [known.hf_hub_filename] if known.hf_hub_filename else _HUB_FILES
+    return Repository(repository, revision or None, files)
 
 
-def name_revision(source: str | Path, path: Path) -> str:
-    """Return what names the file `path` of a source for good: a repository with its revision."""
+def name_revision(source: str | Path) -> str:
+    """Return what names the located file of a source for good: a repository with its revision."""
     remote = find_remote(source)
-    found = _SNAPSHOT.search(str(path))
+    found = _SNAPSHOT.search(str(locate_weights(source)))
     if isinstance(remote, Repository) and found:
         return str(remote._replace(revision=found[1]))
     return str(source) if remote is None else str(remote)

@@ -12,9 +12,10 @@ from fastdeit.checkpoint.files import read_json
 from fastdeit.config.schema import Config
 from fastdeit.data.index import Index
 from fastdeit.distributed.collectives import check_same_on_ranks
-from fastdeit.models.teachers.identity import identify_file
-from fastdeit.models.teachers.teacher import Teacher
-from fastdeit.models.weights import hash_weights, locate_weights
+from fastdeit.models.sources import locate_weights, name_revision
+from fastdeit.models.teachers.ensemble import LiveTeacher
+from fastdeit.models.teachers.identity import combine_facts, find_files, identify_files
+from fastdeit.models.weights import hash_weights
 from fastdeit.plan.plan import Plan
 from fastdeit.storage.file_hash import hash_file
 from fastdeit.storage.run_folder import RunFolder
@@ -24,6 +25,8 @@ from fastdeit.teacher_cache.reader import CachedTeacher
 Inputs = dict[str, Any]
 """Facts that decide a loss beside the settings, with hashes, as `describe_inputs` returns them."""
 
+_NOT_COMPARED = {"path", "file"}
+"""Facts for messages; file: the SHA-256 of a file that its tensors identify."""
 _HASHES = {"weights", "program", "sha256"}
 """Facts that identify an input, whatever its path."""
 _HASH_DIGITS = 64
@@ -43,7 +46,7 @@ def describe_samples(plan: Plan, index: Index, batch_size: int, pixels: str) -> 
 def describe_inputs(
     config: Config,
     samples: Mapping[str, Any],
-    teacher: Teacher | None,
+    teacher: LiveTeacher | None,
     cached_teacher: CachedTeacher | None,
     model: nn.Module,
 ) -> Inputs:
@@ -63,7 +66,7 @@ def describe_inputs(
 
 
 def _describe_teacher(
-    config: Config, teacher: Teacher | None, cached_teacher: CachedTeacher | None
+    config: Config, teacher: LiveTeacher | None, cached_teacher: CachedTeacher | None
 ) -> dict[str, Any] | None:
     """Return the identity of the teacher, live or recorded, without its precision."""
     if cached_teacher is not None:
@@ -72,7 +75,17 @@ def _describe_teacher(
         return facts | {"path": config.distill.cache}
     if teacher is None:
         return None
-    return teacher.identity() | {"path": config.distill.teacher_path or teacher.name}
+    return teacher.identity() | _describe_sources(config.distill.teachers)
+
+
+def _describe_sources(sources: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Return where the weights of teachers are, and the hashes of their files."""
+    named = []
+    for name, source in sources:
+        is_file = bool(source) and locate_weights(source).is_file()
+        file = {"file": hash_weights(source)} if is_file else {}
+        named.append({"path": name_revision(source) if source else name} | file)
+    return combine_facts(named) | {"path": ", ".join(facts["path"] for facts in named)}
 
 
 def _describe_output(config: Config, cached_teacher: CachedTeacher | None) -> dict[str, str] | None:
@@ -93,7 +106,7 @@ def name_teacher_output(inputs: Inputs) -> str:
 
 
 def _describe_finetune(path: str) -> dict[str, str]:
-    return {"sha256": hash_weights(path), "path": path}
+    return {"sha256": hash_weights(path), "path": name_revision(path)}
 
 
 def describe_checkpoint(path: Path) -> dict[str, str]:
@@ -138,7 +151,8 @@ def _compare(name: str, then: Mapping[str, Any] | None, now: Mapping[str, Any] |
         same = then is now
         changed = []
     else:
-        changed = [key for key in then if key != "path" and now.get(key, then[key]) != then[key]]
+        known = then.keys() - _NOT_COMPARED
+        changed = [key for key in then if key in known and now.get(key, then[key]) != then[key]]
         same = not changed
     return "" if same else f"{name}: {_show(then, changed)}, now {_show(now, changed)}"
 
@@ -153,6 +167,8 @@ def _show(facts: Mapping[str, Any] | None, names: Sequence[str]) -> str:
 
 
 def _shorten(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_shorten(one) for one in value]
     is_hash = isinstance(value, str) and len(value) == _HASH_DIGITS
     return value[:_SHOWN] if is_hash else value
 
@@ -196,7 +212,7 @@ def check_same_inputs_everywhere(inputs: Inputs) -> None:
     facts: dict[str, Any] = {}
     for name in ("teacher", "teacher output", "finetune", "initial weights"):
         for key, value in (inputs[name] or {}).items():
-            if key != "path":
+            if key not in _NOT_COMPARED:
                 facts[f"{name} {key}"] = _shorten(value)
     check_same_on_ranks(facts)
 
@@ -222,13 +238,15 @@ def check_same_samples(
 def compare_files(config: Config, recorded: Inputs) -> dict[str, str]:
     """Return the fields that name a file whose hash is recorded, with the difference in words, or
     "" if it is the same file. A file that does not exist is not compared."""
-    changes = {}
+    changes: dict[str, str] = {}
     teacher, finetune = recorded.get("teacher"), recorded.get("finetune")
-    path = config.distill.teacher_path
-    if teacher and config.distill.needs_teacher and locate_weights(path).is_file():
-        now = identify_file(config.distill.teacher_model, Path(path)) | {"path": path}
+    sources = config.distill.teachers if config.distill.needs_teacher else []
+    files = find_files(sources)
+    if teacher and files:
+        now = identify_files(files) | {"path": _describe_sources(sources)["path"]}
         if now.keys() & teacher.keys() > {"path"}:
-            changes["teacher_path"] = _compare("--teacher-path", teacher, now)
+            line = _compare("--teacher-path", teacher, now)
+            changes |= {"teacher_path": line, "pretrained_teacher": ""}
     path = config.model.finetune
     if finetune and locate_weights(path).is_file():
         changes["finetune"] = _compare("--finetune", finetune, _describe_finetune(path))

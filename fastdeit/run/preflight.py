@@ -1,5 +1,6 @@
 """Checks of a `Config` before any work: sizes that do not divide, unknown models, missing files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -7,15 +8,16 @@ import timm
 from fastdeit.checkpoint.files import read_manifest
 from fastdeit.config.changes import read_settings
 from fastdeit.config.flags import format_train_command
-from fastdeit.config.parse import is_callable, name_flag, require
+from fastdeit.config.parse import ARCHIVES, is_callable, name_flag, require
 from fastdeit.config.recipes import RECIPES, find_recipe
 from fastdeit.config.recipes.follow import precede_with_teacher
 from fastdeit.config.schema import Config
 from fastdeit.data.build import find_root
 from fastdeit.data.formats.detect import find_split
+from fastdeit.distributed.collectives import first_on_rank0
 from fastdeit.distributed.environment import is_alone
 from fastdeit.models.sizes import SIZES, suggest_names
-from fastdeit.models.weights import locate_weights
+from fastdeit.models.sources import FORMS, fetch_weights, find_remote, locate_weights
 from fastdeit.storage.run_folder import RunFolder
 
 _STUDENTS = (
@@ -23,6 +25,7 @@ _STUDENTS = (
     "deit3_{small,medium,base,large,huge}_patch{16,14}_{224,384}"
 )
 
+_FORMS = f"an existing file{FORMS.removeprefix('a file')}"
 _FEW_STEPS = 4
 
 
@@ -150,7 +153,7 @@ def _hint_at_start(config: Config) -> str:
     path = config.model.finetune
     recipe = Path(path).name
     if recipe not in RECIPES:
-        return "an existing file with the weights to start from"
+        return f"{_FORMS}, with the weights to start from"
     data = {"data_path": config.data.data_path}
     start = find_recipe(recipe).replace(data=data, run={"output_dir": path})
     command = format_train_command(start, recipe, alone=is_alone())
@@ -163,28 +166,66 @@ def _check_teacher(config: Config) -> None:
         is_folder = Path(distill.cache).is_dir()
         allowed = "an existing folder that fastdeit cache build has written"
         require(is_folder, "cache", distill.cache, allowed)
-    if distill.needs_teacher and not is_callable(distill.teacher_model):
-        path = distill.teacher_path
-        _check_weights("teacher_path", path, _hint_at_teacher(config))
+    if distill.needs_teacher:
+        for name, source in distill.teachers:
+            _check_one_teacher(config, name, source)
 
 
-def _hint_at_teacher(config: Config) -> str:
-    path = config.distill.teacher_path
+def _check_one_teacher(config: Config, name: str, source: str) -> None:
+    if config.distill.pretrained_teacher:
+        allowed = f"a timm model with pretrained weights{suggest_names(name)}"
+        require(timm.is_model_pretrained(name), "teacher_model", name, allowed)
+    if name in ARCHIVES:
+        _refuse_url("teacher_path", source)
+    if not is_callable(name):
+        _check_weights("teacher_path", source, _hint_at_teacher(config, source))
+
+
+def _hint_at_teacher(config: Config, path: str) -> str:
+    if "," in path and len(config.distill.teachers) == 1:
+        return "an existing file; for several teachers, --teacher-model has as many names"
     recipe = Path(path).name
     if recipe.endswith("_teacher") and recipe in RECIPES:
         teacher = precede_with_teacher(config, recipe, path)
         command = format_train_command(teacher, recipe, alone=is_alone())
         return f"an existing file; train it first: {command}"
-    return "an existing file with the teacher's weights, or --distillation-type none"
+    named = "an existing file with the teacher's weights, hf-hub:OWNER/NAME or https://..."
+    return f"{named}; or use --pretrained-teacher, or --distillation-type none"
 
 
 def _check_weights(flag: str, path: str, allowed: str) -> None:
-    """Raise ValueError unless a path names a file of weights."""
-    _refuse_url(flag, path)
+    """Raise ValueError unless a source names weights; those of a network are fetched later."""
+    try:
+        if find_remote(path):
+            return
+    except ValueError as error:
+        raise ValueError(f"{name_flag(flag)}: {error}") from error
     beside = RunFolder(Path(path).parent).weights()
     if path and beside.is_file():
         allowed = f"an existing file, such as {beside}"
     require(bool(path) and locate_weights(path).is_file(), flag, path, allowed)
+
+
+def fetch_weight_files(config: Config, *, trains: bool = True) -> None:
+    """Download the weights that the settings name by an address, a repository or a timm model,
+    once on each machine, unless a cache has them. Raises ValueError. A collective.
+
+    trains: as in `check_config`.
+    """
+    sources = [("--finetune", config.model.finetune)] if trains else []
+    if config.distill.needs_teacher:
+        named = "--pretrained-teacher" if config.distill.pretrained_teacher else "--teacher-path"
+        sources += [(named, source) for _, source in config.distill.teachers]
+    first_on_rank0(lambda: _fetch(sources))
+
+
+def _fetch(sources: Sequence[tuple[str, str]]) -> None:
+    for flag, source in sources:
+        try:
+            if find_remote(source):
+                fetch_weights(source)
+        except ValueError as error:
+            raise ValueError(f"{flag}: {error}") from error
 
 
 def _refuse_url(flag: str, path: str) -> None:

@@ -26,6 +26,7 @@ from fastdeit.run.inputs import (
     read_inputs,
 )
 from fastdeit.storage.attempts import read_attempts
+from fastdeit.storage.file_hash import hash_file
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.storage.tensor_files import hash_tensors
 from tests.support.cache_runs import MODEL, Setting, train, write_teacher
@@ -213,7 +214,8 @@ def test_moved_files_with_equal_content_resume(case: Case) -> None:
     before = read_inputs(case.folder)
     assert case.train("--stop-after-steps", "1") == 0
     now = read_inputs(case.folder)
-    assert now["teacher"] == before["teacher"] | {"path": str(case.teacher)}
+    moved = {"path": str(case.teacher), "file": hash_file(case.teacher)}
+    assert now["teacher"] == before["teacher"] | moved
     assert now["initial weights"] == before["initial weights"]
     settings = [attempt.settings for attempt in read_attempts(case.folder)]
     assert [one["run"]["stop_after_steps"] for one in settings] == [2, 1]

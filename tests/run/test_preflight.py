@@ -113,14 +113,17 @@ def test_everything_that_the_disk_lacks_is_one_line_with_the_data_set_first(data
         ("--eval-input-size 100", "--eval-input-size must be a multiple of the patch size, 16 ("),
         ("--num-heads 5", "--num-heads must be a divisor of the width, 384 (--embed-dim) (got 5)"),
         (
-            "--teacher-path https://host/deit/regnety_160-a5fe301d.pth",
+            "--teacher-model torchscript --teacher-path https://host/teacher.pt",
             "--teacher-path must be a local file: download it, then give --teacher-path "
-            "regnety_160-a5fe301d.pth (got 'https://host/deit/regnety_160-a5fe301d.pth')",
+            "teacher.pt (got 'https://host/teacher.pt')",
         ),
         (
-            "--finetune https://host/deit_base.pth",
-            "--finetune must be a local file: download it, then give --finetune deit_base.pth",
+            "--finetune deit_tinny.pth",
+            "--finetune must be an existing file, a folder, hf-hub:OWNER/NAME, https://... or a "
+            "timm model, with the weights to start from (got 'deit_tinny.pth')",
         ),
+        ("--teacher-model regnety_16 --pretrained-teacher", "--teacher-model must be a timm model"),
+        ("--finetune hf-hub:deit", "--finetune: a repository must be hf-hub:OWNER/NAME[@REVISION]"),
         ("--resume https://host/x.pth", "--resume must be a local file: download it, "),
         ("--resume /nowhere", "/nowhere: no checkpoint"),
         (

@@ -30,11 +30,11 @@ from fastdeit.distributed.collectives import check_same_on_ranks, first_on_rank0
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.backend import use_backend
 from fastdeit.models.build import build_teacher, precision
-from fastdeit.models.teachers.teacher import Teacher
+from fastdeit.models.teachers.ensemble import LiveTeacher
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan
 from fastdeit.run.identity import versions
-from fastdeit.run.preflight import check_config
+from fastdeit.run.preflight import check_config, fetch_weight_files
 from fastdeit.teacher_cache.build import collect_sample_facts
 from fastdeit.teacher_cache.check import collect_teacher_facts
 from fastdeit.teacher_cache.format import (
@@ -113,13 +113,14 @@ class Job:
             optim={"micro_batch": micro_batch, "batch_size": batch_size}
         )
         check_config(self.config, self.world.size, trains=False)
+        fetch_weight_files(self.config, trains=False)
         self.dtype = precision(config, self.world)[1]
         self.index = first_on_rank0(lambda: build_train_index(config))
         self.plan: Plan = build_plan(config, self.index.sizes)
         self.options = pipeline_options(config, self.world)
         teacher = build_teacher(config, self.world, self.index.classes)
         assert teacher is not None, "a run without a cache has one"
-        self.teacher: Teacher = teacher
+        self.teacher: LiveTeacher = teacher
         self._bad_images = self.folder / BAD_IMAGES
         self.quarantine = self.reload_quarantine()
 

@@ -3,16 +3,20 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastdeit.config.parse import MAX_TEACHER_SIZE, Section
+from fastdeit.config.parse import MAX_TEACHER_SIZE, Section, runs_code, split_values
 
 
 @dataclass(frozen=True)
 class DistillConfig(Section):
     teacher_model: str = "regnety_160"
     """A timm model; or a program, which runs: torchscript or export (of --teacher-path), or
-    module:callable."""
+    module:callable. Several, separated by commas: the mean of their logits."""
     teacher_path: str = ""
-    """The teacher's weights: a local file (.safetensors, .pth, .pt, .pt2)."""
+    """The teacher's weights: a file (.safetensors, .pth; .pt, .pt2 for a program), a run folder,
+    hf-hub:OWNER/NAME, local-dir:FOLDER or https://... Those of several teachers are separated by
+    commas; one with a comma is in double quotes."""
+    pretrained_teacher: bool = False
+    """The teacher's weights are those that timm has for --teacher-model."""
     teacher_mean: tuple[float, float, float] | None = None
     """Mean of each channel for the teacher, in place of its own (docs/teachers.md)."""
     teacher_std: tuple[float, float, float] | None = None
@@ -38,7 +42,9 @@ class DistillConfig(Section):
     """Binary cross-entropy to the mixed targets (DeiT III); needs --smoothing 0."""
 
     def check(self) -> None:
+        self._check_teachers()
         self._check_view()
+        self._check_pretrained()
         self._require("distillation_alpha", 0 <= self.distillation_alpha <= 1, "from 0 to 1")
         self._require("distillation_tau", self.distillation_tau > 0, "above 0")
         self._require("cache_period", self.cache_period >= 0, "0 or more")
@@ -49,6 +55,19 @@ class DistillConfig(Section):
         allowed = "error or live with --distillation-type soft"
         self._require("cache_miss", not labels_only, allowed)
 
+    def _check_teachers(self) -> None:
+        models = len(split_values("teacher_model", self.teacher_model))
+        if models > 1 and self.teacher_path:
+            paths = len(split_values("teacher_path", self.teacher_path))
+            allowed = f"{models} paths separated by commas, one for each --teacher-model"
+            self._require("teacher_path", paths == models, allowed)
+
+    def _check_pretrained(self) -> None:
+        if self.pretrained_teacher:
+            self._require("teacher_path", not self.teacher_path, "empty with --pretrained-teacher")
+            named = all(name for name, _ in self.teachers) and not runs_code(self.teacher_model)
+            self._require("teacher_model", named, "a timm model with --pretrained-teacher")
+
     def _check_view(self) -> None:
         mean, std, size = self.teacher_mean, self.teacher_std, self.teacher_input_size
         ok = mean is None or all(0 <= value <= 1 for value in mean)
@@ -57,6 +76,18 @@ class DistillConfig(Section):
         self._require("teacher_std", ok, "three numbers above 0, at most 1")
         ok = size is None or 1 <= size <= MAX_TEACHER_SIZE
         self._require("teacher_input_size", ok, f"1 to {MAX_TEACHER_SIZE} pixels")
+
+    @property
+    def teachers(self) -> list[tuple[str, str]]:
+        """The name and the source of the weights of each teacher; "" if nothing names it."""
+        names = split_values("teacher_model", self.teacher_model)
+        if self.pretrained_teacher:
+            return [(name, name) for name in names]
+        if len(names) == 1:
+            return [(self.teacher_model, self.teacher_path)]
+        no_paths = [""] * len(names)
+        paths = split_values("teacher_path", self.teacher_path) if self.teacher_path else no_paths
+        return list(zip(names, paths, strict=True))
 
     @property
     def teacher_view(self) -> dict[str, Any]:

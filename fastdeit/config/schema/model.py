@@ -33,8 +33,9 @@ class ModelConfig(Section):
     """Stochastic depth: drop rate of the last block, rising linearly from 0 in the first; deit3_*:
     of every block."""
     finetune: str = ""
-    """Start from these weights (.safetensors, .pth, a run folder): the position embedding is
-    resized, heads of other classes stay as initialised."""
+    """Start from these weights (.safetensors, .pth, a run folder, hf-hub:OWNER/NAME,
+    local-dir:FOLDER, https://..., a timm model): the position embedding is resized, heads of other
+    classes stay as initialised."""
     trainable: Literal["all", "attention", "heads"] = "all"
     """The weights that train, the others are frozen: all; attention layers, heads and position
     embedding (deit's --attn-only); or the heads alone (a frozen backbone, without DropPath)."""

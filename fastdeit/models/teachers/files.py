@@ -75,7 +75,9 @@ def load_file(
     if is_callable(name):
         return _load_callable(name, path, choose)
     if path is None:
-        raise ValueError(f"the teacher {name!r} needs a local checkpoint")
+        raise ValueError(
+            f"the teacher {name!r} needs weights: --teacher-path or --pretrained-teacher"
+        )
     kind = archive_kind(path)
     if name in ARCHIVES and kind == name:
         return _load_archive(kind, path, device, choose)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastdeit.config.parse import ARCHIVES
+from fastdeit.models.sources import find_weights
 from fastdeit.models.teachers.files import LoadedTeacher, Logits, check_num_classes, load_file
 from fastdeit.models.teachers.identity import hash_state
 from fastdeit.models.teachers.view import STUDENT, Preprocessing, Source, View, choose_view
@@ -146,9 +147,10 @@ def load_teacher(
     """Load a frozen teacher for images that were made for a student.
 
     name: a timm model or one of ours, "torchscript", "export", or "module:callable"; may be empty
-    for a run folder of ours, which has it. num_classes: of the data set. asked: mean, std and
-    input_size that win over the teacher's own. Raises ValueError with one line: no file, unknown
-    name, weights that do not fit, another number of classes, a mean that no network can have.
+    if the file or its config.json has it. path: any source of weights (models/sources.py).
+    num_classes: of the data set. asked: mean, std and input_size that win over the teacher's own.
+    Raises ValueError with one line: no file, unknown name, weights that do not fit, another number
+    of classes, a mean that no network can have.
     """
     device = torch.device(device)
 
@@ -156,7 +158,8 @@ def load_teacher(
         values = {"mean": student.mean, "std": student.std, "input_size": student.size}
         return choose_view([Source("the flags", asked or {}), *own, Source(STUDENT, values)])
 
-    loaded = load_file(name or "", Path(path) if path else None, num_classes, device, choose)
+    place = find_weights(path) if path else None
+    loaded = load_file(name or "", place, num_classes, device, choose)
     if loaded.classes is not None:
         check_num_classes(loaded.name, loaded.source, len(loaded.classes), num_classes)
     teacher = Teacher(loaded, num_classes=num_classes, device=device, dtype=dtype, student=student)

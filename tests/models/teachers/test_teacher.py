@@ -237,7 +237,7 @@ def refuses(message: str, name: str | None, path: Path | None, **overrides: Any)
 def test_every_error_is_one_line(timm_model: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "teacher.pth"
     torch.save(timm_model.state_dict(), path)
-    refuses("needs a local checkpoint", TIMM, None)
+    refuses("needs weights", TIMM, None)
     refuses("no checkpoint at", TIMM, tmp_path / "none.pth")
     refuses("near: resnet10t", "resnet10tt", path)
     refuses(r"must have 7 classes, as the data set has \(got 6\)", TIMM, path, num_classes=7)
