@@ -136,4 +136,10 @@ def load(
     return load_model(source, ema=ema, model=model, device=device, dtype=dtype)
 
 
-evaluate_checkpoint = names_arguments()(evaluate.evaluate_checkpoint)
+evaluate_checkpoint = names_arguments(
+    class_map="class_map",
+    crop_mode="crop_mode",
+    interpolation="interpolation",
+    real_labels="real_labels",
+    valid_labels="valid_labels",
+)(evaluate.evaluate_checkpoint)

@@ -94,3 +94,5 @@ def test_loaded_weights_come_with_transform_and_classes(loader: Loader, weights:
         load(weights, model="test_resnett")
     with pytest.raises(ValueError, match="^batch_size must be 1 or more"):
         evaluate_checkpoint(weights, root, model="test_resnet", batch_size=0)
+    with pytest.raises(ValueError, match="^class_map must be position, number"):
+        evaluate_checkpoint(weights, root, model="test_resnet", class_map="gone.txt")
