@@ -103,7 +103,8 @@ class Job:
         named = str(folder or config.distill.cache)
         require_value(bool(named), "-o", named, "the cache's folder")
         self.folder = Path(named)
-        config = _drop_training(config)
+        # only a training reads a cache
+        config = config.replace(distill={"cache": "", "cache_miss": "error"})
         self.world: World = init_distributed()
         micro_batch = config.optim.micro_batch or _MICRO_BATCH
         # no student is trained: the batch is what the ranks take at a time
@@ -111,8 +112,8 @@ class Job:
         self.config: Config = config.replace(
             optim={"micro_batch": micro_batch, "batch_size": batch_size}
         )
-        check_config(self.config, self.world.size)
-        fetch_weight_files(self.config)
+        check_config(self.config, self.world.size, trains=False)
+        fetch_weight_files(self.config, trains=False)
         self.dtype = precision(config, self.world)[1]
         self.index = first_on_rank0(lambda: build_train_index(config))
         self.plan: Plan = build_plan(config, self.index.sizes)
@@ -176,15 +177,6 @@ class Job:
             micro_batch=micro_batch,
             quarantine=self.quarantine,
         )
-
-
-def _drop_training(config: Config) -> Config:
-    """Return the settings without what only a training reads: files that need not be here."""
-    return config.replace(
-        distill={"cache": "", "cache_miss": "error"},
-        model={"finetune": ""},
-        checkpoint={"resume": ""},
-    )
 
 
 def _reserve(writer: CacheWriter, manifest: Manifest, chunks: Sequence[Chunk]) -> None:
