@@ -72,6 +72,9 @@ class ReadOptions(Section):
     def check(self) -> None:
         self._require("batch_size", self.batch_size >= 1, "1 or more")
         self._require("num_workers", self.num_workers >= 0, "0 or more")
+        backends = ("auto", "exact", "native")
+        self._require("augment_backend", self.augment_backend in backends, "auto, exact or native")
+        self._require("bad_images", self.bad_images in ("skip", "error"), "skip or error")
 
 
 @dataclass(frozen=True)
@@ -188,11 +191,11 @@ def evaluate_model(
 
     Raises ValueError before any image is read for what does not match, DataError for images.
     """
-    asked = _prepare(loaded, data_path, split, options)
     heads = {"ema" if ema else "model": student_heads(loaded.model)}
     teacher = _load_teacher(options.teacher, loaded, world)
     if teacher is not None:
         heads["teacher"] = lambda images: {"both": teacher(images)}
+    asked = _prepare(loaded, data_path, split, options)
     recorder = Recorder()
     started = time.monotonic()
     with contextlib.closing(_build_loader(loaded, asked.index, options.reading, world)) as loader:
