@@ -76,6 +76,7 @@ def test_it_is_a_teacher_with_its_own_view(loaded: LoadedModel, path: Path) -> N
         )
         assert teacher.preprocessing == (VIEW.mean, VIEW.std, VIEW.size)
         assert f"{path}: config.json" in teacher.describe_view()
+        assert teacher.classes == CLASSES
         images = torch.randn(2, 3, 64, 64)
         expected = loaded.model(teacher._prepare(images).float())
         torch.testing.assert_close(teacher(images), expected, rtol=0, atol=atol)
