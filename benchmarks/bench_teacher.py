@@ -40,7 +40,7 @@ from fastdeit.data.quarantine import Quarantine
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.mix import mix
 from fastdeit.models.build import build_model, precision
-from fastdeit.models.teachers.teacher import Teacher
+from fastdeit.models.teachers.ensemble import LiveTeacher
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec
@@ -133,7 +133,7 @@ class Setup:
     world: World
     index: Index
     plan: Plan
-    teacher: Teacher
+    teacher: LiveTeacher
     cache: Counting
 
     def variant(

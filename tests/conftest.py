@@ -46,6 +46,7 @@ HEAVY = (
     "benchmarks/test_gpu_benchmarks.py",
     "kernels/test_augment.py",
     "kernels/test_resources.py",
+    "test_first_model.py",
     "commands/test_preview.py",
     "test_processors.py",
     "run/test_launch.py",

@@ -99,7 +99,8 @@ def flags_of_training() -> set[str]:
 def flags_of_commands() -> set[str]:
     """Return the flags of the other commands, from the fields of their dataclasses."""
     found = set()
-    for source in (ROOT / "fastdeit" / "commands").glob("**/*.py"):
+    rooms = [ROOT / "fastdeit" / name for name in ("commands", "inference")]
+    for source in (file for room in rooms for file in room.glob("**/*.py")):
         for node in ast.walk(ast.parse(text_of(source))):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 name = node.target.id.replace("_", "-")

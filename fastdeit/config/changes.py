@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fastdeit.config.file import config_from_dict, read_config_file
-from fastdeit.config.parse import name_flag
+from fastdeit.config.parse import join_values, name_flag
 from fastdeit.config.schema import Config
+from fastdeit.config.schema.distill import DistillConfig
 from fastdeit.config.schema.run import CheckpointConfig, HealthConfig, LimitConfig
 from fastdeit.storage.run_folder import RunFolder
 
@@ -97,7 +98,16 @@ def find_paths(then: Config, now: Config) -> Config:
         section: {name: _find(part[name], start) for name in part.keys() & set(_PATHS)}
         for section, part in now.to_dict().items()
     }
+    sections["distill"]["teacher_path"] = _find_teachers(now.distill, start)
     return now.replace(**sections)
+
+
+def _find_teachers(distill: DistillConfig, start: Path) -> str:
+    """Return --teacher-path as `find_paths` does; it may have several paths."""
+    if not distill.teacher_path:
+        return ""
+    paths = [_find(path, start) for _, path in distill.teachers]
+    return join_values(paths) if len(paths) > 1 else paths[0]
 
 
 def _find(path: str, start: Path) -> str:

@@ -1,5 +1,6 @@
 """Names of flags, values that a flag holds as text, and the error for a value that is refused."""
 
+import csv
 import math
 import re
 from collections.abc import Sequence
@@ -18,8 +19,29 @@ def is_callable(teacher: str) -> bool:
 
 
 def runs_code(teacher: str) -> bool:
-    """Return True if a --teacher-model is a program."""
-    return teacher in ARCHIVES or is_callable(teacher)
+    """Return True if a --teacher-model, or one of several, is a program."""
+    names = split_values("teacher_model", teacher)
+    return any(name in ARCHIVES or is_callable(name) for name in names)
+
+
+def split_values(flag: str, text: str) -> list[str]:
+    """Return the values of a flag that takes several, separated by commas; at least one.
+
+    A value with a comma is in double quotes, and a quote in it is doubled, as in a line of CSV.
+    Raises SettingError for a quote without an end.
+    """
+    try:
+        return next(csv.reader([text], strict=True, skipinitialspace=True), []) or [""]
+    except csv.Error:
+        require(False, flag, text, 'values separated by commas, such as a,"b, with a comma"')
+        raise
+
+
+def join_values(values: Sequence[str]) -> str:
+    """Return values as the text that `split_values` takes."""
+    quoted = ['"' + value.replace('"', '""') + '"' for value in values]
+    pairs = zip(values, quoted, strict=True)
+    return ",".join(quote if set(value) & set(',"') else value for value, quote in pairs)
 
 
 class SettingError(ValueError):

@@ -49,9 +49,7 @@ def _same_as(flag: str) -> dict[str, str]:
 
 _COMMAND = {
     "-c": PeerFlag(accepts=_same_as("--config")),
-    "--eval": PeerFlag(
-        "a run evaluates by itself; for a weights file alone use timm's validate.py"
-    ),
+    "--eval": PeerFlag("a run evaluates by itself; fastdeit evaluate scores a checkpoint"),
     "--start-epoch": PeerFlag("a checkpoint holds its step: omit it", _built("0")),
     "--no-resume-opt": PeerFlag("start a new run, --finetune RUN/model.safetensors"),
     "--output": PeerFlag("use --output-dir, the run folder itself"),

@@ -6,9 +6,23 @@ from collections.abc import Mapping, Sequence
 from fastdeit.config.flags import join_choices, own_flags, split_flags, values_of
 from fastdeit.config.peer_flags import ANY, PEER_FLAGS, SWITCH
 from fastdeit.config.schema import Config
+from fastdeit.display.text import quote_words
 
 _TIMMS = {"-b", "-j", "--workers", "--data-dir", "--img-size", "--crop-pct", "--amp"}
 """Flags of timm, not of deit."""
+
+_CHECKPOINTS = ("--resume", "--finetune")
+"""Flags of deit that may name what its --eval scores, the first one given."""
+
+_EVALUATED = {
+    "--data-path": "--data-path",
+    "--model": "--model",
+    "--input-size": "--eval-input-size",
+    "--eval-crop-ratio": "--eval-crop-ratio",
+}
+"""Flags of deit that its --eval uses, and those of `fastdeit evaluate`."""
+
+_DEITS_CROP = "0.875"  # timm's models have others
 
 _CHOICES = {SWITCH: "without a value", ANY: "one value"}
 
@@ -19,6 +33,7 @@ def translate_flags(argv: Sequence[str]) -> list[str]:
 
     Raises ValueError for a flag or value of theirs that has no counterpart, naming what to do.
     """
+    _refuse_eval(argv)
     own: list[str] = []
     translated: list[str] = []
     for name, tokens in split_flags(argv):
@@ -27,6 +42,20 @@ def translate_flags(argv: Sequence[str]) -> list[str]:
         else:
             own += _shorten_size(name, tokens)
     return own + translated
+
+
+def _refuse_eval(argv: Sequence[str]) -> None:
+    """Raise ValueError for deit's --eval, with the command that scores the same checkpoint."""
+    values = {name: values_of(tokens) for name, tokens in split_flags(argv)}
+    if "--eval" not in values:
+        return
+    places = [values[name] for name in _CHECKPOINTS if values.get(name)]
+    words = ["fastdeit", "evaluate", *(places[0] if places else ["CHECKPOINT"])]
+    for name, flag in _EVALUATED.items():
+        words += [flag, *values[name][-1:]] if values.get(name) else []
+    if "--eval-crop-ratio" not in words:
+        words += ["--eval-crop-ratio", _DEITS_CROP]
+    raise ValueError(f"{_refusal('--eval', '')}: {quote_words(*words)}")
 
 
 def _translate(name: str, values: Sequence[str]) -> list[str]:

@@ -80,8 +80,8 @@ def save_heat_maps(
 ) -> None:
     """Write a PNG: in each row a picture, and maps drawn over it.
 
-    pixels: uint8 (H, W, 3); rows: names and maps, (h, w) of 0 or more each, resized to the picture.
-    The largest value of a map is brightest.
+    pixels: uint8 (H, W, 3); rows: names and maps, (h, w) each, resized to the picture. The smallest
+    value of a map is dark, its largest is bright.
     """
     grid: list[list[Picture]] = []
     for row in rows:
@@ -94,7 +94,9 @@ def _paint_heat(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """Return a picture in grey under the colours of a map."""
     values = torch.from_numpy(heat)[None, None].float()
     spread = F.interpolate(values, size=pixels.shape[:2], mode="bilinear")[0, 0]
-    colours = colormaps["inferno"]((spread / spread.max().clamp(min=1e-30)).numpy())[..., :3]
+    low, high = spread.aminmax()
+    spread = (spread - low) / (high - low).clamp(min=1e-30)
+    colours = colormaps["inferno"](spread.numpy())[..., :3]
     grey = pixels.mean(-1, keepdims=True)
     return (0.4 * grey + 0.6 * 255 * colours).round().astype(np.uint8)
 

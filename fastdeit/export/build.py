@@ -50,10 +50,12 @@ def build_origin(source: str, ema: bool, step: str) -> Origin | None:
     config = _hide_places(read_settings(folder.config, str(folder)))
     recipe = min(RECIPES, key=lambda name: len(list_flags(config, name)))
     config = config.replace(run={"output_dir": f"runs/{recipe}"})
-    is_ema = ema or "ema" in Path(source).name
+    file = Path(source)
+    is_ema = ema or (file.is_file() and "ema" in file.stem.split("_"))
+    weights = {"Weights": "EMA" if is_ema else "model"} | ({"Steps": step} if step else {})
     return Origin(
         data_set=Path(config.data.data_path).name,
-        settings=_name_settings(config, recipe, folder) | ({"Steps": step} if step else {}),
+        settings=_name_settings(config, recipe, folder) | weights,
         command=format_train_command(config, recipe, alone=False),
         scores=_read_scores(folder, "ema" if is_ema else "model", step),
     )

@@ -48,7 +48,7 @@ def export_folder(
     try:
         with _atomic_folder(path) as work:
             _write_model(loaded, RunFolder(work), precision)
-            card = write_card(loaded, path.absolute().name, precision, origin)
+            card = write_card(loaded, Path(os.path.abspath(path)).name, precision, origin)
             atomic_write_text(work / CARD, card)
             model = timm.create_model(f"{LOCAL}{work}", pretrained=True).eval()
             _check_view(model, loaded.view)
@@ -64,6 +64,9 @@ def check_folder(path: Path) -> None:
     """Raise ValueError, before any work, unless a new folder can be written at a path."""
     is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
     require(is_free, "output", str(path), "a new or empty folder, FILE.onnx or FILE.pt2")
+    # safetensors, and so timm, opens no other
+    is_text = str(path.absolute()).isprintable()
+    require(is_text, "output", str(path), "a folder whose path has printable characters only")
 
 
 def _write_model(loaded: LoadedModel, folder: RunFolder, precision: Precision) -> None:
@@ -92,6 +95,7 @@ def _check_view(model: nn.Module, view: EvalView) -> None:
 @contextmanager
 def _atomic_folder(path: Path) -> Iterator[Path]:
     """Create a folder that gets the name `path` when the block ends, or is removed."""
+    path = Path(os.path.abspath(path))  # "." has no name
     work = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     work.mkdir()
@@ -101,4 +105,4 @@ def _atomic_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
-    sync(path.absolute().parent)
+    sync(path.parent)

@@ -34,17 +34,15 @@ class Network(nn.Module):
 
     heads: "mean" gives the mean of a DeiT's two heads, or the logits of a model with one head;
     "both" the logits of the class and of the distillation head. The model's parameters decide the
-    dtype of the arithmetic; the mean is taken in fp32. Raises ValueError for "both" with one head.
+    dtype of the arithmetic; the mean is taken in fp32.
     """
 
-    def __init__(self, model: nn.Module, heads: Heads, name: str) -> None:
+    def __init__(self, model: nn.Module, heads: Heads) -> None:
         super().__init__()
         self.model = model
         self.dtype = next(model.parameters()).dtype
         self.choice = heads
         self._heads = student_heads(model)
-        is_distilled = hasattr(model, "head_dist")
-        require(heads == "mean" or is_distilled, "heads", heads, f"mean, as {name} has one head")
 
     def forward(self, images: torch.Tensor) -> Logits:
         logits = self._heads(images.to(self.dtype))
@@ -54,12 +52,18 @@ class Network(nn.Module):
 
 
 def build_network(loaded: LoadedModel, heads: Heads, precision: Precision) -> Network:
-    """Return a copy of a loaded model on the CPU, in a precision, as a network to record."""
-    model = copy.deepcopy(loaded.model).to("cpu", torch.float32)
-    if isinstance(model, Student) and model.image_size != loaded.view.size:
-        model.set_input_size(loaded.view.size)
-    model = model.to(DTYPES[precision]).eval().requires_grad_(False)
-    return Network(model, heads, loaded.name)
+    """Return a copy of a loaded model on the CPU, in a precision, as a network to record.
+
+    Raises ValueError for both heads of a model that has one.
+    """
+    size = loaded.view.size
+    model = copy.deepcopy(loaded.model).to("cpu", torch.float32).eval().requires_grad_(False)
+    if isinstance(model, Student) and model.image_size != size:
+        model.set_input_size(size)
+    if heads == "both":
+        found = student_heads(model)(torch.zeros(1, 3, size, size))
+        require("dist" in found, "heads", heads, f"mean, as {loaded.name} has one head")
+    return Network(model.to(DTYPES[precision]), heads)
 
 
 def trace(network: Network, size: int, name: str) -> torch.export.ExportedProgram:

@@ -5,6 +5,7 @@ float dtype; its outputs are fp32. The extra file `config.json` has what `descri
 program can be a teacher: --teacher-model export --teacher-path FILE.pt2.
 """
 
+import io
 import json
 from pathlib import Path
 from typing import BinaryIO
@@ -31,8 +32,11 @@ def export_program(
 
     def save(file: BinaryIO, description: dict[str, object]) -> None:
         files = {"config.json": json.dumps(description, indent=1)}
+        # to memory first: torch ends the process when a disk is full
+        whole = io.BytesIO()
         with quiet_torch():
-            torch.export.save(program, file, extra_files=files)
+            torch.export.save(program, whole, extra_files=files)
+        file.write(whole.getbuffer())
 
     return write_checked(loaded, path, save, load_program, heads, precision)
 

@@ -188,11 +188,11 @@ def evaluate_model(
 
     Raises ValueError before any image is read for what does not match, DataError for images.
     """
-    asked = _prepare(loaded, data_path, split, options)
     heads = {"ema" if ema else "model": student_heads(loaded.model)}
     teacher = _load_teacher(options.teacher, loaded, world)
     if teacher is not None:
         heads["teacher"] = lambda images: {"both": teacher(images)}
+    asked = _prepare(loaded, data_path, split, options)
     recorder = Recorder()
     started = time.monotonic()
     with contextlib.closing(_build_loader(loaded, asked.index, options.reading, world)) as loader:

@@ -171,4 +171,5 @@ def _find_named_view(file: WeightFile) -> dict[str, Any]:
     }
     if "input_size" in named:
         named["input_size"] = (3, named["input_size"], named["input_size"])
-    return named
+    # a run resizes in one way, whatever timm's weights of that name take
+    return named and {"interpolation": "bicubic", "crop_mode": "center"} | named

@@ -18,7 +18,7 @@ from fastdeit.library.place import find_device
 from fastdeit.library.settings import check_names, configure
 from fastdeit.models.build import build_model, build_teacher
 from fastdeit.models.sizes import SIZES
-from fastdeit.models.teachers.teacher import Teacher
+from fastdeit.models.teachers.ensemble import LiveTeacher
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def create_teacher(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     input_size: int | None = None,
-) -> Teacher:
+) -> LiveTeacher:
     """Return a frozen teacher for the images of a loader, on its device: a function from mixed
     images (B, 3, H, W), normalised for the student, to logits (B, K) fp32.
 

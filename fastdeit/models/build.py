@@ -18,7 +18,7 @@ from fastdeit.models.outputs import count_heads
 from fastdeit.models.sizes import SIZES, has_qkv_bias
 from fastdeit.models.sources import find_weights
 from fastdeit.models.student import Student, build_student
-from fastdeit.models.teachers.teacher import Teacher, load_teacher
+from fastdeit.models.teachers.ensemble import LiveTeacher, load_teachers
 from fastdeit.models.teachers.view import Preprocessing
 from fastdeit.models.weights import (
     HEADS,
@@ -187,28 +187,23 @@ def _build_student(
     return student, notes
 
 
-def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> Teacher | None:
-    """Build the live teacher on this rank's device; return None if the run needs none.
+def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> LiveTeacher | None:
+    """Build the live teacher, or several as one, on this rank's device; return None if the run
+    needs none.
 
     classes: of the data set, in the order of the labels. Raises ValueError if the teacher's file
     names other classes.
     """
     if not config.distill.needs_teacher:
         return None
-    teacher = load_teacher(
-        config.distill.teacher_model,
-        config.distill.teacher_source,
-        num_classes=len(classes),
+    return load_teachers(
+        config.distill.teachers,
+        classes=classes,
         device=world.device,
         dtype=precision(config, world)[1],
         student=Preprocessing(config.data.mean, config.data.std, config.data.input_size),
         asked=config.distill.teacher_view,
     )
-    if teacher.classes not in (None, classes):
-        source = config.distill.teacher_source
-        rule = f"must be a teacher for the classes of {config.data.data_path}"
-        raise ValueError(f"--teacher-path {rule} (got {source}, which names others)")
-    return teacher
 
 
 def weight_metadata(config: Config, classes: Sequence[str], model: nn.Module) -> dict[str, str]:

@@ -153,12 +153,12 @@ def _build_data(config: Config, world: World) -> tuple[RunData, Training]:
 
 
 def _note_unfinished(config: Config) -> list[str]:
-    """Return a note on weights of a run that has not finished."""
-    paths = {"finetune": config.model.finetune}
+    """Return notes on weights of runs that have not finished."""
+    named = [("finetune", config.model.finetune)]
     if config.distill.needs_teacher:
-        paths["teacher-path"] = config.distill.teacher_source
+        named += [("teacher-path", source) for _, source in config.distill.teachers]
     notes = []
-    for flag, path in paths.items():
+    for flag, path in named:
         other = RunFolder(locate_weights(path).parent)
         if path and other.checkpoints.is_dir() and not other.is_finished:
             fact = f"the run in {other} has not finished, and its weights change"

@@ -13,8 +13,8 @@ from fastdeit.config.schema import Config
 from fastdeit.data.index import Index
 from fastdeit.distributed.collectives import check_same_on_ranks
 from fastdeit.models.sources import locate_weights, name_revision
-from fastdeit.models.teachers.identity import identify_file
-from fastdeit.models.teachers.teacher import Teacher
+from fastdeit.models.teachers.ensemble import LiveTeacher
+from fastdeit.models.teachers.identity import combine_facts, find_files, identify_files
 from fastdeit.models.weights import hash_weights
 from fastdeit.plan.plan import Plan
 from fastdeit.storage.file_hash import hash_file
@@ -46,7 +46,7 @@ def describe_samples(plan: Plan, index: Index, batch_size: int, pixels: str) -> 
 def describe_inputs(
     config: Config,
     samples: Mapping[str, Any],
-    teacher: Teacher | None,
+    teacher: LiveTeacher | None,
     cached_teacher: CachedTeacher | None,
     model: nn.Module,
 ) -> Inputs:
@@ -66,7 +66,7 @@ def describe_inputs(
 
 
 def _describe_teacher(
-    config: Config, teacher: Teacher | None, cached_teacher: CachedTeacher | None
+    config: Config, teacher: LiveTeacher | None, cached_teacher: CachedTeacher | None
 ) -> dict[str, Any] | None:
     """Return the identity of the teacher, live or recorded, without its precision."""
     if cached_teacher is not None:
@@ -75,10 +75,17 @@ def _describe_teacher(
         return facts | {"path": config.distill.cache}
     if teacher is None:
         return None
-    source = config.distill.teacher_source
-    if not source:
-        return teacher.identity() | {"path": teacher.name}
-    return teacher.identity() | {"path": name_revision(source), "file": hash_weights(source)}
+    return teacher.identity() | _describe_sources(config.distill.teachers)
+
+
+def _describe_sources(sources: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Return where the weights of teachers are, and the hashes of their files."""
+    named = []
+    for name, source in sources:
+        is_file = bool(source) and locate_weights(source).is_file()
+        file = {"file": hash_weights(source)} if is_file else {}
+        named.append({"path": name_revision(source) if source else name} | file)
+    return combine_facts(named) | {"path": ", ".join(facts["path"] for facts in named)}
 
 
 def _describe_output(config: Config, cached_teacher: CachedTeacher | None) -> dict[str, str] | None:
@@ -160,6 +167,8 @@ def _show(facts: Mapping[str, Any] | None, names: Sequence[str]) -> str:
 
 
 def _shorten(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_shorten(one) for one in value]
     is_hash = isinstance(value, str) and len(value) == _HASH_DIGITS
     return value[:_SHOWN] if is_hash else value
 
@@ -231,10 +240,10 @@ def compare_files(config: Config, recorded: Inputs) -> dict[str, str]:
     "" if it is the same file. A file that does not exist is not compared."""
     changes: dict[str, str] = {}
     teacher, finetune = recorded.get("teacher"), recorded.get("finetune")
-    source = config.distill.teacher_source
-    place = locate_weights(source) if source and config.distill.needs_teacher else Path()
-    if teacher and place.is_file():
-        now = identify_file(config.distill.teacher_model, place) | {"path": name_revision(source)}
+    sources = config.distill.teachers if config.distill.needs_teacher else []
+    files = find_files(sources)
+    if teacher and files:
+        now = identify_files(files) | {"path": _describe_sources(sources)["path"]}
         if now.keys() & teacher.keys() > {"path"}:
             line = _compare("--teacher-path", teacher, now)
             changes |= {"teacher_path": line, "pretrained_teacher": ""}

@@ -1,11 +1,12 @@
 """Checks of a `Config` before any work: sizes that do not divide, unknown models, missing files."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
 
 from fastdeit.checkpoint.files import read_manifest
+from fastdeit.config.changes import read_settings
 from fastdeit.config.flags import format_train_command
 from fastdeit.config.parse import ARCHIVES, is_callable, name_flag, require
 from fastdeit.config.recipes import RECIPES, find_recipe
@@ -28,15 +29,19 @@ _FORMS = f"an existing file{FORMS.removeprefix('a file')}"
 _FEW_STEPS = 4
 
 
-def check_config(config: Config, world_size: int) -> None:
+def check_config(config: Config, world_size: int, *, trains: bool = True) -> None:
     """Raise ValueError naming the first setting that cannot work on `world_size` processes, or
-    everything that the disk lacks."""
+    everything that the disk lacks.
+
+    trains: False if only the teacher runs, for a cache: then no weights to start from are needed.
+    """
     _check_batch(config, world_size)
     if config.model.model:
         _check_model(config)
         _check_sizes(config)
     faults: list[Exception] = []
-    for check in (_check_data, _check_resume, _check_finetune, _check_teacher):
+    starts = (_check_resume, _check_finetune) if trains else ()
+    for check in (_check_data, *starts, _check_teacher):
         try:
             check(config)
         except (ValueError, OSError) as fault:
@@ -122,6 +127,18 @@ def _check_resume(config: Config) -> None:
     if named and not RunFolder(Path(config.run.output_dir)).config.is_file():
         _refuse_url("resume", named)
         read_manifest(Path(named))
+        _check_trained(config, named)
+
+
+def _check_trained(config: Config, checkpoint: str) -> None:
+    """Raise ValueError if the run that saved a checkpoint trained other weights: the checkpoint has
+    the optimizer's state of those alone."""
+    parent = RunFolder(Path(checkpoint).resolve().parents[1])
+    if parent.config.is_file():
+        then = read_settings(parent.config, "--resume").model.trainable
+        now = config.model.trainable
+        allowed = f"{then} as in {parent}; --finetune {checkpoint} begins with its weights alone"
+        require(now == then, "trainable", now, allowed)
 
 
 def _check_finetune(config: Config) -> None:
@@ -149,18 +166,24 @@ def _check_teacher(config: Config) -> None:
         is_folder = Path(distill.cache).is_dir()
         allowed = "an existing folder that fastdeit cache build has written"
         require(is_folder, "cache", distill.cache, allowed)
-    name = distill.teacher_model
-    if distill.pretrained_teacher:
+    if distill.needs_teacher:
+        for name, source in distill.teachers:
+            _check_one_teacher(config, name, source)
+
+
+def _check_one_teacher(config: Config, name: str, source: str) -> None:
+    if config.distill.pretrained_teacher:
         allowed = f"a timm model with pretrained weights{suggest_names(name)}"
         require(timm.is_model_pretrained(name), "teacher_model", name, allowed)
-    if distill.teacher_model in ARCHIVES:
-        _refuse_url("teacher_path", distill.teacher_path)
-    if distill.needs_teacher and not is_callable(distill.teacher_model):
-        _check_weights("teacher_path", distill.teacher_source, _hint_at_teacher(config))
+    if name in ARCHIVES:
+        _refuse_url("teacher_path", source)
+    if not is_callable(name):
+        _check_weights("teacher_path", source, _hint_at_teacher(config, source))
 
 
-def _hint_at_teacher(config: Config) -> str:
-    path = config.distill.teacher_path
+def _hint_at_teacher(config: Config, path: str) -> str:
+    if "," in path and len(config.distill.teachers) == 1:
+        return "an existing file; for several teachers, --teacher-model has as many names"
     recipe = Path(path).name
     if recipe.endswith("_teacher") and recipe in RECIPES:
         teacher = precede_with_teacher(config, recipe, path)
@@ -183,18 +206,21 @@ def _check_weights(flag: str, path: str, allowed: str) -> None:
     require(bool(path) and locate_weights(path).is_file(), flag, path, allowed)
 
 
-def fetch_weight_files(config: Config) -> None:
+def fetch_weight_files(config: Config, *, trains: bool = True) -> None:
     """Download the weights that the settings name by an address, a repository or a timm model,
-    once on each machine, unless a cache has them. Raises ValueError. A collective."""
-    sources = {"--finetune": config.model.finetune}
+    once on each machine, unless a cache has them. Raises ValueError. A collective.
+
+    trains: as in `check_config`.
+    """
+    sources = [("--finetune", config.model.finetune)] if trains else []
     if config.distill.needs_teacher:
         named = "--pretrained-teacher" if config.distill.pretrained_teacher else "--teacher-path"
-        sources[named] = config.distill.teacher_source
+        sources += [(named, source) for _, source in config.distill.teachers]
     first_on_rank0(lambda: _fetch(sources))
 
 
-def _fetch(sources: Mapping[str, str]) -> None:
-    for flag, source in sources.items():
+def _fetch(sources: Sequence[tuple[str, str]]) -> None:
+    for flag, source in sources:
         try:
             if find_remote(source):
                 fetch_weights(source)

@@ -106,7 +106,7 @@ def show_summary(
 
 def next_command(config: Config, recipe: str, folder: RunFolder) -> str:
     """Return a command that is useful after this run: train with the teacher that it gave, compare
-    with a run without distillation, or look at the curves."""
+    with a run without distillation, or score its classes."""
     alone = config.distill.distillation_type == "none"
     if alone and config.model.model not in SIZES and not config.model.finetune:
         student = follow_with_student(config, recipe, str(folder))
@@ -114,4 +114,4 @@ def next_command(config: Config, recipe: str, folder: RunFolder) -> str:
     if recipe == "digits" and not alone:
         untaught = follow_without_teacher(config, recipe, str(folder))
         return format_train_command(untaught, recipe, alone=is_alone())
-    return quote_words("tensorboard", "--logdir", folder.tensorboard)
+    return quote_words("fastdeit", "evaluate", folder)

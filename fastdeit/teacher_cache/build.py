@@ -8,8 +8,8 @@ from typing import Any
 from fastdeit.config.schema import Config
 from fastdeit.data.index import Index
 from fastdeit.distributed.collectives import on_every_rank
-from fastdeit.models.teachers.teacher import Teacher
-from fastdeit.models.weights import locate_weights
+from fastdeit.models.teachers.ensemble import LiveTeacher
+from fastdeit.models.teachers.identity import combine_facts, find_files
 from fastdeit.plan.plan import VERSION, Plan
 from fastdeit.teacher_cache.check import (
     check_coverage,
@@ -39,7 +39,7 @@ def collect_sample_facts(config: Config, plan: Plan, index: Index, pixels: str) 
 
 
 def open_cache(
-    config: Config, plan: Plan, index: Index, pixels: str, teacher: Teacher | None
+    config: Config, plan: Plan, index: Index, pixels: str, teacher: LiveTeacher | None
 ) -> CachedTeacher:
     """Open the cache of --cache for a run with this plan; a collective.
 
@@ -59,7 +59,7 @@ def open_cache(
 
 
 def check_cache(
-    cache: Cache, config: Config, plan: Plan, index: Index, pixels: str, teacher: Teacher | None
+    cache: Cache, config: Config, plan: Plan, index: Index, pixels: str, teacher: LiveTeacher | None
 ) -> None:
     distill = config.distill
     facts = collect_sample_facts(config, plan, index, pixels)
@@ -77,10 +77,10 @@ def check_cache(
 
 
 def _collect_named_facts(config: Config, manifest: Manifest) -> dict[str, Any]:
-    """Return what the settings name of a teacher that is not loaded: its file, its view."""
+    """Return what the settings name of teachers that are not loaded: their files, their view."""
     distill = config.distill
     view = json.loads(json.dumps(distill.teacher_view))
-    path = locate_weights(distill.teacher_source)
-    if not distill.teacher_source or not path.is_file():
-        return view
-    return view | collect_file_facts(distill.teacher_model, path, manifest)
+    sources = distill.teachers
+    facts = combine_facts([view] * len(sources))
+    files = find_files(sources)
+    return facts | collect_file_facts(files, manifest) if files else facts

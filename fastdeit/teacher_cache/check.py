@@ -10,8 +10,8 @@ import torch.distributed as dist
 from fastdeit.config.parse import is_callable
 from fastdeit.data.index import Index
 from fastdeit.data.quarantine import read_quarantine
-from fastdeit.models.teachers.identity import identify_file
-from fastdeit.models.teachers.teacher import Teacher
+from fastdeit.models.teachers.ensemble import LiveTeacher
+from fastdeit.models.teachers.identity import combine_facts, identify_files
 from fastdeit.models.weights import hash_weights
 from fastdeit.teacher_cache.format import CacheError, Manifest, list_differences
 from fastdeit.teacher_cache.reader import BAD_IMAGES, Cache, CachedTeacher
@@ -20,7 +20,7 @@ _SHOWN = 8
 """Epochs that a message names."""
 
 
-def collect_teacher_facts(teacher: Teacher, manifest: Manifest | None) -> dict[str, Any]:
+def collect_teacher_facts(teacher: LiveTeacher, manifest: Manifest | None) -> dict[str, Any]:
     """Return a live teacher's identity, in the form of a cache's facts; None: of a new cache.
 
     A cache from before the weights were hashed has a hash of the teacher's file instead. Raises
@@ -36,9 +36,12 @@ def collect_teacher_facts(teacher: Teacher, manifest: Manifest | None) -> dict[s
     return {"name": teacher.name, "sha256": teacher.sha256} | view
 
 
-def collect_file_facts(name: str, path: Path, manifest: Manifest) -> dict[str, Any]:
-    """Return the same of a teacher that is not loaded, as far as its file decides it."""
-    return identify_file(name, path) if _has_weights(manifest) else {"sha256": hash_weights(path)}
+def collect_file_facts(files: Sequence[tuple[str, Path]], manifest: Manifest) -> dict[str, Any]:
+    """Return the same of teachers that are not loaded, as far as their files decide it; files: name
+    and file of each."""
+    if _has_weights(manifest):
+        return identify_files(files)
+    return combine_facts([{"sha256": hash_weights(path)} for _, path in files])
 
 
 def _has_weights(manifest: Manifest) -> bool:

@@ -195,7 +195,8 @@ class CachedTeacher:
     def describe(self) -> str:
         """Return one line for the log."""
         manifest = self.cache.manifest
-        teacher = manifest.facts.get("teacher", {}).get("name")
+        name = manifest.facts.get("teacher", {}).get("name")
+        teacher = ", ".join(map(str, name)) if isinstance(name, list) else name
         epochs = int(self.cache.coverage().all(1).sum())
         records = f"{manifest.description}, {epochs} epochs, miss: {self.miss}"
         return f"{teacher} recorded in {self.cache.folder}: {records}"

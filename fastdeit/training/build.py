@@ -13,7 +13,7 @@ from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World, import_deepspeed
 from fastdeit.models.build import precision
 from fastdeit.models.student import Student
-from fastdeit.models.teachers.teacher import Teacher
+from fastdeit.models.teachers.ensemble import LiveTeacher
 from fastdeit.training.deepspeed import add_user_file, deepspeed_config
 from fastdeit.training.flat import FlatLossModule, LossModule
 from fastdeit.training.forward import ForwardPass, PlannedStudent, SeededModel
@@ -47,7 +47,7 @@ def build_trainer(
     config: Config,
     world: World,
     model: nn.Module,
-    teacher: Teacher | None,
+    teacher: LiveTeacher | None,
     steps_per_epoch: int,
     decode: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Trainer:

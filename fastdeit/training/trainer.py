@@ -15,7 +15,7 @@ from timm.scheduler.scheduler import Scheduler
 from fastdeit.data.batch import Batch
 from fastdeit.kernels.backend import use_backend
 from fastdeit.kernels.distill import LossParts
-from fastdeit.models.teachers.teacher import Teacher
+from fastdeit.models.teachers.ensemble import LiveTeacher
 from fastdeit.plan.digest import add_digests
 from fastdeit.training.forward import ForwardPass
 from fastdeit.training.losses import Criterion, DistillationLoss
@@ -44,7 +44,7 @@ class Trainer:
 
     state: TrainerState
     forward: ForwardPass
-    teacher: Teacher | None
+    teacher: LiveTeacher | None
     decode: Callable[[torch.Tensor], torch.Tensor] | None
     """Maps a batch's teacher records to the teacher's output; None: batches hold no records."""
     criterion: DistillationLoss

@@ -26,6 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_path_decides_the_form(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("onnxruntime")
     assert export_command([str(run), "--output", str(tmp_path / "v1.0")]) == 0
     line = capsys.readouterr().out
     assert line.startswith(f"{tmp_path / 'v1.0'}: deit_tiny_distilled_patch16_224, fp32, ")

@@ -80,6 +80,34 @@ def test_what_has_no_counterpart_is_refused_in_one_line(argv: str, message: str)
     assert str(refused.value).startswith(message) and "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (
+            "--eval --data-path /imagenet "
+            "--resume https://dl.fbaipublicfiles.com/deit/deit_base_patch16_224-b5f2ef4d.pth",
+            "https://dl.fbaipublicfiles.com/deit/deit_base_patch16_224-b5f2ef4d.pth "
+            "--data-path /imagenet --eval-crop-ratio 0.875",
+        ),
+        (
+            "--model deit_base_patch16_384 --batch-size 8 --input-size 384 --eval --resume=w.pth "
+            "--data-path /imagenet --eval-crop-ratio 1.0",
+            "w.pth --data-path /imagenet --model deit_base_patch16_384 --eval-input-size 384 "
+            "--eval-crop-ratio 1.0",
+        ),
+        ("--eval", "CHECKPOINT --eval-crop-ratio 0.875"),
+    ],
+)
+def test_deits_eval_names_the_command_that_scores_the_same(argv: str, command: str) -> None:
+    from fastdeit.commands.evaluate import EvaluateOptions
+    from fastdeit.config.options import parse_options
+
+    with pytest.raises(ValueError, match="a run evaluates by itself") as refused:
+        parse(*argv.split())
+    assert str(refused.value).endswith(f"scores a checkpoint: fastdeit evaluate {command}")
+    parse_options(command.split(), EvaluateOptions, "fastdeit evaluate", "")
+
+
 README = {
     "small": "--model deit_small_patch16_224 --batch-size 256 --data-path {data} "
     "--output_dir {out}",

@@ -67,17 +67,20 @@ def test_the_header_is_the_hubs_with_the_accuracy(tmp_path: Path) -> None:
 
 
 def test_scores_are_those_of_just_these_weights(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", find_recipe("digits"))
-    for source, ema, step, expected in (
-        (folder.path, False, "20", {"both/top1": 71.25, "dist/top5": 92.0}),
-        (folder.path, True, "20", {"both/top1": 44.0}),
-        (folder.model_ema_best, False, "10", {"both/top1": 2.0}),
-        (folder.checkpoints / "step-10" / "model.safetensors", False, "10", {"both/top1": 1.0}),
-        (folder.path, False, "15", {}),
+    folder = write_run(tmp_path / "run_of_ema", find_recipe("digits"))
+    folder.model_ema_best.touch()
+    for source, ema, step, weights, expected in (
+        (folder.path, False, "20", "model", {"both/top1": 71.25, "dist/top5": 92.0}),
+        (folder.path, True, "20", "EMA", {"both/top1": 44.0}),
+        (folder.model_ema_best, False, "10", "EMA", {"both/top1": 2.0}),
+        (folder.model, False, "10", "model", {"both/top1": 1.0}),
+        (folder.checkpoints / "step-10" / "model.safetensors", False, "10", "model", {}),
+        (folder.path, False, "15", "model", {}),
     ):
         origin = build_origin(str(source), ema, step)
         assert origin is not None and expected.items() <= origin.scores.items()
-        assert bool(origin.scores) == bool(expected)
+        assert origin.settings["Weights"] == weights
+        assert bool(origin.scores) == (step != "15")
         assert not [name for name in origin.scores if "agreement" in name]
     assert build_origin("hf-hub:timm/deit", False, "") is None
 

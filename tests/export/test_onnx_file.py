@@ -84,6 +84,13 @@ def test_the_file_names_no_place_and_no_code(both: Path) -> None:
     onnx.checker.check_model(onnx.load(both), full_check=True)
 
 
+def test_the_same_weights_give_the_same_file(
+    loaded: LoadedModel, both: Path, tmp_path: Path
+) -> None:
+    export_onnx(loaded, tmp_path / "x.onnx", heads="both")
+    assert (tmp_path / "x.onnx").read_bytes() == both.read_bytes()
+
+
 def test_half_precision_halves_the_weights_and_takes_the_same_images(
     loaded: LoadedModel, tmp_path: Path
 ) -> None:

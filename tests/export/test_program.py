@@ -114,6 +114,13 @@ def test_the_file_names_no_place(path: Path) -> None:
     assert described["label_names"] == list(CLASSES) and described["outputs"] == ["logits"]
 
 
+def test_the_same_weights_give_the_same_file(
+    loaded: LoadedModel, path: Path, tmp_path: Path
+) -> None:
+    export_program(loaded, tmp_path / "x.pt2")
+    assert (tmp_path / "x.pt2").read_bytes() == path.read_bytes()
+
+
 def test_an_export_that_differs_is_refused_and_the_older_file_stays(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,6 +141,17 @@ def test_the_view_of_the_weights_is_taken_unless_another_is_named(
     )
 
 
+def test_weights_of_a_run_without_its_config_json_have_the_resize_of_runs(
+    images: Path, tmp_path: Path
+) -> None:
+    """timm's own weights of this name take bilinear images."""
+    model = save_model(tmp_path / "m.safetensors", "test_resnet", 7)
+    metadata = {"model": "test_resnet", "input_size": "32", "mean": "[0.5, 0.5, 0.5]"}
+    save_file(model.state_dict(), tmp_path / "m.safetensors", metadata)
+    view = evaluate_checkpoint(tmp_path / "m.safetensors", images)["view"]
+    assert (view["size"], view["interpolation"]) == (32, "bicubic")
+
+
 @pytest.mark.parametrize("classes", [SYNSETS[7:0:-1], ["3", "12", "1", "999", "20", "100", "0"]])
 def test_a_model_of_imagenet_on_codes_or_on_the_numbers_of_v2(
     tmp_path: Path, classes: list[str]

@@ -14,6 +14,7 @@ from fastdeit.library.loader import Loader
 from fastdeit.library.models import create_student, create_teacher, evaluate_checkpoint, load
 from fastdeit.library.train_loader import create_loader
 from fastdeit.models.student import Student
+from fastdeit.models.teachers.teacher import Teacher
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +53,10 @@ def test_a_teacher_answers_for_the_loaders_images(loader: Loader, weights: Path)
     teacher = create_teacher("test_resnet", weights, like=loader)
     images, _ = next(iter(loader))
     assert teacher(images).shape == (8, 10)
+    assert isinstance(teacher, Teacher)
     assert teacher.preprocessing.mean == timm.get_pretrained_cfg("test_resnet").mean
     other = create_teacher("test_resnet", weights, like=loader, mean=[0.1, 0.2, 0.3])
-    assert other.preprocessing.mean == (0.1, 0.2, 0.3)
+    assert isinstance(other, Teacher) and other.preprocessing.mean == (0.1, 0.2, 0.3)
 
 
 def test_bad_arguments_are_named(loader: Loader, weights: Path) -> None:

@@ -36,7 +36,7 @@ def test_after_digits_comes_the_run_without_distillation_but_only_once() -> None
         "--output-dir runs/digits_alone"
     )
     config, recipe = parse_config(command.split()[2:], "test")
-    assert next_command(config, recipe, FOLDER).startswith("tensorboard")
+    assert next_command(config, recipe, FOLDER) == "fastdeit evaluate runs/x"
 
 
 def test_command_is_that_of_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,8 +53,8 @@ def test_command_is_that_of_the_launcher(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     "config", [Config(), Config().replace(distill=ALONE)], ids=["distilled", "alone"]
 )
-def test_after_a_student_come_its_curves(config: Config) -> None:
-    assert next_command(config, "deit", FOLDER) == "tensorboard --logdir runs/x/tensorboard"
+def test_after_a_student_come_the_scores_of_its_classes(config: Config) -> None:
+    assert next_command(config, "deit", FOLDER) == "fastdeit evaluate runs/x"
 
 
 def test_summary_marks_a_finished_run(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def no_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object, **__: object) -> None:
         raise AssertionError(LOADED)
 
-    monkeypatch.setattr(models_build, "load_teacher", load)
+    monkeypatch.setattr(models_build, "load_teachers", load)
 
 
 def copy_of(setting: Setting, folder: Path, kind: str = "hard") -> Path:

@@ -171,7 +171,16 @@ def test_training_command_records_what_it_will_read(setting: Setting, tmp_path: 
     """Every flag of a training is accepted; those that decide no sample change nothing."""
     training = [*setting.samples, *MODEL, *setting.taught, "--micro-batch", "8"]
     training += ["--epochs", "3", "--output-dir", str(tmp_path / "run"), "--lr", "0.01"]
-    training += ["--finetune", "/no/file", "--resume", "/no/folder", "--zero-stage", "2"]
+    training += [
+        "--trainable",
+        "heads",
+        "--finetune",
+        "/no/file",
+        "--resume",
+        "/no/folder",
+        "--zero-stage",
+        "2",
+    ]
     folder = tmp_path / "c"
     assert cache(["build", *training, "-o", str(folder)]) == 0
     assert same_files(folder, setting.root / "whole")

@@ -30,7 +30,7 @@ from fastdeit.distributed.collectives import check_same_on_ranks, first_on_rank0
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.backend import use_backend
 from fastdeit.models.build import build_teacher, precision
-from fastdeit.models.teachers.teacher import Teacher
+from fastdeit.models.teachers.ensemble import LiveTeacher
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan
 from fastdeit.run.identity import versions
@@ -103,7 +103,8 @@ class Job:
         named = str(folder or config.distill.cache)
         require_value(bool(named), "-o", named, "the cache's folder")
         self.folder = Path(named)
-        config = _drop_training(config)
+        # only a training reads a cache
+        config = config.replace(distill={"cache": "", "cache_miss": "error"})
         self.world: World = init_distributed()
         micro_batch = config.optim.micro_batch or _MICRO_BATCH
         # no student is trained: the batch is what the ranks take at a time
@@ -111,15 +112,15 @@ class Job:
         self.config: Config = config.replace(
             optim={"micro_batch": micro_batch, "batch_size": batch_size}
         )
-        check_config(self.config, self.world.size)
-        fetch_weight_files(self.config)
+        check_config(self.config, self.world.size, trains=False)
+        fetch_weight_files(self.config, trains=False)
         self.dtype = precision(config, self.world)[1]
         self.index = first_on_rank0(lambda: build_train_index(config))
         self.plan: Plan = build_plan(config, self.index.sizes)
         self.options = pipeline_options(config, self.world)
         teacher = build_teacher(config, self.world, self.index.classes)
         assert teacher is not None, "a run without a cache has one"
-        self.teacher: Teacher = teacher
+        self.teacher: LiveTeacher = teacher
         self._bad_images = self.folder / BAD_IMAGES
         self.quarantine = self.reload_quarantine()
 
@@ -176,15 +177,6 @@ class Job:
             micro_batch=micro_batch,
             quarantine=self.quarantine,
         )
-
-
-def _drop_training(config: Config) -> Config:
-    """Return the settings without what only a training reads: files that need not be here."""
-    return config.replace(
-        distill={"cache": "", "cache_miss": "error"},
-        model={"finetune": ""},
-        checkpoint={"resume": ""},
-    )
 
 
 def _reserve(writer: CacheWriter, manifest: Manifest, chunks: Sequence[Chunk]) -> None:

@@ -3,17 +3,18 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastdeit.config.parse import MAX_TEACHER_SIZE, Section, runs_code
+from fastdeit.config.parse import MAX_TEACHER_SIZE, Section, runs_code, split_values
 
 
 @dataclass(frozen=True)
 class DistillConfig(Section):
     teacher_model: str = "regnety_160"
     """A timm model; or a program, which runs: torchscript or export (of --teacher-path), or
-    module:callable."""
+    module:callable. Several, separated by commas: the mean of their logits."""
     teacher_path: str = ""
     """The teacher's weights: a file (.safetensors, .pth; .pt, .pt2 for a program), a run folder,
-    hf-hub:OWNER/NAME, local-dir:FOLDER or https://..."""
+    hf-hub:OWNER/NAME, local-dir:FOLDER or https://... Those of several teachers are separated by
+    commas; one with a comma is in double quotes."""
     pretrained_teacher: bool = False
     """The teacher's weights are those that timm has for --teacher-model."""
     teacher_mean: tuple[float, float, float] | None = None
@@ -41,6 +42,7 @@ class DistillConfig(Section):
     """Binary cross-entropy to the mixed targets (DeiT III); needs --smoothing 0."""
 
     def check(self) -> None:
+        self._check_teachers()
         self._check_view()
         self._check_pretrained()
         self._require("distillation_alpha", 0 <= self.distillation_alpha <= 1, "from 0 to 1")
@@ -53,11 +55,18 @@ class DistillConfig(Section):
         allowed = "error or live with --distillation-type soft"
         self._require("cache_miss", not labels_only, allowed)
 
+    def _check_teachers(self) -> None:
+        models = len(split_values("teacher_model", self.teacher_model))
+        if models > 1 and self.teacher_path:
+            paths = len(split_values("teacher_path", self.teacher_path))
+            allowed = f"{models} paths separated by commas, one for each --teacher-model"
+            self._require("teacher_path", paths == models, allowed)
+
     def _check_pretrained(self) -> None:
         if self.pretrained_teacher:
             self._require("teacher_path", not self.teacher_path, "empty with --pretrained-teacher")
-            is_name = bool(self.teacher_model) and not runs_code(self.teacher_model)
-            self._require("teacher_model", is_name, "a timm model with --pretrained-teacher")
+            named = all(name for name, _ in self.teachers) and not runs_code(self.teacher_model)
+            self._require("teacher_model", named, "a timm model with --pretrained-teacher")
 
     def _check_view(self) -> None:
         mean, std, size = self.teacher_mean, self.teacher_std, self.teacher_input_size
@@ -69,9 +78,16 @@ class DistillConfig(Section):
         self._require("teacher_input_size", ok, f"1 to {MAX_TEACHER_SIZE} pixels")
 
     @property
-    def teacher_source(self) -> str:
-        """What names the teacher's weights; "" if nothing does."""
-        return self.teacher_model if self.pretrained_teacher else self.teacher_path
+    def teachers(self) -> list[tuple[str, str]]:
+        """The name and the source of the weights of each teacher; "" if nothing names it."""
+        names = split_values("teacher_model", self.teacher_model)
+        if self.pretrained_teacher:
+            return [(name, name) for name in names]
+        if len(names) == 1:
+            return [(self.teacher_model, self.teacher_path)]
+        no_paths = [""] * len(names)
+        paths = split_values("teacher_path", self.teacher_path) if self.teacher_path else no_paths
+        return list(zip(names, paths, strict=True))
 
     @property
     def teacher_view(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -11,11 +11,36 @@ import torch
 from torch import nn
 
 from fastdeit.config.parse import ARCHIVES, is_callable
+from fastdeit.models.sources import locate_weights
 from fastdeit.models.weights import hash_weights, read_weights
 from fastdeit.storage.tensor_files import hash_tensors
 
 _DEPTH = 8
 """Steps from a callable to a tensor that it uses."""
+
+
+def find_files(sources: Sequence[tuple[str, str]]) -> list[tuple[str, Path]]:
+    """Return the name and the local file of each teacher; nothing unless each has one.
+
+    sources: name and source of the weights of each, "" if nothing names it.
+    """
+    files = [(name, locate_weights(source)) for name, source in sources if source]
+    is_whole = len(files) == len(sources) and all(file.is_file() for _, file in files)
+    return files if is_whole else []
+
+
+def identify_files(files: Sequence[tuple[str, Path]]) -> dict[str, Any]:
+    """Return the same as `identify_file` of one teacher or several: name and file of each."""
+    return combine_facts([identify_file(name, file) for name, file in files])
+
+
+def combine_facts(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the facts of one teacher as they are; of several, a list for each fact that all
+    have, in the order of the teachers."""
+    if len(each) == 1:
+        return each[0]
+    shared = [name for name in each[0] if all(name in facts for facts in each)]
+    return {name: [facts[name] for facts in each] for name in shared}
 
 
 def identify_file(name: str, path: Path) -> dict[str, str]:
