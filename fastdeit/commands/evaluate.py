@@ -24,8 +24,10 @@ from fastdeit.config.options import parse_options
 from fastdeit.config.parse import Section, require
 from fastdeit.display.console import score_table
 from fastdeit.display.terminal import Terminal
+from fastdeit.display.text import shorten
 from fastdeit.distributed.environment import is_alone
 from fastdeit.distributed.world import World, init_distributed
+from fastdeit.inference.class_names import name_classes
 from fastdeit.inference.evaluate import (
     EvalOptions,
     LabelOptions,
@@ -43,6 +45,7 @@ from fastdeit.storage.run_folder import RunFolder
 
 _SHOWN = 10
 """Most classes, confusions and damaged images that are printed."""
+_LETTERS = 36  # of a class in a table
 
 
 @dataclass(frozen=True)
@@ -192,10 +195,12 @@ def _show_classes(terminal: Terminal, done: Evaluation) -> None:
     few = f"the {_SHOWN} lowest of {len(rows):,}; all: --output FILE.csv"
     title = "classes" if len(rows) <= _SHOWN else few
     table = _make_table(title, "images", "top-1 %", "top-5 %", "confused with")
+    titles = _name_rows(done)
     for row in rows[:_SHOWN]:
-        worst = f"{row['confused_with']} ({row['confused_images']})" if row["confused_with"] else ""
+        other = row["confused_with"]
+        worst = f"{titles[other]} ({row['confused_images']})" if row["confused_images"] else ""
         scores = [f"{row[f'both_{name}']:.2f}" for name in ("top1", "top5")]
-        table.add_row(row["class"], f"{row['images']:,}", *scores, worst)
+        table.add_row(titles[row["class"]], f"{row['images']:,}", *scores, worst)
     terminal.show(table)
 
 
@@ -203,9 +208,19 @@ def _show_confusions(terminal: Terminal, done: Evaluation) -> None:
     rows = done.list_confusions()[:_SHOWN]
     if rows:
         table = _make_table("worst confusions: class", "predicted", "images")
+        titles = _name_rows(done)
         for row in rows:
-            table.add_row(row["class"], row["predicted"], f"{row['images']:,}")
+            table.add_row(titles[row["class"]], titles[row["predicted"]], f"{row['images']:,}")
         terminal.show(table)
+
+
+def _name_rows(done: Evaluation) -> dict[str, str]:
+    """Return what a table shows for each class: its name, and what an ImageNet code means."""
+    names = done.classes.names
+    return {
+        entry.name: shorten(f"{entry.name} {entry.meaning}".rstrip(), _LETTERS)
+        for entry in name_classes(names, len(names))
+    }
 
 
 def _make_table(first: str, *others: str) -> Table:

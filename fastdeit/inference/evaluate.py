@@ -72,6 +72,9 @@ class ReadOptions(Section):
     def check(self) -> None:
         self._require("batch_size", self.batch_size >= 1, "1 or more")
         self._require("num_workers", self.num_workers >= 0, "0 or more")
+        backends = ("auto", "exact", "native")
+        self._require("augment_backend", self.augment_backend in backends, "auto, exact or native")
+        self._require("bad_images", self.bad_images in ("skip", "error"), "skip or error")
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,8 @@ def calibration_error(confidence: np.ndarray, hits: np.ndarray, bins: int = BINS
 
     Source: Guo et al. 2017 (1706.04599), equations 2, 3 and 5.
     """
-    place = np.ceil(confidence.astype(np.float64) * bins).astype(np.int64).clip(1, bins) - 1
+    sure = np.nan_to_num(confidence.astype(np.float64))  # weights that are not finite have no bin
+    place = np.ceil(sure * bins).astype(np.int64).clip(1, bins) - 1
     surplus = confidence.astype(np.float64) - hits
     gaps = np.bincount(place, weights=surplus, minlength=bins)
     return 100 * float(np.abs(gaps).sum() / len(hits))

@@ -2,6 +2,7 @@
 does not match is refused."""
 
 import csv
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,38 @@ def test_a_list_without_training_images_counts_the_outputs(images: Path, tmp_pat
         assert row["both_top1"] == same["both_top1"] and row["images"] == 5
 
 
+def test_an_image_that_fails_on_the_way_is_named_and_not_scored(tmp_path: Path) -> None:
+    save_model(tmp_path / "m.safetensors", "test_resnet", 7)
+    data = write_images(tmp_path / "data", [f"class{number}" for number in range(7)])
+    options: dict[str, Any] = {"model": "test_resnet", "eval_input_size": 32, "batch_size": 8}
+    whole = evaluate_checkpoint(tmp_path / "m.safetensors", data, **options)
+    file = data / "class3" / "1.jpg"
+    # the index is that of before, as the folder has not changed
+    os.utime(data, (1e9, 1e9))
+    for folder in data.iterdir():
+        os.utime(folder, (1e9, 1e9))
+    evaluate_checkpoint(tmp_path / "m.safetensors", data, **options)
+    file.write_bytes(bytes(file.stat().st_size))
+    found = evaluate_checkpoint(tmp_path / "m.safetensors", data, **options)
+    assert (found["images"], whole["images"]) == (34, 35)
+    assert found["damaged"] == ["class3/1.jpg: could not be read or decoded"]
+    images = {row["class"]: row["images"] for row in found["per_class"]}
+    assert images == {f"class{number}": 5 - (number == 3) for number in range(7)}
+
+
+def test_weights_that_are_not_finite_have_scores_that_are_not(
+    images: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    model = save_model(tmp_path / "m.safetensors", "test_resnet", 7)
+    broken = {name: value * float("nan") for name, value in model.state_dict().items()}
+    save_file(broken, tmp_path / "m.safetensors")
+    found = evaluate_checkpoint(
+        tmp_path / "m.safetensors", images, model="test_resnet", eval_input_size=32
+    )
+    assert np.isnan([found["results"][f"model/both/{name}"] for name in ("nll", "ece")]).all()
+    assert not [warning for warning in recwarn if warning.category is RuntimeWarning]
+
+
 def test_damaged_images_are_named_and_the_others_scored(images: Path, tmp_path: Path) -> None:
     save_model(tmp_path / "m.safetensors", "test_resnet", 7)
     data = (
@@ -309,6 +342,8 @@ def test_a_list_may_have_the_names_of_a_class_map(images: Path, tmp_path: Path) 
         ({"crop_mode": "centre"}, "crop-mode must be one of center, squash, border"),
         ({"interpolation": "nearest"}, "interpolation must be one of bicubic"),
         ({"batch_size": 0}, "batch-size must be 1 or more"),
+        ({"bad_images": "keep"}, "bad-images must be skip or error"),
+        ({"augment_backend": "pil"}, "augment-backend must be auto, exact or native"),
         ({"precision": "fp8"}, "precision must be auto, bf16 or fp32"),
         ({"class_map": "map.pkl"}, "class-map must be position, number"),
         ({"real_labels": "timm"}, "real-labels must be for a model of ImageNet's 1,000 classes"),
