@@ -51,7 +51,7 @@ def note_normalisation(file: WeightFile, mean: Sequence[float], std: Sequence[fl
 def _find_colour(file: WeightFile, field: str) -> list[float] | None:
     """Return three numbers that are named, else None."""
     described = file.config.get("pretrained_cfg")
-    found = described.get(field) if isinstance(described, dict) else None
+    found: Any = described.get(field) if isinstance(described, dict) else None
     if found is None and field in file.metadata:
         found = parse_json(file.metadata[field], f"{file.path}: {field}")
     is_colour = isinstance(found, list) and len(found) == 3
