@@ -50,7 +50,7 @@ def test_every_step_is_replayed_with_the_losses_of_its_samples(
     assert replay_command([str(folder), "--step", "2"]) == 0
     step = json.loads((folder / "replay-2" / "step.json").read_text())
     samples = step["samples"]
-    assert len(samples) == 12 and len(samples[0]["keep"]) == 2 * 3
+    assert len(samples) == 12
     mean = sum(sample["loss"] for sample in samples) / len(samples)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     recorded = next(line for line in lines if line["step"] == 3)
