@@ -20,7 +20,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=[*find_packages(include=["fastdeit", "fastdeit.*"]), "fastdeit.kernels"],
-    package_data={"fastdeit.kernels": ["*.json"]},
+    package_data={"fastdeit": ["py.typed"], "fastdeit.kernels": ["*.json"]},
     install_requires=[
         "torch>=2.10,<2.15",  # 2.15 needs Triton 3.9
         "torchvision>=0.25",

@@ -95,7 +95,7 @@ def load_model(
     view = _find_view(name, file)
     network = build_network(name, file, size=view.size)
     return LoadedModel(
-        model=network.eval().requires_grad_(False).to(device, dtype),
+        model=network.eval().to(device, dtype),
         name=name,
         view=view,
         classes=read_class_names(path, file.metadata),
@@ -115,15 +115,29 @@ def _find_view(name: str, file: WeightFile) -> EvalView:
     if named:
         # a size for tests belongs to timm's weights alone
         known = {field: value for field, value in known.items() if not field.startswith("test_")}
-    found = resolve_data_config(pretrained_cfg=known | named, use_test_size=True)
-    return EvalView(
-        size=int(found["input_size"][-1]),
-        mean=tuple(found["mean"]),
-        std=tuple(found["std"]),
-        crop_pct=float(found["crop_pct"]),
-        interpolation=found["interpolation"],
-        crop_mode=found["crop_mode"],
-    )
+    return _make_view(known | named, file.path)
+
+
+def _make_view(described: Mapping[str, Any], path: Path) -> EvalView:
+    """Return the view of a pretrained_cfg. Raises ValueError for one that no model has."""
+    try:
+        found = resolve_data_config(pretrained_cfg=described, use_test_size=True)
+        height, width = (int(side) for side in found["input_size"][1:])
+        view = EvalView(
+            size=height,
+            mean=tuple(map(float, found["mean"])),
+            std=tuple(map(float, found["std"])),
+            crop_pct=float(found["crop_pct"]),
+            interpolation=str(found["interpolation"]),
+            crop_mode=str(found["crop_mode"]),
+        )
+    except (TypeError, ValueError, KeyError, IndexError):
+        height, width, view = 0, 0, None
+    ok = view is not None and 0 < height == width and len(view.mean) == len(view.std) == 3
+    if view is None or not ok or min(*view.std, view.crop_pct) <= 0:
+        rule = "input_size [3, S, S], mean and std of three numbers, crop_pct above 0"
+        raise ValueError(f"{path}: describes no preprocessing that works here: {rule}")
+    return view
 
 
 def _infer_side(name: str, known_side: int, state: StateDict) -> int:
@@ -146,7 +160,10 @@ def _find_named_view(file: WeightFile) -> dict[str, Any]:
     neither does."""
     described = file.config.get("pretrained_cfg")
     if isinstance(described, Mapping):
-        return dict(described)
+        # a model that was built for another size takes that alone
+        side = file.arguments.get("img_size")
+        sides = side if isinstance(side, list) else [side, side]
+        return {**described, **({"input_size": [3, *sides]} if side else {})}
     named = {
         field: parse_json(file.metadata[field], f"{file.path}: {field}")
         for field in _VIEW_FIELDS

@@ -17,6 +17,8 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*\b")
+# a command that a message advises stays as it is, up to the end of the clause
+_COMMAND = re.compile(r"(\b(?:fastdeit [a-z]+|deepspeed fastdeit/train\.py) [^;()]*)")
 
 
 def names_arguments(
@@ -54,7 +56,7 @@ def argument_errors(**renamed: str) -> Iterator[None]:
 
 def name_arguments(text: str, renamed: dict[str, str]) -> str:
     """Return a text with each flag of `fastdeit train` replaced by its argument: `--batch-size` by
-    `batch_size`, `--no-model-ema` by `model_ema=False`."""
+    `batch_size`, `--no-model-ema` by `model_ema=False`; not inside a command."""
     known = own_flags()
 
     def replace(match: re.Match[str]) -> str:
@@ -65,4 +67,6 @@ def name_arguments(text: str, renamed: dict[str, str]) -> str:
         argument = renamed.get(positive, positive)
         return argument if name == positive else f"{argument}=False"
 
-    return _FLAG.sub(replace, text)
+    parts = _COMMAND.split(text)
+    parts[::2] = [_FLAG.sub(replace, part) for part in parts[::2]]
+    return "".join(parts)

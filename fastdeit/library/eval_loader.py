@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from fastdeit.config.parse import require_value
 from fastdeit.config.schema.samples import DataConfig
 from fastdeit.data.build import pipeline_options
 from fastdeit.data.eval_loader import PADDING, EvalBatch, EvalLoader
@@ -77,6 +78,7 @@ def create_eval_loader(
     batch_size: of one rank. classes: names that labels count; None: those of the data set. Raises
     ValueError naming the argument.
     """
+    require_value(batch_size >= 1, "batch_size", batch_size, "1 or more")
     fields = {"data_path": str(path), "val_split": split, "num_workers": num_workers}
     fields |= {"mean": view.mean, "std": view.std, "eval_crop_ratio": view.crop_pct}
     config = configure(fields | {"input_size": view.size}, "create_eval_loader")

@@ -135,7 +135,14 @@ class Loader:
         Raises ValueError for a state of another batch size, plan or data set.
         """
         for name, mine in {"version": _STATE_VERSION, **self._identity()}.items():
-            require_value(state.get(name) == mine, f"state[{name!r}]", state.get(name), repr(mine))
+            _require_state(state, name, state.get(name) == mine, repr(mine))
+        _require_state(state, "epoch", _is_count(state.get("epoch")), "0 or more")
+        at_most = _is_count(state.get("batch")) and state["batch"] <= len(self)
+        _require_state(state, "batch", at_most, f"0 to {len(self)}")
+        rows = state.get("excluded")
+        last = len(self.dataset) - 1
+        are_rows = isinstance(rows, list) and all(_is_count(row) and row <= last for row in rows)
+        _require_state(state, "excluded", are_rows, f"rows of the index, 0 to {last}")
         gone = dict.fromkeys(state["excluded"], "excluded before the state was saved")
         self._parts.quarantine.exclude(gone)
         self._set_position(state["epoch"], state["batch"])
@@ -152,6 +159,14 @@ class Loader:
     def close(self) -> None:
         """Stop the threads that read ahead; batches that were yielded stay valid."""
         self._parts.batches.close()
+
+
+def _require_state(state: dict[str, Any], name: str, ok: bool, allowed: str) -> None:
+    require_value(ok, f"state[{name!r}]", state.get(name), allowed)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
 
 
 def soften(

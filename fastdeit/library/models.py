@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import nn
 
+from fastdeit.config.parse import is_callable, require_value
+from fastdeit.config.schema import Config
 from fastdeit.config.schema.model import ModelConfig
+from fastdeit.config.schema.samples import DataConfig
 from fastdeit.inference import evaluate
 from fastdeit.inference.load import LoadedModel, load_model
 from fastdeit.library.errors import names_arguments
@@ -17,7 +21,7 @@ from fastdeit.library.loader import Loader
 from fastdeit.library.place import find_device
 from fastdeit.library.settings import check_names, configure
 from fastdeit.models.build import build_model, build_teacher
-from fastdeit.models.sizes import SIZES
+from fastdeit.models.sizes import SIZES, suggest_names
 from fastdeit.models.teachers.ensemble import LiveTeacher
 
 _log = logging.getLogger(__name__)
@@ -45,19 +49,34 @@ def create_student(
     other classes stays as initialised, which is logged. Raises ValueError naming the argument.
     """
     check_names(settings, _STUDENT | {"input_size", "seed"}, "create_student")
-    chosen = {"model": model} | settings
-    if like is not None:
-        chosen = {"input_size": like.config.data.input_size} | chosen
-    elif model in SIZES:
-        chosen = {"input_size": SIZES[model].image_size} | chosen
+    chosen = {"model": model, "input_size": _find_size(model, like), "distillation_type": "none"}
+    config = configure(chosen | settings, "create_student")
+    _check_model(config)
     names = like.classes if like is not None else classes
-    config = configure(chosen, "create_student")
     # a timm model draws its weights from torch's global generator
     with torch.random.fork_rng(devices=[]):
         student, notes = build_model(config, names or [str(row) for row in range(num_classes)])
     for note in notes:
         _log.warning("%s: %s", model, note)
     return student.train().to(find_device(device) if like is None else like.device)
+
+
+def _find_size(model: str, like: Loader | None) -> int:
+    """Return the side of a model's images: those of a loader, or of the model's name."""
+    if like is not None:
+        return like.config.data.input_size
+    return SIZES[model].image_size if model in SIZES else DataConfig.input_size
+
+
+def _check_model(config: Config) -> None:
+    model = config.model.model
+    allowed = f"one of {', '.join(SIZES)}, or a timm model{suggest_names(model)}"
+    require_value(model in SIZES or timm.is_model(model), "model", model, allowed)
+    if model in SIZES:
+        side = config.data.input_size
+        patch = config.model.patch_size or SIZES[model].patch_size
+        allowed = f"a multiple of the patch size, {patch}"
+        require_value(side % patch == 0, "input_size", side, allowed)
 
 
 @names_arguments(
@@ -90,6 +109,8 @@ def create_teacher(
     asked = configure(
         {"teacher_model": model, "teacher_path": str(path), **chosen}, "create_teacher"
     )
+    is_named = is_callable(model) or str(path) != ""
+    require_value(is_named, "path", str(path), "the file of the teacher's weights")
     config = dataclasses.replace(like.config, distill=asked.distill)
     teacher = build_teacher(config, like.world, like.classes)
     assert teacher is not None  # a default `Config` needs one

@@ -5,6 +5,7 @@ import os
 import torch
 import torch.distributed as dist
 
+from fastdeit.config.flags import join_choices
 from fastdeit.config.parse import require_value
 from fastdeit.distributed.world import World
 
@@ -28,12 +29,16 @@ def find_world(
 
 
 def find_device(device: torch.device | str | None) -> torch.device:
-    """Return a device with its number; None: this process's GPU, or the CPU if there is none."""
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    require_value(chosen.type in ("cpu", "cuda"), "device", str(chosen), "cpu or cuda")
-    if chosen.type == "cuda" and chosen.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return chosen
+    """Return a device with its number; None: this process's GPU, or the CPU if there is none.
+
+    Raises ValueError for a device that is not here.
+    """
+    usable = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    chosen = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if chosen == "cuda" and torch.cuda.is_available():
+        chosen = f"cuda:{torch.cuda.current_device()}"
+    require_value(chosen in usable, "device", chosen, join_choices(usable))
+    return torch.device(chosen)
 
 
 def follows_group(world: World) -> bool:

@@ -15,7 +15,7 @@ class LoaderSettings(TypedDict, total=False):
     """Keyword arguments of `create_loader` beside its own; names, defaults and meaning are those of
     the flags of `fastdeit train`."""
 
-    data_set: Literal["any", "digits"]
+    data_set: Literal["any", "digits", "cifar10", "cifar100"]
     bad_images: Literal["skip", "error"]
     input_size: int
     mean: tuple[float, float, float]

@@ -29,6 +29,10 @@ _RESERVED = {
 """Arguments of `timm.create_model` that no file decides."""
 
 
+_CLASSIFIERS = ("head", "fc", "classifier", "head.fc")
+"""Names of a classifier in files of other forms than timm's."""
+
+
 @dataclass(frozen=True)
 class WeightFile:
     """The content of a file of weights, and of the config.json that describes it, {} if none does.
@@ -112,7 +116,8 @@ def count_classes(name: str, file: WeightFile) -> int:
     known = known_config(name)
     classifier = known.classifier or ""
     first = classifier if isinstance(classifier, str) else classifier[0]
-    weight = file.state.get(f"{first}.weight")
+    names = [f"{name}.weight" for name in (first, *_CLASSIFIERS)]
+    weight = next((file.state[name] for name in names if name in file.state), None)
     if weight is None:
         named = file.config.get("num_classes")
         return named if type(named) is int else known.num_classes

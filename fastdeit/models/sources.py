@@ -10,6 +10,7 @@
 Names and their order as in timm 1.0.31, models/_hub.py; addresses as in torch.hub.
 """
 
+import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
 )
 
 from fastdeit.models.sizes import suggest_names
@@ -143,12 +145,15 @@ def _find_in_cache(repository: Repository) -> Path:
 def _fetch_from_hub(repository: Repository) -> Path:
     """Return the first of its files that a repository has, with its config.json beside it."""
     try:
+        with contextlib.suppress(EntryNotFoundError):
+            _download(repository, "config.json")
         for file in repository.files:
-            path = _fetch_file(repository, file)
-            if path is not None:
-                _fetch_file(repository, "config.json")
-                return path
+            with contextlib.suppress(RemoteEntryNotFoundError):
+                return _download(repository, file)
     except LocalEntryNotFoundError as error:
+        place = _find_in_cache(repository)
+        if place.is_file():
+            return place
         raise ValueError(f"{repository}: {_advise(repository)}") from error
     except (HfHubHTTPError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -156,14 +161,8 @@ def _fetch_from_hub(repository: Repository) -> Path:
     raise ValueError(f"{repository}: has no weights, none of {', '.join(repository.files)}")
 
 
-def _fetch_file(repository: Repository, file: str) -> Path | None:
-    """Return a file of a repository; None if it has none of this name."""
-    try:
-        return Path(hf_hub_download(repository.name, file, revision=repository.revision))
-    except LocalEntryNotFoundError:
-        raise
-    except EntryNotFoundError:
-        return None
+def _download(repository: Repository, file: str) -> Path:
+    return Path(hf_hub_download(repository.name, file, revision=repository.revision))
 
 
 def _advise(repository: Repository) -> str:

@@ -33,9 +33,9 @@ class Student(nn.Module):
     with constant_drop_path); the plan draws the masks with them. init_values: of LayerScale; None:
     no LayerScale. no_embed_class: only the patches have a position embedding. reg_tokens: number of
     registers. Tokens are in the order class, distillation, registers, patches. seed: of the initial
-    weights (initialisation.py). Raises ValueError for sizes that do not divide. Attributes as in
-    timm: num_classes, num_features, embed_dim, num_prefix_tokens, pretrained_cfg, and
-    distilled_training (False: in training, too, the mean of both heads).
+    weights (initialisation.py). num_classes: 0 is without heads. Raises ValueError for sizes that
+    do not divide. Attributes as in timm: num_classes, num_features, embed_dim, num_prefix_tokens,
+    pretrained_cfg, and distilled_training (False: in training, too, the mean of both heads).
     """
 
     def __init__(
@@ -88,9 +88,9 @@ class Student(nn.Module):
         sizes = (embed_dim, num_heads, int(embed_dim * mlp_ratio), qkv_bias, init_values)
         self.blocks = nn.ModuleList(Block(*sizes) for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
-        self.head = nn.Linear(embed_dim, num_classes)
+        self.head = self._make_head(num_classes)
         if distilled:
-            self.head_dist = nn.Linear(embed_dim, num_classes)
+            self.head_dist = self._make_head(num_classes)
         self.distilled_training = True
         self.grad_checkpointing = False
         self.pretrained_cfg = self._describe()
@@ -149,7 +149,7 @@ class Student(nn.Module):
         self.num_classes = num_classes
         self.pretrained_cfg["num_classes"] = num_classes
 
-    def _make_head(self, num_classes: int) -> nn.Module:
+    def _make_head(self, num_classes: int) -> Any:
         return nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

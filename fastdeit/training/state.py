@@ -72,6 +72,20 @@ class TrainerState:
         for layer in self._frozen_norms:
             layer.eval()
 
+    def average_buffers(self) -> None:
+        """Replace the statistics in the buffers by their mean over the ranks, each of which has
+        seen its own samples (timm's --dist-bn reduce, here after every step). A collective."""
+        statistics = [value for value in self.buffers().values() if value.is_floating_point()]
+        if not statistics or dist.get_world_size() == 1:
+            return
+        # in fp64, which changes nothing if all are equal
+        total = torch.cat([value.flatten().double() for value in statistics])
+        dist.all_reduce(total)
+        sizes = [value.numel() for value in statistics]
+        means = (total / dist.get_world_size()).split(sizes)
+        for value, mean in zip(statistics, means, strict=True):
+            value.copy_(mean.view_as(value))
+
     def update_ema(self) -> None:
         """Move the EMA towards the current weights and buffers; for after an applied step."""
         if self.ema is not None:

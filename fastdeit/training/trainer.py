@@ -94,6 +94,7 @@ class Trainer:
                 self._micro_step(batch, criterion or self.criterion) for batch in micro_batches
             ]
         if self.applied:
+            state.average_buffers()
             state.update_ema()
         else:
             state.skipped += 1

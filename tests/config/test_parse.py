@@ -38,6 +38,8 @@ def test_several_teachers_have_a_path_each() -> None:
     assert pairs == [("a", "x"), ("b", "y,z")]
     assert DistillConfig(teacher_model=",", teacher_path="x,y").teachers == [("", "x"), ("", "y")]
     assert DistillConfig(teacher_model="m:f,m:g").teachers == [("m:f", ""), ("m:g", "")]
+    pretrained = DistillConfig(teacher_model="a,b", pretrained_teacher=True)
+    assert pretrained.teachers == [("a", "a"), ("b", "b")]
 
 
 def test_path_of_a_single_teacher_may_have_a_comma() -> None:

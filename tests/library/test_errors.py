@@ -24,6 +24,10 @@ def test_a_refused_setting_knows_its_name_value_and_what_is_allowed() -> None:
         ("--batch-size must be 2 (got 1)", "batch_size must be 2 (got 1)"),
         ("0, or more with --no-sched-on-updates", "0, or more with sched_on_updates=False"),
         ("--data-path: DATA: no such folder", "path: DATA: no such folder"),
+        (
+            "--lr: train it first: fastdeit train --recipe digits (got 'x'); or --lr 1",
+            "lr: train it first: fastdeit train --recipe digits (got 'x'); or lr 1",
+        ),
         ("use --cache-miss live or", "use cache_miss live or"),
         (
             "--unknown-flag and a--seed and --seed-x stay",

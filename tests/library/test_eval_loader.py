@@ -45,5 +45,7 @@ def test_the_view_decides_the_pixels(digits: Path) -> None:
 def test_a_bad_argument_is_named(digits: Path) -> None:
     with pytest.raises(ValueError, match="^eval_crop_ratio must be above 0"):
         create_eval_loader(digits, view=VIEW._replace(crop_pct=0.0), device="cpu")
+    with pytest.raises(ValueError, match=r"^batch_size must be 1 or more \(got 0\)$"):
+        create_eval_loader(digits, view=VIEW, batch_size=0, device="cpu")
     with pytest.raises((ValueError, FileNotFoundError), match="nowhere"):
         create_eval_loader("nowhere", device="cpu")

@@ -44,7 +44,8 @@ def _describe(name: str, value: Any) -> str:
 
 
 def _show_signature(name: str, value: Any) -> str:
-    if inspect.isclass(value) and issubclass(value, Exception):
+    is_made_by_a_function = "made by `" in _clean(value)
+    if inspect.isclass(value) and (issubclass(value, Exception) or is_made_by_a_function):
         return ""
     parameters = ",\n".join(f"    {part}" for part in _signature(value).parameters.values())
     return f"```text\n{name}(\n{parameters},\n)\n```\n"

@@ -4,9 +4,9 @@ The step is compared with a plain torch loop, whose loss is written out in torch
 """
 
 import copy
+from pathlib import Path
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -16,18 +16,13 @@ from fastdeit.data.batch import Batch
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.distill import swap_pairs
 from fastdeit.kernels.mix import mix_reference
-from fastdeit.training.build import build_forward, build_trainer
-from fastdeit.training.evaluation import student_heads
+from fastdeit.training.build import build_forward
 from fastdeit.training.trainer import Trainer
-from tests.support.tiny_student import (
-    CLASSES,
-    STEPS_PER_EPOCH,
-    configure,
-    make_batch,
-    teach,
-)
+from tests.support import timm_students
+from tests.support.ranks import Ranks
+from tests.support.timm_students import STEPS, build, make_timm_model
+from tests.support.tiny_student import CLASSES, configure, make_batch, teach
 
-STEPS = 5
 MODELS = ("one head", "two heads")
 
 
@@ -36,31 +31,13 @@ def world() -> World:
     return init_distributed()
 
 
-def make_timm_model(kind: str, drop: float = 0.2) -> nn.Module:
-    """Return a tiny model with batch statistics and random draws of its own; LeViT, with two heads,
-    caches the biases of its attention in evaluation."""
-    torch.manual_seed(0)
-    if kind == "one head":
-        return timm.create_model("test_resnet", num_classes=CLASSES, drop_rate=drop)
-    sizes = {"embed_dim": (16, 16, 16), "depth": (1, 1, 1), "num_heads": (2, 2, 2), "key_dim": 4}
-    model = timm.create_model(
-        "levit_128s", num_classes=CLASSES, img_size=64, drop_path_rate=drop, **sizes
-    )
-    model.set_distilled_training(True)
-    return model
-
-
-def train_on(kind: str, step: int) -> Batch:
+def train_on(kind: str, step: int, rank: int = 0, ranks: int = 1) -> Batch:
     """Return the batch of a step, of twice the size for LeViT, which makes sixteenths of it."""
-    batch = make_batch(step)
+    batch = make_batch(step, rank, ranks)
     if kind == "two heads":
         batch = Batch(**vars(batch) | {"images": F.interpolate(batch.images, scale_factor=2)})
         batch.box.mul_(2)
     return batch
-
-
-def build(kind: str, config: Config, world: World) -> Trainer:
-    return build_trainer(config, world, make_timm_model(kind), teach, STEPS_PER_EPOCH)  # type: ignore[arg-type]
 
 
 def train(trainer: Trainer, kind: str, count: int) -> list[float]:
@@ -88,8 +65,13 @@ def plain_loss(
     return 0.5 * base + 0.5 * distilled
 
 
-def plain_loop(kind: str, config: Config, trainer: Trainer) -> tuple[nn.Module, list[float]]:
-    """Train in plain torch with the rates of a trainer; return the model and its losses."""
+def plain_loop(
+    kind: str, config: Config, trainer: Trainer, ranks: int = 1
+) -> tuple[nn.Module, list[float]]:
+    """Train in plain torch with the rates of a trainer; return the model and its losses.
+
+    ranks: each normalises its own samples; the gradients and the statistics are means over them.
+    """
     model = make_timm_model(kind).train()
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     rest = [parameter for parameter in model.parameters() if parameter.ndim < 2]
@@ -102,15 +84,25 @@ def plain_loop(kind: str, config: Config, trainer: Trainer) -> tuple[nn.Module, 
         trainer.schedule.step_update(step)
         for group in optimizer.param_groups:
             group["lr"] = trainer.lr
-        batch = train_on(kind, step)
-        images = mix_reference(batch.images, batch.lam, batch.box)
-        images = images.contiguous(memory_format=torch.channels_last)
-        outputs = forward.run(model, images, batch, step)
-        loss = plain_loss(outputs, batch, teach(images), config)
         optimizer.zero_grad()
-        loss.backward()
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        statistics = []
+        parts = []
+        for rank in range(ranks):
+            model.load_state_dict(before, strict=False)
+            batch = train_on(kind, step, rank, ranks)
+            images = mix_reference(batch.images, batch.lam, batch.box)
+            images = images.contiguous(memory_format=torch.channels_last)
+            outputs = forward.run(model, images, batch, step)
+            loss = plain_loss(outputs, batch, teach(images), config) / ranks
+            loss.backward()
+            parts.append(loss.item())
+            statistics.append({name: buffer.clone() for name, buffer in model.named_buffers()})
+        for name, buffer in model.named_buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(torch.stack([each[name] for each in statistics]).mean(0))
         optimizer.step()
-        losses.append(loss.item())
+        losses.append(sum(parts))
     return model, losses
 
 
@@ -128,6 +120,22 @@ def test_steps_equal_a_plain_loop(kind: str, distillation: str, stage: int, worl
         # Adam enlarges the rounding of biases that a later normalisation removes
         if kind == "one head" or "running_var" in name:
             torch.testing.assert_close(mine[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_two_ranks_equal_a_plain_loop_over_both_shares(tmp_path: Path, world: World) -> None:
+    """Each rank normalises its own samples, and all have the mean of their statistics."""
+    assert Ranks(tmp_path / "log", timm_students.main, tmp_path).wait() == 0
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    config = configure()
+    model, expected = plain_loop("one head", config, build("one head", config, world), ranks=2)
+    for stage, found in first.items():
+        other = second[stage]
+        both = zip(found["losses"], other["losses"], strict=True)
+        assert [(one + two) / 2 for one, two in both] == pytest.approx(expected, rel=1e-4), stage
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(found["weights"][name], value, rtol=1e-3, atol=1e-4)
+            assert torch.equal(found["weights"][name], other["weights"][name]), name
+            assert torch.equal(found["ema"][name], other["ema"][name]), name
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -176,8 +184,3 @@ def test_both_losses_reach_the_model(kind: str, world: World) -> None:
         weights.append(trainer.state.weights())
     some = "fc.weight" if kind == "one head" else "stem.conv1.linear.weight"
     assert not any(torch.equal(weights[1][some], other[some]) for other in (weights[0], weights[2]))
-
-
-def test_one_head_has_one_row_of_results() -> None:
-    heads = student_heads(make_timm_model("one head").eval())
-    assert heads(make_batch(0).images).keys() == {"both"}
