@@ -200,6 +200,7 @@ def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> Liv
         return None
     return load_teachers(
         config.distill.teachers,
+        num_classes=len(classes),
         classes=classes,
         device=world.device,
         dtype=precision(config, world)[1],
