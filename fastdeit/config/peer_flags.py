@@ -188,8 +188,16 @@ _MODEL = {
 }
 
 _OPTIMIZER = {
-    "--opt": PeerFlag("the optimizer is AdamW", _built("adamw")),
-    "--momentum": PeerFlag(accepts=_built(ANY)),  # adamw has none
+    "--opt": PeerFlag(
+        "the optimizer is AdamW or LAMB",
+        {
+            "adamw": "--opt adamw",
+            "fusedadamw": "--opt adamw",
+            "lamb": "--opt lamb",
+            "fusedlamb": "--opt lamb",
+        },
+    ),
+    "--momentum": PeerFlag(accepts=_built(ANY)),  # neither adamw nor lamb has one
     "--opt-kwargs": PeerFlag("use --opt-eps and --opt-betas"),
     "--clip-mode": PeerFlag("--clip-grad is the largest global norm", _built("norm")),
     "--layer-decay-min-scale": PeerFlag("--layer-decay has no lower limit", _built("0")),
