@@ -37,6 +37,21 @@ def split_values(flag: str, text: str) -> list[str]:
         raise
 
 
+def pair_teachers(models: str, paths: str) -> list[tuple[str, str]]:
+    """Return the name and the path of each teacher of --teacher-model and --teacher-path; the path
+    of a single one as it is, "" for each where no path is given.
+
+    Raises SettingError for another number of paths.
+    """
+    names = split_values("teacher_model", models)
+    if len(names) == 1:
+        return [(models, paths)]
+    each = split_values("teacher_path", paths) if paths else [""] * len(names)
+    allowed = f"{len(names)} paths separated by commas, one for each --teacher-model"
+    require(len(each) == len(names), "teacher_path", paths, allowed)
+    return list(zip(names, each, strict=True))
+
+
 def join_values(values: Sequence[str]) -> str:
     """Return values as the text that `split_values` takes."""
     quoted = ['"' + value.replace('"', '""') + '"' for value in values]

@@ -170,8 +170,9 @@ _MODEL = {
     "--train-mode": PeerFlag(accepts=_built(SWITCH)),
     "--no-train-mode": PeerFlag("DropPath acts in training; --drop-path 0 turns it off"),
     "--attn-only": PeerFlag(accepts={SWITCH: "--trainable attention"}),
-    "--bn-momentum --bn-eps --sync-bn --dist-bn": PeerFlag(
-        "a ConvNet keeps its own batch norm: omit it"
+    "--bn-momentum --bn-eps --sync-bn": PeerFlag("a ConvNet keeps its own batch norm: omit it"),
+    "--dist-bn": PeerFlag(
+        "batch statistics are averaged over the processes after every step: omit it"
     ),
     "--channels-last --fuser --fast-norm": PeerFlag("--kernels auto has fused kernels: omit it"),
     "--torchscript --torchcompile --torchcompile-mode": PeerFlag(
@@ -187,8 +188,16 @@ _MODEL = {
 }
 
 _OPTIMIZER = {
-    "--opt": PeerFlag("the optimizer is AdamW", _built("adamw")),
-    "--momentum": PeerFlag(accepts=_built(ANY)),  # adamw has none
+    "--opt": PeerFlag(
+        "the optimizer is AdamW or LAMB",
+        {
+            "adamw": "--opt adamw",
+            "fusedadamw": "--opt adamw",
+            "lamb": "--opt lamb",
+            "fusedlamb": "--opt lamb",
+        },
+    ),
+    "--momentum": PeerFlag(accepts=_built(ANY)),  # neither adamw nor lamb has one
     "--opt-kwargs": PeerFlag("use --opt-eps and --opt-betas"),
     "--clip-mode": PeerFlag("--clip-grad is the largest global norm", _built("norm")),
     "--layer-decay-min-scale": PeerFlag("--layer-decay has no lower limit", _built("0")),

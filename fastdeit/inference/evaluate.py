@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 
-from fastdeit.config.parse import Section, require
+from fastdeit.config.parse import Section, pair_teachers, require
 from fastdeit.data.build import build_eval_index, choose_options
 from fastdeit.data.eval_loader import PADDING, EvalBatch, EvalLoader
 from fastdeit.data.index import Index
@@ -33,7 +33,7 @@ from fastdeit.inference.evaluation import Evaluation
 from fastdeit.inference.load import LoadedModel, load_model
 from fastdeit.inference.scores import Predictions, Recorder, measure, score_real
 from fastdeit.inference.views import change_view
-from fastdeit.models.teachers.teacher import Teacher, load_teacher
+from fastdeit.models.teachers.ensemble import LiveTeacher, load_teachers
 from fastdeit.models.teachers.view import Preprocessing
 from fastdeit.training.evaluation import Heads, evaluate, student_heads
 
@@ -238,21 +238,18 @@ def _prepare(loaded: LoadedModel, data_path: Path, split: str, options: EvalOpti
     return _Questions(index, classes, read_real_labels(labels.real_labels, images))
 
 
-def _load_teacher(options: TeacherOptions, loaded: LoadedModel, world: World) -> Teacher | None:
+def _load_teacher(options: TeacherOptions, loaded: LoadedModel, world: World) -> LiveTeacher | None:
     if not (options.teacher_model or options.teacher_path):
         return None
     view = loaded.view
-    teacher = load_teacher(
-        options.teacher_model,
-        options.teacher_path,
+    return load_teachers(
+        pair_teachers(options.teacher_model, options.teacher_path),
         num_classes=int(loaded.model.num_classes),  # type: ignore[arg-type]
+        classes=loaded.classes,
         device=world.device,
         dtype=next(loaded.model.parameters()).dtype,
         student=Preprocessing(view.mean, view.std, view.size),
     )
-    same = None in (teacher.classes, loaded.classes) or teacher.classes == loaded.classes
-    require(same, "teacher_path", options.teacher_path, "a teacher for the classes of the model")
-    return teacher
 
 
 def _build_loader(

@@ -9,7 +9,7 @@ from torch import nn
 
 from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World
-from fastdeit.models.finetune.architecture import list_settings
+from fastdeit.models.finetune.architecture import list_settings, note_normalisation
 from fastdeit.models.finetune.fit import fit_other_student
 from fastdeit.models.finetune.trainable import freeze_weights
 from fastdeit.models.hub import EvalView, describe_model, describe_weights, read_class_names
@@ -46,6 +46,8 @@ def build_model(config: Config, classes: Sequence[str]) -> tuple[nn.Module, list
     finetune = _read_finetune(config.model.finetune) if config.model.finetune else None
     build = _build_student if config.model.model in SIZES else _build_timm_model
     model, notes = build(config, classes, finetune)
+    if finetune is not None:
+        notes += note_normalisation(finetune.file, config.data.mean, config.data.std)
     freeze_weights(model, config.model.trainable, list_heads(model))
     return model, notes
 
@@ -198,6 +200,7 @@ def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> Liv
         return None
     return load_teachers(
         config.distill.teachers,
+        num_classes=len(classes),
         classes=classes,
         device=world.device,
         dtype=precision(config, world)[1],

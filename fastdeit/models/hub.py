@@ -158,12 +158,19 @@ def read_class_names(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...]
     place = find_config(path)
     if "classes" in metadata:
         where = f"{path}: classes"
-        names = parse_json(metadata["classes"], where)
-    elif place:
-        where = f"{place}: label_names"
-        names = _find_label_names(read_json_file(place))
-    else:
-        return None
+        return _check_names(parse_json(metadata["classes"], where), where)
+    return find_class_names(read_json_file(place), str(place)) if place else None
+
+
+def find_class_names(content: Any, where: str) -> tuple[str, ...] | None:
+    """Return the names of the classes in a config.json; None if it has none.
+
+    where: its place, for the error. Raises ValueError for anything but a list of names.
+    """
+    return _check_names(_find_label_names(content), f"{where}: label_names")
+
+
+def _check_names(names: Any, where: str) -> tuple[str, ...] | None:
     if names is None:
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -18,6 +18,7 @@ from fastdeit.training.deepspeed import add_user_file, deepspeed_config
 from fastdeit.training.flat import FlatLossModule, LossModule
 from fastdeit.training.forward import ForwardPass, PlannedStudent, SeededModel
 from fastdeit.training.losses import DistillationLoss
+from fastdeit.training.optim.lamb import CLIP_GRAD, Lamb
 from fastdeit.training.optim.optimizers import build_adamw, parameter_groups
 from fastdeit.training.optim.schedule import build_schedule
 from fastdeit.training.state import Tensors, TrainerState
@@ -36,7 +37,7 @@ def build_deepspeed_config(config: Config, world: World) -> dict[str, Any]:
         grad_accum_steps=optim.batch_size // world.size // micro_batch,
         precision=precision(config, world)[0],
         zero_stage=config.run.zero_stage,
-        clip_grad=optim.clip_grad,
+        clip_grad=CLIP_GRAD if optim.opt == "lamb" and not optim.clip_grad else optim.clip_grad,
         offload_optimizer=config.run.offload_optimizer,
     )
     file = config.run.deepspeed_config
@@ -105,8 +106,11 @@ def build_engine(config: Config, world: World, model: nn.Module) -> Any:
         model=module, optimizer=optimizer, config=settings, dist_init_required=False
     )
     module.bind()
+    partitions = open_partitions(engine)
+    if isinstance(optimizer, Lamb):
+        optimizer.bind(partitions.locate(), engine.device)
     if settings["bf16"]["enabled"]:
-        open_partitions(engine).load(exact)
+        partitions.load(exact)
     return engine
 
 
@@ -119,9 +123,11 @@ def copy_weights(model: nn.Module, *, trained: bool) -> Tensors:
     }
 
 
-def build_optimizer(config: Config, world: World, module: LossModule) -> torch.optim.AdamW:
-    """Build AdamW over the parameters that DeepSpeed sees."""
+def build_optimizer(config: Config, world: World, module: LossModule) -> torch.optim.Optimizer:
+    """Build the optimizer over the parameters that DeepSpeed sees."""
     optim = config.optim
+    if optim.opt == "lamb":
+        return Lamb(module.groups, optim.scaled_lr, optim.opt_betas, optim.opt_eps)
     # torch's one pass over the state, on either device
     fused = world.device.type == "cuda" or config.run.offload_optimizer
     return build_adamw(module.groups, optim.scaled_lr, optim.opt_betas, optim.opt_eps, fused=fused)

@@ -47,7 +47,7 @@ INSTEAD = {
     "fp16": "use --precision bf16",
     "amp": "use --precision bf16",
     "torch_autocast": "use --precision bf16",
-    "optimizer": "it is AdamW: use --lr, --weight-decay, --opt-betas, --opt-eps",
+    "optimizer": "use --opt, --lr, --weight-decay, --opt-betas, --opt-eps",
     "scheduler": "it is a cosine: use --lr, --warmup-epochs, --warmup-lr, --min-lr",
     "data_types": "gradients are always summed in fp32",
     "communication_data_type": "gradients are always summed in fp32",

@@ -19,13 +19,31 @@ def student_heads(module: nn.Module) -> Heads:
         if hasattr(module, "forward_heads"):
             outputs = module.forward_heads(images)  # type: ignore[operator]
         else:
-            outputs = (module(images),)
+            outputs = _run_timm_model(module, images)
         if len(outputs) == 1:
             return {"both": outputs[0].float()}
         cls, distillation = (logits.float() for logits in outputs)
         return {"cls": cls, "dist": distillation, "both": (cls + distillation) / 2}
 
     return heads
+
+
+def _run_timm_model(module: Any, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return the logits of a timm model by head.
+
+    A model with two returns them apart in training alone: so the module that joins them, and no
+    other, is in training for this pass.
+    """
+    joining = next((each for each in module.modules() if hasattr(each, "distilled_training")), None)
+    if joining is None:
+        return (module(images),)
+    before = {name: getattr(joining, name) for name in ("training", "distilled_training")}
+    vars(joining).update(training=True, distilled_training=True)
+    try:
+        outputs = module(images)
+    finally:
+        vars(joining).update(before)
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 @torch.no_grad()

@@ -36,6 +36,13 @@ class ContiguousSlot:
         """View the parameter in a flat tensor (elements,)."""
         return flat[self.offset : self.offset + self.shape.numel()].view(self.shape)
 
+    def locate(self, rank: int, elements: int) -> slice:
+        """Return where the part of a rank, with so many elements, has those of the parameter; an
+        empty slice if it has none."""
+        first = self.offset - rank * elements
+        last = min(first + self.shape.numel(), elements)
+        return slice(max(first, 0), max(first, last, 0))
+
     def read(self, parts: torch.Tensor) -> torch.Tensor:
         """Copy the parameter from all ranks' parts (ranks, elements)."""
         return self.of(parts.view(-1)).clone()

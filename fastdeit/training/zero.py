@@ -36,6 +36,12 @@ class ShardedSlot:
     offset: int
     size: int
 
+    def locate(self, rank: int, elements: int) -> slice:
+        """Return where the part of a rank has elements of the parameter, without padding; an empty
+        slice if it has none."""
+        count = min(self.size, max(0, self.shape.numel() - rank * self.size))
+        return slice(self.offset, self.offset + count)
+
     def read(self, parts: torch.Tensor) -> torch.Tensor:
         """Copy the parameter from all ranks' parts (ranks, elements)."""
         return self._pieces(parts).flatten()[: self.shape.numel()].view(self.shape).clone()
@@ -50,7 +56,8 @@ class ShardedSlot:
 
 
 class Partitions(ABC):
-    """This rank's part of master weights and Adam moments, a flat fp32 tensor a group."""
+    """This rank's part of master weights and of the moments of Adam or LAMB, a flat fp32 tensor a
+    group."""
 
     needed: tuple[str, ...]
     """Attributes of DeepSpeed's ZeRO optimizer that are used here."""
@@ -94,6 +101,15 @@ class Partitions(ABC):
         """fp32 master weights, this rank's part, a flat tensor a group; the optimizer changes them
         in place."""
         return [group.data for group in self._groups]
+
+    def locate(self) -> dict[torch.Tensor, list[slice]]:
+        """Return where each flat tensor that this rank's optimizer steps has its parameters: a
+        slice for each of the group, in the same order on every rank."""
+        rank = dist.get_rank()
+        return {
+            group: [slot.locate(rank, group.numel()) for slot in slots]
+            for group, slots in zip(self._groups, self._slots, strict=True)
+        }
 
     def gather(self, flats: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return full fp32 CPU tensors by parameter name, from flat tensors with the layout of

@@ -62,11 +62,11 @@ def test_another_name_of_a_flag_means_the_same(peer: str, own: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("--opt sgd", "--opt must be adamw (got 'sgd'): the optimizer is AdamW"),
+        ("--opt sgd", "--opt must be adamw, fusedadamw, lamb or fusedlamb (got 'sgd')"),
         ("--pin-mem=no", "--pin-mem must be without a value (got 'no')"),
         ("--lr 1 --pin-mem no", "--pin-mem must be without a value (got 'no')"),
         ("--data-dir a b", "--data-dir must be one value (got 'a b')"),
-        ("--opt", "--opt must be adamw (got '')"),
+        ("--opt", "--opt must be adamw, fusedadamw, lamb or fusedlamb (got '')"),
         (
             "--data-set INAT",
             "--data-set must be IMNET, CIFAR, any, digits, cifar10 or cifar100 (got",

@@ -14,6 +14,7 @@ from fastdeit.export.folder import export_folder
 from fastdeit.inference.load import LoadedModel, build_transform, load_model
 from fastdeit.inference.views import change_view
 from fastdeit.models.hub import EvalView
+from fastdeit.storage.tensor_files import read_metadata
 from tests.support.images import CLASSES
 from tests.support.trained import VIEW, write_student
 
@@ -92,6 +93,8 @@ def test_another_view_is_that_of_the_folder(tmp_path: Path) -> None:
     model = load_in_timm(tmp_path / "larger")
     assert timm.data.resolve_model_data_config(model)["input_size"] == (3, 48, 48)
     assert load_model(tmp_path / "larger").view == view
+    metadata = read_metadata(tmp_path / "larger" / "model.safetensors")
+    assert (metadata["input_size"], metadata["crop_pct"]) == ("48", "0.9")
     assert model(photographs(view)).shape == (2, len(CLASSES))
 
 

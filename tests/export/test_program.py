@@ -76,6 +76,7 @@ def test_it_is_a_teacher_with_its_own_view(loaded: LoadedModel, path: Path) -> N
         )
         assert teacher.preprocessing == (VIEW.mean, VIEW.std, VIEW.size)
         assert f"{path}: config.json" in teacher.describe_view()
+        assert teacher.classes == CLASSES
         images = torch.randn(2, 3, 64, 64)
         expected = loaded.model(teacher._prepare(images).float())
         torch.testing.assert_close(teacher(images), expected, rtol=0, atol=atol)
@@ -100,6 +101,8 @@ def test_the_size_is_that_of_the_view(loaded: LoadedModel, tmp_path: Path) -> No
     exported = export_program(larger, tmp_path / "x.pt2")
     assert exported.difference.largest < 1e-5
     run: Any = program.load_program(tmp_path / "x.pt2")
+    # resized before, not in each call
+    assert run.state_dict()["model.pos_embed"].shape == (1, 2 + 6 * 6, 24)
     images = torch.randn(2, 3, 48, 48)
     torch.testing.assert_close(run(images), loaded.model(images))
     assert loaded.model.image_size == 32

@@ -16,7 +16,9 @@ SIDE = 4  # patches a side
 def make_model(kind: str) -> nn.Module:
     sizes: dict[str, Any] = {"embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 5}
     if kind.startswith("student"):
-        distilled = kind == "student"
+        if "registers" in kind:
+            sizes |= {"reg_tokens": 2, "init_values": 0.1, "no_embed_class": True}
+        distilled = "one head" not in kind
         return Student(image_size=32, patch_size=8, distilled=distilled, **sizes).eval()
     arguments = {**sizes, "img_size": 32, "patch_size": 8}
     if kind == "registers":
@@ -48,9 +50,16 @@ def written_out(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
     return weights
 
 
-@pytest.fixture(
-    params=["student", "student with one head", "deit_tiny_distilled_patch16_224", "registers"]
+KINDS = (
+    "student",
+    "student with one head",
+    "student with registers",
+    "deit_tiny_distilled_patch16_224",
+    "registers",
 )
+
+
+@pytest.fixture(params=KINDS)
 def model(request: pytest.FixtureRequest) -> nn.Module:
     torch.manual_seed(0)
     model = make_model(request.param)

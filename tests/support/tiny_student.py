@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm.optim
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -149,9 +150,12 @@ def plain_loop(
             continue
         excluded = name in ("cls_token", "dist_token", "pos_embed") or parameter.ndim < 2
         (rest if excluded else decay).append(parameter)
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
-    )
+    groups = [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+    clip = config.optim.clip_grad
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups)
+    if config.optim.opt == "lamb":
+        optimizer = timm.optim.Lamb(groups, eps=config.optim.opt_eps, max_grad_norm=clip or 1.0)
+        clip = None
     criterion = DistillationLoss()
     losses = []
     total = EPOCHS * STEPS_PER_EPOCH
@@ -167,8 +171,8 @@ def plain_loop(
         loss = criterion(outputs, batch.labels, batch.lam, teach(images)).loss
         optimizer.zero_grad()
         loss.backward()
-        if config.optim.clip_grad:
-            nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_grad)
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         losses.append(loss.item())
         for name, value in model.state_dict().items():

@@ -91,7 +91,7 @@ def test_throughput_timer_runs_only_on_request(tmp_path: Path) -> None:
         ({"fp16": {"enabled": True}}, r"fp16 is not allowed \(got .*\); use --precision bf16"),
         (
             {"optimizer": {"type": "Adam"}},
-            r"optimizer is not allowed \(got .*\); it is AdamW: use --lr",
+            r"optimizer is not allowed \(got .*\); use --opt, --lr",
         ),
         ({"scheduler": {"type": "WarmupLR"}}, "use --lr, --warmup-epochs"),
         ({"communication_data_type": "bf16"}, "gradients are always summed in fp32"),

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 import pytest
+import timm
 import torch
+from torch import nn
 
 from fastdeit.distributed.world import init_distributed
 from fastdeit.models.student import build_student
@@ -75,3 +77,39 @@ def test_both_heads_are_the_mean_of_the_logits() -> None:
     plain = build_student(name.replace("_distilled", ""), num_classes=5, **sizes).eval()
     assert set(student_heads(plain)(images)) == {"both"}
     assert set(student_heads(torch.nn.Flatten())(images)) == {"both"}
+
+
+DISTILLED = [
+    "deit_tiny_distilled_patch16_224",
+    "efficientformer_l1",
+    "efficientformerv2_s0",
+    "efficientvim_m1_dist",
+    "iformer_l2_distilled",
+    "levit_128s",
+    "pit_ti_distilled_224",
+    "swiftformer_xs",
+]
+
+
+@pytest.mark.parametrize("name", DISTILLED)
+def test_heads_of_timms_models_are_evaluated_apart(name: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.1)
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        heads = student_heads(model)(images)
+        assert heads.keys() == {"cls", "dist", "both"} and not model.training
+        assert not torch.allclose(heads["cls"], heads["dist"])
+        torch.testing.assert_close(heads["both"], model(images))
+        assert not any(module.training for module in model.modules())
+    model.train()
+    assert isinstance(model(images.repeat(2, 1, 1, 1)), torch.Tensor)  # still joined
+
+
+@pytest.mark.parametrize("name", ["pit_ti_224", "test_resnet"])
+def test_model_with_one_head_has_one_result(name: str) -> None:
+    model = timm.create_model(name, num_classes=5).eval()
+    assert student_heads(model)(torch.randn(1, 3, 224, 224)).keys() == {"both"}

@@ -17,7 +17,6 @@ from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.distill import swap_pairs
 from fastdeit.kernels.mix import mix_reference
 from fastdeit.training.build import build_forward
-from fastdeit.training.evaluation import student_heads
 from fastdeit.training.trainer import Trainer
 from tests.support import timm_students
 from tests.support.ranks import Ranks
@@ -185,8 +184,3 @@ def test_both_losses_reach_the_model(kind: str, world: World) -> None:
         weights.append(trainer.state.weights())
     some = "fc.weight" if kind == "one head" else "stem.conv1.linear.weight"
     assert not any(torch.equal(weights[1][some], other[some]) for other in (weights[0], weights[2]))
-
-
-def test_one_head_has_one_row_of_results() -> None:
-    heads = student_heads(make_timm_model("one head").eval())
-    assert heads(make_batch(0).images).keys() == {"both"}

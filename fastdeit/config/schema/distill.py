@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastdeit.config.parse import MAX_TEACHER_SIZE, Section, runs_code, split_values
+from fastdeit.config.parse import MAX_TEACHER_SIZE, Section, pair_teachers, runs_code
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,6 @@ class DistillConfig(Section):
     def check(self) -> None:
         self._check_teachers()
         self._check_view()
-        self._check_pretrained()
         self._require("distillation_alpha", 0 <= self.distillation_alpha <= 1, "from 0 to 1")
         self._require("distillation_tau", self.distillation_tau > 0, "above 0")
         self._require("cache_period", self.cache_period >= 0, "0 or more")
@@ -56,17 +55,11 @@ class DistillConfig(Section):
         self._require("cache_miss", not labels_only, allowed)
 
     def _check_teachers(self) -> None:
-        models = len(split_values("teacher_model", self.teacher_model))
-        if models > 1 and self.teacher_path:
-            paths = len(split_values("teacher_path", self.teacher_path))
-            allowed = f"{models} paths separated by commas, one for each --teacher-model"
-            self._require("teacher_path", paths == models, allowed)
-
-    def _check_pretrained(self) -> None:
         if self.pretrained_teacher:
             self._require("teacher_path", not self.teacher_path, "empty with --pretrained-teacher")
-            named = all(name for name, _ in self.teachers) and not runs_code(self.teacher_model)
-            self._require("teacher_model", named, "a timm model with --pretrained-teacher")
+        named = all(name for name, _ in self.teachers) and not runs_code(self.teacher_model)
+        allowed = "a timm model with --pretrained-teacher"
+        self._require("teacher_model", named or not self.pretrained_teacher, allowed)
 
     def _check_view(self) -> None:
         mean, std, size = self.teacher_mean, self.teacher_std, self.teacher_input_size
@@ -80,14 +73,8 @@ class DistillConfig(Section):
     @property
     def teachers(self) -> list[tuple[str, str]]:
         """The name and the source of the weights of each teacher; "" if nothing names it."""
-        names = split_values("teacher_model", self.teacher_model)
-        if self.pretrained_teacher:
-            return [(name, name) for name in names]
-        if len(names) == 1:
-            return [(self.teacher_model, self.teacher_path)]
-        no_paths = [""] * len(names)
-        paths = split_values("teacher_path", self.teacher_path) if self.teacher_path else no_paths
-        return list(zip(names, paths, strict=True))
+        pairs = pair_teachers(self.teacher_model, self.teacher_path)
+        return [(name, name) for name, _ in pairs] if self.pretrained_teacher else pairs
 
     @property
     def teacher_view(self) -> dict[str, Any]:

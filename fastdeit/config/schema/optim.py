@@ -1,6 +1,7 @@
 """The settings of the optimizer, the learning rate and the EMA."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from fastdeit.config.parse import Section
 
@@ -21,12 +22,14 @@ class OptimConfig(Section):
     """Weight decay; not for biases, norms, the position embedding and the tokens."""
     dist_token_decay: bool = False
     """Weight decay for the distillation token too, as in deit's code."""
+    opt: Literal["adamw", "lamb"] = "adamw"
+    """The optimizer: AdamW, or LAMB as in timm (DeiT III)."""
     opt_eps: float = 1e-8
-    """AdamW's epsilon."""
+    """The optimizer's epsilon."""
     opt_betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's betas."""
+    """The optimizer's betas."""
     clip_grad: float | None = None
-    """Clip the global gradient norm to this value."""
+    """Clip the global gradient norm to this value; without it --opt lamb clips to 1, as in timm."""
     layer_decay: float | None = None
     """Learning-rate factor from each block to the block below it (for fine-tuning)."""
     warmup_epochs: float = 5

@@ -1,10 +1,13 @@
-"""The architecture of the weights that a run starts from, as settings of the run."""
+"""What a run takes over from the weights that it starts from: the architecture; and what it should:
+mean and std."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from fastdeit.models.network import WeightFile, find_architecture
 from fastdeit.models.sizes import SIZES, infer_student_sizes, is_student
+from fastdeit.storage.json_values import parse_json
 
 _FIELDS = {
     "patch_size": "patch_size",
@@ -32,3 +35,24 @@ def list_settings(source: str, file: WeightFile) -> dict[str, Any]:
     usual = SIZES[name]._asdict() | {"reg_tokens": 0}
     changed = [key for key in _FIELDS if key in sizes and sizes[key] != usual[key]]
     return {"model": name} | {_FIELDS[key]: sizes[key] for key in changed}
+
+
+def note_normalisation(file: WeightFile, mean: Sequence[float], std: Sequence[float]) -> list[str]:
+    """Return a note if the weights were trained with another mean or std, as far as the file or its
+    config.json names them. Raises ValueError for metadata that is no JSON."""
+    flags = []
+    for field, own in (("mean", mean), ("std", std)):
+        theirs = _find_colour(file, field) or list(own)
+        if theirs != list(own):
+            flags.append(f"--{field} {' '.join(f'{value:g}' for value in theirs)}")
+    return [f"the weights were trained with {' '.join(flags)}"] if flags else []
+
+
+def _find_colour(file: WeightFile, field: str) -> list[float] | None:
+    """Return three numbers that are named, else None."""
+    described = file.config.get("pretrained_cfg")
+    found: Any = described.get(field) if isinstance(described, dict) else None
+    if found is None and field in file.metadata:
+        found = parse_json(file.metadata[field], f"{file.path}: {field}")
+    is_colour = isinstance(found, list) and len(found) == 3
+    return found if is_colour and all(isinstance(x, int | float) for x in found) else None

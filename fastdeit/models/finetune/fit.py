@@ -44,24 +44,29 @@ def _fit_heads(own: StateDict, state: StateDict) -> list[str]:
 
 def _fit_tokens(own: StateDict, state: StateDict) -> list[str]:
     """Drop the tokens that the student with the weights `own` has not, with their positions; give
-    those that the file lacks their initial values."""
-    _fit_positions(own, state)
+    those of which the file has another number their initial values."""
+    before, after = (_count_tokens(weights) for weights in (state, own))
+    if before != after:
+        _fit_positions(own, state, before, after)
     notes = []
     for token, name in TOKENS.items():
-        if token in own and token not in state:
-            notes.append(f"{name} left as initialised: the file has none")
-            state[token] = own[token]
-        elif token in state and token not in own:
+        count = before.get(token)
+        if token not in after and count:
             notes.append(f"{name} of the file dropped: the model has none")
             del state[token]
+        elif token in after and count != after[token]:
+            notes.append(f"{name} left as initialised: the file has {count or 'none'}")
+            state[token] = own[token]
     return notes
 
 
-def _fit_positions(own: StateDict, state: StateDict) -> None:
-    """Give each token its position in the file, or if the file lacks the token, the initial one."""
-    before, after = (_count_tokens(weights) for weights in (state, own))
+def _fit_positions(
+    own: StateDict, state: StateDict, before: Mapping[str, int], after: Mapping[str, int]
+) -> None:
+    """Give each token its position in the file, or the initial one; before, after: numbers of the
+    tokens of both."""
     widths = {state[key].shape[-1] for key in [*before, "pos_embed"]}
-    if before == after or widths != {own["pos_embed"].shape[-1]}:
+    if widths != {own["pos_embed"].shape[-1]}:
         return
     patches = state["pos_embed"].shape[1] - sum(before.values())
     if patches < 1 or math.isqrt(patches) ** 2 != patches:
@@ -73,7 +78,8 @@ def _fit_positions(own: StateDict, state: StateDict) -> None:
 
 
 def _count_tokens(weights: StateDict) -> dict[str, int]:
-    return {token: weights[token].shape[1] for token in TOKENS if token in weights}
+    found = [token for token in TOKENS if token in weights and weights[token].ndim == 3]
+    return {token: weights[token].shape[1] for token in found}
 
 
 def _split_positions(positions: torch.Tensor, counts: Mapping[str, int]) -> dict[str, torch.Tensor]:

@@ -60,7 +60,8 @@ LiveTeacher = Teacher | Ensemble
 def load_teachers(
     sources: Sequence[tuple[str, str]],
     *,
-    classes: tuple[str, ...],
+    num_classes: int,
+    classes: tuple[str, ...] | None,
     device: torch.device | str,
     dtype: torch.dtype,
     student: Preprocessing,
@@ -69,20 +70,21 @@ def load_teachers(
     """Load one teacher or an ensemble.
 
     sources: name and weights of each, as for `load_teacher`, which has the other arguments and
-    errors. classes: of the data set, by label. Raises ValueError if a file names other classes.
+    errors. classes: of the data set, by label; None: unknown. Raises ValueError if a file names
+    other classes.
     """
     teachers = []
     for name, path in sources:
         teacher = load_teacher(
             name,
             path,
-            num_classes=len(classes),
+            num_classes=num_classes,
             device=device,
             dtype=dtype,
             student=student,
             asked=asked,
         )
-        if teacher.classes not in (None, classes):
+        if None not in (classes, teacher.classes) and classes != teacher.classes:
             rule = "must be a teacher for the classes of the data set"
             raise ValueError(f"--teacher-path {rule} (got {path}, which names others)")
         teachers.append(teacher)

@@ -20,7 +20,7 @@ from torch import nn
 from torch.export.passes import move_to_device_pass
 
 from fastdeit.config.parse import ARCHIVES, is_callable
-from fastdeit.models.hub import read_class_names
+from fastdeit.models.hub import find_class_names, read_class_names
 from fastdeit.models.network import (
     WeightFile,
     build_network,
@@ -35,6 +35,7 @@ from fastdeit.models.teachers.view import (
     Source,
     View,
     read_extra_files,
+    read_extra_json,
     read_metadata,
     read_pretrained_cfg,
     read_settings_beside,
@@ -110,7 +111,9 @@ def _load_archive(kind: str, path: Path, device: torch.device, choose: Choose) -
             model = torch.jit.load(file, map_location=device)
         else:
             model = move_to_device_pass(torch.export.load(file), device).module()
-    return LoadedTeacher(model, name, view, path, hash_state(model), program=path)
+    found = (find_class_names(content, where) for where, content in read_extra_json(path))
+    classes = next((names for names in found if names is not None), None)
+    return LoadedTeacher(model, name, view, path, hash_state(model), path, classes=classes)
 
 
 def _load_callable(name: str, path: Path | None, choose: Choose) -> LoadedTeacher:

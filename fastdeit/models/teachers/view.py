@@ -8,7 +8,7 @@ import numbers
 import reprlib
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,14 +155,23 @@ def read_extra_files(path: Path) -> Source:
 
     Raises ValueError for one that is not JSON or too long.
     """
+    for where, content in read_extra_json(path):
+        if values := _find_fields(content):
+            return Source(where, values)
+    return Source("", {})
+
+
+def read_extra_json(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the place and the content of each JSON file among the extra files of an archive.
+
+    Raises ValueError for one that is not JSON or too long.
+    """
     with zipfile.ZipFile(path) as archive:
         for entry in sorted(archive.namelist()):
             folder, _, name = entry.partition("/")[2].partition("/")
             if folder in _EXTRA_FOLDERS and name.endswith(".json"):
                 where = f"{path}: {name}"
-                if values := _find_fields(parse_json(_extract(archive, entry, where), where)):
-                    return Source(where, values)
-    return Source("", {})
+                yield where, parse_json(_extract(archive, entry, where), where)
 
 
 def _extract(archive: zipfile.ZipFile, entry: str, where: str) -> bytes:

@@ -1,5 +1,6 @@
 """An empty --model: the run has the model of --finetune, with its sizes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,19 @@ def test_weights_that_do_not_name_their_model_are_refused(tmp_path: Path) -> Non
 def test_without_the_file_nothing_changes(path: str) -> None:
     config = find_recipe("finetune_384").replace(model={"finetune": path})
     assert follow_weights(config) is config
+
+
+def test_another_mean_or_std_than_that_of_the_weights_is_a_note(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    write_run(path, model="deit_tiny_distilled_patch16_224", **TINY)
+    same = follow_weights(start_from(path))
+    assert len(build_model(same, CLASSES)[1]) == 1
+    other = same.replace(data={"mean": (0.5, 0.5, 0.5)})
+    assert build_model(other, CLASSES)[1][-1] == (
+        "the weights were trained with --mean 0.485 0.456 0.406"
+    )
+    for std, expected in (([0.5, 0.5, 0.5], ["--std 0.5 0.5 0.5"]), ("x", []), ([1, 2], [])):
+        content = {"pretrained_cfg": {"std": std}}
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        notes = [note for note in build_model(same, CLASSES)[1] if "were trained" in note]
+        assert notes == [f"the weights were trained with {flags}" for flags in expected]

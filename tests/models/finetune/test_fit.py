@@ -76,14 +76,18 @@ def test_distilled_weights_give_a_plain_student_without_token_and_head(path: Pat
     assert torch.equal(found["pos_embed"], positions[:, [0, *range(2, 18)]])
 
 
-def test_registers_can_be_added(path: Path) -> None:
-    own = write(path, DISTILLED).state_dict()
+@pytest.mark.parametrize(("before", "found"), [(0, "none"), (2, "2")])
+def test_registers_of_another_number_are_as_initialised(
+    before: int, found: str, path: Path
+) -> None:
+    own = write(path, DISTILLED, reg_tokens=before).state_dict()["pos_embed"]
     student, fresh, (note,) = build(path, DISTILLED, registers=3)
-    assert note == "registers left as initialised: the file has none"
-    found = student.state_dict()
-    assert torch.equal(found["reg_token"], fresh["reg_token"])
-    assert torch.equal(found["pos_embed"][:, 2:5], fresh["pos_embed"][:, 2:5])
-    assert torch.equal(found["pos_embed"][:, [0, 1, *range(5, 21)]], own["pos_embed"])
+    assert note == f"registers left as initialised: the file has {found}"
+    state = student.state_dict()
+    assert torch.equal(state["reg_token"], fresh["reg_token"])
+    assert torch.equal(state["pos_embed"][:, 2:5], fresh["pos_embed"][:, 2:5])
+    kept = own[:, [0, 1, *range(2 + before, 18 + before)]]
+    assert torch.equal(state["pos_embed"][:, [0, 1, *range(5, 21)]], kept)
 
 
 @pytest.mark.parametrize(("before", "after"), [(32, 48), (48, 32)], ids=["larger", "smaller"])

@@ -45,7 +45,7 @@ def load(folder: Path, names: str, **changes: Any) -> LiveTeacher:
     sources = [("test_resnet", str(folder / f"{name}.safetensors")) for name in names]
     student = Preprocessing(MEAN, STD, 32)
     setting: dict[str, Any] = {"device": "cpu", "dtype": torch.float32, "student": student}
-    return load_teachers(sources, classes=CLASSES, **setting | changes)
+    return load_teachers(sources, num_classes=3, classes=CLASSES, **setting | changes)
 
 
 def test_logits_are_the_mean_each_with_its_own_view(

@@ -1,0 +1,139 @@
+"""LAMB on flat partitions: one trust ratio for each parameter, wherever its elements are.
+
+LAMB (arXiv 1904.00962) multiplies Adam's update of a parameter by ‖w‖ / ‖update‖. Under ZeRO a rank
+has a flat tensor a group with pieces of parameters, so the squares of both norms are summed over
+the ranks: in a step one all-reduce of two numbers a parameter for each tensor with weight decay.
+Formula: timm 1.0.31 optim/lamb.py with its defaults (bias correction, averaged gradients, decay in
+the update, no trust ratio without weight decay), except that the clipping of the global gradient
+norm is DeepSpeed's, before the step.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+CLIP_GRAD = 1.0
+"""The largest global gradient norm with LAMB, unless another is chosen (timm's max_grad_norm)."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a flat tensor has the P parameters of its group; tensors are int64, on its device.
+
+    pieces: the place of each parameter that has elements here, in ascending order. present: (here,)
+    the numbers of these parameters. owners, lengths: (S,) the parameter's number and the elements
+    of each segment of the tensor; padding has the number P.
+    """
+
+    parameters: int
+    pieces: Sequence[slice]
+    present: torch.Tensor
+    owners: torch.Tensor
+    lengths: torch.Tensor
+
+    def sum_squares(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return (len(tensors), P) fp32: of each parameter's elements in flat tensors; 0 if there
+        are none."""
+        squares = tensors[0].new_zeros(len(tensors), self.parameters)
+        if self.pieces:
+            views = [tensor[piece] for tensor in tensors for piece in self.pieces]
+            norms = torch.stack(torch._foreach_norm(views)).view(len(tensors), -1)
+            squares.index_copy_(1, self.present, norms.square())
+        return squares
+
+    def spread(self, values: torch.Tensor, elements: int) -> torch.Tensor:
+        """Return (elements,): the value (P,) of each element's parameter, 1 for padding."""
+        padded = torch.cat((values, values.new_ones(1)))
+        return padded[self.owners].repeat_interleave(self.lengths, output_size=elements)
+
+
+def lay_out(places: Sequence[slice], flat: torch.Tensor) -> Layout:
+    """Return the layout of a flat tensor; places: of every parameter of its group, in ascending
+    order, empty where it has no element here."""
+    pieces = {number: place for number, place in enumerate(places) if place.start < place.stop}
+    owners = []
+    lengths = []
+    end = 0
+    for number, piece in pieces.items():
+        owners += [len(places), number]
+        lengths += [piece.start - end, piece.stop - piece.start]
+        end = piece.stop
+    numbers = ([*pieces], [*owners, len(places)], [*lengths, flat.numel() - end])
+    tensors = [torch.tensor(row, dtype=torch.int64, device=flat.device) for row in numbers]
+    return Layout(len(places), [*pieces.values()], *tensors)
+
+
+class Lamb(torch.optim.Optimizer):
+    """LAMB over parameters, or after `bind` over flat tensors that hold pieces of them.
+
+    groups: in torch's form. State of a tensor, as that of torch's AdamW: step, exp_avg, exp_avg_sq.
+    """
+
+    def __init__(
+        self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0}
+        super().__init__(list(groups), defaults)
+        self._layouts: dict[torch.Tensor, Layout] = {}
+        self._device = torch.device("cpu")
+
+    def bind(self, places: Mapping[torch.Tensor, Sequence[slice]], device: torch.device) -> None:
+        """Set where this rank's flat tensors have their parameters (see `lay_out`); device: that of
+        collectives."""
+        self._layouts = {flat: lay_out(of_flat, flat) for flat, of_flat in places.items()}
+        self._device = device
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every tensor that has a gradient; after `bind` it is a collective."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for tensor in group["params"]:
+                if tensor.grad is not None:
+                    self._step_tensor(tensor, group)
+        return loss
+
+    def _step_tensor(self, tensor: torch.Tensor, group: dict[str, Any]) -> None:
+        update = self._adam_update(tensor, group)
+        if group["weight_decay"]:
+            update.add_(tensor, alpha=group["weight_decay"])
+            update.mul_(self._trust_ratios(tensor, update))
+        tensor.add_(update, alpha=-group["lr"])
+
+    def _adam_update(self, tensor: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+        """Advance the moments; return Adam's update, without the learning rate."""
+        state = self.state[tensor]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"] = torch.zeros_like(tensor)
+            state["exp_avg_sq"] = torch.zeros_like(tensor)
+        state["step"] += 1
+        step = state["step"].item()  # a CPU tensor: no wait for the device
+        beta1, beta2 = group["betas"]
+        gradient = tensor.grad
+        state["exp_avg"].lerp_(gradient, 1 - beta1)
+        state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        root = state["exp_avg_sq"].sqrt().div_((1 - beta2**step) ** 0.5)
+        return (state["exp_avg"] / (1 - beta1**step)).div_(root.add_(group["eps"]))
+
+    def _trust_ratios(self, tensor: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+        """Return the factors of an update: one for a parameter, one an element for a flat
+        tensor."""
+        layout = self._layouts.get(tensor)
+        if layout is None:
+            return _divide_norms(tensor.norm(), update.norm())
+        squares = layout.sum_squares([tensor, update]).to(self._device)
+        dist.all_reduce(squares)
+        norms = squares.to(tensor.device).sqrt()
+        return layout.spread(_divide_norms(*norms), tensor.numel())
+
+
+def _divide_norms(weight: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+    """Return ‖w‖ / ‖update‖; 1 where either is 0."""
+    return torch.where((weight > 0) & (update > 0), weight / update, 1.0)
