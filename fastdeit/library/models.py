@@ -14,6 +14,7 @@ from fastdeit.config.parse import is_callable, require_value
 from fastdeit.config.schema import Config
 from fastdeit.config.schema.model import ModelConfig
 from fastdeit.config.schema.samples import DataConfig
+from fastdeit.export import forms
 from fastdeit.inference import evaluate
 from fastdeit.inference.load import LoadedModel, load_model
 from fastdeit.library.errors import names_arguments
@@ -143,3 +144,5 @@ evaluate_checkpoint = names_arguments(
     real_labels="real_labels",
     valid_labels="valid_labels",
 )(evaluate.evaluate_checkpoint)
+
+export_model = names_arguments(heads="heads", output="path")(forms.export_model)

@@ -11,7 +11,13 @@ from safetensors.torch import save_file
 
 from fastdeit.data.formats.digits import write_digits
 from fastdeit.library.loader import Loader
-from fastdeit.library.models import create_student, create_teacher, evaluate_checkpoint, load
+from fastdeit.library.models import (
+    create_student,
+    create_teacher,
+    evaluate_checkpoint,
+    export_model,
+    load,
+)
 from fastdeit.library.train_loader import create_loader
 from fastdeit.models.student import Student
 from fastdeit.models.teachers.teacher import Teacher
@@ -96,3 +102,15 @@ def test_loaded_weights_come_with_transform_and_classes(loader: Loader, weights:
         evaluate_checkpoint(weights, root, model="test_resnet", batch_size=0)
     with pytest.raises(ValueError, match="^class_map must be position, number"):
         evaluate_checkpoint(weights, root, model="test_resnet", class_map="gone.txt")
+
+
+def test_loaded_weights_are_exported(weights: Path, tmp_path: Path) -> None:
+    loaded = load(weights, model="test_resnet")
+    exported = export_model(loaded, tmp_path / "x", precision="fp16")
+    assert exported.form == "folder" and (tmp_path / "x" / "README.md").is_file()
+    with pytest.raises(ValueError, match="^path must be a new or empty folder, FILE.onnx"):
+        export_model(loaded, tmp_path / "x")
+    with pytest.raises(ValueError, match="^heads must be mean, as test_resnet has one head"):
+        export_model(loaded, tmp_path / "x.pt2", heads="both")
+    with pytest.raises(ValueError, match="^precision must be fp32 or fp16 for ONNX"):
+        export_model(loaded, tmp_path / "x.onnx", precision="bf16")
