@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fastdeit.library.models import create_student as create_student
     from fastdeit.library.models import create_teacher as create_teacher
     from fastdeit.library.models import evaluate_checkpoint as evaluate_checkpoint
+    from fastdeit.library.models import export_model as export_model
     from fastdeit.library.models import load as load
     from fastdeit.library.train_loader import create_loader as create_loader
     from fastdeit.library.training import train_run as train_run
@@ -50,6 +51,7 @@ _PLACES = {
     "create_student": "library.models",
     "create_teacher": "library.models",
     "evaluate_checkpoint": "library.models",
+    "export_model": "library.models",
     "load": "library.models",
     "mix": "kernels.mix",
     "train_run": "library.training",

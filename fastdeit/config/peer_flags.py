@@ -170,8 +170,9 @@ _MODEL = {
     "--train-mode": PeerFlag(accepts=_built(SWITCH)),
     "--no-train-mode": PeerFlag("DropPath acts in training; --drop-path 0 turns it off"),
     "--attn-only": PeerFlag(accepts={SWITCH: "--trainable attention"}),
-    "--bn-momentum --bn-eps --sync-bn --dist-bn": PeerFlag(
-        "a ConvNet keeps its own batch norm: omit it"
+    "--bn-momentum --bn-eps --sync-bn": PeerFlag("a ConvNet keeps its own batch norm: omit it"),
+    "--dist-bn": PeerFlag(
+        "batch statistics are averaged over the processes after every step: omit it"
     ),
     "--channels-last --fuser --fast-norm": PeerFlag("--kernels auto has fused kernels: omit it"),
     "--torchscript --torchcompile --torchcompile-mode": PeerFlag(

@@ -22,11 +22,14 @@ def export_model(
     precision: Precision = "fp32",
     ema: bool = False,
 ) -> Exported:
-    """Write a model as a folder for timm and the Hub, FILE.onnx or FILE.pt2, and check it.
+    """Write a model as a folder for timm and the Hub, as FILE.onnx or as FILE.pt2 (torch.export),
+    load it again and compare it with the model.
 
-    heads: "mean" gives one output, the mean of a DeiT's heads; "both" gives both, in a file. ema:
-    whether the weights are the EMA, for the model card. Raises ValueError, with one line, as
-    `export_folder`, `export_onnx` and `export_program`.
+    loaded: of `load`. path: a new or empty folder, or a file, which replaces an older one. heads:
+    "mean" gives one output, the mean of a DeiT's heads; "both" gives both, in a file. precision: of
+    the weights, and in a file of the arithmetic; no bf16 in ONNX. ema: whether the weights are the
+    EMA, which the model card names. Raises ValueError: a path that cannot be written, a model that
+    cannot be recorded, an export that computes something else; then an older file stays.
     """
     path = Path(path)
     check_form(path, heads, precision)

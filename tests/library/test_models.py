@@ -11,7 +11,13 @@ from safetensors.torch import save_file
 
 from fastdeit.data.formats.digits import write_digits
 from fastdeit.library.loader import Loader
-from fastdeit.library.models import create_student, create_teacher, evaluate_checkpoint, load
+from fastdeit.library.models import (
+    create_student,
+    create_teacher,
+    evaluate_checkpoint,
+    export_model,
+    load,
+)
 from fastdeit.library.train_loader import create_loader
 from fastdeit.models.student import Student
 from fastdeit.models.teachers.teacher import Teacher
@@ -55,6 +61,8 @@ def test_a_teacher_answers_for_the_loaders_images(loader: Loader, weights: Path)
     assert teacher(images).shape == (8, 10)
     assert isinstance(teacher, Teacher)
     assert teacher.preprocessing.mean == timm.get_pretrained_cfg("test_resnet").mean
+    both = create_teacher("test_resnet,test_resnet", f"{weights},{weights}", like=loader)
+    torch.testing.assert_close(both(images), teacher(images))
     other = create_teacher("test_resnet", weights, like=loader, mean=[0.1, 0.2, 0.3])
     assert isinstance(other, Teacher) and other.preprocessing.mean == (0.1, 0.2, 0.3)
 
@@ -66,7 +74,9 @@ def test_bad_arguments_are_named(loader: Loader, weights: Path) -> None:
         create_teacher("test_resnet", weights, like=loader, std=(0.0, 1.0, 1.0))
     with pytest.raises(ValueError, match="none.safetensors"):
         create_teacher("test_resnet", "none.safetensors", like=loader)
-    with pytest.raises(ValueError, match="^path must be the file of the teacher's weights"):
+    with pytest.raises(ValueError, match="^path must be empty with pretrained"):
+        create_teacher("test_resnet", weights, like=loader, pretrained=True)
+    with pytest.raises(ValueError, match="needs weights: path or pretrained$"):
         create_teacher("test_resnet", like=loader)
     with pytest.raises(ValueError, match="^model must be one of deit_tiny.*(got 'deit_smal')"):
         create_student("deit_smal")
@@ -96,3 +106,15 @@ def test_loaded_weights_come_with_transform_and_classes(loader: Loader, weights:
         evaluate_checkpoint(weights, root, model="test_resnet", batch_size=0)
     with pytest.raises(ValueError, match="^class_map must be position, number"):
         evaluate_checkpoint(weights, root, model="test_resnet", class_map="gone.txt")
+
+
+def test_loaded_weights_are_exported(weights: Path, tmp_path: Path) -> None:
+    loaded = load(weights, model="test_resnet")
+    exported = export_model(loaded, tmp_path / "x", precision="fp16")
+    assert exported.form == "folder" and (tmp_path / "x" / "README.md").is_file()
+    with pytest.raises(ValueError, match="^path must be a new or empty folder, FILE.onnx"):
+        export_model(loaded, tmp_path / "x")
+    with pytest.raises(ValueError, match="^heads must be mean, as test_resnet has one head"):
+        export_model(loaded, tmp_path / "x.pt2", heads="both")
+    with pytest.raises(ValueError, match="^precision must be fp32 or fp16 for ONNX"):
+        export_model(loaded, tmp_path / "x.onnx", precision="bf16")
