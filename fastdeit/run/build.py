@@ -44,7 +44,7 @@ from fastdeit.run.state import Progress, Run, RunData
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.build import open_cache
 from fastdeit.teacher_cache.reader import CachedTeacher
-from fastdeit.training.build import build_trainer, note_schedule
+from fastdeit.training.build import build_trainer, count_copies, note_schedule
 from fastdeit.training.trainer import Trainer
 
 _NAMED = 3  # excluded images in the heading
@@ -59,7 +59,7 @@ class Training:
     trainer: Trainer
     inputs: Inputs
     drop_path: tuple[float, ...]
-    """The student's DropPath rate by block; empty for a timm model."""
+    """The student's DropPath rate by block, for each copy of a batch; empty for a timm model."""
     notes: list[str]
     """Notes on weights of another shape that were made to fit."""
 
@@ -84,7 +84,7 @@ def build_training(config: Config, world: World, index: Index) -> Training:
     inputs = each_rank(lambda: describe_inputs(config, samples, teacher, cached_teacher, model))
     check_same_inputs_everywhere(inputs)
     # read now: the trainer wraps the model
-    drop_path = getattr(model, "drop_path_rates", ())
+    drop_path = getattr(model, "drop_path_rates", ()) * count_copies(config)
     steps_per_epoch = plan.steps_per_epoch(config.optim.batch_size)
     trainer = build_trainer(config, world, model, teacher, steps_per_epoch, decode)
     return Training(plan, cached_teacher, trainer, inputs, drop_path, notes)

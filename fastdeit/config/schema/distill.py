@@ -41,12 +41,18 @@ class DistillConfig(Section):
     """Repeat the samples every so many epochs, for a smaller teacher cache; 0: never."""
     bce_loss: bool = False
     """Binary cross-entropy to the mixed targets (DeiT III); needs --smoothing 0."""
+    cosub: bool = False
+    """Train two submodels of the model at once, each image twice with other DropPath masks (arXiv
+    2212.04884); with --bce-loss and without a teacher."""
 
     def check(self) -> None:
         self._check_teachers()
         self._check_view()
         self._require("distillation_alpha", 0 <= self.distillation_alpha <= 1, "from 0 to 1")
         self._require("distillation_tau", self.distillation_tau > 0, "above 0")
+        alone = self.bce_loss and self.distillation_type == "none"
+        allowed = "off without --bce-loss and --distillation-type none"
+        self._require("cosub", alone or not self.cosub, allowed)
         self._require("cache_period", self.cache_period >= 0, "0 or more")
         kind = self.distillation_type
         unused = bool(self.cache) and kind == "none"
