@@ -16,7 +16,8 @@ class DistillConfig(Section):
     hf-hub:OWNER/NAME, local-dir:FOLDER or https://... Those of several teachers are separated by
     commas; one with a comma is in double quotes."""
     pretrained_teacher: bool = False
-    """The teacher's weights are those that timm has for --teacher-model."""
+    """The teacher's weights are those that timm has for --teacher-model, NAME or NAME.TAG; DeiT's
+    teacher is regnety_160.deit_in1k."""
     teacher_mean: tuple[float, float, float] | None = None
     """Mean of each channel for the teacher, in place of its own (docs/teachers.md)."""
     teacher_std: tuple[float, float, float] | None = None
