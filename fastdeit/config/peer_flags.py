@@ -170,8 +170,9 @@ _MODEL = {
     "--train-mode": PeerFlag(accepts=_built(SWITCH)),
     "--no-train-mode": PeerFlag("DropPath acts in training; --drop-path 0 turns it off"),
     "--attn-only": PeerFlag(accepts={SWITCH: "--trainable attention"}),
-    "--bn-momentum --bn-eps --sync-bn --dist-bn": PeerFlag(
-        "a ConvNet keeps its own batch norm: omit it"
+    "--bn-momentum --bn-eps --sync-bn": PeerFlag("a ConvNet keeps its own batch norm: omit it"),
+    "--dist-bn": PeerFlag(
+        "batch statistics are averaged over the processes after every step: omit it"
     ),
     "--channels-last --fuser --fast-norm": PeerFlag("--kernels auto has fused kernels: omit it"),
     "--torchscript --torchcompile --torchcompile-mode": PeerFlag(
@@ -222,7 +223,6 @@ _LOSS = {
     "--bce-sum --bce-target-thresh --bce-pos-weight": PeerFlag(
         "--bce-loss is DeiT III's: the mean over classes, targets above 0 count as 1"
     ),
-    "--cosub": PeerFlag("there is one student; use --bce-loss, --aa 3a and --src for DeiT III's"),
     "--kd-model-name": PeerFlag(
         "use --teacher-model NAME --pretrained-teacher, or --teacher-path FILE"
     ),

@@ -19,7 +19,6 @@ from typing import NamedTuple
 import timm
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
@@ -42,11 +41,13 @@ _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 
 
 class Repository(NamedTuple):
-    """A repository of the Hub; files: names of its weights, the first one that exists counts."""
+    """A repository of the Hub; files: names of its weights, the first one that exists counts;
+    is_described: only its config.json names the architecture."""
 
     name: str
     revision: str | None
     files: Sequence[str] = _HUB_FILES
+    is_described: bool = True
 
     def __str__(self) -> str:
         return f"{HUB}{self.name}{f'@{self.revision}' if self.revision else ''}"
@@ -55,9 +56,9 @@ class Repository(NamedTuple):
 def fetch_weights(source: str | Path, *, ema: bool = False) -> Path:
     """Return the local file of the weights that a source names, downloaded unless a cache has it.
 
-    A repository is asked for a newer revision if there is a network. ema: of a folder of ours, the
-    file of the EMA. Raises ValueError for a source that does not exist or cannot be reached. Under
-    a launcher, first on one process of each machine (`first_on_rank0`).
+    ema: of a folder of ours, the file of the EMA. Raises ValueError for a source that does not
+    exist or cannot be reached. Under a launcher, first on one process of each machine
+    (`first_on_rank0`).
     """
     remote = find_remote(source)
     if remote is None:
@@ -122,7 +123,7 @@ def _find_pretrained(name: str) -> Repository | str:
         return str(known.url)
     repository, _, revision = known.hf_hub_id.partition("@")
     files = [known.hf_hub_filename] if known.hf_hub_filename else _HUB_FILES
-    return Repository(repository, revision or None, files)
+    return Repository(repository, revision or None, files, is_described=False)
 
 
 def name_revision(source: str | Path) -> str:
@@ -144,20 +145,25 @@ def _find_in_cache(repository: Repository) -> Path:
 
 def _fetch_from_hub(repository: Repository) -> Path:
     """Return the first of its files that a repository has, with its config.json beside it."""
+    place = _find_in_cache(repository)
     try:
-        with contextlib.suppress(EntryNotFoundError):
-            _download(repository, "config.json")
-        for file in repository.files:
+        if repository.is_described and not place.with_name("config.json").is_file():
             with contextlib.suppress(RemoteEntryNotFoundError):
-                return _download(repository, file)
+                _download(repository, "config.json")
+        return place if place.is_file() else _download_weights(repository)
     except LocalEntryNotFoundError as error:
-        place = _find_in_cache(repository)
         if place.is_file():
             return place
         raise ValueError(f"{repository}: {_advise(repository)}") from error
     except (HfHubHTTPError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{repository}: {reason}") from error
+
+
+def _download_weights(repository: Repository) -> Path:
+    for file in repository.files:
+        with contextlib.suppress(RemoteEntryNotFoundError):
+            return _download(repository, file)
     raise ValueError(f"{repository}: has no weights, none of {', '.join(repository.files)}")
 
 

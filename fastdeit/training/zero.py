@@ -67,13 +67,13 @@ class Partitions(ABC):
     def __init__(self, engine: Any) -> None:
         self._zero = engine.optimizer
         self._device = engine.device
-        self._model = engine.module.model
         names = (*self.needed, self.flats, "optimizer")
         missing = ", ".join(name for name in names if not hasattr(self._zero, name))
         if missing:
             raise RuntimeError(
                 f"this DeepSpeed is not supported: its ZeRO optimizer has no {missing}"
             )
+        self._model = engine.module.model
         self._slots = self._layout(engine.module)
 
     @abstractmethod

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub.constants as hub
 import pytest
 import timm
 import torch
@@ -17,7 +16,7 @@ from fastdeit.models.sources import (
     name_revision,
 )
 from fastdeit.models.weights import read_weights
-from tests.support.servers import COMMIT, FileServer, fill_hub_cache
+from tests.support.servers import COMMIT, FileServer, fill_hub_cache, use_caches, use_hub
 
 WEIGHTS = {"a": torch.ones(3)}
 
@@ -25,10 +24,7 @@ WEIGHTS = {"a": torch.ones(3)}
 @pytest.fixture(autouse=True)
 def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give each test empty caches, and no network; return that of the Hub."""
-    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "torch"))
-    return tmp_path / "hub"
+    return use_caches(monkeypatch, tmp_path)
 
 
 @pytest.fixture
@@ -36,10 +32,7 @@ def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[File
     folder = tmp_path / "served"
     (folder / "me" / "deit").mkdir(parents=True)
     with FileServer(folder).running() as server:
-        monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(hub, "ENDPOINT", server.address)
-        template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(hub, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        use_hub(monkeypatch, server)
         yield server
 
 
@@ -128,17 +121,15 @@ def test_without_a_network_the_files_to_bring_are_named() -> None:
     assert not place.exists()
 
 
-def test_a_repository_is_downloaded_with_its_config(
-    hub_server: FileServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_repository_is_downloaded_with_its_config(hub_server: FileServer) -> None:
     folder = fill(hub_server.folder / "me" / "deit", "pytorch_model.bin")
     (folder / "config.json").write_text('{"architecture": "test_resnet"}')
     path = fetch_weights("hf-hub:me/deit")
     assert path.name == "pytorch_model.bin" and path.with_name("config.json").is_file()
     assert locate_weights("hf-hub:me/deit") == path
-    # a later start finds what is there, also when the server has gone
-    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
-    assert fetch_weights("hf-hub:me/deit") == path
+    # a later start asks for nothing
+    asked = len(hub_server.asked)
+    assert fetch_weights("hf-hub:me/deit") == path and len(hub_server.asked) == asked
 
 
 def test_a_repository_without_weights_is_refused(hub_server: FileServer) -> None:

@@ -8,6 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import pytest
+import torch
+from huggingface_hub import constants
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -82,3 +86,24 @@ def fill_hub_cache(cache: Path, repository: str, files: Path, commit: str = COMM
     snapshot = place / "snapshots" / commit
     shutil.copytree(files, snapshot)
     return snapshot
+
+
+def use_caches(monkeypatch: pytest.MonkeyPatch, root: Path) -> Path:
+    """Give this process, and those that it starts, empty caches below `root` and no network for the
+    Hub; return the Hub's cache."""
+    hub = root / "hub"
+    monkeypatch.setenv("HF_HUB_CACHE", str(hub))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("TORCH_HOME", str(root / "torch"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    return hub
+
+
+def use_hub(monkeypatch: pytest.MonkeyPatch, server: FileServer) -> None:
+    """Let this process ask a server for the files of the Hub."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", server.address)
+    template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
