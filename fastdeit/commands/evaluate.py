@@ -2,7 +2,8 @@
 
 CHECKPOINT is a run folder, a file, local-dir:FOLDER, hf-hub:NAME, https://..., or a timm model;
 for a run of ours, --data-path and --val-split are those of the run. On all GPUs of the machine:
-deepspeed --module fastdeit evaluate CHECKPOINT ...
+deepspeed --module fastdeit evaluate CHECKPOINT ... (its launcher prints on stdout, too; with --json
+add -q before --module).
 
 Exit codes: 0; 2 for a command line, weights or a data set that cannot be used. Damaged images are
 reported, and the others scored.
@@ -22,6 +23,7 @@ from fastdeit.commands.output import Rows, check_table, print_json, write_table
 from fastdeit.config.changes import find_paths, read_settings
 from fastdeit.config.options import parse_options
 from fastdeit.config.parse import Section, require
+from fastdeit.data.build import find_root
 from fastdeit.display.console import score_table
 from fastdeit.display.terminal import Terminal
 from fastdeit.display.text import shorten
@@ -124,14 +126,14 @@ def find_data(checkpoint: str, data: DataFlags) -> tuple[Path, str]:
     if data.data_path:
         return Path(data.data_path), data.val_split or "val"
     path = Path(checkpoint)
-    folders = [RunFolder(place) for place in (path, path.parent, path.parent.parent)]
-    run = next((folder for folder in folders if folder.config.is_file()), None)
+    places = (path, path.parent, path.parent.parent) if path.exists() else ()
+    run = next((folder for folder in map(RunFolder, places) if folder.config.is_file()), None)
     allowed = "the folder of a data set (docs/data.md); it may be omitted for a run of ours alone"
     require(run is not None, "data_path", data.data_path, allowed)
     assert run is not None
     recorded = read_settings(run.config, "CHECKPOINT")
-    config = find_paths(recorded, recorded.replace(run={"output_dir": str(run)})).data
-    return Path(config.data_path), data.val_split or config.val_split
+    config = find_paths(recorded, recorded.replace(run={"output_dir": str(run)}))
+    return find_root(config), data.val_split or config.data.val_split
 
 
 def _load(options: EvaluateOptions, world: World) -> LoadedModel:

@@ -223,7 +223,6 @@ _LOSS = {
     "--bce-sum --bce-target-thresh --bce-pos-weight": PeerFlag(
         "--bce-loss is DeiT III's: the mean over classes, targets above 0 count as 1"
     ),
-    "--cosub": PeerFlag("there is one student; use --bce-loss, --aa 3a and --src for DeiT III's"),
     "--kd-model-name": PeerFlag(
         "use --teacher-model NAME --pretrained-teacher, or --teacher-path FILE"
     ),

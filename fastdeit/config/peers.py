@@ -1,6 +1,7 @@
 """Command lines of deit and timm: what their flags are here, and what means something else."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 
 from fastdeit.config.flags import join_choices, own_flags, split_flags, values_of
@@ -39,6 +40,8 @@ def translate_flags(argv: Sequence[str]) -> list[str]:
     for name, tokens in split_flags(argv):
         if name in PEER_FLAGS:
             translated += _translate(name, values_of(tokens))
+        elif name == "--model":
+            own += [_rename_model(token) for token in tokens]
         else:
             own += _shorten_size(name, tokens)
     return own + translated
@@ -74,6 +77,13 @@ def _refusal(name: str, value: str) -> str:
     allowed = join_choices(_CHOICES.get(choice, choice) for choice in peer.accepts)
     advice = f": {peer.advice}" if peer.advice else ""
     return f"{name} must be {allowed} (got {value!r}){advice}"
+
+
+def _rename_model(token: str) -> str:
+    """Return timm's name of one of deit's models with LayerScale, other text as it is."""
+    return re.sub(
+        r"deit_(small|medium|base|large|huge)_(patch1[46])_LS$", r"deit3_\1_\2_224", token
+    )
 
 
 def _shorten_size(name: str, tokens: Sequence[str]) -> Sequence[str]:

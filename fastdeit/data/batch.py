@@ -22,7 +22,8 @@ class Batch:
     box: torch.Tensor
     """int32 (B, 4): y0, x0, y1, x1 taken from the partner; zeros: blended by `lam`."""
     drop_path_mask: torch.Tensor
-    """bool (B, depth, 2): DropPath's keep bits of the attention and the MLP branch."""
+    """bool (B, depth, 2): DropPath's keep bits of the attention and the MLP branch; (B, copies *
+    depth, 2) if the model sees the batch several times."""
     ordinals: torch.Tensor
     """int64 (B,) on the CPU: places in the epoch's order."""
     image_index: torch.Tensor

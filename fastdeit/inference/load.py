@@ -93,7 +93,12 @@ def load_model(
     file = read_weight_file(path, ema=ema)
     name = model or find_architecture(source, file)
     view = _find_view(name, file)
-    network = build_network(name, file, size=view.size)
+    try:
+        network = build_network(name, file, size=view.size)
+    except ValueError as error:
+        if file.architecture in ("", name):
+            raise
+        raise ValueError(f"{error}; the file has the weights of {file.architecture}") from error
     return LoadedModel(
         model=network.eval().to(device, dtype),
         name=name,

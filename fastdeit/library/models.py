@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from fastdeit.config.parse import is_callable, require_value
+from fastdeit.config.parse import require_value
 from fastdeit.config.schema import Config
 from fastdeit.config.schema.model import ModelConfig
 from fastdeit.config.schema.samples import DataConfig
@@ -83,6 +83,7 @@ def _check_model(config: Config) -> None:
 @names_arguments(
     teacher_model="model",
     teacher_path="path",
+    pretrained_teacher="pretrained",
     teacher_mean="mean",
     teacher_std="std",
     teacher_input_size="input_size",
@@ -92,6 +93,7 @@ def create_teacher(
     path: str | Path = "",
     *,
     like: Loader,
+    pretrained: bool = False,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     input_size: int | None = None,
@@ -100,18 +102,14 @@ def create_teacher(
     images (B, 3, H, W), normalised for the student, to logits (B, K) fp32.
 
     model: a timm model, torchscript, export, or module:callable, which runs code; may be empty for
-    a run folder. path: its weights. mean, std, input_size: in place of the teacher's own
+    a run folder; several, separated by commas, give the mean of their logits. path: its weights.
+    pretrained: timm's weights of that name. mean, std, input_size: in place of the teacher's own
     (docs/teachers.md). Raises ValueError naming the argument.
     """
-    view = {"teacher_mean": mean, "teacher_std": std, "teacher_input_size": input_size}
-    chosen = {
-        name: tuple(value) if isinstance(value, Sequence) else value for name, value in view.items()
-    }
-    asked = configure(
-        {"teacher_model": model, "teacher_path": str(path), **chosen}, "create_teacher"
-    )
-    is_named = is_callable(model) or str(path) != ""
-    require_value(is_named, "path", str(path), "the file of the teacher's weights")
+    chosen: dict[str, Any] = {"teacher_model": model, "teacher_path": str(path)}
+    chosen |= {"pretrained_teacher": pretrained, "teacher_input_size": input_size}
+    chosen |= {"teacher_mean": mean and tuple(mean), "teacher_std": std and tuple(std)}
+    asked = configure(chosen, "create_teacher")
     config = dataclasses.replace(like.config, distill=asked.distill)
     teacher = build_teacher(config, like.world, like.classes)
     assert teacher is not None  # a default `Config` needs one

@@ -35,6 +35,8 @@ def find_device(device: torch.device | str | None) -> torch.device:
     """
     usable = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
     chosen = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if chosen == "cpu:0":  # Accelerate's name
+        return torch.device("cpu")
     if chosen == "cuda" and torch.cuda.is_available():
         chosen = f"cuda:{torch.cuda.current_device()}"
     require_value(chosen in usable, "device", chosen, join_choices(usable))

@@ -91,14 +91,16 @@ class SampleCriterion:
         The criterion takes pairs: the pair is the sample twice, once with its labels the other way
         round and the share of the other, so that both rows have the same loss.
         """
-        twice = [row, row]
+        # the model may have seen the batch several times, one copy after the other
+        first = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
+        twice = [each for each in range(row, len(first), len(labels)) for _ in range(2)]
         if isinstance(outputs, torch.Tensor):
             pair_outputs: Any = outputs[twice]
         else:
             pair_outputs = tuple(head[twice] for head in outputs)
         pair_labels = labels[[row, row ^ 1]]
         pair_lam = torch.stack((lam[row], 1 - lam[row]))
-        pair_teacher = None if teacher_output is None else teacher_output[twice]
+        pair_teacher = None if teacher_output is None else teacher_output[[row, row]]
         return self.criterion(pair_outputs, pair_labels, pair_lam, pair_teacher)
 
 

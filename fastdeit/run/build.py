@@ -26,7 +26,7 @@ from fastdeit.models.build import (
     weight_metadata,
 )
 from fastdeit.models.finetune.trainable import count_parameters
-from fastdeit.models.weights import locate_weights
+from fastdeit.models.sources import locate_weights, name_revision
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan
 from fastdeit.reliability.health import Health
@@ -44,7 +44,7 @@ from fastdeit.run.state import Progress, Run, RunData
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.build import open_cache
 from fastdeit.teacher_cache.reader import CachedTeacher
-from fastdeit.training.build import build_trainer, note_schedule
+from fastdeit.training.build import build_trainer, count_copies, note_schedule
 from fastdeit.training.trainer import Trainer
 
 _NAMED = 3  # excluded images in the heading
@@ -59,7 +59,7 @@ class Training:
     trainer: Trainer
     inputs: Inputs
     drop_path: tuple[float, ...]
-    """The student's DropPath rate by block; empty for a timm model."""
+    """The student's DropPath rate by block, for each copy of a batch; empty for a timm model."""
     notes: list[str]
     """Notes on weights of another shape that were made to fit."""
 
@@ -84,7 +84,7 @@ def build_training(config: Config, world: World, index: Index) -> Training:
     inputs = each_rank(lambda: describe_inputs(config, samples, teacher, cached_teacher, model))
     check_same_inputs_everywhere(inputs)
     # read now: the trainer wraps the model
-    drop_path = getattr(model, "drop_path_rates", ())
+    drop_path = getattr(model, "drop_path_rates", ()) * count_copies(config)
     steps_per_epoch = plan.steps_per_epoch(config.optim.batch_size)
     trainer = build_trainer(config, world, model, teacher, steps_per_epoch, decode)
     return Training(plan, cached_teacher, trainer, inputs, drop_path, notes)
@@ -120,7 +120,7 @@ def build_run(
     )
     damaged = [*_list_damaged(data.train_index), *_list_damaged(data.val_index)]
     labels = [*data.train_index.notes, *data.val_index.notes]
-    return run, [*training.notes, *_note_unfinished(config), *labels, *damaged]
+    return run, [*training.notes, *_note_weights(config), *labels, *damaged]
 
 
 def _build_data(config: Config, world: World) -> tuple[RunData, Training]:
@@ -152,13 +152,15 @@ def _build_data(config: Config, world: World) -> tuple[RunData, Training]:
     return data, training
 
 
-def _note_unfinished(config: Config) -> list[str]:
-    """Return notes on weights of runs that have not finished."""
+def _note_weights(config: Config) -> list[str]:
+    """Return notes on weights of repositories and of runs that have not finished."""
     named = [("finetune", config.model.finetune)]
     if config.distill.needs_teacher:
         named += [("teacher-path", source) for _, source in config.distill.teachers]
     notes = []
     for flag, path in named:
+        if path and (revision := name_revision(path)) != path:
+            notes.append(f"--{flag}: the weights are {revision}")
         other = RunFolder(locate_weights(path).parent)
         if path and other.checkpoints.is_dir() and not other.is_finished:
             fact = f"the run in {other} has not finished, and its weights change"

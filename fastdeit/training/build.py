@@ -17,7 +17,7 @@ from fastdeit.models.teachers.ensemble import LiveTeacher
 from fastdeit.training.deepspeed import add_user_file, deepspeed_config
 from fastdeit.training.flat import FlatLossModule, LossModule
 from fastdeit.training.forward import ForwardPass, PlannedStudent, SeededModel
-from fastdeit.training.losses import DistillationLoss
+from fastdeit.training.losses import CosubLoss, Criterion, DistillationLoss
 from fastdeit.training.optim.lamb import CLIP_GRAD, Lamb
 from fastdeit.training.optim.optimizers import build_adamw, parameter_groups
 from fastdeit.training.optim.schedule import build_schedule
@@ -137,12 +137,19 @@ def build_forward(config: Config, model: nn.Module, dtype: torch.dtype) -> Forwa
     """Choose how batches are fed: patches and the plan's DropPath mask to our `Student`, images to
     a timm model."""
     if isinstance(model, Student):
-        return PlannedStudent(model.patch_size, dtype)
-    return SeededModel(config.run.seed, dtype)
+        return PlannedStudent(model.patch_size, dtype, count_copies(config))
+    return SeededModel(config.run.seed, dtype, count_copies(config))
 
 
-def build_criterion(config: Config) -> DistillationLoss:
-    """Build the loss of --distillation-type, --bce-loss and --smoothing."""
+def count_copies(config: Config) -> int:
+    """Return how often the model sees a batch, each time with other DropPath masks."""
+    return 2 if config.distill.cosub else 1
+
+
+def build_criterion(config: Config) -> Criterion:
+    """Build the loss of --distillation-type, --bce-loss, --cosub and --smoothing."""
+    if config.distill.cosub:
+        return CosubLoss()
     distill = config.distill
     return DistillationLoss(
         kind=distill.distillation_type,

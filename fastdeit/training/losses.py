@@ -105,6 +105,39 @@ class DistillationLoss:
         return LossParts(loss, base.detach(), distilled.detach())
 
 
+class CosubLoss:
+    """The loss of two submodels that train together (arXiv 2212.04884): each learns the labels, and
+    the other's output.
+
+    Half of it is the binary cross-entropy to the labels, half that to the sigmoid of the other
+    submodel's logits, which get no gradient from it. Source: deit, engine.py.
+    """
+
+    def __call__(
+        self,
+        outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
+        labels: torch.Tensor,
+        lam: torch.Tensor,
+        teacher_output: torch.Tensor | None = None,
+    ) -> LossParts:
+        """Return the loss of a batch of pairs; `distill` is the part from the other submodel.
+
+        outputs: logits (2 * B, K), those of one submodel first; of two heads their mean counts.
+        """
+        logits = outputs if isinstance(outputs, torch.Tensor) else torch.stack(outputs).mean(0)
+        one, other = logits.float().chunk(2)
+        base = (
+            mixed_binary_cross_entropy(one, labels, lam)
+            + mixed_binary_cross_entropy(other, labels, lam)
+        ) / 2
+        agreement = (_learn_from(one, other) + _learn_from(other, one)) / 2
+        return LossParts((base + agreement) / 2, base.detach(), agreement.detach())
+
+
+def _learn_from(logits: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return F.binary_cross_entropy_with_logits(logits, other.detach().sigmoid())
+
+
 def mixed_binary_cross_entropy(
     logits: torch.Tensor, labels: torch.Tensor, lam: torch.Tensor
 ) -> torch.Tensor:

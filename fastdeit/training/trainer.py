@@ -18,7 +18,7 @@ from fastdeit.kernels.distill import LossParts
 from fastdeit.models.teachers.ensemble import LiveTeacher
 from fastdeit.plan.digest import add_digests
 from fastdeit.training.forward import ForwardPass
-from fastdeit.training.losses import Criterion, DistillationLoss
+from fastdeit.training.losses import Criterion
 from fastdeit.training.state import TrainerState
 
 LOSSES = ("loss", "base", "distill")
@@ -47,7 +47,7 @@ class Trainer:
     teacher: LiveTeacher | None
     decode: Callable[[torch.Tensor], torch.Tensor] | None
     """Maps a batch's teacher records to the teacher's output; None: batches hold no records."""
-    criterion: DistillationLoss
+    criterion: Criterion
     schedule: Scheduler
     kernels: str = "auto"
     """The backend of the kernels in this trainer's steps (kernels/backend.py)."""

@@ -74,7 +74,8 @@ def test_any_number_of_processes_gives_the_same_tables(
     ranks = Ranks(
         tmp_path / "log",
         run_fastdeit,
-        ["evaluate", str(run), *theirs, "--batch-size", "6"],
+        # as `deepspeed --module` starts it
+        ["--local_rank=0", "evaluate", str(run), *theirs, "--batch-size", "6"],
         world_size=3,
     )
     assert ranks.wait() == 0, ranks.output

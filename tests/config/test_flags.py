@@ -21,7 +21,7 @@ CHANGED: list[dict[str, dict[str, Any]]] = [
     {"data": {"data_path": HOSTILE, "train_split": "s-{000..127}.tar", "bad_images": "error"}},
     {"data": {"mean": (-0.5, 0.0, 1e-7), "std": (0.1, 0.2, 3.0), "num_workers": 3}},
     {"augment": {"aa": "none", "repeated_aug": False, "src": True, "scale": (0.5, 1.0)}},
-    {"mix": {"cutmix_minmax": (0.2, 0.8), "mixup": 0.0, "smoothing": 0.25}},
+    {"mix": {"cutmix_minmax": (0.2, 0.8), "mixup": 0.0, "smoothing": 0.0}},
     {"model": {"patch_size": 8, "qkv_bias": True, "finetune": "--odd"}},
     {"optim": {"clip_grad": None, "layer_decay": 0.75, "opt_betas": (0.8, 0.9)}},
     {"optim": {"clip_grad": 2.0, "model_ema": False, "lr": 5e-5}},

@@ -1,5 +1,6 @@
 """Command lines of deit and timm, translated."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -122,7 +123,23 @@ README = {
 }
 """The training commands of deit's README_deit.md, without the launcher."""
 
+REVENGE = {
+    "small LS": "--model deit_small_patch16_LS --data-path {data} --batch-size 256 --lr 4e-3 "
+    "--epochs 800 --weight-decay 0.05 --sched cosine --input-size 224 --reprob 0.0 --nodes 1 "
+    "--ngpus 8 --smoothing 0.0 --warmup-epochs 5 --drop 0.0 --seed 0 --opt fusedlamb --warmup-lr "
+    "1e-6 --mixup .8 --drop-path 0.05 --cutmix 1.0 --unscale-lr --repeated-aug --bce-loss "
+    "--color-jitter 0.3 --ThreeAugment",
+    "base LS": "--model deit_base_patch16_LS --data-path {data} --batch-size 64 --lr 1e-5 --epochs "
+    "20 --weight-decay 0.1 --sched cosine --input-size 224 --reprob 0.0 --nodes 1 --ngpus 8 "
+    "--smoothing 0.1 --warmup-epochs 5 --drop 0.0 --seed 0 --opt adamw --warmup-lr 1e-6 --mixup .8 "
+    "--drop-path 0.2 --cutmix 1.0 --unscale-lr --aa rand-m9-mstd0.5-inc1 --no-repeated-aug",
+}
+"""Of its README_revenge.md, where --batch, --node and --gpu stand for --batch-size, --nodes and
+--ngpus, and --nb-classes, which deit has not, is there too."""
+
 ADDED = {
+    "small LS": ["--distillation-type none"],
+    "base LS": ["--distillation-type none"],
     "small": ["--distillation-type none"],
     "tiny": ["--distillation-type none"],
     "base": ["--distillation-type none"],
@@ -141,13 +158,13 @@ def start(argv: str) -> str:
     return ""
 
 
-@pytest.mark.parametrize("name", README)
+@pytest.mark.parametrize("name", README | REVENGE)
 def test_a_command_of_deits_readme_starts_with_the_flags_that_its_errors_ask_for(
     name: str, tmp_path: Path
 ) -> None:
     (tmp_path / "data" / "train" / "class").mkdir(parents=True)
     paths = {"data": tmp_path / "data", "out": tmp_path / "out"}
-    command = README[name].format(**paths)
+    command = (README | REVENGE)[name].format(**paths)
     for added in ADDED[name]:
         flag, value = added.split()
         error = start(command)
@@ -155,6 +172,17 @@ def test_a_command_of_deits_readme_starts_with_the_flags_that_its_errors_ask_for
         assert asked or error.startswith("--data-path must be the folder of a data set")
         command = f"{command} {added.format(**paths)}"
     assert start(command) == ""
+
+
+def test_the_recipe_of_deit3_is_the_command_of_deit() -> None:
+    command = REVENGE["small LS"].format(data="d").replace("--batch-size 256", "--batch-size 2048")
+    theirs = parse(*command.split(), "--distillation-type", "none")
+    ours = parse("--recipe", "deit3", "--data-path", "d")
+    assert theirs.optim == ours.optim
+    assert theirs.mix == ours.mix
+    assert theirs.distill == ours.distill
+    assert theirs.model == ours.model
+    assert theirs.augment == dataclasses.replace(ours.augment, aug_repeats=2)
 
 
 def test_the_commands_of_the_page_for_users_of_deit_are_complete() -> None:

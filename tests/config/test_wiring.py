@@ -29,6 +29,8 @@ from fastdeit.distributed.world import World, init_distributed
 from fastdeit.models.build import build_model, precision
 from fastdeit.plan.build import build_plan
 from fastdeit.training.build import build_deepspeed_config
+from fastdeit.training.forward import PlannedStudent
+from fastdeit.training.losses import CosubLoss, DistillationLoss
 from fastdeit.training.trainer import Trainer
 from tests.support.cache_runs import MODEL, Setting
 from tests.support.tiny_student import EPOCHS, STEPS_PER_EPOCH, configure, make_trainer
@@ -218,7 +220,7 @@ def _largest(trainer: Trainer, name: str) -> float:
     return max(group[name] for group in trainer.engine.optimizer.param_groups)
 
 
-TRAINER: dict[str, tuple[dict[str, Any], Callable[[Trainer], Any], Any]] = {
+TRAINER: dict[str, tuple[dict[str, Any], Callable[[Any], Any], Any]] = {
     "optim.lr": ({"lr": 0.25, "batch_size": 512}, lambda t: t.schedule.base_values[0], 0.25),
     "optim.unscale_lr": ({"unscale_lr": True}, lambda t: t.schedule.base_values[0], 3e-2),
     "optim.weight_decay": ({"weight_decay": 0.3}, lambda t: _largest(t, "weight_decay"), 0.3),
@@ -287,7 +289,15 @@ def test_the_trainer_holds_the_value(field: str) -> None:
 
 
 def test_the_bce_loss_is_built() -> None:
-    assert _train(mix={"smoothing": 0.0}, distill={"bce_loss": True}).criterion.bce
+    criterion = _train(mix={"smoothing": 0.0}, distill={"bce_loss": True}).criterion
+    assert isinstance(criterion, DistillationLoss) and criterion.bce
+
+
+def test_cosub_is_built() -> None:
+    distill = {"bce_loss": True, "cosub": True, "distillation_type": "none"}
+    trainer = _train(mix={"smoothing": 0.0}, distill=distill)
+    assert isinstance(trainer.criterion, CosubLoss)
+    assert isinstance(trainer.forward, PlannedStudent) and trainer.forward.copies == 2
 
 
 def test_settings_of_a_users_own_file_reach_deepspeed(tmp_path: Path) -> None:

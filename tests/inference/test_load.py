@@ -235,6 +235,7 @@ def test_every_error_is_one_line_that_names_the_file(tmp_path: Path) -> None:
     assert fail(nameless) == f"{nameless}: does not name its architecture: name it (--model)"
     assert "the checkpoint does not fit test_vit" in fail(nameless, model="test_vit")
     assert "near: test_resnet" in fail(nameless, model="test_resne")
+    assert fail(folder, model="resnet18").endswith(f"the file has the weights of {DISTILLED}")
     assert "no whole safetensors file" in fail(cut)
     assert fail(empty).startswith(f"no checkpoint at {empty}/model.safetensors")
     assert "holds no EMA" in fail(nameless, ema=True, model="test_resnet")

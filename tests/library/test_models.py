@@ -61,6 +61,8 @@ def test_a_teacher_answers_for_the_loaders_images(loader: Loader, weights: Path)
     assert teacher(images).shape == (8, 10)
     assert isinstance(teacher, Teacher)
     assert teacher.preprocessing.mean == timm.get_pretrained_cfg("test_resnet").mean
+    both = create_teacher("test_resnet,test_resnet", f"{weights},{weights}", like=loader)
+    torch.testing.assert_close(both(images), teacher(images))
     other = create_teacher("test_resnet", weights, like=loader, mean=[0.1, 0.2, 0.3])
     assert isinstance(other, Teacher) and other.preprocessing.mean == (0.1, 0.2, 0.3)
 
@@ -72,7 +74,9 @@ def test_bad_arguments_are_named(loader: Loader, weights: Path) -> None:
         create_teacher("test_resnet", weights, like=loader, std=(0.0, 1.0, 1.0))
     with pytest.raises(ValueError, match="none.safetensors"):
         create_teacher("test_resnet", "none.safetensors", like=loader)
-    with pytest.raises(ValueError, match="^path must be the file of the teacher's weights"):
+    with pytest.raises(ValueError, match="^path must be empty with pretrained"):
+        create_teacher("test_resnet", weights, like=loader, pretrained=True)
+    with pytest.raises(ValueError, match="needs weights: path or pretrained$"):
         create_teacher("test_resnet", like=loader)
     with pytest.raises(ValueError, match="^model must be one of deit_tiny.*(got 'deit_smal')"):
         create_student("deit_smal")

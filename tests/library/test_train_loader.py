@@ -97,6 +97,18 @@ def test_a_state_continues_in_mid_epoch_with_the_same_pixels(create: Any, batche
         assert torch.equal(images, images_again) and torch.equal(targets, targets_again)
 
 
+def test_a_state_counts_the_batches_of_the_epoch_also_after_a_resumed_start(create: Any) -> None:
+    loader = create(raw=True)
+    loader.load_state_dict(loader.state_dict() | {"batch": 5})
+    places = []
+    for _ in loader:
+        state = loader.state_dict()
+        places.append((state["epoch"], state["batch"]))
+    assert places == [(0, 6), (0, 7)]
+    after = loader.state_dict()
+    assert (after["epoch"], after["batch"]) == (1, 0)
+
+
 def test_another_epoch_than_that_of_the_state_begins_at_its_first_batch(create: Any) -> None:
     loader = create(raw=True)
     loader.load_state_dict(loader.state_dict() | {"epoch": 1, "batch": 3})

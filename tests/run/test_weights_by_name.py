@@ -94,7 +94,10 @@ def test_a_run_resumes_from_the_caches_and_refuses_another_revision(
 
 
 def test_pretrained_weights_of_timm_teach(
-    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setting: Setting,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     cache = use_caches(monkeypatch, tmp_path)
     (tmp_path / "files").mkdir()
@@ -106,6 +109,7 @@ def test_pretrained_weights_of_timm_teach(
     assert setting.train(folder.path, *flags) == 0
     teacher = read_inputs(folder)["teacher"]
     assert teacher["path"] == f"hf-hub:{repository}@{COMMIT}"
+    assert f"the weights are {teacher['path']}" in capfd.readouterr().out
     # the same weights as a file
     assert setting.train(folder.path, *setting.taught, "--stop-after-steps", "1") == 0
 

@@ -18,7 +18,7 @@ from fastdeit.distributed.world import World, init_distributed
 from fastdeit.reliability.health import Health
 from fastdeit.reliability.replica_check import compare_weights
 from fastdeit.storage.run_folder import RunFolder
-from fastdeit.training.losses import DistillationLoss
+from fastdeit.training.losses import Criterion
 from fastdeit.training.trainer import Trainer
 from tests.support.tiny_student import (
     BATCH,
@@ -35,7 +35,7 @@ NAN_AT = 2
 class InfiniteLoss:
     """A criterion with an infinite loss and the original gradient."""
 
-    def __init__(self, criterion: DistillationLoss) -> None:
+    def __init__(self, criterion: Criterion) -> None:
         self._criterion = criterion
 
     def __call__(self, *arguments: Any) -> Any:

@@ -52,3 +52,17 @@ def test_a_run_without_the_plans_mask_fails() -> None:
     batch: Any = SimpleNamespace(drop_path_mask=None)
     with pytest.raises(ValueError, match="^drop_path_mask must be the plan's"):
         PlannedStudent(8, torch.float32).run(torch.nn.Identity(), torch.zeros(2), batch, 0)
+
+
+def test_a_batch_seen_twice_has_two_planned_masks() -> None:
+    batch = make_batch(0)
+    other = ~batch.drop_path_mask
+    twice = dataclasses.replace(batch, drop_path_mask=torch.cat((batch.drop_path_mask, other), 1))
+    model = make_model().train()
+    forward = PlannedStudent(model.patch_size, torch.float32, copies=2)
+    patches, _ = forward.mix(batch, with_images=False)
+    outputs = forward.run(model, patches, twice, step=0)
+    for place, head in enumerate(outputs):
+        first, second = head.chunk(2)
+        torch.testing.assert_close(first, model(patches, batch.drop_path_mask)[place])
+        torch.testing.assert_close(second, model(patches, other)[place])

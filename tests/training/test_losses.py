@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fastdeit.kernels.distill import distill
-from fastdeit.training.losses import DistillationLoss, mixed_binary_cross_entropy
+from fastdeit.training.losses import CosubLoss, DistillationLoss, mixed_binary_cross_entropy
 
 BATCH, CLASSES = 6, 7
 
@@ -121,3 +121,33 @@ def test_loss_rejects_a_missing_teacher(bce: bool, batch: dict[str, torch.Tensor
     loss = DistillationLoss(kind="hard", smoothing=0.0, bce=bce)
     with pytest.raises(ValueError, match="teacher's output"):
         loss((batch["cls"], batch["dist"]), batch["labels"], batch["lam"])
+
+
+def test_cosub_is_the_loss_of_deit() -> None:
+    """deit's engine.py: four cross-entropies, each a quarter, to dense targets."""
+    random = torch.Generator().manual_seed(5)
+    logits = torch.randn(8, 7, generator=random, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 3, 6, 6])
+    lam = torch.tensor([0.3, 0.3, 1.0, 1.0])
+    targets = torch.zeros(4, 7, dtype=torch.float64)
+    for row, share in enumerate(lam.tolist()):
+        targets[row, labels[row]] = 1
+        if share < 1:
+            targets[row, labels[row ^ 1]] = 1
+    bce = torch.nn.BCEWithLogitsLoss()
+    one, other = logits.chunk(2)
+    learned = bce(one, other.detach().sigmoid()) + bce(other, one.detach().sigmoid())
+    expected = 0.25 * (bce(one, targets) + bce(other, targets) + learned)
+    (gradient,) = torch.autograd.grad(expected, logits)
+    parts = CosubLoss()(logits, labels, lam)
+    torch.testing.assert_close(parts.loss.double(), expected, rtol=0, atol=1e-6)
+    assert parts.distill.item() == pytest.approx(learned.item() / 2, abs=1e-6)
+    (found,) = torch.autograd.grad(parts.loss, logits)
+    torch.testing.assert_close(found, gradient, rtol=0, atol=1e-7)
+
+
+def test_cosub_of_two_heads_is_that_of_their_mean() -> None:
+    heads = torch.randn(2, 8, 5, generator=torch.Generator().manual_seed(6)).unbind()
+    labels, lam = torch.tensor([0, 1, 2, 3]), torch.full((4,), 0.5)
+    of_heads = CosubLoss()((heads[0], heads[1]), labels, lam)
+    torch.testing.assert_close(of_heads, CosubLoss()((heads[0] + heads[1]) / 2, labels, lam))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from fastdeit.config.recipes.cifar import cifar10, cifar10_teacher
 from fastdeit.config.recipes.finetune import digits_48, finetune_384, transfer
-from fastdeit.config.recipes.imagenet import deit, deit_paper
+from fastdeit.config.recipes.imagenet import deit, deit3, deit3_finetune, deit_paper
 from fastdeit.config.recipes.small import (
     digits,
     digits_teacher,
@@ -20,6 +20,8 @@ from fastdeit.config.schema import Config
 _ALL = (
     deit,
     deit_paper,
+    deit3,
+    deit3_finetune,
     finetune_384,
     transfer,
     digits_teacher,

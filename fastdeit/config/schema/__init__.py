@@ -38,6 +38,8 @@ class Config:
             getattr(self, section.name).check()
         smoothed = self.distill.bce_loss and self.mix.smoothing > 0
         require(not smoothed, "smoothing", self.mix.smoothing, "0 with --bce-loss")
+        rate = self.model.drop_path
+        require(rate > 0 or not self.distill.cosub, "drop_path", rate, "above 0 with --cosub")
         starts = bool(self.model.finetune or self.checkpoint.resume)
         trainable = self.model.trainable
         require(starts or trainable == "all", "trainable", trainable, "all without --finetune")

@@ -16,7 +16,8 @@ class DistillConfig(Section):
     hf-hub:OWNER/NAME, local-dir:FOLDER or https://... Those of several teachers are separated by
     commas; one with a comma is in double quotes."""
     pretrained_teacher: bool = False
-    """The teacher's weights are those that timm has for --teacher-model."""
+    """The teacher's weights are those that timm has for --teacher-model, NAME or NAME.TAG; DeiT's
+    teacher is regnety_160.deit_in1k."""
     teacher_mean: tuple[float, float, float] | None = None
     """Mean of each channel for the teacher, in place of its own (docs/teachers.md)."""
     teacher_std: tuple[float, float, float] | None = None
@@ -40,12 +41,18 @@ class DistillConfig(Section):
     """Repeat the samples every so many epochs, for a smaller teacher cache; 0: never."""
     bce_loss: bool = False
     """Binary cross-entropy to the mixed targets (DeiT III); needs --smoothing 0."""
+    cosub: bool = False
+    """Train two submodels of the model at once, each image twice with other DropPath masks (arXiv
+    2212.04884); with --bce-loss and without a teacher."""
 
     def check(self) -> None:
         self._check_teachers()
         self._check_view()
         self._require("distillation_alpha", 0 <= self.distillation_alpha <= 1, "from 0 to 1")
         self._require("distillation_tau", self.distillation_tau > 0, "above 0")
+        alone = self.bce_loss and self.distillation_type == "none"
+        allowed = "off without --bce-loss and --distillation-type none"
+        self._require("cosub", alone or not self.cosub, allowed)
         self._require("cache_period", self.cache_period >= 0, "0 or more")
         kind = self.distillation_type
         unused = bool(self.cache) and kind == "none"
