@@ -73,7 +73,7 @@ def digits_48() -> Config:
 
     Three seeds, 270 steps: 96.1, 97.2 and 96.3 % of 355 held-out digits, from weights of 36 epochs
     that had 95.5 % at 32 px. From scratch at 48 px, with the rate of `digits`, the same steps give
-    27.3, 30.7 and 30.1 %. A minute on two CPU cores.
+    27.3, 30.7 and 30.1 %. Under two minutes on one CPU core.
     """
     return digits().replace(
         data={"input_size": 48},
