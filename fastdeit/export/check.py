@@ -91,10 +91,10 @@ def read_photographs(view: EvalView, count: int) -> torch.Tensor:
     """
     transform = build_transform(view)
     stored = [Image.fromarray(image) for image in load_sample_images().images]
-    height = stored[0].height
-    cuts = [
-        stored[number % 2].crop((left, 0, left + height, height))
-        for number in range(count)
-        for left in [number * (stored[0].width - height) // count]
-    ]
-    return torch.stack([transform(cut) for cut in cuts])
+    width, height = stored[0].size  # both are landscapes of one size
+    parts = []
+    for number in range(count):
+        left = number * (width - height) // count
+        part = stored[number % 2].crop((left, 0, left + height, height))
+        parts.append(transform(part))
+    return torch.stack(parts)

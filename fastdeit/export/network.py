@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -88,20 +89,30 @@ def trace(network: Network, size: int, name: str) -> torch.export.ExportedProgra
 
 @contextlib.contextmanager
 def quiet_torch() -> Iterator[None]:
-    """Hide what torch and its exporters warn of their own code, and their log below errors."""
-    log = logging.getLogger("torch.onnx")
-    before = log.level
-    log.setLevel(logging.ERROR)
+    """Hide what torch's exporters print: warnings of their own code, their log below errors, and
+    graphs that they cannot record."""
+    logs = [logging.getLogger(name) for name in ("torch.onnx", "torch.fx")]
+    before = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        unseen = io.StringIO()
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(unseen),
+            contextlib.redirect_stderr(unseen),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(before)
+        for log, level in zip(logs, before, strict=True):
+            log.setLevel(level)
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error, or its kind if it has no text."""
+    """Return the first line of the first cause of an error, or its kind if it has no text."""
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 

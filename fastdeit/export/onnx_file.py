@@ -22,7 +22,7 @@ from fastdeit.export.network import (
     quiet_torch,
     trace,
 )
-from fastdeit.export.record import Exported, write_checked
+from fastdeit.export.record import Exported, Writer, write_checked
 from fastdeit.inference.load import LoadedModel
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -48,7 +48,8 @@ def export_onnx(
         model.metadata_props.update(values)
         file.write(_encode(model))
 
-    return write_checked(loaded, path, save, load_onnx, heads, precision)
+    writer = Writer("onnx", save, load_onnx)
+    return write_checked(loaded, path, writer, heads, precision)
 
 
 def check_onnx(precision: Precision) -> None:

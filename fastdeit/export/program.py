@@ -14,7 +14,7 @@ import torch
 
 from fastdeit.export.check import Run
 from fastdeit.export.network import Heads, Precision, build_network, quiet_torch, trace
-from fastdeit.export.record import Exported, write_checked
+from fastdeit.export.record import Exported, Writer, write_checked
 from fastdeit.inference.load import LoadedModel
 
 
@@ -38,7 +38,8 @@ def export_program(
             torch.export.save(program, whole, extra_files=files)
         file.write(whole.getbuffer())
 
-    return write_checked(loaded, path, save, load_program, heads, precision)
+    writer = Writer("program", save, load_program)
+    return write_checked(loaded, path, writer, heads, precision)
 
 
 def load_program(path: Path) -> Run:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from fastdeit.config.parse import require
 from fastdeit.export.check import Difference, Run, check_difference, measure_difference
@@ -46,32 +46,34 @@ def describe(loaded: LoadedModel, heads: Heads, precision: Precision) -> Descrip
     return names | config["pretrained_cfg"] | own
 
 
+class Writer(NamedTuple):
+    """A form of files: its name, what writes one with its description, and what loads it again."""
+
+    form: str
+    save: Callable[[BinaryIO, Description], None]
+    load: Callable[[Path], Run]
+
+
 def write_checked(
-    loaded: LoadedModel,
-    path: Path,
-    save: Callable[[BinaryIO, Description], None],
-    load: Callable[[Path], Run],
-    heads: Heads,
-    precision: Precision,
+    loaded: LoadedModel, path: Path, writer: Writer, heads: Heads, precision: Precision
 ) -> Exported:
     """Write a file of one recorded network, and name it `path` if it computes what the model does.
 
-    save: writes it, with a description; load: returns its function. Raises ValueError: the file
-    cannot be written, or it differs; then an older file stays as it was.
+    Raises ValueError: the file cannot be written, or it differs; then an older file stays as it
+    was.
     """
     check_file(path)
     try:
         with atomic_open(path) as file:
-            save(file, describe(loaded, heads, precision))
+            writer.save(file, describe(loaded, heads, precision))
             file.flush()
             written = Path(file.name)
-            difference = measure_difference(load(written), loaded, heads, precision)
+            difference = measure_difference(writer.load(written), loaded, heads, precision)
             check_difference(difference, precision)
             size = written.stat().st_size
     except OSError as error:
         require(False, "output", f"{path}: {error}", "a file that can be written")
-    form = path.suffix.removeprefix(".").replace("pt2", "program")
-    return Exported(path, form, loaded.name, heads, precision, size, difference)
+    return Exported(path, writer.form, loaded.name, heads, precision, size, difference)
 
 
 def check_file(path: Path) -> None:

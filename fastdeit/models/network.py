@@ -123,7 +123,7 @@ def count_classes(name: str, file: WeightFile) -> int:
     known = known_config(name)
     classifier = known.classifier or ""
     first = classifier if isinstance(classifier, str) else classifier[0]
-    names = [f"{name}.weight" for name in (first, *_CLASSIFIERS)]
+    names = [f"{module}.weight" for module in (first, *_CLASSIFIERS)]
     weight = next((file.state[name] for name in names if name in file.state), None)
     if weight is None:
         named = file.config.get("num_classes")

@@ -56,7 +56,8 @@ def _read_pickle(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             # a bad file can cause any error in the unpickler, from IndexError to MemoryError
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            text = (str(error).splitlines() or [""])[0]
+            reason = text if " " in text else f"{type(error).__name__} {text}".strip()
             raise _refusal(path, f"{reason}; save it as safetensors") from error
 
 

@@ -1,9 +1,13 @@
 """This process's place among all, from the variables of a launcher or of a batch script."""
 
+import inspect
+import logging
+
 import pytest
+from deepspeed.runtime.engine import DeepSpeedEngine
 
 from fastdeit.commands.errors import one_line_errors
-from fastdeit.distributed.world import init_distributed
+from fastdeit.distributed.world import import_deepspeed, init_distributed
 
 
 def test_world_size_without_rank_is_that_of_a_batch_script(
@@ -16,3 +20,11 @@ def test_world_size_without_rank_is_that_of_a_batch_script(
         raise ValueError("planted")
     assert end.value.code == 2 and capsys.readouterr().err == "fastdeit: error: planted\n"
     assert init_distributed().local_size == 1
+
+
+def test_the_warning_of_our_own_optimizer_is_not_shown() -> None:
+    logger = import_deepspeed().utils.logger
+    source = inspect.getsource(DeepSpeedEngine._do_optimizer_sanity_check)
+    assert "untested optimizer" in source
+    for message, shown in (("an untested optimizer, proceed", False), ("another one", True)):
+        assert bool(logger.filter(logging.makeLogRecord({"msg": message}))) == shown

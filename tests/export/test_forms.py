@@ -1,11 +1,14 @@
 """`export_model`: what the path decides, and disks that are full."""
 
+import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from fastdeit.export.forms import export_model
 from fastdeit.inference.load import LoadedModel, load_model
@@ -29,6 +32,47 @@ def test_a_full_disk_leaves_nothing_of_an_export(
     with limit_file_size(2000), pytest.raises(ValueError, match="--output must be .* be written"):
         export_model(loaded, tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+class Odd(nn.Module):
+    """A network that torch or ONNX cannot record: a branch on values, or an operator of torch."""
+
+    num_classes = 3
+
+    def __init__(self, has_branch: bool) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 3)
+        self.num_features = 3
+        self.has_branch = has_branch
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        colours = images.mean((2, 3))
+        if self.has_branch and colours.sum() > 0:
+            colours = colours * 2
+        return self.head(torch.special.bessel_j0(colours))
+
+
+@pytest.mark.parametrize(
+    ("has_branch", "name", "message"),
+    [
+        (True, "x.pt2", "^torch.export cannot record test_vit: Could not guard on data-dep[^\n]*$"),
+        (False, "x.onnx", "^test_vit has no form in ONNX: No ONNX function[^\n]*bessel_j0[^\n]*$"),
+    ],
+)
+def test_a_network_that_cannot_be_recorded_is_one_line(
+    has_branch: bool,
+    name: str,
+    message: str,
+    loaded: LoadedModel,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    if name.endswith("onnx"):
+        pytest.importorskip("onnxruntime")
+    odd = dataclasses.replace(loaded, model=Odd(has_branch).eval(), name="test_vit")
+    with pytest.raises(ValueError, match=message):
+        export_model(odd, tmp_path / name)
+    assert not list(tmp_path.iterdir()) and capfd.readouterr() == ("", "")
 
 
 def test_a_folder_that_timm_could_not_open_is_refused(loaded: LoadedModel, tmp_path: Path) -> None:

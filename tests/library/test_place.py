@@ -11,7 +11,7 @@ def test_the_cpu_has_several_names(device: torch.device | str) -> None:
     assert find_device(device) == torch.device("cpu")
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta"])
+@pytest.mark.parametrize("device", ["tpu", "cuda:99", "meta"])
 def test_a_device_that_is_not_here_is_refused(device: str) -> None:
     with pytest.raises(ValueError, match=f"^device must be cpu.*got '{device}'"):
         find_device(device)
