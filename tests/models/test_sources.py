@@ -69,12 +69,13 @@ def test_the_run_of_weights_is_found_and_no_other(
 ) -> None:
     run = fill(tmp_path / "run", "config.yaml", "model.safetensors")
     step = fill(run / "checkpoints" / "step-1", "model.safetensors")
-    for source in (run, f"local-dir:{run}", run / "model.safetensors", step, *step.iterdir()):
+    sources: list[str | Path] = [run, f"local-dir:{run}", run / "model.safetensors", step]
+    for source in [*sources, step / "model.safetensors"]:
         found = find_run(source)
         assert found is not None and found.path == run
     other = fill(run / "others", "resnet.pth")
     monkeypatch.chdir(run)
-    for absent in ("resnet18", "hf-hub:timm/deit", other, other / "resnet.pth"):
+    for absent in ("resnet18", "hf-hub:timm/deit", str(other), str(other / "resnet.pth")):
         assert find_run(absent) is None
 
 
