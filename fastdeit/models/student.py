@@ -8,8 +8,7 @@ student can stand in for a timm model in another training loop.
 
 DeiT III has a QKV bias, LayerScale, no position embedding on the class token, and one rate of
 DropPath for all blocks. Sources: Touvron et al. 2021 (2012.12877) and 2022 (2204.07118); names as
-timm 1.0.31 models/deit.py; registers: Darcet et al. 2023
-(2309.16588).
+timm 1.0.31 models/deit.py; registers: Darcet et al. 2023 (2309.16588).
 """
 
 from typing import Any, cast
