@@ -36,6 +36,7 @@ setup(
         "pydantic>=2",  # reads what DeepSpeed refuses in a settings file
         "psutil>=5.9",  # who launched a rank, who holds a run folder; DeepSpeed brings it too
         "safetensors>=0.5",
+        "huggingface-hub>=0.30",  # weights by name, model cards; timm brings it too
         "tyro>=1.0",
         "rich>=13",
         "pyyaml>=6",

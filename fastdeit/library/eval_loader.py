@@ -80,8 +80,8 @@ def create_eval_loader(
     """
     require_value(batch_size >= 1, "batch_size", batch_size, "1 or more")
     fields = {"data_path": str(path), "val_split": split, "num_workers": num_workers}
-    fields |= {"mean": view.mean, "std": view.std, "eval_crop_ratio": view.crop_pct}
-    config = configure(fields | {"input_size": view.size}, "create_eval_loader")
+    fields |= {"mean": view.mean, "std": view.std, "input_size": view.size}
+    config = configure(fields, "create_eval_loader")
     world = find_world(device, rank, world_size)
     index = on_first_rank(
         world, lambda: build_index(Path(path), split, classes=classes, bad_images="skip")

@@ -12,17 +12,17 @@ Names and their order as in timm 1.0.31, models/_hub.py; addresses as in torch.h
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import timm
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
-    RemoteEntryNotFoundError,
 )
 
 from fastdeit.models.sizes import suggest_names
@@ -162,7 +162,7 @@ def _fetch_from_hub(repository: Repository) -> Path:
     place = _find_in_cache(repository)
     try:
         if repository.is_described and not place.with_name("config.json").is_file():
-            with contextlib.suppress(RemoteEntryNotFoundError):
+            with _absence_allowed():
                 _download(repository, "config.json")
         return place if place.is_file() else _download_weights(repository)
     except LocalEntryNotFoundError as error:
@@ -176,9 +176,20 @@ def _fetch_from_hub(repository: Repository) -> Path:
 
 def _download_weights(repository: Repository) -> Path:
     for file in repository.files:
-        with contextlib.suppress(RemoteEntryNotFoundError):
+        with _absence_allowed():
             return _download(repository, file)
     raise ValueError(f"{repository}: has no weights, none of {', '.join(repository.files)}")
+
+
+@contextlib.contextmanager
+def _absence_allowed() -> Iterator[None]:
+    """Suppress the error of a file that a repository has not; a network that fails is an error."""
+    try:
+        yield
+    except LocalEntryNotFoundError:
+        raise
+    except EntryNotFoundError:
+        pass
 
 
 def _download(repository: Repository, file: str) -> Path:

@@ -88,11 +88,11 @@ class OptimConfig(Section):
 
     @property
     def final_lr(self) -> float:
-        """Learning rate at the end: `min_lr`, at most the peak."""
+        """Return the learning rate at the end: `min_lr`, at most the peak."""
         return min(self.min_lr, self.scaled_lr)
 
     @property
     def scaled_lr(self) -> float:
-        """Peak learning rate: `lr` at a batch of 512, linear in the batch (arXiv 2012.12877,
-        section 6)."""
+        """Return the peak learning rate: `lr` at a batch of 512, linear in the batch (arXiv
+        2012.12877, section 6)."""
         return self.lr if self.unscale_lr else self.lr * self.batch_size / 512
