@@ -18,7 +18,7 @@ import tyro
 from rich.table import Column, Table
 
 from fastdeit.commands.errors import one_line_errors
-from fastdeit.commands.flags import ViewFlags, WeightsFlags
+from fastdeit.commands.flags import WeightsFlags
 from fastdeit.commands.output import Rows, check_table, print_json, write_table
 from fastdeit.config.changes import find_paths, read_settings
 from fastdeit.config.options import parse_options
@@ -42,8 +42,8 @@ from fastdeit.inference.evaluate import (
 )
 from fastdeit.inference.evaluation import Evaluation
 from fastdeit.inference.load import LoadedModel, load_model
-from fastdeit.inference.views import change_view
-from fastdeit.storage.run_folder import RunFolder
+from fastdeit.inference.views import ViewOptions, change_view
+from fastdeit.models.sources import find_run
 
 _SHOWN = 10
 """Most classes, confusions and damaged images that are printed."""
@@ -86,7 +86,7 @@ class EvaluateOptions:
     with pretrained weights."""
     data: DataFlags = field(default_factory=DataFlags)
     weights: WeightsFlags = field(default_factory=WeightsFlags)
-    view: ViewFlags = field(default_factory=ViewFlags)
+    view: ViewOptions = field(default_factory=ViewOptions)
     labels: LabelOptions = field(default_factory=LabelOptions)
     reading: ReadOptions = field(default_factory=ReadOptions)
     teacher: TeacherOptions = field(default_factory=TeacherOptions)
@@ -125,9 +125,7 @@ def find_data(checkpoint: str, data: DataFlags) -> tuple[Path, str]:
     has the checkpoint. Raises ValueError if neither names a data set."""
     if data.data_path:
         return Path(data.data_path), data.val_split or "val"
-    path = Path(checkpoint)
-    places = (path, path.parent, path.parent.parent) if path.exists() else ()
-    run = next((folder for folder in map(RunFolder, places) if folder.config.is_file()), None)
+    run = find_run(checkpoint)
     allowed = "the folder of a data set (docs/data.md); it may be omitted for a run of ours alone"
     require(run is not None, "data_path", data.data_path, allowed)
     assert run is not None

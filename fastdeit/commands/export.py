@@ -15,7 +15,7 @@ from pathlib import Path
 import tyro
 
 from fastdeit.commands.errors import one_line_errors
-from fastdeit.commands.flags import SourceFlags, ViewFlags
+from fastdeit.commands.flags import SourceFlags
 from fastdeit.commands.output import print_json
 from fastdeit.config.options import parse_options
 from fastdeit.config.parse import Section
@@ -25,7 +25,7 @@ from fastdeit.export.forms import check_form, export_model
 from fastdeit.export.network import Heads, Precision
 from fastdeit.export.record import Exported
 from fastdeit.inference.load import load_model
-from fastdeit.inference.views import change_view
+from fastdeit.inference.views import ViewOptions, change_view
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ExportOptions:
     output: str
     """A new folder, FILE.onnx or FILE.pt2; an older file is replaced."""
     weights: SourceFlags = field(default_factory=SourceFlags)
-    view: ViewFlags = field(default_factory=ViewFlags)
+    view: ViewOptions = field(default_factory=ViewOptions)
     form: FormFlags = field(default_factory=FormFlags)
 
 

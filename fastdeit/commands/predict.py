@@ -14,7 +14,7 @@ import tyro
 from rich.table import Column, Table
 
 from fastdeit.commands.errors import one_line_errors
-from fastdeit.commands.flags import ViewFlags, WeightsFlags
+from fastdeit.commands.flags import WeightsFlags
 from fastdeit.commands.output import check_file, check_table, print_json, write_table
 from fastdeit.config.options import parse_options
 from fastdeit.config.parse import Section, require
@@ -26,7 +26,7 @@ from fastdeit.inference.class_names import ClassName, name_classes
 from fastdeit.inference.images import find_images
 from fastdeit.inference.load import LoadedModel, load_model
 from fastdeit.inference.predict import Prediction, predict_images, rank_classes
-from fastdeit.inference.views import change_view
+from fastdeit.inference.views import ViewOptions, change_view
 from fastdeit.storage.atomic import atomic_open
 
 _HEADS = {"both": "both heads", "cls": "class head", "dist": "distillation head"}
@@ -78,7 +78,7 @@ class PredictOptions:
     checkpoint: str
     """Weights: a run folder, a file, local-dir:FOLDER, hf-hub:NAME, or a pretrained timm model."""
     weights: WeightsFlags = field(default_factory=WeightsFlags)
-    view: ViewFlags = field(default_factory=ViewFlags)
+    view: ViewOptions = field(default_factory=ViewOptions)
     read: ReadFlags = field(default_factory=ReadFlags)
     result: ResultFlags = field(default_factory=ResultFlags)
 

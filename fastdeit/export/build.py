@@ -7,19 +7,21 @@ import pyarrow.parquet as pq
 
 from fastdeit.config.changes import read_settings
 from fastdeit.config.flags import format_train_command, list_flags
+from fastdeit.config.parse import join_values
 from fastdeit.config.recipes import RECIPES
 from fastdeit.config.schema import Config
-from fastdeit.models.sources import LOCAL
+from fastdeit.models.sources import LOCAL, find_run
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 
 _PLACES = {
-    "data": ("data_path",),
+    "data": ("data_path", "train_split", "val_split"),
     "model": ("finetune",),
-    "distill": ("teacher_path", "cache"),
+    "distill": ("cache",),
     "run": ("deepspeed_config",),
+    "checkpoint": ("resume",),
 }
-"""Settings that name places, by section."""
+"""Settings that may name a place, by section; --teacher-path may have several."""
 
 
 @dataclass(frozen=True)
@@ -61,27 +63,28 @@ def build_origin(source: str, ema: bool, step: str) -> Origin | None:
     )
 
 
-def find_run(source: str) -> RunFolder | None:
-    """Return the run folder that a source is, or that has the file or the checkpoint."""
-    path = Path(source.removeprefix(LOCAL)).absolute()
-    folders = map(RunFolder, (path, *path.parents[:3]))
-    return next((folder for folder in folders if folder.config.is_file()), None)
-
-
 def _hide_places(config: Config) -> Config:
     values = config.to_dict()
-    return config.replace(
-        **{
-            section: {name: _hide_place(values[section][name]) for name in names}
-            for section, names in _PLACES.items()
-        }
-    )
+    hidden = {
+        section: {name: _hide_place(values[section][name]) for name in names}
+        for section, names in _PLACES.items()
+    }
+    hidden["distill"]["teacher_path"] = _hide_teachers(config)
+    return config.replace(**hidden)
 
 
-def _hide_place(places: str) -> str:
-    """Return one or several paths, with an absolute one as its last part."""
-    parts = places.split(",")
-    return ",".join(Path(part).name if Path(part).is_absolute() else part for part in parts)
+def _hide_place(place: str) -> str:
+    """Return a source; of an absolute path only its last part."""
+    prefix = LOCAL if place.startswith(LOCAL) else ""
+    path = Path(place.removeprefix(prefix))
+    return prefix + path.name if path.is_absolute() else place
+
+
+def _hide_teachers(config: Config) -> str:
+    if not config.distill.teacher_path:
+        return ""
+    places = [_hide_place(path) for _, path in config.distill.teachers]
+    return join_values(places) if len(places) > 1 else places[0]
 
 
 def _name_settings(config: Config, recipe: str, folder: RunFolder) -> dict[str, str]:

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.data import ImageNetInfo
 
 from fastdeit.config.parse import require
 from fastdeit.data.formats.labels import whole_number
 from fastdeit.display.text import shorten
-from fastdeit.models.teachers.view import parse_json
+from fastdeit.inference.class_names import known_classes
 from fastdeit.storage.atomic import read_bounded
+from fastdeit.storage.json_values import MAX_BYTES, parse_json, read_json_file
 
-_MAX_BYTES = 1 << 22
 _SHOWN = 3  # names in an error
 _PUBLISHED = {"imagenet_a": "ImageNet-A", "imagenet_r": "ImageNet-R"}
 _WAYS = "position, number, imagenet, or a .txt or .json file with the class of each output"
@@ -88,15 +88,6 @@ def list_names(
     if class_map not in ("", "position", "number"):
         return tuple(_read_class_map(class_map, len(valid or range(count))))
     return known_classes(model, count) or tuple(map(str, range(count)))
-
-
-def known_classes(model: Sequence[str] | None, count: int) -> tuple[str, ...] | None:
-    """Return the names of a model's classes: those that its weights have, else those of the
-    ImageNet subset of so many classes that timm knows, else None."""
-    if model is not None:
-        return tuple(model)
-    subset = infer_imagenet_subset({"num_classes": count})
-    return tuple(ImageNetInfo(subset).label_names()) if subset else None
 
 
 def _find_outputs(
@@ -170,15 +161,13 @@ def _read_class_map(class_map: str, count: int) -> Mapping[str, int]:
         return {name: place for place, name in enumerate(_imagenet())}
     file = Path(class_map)
     require(file.suffix in (".txt", ".json") and file.is_file(), "class_map", class_map, _WAYS)
-    text = read_bounded(file, _MAX_BYTES)
-    if file.suffix == ".txt":
-        lines = [line.strip() for line in text.rstrip().splitlines()]
-        is_whole = len(lines) == len(set(lines)) == count
+    if file.suffix == ".json":
+        return _check_numbers(file, read_json_file(file), count)
+    lines = [line.strip() for line in read_bounded(file, MAX_BYTES).rstrip().splitlines()]
+    if not len(lines) == len(set(lines)) == count:
         rule = f"must have one class for each of the {count} outputs (got {len(lines)} lines)"
-        if not is_whole:
-            raise ValueError(f"{file}: {rule}")
-        return {name: number for number, name in enumerate(lines)}
-    return _check_numbers(file, parse_json(text, str(file)), count)
+        raise ValueError(f"{file}: {rule}")
+    return {name: number for number, name in enumerate(lines)}
 
 
 def _check_numbers(file: Path, content: object, count: int) -> dict[str, int]:
@@ -196,7 +185,7 @@ def _read_valid_labels(valid_labels: str, count: int) -> list[int] | None:
     file = Path(valid_labels)
     allowed = "auto, all, data, or a file with the number of an output in each line"
     require(file.is_file(), "valid_labels", valid_labels, allowed)
-    numbers = [whole_number(line) for line in read_bounded(file, _MAX_BYTES).split()]
+    numbers = [whole_number(line) for line in read_bounded(file, MAX_BYTES).split()]
     found = [number for number in numbers if number is not None and 0 <= number < count]
     if not found or len(set(found)) != len(numbers):
         raise ValueError(f"{file}: must have different numbers below {count}, one in each line")
@@ -254,8 +243,8 @@ def read_real_labels(source: str, names: Sequence[str]) -> list[list[int]]:
     is_known = source == "timm" or Path(source).is_file()
     require(is_known, "real_labels", source, "timm, or a file as its imagenet_real_labels.json")
     shipped = resources.files("timm.data") / "_info" / "imagenet_real_labels.json"
-    text = shipped.read_text() if source == "timm" else read_bounded(Path(source), _MAX_BYTES)
-    sets = parse_json(text, source)
+    is_shipped = source == "timm"
+    sets = parse_json(shipped.read_text(), source) if is_shipped else read_json_file(Path(source))
     if not isinstance(sets, list) or not all(map(_is_label_set, sets)):
         raise ValueError(f"{source}: must be a list with a list of classes for each image")
     return [sets[_find_number(name, len(sets)) - 1] for name in names]

@@ -15,16 +15,22 @@ class ClassName(NamedTuple):
     meaning: str = ""
 
 
+def known_classes(model: Sequence[str] | None, count: int) -> tuple[str, ...] | None:
+    """Return the names of a model's classes: those that its weights have, else those of the
+    ImageNet subset of so many classes that timm knows, else None."""
+    if model is not None:
+        return tuple(model)
+    subset = infer_imagenet_subset({"num_classes": count})
+    return tuple(ImageNetInfo(subset).label_names()) if subset else None
+
+
 def name_classes(classes: Sequence[str] | None, count: int) -> list[ClassName]:
     """Return the names of `count` classes, in the order of the outputs.
 
-    classes: those that the weights name. Without, 1,000 classes are those of ImageNet-1k, and so
-    for the other numbers that timm knows, as 21,843; else a class has its number as its name.
+    classes: those that the weights name; without, as `known_classes`, else the numbers.
     Raises ValueError for another number of them.
     """
-    if classes is None:
-        subset = infer_imagenet_subset({"num_classes": count})
-        classes = ImageNetInfo(subset).label_names() if subset else list(map(str, range(count)))
+    classes = known_classes(classes, count) or tuple(map(str, range(count)))
     if len(classes) != count:
         raise ValueError(f"the weights name {len(classes)} classes, but have {count} outputs")
     if not any(re.fullmatch(r"n\d{8}", name) for name in classes):

@@ -32,7 +32,7 @@ from fastdeit.inference.class_maps import (
 from fastdeit.inference.evaluation import Evaluation
 from fastdeit.inference.load import LoadedModel, load_model
 from fastdeit.inference.scores import Predictions, Recorder, measure, score_real
-from fastdeit.inference.views import change_view
+from fastdeit.inference.views import ViewOptions, change_view
 from fastdeit.models.teachers.ensemble import LiveTeacher, load_teachers
 from fastdeit.models.teachers.view import Preprocessing
 from fastdeit.training.evaluation import Heads, evaluate, student_heads
@@ -120,9 +120,10 @@ def evaluate_checkpoint(
 
     source, ema, model: as in `load_model`. split: in any form of training, or "." for class folders
     in data_path itself. precision: bf16, fp32, or auto, bf16 on a GPU. options: eval_input_size,
-    eval_crop_ratio, mean, std, interpolation and crop_mode replace what the weights name; fields of
-    `LabelOptions`, `ReadOptions` and `TeacherOptions`. A collective of all ranks, if
-    torch.distributed is initialised. Raises ValueError with one line for what cannot be scored.
+    eval_crop_ratio, mean, std, interpolation and crop_mode replace what the weights name
+    (`ViewOptions`); fields of `LabelOptions`, `ReadOptions` and `TeacherOptions`. A collective of
+    all ranks, if torch.distributed is initialised. Raises ValueError with one line for what cannot
+    be scored.
     """
     world = find_world()
     dtype = find_dtype(precision, world)
@@ -130,16 +131,14 @@ def evaluate_checkpoint(
         part.name: _take(part.default_factory, options)  # type: ignore[arg-type]
         for part in dataclasses.fields(EvalOptions)
     }
-    names = {"eval_input_size": "size", "eval_crop_ratio": "crop_pct"}
-    fields = ("mean", "std", "interpolation", "crop_mode")
-    view = {names.get(key, key): options.pop(key) for key in (*names, *fields) if key in options}
+    view: Any = _take(ViewOptions, options)
     if options:
         unknown = ", ".join(options)
         raise TypeError(f"evaluate_checkpoint() got an unexpected keyword argument: {unknown}")
     loaded = on_first_rank(
         lambda: load_model(source, ema=ema, model=model, device=world.device, dtype=dtype)
     )
-    loaded = change_view(loaded, loaded.view._replace(**view))
+    loaded = change_view(loaded, view.apply(loaded.view))
     done = evaluate_model(
         loaded, Path(data_path), split, EvalOptions(**sections), world=world, ema=ema
     )

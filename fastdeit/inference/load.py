@@ -26,9 +26,8 @@ from fastdeit.models.sources import fetch_weights
 from fastdeit.storage.json_values import parse_json
 from fastdeit.storage.tensor_files import hash_tensors
 
-_VIEW_FIELDS = ("mean", "std", "input_size", "crop_pct")
+_VIEW_FIELDS = ("mean", "std", "input_size", "crop_pct", "interpolation", "crop_mode")
 """Of the metadata in our files."""
-
 
 Transform = Callable[[Image.Image], torch.Tensor]
 

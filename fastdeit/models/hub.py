@@ -16,13 +16,11 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from fastdeit.models.sizes import has_qkv_bias
+from fastdeit.models.sources import HUB_FILES
 from fastdeit.models.student import Student
 from fastdeit.storage.json_values import parse_json, read_json_file
 from fastdeit.storage.jsonl import restore_names, to_strict_json
 from fastdeit.storage.run_folder import RunFolder
-
-HUB_NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
-"""Files of weights in a folder of timm or of the Hub, in timm's order."""
 
 
 class EvalView(NamedTuple):
@@ -122,6 +120,8 @@ def describe_weights(
         "std": view.std,
         "crop_pct": view.crop_pct,
     }
+    usual = EvalView._field_defaults
+    facts |= {name: getattr(view, name) for name in usual if getattr(view, name) != usual[name]}
     if classes is not None:
         facts |= {"num_classes": len(classes), "classes": classes}
     if isinstance(model, Student):
@@ -142,7 +142,7 @@ def find_config(path: Path) -> Path | None:
     of_run = {beside.model, beside.model_ema, beside.model_best, beside.model_ema_best}
     if path.parent.parent == above.checkpoints:
         place = above.model_config
-    elif path in of_run or path.name in HUB_NAMES:
+    elif path in of_run or path.name in HUB_FILES:
         place = beside.model_config
     else:
         return None

@@ -47,12 +47,12 @@ class WeightFile:
 
     @property
     def architecture(self) -> str:
-        """The name that the file or its config.json has; "" if none."""
+        """Return the name that the file or its config.json has; "" if none."""
         return self.metadata.get("model") or str(self.config.get("architecture") or "")
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments of the architecture, by timm's names."""
+        """Return the arguments of the architecture, by timm's names."""
         arguments = self.config.get("model_args")
         found = arguments if isinstance(arguments, dict) else {}
         return {name: value for name, value in found.items() if name not in _RESERVED}
@@ -100,6 +100,13 @@ def infer_architecture(file: WeightFile) -> str:
     return next(iter([*exact, *near]), "")
 
 
+def find_sizes(name: str, file: WeightFile) -> dict[str, object]:
+    """Return the keywords of `Student` for the weights of a DeiT with this name, as
+    `infer_student_sizes`."""
+    described = {key: json.dumps(value) for key, value in file.arguments.items()}
+    return infer_student_sizes(file.state, described | dict(file.metadata) | {"model": name})
+
+
 def known_config(name: str) -> PretrainedCfg:
     """Return timm's settings for a model, NAME or NAME.TAG. Raises ValueError for another name."""
     known = name if timm.is_model(name) else name_in_timm(name)
@@ -139,8 +146,7 @@ def build_network(name: str, file: WeightFile, *, size: int) -> nn.Module:
 
 
 def _build_student(name: str, file: WeightFile) -> nn.Module:
-    described = {key: json.dumps(value) for key, value in file.arguments.items()}
-    sizes = infer_student_sizes(file.state, described | dict(file.metadata) | {"model": name})
+    sizes = find_sizes(name, file)
     student = build_student(name, **sizes)  # type: ignore[arg-type]
     fit_student_weights(student, file.state)
     return student

@@ -1,6 +1,6 @@
 """Weights by name: the local file behind a path, an address, a Hub repository or a timm model.
 
-| source | is kept in |
+| source | is stored in |
 |---|---|
 | a file, or a folder of ours, of timm or of the Hub; `local-dir:FOLDER` | its place |
 | `hf-hub:OWNER/NAME[@REVISION]` | huggingface_hub's cache (HF_HOME) |
@@ -35,7 +35,8 @@ ADDRESSES = ("https://", "http://")
 FORMS = "a file, a folder, hf-hub:OWNER/NAME, https://... or a timm model"
 """Of a source, for messages."""
 
-_HUB_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+HUB_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+"""Weights in a folder of timm or of the Hub, in timm's order."""
 _HUB_NAME = re.compile(HUB + r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 
@@ -46,7 +47,7 @@ class Repository(NamedTuple):
 
     name: str
     revision: str | None
-    files: Sequence[str] = _HUB_FILES
+    files: Sequence[str] = HUB_FILES
     is_described: bool = True
 
     def __str__(self) -> str:
@@ -95,8 +96,21 @@ def locate_weights(source: str | Path, *, ema: bool = False) -> Path:
     if not path.is_dir():
         return path
     own = RunFolder(path).weights(ema=ema)
-    others = [] if ema else [path / name for name in _HUB_FILES if (path / name).is_file()]
+    others = [] if ema else [path / name for name in HUB_FILES if (path / name).is_file()]
     return others[0] if others and not own.is_file() else own
+
+
+def find_run(source: str | Path) -> RunFolder | None:
+    """Return the run folder that a source is, or in which its file or checkpoint is; None if there
+    is none."""
+    path = Path(str(source).removeprefix(LOCAL))
+    if not path.exists():
+        return None
+    path = path.resolve()
+    home = path if path.is_dir() else path.parent
+    above = RunFolder(home.parent.parent)
+    run = above if home.parent == above.checkpoints else RunFolder(home)
+    return run if run.config.is_file() else None
 
 
 def find_remote(source: str | Path) -> Repository | str | None:
@@ -122,7 +136,7 @@ def _find_pretrained(name: str) -> Repository | str:
     if not known.hf_hub_id:
         return str(known.url)
     repository, _, revision = known.hf_hub_id.partition("@")
-    files = [known.hf_hub_filename] if known.hf_hub_filename else _HUB_FILES
+    files = [known.hf_hub_filename] if known.hf_hub_filename else HUB_FILES
     return Repository(repository, revision or None, files, is_described=False)
 
 

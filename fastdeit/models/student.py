@@ -8,8 +8,7 @@ student can stand in for a timm model in another training loop.
 
 DeiT III has a QKV bias, LayerScale, no position embedding on the class token, and one rate of
 DropPath for all blocks. Sources: Touvron et al. 2021 (2012.12877) and 2022 (2204.07118); names as
-timm 1.0.31 models/deit.py; registers: Darcet et al. 2023
-(2309.16588).
+timm 1.0.31 models/deit.py; registers: Darcet et al. 2023 (2309.16588).
 """
 
 from typing import Any, cast
@@ -77,13 +76,7 @@ class Student(nn.Module):
         self.num_prefix_positions = 0 if no_embed_class else self.num_prefix_tokens
         """Of the position embedding, before those of the patches."""
         self.drop_path_rates = _spread_drop_path(drop_path, depth, constant_drop_path)
-        num_positions = self.num_prefix_positions + self.grid_size**2
-        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
-        if distilled:
-            self.dist_token = nn.Parameter(torch.empty(1, 1, embed_dim))
-        if reg_tokens:
-            self.reg_token = nn.Parameter(torch.empty(1, reg_tokens, embed_dim))
-        self.pos_embed = nn.Parameter(torch.empty(1, num_positions, embed_dim))
+        self._add_tokens()
         self.patch_embed = PatchEmbed(patch_size, embed_dim)
         sizes = (embed_dim, num_heads, int(embed_dim * mlp_ratio), qkv_bias, init_values)
         self.blocks = nn.ModuleList(Block(*sizes) for _ in range(depth))
@@ -97,8 +90,19 @@ class Student(nn.Module):
         self._seed = seed
         initialise_student(self, seed)
 
+    def _add_tokens(self) -> None:
+        """Add the special tokens and the position embedding, still without values."""
+        width = self.embed_dim
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        if self.distilled:
+            self.dist_token = nn.Parameter(torch.empty(1, 1, width))
+        if self.num_reg_tokens:
+            self.reg_token = nn.Parameter(torch.empty(1, self.num_reg_tokens, width))
+        num_positions = self.num_prefix_positions + self.grid_size**2
+        self.pos_embed = nn.Parameter(torch.empty(1, num_positions, width))
+
     def _describe(self) -> dict[str, Any]:
-        """Return what timm keeps beside a model: input, preprocessing, names of its ends."""
+        """Return what timm has beside a model: input, preprocessing, names of its ends."""
         return {
             "num_classes": self.num_classes,
             "input_size": (3, self.image_size, self.image_size),

@@ -17,7 +17,7 @@ from fastdeit.data.formats.detect import find_split
 from fastdeit.distributed.collectives import first_on_rank0
 from fastdeit.distributed.environment import is_alone
 from fastdeit.models.sizes import SIZES, suggest_names
-from fastdeit.models.sources import FORMS, fetch_weights, find_remote, locate_weights
+from fastdeit.models.sources import FORMS, fetch_weights, find_remote, find_run, locate_weights
 from fastdeit.storage.run_folder import RunFolder
 
 _STUDENTS = (
@@ -133,8 +133,8 @@ def _check_resume(config: Config) -> None:
 def _check_trained(config: Config, checkpoint: str) -> None:
     """Raise ValueError if the run that saved a checkpoint trained other weights: the checkpoint has
     the optimizer's state of those alone."""
-    parent = RunFolder(Path(checkpoint).resolve().parents[1])
-    if parent.config.is_file():
+    parent = find_run(checkpoint)
+    if parent is not None:
         then = read_settings(parent.config, "--resume").model.trainable
         now = config.model.trainable
         allowed = f"{then} as in {parent}; --finetune {checkpoint} begins with its weights alone"

@@ -9,6 +9,7 @@ from fastdeit.config.changes import FORM, list_changes, read_settings
 from fastdeit.config.flags import format_replay_command
 from fastdeit.config.parse import require
 from fastdeit.distributed.collectives import on_rank0
+from fastdeit.models.sources import find_run
 from fastdeit.reliability.health import HealthError
 from fastdeit.reliability.rollbacks import write_bundle
 from fastdeit.run.identity import code_digest, versions
@@ -24,7 +25,6 @@ from fastdeit.run.inputs import (
     take_inputs,
 )
 from fastdeit.run.state import Run
-from fastdeit.storage.run_folder import RunFolder
 
 
 def resume(run: Run) -> list[str]:
@@ -90,9 +90,9 @@ def _begin_lineage(run: Run, found: LoadedCheckpoint) -> list[str]:
     """Record that the run begins from a checkpoint of another run, and the settings that are
     others; return them as a note."""
     before = take_inputs(found.state, found.path).get("initial weights") or {}
-    parent = RunFolder(found.path.resolve().parents[1])
+    parent = find_run(found.path)
     changed = []
-    if parent.config.is_file():
+    if parent is not None:
         then = read_settings(parent.config, "--resume")
         changed = list_changes(then, run.config, FORM | {"resume"})
     origin = describe_checkpoint(found.path)

@@ -58,13 +58,9 @@ def build_trainer(
     decode: maps a batch's teacher records to the teacher's output; None: batches hold none.
     """
     optim = config.optim
-    dtype = precision(config, world)[1]
-    eval_model = copy.deepcopy(model).to(world.device, dtype).eval()
-    frozen = copy_weights(model, trained=False)
-    engine = build_engine(config, world, model)
-    ema_decay = optim.model_ema_decay if optim.model_ema else None
+    state = _build_state(config, world, model)
     schedule = build_schedule(
-        engine.optimizer,
+        state.engine.optimizer,
         epochs=optim.epochs,
         steps_per_epoch=steps_per_epoch,
         warmup_epochs=optim.warmup_epochs,
@@ -74,20 +70,28 @@ def build_trainer(
         lag=optim.sched_lag,
     )
     return Trainer(
-        state=TrainerState(
-            engine,
-            eval_model,
-            ema_decay,
-            world.rank,
-            ema_warmup=optim.model_ema_warmup,
-            frozen=frozen,
-        ),
-        forward=build_forward(config, model, dtype),
+        state=state,
+        forward=build_forward(config, model, precision(config, world)[1]),
         teacher=teacher,
         decode=decode,
         criterion=build_criterion(config),
         schedule=schedule,
         kernels=config.run.kernels,
+    )
+
+
+def _build_state(config: Config, world: World, model: nn.Module) -> TrainerState:
+    """Build the engine, and what belongs to the weights beside it; a collective."""
+    optim = config.optim
+    eval_model = copy.deepcopy(model).to(world.device, precision(config, world)[1]).eval()
+    frozen = copy_weights(model, trained=False)
+    return TrainerState(
+        build_engine(config, world, model),
+        eval_model,
+        optim.model_ema_decay if optim.model_ema else None,
+        world.rank,
+        ema_warmup=optim.model_ema_warmup,
+        frozen=frozen,
     )
 
 

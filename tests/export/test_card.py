@@ -69,12 +69,15 @@ def test_the_header_is_the_hubs_with_the_accuracy(tmp_path: Path) -> None:
 def test_scores_are_those_of_just_these_weights(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run_of_ema", find_recipe("digits"))
     folder.model_ema_best.touch()
+    checkpoint = folder.checkpoints / "step-10" / "model.safetensors"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
     for source, ema, step, weights, expected in (
         (folder.path, False, "20", "model", {"both/top1": 71.25, "dist/top5": 92.0}),
         (folder.path, True, "20", "EMA", {"both/top1": 44.0}),
         (folder.model_ema_best, False, "10", "EMA", {"both/top1": 2.0}),
         (folder.model, False, "10", "model", {"both/top1": 1.0}),
-        (folder.checkpoints / "step-10" / "model.safetensors", False, "10", "model", {}),
+        (checkpoint, False, "10", "model", {}),
         (folder.path, False, "15", "model", {}),
     ):
         origin = build_origin(str(source), ema, step)
@@ -87,18 +90,29 @@ def test_scores_are_those_of_just_these_weights(tmp_path: Path) -> None:
 
 def test_the_card_names_the_command_and_no_place_of_this_machine(tmp_path: Path) -> None:
     places: dict[str, Any] = {
-        "data": {"data_path": "/home/me/images"},
+        "data": {"data_path": "/home/me/images", "val_split": "/home/me/lists/val.csv"},
         "distill": {"teacher_path": "/home/me/teachers/regnet.pth", "teacher_model": "regnety_040"},
+        "model": {"finetune": "local-dir:/home/me/deit"},
+        "checkpoint": {"resume": "/home/me/runs/6/checkpoints/step-5"},
         "run": {"output_dir": "/home/me/runs/7"},
         "optim": {"epochs": 12},
     }
     config = find_recipe("deit_paper").replace(**places)
     folder = write_run(tmp_path / "run", config)
     text = write_card(load(folder, 7), "mine", "fp32", build_origin(str(folder), False, "7"))
-    flags = "--recipe deit_paper --data-path images --teacher-model regnety_040"
-    assert flags in text and "--teacher-path regnet.pth" in text and "--epochs 12" in text
+    assert "--recipe deit_paper --data-path images --val-split val.csv" in text
+    assert "--teacher-model regnety_040" in text and "--teacher-path regnet.pth" in text
+    assert "--epochs 12" in text
     assert "/home" not in text and str(tmp_path) not in text
+    assert "--finetune local-dir:deit" in text and "--resume step-5" in text
     assert "regnety\\_040, hard labels" in text and "## Results" not in text
+
+
+def test_the_paths_of_several_teachers_stay_apart(tmp_path: Path) -> None:
+    teachers = {"teacher_model": "regnety_040,resnet18", "teacher_path": '"/home/a,b",/home/c.pth'}
+    folder = write_run(tmp_path / "run", find_recipe("deit").replace(distill=teachers))
+    origin = build_origin(str(folder), False, "7")
+    assert origin is not None and "--teacher-path '\"a,b\",c.pth'" in origin.command
 
 
 def test_names_from_outside_stay_names(tmp_path: Path) -> None:

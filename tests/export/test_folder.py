@@ -1,5 +1,6 @@
 """The folder for timm and the Hub: timm and fastdeit load the same model from it."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,8 @@ def test_another_view_is_that_of_the_folder(tmp_path: Path) -> None:
     model = load_in_timm(tmp_path / "larger")
     assert timm.data.resolve_model_data_config(model)["input_size"] == (3, 48, 48)
     assert load_model(tmp_path / "larger").view == view
+    alone = shutil.copy(tmp_path / "larger" / "model.safetensors", tmp_path / "alone.safetensors")
+    assert load_model(alone).view == view
     metadata = read_metadata(tmp_path / "larger" / "model.safetensors")
     assert (metadata["input_size"], metadata["crop_pct"]) == ("48", "0.9")
     assert model(photographs(view)).shape == (2, len(CLASSES))

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from fastdeit.models.sources import (
     fetch_weights,
     find_remote,
+    find_run,
     find_weights,
     locate_weights,
     name_revision,
@@ -61,6 +62,21 @@ def test_a_folder_has_weights_by_known_names(
 ) -> None:
     folder = fill(tmp_path / "run", *files)
     assert locate_weights(form.format(folder), ema=ema) == folder / found
+
+
+def test_the_run_of_weights_is_found_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fill(tmp_path / "run", "config.yaml", "model.safetensors")
+    step = fill(run / "checkpoints" / "step-1", "model.safetensors")
+    sources: list[str | Path] = [run, f"local-dir:{run}", run / "model.safetensors", step]
+    for source in [*sources, step / "model.safetensors"]:
+        found = find_run(source)
+        assert found is not None and found.path == run
+    other = fill(run / "others", "resnet.pth")
+    monkeypatch.chdir(run)
+    for absent in ("resnet18", "hf-hub:timm/deit", str(other), str(other / "resnet.pth")):
+        assert find_run(absent) is None
 
 
 def test_a_path_that_does_not_exist_is_named_with_what_may_be_named(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 The command line and the DeepSpeed settings are derived from them. Field names are timm's and deit's
 flag names: `batch_size` is `--batch-size`. The docstring under a field is its help text: one line
-where it can be, since tyro keeps some line breaks. Only commands, runs, replays and the files
-called build.py read a `Config`; everything below takes the values it uses.
+where it can be, since tyro keeps some line breaks. Only commands, the library, runs, replays and
+the files called build.py read a `Config`; everything below takes the values it uses.
 """
 
 import dataclasses

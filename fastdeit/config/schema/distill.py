@@ -79,7 +79,7 @@ class DistillConfig(Section):
 
     @property
     def teachers(self) -> list[tuple[str, str]]:
-        """The name and the source of the weights of each teacher; "" if nothing names it."""
+        """Return the name and the source of the weights of each teacher; "" if nothing names it."""
         pairs = pair_teachers(self.teacher_model, self.teacher_path)
         return [(name, name) for name, _ in pairs] if self.pretrained_teacher else pairs
 

@@ -1,12 +1,11 @@
 """What a run takes over from the weights that it starts from: the architecture; and what it should:
 mean and std."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from fastdeit.models.network import WeightFile, find_architecture
-from fastdeit.models.sizes import SIZES, infer_student_sizes, is_student
+from fastdeit.models.network import WeightFile, find_architecture, find_sizes
+from fastdeit.models.sizes import SIZES, is_student
 from fastdeit.storage.json_values import parse_json
 
 _FIELDS = {
@@ -30,8 +29,7 @@ def list_settings(source: str, file: WeightFile) -> dict[str, Any]:
     name = find_architecture(source, file)
     if name not in SIZES or not is_student(file.state):
         return {"model": name}
-    described = {key: json.dumps(value) for key, value in file.arguments.items()}
-    sizes = infer_student_sizes(file.state, described | dict(file.metadata) | {"model": name})
+    sizes = find_sizes(name, file)
     usual = SIZES[name]._asdict() | {"reg_tokens": 0}
     changed = [key for key in _FIELDS if key in sizes and sizes[key] != usual[key]]
     return {"model": name} | {_FIELDS[key]: sizes[key] for key in changed}

@@ -39,7 +39,7 @@ class Ensemble:
 
     @property
     def sha256(self) -> list[str]:
-        """Hashes of the files, as an older cache has of one teacher."""
+        """Return the hashes of the files, as an older cache has that of one teacher."""
         return [teacher.sha256 for teacher in self.teachers]
 
     def describe(self) -> str:

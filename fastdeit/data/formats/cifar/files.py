@@ -180,12 +180,16 @@ def _find_archive(file: Path) -> Path | None:
 
 @functools.lru_cache(maxsize=16)
 def _read_file(file: Path) -> Batch:
+    return _parse(file, _read_bytes(file))
+
+
+def _read_bytes(file: Path) -> bytes:
+    """Return the bytes of a file, at most one more than MAX_BYTES. Raises DataError."""
     try:
         with file.open("rb") as opened:
-            data = opened.read(MAX_BYTES + 1)
+            return opened.read(MAX_BYTES + 1)
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
-    return _parse(file, data)
 
 
 @functools.lru_cache(maxsize=2)
@@ -234,5 +238,5 @@ def _read_class_names(file: Path) -> tuple[str, ...] | None:
     if archive is not None:
         data = dict(_unpack(archive, form, [form.names_file])).get(form.names_file)
     else:
-        data = names_file.read_bytes()[:MAX_BYTES] if names_file.is_file() else None
+        data = _read_bytes(names_file) if names_file.is_file() else None
     return None if data is None else read_names(data, str(names_file), form.names_key)

@@ -76,6 +76,9 @@ class _Machine:
 
     def set_items(self, values: list[Any]) -> None:
         _check(isinstance(self.stack[-1], dict), "sets an item of what is no dict")
+        # of any other key the hash may take forever
+        are_names = all(isinstance(name, bytes | str) for name in values[::2])
+        _check(are_names, "has a key that is no text")
         self.stack[-1].update(zip(values[::2], values[1::2], strict=True))
 
     def call(self) -> None:
@@ -99,13 +102,17 @@ def _make_array(
 
 
 def _unwrap(value: Any) -> Any:
-    """Return a value with its arrays, which are alone or values of a dict."""
+    """Return a value with its arrays, which are alone or values of the outermost dict."""
     if isinstance(value, dict):
-        return {name: _unwrap(inner) for name, inner in value.items()}
-    if isinstance(value, _Call):
-        _check(value.array is not None, "holds a part of an array")
-        return value.array
-    return value
+        return {name: _take_array(inner) for name, inner in value.items()}
+    return _take_array(value)
+
+
+def _take_array(value: Any) -> Any:
+    if not isinstance(value, _Call):
+        return value
+    _check(value.array is not None, "holds a part of an array")
+    return value.array
 
 
 def _check(ok: bool, fault: str) -> None:

@@ -70,6 +70,15 @@ def test_what_is_no_plain_value_is_refused(data: bytes) -> None:
         read_pickle(data)
 
 
+def test_a_small_pickle_of_a_huge_value_takes_no_time() -> None:
+    # each dict holds the one before twice, each tuple, too
+    dicts = b"}q\x00" + b"}(U\x01ah\x00U\x01bh\x00uq\x00" * 60
+    assert list(read_pickle(b"\x80\x02" + dicts + b".")) == [b"a", b"b"]
+    tuples = b"K\x01q\x00" + b"h\x00\x86q\x00" * 60
+    with pytest.raises(ValueError, match="a key that is no text"):
+        read_pickle(b"\x80\x02}(" + tuples + b"K\x01u.")
+
+
 def test_an_array_of_objects_is_refused() -> None:
     array = pickle_array(np.zeros((1, 4), np.uint8))
     with pytest.raises(ValueError, match="not of bytes"):
