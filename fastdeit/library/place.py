@@ -23,8 +23,9 @@ def find_world(
     place = (dist.get_rank() if joined else 0) if rank is None else rank
     require_value(0 <= place < size, "rank", place, f"0 to {size - 1}, below world_size")
     # a loader for ranks of its own choice has the machine to itself
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size)) if joined else 1
-    local_rank = int(os.environ.get("LOCAL_RANK", 0)) if joined else 0
+    shares = joined and (place, size) == (dist.get_rank(), dist.get_world_size())
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size)) if shares else 1
+    local_rank = int(os.environ.get("LOCAL_RANK", 0)) if shares else 0
     return World(place, size, local_rank, local_size, find_device(device))
 
 

@@ -23,6 +23,8 @@ from fastdeit.models.student import Student
 from fastdeit.storage.file_hash import hash_file
 from fastdeit.storage.tensor_files import read_tensors
 
+_MAGIC = (b"PK", b"\x80")
+"""First bytes of the two forms of torch.save: a zip archive, a pickle."""
 WRAPPERS = ("state_dict", "model")
 EMA_WRAPPERS = ("state_dict_ema", "model_ema")
 HEADS = ("head", "head_dist")
@@ -56,9 +58,18 @@ def _read_pickle(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             # a bad file can cause any error in the unpickler, from IndexError to MemoryError
-            text = (str(error).splitlines() or [""])[0]
-            reason = text if " " in text else f"{type(error).__name__} {text}".strip()
-            raise _refusal(path, f"{reason}; save it as safetensors") from error
+            raise _refusal(path, _explain(path, error)) from error
+
+
+def _explain(path: Path, error: Exception) -> str:
+    """Return why torch's unpickler refuses a file; its own text advises to run what is in it."""
+    with path.open("rb") as file:
+        if not file.read(2).startswith(_MAGIC):
+            return "it is neither a safetensors file nor one of torch.save"
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if named:
+        return f"it names {named[1]}, which is code; save its state dict as safetensors"
+    return f"it is damaged ({type(error).__name__}), or no file of torch.save"
 
 
 def _refusal(path: Path, reason: str) -> ValueError:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fastdeit.distributed.world import init_distributed
 from fastdeit.library.place import find_device, find_world
 
 
@@ -17,7 +18,10 @@ def test_a_device_that_is_not_here_is_refused(device: str) -> None:
         find_device(device)
 
 
-def test_ranks_can_be_chosen() -> None:
+@pytest.mark.parametrize("joined", [False, True])
+def test_ranks_can_be_chosen(joined: bool) -> None:
+    if joined:  # alone: the chosen ranks are others
+        init_distributed()
     world = find_world("cpu", rank=1, world_size=3)
     assert (world.rank, world.size, world.local_size) == (1, 3, 1)
     with pytest.raises(ValueError, match="^rank must be 0 to 2, below world_size"):

@@ -231,3 +231,24 @@ def test_safetensors_file_that_claims_too_much_fails(kind: str, tmp_path: Path) 
     )
     with at_most_mib(64), pytest.raises(ValueError, match="no whole safetensors file"):
         read_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"# a text\n", "it is neither a safetensors file nor one of torch.save"),
+        (b"", "it is neither a safetensors file nor one of torch.save"),
+        (b"PK\x03\x04 cut", "it is damaged"),
+        (b"\x80\x02cposix\nsystem\n.", "it names posix.system, which is code"),
+    ],
+)
+def test_a_file_that_holds_no_weights_is_explained_in_plain_words(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
+    path = tmp_path / "some.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        read_weights(path)
+    said = str(error.value)
+    assert said.startswith(f"{path}: does not load as plain weights: {reason}")
+    assert "weights_only" not in said and "\n" not in said
