@@ -111,7 +111,8 @@ def _find_teachers(distill: DistillConfig, start: Path) -> str:
 
 
 def _find(path: str, start: Path) -> str:
-    is_there = path and not Path(path).exists() and (start / path).exists()
+    # not Path.exists, which raises OSError for a long address
+    is_there = path and not os.path.exists(path) and os.path.exists(start / path)
     return str(start / path) if is_there else path
 
 
@@ -125,4 +126,4 @@ def _is_same(name: str, one: Any, other: Any, start: Path) -> bool:
 def _locate(name: str, path: str) -> Path:
     """Return the absolute path that a setting names; of weights in a run folder, their file."""
     place = Path(path).resolve()
-    return RunFolder(place).weights() if name in _WEIGHTS and place.is_dir() else place
+    return RunFolder(place).weights() if name in _WEIGHTS and os.path.isdir(place) else place

@@ -11,6 +11,7 @@ Names and their order as in timm 1.0.31, models/_hub.py; addresses as in torch.h
 """
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -104,7 +105,8 @@ def find_run(source: str | Path) -> RunFolder | None:
     """Return the run folder that a source is, or in which its file or checkpoint is; None if there
     is none."""
     path = Path(str(source).removeprefix(LOCAL))
-    if not path.exists():
+    # not Path.exists, which raises OSError for a long address
+    if not os.path.exists(path):
         return None
     path = path.resolve()
     home = path if path.is_dir() else path.parent

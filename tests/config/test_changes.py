@@ -105,6 +105,15 @@ def test_a_run_folder_and_its_weights_are_the_same_teacher(tmp_path: Path) -> No
     assert list_changes(then, now, frozenset()) == []
 
 
+def test_a_long_address_of_weights_is_compared_as_it_is() -> None:
+    address = f"https://me/x.pth?signature={'0' * 300}"
+    run = Config().replace(model={"finetune": address})
+    assert list_changes(run, run, frozenset()) == []
+    assert find_paths(run, run) == run
+    (line,) = list_changes(run, run.replace(model={"finetune": address + "1"}), frozenset())
+    assert line.startswith("--finetune was")
+
+
 def test_a_field_that_an_older_file_lacks_has_its_default(tmp_path: Path) -> None:
     sections = Config().replace(run={"seed": 3}).to_dict()
     del sections["optim"]["clip_grad"], sections["limits"]
