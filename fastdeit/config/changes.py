@@ -111,7 +111,7 @@ def _find_teachers(distill: DistillConfig, start: Path) -> str:
 
 
 def _find(path: str, start: Path) -> str:
-    # not Path.exists, which raises OSError for a long address
+    # not Path.exists, which raises OSError for an address of above 4096 bytes
     is_there = path and not os.path.exists(path) and os.path.exists(start / path)
     return str(start / path) if is_there else path
 

@@ -105,7 +105,7 @@ def find_run(source: str | Path) -> RunFolder | None:
     """Return the run folder that a source is, or in which its file or checkpoint is; None if there
     is none."""
     path = Path(str(source).removeprefix(LOCAL))
-    # not Path.exists, which raises OSError for a long address
+    # not Path.exists, which raises OSError for an address of above 4096 bytes
     if not os.path.exists(path):
         return None
     path = path.resolve()

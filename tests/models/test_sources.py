@@ -75,7 +75,7 @@ def test_the_run_of_weights_is_found_and_no_other(
         assert found is not None and found.path == run
     other = fill(run / "others", "resnet.pth")
     monkeypatch.chdir(run)
-    address = f"https://me/x.pth?signature={'0' * 300}"
+    address = f"https://me/x.pth?signature={'0' * 5000}"
     for absent in ("resnet18", "hf-hub:timm/deit", address, str(other), str(other / "resnet.pth")):
         assert find_run(absent) is None
 
