@@ -10,6 +10,8 @@ from fastdeit.config.flags import format_train_command, list_flags
 from fastdeit.config.parse import join_values
 from fastdeit.config.recipes import RECIPES
 from fastdeit.config.schema import Config
+from fastdeit.models.build import find_eval_view
+from fastdeit.models.hub import EvalView
 from fastdeit.models.sources import LOCAL, find_run
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
@@ -31,7 +33,7 @@ class Origin:
     data_set: name of its folder; settings: what decides most, by name; command: what repeats the
     run; an absolute path in it is its last part, as a model card is public. scores: validation
     accuracy in percent of just these weights, by "HEAD/top1" and "HEAD/top5"; empty if they were
-    not evaluated.
+    not evaluated, or with another view.
     """
 
     data_set: str
@@ -40,16 +42,19 @@ class Origin:
     scores: dict[str, float]
 
 
-def build_origin(source: str, ema: bool, step: str) -> Origin | None:
+def build_origin(source: str, ema: bool, step: str, view: EvalView) -> Origin | None:
     """Return the training of weights; None if they are in no run folder.
 
-    source: as in `load_model`; ema: whether they are the EMA; step: of their metadata, or "".
+    source: as in `load_model`; ema: whether they are the EMA; step: of their metadata, or "";
+    view: what the export sees, as the scores of the run are those of its own.
     Raises ValueError for settings that cannot be read.
     """
     folder = find_run(source)
     if folder is None:
         return None
-    config = _hide_places(read_settings(folder.config, str(folder)))
+    settings = read_settings(folder.config, str(folder))
+    is_same = view == find_eval_view(settings)
+    config = _hide_places(settings)
     recipe = min(RECIPES, key=lambda name: len(list_flags(config, name)))
     config = config.replace(run={"output_dir": f"runs/{recipe}"})
     file = Path(source)
@@ -59,7 +64,7 @@ def build_origin(source: str, ema: bool, step: str) -> Origin | None:
         data_set=Path(config.data.data_path).name,
         settings=_name_settings(config, recipe, folder) | weights,
         command=format_train_command(config, recipe, alone=False),
-        scores=_read_scores(folder, "ema" if is_ema else "model", step),
+        scores=_read_scores(folder, "ema" if is_ema else "model", step) if is_same else {},
     )
 
 

@@ -44,7 +44,7 @@ def export_folder(
     then nothing stays.
     """
     check_folder(path)
-    origin = build_origin(loaded.source, ema, loaded.metadata.get("step", ""))
+    origin = build_origin(loaded.source, ema, loaded.metadata.get("step", ""), loaded.view)
     try:
         with _atomic_folder(path) as work:
             _write_model(loaded, RunFolder(work), precision)

@@ -218,11 +218,14 @@ def weight_metadata(config: Config, classes: Sequence[str], model: nn.Module) ->
 
 def hub_config(config: Config, classes: Sequence[str], model: nn.Module) -> dict[str, Any]:
     """Return the content of config.json; see `describe_model`."""
+    return describe_model(config.model.model, model, find_eval_view(config), classes)
+
+
+def find_eval_view(config: Config) -> EvalView:
+    """Return what the model sees in the evaluations of a run."""
     data = config.data
-    view = EvalView(
-        data.eval_input_size or data.input_size, data.mean, data.std, data.eval_crop_ratio
-    )
-    return describe_model(config.model.model, model, view, classes)
+    size = data.eval_input_size or data.input_size
+    return EvalView(size, data.mean, data.std, data.eval_crop_ratio)
 
 
 def precision(config: Config, world: World) -> tuple[str, torch.dtype]:

@@ -22,7 +22,7 @@ from fastdeit.inference.load import LoadedModel, load_model
 from fastdeit.storage.jsonl import append_lines
 from fastdeit.storage.run_folder import RunFolder
 from tests.support.images import CLASSES
-from tests.support.trained import write_student
+from tests.support.trained import VIEW, write_student
 
 SCORES = {
     "model/both/top1": 71.25,
@@ -37,6 +37,8 @@ SCORES = {
 def write_run(path: Path, config: Config) -> RunFolder:
     """Write what a card reads of a run: its settings, and its log up to step 20."""
     folder = RunFolder(write_student(path, CLASSES))
+    seen = {"input_size": VIEW.size, "mean": VIEW.mean, "std": VIEW.std}
+    config = config.replace(data=seen | {"eval_crop_ratio": VIEW.crop_pct})
     folder.config.write_text(yaml.safe_dump(config.to_dict()))
     lines = [
         {"step": 10, "model/both/top1": 1.0, "ema/both/top1": 2.0},
@@ -80,12 +82,19 @@ def test_scores_are_those_of_just_these_weights(tmp_path: Path) -> None:
         (checkpoint, False, "10", "model", {}),
         (folder.path, False, "15", "model", {}),
     ):
-        origin = build_origin(str(source), ema, step)
+        origin = build_origin(str(source), ema, step, VIEW)
         assert origin is not None and expected.items() <= origin.scores.items()
         assert origin.settings["Weights"] == weights
         assert bool(origin.scores) == (step != "15")
         assert not [name for name in origin.scores if "agreement" in name]
-    assert build_origin("hf-hub:timm/deit", False, "") is None
+    assert build_origin("hf-hub:timm/deit", False, "", VIEW) is None
+
+
+def test_scores_of_another_view_are_not_those_of_the_export(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", find_recipe("digits"))
+    for view in (VIEW._replace(crop_pct=1.0), VIEW._replace(interpolation="bilinear")):
+        origin = build_origin(str(folder), False, "20", view)
+        assert origin is not None and not origin.scores
 
 
 def test_the_card_names_the_command_and_no_place_of_this_machine(tmp_path: Path) -> None:
@@ -99,7 +108,8 @@ def test_the_card_names_the_command_and_no_place_of_this_machine(tmp_path: Path)
     }
     config = find_recipe("deit_paper").replace(**places)
     folder = write_run(tmp_path / "run", config)
-    text = write_card(load(folder, 7), "mine", "fp32", build_origin(str(folder), False, "7"))
+    origin = build_origin(str(folder), False, "7", VIEW)
+    text = write_card(load(folder, 7), "mine", "fp32", origin)
     assert "--recipe deit_paper --data-path images --val-split val.csv" in text
     assert "--teacher-model regnety_040" in text and "--teacher-path regnet.pth" in text
     assert "--epochs 12" in text
@@ -111,7 +121,7 @@ def test_the_card_names_the_command_and_no_place_of_this_machine(tmp_path: Path)
 def test_the_paths_of_several_teachers_stay_apart(tmp_path: Path) -> None:
     teachers = {"teacher_model": "regnety_040,resnet18", "teacher_path": '"/home/a,b",/home/c.pth'}
     folder = write_run(tmp_path / "run", find_recipe("deit").replace(distill=teachers))
-    origin = build_origin(str(folder), False, "7")
+    origin = build_origin(str(folder), False, "7", VIEW)
     assert origin is not None and "--teacher-path '\"a,b\",c.pth'" in origin.command
 
 
