@@ -25,7 +25,8 @@ from benchmarks import harness
 from benchmarks.bench_pipeline import append
 from benchmarks.harness import Row
 from benchmarks.loaders import BATCH, MEAN, STD, write_images
-from fastdeit.inference.evaluate import EvalOptions, ReadOptions, evaluate_model, find_world
+from fastdeit.distributed.place import find_world
+from fastdeit.inference.evaluate import EvalOptions, ReadOptions, evaluate_model
 from fastdeit.inference.load import LoadedModel
 from fastdeit.models.hub import EvalView
 

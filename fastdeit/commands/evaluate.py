@@ -28,6 +28,7 @@ from fastdeit.display.console import score_table
 from fastdeit.display.terminal import Terminal
 from fastdeit.display.text import shorten
 from fastdeit.distributed.environment import is_alone
+from fastdeit.distributed.place import find_world, on_first_rank
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.inference.class_names import name_classes
 from fastdeit.inference.evaluate import (
@@ -37,8 +38,6 @@ from fastdeit.inference.evaluate import (
     TeacherOptions,
     evaluate_model,
     find_dtype,
-    find_world,
-    on_first_rank,
 )
 from fastdeit.inference.evaluation import Evaluation
 from fastdeit.inference.load import LoadedModel, load_model
@@ -105,7 +104,7 @@ def evaluate_command(argv: Sequence[str]) -> int:
         data_path, split = find_data(options.checkpoint, options.data)
         if not is_alone():
             init_distributed()
-        world = find_world(options.weights.device)
+        world = find_world(options.weights.find_device())
         loaded = _load(options, world)
         done = evaluate_model(
             loaded,
@@ -137,13 +136,14 @@ def find_data(checkpoint: str, data: DataFlags) -> tuple[Path, str]:
 def _load(options: EvaluateOptions, world: World) -> LoadedModel:
     weights = options.weights
     loaded = on_first_rank(
+        world,
         lambda: load_model(
             options.checkpoint,
             ema=weights.ema,
             model=weights.model,
             device=world.device,
             dtype=find_dtype(options.precision, world),
-        )
+        ),
     )
     return change_view(loaded, options.view.apply(loaded.view))
 

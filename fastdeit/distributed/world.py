@@ -49,7 +49,7 @@ def init_distributed(timeout_s: float = 1800) -> World:
         # not earlier: DeepSpeed keeps groups of its own until the process ends
         atexit.register(_leave)
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    local_size = 1 if is_alone() else _local_size()
+    local_size = 1 if is_alone() else count_local_ranks()
     # without it, ZeRO 3 looks up the machine's topology at every step
     os.environ.setdefault("LOCAL_SIZE", str(local_size))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
@@ -96,7 +96,7 @@ def _choose_interface() -> None:
     this one.
     """
     address = os.environ["MASTER_ADDR"]
-    one_machine = os.environ["WORLD_SIZE"] == str(_local_size())
+    one_machine = os.environ["WORLD_SIZE"] == str(count_local_ranks())
     try:
         mine = _address_towards(address)
     except OSError:  # no such name, or no way there: joining the others gives a better message
@@ -110,7 +110,7 @@ def _choose_interface() -> None:
         )
 
 
-def _local_size() -> int:
+def count_local_ranks() -> int:
     """Return the number of processes on this machine, from torchrun or DeepSpeed's launcher."""
     for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE"):
         if os.environ.get(name):

@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 
 from fastdeit.config.parse import Section, pair_teachers, require
 from fastdeit.data.build import build_eval_index, choose_options
@@ -21,8 +20,8 @@ from fastdeit.data.eval_loader import PADDING, EvalBatch, EvalLoader
 from fastdeit.data.index import Index
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.display.progress import track
-from fastdeit.distributed.collectives import first_on_rank0
-from fastdeit.distributed.world import World, init_distributed
+from fastdeit.distributed.place import find_world, on_first_rank
+from fastdeit.distributed.world import World
 from fastdeit.inference.class_maps import (
     ClassMap,
     list_names,
@@ -36,8 +35,6 @@ from fastdeit.inference.views import ViewOptions, change_view
 from fastdeit.models.teachers.ensemble import LiveTeacher, load_teachers
 from fastdeit.models.teachers.view import Preprocessing
 from fastdeit.training.evaluation import Heads, evaluate, student_heads
-
-_Built = TypeVar("_Built")
 
 
 @dataclass(frozen=True)
@@ -136,7 +133,7 @@ def evaluate_checkpoint(
         unknown = ", ".join(options)
         raise TypeError(f"evaluate_checkpoint() got an unexpected keyword argument: {unknown}")
     loaded = on_first_rank(
-        lambda: load_model(source, ema=ema, model=model, device=world.device, dtype=dtype)
+        world, lambda: load_model(source, ema=ema, model=model, device=world.device, dtype=dtype)
     )
     loaded = change_view(loaded, view.apply(loaded.view))
     done = evaluate_model(
@@ -153,28 +150,11 @@ def _take(kind: Callable[..., Section], options: dict[str, Any]) -> Section:
     return section
 
 
-def find_world(device: str = "auto") -> World:
-    """Return this process among the ranks of torch.distributed, if it is initialised, else alone.
-
-    device: cpu, cuda, or auto: a GPU if there is one.
-    """
-    if dist.is_initialized():
-        world = init_distributed()
-        return dataclasses.replace(world, device=torch.device("cpu")) if device == "cpu" else world
-    uses_gpu = device != "cpu" and torch.cuda.is_available()
-    return World(0, 1, 0, 1, torch.device("cuda", 0) if uses_gpu else torch.device("cpu"))
-
-
 def find_dtype(precision: str, world: World) -> torch.dtype:
     """Return the dtype of a precision, of which `auto` is bf16 on a GPU, fp32 on a CPU."""
     require(precision in ("auto", "bf16", "fp32"), "precision", precision, "auto, bf16 or fp32")
     is_half = precision == "bf16" or (precision == "auto" and world.device.type == "cuda")
     return torch.bfloat16 if is_half else torch.float32
-
-
-def on_first_rank(build: Callable[[], _Built]) -> _Built:
-    """Return what this rank builds, after the first rank, which leaves files that others find."""
-    return first_on_rank0(build) if dist.is_initialized() else build()
 
 
 def evaluate_model(
@@ -194,7 +174,7 @@ def evaluate_model(
     teacher = _load_teacher(options.teacher, loaded, world)
     if teacher is not None:
         heads["teacher"] = lambda images: {"both": teacher(images)}
-    asked = _prepare(loaded, data_path, split, options)
+    asked = _prepare(loaded, data_path, split, options, world)
     recorder = Recorder()
     started = time.monotonic()
     with contextlib.closing(_build_loader(loaded, asked.index, options.reading, world)) as loader:
@@ -219,7 +199,9 @@ def evaluate_model(
     )
 
 
-def _prepare(loaded: LoadedModel, data_path: Path, split: str, options: EvalOptions) -> _Questions:
+def _prepare(
+    loaded: LoadedModel, data_path: Path, split: str, options: EvalOptions, world: World
+) -> _Questions:
     """Return the images of a split, and the right answers in the model's outputs."""
     count = int(getattr(loaded.model, "num_classes", 0))
     require(count > 0, "model", loaded.name, "a model with a classifier")
@@ -227,7 +209,7 @@ def _prepare(loaded: LoadedModel, data_path: Path, split: str, options: EvalOpti
     maps = {"class_map": labels.class_map, "valid_labels": labels.valid_labels}
     names = list_names(loaded.classes, count, **maps)
     bad_images = options.reading.bad_images
-    index = on_first_rank(lambda: build_eval_index(data_path, split, names, bad_images))
+    index = on_first_rank(world, lambda: build_eval_index(data_path, split, names, bad_images))
     classes = match_classes(index.classes, loaded.classes, count, **maps)
     if not labels.real_labels:
         return _Questions(index, classes, None)

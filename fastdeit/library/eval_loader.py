@@ -11,10 +11,9 @@ from fastdeit.config.schema.samples import DataConfig
 from fastdeit.data.build import pipeline_options
 from fastdeit.data.eval_loader import PADDING, EvalBatch, EvalLoader
 from fastdeit.data.index import Index, build_index
+from fastdeit.distributed.place import find_world, on_first_rank
 from fastdeit.library.errors import argument_errors, names_arguments
-from fastdeit.library.place import find_world
 from fastdeit.library.settings import configure
-from fastdeit.library.train_loader import on_first_rank
 from fastdeit.models.hub import EvalView
 
 DEFAULT_VIEW = EvalView(

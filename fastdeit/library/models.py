@@ -14,12 +14,12 @@ from fastdeit.config.parse import require_value
 from fastdeit.config.schema import Config
 from fastdeit.config.schema.model import ModelConfig
 from fastdeit.config.schema.samples import DataConfig
+from fastdeit.distributed.place import find_device
 from fastdeit.export import forms
 from fastdeit.inference import evaluate
 from fastdeit.inference.load import LoadedModel, load_model
 from fastdeit.library.errors import names_arguments
 from fastdeit.library.loader import Loader
-from fastdeit.library.place import find_device
 from fastdeit.library.settings import check_names, configure
 from fastdeit.models.build import build_model, build_teacher
 from fastdeit.models.sizes import SIZES, suggest_names

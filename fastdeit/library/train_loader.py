@@ -1,6 +1,6 @@
 """Building the training loader of `import fastdeit`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,11 +13,10 @@ from fastdeit.config.schema.samples import AugmentConfig, DataConfig
 from fastdeit.data.build import build_train_index, build_train_loader, pipeline_options
 from fastdeit.data.index import Index
 from fastdeit.data.quarantine import Quarantine
-from fastdeit.distributed.collectives import first_on_rank0
+from fastdeit.distributed.place import find_world, on_first_rank
 from fastdeit.distributed.world import World
 from fastdeit.library.errors import names_arguments
 from fastdeit.library.loader import Loader, LoaderParts
-from fastdeit.library.place import find_world, follows_group
 from fastdeit.library.settings import LoaderSettings, check_names, configure
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan
@@ -65,12 +64,6 @@ def create_loader(
     require_value(batch_size % share == 0, "batch_size", batch_size, allowed)
     index = on_first_rank(world, lambda: build_train_index(config, require_classes=True))
     return Loader(_connect(config, world, index, tuple(drop_path_rates)), raw, img_dtype)
-
-
-def on_first_rank(world: World, build: Callable[[], Result]) -> Result:
-    """Return what `build` returns on this rank; where ranks form a group, rank 0 is first and the
-    others find its files."""
-    return first_on_rank0(build) if follows_group(world) else build()
 
 
 def _connect(

@@ -1,17 +1,22 @@
 """The place of a process that did not start through `fastdeit`: its rank, and its device."""
 
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-from fastdeit.config.flags import join_choices
-from fastdeit.config.parse import require_value
-from fastdeit.distributed.world import World
+from fastdeit.distributed.collectives import first_on_rank0
+from fastdeit.distributed.world import World, count_local_ranks
+
+Result = TypeVar("Result")
 
 
 def find_world(
-    device: torch.device | str | None, rank: int | None = None, world_size: int | None = None
+    device: torch.device | str | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
 ) -> World:
     """Return this process among all ranks: those of torch.distributed where it is initialised, else
     one; rank and world_size replace them.
@@ -21,10 +26,11 @@ def find_world(
     joined = dist.is_available() and dist.is_initialized()
     size = world_size or (dist.get_world_size() if joined else 1)
     place = (dist.get_rank() if joined else 0) if rank is None else rank
-    require_value(0 <= place < size, "rank", place, f"0 to {size - 1}, below world_size")
+    if not 0 <= place < size:
+        raise ValueError(f"rank must be 0 to {size - 1}, below world_size (got {place})")
     # a loader for ranks of its own choice has the machine to itself
     shares = joined and (place, size) == (dist.get_rank(), dist.get_world_size())
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size)) if shares else 1
+    local_size = count_local_ranks() if shares else 1
     local_rank = int(os.environ.get("LOCAL_RANK", 0)) if shares else 0
     return World(place, size, local_rank, local_size, find_device(device))
 
@@ -40,7 +46,8 @@ def find_device(device: torch.device | str | None) -> torch.device:
         return torch.device("cpu")
     if chosen == "cuda" and torch.cuda.is_available():
         chosen = f"cuda:{torch.cuda.current_device()}"
-    require_value(chosen in usable, "device", chosen, join_choices(usable))
+    if chosen not in usable:
+        raise ValueError(f"device must be one of {', '.join(usable)} (got {chosen!r})")
     return torch.device(chosen)
 
 
@@ -50,3 +57,9 @@ def follows_group(world: World) -> bool:
     if not (dist.is_available() and dist.is_initialized()):
         return False
     return (world.rank, world.size) == (dist.get_rank(), dist.get_world_size())
+
+
+def on_first_rank(world: World, build: Callable[[], Result]) -> Result:
+    """Return what `build` returns on this rank; where ranks form a group, rank 0 is first and the
+    others find its files."""
+    return first_on_rank0(build) if follows_group(world) else build()
