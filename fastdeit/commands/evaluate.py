@@ -125,7 +125,7 @@ def find_data(checkpoint: str, data: DataFlags) -> tuple[Path, str]:
     if data.data_path:
         return Path(data.data_path), data.val_split or "val"
     run = find_run(checkpoint)
-    allowed = "the folder of a data set (docs/data.md); it may be omitted for a run of ours alone"
+    allowed = f"the folder of a data set (docs/data.md), as {checkpoint} is no run of ours"
     require(run is not None, "data_path", data.data_path, allowed)
     assert run is not None
     recorded = read_settings(run.config, "CHECKPOINT")
