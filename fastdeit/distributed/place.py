@@ -24,7 +24,9 @@ def find_world(
     device: None is this process's GPU, or the CPU if there is none. Raises ValueError.
     """
     joined = dist.is_available() and dist.is_initialized()
-    size = world_size or (dist.get_world_size() if joined else 1)
+    size = (dist.get_world_size() if joined else 1) if world_size is None else world_size
+    if size < 1:
+        raise ValueError(f"world_size must be 1 or more (got {size})")
     place = (dist.get_rank() if joined else 0) if rank is None else rank
     if not 0 <= place < size:
         raise ValueError(f"rank must be 0 to {size - 1}, below world_size (got {place})")

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -96,7 +97,9 @@ class Loader:
     def set_epoch(self, epoch: int) -> None:
         """Make the next pass `epoch`, from its first batch on; after `load_state_dict`, from the
         loaded batch on if it is of that epoch."""
-        require_value(epoch >= 0, "epoch", epoch, "0 or more")
+        is_epoch = isinstance(epoch, Integral) and epoch >= 0
+        require_value(is_epoch, "epoch", epoch, "an integer of at least 0")
+        epoch = int(epoch)  # a state is JSON
         if not (self._starts_there and epoch == self._position[0]):
             self._set_position(epoch, 0)
 
@@ -134,6 +137,7 @@ class Loader:
 
         Raises ValueError for a state of another batch size, plan or data set.
         """
+        require_value(isinstance(state, dict), "state", state, "what state_dict returned")
         for name, mine in {"version": _STATE_VERSION, **self._identity()}.items():
             _require_state(state, name, state.get(name) == mine, repr(mine))
         _require_state(state, "epoch", _is_count(state.get("epoch")), "0 or more")

@@ -53,6 +53,7 @@ def create_student(
     chosen = {"model": model, "input_size": _find_size(model, like), "distillation_type": "none"}
     config = configure(chosen | settings, "create_student")
     _check_model(config)
+    require_value(num_classes >= 1, "num_classes", num_classes, "1 or more")
     names = like.classes if like is not None else classes
     # a timm model draws its weights from torch's global generator
     with torch.random.fork_rng(devices=[]):

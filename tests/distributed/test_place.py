@@ -26,3 +26,6 @@ def test_ranks_can_be_chosen(joined: bool) -> None:
     assert (world.rank, world.size, world.local_size) == (1, 3, 1)
     with pytest.raises(ValueError, match="^rank must be 0 to 2, below world_size"):
         find_world("cpu", rank=3, world_size=3)
+    for size in (0, -1):
+        with pytest.raises(ValueError, match="^world_size must be 1 or more"):
+            find_world("cpu", rank=0, world_size=size)

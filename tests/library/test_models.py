@@ -82,6 +82,9 @@ def test_bad_arguments_are_named(loader: Loader, weights: Path) -> None:
         create_student("deit_smal")
     with pytest.raises(ValueError, match="^input_size must be a multiple of the patch size, 16"):
         create_student("deit_tiny_patch16_224", input_size=225)
+    for number in (0, -3):
+        with pytest.raises(ValueError, match="^num_classes must be 1 or more"):
+            create_student("deit_tiny_patch16_224", num_classes=number)
     with pytest.raises(ValueError, match="drop_path must be at least 0"):
         create_student(drop_path=1.0)
     with pytest.raises(TypeError, match="no keyword argument 'drop_path_rate'; near: drop_path"):

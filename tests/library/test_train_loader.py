@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from timm.data.mixup import mixup_target
@@ -138,6 +139,17 @@ def test_a_damaged_state_is_refused(create: Any, change: dict[str, Any], message
     with pytest.raises(ValueError, match=message):
         loader.load_state_dict(loader.state_dict() | change)
     assert loader.state_dict()["batch"] == 0
+
+
+def test_what_is_no_state_and_no_epoch_is_refused(create: Any) -> None:
+    loader = create()
+    with pytest.raises(ValueError, match="^state must be what state_dict returned"):
+        loader.load_state_dict(None)
+    for epoch in (-1, 1.5):
+        with pytest.raises(ValueError, match="^epoch must be an integer of at least 0"):
+            loader.set_epoch(epoch)
+    loader.set_epoch(np.int64(2))
+    assert json.loads(json.dumps(loader.state_dict()))["epoch"] == 2
 
 
 def test_images_excluded_before_the_state_stay_excluded(create: Any) -> None:
