@@ -70,7 +70,7 @@ def test_table_at_a_path_that_is_not_utf8_is_read_again(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = build_index(root, "train", bad_images="skip")
-    for place in (root, *(root / "train").rglob("*")):
+    for place in (root / "train", *(root / "train").rglob("*")):
         os.utime(place, (1e9, 1e9))
     build_index(root, "train", bad_images="skip")
     monkeypatch.setattr("fastdeit.data.index.build_table", None)
