@@ -61,7 +61,7 @@ class DataFlags(Section):
 
 @dataclass(frozen=True)
 class ResultFlags(Section):
-    """What is printed and written."""
+    """The results to print and write."""
 
     json: bool = False
     """Print one JSON value in place of tables."""

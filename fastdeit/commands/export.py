@@ -30,7 +30,7 @@ from fastdeit.inference.views import ViewOptions, change_view
 
 @dataclass(frozen=True)
 class FormFlags(Section):
-    """What is written."""
+    """The export to write."""
 
     heads: Heads = "mean"
     """Outputs of a file: the mean of a DeiT's two heads, or both, as cls and dist."""

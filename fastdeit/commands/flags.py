@@ -10,7 +10,7 @@ from fastdeit.config.parse import Section
 
 @dataclass(frozen=True)
 class SourceFlags(Section):
-    """Which of the weights are used."""
+    """The choice of weights."""
 
     ema: bool = False
     """Use the EMA of the weights."""
@@ -20,7 +20,7 @@ class SourceFlags(Section):
 
 @dataclass(frozen=True)
 class WeightsFlags(SourceFlags):
-    """Which of the weights are used, and where."""
+    """The choice of weights, and of a device."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""

@@ -1,4 +1,4 @@
-"""What a command writes for other programs: JSON on stdout, and tables as CSV or JSON files."""
+"""Output of a command for other programs: JSON on stdout, and tables as CSV or JSON files."""
 
 import csv
 import io

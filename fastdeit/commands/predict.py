@@ -34,7 +34,7 @@ _HEADS = {"both": "both heads", "cls": "class head", "dist": "distillation head"
 
 @dataclass(frozen=True)
 class ReadFlags(Section):
-    """How images are read."""
+    """The reading of images."""
 
     exif_rotate: bool = False
     """Turn images as their EXIF orientation says; training uses them as stored."""
@@ -50,7 +50,7 @@ class ReadFlags(Section):
 
 @dataclass(frozen=True)
 class ResultFlags(Section):
-    """What is shown and written."""
+    """The results to print and write."""
 
     top_k: int = 5
     """Classes of each image, the most probable ones."""

@@ -28,7 +28,7 @@ _PLACES = {
 
 @dataclass(frozen=True)
 class Origin:
-    """How weights were trained.
+    """The training of weights.
 
     data_set: name of its folder; settings: what decides most, by name; command: what repeats the
     run; an absolute path in it is its last part, as a model card is public. scores: validation

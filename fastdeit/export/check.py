@@ -23,7 +23,7 @@ Run = Callable[[torch.Tensor], Outputs]
 
 @dataclass(frozen=True)
 class Difference:
-    """How far the logits of an export are from those of the model in fp32.
+    """The distance of the logits of an export from those of the model in fp32.
 
     largest: of |export - model| over images, heads and classes; logit: the largest |logit| of the
     model; tolerance: what `largest` may be; same_class: images whose most probable class is the

@@ -17,7 +17,7 @@ Description = dict[str, Any]
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. form: "folder", "onnx" or "program"; size: bytes of it all; difference:
+    """A written export. form: "folder", "onnx" or "program"; size: bytes of it all; difference:
     from the model in fp32, as the check found it."""
 
     path: Path

@@ -1,1 +1,1 @@
-"""What is done with trained weights: load any checkpoint, score it, classify images with it."""
+"""Uses of trained weights: load any checkpoint, score it, classify images with it."""

@@ -1,4 +1,4 @@
-"""Which output of a model stands for which class of a data set.
+"""The output of a model that stands for each class of a data set.
 
 By the names of the classes, if the weights name theirs; a model of 1,000 outputs without names is
 taken for one of ImageNet-1k, and so for the other numbers that timm knows. Nothing is guessed

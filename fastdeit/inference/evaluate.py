@@ -39,7 +39,7 @@ from fastdeit.training.evaluation import Heads, evaluate, student_heads
 
 @dataclass(frozen=True)
 class LabelOptions(Section):
-    """Which answers are right."""
+    """The right answers."""
 
     class_map: str = ""
     """How the classes of the data set match the outputs of the model; empty: by name. position,
@@ -54,7 +54,7 @@ class LabelOptions(Section):
 
 @dataclass(frozen=True)
 class ReadOptions(Section):
-    """How images are read."""
+    """The reading of images."""
 
     batch_size: int = 256
     """Images in a batch, over all processes."""
@@ -86,7 +86,7 @@ class TeacherOptions(Section):
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What an evaluation needs beside a model and a data set."""
+    """The options of an evaluation, beside a model and a data set."""
 
     labels: LabelOptions = field(default_factory=LabelOptions)
     reading: ReadOptions = field(default_factory=ReadOptions)

@@ -18,7 +18,7 @@ from fastdeit.training.evaluation import student_heads
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image; nothing of an image that could not be read."""
+    """The answers of a model for one image; none for an image that could not be read."""
 
     image: InputImage
     probabilities: dict[str, torch.Tensor] = field(default_factory=dict)

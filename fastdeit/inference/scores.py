@@ -23,7 +23,7 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Answers:
-    """What one head answered, an image a row."""
+    """The answers of one head, an image a row."""
 
     best: np.ndarray
     """int32 (N, 5 or fewer): the most probable classes, the first one first."""

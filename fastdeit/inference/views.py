@@ -15,7 +15,7 @@ from fastdeit.models.student import Student
 
 @dataclass(frozen=True)
 class ViewOptions(Section):
-    """What the model sees of an image; by default what its weights name."""
+    """The view of an image that the model gets; by default that which its weights name."""
 
     eval_input_size: int | None = None
     """Image side in pixels."""

@@ -1,1 +1,1 @@
-"""What `import fastdeit` offers: the parts of the trainer, as functions that raise, never exit."""
+"""The names of `import fastdeit`: the parts of the trainer, as functions that raise, never exit."""

@@ -1,4 +1,4 @@
-"""What a timm model returns for images, found before any work without a computation."""
+"""The outputs of a timm model for images, found before any work without a computation."""
 
 from typing import Any
 

@@ -1,5 +1,5 @@
-"""What a run takes over from the weights that it starts from: the architecture; and what it should:
-mean and std."""
+"""The architecture that a run takes from the weights that it starts from, and notes on their mean
+and std."""
 
 from collections.abc import Sequence
 from typing import Any
