@@ -46,7 +46,9 @@ class PlannedStudent:
     def run(self, model: nn.Module, inputs: torch.Tensor, batch: Batch, step: int) -> Any:
         if batch.drop_path_mask is None:  # the student would draw one that no replay repeats
             raise ValueError("drop_path_mask must be the plan's (got None)")
-        masks = torch.cat(batch.drop_path_mask.chunk(self.copies, dim=1))
+        masks = batch.drop_path_mask
+        if self.copies > 1:
+            masks = torch.cat(masks.chunk(self.copies, dim=1))
         return model(_repeat(inputs, self.copies), masks)
 
 
