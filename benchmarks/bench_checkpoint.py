@@ -24,7 +24,7 @@ from fastdeit.checkpoint.store import load_checkpoint, save_checkpoint, verify_c
 from fastdeit.checkpoint.weight_files import WeightFiles
 from fastdeit.checkpoint.writer import CheckpointWriter
 from fastdeit.config.schema import Config
-from fastdeit.data.batch import Batch
+from fastdeit.data.loaders.batch import Batch
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.models.student import build_student
 from fastdeit.storage.run_folder import RunFolder

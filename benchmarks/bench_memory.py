@@ -18,10 +18,10 @@ import torch
 
 from benchmarks import harness
 from benchmarks.loaders import MEAN, STD, write_images
-from fastdeit.data.eval_loader import EvalLoader
+from fastdeit.data.graphs.options import BACKENDS, PipelineOptions
 from fastdeit.data.index import build_index
-from fastdeit.data.loader import TrainLoader
-from fastdeit.data.pipeline import BACKENDS, PipelineOptions
+from fastdeit.data.loaders.evaluation import EvalLoader
+from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec
 

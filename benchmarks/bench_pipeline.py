@@ -30,8 +30,8 @@ from benchmarks.loaders import (
     write_images,
     write_shards,
 )
+from fastdeit.data.graphs.options import BACKENDS
 from fastdeit.data.index import build_index
-from fastdeit.data.pipeline import BACKENDS
 
 ROUNDS = 5
 # stage → changes of our spec, of timm's recipe and of torchvision's, which switch later stages off

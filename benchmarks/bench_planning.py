@@ -19,9 +19,9 @@ import torch
 
 from benchmarks import harness
 from benchmarks.loaders import MEAN, STD, write_images
+from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.index import Index, build_index
-from fastdeit.data.loader import TrainLoader
-from fastdeit.data.pipeline import PipelineOptions
+from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.plan.digest import sample_digests
 from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec

@@ -27,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks import harness
 from benchmarks.peers import hard_distillation, soft_target, timm_student
 from benchmarks.trainers import CLASSES, decisions, make_batch
-from fastdeit.data.batch import Batch
+from fastdeit.data.loaders.batch import Batch
 from fastdeit.kernels.backend import use_backend
 from fastdeit.kernels.mix_patches import mix_patches
 from fastdeit.models.student import build_student

@@ -32,10 +32,10 @@ from benchmarks.loaders import write_images
 from fastdeit.commands.cache.record import Job
 from fastdeit.config.cli import parse_config
 from fastdeit.config.schema import Config
-from fastdeit.data.batch import Batch
 from fastdeit.data.build import build_train_loader
 from fastdeit.data.index import Index
-from fastdeit.data.loader import TrainLoader
+from fastdeit.data.loaders.batch import Batch
+from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.mix import mix

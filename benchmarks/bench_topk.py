@@ -19,7 +19,7 @@ from benchmarks import harness
 from fastdeit.config.cli import parse_config
 from fastdeit.config.schema import Config
 from fastdeit.data.build import build_train_index, pipeline_options
-from fastdeit.data.loader import OrdinalLoader
+from fastdeit.data.loaders.train import OrdinalLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.distributed.world import init_distributed
 from fastdeit.models.teachers.teacher import load_teacher

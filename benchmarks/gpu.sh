@@ -80,7 +80,7 @@ run_train() {
     local limit name
     need nvidia.dali numba pyarrow tyro deepspeed || return
     pytest 90 tests_data -m gpu -n 3 --dist loadfile --distances "$out/distances.csv" \
-        tests/data/augment/test_native.py tests/data/test_pipeline.py tests/data/test_loader.py
+        tests/data/augment/test_native.py tests/data/graphs/test_pipeline.py tests/data/loaders/test_train.py
     while read -r limit name; do
         part "$limit" "$name" "$python" -m benchmarks.bench_runs "$name" --folder "$work" --out "$out"
     done <<<'70 digits_teacher

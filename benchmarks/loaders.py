@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
+from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.index import Index
-from fastdeit.data.loader import TrainLoader
-from fastdeit.data.pipeline import PipelineOptions
+from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from benchmarks.trainers import CLASSES, STEPS_PER_EPOCH, decisions, model_sizes
 from fastdeit.config.schema import Config
-from fastdeit.data.batch import Batch
+from fastdeit.data.loaders.batch import Batch
 from fastdeit.kernels.mix import mix_reference
 from fastdeit.training.optim.schedule import build_schedule
 

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.bench_mix import make_inputs
 from fastdeit.config.schema import Config
-from fastdeit.data.batch import Batch
+from fastdeit.data.loaders.batch import Batch
 from fastdeit.distributed.world import World
 from fastdeit.models.student import Student, build_student
 from fastdeit.teacher_cache.format import Manifest, decode

@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fastdeit.config.parse import SettingError as SettingError
-    from fastdeit.data.batch import Batch as Batch
+    from fastdeit.data.loaders.batch import Batch as Batch
     from fastdeit.kernels.mix import mix as mix
     from fastdeit.library.config import RECIPES as RECIPES
     from fastdeit.library.config import Config as Config
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fastdeit.training.losses import DistillationLoss as DistillationLoss
 
 _PLACES = {
-    "Batch": "data.batch",
+    "Batch": "data.loaders.batch",
     "Config": "library.config",
     "DistillationLoss": "training.losses",
     "EvalView": "models.hub",

@@ -30,9 +30,9 @@ from fastdeit.config.schema import Config
 from fastdeit.data import table
 from fastdeit.data.formats.check import MAX_PIXELS, check_image
 from fastdeit.data.formats.listing import DataError
+from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.index import build_index
-from fastdeit.data.loader import TrainLoader
-from fastdeit.data.pipeline import PipelineOptions
+from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.data.quarantine import Quarantine, QuarantinedImage, read_quarantine
 from fastdeit.models.student import build_student
 from fastdeit.models.teachers.teacher import Teacher, load_teacher

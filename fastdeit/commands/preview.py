@@ -26,8 +26,8 @@ from fastdeit.config.schema import Config
 from fastdeit.data.augment.exact import apply_op, mean_colour
 from fastdeit.data.augment.resize import resize
 from fastdeit.data.build import build_train_index, pipeline_options
+from fastdeit.data.graphs.pipeline import build_train_pipeline, pack_draws
 from fastdeit.data.index import Index
-from fastdeit.data.pipeline import build_train_pipeline, pack_draws
 from fastdeit.display.pixels import denormalise
 from fastdeit.display.terminal import Terminal
 from fastdeit.display.text import TITLE_LETTERS, shorten

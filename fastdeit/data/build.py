@@ -7,16 +7,16 @@ from pathlib import Path
 
 from fastdeit.config.parse import require
 from fastdeit.config.schema import Config
-from fastdeit.data.eval_loader import EvalLoader
 from fastdeit.data.formats.cifar.files import choose_cifar
 from fastdeit.data.formats.detect import VALIDATION, SplitLocation, find_split
 from fastdeit.data.formats.digits import write_digits
 from fastdeit.data.formats.folder import class_folders
 from fastdeit.data.formats.labels import class_names_beside
 from fastdeit.data.formats.listing import DataError
+from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.index import BadImages, Index, build_index
-from fastdeit.data.loader import TeacherRecords, TrainLoader
-from fastdeit.data.pipeline import PipelineOptions
+from fastdeit.data.loaders.evaluation import EvalLoader
+from fastdeit.data.loaders.train import TeacherRecords, TrainLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.data.snapshot import reconcile
 from fastdeit.distributed.collectives import first_on_rank0

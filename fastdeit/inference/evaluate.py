@@ -16,8 +16,8 @@ import torch
 
 from fastdeit.config.parse import Section, pair_teachers, require
 from fastdeit.data.build import build_eval_index, choose_options
-from fastdeit.data.eval_loader import PADDING, EvalBatch, EvalLoader
 from fastdeit.data.index import Index
+from fastdeit.data.loaders.evaluation import PADDING, EvalBatch, EvalLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.display.progress import track
 from fastdeit.distributed.place import find_world, on_first_rank

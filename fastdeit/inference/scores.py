@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from fastdeit.data.eval_loader import PADDING, EvalBatch
+from fastdeit.data.loaders.evaluation import PADDING, EvalBatch
 from fastdeit.training.evaluation import find_best_classes
 
 BINS = 15

@@ -9,8 +9,8 @@ import torch
 from fastdeit.config.parse import require_value
 from fastdeit.config.schema.samples import DataConfig
 from fastdeit.data.build import pipeline_options
-from fastdeit.data.eval_loader import PADDING, EvalBatch, EvalLoader
 from fastdeit.data.index import Index, build_index
+from fastdeit.data.loaders.evaluation import PADDING, EvalBatch, EvalLoader
 from fastdeit.distributed.place import find_world, on_first_rank
 from fastdeit.library.errors import argument_errors, names_arguments
 from fastdeit.library.settings import configure

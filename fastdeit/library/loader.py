@@ -10,9 +10,9 @@ import torch
 
 from fastdeit.config.parse import require_value
 from fastdeit.config.schema import Config
-from fastdeit.data.batch import Batch
 from fastdeit.data.index import Index
-from fastdeit.data.loader import TrainLoader
+from fastdeit.data.loaders.batch import Batch
+from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.distributed.world import World
 from fastdeit.kernels.distill import swap_pairs

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 from rich.table import Table
 
-from fastdeit.data.batch import Batch
+from fastdeit.data.loaders.batch import Batch
 from fastdeit.display.pixels import denormalise
 from fastdeit.display.terminal import Terminal
 from fastdeit.display.text import shorten

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from fastdeit.config.schema import Config
-from fastdeit.data.batch import Batch
 from fastdeit.data.build import build_train_loader
 from fastdeit.data.index import Index
-from fastdeit.data.loader import TrainLoader
+from fastdeit.data.loaders.batch import Batch
+from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.distributed.world import World
 from fastdeit.plan.build import build_plan

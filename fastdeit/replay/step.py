@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from fastdeit.data.batch import Batch
 from fastdeit.data.index import Index
+from fastdeit.data.loaders.batch import Batch
 from fastdeit.display.text import printable
 from fastdeit.kernels.distill import LossParts
 from fastdeit.plan.digest import add_digests

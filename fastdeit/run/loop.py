@@ -7,9 +7,9 @@ from typing import Any
 
 from timm.utils import distribute_bn
 
-from fastdeit.data.batch import Batch
-from fastdeit.data.eval_loader import EvalBatch
-from fastdeit.data.loader import TrainLoader
+from fastdeit.data.loaders.batch import Batch
+from fastdeit.data.loaders.evaluation import EvalBatch
+from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.plan.digest import show_digest
 from fastdeit.reliability.health import HealthError, summarise
 from fastdeit.reliability.replica_check import compare_weights

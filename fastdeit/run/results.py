@@ -8,8 +8,8 @@ from fastdeit.checkpoint.files import read_json
 from fastdeit.config.flags import format_train_command
 from fastdeit.config.recipes.follow import follow_with_student, follow_without_teacher
 from fastdeit.config.schema import Config
-from fastdeit.data.batch import Batch
 from fastdeit.data.build import build_train_loader
+from fastdeit.data.loaders.batch import Batch
 from fastdeit.display.console import RunConsole
 from fastdeit.display.terminal import note_failure
 from fastdeit.display.text import TITLE_LETTERS, quote_words, shorten

@@ -6,9 +6,9 @@ from typing import Any
 
 from fastdeit.checkpoint.writer import CheckpointWriter
 from fastdeit.config.schema import Config
-from fastdeit.data.eval_loader import EvalLoader
 from fastdeit.data.index import Index
-from fastdeit.data.loader import TrainLoader
+from fastdeit.data.loaders.evaluation import EvalLoader
+from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.display.console import RunConsole
 from fastdeit.distributed.world import World

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastdeit.data.batch import Batch
-from fastdeit.data.loader import OrdinalLoader
+from fastdeit.data.loaders.batch import Batch
+from fastdeit.data.loaders.train import OrdinalLoader
 from fastdeit.kernels.mix import mix
 from fastdeit.teacher_cache.format import Manifest, encode
 from fastdeit.teacher_cache.reader import Cache, Images

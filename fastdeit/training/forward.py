@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from fastdeit.data.batch import Batch
+from fastdeit.data.loaders.batch import Batch
 from fastdeit.kernels.mix import mix
 from fastdeit.kernels.mix_patches import mix_patches
 

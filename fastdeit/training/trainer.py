@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from timm.scheduler.scheduler import Scheduler
 
-from fastdeit.data.batch import Batch
+from fastdeit.data.loaders.batch import Batch
 from fastdeit.kernels.backend import use_backend
 from fastdeit.kernels.distill import LossParts
 from fastdeit.models.teachers.ensemble import LiveTeacher

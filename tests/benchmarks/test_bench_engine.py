@@ -18,7 +18,7 @@ from benchmarks.bench_engine import CASES, IMPLEMENTATIONS, Case, check_loss, ch
 from benchmarks.peers import TimmTrainer, no_branch_dropped
 from benchmarks.trainers import all_kept, make_config, make_trainer, micro_batches
 from fastdeit.config.schema import Config
-from fastdeit.data.batch import Batch
+from fastdeit.data.loaders.batch import Batch
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.training.trainer import Trainer
 from tests.support.launching import FOREIGN, ROOT

@@ -16,10 +16,10 @@ from PIL import Image
 from fastdeit.commands.replay import replay_command
 from fastdeit.config.cli import parse_config
 from fastdeit.data import build, quarantine
-from fastdeit.data.batch import Batch
 from fastdeit.data.build import build_train_loader
 from fastdeit.data.index import Index, build_index
-from fastdeit.data.loader import TrainLoader
+from fastdeit.data.loaders.batch import Batch
+from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.data.quarantine import read_quarantine
 from fastdeit.distributed.world import init_distributed
 from fastdeit.plan.build import build_plan

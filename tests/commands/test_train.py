@@ -22,8 +22,8 @@ from fastdeit.checkpoint.store import list_checkpoints
 from fastdeit.commands.train import train_command
 from fastdeit.config.recipes import RECIPES
 from fastdeit.data import build, quarantine
-from fastdeit.data.batch import Batch
-from fastdeit.data.loader import TrainLoader
+from fastdeit.data.loaders.batch import Batch
+from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.data.quarantine import read_quarantine
 from fastdeit.distributed.world import init_distributed
 from fastdeit.run.preflight import check_config

@@ -5,7 +5,7 @@ import torch
 
 from fastdeit.config.schema import Config
 from fastdeit.data.build import pipeline_options
-from fastdeit.data.pipeline import PipelineOptions
+from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.distributed.world import World
 
 

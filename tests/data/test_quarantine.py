@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from fastdeit.data import quarantine as quarantine_module
-from fastdeit.data.batch import Batch
-from fastdeit.data.eval_loader import PADDING, EvalLoader
 from fastdeit.data.formats.check import in_parallel
+from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.index import DataError, Index, build_index
-from fastdeit.data.loader import TrainLoader
-from fastdeit.data.pipeline import PipelineOptions
+from fastdeit.data.loaders.batch import Batch
+from fastdeit.data.loaders.evaluation import PADDING, EvalLoader
+from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.data.quarantine import Quarantine, read_quarantine
 from fastdeit.data.snapshot import keep_images, reconcile
 from fastdeit.plan.plan import Plan

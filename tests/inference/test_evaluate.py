@@ -17,7 +17,7 @@ from timm.data import ImageNetInfo, create_dataset, create_loader
 from timm.utils import accuracy
 from torch import nn
 
-from fastdeit.data.eval_loader import EvalBatch
+from fastdeit.data.loaders.evaluation import EvalBatch
 from fastdeit.inference import evaluate as evaluation
 from fastdeit.inference.evaluate import evaluate_checkpoint
 from fastdeit.inference.scores import Recorder

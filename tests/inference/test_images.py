@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdeit.data.eval_loader import EvalLoader
+from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.index import build_index
-from fastdeit.data.pipeline import PipelineOptions
+from fastdeit.data.loaders.evaluation import EvalLoader
 from fastdeit.inference import images
 from fastdeit.inference.images import find_images, read_image
 from fastdeit.inference.load import build_transform

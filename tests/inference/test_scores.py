@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fastdeit.data.eval_loader import PADDING, EvalBatch
+from fastdeit.data.loaders.evaluation import PADDING, EvalBatch
 from fastdeit.inference.scores import (
     Predictions,
     Recorder,

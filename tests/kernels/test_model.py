@@ -35,7 +35,7 @@ def make_student(size: int = 16, embed_dim: int = 64, depth: int = 2) -> Student
 
 
 class Batch(NamedTuple):
-    """The fields of a `fastdeit.data.batch.Batch` that a step reads."""
+    """The fields of a `fastdeit.data.loaders.batch.Batch` that a step reads."""
 
     images: torch.Tensor
     labels: torch.Tensor

@@ -11,8 +11,8 @@ import pytest
 import torch
 from timm.data.mixup import mixup_target
 
-from fastdeit.data.batch import Batch
 from fastdeit.data.formats.digits import write_digits
+from fastdeit.data.loaders.batch import Batch
 from fastdeit.library.loader import Loader, soften
 from fastdeit.library.train_loader import create_loader
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from fastdeit.checkpoint.store import list_checkpoints, load_checkpoint
 from fastdeit.commands.train import train_command
-from fastdeit.data.batch import Batch
+from fastdeit.data.loaders.batch import Batch
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.mix import mix_reference
 from fastdeit.reliability.health import Health, Spike

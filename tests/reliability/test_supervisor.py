@@ -15,7 +15,7 @@ import torch
 
 from fastdeit.checkpoint.store import list_checkpoints
 from fastdeit.commands.train import train_command
-from fastdeit.data.eval_loader import EvalLoader
+from fastdeit.data.loaders.evaluation import EvalLoader
 from fastdeit.distributed.world import init_distributed
 from fastdeit.reliability.failures import Failure
 from fastdeit.storage.jsonl import read_records

@@ -26,7 +26,7 @@ ATTACHED = launcher.attach()  # first, as in train.py
 import torch
 
 from fastdeit.commands.train import train_command
-from fastdeit.data.eval_loader import EvalLoader
+from fastdeit.data.loaders.evaluation import EvalLoader
 from fastdeit.distributed.exits import hard_exit
 from fastdeit.run import build
 from fastdeit.training.trainer import Trainer

@@ -19,7 +19,7 @@ import torch
 from nvidia.dali import types
 
 from fastdeit.data.augment import native_ops
-from fastdeit.data.pipeline import PipelineOptions
+from fastdeit.data.graphs.options import PipelineOptions
 
 
 def act_as_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

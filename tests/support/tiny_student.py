@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastdeit.config.schema import Config
-from fastdeit.data.batch import Batch
+from fastdeit.data.loaders.batch import Batch
 from fastdeit.distributed.world import World
 from fastdeit.kernels.mix import mix_reference
 from fastdeit.models.student import Student, build_student

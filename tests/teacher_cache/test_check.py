@@ -16,7 +16,7 @@ from fastdeit.config.cli import parse_config
 from fastdeit.data import build as data_build
 from fastdeit.data import quarantine
 from fastdeit.data.build import build_train_index, build_train_loader, pipeline_options
-from fastdeit.data.loader import TrainLoader
+from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.distributed.world import init_distributed
 from fastdeit.kernels.mix import mix
 from fastdeit.models import build as models_build

@@ -19,7 +19,7 @@ from fastdeit.commands.cache.record import find_spans
 from fastdeit.config.cli import parse_config
 from fastdeit.data import quarantine
 from fastdeit.data.build import build_train_index
-from fastdeit.data.loader import OrdinalLoader
+from fastdeit.data.loaders.train import OrdinalLoader
 from fastdeit.distributed.world import init_distributed
 from fastdeit.plan.build import build_plan
 from fastdeit.storage.jsonl import read_json_lines

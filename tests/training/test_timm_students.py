@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastdeit.config.schema import Config
-from fastdeit.data.batch import Batch
+from fastdeit.data.loaders.batch import Batch
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.distill import swap_pairs
 from fastdeit.kernels.mix import mix_reference

@@ -22,7 +22,7 @@ from fastdeit.config.parse import require, require_value
 from fastdeit.config.schema import Config
 from fastdeit.data.build import build_train_index, pipeline_options
 from fastdeit.data.index import DataError
-from fastdeit.data.loader import OrdinalLoader
+from fastdeit.data.loaders.train import OrdinalLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.display.progress import ProgressBar
 from fastdeit.display.terminal import Terminal

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastdeit.data import loader as train_loaders
 from fastdeit.data import quarantine
-from fastdeit.data.batch import Batch
 from fastdeit.data.index import DataError, Index, build_index
-from fastdeit.data.loader import TrainLoader
+from fastdeit.data.loaders import train as train_loaders
+from fastdeit.data.loaders.batch import Batch
+from fastdeit.data.loaders.stream import ALIGNMENT, send_together, to_device_of
+from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.data.quarantine import Quarantine
-from fastdeit.data.stream import ALIGNMENT, send_together, to_device_of
 from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.plan.spec import PlanSpec
 from tests.support.noise_images import SIDE, split_options, write_noise

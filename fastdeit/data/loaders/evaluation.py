@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from fastdeit.data.graphs.eval_crop import EvalCrop
+from fastdeit.data.graphs.options import PipelineOptions
+from fastdeit.data.graphs.pipeline import build_eval_pipeline, pack_eval
 from fastdeit.data.index import Index
-from fastdeit.data.pipeline import EvalCrop, PipelineOptions, build_eval_pipeline, pack_eval
+from fastdeit.data.loaders.stream import Stream, options_of, to_device_of
 from fastdeit.data.quarantine import Quarantine
-from fastdeit.data.stream import Stream, options_of, to_device_of
 
 PADDING = -1
 """Label of the rows that fill up an evaluation batch; they are no samples."""

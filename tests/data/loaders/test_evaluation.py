@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastdeit.data.eval_loader import PADDING, EvalLoader
 from fastdeit.data.index import Index
+from fastdeit.data.loaders.evaluation import PADDING, EvalLoader
 from tests.support.noise_images import IMAGES, SIDE, split_options, write_noise
 
 

@@ -12,14 +12,12 @@ about 10 us an iteration even when idle.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 
-from fastdeit.config.parse import require, require_value
 from fastdeit.data.augment.exact import exact, mean_colour, pack_exact, pack_windows
 from fastdeit.data.augment.native import (
     FILTERS as NATIVE_FILTERS,
@@ -32,101 +30,14 @@ from fastdeit.data.augment.native import (
     pack_native,
     resize_region,
 )
-from fastdeit.data.augment.resize import FILTERS
+from fastdeit.data.graphs.eval_crop import EvalCrop, place_crop
+from fastdeit.data.graphs.options import DECODERS, PipelineOptions
 from fastdeit.plan.plan import SampleParams
 from fastdeit.plan.spec import PlanSpec
 
 Source = Callable[[int], tuple[Any, ...]]
 """From DALI's number of an iteration to its batch: paths or encoded images as uint8 arrays, then
 the rows that the graph takes."""
-
-BACKENDS = ("exact", "native")
-CROP_MODES = ("center", "squash", "border")
-DECODERS: dict[str, dict[str, Any]] = {
-    "cpu": {"device": "cpu"},
-    "mixed": {"device": "mixed", "hw_decoder_load": 0.0},
-    "hardware": {"device": "mixed", "hw_decoder_load": 1.0},
-}
-"""Where images are decoded. The GPU's own JPEG engine differs from its CUDA decoder, and a share
-between them would make a sample's pixels depend on its batch: each decoder uses one of them for
-all."""
-
-
-@dataclass(frozen=True)
-class PipelineOptions:
-    """Settings of a pipeline: device, prefetch and output.
-
-    Raises ValueError for an unknown name.
-    """
-
-    mean: Sequence[float]
-    """Of each channel, for values in 0..1, as `std`."""
-    std: Sequence[float]
-    batch_size: int = 1
-    """Largest batch; the loaders set it, and the last two fields."""
-    device: str = "cpu"
-    device_id: int | None = None
-    num_threads: int = 2
-    prefetch: int = 2
-    backend: str = "exact"
-    decoder: str = "cpu"
-    feeds_paths: bool = True
-    """True: the source gives paths of files; False: encoded images."""
-    knows_sizes: bool = False
-    """True: the source gives, right after the images, int32 (B, 2): the height and width that
-    each must have."""
-
-    def __post_init__(self) -> None:
-        choices = {"device": ("cpu", "gpu"), "backend": BACKENDS, "decoder": tuple(DECODERS)}
-        for name, allowed in choices.items():
-            value = getattr(self, name)
-            require_value(value in allowed, name, value, f"one of {', '.join(allowed)}")
-        uses_gpu = self.device == "gpu" and self.backend == "native"
-        allowed_decoder = f"cpu with backend {self.backend} on a {self.device}"
-        require_value(self.decoder == "cpu" or uses_gpu, "decoder", self.decoder, allowed_decoder)
-
-    def describe(self) -> str:
-        """Return what decides the pixels, in words."""
-        return f"{self.backend} backend, {self.decoder} decoder"
-
-    @property
-    def dtype(self) -> types.DALIDataType:
-        """Return the type of the output: float16 on a GPU, float32 on a CPU."""
-        return types.FLOAT16 if self.device == "gpu" else types.FLOAT
-
-    @property
-    def dali(self) -> dict[str, Any]:
-        """Return the arguments of nvidia.dali.Pipeline."""
-        device_id = (self.device_id or 0) if self.device == "gpu" else None
-        queue = {"batch_size": self.batch_size, "prefetch_queue_depth": self.prefetch}
-        return {"num_threads": self.num_threads, "device_id": device_id, **queue}
-
-
-class EvalCrop(NamedTuple):
-    """The square that a model sees of an image in evaluation. Source: timm 1.0.31,
-    data/transforms_factory.py, transforms_imagenet_eval."""
-
-    size: int
-    """Its side in pixels."""
-    crop_pct: float
-    """size / crop_pct is the side that the image is resized to before the crop."""
-    interpolation: str = "bicubic"
-    """Filter of the resize, one of FILTERS."""
-    mode: str = "center"
-    """One of CROP_MODES. center: the short side is resized, and the centre cropped; squash: both
-    sides are, without regard to their ratio; border: the long side is, and what the image lacks is
-    filled with the mean colour."""
-
-    def check(self, backend: str) -> None:
-        """Raise ValueError, which names the argument, for what the backend cannot do."""
-        require(0 < self.crop_pct <= 2, "eval_crop_ratio", self.crop_pct, "above 0, at most 2")
-        filters = FILTERS if backend == "exact" else tuple(NATIVE_FILTERS)
-        allowed = f"one of {', '.join(filters)} with the augment backend {backend}"
-        require(self.interpolation in filters, "interpolation", self.interpolation, allowed)
-        require(self.mode in CROP_MODES, "crop_mode", self.mode, f"one of {', '.join(CROP_MODES)}")
-        allowed = "exact where an image is padded (crop mode border, or a crop ratio above 1)"
-        pads = self.mode == "border" or self.crop_pct > 1
-        require(backend == "exact" or not pads, "augment_backend", backend, allowed)
 
 
 def build_train_pipeline(source: Source, spec: PlanSpec, options: PipelineOptions) -> Pipeline:
@@ -183,7 +94,7 @@ def pack_eval(
     """Return the rows that the evaluation graph takes for images of `sizes`, int (B, 2) height and
     width. Raises ValueError for a crop that the backend cannot do."""
     crop.check(options.backend)
-    resize = _place_crop(sizes, crop)
+    resize = place_crop(sizes, crop)
     if options.backend == "exact":
         whole = np.concatenate((np.zeros_like(sizes), sizes), axis=1, dtype=np.int32)
         fill = mean_colour(options.mean) if crop.mode == "border" else (0, 0, 0)
@@ -194,27 +105,6 @@ def pack_eval(
     start, resized = resize[:, 2:], resize[:, :2]
     window = np.stack((start, start + crop.size), 1) * (sizes / resized)[:, None]
     return (window.reshape(-1, 4).astype(np.float32),)
-
-
-def _place_crop(sizes: np.ndarray, crop: EvalCrop) -> np.ndarray:
-    """Return int32 (B, 4): height and width after the resize, y and x of the crop, which are
-    negative where the image is padded (torchvision's Resize and CenterCrop; timm's ResizeKeepRatio
-    and CenterCropOrPad)."""
-    resized = _resized(sizes.astype(np.int64), int(crop.size / crop.crop_pct), crop.mode)
-    cropped = np.rint((resized - crop.size) / 2).astype(np.int64)
-    padded = -((crop.size - resized) // 2)
-    corner = np.where(resized < crop.size, padded, cropped)
-    return np.concatenate((resized, corner), axis=1).astype(np.int32)
-
-
-def _resized(sizes: np.ndarray, side: int, mode: str) -> np.ndarray:
-    """Return int64 (B, 2): height and width of images of int64 `sizes` after the resize."""
-    if mode == "squash":
-        return np.full_like(sizes, side)
-    if mode == "border":
-        ratio = (sizes / side).max(1, keepdims=True)
-        return np.maximum(np.rint(sizes / ratio), 1).astype(np.int64)
-    return side * sizes // sizes.min(1, keepdims=True)
 
 
 def _external(

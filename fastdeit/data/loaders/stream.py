@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from nvidia.dali import Pipeline
 
+from fastdeit.data.graphs.options import PipelineOptions
+from fastdeit.data.graphs.pipeline import Source, decode_alone
 from fastdeit.data.index import Index
-from fastdeit.data.pipeline import PipelineOptions, Source, decode_alone
 from fastdeit.data.quarantine import Quarantine
 
 _NAMED = 10  # files listed in an error

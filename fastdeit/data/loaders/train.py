@@ -14,11 +14,12 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from fastdeit.data.batch import Batch
+from fastdeit.data.graphs.options import PipelineOptions
+from fastdeit.data.graphs.pipeline import build_train_pipeline, pack_draws
 from fastdeit.data.index import Index
-from fastdeit.data.pipeline import PipelineOptions, build_train_pipeline, pack_draws
+from fastdeit.data.loaders.batch import Batch
+from fastdeit.data.loaders.stream import Stream, options_of, to_device_of
 from fastdeit.data.quarantine import Quarantine
-from fastdeit.data.stream import Stream, options_of, to_device_of
 from fastdeit.plan.digest import add_digests, sample_digests
 from fastdeit.plan.plan import Plan, SampleParams
 

@@ -12,20 +12,19 @@ from PIL import Image, ImageOps
 from timm.data import create_transform
 from torchvision import transforms
 
-from fastdeit.data import pipeline as graphs
 from fastdeit.data.augment.native import noise_bank
 from fastdeit.data.augment.resize import FILTERS
-from fastdeit.data.index import Index, build_index
-from fastdeit.data.pipeline import (
-    BACKENDS,
-    EvalCrop,
-    PipelineOptions,
+from fastdeit.data.graphs import pipeline as graphs
+from fastdeit.data.graphs.eval_crop import EvalCrop
+from fastdeit.data.graphs.options import BACKENDS, PipelineOptions
+from fastdeit.data.graphs.pipeline import (
     build_eval_pipeline,
     build_train_pipeline,
     decode_alone,
     pack_draws,
     pack_eval,
 )
+from fastdeit.data.index import Index, build_index
 from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.plan.spec import PlanSpec
 from tests.support.places import Distances, device_of, to_numpy

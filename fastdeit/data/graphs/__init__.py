@@ -1,0 +1,1 @@
+"""The DALI graphs that read, decode and augment."""

@@ -1,0 +1,1 @@
+"""The loaders: batches of training and of evaluation, in torch."""
