@@ -99,7 +99,7 @@ def test_timm_sees_what_the_evaluation_saw(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ratio", [0.875, 0.9, 224 / 256, 0.95, 1.0, 1 / 3])
 def test_timm_resizes_to_the_same_side(ratio: float) -> None:
-    """The side as `place_crop` in data/graphs/eval_crop.py computes it, whatever a float rounds to."""
+    """The side as data/graphs/eval_crop.py computes it, whatever a float rounds to."""
     stored = json.loads(json.dumps(ratio))
     for size in range(1, 600):
         resize = timm.data.create_transform((3, size, size), crop_pct=stored).transforms[0]
