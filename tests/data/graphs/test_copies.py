@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastdeit.data.loaders.copies import plan_decoding
+from fastdeit.data.graphs.copies import plan_decoding
 from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec
 
