@@ -106,8 +106,10 @@ def _check_values(
     for name, sizes in (("shape", shape), ("window", window[:, :2])):
         wrong = (sizes < 1).any(1).nonzero()
         if len(wrong):
-            found = tuple(sizes[wrong[0, 0]].tolist())
-            raise ValueError(f"{name} of crop {int(wrong[0, 0])} must be positive (got {found})")
+            crop = int(wrong[0, 0])
+            raise ValueError(
+                f"{name} of crop {crop} must be positive (got {tuple(sizes[crop].tolist())})"
+            )
     height, width = shape.long().unbind(1)
     stop = start + (height - 1) * stride + 3 * width
     wrong = ((start < 0) | (stride < 0) | (stop > length)).nonzero()
