@@ -51,8 +51,13 @@ def test_an_order_is_made_in_a_thread_before_it_is_asked_for() -> None:
 
 
 def test_two_orders_are_kept_at_most() -> None:
-    made = []
-    orders = EpochOrders(lambda epoch: made.append(epoch) or np.array([epoch]))
+    made: list[int] = []
+
+    def make(epoch: int) -> np.ndarray:
+        made.append(epoch)
+        return np.array([epoch])
+
+    orders = EpochOrders(make)
     for epoch in (0, 1, 0, 1, 2, 1, 2, 0):
         assert orders.get(epoch).tolist() == [epoch]
     assert made == [0, 1, 2, 0]
