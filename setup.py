@@ -9,6 +9,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+BENCH = ["simplejpeg>=1.9", "webdataset>=1.0"]  # the peers of bench_pipeline
 EXPORT = ["onnx>=1.19", "onnxruntime>=1.20", "onnxscript>=0.5"]
 
 setup(
@@ -48,9 +49,10 @@ setup(
     ],
     extras_require={
         "export": EXPORT,  # fastdeit export to ONNX
-        "bench": ["webdataset>=1.0"],  # timm's reader of shards
+        "bench": BENCH,
         "dev": [
             "accelerate>=1",  # runs the examples of docs/library.md
+            *BENCH,
             *EXPORT,
             "pytest>=8",
             "pytest-xdist>=3.6",

@@ -5,7 +5,10 @@ has other operations and warps than timm's; here each is applied with probabilit
 DALI erases with a constant. It has no copies: one image more of an epoch costs the same.
 """
 
+import contextlib
+import io
 from math import log
+from typing import Any
 
 import torch
 from nvidia.dali import fn, math, pipeline_def, types
@@ -21,7 +24,8 @@ _SHUFFLED = 1000  # samples of the buffer
 def start_auto_aug(case: Case) -> Started:
     """Start DALI's pipeline."""
     threads = {"num_threads": case.workers, "device_id": None}
-    graph = _graph(case, batch_size=BATCH, **threads)
+    with contextlib.redirect_stderr(io.StringIO()):  # DALI warns of names that it uses itself
+        graph = _graph(case, batch_size=BATCH, **threads)
     graph.build()
     return (torch.from_dlpack(graph.run()[0].as_tensor()) for _ in iter(int, 1)), []
 
@@ -48,11 +52,12 @@ def _graph(case: Case) -> DataNode:
 
 
 def _read(case: Case) -> DataNode:
-    options = {"random_shuffle": True, "initial_fill": _SHUFFLED}
+    options: dict[str, Any] = {"random_shuffle": True, "initial_fill": _SHUFFLED}
     if case.data == "folder":
-        return fn.readers.file(file_root=str(case.folder), **options)[0]
+        encoded, _ = fn.readers.file(file_root=str(case.folder), **options)
+        return encoded
     paths = [str(case.folder / f"train-{number}.tar") for number in range(SHARDS)]
-    return fn.readers.webdataset(paths=paths, ext=["jpg", "cls"], **options)[0]
+    return fn.readers.webdataset(paths=paths, ext=["jpg"], **options)
 
 
 def _augment_half(images: DataNode, size: list[int]) -> DataNode:

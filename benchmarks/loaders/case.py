@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 BATCH = 64
 
@@ -37,8 +37,8 @@ Started = tuple[Iterator[torch.Tensor], list[int]]
 Start = Callable[[Case], Started]
 
 
-def start_torch(loader: DataLoader) -> Started:
-    """Start torch's loader, whose workers persist, or a wrapper that has it as `loader`."""
+def start_torch(loader: Any) -> Started:
+    """Start a DataLoader whose workers persist, or a wrapper that has it as `loader`."""
     inner = getattr(loader, "loader", loader)
     batches = _endless(loader)
     first = next(batches)
@@ -46,7 +46,7 @@ def start_torch(loader: DataLoader) -> Started:
     return _chained(first, batches), workers
 
 
-def _endless(loader: DataLoader) -> Iterator[torch.Tensor]:
+def _endless(loader: Any) -> Iterator[torch.Tensor]:
     while True:
         for images, _ in loader:
             yield images

@@ -10,6 +10,7 @@ replayed.
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import simplejpeg
 import torch
@@ -21,7 +22,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
 from benchmarks.loaders.case import BATCH, Case, Started, start_torch
-from benchmarks.loaders.images import MEAN, PATTERN, STD
+from benchmarks.loaders.images import MEAN, PATTERN, SHARDS, STD
 
 _MAGNITUDE = {"magnitude": 9, "num_magnitude_bins": 11}  # timm's m9: 9 of 0 to 10
 _SHUFFLED = 1000  # samples of the buffer, as in webdataset's examples
@@ -60,13 +61,13 @@ def _of_folder(
 def _of_shards(
     case: Case, transform: Callable[[torch.Tensor], torch.Tensor], each: int, batch_size: int
 ) -> DataLoader[Sample]:
-    made = webdataset.WebDataset(str(case.folder / PATTERN), shardshuffle=True).repeat()
+    made = webdataset.WebDataset(str(case.folder / PATTERN), shardshuffle=SHARDS).repeat()
     made = made.shuffle(_SHUFFLED).to_tuple("jpg", "cls")
     made = made.compose(functools.partial(_repeat, each=each))
     return _loader(made.map_tuple(lambda data: transform(_decode(data)), int), case, batch_size)
 
 
-def _loader(made: object, case: Case, batch_size: int, **options: object) -> DataLoader[Sample]:
+def _loader(made: Any, case: Case, batch_size: int, **options: Any) -> DataLoader[Sample]:
     return DataLoader(
         made,
         batch_size,

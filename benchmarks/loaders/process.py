@@ -11,14 +11,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from benchmarks.loaders.case import Case, Start, Started
 
-_SETTLING = 8  # batches: twice those that wait in the queues of torch and DALI
+_SETTLING = 6  # batches: those that wait in the queues, two for each of two workers, and two more
 
 
 class LoaderProcess:
@@ -31,7 +31,7 @@ class LoaderProcess:
         self._start = start
         path = os.pathsep.join([*map(str, paths), os.environ.get("PYTHONPATH", "")])
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.loaders.process", start],
+            [sys.executable, "-W", "ignore", "-m", "benchmarks.loaders.process", start],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -59,9 +59,10 @@ class LoaderProcess:
 
 
 def measure(started: Started, images: int) -> tuple[float, float]:
-    """Return CPU ms an image and images/s over whole batches of at least `images` images.
+    """Return CPU ms an image and images/s over at least `images` images.
 
-    A measurement begins and ends when a batch is out, after some that settle the queues.
+    A measurement begins when a batch is out, after some that settle the queues, and ends when the
+    same worker has finished another: workers are then as far in their next batches as before.
     """
     batches, workers = started
     for _ in range(_SETTLING):
@@ -70,7 +71,7 @@ def measure(started: Started, images: int) -> tuple[float, float]:
     cpu = cpu_seconds(workers)
     count = 0
     while count < images:
-        count += len(next(batches))
+        count += sum(len(next(batches)) for _ in range(max(1, len(workers))))
     spent = cpu_seconds(workers) - cpu
     return 1e3 * spent / count, count / (time.perf_counter() - wall)
 
@@ -85,13 +86,15 @@ def cpu_seconds(workers: list[int]) -> float:
 
 
 def _serve(start: Start, requests: Iterator[str]) -> Iterator[tuple[float, float]]:
-    case = None
+    case: Case | None = None
+    started: Started | None = None
     for line in requests:
         fields, images = json.loads(line)
-        if Case(**fields) != case:
+        asked = Case(**fields)
+        if asked != case or started is None:
             started = None  # ends the workers of the case before
-            case = Case(**fields)
-            started = start(case)
+            started = start(asked)
+            case = asked
         yield measure(started, images)
 
 
