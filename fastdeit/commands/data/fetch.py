@@ -22,11 +22,11 @@ from rich.filesize import decimal
 from fastdeit.commands.errors import one_line_errors, print_error
 from fastdeit.config.options import parse_options
 from fastdeit.config.parse import Section
-from fastdeit.data.remote.addresses import hide_credentials
 from fastdeit.data.remote.fetch import WORKERS, compare, fetch, open_source
 from fastdeit.data.remote.source import Unreachable
 from fastdeit.display.terminal import Terminal
 from fastdeit.display.text import printable
+from fastdeit.storage.urls import hide_credentials
 
 _INTERRUPTED = 130
 

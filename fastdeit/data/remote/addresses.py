@@ -6,42 +6,14 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote
 
 from fastdeit.data.remote.source import FetchError, RemoteFile
 from fastdeit.display.text import printable
 
 OWN = ".fastdeit"
 """The folder in a data set with what is ours; never fetched."""
-WEB = ("http", "https")
-_URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)(::|://)")
 _MAX_NAME = 255  # bytes of a part of a path, on Linux
-
-
-def is_url(path: str) -> bool:
-    """Return True for what names files by a protocol, as s3://bucket/folder."""
-    return _URL.match(path) is not None
-
-
-def is_web(url: str) -> bool:
-    return urlsplit(url).scheme.lower() in WEB
-
-
-def hide_credentials(url: str) -> str:
-    """Return a URL without user and password, and at a web server without the query, which is where
-    signed URLs have their signature."""
-    scheme, mark, rest = url.partition("://")
-    if not mark:
-        return url
-    host, slash, path = rest.partition("/")
-    if scheme.lower() in WEB:
-        host, path = (re.split(r"[?#]", text)[0] for text in (host, path))
-    return f"{scheme}{mark}{host.rpartition('@')[2] if _has_user(host) else host}{slash}{path}"
-
-
-def _has_user(host: str) -> bool:
-    # the @ of hf://datasets/OWNER/NAME@REVISION is behind the first slash
-    return "@" in host
 
 
 def split_pattern(path: str) -> tuple[str, str]:
@@ -64,11 +36,6 @@ def find_place(url: str, cache: str) -> Path:
     words = re.sub(r"[^a-zA-Z0-9.]+", "-", unquote(split_pattern(url)[0]).rpartition("/")[2])
     key = hashlib.sha256(url.encode()).hexdigest()[:12]
     return Path(home).expanduser() / f"{words.strip('-.')[:40] or 'data'}-{key}"
-
-
-def name_in_url(address: SplitResult) -> str:
-    """Return the name of the file at a web address."""
-    return unquote(address.path).rpartition("/")[2]
 
 
 def check_names(files: Iterable[RemoteFile], url: str) -> None:

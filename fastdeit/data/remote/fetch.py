@@ -10,13 +10,7 @@ from pathlib import Path
 
 from rich import filesize
 
-from fastdeit.data.remote.addresses import (
-    check_case,
-    check_names,
-    hide_credentials,
-    is_url,
-    is_web,
-)
+from fastdeit.data.remote.addresses import check_case, check_names
 from fastdeit.data.remote.journal import (
     Journal,
     is_complete,
@@ -27,13 +21,14 @@ from fastdeit.data.remote.journal import (
 from fastdeit.data.remote.parts import count_arrived
 from fastdeit.data.remote.pool import TransferPool
 from fastdeit.data.remote.source import FetchError, FetchStopped, RemoteFile, Source
-from fastdeit.data.remote.store import StoreSource
+from fastdeit.data.remote.sources.store import StoreSource
+from fastdeit.data.remote.sources.web import WebSource
 from fastdeit.data.remote.transfer import hash_content
-from fastdeit.data.remote.web import WebSource
 from fastdeit.display.progress import ProgressBar, TimeLeft, track
 from fastdeit.display.terminal import Terminal
 from fastdeit.display.text import printable
 from fastdeit.storage.atomic import sync
+from fastdeit.storage.urls import hide_credentials, is_url, is_web
 
 WORKERS = 8
 """Threads that fetch, by default."""
@@ -62,12 +57,16 @@ class Listing:
 
     def describe(self) -> str:
         """Return how much there is, how much is to be fetched, and the room that the disk has."""
-        there = f"{self.url}: {len(self.files):,} files, {filesize.decimal(self.size)}"
+        there = f"{self.url}: {_count(self.files)}, {filesize.decimal(self.size)}"
         if not self.missing:
             return f"{there}; all of them are in {printable(self.folder)}"
-        count = f"{len(self.missing):,} files, " if len(self.missing) < len(self.files) else ""
+        count = f"{_count(self.missing)}, " if len(self.missing) < len(self.files) else ""
         room = f"{filesize.decimal(_find_room(self.folder))} free in {printable(self.folder)}"
         return f"{there}; to fetch: {count}{filesize.decimal(self.size_missing)}; {room}"
+
+
+def _count(files: Sequence[RemoteFile]) -> str:
+    return "1 file" if len(files) == 1 else f"{len(files):,} files"
 
 
 def fetch(

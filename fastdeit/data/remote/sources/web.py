@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote, urlsplit
 import httpx2
 
 from fastdeit.data.formats.shards.patterns import expand_braces
-from fastdeit.data.remote.addresses import hide_credentials, split_pattern
+from fastdeit.data.remote.addresses import split_pattern
 from fastdeit.data.remote.retries import retry
 from fastdeit.data.remote.source import (
     Answer,
@@ -26,7 +26,8 @@ from fastdeit.data.remote.source import (
     Transient,
     Unreachable,
 )
-from fastdeit.data.remote.sums import MANIFESTS, MAX_BYTES, Listed, is_list, read_list
+from fastdeit.data.remote.sources.sums import MANIFESTS, MAX_BYTES, Listed, is_list, read_list
+from fastdeit.storage.urls import hide_credentials
 
 CONNECT_S = 30.0
 READ_S = 60.0
@@ -70,7 +71,7 @@ class WebSource:
         if is_list(base):
             return self._follow_list(base)
         folder, _, name = base.rpartition("/")
-        if "." in name and folder.count("/") > 1 and not self._is_page(base):
+        if name and folder.count("/") > 1 and self._is_file(base):
             return self._probe_all(_at(folder, [name]))
         named = [name for each in patterns if "{" in each for name in expand_braces(each)]
         return self._list_folder(base.rstrip("/"), named)
@@ -81,17 +82,21 @@ class WebSource:
             if self._find(*_at(base, [manifest])[0]) is not None:
                 return self._follow_list(f"{base}/{manifest}")
         if not named:
-            raise FetchError(f"{self._url}: HTTP cannot list a folder; {_ADVICE}")
+            fact = "does not exist there, or is a folder, which HTTP cannot list"
+            raise FetchError(f"{self._url}: {fact}; {_ADVICE}")
         return self._probe_all(_at(base, named))
 
-    def _is_page(self, address: str) -> bool:
-        """Return True for what a browser shows, as a server's own listing of a folder."""
+    def _is_file(self, address: str) -> bool:
+        """Return False for what does not exist or is a page, as a server's listing of a folder."""
 
         def look() -> bool:
             with self._get(address, {"Range": "bytes=0-0"}) as response:
-                return str(response.headers.get("Content-Type", "")).startswith("text/html")
+                return not str(response.headers.get("Content-Type", "")).startswith("text/html")
 
-        return retry(look, address)
+        try:
+            return retry(look, address)
+        except _Absent:
+            return False
 
     def _follow_list(self, address: str) -> list[RemoteFile]:
         base, _, own = address.rpartition("/")

@@ -10,10 +10,11 @@ from typing import Any
 import fsspec
 
 from fastdeit.data.formats.shards.patterns import expand_braces
-from fastdeit.data.remote.addresses import OWN, hide_credentials, split_pattern
+from fastdeit.data.remote.addresses import OWN, split_pattern
 from fastdeit.data.remote.retries import retry
 from fastdeit.data.remote.source import Answer, Changed, FetchError, RemoteFile, Transient
-from fastdeit.data.remote.sums import MANIFESTS, MAX_BYTES, read_list
+from fastdeit.data.remote.sources.sums import MANIFESTS, MAX_BYTES, read_list
+from fastdeit.storage.urls import hide_credentials
 
 _VERSIONS = (
     *("VersionId", "generation", "ETag", "etag", "md5Hash", "blob_id"),
