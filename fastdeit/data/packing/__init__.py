@@ -1,0 +1,1 @@
+"""A data set written again: smaller images, in tar shards or class folders."""
