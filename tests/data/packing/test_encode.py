@@ -36,7 +36,7 @@ def packed(data: bytes, encoding: Encoding = ENCODING) -> Packed:
     return result
 
 
-def opened(data: bytes) -> Image.Image:
+def opened(data: bytes) -> Any:
     return Image.open(io.BytesIO(data))
 
 

@@ -1,4 +1,4 @@
-"""Names in a packed data set: unique, in the source's order, and labels that are read as written."""
+"""Names in a packed data set: unique, in the source's order; labels are read as written."""
 
 import numpy as np
 import pytest
