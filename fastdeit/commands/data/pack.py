@@ -127,11 +127,12 @@ def pack_command(argv: Sequence[str]) -> int:
         options = parse_options(argv, PackOptions, "fastdeit pack", __doc__ or "")
         if options.files.verify:
             return _verify(terminal, options)
-        job = _make_job(options)
         try:
+            job = _make_job(options)
             summary = pack(job)
         except KeyboardInterrupt:
-            Terminal(stderr=True).say(f"{job.output}: interrupted; the same command continues")
+            again = "interrupted; the same command continues"
+            Terminal(stderr=True).say(f"{options.output}: {again}")
             return _INTERRUPTED
     _report(terminal, job, summary)
     return 0

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from fastdeit.data.packing.job import ShardSize
 from tests.support.images import write_shapes
 from tests.support.launching import ROOT, clean_environment
 from tests.support.packing import contents
+
+FLAGS = ["--shard-size", "1", "--num-workers", "1", "--resize", "300"]
 
 
 @pytest.fixture
@@ -98,40 +101,35 @@ def test_shard_sizes_are_images_or_bytes() -> None:
             parse_shard_size(text)
 
 
-def write_noise(root: Path, count: int) -> Path:
-    """Write images that take a while to encode."""
-    random = np.random.default_rng(0)
-    noise = random.integers(0, 256, (500, 700, 3), dtype=np.uint8)
-    for split in ("train", "val"):
-        (root / split / "a").mkdir(parents=True)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a data set, `set`, and what an uninterrupted command made of it."""
+    folder = tmp_path_factory.mktemp("whole")
+    noise = np.random.default_rng(0).integers(0, 256, (400, 600, 3), dtype=np.uint8)
+    for split, count in (("train", 24), ("val", 2)):
+        (folder / "set" / split / "a").mkdir(parents=True)
         for number in range(count):
-            shifted = np.roll(noise, number, 0)
-            Image.fromarray(shifted).save(root / split / f"a/{number:03}.jpg", quality=50)
-    return root
+            file = folder / "set" / split / f"a/{number:02}.jpg"
+            Image.fromarray(np.roll(noise, number, 0)).save(file, quality=50)
+    assert pack_command([str(folder / "set"), str(folder / "out"), *FLAGS]) == 0
+    return folder
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
-def test_a_signal_leaves_what_the_same_command_continues(tmp_path: Path, name: str) -> None:
-    root = write_noise(tmp_path / "set", 30)
+def test_a_signal_leaves_what_the_same_command_continues(
+    whole: Path, tmp_path: Path, name: str
+) -> None:
     out = tmp_path / "out"
-    flags = ["--shard-size", "3", "--num-workers", "1", "--resize", "400"]
-    command = [sys.executable, "-m", "fastdeit", "pack", str(root)]
-    process = subprocess.Popen(
-        [*command, str(out), *flags],
-        cwd=ROOT,
-        env=clean_environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while len(contents(out)) < 3 and process.poll() is None:
-        time.sleep(0.01)
+    command = [sys.executable, "-m", "fastdeit", "pack", str(whole / "set"), str(out), *FLAGS]
+    options: dict[str, Any] = {"cwd": ROOT, "env": clean_environment(), "start_new_session": True}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
+    while len(contents(out)) < 4 and process.poll() is None:
+        time.sleep(0.005)
     os.killpg(process.pid, getattr(signal, name))
     _, printed = process.communicate(timeout=60)
     if name == "SIGINT":
         assert process.returncode == 130
         assert printed == f"{out}: interrupted; the same command continues\n"
     assert "pack.json" not in contents(out)
-    assert pack_command([str(root), str(out), *flags]) == 0
-    assert pack_command([str(root), str(tmp_path / "whole"), *flags]) == 0
-    assert contents(out) == contents(tmp_path / "whole")
+    assert pack_command(command[4:]) == 0
+    assert contents(out) == contents(whole / "out")
