@@ -10,6 +10,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 EXPORT = ["onnx>=1.19", "onnxruntime>=1.20", "onnxscript>=0.5"]
+REMOTE = ["s3fs>=2024.6", "gcsfs>=2024.6"]
 
 setup(
     name="fastdeit",
@@ -37,6 +38,8 @@ setup(
         "psutil>=5.9",  # who launched a rank, who holds a run folder; DeepSpeed brings it too
         "safetensors>=0.5",
         "huggingface-hub>=0.30",  # weights by name, model cards; timm brings it too
+        "fsspec>=2024.6",  # data sets at a URL; torch brings it too
+        "httpx2>=2",  # those at a web server
         "tyro>=1.0",
         "rich>=13",
         "pyyaml>=6",
@@ -48,8 +51,14 @@ setup(
     ],
     extras_require={
         "export": EXPORT,  # fastdeit export to ONNX
+        "remote": REMOTE,  # --data-path s3://... and gs://...
         "bench": ["webdataset>=1.0"],  # timm's reader of shards
         "dev": [
+            # S3 and a server for it; moto's extra "server" would bring all of AWS
+            "s3fs>=2024.6",
+            "moto[s3]>=5",
+            "flask>=3",
+            "flask-cors>=5",
             "accelerate>=1",  # runs the examples of docs/library.md
             *EXPORT,
             "pytest>=8",
