@@ -69,6 +69,7 @@ setup(
             "ruff>=0.9",
             "mypy>=1.13",
             "types-PyYAML",
+            "webdataset>=1.0",  # reads what `fastdeit pack` writes
         ],
     },
     entry_points={"console_scripts": ["fastdeit = fastdeit.__main__:main"]},
