@@ -33,6 +33,7 @@ from fastdeit.data.checks.work import CheckKind, ImageCheck
 from fastdeit.data.formats.detect import find_split
 from fastdeit.data.formats.listing import SHOWN, DataError
 from fastdeit.data.index import split_table
+from fastdeit.data.remote.stage import fetch_folder
 from fastdeit.data.table import (
     excluded_images,
     good_images,
@@ -51,7 +52,7 @@ class IndexOptions:
     """The flags of `fastdeit index`."""
 
     path: tyro.conf.Positional[str]
-    """The folder that train's --data-path will name (formats: docs/data.md)."""
+    """The folder or URL that train's --data-path will name (formats: docs/data.md)."""
     train_split: str = "train"
     """A name, a list, or a pattern of shards."""
     val_split: str = "val"
@@ -74,7 +75,8 @@ def index_command(argv: Sequence[str]) -> int:
         options = parse_options(argv, IndexOptions, "fastdeit index", __doc__ or "")
         require(options.num_workers >= 0, "num_workers", options.num_workers, "0 or more")
         wanted = ImageCheck(options.check, parse_part(options.part, options.check))
-        root = Path(os.path.abspath(options.path))
+        folder = fetch_folder(options.path, (options.train_split, options.val_split))
+        root = Path(os.path.abspath(folder))
         try:
             bad = _index_splits(terminal, root, options, wanted)
         except KeyboardInterrupt:

@@ -14,6 +14,7 @@ import os
 import signal
 import stat
 import struct
+import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -258,7 +259,20 @@ def _ending_processes() -> Iterator[None]:
 def _executor(workers: int, processes: bool) -> Executor:
     if not processes:
         return ThreadPoolExecutor(workers)
-    # never fork: DALI's threads may run already. An interrupt is for the process that started them
-    ignore = (signal.SIGINT, signal.SIG_IGN)
+    # never fork: DALI's threads may run already
     spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, spawn, initializer=signal.signal, initargs=ignore)
+    return ProcessPoolExecutor(workers, spawn, initializer=_follow_parent)
+
+
+def _follow_parent() -> None:
+    """Ignore interrupts, which are for the process that started this one, and end with it: else
+    this one would wait for jobs without end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

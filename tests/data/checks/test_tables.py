@@ -17,6 +17,7 @@ from fastdeit.data.formats.detect import find_split, list_split
 from fastdeit.data.index import build_index, split_table
 from fastdeit.data.snapshot import keep_images, reconcile
 from tests.data.checks.test_headers import flipped
+from tests.data.test_index import settle
 from tests.support.images import write_shapes
 
 IMAGES = 24
@@ -135,6 +136,7 @@ def interrupt_at(number: int, decoded: list[str], monkeypatch: pytest.MonkeyPatc
 def test_what_was_checked_before_an_interrupt_is_not_checked_again(
     was_indexed: bool, root: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    settle(root)
     if was_indexed:
         count_decoded(root, HEADERS)
     with monkeypatch.context() as patched:
