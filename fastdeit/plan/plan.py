@@ -8,8 +8,9 @@ Pure NumPy; tests/plan/test_plan.py has the invariants.
 Order. Units of two samples: ordinal = 2 * unit + side, unit = p * repeats + view. With P = N // 2
 pairs in the epoch's permutation, side 0 is image perm[2p] and side 1 is perm[2 * ((p + view) mod P)
 + 1]: the copies of an image are neighbours, each has another partner, and no image is mixed with
-itself. Step t of global batch B takes the units [t*B/2, (t+1)*B/2); rank r of W takes those
-congruent to r modulo W.
+itself. Step t of global batch B takes the units [t*B/2, (t+1)*B/2), and rank r of W the r-th of W
+equal runs of them, so that most copies of an image are on one rank, in one micro-batch, and the
+image is decoded once for them. The samples of a step do not depend on W.
 
 Exclusion. Images that could not be read are never drawn again (`Plan.exclude`): a sample that would
 have one takes the next good image of its own side in the permutation, so the sides stay disjoint
@@ -30,11 +31,13 @@ import numpy as np
 
 from fastdeit.config.parse import require_value
 from fastdeit.plan import sampling
+from fastdeit.plan.order import EpochOrders, permute_rows, replace_excluded
 from fastdeit.plan.philox import RandomStream, random_words, stream_words, uniform
 from fastdeit.plan.spec import PlanSpec
 
 VERSION = 2
 """Raised whenever the same spec would give other draws; part of the fingerprint."""
+_LONG = 2**17  # images from which the order of an epoch takes longer than a thread costs
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Plan:
         pairs = self.num_images // 2
         most = f"at most {pairs} with {self.num_images} training images"
         require_value(spec.repeats <= pairs, "repeats", spec.repeats, most)
-        self._order = functools.lru_cache(maxsize=2)(self._make_order)
+        self._orders = EpochOrders(self._make_order)
 
     @property
     def num_images(self) -> int:
@@ -110,7 +113,7 @@ class Plan:
                 f"at least 2 of {self.num_images} images must remain ({excluded.size} are excluded)"
             )
         self._excluded = excluded
-        self._order.cache_clear()
+        self._orders.clear()
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over everything that decides the draws of `draw`, except excluded
@@ -121,7 +124,7 @@ class Plan:
             "images": self.num_images,
         }
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-        digest.update(self.sizes.tobytes())
+        digest.update(self.sizes.data)
         return digest.hexdigest()
 
     def steps_per_epoch(self, batch_size: int) -> int:
@@ -132,27 +135,43 @@ class Plan:
         return self.num_images // batch_size
 
     def ordinals(
-        self, step: int, batch_size: int, rank: int = 0, world_size: int = 1
+        self,
+        step: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        alternating: bool = False,
     ) -> np.ndarray:
         """Return int64 (batch_size / world_size,): the samples of one rank in one step, pairs side
         by side.
 
-        Raises ValueError unless batch_size is a multiple of 2 * world_size: a pair never crosses
-        ranks.
+        alternating: the rank takes every world_size-th pair, as in older runs, instead of
+        neighbouring ones. Raises ValueError unless batch_size is a multiple of 2 * world_size: a
+        pair never crosses ranks.
         """
         share = 2 * world_size
         divides = batch_size > 0 and batch_size % share == 0
         require_value(divides, "batch_size", batch_size, f"a multiple of {share}")
         units = np.arange(step * batch_size // 2, (step + 1) * batch_size // 2, dtype=np.int64)
-        mine = units[units % world_size == rank]
+        if alternating:
+            mine = units[units % world_size == rank]
+        else:
+            mine = units.reshape(world_size, -1)[rank]
         return (2 * mine[:, None] + np.arange(2)).reshape(-1)
+
+    def prepare(self, epoch: int) -> None:
+        """Start to make the epoch's order in a thread, so that its first `images` need not wait; a
+        short one is made when it is asked for."""
+        if self.num_images >= _LONG:
+            self._orders.prepare(epoch)
 
     def images(self, epoch: int, ordinals: np.ndarray) -> np.ndarray:
         """Return int64 (B,): the image at each ordinal."""
         unit, side = np.divmod(ordinals, 2)
         pair, view = np.divmod(unit, self.spec.repeats)
         partner = (pair + side * view) % (self.num_images // 2)
-        return self._order(epoch)[2 * partner + side]
+        return self._orders.get(epoch)[2 * partner + side].astype(np.int64)
 
     def draw(self, epoch: int, ordinals: np.ndarray) -> SampleParams:
         """Return everything that happens to the samples at `ordinals` (int64 (B,)) of an epoch."""
@@ -271,29 +290,9 @@ class Plan:
         return lam[row], box[row]
 
     def _make_order(self, epoch: int) -> np.ndarray:
-        """Return int64 (N,): the epoch's permutation of the images, each excluded one replaced by
+        """Return uint32 (N,): the epoch's permutation of the images, each excluded one replaced by
         the next good one of its side."""
-        words = random_words(self.spec.seed, epoch, np.arange(self.num_images), sampling.ORDER)
-        # sorting by 64 random bits is a random permutation; equal keys keep their order
-        order = np.argsort(words[0] << np.uint64(32) | words[1], kind="stable")
-        if not self._excluded.size:
-            return order
-        # the images of side 0 are at even places, those of side 1 at odd ones; an image that is
-        # left over by an odd N is on neither side
-        paired = 2 * (self.num_images // 2)
-        for side in range(2):
-            images = order[side:paired:2]  # a view: assigning to it changes `order`
-            bad = np.isin(images, self._excluded)
-            images[:] = _next_good(images, bad, f"side {side} of epoch {epoch}")
+        order = permute_rows(self.spec.seed, epoch, self.num_images)
+        if self._excluded.size:
+            replace_excluded(order, self._excluded, epoch)
         return order
-
-
-def _next_good(images: np.ndarray, bad: np.ndarray, place: str) -> np.ndarray:
-    """Return the images, each bad one replaced by the first good one after it.
-
-    The search continues at the start. place: which images these are, for the error.
-    """
-    good = np.flatnonzero(~bad)
-    if not good.size:
-        raise ValueError(f"every image of {place} is excluded; one must remain on each side")
-    return images[good[np.searchsorted(good, np.arange(len(images))) % good.size]]

@@ -8,12 +8,14 @@ imports it.
 """
 
 import contextlib
+import errno
 import itertools
 import multiprocessing
 import os
 import signal
 import stat
 import struct
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -82,11 +84,18 @@ def read_place(place: ByteRange, at_most: int = MAX_BYTES) -> bytes:
     return data
 
 
+def raise_own_fault(error: OSError) -> None:
+    """Raise an error that says nothing about the file: this process may not open any more."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise error
+
+
 def check_place(place: ByteRange) -> Checked:
     """Return `check_image` of the image at a place."""
     try:
         return check_image(read_place(place))
     except OSError as error:
+        raise_own_fault(error)
         return f"{UNREAD}: {error.strerror or error}"
 
 
@@ -247,7 +256,20 @@ def _ending_processes() -> Iterator[None]:
 def _executor(workers: int, processes: bool) -> Executor:
     if not processes:
         return ThreadPoolExecutor(workers)
-    # never fork: DALI's threads may run already. An interrupt is for the process that started them
-    ignore = (signal.SIGINT, signal.SIG_IGN)
+    # never fork: DALI's threads may run already
     spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, spawn, initializer=signal.signal, initargs=ignore)
+    return ProcessPoolExecutor(workers, spawn, initializer=_follow_parent)
+
+
+def _follow_parent() -> None:
+    """Ignore interrupts, which are for the process that started this one, and end with it: else
+    this one would wait for jobs without end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
