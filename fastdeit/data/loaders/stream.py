@@ -53,10 +53,12 @@ class Stream(Generic[_T]):
 
     def _start(self, number: int) -> None:
         """Start a new pipeline, whose first batch is `number`."""
+        # the threads of the one before end first: they may still read what it was fed
+        self._pipeline: Pipeline | None = None
         self._shift = number  # number of a batch - DALI's number of the iteration
         self._generated = 0
         self._ahead: deque[_InFlight[_T]] = deque()
-        self._pipeline: Pipeline | None = self._build(self._source)
+        self._pipeline = self._build(self._source)
 
     def _source(self, iteration: int) -> tuple[Any, ...]:
         """Return what DALI is fed; called by DALI, in order, from within `get`."""
@@ -81,7 +83,8 @@ class Stream(Generic[_T]):
             except RuntimeError as error:
                 if self._closed or not self._ahead:
                     raise
-                found = self._recover(number, unexplained, error)
+                # the frames of its traceback would keep the failed pipeline and its threads
+                found = self._recover(number, unexplained, error.with_traceback(None))
                 # the image that replaces a bad one may be bad too: then the count starts anew
                 unexplained = 0 if found else unexplained + 1
 

@@ -3,6 +3,7 @@ in memory that stays valid."""
 
 import dataclasses
 import shutil
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,27 @@ def test_a_batch_that_fails_for_no_images_fault_ends_the_run(
         RuntimeError, match="a batch fails, though each of its 9 images decodes alone"
     ):
         next(loader.epoch(0))
+
+
+def test_a_failed_pipeline_ends_before_what_it_reads_is_released(
+    copy: Index, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = int(plan.draw(0, np.array([40])).image_index[0])
+    (copy.root / copy.name(row)).write_bytes(b"no image")
+    loader = train_loader(copy, plan, 16)
+    stream = loader._stream
+    pipelines, fed = [weakref.ref(stream._pipeline)], []
+    build = stream._build
+
+    def spy(source: Any) -> Any:
+        fed.append((pipelines[-1]() is None, len(stream._ahead)))
+        pipeline = build(source)
+        pipelines.append(weakref.ref(pipeline))
+        return pipeline
+
+    monkeypatch.setattr(stream, "_build", spy)
+    assert len(list(loader.epoch(0))) == 8
+    assert fed == [(True, 0)]
 
 
 class Copies(TorchDispatchMode):
