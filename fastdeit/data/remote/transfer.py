@@ -79,6 +79,7 @@ class Transfer:
         self._stop = stop
         self._lock = threading.RLock()
         self._restarts = 0
+        self._mismatches = 0
         self._counted = 0
         self._begin(file, BLOCK)
 
@@ -214,7 +215,8 @@ class Transfer:
                 return True
             if self._source.has_checksum(file):
                 current.part.forget()
-                if self._restarts:
+                self._mismatches += 1
+                if self._mismatches > 1:
                     raise FetchError(f"{file.address}: must be {file.checksum} (got {found})")
                 return False
         return self._describe(file).holds_same(file)
