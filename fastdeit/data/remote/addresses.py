@@ -33,6 +33,7 @@ def find_place(url: str, cache: str) -> Path:
     """
     user = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     home = cache or os.environ.get("FASTDEIT_DATA") or os.path.join(user, "fastdeit", "data")
+    url = url.rstrip("/")
     words = re.sub(r"[^a-zA-Z0-9.]+", "-", unquote(split_pattern(url)[0]).rpartition("/")[2])
     key = hashlib.sha256(url.encode()).hexdigest()[:12]
     return Path(home).expanduser() / f"{words.strip('-.')[:40] or 'data'}-{key}"

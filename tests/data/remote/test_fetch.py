@@ -8,8 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,7 +124,7 @@ def test_too_little_room_is_said_before_anything_is_fetched(
     far: FarServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_files(far.folder, a=SIZE)
-    usage = namedtuple("usage", "total used free")(SIZE, 0, SIZE - 1)
+    usage = SimpleNamespace(free=SIZE - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(FetchError, match=r"too little room \(20\.6 kB to fetch, 20\.6 kB free\)"):
         fetch_quietly(f"{far.address}/a.tar", tmp_path / "out")

@@ -232,6 +232,7 @@ def test_any_protocol_of_fsspec_works(tmp_path: Path) -> None:
     memory.pipe({"/far/a.tar": make_bytes(SIZE), "/far/sub/b.tar": b"2"})
     try:
         fetch_quietly("memory://far", tmp_path / "out")
+        assert not fetch_quietly("memory://far", tmp_path / "out").missing
     finally:
         memory.rm("/far", recursive=True)
     expected = {"a.tar": make_bytes(SIZE), "sub/b.tar": b"2"}
