@@ -6,7 +6,8 @@ float row, so a sample's pixels do not depend on the batch it is in, on threads 
 backends, one interface:
 
 exact: what follows the decoder is one compiled operator on the CPU, bit-equal to PIL and timm
-(data/augment/exact.py). native: DALI's own operators, on the CPU or the GPU, close to PIL
+(data/augment/exact.py); or the graph only decodes, and kernels do the same on the GPU
+(data/device/). native: DALI's own operators, on the CPU or the GPU, close to PIL
 (data/augment/native.py). The graph does not have parts that a plan never uses: an operator costs
 about 10 us an iteration even when idle.
 """
@@ -18,7 +19,7 @@ import numpy as np
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 
-from fastdeit.data.augment.exact import exact, mean_colour, pack_exact, pack_windows
+from fastdeit.data.augment.exact import exact, pack_exact, pack_windows
 from fastdeit.data.augment.native import (
     FILTERS as NATIVE_FILTERS,
 )
@@ -30,8 +31,10 @@ from fastdeit.data.augment.native import (
     pack_native,
     resize_region,
 )
+from fastdeit.data.device.rows import pack_crops
 from fastdeit.data.graphs.eval_crop import EvalCrop, place_crop
 from fastdeit.data.graphs.options import DECODERS, PipelineOptions
+from fastdeit.plan.operations import mean_colour
 from fastdeit.plan.plan import SampleParams
 from fastdeit.plan.spec import PlanSpec
 
@@ -42,10 +45,13 @@ the rows that the graph takes."""
 
 def build_train_pipeline(source: Source, spec: PlanSpec, options: PipelineOptions) -> Pipeline:
     """Build a pipeline whose output is images (B, 3, S, S), normalised and erased: float32 on
-    "cpu", float16 on "gpu".
+    "cpu", float16 on "gpu". With kernels, it is decoded windows, uint8 (h, w, 3), on the device.
 
-    source: paths or encoded images, and the rows of `pack_draws`.
+    source: paths or encoded images, and the rows of `pack_draws`; with kernels, the windows, int32
+    (G, 4) as y, x, height, width.
     """
+    if options.uses_kernels:
+        return _built(_windows_graph(source, options, **options.dali))
     if options.backend == "exact":
         return _built(_exact_graph(source, spec.input_size, options, **options.dali))
     return _built(_native_graph(source, spec, options, **options.dali))
@@ -82,7 +88,9 @@ def pack_draws(
     draws: SampleParams, spec: PlanSpec, options: PipelineOptions
 ) -> tuple[np.ndarray, ...]:
     """Return the rows that the training graph takes, (B, columns) each: the window to decode,
-    integers, and floats if it uses any."""
+    integers, and floats if it uses any. With kernels, those that they take after the graph."""
+    if options.uses_kernels:
+        return pack_crops(draws)
     if options.backend == "exact":
         return draws.crop, *pack_exact(draws, spec, options.mean, options.std)
     return draws.crop, *pack_native(draws, spec)
@@ -140,6 +148,12 @@ def _exact_graph(source: Source, input_size: int, options: PipelineOptions) -> D
     )
     images = exact(_decoded_window(encoded, window, options), ints, floats, size=input_size)
     return _as_output(images.gpu() if options.device == "gpu" else images, options)
+
+
+@pipeline_def
+def _windows_graph(source: Source, options: PipelineOptions) -> DataNode:
+    encoded, window = _external(source, options, types.INT32)
+    return _on_device(_decoded_window(encoded, window, options), options)
 
 
 @pipeline_def(enable_conditionals=True)

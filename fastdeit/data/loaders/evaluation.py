@@ -1,6 +1,7 @@
 """The images of an evaluation, each once over all ranks, as batches in torch."""
 
 import ctypes
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -63,7 +64,9 @@ class EvalLoader:
         self._next_pass = 0
         # an empty quarantine is false
         self._quarantine = Quarantine(index) if quarantine is None else quarantine
-        self.options = options_of(options, index, batch_size)
+        # the kernels have neither its filters nor its padding: the compiled operator has the pixels
+        without = {"uses_kernels": False, "decoder": "cpu"} if options.uses_kernels else {}
+        self.options = options_of(dataclasses.replace(options, **without), index, batch_size)
         self._stream = Stream(
             index,
             self.plan_batch,

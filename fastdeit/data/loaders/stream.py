@@ -33,6 +33,7 @@ class Stream(Generic[_T]):
 
     plan: from a number to what is kept beside the images, the rows of the index to read, and the
     arrays that the graph takes. build: makes a pipeline for a source that gives the images' sizes.
+    take: from DALI's output and what is kept beside it to the images; None: the output is they.
     quarantine: takes images that fail; the batch is then made again without them.
     """
 
@@ -42,11 +43,13 @@ class Stream(Generic[_T]):
         plan: Callable[[int], tuple[_T, np.ndarray, tuple[np.ndarray, ...]]],
         build: Callable[[Source], Pipeline],
         quarantine: Quarantine,
+        take: Callable[[Any, _T], torch.Tensor] | None = None,
     ) -> None:
         self._index = index
         self._plan = plan
         self._build = build
         self._quarantine = quarantine
+        self._take = take or _take_tensor
         self._closed = False
         self._start(0)
 
@@ -67,7 +70,7 @@ class Stream(Generic[_T]):
         return fed
 
     def get(self, number: int) -> tuple[torch.Tensor, _T]:
-        """Return the images of batch `number`, in DALI's memory, and what was kept beside them.
+        """Return the images of batch `number`, and what was kept beside them.
 
         The host waits until DALI has made them, on a GPU too, and meanwhile plans and feeds a batch
         ahead. Raises DataError where the quarantine does, RuntimeError for a batch that fails
@@ -97,7 +100,7 @@ class Stream(Generic[_T]):
             (images,) = self._pipeline.run()
             batch = self._ahead.popleft()
             if batch.number == number:
-                return torch.from_dlpack(images.as_tensor()), batch.kept
+                return self._take(images, batch.kept), batch.kept
 
     def _recover(self, number: int, unexplained: int, error: RuntimeError) -> bool:
         """Exclude the images that made the oldest batch in the queue fail, and start again at
@@ -149,6 +152,11 @@ class _InFlight(Generic[_T]):
     kept: _T
     rows: np.ndarray
     fed: tuple[Any, ...]
+
+
+def _take_tensor(images: Any, kept: object) -> torch.Tensor:
+    """Return images of one size, in DALI's memory."""
+    return torch.from_dlpack(images.as_tensor())
 
 
 def _feed(index: Index, rows: np.ndarray) -> Sequence[np.ndarray] | np.ndarray:
