@@ -21,6 +21,7 @@ from fastdeit.data.formats.check import (
     find_refusal,
     read_orientation,
     read_place,
+    to_rgb,
 )
 from fastdeit.data.formats.file_names import is_image
 from fastdeit.data.formats.folder import walk_files
@@ -109,7 +110,7 @@ def _read(path: str, view: EvalView, exif_rotate: bool) -> InputImage:
         stored: Image.Image = image
         if exif_rotate and orientation > 1:
             stored = ImageOps.exif_transpose(image)
-        return InputImage(path, build_transform(view)(_to_rgb(stored)), orientation=orientation)
+        return InputImage(path, build_transform(view)(to_rgb(stored)), orientation=orientation)
 
 
 def _find_stretch(image: Image.Image, view: EvalView) -> str:
@@ -120,10 +121,3 @@ def _find_stretch(image: Image.Image, view: EvalView) -> str:
         width, height = image.size
         return f"{width} x {height} pixels are too narrow: resized to {short} x {long}"
     return ""
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    # of a palette with transparency Pillow warns otherwise; the colours are the same
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")

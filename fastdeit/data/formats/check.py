@@ -7,9 +7,11 @@ tests/data/formats/test_check.py the tests. This module imports little, for each
 imports it.
 """
 
+import contextlib
 import itertools
 import multiprocessing
 import os
+import signal
 import stat
 import struct
 import zlib
@@ -28,7 +30,7 @@ MAX_BYTES = 64 * 2**20
 UNREAD = "cannot be read"
 """The first words of the fault of a file that may be readable the next time."""
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")  # PPM: the form in which DALI gets IDX
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")  # PPM: the form in which DALI gets IDX
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
 _ORIENTATION = 0x0112  # EXIF tag
 _START_OF_SCAN = 0xDA  # JPEG marker
@@ -93,13 +95,23 @@ def check_image(source: str | bytes) -> Checked:
     encoded bytes."""
     if isinstance(source, str):
         return check_place((source, -1, 0))
-    if not source:
+    image = open_image(source)
+    if isinstance(image, str):
+        return image
+    orientation = read_orientation(image)
+    return ImageInfo(image.height, image.width, image.format or "", image.mode, orientation)
+
+
+def open_image(data: bytes) -> Image.Image | str:
+    """Return the decoded image of encoded bytes, as it is stored, if it can be trained on; else its
+    fault."""
+    if not data:
         return "is empty"
     try:
-        with Image.open(BytesIO(source), formats=_FORMATS) as image:
-            return find_refusal(image) or _loaded(image, source)
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            return find_refusal(image) or _load(image, data) or image
     except Image.UnidentifiedImageError:
-        return f"is no JPEG, PNG, WebP or BMP image that can be read; it begins with {source[:8]!r}"
+        return f"is no JPEG, PNG, WebP or BMP image that can be read; it begins with {data[:8]!r}"
     except Image.DecompressionBombError:
         return f"has more than {MAX_PIXELS} pixels"
     except DECODE_ERRORS as error:
@@ -111,7 +123,7 @@ def has_header(place: ByteRange, info: ImageInfo) -> bool:
     decoded."""
     try:
         source = BytesIO(read_place(place, _HEADER_BYTES))
-        with Image.open(source, formats=_FORMATS) as image:
+        with Image.open(source, formats=FORMATS) as image:
             found = (image.height, image.width, image.format, image.mode)
             return found == info[:4]
     except DECODE_ERRORS:
@@ -135,7 +147,8 @@ def find_refusal(image: Image.Image) -> str:
     return ""
 
 
-def _loaded(image: Image.Image, data: bytes) -> Checked:
+def _load(image: Image.Image, data: bytes) -> str:
+    """Decode an opened image; return why it is refused although Pillow decodes it, or ""."""
     image.load()
     if image.format == "PNG":
         with Image.open(BytesIO(data), formats=("PNG",)) as again:
@@ -143,8 +156,15 @@ def _loaded(image: Image.Image, data: bytes) -> Checked:
             again.verify()
     elif image.format in ("JPEG", "MPO") and not _has_whole_header(data):
         return "has stray bytes between the JPEG's segments, which DALI refuses"
-    orientation = read_orientation(image)
-    return ImageInfo(image.height, image.width, image.format or "", image.mode, orientation)
+    return ""
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return a decoded image with three channels, as the loaders read it: alpha is dropped."""
+    # of a palette with transparency Pillow warns otherwise; the colours are the same
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 def read_orientation(image: Image.Image) -> int:
@@ -203,7 +223,7 @@ def in_parallel(
     killed.
     """
     try:
-        with _executor(workers, processes and workers > 1) as pool:
+        with _executor(workers, processes and workers > 1) as pool, _ending_processes():
             yield from pool.map(function, jobs)
     except BrokenProcessPool:
         raise ValueError(
@@ -211,8 +231,23 @@ def in_parallel(
         ) from None
 
 
+@contextlib.contextmanager
+def _ending_processes() -> Iterator[None]:
+    """End the processes that were started in the block if it fails: an interrupt or an error must
+    not wait for what they are doing."""
+    others = set(multiprocessing.active_children())
+    try:
+        yield
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
+
+
 def _executor(workers: int, processes: bool) -> Executor:
     if not processes:
         return ThreadPoolExecutor(workers)
-    # never fork: DALI's threads may run already
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    # never fork: DALI's threads may run already. An interrupt is for the process that started them
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, spawn, initializer=signal.signal, initargs=ignore)
