@@ -4,7 +4,6 @@ before anything is decoded, so the device reads nothing back."""
 import numpy as np
 import torch
 
-from fastdeit.data.graphs.copies import DecodePlan
 from fastdeit.kernels.augment import pack_args
 from fastdeit.plan.plan import SampleParams
 
@@ -16,19 +15,21 @@ def count_bytes(windows: np.ndarray) -> np.ndarray:
     return CHANNELS * windows[:, 2].astype(np.int64) * windows[:, 3]
 
 
-def locate_crops(crop: np.ndarray, decoding: DecodePlan) -> tuple[np.ndarray, ...]:
-    """Return where the samples' crops lie in the buffer that holds the decoded windows one after
-    the other: the byte of the first pixel, int64 (B,); bytes from a row to the next, int32 (B,);
-    height and width, int32 (B, 2).
+def locate_crops(
+    crop: np.ndarray, windows: np.ndarray, group: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Return where the samples' crops lie in the buffer that holds decoded windows one after the
+    other: the byte of the first pixel, int64 (B,); bytes from a row to the next, int32 (B,); height
+    and width, int32 (B, 2).
 
-    crop: int (B, 4), y, x, height, width in the stored image.
+    crop: int32 (B, 4), and windows: int32 (G, 4), y, x, height, width in the stored image. group:
+    int64 (B,), the window that each crop is cut from.
     """
-    sizes = count_bytes(decoding.windows)
-    first = (np.cumsum(sizes) - sizes)[decoding.group]
-    stride = CHANNELS * decoding.windows[decoding.group, 3]
-    place = decoding.place(crop)
-    start = first + place[:, 0].astype(np.int64) * stride + CHANNELS * place[:, 1]
-    return start, stride, place[:, 2:]
+    sizes = count_bytes(windows)
+    stride = CHANNELS * windows[group, 3]
+    y, x = (crop[:, :2].astype(np.int64) - windows[group, :2]).T
+    start = (np.cumsum(sizes) - sizes)[group] + y * stride + CHANNELS * x
+    return start, stride, crop[:, 2:]
 
 
 def pack_crops(draws: SampleParams) -> tuple[np.ndarray, ...]:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from fastdeit.data.device.transfer import to_device_of
 from fastdeit.data.graphs.eval_crop import EvalCrop
 from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.graphs.pipeline import build_eval_pipeline, pack_eval
 from fastdeit.data.index import Index
-from fastdeit.data.loaders.stream import Stream, options_of, to_device_of
+from fastdeit.data.loaders.stream import Stream, options_of
 from fastdeit.data.quarantine import Quarantine
 
 PADDING = -1

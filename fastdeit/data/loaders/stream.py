@@ -6,7 +6,6 @@ starts at the same batch.
 """
 
 import dataclasses
-import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,8 +22,6 @@ from fastdeit.data.quarantine import Quarantine
 
 _NAMED = 10  # files listed in an error
 _ATTEMPTS = 4  # at a batch, before the run fails
-ALIGNMENT = 16
-"""Bytes: the widest load of a GPU thread, and what Triton compiles a kernel of its own for."""
 _T = TypeVar("_T")
 
 
@@ -180,37 +177,3 @@ def options_of(options: PipelineOptions, index: Index, batch_size: int) -> Pipel
     return dataclasses.replace(
         options, batch_size=batch_size, feeds_paths=index.feeds_paths, knows_sizes=True
     )
-
-
-def to_device_of(images: torch.Tensor, *arrays: np.ndarray) -> list[torch.Tensor]:
-    """Return small arrays as tensors on the device of the images: one copy to a GPU, none on a
-    CPU."""
-    if images.is_cuda:
-        return send_together(arrays, images.device)
-    return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
-
-
-def send_together(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
-    """Copy the arrays to `device` at once, as views of one block of memory whose starts are
-    multiples of `ALIGNMENT` bytes.
-
-    The host does not wait for the copy: torch's allocator of pinned memory uses the block again
-    only after the event that the copy leaves in its stream, so no reference has to be kept.
-    """
-    arrays = [np.ascontiguousarray(array) for array in arrays]
-    lengths = [-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays]
-    *starts, end = itertools.accumulate(lengths, initial=0)
-    staging = torch.empty(end, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    host = staging.numpy()
-    for start, array in zip(starts, arrays, strict=True):
-        host[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
-    sent = staging.to(device, non_blocking=True)
-    return [
-        _view_as(array, sent[start : start + array.nbytes])
-        for start, array in zip(starts, arrays, strict=True)
-    ]
-
-
-def _view_as(array: np.ndarray, memory: torch.Tensor) -> torch.Tensor:
-    """Return a view of bytes with the shape and the dtype of an array."""
-    return memory.view(torch.from_numpy(array).dtype).view(array.shape)

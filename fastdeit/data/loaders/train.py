@@ -17,13 +17,14 @@ import torch
 
 from fastdeit.data.device.augment import Augmenter
 from fastdeit.data.device.rows import locate_crops
+from fastdeit.data.device.transfer import to_device_of
 from fastdeit.data.graphs.copies import DecodePlan, plan_decoding
 from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.graphs.pipeline import build_train_pipeline, pack_draws
 from fastdeit.data.index import Index
 from fastdeit.data.loaders.batch import Batch
 from fastdeit.data.loaders.packed import take_packed
-from fastdeit.data.loaders.stream import Stream, options_of, to_device_of
+from fastdeit.data.loaders.stream import Stream, options_of
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.plan.digest import add_digests, sample_digests
 from fastdeit.plan.plan import Plan, SampleParams
@@ -286,7 +287,7 @@ def _feed(planned: _Planned, options: PipelineOptions) -> _Fed:
     if not options.uses_kernels:
         return planned, draws.image_index, planned.arrays
     decoding = plan_decoding(draws.image_index, draws.crop)
-    rows = (*locate_crops(draws.crop, decoding), *planned.arrays)
+    rows = (*locate_crops(draws.crop, decoding.windows, decoding.group), *planned.arrays)
     planned = dataclasses.replace(planned, arrays=rows, decoding=decoding)
     return planned, decoding.rows, (decoding.windows,)
 

@@ -14,10 +14,10 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdeit.data import quarantine
+from fastdeit.data.device.transfer import ALIGNMENT, send_together, to_device_of
 from fastdeit.data.index import DataError, Index, build_index
 from fastdeit.data.loaders import train as train_loaders
 from fastdeit.data.loaders.batch import Batch
-from fastdeit.data.loaders.stream import ALIGNMENT, send_together, to_device_of
 from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.plan.plan import Plan, SampleParams
