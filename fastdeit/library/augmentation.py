@@ -9,8 +9,8 @@ import torch
 from fastdeit.config.parse import require_value
 from fastdeit.config.schema.samples import IMAGENET_MEAN, IMAGENET_STD
 from fastdeit.data.device.augment import Augmenter
-from fastdeit.data.device.rows import locate_crops, pack_changes, pack_crops
-from fastdeit.data.device.transfer import send_together
+from fastdeit.data.device.rows import pack_changes, place_crops
+from fastdeit.data.device.transfer import as_tensor, send_together
 from fastdeit.kernels.normalise import DTYPES
 from fastdeit.plan.plan import SampleParams
 from fastdeit.plan.spec import PlanSpec
@@ -34,17 +34,18 @@ def augment_images(
     a GPU these are Triton kernels, and the host waits for nothing; on a CPU plain torch. Raises
     ValueError for images that are not those of the draws.
     """
-    _check_count("images", images, draws)
+    _check_draws("images", images, draws, spec)
     for image, (y, x, height, width) in zip(images, draws.crop.tolist(), strict=True):
         _check_image("images", image, images[0].device)
         holds = y + height <= image.shape[0] and x + width <= image.shape[1]
         allowed = f"at least {(y + height, x + width)} in height and width, as the plan's sizes"
         require_value(holds, "images", tuple(image.shape[:2]), allowed)
     sizes = np.array([[0, 0, *image.shape[:2]] for image in images], np.int32).reshape(-1, 4)
-    rows = (*locate_crops(draws.crop, sizes, np.arange(len(images))), *pack_crops(draws))
+    place = place_crops(draws, sizes, np.arange(len(images)))
     packed = torch.cat([image.reshape(-1) for image in images])
+    changes = send_together(pack_changes(draws), packed.device)
     augmenter = _make_augmenter(spec, mean, std, dtype)
-    return augmenter.augment_windows(packed, send_together(rows, packed.device))
+    return augmenter.augment_windows(packed, [*map(as_tensor, place)], changes)
 
 
 def augment_crops(
@@ -61,7 +62,7 @@ def augment_crops(
 
     crops: uint8 (B, S, S, 3), S = spec.input_size. The rest is as in `augment_images`.
     """
-    _check_count("crops", crops, draws)
+    _check_draws("crops", crops, draws, spec)
     for crop in crops:
         _check_image("crops", crop, crops.device)
     side = spec.input_size
@@ -72,10 +73,15 @@ def augment_crops(
     return _make_augmenter(spec, mean, std, dtype).augment_crops(turned, rows)
 
 
-def _check_count(
-    name: str, images: Sequence[torch.Tensor] | torch.Tensor, draws: SampleParams
+def _check_draws(
+    name: str,
+    images: Sequence[torch.Tensor] | torch.Tensor,
+    draws: SampleParams,
+    spec: PlanSpec,
 ) -> None:
-    count = len(draws.image_index)
+    """Raise ValueError unless there is an image for each draw, and the draws fit the spec."""
+    count, layers = draws.ops.shape
+    require_value(spec.layers == layers, "spec", spec, f"of {layers} operations a sample, as draws")
     allowed = f"{count}, as many as draws, and at least 1"
     require_value(len(images) == count > 0, f"number of {name}", len(images), allowed)
 

@@ -7,7 +7,7 @@ import torch
 
 from fastdeit.kernels.augment import augment
 from fastdeit.kernels.normalise import level_values, normalise
-from fastdeit.kernels.resize import resize
+from fastdeit.kernels.resize import resize_reference as resize
 from fastdeit.plan.operations import mean_colour
 from fastdeit.plan.spec import PlanSpec
 
@@ -28,25 +28,26 @@ class Augmenter:
         self._dtype = dtype
 
     def augment_windows(
-        self, packed: torch.Tensor, rows: Sequence[torch.Tensor]
+        self,
+        packed: torch.Tensor,
+        place: Sequence[torch.Tensor],
+        changes: Sequence[torch.Tensor],
     ) -> torch.Tensor:
         """Return images (B, 3, S, S), normalised and erased.
 
-        packed: uint8 (n,), decoded windows one after the other; rows: of `locate_crops` and
-        `pack_crops`, on the same device.
+        packed: uint8 (n,), decoded windows one after the other. place: rows of `place_crops`, on
+        the CPU; changes: rows of `pack_changes`, on the device of packed.
         """
-        start, stride, shape, window, flip, *changes = rows
-        images = resize(packed, start, stride, shape, window, flip, self._spec.input_size)
-        return self.augment_crops(images, changes)
+        return self.augment_crops(resize(packed, *place, self._spec.input_size), changes)
 
-    def augment_crops(self, images: torch.Tensor, rows: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return images (B, 3, H, W), normalised and erased, of finished crops.
+    def augment_crops(self, crops: torch.Tensor, changes: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return images (B, 3, H, W), normalised and erased, of resized crops, uint8 (B, H, W, 3).
 
-        images: uint8 (B, H, W, 3); rows: of `pack_changes`, on the same device.
+        changes: as of `augment_windows`.
         """
-        ops, args, erase, key = rows
+        ops, args, erase, key = changes
         if self._spec.layers:
-            images = augment(images, ops, args, self._fill, self._spec.layer_ops)
+            crops = augment(crops, ops, args, self._fill, self._spec.layer_ops)
         # copied once
-        self._levels = self._levels.to(images.device)
-        return normalise(images, self._levels, erase, self._spec.remode, key, self._dtype)
+        self._levels = self._levels.to(crops.device)
+        return normalise(crops, self._levels, erase, self._spec.remode, key, self._dtype)

@@ -15,7 +15,12 @@ def to_device_of(images: torch.Tensor, *arrays: np.ndarray) -> list[torch.Tensor
     CPU."""
     if images.is_cuda:
         return send_together(arrays, images.device)
-    return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+    return [as_tensor(array) for array in arrays]
+
+
+def as_tensor(array: np.ndarray) -> torch.Tensor:
+    """Return an array as a contiguous tensor on the CPU, without a copy if it is contiguous."""
+    return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def send_together(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:

@@ -31,7 +31,7 @@ from fastdeit.data.augment.native import (
     pack_native,
     resize_region,
 )
-from fastdeit.data.device.rows import pack_crops
+from fastdeit.data.device.rows import pack_changes
 from fastdeit.data.graphs.eval_crop import EvalCrop, place_crop
 from fastdeit.data.graphs.options import DECODERS, PipelineOptions
 from fastdeit.plan.operations import mean_colour
@@ -88,9 +88,9 @@ def pack_draws(
     draws: SampleParams, spec: PlanSpec, options: PipelineOptions
 ) -> tuple[np.ndarray, ...]:
     """Return the rows that the training graph takes, (B, columns) each: the window to decode,
-    integers, and floats if it uses any. With kernels, those that they take after the graph."""
+    integers, and floats if it uses any. With kernels, those of `pack_changes`."""
     if options.uses_kernels:
-        return pack_crops(draws)
+        return pack_changes(draws)
     if options.backend == "exact":
         return draws.crop, *pack_exact(draws, spec, options.mean, options.std)
     return draws.crop, *pack_native(draws, spec)

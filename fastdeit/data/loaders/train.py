@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from fastdeit.data.device.augment import Augmenter
-from fastdeit.data.device.rows import locate_crops
-from fastdeit.data.device.transfer import to_device_of
+from fastdeit.data.device.rows import place_crops
+from fastdeit.data.device.transfer import as_tensor, to_device_of
 from fastdeit.data.graphs.copies import DecodePlan, plan_decoding
 from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.graphs.pipeline import build_train_pipeline, pack_draws
@@ -287,9 +287,7 @@ def _feed(planned: _Planned, options: PipelineOptions) -> _Fed:
     if not options.uses_kernels:
         return planned, draws.image_index, planned.arrays
     decoding = plan_decoding(draws.image_index, draws.crop)
-    rows = (*locate_crops(draws.crop, decoding.windows, decoding.group), *planned.arrays)
-    planned = dataclasses.replace(planned, arrays=rows, decoding=decoding)
-    return planned, decoding.rows, (decoding.windows,)
+    return dataclasses.replace(planned, decoding=decoding), decoding.rows, (decoding.windows,)
 
 
 def _taker(
@@ -302,9 +300,12 @@ def _taker(
     augmenter = Augmenter(spec, options.mean, options.std, dtype)
 
     def take(decoded: Any, planned: _Planned) -> torch.Tensor:
-        assert planned.decoding is not None
-        packed = take_packed(decoded, planned.decoding.windows)
-        return augmenter.augment_windows(packed, to_device_of(packed, *planned.arrays))
+        decoding = planned.decoding
+        assert decoding is not None
+        packed = take_packed(decoded, decoding.windows)
+        place = place_crops(planned.draws, decoding.windows, decoding.group)
+        changes = to_device_of(packed, *planned.arrays)
+        return augmenter.augment_windows(packed, [*map(as_tensor, place)], changes)
 
     return take
 
