@@ -21,6 +21,7 @@ import pyarrow as pa
 from fastdeit.data.formats.check import (
     UNREAD,
     check_image,
+    raise_own_fault,
     read_place,
 )
 from fastdeit.data.formats.cifar.files import read_batch
@@ -170,10 +171,11 @@ class Index:
 
     def check(self, row: int) -> str | None:
         """Return what is wrong with an image now (unreadable, damaged, of another size than in the
-        index), or None."""
+        index), or None. Raises OSError when this process may not open any more files."""
         try:
             checked = check_image(self.read(row))
         except OSError as error:
+            raise_own_fault(error)
             return f"{UNREAD}: {error.strerror or error}"
         if isinstance(checked, str):
             return checked

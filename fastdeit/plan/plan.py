@@ -30,11 +30,13 @@ import numpy as np
 
 from fastdeit.config.parse import require_value
 from fastdeit.plan import sampling
+from fastdeit.plan.order import EpochOrders, permute_rows, replace_excluded
 from fastdeit.plan.philox import RandomStream, random_words, stream_words, uniform
 from fastdeit.plan.spec import PlanSpec
 
 VERSION = 2
 """Raised whenever the same spec would give other draws; part of the fingerprint."""
+_LONG = 2**17  # images from which the order of an epoch takes longer than a thread costs
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Plan:
         pairs = self.num_images // 2
         most = f"at most {pairs} with {self.num_images} training images"
         require_value(spec.repeats <= pairs, "repeats", spec.repeats, most)
-        self._order = functools.lru_cache(maxsize=2)(self._make_order)
+        self._orders = EpochOrders(self._make_order)
 
     @property
     def num_images(self) -> int:
@@ -110,7 +112,7 @@ class Plan:
                 f"at least 2 of {self.num_images} images must remain ({excluded.size} are excluded)"
             )
         self._excluded = excluded
-        self._order.cache_clear()
+        self._orders.clear()
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over everything that decides the draws of `draw`, except excluded
@@ -121,7 +123,7 @@ class Plan:
             "images": self.num_images,
         }
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-        digest.update(self.sizes.tobytes())
+        digest.update(self.sizes.data)
         return digest.hexdigest()
 
     def steps_per_epoch(self, batch_size: int) -> int:
@@ -147,12 +149,18 @@ class Plan:
         mine = units[units % world_size == rank]
         return (2 * mine[:, None] + np.arange(2)).reshape(-1)
 
+    def prepare(self, epoch: int) -> None:
+        """Start to make the epoch's order in a thread, so that its first `images` need not wait; a
+        short one is made when it is asked for."""
+        if self.num_images >= _LONG:
+            self._orders.prepare(epoch)
+
     def images(self, epoch: int, ordinals: np.ndarray) -> np.ndarray:
         """Return int64 (B,): the image at each ordinal."""
         unit, side = np.divmod(ordinals, 2)
         pair, view = np.divmod(unit, self.spec.repeats)
         partner = (pair + side * view) % (self.num_images // 2)
-        return self._order(epoch)[2 * partner + side]
+        return self._orders.get(epoch)[2 * partner + side].astype(np.int64)
 
     def draw(self, epoch: int, ordinals: np.ndarray) -> SampleParams:
         """Return everything that happens to the samples at `ordinals` (int64 (B,)) of an epoch."""
@@ -271,29 +279,9 @@ class Plan:
         return lam[row], box[row]
 
     def _make_order(self, epoch: int) -> np.ndarray:
-        """Return int64 (N,): the epoch's permutation of the images, each excluded one replaced by
+        """Return uint32 (N,): the epoch's permutation of the images, each excluded one replaced by
         the next good one of its side."""
-        words = random_words(self.spec.seed, epoch, np.arange(self.num_images), sampling.ORDER)
-        # sorting by 64 random bits is a random permutation; equal keys keep their order
-        order = np.argsort(words[0] << np.uint64(32) | words[1], kind="stable")
-        if not self._excluded.size:
-            return order
-        # the images of side 0 are at even places, those of side 1 at odd ones; an image that is
-        # left over by an odd N is on neither side
-        paired = 2 * (self.num_images // 2)
-        for side in range(2):
-            images = order[side:paired:2]  # a view: assigning to it changes `order`
-            bad = np.isin(images, self._excluded)
-            images[:] = _next_good(images, bad, f"side {side} of epoch {epoch}")
+        order = permute_rows(self.spec.seed, epoch, self.num_images)
+        if self._excluded.size:
+            replace_excluded(order, self._excluded, epoch)
         return order
-
-
-def _next_good(images: np.ndarray, bad: np.ndarray, place: str) -> np.ndarray:
-    """Return the images, each bad one replaced by the first good one after it.
-
-    The search continues at the start. place: which images these are, for the error.
-    """
-    good = np.flatnonzero(~bad)
-    if not good.size:
-        raise ValueError(f"every image of {place} is excluded; one must remain on each side")
-    return images[good[np.searchsorted(good, np.arange(len(images))) % good.size]]

@@ -36,6 +36,7 @@ from fastdeit.data.augment.sample import (
     MODE,
     MODES,
     PADDED,
+    REGION,
     STD,
     operate,
     run_sample,
@@ -64,12 +65,20 @@ def exact(images: DataNode, ints: DataNode, floats: DataNode, *, size: int) -> D
 
 
 def pack_exact(
-    draws: SampleParams, spec: PlanSpec, mean: Sequence[float], std: Sequence[float]
+    draws: SampleParams,
+    spec: PlanSpec,
+    mean: Sequence[float],
+    std: Sequence[float],
+    region: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows that `exact` takes in training: int32 (B, 17 + layers) and float64 (B, 6 + 2
-    * layers)."""
+    """Return the rows that `exact` takes in training: int32 (B, 21 + layers) and float64 (B, 6 + 2
+    * layers).
+
+    region: int (B, 4), y, x, height, width of what is resized, in the decoded array, which holds
+    all that the filter reads of it; None: the whole array.
+    """
     count, layers = draws.ops.shape
-    ints, floats = _rows(draws.resize, mean, std, layers)
+    ints, floats = _rows(draws.resize, mean, std, layers, region)
     ints[:, FLIP] = draws.flip
     ints[:, BOX:MODE] = draws.erase
     ints[:, MODE] = MODES.index(spec.remode)
@@ -87,13 +96,15 @@ def pack_windows(
     *,
     interpolation: str = "bicubic",
     fill: Sequence[int] = (0, 0, 0),
+    region: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows that `exact` takes in evaluation, as `pack_exact`.
 
     resize: int (B, 4), the height and width to resize to, then y and x of the window of that which
     is kept. interpolation: one of FILTERS. fill: colour beyond the edges of the resized image.
+    region: as of `pack_exact`.
     """
-    ints, floats = _rows(resize, mean, std, 0)
+    ints, floats = _rows(resize, mean, std, 0, region)
     ints[:, FILTER] = FILTERS.index(interpolation)
     ints[:, PADDED] = 1
     ints[:, FILL:LAYERS] = fill
@@ -112,12 +123,18 @@ def apply_op(image: np.ndarray, op: int, arg: float, fill: Sequence[int]) -> np.
 
 
 def _rows(
-    resize: np.ndarray, mean: Sequence[float], std: Sequence[float], layers: int
+    resize: np.ndarray,
+    mean: Sequence[float],
+    std: Sequence[float],
+    layers: int,
+    region: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     ints = np.zeros((len(resize), LAYERS + layers), np.int32)
     floats = np.zeros((len(resize), ARGS + 2 * layers))
     ints[:, :FLIP] = resize
     ints[:, FILL:LAYERS] = mean_colour(mean)
+    if region is not None:
+        ints[:, REGION:FILL] = region
     floats[:, MEAN:STD] = mean
     floats[:, STD:ARGS] = std
     return ints, floats

@@ -1,4 +1,5 @@
-"""PIL's resize with antialias, bit for bit, computing only a window of the result.
+"""PIL's resize with antialias, bit for bit, of a region of an image, computing only a window of the
+result.
 
 Pillow 12.3, src/libImaging/Resample.c: one pass along the rows, then one along the columns, each in
 fixed point with 22 fractional bits and rounded to bytes. Here the first pass works on transposed
@@ -15,7 +16,8 @@ from fastdeit.data.augment.jit import SOURCE_HASH, cached_entry, inlined, jit
 FILTERS = ("bicubic", "bilinear", "lanczos", "hamming", "box")
 """Names of the filters, as timm and PIL have them, in the order of their numbers."""
 _BICUBIC, _BILINEAR, _LANCZOS, _HAMMING, _BOX = range(len(FILTERS))
-_SUPPORTS = (2.0, 1.0, 3.0, 1.0, 0.5)  # half the width of each
+SUPPORTS = (2.0, 1.0, 3.0, 1.0, 0.5)
+"""Half the width of each filter, in inputs; in outputs where the image grows smaller."""
 # PIL writes them in single precision
 _HAMMING_0, _HAMMING_1 = float(np.float32(0.54)), float(np.float32(0.46))
 _BITS = 22  # 32 less 8 for the byte and 2 for the sign and the overshoot
@@ -77,7 +79,7 @@ def _weights(in_size, out_size, places, number):
     int64 (n,), and their weights by filter `number`, int32 (n, taps)."""
     scale = in_size / out_size
     filter_scale = max(scale, 1.0)
-    support = _SUPPORTS[number] * filter_scale
+    support = SUPPORTS[number] * filter_scale
     first = np.empty(len(places), np.int64)
     counts = np.empty(len(places), np.int64)
     weights = np.empty((len(places), int(np.ceil(support)) * 2 + 1), np.int32)
@@ -184,8 +186,9 @@ def _pack_levels(red, green, blue, out):
 
 
 @jit
-def _along_rows(image, top, first, counts, weights, out):
-    """Do the first pass: out, packed uint32 (rows, n), from the image's rows from `top` on."""
+def _along_rows(image, top, side, first, counts, weights, out):
+    """Do the first pass: out, packed uint32 (rows, n), from the image's rows from `top` on, whose
+    inputs begin at column `side`."""
     left, right = _range(first, counts)
     block = np.zeros((_BLOCK, right - left), np.uint32)
     columns = np.empty((right - left, _BLOCK), np.uint32)
@@ -194,7 +197,7 @@ def _along_rows(image, top, first, counts, weights, out):
     for start in range(0, len(out), _BLOCK):
         rows = min(_BLOCK, len(out) - start)
         for y in range(rows):
-            _pack(image[top + start + y, left:right], block[y])
+            _pack(image[top + start + y, side + left : side + right], block[y])
         _transpose(block, columns)
         for i in range(len(first)):
             _weigh(columns, first[i] - left, counts[i], weights[i], sums)
@@ -216,13 +219,15 @@ def _along_columns(lines, top, first, counts, weights, out):
 
 
 @jit
-def _two_passes(image, height, width, rows, columns, number, out):
-    """Compute the pixels at `rows` x `columns` of the image resized to (height, width), into
+def _two_passes(image, region, height, width, rows, columns, number, out):
+    """Compute the pixels at `rows` x `columns` of the region resized to (height, width), into
     planes, uint8 (3, rows, columns)."""
-    first, counts, weights = _weights(image.shape[0], height, rows, number)
+    y, x, in_height, in_width = region
+    first, counts, weights = _weights(in_height, height, rows, number)
     top, bottom = _range(first, counts)
     lines = np.empty((bottom - top, len(columns)), np.uint32)
-    _along_rows(image, top, *_weights(image.shape[1], width, columns, number), lines)
+    along = _weights(in_width, width, columns, number)
+    _along_rows(image, y + top, x, *along, lines)
     _along_columns(lines, top, first, counts, weights, out)
 
 
@@ -250,26 +255,36 @@ def _interleaved(planes):
 
 
 @jit
-def resize_window(image, window, flip, number, out):
-    """Compute the window (height, width, y, x) of the resized image, planes uint8 (3, S, S),
+def _shorten(image, region, height, width, rows, columns, number):
+    """Do the second pass first: return `rows` of the region resized to `height`, uint8 (rows, n,
+    3), and the place of the whole region in that."""
+    y, x, in_height, in_width = region
+    first, counts, _ = _weights(in_width, width, columns, number)
+    left, right = _range(first, counts)
+    short = np.empty((3, len(rows), right - left), np.uint8)
+    all_columns = _places(left, right - left, in_width, False)
+    _two_passes(image, region, height, in_width, rows, all_columns, number, short)
+    return _interleaved(short), (0, -left, len(rows), in_width)
+
+
+@jit
+def resize_window(image, region, window, flip, number, out):
+    """Compute the window (height, width, y, x) of the resized region, planes uint8 (3, S, S),
     mirrored left to right if `flip`.
 
-    image: uint8 (h, w, 3). The image is resized by filter `number` to (height, width) and the S x S
-    pixels from (y, x) on are kept; beyond its edges it is reflected.
+    image: uint8 (h, w, 3); region: four integers, y, x, height, width, which may reach beyond the
+    image where the filter reads nothing. The region is resized by filter `number` to (height,
+    width) and the S x S pixels from (y, x) on are kept; beyond its edges it is reflected.
     """
     height, width = window[0], window[1]
     rows = _places(window[2], out.shape[1], height, False)
     columns = _places(window[3], out.shape[2], width, flip)
-    if image.shape[0] > 100 * image.shape[1] and height < image.shape[0]:
+    if region[2] > 100 * region[3] and height < region[2]:
         # Image.resize of Pillow 12 takes the columns first when an image is this tall
-        in_width = image.shape[1]
-        short = np.empty((3, len(rows), in_width), np.uint8)
-        all_columns = _places(0, in_width, in_width, False)
-        _two_passes(image, height, in_width, rows, all_columns, number, short)
-        image = _interleaved(short)
+        image, region = _shorten(image, region, height, width, rows, columns, number)
         height = len(rows)
         rows = _places(0, height, height, False)
-    _two_passes(image, height, width, rows, columns, number, out)
+    _two_passes(image, region, height, width, rows, columns, number, out)
 
 
 @jit
@@ -289,7 +304,8 @@ def fill_outside(window, colour, planes):
 def _resize_entry(stamp):
     def run(image, window, flip, out):
         if stamp:
-            resize_window(image, window, flip, _BICUBIC, out)
+            region = (0, 0, image.shape[0], image.shape[1])
+            resize_window(image, region, window, flip, _BICUBIC, out)
 
     return cached_entry(run)
 

@@ -21,8 +21,9 @@ MODE = 9  # of erasing, its place in MODES
 KEY = 10  # of the noise, high and low half
 FILTER = 12  # of the resize, its place in FILTERS
 PADDED = 13  # 1: FILL is beyond the edges of the resized image, 0: its reflection
-FILL = 14  # colour beside a warped image
-LAYERS = 17  # the operation of each layer
+REGION = 14  # of the decoded array, to resize: y, x, height, width; height 0: all of it
+FILL = 18  # colour beside a warped image
+LAYERS = 21  # the operation of each layer
 # columns of a sample's doubles
 MEAN = 0
 STD = 3
@@ -151,11 +152,19 @@ def _erase(box, mode, key0, key1, out):
 
 
 @jit
+def _region(image, place):
+    if place[2] == 0:
+        return 0, 0, image.shape[0], image.shape[1]
+    return np.int64(place[0]), np.int64(place[1]), np.int64(place[2]), np.int64(place[3])
+
+
+@jit
 def run_sample(image, ints, floats, out):
     """Do all that happens to a sample; out: float32 (3, S, S)."""
     planes = np.empty(out.shape, np.uint8)
     table = np.empty((3, 256), np.uint8)
-    resize_window(image, ints[:FLIP], ints[FLIP] != 0, ints[FILTER], planes)
+    region = _region(image, ints[REGION:FILL])
+    resize_window(image, region, ints[:FLIP], ints[FLIP] != 0, ints[FILTER], planes)
     if ints[PADDED]:
         fill_outside(ints[:FLIP], ints[FILL:LAYERS], planes)
     planes = _apply(planes, ints[LAYERS:], floats[ARGS:], ints[FILL:LAYERS], table)

@@ -8,6 +8,7 @@ imports it.
 """
 
 import contextlib
+import errno
 import itertools
 import multiprocessing
 import os
@@ -82,11 +83,18 @@ def read_place(place: ByteRange, at_most: int = MAX_BYTES) -> bytes:
     return data
 
 
+def raise_own_fault(error: OSError) -> None:
+    """Raise an error that says nothing about the file: this process may not open any more."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise error
+
+
 def check_place(place: ByteRange) -> Checked:
     """Return `check_image` of the image at a place."""
     try:
         return check_image(read_place(place))
     except OSError as error:
+        raise_own_fault(error)
         return f"{UNREAD}: {error.strerror or error}"
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastdeit.data.graphs.windows import place_in
+
 
 @dataclass(frozen=True)
 class DecodePlan:
@@ -20,13 +22,13 @@ class DecodePlan:
     """int32 (G, 4): y, x, height, width in the stored image."""
     group: np.ndarray
     """int64 (B,): the window that each sample is cut from."""
+    first: np.ndarray
+    """int64 (G,): the first sample that is cut from each window."""
 
     def place(self, crop: np.ndarray) -> np.ndarray:
-        """Return int32 (B, 4): the crops, int (B, 4) in the stored image, as y, x, height, width in
-        their decoded windows."""
-        placed = crop.astype(np.int32)
-        placed[:, :2] -= self.windows[self.group, :2]
-        return placed
+        """Return int32 (B, 4): the crops, int32 (B, 4) in the stored image, as y, x, height, width
+        in their decoded windows."""
+        return place_in(self.windows[self.group], crop)
 
 
 def plan_decoding(image_index: np.ndarray, crop: np.ndarray) -> DecodePlan:
@@ -37,9 +39,24 @@ def plan_decoding(image_index: np.ndarray, crop: np.ndarray) -> DecodePlan:
     """
     rows, group = np.unique(image_index, return_inverse=True)
     order = np.argsort(group, kind="stable")
-    first = np.searchsorted(group[order], np.arange(len(rows)))
+    begin = np.searchsorted(group[order], np.arange(len(rows)))
     corner, shape = crop[order, :2], crop[order, 2:]
-    start = np.minimum.reduceat(corner, first)
-    stop = np.maximum.reduceat(corner + shape, first)
+    start = np.minimum.reduceat(corner, begin)
+    stop = np.maximum.reduceat(corner + shape, begin)
     windows = np.concatenate((start, stop - start), axis=1)
-    return DecodePlan(rows, np.ascontiguousarray(windows, np.int32), group)
+    return DecodePlan(rows, np.ascontiguousarray(windows, np.int32), group, order[begin])
+
+
+def share_windows(
+    image_index: np.ndarray, crop: np.ndarray, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a row for each sample of several batches: int32 (B, 4), the window it is cut from, and
+    int32 (B,), the place in its batch of the first sample of that window.
+
+    image_index, crop: as of `plan_decoding`; each batch but the last has `batch_size` samples.
+    """
+    batch, place = np.divmod(np.arange(len(image_index)), batch_size)
+    of_batch = image_index + batch * (image_index.max() + 1)
+    decoding = plan_decoding(of_batch, crop)
+    first = place[decoding.first][decoding.group]
+    return decoding.windows[decoding.group], first.astype(np.int32)

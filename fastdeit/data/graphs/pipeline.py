@@ -13,7 +13,7 @@ about 10 us an iteration even when idle.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from nvidia.dali import Pipeline, fn, pipeline_def, types
@@ -32,12 +32,16 @@ from fastdeit.data.augment.native import (
     resize_region,
 )
 from fastdeit.data.device.rows import pack_changes
+from fastdeit.data.graphs.copies import share_windows
 from fastdeit.data.graphs.eval_crop import EvalCrop, place_crop
 from fastdeit.data.graphs.options import DECODERS, PipelineOptions
+from fastdeit.data.graphs.windows import part_to_read, place_in
 from fastdeit.plan.operations import mean_colour
 from fastdeit.plan.plan import SampleParams
 from fastdeit.plan.spec import PlanSpec
 
+_INTS = (types.INT32, 1)
+_FLOATS = (types.FLOAT64, 1)
 Source = Callable[[int], tuple[Any, ...]]
 """From DALI's number of an iteration to its batch: paths or encoded images as uint8 arrays, then
 the rows that the graph takes."""
@@ -53,7 +57,8 @@ def build_train_pipeline(source: Source, spec: PlanSpec, options: PipelineOption
     if options.uses_kernels:
         return _built(_windows_graph(source, options, **options.dali))
     if options.backend == "exact":
-        return _built(_exact_graph(source, spec.input_size, options, **options.dali))
+        graph = _copies_graph if spec.repeats > 1 else _exact_graph
+        return _built(graph(source, spec.input_size, options, **options.dali))
     return _built(_native_graph(source, spec, options, **options.dali))
 
 
@@ -87,13 +92,26 @@ def _built(pipeline: Pipeline) -> Pipeline:
 def pack_draws(
     draws: SampleParams, spec: PlanSpec, options: PipelineOptions
 ) -> tuple[np.ndarray, ...]:
-    """Return the rows that the training graph takes, (B, columns) each: the window to decode,
-    integers, and floats if it uses any. With kernels, those of `pack_changes`."""
+    """Return the rows that the training graph takes, (B, columns) each or (B,): the window to
+    decode, integers, and floats if it uses any; for copies that share a window, see
+    `_copies_graph`. With kernels, those that they take after it, of `pack_changes`.
+
+    draws: of one batch, or of several, each of `options.batch_size` samples.
+    """
     if options.uses_kernels:
         return pack_changes(draws)
-    if options.backend == "exact":
-        return draws.crop, *pack_exact(draws, spec, options.mean, options.std)
-    return draws.crop, *pack_native(draws, spec)
+    if options.backend == "native":
+        return draws.crop, *pack_native(draws, spec)
+    windows = draws.crop
+    if spec.simple_crop:
+        windows = part_to_read(draws.crop, draws.resize, spec.input_size)
+    sharing: tuple[np.ndarray, ...] = ()
+    if spec.repeats > 1:
+        windows, first = share_windows(draws.image_index, windows, options.batch_size)
+        decodes = first == np.arange(len(first)) % options.batch_size
+        sharing = (decodes, first)
+    region = place_in(windows, draws.crop)
+    return windows, *sharing, *pack_exact(draws, spec, options.mean, options.std, region)
 
 
 def pack_eval(
@@ -105,32 +123,53 @@ def pack_eval(
     resize = place_crop(sizes, crop)
     if options.backend == "exact":
         whole = np.concatenate((np.zeros_like(sizes), sizes), axis=1, dtype=np.int32)
-        fill = mean_colour(options.mean) if crop.mode == "border" else (0, 0, 0)
+        windows = part_to_read(whole, resize, crop.size, crop.interpolation)
         rows = pack_windows(
-            resize, options.mean, options.std, interpolation=crop.interpolation, fill=fill
+            resize,
+            options.mean,
+            options.std,
+            interpolation=crop.interpolation,
+            fill=mean_colour(options.mean) if crop.mode == "border" else (0, 0, 0),
+            region=place_in(windows, whole),
         )
-        return whole, *rows
+        return windows, *rows
     start, resized = resize[:, 2:], resize[:, :2]
     window = np.stack((start, start + crop.size), 1) * (sizes / resized)[:, None]
     return (window.reshape(-1, 4).astype(np.float32),)
 
 
+class _Encoded(NamedTuple):
+    """Images as the source gives them, and the height and width that each must have."""
+
+    fed: DataNode
+    size: DataNode | None
+
+
 def _external(
-    source: Source, options: PipelineOptions, *dtypes: types.DALIDataType
-) -> list[DataNode]:
-    """Return the encoded images, then the rows of the given types."""
-    dtypes = (types.INT32, *dtypes) if options.knows_sizes else dtypes
+    source: Source, options: PipelineOptions, *rows: tuple[types.DALIDataType, int]
+) -> tuple[_Encoded, list[DataNode]]:
+    """Return the encoded images, and the rows, which have the given types and dimensions."""
+    sizes = ((types.INT32, 1),) if options.knows_sizes else ()
+    inputs = [(types.UINT8, 1), *sizes, *rows]
     # without a copy: the loader keeps what it fed until the batch is out
-    encoded, *rows = fn.external_source(
-        source, num_outputs=1 + len(dtypes), dtype=[types.UINT8, *dtypes], ndim=1, no_copy=True
+    fed, *nodes = fn.external_source(
+        source,
+        num_outputs=len(inputs),
+        dtype=[dtype for dtype, _ in inputs],
+        ndim=[ndim for _, ndim in inputs],
+        no_copy=True,
     )
+    size = nodes.pop(0) if options.knows_sizes else None
+    return _Encoded(fed, size), nodes
+
+
+def _read(encoded: _Encoded, options: PipelineOptions) -> DataNode:
+    """Return the bytes of the images that have the size they must have, and none of the others."""
+    data = encoded.fed
     if options.feeds_paths:
         # a disk that fails under a memory map would kill the process
-        encoded = fn.io.file.read(encoded, dont_use_mmap=True)
-    if options.knows_sizes:
-        size, *rows = rows
-        encoded = _of_size(encoded, size)
-    return [encoded, *rows]
+        data = fn.io.file.read(data, dont_use_mmap=True)
+    return data if encoded.size is None else _of_size(data, encoded.size)
 
 
 def _of_size(encoded: DataNode, size: DataNode) -> DataNode:
@@ -143,25 +182,48 @@ def _of_size(encoded: DataNode, size: DataNode) -> DataNode:
 
 @pipeline_def
 def _exact_graph(source: Source, input_size: int, options: PipelineOptions) -> DataNode:
-    encoded, window, ints, floats = _external(
-        source, options, types.INT32, types.INT32, types.FLOAT64
+    encoded, (window, ints, floats) = _external(source, options, _INTS, _INTS, _FLOATS)
+    images = _decoded_window(encoded, window, options)
+    return _exact_output(images, ints, floats, input_size, options)
+
+
+@pipeline_def(enable_conditionals=True)
+def _copies_graph(source: Source, input_size: int, options: PipelineOptions) -> DataNode:
+    """Define a graph that decodes a window once for all samples of the batch that are cut from it.
+
+    decodes: whether a sample decodes its window; first: the sample that does, in the batch.
+    """
+    encoded, (window, decodes, first, ints, floats) = _external(
+        source, options, _INTS, (types.BOOL, 0), (types.INT32, 0), _INTS, _FLOATS
     )
-    images = exact(_decoded_window(encoded, window, options), ints, floats, size=input_size)
+    if decodes:
+        decoded = _decoded_window(encoded, window, options)
+    else:
+        # a tensor for the other branch must have as many dimensions
+        decoded = types.Constant(np.zeros((1, 1, 1), np.uint8), layout="HWC", device="cpu")
+    images = fn.permute_batch(decoded, indices=first)
+    return _exact_output(images, ints, floats, input_size, options)
+
+
+def _exact_output(
+    images: DataNode, ints: DataNode, floats: DataNode, size: int, options: PipelineOptions
+) -> DataNode:
+    images = exact(images, ints, floats, size=size)
     return _as_output(images.gpu() if options.device == "gpu" else images, options)
 
 
 @pipeline_def
 def _windows_graph(source: Source, options: PipelineOptions) -> DataNode:
-    encoded, window = _external(source, options, types.INT32)
+    encoded, (window,) = _external(source, options, _INTS)
     return _on_device(_decoded_window(encoded, window, options), options)
 
 
 @pipeline_def(enable_conditionals=True)
 def _native_graph(source: Source, spec: PlanSpec, options: PipelineOptions) -> DataNode:
-    dtypes = [types.INT32, types.INT32]
+    rows = [_INTS, _INTS]
     if has_floats(spec):
-        dtypes.append(types.FLOAT)
-    encoded, window, ints, *floats = _external(source, options, *dtypes)
+        rows.append((types.FLOAT, 1))
+    encoded, (window, ints, *floats) = _external(source, options, *rows)
     images = _on_device(_decoded_window(encoded, window, options), options)
     images = crop_and_flip(images, ints, spec)
     if spec.layers:
@@ -175,18 +237,22 @@ def _native_graph(source: Source, spec: PlanSpec, options: PipelineOptions) -> D
 
 @pipeline_def
 def _native_eval_graph(source: Source, crop: EvalCrop, options: PipelineOptions) -> DataNode:
-    encoded, windows = _external(source, options, types.FLOAT)
-    decoded = _on_device(fn.decoders.image(encoded, **_decoding(options)), options)
+    encoded, (windows,) = _external(source, options, (types.FLOAT, 1))
+    decoded = fn.decoders.image(_read(encoded, options), **_decoding(options))
     images = resize_region(
-        decoded, crop.size, windows[0:2], windows[2:4], NATIVE_FILTERS[crop.interpolation]
+        _on_device(decoded, options),
+        crop.size,
+        windows[0:2],
+        windows[2:4],
+        NATIVE_FILTERS[crop.interpolation],
     )
     return _normalised(images, options, options.dtype)
 
 
 @pipeline_def
 def _decode_graph(source: Source, options: PipelineOptions) -> DataNode:
-    (encoded,) = _external(source, options)
-    return fn.decoders.image(encoded, **_decoding(options))
+    encoded, _ = _external(source, options)
+    return fn.decoders.image(_read(encoded, options), **_decoding(options))
 
 
 def _decoding(options: PipelineOptions) -> dict[str, Any]:
@@ -194,9 +260,9 @@ def _decoding(options: PipelineOptions) -> dict[str, Any]:
     return {"output_type": types.RGB, "adjust_orientation": False, **DECODERS[options.decoder]}
 
 
-def _decoded_window(encoded: DataNode, window: DataNode, options: PipelineOptions) -> DataNode:
+def _decoded_window(encoded: _Encoded, window: DataNode, options: PipelineOptions) -> DataNode:
     place = {"start": window[0:2], "shape": window[2:4], "axis_names": "HW"}
-    return fn.decoders.image_slice(encoded, **place, **_decoding(options))
+    return fn.decoders.image_slice(_read(encoded, options), **place, **_decoding(options))
 
 
 def _on_device(images: DataNode, options: PipelineOptions) -> DataNode:

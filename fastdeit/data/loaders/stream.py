@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from nvidia.dali import Pipeline
 
+from fastdeit.data.formats.check import raise_own_fault
 from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.graphs.pipeline import Source, decode_alone
 from fastdeit.data.index import Index
@@ -161,14 +162,16 @@ def _feed(index: Index, rows: np.ndarray) -> Sequence[np.ndarray] | np.ndarray:
     in the decoder as a damaged one does."""
     try:
         return index.encoded(rows)
-    except OSError:
+    except OSError as error:
+        raise_own_fault(error)
         return [_feed_one(index, row) for row in rows]
 
 
 def _feed_one(index: Index, row: int) -> np.ndarray:
     try:
         return index.encoded(np.array([row]))[0]
-    except OSError:
+    except OSError as error:
+        raise_own_fault(error)
         return np.zeros(1, np.uint8)
 
 

@@ -212,6 +212,8 @@ class TrainLoader:
     def _plan_block(self, epoch: int, block: int) -> _Planned:
         """Plan several micro-batches at once: more samples share the cost of a NumPy call."""
         division = self._division
+        if 2 * block * self._per_block >= division.micro_batches:
+            self._plan.prepare(self._planned_epoch(epoch + 1))
         last = min((block + 1) * self._per_block, division.micro_batches)
         micros = range(block * self._per_block, last)
         ordinals = np.concatenate([division.ordinals(micro) for micro in micros])

@@ -19,6 +19,7 @@ from fastdeit.data.augment import exact as augment_exact
 from fastdeit.data.augment.exact import exact, pack_exact, pack_windows
 from fastdeit.data.augment.jit import SOURCE_HASH
 from fastdeit.data.augment.noise import philox_words
+from fastdeit.data.graphs.windows import part_to_read
 from fastdeit.plan.operations import OPS
 from fastdeit.plan.philox import normal, philox4x32, uniform
 from fastdeit.plan.plan import Plan, SampleParams
@@ -232,6 +233,30 @@ def run_images(images: np.ndarray, rows: tuple[np.ndarray, ...], size: int) -> n
     return np.array(out.as_tensor())
 
 
+def test_a_region_is_resized_as_if_it_were_alone() -> None:
+    """A few, one of which Pillow resizes along its columns first; all of the array by default."""
+    image = np.random.default_rng(0).integers(0, 256, (420, 30, 3), np.uint8)
+    for y, x, height, width in ((0, 0, 420, 30), (5, 3, 100, 20), (7, 26, 413, 4), (419, 29, 1, 1)):
+        alone = np.ascontiguousarray(image[y : y + height, x : x + width])
+        resize = np.array([[16, 16, 0, 0]])
+        region = np.array([[y, x, height, width]])
+        np.testing.assert_array_equal(
+            run_images(image[None], pack_windows(resize, MEAN, STD, region=region), 16),
+            run_images(alone[None], pack_windows(resize, MEAN, STD), 16),
+        )
+
+
+def test_a_region_may_reach_beyond_what_is_decoded_where_nothing_is_read() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
+    whole, resize = np.array([[0, 0, 90, 70]]), np.array([[60, 40, 20, 8]])
+    y, x, height, width = part_to_read(whole, resize, 16)[0].tolist()
+    part = np.ascontiguousarray(image[y : y + height, x : x + width])
+    assert part.size < image.size / 2
+    rows = pack_windows(resize, MEAN, STD, region=np.array([[-y, -x, 90, 70]]))
+    expected = run_images(image[None], pack_windows(resize, MEAN, STD), 16)
+    np.testing.assert_array_equal(run_images(part[None], rows, 16), expected)
+
+
 @pytest.mark.parametrize(
     "mean, std",
     [(MEAN, STD), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), ((0.0, 0.1307, 1.0), (1.0, 0.3081, 3.0))],
@@ -361,6 +386,7 @@ def test_rows_have_their_layout() -> None:
         7,
         0,
         0,
+        *[0] * 4,
         *FILL,
         OPS.index("Rotate"),
         -1,

@@ -18,7 +18,13 @@ def test_window_is_the_bounding_box_of_the_copies() -> None:
     assert decoding.rows.tolist() == [3, 5, 7]
     assert decoding.windows.tolist() == [[0, 0, 8, 6], [1, 1, 1, 1], [2, 1, 6, 12]]
     assert decoding.group.tolist() == [2, 0, 2, 1]
-    assert decoding.place(crop).tolist() == [[0, 8, 4, 4], [0, 0, 8, 6], [3, 0, 3, 2], [0, 0, 1, 1]]
+    assert decoding.first.tolist() == [1, 3, 0]
+    assert decoding.place(crop).tolist() == [
+        [0, 8, 4, 4],
+        [0, 0, 8, 6],
+        [3, 0, 3, 2],
+        [0, 0, 1, 1],
+    ]
 
 
 @pytest.mark.parametrize("repeats", [1, 2, 3])

@@ -288,6 +288,32 @@ def test_replay_over_batch_sizes_and_threads(
     )
 
 
+@pytest.mark.parametrize("simple_crop", [False, True])
+@pytest.mark.parametrize("repeats", [2, 3])
+def test_copies_out_of_one_window_equal_copies_decoded_alone(
+    index: Index, repeats: int, simple_crop: bool
+) -> None:
+    """A batch of two samples never holds two copies of an image."""
+    spec = PlanSpec(input_size=SIDE, repeats=repeats, simple_crop=simple_crop)
+    plan, ordinals = Plan(spec, index.sizes), np.arange(24)
+    _, decodes, *_ = pack_draws(plan.draw(0, ordinals), spec, options(24, backend="exact"))
+    assert decodes.sum() < 0.75 * len(ordinals)
+    alone = run_plan(index, plan, 0, ordinals, 2, backend="exact")
+    together = run_plan(index, plan, 0, ordinals, 24, backend="exact")
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_each_image_of_a_batch_is_decoded_once(index: Index, plan: Plan) -> None:
+    draws = plan.draw(0, np.arange(32))
+    windows, decodes, first, *_ = pack_draws(draws, plan.spec, options(16, backend="exact"))
+    for batch in (slice(0, 16), slice(16, 32)):
+        images = draws.image_index[batch]
+        assert sorted(images[decodes[batch]]) == np.unique(images).tolist()
+        assert decodes[batch][first[batch]].all()
+        np.testing.assert_array_equal(images[first[batch]], images)
+        np.testing.assert_array_equal(windows[batch][first[batch]], windows[batch])
+
+
 def test_replay_alone_and_in_any_order(
     index: Index, plan: Plan, replayed: dict[str, np.ndarray], backend: str
 ) -> None:

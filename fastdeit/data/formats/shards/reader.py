@@ -3,7 +3,9 @@
 import io
 import os
 import resource
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,19 +13,24 @@ import numpy as np
 
 _READERS = 8  # threads
 _SPARE_FILES = 512  # descriptors left to everything else
+_SHARERS = 4  # readers among which the other descriptors are divided
+_FEWEST_OPEN = 16  # shards, whatever the limit
 _Range = tuple[int, int, int]  # descriptor, length, offset
 
 
 class ShardReader:
-    """Reads byte ranges of shards, which it keeps open.
+    """Reads byte ranges of shards, which stay open as far as the limit of open files allows; the
+    least recently used are closed first.
 
     A memory map would be faster to set up, but a failing disk would kill the process.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
         self._paths = paths
-        self._files: dict[int, io.FileIO] = {}
+        self._files: OrderedDict[int, io.FileIO] = OrderedDict()
+        self._most_open = min(len(paths), _share_of_files(len(paths)))
         self._threads = ThreadPoolExecutor(_READERS, "shards")
+        self._lock = threading.Lock()  # no file is closed while another thread reads it
 
     def read(
         self, shards: np.ndarray, lengths: np.ndarray, offsets: np.ndarray
@@ -32,8 +39,24 @@ class ShardReader:
 
         shards: places in the paths. All three: int (n,). Raises OSError.
         """
-        descriptors = map(self._open, shards.tolist())
-        ranges = list(zip(descriptors, lengths.tolist(), offsets.tolist(), strict=True))
+        arrays: list[Any] = [None] * len(shards)
+        with self._lock:
+            for rows in self._open_together(shards):
+                descriptors = map(self._open, shards[rows].tolist())
+                ranges = zip(
+                    descriptors, lengths[rows].tolist(), offsets[rows].tolist(), strict=True
+                )
+                for row, array in zip(rows.tolist(), self._read(list(ranges)), strict=True):
+                    arrays[row] = array
+        return arrays
+
+    def _open_together(self, shards: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield int64 (k,): the ranges of as many shards as may be open at once."""
+        place = np.unique(shards, return_inverse=True)[1]
+        for first in range(0, int(place.max(initial=-1)) + 1, self._most_open):
+            yield np.flatnonzero((place >= first) & (place < first + self._most_open))
+
+    def _read(self, ranges: Sequence[_Range]) -> list[np.ndarray]:
         # the disk is asked for several at a time, without the interpreter's lock
         parts = self._threads.map(_read_ranges, (ranges[i::_READERS] for i in range(_READERS)))
         arrays: list[Any] = [None] * len(ranges)
@@ -42,10 +65,13 @@ class ShardReader:
         return arrays
 
     def _open(self, shard: int) -> int:
-        """Return the shard's descriptor."""
+        """Return the shard's descriptor; close the least recently used shard if it is one too
+        many."""
         if shard not in self._files:
-            _allow_open_files(len(self._paths))
+            while len(self._files) >= self._most_open:
+                self._files.popitem(last=False)[1].close()
             self._files[shard] = open(self._paths[shard], "rb", buffering=0)  # noqa: SIM115
+        self._files.move_to_end(shard)
         return self._files[shard].fileno()
 
 
@@ -53,10 +79,14 @@ def _read_ranges(ranges: Sequence[_Range]) -> list[np.ndarray]:
     return [np.frombuffer(os.pread(*one), np.uint8) for one in ranges]
 
 
-def _allow_open_files(count: int) -> None:
-    """Raise this process's limit of open files, as far as it may, so that `count` more fit."""
+def _share_of_files(count: int) -> int:
+    """Return how many shards one reader may keep open; raise this process's limit of open files,
+    as far as it may, so that `count` fit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + _SPARE_FILES
+    wanted = _SHARERS * count + _SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY:
+        return count
+    return max(_FEWEST_OPEN, (soft - _SPARE_FILES) // _SHARERS)

@@ -1,0 +1,109 @@
+"""The order of the images in an epoch: a random permutation, computed from (seed, epoch) alone.
+
+The images are sorted by 64 random bits each, and equal bits keep the order of the rows. Bits and
+row are sorted as one integer of 64 bits, for which NumPy has a vectorised sort; the bits that do
+not fit beside the row are compared afterwards, where all others are equal. For the 14,197,122
+images of ImageNet-21k this takes a tenth of a stable argsort's time (docs/data.md).
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from fastdeit.plan import sampling
+from fastdeit.plan.philox import random_words
+
+_CHUNK = 2**14  # rows whose random bits are made at once: they stay in the processor's cache
+_KEPT = 2  # epochs: the present one, and the next
+
+
+class EpochOrders:
+    """The orders of the latest two epochs asked for; one may be made in a thread beforehand.
+
+    make: from an epoch to its order; what it raises, `get` raises.
+    """
+
+    def __init__(self, make: Callable[[int], np.ndarray]) -> None:
+        self._make = make
+        self._orders: dict[int, Future[np.ndarray]] = {}
+
+    def get(self, epoch: int) -> np.ndarray:
+        """Return the order of an epoch; wait for the thread if it is being made."""
+        if epoch not in self._orders:
+            self._start(epoch)
+        return self._orders[epoch].result()
+
+    def prepare(self, epoch: int) -> None:
+        """Start to make the order of an epoch in a thread, unless it is there or being made."""
+        if epoch not in self._orders:
+            self._start(epoch)
+
+    def clear(self) -> None:
+        """Forget every order, also one that is being made."""
+        self._orders.clear()
+
+    def _start(self, epoch: int) -> None:
+        while len(self._orders) >= _KEPT:
+            self._orders.pop(next(iter(self._orders)))
+        pool = ThreadPoolExecutor(1, "order")
+        self._orders[epoch] = pool.submit(self._make, epoch)
+        pool.shutdown(wait=False)  # the thread ends with its one job
+
+
+def permute_rows(seed: int, epoch: int, count: int) -> np.ndarray:
+    """Return uint32 (count,): the rows 0 to count - 1 in random order."""
+    row_bits = np.uint64((count - 1).bit_length())
+    packed = np.empty(count, np.uint64)
+    for first in range(0, count, _CHUNK):
+        rows = np.arange(first, min(first + _CHUNK, count), dtype=np.uint64)
+        packed[first : first + _CHUNK] = _random_bits(seed, epoch, rows) >> row_bits << row_bits
+        packed[first : first + _CHUNK] |= rows
+    packed.sort()
+    order = (packed & ((np.uint64(1) << row_bits) - np.uint64(1))).astype(np.uint32)
+    packed >>= row_bits
+    _sort_ties(order, packed, seed, epoch)
+    return order
+
+
+def _sort_ties(order: np.ndarray, leading: np.ndarray, seed: int, epoch: int) -> None:
+    """Sort the rows whose leading bits are equal by all their random bits, then by row; in place.
+
+    leading: uint64 (N,): the leading bits of each row of the order, ascending.
+    """
+    equal = leading[1:] == leading[:-1]
+    tied = np.append(equal, False) | np.insert(equal, 0, False)
+    places = np.flatnonzero(tied)
+    rows = order[places]
+    order[places] = rows[np.lexsort((rows, _random_bits(seed, epoch, rows)))]
+
+
+def _random_bits(seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:
+    """Return uint64 (n,): 64 random bits of each row."""
+    words = random_words(seed, epoch, rows, sampling.ORDER)
+    return words[0] << np.uint64(32) | words[1]
+
+
+def replace_excluded(order: np.ndarray, excluded: np.ndarray, epoch: int) -> None:
+    """Replace each excluded image of an order by the next good one of its side, in place.
+
+    Raises ValueError if a side has no other image.
+    """
+    # the images of side 0 are at even places, those of side 1 at odd ones; an image that is left
+    # over by an odd N is on neither side
+    paired = 2 * (len(order) // 2)
+    for side in range(2):
+        images = order[side:paired:2]  # a view: assigning to it changes `order`
+        bad = np.isin(images, excluded)
+        images[:] = _next_good(images, bad, f"side {side} of epoch {epoch}")
+
+
+def _next_good(images: np.ndarray, bad: np.ndarray, place: str) -> np.ndarray:
+    """Return the images, each bad one replaced by the first good one after it.
+
+    The search continues at the start. place: which images these are, for the error.
+    """
+    good = np.flatnonzero(~bad)
+    if not good.size:
+        raise ValueError(f"every image of {place} is excluded; one must remain on each side")
+    return images[good[np.searchsorted(good, np.arange(len(images))) % good.size]]
