@@ -22,6 +22,13 @@ def index(argv: Sequence[str]) -> int:
     return index_command(argv)
 
 
+def pack(argv: Sequence[str]) -> int:
+    """write a data set again, with smaller images, in tar shards or class folders"""
+    from fastdeit.commands.data.pack import pack_command
+
+    return pack_command(argv)
+
+
 def cache(argv: Sequence[str]) -> int:
     """record a teacher's output; merge, describe and verify recordings"""
     from fastdeit.commands.cache.command import cache_command
@@ -66,7 +73,7 @@ def evaluate(argv: Sequence[str]) -> int:
     return evaluate_command(argv)
 
 
-_ALL = (train, index, cache, preview, replay, evaluate, predict, export)
+_ALL = (train, index, pack, cache, preview, replay, evaluate, predict, export)
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     command.__name__: command for command in _ALL
 }

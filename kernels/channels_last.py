@@ -1,10 +1,10 @@
-"""Stores from planes to channels-last memory within a kernel, in whole vectors; part of
-`mix_patches`.
+"""Loads and stores of three planes of a block of pixels within a kernel, in whole vectors also
+where memory is channels last; part of `mix_patches` and `normalise`.
 
-A thread that has loaded 8 neighbours of each of three planes holds 24 neighbours of the
-channels-last order. Splits and joins put them in that order without moving them between threads, so
-that they are stored as three vectors of 8; a plain store would write single elements at a stride of
-3. The result is right for any distribution over threads, only slower.
+A thread that holds 8 neighbours of each of three planes holds 24 neighbours of the channels-last
+order. Splits and joins change between the orders without moving elements between threads, so that
+they are loaded and stored as three vectors of 8; a plain store would write single elements at a
+stride of 3. The result is right for any distribution over threads, only slower.
 """
 
 import triton
@@ -50,3 +50,30 @@ def store_channels_last(out_ptr, red, green, blue, start, SIZE: tl.constexpr, BL
         _join8(g5, b5, r6, g6, b6, r7, g7, b7, BLOCK),
         mask=offs + 16 < 3 * SIZE,
     )
+
+
+@triton.jit
+def load_channels_last(in_ptr, start, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """Return BLOCK pixels of three planes, from pixel `start` of an image of SIZE pixels on, out of
+    channels-last memory; 0 beyond the image."""
+    i = tl.arange(0, BLOCK)
+    offs = (start + (i // 8) * 8) * 3 + i % 8
+    head = tl.load(in_ptr + offs, mask=offs < 3 * SIZE, other=0)
+    body = tl.load(in_ptr + offs + 8, mask=offs + 8 < 3 * SIZE, other=0)
+    tail = tl.load(in_ptr + offs + 16, mask=offs + 16 < 3 * SIZE, other=0)
+    r0, g0, b0, r1, g1, b1, r2, g2 = _split8(head, BLOCK)
+    b2, r3, g3, b3, r4, g4, b4, r5 = _split8(body, BLOCK)
+    g5, b5, r6, g6, b6, r7, g7, b7 = _split8(tail, BLOCK)
+    red = _join8(r0, r1, r2, r3, r4, r5, r6, r7, BLOCK)
+    green = _join8(g0, g1, g2, g3, g4, g5, g6, g7, BLOCK)
+    blue = _join8(b0, b1, b2, b3, b4, b5, b6, b7, BLOCK)
+    return red, green, blue
+
+
+@triton.jit
+def store_planes(out_ptr, red, green, blue, start, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """Write BLOCK pixels of an image of SIZE pixels, from pixel `start` on, as planes."""
+    pixel = start + tl.arange(0, BLOCK)
+    tl.store(out_ptr + pixel, red, mask=pixel < SIZE)
+    tl.store(out_ptr + SIZE + pixel, green, mask=pixel < SIZE)
+    tl.store(out_ptr + 2 * SIZE + pixel, blue, mask=pixel < SIZE)

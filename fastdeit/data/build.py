@@ -204,10 +204,12 @@ def build_train_loader(
     drop_path: tuple[float, ...] = (),
     teacher_records: TeacherRecords | None = None,
     ranks: Sequence[int] = (),
+    alternating: bool = False,
 ) -> TrainLoader:
     """Build the loader of this rank's planned batches, or of those of `ranks`.
 
-    drop_path: the rate of each block of the student, empty if it has none.
+    drop_path: the rate of each block of the student, empty if it has none. alternating: see
+    `TrainLoader`.
     """
     return TrainLoader(
         index,
@@ -218,6 +220,7 @@ def build_train_loader(
         rank=world.rank,
         world_size=world.size,
         ranks=ranks,
+        alternating=alternating,
         drop_path=drop_path,
         quarantine=quarantine,
         period=config.distill.cache_period,

@@ -8,8 +8,9 @@ Pure NumPy; tests/plan/test_plan.py has the invariants.
 Order. Units of two samples: ordinal = 2 * unit + side, unit = p * repeats + view. With P = N // 2
 pairs in the epoch's permutation, side 0 is image perm[2p] and side 1 is perm[2 * ((p + view) mod P)
 + 1]: the copies of an image are neighbours, each has another partner, and no image is mixed with
-itself. Step t of global batch B takes the units [t*B/2, (t+1)*B/2); rank r of W takes those
-congruent to r modulo W.
+itself. Step t of global batch B takes the units [t*B/2, (t+1)*B/2), and rank r of W the r-th of W
+equal runs of them, so that most copies of an image are on one rank, in one micro-batch, and the
+image is decoded once for them. The samples of a step do not depend on W.
 
 Exclusion. Images that could not be read are never drawn again (`Plan.exclude`): a sample that would
 have one takes the next good image of its own side in the permutation, so the sides stay disjoint
@@ -134,19 +135,29 @@ class Plan:
         return self.num_images // batch_size
 
     def ordinals(
-        self, step: int, batch_size: int, rank: int = 0, world_size: int = 1
+        self,
+        step: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        alternating: bool = False,
     ) -> np.ndarray:
         """Return int64 (batch_size / world_size,): the samples of one rank in one step, pairs side
         by side.
 
-        Raises ValueError unless batch_size is a multiple of 2 * world_size: a pair never crosses
-        ranks.
+        alternating: the rank takes every world_size-th pair, as in older runs, instead of
+        neighbouring ones. Raises ValueError unless batch_size is a multiple of 2 * world_size: a
+        pair never crosses ranks.
         """
         share = 2 * world_size
         divides = batch_size > 0 and batch_size % share == 0
         require_value(divides, "batch_size", batch_size, f"a multiple of {share}")
         units = np.arange(step * batch_size // 2, (step + 1) * batch_size // 2, dtype=np.int64)
-        mine = units[units % world_size == rank]
+        if alternating:
+            mine = units[units % world_size == rank]
+        else:
+            mine = units.reshape(world_size, -1)[rank]
         return (2 * mine[:, None] + np.arange(2)).reshape(-1)
 
     def prepare(self, epoch: int) -> None:

@@ -93,6 +93,7 @@ class Samples:
             quarantine=self._quarantine,
             teacher_records=self._training.cached_teacher,
             ranks=self.ranks,
+            alternating=self._history.attempt.alternating_pairs,
         )
 
     def draw(self, step: int, ordinals: np.ndarray) -> SampleParams:

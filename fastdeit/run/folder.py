@@ -100,4 +100,5 @@ def _describe_attempt(run: Run) -> Attempt:
         decoder=options.decoder,
         left_out=tuple(run.data.quarantine.rows.tolist()),
         teacher_output=name_teacher_output(run.inputs),
+        alternating_pairs=False,
     )

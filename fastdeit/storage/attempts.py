@@ -32,6 +32,9 @@ class Attempt:
     teacher_output: str = ""
     """What the loss read of the teacher's output: `class`, `logits`, or the largest logits of a
     cache; empty without a teacher, and in older files."""
+    alternating_pairs: bool = True
+    """True in older files: each rank took every W-th pair of a step; now it takes neighbouring
+    ones."""
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The settings that may change when a run is resumed, by section; empty in older files."""
 

@@ -521,14 +521,30 @@ def test_one_process_replays_a_step_of_two(moved_run: Path) -> None:
         found = assert_as_recorded(moved_run, step, rel=1e-6)
         places = [(line["rank"], line["micro_batch"]) for line in found["micro_batches"]]
         assert places == [(0, 0), (0, 1), (1, 0), (1, 1)]
-        ordinals = {
-            rank: {sample["ordinal"] // 2 for sample in found["samples"] if sample["rank"] == rank}
-            for rank in range(2)
-        }
-        assert all(unit % 2 == rank for rank, units in ordinals.items() for unit in units)
+        first, second = pairs_by_rank(found)
+        assert max(first) < min(second)
         assert "the run had 2 processes, here are 1" in found["notes"][0]
     assert replay(moved_run, 10) == 0
     assert_as_recorded(moved_run, 10)
+
+
+def pairs_by_rank(step: dict[str, Any]) -> list[set[int]]:
+    """Return the numbers of the pairs that each of two ranks had in a replayed step."""
+    return [
+        {sample["ordinal"] // 2 for sample in step["samples"] if sample["rank"] == rank}
+        for rank in range(2)
+    ]
+
+
+def test_ranks_of_an_older_run_had_every_other_pair(moved_run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(moved_run, tmp_path / "run", ignore=shutil.ignore_patterns("replay-*"))
+    lines = read_json_lines(copy / "attempts.jsonl")
+    assert [line.pop("alternating_pairs") for line in lines] == [False] * 3
+    (copy / "attempts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert replay(copy, 5) == 0
+    found = assert_as_recorded(copy, 5, rel=1e-6)  # the samples of the step are the same
+    for rank, pairs in enumerate(pairs_by_rank(found)):
+        assert {pair % 2 for pair in pairs} == {rank}
 
 
 def test_two_processes_replay_a_step_of_two_bit_for_bit(moved_run: Path, tmp_path: Path) -> None:

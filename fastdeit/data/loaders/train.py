@@ -72,8 +72,8 @@ class TeacherRecords(Protocol):
 class _Division:
     """The division of an epoch into steps and of a step into micro-batches, on one process.
 
-    ranks: those whose samples this process takes, one after the other in each step. Raises
-    ValueError when the sizes do not divide.
+    ranks: those whose samples this process takes, one after the other in each step; alternating:
+    see `Plan.ordinals`. Raises ValueError when the sizes do not divide.
     """
 
     plan: Plan
@@ -81,6 +81,7 @@ class _Division:
     micro_batch: int
     world_size: int
     ranks: tuple[int, ...]
+    alternating: bool
 
     def __post_init__(self) -> None:
         share = 2 * self.world_size
@@ -120,7 +121,13 @@ class _Division:
         """Return int64 (micro_batch,): the samples of a micro-batch of an epoch."""
         step, micro = divmod(number, self.micro_steps)
         rank, place = divmod(micro, self._micro_steps_of_rank)
-        share = self.plan.ordinals(step, self.batch_size, self.ranks[rank], self.world_size)
+        share = self.plan.ordinals(
+            step,
+            self.batch_size,
+            self.ranks[rank],
+            self.world_size,
+            alternating=self.alternating,
+        )
         return share[place * self.micro_batch : (place + 1) * self.micro_batch]
 
 
@@ -128,11 +135,12 @@ class TrainLoader:
     """The training samples of one rank as micro-batches, in the plan's order.
 
     batch_size: of all ranks together; micro_batch: of this device, one forward pass. ranks: those
-    whose samples this process takes, one after the other in each step, instead of its own.
-    drop_path: each block's rate of DropPath. quarantine: of this index; the images in it, now or
-    later, are excluded from the plan. period: after so many epochs the samples repeat (0: never;
-    DropPath's bits never do). Raises ValueError when the sizes do not divide, or the data set is
-    smaller than a batch.
+    whose samples this process takes, one after the other in each step, instead of its own;
+    alternating: pairs are dealt to the ranks as in older runs (`Plan.ordinals`). drop_path: each
+    block's rate of DropPath. quarantine: of this index; the images in it, now or later, are
+    excluded from the plan. period: after so many epochs the samples repeat (0: never; DropPath's
+    bits never do). Raises ValueError when the sizes do not divide, or the data set is smaller than
+    a batch.
     """
 
     def __init__(
@@ -146,13 +154,14 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
         ranks: Sequence[int] = (),
+        alternating: bool = False,
         drop_path: Sequence[float] = (),
         quarantine: Quarantine | None = None,
         period: int = 0,
         teacher_records: TeacherRecords | None = None,
     ) -> None:
         self._division = _Division(
-            plan, batch_size, micro_batch, world_size, tuple(ranks) or (rank,)
+            plan, batch_size, micro_batch, world_size, tuple(ranks) or (rank,), alternating
         )
         self.steps_per_epoch = self._division.steps
         self.micro_steps = self._division.micro_steps

@@ -1,0 +1,94 @@
+"""One image as it is packed: shrunk and encoded as a JPEG file, or its bytes as they are."""
+
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Literal, NamedTuple
+
+from PIL import Image
+
+from fastdeit.data.formats.check import DECODE_ERRORS, FORMATS, find_refusal, open_image, to_rgb
+
+Subsampling = Literal["4:2:0", "4:4:4"]
+FILTER = "bicubic"
+_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp"}
+_GREY = ("1", "L", "LA")
+_MAX_SIDE = 65_500  # of libjpeg
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How images are packed."""
+
+    resize: int = 288
+    """Pixels of the short side of an image that is larger."""
+    quality: int = 90
+    """Of the JPEG files, 1 to 100."""
+    subsampling: Subsampling = "4:2:0"
+    """4:2:0 stores colours at half the resolution, 4:4:4 at the full one."""
+    copy: bool = False
+    """The bytes are not touched; nothing else here counts."""
+
+
+class Packed(NamedTuple):
+    """An encoded image, and the extension of its format."""
+
+    data: bytes
+    suffix: str
+
+
+def pack_image(data: bytes, size: tuple[int, int], encoding: Encoding) -> Packed | str:
+    """Return an image as it is packed, else its fault.
+
+    size: height and width that it must have. A JPEG that is small enough keeps its bytes, too. The
+    pixels of the index's IDX and CIFAR files, which are no image files, are copied as PNG.
+    """
+    image = _open_header(data) if encoding.copy else open_image(data)
+    if isinstance(image, str):
+        return image
+    if (image.height, image.width) != size:
+        return f"is {(image.height, image.width)} high and wide, the index has {size}"
+    suffix = _SUFFIXES.get(image.format or "")
+    is_small = min(image.size) <= encoding.resize
+    if suffix and (encoding.copy or (suffix == ".jpg" and is_small)):
+        return Packed(data, suffix)
+    if encoding.copy:
+        return Packed(_save(image, "PNG"), ".png")
+    return _compress(shrink(image, encoding.resize), encoding)
+
+
+def _open_header(data: bytes) -> Image.Image | str:
+    """Return an image of which the pixels are not decoded yet, else its fault."""
+    try:
+        image = Image.open(BytesIO(data), formats=FORMATS)
+        return find_refusal(image) or image
+    except DECODE_ERRORS as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def shrink(image: Image.Image, side: int) -> Image.Image:
+    """Return a decoded image in RGB or grey, of which the short side has at most `side` pixels.
+
+    Pillow's bicubic filter, once over all pixels; the long side is cut as by torchvision's Resize.
+    """
+    pixels = image.convert("L") if image.mode in _GREY else to_rgb(image)
+    short = min(pixels.size)
+    if short <= side:
+        return pixels
+    width, height = (side * length // short for length in pixels.size)
+    return pixels.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _compress(pixels: Image.Image, encoding: Encoding) -> Packed | str:
+    if max(pixels.size) > _MAX_SIDE:
+        return f"is {max(pixels.size)} pixels long; a JPEG has at most {_MAX_SIDE}"
+    options = {"quality": encoding.quality, "subsampling": encoding.subsampling}
+    return Packed(_save(pixels, "JPEG", **options), ".jpg")
+
+
+def _save(image: Image.Image, kind: str, **options: int | str) -> bytes:
+    """Return an image as a file of the pixels alone: no EXIF rotation, profile or comment."""
+    plain = image.copy()
+    plain.info = {}
+    buffer = BytesIO()
+    plain.save(buffer, kind, **options)
+    return buffer.getvalue()

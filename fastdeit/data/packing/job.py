@@ -1,0 +1,38 @@
+"""What to pack: a data set's splits, and how."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastdeit.data.index import BadImages, Index
+from fastdeit.data.packing.encode import Encoding
+from fastdeit.data.packing.parts import Layout
+
+HEADERS = 2300
+"""Bytes of a sample in a tar beside its image: headers, label and padding."""
+
+
+@dataclass(frozen=True)
+class ShardSize:
+    """The size of a part: a number of images, or about so many bytes."""
+
+    images: int = 0
+    bytes: int = 0
+
+    def count_images(self, mean_bytes: float) -> int:
+        """Return the images of a part whose images have `mean_bytes`."""
+        return self.images or max(1, int(self.bytes / (mean_bytes + HEADERS)))
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What to write: the splits of a data set, in a layout."""
+
+    source: Mapping[str, Index]
+    """The indexes of `train` and `val`."""
+    output: Path
+    encoding: Encoding
+    layout: Layout
+    shard_size: ShardSize
+    bad_images: BadImages
+    workers: int
