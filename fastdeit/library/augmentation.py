@@ -1,5 +1,5 @@
-"""The exact augmentation as plain functions: uint8 images and draws of a plan in, images for a model
-out, on the device of the images."""
+"""The exact augmentation as plain functions: from uint8 images and the draws of a plan to images for
+a model, on the device of the images."""
 
 from collections.abc import Sequence
 

@@ -3,7 +3,6 @@ decoded."""
 
 import dataclasses
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -22,7 +22,9 @@ def write_odd_images(root: Path, count: int, most: int = 90) -> Index:
         folder = root / "train" / str(number % 2)
         folder.mkdir(parents=True, exist_ok=True)
         coarse = rng.integers(0, 256, (height // 6 + 1, width // 6 + 1, 3), np.uint8)
-        smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+        smooth = np.asarray(
+            Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        )
         noisy = np.clip(smooth.astype(int) + rng.integers(-12, 13, smooth.shape), 0, 255)
         _save(Image.fromarray(noisy.astype(np.uint8)), folder / f"{number:04d}", KINDS[number % 8])
     return build_index(root, "train")

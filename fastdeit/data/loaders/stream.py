@@ -55,16 +55,19 @@ class Stream(Generic[_T]):
         """Start a new pipeline, whose first batch is `number`."""
         self._shift = number  # number of a batch - DALI's number of the iteration
         self._generated = 0
-        self._ahead: deque[_InFlight[_T]] = deque()
-        self._pipeline: Pipeline | None = self._build(self._source)
+        ahead: deque[_InFlight[_T]] = deque()
+        self._ahead = ahead
+        # a pipeline holds its source, and so what it reads in place, until its threads have
+        # stopped, which is when Python has collected it
+        self._pipeline: Pipeline | None = self._build(lambda i: self._feed_next(i, ahead))
 
-    def _source(self, iteration: int) -> tuple[Any, ...]:
+    def _feed_next(self, iteration: int, ahead: deque["_InFlight[_T]"]) -> tuple[Any, ...]:
         """Return what DALI is fed; called by DALI, in order, from within `get`."""
         number = iteration + self._shift
         self._generated = iteration + 1
         kept, rows, arrays = self._plan(number)
         fed = (_feed(self._index, rows), self._index.sizes[rows], *arrays)
-        self._ahead.append(_InFlight(number, kept, rows, fed))
+        ahead.append(_InFlight(number, kept, rows, fed))
         return fed
 
     def get(self, number: int) -> tuple[torch.Tensor, _T]:
@@ -139,7 +142,7 @@ class Stream(Generic[_T]):
         """Stop DALI's threads."""
         self._pipeline = None
         self._closed = True
-        self._ahead.clear()
+        self._ahead = deque()
 
 
 @dataclass(frozen=True)

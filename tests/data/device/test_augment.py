@@ -2,8 +2,10 @@
 of the CPU, which equals PIL's."""
 
 import dataclasses
+import itertools
 import shutil
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from fastdeit.data.loaders.batch import Batch
 from fastdeit.data.loaders.evaluation import EvalLoader
 from fastdeit.data.loaders.train import OrdinalLoader, TrainLoader
 from fastdeit.data.quarantine import Quarantine
+from fastdeit.kernels import augment, augment_blur, normalise
 from fastdeit.kernels.backend import use_backend
 from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec
@@ -48,9 +51,9 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 
 def load(
-    index: Index, spec: PlanSpec, micro_batch: int = 52, epoch: int = 0, **changes: Any
+    index: Index, spec: PlanSpec, micro_batch: int = 52, batches: int = 5, **changes: Any
 ) -> list[Batch]:
-    """Return the batches of an epoch."""
+    """Return the first batches of an epoch."""
     loader = TrainLoader(
         index,
         Plan(spec, index.sizes),
@@ -60,7 +63,7 @@ def load(
         drop_path=(0.1, 0.2),
     )
     try:
-        return list(loader.epoch(epoch))
+        return list(itertools.islice(loader.epoch(0), batches))
     finally:
         loader.close()
 
@@ -77,6 +80,21 @@ def assert_same(ours: list[Batch], expected: list[Batch]) -> None:
                 assert one == two, field.name
 
 
+@pytest.fixture
+def large_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpret with large blocks, as each block costs the same time, whatever its size."""
+
+    def change(target: ModuleType, **changes: int) -> None:
+        find_launch = target.find_launch
+        monkeypatch.setattr(
+            target, "find_launch", lambda *key, **sizes: find_launch(*key, **sizes) | changes
+        )
+
+    change(augment, BLOCK_PART=1024)
+    change(normalise, BLOCK_PART=1024)
+    change(augment_blur, BLOCK=8192)
+
+
 @pytest.fixture(params=SPECS)
 def spec(request: pytest.FixtureRequest) -> PlanSpec:
     return dataclasses.replace(SPECS[request.param], input_size=SIDE)
@@ -89,15 +107,43 @@ def test_references_equal_the_compiled_operator(index: Index, spec: PlanSpec) ->
     assert_same(load(index, spec, uses_kernels=True), expected)
 
 
-def test_kernels_equal_the_compiled_operator(index: Index, spec: PlanSpec) -> None:
-    expected = load(index, spec)
+def equal_by_kernels(index: Index, spec: PlanSpec, micro_batch: int, batches: int) -> None:
+    """Compare the kernels with the compiled operator on the first batches of an epoch."""
+    expected = load(index, spec, micro_batch, batches)
     with use_backend("triton"), poisoned_memory():
-        assert_same(load(index, spec, uses_kernels=True), expected)
+        assert_same(load(index, spec, micro_batch, batches, uses_kernels=True), expected)
+
+
+def test_kernels_equal_the_compiled_operator(
+    index: Index, spec: PlanSpec, large_blocks: None
+) -> None:
+    equal_by_kernels(index, spec, 12, 1)
+
+
+@pytest.mark.slow
+def test_kernels_equal_the_compiled_operator_for_every_image(index: Index, spec: PlanSpec) -> None:
+    """Five minutes."""
+    equal_by_kernels(index, spec, 52, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPECS)
+def test_kernels_equal_the_compiled_operator_at_224(index: Index, name: str) -> None:
+    equal_by_kernels(index, dataclasses.replace(SPECS[name], input_size=224), 12, 2)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_references_equal_the_compiled_operator_at_224(index: Index, name: str) -> None:
+    spec = dataclasses.replace(SPECS[name], input_size=224)
+    expected = load(index, spec, 10, 2)
+    assert_same(load(index, spec, 10, 2, uses_kernels=True), expected)
 
 
 def test_micro_batches_change_no_value(index: Index) -> None:
     spec = dataclasses.replace(SPECS["copies"], input_size=SIDE)
-    whole, parts = (load(index, spec, size, uses_kernels=True) for size in (52, 26))
+    whole, parts = (
+        load(index, spec, size, count, uses_kernels=True) for size, count in ((52, 2), (26, 4))
+    )
     joined = [torch.cat([batch.images for batch in batches]) for batches in (whole, parts)]
     assert torch.equal(*joined)
 
