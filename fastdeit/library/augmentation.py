@@ -1,4 +1,4 @@
-"""The exact augmentation as plain functions: from uint8 images and the draws of a plan to images for
+"""The exact augmentation as plain functions: uint8 images and the draws of a plan become images for
 a model, on the device of the images."""
 
 from collections.abc import Sequence

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastdeit.config.parse import Section, parse_rand_augment
+from fastdeit.config.parse import Section, parse_rand_augment, refuse_credentials
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -16,7 +16,10 @@ SIMPLE_CROP_LEAST = 5
 class DataConfig(Section):
     data_path: str = ""
     """Folder of the data set: class folders, WebDataset shards, lists, MNIST's or CIFAR's files
-    (docs/data.md)."""
+    (docs/data.md); or its URL, as s3://, gs://, hf://, https://: then it is fetched first."""
+    data_cache: str = ""
+    """Folder in which data sets at a URL are stored; empty: $FASTDEIT_DATA, or fastdeit/data in
+    the user's cache folder."""
     train_split: str = "train"
     """Training split in --data-path: a name, a list, or a pattern of shards (s-{000..127}.tar)."""
     val_split: str = "val"
@@ -26,6 +29,9 @@ class DataConfig(Section):
     cifar10, cifar100: the one that must be in --data-path, which may hold both."""
     bad_images: Literal["skip", "error"] = "skip"
     """skip: exclude damaged images, and replace those found in mid-run; error: exit."""
+    index_check: Literal["auto", "headers", "decode"] = "auto"
+    """Check of images that are not in the index yet. decode: as a whole; headers: their first
+    bytes; auto: decode, but headers of more than 100,000 images or 8 GiB of them."""
     input_size: int = 224
     """Side of the images that the model sees, in pixels."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -45,6 +51,7 @@ class DataConfig(Section):
     """Batches that DALI prepares ahead."""
 
     def check(self) -> None:
+        refuse_credentials("data_path", self.data_path)
         self._require("input_size", self.input_size >= 1, "1 or more")
         self._require("eval_crop_ratio", 0 < self.eval_crop_ratio <= 1, "above 0 and at most 1")
         self._require("std", min(self.std) > 0, "three numbers above 0")
