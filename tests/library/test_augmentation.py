@@ -1,6 +1,7 @@
 """`augment_images` and `augment_crops`: the pixels of the loader, for images that a user has
 decoded."""
 
+import contextlib
 import dataclasses
 import io
 from typing import Any
@@ -13,13 +14,14 @@ from PIL import Image
 import fastdeit
 from fastdeit.data.index import Index
 from fastdeit.data.loaders.train import OrdinalLoader
-from fastdeit.kernels.backend import use_backend
 from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.plan.spec import PlanSpec
 from tests.support.noise_images import SIDE, split_options, write_noise
+from tests.support.quick_kernels import quick_kernels
 
 SPEC = PlanSpec(seed=4, input_size=SIDE, repeats=2, ra_prob=0.9, reprob=0.6)
 COUNT = 12
+BACKENDS = {"reference": contextlib.nullcontext, "kernels": quick_kernels}
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +58,16 @@ def resized(images: list[torch.Tensor], draws: SampleParams) -> torch.Tensor:
     return torch.from_numpy(np.stack(crops))
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
-def test_whole_images_become_the_loaders(images, draws, expected, backend: str) -> None:
-    with use_backend(backend):
+@pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
+def test_whole_images_become_the_loaders(images, draws, expected, backend: Any) -> None:
+    with backend():
         assert torch.equal(fastdeit.augment_images(images, draws, SPEC), expected)
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
-def test_resized_crops_become_the_loaders(images, draws, expected, backend: str) -> None:
+@pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
+def test_resized_crops_become_the_loaders(images, draws, expected, backend: Any) -> None:
     assert draws.flip.any() and not draws.flip.all()
-    with use_backend(backend):
+    with backend():
         ours = fastdeit.augment_crops(resized(images, draws), draws, SPEC)
     assert torch.equal(ours, expected)
 

@@ -7,7 +7,7 @@ import torch
 
 from fastdeit.kernels.augment import augment
 from fastdeit.kernels.normalise import level_values, normalise
-from fastdeit.kernels.resize import resize_reference as resize
+from fastdeit.kernels.resize import resize
 from fastdeit.plan.operations import mean_colour
 from fastdeit.plan.spec import PlanSpec
 
@@ -38,7 +38,9 @@ class Augmenter:
         packed: uint8 (n,), decoded windows one after the other. place: rows of `place_crops`, on
         the CPU; changes: rows of `pack_changes`, on the device of packed.
         """
-        return self.augment_crops(resize(packed, *place, self._spec.input_size), changes)
+        start, stride, shape, window, flip = place
+        crops = resize(packed, start, stride, shape, window, flip, self._spec.input_size)
+        return self.augment_crops(crops, changes)
 
     def augment_crops(self, crops: torch.Tensor, changes: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return images (B, 3, H, W), normalised and erased, of resized crops, uint8 (B, H, W, 3).

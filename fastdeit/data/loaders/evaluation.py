@@ -65,9 +65,10 @@ class EvalLoader:
         self._next_pass = 0
         # an empty quarantine is false
         self._quarantine = Quarantine(index) if quarantine is None else quarantine
-        # the kernels have neither its filters nor its padding: the compiled operator has the pixels
-        without = {"uses_kernels": False, "decoder": "cpu"} if options.uses_kernels else {}
-        self.options = options_of(dataclasses.replace(options, **without), index, batch_size)
+        if options.uses_kernels:
+            # they have neither its filters nor its padding
+            options = dataclasses.replace(options, uses_kernels=False, decoder="cpu")
+        self.options = options_of(options, index, batch_size)
         self._stream = Stream(
             index,
             self.plan_batch,

@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import shutil
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,10 @@ from fastdeit.data.loaders.batch import Batch
 from fastdeit.data.loaders.evaluation import EvalLoader
 from fastdeit.data.loaders.train import OrdinalLoader, TrainLoader
 from fastdeit.data.quarantine import Quarantine
-from fastdeit.kernels import augment, augment_blur, normalise
-from fastdeit.kernels.backend import use_backend
 from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec
-from tests.kernels.interpreter import poisoned_memory
 from tests.support.odd_images import write_odd_images
+from tests.support.quick_kernels import quick_kernels
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGES, SIDE = 260, 24
@@ -80,21 +77,6 @@ def assert_same(ours: list[Batch], expected: list[Batch]) -> None:
                 assert one == two, field.name
 
 
-@pytest.fixture
-def large_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interpret with large blocks, as each block costs the same time, whatever its size."""
-
-    def change(target: ModuleType, **changes: int) -> None:
-        find_launch = target.find_launch
-        monkeypatch.setattr(
-            target, "find_launch", lambda *key, **sizes: find_launch(*key, **sizes) | changes
-        )
-
-    change(augment, BLOCK_PART=1024)
-    change(normalise, BLOCK_PART=1024)
-    change(augment_blur, BLOCK=8192)
-
-
 @pytest.fixture(params=SPECS)
 def spec(request: pytest.FixtureRequest) -> PlanSpec:
     return dataclasses.replace(SPECS[request.param], input_size=SIDE)
@@ -110,13 +92,11 @@ def test_references_equal_the_compiled_operator(index: Index, spec: PlanSpec) ->
 def equal_by_kernels(index: Index, spec: PlanSpec, micro_batch: int, batches: int) -> None:
     """Compare the kernels with the compiled operator on the first batches of an epoch."""
     expected = load(index, spec, micro_batch, batches)
-    with use_backend("triton"), poisoned_memory():
+    with quick_kernels():
         assert_same(load(index, spec, micro_batch, batches, uses_kernels=True), expected)
 
 
-def test_kernels_equal_the_compiled_operator(
-    index: Index, spec: PlanSpec, large_blocks: None
-) -> None:
+def test_kernels_equal_the_compiled_operator(index: Index, spec: PlanSpec) -> None:
     equal_by_kernels(index, spec, 12, 1)
 
 
@@ -151,8 +131,8 @@ def test_micro_batches_change_no_value(index: Index) -> None:
 def test_an_image_is_decoded_once_for_its_copies(index: Index) -> None:
     spec = dataclasses.replace(SPECS["copies"], input_size=SIDE)
     options = PipelineOptions(MEAN, STD, num_threads=2, uses_kernels=True)
-    sizes = {"batch_size": 52, "micro_batch": 52}
-    loader = TrainLoader(index, Plan(spec, index.sizes), options, **sizes)
+    plan = Plan(spec, index.sizes)
+    loader = TrainLoader(index, plan, options, batch_size=52, micro_batch=52)
     planned, rows, (windows,) = loader.plan_batch(0)
     assert len(rows) == len(windows) == len(np.unique(planned.draws.image_index)) < 30
     loader.close()
@@ -178,8 +158,14 @@ def test_a_damaged_image_is_excluded_and_its_batch_made_again(
     for uses_kernels in (False, True):
         options = PipelineOptions(MEAN, STD, num_threads=2, uses_kernels=uses_kernels)
         quarantine = Quarantine(copy, "skip")
-        sizes = {"batch_size": 52, "micro_batch": 52, "quarantine": quarantine}
-        loader = TrainLoader(copy, Plan(spec, copy.sizes), options, **sizes)
+        loader = TrainLoader(
+            copy,
+            Plan(spec, copy.sizes),
+            options,
+            batch_size=52,
+            micro_batch=52,
+            quarantine=quarantine,
+        )
         loaded.append(list(loader.epoch(0)))
         assert quarantine.rows.tolist() == [DAMAGED]
     assert_same(loaded[1], loaded[0])

@@ -1,5 +1,7 @@
 """Decoded windows out of DALI in one buffer: in their order, and never more than was planned."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -42,7 +44,7 @@ def test_a_buffer_of_the_gpu_is_whole_while_the_current_stream_is_busy() -> None
 
     images = decoded()
     torch.cuda._sleep(200_000_000)  # about 0.1 s: the copy must not wait for it
-    on_gpu = listed(images)._as_gpu()
+    on_gpu: Any = listed(images)._as_gpu()  # type: ignore[attr-defined]
     assert isinstance(on_gpu, TensorListGPU)
     packed = take_packed(on_gpu, windows(SIZES))
     assert not torch.cuda.current_stream().query()
