@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fastdeit.data.checks.facts import DECODED, Facts
+from fastdeit.data.checks.facts import Facts
+from fastdeit.data.checks.jobs import DECODED
 from fastdeit.data.checks.work import ImageCheck, check_images
 from fastdeit.data.formats.check import UNREAD, ByteRange
 from fastdeit.data.formats.listing import (
