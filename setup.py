@@ -9,7 +9,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+BENCH = ["simplejpeg>=1.9", "webdataset>=1.0"]  # the peers of bench_pipeline
 EXPORT = ["onnx>=1.19", "onnxruntime>=1.20", "onnxscript>=0.5"]
+REMOTE = ["s3fs>=2024.6", "gcsfs>=2024.6"]
 
 setup(
     name="fastdeit",
@@ -37,6 +39,8 @@ setup(
         "psutil>=5.9",  # who launched a rank, who holds a run folder; DeepSpeed brings it too
         "safetensors>=0.5",
         "huggingface-hub>=0.30",  # weights by name, model cards; timm brings it too
+        "fsspec>=2024.6",  # data sets at a URL; torch brings it too
+        "httpx2>=2",  # those at a web server
         "tyro>=1.0",
         "rich>=13",
         "pyyaml>=6",
@@ -48,9 +52,16 @@ setup(
     ],
     extras_require={
         "export": EXPORT,  # fastdeit export to ONNX
-        "bench": ["webdataset>=1.0"],  # timm's reader of shards
+        "remote": REMOTE,  # --data-path s3://... and gs://...
+        "bench": BENCH,
         "dev": [
+            # S3 and a server for it; moto's extra "server" would bring all of AWS
+            "s3fs>=2024.6",
+            "moto[s3]>=5",
+            "flask>=3",
+            "flask-cors>=5",
             "accelerate>=1",  # runs the examples of docs/library.md
+            *BENCH,
             *EXPORT,
             "pytest>=8",
             "pytest-xdist>=3.6",
@@ -58,6 +69,7 @@ setup(
             "ruff>=0.9",
             "mypy>=1.13",
             "types-PyYAML",
+            "webdataset>=1.0",  # reads what `fastdeit pack` writes
         ],
     },
     entry_points={"console_scripts": ["fastdeit = fastdeit.__main__:main"]},

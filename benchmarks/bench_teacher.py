@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks import harness
-from benchmarks.loaders import write_images
+from benchmarks.loaders.images import write_images
 from fastdeit.commands.cache.record import Job
 from fastdeit.config.cli import parse_config
 from fastdeit.config.schema import Config

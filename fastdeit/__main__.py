@@ -73,7 +73,14 @@ def evaluate(argv: Sequence[str]) -> int:
     return evaluate_command(argv)
 
 
-_ALL = (train, index, pack, cache, preview, replay, evaluate, predict, export)
+def fetch(argv: Sequence[str]) -> int:
+    """fetch a data set at a URL to a local folder"""
+    from fastdeit.commands.data.fetch import fetch_command
+
+    return fetch_command(argv)
+
+
+_ALL = (train, index, fetch, pack, cache, preview, replay, evaluate, predict, export)
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     command.__name__: command for command in _ALL
 }

@@ -11,7 +11,6 @@ reported, and the others scored.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -23,7 +22,8 @@ from fastdeit.commands.output import Rows, check_table, print_json, write_table
 from fastdeit.config.changes import find_paths, read_settings
 from fastdeit.config.options import parse_options
 from fastdeit.config.parse import Section, require
-from fastdeit.data.build import find_root
+from fastdeit.config.schema import Config
+from fastdeit.data.build import fetch_data, find_root
 from fastdeit.display.console import score_table
 from fastdeit.display.terminal import Terminal
 from fastdeit.display.text import shorten
@@ -54,7 +54,7 @@ class DataFlags(Section):
     """The images."""
 
     data_path: str = ""
-    """A data set in any format of docs/data.md; empty: that of the run."""
+    """A data set in any format of docs/data.md, or its URL; empty: that of the run."""
     val_split: str = ""
     """A name, a list, or a pattern of shards; empty: that of the run, else val."""
 
@@ -101,15 +101,16 @@ def evaluate_command(argv: Sequence[str]) -> int:
     """
     with one_line_errors():
         options = parse_options(argv, EvaluateOptions, "fastdeit evaluate", __doc__ or "")
-        data_path, split = find_data(options.checkpoint, options.data)
+        config = find_data(options.checkpoint, options.data)
         if not is_alone():
             init_distributed()
         world = find_world(options.weights.find_device())
-        loaded = _load(options, world)
+        fetch_data(config)
+        root = find_root(config)
         done = evaluate_model(
-            loaded,
-            data_path,
-            split,
+            _load(options, world),
+            root,
+            config.data.val_split,
             EvalOptions(options.labels, options.reading, options.teacher),
             world=world,
             ema=options.weights.ema,
@@ -119,18 +120,19 @@ def evaluate_command(argv: Sequence[str]) -> int:
     return 0
 
 
-def find_data(checkpoint: str, data: DataFlags) -> tuple[Path, str]:
-    """Return the data set and the split: those that flags name, else those of the run whose folder
-    has the checkpoint. Raises ValueError if neither names a data set."""
+def find_data(checkpoint: str, data: DataFlags) -> Config:
+    """Return settings that name the data set and its val_split: those that flags name, else those
+    of the run whose folder has the checkpoint. Raises ValueError if neither names a data set."""
+    split = {"val_split": data.val_split} if data.val_split else {}
     if data.data_path:
-        return Path(data.data_path), data.val_split or "val"
+        return Config().replace(data={"data_path": data.data_path, **split})
     run = find_run(checkpoint)
     allowed = f"the folder of a data set (docs/data.md), as {checkpoint} is no run of ours"
     require(run is not None, "data_path", data.data_path, allowed)
     assert run is not None
     recorded = read_settings(run.config, "CHECKPOINT")
     config = find_paths(recorded, recorded.replace(run={"output_dir": str(run)}))
-    return find_root(config), data.val_split or config.data.val_split
+    return config.replace(data=split)
 
 
 def _load(options: EvaluateOptions, world: World) -> LoadedModel:

@@ -21,6 +21,7 @@ from fastdeit.commands.errors import one_line_errors
 from fastdeit.data.formats.detect import find_split
 from fastdeit.data.formats.listing import SHOWN, DataError
 from fastdeit.data.index import split_table
+from fastdeit.data.remote.stage import fetch_folder
 from fastdeit.data.table import (
     excluded_images,
     good_images,
@@ -41,7 +42,8 @@ def index_command(argv: Sequence[str]) -> int:
     parsed = _parser().parse_args(list(argv))
     terminal = Terminal()
     with one_line_errors():
-        root = Path(os.path.abspath(parsed.path))
+        folder = fetch_folder(parsed.path, (parsed.train_split, parsed.val_split))
+        root = Path(os.path.abspath(folder))
         workers = parsed.num_workers or None
         classes = None
         bad = 0
@@ -67,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         "and describe them.",
         allow_abbrev=False,
     )
-    path = "the folder that train's --data-path will name (formats: docs/data.md)"
+    path = "the folder or URL that train's --data-path will name (formats: docs/data.md)"
     parser.add_argument("path", help=path)
     train = "a name, a list, or a pattern of shards (default: train)"
     parser.add_argument("--train-split", "--train_split", default="train", help=train)

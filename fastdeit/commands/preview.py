@@ -25,7 +25,7 @@ from fastdeit.config.parse import require
 from fastdeit.config.schema import Config
 from fastdeit.data.augment.exact import apply_op, mean_colour
 from fastdeit.data.augment.resize import resize
-from fastdeit.data.build import build_train_index, pipeline_options
+from fastdeit.data.build import build_train_index, fetch_data, pipeline_options
 from fastdeit.data.graphs.pipeline import build_train_pipeline, pack_draws
 from fastdeit.data.index import Index
 from fastdeit.display.pixels import denormalise
@@ -62,6 +62,7 @@ def preview_command(argv: Sequence[str]) -> int:
         parsed, flags = _parser().parse_known_args(list(argv))
         ordinals = parse_ordinals(parsed.ordinals)
         config, recipe = parse_config(flags, "fastdeit preview")
+        fetch_data(config)
         index = build_train_index(config)
         plan = build_plan(config, index.sizes)
         end = plan.num_images // 2 * 2 * plan.spec.repeats

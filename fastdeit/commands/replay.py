@@ -30,7 +30,7 @@ from fastdeit.config.changes import find_paths, read_settings
 from fastdeit.config.cli import parse_config
 from fastdeit.config.parse import require, require_value
 from fastdeit.config.schema import Config
-from fastdeit.data.build import build_train_index
+from fastdeit.data.build import build_train_index, fetch_data
 from fastdeit.data.snapshot import reconcile
 from fastdeit.display.terminal import Terminal
 from fastdeit.distributed.collectives import first_on_rank0, on_every_rank, on_rank0
@@ -115,6 +115,7 @@ def _restore_form(config: Config, history: StepHistory, world: World) -> Config:
     on_every_rank(lambda: check_config(config, world.size))
     on_every_rank(lambda: build_deepspeed_config(config, world))
     fetch_weight_files(config)
+    fetch_data(config)
     return config
 
 

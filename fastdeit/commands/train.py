@@ -8,10 +8,10 @@ from fastdeit.config.cli import parse_config
 from fastdeit.config.parse import parse_time_limit
 from fastdeit.config.peers import list_notes
 from fastdeit.distributed.errors import RunError
-from fastdeit.library.training import execute_run, join_ranks, prepare_run
+from fastdeit.library.training import execute_run, join_ranks, prepare_run, stop_early
 from fastdeit.reliability.launcher import Launcher
 from fastdeit.reliability.run_lock import RunLock
-from fastdeit.reliability.supervisor import Supervisor
+from fastdeit.reliability.supervisor import StopAgreed, Supervisor
 from fastdeit.storage.run_folder import RunFolder
 
 
@@ -35,7 +35,11 @@ def train_command(
         with one_line_errors():
             world = join_ranks(config)
             supervisor.listen()
-            prepared = prepare_run(config, recipe, world, supervisor, lock)
+            try:
+                prepared = prepare_run(config, recipe, world, supervisor, lock)
+            except StopAgreed as reason:
+                stop_early(folder, world, str(reason))
+                return 0
         try:
             if prepared is None:
                 return 0

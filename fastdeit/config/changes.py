@@ -26,8 +26,8 @@ FORM = frozenset(
 """Settings of how the work is done, and for how long: they decide neither samples nor results."""
 
 SOURCES = frozenset(
-    "data_path augment_backend decoder finetune teacher_model teacher_path pretrained_teacher "
-    "teacher_mean teacher_std teacher_input_size cache".split()
+    "data_path data_cache augment_backend decoder finetune teacher_model teacher_path "
+    "pretrained_teacher teacher_mean teacher_std teacher_input_size cache".split()
 )
 """Where an input comes from, or who reads it: the input itself must stay the same."""
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from fastdeit.storage.urls import hide_credentials
+
 ARCHIVES = ("torchscript", "export")
 """Kinds of --teacher-model whose file is a recorded program."""
 
@@ -88,6 +90,14 @@ def _require(ok: bool, name: str, label: str, value: object, allowed: str) -> No
     if not ok:
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else repr(value)
         raise SettingError(f"{label} must be {allowed} (got {shown})", name, value, allowed)
+
+
+def refuse_credentials(name: str, url: str) -> None:
+    """Raise SettingError, without them, for a URL with a password or a signature: a setting is
+    printed and stored."""
+    shown = hide_credentials(url)
+    allowed = "without user, password and query in a URL; fastdeit fetch takes them"
+    require(url == shown, name, f"{shown} with them", allowed)
 
 
 def name_flag(field: str) -> str:

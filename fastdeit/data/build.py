@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fastdeit.config.parse import require
@@ -18,11 +18,13 @@ from fastdeit.data.index import BadImages, Index, build_index
 from fastdeit.data.loaders.evaluation import EvalLoader
 from fastdeit.data.loaders.train import TeacherRecords, TrainLoader
 from fastdeit.data.quarantine import Quarantine
+from fastdeit.data.remote.stage import fetch_folder, local_folder
 from fastdeit.data.snapshot import reconcile
 from fastdeit.distributed.collectives import first_on_rank0
 from fastdeit.distributed.world import World
 from fastdeit.plan.plan import Plan
 from fastdeit.storage.run_folder import RunFolder
+from fastdeit.storage.urls import is_url
 
 _EXACT_FROM_THREADS = 8
 """The exact operator takes about 400 images/s a core: a GPU with fewer threads beside it is faster
@@ -62,17 +64,36 @@ def build_train_index(config: Config, *, require_classes: bool = False) -> Index
     )
 
 
+def fetch_data(
+    config: Config, *, alone: bool = False, proceed: Callable[[], bool] = lambda: True
+) -> None:
+    """Fetch the data set of a URL into the cache, as `fetch_folder` does; a run that has begun uses
+    a complete copy as it is."""
+    data = config.data
+    output = config.run.output_dir
+    fetch_folder(
+        data.data_path,
+        (data.train_split, data.val_split),
+        data.data_cache,
+        uses_copy=bool(output) and RunFolder(Path(output)).train_images.is_file(),
+        alone=alone,
+        proceed=proceed,
+    )
+
+
 def find_root(config: Config) -> Path:
-    """Return the folder of the data set that --data-set names; write the digits there if they are
-    missing.
+    """Return the folder of the data set that --data-set names, of a URL that in the cache; write
+    the digits there if they are missing.
 
     Raises ValueError if no folder is given, or it holds no such data set.
     """
     data = config.data
     allowed = "the folder of a data set, see docs/data.md"
     require(bool(data.data_path), "data_path", data.data_path, allowed)
-    root = Path(data.data_path)
+    root = local_folder(data.data_path, data.data_cache)
     if data.data_set == "digits":
+        allowed = "a folder, in which --data-set digits writes"
+        require(not is_url(data.data_path), "data_path", data.data_path, allowed)
         write_digits(root)
     return root if data.data_set in ("any", "digits") else choose_cifar(root, data.data_set)
 

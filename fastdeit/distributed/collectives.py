@@ -3,6 +3,7 @@
 import functools
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 Result = TypeVar("Result")
+_POLL_S = 0.5
 
 
 def on_rank0(action: Callable[[], Result]) -> Result:
@@ -69,6 +71,78 @@ def first_on_rank0(build: Callable[[], Result]) -> Result:
         # all ranks take part in every turn, if only to learn of its errors
         on_every_rank(lambda: results.append(build()) if turn == now else None)  # noqa: B023
     return results[0]
+
+
+def on_each_machine(
+    action: Callable[[Callable[[], bool]], None], proceed: Callable[[], bool] = lambda: True
+) -> None:
+    """Run `action` on the first rank of each machine, however long it takes: the others wait for it
+    outside of a collective, which has a time limit.
+
+    proceed: called often on every rank while its work or that of another rank moves; False is for
+    a rank that is asked to stop. action: takes a function to call often, which returns False once
+    any rank is to stop. Without a process group, this process is alone. Raises as `on_every_rank`.
+    """
+    if not dist.is_initialized():
+        action(proceed)
+        return
+    work = _SharedWork(proceed)
+    faults: list[Exception] = []
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        try:
+            action(work.proceed)
+        except (ValueError, OSError) as error:
+            faults.append(error)
+        work.finish()
+    work.wait()
+    on_every_rank(lambda: _raise_first(faults))
+
+
+def _raise_first(faults: list[Exception]) -> None:
+    if faults:
+        raise faults[0]
+
+
+class _SharedWork:
+    """Work of the first rank of each machine, as all ranks see it in the process group's store."""
+
+    _count = 0
+
+    def __init__(self, proceed: Callable[[], bool]) -> None:
+        type(self)._count += 1  # the same on every rank
+        self._name = f"fastdeit/work/{self._count}"
+        self._proceed = proceed
+        self._store = dist.distributed_c10d._get_default_store()
+        self._machines = sum(on_every_rank(lambda: os.environ.get("LOCAL_RANK", "0") == "0"))
+
+    def proceed(self) -> bool:
+        """Report that the work moves; return False once any rank is to stop."""
+        self._add("moves")
+        return self._ask()
+
+    def _ask(self) -> bool:
+        if not self._proceed():
+            self._add("stops")
+        return self._read("stops") == 0
+
+    def finish(self) -> None:
+        self._add("ends")
+
+    def wait(self) -> None:
+        """Wait until the work of all machines has ended."""
+        moves = -1
+        while self._read("ends") < self._machines:
+            seen = self._read("moves")
+            if seen != moves:
+                self._ask()
+            moves = seen
+            time.sleep(_POLL_S)
+
+    def _add(self, name: str) -> None:
+        self._store.add(f"{self._name}/{name}", 1)
+
+    def _read(self, name: str) -> int:
+        return int(self._store.add(f"{self._name}/{name}", 0))
 
 
 def _find_turn() -> int:

@@ -19,8 +19,9 @@ from fastdeit.data.build import build_eval_index, choose_options
 from fastdeit.data.index import Index
 from fastdeit.data.loaders.evaluation import PADDING, EvalBatch, EvalLoader
 from fastdeit.data.quarantine import Quarantine
+from fastdeit.data.remote.stage import fetch_folder
 from fastdeit.display.progress import track
-from fastdeit.distributed.place import find_world, on_first_rank
+from fastdeit.distributed.place import find_world, follows_group, on_first_rank
 from fastdeit.distributed.world import World
 from fastdeit.inference.class_maps import (
     ClassMap,
@@ -136,9 +137,8 @@ def evaluate_checkpoint(
         world, lambda: load_model(source, ema=ema, model=model, device=world.device, dtype=dtype)
     )
     loaded = change_view(loaded, view.apply(loaded.view))
-    done = evaluate_model(
-        loaded, Path(data_path), split, EvalOptions(**sections), world=world, ema=ema
-    )
+    root = fetch_folder(str(data_path), (split,), alone=not follows_group(world))
+    done = evaluate_model(loaded, root, split, EvalOptions(**sections), world=world, ema=ema)
     return done.describe()
 
 

@@ -8,10 +8,10 @@ import torch
 
 from fastdeit.config.parse import require_value
 from fastdeit.config.schema.samples import DataConfig
-from fastdeit.data.build import pipeline_options
+from fastdeit.data.build import fetch_data, find_root, pipeline_options
 from fastdeit.data.index import Index, build_index
 from fastdeit.data.loaders.evaluation import PADDING, EvalBatch, EvalLoader
-from fastdeit.distributed.place import find_world, on_first_rank
+from fastdeit.distributed.place import find_world, follows_group, on_first_rank
 from fastdeit.library.errors import argument_errors, names_arguments
 from fastdeit.library.settings import configure
 from fastdeit.models.hub import EvalView
@@ -82,8 +82,9 @@ def create_eval_loader(
     fields |= {"mean": view.mean, "std": view.std, "input_size": view.size}
     config = configure(fields, "create_eval_loader")
     world = find_world(device, rank, world_size)
+    fetch_data(config, alone=not follows_group(world))
     index = on_first_rank(
-        world, lambda: build_index(Path(path), split, classes=classes, bad_images="skip")
+        world, lambda: build_index(find_root(config), split, classes=classes, bad_images="skip")
     )
     batches = EvalLoader(
         index,

@@ -10,10 +10,10 @@ from typing_extensions import Unpack
 from fastdeit.config.parse import require_value
 from fastdeit.config.schema import Config
 from fastdeit.config.schema.samples import AugmentConfig, DataConfig
-from fastdeit.data.build import build_train_index, build_train_loader, pipeline_options
+from fastdeit.data.build import build_train_index, build_train_loader, fetch_data, pipeline_options
 from fastdeit.data.index import Index
 from fastdeit.data.quarantine import Quarantine
-from fastdeit.distributed.place import find_world, on_first_rank
+from fastdeit.distributed.place import find_world, follows_group, on_first_rank
 from fastdeit.distributed.world import World
 from fastdeit.library.errors import names_arguments
 from fastdeit.library.loader import Loader, LoaderParts
@@ -62,6 +62,7 @@ def create_loader(
     share = 2 * world.size
     allowed = f"a multiple of {share}, for pairs on {world.size} ranks"
     require_value(batch_size % share == 0, "batch_size", batch_size, allowed)
+    fetch_data(config, alone=not follows_group(world))
     index = on_first_rank(world, lambda: build_train_index(config, require_classes=True))
     return Loader(_connect(config, world, index, tuple(drop_path_rates)), raw, img_dtype)
 

@@ -10,7 +10,8 @@ import torch
 
 from fastdeit.config.parse import parse_time_limit, require
 from fastdeit.config.schema import Config
-from fastdeit.data.build import pipeline_options
+from fastdeit.data.build import fetch_data, pipeline_options
+from fastdeit.display.terminal import Terminal
 from fastdeit.distributed.collectives import barrier, first_on_rank0, on_every_rank, on_rank0
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.backend import use_backend
@@ -28,6 +29,7 @@ from fastdeit.run.resume import resume
 from fastdeit.run.state import Run
 from fastdeit.storage.atomic import read_bounded
 from fastdeit.storage.run_folder import RunFolder
+from fastdeit.storage.urls import is_url
 from fastdeit.training.build import build_deepspeed_config
 
 _COLLECTIVE_MARGIN_S = 60  # the watchdog acts before the collectives' own time-out
@@ -58,7 +60,10 @@ def train_run(config: Config) -> dict[str, Any]:
     ):
         world = join_ranks(config)
         supervisor.listen()
-        prepared = prepare_run(config, "deit", world, supervisor, lock)
+        try:
+            prepared = prepare_run(config, "deit", world, supervisor, lock)
+        except StopAgreed as reason:
+            return stop_early(run_folder, world, str(reason))
         if prepared is None:
             return on_rank0(lambda: json.loads(read_bounded(run_folder.summary, _MAX_BYTES)))
         return execute_run(*prepared)
@@ -84,7 +89,8 @@ def prepare_run(
 ) -> tuple[Run, list[str]] | None:
     """Return a run at its next step, with notes for the user; None if it was finished before.
 
-    Nothing but the lock is written yet. Raises ValueError. A collective.
+    Nothing but the lock is written yet, and the data set of a URL. Raises ValueError, StopAgreed.
+    A collective.
     """
     folder = RunFolder(Path(config.run.output_dir))
     config = first_on_rank0(lambda: follow_weights(config))
@@ -98,9 +104,20 @@ def prepare_run(
     on_every_rank(lambda: pipeline_options(config, world))
     on_every_rank(lambda: build_deepspeed_config(config, world))
     fetch_weight_files(config)
+    fetch_data(config, proceed=supervisor.proceed)
+    if is_url(config.data.data_path):
+        supervisor.check_now()
     on_rank0(lock.acquire)
     run, notes = build_run(config, recipe, world, folder, supervisor)
     return run, notes + resume(run)
+
+
+def stop_early(folder: RunFolder, world: World, reason: str) -> dict[str, Any]:
+    """Report that a run stops before its first step; return its summary, as `train_run`."""
+    if world.rank == 0:
+        Terminal().say(f"stopped before a step ({reason}); the same command continues")
+        folder.stop_request.unlink(missing_ok=True)
+    return {"stopped": reason, "steps": 0, "skipped": 0}
 
 
 def execute_run(run: Run, notes: list[str]) -> dict[str, Any]:

@@ -66,6 +66,11 @@ class Supervisor:
         """Report that `section` of optimizer step `step` begins, or makes progress."""
         self._watchdog.beat(section, step)
 
+    def proceed(self) -> bool:
+        """Report progress before the first step; return False if this rank is asked to stop."""
+        self.beat(STARTUP, 0)
+        return not self.requests.reason
+
     def check(self) -> None:
         """Vote; raise StopAgreed if any rank was asked to stop at the call before this one. A
         collective."""

@@ -19,6 +19,7 @@ from fastdeit.distributed.environment import is_alone
 from fastdeit.models.sizes import SIZES, suggest_names
 from fastdeit.models.sources import FORMS, fetch_weights, find_remote, find_run, locate_weights
 from fastdeit.storage.run_folder import RunFolder
+from fastdeit.storage.urls import is_url
 
 _STUDENTS = (
     "deit_{tiny,small,base}[_distilled]_patch16_{224,384}, "
@@ -116,7 +117,7 @@ def _check_data(config: Config) -> None:
     data = config.data
     path = data.data_path
     require(bool(path), "data_path", path, "the folder of a data set, see docs/data.md")
-    if data.data_set != "digits":
+    if data.data_set != "digits" and not is_url(path):  # it is fetched later
         require(Path(path).is_dir(), "data_path", path, "an existing folder")
         find_split(find_root(config), data.train_split)
 

@@ -58,8 +58,10 @@ def test_scores_are_those_of_the_run_to_the_last_digit(
 def test_checkpoints_and_files_of_the_run_find_its_data(run: Path, data: Path) -> None:
     step = next(RunFolder(run).checkpoints.glob("step-*"))
     for place in (run, run / "model_ema.safetensors", step):
-        assert find_data(str(place), DataFlags()) == (data, "val")
-    assert find_data(str(run), DataFlags("other", "test")) == (Path("other"), "test")
+        found = find_data(str(place), DataFlags()).data
+        assert (found.data_path, found.val_split) == (str(data), "val")
+    found = find_data(str(run), DataFlags("other", "test")).data
+    assert (found.data_path, found.val_split) == ("other", "test")
     with pytest.raises(ValueError, match=r"--data-path must be the folder of a data set"):
         find_data("test_vit", DataFlags())
 

@@ -20,7 +20,7 @@ from fastdeit.commands.errors import print_error
 from fastdeit.config.cli import parse_config
 from fastdeit.config.parse import require, require_value
 from fastdeit.config.schema import Config
-from fastdeit.data.build import build_train_index, pipeline_options
+from fastdeit.data.build import build_train_index, fetch_data, pipeline_options
 from fastdeit.data.index import DataError
 from fastdeit.data.loaders.train import OrdinalLoader
 from fastdeit.data.quarantine import Quarantine
@@ -114,6 +114,7 @@ class Job:
         )
         check_config(self.config, self.world.size, trains=False)
         fetch_weight_files(self.config, trains=False)
+        fetch_data(self.config)
         self.dtype = precision(config, self.world)[1]
         self.index = first_on_rank0(lambda: build_train_index(config))
         self.plan: Plan = build_plan(config, self.index.sizes)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastdeit.config.parse import Section, parse_rand_augment
+from fastdeit.config.parse import Section, parse_rand_augment, refuse_credentials
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -16,7 +16,10 @@ SIMPLE_CROP_LEAST = 5
 class DataConfig(Section):
     data_path: str = ""
     """Folder of the data set: class folders, WebDataset shards, lists, MNIST's or CIFAR's files
-    (docs/data.md)."""
+    (docs/data.md); or its URL, as s3://, gs://, hf://, https://: then it is fetched first."""
+    data_cache: str = ""
+    """Folder in which data sets at a URL are stored; empty: $FASTDEIT_DATA, or fastdeit/data in
+    the user's cache folder."""
     train_split: str = "train"
     """Training split in --data-path: a name, a list, or a pattern of shards (s-{000..127}.tar)."""
     val_split: str = "val"
@@ -45,6 +48,7 @@ class DataConfig(Section):
     """Batches that DALI prepares ahead."""
 
     def check(self) -> None:
+        refuse_credentials("data_path", self.data_path)
         self._require("input_size", self.input_size >= 1, "1 or more")
         self._require("eval_crop_ratio", 0 < self.eval_crop_ratio <= 1, "above 0 and at most 1")
         self._require("std", min(self.std) > 0, "three numbers above 0")

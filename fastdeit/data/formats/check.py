@@ -15,6 +15,7 @@ import os
 import signal
 import stat
 import struct
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -255,7 +256,20 @@ def _ending_processes() -> Iterator[None]:
 def _executor(workers: int, processes: bool) -> Executor:
     if not processes:
         return ThreadPoolExecutor(workers)
-    # never fork: DALI's threads may run already. An interrupt is for the process that started them
-    ignore = (signal.SIGINT, signal.SIG_IGN)
+    # never fork: DALI's threads may run already
     spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, spawn, initializer=signal.signal, initargs=ignore)
+    return ProcessPoolExecutor(workers, spawn, initializer=_follow_parent)
+
+
+def _follow_parent() -> None:
+    """Ignore interrupts, which are for the process that started this one, and end with it: else
+    this one would wait for jobs without end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -18,7 +18,7 @@ def expand_pattern(root: Path, pattern: str) -> tuple[Path, ...]:
     Raises DataError for a file that braces name and that does not exist, and when nothing matches.
     """
     files: list[Path] = []
-    for name in _braces(pattern):
+    for name in expand_braces(pattern):
         if re.search(r"[*?\[]", name):
             found = (path for path in root.glob(name) if path.is_file())
             files += (path for path in found if not is_litter(os.path.relpath(path, root)))
@@ -34,7 +34,11 @@ def expand_pattern(root: Path, pattern: str) -> tuple[Path, ...]:
     return tuple(sorted(set(files)))
 
 
-def _braces(pattern: str) -> list[str]:
+def expand_braces(pattern: str) -> list[str]:
+    """Return the names of a pattern, in which `{000..127}` and `{a,b}` are replaced, also nested.
+
+    Raises DataError for a range that falls or is too long.
+    """
     found = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
     if not found:
         return [pattern]
@@ -51,7 +55,7 @@ def _braces(pattern: str) -> list[str]:
     before, after = pattern[: found.start()], pattern[found.end() :]
     expanded: list[str] = []
     for text in inner:
-        expanded += _braces(before + text + after)
+        expanded += expand_braces(before + text + after)
     return expanded
 
 

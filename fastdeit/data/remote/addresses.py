@@ -1,0 +1,88 @@
+"""URLs of data sets: their forms, without credentials, and the names that their files get."""
+
+import hashlib
+import os
+import re
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
+
+from fastdeit.data.remote.source import FetchError, RemoteFile
+from fastdeit.display.text import printable
+
+OWN = ".fastdeit"
+"""The folder in a data set with what is ours; never fetched."""
+_MAX_NAME = 255  # bytes of a part of a path, on Linux
+
+
+def split_pattern(path: str) -> tuple[str, str]:
+    """Return the folder of a path with braces or wildcards that holds none of them, and the rest;
+    the rest is "" for a path without them."""
+    found = re.search(r"[*?\[{]", path)
+    if found is None:
+        return path, ""
+    cut = path.rfind("/", 0, found.start()) + 1
+    return path[:cut].rstrip("/"), path[cut:]
+
+
+def find_place(url: str, cache: str) -> Path:
+    """Return the folder in a cache that holds the files of a URL.
+
+    cache: "" is $FASTDEIT_DATA, or fastdeit/data in the user's cache folder.
+    """
+    user = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    home = cache or os.environ.get("FASTDEIT_DATA") or os.path.join(user, "fastdeit", "data")
+    words = re.sub(r"[^a-zA-Z0-9.]+", "-", unquote(split_pattern(url)[0]).rpartition("/")[2])
+    key = hashlib.sha256(url.encode()).hexdigest()[:12]
+    return Path(home).expanduser() / f"{words.strip('-.')[:40] or 'data'}-{key}"
+
+
+def check_names(files: Iterable[RemoteFile], url: str) -> None:
+    """Raise FetchError for a name that leads out of the folder, that no file can have, or that
+    another file has, too."""
+    names: set[str] = set()
+    for file in files:
+        fault = _find_fault(file.name)
+        if file.name in names:
+            fault = "is there twice"
+        if fault:
+            raise FetchError(f"{url}: the name {printable(file.name)!r} {fault}")
+        names.add(file.name)
+    folders = {str(parent) for name in names for parent in PurePosixPath(name).parents}
+    for name in sorted(names & folders):
+        raise FetchError(f"{url}: the name {printable(name)!r} is that of a file and of a folder")
+
+
+def _find_fault(name: str) -> str:
+    parts = name.split("/")
+    if not name or {"", ".", ".."} & set(parts) or "\0" in name:
+        return "leads out of the folder, or is no name"
+    if parts[0] == OWN:
+        return f"is in {OWN}, which is this program's own"
+    if max(len(os.fsencode(part)) for part in parts) > _MAX_NAME:
+        return f"has a part of more than {_MAX_NAME} bytes"
+    return ""
+
+
+def check_case(files: Iterable[RemoteFile], folder: Path) -> None:
+    """Raise FetchError if two names differ only in upper and lower case (or in how an accent is
+    stored), and the file system of an existing folder takes them for one."""
+    seen: dict[str, str] = {}
+    for file in files:
+        other = seen.setdefault(_fold(file.name), file.name)
+        if other != file.name and _merges_case(folder):
+            both = f"{printable(other)!r} and {printable(file.name)!r}"
+            raise FetchError(f"{folder}: its file system takes {both} for one name")
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _merges_case(folder: Path) -> bool:
+    probe = folder / OWN / "Case"
+    probe.touch()
+    merges = probe.with_name("case").exists()
+    probe.unlink()
+    return merges

@@ -1,0 +1,259 @@
+"""A whole fetch: what a URL has, what a folder lacks of it, the room that it needs, the threads."""
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import filesize
+
+from fastdeit.data.remote.addresses import check_case, check_names
+from fastdeit.data.remote.journal import (
+    Journal,
+    is_complete,
+    lock_folder,
+    mark_complete,
+    mark_incomplete,
+)
+from fastdeit.data.remote.parts import count_arrived
+from fastdeit.data.remote.pool import TransferPool
+from fastdeit.data.remote.source import FetchError, FetchStopped, RemoteFile, Source
+from fastdeit.data.remote.sources.store import StoreSource
+from fastdeit.data.remote.sources.web import WebSource
+from fastdeit.data.remote.transfer import hash_content
+from fastdeit.display.progress import ProgressBar, TimeLeft, track
+from fastdeit.display.terminal import Terminal
+from fastdeit.display.text import printable
+from fastdeit.storage.atomic import sync
+from fastdeit.storage.urls import hide_credentials, is_url, is_web
+
+WORKERS = 8
+"""Threads that fetch, by default."""
+_POLL_S = 0.5
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a URL, and which of them a folder lacks."""
+
+    url: str
+    folder: Path
+    files: Sequence[RemoteFile]
+    missing: Sequence[RemoteFile]
+    found: Sequence[RemoteFile]
+    """Those that were in the folder with the same content, and not in its journal."""
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+    @property
+    def size_missing(self) -> int:
+        return sum(file.size for file in self.missing)
+
+    def describe(self) -> str:
+        """Return how much there is, how much is to be fetched, and the room that the disk has."""
+        there = f"{self.url}: {_count(self.files)}, {filesize.decimal(self.size)}"
+        if not self.missing:
+            return f"{there}; all of them are in {printable(self.folder)}"
+        count = f"{_count(self.missing)}, " if len(self.missing) < len(self.files) else ""
+        room = f"{filesize.decimal(_find_room(self.folder))} free in {printable(self.folder)}"
+        return f"{there}; to fetch: {count}{filesize.decimal(self.size_missing)}; {room}"
+
+
+def _count(files: Sequence[RemoteFile]) -> str:
+    return "1 file" if len(files) == 1 else f"{len(files):,} files"
+
+
+def fetch(
+    url: str,
+    folder: Path,
+    *,
+    workers: int = WORKERS,
+    patterns: Iterable[str] = (),
+    terminal: Terminal,
+    proceed: Callable[[], bool] = lambda: True,
+) -> Listing:
+    """Fetch the files of a URL that a folder lacks; return what was there and what was missing.
+
+    patterns: names in the URL, where it is a folder that cannot be listed. proceed: asked twice a
+    second; False stops the fetch, which the next one continues. Raises FetchError, FetchStopped.
+    """
+    with open_source(url) as source, lock_folder(folder, terminal.say, proceed):
+        listing = compare(source, url, folder, patterns)
+        check_case(listing.files, folder)
+        terminal.say(listing.describe())
+        _require_room(listing)
+        with _local_errors(folder):
+            _fill(source, listing, workers, terminal, proceed)
+    return listing
+
+
+@contextlib.contextmanager
+def open_source(url: str) -> Iterator[Source]:
+    """Open the source of a URL. Raises FetchError."""
+    if not is_url(url):
+        raise FetchError(
+            f"URL must be s3://, gs://, hf://, https:// or another of fsspec (got {url!r})"
+        )
+    source: Source = WebSource(url) if is_web(url) else StoreSource(url)
+    try:
+        yield source
+    finally:
+        source.close()
+
+
+def compare(source: Source, url: str, folder: Path, patterns: Iterable[str] = ()) -> Listing:
+    """Compare the files of a URL with those of a folder. Raises FetchError.
+
+    A file without a record is used if its checksum is that of the source; any other is refused, as
+    it would be overwritten.
+    """
+    shown = hide_credentials(url)
+    files = source.list_files(patterns)
+    check_names(files, shown)
+    unknown = next((file for file in files if file.size < 0), None)
+    if unknown is not None:
+        raise FetchError(f"{unknown.address}: its size is not known")
+    journal = Journal(folder, warn=lambda _: None)
+    missing = [file for file in files if not _has(journal, folder, file)]
+    lost = [file for file in missing if (folder / file.name).exists() and not _owns(journal, file)]
+    found = [file for file in track(lost, len(lost), "comparing") if _is_same(folder, file)]
+    others = set(lost) - set(found)
+    if others:
+        raise FetchError(_refuse(journal, folder, next(file for file in lost if file in others)))
+    missing = [file for file in missing if file not in set(found)]
+    return Listing(shown, folder, files, missing, found)
+
+
+def _has(journal: Journal, folder: Path, file: RemoteFile) -> bool:
+    """Return True if a file was fetched, and neither it nor the source has changed since."""
+    entry = journal.entries.get(file.name)
+    if entry is None or not entry.is_at(folder / file.name):
+        return False
+    is_same_place = entry.address == file.address or bool(file.checksum and entry.checksum)
+    return is_same_place and entry.file.holds_same(file)
+
+
+def _owns(journal: Journal, file: RemoteFile) -> bool:
+    """Return True if a file was fetched from where it is to be fetched again."""
+    entry = journal.entries.get(file.name)
+    return entry is not None and entry.address == file.address
+
+
+def _is_same(folder: Path, file: RemoteFile) -> bool:
+    path = folder / file.name
+    if not (file.checksum and path.is_file() and path.stat().st_size == file.size):
+        return False
+    return hash_content(path, file) == file.checksum
+
+
+def _refuse(journal: Journal, folder: Path, file: RemoteFile) -> str:
+    path = printable(folder / file.name)
+    entry = journal.entries.get(file.name)
+    fact = f"was fetched from {entry.address}" if entry else "exists, and was not fetched"
+    return f"{path}: {fact}; name another folder, or remove it"
+
+
+def _require_room(listing: Listing) -> None:
+    """Raise FetchError if the disk has less room than the missing files need."""
+    needed = listing.size_missing - count_arrived(listing.folder, listing.missing)
+    room = _find_room(listing.folder)
+    if needed > room:
+        shown = f"{filesize.decimal(needed)} to fetch, {filesize.decimal(room)} free"
+        raise FetchError(f"{listing.folder}: the disk has too little room ({shown})")
+
+
+def _find_room(folder: Path) -> int:
+    """Return the bytes that are free where a folder is, or will be."""
+    above = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return shutil.disk_usage(above).free
+
+
+@contextlib.contextmanager
+def _local_errors(folder: Path) -> Iterator[None]:
+    """Raise FetchError for what the disk refuses."""
+    try:
+        yield
+    except OSError as error:
+        reason = "no room is left" if error.errno in _NO_ROOM else str(error)
+        raise FetchError(f"{folder}: {reason}; what has arrived stays") from None
+
+
+def _fill(
+    source: Source,
+    listing: Listing,
+    workers: int,
+    terminal: Terminal,
+    proceed: Callable[[], bool],
+) -> None:
+    """Fetch what is missing, and record what was found."""
+    folder = listing.folder
+    if listing.missing:
+        mark_incomplete(folder, listing.url)
+    journal = Journal(folder, terminal.say)
+    journal.open()
+    with contextlib.closing(journal):
+        for file in listing.found:
+            journal.add(file, folder / file.name)
+        if listing.missing:
+            pool = TransferPool(source, listing.missing, folder, journal, workers)
+            _watch(pool, listing, terminal, proceed)
+    _sync_folders(listing)
+    if listing.missing or not is_complete(folder, listing.url):
+        mark_complete(folder, listing.url, len(listing.files), listing.size)
+    note_stale(listing, journal, terminal)
+
+
+def _watch(
+    pool: TransferPool, listing: Listing, terminal: Terminal, proceed: Callable[[], bool]
+) -> None:
+    """Wait for the threads, and show how far they are. Raises what one of them has raised."""
+    total = listing.size_missing
+    bar = ProgressBar(terminal, total, "fetching")
+    left = TimeLeft(total)
+    bar.start()
+    pool.start()
+    try:
+        while not pool.wait(_POLL_S):
+            if not proceed():
+                raise FetchStopped(f"{listing.url}: stopped; the next fetch continues")
+            _show(bar, left, pool.received, total)
+        _show(bar, left, total, total)
+    finally:
+        pool.stop()
+        bar.stop()
+
+
+def _show(bar: ProgressBar, left: TimeLeft, done: int, total: int) -> None:
+    facts = f"{filesize.decimal(done)} of {filesize.decimal(total)}"
+    time_left = left.describe(done)
+    line = f"fetched {facts}{f', {time_left} left' if time_left else ''}"
+    bar.update(done, facts, line=line)
+
+
+def _sync_folders(listing: Listing) -> None:
+    """Wait until the names of the new files are on the disk."""
+    for folder in {(listing.folder / file.name).parent for file in listing.missing}:
+        sync(folder)
+
+
+def note_stale(listing: Listing, journal: Journal, terminal: Terminal) -> None:
+    """Name the files that an earlier fetch of the URL brought, and that are no longer there."""
+    names = {file.name for file in listing.files}
+    base = listing.url.rstrip("/") + "/"
+    stale = [
+        entry.name
+        for entry in journal.entries.values()
+        if entry.name not in names
+        and entry.address.startswith(base)
+        and os.path.exists(listing.folder / entry.name)
+    ]
+    if stale:
+        more = f" and {len(stale) - 1:,} more" if len(stale) > 1 else ""
+        named = printable(listing.folder / stale[0])
+        terminal.say(f"  note: {named}{more} is no longer at {listing.url}; it was not removed")

@@ -1,0 +1,173 @@
+"""What a folder has from where: a line for each file that was fetched; and one fetch at a time."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastdeit.data.remote.addresses import OWN
+from fastdeit.data.remote.source import FetchError, FetchStopped, RemoteFile
+from fastdeit.storage.atomic import atomic_write_text
+from fastdeit.storage.json_values import read_json_file
+from fastdeit.storage.jsonl import (
+    AppendOnlyFile,
+    format_line,
+    read_records,
+    replace_lines,
+    restore_names,
+)
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL}
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file that was fetched: what the source had, and the local file then."""
+
+    name: str
+    address: str
+    size: int
+    version: str
+    checksum: str
+    mtime_ns: int
+
+    @property
+    def file(self) -> RemoteFile:
+        return RemoteFile(self.name, self.address, self.size, self.version, self.checksum)
+
+    def is_at(self, path: Path) -> bool:
+        """Return True if the local file is as it was fetched."""
+        with contextlib.suppress(OSError):
+            facts = path.stat()
+            return (facts.st_size, facts.st_mtime_ns) == (self.size, self.mtime_ns)
+        return False
+
+
+class Journal:
+    """DIR/.fastdeit/fetch.jsonl. Attributes: entries, by name."""
+
+    def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
+        self._path = folder / OWN / "fetch.jsonl"
+        self._warn = warn
+        self._lock = threading.Lock()
+        self._file: AppendOnlyFile | None = None
+        records = [_restore(entry) for entry in read_records(self._path, Entry)]
+        self.entries = {entry.name: entry for entry in records}
+        self._has_more = len(records) > len(self.entries)
+
+    def open(self) -> None:
+        """Begin to add entries: repair a torn line, drop those of older versions."""
+        if self._path.exists() and (self._has_more or not _ends_line(self._path)):
+            replace_lines(self._path, self.entries.values())
+        self._file = AppendOnlyFile(self._path, self._warn)
+
+    def add(self, file: RemoteFile, local: Path) -> None:
+        """Record that `local`, which may not have its name yet, is the file of a source."""
+        facts = local.stat()
+        entry = Entry(
+            file.name, file.address, file.size, file.version, file.checksum, facts.st_mtime_ns
+        )
+        assert self._file is not None
+        with self._lock:
+            self.entries[file.name] = entry
+            self._file.append(format_line(entry).encode())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _restore(entry: Entry) -> Entry:
+    return Entry(**restore_names(vars(entry)))
+
+
+def _ends_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return size == 0 or file.read() == b"\n"
+
+
+def mark_complete(folder: Path, url: str, files: int, size: int) -> None:
+    """Record that a folder has all files of a URL. Raises OSError."""
+    facts = {"files": files, "bytes": size, "time": time.strftime("%FT%TZ", time.gmtime())}
+    path = _completed(folder)
+    atomic_write_text(path, json.dumps(_read_completed(path) | {url: facts}, indent=1) + "\n")
+
+
+def mark_incomplete(folder: Path, url: str) -> None:
+    """Record that files of a URL are missing again. Raises OSError."""
+    path = _completed(folder)
+    known = _read_completed(path)
+    if known.pop(url, None):
+        atomic_write_text(path, json.dumps(known, indent=1) + "\n")
+
+
+def is_complete(folder: Path, url: str) -> bool:
+    """Return True if a folder had all files of a URL when it was last fetched."""
+    return url in _read_completed(_completed(folder))
+
+
+def _completed(folder: Path) -> Path:
+    return folder / OWN / "fetched.json"
+
+
+def _read_completed(path: Path) -> dict[str, object]:
+    try:
+        known = read_json_file(path)
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+@contextlib.contextmanager
+def lock_folder(
+    folder: Path, note: Callable[[str], None], proceed: Callable[[], bool]
+) -> Iterator[None]:
+    """Let one process at a time fetch into a folder; wait for another one, naming it.
+
+    proceed: asked while it waits; False ends the wait. Raises FetchStopped, FetchError.
+    """
+    path = folder / OWN / "fetch.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise FetchError(f"{folder}: cannot be written: {error.strerror}") from None
+    try:
+        _wait_for_lock(descriptor, folder, note, proceed)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for_lock(
+    descriptor: int, folder: Path, note: Callable[[str], None], proceed: Callable[[], bool]
+) -> None:
+    has_noted = False
+    while not _try_lock(descriptor):
+        if not has_noted:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+            note(f"{folder}: {holder} fetches into it; waiting for its end")
+        has_noted = True
+        if not proceed():
+            raise FetchStopped(f"{folder}: stopped while another process fetches into it")
+        time.sleep(_POLL_S)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in _NO_LOCKS
+    return True

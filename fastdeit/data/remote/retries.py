@@ -1,0 +1,42 @@
+"""Attempts after faults that may pass: the same waits each time."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from fastdeit.data.remote.source import Transient, Unreachable
+
+WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+"""Before each further attempt, unless the source asks for another time."""
+_NOTED_FROM = 3  # failures in a row
+_log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+def next_wait(fault: Transient, failures: int, what: str) -> float:
+    """Return the seconds to wait after so many failures in a row, from 1.
+
+    Raises Unreachable after the last attempt; what: the address, for the message.
+    """
+    if failures > len(WAITS_S):
+        raise Unreachable(f"{what}: {fault}; tried {failures} times")
+    wait_s = WAITS_S[failures - 1] if fault.after_s is None else fault.after_s
+    if failures >= _NOTED_FROM:
+        _log.warning("%s: %s; tried again in %.0f s", what, fault, wait_s)
+    return wait_s
+
+
+def retry(action: Callable[[], Result], what: str = "") -> Result:
+    """Return the result of an action, which is tried again after faults that may pass.
+
+    Raises Unreachable after the last attempt.
+    """
+    failures = 0
+    while True:
+        try:
+            return action()
+        except Transient as fault:
+            failures += 1
+            time.sleep(next_wait(fault, failures, what))

@@ -1,0 +1,208 @@
+"""Files at an object store, the Hub, or any other protocol that fsspec knows."""
+
+import base64
+import contextlib
+import fnmatch
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import fsspec
+
+from fastdeit.data.formats.shards.patterns import expand_braces
+from fastdeit.data.remote.addresses import OWN, split_pattern
+from fastdeit.data.remote.retries import retry
+from fastdeit.data.remote.source import Answer, Changed, FetchError, RemoteFile, Transient
+from fastdeit.data.remote.sources.sums import MANIFESTS, MAX_BYTES, read_list
+from fastdeit.storage.urls import hide_credentials
+
+_VERSIONS = (
+    *("VersionId", "generation", "ETag", "etag", "md5Hash", "blob_id"),
+    *("LastModified", "last_modified", "updated", "mtime", "modified", "created"),
+)
+"""Facts of fsspec's file systems that change with a file, the surest first."""
+_EXTRA = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile in ~/.aws, or, of a public "
+    "bucket, FSSPEC_S3_ANON=true",
+    "gs": "gcloud auth application-default login, GOOGLE_APPLICATION_CREDENTIALS, or, of a public "
+    "bucket, FSSPEC_GS_TOKEN=anon",
+    "hf": "hf auth login, or HF_TOKEN",
+}
+_REFUSED = {401, 403}
+_MD5 = re.compile(r'"?([0-9a-f]{32})"?')
+
+
+class StoreSource:
+    """The files of a URL of fsspec: a folder, a file, or a pattern with braces and wildcards.
+
+    Options of a file system come from fsspec's own settings, such as FSSPEC_S3_ENDPOINT_URL.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = hide_credentials(url)
+        self._protocol = url.partition(":")[0].lower()
+        with self._errors(self._url):
+            self._system, self._path = _open_system(url, self._url, self._protocol)
+
+    def list_files(self, patterns: Iterable[str]) -> list[RemoteFile]:
+        base, pattern = split_pattern(self._path)
+        facts = retry(lambda: self._find(base, pattern), self._url)
+        if len(facts) == 1 and base in facts:
+            base = base.rpartition("/")[0]
+        files = [self._make(path, base, each) for path, each in sorted(facts.items())]
+        files = [file for file in files if not f"/{file.name}".count(f"/{OWN}/")]
+        if not files:
+            raise FetchError(f"{self._url}: there is no file")
+        return self._add_checksums(files)
+
+    def _find(self, base: str, pattern: str) -> dict[str, dict[str, Any]]:
+        """Return the facts of the files by path."""
+        with self._errors(self._url):
+            if pattern:
+                return self._match(base, pattern)
+            facts = self._system.info(base)
+            if facts["type"] == "file":
+                return {base: facts}
+            found = self._system.find(base, detail=True)
+        # S3's consoles mark a folder by an empty object
+        return {path: each for path, each in found.items() if not path.endswith("/")}
+
+    def _match(self, base: str, pattern: str) -> dict[str, dict[str, Any]]:
+        """Return the files of a pattern; each folder is listed once."""
+        folders: dict[str, dict[str, dict[str, Any]]] = {}
+        found: dict[str, dict[str, Any]] = {}
+        for name in expand_braces(pattern):
+            path = f"{base}/{name}"
+            parent = path.rpartition("/")[0]
+            if re.search(r"[*?\[]", parent):
+                found |= self._system.glob(path, detail=True)
+                continue
+            if parent not in folders:
+                listed = self._system.ls(parent, detail=True)
+                folders[parent] = {each["name"]: each for each in listed}
+            names = fnmatch.filter(folders[parent], path)
+            if not names:
+                raise FetchError(f"{self._url}: there is no {name}")
+            found |= {each: folders[parent][each] for each in names}
+        return {path: facts for path, facts in found.items() if facts["type"] == "file"}
+
+    def _make(self, path: str, base: str, facts: Mapping[str, Any]) -> RemoteFile:
+        name = path.removeprefix(base).lstrip("/")
+        version = next((str(facts[key]) for key in _VERSIONS if facts.get(key)), "")
+        size = -1 if facts["size"] is None else int(facts["size"])
+        return RemoteFile(
+            name, self._system.unstrip_protocol(path), size, version, self._read_checksum(facts)
+        )
+
+    def _read_checksum(self, facts: Mapping[str, Any]) -> str:
+        """Return the hash of the content that a store has, as `RemoteFile`."""
+        if facts.get("lfs"):
+            return f"sha256:{facts['lfs']['sha256']}"
+        if facts.get("blob_id"):
+            return f"git:{facts['blob_id']}"
+        if facts.get("md5Hash"):
+            return f"md5:{base64.b64decode(facts['md5Hash']).hex()}"
+        found = _MD5.fullmatch(str(facts.get("ETag", ""))) if "s3" in self._protocol else None
+        return f"md5:{found[1]}" if found else ""
+
+    def _add_checksums(self, files: list[RemoteFile]) -> list[RemoteFile]:
+        """Return the files with the checksums of a list among them; what it names must be there."""
+        by_name = {file.name: file for file in files}
+        manifest = next((name for name in MANIFESTS if name in by_name), None)
+        if manifest is None:
+            return files
+        data = retry(lambda: self._read(by_name[manifest]), self._url)
+        for listed in read_list(manifest, data, by_name[manifest].address):
+            if not listed.is_file:
+                continue
+            if listed.name not in by_name:
+                raise FetchError(f"{self._url}: {manifest} names {listed.name!r}, which is missing")
+            if listed.checksum:
+                file = by_name[listed.name]
+                by_name[listed.name] = file.replace(checksum=listed.checksum)
+        return list(by_name.values())
+
+    def _read(self, file: RemoteFile) -> bytes:
+        if file.size > MAX_BYTES:
+            raise FetchError(f"{file.address}: must be a list of at most {MAX_BYTES:,} bytes")
+        with self.open(file, 0, file.size) as answer:
+            return b"".join(answer.chunks)
+
+    def describe(self, file: RemoteFile) -> RemoteFile:
+        path = self._strip(file.address)
+        parent = path.rpartition("/")[0]
+        with self._errors(file.address):
+            self._system.invalidate_cache(parent)
+            now = self._make(path, parent, self._system.info(path))
+        return now.replace(name=file.name, checksum=now.checksum or file.checksum)
+
+    @contextlib.contextmanager
+    def open(self, file: RemoteFile, start: int, end: int) -> Iterator[Answer]:
+        with self._errors(file.address):
+            size = max(1, end - start)
+            path = self._strip(file.address)
+            with self._system.open(path, "rb", block_size=size, cache_type="none") as opened:
+                opened.seek(start)
+                data = opened.read(end - start)
+        if len(data) != end - start:
+            raise Transient(f"the source ends after {len(data):,} of {end - start:,} bytes")
+        yield Answer(start, end, file.size, file.version, iter([data]))
+
+    def _strip(self, address: str) -> str:
+        return str(self._system._strip_protocol(address))
+
+    @contextlib.contextmanager
+    def _errors(self, address: str) -> Iterator[None]:
+        """Raise FetchError, Transient and Changed in place of what file systems raise."""
+        try:
+            yield
+        except (FetchError, Transient, Changed):
+            raise
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            private = ", or it is private" if self._protocol == "hf" else ""
+            raise FetchError(f"{address}: does not exist there{private}") from None
+        except Exception as error:
+            raise self._translate(error, address) from None
+
+    def _translate(self, error: Exception, address: str) -> Exception:
+        kind = type(error).__name__
+        reason = f"{kind}: {str(error).strip().partition(chr(10))[0]}"
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if kind == "FileExpired":
+            return Changed()
+        if isinstance(error, PermissionError) or "Credential" in kind or status in _REFUSED:
+            cure = _CREDENTIALS.get(self._protocol, "see the documentation of its file system")
+            return FetchError(f"{address}: access is refused ({reason}); credentials: {cure}")
+        if "Offline" in kind or isinstance(error, ValueError | TypeError | NotImplementedError):
+            return FetchError(f"{address}: {reason}")
+        return Transient(reason)
+
+    def has_checksum(self, file: RemoteFile) -> bool:
+        """Return False for an object that S3 has encrypted with a key: its ETag looks like the MD5
+        of the content, and is none."""
+        if not (file.checksum.startswith("md5:") and "s3" in self._protocol):
+            return bool(file.checksum)
+        bucket, key, _ = self._system.split_path(self._strip(file.address))
+        with self._errors(file.address):
+            facts = self._system.call_s3("head_object", Bucket=bucket, Key=key)
+        is_keyed = str(facts.get("ServerSideEncryption", "")).startswith("aws:kms")
+        return not (is_keyed or facts.get("SSECustomerAlgorithm"))
+
+    def close(self) -> None:
+        self._system.invalidate_cache()
+
+
+def _open_system(url: str, shown: str, protocol: str) -> tuple[Any, str]:
+    """Return fsspec's file system of a URL, and the path in it."""
+    if "::" in url:
+        raise FetchError(f"{shown}: must be one URL, without ::")
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        package = _EXTRA.get(protocol)
+        cure = "pip install 'fastdeit[remote]'" if package else str(error)
+        raise FetchError(f"{shown}: needs {cure}") from None
+    except ValueError as error:
+        raise FetchError(f"{shown}: {error}") from None
+    return system, str(path).rstrip("/")

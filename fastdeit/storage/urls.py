@@ -1,0 +1,29 @@
+"""URLs: which texts are one, and their form without credentials."""
+
+import re
+
+_WEB = ("http", "https")
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
+
+
+def is_url(path: str) -> bool:
+    """Return True for what names files by a protocol, as s3://bucket/folder."""
+    return _URL.match(path) is not None
+
+
+def is_web(url: str) -> bool:
+    """Return True for a URL of a web server."""
+    return url.partition("://")[0].lower() in _WEB
+
+
+def hide_credentials(url: str) -> str:
+    """Return a URL without user and password, and at a web server without the query, which is where
+    signed URLs have their signature."""
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        return url
+    host, slash, path = rest.partition("/")
+    if is_web(url):
+        host, path = (re.split(r"[?#]", text)[0] for text in (host, path))
+    # the @ of hf://datasets/OWNER/NAME@REVISION is behind the first slash
+    return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
