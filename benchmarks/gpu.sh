@@ -116,7 +116,7 @@ run_tune() {
 
 run_others() {
     local name
-    for name in mix normalise distill augment resize ema checksum; do bench 80 "$name"; done
+    for name in mix normalise distill augment resize ema checksum; do bench 70 "$name"; done
 }
 
 "$python" -m compileall -q -j0 benchmarks fastdeit kernels tests
