@@ -50,6 +50,6 @@ def _endless(loader: Any) -> Iterator[Any]:
             yield images
 
 
-def _chained(first: Any, rest: Iterator[Any]) -> Iterator[Sized]:
+def _chained(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
     yield first
     yield from rest
