@@ -9,6 +9,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+BENCH = ["simplejpeg>=1.9", "webdataset>=1.0"]  # the peers of bench_pipeline
 EXPORT = ["onnx>=1.19", "onnxruntime>=1.20", "onnxscript>=0.5"]
 REMOTE = ["s3fs>=2024.6", "gcsfs>=2024.6"]
 
@@ -52,7 +53,7 @@ setup(
     extras_require={
         "export": EXPORT,  # fastdeit export to ONNX
         "remote": REMOTE,  # --data-path s3://... and gs://...
-        "bench": ["webdataset>=1.0"],  # timm's reader of shards
+        "bench": BENCH,
         "dev": [
             # S3 and a server for it; moto's extra "server" would bring all of AWS
             "s3fs>=2024.6",
@@ -60,6 +61,7 @@ setup(
             "flask>=3",
             "flask-cors>=5",
             "accelerate>=1",  # runs the examples of docs/library.md
+            *BENCH,
             *EXPORT,
             "pytest>=8",
             "pytest-xdist>=3.6",
@@ -67,6 +69,7 @@ setup(
             "ruff>=0.9",
             "mypy>=1.13",
             "types-PyYAML",
+            "webdataset>=1.0",  # reads what `fastdeit pack` writes
         ],
     },
     entry_points={"console_scripts": ["fastdeit = fastdeit.__main__:main"]},

@@ -24,7 +24,8 @@ from torch import nn
 from benchmarks import harness
 from benchmarks.bench_pipeline import append
 from benchmarks.harness import Row
-from benchmarks.loaders import BATCH, MEAN, STD, write_images
+from benchmarks.loaders.case import BATCH
+from benchmarks.loaders.images import MEAN, STD, write_images
 from fastdeit.distributed.place import find_world
 from fastdeit.inference.evaluate import EvalOptions, ReadOptions, evaluate_model
 from fastdeit.inference.load import LoadedModel

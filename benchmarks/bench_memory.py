@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import harness
-from benchmarks.loaders import MEAN, STD, write_images
+from benchmarks.loaders.images import MEAN, STD, write_images
 from fastdeit.data.graphs.options import BACKENDS, PipelineOptions
 from fastdeit.data.index import build_index
 from fastdeit.data.loaders.evaluation import EvalLoader

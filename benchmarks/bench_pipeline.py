@@ -1,129 +1,161 @@
-"""CPU ms an image and images/s of our loader, against timm's and torchvision's on the CPU.
+"""CPU time an image of our loader and of its peers, on the same files in one run.
 
-python -m benchmarks.bench_pipeline [-o results.csv] [--images 768] [--workers 2] [--sizes 224 384]
+python -m benchmarks.bench_pipeline [--pillow-simd DIR] [--data folder tars] [--sizes 224 384]
+    [--copies 1 2 3] [--images 512] [--rounds 5] [--workers 2] [--stages] [-o results.csv]
 
-All use the same files, recipe and number of workers, in one run. CPU ms counts all threads and
-processes; images/s varies with the load of the machine. `ratio` is timm's CPU ms divided by the
-row's, the median of rounds in which the loaders alternate. Stages are cumulative: the cost of a
-stage is the difference to the one before.
+Needs `pip install -c constraints.txt -e ".[bench]"`. Pillow-SIMD has the import name of Pillow, so
+it goes into a folder of its own, for `--pillow-simd`:
+
+    CC="cc -mavx2" pip install --no-deps --no-binary :all: --target DIR pillow-simd
+
+Every loader (benchmarks/loaders/, docs/throughput.md) runs in a process of its own, with the same
+images, recipe (`deit`) and number of workers. CPU ms counts all threads and processes. The loaders
+alternate in rounds, and a row is the median of them. Ratios are a peer's CPU ms divided by the
+row's: of timm sample by sample (`ratio`), of timm as its train.py runs it (`ratio_train`), of the
+fastest loader built from torch's parts (`ratio_expert`). At the end the peers' CPU time divided by
+that of `exact` is printed, as a table for the docs.
+
+`--stages` measures the parts of the first case in place of all cases: stages are cumulative, and
+the cost of a stage is the difference to the one before.
 """
 
 import argparse
-import multiprocessing
-import os
+import dataclasses
+import itertools
+import math
 import statistics
-import tempfile
-import time
-from importlib.metadata import version
+from collections.abc import Sequence
+from contextlib import closing
+from importlib.metadata import distributions, version
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from benchmarks import harness
-from benchmarks.loaders import (
-    BATCH,
-    Start,
-    ours,
-    reading,
-    timms,
-    torchvisions,
-    write_images,
-    write_shards,
-)
-from fastdeit.data.graphs.options import BACKENDS
-from fastdeit.data.index import build_index
+from benchmarks.harness import Row
+from benchmarks.loaders.case import BATCH, Case
+from benchmarks.loaders.images import write_images, write_shards
+from benchmarks.loaders.process import LoaderProcess
 
-ROUNDS = 5
-# stage → changes of our spec, of timm's recipe and of torchvision's, which switch later stages off
-STAGES: dict[str, tuple[dict, dict, dict]] = {
-    "+ resize, flip, normalise": (
-        {"ra_layers": 0, "reprob": 0.0},
-        {"auto_augment": None, "re_prob": 0.0},
-        {"operations": 0, "erase": 0.0},
-    ),
-    "+ RandAugment": ({"reprob": 0.0}, {"re_prob": 0.0}, {"erase": 0.0}),
-    "+ RandomErasing = all": ({}, {}, {}),
+OURS = "fastdeit exact"
+TIMM, TRAIN, SIMD = "timm per sample", "timm train.py", "timm train.py, Pillow-SIMD"
+EXPERT, ONCE = "torchvision v2, simplejpeg", "torchvision v2, simplejpeg, decoded once"
+LOADERS = {
+    OURS: "ours:start_exact",
+    "fastdeit native": "ours:start_native",
+    TIMM: "timms:start_per_sample",
+    TRAIN: "timms:start_prefetcher",
+    SIMD: "timms:start_prefetcher",
+    EXPERT: "expert:start_each_copy",
+    ONCE: "expert:start_decoded_once",
+    "DALI auto_aug": "auto_aug:start_auto_aug",
 }
-SHOWN = (
-    "{data:7}{size:4} {stage:26} {impl:16} {cpu_ms} CPU ms/image {images_per_s:>5} images/s {ratio}"
-)
-Row = dict[str, str | float]
+RATIOS = {"ratio": (TIMM,), "ratio_train": (TRAIN,), "ratio_expert": (EXPERT, ONCE)}
+# stage -> the loaders that are measured, and the case's fields
+PARTS = (OURS, "fastdeit native", TIMM, TRAIN, EXPERT)
+STAGES: dict[str, tuple[dict[str, str], dict[str, bool]]] = {
+    "read": ({"DALI": "ours:start_reading"}, {}),
+    "+ decode the crop": ({"DALI, decoding": "ours:start_decoding"}, {}),
+    "+ resize, flip, normalise": ({}, {"augments": False, "erases": False}),
+    "+ RandAugment": ({}, {"erases": False}),
+    "+ RandomErasing = all": ({}, {}),
+}
+WHOLE = "+ RandomErasing = all"
+SHOWN = "{data:6} {size} x{copies} {stage:26}{impl:42}{cpu_ms:>6} CPU ms"
+DISTINCT = 128  # images; the others are further names of them
+Measured = dict[str, list[float]]
+"""CPU ms an image of each loader, one a round."""
 
 
-def cpu_seconds(workers: list[int]) -> float:
-    """Return the CPU seconds of this process and of `workers`, user and system."""
-    ticks = 0
-    for pid in workers:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+class Processes:
+    """The loaders' processes, each started when it is first asked for; ended by `close`."""
+
+    def __init__(self, pillow_simd: Path | None) -> None:
+        self._paths = {SIMD: (pillow_simd,)} if pillow_simd else {}
+        self._running: dict[str, LoaderProcess] = {}
+
+    def measure(self, loaders: dict[str, str], case: Case, images: int, rounds: int) -> Measured:
+        """Measure the loaders in alternating rounds."""
+        found: Measured = {name: [] for name in loaders}
+        for _ in range(rounds):
+            for name, start in loaders.items():
+                found[name].append(self._get(name, start).measure(case, images))
+        return found
+
+    def _get(self, name: str, start: str) -> LoaderProcess:
+        if name not in self._running:
+            paths = self._paths.get(name, ())
+            self._running[name] = LoaderProcess(f"benchmarks.loaders.{start}", paths)
+        return self._running[name]
+
+    def close(self) -> None:
+        for process in self._running.values():
+            process.close()
 
 
-def measure(start: Start, batches: int) -> tuple[float, float]:
-    """Measure CPU ms an image and images/s over `batches`, after four that fill the queues."""
-    iterator, workers = start()
-    for _ in range(4):
-        next(iterator)
-    wall, cpu = time.perf_counter(), cpu_seconds(workers)
-    for _ in range(batches):
-        next(iterator)
-    spent, passed = cpu_seconds(workers) - cpu, time.perf_counter() - wall
-    return 1e3 * spent / (batches * BATCH), batches * BATCH / passed
+def ratio(found: Measured, peers: Sequence[str], name: str) -> float:
+    """Return the CPU time of the fastest of `peers` divided by that of `name`, the median of the
+    rounds; NaN without them."""
+    ratios = [
+        statistics.median(p / n for p, n in zip(found[peer], found[name], strict=True))
+        for peer in peers
+        if peer in found
+    ]
+    return min(ratios, default=math.nan)
 
 
-def measure_all(loaders: dict[str, Start], images: int, **where: str | float) -> list[Row]:
-    """Measure the loaders in alternating rounds; return and print a row for each."""
-    cpu_ms: dict[str, list[float]] = {name: [] for name in loaders}
-    speeds: dict[str, list[float]] = {name: [] for name in loaders}
-    for _ in range(ROUNDS):
-        for name, start in loaders.items():
-            milliseconds, speed = measure(start, images // BATCH)
-            cpu_ms[name].append(milliseconds)
-            speeds[name].append(speed)
+def rows_of(case: Case, stage: str, found: Measured) -> list[Row]:
+    """Return a row for each loader, and print it."""
     rows: list[Row] = []
-    for name in loaders:
-        row = {**where, "impl": name, "cpu_ms": f"{statistics.median(cpu_ms[name]):.3f}"}
-        row |= {"images_per_s": f"{statistics.median(speeds[name]):.0f}", "ratio": ""}
-        if "timm" in loaders:
-            ratios = [timm / ms for timm, ms in zip(cpu_ms["timm"], cpu_ms[name], strict=True)]
-            row["ratio"] = f"{statistics.median(ratios):.2f}"
+    where: Row = {"data": case.data, "size": case.size, "copies": case.copies, "stage": stage}
+    for name, cpu_ms in found.items():
+        row = {**where, "impl": name, "cpu_ms": f"{statistics.median(cpu_ms):.3f}"}
+        for column, peers in RATIOS.items():
+            value = ratio(found, peers, name)
+            row[column] = "" if math.isnan(value) else f"{value:.2f}"
         rows.append(row)
-        print(SHOWN.format(**row))
+        print(SHOWN.format(**row), flush=True)
     return rows
 
 
-def compare(folder: Path, shards: Path, pattern: str, args: argparse.Namespace) -> list[Row]:
-    """Measure every stage for the folder at the first size, and the whole path for the tars and for
-    the other sizes."""
-    index = build_index(folder, "train")
-    workers = args.workers
-    images = args.images
-    first = args.sizes[0]
-    in_folder: dict[str, object] = {"name": "", "root": str(folder / "train")}
-    rows = []
-    for stage, decode in (("read", False), ("+ decode the crop", True)):
-        loaders = {"fastdeit": reading(index, workers, decode)}
-        rows += measure_all(loaders, images, data="folder", size=first, stage=stage)
-    for size in args.sizes:
-        for stage, (spec, recipe, transforms) in STAGES.items():
-            if size != first and spec:
-                continue
-            loaders = {}
-            for backend in BACKENDS:
-                loaders[f"fastdeit {backend}"] = ours(index, size, workers, backend, **spec)
-            loaders["timm"] = timms(in_folder, size, workers, **recipe)
-            loaders["torchvision v2"] = torchvisions(folder, size, workers, **transforms)
-            rows += measure_all(loaders, images, data="folder", size=size, stage=stage)
-    tars = build_index(shards, pattern)
-    split = f"{pattern}|{len(tars)}"
-    in_tars: dict[str, object] = {"name": "wds/", "root": str(shards), "split": split}
-    loaders = {f"fastdeit {backend}": ours(tars, first, workers, backend) for backend in BACKENDS}
-    loaders["timm"] = timms(in_tars, first, workers)
-    stage = "+ RandomErasing = all"
-    return rows + measure_all(loaders, images, data="tars", size=first, stage=stage)
+def table(found: dict[Case, Measured]) -> str:
+    """Return the CPU time of every loader divided by that of `OURS`, in markdown, a case a row."""
+    peers = [name for name in next(iter(found.values())) if name != OURS]
+    lines = [["images", *peers], ["---"] * (1 + len(peers))]
+    for case, measured in found.items():
+        copies = f"{case.copies} cop{'y' if case.copies == 1 else 'ies'}"
+        ratios = [f"{ratio(measured, (peer,), OURS):.1f}" for peer in peers]
+        lines.append([f"{case.data}, {case.size} px, {copies}", *ratios])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def append(output: Path, rows: list[Row], **conditions: float) -> None:
+def compare_cases(
+    processes: Processes, cases: Sequence[Case], args: argparse.Namespace
+) -> list[Row]:
+    """Measure every loader on every case; return the rows and print the table."""
+    loaders = {name: start for name, start in LOADERS.items() if name != SIMD or args.pillow_simd}
+    rows: list[Row] = []
+    found = {}
+    for case in cases:
+        found[case] = processes.measure(loaders, case, args.images, args.rounds)
+        rows += rows_of(case, WHOLE, found[case])
+    print(f"\nCPU time divided by that of {OURS}:\n\n{table(found)}")
+    return rows
+
+
+def compare_stages(processes: Processes, case: Case, args: argparse.Namespace) -> list[Row]:
+    """Measure the parts of the path, of the first case."""
+    rows: list[Row] = []
+    for stage, (loaders, fields) in STAGES.items():
+        loaders = loaders or {name: LOADERS[name] for name in PARTS}
+        part = dataclasses.replace(case, **fields)  # type: ignore[arg-type]
+        rows += rows_of(part, stage, processes.measure(loaders, part, args.images, args.rounds))
+    return rows
+
+
+def append(output: Path, rows: list[Row], **conditions: float | str) -> None:
     """Append rows to the result file with versions, the CPU and further conditions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(": ")[1] for line in lines if "model name" in line]
@@ -136,23 +168,59 @@ def append(output: Path, rows: list[Row], **conditions: float) -> None:
     harness.write_rows(output, [{**stamp, **row} for row in rows], [*stamp, *rows[0]])
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "cpu-pipeline.csv")
-    parser.add_argument("--images", type=int, default=768)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--data", nargs="+", choices=("folder", "tars"), default=["folder", "tars"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 384])
+    parser.add_argument("--copies", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--images", type=int, default=512, help="of a measurement")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--pillow-simd", type=Path, metavar="DIR", help="folder that holds its PIL")
+    parser.add_argument("--stages", action="store_true", help="parts of the first case alone")
     args = parser.parse_args()
-    # timm's workers can deadlock when they are forked while DALI's threads run
-    multiprocessing.set_start_method("forkserver")
-    with tempfile.TemporaryDirectory() as folder:
-        images = Path(folder) / "folder"
-        shards = Path(folder) / "tars"
-        write_images(images, 128, links=-(-2 * args.images // 128))
-        rows = compare(images, shards, write_shards(shards, images), args)
-    append(args.output, rows, batch=BATCH, workers=args.workers)
+    if args.pillow_simd and not (args.pillow_simd / "PIL").is_dir():
+        parser.error(f"--pillow-simd must be a folder with a package PIL (got {args.pillow_simd})")
+    missing = [name for name in ("simplejpeg", "webdataset") if not find_spec(name)]
+    if missing:
+        parser.error(f"install {', '.join(missing)}: see --help")
+    return args
+
+
+def cases_of(args: argparse.Namespace, root: Path) -> list[Case]:
+    """Write the images that a measurement needs to `root`; return the cases."""
+    # no epoch ends within the rounds: there a loader's queues are empty
+    links = -(-(args.rounds * (args.images + BATCH) + 8 * BATCH) // DISTINCT)
+    write_images(root, DISTINCT, links)
+    if "tars" in args.data:
+        write_shards(root / "tars", root)
+    return [
+        Case(str(root), data, DISTINCT * links, size, copies, args.workers)
+        for data, size, copies in itertools.product(args.data, args.sizes, args.copies)
+    ]
+
+
+def main() -> None:
+    args = parse_args()
+    with TemporaryDirectory() as root, closing(Processes(args.pillow_simd)) as processes:
+        cases = cases_of(args, Path(root))
+        if args.stages:
+            rows = compare_stages(processes, cases[0], args)
+        else:
+            rows = compare_cases(processes, cases, args)
+    simd = [found.version for found in distributions(path=[str(args.pillow_simd)])]
+    append(
+        args.output,
+        rows,
+        batch=BATCH,
+        workers=args.workers,
+        torchvision=version("torchvision"),
+        simplejpeg=version("simplejpeg"),
+        pillow_simd=simd[0] if simd else "",
+    )
 
 
 if __name__ == "__main__":

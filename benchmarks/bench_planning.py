@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks import harness
-from benchmarks.loaders import MEAN, STD, write_images
+from benchmarks.loaders.images import MEAN, STD, write_images
 from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.index import Index, build_index
 from fastdeit.data.loaders.train import TrainLoader

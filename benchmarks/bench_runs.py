@@ -106,7 +106,7 @@ def runs(folder: Path, device: torch.device) -> dict[str, list[str]]:
 def write_data(folder: Path, sizes: Sizes) -> None:
     """Write JPEG files under many names to folder/train, and the first of each class to folder/val,
     unless the folder exists."""
-    from benchmarks.loaders import write_images  # needs DALI and torchvision
+    from benchmarks.loaders.images import write_images  # needs DALI and torchvision
 
     if folder.exists():
         return

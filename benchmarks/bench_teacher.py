@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks import harness
-from benchmarks.loaders import write_images
+from benchmarks.loaders.images import write_images
 from fastdeit.commands.cache.record import Job
 from fastdeit.config.cli import parse_config
 from fastdeit.config.schema import Config
@@ -215,7 +215,7 @@ def check_agreement(setup: Setup) -> None:
     batch = next(loader.epoch(0))
     assert batch.teacher_record is not None
     dtype = precision(setup.config, setup.world)[1]
-    images = mix(batch.images, batch.lam, batch.box, dtype, channels_last=True)
+    images = mix(batch.unmixed, batch.lam, batch.box, dtype, channels_last=True)
     live = setup.teacher(images).argmax(1)
     recorded = decode(batch.teacher_record, setup.cache.manifest, hard=True)
     share = (recorded == live).float().mean().item()

@@ -122,6 +122,7 @@ def test_the_recorder_misses_nothing_and_invents_nothing() -> None:
 
 
 CPU = World(0, 1, 0, 1, torch.device("cpu"))
+CUDA = World(0, 1, 0, 1, torch.device("cuda:0"))
 SIZES = np.full((40, 2), 300)
 Probe = Callable[[Config], Any]
 
@@ -151,8 +152,8 @@ PLAN: dict[str, tuple[Any, Probe, Any]] = {
 }
 
 
-def _options(name: str) -> Probe:
-    return lambda config: getattr(pipeline_options(config, CPU), name)
+def _options(name: str, world: World = CPU) -> Probe:
+    return lambda config: getattr(pipeline_options(config, world), name)
 
 
 def _settings(*keys: str) -> Probe:
@@ -171,6 +172,7 @@ OTHERS: dict[str, tuple[Any, Probe, Any]] = {
     "data.num_workers": (5, _options("num_threads"), 5),
     "data.prefetch": (5, _options("prefetch"), 5),
     "augment.augment_backend": ("native", _options("backend"), "native"),
+    "augment.augment_device": ("gpu", _options("uses_kernels", CUDA), True),
     "optim.batch_size": (64, _settings("train_batch_size"), 64),
     "optim.micro_batch": (8, _settings("train_micro_batch_size_per_gpu"), 8),
     "optim.clip_grad": (0.5, _settings("gradient_clipping"), 0.5),
@@ -323,6 +325,15 @@ def test_the_students_sizes_are_built() -> None:
     assert model.reg_token.shape == (1, 3, 24) and model.blocks[2].ls2.gamma[0] == 0.5
     assert model.drop_path_rates[-1] == pytest.approx(0.2)
     assert any("qkv.bias" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("kind", ["headers", "decode"])
+def test_images_are_checked_as_the_settings_say(kind: str, tmp_path: Path) -> None:
+    data = {"data_path": str(Setting(tmp_path).data), "index_check": kind}
+    config = Config().replace(data=data, run={"output_dir": str(tmp_path / "run")})
+    for index in (*build_data(config), build_train_index(config)):
+        assert index.header_only is not None
+        assert index.header_only.all() if kind == "headers" else not index.header_only.any()
 
 
 def test_the_loaders_hold_sizes_splits_and_policy(tmp_path: Path) -> None:

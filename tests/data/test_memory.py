@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bench_memory import ALLOWED_PCT, run, swing_pct
-from benchmarks.loaders import write_images
+from benchmarks.loaders.images import write_images
 from tests.support.images import write_shapes
 
 

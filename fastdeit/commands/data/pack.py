@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import tyro
 from rich.filesize import decimal
 
@@ -28,10 +29,10 @@ from fastdeit.data.formats.listing import SHOWN
 from fastdeit.data.index import build_index
 from fastdeit.data.packing.encode import Encoding, Subsampling
 from fastdeit.data.packing.job import Packing, ShardSize
-from fastdeit.data.packing.manifest import read_manifest
+from fastdeit.data.packing.manifest import MANIFEST, read_manifest
 from fastdeit.data.packing.pack import Summary, pack
 from fastdeit.data.packing.parts import Layout, PartRecord
-from fastdeit.data.packing.trial import AREAS, SIZE
+from fastdeit.data.packing.trial import AREAS, SIZE, Trial
 from fastdeit.data.packing.verify import find_damage, find_strangers
 from fastdeit.display.terminal import Terminal
 from fastdeit.display.text import printable, quote_words
@@ -126,11 +127,12 @@ def pack_command(argv: Sequence[str]) -> int:
         options = parse_options(argv, PackOptions, "fastdeit pack", __doc__ or "")
         if options.files.verify:
             return _verify(terminal, options)
-        job = _make_job(options)
         try:
+            job = _make_job(options)
             summary = pack(job)
         except KeyboardInterrupt:
-            Terminal(stderr=True).say(f"{job.output}: interrupted; the same command continues")
+            again = "interrupted; the same command continues"
+            Terminal(stderr=True).say(f"{options.output}: {again}")
             return _INTERRUPTED
     _report(terminal, job, summary)
     return 0
@@ -153,7 +155,8 @@ def _verify(terminal: Terminal, options: PackOptions) -> int:
 def _make_job(options: PackOptions) -> Packing:
     """Return what to pack; the source is indexed. Raises ValueError for what cannot be used."""
     source = Path(os.path.abspath(options.data))
-    require_value(bool(options.output), "OUTPUT", options.output, "a new folder")
+    if not options.output:
+        raise ValueError("OUTPUT must be given (--help explains it)")
     output = Path(os.path.abspath(options.output))
     is_outside = source.resolve() not in (output.resolve(), *output.resolve().parents)
     require_value(is_outside, "OUTPUT", options.output, f"outside of {source}")
@@ -180,38 +183,40 @@ def _make_job(options: PackOptions) -> Packing:
 
 def _report(terminal: Terminal, job: Packing, summary: Summary) -> None:
     files = summary.manifest.files
+    trial = summary.trial
     before = sum(int(index.num_bytes.sum()) for index in job.source.values())
     after = sum(record.bytes for record in files)
-    ratio = f"{after / before:.2f} of the source's {decimal(before)}"
+    ratio = f"{after / before:.2f} times the source's {decimal(before)}"
     terminal.say(f"{job.output}: {_count(files)}, {decimal(after)}, {ratio}")
     if summary.written_before:
         terminal.say(f"  {summary.written_before} parts were there before, with right checksums")
-    terminal.say(f"  pixels: {_describe_pixels(summary)}")
-    images = f"{summary.trial.images} images"
-    terminal.say(f"  decoding takes {summary.trial.decode_ratio:.2f} of the time ({images})")
+    terminal.say(f"  pixels {_describe_pixels(trial)}")
+    terminal.say(f"  decoding takes {trial.decode_ratio:.2f} times as long as the source's")
     _report_excluded(terminal, job, files)
+    if job.layout == "folder" and np.any(np.diff(job.source["train"].labels) < 0):
+        other = "not in the source's order, so the plan is another"
+        terminal.say(f"  note: a folder is listed class by class, {other}; shards keep the order")
     terminal.say(f"  next: {quote_words('fastdeit', 'train', '--data-path', job.output)}")
 
 
 def _count(files: Sequence[PartRecord]) -> str:
-    """Return the images and the parts of each split, in words."""
+    """Return the images and the shards of each split, in words."""
     counts = []
     for split in dict.fromkeys(record.split for record in files if record.split):
         parts = [record for record in files if record.split == split]
-        images = sum(record.images for record in parts)
-        counts.append(f"{images:,} images of {split} in {len(parts)} parts")
+        images = f"{sum(record.images for record in parts):,} images of {split}"
+        shards = f"{len(parts)} shard{'s' * (len(parts) > 1)}"
+        counts.append(f"{images} in {'class folders' if parts[0].has_files else shards}")
     return ", ".join(counts)
 
 
-def _describe_pixels(summary: Summary) -> str:
-    trial = summary.trial
+def _describe_pixels(trial: Trial) -> str:
     if not trial.psnr_db:
-        return "equal to the source's"
-    shares = [
-        f"{value} dB of {area:.0%} of an image"
-        for area, value in zip(AREAS, trial.psnr_db, strict=True)
-    ]
-    return f"differ from the source's; PSNR at {SIZE} pixels: {', '.join(shares)}"
+        return "are equal to the source's"
+    first, *others = trial.psnr_db
+    shares = [f"{value} dB of {area:.0%}" for area, value in zip(AREAS[1:], others, strict=True)]
+    values = f"{first} dB of whole images, {' and '.join(shares)} of their area"
+    return f"differ from the source's; PSNR at {SIZE} pixels: {values} ({trial.images} images)"
 
 
 def _report_excluded(terminal: Terminal, job: Packing, files: Sequence[PartRecord]) -> None:
@@ -220,4 +225,4 @@ def _report_excluded(terminal: Terminal, job: Packing, files: Sequence[PartRecor
     for line in excluded[:SHOWN]:
         terminal.say(f"  excluded: {printable(line)}")
     if len(excluded) > SHOWN:
-        terminal.say(f"  and {len(excluded) - SHOWN} more; all are in pack.json")
+        terminal.say(f"  and {len(excluded) - SHOWN} more; all are in {MANIFEST}")

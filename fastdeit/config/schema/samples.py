@@ -29,6 +29,9 @@ class DataConfig(Section):
     cifar10, cifar100: the one that must be in --data-path, which may hold both."""
     bad_images: Literal["skip", "error"] = "skip"
     """skip: exclude damaged images, and replace those found in mid-run; error: exit."""
+    index_check: Literal["auto", "headers", "decode"] = "auto"
+    """Check of images that are not in the index yet. decode: as a whole; headers: their first
+    bytes; auto: decode, but headers of more than 100,000 images or 8 GiB of them."""
     input_size: int = 224
     """Side of the images that the model sees, in pixels."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -64,6 +67,9 @@ class AugmentConfig(Section):
     augment_backend: Literal["auto", "exact", "native"] = "auto"
     """exact: equal to PIL and timm bit for bit, on CPU threads; native: DALI's operators, close
     to PIL, also on a GPU."""
+    augment_device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where the exact backend augments: compiled code on CPU threads, or kernels on the GPU, with
+    the same pixels; auto: cpu, until a GPU has shown it."""
     color_jitter: float = 0.3
     """Range of random brightness, contrast and saturation; used with --aa 3a and --aa none."""
     src: bool = False

@@ -6,17 +6,21 @@ import os
 import re
 import socket
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
 from fastdeit.data.formats import check
 from fastdeit.data.formats.check import ImageInfo, check_image, check_place
 from tests.support.decoding import decode_by_dali
+from tests.support.launching import ROOT, clean_environment
 
 PICTURE = np.stack(
     [(np.mgrid[:37, :53][0] * 5 + np.mgrid[:37, :53][1] * 3 * k) % 256 for k in (1, 2, 3)], -1
@@ -218,3 +222,24 @@ def test_a_range_of_a_file_is_read(tmp_path: Path) -> None:
         check_place((str(tmp_path / "all"), 99, len(JPEG)))
         == f"cannot be read: only {len(JPEG) - 87} of {len(JPEG)} bytes are there"
     )
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import time\n"
+        "from fastdeit.data.formats.check import in_parallel\n"
+        "if __name__ == '__main__':\n"
+        "    for _ in in_parallel(time.sleep, [0, 0, 30, 30, 30], 2, processes=True):\n"
+        "        print('started', flush=True)\n"
+    )
+    environment = clean_environment() | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(program)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "started\n"
+    children = psutil.Process(process.pid).children()
+    assert len(children) >= 2
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive

@@ -1,0 +1,113 @@
+"""A loader in a process of its own, which measures it each time it is asked.
+
+So each has its own libraries (Pillow-SIMD in the place of Pillow), torch's workers are forked where
+no DALI runs, and CPU time is that of the loader alone.
+"""
+
+import dataclasses
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.loaders.case import Case, Start, Started
+
+_IDLE_S = 0.25
+
+
+class LoaderProcess:
+    """A process with the loader that the function `start` (module:function) starts.
+
+    paths: folders whose packages come before the installed ones.
+    """
+
+    def __init__(self, start: str, paths: tuple[Path, ...] = ()) -> None:
+        self._start = start
+        path = os.pathsep.join([*map(str, paths), os.environ.get("PYTHONPATH", "")])
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "benchmarks.loaders.process", start],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            cwd=Path(__file__).parents[2],
+        )
+
+    def measure(self, case: Case, images: int) -> float:
+        """Return CPU ms an image, of all threads and processes, over at least `images` images.
+
+        Raises RuntimeError when the process ends.
+        """
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        print(json.dumps([dataclasses.asdict(case), images]), file=stdin, flush=True)
+        answer = stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{self._start} failed: its error is above")
+        return float(answer)
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def measure(started: Started, images: int) -> float:
+    """Return CPU ms an image over at least `images` images.
+
+    From idle to idle: the queues are as full at the end as before, so the time is that of as many
+    batches as were taken.
+    """
+    batches, workers = started
+    cpu = _idle_cpu_seconds(workers)
+    count = 0
+    while count < images:
+        count += len(next(batches))
+    return 1e3 * (_idle_cpu_seconds(workers) - cpu) / count
+
+
+def _idle_cpu_seconds(workers: list[int]) -> float:
+    """Return `cpu_seconds` once the loader has filled its queues."""
+    spent = cpu_seconds(workers)
+    while True:
+        time.sleep(_IDLE_S)
+        spent, before = cpu_seconds(workers), spent
+        if spent - before < _IDLE_S / 10:
+            return spent
+
+
+def cpu_seconds(workers: list[int]) -> float:
+    """Return the CPU seconds of this process and of `workers`, user and system."""
+    ticks = 0
+    for pid in workers:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _serve(start: Start, requests: Iterator[str]) -> Iterator[float]:
+    case: Case | None = None
+    started: Started | None = None
+    for line in requests:
+        fields, images = json.loads(line)
+        asked = Case(**fields)
+        if asked != case or started is None:
+            started = None  # ends the workers of the case before
+            started = start(asked)
+            case = asked
+        yield measure(started, images)
+
+
+def _main(name: str) -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    module, function = name.split(":")
+    start = getattr(importlib.import_module(module), function)
+    for answer in _serve(start, sys.stdin):
+        print(answer, file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])
