@@ -18,7 +18,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fastdeit.data.checks.facts import DECODED, header_only
+from fastdeit.data.checks.facts import header_only
+from fastdeit.data.checks.jobs import DECODED
 from fastdeit.data.checks.work import ImageCheck
 from fastdeit.data.formats.check import (
     MAX_BYTES,

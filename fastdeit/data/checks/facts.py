@@ -8,13 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fastdeit.data.checks.jobs import BY_HEADER, DECODED, UNKNOWN
 from fastdeit.data.formats.check import UNREAD, Checked, ImageInfo
 
-UNKNOWN = 0
-"""Depth of the check of an image that was not looked at."""
-BY_HEADER = 1
-DECODED = 2
-"""Depth of the check of a decoded image, and of one whose fault is known."""
 HEADER_ONLY = "header_only"
 """Column of a table: True where the header alone was looked at; in older tables, nowhere."""
 _NUMBERS = {"height": pa.int32(), "width": pa.int32(), "orientation": pa.int8()}

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fastdeit.data.checks.facts import DECODED, Facts
+from fastdeit.data.checks.facts import Facts
+from fastdeit.data.checks.jobs import DECODED
 from fastdeit.data.checks.work import ImageCheck, check_images
 from fastdeit.data.formats.check import UNREAD, ByteRange
 from fastdeit.data.formats.listing import (
@@ -169,7 +170,7 @@ def _stamps(listing: Listing, faults: Mapping[int, str]) -> Stamps:
     """Return the listing's stamps; all unsettled if some file could not be read, which may be
     readable the next time, or if equal stamps would not show that nothing changed."""
     unread = any(fault.startswith(UNREAD) for fault in faults.values())
-    if not unread and have_true_times(stamp.ctime for stamp in listing.stamps.values()):
+    if not unread and have_true_times([stamp.ctime for stamp in listing.stamps.values()]):
         return listing.stamps
     return _unsettled(listing.stamps)
 
@@ -185,14 +186,22 @@ def _known(table: pa.Table, places: Sequence[Path]) -> Facts:
     keys = [name for name in _KEYS if name in table.column_names]
     if kept is None or any(name not in kept.column_names for name in keys):
         return Facts(len(table))
-    # the stored row of each image, null where there is none, and so its values in `was`
-    row = pc.index_in(table["name"], value_set=kept["name"].combine_chunks())
-    was = kept.drop_columns(["name"]).take(row)
-    alike = pc.is_valid(row)
+    was, alike = _align(table["name"].combine_chunks(), kept)
     for name in keys[1:]:
         alike = pc.and_(alike, pc.fill_null(pc.equal(table[name], was[name]), False))
-    is_alike = alike.to_numpy()
+    is_alike = np.asarray(alike.to_numpy(zero_copy_only=False))
     return Facts.of_table(was, is_alike, is_alike & _same_ctimes(table, was))
+
+
+def _align(names: pa.BinaryArray, kept: pa.Table) -> tuple[pa.Table, pa.Array]:
+    """Return the stored row of each image, without its name, and bool (N,): whether there is one;
+    where there is none, the row has nulls."""
+    known = kept["name"].combine_chunks()
+    kept = kept.drop_columns(["name"])
+    if names.equals(known):
+        return kept, pa.array(np.ones(len(names), bool))
+    row = pc.index_in(names, value_set=known)
+    return kept.take(row), pc.is_valid(row)
 
 
 def _same_ctimes(table: pa.Table, was: pa.Table) -> np.ndarray:

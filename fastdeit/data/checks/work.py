@@ -3,14 +3,13 @@ processes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
-from fastdeit.data.checks.facts import BY_HEADER, DECODED, Facts
-from fastdeit.data.checks.headers import check_header, has_header
-from fastdeit.data.formats import check
-from fastdeit.data.formats.check import ByteRange, Checked, ImageInfo, in_parallel
+from fastdeit.data.checks.facts import Facts
+from fastdeit.data.checks.jobs import BY_HEADER, DECODED, Job, check_chunk
+from fastdeit.data.formats.check import ByteRange, in_parallel
 
 CheckKind = Literal["auto", "headers", "decode"]
 
@@ -58,13 +57,6 @@ class ImageCheck:
 AUTO = ImageCheck()
 
 
-class _Job(NamedTuple):
-    place: ByteRange
-    known: ImageInfo | None
-    """Facts that hold if the image's header still has them."""
-    decode: bool
-
-
 def check_images(
     facts: Facts, num_bytes: np.ndarray, places: Places, wanted: ImageCheck, workers: int
 ) -> Iterator[int]:
@@ -78,32 +70,17 @@ def check_images(
     decode = wanted.decoded(needed[rows], num_bytes[rows])
     chunks = [slice(first, first + _CHUNK) for first in range(0, len(rows), _CHUNK)]
 
-    def jobs(chunk: slice) -> list[_Job]:
+    def jobs(chunk: slice) -> list[Job]:
         is_known = facts.depth[rows[chunk]] >= needed[rows[chunk]]
         known = [
             facts.info(row) if is_deep else None
             for row, is_deep in zip(rows[chunk].tolist(), is_known.tolist(), strict=True)
         ]
-        return list(map(_Job, places(rows[chunk]), known, decode[chunk].tolist()))
+        return list(map(Job, places(rows[chunk]), known, decode[chunk].tolist()))
 
     many = decode.sum() + len(rows) // _HEADERS >= _PROCESSES_FROM
-    results = in_parallel(_check_chunk, map(jobs, chunks), workers, processes=bool(many))
+    results = in_parallel(check_chunk, map(jobs, chunks), workers, processes=bool(many))
     for chunk, checked in zip(chunks, results, strict=True):
         for row, (found, depth) in zip(rows[chunk].tolist(), checked, strict=True):
             facts.set(row, found, depth or int(facts.depth[row]))
             yield row
-
-
-def _check_chunk(jobs: Sequence[_Job]) -> list[tuple[Checked, int]]:
-    """Return the facts or the fault of each image, and the depth of the check; 0: the known facts
-    hold."""
-    return [_check(job) for job in jobs]
-
-
-def _check(job: _Job) -> tuple[Checked, int]:
-    if job.known and has_header(job.place, job.known):
-        return job.known, 0
-    if job.decode:
-        return check.check_place(job.place), DECODED
-    found, is_decoded = check_header(job.place)
-    return found, DECODED if is_decoded else BY_HEADER
