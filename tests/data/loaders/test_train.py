@@ -4,6 +4,7 @@ in memory that stays valid."""
 import dataclasses
 import gc
 import shutil
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
