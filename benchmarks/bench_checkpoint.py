@@ -57,7 +57,7 @@ def make_trainer(name: str, world: World) -> Trainer:
 def make_batch(trainer: Trainer, device: torch.device) -> Batch:
     depth = len(trainer.state.model.drop_path_rates)
     return Batch(
-        images=torch.randn(BATCH, 3, SIZE, SIZE, device=device),
+        unmixed=torch.randn(BATCH, 3, SIZE, SIZE, device=device),
         labels=torch.arange(BATCH, device=device),
         lam=torch.full((BATCH,), 0.5, device=device),
         box=torch.zeros(BATCH, 4, dtype=torch.int32, device=device),

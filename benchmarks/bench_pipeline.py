@@ -8,12 +8,12 @@ it goes into a folder of its own, for `--pillow-simd`:
 
     CC="cc -mavx2" pip install --no-deps --no-binary :all: --target DIR pillow-simd
 
-Every loader is a process of its own with the same images, recipe (`deit`) and number of workers;
-benchmarks/loaders/ has one a file. CPU ms counts all threads and processes, images/s varies with
-the load of the machine. The loaders alternate in rounds, and a row is the median of them. Ratios
-are a peer's CPU ms divided by the row's: of timm sample by sample (`ratio`), of timm as its
-train.py runs it (`ratio_train`), of the fastest loader built from torch's parts (`ratio_expert`).
-At the end the peers' CPU time divided by that of `exact` is printed, as a table for the docs.
+Every loader (benchmarks/loaders/, docs/throughput.md) runs in a process of its own, with the same
+images, recipe (`deit`) and number of workers. CPU ms counts all threads and processes. The loaders
+alternate in rounds, and a row is the median of them. Ratios are a peer's CPU ms divided by the
+row's: of timm sample by sample (`ratio`), of timm as its train.py runs it (`ratio_train`), of the
+fastest loader built from torch's parts (`ratio_expert`). At the end the peers' CPU time divided by
+that of `exact` is printed, as a table for the docs.
 
 `--stages` measures the parts of the first case in place of all cases: stages are cumulative, and
 the cost of a stage is the difference to the one before.
@@ -63,10 +63,10 @@ STAGES: dict[str, tuple[dict[str, str], dict[str, bool]]] = {
     "+ RandomErasing = all": ({}, {}),
 }
 WHOLE = "+ RandomErasing = all"
-SHOWN = "{data:6} {size} x{copies} {stage:26}{impl:42}{cpu_ms:>6} CPU ms {images_per_s:>5} images/s"
+SHOWN = "{data:6} {size} x{copies} {stage:26}{impl:42}{cpu_ms:>6} CPU ms"
 DISTINCT = 128  # images; the others are further names of them
-Measured = dict[str, list[tuple[float, float]]]
-"""CPU ms an image and images/s of each loader, a pair a round."""
+Measured = dict[str, list[float]]
+"""CPU ms an image of each loader, one a round."""
 
 
 class Processes:
@@ -99,7 +99,7 @@ def ratio(found: Measured, peers: Sequence[str], name: str) -> float:
     """Return the CPU time of the fastest of `peers` divided by that of `name`, the median of the
     rounds; NaN without them."""
     ratios = [
-        statistics.median(p[0] / n[0] for p, n in zip(found[peer], found[name], strict=True))
+        statistics.median(p / n for p, n in zip(found[peer], found[name], strict=True))
         for peer in peers
         if peer in found
     ]
@@ -110,10 +110,8 @@ def rows_of(case: Case, stage: str, found: Measured) -> list[Row]:
     """Return a row for each loader, and print it."""
     rows: list[Row] = []
     where: Row = {"data": case.data, "size": case.size, "copies": case.copies, "stage": stage}
-    for name, measured in found.items():
-        cpu_ms, speeds = zip(*measured, strict=True)
+    for name, cpu_ms in found.items():
         row = {**where, "impl": name, "cpu_ms": f"{statistics.median(cpu_ms):.3f}"}
-        row["images_per_s"] = f"{statistics.median(speeds):.0f}"
         for column, peers in RATIOS.items():
             value = ratio(found, peers, name)
             row[column] = "" if math.isnan(value) else f"{value:.2f}"
@@ -194,7 +192,8 @@ def parse_args() -> argparse.Namespace:
 
 def cases_of(args: argparse.Namespace, root: Path) -> list[Case]:
     """Write the images that a measurement needs to `root`; return the cases."""
-    links = 4 * -(-args.images // DISTINCT)  # few ends of an epoch
+    # no epoch ends within the rounds: there a loader's queues are empty
+    links = -(-(args.rounds * (args.images + BATCH) + 8 * BATCH) // DISTINCT)
     write_images(root, DISTINCT, links)
     if "tars" in args.data:
         write_shards(root / "tars", root)

@@ -215,7 +215,7 @@ def check_agreement(setup: Setup) -> None:
     batch = next(loader.epoch(0))
     assert batch.teacher_record is not None
     dtype = precision(setup.config, setup.world)[1]
-    images = mix(batch.images, batch.lam, batch.box, dtype, channels_last=True)
+    images = mix(batch.unmixed, batch.lam, batch.box, dtype, channels_last=True)
     live = setup.teacher(images).argmax(1)
     recorded = decode(batch.teacher_record, setup.cache.manifest, hard=True)
     share = (recorded == live).float().mean().item()

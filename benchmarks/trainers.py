@@ -94,7 +94,7 @@ def make_batch(size: int, device: torch.device, side: int = 224, depth: int = 12
     teacher_classes = torch.randint(CLASSES, (size,)).numpy().astype(MANIFEST.record)
     records = torch.from_numpy(teacher_classes.view(np.uint8).reshape(size, -1))
     return Batch(
-        images=images,
+        unmixed=images,
         labels=torch.randint(CLASSES, (size,), device=device),
         lam=lam,
         box=box,

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import triton
 
+from benchmarks.bench_resize import Inputs, make_inputs
 from benchmarks.harness import quantiles_ms
 from fastdeit.kernels import launch_configs
 from fastdeit.kernels.attention import attention
@@ -26,6 +27,7 @@ from fastdeit.kernels.gelu import gelu
 from fastdeit.kernels.mix import mix
 from fastdeit.kernels.mix_patches import mix_patches
 from fastdeit.kernels.norm import add_norm
+from fastdeit.kernels.resize import resize
 
 BATCH = 256
 TOKENS = 198
@@ -112,12 +114,23 @@ def _distill_call(
     return [loss.detach(), *torch.autograd.grad(loss, heads)]
 
 
+def _resize() -> Iterator[tuple[str, Call]]:
+    for size in (224, 384):
+        inputs = make_inputs(BATCH, size, torch.device("cuda"))
+        yield f"{size} px", functools.partial(_resize_call, inputs)
+
+
+def _resize_call(inputs: Inputs) -> list[torch.Tensor]:
+    return [inputs.run(resize)]
+
+
 WORKLOADS = {
     "attention": _attention,
     "norm": _norm,
     "gelu": _gelu,
     "mix": _mix,
     "distill": _distill,
+    "resize": _resize,
 }
 
 

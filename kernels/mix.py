@@ -20,25 +20,30 @@ import triton.language as tl
 
 from fastdeit.kernels.backend import is_fused
 from fastdeit.kernels.launch_configs import blocks_of, find_launch
+from fastdeit.kernels.mix_pixels import mix_pixels
+from fastdeit.kernels.mix_rows import (
+    check_inputs,
+    dtype_of,
+    empty_images,
+    load_pair,
+    make_dense,
+    mix_row,
+    shape_of,
+)
+from fastdeit.kernels.normalise import Pixels, normalise_reference
 from fastdeit.kernels.operators import operator
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def empty_images(images: torch.Tensor, out_dtype: torch.dtype, channels_last: bool) -> torch.Tensor:
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(images.shape, dtype=out_dtype, device=images.device, memory_format=layout)
 
 
 def mix_reference(
-    images: torch.Tensor,
+    images: torch.Tensor | Pixels,
     lam: torch.Tensor,
     box: torch.Tensor,
     out_dtype: torch.dtype | None = None,
     channels_last: bool = False,
 ) -> torch.Tensor:
     """Mix in plain torch, fp32 inside; arguments and result as `mix`."""
-    x = images.float()
+    out_dtype = out_dtype or dtype_of(images)
+    x = (normalise_reference(*images) if isinstance(images, Pixels) else images).float()
     partner = x.unflatten(0, (x.shape[0] // 2, 2)).flip(1).flatten(0, 1)
     share = lam.view(-1, 1, 1, 1)
     y0, x0, y1, x1 = box.view(box.shape[0], 4, 1, 1, 1).unbind(1)  # each (B, 1, 1, 1)
@@ -47,25 +52,7 @@ def mix_reference(
     inside = (rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1)
     cut = torch.where(inside, partner, x)
     mixed = torch.where((y1 > y0) & (x1 > x0), cut, share * x + (1 - share) * partner)
-    return empty_images(images, out_dtype or images.dtype, channels_last).copy_(mixed)
-
-
-@triton.jit
-def load_pair(lam_ptr, box_ptr, pair, y, x):
-    """Load both rows' lam, is the pair cut, and are the pixels (y, x) inside the box."""
-    lam_a = tl.load(lam_ptr + pair * 2)
-    lam_b = tl.load(lam_ptr + pair * 2 + 1)
-    y0 = tl.load(box_ptr + pair * 8)
-    x0 = tl.load(box_ptr + pair * 8 + 1)
-    y1 = tl.load(box_ptr + pair * 8 + 2)
-    x1 = tl.load(box_ptr + pair * 8 + 3)
-    inside = (y >= y0) & (y < y1) & (x >= x0) & (x < x1)
-    return lam_a, lam_b, (y1 > y0) & (x1 > x0), inside
-
-
-@triton.jit
-def mix_row(own, other, lam, is_cut, inside):
-    return tl.where(is_cut, tl.where(inside, other, own), lam * own + (1.0 - lam) * other)
+    return empty_images(shape_of(images), out_dtype, x.device, channels_last).copy_(mixed)
 
 
 @triton.jit
@@ -109,15 +96,6 @@ def _mix_fwd_kernel(
     tl.store(out_ptr + second + offs, out_b.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def make_dense(images: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """Return the images in one of the two memory formats that the kernels read, and is it channels
-    last."""
-    channels_last = (
-        images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
-    )
-    return (images if channels_last else images.contiguous()), channels_last
-
-
 def _mix_fake(
     images: torch.Tensor,
     lam: torch.Tensor,
@@ -125,7 +103,7 @@ def _mix_fake(
     out_dtype: torch.dtype,
     channels_last: bool,
 ) -> torch.Tensor:
-    return empty_images(images, out_dtype, channels_last)
+    return empty_images(shape_of(images), out_dtype, images.device, channels_last)
 
 
 @operator("mix", fake=_mix_fake)
@@ -139,7 +117,7 @@ def mix_triton(
     """Launch the kernel; arguments as checked by `mix`. Takes CPU tensors under
     TRITON_INTERPRET=1."""
     images, in_last = make_dense(images)
-    out = empty_images(images, out_dtype, channels_last)
+    out = empty_images(shape_of(images), out_dtype, images.device, channels_last)
     batch, channels, height, width = images.shape
     launch = find_launch("mix_fwd", images.device, bits=8 * images.element_size())
     grid = (batch // 2, blocks_of(channels * height * width, launch["BLOCK"]))
@@ -159,25 +137,8 @@ def mix_triton(
     return out
 
 
-def check_inputs(
-    images: torch.Tensor, lam: torch.Tensor, box: torch.Tensor, out_dtype: torch.dtype | None
-) -> None:
-    if images.ndim != 4 or images.shape[0] % 2:
-        raise ValueError(f"images must be (B, C, H, W) with B even (got {tuple(images.shape)})")
-    batch = images.shape[0]
-    if lam.shape != (batch,) or box.shape != (batch, 4):
-        raise ValueError(
-            f"lam {tuple(lam.shape)} and box {tuple(box.shape)} must be ({batch},) and ({batch}, 4)"
-        )
-    if lam.dtype != torch.float32 or box.dtype != torch.int32:
-        raise ValueError(f"lam must be float32 and box int32 (got {lam.dtype} and {box.dtype})")
-    if not {images.dtype, out_dtype or images.dtype} <= set(DTYPES):
-        dtypes = f"{images.dtype} and {out_dtype}"
-        raise ValueError(f"images and out_dtype must be among {DTYPES} (got {dtypes})")
-
-
 def mix(
-    images: torch.Tensor,
+    images: torch.Tensor | Pixels,
     lam: torch.Tensor,
     box: torch.Tensor,
     out_dtype: torch.dtype | None = None,
@@ -185,11 +146,15 @@ def mix(
 ) -> torch.Tensor:
     """Mix each row with its partner, row i ^ 1; the inputs do not change, no gradient.
 
-    images: (B, 3, H, W) fp32, bf16 or fp16, B even. lam: (B,) fp32. box: (B, 4) int32 y0, x0, y1,
-    x1; empty: Mixup. Returns (B, 3, H, W) in out_dtype (default: images') and contiguous or
-    channels-last memory. Raises ValueError for an odd batch, another dtype or a shape that does not
-    fit.
+    images: (B, 3, H, W) fp32, bf16 or fp16, B even, or `Pixels`, which are normalised and erased on
+    the way, in fp32. lam: (B,) fp32. box: (B, 4) int32 y0, x0, y1, x1; empty: Mixup. Returns (B, 3,
+    H, W) in out_dtype (default: images') and contiguous or channels-last memory. Raises ValueError
+    for an odd batch, another dtype or a shape that does not fit.
     """
     check_inputs(images, lam, box, out_dtype)
-    run = mix_triton if is_fused(images) else mix_reference
-    return run(images, lam, box, out_dtype or images.dtype, channels_last)
+    out_dtype = out_dtype or dtype_of(images)
+    if not is_fused(lam):
+        return mix_reference(images, lam, box, out_dtype, channels_last)
+    if isinstance(images, Pixels):
+        return mix_pixels(images, lam, box, 0, out_dtype, True, channels_last)[1]
+    return mix_triton(images, lam, box, out_dtype, channels_last)

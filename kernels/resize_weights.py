@@ -13,9 +13,24 @@ Pillow 12.3, src/libImaging/Resample.c (precompute_coeffs, normalize_coeffs_8bpc
 import math
 
 import torch
+import triton
+import triton.language as tl
+
+from fastdeit.kernels.augment_ops import EXACT
+from fastdeit.kernels.launch_configs import blocks_of, find_launch
 
 BITS = 22
 """Of the fraction: 32 less 8 for the byte and 2 for the sign and the overshoot."""
+
+# columns of the kernels' table: a crop's first byte, the bytes from one input of the first pass to
+# the next and from one line to the next, the lines that the second pass takes, where line 0 would
+# be among those of all crops, and if the first pass runs along the columns
+START, STEP, LINE_STEP, TOP = (tl.constexpr(column) for column in range(4))
+BOTTOM, LINE, COLUMNS_FIRST = (tl.constexpr(column) for column in range(4, 7))
+# then, for each pass, what it resizes from and to, where the window begins, if it is mirrored, and
+# where its weights begin
+PASSES, PASS, COLUMNS = tl.constexpr(7), tl.constexpr(5), tl.constexpr(17)
+IN_SIZE, OUT_SIZE, ORIGIN, BACKWARDS, WEIGHTS = (tl.constexpr(column) for column in range(5))
 
 
 def places_reference(
@@ -55,3 +70,72 @@ def weights_reference(
         total = total + column
     share = value / total[:, None]
     return first, (share * (1 << BITS) + torch.where(share < 0, -0.5, 0.5)).int()
+
+
+@triton.jit
+def _value(tap, first, count, centre, share):
+    """Return the filter's value for an input; 0 for one that the output does not take."""
+    x = tl.abs((tap + first).to(tl.float64) - centre + 0.5) * share
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5
+    value = tl.where(x < 1.0, near, tl.where(x < 2.0, far, 0.0))
+    return tl.where(tap < count, value, 0.0)
+
+
+@triton.jit
+def _resize_weights_kernel(
+    table_ptr, first_ptr, count_ptr, weights_ptr, S, size, BLOCK: tl.constexpr
+):
+    """Compute the weights of some outputs, of any pass of any crop; size: how many outputs there
+    are."""
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < size
+    row = offs // S
+    place = offs % S
+    table_ptr += row // 2 * COLUMNS + PASSES + row % 2 * PASS
+    in_size = tl.load(table_ptr + IN_SIZE, mask=mask, other=1)
+    out_size = tl.load(table_ptr + OUT_SIZE, mask=mask, other=1)
+    backwards = tl.load(table_ptr + BACKWARDS, mask=mask, other=0) != 0
+    weights_ptr += tl.load(table_ptr + WEIGHTS, mask=mask, other=0) + place
+    place = tl.where(backwards, S - 1 - place, place)
+    place = tl.abs(tl.load(table_ptr + ORIGIN, mask=mask, other=0) + place)
+    period = tl.maximum(2 * (out_size - 1), 1)
+    place = tl.minimum(place % period, period - place % period)
+    scale = in_size.to(tl.float64) / out_size.to(tl.float64)
+    stretch = tl.maximum(scale, 1.0)
+    support = 2.0 * stretch
+    centre = (place.to(tl.float64) + 0.5) * scale
+    first = tl.maximum((centre - support + 0.5).to(tl.int32), 0)
+    count = tl.minimum((centre + support + 0.5).to(tl.int32), in_size.to(tl.int32)) - first
+    tl.store(first_ptr + offs, first, mask=mask)
+    tl.store(count_ptr + offs, count, mask=mask)
+    taps = tl.max(tl.where(mask, count, 0))
+    share = 1.0 / stretch
+    total = tl.zeros((BLOCK,), tl.float64)
+    tap = 0
+    while tap < taps:
+        total += _value(tap, first, count, centre, share)
+        tap += 1
+    tap = 0
+    while tap < taps:
+        value = _value(tap, first, count, centre, share) / total * 4194304.0  # 2^BITS
+        weight = (value + tl.where(value < 0.0, -0.5, 0.5)).to(tl.int32)
+        tl.store(weights_ptr + tap * S, weight, mask=mask & (tap < count))
+        tap += 1
+
+
+def launch_weights(
+    table: torch.Tensor, size: int, taps: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Compute what the passes need: the first input of each output and how many it takes, int32 (B,
+    2, S), and the weights, int32 (taps, S); taps: those of all passes together."""
+    outputs = (len(table), 2, size)
+    first = table.new_empty(outputs, dtype=torch.int32)
+    count = table.new_empty(outputs, dtype=torch.int32)
+    weights = table.new_empty(taps, size, dtype=torch.int32)
+    launch = find_launch("resize_weights", table.device, bits=8)
+    grid = (blocks_of(first.numel(), launch["BLOCK"]),)
+    _resize_weights_kernel[grid](
+        table, first, count, weights, size, first.numel(), **launch, **EXACT
+    )
+    return first, count, weights

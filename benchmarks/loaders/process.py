@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.loaders.case import Case, Start, Started
 
-_SETTLING = 6  # batches: those that wait in the queues, two for each of two workers, and two more
+_IDLE_S = 0.25
 
 
 class LoaderProcess:
@@ -39,9 +39,8 @@ class LoaderProcess:
             cwd=Path(__file__).parents[2],
         )
 
-    def measure(self, case: Case, images: int) -> tuple[float, float]:
-        """Return CPU ms an image, of all threads and processes, and images/s, over at least
-        `images` images.
+    def measure(self, case: Case, images: int) -> float:
+        """Return CPU ms an image, of all threads and processes, over at least `images` images.
 
         Raises RuntimeError when the process ends.
         """
@@ -51,29 +50,34 @@ class LoaderProcess:
         answer = stdout.readline()
         if not answer:
             raise RuntimeError(f"{self._start} failed: its error is above")
-        cpu_ms, speed = json.loads(answer)
-        return cpu_ms, speed
+        return float(answer)
 
     def close(self) -> None:
         self._process.communicate()
 
 
-def measure(started: Started, images: int) -> tuple[float, float]:
-    """Return CPU ms an image and images/s over at least `images` images.
+def measure(started: Started, images: int) -> float:
+    """Return CPU ms an image over at least `images` images.
 
-    A measurement begins when a batch is out, after some that settle the queues, and ends when the
-    same worker has finished another: workers are then as far in their next batches as before.
+    From idle to idle: the queues are as full at the end as before, so the time is that of as many
+    batches as were taken.
     """
     batches, workers = started
-    for _ in range(_SETTLING):
-        next(batches)
-    wall = time.perf_counter()
-    cpu = cpu_seconds(workers)
+    cpu = _idle_cpu_seconds(workers)
     count = 0
     while count < images:
-        count += sum(len(next(batches)) for _ in range(max(1, len(workers))))
-    spent = cpu_seconds(workers) - cpu
-    return 1e3 * spent / count, count / (time.perf_counter() - wall)
+        count += len(next(batches))
+    return 1e3 * (_idle_cpu_seconds(workers) - cpu) / count
+
+
+def _idle_cpu_seconds(workers: list[int]) -> float:
+    """Return `cpu_seconds` once the loader has filled its queues."""
+    spent = cpu_seconds(workers)
+    while True:
+        time.sleep(_IDLE_S)
+        spent, before = cpu_seconds(workers), spent
+        if spent - before < _IDLE_S / 10:
+            return spent
 
 
 def cpu_seconds(workers: list[int]) -> float:
@@ -85,7 +89,7 @@ def cpu_seconds(workers: list[int]) -> float:
     return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _serve(start: Start, requests: Iterator[str]) -> Iterator[tuple[float, float]]:
+def _serve(start: Start, requests: Iterator[str]) -> Iterator[float]:
     case: Case | None = None
     started: Started | None = None
     for line in requests:
@@ -105,7 +109,7 @@ def _main(name: str) -> None:
     module, function = name.split(":")
     start = getattr(importlib.import_module(module), function)
     for answer in _serve(start, sys.stdin):
-        print(json.dumps(answer), file=answers, flush=True)
+        print(answer, file=answers, flush=True)
 
 
 if __name__ == "__main__":

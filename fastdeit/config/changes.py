@@ -32,7 +32,7 @@ SOURCES = frozenset(
 """Where an input comes from, or who reads it: the input itself must stay the same."""
 
 LATER = frozenset(
-    "bad_images cache_miss eval_input_size eval_crop_ratio eval_epochs resume".split()
+    "bad_images index_check cache_miss eval_input_size eval_crop_ratio eval_epochs resume".split()
 )
 """Settings that take effect from the resumed step on."""
 

@@ -43,7 +43,11 @@ def build_data(config: Config) -> tuple[Index, Index]:
         is_new = not RunFolder(Path(config.run.output_dir)).train_images.is_file()
         train = build_train_index(config, require_classes=is_new)
         val = build_index(
-            find_root(config), data.val_split, classes=train.classes, bad_images=data.bad_images
+            find_root(config),
+            data.val_split,
+            classes=train.classes,
+            bad_images=data.bad_images,
+            check=data.index_check,
         )
         return train, val
 
@@ -61,6 +65,7 @@ def build_train_index(config: Config, *, require_classes: bool = False) -> Index
         data.train_split,
         bad_images=data.bad_images,
         require_classes=require_classes,
+        check=data.index_check,
     )
 
 

@@ -18,6 +18,9 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from fastdeit.data.checks.facts import HEADER_ONLY, header_only
+from fastdeit.data.checks.tables import build_table
+from fastdeit.data.checks.work import AUTO, CheckKind, ImageCheck
 from fastdeit.data.formats.check import (
     UNREAD,
     check_image,
@@ -38,7 +41,6 @@ from fastdeit.data.formats.labels import class_names_beside
 from fastdeit.data.formats.listing import DataError, image_columns
 from fastdeit.data.formats.shards.reader import ShardReader
 from fastdeit.data.table import (
-    build_table,
     describe_excluded,
     excluded_images,
     fresh_table,
@@ -56,12 +58,13 @@ _PIXELS: dict[str, Callable[[Path], np.ndarray]] = {
     "cifar": lambda file: read_batch(file).rows,
 }
 """The readers of files of pixels, by kind."""
-_COLUMNS = ("name", "label", "num_bytes", "height", "width", "fault", "shard", "offset")
+_ARRAYS = ("name", "label", "num_bytes", "height", "width", "shard", "offset")
+_COLUMNS = (*_ARRAYS, "fault", HEADER_ONLY)
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """One split of a data set; row i is image i, and every row decoded when it was indexed."""
+    """One split of a data set; row i is image i, and every row was good when it was checked."""
 
     root: Path
     split: str
@@ -82,6 +85,8 @@ class Index:
     """int32 (N,): position in `shards`."""
     offset: np.ndarray | None = None
     """int64 (N,): where an image begins in its shard; its number in files of pixels."""
+    header_only: np.ndarray | None = None
+    """bool (N,): images of which the header alone was checked; None: none."""
     excluded: tuple[str, ...] = ()
     """Damaged images, which are no rows, each with its fault. Not part of the fingerprint."""
     notes: tuple[str, ...] = ()
@@ -99,7 +104,7 @@ class Index:
 
         facts: root, split, classes, kind and shards.
         """
-        names = [name for name in _COLUMNS if name in table.column_names and name != "fault"]
+        names = [name for name in _ARRAYS if name in table.column_names]
         column = {name: table[name].combine_chunks() for name in names}
         array = {name: values.to_numpy() for name, values in column.items() if name != "name"}
         return cls(
@@ -114,14 +119,17 @@ class Index:
             shards=tuple(facts["shards"]),
             shard=array.get("shard"),
             offset=array.get("offset"),
+            header_only=header_only(table) if HEADER_ONLY in table.column_names else None,
             excluded=excluded,
             notes=notes,
         )
 
     def to_table(self) -> pa.Table:
-        """Return the rows as a table: name, label, num_bytes, height, width, shard, offset."""
+        """Return the rows as a table: name, label, num_bytes, height, width, header_only, shard,
+        offset."""
         height, width = self.sizes.T
-        return pa.table(image_columns(self, height=height, width=width))
+        others = {} if self.header_only is None else {HEADER_ONLY: self.header_only}
+        return pa.table(image_columns(self, height=height, width=width, **others))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -244,6 +252,7 @@ def build_index(
     bad_images: BadImages = "error",
     require_classes: bool = False,
     again: bool = False,
+    check: CheckKind = "auto",
 ) -> Index:
     """Return the index of one split, read from its Parquet file if its sources are unchanged, else
     built.
@@ -254,13 +263,20 @@ def build_index(
     else `root/.fastdeit`, or the user's cache folder where root cannot be written. workers: threads
     or processes that decode. bad_images: "skip" excludes them. require_classes: refuse a class
     folder in which no image can be used. again: look at every file's bytes and time, though the
-    folders are unchanged. Raises DataError for what cannot be used, with "error" also for images
-    that do not decode.
+    folders are unchanged. check: as `ImageCheck.kind`. Raises DataError for what cannot be used,
+    with "error" also for bad images.
     """
     root = Path(os.path.abspath(root))
     found = find_split(root, split)
     table = split_table(
-        root, split, found, cache_dir=cache_dir, classes=classes, workers=workers, again=again
+        root,
+        split,
+        found,
+        cache_dir=cache_dir,
+        classes=classes,
+        workers=workers,
+        again=again,
+        wanted=ImageCheck(check),
     )
     excluded = excluded_images(table)
     if excluded and bad_images == "error":
@@ -283,6 +299,7 @@ def split_table(
     workers: int | None = None,
     again: bool = False,
     columns: Sequence[str] = _COLUMNS,
+    wanted: ImageCheck = AUTO,
 ) -> pa.Table:
     """Return a row for every image of the split, good or bad (then with a `fault`); `table_facts`
     reads what the table holds beside them."""
@@ -295,10 +312,11 @@ def split_table(
         "classes": names,
     }
     places = table_places(root, split, cache_dir)
-    table = None if again else fresh_table(places, root, source, columns)
+    table = None if again else fresh_table(places, root, source, columns, wanted)
     if table is None:
         count = workers or os.cpu_count() or 1
-        table = build_table(list_split(root, found, names, count), root, source, places, count)
+        listing = list_split(root, found, names, count)
+        table = build_table(listing, root, source, places, count, wanted)
     return table
 
 

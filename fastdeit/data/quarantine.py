@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastdeit.data.formats.check import UNREAD
 from fastdeit.data.index import DataError, Index
 from fastdeit.storage.jsonl import append_lines, read_records
 
@@ -26,6 +27,7 @@ RETRIES_S = (0.1, 0.5, 2.0)
 
 _FEWEST = 10  # bad files that are always allowed
 _SHARE = 10_000  # in a large data set, one in so many images may be bad
+_SHARE_UNDECODED = 100  # of images whose header alone was checked, when they were indexed
 _NAMED = 10  # images that a message names
 _CUT = "lies beyond the end of its shard"
 
@@ -51,7 +53,8 @@ class Quarantine:
     policy: "skip" collects them, "error" raises DataError at the first. file: JSON lines, one per
     bad image, that are read at the start and appended to; several ranks may share it. Raises
     DataError also when more than 10 files and one in 10,000 images are bad: then the storage is at
-    fault, not a file. Attributes: step, the optimizer steps done, which is recorded with an image.
+    fault, not a file; of images that were never decoded before, one in 100 may be damaged.
+    Attributes: step, the optimizer steps done, which is recorded with an image.
     """
 
     def __init__(self, index: Index, policy: str = "skip", file: Path | None = None) -> None:
@@ -151,9 +154,31 @@ class Quarantine:
         self._unwritten |= new
         if new:
             _log.warning(self._list(new, f"image(s) excluded from now on, {len(self)} in all"))
-        if self._index.count_files(self.rows) > max(_FEWEST, len(self._index) // _SHARE):
-            problem = "images could not be read since the run began, too many to continue"
+        self._refuse_many()
+
+    def _refuse_many(self) -> None:
+        """Raise DataError if too many images are bad."""
+        undecoded = self._undecoded()
+        others = np.setdiff1d(self.rows, undecoded)
+        problem = "images could not be read since the run began, too many to continue"
+        if self._is_over(others, _SHARE):
             raise DataError(self._list(self._faults, problem))
+        if self._is_over(undecoded, _SHARE_UNDECODED):
+            advice = "only headers were checked; `fastdeit index --check decode` finds all of them"
+            raise DataError(self._list(self._faults, f"{problem} ({advice})"))
+
+    def _undecoded(self) -> np.ndarray:
+        """Return the rows of bad images that may have been damaged before the run, and then not
+        seen: int64 (n,)."""
+        header_only = self._index.header_only
+        rows = self.rows
+        if header_only is None:
+            return rows[:0]
+        is_storage = [self._faults[row].startswith((UNREAD, _CUT)) for row in rows.tolist()]
+        return rows[header_only[rows] & ~np.array(is_storage, bool)]
+
+    def _is_over(self, rows: np.ndarray, share: int) -> bool:
+        return self._index.count_files(rows) > max(_FEWEST, len(self._index) // share)
 
     def _list(self, faults: dict[int, str], problem: str) -> str:
         lines = [f"{self._index.root}: {len(faults)} {problem}:"]

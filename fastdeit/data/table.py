@@ -2,7 +2,7 @@
 stamps of its sources.
 
 A start only compares the stamps of folders and containers. When one differs, the split is listed
-again, and only images whose name, bytes or time of modification changed are decoded. Where the time
+again, and only images whose name, bytes or time of modification changed are checked. Where the time
 of change alone differs, as in a copy of the data set, an image's header is compared.
 """
 
@@ -15,54 +15,34 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from fastdeit.data.checks.facts import header_only
+from fastdeit.data.checks.jobs import DECODED
+from fastdeit.data.checks.work import ImageCheck
 from fastdeit.data.formats.check import (
     MAX_BYTES,
     MAX_PIXELS,
-    UNREAD,
-    ByteRange,
-    Checked,
-    ImageInfo,
-    check_places,
 )
 from fastdeit.data.formats.file_names import EXTENSIONS
 from fastdeit.data.formats.labels import UNKNOWN, note_labels
 from fastdeit.data.formats.listing import (
     SHOWN,
-    UNSETTLED,
     DataError,
     Listing,
     Stamp,
     Stamps,
-    have_true_times,
-    image_columns,
     is_unchanged,
     open_table,
 )
 from fastdeit.display.text import printable
-from fastdeit.storage.atomic import atomic_open
 
 VERSION = 3
 """Raised whenever a table of an older version must not be used as it is."""
 _WITH_FACTS = (2, VERSION)  # versions whose facts of unchanged images hold
 
-_FACTS = {
-    "height": pa.int32(),
-    "width": pa.int32(),
-    "format": pa.string(),
-    "mode": pa.string(),
-    "orientation": pa.int8(),
-    "fault": pa.string(),
-}
-_UNCHECKED = ""  # fault of an image that is not checked yet
 _log = logging.getLogger(__name__)
-
-_Columns = dict[str, list[Any]]
-"""The columns of _FACTS."""
 
 
 def table_places(root: Path, split: str, cache_dir: Path | None) -> list[Path]:
@@ -81,18 +61,27 @@ def _slug(split: str) -> str:
 
 
 def fresh_table(
-    places: Iterable[Path], root: Path, source: dict[str, Any], columns: Sequence[str]
+    places: Iterable[Path],
+    root: Path,
+    source: dict[str, Any],
+    columns: Sequence[str],
+    wanted: ImageCheck,
 ) -> pa.Table | None:
-    """Return the columns of the first stored table that was made from `source` and whose sources
-    are unchanged, else None."""
+    """Return the columns of the first stored table that was made from `source`, whose sources are
+    unchanged and whose images are checked as wanted; else None."""
     for place in places:
         facts = _facts_at(place)
         if facts and facts["source"] == source:
             stamps = {path: Stamp(*stamp) for path, stamp in facts["stamps"].items()}
             table = _read(place, columns) if is_unchanged(root, stamps) else None
-            if table is not None:
+            if table is not None and _is_checked(table, wanted):
                 return table
     return None
+
+
+def _is_checked(table: pa.Table, wanted: ImageCheck) -> bool:
+    """Return True if no image of a table needs a deeper check."""
+    return not (header_only(table) & (wanted.needed(len(table)) == DECODED)).any()
 
 
 def _facts_at(place: Path, versions: Sequence[int] = (VERSION,)) -> dict[str, Any]:
@@ -116,6 +105,21 @@ def _facts(schema: pa.Schema, versions: Sequence[int]) -> dict[str, Any]:
     return facts if isinstance(facts, dict) and facts.get("version") in versions else {}
 
 
+def describe_table(
+    table: pa.Table, source: dict[str, Any], listing: Listing, stamps: Stamps
+) -> pa.Table:
+    """Return the table with the metadata that `table_facts` reads."""
+    facts = {
+        "version": VERSION,
+        "source": source,
+        "classes": listing.classes,
+        "shards": listing.shards,
+        "notes": listing.notes,
+        "stamps": stamps,
+    }
+    return table.replace_schema_metadata({"fastdeit": json.dumps(facts)})
+
+
 def _read(place: Path, columns: Sequence[str] | None = None) -> pa.Table | None:
     try:
         # memory-mapped: the pages are in the kernel's cache, not in our memory
@@ -127,92 +131,7 @@ def _read(place: Path, columns: Sequence[str] | None = None) -> pa.Table | None:
         return None
 
 
-def build_table(
-    listing: Listing, root: Path, source: dict[str, Any], places: Sequence[Path], workers: int
-) -> pa.Table:
-    """Build and store the table of a listing: unchanged images have their facts from the stored
-    table, the others are decoded."""
-    times = {"mtime_ns": listing.mtimes, "ctime_ns": listing.ctimes}
-    table = pa.table(image_columns(listing, **times))
-    columns = _known(table, places)
-    for row, fault in listing.faults.items():
-        _fill(columns, row, fault)
-    rows = np.flatnonzero([fault == _UNCHECKED for fault in columns["fault"]])
-    checks = _check(listing, root, rows, columns, workers)
-    for row, checked in zip(rows.tolist(), checks, strict=True):
-        _fill(columns, row, checked)
-    for name, kind in _FACTS.items():
-        table = table.append_column(name, pa.array(columns[name], kind))
-    facts = {
-        "version": VERSION,
-        "source": source,
-        "classes": listing.classes,
-        "shards": listing.shards,
-        "notes": listing.notes,
-        "stamps": _stamps(listing, columns["fault"]),
-    }
-    table = table.replace_schema_metadata({"fastdeit": json.dumps(facts)})
-    _write_first(table, places)
-    return table
-
-
-def _check(
-    listing: Listing, root: Path, rows: np.ndarray, columns: _Columns, workers: int
-) -> Iterable[Checked]:
-    if listing.facts:
-        return [listing.facts] * len(rows)
-    names = ImageInfo._fields
-    known = [
-        ImageInfo(*(columns[name][row] for name in names)) if columns["height"][row] else None
-        for row in rows.tolist()
-    ]
-    return check_places(_files(listing, root, rows), known, workers)
-
-
-def _stamps(listing: Listing, faults: Sequence[str | None]) -> Stamps:
-    """Return the listing's stamps; all unsettled if some file could not be read, which may be
-    readable the next time, or if equal stamps would not show that nothing changed."""
-    unread = any(fault and fault.startswith(UNREAD) for fault in faults)
-    if not unread and have_true_times(stamp.ctime for stamp in listing.stamps.values()):
-        return listing.stamps
-    return {path: stamp._replace(mtime=UNSETTLED) for path, stamp in listing.stamps.items()}
-
-
-def _known(table: pa.Table, places: Sequence[Path]) -> _Columns:
-    """Return the facts of the images that have the same bytes and time of modification in the
-    stored table. The fault is _UNCHECKED if the time of change differs, and for all others."""
-    kept = _stored(places)
-    keys = [name for name in table.column_names if name not in ("label", "ctime_ns")]
-    if kept is None or any(name not in kept.column_names for name in keys):
-        return {name: [_UNCHECKED if name == "fault" else None] * len(table) for name in _FACTS}
-    # the stored row of each image, null where there is none, and so its values in `was`
-    row = pc.index_in(table["name"], value_set=kept["name"].combine_chunks())
-    was = kept.take(row)
-    alike = pc.is_valid(row)
-    for name in keys[1:]:
-        alike = pc.and_(alike, pc.fill_null(pc.equal(table[name], was[name]), False))
-    unread = pc.fill_null(pc.starts_with(was["fault"], UNREAD), False)
-    same = pc.and_(alike, pc.invert(unread))
-    same = pc.and_(same, _same_ctimes(table, was))
-    facts = {}
-    for name in _FACTS:
-        unknown = _UNCHECKED if name == "fault" else None
-        is_known = same if name == "fault" else alike
-        values = pc.if_else(is_known, was[name], pa.scalar(unknown, was[name].type))
-        facts[name] = values.to_pylist()
-    return facts
-
-
-def _same_ctimes(table: pa.Table, was: pa.Table) -> pa.Array:
-    """Return bool (N,): which images have the time of change that they had; none if it says nothing
-    here, or if the table of an earlier version has no such column."""
-    ctimes = table["ctime_ns"]
-    if "ctime_ns" not in was.column_names or not have_true_times(ctimes.to_pylist()):
-        return pa.scalar(False)
-    return pc.fill_null(pc.equal(ctimes, was["ctime_ns"]), False)
-
-
-def _stored(places: Sequence[Path]) -> pa.Table | None:
+def stored_table(places: Sequence[Path]) -> pa.Table | None:
     """Return the newest stored table, also of an earlier version whose facts hold, or None."""
     found = [place for place in places if _facts_at(place, _WITH_FACTS)]
     if not found:
@@ -221,41 +140,6 @@ def _stored(places: Sequence[Path]) -> pa.Table | None:
     if not _facts_at(newest):
         _log.warning("%s: is of an earlier version; the data set is listed again", newest)
     return _read(newest)
-
-
-def _files(listing: Listing, root: Path, rows: np.ndarray) -> list[ByteRange]:
-    names = [os.fsdecode(name) for name in listing.names.take(pa.array(rows)).to_pylist()]
-    if listing.shard is None or listing.offset is None:
-        return [(os.path.join(root, name), -1, 0) for name in names]
-    shards = [os.path.join(root, shard) for shard in listing.shards]
-    ranges = zip(
-        listing.shard[rows].tolist(),
-        listing.offset[rows].tolist(),
-        listing.num_bytes[rows].tolist(),
-        strict=True,
-    )
-    return [(shards[shard], offset, length) for shard, offset, length in ranges]
-
-
-def _fill(columns: _Columns, row: int, checked: Checked) -> None:
-    facts = (0, 0, None, None, None, checked) if isinstance(checked, str) else (*checked, None)
-    for name, value in zip(_FACTS, facts, strict=True):
-        columns[name][row] = value
-
-
-def _write_first(table: pa.Table, places: Sequence[Path]) -> None:
-    """Write the table to the first place that can be written; whole or not at all, also when
-    several processes write at once."""
-    for place in places:
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_open(place) as file:
-                pq.write_table(table, file, compression="zstd")
-            return
-        except OSError as error:
-            _log.debug("%s: %s", place, error)
-    names = " nor at ".join(map(str, places))
-    _log.warning("the index cannot be stored at %s: it will be built again", names)
 
 
 def excluded_images(table: pa.Table) -> tuple[str, ...]:
@@ -306,4 +190,10 @@ def note_split(good: pa.Table, *, is_train: bool) -> tuple[str, ...]:
     """Return notes on a split's usable images, and on their labels if these define the classes."""
     facts = table_facts(good)
     labels = note_labels(good["label"].to_numpy(), facts["classes"]) if is_train else []
-    return (*facts["notes"], *labels)
+    return (*facts["notes"], *labels, *_note_check(good))
+
+
+def _note_check(good: pa.Table) -> list[str]:
+    count = int(header_only(good).sum())
+    advice = "`fastdeit index PATH --check decode` decodes each"
+    return [f"headers only: {count:,} of {len(good):,} images; {advice}"] if count else []

@@ -14,6 +14,7 @@ Item = TypeVar("Item")
 QUIET_S = 15.0
 """Without a terminal, seconds between two lines."""
 _BAR = "the progress bar"
+_REFRESH_S = 0.1  # an update takes longer than some of the work that is counted
 _SHOWN_AFTER_S = 1.5  # what ends sooner needs no bar
 
 
@@ -106,11 +107,15 @@ def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]
     """Yield the items, with a bar on stderr if it is a terminal and they take a while."""
     bar = ProgressBar(Terminal(stderr=True), total, description, transient=True)
     started = time.monotonic()
+    due = 0.0
     try:
         for done, item in enumerate(items, 1):
             if not bar.started and time.monotonic() - started > _SHOWN_AFTER_S:
                 bar.start()
-            bar.update(done, f"{done}/{total}")
+            now = time.monotonic()
+            if now > due or done == total:
+                bar.update(done, f"{done}/{total}")
+                due = now + _REFRESH_S
             yield item
     finally:
         bar.stop()

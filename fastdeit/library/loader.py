@@ -92,7 +92,7 @@ class Loader:
         if self._raw:
             return batch
         targets = soften(batch.labels, batch.lam, len(self.classes), self.config.mix.smoothing)
-        return mix(batch.images, batch.lam, batch.box, self._img_dtype), targets
+        return mix(batch.unmixed, batch.lam, batch.box, self._img_dtype), targets
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next pass `epoch`, from its first batch on; after `load_state_dict`, from the

@@ -17,6 +17,7 @@ class LoaderSettings(TypedDict, total=False):
 
     data_set: Literal["any", "digits", "cifar10", "cifar100"]
     bad_images: Literal["skip", "error"]
+    index_check: Literal["auto", "headers", "decode"]
     input_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]

@@ -55,7 +55,7 @@ def save_images(
     of an erased box is clipped.
     """
     erased = denormalise(batch.images, mean, std)
-    mixed = denormalise(mix(batch.images, batch.lam, batch.box), mean, std)
+    mixed = denormalise(mix(batch.unmixed, batch.lam, batch.box), mean, std)
     lines = []
     for row, ordinal in enumerate(batch.ordinals.tolist()):
         name = f"{IMAGES}/{ordinal:08}.png"

@@ -52,7 +52,7 @@ def _save_picture(run: Run) -> None:
     from fastdeit.display.figures import save_report  # matplotlib imports slowly
 
     batch = _read_first_samples(run)
-    images = mix(batch.images, batch.lam, batch.box)
+    images = mix(batch.unmixed, batch.lam, batch.box)
     titles = _title_samples(batch, run.data.train_index.classes)
     metrics = read_json_lines(run.folder.metrics)
     data = run.config.data

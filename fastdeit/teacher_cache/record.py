@@ -80,7 +80,7 @@ def compute_logits(
     """Yield each batch with the teacher's logits (B, K) for its mixed images, which are those of
     the training step."""
     for batch in batches:
-        images = mix(batch.images, batch.lam, batch.box, dtype, channels_last=True)
+        images = mix(batch.unmixed, batch.lam, batch.box, dtype, channels_last=True)
         yield batch, teacher(images)
 
 

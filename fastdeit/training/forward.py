@@ -35,7 +35,7 @@ class PlannedStudent:
 
     def mix(self, batch: Batch, *, with_images: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         return mix_patches(
-            batch.images,
+            batch.unmixed,
             batch.lam,
             batch.box,
             self.patch_size,
@@ -67,7 +67,7 @@ class SeededModel:
 
     def mix(self, batch: Batch, *, with_images: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         # a convolution is up to 1.8 times as fast with them, a vision transformer no slower
-        images = mix(batch.images, batch.lam, batch.box, self.dtype, channels_last=True)
+        images = mix(batch.unmixed, batch.lam, batch.box, self.dtype, channels_last=True)
         return images, images if with_images else None
 
     def run(self, model: nn.Module, inputs: torch.Tensor, batch: Batch, step: int) -> Any:

@@ -169,7 +169,15 @@ def test_part_over_its_limit_is_killed_and_its_log_kept(tools: Path) -> None:
     add_tool(tools, "timeout", SHORT_LIMIT)
     ended = rehearse("others", tools, STUBBORN="bench_distill")
     assert ended.returncode == 1
-    assert announced(ended.stdout) == ["mix", "distill", "augment", "ema", "checksum"]
+    assert announced(ended.stdout) == [
+        "mix",
+        "normalise",
+        "distill",
+        "augment",
+        "resize",
+        "ema",
+        "checksum",
+    ]
     assert "failed: distill (137)" in ended.stdout
     with tarfile.open(tools.parent / "out" / "all.tgz") as archive:
         log = archive.extractfile("./distill.log")

@@ -325,6 +325,15 @@ def test_the_students_sizes_are_built() -> None:
     assert any("qkv.bias" in name for name, _ in model.named_parameters())
 
 
+@pytest.mark.parametrize("kind", ["headers", "decode"])
+def test_images_are_checked_as_the_settings_say(kind: str, tmp_path: Path) -> None:
+    data = {"data_path": str(Setting(tmp_path).data), "index_check": kind}
+    config = Config().replace(data=data, run={"output_dir": str(tmp_path / "run")})
+    for index in (*build_data(config), build_train_index(config)):
+        assert index.header_only is not None
+        assert index.header_only.all() if kind == "headers" else not index.header_only.any()
+
+
 def test_the_loaders_hold_sizes_splits_and_policy(tmp_path: Path) -> None:
     setting = Setting(tmp_path)
     (setting.data / "train").rename(setting.data / "first")

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from fastdeit.data import table
-from fastdeit.data.formats import check
+from fastdeit.data.checks import tables, work
 from fastdeit.data.formats.listing import DataError, Listing
 from fastdeit.data.index import Index, build_index
 from fastdeit.data.snapshot import keep_images, reconcile
@@ -53,7 +53,7 @@ def path(index: Index, row: int) -> Path:
 def listed(monkeypatch: pytest.MonkeyPatch) -> list[Listing]:
     """The listings that are made from here on."""
     listings: list[Listing] = []
-    build = table.build_table
+    build = tables.build_table
 
     def spy(listing: Listing, *arguments: Any) -> pa.Table:
         listings.append(listing)
@@ -250,12 +250,15 @@ def test_a_root_that_cannot_be_written_uses_the_users_cache(
 
 def test_a_given_cache_dir_is_the_only_place(folder: Path, tmp_path: Path) -> None:
     build_index(folder, "train", cache_dir=tmp_path / "here")
-    assert [file.name for file in (tmp_path / "here").iterdir()] == ["train.parquet"]
+    assert {file.name for file in (tmp_path / "here").iterdir()} == {
+        "train.parquet",
+        ".train.parquet.lock",
+    }
     assert not (folder / ".fastdeit").exists()
 
 
 def test_processes_give_the_same_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "_PROCESSES_FROM", 1)
+    monkeypatch.setattr(work, "_PROCESSES_FROM", 1)
     assert build_index(folder, "train", workers=2).sizes.tolist() == [
         [7, 3],
         [5, 5],

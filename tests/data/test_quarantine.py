@@ -271,6 +271,9 @@ class LargeIndex:
     split = "train"
     root = Path("data")
 
+    def __init__(self, header_only: np.ndarray | None = None) -> None:
+        self.header_only = header_only
+
     def __len__(self) -> int:
         return 200_000
 
@@ -287,6 +290,25 @@ def test_one_file_in_ten_thousand_may_be_bad() -> None:
     assert len(quarantine) == 20
     with pytest.raises(DataError, match="21 images could not be read"):
         quarantine.add({20: "is bad"})
+
+
+def test_one_image_in_a_hundred_may_be_bad_if_none_was_decoded_before() -> None:
+    index = LargeIndex(np.arange(200_000) >= 100)
+    quarantine = Quarantine(index)  # type: ignore[arg-type]
+    quarantine.add(dict.fromkeys(range(1000, 3000), "is bad"))
+    with pytest.raises(DataError, match=r"--check decode` finds all of them"):
+        quarantine.add({3000: "is bad"})
+
+
+@pytest.mark.parametrize(
+    ("rows", "fault"), [(range(21), "is bad"), (range(500, 521), "cannot be read: stale handle")]
+)
+def test_a_storage_that_fails_ends_the_run_whatever_was_decoded(rows: range, fault: str) -> None:
+    index = LargeIndex(np.arange(200_000) >= 100)
+    quarantine = Quarantine(index)  # type: ignore[arg-type]
+    quarantine.add(dict.fromkeys(list(rows)[:20], fault))
+    with pytest.raises(DataError, match="21 images could not be read"):
+        quarantine.add({rows[-1]: fault})
 
 
 def test_all_images_beyond_the_end_of_a_shard_are_excluded_at_once(

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pytest
 
 from fastdeit.data import table
+from fastdeit.data.checks.tables import build_table
+from fastdeit.data.checks.work import ImageCheck
 from fastdeit.data.formats.check import ImageInfo
 from fastdeit.data.formats.listing import Listing, stamp
 from fastdeit.data.index import Index, build_index
@@ -45,7 +47,8 @@ def synthetic(root: Path, images: int) -> Path:
         facts=FACTS,
     )
     source = {"kind": "folder", "paths": ["train"], "classes": classes}
-    table.build_table(listing, root, source, table.table_places(root, "train", None), 1)
+    places = table.table_places(root, "train", None)
+    build_table(listing, root, source, places, 1, ImageCheck())
     return root
 
 

@@ -9,6 +9,7 @@ correction has no effect, and when Triton no longer needs it.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -76,3 +77,16 @@ def poisoned_memory() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+@contextmanager
+def unchecked_overflow() -> Iterator[None]:
+    """Interpret without a check of each integer operation for overflow, which takes half the
+    time."""
+    builder = interpreter.interpreter_builder
+    before = builder.options
+    builder.options = replace(before, sanitize_overflow=False)
+    try:
+        yield
+    finally:
+        builder.options = before

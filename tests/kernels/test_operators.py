@@ -29,6 +29,7 @@ from fastdeit.kernels import (  # noqa: F401  # their import registers the opera
     mix_patches,
     norm,
     operators,
+    resize,
 )
 from fastdeit.kernels.gelu import gelu_bwd_triton, gelu_triton
 from fastdeit.kernels.operators import on_its_device, operator
@@ -39,7 +40,7 @@ interpreter.correct()
 KERNELS = Path(__file__).parents[2] / "kernels"
 OPS = (
     "attention attention_bwd attention_weights add_norm add_norm_bwd gelu gelu_bwd mix mix_patches "
-    "distill distill_bwd augment"
+    "distill distill_bwd augment resize"
 ).split()
 
 

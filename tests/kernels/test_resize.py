@@ -1,9 +1,12 @@
-"""`resize`: the reference against PIL and the exact backend, bit for bit.
+"""`resize`: the reference and the kernels against PIL and the exact backend, bit for bit.
 
-.venv/bin/python -m pytest tests/kernels/test_resize.py
+.venv/bin/python -m pytest tests/kernels/test_resize.py, about 20 s
 """
 
-from collections.abc import Sequence
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +14,45 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdeit.kernels.resize import resize, resize_reference
-from tests.kernels.interpreter import DEVICE
+from fastdeit.kernels import resize as module
+from fastdeit.kernels import resize_passes, resize_weights
+from fastdeit.kernels.resize import resize, resize_reference, resize_triton
+from tests.kernels.interpreter import DEVICE, INTERPRETED, poisoned_memory, unchecked_overflow
+from tests.kernels.properties import HealthCheck, given, settings, st
+from tests.support.launching import ROOT
 from tests.support.timm_ops import picture
 
-Crop = tuple[int, int]
+Shape = tuple[int, int]
 Window = tuple[int, int, int, int]
-RUNS = [resize_reference]
+RUNS = [resize_reference, resize_triton]
+
+
+@pytest.fixture(autouse=True)
+def quick_interpreter(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Interpret without checks of overflow and with large blocks, as each block costs the same
+    time, whatever its size.
+
+    A test with "configured" in its name keeps the checks and the blocks of the table.
+    """
+    if not INTERPRETED or "configured" in request.node.name:
+        yield
+        return
+    find_launch = resize_passes.find_launch
+    changes = {
+        "resize_weights": {"BLOCK": 2048},
+        "resize_first": {"BLOCK": 32, "BLOCK_LINES": 512},
+        "resize_second": {"BLOCK": 128, "BLOCK_LINES": 32},
+    }
+
+    def find(op: str, *key: Any, **sizes: Any) -> dict[str, int]:
+        return find_launch(op, *key, **sizes) | changes[op]
+
+    for target in (resize_passes, resize_weights):
+        monkeypatch.setattr(target, "find_launch", find)
+    with unchecked_overflow():
+        yield
 
 
 def pack(
@@ -56,40 +91,195 @@ def by_pil(crop: np.ndarray, window: Window, flip: bool, size: int) -> np.ndarra
     return kept[:, ::-1] if flip else kept
 
 
-def check(
-    run: Any, shapes: Sequence[Crop], windows: Sequence[Window], flips: Sequence[bool], size: int
-) -> None:
-    """Assert that crops of these shapes are resized as by PIL."""
-    crops = [picture(seed, *shape) for seed, shape in enumerate(shapes)]
-    expected = [by_pil(*arguments, size) for arguments in zip(crops, windows, flips, strict=True)]
-    out = run(**pack(crops, windows, flips), size=size)
-    torch.testing.assert_close(out.cpu().numpy(), np.stack(expected), rtol=0, atol=0)
+Crops = tuple[list[np.ndarray], list[Window], list[bool]]
+
+
+def drawn(seed: int, count: int, side: int, size: int) -> Crops:
+    """Return crops of up to side x side pixels, windows of up to size pixels in resized crops that
+    may be smaller than them, and flips."""
+    draw = np.random.default_rng(seed)
+    crops = [picture(number, *draw.integers(1, side + 1, 2)) for number in range(count)]
+    sides = draw.integers(size // 2, 2 * size, (count, 2))
+    places = draw.integers(-size // 2, size, (count, 2))
+    # half of them as in training: the window is the whole
+    sides[::2], places[::2] = size, 0
+    both = (sides.tolist(), places.tolist())
+    windows = [(*resized, *place) for resized, place in zip(*both, strict=True)]
+    return crops, windows, (draw.random(count) < 0.5).tolist()
+
+
+def expected_of(crops: Crops, size: int) -> torch.Tensor:
+    """Return what PIL makes of each crop, on the device."""
+    images = [by_pil(*arguments, size) for arguments in zip(*crops, strict=True)]
+    return torch.from_numpy(np.stack(images)).to(DEVICE)
+
+
+def equal(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 # crop, window (resized height and width, y and x)
-CASES: dict[str, tuple[Crop, Window]] = {
+CASES: dict[str, tuple[Shape, Window]] = {
     "smaller": ((97, 131), (24, 24, 0, 0)),
     "larger": ((9, 7), (24, 24, 0, 0)),
     "same": ((24, 24), (24, 24, 0, 0)),
     "one pixel": ((1, 1), (24, 24, 0, 0)),
-    "one row": ((1, 300), (24, 24, 0, 0)),
-    "one column": ((300, 1), (24, 24, 0, 0)),
-    "tall": ((3000, 2), (24, 24, 0, 0)),
+    "one row": ((1, 90), (24, 24, 0, 0)),
+    "one column": ((90, 1), (24, 24, 0, 0)),
+    "tall": ((3000, 2), (2900, 24, 1400, 0)),
+    "just tall": ((201, 2), (24, 24, 0, 0)),
+    "just not tall": ((200, 2), (24, 24, 0, 0)),
     "tall, higher still": ((210, 2), (230, 24, 150, 0)),
-    "wide": ((2, 3000), (24, 24, 0, 0)),
-    "many taps": ((800, 700), (24, 24, 0, 0)),
+    "tall, beyond the edges": ((301, 3), (150, 9, -2, -3)),
+    "wide": ((2, 3000), (24, 2900, 0, 1400)),
+    "many taps": ((301, 80), (24, 24, 0, 0)),
     "inner window": ((90, 140), (36, 56, 5, 17)),
     "beyond the edges": ((60, 50), (24, 24, -4, 4)),
     "far beyond the edges": ((60, 50), (10, 9, -9, -5)),
-    "smaller than its window": ((300, 50), (5, 1, -2, -6)),
+    "smaller than its window": ((50, 20), (5, 1, -2, -6)),
 }
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_crops_of_any_shape_equal_pil(run: Any) -> None:
     shapes, windows = zip(*CASES.values(), strict=True)
-    check(run, shapes, windows, [False] * len(CASES), 24)
-    check(run, shapes[::-1], windows[::-1], [True] * len(CASES), 24)
+    crops = [picture(seed, *shape) for seed, shape in enumerate(shapes)]
+    flips = [bool(number % 2) for number in range(len(crops))]
+    with poisoned_memory():
+        out = run(**pack(crops, windows, flips), size=24)
+    equal(out, expected_of((crops, list(windows), flips), 24))
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_no_value_of_256_odd_crops_differs_from_pil_and_the_exact_backend(run: Any) -> None:
+    crops = drawn(0, 256, 40, 15)
+    out = run(**pack(*crops), size=15)
+    assert not (out != expected_of(crops, 15)).sum()
+    pytest.importorskip("numba")
+    from fastdeit.data.augment.resize import resize as exact
+
+    for image, crop, window, flip in zip(out, *crops, strict=True):
+        assert not (image.cpu().numpy() != exact(crop, *window, 15, flip)).sum()
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    shape=st.tuples(st.integers(1, 50), st.integers(1, 50)),
+    window=st.tuples(
+        *(st.integers(5, 50), st.integers(5, 50), st.integers(-60, 60), st.integers(-60, 60))
+    ),
+    flip=st.booleans(),
+    size=st.integers(1, 30),
+)
+def test_any_crop_and_window_equals_pil(
+    shape: Shape, window: Window, flip: bool, size: int
+) -> None:
+    crops = ([picture(0, *shape)], [window], [flip])
+    for run in RUNS:
+        equal(run(**pack(*crops), size=size), expected_of(crops, size))
+
+
+def test_configured_launch_equals_pil(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several blocks along both sides, one of which computes several blocks of lines."""
+    monkeypatch.setattr(resize_passes, "MOST_PROGRAMS", 2)
+    crops = drawn(1, 2, 40, 40)
+    crops[0][0] = picture(0, 70, 50)
+    equal(resize_triton(**pack(*crops), size=35), expected_of(crops, 35))
+
+
+@pytest.mark.slow
+def test_crops_at_224_equal_pil() -> None:
+    crops = drawn(2, 64, 700, 224)
+    out = resize_triton(**pack(*crops), size=224)
+    assert not (out != expected_of(crops, 224)).sum()
+
+
+def test_resize_is_deterministic_and_keeps_its_inputs() -> None:
+    inputs = pack(*drawn(3, 5, 30, 12))
+    before = {name: tensor.clone() for name, tensor in inputs.items()}
+    equal(resize_triton(**inputs, size=12), resize_triton(**inputs, size=12))
+    resize_reference(**inputs, size=12)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in inputs.items())
+
+
+def test_comparison_detects_one_level_and_one_pixel() -> None:
+    crops = ([picture(0, 30, 30)], [(12, 12, 0, 0)], [False])
+    inputs = pack(*crops)
+    out = resize_triton(**inputs, size=12)
+    equal(out, expected_of(crops, 12))
+    shifted = inputs | {"window": torch.tensor([[12, 13, 0, 0]], dtype=torch.int32)}
+    assert not torch.equal(resize_triton(**shifted, size=12), out)
+    inputs["packed"][3 * (15 * 30 + 15)] ^= 8
+    assert not torch.equal(resize_triton(**inputs, size=12), out)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_first_byte_of_a_crop_may_be_beyond_32_bits(run: Any) -> None:
+    crops = drawn(4, 2, 20, 8)
+    inputs = pack(*crops)
+    # memory that is never written takes no room
+    packed = torch.empty((1 << 31) + len(inputs["packed"]), dtype=torch.uint8, device=DEVICE)
+    packed[1 << 31 :] = inputs["packed"]
+    inputs |= {"packed": packed, "start": inputs["start"] + (1 << 31)}
+    equal(run(**inputs, size=8), expected_of(crops, 8))
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_resize_accepts_strided_tensors(run: Any) -> None:
+    crops = drawn(5, 3, 20, 8)
+    inputs = pack(*crops)
+    wide = {name: torch.stack((tensor, tensor), -1)[..., 0] for name, tensor in inputs.items()}
+    assert not any(tensor.is_contiguous() for tensor in wide.values())
+    equal(run(**wide, size=8), expected_of(crops, 8))
+
+
+def test_resize_passes_opcheck() -> None:
+    arguments = (*pack(*drawn(6, 3, 20, 8)).values(), 8)
+    torch.library.opcheck(torch.ops.fastdeit.resize.default, arguments)
+
+
+def test_resize_compiles_without_a_graph_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "is_fused", lambda _: True)
+    crops = drawn(7, 3, 20, 8)
+    compiled = torch.compile(
+        lambda *inputs: resize(*inputs).float() / 255, backend="aot_eager", fullgraph=True
+    )
+    equal(compiled(*pack(*crops).values(), 8), expected_of(crops, 8).float() / 255)
+
+
+def test_weights_contain_no_fused_multiply_add() -> None:
+    """A fused multiply-add rounds once instead of twice: on a GPU pixels would differ from those of
+    PIL, which the interpreter cannot show."""
+    code = """
+from benchmarks.bench_resize import LAUNCHES
+from benchmarks.resources import compiled_only
+with compiled_only(90) as found:
+    LAUNCHES[0].run()
+kernels = {kernel.metadata.name: kernel.asm["ptx"] for kernel, _ in found}
+assert len(kernels) == 3, kernels
+assert not any("fma.rn" in code for code in kernels.values())
+weights = kernels["_resize_weights_kernel"]
+assert "mul.rn.f64" in weights and "div.rn.f64" in weights
+assert ".f32" not in weights
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert not done.returncode, done.stderr
+
+
+@pytest.mark.gpu
+def test_host_waits_for_nothing() -> None:
+    crops = drawn(8, 32, 300, 224)
+    inputs = pack(*crops)
+    resize(**inputs, size=224)  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = resize(**inputs, size=224)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    equal(out, expected_of(crops, 224))
 
 
 @pytest.mark.parametrize("run", [resize, *RUNS])
@@ -111,10 +301,10 @@ def test_empty_batch_stays_empty(run: Any) -> None:
         ({"flip": torch.zeros(2, dtype=torch.bool, device="meta")}, "on meta"),
         ({"shape": torch.tensor([[2, 2], [0, 2]], dtype=torch.int32)}, r"crop 1 .* \(0, 2\)"),
         ({"window": torch.tensor([[4, -1, 0, 0]] * 2, dtype=torch.int32)}, r"crop 0 .* \(4, -1\)"),
-        ({"start": torch.tensor([0, -1])}, "crop 1 must be inside .* -1 to"),
-        ({"start": torch.tensor([0, 16])}, "crop 1 must be inside the 27 bytes"),
-        ({"stride": torch.tensor([6, 999], dtype=torch.int32)}, "crop 1 must be inside"),
-        ({"stride": torch.tensor([6, -6], dtype=torch.int32)}, "crop 1 must be inside"),
+        ({"start": torch.tensor([0, -1])}, "crop 1 must be .* -1 to"),
+        ({"start": torch.tensor([0, 16])}, "crop 1 must be .* inside the 27 bytes"),
+        ({"stride": torch.tensor([6, 999], dtype=torch.int32)}, "crop 1 must be .* inside"),
+        ({"stride": torch.tensor([6, -6], dtype=torch.int32)}, "crop 1 must be .* inside"),
         ({"size": 0}, "size must be at least 1"),
     ],
 )

@@ -103,7 +103,7 @@ def make_batch(step: int, rank: int = 0, world_size: int = 1) -> Batch:
         crop = F.interpolate(window, size=(SIZE, SIZE))[0]
         images.append(crop.flip(-1) if flip else crop)
     return Batch(
-        images=torch.stack(images),
+        unmixed=torch.stack(images),
         labels=torch.from_numpy(draws.image_index % CLASSES),
         lam=torch.from_numpy(draws.lam),
         box=torch.from_numpy(draws.box),

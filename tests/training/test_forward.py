@@ -10,6 +10,7 @@ import torch
 
 from fastdeit.kernels.mix import mix_reference
 from fastdeit.training.forward import PlannedStudent, SeededModel
+from tests.data.loaders.test_batch import make_pixels
 from tests.support.tiny_student import CLASSES, make_batch, make_model
 
 
@@ -28,6 +29,16 @@ def test_student_takes_patches_and_the_planned_mask() -> None:
 def test_images_are_made_only_for_a_teacher() -> None:
     for forward in (PlannedStudent(8, torch.float32), SeededModel(0, torch.float32)):
         assert forward.mix(make_batch(0), with_images=False)[1] is None
+
+
+def test_pixels_are_mixed_as_their_normalised_images() -> None:
+    images = make_batch(0)
+    pixels = dataclasses.replace(images, unmixed=make_pixels(len(images.labels)))
+    images = dataclasses.replace(images, unmixed=pixels.images)
+    for forward in (PlannedStudent(8, torch.bfloat16), SeededModel(0, torch.bfloat16)):
+        ours, expected = (forward.mix(batch, with_images=True) for batch in (pixels, images))
+        assert ours[1] is not None and expected[1] is not None
+        assert torch.equal(ours[0], expected[0]) and torch.equal(ours[1], expected[1])
 
 
 def test_timm_model_repeats_its_own_random_draws() -> None:

@@ -35,7 +35,7 @@ def train_on(kind: str, step: int, rank: int = 0, ranks: int = 1) -> Batch:
     """Return the batch of a step, of twice the size for LeViT, which makes sixteenths of it."""
     batch = make_batch(step, rank, ranks)
     if kind == "two heads":
-        batch = Batch(**vars(batch) | {"images": F.interpolate(batch.images, scale_factor=2)})
+        batch = Batch(**vars(batch) | {"unmixed": F.interpolate(batch.images, scale_factor=2)})
         batch.box.mul_(2)
     return batch
 

@@ -29,6 +29,9 @@ class DataConfig(Section):
     cifar10, cifar100: the one that must be in --data-path, which may hold both."""
     bad_images: Literal["skip", "error"] = "skip"
     """skip: exclude damaged images, and replace those found in mid-run; error: exit."""
+    index_check: Literal["auto", "headers", "decode"] = "auto"
+    """Check of images that are not in the index yet. decode: as a whole; headers: their first
+    bytes; auto: decode, but headers of more than 100,000 images or 8 GiB of them."""
     input_size: int = 224
     """Side of the images that the model sees, in pixels."""
     mean: tuple[float, float, float] = IMAGENET_MEAN

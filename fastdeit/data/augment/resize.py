@@ -4,7 +4,7 @@ result.
 Pillow 12.3, src/libImaging/Resample.c: one pass along the rows, then one along the columns, each in
 fixed point with 22 fractional bits and rounded to bytes. Here the first pass works on transposed
 blocks of 64 rows, a pixel in one 32-bit word, so that both passes read memory in the direction of
-the vector registers.
+the vector registers, and sums stay in them.
 """
 
 import math
@@ -23,6 +23,7 @@ _HAMMING_0, _HAMMING_1 = float(np.float32(0.54)), float(np.float32(0.46))
 _BITS = 22  # 32 less 8 for the byte and 2 for the sign and the overshoot
 _BLOCK = 64  # rows
 _STRETCH = 16  # words of a vector register
+_TAPS, _FEW = 8, 4  # inputs whose products are added without storing a sum
 _BYTE = np.uint32(255)
 _RED, _GREEN, _BLUE = np.uint32(0), np.uint32(8), np.uint32(16)  # bits to shift a channel by
 _HALF = np.int32(1 << (_BITS - 1))
@@ -73,16 +74,23 @@ def _kernel_at(number, x):
     return 1.0 if -0.5 < x <= 0.5 else 0.0
 
 
+@inlined
+def _round_up(number, step):
+    return (number + step - 1) // step * step
+
+
 @jit
 def _weights(in_size, out_size, places, number):
     """Return, for the n outputs at `places`, the first input of each, int64 (n,), how many inputs,
-    int64 (n,), and their weights by filter `number`, int32 (n, taps)."""
+    int64 (n,), and their weights by filter `number`, int32 (n, taps): then zeros up to a multiple
+    of `_TAPS`."""
     scale = in_size / out_size
     filter_scale = max(scale, 1.0)
     support = SUPPORTS[number] * filter_scale
     first = np.empty(len(places), np.int64)
     counts = np.empty(len(places), np.int64)
-    weights = np.empty((len(places), int(np.ceil(support)) * 2 + 1), np.int32)
+    taps = _round_up(int(np.ceil(support)) * 2 + 1, _TAPS)
+    weights = np.zeros((len(places), taps), np.int32)
     kernel = np.empty(weights.shape[1])
     for i in range(len(places)):
         centre = (places[i] + 0.5) * scale
@@ -114,49 +122,79 @@ def _channel(pixel, shift):
     return np.int32((pixel >> shift) & _BYTE)
 
 
-@jit
-def _add_four(red, green, blue, a, b, c, d, wa, wb, wc, wd):
-    """Add four packed lines, uint32 (n,), times their weights to the sums of each channel, int32
-    (n,)."""
-    for i in range(len(red)):
-        p, q, r, s = a[i], b[i], c[i], d[i]
-        red[i] += np.int32(_channel(p, _RED) * wa) + np.int32(_channel(q, _RED) * wb)
-        red[i] += np.int32(_channel(r, _RED) * wc) + np.int32(_channel(s, _RED) * wd)
-        green[i] += np.int32(_channel(p, _GREEN) * wa) + np.int32(_channel(q, _GREEN) * wb)
-        green[i] += np.int32(_channel(r, _GREEN) * wc) + np.int32(_channel(s, _GREEN) * wd)
-        blue[i] += np.int32(_channel(p, _BLUE) * wa) + np.int32(_channel(q, _BLUE) * wb)
-        blue[i] += np.int32(_channel(r, _BLUE) * wc) + np.int32(_channel(s, _BLUE) * wd)
-
-
-@jit
-def _add_one(red, green, blue, a, wa):
-    for i in range(len(red)):
-        p = a[i]
-        red[i] += np.int32(_channel(p, _RED) * wa)
-        green[i] += np.int32(_channel(p, _GREEN) * wa)
-        blue[i] += np.int32(_channel(p, _BLUE) * wa)
-
-
-@jit
-def _weigh(lines, first, count, weights, sums):
-    """Compute the weighted sums, int32 (3, n), of `count` packed lines, uint32 (rows, n), from
-    `first` on, plus half a level."""
-    sums[:] = _HALF
-    j = 0
-    while j + 4 <= count:
-        at = first + j
-        a, b, c, d = lines[at], lines[at + 1], lines[at + 2], lines[at + 3]
-        wa, wb, wc, wd = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
-        _add_four(sums[0], sums[1], sums[2], a, b, c, d, wa, wb, wc, wd)
-        j += 4
-    while j < count:
-        _add_one(sums[0], sums[1], sums[2], lines[first + j], weights[j])
-        j += 1
-
-
 @inlined
 def _level(total):
     return min(max(total >> _SHIFT, np.int32(0)), np.int32(255))
+
+
+@inlined
+def _pixel(red, green, blue):
+    """Return the levels of three sums as a packed pixel."""
+    green_blue = np.uint32(_level(green)) << _GREEN | np.uint32(_level(blue)) << _BLUE
+    return np.uint32(_level(red)) | green_blue
+
+
+def _make_weigh(taps):
+    """Return a compiled function that computes output i of `taps` lines from `at` on: packed
+    pixels, uint32 (n,). The loop over a constant is unrolled, and the sums stay in registers."""
+
+    @jit
+    def weigh(lines, at, weights, i, out):
+        for x in range(out.shape[1]):
+            red, green, blue = _HALF, _HALF, _HALF
+            for j in range(taps):
+                pixel, weight = lines[at + j, x], weights[i, j]
+                red = np.int32(red + np.int32(_channel(pixel, _RED) * weight))
+                green = np.int32(green + np.int32(_channel(pixel, _GREEN) * weight))
+                blue = np.int32(blue + np.int32(_channel(pixel, _BLUE) * weight))
+            out[i, x] = _pixel(red, green, blue)
+
+    return weigh
+
+
+_weigh_few = _make_weigh(_FEW)
+_weigh_taps = _make_weigh(_TAPS)
+
+
+@jit
+def _add_taps(lines, at, weights, i, start, sums):
+    """Add `_TAPS` lines from `at` on to the sums of output i, int32 (3, n); start: place of the
+    first weight."""
+    for x in range(lines.shape[1]):
+        red, green, blue = sums[0, x], sums[1, x], sums[2, x]
+        for j in range(_TAPS):
+            pixel, weight = lines[at + j, x], weights[i, start + j]
+            red = np.int32(red + np.int32(_channel(pixel, _RED) * weight))
+            green = np.int32(green + np.int32(_channel(pixel, _GREEN) * weight))
+            blue = np.int32(blue + np.int32(_channel(pixel, _BLUE) * weight))
+        sums[0, x], sums[1, x], sums[2, x] = red, green, blue
+
+
+@jit
+def _weigh_many(lines, at, count, weights, i, sums, out):
+    sums[:] = _HALF
+    for start in range(0, count, _TAPS):
+        _add_taps(lines, at + start, weights, i, start, sums)
+    for x in range(out.shape[1]):
+        out[i, x] = _pixel(sums[0, x], sums[1, x], sums[2, x])
+
+
+@jit
+def _weigh(lines, start, first, counts, weights, out):
+    """Compute m weighted sums of packed lines, uint32 (rows, n), as packed pixels, uint32 (m, n).
+
+    start: place of the first line. Up to `_TAPS` - 1 lines after the last are read, for weights of
+    zero.
+    """
+    sums = np.empty((3, lines.shape[1]), np.int32)
+    for i in range(len(first)):
+        at, count = first[i] - start, counts[i]
+        if count <= _FEW:
+            _weigh_few(lines, at, weights, i, out)
+        elif count <= _TAPS:
+            _weigh_taps(lines, at, weights, i, out)
+        else:
+            _weigh_many(lines, at, count, weights, i, sums, out)
 
 
 @jit
@@ -169,53 +207,44 @@ def _pack(line, out):
 
 
 @jit
+def _unpack(pixels, planes):
+    """Unpack pixels, uint32 (m, n or more), into planes, uint8 (3, m, n)."""
+    for y in range(planes.shape[1]):
+        for x in range(planes.shape[2]):
+            planes[0, y, x] = np.uint8(_channel(pixels[y, x], _RED))
+            planes[1, y, x] = np.uint8(_channel(pixels[y, x], _GREEN))
+            planes[2, y, x] = np.uint8(_channel(pixels[y, x], _BLUE))
+
+
+@jit
 def _transpose(lines, out):
-    """Transpose uint32 (block, n) to (n, block), in stretches of one vector register."""
-    for start in range(0, _BLOCK, _STRETCH):
+    """Transpose uint32 (m, n) to the first n of the lines (n or more, m); m is a multiple of
+    `_STRETCH`."""
+    for start in range(0, lines.shape[0], _STRETCH):
         for x in range(lines.shape[1]):
             for y in range(start, start + _STRETCH):
                 out[x, y] = lines[y, x]
 
 
 @jit
-def _pack_levels(red, green, blue, out):
-    """Pack the sums of each channel as pixels, uint32 (n,)."""
-    for i in range(len(out)):
-        green_blue = np.uint32(_level(green[i])) << _GREEN | np.uint32(_level(blue[i])) << _BLUE
-        out[i] = np.uint32(_level(red[i])) | green_blue
-
-
-@jit
-def _along_rows(image, top, side, first, counts, weights, out):
-    """Do the first pass: out, packed uint32 (rows, n), from the image's rows from `top` on, whose
-    inputs begin at column `side`."""
+def _along_rows(image, top, side, height, first, counts, weights, out):
+    """Do the first pass: packed out, uint32 (rows, n), from `height` rows of the image from `top`
+    on, whose inputs begin at column `side`; rows and n are multiples of `_STRETCH`."""
     left, right = _range(first, counts)
-    block = np.zeros((_BLOCK, right - left), np.uint32)
-    columns = np.empty((right - left, _BLOCK), np.uint32)
-    sums = np.empty((3, _BLOCK), np.int32)
-    packed = np.empty(_BLOCK, np.uint32)
+    width = right - left
+    block = np.zeros((_BLOCK, width), np.uint32)
+    # lines for weights of zero
+    columns = np.zeros((width + _TAPS) * _BLOCK, np.uint32)
+    results = np.zeros(out.shape[1] * _BLOCK, np.uint32)
     for start in range(0, len(out), _BLOCK):
         rows = min(_BLOCK, len(out) - start)
-        for y in range(rows):
+        for y in range(min(rows, height - start)):
             _pack(image[top + start + y, side + left : side + right], block[y])
-        _transpose(block, columns)
-        for i in range(len(first)):
-            _weigh(columns, first[i] - left, counts[i], weights[i], sums)
-            _pack_levels(sums[0], sums[1], sums[2], packed)
-            for y in range(rows):
-                out[start + y, i] = packed[y]
-
-
-@jit
-def _along_columns(lines, top, first, counts, weights, out):
-    """Do the second pass: planes, uint8 (3, m, n), from packed lines, uint32 (rows, n), that start
-    with row `top`."""
-    sums = np.empty((3, lines.shape[1]), np.int32)
-    for i in range(len(first)):
-        _weigh(lines, first[i] - top, counts[i], weights[i], sums)
-        for c in range(3):
-            for x in range(lines.shape[1]):
-                out[c, i, x] = np.uint8(_level(sums[c, x]))
+        inputs = columns[: (width + _TAPS) * rows].reshape((width + _TAPS, rows))
+        outputs = results[: out.shape[1] * rows].reshape((out.shape[1], rows))
+        _transpose(block[:rows], inputs)
+        _weigh(inputs, left, first, counts, weights, outputs)
+        _transpose(outputs, out[start : start + rows])
 
 
 @jit
@@ -225,10 +254,13 @@ def _two_passes(image, region, height, width, rows, columns, number, out):
     y, x, in_height, in_width = region
     first, counts, weights = _weights(in_height, height, rows, number)
     top, bottom = _range(first, counts)
-    lines = np.empty((bottom - top, len(columns)), np.uint32)
+    padded = _round_up(bottom - top, _STRETCH)
+    lines = np.zeros((padded + _TAPS, _round_up(len(columns), _STRETCH)), np.uint32)
     along = _weights(in_width, width, columns, number)
-    _along_rows(image, y + top, x, *along, lines)
-    _along_columns(lines, top, first, counts, weights, out)
+    _along_rows(image, y + top, x, bottom - top, *along, lines[:padded])
+    pixels = np.empty((len(first), lines.shape[1]), np.uint32)
+    _weigh(lines, top, first, counts, weights, pixels)
+    _unpack(pixels, out)
 
 
 @jit

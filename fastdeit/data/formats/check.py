@@ -9,7 +9,6 @@ imports it.
 
 import contextlib
 import errno
-import itertools
 import multiprocessing
 import os
 import signal
@@ -17,15 +16,14 @@ import stat
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from io import BytesIO
 from typing import NamedTuple, TypeVar
 
 from PIL import Image
-
-from fastdeit.display.progress import track
 
 MAX_PIXELS = 64 * 2**20
 MAX_BYTES = 64 * 2**20
@@ -36,9 +34,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")  # PPM: the form in which DALI g
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
 _ORIENTATION = 0x0112  # EXIF tag
 _START_OF_SCAN = 0xDA  # JPEG marker
-_HEADER_BYTES = 2**16
-_CHUNK = 64  # images a worker takes at a time
-_PROCESSES_FROM = 4000  # below this many, starting processes costs more than the decoding
+_JOBS_AHEAD = 4  # for each worker
 _OF_PYTHON = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError)
 _OF_SIZE = (OverflowError, MemoryError)
 _OF_PILLOW = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -65,23 +61,34 @@ Checked = ImageInfo | str
 """The facts of a good image, or the fault of a bad one."""
 
 
-def read_place(place: ByteRange, at_most: int = MAX_BYTES) -> bytes:
-    """Return the encoded image at a place, or its first `at_most` bytes. Raises OSError if the file
-    is no regular file, too large, or too short."""
+def locate(place: ByteRange) -> tuple[int, int]:
+    """Return where the encoded image at a place begins in its file, and its length in bytes. Raises
+    OSError if the file is no regular file, too short, or if the image is too large."""
     file, offset, length = place
     facts = os.stat(file)
     if not stat.S_ISREG(facts.st_mode):
         raise OSError("it is no regular file")
-    length = facts.st_size if offset < 0 else length
+    if offset < 0:
+        offset, length = 0, facts.st_size
     if length > MAX_BYTES:
         raise OSError(f"{length} bytes are more than {MAX_BYTES}")
-    length = min(length, at_most)
-    with open(file, "rb") as opened:
-        opened.seek(max(offset, 0))
+    _refuse_short(min(facts.st_size - offset, length), length)
+    return offset, length
+
+
+def read_place(place: ByteRange) -> bytes:
+    """Return the encoded image at a place. Raises OSError as `locate` does."""
+    offset, length = locate(place)
+    with open(place[0], "rb") as opened:
+        opened.seek(offset)
         data = opened.read(length)
-    if len(data) < length:
-        raise OSError(f"only {len(data)} of {length} bytes are there")
+    _refuse_short(len(data), length)
     return data
+
+
+def _refuse_short(found: int, length: int) -> None:
+    if found < length:
+        raise OSError(f"only {max(found, 0)} of {length} bytes are there")
 
 
 def raise_own_fault(error: OSError) -> None:
@@ -105,38 +112,32 @@ def check_image(source: str | bytes) -> Checked:
     if isinstance(source, str):
         return check_place((source, -1, 0))
     image = open_image(source)
-    if isinstance(image, str):
-        return image
+    return image if isinstance(image, str) else describe_image(image)
+
+
+def describe_image(image: Image.Image) -> ImageInfo:
+    """Return the facts of an opened image."""
     orientation = read_orientation(image)
     return ImageInfo(image.height, image.width, image.format or "", image.mode, orientation)
 
 
-def open_image(data: bytes) -> Image.Image | str:
+def open_image(data: bytes, *, decode: bool = True) -> Image.Image | str:
     """Return the decoded image of encoded bytes, as it is stored, if it can be trained on; else its
-    fault."""
+    fault. decode: False looks at the header alone."""
     if not data:
         return "is empty"
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
-            return find_refusal(image) or _load(image, data) or image
+            fault = find_refusal(image) or _find_stray_bytes(image, data)
+            if decode and not fault:
+                _load(image, data)
+            return fault or image
     except Image.UnidentifiedImageError:
         return f"is no JPEG, PNG, WebP or BMP image that can be read; it begins with {data[:8]!r}"
     except Image.DecompressionBombError:
         return f"has more than {MAX_PIXELS} pixels"
     except DECODE_ERRORS as error:
         return f"{type(error).__name__}: {error}"
-
-
-def has_header(place: ByteRange, info: ImageInfo) -> bool:
-    """Return True if the image at a place begins with the header of such an image; the rest is not
-    decoded."""
-    try:
-        source = BytesIO(read_place(place, _HEADER_BYTES))
-        with Image.open(source, formats=FORMATS) as image:
-            found = (image.height, image.width, image.format, image.mode)
-            return found == info[:4]
-    except DECODE_ERRORS:
-        return False
 
 
 def find_refusal(image: Image.Image) -> str:
@@ -156,16 +157,19 @@ def find_refusal(image: Image.Image) -> str:
     return ""
 
 
-def _load(image: Image.Image, data: bytes) -> str:
-    """Decode an opened image; return why it is refused although Pillow decodes it, or ""."""
+def _find_stray_bytes(image: Image.Image, data: bytes) -> str:
+    if image.format in ("JPEG", "MPO") and not _has_whole_header(data):
+        return "has stray bytes between the JPEG's segments, which DALI refuses"
+    return ""
+
+
+def _load(image: Image.Image, data: bytes) -> None:
+    """Decode an opened image; raise one of `DECODE_ERRORS` if DALI cannot do that, or Pillow."""
     image.load()
     if image.format == "PNG":
         with Image.open(BytesIO(data), formats=("PNG",)) as again:
             # the checksums and the end: Pillow shows an image without them, DALI does not
             again.verify()
-    elif image.format in ("JPEG", "MPO") and not _has_whole_header(data):
-        return "has stray bytes between the JPEG's segments, which DALI refuses"
-    return ""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -177,9 +181,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of a loaded image, 1 to 8; 1, the stored one, if it has none."""
+    """Return the EXIF orientation of an opened image, 1 to 8; 1, the stored one, if it has none, or
+    if it lies behind the pixels of a PNG that was not decoded."""
     try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        # that of PngImageFile would decode
+        orientation = Image.Image.getexif(image).get(_ORIENTATION, 1)
     except DECODE_ERRORS:  # damaged EXIF does no harm, it is not applied
         orientation = 1
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
@@ -201,43 +207,40 @@ def _has_whole_header(data: bytes) -> bool:
     return False
 
 
-def check_places(
-    places: Sequence[ByteRange], known: Sequence[ImageInfo | None], workers: int
-) -> Iterator[Checked]:
-    """Yield `check_place` of each, in order, from threads or processes, with a progress bar if it
-    takes long.
-
-    known: for each, None, or the facts that are returned undecoded if its header still has them.
-    """
-    jobs = list(zip(places, known, strict=True))
-    chunks = [jobs[i : i + _CHUNK] for i in range(0, len(jobs), _CHUNK)]
-    many = len(places) >= _PROCESSES_FROM
-    checked_chunks = in_parallel(_check_chunk, chunks, workers, processes=many)
-    checked = itertools.chain.from_iterable(checked_chunks)
-    yield from track(checked, len(places), "checking images")
-
-
-def _check_chunk(jobs: Sequence[tuple[ByteRange, ImageInfo | None]]) -> list[Checked]:
-    return [
-        known if known and has_header(place, known) else check_place(place) for place, known in jobs
-    ]
-
-
 def in_parallel(
-    function: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int, *, processes: bool
+    function: Callable[[_Job], _Result], jobs: Iterable[_Job], workers: int, *, processes: bool
 ) -> Iterator[_Result]:
-    """Yield the results of the jobs, in order, from `workers` processes or threads.
+    """Yield the results of the jobs, in order, from `workers` processes or threads; few jobs are
+    taken beforehand.
 
     The function and the jobs must be picklable. Raises ValueError when one of the processes was
     killed.
     """
     try:
         with _executor(workers, processes and workers > 1) as pool, _ending_processes():
-            yield from pool.map(function, jobs)
+            yield from _map_ahead(pool, function, jobs, _JOBS_AHEAD * workers)
     except BrokenProcessPool:
         raise ValueError(
             f"one of {workers} processes that read the data set was killed; is memory too small?"
         ) from None
+
+
+def _map_ahead(
+    pool: Executor, function: Callable[[_Job], _Result], jobs: Iterable[_Job], ahead: int
+) -> Iterator[_Result]:
+    """Yield the results of the jobs, in order, with at most `ahead` of them submitted:
+    `Executor.map` submits all at once, and there may be millions."""
+    submitted: deque[Future[_Result]] = deque()
+    try:
+        for job in jobs:
+            submitted.append(pool.submit(function, job))
+            if len(submitted) >= ahead:
+                yield submitted.popleft().result()
+        while submitted:
+            yield submitted.popleft().result()
+    finally:
+        for future in submitted:
+            future.cancel()
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import pyarrow as pa
 from fastdeit.data.formats.check import UNREAD
 from fastdeit.data.formats.file_names import EXTENSIONS, extension_fault, is_image, is_litter
 from fastdeit.data.formats.labels import UNKNOWN
-from fastdeit.data.formats.listing import SHOWN, DataError, Listing, Stamps, stamp
+from fastdeit.data.formats.listing import SHOWN, DataError, Listing, Stamps, iterate_names, stamp
 from fastdeit.display.text import printable
 
 
@@ -63,7 +63,7 @@ def list_folder(root: Path, folder: Path, classes: Sequence[str]) -> Listing:
 def exclude_extensions(listing: Listing) -> Listing:
     """Return the listing with a fault for each image whose extension is not read."""
     faults = dict(listing.faults)
-    for row, name in enumerate(listing.names.to_pylist()):
+    for row, name in enumerate(iterate_names(listing.names)):
         fault = extension_fault(os.fsdecode(name))
         if fault:
             faults[row] = fault
@@ -120,9 +120,9 @@ def list_files(
     ctimes = np.zeros(len(names), np.int64)
     faults: dict[int, str] = {}
     prefix = os.fsencode(root) + b"/"
-    for row, name in enumerate(names):
+    for row, name in enumerate(iterate_names(names)):
         try:
-            facts = os.stat(prefix + name.as_py())
+            facts = os.stat(prefix + name)
             num_bytes[row] = facts.st_size
             mtimes[row] = facts.st_mtime_ns
             ctimes[row] = facts.st_ctime_ns

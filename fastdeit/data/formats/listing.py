@@ -4,7 +4,7 @@ import codecs
 import mmap
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -20,6 +20,7 @@ SHOWN = 10
 """Number of names that an error lists."""
 _SETTLED_S = 2.0  # file systems count time in steps of up to so much
 
+_NAMES_AT_ONCE = 2**14
 MAX_LIST_BYTES = 2**31
 """Of a list as text: twenty million images fit."""
 UNSETTLED = -1
@@ -175,8 +176,15 @@ def is_unchanged(root: Path, stamps: Stamps) -> bool:
         return False
 
 
-def have_true_times(ctimes: Iterable[int]) -> bool:
+def have_true_times(ctimes: np.ndarray | Sequence[int]) -> bool:
     """Return False if the times of change are all one whole second, or 0: then the file system
     notes none (squashfs, ISO 9660, an image of a disk), and two versions can look the same."""
-    times = set(ctimes) - {0}
-    return len(times) > 1 or any(time % 10**9 for time in times)
+    times = np.asarray(ctimes, np.int64)
+    times = times[times != 0]
+    return bool((times % 10**9 != 0).any() or (times != times[:1]).any())
+
+
+def iterate_names(names: pa.BinaryArray) -> Iterator[bytes]:
+    """Yield the names one by one, in little memory."""
+    for first in range(0, len(names), _NAMES_AT_ONCE):
+        yield from names.slice(first, _NAMES_AT_ONCE).to_pylist()

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from fastdeit.kernels.normalise import Pixels, normalise
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -13,8 +15,9 @@ class Batch:
     reads.
     """
 
-    images: torch.Tensor
-    """(B, 3, H, W) normalised and erased: float32 on a CPU, float16 on a GPU."""
+    unmixed: torch.Tensor | Pixels
+    """What `mix` takes: images (B, 3, H, W) normalised and erased, float32 on a CPU, float16 on a
+    GPU; or pixels, which are normalised and erased while they are mixed."""
     labels: torch.Tensor
     """int64 (B,)."""
     lam: torch.Tensor
@@ -32,3 +35,9 @@ class Batch:
     """uint8 (B, n): the teacher's recorded outputs; None: there are none."""
     digest: int = 0
     """Of all that is planned for its samples (fastdeit/plan/digest.py)."""
+
+    @property
+    def images(self) -> torch.Tensor:
+        """(B, 3, H, W) normalised and erased; out of pixels it is computed at each access, in
+        float32."""
+        return normalise(*self.unmixed) if isinstance(self.unmixed, Pixels) else self.unmixed

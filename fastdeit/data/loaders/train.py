@@ -300,7 +300,7 @@ def _batch(
         arrays.append(record)
     labels, lam, box, keep, *sent = to_device_of(images, *arrays)
     return Batch(
-        images=images,
+        unmixed=images,
         labels=labels,
         lam=lam,
         box=box,
