@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from fastdeit.config.parse import SettingError as SettingError
     from fastdeit.data.loaders.batch import Batch as Batch
     from fastdeit.kernels.mix import mix as mix
+    from fastdeit.library.augmentation import augment_crops as augment_crops
+    from fastdeit.library.augmentation import augment_images as augment_images
     from fastdeit.library.config import RECIPES as RECIPES
     from fastdeit.library.config import Config as Config
     from fastdeit.library.eval_loader import create_eval_loader as create_eval_loader
@@ -46,6 +48,8 @@ _PLACES = {
     "SettingError": "config.parse",
     "Student": "models.student",
     "TeacherCache": "teacher_cache.reader:Cache",
+    "augment_crops": "library.augmentation",
+    "augment_images": "library.augmentation",
     "create_eval_loader": "library.eval_loader",
     "create_loader": "library.train_loader",
     "create_student": "library.models",

@@ -142,9 +142,9 @@ def _launch(
         rows, lines, taps = _fill_table(start, stride, shape, window, flip, size)
         if packed.is_cuda:
             rows = rows.pin_memory().to(packed.device, non_blocking=True)
-        found = launch_weights(rows, size, taps)
+        inputs, weights = launch_weights(rows, size, taps)
         counts = (int(lines.sum()), int(lines.max()))
-        launch_passes(packed.contiguous(), rows, found, counts, out)
+        launch_passes(packed.contiguous(), rows, inputs, weights, counts, out)
     return out
 
 

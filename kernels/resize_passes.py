@@ -59,8 +59,7 @@ def _level(total):
 def _resize_first_kernel(
     packed_ptr,
     table_ptr,
-    first_ptr,
-    count_ptr,
+    inputs_ptr,
     weights_ptr,
     lines_ptr,
     S,
@@ -79,30 +78,32 @@ def _resize_first_kernel(
     bottom = tl.load(table_ptr + BOTTOM).to(tl.int32)
     packed_ptr += tl.load(table_ptr + START)
     lines_ptr += tl.load(table_ptr + LINE) * pitch
-    offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = offs < S
-    first = tl.load(first_ptr + crop * 2 * S + offs, mask=mask, other=0)
-    count = tl.load(count_ptr + crop * 2 * S + offs, mask=mask, other=0)
-    taps = tl.max(count)
-    weights_ptr += tl.load(table_ptr + PASSES + WEIGHTS) + offs
+    # one dimension, so that neighbouring threads have neighbouring pixels with every Triton
+    place = tl.arange(0, BLOCK * BLOCK_LINES)
+    offs = tl.program_id(1) * BLOCK + place % BLOCK
+    # a pixel or line that does not exist is computed as the last one and not written
+    pixel = tl.minimum(offs, S - 1)
+    inputs_ptr += (crop * 2 * S + pixel) * 2
+    first = tl.load(inputs_ptr)
+    taps = tl.max(tl.load(inputs_ptr + 1))
+    weights_ptr += tl.load(table_ptr + PASSES + WEIGHTS) + pixel
     top += tl.program_id(2) * BLOCK_LINES
     while top < bottom:
-        line = top + tl.arange(0, BLOCK_LINES)
-        # a line or pixel that does not exist is read as another one and not written
-        line_ptr = packed_ptr + tl.minimum(line, bottom - 1)[None, :] * line_step
-        red = tl.full((BLOCK, BLOCK_LINES), HALF, tl.int32)
-        green = tl.full((BLOCK, BLOCK_LINES), HALF, tl.int32)
-        blue = tl.full((BLOCK, BLOCK_LINES), HALF, tl.int32)
+        line = top + place // BLOCK
+        line_ptr = packed_ptr + tl.minimum(line, bottom - 1) * line_step
+        red = tl.full((BLOCK * BLOCK_LINES,), HALF, tl.int32)
+        green = tl.full((BLOCK * BLOCK_LINES,), HALF, tl.int32)
+        blue = tl.full((BLOCK * BLOCK_LINES,), HALF, tl.int32)
         tap = 0
         while tap < taps:
-            weight = tl.load(weights_ptr + tap * S, mask=tap < count, other=0)[:, None]
-            in_ptr = line_ptr + (tl.minimum(first + tap, last) * step)[:, None]
+            weight = tl.load(weights_ptr + tap * S)
+            in_ptr = line_ptr + tl.minimum(first + tap, last) * step
             red += tl.load(in_ptr).to(tl.int32) * weight
             green += tl.load(in_ptr + 1).to(tl.int32) * weight
             blue += tl.load(in_ptr + 2).to(tl.int32) * weight
             tap += 1
-        out_ptr = lines_ptr + line.to(tl.int64)[None, :] * pitch + offs[:, None] * 3
-        inside = mask[:, None] & (line < bottom)[None, :]
+        out_ptr = lines_ptr + line.to(tl.int64) * pitch + offs * 3
+        inside = (offs < S) & (line < bottom)
         tl.store(out_ptr, _level(red), mask=inside)
         tl.store(out_ptr + 1, _level(green), mask=inside)
         tl.store(out_ptr + 2, _level(blue), mask=inside)
@@ -113,8 +114,7 @@ def _resize_first_kernel(
 def _resize_second_kernel(
     lines_ptr,
     table_ptr,
-    first_ptr,
-    count_ptr,
+    inputs_ptr,
     weights_ptr,
     out_ptr,
     S,
@@ -131,21 +131,22 @@ def _resize_second_kernel(
     out_ptr += crop * S * size
     line = tl.program_id(1) * BLOCK_LINES + tl.arange(0, BLOCK_LINES)
     offs = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    exists = line < S
-    first = tl.load(first_ptr + (crop * 2 + 1) * S + line, mask=exists, other=0)
-    count = tl.load(count_ptr + (crop * 2 + 1) * S + line, mask=exists, other=0)
-    taps = tl.max(count)
-    weights_ptr += tl.load(table_ptr + PASSES + PASS + WEIGHTS) + line
+    # as in the first pass
+    output = tl.minimum(line, S - 1)
+    inputs_ptr += ((crop * 2 + 1) * S + output) * 2
+    first = tl.load(inputs_ptr)
+    taps = tl.max(tl.load(inputs_ptr + 1))
+    weights_ptr += tl.load(table_ptr + PASSES + PASS + WEIGHTS) + output
     total = tl.full((BLOCK_LINES, BLOCK), HALF, tl.int32)
-    inside = exists[:, None] & (offs < pitch)[None, :]
+    within = (offs < pitch)[None, :]
     tap = 0
     while tap < taps:
-        weight = tl.load(weights_ptr + tap * S, mask=tap < count, other=0)
+        weight = tl.load(weights_ptr + tap * S)
         near = tl.minimum(first + tap, last).to(tl.int64) * pitch
-        level = tl.load(lines_ptr + near[:, None] + offs[None, :], mask=inside, other=0)
+        level = tl.load(lines_ptr + near[:, None] + offs[None, :], mask=within, other=0)
         total += level.to(tl.int32) * weight[:, None]
         tap += 1
-    inside = exists[:, None] & (offs < size)[None, :]
+    inside = (line < S)[:, None] & (offs < size)[None, :]
     if tl.load(table_ptr + COLUMNS_FIRST) != 0:
         row = offs // 3 * size + offs % 3
         tl.store(out_ptr + line[:, None] * 3 + row[None, :], _level(total), mask=inside)
@@ -156,13 +157,14 @@ def _resize_second_kernel(
 def launch_passes(
     packed: torch.Tensor,
     table: torch.Tensor,
-    found: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    inputs: torch.Tensor,
+    weights: torch.Tensor,
     lines: tuple[int, int],
     out: torch.Tensor,
 ) -> None:
     """Write the resized crops into out, uint8 (B, S, S, 3).
 
-    found: what `launch_weights` returned; lines: how many all crops have, and the most of one.
+    inputs, weights: of `launch_weights`; lines: how many all crops have, and the most of one.
     """
     crops, size = out.shape[:2]
     pitch = blocks_of(3 * size, 16) * 16
@@ -170,11 +172,13 @@ def launch_passes(
     launch = find_launch("resize_first", packed.device, bits=8)
     programs = min(blocks_of(lines[1], launch["BLOCK_LINES"]), MOST_PROGRAMS)
     grid = (crops, blocks_of(size, launch["BLOCK"]), programs)
-    _resize_first_kernel[grid](packed, table, *found, between, size, pitch, **launch)
+    _resize_first_kernel[grid](packed, table, inputs, weights, between, size, pitch, **launch)
     launch = find_launch("resize_second", packed.device, bits=8)
     grid = (
         crops,
         blocks_of(size, launch["BLOCK_LINES"]),
         blocks_of(3 * size, launch["BLOCK"]),
     )
-    _resize_second_kernel[grid](between, table, *found, out, size, 3 * size, pitch, **launch)
+    _resize_second_kernel[grid](
+        between, table, inputs, weights, out, size, 3 * size, pitch, **launch
+    )

@@ -83,9 +83,7 @@ def _value(tap, first, count, centre, share):
 
 
 @triton.jit
-def _resize_weights_kernel(
-    table_ptr, first_ptr, count_ptr, weights_ptr, S, size, BLOCK: tl.constexpr
-):
+def _resize_weights_kernel(table_ptr, inputs_ptr, weights_ptr, S, size, BLOCK: tl.constexpr):
     """Compute the weights of some outputs, of any pass of any crop; size: how many outputs there
     are."""
     offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -107,9 +105,11 @@ def _resize_weights_kernel(
     centre = (place.to(tl.float64) + 0.5) * scale
     first = tl.maximum((centre - support + 0.5).to(tl.int32), 0)
     count = tl.minimum((centre + support + 0.5).to(tl.int32), in_size.to(tl.int32)) - first
-    tl.store(first_ptr + offs, first, mask=mask)
-    tl.store(count_ptr + offs, count, mask=mask)
-    taps = tl.max(tl.where(mask, count, 0))
+    tl.store(inputs_ptr + offs * 2, first, mask=mask)
+    tl.store(inputs_ptr + offs * 2 + 1, count, mask=mask)
+    # a pass may read as many weights of each output as one of its outputs has: the others are 0
+    reserved = tl.ceil(support).to(tl.int32) * 2 + 1
+    taps = tl.max(tl.where(mask, reserved, 0))
     share = 1.0 / stretch
     total = tl.zeros((BLOCK,), tl.float64)
     tap = 0
@@ -120,22 +120,17 @@ def _resize_weights_kernel(
     while tap < taps:
         value = _value(tap, first, count, centre, share) / total * 4194304.0  # 2^BITS
         weight = (value + tl.where(value < 0.0, -0.5, 0.5)).to(tl.int32)
-        tl.store(weights_ptr + tap * S, weight, mask=mask & (tap < count))
+        tl.store(weights_ptr + tap * S, weight, mask=mask & (tap < reserved))
         tap += 1
 
 
-def launch_weights(
-    table: torch.Tensor, size: int, taps: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def launch_weights(table: torch.Tensor, size: int, taps: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute what the passes need: the first input of each output and how many it takes, int32 (B,
-    2, S), and the weights, int32 (taps, S); taps: those of all passes together."""
-    outputs = (len(table), 2, size)
-    first = table.new_empty(outputs, dtype=torch.int32)
-    count = table.new_empty(outputs, dtype=torch.int32)
+    2, S, 2), and the weights, int32 (taps, S); taps: those of all passes together."""
+    inputs = table.new_empty(len(table), 2, size, 2, dtype=torch.int32)
     weights = table.new_empty(taps, size, dtype=torch.int32)
+    outputs = 2 * len(table) * size
     launch = find_launch("resize_weights", table.device, bits=8)
-    grid = (blocks_of(first.numel(), launch["BLOCK"]),)
-    _resize_weights_kernel[grid](
-        table, first, count, weights, size, first.numel(), **launch, **EXACT
-    )
-    return first, count, weights
+    grid = (blocks_of(outputs, launch["BLOCK"]),)
+    _resize_weights_kernel[grid](table, inputs, weights, size, outputs, **launch, **EXACT)
+    return inputs, weights

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 BATCH = 64
 
 
@@ -32,8 +30,8 @@ class Case:
         return Path(self.root) / ("train" if self.data == "folder" else "tars")
 
 
-Started = tuple[Iterator[torch.Tensor], list[int]]
-"""Endless batches of images, and the ids of the loader's worker processes."""
+Started = tuple[Iterator[Any], list[int]]
+"""Endless batches, tensors (B, 3, S, S), and the ids of the loader's worker processes."""
 Start = Callable[[Case], Started]
 
 
@@ -46,12 +44,12 @@ def start_torch(loader: Any) -> Started:
     return _chained(first, batches), workers
 
 
-def _endless(loader: Any) -> Iterator[torch.Tensor]:
+def _endless(loader: Any) -> Iterator[Any]:
     while True:
         for images, _ in loader:
             yield images
 
 
-def _chained(first: torch.Tensor, rest: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+def _chained(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
     yield first
     yield from rest

@@ -14,8 +14,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from benchmarks.loaders.case import Case, Start, Started
 
 _IDLE_S = 0.25
@@ -105,7 +103,6 @@ def _serve(start: Start, requests: Iterator[str]) -> Iterator[float]:
 def _main(name: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
-    torch.set_num_threads(1)
     module, function = name.split(":")
     start = getattr(importlib.import_module(module), function)
     for answer in _serve(start, sys.stdin):

@@ -23,7 +23,7 @@ from fastdeit.commands.errors import one_line_errors
 from fastdeit.config.cli import parse_config
 from fastdeit.config.parse import require
 from fastdeit.config.schema import Config
-from fastdeit.data.augment.exact import apply_op, mean_colour
+from fastdeit.data.augment.exact import apply_op
 from fastdeit.data.augment.resize import resize
 from fastdeit.data.build import build_train_index, fetch_data, pipeline_options
 from fastdeit.data.graphs.pipeline import build_train_pipeline, pack_draws
@@ -34,7 +34,7 @@ from fastdeit.display.text import TITLE_LETTERS, shorten
 from fastdeit.distributed.world import World
 from fastdeit.kernels.mix import mix
 from fastdeit.plan.build import build_plan
-from fastdeit.plan.operations import OPERATIONS, OPS, RAND_AUGMENT_OPS, op_arguments
+from fastdeit.plan.operations import OPERATIONS, OPS, RAND_AUGMENT_OPS, mean_colour, op_arguments
 from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.storage.atomic import atomic_open
 
@@ -202,6 +202,7 @@ def _arguments(op: int) -> list[tuple[float, str]]:
 
 def _run_pipeline(index: Index, plan: Plan, config: Config, draws: SampleParams) -> torch.Tensor:
     """Return what the training pipeline makes of the draws, on the CPU: float32 (B, 3, S, S)."""
+    config = config.replace(augment={"augment_device": "cpu"})
     options = pipeline_options(config, World(0, 1, 0, 1, torch.device("cpu")))
     options = dataclasses.replace(
         options, batch_size=len(draws.image_index), feeds_paths=index.feeds_paths, prefetch=1

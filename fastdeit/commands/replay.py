@@ -102,6 +102,8 @@ def _restore_form(config: Config, history: StepHistory, world: World) -> Config:
     sizes = [size for size in range(1, attempt.world_size + 1) if attempt.world_size % size == 0]
     allowed = f"{', '.join(map(str, sizes))}, as the run had {attempt.world_size} processes"
     require_value(world.size in sizes, "--num_gpus", world.size, allowed)
+    # the same pixels without a GPU
+    place = config.augment.augment_device if world.device.type == "cuda" else "auto"
     config = config.replace(
         optim={"micro_batch": attempt.micro_batch},
         run={
@@ -109,7 +111,7 @@ def _restore_form(config: Config, history: StepHistory, world: World) -> Config:
             "offload_optimizer": attempt.offload_optimizer,
             "precision": attempt.precision,
         },
-        augment={"augment_backend": attempt.augment_backend},
+        augment={"augment_backend": attempt.augment_backend, "augment_device": place},
         data={"decoder": attempt.decoder},
     )
     on_every_rank(lambda: check_config(config, world.size))

@@ -165,6 +165,7 @@ def pipeline_options(config: Config, world: World) -> PipelineOptions:
         num_workers=config.data.num_workers,
         prefetch=config.data.prefetch,
         backend=config.augment.augment_backend,
+        augment_device=config.augment.augment_device,
         decoder=config.data.decoder,
     )
 
@@ -177,20 +178,21 @@ def choose_options(
     num_workers: int = 0,
     prefetch: int = 2,
     backend: str = "auto",
+    augment_device: str = "auto",
     decoder: str = "auto",
 ) -> PipelineOptions:
     """Return where and how this rank reads images; num_workers: threads, 0: its share of the
-    cores; backend, decoder: `auto` is replaced by what it means here."""
+    cores; backend, augment_device, decoder: `auto` is replaced by what it means here."""
     device = "gpu" if world.device.type == "cuda" else "cpu"
     threads = num_workers or world.threads
-    if backend == "auto":
-        is_slow = device == "gpu" and threads < _EXACT_FROM_THREADS
-        backend = "native" if is_slow else "exact"
-    uses_gpu = device == "gpu" and backend == "native"
+    backend = _choose_backend(backend, augment_device, device, threads)
+    augments_on_gpu = device == "gpu" and (backend == "native" or augment_device == "gpu")
     if decoder == "auto":
-        decoder = "mixed" if uses_gpu else "cpu"
+        decoder = "mixed" if backend == "native" and device == "gpu" else "cpu"
     allowed = f"cpu with --augment-backend {backend} on a {device}"
-    require(decoder == "cpu" or uses_gpu, "decoder", decoder, allowed)
+    if device == "gpu":
+        allowed += " without --augment-device gpu"
+    require(decoder == "cpu" or augments_on_gpu, "decoder", decoder, allowed)
     return PipelineOptions(
         mean=mean,
         std=std,
@@ -200,7 +202,22 @@ def choose_options(
         prefetch=prefetch,
         backend=backend,
         decoder=decoder,
+        uses_kernels=backend == "exact" and augment_device == "gpu",
     )
+
+
+def _choose_backend(backend: str, augment_device: str, device: str, threads: int) -> str:
+    """Return `backend` with `auto` replaced. Raises ValueError for an --augment-device that is not
+    here, or not the backend's."""
+    allowed = "auto or cpu where there is no GPU"
+    require(augment_device != "gpu" or device == "gpu", "augment_device", augment_device, allowed)
+    if backend == "auto":
+        is_slow = device == "gpu" and threads < _EXACT_FROM_THREADS
+        return "native" if is_slow and augment_device == "auto" else "exact"
+    allowed = f"auto or {device} with --augment-backend native on a {device}"
+    is_natives = backend != "native" or augment_device in ("auto", device)
+    require(is_natives, "augment_device", augment_device, allowed)
+    return backend
 
 
 def build_train_loader(

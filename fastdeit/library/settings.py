@@ -26,6 +26,7 @@ class LoaderSettings(TypedDict, total=False):
     prefetch: int
     aa: str
     augment_backend: Literal["auto", "exact", "native"]
+    augment_device: Literal["auto", "cpu", "gpu"]
     color_jitter: float
     src: bool
     scale: tuple[float, float]

@@ -5,7 +5,7 @@ of both backends (fastdeit/data/augment/) that carry the operation out. CONTRIBU
 add one. Names and arguments are those of timm 1.0.31 (data/auto_augment.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -117,6 +117,11 @@ THREE_OPS = ("Grayscale", "SolarizeIncreasing", "GaussianBlur")
 
 JITTER_OPS = ("BrightnessIncreasing", "ContrastIncreasing", "ColorIncreasing")
 """The operations of the colour jitter, in the order of its draws."""
+
+
+def mean_colour(mean: Sequence[float]) -> tuple[int, ...]:
+    """Return the colour beside a warped image, as timm has it: the mean, in levels of 255."""
+    return tuple(min(255, round(255 * value)) for value in mean)
 
 
 def op_arguments(ops: np.ndarray, magnitude: np.ndarray, negate: np.ndarray) -> np.ndarray:

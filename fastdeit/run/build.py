@@ -14,6 +14,7 @@ from fastdeit.data.build import (
     build_train_loader,
     pipeline_options,
 )
+from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.index import Index
 from fastdeit.display.console import RunConsole
 from fastdeit.distributed.collectives import each_rank
@@ -190,7 +191,7 @@ def describe_run(run: Run, notes: list[str]) -> dict[str, str]:
         "data": _describe_data(run),
         _name_model(run): _describe_model(run),
         "augmentation": data.plan.spec.describe(),
-        "decoding": data.train_loader.options.describe(),
+        "decoding": _describe_decoding(data.train_loader.options),
         **_describe_teacher(run),
         "schedule": f"{epochs} epochs of {run.steps_per_epoch} steps, batch {batch_size}",
     }
@@ -201,6 +202,11 @@ def describe_run(run: Run, notes: list[str]) -> dict[str, str]:
         reason = "the same maths, gradients summed in fp32"
         notes = [*notes, f"ZeRO {wanted} replaced by {stage}: {reason}"]
     return rows | {f"note {number}": note for number, note in enumerate(notes, 1)}
+
+
+def _describe_decoding(options: PipelineOptions) -> str:
+    place = ", augmented on the GPU" if options.uses_kernels else ""
+    return f"{options.describe()}{place}"
 
 
 def _describe_devices(run: Run) -> str:

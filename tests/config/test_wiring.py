@@ -122,6 +122,7 @@ def test_the_recorder_misses_nothing_and_invents_nothing() -> None:
 
 
 CPU = World(0, 1, 0, 1, torch.device("cpu"))
+CUDA = World(0, 1, 0, 1, torch.device("cuda:0"))
 SIZES = np.full((40, 2), 300)
 Probe = Callable[[Config], Any]
 
@@ -151,8 +152,8 @@ PLAN: dict[str, tuple[Any, Probe, Any]] = {
 }
 
 
-def _options(name: str) -> Probe:
-    return lambda config: getattr(pipeline_options(config, CPU), name)
+def _options(name: str, world: World = CPU) -> Probe:
+    return lambda config: getattr(pipeline_options(config, world), name)
 
 
 def _settings(*keys: str) -> Probe:
@@ -171,6 +172,7 @@ OTHERS: dict[str, tuple[Any, Probe, Any]] = {
     "data.num_workers": (5, _options("num_threads"), 5),
     "data.prefetch": (5, _options("prefetch"), 5),
     "augment.augment_backend": ("native", _options("backend"), "native"),
+    "augment.augment_device": ("gpu", _options("uses_kernels", CUDA), True),
     "optim.batch_size": (64, _settings("train_batch_size"), 64),
     "optim.micro_batch": (8, _settings("train_micro_batch_size_per_gpu"), 8),
     "optim.clip_grad": (0.5, _settings("gradient_clipping"), 0.5),

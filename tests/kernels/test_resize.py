@@ -247,20 +247,23 @@ def test_resize_compiles_without_a_graph_break(monkeypatch: pytest.MonkeyPatch) 
     equal(compiled(*pack(*crops).values(), 8), expected_of(crops, 8).float() / 255)
 
 
-def test_weights_contain_no_fused_multiply_add() -> None:
+def test_compiled_kernels_round_as_pil_and_read_neighbouring_pixels() -> None:
     """A fused multiply-add rounds once instead of twice: on a GPU pixels would differ from those of
-    PIL, which the interpreter cannot show."""
+    PIL, which the interpreter cannot show. Threads that read distant bytes would be slow."""
     code = """
 from benchmarks.bench_resize import LAUNCHES
 from benchmarks.resources import compiled_only
 with compiled_only(90) as found:
     LAUNCHES[0].run()
-kernels = {kernel.metadata.name: kernel.asm["ptx"] for kernel, _ in found}
+kernels = {kernel.metadata.name: kernel.asm for kernel, _ in found}
 assert len(kernels) == 3, kernels
-assert not any("fma.rn" in code for code in kernels.values())
-weights = kernels["_resize_weights_kernel"]
+assert not any("fma.rn" in asm["ptx"] for asm in kernels.values())
+weights = kernels["_resize_weights_kernel"]["ptx"]
 assert "mul.rn.f64" in weights and "div.rn.f64" in weights
 assert ".f32" not in weights
+first = kernels["_resize_first_kernel"]["ttgir"]
+assert "sizePerThread = [1], threadsPerWarp = [32]" in first
+assert "convert_layout" not in first and first.count("#ttg.blocked<") == 1
 """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(

@@ -67,6 +67,9 @@ class AugmentConfig(Section):
     augment_backend: Literal["auto", "exact", "native"] = "auto"
     """exact: equal to PIL and timm bit for bit, on CPU threads; native: DALI's operators, close
     to PIL, also on a GPU."""
+    augment_device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where the exact backend augments: compiled code on CPU threads, or kernels on the GPU, with
+    the same pixels; auto: cpu, until a GPU has shown it."""
     color_jitter: float = 0.3
     """Range of random brightness, contrast and saturation; used with --aa 3a and --aa none."""
     src: bool = False

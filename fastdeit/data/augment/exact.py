@@ -42,7 +42,7 @@ from fastdeit.data.augment.sample import (
     run_sample,
 )
 from fastdeit.distributed.environment import is_first_on_machine
-from fastdeit.plan.operations import OPS
+from fastdeit.plan.operations import OPS, mean_colour
 from fastdeit.plan.plan import SampleParams
 from fastdeit.plan.spec import PlanSpec
 
@@ -109,11 +109,6 @@ def pack_windows(
     ints[:, PADDED] = 1
     ints[:, FILL:LAYERS] = fill
     return ints, floats
-
-
-def mean_colour(mean: Sequence[float]) -> tuple[int, ...]:
-    """Return the colour beside a warped image, as timm has it: the mean, in levels of 255."""
-    return tuple(min(255, round(255 * value)) for value in mean)
 
 
 def apply_op(image: np.ndarray, op: int, arg: float, fill: Sequence[int]) -> np.ndarray:

@@ -37,6 +37,9 @@ class PipelineOptions:
     prefetch: int = 2
     backend: str = "exact"
     decoder: str = "cpu"
+    uses_kernels: bool = False
+    """True: the exact backend in training is Triton kernels on `device`, with the same pixels (on
+    a CPU their references, in plain torch); False: one compiled operator on CPU threads."""
     feeds_paths: bool = True
     """True: the source gives paths of files; False: encoded images."""
     knows_sizes: bool = False
@@ -48,9 +51,12 @@ class PipelineOptions:
         for name, allowed in choices.items():
             value = getattr(self, name)
             require_value(value in allowed, name, value, f"one of {', '.join(allowed)}")
-        uses_gpu = self.device == "gpu" and self.backend == "native"
+        on_device = self.backend == "native" or self.uses_kernels
+        uses_gpu = self.device == "gpu" and on_device
         allowed_decoder = f"cpu with backend {self.backend} on a {self.device}"
         require_value(self.decoder == "cpu" or uses_gpu, "decoder", self.decoder, allowed_decoder)
+        is_exact = self.backend == "exact" or not self.uses_kernels
+        require_value(is_exact, "uses_kernels", self.uses_kernels, "False with backend native")
 
     def describe(self) -> str:
         """Return what decides the pixels, in words."""

@@ -6,7 +6,8 @@ float row, so a sample's pixels do not depend on the batch it is in, on threads 
 backends, one interface:
 
 exact: what follows the decoder is one compiled operator on the CPU, bit-equal to PIL and timm
-(data/augment/exact.py). native: DALI's own operators, on the CPU or the GPU, close to PIL
+(data/augment/exact.py); or the graph only decodes, and kernels do the same on the GPU
+(data/device/). native: DALI's own operators, on the CPU or the GPU, close to PIL
 (data/augment/native.py). The graph does not have parts that a plan never uses: an operator costs
 about 10 us an iteration even when idle.
 """
@@ -18,7 +19,7 @@ import numpy as np
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 
-from fastdeit.data.augment.exact import exact, mean_colour, pack_exact, pack_windows
+from fastdeit.data.augment.exact import exact, pack_exact, pack_windows
 from fastdeit.data.augment.native import (
     FILTERS as NATIVE_FILTERS,
 )
@@ -30,10 +31,12 @@ from fastdeit.data.augment.native import (
     pack_native,
     resize_region,
 )
+from fastdeit.data.device.rows import pack_changes
 from fastdeit.data.graphs.copies import share_windows
 from fastdeit.data.graphs.eval_crop import EvalCrop, place_crop
 from fastdeit.data.graphs.options import DECODERS, PipelineOptions
 from fastdeit.data.graphs.windows import part_to_read, place_in
+from fastdeit.plan.operations import mean_colour
 from fastdeit.plan.plan import SampleParams
 from fastdeit.plan.spec import PlanSpec
 
@@ -46,10 +49,13 @@ the rows that the graph takes."""
 
 def build_train_pipeline(source: Source, spec: PlanSpec, options: PipelineOptions) -> Pipeline:
     """Build a pipeline whose output is images (B, 3, S, S), normalised and erased: float32 on
-    "cpu", float16 on "gpu".
+    "cpu", float16 on "gpu". With kernels, it is decoded windows, uint8 (h, w, 3), on the device.
 
-    source: paths or encoded images, and the rows of `pack_draws`.
+    source: paths or encoded images, and the rows of `pack_draws`; with kernels, the windows, int32
+    (G, 4) as y, x, height, width.
     """
+    if options.uses_kernels:
+        return _built(_windows_graph(source, options, **options.dali))
     if options.backend == "exact":
         graph = _copies_graph if spec.repeats > 1 else _exact_graph
         return _built(graph(source, spec.input_size, options, **options.dali))
@@ -88,10 +94,12 @@ def pack_draws(
 ) -> tuple[np.ndarray, ...]:
     """Return the rows that the training graph takes, (B, columns) each or (B,): the window to
     decode, integers, and floats if it uses any; for copies that share a window, see
-    `_copies_graph`.
+    `_copies_graph`. With kernels, those that they take after it, of `pack_changes`.
 
     draws: of one batch, or of several, each of `options.batch_size` samples.
     """
+    if options.uses_kernels:
+        return pack_changes(draws)
     if options.backend == "native":
         return draws.crop, *pack_native(draws, spec)
     windows = draws.crop
@@ -202,6 +210,12 @@ def _exact_output(
 ) -> DataNode:
     images = exact(images, ints, floats, size=size)
     return _as_output(images.gpu() if options.device == "gpu" else images, options)
+
+
+@pipeline_def
+def _windows_graph(source: Source, options: PipelineOptions) -> DataNode:
+    encoded, (window,) = _external(source, options, _INTS)
+    return _on_device(_decoded_window(encoded, window, options), options)
 
 
 @pipeline_def(enable_conditionals=True)

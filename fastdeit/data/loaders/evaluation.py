@@ -1,17 +1,19 @@
 """The images of an evaluation, each once over all ranks, as batches in torch."""
 
 import ctypes
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from fastdeit.data.device.transfer import to_device_of
 from fastdeit.data.graphs.eval_crop import EvalCrop
 from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.graphs.pipeline import build_eval_pipeline, pack_eval
 from fastdeit.data.index import Index
-from fastdeit.data.loaders.stream import Stream, options_of, to_device_of
+from fastdeit.data.loaders.stream import Stream, options_of
 from fastdeit.data.quarantine import Quarantine
 
 PADDING = -1
@@ -63,6 +65,9 @@ class EvalLoader:
         self._next_pass = 0
         # an empty quarantine is false
         self._quarantine = Quarantine(index) if quarantine is None else quarantine
+        if options.uses_kernels:
+            # they have neither its filters nor its padding
+            options = dataclasses.replace(options, uses_kernels=False, decoder="cpu")
         self.options = options_of(options, index, batch_size)
         self._stream = Stream(
             index,

@@ -6,7 +6,6 @@ starts at the same batch.
 """
 
 import dataclasses
-import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,8 +23,6 @@ from fastdeit.data.quarantine import Quarantine
 
 _NAMED = 10  # files listed in an error
 _ATTEMPTS = 4  # at a batch, before the run fails
-ALIGNMENT = 16
-"""Bytes: the widest load of a GPU thread, and what Triton compiles a kernel of its own for."""
 _T = TypeVar("_T")
 
 
@@ -34,6 +31,7 @@ class Stream(Generic[_T]):
 
     plan: from a number to what is kept beside the images, the rows of the index to read, and the
     arrays that the graph takes. build: makes a pipeline for a source that gives the images' sizes.
+    take: from DALI's output and what is kept beside it to the images; None: the output is they.
     quarantine: takes images that fail; the batch is then made again without them.
     """
 
@@ -43,11 +41,13 @@ class Stream(Generic[_T]):
         plan: Callable[[int], tuple[_T, np.ndarray, tuple[np.ndarray, ...]]],
         build: Callable[[Source], Pipeline],
         quarantine: Quarantine,
+        take: Callable[[Any, _T], torch.Tensor] | None = None,
     ) -> None:
         self._index = index
         self._plan = plan
         self._build = build
         self._quarantine = quarantine
+        self._take = take or _take_tensor
         self._closed = False
         self._start(0)
 
@@ -55,20 +55,23 @@ class Stream(Generic[_T]):
         """Start a new pipeline, whose first batch is `number`."""
         self._shift = number  # number of a batch - DALI's number of the iteration
         self._generated = 0
-        self._ahead: deque[_InFlight[_T]] = deque()
-        self._pipeline: Pipeline | None = self._build(self._source)
+        ahead: deque[_InFlight[_T]] = deque()
+        self._ahead = ahead
+        # a pipeline holds its source, and so what it reads in place, until its threads have
+        # stopped, which is when Python has collected it
+        self._pipeline: Pipeline | None = self._build(lambda i: self._feed_next(i, ahead))
 
-    def _source(self, iteration: int) -> tuple[Any, ...]:
+    def _feed_next(self, iteration: int, ahead: deque["_InFlight[_T]"]) -> tuple[Any, ...]:
         """Return what DALI is fed; called by DALI, in order, from within `get`."""
         number = iteration + self._shift
         self._generated = iteration + 1
         kept, rows, arrays = self._plan(number)
         fed = (_feed(self._index, rows), self._index.sizes[rows], *arrays)
-        self._ahead.append(_InFlight(number, kept, rows, fed))
+        ahead.append(_InFlight(number, kept, rows, fed))
         return fed
 
     def get(self, number: int) -> tuple[torch.Tensor, _T]:
-        """Return the images of batch `number`, in DALI's memory, and what was kept beside them.
+        """Return the images of batch `number`, and what was kept beside them.
 
         The host waits until DALI has made them, on a GPU too, and meanwhile plans and feeds a batch
         ahead. Raises DataError where the quarantine does, RuntimeError for a batch that fails
@@ -98,7 +101,7 @@ class Stream(Generic[_T]):
             (images,) = self._pipeline.run()
             batch = self._ahead.popleft()
             if batch.number == number:
-                return torch.from_dlpack(images.as_tensor()), batch.kept
+                return self._take(images, batch.kept), batch.kept
 
     def _recover(self, number: int, unexplained: int, error: RuntimeError) -> bool:
         """Exclude the images that made the oldest batch in the queue fail, and start again at
@@ -139,7 +142,7 @@ class Stream(Generic[_T]):
         """Stop DALI's threads."""
         self._pipeline = None
         self._closed = True
-        self._ahead.clear()
+        self._ahead = deque()
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,11 @@ class _InFlight(Generic[_T]):
     kept: _T
     rows: np.ndarray
     fed: tuple[Any, ...]
+
+
+def _take_tensor(images: Any, kept: object) -> torch.Tensor:
+    """Return images of one size, in DALI's memory."""
+    return torch.from_dlpack(images.as_tensor())
 
 
 def _feed(index: Index, rows: np.ndarray) -> Sequence[np.ndarray] | np.ndarray:
@@ -175,37 +183,3 @@ def options_of(options: PipelineOptions, index: Index, batch_size: int) -> Pipel
     return dataclasses.replace(
         options, batch_size=batch_size, feeds_paths=index.feeds_paths, knows_sizes=True
     )
-
-
-def to_device_of(images: torch.Tensor, *arrays: np.ndarray) -> list[torch.Tensor]:
-    """Return small arrays as tensors on the device of the images: one copy to a GPU, none on a
-    CPU."""
-    if images.is_cuda:
-        return send_together(arrays, images.device)
-    return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
-
-
-def send_together(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
-    """Copy the arrays to `device` at once, as views of one block of memory whose starts are
-    multiples of `ALIGNMENT` bytes.
-
-    The host does not wait for the copy: torch's allocator of pinned memory uses the block again
-    only after the event that the copy leaves in its stream, so no reference has to be kept.
-    """
-    arrays = [np.ascontiguousarray(array) for array in arrays]
-    lengths = [-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays]
-    *starts, end = itertools.accumulate(lengths, initial=0)
-    staging = torch.empty(end, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    host = staging.numpy()
-    for start, array in zip(starts, arrays, strict=True):
-        host[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
-    sent = staging.to(device, non_blocking=True)
-    return [
-        _view_as(array, sent[start : start + array.nbytes])
-        for start, array in zip(starts, arrays, strict=True)
-    ]
-
-
-def _view_as(array: np.ndarray, memory: torch.Tensor) -> torch.Tensor:
-    """Return a view of bytes with the shape and the dtype of an array."""
-    return memory.view(torch.from_numpy(array).dtype).view(array.shape)

@@ -6,22 +6,29 @@ checkpoint would need: any step of any epoch can be asked for, and asking in ord
 an epoch too) keeps DALI's queue full.
 """
 
+import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from fastdeit.data.device.augment import Augmenter
+from fastdeit.data.device.rows import place_crops
+from fastdeit.data.device.transfer import as_tensor, to_device_of
+from fastdeit.data.graphs.copies import DecodePlan, plan_decoding
 from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.graphs.pipeline import build_train_pipeline, pack_draws
 from fastdeit.data.index import Index
 from fastdeit.data.loaders.batch import Batch
-from fastdeit.data.loaders.stream import Stream, options_of, to_device_of
+from fastdeit.data.loaders.packed import take_packed
+from fastdeit.data.loaders.stream import Stream, options_of
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.plan.digest import add_digests, sample_digests
 from fastdeit.plan.plan import Plan, SampleParams
+from fastdeit.plan.spec import PlanSpec
 
 _PLANNED_AT_ONCE = 4096  # samples
 
@@ -29,13 +36,14 @@ _PLANNED_AT_ONCE = 4096  # samples
 @dataclass(frozen=True)
 class _Planned:
     """Consecutive samples, a row each: `SampleParams`, DropPath's bits, their hashes, and the rows
-    that the graph takes."""
+    that the graph takes, or the kernels after it, of the windows of `decoding`."""
 
     ordinals: np.ndarray
     draws: SampleParams
     keep: np.ndarray
     digests: np.ndarray
     arrays: tuple[np.ndarray, ...]
+    decoding: DecodePlan | None = None
 
     def part(self, rows: slice) -> "_Planned":
         draws = {name: array[rows] for name, array in vars(self.draws).items()}
@@ -204,7 +212,7 @@ class TrainLoader:
         epoch, micro = divmod(number, self._division.micro_batches)
         block, place = divmod(micro, self._per_block)
         planned = self._block(epoch, block).part(slice(place * size, (place + 1) * size))
-        return planned, planned.draws.image_index, planned.arrays
+        return _feed(planned, self.options)
 
     @property
     def _per_block(self) -> int:
@@ -269,7 +277,7 @@ class OrdinalLoader:
         keep = np.zeros((count, 0, 2), bool)
         digests = np.zeros(count, np.uint64)
         arrays = pack_draws(draws, self._plan.spec, self.options)
-        return _Planned(ordinals, draws, keep, digests, arrays), draws.image_index, arrays
+        return _feed(_Planned(ordinals, draws, keep, digests, arrays), self.options)
 
 
 def _train_stream(
@@ -280,7 +288,37 @@ def _train_stream(
         loader.plan_batch,
         lambda source: build_train_pipeline(source, plan.spec, loader.options),
         quarantine,
+        _taker(plan.spec, loader.options),
     )
+
+
+def _feed(planned: _Planned, options: PipelineOptions) -> _Fed:
+    """Return a micro-batch as `Stream` takes it."""
+    draws = planned.draws
+    if not options.uses_kernels:
+        return planned, draws.image_index, planned.arrays
+    decoding = plan_decoding(draws.image_index, draws.crop)
+    return dataclasses.replace(planned, decoding=decoding), decoding.rows, (decoding.windows,)
+
+
+def _taker(
+    spec: PlanSpec, options: PipelineOptions
+) -> Callable[[Any, _Planned], torch.Tensor] | None:
+    """Return what makes images of decoded windows; None if the graph does."""
+    if not options.uses_kernels:
+        return None
+    dtype = torch.float16 if options.device == "gpu" else torch.float32
+    augmenter = Augmenter(spec, options.mean, options.std, dtype)
+
+    def take(decoded: Any, planned: _Planned) -> torch.Tensor:
+        decoding = planned.decoding
+        assert decoding is not None
+        packed = take_packed(decoded, decoding.windows)
+        place = place_crops(planned.draws, decoding.windows, decoding.group)
+        changes = to_device_of(packed, *planned.arrays)
+        return augmenter.augment_windows(packed, [*map(as_tensor, place)], changes)
+
+    return take
 
 
 def _exclude(plan: Plan, quarantine: Quarantine) -> bool:

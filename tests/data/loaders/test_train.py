@@ -2,7 +2,9 @@
 in memory that stays valid."""
 
 import dataclasses
+import gc
 import shutil
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,10 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdeit.data import quarantine
+from fastdeit.data.device.transfer import ALIGNMENT, send_together, to_device_of
 from fastdeit.data.index import DataError, Index, build_index
 from fastdeit.data.loaders import train as train_loaders
 from fastdeit.data.loaders.batch import Batch
-from fastdeit.data.loaders.stream import ALIGNMENT, send_together, to_device_of
 from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.plan.plan import Plan, SampleParams
@@ -213,6 +215,24 @@ def test_a_closed_loader_raises(index: Index, plan: Plan) -> None:
         next(loader.epoch(0))
 
 
+def test_what_dali_reads_in_place_lives_as_long_as_its_pipeline(index: Index, plan: Plan) -> None:
+    """Its threads read ahead when a loader is closed, and when a batch fails."""
+    loader = train_loader(index, plan, 8)
+    next(loader.epoch(0))
+    stream = loader._stream
+    pipeline = stream._pipeline
+    fed = [weakref.ref(array) for batch in stream._ahead for array in batch.fed[1:]]
+    assert fed
+    stream._start(0)
+    loader.close()
+    del loader, stream
+    gc.collect()
+    assert all(array() is not None for array in fed)
+    del pipeline
+    gc.collect()
+    assert all(array() is None for array in fed)
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
@@ -268,7 +288,7 @@ def test_a_batch_that_fails_for_no_images_fault_ends_the_run(
 
     class Broken:
         def run(self) -> None:
-            loader._stream._source(loader._stream._generated)
+            loader._stream._feed_next(loader._stream._generated, loader._stream._ahead)
             raise RuntimeError("out of memory")
 
     monkeypatch.setattr(loader._stream, "_build", lambda source: Broken())

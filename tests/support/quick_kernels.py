@@ -1,0 +1,54 @@
+"""The kernels of the exact backend, interpreted as fast as it goes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from fastdeit.kernels import (
+    augment,
+    augment_blur,
+    augment_tables,
+    normalise,
+    resize_passes,
+    resize_weights,
+)
+from fastdeit.kernels.backend import use_backend
+from tests.kernels.interpreter import INTERPRETED, poisoned_memory, unchecked_overflow
+
+_MODULES = (augment, augment_blur, augment_tables, normalise, resize_passes, resize_weights)
+# each block costs the same time, whatever its size
+_LARGE = {
+    "augment": {"BLOCK_PART": 1024},
+    "augment_blur": {"BLOCK": 8192},
+    "augment_statistics": {"BLOCK": 1024, "STEPS": 1},
+    "normalise": {"BLOCK_PART": 1024},
+    "resize_weights": {"BLOCK": 2048},
+    "resize_first": {"BLOCK": 32, "BLOCK_LINES": 512},
+    "resize_second": {"BLOCK": 128, "BLOCK_LINES": 32},
+}
+
+
+@contextmanager
+def quick_kernels() -> Iterator[None]:
+    """Run the kernels also for CPU tensors, in large blocks, with new memory poisoned; on a GPU as
+    they are."""
+    with pytest.MonkeyPatch.context() as patch, use_backend("triton"), poisoned_memory():
+        if not INTERPRETED:
+            yield
+            return
+        for module in _MODULES:
+            _enlarge_blocks(module, patch)
+        with unchecked_overflow():
+            yield
+
+
+def _enlarge_blocks(module: ModuleType, patch: pytest.MonkeyPatch) -> None:
+    find_launch = module.find_launch
+
+    def find(op: str, *key: Any, **sizes: Any) -> dict[str, int]:
+        return find_launch(op, *key, **sizes) | _LARGE.get(op, {})
+
+    patch.setattr(module, "find_launch", find)
