@@ -71,7 +71,7 @@ def measure(
     ratios = []
     for _ in range(args.rounds):
         ms = [
-            processes.measure({start: start}, cases[case], args.images, 1)[start][0][0]
+            processes.measure({start: start}, cases[case], args.images, 1)[start][0]
             for case in (name, "source")
         ]
         ratios.append(ms[0] / ms[1])
