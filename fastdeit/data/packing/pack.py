@@ -117,9 +117,9 @@ def _write_parts(parts: Sequence[Part], workers: int) -> Iterator[PartRecord]:
     try:
         for record in in_parallel(write_part, parts, workers, processes=total >= _PROCESSES_FROM):
             done += record.rows
-            facts = f"{done:,}/{total:,} images"
-            line = f"packing: {facts}, {left.describe(done)} left" if done < total else ""
-            bar.update(done, facts, line=line)
+            waiting = left.describe(done)
+            facts = f"{done:,}/{total:,} images" + (f", {waiting} left" if waiting else "")
+            bar.update(done, facts, line=f"packing: {facts}" if done < total else "")
             yield record
     finally:
         bar.stop()
