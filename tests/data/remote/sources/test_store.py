@@ -104,7 +104,8 @@ def overwrite(server: S3Server, data: bytes) -> Fault:
         server.put("a.tar", data)
         return precondition(request, start) or []
 
-    precondition = refuse("412 Precondition Failed", "PreconditionFailed")
+    text = "At least one of the pre-conditions you specified did not hold"
+    precondition = refuse("412 Precondition Failed", "PreconditionFailed", text)
 
     return fault
 
