@@ -1,4 +1,9 @@
-"""Votes and shared errors in a group of one process."""
+"""Votes and shared errors in a group of one process, and work of one process a machine."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -6,10 +11,12 @@ from fastdeit.distributed import collectives
 from fastdeit.distributed.collectives import (
     AsyncMax,
     check_same_on_ranks,
+    on_each_machine,
     on_every_rank,
     on_rank0,
 )
 from fastdeit.distributed.world import init_distributed
+from tests.support.ranks import Ranks
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -39,3 +46,38 @@ def test_fact_that_one_rank_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(collectives, "on_every_rank", lambda function: facts)
     with pytest.raises(ValueError, match=r"^rank 1 \(there\) differs .* b: 2, there None"):
         check_same_on_ranks({})
+
+
+def test_work_of_each_machine_is_done_once_and_its_error_is_raised() -> None:
+    done: list[bool] = []
+    on_each_machine(lambda proceed: done.append(proceed()))
+    assert done == [True]
+    with pytest.raises(ValueError, match="no network"):
+        on_each_machine(_fail)
+
+
+def _fail(proceed: Callable[[], bool]) -> None:
+    raise OSError("no network")
+
+
+def _work_on_two_machines(folder: Path) -> int:
+    """Have ranks 0 and 2 of three be the first of their machines; rank 2 works for longer than a
+    collective may last, until rank 1, which waits, is asked to stop."""
+    rank = int(os.environ["RANK"])
+    os.environ["LOCAL_RANK"] = "1" if rank == 1 else "0"
+    init_distributed(timeout_s=1)
+    started = time.monotonic()
+
+    def action(proceed: Callable[[], bool]) -> None:
+        (folder / f"worked-{rank}").touch()
+        while rank == 2 and proceed() and time.monotonic() < started + 60:
+            time.sleep(0.05)
+
+    on_each_machine(action, lambda: rank != 1 or time.monotonic() < started + 2)
+    return 0 if 2 <= time.monotonic() - started < 60 else 1
+
+
+def test_ranks_wait_for_another_machine_and_stop_it(tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path / "log", _work_on_two_machines, tmp_path, world_size=3)
+    assert ranks.wait() == 0, (tmp_path / "log").read_text()
+    assert sorted(path.name for path in tmp_path.glob("worked-*")) == ["worked-0", "worked-2"]

@@ -56,6 +56,8 @@ class Request(BaseHTTPRequestHandler):
         """Send a file; sends: only so many bytes of the body, then cut; ranges: obey Range; claims:
         bytes more than there are, in Content-Length."""
         path = self.far.folder / self.name
+        if self.name in self.far.pages:
+            return self.refuse(200, {"Content-Type": "text/html; charset=utf-8"})
         if not path.is_file():
             return self.refuse(404)
         data = path.read_bytes()
@@ -94,7 +96,10 @@ class _QuietServer(ThreadingHTTPServer):
 
 
 class FarServer:
-    """The files of a folder at `address`. Attributes: asked, the requests; has_etags.
+    """The files of a folder at `address`.
+
+    Attributes: asked, the requests; has_etags; pages, names that are answered by a page for a
+    browser.
 
     `fail(name, fault, times)` has the next requests of a file (not those that only look for its
     size) answered by a fault.
@@ -104,7 +109,9 @@ class FarServer:
         self.folder = folder
         self.asked: list[Asked] = []
         self.has_etags = True
+        self.pages: set[str] = set()
         self._faults: dict[str, list[Fault]] = {}
+        self._always: dict[str, Fault] = {}
         self._lock = Lock()
         handler = type("Handler", (Request,), {"far": self})
         self._server = _QuietServer(("127.0.0.1", 0), handler)
@@ -116,7 +123,13 @@ class FarServer:
     def fail(self, name: str, fault: Fault, times: int = 1) -> None:
         self._faults.setdefault(name, []).extend([fault] * times)
 
+    def fail_always(self, name: str, fault: Fault) -> None:
+        """Have all requests of a file answered by a fault."""
+        self._always[name] = fault
+
     def take_fault(self, asked: Asked) -> Fault | None:
+        if asked.name in self._always:
+            return self._always[asked.name]
         with self._lock:
             faults = self._faults.get(asked.name)
             is_look = asked.range == "bytes=0-0"

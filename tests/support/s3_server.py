@@ -8,13 +8,19 @@ from typing import Any
 import boto3
 import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import make_server
+from s3fs import S3FileSystem
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 BUCKET = "images"
 _KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
 
 Fault = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes] | None]
 """Takes a WSGI request; returns an answer, or None to have S3 answer."""
+
+
+class _Quiet(WSGIRequestHandler):
+    def log(self, *arguments: object) -> None:
+        """Print nothing."""
 
 
 class S3Server:
@@ -25,7 +31,8 @@ class S3Server:
         self.asked: list[str] = []
         self.faults: dict[str, list[Fault]] = {}
         self._app = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
+        options: dict[str, Any] = {"threaded": True, "request_handler": _Quiet}
+        self._server = make_server("127.0.0.1", 0, self._answer, **options)
         self.address = f"http://127.0.0.1:{self._server.server_port}"
         self.client = boto3.client(
             "s3",
@@ -61,6 +68,7 @@ class S3Server:
 
 def use_s3(monkeypatch: pytest.MonkeyPatch, server: S3Server) -> None:
     """Have this process, and those that it starts, find a server as the S3 of AWS."""
+    S3FileSystem.clear_instance_cache()
     for name, value in _KEYS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.address)

@@ -15,6 +15,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from rich.filesize import decimal
@@ -48,11 +49,11 @@ class FetchFlags(Section):
 class FetchOptions:
     """The flags of `fastdeit fetch`."""
 
-    url: tyro.conf.Positional[str]
+    url: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="URL")]
     """A folder, a file or a pattern, at s3://, gs://, hf://, https:// or another of fsspec."""
-    dir: tyro.conf.Positional[str]
+    dir: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
     """The folder to fetch into."""
-    flags: FetchFlags = field(default_factory=FetchFlags)
+    transfer: FetchFlags = field(default_factory=FetchFlags)
 
 
 def fetch_command(argv: Sequence[str]) -> int:
@@ -65,10 +66,10 @@ def fetch_command(argv: Sequence[str]) -> int:
         options = parse_options(argv, FetchOptions, "fastdeit fetch", __doc__ or "")
         folder = Path(os.path.abspath(options.dir))
         try:
-            if options.flags.dry_run:
+            if options.transfer.dry_run:
                 _show(terminal, options.url, folder)
             else:
-                fetch(options.url, folder, workers=options.flags.num_workers, terminal=terminal)
+                fetch(options.url, folder, workers=options.transfer.num_workers, terminal=terminal)
         except Unreachable as error:
             print_error(error)
             return 1

@@ -34,8 +34,10 @@ from fastdeit.data.packing.pack import Summary, pack
 from fastdeit.data.packing.parts import Layout, PartRecord
 from fastdeit.data.packing.trial import AREAS, SIZE, Trial
 from fastdeit.data.packing.verify import find_damage, find_strangers
+from fastdeit.data.remote.stage import fetch_folder
 from fastdeit.display.terminal import Terminal
 from fastdeit.display.text import printable, quote_words
+from fastdeit.storage.urls import is_url
 
 _INTERRUPTED = 130
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
@@ -101,7 +103,7 @@ class PackOptions:
     """The flags of `fastdeit pack`."""
 
     data: tyro.conf.Positional[str]
-    """The folder of a data set, in any format of docs/data.md."""
+    """The folder or URL of a data set, in any format of docs/data.md."""
     output: tyro.conf.Positional[str] = ""
     """A new folder, or one in which this command was interrupted."""
     images: ImageFlags = field(default_factory=ImageFlags)
@@ -154,13 +156,15 @@ def _verify(terminal: Terminal, options: PackOptions) -> int:
 
 def _make_job(options: PackOptions) -> Packing:
     """Return what to pack; the source is indexed. Raises ValueError for what cannot be used."""
-    source = Path(os.path.abspath(options.data))
     if not options.output:
         raise ValueError("OUTPUT must be given (--help explains it)")
+    flags = options.files
+    is_folder = not is_url(options.output)
+    require_value(is_folder, "OUTPUT", options.output, "a folder of this machine")
+    source = Path(os.path.abspath(fetch_folder(options.data, (flags.train_split, flags.val_split))))
     output = Path(os.path.abspath(options.output))
     is_outside = source.resolve() not in (output.resolve(), *output.resolve().parents)
     require_value(is_outside, "OUTPUT", options.output, f"outside of {source}")
-    flags = options.files
     bad_images = options.images.bad_images
     train = build_index(source, flags.train_split, bad_images=bad_images, workers=flags.workers)
     val = build_index(

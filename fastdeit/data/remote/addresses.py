@@ -33,25 +33,24 @@ def find_place(url: str, cache: str) -> Path:
     """
     user = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     home = cache or os.environ.get("FASTDEIT_DATA") or os.path.join(user, "fastdeit", "data")
+    url = url.rstrip("/")
     words = re.sub(r"[^a-zA-Z0-9.]+", "-", unquote(split_pattern(url)[0]).rpartition("/")[2])
     key = hashlib.sha256(url.encode()).hexdigest()[:12]
     return Path(home).expanduser() / f"{words.strip('-.')[:40] or 'data'}-{key}"
 
 
-def check_names(files: Iterable[RemoteFile], url: str) -> None:
+def check_names(names: Iterable[str], where: str) -> None:
     """Raise FetchError for a name that leads out of the folder, that no file can have, or that
-    another file has, too."""
-    names: set[str] = set()
-    for file in files:
-        fault = _find_fault(file.name)
-        if file.name in names:
-            fault = "is there twice"
+    another file has, too; where: for the message."""
+    seen: set[str] = set()
+    for name in names:
+        fault = "is there twice" if name in seen else _find_fault(name)
         if fault:
-            raise FetchError(f"{url}: the name {printable(file.name)!r} {fault}")
-        names.add(file.name)
-    folders = {str(parent) for name in names for parent in PurePosixPath(name).parents}
-    for name in sorted(names & folders):
-        raise FetchError(f"{url}: the name {printable(name)!r} is that of a file and of a folder")
+            raise FetchError(f"{where}: the name {printable(name)!r} {fault}")
+        seen.add(name)
+    folders = {str(parent) for name in seen for parent in PurePosixPath(name).parents}
+    for name in sorted(seen & folders):
+        raise FetchError(f"{where}: the name {printable(name)!r} is that of a file and of a folder")
 
 
 def _find_fault(name: str) -> str:

@@ -115,7 +115,7 @@ def compare(source: Source, url: str, folder: Path, patterns: Iterable[str] = ()
     """
     shown = hide_credentials(url)
     files = source.list_files(patterns)
-    check_names(files, shown)
+    check_names([file.name for file in files], shown)
     unknown = next((file for file in files if file.size < 0), None)
     if unknown is not None:
         raise FetchError(f"{unknown.address}: its size is not known")

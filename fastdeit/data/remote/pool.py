@@ -102,10 +102,7 @@ class TransferPool:
 
     def _run(self, transfer: Transfer, block: Block | None) -> None:
         has_arrived = block is None or transfer.receive(block)
-        while has_arrived:
-            if transfer.finish():
-                with self._changed:
-                    self._active.remove(transfer)
-                    self._changed.notify_all()
-                return
-            has_arrived = transfer.has_arrived
+        if has_arrived and transfer.finish():
+            with self._changed:
+                self._active.remove(transfer)
+                self._changed.notify_all()

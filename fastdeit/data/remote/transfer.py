@@ -79,6 +79,7 @@ class Transfer:
         self._stop = stop
         self._lock = threading.RLock()
         self._restarts = 0
+        self._mismatches = 0
         self._counted = 0
         self._begin(file, BLOCK)
 
@@ -100,11 +101,6 @@ class Transfer:
         """Return the next block that no thread receives yet."""
         with self._lock:
             return Block(self._round, self._pending.popleft()) if self._pending else None
-
-    @property
-    def has_arrived(self) -> bool:
-        with self._lock:
-            return self._left == 0
 
     def receive(self, block: Block) -> bool:
         """Receive a block, or begin a new round if the source has another file now; return True if
@@ -192,12 +188,14 @@ class Transfer:
                 self._wait(next_wait(fault, failures, file.address))
 
     def finish(self) -> bool:
-        """Verify the file, record it, and give it its name; return False if a new round begins."""
+        """Verify the file, record it, and give it its name; return False if a new round begins,
+        whose last block ends with another call."""
         current = self._round
         current.part.sync()
-        if not self._is_right(current):
-            self._restart(current)
-            return False
+        while not self._is_right(current):
+            if not self._restart(current):
+                return False
+            current = self._round
         current.part.close()
         place = self._folder / current.file.name
         # first the record: a file without one would be taken for the user's own
@@ -214,7 +212,8 @@ class Transfer:
                 return True
             if self._source.has_checksum(file):
                 current.part.forget()
-                if self._restarts:
+                self._mismatches += 1
+                if self._mismatches > 1:
                     raise FetchError(f"{file.address}: must be {file.checksum} (got {found})")
                 return False
         return self._describe(file).holds_same(file)

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import datetime
 import fnmatch
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -89,7 +90,7 @@ class StoreSource:
 
     def _make(self, path: str, base: str, facts: Mapping[str, Any]) -> RemoteFile:
         name = path.removeprefix(base).lstrip("/")
-        version = next((str(facts[key]) for key in _VERSIONS if facts.get(key)), "")
+        version = next((_name_version(facts[key]) for key in _VERSIONS if facts.get(key)), "")
         size = -1 if facts["size"] is None else int(facts["size"])
         return RemoteFile(
             name, self._system.unstrip_protocol(path), size, version, self._read_checksum(facts)
@@ -191,6 +192,14 @@ class StoreSource:
 
     def close(self) -> None:
         self._system.invalidate_cache()
+
+
+def _name_version(fact: object) -> str:
+    """Return what changes with a file as text; some file systems list a time in another form than
+    they describe one file with."""
+    if isinstance(fact, datetime.datetime):
+        fact = fact.timestamp()
+    return str(int(fact)) if isinstance(fact, float) else str(fact)
 
 
 def _open_system(url: str, shown: str, protocol: str) -> tuple[Any, str]:

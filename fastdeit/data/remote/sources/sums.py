@@ -4,6 +4,7 @@ import json
 import re
 from typing import Any, NamedTuple
 
+from fastdeit.data.remote.addresses import check_names
 from fastdeit.data.remote.source import FetchError
 
 MANIFESTS = ("pack.json", "SHA256SUMS")
@@ -34,7 +35,7 @@ def is_list(path: str) -> bool:
 def read_list(path: str, data: bytes, where: str) -> list[Listed]:
     """Return the files that a list names. path: its own name; where: for messages.
 
-    Raises FetchError for what is no list.
+    Raises FetchError for what is no list, and for names that no file in a folder can have.
     """
     try:
         text = data.decode("utf-8-sig")
@@ -44,6 +45,7 @@ def read_list(path: str, data: bytes, where: str) -> list[Listed]:
         raise FetchError(f"{where}: must be {forms} ({error})") from None
     if not listed:
         raise FetchError(f"{where}: names no file")
+    check_names([one.name for one in listed], where)
     return listed
 
 

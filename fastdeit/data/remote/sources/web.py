@@ -32,7 +32,6 @@ from fastdeit.storage.urls import hide_credentials
 CONNECT_S = 30.0
 READ_S = 60.0
 """Longest time without a byte."""
-_CHUNK = 1 << 20
 _LONGEST_WAIT_S = 300.0  # of those that a server asks for
 _PROBES = 16  # at once
 _MAY_PASS = {408, 425, 429, 500, 502, 503, 504}
@@ -113,7 +112,7 @@ class WebSource:
     def _read(self, address: str) -> bytes:
         data = bytearray()
         with self._get(address, {}) as response:
-            for chunk in response.iter_raw(_CHUNK):
+            for chunk in response.iter_raw():
                 data += chunk
                 if len(data) > MAX_BYTES:
                     raise FetchError(f"{address}: must be a list of at most {MAX_BYTES:,} bytes")
@@ -160,7 +159,7 @@ class WebSource:
             size = _read_size(response)
             first, behind = _read_range(response) or (0, file.size if size is None else size)
             version = file.version and _read_version(response)
-            yield Answer(first, behind, size, version, response.iter_raw(_CHUNK))
+            yield Answer(first, behind, size, version, response.iter_raw())
 
     @contextlib.contextmanager
     def _get(self, address: str, headers: dict[str, str]) -> Iterator[httpx2.Response]:
