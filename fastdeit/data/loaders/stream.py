@@ -80,15 +80,18 @@ class Stream(Generic[_T, _Images]):
         unexplained = 0  # failures in a row for which no bad image was found
         while True:
             try:
-                return self._get(number)
+                output, kept = self._get(number)
             except RuntimeError as error:
                 if self._closed or not self._ahead:
                     raise
                 found = self._recover(number, unexplained, error)
                 # the image that replaces a bad one may be bad too: then the count starts anew
                 unexplained = 0 if found else unexplained + 1
+            else:
+                return self._take(output, kept), kept
 
-    def _get(self, number: int) -> tuple[_Images, _T]:
+    def _get(self, number: int) -> tuple[Any, _T]:
+        """Return DALI's output for batch `number`, and what was kept beside it."""
         if self._closed:
             raise RuntimeError("the loader is closed")
         assert self._pipeline is not None
@@ -98,10 +101,10 @@ class Stream(Generic[_T, _Images]):
         while True:
             # without a stream `run` waits for the images, so nothing reads `fed` any more when its
             # batch is dropped
-            (images,) = self._pipeline.run()
+            (output,) = self._pipeline.run()
             batch = self._ahead.popleft()
             if batch.number == number:
-                return self._take(images, batch.kept), batch.kept
+                return output, batch.kept
 
     def _recover(self, number: int, unexplained: int, error: RuntimeError) -> bool:
         """Exclude the images that made the oldest batch in the queue fail, and start again at
