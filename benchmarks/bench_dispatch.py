@@ -30,7 +30,8 @@ from fastdeit.kernels import operators
 from fastdeit.kernels.backend import use_backend
 
 MODULES = (
-    "attention_bwd attention norm_bwd norm gelu mix mix_patches distill_fused distill augment"
+    "attention_bwd attention norm_bwd norm gelu normalise mix_rows mix_pixels mix mix_patches "
+    "distill_fused distill augment"
 ).split()
 Modules = dict[str, ModuleType]
 
@@ -107,6 +108,9 @@ def calls(kernels: Modules) -> dict[str, Call]:
     labels = torch.zeros(2, dtype=torch.int64)
     setting = {"smoothing": 0.1, "kind": "hard", "alpha": 0.5, "tau": 1.0}
     pixels = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
+    crops = kernels["normalise"].Pixels(
+        pixels, torch.zeros(3, 256), box, "pixel", torch.zeros(2, dtype=torch.int64)
+    )
     ops = torch.full((2, 1), -1, dtype=torch.int32)
     args = torch.zeros(2, 1, 2, dtype=torch.float64)
     attention = kernels["attention"]
@@ -121,6 +125,8 @@ def calls(kernels: Modules) -> dict[str, Call]:
         "gelu": Call(lambda: kernels["gelu"].gelu(x, b), (x, b)),
         "mix": Call(lambda: kernels["mix"].mix(images, lam, box)),
         "mix_patches": Call(lambda: kernels["mix_patches"].mix_patches(images, lam, box, 4)[0]),
+        "normalise": Call(lambda: kernels["normalise"].normalise(*crops)),
+        "mix_pixels": Call(lambda: kernels["mix_patches"].mix_patches(crops, lam, box, 4)[0]),
         "distill": Call(
             lambda: kernels["distill"].distill(*heads, labels, lam, labels, **setting).loss, heads
         ),

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import triton
 
+from benchmarks.bench_normalise import make_pixels
 from benchmarks.bench_resize import Inputs, make_inputs
 from benchmarks.harness import quantiles_ms
 from fastdeit.kernels import launch_configs
@@ -27,6 +28,7 @@ from fastdeit.kernels.gelu import gelu
 from fastdeit.kernels.mix import mix
 from fastdeit.kernels.mix_patches import mix_patches
 from fastdeit.kernels.norm import add_norm
+from fastdeit.kernels.normalise import normalise
 from fastdeit.kernels.resize import resize
 
 BATCH = 256
@@ -96,6 +98,9 @@ def _mix() -> Iterator[tuple[str, Call]]:
     box = torch.zeros(BATCH, 4, dtype=torch.int32, device="cuda")
     yield "images", lambda: [mix(images, lam, box, torch.bfloat16, True)]
     yield "patches", lambda: [mix_patches(images, lam, box, 16, torch.bfloat16)[0]]
+    pixels = make_pixels((BATCH, 3, 224, 224), torch.device("cuda"))
+    yield "normalise", lambda: [normalise(*pixels, torch.float16)]
+    yield "pixels", lambda: [mix_patches(pixels, lam, box, 16, torch.bfloat16)[0]]
 
 
 def _distill() -> Iterator[tuple[str, Call]]:

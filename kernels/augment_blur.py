@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.augment_ops import BLUR, EXACT, active_op
+from fastdeit.kernels.augment_ops import BLUR, EXACT, active_op, sqrt_reference
 from fastdeit.kernels.launch_configs import blocks_of, find_launch
 
 
@@ -21,7 +21,7 @@ def _box_weights_reference(sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     """Return the integer radius of the boxes and the weights of an inner and of an outermost pixel
     in 2^-24, int64 (B,) each; sigma: float64."""
     variance = sigma.float() * sigma.float() / 3
-    length = (12.0 * variance.double() + 1.0).sqrt().float()
+    length = sqrt_reference(12.0 * variance.double() + 1.0).float()
     whole = ((length.double() - 1.0) / 2.0).floor().float()
     part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
     radius = whole + part / (6 * (variance - (whole + 1) * (whole + 1)))

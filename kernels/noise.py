@@ -11,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from fastdeit.kernels.augment_ops import sqrt_reference
+
 _WORD = 0xFFFFFFFF
 
 
@@ -54,17 +56,7 @@ def _radius_reference(word: torch.Tensor) -> torch.Tensor:
     m, power = torch.frexp((word.double() + 0.5) * 2.0**-32)
     is_low = m <= 0.7071067811865476
     log = _log_series.fn(power.double() - is_low.double(), torch.where(is_low, 2.0 * m, m))
-    return _root(-2.0 * log)
-
-
-def _root(x: torch.Tensor) -> torch.Tensor:
-    """Return the square root of fp64, rounded correctly: on a CPU one in 80 of torch's own is not,
-    which are MKL's."""
-    root = x.sqrt()
-    high = (root.view(torch.int64) & ~0x7FFFFFF).view(torch.float64)
-    low = root - high
-    residual = x - high * high - 2.0 * high * low - low * low  # x - root², no step of it rounded
-    return root + residual / (2.0 * root)
+    return sqrt_reference(-2.0 * log)
 
 
 def _direction_reference(word: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,6 +1,6 @@
 """`mix` and `mix_patches` of pixels: the bits of mixing after normalising, reference and kernel.
 
-.venv/bin/python -m pytest tests/kernels/test_mix_pixels.py, about 15 s
+.venv/bin/python -m pytest tests/kernels/test_mix_pixels.py, about 10 s
 """
 
 from collections.abc import Iterator
@@ -81,7 +81,7 @@ def test_patches_of_pixels_equal_patches_of_normalised_images(
     assert_same_bits(images, expected[1])
 
 
-@pytest.mark.parametrize("block", [64, 4096])
+@pytest.mark.parametrize("block", [64, 1024])
 def test_blocks_of_any_size_join_without_a_gap(
     fused: None, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,13 +119,12 @@ def test_an_empty_batch_is_accepted(chosen: str) -> None:
 
 
 def test_absent_outputs_are_empty_and_the_operator_passes_opcheck() -> None:
-    (images, levels, erase, _, key), lam, box = pairs = make_pairs((2, 4, 8))
+    (images, levels, erase, _, key), lam, box = pairs = make_pairs((2, 4, 4))
     patches, _ = mix_pixels(*pairs, 0, torch.float32, True)
     _, mixed = mix_pixels(*pairs, 4, torch.float32, False)
     assert patches.numel() == mixed.numel() == 0
-    for patch, both in ((4, True), (0, True), (4, False)):
-        arguments = (images, levels, erase, key, 2, lam, box, patch, torch.bfloat16, both, both)
-        torch.library.opcheck(torch.ops.fastdeit.mix_pixels.default, arguments)
+    arguments = (images, levels, erase, key, 2, lam, box, 4, torch.bfloat16, True, True)
+    torch.library.opcheck(torch.ops.fastdeit.mix_pixels.default, arguments)
 
 
 def test_wrong_pixels_are_rejected() -> None:

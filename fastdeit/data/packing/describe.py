@@ -29,7 +29,6 @@ def describe_settings(job: Packing, images: int) -> Settings:
         "format": job.layout,
         "images of a shard": images,
         **encoding,
-        "bad-images": job.bad_images,
         "Pillow": PIL.__version__,
         "libjpeg": features.version_feature("libjpeg_turbo") or features.version_codec("jpg"),
         "images": {split: index.fingerprint() for split, index in job.source.items()},

@@ -6,11 +6,12 @@ from typing import Literal, NamedTuple
 
 from PIL import Image
 
-from fastdeit.data.formats.check import DECODE_ERRORS, FORMATS, find_refusal, open_image, to_rgb
+from fastdeit.data.formats.check import open_image, to_rgb
 
 Subsampling = Literal["4:2:0", "4:4:4"]
 FILTER = "bicubic"
 _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp"}
+_PIXELS = b"P"  # how PGM and PPM begin, in which IDX and CIFAR are read; no other format does
 _GREY = ("1", "L", "LA")
 _MAX_SIDE = 65_500  # of libjpeg
 
@@ -42,27 +43,20 @@ def pack_image(data: bytes, size: tuple[int, int], encoding: Encoding) -> Packed
     size: height and width that it must have. A JPEG that is small enough keeps its bytes, too. The
     pixels of the index's IDX and CIFAR files, which are no image files, are copied as PNG.
     """
-    image = _open_header(data) if encoding.copy else open_image(data)
+    # of an IDX or CIFAR file: there is no image file to copy
+    has_file = not data.startswith(_PIXELS)
+    image = open_image(data, decode=not (encoding.copy and has_file))
     if isinstance(image, str):
         return image
     if (image.height, image.width) != size:
         return f"is {(image.height, image.width)} high and wide, the index has {size}"
-    suffix = _SUFFIXES.get(image.format or "")
-    is_small = min(image.size) <= encoding.resize
-    if suffix and (encoding.copy or (suffix == ".jpg" and is_small)):
-        return Packed(data, suffix)
-    if encoding.copy:
+    if encoding.copy and not has_file:
         return Packed(_save(image, "PNG"), ".png")
+    suffix = _SUFFIXES.get(image.format or "", "")
+    is_small = suffix == ".jpg" and min(image.size) <= encoding.resize
+    if encoding.copy or is_small:
+        return Packed(data, suffix)
     return _compress(shrink(image, encoding.resize), encoding)
-
-
-def _open_header(data: bytes) -> Image.Image | str:
-    """Return an image of which the pixels are not decoded yet, else its fault."""
-    try:
-        image = Image.open(BytesIO(data), formats=FORMATS)
-        return find_refusal(image) or image
-    except DECODE_ERRORS as error:
-        return f"{type(error).__name__}: {error}"
 
 
 def shrink(image: Image.Image, side: int) -> Image.Image:

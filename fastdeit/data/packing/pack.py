@@ -54,6 +54,8 @@ def pack(job: Packing) -> Summary:
     settings = describe_settings(job, size)
     with lock_folder(job.output):
         written = find_written(job.output, settings, job.workers)
+        if job.bad_images == "error":
+            _refuse_faults(job.output, written)
         known = {record.name for record in written}
         parts = [part for part in _divide(job, size, homes) if part.name not in known]
         _require_room(job.output, parts, trial.mean_bytes)
@@ -67,6 +69,13 @@ def pack(job: Packing) -> Summary:
             cure = "the same command continues"
             raise DataError(f"{job.output}: cannot be written: {reason}; {cure}") from None
     return Summary(manifest, trial, len(written))
+
+
+def _refuse_faults(folder: Path, written: Sequence[PartRecord]) -> None:
+    """Raise DataError for a part that was written without a damaged image."""
+    for record in written:
+        for _, fault in record.faults:
+            raise DataError(f"{folder}: {record.name} is without a damaged image: {fault}")
 
 
 def _name_homes(job: Packing) -> list[str]:

@@ -313,6 +313,16 @@ def test_images_damaged_since_they_were_indexed_are_excluded_and_named(
     assert not find_damage(job.output, read_manifest(job.output).files, 1)
 
 
+def test_the_policy_on_bad_images_may_change_while_packing(root: Path, tmp_path: Path) -> None:
+    job = make_job(root, tmp_path / "packed", bad_images="error", workers=1)
+    (root / "train/square/01.jpg").write_bytes((root / "train/square/01.jpg").read_bytes()[:300])
+    with pytest.raises(DataError, match="--bad-images skip"):
+        pack(job)
+    assert pack(dataclasses.replace(job, bad_images="skip")).written_before >= 1
+    with pytest.raises(DataError, match=r"train-000001\.tar is without a damaged image: train/sq"):
+        pack(job)
+
+
 def test_an_image_that_cannot_be_read_is_an_error(root: Path, tmp_path: Path) -> None:
     job = make_job(root, tmp_path / "packed")
     (root / "val/circle/00.png").rename(root / "val/circle/gone.png")
