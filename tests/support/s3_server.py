@@ -75,11 +75,11 @@ def use_s3(monkeypatch: pytest.MonkeyPatch, server: S3Server) -> None:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
 
 
-def refuse(status: str, code: str) -> Fault:
+def refuse(status: str, code: str, message: str = "") -> Fault:
     """Answer with an error of S3, as ("503 Service Unavailable", "SlowDown")."""
 
     def fault(request: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         start(status, [("Content-Type", "application/xml")])
-        return [f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()]
+        return [f"<Error><Code>{code}</Code><Message>{message or code}</Message></Error>".encode()]
 
     return fault

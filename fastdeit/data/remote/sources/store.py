@@ -90,10 +90,13 @@ class StoreSource:
 
     def _make(self, path: str, base: str, facts: Mapping[str, Any]) -> RemoteFile:
         name = path.removeprefix(base).lstrip("/")
-        version = next((_name_version(facts[key]) for key in _VERSIONS if facts.get(key)), "")
         size = -1 if facts["size"] is None else int(facts["size"])
         return RemoteFile(
-            name, self._system.unstrip_protocol(path), size, version, self._read_checksum(facts)
+            name,
+            self._system.unstrip_protocol(path),
+            size,
+            _read_version(facts),
+            self._read_checksum(facts),
         )
 
     def _read_checksum(self, facts: Mapping[str, Any]) -> str:
@@ -136,7 +139,9 @@ class StoreSource:
         with self._errors(file.address):
             self._system.invalidate_cache(parent)
             now = self._make(path, parent, self._system.info(path))
-        return now.replace(name=file.name, checksum=now.checksum or file.checksum)
+        # a list may have another kind of checksum than the store
+        is_same_kind = now.checksum.partition(":")[0] == file.checksum.partition(":")[0]
+        return now.replace(name=file.name, checksum=(now if is_same_kind else file).checksum)
 
     @contextlib.contextmanager
     def open(self, file: RemoteFile, start: int, end: int) -> Iterator[Answer]:
@@ -144,6 +149,9 @@ class StoreSource:
             size = max(1, end - start)
             path = self._strip(file.address)
             with self._system.open(path, "rb", block_size=size, cache_type="none") as opened:
+                version = _read_version(getattr(opened, "details", None) or {})
+                if version and version != file.version:
+                    raise Changed
                 opened.seek(start)
                 data = opened.read(end - start)
         if len(data) != end - start:
@@ -194,9 +202,10 @@ class StoreSource:
         self._system.invalidate_cache()
 
 
-def _name_version(fact: object) -> str:
-    """Return what changes with a file as text; some file systems list a time in another form than
-    they describe one file with."""
+def _read_version(facts: Mapping[str, Any]) -> str:
+    """Return what changes with a file; some file systems list a time in another form than they
+    describe one file with."""
+    fact = next((facts[key] for key in _VERSIONS if facts.get(key)), "")
     if isinstance(fact, datetime.datetime):
         fact = fact.timestamp()
     return str(int(fact)) if isinstance(fact, float) else str(fact)

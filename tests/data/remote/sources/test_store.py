@@ -3,6 +3,7 @@
 import builtins
 import json
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from s3fs import S3FileSystem
 
 from fastdeit.data.remote.fetch import open_source
 from fastdeit.data.remote.source import FetchError, RemoteFile, Unreachable
+from fastdeit.data.remote.sources.store import StoreSource
 from tests.data.remote.conftest import BLOCK
 from tests.support.fetching import fetch_quietly, make_bytes, read_folder
 from tests.support.hub_server import HubServer, use_hub_server
@@ -96,8 +98,14 @@ def test_a_body_of_s3_that_is_cut_is_asked_for_again(s3: S3Server, tmp_path: Pat
 
 
 def overwrite(server: S3Server, data: bytes) -> Fault:
-    def fault(request: dict[str, Any], start: Callable[..., Any]) -> None:
+    """Put another object in place, and refuse If-Match as S3 does, which moto ignores."""
+
+    def fault(request: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         server.put("a.tar", data)
+        return precondition(request, start) or []
+
+    text = "At least one of the pre-conditions you specified did not hold"
+    precondition = refuse("412 Precondition Failed", "PreconditionFailed", text)
 
     return fault
 
@@ -110,7 +118,7 @@ def test_an_object_that_changes_in_between_is_fetched_anew(
     after = make_bytes(size + 3, seed=4)
     nothing: Fault = lambda *_: None  # noqa: E731
     s3.faults["a.tar"] = [*[nothing] * (2 if size == SIZE else 0), overwrite(s3, after)]
-    fetch_quietly("s3://images/a.tar", tmp_path / "out", workers=1)
+    fetch_quietly("s3://images", tmp_path / "out", workers=1)
     assert read_folder(tmp_path / "out") == {"a.tar": after}
 
 
@@ -225,6 +233,29 @@ def test_a_gated_data_set_names_the_token(hub: HubServer, tmp_path: Path) -> Non
     hub.status = 403
     with pytest.raises(FetchError, match=r"access is refused .*HF_TOKEN|or it is private"):
         fetch_quietly("hf://datasets/owner/set", tmp_path / "out")
+
+
+def test_a_change_that_a_protocol_does_not_show_is_found_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/far/a.tar", make_bytes(SIZE))
+    after = make_bytes(SIZE, seed=1)
+    read = StoreSource.open
+    opened: list[Any] = []
+
+    def overwrite_once(self: StoreSource, *what: Any) -> Any:
+        opened.append(what)
+        if len(opened) == 3:
+            memory.pipe("/far/a.tar", after)
+            memory.store["/far/a.tar"].modified += timedelta(seconds=5)
+            memory.store["/far/a.tar"].created += timedelta(seconds=5)
+        return read(self, *what)
+
+    monkeypatch.setattr(StoreSource, "open", overwrite_once)
+    fetch_quietly("memory://far/a.tar", tmp_path / "out", workers=1)
+    memory.rm("/far", recursive=True)
+    assert read_folder(tmp_path / "out") == {"a.tar": after}
 
 
 def test_any_protocol_of_fsspec_works(tmp_path: Path) -> None:
