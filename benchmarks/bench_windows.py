@@ -1,12 +1,11 @@
-"""Cost of a sample of the exact backend with --augment-device gpu, beside cpu: CPU time, bytes to
-the GPU, and the estimated time of its kernels on an H100.
+"""Cost of a sample of the exact backend with --augment-device gpu, beside cpu: CPU time and bytes to
+the GPU.
 
 python -m benchmarks.bench_windows [--images 512]
 
-The host decodes the windows and copies them into one buffer; with `cpu` it does everything up to
-the finished images. Both are measured on the CPU in one process, in turn, in CPU time. The kernels
-are not run: their time is an estimate, the bytes they move at 2.8 TB/s, and for `resize` also its
-instructions (bench_resize.py). Prints a Markdown table.
+With `gpu` the host decodes the windows and copies them into one buffer; with `cpu` it does all, up
+to the finished images. Both are measured on the CPU in one process, in turn, in CPU time; the
+kernels are not run (docs/kernels.md has an estimate of their time). Prints a Markdown table.
 """
 
 import argparse
@@ -20,10 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.bench_resize import H100_BYTES, Inputs, predict
 from benchmarks.loaders.images import MEAN, STD, write_images
-from fastdeit.data.device.rows import place_crops
-from fastdeit.data.device.transfer import as_tensor
 from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.graphs.pipeline import build_train_pipeline
 from fastdeit.data.index import Index, build_index
@@ -50,9 +46,7 @@ SPECS = {
         reprob=0.0,
     ),
 }
-HEAD = (
-    "| recipe | CPU ms a sample, cpu | gpu | ratio | KB to the GPU, cpu | gpu | kernels, us (est) |"
-)
+HEAD = "| recipe | CPU ms a sample, cpu | gpu | ratio | KB to the GPU, cpu | gpu |"
 
 
 def make_loader(index: Index, spec: PlanSpec, uses_kernels: bool) -> TrainLoader:
@@ -95,18 +89,6 @@ def bytes_sent(packed: torch.Tensor, planned: Any) -> float:
     return (packed.numel() + rows) / BATCH + TABLE_BYTES
 
 
-def predict_kernels(packed: torch.Tensor, planned: Any, spec: PlanSpec) -> float:
-    """Return the estimated microseconds a sample on an H100: the copy into one buffer, `resize`,
-    `augment`, and `mix_pixels` to 16 bits."""
-    decoding = planned.decoding
-    place = place_crops(planned.draws, decoding.windows, decoding.group)
-    start, stride, shape, window, flip = map(as_tensor, place)
-    resize = sum(predict(Inputs(packed, (start, stride, shape, window, flip), spec.input_size)))
-    pixels = 3 * spec.input_size**2
-    moved = 2 * packed.numel() / BATCH + 2 * pixels * spec.layers + 3 * pixels
-    return resize + 1e6 * moved / H100_BYTES
-
-
 def row_of(name: str, spec: PlanSpec, index: Index, images: int) -> str:
     whole, windows = endless(make_loader(index, spec, uses_kernels=False)), decode(index, spec)
     steps = (lambda: next(whole), lambda: next(windows))
@@ -117,10 +99,9 @@ def row_of(name: str, spec: PlanSpec, index: Index, images: int) -> str:
     cpu, gpu = (statistics.median(times) for times in zip(*rounds, strict=True))
     taken = [next(windows) for _ in range(4)]
     sent = statistics.mean(bytes_sent(*each) for each in taken) / 1e3
-    kernels = statistics.mean(predict_kernels(*each, spec) for each in taken)
     finished = 3 * spec.input_size**2 * 4 / 1e3
     times = f"{cpu:.2f} | {gpu:.2f} | {gpu / cpu:.2f}"
-    return f"| {name} | {times} | {finished:.0f} | {sent:.0f} | {kernels:.1f} |"
+    return f"| {name} | {times} | {finished:.0f} | {sent:.0f} |"
 
 
 def main() -> None:
@@ -130,7 +111,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder), 32, 16)
         index = build_index(Path(folder), "train")
-        print(HEAD, "|---|---|---|---|---|---|---|", sep="\n")
+        print(HEAD, "|---|---|---|---|---|---|", sep="\n")
         for name, spec in SPECS.items():
             print(row_of(name, spec, index, images), flush=True)
 
