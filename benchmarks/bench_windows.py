@@ -1,5 +1,5 @@
-"""Cost of a sample of the exact backend with --augment-device gpu, beside cpu: CPU time and bytes to
-the GPU.
+"""Cost of a sample of the exact backend with --augment-device gpu, beside cpu: CPU time, and bytes
+to the GPU.
 
 python -m benchmarks.bench_windows [--images 512]
 
