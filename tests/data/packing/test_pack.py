@@ -119,7 +119,10 @@ def test_the_plan_draws_the_same_images_as_of_the_source(root: Path, tmp_path: P
 
 
 def test_a_copy_gives_the_batches_of_the_source(root: Path, tmp_path: Path) -> None:
-    pack(make_job(root, tmp_path / "packed", encoding=COPY))
+    job = make_job(root, tmp_path / "packed", encoding=COPY)
+    pack(job)
+    indexes = (job.source["train"], build_index(tmp_path / "packed", "train"))
+    assert len({Plan(PlanSpec(), index.sizes).fingerprint() for index in indexes}) == 1
     settings: dict[str, Any] = {"batch_size": 8, "input_size": 16, "seed": 5}
     loaders = [create_loader(folder, **settings) for folder in (root, tmp_path / "packed")]
     batches = list(zip(*loaders, strict=True))
