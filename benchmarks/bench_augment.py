@@ -8,7 +8,8 @@ probability one half) to cropped uint8 images. torchvision's functions are calle
 the GPU, as its own RandAugment does; they have no bicubic warp there, so theirs is bilinear, and
 the pixels differ from those of PIL. The reference reads the operations on the host, so it is not
 compiled. The exact backend's operator and timm on PIL run on one core, on fewer images. pct_of_copy
-counts the bytes of the images read and written once.
+counts the bytes of the images read and written once. `predict` estimates the time on an H100 and is
+printed.
 """
 
 import math
@@ -24,6 +25,7 @@ from torchvision.transforms.v2 import functional as v2
 
 from benchmarks import harness
 from fastdeit.kernels.augment import FILL, OPS, augment_reference, augment_triton, pack_args
+from fastdeit.kernels.augment_ops import STATISTICS
 from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec
 
@@ -34,6 +36,15 @@ ONE_BY_ONE = 256
 """Largest batch for torchvision, which is called image by image."""
 INTEGER_ARGS = ("PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd")
 LAYER_OPS = PlanSpec().layer_ops
+INSTRUCTIONS = {
+    "Rotate": 596,
+    **dict.fromkeys(("ShearX", "ShearY", "TranslateXRel", "TranslateYRel"), 231),
+    "ColorIncreasing": 73,
+    "SharpnessIncreasing": 3 * 152,
+    **dict.fromkeys(STATISTICS, 628 // 8 + 10),
+}
+"""A thread's instructions for a pixel, in the loops of the sm_90 code; 10 for the other operations
+and for a copy."""
 
 Drawn = tuple[np.ndarray, np.ndarray]
 Runs = dict[str, Callable[[], torch.Tensor]]
@@ -73,6 +84,16 @@ def ours(images: torch.Tensor, drawn: Drawn) -> Runs:
     if images.is_cuda:
         runs["triton"] = lambda: augment_triton(*arguments)
     return runs
+
+
+def predict(drawn: Drawn, side: int) -> tuple[float, float]:
+    """Return an estimate of the microseconds an image takes on an H100, of its bytes and of its
+    instructions; the sum of both is the worst case."""
+    names = [OPS[op] if op >= 0 else "" for op in drawn[0].ravel()]
+    passes = 2 * len(names) + sum(name in STATISTICS for name in names)
+    count = sum(INSTRUCTIONS.get(name, 10) for name in names)
+    pixels = 1e6 * side**2 / len(drawn[0])
+    return 3 * pixels * passes / harness.H100_BYTES, pixels * count / 128 / harness.H100_CLOCKS
 
 
 def by_timm(images: np.ndarray, drawn: Drawn) -> torch.Tensor:
@@ -162,6 +183,8 @@ def bench(
     images, drawn = make_inputs(batch, side, device)
     few = images[:ON_ONE_CORE].cpu().numpy()
     first = (drawn[0][:ON_ONE_CORE], drawn[1][:ON_ONE_CORE])
+    parts = "{:.2f} of bytes + {:.2f} of instructions".format(*predict(drawn, side))
+    print(f"an image at {side} px, estimate for an H100: {parts} us", flush=True)
     runs = ours(images, drawn)
     expected = runs["reference"]()
     harness.gate(expected[:ON_ONE_CORE].cpu(), by_timm(few, first), "the reference against PIL")

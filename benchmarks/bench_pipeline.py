@@ -121,24 +121,36 @@ def rows_of(case: Case, stage: str, found: Measured) -> list[Row]:
 
 
 def table(found: dict[Case, Measured]) -> str:
-    """Return the CPU time of every loader divided by that of `OURS`, in markdown, a case a row."""
-    peers = [name for name in next(iter(found.values())) if name != OURS]
+    """Return the CPU time of every loader divided by that of `OURS`, in markdown, a case a row; a
+    cell is empty where a loader was not measured."""
+    peers = list(dict.fromkeys(name for row in found.values() for name in row if name != OURS))
     lines = [["images", *peers], ["---"] * (1 + len(peers))]
     for case, measured in found.items():
         copies = f"{case.copies} cop{'y' if case.copies == 1 else 'ies'}"
-        ratios = [f"{ratio(measured, (peer,), OURS):.1f}" for peer in peers]
+        ratios = [_cell(measured, peer) for peer in peers]
         lines.append([f"{case.data}, {case.size} px, {copies}", *ratios])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(found: Measured, peer: str) -> str:
+    return f"{ratio(found, (peer,), OURS):.1f}" if peer in found else ""
+
+
+def loaders_of(case: Case, pillow_simd: Path | None) -> dict[str, str]:
+    """Return the loaders that a case is measured with; one copy is always decoded once."""
+    absent = {SIMD} if pillow_simd is None else set()
+    absent |= {ONCE} if case.copies == 1 else set()
+    return {name: start for name, start in LOADERS.items() if name not in absent}
 
 
 def compare_cases(
     processes: Processes, cases: Sequence[Case], args: argparse.Namespace
 ) -> list[Row]:
     """Measure every loader on every case; return the rows and print the table."""
-    loaders = {name: start for name, start in LOADERS.items() if name != SIMD or args.pillow_simd}
     rows: list[Row] = []
     found = {}
     for case in cases:
+        loaders = loaders_of(case, args.pillow_simd)
         found[case] = processes.measure(loaders, case, args.images, args.rounds)
         rows += rows_of(case, WHOLE, found[case])
     print(f"\nCPU time divided by that of {OURS}:\n\n{table(found)}")

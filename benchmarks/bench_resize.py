@@ -31,10 +31,6 @@ ON_ONE_CORE = 32
 ONE_BY_ONE = 256
 """Largest batch for torch, which is called crop by crop."""
 
-H100_BYTES = 2.8e12
-"""Bytes a second that a streaming kernel reaches on an H100."""
-H100_CLOCKS = 132 * 1.755e9
-"""Clocks of all SMs of an H100 in a second."""
 FIRST_CLOCKS = 55 / 128 / 12
 """Clocks of an SM for one input of a byte in the first pass: its loop issues 55 instructions for 12
 of them, 128 threads a clock. Its 13 loads, 32 threads a clock, take about as long."""
@@ -119,8 +115,8 @@ def predict(inputs: Inputs) -> tuple[float, float]:
     down, across = (4 * (side / inputs.size).clamp(min=1) for side in (height, width))
     first = FIRST_CLOCKS * 3 * inputs.size * height * across
     second = SECOND_CLOCKS * 3 * inputs.size**2 * down
-    moved = bytes_of(inputs)[1] / len(height) / H100_BYTES
-    return 1e6 * moved, 1e6 * float((first + second).mean()) / H100_CLOCKS
+    moved = bytes_of(inputs)[1] / len(height) / harness.H100_BYTES
+    return 1e6 * moved, 1e6 * float((first + second).mean()) / harness.H100_CLOCKS
 
 
 def describe(inputs: Inputs) -> str:

@@ -45,6 +45,10 @@ COLUMNS = (
     *MEASURED,
     *COUNTED,
 )
+H100_BYTES = 2.8e12
+"""Bytes a second that a streaming kernel reaches on an H100; for estimates without one."""
+H100_CLOCKS = 132 * 1.755e9
+"""Clocks a second of all SMs of an H100, each of which issues 128 threads' instructions."""
 Row = dict[str, str | float]
 
 

@@ -1,6 +1,6 @@
-"""Operations of an augmentation on finished crops: RandAugment's fifteen, grey and Gaussian blur,
+"""Operations of an augmentation on resized crops: RandAugment's fifteen, grey and Gaussian blur,
 with the same bits as PIL and timm: for a batch on a GPU what fastdeit.data.augment.exact does for a
-sample on the CPU. Nothing calls it yet (docs/kernels.md).
+sample on the CPU.
 
 For each layer, where each image has its own operation: statistics (integers) of the images whose
 operation needs them, the tables of the operations that are tables, then one pass that looks up,

@@ -30,6 +30,8 @@ FOREIGN_FLAGS = {
     "timm": "--mixup-off-epoch",
     "deit": "--output_dir",
     "benchmarks.resources": "--write",
+    "benchmarks.bench_pipeline": "--pillow-simd --data --sizes --copies --stages",
+    "pip": "--no-deps --no-binary --target",
 }
 
 # words that a stranger has to translate -> the field's words

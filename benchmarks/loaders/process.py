@@ -6,17 +6,20 @@ no DALI runs, and CPU time is that of the loader alone.
 
 import dataclasses
 import importlib
+import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.loaders.case import Case, Start, Started
 
-_IDLE_S = 0.25
+_POLL_S = 0.03
+_IDLE_POLLS = 8
 
 
 class LoaderProcess:
@@ -69,20 +72,41 @@ def measure(started: Started, images: int) -> float:
 
 
 def _idle_cpu_seconds(workers: list[int]) -> float:
-    """Return `cpu_seconds` once the loader has filled its queues."""
+    """Return `cpu_seconds` once the loader has filled its queues: no thread can run, and none did,
+    such as one that waits for Python's lock now."""
+    idle = 0
     spent = cpu_seconds(workers)
-    while True:
-        time.sleep(_IDLE_S)
+    while idle < _IDLE_POLLS:
+        time.sleep(_POLL_S)
         spent, before = cpu_seconds(workers), spent
-        if spent - before < _IDLE_S / 10:
-            return spent
+        busy = spent - before > _POLL_S / 5 or _is_running([os.getpid(), *workers])
+        idle = 0 if busy else idle + 1
+    return spent
+
+
+def _is_running(processes: list[int]) -> bool:
+    tasks = itertools.chain.from_iterable(Path(f"/proc/{pid}/task").iterdir() for pid in processes)
+    asking = str(threading.get_native_id())
+    return any(_can_run(task) for task in tasks if task.name != asking)
+
+
+def _can_run(thread: Path) -> bool:
+    try:
+        return _fields(thread)[0] in "RD"
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        return True
+
+
+def _fields(process: Path) -> list[str]:
+    """Return the fields of a process or thread after its name: proc(5), from `state` on."""
+    return (process / "stat").read_text().rsplit(")", 1)[1].split()
 
 
 def cpu_seconds(workers: list[int]) -> float:
     """Return the CPU seconds of this process and of `workers`, user and system."""
     ticks = 0
     for pid in workers:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        fields = _fields(Path(f"/proc/{pid}"))
         ticks += int(fields[11]) + int(fields[12])
     return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
@@ -96,6 +120,7 @@ def _serve(start: Start, requests: Iterator[str]) -> Iterator[float]:
         if asked != case or started is None:
             started = None  # ends the workers of the case before
             started = start(asked)
+            next(started[0])  # some fill their queues only then
             case = asked
         yield measure(started, images)
 

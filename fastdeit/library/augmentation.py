@@ -11,7 +11,7 @@ from fastdeit.config.schema.samples import IMAGENET_MEAN, IMAGENET_STD
 from fastdeit.data.device.augment import Augmenter
 from fastdeit.data.device.rows import pack_changes, place_crops
 from fastdeit.data.device.transfer import as_tensor, send_together
-from fastdeit.kernels.normalise import DTYPES
+from fastdeit.kernels.normalise import DTYPES, normalise
 from fastdeit.plan.plan import SampleParams
 from fastdeit.plan.spec import PlanSpec
 
@@ -34,7 +34,7 @@ def augment_images(
     a GPU these are Triton kernels, and the host waits for nothing; on a CPU plain torch. Raises
     ValueError for images that are not those of the draws.
     """
-    _check_draws("images", images, draws, spec)
+    _check_draws("images", images, draws, spec, dtype)
     for image, (y, x, height, width) in zip(images, draws.crop.tolist(), strict=True):
         _check_image("images", image, images[0].device)
         holds = y + height <= image.shape[0] and x + width <= image.shape[1]
@@ -44,8 +44,8 @@ def augment_images(
     place = place_crops(draws, sizes, np.arange(len(images)))
     packed = torch.cat([image.reshape(-1) for image in images])
     changes = send_together(pack_changes(draws), packed.device)
-    augmenter = _make_augmenter(spec, mean, std, dtype)
-    return augmenter.augment_windows(packed, [*map(as_tensor, place)], changes)
+    augmenter = Augmenter(spec, mean, std)
+    return normalise(*augmenter.augment_windows(packed, [*map(as_tensor, place)], changes), dtype)
 
 
 def augment_crops(
@@ -62,7 +62,7 @@ def augment_crops(
 
     crops: uint8 (B, S, S, 3), S = spec.input_size. The rest is as in `augment_images`.
     """
-    _check_draws("crops", crops, draws, spec)
+    _check_draws("crops", crops, draws, spec, dtype)
     for crop in crops:
         _check_image("crops", crop, crops.device)
     side = spec.input_size
@@ -70,7 +70,7 @@ def augment_crops(
     require_value(crops.shape[1:3] == (side, side), "crops", tuple(crops.shape), allowed)
     flip, *rows = send_together((draws.flip, *pack_changes(draws)), crops.device)
     turned = torch.where(flip.view(-1, 1, 1, 1), crops.flip(2), crops)
-    return _make_augmenter(spec, mean, std, dtype).augment_crops(turned, rows)
+    return normalise(*Augmenter(spec, mean, std).augment_crops(turned, rows), dtype)
 
 
 def _check_draws(
@@ -78,8 +78,11 @@ def _check_draws(
     images: Sequence[torch.Tensor] | torch.Tensor,
     draws: SampleParams,
     spec: PlanSpec,
+    dtype: torch.dtype,
 ) -> None:
-    """Raise ValueError unless there is an image for each draw, and the draws fit the spec."""
+    """Raise ValueError unless there is an image for each draw, the draws fit the spec, and the
+    dtype is one of `DTYPES`."""
+    require_value(dtype in DTYPES, "dtype", dtype, f"one of {', '.join(map(str, DTYPES))}")
     count, layers = draws.ops.shape
     require_value(spec.layers == layers, "spec", spec, f"of {layers} operations a sample, as draws")
     allowed = f"{count}, as many as draws, and at least 1"
@@ -91,10 +94,3 @@ def _check_image(name: str, image: torch.Tensor, device: torch.device) -> None:
     found = f"{image.dtype} {tuple(image.shape)} on {image.device}"
     allowed = f"uint8 (h, w, 3) on {device}"
     require_value(is_image and image.device == device, name, found, allowed)
-
-
-def _make_augmenter(
-    spec: PlanSpec, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
-) -> Augmenter:
-    require_value(dtype in DTYPES, "dtype", dtype, f"one of {', '.join(map(str, DTYPES))}")
-    return Augmenter(spec, mean, std, dtype)

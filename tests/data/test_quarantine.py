@@ -80,7 +80,7 @@ def epoch_of(index: Index, world: int = 1, **options: object) -> dict[str, torch
         held += list(one.epoch(0)) + list(one.epoch(1))[:0]
         one.close()
     names = [
-        field.name
+        field.name if field.name != "unmixed" else "images"
         for field in dataclasses.fields(Batch)
         if field.name not in ("teacher_record", "digest")
     ]

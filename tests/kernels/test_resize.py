@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from triton.runtime import interpreter
 
 from fastdeit.kernels import resize as module
 from fastdeit.kernels import resize_passes, resize_weights
@@ -222,6 +223,33 @@ def test_first_byte_of_a_crop_may_be_beyond_32_bits(run: Any) -> None:
     packed[1 << 31 :] = inputs["packed"]
     inputs |= {"packed": packed, "start": inputs["start"] + (1 << 31)}
     equal(run(**inputs, size=8), expected_of(crops, 8))
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="watches the interpreter")
+def test_kernels_read_only_bytes_of_the_crops(monkeypatch: pytest.MonkeyPatch) -> None:
+    crops = [picture(0, *shape) for shape in ((20, 30), (1, 1), (201, 2), (9, 40))]
+    inputs = pack(crops, [(10, 10, 0, 0), (14, 14, 2, -3)] * 2, [True, False] * 2)
+    allowed = np.zeros(len(inputs["packed"]) + 2000, bool)
+    rows = zip(*(inputs[name].tolist() for name in ("start", "stride", "shape")), strict=True)
+    for start, stride, (height, width) in rows:
+        for row in range(height):
+            first = 1000 + start + row * stride
+            allowed[first : first + 3 * width] = True
+    around = torch.zeros(len(allowed), dtype=torch.uint8)
+    around[1000:-1000] = inputs["packed"]
+    inputs["packed"] = around[1000:-1000]
+    builder = type(interpreter.interpreter_builder)
+    load = builder.create_masked_load
+    read = np.zeros(len(allowed), bool)
+
+    def watch(self: Any, places: Any, mask: Any, *rest: Any) -> Any:
+        offsets = places.data[mask.data].astype(np.int64) - around.data_ptr()
+        read[offsets[(offsets >= 0) & (offsets < len(read))]] = True
+        return load(self, places, mask, *rest)
+
+    monkeypatch.setattr(builder, "create_masked_load", watch)
+    resize_triton(**inputs, size=10)
+    assert read.sum() > allowed.sum() / 2 and not (read & ~allowed).any()
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -34,7 +34,6 @@ from fastdeit.data.packing.pack import Summary, pack
 from fastdeit.data.packing.parts import Layout, PartRecord
 from fastdeit.data.packing.trial import AREAS, SIZE, Trial
 from fastdeit.data.packing.verify import find_damage, find_strangers
-from fastdeit.data.remote.stage import fetch_folder
 from fastdeit.display.terminal import Terminal
 from fastdeit.display.text import printable, quote_words
 from fastdeit.storage.urls import is_url
@@ -161,7 +160,7 @@ def _make_job(options: PackOptions) -> Packing:
     flags = options.files
     is_folder = not is_url(options.output)
     require_value(is_folder, "OUTPUT", options.output, "a folder of this machine")
-    source = Path(os.path.abspath(fetch_folder(options.data, (flags.train_split, flags.val_split))))
+    source = Path(os.path.abspath(_find_source(options)))
     output = Path(os.path.abspath(options.output))
     is_outside = source.resolve() not in (output.resolve(), *output.resolve().parents)
     require_value(is_outside, "OUTPUT", options.output, f"outside of {source}")
@@ -185,6 +184,14 @@ def _make_job(options: PackOptions) -> Packing:
     )
 
 
+def _find_source(options: PackOptions) -> Path:
+    if not is_url(options.data):
+        return Path(options.data)
+    from fastdeit.data.remote.stage import fetch_folder  # torch imports slowly
+
+    return fetch_folder(options.data, (options.files.train_split, options.files.val_split))
+
+
 def _report(terminal: Terminal, job: Packing, summary: Summary) -> None:
     files = summary.manifest.files
     trial = summary.trial
@@ -195,7 +202,8 @@ def _report(terminal: Terminal, job: Packing, summary: Summary) -> None:
     if summary.written_before:
         terminal.say(f"  {summary.written_before} parts were there before, with right checksums")
     terminal.say(f"  pixels {_describe_pixels(trial)}")
-    terminal.say(f"  decoding takes {trial.decode_ratio:.2f} times as long as the source's")
+    if trial.psnr_db:
+        terminal.say(f"  decoding takes {trial.decode_ratio:.2f} times as long as the source's")
     _report_excluded(terminal, job, files)
     if job.layout == "folder" and np.any(np.diff(job.source["train"].labels) < 0):
         other = "not in the source's order, so the plan is another"

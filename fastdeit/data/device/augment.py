@@ -1,12 +1,15 @@
-"""What the exact backend does after the decoder, as kernels: resize, flip, operations, normalise,
-erase. With the same decoded pixels and draws, the bits are those of data/augment/exact.py."""
+"""What the exact backend does after the decoder, as kernels: resize, flip, operations.
+
+`Pixels` are normalised and erased while they are mixed (kernels/mix_pixels.py), or by `normalise`.
+With the same decoded pixels and draws, the bits are those of data/augment/exact.py.
+"""
 
 from collections.abc import Sequence
 
 import torch
 
 from fastdeit.kernels.augment import augment
-from fastdeit.kernels.normalise import level_values, normalise
+from fastdeit.kernels.normalise import Pixels, level_values
 from fastdeit.kernels.resize import resize
 from fastdeit.plan.operations import mean_colour
 from fastdeit.plan.spec import PlanSpec
@@ -15,25 +18,21 @@ from fastdeit.plan.spec import PlanSpec
 class Augmenter:
     """The kernels with what all samples of a run have in common.
 
-    mean, std: of each channel, for values in 0..1; dtype: of the images, float32, float16 or
-    bfloat16.
+    mean, std: of each channel, for values in 0..1.
     """
 
-    def __init__(
-        self, spec: PlanSpec, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
-    ) -> None:
+    def __init__(self, spec: PlanSpec, mean: Sequence[float], std: Sequence[float]) -> None:
         self._spec = spec
         self._fill = mean_colour(mean)
         self._levels = level_values(mean, std)
-        self._dtype = dtype
 
     def augment_windows(
         self,
         packed: torch.Tensor,
         place: Sequence[torch.Tensor],
         changes: Sequence[torch.Tensor],
-    ) -> torch.Tensor:
-        """Return images (B, 3, S, S), normalised and erased.
+    ) -> Pixels:
+        """Return B samples, S x S.
 
         packed: uint8 (n,), decoded windows one after the other. place: rows of `place_crops`, on
         the CPU; changes: rows of `pack_changes`, on the device of packed.
@@ -42,14 +41,12 @@ class Augmenter:
         crops = resize(packed, start, stride, shape, window, flip, self._spec.input_size)
         return self.augment_crops(crops, changes)
 
-    def augment_crops(self, crops: torch.Tensor, changes: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return images (B, 3, H, W), normalised and erased, of resized crops, uint8 (B, H, W, 3).
-
-        changes: as of `augment_windows`.
-        """
+    def augment_crops(self, crops: torch.Tensor, changes: Sequence[torch.Tensor]) -> Pixels:
+        """Return B samples of resized crops, uint8 (B, H, W, 3); changes: as of
+        `augment_windows`."""
         ops, args, erase, key = changes
         if self._spec.layers:
             crops = augment(crops, ops, args, self._fill, self._spec.layer_ops)
         # copied once
         self._levels = self._levels.to(crops.device)
-        return normalise(crops, self._levels, erase, self._spec.remode, key, self._dtype)
+        return Pixels(crops, self._levels, erase, self._spec.remode, key)

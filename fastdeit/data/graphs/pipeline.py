@@ -164,7 +164,7 @@ def _external(
 
 
 def _read(encoded: _Encoded, options: PipelineOptions) -> DataNode:
-    """Return the bytes of the images that have the size they must have, and none of the others."""
+    """Return the bytes of the images, which must have the size of the index."""
     data = encoded.fed
     if options.feeds_paths:
         # a disk that fails under a memory map would kill the process
@@ -173,11 +173,15 @@ def _read(encoded: _Encoded, options: PipelineOptions) -> DataNode:
 
 
 def _of_size(encoded: DataNode, size: DataNode) -> DataNode:
-    """Return the images whose header has the size that the index has, and empty ones for the
-    others: these fail, and a decompression bomb is not decoded."""
+    """Return the images; fail if the header of one has another size than the index, so that a
+    decompression bomb is not decoded.
+
+    The decoder must not be what fails: DALI 2.4 ends it while threads still prepare other images.
+    """
     header = fn.peek_image_shape(encoded, adjust_orientation=False)
-    same = (header[0] == size[0]) & (header[1] == size[1])
-    return encoded[: encoded.shape()[0] * fn.cast(same, dtype=types.INT64)]
+    differs = (header[0] != size[0]) | (header[1] != size[1])
+    beyond = fn.cast(encoded.shape()[0], dtype=types.INT32) + fn.cast(differs, dtype=types.INT32)
+    return fn.slice(encoded, start=[0], shape=beyond, axes=[0], out_of_bounds_policy="error")
 
 
 @pipeline_def

@@ -13,6 +13,7 @@ from fastdeit.data.graphs.eval_crop import EvalCrop
 from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.graphs.pipeline import build_eval_pipeline, pack_eval
 from fastdeit.data.index import Index
+from fastdeit.data.loaders.packed import take_tensor
 from fastdeit.data.loaders.stream import Stream, options_of
 from fastdeit.data.quarantine import Quarantine
 
@@ -73,6 +74,7 @@ class EvalLoader:
             index,
             self.plan_batch,
             lambda source: build_eval_pipeline(source, self._crop, self.options),
+            take_tensor,
             self._quarantine,
         )
 

@@ -1,4 +1,4 @@
-"""Decoded windows of any sizes out of DALI as one buffer on their device."""
+"""Images out of DALI: of one size as a tensor, of any sizes as one buffer on their device."""
 
 import ctypes
 import functools
@@ -9,6 +9,11 @@ import torch
 from nvidia.dali.tensors import TensorListGPU
 
 from fastdeit.data.device.rows import CHANNELS, count_bytes
+
+
+def take_tensor(images: Any, kept: object) -> torch.Tensor:
+    """Return images of one size, in DALI's memory."""
+    return torch.from_dlpack(images.as_tensor())
 
 
 def take_packed(decoded: Any, windows: np.ndarray) -> torch.Tensor:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-import torch
 from nvidia.dali import Pipeline
 
 from fastdeit.data.formats.check import raise_own_fault
@@ -24,15 +23,16 @@ from fastdeit.data.quarantine import Quarantine
 _NAMED = 10  # files listed in an error
 _ATTEMPTS = 4  # at a batch, before the run fails
 _T = TypeVar("_T")
+_Images = TypeVar("_Images")
 
 
-class Stream(Generic[_T]):
+class Stream(Generic[_T, _Images]):
     """Numbered batches out of one DALI pipeline: prefetched in order, or after a jump to a number.
 
     plan: from a number to what is kept beside the images, the rows of the index to read, and the
     arrays that the graph takes. build: makes a pipeline for a source that gives the images' sizes.
-    take: from DALI's output and what is kept beside it to the images; None: the output is they.
-    quarantine: takes images that fail; the batch is then made again without them.
+    take: from DALI's output and what is kept beside it to the images. quarantine: takes images that
+    fail; the batch is then made again without them.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class Stream(Generic[_T]):
         index: Index,
         plan: Callable[[int], tuple[_T, np.ndarray, tuple[np.ndarray, ...]]],
         build: Callable[[Source], Pipeline],
+        take: Callable[[Any, _T], _Images],
         quarantine: Quarantine,
-        take: Callable[[Any, _T], torch.Tensor] | None = None,
     ) -> None:
         self._index = index
         self._plan = plan
         self._build = build
         self._quarantine = quarantine
-        self._take = take or _take_tensor
+        self._take = take
         self._closed = False
         self._start(0)
 
@@ -70,7 +70,7 @@ class Stream(Generic[_T]):
         ahead.append(_InFlight(number, kept, rows, fed))
         return fed
 
-    def get(self, number: int) -> tuple[torch.Tensor, _T]:
+    def get(self, number: int) -> tuple[_Images, _T]:
         """Return the images of batch `number`, and what was kept beside them.
 
         The host waits until DALI has made them, on a GPU too, and meanwhile plans and feeds a batch
@@ -80,15 +80,18 @@ class Stream(Generic[_T]):
         unexplained = 0  # failures in a row for which no bad image was found
         while True:
             try:
-                return self._get(number)
+                output, kept = self._get(number)
             except RuntimeError as error:
                 if self._closed or not self._ahead:
                     raise
                 found = self._recover(number, unexplained, error)
                 # the image that replaces a bad one may be bad too: then the count starts anew
                 unexplained = 0 if found else unexplained + 1
+            else:
+                return self._take(output, kept), kept
 
-    def _get(self, number: int) -> tuple[torch.Tensor, _T]:
+    def _get(self, number: int) -> tuple[Any, _T]:
+        """Return DALI's output for batch `number`, and what was kept beside it."""
         if self._closed:
             raise RuntimeError("the loader is closed")
         assert self._pipeline is not None
@@ -98,10 +101,10 @@ class Stream(Generic[_T]):
         while True:
             # without a stream `run` waits for the images, so nothing reads `fed` any more when its
             # batch is dropped
-            (images,) = self._pipeline.run()
+            (output,) = self._pipeline.run()
             batch = self._ahead.popleft()
             if batch.number == number:
-                return self._take(images, batch.kept), batch.kept
+                return output, batch.kept
 
     def _recover(self, number: int, unexplained: int, error: RuntimeError) -> bool:
         """Exclude the images that made the oldest batch in the queue fail, and start again at
@@ -153,11 +156,6 @@ class _InFlight(Generic[_T]):
     kept: _T
     rows: np.ndarray
     fed: tuple[Any, ...]
-
-
-def _take_tensor(images: Any, kept: object) -> torch.Tensor:
-    """Return images of one size, in DALI's memory."""
-    return torch.from_dlpack(images.as_tensor())
 
 
 def _feed(index: Index, rows: np.ndarray) -> Sequence[np.ndarray] | np.ndarray:

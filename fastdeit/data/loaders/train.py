@@ -23,9 +23,10 @@ from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.graphs.pipeline import build_train_pipeline, pack_draws
 from fastdeit.data.index import Index
 from fastdeit.data.loaders.batch import Batch
-from fastdeit.data.loaders.packed import take_packed
+from fastdeit.data.loaders.packed import take_packed, take_tensor
 from fastdeit.data.loaders.stream import Stream, options_of
 from fastdeit.data.quarantine import Quarantine
+from fastdeit.kernels.normalise import Pixels
 from fastdeit.plan.digest import add_digests, sample_digests
 from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.plan.spec import PlanSpec
@@ -56,6 +57,7 @@ class _Planned:
         )
 
 
+_Unmixed = torch.Tensor | Pixels
 _Fed = tuple[_Planned, np.ndarray, tuple[np.ndarray, ...]]
 """A micro-batch as `Stream` takes it: what is kept beside the images, rows of the index, arrays."""
 
@@ -282,13 +284,13 @@ class OrdinalLoader:
 
 def _train_stream(
     loader: TrainLoader | OrdinalLoader, index: Index, plan: Plan, quarantine: Quarantine
-) -> Stream[_Planned]:
+) -> Stream[_Planned, _Unmixed]:
     return Stream(
         index,
         loader.plan_batch,
         lambda source: build_train_pipeline(source, plan.spec, loader.options),
-        quarantine,
         _taker(plan.spec, loader.options),
+        quarantine,
     )
 
 
@@ -301,16 +303,13 @@ def _feed(planned: _Planned, options: PipelineOptions) -> _Fed:
     return dataclasses.replace(planned, decoding=decoding), decoding.rows, (decoding.windows,)
 
 
-def _taker(
-    spec: PlanSpec, options: PipelineOptions
-) -> Callable[[Any, _Planned], torch.Tensor] | None:
-    """Return what makes images of decoded windows; None if the graph does."""
+def _taker(spec: PlanSpec, options: PipelineOptions) -> Callable[[Any, _Planned], _Unmixed]:
+    """Return what takes images out of DALI; with kernels, it makes them of decoded windows."""
     if not options.uses_kernels:
-        return None
-    dtype = torch.float16 if options.device == "gpu" else torch.float32
-    augmenter = Augmenter(spec, options.mean, options.std, dtype)
+        return take_tensor
+    augmenter = Augmenter(spec, options.mean, options.std)
 
-    def take(decoded: Any, planned: _Planned) -> torch.Tensor:
+    def take(decoded: Any, planned: _Planned) -> Pixels:
         decoding = planned.decoding
         assert decoding is not None
         packed = take_packed(decoded, decoding.windows)
@@ -329,16 +328,15 @@ def _exclude(plan: Plan, quarantine: Quarantine) -> bool:
     return has_new
 
 
-def _batch(
-    images: torch.Tensor, planned: _Planned, index: Index, record: np.ndarray | None
-) -> Batch:
+def _batch(unmixed: _Unmixed, planned: _Planned, index: Index, record: np.ndarray | None) -> Batch:
     draws = planned.draws
     arrays = [index.labels[draws.image_index], draws.lam, draws.box, planned.keep]
     if record is not None:
         arrays.append(record)
+    images = unmixed.images if isinstance(unmixed, Pixels) else unmixed
     labels, lam, box, keep, *sent = to_device_of(images, *arrays)
     return Batch(
-        unmixed=images,
+        unmixed=unmixed,
         labels=labels,
         lam=lam,
         box=box,

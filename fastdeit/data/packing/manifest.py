@@ -17,7 +17,8 @@ from typing import Any
 
 from fastdeit.data.formats.file_names import is_litter
 from fastdeit.data.formats.listing import DataError
-from fastdeit.data.packing.parts import PartRecord, list_rows
+from fastdeit.data.packing.files import ClassFiles
+from fastdeit.data.packing.parts import PartRecord
 from fastdeit.data.packing.verify import find_damage
 from fastdeit.display.text import printable
 from fastdeit.storage.atomic import atomic_write_text, read_bounded
@@ -89,14 +90,12 @@ def find_written(folder: Path, settings: Settings, workers: int) -> list[PartRec
     return [record for record in parts if record.name not in damaged]
 
 
-def begin(folder: Path, settings: Settings, written: Sequence[PartRecord]) -> Path:
-    """Mark a folder as unfinished, remove what interrupted processes have left of other parts than
-    `written`, and return the file to which records are appended."""
-    file = folder / UNFINISHED
-    replace_lines(file, [{"settings": settings}, *map(asdict, written)])
+def begin(folder: Path, settings: Settings, written: Sequence[PartRecord]) -> None:
+    """Mark a folder as unfinished, and remove what interrupted processes have left of other parts
+    than `written`."""
+    replace_lines(folder / UNFINISHED, [{"settings": settings}, *map(asdict, written)])
     (folder / MANIFEST).unlink(missing_ok=True)
     _remove_leftovers(folder, written)
-    return file
 
 
 def finish(folder: Path, manifest: Manifest) -> None:
@@ -167,9 +166,8 @@ def _remove_leftovers(folder: Path, records: Sequence[PartRecord]) -> None:
     for name in os.listdir(folder):
         if _is_partial(name):
             (folder / name).unlink()
-        elif (folder / name).is_dir() and not is_litter(name) and not name.startswith("."):
-            of_split = [record for record in records if record.split == name]
-            recorded = {row for record in of_split for row in record.row_range}
-            for row, file in list_rows(folder, name).items():
-                if row >= 0 and row not in recorded:
+        elif (folder / name).is_dir():
+            recorded = [record.row_range for record in records if record.split == name]
+            for file, has_row in ClassFiles(folder, name).others(recorded):
+                if has_row:
                     (folder / file).unlink()

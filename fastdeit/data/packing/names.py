@@ -12,8 +12,6 @@ from fastdeit.data.formats.labels import number_labels, whole_number
 from fastdeit.data.formats.listing import DataError
 from fastdeit.display.text import printable
 
-ROW = re.compile(r"(\d{8,})_")
-"""How the name of an image begins: the row of the source's index. Names sort as the rows do."""
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9_-]+")
 _LONGEST = 60  # letters of a name behind the row; a tar header takes 100
 

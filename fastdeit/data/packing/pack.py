@@ -78,15 +78,15 @@ def _refuse_faults(folder: Path, written: Sequence[PartRecord]) -> None:
             raise DataError(f"{folder}: {record.name} is without a damaged image: {fault}")
 
 
-def _name_homes(job: Packing) -> list[str]:
+def _name_homes(job: Packing) -> tuple[str, ...]:
     """Return, for each class, the text of its label or the name of its folder."""
     train = job.source["train"]
     if job.layout == "folder":
-        return list_class_folders(train.classes, train.labels)
-    return list_label_texts(train.classes)
+        return tuple(list_class_folders(train.classes, train.labels))
+    return tuple(list_label_texts(train.classes))
 
 
-def _divide(job: Packing, size: int, homes: Sequence[str]) -> Iterator[Part]:
+def _divide(job: Packing, size: int, homes: tuple[str, ...]) -> Iterator[Part]:
     """Yield the parts of all splits, `size` images each, in order."""
     for split, index in job.source.items():
         table = index.to_table()
@@ -100,7 +100,7 @@ def _divide(job: Packing, size: int, homes: Sequence[str]) -> Iterator[Part]:
                 first=first,
                 source=rows,
                 layout=job.layout,
-                homes=tuple(homes),
+                homes=homes,
                 encoding=job.encoding,
                 bad_images=job.bad_images,
                 progress=job.output / UNFINISHED,

@@ -4,10 +4,9 @@ A part is a tar shard, or files in class folders. Its bytes depend on the images
 alone, not on the time, the user or the number of processes.
 """
 
-import hashlib
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +16,8 @@ from fastdeit.data.formats.check import UNREAD
 from fastdeit.data.formats.listing import DataError
 from fastdeit.data.index import BadImages, Index
 from fastdeit.data.packing.encode import Encoding, Packed, pack_image
-from fastdeit.data.packing.names import ROW, name_image
+from fastdeit.data.packing.files import hash_files
+from fastdeit.data.packing.names import name_image
 from fastdeit.storage.atomic import atomic_open
 from fastdeit.storage.file_hash import hash_file
 from fastdeit.storage.jsonl import append_lines
@@ -34,8 +34,7 @@ class PartRecord:
     """Of the shard; of the folder and its first row where images are files."""
     bytes: int
     sha256: str
-    """Of the shard; or of all files of the part, one after the other, each behind its name and a
-    zero byte."""
+    """Of the shard; or `hash_files` of the images."""
     split: str = ""
     first: int = 0
     """Row of its first image in the source's index."""
@@ -152,7 +151,7 @@ def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def _write_files(part: Part, samples: Iterator[_Sample]) -> list[str]:
     """Write CLASS/NAME.jpg; return the names below the data set's folder. They are on the disk when
-    the whole data set is (`finish`)."""
+    the whole data set is (`describe`)."""
     names = []
     for sample in samples:
         folder = part.folder / part.split / sample.home
@@ -161,28 +160,3 @@ def _write_files(part: Part, samples: Iterator[_Sample]) -> list[str]:
         file.write_bytes(sample.image.data)
         names.append(os.path.join(part.split, sample.home, file.name))
     return names
-
-
-def hash_files(folder: Path, names: Sequence[str]) -> tuple[int, str]:
-    """Return the bytes of files, and the SHA-256 of a PartRecord over them. Raises OSError."""
-    digest = hashlib.sha256()
-    size = 0
-    for name in names:
-        data = (folder / name).read_bytes()
-        digest.update(os.fsencode(name) + b"\0" + data)
-        size += len(data)
-    return size, digest.hexdigest()
-
-
-def list_rows(folder: Path, split: str) -> dict[int, str]:
-    """Return the packed files CLASS/NAME.jpg of a split by their row, and any other file by a
-    number below 0; names are relative to the data set's folder."""
-    found: dict[int, str] = {}
-    if not (folder / split).is_dir():
-        return {}
-    for home in os.scandir(folder / split):
-        for entry in os.scandir(home) if home.is_dir() else ():
-            begins = ROW.match(entry.name)
-            row = int(begins[1]) if begins else -1 - len(found)
-            found[row] = os.path.join(split, home.name, entry.name)
-    return dict(sorted(found.items()))

@@ -2,22 +2,20 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from fastdeit.data.formats.check import UNREAD, in_parallel
-from fastdeit.data.packing.parts import SHARD_SUFFIX, PartRecord, hash_files, list_rows
+from fastdeit.data.packing.files import ClassFiles, hash_files
+from fastdeit.data.packing.parts import SHARD_SUFFIX, PartRecord
 from fastdeit.display.progress import track
 from fastdeit.storage.file_hash import hash_file
-
-_Rows = Mapping[str, Mapping[int, str]]
-"""From a split to its files by row, where images are files."""
 
 
 def find_damage(folder: Path, records: Sequence[PartRecord], workers: int) -> dict[str, str]:
     """Return what is wrong with the recorded parts and files, by name; each is read."""
-    rows = _list_splits(folder, records)
+    splits = _list_splits(folder, records)
     faults = in_parallel(
-        lambda record: _check(folder, record, rows), records, workers, processes=False
+        lambda record: _check(folder, record, splits), records, workers, processes=False
     )
     checked = zip(records, track(faults, len(records), "comparing checksums"), strict=True)
     return {record.name: fault for record, fault in checked if fault}
@@ -30,31 +28,41 @@ def find_strangers(folder: Path, records: Sequence[PartRecord]) -> list[str]:
     tars = [name for name in os.listdir(folder) if name.lower().endswith(SHARD_SUFFIX)]
     found = [name for name in tars if name not in known]
     for split, files in _list_splits(folder, records).items():
-        of_split = [record for record in records if record.split == split]
-        recorded = {row for record in of_split for row in record.row_range}
-        found += [file for row, file in files.items() if row not in recorded]
+        recorded = [record.row_range for record in records if record.split == split]
+        found += [name for name, _ in files.others(recorded)]
     return sorted(found)
 
 
-def _list_splits(folder: Path, records: Sequence[PartRecord]) -> _Rows:
+def _list_splits(folder: Path, records: Sequence[PartRecord]) -> dict[str, ClassFiles]:
+    """Return the files of each split whose images are files."""
     splits = {record.split for record in records if record.has_files}
-    return {split: list_rows(folder, split) for split in sorted(splits)}
+    return {split: ClassFiles(folder, split) for split in sorted(splits)}
 
 
-def _check(folder: Path, record: PartRecord, rows: _Rows) -> str:
+def _check(folder: Path, record: PartRecord, splits: Mapping[str, ClassFiles]) -> str:
     """Return what is wrong with a part or a file, or ""."""
     try:
         if record.has_files:
-            files = rows[record.split]
-            names = [files[row] for row in record.row_range if row in files]
+            names = splits[record.split].named(record.row_range)
             if len(names) != record.images:
                 return f"has {len(names)} of {record.images} images"
             size, digest = hash_files(folder, names)
         else:
-            size = (folder / record.name).stat().st_size
-            digest = hash_file(folder / record.name) if size == record.bytes else ""
+            size, digest = _hash_one(folder, record)
     except OSError as error:
         return f"{UNREAD}: {error.strerror or error}"
     if size != record.bytes:
         return f"has {size:,} bytes, not {record.bytes:,}"
     return "" if digest == record.sha256 else "has another checksum: its bytes have changed"
+
+
+def _hash_one(folder: Path, record: PartRecord) -> tuple[int, str]:
+    """Return the bytes and the SHA-256 of a file; "" for one of another size, which is not read."""
+    path = PurePath(record.name)
+    file = folder / path
+    if path.is_absolute() or ".." in path.parts:
+        raise OSError("its name leads out of the folder")
+    size = file.stat().st_size
+    if not file.is_file():
+        raise OSError("it is no regular file")
+    return size, hash_file(file) if size == record.bytes else ""

@@ -3,15 +3,23 @@
 .venv/bin/python -m pytest tests/benchmarks/loaders/test_process.py, about 8 s
 """
 
+import time
+
 import pytest
 
 from benchmarks.loaders.case import Case
 from benchmarks.loaders.process import LoaderProcess, measure
-from tests.support.burning_loader import start_burning
+from tests.support.burning_loader import start_ahead, start_burning
 
 
 def test_cpu_time_is_divided_by_the_images_that_were_taken() -> None:
     assert measure(start_burning(Case("", samples=2)), 5) == pytest.approx(10, rel=0.3)
+
+
+def test_batches_made_ahead_are_not_counted_as_free() -> None:
+    started = start_ahead(Case("", samples=40))
+    time.sleep(1.5)  # two batches are ahead
+    assert measure(started, 40) == pytest.approx(10, rel=0.3)
 
 
 def test_process_answers_several_cases_and_ignores_what_libraries_print() -> None:

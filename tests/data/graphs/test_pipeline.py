@@ -432,6 +432,21 @@ def test_an_image_is_decoded_alone(index: Index, tmp_path: Path) -> None:
         decode_alone([np.frombuffer(bytes(tmp_path / "bad.jpg"), np.uint8)], feeds_paths=True)
 
 
+def test_image_of_another_size_fails_before_it_is_decoded(index: Index) -> None:
+    """DALI's decoder frees, when it fails, what its threads still use."""
+    wrong = index.sizes[:3] + np.array([[0, 0], [0, 1], [0, 0]], np.int32)
+    draws = SampleParams(**{name: rows[:3] for name, rows in vars(plain_draws(index)).items()})
+    spec = PlanSpec(input_size=SIDE, repeats=1, ra_layers=0, reprob=0.0)
+    for backend in (*BACKENDS, "kernels"):
+        kernels = backend == "kernels"
+        named = "exact" if kernels else backend
+        chosen = options(3, backend=named, uses_kernels=kernels, knows_sizes=True)
+        rows = (draws.crop,) if kernels else pack_draws(draws, spec, chosen)
+        fed = (index.encoded(draws.image_index), wrong, *rows)
+        with pytest.raises(RuntimeError, match="operator `nvidia.dali.fn.slice`"):
+            build_train_pipeline(lambda i: fed, spec, chosen).run()  # noqa: B023
+
+
 def test_device_is_checked() -> None:
     with pytest.raises(ValueError, match="device must be one of cpu, gpu"):
         options(1, device="cuda")

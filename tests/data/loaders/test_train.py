@@ -53,9 +53,12 @@ def train_loader(index: Index, plan: Plan, micro_batch: int = BATCH, **changes: 
 
 # no run here has a recorded teacher; tests/plan/test_digest.py has the digest
 FIELDS = [
-    field.name
-    for field in dataclasses.fields(Batch)
-    if field.name not in ("teacher_record", "digest")
+    "images",
+    *(
+        field.name
+        for field in dataclasses.fields(Batch)
+        if field.name not in ("unmixed", "teacher_record", "digest")
+    ),
 ]
 
 

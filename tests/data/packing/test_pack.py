@@ -4,6 +4,7 @@ and interruptions."""
 import dataclasses
 import io
 import json
+import os
 import shutil
 import tarfile
 from collections import namedtuple
@@ -22,6 +23,7 @@ from fastdeit.data.packing.encode import Encoding, pack_image
 from fastdeit.data.packing.job import ShardSize
 from fastdeit.data.packing.manifest import UNFINISHED, find_written, lock_folder, read_manifest
 from fastdeit.data.packing.pack import Summary, pack
+from fastdeit.data.packing.parts import PartRecord
 from fastdeit.data.packing.verify import find_damage, find_strangers
 from fastdeit.library.train_loader import create_loader
 from fastdeit.plan.plan import Plan
@@ -117,7 +119,10 @@ def test_the_plan_draws_the_same_images_as_of_the_source(root: Path, tmp_path: P
 
 
 def test_a_copy_gives_the_batches_of_the_source(root: Path, tmp_path: Path) -> None:
-    pack(make_job(root, tmp_path / "packed", encoding=COPY))
+    job = make_job(root, tmp_path / "packed", encoding=COPY)
+    pack(job)
+    indexes = (job.source["train"], build_index(tmp_path / "packed", "train"))
+    assert len({Plan(PlanSpec(), index.sizes).fingerprint() for index in indexes}) == 1
     settings: dict[str, Any] = {"batch_size": 8, "input_size": 16, "seed": 5}
     loaders = [create_loader(folder, **settings) for folder in (root, tmp_path / "packed")]
     batches = list(zip(*loaders, strict=True))
@@ -229,10 +234,33 @@ def test_damage_is_found(root: Path, tmp_path: Path) -> None:
     assert find_strangers(shards, files) == ["train-000009.tar"]
     folder = tmp_path / "folder"
     (folder / "train/circle/00000003_03.jpg").unlink()
-    (folder / "val/circle/extra.jpg").write_bytes(b"")
+    for name in ("extra.jpg", "00000001_again.jpg", "00000099_more.jpg"):
+        (folder / "val/square" / name).write_bytes(b"")
     files = read_manifest(folder).files
-    assert find_damage(folder, files, 2) == {"train/00000000": "has 6 of 7 images"}
-    assert find_strangers(folder, files) == ["val/circle/extra.jpg"]
+    assert find_damage(folder, files, 2) == {
+        "train/00000000": "has 6 of 7 images",
+        "val/00000000": "has 8 of 7 images",
+    }
+    assert find_strangers(folder, files) == [
+        "val/square/00000099_more.jpg",
+        "val/square/extra.jpg",
+    ]
+
+
+def test_a_manifest_from_elsewhere_is_read_within_bounds(tmp_path: Path) -> None:
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "train/a").mkdir(parents=True)
+    os.mkfifo(tmp_path / "train/a/00000001_x.jpg")
+    names = ("/dev/zero", "../secret", "zero")
+    files = [PartRecord(name, 0, "") for name in names]
+    files += [PartRecord("train/0", 0, "", "train", 0, 10**30, 1)]
+    assert find_damage(tmp_path, files, 1) == {
+        "/dev/zero": "cannot be read: its name leads out of the folder",
+        "../secret": "cannot be read: its name leads out of the folder",
+        "zero": "cannot be read: it is no regular file",
+        "train/0": "has 0 of 1 images",
+    }
+    assert find_strangers(tmp_path, files) == []
 
 
 def test_other_settings_and_other_content_are_refused(root: Path, tmp_path: Path) -> None:
