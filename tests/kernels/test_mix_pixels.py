@@ -35,7 +35,9 @@ def make_pairs(shape: tuple[int, int, int], mode: str = "pixel") -> Pairs:
     cut = torch.tensor([height // 4, width // 3, height, width - 1], dtype=torch.int32)
     box = torch.zeros(batch, 4, dtype=torch.int32)
     box[2:4] = cut
-    return make_pixels(shape, mode), lam.to(DEVICE), box.to(DEVICE)
+    pixels = make_pixels(shape, mode)
+    pixels.erase[3:4] = pixels.erase[0]  # the second of its pair alone
+    return pixels, lam.to(DEVICE), box.to(DEVICE)
 
 
 def normalised(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -12,6 +12,8 @@ import numba
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from fastdeit.data.augment import sample
 from fastdeit.kernels import backend, launch_configs
@@ -23,6 +25,7 @@ from fastdeit.kernels.normalise import (
     normalise,
     normalise_reference,
     normalise_triton,
+    touches,
 )
 from tests.kernels import interpreter
 from tests.kernels.interpreter import DEVICE
@@ -34,6 +37,13 @@ SHAPES = {"B6-33": (6, 33, 33), "B5-wide": (5, 3, 65), "B3-tall": (3, 41, 7), "B
 
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+@triton.jit
+def _touches_kernel(box_ptr, start_ptr, out_ptr, W, BLOCK: tl.constexpr, COUNT: tl.constexpr):
+    i = tl.arange(0, COUNT)
+    found = touches(box_ptr + i * 4, tl.load(start_ptr + i), W, BLOCK)
+    tl.store(out_ptr + i, found.to(tl.int32))
 
 
 @functools.cache
@@ -130,6 +140,26 @@ def test_every_dtype_and_layout_is_rounded_from_fp32(
     with interpreter.poisoned_memory():
         assert_same_bits(run_triton(pixels, dtype, channels_last), expected)
     assert_same_bits(normalise_reference(*pixels, dtype, channels_last), expected)
+
+
+@pytest.mark.parametrize(("height", "width", "block"), [(9, 7, 4), (6, 5, 8), (3, 3, 16)])
+def test_a_block_is_touched_if_a_pixel_of_it_is_inside_the_box(
+    height: int, width: int, block: int
+) -> None:
+    rng = np.random.default_rng(0)
+    count = 4096
+    corner = rng.integers(0, (height, width), (count, 2))
+    size = rng.integers(0, (height, width) - corner + 1)
+    box = np.concatenate([corner, size], 1).astype(np.int32)
+    start = (rng.integers(0, -(-height * width // block), count) * block).astype(np.int32)
+    pixel = np.arange(block) + start[:, None]
+    y, x = pixel // width - corner[:, :1], pixel % width - corner[:, 1:]
+    expected = ((y >= 0) & (y < size[:, :1]) & (x >= 0) & (x < size[:, 1:])).any(1)
+    out = torch.empty(count, dtype=torch.int32, device=DEVICE)
+    boxes, starts = (torch.from_numpy(array).to(DEVICE) for array in (box, start))
+    _touches_kernel[(1,)](boxes, starts, out, width, BLOCK=block, COUNT=count)
+    assert 0 < expected.sum() < count
+    assert out.bool().tolist() == expected.tolist()
 
 
 @settings(max_examples=5, deadline=None, derandomize=True)
