@@ -64,7 +64,12 @@ class WebSource:
         )
 
     def list_files(self, patterns: Iterable[str]) -> list[RemoteFile]:
-        base, pattern = split_pattern(self._url)
+        scheme, _, rest = self._url.partition("://")
+        host, slash, path = rest.partition("/")  # a host may have the brackets of IPv6
+        folder, pattern = split_pattern(slash + path)
+        base = f"{scheme}://{host}{folder}"
+        if re.search(r"[*?\[]", pattern):
+            raise FetchError(f"{self._url}: HTTP cannot list what matches a wildcard; use braces")
         if pattern:
             return self._probe_all(_at(base, expand_braces(pattern)))
         if is_list(base):

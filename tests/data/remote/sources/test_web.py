@@ -191,3 +191,13 @@ def test_a_host_that_does_not_answer_is_unreachable(tmp_path: Path) -> None:
 def test_a_url_without_a_host_is_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(FetchError, match="has no host"):
         fetch_quietly(url, tmp_path / "out")
+
+
+def test_wildcards_need_a_listing(tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match="HTTP cannot list what matches a wildcard; use braces"):
+        fetch_quietly("https://host/train-*.tar", tmp_path / "out")
+
+
+def test_a_host_may_be_an_address_in_brackets(tmp_path: Path) -> None:
+    with pytest.raises(Unreachable, match=r"http://\[::1\]:9/a\.tar: ConnectError"):
+        fetch_quietly("http://[::1]:9/a.tar", tmp_path / "out")
