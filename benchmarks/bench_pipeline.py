@@ -6,7 +6,7 @@ python -m benchmarks.bench_pipeline [--pillow-simd DIR] [--data folder tars] [--
 Needs `pip install -c constraints.txt -e ".[bench]"`. Pillow-SIMD has the import name of Pillow, so
 it goes into a folder of its own, for `--pillow-simd`:
 
-    CC="cc -mavx2" pip install --no-deps --no-binary :all: --target DIR pillow-simd
+    CC="cc -mavx2" pip install --no-deps --no-binary pillow-simd --target DIR pillow-simd
 
 Every loader (benchmarks/loaders/, docs/throughput.md) runs in a process of its own, with the same
 images, recipe (`deit`) and number of workers. CPU ms counts all threads and processes. The loaders

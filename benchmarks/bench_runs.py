@@ -33,8 +33,9 @@ from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
-END_TO_END = {"native-mixed": 2, "exact-cpu": 1, "native-hardware": 1}
-"""Backend and decoder of DeiT-S's data, and how often its command is started."""
+END_TO_END = {"native-mixed": 2, "exact-cpu": 1, "exact-cpu-gpu": 1, "native-hardware": 1}
+"""Backend and decoder of DeiT-S's data, `gpu` if the exact backend augments there, and how often
+its command is started."""
 WARM_UP = 2
 """Lines of a start that are excluded from images_per_s."""
 SETTINGS = ("augment_backend", "decoder", "precision", "zero_stage")
@@ -82,7 +83,7 @@ SIZES = {
 def runs(folder: Path, device: torch.device) -> dict[str, list[str]]:
     """Return the flags of each start, by the name of the run.
 
-    On a CPU the decoder is always "cpu", whatever the name.
+    On a CPU all decode and augment there, whatever the name.
     """
     sizes = SIZES[device.type]
     data = f"--data-path {folder}/data/digits"
@@ -96,10 +97,11 @@ def runs(folder: Path, device: torch.device) -> dict[str, list[str]]:
     images = f"--data-path {folder}/data/images"
     student = f"{images} --distillation-type none --eval-epochs 1000 {sizes.student}"
     for name, starts in END_TO_END.items():
-        backend, decoder = name.split("-")
-        if device.type != "cuda":
-            decoder = "cpu"
-        found[name] = starts * [f"{student} --augment-backend {backend} --decoder {decoder}"]
+        backend, decoder, *place = name.split("-")
+        flags = f"--augment-backend {backend}"
+        if device.type == "cuda":
+            flags += f" --decoder {decoder}" + (" --augment-device gpu" if place else "")
+        found[name] = starts * [f"{student} {flags}"]
     return found
 
 

@@ -79,16 +79,19 @@ run_kernels() {
 run_train() {
     local limit name
     need nvidia.dali numba pyarrow tyro deepspeed || return
-    pytest 90 tests_data -m gpu -n 3 --dist loadfile --distances "$out/distances.csv" \
+    pytest 45 tests_exact -m gpu -n 3 tests/data/device/test_augment.py tests/data/loaders/test_packed.py \
+        tests/library/test_augmentation.py
+    pytest 70 tests_data -m gpu -n 3 --dist loadfile --distances "$out/distances.csv" \
         tests/data/augment/test_native.py tests/data/graphs/test_pipeline.py tests/data/loaders/test_train.py
     while read -r limit name; do
         part "$limit" "$name" "$python" -m benchmarks.bench_runs "$name" --folder "$work" --out "$out"
-    done <<<'70 digits_teacher
-85 digits
-100 native-mixed
-55 exact-cpu
-40 native-hardware
-60 stages'
+    done <<<'60 digits_teacher
+75 digits
+80 native-mixed
+35 exact-cpu
+40 exact-cpu-gpu
+35 native-hardware
+55 stages'
 }
 
 run_step() {

@@ -97,7 +97,7 @@ def _fill_table(
 
 
 def _supports_of(passes: torch.Tensor) -> torch.Tensor:
-    """Return how far the filter reaches in each pass, in inputs, float64 (..., ); passes: int64
+    """Return how far the filter reaches in each pass, in inputs, float64 (...,); passes: int64
     (..., 4), what it resizes from and to, then the rest."""
     return 2.0 * (passes[..., 0].double() / passes[..., 1]).clamp(min=1.0)
 

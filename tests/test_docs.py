@@ -30,7 +30,7 @@ FOREIGN_FLAGS = {
     "timm": "--mixup-off-epoch",
     "deit": "--output_dir",
     "benchmarks.resources": "--write",
-    "benchmarks.bench_pipeline": "--pillow-simd --data --sizes --copies --stages",
+    "benchmarks.bench_pipeline": "--pillow-simd --data --sizes --copies --stages --rounds --images",
     "pip": "--no-deps --no-binary --target",
 }
 

@@ -39,17 +39,11 @@ def start_torch(loader: Any) -> Started:
     """Start a DataLoader whose workers persist, or a wrapper that has it as `loader`."""
     inner = getattr(loader, "loader", loader)
     batches = _endless(loader)
-    first = next(batches)
-    workers = [worker.pid for worker in inner._iterator._workers]
-    return _chained(first, batches), workers
+    next(batches)  # starts the workers
+    return batches, [worker.pid for worker in inner._iterator._workers]
 
 
 def _endless(loader: Any) -> Iterator[Any]:
     while True:
         for images, _ in loader:
             yield images
-
-
-def _chained(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest

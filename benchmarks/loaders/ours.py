@@ -15,7 +15,7 @@ from benchmarks.loaders.case import BATCH, Case, Started
 from benchmarks.loaders.images import MEAN, PATTERN, STD
 from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.index import Index, build_index
-from fastdeit.data.loaders.train import TrainLoader
+from fastdeit.data.loaders import train
 from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec
 
@@ -35,7 +35,9 @@ def start_native(case: Case) -> Started:
 def _start(case: Case, backend: str) -> Started:
     index = _index(case)
     options = PipelineOptions(MEAN, STD, num_threads=case.workers, backend=backend)
-    loader = TrainLoader(
+    # samples: by default 4096 are planned at once, so that most measurements would have no planning
+    train._PLANNED_AT_ONCE = 4 * BATCH
+    loader = train.TrainLoader(
         index,
         Plan(_spec(case), index.sizes),
         options,

@@ -120,6 +120,7 @@ def _serve(start: Start, requests: Iterator[str]) -> Iterator[float]:
         if asked != case or started is None:
             started = None  # ends the workers of the case before
             started = start(asked)
+            next(started[0])  # some fill their queues only then
             case = asked
         yield measure(started, images)
 

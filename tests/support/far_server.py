@@ -51,16 +51,20 @@ class Request(BaseHTTPRequestHandler):
         self.end_headers()
 
     def answer(
-        self, sends: int | None = None, ranges: bool = True, claims: int = 0, etag: str = ""
+        self,
+        sends: int | None = None,
+        ranges: bool = True,
+        claims: int = 0,
+        is_other: bool = False,
     ) -> None:
         """Send a file; sends: only so many bytes of the body, then cut; ranges: obey Range; claims:
-        bytes more than there are, in Content-Length."""
+        bytes more than there are, in Content-Length; is_other: another file of the same length."""
         path = self.far.folder / self.name
         if self.name in self.far.pages:
             return self.refuse(200, {"Content-Type": "text/html; charset=utf-8"})
         if not path.is_file():
             return self.refuse(404)
-        data = path.read_bytes()
+        data = bytes(path.stat().st_size) if is_other else path.read_bytes()
         size = len(data)
         first, last = self._range(size) if ranges else (0, size)
         is_part = ranges and self.asked.range != ""
@@ -71,7 +75,7 @@ class Request(BaseHTTPRequestHandler):
         if is_part:
             self.send_header("Content-Range", f"bytes {first}-{last - 1}/{size}")
         if self.far.has_etags:
-            self.send_header("ETag", etag or f'"{hashlib.md5(data).hexdigest()}"')
+            self.send_header("ETag", f'"{hashlib.md5(data).hexdigest()}"')
         self.send_header("Content-Length", str(len(body) + claims))
         self.end_headers()
         self.wfile.write(body[:sends])
@@ -193,6 +197,12 @@ def no_ranges(request: Request) -> bool:
 def lie(request: Request) -> bool:
     """Promise more bytes than there are."""
     request.answer(claims=7)
+    return True
+
+
+def send_another(request: Request) -> bool:
+    """Send another file of the same length, as a mirror with an older version does."""
+    request.answer(is_other=True)
     return True
 
 

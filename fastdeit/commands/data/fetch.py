@@ -24,6 +24,7 @@ from fastdeit.commands.errors import one_line_errors, print_error
 from fastdeit.config.options import parse_options
 from fastdeit.config.parse import Section
 from fastdeit.data.remote.fetch import WORKERS, compare, fetch, open_source
+from fastdeit.data.remote.journal import Journal
 from fastdeit.data.remote.source import Unreachable
 from fastdeit.display.terminal import Terminal
 from fastdeit.display.text import printable
@@ -83,7 +84,7 @@ def fetch_command(argv: Sequence[str]) -> int:
 def _show(terminal: Terminal, url: str, folder: Path) -> None:
     """Print the files that a fetch would bring, and the room that they need."""
     with open_source(url) as source:
-        listing = compare(source, url, folder)
+        listing = compare(source, url, Journal(folder, terminal.say))
     for file in listing.missing:
         terminal.say(f"{decimal(file.size):>10}  {printable(file.name)}")
     terminal.say(listing.describe())

@@ -84,12 +84,13 @@ def fetch(
     second; False stops the fetch, which the next one continues. Raises FetchError, FetchStopped.
     """
     with open_source(url) as source, lock_folder(folder, terminal.say, proceed):
-        listing = compare(source, url, folder, patterns)
+        journal = Journal(folder, terminal.say)
+        listing = compare(source, url, journal, patterns)
         check_case(listing.files, folder)
         terminal.say(listing.describe())
         _require_room(listing)
         with _local_errors(folder):
-            _fill(source, listing, workers, terminal, proceed)
+            _fill(source, listing, journal, workers, terminal, proceed)
     return listing
 
 
@@ -107,8 +108,8 @@ def open_source(url: str) -> Iterator[Source]:
         source.close()
 
 
-def compare(source: Source, url: str, folder: Path, patterns: Iterable[str] = ()) -> Listing:
-    """Compare the files of a URL with those of a folder. Raises FetchError.
+def compare(source: Source, url: str, journal: Journal, patterns: Iterable[str] = ()) -> Listing:
+    """Compare the files of a URL with those of a journal's folder. Raises FetchError.
 
     A file without a record is used if its checksum is that of the source; any other is refused, as
     it would be overwritten.
@@ -119,21 +120,21 @@ def compare(source: Source, url: str, folder: Path, patterns: Iterable[str] = ()
     unknown = next((file for file in files if file.size < 0), None)
     if unknown is not None:
         raise FetchError(f"{unknown.address}: its size is not known")
-    journal = Journal(folder, warn=lambda _: None)
-    missing = [file for file in files if not _has(journal, folder, file)]
+    folder = journal.folder
+    missing = [file for file in files if not _has(journal, file)]
     lost = [file for file in missing if (folder / file.name).exists() and not _owns(journal, file)]
-    found = [file for file in track(lost, len(lost), "comparing") if _is_same(folder, file)]
-    others = set(lost) - set(found)
+    found = {file for file in track(lost, len(lost), "comparing") if _is_same(folder, file)}
+    others = [file for file in lost if file not in found]
     if others:
-        raise FetchError(_refuse(journal, folder, next(file for file in lost if file in others)))
-    missing = [file for file in missing if file not in set(found)]
-    return Listing(shown, folder, files, missing, found)
+        raise FetchError(_refuse(journal, others[0]))
+    missing = [file for file in missing if file not in found]
+    return Listing(shown, folder, files, missing, sorted(found, key=lambda file: file.name))
 
 
-def _has(journal: Journal, folder: Path, file: RemoteFile) -> bool:
+def _has(journal: Journal, file: RemoteFile) -> bool:
     """Return True if a file was fetched, and neither it nor the source has changed since."""
     entry = journal.entries.get(file.name)
-    if entry is None or not entry.is_at(folder / file.name):
+    if entry is None or not entry.is_at(journal.folder / file.name):
         return False
     is_same_place = entry.address == file.address or bool(file.checksum and entry.checksum)
     return is_same_place and entry.file.holds_same(file)
@@ -152,8 +153,8 @@ def _is_same(folder: Path, file: RemoteFile) -> bool:
     return hash_content(path, file) == file.checksum
 
 
-def _refuse(journal: Journal, folder: Path, file: RemoteFile) -> str:
-    path = printable(folder / file.name)
+def _refuse(journal: Journal, file: RemoteFile) -> str:
+    path = printable(journal.folder / file.name)
     entry = journal.entries.get(file.name)
     fact = f"was fetched from {entry.address}" if entry else "exists, and was not fetched"
     return f"{path}: {fact}; name another folder, or remove it"
@@ -187,6 +188,7 @@ def _local_errors(folder: Path) -> Iterator[None]:
 def _fill(
     source: Source,
     listing: Listing,
+    journal: Journal,
     workers: int,
     terminal: Terminal,
     proceed: Callable[[], bool],
@@ -195,7 +197,6 @@ def _fill(
     folder = listing.folder
     if listing.missing:
         mark_incomplete(folder, listing.url)
-    journal = Journal(folder, terminal.say)
     journal.open()
     with contextlib.closing(journal):
         for file in listing.found:

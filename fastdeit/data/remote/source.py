@@ -31,7 +31,7 @@ class Changed(Exception):
     """The source has another file than the one that was being fetched."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RemoteFile:
     """A file at a source."""
 

@@ -18,6 +18,8 @@ from fastdeit.data.loaders.batch import Batch
 from fastdeit.data.loaders.evaluation import EvalLoader
 from fastdeit.data.loaders.train import OrdinalLoader, TrainLoader
 from fastdeit.data.quarantine import Quarantine
+from fastdeit.kernels.mix import mix
+from fastdeit.kernels.normalise import Pixels
 from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec
 from tests.support.odd_images import write_odd_images
@@ -76,6 +78,12 @@ def assert_same(ours: list[Batch], expected: list[Batch]) -> None:
             one, two = getattr(batch, name), getattr(other, name)
             same = torch.equal(one.cpu(), two) if isinstance(one, torch.Tensor) else one == two
             assert same, name
+        assert torch.equal(mixed(batch), mixed(other))
+
+
+def mixed(batch: Batch) -> torch.Tensor:
+    """Return the mixed images, out of pixels or of images that are normalised already."""
+    return mix(batch.unmixed, batch.lam, batch.box, torch.float32).cpu()
 
 
 @pytest.fixture(params=SPECS)
@@ -194,3 +202,32 @@ def test_evaluation_reads_as_without_kernels(index: Index) -> None:
         passes.append(torch.cat([batch.images for batch in loader]))
         loader.close()
     assert torch.equal(*passes)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [SIDE, 224])
+@pytest.mark.parametrize("name", SPECS)
+def test_gpu_equals_the_compiled_operator_of_the_cpu(index: Index, name: str, size: int) -> None:
+    spec = dataclasses.replace(SPECS[name], input_size=size)
+    ours = load(index, spec, uses_kernels=True, device="gpu")
+    assert all(isinstance(batch.unmixed, Pixels) and batch.labels.is_cuda for batch in ours)
+    assert_same(ours, load(index, spec))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("decoder", ["mixed", "hardware"])
+def test_micro_batches_change_no_value_of_a_gpus_decoder(index: Index, decoder: str) -> None:
+    spec = dataclasses.replace(SPECS["copies"], input_size=SIDE)
+    chosen = {"uses_kernels": True, "device": "gpu", "decoder": decoder}
+    whole, parts = (load(index, spec, size, count, **chosen) for size, count in ((52, 2), (26, 4)))
+    joined = [torch.cat([batch.images for batch in batches]) for batches in (whole, parts)]
+    assert torch.equal(*joined)
+
+
+@pytest.mark.gpu
+def test_batches_stay_whole_while_they_are_held(index: Index) -> None:
+    """DALI uses its memory again, torch that of buffers whose kernels have been launched."""
+    spec = dataclasses.replace(SPECS["deit"], input_size=SIDE)
+    torch.cuda._sleep(500_000_000)  # about 0.25 s: all batches are taken before a kernel runs
+    held = load(index, spec, 26, 10, uses_kernels=True, device="gpu")
+    assert_same(held, load(index, spec, 26, 10))

@@ -527,6 +527,15 @@ def test_dali_accepts_the_graph_of_a_gpu(spec: PlanSpec, decoder: str) -> None:
     assert len(graph.serialize()) > 0
 
 
+@pytest.mark.parametrize("decoder", graphs.DECODERS)
+def test_dali_accepts_the_windows_of_a_gpu(decoder: str) -> None:
+    chosen = options(
+        4, device="gpu", backend="exact", uses_kernels=True, decoder=decoder, knows_sizes=True
+    )
+    graph = graphs._windows_graph(lambda i: (), chosen, **{**chosen.dali, "device_id": None})
+    assert len(graph.serialize()) > 0
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("backend", "decoder"),

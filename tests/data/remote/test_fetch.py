@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fastdeit.data.remote.fetch import compare, open_source
-from fastdeit.data.remote.journal import is_complete
+from fastdeit.data.remote.journal import Journal, is_complete
 from fastdeit.data.remote.parts import Part
 from fastdeit.data.remote.source import FetchError, FetchStopped
 from fastdeit.display.terminal import Terminal
@@ -271,7 +271,8 @@ def test_two_fetches_into_one_folder_wait_for_each_other(
 def test_nothing_is_written_by_a_comparison(far: FarServer, tmp_path: Path) -> None:
     write_files(far.folder, a=SIZE)
     with open_source(f"{far.address}/a.tar") as source:
-        listing = compare(source, f"{far.address}/a.tar", tmp_path / "out")
+        journal = Journal(tmp_path / "out", Terminal().say)
+        listing = compare(source, f"{far.address}/a.tar", journal)
     text = listing.describe()
     assert "1 file, 20.6 kB; to fetch: 20.6 kB" in text and "free in" in text
     assert not (tmp_path / "out").exists()

@@ -16,6 +16,7 @@ from tests.support.far_server import (
     no_ranges,
     redirect,
     replace,
+    send_another,
     stall,
     status,
 )
@@ -168,21 +169,11 @@ def test_a_redirect_is_followed(far: FarServer, tmp_path: Path) -> None:
     assert far.count("a.tar") == 6
 
 
-def spoil(request: object) -> bool:
-    """Send other bytes of the same length."""
-    path = request.far.folder / request.name  # type: ignore[attr-defined]
-    data = path.read_bytes()
-    path.write_bytes(b"x" * len(data))
-    request.answer()  # type: ignore[attr-defined]
-    path.write_bytes(data)
-    return True
-
-
 def test_a_block_of_another_version_is_not_used(far: FarServer, tmp_path: Path) -> None:
     """The file is another one for a moment only, so that the end shows no change."""
     contents = write_files(far.folder, a=SIZE)
     far.fail("a.tar", lambda _: False, times=2)
-    far.fail("a.tar", spoil)
+    far.fail("a.tar", send_another)
     fetch_quietly(f"{far.address}/a.tar", tmp_path / "out", workers=1)
     assert read_folder(tmp_path / "out") == contents
     assert far.count("a.tar") == 7  # the two blocks before it stay
@@ -192,7 +183,7 @@ def test_a_block_of_another_version_is_not_used(far: FarServer, tmp_path: Path) 
 def test_spoilt_bytes_are_found_by_the_checksum(size: int, far: FarServer, tmp_path: Path) -> None:
     contents = write_files(far.folder, a=size)
     write_sums(far.folder, "a.tar")
-    far.fail("a.tar", spoil)
+    far.fail("a.tar", send_another)
     fetch_quietly(far.address, tmp_path / "out", workers=1)
     found = read_folder(tmp_path / "out")
     assert found.pop("SHA256SUMS") and found == contents
