@@ -1,7 +1,7 @@
 """Cost of a sample of the exact backend with --augment-device gpu, beside cpu: CPU time, and bytes
 to the GPU.
 
-python -m benchmarks.bench_windows [--images 512]
+python -m benchmarks.bench_windows [--images 256]
 
 With `gpu` the host decodes the windows and copies them into one buffer; with `cpu` it does all, up
 to the finished images. Both are measured on the CPU in one process, in turn, in CPU time; the
@@ -12,14 +12,14 @@ import argparse
 import itertools
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.loaders.images import MEAN, STD, write_images
+from benchmarks.loaders.process import measure
 from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.graphs.pipeline import build_train_pipeline
 from fastdeit.data.index import Index, build_index
@@ -30,7 +30,7 @@ from fastdeit.data.quarantine import Quarantine
 from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec
 
-BATCH, ROUNDS = 64, 5
+BATCH, ROUNDS = 64, 3
 TABLE_BYTES = 17 * 8
 """A sample's row of the table that `resize` copies to the GPU."""
 SPECS = {
@@ -75,14 +75,6 @@ def _take(decoded: Any, planned: Any) -> torch.Tensor:
     return take_packed(decoded, planned.decoding.windows)
 
 
-def cpu_ms(step: Callable[[], object], batches: int) -> float:
-    """Return CPU ms a sample."""
-    before = time.process_time()
-    for _ in range(batches):
-        step()
-    return 1e3 * (time.process_time() - before) / (batches * BATCH)
-
-
 def bytes_sent(packed: torch.Tensor, planned: Any) -> float:
     """Return the bytes a sample that the kernels are sent."""
     rows = sum(array.nbytes for array in planned.arrays)
@@ -90,15 +82,14 @@ def bytes_sent(packed: torch.Tensor, planned: Any) -> float:
 
 
 def row_of(name: str, spec: PlanSpec, index: Index, images: int) -> str:
-    whole, windows = endless(make_loader(index, spec, uses_kernels=False)), decode(index, spec)
-    steps = (lambda: next(whole), lambda: next(windows))
-    for step in steps:
-        cpu_ms(step, 2)
-    batches = max(1, images // BATCH // ROUNDS)
-    rounds = [[cpu_ms(step, batches) for step in steps] for _ in range(ROUNDS)]
+    whole = endless(make_loader(index, spec, uses_kernels=False))
+    windows = decode(index, spec)
+    samples = [(batch.ordinals for batch in whole), (planned.ordinals for _, planned in windows)]
+    for each in samples:
+        next(each)
+    rounds = [[measure((each, []), images) for each in samples] for _ in range(ROUNDS)]
     cpu, gpu = (statistics.median(times) for times in zip(*rounds, strict=True))
-    taken = [next(windows) for _ in range(4)]
-    sent = statistics.mean(bytes_sent(*each) for each in taken) / 1e3
+    sent = statistics.mean(bytes_sent(*next(windows)) for _ in range(4)) / 1e3
     finished = 3 * spec.input_size**2 * 4 / 1e3
     times = f"{cpu:.2f} | {gpu:.2f} | {gpu / cpu:.2f}"
     return f"| {name} | {times} | {finished:.0f} | {sent:.0f} |"
@@ -106,7 +97,7 @@ def row_of(name: str, spec: PlanSpec, index: Index, images: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=512, help="samples of each measurement")
+    parser.add_argument("--images", type=int, default=256, help="samples of each measurement")
     images = parser.parse_args().images
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder), 32, 16)

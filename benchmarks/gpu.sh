@@ -79,7 +79,7 @@ run_kernels() {
 run_train() {
     local limit name
     need nvidia.dali numba pyarrow tyro deepspeed || return
-    pytest 45 tests_exact -m gpu -n 3 tests/data/device/test_augment.py tests/data/loaders/test_packed.py \
+    pytest 45 tests_exact -m gpu -n 3 tests/data/device tests/data/loaders/test_packed.py \
         tests/library/test_augmentation.py
     pytest 70 tests_data -m gpu -n 3 --dist loadfile --distances "$out/distances.csv" \
         tests/data/augment/test_native.py tests/data/graphs/test_pipeline.py tests/data/loaders/test_train.py

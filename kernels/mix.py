@@ -10,8 +10,8 @@ results. images: (B, 3, H, W) fp32, bf16 or fp16, normalised and erased, contigu
 last; lam: (B,) fp32; box: (B, 4) int32 y0, x0, y1, x1, equal for the rows of a pair. out: images in
 the dtype and memory format given; math in fp32. Bytes per image, with s and t the element sizes in
 and out: reads 3·H·W·s, writes 3·H·W·t (0.6 MB at 224, 16 bit). Called once a micro-step for a timm
-model; our student takes patches (mix_patches.py). Source: Zhang et al. 2018
-(1710.09412), Yun et al. 2019 (1905.04899).
+model; our student takes patches (mix_patches.py), and pixels that are not normalised have a kernel
+of their own (mix_pixels.py). Source: Zhang et al. 2018 (1710.09412), Yun et al. 2019 (1905.04899).
 """
 
 import torch

@@ -75,21 +75,10 @@ def _mix_patches_fwd_kernel(
     green_b = tl.load(b_ptr + PLANE_IN, mask=mask, other=0.0).to(tl.float32)
     blue_a = tl.load(a_ptr + 2 * PLANE_IN, mask=mask, other=0.0).to(tl.float32)
     blue_b = tl.load(b_ptr + 2 * PLANE_IN, mask=mask, other=0.0).to(tl.float32)
-    mix_block(
-        (red_a, green_a, blue_a),
-        (red_b, green_b, blue_b),
-        lam_ptr,
-        box_ptr,
-        patches_ptr,
-        mixed_ptr,
-        pair,
-        start,
-        H,
-        W,
-        P,
-        True,
-        BLOCK,
-    )
+    a = (red_a, green_a, blue_a)
+    b = (red_b, green_b, blue_b)
+    tensors = (lam_ptr, box_ptr, patches_ptr, mixed_ptr)
+    mix_block(a, b, tensors, pair, start, H, W, P, True, BLOCK)
 
 
 def _mix_patches_fake(

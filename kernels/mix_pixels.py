@@ -21,10 +21,7 @@ from fastdeit.kernels.operators import operator
 @triton.jit
 def _mix_pixels_block(
     pixels,
-    lam_ptr,
-    box_ptr,
-    patches_ptr,
-    mixed_ptr,
+    tensors,
     pair,
     start,
     H: tl.constexpr,
@@ -37,7 +34,7 @@ def _mix_pixels_block(
 ):
     a = load_normalised(pixels, pair * 2, start, H, W, MODE, ERASE, BLOCK)
     b = load_normalised(pixels, pair * 2 + 1, start, H, W, MODE, ERASE, BLOCK)
-    mix_block(a, b, lam_ptr, box_ptr, patches_ptr, mixed_ptr, pair, start, H, W, P, LAST, BLOCK)
+    mix_block(a, b, tensors, pair, start, H, W, P, LAST, BLOCK)
 
 
 @triton.jit
@@ -61,43 +58,15 @@ def _mix_pixels_kernel(
     pair = tl.program_id(0).to(tl.int64)
     start = tl.program_id(1) * BLOCK
     pixels = (images_ptr, levels_ptr, erase_ptr, key_ptr)
+    tensors = (lam_ptr, box_ptr, patches_ptr, mixed_ptr)
     erase_ptr += pair * 8
     if touches(erase_ptr, start, W, BLOCK) | touches(erase_ptr + 4, start, W, BLOCK):
         # in parts, as in `normalise`
         for part in range(0, BLOCK, BLOCK_PART):
-            _mix_pixels_block(
-                pixels,
-                lam_ptr,
-                box_ptr,
-                patches_ptr,
-                mixed_ptr,
-                pair,
-                start + part,
-                H,
-                W,
-                P,
-                MODE,
-                LAST,
-                True,
-                BLOCK_PART,
-            )
+            first = start + part
+            _mix_pixels_block(pixels, tensors, pair, first, H, W, P, MODE, LAST, True, BLOCK_PART)
     else:
-        _mix_pixels_block(
-            pixels,
-            lam_ptr,
-            box_ptr,
-            patches_ptr,
-            mixed_ptr,
-            pair,
-            start,
-            H,
-            W,
-            P,
-            MODE,
-            LAST,
-            False,
-            BLOCK,
-        )
+        _mix_pixels_block(pixels, tensors, pair, start, H, W, P, MODE, LAST, False, BLOCK)
 
 
 def _mix_pixels_fake(

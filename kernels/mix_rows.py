@@ -125,10 +125,7 @@ def _store_patches(
 def mix_block(
     a,
     b,
-    lam_ptr,
-    box_ptr,
-    patches_ptr,
-    images_ptr,
+    tensors,
     pair,
     start,
     H: tl.constexpr,
@@ -139,8 +136,10 @@ def mix_block(
 ):
     """Mix BLOCK pixels of a pair, from pixel `start` on, and write patches, images or both.
 
-    a, b: red, green and blue of its rows, fp32. patches_ptr, images_ptr: the batch's, or None.
+    a, b: red, green and blue of its rows, fp32. tensors: pointers to the batch's lam, box, patches
+    and images; of the last two, one may be None.
     """
+    lam_ptr, box_ptr, patches_ptr, images_ptr = tensors
     pixel = start + tl.arange(0, BLOCK)
     lam_a, lam_b, is_cut, inside = load_pair(lam_ptr, box_ptr, pair, pixel // W, pixel % W)
     for side in tl.static_range(2):

@@ -24,7 +24,6 @@ from fastdeit.distributed.collectives import first_on_rank0
 from fastdeit.distributed.world import World
 from fastdeit.plan.plan import Plan
 from fastdeit.storage.run_folder import RunFolder
-from fastdeit.storage.urls import is_url
 
 _EXACT_FROM_THREADS = 8
 """The exact operator takes about 400 images/s a core: a GPU with fewer threads beside it is faster
@@ -97,8 +96,6 @@ def find_root(config: Config) -> Path:
     require(bool(data.data_path), "data_path", data.data_path, allowed)
     root = local_folder(data.data_path, data.data_cache)
     if data.data_set == "digits":
-        allowed = "a folder, in which --data-set digits writes"
-        require(not is_url(data.data_path), "data_path", data.data_path, allowed)
         write_digits(root)
     return root if data.data_set in ("any", "digits") else choose_cifar(root, data.data_set)
 

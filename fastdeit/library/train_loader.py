@@ -48,11 +48,12 @@ def create_loader(
     targets (B, K) fp32, mixed and smoothed, as timm's `Mixup` makes them. With raw, it yields
     `Batch`es: images before mixing, labels, lam, box, the DropPath mask for drop_path_rates.
 
-    path, split: a data set in any format of docs/data.md. batch_size: samples of a step over all
-    ranks; a rank gets batch_size / world_size of them, so that any number of ranks sees the same
-    samples in the same step. repeats: copies of an image in an epoch. rank, world_size: those of
-    torch.distributed if it is initialised, else 0 and 1. settings: `LoaderSettings`, such as
-    input_size, aa, mixup, cutmix, seed. Raises ValueError naming the argument.
+    path, split: a data set in any format of docs/data.md, or at a URL (docs/fetch.md). batch_size:
+    samples of a step over all ranks; a rank gets batch_size / world_size of them, so that any
+    number of ranks sees the same samples in the same step. repeats: copies of an image in an epoch.
+    rank, world_size: those of torch.distributed if it is initialised, else 0 and 1. settings:
+    `LoaderSettings`, such as input_size, aa, mixup, cutmix, seed. Raises ValueError naming the
+    argument.
     """
     check_names(settings, LoaderSettings.__annotations__, "create_loader")
     chosen: dict[str, Any] = {"data_path": str(path), "train_split": split, **settings}

@@ -3,6 +3,7 @@
 import re
 
 _WEB = ("http", "https")
+_IN_TEXT = re.compile(r"https?://[^\s'\"<>]+")
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
 
@@ -27,3 +28,8 @@ def hide_credentials(url: str) -> str:
         host, path = (re.split(r"[?#]", text)[0] for text in (host, path))
     # the @ of hf://datasets/OWNER/NAME@REVISION is behind the first slash
     return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
+
+
+def hide_in_text(text: str) -> str:
+    """Return a text, as the message of a library, with its web addresses without credentials."""
+    return _IN_TEXT.sub(lambda found: hide_credentials(found[0]), text)

@@ -3,6 +3,7 @@ its images since."""
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -62,6 +63,17 @@ def replay(folder: Path, step: int, *flags: str) -> int:
         return replay_command([str(folder), "--step", str(step), *flags])
     except SystemExit as end:
         return int(str(end.code))
+
+
+def test_step_of_a_gpu_that_augments_is_replayed_on_a_cpu(run: Path, tmp_path: Path) -> None:
+    """As if the run had had --augment-device gpu: the pixels are the same."""
+    folder = RunFolder(shutil.copytree(run, tmp_path / "run"))
+    for path in (folder.config, folder.attempts):
+        text = path.read_text()
+        path.write_text(re.sub(r"(augment_device\W+)auto", r"\1gpu", text))
+        assert path.read_text() != text
+    assert replay(folder.path, 8) == 0
+    assert_as_recorded(folder.path, 8)
 
 
 def read_step(folder: Path, step: int) -> dict[str, Any]:

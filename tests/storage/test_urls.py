@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastdeit.storage.urls import hide_credentials, is_url, is_web
+from fastdeit.storage.urls import hide_credentials, hide_in_text, is_url, is_web
 
 
 @pytest.mark.parametrize("text", ["s3://b/k", "HTTPS://host", "hf://datasets/o/n", "az://c/x"])
@@ -37,3 +37,8 @@ HIDDEN = {
 def test_credentials_are_hidden(url: str) -> None:
     assert hide_credentials(url) == HIDDEN[url]
     assert hide_credentials(HIDDEN[url]) == HIDDEN[url]
+
+
+def test_credentials_are_hidden_in_a_message() -> None:
+    text = "403 for url 'https://cdn.host/a?X-Amz-Signature=1&b=2' (http://u:p@h/x)"
+    assert hide_in_text(text) == "403 for url 'https://cdn.host/a' (http://h/x)"

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastdeit.config.parse import Section, parse_rand_augment, refuse_credentials
+from fastdeit.storage.urls import is_url
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -52,6 +53,8 @@ class DataConfig(Section):
 
     def check(self) -> None:
         refuse_credentials("data_path", self.data_path)
+        is_folder = self.data_set != "digits" or not is_url(self.data_path)
+        self._require("data_path", is_folder, "a folder, in which --data-set digits writes")
         self._require("input_size", self.input_size >= 1, "1 or more")
         self._require("eval_crop_ratio", 0 < self.eval_crop_ratio <= 1, "above 0 and at most 1")
         self._require("std", min(self.std) > 0, "three numbers above 0")

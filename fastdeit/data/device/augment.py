@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from fastdeit.data.device.transfer import send_together
 from fastdeit.kernels.augment import augment
 from fastdeit.kernels.normalise import Pixels, level_values
 from fastdeit.kernels.resize import resize
@@ -47,6 +48,6 @@ class Augmenter:
         ops, args, erase, key = changes
         if self._spec.layers:
             crops = augment(crops, ops, args, self._fill, self._spec.layer_ops)
-        # copied once
-        self._levels = self._levels.to(crops.device)
+        if self._levels.device != crops.device:
+            (self._levels,) = send_together([self._levels.numpy()], crops.device)
         return Pixels(crops, self._levels, erase, self._spec.remode, key)

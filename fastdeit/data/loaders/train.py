@@ -6,60 +6,24 @@ checkpoint would need: any step of any epoch can be asked for, and asking in ord
 an epoch too) keeps DALI's queue full.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import torch
 
-from fastdeit.data.device.augment import Augmenter
-from fastdeit.data.device.rows import place_crops
-from fastdeit.data.device.transfer import as_tensor, to_device_of
-from fastdeit.data.graphs.copies import DecodePlan, plan_decoding
 from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.graphs.pipeline import build_train_pipeline, pack_draws
 from fastdeit.data.index import Index
 from fastdeit.data.loaders.batch import Batch
-from fastdeit.data.loaders.packed import take_packed, take_tensor
+from fastdeit.data.loaders.planned import Fed, Planned, Unmixed, feed_batch, make_batch, make_taker
 from fastdeit.data.loaders.stream import Stream, options_of
 from fastdeit.data.quarantine import Quarantine
-from fastdeit.kernels.normalise import Pixels
-from fastdeit.plan.digest import add_digests, sample_digests
-from fastdeit.plan.plan import Plan, SampleParams
-from fastdeit.plan.spec import PlanSpec
+from fastdeit.plan.digest import sample_digests
+from fastdeit.plan.plan import Plan
 
 _PLANNED_AT_ONCE = 4096  # samples
-
-
-@dataclass(frozen=True)
-class _Planned:
-    """Consecutive samples, a row each: `SampleParams`, DropPath's bits, their hashes, and the rows
-    that the graph takes, or the kernels after it, of the windows of `decoding`."""
-
-    ordinals: np.ndarray
-    draws: SampleParams
-    keep: np.ndarray
-    digests: np.ndarray
-    arrays: tuple[np.ndarray, ...]
-    decoding: DecodePlan | None = None
-
-    def part(self, rows: slice) -> "_Planned":
-        draws = {name: array[rows] for name, array in vars(self.draws).items()}
-        return _Planned(
-            self.ordinals[rows],
-            SampleParams(**draws),
-            self.keep[rows],
-            self.digests[rows],
-            tuple(array[rows] for array in self.arrays),
-        )
-
-
-_Unmixed = torch.Tensor | Pixels
-_Fed = tuple[_Planned, np.ndarray, tuple[np.ndarray, ...]]
-"""A micro-batch as `Stream` takes it: what is kept beside the images, rows of the index, arrays."""
 
 
 class TeacherRecords(Protocol):
@@ -185,9 +149,9 @@ class TrainLoader:
         first = epoch * count + first_step * self.micro_steps
         for number in range(first, (epoch + 1) * count):
             images, planned = self._stream.get(number)
-            yield _batch(images, planned, self._index, self._records(epoch, planned))
+            yield make_batch(images, planned, self._index, self._records(epoch, planned))
 
-    def _records(self, epoch: int, planned: _Planned) -> np.ndarray | None:
+    def _records(self, epoch: int, planned: Planned) -> np.ndarray | None:
         if self._teacher_records is None:
             return None
         draws = planned.draws
@@ -206,7 +170,7 @@ class TrainLoader:
         """Stop DALI's threads; batches that were yielded stay valid."""
         self._stream.close()
 
-    def plan_batch(self, number: int) -> _Fed:
+    def plan_batch(self, number: int) -> Fed:
         """Plan a micro-batch of the run, for `Stream`."""
         if _exclude(self._plan, self._quarantine):
             self._block.cache_clear()
@@ -214,13 +178,13 @@ class TrainLoader:
         epoch, micro = divmod(number, self._division.micro_batches)
         block, place = divmod(micro, self._per_block)
         planned = self._block(epoch, block).part(slice(place * size, (place + 1) * size))
-        return _feed(planned, self.options)
+        return feed_batch(planned, self.options)
 
     @property
     def _per_block(self) -> int:
         return max(1, _PLANNED_AT_ONCE // self._division.micro_batch)
 
-    def _plan_block(self, epoch: int, block: int) -> _Planned:
+    def _plan_block(self, epoch: int, block: int) -> Planned:
         """Plan several micro-batches at once: more samples share the cost of a NumPy call."""
         division = self._division
         if 2 * block * self._per_block >= division.micro_batches:
@@ -233,7 +197,7 @@ class TrainLoader:
         steps = epoch * self.steps_per_epoch + ordinals // division.batch_size
         digests = sample_digests(steps, epoch, ordinals, draws, keep)
         arrays = pack_draws(draws, self._plan.spec, self.options)
-        return _Planned(ordinals, draws, keep, digests, arrays)
+        return Planned(ordinals, draws, keep, digests, arrays)
 
 
 class OrdinalLoader:
@@ -263,13 +227,13 @@ class OrdinalLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         for number in range(len(self._windows)):
-            yield _batch(*self._stream.get(number), self._index, None)
+            yield make_batch(*self._stream.get(number), self._index, None)
 
     def close(self) -> None:
         """Stop DALI's threads; batches that were yielded stay valid."""
         self._stream.close()
 
-    def plan_batch(self, number: int) -> _Fed:
+    def plan_batch(self, number: int) -> Fed:
         """Plan a batch, for `Stream`."""
         _exclude(self._plan, self._quarantine)
         # DALI runs ahead, over the end too
@@ -279,45 +243,19 @@ class OrdinalLoader:
         keep = np.zeros((count, 0, 2), bool)
         digests = np.zeros(count, np.uint64)
         arrays = pack_draws(draws, self._plan.spec, self.options)
-        return _feed(_Planned(ordinals, draws, keep, digests, arrays), self.options)
+        return feed_batch(Planned(ordinals, draws, keep, digests, arrays), self.options)
 
 
 def _train_stream(
     loader: TrainLoader | OrdinalLoader, index: Index, plan: Plan, quarantine: Quarantine
-) -> Stream[_Planned, _Unmixed]:
+) -> Stream[Planned, Unmixed]:
     return Stream(
         index,
         loader.plan_batch,
         lambda source: build_train_pipeline(source, plan.spec, loader.options),
-        _taker(plan.spec, loader.options),
+        make_taker(plan.spec, loader.options),
         quarantine,
     )
-
-
-def _feed(planned: _Planned, options: PipelineOptions) -> _Fed:
-    """Return a micro-batch as `Stream` takes it."""
-    draws = planned.draws
-    if not options.uses_kernels:
-        return planned, draws.image_index, planned.arrays
-    decoding = plan_decoding(draws.image_index, draws.crop)
-    return dataclasses.replace(planned, decoding=decoding), decoding.rows, (decoding.windows,)
-
-
-def _taker(spec: PlanSpec, options: PipelineOptions) -> Callable[[Any, _Planned], _Unmixed]:
-    """Return what takes images out of DALI; with kernels, it makes them of decoded windows."""
-    if not options.uses_kernels:
-        return take_tensor
-    augmenter = Augmenter(spec, options.mean, options.std)
-
-    def take(decoded: Any, planned: _Planned) -> Pixels:
-        decoding = planned.decoding
-        assert decoding is not None
-        packed = take_packed(decoded, decoding.windows)
-        place = place_crops(planned.draws, decoding.windows, decoding.group)
-        changes = to_device_of(packed, *planned.arrays)
-        return augmenter.augment_windows(packed, [*map(as_tensor, place)], changes)
-
-    return take
 
 
 def _exclude(plan: Plan, quarantine: Quarantine) -> bool:
@@ -326,23 +264,3 @@ def _exclude(plan: Plan, quarantine: Quarantine) -> bool:
     if has_new:
         plan.exclude(quarantine.rows)
     return has_new
-
-
-def _batch(unmixed: _Unmixed, planned: _Planned, index: Index, record: np.ndarray | None) -> Batch:
-    draws = planned.draws
-    arrays = [index.labels[draws.image_index], draws.lam, draws.box, planned.keep]
-    if record is not None:
-        arrays.append(record)
-    images = unmixed.images if isinstance(unmixed, Pixels) else unmixed
-    labels, lam, box, keep, *sent = to_device_of(images, *arrays)
-    return Batch(
-        unmixed=unmixed,
-        labels=labels,
-        lam=lam,
-        box=box,
-        drop_path_mask=keep,
-        ordinals=torch.from_numpy(planned.ordinals),
-        image_index=torch.from_numpy(draws.image_index),
-        teacher_record=sent[0] if sent else None,
-        digest=add_digests(planned.digests),
-    )

@@ -18,6 +18,7 @@ from fastdeit.data.loaders.batch import Batch
 from fastdeit.data.loaders.evaluation import EvalLoader
 from fastdeit.data.loaders.train import OrdinalLoader, TrainLoader
 from fastdeit.data.quarantine import Quarantine
+from fastdeit.kernels.mix import mix
 from fastdeit.kernels.normalise import Pixels
 from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec
@@ -77,6 +78,12 @@ def assert_same(ours: list[Batch], expected: list[Batch]) -> None:
             one, two = getattr(batch, name), getattr(other, name)
             same = torch.equal(one.cpu(), two) if isinstance(one, torch.Tensor) else one == two
             assert same, name
+        assert torch.equal(mixed(batch), mixed(other))
+
+
+def mixed(batch: Batch) -> torch.Tensor:
+    """Return the mixed images, out of pixels or of images that are normalised already."""
+    return mix(batch.unmixed, batch.lam, batch.box, torch.float32).cpu()
 
 
 @pytest.fixture(params=SPECS)

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdeit.data import quarantine
-from fastdeit.data.device.transfer import ALIGNMENT, send_together, to_device_of
+from fastdeit.data.device.transfer import send_together, to_device_of
 from fastdeit.data.index import DataError, Index, build_index
-from fastdeit.data.loaders import train as train_loaders
+from fastdeit.data.loaders import planned
 from fastdeit.data.loaders.batch import Batch
 from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.plan.spec import PlanSpec
+from tests.support.copies import Copies
 from tests.support.noise_images import SIDE, split_options, write_noise
 
 BATCH = 64
@@ -302,62 +302,11 @@ def test_a_batch_that_fails_for_no_images_fault_ends_the_run(
         next(loader.epoch(0))
 
 
-class Copies(TorchDispatchMode):
-    """Note the device of each copy that is made, and whether the host waits for it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made: list[tuple[str, bool]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in (torch.ops.aten._to_copy.default, torch.ops.aten._pin_memory.default):
-            self.made.append((result.device.type, not (kwargs or {}).get("non_blocking", False)))
-        return result
-
-
-def small_arrays() -> list[np.ndarray]:
-    """Return arrays of the shapes and dtypes of a batch of 14: ends that are no multiple of 16
-    bytes, one empty array, one with gaps."""
-    rng = np.random.default_rng(0)
-    labels, lam, box = (
-        rng.integers(0, 9, 14),
-        rng.random(13, np.float32),
-        rng.integers(0, 9, (14, 4), np.int32),
-    )
-    return [
-        labels,
-        lam,
-        box,
-        rng.random((14, 3, 2)) < 0.5,
-        np.zeros((14, 0, 2), bool),
-        rng.integers(0, 9, (14, 10))[:, ::2],
-    ]
-
-
-def test_small_arrays_are_sent_in_one_copy() -> None:
-    arrays = small_arrays()
-    with Copies() as copies:
-        sent = send_together(arrays, torch.device("meta"))
-    assert copies.made == [("meta", False)]
-    assert [tuple(tensor.shape) for tensor in sent] == [array.shape for array in arrays]
-    assert all(tensor.is_contiguous() for tensor in sent)
-
-
-def test_sent_arrays_are_aligned_parts_of_one_block() -> None:
-    arrays = small_arrays()
-    sent = send_together(arrays, torch.device("cpu"))
-    assert len({tensor.untyped_storage().data_ptr() for tensor in sent}) == 1
-    for tensor, array in zip(sent, arrays, strict=True):
-        assert tensor.data_ptr() % ALIGNMENT == 0 or not tensor.numel()
-        np.testing.assert_array_equal(tensor, array, strict=True)
-
-
 def test_batches_out_of_one_block_are_the_same(
     index, plan, expected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        train_loaders, "to_device_of", lambda images, *arrays: send_together(arrays, images.device)
+        planned, "to_device_of", lambda images, *arrays: send_together(arrays, images.device)
     )
     batches = list(train_loader(index, plan, 16).epoch(2))
     assert (
@@ -399,10 +348,3 @@ def test_tensors_of_a_step_are_on_the_gpu(index: Index, plan: Plan) -> None:
         },
         on_cpu,
     )
-
-
-@pytest.mark.gpu
-def test_pinned_memory_is_not_used_again_before_its_copy() -> None:
-    torch.cuda._sleep(200_000_000)  # about 0.1 s in which no copy begins
-    sent = [send_together([np.full(1000, number)], torch.device("cuda"))[0] for number in range(50)]
-    assert all(bool((tensor == number).all()) for number, tensor in enumerate(sent))

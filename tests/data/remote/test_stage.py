@@ -133,6 +133,11 @@ def test_a_local_folder_is_itself(tmp_path: Path) -> None:
     assert fetch_folder("a/b://c", ()) == Path("a/b://c")
 
 
+def test_the_digits_are_written_to_no_url() -> None:
+    with pytest.raises(SettingError, match="--data-path must be a folder, in which"):
+        Config().replace(data={"data_path": "s3://bucket/x", "data_set": "digits"})
+
+
 @pytest.mark.parametrize("path", ["https://me:hunter2@host/x", "https://host/x?sig=hunter2"])
 def test_no_setting_has_credentials(path: str) -> None:
     with pytest.raises(SettingError, match=r"--data-path must be without user, password") as caught:

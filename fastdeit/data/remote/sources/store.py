@@ -15,7 +15,7 @@ from fastdeit.data.remote.addresses import OWN, split_pattern
 from fastdeit.data.remote.retries import retry
 from fastdeit.data.remote.source import Answer, Changed, FetchError, RemoteFile, Transient
 from fastdeit.data.remote.sources.sums import MANIFESTS, MAX_BYTES, read_list
-from fastdeit.storage.urls import hide_credentials
+from fastdeit.storage.urls import hide_credentials, hide_in_text
 
 _VERSIONS = (
     *("VersionId", "generation", "ETag", "etag", "md5Hash", "blob_id"),
@@ -176,7 +176,7 @@ class StoreSource:
 
     def _translate(self, error: Exception, address: str) -> Exception:
         kind = type(error).__name__
-        reason = f"{kind}: {str(error).strip().partition(chr(10))[0]}"
+        reason = f"{kind}: {hide_in_text(str(error).strip().partition(chr(10))[0])}"
         status = getattr(getattr(error, "response", None), "status_code", None)
         if kind == "FileExpired":
             return Changed()

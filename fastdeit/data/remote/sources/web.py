@@ -6,6 +6,7 @@ range and reads no Retry-After, so this speaks HTTP itself, through httpx2.
 
 import contextlib
 import email.utils
+import logging
 import netrc
 import re
 import time
@@ -55,6 +56,7 @@ class WebSource:
         self._query = parts.query
         if not parts.hostname:
             raise FetchError(f"{self._url}: has no host")
+        logging.getLogger("httpx2").addFilter(_hide_in_log)
         self._client = httpx2.Client(
             auth=_find_auth(parts.username, parts.password),
             headers={"User-Agent": "fastdeit", "Accept-Encoding": "identity"},
@@ -196,6 +198,16 @@ class _Absent(FetchError):
 def _at(base: str, names: Iterable[str]) -> list[tuple[Listed, str]]:
     """Return files in a folder by their names as a URL has them, with their addresses."""
     return [(Listed(unquote(name)), f"{base}/{name}") for name in names]
+
+
+def _hide_in_log(record: logging.LogRecord) -> bool:
+    """Hide the queries of URLs in httpx2's log of requests, for programs that show it."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            hide_credentials(str(one)) if isinstance(one, httpx2.URL) else one
+            for one in record.args
+        )
+    return True
 
 
 def _find_auth(user: str | None, password: str | None) -> httpx2.Auth | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from fastdeit.data.remote.fetch import open_source
 from fastdeit.data.remote.source import FetchError, RemoteFile, Unreachable
+from fastdeit.display.terminal import Terminal
 from tests.support.far_server import FarServer, status
 from tests.support.fetching import fetch_quietly, read_folder, write_files, write_sums
 
@@ -137,10 +139,12 @@ def test_a_list_that_cannot_be_used_is_an_error(name: str, far: FarServer, tmp_p
 
 
 def test_credentials_are_sent_and_never_written(
-    far: FarServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    far: FarServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from fastdeit.display.terminal import Terminal
-
+    caplog.set_level(logging.INFO)
     write_files(far.folder, a=5000)
     url = far.address.replace("//", "//user:hunter2@") + "/a.tar?X-Amz-Signature=swordfish"
     fetch_quietly(url, tmp_path / "out", terminal=Terminal())
@@ -149,7 +153,8 @@ def test_credentials_are_sent_and_never_written(
     own = (tmp_path / "out" / ".fastdeit").rglob("*")
     written = b"".join(path.read_bytes() for path in own if path.is_file())
     shown = capsys.readouterr()
-    for text in (written.decode(errors="replace"), shown.out, shown.err):
+    assert "GET http" in caplog.text  # httpx2's own
+    for text in (written.decode(errors="replace"), shown.out, shown.err, caplog.text):
         assert not re.search("hunter2|swordfish|user:", text)
     far.fail("a.tar", status(403), times=100)
     (far.folder / "a.tar").write_bytes(b"new")
