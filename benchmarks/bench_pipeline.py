@@ -31,6 +31,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 
 from benchmarks import harness
@@ -197,6 +198,10 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.pillow_simd and not (args.pillow_simd / "PIL").is_dir():
         parser.error(f"--pillow-simd must be a folder with a package PIL (got {args.pillow_simd})")
+    for name in ("sizes", "copies", "images", "rounds", "workers"):
+        value = getattr(args, name)
+        if np.min(value) < 1:
+            parser.error(f"--{name} must be 1 or more (got {value})")
     missing = [name for name in ("simplejpeg", "webdataset") if not find_spec(name)]
     if missing:
         parser.error(f"install {', '.join(missing)}: see --help")

@@ -2,7 +2,7 @@
 
 DALI draws by itself, so a sample depends on its batch, and nothing can be replayed. Its RandAugment
 has other operations and warps than timm's; here each is applied with probability 0.5, as in timm.
-DALI erases with a constant. It has no copies: one image more of an epoch costs the same.
+DALI erases with a constant. It has no copies of an image; each costs as much as another image.
 """
 
 import contextlib

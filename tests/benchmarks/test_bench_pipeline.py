@@ -52,6 +52,16 @@ def test_loaders_of_all_peers_exist() -> None:
     assert names <= set(bench_pipeline.LOADERS)
 
 
+@pytest.mark.parametrize("flags", ["--workers 0", "--copies 2 0", "--images -1"])
+def test_numbers_below_one_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: str
+) -> None:
+    arguments(monkeypatch, *flags.split())
+    with pytest.raises(SystemExit):
+        bench_pipeline.parse_args()
+    assert f"{flags.split()[0]} must be 1 or more" in capsys.readouterr().err
+
+
 def test_folder_without_pillow_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
