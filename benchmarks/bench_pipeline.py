@@ -123,7 +123,8 @@ def rows_of(case: Case, stage: str, found: Measured) -> list[Row]:
 def table(found: dict[Case, Measured]) -> str:
     """Return the CPU time of every loader divided by that of `OURS`, in markdown, a case a row; a
     cell is empty where a loader was not measured."""
-    peers = list(dict.fromkeys(name for row in found.values() for name in row if name != OURS))
+    present = set().union(*found.values()) - {OURS}
+    peers = [name for name in LOADERS if name in present]
     lines = [["images", *peers], ["---"] * (1 + len(peers))]
     for case, measured in found.items():
         copies = f"{case.copies} cop{'y' if case.copies == 1 else 'ies'}"

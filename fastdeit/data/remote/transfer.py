@@ -165,6 +165,8 @@ class Transfer:
 
     def _restart(self, failed: _Round, is_whole: bool = False) -> bool:
         """Begin a new round, with the file that the source has now, unless another thread has."""
+        # outside of the lock: the source may take its time
+        file = failed.file if is_whole else self._describe(failed.file)
         with self._lock:
             if failed is not self._round:
                 return False
@@ -173,7 +175,6 @@ class Transfer:
                 raise FetchError(f"{failed.file.address}: the source changes it again and again")
             failed.part.close()
             self._report(-self._counted)
-            file = failed.file if is_whole else self._describe(failed.file)
             self._begin(file, max(1, file.size) if is_whole else BLOCK)
             return self._left == 0
 
