@@ -239,8 +239,10 @@ def _map_ahead(
         while submitted:
             yield submitted.popleft().result()
     finally:
-        for future in submitted:
-            future.cancel()
+        # processes are ended, and for a job of theirs that was cancelled Python 3.11 shows an error
+        if isinstance(pool, ThreadPoolExecutor):
+            for future in submitted:
+                future.cancel()
 
 
 @contextlib.contextmanager
