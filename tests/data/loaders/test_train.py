@@ -186,6 +186,26 @@ def test_nothing_is_planned_twice_over_an_epochs_end(
     assert asked == [(epoch, 2 * BATCH) for epoch in range(4)]
 
 
+def test_the_next_order_is_prepared_from_the_middle_of_an_epoch(
+    index: Index, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[tuple[str, int]] = []
+    draw = plan.draw
+
+    def spy(epoch: int, ordinals: np.ndarray) -> SampleParams:
+        events.append(("draw", epoch))
+        return draw(epoch, ordinals)
+
+    monkeypatch.setattr(plan, "draw", spy)
+    monkeypatch.setattr(plan, "prepare", lambda epoch: events.append(("prepare", epoch)))
+    monkeypatch.setattr("fastdeit.data.loaders.train._PLANNED_AT_ONCE", 32)  # four blocks
+    loader = train_loader(index, plan, 32)
+    for _ in loader.epoch(0):
+        pass
+    loader.close()
+    assert events[:6] == [("draw", 0)] * 2 + [("prepare", 1), ("draw", 0)] * 2
+
+
 def test_images_stay_valid_while_held(index: Index, plan: Plan) -> None:
     loader = train_loader(index, plan, 8)
     held = [
