@@ -103,8 +103,10 @@ def _check_required(fields: Sequence[_Field], flags: Sequence[str], places: Sequ
         if field.is_required and not field.is_place and name_flag(field.name) not in flags:
             raise ValueError(f"{name_flag(field.name)} must be given")
     needed = [field for field in taking if field.is_required]
-    if len(places) < len(needed):
-        raise ValueError(f"{needed[len(places)].name.upper()} must be given (--help explains it)")
+    # an unset variable of a script gives "", which would be the current folder
+    missing = len(places) if "" not in places else places.index("")
+    if missing < len(needed):
+        raise ValueError(f"{needed[missing].name.upper()} must be given (--help explains it)")
     is_open = any(count_values(field.type) is None for field in taking)
     if not is_open and len(places) > len(taking):
         raise ValueError(f"{places[len(taking)]!r} belongs to no flag")

@@ -58,6 +58,7 @@ def test_after_two_dashes_nothing_is_a_flag() -> None:
     [
         (["a"], "--checkpoint must be given"),
         (["--checkpoint", "w"], "IMAGES must be given (--help explains it)"),
+        (["", "--checkpoint", "w"], "IMAGES must be given (--help explains it)"),
         (["a", "--checkpoint"], "--checkpoint must be one value (got '')"),
         (["a", "--chekpoint", "w"], "--chekpoint is not a flag; near: --checkpoint"),
         (["a", "--checkpoint=w", "--kind", "c"], "--kind must be a or b (got 'c')"),

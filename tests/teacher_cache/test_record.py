@@ -613,6 +613,9 @@ def test_chunk_size_follows_the_data_set() -> None:
 def test_epochs_and_parts_are_parsed() -> None:
     assert parse_epochs("3") == [0, 1, 2] and parse_epochs("3-3") == [3]
     assert parse_epochs(None) == [] and parse_epochs("0-2,9, 5-5") == [0, 1, 2, 5, 9]
+    for text in ("0-9999999", "\u0663", ""):
+        with pytest.raises(ValueError, match="--epochs must be"):
+            parse_epochs(text)
     assert parse_part("3/8") == JobShard(3, 8) and find_spans([0, 1, 2, 5, 9, 10]) == [
         (0, 3),
         (5, 6),

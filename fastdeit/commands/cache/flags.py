@@ -58,7 +58,7 @@ def choose_kind(asked: str | None, distillation_type: str) -> str:
 
 def parse_part(text: str) -> JobShard:
     """Parse --part, as 3/8."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     require(match is not None, "part", text, "NUMBER/JOBS, as 3/8")
     assert match is not None
     return JobShard(int(match[1]), int(match[2]))
@@ -74,7 +74,7 @@ def parse_epochs(text: str | None) -> list[int]:
     allowed = "a number of epochs, as 300, or spans from 0, as 0-299, 7-7 for one, or 0-9,20"
     epochs: set[int] = set()
     for item in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", item.strip())
+        match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", item.strip())
         require(match is not None and not text.isdigit(), "epochs", text, allowed)
         assert match is not None
         first, last = int(match[1]), int(match[2] or match[1])
@@ -85,5 +85,5 @@ def parse_epochs(text: str | None) -> list[int]:
 
 def training_epochs(text: str | None) -> Sequence[str]:
     """Return --epochs as a flag of the training command, if it is a number of epochs."""
-    is_number = text is not None and re.fullmatch(r"0*[1-9]\d*", text)
+    is_number = text is not None and re.fullmatch(r"0*[1-9][0-9]{0,5}", text)
     return ["--epochs", str(text)] if is_number else []

@@ -111,7 +111,7 @@ class PackOptions:
 
 def parse_shard_size(text: str) -> ShardSize:
     """Return the size that --shard-size names. Raises SettingError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(?:([kMG]i?)B)?", text)
+    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(?:([kMG]i?)B)?", text)
     allowed = "a number of images, or of bytes, such as 5000 or 256MB"
     number = float(match[1]) if match else 0.0
     unit = (match[2] if match else "") or ""

@@ -68,6 +68,9 @@ def test_a_server_that_fails_gives_exit_code_1(
 
 MISTAKES = {
     "no folder": (["URL"], "DIR must be given"),
+    "an empty folder": (["FAR/a.tar", ""], "DIR must be given"),
+    "no URL": (["http://[::1", "out"], "http://[::1: is no URL ("),
+    "no port": (["http://localhost:99999/a.tar", "out"], "http://localhost:99999/a.tar: is no URL"),
     "no workers": (["URL", "out", "--num-workers", "0"], "--num-workers must be 1 to 256 (got 0)"),
     "a local path": (["/data", "out"], "URL must be s3://, gs://, hf://, https://"),
     "a missing file": (["FAR/c.tar", "out"], "c.tar: does not exist there"),

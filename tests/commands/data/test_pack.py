@@ -69,6 +69,7 @@ def test_a_copy_and_a_folder_are_reported(
     [
         (["{root}"], "OUTPUT must be given (--help explains it)"),
         (["{root}", "{root}/x"], "OUTPUT must be outside of {root} (got '{root}/x')"),
+        (["", "out"], "DATA must be given (--help explains it)"),
         (["{root}", "{root}"], "OUTPUT must be outside of {root} (got '{root}')"),
         (["{root}/no", "out"], "{root}/no: no such folder; a data set is a folder with train and"),
         (["{root}", "out", "--resize", "0"], "--resize must be 1 or more (got 0)"),
@@ -96,7 +97,7 @@ def test_shard_sizes_are_images_or_bytes() -> None:
     assert parse_shard_size("5000") == ShardSize(images=5000)
     assert parse_shard_size("1.5MB") == ShardSize(bytes=1_500_000)
     assert parse_shard_size("2GiB") == ShardSize(bytes=2**31)
-    for text in ("1.5", "-1", "MB", "5TB", "", "1e3"):
+    for text in ("1.5", "-1", "MB", "5TB", "", "1e3", "9" * 20, "9" * 20 + "GB", "\u0663"):
         with pytest.raises(ValueError, match="--shard-size must be"):
             parse_shard_size(text)
 

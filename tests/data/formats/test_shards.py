@@ -103,6 +103,8 @@ def test_a_pattern_that_names_a_missing_shard_is_refused(root: Path) -> None:
         build_index(root, "train/s-{00..03}.tar")
     with pytest.raises(DataError, match="nothing matches"):
         build_index(root, "train/x*.tar")
+    with pytest.raises(DataError, match="must be a pattern of at most 100000 names"):
+        expand_pattern(root, "{0..99999}-{0..99999}.tar")
     with pytest.raises(DataError, match="must be a rising range"):
         expand_pattern(root, "{9..1}.tar")
 

@@ -37,9 +37,9 @@ def expand_pattern(root: Path, pattern: str) -> tuple[Path, ...]:
 def expand_braces(pattern: str) -> list[str]:
     """Return the names of a pattern, in which `{000..127}` and `{a,b}` are replaced, also nested.
 
-    Raises DataError for a range that falls or is too long.
+    Raises DataError for a range that falls, and for too many names.
     """
-    found = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    found = re.search(r"\{(?:([0-9]+)\.\.([0-9]+)|([^{}]*,[^{}]*))\}", pattern)
     if not found:
         return [pattern]
     first, last, names = found.groups()
@@ -56,6 +56,8 @@ def expand_braces(pattern: str) -> list[str]:
     expanded: list[str] = []
     for text in inner:
         expanded += expand_braces(before + text + after)
+        if len(expanded) > MAX_EXPANSION:
+            raise DataError(f"{pattern!r}: must be a pattern of at most {MAX_EXPANSION} names")
     return expanded
 
 

@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 import httpx2
 
@@ -52,10 +52,8 @@ class WebSource:
 
     def __init__(self, url: str) -> None:
         self._url = hide_credentials(url)
-        parts = urlsplit(url)
+        parts = _split_url(url, self._url)
         self._query = parts.query
-        if not parts.hostname:
-            raise FetchError(f"{self._url}: has no host")
         logging.getLogger("httpx2").addFilter(_hide_in_log)
         self._client = httpx2.Client(
             auth=_find_auth(parts.username, parts.password),
@@ -189,6 +187,18 @@ class WebSource:
 
     def close(self) -> None:
         self._client.close()
+
+
+def _split_url(url: str, shown: str) -> SplitResult:
+    """Return the parts of a URL. Raises FetchError for one without a host, or with a wrong one."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # which is parsed here
+    except ValueError as error:
+        raise FetchError(f"{shown}: is no URL ({error})") from None
+    if not parts.hostname:
+        raise FetchError(f"{shown}: has no host")
+    return parts
 
 
 class _Absent(FetchError):
