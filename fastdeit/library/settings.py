@@ -15,6 +15,7 @@ class LoaderSettings(TypedDict, total=False):
     """Keyword arguments of `create_loader` beside its own; names, defaults and meaning are those of
     the flags of `fastdeit train`."""
 
+    data_cache: str
     data_set: Literal["any", "digits", "cifar10", "cifar100"]
     bad_images: Literal["skip", "error"]
     index_check: Literal["auto", "headers", "decode"]
