@@ -151,6 +151,12 @@ def test_importing_the_package_is_light() -> None:
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.parametrize("command", ["data.fetch", "data.pack", "index"])
+def test_commands_of_one_process_import_no_torch(command: str) -> None:
+    code = f"import sys, fastdeit.commands.{command}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_the_entry_is_short_and_nobody_imports_it() -> None:
     assert len((ROOT / "fastdeit" / "train.py").read_text().splitlines()) < 80
     assert not [path for path in LIBRARY if "fastdeit.train" in imports(path)]

@@ -10,7 +10,6 @@ from fastdeit.data.remote.fetch import fetch
 from fastdeit.data.remote.journal import is_complete
 from fastdeit.data.remote.source import FetchStopped, Unreachable
 from fastdeit.display.terminal import Terminal
-from fastdeit.distributed.collectives import on_each_machine
 from fastdeit.storage.urls import is_url
 
 
@@ -49,6 +48,9 @@ def fetch_folder(
     if alone:
         action(proceed)
     else:
+        # imports torch, which a command of one process can do without
+        from fastdeit.distributed.collectives import on_each_machine
+
         on_each_machine(action, proceed)
     return folder
 
