@@ -40,7 +40,7 @@ from fastdeit.run.inputs import (
     describe_samples,
 )
 from fastdeit.run.metrics import MetricLog
-from fastdeit.run.preflight import check_batch_fits
+from fastdeit.run.preflight import check_batch_fits, note_limits
 from fastdeit.run.state import Progress, Run, RunData
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.build import open_cache
@@ -121,7 +121,13 @@ def build_run(
     )
     damaged = [*_list_damaged(data.train_index), *_list_damaged(data.val_index)]
     labels = [*data.train_index.notes, *data.val_index.notes]
-    return run, [*training.notes, *_note_weights(config), *labels, *damaged]
+    return run, [
+        *training.notes,
+        *_note_weights(config),
+        *labels,
+        *damaged,
+        *note_limits(world),
+    ]
 
 
 def _build_data(config: Config, world: World) -> tuple[RunData, Training]:

@@ -1,5 +1,7 @@
 """Checks of a `Config` before any work: sizes that do not divide, unknown models, missing files."""
 
+import os
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from fastdeit.data.build import find_root
 from fastdeit.data.formats.detect import find_split
 from fastdeit.distributed.collectives import first_on_rank0
 from fastdeit.distributed.environment import is_alone
+from fastdeit.distributed.world import World
 from fastdeit.models.sizes import SIZES, suggest_names
 from fastdeit.models.sources import FORMS, fetch_weights, find_remote, find_run, locate_weights
 from fastdeit.storage.run_folder import RunFolder
@@ -28,6 +31,11 @@ _STUDENTS = (
 
 _FORMS = f"an existing file{FORMS.removeprefix('a file')}"
 _FEW_STEPS = 4
+_OPEN_FILES = 1024
+"""The usual limit of Linux; shards leave 512 of them to everything else."""
+_SHARED_MEMORY = Path("/dev/shm")
+_SHARED_BYTES = 2**30
+"""Asked for by NCCL's documentation, Troubleshooting, "Shared memory"; a container has 64 MB."""
 
 
 def check_config(config: Config, world_size: int, *, trains: bool = True) -> None:
@@ -51,6 +59,21 @@ def check_config(config: Config, world_size: int, *, trains: bool = True) -> Non
         raise faults[0]
     if faults:
         raise ValueError("; ".join(map(str, faults)))
+
+
+def note_limits(world: World) -> list[str]:
+    """Return notes on limits of this machine that are below what a run may need."""
+    notes = []
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < _OPEN_FILES:
+        notes.append(f"a process may open {most} files; ulimit -n {_OPEN_FILES} or more is safe")
+    if world.device.type == "cuda" and world.local_size > 1 and _SHARED_MEMORY.is_dir():
+        space = os.statvfs(_SHARED_MEMORY)
+        size = space.f_frsize * space.f_blocks
+        if size < _SHARED_BYTES:
+            need = "NCCL may need 1 GiB between GPUs (docker run --shm-size=1g)"
+            notes.append(f"{_SHARED_MEMORY} has {size / 2**20:.0f} MiB; {need}")
+    return notes
 
 
 def _check_batch(config: Config, world_size: int) -> None:

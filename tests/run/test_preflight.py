@@ -1,14 +1,18 @@
 """Errors of `check_config` for the files that a command names."""
 
 import re
+import resource
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastdeit.config.cli import parse_config
 from fastdeit.config.recipes import RECIPES
 from fastdeit.config.schema import Config
-from fastdeit.run.preflight import check_batch_fits, check_config
+from fastdeit.distributed.world import World
+from fastdeit.run import preflight
+from fastdeit.run.preflight import check_batch_fits, check_config, note_limits
 from fastdeit.storage.run_folder import RunFolder
 
 
@@ -181,3 +185,32 @@ def test_a_recipe_of_fine_tuning_takes_any_batch(recipe: str, batch: str, data: 
     weights.touch()
     flags = ["--data-path", str(data), "--finetune", str(weights), "--teacher-path", str(weights)]
     assert check("--recipe", recipe, "--batch-size", batch, *flags) == ""
+
+
+def limit_files(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    monkeypatch.setattr(preflight.resource, "getrlimit", lambda _: (min(64, most), most))
+
+
+@pytest.mark.parametrize("most", [1024, resource.RLIM_INFINITY])
+def test_enough_open_files_are_not_noted(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit_files(monkeypatch, most)
+    assert note_limits(World(0, 1, 0, 1, torch.device("cpu"))) == []
+
+
+def test_few_open_files_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit_files(monkeypatch, 256)
+    (note,) = note_limits(World(0, 1, 0, 1, torch.device("cpu")))
+    assert note == "a process may open 256 files; ulimit -n 1024 or more is safe"
+
+
+@pytest.mark.parametrize(("blocks", "noted"), [(2**14, True), (2**18, False)])
+def test_little_shared_memory_is_noted_for_several_gpus(
+    blocks: int, noted: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    space = type("Space", (), {"f_frsize": 4096, "f_blocks": blocks})
+    limit_files(monkeypatch, 4096)
+    monkeypatch.setattr(preflight, "_SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(preflight.os, "statvfs", lambda _: space)
+    gpu = torch.device("cuda", 0)
+    assert note_limits(World(0, 1, 0, 1, gpu)) == []
+    assert bool(note_limits(World(0, 2, 0, 2, gpu))) == noted
