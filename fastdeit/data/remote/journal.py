@@ -142,23 +142,53 @@ def _read_completed(path: Path) -> dict[str, object]:
 def lock_folder(
     folder: Path, note: Callable[[str], None], proceed: Callable[[], bool]
 ) -> Iterator[None]:
-    """Let one process at a time fetch into a folder; wait for another one, naming it.
+    """Let one process at a time fetch into a folder; wait for another one, naming it. A folder that
+    is created, and in which nothing is then written, is removed.
 
     proceed: asked while it waits; False ends the wait. Raises FetchStopped, FetchError.
     """
     path = folder / OWN / "fetch.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise FetchError(f"{folder}: cannot be written: {error.strerror}") from None
+    is_new = not folder.exists()
+    descriptor = _open_lock(path, folder)
     try:
         _wait_for_lock(descriptor, folder, note, proceed)
+        while not _is_at(descriptor, path):  # who held it has removed the folder
+            before, descriptor = descriptor, _open_lock(path, folder)
+            os.close(before)
+            _wait_for_lock(descriptor, folder, note, proceed)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-        yield
+        try:
+            yield
+        finally:
+            if is_new:
+                _remove_empty(folder, path)
     finally:
         os.close(descriptor)
+
+
+def _open_lock(path: Path, folder: Path) -> int:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise FetchError(f"{folder}: cannot be written: {error.strerror}") from None
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
+
+
+def _remove_empty(folder: Path, lock: Path) -> None:
+    """Remove a folder that holds nothing but the lock, which this process has."""
+    with contextlib.suppress(OSError):
+        if os.listdir(folder) == [OWN] and os.listdir(lock.parent) == [lock.name]:
+            lock.unlink()
+            lock.parent.rmdir()
+            folder.rmdir()
 
 
 def _wait_for_lock(

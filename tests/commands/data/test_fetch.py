@@ -64,6 +64,7 @@ def test_a_server_that_fails_gives_exit_code_1(
     assert run(f"{far.address}/a.tar", str(tmp_path / "out")) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("fastdeit: error: ") and "a.tar: the server answers 500; tried" in error
+    assert not (tmp_path / "out").exists()
 
 
 MISTAKES = {
@@ -93,6 +94,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert run(*(word.replace("FAR", far.address) for word in argv)) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
     assert read_folder(tmp_path) == {f"far/{name}": data for name, data in _far(far).items()}
 
 

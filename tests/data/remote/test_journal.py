@@ -1,5 +1,6 @@
 """What a folder has from where."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,31 @@ def test_a_wait_for_another_fetch_can_be_stopped(folder: Path) -> None:
     assert len(notes) == 1 and "fetches into it; waiting" in notes[0]
     with lock_folder(folder, warn, lambda: False):
         pass
+
+
+def test_a_folder_in_which_nothing_was_written_is_removed_for_those_who_wait_too(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "new"
+    first = contextlib.ExitStack()
+    first.enter_context(lock_folder(folder, warn, lambda: True))
+
+    def leave() -> bool:
+        first.close()
+        return True
+
+    with lock_folder(folder, lambda line: None, leave):
+        assert (folder / ".fastdeit" / "fetch.lock").exists()
+        with (
+            pytest.raises(FetchStopped),
+            lock_folder(folder, lambda line: None, lambda: False),
+        ):
+            pass
+        (folder / "a").touch()
+    assert (folder / "a").exists()
+    with lock_folder(tmp_path / "other", warn, lambda: True):
+        pass
+    assert not (tmp_path / "other").exists()
 
 
 def test_names_that_a_disk_takes_for_one_are_refused(
