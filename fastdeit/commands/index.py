@@ -58,7 +58,7 @@ class IndexOptions:
     val_split: str = "val"
     """In the same forms as --train-split."""
     check: CheckKind = "auto"
-    """decode: each image, as a whole; headers: the first bytes of each, which takes a thirtieth of
+    """decode: each image, as a whole; headers: the first bytes of each, which takes a twentieth of
     the time; auto: decode, but headers of more than 100,000 images or 8 GiB of them."""
     part: str = "1/1"
     """With --check decode: I/N decodes the I-th of N parts of each split."""

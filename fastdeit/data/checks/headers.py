@@ -1,6 +1,6 @@
 """The check of an image by its header: size, mode and format from its first bytes.
 
-It takes about a thirtieth of the time of decoding. A header is judged here as the whole image is
+It takes about a twentieth of the time of decoding. A header is judged here as the whole image is
 when it is decoded. Damage behind it is not seen, except that an image which does not end as its
 format does is decoded: most damaged files are cut.
 """
