@@ -1,4 +1,4 @@
-"""What a loader is asked to do, and the start of one."""
+"""The task of a loader, and the start of one."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

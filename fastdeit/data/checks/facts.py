@@ -1,4 +1,4 @@
-"""What is known of the images of a split: their facts or faults, and how each was checked. Columns
+"""The facts or faults of the images of a split, and how each was checked. Columns
 of arrays, as there may be millions of rows."""
 
 import itertools

@@ -14,7 +14,7 @@ from fastdeit.data.graphs.windows import place_in
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """What to decode for the B samples of a batch: G windows, each of another image."""
+    """The G windows to decode for the B samples of a batch, each of another image."""
 
     rows: np.ndarray
     """int64 (G,): rows of the index, ascending, each once."""

@@ -1,4 +1,4 @@
-"""What is said of a packed data set: its settings, its manifest, and the files beside the parts."""
+"""Descriptions of a packed data set: its settings, its manifest, and the files beside the parts."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What to pack: a data set's splits, and how."""
+"""The task of packing: a data set's splits, and how they are written."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class ShardSize:
 
 @dataclass(frozen=True)
 class Packing:
-    """What to write: the splits of a data set, in a layout."""
+    """The splits of a data set to write, in a layout."""
 
     source: Mapping[str, Index]
     """The indexes of `train` and `val`."""

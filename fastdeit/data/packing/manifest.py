@@ -39,7 +39,7 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Manifest:
-    """What was done; the content of pack.json."""
+    """The record of a packing; the content of pack.json."""
 
     settings: dict[str, Any]
     source: dict[str, Any]

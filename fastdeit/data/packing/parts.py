@@ -28,7 +28,7 @@ Layout = Literal["shards", "folder"]
 
 @dataclass(frozen=True)
 class PartRecord:
-    """What was written: a file, or files in class folders."""
+    """A written part: a file, or files in class folders."""
 
     name: str
     """Of the shard; of the folder and its first row where images are files."""

@@ -24,7 +24,7 @@ _PEAK = 255
 
 @dataclass(frozen=True)
 class Trial:
-    """What packing some images has shown."""
+    """The results of packing some images."""
 
     images: int
     mean_bytes: float

@@ -1,4 +1,4 @@
-"""What a folder has from where: a line for each file that was fetched; and one fetch at a time."""
+"""The origin of the files in a folder: a line for each that was fetched; one fetch at a time."""
 
 import contextlib
 import dataclasses

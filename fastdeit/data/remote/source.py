@@ -1,4 +1,4 @@
-"""What a source of files at a URL offers, and the errors of reading from one."""
+"""The interface of a source of files at a URL, and the errors of reading from one."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
