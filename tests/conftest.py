@@ -36,7 +36,7 @@ HEAVY = (
     "distributed/test_machines.py",
     "benchmarks/test_gpu_script.py",
     "checkpoint/test_select.py",
-    "training/test_zero.py",
+    "training/zero/test_partitions.py",
     "commands/test_replay.py",
     "commands/test_train.py",
     "reliability/test_supervisor.py",

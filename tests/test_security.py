@@ -1,7 +1,7 @@
 """Hostile files: nothing in them runs, none takes more memory than it may, each error is one line.
 
-Weights are in test_weights.py, checkpoints in test_store.py, DeepSpeed's file in test_deepspeed.py,
-tar members in test_shards.py, images in test_check.py.
+Weights are in test_weights.py, checkpoints in test_store.py, DeepSpeed's file in
+training/zero/test_config.py, tar members in test_shards.py, images in test_check.py.
 """
 
 import functools

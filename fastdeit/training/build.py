@@ -14,8 +14,6 @@ from fastdeit.distributed.world import World, import_deepspeed
 from fastdeit.models.build import precision
 from fastdeit.models.student import Student
 from fastdeit.models.teachers.ensemble import LiveTeacher
-from fastdeit.training.deepspeed import add_user_file, deepspeed_config
-from fastdeit.training.flat import FlatLossModule, LossModule
 from fastdeit.training.forward import ForwardPass, PlannedStudent, SeededModel
 from fastdeit.training.losses import CosubLoss, Criterion, DistillationLoss
 from fastdeit.training.optim.lamb import CLIP_GRAD, Lamb
@@ -23,7 +21,9 @@ from fastdeit.training.optim.optimizers import build_adamw, parameter_groups
 from fastdeit.training.optim.schedule import build_schedule
 from fastdeit.training.state import Tensors, TrainerState
 from fastdeit.training.trainer import Trainer
-from fastdeit.training.zero import open_partitions
+from fastdeit.training.zero.config import add_user_file, deepspeed_config
+from fastdeit.training.zero.flat import FlatLossModule, LossModule
+from fastdeit.training.zero.partitions import open_partitions
 
 
 def build_deepspeed_config(config: Config, world: World) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import nn
 from fastdeit.models.finetune.trainable import list_frozen_norms
 from fastdeit.plan.digest import add_digests, show_digest
 from fastdeit.training.optim.ema import Ema
-from fastdeit.training.zero import open_partitions
+from fastdeit.training.zero.partitions import open_partitions
 
 Tensors = dict[str, torch.Tensor]
 """Tensors by parameter or buffer name."""
@@ -20,9 +20,9 @@ class TrainerState:
     """Weights, Adam's moments, EMA and buffers of a model under a DeepSpeed engine (ZeRO 1, 2 or
     3), and the counters of its steps. Starts at step 0.
 
-    engine: runs a `LossModule` (training/flat.py). eval_model: a second copy of the model on the
-    device, in evaluation mode and the training precision, for the EMA. ema_decay: None: no EMA;
-    ema_warmup: as of `Ema`. frozen: the parameters that do not train, fp32 on the CPU: the
+    engine: runs a `LossModule` (training/zero/flat.py). eval_model: a second copy of the model
+    on the device, in evaluation mode and the training precision, for the EMA. ema_decay: None: no
+    EMA; ema_warmup: as of `Ema`. frozen: the parameters that do not train, fp32 on the CPU: the
     optimizer has no state of them, and the device holds them in the training precision.
     """
 

@@ -15,7 +15,7 @@ from fastdeit.config.recipes import RECIPES
 from fastdeit.config.schema import Config
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.spec import PlanSpec
-from fastdeit.training.deepspeed import deepspeed_config
+from fastdeit.training.zero.config import deepspeed_config
 
 
 def parse(*argv: str) -> Config:

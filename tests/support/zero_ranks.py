@@ -1,4 +1,4 @@
-"""Work of the two ranks of test_zero.py.
+"""Work of the two ranks of training/zero/test_partitions.py.
 
 Rank 0 writes FOLDER/two.json. FOLDER holds a checkpoint of one process for each stage, one/N, from
 which the ranks resume at every stage; they save theirs as two/NAME, NAME being a variant's.

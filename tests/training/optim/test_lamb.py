@@ -10,9 +10,9 @@ import torch
 
 from fastdeit.checkpoint.store import load_checkpoint, save_checkpoint
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.training.flat import ContiguousSlot
 from fastdeit.training.optim.lamb import Lamb, lay_out
-from fastdeit.training.zero import ShardedSlot
+from fastdeit.training.zero.flat import ContiguousSlot
+from fastdeit.training.zero.partitions import ShardedSlot
 from tests.support import lamb_ranks
 from tests.support.lamb_ranks import LAMB, SAVED_AT, STEPS, compare
 from tests.support.ranks import Ranks

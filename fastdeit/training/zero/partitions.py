@@ -2,7 +2,7 @@
 
 Every parameter group is one flat fp32 buffer (the master weights) of equal parts, one per rank;
 Adam's moments and our EMA have the same layout. At ZeRO 1 and 2 a group is one flat parameter
-(training/flat.py), the model's parameters are slices of it, and a part may end within a slice; at
+(zero/flat.py), the model's parameters are slices of it, and a part may end within a slice; at
 ZeRO 3 every parameter is itself cut into equal pieces, the last one padded, and a rank's part holds
 its piece of each. Here they become plain dicts of full tensors by parameter name, and back, so that
 a checkpoint does not depend on stage or world size. Written against
@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch.nn.functional import pad
 
 from fastdeit.distributed.world import import_deepspeed
-from fastdeit.training.flat import ContiguousSlot
+from fastdeit.training.zero.flat import ContiguousSlot
 
 
 @dataclass(frozen=True)

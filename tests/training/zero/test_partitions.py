@@ -12,8 +12,8 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 
 from fastdeit.checkpoint.store import load_checkpoint, save_checkpoint
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.training.flat import ContiguousSlot
-from fastdeit.training.zero import ShardedSlot, open_partitions
+from fastdeit.training.zero.flat import ContiguousSlot
+from fastdeit.training.zero.partitions import ShardedSlot, open_partitions
 from tests.support import zero_ranks
 from tests.support.ranks import Ranks
 from tests.support.tiny_student import (

@@ -13,9 +13,9 @@ from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.distill import LossParts
 from fastdeit.training import build
-from fastdeit.training.flat import FlatLossModule, LossModule
 from fastdeit.training.optim.optimizers import parameter_groups
 from fastdeit.training.trainer import Trainer
+from fastdeit.training.zero.flat import FlatLossModule, LossModule
 from tests.support.tiny_student import (
     BATCH,
     CLASSES,

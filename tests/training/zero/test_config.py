@@ -12,7 +12,7 @@ from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerC
 from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
 
 from fastdeit.distributed.world import init_distributed
-from fastdeit.training.deepspeed import ALLOWED, MAX_BYTES, add_user_file, deepspeed_config
+from fastdeit.training.zero.config import ALLOWED, MAX_BYTES, add_user_file, deepspeed_config
 from tests.support.zero_ranks import OWN_FIELDS
 
 

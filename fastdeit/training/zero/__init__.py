@@ -1,0 +1,1 @@
+"""DeepSpeed under the training step: its settings, flat parameters, partitions by name."""
