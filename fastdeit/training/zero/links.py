@@ -58,5 +58,5 @@ def exposed_ms(nbytes: float, ranks: int, pieces: int, backward_ms: float, links
 def choose_pieces(nbytes: float, ranks: int, backward_ms: float, links: Links) -> int:
     """Return into how many pieces the gradient is cut so that the least of its reduction is
     exposed; 1: in one piece, after the backward pass."""
-    counts = range(1, MOST_PIECES + 1)
+    counts = range(1, MOST_PIECES + 1 if ranks > 1 else 2)
     return min(counts, key=lambda count: exposed_ms(nbytes, ranks, count, backward_ms, links))
