@@ -8,8 +8,9 @@ that the others cost nothing. The processes wait in sleep, and share the machine
 
 The estimate has no GPU behind it: the kernels' time by roofline.py, and the links of an H100 by
 fastdeit/training/zero/links.py. At ZeRO 2 the gradient is reduced in fp32 (4 bytes a parameter),
-and the weights are gathered in bf16 (2 bytes). `hidden`: the gradient in pieces, as --overlap-reduce
-auto would cut it, while the backward pass, two thirds of the kernels' time, still runs.
+and the weights are gathered in bf16 (2 bytes). `hidden`: the gradient in pieces, as
+--overlap-reduce auto would cut it, while the backward pass, two thirds of the kernels' time, still
+runs.
 """
 
 import argparse
