@@ -33,7 +33,7 @@ class Kernel(NamedTuple):
     """Kernels of one kind in a step, each with so many bytes and operations."""
 
     part: str
-    count: int
+    number: int
     nbytes: float
     flops: float = 0.0
 
@@ -86,7 +86,7 @@ def list_kernels(student: str, batch: int) -> list[Kernel]:
 
 def time_ms(kernel: Kernel, device: Device = H100) -> float:
     seconds = max(kernel.nbytes / device.bytes_per_s, kernel.flops / device.flops_per_s)
-    return kernel.count * (1e3 * seconds + device.start_us / 1e3)
+    return kernel.number * (1e3 * seconds + device.start_us / 1e3)
 
 
 def step_ms(student: str, batch: int, device: Device = H100) -> float:

@@ -23,13 +23,13 @@ def test_products_have_the_operations_of_the_model(student: str) -> None:
     of_attention = 12 * size.depth * 198**2 * size.embed_dim
     of_last_block = 3 * 2 * 196 * 9 * size.embed_dim**2
     expected = 1e9 * GFLOP[student] - of_attention - of_last_block
-    found = sum(kernel.count * kernel.flops for kernel in list_kernels(student, BATCH)) / BATCH
+    found = sum(kernel.number * kernel.flops for kernel in list_kernels(student, BATCH)) / BATCH
     assert found == pytest.approx(expected, rel=0.02)
 
 
 def test_attention_moves_twelve_units() -> None:
     unit = 2 * BATCH * 198 * 384
-    moved = sum(k.count * k.nbytes for k in list_kernels("small", BATCH) if k.part == "attention")
+    moved = sum(k.number * k.nbytes for k in list_kernels("small", BATCH) if k.part == "attention")
     assert moved == pytest.approx(12 * unit * (4 * ATTENTION[0] + 8 * ATTENTION[1]))
 
 
