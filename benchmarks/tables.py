@@ -108,12 +108,35 @@ def describe_form(row: Row) -> str:
     return form + (f", {row['accumulate']} micro-batches" if row["accumulate"] != "1" else "")
 
 
+def compare_exports() -> list[Cells]:
+    """Return how many times faster than timm each form of an exported model is."""
+    rows = select_newest(read_rows("cpu-export"), "model", "batch", "impl")
+    forms = [form for form in dict.fromkeys(row["impl"] for row in rows) if form != "timm"]
+    ratios = {(row["model"], row["batch"], row["impl"]): row["ratio"] for row in rows}
+    table = [["model, batch", *forms]]
+    for model, batch in dict.fromkeys((model, batch) for model, batch, _ in ratios):
+        cells = [f"{float(ratios[model, batch, form]):.2f}" for form in forms]
+        table.append([f"`{model}`, {batch}", *cells])
+    return table
+
+
+def compare_packed() -> list[Cells]:
+    """Return CPU times of a packed data set, divided by those of its source."""
+    table = [["packed", "reading and decoding the planned crop", "the whole `exact` path"]]
+    for row in select_newest(read_rows("cpu-pack"), "packed", "size"):
+        cells = [f"{row['packed']}, {row['size']} px", row["decode_ratio"], row["exact_ratio"]]
+        table.append(cells)
+    return table
+
+
 TABLES: dict[str, Callable[[], list[Cells]]] = {
     "loaders": lambda: compare_loaders(["1", "2", "3"]),
     "loaders-2-copies": lambda: compare_loaders(["2"]),
     "evaluation": compare_evaluation,
     "teachers": compare_teachers,
     "step-counts": count_launches,
+    "exports": compare_exports,
+    "packed": compare_packed,
 }
 
 
