@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from nvidia.dali import types
+from typing import TYPE_CHECKING, Any
 
 from fastdeit.config.parse import require_value
+
+if TYPE_CHECKING:
+    from nvidia.dali import types
 
 BACKENDS = ("exact", "native")
 DECODERS: dict[str, dict[str, Any]] = {
@@ -63,8 +64,10 @@ class PipelineOptions:
         return f"{self.backend} backend, {self.decoder} decoder"
 
     @property
-    def dtype(self) -> types.DALIDataType:
+    def dtype(self) -> "types.DALIDataType":
         """Return the type of the output: float16 on a GPU, float32 on a CPU."""
+        from nvidia.dali import types
+
         return types.FLOAT16 if self.device == "gpu" else types.FLOAT
 
     @property
