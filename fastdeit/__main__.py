@@ -20,7 +20,7 @@ def train(argv: Sequence[str]) -> int:
 def index(argv: Sequence[str]) -> int:
     """check every image of a data set, and store the tables that training starts from"""
     with pause_collection():
-        from fastdeit.commands.index import index_command
+        from fastdeit.commands.data.index import index_command
 
     return index_command(argv)
 
