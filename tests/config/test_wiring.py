@@ -229,6 +229,11 @@ TRAINER: dict[str, tuple[dict[str, Any], Callable[[Any], Any], Any]] = {
     "optim.opt_betas": ({"opt_betas": (0.8, 0.95)}, lambda t: _group(t)["betas"], (0.8, 0.95)),
     "optim.opt_eps": ({"opt_eps": 1e-5}, lambda t: _group(t)["eps"], 1e-5),
     "optim.layer_decay": ({"layer_decay": 0.5}, lambda t: _group(t).get("lr_scale"), 0.125),
+    "run.grad_checkpointing": (
+        {"grad_checkpointing": True},
+        lambda t: t.state.model.grad_checkpointing,
+        True,
+    ),
     "optim.epochs": (
         {"epochs": EPOCHS + 2},
         lambda t: t.schedule.t_initial,
