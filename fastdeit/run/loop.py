@@ -69,7 +69,6 @@ def train_step(run: Run, micro_batches: Iterator[Batch]) -> bool:
     """Train one step. Return False if more than --max-bad-steps in a row were skipped."""
     trainer = run.trainer
     step = run.trainer.step
-    run.data.quarantine.step = step
     statistics = trainer.train_step(run.supervisor.timed("step", step, micro_batches))
     run.progress.meter.add(step, trainer.applied, trainer.lr, statistics)
     if trainer.applied:
@@ -147,7 +146,7 @@ def _count(run: Run) -> dict[str, Any]:
         "skipped": run.trainer.state.skipped,
         "quarantined": run.data.quarantine.count_all(),
         "digest": show_digest(run.trainer.state.gather_digest()),
-        **count_missed(run.data.cached_teacher),
+        **count_missed(run.data.cached_teacher, run.data.train_loader.unrecorded),
     }
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from nvidia.dali import types
 
 from fastdeit.config.parse import require_value
@@ -17,6 +18,9 @@ DECODERS: dict[str, dict[str, Any]] = {
 """Where images are decoded. The GPU's own JPEG engine differs from its CUDA decoder, and a share
 between them would make a sample's pixels depend on its batch: each decoder uses one of them for
 all."""
+
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class PipelineOptions:
     uses_kernels: bool = False
     """True: the exact backend in training is Triton kernels on `device`, with the same pixels (on
     a CPU their references, in plain torch); False: one compiled operator on CPU threads."""
+    read_ahead: bool = False
+    """True: a thread makes the next batch while the caller uses the present one."""
     feeds_paths: bool = True
     """True: the source gives paths of files; False: encoded images."""
     knows_sizes: bool = False
@@ -61,6 +67,11 @@ class PipelineOptions:
     def describe(self) -> str:
         """Return what decides the pixels, in words."""
         return f"{self.backend} backend, {self.decoder} decoder"
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Return the device of the output."""
+        return torch.device("cuda", self.device_id or 0) if self.device == "gpu" else _CPU
 
     @property
     def dtype(self) -> types.DALIDataType:
