@@ -76,11 +76,11 @@ def _norm() -> Iterator[tuple[str, Call]]:
     for dim in (384, 192, 768):
         scale = torch.ones(BATCH, device="cuda")
         x, branch = _random(2, BATCH, TOKENS, dim).unbind(0)
-        weight, bias = _random(2, dim).unbind(0)
-        leaves = [tensor.clone() for tensor in (x, branch, weight, bias)]
+        rows = _random(3, dim).unbind(0)
+        leaves = [tensor.clone() for tensor in (x, branch, *rows)]
 
-        def run(x, branch, weight, bias, scale=scale):  # type: ignore[no-untyped-def]
-            return add_norm(x, branch, scale, weight, bias, EPS)
+        def run(x, branch, weight, bias, branch_bias, scale=scale):  # type: ignore[no-untyped-def]
+            return add_norm(x, branch, scale, weight, bias, EPS, None, branch_bias)
 
         for name, call in _forward_backward(run, *leaves):
             yield f"D={dim} {name}", call

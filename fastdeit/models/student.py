@@ -249,8 +249,10 @@ class Student(nn.Module):
         block = cast(Block, self.blocks[number])
         attention_scale, mlp_scale = (None, None) if scales is None else scales[number].unbind(0)
         x = x[:, :num_out].contiguous()
-        x, y = add_branch(x, block.attn(y, num_out), attention_scale, block.ls1, block.norm2)
-        return add_branch(x, block.mlp(y), mlp_scale, block.ls2, self._norm_before(number + 1))
+        branch = block.attn(y, num_out)
+        x, y = add_branch(x, branch, block.attn.proj, attention_scale, block.ls1, block.norm2)
+        following = self._norm_before(number + 1)
+        return add_branch(x, block.mlp(y), block.mlp.fc2, mlp_scale, block.ls2, following)
 
     def _norm_before(self, number: int) -> nn.LayerNorm:
         """Return the norm of a block's input; after the last block the final one."""
