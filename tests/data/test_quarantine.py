@@ -8,6 +8,7 @@ import tarfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def loader(
     rank: int = 0,
     world: int = 1,
     options: PipelineOptions = OPTIONS,
-    **others: object,
+    **others: Any,
 ) -> TrainLoader:
     plan = Plan(PlanSpec(seed=3, input_size=SIDE, repeats=2, reprob=0.5), index.sizes)
     share = BATCH // world
@@ -74,11 +75,11 @@ def loader(
         micro_batch=share,
         rank=rank,
         world_size=world,
-        **others,  # type: ignore[arg-type]
+        **others,
     )
 
 
-def epoch_of(index: Index, world: int = 1, **options: object) -> dict[str, torch.Tensor]:
+def epoch_of(index: Index, world: int = 1, **options: Any) -> dict[str, torch.Tensor]:
     """Every field of an epoch's batches over all ranks, by rising ordinal."""
     held: list[Batch] = []
     for rank in range(world):

@@ -160,9 +160,11 @@ class TrainLoader:
         count = self._division.micro_batches
         first = epoch * count + first_step * self.micro_steps
         for number in range(first, (epoch + 1) * count):
-            batch, unrecorded = self._ahead.get(number, number + 1)
-            self.unrecorded += unrecorded
-            yield batch
+            yield self._count(self._ahead.get(number, number + 1))
+
+    def _count(self, made: _Counted) -> Batch:
+        self.unrecorded += made.unrecorded
+        return made.batch
 
     def _make_batch(self, number: int) -> _Counted:
         """Make a micro-batch of the run."""
