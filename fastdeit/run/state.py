@@ -1,6 +1,7 @@
 """The objects of a run while it trains: its services, and the marks of its progress."""
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,7 @@ from fastdeit.run.inputs import Inputs
 from fastdeit.run.metrics import MetricLog
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.reader import CachedTeacher
-from fastdeit.training.trainer import Meter, Trainer
+from fastdeit.training.trainer import LaunchedStep, Meter, Trainer
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Progress:
 
     meter: Meter = field(default_factory=Meter)
     """Statistics of the steps since the last line of the log."""
+    launched: deque[LaunchedStep] = field(default_factory=deque)
+    """Steps of which it is not recorded yet whether they were skipped."""
     last_logged_step: int = 0
     last_evaluated_step: int = 0
     last_compared_step: int = -1
@@ -60,6 +63,7 @@ class Progress:
     def restart(self, step: int, last_evaluated_step: int) -> None:
         """Forget everything after `step`, whose checkpoint has just been restored."""
         self.meter = Meter()
+        self.launched.clear()
         self.last_evaluated_step = last_evaluated_step
         self.last_compared_step = -1
         self.last_saved_step = step

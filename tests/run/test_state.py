@@ -14,7 +14,7 @@ from fastdeit.run.state import Progress
 def test_restart_forgets_everything_after_the_step() -> None:
     init_distributed()
     progress = Progress(last_evaluated_step=12, last_compared_step=14, last_saved_step=12)
-    progress.meter.add(14, True, 0.1, torch.ones(4))
+    progress.meter.add(14, 0.1, torch.ones(4))
     progress.restart(9, last_evaluated_step=6)
     assert progress.meter.read() == []
     assert progress.last_evaluated_step == 6
