@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastdeit.config.parse import require
 from fastdeit.config.schema import Config
@@ -15,8 +16,6 @@ from fastdeit.data.formats.labels import class_names_beside
 from fastdeit.data.formats.listing import DataError
 from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.index import BadImages, Index, build_index
-from fastdeit.data.loaders.evaluation import EvalLoader
-from fastdeit.data.loaders.train import TeacherRecords, TrainLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.data.remote.stage import fetch_folder, local_folder
 from fastdeit.data.snapshot import reconcile
@@ -24,6 +23,10 @@ from fastdeit.distributed.collectives import first_on_rank0
 from fastdeit.distributed.world import World
 from fastdeit.plan.plan import Plan
 from fastdeit.storage.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from fastdeit.data.loaders.evaluation import EvalLoader
+    from fastdeit.data.loaders.train import TeacherRecords, TrainLoader
 
 _EXACT_FROM_THREADS = 8
 """The exact operator yields about 1,000 images/s a core: beside a GPU with fewer threads DALI's own
@@ -230,15 +233,17 @@ def build_train_loader(
     *,
     quarantine: Quarantine,
     drop_path: tuple[float, ...] = (),
-    teacher_records: TeacherRecords | None = None,
+    teacher_records: "TeacherRecords | None" = None,
     ranks: Sequence[int] = (),
     alternating: bool = False,
-) -> TrainLoader:
+) -> "TrainLoader":
     """Build the loader of this rank's planned batches, or of those of `ranks`.
 
     drop_path: the rate of each block of the student, empty if it has none. alternating: see
     `TrainLoader`.
     """
+    from fastdeit.data.loaders.train import TrainLoader  # DALI and numba import slowly
+
     return TrainLoader(
         index,
         plan,
@@ -258,11 +263,13 @@ def build_train_loader(
 
 def build_eval_loader(
     config: Config, world: World, index: Index, quarantine: Quarantine
-) -> EvalLoader:
+) -> "EvalLoader":
     """Build the loader of this rank's share of the validation images.
 
     The batch size is that of training, at most 256 and no more than the share.
     """
+    from fastdeit.data.loaders.evaluation import EvalLoader
+
     share = -(-len(index) // world.size)
     return EvalLoader(
         index,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fastdeit.config.schema import Config
-from fastdeit.distributed.world import World, import_deepspeed
+from fastdeit.distributed.world import World, import_deepspeed, without_muon
 from fastdeit.models.build import precision
 from fastdeit.models.student import Student
 from fastdeit.models.teachers.ensemble import LiveTeacher
@@ -128,9 +128,10 @@ def build_engine(config: Config, settings: dict[str, Any], world: World, model: 
     module = (LossModule if sharded else FlatLossModule)(model, groups)
     optimizer = build_optimizer(config, world, module)
     exact = copy_weights(model, trained=True)
-    engine, *_ = import_deepspeed().initialize(
-        model=module, optimizer=optimizer, config=settings, dist_init_required=False
-    )
+    with without_muon():
+        engine, *_ = import_deepspeed().initialize(
+            model=module, optimizer=optimizer, config=settings, dist_init_required=False
+        )
     module.bind()
     partitions = open_partitions(engine)
     if isinstance(optimizer, Lamb):

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from nvidia.dali import types
+from typing import TYPE_CHECKING, Any
 
 from fastdeit.config.parse import require_value
+
+if TYPE_CHECKING:
+    from nvidia.dali import types
 
 BACKENDS = ("exact", "native")
 DECODERS: dict[str, dict[str, Any]] = {
@@ -18,9 +18,6 @@ DECODERS: dict[str, dict[str, Any]] = {
 """Where images are decoded. The GPU's own JPEG engine differs from its CUDA decoder, and a share
 between them would make a sample's pixels depend on its batch: each decoder uses one of them for
 all."""
-
-
-_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -69,13 +66,15 @@ class PipelineOptions:
         return f"{self.backend} backend, {self.decoder} decoder"
 
     @property
-    def torch_device(self) -> torch.device:
-        """Return the device of the output."""
-        return torch.device("cuda", self.device_id or 0) if self.device == "gpu" else _CPU
+    def torch_device(self) -> str:
+        """Return the device of the output, as torch names it."""
+        return f"cuda:{self.device_id or 0}" if self.device == "gpu" else "cpu"
 
     @property
-    def dtype(self) -> types.DALIDataType:
+    def dtype(self) -> "types.DALIDataType":
         """Return the type of the output: float16 on a GPU, float32 on a CPU."""
+        from nvidia.dali import types
+
         return types.FLOAT16 if self.device == "gpu" else types.FLOAT
 
     @property

@@ -10,13 +10,11 @@ import traceback
 from collections.abc import Callable
 
 import pytest
-import torch
 
 from fastdeit.data.loaders.ahead import ReadAhead
 from tests.support.launching import ROOT
 
 NAME = "fastdeit-loader"
-CPU = torch.device("cpu")
 
 
 def loader_threads() -> list[threading.Thread]:
@@ -40,7 +38,7 @@ class Maker:
 
 
 def ahead(make: Callable[[int], int], enabled: bool = True) -> ReadAhead[int]:
-    return ReadAhead(make, CPU, enabled)
+    return ReadAhead(make, "cpu", enabled)
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -166,9 +164,9 @@ def test_a_forked_process_gets_an_error(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.slow
 def test_a_process_that_fails_ends_without_closing_its_loader() -> None:
     script = """
-import time, torch
+import time
 from fastdeit.data.loaders.ahead import ReadAhead
-batches = ReadAhead(lambda number: time.sleep(0.2 * number), torch.device("cpu"), True)
+batches = ReadAhead(lambda number: time.sleep(0.2 * number), "cpu", True)
 batches.get(0, 1)
 raise SystemExit(7)
 """
