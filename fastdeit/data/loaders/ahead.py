@@ -28,10 +28,10 @@ class _Task(NamedTuple, Generic[Made]):
 class ReadAhead(Generic[Made]):
     """Batches by number: one is made in a thread while the caller uses the one before it.
 
-    make: from a number to its batch; one call at a time. device: of the batches, as torch names it. enabled: False:
-    `get` makes the batch itself. The thread starts with the first batch and holds this object only
-    while it makes one, so it ends when the object is closed or collected; at its exit the process
-    waits for the batch that is being made.
+    make: from a number to its batch; one call at a time. device: of the batches, as torch names it.
+    enabled: False: `get` makes the batch itself. The thread starts with the first batch and holds
+    this object only while it makes one, so it ends when the object is closed or collected; at its
+    exit the process waits for the batch that is being made.
     """
 
     def __init__(self, make: Callable[[int], Made], device: str, enabled: bool) -> None:
