@@ -171,6 +171,7 @@ OTHERS: dict[str, tuple[Any, Probe, Any]] = {
     "data.std": ((0.1, 0.2, 0.3), _options("std"), (0.1, 0.2, 0.3)),
     "data.num_workers": (5, _options("num_threads"), 5),
     "data.prefetch": (5, _options("prefetch"), 5),
+    "data.read_ahead": ("off", _options("read_ahead"), False),
     "augment.augment_backend": ("native", _options("backend"), "native"),
     "augment.augment_device": ("gpu", _options("uses_kernels", CUDA), True),
     "optim.batch_size": (64, _settings("train_batch_size"), 64),
