@@ -178,7 +178,6 @@ _MODEL = {
     "--torchscript --torchcompile --torchcompile-mode": PeerFlag(
         "--kernels auto has fused kernels: omit it"
     ),
-    "--grad-checkpointing": PeerFlag("use a smaller --micro-batch, or --zero-stage 2 or 3"),
     "--amp": PeerFlag(accepts={SWITCH: "--precision auto"}),
     "--amp-dtype": PeerFlag("use --precision bf16", {"bfloat16": "--precision auto"}),
     "--model-dtype": PeerFlag("use --precision fp32 or bf16 (master weights are fp32)"),

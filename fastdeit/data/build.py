@@ -164,6 +164,7 @@ def pipeline_options(config: Config, world: World) -> PipelineOptions:
         std=config.data.std,
         num_workers=config.data.num_workers,
         prefetch=config.data.prefetch,
+        read_ahead=config.data.read_ahead,
         backend=config.augment.augment_backend,
         augment_device=config.augment.augment_device,
         decoder=config.data.decoder,
@@ -177,12 +178,14 @@ def choose_options(
     std: Sequence[float],
     num_workers: int = 0,
     prefetch: int = 2,
+    read_ahead: str = "auto",
     backend: str = "auto",
     augment_device: str = "auto",
     decoder: str = "auto",
 ) -> PipelineOptions:
     """Return where and how this rank reads images; num_workers: threads, 0: its share of the
-    cores; backend, augment_device, decoder: `auto` is replaced by what it means here."""
+    cores; read_ahead, backend, augment_device, decoder: `auto` is replaced by what it means
+    here."""
     device = "gpu" if world.device.type == "cuda" else "cpu"
     threads = num_workers or world.threads
     backend = _choose_backend(backend, augment_device, device, threads)
@@ -200,6 +203,8 @@ def choose_options(
         device_id=world.device.index,
         num_threads=threads,
         prefetch=prefetch,
+        # no GPU has shown it yet
+        read_ahead=read_ahead == "on" or (read_ahead == "auto" and device == "cpu"),
         backend=backend,
         decoder=decoder,
         uses_kernels=backend == "exact" and augment_device == "gpu",

@@ -69,8 +69,8 @@ def train_step(run: Run, micro_batches: Iterator[Batch]) -> bool:
     """Train one step. Return False if more than --max-bad-steps in a row were skipped."""
     trainer = run.trainer
     step = trainer.step
-    run.data.quarantine.step = step
-    statistics = trainer.train_step(run.supervisor.timed("step", step, micro_batches))
+    waited = run.progress.time_waits(micro_batches)
+    statistics = trainer.train_step(run.supervisor.timed("step", step, waited))
     run.progress.meter.add(step, trainer.lr, statistics)
     run.progress.launched.append(trainer.last)
     settle(run, leave=1)
@@ -149,10 +149,11 @@ def log_step(run: Run) -> None:
     steps = run.progress.meter.read()
     applied = [run.health.note_applied(one.step, one.values) for one in steps if one.applied]
     means = summarise(applied, run.config.optim.clip_grad)
+    data_wait = round(run.progress.wait_share(), 4)
     images_per_s = run.progress.rate(trainer.step) * run.config.optim.batch_size
     loss = means.get("loss", math.nan)
     run.console.step(trainer.step, loss=loss, lr=trainer.lr, images_per_s=images_per_s)
-    rates = {"lr": trainer.lr, "images_per_s": images_per_s}
+    rates = {"lr": trainer.lr, "images_per_s": images_per_s, "data_wait": data_wait}
     run.log.write(trainer.step, means | _count(run) | rates | list_by_step(steps))
     run.progress.last_logged_step = trainer.step
 
@@ -164,7 +165,7 @@ def _count(run: Run) -> dict[str, Any]:
         "skipped": run.trainer.state.skipped,
         "quarantined": run.data.quarantine.count_all(),
         "digest": show_digest(run.trainer.state.gather_digest()),
-        **count_missed(run.data.cached_teacher),
+        **count_missed(run.data.cached_teacher, run.data.train_loader.unrecorded),
     }
 
 

@@ -16,6 +16,7 @@ from fastdeit.models.student import Student
 from fastdeit.models.teachers.ensemble import LiveTeacher
 from fastdeit.training.forward import ForwardPass, PlannedStudent, SeededModel
 from fastdeit.training.losses import CosubLoss, Criterion, DistillationLoss
+from fastdeit.training.memory.checkpointing import turn_on_checkpointing
 from fastdeit.training.optim.lamb import CLIP_GRAD, Lamb
 from fastdeit.training.optim.optimizers import build_adamw, parameter_groups
 from fastdeit.training.optim.schedule import Rates, build_schedule
@@ -108,6 +109,8 @@ def _build_state(
     optim = config.optim
     eval_model = copy.deepcopy(model).to(world.device, precision(config, world)[1]).eval()
     frozen = copy_weights(model, trained=False)
+    if config.run.grad_checkpointing:
+        turn_on_checkpointing(model, config.model.model)
     return TrainerState(
         build_engine(config, settings, world, model),
         eval_model,

@@ -41,6 +41,8 @@ class PipelineOptions:
     uses_kernels: bool = False
     """True: the exact backend in training is Triton kernels on `device`, with the same pixels (on
     a CPU their references, in plain torch); False: one compiled operator on CPU threads."""
+    read_ahead: bool = False
+    """True: a thread makes the next batch while the caller uses the present one."""
     feeds_paths: bool = True
     """True: the source gives paths of files; False: encoded images."""
     knows_sizes: bool = False
@@ -62,6 +64,11 @@ class PipelineOptions:
     def describe(self) -> str:
         """Return what decides the pixels, in words."""
         return f"{self.backend} backend, {self.decoder} decoder"
+
+    @property
+    def torch_device(self) -> str:
+        """Return the device of the output, as torch names it."""
+        return f"cuda:{self.device_id or 0}" if self.device == "gpu" else "cpu"
 
     @property
     def dtype(self) -> "types.DALIDataType":
