@@ -4,18 +4,21 @@ python -m benchmarks.bench_attention [--out FOLDER]
 
 A peer splits the packed projection, computes attention, and joins the heads; its backward stacks
 the gradients of q, k and v into one tensor, which the backward of the projection needs.
-"reference" is torch's own choice of a backend; "triton, pair" is ours with the other form of the
-backward, which more tokens need. pct_of_copy counts the least memory traffic: 3 + 1 units of
-B·N·H·D elements forward and 5 + 3 backward. torch.compile is measured last, at every shape.
+"reference" is torch's own choice of a backend; "triton" is ours with the forms of the table of
+launches, "triton, pair" and so on the same with another form of forward or backward. pct_of_copy
+counts the least memory traffic: 3 + 1 units of B·N·H·D elements forward and 5 + 3 backward.
+torch.compile is measured last, at every shape.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import harness
+from benchmarks.forms import use_form
 from fastdeit.kernels import launch_configs
 from fastdeit.kernels.attention import (
     attention,
@@ -30,7 +33,15 @@ SHAPES = {  # (B, N, H)
     "cpu": [(4, 198, 3), (2, 198, 6)],
 }
 D = 64
-PAIR = "triton, pair"
+IN_FORM = {
+    "triton, resident": ("attention_fwd", "resident"),
+    "triton, pair": ("attention_bwd", "pair"),
+    "triton, ahead": ("attention_bwd", "ahead"),
+}
+"""The rows of our kernels in another form than that of the table."""
+KERNELS = tuple(
+    f"_attention_{part}_kernel" for part in ("fwd", "resident", "bwd_whole", "bwd_dq", "bwd_dkdv")
+)
 UNITS = {"fwd": 4, "bwd": 8, "fwd_bwd": 12}
 """Least memory traffic of each mode, in units of B·N·H·D elements."""
 PEERS = {
@@ -43,17 +54,28 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 Attend = Callable[[torch.Tensor], torch.Tensor]
 
 
+def _run(tokens: int, size: int, dtype: torch.dtype) -> None:
+    """Launch forward and backward on one image."""
+    qkv = torch.zeros(1, tokens, 3, 6, size, dtype=dtype)
+    out, lse = attention_triton(qkv)
+    attention_bwd_triton(qkv, out, lse, out)
+
+
 def _launch(tokens: int, size: int, dtype: torch.dtype) -> harness.Launch:
-    """Return a launch of forward and backward on one image."""
+    run = functools.partial(_run, tokens, size, dtype)
+    name = f"attention N{tokens} D{size} {str(dtype).removeprefix('torch.')}"
+    return harness.Launch(name, run, wgmma=() if dtype == torch.float32 else KERNELS)
+
+
+def _variant(op: str, form: str, launch: launch_configs.Launch | None = None) -> harness.Launch:
+    """Return `_launch` at DeiT-S's shape in another form, or with another launch of it."""
 
     def run() -> None:
-        qkv = torch.zeros(1, tokens, 3, 6, size, dtype=dtype)
-        out, lse = attention_triton(qkv)
-        attention_bwd_triton(qkv, out, lse, out)
+        with use_form(op, form, launch or {}):
+            _run(198, D, torch.bfloat16)
 
-    kernels = [f"_attention_{part}_kernel" for part in ("fwd", "bwd_whole", "bwd_dq", "bwd_dkdv")]
-    name = f"attention N{tokens} D{size} {str(dtype).removeprefix('torch.')}"
-    return harness.Launch(name, run, wgmma=() if dtype == torch.float32 else tuple(kernels))
+    spelled = "".join(f" {key}={value}" for key, value in (launch or {}).items())
+    return harness.Launch(f"attention N198 D64 {op} {form}{spelled}", run, wgmma=KERNELS)
 
 
 def _launch_weights(size: int, dtype: torch.dtype) -> harness.Launch:
@@ -66,6 +88,15 @@ def _launch_weights(size: int, dtype: torch.dtype) -> harness.Launch:
     return harness.Launch(name, run, wgmma=wgmma)
 
 
+# launches that tune.py reaches from those of the table
+SMALL = {"BLOCK_M": 64, "num_warps": 4}
+VARIANTS = [
+    _variant("attention_fwd", "blocks", SMALL),
+    _variant("attention_fwd", "resident"),
+    _variant("attention_fwd", "resident", SMALL),
+    _variant("attention_bwd", "ahead"),
+    _variant("attention_bwd", "pair"),
+]
 # tokens: 198 and 578 are DeiT's (197 and 577 use the same branches); the others use other rows of
 # the table, or the branches of a block loop without a narrow last block: 150 and 300 masked, 256
 # whole
@@ -78,6 +109,7 @@ LAUNCHES = [
     _launch(198, 64, torch.float32),
     _launch_weights(64, torch.bfloat16),
     _launch_weights(128, torch.float32),
+    *VARIANTS,
 ]
 
 
@@ -94,27 +126,13 @@ def implementations(device: torch.device) -> dict[str, Attend]:
     runs: dict[str, Attend] = {"reference": attention_reference}
     runs |= {name: with_backend(backend) for name, backend in PEERS.items()}
     if device.type == "cuda":
-        runs |= {"triton": attention, PAIR: attention}
+        runs |= dict.fromkeys(("triton", *IN_FORM), attention)
     return runs
 
 
-@contextlib.contextmanager
-def backward_as_pair() -> Iterator[None]:
-    """Make the backward of more than 64 tokens use the pair of kernels.
-
-    Inside, the table has no row whose block holds a whole image of more than 64 tokens.
-    """
-    rows = launch_configs.rows()
-    before = list(rows)
-    for row in before:
-        if row["op"] == "attention_bwd_whole" and row["launch"]["BLOCK_M"] > 64:
-            rows.remove(row)
-    launch_configs._find_launch.cache_clear()
-    try:
-        yield
-    finally:
-        rows[:] = before
-        launch_configs._find_launch.cache_clear()
+def in_form(name: str) -> contextlib.AbstractContextManager[None]:
+    """Return the context in which the implementation of this name runs."""
+    return use_form(*IN_FORM[name]) if name in IN_FORM else contextlib.nullcontext()
 
 
 def both(attend: Attend, qkv: torch.Tensor, grad: torch.Tensor) -> Pair:
@@ -132,7 +150,7 @@ def check(
     """
     try:
         found = both(attend, qkv, grad)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         print(f"{name} cannot run at {tuple(qkv.shape)}: {str(error).splitlines()[0]}")
         return False
     for ours, theirs, wanted in zip(found, reference, exact, strict=True):
@@ -178,7 +196,7 @@ def bench(
         runs = implementations(device)
     rows = []
     for name, attend in runs.items():
-        with backward_as_pair() if name == PAIR else contextlib.nullcontext():
+        with in_form(name):
             if not check(name, attend, qkv, grad, exact, reference):
                 continue
             for mode, run in modes(attend, qkv, grad).items():

@@ -3,13 +3,16 @@
 python -m benchmarks.tune [--only attention norm] [--seconds 300]
 
 Each workload is a call of an op at DeiT's sizes. In the rows of the table that the call reads, one
-number at a time is halved or doubled (warps, blocks, programs) or changed by one (stages). A change
-is kept if the call is 2 % faster and its result is the same. A row with a FORM starts from the last
-form, and returns to another where that is faster. An architecture without rows of its
-own starts with copies of those that it uses.
+number at a time is halved or doubled (warps, blocks, programs; also a block together with the
+warps) or changed by one (stages). A change is kept if the call is 2 % faster and its result is the
+same. Where the op has several forms, each is tried with its own launches, improved in the same way,
+and kept under the same condition. The new rows have the running version of Triton; those of other
+versions stay. An architecture without rows of its own starts with copies of those that it uses.
 """
 
 import argparse
+import contextlib
+import copy
 import functools
 import json
 import time
@@ -37,9 +40,20 @@ from fastdeit.kernels.resize import resize
 BATCH = 256
 TOKENS = 198
 EPS = 1e-6
+KEYS = ("op", "arch", "bits", "D", "N")
+NAMES = (*KEYS, "triton", "form", "launch")
+TRITON = ".".join(map(str, launch_configs.TRITON))
+FAILURES = (
+    AssertionError,
+    LookupError,
+    RuntimeError,
+    ValueError,
+    triton.CompilationError,
+    triton.OutOfResources,
+)
+"""What a launch raises that is wrong or that the GPU or the form cannot run."""
 GAIN = 0.98
 """A change is kept if it takes at most this share of the time before."""
-LAST_FORM = 2
 Row = dict[str, Any]
 Call = Callable[[], list[torch.Tensor]]
 
@@ -152,22 +166,22 @@ WORKLOADS = {
 
 
 def rows_of(call: Call) -> list[Row]:
-    """Return the rows of the table that a call reads."""
+    """Return the rows of the table that a call reads, also one that fails."""
     read: list[Row] = []
-    find = launch_configs._find_launch
+    find = launch_configs._find_row
 
-    def watched(*key: Any) -> launch_configs.Launch:
-        launch = find(*key)
-        read.extend(
-            row for row in launch_configs.rows() if row["launch"] is launch and row not in read
-        )
-        return launch
+    def watched(*key: Any) -> Row:
+        row = find(*key)
+        if row not in read:
+            read.append(row)
+        return row
 
-    launch_configs._find_launch = watched  # type: ignore[assignment]
+    launch_configs._find_row = watched  # type: ignore[assignment]
     try:
-        call()
+        with contextlib.suppress(*FAILURES):
+            call()
     finally:
-        launch_configs._find_launch = find
+        launch_configs._find_row = find
     return read
 
 
@@ -180,17 +194,32 @@ def adopt(arch: int) -> None:
         newest = max((row["arch"] for row in usable), default=arch)
         for row in usable:
             if row["arch"] == newest < arch:
-                rows.append(row | {"arch": arch, "launch": dict(row["launch"])})
-    launch_configs._find_launch.cache_clear()
+                rows.append(copy.deepcopy(row) | {"arch": arch})
+    launch_configs._find_row.cache_clear()
+
+
+def own(row: Row) -> Row:
+    """Return the row for the running Triton alone: itself, or a copy that the table then has."""
+    if row.get("triton") == TRITON:
+        return row
+    copied = copy.deepcopy(row) | {"triton": TRITON}
+    launch_configs.rows().append(copied)
+    launch_configs._find_row.cache_clear()
+    return copied
 
 
 def neighbours(launch: launch_configs.Launch) -> Iterator[launch_configs.Launch]:
-    """Yield the launches that differ in one number."""
-    limits = {"num_warps": 32, "num_stages": 8, "FORM": LAST_FORM}
+    """Yield the launches that differ in one number, or in a block and the warps alike."""
+    limits = {"num_warps": 32, "num_stages": 8}
     for name, value in launch.items():
         near = (value - 1, value + 1) if name == "num_stages" else (value // 2, value * 2)
         limit = limits.get(name, 1 << 16)
         yield from (launch | {name: other} for other in near if 1 <= other <= limit)
+    for name, value in launch.items():
+        warps = launch["num_warps"]
+        if name.startswith("BLOCK") and 1 < warps < 32 and value > 1:
+            yield launch | {name: value // 2, "num_warps": warps // 2}
+            yield launch | {name: value * 2, "num_warps": warps * 2}
 
 
 def time_of(call: Call, expected: list[torch.Tensor] | None = None) -> float:
@@ -202,38 +231,86 @@ def time_of(call: Call, expected: list[torch.Tensor] | None = None) -> float:
             largest = max(1.0, wanted.abs().max().item())
             torch.testing.assert_close(actual, wanted, rtol=2e-2, atol=2e-2 * largest)
         return quantiles_ms(call, torch.device("cuda"), repeat_ms=60)[1]
-    except (AssertionError, RuntimeError, triton.CompilationError, triton.OutOfResources):
+    except FAILURES:
         return float("inf")
 
 
-def improve(row: Row, call: Call) -> None:
-    """Change the row's launch to a faster neighbour until there is none.
-
-    The results of the launch before are right, also where its form is not tried first.
-    """
-    expected = [tensor.clone() for tensor in call()]
-    if "FORM" in row["launch"]:
-        row["launch"]["FORM"] = LAST_FORM
+def improve(row: Row, call: Call, expected: list[torch.Tensor], deadline: float) -> float:
+    """Change the row's launch to a faster neighbour until there is none, or until the deadline (of
+    time.monotonic); return the milliseconds of the call."""
+    row = own(row)
     best = time_of(call, expected)
-    while True:
+    improved = True
+    while improved and time.monotonic() < deadline:
         start = dict(row["launch"])
+        improved = False
         for other in neighbours(start):
             row["launch"].update(other)
             taken = time_of(call, expected)
             if taken < GAIN * best:
                 print(f"    {best:.4f} -> {taken:.4f} ms  {other}", flush=True)
                 best = taken
+                improved = True
                 break
             row["launch"].update(start)
-        else:
-            return
+    return best
+
+
+def choose_form(row: Row, call: Call, expected: list[torch.Tensor], deadline: float) -> None:
+    """Set the row's form to the fastest whose results are as expected, each with its own launches
+    improved; a form is no longer tried after the deadline."""
+    row = own(row)
+    best = row["form"]
+    shortest = time_of(call, expected)
+    for form in (best, *(other for other in launch_configs.FORMS[row["op"]] if other != best)):
+        if time.monotonic() > deadline:
+            break
+        row["form"] = form
+        taken = improve_launches(call, expected, deadline)
+        print(f"  form {form}: {taken:.4f} ms", flush=True)
+        if form == best or taken < GAIN * shortest:
+            best = form
+            shortest = taken
+    row["form"] = best
+
+
+def improve_launches(call: Call, expected: list[torch.Tensor], deadline: float) -> float:
+    """Improve every launch that the call reads; return the milliseconds of the call."""
+    taken = float("inf")
+    for row in rows_of(call):
+        if "launch" in row:
+            taken = improve(row, call, expected, deadline)
+    return taken
+
+
+def tune(call: Call, deadline: float) -> None:
+    """Choose forms and launches of a call; the results of the table before are right."""
+    expected = [tensor.clone() for tensor in call()]
+    with_forms = [row for row in rows_of(call) if "form" in row]
+    for row in with_forms:
+        choose_form(row, call, expected, deadline)
+    if not with_forms:
+        improve_launches(call, expected, deadline)
+
+
+def _is_repeat(row: Row) -> bool:
+    """Return True if an older version of Triton has the same row."""
+    older = [
+        other
+        for other in launch_configs.rows()
+        if all(other[key] == row[key] for key in KEYS)
+        and launch_configs.version_of_row(other) < launch_configs.version_of_row(row)
+    ]
+    newest = max(older, key=launch_configs.version_of_row, default=row)
+    return newest | {"triton": None} == row | {"triton": None} and newest is not row
 
 
 def write() -> None:
     """Write the table, one row a line."""
-    keys = ("op", "arch", "bits", "D", "N")
-    order = sorted(launch_configs.rows(), key=lambda row: [row[key] for key in keys])
-    lines = ",\n".join(json.dumps(row) for row in order)
+    kept = [row for row in launch_configs.rows() if not _is_repeat(row)]
+    kept.sort(key=lambda row: ([row[key] for key in KEYS], launch_configs.version_of_row(row)))
+    ordered = [{name: row[name] for name in NAMES if name in row} for row in kept]
+    lines = ",\n".join(map(json.dumps, ordered))
     launch_configs.TABLE.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
@@ -243,19 +320,18 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="ops")
     parser.add_argument(
-        "--seconds", type=float, default=300, help="start no workload after this time"
+        "--seconds", type=float, default=300, help="start no change after this time"
     )
     args = parser.parse_args()
-    start = time.monotonic()
+    deadline = time.monotonic() + args.seconds
     adopt(launch_configs.arch(torch.device("cuda")))
     for op in args.only:
         for name, call in WORKLOADS[op]():
-            if time.monotonic() - start > args.seconds:
+            if time.monotonic() > deadline:
                 print(f"skipped, no time: {op} {name}")
                 continue
-            for row in rows_of(call):
-                print(f"{op} {name}: {row['op']}", flush=True)
-                improve(row, call)
+            print(f"{op} {name}", flush=True)
+            tune(call, deadline)
             write()
 
 

@@ -9,6 +9,10 @@ softmax and sums are fp32, the weights are rounded to qkv's dtype for their prod
 per image, in units of N·H·D elements: reads 3, writes 1, and 4 bytes a row and head of log-sum-exp;
 the backward (attention_bwd.py) reads 3 + 2 and writes 3.
 
+The row "attention_fwd" of the table of launches names one of two forms: "blocks"
+(attention_blocks.py), one program a block of queries; "resident" (attention_resident.py), one
+program an image and head, up to 256 tokens. No GPU has compared them yet.
+
 `attention_weights` also returns the softmax itself, for attention maps; training does not use it.
 Source: Vaswani et al. 2017 (1706.03762), eq. 1; Dao 2023 (2307.08691), algorithm 1.
 """
@@ -21,10 +25,12 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+from fastdeit.kernels.attention_blocks import launch_blocks
 from fastdeit.kernels.attention_bwd import attention_bwd_triton
-from fastdeit.kernels.attention_rows import LOG2_E, load_rows, store_rows, tail
+from fastdeit.kernels.attention_resident import launch_resident
+from fastdeit.kernels.attention_rows import LOG2_E, load_rows
 from fastdeit.kernels.backend import is_fused
-from fastdeit.kernels.launch_configs import blocks_of, find_launch, padded
+from fastdeit.kernels.launch_configs import blocks_of, find_form, find_launch, padded
 from fastdeit.kernels.operators import operator
 
 logger = logging.getLogger(__name__)
@@ -32,6 +38,7 @@ logger = logging.getLogger(__name__)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEAD_DIMS = (32, 64, 96, 128)
 MAX_TOKENS = 1024
+_FORMS = {"blocks": launch_blocks, "resident": launch_resident}
 _warned: set[str] = set()
 
 
@@ -50,65 +57,6 @@ def attention_weights_reference(
     q, k, _ = chosen.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, len(heads), N, D)
     weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
     return attention_reference(qkv), weights
-
-
-@triton.jit
-def _attend(acc, top, total, q, k, v, keys, N: tl.constexpr, D: tl.constexpr, MASK: tl.constexpr):
-    """Add a block of keys to each row's sums of weighted values and of weights, both relative to
-    the row's largest score."""
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (LOG2_E * D**-0.5)
-    if MASK:
-        scores = tl.where((keys < N)[None, :], scores, float("-inf"))
-    new_top = tl.maximum(top, tl.max(scores, axis=1))
-    shrink = tl.exp2(top - new_top)
-    p = tl.exp2(scores - new_top[:, None])
-    total = total * shrink + tl.sum(p, axis=1)
-    acc = tl.dot(p.to(q.dtype), v, acc * shrink[:, None], input_precision="ieee")
-    return acc, new_top, total
-
-
-@triton.jit
-def _attention_fwd_kernel(
-    qkv_ptr,
-    out_ptr,
-    lse_ptr,
-    N: tl.constexpr,
-    H: tl.constexpr,
-    D: tl.constexpr,
-    PAD: tl.constexpr,
-    TAIL: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    BLOCKS: tl.constexpr = (N + BLOCK_M - 1) // BLOCK_M
-    STRIDE: tl.constexpr = 3 * H * D
-    FULL: tl.constexpr = N // BLOCK_N * BLOCK_N if TAIL else N
-    MASK: tl.constexpr = TAIL == 0 and N % BLOCK_N > 0
-    # the blocks of one head run side by side, so that its keys and values come from L2 after the
-    # first
-    pair = (tl.program_id(0) // BLOCKS).to(tl.int64)
-    rows = tl.program_id(0) % BLOCKS * BLOCK_M + tl.arange(0, BLOCK_M)
-    q_ptr = qkv_ptr + pair // H * (N * 3 * H * D) + pair % H * D
-    k_ptr = q_ptr + H * D
-    v_ptr = q_ptr + 2 * H * D
-
-    q = load_rows(q_ptr, rows, STRIDE, N, D, PAD, True)
-    top = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
-    total = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    acc = tl.zeros((BLOCK_M, PAD), dtype=tl.float32)
-    for start in range(0, FULL, BLOCK_N):
-        keys = start + tl.arange(0, BLOCK_N)
-        k = load_rows(k_ptr, keys, STRIDE, N, D, PAD, MASK)
-        v = load_rows(v_ptr, keys, STRIDE, N, D, PAD, MASK)
-        acc, top, total = _attend(acc, top, total, q, k, v, keys, N, D, MASK)
-    if TAIL:
-        keys = FULL + tl.arange(0, TAIL)
-        k = load_rows(k_ptr, keys, STRIDE, N, D, PAD, True)
-        v = load_rows(v_ptr, keys, STRIDE, N, D, PAD, True)
-        acc, top, total = _attend(acc, top, total, q, k, v, keys, N, D, True)
-    out_ptr += pair // H * (N * H * D) + pair % H * D
-    store_rows(out_ptr, acc / total[:, None], rows, H * D, N, D, PAD)
-    tl.store(lse_ptr + pair * N + rows, top + tl.log2(total), mask=rows < N)
 
 
 @triton.jit(do_not_specialize=["head", "place"])
@@ -170,15 +118,14 @@ def attention_triton(qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Takes CPU tensors under TRITON_INTERPRET=1.
     """
     qkv = qkv.contiguous()  # no copy in the student, only for a sliced qkv
-    batch, N, _, H, D = qkv.shape
+    _, N, _, _, D = qkv.shape
     out, lse = _attention_fake(qkv)
+    if not qkv.numel():
+        return out, lse
     bits = 8 * qkv.element_size()
-    launch = find_launch("attention_fwd", qkv.device, bits=bits, D=D, N=N)
-    sizes = {"N": N, "H": H, "D": D, "PAD": padded(D), "TAIL": tail(N, launch["BLOCK_N"], bits)}
-    if qkv.numel():
-        _attention_fwd_kernel[(batch * H * blocks_of(N, launch["BLOCK_M"]),)](
-            qkv, out, lse, **sizes, **launch
-        )
+    form = find_form("attention_fwd", qkv.device, bits=bits, D=D, N=N)
+    launch = find_launch(f"attention_fwd_{form}", qkv.device, bits=bits, D=D, N=N)
+    _FORMS[form](qkv, out, lse, launch)
     return out, lse
 
 

@@ -1,4 +1,5 @@
-"""Rows of a head in attention's kernels: loads, stores, and the width of the last block."""
+"""Rows of a head in attention's kernels: loads, stores, their sums in the forward, and the width of
+the last block."""
 
 import triton
 import triton.language as tl
@@ -48,3 +49,18 @@ def store_rows(
     columns = tl.arange(0, PAD)
     mask = (rows < N)[:, None] & (columns < D)[None, :]
     tl.store(ptr + rows[:, None] * STRIDE + columns[None, :], x.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def attend(acc, top, total, q, k, v, keys, N: tl.constexpr, D: tl.constexpr, MASK: tl.constexpr):
+    """Add a block of keys to each row's sums of weighted values and of weights, both relative to
+    the row's largest score."""
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (LOG2_E * D**-0.5)
+    if MASK:
+        scores = tl.where((keys < N)[None, :], scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, axis=1))
+    shrink = tl.exp2(top - new_top)
+    p = tl.exp2(scores - new_top[:, None])
+    total = total * shrink + tl.sum(p, axis=1)
+    acc = tl.dot(p.to(q.dtype), v, acc * shrink[:, None], input_precision="ieee")
+    return acc, new_top, total

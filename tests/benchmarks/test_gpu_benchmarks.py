@@ -50,14 +50,24 @@ def gradient(monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, list[str]]:
     return found, requested
 
 
-def test_backward_as_pair_selects_the_pair_of_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = json.dumps(launch_configs.rows())
+def test_use_form_replaces_the_form_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = ["attention_bwd_dq", "attention_bwd_dkdv"]
     assert gradient(monkeypatch)[1] == ["attention_bwd_whole"]
-    with backward_as_pair():
-        assert gradient(monkeypatch)[1] == ["attention_bwd_whole", *pair]
+    with use_form("attention_bwd", "pair"):
+        assert gradient(monkeypatch)[1] == pair
+    with use_form("attention_bwd", "ahead"):
+        assert gradient(monkeypatch)[1] == ["attention_bwd_ahead"]
     assert gradient(monkeypatch)[1] == ["attention_bwd_whole"]
-    assert json.dumps(launch_configs.rows()) == table
+
+
+def test_use_form_replaces_numbers_of_the_launch_alone() -> None:
+    device = torch.device("cpu")
+    before = find_launch("attention_bwd_dq", device, D=64, N=198)
+    with use_form("attention_bwd", "pair", {"num_warps": 2}):
+        assert find_launch("attention_bwd_dq", device, D=64, N=198) == before | {"num_warps": 2}
+        assert find_launch("gelu_fwd", device) == find_launch("gelu_fwd", device, D=1)
+        assert find_launch("gelu_fwd", device)["num_warps"] == 4
+    assert find_launch("attention_bwd_dq", device, D=64, N=198) == before
 
 
 def test_most_important_cases_run_first() -> None:

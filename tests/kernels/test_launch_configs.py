@@ -33,9 +33,9 @@ TABLE = [
 def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict]]:
     rows = [row | {"launch": dict(row["launch"])} for row in TABLE]
     monkeypatch.setattr(launch_configs, "rows", lambda: rows)
-    launch_configs._find_launch.cache_clear()
+    launch_configs._find_row.cache_clear()
     yield rows
-    launch_configs._find_launch.cache_clear()
+    launch_configs._find_row.cache_clear()
 
 
 @pytest.mark.parametrize(

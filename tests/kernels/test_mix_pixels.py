@@ -89,13 +89,13 @@ def test_blocks_of_any_size_join_without_a_gap(
 ) -> None:
     row = next(row for row in launch_configs.rows() if row["op"] == "mix_pixels")
     monkeypatch.setitem(row, "launch", row["launch"] | {"BLOCK": block, "BLOCK_PART": 64})
-    launch_configs._find_launch.cache_clear()
+    launch_configs._find_row.cache_clear()
     try:
         pairs = make_pairs((4, 16, 24))
         with interpreter.poisoned_memory():
             patches, _ = mix_patches(*pairs, 8, torch.float16)
     finally:
-        launch_configs._find_launch.cache_clear()
+        launch_configs._find_row.cache_clear()
     assert_same_bits(patches, mix_patches_reference(*normalised(pairs), 8, torch.float16)[0])
 
 

@@ -170,14 +170,14 @@ def test_blocks_and_parts_of_any_shape_join_without_a_gap(
     pixels = make_pixels((2, height, width), mode)
     row = next(row for row in launch_configs.rows() if row["op"] == "normalise")
     before = row["launch"]
-    launch_configs._find_launch.cache_clear()
+    launch_configs._find_row.cache_clear()
     try:
         row["launch"] = before | {"BLOCK": block, "BLOCK_PART": block // 4}
         with interpreter.poisoned_memory():
             out = run_triton(pixels, torch.float32)
     finally:
         row["launch"] = before
-        launch_configs._find_launch.cache_clear()
+        launch_configs._find_row.cache_clear()
     assert_same_bits(out, normalise_reference(*pixels))
 
 
