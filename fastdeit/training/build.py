@@ -1,6 +1,7 @@
 """Build what trains from a `Config`: DeepSpeed's settings and the `Trainer`. Importing it needs no
 DALI."""
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable
@@ -131,7 +132,8 @@ def build_engine(config: Config, settings: dict[str, Any], world: World, model: 
     module = (LossModule if sharded else FlatLossModule)(model, groups)
     optimizer = build_optimizer(config, world, module)
     exact = copy_weights(model, trained=True)
-    with without_muon():
+    # ZeRO 3 imports it by itself
+    with contextlib.nullcontext() if sharded else without_muon():
         engine, *_ = import_deepspeed().initialize(
             model=module, optimizer=optimizer, config=settings, dist_init_required=False
         )
