@@ -22,6 +22,7 @@ from fastdeit.distributed.world import World
 from fastdeit.models.build import (
     build_model,
     build_teacher,
+    check_compilation,
     hub_config,
     precision,
     weight_metadata,
@@ -71,6 +72,7 @@ def build_training(config: Config, world: World, index: Index) -> Training:
     A collective.
     """
     check_batch_fits(config, world.size, len(index))
+    each_rank(lambda: check_compilation(config, world))
     plan = build_plan(config, index.sizes)
     pixels = pipeline_options(config, world).describe()
     teacher = each_rank(lambda: build_teacher(config, world, index.classes))
@@ -238,7 +240,8 @@ def _describe_model(run: Run) -> str:
     # ZeRO 3 leaves no parameters in the engine's own model
     parameters, trained = count_parameters(run.trainer.state.eval_model)
     frozen = "" if trained == parameters else f", {trained:,} of them trained"
-    return f"{run.config.model.model}, {parameters / 1e6:.2f} M parameters{frozen}"
+    compiled = ", compiled" if run.config.run.compile == "on" else ""
+    return f"{run.config.model.model}, {parameters / 1e6:.2f} M parameters{frozen}{compiled}"
 
 
 def _describe_teacher(run: Run) -> dict[str, str]:
@@ -248,4 +251,6 @@ def _describe_teacher(run: Run) -> dict[str, str]:
     if live := run.trainer.teacher:
         rows.setdefault("teacher", live.describe())
         rows["teacher's images"] = live.describe_view()
+        micro_batch = run.data.train_loader.options.batch_size
+        rows["teacher's form"] = live.describe_execution(micro_batch)
     return rows or {"teacher": "none"}

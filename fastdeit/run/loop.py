@@ -10,6 +10,7 @@ from timm.utils import distribute_bn
 from fastdeit.data.loaders.batch import Batch
 from fastdeit.data.loaders.evaluation import EvalBatch
 from fastdeit.data.loaders.train import TrainLoader
+from fastdeit.models.execution.compilation import run_uncompiled
 from fastdeit.plan.digest import show_digest
 from fastdeit.reliability.health import HealthError, summarise
 from fastdeit.reliability.replica_check import compare_weights
@@ -184,7 +185,8 @@ def evaluate_run(run: Run, with_teacher: bool) -> dict[str, float]:
     if with_teacher and trainer.teacher is not None:
         teacher = trainer.teacher
         models["teacher"] = lambda images: {"both": teacher(images)}
-    return evaluate(models, _validation_batches(run), trainer.state.dtype)
+    with run_uncompiled():
+        return evaluate(models, _validation_batches(run), trainer.state.dtype)
 
 
 def _validation_batches(run: Run) -> Iterator[EvalBatch]:

@@ -12,6 +12,7 @@ from torch import nn
 from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World, import_deepspeed
 from fastdeit.models.build import precision
+from fastdeit.models.execution.compilation import compile_network
 from fastdeit.models.student import Student
 from fastdeit.models.teachers.ensemble import LiveTeacher
 from fastdeit.training.forward import ForwardPass, PlannedStudent, SeededModel
@@ -59,6 +60,8 @@ def build_trainer(
     """
     optim = config.optim
     state = _build_state(config, world, model)
+    if config.run.compile == "on":
+        compile_network(model)
     schedule = build_schedule(
         state.engine.optimizer,
         epochs=optim.epochs,
