@@ -50,7 +50,6 @@ class Teacher:
         self.num_classes = num_classes
         self.device = device
         self.dtype = dtype
-        self.execution = execution
         self._elements = _count_elements(loaded.model)
         frozen = _freeze(loaded.model, device, dtype, self.preprocessing.size)
         self._model = frozen.model
@@ -60,6 +59,7 @@ class Teacher:
         self._loaded = dataclasses.replace(loaded, model=frozen.model)
         # a program is compiled already, or cannot be
         compiles = execution.compiled and not _is_program(frozen.model)
+        self.execution = execution._replace(compiled=compiles)
         self._run = compile_function(self._forward) if compiles else self._forward
         self._student = student
         # from the student's normalisation to the teacher's: x · s' / s + (m' - m) / s
