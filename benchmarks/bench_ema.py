@@ -45,6 +45,8 @@ def implementations(student: Student) -> dict[str, Callable[[], object]]:
     flats = flat(student)
     weights = [parameter.detach() for parameter in student.parameters()]
     ours = Ema(flats, {}, DECAY)
+    ours.set_rate(0)
+    applied = flats[0].new_zeros(())
     ema_weights = [weight.clone() for weight in weights]
     timm = ModelEmaV3(student, decay=DECAY, foreach=False)
     timm_foreach = ModelEmaV3(student, decay=DECAY, foreach=True)
@@ -52,7 +54,7 @@ def implementations(student: Student) -> dict[str, Callable[[], object]]:
         "loop": lambda: loop(ema_weights, weights),
         "timm ModelEmaV3": lambda: timm.update(student),
         "timm ModelEmaV3 foreach": lambda: timm_foreach.update(student),
-        "ours": lambda: ours.update(flats, {}, 0),
+        "ours": lambda: ours.update(flats, {}, applied),
     }
 
 
@@ -61,7 +63,8 @@ def check(student: Student) -> None:
     flats = flat(student)
     ours = Ema(flats, {}, DECAY)
     moved = [tensor + 1 for tensor in flats]
-    ours.update(moved, {}, 0)
+    ours.set_rate(0)
+    ours.update(moved, {}, flats[0].new_zeros(()))
     for ema, before, after in zip(ours.flats, flats, moved, strict=True):
         harness.gate(ema, before * DECAY + after * (1 - DECAY), "ours")
 

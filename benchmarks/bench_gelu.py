@@ -37,7 +37,7 @@ def make_inputs(
     return x.to(dtype).requires_grad_(), bias.to(dtype).requires_grad_()
 
 
-def _launch(name: str, biased: bool = True) -> harness.Launch:
+def _launch(name: str, biased: bool = True, with_y: bool = False) -> harness.Launch:
     """Return a launch of forward and backward; name: dtype, D, dtype of the bias."""
     dtype, width, bias_dtype = name.split()
 
@@ -45,10 +45,11 @@ def _launch(name: str, biased: bool = True) -> harness.Launch:
         x = torch.zeros(2, 198, int(width), dtype=DTYPES[dtype])
         bias = torch.zeros(int(width), dtype=DTYPES[bias_dtype]) if biased else None
         torch.ops.fastdeit.gelu(x, bias)
-        torch.ops.fastdeit.gelu_bwd(x, x, bias)
+        torch.ops.fastdeit.gelu_bwd(x, x, bias, with_y)
 
     streams = ("_gelu_fwd_kernel", "_gelu_bwd_kernel")
-    return harness.Launch(name if biased else f"{name}, no bias", run, streams=streams)
+    spelled = name + ", no bias" * (not biased) + ", with y" * with_y
+    return harness.Launch(spelled, run, streams=streams)
 
 
 LAUNCHES = [
@@ -59,6 +60,8 @@ LAUNCHES = [
     _launch("fp16 1536 fp16"),
     _launch("fp32 1536 fp32"),
     _launch("bf16 1536 bf16", biased=False),
+    *(_launch(name, with_y=True) for name in ("bf16 768 bf16", "bf16 1536 bf16", "bf16 3072 bf16")),
+    *(_launch(name, with_y=True) for name in ("fp16 1536 fp16", "fp32 1536 fp32")),
 ]
 
 

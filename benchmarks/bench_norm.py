@@ -2,11 +2,12 @@
 
 python -m benchmarks.bench_norm [--out FOLDER]
 
-add_norm with DropPath's factors, as between two blocks. "reference" and "torch.compile" keep the
-residual stream in bf16, as ours does. "fp32 stream" is a model under autocast: x and its incoming
-gradient are fp32, the branch is bf16, and the output of the norm is cast to bf16 for the matrix
-product that follows. Mode bwd is the backward alone. pct_of_copy counts the least memory traffic of
-the bf16 stream in every row: forward 4, backward 5 times the bytes of x.
+add_norm with DropPath's factors and the bias of the branch, as between two blocks. "reference" and
+"torch.compile" keep the residual stream in bf16, as ours does. "fp32 stream" is a model under
+autocast: x and its incoming gradient are fp32, the branch is bf16, and the output of the norm is
+cast to bf16 for the matrix product that follows. Mode bwd is the backward alone. pct_of_copy counts
+the least memory traffic of the bf16 stream in every row: forward 4, backward 5 times the bytes of
+x.
 """
 
 from collections.abc import Callable
@@ -27,17 +28,22 @@ EPS = 1e-6
 STREAM_UNITS = {"fwd": 4, "bwd": 5}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
-Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+Inputs = tuple[torch.Tensor, ...]
 AddNorm = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 def make_inputs(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Inputs:
-    """Return x, branch, scale, weight, bias."""
+    """Return the arguments of `run_with`: x, branch, scale, weight, bias, branch_bias."""
     x, branch = (torch.randn(shape, device=device).to(dtype).requires_grad_() for _ in range(2))
-    row = shape[-1]
-    weight, bias = (torch.randn(row, device=device).to(dtype).requires_grad_() for _ in range(2))
+    rows = torch.randn(3, shape[-1], device=device).to(dtype)
     scale = (torch.rand(shape[0], device=device) > 0.1) / 0.9
-    return x, branch, scale, weight, bias
+    return x, branch, scale, *(row.clone().requires_grad_() for row in rows)
+
+
+def run_with(run: AddNorm, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Call an implementation of `add_norm` without LayerScale."""
+    x, branch, scale, weight, bias, branch_bias = inputs
+    return run(x, branch, scale, weight, bias, EPS, None, branch_bias)
 
 
 def _launch(
@@ -46,6 +52,7 @@ def _launch(
     branch: bool = True,
     scale: bool = True,
     gamma: bool = False,
+    branch_bias: bool = True,
     dy: bool = True,
     dx_new: bool = True,
 ) -> harness.Launch:
@@ -58,16 +65,18 @@ def _launch(
         row = torch.zeros(dim, dtype=DTYPES[weight_dtype])
         mean = torch.zeros(2, 198)
         factors = (torch.zeros(2) if scale else None, row if gamma else None)
-        torch.ops.fastdeit.add_norm(x, x if branch else None, *factors, row, row, EPS)
+        added = row if branch_bias else None
+        torch.ops.fastdeit.add_norm(x, x if branch else None, *factors, row, row, EPS, added)
         gradients = (x if dy else None, x if dx_new else None)
         torch.ops.fastdeit.add_norm_bwd(
-            *gradients, x, row, mean, mean, *factors, x if gamma else None
+            *gradients, x, row, mean, mean, *factors, x if gamma else None, added
         )
 
     flags = {
         "no branch": not branch,
         "no scale": not scale,
         "gamma": gamma,
+        "no branch_bias": not branch_bias,
         "no dy": not dy,
         "no dx_new": not dx_new,
     }
@@ -93,7 +102,8 @@ LAUNCHES = [
     _launch("bf16 384 bf16", scale=False),
     _launch("bf16 384 bf16", dx_new=False),
     _launch("bf16 384 bf16", dy=False),
-    _launch("bf16 384 bf16", branch=False, scale=False, dx_new=False),
+    _launch("bf16 384 bf16", branch_bias=False),
+    _launch("bf16 384 bf16", branch=False, scale=False, branch_bias=False, dx_new=False),
 ]
 
 
@@ -104,9 +114,11 @@ def autocast(
     weight: torch.Tensor,
     bias: torch.Tensor,
     eps: float,
+    gamma: None,
+    branch_bias: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute add_norm on an fp32 stream, with the output of the norm in the branch's dtype."""
-    x_new = x + branch * scale[:, None, None].to(branch.dtype)
+    x_new = x + (branch + branch_bias.to(branch.dtype)) * scale[:, None, None].to(branch.dtype)
     return x_new, F.layer_norm(x_new, x.shape[-1:], weight, bias, eps).to(branch.dtype)
 
 
@@ -132,11 +144,11 @@ def peers() -> dict[str, AddNorm]:
 def gate(run: AddNorm, name: str, dim: int, device: torch.device) -> None:
     """Compare with the reference: in fp32 results and gradients; in bf16 the sum, and the norm of
     the sum as it was stored."""
-    x, branch, scale, weight, bias = make_inputs((2, 198, dim), torch.float32, device)
-    leaves = (x, branch, weight, bias)
-    cotangents = list(torch.randn(2, *x.shape, device=device))
-    expected = add_norm_reference(x, branch, scale, weight, bias, EPS)
-    outs = run(x, branch, scale, weight, bias, EPS)
+    inputs = make_inputs((2, 198, dim), torch.float32, device)
+    leaves = [tensor for tensor in inputs if tensor.requires_grad]
+    cotangents = list(torch.randn(2, *inputs[0].shape, device=device))
+    expected = run_with(add_norm_reference, inputs)
+    outs = run_with(run, inputs)
     gradients = (torch.autograd.grad(results, leaves, cotangents) for results in (outs, expected))
     for actual, right in zip((*outs, *next(gradients)), (*expected, *next(gradients)), strict=True):
         # a sum over rows has the rounding of its terms, whatever they cancel to
@@ -144,10 +156,10 @@ def gate(run: AddNorm, name: str, dim: int, device: torch.device) -> None:
         harness.gate(actual / size, right / size, name)
     if name == "torch.compile":
         return  # it normalises the sum before that is rounded, which is no error
-    x, branch, scale, weight, bias = make_inputs((2, 198, dim), torch.bfloat16, device)
-    x_new, y = run(x, branch, scale, weight, bias, EPS)
-    harness.gate(x_new, add_norm_reference(x, branch, scale, weight, bias, EPS)[0], name)
-    harness.gate(y, norm_reference(x_new, weight, bias, EPS), name)
+    inputs = make_inputs((2, 198, dim), torch.bfloat16, device)
+    x_new, y = run_with(run, inputs)
+    harness.gate(x_new, run_with(add_norm_reference, inputs)[0], name)
+    harness.gate(y, norm_reference(x_new, inputs[3], inputs[4], EPS), name)
 
 
 def bench(
@@ -158,16 +170,16 @@ def bench(
     for name, run in equals.items():
         gate(run, name, shape[-1], device)
     narrow = make_inputs(shape, torch.bfloat16, device)
-    x, _, _, weight, bias = (tensor.detach().float().requires_grad_() for tensor in narrow)
-    wide = (x, narrow[1], narrow[2], weight, bias)
+    x, *parameters = (narrow[place].detach().float().requires_grad_() for place in (0, 3, 4, 5))
+    wide = (x, *narrow[1:3], *parameters)
     rows = []
     for name, run in {**equals, **peers()}.items():
-        x, branch, scale, weight, bias = inputs = narrow if name in equals else wide
-        leaves = (x, branch, weight, bias)
-        outs = run(*inputs, EPS)
+        inputs = narrow if name in equals else wide
+        leaves = [tensor for tensor in inputs if tensor.requires_grad]
+        outs = run_with(run, inputs)
         cotangents = [torch.randn_like(out) for out in outs]
         backward = partial(torch.autograd.grad, outs, leaves, cotangents, retain_graph=True)
-        forward = partial(run, *inputs, EPS)
+        forward = partial(run_with, run, inputs)
         calls: dict[str, Callable[[], object]] = {"fwd": forward, "bwd": backward}
         for mode, call in calls.items():
             what = harness.case_columns("norm", mode, "x".join(map(str, shape)), "bf16", name)

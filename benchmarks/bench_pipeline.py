@@ -170,15 +170,13 @@ def compare_stages(processes: Processes, case: Case, args: argparse.Namespace) -
 
 
 def append(output: Path, rows: list[Row], **conditions: float | str) -> None:
-    """Append rows to the result file with versions, the CPU and further conditions."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(": ")[1] for line in lines if "model name" in line]
+    """Append rows to the result file with versions and further conditions."""
     stamp = {
         **harness.environment(torch.device("cpu")),
         "timm": version("timm"),
         "pillow": version("pillow"),
     }
-    stamp |= {"cpu": f"{names[0]} x{len(names)}", **conditions}
+    stamp |= conditions
     harness.write_rows(output, [{**stamp, **row} for row in rows], [*stamp, *rows[0]])
 
 

@@ -39,15 +39,18 @@ CASES = {
     "cuda": [
         ("small", 256),
         ("small", 1024),
+        ("small", 128),
         ("tiny", 1024),
         ("base", 256),
         ("tiny", 256),
+        ("tiny", 128),
+        ("base", 128),
         ("base", 1024),
     ],
     "cpu": [("tiny", 2)],
 }
 """The most important first: cases that would start after the time limit are skipped."""
-FIRST = 2
+FIRST = 3
 """In this many cases ours and the strongest peer are measured before everything else."""
 BACKENDS = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
 Step = Callable[[], object]

@@ -36,6 +36,7 @@ COLUMNS = (
     "date",
     "commit",
     "gpu",
+    "cpu",
     *PACKAGES,
     "bench",
     "impl",
@@ -172,13 +173,24 @@ def installed(package: str) -> str:
 
 
 def environment(device: torch.device) -> Row:
-    """Return the columns of date, commit, device and versions; a missing package stays empty."""
+    """Return the columns of date, commit, device, CPU and versions; a missing package stays
+    empty."""
     stamp: Row = {
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
         "gpu": device_name(device),
+        "cpu": cpu_name(),
     }
     return stamp | {package: installed(package) for package in PACKAGES}
+
+
+def cpu_name() -> str:
+    """Return the model of the CPU and the number of its cores that this process may use."""
+    cores = len(os.sched_getaffinity(0))
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return f"{line.split(': ')[1]} x{cores}"
+    return f"{platform.machine()} x{cores}"
 
 
 def device_slug(device: torch.device) -> str:

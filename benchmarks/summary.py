@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.harness import PACKAGES, RESULTS
 
 OURS = ("triton", "ours")
-STAMP = ("date", "commit", "gpu", *PACKAGES)
+STAMP = ("date", "commit", "gpu", "cpu", *PACKAGES)
 Row = Mapping[str, str]
 
 

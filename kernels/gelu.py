@@ -4,8 +4,8 @@
     dx = dy · (Φ(z) + z·φ(z)),   dbias = Σ over rows of dx
 
 x, y: (..., D) in one dtype; bias: (D,) in any; math in fp32. Bytes per image, in units of N·D
-elements (D: the MLP's hidden width): forward reads 1, writes 1; backward reads 2, writes 1. Source:
-Hendrycks and Gimpel 2016 (1606.08415).
+elements (D: the MLP's hidden width): forward reads 1, writes 1; backward reads 2, writes 1, and one
+more where it computes y again (mlp.py). Source: Hendrycks and Gimpel 2016 (1606.08415).
 
 fp32 uses erf. For 16-bit tensors the tail Q(u) = Φ(-u), u = |z|, is 2 to the power of a polynomial
 in u, and y = max(z, 0) - u·Q(u). The coefficients are a weighted minimax fit of log2 Q on [0,
@@ -59,7 +59,8 @@ def _bounded(z):
 
 
 @triton.jit
-def _gelu(z, EXACT: tl.constexpr):
+def gelu_of(z, EXACT: tl.constexpr):
+    """Return z·Φ(z) of fp32 z; EXACT: by erf, for fp32 tensors."""
     if EXACT:
         return 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
     u = _bounded(z)
@@ -67,7 +68,8 @@ def _gelu(z, EXACT: tl.constexpr):
 
 
 @triton.jit
-def _gelu_derivative(z, EXACT: tl.constexpr):
+def gelu_derivative(z, EXACT: tl.constexpr):
+    """Return Φ(z) + z·φ(z) of fp32 z; EXACT: by erf, for fp32 tensors."""
     u = _bounded(z)
     # φ(u) = 2 ** (-u² / (2 ln 2) - log2(2π) / 2)
     density = tl.exp2(tl.fma(u * u, -0.7213475204444817, -1.3257480647361595))
@@ -96,7 +98,7 @@ def _gelu_fwd_kernel(
     z = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
     if bias_ptr is not None:
         z += tl.load(bias_ptr + cols, mask=cols < D, other=0.0).to(tl.float32)[None, :]
-    tl.store(y_ptr + offs, _gelu(z, EXACT).to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + offs, gelu_of(z, EXACT).to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -105,6 +107,7 @@ def _gelu_bwd_kernel(
     x_ptr,
     bias_ptr,
     dx_ptr,
+    y_ptr,
     partials_ptr,
     rows,
     row_programs,
@@ -131,8 +134,10 @@ def _gelu_bwd_kernel(
         dy = tl.load(dy_ptr + offs, mask=mask, other=0.0).to(tl.float32)
         if bias_ptr is not None:
             z += bias
-        dx = dy * _gelu_derivative(z, EXACT)
+        dx = dy * gelu_derivative(z, EXACT)
         tl.store(dx_ptr + offs, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+        if y_ptr is not None:
+            tl.store(y_ptr + offs, gelu_of(z, EXACT).to(y_ptr.dtype.element_ty), mask=mask)
         if bias_ptr is not None:
             dbias += dx
         start += row_programs * BLOCK_ROWS
@@ -155,22 +160,24 @@ def _gelu_fake(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
 
 
 def _gelu_bwd_fake(
-    dy: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+    dy: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, with_y: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-    # an operator must return every output: without a bias, its gradient is empty
-    return dx, x.new_empty(0) if bias is None else torch.empty_like(
-        bias, memory_format=torch.contiguous_format
-    )
+    # an operator must return every output
+    dbias = x.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return dx, dbias, torch.empty_like(dx) if with_y else x.new_empty(0)
 
 
 @operator("gelu_bwd", fake=_gelu_bwd_fake)
 def gelu_bwd_triton(
-    dy: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Launch the kernels; return dx like x, and dbias like bias, empty without bias."""
+    dy: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, with_y: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Launch the kernels; return dx like x, dbias like bias, and the forward's y, with its bits.
+
+    Without bias dbias is empty, and y without with_y.
+    """
     dy, x = dy.contiguous(), x.contiguous()
-    dx, dbias = _gelu_bwd_fake(dy, x, bias)
+    dx, dbias, y = _gelu_bwd_fake(dy, x, bias, with_y)
     rows, dim, col_blocks, launch = _launch("gelu_bwd", x)
     # a fixed count, whatever the GPU has: the order of the sums, and so every bit, depends on the
     # shape alone
@@ -184,6 +191,7 @@ def gelu_bwd_triton(
             x,
             bias,
             dx,
+            y if with_y else None,
             partials,
             rows,
             row_programs,
@@ -193,7 +201,7 @@ def gelu_bwd_triton(
         )
     if partials is not None:
         sum_partials(partials, [dbias])
-    return dx, dbias
+    return dx, dbias, y
 
 
 def _save(ctx, inputs, output) -> None:
@@ -202,7 +210,7 @@ def _save(ctx, inputs, output) -> None:
 
 def _backward(ctx, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     x, bias = ctx.saved_tensors
-    dx, dbias = gelu_bwd_triton(dy, x, bias)
+    dx, dbias, _ = gelu_bwd_triton(dy, x, bias)
     return dx, None if bias is None else dbias
 
 

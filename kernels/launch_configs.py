@@ -1,9 +1,9 @@
 """Launch configurations of all kernels: block sizes, warps and stages, from launch_configs.json.
 
 A row has the op, the architecture (90 for sm_90), the bits of an element, the sizes D and N that it
-was chosen for (0: any) and the launch: the kernel's BLOCK_* constants, num_warps, num_stages.
-Nothing is tuned when a run starts; `benchmarks/tune.py` refreshes the table on a GPU, and
-`benchmarks/resources.py` compiles every row without one.
+was chosen for (0: any; N of norm_bwd is its number of sums over rows) and the launch: the kernel's
+BLOCK_* constants, num_warps, num_stages. Nothing is tuned when a run starts; `benchmarks/tune.py`
+refreshes the table on a GPU, and `benchmarks/resources.py` compiles every row without one.
 """
 
 import functools

@@ -1,15 +1,17 @@
 """LayerNorm, and the residual sum before it.
 
     norm:      y = (x - mean(x)) / sqrt(var(x) + eps) · weight + bias,   over the last dimension
-    add_norm:  x_new = x + scale[b] · gamma · branch,   y = norm(x_new)
+    add_norm:  x_new = x + scale[b] · gamma · (branch + branch_bias),   y = norm(x_new)
 
-scale[b] is DropPath's keep bit / keep rate, gamma DeiT III's LayerScale. x, branch, x_new, y: (B,
-N, D) in one dtype; weight, bias: (D,) in one dtype, gamma: (D,), scale: (B,) fp32. Sums and
-statistics are fp32; the statistics are those of the stored, rounded x_new. Bytes per image, in
-units of N·D elements: norm reads 1, writes 1; add_norm reads 2, writes 2; the backward is in
-norm_bwd.py. The student calls add_norm across blocks, so that a block's branch, its residual sum
-and the next norm are one pass over memory. Source: Ba et al. 2016 (1607.06450); stochastic depth
-per sample as in Huang et al. 2016 (1603.09382); LayerScale in Touvron et al. 2022 (2204.07118).
+scale[b] is DropPath's keep bit / keep rate, gamma DeiT III's LayerScale, branch_bias the bias of
+the branch's last layer, whose gradient then comes with the other sums over rows (norm_bwd.py). x,
+branch, x_new, y: (B, N, D) in one dtype; weight, bias: (D,) in one dtype, gamma, branch_bias:
+(D,), scale: (B,) fp32. Sums and statistics are fp32; the statistics are those of the stored,
+rounded x_new. Bytes per image, in units of N·D elements: norm reads 1, writes 1; add_norm reads 2,
+writes 2; the backward is in norm_bwd.py. The student calls add_norm across blocks, so that a
+block's branch, its residual sum and the next norm are one pass over memory. Source: Ba et al. 2016
+(1607.06450); stochastic depth per sample as in Huang et al. 2016 (1603.09382); LayerScale in
+Touvron et al. 2022 (2204.07118).
 """
 
 import torch
@@ -45,9 +47,13 @@ def add_norm_reference(
     bias: torch.Tensor,
     eps: float,
     gamma: torch.Tensor | None = None,
+    branch_bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Add the branch, scaled per sample and per channel, then normalise the sum."""
+    """Add the branch, with its bias and scaled per sample and per channel, then normalise the
+    sum."""
     # fp32 factors promote the sum, so that a bf16 stream is rounded once
+    if branch_bias is not None:
+        branch = branch + branch_bias.to(torch.promote_types(branch_bias.dtype, torch.float32))
     if gamma is not None:
         branch = branch * gamma.to(torch.promote_types(gamma.dtype, torch.float32))
     if scale is not None:
@@ -64,6 +70,7 @@ def _norm_fwd_kernel(
     gamma_ptr,
     weight_ptr,
     bias_ptr,
+    branch_bias_ptr,
     x_new_ptr,
     y_ptr,
     mean_ptr,
@@ -84,6 +91,9 @@ def _norm_fwd_kernel(
     x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
     if branch_ptr is not None:
         branch = tl.load(branch_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        if branch_bias_ptr is not None:
+            branch_bias = tl.load(branch_bias_ptr + cols, mask=mask_cols, other=0.0)
+            branch += branch_bias.to(tl.float32)[None, :]
         if gamma_ptr is not None:
             branch *= tl.load(gamma_ptr + cols, mask=mask_cols, other=0.0).to(tl.float32)[None, :]
         if scale_ptr is not None:
@@ -118,6 +128,7 @@ def _allocate(
     weight: torch.Tensor,
     bias: torch.Tensor,
     eps: float,
+    branch_bias: torch.Tensor | None,
 ) -> Tensors:
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     # an operator must return every output
@@ -127,14 +138,22 @@ def _allocate(
 
 
 def _save(ctx, inputs: tuple, output: Tensors) -> None:
-    x, branch, scale, gamma, weight, _, _ = inputs
+    x, branch, scale, gamma, weight, _, _, branch_bias = inputs
     x_new, _, mean, rstd = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(mean, rstd)
     ctx.has_branch = branch is not None
     for_gamma = branch if ctx.needs_input_grad[3] else None
+    is_biased = ctx.needs_input_grad[3] or ctx.needs_input_grad[7]
     ctx.save_for_backward(
-        x if branch is None else x_new, weight, mean, rstd, scale, gamma, for_gamma
+        x if branch is None else x_new,
+        weight,
+        mean,
+        rstd,
+        scale,
+        gamma,
+        for_gamma,
+        branch_bias if is_biased else None,
     )
 
 
@@ -144,8 +163,10 @@ def _backward(
     if not ctx.has_branch:
         dx_new = None  # the gradient of an empty tensor
     if dy is None and dx_new is None:
-        return (None,) * 7
-    dx, dbranch, dweight, dbias, dgamma = add_norm_bwd_triton(dy, dx_new, *ctx.saved_tensors)
+        return (None,) * 8
+    dx, dbranch, dweight, dbias, dgamma, dbranch_bias = add_norm_bwd_triton(
+        dy, dx_new, *ctx.saved_tensors
+    )
     scaled = dbranch if dbranch.numel() else dx
     return (
         dx,
@@ -154,6 +175,7 @@ def _backward(
         dgamma if ctx.needs_input_grad[3] else None,
         *((None, None) if dy is None else (dweight, dbias)),
         None,
+        dbranch_bias if ctx.needs_input_grad[7] else None,
     )
 
 
@@ -166,12 +188,13 @@ def add_norm_triton(
     weight: torch.Tensor,
     bias: torch.Tensor,
     eps: float,
+    branch_bias: torch.Tensor | None,
 ) -> Tensors:
     """Launch the kernel; return (x_new, y, mean, rstd), mean and rstd fp32 of each row.
 
     Without a branch x_new is empty and y the norm of x.
     """
-    outs = _allocate(x, branch, scale, gamma, weight, bias, eps)
+    outs = _allocate(x, branch, scale, gamma, weight, bias, eps, branch_bias)
     x_new, y, mean, rstd = outs
     dim = x.shape[-1]
     rows = mean.numel()
@@ -184,6 +207,7 @@ def add_norm_triton(
             None if gamma is None else gamma.contiguous(),
             weight.contiguous(),
             bias.contiguous(),
+            None if branch_bias is None else branch_bias.contiguous(),
             None if branch is None else x_new,
             y,
             mean,
@@ -227,7 +251,7 @@ def norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) 
     if not is_fused(x):
         return norm_reference(x, weight, bias, eps)
     _check_fused(x, weight)
-    return add_norm_triton(x, None, None, None, weight, bias, eps)[1]
+    return add_norm_triton(x, None, None, None, weight, bias, eps, None)[1]
 
 
 def add_norm(
@@ -238,12 +262,13 @@ def add_norm(
     bias: torch.Tensor,
     eps: float,
     gamma: torch.Tensor | None = None,
+    branch_bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the residual sum x + scale·gamma·branch and its LayerNorm, both (B, N, D) in x's
-    dtype, differentiable.
+    """Return the residual sum x + scale·gamma·(branch + branch_bias) and its LayerNorm, both
+    (B, N, D) in x's dtype, differentiable.
 
-    scale: (B,) fp32 without gradient, or None for 1. gamma: (D,), or None for 1. Dtypes as `norm`.
-    Raises ValueError if shapes or dtypes do not fit.
+    scale: (B,) fp32 without gradient, or None for 1. gamma: (D,), or None for 1. branch_bias: (D,),
+    or None for 0. Dtypes as `norm`. Raises ValueError if shapes or dtypes do not fit.
     """
     _check(x, weight, bias)
     if x.ndim != 3 or x.shape != branch.shape or (scale is not None and scale.shape != x.shape[:1]):
@@ -251,14 +276,15 @@ def add_norm(
         raise ValueError(
             f"x {tuple(x.shape)}, branch {tuple(branch.shape)} and scale {got} do not fit"
         )
-    if gamma is not None and gamma.shape != x.shape[-1:]:
-        raise ValueError(
-            f"gamma {tuple(gamma.shape)} must be ({x.shape[-1]},) as x {tuple(x.shape)} is"
-        )
+    for name, row in (("gamma", gamma), ("branch_bias", branch_bias)):
+        if row is not None and row.shape != x.shape[-1:]:
+            raise ValueError(
+                f"{name} {tuple(row.shape)} must be ({x.shape[-1]},) as x {tuple(x.shape)} is"
+            )
     if not is_fused(x):
-        return add_norm_reference(x, branch, scale, weight, bias, eps, gamma)
-    _check_fused(x, weight, gamma)
+        return add_norm_reference(x, branch, scale, weight, bias, eps, gamma, branch_bias)
+    _check_fused(x, weight, gamma, branch_bias)
     if branch.dtype != x.dtype or (scale is not None and scale.dtype != torch.float32):
         wrong = branch.dtype if scale is None else (branch.dtype, scale.dtype)
         raise ValueError(f"branch must be {x.dtype} as x is, and scale float32 (got {wrong})")
-    return add_norm_triton(x, branch, scale, gamma, weight, bias, eps)[:2]
+    return add_norm_triton(x, branch, scale, gamma, weight, bias, eps, branch_bias)[:2]

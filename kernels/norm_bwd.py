@@ -1,13 +1,15 @@
 """Backward of norm.py, in one pass over memory and a small sum after it.
 
     x^ = (x_new - mean)·rstd,  w = weight·dy,  dx = dx_new + rstd·(w - mean(w) - x^·mean(w·x^))
-    dbranch = scale[b]·gamma·dx,  dgamma = Σ scale[b]·branch·dx,  dweight = Σ dy·x^,  dbias = Σ dy
+    dbranch = scale[b]·gamma·dx,  dgamma = Σ scale[b]·(branch + branch_bias)·dx
+    dbranch_bias = Σ dbranch,  dweight = Σ dy·x^,  dbias = Σ dy
 
 Σ is over all rows. dy and dx_new are the gradients of y and x_new; either may be absent. Everything
 (B, N, D) has one dtype, the math is fp32. Bytes per image, in units of N·D elements: reads 3 (2 for
 norm, 1 more for dgamma), writes 2 (1 without scale and gamma, when dx is both gradients). A fixed
-number of programs takes blocks of rows in turn and keeps its part of the three sums over rows in
-registers. Source: Ba et al. 2016 (1607.06450), section 3.
+number of programs takes blocks of rows in turn and keeps its part of the sums over rows in
+registers, so dbranch_bias moves no bytes; the layer before the sum would read dbranch again for it.
+Source: Ba et al. 2016 (1607.06450), section 3.
 """
 
 import torch
@@ -18,7 +20,9 @@ from fastdeit.kernels.launch_configs import blocks_of, find_launch, padded
 from fastdeit.kernels.operators import operator
 from fastdeit.kernels.row_sums import sum_partials
 
-Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+Gradients = tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
+]
 
 
 @triton.jit
@@ -32,6 +36,7 @@ def _norm_bwd_kernel(
     scale_ptr,
     gamma_ptr,
     branch_ptr,
+    branch_bias_ptr,
     dx_ptr,
     dbranch_ptr,
     partials_ptr,
@@ -53,6 +58,8 @@ def _norm_bwd_kernel(
         gamma = tl.load(gamma_ptr + cols, mask=mask_cols, other=0.0).to(tl.float32)[None, :]
     if branch_ptr is not None:
         dgamma = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
+    if branch_bias_ptr is not None:
+        dbranch_bias = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
 
     start = pid * BLOCK_ROWS
     # not a range: with NumPy 2.4, Triton 3.6's interpreter takes only constants in one
@@ -86,13 +93,19 @@ def _norm_bwd_kernel(
             if scale_ptr is not None:
                 dx *= tl.load(scale_ptr + row // N, mask=mask_rows, other=0.0)[:, None]
             if branch_ptr is not None:
-                dgamma += dx * tl.load(branch_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+                branch = tl.load(branch_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+                if branch_bias_ptr is not None:
+                    bias = tl.load(branch_bias_ptr + cols, mask=mask_cols, other=0.0)
+                    branch += bias.to(tl.float32)[None, :]
+                dgamma += dx * branch
             if gamma_ptr is not None:
                 dx *= gamma
             tl.store(dbranch_ptr + offs, dx.to(dbranch_ptr.dtype.element_ty), mask=mask)
+        if branch_bias_ptr is not None:
+            dbranch_bias += dx
         start += programs * BLOCK_ROWS
 
-    # the sums follow one another: dweight and dbias with dy, then dgamma
+    # the sums follow one another: dweight and dbias with dy, then dgamma, then dbranch_bias
     partials_ptr += pid.to(tl.int64) * D
     if dy_ptr is not None:
         tl.store(partials_ptr + cols, tl.sum(dweight, 0), mask=mask_cols)
@@ -101,6 +114,9 @@ def _norm_bwd_kernel(
         partials_ptr += programs.to(tl.int64) * D
     if branch_ptr is not None:
         tl.store(partials_ptr + cols, tl.sum(dgamma, 0), mask=mask_cols)
+        partials_ptr += programs.to(tl.int64) * D
+    if branch_bias_ptr is not None:
+        tl.store(partials_ptr + cols, tl.sum(dbranch_bias, 0), mask=mask_cols)
 
 
 def _allocate(
@@ -113,6 +129,7 @@ def _allocate(
     scale: torch.Tensor | None,
     gamma: torch.Tensor | None,
     branch: torch.Tensor | None,
+    branch_bias: torch.Tensor | None,
 ) -> Gradients:
     def empty_like(tensor: torch.Tensor, wanted: bool) -> torch.Tensor:
         # an operator must return every output
@@ -124,6 +141,7 @@ def _allocate(
         empty_like(weight, dy is not None),
         empty_like(weight, dy is not None),
         empty_like(weight if gamma is None else gamma, branch is not None),
+        empty_like(weight if branch_bias is None else branch_bias, branch_bias is not None),
     )
 
 
@@ -138,23 +156,25 @@ def add_norm_bwd_triton(
     scale: torch.Tensor | None,
     gamma: torch.Tensor | None,
     branch: torch.Tensor | None,
+    branch_bias: torch.Tensor | None,
 ) -> Gradients:
-    """Launch the kernels; return (dx, dbranch, dweight, dbias, dgamma) of add_norm; without scale,
-    gamma and branch, of norm.
+    """Launch the kernels; return (dx, dbranch, dweight, dbias, dgamma, dbranch_bias) of add_norm;
+    without scale, gamma, branch and branch_bias, of norm.
 
     branch: only when gamma needs a gradient. Empty are dbranch when it equals dx, dweight and dbias
-    without dy, and dgamma without branch.
+    without dy, dgamma without branch, and dbranch_bias without branch_bias.
     """
-    outs = _allocate(dy, dx_new, x_new, weight, mean, rstd, scale, gamma, branch)
+    outs = _allocate(dy, dx_new, x_new, weight, mean, rstd, scale, gamma, branch, branch_bias)
     dx, dbranch, *sums = outs
     dim = x_new.shape[-1]
     rows = x_new.numel() // dim
-    op = "norm_bwd" if branch is None else "norm_bwd_gamma"
-    launch = find_launch(op, x_new.device, bits=8 * x_new.element_size(), D=dim)
+    sums = [out for out in sums if out.numel()]
+    bits = 8 * x_new.element_size()
+    # each sum is registers of every program, so fewer programs fit on a GPU at once
+    launch = find_launch("norm_bwd", x_new.device, bits=bits, D=dim, N=len(sums))
     # a fixed count, whatever the GPU has: the order of the sums, and so every bit, depends on the
     # shape alone
     programs = min(launch.pop("PROGRAMS"), blocks_of(rows, launch["BLOCK_ROWS"]))
-    sums = [out for out in sums if out.numel()]
     partials = x_new.new_empty((len(sums), programs, dim), dtype=torch.float32)
     if rows:
         _norm_bwd_kernel[(programs,)](
@@ -167,6 +187,7 @@ def add_norm_bwd_triton(
             None if scale is None else scale.contiguous(),
             None if gamma is None else gamma.contiguous(),
             None if branch is None else branch.contiguous(),
+            None if branch_bias is None else branch_bias.contiguous(),
             dx,
             dbranch if dbranch.numel() else None,
             partials,

@@ -3,7 +3,7 @@ of a backward kernel have written.
 
     out_k = Σ_p partials[k, p]
 
-partials: (K, P, D) fp32, K at most 3; out_k: (D,), each with its own dtype. Without atomics, so the
+partials: (K, P, D) fp32, K at most 4; out_k: (D,), each with its own dtype. Without atomics, so the
 same inputs give the same bits; the order depends on P and D only, which the table of launches sets,
 not on the GPU or its load. Bytes: reads 4·K·P·D, mostly from L2, where the kernel before it wrote.
 """
@@ -23,6 +23,7 @@ def _sum_partials_kernel(
     out0_ptr,
     out1_ptr,
     out2_ptr,
+    out3_ptr,
     P,
     D: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -52,14 +53,17 @@ def _sum_partials_kernel(
     if out2_ptr is not None:  # noqa: SIM102
         if k == 2:
             tl.store(out2_ptr + cols, out.to(out2_ptr.dtype.element_ty), mask=mask_cols)
+    if out3_ptr is not None:  # noqa: SIM102
+        if k == 3:
+            tl.store(out3_ptr + cols, out.to(out3_ptr.dtype.element_ty), mask=mask_cols)
 
 
 def sum_partials(partials: torch.Tensor, outs: Sequence[torch.Tensor]) -> None:
     """Write each of the K sums into its tensor: partials (K, P, D) fp32 → K tensors (D,). P may be
     0."""
     count, programs, dim = partials.shape
-    assert count == len(outs) <= 3 and partials.is_contiguous() and partials.dtype == torch.float32
+    assert count == len(outs) <= 4 and partials.is_contiguous() and partials.dtype == torch.float32
     launch = find_launch("row_sums", partials.device, bits=32, D=dim)
     grid = (blocks_of(dim, launch["BLOCK_D"]), count)
-    padded = [*outs, None, None][:3]
+    padded = [*outs, None, None, None][:4]
     _sum_partials_kernel[grid](partials, *padded, programs, D=dim, **launch)

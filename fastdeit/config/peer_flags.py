@@ -180,7 +180,6 @@ _MODEL = {
         "the compiler is inductor", {SWITCH: "--compile on", "inductor": "--compile on"}
     ),
     "--torchcompile-mode": PeerFlag("--compile on has the mode default", _built("default")),
-    "--grad-checkpointing": PeerFlag("use a smaller --micro-batch, or --zero-stage 2 or 3"),
     "--amp": PeerFlag(accepts={SWITCH: "--precision auto"}),
     "--amp-dtype": PeerFlag("use --precision bf16", {"bfloat16": "--precision auto"}),
     "--model-dtype": PeerFlag("use --precision fp32 or bf16 (master weights are fp32)"),

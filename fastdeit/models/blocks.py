@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastdeit.kernels.attention import attention
-from fastdeit.kernels.gelu import gelu
+from fastdeit.kernels.backend import is_fused
+from fastdeit.kernels.mlp import mlp
 from fastdeit.kernels.norm import add_norm
 
 NORM_EPS = 1e-6
@@ -29,7 +30,10 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention between its two projections, (B, N, D) → (B, N, D)."""
+    """Multi-head self-attention between its two projections, (B, N, D) → (B, N, D).
+
+    With kernels the bias of `proj` is not in the output: `add_branch` adds it.
+    """
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool) -> None:
         super().__init__()
@@ -40,11 +44,15 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, num_out: int | None = None) -> torch.Tensor:
         """Return the first num_out tokens (all by default); they attend to every token."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, 3, H, D / H)
-        return self.proj(attention(qkv)[:, :num_out])
+        attended = attention(qkv)[:, :num_out]
+        return F.linear(attended, self.proj.weight) if is_fused(x) else self.proj(attended)
 
 
 class Mlp(nn.Module):
-    """Two layers with exact GELU between them."""
+    """Two layers with exact GELU between them, (B, N, D) → (B, N, D).
+
+    With kernels the bias of `fc2` is not in the output: `add_branch` adds it.
+    """
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -52,7 +60,9 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(gelu(F.linear(x, self.fc1.weight), self.fc1.bias))
+        if is_fused(x):
+            return mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight)
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class LayerScale(nn.Module):
@@ -82,13 +92,17 @@ class Block(nn.Module):
 def add_branch(
     x: torch.Tensor,
     branch: torch.Tensor,
+    projection: nn.Linear,
     scale: torch.Tensor | None,
     channels: LayerScale | None,
     layer: nn.LayerNorm,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the residual stream with a branch added, and its norm by `layer`; both (B, N, D).
 
-    scale: (B,) fp32, of DropPath; None: 1. channels: LayerScale, if there is one.
+    projection: the last layer of the branch; with kernels its bias is added here, so that its
+    gradient comes with the norm's. scale: (B,) fp32, of DropPath; None: 1. channels: LayerScale, if
+    there is one.
     """
     gamma = None if channels is None else channels.gamma
-    return add_norm(x, branch, scale, layer.weight, layer.bias, layer.eps, gamma)
+    bias = projection.bias if is_fused(x) else None
+    return add_norm(x, branch, scale, layer.weight, layer.bias, layer.eps, gamma, bias)

@@ -231,7 +231,10 @@ class Student(nn.Module):
             is_last = number == len(self.blocks) - 1
             inputs = (number, x, y, scales, num_out if is_last else None)
             if self.grad_checkpointing and self.training:
-                x, y = checkpoint(self._run_block, *inputs, use_reentrant=False)
+                # nothing in a block is random: its DropPath mask is an input
+                x, y = checkpoint(
+                    self._run_block, *inputs, use_reentrant=False, preserve_rng_state=False
+                )
             else:
                 x, y = self._run_block(*inputs)
         return y
@@ -249,8 +252,10 @@ class Student(nn.Module):
         block = cast(Block, self.blocks[number])
         attention_scale, mlp_scale = (None, None) if scales is None else scales[number].unbind(0)
         x = x[:, :num_out].contiguous()
-        x, y = add_branch(x, block.attn(y, num_out), attention_scale, block.ls1, block.norm2)
-        return add_branch(x, block.mlp(y), mlp_scale, block.ls2, self._norm_before(number + 1))
+        branch = block.attn(y, num_out)
+        x, y = add_branch(x, branch, block.attn.proj, attention_scale, block.ls1, block.norm2)
+        following = self._norm_before(number + 1)
+        return add_branch(x, block.mlp(y), block.mlp.fc2, mlp_scale, block.ls2, following)
 
     def _norm_before(self, number: int) -> nn.LayerNorm:
         """Return the norm of a block's input; after the last block the final one."""

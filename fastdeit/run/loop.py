@@ -69,19 +69,34 @@ class StepBatches:
 def train_step(run: Run, micro_batches: Iterator[Batch]) -> bool:
     """Train one step. Return False if more than --max-bad-steps in a row were skipped."""
     trainer = run.trainer
-    step = run.trainer.step
-    run.data.quarantine.step = step
-    statistics = trainer.train_step(run.supervisor.timed("step", step, micro_batches))
-    run.progress.meter.add(step, trainer.applied, trainer.lr, statistics)
-    if trainer.applied:
-        run.health.bad.clear()
-    else:
-        run.health.note_bad(step, trainer.micro_steps, run.data.train_index.name)
-    return len(run.health.bad) <= run.config.health.max_bad_steps
+    step = trainer.step
+    waited = run.progress.time_waits(micro_batches)
+    statistics = trainer.train_step(run.supervisor.timed("step", step, waited))
+    run.progress.meter.add(step, trainer.lr, statistics)
+    run.progress.launched.append(trainer.last)
+    settle(run, leave=1)
+    # no step is launched after one that may be the last bad one before a rollback
+    most = run.config.health.max_bad_steps
+    if len(run.health.bad) >= most:
+        settle(run)
+    return len(run.health.bad) <= most
+
+
+def settle(run: Run, leave: int = 0) -> None:
+    """Record of all launched steps whether they were skipped, except for the `leave` newest, which
+    the device may not have finished. A collective; waits for the steps that it records."""
+    launched = run.progress.launched
+    while len(launched) > leave:
+        step = launched.popleft()
+        if step.applied:
+            run.health.bad.clear()
+        else:
+            run.health.note_bad(step.step, step.micro_steps, run.data.train_index.name)
 
 
 def skip_step(run: Run) -> None:
     """Skip a step that a rollback has excluded."""
+    settle(run)
     run.trainer.skip_step()
     run.progress.restart_clock(run.trainer.step)
 
@@ -107,6 +122,7 @@ def after_step(run: Run) -> None:
 
 def compare_replicas(run: Run) -> None:
     """Raise HealthError on every rank unless all hold the same weights."""
+    settle(run)
     step = run.trainer.step
     progress = run.progress
     enabled = run.world.size > 1 and run.config.health.checksum_steps
@@ -129,14 +145,16 @@ def compare_replicas(run: Run) -> None:
 def log_step(run: Run) -> None:
     """Write a line of the log, with means over the steps since the last line, and the values of
     each. A collective that waits for the device."""
+    settle(run)
     trainer = run.trainer
     steps = run.progress.meter.read()
     applied = [run.health.note_applied(one.step, one.values) for one in steps if one.applied]
     means = summarise(applied, run.config.optim.clip_grad)
+    data_wait = round(run.progress.wait_share(), 4)
     images_per_s = run.progress.rate(trainer.step) * run.config.optim.batch_size
     loss = means.get("loss", math.nan)
     run.console.step(trainer.step, loss=loss, lr=trainer.lr, images_per_s=images_per_s)
-    rates = {"lr": trainer.lr, "images_per_s": images_per_s}
+    rates = {"lr": trainer.lr, "images_per_s": images_per_s, "data_wait": data_wait}
     run.log.write(trainer.step, means | _count(run) | rates | list_by_step(steps))
     run.progress.last_logged_step = trainer.step
 
@@ -148,7 +166,7 @@ def _count(run: Run) -> dict[str, Any]:
         "skipped": run.trainer.state.skipped,
         "quarantined": run.data.quarantine.count_all(),
         "digest": show_digest(run.trainer.state.gather_digest()),
-        **count_missed(run.data.cached_teacher),
+        **count_missed(run.data.cached_teacher, run.data.train_loader.unrecorded),
     }
 
 
@@ -160,6 +178,7 @@ def evaluate_if_due(run: Run) -> None:
     is_due = place == 0 and (epoch == epochs or epoch % run.config.run.eval_epochs == 0)
     if not is_due or run.progress.last_evaluated_step == step:
         return
+    settle(run)
     results = evaluate_run(run, with_teacher=False)
     run.progress.last_evaluated_step = step
     run.log.write(step, results)
@@ -201,6 +220,7 @@ def save_checkpoint(run: Run) -> None:
 
     The log gets its line first, so that it has every step of a run that resumes from here.
     """
+    settle(run)
     step = run.trainer.step
     if run.progress.last_logged_step != step:
         log_step(run)

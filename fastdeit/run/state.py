@@ -1,12 +1,15 @@
 """The objects of a run while it trains: its services, and the marks of its progress."""
 
 import time
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastdeit.checkpoint.writer import CheckpointWriter
 from fastdeit.config.schema import Config
 from fastdeit.data.index import Index
+from fastdeit.data.loaders.batch import Batch
 from fastdeit.data.loaders.evaluation import EvalLoader
 from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.data.quarantine import Quarantine
@@ -20,7 +23,7 @@ from fastdeit.run.inputs import Inputs
 from fastdeit.run.metrics import MetricLog
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.reader import CachedTeacher
-from fastdeit.training.trainer import Meter, Trainer
+from fastdeit.training.trainer import LaunchedStep, Meter, Trainer
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Progress:
 
     meter: Meter = field(default_factory=Meter)
     """Statistics of the steps since the last line of the log."""
+    launched: deque[LaunchedStep] = field(default_factory=deque)
+    """Steps of which it is not recorded yet whether they were skipped."""
     last_logged_step: int = 0
     last_evaluated_step: int = 0
     last_compared_step: int = -1
@@ -52,10 +57,13 @@ class Progress:
     clock_step: int = 0
     clock_time: float = field(default_factory=time.monotonic)
     """The rate is measured from here."""
+    waited_s: float = 0.0
+    """Seconds since then in which the loop waited for a batch."""
 
     def restart(self, step: int, last_evaluated_step: int) -> None:
         """Forget everything after `step`, whose checkpoint has just been restored."""
         self.meter = Meter()
+        self.launched.clear()
         self.last_evaluated_step = last_evaluated_step
         self.last_compared_step = -1
         self.last_saved_step = step
@@ -65,6 +73,23 @@ class Progress:
         """Measure the rate from now on, so that it is that of training alone."""
         self.clock_step = step
         self.clock_time = time.monotonic()
+        self.waited_s = 0.0
+
+    def time_waits(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield the batches; add the time until each is there to `waited_s`."""
+        while True:
+            start = time.monotonic()
+            batch = next(batches, None)
+            self.waited_s += time.monotonic() - start
+            if batch is None:
+                return
+            yield batch
+            # or its memory would be held while the next one is waited for
+            del batch
+
+    def wait_share(self) -> float:
+        """Return the share of the time since the clock was restarted that `waited_s` is."""
+        return self.waited_s / max(time.monotonic() - self.clock_time, 1e-9)
 
     def rate(self, step: int) -> float:
         """Return the optimizer steps per second since the clock was restarted, and restart it."""

@@ -10,21 +10,25 @@ import torch
 from torch import nn
 
 from fastdeit.config.schema import Config
-from fastdeit.distributed.world import World, import_deepspeed
+from fastdeit.distributed.world import World, import_deepspeed, without_muon
 from fastdeit.models.build import precision
 from fastdeit.models.execution.compilation import compile_network
 from fastdeit.models.student import Student
 from fastdeit.models.teachers.ensemble import LiveTeacher
 from fastdeit.training.forward import ForwardPass, PlannedStudent, SeededModel
 from fastdeit.training.losses import CosubLoss, Criterion, DistillationLoss
+from fastdeit.training.memory.checkpointing import turn_on_checkpointing
 from fastdeit.training.optim.lamb import CLIP_GRAD, Lamb
 from fastdeit.training.optim.optimizers import build_adamw, parameter_groups
-from fastdeit.training.optim.schedule import build_schedule
+from fastdeit.training.optim.schedule import Rates, build_schedule
 from fastdeit.training.state import Tensors, TrainerState
 from fastdeit.training.trainer import Trainer
 from fastdeit.training.zero.config import add_user_file, deepspeed_config
 from fastdeit.training.zero.flat import FlatLossModule, LossModule
-from fastdeit.training.zero.partitions import open_partitions
+from fastdeit.training.zero.flat_update import FlatUpdate
+from fastdeit.training.zero.gradients import FlatGradients
+from fastdeit.training.zero.partitions import OptimizerPartitions, open_partitions
+from fastdeit.training.zero.update import DeepSpeedUpdate, Update
 
 
 def build_deepspeed_config(config: Config, world: World) -> dict[str, Any]:
@@ -59,11 +63,12 @@ def build_trainer(
     decode: maps a batch's teacher records to the teacher's output; None: batches hold none.
     """
     optim = config.optim
-    state = _build_state(config, world, model)
+    settings = build_deepspeed_config(config, world)
+    state = _build_state(config, settings, world, model)
     if config.run.compile == "on":
         compile_network(model)
     schedule = build_schedule(
-        state.engine.optimizer,
+        Rates(state.engine.module.groups, optim.scaled_lr),
         epochs=optim.epochs,
         steps_per_epoch=steps_per_epoch,
         warmup_epochs=optim.warmup_epochs,
@@ -74,6 +79,7 @@ def build_trainer(
     )
     return Trainer(
         state=state,
+        update=build_update(config, settings, state),
         forward=build_forward(config, model, precision(config, world)[1]),
         teacher=teacher,
         decode=decode,
@@ -83,13 +89,33 @@ def build_trainer(
     )
 
 
-def _build_state(config: Config, world: World, model: nn.Module) -> TrainerState:
+def build_update(config: Config, settings: dict[str, Any], state: TrainerState) -> Update:
+    """Build the update: ours at ZeRO 1 and 2, unless the optimizer is offloaded or the user has
+    settings of DeepSpeed; settings: DeepSpeed's."""
+    partitions = state.partitions
+    theirs = config.run.deepspeed_config or config.run.offload_optimizer
+    if theirs or not isinstance(partitions, OptimizerPartitions):
+        return DeepSpeedUpdate(state.engine, partitions)
+    gradients = FlatGradients(
+        state.engine.module,
+        partitions.masters,
+        settings["gradient_accumulation_steps"],
+        settings["zero_optimization"]["stage"],
+    )
+    return FlatUpdate(state.model, partitions, gradients, settings["gradient_clipping"])
+
+
+def _build_state(
+    config: Config, settings: dict[str, Any], world: World, model: nn.Module
+) -> TrainerState:
     """Build the engine, and what belongs to the weights beside it; a collective."""
     optim = config.optim
     eval_model = copy.deepcopy(model).to(world.device, precision(config, world)[1]).eval()
     frozen = copy_weights(model, trained=False)
+    if config.run.grad_checkpointing:
+        turn_on_checkpointing(model, config.model.model)
     return TrainerState(
-        build_engine(config, world, model),
+        build_engine(config, settings, world, model),
         eval_model,
         optim.model_ema_decay if optim.model_ema else None,
         world.rank,
@@ -98,10 +124,9 @@ def _build_state(config: Config, world: World, model: nn.Module) -> TrainerState
     )
 
 
-def build_engine(config: Config, world: World, model: nn.Module) -> Any:
+def build_engine(config: Config, settings: dict[str, Any], world: World, model: nn.Module) -> Any:
     """Build a DeepSpeed engine, whose fp32 master weights are the model's own and not copies of
-    weights rounded to bf16; a collective."""
-    settings = build_deepspeed_config(config, world)
+    weights rounded to bf16; a collective. settings: DeepSpeed's."""
     optim = config.optim
     decayed = ("dist_token",) if optim.dist_token_decay else ()
     groups = parameter_groups(model, optim.weight_decay, optim.layer_decay, decayed)
@@ -109,9 +134,10 @@ def build_engine(config: Config, world: World, model: nn.Module) -> Any:
     module = (LossModule if sharded else FlatLossModule)(model, groups)
     optimizer = build_optimizer(config, world, module)
     exact = copy_weights(model, trained=True)
-    engine, *_ = import_deepspeed().initialize(
-        model=module, optimizer=optimizer, config=settings, dist_init_required=False
-    )
+    with without_muon():
+        engine, *_ = import_deepspeed().initialize(
+            model=module, optimizer=optimizer, config=settings, dist_init_required=False
+        )
     module.bind()
     partitions = open_partitions(engine)
     if isinstance(optimizer, Lamb):
@@ -135,9 +161,10 @@ def build_optimizer(config: Config, world: World, module: LossModule) -> torch.o
     optim = config.optim
     if optim.opt == "lamb":
         return Lamb(module.groups, optim.scaled_lr, optim.opt_betas, optim.opt_eps)
-    # torch's one pass over the state, on either device
-    fused = world.device.type == "cuda" or config.run.offload_optimizer
-    return build_adamw(module.groups, optim.scaled_lr, optim.opt_betas, optim.opt_eps, fused=fused)
+    capturable = world.device.type == "cuda" and not config.run.offload_optimizer
+    return build_adamw(
+        module.groups, optim.scaled_lr, optim.opt_betas, optim.opt_eps, capturable=capturable
+    )
 
 
 def build_forward(config: Config, model: nn.Module, dtype: torch.dtype) -> ForwardPass:

@@ -48,9 +48,9 @@ class TrainerState:
         self.ema = None
         if ema_decay is not None:
             self.ema = Ema(self.partitions.masters, self.buffers(), ema_decay, warmup=ema_warmup)
+        self._buffers_before: Tensors = {}
         self.step = 0
         """Of the next optimizer step."""
-        self.skipped = 0
         self.digest = 0
         """Of all samples so far that this rank counts: its own, and on rank 0 those of earlier
         processes."""
@@ -66,13 +66,37 @@ class TrainerState:
         named = self.model.named_buffers()
         return {name: buffer for name, buffer in named if name in self._persistent}
 
-    def set_training_mode(self) -> None:
-        """Set the model to training mode, frozen batch norms to evaluation mode."""
-        self.model.train()
-        for layer in self._frozen_norms:
-            layer.eval()
+    @property
+    def skipped(self) -> int:
+        """Steps so far that changed nothing: the optimizer counts the others, on the device; waits
+        for it."""
+        return self.step - self.partitions.count_applied()
 
-    def average_buffers(self) -> None:
+    def prepare_step(self) -> None:
+        """Set the model to training mode, frozen batch norms to evaluation mode; copy the buffers,
+        which a skipped step shall not change."""
+        if not self.model.training or any(layer.training for layer in self._frozen_norms):
+            self.model.train()
+            for layer in self._frozen_norms:
+                layer.eval()
+        if self.ema is not None:
+            self.ema.set_rate(self.step)
+        self._buffers_before = {name: value.clone() for name, value in self.buffers().items()}
+
+    def finish_step(self, skipped: torch.Tensor) -> None:
+        """Move buffers and EMA on after a step, or restore what a skipped step has changed; a
+        collective.
+
+        skipped: 0-d fp32 on the device, 1.0 or 0.0.
+        """
+        self._average_buffers()
+        for name, buffer in self.buffers().items():
+            before = self._buffers_before[name]
+            buffer.copy_(torch.where(skipped.bool(), before, buffer))
+        if self.ema is not None:
+            self.ema.update(self.partitions.masters, self.buffers(), skipped)
+
+    def _average_buffers(self) -> None:
         """Replace the statistics in the buffers by their mean over the ranks, each of which has
         seen its own samples (timm's --dist-bn reduce, here after every step). A collective."""
         statistics = [value for value in self.buffers().values() if value.is_floating_point()]
@@ -85,17 +109,6 @@ class TrainerState:
         means = (total / dist.get_world_size()).split(sizes)
         for value, mean in zip(statistics, means, strict=True):
             value.copy_(mean.view_as(value))
-
-    def update_ema(self) -> None:
-        """Move the EMA towards the current weights and buffers; for after an applied step."""
-        if self.ema is not None:
-            self.ema.update(self.partitions.masters, self.buffers(), self.step)
-
-    def undo_step(self, buffers: Tensors) -> None:
-        """Restore what a skipped step has changed: the copies of the buffers from before it, and
-        what ZeRO 3 has released. A collective."""
-        self.partitions.after_skip()
-        _copy(buffers, self.buffers())
 
     def weights(self) -> Tensors:
         """Return the fp32 weights and the buffers, on the CPU; a collective."""
@@ -181,7 +194,6 @@ class TrainerState:
             self._frozen_ema = {name: ema[name] for name in self._frozen}
             _copy(ema, self.ema.buffers)
         self.step = values["step"]
-        self.skipped = values["skipped"]
         self.digest = int(values.get("digest", "0"), 16) if self.rank == 0 else 0
 
 

@@ -1,9 +1,12 @@
 """The training step: from the micro-batches of a rank to new weights and statistics.
 
 It reads as the data flows: mix the pairs, run or look up the teacher, run the student, the loss,
-DeepSpeed's backward and step, the EMA. What a step returns are tensors on the device.
+backward and step (training/zero/update.py), the EMA. What a step returns are tensors on the device;
+the host learns whether a step was applied after it has launched the next one.
 """
 
+import functools
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,7 +22,9 @@ from fastdeit.models.teachers.ensemble import LiveTeacher
 from fastdeit.plan.digest import add_digests
 from fastdeit.training.forward import ForwardPass
 from fastdeit.training.losses import Criterion
+from fastdeit.training.staging import StagedFlags
 from fastdeit.training.state import TrainerState
+from fastdeit.training.zero.update import Update
 
 LOSSES = ("loss", "base", "distill")
 STATISTICS = (*LOSSES, "grad_norm")
@@ -38,11 +43,29 @@ class MicroStep(NamedTuple):
     digest: int
 
 
+@dataclass(frozen=True)
+class LaunchedStep:
+    """A step whose work the device may not have done yet."""
+
+    step: int
+    micro_steps: list[MicroStep]
+    flags: StagedFlags
+    flag: int
+    """Number of the flag that says whether it was skipped."""
+
+    @functools.cached_property
+    def applied(self) -> bool:
+        """True if the step changed the weights, the same on every rank; the first call waits for
+        the device to finish the step."""
+        return not self.flags.read(self.flag)
+
+
 @dataclass
 class Trainer:
-    """The state of a run and what changes it: forward pass, teacher, loss and schedule."""
+    """The state of a run and what changes it: forward pass, teacher, loss, update and schedule."""
 
     state: TrainerState
+    update: Update
     forward: ForwardPass
     teacher: LiveTeacher | None
     decode: Callable[[torch.Tensor], torch.Tensor] | None
@@ -51,8 +74,11 @@ class Trainer:
     schedule: Scheduler
     kernels: str = "auto"
     """The backend of the kernels in this trainer's steps (kernels/backend.py)."""
-    micro_steps: list[MicroStep] = field(default_factory=list)
-    """Of the last step."""
+    _flags: StagedFlags = field(init=False)
+    _last: LaunchedStep | None = None
+
+    def __post_init__(self) -> None:
+        self._flags = StagedFlags(self.state.engine.device)
 
     @property
     def engine(self) -> Any:
@@ -65,54 +91,77 @@ class Trainer:
         return self.state.step
 
     @property
+    def last(self) -> LaunchedStep:
+        """The last step that was trained; there must be one."""
+        assert self._last is not None, "no step was trained"
+        return self._last
+
+    @property
+    def micro_steps(self) -> list[MicroStep]:
+        """Micro-batches of the last step that was trained."""
+        return self.last.micro_steps
+
+    @property
     def applied(self) -> bool:
-        """True if the last step changed the weights; the same on every rank."""
-        return bool(self.engine.was_step_applied())
+        """True if the last step changed the weights, the same on every rank; waits for it."""
+        return self.last.applied
 
     @property
     def lr(self) -> float:
         """Return the largest learning rate of the last step's groups: layer decay lowers some."""
-        return max(group["lr"] for group in self.engine.optimizer.param_groups)
+        return max(self._rates())
 
     def train_step(
         self, micro_batches: Iterable[Batch], criterion: Criterion | None = None
     ) -> torch.Tensor:
-        """Train one optimizer step. Returns fp32 (4,) on the device: `STATISTICS`, the losses as
-        means over this rank's samples, the norm of all ranks' gradient as it was before clipping.
+        """Launch one optimizer step; the step before it is over when this returns.
+
+        Returns fp32 (4,) on the device: `STATISTICS`, the losses as means over this rank's samples,
+        the norm of all ranks' gradient as it was before clipping, infinite if the step is skipped.
 
         criterion: in place of the trainer's own, for this step.
 
         A loss or a gradient that is not finite on any rank leaves weights, moments, buffers and EMA
         unchanged on all ranks.
         """
-        state = self.state
-        state.set_training_mode()
-        self.schedule.step_update(state.step)
-        buffers = {name: buffer.clone() for name, buffer in state.buffers().items()}
+        self._prepare()
         with use_backend(self.kernels):
-            self.micro_steps = [
-                self._micro_step(batch, criterion or self.criterion) for batch in micro_batches
+            micro_steps = [
+                self._micro_step(number, batch, criterion or self.criterion)
+                for number, batch in enumerate(micro_batches)
             ]
-        if self.applied:
-            state.average_buffers()
-            state.update_ema()
-        else:
-            state.skipped += 1
-            state.undo_step(buffers)
-        state.step += 1
-        losses = torch.stack([micro.losses for micro in self.micro_steps]).mean(0)
-        norm = torch.as_tensor(
-            self.engine.get_global_grad_norm(), dtype=losses.dtype, device=losses.device
-        )
-        return torch.cat((losses, norm.view(1)))
+        self.update.step()
+        self.state.finish_step(self.update.skipped)
+        self._launched(micro_steps)
+        losses = torch.stack([micro.losses for micro in micro_steps]).mean(0)
+        return torch.cat((losses, self.update.grad_norm.view(1)))
 
     def skip_step(self) -> None:
         """Advance by one step without training."""
         self.schedule.step_update(self.state.step)
-        self.state.skipped += 1
         self.state.step += 1
 
-    def _micro_step(self, batch: Batch, criterion: Criterion) -> MicroStep:
+    def _rates(self) -> list[float]:
+        """Return the learning rate of each group in the last step."""
+        return [group["lr"] for group in self.schedule.optimizer.param_groups]
+
+    def _prepare(self) -> None:
+        """Set what the next step finds: modes, buffers, learning rates."""
+        self.state.prepare_step()
+        self.schedule.step_update(self.state.step)
+        self.update.set_rates(self._rates())
+
+    def _launched(self, micro_steps: list[MicroStep]) -> None:
+        """Record the step that was just launched, then wait for the step before it: its flag is
+        read before the second step after it reuses the place."""
+        before = self._last
+        flag = self._flags.send(self.update.skipped)
+        self._last = LaunchedStep(self.state.step, micro_steps, self._flags, flag)
+        self.state.step += 1
+        if before is not None:
+            before.applied  # noqa: B018
+
+    def _micro_step(self, number: int, batch: Batch, criterion: Criterion) -> MicroStep:
         state = self.state
         state.digest = add_digests(state.digest, batch.digest)
         needs_teacher = self.teacher is not None and batch.teacher_record is None
@@ -123,14 +172,7 @@ class Trainer:
             outputs = self.forward.run(model, inputs, batch, state.step)
             return criterion(outputs, batch.labels, batch.lam, teacher_output)
 
-        parts = self.engine(compute_loss)
-        # DeepSpeed checks the gradient alone, which may be finite where the loss is not
-        poison = torch.where(parts.loss.detach().isfinite(), 1.0, torch.nan)
-        self.engine.backward(parts.loss * poison)
-        # the only sync points of a step, at the last micro-batch, in DeepSpeed (0.19.8): one checks
-        # the gradients, one their norm, and with clipping one for each group
-        self.engine.step()
-        losses = torch.stack([part.detach().float() for part in parts])
+        losses = self.update.accumulate(compute_loss, number)
         return MicroStep(losses, batch.ordinals, batch.image_index, batch.digest)
 
     @torch.no_grad()
@@ -148,27 +190,30 @@ class StepStatistics(NamedTuple):
     """Statistics of a trained step."""
 
     step: int
-    applied: bool
-    """False if the step was skipped, as its loss or gradient was not finite."""
     lr: float
     values: list[float]
     """`STATISTICS`, over all ranks: fp32 numbers."""
+
+    @property
+    def applied(self) -> bool:
+        """False if the step was skipped, as its loss or gradient was not finite."""
+        return math.isfinite(self.values[STATISTICS.index("grad_norm")])
 
 
 class Meter:
     """Statistics of steps, kept on the device until they are read."""
 
     def __init__(self) -> None:
-        self._steps: list[tuple[int, bool, float]] = []
+        self._steps: list[tuple[int, float]] = []
         self._values: list[torch.Tensor] = []
 
-    def add(self, step: int, applied: bool, lr: float, values: torch.Tensor) -> None:
+    def add(self, step: int, lr: float, values: torch.Tensor) -> None:
         """Add the statistics of a step without a wait for the device; values: fp32 (K,), of this
         rank.
 
         All ranks add the same steps.
         """
-        self._steps.append((step, applied, lr))
+        self._steps.append((step, lr))
         self._values.append(values.clone())
 
     def read(self) -> list[StepStatistics]:

@@ -64,7 +64,7 @@ def test_most_important_cases_run_first() -> None:
     order = [*schedule(torch.device("cuda"))]
     assert order[:2] == [("small", 256, "ours"), ("small", 256, "timm compiled")]
     assert order[2:4] == [("small", 1024, "ours"), ("small", 1024, "timm compiled")]
-    assert len(order) == len(set(order)) == 30
+    assert len(order) == len(set(order)) == 45
 
 
 def test_installed_returns_the_version_or_an_empty_string() -> None:

@@ -175,6 +175,7 @@ OTHERS: dict[str, tuple[Any, Probe, Any]] = {
     "data.std": ((0.1, 0.2, 0.3), _options("std"), (0.1, 0.2, 0.3)),
     "data.num_workers": (5, _options("num_threads"), 5),
     "data.prefetch": (5, _options("prefetch"), 5),
+    "data.read_ahead": ("off", _options("read_ahead"), False),
     "augment.augment_backend": ("native", _options("backend"), "native"),
     "augment.augment_device": ("gpu", _options("uses_kernels", CUDA), True),
     "optim.batch_size": (64, _settings("train_batch_size"), 64),
@@ -236,6 +237,11 @@ TRAINER: dict[str, tuple[dict[str, Any], Callable[[Any], Any], Any]] = {
     "optim.opt_betas": ({"opt_betas": (0.8, 0.95)}, lambda t: _group(t)["betas"], (0.8, 0.95)),
     "optim.opt_eps": ({"opt_eps": 1e-5}, lambda t: _group(t)["eps"], 1e-5),
     "optim.layer_decay": ({"layer_decay": 0.5}, lambda t: _group(t).get("lr_scale"), 0.125),
+    "run.grad_checkpointing": (
+        {"grad_checkpointing": True},
+        lambda t: t.state.model.grad_checkpointing,
+        True,
+    ),
     "optim.epochs": (
         {"epochs": EPOCHS + 2},
         lambda t: t.schedule.t_initial,

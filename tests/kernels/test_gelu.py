@@ -12,7 +12,7 @@ import torch
 
 from fastdeit.kernels import backend
 from fastdeit.kernels import gelu as module
-from fastdeit.kernels.gelu import gelu, gelu_reference
+from fastdeit.kernels.gelu import gelu, gelu_bwd_triton, gelu_reference
 from tests.kernels import interpreter
 from tests.kernels.interpreter import DEVICE, INTERPRETED
 from tests.kernels.properties import given, settings, st
@@ -233,6 +233,18 @@ def test_any_shape_equals_the_formula(rows: int, dim: int, dtype: torch.dtype) -
     assert_rounded(dbias, truth.sum(0), 1e-5 * (1 + truth.abs().sum(0)))
 
 
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("biased", [True, False], ids=["bias", "plain"])
+def test_backward_computes_the_forwards_bits_again(dtype: torch.dtype, biased: bool) -> None:
+    x, row, dy = make_inputs(SHAPES["two-blocks"], dtype)
+    bias = row if biased else None
+    with interpreter.poisoned_memory():
+        dx, dbias, y = gelu_bwd_triton(dy, x, bias, True)
+        expected = gelu_bwd_triton(dy, x, bias)
+    assert torch.equal(y, gelu(x, bias)) and expected[2].numel() == 0
+    assert torch.equal(dx, expected[0]) and torch.equal(dbias, expected[1])
+
+
 def test_result_is_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
     few_programs(monkeypatch)
     inputs = make_inputs((61, 300), torch.bfloat16)
@@ -254,7 +266,8 @@ def test_strided_arguments_are_accepted() -> None:
 @pytest.mark.parametrize("biased", [True, False], ids=["bias", "plain"])
 def test_gelu_passes_opcheck(biased: bool) -> None:
     x, bias, dy = make_inputs(SHAPES["ragged"])
-    torch.library.opcheck(torch.ops.fastdeit.gelu_bwd.default, (dy, x, bias if biased else None))
+    for arguments in ((dy, x, bias if biased else None), (dy, x, bias if biased else None, True)):
+        torch.library.opcheck(torch.ops.fastdeit.gelu_bwd.default, arguments)
     leaves = (x.requires_grad_(), bias.requires_grad_() if biased else None)
     torch.library.opcheck(torch.ops.fastdeit.gelu.default, leaves)
 

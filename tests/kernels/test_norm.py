@@ -28,8 +28,15 @@ SHAPES = {
     "one": (1, 1, 4),
     "D1": (2, 3, 1),
 }
-FACTORS = {"plain": (), "scale": ("scale",), "gamma": ("gamma",), "both": ("scale", "gamma")}
-GRADIENTS = ("x", "branch", "weight", "bias", "gamma")
+ALL = ("scale", "gamma", "branch_bias")
+FACTORS = {
+    "plain": (),
+    "scale": ("scale",),
+    "gamma": ("gamma",),
+    "bias": ("branch_bias",),
+    "all": ALL,
+}
+GRADIENTS = ("x", "branch", "weight", "bias", "gamma", "branch_bias")
 
 
 class Inputs(NamedTuple):
@@ -39,6 +46,7 @@ class Inputs(NamedTuple):
     gamma: torch.Tensor | None
     weight: torch.Tensor
     bias: torch.Tensor
+    branch_bias: torch.Tensor | None
     dx_new: torch.Tensor | None
     dy: torch.Tensor | None
 
@@ -52,16 +60,16 @@ def kernels() -> Iterator[None]:
 
 def make_inputs(
     shape: tuple[int, ...],
-    factors: tuple[str, ...] = ("scale", "gamma"),
+    factors: tuple[str, ...] = ALL,
     dtype: torch.dtype = torch.float32,
     weight_dtype: torch.dtype | None = None,
 ) -> Inputs:
     """Return the inputs of `add_norm`; the branch of every other sample is dropped."""
     generator = torch.Generator().manual_seed(sum(shape))
     tensors = torch.randn((4, *shape), generator=generator).to(DEVICE, dtype)
-    rows = torch.randn((3, shape[-1]), generator=generator).to(DEVICE, weight_dtype or dtype)
+    rows = torch.randn((4, shape[-1]), generator=generator).to(DEVICE, weight_dtype or dtype)
     x, branch, dx_new, dy = (tensor.clone() for tensor in tensors)
-    gamma, weight, bias = (row.clone() for row in rows)
+    gamma, weight, bias, branch_bias = (row.clone() for row in rows)
     scale = (torch.arange(shape[0], device=DEVICE) % 2) / 0.9
     return Inputs(
         x=x,
@@ -70,6 +78,7 @@ def make_inputs(
         gamma=gamma if "gamma" in factors else None,
         weight=weight,
         bias=bias,
+        branch_bias=branch_bias if "branch_bias" in factors else None,
         dx_new=dx_new,
         dy=dy,
     )
@@ -83,9 +92,15 @@ def norm_by_hand(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> t
 
 
 def sum_by_hand(
-    x: torch.Tensor, branch: torch.Tensor, scale: torch.Tensor | None, gamma: torch.Tensor | None
+    x: torch.Tensor,
+    branch: torch.Tensor,
+    scale: torch.Tensor | None,
+    gamma: torch.Tensor | None,
+    branch_bias: torch.Tensor | None,
 ) -> torch.Tensor:
     branch = branch.double()
+    if branch_bias is not None:
+        branch = branch + branch_bias.double()
     if scale is not None:
         branch = branch * scale.double()[:, None, None]
     return x.double() + (branch if gamma is None else branch * gamma.double())
@@ -122,7 +137,8 @@ def by_hand(inputs: Inputs, stored: torch.Tensor) -> dict[str, torch.Tensor]:
     be rounded to either.
     """
     leaves = copy_leaves(inputs, torch.float64)
-    x_new = sum_by_hand(leaves["x"], leaves["branch"], inputs.scale, leaves.get("gamma"))
+    rows = (leaves.get("gamma"), leaves.get("branch_bias"))
+    x_new = sum_by_hand(leaves["x"], leaves["branch"], inputs.scale, *rows)
     rounded = x_new + (stored.double() - x_new).detach()
     y = norm_by_hand(rounded, leaves["weight"], leaves["bias"])
     return differentiate(inputs, leaves, x_new, y)
@@ -140,6 +156,7 @@ def run(inputs: Inputs) -> dict[str, torch.Tensor]:
             leaves["bias"],
             EPS,
             leaves.get("gamma"),
+            leaves.get("branch_bias"),
         )
         return differentiate(inputs, leaves, x_new, y)
 
@@ -164,7 +181,7 @@ def assert_equal_by_hand(inputs: Inputs, tolerance: float = 1e-5) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_norm_reference_equals_the_formula(shape: tuple[int, ...]) -> None:
-    x, _, _, _, weight, bias, _, _ = make_inputs(shape)
+    x, _, _, _, weight, bias, *_ = make_inputs(shape)
     y = norm_reference(x, weight, bias, EPS)
     expected = norm_by_hand(x, weight, bias).float()
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
@@ -175,10 +192,12 @@ def test_norm_reference_equals_the_formula(shape: tuple[int, ...]) -> None:
 def test_add_norm_reference_equals_the_formula(
     dtype: torch.dtype, factors: tuple[str, ...]
 ) -> None:
-    x, branch, scale, gamma, weight, bias, _, _ = make_inputs(SHAPES["ragged"], factors, dtype)
-    x_new, y = add_norm_reference(x, branch, scale, weight, bias, EPS, gamma)
+    inputs = make_inputs(SHAPES["ragged"], factors, dtype)
+    x, branch, scale, gamma, weight, bias, branch_bias, _, _ = inputs
+    x_new, y = add_norm_reference(x, branch, scale, weight, bias, EPS, gamma, branch_bias)
     assert x_new.dtype == y.dtype == dtype
-    torch.testing.assert_close(x_new, sum_by_hand(x, branch, scale, gamma).to(dtype))
+    expected = sum_by_hand(x, branch, scale, gamma, branch_bias)
+    torch.testing.assert_close(x_new, expected.to(dtype))
     # statistics in fp32, of the rounded sum: only the result is rounded
     half_ulp = torch.finfo(dtype).eps / 2
     truth = norm_by_hand(x_new, weight, bias)
@@ -208,7 +227,7 @@ def test_weights_may_have_another_dtype_than_x(
 ) -> None:
     inputs = make_inputs(SHAPES["ragged"], dtype=dtype, weight_dtype=weight_dtype)
     assert_equal_by_hand(inputs)
-    x, _, _, _, weight, bias, _, _ = inputs
+    x, _, _, _, weight, bias, *_ = inputs
     expected = norm_by_hand(x, weight, bias).to(dtype)
     rtol = 1.01 * torch.finfo(dtype).eps
     for y in (norm(x, weight, bias, EPS), norm_reference(x, weight, bias, EPS)):
@@ -244,7 +263,7 @@ def test_norm_equals_the_formula(shape: tuple[int, ...], dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize("dim", [192, 100])
 def test_large_mean_loses_no_precision(dim: int) -> None:
-    x, _, _, _, weight, bias, _, _ = make_inputs((2, 9, dim))
+    x, _, _, _, weight, bias, *_ = make_inputs((2, 9, dim))
     for large in (x + 1000, x / 100 - 30):
         y = norm(large, weight, bias, EPS)
         expected = norm_by_hand(large, weight, bias).float()
@@ -252,14 +271,14 @@ def test_large_mean_loses_no_precision(dim: int) -> None:
 
 
 def test_constant_row_gives_the_bias() -> None:
-    x, _, _, _, weight, bias, _, _ = make_inputs((4, 3, 192))
+    x, _, _, _, weight, bias, *_ = make_inputs((4, 3, 192))
     values = torch.tensor([0.0, 1000.1, -30.0, 1e-30], device=DEVICE)
     y = norm(values[:, None, None].expand_as(x), weight, bias, EPS)
     torch.testing.assert_close(y, bias.expand_as(y), rtol=0, atol=1e-5)
 
 
 def test_large_and_small_values_are_normalised() -> None:
-    x, _, _, _, weight, bias, _, _ = make_inputs((4, 5, 192))
+    x, _, _, _, weight, bias, *_ = make_inputs((4, 5, 192))
     for factor in (1e15, 1e-2):
         y = norm(x * factor, weight, bias, EPS)
         expected = norm_by_hand(x * factor, weight, bias).float()
@@ -267,7 +286,7 @@ def test_large_and_small_values_are_normalised() -> None:
 
 
 def test_nan_stays_in_its_row() -> None:
-    x, _, _, _, weight, bias, _, _ = make_inputs((4, 3, 192))
+    x, _, _, _, weight, bias, *_ = make_inputs((4, 3, 192))
     x[1, 1, 7] = torch.nan
     y = norm(x, weight, bias, EPS)
     assert y[1, 1].isnan().all() and y.isnan().sum() == 192
@@ -296,6 +315,7 @@ def test_gradients_equal_finite_differences() -> None:
             moved["bias"],
             EPS,
             moved["gamma"],
+            moved["branch_bias"],
         )
         return (x_new.double() * dx_new + y.double() * dy).sum()
 
@@ -346,7 +366,7 @@ def test_any_shape_equals_the_formula(
 def test_empty_batch_gives_empty_outputs() -> None:
     found = run(make_inputs((0, 7, 64)))
     assert found["y"].shape == found["x"].shape == (0, 7, 64)
-    assert all((found[name] == 0).all() for name in ("weight", "bias", "gamma"))
+    assert all((found[name] == 0).all() for name in ("weight", "bias", "gamma", "branch_bias"))
 
 
 def test_result_is_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,9 +389,10 @@ def test_strided_arguments_are_accepted() -> None:
 
 @pytest.mark.parametrize("wanted", GRADIENTS)
 def test_one_gradient_alone_is_computed(wanted: str) -> None:
-    x, branch, scale, gamma, weight, bias, dx_new, dy = inputs = make_inputs(SHAPES["ragged"])
+    inputs = make_inputs(SHAPES["ragged"])
+    x, branch, scale, gamma, weight, bias, branch_bias, dx_new, dy = inputs
     leaf = getattr(inputs, wanted).requires_grad_()
-    outs = add_norm(x, branch, scale, weight, bias, EPS, gamma)
+    outs = add_norm(x, branch, scale, weight, bias, EPS, gamma, branch_bias)
     if wanted in ("weight", "bias"):
         outs[1].backward(dy)
     else:
@@ -383,28 +404,31 @@ def test_one_gradient_alone_is_computed(wanted: str) -> None:
 
 @pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
 def test_add_norm_passes_opcheck(factors: tuple[str, ...]) -> None:
-    x, branch, scale, gamma, weight, bias, dx_new, dy = make_inputs(SHAPES["ragged"], factors)
+    inputs = make_inputs(SHAPES["ragged"], factors)
+    x, branch, scale, gamma, weight, bias, branch_bias, dx_new, dy = inputs
     mean, rstd = torch.randn(2, *x.shape[:-1], device=DEVICE).abs()
-    saved = (x, weight, mean, rstd, scale, gamma, None if gamma is None else branch)
+    saved = (x, weight, mean, rstd, scale, gamma, None if gamma is None else branch, branch_bias)
     ops = torch.ops.fastdeit
     torch.library.opcheck(ops.add_norm_bwd.default, (dy, dx_new, *saved))
-    for tensor in (x, branch, gamma, weight, bias):
+    for tensor in (x, branch, gamma, weight, bias, branch_bias):
         if tensor is not None:
             tensor.requires_grad_()
-    torch.library.opcheck(ops.add_norm.default, (x, branch, scale, gamma, weight, bias, EPS))
+    rows = (weight, bias, EPS, branch_bias)
+    torch.library.opcheck(ops.add_norm.default, (x, branch, scale, gamma, *rows))
     if not factors:
-        torch.library.opcheck(ops.add_norm.default, (x, None, None, None, weight, bias, EPS))
+        torch.library.opcheck(ops.add_norm.default, (x, None, None, None, *rows))
 
 
 def test_auto_uses_the_reference_on_the_cpu() -> None:
     inputs = make_inputs(SHAPES["ragged"], dtype=torch.float64)
-    x, branch, scale, gamma, weight, bias, _, _ = (
+    x, branch, scale, gamma, weight, bias, branch_bias, _, _ = (
         None if tensor is None else tensor.cpu() for tensor in inputs
     )
     assert x is not None and branch is not None and weight is not None and bias is not None
-    expected = add_norm_reference(x, branch, scale, weight, bias, EPS, gamma)
+    rows = (weight, bias, EPS, gamma, branch_bias)
+    expected = add_norm_reference(x, branch, scale, *rows)
     with backend.use_backend("auto"):
-        assert all(map(torch.equal, add_norm(x, branch, scale, weight, bias, EPS, gamma), expected))
+        assert all(map(torch.equal, add_norm(x, branch, scale, *rows), expected))
         assert torch.equal(norm(x, weight, bias, EPS), norm_reference(x, weight, bias, EPS))
 
 
@@ -414,19 +438,22 @@ def test_auto_uses_the_reference_on_the_cpu() -> None:
         ({"branch": torch.zeros(3, 1, 100)}, "do not fit"),
         ({"scale": torch.zeros(1)}, "do not fit"),
         ({"gamma": torch.zeros(1)}, "gamma"),
+        ({"branch_bias": torch.zeros(1)}, "branch_bias"),
         ({"weight": torch.zeros(99)}, "must be"),
         ({"weight": torch.zeros(100, dtype=torch.bfloat16)}, "one dtype"),
         ({"x": torch.zeros(3, 7, 100, dtype=torch.float64)}, "float64"),
         ({"gamma": torch.zeros(100, dtype=torch.float64)}, "float64"),
+        ({"branch_bias": torch.zeros(100, dtype=torch.float64)}, "float64"),
         ({"branch": torch.zeros(3, 7, 100, dtype=torch.bfloat16)}, "bfloat16"),
         ({"scale": torch.zeros(3, dtype=torch.bfloat16)}, "float32"),
     ],
 )
 def test_add_norm_rejects_wrong_arguments(change: dict[str, torch.Tensor], message: str) -> None:
     changed = {name: tensor.to(DEVICE) for name, tensor in change.items()}
-    x, branch, scale, gamma, weight, bias, _, _ = make_inputs(SHAPES["ragged"])._replace(**changed)
+    inputs = make_inputs(SHAPES["ragged"])._replace(**changed)
+    x, branch, scale, gamma, weight, bias, branch_bias, _, _ = inputs
     with pytest.raises(ValueError, match=message):
-        add_norm(x, branch, scale, weight, bias, EPS, gamma)
+        add_norm(x, branch, scale, weight, bias, EPS, gamma, branch_bias)
 
 
 def test_norm_rejects_rows_that_are_too_long() -> None:
@@ -441,11 +468,12 @@ def test_norm_rejects_rows_that_are_too_long() -> None:
 @pytest.mark.parametrize("dim", [192, 384, 768])
 def test_add_norm_is_captured_in_a_cuda_graph(dim: int) -> None:
     inputs = make_inputs((64, 198, dim), dtype=torch.bfloat16)
-    x, branch, scale, _, weight, bias, dx_new, dy = inputs
-    leaves = [tensor.requires_grad_() for tensor in (x, branch, weight, bias)]
+    x, branch, scale, _, weight, bias, branch_bias, dx_new, dy = inputs
+    assert branch_bias is not None
+    leaves = [tensor.requires_grad_() for tensor in (x, branch, weight, bias, branch_bias)]
 
     def step() -> tuple[torch.Tensor, ...]:
-        outs = add_norm(x, branch, scale, weight, bias, EPS)
+        outs = add_norm(x, branch, scale, weight, bias, EPS, None, branch_bias)
         return torch.autograd.grad(outs, leaves, [dx_new, dy])
 
     torch.cuda.set_sync_debug_mode("error")

@@ -43,19 +43,19 @@ def test_meter_returns_the_steps_since_the_last_read() -> None:
     init_distributed()
     meter, rows = Meter(), torch.rand(5, 3)
     for step, row in enumerate(rows):
-        meter.add(step, step != 2, step / 10, row)
-    expected = [(step, step != 2, step / 10, row) for step, row in enumerate(rows.tolist())]
+        meter.add(step, step / 10, row)
+    expected = [(step, step / 10, row) for step, row in enumerate(rows.tolist())]
     assert meter.read() == expected
     assert meter.read() == []
-    meter.add(7, True, 0.1, torch.tensor([1.0, 2.0, 3.0]))
-    assert meter.read() == [(7, True, 0.1, [1.0, 2.0, 3.0])]
+    meter.add(7, 0.1, torch.tensor([1.0, 2.0, 3.0]))
+    assert meter.read() == [(7, 0.1, [1.0, 2.0, 3.0])]
 
 
 def test_meter_copies_its_input() -> None:
     meter, values = Meter(), torch.ones(2)
-    meter.add(0, True, 0.1, values)
+    meter.add(0, 0.1, values)
     values.zero_()
-    assert meter.read() == [(0, True, 0.1, [1.0, 1.0])]
+    assert meter.read() == [(0, 0.1, [1.0, 1.0])]
 
 
 def test_value_of_a_single_step_is_read_back_to_the_bit(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_value_of_a_single_step_is_read_back_to_the_bit(tmp_path: Path) -> None:
     rows = torch.cat((torch.randn(200, 4).exp(), torch.randn(200, 4) * 1e-30)).tolist()
     rows.append([math.nan, 0.1, 2.0, math.inf])
     rows = torch.tensor(rows).tolist()
-    steps = [StepStatistics(30 + at, True, 0.1 / (at + 1), row) for at, row in enumerate(rows)]
+    steps = [StepStatistics(30 + at, 0.1 / (at + 1), row) for at, row in enumerate(rows)]
     log = open_log(tmp_path, 0)
     log.write(30 + len(rows), {"loss": 1.0} | list_by_step(steps))
     log.close()
@@ -80,7 +80,7 @@ def test_value_of_a_single_step_is_read_back_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_values_by_step_are_short(tmp_path: Path) -> None:
-    step = StepStatistics(1, True, 0.1, torch.tensor([2.3189995, 1 / 3, 0.0, 1e10]).tolist())
+    step = StepStatistics(1, 0.1, torch.tensor([2.3189995, 1 / 3, 0.0, 1e10]).tolist())
     assert list_by_step([step])["by_step"] == {
         "step": [1],
         "lr": [0.1],
@@ -143,7 +143,7 @@ def test_tensorboard_shows_a_repeated_step_once(tmp_path: Path) -> None:
 
 def test_tensorboard_has_the_numbers_of_the_lines_at_their_time(tmp_path: Path) -> None:
     log = open_log(tmp_path, 0)
-    steps = [StepStatistics(1, True, 0.1, [1.0, 1.0, 0.0, 2.0])]
+    steps = [StepStatistics(1, 0.1, [1.0, 1.0, 0.0, 2.0])]
     for step in (2, 5):
         log.write(step, {"loss": 1.5 * step, "digest": "no number"} | list_by_step(steps))
     log.close()

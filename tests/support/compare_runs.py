@@ -45,6 +45,7 @@ def _log_of(folder: Path) -> list[dict[str, Any]]:
     for line in lines:
         line.pop("time", None)
         line.pop("images_per_s", None)
+        line.pop("data_wait", None)
     return lines
 
 

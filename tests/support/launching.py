@@ -144,12 +144,12 @@ def assert_lines_near(mine: list[dict[str, Any]], theirs: list[dict[str, Any]], 
     """Assert that two logs have the same lines, with values within a relative `rel`.
 
     The gradient norm depends more on the order of sums: its bound is a hundred times `rel`. The
-    speed, images_per_s, and the time are not compared.
+    speed, images_per_s and data_wait, and the time are not compared.
     """
     assert len(mine) == len(theirs)
     for line, wanted in zip(mine, theirs, strict=True):
         assert set(line) == set(wanted), line["step"]
-        for name in set(wanted) - {"images_per_s", "time", "by_step"}:
+        for name in set(wanted) - {"images_per_s", "data_wait", "time", "by_step"}:
             allowed = rel * (100 if name.startswith("grad_norm") else 1)
             found = line[name]
             value = wanted[name]

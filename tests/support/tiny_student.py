@@ -4,13 +4,15 @@ trainer and of ZeRO.
 `python -m tests.support.tiny_student` writes the losses of the plain loop to parity.json.
 """
 
+import contextlib
 import copy
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import timm.optim
@@ -25,9 +27,11 @@ from fastdeit.kernels.mix import mix_reference
 from fastdeit.models.student import Student, build_student
 from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec
-from fastdeit.training.build import build_trainer
+from fastdeit.training import build
 from fastdeit.training.losses import DistillationLoss
+from fastdeit.training.state import TrainerState
 from fastdeit.training.trainer import Trainer
+from fastdeit.training.zero.update import DeepSpeedUpdate
 
 CLASSES = 5
 SIZE = 32
@@ -45,6 +49,7 @@ RUN_FIELDS = (
     "deepspeed_config",
     "kernels",
     "compile",
+    "grad_checkpointing",
 )
 
 
@@ -76,7 +81,18 @@ def make_trainer(
     config: Config, world: World, teacher: Callable[..., torch.Tensor] | None = None
 ) -> Trainer:
     model = make_model(config.model.trainable)
-    return build_trainer(config, world, model, teacher or teach, STEPS_PER_EPOCH)  # type: ignore[arg-type]
+    return build.build_trainer(config, world, model, teacher or teach, STEPS_PER_EPOCH)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def deepspeed_steps() -> Iterator[None]:
+    """Let DeepSpeed's own backward and step run in the trainers that are built here."""
+
+    def choose(config: Config, settings: dict[str, Any], state: TrainerState) -> DeepSpeedUpdate:
+        return DeepSpeedUpdate(state.engine, state.partitions)
+
+    with mock.patch.object(build, "build_update", choose):
+        yield
 
 
 def teach(images: torch.Tensor) -> torch.Tensor:

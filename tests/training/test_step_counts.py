@@ -17,7 +17,8 @@ from benchmarks.counting import StepCounter
 from benchmarks.trainers import make_config, make_trainer, micro_batches
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.run.loop import train_step
-from fastdeit.training.trainer import Meter, Trainer
+from fastdeit.run.state import Progress
+from fastdeit.training.trainer import Trainer
 
 
 class Ceiling(NamedTuple):
@@ -88,7 +89,7 @@ def test_step_waits_only_in_deepspeeds_checks(precision: str, stage: int, world:
         trainer=trainer,
         data=SimpleNamespace(quarantine=SimpleNamespace()),
         supervisor=SimpleNamespace(timed=lambda section, step, micro_batches: micro_batches),
-        progress=SimpleNamespace(meter=Meter()),
+        progress=Progress(),
         health=SimpleNamespace(bad=[]),
         config=make_config("toy", 2),
     )

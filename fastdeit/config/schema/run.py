@@ -23,6 +23,9 @@ class RunConfig(Section):
     large model. Not with --zero-stage 3."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed's partitioning: optimizer state (1), gradients too (2), weights too (3)."""
+    grad_checkpointing: bool = False
+    """Compute each block again in the backward pass, in place of storing what is in it: about a
+    third more work, several times less memory for activations. The same results."""
     offload_optimizer: bool = False
     """Keep the optimizer's state and the master weights in CPU memory, and step there; with
     --zero-stage 2 or 3."""

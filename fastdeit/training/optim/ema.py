@@ -4,14 +4,17 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from fastdeit.training.staging import StagedNumbers
+
 
 class Ema:
     """Exponential moving average (EMA) of flat fp32 partitions and of a model's buffers:
     ema += (1 - decay) * (value - ema). Integer buffers are copied.
 
-    The formula and the call are those of `torch.optim.swa_utils.get_ema_multi_avg_fn`, whose
-    `AveragedModel` needs a whole module, which ZeRO 3 does not have. On DeepSpeed's partitions it
-    costs 4 bytes * parameters / ranks, no communication and one launch.
+    The formula is that of `torch.optim.swa_utils.get_ema_multi_avg_fn`, whose `AveragedModel` needs
+    a whole module, which ZeRO 3 does not have, and a host that knows whether a step was skipped. On
+    DeepSpeed's partitions it costs 4 bytes * parameters / ranks, no communication and one launch a
+    partition.
 
     warmup: the decay rises to `decay` with the number of the step, as that of timm's `ModelEmaV3`
     with `use_warmup`: 1 - (1 + step)^(-2/3), so the first update copies the weights.
@@ -29,19 +32,32 @@ class Ema:
         self.warmup = warmup
         self.flats = [flat.clone() for flat in flats]
         self.buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+        self._rate = StagedNumbers(1, self.flats[0].device)
+
+    def set_rate(self, step: int) -> None:
+        """Set the decay of the update after a step, counted from 0, without a wait."""
+        self._rate.write([1.0 - self.decay_at(step)])
 
     @torch.no_grad()
     def update(
-        self, flats: Sequence[torch.Tensor], buffers: Mapping[str, torch.Tensor], step: int
+        self,
+        flats: Sequence[torch.Tensor],
+        buffers: Mapping[str, torch.Tensor],
+        skipped: torch.Tensor,
     ) -> None:
         """Move towards the current values, given in the order and under the names of the start;
-        call it after each optimizer step that was applied, with its number, from 0."""
-        rate = 1.0 - self.decay_at(step)
-        torch._foreach_lerp_(self.flats, list(flats), rate)
+        call it after each optimizer step.
+
+        skipped: 0-d fp32 on the device; 1.0: the step was skipped and the EMA stays as it is.
+        """
+        (rate,) = self._rate.values
+        weight = torch.addcmul(rate, rate, skipped, value=-1)
+        for ema, flat in zip(self.flats, flats, strict=True):
+            ema.lerp_(flat, weight)
         for name, value in buffers.items():
             ema = self.buffers[name]
             if ema.is_floating_point():
-                ema.lerp_(value.to(ema.dtype), rate)
+                ema.lerp_(value.to(ema.dtype), weight.to(ema.dtype))
             else:
                 ema.copy_(value)
 

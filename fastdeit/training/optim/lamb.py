@@ -5,7 +5,8 @@ has a flat tensor a group with pieces of parameters, so the squares of both norm
 the ranks: in a step one all-reduce of two numbers a parameter for each tensor with weight decay.
 Formula: timm 1.0.31 optim/lamb.py with its defaults (bias correction, averaged gradients, decay in
 the update, no trust ratio without weight decay), except that the clipping of the global gradient
-norm is DeepSpeed's, before the step.
+norm is DeepSpeed's. It takes `found_inf` and `grad_scale` as torch's fused AdamW does, so that the
+device skips and clips a step, and the host reads none of its values.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -69,8 +70,14 @@ def lay_out(places: Sequence[slice], flat: torch.Tensor) -> Layout:
 class Lamb(torch.optim.Optimizer):
     """LAMB over parameters, or after `bind` over flat tensors that hold pieces of them.
 
-    groups: in torch's form. State of a tensor, as that of torch's AdamW: step, exp_avg, exp_avg_sq.
+    groups: in torch's form. State of a tensor, as that of torch's fused AdamW: step, exp_avg,
+    exp_avg_sq, all on its device.
     """
+
+    found_inf: torch.Tensor | None = None
+    """0-d fp32 on the device, as of torch's fused AdamW: 1.0 skips the step."""
+    grad_scale: torch.Tensor | None = None
+    """0-d fp32 on the device, as of torch's fused AdamW: divides the gradients."""
 
     def __init__(
         self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float
@@ -100,27 +107,50 @@ class Lamb(torch.optim.Optimizer):
         return loss
 
     def _step_tensor(self, tensor: torch.Tensor, group: dict[str, Any]) -> None:
-        update = self._adam_update(tensor, group)
+        skipped = self._skip_flag(tensor.device)
+        update = self._adam_update(tensor, group, skipped)
         if group["weight_decay"]:
             update.add_(tensor, alpha=group["weight_decay"])
             update.mul_(self._trust_ratios(tensor, update))
-        tensor.add_(update, alpha=-group["lr"])
+        # the update of a skipped step may be NaN
+        tensor.sub_(torch.where(skipped, 0.0, update.mul_(group["lr"])))
 
-    def _adam_update(self, tensor: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
-        """Advance the moments; return Adam's update, without the learning rate."""
+    def _skip_flag(self, device: torch.device) -> torch.Tensor:
+        if self.found_inf is None:
+            return torch.zeros((), dtype=torch.bool, device=device)
+        return self.found_inf.bool()
+
+    def _adam_update(
+        self, tensor: torch.Tensor, group: dict[str, Any], skipped: torch.Tensor
+    ) -> torch.Tensor:
+        """Advance the moments unless `skipped`; return Adam's update, without the learning rate."""
+        state = self._state_of(tensor)
+        beta1, beta2 = group["betas"]
+        applied = (~skipped).float()
+        state["step"] += applied
+        gradient = self._gradient(tensor, skipped)
+        state["exp_avg"].lerp_(gradient, (1 - beta1) * applied)
+        kept = torch.where(skipped, 1.0, beta2)
+        state["exp_avg_sq"].mul_(kept).addcmul_(gradient, gradient, value=1 - beta2)
+        step = state["step"].double()
+        root = state["exp_avg_sq"].sqrt().div_((1 - beta2**step).sqrt())
+        return (state["exp_avg"] / (1 - beta1**step)).div_(root.add_(group["eps"]))
+
+    def _state_of(self, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         state = self.state[tensor]
         if not state:
-            state["step"] = torch.tensor(0.0)
+            state["step"] = torch.zeros((), device=tensor.device)
             state["exp_avg"] = torch.zeros_like(tensor)
             state["exp_avg_sq"] = torch.zeros_like(tensor)
-        state["step"] += 1
-        step = state["step"].item()  # a CPU tensor: no wait for the device
-        beta1, beta2 = group["betas"]
+        return state
+
+    def _gradient(self, tensor: torch.Tensor, skipped: torch.Tensor) -> torch.Tensor:
+        """Return the scaled gradient; zeros if the step is skipped."""
         gradient = tensor.grad
-        state["exp_avg"].lerp_(gradient, 1 - beta1)
-        state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        root = state["exp_avg_sq"].sqrt().div_((1 - beta2**step) ** 0.5)
-        return (state["exp_avg"] / (1 - beta1**step)).div_(root.add_(group["eps"]))
+        assert gradient is not None
+        if self.grad_scale is not None:
+            gradient = gradient / self.grad_scale
+        return torch.where(skipped, 0.0, gradient)
 
     def _trust_ratios(self, tensor: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
         """Return the factors of an update: one for a parameter, one an element for a flat

@@ -34,8 +34,13 @@ def build_adamw(
     betas: tuple[float, float],
     eps: float,
     *,
-    fused: bool,
+    capturable: bool = False,
 ) -> torch.optim.AdamW:
-    """Build AdamW (arXiv 1711.05101); fused: one launch a group, in one pass over weights,
-    gradients and moments."""
-    return torch.optim.AdamW(list(groups), lr=lr, betas=betas, eps=eps, fused=fused)
+    """Build torch's fused AdamW (arXiv 1711.05101): one pass over weights, gradients and moments,
+    and a step that the device may skip, clip and count.
+
+    capturable: in a CUDA graph; needs parameters on a GPU.
+    """
+    return torch.optim.AdamW(
+        list(groups), lr=lr, betas=betas, eps=eps, fused=True, capturable=capturable
+    )

@@ -1,8 +1,23 @@
 """The learning rate of each step."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from timm.scheduler import CosineLRScheduler
+
+
+class Rates:
+    """The learning rate of each group on the host, for timm's schedulers in place of an optimizer,
+    which has its rates on the device.
+
+    groups: of the optimizer, in torch's form, with timm's `lr_scale` or without.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], lr: float) -> None:
+        self.param_groups: list[dict[str, Any]] = [
+            {"lr": lr} | {key: value for key, value in group.items() if key == "lr_scale"}
+            for group in groups
+        ]
 
 
 class EpochCosineScheduler(CosineLRScheduler):
@@ -34,8 +49,8 @@ def build_schedule(
 ) -> CosineLRScheduler:
     """Build a linear warm-up, then cosine to `min_lr`: call `step_update(k)` before step k.
 
-    optimizer: anything with torch's `param_groups`, DeepSpeed's ZeRO optimizer too. on_updates: a
-    new rate every step, else every epoch, `lag` epochs late. The rate is a function of k alone.
+    optimizer: `Rates`, or anything with torch's `param_groups`. on_updates: a new rate every step,
+    else every epoch, `lag` epochs late. The rate is a function of k alone.
     """
     rates = {"lr_min": min_lr, "warmup_lr_init": warmup_lr, "t_in_epochs": False}
     if on_updates:

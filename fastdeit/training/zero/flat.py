@@ -96,7 +96,7 @@ class FlatLossModule(LossModule):
         return self.flats.named_parameters(prefix, recurse, remove_duplicate)
 
     def bind(self) -> None:
-        views = self._views([flat.data for flat in self.flats])
+        views = self.views([flat.data for flat in self.flats])
         for leaf, view in zip(self.leaves, views, strict=True):
             leaf.data = view
         # frozen ones get the training precision too
@@ -109,10 +109,11 @@ class FlatLossModule(LossModule):
     def flat_gradients(self, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Copy the gradients of `leaves` into one flat tensor a group, of the weights' dtype."""
         flats = [torch.empty_like(flat) for flat in self.flats]
-        torch._foreach_copy_(self._views(flats), list(gradients))
+        torch._foreach_copy_(self.views(flats), list(gradients))
         return flats
 
-    def _views(self, flats: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def views(self, flats: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """View every weight of `leaves` in flat tensors, one a group, which may be padded."""
         views = []
         for flat, slots in zip(flats, self.slots, strict=True):
             views += [slot.of(flat) for slot in slots]

@@ -102,6 +102,12 @@ class Partitions(ABC):
         in place."""
         return [group.data for group in self._groups]
 
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """torch's optimizer, whose parameters are this rank's parts."""
+        optimizer: torch.optim.Optimizer = self._zero.optimizer
+        return optimizer
+
     def locate(self) -> dict[torch.Tensor, list[slice]]:
         """Return where each flat tensor that this rank's optimizer steps has its parameters: a
         slice for each of the group, in the same order on every rank."""
@@ -139,43 +145,55 @@ class Partitions(ABC):
         self._update_model()
 
     def moments(self) -> tuple[int, list[torch.Tensor], list[torch.Tensor]]:
-        """Return Adam's step and this rank's two moments; zeros before the first step."""
-        states = [self._zero.optimizer.state[group] for group in self._groups]
-        if not all(states):
-            return 0, self._zeros(), self._zeros()
+        """Return the optimizer's step and this rank's two moments; zeros before the first step."""
+        self.create_moments()
+        states = [self.optimizer.state[group] for group in self._groups]
         first = [state["exp_avg"] for state in states]
         second = [state["exp_avg_sq"] for state in states]
         return int(states[0]["step"]), first, second
 
-    def _zeros(self) -> list[torch.Tensor]:
-        return [torch.zeros_like(master) for master in self.masters]
+    def count_applied(self) -> int:
+        """Return how many steps have changed the weights; waits for the device."""
+        return self.moments()[0]
+
+    def create_moments(self) -> None:
+        """Create the moments as they are before the first step, unless they exist."""
+        for group in self._groups:
+            state = self.optimizer.state[group]
+            if not state:
+                state["step"] = torch.zeros((), device=group.device)
+                state["exp_avg"] = torch.zeros_like(group.data)
+                state["exp_avg_sq"] = torch.zeros_like(group.data)
 
     def load_moments(
         self, step: int, exp_avg: Mapping[str, torch.Tensor], exp_avg_sq: Mapping[str, torch.Tensor]
     ) -> None:
-        """Set Adam's step and moments from full tensors by parameter name; step 0: as before the
-        first step."""
-        adam = self._zero.optimizer
-        adam.state.clear()
-        if step == 0:
-            return
-        first, second = self._zeros(), self._zeros()
+        """Set the optimizer's step and moments, in place, from full tensors by parameter name."""
+        _, first, second = self.moments()
         self.scatter(exp_avg, first)
         self.scatter(exp_avg_sq, second)
-        # torch's AdamW keeps its step on the device only in these two forms
-        on_device = adam.defaults.get("fused") or adam.defaults.get("capturable")
-        for group, mean, square in zip(self._groups, first, second, strict=True):
-            device = group.device if on_device else torch.device("cpu")
-            count = torch.tensor(float(step), dtype=torch.float32, device=device)
-            adam.state[group] = {"step": count, "exp_avg": mean, "exp_avg_sq": square}
+        for group in self._groups:
+            self.optimizer.state[group]["step"].fill_(step)
 
 
-class _OptimizerPartitions(Partitions):
+class OptimizerPartitions(Partitions):
     """Partitions at ZeRO 1 and 2: the model has whole weights, slices of one flat parameter a
     group."""
 
-    needed = ("update_lp_params",)
+    needed = ("update_lp_params", "bit16_groups_flat", "parallel_partitioned_bit16_groups")
     flats = "single_partition_of_fp32_groups"
+
+    @property
+    def weights(self) -> list[torch.Tensor]:
+        """The model's weights in the training precision, a flat tensor a group, padded to equal
+        parts."""
+        return list(self._zero.bit16_groups_flat)
+
+    @property
+    def weight_parts(self) -> list[torch.Tensor]:
+        """This rank's parts of `weights`, views."""
+        rank = dist.get_rank()
+        return [parts[rank] for parts in self._zero.parallel_partitioned_bit16_groups]
 
     def _layout(self, module: Any) -> list[list[ContiguousSlot]]:
         return module.slots
@@ -191,7 +209,7 @@ class _OptimizerPartitions(Partitions):
         pass
 
 
-class _ModelPartitions(Partitions):
+class ModelPartitions(Partitions):
     """Partitions at ZeRO 3: the model's weights are cut too, except for small ones, which every
     rank keeps whole ("persistent")."""
 
@@ -243,5 +261,5 @@ def open_partitions(engine: Any) -> Partitions:
     """Return the partitions of an engine at ZeRO 1, 2 or 3. Raises RuntimeError if this DeepSpeed
     lacks what they need."""
     if engine.zero_optimization_stage() == 3:
-        return _ModelPartitions(engine)
-    return _OptimizerPartitions(engine)
+        return ModelPartitions(engine)
+    return OptimizerPartitions(engine)

@@ -85,7 +85,7 @@ def test_layer_decay_takes_a_convnet() -> None:
 
 def test_adamw_has_the_values_given() -> None:
     groups = [{"params": [nn.Parameter(torch.zeros(1))], "weight_decay": 0.3}]
-    optimizer = build_adamw(groups, 2e-3, (0.8, 0.95), 1e-6, fused=True)
+    optimizer = build_adamw(groups, 2e-3, (0.8, 0.95), 1e-6)
     (group,) = optimizer.param_groups
     found = {name: group[name] for name in ("lr", "betas", "eps", "fused", "weight_decay")}
     assert found == {
@@ -160,6 +160,18 @@ def test_rates_are_those_of_deits_and_timms_epochs(
     assert rate(1251) == pytest.approx(RATES[1][column], rel=1e-4)
 
 
+def move(
+    ema: Ema,
+    flats: list[torch.Tensor],
+    buffers: dict[str, torch.Tensor],
+    step: int,
+    skipped: float = 0.0,
+) -> None:
+    """Update the EMA after a step, as a trainer does."""
+    ema.set_rate(step)
+    ema.update(flats, buffers, torch.tensor(skipped))
+
+
 def test_ema_equals_a_loop_and_copies_integers() -> None:
     flats = [torch.randn(7), torch.randn(3)]
     buffers = {"mean": torch.zeros(2), "count": torch.tensor(0)}
@@ -168,7 +180,7 @@ def test_ema_equals_a_loop_and_copies_integers() -> None:
     for step in range(5):
         flats = [flat + torch.randn_like(flat) for flat in flats]
         buffers = {"mean": torch.ones(2), "count": torch.tensor(step)}
-        ema.update(flats, buffers, step)
+        move(ema, flats, buffers, step)
         expected = [
             0.9 * old + 0.1 * new.double() for old, new in zip(expected, flats, strict=True)
         ]
@@ -187,7 +199,7 @@ def test_warmup_of_the_ema_is_that_of_timms_v3(decay: float) -> None:
     for step in range(50):
         for parameter in parameters:
             parameter += torch.linspace(-1, 1, parameter.numel()).view(parameter.shape) * step
-        ours.update(parameters, {}, step)
+        move(ours, parameters, {}, step)
         theirs.update(model, step=step + 1)  # timm's train.py counts the steps that are done
         assert ours.decay_at(step) == theirs.get_decay(step + 1)
     for mine, other in zip(ours.flats, theirs.module.parameters(), strict=True):
@@ -196,8 +208,8 @@ def test_warmup_of_the_ema_is_that_of_timms_v3(decay: float) -> None:
 
 def test_the_first_update_with_warmup_copies_the_weights() -> None:
     ema = Ema([torch.zeros(3)], {"mean": torch.zeros(1)}, 0.99996, warmup=True)
-    ema.update([torch.ones(3)], {"mean": torch.ones(1)}, 0)
+    move(ema, [torch.ones(3)], {"mean": torch.ones(1)}, 0)
     assert torch.equal(ema.flats[0], torch.ones(3)) and ema.buffers["mean"] == 1
     without = Ema([torch.zeros(3)], {}, 0.99996)
-    without.update([torch.ones(3)], {}, 0)
+    move(without, [torch.ones(3)], {}, 0)
     assert without.flats[0].max() < 1e-4

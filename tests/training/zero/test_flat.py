@@ -21,6 +21,7 @@ from tests.support.tiny_student import (
     CLASSES,
     STEPS_PER_EPOCH,
     configure,
+    deepspeed_steps,
     make_batch,
     make_trainer,
     run_steps,
@@ -46,7 +47,7 @@ def trainer_with_own_parameters(
             # DeepSpeed puts the parameters of a group one after another, in the group's order
             self.slots = FlatLossModule(model, groups).slots
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, deepspeed_steps():
         patch.setattr(build, "FlatLossModule", OwnParameters)
         trainer = make_trainer(config, world)
     seen = len(list(trainer.engine.module.parameters()))
@@ -61,7 +62,8 @@ def test_flat_parameters_train_bit_for_bit_as_single_ones(
 ) -> None:
     micro = BATCH // accumulate
     config = configure(zero_stage=stage, precision=precision, micro_batch=micro)
-    flat = make_trainer(config, world)
+    with deepspeed_steps():
+        flat = make_trainer(config, world)
     single = trainer_with_own_parameters(config, world, monkeypatch)
     assert len(list(flat.engine.module.parameters())) == 2
     assert run_steps(flat, 6, micro) == run_steps(single, 6, micro)

@@ -21,6 +21,7 @@ from tests.support.tiny_student import (
     LOSSES,
     STEPS_PER_EPOCH,
     configure,
+    deepspeed_steps,
     make_plan,
     make_trainer,
     plain_loop,
@@ -150,7 +151,8 @@ def test_sharded_weights_are_evaluated_whole(
 def test_gathered_state_equals_what_deepspeeds_getters_return(
     precision: str, stage: int, world: World
 ) -> None:
-    trainer = make_trainer(configure(zero_stage=stage, precision=precision), world)
+    with deepspeed_steps():  # it links the moments for its getters in its step
+        trainer = make_trainer(configure(zero_stage=stage, precision=precision), world)
     run_steps(trainer, 3)
     tensors, _ = trainer.state.gather()
     module = trainer.engine.module

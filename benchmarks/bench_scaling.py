@@ -1,0 +1,138 @@
+"""A step on more processes: measured with one and two on this machine's CPU, estimated for GPUs.
+
+python -m benchmarks.bench_scaling [-o FILE]
+
+Each process trains with its own batch (weak scaling) under torchrun, with one thread. cpu_ms is the
+CPU time of a process for a step, median; efficiency that of one process divided by it, so 1 means
+that the others cost nothing. The processes wait in sleep, and share the machine's caches.
+
+The estimate has no GPU behind it: the kernels' time by roofline.py, and the links of an H100 by
+fastdeit/training/zero/links.py. At ZeRO 2 the gradient is reduced in fp32 (4 bytes a parameter),
+and the weights are gathered in bf16 (2 bytes). `hidden`: the gradient in pieces, as
+--overlap-reduce auto would cut it, while the backward pass, two thirds of the kernels' time, still
+runs.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks import harness
+from benchmarks.roofline import step_ms
+from benchmarks.trainers import make_batch, make_config, make_trainer
+from fastdeit.distributed.world import init_distributed
+from fastdeit.training.zero.links import Links, choose_pieces, exposed_ms
+
+PARAMETERS = {"tiny": 5.9e6, "small": 22.4e6, "base": 87.3e6}
+GPUS = (1, 8, 16, 64, 256, 1024)
+BATCH = 128
+"""Of a GPU."""
+MEASURED = ("toy", "tiny")
+STEPS = 8
+WARM_UP = 2
+
+
+def measure_rank(student: str) -> None:
+    """Print the median CPU milliseconds of a step of this rank, as JSON, on rank 0."""
+    torch.set_num_threads(1)
+    world = init_distributed()
+    size = 8 if student == "toy" else 2
+    config = make_config(student, size * world.size, precision="fp32", zero_stage=2)
+    config = config.replace(optim={"micro_batch": size})
+    trainer = make_trainer(config, world)
+    batch = make_batch(size, world.device, config.data.input_size)
+    times = []
+    for _ in range(WARM_UP + STEPS):
+        start = time.process_time()
+        trainer.train_step([batch])
+        times.append(1e3 * (time.process_time() - start))
+    trainer.engine.destroy()
+    if world.rank == 0:
+        print(json.dumps(statistics.median(times[WARM_UP:])))
+
+
+def run_ranks(student: str, ranks: int) -> float:
+    """Return the CPU milliseconds of a step on so many processes."""
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    command = [sys.executable, "-m", *launcher, "-m", "benchmarks.bench_scaling", "--of", student]
+    kept = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=os.environ | kept, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure() -> list[harness.Row]:
+    """Return the rows of one and of two processes, each student's in turn."""
+    rows: list[harness.Row] = []
+    for student in MEASURED:
+        alone = run_ranks(student, 1)
+        for ranks in (1, 2):
+            cpu_ms = alone if ranks == 1 else run_ranks(student, ranks)
+            row: harness.Row = {"what": "measured", "student": student, "ranks": ranks}
+            rows.append(row | {"step_ms": f"{cpu_ms:.2f}", "efficiency": f"{alone / cpu_ms:.3f}"})
+    return rows
+
+
+def estimate(student: str, ranks: int, links: Links) -> harness.Row:
+    """Return a step's estimated milliseconds, and the share of the kernels' time in it."""
+    kernels = step_ms(student, BATCH)
+    backward = 2 / 3 * kernels
+    gradient = 4 * PARAMETERS[student]
+    gather = links.ring_ms(2 * PARAMETERS[student], ranks)
+    pieces = choose_pieces(gradient, ranks, backward, links)
+    after, hidden = (
+        kernels + gather + exposed_ms(gradient, ranks, count, backward, links)
+        for count in (1, pieces)
+    )
+    return {
+        "what": "estimate",
+        "student": student,
+        "ranks": ranks,
+        "step_ms": f"{after:.2f}",
+        "efficiency": f"{kernels / after:.3f}",
+        "pieces": pieces,
+        "hidden_ms": f"{hidden:.2f}",
+        "hidden_efficiency": f"{kernels / hidden:.3f}",
+    }
+
+
+COLUMNS = (
+    "what",
+    "student",
+    "ranks",
+    "step_ms",
+    "efficiency",
+    "pieces",
+    "hidden_ms",
+    "hidden_efficiency",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "cpu-scaling.csv")
+    parser.add_argument("--of", choices=MEASURED, help="measure this rank; used by the processes")
+    args = parser.parse_args()
+    if args.of:
+        measure_rank(args.of)
+        return
+    estimates = [estimate(student, ranks, Links()) for student in PARAMETERS for ranks in GPUS]
+    stamp = harness.environment(torch.device("cpu"))
+    rows = [stamp | row for row in measure() + estimates]
+    for row in rows:
+        print("  ".join(f"{row[name]}" for name in COLUMNS if name in row))
+    harness.write_rows(args.output, rows, [*stamp, *COLUMNS])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""The tables of README and docs, out of the rows of the result files.
+
+python -m benchmarks.tables
+
+Writes each block between `<!-- table NAME -->` and `<!-- end of table -->` in README.md and docs/
+again. tests/benchmarks/test_tables.py fails where a page has other values than the rows.
+"""
+
+import csv
+import re
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.harness import RESULTS
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+RUNS = 3
+"""The newest runs of a case, of which the median counts: ratios differ from run to run."""
+Row = Mapping[str, str]
+Cells = list[str]
+
+
+def read_rows(name: str, folder: Path = RESULTS) -> list[Row]:
+    """Return the rows of a result file, oldest first."""
+    with (folder / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def split_runs(rows: Iterable[Row], ours: str) -> list[dict[str, Row]]:
+    """Return the rows of each run by implementation; a run begins with the row of `ours`."""
+    runs: list[dict[str, Row]] = []
+    for row in rows:
+        if row["impl"] == ours:
+            runs.append({})
+        if runs:
+            runs[-1][row["impl"]] = row
+    return runs
+
+
+def select_newest(rows: Iterable[Row], *key: str) -> list[Row]:
+    """Return the last row of each combination of these columns."""
+    return list({tuple(row[name] for name in key): row for row in rows}.values())
+
+
+def ratio_of(runs: Sequence[Mapping[str, Row]], ours: str, peer: str, column: str) -> str:
+    """Return a peer's value divided by ours, the median of the newest runs; "" if it has none."""
+    ratios = [
+        float(run[peer][column]) / float(run[ours][column]) for run in runs[-RUNS:] if peer in run
+    ]
+    return f"{statistics.median(ratios):.1f}" if ratios else ""
+
+
+def compare_loaders(copies: Sequence[str]) -> list[Cells]:
+    """Return CPU times of loaders, divided by that of `exact`, a case a row."""
+    ours = "fastdeit exact"
+    rows = [row for row in read_rows("cpu-pipeline") if row["copies"] in copies]
+    rows = [row for row in rows if row["stage"] == "+ RandomErasing = all"]
+    peers = [peer for peer in dict.fromkeys(row["impl"] for row in rows) if peer != ours]
+    cases = sorted({(row["data"], row["size"], row["copies"]) for row in rows})
+    table = [["images", *peers]]
+    for case in cases:
+        of_case = [row for row in rows if (row["data"], row["size"], row["copies"]) == case]
+        runs = split_runs(of_case, ours)
+        name = f"{case[0]}, {case[1]} px, {case[2]} cop{'y' if case[2] == '1' else 'ies'}"
+        table.append([name, *(ratio_of(runs, ours, peer, "cpu_ms") for peer in peers)])
+    return table
+
+
+def compare_evaluation() -> list[Cells]:
+    """Return CPU time an image of timm's validate.py, divided by ours."""
+    newest = select_newest(read_rows("cpu-evaluate"), "model", "impl")
+    table = [["images and model", "timm's `validate.py` / `fastdeit evaluate`"]]
+    return table + [
+        [row["model"], f"{float(row['ratio']):.2f}"] for row in newest if row["impl"] == "fastdeit"
+    ]
+
+
+def compare_teachers() -> list[Cells]:
+    """Return the speed with a teacher, in percent of that without."""
+    rows = [row for row in read_rows("cpu-teacher") if row["speed_pct"]]
+    runs = split_runs(rows, "no teacher")
+    table = [["run", *(name for name in runs[-1] if name != "no teacher")]]
+    for number, run in enumerate(runs, 1):
+        shown = [f"{float(row['speed_pct']):.0f} %" for row in run.values()]
+        table.append([f"{number}, {run['no teacher']['date']}", *shown[1:]])
+    return table
+
+
+def count_launches() -> list[Cells]:
+    """Return launches and waits of a step: in the first rows, and in the newest."""
+    key = ("precision", "zero_stage", "clip_grad", "accumulate")
+    rows = read_rows("cpu-engine")
+    first = {tuple(row[name] for name in key): row for row in reversed(rows)}
+    table = [["form of the step", "launches", "reads by the host", "synchronisations"]]
+    for row in select_newest(rows, *key):
+        before = first[tuple(row[name] for name in key)]
+        counts = [f"{before[name]} → {row[name]}" for name in ("launches", "reads")]
+        waits = f"{before['synchronisations']} → {row['synchronisations']}"
+        table.append([describe_form(row), *counts, waits])
+    return table
+
+
+def describe_form(row: Row) -> str:
+    form = f"{row['precision']}, ZeRO {row['zero_stage']}"
+    form += ", clipping" if row["clip_grad"] else ""
+    return form + (f", {row['accumulate']} micro-batches" if row["accumulate"] != "1" else "")
+
+
+def compare_exports() -> list[Cells]:
+    """Return how many times faster than timm each form of an exported model is."""
+    rows = select_newest(read_rows("cpu-export"), "model", "batch", "impl")
+    forms = [form for form in dict.fromkeys(row["impl"] for row in rows) if form != "timm"]
+    ratios = {(row["model"], row["batch"], row["impl"]): row["ratio"] for row in rows}
+    table = [["model, batch", *forms]]
+    for model, batch in dict.fromkeys((model, batch) for model, batch, _ in ratios):
+        cells = [f"{float(ratios[model, batch, form]):.2f}" for form in forms]
+        table.append([f"`{model}`, {batch}", *cells])
+    return table
+
+
+def compare_packed() -> list[Cells]:
+    """Return CPU times of a packed data set, divided by those of its source."""
+    table = [["packed", "reading and decoding the planned crop", "the whole `exact` path"]]
+    for row in select_newest(read_rows("cpu-pack"), "packed", "size"):
+        cells = [f"{row['packed']}, {row['size']} px", row["decode_ratio"], row["exact_ratio"]]
+        table.append(cells)
+    return table
+
+
+TABLES: dict[str, Callable[[], list[Cells]]] = {
+    "loaders": lambda: compare_loaders(["1", "2", "3"]),
+    "loaders-2-copies": lambda: compare_loaders(["2"]),
+    "evaluation": compare_evaluation,
+    "teachers": compare_teachers,
+    "step-counts": count_launches,
+    "exports": compare_exports,
+    "packed": compare_packed,
+}
+
+
+def format_table(table: Sequence[Cells]) -> str:
+    """Return a table in Markdown: its heading, then its rows."""
+    heading, *rows = table
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def fill_blocks(page: str) -> str:
+    """Return a page with the tables that its blocks name. Raises KeyError for an unknown name."""
+    return BLOCK.sub(lambda block: block[1] + format_table(TABLES[block[2]]()) + block[3], page)
+
+
+def list_pages() -> Iterator[Path]:
+    yield ROOT / "README.md"
+    yield from sorted((ROOT / "docs").glob("*.md"))
+
+
+def main() -> None:
+    for page in list_pages():
+        text = page.read_text(encoding="utf-8")
+        filled = fill_blocks(text)
+        if filled != text:
+            page.write_text(filled, encoding="utf-8")
+            print(page.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Backward and step on DeepSpeed's flat partitions at ZeRO 1 and 2, without a wait.
+
+DeepSpeed builds the partitions and fills them at a resume; its hooks, buckets and `step()` do not
+run. Gradients of all weights are copied into static flat fp32 buffers in one launch. What the step
+decides stays on the device: torch's fused AdamW takes the flag `found_inf`, the divisor
+`grad_scale` and the learning rate as tensors, so that it skips, clips and counts its steps there.
+No function reads a value of the device, and all work on memory that stays the same from step to
+step, so that a CUDA graph may capture any that is not a collective.
+
+The arithmetic is DeepSpeed's (0.19.8, runtime/zero/stage_1_and_2.py): the loss divided by the
+number of micro-batches, sums in fp32, each group's norm in fp64, clipping by (norm + 1e-6) / limit.
+Without clipping the results are equal bit for bit.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from fastdeit.training.staging import StagedNumbers
+from fastdeit.training.zero.flat import Compute
+from fastdeit.training.zero.gradients import FlatGradients
+from fastdeit.training.zero.partitions import OptimizerPartitions
+from fastdeit.training.zero.update import Update
+
+
+class FlatUpdate(Update):
+    """Our own backward and step.
+
+    model: its weights are views of the partitions. clip_grad: the largest norm; None: no clipping.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        partitions: OptimizerPartitions,
+        gradients: FlatGradients,
+        clip_grad: float | None,
+    ) -> None:
+        self._model = model
+        self._gradients = gradients
+        self._clip_grad = clip_grad
+        self._masters = partitions.masters
+        self._weights = partitions.weights
+        self._weight_parts = partitions.weight_parts
+        self._optimizer: Any = partitions.optimizer
+        device = self._masters[0].device
+        self._rates = StagedNumbers(len(self._masters), device)
+        self._squares = torch.zeros(len(self._masters), device=device)
+        self.skipped = torch.zeros((), device=device)
+        self.grad_norm = torch.zeros((), device=device)
+        partitions.create_moments()
+        self._bind()
+
+    def _bind(self) -> None:
+        """Give the optimizer the gradients and the tensors that decide its step."""
+        groups = zip(self._optimizer.param_groups, self._gradients.parts, strict=True)
+        for rate, (group, part) in zip(self._rates.values, groups, strict=True):
+            group["lr"] = rate
+            group["params"][0].grad = part
+        self._optimizer.found_inf = self.skipped
+        if self._clip_grad:
+            self._optimizer.grad_scale = torch.ones_like(self.grad_norm)
+
+    def set_rates(self, rates: Sequence[float]) -> None:
+        self._rates.write(rates)
+
+    def accumulate(self, compute: Compute, number: int) -> torch.Tensor:
+        losses = self.backward(compute, number)
+        self._gradients.reduce(number)
+        return losses
+
+    def backward(self, compute: Compute, number: int) -> torch.Tensor:
+        """Do the part of `accumulate` that is no collective."""
+        parts = compute(self._model)
+        loss = parts.loss.detach()
+        # NaN unless the loss is finite: its gradient may be finite where it is not
+        scale = (loss - loss).add_(self._gradients.share)
+        self._gradients.add(parts.loss, scale, number)
+        return torch.stack([part.detach().float() for part in parts])
+
+    @torch.no_grad()
+    def step(self) -> None:
+        self._sum_squares()
+        if dist.get_world_size() > 1:
+            dist.all_reduce(self._squares)
+        self._update()
+        if dist.get_world_size() > 1:
+            for whole, part in zip(self._weights, self._weight_parts, strict=True):
+                dist.all_gather_into_tensor(whole, part)
+
+    def _sum_squares(self) -> None:
+        norms = torch._foreach_norm(self._gradients.parts, 2, dtype=torch.float64)
+        self._squares.copy_(torch.stack(norms).square_())
+
+    def _update(self) -> None:
+        """Decide from the sums of squares whether and how to step; step."""
+        norm = torch.linalg.vector_norm(self._squares.sqrt())
+        torch.nan_to_num(norm, nan=torch.inf, posinf=torch.inf, out=self.grad_norm)
+        torch.eq(self.grad_norm, torch.inf, out=self.skipped)
+        if self._clip_grad:
+            divisor = torch.add(self.grad_norm, 1e-6, out=self._optimizer.grad_scale)
+            divisor.div_(self._clip_grad).clamp_(min=1.0)
+        self._optimizer.step()
+        torch._foreach_copy_(self._weight_parts, self._masters)

@@ -1,0 +1,75 @@
+"""The two ways from the losses of micro-batches to new weights.
+
+`FlatUpdate` (zero/flat_update.py) is ours, for ZeRO 1 and 2: no launch for a single parameter, and
+no wait. `DeepSpeedUpdate` is DeepSpeed's own, for ZeRO 3, for an offloaded optimizer, and for a
+user's settings of DeepSpeed, whose monitors and profilers are part of its step. At ZeRO 1 and 2
+both compute the same.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastdeit.training.zero.flat import Compute
+from fastdeit.training.zero.partitions import Partitions
+
+
+class Update(ABC):
+    """What a trainer calls in a step: `set_rates`, `accumulate` for each micro-batch, `step`."""
+
+    skipped: torch.Tensor
+    """0-d fp32 on the device: 1.0 if the last step left weights and moments as they were, as a loss
+    or a gradient was not finite on any rank, else 0.0."""
+    grad_norm: torch.Tensor
+    """0-d fp32 on the device: of all ranks' gradient in the last step, before clipping; infinite if
+    it was skipped."""
+
+    @abstractmethod
+    def set_rates(self, rates: Sequence[float]) -> None:
+        """Set the learning rate of each group, rounded to fp32, for the next step."""
+
+    @abstractmethod
+    def accumulate(self, compute: Compute, number: int) -> torch.Tensor:
+        """Run forward and backward of a micro-batch and add its gradient to the step's; a
+        collective.
+
+        number: of the micro-batch in its step, from 0. Returns `LossParts` as fp32 (3,) on the
+        device.
+        """
+
+    @abstractmethod
+    def step(self) -> None:
+        """Update weights and moments with the mean of the gradients; a collective."""
+
+
+class DeepSpeedUpdate(Update):
+    """DeepSpeed's backward and step; the host waits for the device in `step`'s checks."""
+
+    def __init__(self, engine: Any, partitions: Partitions) -> None:
+        self._engine = engine
+        self._partitions = partitions
+        self.skipped = torch.zeros((), device=engine.device)
+        self.grad_norm = torch.zeros((), device=engine.device)
+
+    def set_rates(self, rates: Sequence[float]) -> None:
+        for group, rate in zip(self._engine.optimizer.param_groups, rates, strict=True):
+            group["lr"] = float(np.float32(rate))
+
+    def accumulate(self, compute: Compute, number: int) -> torch.Tensor:
+        parts = self._engine(compute)
+        # DeepSpeed checks the gradient alone, which may be finite where the loss is not
+        poison = torch.where(parts.loss.detach().isfinite(), 1.0, torch.nan)
+        self._engine.backward(parts.loss * poison)
+        # updates the weights at the last micro-batch of a step
+        self._engine.step()
+        return torch.stack([part.detach().float() for part in parts])
+
+    def step(self) -> None:
+        applied = self._engine.was_step_applied()
+        if not applied:
+            self._partitions.after_skip()
+        self.skipped.fill_(0.0 if applied else 1.0)
+        self.grad_norm.copy_(torch.as_tensor(self._engine.get_global_grad_norm()))
