@@ -1,5 +1,7 @@
 """Model FLOPs of students and timm models, and the peaks of GPUs."""
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -43,9 +45,14 @@ def test_the_count_is_that_of_torchs_operators(
 
 
 def test_parts_of_a_student_count() -> None:
-    sizes = SIZES | {"patch_size": 8}
+    sizes: dict[str, Any] = SIZES | {"patch_size": 8}
     plain = count_flops(build_student("deit_tiny_patch16_224", **sizes), 32)
-    more = [{"distilled": True}, {"reg_tokens": 3}, {"mlp_ratio": 8.0}, {"image_size": 64}]
+    more: list[dict[str, Any]] = [
+        {"distilled": True},
+        {"reg_tokens": 3},
+        {"mlp_ratio": 8.0},
+        {"image_size": 64},
+    ]
     for change in more:
         student = build_student("deit_tiny_patch16_224", **{**sizes, **change})
         found = count_flops(student, 32)
