@@ -30,7 +30,7 @@ from triton.runtime.jit import JITFunction
 from benchmarks.harness import RESULTS, Launch, Row
 from fastdeit.kernels import launch_configs
 
-OPS = ("attention", "norm", "gelu", "mix", "normalise", "distill", "augment", "resize")
+OPS = ("attention", "norm", "gelu", "mlp", "mix", "normalise", "distill", "augment", "resize")
 KEYS = ("launch", "kernel", "constants")
 COUNTS = (
     "registers",

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
+from fastdeit.commands.imports import pause_collection
 from fastdeit.display.terminal import Terminal, end_on_closed_pipe, replace_closed_streams, show_log
 from fastdeit.reliability import launcher
 
@@ -10,35 +11,40 @@ from fastdeit.reliability import launcher
 def train(argv: Sequence[str]) -> int:
     """train a model in one process (in several: deepspeed fastdeit/train.py)"""
     attached = launcher.attach()  # before the slow imports
-    from fastdeit.commands.train import train_command
+    with pause_collection():
+        from fastdeit.commands.train import train_command
 
     return train_command(argv, launcher=attached)
 
 
 def index(argv: Sequence[str]) -> int:
     """check every image of a data set, and store the tables that training starts from"""
-    from fastdeit.commands.index import index_command
+    with pause_collection():
+        from fastdeit.commands.data.index import index_command
 
     return index_command(argv)
 
 
 def pack(argv: Sequence[str]) -> int:
     """write a data set again, with smaller images, in tar shards or class folders"""
-    from fastdeit.commands.data.pack import pack_command
+    with pause_collection():
+        from fastdeit.commands.data.pack import pack_command
 
     return pack_command(argv)
 
 
 def cache(argv: Sequence[str]) -> int:
     """record a teacher's output; merge, describe and verify recordings"""
-    from fastdeit.commands.cache.command import cache_command
+    with pause_collection():
+        from fastdeit.commands.cache.command import cache_command
 
     return cache_command(argv)
 
 
 def preview(argv: Sequence[str]) -> int:
     """draw what the model will see of chosen samples"""
-    from fastdeit.commands.preview import preview_command
+    with pause_collection():
+        from fastdeit.commands.preview import preview_command
 
     return preview_command(argv)
 
@@ -46,21 +52,24 @@ def preview(argv: Sequence[str]) -> int:
 def replay(argv: Sequence[str]) -> int:
     """repeat one step of a run, and show everything that went into it"""
     launcher.attach()
-    from fastdeit.commands.replay import replay_command
+    with pause_collection():
+        from fastdeit.commands.replay import replay_command
 
     return replay_command(argv)
 
 
 def predict(argv: Sequence[str]) -> int:
     """name the classes in images, with probabilities and attention maps"""
-    from fastdeit.commands.predict import predict_command
+    with pause_collection():
+        from fastdeit.commands.predict import predict_command
 
     return predict_command(argv)
 
 
 def export(argv: Sequence[str]) -> int:
     """write weights for timm and the Hub, ONNX or torch.export, and check what was written"""
-    from fastdeit.commands.export import export_command
+    with pause_collection():
+        from fastdeit.commands.export import export_command
 
     return export_command(argv)
 
@@ -68,14 +77,16 @@ def export(argv: Sequence[str]) -> int:
 def evaluate(argv: Sequence[str]) -> int:
     """score a checkpoint on a data set"""
     launcher.attach()
-    from fastdeit.commands.evaluate import evaluate_command
+    with pause_collection():
+        from fastdeit.commands.evaluate import evaluate_command
 
     return evaluate_command(argv)
 
 
 def fetch(argv: Sequence[str]) -> int:
     """fetch a data set at a URL to a local folder"""
-    from fastdeit.commands.data.fetch import fetch_command
+    with pause_collection():
+        from fastdeit.commands.data.fetch import fetch_command
 
     return fetch_command(argv)
 

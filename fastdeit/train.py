@@ -10,16 +10,20 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 if os.path.abspath(sys.path[0] or ".") == HERE:
     sys.path[0] = os.path.dirname(HERE)
 
+from fastdeit.commands.imports import pause_collection
 from fastdeit.reliability import launcher
 
 if __name__ == "__main__":
     attached = launcher.attach()
     # slow imports come after `attach`, which cannot see a launcher that has died before it
-    from fastdeit.commands.train import train_command
-    from fastdeit.display.terminal import end_on_closed_pipe, replace_closed_streams, show_log
-    from fastdeit.distributed.exits import hard_exit
+    with pause_collection():
+        from fastdeit.commands.train import train_command
+        from fastdeit.display.terminal import end_on_closed_pipe, replace_closed_streams, show_log
 
     replace_closed_streams()
     show_log()
     with end_on_closed_pipe():
-        hard_exit(train_command(sys.argv[1:], "deepspeed fastdeit/train.py", attached))
+        code = train_command(sys.argv[1:], "deepspeed fastdeit/train.py", attached)
+        from fastdeit.distributed.exits import hard_exit  # imports torch, --help does not
+
+        hard_exit(code)

@@ -10,8 +10,9 @@ that computes dh, from the same stored h and so with the same bits. In a block o
 that leaves 12·D saved elements a token of 16·D. The price is one write of H elements a token. What
 no gradient needs is not saved: x serves W1 alone, W1 serves x alone.
 
-The products are cuBLAS's; GELU is a kernel between them (gelu.py). Source: the MLP of Dosovitskiy
-et al. 2021 (2010.11929), equation 3.
+By default the products are cuBLAS's, and GELU is a kernel between them (gelu.py). Where FORM is 2
+in the row of launch_configs.json, GELU is in the epilogue of x·W1ᵀ (row "mlp_fwd") or dout·W2 (row
+"mlp_bwd"): mlp_epilogue.py. Source: the MLP of Dosovitskiy et al. 2021 (2010.11929), equation 3.
 """
 
 from typing import Any
@@ -21,7 +22,11 @@ import torch.nn.functional as F
 
 from fastdeit.kernels.backend import is_fused
 from fastdeit.kernels.gelu import DTYPES, gelu_bwd_triton, gelu_triton
+from fastdeit.kernels.launch_configs import find_launch
+from fastdeit.kernels.mlp_epilogue import mlp_bwd_triton, mlp_fwd_triton
 
+IN_EPILOGUE = 2
+"""The FORM of a row: GELU in a product's epilogue."""
 Gradient = torch.Tensor | None
 
 
@@ -37,6 +42,34 @@ def _rows(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(-1, tensor.shape[-1])
 
 
+@torch.compiler.assume_constant_result
+def _form(op: str, device: torch.device, bits: int, hidden: int) -> int:
+    return find_launch(op, device, bits=bits, D=hidden)["FORM"]
+
+
+def _is_in_epilogue(op: str, x: torch.Tensor, hidden: int) -> bool:
+    return _form(op, x.device, 8 * x.element_size(), hidden) == IN_EPILOGUE
+
+
+def _activate(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return h and g, both (..., H)."""
+    if _is_in_epilogue("mlp_fwd", x, len(weight)):
+        return mlp_fwd_triton(x, weight, bias)
+    h = F.linear(x, weight)
+    return h, gelu_triton(h, bias)
+
+
+def _activate_bwd(
+    dout: torch.Tensor, weight: torch.Tensor, h: torch.Tensor, bias: torch.Tensor, with_g: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return dh, db1, and g, which is empty without with_g."""
+    if _is_in_epilogue("mlp_bwd", dout, len(bias)):
+        return mlp_bwd_triton(dout, weight, h, bias, with_g)
+    return gelu_bwd_triton(dout @ weight, h, bias, with_g)
+
+
 class _Mlp(torch.autograd.Function):
     """The gradient of `mlp`."""
 
@@ -48,8 +81,7 @@ class _Mlp(torch.autograd.Function):
         bias1: torch.Tensor,
         weight2: torch.Tensor,
     ) -> torch.Tensor:
-        h = F.linear(x, weight1)
-        g = gelu_triton(h, bias1)
+        h, g = _activate(x, weight1, bias1)
         of_x, of_weight1, of_bias1, _ = ctx.needs_input_grad
         ctx.save_for_backward(
             h,
@@ -69,7 +101,7 @@ class _Mlp(torch.autograd.Function):
         _, _, of_bias1, of_weight2 = ctx.needs_input_grad
         if weight2 is None:
             return None, None, None, _rows(dout).t() @ _rows(gelu_triton(h, bias1))
-        dh, dbias1, g = gelu_bwd_triton(dout @ weight2, h, bias1, of_weight2)
+        dh, dbias1, g = _activate_bwd(dout, weight2, h, bias1, of_weight2)
         return (
             None if weight1 is None else dh @ weight1,
             None if x is None else _rows(dh).t() @ _rows(x),

@@ -151,7 +151,7 @@ def test_importing_the_package_is_light() -> None:
     assert done.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("command", ["data.fetch", "data.pack", "index"])
+@pytest.mark.parametrize("command", ["data.fetch", "data.pack", "data.index"])
 def test_commands_of_one_process_import_no_torch(command: str) -> None:
     code = f"import sys, fastdeit.commands.{command}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,17 +1,19 @@
-"""`fastdeit train`: start, resume and stop a run."""
+"""`fastdeit train`: start, resume and stop a run.
+
+A mistake in the command line is reported before torch is imported, one that the preflight finds
+before DALI, numba and TensorBoard are.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from fastdeit.commands.errors import one_line_errors, print_error
+from fastdeit.commands.imports import pause_collection
 from fastdeit.config.cli import parse_config
 from fastdeit.config.parse import parse_time_limit
 from fastdeit.config.peers import list_notes
 from fastdeit.distributed.errors import RunError
-from fastdeit.library.training import execute_run, join_ranks, prepare_run, stop_early
 from fastdeit.reliability.launcher import Launcher
-from fastdeit.reliability.run_lock import RunLock
-from fastdeit.reliability.supervisor import StopAgreed, Supervisor
 from fastdeit.storage.run_folder import RunFolder
 
 
@@ -25,6 +27,10 @@ def train_command(
     """
     with one_line_errors():
         config, recipe = parse_config(argv, prog)
+    with pause_collection():
+        from fastdeit.library.training import join_ranks, prepare_run, stop_early
+        from fastdeit.reliability.run_lock import RunLock
+        from fastdeit.reliability.supervisor import StopAgreed, Supervisor
     folder = RunFolder(Path(config.run.output_dir))
     limits = config.limits.sections()
     time_limit = parse_time_limit(config.run.time_limit)
@@ -32,7 +38,7 @@ def train_command(
         Supervisor(folder, limits, time_limit, launcher) as supervisor,
         RunLock(folder) as lock,
     ):
-        with one_line_errors():
+        with one_line_errors(), pause_collection():
             world = join_ranks(config)
             supervisor.listen()
             try:
@@ -43,6 +49,8 @@ def train_command(
         try:
             if prepared is None:
                 return 0
+            from fastdeit.library.execution import execute_run
+
             run, notes = prepared
             execute_run(run, [*list_notes(argv, config), *notes])
             return 0

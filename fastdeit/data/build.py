@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastdeit.config.parse import require
 from fastdeit.config.schema import Config
@@ -15,8 +16,6 @@ from fastdeit.data.formats.labels import class_names_beside
 from fastdeit.data.formats.listing import DataError
 from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.index import BadImages, Index, build_index
-from fastdeit.data.loaders.evaluation import EvalLoader
-from fastdeit.data.loaders.train import TeacherRecords, TrainLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.data.remote.stage import fetch_folder, local_folder
 from fastdeit.data.snapshot import reconcile
@@ -24,6 +23,10 @@ from fastdeit.distributed.collectives import first_on_rank0
 from fastdeit.distributed.world import World
 from fastdeit.plan.plan import Plan
 from fastdeit.storage.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from fastdeit.data.loaders.evaluation import EvalLoader
+    from fastdeit.data.loaders.train import TeacherRecords, TrainLoader
 
 _EXACT_FROM_THREADS = 8
 """The exact operator yields about 1,000 images/s a core: beside a GPU with fewer threads DALI's own
@@ -161,6 +164,7 @@ def pipeline_options(config: Config, world: World) -> PipelineOptions:
         std=config.data.std,
         num_workers=config.data.num_workers,
         prefetch=config.data.prefetch,
+        read_ahead=config.data.read_ahead,
         backend=config.augment.augment_backend,
         augment_device=config.augment.augment_device,
         decoder=config.data.decoder,
@@ -174,12 +178,14 @@ def choose_options(
     std: Sequence[float],
     num_workers: int = 0,
     prefetch: int = 2,
+    read_ahead: str = "auto",
     backend: str = "auto",
     augment_device: str = "auto",
     decoder: str = "auto",
 ) -> PipelineOptions:
     """Return where and how this rank reads images; num_workers: threads, 0: its share of the
-    cores; backend, augment_device, decoder: `auto` is replaced by what it means here."""
+    cores; read_ahead, backend, augment_device, decoder: `auto` is replaced by what it means
+    here."""
     device = "gpu" if world.device.type == "cuda" else "cpu"
     threads = num_workers or world.threads
     backend = _choose_backend(backend, augment_device, device, threads)
@@ -197,6 +203,8 @@ def choose_options(
         device_id=world.device.index,
         num_threads=threads,
         prefetch=prefetch,
+        # no GPU has shown it yet
+        read_ahead=read_ahead == "on" or (read_ahead == "auto" and device == "cpu"),
         backend=backend,
         decoder=decoder,
         uses_kernels=backend == "exact" and augment_device == "gpu",
@@ -225,15 +233,17 @@ def build_train_loader(
     *,
     quarantine: Quarantine,
     drop_path: tuple[float, ...] = (),
-    teacher_records: TeacherRecords | None = None,
+    teacher_records: "TeacherRecords | None" = None,
     ranks: Sequence[int] = (),
     alternating: bool = False,
-) -> TrainLoader:
+) -> "TrainLoader":
     """Build the loader of this rank's planned batches, or of those of `ranks`.
 
     drop_path: the rate of each block of the student, empty if it has none. alternating: see
     `TrainLoader`.
     """
+    from fastdeit.data.loaders.train import TrainLoader  # DALI and numba import slowly
+
     return TrainLoader(
         index,
         plan,
@@ -253,11 +263,13 @@ def build_train_loader(
 
 def build_eval_loader(
     config: Config, world: World, index: Index, quarantine: Quarantine
-) -> EvalLoader:
+) -> "EvalLoader":
     """Build the loader of this rank's share of the validation images.
 
     The batch size is that of training, at most 256 and no more than the share.
     """
+    from fastdeit.data.loaders.evaluation import EvalLoader
+
     share = -(-len(index) // world.size)
     return EvalLoader(
         index,

@@ -54,7 +54,8 @@ class Quarantine:
     bad image, that are read at the start and appended to; several ranks may share it. Raises
     DataError also when more than 10 files and one in 10,000 images are bad: then the storage is at
     fault, not a file; of images that were never decoded before, one in 100 may be damaged.
-    Attributes: step, the optimizer steps done, which is recorded with an image.
+    Attributes: step, the optimizer steps done before the batch that is made, which is recorded with
+    an image. A loader may add images in a thread while another asks for them.
     """
 
     def __init__(self, index: Index, policy: str = "skip", file: Path | None = None) -> None:
@@ -67,12 +68,13 @@ class Quarantine:
         self.step = 0
 
     @classmethod
-    def of(cls, index: Index, rows: Iterable[int]) -> "Quarantine":
-        """Return a quarantine of known rows for a replay, without a file.
+    def of(cls, index: Index, rows: Iterable[int], policy: str = "strict") -> "Quarantine":
+        """Return a quarantine of known rows, without a file.
 
-        It is strict: `exclude` raises DataError for any other image, since the run could read it.
+        "strict" is for a replay: `exclude` raises DataError for any other image, since the run
+        could read it.
         """
-        quarantine = cls(index, "strict")
+        quarantine = cls(index, policy)
         quarantine._faults = dict.fromkeys(rows, "")
         return quarantine
 
@@ -150,8 +152,9 @@ class Quarantine:
             advice = "image(s) could not be read; --bad-images skip continues without them"
             raise DataError(self._list(faults, advice))
         new = {row: fault for row, fault in faults.items() if row not in self._faults}
-        self._faults |= new
-        self._unwritten |= new
+        # new dictionaries: another thread may be reading the old ones
+        self._faults = self._faults | new
+        self._unwritten = self._unwritten | new
         if new:
             _log.warning(self._list(new, f"image(s) excluded from now on, {len(self)} in all"))
         self._refuse_many()

@@ -21,19 +21,26 @@ class EventLog:
 
     def __init__(self, folder: Path, step: int, warn: Callable[[str], None]) -> None:
         self._folder = folder
+        self._step = step
         self._warn = warn
         self._file: AppendOnlyFile | None = None
-        with note_failure(f"{folder}", self._give_up):
-            self._file = AppendOnlyFile(_new_file(folder), warn)
-            self._file.append(_encode(time.time(), file_version="brain.Event:2"))
-            # `SummaryWriter(purge_step=)` writes the same, in a thread that dies on a full disk
-            self._file.append(_encode(time.time(), step=step + 1, session_log=_session_start()))
+        self._has_failed = False
 
     def write(self, step: int, wall_time: float, scalars: Mapping[str, float]) -> None:
         """Write scalars by name. wall_time: in seconds since 1970."""
-        if self._file is not None:
-            with note_failure(f"{self._folder}", self._give_up):
-                self._file.append(_encode(wall_time, step=step, summary=_summary(scalars)))
+        if self._has_failed:
+            return
+        with note_failure(f"{self._folder}", self._give_up):
+            file = self._file or self._open()
+            file.append(_encode(wall_time, step=step, summary=_summary(scalars)))
+
+    def _open(self) -> AppendOnlyFile:
+        """Begin the file; not before the first scalars, as TensorBoard imports slowly."""
+        file = self._file = AppendOnlyFile(_new_file(self._folder), self._warn)
+        file.append(_encode(time.time(), file_version="brain.Event:2"))
+        # `SummaryWriter(purge_step=)` writes the same, in a thread that dies on a full disk
+        file.append(_encode(time.time(), step=self._step + 1, session_log=_session_start()))
+        return file
 
     def close(self) -> None:
         if self._file is not None:
@@ -41,6 +48,7 @@ class EventLog:
         self._file = None
 
     def _give_up(self, line: str) -> None:
+        self._has_failed = True
         self.close()
         self._warn(line)
 

@@ -1,12 +1,15 @@
 """The process group: under the `deepspeed` launcher, under torchrun, or of one process alone."""
 
 import atexit
+import contextlib
 import datetime
 import ipaddress
 import logging
 import os
 import socket
+import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -143,7 +146,8 @@ def import_deepspeed() -> ModuleType:
     training never calls.
 
     On a CPU, `deepspeed.init_distributed` would compile `deepspeed_shm_comm`, an all-reduce for
-    inference: a minute, and a crash where there is no compiler (DeepSpeed 0.19.8).
+    inference: a minute, and a crash where there is no compiler (DeepSpeed 0.19.8). The table of
+    operators that can be built is set here, as making it starts a compiler.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -156,9 +160,28 @@ def import_deepspeed() -> ModuleType:
     import deepspeed
     import deepspeed.ops
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # not `deepspeed.ops.__compatible_ops__`, which would make the table
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.addFilter(_is_wanted)
     return deepspeed
+
+
+@contextlib.contextmanager
+def without_muon() -> Iterator[None]:
+    """Make DeepSpeed find no optimizer Muon, which training never uses.
+
+    `deepspeed.initialize` imports it to compare types, which imports torch's compiler: half a
+    second or more (DeepSpeed 0.19.8).
+    """
+    name = "deepspeed.runtime.zero.muon.muon_optimizer"
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:

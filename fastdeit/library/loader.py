@@ -147,8 +147,11 @@ class Loader:
         last = len(self.dataset) - 1
         are_rows = isinstance(rows, list) and all(_is_count(row) and row <= last for row in rows)
         _require_state(state, "excluded", are_rows, f"rows of the index, 0 to {last}")
+        known = set(self._parts.quarantine.rows.tolist())
         gone = dict.fromkeys(state["excluded"], "excluded before the state was saved")
-        self._parts.quarantine.exclude(gone)
+        if not known.issuperset(gone):
+            self._parts.batches.forget_ahead()
+            self._parts.quarantine.exclude(gone)
         self._set_position(state["epoch"], state["batch"])
 
     def teacher_output(self, batch: Batch) -> torch.Tensor | None:

@@ -25,6 +25,7 @@ class LoaderSettings(TypedDict, total=False):
     decoder: Literal["auto", "cpu", "mixed", "hardware"]
     num_workers: int
     prefetch: int
+    read_ahead: Literal["auto", "on", "off"]
     aa: str
     augment_backend: Literal["auto", "exact", "native"]
     augment_device: Literal["auto", "cpu", "gpu"]

@@ -4,7 +4,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,25 +12,21 @@ from fastdeit.config.parse import parse_time_limit, require
 from fastdeit.config.schema import Config
 from fastdeit.data.build import fetch_data, pipeline_options
 from fastdeit.display.terminal import Terminal
-from fastdeit.distributed.collectives import barrier, first_on_rank0, on_every_rank, on_rank0
+from fastdeit.distributed.collectives import first_on_rank0, on_every_rank, on_rank0
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.kernels.backend import use_backend
 from fastdeit.library.errors import names_arguments
 from fastdeit.models.build import follow_weights
 from fastdeit.reliability.run_lock import RunLock
 from fastdeit.reliability.supervisor import StopAgreed, Supervisor
-from fastdeit.run.build import build_run, describe_run
-from fastdeit.run.folder import open_folder
 from fastdeit.run.identity import check_same_everywhere, check_same_run
-from fastdeit.run.loop import evaluate_run, train
 from fastdeit.run.preflight import check_config, fetch_weight_files
-from fastdeit.run.results import report_finished, write_results
-from fastdeit.run.resume import resume
-from fastdeit.run.state import Run
 from fastdeit.storage.atomic import read_bounded
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.storage.urls import is_url
 from fastdeit.training.build import build_deepspeed_config
+
+if TYPE_CHECKING:
+    from fastdeit.run.state import Run
 
 _COLLECTIVE_MARGIN_S = 60  # the watchdog acts before the collectives' own time-out
 _MAX_BYTES = 1 << 22
@@ -66,6 +62,8 @@ def train_run(config: Config) -> dict[str, Any]:
             return stop_early(run_folder, world, str(reason))
         if prepared is None:
             return on_rank0(lambda: json.loads(read_bounded(run_folder.summary, _MAX_BYTES)))
+        from fastdeit.library.execution import execute_run
+
         return execute_run(*prepared)
 
 
@@ -86,7 +84,7 @@ def join_ranks(config: Config) -> World:
 
 def prepare_run(
     config: Config, recipe: str, world: World, supervisor: Supervisor, lock: RunLock
-) -> tuple[Run, list[str]] | None:
+) -> "tuple[Run, list[str]] | None":
     """Return a run at its next step, with notes for the user; None if it was finished before.
 
     Nothing but the lock is written yet, and the data set of a URL. Raises ValueError, StopAgreed.
@@ -97,6 +95,8 @@ def prepare_run(
     check_same_everywhere(config)
     on_rank0(lambda: check_same_run(config, folder))
     if on_rank0(lambda: folder.is_finished):
+        from fastdeit.run.results import report_finished
+
         report_finished(config, recipe, world, folder)
         return None
     on_every_rank(lambda: check_config(config, world.size))
@@ -108,8 +108,9 @@ def prepare_run(
     if is_url(config.data.data_path):
         supervisor.check_now()
     on_rank0(lock.acquire)
-    run, notes = build_run(config, recipe, world, folder, supervisor)
-    return run, notes + resume(run)
+    from fastdeit.library.execution import open_run  # DALI and numba import slowly
+
+    return open_run(config, recipe, world, folder, supervisor)
 
 
 def stop_early(folder: RunFolder, world: World, reason: str) -> dict[str, Any]:
@@ -118,44 +119,3 @@ def stop_early(folder: RunFolder, world: World, reason: str) -> dict[str, Any]:
         Terminal().say(f"stopped before a step ({reason}); the same command continues")
         folder.stop_request.unlink(missing_ok=True)
     return {"stopped": reason, "steps": 0, "skipped": 0}
-
-
-def execute_run(run: Run, notes: list[str]) -> dict[str, Any]:
-    """Train a run from its step to the end, or to where it is asked to stop; return its summary, as
-    `train_run`. Raises RunError."""
-    done: dict[str, Any]
-    try:
-        run.supervisor.check_now()
-        notes = notes + open_folder(run)
-        run.console.heading(describe_run(run, notes))
-        run.progress.restart_clock(run.trainer.step)
-        # for evaluations and pictures; a training step sets its own
-        with use_backend(run.config.run.kernels):
-            train(run)
-            done = {"results": evaluate_run(run, with_teacher=True)}
-            write_results(run, done["results"])
-        barrier()
-    except StopAgreed as reason:
-        _stop(run, str(reason))
-        done = {"stopped": str(reason)}
-    finally:
-        _close(run)
-    return done | {"steps": run.trainer.step, "skipped": run.trainer.state.skipped}
-
-
-def _stop(run: Run, reason: str) -> None:
-    done = f"stopped after step {run.trainer.step} of {run.total_steps} ({reason})"
-    run.console.note(f"{done}; the same command resumes from there")
-    if run.world.rank == 0:
-        run.folder.stop_request.unlink(missing_ok=True)
-    barrier()
-
-
-def _close(run: Run) -> None:
-    run.console.stop()
-    run.data.train_loader.close()
-    run.data.val_loader.close()
-    run.checkpoints.close()
-    run.health.close()
-    run.log.close()
-    run.trainer.engine.destroy()

@@ -231,7 +231,10 @@ class Student(nn.Module):
             is_last = number == len(self.blocks) - 1
             inputs = (number, x, y, scales, num_out if is_last else None)
             if self.grad_checkpointing and self.training:
-                x, y = checkpoint(self._run_block, *inputs, use_reentrant=False)
+                # nothing in a block is random: its DropPath mask is an input
+                x, y = checkpoint(
+                    self._run_block, *inputs, use_reentrant=False, preserve_rng_state=False
+                )
             else:
                 x, y = self._run_block(*inputs)
         return y

@@ -6,6 +6,7 @@ not fit beside the row are compared afterwards, where all others are equal. For 
 images of ImageNet-21k this takes a tenth of a stable argsort's time (docs/data.md).
 """
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -21,34 +22,41 @@ _KEPT = 2  # epochs: the present one, and the next
 class EpochOrders:
     """The orders of the latest two epochs asked for; one may be made in a thread beforehand.
 
-    make: from an epoch to its order; what it raises, `get` raises.
+    make: from an epoch to its order; what it raises, `get` raises. Several threads may ask.
     """
 
     def __init__(self, make: Callable[[int], np.ndarray]) -> None:
         self._make = make
         self._orders: dict[int, Future[np.ndarray]] = {}
+        self._lock = threading.Lock()
 
     def get(self, epoch: int) -> np.ndarray:
         """Return the order of an epoch; wait for the thread if it is being made."""
-        if epoch not in self._orders:
-            self._start(epoch)
-        return self._orders[epoch].result()
+        return self._begin(epoch).result()
 
     def prepare(self, epoch: int) -> None:
         """Start to make the order of an epoch in a thread, unless it is there or being made."""
-        if epoch not in self._orders:
-            self._start(epoch)
+        self._begin(epoch)
 
     def clear(self) -> None:
         """Forget every order, also one that is being made."""
-        self._orders.clear()
+        with self._lock:
+            self._orders.clear()
 
-    def _start(self, epoch: int) -> None:
-        while len(self._orders) >= _KEPT:
-            self._orders.pop(next(iter(self._orders)))
+    def _begin(self, epoch: int) -> Future[np.ndarray]:
+        """Return the order of an epoch, whose making begins now unless it has begun."""
+        with self._lock:
+            if epoch not in self._orders:
+                while len(self._orders) >= _KEPT:
+                    self._orders.pop(next(iter(self._orders)))
+                self._orders[epoch] = self._start(epoch)
+            return self._orders[epoch]
+
+    def _start(self, epoch: int) -> Future[np.ndarray]:
         pool = ThreadPoolExecutor(1, "order")
-        self._orders[epoch] = pool.submit(self._make, epoch)
+        order = pool.submit(self._make, epoch)
         pool.shutdown(wait=False)  # the thread ends with its one job
+        return order
 
 
 def permute_rows(seed: int, epoch: int, count: int) -> np.ndarray:

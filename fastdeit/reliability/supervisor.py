@@ -96,6 +96,7 @@ class Supervisor:
                 return
             self.beat(section, step)
             yield batch
+            del batch  # its memory is free while the next one is waited for
 
     def fail(self, error: BaseException) -> None:
         """Write this rank's failure file, unless the watchdog has: then that was the cause."""

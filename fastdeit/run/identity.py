@@ -3,14 +3,13 @@ equal on all ranks. docs/resume.md has the table."""
 
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
 from collections.abc import Set
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-from nvidia import dali
 
 import fastdeit
 from fastdeit.checkpoint.store import list_checkpoints
@@ -125,14 +124,24 @@ def code_digest() -> str:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Return the version of Python and of every package that can change a result.
-
-    DALI's comes from the module: its package has another name for each CUDA version.
-    """
-    found = {"python": platform.python_version(), "dali": dali.__version__}
+    """Return the version of Python and of every package that can change a result."""
+    found = {"python": platform.python_version(), "dali": _dali_version()}
     for name in ("fastdeit", "torch", "timm", "deepspeed", "triton", "numpy"):
         found[name] = _installed_version(name)
     return found
+
+
+def _dali_version() -> str:
+    """Return DALI's version from the name of its metadata's folder: the package has another name
+    for each CUDA version (nvidia_dali_cuda130-2.4.0.dist-info), and the module imports slowly."""
+    spec = importlib.util.find_spec("nvidia.dali")
+    if spec and spec.origin:
+        folders = list(Path(spec.origin).parents[2].glob("nvidia_dali_*.dist-info"))
+        if len(folders) == 1:
+            return folders[0].name.removesuffix(".dist-info").partition("-")[2]
+    from nvidia import dali  # built from source, or two packages
+
+    return str(dali.__version__)
 
 
 def _installed_version(name: str) -> str:

@@ -10,6 +10,7 @@ from fastdeit.config.recipes.follow import follow_with_student, follow_without_t
 from fastdeit.config.schema import Config
 from fastdeit.data.build import build_train_loader
 from fastdeit.data.loaders.batch import Batch
+from fastdeit.data.quarantine import Quarantine
 from fastdeit.display.console import RunConsole
 from fastdeit.display.terminal import note_failure
 from fastdeit.display.text import TITLE_LETTERS, quote_words, shorten
@@ -66,9 +67,8 @@ def _read_first_samples(run: Run) -> Batch:
     alone = dataclasses.replace(run.world, rank=0, size=1, local_size=1)
     count = min(_MOST_PICTURES, len(data.train_index) // 2 * 2)
     config = run.config.replace(optim={"batch_size": count, "micro_batch": 0})
-    loader = build_train_loader(
-        config, alone, data.train_index, data.plan, quarantine=data.quarantine
-    )
+    known = Quarantine.of(data.train_index, data.quarantine.rows.tolist(), policy="skip")
+    loader = build_train_loader(config, alone, data.train_index, data.plan, quarantine=known)
     with contextlib.closing(loader):
         return next(loader.epoch(0))
 

@@ -103,13 +103,13 @@ def read_bad_images(cache: Cache, index: Index) -> dict[int, str]:
     }
 
 
-def count_missed(cached_teacher: CachedTeacher | None) -> dict[str, float]:
+def count_missed(cached_teacher: CachedTeacher | None, missed: int) -> dict[str, float]:
     """Return, for the log, the samples of all ranks without a record since the start; a collective.
 
-    Empty where there can be none.
+    missed: those of this rank. Empty where there can be none.
     """
     if cached_teacher is None or cached_teacher.miss == "error":
         return {}
     counts = [0] * dist.get_world_size()
-    dist.all_gather_object(counts, cached_teacher.missed)
+    dist.all_gather_object(counts, missed)
     return {"unrecorded": sum(counts)}

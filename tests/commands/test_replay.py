@@ -16,9 +16,10 @@ from PIL import Image
 
 from fastdeit.commands.replay import replay_command
 from fastdeit.config.cli import parse_config
-from fastdeit.data import build, quarantine
+from fastdeit.data import quarantine
 from fastdeit.data.build import build_train_loader
 from fastdeit.data.index import Index, build_index
+from fastdeit.data.loaders import train as loaders_train
 from fastdeit.data.loaders.batch import Batch
 from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.data.quarantine import read_quarantine
@@ -285,7 +286,7 @@ def empty_file_at(path: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
                 if epoch * self.steps_per_epoch + first_step + number // self.micro_steps == at:
                     path.write_bytes(b"")
 
-    monkeypatch.setattr(build, "TrainLoader", Emptying)
+    monkeypatch.setattr(loaders_train, "TrainLoader", Emptying)
     monkeypatch.setattr(quarantine, "RETRIES_S", (0.01,))
 
 

@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from fastdeit.checkpoint.store import list_checkpoints
 from fastdeit.commands.train import train_command
 from fastdeit.config.recipes import RECIPES
-from fastdeit.data import build, quarantine
+from fastdeit.data import quarantine
+from fastdeit.data.loaders import train as loaders_train
 from fastdeit.data.loaders.batch import Batch
 from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.data.quarantine import read_quarantine
@@ -513,7 +514,7 @@ def test_run_survives_files_that_break_before_and_while_it_trains(
     (data / "train/circle/zz.jpg").write_text("no image")
     assert run(argv, folder.path, "--stop-after-steps", "1") == 0
     (data / "train/circle/00.png").unlink()
-    monkeypatch.setattr(build, "TrainLoader", damaging_loader(data / "train/square/01.jpg"))
+    monkeypatch.setattr(loaders_train, "TrainLoader", damaging_loader(data / "train/square/01.jpg"))
     monkeypatch.setattr(quarantine, "RETRIES_S", (0.01,))
     assert run(argv, folder.path) == 0
     found = {image.name: image.fault for image in read_quarantine(folder.quarantine, "train")}
@@ -531,7 +532,7 @@ def test_broken_file_ends_a_run_with_bad_images_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     data = shutil.copytree(shapes, tmp_path / "data")
-    monkeypatch.setattr(build, "TrainLoader", damaging_loader(data / "train/square/01.jpg"))
+    monkeypatch.setattr(loaders_train, "TrainLoader", damaging_loader(data / "train/square/01.jpg"))
     monkeypatch.setattr(quarantine, "RETRIES_S", (0.01,))
     argv = ["--data-path", str(data), *ALONE]
     assert run(argv, tmp_path / "run", "--bad-images", "error") == 1

@@ -26,7 +26,7 @@ from fastdeit.data.build import (
 from fastdeit.data.formats.listing import DataError
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.models.build import build_model, precision
+from fastdeit.models.build import build_model, find_execution, precision
 from fastdeit.plan.build import build_plan
 from fastdeit.training.build import build_deepspeed_config
 from fastdeit.training.forward import PlannedStudent
@@ -166,16 +166,24 @@ def _settings(*keys: str) -> Probe:
     return probe
 
 
+def _execution(name: str) -> Probe:
+    return lambda config: getattr(find_execution(config), name)
+
+
 OTHERS: dict[str, tuple[Any, Probe, Any]] = {
     "data.mean": ((0.1, 0.2, 0.3), _options("mean"), (0.1, 0.2, 0.3)),
     "data.std": ((0.1, 0.2, 0.3), _options("std"), (0.1, 0.2, 0.3)),
     "data.num_workers": (5, _options("num_threads"), 5),
     "data.prefetch": (5, _options("prefetch"), 5),
+    "data.read_ahead": ("off", _options("read_ahead"), False),
     "augment.augment_backend": ("native", _options("backend"), "native"),
     "augment.augment_device": ("gpu", _options("uses_kernels", CUDA), True),
     "optim.batch_size": (64, _settings("train_batch_size"), 64),
     "optim.micro_batch": (8, _settings("train_micro_batch_size_per_gpu"), 8),
     "optim.clip_grad": (0.5, _settings("gradient_clipping"), 0.5),
+    "distill.teacher_batch": (4, _execution("batch"), 4),
+    "distill.teacher_benchmark": (True, _execution("benchmark"), True),
+    "run.compile": ("on", _execution("compiled"), True),
     "run.precision": ("bf16", lambda config: precision(config, CPU)[0], "bf16"),
     "run.zero_stage": (3, _settings("zero_optimization", "stage"), 3),
     "limits.startup_limit": (5.0, lambda config: config.limits.sections()["startup"], 5.0),
@@ -229,6 +237,11 @@ TRAINER: dict[str, tuple[dict[str, Any], Callable[[Any], Any], Any]] = {
     "optim.opt_betas": ({"opt_betas": (0.8, 0.95)}, lambda t: _group(t)["betas"], (0.8, 0.95)),
     "optim.opt_eps": ({"opt_eps": 1e-5}, lambda t: _group(t)["eps"], 1e-5),
     "optim.layer_decay": ({"layer_decay": 0.5}, lambda t: _group(t).get("lr_scale"), 0.125),
+    "run.grad_checkpointing": (
+        {"grad_checkpointing": True},
+        lambda t: t.state.model.grad_checkpointing,
+        True,
+    ),
     "optim.epochs": (
         {"epochs": EPOCHS + 2},
         lambda t: t.schedule.t_initial,

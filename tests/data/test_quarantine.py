@@ -8,6 +8,7 @@ import tarfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,22 +58,28 @@ def test_name_that_is_not_utf8_is_recorded_and_read_again(root: Path, tmp_path: 
     assert Quarantine(index, file=file).rows.tolist() == [row]
 
 
-def loader(index: Index, rank: int = 0, world: int = 1, **options: object) -> TrainLoader:
+def loader(
+    index: Index,
+    rank: int = 0,
+    world: int = 1,
+    options: PipelineOptions = OPTIONS,
+    **others: Any,
+) -> TrainLoader:
     plan = Plan(PlanSpec(seed=3, input_size=SIDE, repeats=2, reprob=0.5), index.sizes)
     share = BATCH // world
     return TrainLoader(
         index,
         plan,
-        OPTIONS,
+        options,
         batch_size=BATCH,
         micro_batch=share,
         rank=rank,
         world_size=world,
-        **options,  # type: ignore[arg-type]
+        **others,
     )
 
 
-def epoch_of(index: Index, world: int = 1, **options: object) -> dict[str, torch.Tensor]:
+def epoch_of(index: Index, world: int = 1, **options: Any) -> dict[str, torch.Tensor]:
     """Every field of an epoch's batches over all ranks, by rising ordinal."""
     held: list[Batch] = []
     for rank in range(world):
@@ -223,6 +230,29 @@ def test_quarantine_file_is_read_by_a_resumed_run(root: Path, tmp_path: Path) ->
     second = epoch_of(again, quarantine=taken_up)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert len(read_quarantine(file, "train")) == taken_up.count_all() == 1
+
+
+@pytest.mark.parametrize("read_ahead", [True, False])
+def test_image_is_recorded_with_the_step_of_its_batch(
+    root: Path, tmp_path: Path, read_ahead: bool
+) -> None:
+    """A thread finds it while the step before still trains; from its own step on it is replaced."""
+    index, file = build_index(root, "train"), tmp_path / "quarantine.jsonl"
+    first = loader(index)
+    steps = [set(next(first.epoch(epoch)).image_index.tolist()) for epoch in (0, 1)]
+    bad = min(steps[1] - steps[0])
+    (root / "train" / index.name(bad).removeprefix("train/")).write_bytes(b"")
+    found = loader(
+        index,
+        options=dataclasses.replace(OPTIONS, read_ahead=read_ahead),
+        quarantine=Quarantine(index, file=file),
+    )
+    step = found.steps_per_epoch
+    seen = [next(found.epoch(epoch)) for epoch in (0, 1)]
+    found.close()
+    assert [(image.row, image.step) for image in read_quarantine(file, "train")] == [(bad, step)]
+    assert set(seen[0].image_index.tolist()) == steps[0]
+    assert bad not in seen[1].image_index.tolist()
 
 
 def test_quarantine_file_that_cannot_be_written_ends_no_run(root: Path, tmp_path: Path) -> None:

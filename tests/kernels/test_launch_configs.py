@@ -111,6 +111,33 @@ def test_tuning_finds_the_fastest_correct_launch(
     assert table[2]["launch"] == TABLE[2]["launch"]
 
 
+@pytest.mark.parametrize(
+    ("ms", "result", "kept"),
+    [((9.0, 5.0), (1.0, 1.0), 2), ((5.0, 9.0), (1.0, 1.0), 1), ((9.0, 5.0), (1.0, -1.0), 1)],
+    ids=["faster", "slower", "wrong"],
+)
+def test_tuning_keeps_the_last_form_only_where_it_is_faster_and_right(
+    ms: tuple[float, float],
+    result: tuple[float, float],
+    kept: int,
+    table: list[dict],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launch = table[4]["launch"]
+    launch["FORM"] = 1
+
+    def call() -> list[torch.Tensor]:
+        return [torch.full((1,), result[launch["FORM"] - 1])]
+
+    def time_of(call: tune.Call, expected: list[torch.Tensor]) -> float:
+        is_right = torch.equal(call()[0], expected[0])
+        return ms[launch["FORM"] - 1] + launch["num_warps"] / 8 if is_right else float("inf")
+
+    monkeypatch.setattr(tune, "time_of", time_of)
+    tune.improve(table[4], call)
+    assert launch["FORM"] == kept
+
+
 def test_new_architecture_starts_from_copied_rows(table: list[dict]) -> None:
     tune.adopt(100)
     new = [row for row in table if row["arch"] == 100]

@@ -1,17 +1,24 @@
-"""`mlp`: results and gradients against float64, what it saves, frozen weights, compilation.
+"""`mlp` in both forms: results and gradients against float64, what it saves, frozen weights,
+compilation.
 
-.venv/bin/python -m pytest tests/kernels/test_mlp.py, about 5 s
+.venv/bin/python -m pytest tests/kernels/test_mlp.py, about 7 s
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from fastdeit.kernels import backend
+from benchmarks.bench_mlp import use_form
+from fastdeit.kernels import backend, launch_configs, mlp_epilogue
+from fastdeit.kernels.gelu import gelu
 from fastdeit.kernels.mlp import mlp, mlp_reference
+from fastdeit.kernels.mlp_epilogue import mlp_bwd_triton, mlp_fwd_triton
 from tests.kernels import interpreter
 from tests.kernels.interpreter import DEVICE, INTERPRETED
 
@@ -19,7 +26,13 @@ interpreter.correct()
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NAMES = ("x", "weight1", "bias1", "weight2")
 # rows, D, H
-SHAPES = {"D32": ((2, 10), 32, 128), "ragged": ((3, 7), 20, 50), "one": ((1,), 1, 1)}
+SHAPES = {
+    "D32": ((2, 10), 32, 128),
+    "ragged": ((3, 7), 20, 50),
+    # two blocks of rows, of columns, of the sum, none of them whole
+    "blocks": ((3, 44), 70, 136),
+    "one": ((1,), 1, 1),
+}
 Sizes = tuple[tuple[int, ...], int, int]
 
 
@@ -54,9 +67,15 @@ def differentiate(
     return [out.detach(), *torch.autograd.grad(out, leaves, dout)]
 
 
+@pytest.fixture(params=[1, 2], ids=["separate", "epilogue"])
+def form(request: pytest.FixtureRequest) -> Iterator[int]:
+    with use_form(request.param):
+        yield request.param
+
+
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("sizes", SHAPES.values(), ids=SHAPES)
-def test_mlp_equals_the_reference_in_float64(sizes: Sizes, dtype: torch.dtype) -> None:
+def test_mlp_equals_the_reference_in_float64(sizes: Sizes, dtype: torch.dtype, form: int) -> None:
     inputs, dout = make_inputs(sizes, dtype)
     with interpreter.poisoned_memory():
         found = differentiate(mlp, inputs, dout)
@@ -74,6 +93,18 @@ def test_mlp_equals_the_reference_in_float64(sizes: Sizes, dtype: torch.dtype) -
         )
 
 
+class Operators(TorchDispatchMode):
+    """The number of calls of each operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
 def saved_by(run: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
     """Return the tensors that a forward saves for its backward."""
     saved: list[torch.Tensor] = []
@@ -87,7 +118,7 @@ def saved_by(run: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
     return saved
 
 
-def test_only_the_input_and_the_first_product_are_saved() -> None:
+def test_only_the_input_and_the_first_product_are_saved(form: int) -> None:
     inputs, _ = make_inputs(SHAPES["D32"], torch.bfloat16)
     leaves = [tensor.requires_grad_() for tensor in inputs]
     parameters = {tensor.data_ptr() for tensor in leaves[1:]}
@@ -103,7 +134,7 @@ def test_only_the_input_and_the_first_product_are_saved() -> None:
 
 @pytest.mark.parametrize("trained", list(itertools.product([True, False], repeat=4))[:-1], ids=str)
 def test_frozen_weights_save_and_compute_nothing_for_themselves(
-    trained: tuple[bool, ...],
+    trained: tuple[bool, ...], form: int
 ) -> None:
     inputs, dout = make_inputs(SHAPES["ragged"])
     expected = differentiate(mlp, inputs, dout)[1:]
@@ -141,7 +172,7 @@ def test_checkpointed_mlp_has_equal_gradients() -> None:
     assert all(map(torch.equal, plain, again))
 
 
-def test_compiled_mlp_has_equal_gradients() -> None:
+def test_compiled_mlp_has_equal_gradients(form: int) -> None:
     inputs, dout = make_inputs(SHAPES["ragged"])
     torch._dynamo.reset()
     compiled = torch.compile(mlp, backend="aot_eager", fullgraph=True)
@@ -161,6 +192,61 @@ def test_exported_mlp_computes_the_same() -> None:
         assert torch.equal(program.module()(*inputs), mlp(*inputs))
 
 
+def test_form_decides_which_operators_run(form: int) -> None:
+    inputs, dout = make_inputs(SHAPES["ragged"])
+    with Operators() as called:
+        differentiate(mlp, inputs, dout)
+    # four of the six products remain beside the two with an epilogue
+    separate = {"gelu": 1, "gelu_bwd": 1, "mm": 6}
+    epilogue = {"mlp_fwd": 1, "mlp_bwd": 1, "mm": 4}
+    names = {*separate, *epilogue}
+    found = {name: count for name, count in called.counts.items() if name in names}
+    assert found == (separate, epilogue)[form - 1]
+
+
+def test_no_row_of_the_table_uses_the_epilogues_before_a_gpu_has_shown_them() -> None:
+    rows = [row for row in launch_configs.rows() if row["op"] in ("mlp_fwd", "mlp_bwd")]
+    assert len(rows) == 10 and {row["launch"]["FORM"] for row in rows} == {1}
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_epilogue_computes_the_forwards_bits_again(dtype: torch.dtype) -> None:
+    (x, weight1, bias1, weight2), dout = make_inputs(SHAPES["blocks"], dtype)
+    with interpreter.poisoned_memory():
+        h, g = mlp_fwd_triton(x, weight1, bias1)
+        dh, dbias1, again = mlp_bwd_triton(dout, weight2, h, bias1, True)
+        expected = mlp_bwd_triton(dout, weight2, h, bias1, False)
+    assert torch.equal(g, again) and torch.equal(g, gelu(h, bias1))
+    assert torch.equal(dh, expected[0]) and torch.equal(dbias1, expected[1])
+    assert expected[2].numel() == 0
+
+
+@pytest.mark.parametrize("parts", [1, 8])
+def test_parts_of_a_tile_change_no_bit(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, dout = make_inputs(SHAPES["blocks"], torch.bfloat16)
+
+    def run() -> tuple[torch.Tensor, ...]:
+        x, weight1, bias1, weight2 = inputs
+        h, g = mlp_fwd_triton(x, weight1, bias1)
+        return h, g, *mlp_bwd_triton(dout, weight2, h, bias1, True)
+
+    expected = run()
+    table = mlp_epilogue.find_launch
+    monkeypatch.setattr(
+        mlp_epilogue, "find_launch", lambda *args, **sizes: table(*args, **sizes) | {"PARTS": parts}
+    )
+    assert all(map(torch.equal, run(), expected))
+
+
+@pytest.mark.parametrize("with_g", [True, False])
+def test_epilogues_pass_opcheck(with_g: bool) -> None:
+    (x, weight1, bias1, weight2), dout = make_inputs(SHAPES["ragged"])
+    h, _ = mlp_fwd_triton(x, weight1, bias1)
+    ops = torch.ops.fastdeit
+    torch.library.opcheck(ops.mlp_fwd.default, (x, weight1, bias1))
+    torch.library.opcheck(ops.mlp_bwd.default, (dout, weight2, h, bias1, with_g))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_second_derivative_raises(name: str) -> None:
     inputs, _ = make_inputs(SHAPES["ragged"])
@@ -169,7 +255,7 @@ def test_second_derivative_raises(name: str) -> None:
         torch.autograd.grad(mlp(*inputs).sum(), leaf, create_graph=True)
 
 
-def test_strided_arguments_are_accepted() -> None:
+def test_strided_arguments_are_accepted(form: int) -> None:
     inputs, dout = make_inputs(SHAPES["ragged"])
     strided = [tensor.t().contiguous().t() for tensor in inputs[1:] if tensor.ndim == 2]
     other = [inputs[0].transpose(0, 1).contiguous().transpose(0, 1), strided[0], inputs[2]]
@@ -179,7 +265,7 @@ def test_strided_arguments_are_accepted() -> None:
         torch.testing.assert_close(actual, expected)
 
 
-def test_empty_batch_gives_zero_gradients() -> None:
+def test_empty_batch_gives_zero_gradients(form: int) -> None:
     inputs, dout = make_inputs(((0, 7), 20, 50))
     out, dx, *rest = differentiate(mlp, inputs, dout)
     assert out.shape == dx.shape == (0, 7, 20)
@@ -204,7 +290,7 @@ def test_mlp_rejects_wrong_arguments(change: dict[str, torch.Tensor], message: s
 
 @pytest.mark.gpu
 @pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")
-def test_mlp_is_captured_in_a_cuda_graph() -> None:
+def test_mlp_is_captured_in_a_cuda_graph(form: int) -> None:
     inputs, dout = make_inputs(((64, 198), 192, 768), torch.bfloat16)
     leaves = [tensor.requires_grad_() for tensor in inputs]
     torch.autograd.grad(mlp(*leaves), leaves, dout)  # cuBLAS allocates its workspace

@@ -27,6 +27,7 @@ from fastdeit.kernels import (  # noqa: F401  # their import registers the opera
     gelu,
     mix,
     mix_patches,
+    mlp,
     norm,
     operators,
     resize,
@@ -39,8 +40,8 @@ from tests.kernels.interpreter import DEVICE
 interpreter.correct()
 KERNELS = Path(__file__).parents[2] / "kernels"
 OPS = (
-    "attention attention_bwd attention_weights add_norm add_norm_bwd gelu gelu_bwd mix mix_patches "
-    "distill distill_bwd augment resize"
+    "attention attention_bwd attention_weights add_norm add_norm_bwd gelu gelu_bwd mlp_fwd mlp_bwd "
+    "mix mix_patches distill distill_bwd augment resize"
 ).split()
 
 

@@ -78,7 +78,7 @@ def test_no_signal_is_taken_and_no_watchdog_runs(
         raise KeyboardInterrupt
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr("fastdeit.library.training.train", look)
+    monkeypatch.setattr("fastdeit.library.execution.train", look)
     faulthandler.dump_traceback_later(600)
     with pytest.raises(KeyboardInterrupt):
         train_run(configure(argv, tmp_path / "run"))
@@ -105,7 +105,7 @@ def test_a_run_that_fails_raises(
     def fail(run: Any) -> None:
         raise RunError("--max-bad-steps is 3")
 
-    monkeypatch.setattr("fastdeit.library.training.train", fail)
+    monkeypatch.setattr("fastdeit.library.execution.train", fail)
     with pytest.raises(RunError, match="^max_bad_steps is 3$"):
         train_run(configure(argv, tmp_path / "run"))
     monkeypatch.undo()

@@ -160,7 +160,7 @@ def test_signal_during_start_up_leaves_no_folder(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from fastdeit.library import training as run
+    from fastdeit.library import execution as run
 
     original = run.resume
     monkeypatch.setattr(run, "resume", lambda live: (original(live), send(signal.SIGTERM)())[0])

@@ -23,8 +23,14 @@ def no_cached_versions() -> Iterator[None]:
     versions.cache_clear()
 
 
-def test_version_of_dali_comes_from_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its package has another name for each CUDA version."""
+@pytest.mark.parametrize("packages", [1, 2])
+def test_version_of_dali_is_that_of_the_module(
+    packages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its package has another name for each CUDA version, and there may be several."""
+    if packages == 2:
+        old = Path("nvidia_dali_cuda120-1.0.0.dist-info")
+        monkeypatch.setattr(Path, "glob", lambda folder, pattern: [old, old])
 
     def find_nothing(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
@@ -42,7 +48,7 @@ def test_no_version_is_empty() -> None:
 def test_ranks_with_different_dali_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = versions()
     versions.cache_clear()
-    monkeypatch.setattr(dali, "__version__", "2.5.0")
+    monkeypatch.setattr(identity, "_dali_version", lambda: "2.5.0")
     theirs = versions()
     monkeypatch.setattr(collectives, "on_every_rank", lambda action: [("a", ours), ("b", theirs)])
     message = f"rank 1 \\(b\\) differs from rank 0 in dali: '{ours['dali']}', there '2.5.0'"

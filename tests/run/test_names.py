@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fastdeit.commands.index import index_command
+from fastdeit.commands.data.index import index_command
 from fastdeit.commands.preview import preview_command
 from fastdeit.commands.replay import replay_command
 from fastdeit.commands.train import train_command

@@ -42,7 +42,15 @@ DROP_PATH = (0.0, 0.3)
 LOSSES = Path(__file__).with_name("parity.json")
 TRAINED = {"all": ("",), "attention": ("attn", "pos_embed", "head"), "heads": ("head",)}
 """Parts of the names of the weights that train, by --trainable."""
-RUN_FIELDS = ("zero_stage", "precision", "offload_optimizer", "deepspeed_config", "kernels")
+RUN_FIELDS = (
+    "zero_stage",
+    "precision",
+    "offload_optimizer",
+    "deepspeed_config",
+    "kernels",
+    "compile",
+    "grad_checkpointing",
+)
 
 
 def configure(**changes: Any) -> Config:

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from fastdeit.checkpoint.store import list_checkpoints
 from fastdeit.config.cli import parse_config
-from fastdeit.data import build as data_build
 from fastdeit.data import quarantine
 from fastdeit.data.build import build_train_index, build_train_loader, pipeline_options
+from fastdeit.data.loaders import train as loaders_train
 from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.distributed.world import init_distributed
 from fastdeit.kernels.mix import mix
@@ -621,7 +621,9 @@ def test_record_of_a_bad_image_is_not_used_for_another(
     for way in ways if miss == "live" else ["cached"]:
         data = Path(shutil.copytree(setting.data, tmp_path / way / "data"))
         with monkeypatch.context() as patch:
-            patch.setattr(data_build, "TrainLoader", damaging_loader(data / "train/square/02.jpg"))
+            patch.setattr(
+                loaders_train, "TrainLoader", damaging_loader(data / "train/square/02.jpg")
+            )
             ends[way] = setting.train(tmp_path / way / "run", "--data-path", str(data), *ways[way])
     if miss == "live":
         assert ends == {"live": 0, "cached": 0}

@@ -1,1 +1,2 @@
-"""`fastdeit pack` and `fastdeit fetch`: a data set in another form, or at another place."""
+"""`fastdeit index`, `fastdeit pack` and `fastdeit fetch`: a data set checked, in another form, or
+at another place."""

@@ -50,6 +50,9 @@ class DataConfig(Section):
     """DALI threads per process; 0: this machine's cores divided by its processes."""
     prefetch: int = 2
     """Batches that DALI prepares ahead."""
+    read_ahead: Literal["auto", "on", "off"] = "auto"
+    """on: a thread makes the next batch while the step trains on the present one; auto: on a CPU
+    on, on a GPU off until one has shown it."""
 
     def check(self) -> None:
         refuse_credentials("data_path", self.data_path)

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from nvidia.dali import types
+from typing import TYPE_CHECKING, Any
 
 from fastdeit.config.parse import require_value
+
+if TYPE_CHECKING:
+    from nvidia.dali import types
 
 BACKENDS = ("exact", "native")
 DECODERS: dict[str, dict[str, Any]] = {
@@ -40,6 +41,8 @@ class PipelineOptions:
     uses_kernels: bool = False
     """True: the exact backend in training is Triton kernels on `device`, with the same pixels (on
     a CPU their references, in plain torch); False: one compiled operator on CPU threads."""
+    read_ahead: bool = False
+    """True: a thread makes the next batch while the caller uses the present one."""
     feeds_paths: bool = True
     """True: the source gives paths of files; False: encoded images."""
     knows_sizes: bool = False
@@ -63,8 +66,15 @@ class PipelineOptions:
         return f"{self.backend} backend, {self.decoder} decoder"
 
     @property
-    def dtype(self) -> types.DALIDataType:
+    def torch_device(self) -> str:
+        """Return the device of the output, as torch names it."""
+        return f"cuda:{self.device_id or 0}" if self.device == "gpu" else "cpu"
+
+    @property
+    def dtype(self) -> "types.DALIDataType":
         """Return the type of the output: float16 on a GPU, float32 on a CPU."""
+        from nvidia.dali import types
+
         return types.FLOAT16 if self.device == "gpu" else types.FLOAT
 
     @property

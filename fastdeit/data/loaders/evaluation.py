@@ -13,6 +13,7 @@ from fastdeit.data.graphs.eval_crop import EvalCrop
 from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.graphs.pipeline import build_eval_pipeline, pack_eval
 from fastdeit.data.index import Index
+from fastdeit.data.loaders.ahead import ReadAhead
 from fastdeit.data.loaders.packed import take_tensor
 from fastdeit.data.loaders.stream import Stream, options_of
 from fastdeit.data.quarantine import Quarantine
@@ -77,6 +78,7 @@ class EvalLoader:
             take_tensor,
             self._quarantine,
         )
+        self._ahead = ReadAhead(self._make_batch, self.options.torch_device, options.read_ahead)
 
     def __len__(self) -> int:
         """Return the batches in a pass."""
@@ -85,14 +87,21 @@ class EvalLoader:
     def __iter__(self) -> Iterator[EvalBatch]:
         first = self._next_pass * self._batches
         self._next_pass += 1
-        for number in range(first, first + self._batches):
-            images, (rows, real) = self._stream.get(number)
-            labels = np.where(real, self._index.labels[rows], PADDING)
-            yield EvalBatch(images, to_device_of(images, labels)[0], torch.from_numpy(rows))
+        last = first + self._batches - 1
+        for number in range(first, last + 1):
+            yield self._ahead.get(number, number + 1 if number < last else None)
         _release_memory()
 
+    def _make_batch(self, number: int) -> EvalBatch:
+        images, (rows, real) = self._stream.get(number)
+        labels = np.where(real, self._index.labels[rows], PADDING)
+        return EvalBatch(images, to_device_of(images, labels)[0], torch.from_numpy(rows))
+
     def close(self) -> None:
-        """Stop DALI's threads; batches that were yielded stay valid."""
+        """End all threads, after the batch that is being made; batches that were yielded stay
+        valid."""
+        self._stream.stop()
+        self._ahead.close()
         self._stream.close()
 
     def plan_batch(

@@ -141,10 +141,18 @@ class Stream(Generic[_T, _Images]):
                 faults[row] = " ".join(str(error).split())[-200:]
         return faults
 
-    def close(self) -> None:
-        """Stop DALI's threads."""
-        self._pipeline = None
+    def stop(self) -> None:
+        """Make no further attempt at a batch; another thread may be in `get`."""
         self._closed = True
+
+    def restart(self) -> None:
+        """Drop what was planned ahead."""
+        self._start(0)
+
+    def close(self) -> None:
+        """Stop DALI's threads; no thread may be in `get`."""
+        self.stop()
+        self._pipeline = None
         self._ahead = deque()
 
 

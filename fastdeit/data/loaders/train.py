@@ -3,19 +3,20 @@ without a copy.
 
 A loader asks the plan for every micro-batch by its number in the run, so it holds no state that a
 checkpoint would need: any step of any epoch can be asked for, and asking in order (over the end of
-an epoch too) keeps DALI's queue full.
+an epoch too) keeps DALI's queue full, and the thread of `ReadAhead` one micro-batch ahead.
 """
 
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.graphs.pipeline import build_train_pipeline, pack_draws
 from fastdeit.data.index import Index
+from fastdeit.data.loaders.ahead import ReadAhead
 from fastdeit.data.loaders.batch import Batch
 from fastdeit.data.loaders.planned import Fed, Planned, Unmixed, feed_batch, make_batch, make_taker
 from fastdeit.data.loaders.stream import Stream, options_of
@@ -29,9 +30,18 @@ _PLANNED_AT_ONCE = 4096  # samples
 class TeacherRecords(Protocol):
     """A recorded teacher, such as fastdeit.teacher_cache.reader.CachedTeacher."""
 
+    missed: int
+
     def records(
         self, epoch: int, ordinals: np.ndarray, labels: np.ndarray, lam: np.ndarray, version: int
     ) -> np.ndarray | None: ...
+
+
+class _Counted(NamedTuple):
+    """A micro-batch, and how many samples of it have no record of the teacher."""
+
+    batch: Batch
+    unrecorded: int
 
 
 @dataclass(frozen=True)
@@ -106,7 +116,7 @@ class TrainLoader:
     block's rate of DropPath. quarantine: of this index; the images in it, now or later, are
     excluded from the plan. period: after so many epochs the samples repeat (0: never; DropPath's
     bits never do). Raises ValueError when the sizes do not divide, or the data set is smaller than
-    a batch.
+    a batch. Attributes: unrecorded, the yielded samples without a record of the teacher.
     """
 
     def __init__(
@@ -141,6 +151,8 @@ class TrainLoader:
         self.options = options_of(options, index, micro_batch)
         self._block = functools.lru_cache(maxsize=2)(self._plan_block)
         self._stream = _train_stream(self, index, plan, self._quarantine)
+        self._ahead = ReadAhead(self._make_batch, self.options.torch_device, options.read_ahead)
+        self.unrecorded = 0
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the micro-batches of an epoch from step `first_step` on: (steps_per_epoch -
@@ -148,8 +160,25 @@ class TrainLoader:
         count = self._division.micro_batches
         first = epoch * count + first_step * self.micro_steps
         for number in range(first, (epoch + 1) * count):
-            images, planned = self._stream.get(number)
-            yield make_batch(images, planned, self._index, self._records(epoch, planned))
+            yield self._count(self._ahead.get(number, number + 1))
+
+    def _count(self, made: _Counted) -> Batch:
+        self.unrecorded += made.unrecorded
+        return made.batch
+
+    def _make_batch(self, number: int) -> _Counted:
+        """Make a micro-batch of the run."""
+        # of the batch, which the trainer may not have reached
+        self._quarantine.step = number // self.micro_steps
+        images, planned = self._stream.get(number)
+        missed = self._missed
+        record = self._records(number // self._division.micro_batches, planned)
+        batch = make_batch(images, planned, self._index, record)
+        return _Counted(batch, self._missed - missed)
+
+    @property
+    def _missed(self) -> int:
+        return self._teacher_records.missed if self._teacher_records else 0
 
     def _records(self, epoch: int, planned: Planned) -> np.ndarray | None:
         if self._teacher_records is None:
@@ -166,8 +195,16 @@ class TrainLoader:
     def _planned_epoch(self, epoch: int) -> int:
         return epoch % self._period if self._period else epoch
 
+    def forget_ahead(self) -> None:
+        """Drop what was made and planned ahead: the quarantine has got images from elsewhere."""
+        self._ahead.discard()
+        self._stream.restart()
+
     def close(self) -> None:
-        """Stop DALI's threads; batches that were yielded stay valid."""
+        """End all threads, after the batch that is being made; batches that were yielded stay
+        valid."""
+        self._stream.stop()
+        self._ahead.close()
         self._stream.close()
 
     def plan_batch(self, number: int) -> Fed:
@@ -224,13 +261,21 @@ class OrdinalLoader:
         self._quarantine = Quarantine(index) if quarantine is None else quarantine
         self.options = options_of(options, index, micro_batch)
         self._stream = _train_stream(self, index, plan, self._quarantine)
+        self._ahead = ReadAhead(self._make_batch, self.options.torch_device, options.read_ahead)
 
     def __iter__(self) -> Iterator[Batch]:
-        for number in range(len(self._windows)):
-            yield make_batch(*self._stream.get(number), self._index, None)
+        count = len(self._windows)
+        for number in range(count):
+            yield self._ahead.get(number, number + 1 if number + 1 < count else None)
+
+    def _make_batch(self, number: int) -> Batch:
+        return make_batch(*self._stream.get(number), self._index, None)
 
     def close(self) -> None:
-        """Stop DALI's threads; batches that were yielded stay valid."""
+        """End all threads, after the batch that is being made; batches that were yielded stay
+        valid."""
+        self._stream.stop()
+        self._ahead.close()
         self._stream.close()
 
     def plan_batch(self, number: int) -> Fed:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from fastdeit.config.parse import refuse_credentials
 from fastdeit.data.remote.addresses import find_place
-from fastdeit.data.remote.fetch import fetch
 from fastdeit.data.remote.journal import is_complete
 from fastdeit.data.remote.source import FetchStopped, Unreachable
 from fastdeit.display.terminal import Terminal
@@ -66,6 +65,8 @@ def _stage(
     note."""
     if uses_copy and is_complete(folder, path):
         return
+    from fastdeit.data.remote.fetch import fetch  # libraries of the network
+
     terminal = Terminal(enabled=os.environ.get("RANK", "0") == "0")
     try:
         fetch(

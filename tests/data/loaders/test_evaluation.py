@@ -66,6 +66,19 @@ def test_passes_are_equal_even_after_an_unfinished_one(index: Index) -> None:
             assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
 
 
+def test_a_thread_that_reads_ahead_changes_nothing(index: Index) -> None:
+    for one, other in zip(eval_loader(index), eval_loader(index, read_ahead=True), strict=True):
+        assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+        assert torch.equal(one.image_index, other.image_index)
+
+
+def test_nothing_is_read_ahead_of_the_end_of_a_pass(index: Index) -> None:
+    loader = eval_loader(index, read_ahead=True)
+    for _ in range(2):
+        assert len(list(loader)) == 5 and loader._ahead._task is None
+    loader.close()
+
+
 def test_there_may_be_more_ranks_than_images(index: Index) -> None:
     few = dataclasses.replace(
         index, names=index.names[:2], labels=index.labels[:2], sizes=index.sizes[:2]

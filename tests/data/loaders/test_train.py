@@ -6,6 +6,7 @@ import gc
 import shutil
 import weakref
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,26 @@ def test_micro_batches_and_threads_change_nothing(
     loader = train_loader(index, plan, micro_batch, num_threads=threads, prefetch=threads)
     assert loader.micro_steps == BATCH // micro_batch
     assert_same(joined(loader.epoch(2)), expected)
+
+
+def test_a_thread_that_reads_ahead_changes_nothing(
+    index: Index, plan: Plan, expected: dict[str, torch.Tensor]
+) -> None:
+    """Over the end of an epoch, after jumps, and with several micro-batches a step."""
+    with closing(train_loader(index, plan, 16, read_ahead=True)) as loader:
+        next(loader.epoch(0, first_step=1))
+        passes = [[*loader.epoch(epoch)] for epoch in (1, 2)]
+    assert_same(joined(passes[1]), expected)
+    assert_same(joined(passes[0]), joined(train_loader(index, plan).epoch(1)))
+
+
+def test_the_first_batch_of_the_next_epoch_is_made_ahead(index: Index, plan: Plan) -> None:
+    with closing(train_loader(index, plan, read_ahead=True)) as loader:
+        assert len(list(loader.epoch(0))) == 2
+        task = loader._ahead._task
+        assert task is not None and task.number == 2
+        batch, _ = task.future.result(60)
+        assert batch.batch is next(loader.epoch(1))
 
 
 def test_micro_batches_may_have_14_samples(index: Index, plan: Plan) -> None:
@@ -290,8 +311,12 @@ def copy(index: Index, tmp_path: Path) -> Index:
     return build_index(tmp_path / "copy", "train")
 
 
+@pytest.mark.parametrize("read_ahead", [True, False])
 @pytest.mark.parametrize("fault", ["cut", "gone", "smaller"])
-def test_a_file_that_fails_while_training_is_named(copy: Index, plan: Plan, fault: str) -> None:
+def test_a_file_that_fails_while_training_is_named(
+    copy: Index, plan: Plan, fault: str, read_ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quarantine, "RETRIES_S", (0.01,))
     path = copy.root / copy.name(int(plan.draw(0, np.array([40])).image_index[0]))
     if fault == "cut":
         path.write_bytes(path.read_bytes()[:120])
@@ -300,7 +325,8 @@ def test_a_file_that_fails_while_training_is_named(copy: Index, plan: Plan, faul
     else:
         Image.new("RGB", (1, 1)).save(path)
     with pytest.raises(DataError, match=path.name):
-        list(train_loader(copy, plan, 16, quarantine=Quarantine(copy, "error")).epoch(0))
+        held = Quarantine(copy, "error")
+        list(train_loader(copy, plan, 16, quarantine=held, read_ahead=read_ahead).epoch(0))
 
 
 def test_a_batch_that_fails_for_no_images_fault_ends_the_run(

@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 import fastdeit
-from fastdeit.commands.index import index_command
+from fastdeit.commands.data.index import index_command
 from fastdeit.commands.train import train_command
 from fastdeit.config.parse import SettingError
 from fastdeit.config.schema import Config

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastdeit.commands.index import index_command
+from fastdeit.commands.data.index import index_command
 from fastdeit.data.index import build_index
 from tests.support.images import write_shapes
 

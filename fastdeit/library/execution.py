@@ -1,0 +1,67 @@
+"""The execution of a run: built, resumed, trained and closed. It imports DALI, numba and the
+training loop, so `library/training.py` imports it once the settings are checked."""
+
+from typing import Any
+
+from fastdeit.config.schema import Config
+from fastdeit.distributed.collectives import barrier
+from fastdeit.distributed.world import World
+from fastdeit.kernels.backend import use_backend
+from fastdeit.reliability.supervisor import StopAgreed, Supervisor
+from fastdeit.run.build import build_run, describe_run
+from fastdeit.run.folder import open_folder
+from fastdeit.run.loop import evaluate_run, train
+from fastdeit.run.results import write_results
+from fastdeit.run.resume import resume
+from fastdeit.run.state import Run
+from fastdeit.storage.run_folder import RunFolder
+
+
+def open_run(
+    config: Config, recipe: str, world: World, folder: RunFolder, supervisor: Supervisor
+) -> tuple[Run, list[str]]:
+    """Return a run at its next step, with notes for the user. Raises ValueError, StopAgreed. A
+    collective."""
+    run, notes = build_run(config, recipe, world, folder, supervisor)
+    return run, notes + resume(run)
+
+
+def execute_run(run: Run, notes: list[str]) -> dict[str, Any]:
+    """Train a run from its step to the end, or to where it is asked to stop; return its summary, as
+    `train_run`. Raises RunError."""
+    done: dict[str, Any]
+    try:
+        run.supervisor.check_now()
+        notes = notes + open_folder(run)
+        run.console.heading(describe_run(run, notes))
+        run.progress.restart_clock(run.trainer.step)
+        # for evaluations and pictures; a training step sets its own
+        with use_backend(run.config.run.kernels):
+            train(run)
+            done = {"results": evaluate_run(run, with_teacher=True)}
+            write_results(run, done["results"])
+        barrier()
+    except StopAgreed as reason:
+        _stop(run, str(reason))
+        done = {"stopped": str(reason)}
+    finally:
+        _close(run)
+    return done | {"steps": run.trainer.step, "skipped": run.trainer.state.skipped}
+
+
+def _stop(run: Run, reason: str) -> None:
+    done = f"stopped after step {run.trainer.step} of {run.total_steps} ({reason})"
+    run.console.note(f"{done}; the same command resumes from there")
+    if run.world.rank == 0:
+        run.folder.stop_request.unlink(missing_ok=True)
+    barrier()
+
+
+def _close(run: Run) -> None:
+    run.console.stop()
+    run.data.train_loader.close()
+    run.data.val_loader.close()
+    run.checkpoints.close()
+    run.health.close()
+    run.log.close()
+    run.trainer.engine.destroy()

@@ -1,0 +1,40 @@
+"""Activation checkpointing: a block's input is stored, and what is in it is computed again in the
+backward pass. Source: Chen et al. 2016 (1604.06174)."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastdeit.config.parse import require
+
+
+def turn_on_checkpointing(model: nn.Module, name: str) -> None:
+    """Make a model compute its blocks again in the backward pass; results stay the same.
+
+    name: of the model, for errors. Raises SettingError for a model of timm that cannot.
+    """
+    turn_on: Any = getattr(model, "set_grad_checkpointing", None)
+    try:
+        turn_on(True)
+    except (TypeError, AssertionError):  # there is none, or timm refuses it
+        require(False, "grad_checkpointing", True, f"off with --model {name}, which has none")
+    for layer in model.modules():
+        if isinstance(layer, _BatchNorm) and layer.track_running_stats:
+            layer.register_forward_pre_hook(_pause_statistics)
+            # always: the second pass ends by an exception where it has all that is needed
+            layer.register_forward_hook(_restore_statistics, always_call=True)
+
+
+def _pause_statistics(layer: Any, _: Any) -> None:
+    """Let a batch norm count no batch twice: within a backward pass it runs for the second time."""
+    if torch._C._current_graph_task_id() != -1:
+        layer.paused = (layer.momentum, layer.num_batches_tracked)
+        layer.momentum = 0.0
+        layer.num_batches_tracked = None
+
+
+def _restore_statistics(layer: Any, *_: Any) -> None:
+    if paused := vars(layer).pop("paused", None):
+        layer.momentum, layer.num_batches_tracked = paused
