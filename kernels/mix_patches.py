@@ -159,6 +159,8 @@ def mix_patches(
     if not is_fused(lam):
         mixed = mix_plainly(images, lam, box, out_dtype, channels_last=with_images)
         return _cut(mixed, patch_size), mixed if with_images else None
-    mix_to_patches = mix_pixels if isinstance(images, Pixels) else mix_patches_triton
-    patches, images_out = mix_to_patches(images, lam, box, patch_size, out_dtype, with_images)
-    return patches, images_out if with_images else None
+    if isinstance(images, Pixels):
+        patches, mixed = mix_pixels(images, lam, box, patch_size, out_dtype, with_images)
+    else:
+        patches, mixed = mix_patches_triton(images, lam, box, patch_size, out_dtype, with_images)
+    return patches, mixed if with_images else None
