@@ -63,7 +63,7 @@ class Recording:
 
     def run(self, tensors: Tensors) -> Any:
         for static, tensor in zip(self.inputs, tensors, strict=True):
-            if static is not None:
+            if static is not None and tensor is not None:
                 static.copy_(tensor)
         self.repeat()
         return self.output
