@@ -4,11 +4,11 @@ DeepSpeed (0.19.8) handles each parameter by itself: a hook that copies its grad
 NaN, a norm. For the 143 parameters of a DeiT that is 2,200 of a step's 3,300 launches. So here
 DeepSpeed sees a flat parameter for each group of the optimizer; the model's weights are views of
 it. Model and loss are one autograd node: its backward copies the gradients of all weights into flat
-ones in one call, so that one hook a group runs. That is for DeepSpeed's own step; in ours
-(zero/flat_update.py) the views alone count, and neither node nor hook runs. The results equal those of single parameters bit
+ones in one call, so that one hook a group runs. The results equal those of single parameters bit
 for bit. The cost is memory for a second copy of all gradients in the training precision, at a time
-when the activations are already free. At ZeRO 3 every rank holds a piece of each weight, and the
-model keeps its own parameters.
+when the activations are already free. That is for DeepSpeed's own step; in ours
+(zero/flat_update.py) only the views count, and neither the node nor a hook runs. At ZeRO 3 every
+rank holds a piece of each weight, and the model keeps its own parameters.
 """
 
 from collections.abc import Callable, Sequence
