@@ -175,9 +175,11 @@ _MODEL = {
         "batch statistics are averaged over the processes after every step: omit it"
     ),
     "--channels-last --fuser --fast-norm": PeerFlag("--kernels auto has fused kernels: omit it"),
-    "--torchscript --torchcompile --torchcompile-mode": PeerFlag(
-        "--kernels auto has fused kernels: omit it"
+    "--torchscript": PeerFlag("use --compile on"),
+    "--torchcompile": PeerFlag(
+        "the compiler is inductor", {SWITCH: "--compile on", "inductor": "--compile on"}
     ),
+    "--torchcompile-mode": PeerFlag("--compile on has the mode default", _built("default")),
     "--amp": PeerFlag(accepts={SWITCH: "--precision auto"}),
     "--amp-dtype": PeerFlag("use --precision bf16", {"bfloat16": "--precision auto"}),
     "--model-dtype": PeerFlag("use --precision fp32 or bf16 (master weights are fp32)"),

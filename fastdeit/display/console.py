@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from fastdeit.display.progress import ProgressBar
+from fastdeit.display.progress import ProgressBar, format_duration
 from fastdeit.display.terminal import Terminal
 
 _ROWS = {
@@ -53,7 +53,8 @@ class RunConsole:
         self._epochs = epochs
         self._steps_per_epoch = steps_per_epoch
         self._terminal = Terminal(enabled)
-        self._bar = ProgressBar(self._terminal, epochs * steps_per_epoch, "starting")
+        steps = epochs * steps_per_epoch
+        self._bar = ProgressBar(self._terminal, steps, "starting", remaining=False)
 
     def heading(self, facts: Mapping[str, str]) -> None:
         """Print the run's facts, one per line, and start the progress bar."""
@@ -62,11 +63,27 @@ class RunConsole:
             self._terminal.say(text, label=f"{name:<{width}}  ")
         self._bar.start()
 
-    def step(self, step: int, *, loss: float, lr: float, images_per_s: float) -> None:
-        """Show the means since the last call, after optimizer step `step`."""
+    def step(
+        self,
+        step: int,
+        *,
+        loss: float,
+        lr: float,
+        images_per_s: float,
+        mfu: float | None = None,
+        seconds_left: float | None = None,
+    ) -> None:
+        """Show the means since the last call, after optimizer step `step`.
+
+        mfu: model FLOPs as a share of the device's peak; seconds_left: of the run; None: not known.
+        """
         number = min((step - 1) // self._steps_per_epoch + 1, self._epochs)
         epoch = f"epoch {number}/{self._epochs}"
         facts = f"loss {loss:.3f}  lr {lr:.2e}  {images_per_s:,.0f} images/s"
+        if mfu is not None:
+            facts += f"  {100 * mfu:.1f} % MFU"
+        if seconds_left is not None:
+            facts += f"  {format_duration(seconds_left)} left"
         self._bar.update(step, facts, epoch, line=f"{epoch}  step {step}  {facts}")
 
     def note(self, text: str) -> None:

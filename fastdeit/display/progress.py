@@ -21,11 +21,17 @@ _SHOWN_AFTER_S = 1.5  # what ends sooner needs no bar
 class ProgressBar:
     """A bar with a description, facts, and the time remaining.
 
-    total: the work that `update` counts; transient: the bar disappears at the end.
+    total: the work that `update` counts; transient: the bar disappears at the end; remaining: show
+    the bar's own estimate of the time remaining, False where the facts have one.
     """
 
     def __init__(
-        self, terminal: Terminal, total: int, description: str, transient: bool = False
+        self,
+        terminal: Terminal,
+        total: int,
+        description: str,
+        transient: bool = False,
+        remaining: bool = True,
     ) -> None:
         self._terminal = terminal
         self._total = total
@@ -33,7 +39,7 @@ class ProgressBar:
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.fields[facts]}", markup=False),
-            TimeRemainingColumn(),
+            *([TimeRemainingColumn()] if remaining else []),
         )
         self._progress = Progress(
             *columns,

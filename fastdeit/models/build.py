@@ -9,6 +9,8 @@ from torch import nn
 
 from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World
+from fastdeit.models.execution.compilation import check_compiler
+from fastdeit.models.execution.form import Execution
 from fastdeit.models.finetune.architecture import list_settings, note_normalisation
 from fastdeit.models.finetune.fit import fit_other_student
 from fastdeit.models.finetune.trainable import freeze_weights
@@ -206,7 +208,21 @@ def build_teacher(config: Config, world: World, classes: tuple[str, ...]) -> Liv
         dtype=precision(config, world)[1],
         student=Preprocessing(config.data.mean, config.data.std, config.data.input_size),
         asked=config.distill.teacher_view,
+        execution=find_execution(config),
     )
+
+
+def find_execution(config: Config) -> Execution:
+    """Return the form in which the teacher runs."""
+    distill = config.distill
+    compiled = config.run.compile == "on"
+    return Execution(distill.teacher_batch, compiled, distill.teacher_benchmark)
+
+
+def check_compilation(config: Config, world: World) -> None:
+    """Raise ValueError if --compile is on and cannot work on this rank's machine."""
+    if config.run.compile == "on":
+        check_compiler(world.device)
 
 
 def weight_metadata(config: Config, classes: Sequence[str], model: nn.Module) -> dict[str, str]:

@@ -22,6 +22,7 @@ from fastdeit.distributed.world import World
 from fastdeit.models.build import (
     build_model,
     build_teacher,
+    check_compilation,
     hub_config,
     precision,
     weight_metadata,
@@ -45,7 +46,8 @@ from fastdeit.run.state import Progress, Run, RunData
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.build import open_cache
 from fastdeit.teacher_cache.reader import CachedTeacher
-from fastdeit.training.build import build_trainer, count_copies, note_schedule
+from fastdeit.training.build import build_trainer, build_utilisation, count_copies, note_schedule
+from fastdeit.training.flops import Utilisation
 from fastdeit.training.trainer import Trainer
 
 _NAMED = 3  # excluded images in the heading
@@ -61,6 +63,7 @@ class Training:
     inputs: Inputs
     drop_path: tuple[float, ...]
     """The student's DropPath rate by block, for each copy of a batch; empty for a timm model."""
+    utilisation: Utilisation
     notes: list[str]
     """Notes on weights of another shape that were made to fit."""
 
@@ -71,6 +74,7 @@ def build_training(config: Config, world: World, index: Index) -> Training:
     A collective.
     """
     check_batch_fits(config, world.size, len(index))
+    each_rank(lambda: check_compilation(config, world))
     plan = build_plan(config, index.sizes)
     pixels = pipeline_options(config, world).describe()
     teacher = each_rank(lambda: build_teacher(config, world, index.classes))
@@ -86,9 +90,10 @@ def build_training(config: Config, world: World, index: Index) -> Training:
     check_same_inputs_everywhere(inputs)
     # read now: the trainer wraps the model
     drop_path = getattr(model, "drop_path_rates", ()) * count_copies(config)
+    utilisation = build_utilisation(config, world, model)
     steps_per_epoch = plan.steps_per_epoch(config.optim.batch_size)
     trainer = build_trainer(config, world, model, teacher, steps_per_epoch, decode)
-    return Training(plan, cached_teacher, trainer, inputs, drop_path, notes)
+    return Training(plan, cached_teacher, trainer, inputs, drop_path, utilisation, notes)
 
 
 def build_run(
@@ -118,6 +123,7 @@ def build_run(
         health=Health(folder, steps_per_epoch, batch_size, console.note),
         log=MetricLog(folder, steps_per_epoch, batch_size, console.note),
         progress=Progress(),
+        utilisation=training.utilisation,
     )
     damaged = [*_list_damaged(data.train_index), *_list_damaged(data.val_index)]
     labels = [*data.train_index.notes, *data.val_index.notes]
@@ -207,6 +213,9 @@ def describe_run(run: Run, notes: list[str]) -> dict[str, str]:
     if stage != wanted:
         reason = "the same maths, gradients summed in fp32"
         notes = [*notes, f"ZeRO {wanted} replaced by {stage}: {reason}"]
+    if config.run.deepspeed_config:
+        reason = "it honours --deepspeed-config, but waits for the device"
+        notes = [*notes, f"DeepSpeed's own step instead of fastdeit's: {reason}"]
     return rows | {f"note {number}": note for number, note in enumerate(notes, 1)}
 
 
@@ -238,7 +247,8 @@ def _describe_model(run: Run) -> str:
     # ZeRO 3 leaves no parameters in the engine's own model
     parameters, trained = count_parameters(run.trainer.state.eval_model)
     frozen = "" if trained == parameters else f", {trained:,} of them trained"
-    return f"{run.config.model.model}, {parameters / 1e6:.2f} M parameters{frozen}"
+    compiled = ", compiled" if run.config.run.compile == "on" else ""
+    return f"{run.config.model.model}, {parameters / 1e6:.2f} M parameters{frozen}{compiled}"
 
 
 def _describe_teacher(run: Run) -> dict[str, str]:
@@ -248,4 +258,6 @@ def _describe_teacher(run: Run) -> dict[str, str]:
     if live := run.trainer.teacher:
         rows.setdefault("teacher", live.describe())
         rows["teacher's images"] = live.describe_view()
+        micro_batch = run.data.train_loader.options.batch_size
+        rows["teacher's form"] = live.describe_execution(micro_batch)
     return rows or {"teacher": "none"}

@@ -10,13 +10,14 @@ from timm.utils import distribute_bn
 from fastdeit.data.loaders.batch import Batch
 from fastdeit.data.loaders.evaluation import EvalBatch
 from fastdeit.data.loaders.train import TrainLoader
+from fastdeit.models.execution.compilation import run_uncompiled
 from fastdeit.plan.digest import show_digest
 from fastdeit.reliability.health import HealthError, summarise
 from fastdeit.reliability.replica_check import compare_weights
 from fastdeit.reliability.supervisor import StopAgreed
 from fastdeit.run.metrics import list_by_step
 from fastdeit.run.resume import roll_back
-from fastdeit.run.state import Run
+from fastdeit.run.state import Run, is_evaluated
 from fastdeit.teacher_cache.check import count_missed
 from fastdeit.training.evaluation import evaluate, student_heads
 
@@ -151,9 +152,19 @@ def log_step(run: Run) -> None:
     means = summarise(applied, run.config.optim.clip_grad)
     data_wait = round(run.progress.wait_share(), 4)
     images_per_s = run.progress.rate(trainer.step) * run.config.optim.batch_size
-    loss = means.get("loss", math.nan)
-    run.console.step(trainer.step, loss=loss, lr=trainer.lr, images_per_s=images_per_s)
-    rates = {"lr": trainer.lr, "images_per_s": images_per_s, "data_wait": data_wait}
+    utilisation = run.utilisation.rate(images_per_s)
+    seconds_left = run.estimate_seconds_left()
+    run.console.step(
+        trainer.step,
+        loss=means.get("loss", math.nan),
+        lr=trainer.lr,
+        images_per_s=images_per_s,
+        mfu=utilisation.get("mfu"),
+        seconds_left=seconds_left,
+    )
+    rates = {"lr": trainer.lr, "images_per_s": images_per_s, "data_wait": data_wait} | utilisation
+    if seconds_left is not None:
+        rates["seconds_left"] = round(seconds_left)
     run.log.write(trainer.step, means | _count(run) | rates | list_by_step(steps))
     run.progress.last_logged_step = trainer.step
 
@@ -174,11 +185,12 @@ def evaluate_if_due(run: Run) -> None:
     step = run.trainer.step
     epochs = run.config.optim.epochs
     epoch, place = divmod(step, run.steps_per_epoch)
-    is_due = place == 0 and (epoch == epochs or epoch % run.config.run.eval_epochs == 0)
+    is_due = place == 0 and is_evaluated(run.config, epoch)
     if not is_due or run.progress.last_evaluated_step == step:
         return
     settle(run)
-    results = evaluate_run(run, with_teacher=False)
+    with run.progress.pace.timed("evaluation"):
+        results = evaluate_run(run, with_teacher=False)
     run.progress.last_evaluated_step = step
     run.log.write(step, results)
     suffix = "/both/top1"
@@ -203,7 +215,8 @@ def evaluate_run(run: Run, with_teacher: bool) -> dict[str, float]:
     if with_teacher and trainer.teacher is not None:
         teacher = trainer.teacher
         models["teacher"] = lambda images: {"both": teacher(images)}
-    return evaluate(models, _validation_batches(run), trainer.state.dtype)
+    with run_uncompiled():
+        return evaluate(models, _validation_batches(run), trainer.state.dtype)
 
 
 def _validation_batches(run: Run) -> Iterator[EvalBatch]:
@@ -224,8 +237,9 @@ def save_checkpoint(run: Run) -> None:
         log_step(run)
     run.supervisor.beat("checkpoint", step)
     compare_replicas(run)
-    tensors, state = run.trainer.state.gather()
-    run.checkpoints.save(tensors, state | run.describe(step))
+    with run.progress.pace.timed("checkpoint"):
+        tensors, state = run.trainer.state.gather()
+        run.checkpoints.save(tensors, state | run.describe(step))
     run.progress.last_saved_step = step
 
 

@@ -1,8 +1,11 @@
 """The objects of a run while it trains: its services, and the marks of its progress."""
 
+import math
+import statistics
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +26,7 @@ from fastdeit.run.inputs import Inputs
 from fastdeit.run.metrics import MetricLog
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.reader import CachedTeacher
+from fastdeit.training.flops import Utilisation
 from fastdeit.training.trainer import LaunchedStep, Meter, Trainer
 
 
@@ -38,6 +42,46 @@ class RunData:
     """Of the training images."""
     train_loader: TrainLoader
     val_loader: EvalLoader
+
+
+class Pace:
+    """Seconds that a step, an evaluation and a checkpoint take: means of the latest, without those
+    that took several times as long as usual, in a pause or while kernels were compiled."""
+
+    LATEST = 100
+    PAUSE = 5.0
+
+    def __init__(self) -> None:
+        self._spans: dict[str, deque[tuple[int, float]]] = defaultdict(
+            lambda: deque(maxlen=self.LATEST)
+        )
+
+    def add(self, kind: str, count: int, seconds: float) -> None:
+        """Note the seconds that `count` of a kind took together."""
+        if count > 0:
+            self._spans[kind].append((count, seconds))
+
+    @contextmanager
+    def timed(self, kind: str) -> Iterator[None]:
+        """Note the seconds that one of a kind takes, unless it fails."""
+        start = time.monotonic()
+        yield
+        self.add(kind, 1, time.monotonic() - start)
+
+    def estimate(self, counts: Mapping[str, int]) -> float | None:
+        """Return the seconds that so many of each kind take, where a kind that was not seen yet
+        takes none; None before the first step."""
+        if not self._spans["step"]:
+            return None
+        return sum(count * self._mean(kind) for kind, count in counts.items())
+
+    def _mean(self, kind: str) -> float:
+        spans = self._spans[kind]
+        if not spans:
+            return 0.0
+        usual = statistics.median_low(seconds / count for count, seconds in spans)
+        steady = [span for span in spans if span[1] <= self.PAUSE * usual * span[0]]
+        return sum(seconds for _, seconds in steady) / sum(count for count, _ in steady)
 
 
 @dataclass
@@ -59,6 +103,7 @@ class Progress:
     """The rate is measured from here."""
     waited_s: float = 0.0
     """Seconds since then in which the loop waited for a batch."""
+    pace: Pace = field(default_factory=Pace)
 
     def restart(self, step: int, last_evaluated_step: int) -> None:
         """Forget everything after `step`, whose checkpoint has just been restored."""
@@ -95,6 +140,7 @@ class Progress:
         """Return the optimizer steps per second since the clock was restarted, and restart it."""
         steps = step - self.clock_step
         seconds = time.monotonic() - self.clock_time
+        self.pace.add("step", steps, seconds)
         self.restart_clock(step)
         return steps / seconds
 
@@ -117,6 +163,7 @@ class Run:
     health: Health
     log: MetricLog
     progress: Progress
+    utilisation: Utilisation
 
     @property
     def steps_per_epoch(self) -> int:
@@ -125,6 +172,12 @@ class Run:
     @property
     def total_steps(self) -> int:
         return self.config.optim.epochs * self.steps_per_epoch
+
+    def estimate_seconds_left(self) -> float | None:
+        """Return the seconds to the end of the run at the pace of this process; None before its
+        first steps."""
+        counts = count_left(self.config, self.steps_per_epoch, self.trainer.step, self.progress)
+        return self.progress.pace.estimate(counts)
 
     def describe(self, step: int) -> dict[str, Any]:
         """Return checkpoint metadata of `step` that is not part of the trainer's state."""
@@ -138,3 +191,36 @@ class Run:
             "config": self.config.to_dict(),
             "versions": versions(),
         }
+
+
+def count_left(
+    config: Config, steps_per_epoch: int, step: int, progress: Progress
+) -> dict[str, int]:
+    """Return how many steps, evaluations and checkpoints a run has left after `step`."""
+    epochs = config.optim.epochs
+    steps = epochs * steps_per_epoch
+    # what is due after this step itself counts until it is done
+    evaluated = max(progress.last_evaluated_step, step - 1) // steps_per_epoch
+    saved = max(progress.last_saved_step, step - 1, 0)
+    due = range(evaluated + 1, epochs + 1)
+    evaluations = sum(1 for epoch in due if is_evaluated(config, epoch))
+    # the results take one more evaluation
+    counts = {"step": steps - step, "evaluation": evaluations + 1}
+    return counts | {"checkpoint": _count_saves(config, steps_per_epoch, saved, steps)}
+
+
+def is_evaluated(config: Config, epoch: int) -> bool:
+    """Return True if the model is evaluated after so many epochs."""
+    return epoch % config.run.eval_epochs == 0 or epoch == config.optim.epochs
+
+
+def _count_saves(config: Config, steps_per_epoch: int, saved: int, last: int) -> int:
+    """Count the checkpoints after step `saved`: at the end of each epoch, and at each --save-steps
+    of no such step."""
+
+    def count(every: int) -> int:
+        return last // every - saved // every
+
+    often = config.checkpoint.save_steps
+    extra = count(often) - count(math.lcm(often, steps_per_epoch)) if often else 0
+    return count(steps_per_epoch) + extra

@@ -1,6 +1,7 @@
 """Build what trains from a `Config`: DeepSpeed's settings and the `Trainer`. Importing it needs no
 DALI."""
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable
@@ -12,8 +13,10 @@ from torch import nn
 from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World, import_deepspeed, without_muon
 from fastdeit.models.build import precision
+from fastdeit.models.execution.compilation import compile_network
 from fastdeit.models.student import Student
 from fastdeit.models.teachers.ensemble import LiveTeacher
+from fastdeit.training.flops import Utilisation, count_flops, find_peak
 from fastdeit.training.forward import ForwardPass, PlannedStudent, SeededModel
 from fastdeit.training.losses import CosubLoss, Criterion, DistillationLoss
 from fastdeit.training.memory.checkpointing import turn_on_checkpointing
@@ -64,6 +67,8 @@ def build_trainer(
     optim = config.optim
     settings = build_deepspeed_config(config, world)
     state = _build_state(config, settings, world, model)
+    if config.run.compile == "on":
+        compile_network(model)
     schedule = build_schedule(
         Rates(state.engine.module.groups, optim.scaled_lr),
         epochs=optim.epochs,
@@ -131,7 +136,8 @@ def build_engine(config: Config, settings: dict[str, Any], world: World, model: 
     module = (LossModule if sharded else FlatLossModule)(model, groups)
     optimizer = build_optimizer(config, world, module)
     exact = copy_weights(model, trained=True)
-    with without_muon():
+    # its ZeRO 3 needs the module itself
+    with contextlib.nullcontext() if sharded else without_muon():
         engine, *_ = import_deepspeed().initialize(
             model=module, optimizer=optimizer, config=settings, dist_init_required=False
         )
@@ -170,6 +176,14 @@ def build_forward(config: Config, model: nn.Module, dtype: torch.dtype) -> Forwa
     if isinstance(model, Student):
         return PlannedStudent(model.patch_size, dtype, count_copies(config))
     return SeededModel(config.run.seed, dtype, count_copies(config))
+
+
+def build_utilisation(config: Config, world: World, model: nn.Module) -> Utilisation:
+    """Count the model FLOPs of a sample, and find the peak of this rank's device in bf16."""
+    flops = count_flops(model, config.data.input_size)
+    is_known = world.device.type == "cuda" and precision(config, world)[0] == "bf16"
+    peak = find_peak(torch.cuda.get_device_name(world.device)) if is_known else None
+    return Utilisation(flops and flops * count_copies(config), world.size, peak)
 
 
 def count_copies(config: Config) -> int:

@@ -26,7 +26,7 @@ from fastdeit.data.build import (
 from fastdeit.data.formats.listing import DataError
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.models.build import build_model, precision
+from fastdeit.models.build import build_model, find_execution, precision
 from fastdeit.plan.build import build_plan
 from fastdeit.training.build import build_deepspeed_config
 from fastdeit.training.forward import PlannedStudent
@@ -166,6 +166,10 @@ def _settings(*keys: str) -> Probe:
     return probe
 
 
+def _execution(name: str) -> Probe:
+    return lambda config: getattr(find_execution(config), name)
+
+
 OTHERS: dict[str, tuple[Any, Probe, Any]] = {
     "data.mean": ((0.1, 0.2, 0.3), _options("mean"), (0.1, 0.2, 0.3)),
     "data.std": ((0.1, 0.2, 0.3), _options("std"), (0.1, 0.2, 0.3)),
@@ -177,6 +181,9 @@ OTHERS: dict[str, tuple[Any, Probe, Any]] = {
     "optim.batch_size": (64, _settings("train_batch_size"), 64),
     "optim.micro_batch": (8, _settings("train_micro_batch_size_per_gpu"), 8),
     "optim.clip_grad": (0.5, _settings("gradient_clipping"), 0.5),
+    "distill.teacher_batch": (4, _execution("batch"), 4),
+    "distill.teacher_benchmark": (True, _execution("benchmark"), True),
+    "run.compile": ("on", _execution("compiled"), True),
     "run.precision": ("bf16", lambda config: precision(config, CPU)[0], "bf16"),
     "run.zero_stage": (3, _settings("zero_optimization", "stage"), 3),
     "limits.startup_limit": (5.0, lambda config: config.limits.sections()["startup"], 5.0),

@@ -67,6 +67,17 @@ def test_disabled_console_prints_nothing(capfd: pytest.CaptureFixture[str]) -> N
     assert capfd.readouterr() == ("", "")
 
 
+def test_console_shows_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    console = RunConsole(2, 5, enabled=True)
+    facts = {"loss": 1.25, "lr": 0.001, "images_per_s": 11900.0}
+    console.step(10, **facts, mfu=0.3325, seconds_left=8040)
+    assert (
+        capsys.readouterr().out.split("images/s")[1].split() == "33.2 % MFU 2 h 14 min left".split()
+    )
+    console.step(10, **facts)
+    assert capsys.readouterr().out.strip().endswith("11,900 images/s")
+
+
 def test_time_left_is_that_of_the_items_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
+from tests.support.launching import TIMED
 
 EPOCHS = 4  # of three steps
 FLAGS = ("--reprob", "0.5", "--eval-epochs", "4", "--micro-batch", "16", "--log-steps", "1")
@@ -43,9 +44,8 @@ def assert_same_run(folder: Path, whole: Path, other_files: frozenset[str] = fro
 def _log_of(folder: Path) -> list[dict[str, Any]]:
     lines = read_json_lines(RunFolder(folder).metrics)
     for line in lines:
-        line.pop("time", None)
-        line.pop("images_per_s", None)
-        line.pop("data_wait", None)
+        for name in TIMED:
+            line.pop(name, None)
     return lines
 
 

@@ -20,6 +20,8 @@ FLAGS = (
     "--depth 2 --num-heads 2 --distillation-type none --batch-size 8 --epochs 10 "
     "--warmup-epochs 1 --lr 0.05 --drop-path 0.3 --log-steps 1 --eval-epochs 5"
 ).split()
+TIMED = {"time", "images_per_s", "data_wait", "tflops", "mfu", "seconds_left"}
+"""Fields of the log that depend on the clock."""
 FOREIGN = {
     *("PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE"),
     *("MASTER_ADDR", "MASTER_PORT"),
@@ -144,12 +146,12 @@ def assert_lines_near(mine: list[dict[str, Any]], theirs: list[dict[str, Any]], 
     """Assert that two logs have the same lines, with values within a relative `rel`.
 
     The gradient norm depends more on the order of sums: its bound is a hundred times `rel`. The
-    speed, images_per_s and data_wait, and the time are not compared.
+    fields of `TIMED` are not compared.
     """
     assert len(mine) == len(theirs)
     for line, wanted in zip(mine, theirs, strict=True):
         assert set(line) == set(wanted), line["step"]
-        for name in set(wanted) - {"images_per_s", "data_wait", "time", "by_step"}:
+        for name in set(wanted) - TIMED - {"by_step"}:
             allowed = rel * (100 if name.startswith("grad_norm") else 1)
             found = line[name]
             value = wanted[name]

@@ -48,6 +48,7 @@ RUN_FIELDS = (
     "offload_optimizer",
     "deepspeed_config",
     "kernels",
+    "compile",
     "grad_checkpointing",
 )
 

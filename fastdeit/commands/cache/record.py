@@ -26,10 +26,15 @@ from fastdeit.data.loaders.train import OrdinalLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.display.progress import ProgressBar
 from fastdeit.display.terminal import Terminal
-from fastdeit.distributed.collectives import check_same_on_ranks, first_on_rank0, on_rank0
+from fastdeit.distributed.collectives import (
+    check_same_on_ranks,
+    each_rank,
+    first_on_rank0,
+    on_rank0,
+)
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.backend import use_backend
-from fastdeit.models.build import build_teacher, precision
+from fastdeit.models.build import build_teacher, check_compilation, precision
 from fastdeit.models.teachers.ensemble import LiveTeacher
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan
@@ -119,6 +124,7 @@ class Job:
         self.index = first_on_rank0(lambda: build_train_index(config))
         self.plan: Plan = build_plan(config, self.index.sizes)
         self.options = pipeline_options(config, self.world)
+        each_rank(lambda: check_compilation(config, self.world))
         teacher = build_teacher(config, self.world, self.index.classes)
         assert teacher is not None, "a run without a cache has one"
         self.teacher: LiveTeacher = teacher
@@ -218,7 +224,10 @@ def _record_share(job: Job, writer: CacheWriter, share: Sequence[Chunk]) -> None
     batches = ChunkBatches(manifest, share, job.config.optim.micro_batch)
     loader = job.loader(batches, batches.micro_batch)
     total = sum(len(manifest.ordinals(chunk)) for _, chunk in share)
-    heading = f"{job.teacher.describe()}; {job.index.root}\nimages: {job.teacher.describe_view()}"
+    heading = (
+        f"{job.teacher.describe()}; {job.index.root}\nimages: {job.teacher.describe_view()}\n"
+        f"form: {job.teacher.describe_execution(batches.micro_batch)}"
+    )
     report = _Report(total, job.world, heading)
     try:
         record_chunks(writer, loader, share, job.teacher, job.dtype, report)

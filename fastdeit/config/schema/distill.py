@@ -24,6 +24,11 @@ class DistillConfig(Section):
     """Standard deviation of each channel for the teacher, in place of its own."""
     teacher_input_size: int | None = None
     """Side of the teacher's images in pixels, in place of its own."""
+    teacher_batch: int = 0
+    """Images that the teacher takes at once, for less memory; 0: those of --micro-batch."""
+    teacher_benchmark: bool = False
+    """Let cuDNN time its algorithms for the teacher's convolutions and take the fastest: another
+    process may take others, which round differently (docs/teachers.md)."""
     distillation_type: Literal["none", "soft", "hard"] = "hard"
     """none, soft (Kullback-Leibler divergence), or hard (cross-entropy to the teacher's class)."""
     distillation_alpha: float = 0.5
@@ -53,6 +58,7 @@ class DistillConfig(Section):
         alone = self.bce_loss and self.distillation_type == "none"
         allowed = "off without --bce-loss and --distillation-type none"
         self._require("cosub", alone or not self.cosub, allowed)
+        self._require("teacher_batch", self.teacher_batch >= 0, "0 or more")
         self._require("cache_period", self.cache_period >= 0, "0 or more")
         kind = self.distillation_type
         unused = bool(self.cache) and kind == "none"

@@ -18,6 +18,9 @@ class RunConfig(Section):
     """auto: bf16 with fp32 master weights on a GPU, fp32 on a CPU."""
     kernels: Literal["auto", "reference"] = "auto"
     """auto: own Triton kernels on a GPU; reference: the same in plain torch, for comparison."""
+    compile: Literal["off", "on"] = "off"
+    """on: torch.compile for the student and the teacher; the first step waits for it, minutes for a
+    large model. Not with --zero-stage 3."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed's partitioning: optimizer state (1), gradients too (2), weights too (3)."""
     grad_checkpointing: bool = False
@@ -45,6 +48,8 @@ class RunConfig(Section):
         self._require("seed", 0 <= self.seed < 2**32, "0 to 4294967295")
         partitioned = self.zero_stage >= 2 or not self.offload_optimizer
         self._require("zero_stage", partitioned, "2 or 3 with --offload-optimizer")
+        whole = self.zero_stage < 3 or self.compile == "off"
+        self._require("compile", whole, "off with --zero-stage 3")
         self._require_each(["eval_epochs", "log_steps"], 1)
         self._require_each(["stop_after_steps"], 0)
         parse_time_limit(self.time_limit)

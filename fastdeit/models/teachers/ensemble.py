@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from fastdeit.models.execution.form import AS_IT_IS, Execution
+from fastdeit.models.execution.memory import Memory
 from fastdeit.models.teachers.identity import combine_facts
 from fastdeit.models.teachers.teacher import Teacher, load_teacher
 from fastdeit.models.teachers.view import Preprocessing
@@ -52,6 +54,18 @@ class Ensemble:
         lines = [f"{teacher.name}: {teacher.describe_view()}" for teacher in self.teachers]
         return "; ".join(lines)
 
+    def describe_execution(self, batch: int) -> str:
+        """Return one line for the log: the form in which each teacher runs, and its memory."""
+        lines = [f"{each.name}: {each.describe_execution(batch)}" for each in self.teachers]
+        return "; ".join(lines)
+
+    def measure_memory(self, batch: int) -> Memory:
+        """Return the memory of all weights, and of the activations of the teacher with the most."""
+        each = [teacher.measure_memory(batch) for teacher in self.teachers]
+        known = [memory.activations for memory in each if memory.activations is not None]
+        weights = sum(memory.weights for memory in each)
+        return Memory(weights, max(known) if len(known) == len(each) else None)
+
 
 LiveTeacher = Teacher | Ensemble
 """What runs in a training step."""
@@ -66,6 +80,7 @@ def load_teachers(
     dtype: torch.dtype,
     student: Preprocessing,
     asked: Mapping[str, Any] | None = None,
+    execution: Execution = AS_IT_IS,
 ) -> LiveTeacher:
     """Load one teacher or an ensemble.
 
@@ -83,6 +98,7 @@ def load_teachers(
             dtype=dtype,
             student=student,
             asked=asked,
+            execution=execution,
         )
         if None not in (classes, teacher.classes) and classes != teacher.classes:
             rule = "must be a teacher for the classes of the data set"

@@ -20,6 +20,7 @@ from torch import nn
 from torch.export.passes import move_to_device_pass
 
 from fastdeit.config.parse import ARCHIVES, is_callable
+from fastdeit.models.execution.form import Logits
 from fastdeit.models.hub import find_class_names, read_class_names
 from fastdeit.models.network import (
     WeightFile,
@@ -42,8 +43,6 @@ from fastdeit.models.teachers.view import (
 )
 from fastdeit.models.weights import check_match
 from fastdeit.storage.tensor_files import hash_tensors
-
-Logits = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)

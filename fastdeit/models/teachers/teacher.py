@@ -5,18 +5,23 @@ std and its input size, where these differ. Source: the teachers of Touvron et a
 (2012.12877), table 2.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fastdeit.config.parse import ARCHIVES
+from fastdeit.models.execution.compilation import compile_function
+from fastdeit.models.execution.folding import fold_batch_norms
+from fastdeit.models.execution.form import AS_IT_IS, Execution, Logits, run_in_parts
+from fastdeit.models.execution.memory import Memory, measure_memory
 from fastdeit.models.sources import find_weights
-from fastdeit.models.teachers.files import LoadedTeacher, Logits, check_num_classes, load_file
+from fastdeit.models.teachers.files import LoadedTeacher, check_num_classes, load_file
 from fastdeit.models.teachers.identity import hash_state
 from fastdeit.models.teachers.view import STUDENT, Preprocessing, Source, View, choose_view
 from fastdeit.models.weights import hash_weights
@@ -37,6 +42,7 @@ class Teacher:
         device: torch.device,
         dtype: torch.dtype,
         student: Preprocessing,
+        execution: Execution = AS_IT_IS,
     ) -> None:
         self.name = loaded.name
         self.preprocessing = loaded.view.preprocessing
@@ -44,9 +50,17 @@ class Teacher:
         self.num_classes = num_classes
         self.device = device
         self.dtype = dtype
-        self._loaded = loaded
-        self._model = loaded.model
-        self._input_dtype = _freeze(loaded.model, device, dtype)
+        self._elements = _count_elements(loaded.model)
+        frozen = _freeze(loaded.model, device, dtype, self.preprocessing.size)
+        self._model = frozen.model
+        self._norms = frozen.norms
+        self._input_dtype = frozen.input_dtype
+        # without the network as it was before its norms were folded
+        self._loaded = dataclasses.replace(loaded, model=frozen.model)
+        # a program is compiled already, or cannot be
+        compiles = execution.compiled and not _is_program(frozen.model)
+        self.execution = execution._replace(compiled=compiles)
+        self._run = compile_function(self._forward) if compiles else self._forward
         self._student = student
         # from the student's normalisation to the teacher's: x · s' / s + (m' - m) / s
         rows = zip(
@@ -63,20 +77,33 @@ class Teacher:
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits (B, K) fp32 for the student's images (B, 3, H, W), any float dtype, on the
         teacher's device."""
+        return run_in_parts(self._run, images, self.execution)
+
+    def _forward(self, images: torch.Tensor) -> torch.Tensor:
         autocast = self.dtype if self._input_dtype != self.dtype else None
         with torch.autocast(self.device.type, dtype=autocast, enabled=autocast is not None):
             return self._model(self._prepare(images)).float()
 
     def _prepare(self, images: torch.Tensor) -> torch.Tensor:
+        """Return images in the teacher's size, normalisation, dtype and memory format: nothing is
+        launched where these are the student's."""
         size = (self.preprocessing.size, self.preprocessing.size)
         if images.shape[-2:] != size:
             images = F.interpolate(images.float(), size=size, mode="bicubic", antialias=True)
-        if (self.preprocessing.mean, self.preprocessing.std) != (
-            self._student.mean,
-            self._student.std,
-        ):
-            images = images.float() * self._factor + self._offset
+        if self._is_normalised_anew:
+            out = torch.empty(
+                images.shape,
+                dtype=self._input_dtype,
+                device=images.device,
+                memory_format=torch.channels_last,
+            )
+            return torch.addcmul(self._offset, images, self._factor, out=out)
         return images.to(self._input_dtype, memory_format=torch.channels_last)
+
+    @property
+    def _is_normalised_anew(self) -> bool:
+        own, student = self.preprocessing, self._student
+        return (own.mean, own.std) != (student.mean, student.std)
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the output for an image, but for rounding, as JSON values by name
@@ -117,10 +144,8 @@ class Teacher:
     def describe(self) -> str:
         """Return one line for the log: name, parameters, classes, dtype, hashes."""
         parts = [f"{self.num_classes} classes"]
-        if isinstance(self._model, nn.Module):
-            count = sum(parameter.numel() for parameter in self._model.parameters())
-            if count:
-                parts.insert(0, f"{count / 1e6:.1f} M parameters")
+        if self._elements:
+            parts.insert(0, f"{self._elements / 1e6:.1f} M parameters")
         parts.append(self.precision)
         parts.append(f"weights {self.weights[:12]}" if self.weights else "no weights found")
         if self.program:
@@ -133,6 +158,27 @@ class Teacher:
         """Return one line for the log: the mean, std and size of its images, and their sources."""
         return self._loaded.view.describe(self._student.size)
 
+    def measure_memory(self, batch: int) -> Memory:
+        """Return its memory for a batch of so many images, of which `Execution.batch` run at once;
+        no activations for a program or a function."""
+        if not isinstance(self._model, nn.Module):
+            return Memory(0, None)
+        at_once = min(batch, self.execution.batch or batch)
+        size = self.preprocessing.size
+        shape = (at_once, 3, size, size)
+        return measure_memory(
+            self._model, torch.empty(shape, dtype=self._input_dtype, device="meta")
+        )
+
+    def describe_execution(self, batch: int) -> str:
+        """Return one line for the log: the form in which it runs on a batch of so many images, and
+        its memory."""
+        parts = [f"{self._norms} batch norms folded into convolutions"] if self._norms else []
+        at_once = min(batch, self.execution.batch or batch)
+        return ", ".join(
+            [*parts, *self.execution.describe(), self.measure_memory(batch).describe(at_once)]
+        )
+
 
 def load_teacher(
     name: str | None,
@@ -143,6 +189,7 @@ def load_teacher(
     dtype: torch.dtype,
     student: Preprocessing,
     asked: Mapping[str, Any] | None = None,
+    execution: Execution = AS_IT_IS,
 ) -> Teacher:
     """Load a frozen teacher for images that were made for a student.
 
@@ -162,26 +209,52 @@ def load_teacher(
     loaded = load_file(name or "", place, num_classes, device, choose)
     if loaded.classes is not None:
         check_num_classes(loaded.name, loaded.source, len(loaded.classes), num_classes)
-    teacher = Teacher(loaded, num_classes=num_classes, device=device, dtype=dtype, student=student)
+    teacher = Teacher(
+        loaded,
+        num_classes=num_classes,
+        device=device,
+        dtype=dtype,
+        student=student,
+        execution=execution,
+    )
     if loaded.num_classes is None:
         _check_output(teacher)
     return teacher
 
 
-def _freeze(model: Logits, device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Prepare a network for inference in place; return the dtype of the images that it takes."""
+class _Frozen(NamedTuple):
+    """A network ready for inference, the dtype of the images that it takes, and the number of its
+    batch norms that are parts of convolutions now."""
+
+    model: Logits
+    input_dtype: torch.dtype
+    norms: int = 0
+
+
+def _freeze(model: Logits, device: torch.device, dtype: torch.dtype, size: int) -> _Frozen:
+    """Prepare a network for inference on images (B, 3, size, size)."""
     if not isinstance(model, nn.Module):
-        return dtype
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    if isinstance(model, torch.jit.ScriptModule | torch.fx.GraphModule):
+        return _Frozen(model, dtype)
+    if _is_program(model):
         # a recorded program may have dtypes in its code: it keeps its own, and autocast changes
         # what can be changed
         if isinstance(model, torch.jit.ScriptModule):
             model.eval()
-        return next((p.dtype for p in model.parameters()), torch.float32)
-    model.eval().to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return dtype
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        return _Frozen(model, next((p.dtype for p in model.parameters()), torch.float32))
+    network, norms = fold_batch_norms(model.eval().to(device), size)
+    network.eval().requires_grad_(False).to(device, dtype)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return _Frozen(network, dtype, norms)
+
+
+def _is_program(model: Logits) -> TypeGuard[torch.jit.ScriptModule | torch.fx.GraphModule]:
+    return isinstance(model, torch.jit.ScriptModule | torch.fx.GraphModule)
+
+
+def _count_elements(model: Logits) -> int:
+    return sum(p.numel() for p in model.parameters()) if isinstance(model, nn.Module) else 0
 
 
 def _check_output(teacher: Teacher) -> None:

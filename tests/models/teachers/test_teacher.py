@@ -13,9 +13,13 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
+from benchmarks.counting import StepCounter
+from fastdeit.models.execution.folding import count_norms
+from fastdeit.models.execution.form import Execution
 from fastdeit.models.student import Student
 from fastdeit.models.teachers.teacher import Teacher, load_teacher
 from fastdeit.models.teachers.view import Preprocessing
+from fastdeit.storage.tensor_files import hash_tensors
 
 MEAN = (0.5, 0.4, 0.3)
 STD = (0.2, 0.25, 0.3)
@@ -226,6 +230,56 @@ def test_teacher_is_frozen_and_in_evaluation_mode(timm_model: nn.Module, tmp_pat
     torch.testing.assert_close(
         logits, load(TIMM, tmp_path / "teacher.pth")(images), rtol=0.05, atol=0.05
     )
+
+
+def save_teacher(model: nn.Module, folder: Path, size: int = SIZE) -> Path:
+    save_file(model.state_dict(), folder / "model.safetensors", own_metadata(TIMM, size))
+    return folder
+
+
+def test_folded_norms_leave_logits_and_identity(timm_model: nn.Module, tmp_path: Path) -> None:
+    teacher = load(TIMM, save_teacher(timm_model, tmp_path))
+    model: Any = teacher._model
+    assert count_norms(timm_model) == 14 and count_norms(model) == 0
+    with torch.no_grad():
+        expected = timm_model(make_images())
+    torch.testing.assert_close(teacher(make_images()), expected, rtol=1e-5, atol=1e-4)
+    assert teacher.identity()["weights"] == hash_tensors(timm_model.state_dict())
+    assert "14 batch norms folded" in teacher.describe_execution(8)
+    count = sum(parameter.numel() for parameter in timm_model.parameters())
+    assert f"{count / 1e6:.1f} M parameters" in teacher.describe()
+
+
+def test_parts_of_a_batch_have_the_logits_of_the_whole(
+    timm_model: nn.Module, tmp_path: Path
+) -> None:
+    images = make_images(8)
+    whole = load(TIMM, save_teacher(timm_model, tmp_path))
+    parts = load(TIMM, tmp_path, execution=Execution(3))
+    torch.testing.assert_close(parts(images), whole(images), rtol=1e-5, atol=1e-5)
+    assert torch.equal(parts(images).argmax(1), whole(images).argmax(1))
+    memory = [each.measure_memory(8) for each in (whole, parts)]
+    assert memory[0].weights == memory[1].weights > 0
+    assert memory[1].activations == memory[0].activations * 3 // 8  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("view", "size", "launches"),
+    [(Preprocessing(MEAN, STD, SIZE), SIZE, 0), (None, SIZE, 1), (None, 48, 3)],
+)
+def test_images_are_prepared_in_few_launches(
+    view: Preprocessing | None, size: int, launches: int, timm_model: nn.Module, tmp_path: Path
+) -> None:
+    """None where the view is the student's; one to normalise; with a resize, in fp32, three."""
+    student = view or Preprocessing((0.5,) * 3, (0.5,) * 3, SIZE)
+    save_teacher(timm_model, tmp_path, size)
+    teacher = load(TIMM, tmp_path, student=student, dtype=torch.bfloat16)
+    images = make_images().bfloat16().contiguous(memory_format=torch.channels_last)
+    with StepCounter() as counter:
+        prepared = teacher._prepare(images)
+    assert counter.launches == launches, counter.operators
+    assert prepared.dtype == torch.bfloat16 and prepared.shape[2:] == (size, size)
+    assert prepared.is_contiguous(memory_format=torch.channels_last)
 
 
 def refuses(message: str, name: str | None, path: Path | None, **overrides: Any) -> None:

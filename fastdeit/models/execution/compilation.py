@@ -1,0 +1,55 @@
+"""Networks compiled by torch.compile. Their weights keep their names, and evaluations run them as
+they are.
+
+torch's random numbers are drawn as without the compiler, so DropPath and dropout are the same.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastdeit.config.parse import require
+
+BACKEND = "inductor"
+_OPTIONS = {"fallback_random": True}
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile a small function and run it on the device. Raise ValueError where that fails: without
+    a C++ compiler, or on a GPU without a C compiler and Triton."""
+    try:
+        compile_function(torch.neg)(torch.ones(8, device=device))
+    # what a compiler raises is of many kinds
+    except Exception as error:
+        cause = getattr(error, "inner_exception", error)
+        reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        require(False, "compile", "on", f"off, as torch.compile fails here: {reason}")
+
+
+def compile_network(network: nn.Module) -> None:
+    """Let the calls of a network run compiled, from the first one on, which waits for the
+    compiler."""
+    network.compile(**_arguments())
+
+
+def compile_function(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Return a function that runs compiled."""
+    return torch.compile(function, **_arguments())
+
+
+def _arguments() -> dict[str, Any]:
+    return {"backend": BACKEND, "options": _OPTIONS if BACKEND == "inductor" else None}
+
+
+@contextmanager
+def run_uncompiled() -> Iterator[None]:
+    """Run networks within as they are: so no evaluation waits for a compiler, for each of its batch
+    sizes, and its results do not depend on one."""
+    # its import takes seconds, and nothing was compiled without it
+    is_used = "torch._dynamo" in sys.modules
+    with torch.compiler.set_stance("force_eager") if is_used else nullcontext():
+        yield

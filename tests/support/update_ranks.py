@@ -1,0 +1,93 @@
+"""Our update beside DeepSpeed's, on the same batches: in one process, and on the two ranks of
+training/zero/test_update.py, whose rank 0 writes FOLDER/two.json."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from fastdeit.distributed.collectives import all_agree, barrier
+from fastdeit.distributed.exits import hard_exit
+from fastdeit.distributed.world import World, init_distributed
+from fastdeit.training.trainer import Trainer
+from tests.support.tiny_student import (
+    configure,
+    deepspeed_steps,
+    make_batch,
+    make_trainer,
+    part,
+)
+
+STEPS = 6
+SAMPLES = 12
+"""Of a step of all ranks; three micro-batches divide them."""
+
+
+class Form(NamedTuple):
+    precision: str
+    zero_stage: int
+    clip_grad: float | None
+    accumulate: int
+
+
+FORMS = [
+    Form(*stage, *rest)
+    for stage in (("fp32", 1), ("fp32", 2), ("bf16", 2))
+    for rest in ((None, 1), (None, 3), (0.5, 3))
+]
+
+
+class Difference(NamedTuple):
+    """Largest differences of our update from DeepSpeed's, on any rank; equal: to the bit."""
+
+    statistics: float
+    weights: float
+    moments: float
+    equal: bool
+
+
+def train(trainer: Trainer, micro: int, world: World) -> list[list[float]]:
+    """Take `STEPS` steps; return the statistics of each, and those that it was skipped by."""
+    rows = []
+    for step in range(STEPS):
+        batch = make_batch(step, world.rank, world.size)
+        starts = range(0, SAMPLES // world.size, micro)
+        rows.append(trainer.train_step(part(batch, start, micro) for start in starts).tolist())
+        assert trainer.applied
+    return rows
+
+
+def compare_updates(form: Form, world: World) -> Difference:
+    """Train with both updates; return how far they are apart."""
+    micro = SAMPLES // world.size // form.accumulate
+    fields = {name: getattr(form, name) for name in ("precision", "zero_stage", "clip_grad")}
+    config = configure(**fields, batch_size=SAMPLES, micro_batch=micro)
+    ours = make_trainer(config, world)
+    with deepspeed_steps():
+        theirs = make_trainer(config, world)
+    rows = [torch.tensor(train(trainer, micro, world)) for trainer in (ours, theirs)]
+    (mine, state), (other, other_state) = ours.state.gather(), theirs.state.gather()
+    sets = {
+        stem: max(largest(value - other[stem][name]) for name, value in named.items())
+        for stem, named in mine.items()
+    }
+    moments = max(sets["exp_avg"], sets["exp_avg_sq"])
+    statistics = largest((rows[0] - rows[1]) / rows[1].abs().clamp(min=1e-30))
+    same = state == other_state and not statistics and not any(sets.values())
+    return Difference(statistics, max(sets["model"], sets["ema"]), moments, all_agree(same))
+
+
+def largest(difference: torch.Tensor) -> float:
+    return difference.abs().max().item()
+
+
+def main(folder: Path) -> None:
+    world = init_distributed(60)
+    found: dict[str, Any] = {
+        str(number): compare_updates(form, world)._asdict() for number, form in enumerate(FORMS)
+    }
+    if world.rank == 0:
+        (folder / "two.json").write_text(json.dumps(found))
+    barrier()
+    hard_exit(0)  # gloo's threads may abort a process that ends by itself
