@@ -4,9 +4,13 @@ python -m benchmarks.resources [--arch 90 80] [--only mix attention] [--write | 
 
 Each bench_<op>.py lists `LAUNCHES`: calls of the op's launchers on small CPU tensors. Here they run
 with a driver that compiles and never launches, so that Triton specialises the arguments as on the
-GPU; the disassembler of Triton's wheel then reads the machine code. --write writes the table
-results/sm<arch>-resources.csv; --check fails when a kernel is worse than in that table, and is part
-of the tests (tests/kernels/test_resources.py).
+GPU; the disassembler of Triton's wheel then reads the machine code. --write writes the rows of the
+installed Triton in the table results/sm<arch>-resources.csv; --check fails when a register is
+spilled or a kernel is worse than in those rows, and is part of the tests
+(tests/kernels/test_resources.py). For another Triton than the installed one:
+
+pip install --no-deps --target FOLDER triton==3.9.0
+PYTHONPATH=FOLDER python -m benchmarks.resources --check
 """
 
 import argparse
@@ -29,6 +33,7 @@ from triton.runtime.jit import JITFunction
 
 from benchmarks.harness import RESULTS, Launch, Row
 from fastdeit.kernels import launch_configs
+from fastdeit.kernels.launch_configs import version_of
 
 OPS = ("attention", "norm", "gelu", "mlp", "mix", "normalise", "distill", "augment", "resize")
 KEYS = ("launch", "kernel", "constants")
@@ -204,25 +209,35 @@ def table(arch: int) -> Path:
     return RESULTS / f"sm{arch}-resources.csv"
 
 
-def read(arch: int) -> dict[tuple[str, ...], dict[str, str]]:
-    """Return the checked-in rows by their keys; none if they are of another version of Triton."""
+def read_all(arch: int) -> list[dict[str, str]]:
+    """Return the checked-in rows, of every version of Triton."""
     with table(arch).open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["triton"] == triton.__version__]
+        return list(csv.DictReader(file))
+
+
+def read(arch: int) -> dict[tuple[str, ...], dict[str, str]]:
+    """Return the checked-in rows of the installed version of Triton, by their keys."""
+    rows = [row for row in read_all(arch) if row["triton"] == triton.__version__]
     return {tuple(row[name] for name in KEYS): row for row in rows}
 
 
 def heaviest(arch: int) -> set[str]:
-    """Return the launches in which a kernel of the checked-in table takes the most registers."""
-    with table(arch).open(newline="", encoding="utf-8") as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: int(row["registers"]))
+    """Return the launches in which a kernel of the checked-in table takes the most registers, with
+    the installed Triton or, if the table has none of it, any."""
+    rows = list(read(arch).values()) or read_all(arch)
+    rows.sort(key=lambda row: int(row["registers"]))
     return set({row["kernel"]: row["launch"] for row in rows}.values())
 
 
 def write(rows: list[Row], arch: int) -> None:
+    """Write the rows in place of those of the installed Triton; those of other versions stay."""
+    others = [row for row in read_all(arch) if row["triton"] != triton.__version__]
+    older = [row for row in others if version_of(row["triton"]) < launch_configs.TRITON]
+    newer = [row for row in others if row not in older]
     with table(arch).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows([*older, *rows, *newer])
 
 
 def compare(row: Row, before: dict[tuple[str, ...], dict[str, str]]) -> list[str]:

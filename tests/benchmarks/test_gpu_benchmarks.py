@@ -18,10 +18,11 @@ import pytest
 import torch
 
 from benchmarks import bench_runs, harness, summary
-from benchmarks.bench_attention import backward_as_pair
 from benchmarks.bench_step import schedule
+from benchmarks.forms import use_form
 from fastdeit.kernels import attention_bwd, launch_configs
 from fastdeit.kernels.attention import attention_reference, attention_triton
+from fastdeit.kernels.launch_configs import find_launch
 from fastdeit.storage.attempts import Attempt, add_attempt
 from fastdeit.storage.run_folder import RunFolder
 from tests.kernels.interpreter import DEVICE
