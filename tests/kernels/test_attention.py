@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.forms import use_form
 from fastdeit.kernels import attention as module
-from fastdeit.kernels import attention_bwd, backend
+from fastdeit.kernels import backend, launch_configs
 from fastdeit.kernels.attention import (
     attention,
     attention_reference,
@@ -22,7 +23,9 @@ from fastdeit.kernels.attention import (
     attention_weights_triton,
 )
 from fastdeit.kernels.attention_bwd import attention_bwd_triton
-from fastdeit.kernels.launch_configs import find_launch
+from fastdeit.kernels.attention_resident import MAX_RESIDENT, split_keys
+from fastdeit.kernels.attention_rows import TAIL
+from fastdeit.kernels.launch_configs import find_form
 from tests.kernels import interpreter
 from tests.kernels.interpreter import DEVICE, INTERPRETED
 from tests.kernels.properties import given, settings, st
@@ -60,12 +63,13 @@ def launches_of_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     On a GPU they keep their own launches: its registers would not suffice.
     """
 
-    def find(op: str, device: torch.device, *, bits: int, D: int, N: int) -> dict[str, int]:
-        return find_launch(op, device, bits=16, D=D, N=N)
+    find = launch_configs._find_row
+
+    def find_row(op: str, arch: int, bits: int, D: int, N: int) -> dict[str, Any]:
+        return find(op, arch, 16, D, N)
 
     if INTERPRETED:
-        monkeypatch.setattr(module, "find_launch", find)
-        monkeypatch.setattr(attention_bwd, "find_launch", find)
+        monkeypatch.setattr(launch_configs, "_find_row", find_row)
 
 
 def weights_by_hand(qkv: torch.Tensor) -> torch.Tensor:
@@ -248,7 +252,73 @@ def test_backward_of_deit_is_one_kernel_on_sm_90(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastdeit.kernels.launch_configs.arch", lambda device: 90)
-    assert find_launch("attention_bwd_whole", torch.device(DEVICE), D=size, N=198)["BLOCK_M"] >= 198
+    assert find_form("attention_bwd", torch.device(DEVICE), D=size, N=198) == "whole"
+
+
+# the forms that the table does not name, each forward with a backward; two parts of the keys, of
+# which the last is masked; three; a part that is too long for N; a head that is padded
+OTHERS = [("resident", "ahead"), ("resident", "pair")]
+OTHER_SHAPES = {
+    "N198-D64": (1, 198, 3, 2, 64),
+    "N197-D48": (2, 197, 3, 1, 48),
+    "N150-D32": (1, 150, 3, 3, 32),
+    "N50-D32": (3, 50, 3, 1, 32),
+}
+
+
+@pytest.fixture(params=OTHERS, ids="-".join)
+def other_forms(request: pytest.FixtureRequest, launches_of_16_bits: None) -> Iterator[None]:
+    forward, backward = request.param
+    # the form "ahead" reads the inputs of the program after the next, past the last ones
+    ahead = {"AHEAD": 2} if backward == "ahead" else {}
+    with use_form("attention_fwd", forward), use_form("attention_bwd", backward, ahead):
+        yield
+
+
+@pytest.mark.parametrize("shape", OTHER_SHAPES.values(), ids=OTHER_SHAPES)
+def test_other_forms_equal_the_formula(shape: tuple[int, ...], other_forms: None) -> None:
+    inputs = make_inputs(shape)
+    found = run(lambda qkv: attention_triton(qkv)[0], *inputs)
+    assert_right(found, expect(*inputs))
+
+
+@pytest.mark.parametrize("dtype", HALVES.values(), ids=HALVES)
+def test_other_forms_have_at_most_twice_the_error_of_torch(
+    dtype: torch.dtype, other_forms: None
+) -> None:
+    inputs = make_inputs(SHAPES["N198-D64"], dtype)
+    pairs = zip(run(attention, *inputs), run(attention_reference, *inputs), strict=True)
+    for (ours, theirs), wanted in zip(pairs, expect(*inputs), strict=True):
+        assert error(ours, wanted) <= 2 * error(theirs, wanted) + 1e-6
+
+
+def test_fetching_ahead_changes_no_bit() -> None:
+    inputs = make_inputs((3, 198, 3, 1, 64), torch.bfloat16)
+    expected = run(attention, *inputs)
+    with use_form("attention_bwd", "ahead", {"AHEAD": 1}):
+        for actual, wanted in zip(run(attention, *inputs), expected, strict=True):
+            assert torch.equal(actual, wanted)
+
+
+@pytest.mark.parametrize(
+    ("op", "form", "message"),
+    [
+        ("attention_fwd", "resident", "at most 256 tokens .got 300."),
+        ("attention_bwd", "whole", "BLOCK_M must be at least 300"),
+    ],
+)
+def test_form_that_cannot_hold_an_image_is_refused(op: str, form: str, message: str) -> None:
+    inputs = make_inputs((1, 300, 3, 1, 64), torch.bfloat16)
+    with use_form(op, form), pytest.raises(ValueError, match=message):
+        run(attention, *inputs)
+
+
+def test_parts_of_the_keys_hold_every_key_and_little_more() -> None:
+    for tokens in range(1, MAX_RESIDENT + 1):
+        parts = [width for width in split_keys(tokens) if width]
+        assert all(width & (width - 1) == 0 and TAIL <= width <= 128 for width in parts)
+        assert sum(parts[:-1]) < tokens <= sum(parts) <= max(TAIL, 2 * tokens)
+    assert split_keys(198) == split_keys(197) == (128, 64, 16)
 
 
 def test_attention_accepts_strided_views() -> None:

@@ -3,7 +3,11 @@
 .venv/bin/python -m pytest tests/kernels/test_launch_configs.py, about 3 s
 """
 
+import itertools
+import json
+import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +17,8 @@ from benchmarks import tune
 from fastdeit.kernels import launch_configs
 
 CPU = torch.device("cpu")
+EDGES = [size + more for size in (16, 64, 128, 224, 256) for more in (0, 1)]
+"""Numbers of tokens beside which another row begins."""
 
 
 def make_row(arch: int, dim: int, tokens: int, block: int) -> dict:
@@ -75,17 +81,68 @@ def test_returned_launch_is_a_copy(table: list[dict]) -> None:
     assert launch_configs.find_launch("k", CPU)["BLOCK"] != 99
 
 
+def test_newest_row_that_the_installed_triton_supports_is_chosen(
+    table: list[dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table.append(make_row(90, 64, 256, 6) | {"triton": "3.9"})
+    table.append(make_row(90, 64, 256, 7) | {"triton": "3.10"})
+    for version, block in (((3, 6), 3), ((3, 9), 6), ((3, 10), 7), ((4, 0), 7)):
+        monkeypatch.setattr(launch_configs, "TRITON", version)
+        launch_configs._find_row.cache_clear()
+        assert launch_configs.find_launch("k", CPU, D=64, N=198)["BLOCK"] == block
+        # the sizes without a row of their own for a version have that of any version
+        assert launch_configs.find_launch("k", CPU, D=64, N=300)["BLOCK"] == 4
+
+
+def test_versions_are_compared_as_numbers() -> None:
+    assert launch_configs.version_of("3.9.0") == launch_configs.version_of("3.9.1+git1") == (3, 9)
+    assert launch_configs.version_of("3.10") > launch_configs.version_of("3.9.1")
+
+
+def test_form_is_that_of_the_row(table: list[dict]) -> None:
+    table.append({"op": "f", "arch": 80, "bits": 16, "D": 64, "N": 128, "form": "near"})
+    table.append({"op": "f", "arch": 80, "bits": 16, "D": 64, "N": 256, "form": "far"})
+    assert launch_configs.find_form("f", CPU, D=64, N=100) == "near"
+    assert launch_configs.find_form("f", CPU, D=64, N=198) == "far"
+
+
 def test_checked_in_table_is_valid() -> None:
     keys = [
-        (row["op"], row["arch"], row["bits"], row["D"], row["N"]) for row in launch_configs.rows()
+        (row["op"], row["arch"], row["bits"], row["D"], row["N"], row.get("triton"))
+        for row in launch_configs.rows()
     ]
     assert len(set(keys)) == len(keys) > 40
     for row in launch_configs.rows():
-        assert set(row) == {"op", "arch", "bits", "D", "N", "launch"}
+        contents = {"form"} if row["op"] in launch_configs.FORMS else {"launch"}
+        assert set(row) - {"triton"} == {"op", "arch", "bits", "D", "N"} | contents
+        if "form" in row:
+            assert row["form"] in launch_configs.FORMS[row["op"]]
+            continue
         assert row["launch"]["num_warps"] in (1, 2, 4, 8, 16)
         assert all(type(value) is int and value > 0 for value in row["launch"].values())
-    # every op has a row for the oldest architecture, so that no architecture is without one
-    assert {key[0] for key in keys if key[1] == 80} == {key[0] for key in keys}
+    # every op has a row for the oldest architecture, so that no architecture is without one; the
+    # form "ahead" is for those whose shared memory holds it
+    oldest = {key[0] for key in keys if key[1] == 80}
+    assert oldest == {key[0] for key in keys} - {"attention_bwd_ahead"}
+
+
+@pytest.mark.parametrize("version", [(3, 6), (3, 9)], ids=["3.6", "3.9"])
+@pytest.mark.parametrize(("arch", "most"), [(80, 128), (90, 256)])
+def test_one_program_of_attention_holds_every_image_that_has_the_form(
+    arch: int, most: int, version: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch_configs, "arch", lambda device: arch)
+    monkeypatch.setattr(launch_configs, "TRITON", version)
+    launch_configs._find_row.cache_clear()
+    longest = 0
+    for tokens, dim, bits in itertools.product(EDGES, (32, 64, 96, 128), (16, 32)):
+        sizes = {"bits": bits, "D": dim, "N": tokens}
+        if launch_configs.find_form("attention_bwd", CPU, **sizes) == "whole":
+            launch = launch_configs.find_launch("attention_bwd_whole", CPU, **sizes)
+            assert launch["BLOCK_M"] >= tokens, sizes
+            longest = max(longest, tokens)
+    launch_configs._find_row.cache_clear()
+    assert longest == most
 
 
 def test_tuning_finds_the_fastest_correct_launch(
@@ -106,36 +163,84 @@ def test_tuning_finds_the_fastest_correct_launch(
 
     assert tune.rows_of(call) == [row]
     monkeypatch.setattr(tune, "time_of", time_of)
-    tune.improve(row, call)
-    assert row["launch"] == {"BLOCK": 16, "num_warps": 2}
-    assert table[2]["launch"] == TABLE[2]["launch"]
+    tune.tune(call, math.inf)
+    (new,) = (other for other in table if other.get("triton") == tune.TRITON)
+    assert new["launch"] == {"BLOCK": 16, "num_warps": 2} and new["N"] == row["N"]
+    # another version of Triton has the same launches as before
+    assert [other["launch"] for other in table if other is not new] == [
+        other["launch"] for other in TABLE
+    ]
+
+
+def add_forms(table: list[dict], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add the op "f" with the forms "old", of the table, and "new", each with a launch."""
+    monkeypatch.setitem(launch_configs.FORMS, "f", ("new", "old"))
+    sizes = {"arch": 90, "bits": 16, "D": 0, "N": 0}
+    table.append({"op": "f", **sizes, "form": "old"})
+    for form, block in (("old", 16), ("new", 64)):
+        launch = {"BLOCK": block, "num_warps": 4}
+        table.append({"op": f"f_{form}", **sizes, "launch": launch})
 
 
 @pytest.mark.parametrize(
     ("ms", "result", "kept"),
-    [((9.0, 5.0), (1.0, 1.0), 2), ((5.0, 9.0), (1.0, 1.0), 1), ((9.0, 5.0), (1.0, -1.0), 1)],
+    [((9.0, 5.0), 1.0, "new"), ((5.0, 9.0), 1.0, "old"), ((9.0, 5.0), -1.0, "old")],
     ids=["faster", "slower", "wrong"],
 )
-def test_tuning_keeps_the_last_form_only_where_it_is_faster_and_right(
+def test_tuning_keeps_another_form_only_where_it_is_faster_and_right(
     ms: tuple[float, float],
-    result: tuple[float, float],
-    kept: int,
+    result: float,
+    kept: str,
     table: list[dict],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    launch = table[4]["launch"]
-    launch["FORM"] = 1
+    add_forms(table, monkeypatch)
 
     def call() -> list[torch.Tensor]:
-        return [torch.full((1,), result[launch["FORM"] - 1])]
+        form = launch_configs.find_form("f", CPU)
+        launch_configs.find_launch(f"f_{form}", CPU)
+        return [torch.full((1,), 1.0 if form == "old" else result)]
 
     def time_of(call: tune.Call, expected: list[torch.Tensor]) -> float:
+        form = launch_configs.find_form("f", CPU)
+        launch = launch_configs.find_launch(f"f_{form}", CPU)
         is_right = torch.equal(call()[0], expected[0])
-        return ms[launch["FORM"] - 1] + launch["num_warps"] / 8 if is_right else float("inf")
+        # as it is in the table, the form "new" is slower than "old"
+        return ms[form == "new"] + abs(launch["BLOCK"] - 16) if is_right else math.inf
 
     monkeypatch.setattr(tune, "time_of", time_of)
-    tune.improve(table[4], call)
-    assert launch["FORM"] == kept
+    tune.tune(call, math.inf)
+    assert launch_configs.find_form("f", CPU) == kept
+    monkeypatch.setattr(launch_configs, "TRITON", (3, 0))
+    launch_configs._find_row.cache_clear()
+    assert launch_configs.find_form("f", CPU) == "old"
+
+
+def test_tuning_changes_nothing_after_the_deadline(
+    table: list[dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_forms(table, monkeypatch)
+
+    def call() -> list[torch.Tensor]:
+        form = launch_configs.find_form("f", CPU)
+        return [torch.full((1,), float(launch_configs.find_launch(f"f_{form}", CPU)["BLOCK"]))]
+
+    monkeypatch.setattr(tune, "time_of", lambda call, expected: 1.0 / call()[0].item())
+    tune.tune(call, -math.inf)
+    assert call() == [torch.tensor([16.0])] and launch_configs.find_form("f", CPU) == "old"
+
+
+def test_written_table_has_no_row_that_an_older_triton_has_too(
+    table: list[dict], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(launch_configs, "TABLE", tmp_path / "launch_configs.json")
+    changed = tune.own(table[0])
+    changed["launch"]["BLOCK"] = 8
+    tune.own(table[1])
+    tune.write()
+    written = json.loads((tmp_path / "launch_configs.json").read_text())
+    assert [row for row in written if "triton" in row] == [changed]
+    assert len(written) == len(TABLE) + 1
 
 
 def test_new_architecture_starts_from_copied_rows(table: list[dict]) -> None:
@@ -148,12 +253,14 @@ def test_new_architecture_starts_from_copied_rows(table: list[dict]) -> None:
     assert len([row for row in table if row["arch"] == 100]) == len(new)
 
 
-def test_neighbours_differ_in_one_number() -> None:
+def test_neighbours_differ_in_one_number_or_in_a_block_and_the_warps() -> None:
     launch = {"BLOCK_M": 64, "num_warps": 4, "num_stages": 1}
     found = list(tune.neighbours(launch))
     assert launch | {"BLOCK_M": 32} in found
     assert launch | {"num_stages": 2} in found
-    assert all(sum(other[name] != launch[name] for name in launch) == 1 for other in found)
+    assert launch | {"BLOCK_M": 32, "num_warps": 2} in found
+    changes = [{name for name in launch if other[name] != launch[name]} for other in found]
+    assert all(len(change) == 1 or change == {"BLOCK_M", "num_warps"} for change in changes)
     assert all(other["num_stages"] >= 1 for other in found)
 
 
