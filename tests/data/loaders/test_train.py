@@ -3,6 +3,7 @@ in memory that stays valid."""
 
 import dataclasses
 import gc
+import itertools
 import shutil
 import weakref
 from collections.abc import Iterable
@@ -126,6 +127,29 @@ def test_a_thread_that_reads_ahead_changes_nothing(
         passes = [[*loader.epoch(epoch)] for epoch in (1, 2)]
     assert_same(joined(passes[1]), expected)
     assert_same(joined(passes[0]), joined(train_loader(index, plan).epoch(1)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "form", [{"backend": "native"}, {"backend": "exact"}, {"uses_kernels": True}], ids=str
+)
+def test_a_thread_on_a_gpu_changes_nothing_in_50_batches(
+    index: Index, plan: Plan, form: dict[str, Any]
+) -> None:
+    """A matrix product after each batch keeps the stream of the step busy."""
+    work = torch.randn(2048, 2048, device="cuda")
+    found = []
+    for read_ahead in (False, True):
+        held = []
+        with closing(train_loader(index, plan, 8, device="gpu", read_ahead=read_ahead, **form)) as (
+            loader
+        ):
+            for batch in itertools.islice(itertools.chain(*map(loader.epoch, range(4))), 50):
+                work = torch.tanh(work @ work)
+                held.append({name: getattr(batch, name).clone() for name in FIELDS})
+        found.append(held)
+    for one, other in zip(*found, strict=True):
+        assert_same(one, other)
 
 
 def test_the_first_batch_of_the_next_epoch_is_made_ahead(index: Index, plan: Plan) -> None:
