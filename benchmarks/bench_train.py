@@ -45,16 +45,18 @@ CASES = {
     "cpu": [("toy", 64), ("tiny", 4)],
 }
 """Student and batch, the most important first."""
-MEASURED = {"cuda": 30, "cpu": 12}
+MEASURED = {"cuda": 30, "cpu": 8}
 """Batches of a measurement."""
 FILLED = 4
 """Batches at the start of a measurement that the queues already hold: they are not counted."""
 GAP_BATCHES = (128, 256, 1024)
 CALLS = 300
 """Small torch calls of a step between two batches."""
-PAUSE_S = 60e-6
+PAUSE_S = 200e-6
 """Pause of such a step for an image: DALI has the batch ready after it."""
 NEAR = 0.9
+SIZES = ("small", "large")
+"""Folders of images for a toy, and for 224 px."""
 ALONE = ("loader alone", "step alone")
 THREAD = {"off": False, "on": True}
 Batches = Iterator[Batch]
@@ -193,7 +195,7 @@ def measure_gap(take: Callable[[], object], batch: int, steps: int) -> Gap:
 
 def measure_gaps(batch: int, index: Index, world: World, rounds: int) -> dict[str, Gap]:
     """Return the times by where the batch comes from, of alternating rounds."""
-    steps = max(8, 4096 // batch)
+    steps = max(8, 2048 // batch)
     with ExitStack() as stack:
         takes: dict[str, Callable[[], object]] = {"cached": lambda: None}
         for name, thread in THREAD.items():
@@ -253,10 +255,9 @@ def gap_rows(batch: int, index: Index, world: World, rounds: int) -> list[harnes
 
 
 def measure_all(args: argparse.Namespace, world: World, folder: Path) -> list[harness.Row]:
-    write_images(folder / "large", 64, links=128)
-    write_images(folder / "small", 16, links=1000, size=(64, 48))
-    small = build_index(folder / "small", "train")
-    large = build_index(folder / "large", "train")
+    write_images(folder / "large", 32, links=64)
+    write_images(folder / "small", 16, links=400, size=(64, 48))
+    small, large = (build_index(folder / name, "train", check="headers") for name in SIZES)
     jobs: list[Callable[[], list[harness.Row]]] = []
     for case in CASES[world.device.type]:
         index = small if case[0] == "toy" else large
