@@ -161,6 +161,26 @@ def test_the_first_batch_of_the_next_epoch_is_made_ahead(index: Index, plan: Pla
         assert batch.batch is next(loader.epoch(1))
 
 
+class NoRecords:
+    """A teacher cache in which nothing is recorded."""
+
+    missed = 0
+
+    def records(self, epoch: int, ordinals: np.ndarray, *_: Any) -> None:
+        self.missed += len(ordinals)
+
+
+def test_samples_without_a_record_count_when_they_are_used(index: Index, plan: Plan) -> None:
+    records = NoRecords()
+    with closing(train_loader(index, plan, 16, read_ahead=True, teacher_records=records)) as loader:
+        batches = loader.epoch(0)
+        next(batches)
+        next(batches)
+        task = loader._ahead._task
+        assert task is not None and task.future.exception(60) is None
+        assert records.missed == 48 and loader.unrecorded == 32
+
+
 def test_micro_batches_may_have_14_samples(index: Index, plan: Plan) -> None:
     """A size that is no power of two: 56 = 4 * 14."""
     whole, parts = (
