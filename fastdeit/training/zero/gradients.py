@@ -28,10 +28,11 @@ class FlatGradients:
         self._sums_parts = stage == 2 and micro_steps > 1
         self.share = 1 / (micro_steps * self._ranks)
         """The weight of a micro-batch's loss, which makes the sum of all gradients their mean."""
-        self._wholes = [part.new_zeros(self._ranks * part.numel()) for part in parts]
-        self._views = module.views(self._wholes)
+        self.wholes = [part.new_zeros(self._ranks * part.numel()) for part in parts]
+        """This rank's gradients before they are reduced, which `add` writes."""
+        self._views = module.views(self.wholes)
         # one process has its whole gradient as its part
-        self._reduced = self._wholes if self._ranks == 1 else [*map(torch.zeros_like, parts)]
+        self._reduced = self.wholes if self._ranks == 1 else [*map(torch.zeros_like, parts)]
         self.parts = [*map(torch.zeros_like, parts)] if self._sums_parts else self._reduced
         """This rank's part of the sum, after the last micro-batch was reduced."""
 
@@ -55,7 +56,7 @@ class FlatGradients:
         if not self._sums_parts and number < self._last:
             return
         if self._ranks > 1:
-            for part, whole in zip(self._reduced, self._wholes, strict=True):
+            for part, whole in zip(self._reduced, self.wholes, strict=True):
                 dist.reduce_scatter_tensor(part, whole)
         if self._sums_parts:
             add = torch._foreach_copy_ if number == 0 else torch._foreach_add_
