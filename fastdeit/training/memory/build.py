@@ -9,10 +9,8 @@ import torch
 from torch import nn
 
 from fastdeit.config.schema import Config
-from fastdeit.data.loaders.batch import Batch
 from fastdeit.distributed.world import World
 from fastdeit.kernels.backend import use_backend
-from fastdeit.kernels.distill import LossParts
 from fastdeit.models.build import precision
 from fastdeit.models.finetune.trainable import count_parameters
 from fastdeit.models.student import Student
@@ -23,10 +21,10 @@ from fastdeit.training.build import (
     build_forward,
     count_copies,
 )
+from fastdeit.training.forward import MicroLoss
 from fastdeit.training.memory.checkpointing import can_checkpoint
 from fastdeit.training.memory.plan import MemoryPlan, ZeroLayout, advise, count_state
 from fastdeit.training.memory.usage import StepUsage, fused_attention, measure_step
-from fastdeit.training.zero.flat import Compute
 
 Planner = Callable[[int, bool], MemoryPlan]
 """Makes the plan of a micro-batch, with or without activation checkpointing."""
@@ -138,33 +136,20 @@ def measure_model(config: Config, world: World, model: nn.Module, num_classes: i
 
 def _make_step(
     config: Config, model: nn.Module, dtype: torch.dtype, size: int, num_classes: int
-) -> Compute:
-    """Return the function of the loss for a micro-batch on the meta device."""
-    forward, criterion = build_forward(config, model, dtype), build_criterion(config)
+) -> MicroLoss:
+    """Return the loss of a micro-batch on the meta device."""
     side, is_taught = config.data.input_size, config.distill.distillation_type != "none"
     with torch.device("meta"):
-        shape: tuple[int, ...] = (size, 3, side, side)
-        depth = 0
+        inputs, masks = torch.empty(size, 3, side, side, dtype=dtype), None
         if isinstance(model, Student):
-            shape = (size, model.grid_size**2, 3 * model.patch_size**2)
+            patches = (size, model.grid_size**2, 3 * model.patch_size**2)
             depth = len(model.blocks) * count_copies(config)
-        inputs = torch.empty(shape, dtype=dtype)
-        batch = Batch(
-            unmixed=inputs,
-            labels=torch.empty(size, dtype=torch.int64),
-            lam=torch.empty(size),
-            box=torch.empty(size, 4, dtype=torch.int32),
-            drop_path_mask=torch.empty(size, depth, 2, dtype=torch.bool),
-            ordinals=torch.empty(size, dtype=torch.int64),
-            image_index=torch.empty(size, dtype=torch.int64),
-        )
+            inputs = torch.empty(patches, dtype=dtype)
+            masks = torch.empty(size, depth, 2, dtype=torch.bool)
+        labels, lam = torch.empty(size, dtype=torch.int64), torch.empty(size)
         taught = torch.empty(size, num_classes) if is_taught else None
-
-    def compute(model: nn.Module) -> LossParts:
-        outputs = forward.run(model, inputs, batch, 0)
-        return criterion(outputs, batch.labels, batch.lam, taught)
-
-    return compute
+    tensors = (inputs, labels, lam, masks, taught)
+    return MicroLoss(build_forward(config, model, dtype), build_criterion(config), tensors)
 
 
 def _count_batches(config: Config, world: World, layout: ZeroLayout, *, with_images: bool) -> float:

@@ -18,10 +18,10 @@ def fused_attention() -> Iterator[None]:
     weights; one with a mask stays as it is."""
     plain = F.scaled_dot_product_attention
 
-    def attend(*qkv: torch.Tensor, **others: Any) -> torch.Tensor:
-        if len(qkv) == 3 and others.get("attn_mask") is None:
-            return torch.ops.aten._scaled_dot_product_flash_attention(*qkv)[0]
-        return plain(*qkv, **others)
+    def attend(*inputs: Any, **others: Any) -> torch.Tensor:
+        if len(inputs) == 3 and others.get("attn_mask") is None:
+            return torch.ops.aten._scaled_dot_product_flash_attention(*inputs)[0]
+        return plain(*inputs, **others)
 
     # not a mode of torch's: that is off in what a backward pass computes again
     F.scaled_dot_product_attention = attend  # type: ignore[assignment]
