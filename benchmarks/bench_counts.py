@@ -4,8 +4,8 @@ every machine.
 python -m benchmarks.bench_counts [-o FILE]
 
 One process; the toy student of trainers.py has a DeiT's 12 blocks. counting.py defines the counts,
-tests/training/test_step_counts.py sets upper limits for them. `step_launches` are those of
-DeepSpeed's `step()` alone.
+tests/training/test_step_counts.py sets upper limits for them. `step_launches` are those of the
+update (training/zero/update.py): ours at ZeRO 1 and 2, DeepSpeed's `step()` at 3.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from benchmarks import harness
 from benchmarks.counting import StepCounter
 from benchmarks.trainers import make_config, make_trainer, micro_batches
 from fastdeit.distributed.world import World, init_distributed
+from fastdeit.training.zero.flat_update import FlatUpdate
 
 WARM_UP = 3
 """Steps before the counted one: DeepSpeed's timer starts at the third."""
@@ -44,7 +45,7 @@ class Counts(NamedTuple):
 
     whole: StepCounter
     step: StepCounter
-    """DeepSpeed's `step()`."""
+    """The update of the weights: ours, or DeepSpeed's `step()`."""
 
 
 def count_step(form: Form, world: World) -> Counts:
@@ -61,13 +62,14 @@ def count_step(form: Form, world: World) -> Counts:
     for _ in range(WARM_UP):
         trainer.train_step(batches)
     counts = Counts(StepCounter(), StepCounter())
-    original = trainer.engine.step
+    owner = trainer.update if isinstance(trainer.update, FlatUpdate) else trainer.engine
+    original = owner.step
 
     def step(*args: Any, **kwargs: Any) -> Any:
         with counts.step:
             return original(*args, **kwargs)
 
-    with mock.patch.object(trainer.engine, "step", step), counts.whole:
+    with mock.patch.object(owner, "step", step), counts.whole:
         trainer.train_step(batches)
     trainer.engine.destroy()
     return counts

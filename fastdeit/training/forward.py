@@ -1,24 +1,36 @@
-"""Forward passes of the two kinds of models: a batch becomes the model's input and its outputs."""
+"""Forward passes of the two kinds of models: a batch becomes the model's input, its outputs and
+their loss."""
 
+import dataclasses
 import hashlib
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from fastdeit.data.loaders.batch import Batch
+from fastdeit.kernels.distill import LossParts
 from fastdeit.kernels.mix import mix
 from fastdeit.kernels.mix_patches import mix_patches
+from fastdeit.training.losses import Criterion
 
 
 class ForwardPass(Protocol):
     """Forward pass of a model; a batch is mixed first: the teacher sees the same images."""
 
+    draws: bool
+    """True if the model draws random numbers of its own."""
+
     def mix(self, batch: Batch, *, with_images: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the model's input, and the mixed images (B, 3, H, W) if the teacher needs them."""
 
-    def run(self, model: nn.Module, inputs: torch.Tensor, batch: Batch, step: int) -> Any:
-        """Return the model's outputs for what `mix` made of the batch."""
+    def seed(self, batch: Batch, step: int) -> None:
+        """Set the generator that the model draws from in `run`."""
+
+    def run(self, model: nn.Module, inputs: torch.Tensor, masks: torch.Tensor | None) -> Any:
+        """Return the model's outputs for what `mix` made of a batch; masks: its
+        `drop_path_mask`."""
 
 
 class PlannedStudent:
@@ -27,6 +39,8 @@ class PlannedStudent:
     copies: times that it sees the batch, one copy after the other, each with masks of its own:
     (B, copies * depth, 2) in the batch.
     """
+
+    draws = False
 
     def __init__(self, patch_size: int, dtype: torch.dtype, copies: int = 1) -> None:
         self.patch_size = patch_size
@@ -43,10 +57,12 @@ class PlannedStudent:
             with_images=with_images,
         )
 
-    def run(self, model: nn.Module, inputs: torch.Tensor, batch: Batch, step: int) -> Any:
-        if batch.drop_path_mask is None:  # the student would draw one that no replay repeats
+    def seed(self, batch: Batch, step: int) -> None:
+        pass
+
+    def run(self, model: nn.Module, inputs: torch.Tensor, masks: torch.Tensor | None) -> Any:
+        if masks is None:  # the student would draw one that no replay repeats
             raise ValueError("drop_path_mask must be the plan's (got None)")
-        masks = batch.drop_path_mask
         if self.copies > 1:
             masks = torch.cat(masks.chunk(self.copies, dim=1))
         return model(_repeat(inputs, self.copies), masks)
@@ -60,8 +76,10 @@ class SeededModel:
     copies: times that it sees the batch, one copy after the other.
     """
 
+    draws = True
+
     def __init__(self, seed: int, dtype: torch.dtype, copies: int = 1) -> None:
-        self.seed = seed
+        self._seed = seed
         self.dtype = dtype
         self.copies = copies
 
@@ -70,10 +88,38 @@ class SeededModel:
         images = mix(batch.unmixed, batch.lam, batch.box, self.dtype, channels_last=True)
         return images, images if with_images else None
 
-    def run(self, model: nn.Module, inputs: torch.Tensor, batch: Batch, step: int) -> Any:
-        key = hashlib.sha256(f"{self.seed} {step} {batch.digest}".encode()).digest()
+    def seed(self, batch: Batch, step: int) -> None:
+        key = hashlib.sha256(f"{self._seed} {step} {batch.digest}".encode()).digest()
         torch.manual_seed(int.from_bytes(key[:7], "little"))
+
+    def run(self, model: nn.Module, inputs: torch.Tensor, masks: torch.Tensor | None) -> Any:
         return model(_repeat(inputs, self.copies))
+
+
+@dataclass(frozen=True)
+class MicroLoss:
+    """The loss of a micro-batch: a function of the model and of tensors alone.
+
+    tensors: what `forward.mix` made of the batch, labels, lam and drop_path_mask of the batch, and
+    the teacher's output or None.
+    """
+
+    forward: ForwardPass
+    criterion: Criterion
+    tensors: tuple[torch.Tensor | None, ...]
+
+    def __call__(self, model: nn.Module) -> LossParts:
+        inputs, labels, lam, masks, teacher_output = self.tensors
+        assert inputs is not None
+        outputs = self.forward.run(model, inputs, masks)
+        return self.criterion(outputs, labels, lam, teacher_output)
+
+    def with_tensors(self, tensors: tuple[torch.Tensor | None, ...]) -> "MicroLoss":
+        return dataclasses.replace(self, tensors=tensors)
+
+    def is_like(self, other: "MicroLoss") -> bool:
+        """Return True if both are the same function, maybe of other tensors."""
+        return self.forward is other.forward and self.criterion is other.criterion
 
 
 def _repeat(inputs: torch.Tensor, copies: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ from torch import nn
 
 from fastdeit.models.finetune.trainable import list_frozen_norms
 from fastdeit.plan.digest import add_digests, show_digest
+from fastdeit.training.buffers import StepBuffers
 from fastdeit.training.optim.ema import Ema
 from fastdeit.training.zero.partitions import open_partitions
 
@@ -48,7 +49,8 @@ class TrainerState:
         self.ema = None
         if ema_decay is not None:
             self.ema = Ema(self.partitions.masters, self.buffers(), ema_decay, warmup=ema_warmup)
-        self._buffers_before: Tensors = {}
+        self._has_buffers = bool(self.buffers())
+        self._step_buffers = StepBuffers(self.buffers)
         self.step = 0
         """Of the next optimizer step."""
         self.digest = 0
@@ -81,34 +83,20 @@ class TrainerState:
                 layer.eval()
         if self.ema is not None:
             self.ema.set_rate(self.step)
-        self._buffers_before = {name: value.clone() for name, value in self.buffers().items()}
+        if self._has_buffers:
+            self._step_buffers.save()
 
     def finish_step(self, skipped: torch.Tensor) -> None:
-        """Move buffers and EMA on after a step, or restore what a skipped step has changed; a
+        """Update buffers and EMA after a step, or restore what a skipped step has changed; a
         collective.
 
         skipped: 0-d fp32 on the device, 1.0 or 0.0.
         """
-        self._average_buffers()
-        for name, buffer in self.buffers().items():
-            before = self._buffers_before[name]
-            buffer.copy_(torch.where(skipped.bool(), before, buffer))
+        if self._has_buffers:
+            self._step_buffers.finish(skipped)
         if self.ema is not None:
-            self.ema.update(self.partitions.masters, self.buffers(), skipped)
-
-    def _average_buffers(self) -> None:
-        """Replace the statistics in the buffers by their mean over the ranks, each of which has
-        seen its own samples (timm's --dist-bn reduce, here after every step). A collective."""
-        statistics = [value for value in self.buffers().values() if value.is_floating_point()]
-        if not statistics or dist.get_world_size() == 1:
-            return
-        # in fp64, which changes nothing if all are equal
-        total = torch.cat([value.flatten().double() for value in statistics])
-        dist.all_reduce(total)
-        sizes = [value.numel() for value in statistics]
-        means = (total / dist.get_world_size()).split(sizes)
-        for value, mean in zip(statistics, means, strict=True):
-            value.copy_(mean.view_as(value))
+            buffers = self.buffers() if self._has_buffers else {}
+            self.ema.update(self.partitions.masters, buffers, skipped)
 
     def weights(self) -> Tensors:
         """Return the fp32 weights and the buffers, on the CPU; a collective."""

@@ -17,10 +17,9 @@ from timm.scheduler.scheduler import Scheduler
 
 from fastdeit.data.loaders.batch import Batch
 from fastdeit.kernels.backend import use_backend
-from fastdeit.kernels.distill import LossParts
 from fastdeit.models.teachers.ensemble import LiveTeacher
 from fastdeit.plan.digest import add_digests
-from fastdeit.training.forward import ForwardPass
+from fastdeit.training.forward import ForwardPass, MicroLoss
 from fastdeit.training.losses import Criterion
 from fastdeit.training.staging import StagedFlags
 from fastdeit.training.state import TrainerState
@@ -164,16 +163,18 @@ class Trainer:
     def _micro_step(self, number: int, batch: Batch, criterion: Criterion) -> MicroStep:
         state = self.state
         state.digest = add_digests(state.digest, batch.digest)
+        loss = self._loss_of(batch, criterion)
+        self.forward.seed(batch, state.step)
+        losses = self.update.accumulate(loss, number)
+        return MicroStep(losses, batch.ordinals, batch.image_index, batch.digest)
+
+    def _loss_of(self, batch: Batch, criterion: Criterion) -> MicroLoss:
+        """Mix a micro-batch, run or look up the teacher; return the loss that is left to do."""
         needs_teacher = self.teacher is not None and batch.teacher_record is None
         inputs, images = self.forward.mix(batch, with_images=needs_teacher)
         teacher_output = self._teacher_output(batch, images)
-
-        def compute_loss(model: Any) -> LossParts:
-            outputs = self.forward.run(model, inputs, batch, state.step)
-            return criterion(outputs, batch.labels, batch.lam, teacher_output)
-
-        losses = self.update.accumulate(compute_loss, number)
-        return MicroStep(losses, batch.ordinals, batch.image_index, batch.digest)
+        tensors = (inputs, batch.labels, batch.lam, batch.drop_path_mask, teacher_output)
+        return MicroLoss(self.forward, criterion, tensors)
 
     @torch.no_grad()
     def _teacher_output(self, batch: Batch, images: torch.Tensor | None) -> torch.Tensor | None:

@@ -1,11 +1,15 @@
-"""Batches of the training loop: when the loader is started again."""
+"""The training loop: when the loader is started again, when a skipped step is known."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from fastdeit.run.loop import StepBatches
+from fastdeit.config.schema import Config
+from fastdeit.run.loop import StepBatches, settle, train_step
+from fastdeit.run.state import Progress
 
 
 class FakeLoader:
@@ -44,3 +48,89 @@ def test_loader_starts_where_the_order_of_steps_breaks(
     for step in steps:
         assert list(batches.of(step)) == [(step, 0), (step, 1)]
     assert loader.starts == starts
+
+
+class FakeTrainer:
+    """A trainer whose steps `bad` are skipped; `events` is the order of launches and of reads."""
+
+    def __init__(self, bad: set[int]) -> None:
+        self.bad = bad
+        self.step = 0
+        self.lr = 0.1
+        self.events: list[str] = []
+        self.last: Any = None
+
+    def train_step(self, micro_batches: Iterator[Any]) -> torch.Tensor:
+        self.events.append(f"launch {self.step}")
+        self.last = FakeStep(self, self.step)
+        self.step += 1
+        return torch.zeros(4)
+
+
+class FakeStep:
+    def __init__(self, trainer: FakeTrainer, step: int) -> None:
+        self.trainer = trainer
+        self.step = step
+        self.micro_steps = [f"samples of {step}"]
+
+    @property
+    def applied(self) -> bool:
+        self.trainer.events.append(f"read {self.step}")
+        return self.step not in self.trainer.bad
+
+
+class FakeHealth:
+    def __init__(self, trainer: FakeTrainer) -> None:
+        self.trainer = trainer
+        self.bad: list[int] = []
+
+    def note_bad(self, step: int, micro_steps: list[str], name: Any) -> None:
+        assert micro_steps == [f"samples of {step}"]
+        self.trainer.events.append(f"bad {step}")
+        self.bad.append(step)
+
+
+def make_run(bad: set[int], max_bad_steps: int) -> Any:
+    trainer = FakeTrainer(bad)
+    data = SimpleNamespace(quarantine=SimpleNamespace(), train_index=SimpleNamespace(name=str))
+    return SimpleNamespace(
+        trainer=trainer,
+        data=data,
+        supervisor=SimpleNamespace(timed=lambda section, step, micro_batches: micro_batches),
+        progress=Progress(),
+        health=FakeHealth(trainer),
+        config=Config().replace(health={"max_bad_steps": max_bad_steps}),
+    )
+
+
+def test_flag_of_a_step_is_read_after_the_next_step_is_launched() -> None:
+    run = make_run({1}, max_bad_steps=5)
+    assert all(train_step(run, iter(())) for _ in range(4))
+    order = ["launch 0", "launch 1", "read 0", "launch 2", "read 1", "bad 1", "launch 3", "read 2"]
+    assert run.trainer.events == order and run.health.bad == []
+    settle(run)
+    assert run.trainer.events[-1] == "read 3" and not run.progress.launched
+
+
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_no_step_is_launched_after_the_last_bad_one_before_a_rollback(most: int) -> None:
+    first = 3
+    run = make_run({first + number for number in range(9)}, most)
+    while train_step(run, iter(())):
+        assert run.trainer.step < 12
+    assert run.health.bad == list(range(first, first + most + 1))
+    assert run.trainer.events[-2:] == [f"read {first + most}", f"bad {first + most}"]
+    assert f"launch {first + most + 1}" not in run.trainer.events
+
+
+def test_good_step_between_bad_ones_ends_the_row() -> None:
+    run = make_run({0, 1, 3, 4}, max_bad_steps=2)
+    assert all(train_step(run, iter(())) for _ in range(6))
+    settle(run)
+    assert run.health.bad == []
+    assert [event for event in run.trainer.events if "bad" in event] == [
+        "bad 0",
+        "bad 1",
+        "bad 3",
+        "bad 4",
+    ]

@@ -1,13 +1,12 @@
 """Forward passes alone: our student's planned one, and a timm model's seeded one."""
 
 import dataclasses
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import timm
 import torch
 
+from fastdeit.data.loaders.batch import Batch
 from fastdeit.kernels.mix import mix_reference
 from fastdeit.training.forward import PlannedStudent, SeededModel
 from tests.data.loaders.test_batch import make_pixels
@@ -21,7 +20,7 @@ def test_student_takes_patches_and_the_planned_mask() -> None:
     patches, images = forward.mix(batch, with_images=True)
     mixed = mix_reference(batch.images, batch.lam, batch.box)
     assert images is not None and torch.equal(images, mixed)
-    outputs = forward.run(model, patches, batch, step=0)
+    outputs = forward.run(model, patches, batch.drop_path_mask)
     for ours, expected in zip(outputs, model(mixed, batch.drop_path_mask), strict=True):
         torch.testing.assert_close(ours, expected)
 
@@ -48,21 +47,25 @@ def test_timm_model_repeats_its_own_random_draws() -> None:
     forward = SeededModel(3, torch.float32)
     images, for_teacher = forward.mix(batch, with_images=True)
     assert images is for_teacher
-    first = forward.run(model, images, batch, step=5)
+
+    def run(forward: SeededModel, batch: Batch, step: int) -> torch.Tensor:
+        forward.seed(batch, step)
+        return forward.run(model, images, batch.drop_path_mask)
+
+    first = run(forward, batch, 5)
     torch.rand(17)
-    assert torch.equal(forward.run(model, images, batch, step=5), first)
+    assert torch.equal(run(forward, batch, 5), first)
     others = [
-        forward.run(model, images, batch, step=6),
-        forward.run(model, images, dataclasses.replace(batch, digest=8), step=5),
-        SeededModel(4, torch.float32).run(model, images, batch, step=5),
+        run(forward, batch, 6),
+        run(forward, dataclasses.replace(batch, digest=8), 5),
+        run(SeededModel(4, torch.float32), batch, 5),
     ]
     assert not any(torch.equal(other, first) for other in others)
 
 
 def test_a_run_without_the_plans_mask_fails() -> None:
-    batch: Any = SimpleNamespace(drop_path_mask=None)
     with pytest.raises(ValueError, match="^drop_path_mask must be the plan's"):
-        PlannedStudent(8, torch.float32).run(torch.nn.Identity(), torch.zeros(2), batch, 0)
+        PlannedStudent(8, torch.float32).run(torch.nn.Identity(), torch.zeros(2), None)
 
 
 def test_a_batch_seen_twice_has_two_planned_masks() -> None:
@@ -72,7 +75,7 @@ def test_a_batch_seen_twice_has_two_planned_masks() -> None:
     model = make_model().train()
     forward = PlannedStudent(model.patch_size, torch.float32, copies=2)
     patches, _ = forward.mix(batch, with_images=False)
-    outputs = forward.run(model, patches, twice, step=0)
+    outputs = forward.run(model, patches, twice.drop_path_mask)
     for place, head in enumerate(outputs):
         first, second = head.chunk(2)
         torch.testing.assert_close(first, model(patches, batch.drop_path_mask)[place])

@@ -93,7 +93,8 @@ def plain_loop(
             batch = train_on(kind, step, rank, ranks)
             images = mix_reference(batch.images, batch.lam, batch.box)
             images = images.contiguous(memory_format=torch.channels_last)
-            outputs = forward.run(model, images, batch, step)
+            forward.seed(batch, step)
+            outputs = forward.run(model, images, None)
             loss = plain_loss(outputs, batch, teach(images), config) / ranks
             loss.backward()
             parts.append(loss.item())

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from fastdeit.training.buffers import flatten, name_views
 from fastdeit.training.staging import StagedNumbers
 
 
@@ -31,7 +32,9 @@ class Ema:
         self.decay = decay
         self.warmup = warmup
         self.flats = [flat.clone() for flat in flats]
-        self.buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+        self._flat_buffers = flatten(buffers.values())
+        self.buffers = name_views(buffers, self._flat_buffers)
+        """Copies of the buffers by name, which change in place."""
         self._rate = StagedNumbers(1, self.flats[0].device)
 
     def set_rate(self, step: int) -> None:
@@ -54,12 +57,11 @@ class Ema:
         weight = torch.addcmul(rate, rate, skipped, value=-1)
         for ema, flat in zip(self.flats, flats, strict=True):
             ema.lerp_(flat, weight)
-        for name, value in buffers.items():
-            ema = self.buffers[name]
-            if ema.is_floating_point():
-                ema.lerp_(value.to(ema.dtype), weight.to(ema.dtype))
+        for dtype, value in flatten(buffers.values()).items():
+            if dtype.is_floating_point:
+                self._flat_buffers[dtype].lerp_(value, weight.to(dtype))
             else:
-                ema.copy_(value)
+                self._flat_buffers[dtype].copy_(value)
 
     def decay_at(self, step: int) -> float:
         """Return the decay of the update after a step."""

@@ -39,7 +39,8 @@ def world() -> World:
 def trainer_with_own_parameters(
     config: Config, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> Trainer:
-    """Build a trainer for a model that keeps its own parameters, as at ZeRO 3, at every stage."""
+    """Build a trainer for a model that keeps its own parameters, as at ZeRO 3, at every stage, and
+    that DeepSpeed steps."""
 
     class OwnParameters(LossModule):
         def __init__(self, model: nn.Module, groups: list[dict[str, Any]]) -> None:
@@ -62,8 +63,7 @@ def test_flat_parameters_train_bit_for_bit_as_single_ones(
 ) -> None:
     micro = BATCH // accumulate
     config = configure(zero_stage=stage, precision=precision, micro_batch=micro)
-    with deepspeed_steps():
-        flat = make_trainer(config, world)
+    flat = make_trainer(config, world)
     single = trainer_with_own_parameters(config, world, monkeypatch)
     assert len(list(flat.engine.module.parameters())) == 2
     assert run_steps(flat, 6, micro) == run_steps(single, 6, micro)

@@ -1,0 +1,1 @@
+"""Parts of a step that are recorded once and repeated with one call."""
