@@ -21,8 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks import harness
-from fastdeit.kernels import launch_configs
+from benchmarks import forms, harness
 from fastdeit.kernels.gelu import gelu
 from fastdeit.kernels.mlp import mlp, mlp_reference
 
@@ -44,17 +43,10 @@ Calls = dict[tuple[str, str], Callable[[], object]]
 
 
 @contextmanager
-def use_form(form: int) -> Iterator[None]:
-    """Run `mlp` in one form, whatever the table has: 1 with gelu.py, 2 in epilogues."""
-    launches = [row["launch"] for row in launch_configs.rows() if "FORM" in row["launch"]]
-    before = [launch["FORM"] for launch in launches]
-    for launch in launches:
-        launch["FORM"] = form
-    try:
+def use_form(form: str) -> Iterator[None]:
+    """Run forward and backward of `mlp` in one form, whatever the table has."""
+    with forms.use_form("mlp_fwd", form), forms.use_form("mlp_bwd", form):
         yield
-    finally:
-        for launch, value in zip(launches, before, strict=True):
-            launch["FORM"] = value
 
 
 def make_inputs(
@@ -139,7 +131,7 @@ def differentiate(
     name: str, run: Mlp, inputs: list[torch.Tensor], dout: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
     """Return the output and the four gradients."""
-    with use_form(2 if name == EPILOGUE else 1):
+    with use_form("epilogue" if name == EPILOGUE else "separate"):
         out = run(*inputs)
         return out, *torch.autograd.grad(out, inputs, dout)
 
@@ -165,7 +157,7 @@ def describe(name: str, report: str) -> str:
 
 def calls_of(name: str, run: Mlp, inputs: list[torch.Tensor]) -> Calls:
     """Return the forward, and the backward alone, of an implementation."""
-    form = 2 if name == EPILOGUE else 1
+    form = "epilogue" if name == EPILOGUE else "separate"
     dout = torch.randn_like(inputs[0])
     with use_form(form):
         out = run(*inputs)

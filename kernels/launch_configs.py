@@ -23,6 +23,8 @@ INTERPRETED_ARCH = 90
 FORMS = {
     "attention_bwd": ("pair", "whole", "ahead"),
     "attention_fwd": ("blocks", "resident"),
+    "mlp_bwd": ("separate", "epilogue"),
+    "mlp_fwd": ("separate", "epilogue"),
 }
 """The ops that have several forms, with the names of the forms."""
 Version = tuple[int, int]

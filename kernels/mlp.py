@@ -10,9 +10,10 @@ that computes dh, from the same stored h and so with the same bits. In a block o
 that leaves 12·D saved elements a token of 16·D. The price is one write of H elements a token. What
 no gradient needs is not saved: x serves W1 alone, W1 serves x alone.
 
-By default the products are cuBLAS's, and GELU is a kernel between them (gelu.py). Where FORM is 2
-in the row of launch_configs.json, GELU is in the epilogue of x·W1ᵀ (row "mlp_fwd") or dout·W2 (row
-"mlp_bwd"): mlp_epilogue.py. Source: the MLP of Dosovitskiy et al. 2021 (2010.11929), equation 3.
+The rows "mlp_fwd" and "mlp_bwd" of the table of launches name a form: "separate", with the products
+of cuBLAS and GELU as a kernel between them (gelu.py), or "epilogue", with GELU in the epilogue of
+x·W1ᵀ or dout·W2 (mlp_epilogue.py). Source: the MLP of Dosovitskiy et al. 2021 (2010.11929),
+equation 3.
 """
 
 from typing import Any
@@ -22,11 +23,9 @@ import torch.nn.functional as F
 
 from fastdeit.kernels.backend import is_fused
 from fastdeit.kernels.gelu import DTYPES, gelu_bwd_triton, gelu_triton
-from fastdeit.kernels.launch_configs import find_launch
+from fastdeit.kernels.launch_configs import find_form
 from fastdeit.kernels.mlp_epilogue import mlp_bwd_triton, mlp_fwd_triton
 
-IN_EPILOGUE = 2
-"""The FORM of a row: GELU in a product's epilogue."""
 Gradient = torch.Tensor | None
 
 
@@ -43,12 +42,12 @@ def _rows(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @torch.compiler.assume_constant_result
-def _form(op: str, device: torch.device, bits: int, hidden: int) -> int:
-    return find_launch(op, device, bits=bits, D=hidden)["FORM"]
+def _form(op: str, device: torch.device, bits: int, hidden: int) -> str:
+    return find_form(op, device, bits=bits, D=hidden)
 
 
 def _is_in_epilogue(op: str, x: torch.Tensor, hidden: int) -> bool:
-    return _form(op, x.device, 8 * x.element_size(), hidden) == IN_EPILOGUE
+    return _form(op, x.device, 8 * x.element_size(), hidden) == "epilogue"
 
 
 def _activate(

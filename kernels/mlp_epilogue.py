@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from fastdeit.kernels.gelu import gelu_derivative, gelu_of
-from fastdeit.kernels.launch_configs import Launch, blocks_of, find_launch
+from fastdeit.kernels.launch_configs import blocks_of, find_launch
 from fastdeit.kernels.operators import operator
 from fastdeit.kernels.row_sums import sum_partials
 
@@ -201,13 +201,6 @@ def _mlp_bwd_kernel(
     _finish_bwd(acc, h_ptr, bias_ptr, dh_ptr, g_ptr, sums_ptr, rows, first, M, H, EXACT, PARTS)
 
 
-def _find_constants(op: str, x: torch.Tensor, hidden: int) -> Launch:
-    """Return the launch of "mlp_fwd" or "mlp_bwd" without FORM, with which mlp.py chooses."""
-    launch = find_launch(op, x.device, bits=8 * x.element_size(), D=hidden)
-    del launch["FORM"]
-    return launch
-
-
 def _mlp_fwd_fake(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -223,7 +216,7 @@ def mlp_fwd_triton(
     hidden, dim = weight.shape
     h, g = _mlp_fwd_fake(x, weight, bias)
     rows = x.numel() // dim
-    launch = _find_constants("mlp_fwd", x, hidden)
+    launch = find_launch("mlp_fwd_epilogue", x.device, bits=8 * x.element_size(), D=hidden)
     if rows:
         grid = (blocks_of(rows, launch["BLOCK_M"]) * blocks_of(hidden, launch["BLOCK_N"]),)
         _mlp_fwd_kernel[grid](
@@ -258,7 +251,7 @@ def mlp_bwd_triton(
     dim, hidden = weight.shape
     dh, dbias, g = _mlp_bwd_fake(dout, weight, h, bias, with_g)
     rows = dout.numel() // dim
-    launch = _find_constants("mlp_bwd", dout, hidden)
+    launch = find_launch("mlp_bwd_epilogue", dout.device, bits=8 * dout.element_size(), D=hidden)
     row_blocks = blocks_of(rows, launch["BLOCK_M"])
     partials = h.new_empty((1, row_blocks, hidden), dtype=torch.float32)
     if rows:
