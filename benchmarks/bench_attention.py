@@ -11,7 +11,6 @@ torch.compile is measured last, at every shape.
 """
 
 import contextlib
-import functools
 from collections.abc import Callable
 
 import torch
@@ -54,25 +53,29 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 Attend = Callable[[torch.Tensor], torch.Tensor]
 
 
-def _run(tokens: int, size: int, dtype: torch.dtype) -> None:
-    """Launch forward and backward on one image."""
-    qkv = torch.zeros(1, tokens, 3, 6, size, dtype=dtype)
-    out, lse = attention_triton(qkv)
-    attention_bwd_triton(qkv, out, lse, out)
-
-
 def _launch(tokens: int, size: int, dtype: torch.dtype) -> harness.Launch:
-    run = functools.partial(_run, tokens, size, dtype)
+    """Return a launch of forward and backward on one image."""
+
+    def run() -> None:
+        qkv = torch.zeros(1, tokens, 3, 6, size, dtype=dtype)
+        out, lse = attention_triton(qkv)
+        attention_bwd_triton(qkv, out, lse, out)
+
     name = f"attention N{tokens} D{size} {str(dtype).removeprefix('torch.')}"
     return harness.Launch(name, run, wgmma=() if dtype == torch.float32 else KERNELS)
 
 
 def _variant(op: str, form: str, launch: launch_configs.Launch | None = None) -> harness.Launch:
-    """Return `_launch` at DeiT-S's shape in another form, or with another launch of it."""
+    """Return a launch of an op at DeiT-S's shape in another form, or with another launch of it."""
 
     def run() -> None:
-        with use_form(op, form, launch or {}):
-            _run(198, D, torch.bfloat16)
+        qkv = torch.zeros(1, 198, 3, 6, D, dtype=torch.bfloat16)
+        with use_form(op, form, launch):
+            if op == "attention_fwd":
+                attention_triton(qkv)
+            else:
+                out = torch.zeros(1, 198, 6 * D, dtype=torch.bfloat16)
+                attention_bwd_triton(qkv, out, torch.zeros(1, 6, 198), out)
 
     spelled = "".join(f" {key}={value}" for key, value in (launch or {}).items())
     return harness.Launch(f"attention N198 D64 {op} {form}{spelled}", run, wgmma=KERNELS)

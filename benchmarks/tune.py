@@ -257,21 +257,25 @@ def improve(row: Row, call: Call, expected: list[torch.Tensor], deadline: float)
 
 
 def choose_form(row: Row, call: Call, expected: list[torch.Tensor], deadline: float) -> None:
-    """Set the row's form to the fastest whose results are as expected, each with its own launches
-    improved; a form is no longer tried after the deadline."""
+    """Set the row's form to the fastest whose results are as expected; after the deadline, nothing
+    more is tried.
+
+    Every form is timed with the launches of the table, then their launches are improved, those of
+    the fastest first.
+    """
     row = own(row)
-    best = row["form"]
-    shortest = time_of(call, expected)
-    for form in (best, *(other for other in launch_configs.FORMS[row["op"]] if other != best)):
-        if time.monotonic() > deadline:
-            break
+    before = row["form"]
+    taken = {before: time_of(call, expected)}
+    for form in launch_configs.FORMS[row["op"]]:
+        if form != before and time.monotonic() < deadline:
+            row["form"] = form
+            taken[form] = time_of(call, expected)
+    for form in sorted(taken, key=lambda form: taken[form]):
         row["form"] = form
-        taken = improve_launches(call, expected, deadline)
-        print(f"  form {form}: {taken:.4f} ms", flush=True)
-        if form == best or taken < GAIN * shortest:
-            best = form
-            shortest = taken
-    row["form"] = best
+        taken[form] = improve_launches(call, expected, deadline)
+        print(f"  form {form}: {taken[form]:.4f} ms", flush=True)
+    best = min(taken, key=lambda form: taken[form])
+    row["form"] = best if taken[best] < GAIN * taken[before] else before
 
 
 def improve_launches(call: Call, expected: list[torch.Tensor], deadline: float) -> float:
@@ -320,19 +324,23 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="ops")
     parser.add_argument(
-        "--seconds", type=float, default=300, help="start no change after this time"
+        "--seconds",
+        type=float,
+        default=300,
+        help="time for all calls, each of which has an equal share of what is left",
     )
     args = parser.parse_args()
-    deadline = time.monotonic() + args.seconds
+    end = time.monotonic() + args.seconds
     adopt(launch_configs.arch(torch.device("cuda")))
-    for op in args.only:
-        for name, call in WORKLOADS[op]():
-            if time.monotonic() > deadline:
-                print(f"skipped, no time: {op} {name}")
-                continue
-            print(f"{op} {name}", flush=True)
-            tune(call, deadline)
-            write()
+    jobs = [(f"{op} {name}", call) for op in args.only for name, call in WORKLOADS[op]()]
+    for done, (name, call) in enumerate(jobs):
+        left = end - time.monotonic()
+        if left < 0:
+            print(f"skipped, no time: {name}")
+            continue
+        print(name, flush=True)
+        tune(call, time.monotonic() + left / (len(jobs) - done))
+        write()
 
 
 if __name__ == "__main__":

@@ -275,6 +275,7 @@ def other_forms(request: pytest.FixtureRequest, launches_of_16_bits: None) -> It
         yield
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="on a GPU these forms are for 16 bits")
 @pytest.mark.parametrize("shape", OTHER_SHAPES.values(), ids=OTHER_SHAPES)
 def test_other_forms_equal_the_formula(shape: tuple[int, ...], other_forms: None) -> None:
     inputs = make_inputs(shape)
@@ -468,6 +469,19 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 @pytest.mark.parametrize("tokens", [197, 198, 577, 578])
 def test_attention_at_full_size(tokens: int, heads: int) -> None:
     inputs = make_inputs((64, tokens, 3, heads, 64), torch.bfloat16)
+    assert_exact_as_torch(inputs)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("forms", OTHERS, ids="-".join)
+def test_other_forms_at_full_size(forms: tuple[str, str]) -> None:
+    inputs = make_inputs((64, 198, 3, 6, 64), torch.bfloat16)
+    with use_form("attention_fwd", forms[0]), use_form("attention_bwd", forms[1]):
+        assert_exact_as_torch(inputs)
+
+
+def assert_exact_as_torch(inputs: Pair) -> None:
     found = run(attention, *inputs)
     theirs = run(attention_reference, *inputs)
     expected = run(attention_reference, *(x.float() for x in inputs))
