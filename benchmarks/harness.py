@@ -64,6 +64,8 @@ class Launch:
     """Kernels whose matrix products must all be Hopper's warp-group instructions."""
     streams: tuple[str, ...] = ()
     """Kernels that only move data: their loads and stores must be 128 bits wide."""
+    oldest: int = 80
+    """The oldest architecture that it is for."""
 
 
 def gate(actual: torch.Tensor, expected: torch.Tensor, name: str) -> None:

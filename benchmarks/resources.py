@@ -289,7 +289,7 @@ def main() -> None:
         parser.error("--write must be used without --heaviest: it writes the whole table")
     total = 0
     for arch in args.arch:
-        chosen = launches(tuple(args.only))
+        chosen = [launch for launch in launches(tuple(args.only)) if launch.oldest <= arch]
         if args.heaviest:
             chosen = [launch for launch in chosen if launch.name in heaviest(arch)]
         before = read(arch) if args.check else {}
