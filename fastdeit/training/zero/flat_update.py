@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from fastdeit.training.graphs.graph import Run, run_eagerly
+from fastdeit.training.optim.lamb import Lamb
 from fastdeit.training.staging import StagedNumbers
 from fastdeit.training.zero.flat import Compute
 from fastdeit.training.zero.gradients import FlatGradients
@@ -42,6 +44,7 @@ class FlatUpdate(Update):
         self._model = model
         self._gradients = gradients
         self._clip_grad = clip_grad
+        self.micro_steps = gradients.micro_steps
         self._masters = partitions.masters
         self._weights = partitions.weights
         self._weight_parts = partitions.weight_parts
@@ -67,13 +70,7 @@ class FlatUpdate(Update):
     def set_rates(self, rates: Sequence[float]) -> None:
         self._rates.write(rates)
 
-    def accumulate(self, compute: Compute, number: int) -> torch.Tensor:
-        losses = self.backward(compute, number)
-        self._gradients.reduce(number)
-        return losses
-
     def backward(self, compute: Compute, number: int) -> torch.Tensor:
-        """Do the part of `accumulate` that is no collective."""
         parts = compute(self._model)
         loss = parts.loss.detach()
         # NaN unless the loss is finite: its gradient may be finite where it is not
@@ -81,12 +78,19 @@ class FlatUpdate(Update):
         self._gradients.add(parts.loss, scale, number)
         return torch.stack([part.detach().float() for part in parts])
 
+    def reduce(self, number: int) -> None:
+        self._gradients.reduce(number)
+
     @torch.no_grad()
-    def step(self) -> None:
-        self._sum_squares()
+    def step(self, run: Run = run_eagerly) -> None:
+        run("norm", self._sum_squares)
         if dist.get_world_size() > 1:
             dist.all_reduce(self._squares)
-        self._update()
+        if isinstance(self._optimizer, Lamb) and dist.get_world_size() > 1:
+            # it sums the norms of parameters that several ranks have
+            self._update()
+        else:
+            run("update", self._update)
         if dist.get_world_size() > 1:
             for whole, part in zip(self._weights, self._weight_parts, strict=True):
                 dist.all_gather_into_tensor(whole, part)

@@ -24,7 +24,7 @@ class FlatGradients:
     ) -> None:
         self._leaves = module.leaves
         self._ranks = dist.get_world_size()
-        self._last = micro_steps - 1
+        self.micro_steps = micro_steps
         self._sums_parts = stage == 2 and micro_steps > 1
         self.share = 1 / (micro_steps * self._ranks)
         """The weight of a micro-batch's loss, which makes the sum of all gradients their mean."""
@@ -53,7 +53,7 @@ class FlatGradients:
     @torch.no_grad()
     def reduce(self, number: int) -> None:
         """Sum over the ranks what is due after micro-batch `number`; a collective."""
-        if not self._sums_parts and number < self._last:
+        if not self._sums_parts and number < self.micro_steps - 1:
             return
         if self._ranks > 1:
             for part, whole in zip(self._reduced, self.wholes, strict=True):
