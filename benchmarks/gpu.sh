@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.." || exit
 steps='  kernels  the machine, the tests of all kernels, attention against its peers, the step of the engine
   train    the tests of the data path, the recipes, stops and ZeRO stages under the launcher, DeiT-S end to end
   step     the step of the model against timm, norm and GELU against their peers, the settings of the loader
-  tune     the profile of the kernels, a new table of their launches
+  tune     the profile of the kernels, the MLP in its forms, a new table of launches
   others   mix, normalise, distill, augment, resize, EMA and checksum against their peers'
 step=${1:-} python=${2:-python3} device=${DEVICE:-cuda} out=${OUT:-build/gpu}
 if ! grep -q "^  $step  *[a-z]" <<<"$steps"; then
@@ -113,7 +113,9 @@ run_tune() {
     else
         echo 'skipped, ncu is missing: the profile'
     fi
+    bench 60 mlp --cases 2
     part 240 tune "$python" -m benchmarks.tune --only attention --seconds 150
+    part 90 tune_mlp "$python" -m benchmarks.tune --only mlp --seconds 30
     cp kernels/launch_configs.json "$out"
 }
 

@@ -119,18 +119,20 @@ def measure(
 
     nbytes: the least that a call must read and write; copy: bandwidth of `copy_gbps`.
     """
-    p20, p50, p80 = quantiles_ms(run, device)
-    gbps = nbytes / p50 / 1e6
-    found = {
-        "ms_p20": p20,
-        "ms_p50": p50,
-        "ms_p80": p80,
-        "gbps": gbps,
-        "pct_of_copy": 100 * gbps / copy,
-        "images_per_s": 1e3 * images / p50,
-        "peak_mib": peak_mib(run, device),
-    }
-    return {name: float(f"{found[name]:.4g}") for name in MEASURED}
+    quantiles = quantiles_ms(run, device)
+    peak = peak_mib(run, device)
+    return measured_columns(quantiles, images=images, nbytes=nbytes, copy=copy, peak=peak)
+
+
+def measured_columns(
+    quantiles: Sequence[float], *, images: int, nbytes: int, copy: float, peak: float = 0.0
+) -> Row:
+    """Return the columns of a call whose milliseconds have these 20, 50 and 80 % quantiles; peak:
+    MiB."""
+    gbps = nbytes / quantiles[1] / 1e6
+    rates = (gbps, 100 * gbps / copy, 1e3 * images / quantiles[1], peak)
+    found = zip(MEASURED, (*quantiles, *rates), strict=True)
+    return {name: float(f"{value:.4g}") for name, value in found}
 
 
 def case_columns(bench: str, mode: str, shape: str, dtype: str, impl: str) -> Row:

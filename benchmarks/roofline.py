@@ -66,10 +66,9 @@ def list_kernels(student: str, batch: int) -> list[Kernel]:
         unit = 2.0 * m * width
         kernels += [
             Kernel("GELU", count, 8 * unit),
-            Kernel("GELU", count, 12 * unit),
+            Kernel("GELU", count, 16 * unit),
             Kernel("norms", 2 * count, 4 * unit),
             Kernel("norms", 2 * count, 5 * unit),
-            Kernel("gradients of biases", 2 * count, unit),
         ]
     kernels += product("embedding and heads", 1, batch * PATCHES, 768, width)
     kernels += product("embedding and heads", 2, batch, width, CLASSES)

@@ -36,9 +36,14 @@ _warned: set[str] = set()
 
 
 def attention_reference(qkv: torch.Tensor) -> torch.Tensor:
-    """Attend with torch's scaled dot product; qkv (B, N, 3, H, D) → (B, N, H·D) in qkv's dtype."""
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, D)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    """Attend with torch's scaled dot product; qkv (B, N, 3, H, D) → (B, N, H·D) in qkv's dtype.
+
+    On a CPU in fp32: the backward of torch's kernel for 16 bit takes up to six times as long.
+    """
+    is_slow = qkv.device.type == "cpu" and qkv.element_size() == 2
+    wide = qkv.float() if is_slow else qkv
+    q, k, v = wide.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, D)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).to(qkv.dtype)
 
 
 def attention_weights_reference(

@@ -20,6 +20,7 @@ import triton.language as tl
 
 from fastdeit.kernels.backend import is_fused
 from fastdeit.kernels.launch_configs import blocks_of, find_launch
+from fastdeit.kernels.mix_cpu import mix_on_cpu
 from fastdeit.kernels.mix_pixels import mix_pixels
 from fastdeit.kernels.mix_rows import (
     check_inputs,
@@ -43,7 +44,7 @@ def mix_reference(
 ) -> torch.Tensor:
     """Mix in plain torch, fp32 inside; arguments and result as `mix`."""
     out_dtype = out_dtype or dtype_of(images)
-    x = (normalise_reference(*images) if isinstance(images, Pixels) else images).float()
+    x = _as_fp32(images)
     partner = x.unflatten(0, (x.shape[0] // 2, 2)).flip(1).flatten(0, 1)
     share = lam.view(-1, 1, 1, 1)
     y0, x0, y1, x1 = box.view(box.shape[0], 4, 1, 1, 1).unbind(1)  # each (B, 1, 1, 1)
@@ -53,6 +54,24 @@ def mix_reference(
     cut = torch.where(inside, partner, x)
     mixed = torch.where((y1 > y0) & (x1 > x0), cut, share * x + (1 - share) * partner)
     return empty_images(shape_of(images), out_dtype, x.device, channels_last).copy_(mixed)
+
+
+def mix_plainly(
+    images: torch.Tensor | Pixels,
+    lam: torch.Tensor,
+    box: torch.Tensor,
+    out_dtype: torch.dtype,
+    channels_last: bool,
+) -> torch.Tensor:
+    """Mix without a kernel, in the quickest way that gives the bits of `mix_reference`."""
+    if lam.device.type != "cpu" or torch.compiler.is_compiling():
+        return mix_reference(images, lam, box, out_dtype, channels_last)
+    out = empty_images(shape_of(images), out_dtype, lam.device, channels_last)
+    return mix_on_cpu(_as_fp32(images), lam, box, out)
+
+
+def _as_fp32(images: torch.Tensor | Pixels) -> torch.Tensor:
+    return (normalise_reference(*images) if isinstance(images, Pixels) else images).float()
 
 
 @triton.jit
@@ -154,7 +173,7 @@ def mix(
     check_inputs(images, lam, box, out_dtype)
     out_dtype = out_dtype or dtype_of(images)
     if not is_fused(lam):
-        return mix_reference(images, lam, box, out_dtype, channels_last)
+        return mix_plainly(images, lam, box, out_dtype, channels_last)
     if isinstance(images, Pixels):
         return mix_pixels(images, lam, box, 0, out_dtype, True, channels_last)[1]
     return mix_triton(images, lam, box, out_dtype, channels_last)

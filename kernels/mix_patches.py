@@ -14,7 +14,7 @@ import triton.language as tl
 
 from fastdeit.kernels.backend import is_fused
 from fastdeit.kernels.launch_configs import blocks_of, find_launch
-from fastdeit.kernels.mix import mix_reference
+from fastdeit.kernels.mix import mix_plainly, mix_reference
 from fastdeit.kernels.mix_pixels import mix_pixels
 from fastdeit.kernels.mix_rows import (
     check_inputs,
@@ -41,11 +41,15 @@ def mix_patches_reference(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Mix, then cut into patches, in plain torch; arguments and result as `mix_patches`."""
     mixed = mix_reference(images, lam, box, out_dtype, channels_last=True)
+    return _cut(mixed, patch_size), mixed if with_images else None
+
+
+def _cut(mixed: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Return the patches (B, N, C·P·P) of images (B, C, H, W), contiguous."""
     height, width = mixed.shape[2] // patch_size, mixed.shape[3] // patch_size
     # (B, C, H/P, P, W/P, P)
     grid = mixed.unflatten(3, (width, patch_size)).unflatten(2, (height, patch_size))
-    patches = grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2).contiguous()
-    return patches, mixed if with_images else None
+    return grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2).contiguous()
 
 
 @triton.jit
@@ -153,7 +157,8 @@ def mix_patches(
         raise ValueError(f"images must be {rule} (got {(batch, channels, height, width)})")
     out_dtype = out_dtype or dtype_of(images)
     if not is_fused(lam):
-        return mix_patches_reference(images, lam, box, patch_size, out_dtype, with_images)
+        mixed = mix_plainly(images, lam, box, out_dtype, channels_last=with_images)
+        return _cut(mixed, patch_size), mixed if with_images else None
     if isinstance(images, Pixels):
         patches, mixed = mix_pixels(images, lam, box, patch_size, out_dtype, with_images)
     else:

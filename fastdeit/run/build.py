@@ -213,6 +213,9 @@ def describe_run(run: Run, notes: list[str]) -> dict[str, str]:
     if stage != wanted:
         reason = "the same maths, gradients summed in fp32"
         notes = [*notes, f"ZeRO {wanted} replaced by {stage}: {reason}"]
+    if config.run.deepspeed_config:
+        reason = "it honours --deepspeed-config, but waits for the device"
+        notes = [*notes, f"DeepSpeed's own step instead of fastdeit's: {reason}"]
     return rows | {f"note {number}": note for number, note in enumerate(notes, 1)}
 
 

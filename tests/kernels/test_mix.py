@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from fastdeit.kernels import backend
-from fastdeit.kernels.mix import mix, mix_reference, mix_triton
+from fastdeit.kernels.mix import mix, mix_plainly, mix_reference, mix_triton
 from fastdeit.kernels.mix_patches import (
     mix_patches,
     mix_patches_reference,
@@ -95,6 +95,25 @@ def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
 def test_mix_reference_equals_the_loop(shape: tuple[int, ...]) -> None:
     images, lam, box = make_inputs(shape)
     torch.testing.assert_close(mix_reference(images, lam, box), mix_by_pixel(images, lam, box))
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("boxes", ["some", "none", "all"])
+def test_mix_on_a_cpu_has_the_bits_of_the_reference(
+    boxes: str, dtype: torch.dtype, channels_last: bool
+) -> None:
+    images, lam, box = (tensor.cpu() for tensor in make_inputs((8, 3, 6, 10)))
+    images[0, 0, 0, :4] = torch.tensor([-0.0, torch.nan, torch.inf, 0.0])
+    if boxes != "some":
+        box[:] = torch.tensor([1, 2, 5, 9] if boxes == "all" else [3, 3, 3, 9])
+    before = images.clone()
+    out = mix_plainly(images, lam, box, dtype, channels_last)
+    expected = mix_reference(images, lam, box, dtype, channels_last)
+    assert out.stride() == expected.stride()
+    bits = torch.int32 if dtype == torch.float32 else torch.int16
+    assert torch.equal(out.view(bits), expected.view(bits))
+    assert torch.equal(images.view(torch.int32), before.view(torch.int32))
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])

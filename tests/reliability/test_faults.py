@@ -101,7 +101,7 @@ def test_hanging_rank_is_ended_with_the_stacks_of_all_ranks(
     assert_reported_by_the_watchdog(launch, {0, 1})
     assert (
         "in fail_to_return" in launch.output
-        and "all_reduce" in failures(launch.folder)[0]["details"]
+        and "reduce_scatter_tensor" in failures(launch.folder)[0]["details"]
     )
 
 

@@ -6,8 +6,9 @@ DeepSpeed sees a flat parameter for each group of the optimizer; the model's wei
 it. Model and loss are one autograd node: its backward copies the gradients of all weights into flat
 ones in one call, so that one hook a group runs. The results equal those of single parameters bit
 for bit. The cost is memory for a second copy of all gradients in the training precision, at a time
-when the activations are already free. At ZeRO 3 every rank holds a piece of each weight, and the
-model keeps its own parameters.
+when the activations are already free. That is for DeepSpeed's own step; in ours
+(zero/flat_update.py) only the views count, and neither the node nor a hook runs. At ZeRO 3 every
+rank holds a piece of each weight, and the model keeps its own parameters.
 """
 
 from collections.abc import Callable, Sequence

@@ -27,6 +27,10 @@ from fastdeit.training.zero.gradients import FlatGradients
 from fastdeit.training.zero.partitions import OptimizerPartitions
 from fastdeit.training.zero.update import Update
 
+_PIECE = 1 << 16
+"""Elements whose norm a CPU computes at a time: the copy of a whole group in fp64 leaves its
+caches, which takes ten times as long."""
+
 
 class FlatUpdate(Update):
     """Our own backward and step.
@@ -51,7 +55,10 @@ class FlatUpdate(Update):
         self._optimizer: Any = partitions.optimizer
         device = self._masters[0].device
         self._rates = StagedNumbers(len(self._masters), device)
-        self._squares = torch.zeros(len(self._masters), device=device)
+        self._pieces = gradients.parts
+        if device.type == "cpu":
+            self._pieces = [piece for part in gradients.parts for piece in part.split(_PIECE)]
+        self._squares = torch.zeros(len(self._pieces), device=device)
         self.skipped = torch.zeros((), device=device)
         self.grad_norm = torch.zeros((), device=device)
         partitions.create_moments()
@@ -96,7 +103,7 @@ class FlatUpdate(Update):
                 dist.all_gather_into_tensor(whole, part)
 
     def _sum_squares(self) -> None:
-        norms = torch._foreach_norm(self._gradients.parts, 2, dtype=torch.float64)
+        norms = torch._foreach_norm(self._pieces, 2, dtype=torch.float64)
         self._squares.copy_(torch.stack(norms).square_())
 
     def _update(self) -> None:
