@@ -89,7 +89,7 @@ class StepCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if is_read(func, args):
+        if is_read(func, args, kwargs):
             self.reads[_caller()] += 1
         elif _is_launch(func):
             self.operators[str(func)] += 1
@@ -168,10 +168,13 @@ def _other_accelerators() -> list[Any]:
     return [] if accelerator.device_name() == "cuda" else [accelerator]
 
 
-def is_read(func: Any, args: Any) -> bool:
+def is_read(func: Any, args: Any, kwargs: Any) -> bool:
+    """Return True if the host waits for the result of an operator."""
     if func.overloadpacket in INDEXING:
         dtypes = [index.dtype for index in args[1] if index is not None]
         return torch.bool in dtypes or torch.uint8 in dtypes
+    if func.overloadpacket is aten.repeat_interleave and kwargs.get("output_size") is not None:
+        return False
     return not UNKNOWN.isdisjoint(func.tags)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten
 
 from benchmarks.counting import ALLOCATIONS, COPIES, crosses, is_read
@@ -30,7 +30,7 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if is_read(func, args):
+        if is_read(func, args, kwargs):
             raise RuntimeError(f"{func} reads a value of the device")
         if torch.Tag.nondeterministic_seeded in func.tags and "attention" not in str(func):
             raise RuntimeError(f"{func} draws a random number")
@@ -43,23 +43,31 @@ class Tape(TorchDispatchMode):
 
     @torch.no_grad()
     def replay(self) -> None:
-        """Call all operators again; their results go where the first ones are."""
-        for func, args, kwargs, outputs in self._calls:
-            results = tree_flatten(func(*args, **kwargs))[0]
-            for output, result in zip(outputs, results, strict=True):
-                if torch.is_tensor(output) and output.data_ptr() != result.data_ptr():
-                    output.copy_(result)
+        """Call all operators again, unseen by counters; their results go where the first ones
+        are."""
+        with _disable_current_modes():
+            for func, args, kwargs, outputs in self._calls:
+                results = tree_flatten(func(*args, **kwargs))[0]
+                for output, result in zip(outputs, results, strict=True):
+                    if torch.is_tensor(output) and output.data_ptr() != result.data_ptr():
+                        output.copy_(result)
 
 
 class TapeRecorder:
-    """The recorder of tapes; recorded: operators of each recording."""
+    """The recorder of tapes; recorded: operators of each; replayed: of each that was replayed."""
 
     def __init__(self) -> None:
         self.recorded: list[int] = []
+        self.replayed: list[int] = []
 
     def record(self, function: Callable[[], torch.Tensor | None]) -> Recording:
         tape = Tape()
         with Undo(), tape:
             output = function()
         self.recorded.append(len(tape))
-        return Recording(tape.replay, output)
+
+        def replay() -> None:
+            tape.replay()
+            self.replayed.append(len(tape))
+
+        return Recording(replay, output)

@@ -1,5 +1,5 @@
 """Our update beside DeepSpeed's, on the same batches: in one process, and on the two ranks of
-training/zero/test_update.py, whose rank 0 writes FOLDER/two.json."""
+training/zero/test_update.py, whose rank 0 writes FOLDER/two.json; there ZeRO 2 is replayed."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.tape import TapeRecorder
 from fastdeit.distributed.collectives import all_agree, barrier
 from fastdeit.distributed.exits import hard_exit
 from fastdeit.distributed.world import World, init_distributed
+from fastdeit.training.graphs.graph import Graphs
 from fastdeit.training.trainer import Trainer
 from tests.support.tiny_student import (
     configure,
@@ -64,6 +66,8 @@ def compare_updates(form: Form, world: World) -> Difference:
     fields = {name: getattr(form, name) for name in ("precision", "zero_stage", "clip_grad")}
     config = configure(**fields, batch_size=SAMPLES, micro_batch=micro)
     ours = make_trainer(config, world)
+    if world.size > 1 and form.zero_stage == 2:
+        ours.graphs = Graphs(TapeRecorder())
     with deepspeed_steps():
         theirs = make_trainer(config, world)
     rows = [torch.tensor(train(trainer, micro, world)) for trainer in (ours, theirs)]
@@ -74,6 +78,7 @@ def compare_updates(form: Form, world: World) -> Difference:
     }
     moments = max(sets["exp_avg"], sets["exp_avg_sq"])
     statistics = largest((rows[0] - rows[1]) / rows[1].abs().clamp(min=1e-30))
+    assert ours.graphs is None or not ours.graphs.failures
     same = state == other_state and not statistics and not any(sets.values())
     return Difference(statistics, max(sets["model"], sets["ema"]), moments, all_agree(same))
 

@@ -38,15 +38,15 @@ class Undo(TorchDispatchMode):
             storage.copy_(copy)
 
     def _save(self, func: Any, args: Any, kwargs: Any) -> None:
-        named = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False))
-        named |= kwargs
-        for argument in func._schema.arguments:
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            for storage in _storages(named.get(argument.name)):
-                address = storage._cdata
-                if address not in self._made and address not in self._copies:
-                    self._copies[address] = (storage, storage.clone())
+        """Copy what an operator is about to change, once."""
+        arguments = func._schema.arguments
+        names = [argument.name for argument in arguments]
+        named = dict(zip(names, args, strict=False)) | kwargs
+        changed = [each.name for each in arguments if each.alias_info and each.alias_info.is_write]
+        for storage in _storages([named.get(name) for name in changed]):
+            address = storage._cdata
+            if address not in self._made and address not in self._copies:
+                self._copies[address] = (storage, storage.clone())
 
 
 def _storages(values: Any) -> list[torch.UntypedStorage]:
