@@ -20,7 +20,8 @@ def _fields_of(section: type) -> set[str]:
 
 
 FORM = frozenset(
-    "output_dir kernels zero_stage grad_checkpointing offload_optimizer deepspeed_config log_steps "
+    "output_dir kernels zero_stage grad_checkpointing offload_optimizer deepspeed_config "
+    "overlap_reduce log_steps "
     "stop_after_steps time_limit num_workers prefetch read_ahead micro_batch augment_device "
     "compile cuda_graph teacher_batch teacher_benchmark".split()
 ) | (_fields_of(CheckpointConfig) - {"resume"} | _fields_of(HealthConfig) | _fields_of(LimitConfig))

@@ -50,6 +50,7 @@ from fastdeit.teacher_cache.reader import CachedTeacher
 from fastdeit.training.build import build_trainer, build_utilisation, count_copies, note_schedule
 from fastdeit.training.flops import Utilisation
 from fastdeit.training.graphs.build import build_graphs, note_graphs
+from fastdeit.training.memory.build import note_memory
 from fastdeit.training.trainer import Trainer
 
 _NAMED = 3  # excluded images in the heading
@@ -67,7 +68,7 @@ class Training:
     """The student's DropPath rate by block, for each copy of a batch; empty for a timm model."""
     utilisation: Utilisation
     notes: list[str]
-    """Notes on weights of another shape that were made to fit."""
+    """Notes on weights of another shape that were made to fit, and on the memory of a GPU."""
 
 
 def build_training(config: Config, world: World, index: Index) -> Training:
@@ -93,6 +94,7 @@ def build_training(config: Config, world: World, index: Index) -> Training:
     # read now: the trainer wraps the model
     drop_path = getattr(model, "drop_path_rates", ()) * count_copies(config)
     utilisation = build_utilisation(config, world, model)
+    notes += note_memory(config, world, model, teacher, len(index.classes))
     steps_per_epoch = plan.steps_per_epoch(config.optim.batch_size)
     trainer = build_trainer(config, world, model, teacher, steps_per_epoch, decode)
     return Training(plan, cached_teacher, trainer, inputs, drop_path, utilisation, notes)

@@ -14,9 +14,10 @@ from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World, import_deepspeed, without_muon
 from fastdeit.models.build import precision
 from fastdeit.models.execution.compilation import compile_network
+from fastdeit.models.finetune.trainable import count_parameters
 from fastdeit.models.student import Student
 from fastdeit.models.teachers.ensemble import LiveTeacher
-from fastdeit.training.flops import Utilisation, count_flops, find_peak
+from fastdeit.training.flops import Utilisation, count_flops, estimate_backward_ms, find_peak
 from fastdeit.training.forward import ForwardPass, PlannedStudent, SeededModel
 from fastdeit.training.losses import CosubLoss, Criterion, DistillationLoss
 from fastdeit.training.memory.checkpointing import turn_on_checkpointing
@@ -29,6 +30,8 @@ from fastdeit.training.zero.config import add_user_file, deepspeed_config
 from fastdeit.training.zero.flat import FlatLossModule, LossModule
 from fastdeit.training.zero.flat_update import FlatUpdate
 from fastdeit.training.zero.gradients import FlatGradients
+from fastdeit.training.zero.links import Links, choose_pieces
+from fastdeit.training.zero.overlap import OverlappedGradients
 from fastdeit.training.zero.partitions import OptimizerPartitions, open_partitions
 from fastdeit.training.zero.update import DeepSpeedUpdate, Update
 
@@ -81,7 +84,7 @@ def build_trainer(
     )
     return Trainer(
         state=state,
-        update=build_update(config, settings, state),
+        update=build_update(config, world, settings, state),
         forward=build_forward(config, model, precision(config, world)[1]),
         teacher=teacher,
         decode=decode,
@@ -91,20 +94,39 @@ def build_trainer(
     )
 
 
-def build_update(config: Config, settings: dict[str, Any], state: TrainerState) -> Update:
+def build_update(
+    config: Config, world: World, settings: dict[str, Any], state: TrainerState
+) -> Update:
     """Build the update: ours at ZeRO 1 and 2, unless the optimizer is offloaded or the user has
     settings of DeepSpeed; settings: DeepSpeed's."""
     partitions = state.partitions
     theirs = config.run.deepspeed_config or config.run.offload_optimizer
     if theirs or not isinstance(partitions, OptimizerPartitions):
         return DeepSpeedUpdate(state.engine, partitions)
-    gradients = FlatGradients(
+    how = (
         state.engine.module,
         partitions.masters,
         settings["gradient_accumulation_steps"],
         settings["zero_optimization"]["stage"],
     )
+    pieces = count_pieces(config, world, settings, state.eval_model)
+    gradients = OverlappedGradients(*how, pieces) if pieces > 1 else FlatGradients(*how)
     return FlatUpdate(state.model, partitions, gradients, settings["gradient_clipping"])
+
+
+def count_pieces(config: Config, world: World, settings: dict[str, Any], model: nn.Module) -> int:
+    """Return into how many pieces the gradient is cut that are reduced during the backward pass; 1:
+    it is reduced after that."""
+    if config.run.overlap_reduce == "off" or world.size == 1 or world.device.type != "cuda":
+        return 1
+    flops = count_flops(model, config.data.input_size)
+    peak = find_peak(torch.cuda.get_device_name(world.device))
+    if flops is None or peak is None:
+        return 1
+    images = settings["train_micro_batch_size_per_gpu"] * count_copies(config)
+    backward_ms = estimate_backward_ms(flops * images, peak)
+    _, trained = count_parameters(model)
+    return choose_pieces(4 * trained, world.size, backward_ms, Links(world.local_size))
 
 
 def _build_state(

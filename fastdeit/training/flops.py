@@ -49,6 +49,16 @@ _LESS = {"MIG", "Laptop", "D"}
 """Words of names of GPUs that can do less than their namesake."""
 
 
+EFFICIENCY = 0.45
+"""Share of the peak that a step is assumed to reach, where a plan needs its time."""
+
+
+def estimate_backward_ms(flops: float, peak_tflops: float) -> float:
+    """Return the estimated milliseconds of a backward pass, two thirds of so many model FLOPs of a
+    step."""
+    return 2 / 3 * flops / (EFFICIENCY * peak_tflops * 1e9)
+
+
 def find_peak(name: str) -> float | None:
     """Return the dense bf16 TFLOP/s of a GPU with this name; None if they are not known."""
     words = name.split()

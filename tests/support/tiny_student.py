@@ -47,6 +47,7 @@ RUN_FIELDS = (
     "precision",
     "offload_optimizer",
     "deepspeed_config",
+    "overlap_reduce",
     "kernels",
     "compile",
     "grad_checkpointing",
@@ -88,7 +89,9 @@ def make_trainer(
 def deepspeed_steps() -> Iterator[None]:
     """Let DeepSpeed's own backward and step run in the trainers that are built here."""
 
-    def choose(config: Config, settings: dict[str, Any], state: TrainerState) -> DeepSpeedUpdate:
+    def choose(
+        config: Config, world: World, settings: dict[str, Any], state: TrainerState
+    ) -> DeepSpeedUpdate:
         return DeepSpeedUpdate(state.engine, state.partitions)
 
     with mock.patch.object(build, "build_update", choose):

@@ -4,15 +4,19 @@ training/zero/test_update.py, whose rank 0 writes FOLDER/two.json; there ZeRO 2 
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
+import torch.distributed as dist
 
 from benchmarks.tape import TapeRecorder
 from fastdeit.distributed.collectives import all_agree, barrier
 from fastdeit.distributed.exits import hard_exit
 from fastdeit.distributed.world import World, init_distributed
+from fastdeit.training import build
 from fastdeit.training.graphs.graph import Graphs
 from fastdeit.training.trainer import Trainer
+from fastdeit.training.zero.overlap import OverlappedGradients
 from tests.support.tiny_student import (
     configure,
     deepspeed_steps,
@@ -40,6 +44,10 @@ FORMS = [
 ]
 
 
+OVERLAPPED = [FORMS[1], FORMS[6], FORMS[8]]
+"""Forms whose gradient is reduced during the backward pass, too."""
+
+
 class Difference(NamedTuple):
     """Largest differences of our update from DeepSpeed's, on any rank; equal: to the bit."""
 
@@ -50,7 +58,7 @@ class Difference(NamedTuple):
 
 
 def train(trainer: Trainer, micro: int, world: World) -> list[list[float]]:
-    """Take `STEPS` steps; return the statistics of each, and those that it was skipped by."""
+    """Take `STEPS` steps; return the statistics of each."""
     rows = []
     for step in range(STEPS):
         batch = make_batch(step, world.rank, world.size)
@@ -83,6 +91,52 @@ def compare_updates(form: Form, world: World) -> Difference:
     return Difference(statistics, max(sets["model"], sets["ema"]), moments, all_agree(same))
 
 
+class Overlap(NamedTuple):
+    """What a reduction during the backward pass changes; equal: nothing, to the bit, on any rank;
+    early: reductions that began before the end of the first backward pass that sends them."""
+
+    equal: bool
+    early: int
+    all: int
+
+
+def overlap(form: Form, world: World) -> Overlap:
+    """Train with the gradient reduced after the backward pass and during it."""
+    micro = SAMPLES // world.size // form.accumulate
+    fields = {name: getattr(form, name) for name in ("precision", "zero_stage", "clip_grad")}
+    config = configure(**fields, batch_size=SAMPLES, micro_batch=micro)
+    after = make_trainer(config, world)
+    with mock.patch.object(build, "count_pieces", lambda *_: 3):
+        during = make_trainer(config, world)
+    order: list[str] = []
+    gradients: Any = during.update.gradients  # type: ignore[attr-defined]
+    assert isinstance(gradients, OverlappedGradients)
+    reduce, differentiate = dist.reduce, gradients._differentiate
+
+    def noted_reduce(*given: Any, **named: Any) -> Any:
+        order.append("reduce")
+        return reduce(*given, **named)
+
+    def noted_differentiate(*given: Any) -> Any:
+        order.append("begin")
+        found = differentiate(*given)
+        order.append("end")
+        return found
+
+    with (
+        mock.patch.object(gradients, "_differentiate", noted_differentiate),
+        mock.patch.object(dist, "reduce", noted_reduce),
+    ):
+        same = train(during, micro, world) == train(after, micro, world)
+    mine, other = during.state.gather()[0], after.state.gather()[0]
+    for stem, named in mine.items():
+        same &= all(torch.equal(value, other[stem][name]) for name, value in named.items())
+    ends = [number for number, event in enumerate(order) if event == "end"]
+    first = 0 if form.zero_stage == 2 else form.accumulate - 1
+    early = order[: ends[first]].count("reduce")
+    return Overlap(all_agree(same), early, order.count("reduce"))
+
+
 def largest(difference: torch.Tensor) -> float:
     return difference.abs().max().item()
 
@@ -92,6 +146,7 @@ def main(folder: Path) -> None:
     found: dict[str, Any] = {
         str(number): compare_updates(form, world)._asdict() for number, form in enumerate(FORMS)
     }
+    found["overlap"] = [overlap(form, world)._asdict() for form in OVERLAPPED]
     if world.rank == 0:
         (folder / "two.json").write_text(json.dumps(found))
     barrier()

@@ -35,6 +35,9 @@ class RunConfig(Section):
     deepspeed_config: str = ""
     """A JSON file in DeepSpeed's form that sets more of its fields; what flags decide must be the
     same there."""
+    overlap_reduce: Literal["off", "auto"] = "off"
+    """auto: at ZeRO 1 and 2 on several GPUs, reduce the gradient in pieces while the backward pass
+    still runs, where a model of the links says that it pays."""
     eval_epochs: int = 1
     """Evaluate every so many epochs, and after the last one."""
     log_steps: int = 10

@@ -8,21 +8,19 @@ disk: it takes some 20 s once per machine, half a second after.
 """
 
 import functools
-import logging
 import math
-import threading
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from nvidia.dali import fn
 from nvidia.dali import types as dali_types
 from nvidia.dali.data_node import DataNode
 
-from fastdeit.data.augment.jit import SOURCE_HASH, jit
+from fastdeit.data.augment.jit import SOURCE_HASH, jit, make_callback
 from fastdeit.data.augment.resize import FILTERS
 from fastdeit.data.augment.sample import (
     ARGS,
@@ -41,15 +39,12 @@ from fastdeit.data.augment.sample import (
     operate,
     run_sample,
 )
-from fastdeit.distributed.environment import is_first_on_machine
 from fastdeit.plan.operations import OPS, mean_colour
 from fastdeit.plan.plan import SampleParams
 from fastdeit.plan.spec import PlanSpec
 
-_PATIENCE_S = 3.0
 _HIGHEST = np.uint64(0xFFFFFFFF)
 _ROTATE = OPS.index("Rotate")
-_log = logging.getLogger(__name__)
 
 
 def exact(images: DataNode, ints: DataNode, floats: DataNode, *, size: int) -> DataNode:
@@ -191,7 +186,7 @@ def _run_entry(stamp: int) -> Any:
 
     address, count = types.uint64, types.int32
     arrays = [address, address, address, count]
-    return _callback(run, types.void(*arrays, *arrays))
+    return make_callback(run, types.void(*arrays, *arrays))
 
 
 @functools.lru_cache(maxsize=1)
@@ -208,21 +203,7 @@ def _setup_entry(stamp: int) -> Any:
 
     address, count = types.uint64, types.int32
     shapes = [address, address, count]
-    return _callback(setup, types.void(*shapes, *shapes, count))
-
-
-def _callback(function: Any, signature: Any) -> Any:
-    """Return a C function that holds no lock, compiled now or loaded from disk."""
-    message = "compiling the augmentation for this machine, once: half a minute"
-    note = threading.Timer(_PATIENCE_S, _log.warning, [message])
-    if is_first_on_machine():
-        note.start()
-    try:
-        return cfunc(signature, nopython=True, cache=True)(function)
-    except RuntimeError:  # no folder for the cache, as in cached_entry
-        return cfunc(signature, nopython=True)(function)
-    finally:
-        note.cancel()
+    return make_callback(setup, types.void(*shapes, *shapes, count))
 
 
 def _run_plainly(out, canvas, image, ints, floats):

@@ -6,14 +6,19 @@ entry's own file alone to see whether a stored entry is still right, so the entr
 `SOURCE_HASH`, which changes with any of the sources.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core.ccallback import CFunc
 from numba.core.compiler import Compiler
+from numba.core.sigutils import normalize_signature
 
 from fastdeit.plan.operations import OPERATIONS, Operation
 
@@ -64,6 +69,60 @@ def cached_entry(function: Callable[..., Any]) -> Any:
             "no folder for numba's cache: %s is compiled in each process", function.__name__
         )
         return numba.njit(function, nogil=True, error_model="numpy")
+
+
+_PATIENCE_S = 3.0
+_log = logging.getLogger(__name__)
+
+
+class _NotStoredError(Exception):
+    """The cache on disk does not have a function."""
+
+
+class _Callback(CFunc):  # type: ignore[misc]
+    """A C function that is loaded from disk, and compiled only if `compiles` is set."""
+
+    compiles = False
+
+    def _compile_uncached(self) -> Any:
+        if not self.compiles:
+            raise _NotStoredError
+        message = "compiling the augmentation for this machine, once: half a minute"
+        note = threading.Timer(_PATIENCE_S, _log.warning, [message])
+        note.start()
+        try:
+            return super()._compile_uncached()  # type: ignore[misc]
+        finally:
+            note.cancel()
+
+
+def make_callback(function: Callable[..., Any], signature: Any) -> CFunc:
+    """Return a C function that holds no lock, loaded from disk or compiled.
+
+    Of several processes that need it at the same time, one compiles it and the others wait for what
+    it stores. Where no folder can be written, each compiles its own.
+    """
+    callback = _Callback(function, normalize_signature(signature), {}, {"nopython": True})
+    try:
+        callback.enable_caching()
+    except RuntimeError:  # no folder for the cache, as in cached_entry
+        callback.compiles = True
+    try:
+        callback.compile()
+    except _NotStoredError:
+        callback.compiles = True
+        with _one_at_a_time():
+            callback.compile()
+    return callback
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Let one process of this machine after the other enter, where its files can be locked."""
+    with open(__file__, "rb") as file:
+        with contextlib.suppress(OSError):  # as on NFS
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @jit

@@ -47,7 +47,7 @@ def _find_peak(
 ) -> int | None:
     shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
     try:
-        with _PeakCounter() as counter:
+        with MemoryMeter() as counter:
             functional_call(network, shapes, (images,))
     # a network may compute with values, which "meta" has not, in any way
     except Exception:
@@ -55,13 +55,18 @@ def _find_peak(
     return counter.peak + images.nbytes
 
 
-class _PeakCounter(TorchDispatchMode):
-    """The most bytes at once of the tensors that are made within."""
+class MemoryMeter(TorchDispatchMode):
+    """Bytes of the tensors that are made within: `live` now, at most `peak` at once.
+
+    A storage counts once, from the operator that makes it to its end, whoever refers to it: a
+    variable, autograd's graph, a checkpoint. What an operator uses inside is not seen. On the
+    device "meta" tensors need no memory.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.live = 0
         self.peak = 0
-        self._live = 0
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -70,18 +75,18 @@ class _PeakCounter(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if _is(leaf) and id(leaf.untyped_storage()) not in known | self._seen:
                 self._add(leaf.untyped_storage())
-        self.peak = max(self.peak, self._live)
+        self.peak = max(self.peak, self.live)
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         identity = id(storage)
         self._seen.add(identity)
-        self._live += storage.nbytes()
+        self.live += storage.nbytes()
         weakref.finalize(storage, self._remove, identity, storage.nbytes())
 
     def _remove(self, identity: int, nbytes: int) -> None:
         self._seen.discard(identity)
-        self._live -= nbytes
+        self.live -= nbytes
 
 
 def _is(value: object) -> bool:

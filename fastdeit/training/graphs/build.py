@@ -8,7 +8,8 @@ from fastdeit.models.student import Student
 from fastdeit.training.graphs.cuda import CudaRecorder
 from fastdeit.training.graphs.graph import Graphs
 from fastdeit.training.trainer import Trainer
-from fastdeit.training.zero.update import DeepSpeedUpdate, Update
+from fastdeit.training.zero.flat_update import FlatUpdate
+from fastdeit.training.zero.update import Update
 
 
 def build_graphs(config: Config, world: World, model: nn.Module, update: Update) -> Graphs | None:
@@ -23,8 +24,10 @@ def refuse_graphs(config: Config, world: World, model: nn.Module, update: Update
     """Return why the steps of a run cannot be graphs; empty: they can."""
     if world.device.type != "cuda":
         return "the device is a CPU"
-    if isinstance(update, DeepSpeedUpdate):
+    if not isinstance(update, FlatUpdate):
         return "DeepSpeed's own step waits for the device"
+    if update.gradients.overlaps:
+        return "the gradient is reduced during the backward pass (--overlap-reduce)"
     if not isinstance(model, Student):
         return "a timm model draws random numbers of its own"
     if config.run.compile == "on":

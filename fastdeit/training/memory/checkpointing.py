@@ -4,27 +4,34 @@ backward pass. Source: Chen et al. 2016 (1604.06174)."""
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastdeit.config.parse import require
 
 
-def turn_on_checkpointing(model: nn.Module, name: str) -> None:
+def turn_on_checkpointing(model: Any, name: str) -> None:
     """Make a model compute its blocks again in the backward pass; results stay the same.
 
     name: of the model, for errors. Raises SettingError for a model of timm that cannot.
     """
-    turn_on: Any = getattr(model, "set_grad_checkpointing", None)
-    try:
-        turn_on(True)
-    except (TypeError, AssertionError):  # there is none, or timm refuses it
-        require(False, "grad_checkpointing", True, f"off with --model {name}, which has none")
+    allowed = f"off with --model {name}, which has none"
+    require(can_checkpoint(model), "grad_checkpointing", True, allowed)
+    model.set_grad_checkpointing(True)
     for layer in model.modules():
         if isinstance(layer, _BatchNorm) and layer.track_running_stats:
             layer.register_forward_pre_hook(_pause_statistics)
             # always: the second pass ends by an exception where it has all that is needed
             layer.register_forward_hook(_restore_statistics, always_call=True)
+
+
+def can_checkpoint(model: Any) -> bool:
+    """Return True if a model can compute its blocks again; it is turned off."""
+    try:
+        model.set_grad_checkpointing(True)
+        model.set_grad_checkpointing(False)
+    except (AttributeError, AssertionError):  # there is none, or timm refuses it
+        return False
+    return True
 
 
 def _pause_statistics(layer: Any, _: Any) -> None:

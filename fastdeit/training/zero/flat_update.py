@@ -46,7 +46,7 @@ class FlatUpdate(Update):
         clip_grad: float | None,
     ) -> None:
         self._model = model
-        self._gradients = gradients
+        self.gradients = gradients
         self._clip_grad = clip_grad
         self.micro_steps = gradients.micro_steps
         self._masters = partitions.masters
@@ -66,7 +66,7 @@ class FlatUpdate(Update):
 
     def _bind(self) -> None:
         """Give the optimizer the gradients and the tensors that decide its step."""
-        groups = zip(self._optimizer.param_groups, self._gradients.parts, strict=True)
+        groups = zip(self._optimizer.param_groups, self.gradients.parts, strict=True)
         for rate, (group, part) in zip(self._rates.values, groups, strict=True):
             group["lr"] = rate
             group["params"][0].grad = part
@@ -81,12 +81,12 @@ class FlatUpdate(Update):
         parts = compute(self._model)
         loss = parts.loss.detach()
         # NaN unless the loss is finite: its gradient may be finite where it is not
-        scale = (loss - loss).add_(self._gradients.share)
-        self._gradients.add(parts.loss, scale, number)
+        scale = (loss - loss).add_(self.gradients.share)
+        self.gradients.add(parts.loss, scale, number)
         return torch.stack([part.detach().float() for part in parts])
 
     def reduce(self, number: int) -> None:
-        self._gradients.reduce(number)
+        self.gradients.reduce(number)
 
     @torch.no_grad()
     def step(self, run: Run = run_eagerly) -> None:

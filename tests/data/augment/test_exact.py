@@ -3,7 +3,6 @@ whatever the batch."""
 
 import dataclasses
 import io
-import time
 
 import numba
 import numpy as np
@@ -409,20 +408,6 @@ def test_the_public_operator_is_used_without_the_private_methods(
     assert issubclass(augment_exact._numba_class(), plugin.NumbaFunction)
     monkeypatch.delattr(plugin.NumbaFunction, "_get_setup_fn_cpu")
     assert augment_exact._numba_class.__wrapped__() is plugin.NumbaFunction
-
-
-@pytest.mark.parametrize(("local_rank", "notes"), [("0", 1), ("1", 0)])
-def test_one_process_of_a_machine_says_that_it_compiles(
-    local_rank: str,
-    notes: int,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setenv("LOCAL_RANK", local_rank)
-    monkeypatch.setattr(augment_exact, "_PATIENCE_S", 0.0)
-    monkeypatch.setattr(augment_exact, "cfunc", lambda *_, **__: lambda function: time.sleep(0.3))
-    augment_exact._callback(None, None)
-    assert len(caplog.records) == notes
 
 
 @pytest.mark.slow  # compiles for 10 s each time

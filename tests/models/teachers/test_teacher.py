@@ -14,12 +14,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 from benchmarks.counting import StepCounter
+from fastdeit.models.execution import compilation
+from fastdeit.models.execution.compilation import run_uncompiled
 from fastdeit.models.execution.folding import count_norms
 from fastdeit.models.execution.form import Execution
 from fastdeit.models.student import Student
+from fastdeit.models.teachers.files import LoadedTeacher
 from fastdeit.models.teachers.teacher import Teacher, load_teacher
-from fastdeit.models.teachers.view import Preprocessing
+from fastdeit.models.teachers.view import Preprocessing, View
 from fastdeit.storage.tensor_files import hash_tensors
+from tests.support.compiling import Graphs
 
 MEAN = (0.5, 0.4, 0.3)
 STD = (0.2, 0.25, 0.3)
@@ -280,6 +284,52 @@ def test_images_are_prepared_in_few_launches(
     assert counter.launches == launches, counter.operators
     assert prepared.dtype == torch.bfloat16 and prepared.shape[2:] == (size, size)
     assert prepared.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_compiled_teacher_has_the_logits_of_the_plain_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It compiles once for one size of a batch, and once more for all others."""
+    torch._dynamo.reset()
+    graphs = Graphs()
+    monkeypatch.setattr(compilation, "BACKEND", graphs)
+    preprocessing = Preprocessing(MEAN, STD, SIZE)
+    loaded = LoadedTeacher(make_convnet(), "own", View(preprocessing, {}), Path("own"), "a hash")
+    device = torch.device("cpu")
+    arguments: dict[str, Any] = {"num_classes": CLASSES, "device": device, "dtype": torch.float32}
+    plain, teacher = (
+        Teacher(loaded, student=preprocessing, execution=Execution(compiled=compiled), **arguments)
+        for compiled in (False, True)
+    )
+    assert "compiled" in teacher.describe_execution(8) and graphs.compiled == 0
+    for size, compilations in ((8, 1), (8, 1), (5, 2), (3, 2), (6, 2)):
+        images = make_images(size)
+        torch.testing.assert_close(teacher(images), plain(images), rtol=1e-5, atol=1e-5)
+        assert graphs.compiled == compilations
+    with run_uncompiled():
+        assert torch.equal(teacher(make_images(7)), plain(make_images(7)))
+    assert graphs.calls == 5
+    assert teacher.identity() == plain.identity()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("execution", [Execution(), Execution(3), Execution(0, False, True)])
+def test_forms_decide_alike_on_a_gpu_in_the_memory_that_is_said(
+    execution: Execution, timm_model: nn.Module, tmp_path: Path
+) -> None:
+    save_teacher(timm_model, tmp_path, 224)
+    exact = load(TIMM, tmp_path)(make_images(16, 224)).argmax(1)
+    half = torch.bfloat16
+    teacher = load(TIMM, tmp_path, device="cuda", dtype=half, execution=execution)
+    images = make_images(16, 224).to("cuda", half, memory_format=torch.channels_last)
+    teacher(images)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    found = teacher(images).argmax(1).cpu()
+    used = torch.cuda.max_memory_allocated() - before
+    said = teacher.measure_memory(16).activations
+    assert said is not None and used <= 1.5 * said + 2**26  # and the workspace of cuDNN
+    assert (found == exact).float().mean() >= 0.9
 
 
 def refuses(message: str, name: str | None, path: Path | None, **overrides: Any) -> None:

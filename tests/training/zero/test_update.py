@@ -12,7 +12,7 @@ from fastdeit.training.zero.flat_update import FlatUpdate
 from tests.support import update_ranks
 from tests.support.ranks import Ranks
 from tests.support.tiny_student import BATCH, configure, make_batch, make_trainer, part, run_steps
-from tests.support.update_ranks import FORMS, Difference, Form, compare_updates
+from tests.support.update_ranks import FORMS, OVERLAPPED, Difference, Form, Overlap, compare_updates
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,14 @@ def test_two_processes_train_as_with_deepspeeds_step(form: Form, two: dict[str, 
     check(form, Difference(**two[str(FORMS.index(form))]))
 
 
+@pytest.mark.parametrize("number", range(len(OVERLAPPED)))
+def test_reduction_during_the_backward_pass_gives_the_same_bits(
+    number: int, two: dict[str, Any]
+) -> None:
+    found = Overlap(**two["overlap"][number])
+    assert found.equal and 0 < found.early < found.all
+
+
 @pytest.mark.parametrize("form", FORMS[2::3], ids=lambda form: "-".join(map(str, form)))
 def test_one_process_trains_as_with_deepspeeds_step(form: Form, world: World) -> None:
     check(form, compare_updates(form, world))
@@ -56,7 +64,7 @@ def flats_of(trainer: Trainer) -> dict[str, list[torch.Tensor]]:
     assert isinstance(update, FlatUpdate) and state.ema is not None
     moments = [*state.partitions.optimizer.state.values()]
     return {
-        "gradients": [*update._gradients.parts, *update._gradients.wholes],
+        "gradients": [*update.gradients.parts, *update.gradients.wholes],
         "masters": state.partitions.masters,
         "weights": [*state.model.parameters()],
         "moments": [one for each in moments for one in each.values()],
