@@ -6,7 +6,7 @@ steps='  kernels  the machine, the tests of all kernels, attention against its p
   train    the tests of the data path, the recipes, stops and ZeRO stages under the launcher, DeiT-S end to end
   step     the step of the model against timm, norm and GELU against their peers, the settings of the loader
   tune     the profile of the kernels, the MLP in its forms, a new table of launches
-  others   mix, normalise, distill, augment, resize, EMA and checksum against their peers'
+  others   mix, normalise, distill, augment, resize, EMA and checksum against their peers; memory by plan'
 step=${1:-} python=${2:-python3} device=${DEVICE:-cuda} out=${OUT:-build/gpu}
 if ! grep -q "^  $step  *[a-z]" <<<"$steps"; then
     printf 'benchmarks/gpu.sh STEP [python], each in less than 9 minutes; DEVICE=cpu rehearses it\n%s\n' "$steps"
@@ -121,7 +121,8 @@ run_tune() {
 
 run_others() {
     local name
-    for name in mix normalise distill augment resize ema checksum; do bench 70 "$name"; done
+    for name in mix normalise distill augment resize ema checksum; do bench 64 "$name"; done
+    need deepspeed && bench 45 memory
 }
 
 "$python" -m compileall -q -j0 benchmarks fastdeit kernels tests

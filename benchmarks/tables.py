@@ -129,6 +129,21 @@ def compare_packed() -> list[Cells]:
     return table
 
 
+def list_largest_batches() -> list[Cells]:
+    """Return the largest micro-batch of each student on cards of several sizes."""
+    heading = ["student", "checkpointing", "24 GB", "40 GB", "80 GB", "141 GB"]
+    cards = ("gb_24", "gb_40", "gb_80", "gb_141")
+    rows = [
+        [
+            f"`{row['student']}`",
+            "yes" if row["checkpointing"] == "True" else "no",
+            *(f"{int(row[card]):,}" for card in cards),
+        ]
+        for row in read_rows("memory-plan")
+    ]
+    return [heading, *rows]
+
+
 TABLES: dict[str, Callable[[], list[Cells]]] = {
     "loaders": lambda: compare_loaders(["1", "2", "3"]),
     "loaders-2-copies": lambda: compare_loaders(["2"]),
@@ -137,6 +152,7 @@ TABLES: dict[str, Callable[[], list[Cells]]] = {
     "step-counts": count_launches,
     "exports": compare_exports,
     "packed": compare_packed,
+    "largest-micro-batch": list_largest_batches,
 }
 
 
