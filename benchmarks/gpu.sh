@@ -4,7 +4,8 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 steps='  kernels  the machine, the tests of all kernels, attention against its peers, the step of the engine
   train    the tests of the data path, the recipes, stops and ZeRO stages under the launcher, DeiT-S end to end
-  step     the step of the model against timm, norm and GELU against their peers, the settings of the loader
+  step     the step of the model against timm, norm and GELU against their peers
+  loader   what limits a run: rates of the loader, the step and both together; the settings of the loader
   tune     the profile of the kernels, the MLP in its forms, a new table of launches
   others   mix, normalise, distill, augment, resize, EMA and checksum against their peers; memory by plan'
 step=${1:-} python=${2:-python3} device=${DEVICE:-cuda} out=${OUT:-build/gpu}
@@ -98,7 +99,11 @@ run_step() {
     bench 270 step --seconds 210
     bench 75 norm --cases 2
     bench 75 gelu --cases 2
-    need nvidia.dali numba pyarrow || return
+}
+
+run_loader() {
+    need nvidia.dali numba pyarrow tyro deepspeed || return
+    bench 200 train --seconds 120
     local cores
     cores=$(env -u OMP_NUM_THREADS nproc)
     part 90 settings "$python" -m benchmarks.bench_settings -o "$out/loader-settings.csv" --threads "$cores" --prefetch 2

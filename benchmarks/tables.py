@@ -144,6 +144,37 @@ def list_largest_batches() -> list[Cells]:
     return [heading, *rows]
 
 
+def _select_train(mode: str) -> dict[str, dict[str, Row]]:
+    """Return the newest rows of bench_train by shape and implementation."""
+    rows = [row for row in read_rows("cpu-x86-64") if row["bench"] == "train"]
+    found: dict[str, dict[str, Row]] = {}
+    for row in select_newest(rows, "mode", "shape", "impl"):
+        if row["mode"] == mode:
+            found.setdefault(row["shape"], {})[row["impl"]] = row
+    return found
+
+
+def compare_gaps() -> list[Cells]:
+    """Return what the training thread waits for a batch, and its CPU time a step."""
+    forms = ("read-ahead off", "read-ahead on")
+    table = [["batch", *(f"wait, {form}" for form in forms)]]
+    table[0] += ["CPU, no loader", *(f"CPU, {form}" for form in forms)]
+    for batch, rows in _select_train("between steps").items():
+        waits = [f"{float(rows[form]['ms_p50']):.2f} ms" for form in forms]
+        spent = [f"{float(rows[form]['host_ms']):.2f} ms" for form in ("cached", *forms)]
+        table.append([batch, *waits, *spent])
+    return table
+
+
+def compare_train_rates() -> list[Cells]:
+    """Return CPU time a step of the loader, of the step, and of both together."""
+    forms = ("loader alone", "step alone", "both, read-ahead off", "both, read-ahead on")
+    table = [["student, batch", *forms]]
+    for shape, rows in _select_train("rate").items():
+        table.append([shape, *(f"{float(rows[form]['host_ms']):.1f} ms" for form in forms)])
+    return table
+
+
 TABLES: dict[str, Callable[[], list[Cells]]] = {
     "loaders": lambda: compare_loaders(["1", "2", "3"]),
     "loaders-2-copies": lambda: compare_loaders(["2"]),
@@ -153,6 +184,8 @@ TABLES: dict[str, Callable[[], list[Cells]]] = {
     "exports": compare_exports,
     "packed": compare_packed,
     "largest-micro-batch": list_largest_batches,
+    "between-steps": compare_gaps,
+    "train-rates": compare_train_rates,
 }
 
 

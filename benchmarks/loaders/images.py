@@ -13,16 +13,17 @@ PATTERN = f"train-{{0..{SHARDS - 1}}}.tar"
 """Of the shards' names."""
 
 
-def write_images(root: Path, count: int, links: int) -> None:
-    """Write `count` 500 x 375 JPEG files (1/f noise) to root/train/{0,1}, each under `links` names.
+def write_images(root: Path, count: int, links: int, size: tuple[int, int] = (500, 375)) -> None:
+    """Write `count` JPEG files (1/f noise) to root/train/{0,1}, each under `links` names.
 
-    The names make an epoch long enough for a measurement.
+    The names make an epoch long enough for a measurement. size: width and height in pixels.
     """
     rng = np.random.default_rng(0)
-    frequencies = np.hypot(*np.meshgrid(np.fft.fftfreq(500), np.fft.fftfreq(375)))
+    width, height = size
+    frequencies = np.hypot(*np.meshgrid(np.fft.fftfreq(width), np.fft.fftfreq(height)))
     decay = 1 / frequencies.clip(2e-3)
     for i in range(count):
-        noise = np.fft.ifft2(np.fft.fft2(rng.normal(size=(3, 375, 500))) * decay).real
+        noise = np.fft.ifft2(np.fft.fft2(rng.normal(size=(3, height, width))) * decay).real
         pixels = (noise - noise.min()) / np.ptp(noise) * 255 + rng.normal(scale=4, size=noise.shape)
         image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
         target = root / f"train/{i % 2}/{i:04d}.jpg"

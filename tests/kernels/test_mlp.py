@@ -5,13 +5,10 @@ compilation.
 """
 
 import itertools
-from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.bench_mlp import use_form
@@ -21,6 +18,7 @@ from fastdeit.kernels.mlp import mlp, mlp_reference
 from fastdeit.kernels.mlp_epilogue import mlp_bwd_triton, mlp_fwd_triton
 from tests.kernels import interpreter
 from tests.kernels.interpreter import DEVICE, INTERPRETED
+from tests.kernels.operator_counter import OperatorCounter
 
 interpreter.correct()
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -91,18 +89,6 @@ def test_mlp_equals_the_reference_in_float64(sizes: Sizes, dtype: torch.dtype, f
         torch.testing.assert_close(
             actual.double(), truth, rtol=tolerance, atol=tolerance * max(1, size)
         )
-
-
-class Operators(TorchDispatchMode):
-    """The number of calls of each operator."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def saved_by(run: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
@@ -194,13 +180,13 @@ def test_exported_mlp_computes_the_same() -> None:
 
 def test_form_decides_which_operators_run(form: int) -> None:
     inputs, dout = make_inputs(SHAPES["ragged"])
-    with Operators() as called:
+    with OperatorCounter() as counter:
         differentiate(mlp, inputs, dout)
     # four of the six products remain beside the two with an epilogue
     separate = {"gelu": 1, "gelu_bwd": 1, "mm": 6}
     epilogue = {"mlp_fwd": 1, "mlp_bwd": 1, "mm": 4}
     names = {*separate, *epilogue}
-    found = {name: count for name, count in called.counts.items() if name in names}
+    found = {name: count for name, count in counter.calls.items() if name in names}
     assert found == (separate, epilogue)[form - 1]
 
 

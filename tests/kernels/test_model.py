@@ -15,6 +15,7 @@ from fastdeit.kernels.mix_patches import mix_patches
 from fastdeit.models.student import Student
 from fastdeit.training.losses import DistillationLoss
 from tests.kernels import interpreter
+from tests.kernels.operator_counter import OperatorCounter
 
 interpreter.correct()
 DEVICE = interpreter.DEVICE
@@ -133,6 +134,43 @@ def test_compiled_student_calls_every_kernel_in_one_graph() -> None:
     # a block has one attention, one GELU and two norms; one norm comes before the first
     counts = {"attention": 2, "gelu": 2, "gelu_bwd": 2, "add_norm": 5}
     assert Counter(ours) == {f"fastdeit.{name}.default": count for name, count in counts.items()}
+
+
+def test_block_launches_kernels_alone_and_saves_twelve_widths_a_token() -> None:
+    """What a third block adds to a student of two, in a step in bf16."""
+    (operators, saved), (deeper, more_saved) = (step_of_depth(depth) for depth in (2, 3))
+    added = deeper - operators
+    counts = {"attention": 1, "gelu": 1, "add_norm": 2}
+    assert {name: added[name] for name in counts} == counts
+    assert {name: added[f"{name}_bwd"] for name in counts} == counts
+    # four layers, each with three products, and no sum for the gradient of a bias
+    assert added["mm"] == 12 and added["addmm"] == added["sum"] == 0
+    # beside them in fp32: a mean and a rstd of two norms and the sum of two heads per token, and
+    # DropPath's factor of two branches per image
+    images = 4
+    tokens = 6 * images
+    assert more_saved - saved == tokens * (2 * 12 * 64 + 4 * (2 * 2 + 2)) + 4 * 2 * images
+
+
+def step_of_depth(depth: int) -> tuple[Counter[str], int]:
+    """Return the calls of each operator in a step of a student, and the bytes saved in its forward
+    beside the parameters."""
+    student = make_student(depth=depth).bfloat16()
+    saved: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    patches = torch.randn(4, 4, 192, device=DEVICE).bfloat16()
+    keep = torch.ones(4, depth, 2, dtype=torch.bool, device=DEVICE)
+    with use_backend("triton"), OperatorCounter() as counter:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = sum(logits.float().square().mean() for logits in student(patches, keep))
+        torch.autograd.backward(loss)
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in student.parameters()}
+    return counter.calls, sum(size for place, size in saved.items() if place not in parameters)
 
 
 @pytest.mark.gpu

@@ -152,6 +152,18 @@ def test_what_is_no_state_and_no_epoch_is_refused(create: Any) -> None:
     assert json.loads(json.dumps(loader.state_dict()))["epoch"] == 2
 
 
+@pytest.mark.parametrize("read_ahead", ["on", "off"])
+def test_images_of_a_state_are_not_in_batches_made_before_it_was_loaded(
+    create: Any, read_ahead: str
+) -> None:
+    one, other, *_ = ordinals(create(raw=True))
+    gone = min(set(other) - set(one))
+    loader = create(raw=True, read_ahead=read_ahead)
+    next(iter(loader))
+    loader.load_state_dict(loader.state_dict() | {"excluded": [gone]})
+    assert gone not in next(iter(loader)).image_index.tolist()
+
+
 def test_images_excluded_before_the_state_stay_excluded(create: Any) -> None:
     loader = create(raw=True)
     gone = int(next(iter(loader)).image_index[0])

@@ -1,15 +1,16 @@
 """Numbered batches made in a thread, beside the step that uses the batch before.
 
-Between two steps the caller then waits for a finished batch alone: planning, feeding, DALI's
-`run` and the copies to the device are the thread's. They hold Python's lock for a part of their
-time, in which the caller launches nothing; benchmarks/LOG.md has what that costs, and why it is no
-process: a batch would cross between processes by a copy.
+Between two steps the caller takes a batch that is ready: planning, feeding, DALI's `run` and the
+copies to the device are the thread's. They hold Python's lock for a part of their time, in which
+the caller launches nothing; benchmarks/LOG.md has what that costs, and why it is no process: a
+batch would cross between processes by a copy.
 """
 
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 
@@ -18,7 +19,8 @@ from fastdeit.data.device.side_stream import SideStream
 Made = TypeVar("Made")
 
 
-class _Task(NamedTuple, Generic[Made]):
+@dataclass(frozen=True)
+class _Task(Generic[Made]):
     """A batch that the thread makes; the event is that of its last launch on a GPU."""
 
     number: int
@@ -38,7 +40,7 @@ class ReadAhead(Generic[Made]):
         self._make = make
         self._process = os.getpid()
         self._threads = ThreadPoolExecutor(1, "fastdeit-loader") if enabled else None
-        self._stream = SideStream(torch.device(device)) if enabled else None
+        self._stream = SideStream(torch.device(device if enabled else "cpu"))
         self._task: _Task[Made] | None = None
 
     def get(self, number: int, following: int | None) -> Made:
@@ -55,7 +57,6 @@ class ReadAhead(Generic[Made]):
         batch, mark = task.future.result()
         if following is not None:
             self._task = self._start(following)
-        assert self._stream is not None
         self._stream.hand_over(batch, mark)
         return batch
 
@@ -73,7 +74,6 @@ class ReadAhead(Generic[Made]):
         return _Task(number, self._threads.submit(self._run, number))
 
     def _run(self, number: int) -> tuple[Made, torch.cuda.Event | None]:
-        assert self._stream is not None
         with self._stream.use():
             return self._make(number), self._stream.mark()
 

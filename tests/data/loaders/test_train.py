@@ -3,6 +3,7 @@ in memory that stays valid."""
 
 import dataclasses
 import gc
+import itertools
 import shutil
 import weakref
 from collections.abc import Iterable
@@ -128,6 +129,29 @@ def test_a_thread_that_reads_ahead_changes_nothing(
     assert_same(joined(passes[0]), joined(train_loader(index, plan).epoch(1)))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "form", [{"backend": "native"}, {"backend": "exact"}, {"uses_kernels": True}], ids=str
+)
+def test_a_thread_on_a_gpu_changes_nothing_in_50_batches(
+    index: Index, plan: Plan, form: dict[str, Any]
+) -> None:
+    """A matrix product after each batch keeps the stream of the step busy."""
+    work = torch.randn(2048, 2048, device="cuda")
+    found = []
+    for read_ahead in (False, True):
+        held = []
+        with closing(train_loader(index, plan, 8, device="gpu", read_ahead=read_ahead, **form)) as (
+            loader
+        ):
+            for batch in itertools.islice(itertools.chain(*map(loader.epoch, range(4))), 50):
+                work = torch.tanh(work @ work)
+                held.append({name: getattr(batch, name).clone() for name in FIELDS})
+        found.append(held)
+    for one, other in zip(*found, strict=True):
+        assert_same(one, other)
+
+
 def test_the_first_batch_of_the_next_epoch_is_made_ahead(index: Index, plan: Plan) -> None:
     with closing(train_loader(index, plan, read_ahead=True)) as loader:
         assert len(list(loader.epoch(0))) == 2
@@ -135,6 +159,26 @@ def test_the_first_batch_of_the_next_epoch_is_made_ahead(index: Index, plan: Pla
         assert task is not None and task.number == 2
         batch, _ = task.future.result(60)
         assert batch.batch is next(loader.epoch(1))
+
+
+class NoRecords:
+    """A teacher cache in which nothing is recorded."""
+
+    missed = 0
+
+    def records(self, epoch: int, ordinals: np.ndarray, *_: Any) -> None:
+        self.missed += len(ordinals)
+
+
+def test_samples_without_a_record_count_when_they_are_used(index: Index, plan: Plan) -> None:
+    records = NoRecords()
+    with closing(train_loader(index, plan, 16, read_ahead=True, teacher_records=records)) as loader:
+        batches = loader.epoch(0)
+        next(batches)
+        next(batches)
+        task = loader._ahead._task
+        assert task is not None and task.future.exception(60) is None
+        assert records.missed == 48 and loader.unrecorded == 32
 
 
 def test_micro_batches_may_have_14_samples(index: Index, plan: Plan) -> None:
