@@ -7,6 +7,7 @@ steps='  kernels  the machine, the tests of all kernels, attention against its p
   step     the step of the model against timm, norm and GELU against their peers
   loader   what limits a run: rates of the loader, the step and both together; the settings of the loader
   tune     the profile of the kernels, the MLP in its forms, a new table of launches
+  teacher  the teacher in its forms, a whole step with --compile on
   others   mix, normalise, distill, augment, resize, EMA and checksum against their peers; memory by plan'
 step=${1:-} python=${2:-python3} device=${DEVICE:-cuda} out=${OUT:-build/gpu}
 if ! grep -q "^  $step  *[a-z]" <<<"$steps"; then
@@ -122,6 +123,13 @@ run_tune() {
     part 240 tune "$python" -m benchmarks.tune --only attention --seconds 150
     part 90 tune_mlp "$python" -m benchmarks.tune --only mlp --seconds 30
     cp kernels/launch_configs.json "$out"
+}
+
+run_teacher() {
+    need deepspeed pyarrow || return
+    pytest 60 tests_teacher -m gpu tests/models/teachers
+    bench 240 teacher_forms
+    bench 200 compile --cases 2
 }
 
 run_others() {

@@ -27,7 +27,13 @@ STEPS_PER_EPOCH = 1251
 TOY = {"model": "deit_tiny_distilled_patch16_224", "embed_dim": 32, "depth": 12, "num_heads": 1}
 """A student with all blocks and parameters of a DeiT, but small: on a CPU, launches take more time
 than arithmetic."""
-TOY_SIZE = 32
+DIGITS = {
+    **{"model": "deit_tiny_distilled_patch16_224", "patch_size": 4, "embed_dim": 96},
+    **{"depth": 4, "num_heads": 3, "drop_path": 0.05},
+}
+"""The student of the recipe `digits`."""
+SMALL_STUDENTS = {"toy": TOY, "digits": DIGITS}
+SMALL_SIZE = 32
 MANIFEST = Manifest("hard", 1, CLASSES, samples=2, facts={})
 """Describes the records of the teacher's outputs in the batches."""
 
@@ -40,15 +46,17 @@ def make_config(
     clip_grad: float | None = None,
     **run: Any,
 ) -> Config:
-    """Return the recipe `deit` for a student, "tiny", "small", "base", or "toy", in one process.
+    """Return the recipe `deit` for a student, "tiny", "small", "base", "toy" or "digits", in one
+    process.
 
     batch_size: samples of an optimizer step, in `accumulate` micro-batches.
     run: fields of the section `run` (precision, zero_stage, kernels).
     """
-    toy = student == "toy"
+    size = SMALL_SIZE if student in SMALL_STUDENTS else 224
+    model = SMALL_STUDENTS.get(student, {"model": f"deit_{student}_distilled_patch16_224"})
     return Config().replace(
-        data={"input_size": TOY_SIZE if toy else 224},
-        model=TOY if toy else {"model": f"deit_{student}_distilled_patch16_224"},
+        data={"input_size": size},
+        model=model,
         optim={
             "batch_size": batch_size,
             "micro_batch": batch_size // accumulate,

@@ -21,7 +21,7 @@ import pytest
 
 from tests.support.launching import ROOT
 
-STEPS = ("kernels", "train", "step", "loader", "tune", "others")
+STEPS = ("kernels", "train", "step", "loader", "tune", "teacher", "others")
 MAX_FILES = 8
 MAX_FILE_MIB = 16
 """Limits on the files that are copied back from the GPU machine."""
@@ -346,7 +346,7 @@ def test_every_benchmark_parses_the_flags_of_the_script(tools: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["kernels", "train", "step", "others"])
+@pytest.mark.parametrize("step", ["kernels", "train", "step", "teacher", "others"])
 def test_every_step_runs_on_the_cpu(step: str, tmp_path: Path) -> None:
     environment = os.environ | {"DEVICE": "cpu", "OUT": str(tmp_path), "OMP_NUM_THREADS": "1"}
     argv = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), step, sys.executable]

@@ -23,13 +23,16 @@ from fastdeit.reliability import launcher
 
 ATTACHED = launcher.attach()  # first, as in train.py
 
-import torch
+from fastdeit.commands.imports import pause_collection
 
-from fastdeit.commands.train import train_command
-from fastdeit.data.loaders.evaluation import EvalLoader
-from fastdeit.distributed.exits import hard_exit
-from fastdeit.run import build
-from fastdeit.training.trainer import Trainer
+with pause_collection():
+    import torch
+
+    from fastdeit.commands.train import train_command
+    from fastdeit.data.loaders.evaluation import EvalLoader
+    from fastdeit.distributed.exits import hard_exit
+    from fastdeit.run import build
+    from fastdeit.training.trainer import Trainer
 
 RANK = int(os.environ["RANK"])
 

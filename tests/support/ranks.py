@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.support.launching import clean_environment, free_port
 
-_PRELOADED = ["fastdeit.commands.train", "tests.support.tiny_student"]
+_PRELOADED = ["tests.support.preloaded"]
 
 
 class Ranks:

@@ -1,5 +1,5 @@
 """Our update beside DeepSpeed's, on the same batches: in one process, and on the two ranks of
-training/zero/test_update.py, whose rank 0 writes FOLDER/two.json."""
+training/zero/test_update.py, whose rank 0 writes FOLDER/two.json; there ZeRO 2 is replayed."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,12 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
+from benchmarks.tape import TapeRecorder
 from fastdeit.distributed.collectives import all_agree, barrier
 from fastdeit.distributed.exits import hard_exit
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.training import build
+from fastdeit.training.graphs.graph import Graphs
 from fastdeit.training.trainer import Trainer
 from fastdeit.training.zero.overlap import OverlappedGradients
 from tests.support.tiny_student import (
@@ -72,6 +74,8 @@ def compare_updates(form: Form, world: World) -> Difference:
     fields = {name: getattr(form, name) for name in ("precision", "zero_stage", "clip_grad")}
     config = configure(**fields, batch_size=SAMPLES, micro_batch=micro)
     ours = make_trainer(config, world)
+    if world.size > 1 and form.zero_stage == 2:
+        ours.graphs = Graphs(TapeRecorder())
     with deepspeed_steps():
         theirs = make_trainer(config, world)
     rows = [torch.tensor(train(trainer, micro, world)) for trainer in (ours, theirs)]
@@ -82,6 +86,7 @@ def compare_updates(form: Form, world: World) -> Difference:
     }
     moments = max(sets["exp_avg"], sets["exp_avg_sq"])
     statistics = largest((rows[0] - rows[1]) / rows[1].abs().clamp(min=1e-30))
+    assert ours.graphs is None or not ours.graphs.failures
     same = state == other_state and not statistics and not any(sets.values())
     return Difference(statistics, max(sets["model"], sets["ema"]), moments, all_agree(same))
 
@@ -104,7 +109,7 @@ def overlap(form: Form, world: World) -> Overlap:
     with mock.patch.object(build, "count_pieces", lambda *_: 3):
         during = make_trainer(config, world)
     order: list[str] = []
-    gradients: Any = during.update._gradients  # type: ignore[attr-defined]
+    gradients: Any = during.update.gradients  # type: ignore[attr-defined]
     assert isinstance(gradients, OverlappedGradients)
     reduce, differentiate = dist.reduce, gradients._differentiate
 

@@ -64,7 +64,7 @@ def flats_of(trainer: Trainer) -> dict[str, list[torch.Tensor]]:
     assert isinstance(update, FlatUpdate) and state.ema is not None
     moments = [*state.partitions.optimizer.state.values()]
     return {
-        "gradients": [*update._gradients.parts, *update._gradients.wholes],
+        "gradients": [*update.gradients.parts, *update.gradients.wholes],
         "masters": state.partitions.masters,
         "weights": [*state.model.parameters()],
         "moments": [one for each in moments for one in each.values()],
