@@ -97,6 +97,7 @@ run_train() {
 }
 
 run_step() {
+    need deepspeed && pytest 60 tests_step -m gpu tests/training
     bench 270 step --seconds 210
     bench 75 norm --cases 2
     bench 75 gelu --cases 2

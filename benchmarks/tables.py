@@ -195,6 +195,7 @@ TABLES: dict[str, Callable[[], list[Cells]]] = {
     "exports": compare_exports,
     "packed": compare_packed,
     "largest-micro-batch": list_largest_batches,
+    "compiled-steps": lambda: compare_forms("cpu-compile", "without a compiler"),
     "teacher-forms": lambda: compare_forms("cpu-teacher-forms", "as in the file"),
     "between-steps": compare_gaps,
     "train-rates": compare_train_rates,

@@ -1,4 +1,5 @@
-"""A whole run as a function: `train_run`, and what it needs, `estimate_memory`; and its parts, which `fastdeit train` calls too."""
+"""A whole run as a function, `train_run`, and its parts, which `fastdeit train` calls too; what a
+run needs of a GPU, `estimate_memory`."""
 
 import contextlib
 import json
