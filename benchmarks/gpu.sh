@@ -4,7 +4,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 steps='  kernels  the machine, the tests of all kernels, attention against its peers, the step of the engine
   train    the tests of the data path, the recipes, stops and ZeRO stages under the launcher, DeiT-S end to end
-  step     the step of the model against timm, norm and GELU against their peers
+  step     the step of the model against timm, fast paths that are off, norm and GELU against their peers
   loader   what limits a run: rates of the loader, the step and both together; the settings of the loader
   tune     the profile of the kernels, the MLP in its forms, a new table of launches
   teacher  the teacher in its forms, a whole step with --compile on
@@ -98,6 +98,7 @@ run_train() {
 
 run_step() {
     bench 270 step --seconds 210
+    need deepspeed && bench 95 paths --seconds 60
     bench 75 norm --cases 2
     bench 75 gelu --cases 2
 }
