@@ -4,8 +4,8 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 steps='  kernels  the machine, the tests of all kernels, attention against its peers, the step of the engine
   train    the tests of the data path, the recipes, stops and ZeRO stages under the launcher, DeiT-S end to end
-  step     the step of the model against timm, fast paths that are off, norm and GELU against their peers
-  loader   what limits a run: rates of the loader, the step and both together; the settings of the loader
+  step     the step of the model against timm, norm and GELU against their peers
+  loader   fast paths that are off; what limits a run: rates of the loader, the step and both together; the settings of the loader
   tune     the profile of the kernels, the MLP in its forms, a new table of launches
   teacher  the teacher in its forms, a whole step with --compile on
   others   mix, normalise, distill, augment, resize, EMA and checksum against their peers'
@@ -97,13 +97,14 @@ run_train() {
 }
 
 run_step() {
+    need deepspeed && pytest 60 tests_step -m gpu tests/training
     bench 270 step --seconds 210
-    need deepspeed && bench 95 paths --seconds 60
     bench 75 norm --cases 2
     bench 75 gelu --cases 2
 }
 
 run_loader() {
+    need deepspeed && bench 95 paths --seconds 60
     need nvidia.dali numba pyarrow tyro deepspeed || return
     bench 200 train --seconds 120
     local cores
