@@ -179,6 +179,7 @@ TABLES: dict[str, Callable[[], list[Cells]]] = {
     "step-counts": count_launches,
     "exports": compare_exports,
     "packed": compare_packed,
+    "compiled-steps": lambda: compare_forms("cpu-compile", "without a compiler"),
     "teacher-forms": lambda: compare_forms("cpu-teacher-forms", "as in the file"),
     "between-steps": compare_gaps,
     "train-rates": compare_train_rates,
