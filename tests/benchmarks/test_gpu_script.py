@@ -233,7 +233,7 @@ def test_interrupted_tests_still_report_failures(tools: Path, tmp_path: Path) ->
     [
         ("deepspeed", "kernels", ["nvidia-smi", "ceilings", "tests_kernels", "attention"]),
         ("deepspeed", "step", ["step", "norm", "gelu"]),
-        ("nvidia.dali", "loader", []),
+        ("nvidia.dali", "loader", ["paths"]),
         ("pyarrow", "teacher", []),
         ("nvidia.dali", "train", []),
     ],
