@@ -89,11 +89,11 @@ class StepCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if _is_read(func, args):
+        if is_read(func, args, kwargs):
             self.reads[_caller()] += 1
         elif _is_launch(func):
             self.operators[str(func)] += 1
-            self.copies += func.overloadpacket in COPIES and _crosses(args, kwargs)
+            self.copies += func.overloadpacket in COPIES and crosses(args, kwargs)
         return func(*args, **kwargs)
 
 
@@ -168,10 +168,13 @@ def _other_accelerators() -> list[Any]:
     return [] if accelerator.device_name() == "cuda" else [accelerator]
 
 
-def _is_read(func: Any, args: Any) -> bool:
+def is_read(func: Any, args: Any, kwargs: Any) -> bool:
+    """Return True if the host waits for the result of an operator."""
     if func.overloadpacket in INDEXING:
         dtypes = [index.dtype for index in args[1] if index is not None]
         return torch.bool in dtypes or torch.uint8 in dtypes
+    if func.overloadpacket is aten.repeat_interleave and kwargs.get("output_size") is not None:
+        return False
     return not UNKNOWN.isdisjoint(func.tags)
 
 
@@ -183,7 +186,7 @@ def _is_launch(func: Any) -> bool:
     return touches and not func.is_view and func.overloadpacket not in NO_LAUNCH
 
 
-def _crosses(args: Any, kwargs: Any) -> bool:
+def crosses(args: Any, kwargs: Any) -> bool:
     """Return True if a copy is between the host and a device."""
     devices = [value.device for value in args if isinstance(value, torch.Tensor)]
     if kwargs.get("device") is not None:

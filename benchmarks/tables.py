@@ -129,6 +129,32 @@ def compare_packed() -> list[Cells]:
     return table
 
 
+def list_largest_batches() -> list[Cells]:
+    """Return the largest micro-batch of each student on cards of several sizes."""
+    heading = ["student", "checkpointing", "24 GB", "40 GB", "80 GB", "141 GB"]
+    cards = ("gb_24", "gb_40", "gb_80", "gb_141")
+    rows = [
+        [
+            f"`{row['student']}`",
+            "yes" if row["checkpointing"] == "True" else "no",
+            *(f"{int(row[card]):,}" for card in cards),
+        ]
+        for row in read_rows("memory-plan")
+    ]
+    return [heading, *rows]
+
+
+def compare_forms(name: str, least: str) -> list[Cells]:
+    """Return the speed of each form, divided by that of the form `least`; a shape a row."""
+    rows = select_newest(read_rows(name), "shape", "impl")
+    forms = [form for form in dict.fromkeys(row["impl"] for row in rows) if form != least]
+    speeds = {(row["shape"], row["impl"]): row["speed"] for row in rows}
+    table = [["model, images x side", *forms]]
+    for shape in dict.fromkeys(row["shape"] for row in rows):
+        table.append([f"`{shape}`", *(f"{float(speeds[shape, form]):.2f}" for form in forms)])
+    return table
+
+
 def _select_train(mode: str) -> dict[str, dict[str, Row]]:
     """Return the newest rows of bench_train by shape and implementation."""
     rows = [row for row in read_rows("cpu-x86-64") if row["bench"] == "train"]
@@ -168,6 +194,9 @@ TABLES: dict[str, Callable[[], list[Cells]]] = {
     "step-counts": count_launches,
     "exports": compare_exports,
     "packed": compare_packed,
+    "largest-micro-batch": list_largest_batches,
+    "compiled-steps": lambda: compare_forms("cpu-compile", "without a compiler"),
+    "teacher-forms": lambda: compare_forms("cpu-teacher-forms", "as in the file"),
     "between-steps": compare_gaps,
     "train-rates": compare_train_rates,
 }

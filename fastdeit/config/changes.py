@@ -23,7 +23,7 @@ FORM = frozenset(
     "output_dir kernels zero_stage grad_checkpointing offload_optimizer deepspeed_config "
     "overlap_reduce log_steps "
     "stop_after_steps time_limit num_workers prefetch read_ahead micro_batch augment_device "
-    "compile teacher_batch teacher_benchmark".split()
+    "compile cuda_graph teacher_batch teacher_benchmark".split()
 ) | (_fields_of(CheckpointConfig) - {"resume"} | _fields_of(HealthConfig) | _fields_of(LimitConfig))
 """Settings of how the work is done, and for how long: they decide neither samples nor results."""
 

@@ -8,7 +8,7 @@ from fastdeit.distributed.collectives import barrier
 from fastdeit.distributed.world import World
 from fastdeit.kernels.backend import use_backend
 from fastdeit.reliability.supervisor import StopAgreed, Supervisor
-from fastdeit.run.build import build_run, describe_run
+from fastdeit.run.build import build_run, describe_run, record_graphs
 from fastdeit.run.folder import open_folder
 from fastdeit.run.loop import evaluate_run, train
 from fastdeit.run.results import write_results
@@ -32,7 +32,7 @@ def execute_run(run: Run, notes: list[str]) -> dict[str, Any]:
     done: dict[str, Any]
     try:
         run.supervisor.check_now()
-        notes = notes + open_folder(run)
+        notes = notes + open_folder(run) + record_graphs(run)
         run.console.heading(describe_run(run, notes))
         run.progress.restart_clock(run.trainer.step)
         # for evaluations and pictures; a training step sets its own

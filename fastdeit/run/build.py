@@ -16,6 +16,7 @@ from fastdeit.data.build import (
 )
 from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.index import Index
+from fastdeit.data.loaders.batch import Batch, make_blank_batch
 from fastdeit.display.console import RunConsole
 from fastdeit.distributed.collectives import each_rank
 from fastdeit.distributed.world import World
@@ -48,6 +49,7 @@ from fastdeit.teacher_cache.build import open_cache
 from fastdeit.teacher_cache.reader import CachedTeacher
 from fastdeit.training.build import build_trainer, build_utilisation, count_copies, note_schedule
 from fastdeit.training.flops import Utilisation
+from fastdeit.training.graphs.build import build_graphs, note_graphs
 from fastdeit.training.memory.build import note_memory
 from fastdeit.training.trainer import Trainer
 
@@ -219,6 +221,30 @@ def describe_run(run: Run, notes: list[str]) -> dict[str, str]:
         reason = "it honours --deepspeed-config, but waits for the device"
         notes = [*notes, f"DeepSpeed's own step instead of fastdeit's: {reason}"]
     return rows | {f"note {number}": note for number, note in enumerate(notes, 1)}
+
+
+def record_graphs(run: Run) -> list[str]:
+    """Record the CUDA graphs of a run's steps, before its loader starts; return notes on them. A
+    collective."""
+    config = run.config
+    trainer = run.trainer
+    model = trainer.state.model
+    trainer.graphs = build_graphs(config, run.world, model, trainer.update)
+    if trainer.graphs is not None:
+        trainer.record_graphs(_make_blank(run))
+    return note_graphs(config, run.world, trainer)
+
+
+def _make_blank(run: Run) -> Batch:
+    """Return a micro-batch of zeros like those of the run."""
+    recorded = run.data.cached_teacher
+    return make_blank_batch(
+        run.data.train_loader.options.batch_size,
+        run.config.data.input_size,
+        len(run.trainer.state.model.drop_path_rates) * count_copies(run.config),
+        recorded.cache.manifest.record.itemsize if recorded else 0,
+        run.world.device,
+    )
 
 
 def _describe_decoding(options: PipelineOptions) -> str:

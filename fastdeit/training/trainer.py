@@ -20,6 +20,7 @@ from fastdeit.kernels.backend import use_backend
 from fastdeit.models.teachers.ensemble import LiveTeacher
 from fastdeit.plan.digest import add_digests
 from fastdeit.training.forward import ForwardPass, MicroLoss
+from fastdeit.training.graphs.graph import Graphs, Run, run_eagerly
 from fastdeit.training.losses import Criterion
 from fastdeit.training.staging import StagedFlags
 from fastdeit.training.state import TrainerState
@@ -73,6 +74,9 @@ class Trainer:
     schedule: Scheduler
     kernels: str = "auto"
     """The backend of the kernels in this trainer's steps (kernels/backend.py)."""
+    graphs: Graphs | None = None
+    """Runs the teacher, the student, its backward pass and the update as graphs; None: as they
+    are."""
     _flags: StagedFlags = field(init=False)
     _last: LaunchedStep | None = None
 
@@ -129,11 +133,28 @@ class Trainer:
                 self._micro_step(number, batch, criterion or self.criterion)
                 for number, batch in enumerate(micro_batches)
             ]
-        self.update.step()
-        self.state.finish_step(self.update.skipped)
+        self._finish(self._run)
         self._launched(micro_steps)
         losses = torch.stack([micro.losses for micro in micro_steps]).mean(0)
         return torch.cat((losses, self.update.grad_norm.view(1)))
+
+    def record_graphs(self, batch: Batch) -> None:
+        """Record the graphs of the steps to come, if there are any; the state stays bit-equal.
+
+        batch: a micro-batch with the shapes and dtypes of those to come. A collective.
+        """
+        if self.graphs is None:
+            return
+        self._prepare()
+        with use_backend(self.kernels):
+            loss = self._loss_of(batch, self.criterion)
+            for number in range(min(2, self.update.micro_steps)):
+                self._run_backward(self.graphs.record, loss, number)
+        self._finish(self.graphs.record)
+
+    @property
+    def _run(self) -> Run:
+        return run_eagerly if self.graphs is None else self.graphs.run
 
     def skip_step(self) -> None:
         """Advance by one step without training."""
@@ -165,8 +186,32 @@ class Trainer:
         state.digest = add_digests(state.digest, batch.digest)
         loss = self._loss_of(batch, criterion)
         self.forward.seed(batch, state.step)
-        losses = self.update.accumulate(loss, number)
+        # the graphs have the trainer's own criterion
+        run = self._run if criterion is self.criterion else run_eagerly
+        losses = self._run_backward(run, loss, number)
+        self.update.reduce(number)
         return MicroStep(losses, batch.ordinals, batch.image_index, batch.digest)
+
+    def _run_backward(self, run: Run, loss: MicroLoss, number: int) -> Any:
+        """Run forward and backward of a micro-batch; return its losses, as `Update.backward`."""
+        name = "first micro-batch" if number == 0 else "later micro-batches"
+
+        def backward(*tensors: torch.Tensor | None) -> torch.Tensor:
+            return self.update.backward(loss.with_tensors(tensors), number)
+
+        return run(name, backward, *loss.tensors)
+
+    def _finish(self, run: Run) -> None:
+        """Update weights, moments, buffers and EMA from the gradients."""
+        if dist.get_world_size() > 1:
+            self._finish_parts(run)
+        else:
+            run("update", functools.partial(self._finish_parts, run_eagerly))
+
+    def _finish_parts(self, run: Run) -> None:
+        """Do the work of `_finish`; run: calls the parts of it that are no collectives."""
+        self.update.step(run)
+        run("EMA", functools.partial(self.state.finish_step, self.update.skipped))
 
     def _loss_of(self, batch: Batch, criterion: Criterion) -> MicroLoss:
         """Mix a micro-batch, run or look up the teacher; return the loss that is left to do."""
@@ -184,7 +229,10 @@ class Trainer:
             return self.decode(batch.teacher_record)
         if self.teacher is None or images is None:
             return None
-        return self.teacher(images)
+        # a function may change what a graph would repeat as it was
+        is_network = getattr(self.teacher, "is_network", False)
+        run = self._run if is_network else run_eagerly
+        return run("teacher", self.teacher, images)
 
 
 class StepStatistics(NamedTuple):

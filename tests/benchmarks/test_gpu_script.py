@@ -21,7 +21,7 @@ import pytest
 
 from tests.support.launching import ROOT
 
-STEPS = ("kernels", "train", "step", "loader", "tune", "others")
+STEPS = ("kernels", "train", "step", "loader", "tune", "teacher", "others")
 MAX_FILES = 8
 MAX_FILE_MIB = 16
 """Limits on the files that are copied back from the GPU machine."""
@@ -160,7 +160,7 @@ def test_time_limits_of_a_step_fit_into_one_call(step: str, tools: Path) -> None
 def test_failed_part_is_reported_and_the_others_run(tools: Path) -> None:
     ended = rehearse("step", tools, FAILING="bench_norm")
     assert ended.returncode == 1
-    assert announced(ended.stdout) == ["step", "norm", "gelu"]
+    assert announced(ended.stdout) == ["tests_step", "step", "norm", "gelu"]
     assert "a last word of bench_norm" in ended.stdout
     assert "failed: norm (3); their logs are in" in ended.stdout
 
@@ -177,6 +177,7 @@ def test_part_over_its_limit_is_killed_and_its_log_kept(tools: Path) -> None:
         "resize",
         "ema",
         "checksum",
+        "memory",
     ]
     assert "failed: distill (137)" in ended.stdout
     with tarfile.open(tools.parent / "out" / "all.tgz") as archive:
@@ -231,7 +232,9 @@ def test_interrupted_tests_still_report_failures(tools: Path, tmp_path: Path) ->
     ("missing", "step", "left"),
     [
         ("deepspeed", "kernels", ["nvidia-smi", "ceilings", "tests_kernels", "attention"]),
-        ("nvidia.dali", "step", ["step", "norm", "gelu"]),
+        ("deepspeed", "step", ["step", "norm", "gelu"]),
+        ("nvidia.dali", "loader", ["paths"]),
+        ("pyarrow", "teacher", []),
         ("nvidia.dali", "train", []),
     ],
 )
@@ -345,7 +348,7 @@ def test_every_benchmark_parses_the_flags_of_the_script(tools: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["kernels", "train", "step", "others"])
+@pytest.mark.parametrize("step", ["kernels", "train", "step", "teacher", "others"])
 def test_every_step_runs_on_the_cpu(step: str, tmp_path: Path) -> None:
     environment = os.environ | {"DEVICE": "cpu", "OUT": str(tmp_path), "OMP_NUM_THREADS": "1"}
     argv = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), step, sys.executable]

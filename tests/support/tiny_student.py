@@ -100,7 +100,8 @@ def deepspeed_steps() -> Iterator[None]:
 
 def teach(images: torch.Tensor) -> torch.Tensor:
     """Return a teacher's logits (N, CLASSES): a linear map of the mean colours."""
-    return images.float().mean((2, 3)) @ torch.linspace(-3, 3, 3 * CLASSES).view(3, CLASSES)
+    weights = torch.linspace(-3, 3, 3 * CLASSES, device=images.device)
+    return images.float().mean((2, 3)) @ weights.view(3, CLASSES)
 
 
 @functools.cache

@@ -21,6 +21,9 @@ class RunConfig(Section):
     compile: Literal["off", "on"] = "off"
     """on: torch.compile for the student and the teacher; the first step waits for it, minutes for a
     large model. Not with --zero-stage 3."""
+    cuda_graph: Literal["off", "auto"] = "off"
+    """auto: record the launches of a step as CUDA graphs and replay them, where that is possible:
+    less work for the host, the same results. No GPU has shown it yet."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed's partitioning: optimizer state (1), gradients too (2), weights too (3)."""
     grad_checkpointing: bool = False

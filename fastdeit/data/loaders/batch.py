@@ -41,3 +41,29 @@ class Batch:
         """(B, 3, H, W) normalised and erased; out of pixels it is computed at each access, in
         float32."""
         return normalise(*self.unmixed) if isinstance(self.unmixed, Pixels) else self.unmixed
+
+
+def make_blank_batch(
+    samples: int, side: int, masks: int, record_bytes: int, device: torch.device
+) -> Batch:
+    """Return a micro-batch of zeros whose mixed images, targets and masks have the shapes and
+    dtypes of all others.
+
+    side: of the images; masks: DropPath's of a sample, `depth` or copies * depth; record_bytes: of
+    a teacher's record, 0: there are none.
+    """
+    numbers = torch.zeros(samples, dtype=torch.int64)
+    return Batch(
+        unmixed=torch.zeros(samples, 3, side, side, device=device),
+        labels=numbers.to(device),
+        lam=torch.ones(samples, device=device),
+        box=torch.zeros(samples, 4, dtype=torch.int32, device=device),
+        drop_path_mask=torch.ones(samples, masks, 2, dtype=torch.bool, device=device),
+        ordinals=numbers,
+        image_index=numbers,
+        teacher_record=(
+            torch.zeros(samples, record_bytes, dtype=torch.uint8, device=device)
+            if record_bytes
+            else None
+        ),
+    )

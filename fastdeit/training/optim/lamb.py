@@ -159,7 +159,8 @@ class Lamb(torch.optim.Optimizer):
         if layout is None:
             return _divide_norms(tensor.norm(), update.norm())
         squares = layout.sum_squares([tensor, update]).to(self._device)
-        dist.all_reduce(squares)
+        if dist.get_world_size() > 1:
+            dist.all_reduce(squares)
         norms = squares.to(tensor.device).sqrt()
         return layout.spread(_divide_norms(*norms), tensor.numel())
 

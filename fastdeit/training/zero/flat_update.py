@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from fastdeit.training.graphs.graph import Run, run_eagerly
+from fastdeit.training.optim.lamb import Lamb
 from fastdeit.training.staging import StagedNumbers
 from fastdeit.training.zero.flat import Compute
 from fastdeit.training.zero.gradients import FlatGradients
@@ -44,8 +46,9 @@ class FlatUpdate(Update):
         clip_grad: float | None,
     ) -> None:
         self._model = model
-        self._gradients = gradients
+        self.gradients = gradients
         self._clip_grad = clip_grad
+        self.micro_steps = gradients.micro_steps
         self._masters = partitions.masters
         self._weights = partitions.weights
         self._weight_parts = partitions.weight_parts
@@ -63,7 +66,7 @@ class FlatUpdate(Update):
 
     def _bind(self) -> None:
         """Give the optimizer the gradients and the tensors that decide its step."""
-        groups = zip(self._optimizer.param_groups, self._gradients.parts, strict=True)
+        groups = zip(self._optimizer.param_groups, self.gradients.parts, strict=True)
         for rate, (group, part) in zip(self._rates.values, groups, strict=True):
             group["lr"] = rate
             group["params"][0].grad = part
@@ -74,26 +77,27 @@ class FlatUpdate(Update):
     def set_rates(self, rates: Sequence[float]) -> None:
         self._rates.write(rates)
 
-    def accumulate(self, compute: Compute, number: int) -> torch.Tensor:
-        losses = self.backward(compute, number)
-        self._gradients.reduce(number)
-        return losses
-
     def backward(self, compute: Compute, number: int) -> torch.Tensor:
-        """Do the part of `accumulate` that is no collective."""
         parts = compute(self._model)
         loss = parts.loss.detach()
         # NaN unless the loss is finite: its gradient may be finite where it is not
-        scale = (loss - loss).add_(self._gradients.share)
-        self._gradients.add(parts.loss, scale, number)
+        scale = (loss - loss).add_(self.gradients.share)
+        self.gradients.add(parts.loss, scale, number)
         return torch.stack([part.detach().float() for part in parts])
 
+    def reduce(self, number: int) -> None:
+        self.gradients.reduce(number)
+
     @torch.no_grad()
-    def step(self) -> None:
-        self._sum_squares()
+    def step(self, run: Run = run_eagerly) -> None:
+        run("norm", self._sum_squares)
         if dist.get_world_size() > 1:
             dist.all_reduce(self._squares)
-        self._update()
+        if isinstance(self._optimizer, Lamb) and dist.get_world_size() > 1:
+            # it sums the norms of parameters that several ranks have
+            self._update()
+        else:
+            run("update", self._update)
         if dist.get_world_size() > 1:
             for whole, part in zip(self._weights, self._weight_parts, strict=True):
                 dist.all_gather_into_tensor(whole, part)

@@ -21,12 +21,15 @@ class FlatGradients:
     ZeRO 2.
     """
 
+    overlaps = False
+    """True if the backward pass reduces gradients over the ranks while it runs."""
+
     def __init__(
         self, module: FlatLossModule, parts: Sequence[torch.Tensor], micro_steps: int, stage: int
     ) -> None:
         self._leaves = module.leaves
         self._ranks = dist.get_world_size()
-        self._last = micro_steps - 1
+        self.micro_steps = micro_steps
         self._sums_parts = stage == 2 and micro_steps > 1
         self.share = 1 / (micro_steps * self._ranks)
         """The weight of a micro-batch's loss, which makes the sum of all gradients their mean."""
@@ -64,7 +67,7 @@ class FlatGradients:
 
     def _is_due(self, number: int) -> bool:
         """Return True if gradients are reduced after micro-batch `number`."""
-        return self._sums_parts or number == self._last
+        return self._sums_parts or number == self.micro_steps - 1
 
     @torch.no_grad()
     def reduce(self, number: int) -> None:

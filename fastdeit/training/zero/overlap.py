@@ -61,6 +61,8 @@ class OverlappedGradients(FlatGradients):
     pieces: of the gradient; the others as of `FlatGradients`.
     """
 
+    overlaps = True
+
     def __init__(
         self,
         module: FlatLossModule,

@@ -13,12 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastdeit.training.graphs.graph import Run, run_eagerly
 from fastdeit.training.zero.flat import Compute
 from fastdeit.training.zero.partitions import Partitions
 
 
 class Update(ABC):
-    """What a trainer calls in a step: `set_rates`, `accumulate` for each micro-batch, `step`."""
+    """What a trainer calls in a step: `set_rates`; `backward` and `reduce` for each micro-batch;
+    `step`."""
+
+    micro_steps: int
+    """Micro-batches of a step."""
 
     skipped: torch.Tensor
     """0-d fp32 on the device: 1.0 if the last step left weights and moments as they were, as a loss
@@ -32,17 +37,23 @@ class Update(ABC):
         """Set the learning rate of each group, rounded to fp32, for the next step."""
 
     @abstractmethod
-    def accumulate(self, compute: Compute, number: int) -> torch.Tensor:
-        """Run forward and backward of a micro-batch and add its gradient to the step's; a
-        collective.
+    def backward(self, compute: Compute, number: int) -> torch.Tensor:
+        """Run forward and backward of a micro-batch and add its gradient to this rank's.
 
-        number: of the micro-batch in its step, from 0. Returns `LossParts` as fp32 (3,) on the
-        device.
+        number: of the micro-batch in its step, from 0; all from 1 on are treated alike. Returns
+        `LossParts` as fp32 (3,) on the device.
         """
 
     @abstractmethod
-    def step(self) -> None:
-        """Update weights and moments with the mean of the gradients; a collective."""
+    def reduce(self, number: int) -> None:
+        """Sum over the ranks what is due after micro-batch `number`; a collective."""
+
+    @abstractmethod
+    def step(self, run: Run = run_eagerly) -> None:
+        """Update weights and moments with the mean of the gradients; a collective.
+
+        run: calls the parts of it that are no collectives.
+        """
 
 
 class DeepSpeedUpdate(Update):
@@ -51,6 +62,7 @@ class DeepSpeedUpdate(Update):
     def __init__(self, engine: Any, partitions: Partitions) -> None:
         self._engine = engine
         self._partitions = partitions
+        self.micro_steps = engine.gradient_accumulation_steps()
         self.skipped = torch.zeros((), device=engine.device)
         self.grad_norm = torch.zeros((), device=engine.device)
 
@@ -58,7 +70,8 @@ class DeepSpeedUpdate(Update):
         for group, rate in zip(self._engine.optimizer.param_groups, rates, strict=True):
             group["lr"] = float(np.float32(rate))
 
-    def accumulate(self, compute: Compute, number: int) -> torch.Tensor:
+    def backward(self, compute: Compute, number: int) -> torch.Tensor:
+        # a collective, as DeepSpeed's hooks reduce
         parts = self._engine(compute)
         # DeepSpeed checks the gradient alone, which may be finite where the loss is not
         poison = torch.where(parts.loss.detach().isfinite(), 1.0, torch.nan)
@@ -67,7 +80,10 @@ class DeepSpeedUpdate(Update):
         self._engine.step()
         return torch.stack([part.detach().float() for part in parts])
 
-    def step(self) -> None:
+    def reduce(self, number: int) -> None:
+        pass
+
+    def step(self, run: Run = run_eagerly) -> None:
         applied = self._engine.was_step_applied()
         if not applied:
             self._partitions.after_skip()

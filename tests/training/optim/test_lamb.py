@@ -8,6 +8,7 @@ import pytest
 import timm.optim
 import torch
 
+from benchmarks.counting import StepCounter
 from fastdeit.checkpoint.store import load_checkpoint, save_checkpoint
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.training.optim.lamb import Lamb, lay_out
@@ -77,6 +78,53 @@ def test_parameters_are_updated_as_by_timm() -> None:
             optimizer.step()
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine["params"], other["params"], rtol=0, atol=1e-6)
+
+
+def run_lamb(groups: list[dict[str, Any]], flags: list[float], divisor: float) -> Lamb:
+    """Step LAMB once a flag: 1.0 skips a step whose gradient is NaN. Gradients are `divisor` times
+    as large as those of a run with 1."""
+    optimizer = Lamb(groups, lr=0.05, betas=(0.8, 0.99), eps=1e-6)
+    optimizer.grad_scale = torch.tensor(divisor)
+    random = torch.Generator().manual_seed(2)
+    for flag in flags:
+        optimizer.found_inf = torch.tensor(flag)
+        for group in groups:
+            for tensor in group["params"]:
+                if flag:
+                    tensor.grad = torch.full_like(tensor, torch.nan)
+                else:
+                    tensor.grad = divisor * torch.randn(tensor.shape, generator=random)
+        optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("flags", [[1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0]])
+def test_skipped_step_changes_nothing(flags: list[float]) -> None:
+    groups = make_groups(SHAPES)
+    skipping = run_lamb(groups, flags, 1.0)
+    expected_groups = make_groups(SHAPES)
+    expected = run_lamb(expected_groups, [flag for flag in flags if not flag], 1.0)
+    for group, other in zip(groups, expected_groups, strict=True):
+        for mine, theirs in zip(group["params"], other["params"], strict=True):
+            assert torch.equal(mine, theirs)
+            state, expected_state = skipping.state[mine], expected.state[theirs]
+            assert all(torch.equal(value, state[name]) for name, value in expected_state.items())
+
+
+def test_gradients_are_divided_by_the_scale() -> None:
+    groups, expected = make_groups(SHAPES), make_groups(SHAPES)
+    run_lamb(groups, [0.0] * 3, 8.0)
+    run_lamb(expected, [0.0] * 3, 1.0)
+    for group, other in zip(groups, expected, strict=True):
+        assert all(map(torch.equal, group["params"], other["params"]))
+
+
+def test_step_reads_no_value_of_the_device() -> None:
+    groups = make_groups(SHAPES)
+    run_lamb(groups, [0.0], 1.0)
+    with StepCounter() as counter:
+        run_lamb(groups, [0.0, 1.0], 1.0)
+    assert not counter.reads
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])

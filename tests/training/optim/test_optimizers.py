@@ -206,6 +206,20 @@ def test_warmup_of_the_ema_is_that_of_timms_v3(decay: float) -> None:
         torch.testing.assert_close(mine, other.detach())
 
 
+@pytest.mark.parametrize("warmup", [False, True])
+def test_ema_has_the_bits_of_a_rate_on_the_host_and_skips_on_the_device(warmup: bool) -> None:
+    flats = [torch.randn(1001), torch.randn(7)]
+    ema = Ema(flats, {"mean": torch.zeros(3)}, 0.9999, warmup=warmup)
+    expected = [flat.clone() for flat in flats]
+    for step in range(4):
+        flats = [flat + torch.randn_like(flat) for flat in flats]
+        move(ema, flats, {"mean": torch.ones(3)}, step)
+        torch._foreach_lerp_(expected, flats, 1 - ema.decay_at(step))
+    before = ema.buffers["mean"].clone()
+    move(ema, [flat + 1 for flat in flats], {"mean": torch.full((3,), 5.0)}, 4, skipped=1.0)
+    assert all(map(torch.equal, ema.flats, expected)) and torch.equal(ema.buffers["mean"], before)
+
+
 def test_the_first_update_with_warmup_copies_the_weights() -> None:
     ema = Ema([torch.zeros(3)], {"mean": torch.zeros(1)}, 0.99996, warmup=True)
     move(ema, [torch.ones(3)], {"mean": torch.ones(1)}, 0)

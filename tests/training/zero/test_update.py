@@ -12,7 +12,15 @@ from fastdeit.training.zero.flat_update import FlatUpdate
 from tests.support import update_ranks
 from tests.support.ranks import Ranks
 from tests.support.tiny_student import BATCH, configure, make_batch, make_trainer, part, run_steps
-from tests.support.update_ranks import FORMS, OVERLAPPED, Difference, Form, Overlap, compare_updates
+from tests.support.update_ranks import (
+    FORMS,
+    OVERLAPPED,
+    Difference,
+    Form,
+    Overlap,
+    compare_updates,
+    move,
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +59,33 @@ def test_reduction_during_the_backward_pass_gives_the_same_bits(
     assert found.equal and 0 < found.early < found.all
 
 
-@pytest.mark.parametrize("form", FORMS[2::3], ids=lambda form: "-".join(map(str, form)))
+@pytest.mark.parametrize("form", FORMS[1::2], ids=lambda form: "-".join(map(str, form)))
 def test_one_process_trains_as_with_deepspeeds_step(form: Form, world: World) -> None:
     check(form, compare_updates(form, world))
-    unclipped = compare_updates(form._replace(clip_grad=None), world)
-    check(form._replace(clip_grad=None), unclipped)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(map(str, form)))
+def test_gpu_trains_as_with_deepspeeds_step(form: Form, world: World) -> None:
+    """Sums of a GPU may differ from run to run; a missing or a doubled part of a gradient shows."""
+    assert world.device.type == "cuda"
+    found = compare_updates(form, world)
+    assert found.statistics < (1e-4 if form.precision == "fp32" else 1e-2)
+    assert found.weights < 1e-3 and found.moments < 1e-2
+
+
+@pytest.mark.gpu
+def test_gpu_steps_do_not_synchronise(world: World) -> None:
+    trainer = make_trainer(configure(precision="bf16", clip_grad=1.0), world)
+    batch = move(make_batch(0), world.device)
+    trainer.train_step([batch])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            trainer.train_step([batch])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert trainer.applied
 
 
 def flats_of(trainer: Trainer) -> dict[str, list[torch.Tensor]]:
@@ -64,7 +94,7 @@ def flats_of(trainer: Trainer) -> dict[str, list[torch.Tensor]]:
     assert isinstance(update, FlatUpdate) and state.ema is not None
     moments = [*state.partitions.optimizer.state.values()]
     return {
-        "gradients": [*update._gradients.parts, *update._gradients.wholes],
+        "gradients": [*update.gradients.parts, *update.gradients.wholes],
         "masters": state.partitions.masters,
         "weights": [*state.model.parameters()],
         "moments": [one for each in moments for one in each.values()],
