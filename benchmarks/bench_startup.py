@@ -95,9 +95,9 @@ def main() -> None:
 
     found = measure(args.rounds)
     stamp = harness.environment(torch.device("cpu"))
-    rows = []
+    rows: list[harness.Row] = []
     for command, took in found.items():
-        columns = {"command": command, "cpu_s": round(took, 2)}
+        columns: harness.Row = {"command": command, "cpu_s": round(took, 2)}
         row = stamp | columns | {"in_torch": round(took / found["torch"], 2)}
         rows.append({name: row[name] for name in COLUMNS})
         print(f"{command:10s} {took:6.2f} CPU s  {took / found['torch']:5.2f} x import torch")
