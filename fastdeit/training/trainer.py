@@ -134,7 +134,7 @@ class Trainer:
             ]
         self._finish(self._run)
         self._launched(micro_steps)
-        losses = torch.stack([micro.losses for micro in micro_steps]).mean(0)
+        losses = _mean([micro.losses for micro in micro_steps])
         return torch.cat((losses, self.update.grad_norm.view(1)))
 
     def record_graphs(self, batch: Batch) -> None:
@@ -229,6 +229,10 @@ class Trainer:
         if self.teacher is None or images is None:
             return None
         return self.teacher(images)
+
+
+def _mean(values: list[torch.Tensor]) -> torch.Tensor:
+    return values[0] if len(values) == 1 else torch.stack(values).mean(0)
 
 
 class StepStatistics(NamedTuple):
