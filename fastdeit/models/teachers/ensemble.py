@@ -35,6 +35,11 @@ class Ensemble:
             total = total + teacher(images)
         return total / len(self.teachers)
 
+    @property
+    def is_network(self) -> bool:
+        """True if each is a network, and no program or function."""
+        return all(teacher.is_network for teacher in self.teachers)
+
     def identity(self) -> dict[str, Any]:
         """Return the identities of all teachers, in their order: a list by name."""
         return combine_facts([teacher.identity() for teacher in self.teachers])

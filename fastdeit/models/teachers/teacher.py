@@ -137,6 +137,12 @@ class Teacher:
         return hash_weights(self._loaded.source)
 
     @property
+    def is_network(self) -> bool:
+        """True if it is a network, whose output depends on nothing but images and weights; False
+        for programs and functions."""
+        return isinstance(self._model, nn.Module) and self._loaded.program is None
+
+    @property
     def precision(self) -> str:
         """Name of the dtype, as float32."""
         return str(self.dtype).removeprefix("torch.")

@@ -2,20 +2,34 @@
 between them. On a CPU tapes (benchmarks/tape.py) stand for CUDA graphs."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.counting import StepCounter
 from benchmarks.tape import TapeRecorder
 from benchmarks.trainers import make_config, micro_batches
 from benchmarks.trainers import make_trainer as make_deit
 from fastdeit.distributed.world import World, init_distributed
+from fastdeit.models.execution.form import Execution
+from fastdeit.models.teachers.files import LoadedTeacher
+from fastdeit.models.teachers.teacher import Teacher
+from fastdeit.models.teachers.view import Preprocessing, View
 from fastdeit.training.graphs.cuda import CudaRecorder
 from fastdeit.training.graphs.graph import Graphs
 from fastdeit.training.trainer import Trainer
-from tests.support.tiny_student import BATCH, configure, make_batch, make_trainer, part
+from tests.support.tiny_student import (
+    BATCH,
+    CLASSES,
+    SIZE,
+    configure,
+    make_batch,
+    make_trainer,
+    part,
+)
 
 BAD = 5
 """The step whose loss is not finite."""
@@ -34,6 +48,28 @@ def with_graphs(trainer: Trainer, micro: int = BATCH) -> TapeRecorder:
     trainer.record_graphs(dataclasses.replace(batch, unmixed=torch.zeros_like(batch.images)))
     assert not trainer.graphs.failures
     return recorder
+
+
+def make_network(world: World) -> Teacher:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+    network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4, CLASSES)).eval()
+    own, student = (Preprocessing((mean,) * 3, (0.5,) * 3, SIZE) for mean in (0.4, 0.5))
+    loaded = LoadedTeacher(network, "own", View(own, {}), Path("own"), "a hash")
+    form = {"dtype": torch.float32, "student": student, "execution": Execution(batch=BATCH // 2)}
+    return Teacher(loaded, num_classes=CLASSES, device=world.device, **form)  # type: ignore[arg-type]
+
+
+def test_a_teacher_that_is_a_network_has_a_graph_of_its_own(world: World) -> None:
+    """Of both parts of its batch; a function that is the teacher runs as it is."""
+    plain = make_trainer(configure(), world, make_network(world))
+    trainer = make_trainer(configure(), world, make_network(world))
+    recorder = with_graphs(trainer)
+    assert len(recorder.recorded) == 3
+    assert train(trainer, 4) == train(plain, 4)
+    assert_same(trainer, plain)
+    assert len(recorder.recorded) == 3
+    assert len(with_graphs(make_trainer(configure(), world)).recorded) == 2
 
 
 def contents(trainer: Trainer) -> dict[str, Any]:
