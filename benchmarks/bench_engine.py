@@ -9,11 +9,13 @@ describes the peer. Before a row of ours is timed, its first loss must equal tha
 with the same weights. Columns of its own:
 
   launches   on a GPU the kernels, copies and fills in the profile; on a CPU the operators of
-             counting.py
+             counting.py, without those of a CUDA graph, for which a tape stands (tape.py)
   host_ms    CPU time of the process from an idle device until the step returns, median. Waiting
              keeps the CPU busy, so it is included, also when the queue of launches is full
   waits      calls of `synchronize`, and on a GPU the operators that
-             torch.cuda.set_sync_debug_mode warns about; on a CPU the reads of counting.py
+             torch.cuda.set_sync_debug_mode warns about; on a CPU the reads of counting.py. Of
+             ours on a GPU one is the end of the step before, while this one is queued
+             (docs/step.md)
   idle_pct   percent of the time between the first and the last kernel of some steps in which no
              kernel runs, by the profiler
 
@@ -41,10 +43,15 @@ from benchmarks import harness
 from benchmarks.bench_step import GFLOP, best_backend, with_mfu
 from benchmarks.counting import StepCounter, count_waits, kernel_spans, uncovered_pct
 from benchmarks.peers import TimmTrainer, no_branch_dropped
+from benchmarks.tape import TapeRecorder
 from benchmarks.trainers import CLASSES, all_kept, make_batch, make_config, make_trainer
 from fastdeit.config.schema import Config
+from fastdeit.data.loaders.batch import Batch
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.models.sizes import WIDTHS
+from fastdeit.training.graphs.cuda import CudaRecorder
+from fastdeit.training.graphs.graph import Graphs
+from fastdeit.training.trainer import Trainer
 
 TIMED = 20
 """Timed steps, after `COUNTED` steps of warm-up."""
@@ -66,15 +73,18 @@ class Case(NamedTuple):
 
 
 class Implementation(NamedTuple):
-    """A way to train: changed fields of the config; mode: of torch.compile, for timm."""
+    """A way to train: changed fields of the config; mode: of torch.compile, for timm; graphs: steps
+    are replayed."""
 
     changes: dict[str, Any]
     is_timm: bool = False
     mode: str | None = None
+    graphs: bool = False
 
 
 IMPLEMENTATIONS = {
     "ours": Implementation({}),
+    "ours, CUDA graphs": Implementation({}, graphs=True),
     "ours, clipping": Implementation({"clip_grad": 1.0}),
     "ours, ZeRO 3": Implementation({"zero_stage": 3}),
     "ours, reference kernels": Implementation({"kernels": "reference"}),
@@ -92,10 +102,13 @@ def _cases(
 
 
 SMALL = [("small", 256), ("small", 1024)]
+GRAPHS = ["ours", "ours, CUDA graphs"]
 BOTH = ("ours", "timm compiled")
 CASES = {
     "cuda": [
-        *_cases(SMALL, ["ours"]),
+        *_cases(SMALL[:1], GRAPHS),
+        *_cases([("small", 128)], GRAPHS),
+        *_cases(SMALL[1:], GRAPHS),
         *_cases(SMALL, ["timm compiled"]),
         *_cases(SMALL[:1], ["ours, clipping", "timm compiled, CUDA graphs"]),
         *_cases([("tiny", 256), ("tiny", 1024), ("base", 256)], BOTH),
@@ -107,7 +120,7 @@ CASES = {
     ],
     # the compiler of the CPU takes long, for nothing that a GPU would show
     "cpu": [
-        *_cases([("toy", 2)], ["ours", "ours, clipping", "ours, ZeRO 3", "timm"], "bf16"),
+        *_cases([("toy", 2)], [*GRAPHS, "ours, clipping", "ours, ZeRO 3", "timm"], "bf16"),
         *_cases([("toy", 2)], ["ours", "ours, clipping", "ours, ZeRO 3", "timm"], "fp32"),
     ],
 }
@@ -126,9 +139,19 @@ def build(case: Case, world: World) -> tuple[Step, Callable[[], None]]:
         peer = TimmTrainer(config, world.device, impl.mode)
         return lambda: peer.train_step(batch), lambda: None
     trainer = make_trainer(config, world)
+    if impl.graphs:
+        record(trainer, batch)
     expected = first_loss(config, world.device, trainer.state.weights())
     check_loss(trainer.train_step([all_kept(batch)])[0].item(), expected, case.dtype)
     return lambda: trainer.train_step([batch])[0], trainer.engine.destroy
+
+
+def record(trainer: Trainer, batch: Batch) -> None:
+    """Let a trainer replay its steps, on a CPU by tapes. Raises AssertionError if it cannot."""
+    device = trainer.engine.device
+    trainer.graphs = Graphs(CudaRecorder(device) if device.type == "cuda" else TapeRecorder())
+    trainer.record_graphs(batch)
+    assert not trainer.graphs.failures, trainer.graphs.failures
 
 
 def first_loss(config: Config, device: torch.device, weights: dict[str, torch.Tensor]) -> float:

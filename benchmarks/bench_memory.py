@@ -1,105 +1,150 @@
-"""Resident memory in MiB while the training and the evaluation loader alternate.
+"""Memory of a GPU by plan (fastdeit/training/memory/), and the largest micro-batch that fits.
 
-python -m benchmarks.bench_memory [--iterations 2000] [-o results.csv]
+python -m benchmarks.bench_memory [--out FOLDER]
 
-Real loaders of both backends, or of one, at a small size. Each row is 100 iterations and the mean
-of ten samples, since the number of live batches varies. The exit code is 1 when largest and
-smallest after the warm-up differ by more than 4 % (2 % to either side of their middle).
+On a GPU each case trains `STEPS` steps with bench_engine's trainer, and a row has the plan beside
+torch's own peak, max_memory_allocated; the exit code is 1 where they differ by more than 10 %.
+Without a GPU the bytes are those of the tensors that a step on the CPU makes (MemoryMeter), of a
+toy; and the largest micro-batch of each student on cards of 24 to 141 GB goes to memory-plan.csv,
+from plans alone: estimates, which no GPU has shown.
 """
 
 import argparse
-import itertools
-import statistics
-import sys
-import tempfile
+import gc
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks import harness
-from benchmarks.loaders.images import MEAN, STD, write_images
-from fastdeit.data.graphs.options import BACKENDS, PipelineOptions
-from fastdeit.data.index import build_index
-from fastdeit.data.loaders.evaluation import EvalLoader
-from fastdeit.data.loaders.train import TrainLoader
-from fastdeit.plan.plan import Plan
-from fastdeit.plan.spec import PlanSpec
+from benchmarks.trainers import CLASSES, make_config, make_student, make_trainer, micro_batches
+from fastdeit.config.schema import Config
+from fastdeit.distributed.world import World, init_distributed
+from fastdeit.models.build import build_model
+from fastdeit.models.execution.memory import MemoryMeter
+from fastdeit.training.memory.build import Planner, build_planner
 
-SIZE = 96
-BATCH = 32
-TRAIN_RUN = 20
-"""Training batches before each evaluation."""
-EVERY = 100
-SAMPLES = 10
-"""Iterations and memory samples of a row."""
-WARM_UP = 0.2
-"""Share of the iterations: DALI's pools grow until they fit the largest images."""
-ALLOWED_PCT = 2.0
+STEPS = 3
+ALLOWED = 0.10
+CASES = {
+    "cuda": [("small", 256), ("small", 1024), ("base", 256)],
+    "cpu": [("toy", 64)],
+}
+LARGEST = [
+    (f"deit_{name}_distilled_patch16_{size}", size)
+    for size in (224, 384)
+    for name in ("tiny", "small", "base")
+]
+CARDS_GB = (24, 40, 80, 141)
+CONTEXT = 0.7e9
+"""Bytes of CUDA's context and cuBLAS's workspaces, which no plan has."""
+GPUS = World(0, 8, 0, 8, torch.device("cuda:0"))
+COLUMNS = ("date", "commit", "gpu", "cpu", *harness.PACKAGES, "student", "micro_batch")
+MEASURED = (*COLUMNS, "checkpointing", "planned_mb", "measured_mb", "ratio")
+ESTIMATED = ("student", "checkpointing", *(f"gb_{card}" for card in CARDS_GB))
 
 
-def resident_mib() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 2**20
+def measure(config: Config, world: World) -> float:
+    """Return the most bytes at once in the first steps of a trainer."""
+    if world.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        _train(config, world)
+        return torch.cuda.max_memory_allocated()
+    with _RealMeter() as meter:
+        _train(config, world)
+    return meter.peak
 
 
-def run(root: Path, backend: str, iterations: int) -> list[tuple[int, float]]:
-    """Return (iteration, MiB) for each EVERY iterations.
+class _RealMeter(MemoryMeter):
+    """A meter without the shapes that DeepSpeed stores as tensors without values."""
 
-    An iteration is a batch of training or of evaluation.
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage.device.type != "meta":
+            super()._add(storage)
+
+
+def _train(config: Config, world: World) -> None:
+    trainer = make_trainer(config, world)
+    for _ in range(STEPS):
+        trainer.train_step(micro_batches(config, world.device))
+    trainer.engine.destroy()
+    gc.collect()
+
+
+def compare(student: str, batch: int, checkpointing: bool, world: World) -> harness.Row:
+    """Return the planned and the measured bytes of a case; the loader's images that wait are not
+    in either."""
+    config = make_config(student, batch, grad_checkpointing=checkpointing)
+    plan = build_planner(config, world, make_student(config), None, CLASSES)(batch, checkpointing)
+    images = batch * 3 * config.data.input_size**2
+    of_images = images * (2 + 2 if world.device.type == "cuda" else 4 + 4)
+    planned = sum(plan.parts.values()) - plan.parts["batches"] + of_images
+    measured = measure(config, world)
+    return {
+        "student": student,
+        "micro_batch": batch,
+        "checkpointing": str(checkpointing),
+        "planned_mb": f"{planned / 1e6:.1f}",
+        "measured_mb": f"{measured / 1e6:.1f}",
+        "ratio": f"{planned / measured:.3f}",
+    }
+
+
+def find_largest(planner: Planner, checkpointing: bool, available: float) -> int:
+    """Return the largest even micro-batch whose plan fits into so many bytes.
+
+    A plan is linear in a large micro-batch, so two of them give a start that is then corrected.
     """
-    index = build_index(root, "train")
-    options = PipelineOptions(MEAN, STD, num_threads=2, backend=backend)
-    plan = Plan(PlanSpec(input_size=SIZE), index.sizes)
-    train = TrainLoader(index, plan, options, batch_size=BATCH, micro_batch=BATCH)
-    evaluation = EvalLoader(index, options, batch_size=BATCH, input_size=SIZE, crop_pct=0.875)
-    batches = (batch for epoch in itertools.count() for batch in train.epoch(epoch))
-    found = []
-    samples: list[float] = []
-    done = 0
-    while done < iterations:
-        for _ in itertools.chain(itertools.islice(batches, TRAIN_RUN), evaluation):
-            done += 1
-            if done % (EVERY // SAMPLES) == 0:
-                samples.append(resident_mib())
-            if done % EVERY == 0:
-                found.append((done, statistics.mean(samples)))
-                samples.clear()
-    train.close()
-    evaluation.close()
-    return found
+    few, many = (planner(size, checkpointing).total for size in (128, 256))
+    each = (many - few) / 128
+    size = max(2, 2 * int((0.9 * available - few + 128 * each) / each / 2))
+    while size > 2 and not planner(size, checkpointing).fits(available):
+        size -= 2
+    return size
 
 
-def swing_pct(found: list[tuple[int, float]]) -> float:
-    """Return half the difference of largest and smallest after the warm-up, in percent of their
-    middle."""
-    mib = [value for iteration, value in found if iteration > WARM_UP * found[-1][0]]
-    return 100 * (max(mib) - min(mib)) / (max(mib) + min(mib))
+def estimate() -> list[harness.Row]:
+    """Return the largest micro-batches on 8 GPUs with ZeRO 1 in bf16, a student a row."""
+    rows = []
+    for name, size in LARGEST:
+        model: Any = {"model": name}
+        config = Config().replace(
+            model=model, data={"input_size": size}, optim={"batch_size": 2**17}
+        )
+        student, _ = build_model(config, [str(row) for row in range(CLASSES)])
+        planner = build_planner(config, GPUS, student, None, CLASSES)
+        for checkpointing in (False, True):
+            row: harness.Row = {"student": name, "checkpointing": str(checkpointing)}
+            for card in CARDS_GB:
+                row[f"gb_{card}"] = find_largest(planner, checkpointing, card * 1e9 - CONTEXT)
+            rows.append(row)
+            print(row, flush=True)
+    return rows
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--iterations", type=int, default=2000)
-    parser.add_argument("--backends", nargs="+", default=list(BACKENDS))
-    parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "cpu-memory.csv")
+    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
     args = parser.parse_args()
-    stamp = harness.environment(torch.device("cpu"))
+    world = init_distributed()
+    kind = world.device.type
+    stamp = harness.environment(world.device)
     worst = 0.0
-    with tempfile.TemporaryDirectory() as folder:
-        write_images(Path(folder), 128, links=1)
-        for backend in args.backends:
-            found = run(Path(folder), backend, args.iterations)
-            rows = []
-            for done, mib in found:
-                row: harness.Row = {"backend": backend, "iteration": done, "rss_mib": f"{mib:.1f}"}
-                rows.append(stamp | row)
-            harness.write_rows(args.output, rows, [*rows[0]])
-            worst = max(worst, swing_pct(found))
-            swing = f"+-{swing_pct(found):.2f} % after the warm-up"
-            print(f"{backend}: {found[-1][1]:.0f} MiB after {found[-1][0]} iterations, {swing}")
-    return int(worst > ALLOWED_PCT)
+    for student, batch in CASES[kind]:
+        for checkpointing in (False, True):
+            row = stamp | compare(student, batch, checkpointing, world)
+            harness.write_rows(args.out / f"{kind}-memory.csv", [row], MEASURED)
+            print({name: row[name] for name in MEASURED[8:]}, flush=True)
+            worst = max(worst, abs(float(row["ratio"]) - 1))
+    if kind == "cpu":
+        path = args.out / "memory-plan.csv"
+        path.unlink(missing_ok=True)
+        harness.write_rows(path, estimate(), ESTIMATED)
+    return int(worst > ALLOWED)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

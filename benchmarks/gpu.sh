@@ -5,10 +5,10 @@ cd "$(dirname "$0")/.." || exit
 steps='  kernels  the machine, the tests of all kernels, attention against its peers, the step of the engine
   train    the tests of the data path, the recipes, stops and ZeRO stages under the launcher, DeiT-S end to end
   step     the step of the model against timm, norm and GELU against their peers
-  loader   what limits a run: rates of the loader, the step and both together; the settings of the loader
+  loader   fast paths that are off; what limits a run: rates of the loader, the step and both together; the settings of the loader
   tune     the profile of the kernels, the MLP in its forms, a new table of launches
   teacher  the teacher in its forms, a whole step with --compile on
-  others   mix, normalise, distill, augment, resize, EMA and checksum against their peers'
+  others   mix, normalise, distill, augment, resize, EMA and checksum against their peers; memory by plan'
 step=${1:-} python=${2:-python3} device=${DEVICE:-cuda} out=${OUT:-build/gpu}
 if ! grep -q "^  $step  *[a-z]" <<<"$steps"; then
     printf 'benchmarks/gpu.sh STEP [python], each in less than 9 minutes; DEVICE=cpu rehearses it\n%s\n' "$steps"
@@ -104,6 +104,7 @@ run_step() {
 }
 
 run_loader() {
+    need deepspeed && bench 95 paths --seconds 60
     need nvidia.dali numba pyarrow tyro deepspeed || return
     bench 200 train --seconds 120
     local cores
@@ -135,7 +136,8 @@ run_teacher() {
 
 run_others() {
     local name
-    for name in mix normalise distill augment resize ema checksum; do bench 70 "$name"; done
+    for name in mix normalise distill augment resize ema checksum; do bench 64 "$name"; done
+    need deepspeed && bench 45 memory
 }
 
 "$python" -m compileall -q -j0 benchmarks fastdeit kernels tests

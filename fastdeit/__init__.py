@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fastdeit.library.models import export_model as export_model
     from fastdeit.library.models import load as load
     from fastdeit.library.train_loader import create_loader as create_loader
+    from fastdeit.library.training import estimate_memory as estimate_memory
     from fastdeit.library.training import train_run as train_run
     from fastdeit.models.hub import EvalView as EvalView
     from fastdeit.models.student import Student as Student
@@ -54,6 +55,7 @@ _PLACES = {
     "create_loader": "library.train_loader",
     "create_student": "library.models",
     "create_teacher": "library.models",
+    "estimate_memory": "library.training",
     "evaluate_checkpoint": "library.models",
     "export_model": "library.models",
     "load": "library.models",

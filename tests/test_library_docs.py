@@ -16,7 +16,7 @@ from tests.support.ranks import Ranks
 
 def test_every_block_runs_in_order(tmp_path: Path) -> None:
     blocks = read_blocks("library.md")
-    assert len(blocks) == 12
+    assert len(blocks) == 13
     script = tmp_path / "blocks.py"
     script.write_text("\n".join(blocks))
     environment = clean_environment() | {"PYTHONPATH": str(ROOT)}

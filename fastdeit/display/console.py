@@ -82,7 +82,7 @@ class RunConsole:
         facts = f"loss {loss:.3f}  lr {lr:.2e}  {images_per_s:,.0f} images/s"
         if mfu is not None:
             facts += f"  {100 * mfu:.1f} % MFU"
-        if seconds_left is not None:
+        if seconds_left:
             facts += f"  {format_duration(seconds_left)} left"
         self._bar.update(step, facts, epoch, line=f"{epoch}  step {step}  {facts}")
 

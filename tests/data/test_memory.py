@@ -1,11 +1,11 @@
 """Resident memory stays flat over training and evaluation in turns; the full length is
-benchmarks/bench_memory.py's."""
+benchmarks.bench_loader_memory.py's."""
 
 from pathlib import Path
 
 import pytest
 
-from benchmarks.bench_memory import ALLOWED_PCT, run, swing_pct
+from benchmarks.bench_loader_memory import ALLOWED_PCT, run, swing_pct
 from benchmarks.loaders.images import write_images
 from tests.support.images import write_shapes
 

@@ -154,3 +154,12 @@ def test_a_planned_model_stays_as_it_is() -> None:
     assert small.total < checkpointed.total < whole.total
     assert not getattr(model, "grad_checkpointing", None)
     assert {str(weight.device) for weight in model.parameters()} == {"cpu"}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_gpu_allocates_what_is_planned(checkpointing: bool) -> None:
+    from benchmarks.bench_memory import ALLOWED, compare
+
+    row = compare("small", 64, checkpointing, init_distributed())
+    assert float(row["ratio"]) == pytest.approx(1, abs=ALLOWED)

@@ -1,0 +1,23 @@
+"""The largest micro-batch, from plans that are linear but for a bend."""
+
+import pytest
+
+from benchmarks.bench_memory import find_largest
+from fastdeit.training.memory.plan import MemoryPlan
+
+
+def plan(size: int, checkpointing: bool) -> MemoryPlan:
+    """Return 1 GB, and 10 MB an image; the first 300 images cost nothing with checkpointing."""
+    images = max(0, size - 300) if checkpointing else size
+    return MemoryPlan({"weights": 1e9, "activations": 1e7 * images}, size)
+
+
+@pytest.mark.parametrize("available", [2e9, 24e9, 80e9])
+def test_the_next_larger_batch_does_not_fit(available: float) -> None:
+    size = find_largest(plan, False, available)
+    assert size % 2 == 0 and plan(size, False).fits(available)
+    assert not plan(size + 2, False).fits(available)
+
+
+def test_too_small_a_card_has_the_smallest_batch() -> None:
+    assert find_largest(plan, False, 1e8) == 2
