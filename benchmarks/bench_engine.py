@@ -13,7 +13,9 @@ with the same weights. Columns of its own:
   host_ms    CPU time of the process from an idle device until the step returns, median. Waiting
              keeps the CPU busy, so it is included, also when the queue of launches is full
   waits      calls of `synchronize`, and on a GPU the operators that
-             torch.cuda.set_sync_debug_mode warns about; on a CPU the reads of counting.py
+             torch.cuda.set_sync_debug_mode warns about; on a CPU the reads of counting.py. Of
+             ours on a GPU one is the end of the step before, while this one is queued
+             (docs/step.md)
   idle_pct   percent of the time between the first and the last kernel of some steps in which no
              kernel runs, by the profiler
 

@@ -1,6 +1,7 @@
 """Settings of all tests: one thread, Triton's interpreter where there is no GPU, the order of
 files, and the markers."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,15 @@ def _rank(item: pytest.Item) -> int:
     """Return the place of a test's file among the heavy ones, or the last place."""
     name = item.path.relative_to(Path(__file__).parent).as_posix()
     return HEAVY.index(name) if name in HEAVY else len(HEAVY)
+
+
+# no collection while all test files are imported; later ones do not walk through what they hold
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -162,6 +162,8 @@ def log_step(run: Run) -> None:
         mfu=utilisation.get("mfu"),
         seconds_left=seconds_left,
     )
+    for line in trainer.graphs.take_notes() if trainer.graphs else []:
+        run.console.note(line)
     rates = {"lr": trainer.lr, "images_per_s": images_per_s, "data_wait": data_wait} | utilisation
     if seconds_left is not None:
         rates["seconds_left"] = round(seconds_left)

@@ -135,7 +135,7 @@ class Trainer:
             ]
         self._finish(self._run)
         self._launched(micro_steps)
-        losses = torch.stack([micro.losses for micro in micro_steps]).mean(0)
+        losses = _mean([micro.losses for micro in micro_steps])
         return torch.cat((losses, self.update.grad_norm.view(1)))
 
     def record_graphs(self, batch: Batch) -> None:
@@ -233,6 +233,10 @@ class Trainer:
         is_network = getattr(self.teacher, "is_network", False)
         run = self._run if is_network else run_eagerly
         return run("teacher", self.teacher, images)
+
+
+def _mean(values: list[torch.Tensor]) -> torch.Tensor:
+    return values[0] if len(values) == 1 else torch.stack(values).mean(0)
 
 
 class StepStatistics(NamedTuple):

@@ -42,7 +42,4 @@ def note_graphs(config: Config, world: World, trainer: Trainer) -> list[str]:
     if trainer.graphs is None:
         reason = refuse_graphs(config, world, trainer.state.model, trainer.update)
         return [f"no CUDA graphs: {reason}"]
-    failures = trainer.graphs.failures.items()
-    return [f"{name}: no CUDA graph: {reason}" for name, reason in failures] or [
-        "a step is replayed as CUDA graphs"
-    ]
+    return trainer.graphs.take_notes() or ["a step is replayed as CUDA graphs"]

@@ -74,6 +74,7 @@ class Graphs:
         self._graphs: dict[str, dict[Any, Graph]] = {}
         self.failures: dict[str, str] = {}
         """Why a function runs without a graph for good, one line each, by its name."""
+        self._noted = 0
 
     def run(
         self, name: str, function: Function, *tensors: torch.Tensor | None
@@ -88,6 +89,13 @@ class Graphs:
         """Record the function for arguments like these, and run nothing; return None."""
         self._find(name, function, tensors)
         return None
+
+    def take_notes(self) -> list[str]:
+        """Return a line for each function that has failed since the last call."""
+        notes = [f"{name}: no CUDA graph: {reason}" for name, reason in self.failures.items()]
+        new = notes[self._noted :]
+        self._noted = len(notes)
+        return new
 
     def _find(
         self, name: str, function: Function, tensors: tuple[torch.Tensor | None, ...]

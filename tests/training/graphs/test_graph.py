@@ -76,6 +76,8 @@ def test_what_cannot_be_recorded_runs_as_it_is_with_one_line_of_reason(
         assert graphs.run("part", function, torch.ones(3)) is not None
     assert graphs.run("scale", scale, torch.ones(3), None) is not None
     assert list(graphs.failures) == ["part"]
+    (note,) = graphs.take_notes()
+    assert note.startswith("part: no CUDA graph: ") and reason in note and not graphs.take_notes()
 
 
 def test_recording_runs_nothing() -> None:
