@@ -27,7 +27,7 @@ def train(run: Run) -> None:
     ranks agree to stop before."""
     trainer = run.trainer
     stop_at = trainer.step + run.config.run.stop_after_steps
-    batches = StepBatches(run.data.train_loader)
+    batches = StepBatches(run.data.train_loader, run.config.optim.epochs)
     try:
         compare_replicas(run)
         evaluate_if_due(run)  # a stop may have interrupted the evaluation
@@ -51,17 +51,22 @@ def train(run: Run) -> None:
 
 class StepBatches:
     """The micro-batches of any step. A loader reads ahead within an epoch; it is started again only
-    where the order of steps breaks: at a new epoch, after a rollback, after skipped steps."""
+    where the order of steps breaks: at a new epoch, after a rollback, after skipped steps.
 
-    def __init__(self, loader: TrainLoader) -> None:
+    epochs: of the run; nothing is made ahead beyond them, as its end would wait for that.
+    """
+
+    def __init__(self, loader: TrainLoader, epochs: int) -> None:
         self._loader = loader
+        self._epochs = epochs
         self._epoch: Iterator[Batch] = iter(())
         self._next_step = -1
 
     def of(self, step: int) -> Iterator[Batch]:
         epoch, place = divmod(step, self._loader.steps_per_epoch)
         if step != self._next_step or place == 0:
-            self._epoch = self._loader.epoch(epoch, place)
+            is_last = epoch + 1 == self._epochs
+            self._epoch = self._loader.epoch(epoch, place, is_last=is_last)
         self._next_step = step + 1
         return itertools.islice(self._epoch, self._loader.micro_steps)
 

@@ -20,9 +20,14 @@ class FakeLoader:
 
     def __init__(self) -> None:
         self.starts: list[tuple[int, int]] = []
+        self.last_epochs: set[int] = set()
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[int, int]]:
+    def epoch(
+        self, epoch: int, first_step: int = 0, *, is_last: bool = False
+    ) -> Iterator[tuple[int, int]]:
         self.starts.append((epoch, first_step))
+        if is_last:
+            self.last_epochs.add(epoch)
         for place in range(first_step, self.steps_per_epoch):
             for number in range(self.micro_steps):
                 yield epoch * self.steps_per_epoch + place, number
@@ -44,10 +49,11 @@ def test_loader_starts_where_the_order_of_steps_breaks(
     steps: list[int], starts: list[tuple[int, int]]
 ) -> None:
     loader: Any = FakeLoader()
-    batches = StepBatches(loader)
+    batches = StepBatches(loader, epochs=2)
     for step in steps:
         assert list(batches.of(step)) == [(step, 0), (step, 1)]
     assert loader.starts == starts
+    assert loader.last_epochs == {1}
 
 
 class FakeTrainer:

@@ -154,13 +154,18 @@ class TrainLoader:
         self._ahead = ReadAhead(self._make_batch, self.options.torch_device, options.read_ahead)
         self.unrecorded = 0
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, first_step: int = 0, *, is_last: bool = False) -> Iterator[Batch]:
         """Yield the micro-batches of an epoch from step `first_step` on: (steps_per_epoch -
-        first_step) * micro_steps of them."""
+        first_step) * micro_steps of them.
+
+        is_last: make none of the next epoch ahead.
+        """
         count = self._division.micro_batches
         first = epoch * count + first_step * self.micro_steps
-        for number in range(first, (epoch + 1) * count):
-            yield self._count(self._ahead.get(number, number + 1))
+        end = (epoch + 1) * count
+        for number in range(first, end):
+            following = None if is_last and number + 1 == end else number + 1
+            yield self._count(self._ahead.get(number, following))
 
     def _count(self, made: _Counted) -> Batch:
         self.unrecorded += made.unrecorded
