@@ -280,8 +280,8 @@ def empty_file_at(path: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Empty an image file after the first micro-batch of step `at`."""
 
     class Emptying(TrainLoader):
-        def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-            for number, batch in enumerate(super().epoch(epoch, first_step)):
+        def epoch(self, epoch: int, first_step: int = 0, **more: bool) -> Iterator[Batch]:
+            for number, batch in enumerate(super().epoch(epoch, first_step, **more)):
                 yield batch
                 if epoch * self.steps_per_epoch + first_step + number // self.micro_steps == at:
                     path.write_bytes(b"")

@@ -496,9 +496,9 @@ def damaging_loader(path: Path) -> type[TrainLoader]:
     """Return a loader class that empties a file before its first batch."""
 
     class DamagingLoader(TrainLoader):
-        def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        def epoch(self, epoch: int, first_step: int = 0, **more: bool) -> Iterator[Batch]:
             path.write_bytes(b"")
-            return super().epoch(epoch, first_step)
+            return super().epoch(epoch, first_step, **more)
 
     return DamagingLoader
 
