@@ -47,7 +47,13 @@ from fastdeit.run.state import Progress, Run, RunData
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.build import open_cache
 from fastdeit.teacher_cache.reader import CachedTeacher
-from fastdeit.training.build import build_trainer, build_utilisation, count_copies, note_schedule
+from fastdeit.training.build import (
+    build_trainer,
+    build_utilisation,
+    count_copies,
+    note_reduction,
+    note_schedule,
+)
 from fastdeit.training.flops import Utilisation
 from fastdeit.training.graphs.build import build_graphs, note_graphs
 from fastdeit.training.memory.build import note_memory
@@ -220,6 +226,7 @@ def describe_run(run: Run, notes: list[str]) -> dict[str, str]:
     if config.run.deepspeed_config:
         reason = "it honours --deepspeed-config, but waits for the device"
         notes = [*notes, f"DeepSpeed's own step instead of fastdeit's: {reason}"]
+    notes += note_reduction(config, run.trainer.update)
     return rows | {f"note {number}": note for number, note in enumerate(notes, 1)}
 
 

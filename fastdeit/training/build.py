@@ -129,6 +129,17 @@ def count_pieces(config: Config, world: World, settings: dict[str, Any], model: 
     return choose_pieces(4 * trained, world.size, backward_ms, Links(world.local_size))
 
 
+def note_reduction(config: Config, update: Update) -> list[str]:
+    """Return a note on what --overlap-reduce auto has led to."""
+    if config.run.overlap_reduce == "off":
+        return []
+    if not isinstance(update, FlatUpdate):
+        return ["--overlap-reduce changes nothing: DeepSpeed's own step reduces the gradient"]
+    if update.gradients.overlaps:
+        return ["the gradient is reduced in pieces during the backward pass"]
+    return ["the gradient is reduced after the backward pass: pieces of it would not pay here"]
+
+
 def _build_state(
     config: Config, settings: dict[str, Any], world: World, model: nn.Module
 ) -> TrainerState:

@@ -1,5 +1,6 @@
 """The gradient reduced during the backward pass: its pieces, their owners, when it is chosen."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 
 from fastdeit.distributed.world import World
 from fastdeit.training import build
+from fastdeit.training.zero.flat_update import FlatUpdate
 from fastdeit.training.zero.overlap import cut, split_by_owner
+from fastdeit.training.zero.update import DeepSpeedUpdate
 from tests.support.tiny_student import configure, make_model
 
 
@@ -66,3 +69,16 @@ def test_links_are_asked_only_where_they_are_known(monkeypatch: pytest.MonkeyPat
     assert count_pieces(monkeypatch, name=h100, ranks=1, overlap_reduce="auto") == 1
     assert count_pieces(monkeypatch, name="some GPU", ranks=8, overlap_reduce="auto") == 1
     assert len(asked) == 1
+
+
+def test_heading_says_how_the_gradient_is_reduced() -> None:
+    def note(update: Any, choice: str = "auto") -> str:
+        return "".join(build.note_reduction(configure(overlap_reduce=choice), update))
+
+    flat = object.__new__(FlatUpdate)
+    flat.gradients = SimpleNamespace(overlaps=True)  # type: ignore[assignment]
+    assert "in pieces during" in note(flat)
+    flat.gradients = SimpleNamespace(overlaps=False)  # type: ignore[assignment]
+    assert "after the backward pass" in note(flat)
+    assert "DeepSpeed's own step" in note(object.__new__(DeepSpeedUpdate))
+    assert note(flat, "off") == ""
