@@ -40,7 +40,7 @@ def execute_run(run: Run, notes: list[str]) -> dict[str, Any]:
             train(run)
             done = {"results": evaluate_run(run, with_teacher=True)}
             write_results(run, done["results"])
-        barrier()
+        _end_together(run)
     except StopAgreed as reason:
         _stop(run, str(reason))
         done = {"stopped": str(reason)}
@@ -54,7 +54,14 @@ def _stop(run: Run, reason: str) -> None:
     run.console.note(f"{done}; the same command resumes from there")
     if run.world.rank == 0:
         run.folder.stop_request.unlink(missing_ok=True)
+    _end_together(run)
+
+
+def _end_together(run: Run) -> None:
+    """Wait for the other ranks; from here on the loaders end, which wait for a batch that is being
+    made."""
     barrier()
+    run.supervisor.beat("data", run.trainer.step)
 
 
 def _close(run: Run) -> None:
