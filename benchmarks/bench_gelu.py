@@ -48,7 +48,7 @@ def _launch(name: str, biased: bool = True, with_y: bool = False) -> harness.Lau
         torch.ops.fastdeit.gelu_bwd(x, x, bias, with_y)
 
     streams = ("_gelu_fwd_kernel", "_gelu_bwd_kernel")
-    spelled = name + ", no bias" * (not biased) + ", with y" * with_y
+    spelled = f"gelu {name}" + ", no bias" * (not biased) + ", with y" * with_y
     return harness.Launch(spelled, run, streams=streams)
 
 

@@ -77,6 +77,12 @@ def test_tables_have_the_same_launches_of_both_tritons_and_none_spills(arch: int
     assert launches["3.6.0"] == launches["3.9.0"]
 
 
+@pytest.mark.parametrize("arch", [90, 80])
+def test_rows_of_a_table_have_keys_of_their_own(arch: int) -> None:
+    keys = [tuple(row[name] for name in ("triton", *resources.KEYS)) for row in read_all(arch)]
+    assert len(set(keys)) == len(keys) > 400
+
+
 def test_written_rows_replace_those_of_the_same_triton(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
