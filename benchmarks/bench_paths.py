@@ -35,7 +35,7 @@ SIZES = {"cuda": [("small", 128), ("small", 256), ("small", 1024)], "cpu": [("to
 
 
 class Trained(NamedTuple):
-    """What `STEPS` steps gave: statistics (STEPS, 4) and weights, on the CPU, and ms of a step."""
+    """Results of `STEPS` steps: statistics (STEPS, 4) and weights, on the CPU, and ms of a step."""
 
     statistics: torch.Tensor
     weights: dict[str, torch.Tensor]

@@ -51,7 +51,7 @@ FAILURES = (
     triton.CompilationError,
     triton.OutOfResources,
 )
-"""What a launch raises that is wrong or that the GPU or the form cannot run."""
+"""Errors of a launch that is wrong or that the GPU or the form cannot run."""
 GAIN = 0.98
 """A change is kept if it takes at most this share of the time before."""
 Row = dict[str, Any]

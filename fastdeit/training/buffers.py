@@ -38,7 +38,7 @@ def name_views(named: Mapping[str, torch.Tensor], flats: Flats) -> dict[str, tor
 
 
 class StepBuffers:
-    """What a step does to the buffers of a model: a skipped step nothing, any other the mean over
+    """Changes of a step to the buffers of a model: a skipped step nothing, any other the mean over
     the ranks, each of which has seen its own samples (timm's --dist-bn reduce, after every step).
 
     read: returns the buffers by name.

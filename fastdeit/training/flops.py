@@ -75,7 +75,7 @@ def _contains(words: list[str], part: list[str]) -> bool:
 
 
 class Utilisation(NamedTuple):
-    """What the rate of a run says of its devices."""
+    """Use of the devices by the rate of a run."""
 
     flops: float | None
     """Model FLOPs of training on one image; None: not known."""

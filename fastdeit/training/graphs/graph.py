@@ -41,7 +41,7 @@ class Recording(NamedTuple):
 
 
 class Recorder(Protocol):
-    """What records launches: `CudaRecorder` (graphs/cuda.py), or a substitute for it on a CPU."""
+    """Recorder of launches: `CudaRecorder` (graphs/cuda.py), or a substitute for it on a CPU."""
 
     def record(self, function: Callable[[], torch.Tensor | None]) -> Recording:
         """Record the launches of a function; tensors that were there before stay unchanged.

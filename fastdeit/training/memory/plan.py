@@ -16,7 +16,7 @@ NEAR = 0.9
 
 
 class ZeroLayout(NamedTuple):
-    """What decides how many copies and parts of the weights are on a device."""
+    """Settings that decide how many copies and parts of the weights are on a device."""
 
     stage: int
     """That runs: 1, 2 or 3."""

@@ -19,7 +19,7 @@ from fastdeit.training.zero.partitions import Partitions
 
 
 class Update(ABC):
-    """What a trainer calls in a step: `set_rates`; `backward` and `reduce` for each micro-batch;
+    """Calls of a trainer in a step: `set_rates`; `backward` and `reduce` for each micro-batch;
     `step`."""
 
     micro_steps: int

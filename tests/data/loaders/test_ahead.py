@@ -22,7 +22,7 @@ def loader_threads() -> list[threading.Thread]:
 
 
 class Maker:
-    """What makes batches: a batch is its number; attributes note what was made, and where."""
+    """Maker of batches: a batch is its number; attributes note what was made, and where."""
 
     def __init__(self, broken: tuple[int, ...] = ()) -> None:
         self.made: list[int] = []
