@@ -1,4 +1,4 @@
-"""The bottleneck of a run: images/s of the loader alone, of the step on one batch, of both together.
+"""The bottleneck of a run: images/s of the loader alone, of the step on one batch, of both.
 
 python -m benchmarks.bench_train [--out FOLDER] [--seconds 150] [--rounds 3]
 
