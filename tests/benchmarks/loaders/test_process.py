@@ -13,7 +13,8 @@ from tests.support.burning_loader import start_ahead, start_burning
 
 
 def test_cpu_time_is_divided_by_the_images_that_were_taken() -> None:
-    assert measure(start_burning(Case("", samples=2)), 5) == pytest.approx(10, rel=0.3)
+    # many images, as looking for threads that run takes CPU time too, of all that this process has
+    assert measure(start_burning(Case("", samples=20)), 21) == pytest.approx(10, rel=0.3)
 
 
 def test_batches_made_ahead_are_not_counted_as_free() -> None:
