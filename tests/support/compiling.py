@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
-class Graphs:
+class CountingBackend:
     """A backend of torch.compile that runs what it gets, and counts it.
 
     Skips the test inside a dispatch mode (tests/support/imagined_processor.py), where torch does

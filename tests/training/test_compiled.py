@@ -17,7 +17,7 @@ from fastdeit.models.execution.compilation import check_compiler, run_uncompiled
 from fastdeit.training.evaluation import student_heads
 from fastdeit.training.trainer import Trainer
 from tests.support import timm_students
-from tests.support.compiling import Graphs
+from tests.support.compiling import CountingBackend
 from tests.support.tiny_student import BATCH, configure, make_trainer, run_steps
 
 Make = Callable[..., Trainer]
@@ -37,9 +37,9 @@ def world() -> World:
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> Graphs:
+def graphs(monkeypatch: pytest.MonkeyPatch) -> CountingBackend:
     torch._dynamo.reset()
-    found = Graphs()
+    found = CountingBackend()
     monkeypatch.setattr(compilation, "BACKEND", found)
     return found
 
@@ -51,7 +51,7 @@ def names(trainer: Trainer) -> list[str]:
 
 @pytest.mark.parametrize(("make", "stage"), [(make_ours, 1), (make_timms, 2)])
 def test_steps_are_those_without_a_compiler_and_compile_once(
-    make: Make, stage: int, world: World, graphs: Graphs
+    make: Make, stage: int, world: World, graphs: CountingBackend
 ) -> None:
     """Weights are views that DeepSpeed updates; evaluations between steps compile nothing."""
     plain = make(world, zero_stage=stage)
@@ -72,7 +72,7 @@ def test_steps_are_those_without_a_compiler_and_compile_once(
     assert all(torch.equal(value, theirs[name]) for name, value in trainer.state.weights().items())
 
 
-def test_a_compiled_run_resumes_without_a_compiler(world: World, graphs: Graphs) -> None:
+def test_a_compiled_run_resumes_without_a_compiler(world: World, graphs: CountingBackend) -> None:
     first = make_ours(world, compile="on")
     run_steps(first, 2)
     saved = copy.deepcopy(first.state.gather())
@@ -110,7 +110,7 @@ def test_compiled_steps_are_near_those_without(make: Make, world: World) -> None
     assert run_steps(trainer, 4) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_compiled_network_is_the_module_itself(graphs: Graphs) -> None:
+def test_a_compiled_network_is_the_module_itself(graphs: CountingBackend) -> None:
     class Network(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -23,7 +23,7 @@ from fastdeit.models.teachers.files import LoadedTeacher
 from fastdeit.models.teachers.teacher import Teacher, load_teacher
 from fastdeit.models.teachers.view import Preprocessing, View
 from fastdeit.storage.tensor_files import hash_tensors
-from tests.support.compiling import Graphs
+from tests.support.compiling import CountingBackend
 
 MEAN = (0.5, 0.4, 0.3)
 STD = (0.2, 0.25, 0.3)
@@ -291,7 +291,7 @@ def test_a_compiled_teacher_has_the_logits_of_the_plain_one(
 ) -> None:
     """It compiles once for one size of a batch, and once more for all others."""
     torch._dynamo.reset()
-    graphs = Graphs()
+    graphs = CountingBackend()
     monkeypatch.setattr(compilation, "BACKEND", graphs)
     preprocessing = Preprocessing(MEAN, STD, SIZE)
     loaded = LoadedTeacher(make_convnet(), "own", View(preprocessing, {}), Path("own"), "a hash")
