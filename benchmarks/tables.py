@@ -186,12 +186,32 @@ def compare_train_rates() -> list[Cells]:
     return table
 
 
+def estimate_scaling() -> list[Cells]:
+    """Return the estimated share of a step that is kernels, by student and number of GPUs."""
+    rows = select_newest(read_rows("cpu-scaling"), "what", "student", "ranks")
+    rows = [row for row in rows if row["what"] == "estimate"]
+    students = list(dict.fromkeys(row["student"] for row in rows))
+    table = [["GPUs", *students]]
+    for ranks in dict.fromkeys(row["ranks"] for row in rows):
+        of_ranks = {row["student"]: row for row in rows if row["ranks"] == ranks}
+        cells = [show_shares(of_ranks[student]) for student in students]
+        table.append([ranks, *cells])
+    return table
+
+
+def show_shares(row: Row) -> str:
+    """Return the efficiency with the gradient reduced after, and during the backward pass."""
+    shares = [float(row[name]) for name in ("efficiency", "hidden_efficiency")]
+    return " → ".join(f"{100 * share:.0f} %" for share in shares)
+
+
 TABLES: dict[str, Callable[[], list[Cells]]] = {
     "loaders": lambda: compare_loaders(["1", "2", "3"]),
     "loaders-2-copies": lambda: compare_loaders(["2"]),
     "evaluation": compare_evaluation,
     "teachers": compare_teachers,
     "step-counts": count_launches,
+    "scaling": estimate_scaling,
     "exports": compare_exports,
     "packed": compare_packed,
     "largest-micro-batch": list_largest_batches,
