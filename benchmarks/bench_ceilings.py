@@ -7,11 +7,9 @@ The other benchmarks' figures are compared with these. The copy from the host st
 memory. Versions are printed first: a missing package or another version explains most surprises.
 """
 
-import argparse
 import os
 import platform
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -48,10 +46,8 @@ def product(side: int, device: torch.device) -> Callable[[], object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
+    parser = harness.make_parser(__doc__)
+    harness.add_out(parser)
     out = parser.parse_args().out
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(describe(device), flush=True)

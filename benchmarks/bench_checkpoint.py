@@ -8,7 +8,6 @@ the extra time of the steps during the write (`slowed_s`; on a CPU the thread an
 cores). Medians over rounds. The disk is that of --folder.
 """
 
-import argparse
 import shutil
 import statistics
 import tempfile
@@ -129,9 +128,7 @@ def measure(name: str, world: World, root: Path, rounds: int) -> dict[str, float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.make_parser(__doc__)
     parser.add_argument("-o", "--output", type=Path, help="default: results/DEVICE-checkpoint.csv")
     parser.add_argument(
         "--folder",

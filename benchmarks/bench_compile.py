@@ -9,11 +9,9 @@ median of each round's ratio, by the time of the GPU, or by CPU time where there
 DEVICE-compile.csv.
 """
 
-import argparse
 import itertools
 import statistics
 import time
-from pathlib import Path
 
 import torch
 
@@ -113,10 +111,8 @@ def bench(student: str, size: int, batch: int, world: World) -> list[harness.Row
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
+    parser = harness.make_parser(__doc__)
+    harness.add_out(parser)
     parser.add_argument("--cases", type=int, help="number of cases, from the first; default: all")
     args = parser.parse_args()
     world = init_distributed()

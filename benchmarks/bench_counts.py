@@ -8,7 +8,6 @@ tests/training/test_step_counts.py sets upper limits for them. `step_launches` a
 update (training/zero/update.py): ours at ZeRO 1 and 2, DeepSpeed's `step()` at 3.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -94,9 +93,7 @@ def row_of(form: Form, counts: Counts) -> harness.Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.make_parser(__doc__)
     parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "cpu-engine.csv")
     output = parser.parse_args().output
     world = init_distributed()

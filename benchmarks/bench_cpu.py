@@ -13,11 +13,9 @@ median over the rounds of timm's time divided by ours. Columns:
                      norm, statistics, Python. Less than 0 is noise
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -138,10 +136,8 @@ def summarise(times: dict[str, list[float]]) -> harness.Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
+    parser = harness.make_parser(__doc__)
+    harness.add_out(parser)
     parser.add_argument("--rounds", type=int, default=12, help="alternating rounds of a row")
     args = parser.parse_args()
     world = init_distributed()

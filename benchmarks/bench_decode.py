@@ -9,7 +9,6 @@ rounds in which the two alternate. The rest of the path (`exact`, 224 px, the re
 included.
 """
 
-import argparse
 import dataclasses
 import statistics
 import tempfile
@@ -98,9 +97,7 @@ def compare(case: str, whole: Pipeline, part: Pipeline) -> Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.make_parser(__doc__)
     parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "cpu-decode.csv")
     output = parser.parse_args().output
     rows = []

@@ -9,7 +9,6 @@ a gradient is its launcher. The time of a backward includes autograd's engine. T
 three alternate, and on a shared machine only their ratios are meaningful.
 """
 
-import argparse
 import importlib
 import os
 import statistics
@@ -187,9 +186,7 @@ def measure(op: str, by_way: dict[str, dict[str, Call]]) -> Iterator[harness.Row
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.make_parser(__doc__)
     parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "cpu-dispatch.csv")
     output = parser.parse_args().output
     rows: list[harness.Row] = []

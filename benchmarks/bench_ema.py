@@ -8,9 +8,7 @@ tensors, as DeepSpeed holds them: one launch. pct_of_copy counts 12 bytes a para
 EMA read, EMA written.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from timm.utils import ModelEmaV3
@@ -70,10 +68,8 @@ def check(student: Student) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
+    parser = harness.make_parser(__doc__)
+    harness.add_out(parser)
     out = parser.parse_args().out
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stamp = harness.environment(device)

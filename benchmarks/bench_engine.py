@@ -24,7 +24,6 @@ on a CPU in CPU time of the process. A row that fails is reported, the others ru
 is 1.
 """
 
-import argparse
 import contextlib
 import gc
 import itertools
@@ -33,7 +32,6 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -288,10 +286,8 @@ def row_of(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
+    parser = harness.make_parser(__doc__)
+    harness.add_out(parser)
     parser.add_argument("--seconds", type=float, default=240, help="start no case after this time")
     args = parser.parse_args()
     world = init_distributed()

@@ -9,7 +9,6 @@ passes. ratio: timm's time divided by this one's, so larger is faster. "preproce
 with a model that computes nothing.
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -103,9 +102,7 @@ def compare(name: str, model: nn.Module, folder: Path) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.make_parser(__doc__)
     parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "cpu-evaluate.csv")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -8,7 +8,6 @@ student under torch.compile. Process CPU time; the implementations alternate, an
 of several calls. ratio: the time of timm's model divided by this one's, so larger is faster.
 """
 
-import argparse
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -77,9 +76,7 @@ def least_ms(runs: Mapping[str, Run], images: torch.Tensor) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.make_parser(__doc__)
     output = harness.RESULTS / "cpu-export.csv"
     parser.add_argument("-o", "--output", type=Path, default=output)
     args = parser.parse_args()

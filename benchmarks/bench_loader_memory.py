@@ -7,7 +7,6 @@ of ten samples, since the number of live batches varies. The exit code is 1 when
 smallest after the warm-up differ by more than 4 % (2 % to either side of their middle).
 """
 
-import argparse
 import itertools
 import statistics
 import sys
@@ -77,9 +76,7 @@ def swing_pct(found: list[tuple[int, float]]) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.make_parser(__doc__)
     parser.add_argument("--iterations", type=int, default=2000)
     parser.add_argument("--backends", nargs="+", default=list(BACKENDS))
     parser.add_argument(

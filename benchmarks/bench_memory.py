@@ -9,9 +9,7 @@ toy; and the largest micro-batch of each student on cards of 24 to 141 GB goes t
 from plans alone: estimates, which no GPU has shown.
 """
 
-import argparse
 import gc
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -124,10 +122,8 @@ def estimate() -> list[harness.Row]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
+    parser = harness.make_parser(__doc__)
+    harness.add_out(parser)
     args = parser.parse_args()
     world = init_distributed()
     kind = world.device.type

@@ -79,9 +79,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.make_parser(__doc__)
     parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "cpu-pack.csv")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--images", type=int, default=512, help="of a measurement")

@@ -12,12 +12,10 @@ On a GPU the last line names the paths that may be switched on: equal at every s
 one. On a CPU, tapes (tape.py) stand for CUDA graphs, and the time means nothing.
 """
 
-import argparse
 import dataclasses
 import statistics
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -102,10 +100,8 @@ def list_shown(rows: list[harness.Row]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
+    parser = harness.make_parser(__doc__)
+    harness.add_out(parser)
     parser.add_argument("--seconds", type=float, default=90, help="start no size after this time")
     args = parser.parse_args()
     world = init_distributed()

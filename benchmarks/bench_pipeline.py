@@ -181,9 +181,7 @@ def append(output: Path, rows: list[Row], **conditions: float | str) -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.make_parser(__doc__)
     parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "cpu-pipeline.csv")
     parser.add_argument("--data", nargs="+", choices=("folder", "tars"), default=["folder", "tars"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 384])

@@ -9,7 +9,6 @@ CPU time of the Python thread, calls of DALI included, in percent of the time in
 threads make the batch: an upper bound of the share in which the lock is held.
 """
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -97,9 +96,7 @@ def measure(index: Index, micro: int) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.make_parser(__doc__)
     parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "cpu-planning.csv")
     output = parser.parse_args().output
     with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,6 @@ the lines of metrics.jsonl except the first two of a start, in which kernels are
 loader fills its queues: the speed of loader, step and log together.
 """
 
-import argparse
 import math
 import os
 import shutil
@@ -206,14 +205,12 @@ def start_all(
 
 def main() -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.make_parser(__doc__)
     parser.add_argument("run", choices=runs(Path(), device))
     parser.add_argument(
         "--folder", type=Path, default=ROOT / "runs", help="where the runs' folders go, and data/"
     )
-    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
+    harness.add_out(parser)
     args = parser.parse_args()
     folder = args.folder.resolve()
     if args.run in END_TO_END:

@@ -13,7 +13,6 @@ and the weights are gathered in bf16 (2 bytes). `hidden`: the gradient in pieces
 runs.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -117,9 +116,7 @@ COLUMNS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.make_parser(__doc__)
     parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "cpu-scaling.csv")
     parser.add_argument("--of", choices=MEASURED, help="measure this rank; used by the processes")
     args = parser.parse_args()

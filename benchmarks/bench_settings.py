@@ -7,7 +7,6 @@ On a GPU every backend and decoder that runs there, else those of the CPU. The d
 fastdeit/config/schema/ follow from these figures.
 """
 
-import argparse
 import itertools
 import os
 import tempfile
@@ -70,9 +69,7 @@ def measure(index: Index, options: PipelineOptions, batch: int, images: int) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.make_parser(__doc__)
     parser.add_argument(
         "-o", "--output", type=Path, default=harness.RESULTS / "loader-settings.csv"
     )

@@ -14,7 +14,6 @@ is what every such command has at least. A first round is not counted: it compil
   launch      the same under `deepspeed` with one rank
 """
 
-import argparse
 import os
 import resource
 import shutil
@@ -83,10 +82,8 @@ def measure(rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
+    parser = harness.make_parser(__doc__)
+    harness.add_out(parser)
     parser.add_argument(
         "--rounds", type=int, default=3, help="rounds, after one that is not counted"
     )

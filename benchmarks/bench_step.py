@@ -12,12 +12,10 @@ heads with deit's soft-target and hard-label losses, and the fastest of SDPA's b
 fused AdamW. A case that does not fit into memory or into the time limit is reported and skipped.
 """
 
-import argparse
 import contextlib
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -198,10 +196,8 @@ def with_mfu(row: harness.Row, name: str, device: torch.device) -> harness.Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
+    parser = harness.make_parser(__doc__)
+    harness.add_out(parser)
     parser.add_argument("--seconds", type=float, default=240, help="start no case after this time")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

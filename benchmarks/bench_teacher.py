@@ -12,7 +12,6 @@ cache of 300 epochs of ImageNet (a sparse file) the time to open it, with the fi
 epoch's order, and to look up 1,024 samples.
 """
 
-import argparse
 import itertools
 import statistics
 import tempfile
@@ -305,9 +304,7 @@ def _seconds(cache: Cache, chunk: int, plan: Plan) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.make_parser(__doc__)
     parser.add_argument("-o", "--output", type=Path, help="default: results/DEVICE-teacher.csv")
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()

@@ -9,7 +9,6 @@ to the file's form, by the time of the GPU, or by CPU time where there is none. 
 counts the same seconds, `compile_s` those of the first call. Rows go to DEVICE-teacher-forms.csv.
 """
 
-import argparse
 import itertools
 import statistics
 import time
@@ -158,10 +157,8 @@ def bench(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
+    parser = harness.make_parser(__doc__)
+    harness.add_out(parser)
     parser.add_argument("--cases", type=int, help="number of cases, from the first; default: all")
     parser.add_argument("--forms", type=int, help="number of forms, from the first; default: all")
     args = parser.parse_args()

@@ -277,10 +277,8 @@ def measure_all(args: argparse.Namespace, world: World, folder: Path) -> list[ha
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
+    parser = harness.make_parser(__doc__)
+    harness.add_out(parser)
     parser.add_argument("--seconds", type=float, default=150, help="start no case after this time")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()

@@ -241,6 +241,18 @@ def _widen(path: Path, columns: Sequence[str]) -> Sequence[str]:
     return wide
 
 
+def make_parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser of a benchmark's command line, whose help is the module's docstring."""
+    return argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """Add --out, the folder of the result files."""
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+
+
 def run_benchmark(
     doc: str | None, cases: Mapping[str, Iterable[tuple[Any, ...]]], bench: Callable[..., list[Row]]
 ) -> None:
@@ -249,10 +261,8 @@ def run_benchmark(
     doc: the module's docstring. cases: by device type, the most important first, the arguments of
     bench before device, environment columns and copy bandwidth.
     """
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser = make_parser(doc)
+    add_out(parser)
     parser.add_argument("--cases", type=int, help="number of cases, from the first; default: all")
     args = parser.parse_args()
     functorch_config.donated_buffer = False  # a compiled backward is called more than once

@@ -13,7 +13,6 @@ pip install --no-deps --target FOLDER triton==3.9.0
 PYTHONPATH=FOLDER python -m benchmarks.resources --check
 """
 
-import argparse
 import csv
 import importlib
 import re
@@ -31,7 +30,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from benchmarks.harness import RESULTS, Launch, Row
+from benchmarks.harness import RESULTS, Launch, Row, make_parser
 from fastdeit.kernels import launch_configs
 from fastdeit.kernels.launch_configs import version_of
 
@@ -269,9 +268,7 @@ def compile_all(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--arch", type=int, nargs="+", default=[90, 80], choices=SHARED_LIMIT)
     parser.add_argument("--only", nargs="+", default=OPS, choices=OPS, help="ops")
     action = parser.add_mutually_exclusive_group()

@@ -10,7 +10,6 @@ and kept under the same condition. The new rows have the running version of Trit
 versions stay. An architecture without rows of its own starts with copies of those that it uses.
 """
 
-import argparse
 import contextlib
 import copy
 import functools
@@ -25,7 +24,7 @@ import triton
 from benchmarks import bench_mlp
 from benchmarks.bench_normalise import make_pixels
 from benchmarks.bench_resize import Inputs, make_inputs
-from benchmarks.harness import quantiles_ms
+from benchmarks.harness import make_parser, quantiles_ms
 from fastdeit.kernels import launch_configs
 from fastdeit.kernels.attention import attention
 from fastdeit.kernels.distill import distill
@@ -319,9 +318,7 @@ def write() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="ops")
     parser.add_argument(
         "--seconds",
