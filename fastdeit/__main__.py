@@ -12,7 +12,7 @@ def train(argv: Sequence[str]) -> int:
     """train a model in one process (in several: deepspeed fastdeit/train.py)"""
     attached = launcher.attach()  # before the slow imports
     with pause_collection():
-        from fastdeit.commands.train import train_command
+        from fastdeit.commands.runs.train import train_command
 
     return train_command(argv, launcher=attached)
 
@@ -44,7 +44,7 @@ def cache(argv: Sequence[str]) -> int:
 def preview(argv: Sequence[str]) -> int:
     """draw what the model will see of chosen samples"""
     with pause_collection():
-        from fastdeit.commands.preview import preview_command
+        from fastdeit.commands.data.preview import preview_command
 
     return preview_command(argv)
 
@@ -53,7 +53,7 @@ def replay(argv: Sequence[str]) -> int:
     """repeat one step of a run, and show everything that went into it"""
     launcher.attach()
     with pause_collection():
-        from fastdeit.commands.replay import replay_command
+        from fastdeit.commands.runs.replay import replay_command
 
     return replay_command(argv)
 
@@ -61,7 +61,7 @@ def replay(argv: Sequence[str]) -> int:
 def predict(argv: Sequence[str]) -> int:
     """name the classes in images, with probabilities and attention maps"""
     with pause_collection():
-        from fastdeit.commands.predict import predict_command
+        from fastdeit.commands.models.predict import predict_command
 
     return predict_command(argv)
 
@@ -69,7 +69,7 @@ def predict(argv: Sequence[str]) -> int:
 def export(argv: Sequence[str]) -> int:
     """write weights for timm and the Hub, ONNX or torch.export, and check what was written"""
     with pause_collection():
-        from fastdeit.commands.export import export_command
+        from fastdeit.commands.models.export import export_command
 
     return export_command(argv)
 
@@ -78,7 +78,7 @@ def evaluate(argv: Sequence[str]) -> int:
     """score a checkpoint on a data set"""
     launcher.attach()
     with pause_collection():
-        from fastdeit.commands.evaluate import evaluate_command
+        from fastdeit.commands.models.evaluate import evaluate_command
 
     return evaluate_command(argv)
 

@@ -17,7 +17,7 @@ if __name__ == "__main__":
     attached = launcher.attach()
     # slow imports come after `attach`, which cannot see a launcher that has died before it
     with pause_collection():
-        from fastdeit.commands.train import train_command
+        from fastdeit.commands.runs.train import train_command
         from fastdeit.display.terminal import end_on_closed_pipe, replace_closed_streams, show_log
 
     replace_closed_streams()

@@ -26,17 +26,24 @@ PARTS = {
     "teacher_cache",
     "training",
 }
+# what is done with a run or its weights
+USES = {"analysis", "audit", "doctor", "export", "inference", "report", "tracking"}
 # room -> the rooms that it may import; every room may use its own, and kernels
 ROOMS: dict[str, set[str]] = {
     "train": {"commands", "display", "distributed", "reliability"},
     "__main__": {"commands", "display", "reliability"},
     "__init__": {"library", *PARTS},
-    "commands": {"export", "inference", "library", "replay", "run", *PARTS, *STORAGE},
-    "library": {"export", "inference", "run", *PARTS, *STORAGE},
-    "replay": {"run", *PARTS, *STORAGE},
+    "commands": {"library", "replay", "run", *USES, *PARTS, *STORAGE},
+    "library": {"run", *USES, *PARTS, *STORAGE},
+    "replay": {"run", "tracking", *PARTS, *STORAGE},
+    "run": {"report", "tracking", *PARTS, *STORAGE},
+    "report": {"analysis", "inference", "tracking", *PARTS, *STORAGE},
+    "audit": {"inference", *PARTS, *STORAGE},
+    "doctor": {*PARTS, *STORAGE},
     "export": {"inference", *PARTS, *STORAGE},
-    "inference": {*PARTS, *STORAGE},
-    "run": {*PARTS, *STORAGE},
+    "inference": {"analysis", *PARTS, *STORAGE},
+    "analysis": {*PARTS, *STORAGE},
+    "tracking": {"display", "storage", "training"},
     "reliability": {"checkpoint", "display", "distributed", "plan", "storage", "training"},
     "training": {"config", "data", "distributed", "models", "plan", "storage"},
     "teacher_cache": {"config", "data", "distributed", "models", "plan", "storage"},

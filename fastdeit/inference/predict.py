@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from fastdeit.inference.attention_maps import AttentionMaps, check_attention, record_attention
+from fastdeit.analysis.attention_maps import AttentionMaps, check_attention, record_attention
 from fastdeit.inference.images import InputImage, read_image
 from fastdeit.inference.load import LoadedModel
 from fastdeit.training.evaluation import student_heads

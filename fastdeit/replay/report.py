@@ -14,7 +14,7 @@ from fastdeit.replay.history import Metrics, StepHistory
 from fastdeit.replay.inputs import InputComparison
 from fastdeit.replay.samples import Samples
 from fastdeit.replay.step import Losses, StepResult
-from fastdeit.run.metrics import find_step
+from fastdeit.tracking.log import find_step
 from fastdeit.training.trainer import STATISTICS
 
 _WORST = 3  # samples of a micro-batch that are named in the table

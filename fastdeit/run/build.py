@@ -41,12 +41,12 @@ from fastdeit.run.inputs import (
     describe_inputs,
     describe_samples,
 )
-from fastdeit.run.metrics import MetricLog
 from fastdeit.run.preflight import check_batch_fits, note_limits
 from fastdeit.run.state import Progress, Run, RunData
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.build import open_cache
 from fastdeit.teacher_cache.reader import CachedTeacher
+from fastdeit.tracking.log import MetricLog
 from fastdeit.training.build import (
     build_trainer,
     build_utilisation,

@@ -15,10 +15,10 @@ from fastdeit.plan.digest import show_digest
 from fastdeit.reliability.health import HealthError, summarise
 from fastdeit.reliability.replica_check import compare_weights
 from fastdeit.reliability.supervisor import StopAgreed
-from fastdeit.run.metrics import list_by_step
 from fastdeit.run.resume import roll_back
 from fastdeit.run.state import Run, is_evaluated
 from fastdeit.teacher_cache.check import count_missed
+from fastdeit.tracking.log import list_by_step
 from fastdeit.training.evaluation import evaluate, student_heads
 
 

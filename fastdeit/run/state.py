@@ -23,9 +23,9 @@ from fastdeit.reliability.health import Health
 from fastdeit.reliability.supervisor import Supervisor
 from fastdeit.run.identity import versions
 from fastdeit.run.inputs import Inputs
-from fastdeit.run.metrics import MetricLog
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.reader import CachedTeacher
+from fastdeit.tracking.log import MetricLog
 from fastdeit.training.flops import Utilisation
 from fastdeit.training.trainer import LaunchedStep, Meter, Trainer
 

@@ -22,7 +22,7 @@ import yaml
 from fastdeit.checkpoint import writer as checkpoint_writer
 from fastdeit.checkpoint.select import LoadedCheckpoint, find_checkpoint
 from fastdeit.checkpoint.store import list_checkpoints, load_checkpoint, save_checkpoint
-from fastdeit.commands.train import train_command as run_command
+from fastdeit.commands.runs.train import train_command as run_command
 from fastdeit.distributed.world import init_distributed
 from fastdeit.run import folder as run_folder
 from fastdeit.run import loop, results

@@ -22,7 +22,7 @@ NOT_BEFORE_THE_FIRST_STEP = {
 }
 TRACED = """
 import json, sys
-from fastdeit.commands.train import train_command
+from fastdeit.commands.runs.train import train_command
 
 seen = {"command": sorted(sys.modules)}
 

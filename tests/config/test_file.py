@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fastdeit.commands.replay import replay_command
+from fastdeit.commands.runs.replay import replay_command
 from fastdeit.config.cli import parse_config
 from fastdeit.config.file import MOVED, config_from_dict, read_config_file
 from fastdeit.config.schema import Config

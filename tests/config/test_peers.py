@@ -100,7 +100,7 @@ def test_what_has_no_counterpart_is_refused_in_one_line(argv: str, message: str)
     ],
 )
 def test_deits_eval_names_the_command_that_scores_the_same(argv: str, command: str) -> None:
-    from fastdeit.commands.evaluate import EvaluateOptions
+    from fastdeit.commands.models.evaluate import EvaluateOptions
     from fastdeit.config.options import parse_options
 
     with pytest.raises(ValueError, match="a run evaluates by itself") as refused:

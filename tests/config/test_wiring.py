@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fastdeit
-from fastdeit.commands.train import train_command
+from fastdeit.commands.runs.train import train_command
 from fastdeit.config.cli import parse_config
 from fastdeit.config.schema import Config
 from fastdeit.data.build import (
@@ -89,7 +89,7 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     config, _ = parse_config([*flags, "--output-dir", str(setting.root / "run")], "test")
     with pytest.MonkeyPatch.context() as patch:
         recorded = record_reads(config, found)
-        patch.setattr("fastdeit.commands.train.parse_config", lambda *_: (recorded, "deit"))
+        patch.setattr("fastdeit.commands.runs.train.parse_config", lambda *_: (recorded, "deit"))
         assert train_command([]) == 0
     return found
 

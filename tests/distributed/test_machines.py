@@ -17,7 +17,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from fastdeit.checkpoint.store import list_checkpoints, step_of, verify_checkpoint
-from fastdeit.commands.train import train_command
+from fastdeit.commands.runs.train import train_command
 from fastdeit.data.index import build_index
 from fastdeit.distributed import collectives
 from fastdeit.distributed import world as distributed

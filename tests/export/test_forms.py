@@ -88,7 +88,7 @@ def test_a_folder_needs_no_package_of_onnx(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "sys.modules['onnx'] = sys.modules['onnxruntime'] = sys.modules['onnxscript'] = None\n"
-        "from fastdeit.commands.export import export_command\n"
+        "from fastdeit.commands.models.export import export_command\n"
         "sys.exit(export_command(sys.argv[1:]))\n"
     )
     command = [sys.executable, "-c", code, str(run), "--output", str(tmp_path / "x")]

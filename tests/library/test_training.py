@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastdeit.commands.train import train_command
+from fastdeit.commands.runs.train import train_command
 from fastdeit.config.cli import parse_config
 from fastdeit.config.schema import Config
 from fastdeit.distributed.errors import RunError

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fastdeit.checkpoint.store import list_checkpoints, verify_checkpoint
-from fastdeit.commands.train import train_command
+from fastdeit.commands.runs.train import train_command
 from fastdeit.distributed.world import init_distributed
 from tests.support.compare_runs import assert_same_run
 from tests.support.images import write_shapes

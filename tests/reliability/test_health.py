@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastdeit.checkpoint.store import list_checkpoints, load_checkpoint
-from fastdeit.commands.train import train_command
+from fastdeit.commands.runs.train import train_command
 from fastdeit.data.loaders.batch import Batch
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.mix import mix_reference

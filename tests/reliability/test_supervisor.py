@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fastdeit.checkpoint.store import list_checkpoints
-from fastdeit.commands.train import train_command
+from fastdeit.commands.runs.train import train_command
 from fastdeit.data.loaders.evaluation import EvalLoader
 from fastdeit.distributed.world import init_distributed
 from fastdeit.reliability.failures import Failure

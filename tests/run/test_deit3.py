@@ -8,8 +8,8 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from fastdeit.commands.replay import replay_command
-from fastdeit.commands.train import train_command
+from fastdeit.commands.runs.replay import replay_command
+from fastdeit.commands.runs.train import train_command
 from fastdeit.inference.load import load_model
 from tests.support.images import write_shapes
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastdeit.commands.replay import replay_command
+from fastdeit.commands.runs.replay import replay_command
 from fastdeit.config.changes import read_settings
 from fastdeit.distributed.world import init_distributed
 from fastdeit.storage.run_folder import RunFolder

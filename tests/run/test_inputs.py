@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from fastdeit.checkpoint.files import _write_manifest
 from fastdeit.checkpoint.store import list_checkpoints
-from fastdeit.commands.replay import replay_command
+from fastdeit.commands.runs.replay import replay_command
 from fastdeit.distributed import collectives
 from fastdeit.distributed.world import init_distributed
 from fastdeit.run import build

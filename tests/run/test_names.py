@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fastdeit.commands.data.index import index_command
-from fastdeit.commands.preview import preview_command
-from fastdeit.commands.replay import replay_command
-from fastdeit.commands.train import train_command
+from fastdeit.commands.data.preview import preview_command
+from fastdeit.commands.runs.replay import replay_command
+from fastdeit.commands.runs.train import train_command
 from fastdeit.data import table
 from fastdeit.data.index import build_index
 from fastdeit.storage.run_folder import RunFolder

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fastdeit.commands.cache.command import cache_command
-from fastdeit.commands.train import train_command
+from fastdeit.commands.runs.train import train_command
 from tests.support.images import write_shapes
 
 TEACHER = "test_resnet"

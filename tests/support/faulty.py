@@ -28,7 +28,7 @@ from fastdeit.commands.imports import pause_collection
 with pause_collection():
     import torch
 
-    from fastdeit.commands.train import train_command
+    from fastdeit.commands.runs.train import train_command
     from fastdeit.data.loaders.evaluation import EvalLoader
     from fastdeit.distributed.exits import hard_exit
     from fastdeit.run import build

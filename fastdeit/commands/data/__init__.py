@@ -1,2 +1,1 @@
-"""`fastdeit index`, `fastdeit pack` and `fastdeit fetch`: a data set checked, in another form, or
-at another place."""
+"""The commands on a data set: index, pack, fetch, preview."""

@@ -10,7 +10,7 @@ import pytest
 
 import fastdeit
 from fastdeit.commands.data.index import index_command
-from fastdeit.commands.train import train_command
+from fastdeit.commands.runs.train import train_command
 from fastdeit.config.parse import SettingError
 from fastdeit.config.schema import Config
 from fastdeit.data.build import find_root

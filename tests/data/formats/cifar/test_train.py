@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fastdeit.commands.train import train_command
+from fastdeit.commands.runs.train import train_command
 from tests.support.cifar import PER_FILE, files10, files100, write_archive, write_files
 
 FORM = "--epochs 1 --warmup-epochs 0 --batch-size 6 --num-workers 1".split()

@@ -8,7 +8,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from fastdeit.commands.export import export_command
+from fastdeit.commands.models.export import export_command
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.storage.tensor_files import read_tensors
 from tests.support.images import CLASSES

@@ -13,6 +13,7 @@ import numpy as np
 import tyro
 from rich.table import Column, Table
 
+from fastdeit.analysis.attention_maps import AttentionMaps, check_attention
 from fastdeit.commands.errors import one_line_errors
 from fastdeit.commands.flags import WeightsFlags
 from fastdeit.commands.output import check_file, check_table, print_json, write_table
@@ -21,7 +22,6 @@ from fastdeit.config.parse import Section, require
 from fastdeit.display.pixels import denormalise
 from fastdeit.display.progress import track
 from fastdeit.display.terminal import Terminal, note_failure
-from fastdeit.inference.attention_maps import AttentionMaps, check_attention
 from fastdeit.inference.class_names import ClassName, name_classes
 from fastdeit.inference.images import find_images
 from fastdeit.inference.load import LoadedModel, load_model

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from fastdeit.display.events import EventLog
 from fastdeit.storage.jsonl import AppendOnlyFile, format_line, read_json_lines, replace_lines
 from fastdeit.storage.run_folder import RunFolder
+from fastdeit.tracking.tensorboard import EventLog
 from fastdeit.training.trainer import STATISTICS, StepStatistics
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastdeit.commands.preview import preview_command, samples, sheet
+from fastdeit.commands.data.preview import preview_command, samples, sheet
 from fastdeit.config.cli import parse_config
 from fastdeit.data.build import build_train_index
 from fastdeit.plan.build import build_plan

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fastdeit.checkpoint.store import list_checkpoints
-from fastdeit.commands.train import train_command
+from fastdeit.commands.runs.train import train_command
 from fastdeit.config.recipes import RECIPES
 from fastdeit.data import quarantine
 from fastdeit.data.loaders import train as loaders_train

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdeit.commands.predict import predict_command
+from fastdeit.commands.models.predict import predict_command
 from fastdeit.display import figures
 from tests.support.images import CLASSES, write_shapes
 from tests.support.trained import write_student

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdeit.commands.replay import replay_command
+from fastdeit.commands.runs.replay import replay_command
 from fastdeit.config.cli import parse_config
 from fastdeit.data import quarantine
 from fastdeit.data.build import build_train_loader

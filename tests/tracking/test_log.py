@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fastdeit.distributed.world import init_distributed
-from fastdeit.run.metrics import MetricLog, find_step, list_by_step
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
+from fastdeit.tracking.log import MetricLog, find_step, list_by_step
 from fastdeit.training.trainer import STATISTICS, Meter, StepStatistics
 from tests.support.full_disk import limit_file_size
 

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from fastdeit.inference.attention_maps import AttentionMaps, check_attention, record_attention
+from fastdeit.analysis.attention_maps import AttentionMaps, check_attention, record_attention
 from fastdeit.models.student import Student
 
 SIDE = 4  # patches a side

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fastdeit.commands.evaluate import DataFlags, evaluate_command, find_data
+from fastdeit.commands.models.evaluate import DataFlags, evaluate_command, find_data
 from fastdeit.storage.run_folder import RunFolder
 from tests.support.images import CLASSES, write_shapes
 from tests.support.launching import FLAGS

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tensorboard.summary.writer import record_writer
 
-from fastdeit.display.events import EventLog
+from fastdeit.tracking.tensorboard import EventLog
 
 
 def write_events(folder: Path) -> list[str]:

@@ -1,0 +1,1 @@
+"""What the tokens and heads of a model do: attention, similarity, disagreement."""

@@ -1,0 +1,1 @@
+"""The commands on a checkpoint: evaluate, predict, export."""

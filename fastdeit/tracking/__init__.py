@@ -1,0 +1,1 @@
+"""The log of a run, and the trackers that receive its numbers."""
