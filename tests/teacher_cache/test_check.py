@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.commands.runs.test_train import damaging_loader
 
 from fastdeit.checkpoint.store import list_checkpoints
 from fastdeit.config.cli import parse_config
@@ -27,6 +26,7 @@ from fastdeit.storage.file_hash import hash_file
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.teacher_cache.format import decode
 from fastdeit.teacher_cache.reader import Cache, CachedTeacher, make_entry
+from tests.commands.runs.test_train import damaging_loader
 from tests.support.cache_runs import MODEL, Setting, cache, flip, write_teacher
 from tests.support.compare_runs import assert_other_weights, assert_same_weights
 from tests.support.ranks import Ranks, run_fastdeit
