@@ -94,8 +94,8 @@ def test_parts_that_are_damaged_are_named_and_the_others_read(folder: RunFolder)
     run = read_run(folder.path)
     assert run.settings is run.summary is run.predictions is None and run.inputs == {}
     assert len(run.lines) == 2 and run.recipe == "digits"
-    names = ("config.yaml", "summary.json", "inputs.json", "predictions.parquet")
-    assert [name in fault for name, fault in zip(names, run.faults, strict=True)] == [True] * 4
+    for name in ("config.yaml", "summary.json", "inputs.json", "predictions.parquet"):
+        assert len([fault for fault in run.faults if name in fault]) == 1
 
 
 def test_a_log_of_means_alone_has_no_steps(folder: RunFolder) -> None:
