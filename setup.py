@@ -9,9 +9,12 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+ONNX = ["onnx>=1.19", "onnxruntime>=1.20", "onnxscript>=0.5"]  # fastdeit export to ONNX
+REMOTE = ["s3fs>=2024.6", "gcsfs>=2024.6"]  # --data-path s3://... and gs://...
+REPORT: list[str] = []  # the plots of report.html
+WANDB: list[str] = []  # --log-wandb
 BENCH = ["simplejpeg>=1.9", "webdataset>=1.0"]  # the peers of bench_pipeline
-EXPORT = ["onnx>=1.19", "onnxruntime>=1.20", "onnxscript>=0.5"]
-REMOTE = ["s3fs>=2024.6", "gcsfs>=2024.6"]
+DOCS: list[str] = []  # the site
 
 setup(
     name="fastdeit",
@@ -52,9 +55,13 @@ setup(
         "typing-extensions>=4.10",  # torch brings it too
     ],
     extras_require={
-        "export": EXPORT,  # fastdeit export to ONNX
-        "remote": REMOTE,  # --data-path s3://... and gs://...
+        "onnx": ONNX,
+        "remote": REMOTE,
+        "report": REPORT,
+        "wandb": WANDB,
+        "all": [*ONNX, *REMOTE, *REPORT, *WANDB],
         "bench": BENCH,
+        "docs": DOCS,
         "dev": [
             # S3 and a server for it; moto's extra "server" would bring all of AWS
             "s3fs>=2024.6",
@@ -62,8 +69,11 @@ setup(
             "flask>=3",
             "flask-cors>=5",
             "accelerate>=1",  # runs the examples of docs/library.md
+            *ONNX,
+            *REPORT,
+            *WANDB,
             *BENCH,
-            *EXPORT,
+            *DOCS,
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",

@@ -60,7 +60,7 @@ def check_onnx(precision: Precision) -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            advice = "pip install 'fastdeit[export]'"
+            advice = "pip install 'fastdeit[onnx]'"
             raise ValueError(f"ONNX needs the package {name}: {advice} ({error})") from None
 
 

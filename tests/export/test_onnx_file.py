@@ -151,6 +151,6 @@ def test_what_onnx_cannot_be_is_one_line(
     with pytest.raises(ValueError, match="must be at most 1,000 bytes of weights"):
         export_onnx(loaded, tmp_path / "x.onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ValueError, match="package onnxruntime: pip install 'fastdeit.export.'"):
+    with pytest.raises(ValueError, match="package onnxruntime: pip install 'fastdeit.onnx.'"):
         export_onnx(loaded, tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
