@@ -1,6 +1,7 @@
 """Attention distances against a loop over pairs of patches, and of attention that is known."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def test_a_summary_is_in_pixels_and_has_the_distance_of_uniform_attention() -> N
 @pytest.mark.parametrize("distilled", [True, False])
 @torch.no_grad()
 def test_a_record_has_the_distances_of_every_layer_of_the_newest_pass(distilled: bool) -> None:
-    sizes = {"embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
+    sizes: dict[str, Any] = {"embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
     model = Student(image_size=24, patch_size=8, distilled=distilled, **sizes).eval()
     images = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(1))
     with record_attention(model) as record:
