@@ -57,7 +57,7 @@ ROOMS: dict[str, set[str]] = {
     "storage": set(),
 }
 # the rooms in which every module may see a whole `Config`; elsewhere only build.py may
-SEES_CONFIG = {"commands", "config", "library", "replay", "run"}
+SEES_CONFIG = {"commands", "config", "library", "replay", "report", "run"}
 # third-party names that a low layer is limited to
 ONLY: dict[str, set[str]] = {
     "plan": {"numpy"},

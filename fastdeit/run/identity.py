@@ -1,6 +1,7 @@
 """The identity of a run: the settings that must not change when it is resumed, and what must be
 equal on all ranks. docs/resume.md has the table."""
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -10,6 +11,8 @@ from collections.abc import Set
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import fastdeit
 from fastdeit.checkpoint.store import list_checkpoints
@@ -24,7 +27,7 @@ from fastdeit.config.changes import (
 from fastdeit.config.parse import name_flag
 from fastdeit.config.schema import Config
 from fastdeit.data.index import Index
-from fastdeit.display.text import quote_words
+from fastdeit.display.text import printable, quote_words
 from fastdeit.distributed.collectives import check_same_on_ranks
 from fastdeit.run.inputs import compare_files, read_inputs
 from fastdeit.storage.run_folder import RunFolder
@@ -109,6 +112,19 @@ def check_same_images(train_index: Index, val_index: Index, pixels: str) -> None
         facts[f"number of {split} images"] = len(index)
         facts[f"names and sizes of {split} images"] = index.fingerprint()
     check_same_on_ranks(facts)
+
+
+@functools.cache
+def name_device(device: torch.device) -> str:
+    """Return the name of a GPU, or of the processor and how many of its cores this process has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cores = f"{len(os.sched_getaffinity(0))} cores"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return printable(f"{line.partition(': ')[2]}, {cores}")
+    return f"{platform.machine()}, {cores}"
 
 
 @functools.cache
