@@ -15,7 +15,7 @@ REMOTE = ["s3fs>=2024.6", "gcsfs>=2024.6"]  # --data-path s3://... and gs://...
 REPORT: list[str] = []  # the plots of report.html
 WANDB: list[str] = []  # --log-wandb
 BENCH = ["simplejpeg>=1.9", "webdataset>=1.0"]  # the peers of bench_pipeline
-DOCS: list[str] = []  # the site
+DOCS = ["mkdocs-material>=9.6,<10"]  # the site; MkDocs 2 reads no hooks
 
 VERSION = re.search(r'^__version__ = "(.+)"', Path("fastdeit/__init__.py").read_text(), re.M)[1]
 
