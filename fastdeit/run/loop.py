@@ -20,6 +20,7 @@ from fastdeit.run.state import Run, is_evaluated
 from fastdeit.teacher_cache.check import count_missed
 from fastdeit.tracking.log import list_by_step
 from fastdeit.training.evaluation import evaluate, student_heads
+from fastdeit.training.memory.peak import read_peak_memory
 
 
 def train(run: Run) -> None:
@@ -170,6 +171,7 @@ def log_step(run: Run) -> None:
     for line in trainer.graphs.take_notes() if trainer.graphs else []:
         run.console.note(line)
     rates = {"lr": trainer.lr, "images_per_s": images_per_s, "data_wait": data_wait} | utilisation
+    rates |= read_peak_memory(run.world.device)
     if seconds_left is not None:
         rates["seconds_left"] = round(seconds_left)
     run.log.write(trainer.step, means | _count(run) | rates | list_by_step(steps))
