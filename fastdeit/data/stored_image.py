@@ -7,7 +7,7 @@ from fastdeit.data.formats.listing import DataError
 from fastdeit.data.index import Index
 
 
-def read_image(index: Index, row: int) -> Image.Image:
+def read_stored_image(index: Index, row: int) -> Image.Image:
     """Return a stored image in RGB, as the loaders read it, without EXIF rotation.
 
     Raises DataError, which names the image, if it cannot be read or decoded.

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,21 +16,9 @@ _TINY = 64  # pixels a side up to which an image is encoded without a loss
 _QUALITY = 80  # of WebP
 
 
-@dataclass(frozen=True)
-class Picture:
-    """An encoded picture, and what it shows."""
-
-    data: bytes
-    kind: str
-    """MIME type: image/webp or image/png."""
-    width: int
-    height: int
-    alt: str
-    """Text in place of the picture, as names have it: a page must escape it."""
-
-
-def draw_row(images: Sequence[np.ndarray], height: int, alt: str) -> Picture:
-    """Return images (H, W, 3) uint8 beside each other, of one height in pixels.
+def draw_row(images: Sequence[np.ndarray], height: int) -> bytes:
+    """Return a WebP (PNG, where Pillow has no WebP) of images (H, W, 3) uint8 beside each other, of
+    one height in pixels.
 
     Small images are enlarged without a filter, so that each pixel can be seen.
     """
@@ -43,8 +30,7 @@ def draw_row(images: Sequence[np.ndarray], height: int, alt: str) -> Picture:
         row.paste(cell, (left, (height - cell.height) // 2))
         left += cell.width + _GAP
     is_tiny = all(max(image.shape[:2]) <= _TINY for image in images)
-    data, kind = _encode(row, is_tiny)
-    return Picture(data, kind, row.width, row.height, alt)
+    return _encode(row, is_tiny)
 
 
 def _fit(image: np.ndarray, height: int) -> Image.Image:
@@ -56,13 +42,13 @@ def _fit(image: np.ndarray, height: int) -> Image.Image:
     return picture.resize(size, shown)
 
 
-def _encode(picture: Image.Image, lossless: bool) -> tuple[bytes, str]:
+def _encode(picture: Image.Image, lossless: bool) -> bytes:
     file = io.BytesIO()
     if features.check("webp"):
         picture.save(file, "WEBP", quality=_QUALITY, lossless=lossless)
-        return file.getvalue(), "image/webp"
-    picture.save(file, "PNG")
-    return file.getvalue(), "image/png"
+    else:
+        picture.save(file, "PNG")
+    return file.getvalue()
 
 
 def draw_frame(pixels: np.ndarray, box: Sequence[int]) -> np.ndarray:

@@ -26,7 +26,7 @@ from fastdeit.data.augment.resize import resize
 from fastdeit.data.build import build_train_index, fetch_data, pipeline_options
 from fastdeit.data.graphs.pipeline import build_train_pipeline, pack_draws
 from fastdeit.data.index import Index
-from fastdeit.data.stored_image import read_image
+from fastdeit.data.stored_image import read_stored_image
 from fastdeit.display.pixels import denormalise
 from fastdeit.display.terminal import Terminal
 from fastdeit.display.text import TITLE_LETTERS, shorten
@@ -143,7 +143,7 @@ def _draw_steps(
     index: Index, plan: Plan, config: Config, draws: SampleParams, row: int
 ) -> list[Cell]:
     """Return the stored image, the crop, and the image after each operation."""
-    stored = np.asarray(read_image(index, int(draws.image_index[row])))
+    stored = np.asarray(read_stored_image(index, int(draws.image_index[row])))
     crop = tuple(draws.crop[row].tolist())
     image = _crop(stored, draws, row, plan.spec.input_size)
     title = "crop, flipped" if draws.flip[row] else "crop"
@@ -170,7 +170,7 @@ def sheet(
     """Return a row for each operation, on the crop of the first ordinal: those of RandAugment at
     several magnitudes, others at several arguments."""
     draws = plan.draw(epoch, ordinals[:1])
-    stored = np.asarray(read_image(index, int(draws.image_index[0])))
+    stored = np.asarray(read_stored_image(index, int(draws.image_index[0])))
     crop = _crop(stored, draws, 0, plan.spec.input_size)
     fill = mean_colour(config.data.mean)
     rows = []
