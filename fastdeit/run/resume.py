@@ -9,11 +9,12 @@ from fastdeit.config.changes import FORM, list_changes, read_settings
 from fastdeit.config.flags import format_replay_command
 from fastdeit.config.parse import require
 from fastdeit.distributed.collectives import on_rank0
+from fastdeit.distributed.versions import versions
 from fastdeit.models.sources import find_run
 from fastdeit.reliability.health import HealthError
 from fastdeit.reliability.rollbacks import write_bundle
 from fastdeit.report.predictions import remove_later
-from fastdeit.run.identity import code_digest, versions
+from fastdeit.run.identity import code_digest
 from fastdeit.run.inputs import (
     STEP_COUNT,
     Inputs,
