@@ -12,9 +12,10 @@ from fastdeit.config.changes import MAY_CHANGE_ON_RESUME, pick_settings
 from fastdeit.data.snapshot import keep_images
 from fastdeit.display.text import printable
 from fastdeit.distributed.errors import RunError
+from fastdeit.distributed.versions import versions
 from fastdeit.models.build import precision
 from fastdeit.reliability.failures import format_failure, take_failures
-from fastdeit.run.identity import code_digest, name_device, versions
+from fastdeit.run.identity import code_digest, name_device
 from fastdeit.run.inputs import name_teacher_output
 from fastdeit.run.resume import truncate_logs
 from fastdeit.run.state import Run
