@@ -19,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist lo
 # a process starts twice as fast when its imports are compiled once and kept
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup train test pytest test-slow lint clean
+.PHONY: setup train test pytest test-slow lint docs clean
 
 setup: $(READY)
 
@@ -51,5 +51,10 @@ pytest: $(READY)
 test-slow: $(READY)
 	$(PYTEST) -m slow
 
+# the pages of docs/ as a site, site/index.html, which needs no server and no network
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(READY)
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) data runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) data runs build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

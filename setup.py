@@ -5,6 +5,7 @@
 skips it.
 """
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -14,11 +15,13 @@ REMOTE = ["s3fs>=2024.6", "gcsfs>=2024.6"]  # --data-path s3://... and gs://...
 REPORT: list[str] = []  # the plots of report.html
 WANDB: list[str] = []  # --log-wandb
 BENCH = ["simplejpeg>=1.9", "webdataset>=1.0"]  # the peers of bench_pipeline
-DOCS: list[str] = []  # the site
+DOCS = ["mkdocs-material>=9.6,<10"]  # the site; MkDocs 2 reads no hooks
+
+VERSION = re.search(r'^__version__ = "(.+)"', Path("fastdeit/__init__.py").read_text(), re.M)[1]
 
 setup(
     name="fastdeit",
-    version="0.1.0",
+    version=VERSION,
     description="A high-throughput training pipeline for Data-efficient image Transformers (DeiT)",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

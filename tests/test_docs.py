@@ -190,3 +190,17 @@ def test_words_are_plain(path: Path) -> None:
         for match in re.finditer(rf"\b(?:{pattern})\b", prose, re.IGNORECASE)
     }
     assert not found
+
+
+def test_glossary_has_the_words_of_readme() -> None:
+    glossary = text_of(ROOT / "docs" / "glossary.md")
+    section = text_of(ROOT / "README.md").partition("| word | meaning |\n|---|---|\n")[2]
+    rows = section.partition("\n\n")[0].splitlines()
+    assert len(rows) > 3
+    assert not [row for row in rows if row not in glossary]
+
+
+def test_glossary_has_each_word_once() -> None:
+    rows = re.findall(r"^\| ([^|]+) \|", text_of(ROOT / "docs" / "glossary.md"), re.MULTILINE)
+    words = [word for row in rows if row != "word" for word in row.split(", ")]
+    assert len(words) == len(set(words)) > 60

@@ -32,13 +32,13 @@ from fastdeit.distributed.collectives import (
     first_on_rank0,
     on_rank0,
 )
+from fastdeit.distributed.versions import versions
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.backend import use_backend
 from fastdeit.models.build import build_teacher, check_compilation, precision
 from fastdeit.models.teachers.ensemble import LiveTeacher
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan
-from fastdeit.run.identity import versions
 from fastdeit.run.preflight import check_config, fetch_weight_files
 from fastdeit.teacher_cache.build import collect_sample_facts
 from fastdeit.teacher_cache.check import collect_teacher_facts
