@@ -92,7 +92,17 @@ def fetch(argv: Sequence[str]) -> int:
     return fetch_command(argv)
 
 
-_ALL = (train, index, fetch, pack, cache, preview, replay, evaluate, predict, export)
+def completion(argv: Sequence[str]) -> int:
+    """print the script by which bash, zsh or fish completes commands and flags"""
+    from fastdeit.commands.completion import completion_command
+
+    return completion_command(argv, {name: each.__doc__ or "" for name, each in COMMANDS.items()})
+
+
+_ALL = (
+    *(train, index, fetch, pack, cache, preview, replay, evaluate, predict, export),
+    *(completion,),
+)
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     command.__name__: command for command in _ALL
 }
