@@ -10,6 +10,7 @@ upgrade.
 """
 
 import argparse
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,7 +24,8 @@ from fastdeit.display.terminal import Terminal
 # names of flags, and of what belongs to no flag
 _FILES = set(
     "attention cache checkpoint class-map config data data-path deepspeed-config finetune image "
-    "images output path predictions real-labels resume teacher-path".split()
+    "images output path predictions real-labels resume subject "
+    "teacher-path".split()
 )
 _FOLDERS = set("data-cache dir output-dir run runs".split())
 
@@ -60,7 +62,8 @@ def write_script(shell: str, summaries: Mapping[str, str]) -> str:
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
         elif name in _FILES:
             action.complete = shtab.FILE  # type: ignore[attr-defined]
-    return str(shtab.complete(parser, shell))
+    # shtab 1.13 has zsh complete one word where several are accepted
+    return re.sub(r'^  "\(\*\)::?', '  "*:', shtab.complete(parser, shell), flags=re.MULTILINE)
 
 
 def _list_actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

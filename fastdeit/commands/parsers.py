@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from fastdeit.commands.audit import AuditOptions
 from fastdeit.commands.cache.command import make_folder_parser, make_merge_parser
 from fastdeit.commands.cache.record import make_build_parser
 from fastdeit.commands.cache.sample import make_sample_parser
@@ -16,13 +17,19 @@ from fastdeit.commands.data.preview import make_preview_parser
 from fastdeit.commands.models.evaluate import EvaluateOptions
 from fastdeit.commands.models.export import ExportOptions
 from fastdeit.commands.models.predict import PredictOptions
+from fastdeit.commands.recipes import RecipesOptions
 from fastdeit.commands.runs.replay import make_replay_parser
 from fastdeit.config.cli import make_train_parser
 from fastdeit.config.options import make_parser
+from fastdeit.config.recipes import RECIPES
 
 Parser = argparse.ArgumentParser
 
+_CHOICES = {"action": ["list", "show", "diff", *RECIPES], "recipe": list(RECIPES)}
+"""What a flag or place accepts, where its type does not name it."""
+
 PARSERS: dict[str, Callable[..., Any]] = {
+    "audit": AuditOptions,
     "cache build": make_build_parser,
     "cache info": partial(make_folder_parser, "info"),
     "cache merge": make_merge_parser,
@@ -36,12 +43,13 @@ PARSERS: dict[str, Callable[..., Any]] = {
     "pack": PackOptions,
     "predict": PredictOptions,
     "preview": make_preview_parser,
+    "recipes": RecipesOptions,
     "replay": make_replay_parser,
     "train": make_train_parser,
 }
 """Command -> the dataclass of its flags, or a function that returns its parser."""
 
-TRAINS = ("cache build", "cache sample", "preview", "replay")
+TRAINS = ("audit", "cache build", "cache sample", "preview", "replay")
 """Commands that accept the flags of train, too."""
 
 
@@ -85,7 +93,8 @@ def _copy(action: Any, parser: Parser) -> None:
         parser.add_argument(*names, action="store_true", help=text)
         return
     nargs = None if action.nargs == 1 else action.nargs
-    parser.add_argument(*names, nargs=nargs, choices=action.choices, help=text)
+    choices = action.choices or _CHOICES.get(names[-1].removeprefix("--"))
+    parser.add_argument(*names, nargs=nargs, choices=choices, help=text)
 
 
 def _make(name: str) -> Any:

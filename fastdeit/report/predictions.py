@@ -8,8 +8,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from fastdeit.storage.atomic import atomic_open
 
@@ -36,9 +39,6 @@ class Predictions:
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write predictions as a Parquet file, whole or not at all. Raises OSError."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     small = len(predictions.classes) <= _SMALL
     kind = pa.int16() if small else pa.int32()
     columns = {"row": pa.array(predictions.rows, pa.int32())}
@@ -53,13 +53,11 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 def read_predictions(path: Path) -> Predictions | None:
     """Return what `write_predictions` wrote; None if there is no file. Raises ValueError for a file
     that is none of ours, OSError."""
-    import pyarrow.parquet as pq
-
     if not path.is_file():
         return None
     try:
         table = pq.read_table(path)
-        facts = json.loads(table.schema.metadata[_KEY])
+        facts = _read_facts(table.schema)
         columns = {name: table[name].to_numpy().astype(np.int32) for name in table.column_names}
         return Predictions(
             step=int(facts["step"]),
@@ -71,3 +69,20 @@ def read_predictions(path: Path) -> Predictions | None:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: damaged: {error!r}") from None
+
+
+def _read_facts(schema: pa.Schema) -> dict[str, Any]:
+    return dict(json.loads((schema.metadata or {})[_KEY]))
+
+
+def remove_later(path: Path, step: int) -> None:
+    """Remove predictions of a step after `step`, or that are damaged: the run evaluates again.
+    Raises OSError."""
+    if not path.is_file():
+        return
+    try:
+        is_later = int(_read_facts(pq.read_schema(path))["step"]) > step
+    except (KeyError, TypeError, ValueError):
+        is_later = True
+    if is_later:
+        path.unlink()

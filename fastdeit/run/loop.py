@@ -15,11 +15,12 @@ from fastdeit.plan.digest import show_digest
 from fastdeit.reliability.health import HealthError, summarise
 from fastdeit.reliability.replica_check import compare_weights
 from fastdeit.reliability.supervisor import StopAgreed
+from fastdeit.run.report import save_predictions
 from fastdeit.run.resume import roll_back
 from fastdeit.run.state import Run, is_evaluated
 from fastdeit.teacher_cache.check import count_missed
 from fastdeit.tracking.log import list_by_step
-from fastdeit.training.evaluation import evaluate, student_heads
+from fastdeit.training.evaluation import ClassRecorder, evaluate, student_heads
 from fastdeit.training.memory.peak import read_peak_memory
 
 
@@ -212,7 +213,10 @@ def evaluate_if_due(run: Run) -> None:
 
 
 def evaluate_run(run: Run, with_teacher: bool) -> dict[str, float]:
-    """Evaluate model, EMA and teacher as `evaluate` does. Raise StopAgreed between two batches."""
+    """Evaluate model, EMA and teacher as `evaluate` does; write the predictions.
+
+    Raise StopAgreed between two batches.
+    """
     trainer = run.trainer
     run.supervisor.beat("evaluation", trainer.step)
     if run.world.size > 1:
@@ -224,8 +228,12 @@ def evaluate_run(run: Run, with_teacher: bool) -> dict[str, float]:
     if with_teacher and trainer.teacher is not None:
         teacher = trainer.teacher
         models["teacher"] = lambda images: {"both": teacher(images)}
+    recorder = ClassRecorder()
     with run_uncompiled():
-        return evaluate(models, _validation_batches(run), trainer.state.dtype)
+        batches = _validation_batches(run)
+        results = evaluate(models, batches, trainer.state.dtype, recorder.add)
+    save_predictions(run, recorder)
+    return results
 
 
 def _validation_batches(run: Run) -> Iterator[EvalBatch]:

@@ -88,9 +88,9 @@ def _type(terminal: int, line: str) -> set[str]:
 
 
 def _read(terminal: int, end: str) -> str:
-    """Return what a terminal shows up to `end`. Raise AssertionError after 10 seconds."""
+    """Return what a terminal shows up to `end`. Raise AssertionError after a minute."""
     shown = ""
-    limit = time.monotonic() + 10
+    limit = time.monotonic() + 60
     while end not in shown:
         assert time.monotonic() < limit, shown
         if select.select([terminal], [], [], 0.2)[0]:
