@@ -84,6 +84,21 @@ def evaluate(argv: Sequence[str]) -> int:
     return evaluate_command(argv)
 
 
+def audit(argv: Sequence[str]) -> int:
+    """compare a run, a recipe or a checkpoint with the paper, item by item"""
+    with pause_collection():
+        from fastdeit.commands.audit import audit_command
+
+    return audit_command(argv)
+
+
+def recipes(argv: Sequence[str]) -> int:
+    """list the recipes, show one, or compare two"""
+    from fastdeit.commands.recipes import recipes_command
+
+    return recipes_command(argv)
+
+
 def fetch(argv: Sequence[str]) -> int:
     """fetch a data set at a URL to a local folder"""
     with pause_collection():
@@ -92,7 +107,20 @@ def fetch(argv: Sequence[str]) -> int:
     return fetch_command(argv)
 
 
-_ALL = (train, index, fetch, pack, cache, preview, replay, evaluate, predict, export)
+_ALL = (
+    train,
+    index,
+    fetch,
+    pack,
+    cache,
+    preview,
+    replay,
+    evaluate,
+    predict,
+    export,
+    audit,
+    recipes,
+)
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     command.__name__: command for command in _ALL
 }
