@@ -99,6 +99,14 @@ def recipes(argv: Sequence[str]) -> int:
     return recipes_command(argv)
 
 
+def analyse(argv: Sequence[str]) -> int:
+    """compare the tokens, attention heads and answers of a checkpoint"""
+    with pause_collection():
+        from fastdeit.commands.models.analyse import analyse_command
+
+    return analyse_command(argv)
+
+
 def fetch(argv: Sequence[str]) -> int:
     """fetch a data set at a URL to a local folder"""
     with pause_collection():
@@ -116,6 +124,7 @@ _ALL = (
     preview,
     replay,
     evaluate,
+    analyse,
     predict,
     export,
     audit,
