@@ -115,6 +115,15 @@ def fetch(argv: Sequence[str]) -> int:
     return fetch_command(argv)
 
 
+def doctor(argv: Sequence[str]) -> int:
+    """check this machine: GPU, packages, network, disk, data, and ten seconds of training"""
+    launcher.attach()
+    with pause_collection():
+        from fastdeit.commands.doctor import doctor_command
+
+    return doctor_command(argv)
+
+
 _ALL = (
     train,
     index,
@@ -129,6 +138,7 @@ _ALL = (
     export,
     audit,
     recipes,
+    doctor,
 )
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     command.__name__: command for command in _ALL
