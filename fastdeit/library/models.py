@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import nn
 
+from fastdeit.audit import build as audit
 from fastdeit.config.parse import require_value
 from fastdeit.config.schema import Config
 from fastdeit.config.schema.model import ModelConfig
@@ -115,6 +116,21 @@ def create_teacher(
     teacher = build_teacher(config, like.world, like.classes)
     assert teacher is not None  # a default `Config` needs one
     return teacher
+
+
+@names_arguments()
+def audit_model(
+    source: str | Path | Config, *, ema: bool = False, model: str = ""
+) -> dict[str, Any]:
+    """Return the checklist of DeiT (docs/audit.md) as JSON values: its rows, and how many are
+    equal, differ, or cannot be seen.
+
+    source: a run folder, weights as in `load`, or the `Config` of a run. ema, model: as in `load`.
+    Raises ValueError for what cannot be read.
+    """
+    if isinstance(source, Config):
+        return audit.audit_settings(source, "Config").describe()
+    return audit.audit_source(source, ema=ema, model=model).describe()
 
 
 @names_arguments()
