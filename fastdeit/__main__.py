@@ -99,6 +99,14 @@ def recipes(argv: Sequence[str]) -> int:
     return recipes_command(argv)
 
 
+def analyse(argv: Sequence[str]) -> int:
+    """compare the tokens, attention heads and answers of a checkpoint"""
+    with pause_collection():
+        from fastdeit.commands.models.analyse import analyse_command
+
+    return analyse_command(argv)
+
+
 def fetch(argv: Sequence[str]) -> int:
     """fetch a data set at a URL to a local folder"""
     with pause_collection():
@@ -114,6 +122,15 @@ def completion(argv: Sequence[str]) -> int:
     return completion_command(argv, {name: each.__doc__ or "" for name, each in COMMANDS.items()})
 
 
+def doctor(argv: Sequence[str]) -> int:
+    """check this machine: GPU, packages, network, disk, data, and ten seconds of training"""
+    launcher.attach()
+    with pause_collection():
+        from fastdeit.commands.doctor import doctor_command
+
+    return doctor_command(argv)
+
+
 _ALL = (
     train,
     index,
@@ -123,10 +140,12 @@ _ALL = (
     preview,
     replay,
     evaluate,
+    analyse,
     predict,
     export,
     audit,
     recipes,
+    doctor,
     completion,
 )
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

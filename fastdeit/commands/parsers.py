@@ -14,6 +14,8 @@ from fastdeit.commands.data.fetch import FetchOptions
 from fastdeit.commands.data.index import IndexOptions
 from fastdeit.commands.data.pack import PackOptions
 from fastdeit.commands.data.preview import make_preview_parser
+from fastdeit.commands.doctor import DoctorOptions
+from fastdeit.commands.models.analyse import AnalyseOptions
 from fastdeit.commands.models.evaluate import EvaluateOptions
 from fastdeit.commands.models.export import ExportOptions
 from fastdeit.commands.models.predict import PredictOptions
@@ -29,6 +31,7 @@ _CHOICES = {"action": ["list", "show", "diff", *RECIPES], "recipe": list(RECIPES
 """What a flag or place accepts, where its type does not name it."""
 
 PARSERS: dict[str, Callable[..., Any]] = {
+    "analyse": AnalyseOptions,
     "audit": AuditOptions,
     "cache build": make_build_parser,
     "cache info": partial(make_folder_parser, "info"),
@@ -36,6 +39,7 @@ PARSERS: dict[str, Callable[..., Any]] = {
     "cache sample": make_sample_parser,
     "cache verify": partial(make_folder_parser, "verify"),
     "completion": CompletionOptions,
+    "doctor": DoctorOptions,
     "evaluate": EvaluateOptions,
     "export": ExportOptions,
     "fetch": FetchOptions,
