@@ -99,12 +99,27 @@ def recipes(argv: Sequence[str]) -> int:
     return recipes_command(argv)
 
 
+def analyse(argv: Sequence[str]) -> int:
+    """compare the tokens, attention heads and answers of a checkpoint"""
+    with pause_collection():
+        from fastdeit.commands.models.analyse import analyse_command
+
+    return analyse_command(argv)
+
+
 def fetch(argv: Sequence[str]) -> int:
     """fetch a data set at a URL to a local folder"""
     with pause_collection():
         from fastdeit.commands.data.fetch import fetch_command
 
     return fetch_command(argv)
+
+
+def completion(argv: Sequence[str]) -> int:
+    """print the script by which bash, zsh or fish completes commands and flags"""
+    from fastdeit.commands.completion import completion_command
+
+    return completion_command(argv, {name: each.__doc__ or "" for name, each in COMMANDS.items()})
 
 
 def doctor(argv: Sequence[str]) -> int:
@@ -125,11 +140,13 @@ _ALL = (
     preview,
     replay,
     evaluate,
+    analyse,
     predict,
     export,
     audit,
     recipes,
     doctor,
+    completion,
 )
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     command.__name__: command for command in _ALL
