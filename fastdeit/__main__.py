@@ -59,6 +59,14 @@ def replay(argv: Sequence[str]) -> int:
     return replay_command(argv)
 
 
+def report(argv: Sequence[str]) -> int:
+    """write a page on runs: curves, pictures, differences"""
+    with pause_collection():
+        from fastdeit.commands.runs.report import report_command
+
+    return report_command(argv)
+
+
 def predict(argv: Sequence[str]) -> int:
     """name the classes in images, with probabilities and attention maps"""
     with pause_collection():
@@ -92,7 +100,7 @@ def fetch(argv: Sequence[str]) -> int:
     return fetch_command(argv)
 
 
-_ALL = (train, index, fetch, pack, cache, preview, replay, evaluate, predict, export)
+_ALL = (train, index, fetch, pack, cache, preview, replay, report, evaluate, predict, export)
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     command.__name__: command for command in _ALL
 }
