@@ -52,7 +52,8 @@ setup(
         "huggingface-hub>=0.30",  # weights by name, model cards; timm brings it too
         "fsspec>=2024.6",  # data sets at a URL; torch brings it too
         "httpx2>=2",  # those at a web server
-        "tyro>=1.0",
+        "tyro>=1.0,<2",
+        "shtab>=1.8.1",  # shell completion
         "rich>=13",
         "pyyaml>=6",
         "jinja2>=3.1",  # the page of a report; torch brings it too

@@ -6,14 +6,22 @@ Its sections are the groups of --help, a field's docstring is its help. Every mi
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
-from fastdeit.config.flags import check_flag, count_values, split_flags, values_of
-from fastdeit.config.parse import Section, name_flag
+from fastdeit.config.flags import (
+    check_flag,
+    count_values,
+    join_choices,
+    split_flags,
+    values_of,
+)
+from fastdeit.config.parse import Section, name_flag, require_value
 
 Options = TypeVar("Options")
+FLAT = (tyro.conf.OmitArgPrefixes,)
+"""What makes the flags of tyro carry no section's name."""
 _HELP = {"--help": bool, "-h": bool}
 
 
@@ -44,13 +52,18 @@ def parse_options(argv: Sequence[str], kind: type[Options], prog: str, descripti
         args=[*places, *flags],
         prog=prog,
         description=description,
-        config=(tyro.conf.OmitArgPrefixes,),
+        config=FLAT,
         console_outputs=os.environ.get("RANK", "0") == "0",
     )
     for section in (options, *vars(options).values()):
         if isinstance(section, Section):
             section.check()
     return options
+
+
+def make_parser(kind: type) -> Any:
+    """Return a parser like argparse's with the flags of a frozen dataclass, to describe them."""
+    return tyro.extras.get_parser(kind, config=FLAT)
 
 
 def _list_fields(kind: Any) -> Iterator[_Field]:
@@ -116,3 +129,7 @@ def _check_required(fields: Sequence[_Field], flags: Sequence[str], places: Sequ
     is_open = any(count_values(field.type) is None for field in taking)
     if not is_open and len(places) > len(taking):
         raise ValueError(f"{places[len(taking)]!r} belongs to no flag")
+    for field, place in zip(taking, places, strict=False):
+        if get_origin(field.type) is Literal:
+            choices = [str(choice) for choice in get_args(field.type)]
+            require_value(place in choices, field.name.upper(), place, join_choices(choices))
