@@ -17,7 +17,7 @@ from fastdeit.config.schema.model import ModelConfig
 from fastdeit.config.schema.samples import DataConfig
 from fastdeit.distributed.place import find_device
 from fastdeit.export import forms
-from fastdeit.inference import evaluate
+from fastdeit.inference import analyse, evaluate
 from fastdeit.inference.load import LoadedModel, load_model
 from fastdeit.library.errors import names_arguments
 from fastdeit.library.loader import Loader
@@ -159,5 +159,9 @@ evaluate_checkpoint = names_arguments(
     real_labels="real_labels",
     valid_labels="valid_labels",
 )(evaluate.evaluate_checkpoint)
+
+analyse_checkpoint = names_arguments(class_map="class_map", images="images", other="other")(
+    analyse.analyse_checkpoint
+)
 
 export_model = names_arguments(heads="heads", output="path")(forms.export_model)
