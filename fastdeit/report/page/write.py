@@ -63,17 +63,18 @@ def render_page(
 
 
 def name_runs(records: Sequence[RunRecord]) -> list[str]:
-    """Return a short name for each run, each another one: the last parts of its path."""
-    paths = [Path(record.name).parts for record in records]
-    longest = max(map(len, paths))
-    for count in range(1, longest + 1):
-        names = ["/".join(parts[-count:]) for parts in paths]
-        if len(set(names)) == len(names):
+    """Return a short name for each run, each another one: as many of the last parts of its path as
+    it takes, and a number where that is not enough."""
+    paths = [Path(record.name).parts or (record.name,) for record in records]
+    different = len(set(paths))
+    names: list[str] = []
+    for count in range(1, max(map(len, paths)) + 1):
+        names = [shorten("/".join(parts[-count:]), _LETTERS) for parts in paths]
+        if len(set(names)) == different:
             break
-    short = [shorten(name, _LETTERS) for name in names]
-    if len(set(short)) == len(short):
-        return short
-    return [f"{number}: {name}" for number, name in enumerate(short, 1)]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{number}: {name}" for number, name in enumerate(names, 1)]
 
 
 def _open_templates() -> Environment:
