@@ -59,6 +59,14 @@ def replay(argv: Sequence[str]) -> int:
     return replay_command(argv)
 
 
+def compare(argv: Sequence[str]) -> int:
+    """compare runs: settings, samples, speed, results, and whether the results differ by chance"""
+    with pause_collection():
+        from fastdeit.commands.runs.compare import compare_command
+
+    return compare_command(argv)
+
+
 def predict(argv: Sequence[str]) -> int:
     """name the classes in images, with probabilities and attention maps"""
     with pause_collection():
@@ -92,7 +100,7 @@ def fetch(argv: Sequence[str]) -> int:
     return fetch_command(argv)
 
 
-_ALL = (train, index, fetch, pack, cache, preview, replay, evaluate, predict, export)
+_ALL = (train, index, fetch, pack, cache, preview, replay, compare, evaluate, predict, export)
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     command.__name__: command for command in _ALL
 }
