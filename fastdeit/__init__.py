@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fastdeit.library.config import Config as Config
     from fastdeit.library.eval_loader import create_eval_loader as create_eval_loader
     from fastdeit.library.loader import Loader as Loader
+    from fastdeit.library.models import analyse_checkpoint as analyse_checkpoint
+    from fastdeit.library.models import audit_model as audit_model
     from fastdeit.library.models import create_student as create_student
     from fastdeit.library.models import create_teacher as create_teacher
     from fastdeit.library.models import evaluate_checkpoint as evaluate_checkpoint
@@ -49,6 +51,8 @@ _PLACES = {
     "SettingError": "config.parse",
     "Student": "models.student",
     "TeacherCache": "teacher_cache.reader:Cache",
+    "analyse_checkpoint": "library.models",
+    "audit_model": "library.models",
     "augment_crops": "library.augmentation",
     "augment_images": "library.augmentation",
     "create_eval_loader": "library.eval_loader",

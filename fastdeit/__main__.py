@@ -92,6 +92,29 @@ def evaluate(argv: Sequence[str]) -> int:
     return evaluate_command(argv)
 
 
+def audit(argv: Sequence[str]) -> int:
+    """compare a run, a recipe or a checkpoint with the paper, item by item"""
+    with pause_collection():
+        from fastdeit.commands.audit import audit_command
+
+    return audit_command(argv)
+
+
+def recipes(argv: Sequence[str]) -> int:
+    """list the recipes, show one, or compare two"""
+    from fastdeit.commands.recipes import recipes_command
+
+    return recipes_command(argv)
+
+
+def analyse(argv: Sequence[str]) -> int:
+    """compare the tokens, attention heads and answers of a checkpoint"""
+    with pause_collection():
+        from fastdeit.commands.models.analyse import analyse_command
+
+    return analyse_command(argv)
+
+
 def fetch(argv: Sequence[str]) -> int:
     """fetch a data set at a URL to a local folder"""
     with pause_collection():
@@ -100,7 +123,32 @@ def fetch(argv: Sequence[str]) -> int:
     return fetch_command(argv)
 
 
-_ALL = (train, index, fetch, pack, cache, preview, replay, compare, evaluate, predict, export)
+def doctor(argv: Sequence[str]) -> int:
+    """check this machine: GPU, packages, network, disk, data, and ten seconds of training"""
+    launcher.attach()
+    with pause_collection():
+        from fastdeit.commands.doctor import doctor_command
+
+    return doctor_command(argv)
+
+
+_ALL = (
+    train,
+    index,
+    fetch,
+    pack,
+    cache,
+    preview,
+    replay,
+    compare,
+    evaluate,
+    analyse,
+    predict,
+    export,
+    audit,
+    recipes,
+    doctor,
+)
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     command.__name__: command for command in _ALL
 }

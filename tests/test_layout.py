@@ -38,7 +38,7 @@ ROOMS: dict[str, set[str]] = {
     "library": {"run", *USES, *PARTS, *STORAGE},
     "replay": {"run", "tracking", *PARTS, *STORAGE},
     "run": {"report", "tracking", *PARTS, *STORAGE},
-    "report": {"analysis", "inference", "tracking", *PARTS, *STORAGE},
+    "report": {"analysis", "audit", "inference", "tracking", *PARTS, *STORAGE},
     "audit": {"inference", *PARTS, *STORAGE},
     "doctor": {*PARTS, *STORAGE},
     "export": {"inference", *PARTS, *STORAGE},

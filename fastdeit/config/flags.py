@@ -166,11 +166,12 @@ def list_flags(config: Config, recipe: str) -> list[str]:
         for field in dataclasses.fields(chosen):
             value = getattr(chosen, field.name)
             if value != getattr(usual, field.name):
-                flags += _format_flag(field.name, value)
+                flags += format_flag(field.name, value)
     return flags
 
 
-def _format_flag(field: str, value: Any) -> list[str]:
+def format_flag(field: str, value: Any) -> list[str]:
+    """Return the flag that sets a field to a value, as words of a command line."""
     flag = name_flag(field)
     if isinstance(value, bool):
         return [flag if value else name_flag(f"no_{field}")]

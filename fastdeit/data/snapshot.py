@@ -32,7 +32,7 @@ def keep_images(index: Index, file: Path) -> None:
 def reconcile(now: Index, file: Path) -> tuple[Index, dict[int, str]]:
     """Return the index that `keep_images` wrote, below the root of `now`, and the fault of each row
     whose image `now` does not have."""
-    then = _read_images(file, now.root)
+    then = read_images(file, now.root)
     if then.fingerprint() == now.fingerprint() and np.array_equal(then.sizes, now.sizes):
         return now, {}
     row = pc.index_in(then.names, value_set=now.names).fill_null(-1).to_numpy()
@@ -42,7 +42,8 @@ def reconcile(now: Index, file: Path) -> tuple[Index, dict[int, str]]:
     return then, dict.fromkeys(np.flatnonzero(gone).tolist(), _GONE)
 
 
-def _read_images(file: Path, root: Path) -> Index:
+def read_images(file: Path, root: Path) -> Index:
+    """Return the index that `keep_images` wrote, of images below `root`, none of which is read."""
     table = open_table(file).read()
     facts = json.loads(table.schema.metadata[b"fastdeit"])
     return Index.from_table(table, facts | {"root": root})
