@@ -67,6 +67,14 @@ def compare(argv: Sequence[str]) -> int:
     return compare_command(argv)
 
 
+def report(argv: Sequence[str]) -> int:
+    """write a page on runs: curves, pictures, differences"""
+    with pause_collection():
+        from fastdeit.commands.runs.report import report_command
+
+    return report_command(argv)
+
+
 def predict(argv: Sequence[str]) -> int:
     """name the classes in images, with probabilities and attention maps"""
     with pause_collection():
@@ -123,6 +131,13 @@ def fetch(argv: Sequence[str]) -> int:
     return fetch_command(argv)
 
 
+def completion(argv: Sequence[str]) -> int:
+    """print the script by which bash, zsh or fish completes commands and flags"""
+    from fastdeit.commands.completion import completion_command
+
+    return completion_command(argv, {name: each.__doc__ or "" for name, each in COMMANDS.items()})
+
+
 def doctor(argv: Sequence[str]) -> int:
     """check this machine: GPU, packages, network, disk, data, and ten seconds of training"""
     launcher.attach()
@@ -141,6 +156,7 @@ _ALL = (
     preview,
     replay,
     compare,
+    report,
     evaluate,
     analyse,
     predict,
@@ -148,6 +164,7 @@ _ALL = (
     audit,
     recipes,
     doctor,
+    completion,
 )
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     command.__name__: command for command in _ALL
