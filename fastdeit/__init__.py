@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fastdeit.library.train_loader import create_loader as create_loader
     from fastdeit.library.training import estimate_memory as estimate_memory
     from fastdeit.library.training import train_run as train_run
+    from fastdeit.library.training import write_report as write_report
     from fastdeit.models.hub import EvalView as EvalView
     from fastdeit.models.student import Student as Student
     from fastdeit.plan.plan import Plan as Plan
@@ -65,6 +66,7 @@ _PLACES = {
     "load": "library.models",
     "mix": "kernels.mix",
     "train_run": "library.training",
+    "write_report": "library.training",
 }
 """Public name -> the module of this package that defines it, and its name there if it differs."""
 

@@ -59,6 +59,14 @@ def replay(argv: Sequence[str]) -> int:
     return replay_command(argv)
 
 
+def report(argv: Sequence[str]) -> int:
+    """write a page on runs: curves, pictures, differences"""
+    with pause_collection():
+        from fastdeit.commands.runs.report import report_command
+
+    return report_command(argv)
+
+
 def predict(argv: Sequence[str]) -> int:
     """name the classes in images, with probabilities and attention maps"""
     with pause_collection():
@@ -139,6 +147,7 @@ _ALL = (
     cache,
     preview,
     replay,
+    report,
     evaluate,
     analyse,
     predict,

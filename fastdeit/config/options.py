@@ -31,14 +31,17 @@ class _Field(NamedTuple):
     is_place: bool
     """It takes what belongs to no flag."""
     is_required: bool
+    aliases: Sequence[str]
+    """Other spellings of the flag, as -o."""
 
 
 def parse_options(argv: Sequence[str], kind: type[Options], prog: str, description: str) -> Options:
     """Return a command line as an instance of a frozen dataclass; its sections are checked.
 
-    kind: a field is a section (a dataclass), a flag, or, annotated with `tyro.conf.Positional`,
-    what belongs to no flag. Raises ValueError, with a message of one line, for a flag or a value
-    that is not allowed, or missing. Only rank 0 prints --help.
+    kind: a field is a section (a dataclass), a flag (with the aliases of `tyro.conf.arg`), or,
+    annotated with `tyro.conf.Positional`, what belongs to no flag. Raises ValueError, with a
+    message of one line, for a flag or a value that is not allowed, or missing. Only rank 0 prints
+    --help.
     """
     fields = list(_list_fields(kind))
     flags, places = _split(argv, _list_flags(fields))
@@ -71,9 +74,12 @@ def _list_fields(kind: Any) -> Iterator[_Field]:
             yield from _list_fields(hints[item.name])
             continue
         is_required = item.default is item.default_factory is dataclasses.MISSING
-        is_place = tyro.conf.Positional in getattr(hints[item.name], "__metadata__", ())
-        kind_of = get_args(hints[item.name])[0] if is_place else hints[item.name]
-        yield _Field(item.name, kind_of, is_place, is_required)
+        remarks = getattr(hints[item.name], "__metadata__", ())
+        kind_of = get_args(hints[item.name])[0] if remarks else hints[item.name]
+        # of `tyro.conf.arg`
+        aliases = [name for remark in remarks for name in getattr(remark, "aliases", None) or ()]
+        is_place = tyro.conf.Positional in remarks
+        yield _Field(item.name, kind_of, is_place, is_required, aliases)
 
 
 def _list_flags(fields: Sequence[_Field]) -> dict[str, Any]:
@@ -81,7 +87,7 @@ def _list_flags(fields: Sequence[_Field]) -> dict[str, Any]:
     known: dict[str, Any] = dict(_HELP)
     for field in fields:
         if not field.is_place:
-            known[name_flag(field.name)] = field.type
+            known |= dict.fromkeys([name_flag(field.name), *field.aliases], field.type)
             if field.type is bool:
                 known[name_flag(f"no_{field.name}")] = bool
     return known

@@ -130,14 +130,16 @@ def analyse_model(
 def trace_rows(loaded: LoadedModel, index: Index, rows: Sequence[int]) -> TokenAnalysis:
     """Return what tokens and attention of a model do on images of an index."""
     traces = []
-    for batch in track(list(_divide(rows)), -(-len(rows) // _BATCH), "batches"):
+    for batch in _divide(rows, "tokens"):
         trace = trace_images(loaded.model, _read(loaded, index, batch))
         traces.append(trace._replace(maps=trace.maps and trace.maps.of_image(0)))
     return summarise_traces(loaded.model, traces, loaded.view.size)
 
 
-def _divide(rows: Sequence[int]) -> Iterator[Sequence[int]]:
-    for start in range(0, len(rows), _BATCH):
+def _divide(rows: Sequence[int], what: str) -> Iterator[Sequence[int]]:
+    """Yield batches of rows, and show the progress."""
+    starts = range(0, len(rows), _BATCH)
+    for start in track(starts, len(starts), f"batches for {what}"):
         yield rows[start : start + _BATCH]
 
 
@@ -197,7 +199,7 @@ def _answer(
     loaded: the model whose view and device the images have.
     """
     parts: dict[str, list[torch.Tensor]] = {}
-    for batch in _divide(rows):
+    for batch in _divide(rows, f"answers of {model}"):
         images = _read(loaded, index, batch)
         for head, logits in select_outputs(heads, classes)(images).items():
             parts.setdefault(f"{model}/{head}", []).append(logits.argmax(1).cpu())
