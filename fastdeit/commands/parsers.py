@@ -21,6 +21,7 @@ from fastdeit.commands.models.export import ExportOptions
 from fastdeit.commands.models.predict import PredictOptions
 from fastdeit.commands.recipes import RecipesOptions
 from fastdeit.commands.runs.replay import make_replay_parser
+from fastdeit.commands.runs.report import ReportOptions
 from fastdeit.config.cli import make_train_parser
 from fastdeit.config.options import make_parser
 from fastdeit.config.recipes import RECIPES
@@ -49,6 +50,7 @@ PARSERS: dict[str, Callable[..., Any]] = {
     "preview": make_preview_parser,
     "recipes": RecipesOptions,
     "replay": make_replay_parser,
+    "report": ReportOptions,
     "train": make_train_parser,
 }
 """Command -> the dataclass of its flags, or a function that returns its parser."""

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 import fastdeit
 from fastdeit.display.text import printable, shorten
+from fastdeit.report.differences import Differences
 from fastdeit.report.page.plots import read_script
 from fastdeit.report.page.sections import build_content
 from fastdeit.report.pictures import Pictures
@@ -30,25 +31,27 @@ def write_page(
     output: Path,
     records: Sequence[RunRecord],
     pictures: Sequence[Pictures],
+    differences: Differences | None = None,
 ) -> None:
     """Write the page, whole or not at all.
 
-    pictures: of each run. Raises ValueError if plotly
+    pictures: of each run; differences: of several runs, shown first. Raises ValueError if plotly
     is not installed, OSError.
     """
-    atomic_write_text(output, render_page(records, pictures))
+    atomic_write_text(output, render_page(records, pictures, differences))
 
 
 def render_page(
     records: Sequence[RunRecord],
     pictures: Sequence[Pictures],
+    differences: Differences | None = None,
 ) -> str:
     """Return the page as `write_page` writes it."""
     names = name_runs(records)
     plotly = read_script()
     templates = _open_templates()
     script = _read(templates, "page.js")
-    content = build_content(records, pictures, names)
+    content = build_content(records, pictures, names, differences)
     title = f"Report of {names[0]}" if len(names) == 1 else f"Report of {len(names)} runs"
     return templates.get_template("page.html").render(
         **vars(content),

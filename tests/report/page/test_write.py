@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fastdeit.report.differences import compare_runs
 from fastdeit.report.page import models, plots, write
 from fastdeit.report.page.models import tabulate_classes
 from fastdeit.report.page.write import name_runs, render_page, write_page
@@ -214,6 +215,21 @@ def test_several_runs_share_plots_and_have_parts_of_their_own(tmp_path: Path, co
     page = outline(records, pictures)
     titles = [title for _, title in page.headings]
     assert titles.count("run0") == titles.count(f"run{count - 1}") >= 4
+
+
+def test_differences_of_several_runs_come_first(tmp_path: Path) -> None:
+    folders = [write_finished(tmp_path / name, make_lines(20)) for name in ("a", "b", "c")]
+    (folders[1] / "config.yaml").write_text("run:\n  seed: 7\n")
+    (folders[2] / "config.yaml").write_text("run:\n  seed: 8\n")
+    records = [read_run(folder) for folder in folders]
+    text = render_page(records, [Pictures()] * 3, compare_runs(records))
+    page = Outline()
+    page.feed(text)
+    assert page.headings[1] == (2, "Differences")
+    assert re.search(r"--seed</bdi></th><td><bdi></bdi></td><td><bdi>7</bdi>", text)
+    assert "Equal in all runs that record them: " in text and "results" in text
+    same = render_page(records[:1] * 2, [Pictures()] * 2, compare_runs(records[:1] * 2))
+    assert "None is recorded." in same
 
 
 def test_runs_of_one_name_are_numbered(record: RunRecord) -> None:
