@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from fastdeit.distributed.environment import is_first_on_machine
@@ -19,7 +19,7 @@ _ORDER = (*CHECKS, Check("ranks", lambda target: absent("")), GROUP, TRIAL, CLEA
 _END_S = 10.0
 
 
-def examine_alone(target: Target, *, quick: bool) -> Iterator[Row]:
+def examine_alone(target: Target, *, quick: bool) -> Generator[Row, None, None]:
     """Yield what each check finds; quick: without those that take seconds."""
     for check, finding in run_checks(_choose([*CHECKS, TRIAL], quick), target):
         yield Row(check.name, finding)
