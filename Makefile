@@ -19,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist lo
 # a process starts twice as fast when its imports are compiled once and kept
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup train test pytest test-slow lint docs clean
+.PHONY: setup train test pytest test-slow lint docs pictures clean
 
 setup: $(READY)
 
@@ -55,6 +55,9 @@ test-slow: $(READY)
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(READY)
 	$(BIN)/mkdocs build --strict
+
+pictures: $(READY)
+	$(BIN)/python -m tests.support.pictures
 
 clean:
 	rm -rf $(VENV) data runs build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

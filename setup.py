@@ -12,7 +12,7 @@ from setuptools import find_packages, setup
 
 ONNX = ["onnx>=1.19", "onnxruntime>=1.20", "onnxscript>=0.5"]  # fastdeit export to ONNX
 REMOTE = ["s3fs>=2024.6", "gcsfs>=2024.6"]  # --data-path s3://... and gs://...
-REPORT: list[str] = []  # the plots of report.html
+REPORT = ["plotly>=6"]  # the plots of report.html
 WANDB: list[str] = []  # --log-wandb
 BENCH = ["simplejpeg>=1.9", "webdataset>=1.0"]  # the peers of bench_pipeline
 DOCS = ["mkdocs-material>=9.6,<10"]  # the site; MkDocs 2 reads no hooks
@@ -28,7 +28,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=[*find_packages(include=["fastdeit", "fastdeit.*"]), "fastdeit.kernels"],
-    package_data={"fastdeit": ["py.typed"], "fastdeit.kernels": ["*.json"]},
+    package_data={
+        "fastdeit": ["py.typed"],
+        "fastdeit.kernels": ["*.json"],
+        "fastdeit.report.page": ["templates/*"],
+    },
     install_requires=[
         "torch>=2.10,<2.15",  # the newest tried is 2.14
         "torchvision>=0.25",
@@ -48,9 +52,11 @@ setup(
         "huggingface-hub>=0.30",  # weights by name, model cards; timm brings it too
         "fsspec>=2024.6",  # data sets at a URL; torch brings it too
         "httpx2>=2",  # those at a web server
-        "tyro>=1.0",
+        "tyro>=1.0,<2",
+        "shtab>=1.8.1",  # shell completion
         "rich>=13",
         "pyyaml>=6",
+        "jinja2>=3.1",  # the page of a report; torch brings it too
         "tensorboard>=2.16",
         "matplotlib>=3.8",
         "scipy>=1.12",  # reads ImageNet's meta.mat
@@ -83,6 +89,8 @@ setup(
             "ruff>=0.9",
             "mypy>=1.13",
             "types-PyYAML",
+            "playwright>=1.50",  # drives the machine's Chromium
+            "axe-playwright-python>=0.1.7",  # checks that a page can be read by everybody
             "webdataset>=1.0",  # reads what `fastdeit pack` writes
         ],
     },

@@ -59,6 +59,14 @@ def replay(argv: Sequence[str]) -> int:
     return replay_command(argv)
 
 
+def report(argv: Sequence[str]) -> int:
+    """write a page on runs: curves, pictures, differences"""
+    with pause_collection():
+        from fastdeit.commands.runs.report import report_command
+
+    return report_command(argv)
+
+
 def predict(argv: Sequence[str]) -> int:
     """name the classes in images, with probabilities and attention maps"""
     with pause_collection():
@@ -99,12 +107,27 @@ def recipes(argv: Sequence[str]) -> int:
     return recipes_command(argv)
 
 
+def analyse(argv: Sequence[str]) -> int:
+    """compare the tokens, attention heads and answers of a checkpoint"""
+    with pause_collection():
+        from fastdeit.commands.models.analyse import analyse_command
+
+    return analyse_command(argv)
+
+
 def fetch(argv: Sequence[str]) -> int:
     """fetch a data set at a URL to a local folder"""
     with pause_collection():
         from fastdeit.commands.data.fetch import fetch_command
 
     return fetch_command(argv)
+
+
+def completion(argv: Sequence[str]) -> int:
+    """print the script by which bash, zsh or fish completes commands and flags"""
+    from fastdeit.commands.completion import completion_command
+
+    return completion_command(argv, {name: each.__doc__ or "" for name, each in COMMANDS.items()})
 
 
 def doctor(argv: Sequence[str]) -> int:
@@ -124,12 +147,15 @@ _ALL = (
     cache,
     preview,
     replay,
+    report,
     evaluate,
+    analyse,
     predict,
     export,
     audit,
     recipes,
     doctor,
+    completion,
 )
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     command.__name__: command for command in _ALL

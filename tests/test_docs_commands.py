@@ -41,7 +41,7 @@ NOT_RUN = {
     " tests/inference/test_class_maps.py has them in small",
 }
 # commands that are run by default; the others with -m slow
-QUICK = ("index", "preview", "predict", "evaluate", "pack")
+QUICK = ("index", "preview", "predict", "evaluate", "pack", "audit", "recipes")
 # what a page needs beside the folder below
 PREPARED = {
     "README.md": ["fastdeit train --recipe digits_teacher"],

@@ -118,6 +118,15 @@ def check_attention(model: nn.Module) -> None:
         raise ValueError("its head does not read a class token")
 
 
+def has_maps(model: nn.Module) -> bool:
+    """Return True for a model that `check_attention` accepts."""
+    try:
+        check_attention(model)
+    except ValueError:
+        return False
+    return True
+
+
 def find_attention(model: nn.Module) -> list[Attention | TimmAttention]:
     """Return the attention of each layer.
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fastdeit.audit.arguments import read_arguments
-from fastdeit.audit.checklist import Audit, Finding, Findings, judge
+from fastdeit.audit.checklist import UNSEEN, Audit, Finding, Findings, judge
 from fastdeit.audit.network import list_blocks, read_initial_weights, read_network
 from fastdeit.audit.samples import read_plan
 from fastdeit.audit.teacher import read_teachers
@@ -28,10 +28,8 @@ from fastdeit.config.schema import Config
 from fastdeit.distributed.place import find_world
 from fastdeit.inference.load import load_model
 from fastdeit.models.build import build_model, follow_weights, list_heads
-from fastdeit.models.finetune.architecture import list_settings
 from fastdeit.models.network import build_network, find_architecture, read_weight_file
-from fastdeit.models.sizes import has_qkv_bias
-from fastdeit.models.sources import fetch_weights, find_run
+from fastdeit.models.sources import fetch_weights, find_run, locate_weights
 from fastdeit.models.weights import read_arguments as read_recorded_arguments
 from fastdeit.plan.build import build_spec
 from fastdeit.storage.json_values import read_json_file
@@ -85,39 +83,42 @@ def audit_settings(config: Config, subject: str) -> Audit:
 
 def _audit_run(run: RunFolder, source: str | Path, *, ema: bool) -> Audit:
     config = read_settings(run.config, "RUN")
-    weights = run.weights(ema=ema) if Path(source).resolve() == run.path.resolve() else Path(source)
-    stored = _Reading({}, (f"{run}: no weights yet",))
-    if weights.exists():
-        config = _follow_stored(config, weights, ema)
-        stored = _read_stored(config, weights, ema)
-    named = _find_recorded_teachers(run) or _find_teachers(config)
-    reading = _read_settings(config.replace(model={"finetune": ""}), named)
-    findings = {**reading.findings, **stored.findings}
+    weights = locate_weights(source, ema=ema)
+    teachers = _find_recorded_teachers(run) or _find_teachers(config)
+    if not weights.is_file():
+        built = _read_settings(config, teachers)
+        notes = (*built.notes, f"{run}: no weights yet")
+        return Audit(str(source), "run", judge(built.findings), notes)
+    built = _read_settings(_follow_stored(config, weights), teachers)
+    stored = _read_stored(config, weights)
+    findings = {**built.findings, **stored.findings}
     if config.model.finetune:
         findings["initial_weights"] = _describe_finetune(config)
-    learned = reading.findings.get("positions")
-    # of the same number; only the model that is built shows whether they are trained
-    if learned and learned.text.split(",")[0] == findings["positions"].text.split(",")[0]:
-        findings["positions"] = learned
-    return Audit(str(source), "run", judge(findings), (*reading.notes, *stored.notes))
+    # only the model that is built shows whether its position embedding trains
+    if _count(built.findings) == _count(stored.findings):
+        findings["positions"] = built.findings["positions"]
+    return Audit(str(source), "run", judge(findings), (*built.notes, *stored.notes))
 
 
-def _follow_stored(config: Config, weights: Path, ema: bool) -> Config:
-    """Return the settings of a run with what only its weights show: the model of an empty --model,
-    and the bias that weights of --finetune turn on."""
-    file = read_weight_file(weights, ema=ema)
-    changes: dict[str, Any] = {"qkv_bias": config.model.qkv_bias or has_qkv_bias(file.state)}
-    if not config.model.model:
-        changes |= list_settings(str(weights), file)
-    return config.replace(model=changes)
+def _count(findings: Findings) -> str:
+    """Return the number of positions, as the finding on them begins."""
+    return findings.get("positions", UNSEEN).text.partition(",")[0]
 
 
-def _read_stored(config: Config, weights: Path, ema: bool) -> _Reading:
+def _follow_stored(config: Config, weights: Path) -> Config:
+    """Return the settings that build the model of a run: where it began with weights of --finetune,
+    its own are read in their place, of which the rest follows."""
+    if not config.model.finetune:
+        return config
+    return config.replace(model={"finetune": str(weights)})
+
+
+def _read_stored(config: Config, weights: Path) -> _Reading:
     """Return the findings on the weights of a run."""
-    file = read_weight_file(weights, ema=ema)
+    file = read_weight_file(weights)
     name = find_architecture(weights, file)
     network = build_network(name, file, size=config.data.eval_input_size or config.data.input_size)
-    note = () if name == config.model.model else (f"{weights}: the weights of {name}",)
+    note = () if config.model.model in ("", name) else (f"{weights}: the weights of {name}",)
     return _Reading(_read_structure(network, name), note)
 
 
@@ -193,7 +194,8 @@ def _read_training(config: Config, model: nn.Module | None) -> Findings:
     """Return the findings on optimizer and schedule; model None: those that need none."""
     world = find_world("cpu", 0, 1)
     groups = [{}] if model is None else build_groups(config, model)
-    settings = build_deepspeed_config(config, world)
+    # a file of the user's cannot change what flags decide
+    settings = build_deepspeed_config(config.replace(run={"deepspeed_config": ""}), world)
     schedule = build_rates(config, groups, STEPS_PER_EPOCH)
     lag = getattr(schedule, "lag", 0)
     batch_size = settings["train_batch_size"]
@@ -220,10 +222,11 @@ def _find_teachers(config: Config) -> Sequence[str] | None:
 
 
 def _find_recorded_teachers(run: RunFolder) -> Sequence[str] | None:
-    """Return the names of the teachers that a run has recorded; None in older folders."""
-    if not run.inputs.is_file():
+    """Return the names of the teachers that a run has recorded; None where it has not."""
+    try:
+        inputs = read_json_file(run.inputs)
+    except (ValueError, OSError):
         return None
-    inputs = read_json_file(run.inputs)
     return _list_names(inputs.get("teacher") if isinstance(inputs, dict) else None)
 
 

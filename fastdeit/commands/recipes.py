@@ -108,10 +108,13 @@ def _diff(first: str, second: str, as_json: bool) -> None:
 
 def _read(name: str) -> Config:
     """Return the settings of a recipe, a run folder or a settings file."""
+    if name.replace("-", "_") in RECIPES:
+        return find_recipe(name)
     path = Path(name)
-    if path.is_dir():
-        return read_settings(RunFolder(path).config, "recipes diff")
-    return read_settings(path, "recipes diff") if path.is_file() else find_recipe(name)
+    file = RunFolder(path).config if path.is_dir() else path
+    allowed = "a recipe (fastdeit recipes lists them), a run folder or a settings file"
+    require_value(file.is_file(), "recipes diff", name, allowed)
+    return read_settings(file, "recipes diff")
 
 
 def _list_differences(before: Config, after: Config) -> list[dict[str, Any]]:

@@ -29,28 +29,28 @@ _ATTEMPT = Attempt(
 )
 
 
-def write_run(path: Path, data: Path, **changes: Any) -> RunFolder:
+def write_run(path: Path, root: Path, **changes: Any) -> RunFolder:
     """Write a run on a data set, with a small student; every second answer of its predictions is
     the class after the right one.
 
     changes: fields of `Config` by section.
     """
     folder = RunFolder(path)
-    config = configure(path, data, **changes)
+    config = configure(path, root, **changes)
     train = build_train_index(config)
     write_student(path, train.classes)
     folder.config.write_text(yaml.safe_dump(config.to_dict()))
     keep_images(train, folder.train_images)
     add_attempt(folder, _ATTEMPT)
     replace_lines(folder.metrics, [{"step": STEP, "model/both/top1": 50.0}])
-    index = build_index(data.absolute(), config.data.val_split, classes=train.classes)
+    index = build_index(root.absolute(), config.data.val_split, classes=train.classes)
     write_predictions(folder.predictions, predict(index))
     return folder
 
 
-def configure(path: Path, data: Path, **changes: Any) -> Config:
+def configure(path: Path, root: Path, **changes: Any) -> Config:
     """Return the settings of the run."""
-    sizes = {"data_path": str(data), "input_size": VIEW.size, "mean": VIEW.mean, "std": VIEW.std}
+    sizes = {"data_path": str(root), "input_size": VIEW.size, "mean": VIEW.mean, "std": VIEW.std}
     config = Config().replace(data=sizes, run={"output_dir": str(path)}, optim={"batch_size": 4})
     return config.replace(**changes)
 

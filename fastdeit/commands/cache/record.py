@@ -1,5 +1,6 @@
 """`fastdeit cache build`: record a teacher's output for the samples of a run."""
 
+import argparse
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -63,9 +64,7 @@ _PASSES = 3
 def build(argv: Sequence[str]) -> int:
     """record a teacher's output for the samples of a run with these flags; the same command resumes
     a recording that was stopped"""
-    parser = make_parser(build)
-    add_record_flags(parser, used=True)
-    parsed, flags = parser.parse_known_args(list(argv))
+    parsed, flags = make_build_parser().parse_known_args(list(argv))
     shard = parse_part(parsed.part)
     epochs = parse_epochs(parsed.epochs)
     job = Job([*flags, *training_epochs(parsed.epochs)], "build", parsed.output)
@@ -92,6 +91,13 @@ def build(argv: Sequence[str]) -> int:
             f"{folder}: {recorded} of {len(chunks)} chunks of part {parsed.part} recorded"
         )
     return 1 if remaining else 0
+
+
+def make_build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags that the action has beside those of train."""
+    parser = make_parser(build)
+    add_record_flags(parser, used=True)
+    return parser
 
 
 class Job:

@@ -59,7 +59,7 @@ def preview_command(argv: Sequence[str]) -> int:
     Exit with code 2 for a command line or a data set that cannot be used.
     """
     with one_line_errors():
-        parsed, flags = _parser().parse_known_args(list(argv))
+        parsed, flags = make_preview_parser().parse_known_args(list(argv))
         ordinals = parse_ordinals(parsed.ordinals)
         config, recipe = parse_config(flags, "fastdeit preview")
         fetch_data(config)
@@ -76,7 +76,8 @@ def preview_command(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_preview_parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags that preview has beside those of train."""
     details = (__doc__ or "").partition("\n\n")[2]
     more = "Flags of train, as --recipe, --data-path, --aa and --seed, decide the samples."
     parser = argparse.ArgumentParser(

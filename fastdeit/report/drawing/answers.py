@@ -1,9 +1,8 @@
-"""What the recorded predictions of a run show: confusions, the answers for each class,
-disagreement; without a model."""
+"""What the recorded predictions of a run show: confusions, and the answers for each
+class; without a model."""
 
 import numpy as np
 
-from fastdeit.analysis.disagreement import Disagreement, compare_answers
 from fastdeit.data.index import Index
 from fastdeit.data.stored_image import read_stored_image
 from fastdeit.display.pictures import draw_row
@@ -16,12 +15,7 @@ _PAIRS = 12  # confusions, the worst ones
 _OF_PAIR = 4  # thumbnails of each
 
 
-def count_disagreement(predictions: Predictions) -> Disagreement:
-    """Return the disagreement of all heads of model, EMA and teacher."""
-    return compare_answers(predictions.labels, predictions.answers)
-
-
-def list_worst_pairs(
+def draw_confusions(
     predictions: Predictions, head: str, index: Index | None
 ) -> tuple[Confusion, ...]:
     """Return the worst confusions of a head; index: of the validation images, for thumbnails; None:

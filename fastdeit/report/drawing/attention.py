@@ -1,16 +1,14 @@
 """Attention maps and tokens of a run's weights, on a few of its validation images, on the CPU."""
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from fastdeit.analysis.attention_maps import AttentionMaps
+from fastdeit.analysis.attention_maps import AttentionMaps, has_maps
 from fastdeit.analysis.trace import TokenAnalysis, summarise_traces, trace_images
 from fastdeit.data.index import Index
 from fastdeit.display.pictures import draw_row, paint_heat
 from fastdeit.display.pixels import denormalise
 from fastdeit.inference.images import choose_rows, read_rows
-from fastdeit.inference.load import LoadedModel, load_model
+from fastdeit.inference.load import load_model
 from fastdeit.report.pictures import Picture, TokenLayer
 from fastdeit.report.record import RunRecord
 
@@ -36,10 +34,31 @@ def analyse_run(
     """
     loaded = load_model(record.folder.path, ema=choose_weights(record) == "ema")
     rows = choose_rows(len(index), count)
-    trace = trace_images(loaded.model, read_rows(index, rows, loaded.view))
+    images = read_rows(index, rows, loaded.view)
+    trace = trace_images(loaded.model, images)
     summary = summarise_traces(loaded.model, [trace], loaded.view.size)
-    titles = [_title(record, index, row) for row in rows]
-    return summary, tuple(_draw(loaded, index, rows, titles, trace.maps))
+    if trace.maps is None or not has_maps(loaded.model):
+        return summary, ()
+    pixels = denormalise(images, loaded.view.mean, loaded.view.std)
+    what = " and ".join(_TOKENS[token] for token in trace.maps.tokens)
+    pictures = []
+    for place, row in enumerate(rows):
+        maps = _list_maps(trace.maps.of_image(place))
+        heats = [paint_heat(pixels[place], heat) for heat in maps]
+        title = _title(record, index, row)
+        alt = (
+            f"Validation image {index.name(row)} ({title}); attention rollout of the {what}; "
+            f"their attention in the last layer"
+        )
+        pictures.append(Picture(draw_row([pixels[place], *heats], _HEIGHT), title, alt))
+    return summary, tuple(pictures)
+
+
+def _list_maps(maps: AttentionMaps) -> list[np.ndarray]:
+    """Return the maps of one image, (h, w) each: rollout of each token, then the mean of the last
+    layer's heads."""
+    last = maps.heads[0].mean(1)
+    return [*maps.rollout[0].numpy(), *last.numpy()]
 
 
 def _title(record: RunRecord, index: Index, row: int) -> str:
@@ -57,33 +76,6 @@ def _title(record: RunRecord, index: Index, row: int) -> str:
         if answer is not None
     ]
     return f"{name}: {', '.join(known)}" if known else name
-
-
-def _draw(
-    loaded: LoadedModel,
-    index: Index,
-    rows: list[int],
-    titles: list[str],
-    maps: AttentionMaps | None,
-) -> Iterator[Picture]:
-    if maps is None or not maps.tokens:
-        return
-    pixels = denormalise(read_rows(index, rows, loaded.view), loaded.view.mean, loaded.view.std)
-    what = " and ".join(_TOKENS[token] for token in maps.tokens)
-    for place, (row, title) in enumerate(zip(rows, titles, strict=True)):
-        heats = [paint_heat(pixels[place], heat) for heat in _list_heats(maps.of_image(place))]
-        alt = (
-            f"Validation image {index.name(row)} ({title}); attention rollout of the {what}; "
-            f"their attention in the last layer"
-        )
-        yield Picture(draw_row([pixels[place], *heats], _HEIGHT), title, alt)
-
-
-def _list_heats(maps: AttentionMaps) -> list[np.ndarray]:
-    """Return the maps of one image: rollout of each token, then the mean of the last layer's
-    heads; (h, w) each."""
-    last = maps.heads[0].mean(1)
-    return [*maps.rollout[0].numpy(), *last.numpy()]
 
 
 def list_layers(analysis: TokenAnalysis) -> tuple[TokenLayer, ...]:

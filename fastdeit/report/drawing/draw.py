@@ -3,15 +3,17 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from fastdeit.analysis.disagreement import compare_answers
 from fastdeit.data.index import Index, build_index
 from fastdeit.data.snapshot import read_images
 from fastdeit.data.table import table_places
 from fastdeit.display.terminal import note_failure
 from fastdeit.display.text import printable
-from fastdeit.report.drawing.answers import count_disagreement, list_classes, list_worst_pairs
+from fastdeit.report.drawing.answers import draw_confusions, list_classes
 from fastdeit.report.drawing.attention import analyse_run, choose_weights, list_layers
 from fastdeit.report.drawing.samples import draw_samples, find_data, find_settings
 from fastdeit.report.pictures import Pictures
+from fastdeit.report.predictions import Predictions
 from fastdeit.report.record import RunRecord
 
 _ANALYSED = 8  # validation images whose attention is drawn
@@ -85,23 +87,25 @@ def _draw_attention(
 
 def _draw_answers(drawing: _Drawing, record: RunRecord, index: Index | None) -> dict[str, Any]:
     """Return the parts that the recorded predictions show."""
-    predictions = record.predictions
-    if predictions is None:
+    found = record.predictions
+    if found is None:
         drawing.notes.append("the run has recorded no predictions; `fastdeit evaluate` scores them")
         return {}
-    if index is not None and index.fingerprint() != predictions.images:
+    if index is not None and index.fingerprint() != found.images:
         drawing.notes.append("the validation images have changed since the newest evaluation")
         index = None
-    model = choose_weights(record)
+    chosen = choose_weights(record)
+    model = chosen if f"{chosen}/both" in found.answers else "model"
     name = f"{model}/both"
-    if name not in predictions.answers:
-        name, model = "model/both", "model"
-    worst = drawing.attempt(
-        "pictures of confusions", lambda: list_worst_pairs(predictions, name, index)
-    )
+    count = drawing.attempt("count of the answers", lambda: _count_answers(found, name)) or {}
+    worst = drawing.attempt("picture of a confusion", lambda: draw_confusions(found, name, index))
+    pairs = {} if worst is None else {"confusions": worst}
+    return {"head": _MODELS[model], **count, **pairs}
+
+
+def _count_answers(found: Predictions, name: str) -> dict[str, Any]:
     return {
-        "head": _MODELS[model],
-        "confusions": worst or list_worst_pairs(predictions, name, None),
-        "classes": list_classes(predictions, name),
-        "disagreement": count_disagreement(predictions),
+        "confusions": draw_confusions(found, name, None),
+        "classes": list_classes(found, name),
+        "disagreement": compare_answers(found.labels, found.answers),
     }

@@ -1,5 +1,6 @@
 """The pictures of a run folder: what they show, and the notes where something is not there."""
 
+import dataclasses
 import io
 import shutil
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from fastdeit.plan.build import build_plan
 from fastdeit.plan.description import describe_sample
 from fastdeit.report.drawing.draw import draw_pictures
 from fastdeit.report.pictures import Pictures
+from fastdeit.report.predictions import write_predictions
 from fastdeit.report.record import read_run
 from fastdeit.storage.run_folder import RunFolder
 from tests.support.cifar import files10, write_files
@@ -242,3 +244,24 @@ def test_images_in_files_of_many_are_drawn(made: Path, tmp_path: Path, kind: str
     found = draw(write_run(tmp_path / "run", data).path)
     assert found.notes == () and len(found.samples) == len(found.attention) == 2
     assert found.confusions[0].thumbnails
+
+
+def test_a_head_that_reads_no_class_token_has_no_maps(home: Path) -> None:
+    import timm
+
+    sizes = {"img_size": 32, "patch_size": 8, "depth": 1, "global_pool": "avg"}
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3, **sizes)
+    timm.models.save_for_hf(model, home / "run", model_args=sizes, safe_serialization=True)
+    found = draw(home / "run")
+    assert not found.attention and [layer.cosine for layer in found.tokens] == [None]
+    assert found.tokens[0].distance is not None
+
+
+def test_damaged_predictions_are_a_note(home: Path) -> None:
+    run = RunFolder(home / "run")
+    found = read_run(run.path).predictions
+    assert found is not None
+    write_predictions(run.predictions, dataclasses.replace(found, labels=found.labels + 7))
+    drawn = draw(run.path)
+    assert drawn.samples and not drawn.classes
+    assert any(note.startswith("count of the answers is missing") for note in drawn.notes)
