@@ -13,9 +13,9 @@ from tests.support.ranks import run_fastdeit
 CHECKED = ("variables", "import Pillow", "output folder")
 
 
-def shorten_table() -> None:
-    """Leave the checks of `CHECKED` in the table."""
-    chosen = tuple(check for check in examination.CHECKS if check.name in CHECKED)
+def shorten_table(*names: str) -> None:
+    """Leave the checks of these names in the table."""
+    chosen = tuple(check for check in examination.CHECKS if check.name in names)
     examination.CHECKS = chosen  # type: ignore[misc]
 
 
@@ -30,27 +30,31 @@ def plant(folder: Path, module: str, source: str) -> None:
 
 def doctor(folder: Path, limit_s: float) -> int:
     """Run the command; rank 1 has another Pillow and a variable that slows it."""
-    shorten_table()
-    examination.GROUP = examination.CLEAN  # type: ignore[misc]  # imports torch in a child
     if os.environ["RANK"] == "1":
         plant(folder / "planted", "PIL", "__version__ = '11.0'")
         os.environ["NCCL_P2P_DISABLE"] = "1"
+    return run_doctor(folder, limit_s, *CHECKED)
+
+
+def run_doctor(folder: Path, limit_s: float, *names: str) -> int:
+    """Run the command with the checks of these names."""
+    shorten_table(*names)
+    examination.GROUP = examination.CLEAN  # type: ignore[misc]  # imports torch in a child
     flags = ["--quick", "--output-dir", str(folder), "--startup-limit", str(limit_s)]
     return run_fastdeit(["doctor", *flags])
 
 
 def doctor_without_rank1(folder: Path, limit_s: float) -> int:
     """Run the command on rank 0 alone."""
-    return 0 if os.environ["RANK"] == "1" else doctor(folder, limit_s)
+    return 0 if os.environ["RANK"] == "1" else run_doctor(folder, limit_s, "system")
 
 
 def doctor_without_torch(folder: Path, limit_s: float) -> int:
     """Run the command on two ranks, of which rank 1 has a torch that cannot be imported."""
-    if os.environ["RANK"] == "1":
-        plant(folder / "planted", "torch", "raise ImportError('no libcudart')")
-        global CHECKED
-        CHECKED = ("import torch",)
-    return doctor(folder, limit_s)
+    if os.environ["RANK"] == "0":
+        return run_doctor(folder, limit_s, "system")
+    plant(folder / "planted", "torch", "raise ImportError('no libcudart')")
+    return run_doctor(folder, limit_s, "import torch")
 
 
 def group(folder: Path) -> int:
