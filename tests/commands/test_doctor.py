@@ -19,7 +19,6 @@ from fastdeit.doctor.table import CHECKS, CLEAN, GROUP, TRIAL
 from tests.support.doctor_ranks import shorten_table
 from tests.support.launching import ROOT, clean_environment
 
-
 FEW_CHECKS = """
 import sys
 from fastdeit.commands.doctor import doctor_command
