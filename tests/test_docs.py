@@ -193,6 +193,12 @@ def test_words_are_plain(path: Path) -> None:
     assert not found
 
 
+def test_the_start_page_leads_to_every_page() -> None:
+    linked = re.findall(r"\]\(([\w-]+\.md)\)", text_of(ROOT / "docs" / "index.md"))
+    reached = {*linked, "index.md", "machines.md", "gpu.md"}  # these two: from clusters.md
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} == reached
+
+
 def test_glossary_has_the_words_of_readme() -> None:
     glossary = text_of(ROOT / "docs" / "glossary.md")
     section = text_of(ROOT / "README.md").partition("| word | meaning |\n|---|---|\n")[2]
