@@ -11,7 +11,6 @@ from torch import nn
 
 from fastdeit.audit.checklist import Finding, Findings
 from fastdeit.audit.trace import Trace, trace_network
-from fastdeit.models.initialisation import INIT_STD
 from fastdeit.models.sizes import WIDTHS, StateDict
 from fastdeit.models.student import Student
 
@@ -22,6 +21,9 @@ _QKV = re.compile(r"(^|\.)attn\.(qkv|q_proj|k_proj|v_proj|q|k|v)\.weight$")
 _QKV_BIAS = re.compile(r"(^|\.)attn\.(qkv|q_proj|k_proj|v_proj|q|k|v)[._]bias$")
 _LAYER_SCALE = re.compile(r"(^|\.)(ls[12]\.gamma|gamma_[12])$")
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
+
+_STD = 0.02
+"""Of initial weights in deit's code (models.py)."""
 
 _ERRORS = 5
 
@@ -97,16 +99,16 @@ def read_initial_weights(network: nn.Module) -> Finding:
     if not weights:
         return Finding("", None)
     if all(map(_has_initial_spread, weights)):
-        return Finding(f"normal, standard deviation {INIT_STD:g}", True)
+        return Finding(f"normal, standard deviation {_STD:g}", True)
     low, high = (float(end([weight.std() for weight in weights])) for end in (min, max))
     return Finding(f"standard deviation {low:.2g} to {high:.2g}", False)
 
 
 def _has_initial_spread(weight: torch.Tensor) -> bool:
-    """Return True if a weight's standard deviation is `INIT_STD`, but for chance: within 5 standard
+    """Return True if a weight's standard deviation is `_STD`, but for chance: within 5 standard
     errors of one that is measured on so many values."""
     error = 1 / math.sqrt(2 * weight.numel())
-    return abs(float(weight.std()) / INIT_STD - 1) < _ERRORS * error
+    return abs(float(weight.std()) / _STD - 1) < _ERRORS * error
 
 
 def _is_vit(state: StateDict) -> bool:

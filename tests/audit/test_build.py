@@ -186,7 +186,7 @@ def test_a_checkpoint_in_a_run_folder_has_its_settings(tmp_path: Path) -> None:
 
 
 def test_deits_checkpoint_has_all_but_the_bias(deit: Path) -> None:
-    audit = audit_source(deit, model="deit_tiny_distilled_patch16_224")
+    audit = audit_source(deit)
     assert names(audit, "differs") == {"qkv_bias", "size"}
     assert names(audit, "cannot be seen") == {"initial_weights"}
     assert rows_of(audit)["qkv_bias"].found == "in 2 of 2 blocks"
@@ -194,7 +194,7 @@ def test_deits_checkpoint_has_all_but_the_bias(deit: Path) -> None:
 
 def test_timms_checkpoint_has_the_same(deit: Path, tmp_path: Path) -> None:
     path = rewrite(deit, tmp_path / "timm.pth.tar", args=TIMM_ARGS)
-    audit = audit_source(path, model="deit_tiny_distilled_patch16_224")
+    audit = audit_source(path)
     assert names(audit, "differs") == {"qkv_bias", "size"}
     assert names(audit, "cannot be seen") == {"initial_weights", "crop_and_flip"}
 
@@ -264,8 +264,9 @@ def test_plain_weights_show_the_model_alone(tmp_path: Path) -> None:
 
 def test_weights_of_a_convnet_are_no_vision_transformer(tmp_path: Path) -> None:
     path = tmp_path / "resnet.pth"
-    torch.save({"state_dict": timm.create_model("test_resnet").state_dict()}, path)
-    audit = audit_source(path, model="test_resnet")
+    args = argparse.Namespace(model="test_resnet")
+    torch.save({"state_dict": timm.create_model("test_resnet").state_dict(), "args": args}, path)
+    audit = audit_source(path)
     assert rows_of(audit)["distillation_token"].found == "test_resnet is no Vision Transformer"
     assert not names(audit, "equal")
 
