@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from fastdeit.analysis.trace import find_lack, summarise_traces, trace_images
+from fastdeit.analysis.trace import Trace, find_lack, summarise_traces, trace_images
 from fastdeit.models.student import Student
 
 SIZES: dict[str, Any] = {"embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
@@ -43,8 +43,8 @@ def test_a_model_shows_what_it_has() -> None:
     assert found.tokens is None and found.distance is not None
     assert found.notes == ("the model has no distillation token to compare",)
     net = timm.create_model("test_resnet", num_classes=5).eval()
-    trace = trace_images(net, draw_images())
-    assert trace == (None, None, None) and "self-attention" in find_lack(net)
+    trace: Trace = trace_images(net, draw_images())
+    assert trace == Trace(None, None, None) and "self-attention" in find_lack(net)
     assert len(summarise_traces(net, [trace], 24).notes) == 2
 
 
