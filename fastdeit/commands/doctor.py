@@ -97,9 +97,10 @@ def _clean_end(target: Target) -> Iterator[None]:
 def _examine_alone(options: DoctorOptions, target: Target) -> int:
     terminal = Terminal(enabled=not options.json)
     rows = []
-    for row in examine_alone(target, quick=options.quick):
-        _show(terminal, row)
-        rows.append(row)
+    with contextlib.closing(examine_alone(target, quick=options.quick)) as found:
+        for row in found:
+            _show(terminal, row)
+            rows.append(row)
     return _finish(rows, options)
 
 

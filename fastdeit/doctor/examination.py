@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from fastdeit.distributed.environment import is_first_on_machine
@@ -16,10 +16,9 @@ from fastdeit.doctor.table import CHECKS, CLEAN, GROUP, TRIAL
 _JOINS = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
 """Make a process that joins the group use the store of rank 0's command."""
 _ORDER = (*CHECKS, Check("ranks", lambda target: absent("")), GROUP, TRIAL, CLEAN)
-_END_S = 10.0
 
 
-def examine_alone(target: Target, *, quick: bool) -> Iterator[Row]:
+def examine_alone(target: Target, *, quick: bool) -> Generator[Row, None, None]:
     """Yield what each check finds; quick: without those that take seconds."""
     for check, finding in run_checks(_choose([*CHECKS, TRIAL], quick), target):
         yield Row(check.name, finding)
@@ -61,12 +60,11 @@ class Rank:
             self._check([GROUP], _JOINS)
         self._check([TRIAL])
         described = [row.describe() for row in self.rows]
-        found = meeting.gather("found", described, TRIAL.limit_s + GROUP.limit_s)
-        if self.number == 0:
-            self._report_lost(here, found)
-        meeting.gather("end", True, _END_S)  # rank 0 has the store
         if self.number:
+            meeting.give("found", described)
             return None
+        found = meeting.gather("found", described, TRIAL.limit_s + GROUP.limit_s)
+        self._report_lost(here, found)
         others = [Row.read(row) for rank, rows in found.items() if rank for row in rows]
         return merge_ranks([*self.rows, *others], _ORDER)
 
