@@ -84,6 +84,12 @@ def test_a_page_has_the_tables_lists_and_code_of_the_repository(site: Path) -> N
         assert Page(page).tags == there, source.name
 
 
+def test_links_have_the_titles_of_pages(site: Path) -> None:
+    links = re.findall(r"<a [^>]*>([^<]+)</a>", (site / "overview.html").read_text())
+    assert "Fine-tuning" in links and "Data sets" in links
+    assert not [link for link in links if link.startswith("docs/")]
+
+
 def test_no_page_loads_anything_from_the_network(site: Path) -> None:
     for _, page in pages_of(site):
         assert not [place for place in Page(page).loaded if "//" in place], page
