@@ -137,8 +137,9 @@ each_page = pytest.mark.parametrize("page", PAGES_WITH_COMMANDS, ids=lambda page
 
 @each_page
 def test_each_command_is_accepted_by_its_parser(
-    page: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(folder)
     for command in of_page(page):
         call = read_call(command.line)
         assert call or reason(command) or "\n" in command.line, f"{command.line}: no known program"
