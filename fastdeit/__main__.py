@@ -59,6 +59,14 @@ def replay(argv: Sequence[str]) -> int:
     return replay_command(argv)
 
 
+def compare(argv: Sequence[str]) -> int:
+    """compare runs: settings, samples, speed, results, and whether the results differ by chance"""
+    with pause_collection():
+        from fastdeit.commands.runs.compare import compare_command
+
+    return compare_command(argv)
+
+
 def report(argv: Sequence[str]) -> int:
     """write a page on runs: curves, pictures, differences"""
     with pause_collection():
@@ -147,6 +155,7 @@ _ALL = (
     cache,
     preview,
     replay,
+    compare,
     report,
     evaluate,
     analyse,

@@ -163,7 +163,7 @@ def test_importing_the_package_and_printing_versions_is_light() -> None:
     assert loaded == "[]"
 
 
-@pytest.mark.parametrize("command", ["data.fetch", "data.pack", "data.index"])
+@pytest.mark.parametrize("command", ["data.fetch", "data.pack", "data.index", "doctor"])
 def test_commands_of_one_process_import_no_torch(command: str) -> None:
     code = f"import sys, fastdeit.commands.{command}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

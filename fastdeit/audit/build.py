@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import timm
 import torch
 from torch import nn
 
@@ -29,6 +30,7 @@ from fastdeit.distributed.place import find_world
 from fastdeit.inference.load import load_model
 from fastdeit.models.build import build_model, follow_weights, list_heads
 from fastdeit.models.network import build_network, find_architecture, read_weight_file
+from fastdeit.models.sizes import SIZES
 from fastdeit.models.sources import fetch_weights, find_run, locate_weights
 from fastdeit.models.weights import read_arguments as read_recorded_arguments
 from fastdeit.plan.build import build_spec
@@ -129,8 +131,8 @@ def _read_structure(network: nn.Module, name: str) -> Findings:
 
 def _audit_checkpoint(source: str | Path, *, ema: bool, model: str) -> Audit:
     path = fetch_weights(source, ema=ema)
-    loaded = load_model(source, ema=ema, model=model)
     args = read_recorded_arguments(path)
+    loaded = load_model(source, ema=ema, model=model or _find_name(args))
     findings = {
         **read_arguments(args, len(list_blocks(loaded.model))),
         **_read_structure(loaded.model, loaded.name),
@@ -141,6 +143,12 @@ def _audit_checkpoint(source: str | Path, *, ema: bool, model: str) -> Audit:
     if not args:
         note = "training: the file holds no command line of deit or timm (args)"
     return Audit(str(source), "checkpoint", judge(findings), (f"model: {loaded.name}", note))
+
+
+def _find_name(args: Mapping[str, Any]) -> str:
+    """Return the architecture that a recorded command line names, if it is known by that name."""
+    name = args.get("model")
+    return name if isinstance(name, str) and (name in SIZES or timm.is_model(name)) else ""
 
 
 def _read_resolution(side: int) -> Finding:
@@ -162,7 +170,7 @@ def _read_settings(config: Config, teachers: Sequence[str] | None) -> _Reading:
         findings["initial_weights"] = read_initial_weights(model)
         if config.model.finetune:
             findings["initial_weights"] = _describe_finetune(config)
-        name = config.model.model
+        name = config.model.model or type(model).__name__
         findings |= read_network(model, name, list_heads(model), trained=False)
     return _Reading(findings, notes)
 

@@ -10,6 +10,7 @@ Exit codes: 0, also with warnings; 1: something is broken; 2: a mistake in the c
 """
 
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
@@ -97,9 +98,10 @@ def _clean_end(target: Target) -> Iterator[None]:
 def _examine_alone(options: DoctorOptions, target: Target) -> int:
     terminal = Terminal(enabled=not options.json)
     rows = []
-    for row in examine_alone(target, quick=options.quick):
-        _show(terminal, row)
-        rows.append(row)
+    with contextlib.closing(examine_alone(target, quick=options.quick)) as found:
+        for row in found:
+            _show(terminal, row)
+            rows.append(row)
     return _finish(rows, options)
 
 
@@ -108,10 +110,15 @@ def _examine_ranks(options: DoctorOptions, target: Target) -> int:
     rows = rank.examine(options.startup_limit)
     if rows is None:  # rank 0 reports
         return 0
+    if rank.number:  # it is cut off, and rank 0 has the output
+        options = dataclasses.replace(options, json=False)
+        rows = [row for row in rows if row.finding.cure]
     terminal = Terminal(enabled=not options.json, stderr=rank.number > 0)
     for row in rows:
         _show(terminal, row)
-    return _finish(rows, options)
+    code = _finish(rows, options)
+    rank.linger(options.startup_limit)
+    return code
 
 
 def _show(terminal: Terminal, row: Row) -> None:

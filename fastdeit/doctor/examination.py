@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from fastdeit.distributed.environment import is_first_on_machine
@@ -16,10 +16,12 @@ from fastdeit.doctor.table import CHECKS, CLEAN, GROUP, TRIAL
 _JOINS = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
 """Make a process that joins the group use the store of rank 0's command."""
 _ORDER = (*CHECKS, Check("ranks", lambda target: absent("")), GROUP, TRIAL, CLEAN)
-_END_S = 10.0
+SLOWER_S = 300.0
+"""By so much another rank may be slower."""
+_SOON_S = 10.0
 
 
-def examine_alone(target: Target, *, quick: bool) -> Iterator[Row]:
+def examine_alone(target: Target, *, quick: bool) -> Generator[Row, None, None]:
     """Yield what each check finds; quick: without those that take seconds."""
     for check, finding in run_checks(_choose([*CHECKS, TRIAL], quick), target):
         yield Row(check.name, finding)
@@ -36,12 +38,16 @@ def _choose(checks: Sequence[Check], quick: bool) -> list[Check]:
 
 
 class Rank:
-    """This process among the ranks of a launch, and what it has found."""
+    """This process among the ranks of a launch, and what it has found.
+
+    Attributes: number, host, rows, is_cut_off (True: it cannot reach rank 0).
+    """
 
     def __init__(self, target: Target, *, quick: bool) -> None:
         self.number = int(os.environ["RANK"])
         self.host = socket.gethostname()
         self.rows: list[Row] = []
+        self.is_cut_off = False
         self._target = target
         self._quick = quick
 
@@ -49,10 +55,11 @@ class Rank:
         """Return the rows of all ranks on rank 0, None on the others.
 
         limit_s: how long the others may take to start. A rank that cannot reach rank 0 returns what
-        it has found by itself, after that time: its end would end the others.
+        it has found by itself.
         """
         self._check([check for check in CHECKS if check.each_rank or is_first_on_machine()])
         meeting = self._meet(limit_s)
+        self.is_cut_off = meeting is None
         if meeting is None:
             return self.rows
         here = meeting.gather("here", self.host, limit_s)
@@ -61,12 +68,11 @@ class Rank:
             self._check([GROUP], _JOINS)
         self._check([TRIAL])
         described = [row.describe() for row in self.rows]
-        found = meeting.gather("found", described, TRIAL.limit_s + GROUP.limit_s)
-        if self.number == 0:
-            self._report_lost(here, found)
-        meeting.gather("end", True, _END_S)  # rank 0 has the store
         if self.number:
+            meeting.give("found", described)
             return None
+        found = meeting.gather("found", described, TRIAL.limit_s + GROUP.limit_s)
+        self._report_lost(here, found)
         others = [Row.read(row) for rank, rows in found.items() if rank for row in rows]
         return merge_ranks([*self.rows, *others], _ORDER)
 
@@ -86,9 +92,13 @@ class Rank:
             reason = " ".join(str(error).split())[:200]
             cure = "see docs/machines.md: --master_addr, --master_port, open ports"
             self._add("ranks", fail(f"rank {self.number} does not reach rank 0: {reason}", cure))
-            return None
-        time.sleep(limit_s)
         return None
+
+    def linger(self, limit_s: float) -> None:
+        """Wait until the other ranks have reported, if this one cannot reach them: a launcher ends
+        all when one ends with an error. Rank 0 then ends them soon."""
+        if self.is_cut_off:
+            time.sleep(limit_s + SLOWER_S if self.number else _SOON_S)
 
     def _report_missing(self, here: Mapping[int, str]) -> None:
         """Add a row on the ranks that have not started in time."""

@@ -74,7 +74,7 @@ class Check:
     name: str
     run: Callable[[Target], Finding]
     needs: tuple[str, ...] = ()
-    """Libraries; the check is skipped if one cannot be imported."""
+    """Other checks and libraries; if one of them is broken, this check is skipped."""
     limit_s: float = 30
     each_rank: bool = False
     differs: Status = "ok"

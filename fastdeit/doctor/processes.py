@@ -10,15 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from fastdeit.doctor.findings import Check, Finding, Target, absent, fail
 
-_ROOT = Path(__file__).parents[2]
 _CODE = (
-    f"import sys; sys.path.insert(0, {str(_ROOT)!r}); import fastdeit.doctor.worker as w; w.main()"
+    "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); "
+    "from fastdeit.doctor.worker import main; main()"
 )
+"""Has the paths of this process: from where it imports is what is checked."""
 _END_S = 5.0  # a process that waits for a dead file system cannot be killed
 _TAIL = 2000
 
@@ -28,7 +28,7 @@ def run_checks(
 ) -> Iterator[tuple[Check, Finding]]:
     """Run checks one after the other in a child process; yield each with its finding.
 
-    A check whose libraries could not be imported is skipped. variables: of the child's environment,
+    A check is skipped if one that it needs is broken. variables: of the child's environment,
     beside those of this process; None removes one.
     """
     failed: set[str] = set()
@@ -39,7 +39,7 @@ def run_checks(
             check = waiting[0]
             missing = [name for name in check.needs if name in failed]
             if missing:
-                yield check, absent(f"needs {missing[0]}, which cannot be imported")
+                yield check, absent(f"needs {missing[0]}, which is broken")
             else:
                 worker = worker or Worker(target, variables or {})
                 finding = worker.run(check)
@@ -63,7 +63,16 @@ class Worker:
         self._text = b""
         environment = {**os.environ, **variables}
         self._process = subprocess.Popen(
-            [sys.executable, "-X", "faulthandler", "-c", _CODE, str(order), str(answer)],
+            [
+                sys.executable,
+                "-X",
+                "faulthandler",
+                "-c",
+                _CODE,
+                str(order),
+                str(answer),
+                json.dumps(sys.path),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=self._output,

@@ -31,10 +31,14 @@ class Meeting:
         )
         self._store = PrefixStore("fastdeit/doctor", store)
 
-    def gather(self, topic: str, value: Any, limit_s: float) -> dict[int, Any]:
-        """Give a value (JSON), and return by rank those of all ranks that give one in time; who has
-        missed it once is not waited for again."""
+    def give(self, topic: str, value: Any) -> None:
+        """Store this rank's value (JSON), and do not wait."""
         self._store.set(f"{topic}/{self.rank}", json.dumps(value))
+
+    def gather(self, topic: str, value: Any, limit_s: float) -> dict[int, Any]:
+        """Store this rank's value, and return by rank those of all ranks that give one in time; who
+        has missed it once is not waited for again."""
+        self.give(topic, value)
         deadline = time.monotonic() + limit_s
         found = {}
         for rank in self._waited_for:

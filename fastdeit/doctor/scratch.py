@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import tempfile
 from pathlib import Path
 
 from fastdeit.doctor.findings import Finding, Target, good, warn
@@ -16,11 +17,35 @@ def choose_scratch(output_dir: str) -> str:
     return str(home / f".fastdeit-doctor-{socket.gethostname()}-{os.getpid()}")
 
 
-def remove_scratch(target: Target) -> Finding:
-    """Remove the scratch folder."""
+def open_scratch(target: Target) -> Path:
+    """Return the scratch folder, which exists then. Raises OSError."""
     folder = Path(target.scratch)
-    if folder.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists():
-        return warn(f"{folder} cannot be removed", f"rm -r {folder}")
-    return good("none")
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def open_any_scratch(target: Target) -> Path:
+    """Return the scratch folder, or one for temporary files if it cannot be written. Raises
+    OSError."""
+    try:
+        return open_scratch(target)
+    except OSError:
+        folder = _name_other(target)
+        folder.mkdir(exist_ok=True)
+        return folder
+
+
+def _name_other(target: Target) -> Path:
+    return Path(tempfile.gettempdir()) / Path(target.scratch).name
+
+
+def remove_scratch(target: Target) -> Finding:
+    """Remove the scratch folders."""
+    left = []
+    for folder in (Path(target.scratch), _name_other(target)):
+        if folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            left.append(str(folder))
+    names = " ".join(left)
+    return warn(f"{names} cannot be removed", f"rm -r {names}") if left else good("none")

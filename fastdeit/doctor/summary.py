@@ -78,4 +78,8 @@ def count_statuses(rows: Sequence[Row]) -> str:
     counts = [
         (status, sum(row.finding.status == status for row in rows)) for status in reversed(SEVERITY)
     ]
-    return ", ".join(f"{count} {status}" for status, count in counts if count)
+    several = {"warning": "warnings"}
+    named = [
+        (count, several.get(status, status) if count > 1 else status) for status, count in counts
+    ]
+    return ", ".join(f"{count} {name}" for count, name in named if count)

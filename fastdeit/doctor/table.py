@@ -33,12 +33,12 @@ CHECKS = (
     Check("names", network.check_names),
     Check("port", network.check_port),
     Check("output folder", files.check_output),
-    Check("locks", files.check_locks),
-    Check("writes", files.check_writes),
+    Check("locks", files.check_locks, ("output folder",)),
+    Check("writes", files.check_writes, ("output folder",)),
     Check("Pillow's JPEG", packages.check_pillow, ("Pillow",)),
     Check("DALI's JPEG", pictures.check_decoder, (*_DALI, "Pillow"), 60, each_rank=True),
     Check("data set", pictures.check_data, ("pyarrow", "Pillow"), 120),
-    Check("disk", files.check_disk, quick=False, limit_s=120),
+    Check("disk", files.check_disk, ("pyarrow",), quick=False, limit_s=120),
 )
 """What each rank, or the first of each machine, checks by itself."""
 GROUP = Check("all ranks", check_group, _TORCH, 120, each_rank=True)

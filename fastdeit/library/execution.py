@@ -54,6 +54,7 @@ def _stop(run: Run, reason: str) -> None:
     run.console.note(f"{done}; the same command resumes from there")
     if run.world.rank == 0:
         run.folder.stop_request.unlink(missing_ok=True)
+    run.report.finish()
     _end_together(run)
 
 
@@ -66,6 +67,7 @@ def _end_together(run: Run) -> None:
 
 def _close(run: Run) -> None:
     run.console.stop()
+    run.report.close()
     run.data.train_loader.close()
     run.data.val_loader.close()
     run.checkpoints.close()

@@ -17,6 +17,8 @@ from fastdeit.audit.checklist import Audit, Row
 from fastdeit.config.schema import Config
 from fastdeit.models.student import build_student
 from fastdeit.storage.run_folder import RunFolder
+from fastdeit.teacher_cache.format import Manifest
+from fastdeit.teacher_cache.writer import create_cache
 from tests.support.images import CLASSES
 from tests.support.trained import write_student
 
@@ -172,6 +174,14 @@ def test_the_recorded_teacher_decides_over_the_named_one(tmp_path: Path) -> None
         assert rows_of(audit_run(folder))["teacher"].status == status, teacher
 
 
+def test_the_teacher_of_a_cache_decides_over_the_named_one(tmp_path: Path) -> None:
+    facts = {"teacher": {"name": "test_vit"}}
+    create_cache(tmp_path / "cache", Manifest("hard", 1, num_classes=5, samples=8, facts=facts))
+    for cache, status in (("cache", "differs"), ("nothing", "cannot be seen")):
+        config = configure(distill={"cache": str(tmp_path / cache)})
+        assert rows_of(audit_settings(config, "cached"))["teacher"].status == status
+
+
 def test_a_program_as_a_teacher_is_not_run(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     config = configure(distill={"teacher_model": f"pathlib:Path({str(marker)!r}).touch"})
@@ -186,7 +196,7 @@ def test_a_checkpoint_in_a_run_folder_has_its_settings(tmp_path: Path) -> None:
 
 
 def test_deits_checkpoint_has_all_but_the_bias(deit: Path) -> None:
-    audit = audit_source(deit, model="deit_tiny_distilled_patch16_224")
+    audit = audit_source(deit)
     assert names(audit, "differs") == {"qkv_bias", "size"}
     assert names(audit, "cannot be seen") == {"initial_weights"}
     assert rows_of(audit)["qkv_bias"].found == "in 2 of 2 blocks"
@@ -194,7 +204,7 @@ def test_deits_checkpoint_has_all_but_the_bias(deit: Path) -> None:
 
 def test_timms_checkpoint_has_the_same(deit: Path, tmp_path: Path) -> None:
     path = rewrite(deit, tmp_path / "timm.pth.tar", args=TIMM_ARGS)
-    audit = audit_source(path, model="deit_tiny_distilled_patch16_224")
+    audit = audit_source(path)
     assert names(audit, "differs") == {"qkv_bias", "size"}
     assert names(audit, "cannot be seen") == {"initial_weights", "crop_and_flip"}
 
@@ -264,8 +274,9 @@ def test_plain_weights_show_the_model_alone(tmp_path: Path) -> None:
 
 def test_weights_of_a_convnet_are_no_vision_transformer(tmp_path: Path) -> None:
     path = tmp_path / "resnet.pth"
-    torch.save({"state_dict": timm.create_model("test_resnet").state_dict()}, path)
-    audit = audit_source(path, model="test_resnet")
+    args = argparse.Namespace(model="test_resnet")
+    torch.save({"state_dict": timm.create_model("test_resnet").state_dict(), "args": args}, path)
+    audit = audit_source(path)
     assert rows_of(audit)["distillation_token"].found == "test_resnet is no Vision Transformer"
     assert not names(audit, "equal")
 

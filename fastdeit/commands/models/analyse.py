@@ -76,8 +76,8 @@ def analyse_command(argv: Sequence[str]) -> int:
         options = parse_options(argv, AnalyseOptions, "fastdeit analyse", __doc__ or "")
         config = find_data(options.checkpoint, options.data)
         fetch_data(config)
-        run = _find_whole_run(options)
-        recorded = _read_recorded(run) if run is not None and not options.answers.other else None
+        run = _find_whole_run(options.checkpoint)
+        recorded = _read_recorded(run) if run is not None and _asks_recorded(options) else None
         models = _load_models(options, run if recorded is None else None)
         first = next(iter(models.values()))
         class_map = options.answers.class_map
@@ -85,7 +85,7 @@ def analyse_command(argv: Sequence[str]) -> int:
             models,
             open_images(first, find_root(config), config.data.val_split, class_map),
             options.answers.images,
-            teacher=_load_teacher(options, config, run, first) if recorded is None else None,
+            teacher=_load_teacher(options, config, first) if recorded is None else None,
             class_map=class_map,
             recorded=recorded,
         )
@@ -96,18 +96,27 @@ def analyse_command(argv: Sequence[str]) -> int:
     return 0
 
 
-def _find_whole_run(options: AnalyseOptions) -> RunFolder | None:
-    """Return the run whose folder CHECKPOINT is, if its own images are asked for."""
-    run = find_run(options.checkpoint)
-    place = Path(options.checkpoint.removeprefix(LOCAL))
-    is_whole = run is not None and run.path == place.resolve()
-    return run if is_whole and options.data == DataFlags() else None
+def _find_whole_run(checkpoint: str) -> RunFolder | None:
+    """Return the run whose folder CHECKPOINT is, not a file in it."""
+    run = find_run(checkpoint)
+    is_whole = run is not None and run.path == Path(checkpoint.removeprefix(LOCAL)).resolve()
+    return run if is_whole else None
+
+
+def _asks_recorded(options: AnalyseOptions) -> bool:
+    """Return True if the run's own evaluation has all answers that are asked for."""
+    is_own = options.data == DataFlags() and options.teacher == TeacherOptions()
+    return is_own and not options.answers.other
 
 
 def _read_recorded(run: RunFolder) -> tuple[Disagreement, str] | None:
     """Return the disagreement in the newest evaluation of a run, and where it is from; None if the
-    run has recorded none. Raises ValueError for a damaged file."""
-    found = read_predictions(run.predictions)
+    run has recorded none, or, with a note, if the file is damaged."""
+    try:
+        found = read_predictions(run.predictions)
+    except ValueError as error:
+        Terminal(stderr=True).say(f"note: {error}")
+        return None
     if found is None:
         return None
     where = f"of all {len(found.rows):,} images, recorded at step {found.step:,}"
@@ -129,15 +138,16 @@ def _load_models(options: AnalyseOptions, run: RunFolder | None) -> dict[str, Lo
 
 
 def _load_teacher(
-    options: AnalyseOptions, config: Config, run: RunFolder | None, first: LoadedModel
+    options: AnalyseOptions, config: Config, first: LoadedModel
 ) -> LiveTeacher | None:
     """Load the teacher of the flags, else that of the run if its weights are on this machine."""
     device = options.weights.find_device()
     if options.teacher != TeacherOptions():
         return load_teacher_of(options.teacher, first, device)
     distill = config.distill
+    is_own = not options.data.data_path and distill.needs_teacher
     # a program runs only if the command line names it
-    if run is None or not distill.needs_teacher or runs_code(distill.teacher_model):
+    if not is_own or runs_code(distill.teacher_model):
         return None
     if not all(path and locate_weights(path).is_file() for _, path in distill.teachers):
         return None

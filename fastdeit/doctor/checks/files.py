@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fastdeit.doctor.findings import GIB, MIB, Finding, Target, absent, fail, good, warn, warn_of
 from fastdeit.doctor.images import NoImagesError, locate_images
+from fastdeit.doctor.scratch import open_any_scratch, open_scratch
 from fastdeit.storage.atomic import atomic_write_text, sync
 
 _LITTLE = 10 * GIB
@@ -29,14 +30,14 @@ def check_output(target: Target) -> Finding:
     """Write a file below --output-dir, and look at the free space."""
     scratch = Path(target.scratch)
     try:
-        scratch.mkdir(parents=True, exist_ok=True)
+        open_scratch(target)
         atomic_write_text(scratch / "whole", "text")
     except OSError as error:
         found = f"{scratch.parent} cannot be written: {error.strerror}"
         return fail(found, "set --output-dir to a folder that can be written")
     space = os.statvfs(scratch)
     free = space.f_frsize * space.f_bavail
-    found = f"{scratch.parent}: {free / GIB:,.0f} GiB free"
+    found = f"{target.output_dir}: {free / GIB:,.0f} GiB free"
     if free < _NONE:
         return fail(found, "free space: two checkpoints of DeiT-S alone have 0.7 GiB")
     if free < _LITTLE:
@@ -46,7 +47,7 @@ def check_output(target: Target) -> Finding:
 
 def check_locks(target: Target) -> Finding:
     """Lock a file twice: the second lock must be refused."""
-    path = _make(target) / "lock"
+    path = open_scratch(target) / "lock"
     with path.open("wb") as first, path.open("wb") as second:
         try:
             _lock(first.fileno())
@@ -70,7 +71,7 @@ def _lock(descriptor: int) -> None:
 
 def check_writes(target: Target) -> Finding:
     """Look at what checkpoints need: renames that replace, hard links, a disk that answers."""
-    folder = _make(target)
+    folder = open_scratch(target)
     path = folder / "renamed"
     path.write_text("old")
     began = time.monotonic()
@@ -123,7 +124,7 @@ def _locate(target: Target) -> Sequence[Place]:
     now. Raises NoImagesError."""
     if target.data_path:
         return locate_images(target.data_path, target.train_split)
-    path = _make(target) / "written"
+    path = open_any_scratch(target) / "written"
     block = os.urandom(MIB)
     with path.open("wb") as file:
         for _ in range(_WRITTEN // MIB):
@@ -172,10 +173,3 @@ def _read_place(place: Place) -> int:
     file, offset, length = place
     with open(file, "rb", buffering=0) as opened:
         return len(os.pread(opened.fileno(), length, offset))
-
-
-def _make(target: Target) -> Path:
-    """Return the scratch folder, which exists then."""
-    folder = Path(target.scratch)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -1,10 +1,14 @@
 """A check of all ranks of a launch together: they join one group, and sum a tensor."""
 
+import contextlib
+import fcntl
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from fastdeit.doctor.findings import MIB, Finding, Target, absent, fail, good, warn
+from fastdeit.doctor.scratch import open_scratch
 
 _TIMEOUT_S = 45
 _ROUNDS = 5
@@ -29,6 +33,7 @@ def check_group(target: Target) -> Finding:
         world = init_distributed(_TIMEOUT_S)
         gbps = _measure_sum(world.size, world.device)
         spread = _compare_clocks(world.size)
+        shared = _share_lock(target, world.rank)
     except (RuntimeError, ValueError, OSError, dist.DistError) as error:
         reason = " ".join(str(error).split())[:200]
         cure = (
@@ -36,7 +41,9 @@ def check_group(target: Target) -> Finding:
         )
         return fail(f"the ranks cannot sum a tensor: {reason}", cure)
     found = f"{size} ranks sum {_BYTES[world.device.type] // MIB} MiB over {dist.get_backend()}"
-    found += f" at {gbps:.1f} GB/s; clocks within {spread:.2f} s"
+    found += f" at {gbps:.1f} GB/s; clocks within {spread:.2f} s; {shared.found}"
+    if shared.status != "ok":
+        return Finding(shared.status, found, shared.cure)
     if spread > _CLOCKS_S:
         return warn(found, "set the clocks of all machines (ntp)")
     if world.device.type == "cuda" and gbps < _SLOW_GBPS:
@@ -63,6 +70,50 @@ def _measure_sum(size: int, device: Any) -> float:
     _wait(device)
     seconds = (time.monotonic() - began) / _ROUNDS
     return 2 * (size - 1) / size * 4 * count / seconds / 1e9
+
+
+def _share_lock(target: Target, rank: int) -> Finding:
+    """Lock a file below --output-dir on rank 0, and try to lock it on the others."""
+    import torch.distributed as dist
+
+    held = [""]
+    with contextlib.ExitStack() as stack:
+        if rank == 0:
+            held[0] = _hold_lock(target, stack)
+        dist.broadcast_object_list(held)
+        finding = _try_lock(held[0]) if held[0] else good("no lock to compare")
+        dist.barrier()
+    return finding
+
+
+def _hold_lock(target: Target, stack: contextlib.ExitStack) -> str:
+    """Lock a file until the stack ends, and return its path; "" if that fails, which the checks of
+    one process report."""
+    try:
+        path = open_scratch(target) / "shared"
+        file = stack.enter_context(path.open("wb"))
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return ""
+    return str(path)
+
+
+def _try_lock(name: str) -> Finding:
+    """Return what an attempt to lock rank 0's file shows; rank 0 itself makes it, too."""
+    path = Path(name)
+    folder = path.parent.parent
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        cure = "give all machines the same --output-dir, on a file system that they share"
+        return fail(f"{folder} of rank 0 is not seen here", cure)
+    except BlockingIOError:
+        return good("the lock of rank 0 excludes all others")
+    except OSError as error:
+        return warn(f"no locks in {folder}: {error.strerror}", "mount with locks (NFS 4)")
+    cure = "mount it with locks that hold between machines (NFS 4, lustre -o flock)"
+    return fail(f"a file in {folder} is locked twice at once", cure)
 
 
 def _wait(device: Any) -> None:

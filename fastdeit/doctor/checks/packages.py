@@ -4,7 +4,6 @@ import functools
 import importlib
 import importlib.metadata
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +18,18 @@ _TESTED = Path(fastdeit.__file__).parents[1] / "constraints.txt"
 """Lies beside the package in a checkout."""
 _SLOW_S = 20.0  # an import from a disk over a network
 _SHOWN = 5
-_IMPORTED = {
-    **{"torch": "torch", "torchvision": "torchvision", "timm": "timm"},
-    **{"triton": "triton", "DALI": "nvidia.dali", "DeepSpeed": "deepspeed"},
-    **{"numba": "numba", "pyarrow": "pyarrow", "Pillow": "PIL"},
+_IMPORTED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "torch": ("torch", ()),
+    "torchvision": ("torchvision", ("torch",)),
+    "timm": ("timm", ("torch", "torchvision")),
+    "triton": ("triton", ()),
+    "DALI": ("nvidia.dali", ()),
+    "DeepSpeed": ("deepspeed", ("torch",)),
+    "numba": ("numba", ()),
+    "pyarrow": ("pyarrow", ()),
+    "Pillow": ("PIL", ()),
 }
+"""The module of each large library, and the libraries that it imports itself."""
 
 
 def check_versions(target: Target) -> Finding:
@@ -84,23 +90,26 @@ def _describe_fault(requirement: "Requirement") -> str:
 def list_imports() -> list[Check]:
     """Return a check of the import of each large library: a crash in one names it."""
     return [
-        Check(f"import {name}", _make_import(module), limit_s=120, each_rank=True, differs="broken")
-        for name, module in _IMPORTED.items()
+        Check(
+            f"import {name}",
+            functools.partial(check_import, name=name, module=module),
+            needs,
+            limit_s=120,
+            each_rank=True,
+            differs="broken",
+        )
+        for name, (module, needs) in _IMPORTED.items()
     ]
 
 
-def _make_import(module: str) -> Callable[[Target], Finding]:
-    return functools.partial(check_import, module=module)
-
-
-def check_import(target: Target, *, module: str) -> Finding:
+def check_import(target: Target, *, name: str, module: str) -> Finding:
     """Import a library; one that cannot be imported is broken."""
     began = time.monotonic()
     try:
         library = importlib.import_module(module)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return fail(reason[:300], "pip install --force-reinstall it, with -c constraints.txt")
+        return fail(reason[:300], f"reinstall {name} in the version of constraints.txt")
     seconds = time.monotonic() - began
     found = f"version {getattr(library, '__version__', 'unknown')}"
     if seconds > _SLOW_S:

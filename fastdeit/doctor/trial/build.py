@@ -8,6 +8,7 @@ from fastdeit.data.index import Index
 from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.distributed.world import World
 from fastdeit.models.build import build_model
+from fastdeit.models.sizes import SIZES
 from fastdeit.plan.build import build_plan
 from fastdeit.training.build import build_trainer
 from fastdeit.training.trainer import Trainer
@@ -18,14 +19,14 @@ _LR = 1e-3
 _STEPS_PER_EPOCH = 1000
 
 
-def make_config(folder: Path, world: World, *, size: int = 224) -> Config:
+def make_config(folder: Path, world: World) -> Config:
     """Return the recipe `deit` for a small student, without a teacher, on the images in a folder.
 
     The learning rate is constant.
     """
     name, batch_size = STUDENTS[world.device.type]
     return Config().replace(
-        data={"data_path": str(folder), "input_size": size, "bad_images": "skip"},
+        data={"data_path": str(folder), "input_size": 224, "bad_images": "skip"},
         model={"model": name},
         distill={"distillation_type": "none"},
         optim={
@@ -39,7 +40,8 @@ def build_loader(config: Config, world: World, index: Index) -> TrainLoader:
     """Build the training loader."""
     index, quarantine = build_quarantine(config, index)
     plan = build_plan(config, index.sizes)
-    drop_path = (0.0,) * 12  # bits that keep every branch
+    depth = config.model.depth or SIZES[config.model.model].depth
+    drop_path = (0.0,) * depth  # bits that keep every branch
     return build_train_loader(
         config, world, index, plan, quarantine=quarantine, drop_path=drop_path
     )

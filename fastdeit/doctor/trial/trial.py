@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastdeit.doctor.findings import Finding, Target, fail, good, warn
 from fastdeit.doctor.images import COUNT, NoImagesError, locate_images, make_jpegs
+from fastdeit.doctor.scratch import open_any_scratch
 
 if TYPE_CHECKING:
     from fastdeit.data.loaders.batch import Batch
@@ -40,7 +41,7 @@ class Steps(NamedTuple):
 
 def try_training(target: Target) -> Finding:
     """Train a small DeiT at 224 px for ten seconds, after the imports."""
-    folder = Path(target.scratch) / f"trial-{os.environ.get('LOCAL_RANK', 0)}"
+    folder = open_any_scratch(target) / f"trial-{os.environ.get('LOCAL_RANK', 0)}"
     what = write_images(target, folder)
     world = join_alone()
     return judge(*measure(folder, world), what, world.device.type)
@@ -124,7 +125,10 @@ def _measure_loader(loader: Any, world: "World") -> tuple["Batch", Speed]:
         images += len(next(batches).labels)
     _wait(world.device)
     rate = images / (time.monotonic() - began)
-    return first, Speed(rate, f"{loader.options.describe()}, {world.threads} threads")
+    unit = "GPU" if world.device.type == "cuda" else "process"
+    return first, Speed(
+        rate, f"{loader.options.describe()}, {loader.options.num_threads} cores a {unit}"
+    )
 
 
 def _measure_steps(trainer: Any, batch: "Batch", count: int) -> Steps:

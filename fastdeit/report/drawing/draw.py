@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from fastdeit.analysis.disagreement import compare_answers
 from fastdeit.data.index import Index, build_index
-from fastdeit.data.snapshot import read_images
+from fastdeit.data.snapshot import read_classes
 from fastdeit.data.table import table_places
 from fastdeit.display.terminal import note_failure
 from fastdeit.display.text import printable
@@ -65,9 +65,9 @@ def find_validation(record: RunRecord) -> Index:
     places = table_places(root, data.val_split, None)
     if not any(place.is_file() for place in places):
         raise ValueError(f"{root} has no stored index; `fastdeit index {root}` makes it")
-    train = read_images(record.folder.train_images, root)
+    classes = read_classes(record.folder.train_images)
     return build_index(
-        root, data.val_split, classes=train.classes, bad_images="skip", check=data.index_check
+        root, data.val_split, classes=classes, bad_images="skip", check=data.index_check
     )
 
 

@@ -42,6 +42,19 @@ def test_recorded_answers_need_no_pass_over_the_images(
     assert found["answers"] == "of all 9 images, recorded at step 4"
 
 
+def test_what_they_lack_is_answered_by_the_models(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = analyse(capsys, run, "--teacher-path", tmp_path / "teacher")["disagreement"]
+    split = analyse(capsys, run, "--val-split", "train")["disagreement"]
+    assert named["names"][-1] == split["names"][-1] == "teacher/both"
+    run.predictions.write_bytes(b"PAR1")
+    assert analyse_command([str(run), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["disagreement"]["images"] == 9
+    assert shown.err.startswith(f"note: {run.predictions}: damaged")
+
+
 def test_without_them_the_heads_ema_and_teacher_of_the_run_answer(
     run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -61,8 +62,13 @@ def decode(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def test_samples_are_those_of_the_loader_with_what_was_planned(made: Path, drawn: Pictures) -> None:
-    config = configure(made / "run", made / "data")
+@pytest.mark.parametrize("backend", ["exact", pytest.param("native", marks=pytest.mark.slow)])
+def test_samples_are_those_of_the_loader_with_what_was_planned(home: Path, backend: str) -> None:
+    run = RunFolder(home / "run")
+    lines = [json.loads(line) for line in run.attempts.read_text().splitlines()]
+    run.attempts.write_text(json.dumps(lines[0] | {"augment_backend": backend}))
+    augment = {"augment_backend": backend}
+    config = configure(run.path, home / "data", augment=augment)
     index = build_train_index(config)
     plan = build_plan(config, index.sizes)
     alone = World(0, 1, 0, 1, torch.device("cpu"))
@@ -73,6 +79,7 @@ def test_samples_are_those_of_the_loader_with_what_was_planned(made: Path, drawn
     names = [index.classes[label] for label in batch.labels]
     augmented = denormalise(batch.images, VIEW.mean, VIEW.std)
     mixed = denormalise(mix(batch.unmixed, batch.lam, batch.box), VIEW.mean, VIEW.std)
+    drawn = draw(run.path, 4)
     assert len(drawn.samples) == 4 and drawn.notes == ()
     for row, sample in enumerate(drawn.samples):
         assert sample.lines == tuple(describe_sample(draws, row, names))
@@ -141,6 +148,20 @@ def test_images_that_were_excluded_before_the_first_step_are_no_samples(home: Pa
     quarantine.add({rows[second]: "is damaged"})
     names = [sample.alt.split()[2] for sample in draw(run.path).samples]
     assert first not in names and second in names
+
+
+def test_a_run_that_began_in_a_later_epoch_shows_that(home: Path) -> None:
+    run = RunFolder(home / "run")
+    config = configure(run.path, home / "data")
+    index = build_train_index(config)
+    plan = build_plan(config, index.sizes)
+    line = json.loads(run.attempts.read_text().splitlines()[0])
+    line["step"] = 2 * plan.steps_per_epoch(4) + 1
+    run.attempts.write_text(json.dumps(line))
+    draws = plan.draw(2, np.arange(2))
+    names = [index.classes[label] for label in index.labels[draws.image_index]]
+    lines = [tuple(describe_sample(draws, row, names)) for row in range(2)]
+    assert [sample.lines for sample in draw(run.path).samples] == lines
 
 
 def move_data(home: Path) -> None:
