@@ -32,7 +32,10 @@ FOREIGN_FLAGS = {
     "deit": "--output_dir",
     "benchmarks.resources": "--write",
     "benchmarks.bench_pipeline": "--pillow-simd --data --sizes --copies --stages --rounds --images",
-    "pip": "--no-deps --no-binary --target",
+    "pip": "--no-deps --no-binary --target --no-index --find-links",
+    "docker": "--rm --gpus --ipc --ulimit --user --volume --entrypoint --time --build-arg --file "
+    "--tag",
+    "apptainer": "--nv",
 }
 
 # words that a stranger has to translate -> the field's words
