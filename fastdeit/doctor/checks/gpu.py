@@ -29,8 +29,7 @@ def count_gpus() -> int:
 def _query() -> list[list[str]]:
     """Return a row for each GPU that nvidia-smi lists. Raises OSError and SubprocessError."""
     command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader"]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command, **streams)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         text, _ = process.communicate(timeout=_QUERY_S)
     except subprocess.TimeoutExpired:
