@@ -12,7 +12,7 @@ from setuptools import find_packages, setup
 ONNX = ["onnx>=1.19", "onnxruntime>=1.20", "onnxscript>=0.5"]  # fastdeit export to ONNX
 REMOTE = ["s3fs>=2024.6", "gcsfs>=2024.6"]  # --data-path s3://... and gs://...
 REPORT: list[str] = []  # the plots of report.html
-WANDB: list[str] = []  # --log-wandb
+WANDB = ["wandb>=0.19"]  # --log-wandb
 BENCH = ["simplejpeg>=1.9", "webdataset>=1.0"]  # the peers of bench_pipeline
 DOCS: list[str] = []  # the site
 
@@ -80,6 +80,7 @@ setup(
             "ruff>=0.9",
             "mypy>=1.13",
             "types-PyYAML",
+            "prometheus-client>=0.20",  # reads what --prometheus writes
             "webdataset>=1.0",  # reads what `fastdeit pack` writes
         ],
     },

@@ -26,6 +26,7 @@ from fastdeit.run.inputs import Inputs
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.reader import CachedTeacher
 from fastdeit.tracking.log import MetricLog
+from fastdeit.tracking.trackers import Trackers
 from fastdeit.training.flops import Utilisation
 from fastdeit.training.trainer import LaunchedStep, Meter, Trainer
 
@@ -162,6 +163,7 @@ class Run:
     checkpoints: CheckpointWriter
     health: Health
     log: MetricLog
+    trackers: Trackers
     progress: Progress
     utilisation: Utilisation
 
