@@ -5,27 +5,34 @@
 skips it.
 """
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ONNX = ["onnx>=1.19", "onnxruntime>=1.20", "onnxscript>=0.5"]  # fastdeit export to ONNX
 REMOTE = ["s3fs>=2024.6", "gcsfs>=2024.6"]  # --data-path s3://... and gs://...
-REPORT: list[str] = []  # the plots of report.html
+REPORT = ["plotly>=6"]  # the plots of report.html
 WANDB = ["wandb>=0.19"]  # --log-wandb
 BENCH = ["simplejpeg>=1.9", "webdataset>=1.0"]  # the peers of bench_pipeline
-DOCS: list[str] = []  # the site
+DOCS = ["mkdocs-material>=9.6,<10"]  # the site; MkDocs 2 reads no hooks
+
+VERSION = re.search(r'^__version__ = "(.+)"', Path("fastdeit/__init__.py").read_text(), re.M)[1]
 
 setup(
     name="fastdeit",
-    version="0.1.0",
+    version=VERSION,
     description="A high-throughput training pipeline for Data-efficient image Transformers (DeiT)",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=[*find_packages(include=["fastdeit", "fastdeit.*"]), "fastdeit.kernels"],
-    package_data={"fastdeit": ["py.typed"], "fastdeit.kernels": ["*.json"]},
+    package_data={
+        "fastdeit": ["py.typed"],
+        "fastdeit.kernels": ["*.json"],
+        "fastdeit.report.page": ["templates/*"],
+    },
     install_requires=[
         "torch>=2.10,<2.15",  # the newest tried is 2.14
         "torchvision>=0.25",
@@ -45,9 +52,11 @@ setup(
         "huggingface-hub>=0.30",  # weights by name, model cards; timm brings it too
         "fsspec>=2024.6",  # data sets at a URL; torch brings it too
         "httpx2>=2",  # those at a web server
-        "tyro>=1.0",
+        "tyro>=1.0,<2",
+        "shtab>=1.8.1",  # shell completion
         "rich>=13",
         "pyyaml>=6",
+        "jinja2>=3.1",  # the page of a report; torch brings it too
         "tensorboard>=2.16",
         "matplotlib>=3.8",
         "scipy>=1.12",  # reads ImageNet's meta.mat
@@ -81,6 +90,8 @@ setup(
             "mypy>=1.13",
             "types-PyYAML",
             "prometheus-client>=0.20",  # reads what --prometheus writes
+            "playwright>=1.50",  # drives the machine's Chromium
+            "axe-playwright-python>=0.1.7",  # checks that a page can be read by everybody
             "webdataset>=1.0",  # reads what `fastdeit pack` writes
         ],
     },

@@ -14,7 +14,6 @@ import os
 import platform
 import re
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,8 @@ from typing import Any
 import torch
 import triton
 from torch._functorch import config as functorch_config
+
+from fastdeit.distributed.versions import find_commit
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "triton", "dali", "deepspeed")
@@ -153,17 +154,7 @@ def commit() -> str:
 
     Without git or a checkout: $FASTDEIT_COMMIT, or "unknown".
     """
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        head = subprocess.run(
-            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-        )
-        changes = subprocess.run(
-            [*git, "status", "--porcelain"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
-        return os.environ.get("FASTDEIT_COMMIT", "unknown")
-    return head.stdout.strip() + ("+dirty" if changes.stdout.strip() else "")
+    return find_commit() or os.environ.get("FASTDEIT_COMMIT", "unknown")
 
 
 def installed(package: str) -> str:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fastdeit.library.config import Config as Config
     from fastdeit.library.eval_loader import create_eval_loader as create_eval_loader
     from fastdeit.library.loader import Loader as Loader
+    from fastdeit.library.models import analyse_checkpoint as analyse_checkpoint
+    from fastdeit.library.models import audit_model as audit_model
     from fastdeit.library.models import create_student as create_student
     from fastdeit.library.models import create_teacher as create_teacher
     from fastdeit.library.models import evaluate_checkpoint as evaluate_checkpoint
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from fastdeit.library.train_loader import create_loader as create_loader
     from fastdeit.library.training import estimate_memory as estimate_memory
     from fastdeit.library.training import train_run as train_run
+    from fastdeit.library.training import write_report as write_report
     from fastdeit.models.hub import EvalView as EvalView
     from fastdeit.models.student import Student as Student
     from fastdeit.plan.plan import Plan as Plan
@@ -51,6 +54,8 @@ _PLACES = {
     "SettingError": "config.parse",
     "Student": "models.student",
     "TeacherCache": "teacher_cache.reader:Cache",
+    "analyse_checkpoint": "library.models",
+    "audit_model": "library.models",
     "augment_crops": "library.augmentation",
     "augment_images": "library.augmentation",
     "create_eval_loader": "library.eval_loader",
@@ -63,6 +68,7 @@ _PLACES = {
     "load": "library.models",
     "mix": "kernels.mix",
     "train_run": "library.training",
+    "write_report": "library.training",
 }
 """Public name -> the module of this package that defines it, and its name there if it differs."""
 

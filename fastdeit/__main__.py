@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from fastdeit.commands.imports import pause_collection
 from fastdeit.display.terminal import Terminal, end_on_closed_pipe, replace_closed_streams, show_log
+from fastdeit.distributed.versions import find_commit, versions
 from fastdeit.reliability import launcher
 
 
@@ -58,6 +59,22 @@ def replay(argv: Sequence[str]) -> int:
     return replay_command(argv)
 
 
+def compare(argv: Sequence[str]) -> int:
+    """compare runs: settings, samples, speed, results, and whether the results differ by chance"""
+    with pause_collection():
+        from fastdeit.commands.runs.compare import compare_command
+
+    return compare_command(argv)
+
+
+def report(argv: Sequence[str]) -> int:
+    """write a page on runs: curves, pictures, differences"""
+    with pause_collection():
+        from fastdeit.commands.runs.report import report_command
+
+    return report_command(argv)
+
+
 def predict(argv: Sequence[str]) -> int:
     """name the classes in images, with probabilities and attention maps"""
     with pause_collection():
@@ -83,6 +100,29 @@ def evaluate(argv: Sequence[str]) -> int:
     return evaluate_command(argv)
 
 
+def audit(argv: Sequence[str]) -> int:
+    """compare a run, a recipe or a checkpoint with the paper, item by item"""
+    with pause_collection():
+        from fastdeit.commands.audit import audit_command
+
+    return audit_command(argv)
+
+
+def recipes(argv: Sequence[str]) -> int:
+    """list the recipes, show one, or compare two"""
+    from fastdeit.commands.recipes import recipes_command
+
+    return recipes_command(argv)
+
+
+def analyse(argv: Sequence[str]) -> int:
+    """compare the tokens, attention heads and answers of a checkpoint"""
+    with pause_collection():
+        from fastdeit.commands.models.analyse import analyse_command
+
+    return analyse_command(argv)
+
+
 def fetch(argv: Sequence[str]) -> int:
     """fetch a data set at a URL to a local folder"""
     with pause_collection():
@@ -91,7 +131,41 @@ def fetch(argv: Sequence[str]) -> int:
     return fetch_command(argv)
 
 
-_ALL = (train, index, fetch, pack, cache, preview, replay, evaluate, predict, export)
+def completion(argv: Sequence[str]) -> int:
+    """print the script by which bash, zsh or fish completes commands and flags"""
+    from fastdeit.commands.completion import completion_command
+
+    return completion_command(argv, {name: each.__doc__ or "" for name, each in COMMANDS.items()})
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """check this machine: GPU, packages, network, disk, data, and ten seconds of training"""
+    launcher.attach()
+    with pause_collection():
+        from fastdeit.commands.doctor import doctor_command
+
+    return doctor_command(argv)
+
+
+_ALL = (
+    train,
+    index,
+    fetch,
+    pack,
+    cache,
+    preview,
+    replay,
+    compare,
+    report,
+    evaluate,
+    analyse,
+    predict,
+    export,
+    audit,
+    recipes,
+    doctor,
+    completion,
+)
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     command.__name__: command for command in _ALL
 }
@@ -111,14 +185,26 @@ def main() -> int:
     if name in ("-h", "--help"):
         Terminal().say(_usage())
         return 0
+    if name == "--version":
+        Terminal().say(_version())
+        return 0
     Terminal(stderr=True).say(f"fastdeit: error: no command {name!r}\n{_usage()}")
     return 2
 
 
 def _usage() -> str:
-    rows = [f"  {name:<8} {command.__doc__}" for name, command in COMMANDS.items()]
-    lines = ["usage: fastdeit COMMAND [FLAGS]", *rows, "  COMMAND --help lists its flags"]
-    return "\n".join(lines)
+    width = max(map(len, COMMANDS))
+    rows = [f"  {name:<{width}} {command.__doc__}" for name, command in COMMANDS.items()]
+    last = "  COMMAND --help lists its flags; --version prints the versions"
+    return "\n".join(["usage: fastdeit COMMAND [FLAGS]", *rows, last])
+
+
+def _version() -> str:
+    """Return the version of fastdeit and of what it computes with, as one line."""
+    found = versions()
+    commit = find_commit()
+    ours = f"fastdeit {found.pop('fastdeit')}{f' ({commit})' if commit else ''}"
+    return ", ".join([ours, *(f"{name} {version}" for name, version in found.items())])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import functools
+import html
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -190,3 +191,41 @@ def test_words_are_plain(path: Path) -> None:
         for match in re.finditer(rf"\b(?:{pattern})\b", prose, re.IGNORECASE)
     }
     assert not found
+
+
+def test_the_start_page_leads_to_every_page() -> None:
+    linked = re.findall(r"\]\(([\w-]+\.md)\)", text_of(ROOT / "docs" / "index.md"))
+    reached = {*linked, "index.md", "machines.md", "gpu.md"}  # these two: from clusters.md
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} == reached
+
+
+def test_glossary_has_the_words_of_readme() -> None:
+    glossary = text_of(ROOT / "docs" / "glossary.md")
+    section = text_of(ROOT / "README.md").partition("| word | meaning |\n|---|---|\n")[2]
+    rows = section.partition("\n\n")[0].splitlines()
+    assert len(rows) > 3
+    assert not [row for row in rows if row not in glossary]
+
+
+def test_glossary_has_each_word_once() -> None:
+    rows = re.findall(r"^\| ([^|]+) \|", text_of(ROOT / "docs" / "glossary.md"), re.MULTILINE)
+    words = [word for row in rows if row != "word" for word in row.split(", ")]
+    assert len(words) == len(set(words)) > 60
+
+
+def test_pictures_are_small_and_described() -> None:
+    for page in GUIDES:
+        for text, link in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)\)", text_of(page)):
+            assert len(text) > 20, f"{page.name}: {link} needs a description"
+            assert (page.parent / link).stat().st_size < 300_000, link
+
+
+def test_the_drawing_of_the_data_flow_has_the_labels_of_its_source() -> None:
+    source = text_of(ROOT / "docs" / "architecture.dot")
+    labels = {
+        line.strip()
+        for label in re.findall(r'label="([^"]+)"', source)
+        for line in label.split("\\n")
+    }
+    drawn = re.findall(r"<text[^>]*>([^<]+)</text>", text_of(ROOT / "docs" / "architecture.svg"))
+    assert labels == {html.unescape(line).strip() for line in drawn} and len(labels) > 10

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import fastdeit
 from tests.conftest import HEAVY
 from tests.support.launching import ROOT
 
@@ -31,13 +32,13 @@ USES = {"analysis", "audit", "doctor", "export", "inference", "report", "trackin
 # room -> the rooms that it may import; every room may use its own, and kernels
 ROOMS: dict[str, set[str]] = {
     "train": {"commands", "display", "distributed", "reliability"},
-    "__main__": {"commands", "display", "reliability"},
+    "__main__": {"commands", "display", "distributed", "reliability"},
     "__init__": {"library", "tracking", *PARTS},
     "commands": {"library", "replay", "run", *USES, *PARTS, *STORAGE},
     "library": {"run", *USES, *PARTS, *STORAGE},
     "replay": {"run", "tracking", *PARTS, *STORAGE},
     "run": {"report", "tracking", *PARTS, *STORAGE},
-    "report": {"analysis", "inference", "tracking", *PARTS, *STORAGE},
+    "report": {"analysis", "audit", "inference", "tracking", *PARTS, *STORAGE},
     "audit": {"inference", *PARTS, *STORAGE},
     "doctor": {*PARTS, *STORAGE},
     "export": {"inference", *PARTS, *STORAGE},
@@ -57,7 +58,7 @@ ROOMS: dict[str, set[str]] = {
     "storage": set(),
 }
 # the rooms in which every module may see a whole `Config`; elsewhere only build.py may
-SEES_CONFIG = {"commands", "config", "library", "replay", "run"}
+SEES_CONFIG = {"commands", "config", "library", "replay", "report", "run"}
 # third-party names that a low layer is limited to
 ONLY: dict[str, set[str]] = {
     "plan": {"numpy"},
@@ -148,17 +149,21 @@ def test_kernels_is_the_tracked_link() -> None:
     assert Path(mix.__file__).resolve() == ROOT / "kernels" / "mix.py"
 
 
-def test_importing_the_package_is_light() -> None:
+def test_importing_the_package_and_printing_versions_is_light() -> None:
     code = (
-        "import fastdeit, fastdeit.config.recipes, sys\n"
-        "print(sorted({'torch', 'nvidia', 'numpy'} & set(sys.modules)))"
+        "import fastdeit, fastdeit.config.recipes, fastdeit.__main__ as entry, sys\n"
+        "sys.argv = ['fastdeit', '--version']\n"
+        "assert entry.main() == 0\n"
+        "print(sorted({'torch', 'nvidia.dali', 'numpy'} & set(sys.modules)))"
     )
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout == "[]\n"
+    version, loaded = done.stdout.splitlines()
+    assert version.startswith(f"fastdeit {fastdeit.__version__}") and " torch 2." in version
+    assert loaded == "[]"
 
 
-@pytest.mark.parametrize("command", ["data.fetch", "data.pack", "data.index"])
+@pytest.mark.parametrize("command", ["data.fetch", "data.pack", "data.index", "doctor"])
 def test_commands_of_one_process_import_no_torch(command: str) -> None:
     code = f"import sys, fastdeit.commands.{command}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

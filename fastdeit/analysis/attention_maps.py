@@ -19,6 +19,7 @@ import torch
 from timm.layers import Attention as TimmAttention
 from torch import nn
 
+from fastdeit.analysis.distance import measure_distance
 from fastdeit.kernels.attention import attention_weights
 from fastdeit.models.blocks import Attention
 
@@ -55,6 +56,7 @@ class AttentionRecord:
     def __init__(self, tokens: tuple[str, ...], num_prefix_tokens: int) -> None:
         self._tokens = tokens
         self._num_prefix_tokens = num_prefix_tokens
+        self._distances: list[torch.Tensor] = []
 
     def add(self, layer: int, num_heads: int, _: nn.Module, __: object, qkv: torch.Tensor) -> None:
         """Add a layer, as a forward hook of its qkv projection; layer 0 begins a forward pass.
@@ -66,6 +68,13 @@ class AttentionRecord:
         identity = torch.eye(qkv.shape[1], device=qkv.device)
         mixed = (self.weights.mean(1) + identity) / 2
         self.rollout = mixed @ self.rollout if layer else mixed
+        earlier = self._distances if layer else []
+        self._distances = [*earlier, measure_distance(self.weights, self._num_prefix_tokens)]
+
+    @property
+    def distances(self) -> torch.Tensor:
+        """Return the mean attention distances in patches: fp32 (B, L, H) on the CPU."""
+        return torch.stack(self._distances, 1).cpu()
 
     def maps(self) -> AttentionMaps:
         """Return what the special tokens read of the patches."""
@@ -84,9 +93,9 @@ class AttentionRecord:
 def record_attention(model: nn.Module) -> Iterator[AttentionRecord]:
     """Record the attention of the forward passes in the block, of square images, without gradient.
 
-    Raises ValueError for a model that has no such maps (`check_attention`).
+    A model without a class token has weights, and no maps. Raises ValueError as `find_attention`.
     """
-    layers = check_attention(model)
+    layers = find_attention(model)
     record = AttentionRecord(_name_tokens(model), int(model.num_prefix_tokens))  # type: ignore[arg-type]
 
     handles = [
@@ -100,21 +109,34 @@ def record_attention(model: nn.Module) -> Iterator[AttentionRecord]:
             handle.remove()
 
 
-def check_attention(model: nn.Module) -> list[Attention | TimmAttention]:
+def check_attention(model: nn.Module) -> None:
+    """Raise ValueError unless the model has plain attention (`find_attention`), and its head reads
+    a class token."""
+    find_attention(model)
+    has_token = getattr(model, "cls_token", None) is not None
+    if not has_token or getattr(model, "global_pool", "token") != "token":
+        raise ValueError("its head does not read a class token")
+
+
+def has_maps(model: nn.Module) -> bool:
+    """Return True for a model that `check_attention` accepts."""
+    try:
+        check_attention(model)
+    except ValueError:
+        return False
+    return True
+
+
+def find_attention(model: nn.Module) -> list[Attention | TimmAttention]:
     """Return the attention of each layer.
 
-    Raises ValueError unless the model is a Vision Transformer whose head reads a class token, with
-    plain attention: softmax of the products of queries and keys, without norms, gates or positions.
+    Raises ValueError unless the model is a Vision Transformer with plain attention: softmax of the
+    products of queries and keys, without norms, gates or positions.
     """
     blocks = getattr(model, "blocks", ())
     layers = [getattr(block, "attn", None) for block in blocks]
     if not layers or not all(map(_is_plain, layers)):
         raise ValueError("its layers have no plain self-attention")
-    if (
-        getattr(model, "cls_token", None) is None
-        or getattr(model, "global_pool", "token") != "token"
-    ):
-        raise ValueError("its head does not read a class token")
     return layers
 
 
@@ -126,4 +148,5 @@ def _is_plain(layer: nn.Module | None) -> bool:
 
 
 def _name_tokens(model: nn.Module) -> tuple[str, ...]:
-    return ("CLS", "DIST") if getattr(model, "dist_token", None) is not None else ("CLS",)
+    fields = {"cls_token": "CLS", "dist_token": "DIST"}
+    return tuple(name for field, name in fields.items() if getattr(model, field, None) is not None)

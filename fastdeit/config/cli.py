@@ -13,12 +13,11 @@ import tyro
 
 from fastdeit.config.file import config_from_dict, read_config_file
 from fastdeit.config.flags import check_flags
+from fastdeit.config.options import FLAT
 from fastdeit.config.parse import runs_code
 from fastdeit.config.peers import explain_rate, translate_flags
 from fastdeit.config.recipes import RECIPES, find_recipe
 from fastdeit.config.schema import Config
-
-FLAT = (tyro.conf.OmitArgPrefixes,)
 
 
 class _UncheckedConfig(Config):
@@ -52,6 +51,15 @@ def parse_config(
     if not config.run.output_dir:
         config = config.replace(run={"output_dir": f"runs/{known.recipe}"})
     return config, known.recipe
+
+
+def make_train_parser() -> Any:
+    """Return a parser like argparse's with every flag of `fastdeit train`, to describe them."""
+    default = _UncheckedConfig(**_sections(Config()))
+    parser = tyro.extras.get_parser(_UncheckedConfig, default=default, config=FLAT)
+    parser.add_argument("--recipe", help="Named starting point of the run.")
+    parser.add_argument("--config", help="Settings of an earlier run, or of a file like them.")
+    return parser
 
 
 def _parse_flags(flags: Sequence[str], base: Config, prog: str) -> Config:

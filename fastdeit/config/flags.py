@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -134,9 +135,12 @@ def join_choices(choices: Iterable[str]) -> str:
 def format_train_command(config: Config, recipe: str, alone: bool) -> str:
     """Return the command that trains with these settings, as one line for a shell.
 
-    alone: in one process, without a launcher.
+    alone: in one process, without a launcher, which starts a file of a checkout or, outside of one,
+    the installed module.
     """
-    start = ["fastdeit", "train"] if alone else ["deepspeed", "fastdeit/train.py"]
+    entry = Path("fastdeit/train.py")
+    launched = ["deepspeed", *([entry] if entry.is_file() else ["--module", "fastdeit", "train"])]
+    start = ["fastdeit", "train"] if alone else launched
     return quote_words(*start, *list_flags(config, recipe))
 
 
@@ -162,11 +166,12 @@ def list_flags(config: Config, recipe: str) -> list[str]:
         for field in dataclasses.fields(chosen):
             value = getattr(chosen, field.name)
             if value != getattr(usual, field.name):
-                flags += _format_flag(field.name, value)
+                flags += format_flag(field.name, value)
     return flags
 
 
-def _format_flag(field: str, value: Any) -> list[str]:
+def format_flag(field: str, value: Any) -> list[str]:
+    """Return the flag that sets a field to a value, as words of a command line."""
     flag = name_flag(field)
     if isinstance(value, bool):
         return [flag if value else name_flag(f"no_{field}")]

@@ -6,14 +6,22 @@ Its sections are the groups of --help, a field's docstring is its help. Every mi
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
-from fastdeit.config.flags import check_flag, count_values, split_flags, values_of
-from fastdeit.config.parse import Section, name_flag
+from fastdeit.config.flags import (
+    check_flag,
+    count_values,
+    join_choices,
+    split_flags,
+    values_of,
+)
+from fastdeit.config.parse import Section, name_flag, require_value
 
 Options = TypeVar("Options")
+FLAT = (tyro.conf.OmitArgPrefixes,)
+"""What makes the flags of tyro carry no section's name."""
 _HELP = {"--help": bool, "-h": bool}
 
 
@@ -23,14 +31,17 @@ class _Field(NamedTuple):
     is_place: bool
     """It takes what belongs to no flag."""
     is_required: bool
+    aliases: Sequence[str]
+    """Other spellings of the flag, as -o."""
 
 
 def parse_options(argv: Sequence[str], kind: type[Options], prog: str, description: str) -> Options:
     """Return a command line as an instance of a frozen dataclass; its sections are checked.
 
-    kind: a field is a section (a dataclass), a flag, or, annotated with `tyro.conf.Positional`,
-    what belongs to no flag. Raises ValueError, with a message of one line, for a flag or a value
-    that is not allowed, or missing. Only rank 0 prints --help.
+    kind: a field is a section (a dataclass), a flag (with the aliases of `tyro.conf.arg`), or,
+    annotated with `tyro.conf.Positional`, what belongs to no flag. Raises ValueError, with a
+    message of one line, for a flag or a value that is not allowed, or missing. Only rank 0 prints
+    --help.
     """
     fields = list(_list_fields(kind))
     flags, places = _split(argv, _list_flags(fields))
@@ -41,13 +52,18 @@ def parse_options(argv: Sequence[str], kind: type[Options], prog: str, descripti
         args=[*places, *flags],
         prog=prog,
         description=description,
-        config=(tyro.conf.OmitArgPrefixes,),
+        config=FLAT,
         console_outputs=os.environ.get("RANK", "0") == "0",
     )
     for section in (options, *vars(options).values()):
         if isinstance(section, Section):
             section.check()
     return options
+
+
+def make_parser(kind: type) -> Any:
+    """Return a parser like argparse's with the flags of a frozen dataclass, to describe them."""
+    return tyro.extras.get_parser(kind, config=FLAT)
 
 
 def _list_fields(kind: Any) -> Iterator[_Field]:
@@ -58,9 +74,12 @@ def _list_fields(kind: Any) -> Iterator[_Field]:
             yield from _list_fields(hints[item.name])
             continue
         is_required = item.default is item.default_factory is dataclasses.MISSING
-        is_place = tyro.conf.Positional in getattr(hints[item.name], "__metadata__", ())
-        kind_of = get_args(hints[item.name])[0] if is_place else hints[item.name]
-        yield _Field(item.name, kind_of, is_place, is_required)
+        remarks = getattr(hints[item.name], "__metadata__", ())
+        kind_of = get_args(hints[item.name])[0] if remarks else hints[item.name]
+        # of `tyro.conf.arg`
+        aliases = [name for remark in remarks for name in getattr(remark, "aliases", None) or ()]
+        is_place = tyro.conf.Positional in remarks
+        yield _Field(item.name, kind_of, is_place, is_required, aliases)
 
 
 def _list_flags(fields: Sequence[_Field]) -> dict[str, Any]:
@@ -68,7 +87,7 @@ def _list_flags(fields: Sequence[_Field]) -> dict[str, Any]:
     known: dict[str, Any] = dict(_HELP)
     for field in fields:
         if not field.is_place:
-            known[name_flag(field.name)] = field.type
+            known |= dict.fromkeys([name_flag(field.name), *field.aliases], field.type)
             if field.type is bool:
                 known[name_flag(f"no_{field.name}")] = bool
     return known
@@ -110,3 +129,7 @@ def _check_required(fields: Sequence[_Field], flags: Sequence[str], places: Sequ
     is_open = any(count_values(field.type) is None for field in taking)
     if not is_open and len(places) > len(taking):
         raise ValueError(f"{places[len(taking)]!r} belongs to no flag")
+    for field, place in zip(taking, places, strict=False):
+        if get_origin(field.type) is Literal:
+            choices = [str(choice) for choice in get_args(field.type)]
+            require_value(place in choices, field.name.upper(), place, join_choices(choices))

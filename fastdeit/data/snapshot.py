@@ -8,8 +8,10 @@ images are not as they were.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -32,7 +34,7 @@ def keep_images(index: Index, file: Path) -> None:
 def reconcile(now: Index, file: Path) -> tuple[Index, dict[int, str]]:
     """Return the index that `keep_images` wrote, below the root of `now`, and the fault of each row
     whose image `now` does not have."""
-    then = _read_images(file, now.root)
+    then = read_images(file, now.root)
     if then.fingerprint() == now.fingerprint() and np.array_equal(then.sizes, now.sizes):
         return now, {}
     row = pc.index_in(then.names, value_set=now.names).fill_null(-1).to_numpy()
@@ -42,7 +44,22 @@ def reconcile(now: Index, file: Path) -> tuple[Index, dict[int, str]]:
     return then, dict.fromkeys(np.flatnonzero(gone).tolist(), _GONE)
 
 
-def _read_images(file: Path, root: Path) -> Index:
+def read_classes(file: Path) -> tuple[str, ...]:
+    """Return the classes of the index that `keep_images` wrote."""
+    return tuple(_read_facts(open_table(file).schema_arrow)["classes"])
+
+
+def read_images(file: Path, root: Path) -> Index:
+    """Return the index that `keep_images` wrote, of images below `root`, none of which is read.
+
+    Raises OSError, ValueError or ArrowException for what is no such file.
+    """
     table = open_table(file).read()
-    facts = json.loads(table.schema.metadata[b"fastdeit"])
-    return Index.from_table(table, facts | {"root": root})
+    return Index.from_table(table, _read_facts(table.schema) | {"root": root})
+
+
+def _read_facts(schema: pa.Schema) -> dict[str, Any]:
+    facts = json.loads((schema.metadata or {}).get(b"fastdeit", b"null"))
+    if not isinstance(facts, dict):
+        raise ValueError("the list of the training images is not one of a run")
+    return facts

@@ -10,12 +10,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 
+from fastdeit.display.pictures import paint_heat
 from fastdeit.display.pixels import denormalise
 from fastdeit.display.text import printable
 
@@ -85,20 +84,9 @@ def save_heat_maps(
     """
     grid: list[list[Picture]] = []
     for row in rows:
-        maps = [(_paint_heat(pixels, heat), name, None) for name, heat in row]
+        maps = [(paint_heat(pixels, heat), name, None) for name, heat in row]
         grid.append([(pixels, "input", None), *maps])
     save_grid(file, grid, title)
-
-
-def _paint_heat(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Return a picture in grey under the colours of a map."""
-    values = torch.from_numpy(heat)[None, None].float()
-    spread = F.interpolate(values, size=pixels.shape[:2], mode="bilinear")[0, 0]
-    low, high = spread.aminmax()
-    spread = (spread - low) / (high - low).clamp(min=1e-30)
-    colours = colormaps["inferno"](spread.numpy())[..., :3]
-    grey = pixels.mean(-1, keepdims=True)
-    return (0.4 * grey + 0.6 * 255 * colours).round().astype(np.uint8)
 
 
 def _save(figure: Figure, file: BinaryIO | Path) -> None:

@@ -14,3 +14,11 @@ def is_alone() -> bool:
 def is_first_on_machine() -> bool:
     """Return True for one process of each machine, which prints what concerns them all."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def count_local_ranks() -> int:
+    """Return the number of processes on this machine, from torchrun or DeepSpeed's launcher."""
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE"):
+        if os.environ.get(name):
+            return int(os.environ[name])
+    return 1

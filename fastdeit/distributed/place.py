@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 
 from fastdeit.distributed.collectives import first_on_rank0
-from fastdeit.distributed.world import World, count_local_ranks
+from fastdeit.distributed.environment import count_local_ranks
+from fastdeit.distributed.world import World
 
 Result = TypeVar("Result")
 

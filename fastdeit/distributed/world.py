@@ -17,7 +17,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from fastdeit.distributed.environment import is_alone
+from fastdeit.distributed.environment import count_local_ranks, is_alone
 
 
 @dataclass(frozen=True)
@@ -111,14 +111,6 @@ def _choose_interface() -> None:
         raise ValueError(
             f"--master_addr must be an address at which the other machines reach this one ({got})"
         )
-
-
-def count_local_ranks() -> int:
-    """Return the number of processes on this machine, from torchrun or DeepSpeed's launcher."""
-    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE"):
-        if os.environ.get(name):
-            return int(os.environ[name])
-    return 1
 
 
 def _address_towards(host: str) -> str:

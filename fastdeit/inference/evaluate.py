@@ -7,7 +7,7 @@ validate.py and of the evaluation inside a run, which shares the code.
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -171,7 +171,7 @@ def evaluate_model(
     Raises ValueError before any image is read for what does not match, DataError for images.
     """
     heads = {"ema" if ema else "model": student_heads(loaded.model)}
-    teacher = _load_teacher(options.teacher, loaded, world)
+    teacher = load_teacher_of(options.teacher, loaded, world.device)
     if teacher is not None:
         heads["teacher"] = lambda images: {"both": teacher(images)}
     asked = _prepare(loaded, data_path, split, options, world)
@@ -179,7 +179,7 @@ def evaluate_model(
     started = time.monotonic()
     with contextlib.closing(_build_loader(loaded, asked.index, options.reading, world)) as loader:
         results = evaluate(
-            {name: _select(head, asked.classes) for name, head in heads.items()},
+            {name: select_outputs(head, asked.classes) for name, head in heads.items()},
             _relabel(_show_progress(loader, world), asked.classes),
             next(loaded.model.parameters()).dtype,
             recorder.add,
@@ -219,7 +219,14 @@ def _prepare(
     return _Questions(index, classes, read_real_labels(labels.real_labels, images))
 
 
-def _load_teacher(options: TeacherOptions, loaded: LoadedModel, world: World) -> LiveTeacher | None:
+def load_teacher_of(
+    options: TeacherOptions,
+    loaded: LoadedModel,
+    device: torch.device | str,
+    asked: Mapping[str, Any] | None = None,
+) -> LiveTeacher | None:
+    """Load the teacher that the options name, for the images and the classes of a model; None if
+    they name none. asked: as in `load_teacher`. Raises ValueError."""
     if not (options.teacher_model or options.teacher_path):
         return None
     view = loaded.view
@@ -227,9 +234,10 @@ def _load_teacher(options: TeacherOptions, loaded: LoadedModel, world: World) ->
         pair_teachers(options.teacher_model, options.teacher_path),
         num_classes=int(loaded.model.num_classes),  # type: ignore[arg-type]
         classes=loaded.classes,
-        device=world.device,
+        device=device,
         dtype=next(loaded.model.parameters()).dtype,
         student=Preprocessing(view.mean, view.std, view.size),
+        asked=asked,
     )
 
 
@@ -258,7 +266,7 @@ def _build_loader(
     )
 
 
-def _select(heads: Heads, classes: ClassMap) -> Heads:
+def select_outputs(heads: Heads, classes: ClassMap) -> Heads:
     """Return a function that returns the scored outputs alone."""
     if classes.outputs is None:
         return heads

@@ -8,6 +8,7 @@ animation the first frame counts; pixels of 16 bits are refused, as in training
 import glob
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import NamedTuple
 
@@ -25,6 +26,9 @@ from fastdeit.data.formats.check import (
 )
 from fastdeit.data.formats.file_names import is_image
 from fastdeit.data.formats.folder import walk_files
+from fastdeit.data.formats.listing import DataError
+from fastdeit.data.index import Index
+from fastdeit.data.stored_image import read_stored_image
 from fastdeit.inference.load import build_transform
 from fastdeit.models.hub import EvalView
 
@@ -111,6 +115,30 @@ def _read(path: str, view: EvalView, exif_rotate: bool) -> InputImage:
         if exif_rotate and orientation > 1:
             stored = ImageOps.exif_transpose(image)
         return InputImage(path, build_transform(view)(to_rgb(stored)), orientation=orientation)
+
+
+def choose_rows(images: int, count: int) -> list[int]:
+    """Return the rows of `count` images, or of all if there are fewer, spread evenly over an index,
+    in which the classes are often in order."""
+    count = min(images, count)
+    return [place * images // count for place in range(count)]
+
+
+def read_rows(index: Index, rows: Sequence[int], view: EvalView) -> torch.Tensor:
+    """Return images of an index as a model sees them: fp32 (B, 3, S, S), normalised, equal to the
+    evaluation's with the backend `exact`.
+
+    Raises DataError for an image that cannot be read any more.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return torch.stack(list(pool.map(lambda row: _read_row(index, row, view), rows)))
+
+
+def _read_row(index: Index, row: int, view: EvalView) -> torch.Tensor:
+    image = read_stored_image(index, row)
+    if fault := _find_stretch(image, view):
+        raise DataError(f"{index.root}: {index.name(row)}: {fault}")
+    return build_transform(view)(image)
 
 
 def _find_stretch(image: Image.Image, view: EvalView) -> str:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from fastdeit.data.loaders.evaluation import PADDING, EvalBatch
-from fastdeit.training.evaluation import find_best_classes
+from fastdeit.training.evaluation import Outputs
 
 BINS = 15
 """Of the calibration error. Source: Guo et al. 2017 (1706.04599), section 5."""
@@ -51,13 +51,14 @@ class Recorder:
     def __init__(self) -> None:
         self._parts: list[dict[str, np.ndarray]] = []
 
-    def add(self, batch: EvalBatch, logits: Mapping[str, torch.Tensor]) -> None:
-        """Add a batch; logits: (B, K) fp32 by MODEL/HEAD. Rows of padding are skipped."""
+    def add(self, batch: EvalBatch, logits: Outputs, best: Outputs) -> None:
+        """Add a batch, as `evaluate` does; logits: fp32. Rows of padding are skipped."""
         real = batch.labels != PADDING
         labels = batch.labels[real]
         part = {"rows": batch.image_index[real.cpu()], "labels": labels}
         for name, values in logits.items():
-            part |= {f"{name}/{key}": value for key, value in _answer(values[real], labels).items()}
+            answer = _answer(values[real], best[name][real], labels)
+            part |= {f"{name}/{key}": value for key, value in answer.items()}
         self._parts.append({name: value.cpu().numpy() for name, value in part.items()})
 
     def gather(self) -> Predictions:
@@ -76,11 +77,13 @@ class Recorder:
         return Predictions(whole["rows"], whole["labels"], answers)
 
 
-def _answer(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+def _answer(
+    logits: torch.Tensor, best: torch.Tensor, labels: torch.Tensor
+) -> dict[str, torch.Tensor]:
     """Return the fields of `Answers`."""
     log_probabilities = logits.log_softmax(1)
     return {
-        "best": find_best_classes(logits).int(),
+        "best": best.int(),
         "confidence": log_probabilities.amax(1).exp(),
         "loss": -log_probabilities.gather(1, labels[:, None])[:, 0],
     }

@@ -10,13 +10,14 @@ import timm
 import torch
 from torch import nn
 
+from fastdeit.audit import build as audit
 from fastdeit.config.parse import require_value
 from fastdeit.config.schema import Config
 from fastdeit.config.schema.model import ModelConfig
 from fastdeit.config.schema.samples import DataConfig
 from fastdeit.distributed.place import find_device
 from fastdeit.export import forms
-from fastdeit.inference import evaluate
+from fastdeit.inference import analyse, evaluate
 from fastdeit.inference.load import LoadedModel, load_model
 from fastdeit.library.errors import names_arguments
 from fastdeit.library.loader import Loader
@@ -118,6 +119,21 @@ def create_teacher(
 
 
 @names_arguments()
+def audit_model(
+    source: str | Path | Config, *, ema: bool = False, model: str = ""
+) -> dict[str, Any]:
+    """Return the checklist of DeiT (docs/audit.md) as JSON values: its rows, and how many are
+    equal, differ, or cannot be seen.
+
+    source: a run folder, weights as in `load`, or the `Config` of a run. ema, model: as in `load`.
+    Raises ValueError for what cannot be read.
+    """
+    if isinstance(source, Config):
+        return audit.audit_settings(source, "Config").describe()
+    return audit.audit_source(source, ema=ema, model=model).describe()
+
+
+@names_arguments()
 def load(
     source: str | Path,
     *,
@@ -143,5 +159,9 @@ evaluate_checkpoint = names_arguments(
     real_labels="real_labels",
     valid_labels="valid_labels",
 )(evaluate.evaluate_checkpoint)
+
+analyse_checkpoint = names_arguments(class_map="class_map", images="images", other="other")(
+    analyse.analyse_checkpoint
+)
 
 export_model = names_arguments(heads="heads", output="path")(forms.export_model)

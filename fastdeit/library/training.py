@@ -1,8 +1,9 @@
 """A whole run as a function, `train_run`, and its parts, which `fastdeit train` calls too; what a
-run needs of a GPU, `estimate_memory`."""
+run needs of a GPU, `estimate_memory`; the page on runs, `write_report`."""
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from fastdeit.models.build import build_model, follow_weights
 from fastdeit.models.teachers.ensemble import LiveTeacher
 from fastdeit.reliability.run_lock import RunLock
 from fastdeit.reliability.supervisor import StopAgreed, Supervisor
+from fastdeit.report import build
 from fastdeit.run.identity import check_same_everywhere, check_same_run
 from fastdeit.run.preflight import check_config, fetch_weight_files
 from fastdeit.storage.atomic import read_bounded
@@ -106,6 +108,21 @@ def estimate_memory(
         model, _ = build_model(config, [str(row) for row in range(num_classes)])
     planner = build_planner(config, world, model, teacher, num_classes)
     return planner(find_micro_batch(config, world), config.run.grad_checkpointing)
+
+
+@names_arguments()
+def write_report(
+    runs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+) -> None:
+    """Write one HTML page on one or several runs, which needs no network (docs/report.md).
+
+    runs: folders of runs, finished or not, or files as their metrics.jsonl; output: the page.
+    Needs plotly (the extra `report`). Raises ValueError for what holds no run and without plotly,
+    OSError if the page cannot be written.
+    """
+    several = [runs] if isinstance(runs, str | os.PathLike) else runs
+    build.write_report([Path(run) for run in several], Path(output))
 
 
 @contextlib.contextmanager

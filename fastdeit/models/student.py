@@ -11,6 +11,7 @@ DropPath for all blocks. Sources: Touvron et al. 2021 (2012.12877) and 2022 (220
 timm 1.0.31 models/deit.py; registers: Darcet et al. 2023 (2309.16588).
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -216,6 +217,46 @@ class Student(nn.Module):
             return self._join(self._apply_heads(tokens))
         return tokens[:, : self.num_head_tokens].mean(1)
 
+    def forward_intermediates(
+        self,
+        images: torch.Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Return all tokens after the last norm, (B, N, D), and a list of the patches after each
+        block, before any norm, as timm does; intermediates_only: the list alone.
+
+        indices: so many blocks, the last ones, or their numbers; None: all. norm: the patches after
+        the last norm, too. output_fmt: "NCHW", (B, D, h, w), or "NLC", (B, h·w, D).
+        return_prefix_tokens: the list has pairs, the patches and the special tokens (B, T, D).
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt must be NCHW or NLC (got {output_fmt!r})")
+        numbers = range(len(self.blocks))
+        last = len(numbers) if indices is None else indices
+        taken = numbers[-last:] if isinstance(last, int) else [numbers[place] for place in last]
+        scales = self._branch_scales(None, images.shape[0])
+        x = self._embed(images)
+        y = _normalise(x, self._norm_before(0))
+        found: list[Any] = []
+        for number in numbers:
+            x, y = self._run_block(number, x, y, scales, None)
+            if number in taken:
+                tokens = _normalise(x, self.norm) if norm else x
+                special, patches = tokens.tensor_split([self.num_prefix_tokens], dim=1)
+                if output_fmt == "NCHW":
+                    patches = self._as_grid(patches, images)
+                found.append((patches, special) if return_prefix_tokens else patches)
+        return found if intermediates_only else (y, found)
+
+    def _as_grid(self, patches: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """Return tokens (B, h·w, D) of images as (B, D, h, w)."""
+        width = images.shape[-1] // self.patch_size if images.ndim == 4 else self.grid_size
+        return patches.mT.unflatten(2, (-1, width)).contiguous()
+
     def _run_blocks(
         self, images: torch.Tensor, keep: torch.Tensor | None, num_out: int | None
     ) -> torch.Tensor:
@@ -225,8 +266,7 @@ class Student(nn.Module):
         """
         scales = self._branch_scales(keep, images.shape[0])
         x = self._embed(images)
-        first = self._norm_before(0)
-        y = norm(x, first.weight, first.bias, NORM_EPS)
+        y = _normalise(x, self._norm_before(0))
         for number in range(len(self.blocks)):
             is_last = number == len(self.blocks) - 1
             inputs = (number, x, y, scales, num_out if is_last else None)
@@ -310,6 +350,10 @@ class Student(nn.Module):
         if keep.shape != (batch, depth, 2):
             raise ValueError(f"keep must be ({batch}, {depth}, 2) (got {tuple(keep.shape)})")
         return (keep.permute(1, 2, 0) / (1 - rates)[:, None, None]).contiguous()
+
+
+def _normalise(x: torch.Tensor, layer: nn.LayerNorm) -> torch.Tensor:
+    return norm(x, layer.weight, layer.bias, NORM_EPS)
 
 
 def _spread_drop_path(rate: float, depth: int, constant: bool) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed
@@ -47,6 +48,14 @@ def read_weights(path: str | Path, *, ema: bool = False) -> tuple[StateDict, dic
     if ema and "ema" not in path.stem:
         raise ValueError(f"{path}: holds no EMA, which has a file of its own in a run folder")
     return read_tensors(path)
+
+
+def read_arguments(path: Path) -> dict[str, Any]:
+    """Return the command line that a training checkpoint of deit or timm holds, by argument; {} if
+    a file has none. Raises ValueError as `read_weights` does."""
+    content = {} if path.suffix == ".safetensors" else _read_pickle(path)
+    found = content.get("args") if isinstance(content, dict) else None
+    return dict(vars(found)) if isinstance(found, argparse.Namespace) else {}
 
 
 def _read_pickle(path: Path) -> object:

@@ -9,9 +9,14 @@ from fastdeit.plan.spec import PlanSpec
 
 def build_plan(config: Config, sizes: np.ndarray) -> Plan:
     """Build the plan of a run over its training images; sizes: int32 (N, 2), height and width."""
+    return Plan(build_spec(config), sizes)
+
+
+def build_spec(config: Config) -> PlanSpec:
+    """Build the distributions that the plan of a run draws from."""
     augment = config.augment
     mix = config.mix
-    spec = PlanSpec(
+    return PlanSpec(
         seed=config.run.seed,
         input_size=config.data.input_size,
         repeats=augment.aug_repeats if augment.repeated_aug else 1,
@@ -29,4 +34,3 @@ def build_plan(config: Config, sizes: np.ndarray) -> Plan:
         simple_crop=augment.src,
         **augment.operations(),
     )
-    return Plan(spec, sizes)

@@ -25,7 +25,7 @@ def attach() -> "Launcher | None":
     """
     if "RANK" not in os.environ:
         return None
-    _die_with_parent()
+    die_with_parent()
     return Launcher()
 
 
@@ -78,7 +78,7 @@ def _command(pid: int) -> str:
     return ""
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Ask the system to send SIGTERM when the parent ends; Linux only."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,6 +1,7 @@
 """Opening the folder of a run: settings, images, and logs as they were at its step."""
 
 import json
+import time
 from collections.abc import Callable
 
 import torch.distributed as dist
@@ -11,8 +12,10 @@ from fastdeit.config.changes import MAY_CHANGE_ON_RESUME, pick_settings
 from fastdeit.data.snapshot import keep_images
 from fastdeit.display.text import printable
 from fastdeit.distributed.errors import RunError
+from fastdeit.distributed.versions import versions
 from fastdeit.models.build import precision
 from fastdeit.reliability.failures import format_failure, take_failures
+from fastdeit.run.identity import code_digest, name_device
 from fastdeit.run.inputs import name_teacher_output
 from fastdeit.run.resume import truncate_logs
 from fastdeit.run.state import Run
@@ -101,4 +104,9 @@ def _describe_attempt(run: Run) -> Attempt:
         left_out=tuple(run.data.quarantine.rows.tolist()),
         teacher_output=name_teacher_output(run.inputs),
         alternating_pairs=False,
+        recipe=run.recipe,
+        time=time.time(),
+        device=name_device(run.world.device),
+        code=code_digest(),
+        versions=versions(),
     )

@@ -1,15 +1,16 @@
 """The identity of a run: the settings that must not change when it is resumed, and what must be
 equal on all ranks. docs/resume.md has the table."""
 
+import contextlib
 import functools
 import hashlib
-import importlib.util
 import os
 import platform
 from collections.abc import Set
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import fastdeit
 from fastdeit.checkpoint.store import list_checkpoints
@@ -24,8 +25,9 @@ from fastdeit.config.changes import (
 from fastdeit.config.parse import name_flag
 from fastdeit.config.schema import Config
 from fastdeit.data.index import Index
-from fastdeit.display.text import quote_words
+from fastdeit.display.text import printable, quote_words
 from fastdeit.distributed.collectives import check_same_on_ranks
+from fastdeit.distributed.versions import versions
 from fastdeit.run.inputs import compare_files, read_inputs
 from fastdeit.storage.run_folder import RunFolder
 
@@ -112,6 +114,19 @@ def check_same_images(train_index: Index, val_index: Index, pixels: str) -> None
 
 
 @functools.cache
+def name_device(device: torch.device) -> str:
+    """Return the name of a GPU, or of the processor and how many of its cores this process has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cores = f"{len(os.sched_getaffinity(0))} cores"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return printable(f"{line.partition(': ')[2]}, {cores}")
+    return f"{platform.machine()}, {cores}"
+
+
+@functools.cache
 def code_digest() -> str:
     """Return a hash of every Python file of this package, by name and content."""
     root = Path(fastdeit.__file__).parent
@@ -120,32 +135,3 @@ def code_digest() -> str:
     for path in sorted({*root.rglob("*.py"), *(root / "kernels").glob("*.py")}):
         digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Return the version of Python and of every package that can change a result."""
-    found = {"python": platform.python_version(), "dali": _dali_version()}
-    for name in ("fastdeit", "torch", "timm", "deepspeed", "triton", "numpy"):
-        found[name] = _installed_version(name)
-    return found
-
-
-def _dali_version() -> str:
-    """Return DALI's version from the name of its metadata's folder: the package has another name
-    for each CUDA version (nvidia_dali_cuda130-2.4.0.dist-info), and the module imports slowly."""
-    spec = importlib.util.find_spec("nvidia.dali")
-    if spec and spec.origin:
-        folders = list(Path(spec.origin).parents[2].glob("nvidia_dali_*.dist-info"))
-        if len(folders) == 1:
-            return folders[0].name.removesuffix(".dist-info").partition("-")[2]
-    from nvidia import dali  # built from source, or two packages
-
-    return str(dali.__version__)
-
-
-def _installed_version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"

@@ -17,12 +17,14 @@ from fastdeit.plan.digest import show_digest
 from fastdeit.reliability.health import HealthError, summarise
 from fastdeit.reliability.replica_check import compare_weights
 from fastdeit.reliability.supervisor import StopAgreed
+from fastdeit.run.report import save_predictions
 from fastdeit.run.resume import roll_back
 from fastdeit.run.state import Run, is_evaluated
 from fastdeit.teacher_cache.check import count_missed
 from fastdeit.tracking.log import list_by_step
 from fastdeit.tracking.samples import show_samples
-from fastdeit.training.evaluation import evaluate, student_heads
+from fastdeit.training.evaluation import ClassRecorder, evaluate, student_heads
+from fastdeit.training.memory.peak import read_peak_memory
 
 
 def train(run: Run) -> None:
@@ -180,6 +182,7 @@ def log_step(run: Run) -> None:
     for line in trainer.graphs.take_notes() if trainer.graphs else []:
         run.console.note(line)
     rates = {"lr": trainer.lr, "images_per_s": images_per_s, "data_wait": data_wait} | utilisation
+    rates |= read_peak_memory(run.world.device)
     if seconds_left is not None:
         rates["seconds_left"] = round(seconds_left)
     run.console.step(trainer.step, {"loss": math.nan} | means | rates)
@@ -221,7 +224,10 @@ def evaluate_if_due(run: Run) -> None:
 
 
 def evaluate_run(run: Run, with_teacher: bool) -> dict[str, float]:
-    """Evaluate model, EMA and teacher as `evaluate` does. Raise StopAgreed between two batches."""
+    """Evaluate model, EMA and teacher as `evaluate` does; write the predictions.
+
+    Raise StopAgreed between two batches.
+    """
     trainer = run.trainer
     run.supervisor.beat("evaluation", trainer.step)
     if run.world.size > 1:
@@ -233,8 +239,12 @@ def evaluate_run(run: Run, with_teacher: bool) -> dict[str, float]:
     if with_teacher and trainer.teacher is not None:
         teacher = trainer.teacher
         models["teacher"] = lambda images: {"both": teacher(images)}
+    recorder = ClassRecorder()
     with run_uncompiled():
-        return evaluate(models, _validation_batches(run), trainer.state.dtype)
+        batches = _validation_batches(run)
+        results = evaluate(models, batches, trainer.state.dtype, recorder.add)
+    save_predictions(run, recorder)
+    return results
 
 
 def _validation_batches(run: Run) -> Iterator[EvalBatch]:

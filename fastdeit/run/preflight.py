@@ -73,7 +73,7 @@ def note_limits(world: World) -> list[str]:
         if size < _SHARED_BYTES:
             need = "NCCL may need 1 GiB between GPUs (docker run --shm-size=1g)"
             notes.append(f"{_SHARED_MEMORY} has {size / 2**20:.0f} MiB; {need}")
-    return notes
+    return [f"{note}; fastdeit doctor checks the rest of this machine" for note in notes]
 
 
 def _check_batch(config: Config, world_size: int) -> None:

@@ -9,10 +9,12 @@ from fastdeit.config.changes import FORM, list_changes, read_settings
 from fastdeit.config.flags import format_replay_command
 from fastdeit.config.parse import require
 from fastdeit.distributed.collectives import on_rank0
+from fastdeit.distributed.versions import versions
 from fastdeit.models.sources import find_run
 from fastdeit.reliability.health import HealthError
 from fastdeit.reliability.rollbacks import write_bundle
-from fastdeit.run.identity import code_digest, versions
+from fastdeit.report.predictions import remove_later
+from fastdeit.run.identity import code_digest
 from fastdeit.run.inputs import (
     STEP_COUNT,
     Inputs,
@@ -125,8 +127,8 @@ def _restore(run: Run, found: LoadedCheckpoint) -> int:
 
 
 def truncate_logs(run: Run, step: int) -> None:
-    """Make logs, checkpoints and weights those of a run at `step`: drop later lines, and rename
-    later checkpoints.
+    """Make logs, predictions, checkpoints and weights those of a run at `step`: drop what is later,
+    and rename later checkpoints.
 
     On rank 0 alone. Raise OSError.
     """
@@ -135,6 +137,7 @@ def truncate_logs(run: Run, step: int) -> None:
         run.console.note(f"later checkpoints were renamed: {', '.join(aside)}")
     for line in run.checkpoints.update_weights():
         run.console.note(line)
+    remove_later(run.folder.predictions, step)
     run.log.open(step)
     run.health.open(step)
 

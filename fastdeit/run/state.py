@@ -17,11 +17,11 @@ from fastdeit.data.loaders.evaluation import EvalLoader
 from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.display.console import RunConsole
+from fastdeit.distributed.versions import versions
 from fastdeit.distributed.world import World
 from fastdeit.plan.plan import Plan
 from fastdeit.reliability.health import Health
 from fastdeit.reliability.supervisor import Supervisor
-from fastdeit.run.identity import versions
 from fastdeit.run.inputs import Inputs
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.reader import CachedTeacher

@@ -1,5 +1,5 @@
 """The log of launches: for each start of a run, its step, world size, ZeRO stage, precision,
-excluded images, and the settings that may change.
+excluded images, the settings that may change, and what it ran with.
 
 They determine which process had a sample, in which order gradients were summed, and where the
 inputs came from. So `fastdeit replay` can run a step again as it was, although the run has been
@@ -37,6 +37,16 @@ class Attempt:
     ones."""
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The settings that may change when a run is resumed, by section; empty in older files."""
+    recipe: str = ""
+    """The recipe that the command named; empty in older files, as all that follows."""
+    time: float = 0.0
+    """When it began, in seconds since 1970."""
+    device: str = ""
+    """The name of rank 0's GPU, or of its processor."""
+    code: str = ""
+    """Hash of the package's Python files."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of Python and of the packages that can change a result."""
 
 
 def add_attempt(folder: RunFolder, attempt: Attempt) -> None:

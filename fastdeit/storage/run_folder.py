@@ -13,8 +13,9 @@ class RunFolder:
     JSON, by parameter name, independent of ZeRO stage and world size); model.safetensors and
     model_ema.safetensors (weights of the newest checkpoint, under timm's names, fp32),
     model_best.safetensors and model_ema_best.safetensors (those of the best evaluation),
-    config.json (describes them, for timm and the Hugging Face Hub); report.png;
-    train-images.parquet (the images the run started with); attempts.jsonl (one line per start);
+    config.json (describes them, for timm and the Hugging Face Hub); predictions.parquet (the class
+    of each validation image in the newest evaluation); report.png; train-images.parquet (the
+    images the run started with); attempts.jsonl (one line per start);
     summary.json (results; it marks a finished run: only report.png is later).
 
     Only when there is cause: quarantine.jsonl (images that cannot be read), bad-steps.jsonl,
@@ -88,6 +89,10 @@ class RunFolder:
     @property
     def report(self) -> Path:
         return self.path / "report.png"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions.parquet"
 
     @property
     def summary(self) -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from fastdeit.config.schema import Config
@@ -67,21 +68,10 @@ def build_trainer(
 
     decode: maps a batch's teacher records to the teacher's output; None: batches hold none.
     """
-    optim = config.optim
     settings = build_deepspeed_config(config, world)
     state = _build_state(config, settings, world, model)
     if config.run.compile == "on":
         compile_network(model)
-    schedule = build_schedule(
-        Rates(state.engine.module.groups, optim.scaled_lr),
-        epochs=optim.epochs,
-        steps_per_epoch=steps_per_epoch,
-        warmup_epochs=optim.warmup_epochs,
-        warmup_lr=optim.warmup_lr,
-        min_lr=optim.final_lr,
-        on_updates=optim.sched_on_updates,
-        lag=optim.sched_lag,
-    )
     return Trainer(
         state=state,
         update=build_update(config, world, settings, state),
@@ -89,8 +79,25 @@ def build_trainer(
         teacher=teacher,
         decode=decode,
         criterion=build_criterion(config),
-        schedule=schedule,
+        schedule=build_rates(config, state.engine.module.groups, steps_per_epoch),
         kernels=config.run.kernels,
+    )
+
+
+def build_rates(
+    config: Config, groups: list[dict[str, Any]], steps_per_epoch: int
+) -> CosineLRScheduler:
+    """Build the schedule of the learning rate of an optimizer's groups."""
+    optim = config.optim
+    return build_schedule(
+        Rates(groups, optim.scaled_lr),
+        epochs=optim.epochs,
+        steps_per_epoch=steps_per_epoch,
+        warmup_epochs=optim.warmup_epochs,
+        warmup_lr=optim.warmup_lr,
+        min_lr=optim.final_lr,
+        on_updates=optim.sched_on_updates,
+        lag=optim.sched_lag,
     )
 
 
@@ -162,9 +169,7 @@ def _build_state(
 def build_engine(config: Config, settings: dict[str, Any], world: World, model: nn.Module) -> Any:
     """Build a DeepSpeed engine, whose fp32 master weights are the model's own and not copies of
     weights rounded to bf16; a collective. settings: DeepSpeed's."""
-    optim = config.optim
-    decayed = ("dist_token",) if optim.dist_token_decay else ()
-    groups = parameter_groups(model, optim.weight_decay, optim.layer_decay, decayed)
+    groups = build_groups(config, model)
     sharded = settings["zero_optimization"]["stage"] == 3
     module = (LossModule if sharded else FlatLossModule)(model, groups)
     optimizer = build_optimizer(config, world, module)
@@ -181,6 +186,13 @@ def build_engine(config: Config, settings: dict[str, Any], world: World, model: 
     if settings["bf16"]["enabled"]:
         partitions.load(exact)
     return engine
+
+
+def build_groups(config: Config, model: nn.Module) -> list[dict[str, Any]]:
+    """Build the parameter groups of the optimizer, by weight decay and depth."""
+    optim = config.optim
+    decayed = ("dist_token",) if optim.dist_token_decay else ()
+    return parameter_groups(model, optim.weight_decay, optim.layer_decay, decayed)
 
 
 def copy_weights(model: nn.Module, *, trained: bool) -> Tensors:

@@ -3,7 +3,6 @@ does not match is refused."""
 
 import csv
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from fastdeit.data.loaders.evaluation import EvalBatch
 from fastdeit.inference import evaluate as evaluation
 from fastdeit.inference.evaluate import evaluate_checkpoint
 from fastdeit.inference.scores import Recorder
+from fastdeit.training.evaluation import Outputs
 
 SYNSETS = ImageNetInfo().label_names()
 SIZES = [(48, 64), (70, 41), (40, 40), (33, 120), (64, 64), (55, 90), (200, 37)]
@@ -105,9 +105,9 @@ def test_scores_equal_timms_to_the_last_digit(
     seen = []
 
     class Watched(Recorder):
-        def add(self, batch: EvalBatch, logits: Mapping[str, torch.Tensor]) -> None:
+        def add(self, batch: EvalBatch, logits: Outputs, best: Outputs) -> None:
             seen.append(logits["model/both"])
-            super().add(batch, logits)
+            super().add(batch, logits, best)
 
     monkeypatch.setattr(evaluation, "Recorder", Watched)
     crop = {"eval_crop_ratio": view["crop_pct"], **view}

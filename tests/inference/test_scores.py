@@ -15,6 +15,7 @@ from fastdeit.inference.scores import (
     score_classes,
     score_real,
 )
+from fastdeit.training.evaluation import find_best_classes
 
 COUNT, CLASSES = 200, 7
 
@@ -26,7 +27,8 @@ def record(logits: dict[str, torch.Tensor], labels: torch.Tensor, batch: int) ->
         padded = torch.cat((rows, rows[:1]))
         marked = torch.cat((labels[rows], torch.tensor([PADDING])))
         values = {name: all_[padded] for name, all_ in logits.items()}
-        recorder.add(EvalBatch(torch.zeros(0), marked, padded), values)
+        best = {name: find_best_classes(all_) for name, all_ in values.items()}
+        recorder.add(EvalBatch(torch.zeros(0), marked, padded), values, best)
     return recorder.gather()
 
 

@@ -119,3 +119,32 @@ def test_training_can_give_the_mean_of_the_heads() -> None:
             outputs.append(model(draw_images()))
         assert isinstance(outputs[0], tuple) == enable
         torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"indices": 1, "norm": True, "output_fmt": "NLC", "return_prefix_tokens": True},
+        {"indices": [0, -1], "intermediates_only": True, "return_prefix_tokens": True},
+    ],
+    ids=["all", "last", "chosen"],
+)
+@torch.no_grad()
+def test_intermediates_are_those_of_timm(name: str, arguments: dict[str, Any]) -> None:
+    ours, theirs = pair_up(name)
+    found = ours.forward_intermediates(draw_images(), **arguments)
+    expected = theirs.forward_intermediates(draw_images(), **arguments)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_intermediates_of_patches_are_those_of_images() -> None:
+    ours, _ = pair_up(NAMES[0])
+    images = draw_images()
+    patches = images.unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 1, 4, 5).flatten(3)
+    cut = ours.forward_intermediates(patches.flatten(1, 2))
+    torch.testing.assert_close(cut, ours.forward_intermediates(images), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="output_fmt must be NCHW or NLC"):
+        ours.forward_intermediates(images, output_fmt="NHWC")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fastdeit.report.predictions import read_predictions
 from fastdeit.storage.jsonl import read_json_lines
 from tests.support.images import write_shapes
 from tests.support.launching import FLAGS, ROOT, clean_environment, launcher_command
@@ -81,6 +82,17 @@ def test_accuracies_count_over_both_processes(
     # 9 images; rounding may change the class of one
     assert one == pytest.approx(two, abs=100 / 9 + 0.01)
     assert all(round(value * 9 / 100, 6) % 1 == 0 for value in two.values())
+
+
+def test_predictions_hold_each_image_once_and_give_the_accuracies(runs: Runs) -> None:
+    for folder in runs[:2]:
+        found = read_predictions(folder / "predictions.parquet")
+        results = json.loads((folder / "summary.json").read_text())["results"]
+        assert found is not None and found.step == 30
+        assert found.rows.tolist() == list(range(9))
+        for name, classes in found.answers.items():
+            hits = (classes == found.labels).mean()
+            assert 100 * hits == pytest.approx(results[f"{name}/top1"]), name
 
 
 def test_output_appears_once_without_warnings(

@@ -43,7 +43,9 @@ def test_after_digits_comes_the_run_without_distillation_but_only_once() -> None
     assert next_command(config, recipe, FOLDER) == "fastdeit evaluate runs/x"
 
 
-def test_command_is_that_of_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_is_that_of_the_launcher_and_without_a_checkout_of_the_module(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     config = Config().replace(model={"model": "resnet10t"}, distill=ALONE)
@@ -52,6 +54,9 @@ def test_command_is_that_of_the_launcher(monkeypatch: pytest.MonkeyPatch) -> Non
         "deepspeed fastdeit/train.py --data-path 'my images' --teacher-model resnet10t "
         "--teacher-path runs/x"
     )
+    monkeypatch.chdir(tmp_path)
+    command = next_command(config, "deit", FOLDER)
+    assert command.startswith("deepspeed --module fastdeit train --data-path 'my images' ")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -9,13 +10,14 @@ from torch import nn
 
 from fastdeit.distributed.world import init_distributed
 from fastdeit.models.student import build_student
-from fastdeit.training.evaluation import evaluate, student_heads
+from fastdeit.training.evaluation import ClassRecorder, evaluate, student_heads
 
 
 @dataclass
 class Rows:
     images: torch.Tensor
     labels: torch.Tensor
+    image_index: torch.Tensor | None = None
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,6 +57,25 @@ def test_accuracies_equal_a_plain_count(size: int) -> None:
     for name, share in expected.items():
         assert found[name] == pytest.approx(100 * share.item(), abs=1e-4), name
     assert "teacher/both/agreement" not in found
+
+
+def test_recorder_has_the_class_of_each_image_without_padding() -> None:
+    logits = torch.randn(45, 9)
+    labels = torch.randint(0, 9, (45,))
+    recorder = ClassRecorder()
+    parts = batches(logits, labels, 7)
+    for number, part in enumerate(reversed(parts)):
+        first = 7 * (len(parts) - 1 - number)
+        part.image_index = torch.arange(first, first + 7)
+    model = {"model": lambda x: {"both": x, "cls": -x}}
+    found = evaluate(model, parts[::-1], torch.float32, recorder.add)
+    table = recorder.gather()
+    assert list(table) == ["row", "label", "model/both", "model/cls"]
+    assert all(column.dtype == np.int32 for column in table.values())
+    assert table["row"].tolist() == list(range(45)) and table["label"].tolist() == labels.tolist()
+    assert table["model/both"].tolist() == logits.argmax(1).tolist()
+    hits = table["model/cls"] == table["label"]
+    assert found["model/cls/top1"] == pytest.approx(100 * hits.mean())
 
 
 def test_top5_of_three_classes_is_100_percent() -> None:

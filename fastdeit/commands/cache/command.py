@@ -45,18 +45,31 @@ def cache_command(argv: Sequence[str]) -> int:
         return ACTIONS[action](argv[1:])
 
 
-def _parser(action: Callable[..., int]) -> argparse.ArgumentParser:
-    prog = f"fastdeit cache {action.__name__}"
-    return argparse.ArgumentParser(prog=prog, description=action.__doc__, allow_abbrev=False)
+def make_merge_parser() -> argparse.ArgumentParser:
+    """Return the parser of `merge`."""
+    parser = _start_parser("merge")
+    parser.add_argument("cache", nargs="+", type=Path, help="recordings of the same samples")
+    output = "the cache's folder; it may be one of those to be merged"
+    parser.add_argument("-o", "--output", required=True, type=Path, help=output)
+    return parser
+
+
+def make_folder_parser(action: str) -> argparse.ArgumentParser:
+    """Return the parser of an action that takes a cache's folder alone: `info` or `verify`."""
+    parser = _start_parser(action)
+    parser.add_argument("cache", type=Path, help="the cache's folder")
+    return parser
+
+
+def _start_parser(action: str) -> argparse.ArgumentParser:
+    prog = f"fastdeit cache {action}"
+    description = ACTIONS[action].__doc__
+    return argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
 
 
 def merge(argv: Sequence[str]) -> int:
     """merge recordings of the same samples by the same teacher into one cache"""
-    parser = _parser(merge)
-    parser.add_argument("cache", nargs="+", type=Path)
-    output = "the cache's folder; it may be one of those to be merged"
-    parser.add_argument("-o", "--output", required=True, type=Path, help=output)
-    parsed = parser.parse_args(list(argv))
+    parsed = make_merge_parser().parse_args(list(argv))
     sources = [Cache(folder) for folder in parsed.cache]
     _check_same_origin(sources)
     create_cache(parsed.output, sources[0].manifest)
@@ -105,7 +118,7 @@ def _copy_bad_images(source: Path, target: Path) -> None:
 
 def info(argv: Sequence[str]) -> int:
     """print what a cache holds, and what it was made from"""
-    cache = _open_cache(info, argv)
+    cache = _open_cache("info", argv)
     manifest = cache.manifest
     table = Table("cache", str(cache.folder))
     table.add_row("kind", manifest.description)
@@ -141,10 +154,8 @@ def _describe_share(cache: Cache, tau: float) -> str:
     return f"{100 * share:.2f} %, mean of {len(records):,} samples{rest}"
 
 
-def _open_cache(action: Callable[..., int], argv: Sequence[str]) -> Cache:
-    parser = _parser(action)
-    parser.add_argument("cache", type=Path)
-    return Cache(parser.parse_args(list(argv)).cache)
+def _open_cache(action: str, argv: Sequence[str]) -> Cache:
+    return Cache(make_folder_parser(action).parse_args(list(argv)).cache)
 
 
 def _flatten(facts: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
@@ -166,7 +177,7 @@ def _join_spans(numbers: np.ndarray) -> str:
 
 def verify(argv: Sequence[str]) -> int:
     """check every checksum; exit code 1 if one is wrong"""
-    cache = _open_cache(verify, argv)
+    cache = _open_cache("verify", argv)
     recorded = np.argwhere(cache.coverage()).tolist()
     damaged = 0
     terminal = Terminal()

@@ -1,5 +1,6 @@
 """`fastdeit cache build`: record a teacher's output for the samples of a run."""
 
+import argparse
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -32,13 +33,13 @@ from fastdeit.distributed.collectives import (
     first_on_rank0,
     on_rank0,
 )
+from fastdeit.distributed.versions import versions
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.backend import use_backend
 from fastdeit.models.build import build_teacher, check_compilation, precision
 from fastdeit.models.teachers.ensemble import LiveTeacher
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan
-from fastdeit.run.identity import versions
 from fastdeit.run.preflight import check_config, fetch_weight_files
 from fastdeit.teacher_cache.build import collect_sample_facts
 from fastdeit.teacher_cache.check import collect_teacher_facts
@@ -63,9 +64,7 @@ _PASSES = 3
 def build(argv: Sequence[str]) -> int:
     """record a teacher's output for the samples of a run with these flags; the same command resumes
     a recording that was stopped"""
-    parser = make_parser(build)
-    add_record_flags(parser, used=True)
-    parsed, flags = parser.parse_known_args(list(argv))
+    parsed, flags = make_build_parser().parse_known_args(list(argv))
     shard = parse_part(parsed.part)
     epochs = parse_epochs(parsed.epochs)
     job = Job([*flags, *training_epochs(parsed.epochs)], "build", parsed.output)
@@ -92,6 +91,13 @@ def build(argv: Sequence[str]) -> int:
             f"{folder}: {recorded} of {len(chunks)} chunks of part {parsed.part} recorded"
         )
     return 1 if remaining else 0
+
+
+def make_build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags that the action has beside those of train."""
+    parser = make_parser(build)
+    add_record_flags(parser, used=True)
+    return parser
 
 
 class Job:

@@ -1,5 +1,6 @@
 """`fastdeit cache sample`: compare a cache with its live teacher on some samples."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,11 +32,7 @@ Batches = list[tuple[int, np.ndarray]]
 
 def sample(argv: Sequence[str]) -> int:
     """run the live teacher on some samples, drawn at random, and print how often it agrees"""
-    parser = make_parser(sample)
-    add_record_flags(parser, used=False)
-    parser.add_argument("cache", type=Path, help="the cache's folder")
-    parser.add_argument("--number", type=int, default=256, help="samples to draw (default: 256)")
-    parsed, flags = parser.parse_known_args(list(argv))
+    parsed, flags = make_sample_parser().parse_known_args(list(argv))
     require(parsed.number >= 1, "number", parsed.number, "1 or more")
     epochs = parse_epochs(parsed.epochs)
     cache = Cache(parsed.cache)
@@ -50,6 +47,15 @@ def sample(argv: Sequence[str]) -> int:
         agreement = _compare(cache, job, batches, micro_batch)
     Terminal().say(f"{parsed.cache}: {agreement.describe()}")
     return 0
+
+
+def make_sample_parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags that the action has beside those of train."""
+    parser = make_parser(sample)
+    add_record_flags(parser, used=False)
+    parser.add_argument("cache", type=Path, help="the cache's folder")
+    parser.add_argument("--number", type=int, default=256, help="samples to draw (default: 256)")
+    return parser
 
 
 def _check_origin(cache: Cache, job: Job) -> None:

@@ -10,14 +10,12 @@ always give the same picture.
 
 import argparse
 import dataclasses
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from fastdeit.commands.errors import one_line_errors
 from fastdeit.config.cli import parse_config
@@ -28,12 +26,14 @@ from fastdeit.data.augment.resize import resize
 from fastdeit.data.build import build_train_index, fetch_data, pipeline_options
 from fastdeit.data.graphs.pipeline import build_train_pipeline, pack_draws
 from fastdeit.data.index import Index
+from fastdeit.data.stored_image import read_stored_image
 from fastdeit.display.pixels import denormalise
 from fastdeit.display.terminal import Terminal
 from fastdeit.display.text import TITLE_LETTERS, shorten
 from fastdeit.distributed.world import World
 from fastdeit.kernels.mix import mix
 from fastdeit.plan.build import build_plan
+from fastdeit.plan.description import describe_mix, describe_operation
 from fastdeit.plan.operations import OPERATIONS, OPS, RAND_AUGMENT_OPS, mean_colour, op_arguments
 from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.storage.atomic import atomic_open
@@ -59,7 +59,7 @@ def preview_command(argv: Sequence[str]) -> int:
     Exit with code 2 for a command line or a data set that cannot be used.
     """
     with one_line_errors():
-        parsed, flags = _parser().parse_known_args(list(argv))
+        parsed, flags = make_preview_parser().parse_known_args(list(argv))
         ordinals = parse_ordinals(parsed.ordinals)
         config, recipe = parse_config(flags, "fastdeit preview")
         fetch_data(config)
@@ -76,7 +76,8 @@ def preview_command(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_preview_parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags that preview has beside those of train."""
     details = (__doc__ or "").partition("\n\n")[2]
     more = "Flags of train, as --recipe, --data-path, --aa and --seed, decide the samples."
     parser = argparse.ArgumentParser(
@@ -133,7 +134,7 @@ def samples(
         cells = _draw_steps(index, plan, config, draws, row)
         erased = "erased" if draws.erase[row, 2] else "not erased"
         cells.append(Cell(erased_pixels[row], erased))
-        cells.append(Cell(mixed_pixels[row], _mix_title(draws, names, row)))
+        cells.append(Cell(mixed_pixels[row], describe_mix(draws, row, names)))
         cells[0] = dataclasses.replace(cells[0], title=f"{pairs[row]}: {names[row]}")
         rows.append(cells)
     return rows
@@ -143,7 +144,7 @@ def _draw_steps(
     index: Index, plan: Plan, config: Config, draws: SampleParams, row: int
 ) -> list[Cell]:
     """Return the stored image, the crop, and the image after each operation."""
-    stored = _read_image(index, int(draws.image_index[row]))
+    stored = np.asarray(read_stored_image(index, int(draws.image_index[row])))
     crop = tuple(draws.crop[row].tolist())
     image = _crop(stored, draws, row, plan.spec.input_size)
     title = "crop, flipped" if draws.flip[row] else "crop"
@@ -152,7 +153,7 @@ def _draw_steps(
     for op, argument in zip(draws.ops[row].tolist(), draws.op_args[row].tolist(), strict=True):
         if op >= 0:
             image = apply_op(image, op, argument, fill)
-        cells.append(Cell(image, _op_title(op, argument)))
+        cells.append(Cell(image, describe_operation(op, argument)))
     return cells
 
 
@@ -170,14 +171,14 @@ def sheet(
     """Return a row for each operation, on the crop of the first ordinal: those of RandAugment at
     several magnitudes, others at several arguments."""
     draws = plan.draw(epoch, ordinals[:1])
-    stored = _read_image(index, int(draws.image_index[0]))
+    stored = np.asarray(read_stored_image(index, int(draws.image_index[0])))
     crop = _crop(stored, draws, 0, plan.spec.input_size)
     fill = mean_colour(config.data.mean)
     rows = []
     for op, name in enumerate(OPS):
         cells = [Cell(crop, name)]
         for argument, level in _arguments(op):
-            title = level + _op_title(op, argument)
+            title = level + describe_operation(op, argument)
             cells.append(Cell(apply_op(crop, op, argument, fill), title))
         rows.append(cells)
     return rows
@@ -210,26 +211,6 @@ def _run_pipeline(index: Index, plan: Plan, config: Config, draws: SampleParams)
     fed = (index.encoded(draws.image_index), *pack_draws(draws, plan.spec, options))
     (images,) = build_train_pipeline(lambda i: fed, plan.spec, options).run()
     return torch.from_numpy(np.array(images.as_tensor()))
-
-
-def _read_image(index: Index, row: int) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(index.read(row))).convert("RGB"))
-
-
-def _op_title(op: int, argument: float) -> str:
-    if op < 0:
-        return "no operation"
-    operation = OPERATIONS[op]
-    name = operation.name.removesuffix("Increasing").removesuffix("Rel")
-    return f"{name} {operation.unit.format(argument)}".strip()
-
-
-def _mix_title(draws: SampleParams, names: Sequence[str], row: int) -> str:
-    lam = float(draws.lam[row])
-    if lam == 1.0:
-        return f"not mixed: {names[row]}"
-    kind = "CutMix" if draws.box[row].any() else "Mixup"
-    return f"{kind} {lam:.2f} {names[row]} + {1 - lam:.2f} {names[row + 1]}"
 
 
 def _save(path: Path, rows: Sequence[Sequence[Cell]], title: str) -> None:

@@ -68,7 +68,7 @@ def replay_command(argv: Sequence[str]) -> int:
         Terminal().say(__doc__ or "")
         return 0
     with one_line_errors():
-        parsed, flags = _parser().parse_known_args(list(argv))
+        parsed, flags = make_replay_parser().parse_known_args(list(argv))
         folder = RunFolder(Path(parsed.run))
         check_folder(folder)
         own = ["--config", str(folder.config), *flags, "--output-dir", str(folder)]
@@ -86,11 +86,12 @@ def replay_command(argv: Sequence[str]) -> int:
             return _replay(config, world, history, output)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_replay_parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags that replay has beside those of train."""
     parser = argparse.ArgumentParser(prog="fastdeit replay", add_help=False, allow_abbrev=False)
-    parser.add_argument("run")
-    parser.add_argument("--step", type=int, required=True)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("run", help="the run's folder")
+    parser.add_argument("--step", type=int, required=True, help="finished steps before it")
+    parser.add_argument("--output", type=Path, help="a folder to write")
     parser.add_argument("--local_rank", "--local-rank", type=int)  # the launcher passes it
     return parser
 

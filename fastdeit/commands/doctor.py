@@ -1,0 +1,134 @@
+"""`fastdeit doctor`: check this machine, and show what to change before training.
+
+fastdeit doctor [--data-path DATA] [--output-dir DIR] [--quick] [--json]
+
+Checks GPUs, driver, packages, compilers, network, file system, decoders and data set, each in a
+process of its own with a time limit, and then trains a small DeiT for ten seconds. Under a launcher
+(deepspeed --module fastdeit doctor; torchrun -m fastdeit doctor) it checks every rank.
+
+Exit codes: 0, also with warnings; 1: something is broken; 2: a mistake in the command line.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from fastdeit.commands.errors import one_line_errors
+from fastdeit.commands.output import print_json
+from fastdeit.config.options import parse_options
+from fastdeit.config.parse import Section
+from fastdeit.display.terminal import Terminal
+from fastdeit.distributed.environment import is_alone
+from fastdeit.doctor.checks.gpu import count_gpus
+from fastdeit.doctor.examination import Rank, clean, examine_alone
+from fastdeit.doctor.findings import Target
+from fastdeit.doctor.scratch import choose_scratch
+from fastdeit.doctor.summary import Row, count_statuses, find_worst
+
+_INTERRUPTED = 130
+_WIDTH = 22  # of the longest name of a check
+
+
+@dataclass(frozen=True)
+class DoctorOptions(Section):
+    """The flags of `fastdeit doctor`."""
+
+    data_path: str = ""
+    """The folder of a data set, whose images and disk are checked; empty: generated images."""
+    train_split: str = "train"
+    """A name, a list, or a pattern of shards, as train's."""
+    output_dir: str = "runs"
+    """The folder that runs will be written to."""
+    startup_limit: float = 120
+    """Under a launcher: seconds that the other ranks may take to start."""
+    quick: bool = False
+    """Skip what takes seconds: the speed of the disk, and the ten seconds of training."""
+    json: bool = False
+    """Print all findings as JSON."""
+
+    def check(self) -> None:
+        data = self.data_path
+        self._require("data_path", not data or Path(data).is_dir(), "an existing local folder")
+        output = Path(self.output_dir)
+        is_folder = bool(self.output_dir) and (output.is_dir() or not output.exists())
+        self._require("output_dir", is_folder, "a folder or a new name")
+        self._require("startup_limit", self.startup_limit > 0, "above 0")
+
+
+def doctor_command(argv: Sequence[str]) -> int:
+    """Run `fastdeit doctor`; return its exit code."""
+    with one_line_errors():
+        options = parse_options(argv, DoctorOptions, "fastdeit doctor", __doc__ or "")
+    target = Target(
+        data_path=options.data_path,
+        train_split=options.train_split,
+        output_dir=options.output_dir,
+        scratch=choose_scratch(options.output_dir),
+        gpus=count_gpus(),
+    )
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        with _clean_end(target):
+            examine = _examine_alone if is_alone() else _examine_ranks
+            return examine(options, target)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+
+
+def _end(number: int, _: object) -> NoReturn:
+    sys.exit(128 + number)
+
+
+@contextlib.contextmanager
+def _clean_end(target: Target) -> Iterator[None]:
+    """Remove what the checks have written, however the block ends."""
+    try:
+        yield
+    finally:
+        for row in clean(target):
+            _show(Terminal(stderr=True), row)
+
+
+def _examine_alone(options: DoctorOptions, target: Target) -> int:
+    terminal = Terminal(enabled=not options.json)
+    rows = []
+    with contextlib.closing(examine_alone(target, quick=options.quick)) as found:
+        for row in found:
+            _show(terminal, row)
+            rows.append(row)
+    return _finish(rows, options)
+
+
+def _examine_ranks(options: DoctorOptions, target: Target) -> int:
+    rank = Rank(target, quick=options.quick)
+    rows = rank.examine(options.startup_limit)
+    if rows is None:  # rank 0 reports
+        return 0
+    terminal = Terminal(enabled=not options.json, stderr=rank.number > 0)
+    for row in rows:
+        _show(terminal, row)
+    return _finish(rows, options)
+
+
+def _show(terminal: Terminal, row: Row) -> None:
+    """Print a finding, and below it what to change."""
+    finding = row.finding
+    terminal.say(finding.found, label=f"{finding.status:<15} {row.name:<{_WIDTH}} ")
+    if finding.cure:
+        terminal.say(f"{'':16}change: {finding.cure}")
+
+
+def _finish(rows: Sequence[Row], options: DoctorOptions) -> int:
+    """Print the count, or all rows as JSON; return the exit code."""
+    worst = find_worst([row.finding.status for row in rows])
+    if options.json:
+        described = [row.describe() for row in rows]
+        print_json(Terminal(), {"status": worst, "checks": described})
+    else:
+        Terminal(enabled=os.environ.get("RANK", "0") == "0").say(count_statuses(rows))
+    return int(worst == "broken")

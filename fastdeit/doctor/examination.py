@@ -1,0 +1,105 @@
+"""All checks of one process, or of all ranks of a launch together."""
+
+import os
+import socket
+import time
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+from fastdeit.distributed.environment import is_first_on_machine
+from fastdeit.doctor.findings import Check, Target, absent, fail, good
+from fastdeit.doctor.processes import run_checks
+from fastdeit.doctor.ranks import Meeting
+from fastdeit.doctor.summary import Row, merge_ranks
+from fastdeit.doctor.table import CHECKS, CLEAN, GROUP, TRIAL
+
+_JOINS = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+"""Make a process that joins the group use the store of rank 0's command."""
+_ORDER = (*CHECKS, Check("ranks", lambda target: absent("")), GROUP, TRIAL, CLEAN)
+
+
+def examine_alone(target: Target, *, quick: bool) -> Generator[Row, None, None]:
+    """Yield what each check finds; quick: without those that take seconds."""
+    for check, finding in run_checks(_choose([*CHECKS, TRIAL], quick), target):
+        yield Row(check.name, finding)
+
+
+def clean(target: Target) -> list[Row]:
+    """Remove what the checks have written; return a row if that fails."""
+    rows = [Row(check.name, finding) for check, finding in run_checks([CLEAN], target)]
+    return [row for row in rows if row.finding.status != "ok"]
+
+
+def _choose(checks: Sequence[Check], quick: bool) -> list[Check]:
+    return [check for check in checks if check.quick or not quick]
+
+
+class Rank:
+    """This process among the ranks of a launch, and what it has found."""
+
+    def __init__(self, target: Target, *, quick: bool) -> None:
+        self.number = int(os.environ["RANK"])
+        self.host = socket.gethostname()
+        self.rows: list[Row] = []
+        self._target = target
+        self._quick = quick
+
+    def examine(self, limit_s: float) -> list[Row] | None:
+        """Return the rows of all ranks on rank 0, None on the others.
+
+        limit_s: how long the others may take to start. A rank that cannot reach rank 0 returns what
+        it has found by itself, after that time: its end would end the others.
+        """
+        self._check([check for check in CHECKS if check.each_rank or is_first_on_machine()])
+        meeting = self._meet(limit_s)
+        if meeting is None:
+            return self.rows
+        here = meeting.gather("here", self.host, limit_s)
+        self._report_missing(here)
+        if len(here) == int(os.environ["WORLD_SIZE"]):
+            self._check([GROUP], _JOINS)
+        self._check([TRIAL])
+        described = [row.describe() for row in self.rows]
+        if self.number:
+            meeting.give("found", described)
+            return None
+        found = meeting.gather("found", described, TRIAL.limit_s + GROUP.limit_s)
+        self._report_lost(here, found)
+        others = [Row.read(row) for rank, rows in found.items() if rank for row in rows]
+        return merge_ranks([*self.rows, *others], _ORDER)
+
+    def _check(self, checks: Sequence[Check], variables: Mapping[str, str] | None = None) -> None:
+        for check, finding in run_checks(_choose(checks, self._quick), self._target, variables):
+            self._add(check.name, finding)
+
+    def _add(self, name: str, finding: Any) -> None:
+        self.rows.append(Row(name, finding, self.number, self.host))
+
+    def _meet(self, limit_s: float) -> Meeting | None:
+        broken = {row.check for row in self.rows if row.finding.status == "broken"}
+        try:
+            if "import torch" not in broken:
+                return Meeting(limit_s)
+        except (RuntimeError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            cure = "see docs/machines.md: --master_addr, --master_port, open ports"
+            self._add("ranks", fail(f"rank {self.number} does not reach rank 0: {reason}", cure))
+            return None
+        time.sleep(limit_s)
+        return None
+
+    def _report_missing(self, here: Mapping[int, str]) -> None:
+        """Add a row on the ranks that have not started in time."""
+        size = int(os.environ["WORLD_SIZE"])
+        missing = [str(rank) for rank in range(size) if rank not in here]
+        hosts = ", ".join(dict.fromkeys(here.values()))
+        if missing:
+            found = f"rank {', '.join(missing)} of {size} missing; here are those on {hosts}"
+            self._add("ranks", fail(found, "look at the output of the missing ranks' machine"))
+        else:
+            self._add("ranks", good(f"all {size} are here, on {hosts}"))
+
+    def _report_lost(self, here: Mapping[int, str], found: Mapping[int, Any]) -> None:
+        for rank in here.keys() - found.keys():
+            cure = "look at the output of its machine"
+            self._add("ranks", fail(f"rank {rank} ({here[rank]}) was lost during the checks", cure))

@@ -1,0 +1,51 @@
+"""The scratch folder of the checks, which is gone at the end."""
+
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+
+from fastdeit.doctor.findings import Finding, Target, good, warn
+
+
+def choose_scratch(output_dir: str) -> str:
+    """Return the path of a folder that does not exist, in `output_dir` or, before a first run, in
+    the folder above it that exists."""
+    wanted = Path(output_dir).absolute()
+    home = next(place for place in (wanted, *wanted.parents) if place.is_dir())
+    return str(home / f".fastdeit-doctor-{socket.gethostname()}-{os.getpid()}")
+
+
+def open_scratch(target: Target) -> Path:
+    """Return the scratch folder, which exists then. Raises OSError."""
+    folder = Path(target.scratch)
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def open_any_scratch(target: Target) -> Path:
+    """Return the scratch folder, or one for temporary files if it cannot be written. Raises
+    OSError."""
+    try:
+        return open_scratch(target)
+    except OSError:
+        folder = _name_other(target)
+        folder.mkdir(exist_ok=True)
+        return folder
+
+
+def _name_other(target: Target) -> Path:
+    return Path(tempfile.gettempdir()) / Path(target.scratch).name
+
+
+def remove_scratch(target: Target) -> Finding:
+    """Remove the scratch folders."""
+    left = []
+    for folder in (Path(target.scratch), _name_other(target)):
+        if folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            left.append(str(folder))
+    names = " ".join(left)
+    return warn(f"{names} cannot be removed", f"rm -r {names}") if left else good("none")

@@ -1,0 +1,1 @@
+"""Ten seconds of the real loader and the real step."""

@@ -1,0 +1,26 @@
+"""A report on runs, out of their folders: the record, what differs, the pictures, the page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastdeit.config.parse import require_value
+from fastdeit.report.page.plots import name_missing as name_missing
+from fastdeit.report.page.write import write_page
+from fastdeit.report.record import read_run
+
+
+def write_report(runs: Sequence[Path], output: Path) -> None:
+    """Write one HTML page on the runs in these folders, which needs no network.
+
+    Nothing else is written, and no process of a run is disturbed: a run may still train. Raises
+    ValueError for a folder that holds no run, and if plotly is not installed; OSError.
+    """
+    require_value(len(runs) > 0, "runs", len(runs), "at least one")
+    missing = name_missing()
+    if missing:
+        raise ValueError(missing)
+    records = [read_run(run) for run in runs]
+    from fastdeit.report.drawing.draw import draw_pictures  # torch and DALI import slowly
+
+    pictures = [draw_pictures(record) for record in records]
+    write_page(output, records, pictures)

@@ -1,0 +1,54 @@
+"""Settings of runs that differ from each other, and from the recipe that each run began with."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastdeit.config.changes import list_values
+from fastdeit.config.parse import name_flag
+from fastdeit.config.recipes import RECIPES, find_recipe
+from fastdeit.report.comparison.rows import Row, make_row
+from fastdeit.report.record import RunRecord
+
+_OWN = {"output_dir"}
+"""Settings that differ in any two runs."""
+_NONE = "none"
+"""How the setting None is shown."""
+
+
+def list_settings(records: Sequence[RunRecord]) -> list[Row]:
+    """Return a row for each setting in which two runs differ, by flag."""
+    values = [list_values(record.settings) if record.settings else {} for record in records]
+    names = dict.fromkeys(name for one in values for name in one if name not in _OWN)
+    rows = [make_row(name_flag(name), _pick(values, name), _show) for name in names]
+    return [row for row in rows if row.differs]
+
+
+def _pick(values: Sequence[dict[str, Any]], name: str) -> list[Any]:
+    # None, a value of some settings, stands in a row for what is not recorded
+    return [_NONE if name in one and one[name] is None else one.get(name) for one in values]
+
+
+def _show(value: Any) -> str:
+    return _NONE if value in (None, _NONE) else repr(value)
+
+
+def list_recipes(records: Sequence[RunRecord]) -> list[Row]:
+    """Return the name of each run's recipe, then a row for each setting in which a run differs from
+    its own: `2, recipe 300`, and no value for a run that has the recipe's."""
+    changes = [list_changes(record) for record in records]
+    flags = dict.fromkeys(flag for one in changes for flag in one)
+    name = make_row("recipe", [record.recipe or None for record in records])
+    return [name, *(make_row(flag, [one.get(flag) for one in changes]) for flag in flags)]
+
+
+def list_changes(record: RunRecord) -> dict[str, str]:
+    """Return how the settings of a run differ from its recipe, in words, by flag; nothing if either
+    is not recorded."""
+    if record.settings is None or record.recipe.replace("-", "_") not in RECIPES:
+        return {}
+    start = list_values(find_recipe(record.recipe))
+    return {
+        name_flag(name): f"{_show(value)}, recipe {_show(start[name])}"
+        for name, value in list_values(record.settings).items()
+        if name not in _OWN and value != start[name]
+    }

@@ -1,0 +1,75 @@
+"""What a page shows of a run beside its curves: plain data, whose texts are as names have them, so
+that a page must escape them."""
+
+from dataclasses import dataclass
+
+from fastdeit.analysis.disagreement import Disagreement
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An encoded picture, and what it shows."""
+
+    data: bytes
+    """WebP or PNG."""
+    title: str
+    alt: str
+    """Text in place of the picture."""
+    lines: tuple[str, ...] = ()
+    """What was planned for a sample, in the order in which it happens."""
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Images of one class that were given another one."""
+
+    label: str
+    predicted: str
+    count: int
+    thumbnails: tuple[Picture, ...] = ()
+    """Of a few of the images."""
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """The answers for the images of one class."""
+
+    name: str
+    images: int
+    top1: float
+    """Percent."""
+    confused_with: str
+    """The class that its images are most often given; "" if all are right."""
+    confused: int
+    """Images that are given that class."""
+
+
+@dataclass(frozen=True)
+class TokenLayer:
+    """A place in the network; analysis/tokens.py and analysis/distance.py define the numbers."""
+
+    name: str
+    cosine: float | None
+    """Of class and distillation token, the mean over images; None: there is no such pair."""
+    spread: float | None
+    """Standard deviation of the cosine."""
+    distance: float | None = None
+    """Mean attention distance in pixels, over the heads of a layer."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """All of it; `notes` has a line for each part that could not be drawn."""
+
+    samples: tuple[Picture, ...] = ()
+    """Of the first samples of the run: the stored image with its crop, the image augmented and
+    erased, and mixed."""
+    attention: tuple[Picture, ...] = ()
+    """Of validation images: the image, then the maps of each special token."""
+    head: str = ""
+    """Whose answers classes and confusions count."""
+    confusions: tuple[Confusion, ...] = ()
+    classes: tuple[ClassRow, ...] = ()
+    tokens: tuple[TokenLayer, ...] = ()
+    disagreement: Disagreement | None = None
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,88 @@
+"""The predictions of the newest evaluation of a run, in a file of its folder.
+
+The file holds the most probable class of every head for each validation image. So classes,
+confusions and disagreement can be counted, and two runs compared image by image, without a model.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fastdeit.storage.atomic import atomic_open
+
+_KEY = b"fastdeit"
+_SMALL = np.iinfo(np.int16).max
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One evaluation of a run: an image a row, in the order of the validation images."""
+
+    step: int
+    """Optimizer steps done."""
+    images: str
+    """The hash of the validation images (`Index.fingerprint`)."""
+    classes: tuple[str, ...]
+    rows: np.ndarray
+    """int32 (N,): rows of the validation images; those that could not be read are absent."""
+    labels: np.ndarray
+    """int32 (N,): positions in `classes`."""
+    answers: Mapping[str, np.ndarray]
+    """int32 (N,) by MODEL/HEAD: the most probable class; MODEL is model, ema or teacher."""
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write predictions as a Parquet file, whole or not at all. Raises OSError."""
+    small = len(predictions.classes) <= _SMALL
+    kind = pa.int16() if small else pa.int32()
+    columns = {"row": pa.array(predictions.rows, pa.int32())}
+    named = {"label": predictions.labels, **predictions.answers}
+    columns |= {name: pa.array(values).cast(kind) for name, values in named.items()}
+    facts = {name: getattr(predictions, name) for name in ("step", "images", "classes")}
+    table = pa.table(columns).replace_schema_metadata({_KEY: json.dumps(facts)})
+    with atomic_open(path) as file:
+        pq.write_table(table, file, compression="zstd")
+
+
+def read_predictions(path: Path) -> Predictions | None:
+    """Return what `write_predictions` wrote; None if there is no file. Raises ValueError for a file
+    that is none of ours, OSError."""
+    if not path.is_file():
+        return None
+    try:
+        table = pq.read_table(path)
+        facts = _read_facts(table.schema)
+        columns = {name: table[name].to_numpy().astype(np.int32) for name in table.column_names}
+        return Predictions(
+            step=int(facts["step"]),
+            images=str(facts["images"]),
+            classes=tuple(map(str, facts["classes"])),
+            rows=columns.pop("row"),
+            labels=columns.pop("label"),
+            answers=columns,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: damaged: {error!r}") from None
+
+
+def _read_facts(schema: pa.Schema) -> dict[str, Any]:
+    return dict(json.loads((schema.metadata or {})[_KEY]))
+
+
+def remove_later(path: Path, step: int) -> None:
+    """Remove predictions of a step after `step`, or that are damaged: the run evaluates again.
+    Raises OSError."""
+    if not path.is_file():
+        return
+    try:
+        is_later = int(_read_facts(pq.read_schema(path))["step"]) > step
+    except (KeyError, TypeError, ValueError):
+        is_later = True
+    if is_later:
+        path.unlink()

@@ -1,0 +1,138 @@
+"""`fastdeit doctor`: its lines, JSON, exit codes, mistakes, and that no file is left."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastdeit.commands import doctor
+from fastdeit.commands.doctor import doctor_command
+from fastdeit.doctor import examination
+from fastdeit.doctor.findings import Target, absent
+from fastdeit.doctor.summary import Row
+from fastdeit.doctor.table import CHECKS, CLEAN, GROUP, TRIAL
+from tests.support.doctor_ranks import shorten_table
+from tests.support.launching import ROOT, clean_environment
+
+FEW_CHECKS = """
+import sys
+from fastdeit.commands.doctor import doctor_command
+from tests.support.doctor_ranks import shorten_table
+shorten_table("import torch", "import timm", "CUDA", "NCCL", "port")
+sys.exit(doctor_command(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def few_checks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(examination, "CHECKS", examination.CHECKS)
+    monkeypatch.setattr(doctor, "count_gpus", lambda: 0)
+    handler = signal.getsignal(signal.SIGTERM)
+    shorten_table("system", "output folder", "locks")
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def test_each_check_has_a_line_and_no_file_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doctor_command(["--quick", "--output-dir", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["ok", "ok", "ok"]
+    assert lines[-1] == "3 ok"
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_broken_ends_with_1_and_says_what_to_change(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doctor_command(["--quick", "--output-dir", "/proc/new"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    (number,) = [number for number, line in enumerate(lines) if line.startswith("broken")]
+    assert "/proc cannot be written" in lines[number]
+    assert lines[number + 1].strip().startswith("change: set --output-dir")
+    assert lines[-1] == "1 broken, 1 ok, 1 not applicable"
+
+
+def test_json_has_every_finding_and_nothing_else_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doctor_command(["--quick", "--json", "--output-dir", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["status"] == "ok"
+    assert [row["check"] for row in found["checks"]] == ["system", "output folder", "locks"]
+    assert set(found["checks"][0]) == {"check", "status", "found", "cure"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data-path", "/no/data"], "--data-path must be an existing local folder"),
+        (["--data-path", "s3://bucket"], "--data-path must be an existing local folder"),
+        (["--output-dir", __file__], "--output-dir must be a folder or a new name"),
+        (["--output-dir", ""], "--output-dir must be a folder or a new name"),
+        (["--startup-limit", "0"], "--startup-limit must be above 0 (got 0.0)"),
+        (["--startup-limit", "soon"], "--startup-limit must be"),
+        (["--fast"], "--fast"),
+        (["DATA"], "'DATA' belongs to no flag"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        doctor_command(flags)
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), SystemExit(143)], ids=["ctrl-c", "term"])
+def test_an_interrupted_doctor_leaves_no_file(
+    fault: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(target: Target, **_: Any) -> Iterator[Row]:
+        Path(target.scratch).mkdir()
+        yield Row("system", absent("here"))
+        raise fault
+
+    monkeypatch.setattr(doctor, "examine_alone", interrupt)
+    try:
+        code = doctor_command(["--output-dir", str(tmp_path)])
+    except SystemExit as end:
+        code = end.code  # type: ignore[assignment]
+    assert code == (130 if isinstance(fault, KeyboardInterrupt) else 143)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_torch_that_cannot_be_imported_leaves_the_command_working(tmp_path: Path) -> None:
+    planted = tmp_path / "planted" / "torch"
+    planted.mkdir(parents=True)
+    (planted / "__init__.py").write_text("raise ImportError('no libcudart')")
+    environment = clean_environment() | {"PYTHONPATH": str(planted.parent)}
+    command = [sys.executable, "-c", FEW_CHECKS, "--quick", "--output-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "no libcudart" in done.stdout and "needs torch, which is broken" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_whole_doctor_finds_nothing_broken_here(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fastdeit", "doctor", "--output-dir", str(tmp_path)]
+    environment = {**clean_environment(), "TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert ", the same twice" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_check_shares_its_name() -> None:
+    names = [check.name for check in (*CHECKS, GROUP, TRIAL, CLEAN)]
+    assert len(names) == len(set(names))

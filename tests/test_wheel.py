@@ -1,0 +1,139 @@
+"""The wheel: what it holds and names, that it works away from the checkout; the long form installs
+it into an empty environment and trains, records and resumes there."""
+
+import email
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import fastdeit
+from tests.support.launching import ROOT, clean_environment
+
+SOURCES = ("fastdeit", "kernels", "tests")
+FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md")
+EXTRAS = {"onnx", "remote", "report", "wandb", "all", "bench", "docs", "dev"}
+BUILD = "import sys; from setuptools import build_meta; build_meta.build_%s(sys.argv[1])"
+
+
+def _build(kind: str, tree: Path, output: Path) -> Path:
+    """Build a `wheel` or `sdist` of a tree with the setuptools that torch brings; return its
+    path."""
+    output.mkdir(parents=True)
+    command = [sys.executable, "-c", BUILD % kind, str(output)]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (made,) = output.iterdir()
+    return made
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Return the wheel of the tree, the sdist, and the wheel of the sdist."""
+    folder = tmp_path_factory.mktemp("built")
+    tree = folder / "tree"
+    tree.mkdir()
+    for name in SOURCES:
+        without = shutil.ignore_patterns("__pycache__", "*.pyc")
+        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=without)
+    for name in (*FILES, "constraints.txt"):
+        shutil.copy(ROOT / name, tree / name)
+    sdist = _build("sdist", tree, folder / "sdist")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    unpacked = folder / sdist.name.removesuffix(".tar.gz")
+    return {
+        "sdist": sdist,
+        "tree": _build("wheel", tree, folder / "of tree"),
+        "unpacked": _build("wheel", unpacked, folder / "of sdist"),
+    }
+
+
+def _read(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_wheel_of_the_sdist_equals_that_of_the_tree(built: Mapping[str, Path]) -> None:
+    assert _read(built["tree"]) == _read(built["unpacked"])
+
+
+def test_wheel_holds_every_file_of_the_package_and_the_kernels_alone(
+    built: Mapping[str, Path],
+) -> None:
+    held = {name for name in _read(built["tree"]) if ".dist-info/" not in name}
+    files = [path for path in (ROOT / "fastdeit").rglob("*") if path.is_file()]
+    files += [ROOT / "fastdeit" / "kernels" / path.name for path in (ROOT / "kernels").glob("*.*")]
+    names = {path.relative_to(ROOT).as_posix() for path in files}
+    assert held == {name for name in names if "__pycache__" not in name}
+
+
+def test_sdist_has_the_constraints_and_no_tests(built: Mapping[str, Path]) -> None:
+    with tarfile.open(built["sdist"]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"constraints.txt", "CHANGELOG.md", "LICENSE"} <= names
+    assert not [name for name in names if name.startswith("tests")]
+
+
+def test_metadata_names_version_command_and_extras(built: Mapping[str, Path]) -> None:
+    held = _read(built["tree"])
+    info = f"fastdeit-{fastdeit.__version__}.dist-info"
+    metadata = email.message_from_bytes(held[f"{info}/METADATA"])
+    assert metadata["Version"] == fastdeit.__version__
+    assert set(metadata.get_all("Provides-Extra", [])) == EXTRAS
+    assert b"fastdeit = fastdeit.__main__:main" in held[f"{info}/entry_points.txt"]
+
+
+def test_constraints_lie_in_the_ranges_of_setup(built: Mapping[str, Path]) -> None:
+    (info,) = [name for name in _read(built["tree"]) if name.endswith(".dist-info/METADATA")]
+    metadata = email.message_from_bytes(_read(built["tree"])[info])
+    ranges = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    versions = {pin.name.lower(): str(pin.specifier).removeprefix("==") for pin in pinned}
+    wide = [each for each in ranges if each.name.lower() in versions]
+    assert {each.name for each in wide} >= {"torch", "timm", "deepspeed", "nvidia-dali-cuda120"}
+    assert not [each for each in wide if versions[each.name.lower()] not in each.specifier]
+
+
+def test_named_extras_exist() -> None:
+    files = [*(ROOT / "fastdeit").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    named = {extra for text in texts for extra in re.findall(r"fastdeit\[(\w+)\]", text)}
+    assert {"onnx", "remote"} <= named <= EXTRAS
+
+
+def test_wheel_works_away_from_the_checkout(built: Mapping[str, Path], tmp_path: Path) -> None:
+    """Its modules, kernels and data files come from the wheel, without a commit in the version."""
+    target = tmp_path / "target"
+    with zipfile.ZipFile(built["tree"]) as archive:
+        archive.extractall(target)
+    code = (
+        "import sys, importlib.util, fastdeit.__main__ as entry\n"
+        "for argv in (['--version'], ['recipes', 'list'], ['train', '--recipe', 'x']):\n"
+        "    sys.argv = ['fastdeit', *argv]\n"
+        "    try: entry.main()\n"
+        "    except SystemExit: pass\n"
+        "print(importlib.util.find_spec('fastdeit.kernels.mix').origin)\n"
+    )
+    environment = clean_environment() | {"PYTHONPATH": str(target)}
+    done = subprocess.run(
+        [sys.executable, "-P" if sys.version_info >= (3, 11) else "-s", "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    version, *listed, kernel = done.stdout.splitlines()
+    assert version.startswith(f"fastdeit {fastdeit.__version__}, python ")
+    assert any("digits_teacher" in line for line in listed)
+    assert kernel == str(target / "fastdeit" / "kernels" / "mix.py")
+    assert "--recipe must be" in done.stderr
