@@ -170,7 +170,7 @@ def _read_settings(config: Config, teachers: Sequence[str] | None) -> _Reading:
         findings["initial_weights"] = read_initial_weights(model)
         if config.model.finetune:
             findings["initial_weights"] = _describe_finetune(config)
-        name = config.model.model
+        name = config.model.model or type(model).__name__
         findings |= read_network(model, name, list_heads(model), trained=False)
     return _Reading(findings, notes)
 

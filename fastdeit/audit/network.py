@@ -26,6 +26,7 @@ _STD = 0.02
 """Of initial weights in deit's code (models.py)."""
 
 _ERRORS = 5
+"""Standard errors within which a measured standard deviation is `_STD`."""
 
 
 def read_network(network: nn.Module, name: str, heads: Sequence[str], *, trained: bool) -> Findings:
@@ -105,15 +106,16 @@ def read_initial_weights(network: nn.Module) -> Finding:
 
 
 def _has_initial_spread(weight: torch.Tensor) -> bool:
-    """Return True if a weight's standard deviation is `_STD`, but for chance: within 5 standard
-    errors of one that is measured on so many values."""
+    """Return True if a weight's standard deviation is `_STD`, but for chance: the relative standard
+    error of one that is measured on n normal values is 1 / √(2n)."""
     error = 1 / math.sqrt(2 * weight.numel())
     return abs(float(weight.std()) / _STD - 1) < _ERRORS * error
 
 
 def _is_vit(state: StateDict) -> bool:
     has_blocks = any(_QKV.search(key) and _BLOCK.match(key) for key in state)
-    return has_blocks and "patch_embed.proj.weight" in state
+    patches = state.get("patch_embed.proj.weight")
+    return has_blocks and patches is not None and patches.ndim == 4
 
 
 def _read_token(state: StateDict, heads: Sequence[str]) -> Finding:
@@ -127,10 +129,10 @@ def _read_token(state: StateDict, heads: Sequence[str]) -> Finding:
 
 def _read_positions(network: nn.Module, state: StateDict) -> Finding:
     positions = state.get("pos_embed")
-    if positions is None or positions.ndim != 3:
+    patches = _count_patches(network)
+    if positions is None or positions.ndim != 3 or not patches:
         return Finding("none, or of another form", False)
     rows = positions.shape[1]
-    patches = _count_patches(network)
     parameter = dict(network.named_parameters()).get("pos_embed")
     learned = parameter is not None and parameter.requires_grad
     rotary = getattr(network, "rope", None) is not None
@@ -140,10 +142,11 @@ def _read_positions(network: nn.Module, state: StateDict) -> Finding:
 
 
 def _count_patches(network: Any) -> int:
-    """Return the number of patches of an image, of our student or a model of timm."""
+    """Return the number of patches of an image, of our student or a model of timm; 0 if nothing
+    names it."""
     if isinstance(network, Student):
         return network.grid_size**2
-    return int(network.patch_embed.num_patches)
+    return int(getattr(network.patch_embed, "num_patches", None) or 0)
 
 
 def _read_qkv_bias(state: StateDict, trained: bool) -> Finding:
@@ -196,7 +199,7 @@ def _read_order(network: Any, trace: Trace) -> Finding:
     if not isinstance(getattr(network, "norm_pre", nn.Identity()), nn.Identity):
         return Finding("a norm before the first block", False)
     normalised = [name for name, values in trace.inputs.items() if _is_normalised(values)]
-    text = f"pre-norm in {len(normalised)} of {len(trace.inputs)} layers"
+    text = f"pre-norm, LayerNorm, in {len(normalised)} of {len(trace.inputs)} layers"
     return Finding(text, len(normalised) == len(trace.inputs))
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from fastdeit.models.initialisation import initialise_student
 
 _BRANCHES = ("attn", "mlp")
+_SIDE = 224  # of a network for images of any size
 
 
 class Trace(NamedTuple):
@@ -55,7 +56,8 @@ def trace_network(network: nn.Module, heads: Sequence[str]) -> Trace | None:
 
 def _find_side(network: Any) -> int:
     """Return the side in pixels of the images that a network is built for."""
-    size = getattr(network, "image_size", None) or network.patch_embed.img_size
+    own = getattr(network, "image_size", None)
+    size = own or getattr(network.patch_embed, "img_size", None) or _SIDE
     return int(size if isinstance(size, int) else size[0])
 
 

@@ -61,16 +61,16 @@ def read_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> Findin
     }
     used = sorted({decay for decay, _ in decays.values() if decay})
     spared = [name for name, (decay, ndim) in decays.items() if ndim > 1 and not decay]
-    flat = any(decay for decay, ndim in decays.values() if ndim <= 1)
+    has_vectors = any(decay for decay, ndim in decays.values() if ndim <= 1)
     name = type(optimizer).__name__
     text = f"{name}, weight decay {' and '.join(f'{decay:g}' for decay in used) or '0'}"
     if used:
-        text += f", not of {', '.join([*([] if flat else ['vectors']), *spared])}"
+        text += f", not of {', '.join([*([] if has_vectors else ['vectors']), *spared])}"
     settings = [(group["betas"], group["eps"]) for group in groups]
     is_usual = all(pair == ((0.9, 0.999), 1e-8) for pair in settings)
     if not is_usual:
         text += ", betas {:g} and {:g}".format(*groups[0]["betas"]) + f", eps {groups[0]['eps']:g}"
-    is_equal = name == "AdamW" and used == [0.05] and is_usual and not flat
+    is_equal = name == "AdamW" and used == [0.05] and is_usual and not has_vectors
     return {"optimizer": Finding(text, is_equal and not _spares_layers(spared))}
 
 

@@ -1,6 +1,22 @@
 """The variables by which a launcher tells a process its place. Importing this imports no torch."""
 
 import os
+from collections.abc import Mapping
+
+_PLACE = frozenset(
+    "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE LOCAL_SIZE CROSS_RANK CROSS_SIZE GROUP_RANK "
+    "GROUP_WORLD_SIZE ROLE_RANK ROLE_NAME ROLE_WORLD_SIZE MASTER_ADDR MASTER_PORT".split()
+)
+"""Variables of torchrun and of DeepSpeed's launcher; torchrun's others begin with TORCHELASTIC_."""
+
+
+def without_place(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment for a process that is none of the ranks."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in _PLACE and not name.startswith("TORCHELASTIC_")
+    }
 
 
 def is_alone() -> bool:

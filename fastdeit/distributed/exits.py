@@ -13,6 +13,7 @@ from fastdeit.distributed.environment import is_first_on_machine
 # keys in the store of the process group
 _REPORTED = "fastdeit/reported"
 _EXITED = "fastdeit/exited"
+_READY = "fastdeit/ready to exit"
 
 
 def rank0_reports_error(limit_s: float = 3.0) -> bool:
@@ -51,6 +52,18 @@ def peer_exited() -> bool:
         with contextlib.suppress(dist.DistError):
             return dist.distributed_c10d._get_default_store().check([_EXITED])
     return False
+
+
+def wait_for_rank0(limit_s: float) -> None:
+    """Wait until rank 0 calls this too, or has ended, at most `limit_s`; rank 0 does not wait."""
+    if not dist.is_initialized():
+        return
+    store = dist.distributed_c10d._get_default_store()
+    with contextlib.suppress(dist.DistError):
+        if dist.get_rank() == 0:
+            store.set(_READY, "")
+        else:
+            store.wait([_READY], datetime.timedelta(seconds=limit_s))
 
 
 def hard_exit(code: int) -> NoReturn:

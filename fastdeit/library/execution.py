@@ -84,6 +84,7 @@ def _stop(run: Run, reason: str) -> None:
     run.console.offer([resume_command(run.config, run.recipe)], "resume")
     if run.world.rank == 0:
         run.folder.stop_request.unlink(missing_ok=True)
+    run.report.finish()
     _end_together(run)
 
 
@@ -99,6 +100,7 @@ def _close(run: Run, end: RunEnd) -> None:
     run.console.stop()
     if end.outcome == "failed":
         run.console.offer([resume_command(run.config, run.recipe)], "resume")
+    run.report.close()
     run.data.train_loader.close()
     run.data.val_loader.close()
     run.checkpoints.close()

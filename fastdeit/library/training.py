@@ -15,6 +15,7 @@ from fastdeit.config.schema import Config
 from fastdeit.data.build import fetch_data, pipeline_options
 from fastdeit.display.terminal import Terminal
 from fastdeit.distributed.collectives import each_rank, first_on_rank0, on_every_rank, on_rank0
+from fastdeit.distributed.errors import RunError
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.library.errors import names_arguments
 from fastdeit.models.build import build_model, follow_weights
@@ -76,8 +77,13 @@ def train_run(config: Config, *, callbacks: Sequence[Callback] = ()) -> dict[str
         if prepared is None:
             return on_rank0(lambda: json.loads(read_bounded(run_folder.summary, _MAX_BYTES)))
         from fastdeit.library.execution import execute_run
+        from fastdeit.run.report import report_failure
 
-        return execute_run(*prepared)
+        try:
+            return execute_run(*prepared)
+        except RunError as error:
+            report_failure(prepared[0], error)
+            raise
 
 
 @names_arguments()

@@ -43,6 +43,7 @@ from fastdeit.run.inputs import (
     describe_samples,
 )
 from fastdeit.run.preflight import check_batch_fits, note_limits
+from fastdeit.run.report import ReportWriter
 from fastdeit.run.state import Progress, Run, RunData
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.build import open_cache
@@ -145,6 +146,7 @@ def build_run(
         health=Health(folder, steps_per_epoch, batch_size, console.note),
         log=MetricLog(folder, steps_per_epoch, batch_size, trackers, console.note),
         trackers=trackers,
+        report=ReportWriter(folder, world.rank == 0, console.note),
         progress=Progress(),
         utilisation=training.utilisation,
     )
@@ -156,6 +158,7 @@ def build_run(
         *labels,
         *damaged,
         *note_limits(world),
+        *([run.report.missing] if run.report.missing else []),
     ]
 
 

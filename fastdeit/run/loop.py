@@ -142,6 +142,8 @@ def after_step(run: Run) -> None:
     evaluate_if_due(run)
     if ends_epoch or (save_steps and step % save_steps == 0):
         save_checkpoint(run)
+        if run.progress.last_evaluated_step == step:
+            run.report.start()
         run.progress.restart_clock(step)
 
 

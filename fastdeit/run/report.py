@@ -1,12 +1,39 @@
-"""What a run writes for its report: the predictions of each evaluation."""
+"""What a run writes for the eye: the predictions of each evaluation, and its report.
+
+The report is written by a child process while the run trains, so that no step waits for it, and by
+this process at the end of the run, whatever ends it. Nothing of it can end the run.
+"""
+
+import contextlib
+import resource
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from fastdeit.display.terminal import note_failure
+from fastdeit.display.text import printable
+from fastdeit.distributed.errors import RunError
+from fastdeit.distributed.exits import wait_for_rank0
+from fastdeit.report.build import name_missing, write_report
+from fastdeit.report.child import start_child
 from fastdeit.report.predictions import Predictions, write_predictions
-from fastdeit.run.state import Run
+from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.evaluation import ClassRecorder
 
+if TYPE_CHECKING:
+    from fastdeit.run.state import Run
 
-def save_predictions(run: Run, recorder: ClassRecorder) -> None:
+FIRST_S = 60.0
+"""Seconds that a run trains before its first report."""
+SHARE = 20
+"""A report starts at the earliest so many times its own CPU time after the one before."""
+LIMIT_S = 60.0
+"""Seconds that the end of a run waits for its report."""
+
+
+def save_predictions(run: "Run", recorder: ClassRecorder) -> None:
     """Write the predictions of an evaluation, on rank 0; a disk that refuses is a note. A
     collective."""
     columns = recorder.gather()
@@ -23,3 +50,125 @@ def save_predictions(run: Run, recorder: ClassRecorder) -> None:
     )
     with note_failure(str(run.folder.predictions), run.console.note):
         write_predictions(run.folder.predictions, predictions)
+
+
+def report_failure(run: "Run", error: RunError) -> None:
+    """Write the report of a run that has failed. The other ranks that have the error wait for it:
+    a launcher ends all ranks when one has ended."""
+    run.report.finish()
+    if error.heard_by_all:
+        wait_for_rank0(LIMIT_S)
+
+
+class ReportWriter:
+    """The report of a run, in its folder. enabled: False on all ranks but 0, which then do nothing;
+    note: called with a line for the user. Attributes: missing, a line on what a report lacks, ""
+    if nothing: without it none is written.
+    """
+
+    def __init__(self, folder: RunFolder, enabled: bool, note: Callable[[str], None]) -> None:
+        self.missing = name_missing() if enabled else ""
+        self._enabled = enabled and not self.missing
+        self._folder = folder
+        self._note = note
+        self._began = time.monotonic()
+        self._child: _Child | None = None
+
+    def start(self) -> None:
+        """Start to write the report in a child process, unless the one before still runs, or took
+        more than its share of the time."""
+        if self._enabled and self._is_due():
+            self.close()
+            with note_failure(str(self._folder.report), self._note):
+                self._child = _Child(self._folder)
+
+    def _is_due(self) -> bool:
+        now = time.monotonic()
+        if self._child is None:
+            return now - self._began >= FIRST_S
+        if self._child.is_running():
+            return False
+        return now - self._child.started >= SHARE * self._child.cpu_s
+
+    def finish(self) -> None:
+        """Write the report of a run that ends here, in this process; a note if that fails, or takes
+        longer than `LIMIT_S`."""
+        self.close()
+        # a run that stops before its first step has written nothing
+        if self._enabled and self._folder.config.is_file():
+            with note_failure(str(self._folder.report), self._note):
+                _call_within(
+                    LIMIT_S, lambda: write_report([self._folder.path], self._folder.report)
+                )
+
+    def close(self) -> None:
+        """End the child process, if there is one; a note if it has failed."""
+        if self._child is None:
+            return
+        fault = self._child.end()
+        self._child = None
+        if fault:
+            self._note(f"{self._folder.report} is missing: {fault}")
+
+
+class _Child:
+    """A process that writes a report. Attributes: started, by `time.monotonic`; cpu_s, what it
+    took, once it has ended. Raises OSError."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115
+        self._process = start_child(folder, self._output)
+        self.started = time.monotonic()
+        self.cpu_s = 0.0
+
+    def is_running(self) -> bool:
+        before = _read_children_cpu()
+        is_running = self._process.poll() is None
+        self.cpu_s += _read_children_cpu() - before
+        return is_running
+
+    def end(self) -> str:
+        """End it; return how it failed, "" if it did not, or was still at work."""
+        was_running = self.is_running()
+        if was_running:
+            self._process.kill()
+            self._process.wait()
+        code = self._process.returncode
+        if code:  # what `atomic_open` leaves when it is killed
+            for work in self._folder.path.glob(f".{self._folder.report.name}.*.tmp"):
+                with contextlib.suppress(OSError):
+                    work.unlink()
+        fault = "" if was_running or not code else self._read_fault(code)
+        self._output.close()
+        return fault
+
+    def _read_fault(self, code: int) -> str:
+        """Return the last line that it printed, or its exit code."""
+        self._output.seek(0)
+        lines = self._output.read().decode(errors="replace").strip().splitlines()
+        return printable(lines[-1]) if lines else f"its process ended with {code}"
+
+
+def _read_children_cpu() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _call_within(limit_s: float, call: Callable[[], None]) -> None:
+    """Call a function in a thread; raise what it raises, or TimeoutError if it takes longer."""
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            call()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="report", daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    if thread.is_alive():
+        raise TimeoutError(f"it takes more than {limit_s:g} s")
+    if errors:
+        raise errors[0]

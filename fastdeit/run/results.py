@@ -1,7 +1,5 @@
-"""The results of a run: weights, picture, summary, and the message for a run that is finished."""
+"""The results of a run: weights, summary, report, and the message for a run that is finished."""
 
-import contextlib
-import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -12,41 +10,32 @@ from fastdeit.checkpoint.files import read_json
 from fastdeit.config.flags import format_train_command
 from fastdeit.config.recipes.follow import follow_with_student, follow_without_teacher
 from fastdeit.config.schema import Config
-from fastdeit.data.build import build_train_loader
 from fastdeit.data.formats.file_names import EXTENSIONS
-from fastdeit.data.loaders.batch import Batch
-from fastdeit.data.quarantine import Quarantine
 from fastdeit.display.console import RunConsole
 from fastdeit.display.progress import format_duration
-from fastdeit.display.terminal import note_failure
 from fastdeit.display.text import quote_words
 from fastdeit.distributed.environment import is_alone
 from fastdeit.distributed.world import World
-from fastdeit.kernels.mix import mix
 from fastdeit.models.sizes import SIZES
 from fastdeit.run.folder import write_on_rank0
 from fastdeit.run.state import Run
-from fastdeit.storage.atomic import atomic_open, atomic_write_text
+from fastdeit.storage.atomic import atomic_write_text
 from fastdeit.storage.attempts import read_attempts
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.tracking.log import find_seconds
-from fastdeit.tracking.samples import title_samples
-
-_MOST_PICTURES = 16
 
 
 def write_results(run: Run, results: dict[str, float]) -> None:
-    """Write summary.json and the picture; print the table. The weights are those of the last
+    """Write summary.json and the report; print the table. The weights are those of the last
     checkpoint.
 
-    Raise FolderError. A picture that cannot be drawn is a note. A collective.
+    Raise FolderError. A report that cannot be written is a note. A collective.
     """
     run.supervisor.beat("checkpoint", run.trainer.step)
     write_on_rank0(run, lambda: _write_files(run, results))
+    run.report.finish()
     if run.world.rank == 0:
-        with note_failure(str(run.folder.report), run.console.note):
-            _save_picture(run)
         show_summary(run.console, run.config, run.recipe, run.folder, results)
 
 
@@ -56,30 +45,6 @@ def _write_files(run: Run, results: dict[str, float]) -> None:
     summary = {"results": results, "steps": run.trainer.step, "skipped": run.trainer.state.skipped}
     # after the weights: a folder that holds it holds a finished run
     atomic_write_text(run.folder.summary, json.dumps(summary, indent=1))
-
-
-def _save_picture(run: Run) -> None:
-    from fastdeit.display.figures import save_report  # matplotlib imports slowly
-
-    batch = _read_first_samples(run)
-    images = mix(batch.unmixed, batch.lam, batch.box)
-    titles = title_samples(batch, run.data.train_index.classes)
-    metrics = read_json_lines(run.folder.metrics)
-    data = run.config.data
-    with atomic_open(run.folder.report) as file:
-        save_report(file, metrics, images, titles, data.mean, data.std)
-
-
-def _read_first_samples(run: Run) -> Batch:
-    """Return the first few samples of the run, read by this process alone."""
-    data = run.data
-    alone = dataclasses.replace(run.world, rank=0, size=1, local_size=1)
-    count = min(_MOST_PICTURES, len(data.train_index) // 2 * 2)
-    config = run.config.replace(optim={"batch_size": count, "micro_batch": 0})
-    known = Quarantine.of(data.train_index, data.quarantine.rows.tolist(), policy="skip")
-    loader = build_train_loader(config, alone, data.train_index, data.plan, quarantine=known)
-    with contextlib.closing(loader):
-        return next(loader.epoch(0))
 
 
 def report_finished(config: Config, recipe: str, world: World, folder: RunFolder) -> None:
@@ -104,7 +69,7 @@ def show_summary(
         "their EMA": folder.weights(ema=True),
         "weights of the best epoch": folder.model_best,
         "their EMA at the best epoch": folder.model_ema_best,
-        "picture": folder.report,
+        "report": folder.report,
     }
     facts |= {name: str(path) for name, path in files.items() if path.is_file()}
     console.summary(results, facts, list_next_commands(config, recipe, folder))

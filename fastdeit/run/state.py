@@ -23,6 +23,7 @@ from fastdeit.plan.plan import Plan
 from fastdeit.reliability.health import Health
 from fastdeit.reliability.supervisor import Supervisor
 from fastdeit.run.inputs import Inputs
+from fastdeit.run.report import ReportWriter
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.reader import CachedTeacher
 from fastdeit.tracking.log import MetricLog
@@ -164,6 +165,7 @@ class Run:
     health: Health
     log: MetricLog
     trackers: Trackers
+    report: ReportWriter
     progress: Progress
     utilisation: Utilisation
 

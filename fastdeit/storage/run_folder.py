@@ -14,9 +14,9 @@ class RunFolder:
     model_ema.safetensors (weights of the newest checkpoint, under timm's names, fp32),
     model_best.safetensors and model_ema_best.safetensors (those of the best evaluation),
     config.json (describes them, for timm and the Hugging Face Hub); predictions.parquet (the class
-    of each validation image in the newest evaluation); report.png; train-images.parquet (the
+    of each validation image in the newest evaluation); report.html; train-images.parquet (the
     images the run started with); attempts.jsonl (one line per start);
-    summary.json (results; it marks a finished run: only report.png is later).
+    summary.json (results; it marks a finished run: only report.html is later).
 
     Only when there is cause: quarantine.jsonl (images that cannot be read), bad-steps.jsonl,
     spikes.jsonl, rollbacks.jsonl, failure-rankR.json and failures.jsonl (where ranks failed), and
@@ -88,7 +88,7 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        return self.path / "report.png"
+        return self.path / "report.html"
 
     @property
     def predictions(self) -> Path:
@@ -100,7 +100,7 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Return True if the run has ended: its summary is written after all but the picture."""
+        """Return True if the run has ended: its summary is written after all but the report."""
         return self.summary.is_file()
 
     def holds(self, path: Path) -> bool:

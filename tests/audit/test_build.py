@@ -17,6 +17,8 @@ from fastdeit.audit.checklist import Audit, Row
 from fastdeit.config.schema import Config
 from fastdeit.models.student import build_student
 from fastdeit.storage.run_folder import RunFolder
+from fastdeit.teacher_cache.format import Manifest
+from fastdeit.teacher_cache.writer import create_cache
 from tests.support.images import CLASSES
 from tests.support.trained import write_student
 
@@ -170,6 +172,14 @@ def test_the_recorded_teacher_decides_over_the_named_one(tmp_path: Path) -> None
     ):
         folder = write_run(tmp_path / f"{number}", configure(), {"teacher": teacher})
         assert rows_of(audit_run(folder))["teacher"].status == status, teacher
+
+
+def test_the_teacher_of_a_cache_decides_over_the_named_one(tmp_path: Path) -> None:
+    facts = {"teacher": {"name": "test_vit"}}
+    create_cache(tmp_path / "cache", Manifest("hard", 1, num_classes=5, samples=8, facts=facts))
+    for cache, status in (("cache", "differs"), ("nothing", "cannot be seen")):
+        config = configure(distill={"cache": str(tmp_path / cache)})
+        assert rows_of(audit_settings(config, "cached"))["teacher"].status == status
 
 
 def test_a_program_as_a_teacher_is_not_run(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def find(network: nn.Module, name: str = "planted", *, trained: bool = False) ->
 
 def test_a_student_has_the_order_and_the_heads_of_the_paper() -> None:
     found = find(make_student())
-    assert found["pre_norm"] == Finding("pre-norm in 4 of 4 layers", True)
+    assert found["pre_norm"] == Finding("pre-norm, LayerNorm, in 4 of 4 layers", True)
     assert found["heads_at_inference"] == Finding("(cls + dist) / 2 of the logits", True)
     assert found["positions"] == Finding("18 = 16 + 2, learned", True)
 
@@ -76,7 +76,7 @@ def test_a_student_has_the_order_and_the_heads_of_the_paper() -> None:
 @pytest.mark.parametrize(("kind", "count"), [(PostNorm, 2), (FirstNormOnly, 2)])
 def test_another_order_of_norms_is_measured(kind: type[Student], count: int) -> None:
     found = find(make_student(kind))
-    assert found["pre_norm"] == Finding(f"pre-norm in {count} of 4 layers", False)
+    assert found["pre_norm"] == Finding(f"pre-norm, LayerNorm, in {count} of 4 layers", False)
 
 
 def test_timms_blocks_with_norms_after_the_branches_differ() -> None:
@@ -142,6 +142,12 @@ def test_timms_transformers_differ_where_they_do(
     found = find(network, name)
     assert {item for item, finding in found.items() if finding.is_equal is False} == expected
     assert all(finding.is_equal is not None for finding in found.values())
+
+
+def test_another_norm_differs() -> None:
+    arguments: dict[str, Any] = {"img_size": 32, "patch_size": 8, "num_classes": 5}
+    found = find(VisionTransformer(**SIZES, **arguments, norm_layer="rmsnorm"))
+    assert found["pre_norm"] == Finding("pre-norm, LayerNorm, in 0 of 4 layers", False)
 
 
 def test_dropout_and_a_norm_before_the_blocks_are_found() -> None:

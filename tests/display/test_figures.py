@@ -1,4 +1,4 @@
-"""Figures: pixels of normalised images, the report of a run, grids of pictures."""
+"""Figures: pixels of normalised images, grids of pictures."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdeit.display.figures import Picture, save_grid, save_report
+from fastdeit.display.figures import Picture, save_grid
 from fastdeit.display.pixels import denormalise
 
 MEAN = (0.485, 0.456, 0.406)
@@ -54,18 +54,5 @@ def test_grid_of_uneven_rows_gives_the_same_bytes_twice(tmp_path: Path) -> None:
 def test_any_title_is_drawn(title: str, tmp_path: Path) -> None:
     pixels = np.full((8, 8, 3), 200, np.uint8)
     save_grid(tmp_path / "grid.png", [[(pixels, title, None)] * 2], title)
-    save_report(tmp_path / "report.png", [], torch.zeros(2, 3, 8, 8), [title] * 2, MEAN, STD)
-    with Image.open(tmp_path / "report.png") as drawn:
-        assert drawn.size == (1400, 700)
-
-
-@pytest.mark.parametrize("count", [1, 5])
-def test_report_is_drawn_from_any_metrics(count: int, tmp_path: Path) -> None:
-    metrics = [
-        {"step": 1, "loss": 2.0, "base": 1.0, "distill": 0.0, "lr": 0.1},
-        {"step": 2, "model/both/top1": 10.0},
-    ]
-    images = torch.zeros(count, 3, 8, 8)
-    for name, lines in (("all.png", metrics), ("none.png", [])):
-        save_report(tmp_path / name, lines, images, ["title"] * count, MEAN, STD)
-        assert Image.open(tmp_path / name).size == (1400, 700)
+    with Image.open(tmp_path / "grid.png") as drawn:
+        assert drawn.size == (340, 235)

@@ -222,13 +222,13 @@ def test_what_fails_to_be_shown_is_a_note(capsys: pytest.CaptureFixture[str]) ->
 
 def test_failures_are_noted_in_one_line() -> None:
     notes: list[str] = []
-    with note_failure("report.png", notes.append):
+    with note_failure("report.html", notes.append):
         raise ValueError("two\nlines \udce4")
-    with note_failure("report.png", notes.append):
+    with note_failure("report.html", notes.append):
         raise MemoryError
     assert notes == [
-        "report.png is missing: ValueError: two lines \\xe4",
-        "report.png is missing: MemoryError: no reason given",
+        "report.html is missing: ValueError: two lines \\xe4",
+        "report.html is missing: MemoryError: no reason given",
     ]
 
 

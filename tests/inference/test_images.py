@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from fastdeit.data.formats.listing import DataError
 from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.index import build_index
 from fastdeit.data.loaders.evaluation import EvalLoader
 from fastdeit.inference import images
-from fastdeit.inference.images import find_images, read_image
+from fastdeit.inference.images import choose_rows, find_images, read_image, read_rows
 from fastdeit.inference.load import build_transform
 from fastdeit.models.hub import EvalView
 from tests.data.formats.test_check import AMBIGUOUS, REFUSED, RGB, TAKEN, encoded
@@ -82,6 +83,32 @@ def test_pixels_are_those_of_the_evaluation(tmp_path: Path) -> None:
     paths = [str(root / os.fsdecode(name)) for name in index.names.to_pylist()]
     read = torch.stack([read_image(path, VIEW).pixels for path in paths])  # type: ignore[misc]
     assert torch.equal(read, batch.images)
+    assert torch.equal(read_rows(index, range(len(index)), VIEW), batch.images)
+
+
+def test_a_row_that_cannot_be_read_any_more_is_named(tmp_path: Path) -> None:
+    index = build_index(write_shapes(tmp_path / "data"), "train")
+    broken = tmp_path / "data" / index.name(1)
+    broken.write_bytes(b"no image")
+    with pytest.raises(DataError, match=f"{index.name(1)} is no JPEG, PNG"):
+        read_rows(index, [0, 1], VIEW)
+    broken.unlink()
+    with pytest.raises(DataError, match=f"{index.name(1)} cannot be read: No such file"):
+        read_rows(index, [0, 1], VIEW)
+
+
+def test_a_row_that_is_too_narrow_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "train" / "a"
+    folder.mkdir(parents=True)
+    Image.new("1", (2_000_000, 1)).save(folder / "x.png")
+    with pytest.raises(DataError, match="pixels are too narrow"):
+        read_rows(build_index(tmp_path, "train"), [0], VIEW._replace(size=224))
+
+
+def test_rows_are_spread_evenly() -> None:
+    assert choose_rows(10, 4) == [0, 2, 5, 7]
+    assert choose_rows(3, 8) == [0, 1, 2] and choose_rows(5, 1) == [0]
+    assert len(set(choose_rows(1_281_167, 128))) == 128
 
 
 @pytest.mark.filterwarnings("error")

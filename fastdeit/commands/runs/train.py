@@ -47,12 +47,13 @@ def train_command(
             except StopAgreed as reason:
                 stop_early(folder, world, str(reason))
                 return 0
-        try:
-            if prepared is None:
-                return 0
-            from fastdeit.library.execution import execute_run
+        if prepared is None:
+            return 0
+        from fastdeit.library.execution import execute_run
+        from fastdeit.run.report import report_failure
 
-            run, notes = prepared
+        run, notes = prepared
+        try:
             execute_run(run, [*list_notes(argv, config), *notes])
             return 0
         except RunError as error:
@@ -60,4 +61,5 @@ def train_command(
             supervisor.fail(error)
             if world.rank == 0 or not error.heard_by_all:
                 print_error(error)
+            report_failure(run, error)
             return supervisor.exit(1)

@@ -1,5 +1,5 @@
-"""What the recorded predictions of a run show: confusions, and the answers for each
-class; without a model."""
+"""What the recorded predictions of a run show, without a model: confusions, and the answers for
+each class."""
 
 import numpy as np
 

@@ -27,6 +27,7 @@ from fastdeit.report.pictures import Picture
 from fastdeit.report.record import RunRecord
 
 _HEIGHT = 128  # of a picture, in pixels
+_THREADS = 2
 
 
 def draw_samples(record: RunRecord, count: int) -> tuple[Picture, ...]:
@@ -45,11 +46,16 @@ def draw_samples(record: RunRecord, count: int) -> tuple[Picture, ...]:
 
 
 def find_settings(record: RunRecord) -> Config:
-    """Return the settings of a run, with paths that exist here. Raises ValueError without any."""
+    """Return the settings of a run, with paths that exist here, and the backend that made its
+    samples. Raises ValueError without any."""
     recorded = record.settings
     if recorded is None:
         raise ValueError("the settings of the run are not there")
-    return find_paths(recorded, recorded.replace(run={"output_dir": str(record.folder)}))
+    found = find_paths(recorded, recorded.replace(run={"output_dir": str(record.folder)}))
+    if not record.attempts:
+        return found
+    # what `auto` was there
+    return found.replace(augment={"augment_backend": record.attempts[0].augment_backend})
 
 
 def find_data(settings: Config) -> Path:
@@ -73,7 +79,7 @@ def _read_batch(settings: Config, index: Index, plan: Plan, known: Quarantine, c
     config = settings.replace(
         optim={"batch_size": count, "micro_batch": 0},
         augment={"augment_device": "cpu"},
-        data={"decoder": "auto", "prefetch": 1},
+        data={"decoder": "auto", "prefetch": 1, "read_ahead": "off", "num_workers": _THREADS},
     )
     alone = World(0, 1, 0, 1, torch.device("cpu"))
     loader = build_train_loader(config, alone, index, plan, quarantine=known)

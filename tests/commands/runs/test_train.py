@@ -88,7 +88,7 @@ def test_run_writes_its_files(distilled: tuple[list[str], Path], shapes: Path) -
     names = {path.name for path in folder.iterdir()}
     settings = {"config.yaml", "deepspeed.json", "inputs.json", "train-images.parquet"}
     logs = {"attempts.jsonl", "metrics.jsonl", "tensorboard", "checkpoints"}
-    results = {"summary.json", "report.png"}
+    results = {"summary.json", "report.html", "predictions.parquet"}
     weights = {f"model{name}.safetensors" for name in ("", "_ema", "_best", "_ema_best")}
     assert names == settings | logs | results | weights | {"config.json"}
     checkpoints = [path.name for path in list_checkpoints(folder / "checkpoints")]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -61,8 +62,13 @@ def decode(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def test_samples_are_those_of_the_loader_with_what_was_planned(made: Path, drawn: Pictures) -> None:
-    config = configure(made / "run", made / "data")
+@pytest.mark.parametrize("backend", ["exact", pytest.param("native", marks=pytest.mark.slow)])
+def test_samples_are_those_of_the_loader_with_what_was_planned(home: Path, backend: str) -> None:
+    run = RunFolder(home / "run")
+    lines = [json.loads(line) for line in run.attempts.read_text().splitlines()]
+    run.attempts.write_text(json.dumps(lines[0] | {"augment_backend": backend}))
+    augment = {"augment_backend": backend}
+    config = configure(run.path, home / "data", augment=augment)
     index = build_train_index(config)
     plan = build_plan(config, index.sizes)
     alone = World(0, 1, 0, 1, torch.device("cpu"))
@@ -73,6 +79,7 @@ def test_samples_are_those_of_the_loader_with_what_was_planned(made: Path, drawn
     names = [index.classes[label] for label in batch.labels]
     augmented = denormalise(batch.images, VIEW.mean, VIEW.std)
     mixed = denormalise(mix(batch.unmixed, batch.lam, batch.box), VIEW.mean, VIEW.std)
+    drawn = draw(run.path, 4)
     assert len(drawn.samples) == 4 and drawn.notes == ()
     for row, sample in enumerate(drawn.samples):
         assert sample.lines == tuple(describe_sample(draws, row, names))
