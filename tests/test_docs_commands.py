@@ -117,8 +117,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f"--teacher-model test_resnet --teacher-path runs/teacher {common} "
             "--output-dir runs/NAME\n"
         )
-    for run_name in ("digits", "deit", "deit3"):
+    for run_name in ("digits", "digits_alone", "deit", "deit3"):
         (folder / "runs" / run_name).symlink_to("NAME")
+    (folder / "runs" / "digits_teacher").symlink_to("teacher")
     (folder / "RUN").symlink_to("runs/NAME")
     (folder / "regnety_160.safetensors").symlink_to("runs/teacher/model.safetensors")
     return folder

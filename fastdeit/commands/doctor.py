@@ -10,6 +10,7 @@ Exit codes: 0, also with warnings; 1: something is broken; 2: a mistake in the c
 """
 
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
@@ -109,10 +110,15 @@ def _examine_ranks(options: DoctorOptions, target: Target) -> int:
     rows = rank.examine(options.startup_limit)
     if rows is None:  # rank 0 reports
         return 0
+    if rank.number:  # it is cut off, and rank 0 has the output
+        options = dataclasses.replace(options, json=False)
+        rows = [row for row in rows if row.finding.cure]
     terminal = Terminal(enabled=not options.json, stderr=rank.number > 0)
     for row in rows:
         _show(terminal, row)
-    return _finish(rows, options)
+    code = _finish(rows, options)
+    rank.linger(options.startup_limit)
+    return code
 
 
 def _show(terminal: Terminal, row: Row) -> None:

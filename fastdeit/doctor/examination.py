@@ -16,6 +16,9 @@ from fastdeit.doctor.table import CHECKS, CLEAN, GROUP, TRIAL
 _JOINS = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
 """Make a process that joins the group use the store of rank 0's command."""
 _ORDER = (*CHECKS, Check("ranks", lambda target: absent("")), GROUP, TRIAL, CLEAN)
+SLOWER_S = 300.0
+"""By so much another rank may be slower."""
+_SOON_S = 10.0
 
 
 def examine_alone(target: Target, *, quick: bool) -> Generator[Row, None, None]:
@@ -35,12 +38,16 @@ def _choose(checks: Sequence[Check], quick: bool) -> list[Check]:
 
 
 class Rank:
-    """This process among the ranks of a launch, and what it has found."""
+    """This process among the ranks of a launch, and what it has found.
+
+    Attributes: number, host, rows, is_cut_off (True: it cannot reach rank 0).
+    """
 
     def __init__(self, target: Target, *, quick: bool) -> None:
         self.number = int(os.environ["RANK"])
         self.host = socket.gethostname()
         self.rows: list[Row] = []
+        self.is_cut_off = False
         self._target = target
         self._quick = quick
 
@@ -48,10 +55,11 @@ class Rank:
         """Return the rows of all ranks on rank 0, None on the others.
 
         limit_s: how long the others may take to start. A rank that cannot reach rank 0 returns what
-        it has found by itself, after that time: its end would end the others.
+        it has found by itself.
         """
         self._check([check for check in CHECKS if check.each_rank or is_first_on_machine()])
         meeting = self._meet(limit_s)
+        self.is_cut_off = meeting is None
         if meeting is None:
             return self.rows
         here = meeting.gather("here", self.host, limit_s)
@@ -84,9 +92,13 @@ class Rank:
             reason = " ".join(str(error).split())[:200]
             cure = "see docs/machines.md: --master_addr, --master_port, open ports"
             self._add("ranks", fail(f"rank {self.number} does not reach rank 0: {reason}", cure))
-            return None
-        time.sleep(limit_s)
         return None
+
+    def linger(self, limit_s: float) -> None:
+        """Wait until the other ranks have reported, if this one cannot reach them: a launcher ends
+        all when one ends with an error. Rank 0 then ends them soon."""
+        if self.is_cut_off:
+            time.sleep(limit_s + SLOWER_S if self.number else _SOON_S)
 
     def _report_missing(self, here: Mapping[int, str]) -> None:
         """Add a row on the ranks that have not started in time."""

@@ -37,7 +37,7 @@ def check_output(target: Target) -> Finding:
         return fail(found, "set --output-dir to a folder that can be written")
     space = os.statvfs(scratch)
     free = space.f_frsize * space.f_bavail
-    found = f"{scratch.parent}: {free / GIB:,.0f} GiB free"
+    found = f"{target.output_dir}: {free / GIB:,.0f} GiB free"
     if free < _NONE:
         return fail(found, "free space: two checkpoints of DeiT-S alone have 0.7 GiB")
     if free < _LITTLE:
