@@ -27,6 +27,12 @@ from tests.support.pages import run_commands, working_in
 COMMANDS = find_commands()
 # pages whose commands another file runs
 RUN_ELSEWHERE = {"docs/first-model.md": "tests/test_first_model.py"}
+# pages whose Python another file runs
+PYTHON_ELSEWHERE = {
+    "docs/export.md": "tests/export/test_guide.py",
+    "docs/first-model.md": "tests/test_first_model.py",
+    "docs/library.md": "tests/test_library_docs.py",
+}
 # what is parsed, but not run: a pattern, and why
 NOT_RUN = {
     r"^\. ": "activates an environment of a shell",
@@ -204,3 +210,24 @@ def test_all_commands_of_a_page_run(
     commands = [command for command in of_page(page) if not reason(command)]
     before = [Command(page.name, line) for line in PREPARED.get(page.name, [])]
     run_all(before + commands, place, monkeypatch)
+
+
+def python_of(page: Path) -> str:
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    return "\n".join(blocks)
+
+
+def pages_with_python() -> list[Path]:
+    return [page for page in PAGES if python_of(page)]
+
+
+@pytest.mark.parametrize("page", pages_with_python(), ids=lambda page: page.stem)
+def test_python_of_a_page_runs(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = PYTHON_ELSEWHERE.get(page.relative_to(ROOT).as_posix())
+    if elsewhere:
+        assert page.name in (ROOT / elsewhere).read_text()
+        return
+    monkeypatch.chdir(folder)
+    if "import pandas" in python_of(page):
+        pytest.importorskip("pandas")
+    exec(python_of(page).replace("batch_size=256", "batch_size=8"), {"__name__": "page"})

@@ -20,7 +20,9 @@ from fastdeit.commands.models.evaluate import EvaluateOptions
 from fastdeit.commands.models.export import ExportOptions
 from fastdeit.commands.models.predict import PredictOptions
 from fastdeit.commands.recipes import RecipesOptions
+from fastdeit.commands.runs.compare import CompareOptions
 from fastdeit.commands.runs.replay import make_replay_parser
+from fastdeit.commands.runs.report import ReportOptions
 from fastdeit.config.cli import make_train_parser
 from fastdeit.config.options import make_parser
 from fastdeit.config.recipes import RECIPES
@@ -38,6 +40,7 @@ PARSERS: dict[str, Callable[..., Any]] = {
     "cache merge": make_merge_parser,
     "cache sample": make_sample_parser,
     "cache verify": partial(make_folder_parser, "verify"),
+    "compare": CompareOptions,
     "completion": CompletionOptions,
     "doctor": DoctorOptions,
     "evaluate": EvaluateOptions,
@@ -49,6 +52,7 @@ PARSERS: dict[str, Callable[..., Any]] = {
     "preview": make_preview_parser,
     "recipes": RecipesOptions,
     "replay": make_replay_parser,
+    "report": ReportOptions,
     "train": make_train_parser,
 }
 """Command -> the dataclass of its flags, or a function that returns its parser."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastdeit.config.parse import require_value
+from fastdeit.report.differences import compare_runs
 from fastdeit.report.page.plots import name_missing as name_missing
 from fastdeit.report.page.write import write_page
 from fastdeit.report.record import read_run
@@ -23,4 +24,4 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
     from fastdeit.report.drawing.draw import draw_pictures  # torch and DALI import slowly
 
     pictures = [draw_pictures(record) for record in records]
-    write_page(output, records, pictures)
+    write_page(output, records, pictures, compare_runs(records) if len(records) > 1 else None)

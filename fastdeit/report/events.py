@@ -16,6 +16,7 @@ from fastdeit.storage.attempts import Attempt
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 
+_MOST_STEPS = 1 << 53
 _NAMED = 3
 """Images that a text names."""
 
@@ -100,14 +101,17 @@ def _place(record: Record, kind: str, text: str) -> RunEvent | None:
 
 
 def is_step(value: Any) -> bool:
-    """Return True for a count of steps."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    """Return True for a count of steps, which a float64 holds exactly."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_STEPS
 
 
 def read_number(value: Any) -> float:
     """Return a number of a record; NaN for what is none. Those that JSON lacks have their names."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number or value in ("inf", "-inf") else math.nan
+    try:
+        return float(value) if is_number or value in ("inf", "-inf") else math.nan
+    except OverflowError:  # an integer of hundreds of digits
+        return math.nan
 
 
 def _list_quarantined(records: Iterable[Record]) -> list[RunEvent]:

@@ -40,7 +40,10 @@ def report_command(argv: Sequence[str]) -> int:
         options = parse_options(argv, ReportOptions, "fastdeit report", __doc__ or "")
         output = _find_output(options)
         check_file(output, (".html",), "output")
-        write_report([Path(run) for run in options.runs], output)
+        try:
+            write_report([Path(run) for run in options.runs], output)
+        except OSError as error:
+            require(False, "output", f"{output}: {error}", "a file that can be written")
     Terminal().say(f"{output}: {os.path.getsize(output) / 1e6:.1f} MB")
     return 0
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,16 +23,19 @@ from fastdeit.distributed.world import World
 from fastdeit.kernels.mix import mix
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.description import describe_sample, describe_target
-from fastdeit.plan.plan import Plan
+from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.report.pictures import Picture
 from fastdeit.report.record import RunRecord
+
+if TYPE_CHECKING:
+    from fastdeit.data.loaders.train import TrainLoader
 
 _HEIGHT = 128  # of a picture, in pixels
 _THREADS = 2
 
 
 def draw_samples(record: RunRecord, count: int) -> tuple[Picture, ...]:
-    """Return a picture of each of the first samples of a run.
+    """Return a picture of each of the first samples of the epoch in which a run began.
 
     The images are those that the run began with. Raises ValueError if they are not there any more,
     or are others.
@@ -40,9 +44,11 @@ def draw_samples(record: RunRecord, count: int) -> tuple[Picture, ...]:
     index = read_images(record.folder.train_images, find_data(settings))
     known = Quarantine.of(index, _list_excluded(record, index))
     plan = build_plan(settings, index.sizes)
-    count = min(count, len(index)) // 2 * 2
-    batch = _read_batch(settings, index, plan, known, count)
-    return _draw(batch, index, plan, settings)
+    epoch = _find_epoch(record, settings, plan)
+    size = min(count, len(index)) // 2 * 2
+    loader = _open_loader(settings, index, plan, known, size)
+    with contextlib.closing(loader):
+        return _draw(next(loader.epoch(epoch)), plan.draw(epoch, np.arange(size)), index, settings)
 
 
 def find_settings(record: RunRecord) -> Config:
@@ -70,26 +76,34 @@ def find_data(settings: Config) -> Path:
 def _list_excluded(record: RunRecord, index: Index) -> list[int]:
     """Return the rows that the run had excluded when it drew its first batch."""
     recorded = read_quarantine(record.folder.quarantine, index.split)
-    first = [image.row for image in recorded if image.step == 0]
+    began = record.attempts[0].step if record.attempts else 0
+    first = [image.row for image in recorded if image.step <= began]
     return [*first, *(record.attempts[0].left_out if record.attempts else ())]
 
 
-def _read_batch(settings: Config, index: Index, plan: Plan, known: Quarantine, count: int) -> Batch:
-    """Return the first samples of the run, made by this process alone, on the CPU."""
+def _find_epoch(record: RunRecord, settings: Config, plan: Plan) -> int:
+    """Return the epoch of the plan in which a run began: 0, but for --resume."""
+    step = record.attempts[0].step if record.attempts else 0
+    epoch = step // plan.steps_per_epoch(settings.optim.batch_size)
+    period = settings.distill.cache_period
+    return epoch % period if period else epoch
+
+
+def _open_loader(
+    settings: Config, index: Index, plan: Plan, known: Quarantine, size: int
+) -> "TrainLoader":
+    """Open a loader of batches of `size`, for this process alone, on the CPU."""
     config = settings.replace(
-        optim={"batch_size": count, "micro_batch": 0},
+        optim={"batch_size": size, "micro_batch": 0},
         augment={"augment_device": "cpu"},
         data={"decoder": "auto", "prefetch": 1, "read_ahead": "off", "num_workers": _THREADS},
     )
     alone = World(0, 1, 0, 1, torch.device("cpu"))
-    loader = build_train_loader(config, alone, index, plan, quarantine=known)
-    with contextlib.closing(loader):
-        return next(loader.epoch(0))
+    return build_train_loader(config, alone, index, plan, quarantine=known)
 
 
-def _draw(batch: Batch, index: Index, plan: Plan, settings: Config) -> tuple[Picture, ...]:
+def _draw(batch: Batch, draws: SampleParams, index: Index, settings: Config) -> tuple[Picture, ...]:
     data = settings.data
-    draws = plan.draw(0, batch.ordinals.numpy())
     augmented = denormalise(batch.images, data.mean, data.std)
     mixed = denormalise(mix(batch.unmixed, batch.lam, batch.box), data.mean, data.std)
     names = [index.classes[label] for label in batch.labels.tolist()]

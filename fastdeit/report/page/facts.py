@@ -121,16 +121,17 @@ def tabulate_settings(record: RunRecord, name: str) -> tuple[str, list[Table]]:
     if build is None:
         return "The run does not record its recipe, so nothing can be compared.", [everything]
     recipe = list_values(build())
-    changed = [field for field in values if values[field] != recipe[field]]
+    changed = [field for field in values if values[field] != recipe[field] and field not in _PLACES]
+    if not changed:
+        return f"The run has the settings of the recipe {record.recipe}; paths aside.", [everything]
     rows = [(name_flag(field), _show(values[field]), _show(recipe[field])) for field in changed]
     columns = (Column("setting"), Column("value"), Column(f"recipe {record.recipe}"))
     different = Table(f"Settings of {name} that are not the recipe's", columns, tuple(rows))
-    count = len(set(changed) - _PLACES)
+    verb = "differs" if len(rows) == 1 else "differ"
     text = (
-        f"{format_count(count, 'setting')} of the recipe {record.recipe} "
-        f"{'is' if count == 1 else 'are'} changed; paths do not count."
+        f"{format_count(len(rows), 'setting')} {verb} from the recipe {record.recipe}, paths aside."
     )
-    return text, [different, everything] if rows else [everything]
+    return text, [different, everything]
 
 
 def _show(value: Any) -> str:

@@ -211,6 +211,7 @@ def _lay_out(panel: Panel, axis: TimeAxis) -> dict[str, Any]:
             "title": {"text": _quote(panel.kind.unit)},
             "type": "log" if panel.kind.logarithmic else "linear",
             "exponentformat": "e",
+            "dtick": "D2" if panel.kind.logarithmic else None,
             "automargin": True,
             "fixedrange": True,
         },

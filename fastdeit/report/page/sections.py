@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastdeit.report.differences import Differences, Group
 from fastdeit.report.page.curves import Panel, find_steps_per_epoch, list_panels, thin
 from fastdeit.report.page.facts import (
     tabulate_events,
@@ -31,7 +32,7 @@ from fastdeit.report.page.plots import (
     list_keys,
 )
 from fastdeit.report.page.summaries import describe_panel, tabulate_panel
-from fastdeit.report.page.tables import Table
+from fastdeit.report.page.tables import Column, Table, format_count
 from fastdeit.report.pictures import Pictures
 from fastdeit.report.record import RunRecord
 
@@ -112,11 +113,13 @@ def build_content(
     records: Sequence[RunRecord],
     pictures: Sequence[Pictures],
     names: Sequence[str],
+    differences: Differences | None = None,
 ) -> Content:
-    """Return the page of runs. names: of the runs, each another one."""
+    """Return the page of runs. names: of the runs, each another one; differences: of several."""
     runs = _Runs(records, pictures, names)
     axis = _share_axis(records)
     sections = [
+        *([_differences(runs, differences)] if differences is not None else []),
         _overview(runs),
         _curves(runs, axis),
         _one_table("events", "Events", tabulate_events(records, names)),
@@ -141,6 +144,26 @@ def _overview(runs: _Runs) -> Section:
         lambda run: Part(tables=_present([tabulate_results(runs.records[run], runs.names[run])]))
     )
     return Section("overview", "Overview", parts=[facts, *results])
+
+
+def _differences(runs: _Runs, differences: Differences) -> Section:
+    """Return the groups in which the runs differ, and the names of the others."""
+    groups = differences.groups
+    different = [group for group in groups if any(row.differs for row in group.rows)]
+    equal = [group.title for group in groups if group.rows and group not in different]
+    text = "Rows that differ between the runs; empty: not recorded."
+    if equal:
+        text += f" Equal in all runs that record them: {', '.join(equal)}."
+    parts = [_compare(runs, group) for group in different]
+    return Section("differences", "Differences", text, parts or [Part(text="None is recorded.")])
+
+
+def _compare(runs: _Runs, group: Group) -> Part:
+    rows = tuple((row.name, *row.values) for row in group.rows if row.differs)
+    equal = len(group.rows) - len(rows)
+    caption = f"Differences of {group.title}; {format_count(equal, 'other row')} equal"
+    table = Table(caption, (Column("what"), *map(Column, runs.names)), rows)
+    return Part(group.title.capitalize(), tables=[table])
 
 
 def _curves(runs: _Runs, axis: TimeAxis) -> Section:

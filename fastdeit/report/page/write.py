@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 import fastdeit
 from fastdeit.display.text import printable, shorten
+from fastdeit.report.differences import Differences
 from fastdeit.report.page.plots import read_script
 from fastdeit.report.page.sections import build_content
 from fastdeit.report.pictures import Pictures
@@ -30,25 +31,27 @@ def write_page(
     output: Path,
     records: Sequence[RunRecord],
     pictures: Sequence[Pictures],
+    differences: Differences | None = None,
 ) -> None:
     """Write the page, whole or not at all.
 
-    pictures: of each run. Raises ValueError if plotly
+    pictures: of each run; differences: of several runs, shown first. Raises ValueError if plotly
     is not installed, OSError.
     """
-    atomic_write_text(output, render_page(records, pictures))
+    atomic_write_text(output, render_page(records, pictures, differences))
 
 
 def render_page(
     records: Sequence[RunRecord],
     pictures: Sequence[Pictures],
+    differences: Differences | None = None,
 ) -> str:
     """Return the page as `write_page` writes it."""
     names = name_runs(records)
     plotly = read_script()
     templates = _open_templates()
     script = _read(templates, "page.js")
-    content = build_content(records, pictures, names)
+    content = build_content(records, pictures, names, differences)
     title = f"Report of {names[0]}" if len(names) == 1 else f"Report of {len(names)} runs"
     return templates.get_template("page.html").render(
         **vars(content),
@@ -63,17 +66,18 @@ def render_page(
 
 
 def name_runs(records: Sequence[RunRecord]) -> list[str]:
-    """Return a short name for each run, each another one: the last parts of its path."""
-    paths = [Path(record.name).parts for record in records]
-    longest = max(map(len, paths))
-    for count in range(1, longest + 1):
-        names = ["/".join(parts[-count:]) for parts in paths]
-        if len(set(names)) == len(names):
+    """Return a short name for each run, each another one: as many of the last parts of its path as
+    it takes, and a number where that is not enough."""
+    paths = [Path(record.name).parts or (record.name,) for record in records]
+    different = len(set(paths))
+    names: list[str] = []
+    for count in range(1, max(map(len, paths)) + 1):
+        names = [shorten("/".join(parts[-count:]), _LETTERS) for parts in paths]
+        if len(set(names)) == different:
             break
-    short = [shorten(name, _LETTERS) for name in names]
-    if len(set(short)) == len(short):
-        return short
-    return [f"{number}: {name}" for number, name in enumerate(short, 1)]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{number}: {name}" for number, name in enumerate(names, 1)]
 
 
 def _open_templates() -> Environment:

@@ -150,6 +150,20 @@ def test_images_that_were_excluded_before_the_first_step_are_no_samples(home: Pa
     assert first not in names and second in names
 
 
+def test_a_run_that_began_in_a_later_epoch_shows_that(home: Path) -> None:
+    run = RunFolder(home / "run")
+    config = configure(run.path, home / "data")
+    index = build_train_index(config)
+    plan = build_plan(config, index.sizes)
+    line = json.loads(run.attempts.read_text().splitlines()[0])
+    line["step"] = 2 * plan.steps_per_epoch(4) + 1
+    run.attempts.write_text(json.dumps(line))
+    draws = plan.draw(2, np.arange(2))
+    names = [index.classes[label] for label in index.labels[draws.image_index]]
+    lines = [tuple(describe_sample(draws, row, names)) for row in range(2)]
+    assert [sample.lines for sample in draw(run.path).samples] == lines
+
+
 def move_data(home: Path) -> None:
     (home / "data").rename(home / "elsewhere")
 
