@@ -29,6 +29,8 @@ FOREIGN_FLAGS = {
     "sbatch": "--nodes",
     "torchrun": "--nproc_per_node",
     "timm": "--mixup-off-epoch",
+    "tensorboard": "--logdir",
+    "node_exporter": "--collector",
     "deit": "--output_dir",
     "benchmarks.resources": "--write",
     "benchmarks.bench_pipeline": "--pillow-simd --data --sizes --copies --stages --rounds --images",
