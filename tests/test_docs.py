@@ -29,10 +29,15 @@ FOREIGN_FLAGS = {
     "sbatch": "--nodes",
     "torchrun": "--nproc_per_node",
     "timm": "--mixup-off-epoch",
+    "tensorboard": "--logdir",
+    "node_exporter": "--collector",
     "deit": "--output_dir",
     "benchmarks.resources": "--write",
     "benchmarks.bench_pipeline": "--pillow-simd --data --sizes --copies --stages --rounds --images",
-    "pip": "--no-deps --no-binary --target",
+    "pip": "--no-deps --no-binary --target --no-index --find-links",
+    "docker": "--rm --gpus --ipc --ulimit --user --volume --entrypoint --time --build-arg --file "
+    "--tag",
+    "apptainer": "--nv",
 }
 
 # words that a stranger has to translate -> the field's words
