@@ -14,6 +14,7 @@ from mkdocs.structure.files import File, Files
 
 _ROOT = Path(__file__).resolve().parents[1]
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)")
+_NAMED = re.compile(r"\[(?:docs/)?[\w-]+\.md\]\((?!\w+:)([^)\s#]+)")
 # of the pages outside docs/ that have another name on the site; mkdocs takes README.md for an index
 _NAMES = {
     "README.md": "overview.md",
@@ -39,7 +40,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Return a page whose links lead to files of the site."""
+    """Return a page whose links lead to files of the site, and have titles for names of files."""
     name = page.file.src_uri
     source = _path_of(name)
 
@@ -47,7 +48,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         target = _name_of(_target(source, link[1]))
         return posixpath.relpath(target, posixpath.dirname(name) or ".")
 
-    return _LINK.sub(move, markdown)
+    def entitle(link: re.Match[str]) -> str:
+        text = (_ROOT / _target(source, link[1])).read_text(encoding="utf-8")
+        return f"[{text.splitlines()[0].removeprefix('# ')}]({link[1]}"
+
+    return _LINK.sub(move, _NAMED.sub(entitle, markdown))
 
 
 def on_post_build(config: Any) -> None:

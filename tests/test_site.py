@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
+from tests.support.browser import NARROW, WIDE, Scheme, needs_chromium, open_page, start_browser
 from tests.support.launching import ROOT
 
 pytest.importorskip("material", reason="the extra `docs` is not installed")
@@ -84,6 +85,12 @@ def test_a_page_has_the_tables_lists_and_code_of_the_repository(site: Path) -> N
         assert Page(page).tags == there, source.name
 
 
+def test_links_have_the_titles_of_pages(site: Path) -> None:
+    links = re.findall(r"<a [^>]*>([^<]+)</a>", (site / "overview.html").read_text())
+    assert "Fine-tuning" in links and "Data sets" in links
+    assert not [link for link in links if link.startswith("docs/")]
+
+
 def test_no_page_loads_anything_from_the_network(site: Path) -> None:
     for _, page in pages_of(site):
         assert not [place for place in Page(page).loaded if "//" in place], page
@@ -96,3 +103,19 @@ def test_a_page_outside_the_contents_is_refused(tmp_path: Path) -> None:
     config.nav = [part for part in config.nav or [] if "Data" not in part]
     with pytest.raises(Abort):
         build(config)
+
+
+@needs_chromium
+def test_pages_and_search_work_from_the_disk(site: Path) -> None:
+    forms: list[tuple[Scheme, int]] = [("light", WIDE), ("dark", NARROW)]
+    with start_browser() as browser:
+        for scheme, width in forms:
+            with open_page(browser, site / "kernels.html", scheme=scheme, width=width) as opened:
+                assert opened.find_overflow() <= 0
+                assert not opened.requests + opened.messages
+        with open_page(browser, site / "index.html") as opened:
+            opened.page.fill("input.md-search__input", "random erasing")
+            opened.page.wait_for_selector(".md-search-result__item")
+            opened.page.click(".md-search-result__link >> nth=0")
+            opened.page.wait_for_url(re.compile(r"(augmentation|glossary)\.html"))
+            assert not opened.requests + opened.messages

@@ -20,12 +20,16 @@ from fastdeit.audit.training import (
     read_number,
     read_peak,
 )
-from fastdeit.config.parse import SettingError, parse_rand_augment
+from fastdeit.config.parse import parse_rand_augment
+from fastdeit.display.text import shorten
+from fastdeit.kernels.distill import KINDS
 from fastdeit.plan.spec import PlanSpec
 
 _LARGEST = 1e15
+_LETTERS = 60
 _BETAS = (None, [0.9, 0.999], (0.9, 0.999))
 """Of AdamW, in every form."""
+_MIX = ("mixup", "cutmix", "mixup_prob", "mixup_switch_prob")
 _NONE = (None, "", "none", "None")
 
 
@@ -51,23 +55,31 @@ def _number(args: Mapping[str, Any], name: str) -> float | None:
     return float(value) if abs(value) < _LARGEST else None
 
 
+def _text(args: Mapping[str, Any], name: str) -> str:
+    """Return an argument that is a text, printable and short, else ""."""
+    value = args.get(name)
+    return shorten(value, _LETTERS) if isinstance(value, str) else ""
+
+
 def _is_deits(args: Mapping[str, Any]) -> bool:
     return "distillation_type" in args
 
 
 def _read_optimizer(args: Mapping[str, Any]) -> Iterator[tuple[str, Finding]]:
-    decay, opt = _number(args, "weight_decay"), args.get("opt")
-    if decay is not None and isinstance(opt, str):
+    decay, opt = _number(args, "weight_decay"), _text(args, "opt")
+    if decay is not None and opt:
         betas = args.get("opt_betas")
-        text = f"{opt}, weight decay {decay:g}" + (f", betas {betas}" if betas else "")
+        shown = f", betas {shorten(betas, _LETTERS)}" if betas else ""
+        text = f"{opt}, weight decay {decay:g}{shown}"
         is_adamw = opt in ("adamw", "fusedadamw")
         yield "optimizer", Finding(text, is_adamw and decay == 0.05 and betas in _BETAS)
     batch = _count_batch(args)
     peak = _number(args, "lr")
     if batch and peak is not None:
         yield "learning_rate", read_peak(peak, batch, _number(args, "layer_decay") in (None, 1))
-    if "clip_grad" in args:
-        yield "clip_grad", read_clipping(_number(args, "clip_grad"))
+    norm = _number(args, "clip_grad")
+    if norm is not None or args.get("clip_grad", 0) is None:
+        yield "clip_grad", read_clipping(norm)
 
 
 def _count_batch(args: Mapping[str, Any]) -> int:
@@ -80,9 +92,9 @@ def _count_batch(args: Mapping[str, Any]) -> int:
 
 
 def _read_schedule(args: Mapping[str, Any]) -> Iterator[tuple[str, Finding]]:
-    form = args.get("sched")
+    form = _text(args, "sched")
     low, peak = (_number(args, name) for name in ("min_lr", "lr"))
-    if isinstance(form, str) and low is not None and peak is not None:
+    if form and low is not None and peak is not None:
         constant = low >= peak
         text = f"constant, {peak:g}" if constant else f"{form} to {low:g}"
         yield "schedule", Finding(text, form == "cosine" and not constant)
@@ -94,7 +106,7 @@ def _read_losses(args: Mapping[str, Any]) -> Iterator[tuple[str, Finding]]:
     smoothing = _number(args, "smoothing")
     is_binary = bool(args.get("bce_loss") or args.get("cosub"))
     if smoothing is not None:
-        yield "smoothing", read_number(0.0 if is_binary else smoothing, 0.1)
+        yield "smoothing", read_number(smoothing, 0.1)
         text = "binary cross-entropy" if is_binary else "cross-entropy"
         yield "label_loss", Finding(text, not is_binary)
     kind, alpha, tau, teacher = _find_distillation(args)
@@ -103,41 +115,42 @@ def _read_losses(args: Mapping[str, Any]) -> Iterator[tuple[str, Finding]]:
     yield from read_distillation(kind, alpha, tau).items()
     if kind == "none":
         yield "teacher", Finding("no teacher", False)
-    elif isinstance(teacher, str) and teacher:
+    elif teacher:
         yield "teacher", read_teachers([teacher])
 
 
-def _find_distillation(args: Mapping[str, Any]) -> tuple[str, float, float, Any]:
+def _find_distillation(args: Mapping[str, Any]) -> tuple[str, float, float, str]:
     """Return kind, weight, temperature and teacher; "" for a kind that is not recorded."""
     if _is_deits(args):
-        kind = args["distillation_type"]
         alpha, tau = (_number(args, f"distillation_{name}") or 0.0 for name in ("alpha", "tau"))
-        known = kind if kind in ("none", "soft", "hard") else ""
-        return known, alpha, tau or 1.0, args.get("teacher_model")
-    teacher = args.get("kd_model_name")
-    if "kd_model_name" not in args or teacher in _NONE:
-        return ("none" if "smoothing" in args else ""), 0.0, 1.0, None
+        kind = _text(args, "distillation_type")
+        return kind if kind in KINDS else "", alpha, tau or 1.0, _text(args, "teacher_model")
+    teacher = _text(args, "kd_model_name")
+    if teacher in _NONE:
+        # older versions of timm have no distillation
+        return ("none" if "smoothing" in args else ""), 0.0, 1.0, ""
     is_token = args.get("kd_distill_type") == "token"
-    kind = args.get("kd_token_distill_type") if is_token else "soft"
-    weight = _number(args, "distill_loss_weight")
-    labels = _number(args, "task_loss_weight")
-    share = 0.5 if weight is None else weight / ((weight + (1 if labels is None else labels)) or 1)
-    return str(kind), share, _number(args, "kd_temperature") or 1.0, teacher
+    kind = _text(args, "kd_token_distill_type") if is_token else "soft"
+    share = _find_share(args)
+    return kind if kind in KINDS else "", share, _number(args, "kd_temperature") or 1.0, teacher
+
+
+def _find_share(args: Mapping[str, Any]) -> float:
+    """Return the share of the teacher's loss in timm's sum, whose weights are 1 by default."""
+    weights = [_number(args, f"{name}_loss_weight") for name in ("distill", "task")]
+    distill, task = (1.0 if weight is None else weight for weight in weights)
+    return distill / ((distill + task) or 1)
 
 
 def _read_samples(args: Mapping[str, Any]) -> Iterator[tuple[str, Finding]]:
     """Yield the findings of the plan that these arguments describe, as far as they are there."""
-    needs = {
-        "erasing": ("reprob", "remode"),
-        "mixup": ("mixup", "cutmix", "mixup_prob", "mixup_switch_prob"),
-        "cutmix": ("mixup", "cutmix", "mixup_prob", "mixup_switch_prob"),
-    }
-    with contextlib.suppress(SettingError, TypeError):
+    with contextlib.suppress(ValueError, TypeError):
         found = read_plan(_build_spec(args))
-        for name, names in needs.items():
-            if all(key in args for key in names):
-                yield name, found[name]
-    if "aa" in args or "ThreeAugment" in args:
+        if _number(args, "reprob") is not None and _text(args, "remode"):
+            yield "erasing", found["erasing"]
+        if all(_number(args, name) is not None for name in _MIX):
+            yield from ((name, found[name]) for name in ("mixup", "cutmix"))
+    if isinstance(args.get("aa", 0), str | None) or args.get("ThreeAugment") is True:
         yield "rand_augment", _read_operations(args)
     if _is_deits(args):
         crop = read_plan(PlanSpec(simple_crop=bool(args.get("src"))))["crop_and_flip"]
@@ -146,12 +159,11 @@ def _read_samples(args: Mapping[str, Any]) -> Iterator[tuple[str, Finding]]:
 
 
 def _build_spec(args: Mapping[str, Any]) -> PlanSpec:
-    names = ("reprob", "mixup", "cutmix", "mixup_prob", "mixup_switch_prob")
-    found = {name: _number(args, name) for name in names}
+    found = {name: _number(args, name) for name in ("reprob", *_MIX)}
     spec = PlanSpec(**{name: value for name, value in found.items() if value is not None})  # type: ignore[arg-type]
     changes: dict[str, Any] = {}
-    if isinstance(args.get("remode"), str):
-        changes["remode"] = args["remode"]
+    if _text(args, "remode"):
+        changes["remode"] = _text(args, "remode")
     if args.get("cutmix_minmax"):
         changes["cutmix_minmax"] = tuple(args["cutmix_minmax"])
     return dataclasses.replace(spec, **changes)
@@ -160,18 +172,18 @@ def _build_spec(args: Mapping[str, Any]) -> PlanSpec:
 def _read_operations(args: Mapping[str, Any]) -> Finding:
     if args.get("ThreeAugment"):
         return Finding("3-Augment", False)
-    text = args.get("aa")
+    text = _text(args, "aa")
     if text in _NONE:
         jitter = _number(args, "color_jitter")
         return Finding(f"none, colour jitter {jitter:g}" if jitter else "none", False)
     try:
-        return read_plan(PlanSpec(**parse_rand_augment(str(text))))["rand_augment"]
+        return read_plan(PlanSpec(**parse_rand_augment(text)))["rand_augment"]
     except ValueError:
-        return Finding(str(text), False)
+        return Finding(text, False)
 
 
 def _read_copies(args: Mapping[str, Any]) -> Iterator[tuple[str, Finding]]:
-    if "repeated_aug" in args and "distributed" in args:
+    if all(isinstance(args.get(name), bool) for name in ("repeated_aug", "distributed")):
         yield (
             "repeated_augmentation",
             read_repeats(3 if args["repeated_aug"] and args["distributed"] else 1),
@@ -184,8 +196,8 @@ def _read_copies(args: Mapping[str, Any]) -> Iterator[tuple[str, Finding]]:
 def _read_model(args: Mapping[str, Any], depth: int) -> Iterator[tuple[str, Finding]]:
     # timm's default is None
     rate = 0.0 if args.get("drop_path", "") is None else _number(args, "drop_path")
-    name = args.get("model")
-    if rate is not None and isinstance(name, str):
+    name = _text(args, "model")
+    if rate is not None and name:
         # deit's DeiT III has one rate for all blocks
         constant = "_LS" in name or (_is_deits(args) and "deit3" in name)
         steps = max(1, depth - 1)

@@ -1,6 +1,7 @@
 """The family of a teacher: by its layers, or of the model that a name builds; none of its weights
 are read, and none of its code is run."""
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import timm
@@ -26,6 +27,7 @@ def read_teachers(names: Sequence[str]) -> Finding:
     return Finding(text, True if all(families.values()) else None)
 
 
+@functools.cache
 def find_family(name: str) -> str:
     """Return what `describe_family` does of timm's model of this name; "" if there is none."""
     known = name if timm.is_model(name) else name_in_timm(name)

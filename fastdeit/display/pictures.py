@@ -45,7 +45,9 @@ def _fit(image: np.ndarray, height: int) -> Image.Image:
 def _encode(picture: Image.Image, lossless: bool) -> bytes:
     file = io.BytesIO()
     if features.check("webp"):
-        picture.save(file, "WEBP", quality=_QUALITY, lossless=lossless)
+        # 0 takes a 25th of the time of 4 for a fifth more bytes, without a loss
+        method = 0 if lossless else 4
+        picture.save(file, "WEBP", quality=_QUALITY, lossless=lossless, method=method)
     else:
         picture.save(file, "PNG")
     return file.getvalue()

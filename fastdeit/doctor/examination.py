@@ -58,10 +58,22 @@ class Rank:
         it has found by itself.
         """
         self._check([check for check in CHECKS if check.each_rank or is_first_on_machine()])
-        meeting = self._meet(limit_s)
-        self.is_cut_off = meeting is None
-        if meeting is None:
-            return self.rows
+        try:
+            meeting = self._meet(limit_s)
+            if meeting is not None:
+                return self._examine_together(meeting, limit_s)
+        except (RuntimeError, OSError, KeyError, ValueError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            cure = "see docs/machines.md: --master_addr, --master_port, open ports"
+            self._add("ranks", fail(f"rank {self.number} does not reach rank 0: {reason}", cure))
+        self.is_cut_off = True
+        return self.rows
+
+    def _meet(self, limit_s: float) -> Meeting | None:
+        """Meet the other ranks, unless torch, which has the store, is broken."""
+        return None if "import torch" in self._broken else Meeting(limit_s)
+
+    def _examine_together(self, meeting: Meeting, limit_s: float) -> list[Row] | None:
         here = meeting.gather("here", self.host, limit_s)
         self._report_missing(here)
         if len(here) == int(os.environ["WORLD_SIZE"]):
@@ -77,22 +89,17 @@ class Rank:
         return merge_ranks([*self.rows, *others], _ORDER)
 
     def _check(self, checks: Sequence[Check], variables: Mapping[str, str] | None = None) -> None:
-        for check, finding in run_checks(_choose(checks, self._quick), self._target, variables):
+        chosen = _choose(checks, self._quick)
+        found = run_checks(chosen, self._target, broken=self._broken, variables=variables)
+        for check, finding in found:
             self._add(check.name, finding)
+
+    @property
+    def _broken(self) -> set[str]:
+        return {row.check for row in self.rows if row.finding.status == "broken"}
 
     def _add(self, name: str, finding: Any) -> None:
         self.rows.append(Row(name, finding, self.number, self.host))
-
-    def _meet(self, limit_s: float) -> Meeting | None:
-        broken = {row.check for row in self.rows if row.finding.status == "broken"}
-        try:
-            if "import torch" not in broken:
-                return Meeting(limit_s)
-        except (RuntimeError, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
-            cure = "see docs/machines.md: --master_addr, --master_port, open ports"
-            self._add("ranks", fail(f"rank {self.number} does not reach rank 0: {reason}", cure))
-        return None
 
     def linger(self, limit_s: float) -> None:
         """Wait until the other ranks have reported, if this one cannot reach them: a launcher ends

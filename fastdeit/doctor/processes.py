@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from fastdeit.doctor.findings import Check, Finding, Target, absent, fail
@@ -24,14 +24,18 @@ _TAIL = 2000
 
 
 def run_checks(
-    checks: Sequence[Check], target: Target, variables: Mapping[str, str | None] | None = None
+    checks: Sequence[Check],
+    target: Target,
+    *,
+    broken: Collection[str] = (),
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[Check, Finding]]:
     """Run checks one after the other in a child process; yield each with its finding.
 
-    A check is skipped if one that it needs is broken. variables: of the child's environment,
-    beside those of this process; None removes one.
+    A check is skipped if one that it needs is broken. broken: names of checks that ran before and
+    are. variables: for the child's environment, beside those of this process.
     """
-    failed: set[str] = set()
+    failed = {name.removeprefix("import ") for name in broken}
     waiting = list(checks)
     worker: Worker | None = None
     try:
@@ -56,27 +60,18 @@ def run_checks(
 class Worker:
     """A child process that runs one check after the other (worker.py)."""
 
-    def __init__(self, target: Target, variables: Mapping[str, str | None]) -> None:
+    def __init__(self, target: Target, variables: Mapping[str, str]) -> None:
         order, self._orders = os.pipe()
         self._answers, answer = os.pipe()
         self._output = os.memfd_create("output")
         self._text = b""
-        environment = {**os.environ, **variables}
+        command = [sys.executable, "-X", "faulthandler", "-c", _CODE, str(order), str(answer)]
         self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-X",
-                "faulthandler",
-                "-c",
-                _CODE,
-                str(order),
-                str(answer),
-                json.dumps(sys.path),
-            ],
+            [*command, json.dumps(sys.path)],
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=self._output,
-            env={name: value for name, value in environment.items() if value is not None},
+            env={**os.environ, **variables},
             pass_fds=(order, answer),
             start_new_session=True,
         )
@@ -121,7 +116,7 @@ class Worker:
         ended."""
         if self.is_alive:
             self.is_alive = False
-            for descriptor in (self._orders, self._answers):
+            for descriptor in (self._orders, self._answers, self._output):
                 os.close(descriptor)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -133,11 +128,10 @@ class Worker:
         """Return how the process has ended, and the last line that it printed."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_S)
-        code = self.end()
-        died = code is not None and code < 0
-        name = signal.Signals(-code).name if died else f"exit code {code}"  # type: ignore[operator]
         size = os.fstat(self._output).st_size
         tail = os.pread(self._output, _TAIL, max(0, size - _TAIL)).decode(errors="replace")
+        code = self.end() or 0
+        name = f"exit code {code}" if code >= 0 else signal.strsignal(-code) or f"signal {-code}"
         lines = [line for line in tail.splitlines() if line.strip() and not _is_stack(line)]
         return f"{name}; {lines[-1].strip()}" if lines else name
 

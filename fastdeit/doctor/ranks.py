@@ -29,7 +29,10 @@ class Meeting:
             timeout=datetime.timedelta(seconds=limit_s),
             wait_for_workers=False,
         )
-        self._store = PrefixStore("fastdeit/doctor", store)
+        attempt = os.environ.get(
+            "TORCHELASTIC_RESTART_COUNT", "0"
+        )  # torchrun has one store for all
+        self._store = PrefixStore(f"fastdeit/doctor/{attempt}", store)
 
     def give(self, topic: str, value: Any) -> None:
         """Store this rank's value (JSON), and do not wait."""

@@ -24,7 +24,7 @@ def find(*names: str, limit_s: float = 30) -> dict[str, Finding]:
     [
         ("raise ImportError('libjpeg.so: cannot open')", "ImportError: libjpeg.so: cannot open"),
         ("raise RuntimeError('the driver\\n is broken')", "RuntimeError: the driver is broken"),
-        ("import ctypes; ctypes.string_at(0)", "the process died: SIGSEGV; Fatal Python error"),
+        ("import ctypes; ctypes.string_at(0)", "the process died: Segmentation fault"),
         ("import os; print('last words', flush=True); os._exit(3)", "exit code 3; last words"),
     ],
     ids=["missing", "raises", "crashes", "exits"],

@@ -80,6 +80,7 @@ def test_run_stopped_by_sigterm_and_then_by_a_killed_rank_ends_the_same(
     # the runner dies of it at once, and tells nobody
     first.process.send_signal(signal.SIGTERM)
     assert_stops(first, "the launcher has ended")
+    assert (folder / "report.html").is_file() and not first.alive()
     stopped = saved_steps(folder)[0]
 
     second = Launch(folder, argv, f"kill:1:{stopped + 4}")
