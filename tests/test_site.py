@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
+from tests.support.browser import NARROW, WIDE, Scheme, needs_chromium, open_page, start_browser
 from tests.support.launching import ROOT
 
 pytest.importorskip("material", reason="the extra `docs` is not installed")
@@ -102,3 +103,19 @@ def test_a_page_outside_the_contents_is_refused(tmp_path: Path) -> None:
     config.nav = [part for part in config.nav or [] if "Data" not in part]
     with pytest.raises(Abort):
         build(config)
+
+
+@needs_chromium
+def test_pages_and_search_work_from_the_disk(site: Path) -> None:
+    forms: list[tuple[Scheme, int]] = [("light", WIDE), ("dark", NARROW)]
+    with start_browser() as browser:
+        for scheme, width in forms:
+            with open_page(browser, site / "kernels.html", scheme=scheme, width=width) as opened:
+                assert opened.find_overflow() <= 0
+                assert not opened.requests + opened.messages
+        with open_page(browser, site / "index.html") as opened:
+            opened.page.fill("input.md-search__input", "random erasing")
+            opened.page.wait_for_selector(".md-search-result__item")
+            opened.page.click(".md-search-result__link >> nth=0")
+            opened.page.wait_for_url(re.compile(r"(augmentation|glossary)\.html"))
+            assert not opened.requests + opened.messages
