@@ -86,6 +86,12 @@ def test_another_checkpoint_is_compared_by_the_names_of_its_classes(
         assert found["percent"][head][head + 3] == 0
 
 
+def test_a_class_map_names_the_right_answers(student: Path, data: Path, tmp_path: Path) -> None:
+    renamed = write_student(tmp_path / "renamed", ("one", "two", "three"))
+    found = analyse_checkpoint(renamed, data, images=0, class_map="position")
+    assert found["disagreement"] == analyse_checkpoint(student, data, images=0)["disagreement"]
+
+
 def test_a_teacher_is_one_of_the_classifiers(student: Path, data: Path, tmp_path: Path) -> None:
     teacher = write_student(tmp_path / "teacher", CLASSES, seed=5, distilled=False)
     found = analyse_checkpoint(student, data, images=0, teacher_path=str(teacher))["disagreement"]

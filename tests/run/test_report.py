@@ -14,11 +14,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fastdeit.commands.runs.train import train_command
 from fastdeit.report import child
 from fastdeit.run import report
 from fastdeit.run.report import ReportWriter
+from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
-from tests.support.launching import ROOT
+from tests.support.images import write_shapes
+from tests.support.launching import FLAGS, ROOT
 
 PLACE = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "x"}
 
@@ -205,3 +208,39 @@ def test_no_report_without_plotly_and_on_other_ranks_and_before_the_first_step(
     assert ReportWriter(folder, True, print).missing == "a report needs plotly"
     ReportWriter(folder, True, print).finish()
     assert written == []
+
+
+def test_a_run_ends_well_while_the_process_of_its_report_hangs(
+    tmp_path: Path, folder: RunFolder, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_child(
+        package, "open(folder + '/started', 'a').write(f'{os.getpid()}\\n'); time.sleep(99)"
+    )
+    monkeypatch.setattr(report, "FIRST_S", 0)
+    places: list[tuple[int, bool]] = []
+    start = ReportWriter.start
+
+    def watch(self: ReportWriter) -> None:
+        lines = read_json_lines(folder.metrics)
+        start(self)
+        if not places:
+            wait_for(folder.path / "started")
+        places.append((lines[-1]["step"], folder.predictions.is_file()))
+
+    monkeypatch.setattr(ReportWriter, "start", watch)
+    folder.config.unlink()
+    short = [
+        "--epochs",
+        "2",
+        "--eval-epochs",
+        "1",
+        "--warmup-epochs",
+        "0",
+        "--output-dir",
+        str(folder),
+    ]
+    assert train_command(["--data-path", str(write_shapes(tmp_path / "data")), *FLAGS, *short]) == 0
+    assert places == [(3, True), (6, True)]
+    (number,) = (folder.path / "started").read_text().split()
+    assert not psutil.pid_exists(int(number))
+    assert folder.report.stat().st_size > 1_000_000 and folder.is_finished

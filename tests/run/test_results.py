@@ -14,11 +14,15 @@ from fastdeit.display.console import RunConsole
 from fastdeit.distributed.world import World
 from fastdeit.models.build import weight_metadata
 from fastdeit.models.student import build_student
-from fastdeit.run.results import next_command, report_finished, show_summary
+from fastdeit.run.results import list_next_commands, report_finished, show_summary
 from fastdeit.storage.run_folder import RunFolder
 
 FOLDER = RunFolder(Path("runs/x"))
 ALONE = {"distillation_type": "none"}
+
+
+def next_command(config: Config, recipe: str, folder: RunFolder) -> str:
+    return list_next_commands(config, recipe, folder)[0]
 
 
 def test_after_a_teacher_comes_its_student() -> None:

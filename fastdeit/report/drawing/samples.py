@@ -76,7 +76,8 @@ def find_data(settings: Config) -> Path:
 def _list_excluded(record: RunRecord, index: Index) -> list[int]:
     """Return the rows that the run had excluded when it drew its first batch."""
     recorded = read_quarantine(record.folder.quarantine, index.split)
-    first = [image.row for image in recorded if image.step == 0]
+    began = record.attempts[0].step if record.attempts else 0
+    first = [image.row for image in recorded if image.step <= began]
     return [*first, *(record.attempts[0].left_out if record.attempts else ())]
 
 

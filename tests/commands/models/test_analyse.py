@@ -74,7 +74,9 @@ def test_a_program_that_a_run_names_as_its_teacher_does_not_run(
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "trap.py").write_text("raise SystemExit('it ran')")
-    run = write_run(tmp_path / "run", data, distill={"teacher_model": "trap:net"})
+    weights = write_student(tmp_path / "teacher", CLASSES)
+    named = {"teacher_model": "trap:net", "teacher_path": str(RunFolder(weights).model)}
+    run = write_run(tmp_path / "run", data, distill=named)
     run.predictions.unlink()
     assert "teacher/both" not in analyse(capsys, run)["disagreement"]["names"]
 
