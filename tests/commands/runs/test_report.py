@@ -31,8 +31,18 @@ def test_a_run_with_images_and_weights_has_every_section_and_is_not_touched(
     assert re.fullmatch(rf"{re.escape(str(tmp_path))}/page.html: \d.\d MB\n", said)
     assert list_files(run) == before
     text = (tmp_path / "page.html").read_text()
-    for name in ("samples", "attention", "confusions", "classes", "settings", "events"):
+    for name in ("samples", "attention", "confusions", "classes", "settings", "events", "paper"):
         assert f'<section id="{name}"' in text
+    assert "18 = 16 + 2, learned" in text
+
+
+def test_weights_that_are_damaged_are_a_note_and_no_end(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", write_shapes(tmp_path / "data"))
+    run.model.write_bytes(b"damaged")
+    fastdeit.write_report([run.path], tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "the comparison with the paper is missing: ValueError: " in text
+    assert '<section id="paper"' not in text
 
 
 def test_the_page_of_one_run_is_in_its_folder(tmp_path: Path) -> None:
