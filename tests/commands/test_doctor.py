@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fastdeit import __main__ as entry
 from fastdeit.commands import doctor
 from fastdeit.commands.doctor import doctor_command
 from fastdeit.doctor import examination, scratch
@@ -90,6 +91,19 @@ def test_a_mistake_is_one_line(
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_a_command_that_cannot_import_names_the_doctor(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(argv: object) -> int:
+        raise ImportError("no libcudart")
+
+    monkeypatch.setitem(entry.COMMANDS, "train", train)
+    monkeypatch.setattr(sys, "argv", ["fastdeit", "train"])
+    with pytest.raises(ImportError, match="no libcudart"):
+        entry.main()
+    assert "fastdeit doctor" in capsys.readouterr().err
 
 
 def test_a_dead_file_system_is_one_line(
