@@ -11,7 +11,14 @@ from fastdeit.tracking import prometheus
 from fastdeit.tracking.callbacks import RunEnd, RunStart
 from fastdeit.tracking.prometheus import PrometheusFile, format_metrics
 
-LINE = {"step": 30, "images_seen": 240, "skipped": 1, "epoch": 1.5, "time": 1.5e9, "loss": math.nan}
+LINE: dict[str, Any] = {
+    "step": 30,
+    "images_seen": 240,
+    "skipped": 1,
+    "epoch": 1.5,
+    "time": 1.5e9,
+    "loss": math.nan,
+}
 LINE |= {"lr": 1e-3, "images_per_s": 99.5, "memory_gb": 2.5, "by_step": {"loss": [1.0]}}
 SCORES = {"model/both/top1": 50.0, "ema/cls/top5": 80.0}
 HOSTILE = 'a"b\\c\nd \udce4 猫'
