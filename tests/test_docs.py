@@ -168,7 +168,9 @@ def test_named_commands_exist(path: Path) -> None:
 def test_readme_names_the_files_of_a_run() -> None:
     section = text_of(ROOT / "README.md").partition("## What a run writes")[2].partition("\n## ")[0]
     named = set(
-        re.findall(r"`([a-z_]+(?:-[a-z]+)*\.(?:yaml|jsonl|json|safetensors|png|parquet))`", section)
+        re.findall(
+            r"`([a-z_]+(?:-[a-z]+)*\.(?:yaml|jsonl|json|safetensors|html|parquet))`", section
+        )
     )
     folder = RunFolder(Path("run"))
     members = (name for name in vars(RunFolder) if not name.startswith("_"))

@@ -181,7 +181,9 @@ def test_a_report_that_fails_at_the_end_is_a_note(
 
     monkeypatch.setattr(report, "write_report", fail)
     notes: list[str] = []
+    (folder.path / ".report.html.0123abcd.tmp").touch()  # of a start that was killed
     ReportWriter(folder, True, notes.append).finish()
+    assert [path.name for path in folder.path.iterdir()] == ["config.yaml"]
     assert len(notes) == 1 and f"report.html is missing: {type(fault).__name__}" in notes[0]
 
 
