@@ -13,7 +13,7 @@ from setuptools import find_packages, setup
 ONNX = ["onnx>=1.19", "onnxruntime>=1.20", "onnxscript>=0.5"]  # fastdeit export to ONNX
 REMOTE = ["s3fs>=2024.6", "gcsfs>=2024.6"]  # --data-path s3://... and gs://...
 REPORT = ["plotly>=6"]  # the plots of report.html
-WANDB: list[str] = []  # --log-wandb
+WANDB = ["wandb>=0.19"]  # --log-wandb
 BENCH = ["simplejpeg>=1.9", "webdataset>=1.0"]  # the peers of bench_pipeline
 DOCS = ["mkdocs-material>=9.6,<10"]  # the site; MkDocs 2 reads no hooks
 
@@ -89,6 +89,7 @@ setup(
             "ruff>=0.9",
             "mypy>=1.13",
             "types-PyYAML",
+            "prometheus-client>=0.20",  # reads what --prometheus writes
             "playwright>=1.50",  # drives the machine's Chromium
             "axe-playwright-python>=0.1.7",  # checks that a page can be read by everybody
             "webdataset>=1.0",  # reads what `fastdeit pack` writes

@@ -38,10 +38,12 @@ if TYPE_CHECKING:
     from fastdeit.plan.plan import SampleParams as SampleParams
     from fastdeit.plan.spec import PlanSpec as PlanSpec
     from fastdeit.teacher_cache.reader import Cache as TeacherCache  # noqa: F401
+    from fastdeit.tracking.callbacks import Callback as Callback
     from fastdeit.training.losses import DistillationLoss as DistillationLoss
 
 _PLACES = {
     "Batch": "data.loaders.batch",
+    "Callback": "tracking.callbacks",
     "Config": "library.config",
     "DistillationLoss": "training.losses",
     "EvalView": "models.hub",

@@ -29,10 +29,15 @@ FOREIGN_FLAGS = {
     "sbatch": "--nodes",
     "torchrun": "--nproc_per_node",
     "timm": "--mixup-off-epoch",
+    "tensorboard": "--logdir",
+    "node_exporter": "--collector",
     "deit": "--output_dir",
     "benchmarks.resources": "--write",
     "benchmarks.bench_pipeline": "--pillow-simd --data --sizes --copies --stages --rounds --images",
-    "pip": "--no-deps --no-binary --target",
+    "pip": "--no-deps --no-binary --target --no-index --find-links",
+    "docker": "--rm --gpus --ipc --ulimit --user --volume --entrypoint --time --build-arg --file "
+    "--tag",
+    "apptainer": "--nv",
 }
 
 # words that a stranger has to translate -> the field's words
@@ -167,11 +172,8 @@ def test_named_commands_exist(path: Path) -> None:
 
 def test_readme_names_the_files_of_a_run() -> None:
     section = text_of(ROOT / "README.md").partition("## What a run writes")[2].partition("\n## ")[0]
-    named = set(
-        re.findall(
-            r"`([a-z_]+(?:-[a-z]+)*\.(?:yaml|jsonl|json|safetensors|html|parquet))`", section
-        )
-    )
+    kinds = "yaml|jsonl|json|safetensors|html|parquet"
+    named = set(re.findall(rf"`([a-z_]+(?:-[a-z]+)*\.(?:{kinds}))`", section))
     folder = RunFolder(Path("run"))
     members = (name for name in vars(RunFolder) if not name.startswith("_"))
     values = (getattr(folder, name) for name in members)

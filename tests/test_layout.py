@@ -33,7 +33,7 @@ USES = {"analysis", "audit", "doctor", "export", "inference", "report", "trackin
 ROOMS: dict[str, set[str]] = {
     "train": {"commands", "display", "distributed", "reliability"},
     "__main__": {"commands", "display", "distributed", "reliability"},
-    "__init__": {"library", *PARTS},
+    "__init__": {"library", "tracking", *PARTS},
     "commands": {"library", "replay", "run", *USES, *PARTS, *STORAGE},
     "library": {"run", *USES, *PARTS, *STORAGE},
     "replay": {"run", "tracking", *PARTS, *STORAGE},
@@ -44,7 +44,7 @@ ROOMS: dict[str, set[str]] = {
     "export": {"inference", *PARTS, *STORAGE},
     "inference": {"analysis", *PARTS, *STORAGE},
     "analysis": {*PARTS, *STORAGE},
-    "tracking": {"display", "storage", "training"},
+    "tracking": {"config", "data", "display", "storage", "training"},
     "reliability": {"checkpoint", "display", "distributed", "plan", "storage", "training"},
     "training": {"config", "data", "distributed", "models", "plan", "storage"},
     "teacher_cache": {"config", "data", "distributed", "models", "plan", "storage"},

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastdeit.checkpoint.files import Tensors
@@ -31,9 +32,9 @@ class CheckpointError(RunError):
 
 
 class SaveResult(NamedTuple):
-    """Outcome of a save; warnings: lines for the user."""
+    """Outcome of a save: the checkpoint, None if it failed; warnings: lines for the user."""
 
-    saved: bool
+    saved: Path | None
     warnings: list[str]
 
 
@@ -56,6 +57,7 @@ class CheckpointWriter:
         self._save_in_progress: Future[SaveResult] | None = None
         self._failures = 0
         self._warnings: list[str] = []
+        self._saved: list[Path] = []
 
     def save(self, tensors: Tensors, state: Mapping[str, Any]) -> None:
         """Start to save the tensors and JSON values, once the save before has ended. A collective.
@@ -93,6 +95,12 @@ class CheckpointWriter:
         self._warnings = []
         return warnings
 
+    def take_saved(self) -> list[Path]:
+        """Return the checkpoints whose saves `take_warnings` has found to be done."""
+        saved = self._saved
+        self._saved = []
+        return saved
+
     def close(self) -> None:
         """Wait for the save in progress, and end the thread."""
         self.finish()
@@ -129,6 +137,7 @@ class CheckpointWriter:
         result = future.result()
         self._failures = 0 if result.saved else self._failures + 1
         self._warnings += result.warnings
+        self._saved += [result.saved] if result.saved else []
 
     def _write(
         self, tensors: Tensors, state: Mapping[str, Any], scores: Mapping[int, float]
@@ -139,18 +148,19 @@ class CheckpointWriter:
         for hint in ("; trying again", ""):
             try:
                 metadata = self._weights.metadata_of(step)
-                save_checkpoint(self._folder, step, tensors, state, self._keep, scores, metadata)
-                return SaveResult(True, warnings + self._weights.update(scores))
-            except ValueError as error:
-                return SaveResult(
-                    False, [*warnings, f"checkpoint of step {step} not saved: {error}"]
+                saved = save_checkpoint(
+                    self._folder, step, tensors, state, self._keep, scores, metadata
                 )
+                return SaveResult(saved, warnings + self._weights.update(scores))
+            except ValueError as error:
+                warnings.append(f"checkpoint of step {step} not saved: {error}")
+                return SaveResult(None, warnings)
             except OSError as error:
                 warnings.append(f"checkpoint of step {step} not saved: {error}{hint}")
             if hint:
                 prune_checkpoints(self._folder, MIN_KEPT, scores)
                 time.sleep(RETRY_S)
-        return SaveResult(False, warnings)
+        return SaveResult(None, warnings)
 
     def _check_space(self, tensors: Tensors) -> list[str]:
         """Return a warning if the disk has no room for two checkpoints."""

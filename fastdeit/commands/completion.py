@@ -24,10 +24,10 @@ from fastdeit.display.terminal import Terminal
 # names of flags, and of what belongs to no flag
 _FILES = set(
     "attention cache checkpoint class-map config data data-path deepspeed-config finetune image "
-    "images output path predictions real-labels resume subject "
+    "images output path predictions real-labels resume runs subject "
     "teacher-path".split()
 )
-_FOLDERS = set("data-cache dir output-dir run runs".split())
+_FOLDERS = set("data-cache dir output-dir run".split())
 
 
 @dataclass(frozen=True)

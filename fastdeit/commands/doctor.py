@@ -22,16 +22,17 @@ from typing import NoReturn
 from fastdeit.commands.errors import one_line_errors
 from fastdeit.commands.output import print_json
 from fastdeit.config.options import parse_options
-from fastdeit.config.parse import Section
+from fastdeit.config.parse import Section, require
 from fastdeit.display.terminal import Terminal
 from fastdeit.distributed.environment import is_alone
 from fastdeit.doctor.checks.gpu import count_gpus
 from fastdeit.doctor.examination import Rank, clean, examine_alone
 from fastdeit.doctor.findings import Target
-from fastdeit.doctor.scratch import choose_scratch
+from fastdeit.doctor.scratch import answers, choose_scratch
 from fastdeit.doctor.summary import Row, count_statuses, find_worst
 
 _INTERRUPTED = 130
+_DAY_S = 86400
 _WIDTH = 22  # of the longest name of a check
 
 
@@ -53,18 +54,15 @@ class DoctorOptions(Section):
     """Print all findings as JSON."""
 
     def check(self) -> None:
-        data = self.data_path
-        self._require("data_path", not data or Path(data).is_dir(), "an existing local folder")
-        output = Path(self.output_dir)
-        is_folder = bool(self.output_dir) and (output.is_dir() or not output.exists())
-        self._require("output_dir", is_folder, "a folder or a new name")
-        self._require("startup_limit", self.startup_limit > 0, "above 0")
+        is_time = 0 < self.startup_limit <= _DAY_S
+        self._require("startup_limit", is_time, f"above 0 and at most {_DAY_S}")
 
 
 def doctor_command(argv: Sequence[str]) -> int:
     """Run `fastdeit doctor`; return its exit code."""
     with one_line_errors():
         options = parse_options(argv, DoctorOptions, "fastdeit doctor", __doc__ or "")
+        _check_folders(options)
     target = Target(
         data_path=options.data_path,
         train_split=options.train_split,
@@ -72,7 +70,6 @@ def doctor_command(argv: Sequence[str]) -> int:
         scratch=choose_scratch(options.output_dir),
         gpus=count_gpus(),
     )
-    signal.signal(signal.SIGTERM, _end)
     try:
         with _clean_end(target):
             examine = _examine_alone if is_alone() else _examine_ranks
@@ -81,16 +78,30 @@ def doctor_command(argv: Sequence[str]) -> int:
         return _INTERRUPTED
 
 
+def _check_folders(options: DoctorOptions) -> None:
+    """Raise SettingError for a data set that is no folder, or an output folder that is a file."""
+    for name in ("data_path", "output_dir"):
+        path = getattr(options, name)
+        require(answers(path), name, path, "on a file system that answers")
+    data = options.data_path
+    require(not data or Path(data).is_dir(), "data_path", data, "an existing local folder")
+    output = Path(options.output_dir)
+    is_folder = bool(options.output_dir) and (output.is_dir() or not output.exists())
+    require(is_folder, "output_dir", options.output_dir, "a folder or a new name")
+
+
 def _end(number: int, _: object) -> NoReturn:
     sys.exit(128 + number)
 
 
 @contextlib.contextmanager
 def _clean_end(target: Target) -> Iterator[None]:
-    """Remove what the checks have written, however the block ends."""
+    """Remove what the checks have written, however the block ends, also by SIGTERM."""
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         yield
     finally:
+        signal.signal(signal.SIGTERM, before)
         for row in clean(target):
             _show(Terminal(stderr=True), row)
 

@@ -12,6 +12,7 @@ from fastdeit.config.parse import join_values, name_flag
 from fastdeit.config.schema import Config
 from fastdeit.config.schema.distill import DistillConfig
 from fastdeit.config.schema.run import CheckpointConfig, HealthConfig, LimitConfig
+from fastdeit.config.schema.tracking import TrackingConfig
 from fastdeit.storage.run_folder import RunFolder
 
 
@@ -24,7 +25,10 @@ FORM = frozenset(
     "overlap_reduce log_steps "
     "stop_after_steps time_limit num_workers prefetch read_ahead micro_batch augment_device "
     "compile cuda_graph teacher_batch teacher_benchmark".split()
-) | (_fields_of(CheckpointConfig) - {"resume"} | _fields_of(HealthConfig) | _fields_of(LimitConfig))
+).union(
+    _fields_of(CheckpointConfig) - {"resume"},
+    *map(_fields_of, (HealthConfig, LimitConfig, TrackingConfig)),
+)
 """Settings of how the work is done, and for how long: they decide neither samples nor results."""
 
 SOURCES = frozenset(

@@ -101,6 +101,17 @@ def _from_file(base: Config, path: str) -> Config:
     return config_from_dict(base, read_config_file(file, "--config"), path)
 
 
+def check_callbacks(config: Config, argv: Sequence[str]) -> None:
+    """Raise ValueError for a callback that only a config file names: such a file may come from
+    anywhere."""
+    for name in config.tracking.callback:
+        if name not in argv and f"--callback={name}" not in argv:
+            raise ValueError(
+                f"--config: tracking.callback {name!r} runs code; if you trust it, name it on the "
+                f"command line, too: --callback {name}"
+            )
+
+
 def _refuse_code(teacher: str, flags: Sequence[str]) -> None:
     """Raise ValueError for a teacher that is a program, if only a config file names it: such a
     file may come from anywhere."""

@@ -130,6 +130,8 @@ def _is_of_type(value: Any, kind: Any) -> bool:
         return any(type(value) is type(choice) and value == choice for choice in inner)
     if get_origin(kind) is UnionType:
         return any(_is_of_type(value, one) for one in inner)
+    if get_origin(kind) is tuple and inner[-1] is Ellipsis:
+        return isinstance(value, tuple) and all(_is_of_type(item, inner[0]) for item in value)
     if get_origin(kind) is tuple:
         whole = isinstance(value, tuple) and len(value) == len(inner)
         return whole and all(map(_is_of_type, value, inner))

@@ -60,9 +60,7 @@ _COMMAND = {
     "--checkpoint-hist": PeerFlag("use --keep-checkpoints: the newest ones, and the best"),
     "--eval-metric": PeerFlag("the best checkpoint is that of top-1 accuracy", _built("top1")),
     "--save-images": PeerFlag("draw the samples with fastdeit preview, without training"),
-    "--log-wandb --wandb-project --wandb-tags --wandb-resume-id": PeerFlag(
-        "metrics are in RUN/metrics.jsonl, and for TensorBoard in RUN/tensorboard"
-    ),
+    "--wandb-resume-id": PeerFlag("a resumed run continues its own run at wandb: omit it"),
 }
 
 _LAUNCHER = {

@@ -1,7 +1,7 @@
 """Console output of a run: the heading, progress, notes, and the table at the end."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from rich.table import Table
 
@@ -17,6 +17,18 @@ _ROWS = {
     "EMA, both heads": "ema/both",
     "teacher": "teacher/both",
 }
+
+
+_FACTS: Mapping[str, Callable[[float], str]] = {
+    "loss": "loss {:.3f}".format,
+    "seconds_left": lambda left: f"{format_duration(left)} left" if left else "",
+    "images_per_s": "{:,.0f} images/s".format,
+    "data_wait": lambda share: f"data wait {100 * share:.0f} %",
+    "memory_gb": "{:.1f} GB".format,
+    "mfu": lambda share: f"{100 * share:.1f} % MFU",
+    "lr": "lr {:.2e}".format,
+}
+"""Fields of the log that the progress shows, the most important first."""
 
 
 class _Column(NamedTuple):
@@ -53,6 +65,7 @@ class RunConsole:
         self._epochs = epochs
         self._steps_per_epoch = steps_per_epoch
         self._terminal = Terminal(enabled)
+        self._listener: Callable[[str], None] = lambda text: None
         steps = epochs * steps_per_epoch
         self._bar = ProgressBar(self._terminal, steps, "starting", remaining=False)
 
@@ -63,49 +76,47 @@ class RunConsole:
             self._terminal.say(text, label=f"{name:<{width}}  ")
         self._bar.start()
 
-    def step(
-        self,
-        step: int,
-        *,
-        loss: float,
-        lr: float,
-        images_per_s: float,
-        mfu: float | None = None,
-        seconds_left: float | None = None,
-    ) -> None:
+    def step(self, step: int, values: Mapping[str, float]) -> None:
         """Show the means since the last call, after optimizer step `step`.
 
-        mfu: model FLOPs as a share of the device's peak; seconds_left: of the run; None: not known.
+        values: fields of a line of the log; one that is not known is not shown.
         """
         number = min((step - 1) // self._steps_per_epoch + 1, self._epochs)
         epoch = f"epoch {number}/{self._epochs}"
-        facts = f"loss {loss:.3f}  lr {lr:.2e}  {images_per_s:,.0f} images/s"
-        if mfu is not None:
-            facts += f"  {100 * mfu:.1f} % MFU"
-        if seconds_left:
-            facts += f"  {format_duration(seconds_left)} left"
-        self._bar.update(step, facts, epoch, line=f"{epoch}  step {step}  {facts}")
+        known = [form(values[name]) for name, form in _FACTS.items() if name in values]
+        facts = list(filter(None, known))
+        self._bar.update(step, facts, epoch, line="  ".join([epoch, f"step {step}", *facts]))
+
+    def listen(self, listener: Callable[[str], None]) -> None:
+        """Have each note that is printed from now on handed to a listener, too."""
+        self._listener = listener
 
     def note(self, text: str) -> None:
         """Print a line of its own, above the bar."""
         self._terminal.say(text)
+        self._listener(text)
 
     def stop(self) -> None:
         """End the progress bar."""
         self._bar.stop()
 
     def summary(
-        self, results: Mapping[str, float], files: Mapping[str, Any], next_command: str
+        self, results: Mapping[str, float], facts: Mapping[str, str], commands: Sequence[str]
     ) -> None:
-        """End the progress bar; print the accuracies, the files, and the command to try next.
+        """End the progress bar; print the accuracies, facts and files, and commands to try next.
 
         results: accuracy by model, head and measure, as `evaluate` returns them.
         """
         self.stop()
         self._terminal.show(score_table(results))
-        for name, path in files.items():
-            self._terminal.say(f"{name}: {path}")
-        self._terminal.say(next_command, label="next: ")
+        for name, text in facts.items():
+            self._terminal.say(f"{name}: {text}")
+        self.offer(commands, "next")
+
+    def offer(self, commands: Sequence[str], purpose: str) -> None:
+        """Print commands, a line each, which a shell runs as they are."""
+        for command in commands:
+            self._terminal.say(command, label=f"{purpose}: ")
 
 
 def score_table(results: Mapping[str, float]) -> Table:

@@ -1,9 +1,10 @@
 """The progress bar: a live line on a terminal, else a plain line now and then."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from rich.cells import cell_len
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastdeit.display.terminal import Terminal
@@ -14,6 +15,9 @@ Item = TypeVar("Item")
 QUIET_S = 15.0
 """Without a terminal, seconds between two lines."""
 _BAR = "the progress bar"
+_GAP = "  "  # between two facts
+_MOST_BAR = 40  # columns
+_REMAINING = 8  # columns of the time remaining, with the gap before it
 _REFRESH_S = 0.1  # an update takes longer than some of the work that is counted
 _SHOWN_AFTER_S = 1.5  # what ends sooner needs no bar
 
@@ -35,17 +39,17 @@ class ProgressBar:
     ) -> None:
         self._terminal = terminal
         self._total = total
+        self._bar = BarColumn()
+        self._remaining = remaining
         columns = (
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            self._bar,
             TextColumn("{task.fields[facts]}", markup=False),
             *([TimeRemainingColumn()] if remaining else []),
         )
+        live = terminal.is_terminal and not terminal.is_dumb_terminal
         self._progress = Progress(
-            *columns,
-            console=terminal,
-            transient=transient,
-            disable=terminal.quiet or not terminal.is_terminal,
+            *columns, console=terminal, transient=transient, disable=terminal.quiet or not live
         )
         self._task = self._progress.add_task(printable(description), total=total, facts="")
 
@@ -58,21 +62,37 @@ class ProgressBar:
         with self._terminal.attempt(_BAR):
             self._progress.start()
 
-    def update(self, done: int, facts: str, description: str | None = None, line: str = "") -> None:
+    def update(
+        self, done: int, facts: str | Sequence[str], description: str | None = None, line: str = ""
+    ) -> None:
         """Set the work done so far and the text beside the bar.
 
-        line: what is printed instead where there is no terminal, at the end and if nothing was
-        printed for `QUIET_S` seconds.
+        facts: of several, the first ones that fit into the terminal are shown. line: what is
+        printed instead where there is no terminal, at the end and if nothing was printed for
+        `QUIET_S` seconds.
         """
         shown = None if description is None else printable(description)
         with self._terminal.attempt(_BAR):
-            self._progress.update(
-                self._task, completed=done, description=shown, facts=printable(facts)
-            )
+            beside = [facts] if isinstance(facts, str) else facts
+            fitting = self._fit(list(map(printable, beside)), shown or "")
+            self._progress.update(self._task, completed=done, description=shown, facts=fitting)
         waited = time.monotonic() - self._terminal.last_print
         due = waited > QUIET_S or done == self._total
         if line and due and self._progress.disable:
             self._terminal.say(line)
+
+    def _fit(self, facts: Sequence[str], description: str) -> str:
+        """Return the first facts that fit beside a bar, which has a fifth of the terminal."""
+        width = self._terminal.width
+        self._bar.bar_width = min(_MOST_BAR, width // 5)
+        description = description or self._progress.tasks[0].description
+        taken = cell_len(description) + self._bar.bar_width + 2
+        room = width - taken - (_REMAINING if self._remaining else 0)
+        for count in range(len(facts), 1, -1):
+            text = _GAP.join(facts[:count])
+            if cell_len(text) <= room:
+                return text
+        return facts[0]
 
     def stop(self) -> None:
         """Leave the bar as it is, and end its updates."""

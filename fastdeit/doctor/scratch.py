@@ -1,12 +1,16 @@
 """The scratch folder of the checks, which is gone at the end."""
 
+import contextlib
 import os
 import shutil
 import socket
 import tempfile
+import threading
 from pathlib import Path
 
 from fastdeit.doctor.findings import Finding, Target, good, warn
+
+ANSWER_S = 20.0
 
 
 def choose_scratch(output_dir: str) -> str:
@@ -15,6 +19,19 @@ def choose_scratch(output_dir: str) -> str:
     wanted = Path(output_dir).absolute()
     home = next(place for place in (wanted, *wanted.parents) if place.is_dir())
     return str(home / f".fastdeit-doctor-{socket.gethostname()}-{os.getpid()}")
+
+
+def answers(path: str) -> bool:
+    """Return False if the file system of a path gives no answer, as that of a dead server."""
+    thread = threading.Thread(target=_look_at, args=(path,), daemon=True)
+    thread.start()
+    thread.join(ANSWER_S)
+    return not thread.is_alive()
+
+
+def _look_at(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.stat(path)
 
 
 def open_scratch(target: Target) -> Path:

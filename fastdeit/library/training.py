@@ -15,7 +15,7 @@ from fastdeit.config.parse import parse_time_limit, require, require_value
 from fastdeit.config.schema import Config
 from fastdeit.data.build import fetch_data, pipeline_options
 from fastdeit.display.terminal import Terminal
-from fastdeit.distributed.collectives import first_on_rank0, on_every_rank, on_rank0
+from fastdeit.distributed.collectives import each_rank, first_on_rank0, on_every_rank, on_rank0
 from fastdeit.distributed.errors import RunError
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.library.errors import names_arguments
@@ -30,6 +30,8 @@ from fastdeit.run.preflight import check_config, fetch_weight_files
 from fastdeit.storage.atomic import read_bounded
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.storage.urls import is_url
+from fastdeit.tracking.build import check_trackers, load_callbacks
+from fastdeit.tracking.callbacks import Callback
 from fastdeit.training.build import build_deepspeed_config
 from fastdeit.training.memory.build import build_planner, find_micro_batch
 from fastdeit.training.memory.plan import MemoryPlan
@@ -43,18 +45,23 @@ _MAX_BYTES = 1 << 22
 
 
 @names_arguments()
-def train_run(config: Config) -> dict[str, Any]:
+def train_run(config: Config, *, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
     """Train a run to its end, resume it, or find it finished; return what summary.json holds:
     results, steps, skipped.
 
     A run that stopped before its end (stop_after_steps, time_limit, a file `stop` in its folder)
     has `stopped`, the reason, in place of results; the same call resumes it. It works without a
-    launcher, in one process, and on every rank of torchrun or deepspeed together. No signal is
-    taken and nothing exits; an interrupted run resumes from its newest checkpoint. Raises
-    ValueError for what cannot be used, RunError for a run that failed.
+    launcher, in one process, and on every rank of torchrun or deepspeed together. callbacks:
+    `fastdeit.Callback`, called on rank 0, each in a thread of its own. No signal is taken and
+    nothing exits; an interrupted run resumes from its newest checkpoint. Raises ValueError for what
+    cannot be used, RunError for a run that failed.
     """
     folder = config.run.output_dir
     require(bool(folder), "output_dir", folder, "the folder of the run")
+    named = config.tracking.callback
+    require(not named, "callback", named, "empty here: train_run takes objects, callbacks=[...]")
+    for callback in callbacks:
+        require_value(isinstance(callback, Callback), "callbacks", callback, "fastdeit.Callback")
     time_limit = parse_time_limit(config.run.time_limit)
     limits = config.limits.sections()
     run_folder = RunFolder(Path(folder))
@@ -66,7 +73,7 @@ def train_run(config: Config) -> dict[str, Any]:
         world = join_ranks(config)
         supervisor.listen()
         try:
-            prepared = prepare_run(config, "deit", world, supervisor, lock)
+            prepared = prepare_run(config, "deit", world, supervisor, lock, callbacks)
         except StopAgreed as reason:
             return stop_early(run_folder, world, str(reason))
         if prepared is None:
@@ -156,12 +163,17 @@ def join_ranks(config: Config) -> World:
 
 
 def prepare_run(
-    config: Config, recipe: str, world: World, supervisor: Supervisor, lock: RunLock
+    config: Config,
+    recipe: str,
+    world: World,
+    supervisor: Supervisor,
+    lock: RunLock,
+    callbacks: Sequence[Callback] = (),
 ) -> "tuple[Run, list[str]] | None":
     """Return a run at its next step, with notes for the user; None if it was finished before.
 
-    Nothing but the lock is written yet, and the data set of a URL. Raises ValueError, StopAgreed.
-    A collective.
+    callbacks: beside those of --callback. Nothing but the lock is written yet, and the data set of
+    a URL. Raises ValueError, StopAgreed. A collective.
     """
     folder = RunFolder(Path(config.run.output_dir))
     config = first_on_rank0(lambda: follow_weights(config))
@@ -176,6 +188,8 @@ def prepare_run(
     # raise for what this device does not support, before the images are listed
     on_every_rank(lambda: pipeline_options(config, world))
     on_every_rank(lambda: build_deepspeed_config(config, world))
+    on_rank0(lambda: check_trackers(config))
+    named = each_rank(lambda: load_callbacks(config) if world.rank == 0 else [])
     fetch_weight_files(config)
     fetch_data(config, proceed=supervisor.proceed)
     if is_url(config.data.data_path):
@@ -183,7 +197,7 @@ def prepare_run(
     on_rank0(lock.acquire)
     from fastdeit.library.execution import open_run  # DALI and numba import slowly
 
-    return open_run(config, recipe, world, folder, supervisor)
+    return open_run(config, recipe, world, folder, supervisor, [*named, *callbacks])
 
 
 def stop_early(folder: RunFolder, world: World, reason: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Build a run from its `Config`, at step 0, and describe it for the heading."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +48,10 @@ from fastdeit.run.state import Progress, Run, RunData
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.build import open_cache
 from fastdeit.teacher_cache.reader import CachedTeacher
+from fastdeit.tracking.build import build_trackers
+from fastdeit.tracking.callbacks import Callback
 from fastdeit.tracking.log import MetricLog
+from fastdeit.tracking.trackers import Trackers
 from fastdeit.training.build import (
     build_trainer,
     build_utilisation,
@@ -108,7 +112,12 @@ def build_training(config: Config, world: World, index: Index) -> Training:
 
 
 def build_run(
-    config: Config, recipe: str, world: World, folder: RunFolder, supervisor: Supervisor
+    config: Config,
+    recipe: str,
+    world: World,
+    folder: RunFolder,
+    supervisor: Supervisor,
+    callbacks: Sequence[Callback] = (),
 ) -> tuple[Run, list[str]]:
     """Build a run at step 0; return it with notes for the user. Write nothing. A collective."""
     data, training = _build_data(config, world)
@@ -120,6 +129,9 @@ def build_run(
     steps_per_epoch = data.train_loader.steps_per_epoch
     batch_size = config.optim.batch_size
     console = RunConsole(config.optim.epochs, steps_per_epoch, enabled=world.rank == 0)
+    is_first = world.rank == 0
+    trackers = build_trackers(config, folder, callbacks, console.note) if is_first else Trackers()
+    console.listen(trackers.note)
     run = Run(
         config=config,
         recipe=recipe,
@@ -132,7 +144,8 @@ def build_run(
         supervisor=supervisor,
         checkpoints=CheckpointWriter(weights, config.checkpoint.keep_checkpoints, world.rank),
         health=Health(folder, steps_per_epoch, batch_size, console.note),
-        log=MetricLog(folder, steps_per_epoch, batch_size, console.note),
+        log=MetricLog(folder, steps_per_epoch, batch_size, trackers, console.note),
+        trackers=trackers,
         report=ReportWriter(folder, world.rank == 0, console.note),
         progress=Progress(),
         utilisation=training.utilisation,

@@ -7,9 +7,11 @@ from typing import Any
 
 from timm.utils import distribute_bn
 
+from fastdeit.checkpoint.store import step_of
 from fastdeit.data.loaders.batch import Batch
 from fastdeit.data.loaders.evaluation import EvalBatch
 from fastdeit.data.loaders.train import TrainLoader
+from fastdeit.display.terminal import note_failure
 from fastdeit.models.execution.compilation import run_uncompiled
 from fastdeit.plan.digest import show_digest
 from fastdeit.reliability.health import HealthError, summarise
@@ -20,6 +22,7 @@ from fastdeit.run.resume import roll_back
 from fastdeit.run.state import Run, is_evaluated
 from fastdeit.teacher_cache.check import count_missed
 from fastdeit.tracking.log import list_by_step
+from fastdeit.tracking.samples import show_samples
 from fastdeit.training.evaluation import ClassRecorder, evaluate, student_heads
 from fastdeit.training.memory.peak import read_peak_memory
 
@@ -78,6 +81,8 @@ def train_step(run: Run, micro_batches: Iterator[Batch]) -> bool:
     trainer = run.trainer
     step = trainer.step
     waited = run.progress.time_waits(micro_batches)
+    if step == 0 and run.trackers.started:
+        waited = send_samples(run, waited)
     statistics = trainer.train_step(run.supervisor.timed("step", step, waited))
     run.progress.meter.add(step, trainer.lr, statistics)
     run.progress.launched.append(trainer.last)
@@ -87,6 +92,19 @@ def train_step(run: Run, micro_batches: Iterator[Batch]) -> bool:
     if len(run.health.bad) >= most:
         settle(run)
     return len(run.health.bad) <= most
+
+
+def send_samples(run: Run, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield the batches of a step; send the samples of the first one to the trackers, which waits
+    for the device."""
+    batch = next(batches)
+    data = run.config.data
+    classes = run.data.train_index.classes
+    with note_failure("the first samples for the trackers", run.console.note):
+        run.trackers.send("on_images", 0, *show_samples(batch, classes, data.mean, data.std))
+    yield batch
+    del batch  # its memory is free while the next one is waited for
+    yield from batches
 
 
 def settle(run: Run, leave: int = 0) -> None:
@@ -114,7 +132,7 @@ def after_step(run: Run) -> None:
     config = run.config
     checksum_steps = config.health.checksum_steps
     save_steps = config.checkpoint.save_steps
-    report_failed_saves(run)
+    report_saves(run)
     if checksum_steps and step % checksum_steps == 0:
         compare_replicas(run)
     ends_epoch = step % run.steps_per_epoch == 0
@@ -163,20 +181,13 @@ def log_step(run: Run) -> None:
     images_per_s = run.progress.rate(trainer.step) * run.config.optim.batch_size
     utilisation = run.utilisation.rate(images_per_s)
     seconds_left = run.estimate_seconds_left()
-    run.console.step(
-        trainer.step,
-        loss=means.get("loss", math.nan),
-        lr=trainer.lr,
-        images_per_s=images_per_s,
-        mfu=utilisation.get("mfu"),
-        seconds_left=seconds_left,
-    )
     for line in trainer.graphs.take_notes() if trainer.graphs else []:
         run.console.note(line)
     rates = {"lr": trainer.lr, "images_per_s": images_per_s, "data_wait": data_wait} | utilisation
     rates |= read_peak_memory(run.world.device)
     if seconds_left is not None:
         rates["seconds_left"] = round(seconds_left)
+    run.console.step(trainer.step, {"loss": math.nan} | means | rates)
     run.log.write(trainer.step, means | _count(run) | rates | list_by_step(steps))
     run.progress.last_logged_step = trainer.step
 
@@ -204,7 +215,7 @@ def evaluate_if_due(run: Run) -> None:
     with run.progress.pace.timed("evaluation"):
         results = evaluate_run(run, with_teacher=False)
     run.progress.last_evaluated_step = step
-    run.log.write(step, results)
+    run.log.write_evaluation(step, results)
     suffix = "/both/top1"
     scores = {
         name.removesuffix(suffix): score for name, score in results.items() if name.endswith(suffix)
@@ -266,9 +277,12 @@ def wait_for_checkpoint(run: Run) -> None:
     """Wait for the last checkpoint. Raise CheckpointError on every rank if it was not saved."""
     run.supervisor.beat("checkpoint", run.trainer.step)
     run.checkpoints.wait()
-    report_failed_saves(run)
+    report_saves(run)
 
 
-def report_failed_saves(run: Run) -> None:
+def report_saves(run: Run) -> None:
+    """Note the faults of the saves that have ended; send their checkpoints to the trackers."""
     for line in run.checkpoints.take_warnings():
         run.console.note(line)
+    for path in run.checkpoints.take_saved():
+        run.trackers.send("on_checkpoint", step_of(path), path)

@@ -94,13 +94,13 @@ class ReportWriter:
         """Write the report of a run that ends here, in this process; a note if that fails, or takes
         longer than `LIMIT_S`."""
         self.close()
-        self._remove_unfinished()
         # a run that stops before its first step has written nothing
-        if self._enabled and self._folder.config.is_file():
-            with note_failure(str(self._folder.report), self._note):
-                _call_within(
-                    LIMIT_S, lambda: write_report([self._folder.path], self._folder.report)
-                )
+        if not (self._enabled and self._folder.config.is_file()):
+            return
+        self._remove_unfinished()
+        folder = self._folder
+        with note_failure(str(folder.report), self._note):
+            _call_within(LIMIT_S, lambda: write_report([folder.path], folder.report))
 
     def close(self) -> None:
         """End the child process, if there is one; a note if it has failed."""

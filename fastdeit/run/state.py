@@ -27,6 +27,7 @@ from fastdeit.run.report import ReportWriter
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.teacher_cache.reader import CachedTeacher
 from fastdeit.tracking.log import MetricLog
+from fastdeit.tracking.trackers import Trackers
 from fastdeit.training.flops import Utilisation
 from fastdeit.training.trainer import LaunchedStep, Meter, Trainer
 
@@ -163,6 +164,7 @@ class Run:
     checkpoints: CheckpointWriter
     health: Health
     log: MetricLog
+    trackers: Trackers
     report: ReportWriter
     progress: Progress
     utilisation: Utilisation

@@ -21,7 +21,8 @@ class RunFolder:
     Only when there is cause: quarantine.jsonl (images that cannot be read), bad-steps.jsonl,
     spikes.jsonl, rollbacks.jsonl, failure-rankR.json and failures.jsonl (where ranks failed), and
     bad-step-N/ (a debug bundle). A file `stop`, created by the user, stops the run; `lock` exists
-    while it is alive. `fastdeit replay` writes replay-N/.
+    while it is alive. With --log-wandb: wandb-run.json (the run's id there) and wandb/.
+    `fastdeit replay` writes replay-N/.
     """
 
     path: Path
@@ -48,6 +49,11 @@ class RunFolder:
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
+
+    @property
+    def wandb_run(self) -> Path:
+        """The id of the run at Weights & Biases."""
+        return self.path / "wandb-run.json"
 
     @property
     def checkpoints(self) -> Path:

@@ -121,8 +121,11 @@ class ClassRecorder:
     def gather(self) -> dict[str, np.ndarray]:
         """Return int32 (N,) by name: `row`, ascending, `label`, and the class by MODEL/HEAD.
 
-        Empty on all ranks but 0. A collective, if there is a process group.
+        Empty on all ranks but 0, and before the first batch. A collective, if there is a process
+        group.
         """
+        if not self._columns:
+            return {}
         columns = torch.cat(self._columns, 1)
         rows = torch.cat(self._rows).int().to(columns.device)
         table = _gather(torch.cat((rows[None], columns)))

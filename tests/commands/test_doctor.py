@@ -1,18 +1,19 @@
 """`fastdeit doctor`: its lines, JSON, exit codes, mistakes, and that no file is left."""
 
 import json
-import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fastdeit import __main__ as entry
 from fastdeit.commands import doctor
 from fastdeit.commands.doctor import doctor_command
-from fastdeit.doctor import examination
+from fastdeit.doctor import examination, scratch
 from fastdeit.doctor.findings import Target, absent
 from fastdeit.doctor.summary import Row
 from fastdeit.doctor.table import CHECKS, CLEAN, GROUP, TRIAL
@@ -21,6 +22,7 @@ from tests.support.launching import ROOT, clean_environment
 
 FEW_CHECKS = """
 import sys
+import threading
 from fastdeit.commands.doctor import doctor_command
 from tests.support.doctor_ranks import shorten_table
 shorten_table("import torch", "import timm", "CUDA", "NCCL", "port")
@@ -29,15 +31,12 @@ sys.exit(doctor_command(sys.argv[1:]))
 
 
 @pytest.fixture(autouse=True)
-def few_checks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def few_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(examination, "CHECKS", examination.CHECKS)
     monkeypatch.setattr(doctor, "count_gpus", lambda: 0)
-    handler = signal.getsignal(signal.SIGTERM)
     shorten_table("system", "output folder", "locks")
-    yield
-    signal.signal(signal.SIGTERM, handler)
 
 
 def test_each_check_has_a_line_and_no_file_is_left(
@@ -78,7 +77,9 @@ def test_json_has_every_finding_and_nothing_else_is_printed(
         (["--data-path", "s3://bucket"], "--data-path must be an existing local folder"),
         (["--output-dir", __file__], "--output-dir must be a folder or a new name"),
         (["--output-dir", ""], "--output-dir must be a folder or a new name"),
-        (["--startup-limit", "0"], "--startup-limit must be above 0 (got 0.0)"),
+        (["--startup-limit", "0"], "--startup-limit must be above 0 and at most 86400 (got 0.0)"),
+        (["--startup-limit", "inf"], "--startup-limit must be above 0 and at most 86400 (got inf)"),
+        (["--startup-limit", "nan"], "--startup-limit must be above 0"),
         (["--startup-limit", "soon"], "--startup-limit must be"),
         (["--fast"], "--fast"),
         (["DATA"], "'DATA' belongs to no flag"),
@@ -92,6 +93,31 @@ def test_a_mistake_is_one_line(
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_a_command_that_cannot_import_names_the_doctor(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(argv: object) -> int:
+        raise ImportError("no libcudart")
+
+    monkeypatch.setitem(entry.COMMANDS, "train", train)
+    monkeypatch.setattr(sys, "argv", ["fastdeit", "train"])
+    with pytest.raises(ImportError, match="no libcudart"):
+        entry.main()
+    assert "fastdeit doctor" in capsys.readouterr().err
+
+
+def test_a_dead_file_system_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends = threading.Event()
+    monkeypatch.setattr(scratch, "ANSWER_S", 0.05)
+    monkeypatch.setattr(scratch, "_look_at", lambda path: ends.wait() if path else None)
+    with pytest.raises(SystemExit):
+        doctor_command(["--output-dir", "/mnt/dead"])
+    ends.set()
+    assert "--output-dir must be on a file system that answers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt(), SystemExit(143)], ids=["ctrl-c", "term"])

@@ -45,8 +45,10 @@ ONLY_SOMETIMES = {
     "health.max_bad_steps",
     "health.max_rollbacks",
     "model.pos_embed_antialias",
+    "tracking.wandb_project",
+    "tracking.wandb_tags",
 }
-"""Fields that a run without a cache, bad steps and --finetune does not read."""
+"""Fields that a run without a cache, bad steps, --finetune and --log-wandb does not read."""
 
 
 def record_reads(config: Config, reads: set[str]) -> Config:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 from rich.table import Table
 
 from fastdeit.display import progress
@@ -61,21 +62,62 @@ def test_terminal_shows_a_bar_and_no_lines() -> None:
 def test_disabled_console_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     console = RunConsole(1, 10, enabled=False)
     console.heading({"run": "x"})
-    console.step(10, loss=1.0, lr=0.1, images_per_s=5.0)
+    console.step(10, {"loss": 1.0})
     console.note("note")
-    console.summary(RESULTS, {"weights": "file"}, "next")
+    console.summary(RESULTS, {"weights": "file"}, ["next"])
     assert capfd.readouterr() == ("", "")
 
 
 def test_console_shows_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
     console = RunConsole(2, 5, enabled=True)
-    facts = {"loss": 1.25, "lr": 0.001, "images_per_s": 11900.0}
-    console.step(10, **facts, mfu=0.3325, seconds_left=8040)
-    assert (
-        capsys.readouterr().out.split("images/s")[1].split() == "33.2 % MFU 2 h 14 min left".split()
+    console.step(10, LINE)
+    assert capsys.readouterr().out == (
+        "epoch 2/2  step 10  loss 1.250  2 h 14 min left  11,900 images/s  data wait 3 %  71.2 GB  "
+        "33.2 % MFU  lr 1.00e-03\n"
     )
-    console.step(10, **facts)
-    assert capsys.readouterr().out.strip().endswith("11,900 images/s")
+    console.step(10, {"loss": 1.25, "seconds_left": 0, "grad_norm": 2.0})
+    assert capsys.readouterr().out == "epoch 2/2  step 10  loss 1.250\n"
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (60, "loss 1.250  2 h 14 min left"),
+        (79, "loss 1.250  2 h 14 min left  11,900 images/s"),
+        (130, "loss 1.250  2 h 14 min left  11,900 images/s  data wait 3 %  71.2 GB  33.2 % MFU"),
+        (30, "loss 1.250"),
+    ],
+)
+def test_bar_shows_the_facts_that_fit(width: int, shown: str) -> None:
+    terminal, text = make_terminal(is_terminal=True)
+    terminal.width = width
+    console = RunConsole(300, 1, enabled=True)
+    console._terminal = terminal
+    console._bar = ProgressBar(terminal, 300, "starting", remaining=False)
+    console.heading({"run": "x"})
+    console.step(299, LINE)
+    console.stop()
+    lines = re.sub(r"\x1b\[[0-9?;]*[A-Za-z]|\r", "\n", text.getvalue()).split("\n")
+    last = [line.rstrip() for line in lines if "299/300" in line][-1]
+    assert last.endswith(shown) and cell_len(last) <= width
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "bar"), [("TERM", "dumb", False), ("NO_COLOR", "1", True), ("TERM", "", True)]
+)
+def test_bar_needs_a_terminal_that_can_draw_one(
+    name: str, value: str, bar: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    terminal, text = make_terminal(is_terminal=True)
+    shown = ProgressBar(terminal, 10, "recording")
+    shown.start()
+    shown.update(10, "9 images/s", line="a line")
+    shown.stop()
+    assert ("a line" in text.getvalue()) != bar
+    assert ("recording" in text.getvalue()) == bar
+    if name == "NO_COLOR":
+        assert not re.search(r"\x1b\[[0-9;]*[34]\d[0-9;]*m", text.getvalue())
 
 
 def test_time_left_is_that_of_the_items_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,6 +155,15 @@ def test_tracking_stops_its_bar_when_the_items_fail() -> None:
         list(track(fail(), 5, "checking"))
 
 
+LINE = {
+    "loss": 1.25,
+    "lr": 0.001,
+    "images_per_s": 11900.0,
+    "mfu": 0.3325,
+    "data_wait": 0.031,
+    "memory_gb": 71.2,
+    "seconds_left": 8040,
+}
 HOSTILE = "[red]a[/] [/b] :skull: \x1b[31m \udce4 \u202e 猫"
 SHOWN = "[red]a[/] [/b] :skull: \\x1b[31m \\xe4 \\u202e 猫"
 
@@ -122,7 +173,7 @@ def show_everything(text: str) -> None:
     console = RunConsole(1, 10, enabled=True)
     console.heading({"run": text, text: "x"})
     console.note(text)
-    console.summary({"model/both/top1": 12.5}, {text: text}, text)
+    console.summary({"model/both/top1": 12.5}, {text: text}, [text])
     table = Table(text, text, title=text)
     table.add_row(text, text)
     Terminal().show(table)
@@ -249,9 +300,9 @@ from fastdeit.display.console import RunConsole
 console = RunConsole(1, 10, enabled=True)
 console.heading({"run": "[x]"})
 for step in range(1, 11):
-    console.step(step, loss=1.0, lr=0.1, images_per_s=5.0)
+    console.step(step, {"loss": 1.0})
     console.note("note [bold]")
-console.summary({"model/both/top1": 12.5}, {"weights": "a [b]"}, "fastdeit [x]")
+console.summary({"model/both/top1": 12.5}, {"weights": "a [b]"}, ["fastdeit [x]"])
 open(sys.argv[1], "w").write("done")
 """
 
@@ -271,13 +322,13 @@ def test_output_that_cannot_be_written_does_not_end_a_run(place: str, tmp_path: 
 
 
 def test_summary_names_heads_only_if_there_are_several(capsys: pytest.CaptureFixture[str]) -> None:
-    RunConsole(1, 10, enabled=True).summary(RESULTS, {"weights": "a [b]"}, "fastdeit [x]")
+    RunConsole(1, 10, enabled=True).summary(RESULTS, {"weights": "a [b]"}, ["fastdeit [x]"])
     said = capsys.readouterr().out
     assert "distillation head" in said and "EMA, both heads" in said
     assert "agrees" not in said
     assert "weights: a [b]" in said and "next: fastdeit [x]" in said
     one_head = {"model/both/top1": 12.5, "model/both/top5": 20.0, "model/both/agreement": 33.0}
-    RunConsole(1, 10, enabled=True).summary(one_head, {}, "next")
+    RunConsole(1, 10, enabled=True).summary(one_head, {}, ["next"])
     said = capsys.readouterr().out
     assert "model" in said and "both heads" not in said
     assert "12.50" in said and "20.00" in said and "33.00" in said

@@ -12,7 +12,7 @@ from fastdeit.data.formats.check import ImageInfo, check_place
 from fastdeit.data.formats.listing import DataError
 from fastdeit.doctor import images
 from fastdeit.doctor.images import NoImagesError, locate_images, make_jpegs
-from tests.support.images import CLASSES, write_shapes
+from tests.support.images import CLASSES, write_pixels, write_shapes
 
 
 def assert_readable(places: list[images.Place]) -> None:
@@ -54,11 +54,7 @@ def test_images_of_a_list_are_chosen(tmp_path: Path) -> None:
 
 
 def test_files_of_pixels_have_no_places(tmp_path: Path) -> None:
-    pixels = np.zeros((2, 4, 4), np.uint8)
-    head = np.array(pixels.shape, ">u4").tobytes()
-    (tmp_path / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + head + pixels.tobytes())
-    count = np.array([2], ">u4").tobytes()
-    (tmp_path / "train-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + count + b"\0\1")
+    write_pixels(tmp_path, "train", np.zeros((2, 4, 4), np.uint8))
     with pytest.raises(NoImagesError, match="into memory"):
         locate_images(str(tmp_path), "train")
 

@@ -204,7 +204,10 @@ def test_no_report_without_plotly_and_on_other_ranks_and_before_the_first_step(
 ) -> None:
     written: list[object] = []
     monkeypatch.setattr(report, "write_report", lambda *paths: written.append(paths))
+    work = folder.path / ".report.html.0123abcd.tmp"
+    work.touch()  # what rank 0 is writing
     ReportWriter(folder, False, print).finish()
+    assert work.is_file()
     ReportWriter(RunFolder(folder.path / "new"), True, print).finish()
     monkeypatch.setattr(report, "name_missing", lambda: "a report needs plotly")
     assert ReportWriter(folder, True, print).missing == "a report needs plotly"

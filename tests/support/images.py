@@ -21,6 +21,17 @@ def write_shapes(root: Path, train: int = 8, val: int = 3, side: int = 40) -> Pa
     return root
 
 
+def write_pixels(root: Path, split: str, pixels: np.ndarray) -> None:
+    """Write MNIST's two files of a split: uint8 (N, H, W), with the labels 0 and 1 in turn."""
+    shape = np.array(pixels.shape, ">u4").tobytes()
+    labels = (np.arange(len(pixels)) % 2).astype(np.uint8)
+    images = b"\0\0\x08\x03" + shape + pixels.tobytes()
+    (root / f"{split}-images-idx3-ubyte").write_bytes(images)
+    (root / f"{split}-labels-idx1-ubyte").write_bytes(
+        b"\0\0\x08\x01" + shape[:4] + labels.tobytes()
+    )
+
+
 def _draw(random: np.random.Generator, label: int, side: int) -> Image.Image:
     height, width = (int(n) for n in random.integers(side, side + 12, 2))
     image = Image.fromarray(random.integers(0, 90, (height, width, 3), dtype=np.uint8))

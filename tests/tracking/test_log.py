@@ -1,4 +1,4 @@
-"""`Meter`, `MetricLog` across interruptions and on a full disk, and the files below it."""
+"""`Meter`, `MetricLog` across interruptions and on a full disk, and its lines in TensorBoard."""
 
 import math
 import time
@@ -12,7 +12,10 @@ import torch
 from fastdeit.distributed.world import init_distributed
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
+from fastdeit.tracking.callbacks import RunEnd, RunStart
 from fastdeit.tracking.log import MetricLog, find_step, list_by_step
+from fastdeit.tracking.tensorboard import TensorBoard
+from fastdeit.tracking.trackers import Trackers
 from fastdeit.training.trainer import STATISTICS, Meter, StepStatistics
 from tests.support.full_disk import limit_file_size
 
@@ -20,9 +23,24 @@ STEPS_PER_EPOCH = 20
 BATCH_SIZE = 8
 
 
+class WatchedLog(MetricLog):
+    """A log whose lines TensorBoard receives."""
+
+    def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
+        self.watchers = Trackers()
+        board = TensorBoard(folder / "tensorboard", {"lr": 0.1}, warn)
+        self.watchers.add("TensorBoard", board, warn)
+        super().__init__(RunFolder(folder), STEPS_PER_EPOCH, BATCH_SIZE, self.watchers, warn)
+
+    def close(self) -> None:
+        super().close()
+        self.watchers.end(RunEnd("stopped", 0))
+
+
 def open_log(folder: Path, step: int, warn: Callable[[str], None] = lambda line: None) -> MetricLog:
-    log = MetricLog(RunFolder(folder), STEPS_PER_EPOCH, BATCH_SIZE, warn)
+    log = WatchedLog(folder, warn)
     log.open(step)
+    log.watchers.start(RunStart(folder, "deit", {}, {}, step, 100, log.logged_step))
     return log
 
 
@@ -30,8 +48,15 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of the log without the time."""
     lines = read_json_lines(folder / "metrics.jsonl")
     for line in lines:
-        del line["time"]
+        del line["time"], line["seconds_elapsed"]
     return lines
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def place(step: int) -> dict[str, Any]:
@@ -129,7 +154,7 @@ def events(folder: Path) -> list[tuple[int, str, float, float]]:
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:
-    return [(step, value) for step, name, value, _ in events(folder) if name == "loss"]
+    return [(step, value) for step, name, value, _ in events(folder) if name == "train/loss"]
 
 
 def test_tensorboard_shows_a_repeated_step_once(tmp_path: Path) -> None:
@@ -148,9 +173,11 @@ def test_tensorboard_has_the_numbers_of_the_lines_at_their_time(tmp_path: Path) 
         log.write(step, {"loss": 1.5 * step, "digest": "no number"} | list_by_step(steps))
     log.close()
     lines = read_json_lines(tmp_path / "metrics.jsonl")
+    names = ("progress/epoch", "progress/images_seen", "speed/seconds_elapsed", "train/loss")
     expected = [
-        (line["step"], name, pytest.approx(line[name]), pytest.approx(line["time"], abs=1e-3))
-        for name in ("epoch", "images_seen", "loss")
+        (line["step"], name, pytest.approx(line[field]), pytest.approx(line["time"], abs=1e-3))
+        for name in names
+        for field in [name.split("/")[1]]
         for line in lines
     ]
     assert sorted(events(tmp_path)) == sorted(expected, key=lambda event: event[:2])
@@ -162,9 +189,10 @@ def test_full_disk_is_reported_once_and_loses_nothing_when_there_is_room_again(
 ) -> None:
     warnings: list[str] = []
     log = open_log(tmp_path, 0, warnings.append)
-    with limit_file_size(2500):
+    with limit_file_size(3500):
         for step in range(100):
             log.write(step, {"loss": float(step), "lr": 1e-3})
+        wait_until(lambda: len(warnings) == 2)
         held = read_json_lines(tmp_path / "metrics.jsonl")
         assert (
             10 < len(held) < 50

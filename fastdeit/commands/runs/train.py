@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastdeit.commands.errors import one_line_errors, print_error
 from fastdeit.commands.imports import pause_collection
-from fastdeit.config.cli import parse_config
+from fastdeit.config.cli import check_callbacks, parse_config
 from fastdeit.config.parse import parse_time_limit
 from fastdeit.config.peers import list_notes
 from fastdeit.distributed.errors import RunError
@@ -27,6 +27,7 @@ def train_command(
     """
     with one_line_errors():
         config, recipe = parse_config(argv, prog)
+        check_callbacks(config, argv)
     with pause_collection():
         from fastdeit.library.training import join_ranks, prepare_run, stop_early
         from fastdeit.reliability.run_lock import RunLock

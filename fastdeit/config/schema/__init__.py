@@ -16,6 +16,7 @@ from fastdeit.config.schema.model import ModelConfig
 from fastdeit.config.schema.optim import OptimConfig
 from fastdeit.config.schema.run import CheckpointConfig, HealthConfig, LimitConfig, RunConfig
 from fastdeit.config.schema.samples import SIMPLE_CROP_LEAST, AugmentConfig, DataConfig, MixConfig
+from fastdeit.config.schema.tracking import TrackingConfig
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     limits: LimitConfig = field(default_factory=LimitConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         for section in dataclasses.fields(self):

@@ -29,8 +29,15 @@ def count_gpus() -> int:
 def _query() -> list[list[str]]:
     """Return a row for each GPU that nvidia-smi lists. Raises OSError and SubprocessError."""
     command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_QUERY_S)
-    return [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines()) if row]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        text, _ = process.communicate(timeout=_QUERY_S)
+    except subprocess.TimeoutExpired:
+        process.kill()  # without a wait: one that hangs in the driver does not end
+        raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, text)
+    return [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if row]
 
 
 def check_driver(target: Target) -> Finding:
@@ -45,7 +52,7 @@ def check_driver(target: Target) -> Finding:
     try:
         rows = _query()
     except subprocess.CalledProcessError as error:
-        message = " ".join((error.stdout + error.stderr).split())[:200]
+        message = " ".join(error.output.split())[:200]
         return fail(f"nvidia-smi: {message}", "install the driver that fits the kernel, or reboot")
     except subprocess.TimeoutExpired:
         return fail(f"nvidia-smi gives no answer in {_QUERY_S} s", "reboot: the driver hangs")
@@ -89,7 +96,7 @@ def check_cuda(target: Target) -> Finding:
 
 def _explain_unavailable(built: str) -> Finding:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if hidden is not None and not hidden.strip("- 1"):
+    if hidden is not None and hidden.strip() in ("", "-1"):
         found = f"CUDA_VISIBLE_DEVICES={hidden!r} hides the GPUs"
         return warn(found, "unset CUDA_VISIBLE_DEVICES")
     driver = "{}.{}".format(*read_driver_cuda())

@@ -9,6 +9,8 @@ from fastdeit.doctor.images import COUNT, NoImagesError, locate_images, make_jpe
 if TYPE_CHECKING:
     import numpy as np
 
+    from fastdeit.data.formats.detect import SplitLocation
+
 _NEAR = 2.0  # of 255, mean: a GPU's decoder rounds otherwise
 _NAMED = 3
 
@@ -86,38 +88,54 @@ def check_data(target: Target) -> Finding:
     """Look at the format of the data set, decode a sample of its images, and look for an index."""
     from fastdeit.data.formats.detect import find_split
     from fastdeit.data.formats.listing import DataError
-    from fastdeit.data.table import table_places
 
     if not target.data_path:
         return absent("no --data-path")
     root = Path(target.data_path)
     try:
         found = find_split(root, target.train_split)
-        count, faults = _decode_sample(target)
+        sample, damaged = _check_images(target, found)
     except (DataError, OSError) as error:
         return fail(str(error), "see docs/data.md")
-    text = f"{root}, {target.train_split}: {found.kind}, {count} images of a sample decode"
-    places = [
-        place
-        for place in table_places(root.absolute(), target.train_split, None)
-        if place.is_file()
-    ]
-    if faults:
-        bad = f"{text}, {len(faults)} do not: {'; '.join(faults[:_NAMED])}"
-        return warn(bad, f"fastdeit index {root} lists them; --bad-images skip excludes them")
-    if not places:
-        return warn(f"{text}; no index yet", f"fastdeit index {root}: else the first start waits")
-    return good(f"{text}; it has an index")
+    faults = []
+    if damaged:
+        bad = f"{len(damaged)} damaged: {'; '.join(damaged[:_NAMED])}"
+        faults.append((bad, f"fastdeit index {root} lists them; --bad-images skip excludes them"))
+    if not _has_index(root, target.train_split):
+        faults.append(("no index yet", f"fastdeit index {root}: else the first start waits"))
+    if not _has_validation(root):
+        faults.append(("no val", "name the validation images with --val-split"))
+    return warn_of(f"{root}, {target.train_split}: {found.kind}, {sample}", faults)
 
 
-def _decode_sample(target: Target) -> tuple[int, list[str]]:
-    """Return how many images of a sample decode, and the faults of the others."""
+def _has_index(root: Path, split: str) -> bool:
+    from fastdeit.data.table import table_places
+
+    return any(place.is_file() for place in table_places(root.absolute(), split, None))
+
+
+def _has_validation(root: Path) -> bool:
+    from fastdeit.data.formats.detect import find_split
+    from fastdeit.data.formats.listing import DataError
+
+    try:
+        find_split(root, "val")
+    except DataError:
+        return False
+    return True
+
+
+def _check_images(target: Target, found: "SplitLocation") -> tuple[str, list[str]]:
+    """Return how many images were looked at, and the faults of those that do not decode. Raises
+    DataError for files of pixels that are damaged."""
     from fastdeit.data.formats.check import check_place
+    from fastdeit.data.formats.detect import list_split
 
     try:
         places = locate_images(target.data_path, target.train_split)
     except NoImagesError:
-        return 0, []
+        listing = list_split(Path(target.data_path), found, None, 1)
+        return f"{len(listing.labels):,} images", []
     checked = {place: check_place(place) for place in places[:COUNT]}
     faults = [f"{place[0]}: {fault}" for place, fault in checked.items() if isinstance(fault, str)]
-    return len(checked) - len(faults), faults
+    return f"{len(checked) - len(faults)} of {len(checked)} images decode", faults

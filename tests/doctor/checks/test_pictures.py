@@ -8,7 +8,7 @@ import pytest
 from fastdeit.data.index import build_index
 from fastdeit.doctor.checks import pictures
 from fastdeit.doctor.findings import Finding, Target
-from tests.support.images import write_shapes
+from tests.support.images import write_pixels, write_shapes
 
 
 def check(data: Path, split: str = "train") -> Finding:
@@ -51,10 +51,20 @@ def test_a_data_set_without_an_index_is_a_warning_and_with_one_good(tmp_path: Pa
     data = write_shapes(tmp_path / "data")
     finding = check(data)
     assert finding.status == "warning" and finding.cure.startswith(f"fastdeit index {data}")
-    assert "folder, 24 images of a sample decode" in finding.found
+    assert "folder, 24 of 24 images decode" in finding.found
     assert not (data / ".fastdeit").exists()
     build_index(data, "train")
     assert check(data).status == "ok"
+
+
+def test_files_of_pixels_are_read_as_a_whole(tmp_path: Path) -> None:
+    write_pixels(tmp_path, "train", np.zeros((2, 4, 4), np.uint8))
+    finding = check(tmp_path)
+    assert "train: idx, 2 images; no index yet; no val" in finding.found
+    write_pixels(tmp_path, "t10k", np.zeros((2, 4, 4), np.uint8))
+    assert "no val" not in check(tmp_path).found
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(b"torn")
+    assert check(tmp_path).status == "broken"
 
 
 def test_damaged_images_are_named(tmp_path: Path) -> None:
