@@ -180,8 +180,13 @@ def main() -> int:
         del words[0]
     name, *argv = words or ["--help"]
     if name in COMMANDS:
-        with end_on_closed_pipe():
-            return COMMANDS[name](argv)
+        try:
+            with end_on_closed_pipe():
+                return COMMANDS[name](argv)
+        except ImportError:
+            advice = "fastdeit doctor names what is wrong with the installed packages"
+            Terminal(stderr=True).say(advice)
+            raise
     if name in ("-h", "--help"):
         Terminal().say(_usage())
         return 0

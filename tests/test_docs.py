@@ -172,9 +172,8 @@ def test_named_commands_exist(path: Path) -> None:
 
 def test_readme_names_the_files_of_a_run() -> None:
     section = text_of(ROOT / "README.md").partition("## What a run writes")[2].partition("\n## ")[0]
-    named = set(
-        re.findall(r"`([a-z_]+(?:-[a-z]+)*\.(?:yaml|jsonl|json|safetensors|png|parquet))`", section)
-    )
+    kinds = "yaml|jsonl|json|safetensors|html|parquet"
+    named = set(re.findall(rf"`([a-z_]+(?:-[a-z]+)*\.(?:{kinds}))`", section))
     folder = RunFolder(Path("run"))
     members = (name for name in vars(RunFolder) if not name.startswith("_"))
     values = (getattr(folder, name) for name in members)

@@ -55,8 +55,7 @@ class AuditOptions:
     """The flags of `fastdeit audit`."""
 
     subject: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN|CHECKPOINT")] = ""
-    """A run folder, or weights: a file, local-dir:FOLDER, hf-hub:NAME, https://..., or a timm model
-    with pretrained weights."""
+    """A run folder, or any name of weights that docs/weights.md lists."""
     weights: SourceFlags = dataclasses.field(default_factory=SourceFlags)
     result: ResultOptions = dataclasses.field(default_factory=ResultOptions)
     recipe: str = ""

@@ -1,9 +1,8 @@
 """`fastdeit recipes`: the named starting points of a run.
 
-fastdeit recipes [list]         each recipe in one line
-fastdeit recipes show NAME      its settings, as the file that --config takes
-fastdeit recipes diff A B       what differs, with the flag that leads from A to B; A and B are
-                                recipes, run folders or settings files
+`list` prints each recipe in one line. `show NAME` prints the settings of one, as the file that
+--config takes. `diff A B` prints what differs, and the flags that lead from A to B; each is a
+recipe, a run folder or a settings file.
 
 Exit codes: 0; 2 for a recipe or a run that does not exist.
 """

@@ -1,13 +1,16 @@
 """A report on runs, out of their folders: the record, what differs, the pictures, the page."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from fastdeit.audit.checklist import Audit
 from fastdeit.config.parse import require_value
+from fastdeit.display.terminal import note_failure
 from fastdeit.report.differences import compare_runs
 from fastdeit.report.page.plots import name_missing as name_missing
 from fastdeit.report.page.write import write_page
-from fastdeit.report.record import read_run
+from fastdeit.report.record import RunRecord, read_run
 
 
 def write_report(runs: Sequence[Path], output: Path) -> None:
@@ -24,4 +27,21 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
     from fastdeit.report.drawing.draw import draw_pictures  # torch and DALI import slowly
 
     pictures = [draw_pictures(record) for record in records]
-    write_page(output, records, pictures, compare_runs(records) if len(records) > 1 else None)
+    differences = compare_runs(records) if len(records) > 1 else None
+    audits: list[Audit | None] = []
+    for run, record in enumerate(records):
+        notes: list[str] = []
+        audits.append(_audit(record, notes))
+        pictures[run] = replace(pictures[run], notes=(*pictures[run].notes, *notes))
+    write_page(output, records, pictures, differences, audits)
+
+
+def _audit(record: RunRecord, notes: list[str]) -> Audit | None:
+    """Return the checklist of a run with settings, else None; a failure is a note."""
+    if record.settings is None:
+        return None
+    from fastdeit.audit.build import audit_run  # torch imports slowly
+
+    with note_failure("the comparison with the paper", notes.append):
+        return audit_run(record.folder.path)
+    return None

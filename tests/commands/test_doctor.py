@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fastdeit import __main__ as entry
 from fastdeit.commands import doctor
 from fastdeit.commands.doctor import doctor_command
 from fastdeit.doctor import examination, scratch
@@ -76,7 +77,9 @@ def test_json_has_every_finding_and_nothing_else_is_printed(
         (["--data-path", "s3://bucket"], "--data-path must be an existing local folder"),
         (["--output-dir", __file__], "--output-dir must be a folder or a new name"),
         (["--output-dir", ""], "--output-dir must be a folder or a new name"),
-        (["--startup-limit", "0"], "--startup-limit must be above 0 (got 0.0)"),
+        (["--startup-limit", "0"], "--startup-limit must be above 0 and at most 86400 (got 0.0)"),
+        (["--startup-limit", "inf"], "--startup-limit must be above 0 and at most 86400 (got inf)"),
+        (["--startup-limit", "nan"], "--startup-limit must be above 0"),
         (["--startup-limit", "soon"], "--startup-limit must be"),
         (["--fast"], "--fast"),
         (["DATA"], "'DATA' belongs to no flag"),
@@ -90,6 +93,19 @@ def test_a_mistake_is_one_line(
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_a_command_that_cannot_import_names_the_doctor(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(argv: object) -> int:
+        raise ImportError("no libcudart")
+
+    monkeypatch.setitem(entry.COMMANDS, "train", train)
+    monkeypatch.setattr(sys, "argv", ["fastdeit", "train"])
+    with pytest.raises(ImportError, match="no libcudart"):
+        entry.main()
+    assert "fastdeit doctor" in capsys.readouterr().err
 
 
 def test_a_dead_file_system_is_one_line(

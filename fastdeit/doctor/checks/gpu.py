@@ -96,7 +96,7 @@ def check_cuda(target: Target) -> Finding:
 
 def _explain_unavailable(built: str) -> Finding:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if hidden is not None and not hidden.strip("- 1"):
+    if hidden is not None and hidden.strip() in ("", "-1"):
         found = f"CUDA_VISIBLE_DEVICES={hidden!r} hides the GPUs"
         return warn(found, "unset CUDA_VISIBLE_DEVICES")
     driver = "{}.{}".format(*read_driver_cuda())

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _PROJECT = "fastdeit"
 _TESTED = Path(fastdeit.__file__).parents[1] / "constraints.txt"
 """Lies beside the package in a checkout."""
+_DALI = "nvidia-dali-cuda"
+_CUDAS = (120, 130)
 _SLOW_S = 20.0  # an import from a disk over a network
 _SHOWN = 5
 _IMPORTED: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -78,13 +80,26 @@ def _list_tested() -> list[str]:
 
 def _describe_fault(requirement: "Requirement") -> str:
     """Return how the installed version of a package differs from what is required, or ""."""
-    try:
-        version = importlib.metadata.version(requirement.name)
-    except importlib.metadata.PackageNotFoundError:
+    version = _find_version(requirement.name)
+    if version is None:
         return f"{requirement.name} is missing"
     if not _applies(requirement) or requirement.specifier.contains(version, prereleases=True):
         return ""
     return f"{requirement.name} {version} (not {requirement.specifier})"
+
+
+def _find_version(name: str) -> str | None:
+    """Return the installed version of a package, None if it is missing; DALI may be a build for
+    another CUDA."""
+    names = [name]
+    if name.startswith(_DALI):
+        names += [f"{_DALI}{cuda}" for cuda in _CUDAS]
+    for one in names:
+        try:
+            return importlib.metadata.version(one)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def list_imports() -> list[Check]:

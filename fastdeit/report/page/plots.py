@@ -25,6 +25,7 @@ _DASH_LENGTHS = ("none", "7 4", "2 3", "7 3 2 3", "12 4", "12 3 2 3", "3 2")
 _GRID = {"gridcolor": "--grid", "zeroline": False, "linecolor": "--grid"}
 _FEW = 60  # points, of which each is marked
 _MOST_MARKS = 200  # of a kind, in a plot
+_MOST_LINES = 40  # of a kind, beyond which its marks have no lines, which would hide the curves
 
 
 class MarkStyle(NamedTuple):
@@ -171,15 +172,16 @@ def _draw_curve(series: Series, names: Sequence[str]) -> dict[str, Any]:
 def _draw_marks(
     kind: str, run: int, names: Sequence[str], events: Sequence[RunEvent]
 ) -> dict[str, Any]:
-    """Return vertical lines with a symbol at the top, on an axis of their own."""
+    """Return symbols at the top of the plot, with vertical lines, on an axis of their own."""
     style = find_mark(kind)
     few = [events[place] for place in _spread(len(events))]
+    is_rare = len(few) <= _MOST_LINES
     owner = f"{names[run]}: " if len(names) > 1 else ""
     texts = [_quote(f"{owner}{style.name}: {event.text}") for event in few]
     colour = f"--c{run % COLOURS}" if len(names) > 1 else "--mark"
     return {
         "type": "scatter",
-        "mode": "lines+markers",
+        "mode": "lines+markers" if is_rare else "markers",
         "meta": kind,
         "yaxis": "y2",
         "x": [value for event in few for value in (event.step, event.step, None)],

@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastdeit.audit.checklist import Audit
 from fastdeit.report.differences import Differences, Group
+from fastdeit.report.page.checklist import tabulate_audit
 from fastdeit.report.page.curves import Panel, find_steps_per_epoch, list_panels, thin
 from fastdeit.report.page.facts import (
     tabulate_events,
@@ -95,6 +97,7 @@ class _Runs:
     records: Sequence[RunRecord]
     pictures: Sequence[Pictures]
     names: Sequence[str]
+    audits: Sequence[Audit | None]
     figures: dict[str, Any] = field(default_factory=dict)
     budget: PictureBudget = field(default_factory=PictureBudget)
 
@@ -114,9 +117,11 @@ def build_content(
     pictures: Sequence[Pictures],
     names: Sequence[str],
     differences: Differences | None = None,
+    audits: Sequence[Audit | None] = (),
 ) -> Content:
-    """Return the page of runs. names: of the runs, each another one; differences: of several."""
-    runs = _Runs(records, pictures, names)
+    """Return the page of runs. names: of the runs, each another one; differences: of several;
+    audits: of each run, or of none."""
+    runs = _Runs(records, pictures, names, audits or [None] * len(records))
     axis = _share_axis(records)
     sections = [
         *([_differences(runs, differences)] if differences is not None else []),
@@ -125,6 +130,12 @@ def build_content(
         _one_table("events", "Events", tabulate_events(records, names)),
         *_model_sections(runs),
         _settings(runs),
+        Section(
+            "paper",
+            "Comparison with the paper",
+            "What DeiT's paper (arXiv 2012.12877) specifies, and what the run has, as it is built.",
+            runs.each(lambda run: _audit(runs, run)),
+        ),
         Section("origin", "Versions and hardware", parts=runs.each(lambda run: _origin(runs, run))),
     ]
     shown = [section for section in sections if section.parts or section.plots]
@@ -277,6 +288,14 @@ def _settings(runs: _Runs) -> Section:
         text, tables = tabulate_settings(record, runs.names[run])
         parts.append(Part(runs.titles[run], text, tables))
     return Section("settings", "Configuration", parts=parts)
+
+
+def _audit(runs: _Runs, run: int) -> Part:
+    audit = runs.audits[run]
+    if audit is None:
+        return Part()
+    text, table = tabulate_audit(audit, runs.names[run])
+    return Part(runs.titles[run], text, [table])
 
 
 def _origin(runs: _Runs, run: int) -> Part:

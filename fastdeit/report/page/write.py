@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import fastdeit
+from fastdeit.audit.checklist import Audit
 from fastdeit.display.text import printable, shorten
 from fastdeit.report.differences import Differences
 from fastdeit.report.page.plots import read_script
@@ -32,26 +33,28 @@ def write_page(
     records: Sequence[RunRecord],
     pictures: Sequence[Pictures],
     differences: Differences | None = None,
+    audits: Sequence[Audit | None] = (),
 ) -> None:
     """Write the page, whole or not at all.
 
-    pictures: of each run; differences: of several runs, shown first. Raises ValueError if plotly
-    is not installed, OSError.
+    pictures: of each run; differences: of several runs, shown first; audits: of each run, or of
+    none. Raises ValueError if plotly is not installed, OSError.
     """
-    atomic_write_text(output, render_page(records, pictures, differences))
+    atomic_write_text(output, render_page(records, pictures, differences, audits))
 
 
 def render_page(
     records: Sequence[RunRecord],
     pictures: Sequence[Pictures],
     differences: Differences | None = None,
+    audits: Sequence[Audit | None] = (),
 ) -> str:
     """Return the page as `write_page` writes it."""
     names = name_runs(records)
     plotly = read_script()
     templates = _open_templates()
     script = _read(templates, "page.js")
-    content = build_content(records, pictures, names, differences)
+    content = build_content(records, pictures, names, differences, audits)
     title = f"Report of {names[0]}" if len(names) == 1 else f"Report of {len(names)} runs"
     return templates.get_template("page.html").render(
         **vars(content),

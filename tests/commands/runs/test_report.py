@@ -25,16 +25,24 @@ def test_a_run_with_images_and_weights_has_every_section_and_is_not_touched(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = write_run(tmp_path / "run", write_shapes(tmp_path / "data")).path
-    before = list_files(tmp_path)
+    before = list_files(run)
     assert report.report_command([str(run), "-o", str(tmp_path / "page.html")]) == 0
     said = capsys.readouterr().out
     assert re.fullmatch(rf"{re.escape(str(tmp_path))}/page.html: \d.\d MB\n", said)
-    after = list_files(tmp_path)
-    assert after.keys() - before.keys() == {"page.html"}
-    assert {name: after[name] for name in before} == before
+    assert list_files(run) == before
     text = (tmp_path / "page.html").read_text()
-    for name in ("samples", "attention", "confusions", "classes", "settings", "events"):
+    for name in ("samples", "attention", "confusions", "classes", "settings", "events", "paper"):
         assert f'<section id="{name}"' in text
+    assert "18 = 16 + 2, learned" in text
+
+
+def test_weights_that_are_damaged_are_a_note_and_no_end(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", write_shapes(tmp_path / "data"))
+    run.model.write_bytes(b"damaged")
+    fastdeit.write_report([run.path], tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "the comparison with the paper is missing: ValueError: " in text
+    assert '<section id="paper"' not in text
 
 
 def test_the_page_of_one_run_is_in_its_folder(tmp_path: Path) -> None:

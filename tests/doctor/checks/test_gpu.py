@@ -83,8 +83,9 @@ def test_an_old_driver_is_broken_and_hidden_gpus_are_a_warning(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     finding = gpu.check_cuda(GPUS)
     assert finding.status == "broken" and "needs CUDA 13.0, the driver has 12.4" in finding.found
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert gpu.check_cuda(GPUS).status == "warning"
+    for value, status in (("", "warning"), ("-1", "warning"), ("1", "broken"), ("0,1", "broken")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        assert gpu.check_cuda(GPUS).status == status
 
 
 @pytest.mark.parametrize(

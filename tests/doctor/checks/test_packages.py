@@ -36,6 +36,17 @@ def test_a_version_out_of_range_or_missing_is_broken(monkeypatch: pytest.MonkeyP
     assert "no-such-package is missing" in finding.found and "numpy" not in finding.found
 
 
+def test_dali_for_another_cuda_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(name: str) -> str:
+        if name == "nvidia-dali-cuda130":
+            return "2.4.0"
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", find)
+    assert check_versions(monkeypatch, ["nvidia-dali-cuda120>=2.4"]).status == "ok"
+    assert check_versions(monkeypatch, ["nvidia-dali-cuda120>=2.5"]).status == "broken"
+
+
 def test_extras_and_other_systems_are_not_required(monkeypatch: pytest.MonkeyPatch) -> None:
     others = ['no-such-package; extra == "dev"', 'other; platform_system == "Windows"']
     assert check_versions(monkeypatch, [*others, "numpy"]).found.startswith("1 packages")
