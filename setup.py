@@ -90,6 +90,7 @@ setup(
             "mypy>=1.13",
             "types-PyYAML",
             "prometheus-client>=0.20",  # reads what --prometheus writes
+            "markdown-it-py>=3",  # what a viewer shows of a page of docs/; rich brings it too
             "playwright>=1.50",  # drives the machine's Chromium
             "axe-playwright-python>=0.1.7",  # checks that a page can be read by everybody
             "webdataset>=1.0",  # reads what `fastdeit pack` writes

@@ -32,7 +32,8 @@ def on_files(files: Files, config: Any) -> Files:
         for link in _LINK.findall((_ROOT / source).read_text(encoding="utf-8")):
             target = _target(source, link)
             name = _name_of(target)
-            if (_ROOT / target).is_file() and files.get_file_from_path(name) is None:
+            is_ours = (_ROOT / target).is_file() and not target.startswith("..")
+            if is_ours and files.get_file_from_path(name) is None:
                 file = File.generated(config, name, abs_src_path=str(_ROOT / target))
                 files.append(file)
                 waiting += [name] if file.is_documentation_page() else []
@@ -49,8 +50,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return posixpath.relpath(target, posixpath.dirname(name) or ".")
 
     def entitle(link: re.Match[str]) -> str:
-        text = (_ROOT / _target(source, link[1])).read_text(encoding="utf-8")
-        return f"[{text.splitlines()[0].removeprefix('# ')}]({link[1]}"
+        target = _ROOT / _target(source, link[1])
+        if not target.is_file():
+            return link[0]
+        title = target.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        return f"[{title}]({link[1]}"
 
     return _LINK.sub(move, _NAMED.sub(entitle, markdown))
 

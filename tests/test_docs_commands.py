@@ -39,7 +39,10 @@ NOT_RUN = {
     r"^make ": "sets up the environment, or runs these tests",
     r"^(pip|CC=\S+ -\S+ pip|CC=)": "installs packages",
     r"^(docker|apptainer) ": "needs the program of the container",
-    r"^mkdir ": "writes to the home folder",
+    r"^mkdir -p ~": "writes to the home folder",
+    r"^tensorboard ": "serves pages until it is stopped",
+    r"--log-wandb|--prometheus|--callback": "needs an account, node_exporter or a module of the"
+    " user; tests/tracking/ has them",
     r"benchmarks[./]": "measures for minutes; tests/benchmarks/ has the short form",
     r"s3://|hf://|'https://host": "needs a store at a URL; tests/data/remote/ has servers",
     r"--hostfile|^sbatch": "needs several machines; tests/distributed/test_machines.py",

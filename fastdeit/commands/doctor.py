@@ -32,6 +32,7 @@ from fastdeit.doctor.scratch import answers, choose_scratch
 from fastdeit.doctor.summary import Row, count_statuses, find_worst
 
 _INTERRUPTED = 130
+_DAY_S = 86400
 _WIDTH = 22  # of the longest name of a check
 
 
@@ -53,7 +54,8 @@ class DoctorOptions(Section):
     """Print all findings as JSON."""
 
     def check(self) -> None:
-        self._require("startup_limit", self.startup_limit > 0, "above 0")
+        is_time = 0 < self.startup_limit <= _DAY_S
+        self._require("startup_limit", is_time, f"above 0 and at most {_DAY_S}")
 
 
 def doctor_command(argv: Sequence[str]) -> int:

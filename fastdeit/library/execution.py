@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastdeit.config.schema import Config
+from fastdeit.display.terminal import note_failure
 from fastdeit.distributed.collectives import barrier
 from fastdeit.distributed.world import World
 from fastdeit.kernels.backend import use_backend
@@ -81,11 +82,16 @@ def _stop(run: Run, reason: str) -> None:
     done = f"stopped after step {run.trainer.step} of {run.total_steps} ({reason})"
     run.console.stop()
     run.console.note(f"{done}; the same command resumes from there")
-    run.console.offer([resume_command(run.config, run.recipe)], "resume")
+    _offer_resume(run)
     if run.world.rank == 0:
         run.folder.stop_request.unlink(missing_ok=True)
     run.report.finish()
     _end_together(run)
+
+
+def _offer_resume(run: Run) -> None:
+    with note_failure("the command that resumes", run.console.note):
+        run.console.offer([resume_command(run.config, run.recipe)], "resume")
 
 
 def _end_together(run: Run) -> None:
@@ -99,12 +105,12 @@ def _close(run: Run, end: RunEnd) -> None:
     """Close everything, whatever has happened; a failed run says how to resume it."""
     run.console.stop()
     if end.outcome == "failed":
-        run.console.offer([resume_command(run.config, run.recipe)], "resume")
+        _offer_resume(run)
     run.report.close()
     run.data.train_loader.close()
     run.data.val_loader.close()
     run.checkpoints.close()
     run.health.close()
     run.log.close()
-    run.trackers.end(end)
+    run.trackers.end(end, beat=lambda: run.supervisor.beat("data", run.trainer.step))
     run.trainer.engine.destroy()

@@ -148,6 +148,7 @@ class _Child:
             code = self._process.wait(FINISH_LIMIT_S)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
             raise RuntimeError(f"not all was sent within {FINISH_LIMIT_S:g} s") from None
         if code != 0:
             raise RuntimeError(self._read_error())

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fastdeit
 from fastdeit.config.recipes import find_recipe
 from fastdeit.report.comparison.settings import list_changes
 from fastdeit.report.differences import Differences, compare_runs, name_runs
@@ -141,3 +142,13 @@ def test_runs_have_the_shortest_names_that_distinguish_them(
     paths: list[str], names: tuple[str, ...]
 ) -> None:
     assert name_runs([str(Path(path)) for path in paths]) == names
+
+
+def test_the_library_compares_folders() -> None:
+    log = ROOT / "benchmarks/results/fashion_mnist.jsonl"
+    found = fastdeit.compare_runs([log, str(log)])
+    assert found["groups"]["results"]["steps"] == [11244, 11244]
+    with pytest.raises(ValueError, match="^RUN must be"):
+        fastdeit.compare_runs([log, "nowhere"])
+    with pytest.raises(ValueError, match="^runs must be at least one"):
+        fastdeit.compare_runs([])

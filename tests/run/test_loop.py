@@ -10,6 +10,7 @@ import torch
 from fastdeit.config.schema import Config
 from fastdeit.run.loop import StepBatches, settle, train_step
 from fastdeit.run.state import Progress
+from fastdeit.tracking.trackers import Trackers
 
 
 class FakeLoader:
@@ -104,6 +105,7 @@ def make_run(bad: set[int], max_bad_steps: int) -> Any:
         data=data,
         supervisor=SimpleNamespace(timed=lambda section, step, micro_batches: micro_batches),
         progress=Progress(),
+        trackers=Trackers(),
         health=FakeHealth(trainer),
         config=Config().replace(health={"max_bad_steps": max_bad_steps}),
     )

@@ -137,6 +137,7 @@ def run(command: Command, patch: pytest.MonkeyPatch) -> None:
     """
     call = read_call(command.line)
     if call is None:
+        assert "\n" in command.line or command.line.startswith("rm "), f"not run: {command.line}"
         subprocess.run(["bash", "-euc", command.line], check=True)
         return
 

@@ -108,10 +108,15 @@ PICTURES: dict[str, Callable[[Path], None]] = {
 def main() -> None:
     """Draw the pictures that the command line names, or all."""
     parser = argparse.ArgumentParser(prog="tests.support.pictures", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[[], *PICTURES], default=[])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PICTURES)}")
     parser.add_argument("--run", type=Path, default=ROOT / "runs" / "fashion_mnist")
     parsed = parser.parse_args()
-    for name in parsed.names or PICTURES:
+    names = parsed.names or list(PICTURES)
+    if unknown := set(names) - set(PICTURES):
+        parser.error(f"NAME must be one of {', '.join(PICTURES)} (got {', '.join(unknown)})")
+    if "report" in names and not parsed.run.is_dir():
+        parser.error(f"--run must be the folder of a run (got {parsed.run})")
+    for name in names:
         PICTURES[name](parsed.run)
 
 

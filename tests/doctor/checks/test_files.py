@@ -56,6 +56,21 @@ def test_locks_that_exclude_nobody_are_broken_and_none_a_warning(
     assert finding.status == "warning" and "No locks available" in finding.found
 
 
+def test_a_second_lock_that_fails_otherwise_is_an_error(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = [None, OSError(errno.EIO, "broken")]
+
+    def lock(*_: object) -> None:
+        result = results.pop(0)
+        if result:
+            raise result
+
+    monkeypatch.setattr(files.fcntl, "flock", lock)
+    with pytest.raises(OSError, match="broken"):
+        files.check_locks(target)
+
+
 def test_renames_links_and_a_slow_disk(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     assert files.check_writes(target).status == "ok"
     monkeypatch.setattr(files.os, "link", refuse(errno.EPERM))
