@@ -2,6 +2,7 @@
 it into an empty environment and trains, records and resumes there."""
 
 import email
+import json
 import re
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import fastdeit
-from tests.support.launching import ROOT, clean_environment
+from tests.support.launching import ROOT, clean_environment, free_port
 
 SOURCES = ("fastdeit", "kernels", "tests")
 FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md")
@@ -137,3 +138,45 @@ def test_wheel_works_away_from_the_checkout(built: Mapping[str, Path], tmp_path:
     assert any("digits_teacher" in line for line in listed)
     assert kernel == str(target / "fastdeit" / "kernels" / "mix.py")
     assert "--recipe must be" in done.stderr
+
+
+@pytest.mark.slow
+def test_wheel_in_an_empty_environment_trains_records_and_resumes(
+    built: Mapping[str, Path], tmp_path: Path
+) -> None:
+    environment = tmp_path / "environment"
+    wheel = tmp_path / built["tree"].name
+    shutil.copy(built["tree"], wheel)
+    uv = [sys.executable, "-m", "uv"]
+    python = environment / "bin" / "python"
+    _run([*uv, "venv", "--python", sys.executable, str(environment)], tmp_path)
+    install = [*uv, "pip", "install", "--constraint", str(ROOT / "constraints.txt")]
+    _run([*install, "--python", str(python), str(wheel)], tmp_path)
+    _run([*uv, "pip", "check", "--python", str(python)], tmp_path)
+
+    def fastdeit_in(*words: str) -> str:
+        return _run([str(python), "-P", "-m", "fastdeit", *words], tmp_path)
+
+    def launch(*words: str) -> str:
+        launcher = [str(python), "-P", "-m", "deepspeed.launcher.runner", "-q"]
+        port = ["--num_accelerators", "2", "--master_port", str(free_port())]
+        return _run([*launcher, *port, "--module", "fastdeit", *words], tmp_path)
+
+    short = ("--epochs", "4")
+    done = launch("train", "--recipe", "digits_teacher", *short)
+    assert "next: deepspeed --module fastdeit train --recipe digits" in done
+    stopped = launch("train", "--recipe", "digits", *short, "--stop-after-steps", "50")
+    assert "stopped after step 50" in stopped
+    assert "resumed from" in launch("train", "--recipe", "digits", *short)
+    assert json.loads(fastdeit_in("evaluate", "runs/digits", "--json"))["images"] == 355
+    record = ("cache", "build", "--recipe", "digits", "--epochs", "0-0", "-o", "CACHE")
+    assert "23 of 23 chunks" in launch(*record)
+    assert "0 damaged" in fastdeit_in("cache", "verify", "CACHE")
+
+
+def _run(command: list[str], folder: Path) -> str:
+    """Run a command away from the checkout; return what it prints."""
+    environment = clean_environment()
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

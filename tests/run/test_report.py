@@ -181,7 +181,9 @@ def test_a_report_that_fails_at_the_end_is_a_note(
 
     monkeypatch.setattr(report, "write_report", fail)
     notes: list[str] = []
+    (folder.path / ".report.html.0123abcd.tmp").touch()  # of a start that was killed
     ReportWriter(folder, True, notes.append).finish()
+    assert [path.name for path in folder.path.iterdir()] == ["config.yaml"]
     assert len(notes) == 1 and f"report.html is missing: {type(fault).__name__}" in notes[0]
 
 
@@ -202,7 +204,10 @@ def test_no_report_without_plotly_and_on_other_ranks_and_before_the_first_step(
 ) -> None:
     written: list[object] = []
     monkeypatch.setattr(report, "write_report", lambda *paths: written.append(paths))
+    work = folder.path / ".report.html.0123abcd.tmp"
+    work.touch()  # what rank 0 is writing
     ReportWriter(folder, False, print).finish()
+    assert work.is_file()
     ReportWriter(RunFolder(folder.path / "new"), True, print).finish()
     monkeypatch.setattr(report, "name_missing", lambda: "a report needs plotly")
     assert ReportWriter(folder, True, print).missing == "a report needs plotly"
