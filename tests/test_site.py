@@ -123,7 +123,9 @@ def test_pages_and_search_work_from_the_disk(site: Path) -> None:
             with open_page(browser, site / "kernels.html", scheme=scheme, width=width) as opened:
                 assert opened.find_overflow() <= 0
                 assert not opened.requests + opened.messages
-            with open_page(browser, site / "overview.html", scheme=scheme, strict=False) as opened:
+            with open_page(
+                browser, site / "first-model.html", scheme=scheme, strict=False
+            ) as opened:
                 faults = check_accessibility(opened)
                 assert not [line for line in faults if line.startswith(SEEN)]
         with open_page(browser, site / "index.html") as opened:
