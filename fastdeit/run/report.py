@@ -73,6 +73,7 @@ class ReportWriter:
         self._note = note
         self._began = time.monotonic()
         self._child: _Child | None = None
+        self._noted = ""
 
     def start(self) -> None:
         """Start to write the report in a child process, unless the one before still runs, or took
@@ -109,8 +110,9 @@ class ReportWriter:
         fault = self._child.end()
         self._child = None
         self._remove_unfinished()
-        if fault:
+        if fault and fault != self._noted:
             self._note(f"{self._folder.report} is missing: {fault}")
+            self._noted = fault
 
     def _remove_unfinished(self) -> None:
         """Remove what `atomic_open` leaves when its process is killed, in this start of the run or

@@ -78,7 +78,12 @@ def test_samples_are_compared_at_the_last_step_of_all_and_from_the_first_line_th
     none = make_record("c", ({"step": 20, "loss": 1.0},))
     rows = rows_of(compare_runs([first, other, none]), "samples")
     assert rows["digest after step 20"] == ("bb", "ff", "")
-    assert rows["other samples than the first run"] == ("", "from steps 10 to 19 on", "")
+    assert rows["other samples than the first run"] == ("", "from one of the steps 10 to 19 on", "")
+    rows = rows_of(compare_runs([first, make_record("d", digests(s9="99", s10="xx"))]), "samples")
+    assert rows["other samples than the first run"][1] == "from one of the steps 0 to 9 on"
+    every = [make_record(name, digests(s1="11", s2=name)) for name in "ab"]
+    rows = rows_of(compare_runs(every), "samples")
+    assert rows["other samples than the first run"][1] == "from step 1 on"
     assert rows_of(compare_runs([none, none]), "samples") == {}
 
 

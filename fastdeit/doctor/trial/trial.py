@@ -123,7 +123,7 @@ def _measure_loader(loader: Any, world: "World") -> tuple["Batch", Speed]:
     rate = images / (time.monotonic() - began)
     unit = "GPU" if world.device.type == "cuda" else "process"
     return first, Speed(
-        rate, f"{loader.options.describe()}, {loader.options.num_threads} cores a {unit}"
+        rate, f"{loader.options.describe()}, cores a {unit}: {loader.options.num_threads}"
     )
 
 
