@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fastdeit.library.models import export_model as export_model
     from fastdeit.library.models import load as load
     from fastdeit.library.train_loader import create_loader as create_loader
+    from fastdeit.library.training import compare_runs as compare_runs
     from fastdeit.library.training import estimate_memory as estimate_memory
     from fastdeit.library.training import train_run as train_run
     from fastdeit.library.training import write_report as write_report
@@ -58,6 +59,7 @@ _PLACES = {
     "audit_model": "library.models",
     "augment_crops": "library.augmentation",
     "augment_images": "library.augmentation",
+    "compare_runs": "library.training",
     "create_eval_loader": "library.eval_loader",
     "create_loader": "library.train_loader",
     "create_student": "library.models",

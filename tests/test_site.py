@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
-from tests.support.browser import NARROW, WIDE, Scheme, needs_chromium, open_page, start_browser
+from tests.support.browser import (
+    NARROW,
+    WIDE,
+    Scheme,
+    check_accessibility,
+    needs_chromium,
+    open_page,
+    start_browser,
+)
 from tests.support.launching import ROOT
 
 pytest.importorskip("material", reason="the extra `docs` is not installed")
@@ -19,6 +27,8 @@ from mkdocs.config import load_config
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import Abort
 
+# rules of axe-core that are ours to keep; the others are the theme's
+SEEN = ("color-contrast", "link-in-text-block", "image-alt", "heading-order")
 COUNTED = ("table", "tr", "th", "td", "li", "pre", "h1", "h2", "h3", "img", "blockquote")
 
 
@@ -113,6 +123,11 @@ def test_pages_and_search_work_from_the_disk(site: Path) -> None:
             with open_page(browser, site / "kernels.html", scheme=scheme, width=width) as opened:
                 assert opened.find_overflow() <= 0
                 assert not opened.requests + opened.messages
+            with open_page(
+                browser, site / "first-model.html", scheme=scheme, strict=False
+            ) as opened:
+                faults = check_accessibility(opened)
+                assert not [line for line in faults if line.startswith(SEEN)]
         with open_page(browser, site / "index.html") as opened:
             opened.page.fill("input.md-search__input", "random erasing")
             opened.page.wait_for_selector(".md-search-result__item")

@@ -7,6 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from fastdeit.distributed.environment import is_first_on_machine
+from fastdeit.doctor.checks.gpu import show_one_gpu
 from fastdeit.doctor.findings import Check, Target, absent, fail, good
 from fastdeit.doctor.processes import run_checks
 from fastdeit.doctor.ranks import Meeting
@@ -49,6 +50,7 @@ class Rank:
         self.rows: list[Row] = []
         self.is_cut_off = False
         self._target = target
+        self._own_gpu = show_one_gpu(int(os.environ.get("LOCAL_RANK", "0")), target.gpus)
         self._quick = quick
 
     def examine(self, limit_s: float) -> list[Row] | None:
@@ -57,7 +59,8 @@ class Rank:
         limit_s: how long the others may take to start. A rank that cannot reach rank 0 returns what
         it has found by itself.
         """
-        self._check([check for check in CHECKS if check.each_rank or is_first_on_machine()])
+        own = [check for check in CHECKS if check.each_rank or is_first_on_machine()]
+        self._check(own, self._own_gpu)
         try:
             meeting = self._meet(limit_s)
             if meeting is not None:
@@ -78,7 +81,7 @@ class Rank:
         self._report_missing(here)
         if len(here) == int(os.environ["WORLD_SIZE"]):
             self._check([GROUP], _JOINS)
-        self._check([TRIAL])
+        self._check([TRIAL], self._own_gpu)
         described = [row.describe() for row in self.rows]
         if self.number:
             meeting.give("found", described)

@@ -112,5 +112,5 @@ def _close(run: Run, end: RunEnd) -> None:
     run.checkpoints.close()
     run.health.close()
     run.log.close()
-    run.trackers.end(end)
+    run.trackers.end(end, beat=lambda: run.supervisor.beat("data", run.trainer.step))
     run.trainer.engine.destroy()

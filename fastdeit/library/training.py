@@ -1,5 +1,6 @@
 """A whole run as a function, `train_run`, and its parts, which `fastdeit train` calls too; what a
-run needs of a GPU, `estimate_memory`; the page on runs, `write_report`."""
+run needs of a GPU, `estimate_memory`; the page on runs, `write_report`; their differences,
+`compare_runs`."""
 
 import contextlib
 import json
@@ -22,7 +23,8 @@ from fastdeit.models.build import build_model, follow_weights
 from fastdeit.models.teachers.ensemble import LiveTeacher
 from fastdeit.reliability.run_lock import RunLock
 from fastdeit.reliability.supervisor import StopAgreed, Supervisor
-from fastdeit.report import build
+from fastdeit.report import build, differences
+from fastdeit.report.record import read_run
 from fastdeit.run.identity import check_same_everywhere, check_same_run
 from fastdeit.run.preflight import check_config, fetch_weight_files
 from fastdeit.storage.atomic import read_bounded
@@ -129,6 +131,20 @@ def write_report(
     """
     several = [runs] if isinstance(runs, str | os.PathLike) else runs
     build.write_report([Path(run) for run in several], Path(output))
+
+
+@names_arguments()
+def compare_runs(runs: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
+    """Return how runs differ as JSON values (docs/compare.md): `groups` of facts with a value for
+    each run, None where it is not recorded; `tests`, McNemar's test of each run's heads against the
+    first run.
+
+    runs: folders of runs, finished or not, or files as their metrics.jsonl. Raises ValueError for
+    what holds no run.
+    """
+    require_value(len(runs) > 0, "runs", runs, "at least one")
+    records = [read_run(Path(run)) for run in runs]
+    return differences.compare_runs(records).describe()
 
 
 @contextlib.contextmanager

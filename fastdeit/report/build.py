@@ -10,6 +10,7 @@ from fastdeit.display.terminal import note_failure
 from fastdeit.report.differences import compare_runs
 from fastdeit.report.page.plots import name_missing as name_missing
 from fastdeit.report.page.write import write_page
+from fastdeit.report.pictures import Pictures
 from fastdeit.report.record import RunRecord, read_run
 
 
@@ -24,16 +25,23 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
     if missing:
         raise ValueError(missing)
     records = [read_run(run) for run in runs]
+    notes: list[list[str]] = [[] for _ in records]
+    audits = list(map(_audit, records, notes))
+    drawn = list(map(_draw, records, notes))
+    pictures = [
+        replace(one, notes=(*one.notes, *lines)) for one, lines in zip(drawn, notes, strict=True)
+    ]
+    differences = compare_runs(records) if len(records) > 1 else None
+    write_page(output, records, pictures, differences, audits)
+
+
+def _draw(record: RunRecord, notes: list[str]) -> Pictures:
+    """Return the pictures of a run; a failure is a note."""
     from fastdeit.report.drawing.draw import draw_pictures  # torch and DALI import slowly
 
-    pictures = [draw_pictures(record) for record in records]
-    differences = compare_runs(records) if len(records) > 1 else None
-    audits: list[Audit | None] = []
-    for run, record in enumerate(records):
-        notes: list[str] = []
-        audits.append(_audit(record, notes))
-        pictures[run] = replace(pictures[run], notes=(*pictures[run].notes, *notes))
-    write_page(output, records, pictures, differences, audits)
+    with note_failure("the part of images and weights", notes.append):
+        return draw_pictures(record)
+    return Pictures()
 
 
 def _audit(record: RunRecord, notes: list[str]) -> Audit | None:

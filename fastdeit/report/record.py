@@ -84,8 +84,15 @@ class RunRecord:
 def read_run(path: Path) -> RunRecord:
     """Return the record of the run in a folder, or of a bare metrics.jsonl.
 
-    Raises ValueError if the path holds no run.
+    Raises ValueError if the path holds no run, or cannot be looked at.
     """
+    try:
+        return _read_path(path)
+    except OSError as error:
+        raise ValueError(f"RUN must be a path that can be read (got {printable(error)})") from None
+
+
+def _read_path(path: Path) -> RunRecord:
     folder = RunFolder(path)
     metrics = path if path.is_file() else folder.metrics
     parts = _Parts()

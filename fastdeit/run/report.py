@@ -73,6 +73,7 @@ class ReportWriter:
         self._note = note
         self._began = time.monotonic()
         self._child: _Child | None = None
+        self._noted = ""
 
     def start(self) -> None:
         """Start to write the report in a child process, unless the one before still runs, or took
@@ -95,11 +96,12 @@ class ReportWriter:
         longer than `LIMIT_S`."""
         self.close()
         # a run that stops before its first step has written nothing
-        if self._enabled and self._folder.config.is_file():
-            with note_failure(str(self._folder.report), self._note):
-                _call_within(
-                    LIMIT_S, lambda: write_report([self._folder.path], self._folder.report)
-                )
+        if not (self._enabled and self._folder.config.is_file()):
+            return
+        self._remove_unfinished()
+        folder = self._folder
+        with note_failure(str(folder.report), self._note):
+            _call_within(LIMIT_S, lambda: write_report([folder.path], folder.report))
 
     def close(self) -> None:
         """End the child process, if there is one; a note if it has failed."""
@@ -107,8 +109,17 @@ class ReportWriter:
             return
         fault = self._child.end()
         self._child = None
-        if fault:
+        self._remove_unfinished()
+        if fault and fault != self._noted:
             self._note(f"{self._folder.report} is missing: {fault}")
+            self._noted = fault
+
+    def _remove_unfinished(self) -> None:
+        """Remove what `atomic_open` leaves when its process is killed, in this start of the run or
+        one before."""
+        with contextlib.suppress(OSError):
+            for work in self._folder.path.glob(f".{self._folder.report.name}.*.tmp"):
+                work.unlink()
 
 
 class _Child:
@@ -116,7 +127,6 @@ class _Child:
     took, once it has ended. Raises OSError."""
 
     def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = start_child(folder, self._output)
         self.started = time.monotonic()
@@ -135,10 +145,6 @@ class _Child:
             self._process.kill()
             self._process.wait()
         code = self._process.returncode
-        if code:  # what `atomic_open` leaves when it is killed
-            for work in self._folder.path.glob(f".{self._folder.report.name}.*.tmp"):
-                with contextlib.suppress(OSError):
-                    work.unlink()
         fault = "" if was_running or not code else self._read_fault(code)
         self._output.close()
         return fault

@@ -16,6 +16,7 @@ MAX_WAITING = 10_000
 """Events that wait for a slow tracker."""
 BUSY_SHARE = 0.05
 """Share of one core's time; a tracker that takes more is named in a note."""
+_BEAT_S = 1.0
 _MEASURED_S = 60.0  # from the start; imports and connections are over then
 
 
@@ -48,9 +49,11 @@ class Trackers:
         """Hand a line that the run prints to every tracker."""
         self.send("on_note", text)
 
-    def end(self, end: RunEnd, limit_s: float = END_LIMIT_S) -> None:
+    def end(
+        self, end: RunEnd, limit_s: float = END_LIMIT_S, beat: Callable[[], None] = lambda: None
+    ) -> None:
         """Deliver `on_end`, and wait until the trackers are done, `limit_s` seconds at most; do
-        nothing before `start`."""
+        nothing before `start`. beat: called each second, as the watchdog asks for progress."""
         if not self.started:
             return
         self.send("on_end", end)
@@ -59,7 +62,7 @@ class Trackers:
             worker.close()
         deadline = time.monotonic() + limit_s
         for worker in self._workers:
-            worker.wait(deadline, limit_s)
+            worker.wait(deadline, limit_s, beat)
 
 
 class _Worker:
@@ -100,9 +103,11 @@ class _Worker:
         except queue.Full:
             self._is_off = True  # it ends after the event at hand
 
-    def wait(self, deadline: float, limit_s: float) -> None:
+    def wait(self, deadline: float, limit_s: float, beat: Callable[[], None]) -> None:
         """Wait for the thread until a time of `time.monotonic`."""
-        self._thread.join(max(0.0, deadline - time.monotonic()))
+        while self._thread.is_alive() and (left := deadline - time.monotonic()) > 0:
+            beat()
+            self._thread.join(min(_BEAT_S, left))
         if self._thread.is_alive():
             self._is_off = True
             self._note(f"{self._name} has not ended within {limit_s:g} s; the run does not wait")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fastdeit
 from fastdeit.config.recipes import find_recipe
 from fastdeit.report.comparison.settings import list_changes
 from fastdeit.report.differences import Differences, compare_runs, name_runs
@@ -77,7 +78,12 @@ def test_samples_are_compared_at_the_last_step_of_all_and_from_the_first_line_th
     none = make_record("c", ({"step": 20, "loss": 1.0},))
     rows = rows_of(compare_runs([first, other, none]), "samples")
     assert rows["digest after step 20"] == ("bb", "ff", "")
-    assert rows["other samples than the first run"] == ("", "from steps 10 to 19 on", "")
+    assert rows["other samples than the first run"] == ("", "from one of the steps 10 to 19 on", "")
+    rows = rows_of(compare_runs([first, make_record("d", digests(s9="99", s10="xx"))]), "samples")
+    assert rows["other samples than the first run"][1] == "from one of the steps 0 to 9 on"
+    every = [make_record(name, digests(s1="11", s2=name)) for name in "ab"]
+    rows = rows_of(compare_runs(every), "samples")
+    assert rows["other samples than the first run"][1] == "from step 1 on"
     assert rows_of(compare_runs([none, none]), "samples") == {}
 
 
@@ -141,3 +147,13 @@ def test_runs_have_the_shortest_names_that_distinguish_them(
     paths: list[str], names: tuple[str, ...]
 ) -> None:
     assert name_runs([str(Path(path)) for path in paths]) == names
+
+
+def test_the_library_compares_folders() -> None:
+    log = ROOT / "benchmarks/results/fashion_mnist.jsonl"
+    found = fastdeit.compare_runs([log, str(log)])
+    assert found["groups"]["results"]["steps"] == [11244, 11244]
+    with pytest.raises(ValueError, match="^RUN must be"):
+        fastdeit.compare_runs([log, "nowhere"])
+    with pytest.raises(ValueError, match="^runs must be at least one"):
+        fastdeit.compare_runs([])

@@ -119,6 +119,11 @@ def test_what_is_no_run_is_refused(tmp_path: Path, name: str) -> None:
         read_run(tmp_path / name)
 
 
+def test_a_path_that_cannot_be_looked_at_is_refused() -> None:
+    with pytest.raises(ValueError, match="^RUN must be a path that can be read .*too long"):
+        read_run(Path("a" * 5000))
+
+
 def test_names_are_printable(folder: RunFolder) -> None:
     odd = folder.path.with_name("a\x1b[31m\udcff")
     folder.path.rename(odd)

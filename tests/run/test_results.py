@@ -161,7 +161,7 @@ def test_each_printed_command_runs_as_printed(
     (tmp_path / "watch_results.py").write_text(WATCHER)
     monkeypatch.syspath_prepend(tmp_path)
     flags = [*FLAGS, "--epochs", "2", "--output-dir", folder, "--callback", "watch_results:Watch"]
-    argv = ["--data-path", str(data), *flags, "--prometheus", "x.prom", "--stop-after-steps", "4"]
+    argv = ["--data-path", str(data), *flags, "--prometheus", "x.prom", "--stop-after-steps", "2"]
     assert train_command(argv) == 0
     stopped = capsys.readouterr().out
     assert "best epoch" not in stopped and not printed(stopped, "next")
@@ -181,10 +181,10 @@ def test_each_printed_command_runs_as_printed(
     run_commands("\n".join(commands))
     assert (tmp_path / folder / "export" / "config.json").is_file()
     events = (tmp_path / "events").read_text().split("\n")
-    starts = [events.index("start 0 0"), events.index("start 4 4")]
+    starts = [events.index("start 0 0"), events.index("start 2 2")]
     assert (
         starts[0] == 0
-        and events[starts[1] - 1] == "end stopped 4"
+        and events[starts[1] - 1] == "end stopped 2"
         and events[-2] == ("end finished 6")
     )
     logged = [event for event in events if event.startswith("log")]

@@ -118,11 +118,11 @@ class Launch:
     def wait(self, limit_s: float = 150) -> int:
         """Wait for the launcher; return its exit code.
 
-        Raise AssertionError unless every process of the run ends within 5 s of it.
+        Raise AssertionError unless every process of the run ends within 10 s of it.
         """
         try:
             code = self.process.wait(limit_s)
-            self.until(lambda: not self.alive(), 5)
+            self.until(lambda: not self.alive(), 10)  # a rank writes its report
         except (subprocess.TimeoutExpired, AssertionError) as error:
             raise AssertionError(f"still running: {self.alive()}\n{self.output}") from error
         finally:

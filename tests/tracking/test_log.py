@@ -12,6 +12,7 @@ import torch
 from fastdeit.distributed.world import init_distributed
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
+from fastdeit.tracking import log as log_module
 from fastdeit.tracking.callbacks import RunEnd, RunStart
 from fastdeit.tracking.log import MetricLog, find_step, list_by_step
 from fastdeit.tracking.tensorboard import TensorBoard
@@ -32,12 +33,14 @@ class WatchedLog(MetricLog):
         self.watchers.add("TensorBoard", board, warn)
         super().__init__(RunFolder(folder), STEPS_PER_EPOCH, BATCH_SIZE, self.watchers, warn)
 
-    def close(self) -> None:
-        super().close()
+    def end(self) -> None:
+        self.close()
         self.watchers.end(RunEnd("stopped", 0))
 
 
-def open_log(folder: Path, step: int, warn: Callable[[str], None] = lambda line: None) -> MetricLog:
+def open_log(
+    folder: Path, step: int, warn: Callable[[str], None] = lambda line: None
+) -> WatchedLog:
     log = WatchedLog(folder, warn)
     log.open(step)
     log.watchers.start(RunStart(folder, "deit", {}, {}, step, 100, log.logged_step))
@@ -91,7 +94,7 @@ def test_value_of_a_single_step_is_read_back_to_the_bit(tmp_path: Path) -> None:
     steps = [StepStatistics(30 + at, 0.1 / (at + 1), row) for at, row in enumerate(rows)]
     log = open_log(tmp_path, 0)
     log.write(30 + len(rows), {"loss": 1.0} | list_by_step(steps))
-    log.close()
+    log.end()
     (line,) = read_log(tmp_path)
     for at, row in enumerate(rows):
         found = find_step(line, 30 + at)
@@ -120,12 +123,12 @@ def test_log_of_a_resumed_run_drops_later_lines(tmp_path: Path) -> None:
     log = open_log(tmp_path, 0)
     for step in (10, 20, 30):
         log.write(step, {"loss": float(step)})
-    log.close()
+    log.end()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "lo')  # cut short by a kill
     log = open_log(tmp_path, 20)
     log.write(30, {"loss": 0.5, "lr": 1e-3})
-    log.close()
+    log.end()
     assert read_log(tmp_path) == [
         place(10) | {"loss": 10.0},
         place(20) | {"loss": 20.0},
@@ -137,7 +140,7 @@ def test_log_of_a_resumed_run_drops_later_lines(tmp_path: Path) -> None:
 
 def test_log_of_an_older_version_becomes_strict_json(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('\n{"step": 10, "loss": NaN}\n{"step": 20')
-    open_log(tmp_path, 10).close()
+    open_log(tmp_path, 10).end()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 10, "loss": "nan"}\n'
 
 
@@ -162,8 +165,34 @@ def test_tensorboard_shows_a_repeated_step_once(tmp_path: Path) -> None:
         log = open_log(tmp_path, start)
         for step in steps:
             log.write(step, {"loss": step + 0.5 * (start > 0), "digest": "no number"})
-        log.close()
+        log.end()
     assert losses(tmp_path) == [(1, 1), (2, 2), (3, 3.5), (4, 4.5)]
+
+
+def test_rollback_drops_what_came_after_it(tmp_path: Path) -> None:
+    log = open_log(tmp_path, 0)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": float(step)})
+    log.open(1)
+    log.write(4, {"loss": 40.0})
+    log.end()
+    assert [line["step"] for line in read_log(tmp_path)] == [1, 4]
+    assert losses(tmp_path) == [(1, 1.0), (4, 40.0)]
+
+
+def test_seconds_of_all_starts_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(log_module.time, "monotonic", lambda: now[0])
+    seconds = []
+    for start in (0, 0):  # the second one lost the work of the first
+        log = MetricLog(RunFolder(tmp_path), 20, 8, Trackers(), print)
+        log.open(start)
+        now[0] += 50
+        log.write(5, {"loss": 1.0})
+        log.close()
+        seconds.append(read_json_lines(tmp_path / "metrics.jsonl")[-1]["seconds_elapsed"])
+        now[0] += 1000  # between the starts
+    assert seconds == [50, 100]
 
 
 def test_tensorboard_has_the_numbers_of_the_lines_at_their_time(tmp_path: Path) -> None:
@@ -171,7 +200,7 @@ def test_tensorboard_has_the_numbers_of_the_lines_at_their_time(tmp_path: Path) 
     steps = [StepStatistics(1, 0.1, [1.0, 1.0, 0.0, 2.0])]
     for step in (2, 5):
         log.write(step, {"loss": 1.5 * step, "digest": "no number"} | list_by_step(steps))
-    log.close()
+    log.end()
     lines = read_json_lines(tmp_path / "metrics.jsonl")
     names = ("progress/epoch", "progress/images_seen", "speed/seconds_elapsed", "train/loss")
     expected = [
@@ -200,7 +229,7 @@ def test_full_disk_is_reported_once_and_loses_nothing_when_there_is_room_again(
             and all("cannot be written: [Errno 27]" in line for line in warnings)
         )
     log.write(100, {"loss": 100.0, "lr": 1e-3})
-    log.close()
+    log.end()
     expected = [place(step) | {"loss": float(step), "lr": 1e-3} for step in range(101)]
     assert read_log(tmp_path) == expected
     assert losses(tmp_path) == [(step, step) for step in range(101)]

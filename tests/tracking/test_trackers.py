@@ -78,6 +78,16 @@ def test_one_that_raises_is_off_and_the_others_are_not(
     assert faulty.calls == ALL[:2] and sound.calls == ALL
 
 
+def test_the_watchdog_hears_of_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BEAT_S", 0.02)
+    trackers = Trackers()
+    trackers.add("tracker", Recorder("on_end", lambda: time.sleep(0.2)), print)
+    trackers.start(START)
+    beats: list[float] = []
+    trackers.end(END, beat=lambda: beats.append(time.monotonic()))
+    assert len(beats) > 2
+
+
 @pytest.mark.parametrize("place", ["on_start", "on_log", "on_end"])
 def test_one_that_hangs_is_left_behind(place: str) -> None:
     released = threading.Event()

@@ -26,6 +26,14 @@ def count_gpus() -> int:
         return 0
 
 
+def show_one_gpu(number: int, gpus: int) -> dict[str, str]:
+    """Return the variable that makes a process see one GPU alone: that of this number among those
+    that this process may use, of `gpus` in the machine; none if there is no such GPU."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = list(map(str, range(gpus))) if chosen is None else chosen.split(",")
+    return {"CUDA_VISIBLE_DEVICES": visible[number]} if number < len(visible) else {}
+
+
 def _query() -> list[list[str]]:
     """Return a row for each GPU that nvidia-smi lists. Raises OSError and SubprocessError."""
     command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader"]

@@ -1,5 +1,6 @@
 """Ten seconds of training: how fast the loader and the step are, and whether the step is right."""
 
+import dataclasses
 import itertools
 import math
 import os
@@ -41,31 +42,26 @@ class Steps(NamedTuple):
 
 def try_training(target: Target) -> Finding:
     """Train a small DeiT at 224 px for ten seconds, after the imports."""
-    folder = open_any_scratch(target) / f"trial-{os.environ.get('LOCAL_RANK', 0)}"
+    folder = open_any_scratch(target) / "trial"
     what = write_images(target, folder)
     world = join_alone()
     return judge(*measure(folder, world), what, world.device.type)
 
 
 def join_alone() -> "World":
-    """Start a process group of this rank alone, with its share of the cores and its GPU."""
-    import dataclasses
-
+    """Start a process group of this rank alone, with its share of the cores, and the one GPU that
+    it sees."""
     import torch
 
     from fastdeit.distributed.environment import count_local_ranks, is_alone
     from fastdeit.distributed.world import init_distributed
 
     local_size = 1 if is_alone() else count_local_ranks()
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
     for name in ("RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE"):
         os.environ.pop(name, None)
-    world = dataclasses.replace(init_distributed(), local_rank=local_rank, local_size=local_size)
-    if world.device.type == "cuda":
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-        return dataclasses.replace(world, device=device)
-    torch.set_num_threads(max(1, world.threads - 1))
+    world = dataclasses.replace(init_distributed(), local_size=local_size)
+    if world.device.type == "cpu":
+        torch.set_num_threads(max(1, world.threads - 1))
     return world
 
 
@@ -127,7 +123,7 @@ def _measure_loader(loader: Any, world: "World") -> tuple["Batch", Speed]:
     rate = images / (time.monotonic() - began)
     unit = "GPU" if world.device.type == "cuda" else "process"
     return first, Speed(
-        rate, f"{loader.options.describe()}, {loader.options.num_threads} cores a {unit}"
+        rate, f"{loader.options.describe()}, cores a {unit}: {loader.options.num_threads}"
     )
 
 

@@ -48,7 +48,9 @@ def _find_other_samples(first: Digests, other: Digests) -> str | None:
     if place is None:
         return f"none up to step {common[-1]:,}"
     before = max((step for step in common if step < place), default=0)
-    return f"from steps {before:,} to {place - 1:,} on"
+    if before == place - 1:
+        return f"from step {before:,} on"
+    return f"from one of the steps {before:,} to {place - 1:,} on"
 
 
 def list_losses(records: Sequence[RunRecord]) -> list[Row]:

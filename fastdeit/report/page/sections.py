@@ -1,7 +1,6 @@
 """The sections of the page, in their order, out of what is known of the runs."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fastdeit.audit.checklist import Audit
@@ -16,16 +15,14 @@ from fastdeit.report.page.facts import (
     tabulate_settings,
 )
 from fastdeit.report.page.models import (
-    Figure,
-    PictureBudget,
     place_confusions,
     place_pictures,
     tabulate_classes,
     tabulate_disagreement,
     tabulate_tokens,
 )
+from fastdeit.report.page.parts import Content, Part, Plot, Runs, Section
 from fastdeit.report.page.plots import (
-    Key,
     TimeAxis,
     draw_panel,
     draw_tokens,
@@ -39,79 +36,6 @@ from fastdeit.report.pictures import Pictures
 from fastdeit.report.record import RunRecord
 
 
-@dataclass(frozen=True)
-class Plot:
-    """A plot, its legend, and the same numbers as text. figure: its name among the figures."""
-
-    figure: str
-    title: str
-    unit: str
-    keys: Sequence[Key]
-    sentences: Sequence[str]
-    """For each curve; the first few are always shown."""
-    few: int
-    table: Table
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of a section; of several runs, each run has one."""
-
-    title: str = ""
-    text: str = ""
-    tables: Sequence[Table] = ()
-    pictures: Sequence[Figure] = ()
-    plot: Plot | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self.text or self.tables or self.pictures or self.plot)
-
-
-@dataclass(frozen=True)
-class Section:
-    """A section of the page. id: its name in links."""
-
-    id: str
-    title: str
-    text: str = ""
-    parts: Sequence[Part] = ()
-    notes: Sequence[str] = ()
-    plots: Sequence[Plot] = ()
-
-
-@dataclass(frozen=True)
-class Content:
-    """All that the template places."""
-
-    sections: Sequence[Section]
-    figures: dict[str, Any]
-    axis: TimeAxis
-    marks: Sequence[dict[str, Any]]
-
-
-@dataclass
-class _Runs:
-    """The runs, by what is known of them; `names` has one for each."""
-
-    records: Sequence[RunRecord]
-    pictures: Sequence[Pictures]
-    names: Sequence[str]
-    audits: Sequence[Audit | None]
-    figures: dict[str, Any] = field(default_factory=dict)
-    budget: PictureBudget = field(default_factory=PictureBudget)
-
-    @property
-    def titles(self) -> Sequence[str]:
-        """Return the title of each run's part: none for a single run."""
-        return self.names if len(self.names) > 1 else [""]
-
-    def each(self, make: Callable[[int], Part]) -> list[Part]:
-        """Return the parts that the runs have."""
-        parts = [make(run) for run in range(len(self.records))]
-        return [part for part in parts if not part.is_empty]
-
-
 def build_content(
     records: Sequence[RunRecord],
     pictures: Sequence[Pictures],
@@ -121,7 +45,7 @@ def build_content(
 ) -> Content:
     """Return the page of runs. names: of the runs, each another one; differences: of several;
     audits: of each run, or of none."""
-    runs = _Runs(records, pictures, names, audits or [None] * len(records))
+    runs = Runs(records, pictures, names, audits or [None] * len(records))
     axis = _share_axis(records)
     sections = [
         *([_differences(runs, differences)] if differences is not None else []),
@@ -149,7 +73,7 @@ def _share_axis(records: Sequence[RunRecord]) -> TimeAxis:
     return TimeAxis(last, per_epoch.pop() if len(per_epoch) == 1 else 0)
 
 
-def _overview(runs: _Runs) -> Section:
+def _overview(runs: Runs) -> Section:
     facts = Part(tables=[tabulate_facts(runs.records, runs.names)])
     results = runs.each(
         lambda run: Part(tables=_present([tabulate_results(runs.records[run], runs.names[run])]))
@@ -157,7 +81,7 @@ def _overview(runs: _Runs) -> Section:
     return Section("overview", "Overview", parts=[facts, *results])
 
 
-def _differences(runs: _Runs, differences: Differences) -> Section:
+def _differences(runs: Runs, differences: Differences) -> Section:
     """Return the groups in which the runs differ, and the names of the others."""
     groups = differences.groups
     different = [group for group in groups if any(row.differs for row in group.rows)]
@@ -169,7 +93,7 @@ def _differences(runs: _Runs, differences: Differences) -> Section:
     return Section("differences", "Differences", text, parts or [Part(text="None is recorded.")])
 
 
-def _compare(runs: _Runs, group: Group) -> Part:
+def _compare(runs: Runs, group: Group) -> Part:
     rows = tuple((row.name, *row.values) for row in group.rows if row.differs)
     equal = len(group.rows) - len(rows)
     caption = f"Differences of {group.title}; {format_count(equal, 'other row')} equal"
@@ -177,7 +101,7 @@ def _compare(runs: _Runs, group: Group) -> Part:
     return Part(group.title.capitalize(), tables=[table])
 
 
-def _curves(runs: _Runs, axis: TimeAxis) -> Section:
+def _curves(runs: Runs, axis: TimeAxis) -> Section:
     panels = list_panels(runs.records)
     events = [record.events for record in runs.records]
     for number, panel in enumerate(panels):
@@ -223,7 +147,7 @@ def _one_table(name: str, title: str, table: Table | None, text: str = "") -> Se
     return Section(name, title, text, [Part(tables=[table])] if table else ())
 
 
-def _model_sections(runs: _Runs) -> list[Section]:
+def _model_sections(runs: Runs) -> list[Section]:
     """Return what the models see, attend to and confuse. The pictures that matter most come first,
     as those that do not fit are dropped."""
     sections = {
@@ -261,17 +185,17 @@ def _model_sections(runs: _Runs) -> list[Section]:
     return [*(sections[name] for name in order), classes]
 
 
-def _gallery(runs: _Runs, run: int, name: str) -> Part:
+def _gallery(runs: Runs, run: int, name: str) -> Part:
     figures = place_pictures(getattr(runs.pictures[run], name), runs.budget)
     return Part(runs.titles[run], pictures=figures)
 
 
-def _confusions(runs: _Runs, run: int) -> Part:
+def _confusions(runs: Runs, run: int) -> Part:
     figures = place_confusions(runs.pictures[run], runs.budget)
     return Part(runs.titles[run], pictures=figures)
 
 
-def _tokens(runs: _Runs, run: int) -> Part:
+def _tokens(runs: Runs, run: int) -> Part:
     found = runs.pictures[run]
     name = runs.names[run]
     tables = _present([tabulate_tokens(found, name), tabulate_disagreement(found, name)])
@@ -282,7 +206,7 @@ def _tokens(runs: _Runs, run: int) -> Part:
     return Part(runs.titles[run], tables=tables[1:] if plot else tables, plot=plot)
 
 
-def _settings(runs: _Runs) -> Section:
+def _settings(runs: Runs) -> Section:
     parts = []
     for run, record in enumerate(runs.records):
         text, tables = tabulate_settings(record, runs.names[run])
@@ -290,7 +214,7 @@ def _settings(runs: _Runs) -> Section:
     return Section("settings", "Configuration", parts=parts)
 
 
-def _audit(runs: _Runs, run: int) -> Part:
+def _audit(runs: Runs, run: int) -> Part:
     audit = runs.audits[run]
     if audit is None:
         return Part()
@@ -298,11 +222,11 @@ def _audit(runs: _Runs, run: int) -> Part:
     return Part(runs.titles[run], text, [table])
 
 
-def _origin(runs: _Runs, run: int) -> Part:
+def _origin(runs: Runs, run: int) -> Part:
     return Part(runs.titles[run], tables=tabulate_origin(runs.records[run], runs.names[run]))
 
 
-def _missing(runs: _Runs) -> list[Section]:
+def _missing(runs: Runs) -> list[Section]:
     """Return the section that says why parts are not there, if there is anything to say."""
     notes = [
         f"{title}: {note}" if title else note

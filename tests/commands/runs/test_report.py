@@ -109,3 +109,16 @@ def test_a_page_that_cannot_be_written_is_one_line(
         report.report_command([str(run), "-o", str(tmp_path / "page.html")])
     assert ended.value.code == 2
     assert "--output must be" in capsys.readouterr().err
+
+
+def test_pictures_that_fail_are_a_note_in_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(record: object) -> None:
+        raise RuntimeError("no memory for <b>")
+
+    run = write_log(tmp_path / "run", make_lines(3))
+    monkeypatch.setattr("fastdeit.report.drawing.draw.draw_pictures", fail)
+    build.write_report([run], tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "images and weights is missing: RuntimeError: no memory for &lt;b&gt;" in text

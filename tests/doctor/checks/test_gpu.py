@@ -120,6 +120,15 @@ def test_two_builds_of_dali_none_and_one_for_a_newer_driver(
     assert gpu.check_dali(Target()).status == "broken"
 
 
+def test_each_rank_sees_one_gpu_of_those_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpu.show_one_gpu(3, 4) == {"CUDA_VISIBLE_DEVICES": "3"}
+    assert gpu.show_one_gpu(0, 0) == {}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-8932f937")
+    assert gpu.show_one_gpu(1, 8) == {"CUDA_VISIBLE_DEVICES": "GPU-8932f937"}
+    assert gpu.show_one_gpu(2, 8) == {}
+
+
 @pytest.mark.gpu
 def test_the_gpu_of_this_machine_is_fit() -> None:
     target = Target(gpus=gpu.count_gpus())

@@ -1,6 +1,7 @@
 """The ten seconds of training, with a small student and less time; and what is made of them."""
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,18 @@ def test_the_real_loader_and_step_are_measured_and_repeat(
     assert again.losses == steps.losses
     finding = judge(loader, steps, again, what, "cpu")
     assert finding.status == "ok", finding
+
+
+def test_a_rank_of_a_launch_trains_alone_with_its_share_of_the_cores(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.set_num_threads", lambda count: None)
+    alone = trial.join_alone()
+    assert (alone.rank, alone.size, alone.local_size) == (0, 1, 2)
+    assert alone.threads == max(1, len(os.sched_getaffinity(0)) // 2)
+    assert "RANK" not in os.environ
 
 
 def test_an_index_is_written_beside_the_copies_alone(tmp_path: Path) -> None:
