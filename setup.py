@@ -53,7 +53,7 @@ setup(
         "fsspec>=2024.6",  # data sets at a URL; torch brings it too
         "httpx2>=2",  # those at a web server
         "tyro>=1.0,<2",
-        "shtab>=1.8.1",  # shell completion
+        "shtab>=1.13",  # shell completion
         "rich>=13",
         "pyyaml>=6",
         "jinja2>=3.1",  # the page of a report; torch brings it too

@@ -1,5 +1,5 @@
 """The entry of `deepspeed fastdeit/train.py --recipe digits`. Nothing imports this file: its work
-is done in `commands/train.py`."""
+is done in `commands/runs/train.py`."""
 
 import os
 import sys

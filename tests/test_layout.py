@@ -44,7 +44,7 @@ ROOMS: dict[str, set[str]] = {
     "export": {"inference", *PARTS, *STORAGE},
     "inference": {"analysis", *PARTS, *STORAGE},
     "analysis": {*PARTS, *STORAGE},
-    "tracking": {"config", "data", "display", "storage", "training"},
+    "tracking": {"config", "data", "display", "distributed", "storage", "training"},
     "reliability": {"checkpoint", "display", "distributed", "plan", "storage", "training"},
     "training": {"config", "data", "distributed", "models", "plan", "storage"},
     "teacher_cache": {"config", "data", "distributed", "models", "plan", "storage"},

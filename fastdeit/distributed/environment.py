@@ -1,7 +1,9 @@
 """The variables by which a launcher tells a process its place. Importing this imports no torch."""
 
 import os
-from collections.abc import Mapping
+from pathlib import Path
+
+import fastdeit
 
 _PLACE = frozenset(
     "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE LOCAL_SIZE CROSS_RANK CROSS_SIZE GROUP_RANK "
@@ -10,13 +12,18 @@ _PLACE = frozenset(
 """Variables of torchrun and of DeepSpeed's launcher; torchrun's others begin with TORCHELASTIC_."""
 
 
-def without_place(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment for a process that is none of the ranks."""
-    return {
+def make_child_environment() -> dict[str, str]:
+    """Return the environment of a child process that imports this package; it is none of the ranks
+    and sees no GPU."""
+    # train.py finds the package by its own path, which a child does not inherit
+    places = [str(Path(fastdeit.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    path = os.pathsep.join(filter(None, places))
+    others = {
         name: value
-        for name, value in environment.items()
+        for name, value in os.environ.items()
         if name not in _PLACE and not name.startswith("TORCHELASTIC_")
     }
+    return others | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
 
 
 def is_alone() -> bool:

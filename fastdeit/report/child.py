@@ -5,7 +5,6 @@ It has the lowest priority, and ends by itself after `LIMIT_S` and with its pare
 number PARENT. It reads the run folder alone, and sees neither a GPU nor the other ranks.
 """
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -13,26 +12,21 @@ import sys
 from pathlib import Path
 from typing import IO
 
-import fastdeit
-from fastdeit.distributed.environment import without_place
+from fastdeit.distributed.environment import make_child_environment
+from fastdeit.reliability.launcher import die_with_parent
 from fastdeit.storage.run_folder import RunFolder
 
 LIMIT_S = 600
 """Seconds that the process may take."""
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _NICE = 19
 
 
 def start_child(folder: RunFolder, errors: IO[bytes]) -> subprocess.Popen[bytes]:
     """Start the process; errors: gets what it prints. Raises OSError."""
-    # train.py finds the package by its own path, which a child does not inherit
-    places = [str(Path(fastdeit.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    path = os.pathsep.join(filter(None, places))
-    alone = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.Popen(
         [sys.executable, "-m", "fastdeit.report.child", str(folder), str(os.getpid())],
-        env=without_place(os.environ) | alone,
+        env=make_child_environment() | {"OMP_NUM_THREADS": "1"},
         stdin=subprocess.DEVNULL,
         stdout=errors,
         stderr=errors,
@@ -44,7 +38,7 @@ def main(path: str, parent: str) -> None:
     """Write the report of the run in a folder."""
     os.nice(_NICE)
     signal.alarm(LIMIT_S)  # SIGALRM ends a process that does not take it
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     if os.getppid() != int(parent):
         return
     from fastdeit.report.build import write_report

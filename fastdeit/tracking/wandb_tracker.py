@@ -23,6 +23,7 @@ from PIL import Image
 
 from fastdeit.config.parse import require
 from fastdeit.display.text import printable
+from fastdeit.distributed.environment import make_child_environment
 from fastdeit.storage.atomic import atomic_write_text
 from fastdeit.storage.jsonl import read_json_lines, to_strict_json
 from fastdeit.tracking.callbacks import Callback, RunEnd, RunStart
@@ -118,7 +119,7 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "WANDB_SILENT": "true"},
+            env=make_child_environment() | {"WANDB_SILENT": "true"},
             start_new_session=True,  # Ctrl-C is for the run
         )
 

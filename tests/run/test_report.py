@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from fastdeit.commands.runs.train import train_command
-from fastdeit.report import child
+from fastdeit.distributed import environment
 from fastdeit.run import report
 from fastdeit.run.report import ReportWriter
 from fastdeit.storage.jsonl import read_json_lines
@@ -42,7 +42,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (place / "fastdeit" / "report").mkdir(parents=True)
     for part in ("fastdeit", "fastdeit/report"):
         (place / part / "__init__.py").touch()
-    monkeypatch.setattr(child.fastdeit, "__file__", str(place / "fastdeit" / "__init__.py"))
+    monkeypatch.setattr(environment.fastdeit, "__file__", str(place / "fastdeit" / "__init__.py"))
     monkeypatch.chdir(tmp_path)
     return place / "fastdeit" / "report" / "child.py"
 

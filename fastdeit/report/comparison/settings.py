@@ -11,6 +11,8 @@ from fastdeit.report.record import RunRecord
 
 _OWN = {"output_dir"}
 """Settings that differ in any two runs."""
+_PLACES = frozenset(("data_path", "output_dir", "teacher_path", "resume", "cache"))
+"""Settings that every user sets, so no difference to a recipe."""
 _NONE = "none"
 """How the setting None is shown."""
 
@@ -44,11 +46,20 @@ def list_recipes(records: Sequence[RunRecord]) -> list[Row]:
 def list_changes(record: RunRecord) -> dict[str, str]:
     """Return how the settings of a run differ from its recipe, in words, by flag; nothing if either
     is not recorded."""
+    return {
+        name_flag(name): f"{_show(value)}, recipe {_show(start)}"
+        for name, (value, start) in (find_changes(record) or {}).items()
+    }
+
+
+def find_changes(record: RunRecord) -> dict[str, tuple[Any, Any]] | None:
+    """Return the settings of a run that are not those of its recipe, paths aside, by name: its own
+    value, then the recipe's. None if either is not recorded."""
     if record.settings is None or record.recipe.replace("-", "_") not in RECIPES:
-        return {}
+        return None
     start = list_values(find_recipe(record.recipe))
     return {
-        name_flag(name): f"{_show(value)}, recipe {_show(start[name])}"
+        name: (value, start[name])
         for name, value in list_values(record.settings).items()
-        if name not in _OWN and value != start[name]
+        if name not in _PLACES and value != start[name]
     }

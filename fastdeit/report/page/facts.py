@@ -9,9 +9,9 @@ import numpy as np
 
 from fastdeit.config.changes import list_values
 from fastdeit.config.parse import name_flag
-from fastdeit.config.recipes import RECIPES
 from fastdeit.display.console import score_table
 from fastdeit.display.progress import format_duration
+from fastdeit.report.comparison.settings import find_changes
 from fastdeit.report.events import read_number
 from fastdeit.report.page.curves import find_steps_per_epoch
 from fastdeit.report.page.plots import find_mark
@@ -19,8 +19,6 @@ from fastdeit.report.page.tables import Column, Table, format_count, format_numb
 from fastdeit.report.record import Line, RunRecord
 
 _MOST_EVENTS = 500
-_PLACES = frozenset(("data_path", "output_dir", "teacher_path", "resume", "cache"))
-"""Settings that every user sets, so no difference to a recipe."""
 
 
 def describe_state(record: RunRecord) -> str:
@@ -79,14 +77,21 @@ def _find_score(line: Line) -> float:
 
 
 def _describe_duration(record: RunRecord) -> str:
-    """Return the time from the first start, or the first line of the log, to the last line."""
+    """Return the time that all starts took; of a log without it, the time from the first start or
+    line to the last line."""
+    lines = [*record.lines, *record.evaluations]
+    taken = [read_number(line.get("seconds_elapsed")) for line in lines]
+    known = [seconds for seconds in taken if math.isfinite(seconds)]
+    seconds = max(known) if known else _measure_span(record)
+    pauses = f" in {len(record.attempts)} starts" if len(record.attempts) > 1 else ""
+    return f"{format_duration(seconds)}{pauses}" if seconds else ""
+
+
+def _measure_span(record: RunRecord) -> float:
     starts = [attempt.time for attempt in record.attempts[:1] if attempt.time]
     lines = [read_number(line.get("time")) for line in (*record.lines, *record.evaluations)]
     times = [value for value in (*starts, *lines) if math.isfinite(value) and value > 0]
-    if len(times) < 2:
-        return ""
-    pauses = f", in {len(record.attempts)} starts" if len(record.attempts) > 1 else ""
-    return f"{format_duration(max(times) - min(times))}{pauses}"
+    return max(times) - min(times) if times else 0.0
 
 
 def _list_weights(record: RunRecord) -> str:
@@ -117,14 +122,12 @@ def tabulate_settings(record: RunRecord, name: str) -> tuple[str, list[Table]]:
         tuple((name_flag(field), _show(value)) for field, value in values.items()),
         is_folded=True,
     )
-    build = RECIPES.get(record.recipe)
-    if build is None:
+    changes = find_changes(record)
+    if changes is None:
         return "The run does not record its recipe, so nothing can be compared.", [everything]
-    recipe = list_values(build())
-    changed = [field for field in values if values[field] != recipe[field] and field not in _PLACES]
-    if not changed:
+    if not changes:
         return f"The run has the settings of the recipe {record.recipe}; paths aside.", [everything]
-    rows = [(name_flag(field), _show(values[field]), _show(recipe[field])) for field in changed]
+    rows = [(name_flag(field), *map(_show, pair)) for field, pair in changes.items()]
     columns = (Column("setting"), Column("value"), Column(f"recipe {record.recipe}"))
     different = Table(f"Settings of {name} that are not the recipe's", columns, tuple(rows))
     verb = "differs" if len(rows) == 1 else "differ"

@@ -6,6 +6,7 @@ Colours are names of the page's style (`--c0`), which has one for a light and on
 
 import html
 import importlib.util
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -93,7 +94,7 @@ def draw_panel(
 
 def draw_tokens(layers: Sequence[TokenLayer]) -> dict[str, Any]:
     """Return a figure of the cosine of both tokens by layer, with its standard deviation."""
-    known = [layer for layer in layers if layer.cosine is not None]
+    known = [layer for layer in layers if has_cosine(layer)]
     curve = {
         "type": "scatter",
         "mode": "lines+markers",
@@ -109,6 +110,11 @@ def draw_tokens(layers: Sequence[TokenLayer]) -> dict[str, Any]:
         "yaxis": {**_GRID, "title": {"text": "cosine"}, "fixedrange": True},
     }
     return {"data": [curve], "layout": axes, "is_timed": False}
+
+
+def has_cosine(layer: TokenLayer) -> bool:
+    """Return True if the cosine is known and finite: weights may hold NaN, which JSON lacks."""
+    return layer.cosine is not None and math.isfinite(layer.cosine)
 
 
 class Key(NamedTuple):

@@ -28,6 +28,7 @@ from fastdeit.report.page.plots import (
     draw_tokens,
     find_mark,
     group_events,
+    has_cosine,
     list_keys,
 )
 from fastdeit.report.page.summaries import describe_panel, tabulate_panel
@@ -200,7 +201,7 @@ def _tokens(runs: Runs, run: int) -> Part:
     name = runs.names[run]
     tables = _present([tabulate_tokens(found, name), tabulate_disagreement(found, name)])
     plot = None
-    if any(layer.cosine is not None for layer in found.tokens):
+    if any(map(has_cosine, found.tokens)):
         runs.figures[f"tokens-{run}"] = draw_tokens(found.tokens)
         plot = Plot(f"tokens-{run}", "Cosine of both tokens", name, (), (), 0, tables[0])
     return Part(runs.titles[run], tables=tables[1:] if plot else tables, plot=plot)

@@ -18,7 +18,7 @@ from markupsafe import Markup
 import fastdeit
 from fastdeit.audit.checklist import Audit
 from fastdeit.display.text import printable, shorten
-from fastdeit.report.differences import Differences
+from fastdeit.report.differences import Differences, name_runs
 from fastdeit.report.page.plots import read_script
 from fastdeit.report.page.sections import build_content
 from fastdeit.report.pictures import Pictures
@@ -50,7 +50,7 @@ def render_page(
     audits: Sequence[Audit | None] = (),
 ) -> str:
     """Return the page as `write_page` writes it."""
-    names = name_runs(records)
+    names = label_runs(records)
     plotly = read_script()
     templates = _open_templates()
     script = _read(templates, "page.js")
@@ -68,16 +68,10 @@ def render_page(
     )
 
 
-def name_runs(records: Sequence[RunRecord]) -> list[str]:
-    """Return a short name for each run, each another one: as many of the last parts of its path as
-    it takes, and a number where that is not enough."""
-    paths = [Path(record.name).parts or (record.name,) for record in records]
-    different = len(set(paths))
-    names: list[str] = []
-    for count in range(1, max(map(len, paths)) + 1):
-        names = [shorten("/".join(parts[-count:]), _LETTERS) for parts in paths]
-        if len(set(names)) == different:
-            break
+def label_runs(records: Sequence[RunRecord]) -> list[str]:
+    """Return a short name for each run, each another one: that of `name_runs`, and a number where
+    two are equal."""
+    names = [shorten(name, _LETTERS) for name in name_runs([record.name for record in records])]
     if len(set(names)) == len(names):
         return names
     return [f"{number}: {name}" for number, name in enumerate(names, 1)]

@@ -4,6 +4,7 @@ import html.parser
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import pytest
 from fastdeit.report.differences import compare_runs
 from fastdeit.report.page import models, plots, write
 from fastdeit.report.page.models import tabulate_classes
-from fastdeit.report.page.write import name_runs, render_page, write_page
+from fastdeit.report.page.write import label_runs, render_page, write_page
 from fastdeit.report.pictures import ClassRow, Pictures
 from fastdeit.report.record import RunRecord, read_run
+from tests.report.test_record import ATTEMPT
 from tests.support.report_runs import (
     HOSTILE,
     encode_image,
@@ -80,7 +82,7 @@ def outline(records: list[RunRecord], pictures: list[Pictures] | None = None) ->
 def figures_of(text: str) -> dict[str, Any]:
     found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, re.S)
     assert found
-    return dict(json.loads(found[1]))
+    return dict(json.loads(found[1], parse_constant=pytest.fail))  # as a browser does
 
 
 @pytest.fixture
@@ -169,6 +171,29 @@ def test_values_that_are_not_finite_are_gaps_and_counted(tmp_path: Path) -> None
     assert "4 values are not finite" in text
 
 
+def test_tokens_of_weights_that_are_not_finite_have_no_plot(record: RunRecord) -> None:
+    pictures = make_pictures()
+    nan = float("nan")
+    tokens = tuple(replace(layer, cosine=nan, spread=nan) for layer in pictures.tokens)
+    text = render_page([record], [replace(pictures, tokens=tokens)])
+    assert "tokens-0" not in figures_of(text) and "by layer" in text
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "duration"),
+    [(10.0, "2 min in 2 starts"), (None, "9 s in 2 starts")],
+)
+def test_the_duration_is_the_time_of_all_starts(
+    tmp_path: Path, elapsed: float | None, duration: str
+) -> None:
+    lines = [
+        {**line, "seconds_elapsed": elapsed and elapsed * line["step"]} for line in make_lines(10)
+    ]
+    start = replace(ATTEMPT, time=0.0)
+    found = replace(read_run(write_log(tmp_path / "run", lines)), attempts=(start, start))
+    assert f"<td><bdi>{duration}" in render_page([found], [Pictures()])
+
+
 @pytest.mark.parametrize("count", [0, 1, 10])
 def test_a_run_of_few_lines_says_what_is_missing(tmp_path: Path, count: int) -> None:
     folder = write_log(tmp_path / "run", make_lines(count))
@@ -233,12 +258,12 @@ def test_differences_of_several_runs_come_first(tmp_path: Path) -> None:
 
 
 def test_runs_of_one_name_are_numbered(record: RunRecord) -> None:
-    assert name_runs([record, record]) == ["1: run", "2: run"]
+    assert label_runs([record, record]) == ["1: run", "2: run"]
 
 
 def test_runs_have_the_last_parts_that_distinguish_them(tmp_path: Path) -> None:
     folders = [write_log(tmp_path / name / "x", make_lines(1)) for name in ("a", "b")]
-    assert name_runs([read_run(folder) for folder in folders]) == ["a/x", "b/x"]
+    assert label_runs([read_run(folder) for folder in folders]) == ["a/x", "b/x"]
 
 
 def test_a_long_run_is_thinned_and_says_so(tmp_path: Path) -> None:
