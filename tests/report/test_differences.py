@@ -24,7 +24,7 @@ STEPS = {
 
 
 def make_record(name: str, lines: Any = (), **changes: Any) -> RunRecord:
-    record = read_run(ROOT / "benchmarks/results/fashion_mnist.jsonl")
+    record = read_run(ROOT / "tests/support/older_log.jsonl")
     plain: dict[str, Any] = {"name": name, "lines": lines, "steps": STEPS, "evaluations": ()}
     plain |= {"settings": find_recipe("digits"), "recipe": "digits", "attempts": (ATTEMPT,)}
     return dataclasses.replace(record, **plain | changes)
@@ -150,7 +150,7 @@ def test_runs_have_the_shortest_names_that_distinguish_them(
 
 
 def test_the_library_compares_folders() -> None:
-    log = ROOT / "benchmarks/results/fashion_mnist.jsonl"
+    log = ROOT / "tests/support/older_log.jsonl"
     found = fastdeit.compare_runs([log, str(log)])
     assert found["groups"]["results"]["steps"] == [11244, 11244]
     with pytest.raises(ValueError, match="^RUN must be"):

@@ -106,7 +106,7 @@ def test_a_log_of_means_alone_has_no_steps(folder: RunFolder) -> None:
 
 
 def test_a_bare_log_is_a_run() -> None:
-    run = read_run(ROOT / "benchmarks/results/fashion_mnist.jsonl")
+    run = read_run(ROOT / "tests/support/older_log.jsonl")
     assert run.settings is None and run.attempts == () and run.faults == ()
     assert run.last_step > 100 and run.results["model/both/top1"] > 80
 

@@ -9,7 +9,7 @@ from fastdeit.commands.runs.compare import compare_command
 from fastdeit.storage.jsonl import replace_lines
 from tests.support.launching import ROOT
 
-LOG = str(ROOT / "benchmarks/results/fashion_mnist.jsonl")
+LOG = str(ROOT / "tests/support/older_log.jsonl")
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_json_is_alone_on_stdout_and_faults_are_on_stderr(
     assert compare_command([run, LOG, "--json"]) == 0
     said = capsys.readouterr()
     found = json.loads(said.out)
-    assert found["runs"] == ["run", "fashion_mnist.jsonl"]
+    assert found["runs"] == ["run", "older_log.jsonl"]
     assert found["groups"]["results"]["model/both/top1"][0] == 12.5
     assert said.err.startswith("not read: ") and "config.yaml" in said.err
 
