@@ -107,6 +107,7 @@ OUTSIDE = {
     "augment_backend augment_device teacher_batch teacher_benchmark precision kernels compile "
     "cuda_graph zero_stage grad_checkpointing offload_optimizer deepspeed_config overlap_reduce "
     "micro_batch",
+    "who receives the log": "log_wandb wandb_project wandb_tags prometheus callback",
     "when the run evaluates, saves, stops": "eval_epochs log_steps stop_after_steps time_limit "
     "save_steps keep_checkpoints max_bad_steps max_rollbacks checksum_steps startup_limit "
     "data_limit step_limit evaluation_limit checkpoint_limit",
