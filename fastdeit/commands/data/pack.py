@@ -39,6 +39,8 @@ from fastdeit.display.text import printable, quote_words
 from fastdeit.storage.urls import is_url
 
 _INTERRUPTED = 130
+_TEACHER = ("--model", "regnety_040", "--distillation-type", "none")
+"""A first run on a new data set trains a teacher: a student needs one."""
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
@@ -208,7 +210,8 @@ def _report(terminal: Terminal, job: Packing, summary: Summary) -> None:
     if job.layout == "folder" and np.any(np.diff(job.source["train"].labels) < 0):
         other = "not in the source's order, so the plan is another"
         terminal.say(f"  note: a folder is listed class by class, {other}; shards keep the order")
-    terminal.say(f"  next: {quote_words('fastdeit', 'train', '--data-path', job.output)}")
+    train = ("fastdeit", "train", "--data-path", job.output, *_TEACHER)
+    terminal.say(f"  next: {quote_words(*train)}")
 
 
 def _count(files: Sequence[PartRecord]) -> str:

@@ -1,6 +1,7 @@
 """`fastdeit pack`: its report, its errors, its exit codes, and what signals leave."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from fastdeit.commands.data.pack import pack_command, parse_shard_size
+from fastdeit.config.cli import parse_config
 from fastdeit.data.packing.job import ShardSize
 from tests.support.images import write_shapes
 from tests.support.launching import ROOT, clean_environment
@@ -38,7 +40,9 @@ def test_report_and_verification(
     assert "times the source's" in first and "  decoding takes " in decoding
     assert "PSNR at 224 pixels" in pixels and "dB of 8% of their area (24 images)" in pixels
     assert excluded.startswith("  excluded: val/stripe/02.jpg: is no JPEG")
-    assert after == f"  next: fastdeit train --data-path {out}"
+    words = shlex.split(after.removeprefix("  next: fastdeit train "))
+    config, _ = parse_config(words, "fastdeit train")
+    assert config.data.data_path == str(out) and config.distill.distillation_type == "none"
     assert pack_command(argv) == 0
     assert "4 parts were there before, with right checksums" in capsys.readouterr().out
     assert pack_command([str(out), "--verify"]) == 0
