@@ -6,6 +6,7 @@ Orders and answers are JSON lines on two pipes of their own: libraries print to 
 import dataclasses
 import json
 import os
+import signal
 import sys
 
 from fastdeit.doctor.findings import Check, Finding, Target, fail
@@ -17,7 +18,7 @@ _LETTERS = 400
 
 def main() -> None:
     """Answer orders until there are no more; the arguments are the numbers of the two pipes."""
-    die_with_parent()
+    die_with_parent(signal.SIGKILL)  # a stopped process takes no other
     with open(int(sys.argv[1])) as orders, open(int(sys.argv[2]), "w", buffering=1) as answers:
         target = Target(**json.loads(orders.readline()))
         for order in orders:

@@ -78,7 +78,7 @@ def _command(pid: int) -> str:
     return ""
 
 
-def die_with_parent() -> None:
-    """Ask the system to send SIGTERM when the parent ends; Linux only."""
+def die_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
+    """Ask the system to send this signal when the parent ends; Linux only."""
     with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, by)

@@ -38,7 +38,7 @@ def main(path: str, parent: str) -> None:
     """Write the report of the run in a folder."""
     os.nice(_NICE)
     signal.alarm(LIMIT_S)  # SIGALRM ends a process that does not take it
-    die_with_parent()
+    die_with_parent(signal.SIGKILL)  # a stopped process takes no other
     if os.getppid() != int(parent):
         return
     from fastdeit.report.build import write_report

@@ -90,7 +90,7 @@ def load_callback(name: str) -> Callback:
     assert maker is not None
     try:
         made = maker()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         fault = f"{type(error).__name__}: {error}"
         require(False, "callback", name, f"{allowed}; this one raises {fault}")
     require(isinstance(made, Callback), "callback", name, allowed)
@@ -100,7 +100,7 @@ def load_callback(name: str) -> Callback:
 def _import_module(name: str, module_name: str) -> Any:
     try:
         return importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         fault = f"{type(error).__name__}: {error}"
         allowed = f"MODULE:CLASS of a module on the Python path; its import raises {fault}"
         require(False, "callback", name, allowed)

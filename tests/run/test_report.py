@@ -174,6 +174,33 @@ def test_the_child_ends_with_its_parent_and_writes_a_note_of_what_is_wrong(
     assert done.returncode == 1 and done.stderr.startswith("RUN must be the --output-dir of a run")
 
 
+def test_a_stopped_child_ends_with_its_parent_too() -> None:
+    child = textwrap.dedent(
+        """
+        import os, signal, sys, types
+        from fastdeit.report.child import main
+        stop = lambda *_: os.kill(os.getpid(), signal.SIGSTOP)
+        sys.modules["fastdeit.report.build"] = types.SimpleNamespace(write_report=stop)
+        main("run", str(os.getppid()))
+        """
+    )
+    parent = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    command = [sys.executable, "-c", parent, child]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        children: list[psutil.Process] = []
+        while not (children and children[0].status() == psutil.STATUS_STOPPED):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+            children = psutil.Process(process.pid).children()
+        process.kill()
+        try:
+            process.communicate(timeout=10)  # until both have closed their output
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                children[0].kill()
+
+
 @pytest.mark.parametrize("fault", [OSError("disk full"), RuntimeError("a bug"), MemoryError()])
 def test_a_report_that_fails_at_the_end_is_a_note(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch, fault: Exception

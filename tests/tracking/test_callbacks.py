@@ -22,6 +22,10 @@ class Failing(fastdeit.Callback):
     def __init__(self):
         raise OSError("no room")
 
+class Leaving(fastdeit.Callback):
+    def __init__(self):
+        raise SystemExit(3)
+
 class Needy(fastdeit.Callback):
     def __init__(self, place):
         pass
@@ -32,6 +36,7 @@ class Needy(fastdeit.Callback):
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "own_watchers.py").write_text(MODULE)
     (tmp_path / "own_broken.py").write_text("import nowhere_at_all")
+    (tmp_path / "own_leaving.py").write_text("raise SystemExit(3)")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own_watchers", raising=False)
     return "own_watchers"
@@ -47,8 +52,10 @@ def test_a_class_is_made(module: str) -> None:
         ("own_watchers:Missing", "a class without arguments that extends fastdeit.Callback"),
         ("own_watchers:Other", "a class without arguments that extends fastdeit.Callback"),
         ("own_watchers:Failing", "this one raises OSError: no room"),
+        ("own_watchers:Leaving", "this one raises SystemExit: 3"),
         ("own_watchers:Needy", "this one raises TypeError: .*place"),
         ("own_nothing:Good", "its import raises ModuleNotFoundError"),
+        ("own_leaving:Good", "its import raises SystemExit: 3"),
         ("own_broken:Good", "its import raises ModuleNotFoundError: .*nowhere_at_all"),
     ],
 )
