@@ -85,8 +85,9 @@ def test_next_command_runs_as_printed(
     monkeypatch.chdir(tmp_path)
     flags = [*SMALL[2:4], *SMALL[10:], "--model", "test_resnet"]
     assert train_command(["--data-path", str(root), *flags]) == 0
-    command = capsys.readouterr().out.splitlines()[-1].removeprefix("next: ")
-    start, name, *words = split_words(command)
+    lines = capsys.readouterr().out.splitlines()
+    command = next(line for line in lines if line.startswith("next: "))
+    start, name, *words = split_words(command.removeprefix("next: "))
     assert (start, name, words[:2]) == ("fastdeit", "train", ["--data-path", str(root)])
     short = "--epochs 1 --embed-dim 32 --depth 1 --num-heads 1 --num-workers 1".split()
     assert train_command([*words, *short]) == 0
