@@ -608,6 +608,6 @@ def test_launched_ranks_roll_back_together_and_stop_when_they_differ(
         assert failure["step"] == 20 and "have different cls_token" in failure["error"]
     assert list_checkpoints(launch.folder / "checkpoints")[0].name == "step-00000018"
     page = RunFolder(launch.folder).report.read_text()
-    # rank 1 may report its own failure after the page is written
-    assert "rank 0 failed in step: " in page and "rolled back to step 6" in page
+    # rank 1 may report after the page is written; either rank may be in the section "data"
+    assert "rank 0 failed in " in page and "rolled back to step 6" in page
     assert not launch.alive()
