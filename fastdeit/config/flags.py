@@ -52,11 +52,22 @@ def check_flags(argv: Iterable[str]) -> None:
     """Raise ValueError, naming what is allowed, for a flag of `fastdeit train` that does not exist
     and for values that are not of its type."""
     known = own_flags()
+    lists: set[str] = set()
     for name, tokens in split_flags(argv):
         if not name:
             shown = " ".join(tokens)
             raise ValueError(f"{shown!r} belongs to no flag; the data set's folder is --data-path")
         check_flag(name, values_of(tokens), known)
+        if count_values(known[name]) is None:
+            _check_once(name, lists)
+
+
+def _check_once(name: str, seen: set[str]) -> None:
+    """Raise ValueError for a flag with a list that was seen before: the last list alone would be
+    read. Of a flag with one value the last one counts, as scripts append flags."""
+    if name in seen:
+        raise ValueError(f"{name} must be given once, with all its values (got it twice)")
+    seen.add(name)
 
 
 def check_flag(name: str, values: Sequence[str], known: Mapping[str, Any]) -> None:

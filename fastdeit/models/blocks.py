@@ -1,5 +1,7 @@
 """The parts of a student: patch projection, attention, MLP and LayerScale, with timm's names."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -106,3 +108,27 @@ def add_branch(
     gamma = None if channels is None else channels.gamma
     bias = projection.bias if is_fused(x) else None
     return add_norm(x, branch, scale, layer.weight, layer.bias, layer.eps, gamma, bias)
+
+
+def spread_drop_path(rate: float, depth: int, constant: bool) -> tuple[float, ...]:
+    """Return the rate of each block: `rate` everywhere, or from 0 linearly to `rate`."""
+    if constant:
+        return (rate,) * depth
+    return tuple(rate * i / max(1, depth - 1) for i in range(depth))
+
+
+def scale_branches(
+    rates: Sequence[float], keep: torch.Tensor | None, batch: int, device: torch.device
+) -> torch.Tensor:
+    """Return the factors of the branches by DropPath, fp32 (depth, 2, B).
+
+    rates: of each block, linear; keep: bool (B, depth, 2), which branches are kept; None: drawn
+    from torch's generator. Raises ValueError for a mask of another shape.
+    """
+    # made on the device: a copy from the host at every step would make the step wait
+    spread = torch.linspace(rates[0], rates[-1], len(rates), device=device)
+    if keep is None:
+        keep = torch.rand(batch, len(rates), 2, device=device) >= spread[:, None]
+    if keep.shape != (batch, len(rates), 2):
+        raise ValueError(f"keep must be ({batch}, {len(rates)}, 2) (got {tuple(keep.shape)})")
+    return (keep.permute(1, 2, 0) / (1 - spread)[:, None, None]).contiguous()

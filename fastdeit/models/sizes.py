@@ -159,3 +159,15 @@ def suggest_names(name: str) -> str:
     none is near."""
     near = difflib.get_close_matches(name, [*SIZES, *timm.list_models()], n=3)
     return f"; near: {', '.join(near)}" if near else ""
+
+
+def check_sizes(
+    image_size: int, patch_size: int, embed_dim: int, num_heads: int, drop_path: float
+) -> None:
+    """Raise ValueError for sizes of a student that do not divide, or a rate that is none."""
+    if image_size % patch_size:
+        raise ValueError(f"image_size must be a multiple of {patch_size} (got {image_size})")
+    if embed_dim % num_heads:
+        raise ValueError(f"embed_dim must be a multiple of {num_heads} heads (got {embed_dim})")
+    if not 0 <= drop_path < 1:
+        raise ValueError(f"drop_path must be 0 or more, below 1 (got {drop_path})")

@@ -21,9 +21,16 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fastdeit.kernels.norm import norm
-from fastdeit.models.blocks import NORM_EPS, Block, PatchEmbed, add_branch
+from fastdeit.models.blocks import (
+    NORM_EPS,
+    Block,
+    PatchEmbed,
+    add_branch,
+    scale_branches,
+    spread_drop_path,
+)
 from fastdeit.models.initialisation import initialise_student
-from fastdeit.models.sizes import SIZES
+from fastdeit.models.sizes import SIZES, check_sizes
 
 
 class Student(nn.Module):
@@ -58,7 +65,7 @@ class Student(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check_sizes(image_size, patch_size, embed_dim, num_heads, drop_path)
+        check_sizes(image_size, patch_size, embed_dim, num_heads, drop_path)
         self.image_size = image_size
         self.patch_size = patch_size
         self.num_classes = num_classes
@@ -76,15 +83,13 @@ class Student(nn.Module):
         self.num_prefix_tokens = self.num_head_tokens + reg_tokens
         self.num_prefix_positions = 0 if no_embed_class else self.num_prefix_tokens
         """Of the position embedding, before those of the patches."""
-        self.drop_path_rates = _spread_drop_path(drop_path, depth, constant_drop_path)
+        self.drop_path_rates = spread_drop_path(drop_path, depth, constant_drop_path)
         self._add_tokens()
         self.patch_embed = PatchEmbed(patch_size, embed_dim)
         sizes = (embed_dim, num_heads, int(embed_dim * mlp_ratio), qkv_bias, init_values)
         self.blocks = nn.ModuleList(Block(*sizes) for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
-        self.head = self._make_head(num_classes)
-        if distilled:
-            self.head_dist = self._make_head(num_classes)
+        self._add_heads(num_classes)
         self.distilled_training = True
         self.grad_checkpointing = False
         self.pretrained_cfg = self._describe()
@@ -130,7 +135,7 @@ class Student(nn.Module):
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         if height != width:
             raise ValueError(f"img_size must be that of a square (got {height} x {width})")
-        _check_sizes(height, self.patch_size, self.embed_dim, self.num_heads, 0.0)
+        check_sizes(height, self.patch_size, self.embed_dim, self.num_heads, 0.0)
         grid = height // self.patch_size
         self.pos_embed = nn.Parameter(self._resample(grid, grid), self.pos_embed.requires_grad)
         self.image_size = height
@@ -153,6 +158,11 @@ class Student(nn.Module):
             self.add_module(name, head.to(self.cls_token).train(self.training))
         self.num_classes = num_classes
         self.pretrained_cfg["num_classes"] = num_classes
+
+    def _add_heads(self, num_classes: int) -> None:
+        self.head = self._make_head(num_classes)
+        if self.distilled:
+            self.head_dist = self._make_head(num_classes)
 
     def _make_head(self, num_classes: int) -> Any:
         return nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
@@ -339,39 +349,13 @@ class Student(nn.Module):
 
     def _branch_scales(self, keep: torch.Tensor | None, batch: int) -> torch.Tensor | None:
         """Return each branch's factor per sample, (depth, 2, B) fp32; None: all are 1."""
-        depth = len(self.blocks)
         if keep is None and not (self.training and any(self.drop_path_rates)):
             return None
-        # made on the device: a copy from the host at every step would make the step wait
-        first, last = self.drop_path_rates[0], self.drop_path_rates[-1]
-        rates = torch.linspace(first, last, depth, device=self.cls_token.device)
-        if keep is None:
-            keep = torch.rand(batch, depth, 2, device=rates.device) >= rates[:, None]
-        if keep.shape != (batch, depth, 2):
-            raise ValueError(f"keep must be ({batch}, {depth}, 2) (got {tuple(keep.shape)})")
-        return (keep.permute(1, 2, 0) / (1 - rates)[:, None, None]).contiguous()
+        return scale_branches(self.drop_path_rates, keep, batch, self.cls_token.device)
 
 
 def _normalise(x: torch.Tensor, layer: nn.LayerNorm) -> torch.Tensor:
     return norm(x, layer.weight, layer.bias, NORM_EPS)
-
-
-def _spread_drop_path(rate: float, depth: int, constant: bool) -> tuple[float, ...]:
-    """Return the rate of each block: `rate` everywhere, or from 0 linearly to `rate`."""
-    if constant:
-        return (rate,) * depth
-    return tuple(rate * i / max(1, depth - 1) for i in range(depth))
-
-
-def _check_sizes(
-    image_size: int, patch_size: int, embed_dim: int, num_heads: int, drop_path: float
-) -> None:
-    if image_size % patch_size:
-        raise ValueError(f"image_size must be a multiple of {patch_size} (got {image_size})")
-    if embed_dim % num_heads:
-        raise ValueError(f"embed_dim must be a multiple of {num_heads} heads (got {embed_dim})")
-    if not 0 <= drop_path < 1:
-        raise ValueError(f"drop_path must be 0 or more, below 1 (got {drop_path})")
 
 
 def build_student(name: str, *, num_classes: int, **overrides: object) -> Student:

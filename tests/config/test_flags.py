@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 
 from fastdeit.config.cli import parse_config
-from fastdeit.config.flags import format_replay_command, format_train_command, list_flags
+from fastdeit.config.flags import (
+    check_flags,
+    format_replay_command,
+    format_train_command,
+    list_flags,
+)
 from fastdeit.config.recipes import RECIPES
 from fastdeit.config.recipes.follow import (
     follow_with_student,
@@ -146,3 +151,9 @@ def test_replay_names_a_teacher_that_is_a_program(flags: list[str], expected: li
     config, _ = parse(*flags)
     line = format_replay_command(config, "my run", 3)
     assert split(line) == ["fastdeit", "replay", "my run", "--step", "3", *expected]
+
+
+def test_a_list_is_given_once_and_of_one_value_the_last_counts() -> None:
+    check_flags(["--lr", "1", "--callback", "a:B", "c:D", "--lr", "2"])
+    with pytest.raises(ValueError, match="--callback must be given once, with all its values"):
+        check_flags(["--callback", "a:B", "--lr", "1", "--callback=c:D"])
