@@ -1,1 +1,1 @@
-"""What the tokens and heads of a model do: attention, similarity, disagreement."""
+"""Attention, similarity and disagreement of the tokens and heads of a model."""

@@ -18,7 +18,7 @@ class Cosine:
     """A cosine over images, or over classes: mean and standard deviation."""
 
     name: str
-    """What is compared."""
+    """The two vectors that are compared."""
     mean: float
     std: float
 

@@ -1,4 +1,4 @@
-"""What tokens and attention do in a forward pass, as far as a model has them."""
+"""Tokens and attention in a forward pass, as far as a model has them."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -19,7 +19,7 @@ from fastdeit.analysis.tokens import (
 
 
 class Trace(NamedTuple):
-    """What is seen of a batch of B images; L layers, H attention heads."""
+    """Measurements of a batch of B images; L layers, H attention heads."""
 
     cosines: torch.Tensor | None
     """(B, L + 2), as `measure_tokens`; None: there is no distillation token."""
@@ -35,7 +35,7 @@ class TokenAnalysis:
     tokens: TokenSimilarity | None
     distance: AttentionDistance | None
     notes: tuple[str, ...]
-    """What the model lacks."""
+    """The parts that the model lacks."""
 
 
 @torch.no_grad()

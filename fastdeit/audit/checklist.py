@@ -12,7 +12,7 @@ Status = Literal["equal", "differs", "cannot be seen"]
 
 
 class Finding(NamedTuple):
-    """What something has of an item; is_equal None: it does not decide it."""
+    """The value that was found of an item; is_equal None: it does not decide it."""
 
     text: str
     is_equal: bool | None

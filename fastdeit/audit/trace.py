@@ -14,7 +14,7 @@ _SIDE = 224  # of a network for images of any size
 
 
 class Trace(NamedTuple):
-    """What a forward pass in evaluation mode computed.
+    """Tensors of a forward pass in evaluation mode.
 
     inputs: of each block's attention and MLP, (1, N, D), by name. heads: outputs of the heads,
     (1, K) each. output: that of the network.

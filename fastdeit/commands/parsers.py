@@ -30,7 +30,7 @@ from fastdeit.config.recipes import RECIPES
 Parser = argparse.ArgumentParser
 
 _CHOICES = {"action": ["list", "show", "diff", *RECIPES], "recipe": list(RECIPES)}
-"""What a flag or place accepts, where its type does not name it."""
+"""The kind of value that a flag or place accepts, where its type does not name it."""
 
 PARSERS: dict[str, Callable[..., Any]] = {
     "analyse": AnalyseOptions,

@@ -40,7 +40,7 @@ class RecipesOptions:
     action: Annotated[
         tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[list|show NAME|diff A B]")
     ] = ()
-    """What to do; list by default."""
+    """The action; list by default."""
     json: bool = False
     """Print one JSON value in place of text."""
 

@@ -21,7 +21,7 @@ from fastdeit.config.parse import Section, name_flag, require_value
 
 Options = TypeVar("Options")
 FLAT = (tyro.conf.OmitArgPrefixes,)
-"""What makes the flags of tyro carry no section's name."""
+"""tyro's marker by which flags carry no section's name."""
 _HELP = {"--help": bool, "-h": bool}
 
 

@@ -13,7 +13,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found, and what to change; cure: empty if there is nothing to change."""
+    """The result of a check, and the change that it asks for; cure: empty if there is none."""
 
     status: Status
     found: str
@@ -50,7 +50,7 @@ def warn_of(found: str, faults: list[tuple[str, str]]) -> Finding:
 
 @dataclass(frozen=True)
 class Target:
-    """What the checks look at, as text, since it travels to other processes.
+    """The places that the checks examine, as text, since it travels to other processes.
 
     scratch: a folder that a check may create, write to, and need not remove.
     """

@@ -1,4 +1,4 @@
-"""What all ranks have found, as one list."""
+"""The findings of all ranks, as one list."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -40,9 +40,9 @@ CHECKS = (
     Check("data set", pictures.check_data, ("pyarrow", "Pillow"), 120),
     Check("disk", files.check_disk, ("pyarrow",), quick=False, limit_s=120),
 )
-"""What each rank, or the first of each machine, checks by itself."""
+"""The checks of each rank, or of the first of each machine, by itself."""
 GROUP = Check("all ranks", check_group, _TORCH, 120, each_rank=True)
-"""What the ranks of a launch check together."""
+"""The checks that the ranks of a launch do together."""
 TRIAL = Check("training", try_training, _TRAINING, 180, each_rank=True, quick=False)
 """Ten seconds of training; the limit includes the imports, and a compilation of half a minute."""
 CLEAN = Check("files left", remove_scratch)

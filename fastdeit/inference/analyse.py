@@ -35,7 +35,7 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class Analysis:
-    """What the tokens and heads of a checkpoint do."""
+    """The analysis of the tokens and heads of a checkpoint."""
 
     loaded: LoadedModel
     index: Index

@@ -1,4 +1,4 @@
-"""What is planned for a sample, in words: as previews and reports name it."""
+"""The planned operations of a sample in words, as previews and reports name them."""
 
 from collections.abc import Sequence
 

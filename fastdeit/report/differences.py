@@ -1,4 +1,4 @@
-"""How runs differ: settings, recipe, samples, inputs, machine, speed, results, losses.
+"""Differences of runs: settings, recipe, samples, inputs, machine, speed, results, losses.
 
 Each group is a list of rows with a value for each run, in the order of the runs. What is not
 recorded, as in a run of an older version, is None. A row that compares two runs compares each with

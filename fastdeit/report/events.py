@@ -1,4 +1,4 @@
-"""What happened to a run beside its steps: starts, skipped steps, spikes, rollbacks, failures,
+"""Events of a run beside its steps: starts, skipped steps, spikes, rollbacks, failures,
 excluded images; on one axis, the optimizer steps done.
 
 Records of older versions lack fields, so a field that is absent has no text. Nothing here imports

@@ -1,4 +1,4 @@
-"""What a page shows of a run beside its curves: plain data, whose texts are as names have them, so
+"""The contents of a page beside a run's curves: plain data, whose texts are as names have them, so
 that a page must escape them."""
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Picture:
     alt: str
     """Text in place of the picture."""
     lines: tuple[str, ...] = ()
-    """What was planned for a sample, in the order in which it happens."""
+    """The planned operations, in the order in which they happen."""
 
 
 @dataclass(frozen=True)

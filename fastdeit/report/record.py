@@ -1,4 +1,4 @@
-"""What the folder of a run holds, as one record.
+"""The contents of a run's folder, as one record.
 
 A run may be in progress, stopped, failed or damaged, or of an older version: what is missing is
 empty in the record, and `faults` says what could not be read. Nothing is written, no lock is taken.

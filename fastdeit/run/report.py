@@ -1,4 +1,4 @@
-"""What a run writes for the eye: the predictions of each evaluation, and its report.
+"""The predictions of each evaluation of a run, and its report.
 
 The report is written by a child process while the run trains, so that no step waits for it, and by
 this process at the end of the run, whatever ends it. Nothing of it can end the run.

@@ -1,4 +1,4 @@
-"""What all ranks have found, as one list."""
+"""The findings of all ranks, as one list."""
 
 from fastdeit.doctor.findings import Check, Finding, absent, fail, good, warn
 from fastdeit.doctor.summary import Row, count_statuses, find_worst, merge_ranks

@@ -1,4 +1,4 @@
-"""What is planned for a sample, in words, against the numbers of the plan."""
+"""The planned operations of a sample in words, against the numbers of the plan."""
 
 import numpy as np
 

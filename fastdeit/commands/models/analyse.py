@@ -44,7 +44,7 @@ class AnswerFlags(Section):
     images: int = IMAGES
     """Images that show tokens and attention, spread evenly over the split; 0: all."""
     class_map: str = ""
-    """How the classes of the data set match the outputs of the model, as in `fastdeit evaluate`."""
+    """The match of data set's classes and model's outputs, as in `fastdeit evaluate`."""
     other: str = ""
     """A second checkpoint, whose answers are compared too."""
     json: bool = False

@@ -14,7 +14,7 @@ _OWN = {"output_dir"}
 _PLACES = frozenset(("data_path", "output_dir", "teacher_path", "resume", "cache"))
 """Settings that every user sets, so no difference to a recipe."""
 _NONE = "none"
-"""How the setting None is shown."""
+"""The text of the setting None."""
 
 
 def list_settings(records: Sequence[RunRecord]) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Whether the accuracies of two runs on the same images differ by more than chance."""
+"""A test of whether the accuracies of two runs on the same images differ by chance."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What the recorded predictions of a run show, without a model: confusions, and the answers for
+"""Counts of the recorded predictions of a run, without a model: confusions, and the answers for
 each class."""
 
 import numpy as np

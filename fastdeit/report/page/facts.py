@@ -1,4 +1,4 @@
-"""What a run is, in tables: its state, results, settings, events, versions."""
+"""Tables of a run: its state, results, settings, events, versions."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""What the model of a run sees, attends to and confuses: pictures and tables."""
+"""Pictures and tables of a run's model: samples, attention, confusions."""
 
 import base64
 import io

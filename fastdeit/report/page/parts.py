@@ -1,4 +1,4 @@
-"""What the template of the page places: sections of parts, which have tables, pictures, plots."""
+"""The parts that the page's template places: sections with tables, pictures, plots."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

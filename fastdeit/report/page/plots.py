@@ -30,7 +30,7 @@ _MOST_LINES = 40  # of a kind, beyond which its marks have no lines, which would
 
 
 class MarkStyle(NamedTuple):
-    """How events of a kind are drawn. letter: in the legend, beside the plot's symbol."""
+    """The marks of a kind of event. letter: in the legend, beside the plot's symbol."""
 
     name: str
     symbol: str

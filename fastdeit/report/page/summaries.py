@@ -1,4 +1,4 @@
-"""What the plots show, as sentences and tables."""
+"""The plots in sentences and tables."""
 
 import math
 from collections.abc import Sequence
