@@ -21,7 +21,7 @@ _SMALL = np.iinfo(np.int16).max
 
 
 @dataclass(frozen=True)
-class Predictions:
+class RecordedPredictions:
     """One evaluation of a run: an image a row, in the order of the validation images."""
 
     step: int
@@ -37,7 +37,7 @@ class Predictions:
     """int32 (N,) by MODEL/HEAD: the most probable class; MODEL is model, ema or teacher."""
 
 
-def write_predictions(path: Path, predictions: Predictions) -> None:
+def write_predictions(path: Path, predictions: RecordedPredictions) -> None:
     """Write predictions as a Parquet file, whole or not at all. Raises OSError."""
     small = len(predictions.classes) <= _SMALL
     kind = pa.int16() if small else pa.int32()
@@ -50,7 +50,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         pq.write_table(table, file, compression="zstd")
 
 
-def read_predictions(path: Path) -> Predictions | None:
+def read_predictions(path: Path) -> RecordedPredictions | None:
     """Return what `write_predictions` wrote; None if there is no file. Raises ValueError for a file
     that is none of ours, OSError."""
     if not path.is_file():
@@ -59,7 +59,7 @@ def read_predictions(path: Path) -> Predictions | None:
         table = pq.read_table(path)
         facts = _read_facts(table.schema)
         columns = {name: table[name].to_numpy().astype(np.int32) for name in table.column_names}
-        return Predictions(
+        return RecordedPredictions(
             step=int(facts["step"]),
             images=str(facts["images"]),
             classes=tuple(map(str, facts["classes"])),

@@ -16,7 +16,7 @@ from fastdeit.config.changes import read_settings
 from fastdeit.config.schema import Config
 from fastdeit.display.text import printable
 from fastdeit.report.events import RunEvent, is_step, list_events, read_number
-from fastdeit.report.predictions import Predictions, read_predictions
+from fastdeit.report.predictions import RecordedPredictions, read_predictions
 from fastdeit.storage.attempts import Attempt, read_attempts
 from fastdeit.storage.json_values import read_json_file
 from fastdeit.storage.jsonl import read_json_lines
@@ -53,7 +53,7 @@ class RunRecord:
     """summary.json, of a finished run."""
     inputs: dict[str, Any]
     """inputs.json."""
-    predictions: Predictions | None
+    predictions: RecordedPredictions | None
     """Of the newest evaluation."""
     faults: tuple[str, ...]
     """A line for each file that is there and cannot be read."""

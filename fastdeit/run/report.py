@@ -18,7 +18,7 @@ from fastdeit.distributed.errors import RunError
 from fastdeit.distributed.exits import wait_for_rank0
 from fastdeit.report.build import name_missing, write_report
 from fastdeit.report.child import start_child
-from fastdeit.report.predictions import Predictions, write_predictions
+from fastdeit.report.predictions import RecordedPredictions, write_predictions
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.evaluation import ClassRecorder
 
@@ -40,7 +40,7 @@ def save_predictions(run: "Run", recorder: ClassRecorder) -> None:
     if not columns:
         return
     index = run.data.val_index
-    predictions = Predictions(
+    predictions = RecordedPredictions(
         step=run.trainer.step,
         images=index.fingerprint(),
         classes=index.classes,

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fastdeit.report.predictions import (
-    Predictions,
+    RecordedPredictions,
     read_predictions,
     remove_later,
     write_predictions,
@@ -78,7 +78,7 @@ def test_damaged_predictions_are_removed(tmp_path: Path) -> None:
 def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "p.parquet"
     write_predictions(file, PREDICTIONS)
-    bad: Predictions = dataclasses.replace(PREDICTIONS, labels=np.array([1], np.int32))
+    bad: RecordedPredictions = dataclasses.replace(PREDICTIONS, labels=np.array([1], np.int32))
     with pytest.raises(ValueError):
         write_predictions(file, bad)
     found = read_predictions(file)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from fastdeit.config.schema import Config
-from fastdeit.report.predictions import Predictions, write_predictions
+from fastdeit.report.predictions import RecordedPredictions, write_predictions
 from fastdeit.report.record import read_run
 from fastdeit.storage.attempts import Attempt, add_attempt
 from fastdeit.storage.jsonl import replace_lines
@@ -35,7 +35,7 @@ LINES: list[dict[str, Any]] = [
     {"step": 2, "model/both/top1": 50.0, "model/both/top5": 90.0},
     {"step": 3, "lr": 0.2, "loss": 1.0, "by_step": {"step": [2], "loss": [1.0], "lr": [0.2]}},
 ]
-PREDICTIONS = Predictions(
+PREDICTIONS = RecordedPredictions(
     step=2,
     images="f00d",
     classes=("a", "b"),

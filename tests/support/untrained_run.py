@@ -10,7 +10,7 @@ from fastdeit.config.schema import Config
 from fastdeit.data.build import build_train_index
 from fastdeit.data.index import Index, build_index
 from fastdeit.data.snapshot import keep_images
-from fastdeit.report.predictions import Predictions, write_predictions
+from fastdeit.report.predictions import RecordedPredictions, write_predictions
 from fastdeit.storage.attempts import Attempt, add_attempt
 from fastdeit.storage.jsonl import replace_lines
 from fastdeit.storage.run_folder import RunFolder
@@ -55,11 +55,11 @@ def configure(path: Path, root: Path, **changes: Any) -> Config:
     return config.replace(**changes)
 
 
-def predict(index: Index) -> Predictions:
+def predict(index: Index) -> RecordedPredictions:
     """Return predictions for all images of an index."""
     labels = index.labels.astype(np.int32)
     wrong = (labels + np.arange(len(labels)) % 2) % len(index.classes)
-    return Predictions(
+    return RecordedPredictions(
         step=STEP,
         images=index.fingerprint(),
         classes=index.classes,

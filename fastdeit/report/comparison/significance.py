@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastdeit.report.predictions import Predictions
+from fastdeit.report.predictions import RecordedPredictions
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class HeadTest:
         return f"p = {self.p:.2g} ({self.only_first:,} against {self.only_other:,} images)"
 
 
-def compare_heads(first: Predictions, other: Predictions) -> list[HeadTest]:
+def compare_heads(first: RecordedPredictions, other: RecordedPredictions) -> list[HeadTest]:
     """Return a test for each head that both have, over the images that both have; none if they were
     evaluated on other images or other classes."""
     if first.images != other.images or first.classes != other.classes:

@@ -8,7 +8,7 @@ from fastdeit.data.stored_image import read_stored_image
 from fastdeit.display.pictures import draw_row
 from fastdeit.inference.scores import list_confusions
 from fastdeit.report.pictures import ClassRow, Confusion, Picture
-from fastdeit.report.predictions import Predictions
+from fastdeit.report.predictions import RecordedPredictions
 
 _HEIGHT = 72  # of a thumbnail, in pixels
 _PAIRS = 12  # confusions, the worst ones
@@ -16,7 +16,7 @@ _OF_PAIR = 4  # thumbnails of each
 
 
 def draw_confusions(
-    predictions: Predictions, head: str, index: Index | None
+    predictions: RecordedPredictions, head: str, index: Index | None
 ) -> tuple[Confusion, ...]:
     """Return the worst confusions of a head; index: of the validation images, for thumbnails; None:
     there are none."""
@@ -39,7 +39,7 @@ def _draw(index: Index, row: int, label: str, predicted: str) -> Picture:
     return Picture(draw_row([pixels], _HEIGHT), name, alt)
 
 
-def list_classes(predictions: Predictions, head: str) -> tuple[ClassRow, ...]:
+def list_classes(predictions: RecordedPredictions, head: str) -> tuple[ClassRow, ...]:
     """Return a row for each class that has images, in their order."""
     labels, answers = predictions.labels, predictions.answers[head]
     hits = np.bincount(labels, weights=answers == labels)

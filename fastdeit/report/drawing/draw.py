@@ -13,7 +13,7 @@ from fastdeit.report.drawing.answers import draw_confusions, list_classes
 from fastdeit.report.drawing.attention import analyse_run, choose_weights, list_layers
 from fastdeit.report.drawing.samples import draw_samples, find_data, find_settings
 from fastdeit.report.pictures import Pictures
-from fastdeit.report.predictions import Predictions
+from fastdeit.report.predictions import RecordedPredictions
 from fastdeit.report.record import RunRecord
 
 _ANALYSED = 8  # validation images whose attention is drawn
@@ -103,7 +103,7 @@ def _draw_answers(drawing: _Drawing, record: RunRecord, index: Index | None) -> 
     return {"head": _MODELS[model], **count, **pairs}
 
 
-def _count_answers(found: Predictions, name: str) -> dict[str, Any]:
+def _count_answers(found: RecordedPredictions, name: str) -> dict[str, Any]:
     return {
         "confusions": draw_confusions(found, name, None),
         "classes": list_classes(found, name),

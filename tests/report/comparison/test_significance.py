@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from fastdeit.report.comparison.significance import compare_heads
-from fastdeit.report.predictions import Predictions
+from fastdeit.report.predictions import RecordedPredictions
 
 
-def predict(wrong: list[int], count: int = 100) -> Predictions:
+def predict(wrong: list[int], count: int = 100) -> RecordedPredictions:
     """Return predictions of one head that is wrong for these rows."""
     answers = np.zeros(count, np.int32)
     answers[wrong] = 1
     rows = np.arange(count, dtype=np.int32)
     labels = np.zeros(count, np.int32)
-    return Predictions(1, "f00d", ("a", "b"), rows, labels, {"model/both": answers})
+    return RecordedPredictions(1, "f00d", ("a", "b"), rows, labels, {"model/both": answers})
 
 
 def test_p_is_that_of_the_exact_test() -> None:
@@ -48,5 +48,5 @@ def test_only_images_that_both_have_count() -> None:
     ],
     ids=["other images", "other classes", "no image in common", "no head in common"],
 )
-def test_what_cannot_be_compared_gives_no_test(other: Predictions) -> None:
+def test_what_cannot_be_compared_gives_no_test(other: RecordedPredictions) -> None:
     assert compare_heads(predict([0]), other) == []
