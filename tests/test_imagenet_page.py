@@ -1,10 +1,9 @@
 """docs/imagenet.md as a newcomer follows it: each source of the images, then every command to its
 end, on small data, with substitutes for Kaggle's client, curl, Slurm and the launcher."""
 
-import contextlib
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -71,34 +70,37 @@ def run_sections(names: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
                 run_line(line, monkeypatch)
 
 
-def hub_of(
-    repository: str, make: Callable[[Path], dict[str, bytes]]
-) -> Callable[[Path], contextlib.AbstractContextManager[HubServer]]:
-    return lambda folder: HubServer(make(folder / "source"), repository).running()
-
-
-def files_of(
-    write: Callable[[Path], None],
-) -> Callable[[Path], contextlib.AbstractContextManager[None]]:
-    return lambda folder: contextlib.nullcontext(write(folder))
-
-
-SOURCES = {
-    "Archives of image-net.org": files_of(write_archives),
-    "Kaggle's archive": files_of(write_kaggle),
-    "Hugging Face, shards": hub_of("timm/imagenet-1k-wds", make_hub_shards),
-    "Hugging Face, Parquet files": hub_of("ILSVRC/imagenet-1k", make_hub_parquet),
+# heading -> writes the files that its commands find in the folder
+FILES: dict[str, Callable[[Path], None]] = {
+    "Archives of image-net.org": write_archives,
+    "Kaggle's archive": write_kaggle,
+}
+# heading -> the repository of the Hub, and its files
+REPOSITORIES: dict[str, tuple[str, Callable[[Path], dict[str, bytes]]]] = {
+    "Hugging Face, shards": ("timm/imagenet-1k-wds", make_hub_shards),
+    "Hugging Face, Parquet files": ("ILSVRC/imagenet-1k", make_hub_parquet),
 }
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.fixture
+def source(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Offer what the commands below a heading need."""
+    if name in FILES:
+        FILES[name](tmp_path)
+        yield
+        return
+    repository, make = REPOSITORIES[name]
+    with HubServer(make(tmp_path / "source"), repository).running() as server:
+        use_hub_server(monkeypatch, server)
+        yield
+
+
+@pytest.mark.usefixtures("source")
+@pytest.mark.parametrize("name", [*FILES, *REPOSITORIES])
 def test_each_source_ends_with_a_data_set(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with SOURCES[name](tmp_path) as server:
-        if server:
-            use_hub_server(monkeypatch, server)
-        run_sections([name, "Look at it"], tmp_path, monkeypatch)
+    run_sections([name, "Look at it"], tmp_path, monkeypatch)
     train = build_index(tmp_path / "IMAGENET", "train")
     val = build_index(tmp_path / "IMAGENET", "val", classes=train.classes)
     assert (len(train), len(val), len(train.classes)) == (24, 12, 2)
@@ -109,7 +111,7 @@ def test_each_source_ends_with_a_data_set(
 def test_every_source_of_the_page_is_run() -> None:
     names = list(SECTIONS)
     first, last = names.index("The images"), names.index("Look at it")
-    assert names[first + 1 : last] == list(SOURCES)
+    assert names[first + 1 : last] == [*FILES, *REPOSITORIES]
 
 
 def test_each_reason_has_a_command() -> None:
