@@ -53,11 +53,11 @@ def measure_start(folder: Path, name: str, words: Sequence[str], launcher: str) 
 
 def train(folder: Path, run: Path, flags: Sequence[str], launcher: str) -> None:
     """Train a run, or resume it, unless it is finished. Raises SystemExit if it stopped early."""
-    if RunFolder(run).is_finished():
+    if RunFolder(run).is_finished:
         return
     words = ["train", *flags, "--output-dir", str(run)]
     measure_start(folder, run.name, words, launcher)
-    if not RunFolder(run).is_finished():
+    if not RunFolder(run).is_finished:
         raise SystemExit(f"{run} stopped before its end; the same command resumes")
 
 
@@ -87,7 +87,7 @@ def record_teacher(folder: Path, seed: int, flags: Sequence[str], launcher: str)
 def run_seed(folder: Path, seed: int, flags: Sequence[str], launcher: str, out: Path) -> None:
     """Train every arm with a seed, and append the scores of each when it ends."""
     runs = {arm: name_run(folder, arm, seed) for arm in ARMS}
-    missing = [arm for arm in CACHED if not RunFolder(runs[arm]).is_finished()]
+    missing = [arm for arm in CACHED if not RunFolder(runs[arm]).is_finished]
     taught = record_teacher(folder, seed, flags, launcher) if missing else []
     for arm, run in runs.items():
         own = taught if arm in CACHED else ["--seed", str(seed)]
