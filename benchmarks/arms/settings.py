@@ -14,7 +14,7 @@ from fastdeit.config.schema import Config
 NANO = (
     "--recipe fashion_mnist --patch-size 7 --embed-dim 64 --depth 4 --num-heads 2 --drop-path 0.1 "
     "--aa rand-m9-mstd0.5-inc1 --reprob 0.25 --mixup 0.8 --cutmix 1.0 --repeated-aug "
-    "--batch-size 128 --epochs 4 --lr 2e-3 --warmup-epochs 0.5 --model-ema-decay 0.992 "
+    "--batch-size 128 --epochs 3 --lr 2e-3 --warmup-epochs 0.5 --model-ema-decay 0.99 "
     "--eval-epochs 1"
 ).split()
 """DeiT-nano on Fashion-MNIST with the whole augmentation: the base where no flag names a recipe."""
