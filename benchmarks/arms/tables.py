@@ -51,7 +51,17 @@ def select_runs(rows: Sequence[Row]) -> list[Row]:
     return list({tuple(row[name] for name in key): row for row in kept}.values())
 
 
-def list_scores(
+def compare_distillation(rows: Sequence[Row]) -> list[Cells]:
+    """Return the paper's table 3 in our runs."""
+    return _compare(rows, DISTILLATION, "paper, DeiT-Ti")
+
+
+def compare_parts(rows: Sequence[Row]) -> list[Cells]:
+    """Return the paper's table 8 in our runs."""
+    return _compare(rows, PARTS, "paper, DeiT-B")
+
+
+def _compare(
     rows: Sequence[Row], lines: Sequence[tuple[Score, Score | None]], paper: str
 ) -> list[Cells]:
     """Return a row for each score that has runs, beside its difference to a reference and the
