@@ -35,11 +35,12 @@ def append_scores(folder: Path, arm: str, seed: int, out: Path) -> None:
     if has_rows(scores, arm, seed):
         return
     record = read_run(name_run(folder, arm, seed))
-    stamp = harness.environment(torch.device(device)) | {"arm": arm, "seed": seed}
+    run: harness.Row = {"arm": arm, "seed": seed}
     # the curve first: after a stop between the two it is there twice, never missing
-    curve = ({"arm": arm, "seed": seed} | row for row in list_curve(record))
+    curve = (run | row for row in list_curve(record))
     harness.write_rows(out / f"{device}-ablation-curves.csv", curve, CURVE)
     base = read_run(name_run(folder, "base", seed))
+    stamp = harness.environment(torch.device(device)) | run
     facts = stamp | describe_run(record, base) | {"cpu_s": sum_costs(folder, record)}
     teacher = read_predictions(RunFolder(folder / "teacher").predictions)
     harness.write_rows(scores, (facts | row for row in list_scores(record, teacher)), COLUMNS)
