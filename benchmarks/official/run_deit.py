@@ -87,7 +87,9 @@ def resize_students(sizes: dict[str, int]) -> None:
     entrypoints = importlib.import_module("timm.models.registry")._model_entrypoints
     norm = partial(torch.nn.LayerNorm, eps=1e-6)
     fixed = {"mlp_ratio": 4, "qkv_bias": True, "norm_layer": norm, **sizes}
-    for name, kind in zip(STUDENTS, ("DistilledVisionTransformer", "VisionTransformer")):
+    for name, kind in zip(
+        STUDENTS, ("DistilledVisionTransformer", "VisionTransformer"), strict=True
+    ):
         entrypoints[name] = partial(_create, getattr(models, kind), fixed)
 
 
