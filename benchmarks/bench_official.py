@@ -5,15 +5,17 @@ python -m benchmarks.bench_official --deit CHECKOUT --python PYTHON [--folder FO
 deit's checkout stays as it is; PYTHON is that of an environment with torch, torchvision and timm
 0.3.2 (docs/coming-from-deit.md). The images are Fashion-MNIST's as PNG files in folders of classes,
 the teacher a RegNetY trained once. The first optimizer step is compared first: from the same
-weights, batch and teacher, deit's loss and gradients are ours. Then each trainer runs once for two
-epochs and for each seed to the end, in turns; a row of results/cpu-official.csv has the CPU time of
-the process and of its children, of all it does: start, training, evaluations, files. The same
-command continues with the runs that have no row.
+weights, batch and teacher, deit's loss and gradients are ours. Then both trainers run for two
+epochs, and to the end for each seed, the two at the same time, so that they have the same
+neighbours; a row of results/cpu-official.csv has the CPU time of the process and of its children,
+of all it does: start, training, evaluations, files. The same command continues with the runs that
+have no row.
 """
 
 import argparse
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,12 +46,12 @@ class Job(NamedTuple):
     epochs: int
 
 
-def list_jobs(epochs: int, seeds: int) -> list[Job]:
-    """Return the runs in their order: the teacher, the short ones, then the seeds in turns."""
-    jobs = [Job("teacher", 0, TEACHER_EPOCHS)]
-    jobs += [Job(impl, 0, SHORT) for impl in ("deit", "fastdeit")]
-    jobs += [Job(impl, seed, epochs) for seed in range(seeds) for impl in ("deit", "fastdeit")]
-    return jobs
+def list_jobs(epochs: int, seeds: int) -> list[list[Job]]:
+    """Return the runs in their order, those of a list at the same time: the teacher, the short
+    ones, then the seeds."""
+    rounds = [(0, SHORT), *((seed, epochs) for seed in range(seeds))]
+    both = [[Job(impl, *each) for impl in ("deit", "fastdeit")] for each in rounds]
+    return [[Job("teacher", 0, TEACHER_EPOCHS)], *both]
 
 
 def make_command(job: Job, args: argparse.Namespace, output: Path) -> list[str]:
@@ -107,9 +109,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--python", type=Path, required=True, help="Python of deit's environment")
     parser.add_argument("--folder", type=Path, default=Path("runs/official"), help="for the runs")
     parser.add_argument("--source", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
-    parser.add_argument("--images", type=int, default=4096, help="of training, a multiple of 256")
-    parser.add_argument("--val-images", type=int, default=2000)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--images", type=int, default=2048, help="of training, a multiple of 256")
+    parser.add_argument("--val-images", type=int, default=1000)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     if args.images % 256 or args.images <= 0:
@@ -120,22 +122,30 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def measure(jobs: list[Job], args: argparse.Namespace, stamp: harness.Row) -> None:
+    """Run trainers at the same time, and write a row for each as soon as it has ended."""
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        runs = {pool.submit(run_job, job, args): job for job in jobs}
+        for run in as_completed(runs):
+            row = stamp | run.result()
+            harness.write_rows(args.out / "cpu-official.csv", [row], COLUMNS)
+            print(*runs[run], f"top-1 {row['top1']} %, CPU {row['cpu_s']} s", flush=True)
+
+
 def main() -> None:
     args = parse_args()
     counts = {"train": args.images, "val": args.val_images}
     inputs.write_images(args.source, args.folder / "images", counts)
     stamp = harness.environment(torch.device("cpu")) | describe_deit(args)
     done = set(list_done(args))
-    compared = False
-    for job in list_jobs(args.epochs, args.seeds):
-        if job in done:
-            continue
-        if job.impl != "teacher" and not compared:
-            print(f"first step: {compare_first_step(args.deit, args.python, args.folder)}")
-            compared = True
-        row = stamp | run_job(job, args)
-        harness.write_rows(args.out / "cpu-official.csv", [row], COLUMNS)
-        print(*job, f"top-1 {row['top1']} %, CPU {row['cpu_s']} s, {row['wall_s']} s", flush=True)
+    teacher, *rounds = list_jobs(args.epochs, args.seeds)
+    if not done.issuperset(teacher):
+        measure(teacher, args, stamp)
+    print("first step:", compare_first_step(args.deit, args.python, args.folder), flush=True)
+    for jobs in rounds:
+        missing = [job for job in jobs if job not in done]
+        if missing:
+            measure(missing, args, stamp)
     if args.seeds > 1:
         print("top-1, ours less deit's:", describe_difference(read_rows("cpu-official", args.out)))
 
