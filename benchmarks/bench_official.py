@@ -6,15 +6,15 @@ deit's checkout stays as it is; PYTHON is that of an environment with torch, tor
 0.3.2 (docs/coming-from-deit.md). The images are Fashion-MNIST's as PNG files in folders of classes,
 the teacher a RegNetY trained once. The first optimizer step is compared first: from the same
 weights, batch and teacher, deit's loss and gradients are ours. Then both trainers run for two
-epochs, and to the end for each seed, the two at the same time, so that they have the same
-neighbours; a row of results/cpu-official.csv has the CPU time of the process and of its children,
-of all it does: start, training, evaluations, files. The same command continues with the runs that
-have no row.
+epochs, and to the end for each seed, the two at the same time (`--jobs 2`), so that they have the
+same neighbours. A row of results/cpu-official.csv has the CPU time of the process and of its
+children, of all it does: start, training, evaluations, files. The same command continues with the
+runs that have no row.
 """
 
 import argparse
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +30,6 @@ from benchmarks.tables import read_rows
 
 SHORT = 2
 """Epochs of the short run of each trainer: the rest of a long one is training alone."""
-TEACHER_EPOCHS = 4
 COLUMNS = (
     *("date", "commit", "gpu", "cpu", *harness.PACKAGES, "deit", "deit_torch", "deit_timm"),
     *("impl", "seed", "train_images", "val_images", "epochs", "updates"),
@@ -46,12 +45,13 @@ class Job(NamedTuple):
     epochs: int
 
 
-def list_jobs(epochs: int, seeds: int) -> list[list[Job]]:
-    """Return the runs in their order, those of a list at the same time: the teacher, the short
-    ones, then the seeds."""
-    rounds = [(0, SHORT), *((seed, epochs) for seed in range(seeds))]
-    both = [[Job(impl, *each) for impl in ("deit", "fastdeit")] for each in rounds]
-    return [[Job("teacher", 0, TEACHER_EPOCHS)], *both]
+TEACHER = Job("teacher", 0, 4)
+
+
+def list_jobs(epochs: int, seeds: int) -> list[Job]:
+    """Return the runs of both trainers in their order, in turns: a short one, then the seeds."""
+    runs = [(0, SHORT), *((seed, epochs) for seed in range(seeds))]
+    return [Job(impl, *run) for run in runs for impl in ("deit", "fastdeit")]
 
 
 def make_command(job: Job, args: argparse.Namespace, output: Path) -> list[str]:
@@ -113,6 +113,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--val-images", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
     args = parser.parse_args()
     if args.images % 256 or args.images <= 0:
         parser.error(f"--images must be a multiple of 256, as deit's sampler (got {args.images})")
@@ -122,9 +123,9 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def measure(jobs: list[Job], args: argparse.Namespace, stamp: harness.Row) -> None:
-    """Run trainers at the same time, and write a row for each as soon as it has ended."""
-    with ThreadPoolExecutor(len(jobs)) as pool:
+def measure(jobs: Sequence[Job], args: argparse.Namespace, stamp: harness.Row) -> None:
+    """Run trainers, `--jobs` at the same time, and write a row for each as soon as it has ended."""
+    with ThreadPoolExecutor(args.jobs) as pool:
         runs = {pool.submit(run_job, job, args): job for job in jobs}
         for run in as_completed(runs):
             row = stamp | run.result()
@@ -138,14 +139,9 @@ def main() -> None:
     inputs.write_images(args.source, args.folder / "images", counts)
     stamp = harness.environment(torch.device("cpu")) | describe_deit(args)
     done = set(list_done(args))
-    teacher, *rounds = list_jobs(args.epochs, args.seeds)
-    if not done.issuperset(teacher):
-        measure(teacher, args, stamp)
+    measure([job for job in [TEACHER] if job not in done], args, stamp)
     print("first step:", compare_first_step(args.deit, args.python, args.folder), flush=True)
-    for jobs in rounds:
-        missing = [job for job in jobs if job not in done]
-        if missing:
-            measure(missing, args, stamp)
+    measure([job for job in list_jobs(args.epochs, args.seeds) if job not in done], args, stamp)
     if args.seeds > 1:
         print("top-1, ours less deit's:", describe_difference(read_rows("cpu-official", args.out)))
 
