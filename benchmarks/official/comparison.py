@@ -7,6 +7,7 @@ from typing import NamedTuple
 from scipy import stats
 
 CONFIDENCE = 0.95
+TRAINERS = ("deit", "fastdeit")
 Row = Mapping[str, str]
 
 
@@ -38,14 +39,22 @@ def values_of(rows: Sequence[Row], column: str) -> list[float]:
     return [float(row[column]) for row in rows]
 
 
-def cpu_per_update(rows: Sequence[Row], impl: str) -> float:
-    """Return the CPU ms of one more update, evaluations included: the median of long runs beside
-    the short one, so that what a process does once does not count."""
+class Times(NamedTuple):
+    """CPU time of a trainer."""
+
+    run_s: float
+    update_ms: float
+
+
+def measure_times(rows: Sequence[Row], impl: str) -> Times:
+    """Return the median of the long runs, and the time of one more update, evaluations included:
+    what a long run uses beyond the short one, so that what a process does once does not count."""
     runs = select_runs(rows, impl)
     most = int(runs[0]["updates"])
     short = [row for row in rows if row["impl"] == impl and int(row["updates"]) < most][-1]
-    spent = statistics.median(values_of(runs, "cpu_s")) - float(short["cpu_s"])
-    return 1e3 * spent / (most - int(short["updates"]))
+    whole = statistics.median(values_of(runs, "cpu_s"))
+    updates = most - int(short["updates"])
+    return Times(whole, 1e3 * (whole - float(short["cpu_s"])) / updates)
 
 
 def show_spread(values: Sequence[float]) -> str:
@@ -54,7 +63,7 @@ def show_spread(values: Sequence[float]) -> str:
 
 def describe_difference(rows: Sequence[Row]) -> str:
     """Return the difference of top-1, ours less deit's, its interval, and whether that has 0."""
-    ours, theirs = (values_of(select_runs(rows, impl), "top1") for impl in ("fastdeit", "deit"))
+    theirs, ours = (values_of(select_runs(rows, impl), "top1") for impl in TRAINERS)
     interval = bound_difference(ours, theirs)
     mean = statistics.mean(ours) - statistics.mean(theirs)
     verdict = "within noise" if interval.has_zero else "not within noise"
