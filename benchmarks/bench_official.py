@@ -118,7 +118,7 @@ def parse_args() -> argparse.Namespace:
     if args.images % 256 or args.images <= 0:
         parser.error(f"--images must be a multiple of 256, as deit's sampler (got {args.images})")
     # a relative path would be that of another folder in deit's process
-    for name in ("deit", "folder"):
+    for name in ("deit", "python", "folder"):
         setattr(args, name, getattr(args, name).absolute())
     return args
 

@@ -86,9 +86,9 @@ def run_deit_step(checkout: Path, python: Path, folder: Path, batch: Any) -> Any
         "teacher_path": str(folder / "teacher.pth"),
     }
     torch.save(given, source)
-    script = ROOT / "benchmarks" / "official" / "deit_step.py"
-    command = [str(python), "-W", "ignore", str(script), str(checkout), str(source), str(target)]
-    subprocess.run(command, check=True, env=make_environment())
+    start = [str(python), "-W", "ignore", "-m", "benchmarks.official.deit_step"]
+    command = [*start, str(checkout), str(source), str(target)]
+    subprocess.run(command, check=True, cwd=ROOT, env=make_environment())
     return torch.load(target, weights_only=True)
 
 

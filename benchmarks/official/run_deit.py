@@ -21,6 +21,11 @@ SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
 STUDENTS = ("deit_tiny_distilled_patch16_224", "deit_tiny_patch16_224")
 
 
+def load(name: str) -> Any:
+    """Import a module of deit's environment, of which no types are known here."""
+    return importlib.import_module(name)
+
+
 def restore_torch_six() -> None:
     """Give torch the module `torch._six` again, which timm 0.3.2 imports and torch 2 lacks."""
     six = types.ModuleType("torch._six")
@@ -37,13 +42,13 @@ def skip_synchronize() -> None:
 
 def mix_on_cpu() -> None:
     """Make timm 0.3.2 build the targets of Mixup on the CPU: it has no flag for their device."""
-    mixup = importlib.import_module("timm.data.mixup")
+    mixup = load("timm.data.mixup")
     mixup.mixup_target = partial(mixup.mixup_target, device="cpu")
 
 
 def count_classes() -> None:
     """Make the head of `--data-set IMNET` as wide as the folder has classes, in place of 1000."""
-    datasets = importlib.import_module("datasets")
+    datasets = load("datasets")
     build = datasets.build_dataset
 
     def build_dataset(is_train: bool, args: argparse.Namespace) -> tuple[Any, int]:
@@ -67,8 +72,8 @@ def repeat_in_one_process() -> None:
     def wrap(model: torch.nn.Module, device_ids: object) -> torch.nn.Module:
         return torch.nn.DataParallel(model)
 
-    importlib.import_module("utils").init_distributed_mode = take_branch
-    torch.nn.parallel.DistributedDataParallel = wrap
+    load("utils").init_distributed_mode = take_branch
+    load("torch.nn.parallel").DistributedDataParallel = wrap
 
 
 SHIMS = (restore_torch_six, skip_synchronize, mix_on_cpu, count_classes, repeat_in_one_process)
@@ -83,8 +88,8 @@ def prepare(checkout: str) -> None:
 
 def resize_students(sizes: dict[str, int]) -> None:
     """Register deit's own classes with these sizes under the names of deit's tiny students."""
-    models = importlib.import_module("models")
-    entrypoints = importlib.import_module("timm.models.registry")._model_entrypoints
+    models = load("models")
+    entrypoints = load("timm.models.registry")._model_entrypoints
     norm = partial(torch.nn.LayerNorm, eps=1e-6)
     fixed = {"mlp_ratio": 4, "qkv_bias": True, "norm_layer": norm, **sizes}
     for name, kind in zip(
@@ -110,7 +115,7 @@ def main(argv: list[str]) -> None:
     checkout, *flags = argv
     prepare(checkout)
     sizes, flags = split_sizes(flags)
-    deit = importlib.import_module("main")
+    deit = load("main")
     resize_students({"patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3, **sizes})
     args = argparse.ArgumentParser(parents=[deit.get_args_parser()]).parse_args(flags)
     if args.output_dir:
