@@ -1,9 +1,10 @@
 """A stand-in of ImageNet: as many JPEG files, of such sizes, with few bytes in each.
 
-Each image is a picture of one of some hundred sizes, in four flat parts, with a comment of its own
-in the header, so that no two files are equal. Everything follows from the seed.
+Each image has one of some hundred sizes, the picture of that size, in four flat parts, and a comment
+of its own in the header, so that no two files are equal. Everything follows from the seed.
 """
 
+import functools
 import io
 import os
 import tarfile
@@ -29,18 +30,17 @@ _COMMENT = b"\xff\xfe"
 class StandIn:
     """The images of one split; image i is a function of (seed, split, i).
 
-    labels: int64 (N,); picks: int64 (N,), the picture of each; pictures: JPEG files.
+    labels: int64 (N,); sizes: int64 (N, 2), width and height in pixels.
     """
 
     labels: np.ndarray
-    picks: np.ndarray
-    pictures: list[bytes]
+    sizes: np.ndarray
 
     def encode(self, row: int) -> bytes:
         """Return the JPEG file of an image, with its number as a comment."""
         text = b"image %08d" % row
         comment = _COMMENT + (len(text) + 2).to_bytes(2, "big") + text
-        return _START + comment + self.pictures[self.picks[row]][len(_START) :]
+        return _START + comment + _encode(*self.sizes[row].tolist())[len(_START) :]
 
 
 def make_stand_in(images: int, classes: int, seed: int) -> StandIn:
@@ -48,14 +48,14 @@ def make_stand_in(images: int, classes: int, seed: int) -> StandIn:
     random = np.random.default_rng([seed, images])
     labels = random.permutation(np.arange(images) % classes)
     sizes, shares = list_sizes(seed)
-    picks = random.choice(len(sizes), images, p=shares)
-    return StandIn(labels, picks, [_encode(random, *size) for size in sizes.tolist()])
+    return StandIn(labels, sizes[random.choice(len(sizes), images, p=shares)])
 
 
-def _encode(random: np.random.Generator, width: int, height: int) -> bytes:
+@functools.cache
+def _encode(width: int, height: int) -> bytes:
     """Return a small JPEG: four flat parts, each of its own colour."""
-    small = Image.fromarray(random.integers(0, 256, (2, 2, 3), dtype=np.uint8))
-    pixels = np.asarray(small)
+    random = np.random.default_rng([width, height])
+    pixels = random.integers(0, 256, (2, 2, 3), dtype=np.uint8)
     rows = (np.arange(height) // _BLOCK * _BLOCK * 2 >= height).astype(int)
     columns = (np.arange(width) // _BLOCK * _BLOCK * 2 >= width).astype(int)
     file = io.BytesIO()

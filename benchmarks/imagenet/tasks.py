@@ -2,7 +2,8 @@
 
 python -m benchmarks.imagenet.tasks TASK --folder FOLDER --scale SCALE
 
-A task writes the facts that it found to FOLDER/facts/TASK.json.
+A task writes the facts that it found to FOLDER/facts/TASK.json. Each imports what it needs itself,
+so that its memory is its own.
 """
 
 import argparse
@@ -13,19 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import timm
-import torch
-from safetensors.torch import save_file
 
-from benchmarks.bench_report import write_log
 from benchmarks.imagenet.job import EPOCHS, TEACHER, Job
-from benchmarks.imagenet.planning import check_plan
 from benchmarks.imagenet.sizes import list_sizes
 from benchmarks.imagenet.stand_in import write_folder, write_shards
 from fastdeit.data.index import Index, build_index
 from fastdeit.data.snapshot import keep_images, read_images, reconcile
 from fastdeit.plan.build import build_plan
-from fastdeit.report.record import read_run
 from fastdeit.storage.jsonl import read_json_lines
 
 _SEED = 0
@@ -47,6 +42,10 @@ def write(job: Job) -> Facts:
 
 def teacher(job: Job) -> Facts:
     """Write a small teacher with random weights."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
     torch.manual_seed(_SEED)
     model = timm.create_model(TEACHER, num_classes=job.classes)
     save_file(model.state_dict(), job.teacher, {"input_size": "32"})
@@ -132,11 +131,16 @@ def _make_large(job: Job) -> Index:
 
 def plan(job: Job) -> Facts:
     """Check the plan of 300 epochs."""
+    from benchmarks.imagenet.planning import check_plan
+
     return check_plan(job, build_index(job.shards, "train").sizes)
 
 
 def log(job: Job) -> Facts:
     """Read the log of a run of 300 epochs, as a resumed run and a report do."""
+    from benchmarks.bench_report import write_log
+    from fastdeit.report.record import read_run
+
     folder = job.folder / "log"
     folder.mkdir(exist_ok=True)
     write_log(folder, EPOCHS * job.steps)
