@@ -29,7 +29,7 @@ def note_failure(what: str, note: Callable[[str], None]) -> Iterator[None]:
         yield
     except Exception as error:
         reason = printable(" ".join(str(error).split())) or "no reason given"
-        note(f"{what} is missing: {type(error).__name__}: {reason}")
+        note(f"{what} could not be made: {type(error).__name__}: {reason}")
 
 
 class Terminal(Console):

@@ -111,7 +111,7 @@ class ReportWriter:
         self._child = None
         self._remove_unfinished()
         if fault and fault != self._noted:
-            self._note(f"{self._folder.report} is missing: {fault}")
+            self._note(f"{self._folder.report} could not be made: {fault}")
             self._noted = fault
 
     def _remove_unfinished(self) -> None:

@@ -215,7 +215,7 @@ def test_what_fails_to_be_shown_is_a_note(capsys: pytest.CaptureFixture[str]) ->
     terminal.show(table)
     terminal.say("next")
     assert capsys.readouterr().out.splitlines()[-2:] == [
-        "a table is missing: KeyError: 'cell'",
+        "a table could not be made: KeyError: 'cell'",
         "next",
     ]
 
@@ -227,8 +227,8 @@ def test_failures_are_noted_in_one_line() -> None:
     with note_failure("report.html", notes.append):
         raise MemoryError
     assert notes == [
-        "report.html is missing: ValueError: two lines \\xe4",
-        "report.html is missing: MemoryError: no reason given",
+        "report.html could not be made: ValueError: two lines \\xe4",
+        "report.html could not be made: MemoryError: no reason given",
     ]
 
 

@@ -151,7 +151,7 @@ def test_a_child_that_fails_is_a_note(folder: RunFolder, package: Path) -> None:
             writer.start()
             wait_for_end(writer)
             writer.close()
-    assert notes == [f"{folder.report} is missing: No space left on \\x1b device"]
+    assert notes == [f"{folder.report} could not be made: No space left on \\x1b device"]
 
 
 def test_a_child_that_cannot_start_is_a_note(
@@ -161,7 +161,7 @@ def test_a_child_that_cannot_start_is_a_note(
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with writing(folder, notes) as writer:
         writer.start()
-    assert "report.html is missing: FileNotFoundError" in notes[0]
+    assert "report.html could not be made: FileNotFoundError" in notes[0]
 
 
 def test_the_child_ends_with_its_parent_and_writes_a_note_of_what_is_wrong(
@@ -213,7 +213,7 @@ def test_a_report_that_fails_at_the_end_is_a_note(
     (folder.path / ".report.html.0123abcd.tmp").touch()  # of a start that was killed
     ReportWriter(folder, True, notes.append).finish()
     assert [path.name for path in folder.path.iterdir()] == ["config.yaml"]
-    assert len(notes) == 1 and f"report.html is missing: {type(fault).__name__}" in notes[0]
+    assert len(notes) == 1 and f"report.html could not be made: {type(fault).__name__}" in notes[0]
 
 
 def test_a_report_that_hangs_at_the_end_is_given_up(
@@ -225,7 +225,7 @@ def test_a_report_that_hangs_at_the_end_is_given_up(
     notes: list[str] = []
     ReportWriter(folder, True, notes.append).finish()
     hang.set()
-    assert notes == [f"{folder.report} is missing: TimeoutError: it takes more than 0.05 s"]
+    assert notes == [f"{folder.report} could not be made: TimeoutError: it takes more than 0.05 s"]
 
 
 def test_no_report_without_plotly_and_on_other_ranks_and_before_the_first_step(

@@ -41,7 +41,7 @@ def test_weights_that_are_damaged_are_a_note_and_no_end(tmp_path: Path) -> None:
     run.model.write_bytes(b"damaged")
     fastdeit.write_report([run.path], tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
-    assert "the comparison with the paper is missing: ValueError: " in text
+    assert "the comparison with the paper could not be made: ValueError: " in text
     assert '<section id="paper"' not in text
 
 
@@ -121,4 +121,4 @@ def test_pictures_that_fail_are_a_note_in_the_page(
     monkeypatch.setattr("fastdeit.report.drawing.draw.draw_pictures", fail)
     build.write_report([run], tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
-    assert "images and weights is missing: RuntimeError: no memory for &lt;b&gt;" in text
+    assert "images and weights could not be made: RuntimeError: no memory for &lt;b&gt;" in text
