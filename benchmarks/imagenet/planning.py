@@ -16,7 +16,7 @@ _DROP_PATH = (0.0, 0.1)
 """Rates of the student's two blocks."""
 
 
-def check_plan(job: Job, sizes: np.ndarray) -> dict[str, int | str]:
+def check_plan(job: Job, sizes: np.ndarray) -> dict[str, float | int | str]:
     """Check the plan of a rehearsal's training images; return what it found, by name.
 
     sizes: int32 (N, 2). Raises AssertionError for a promise that does not hold.

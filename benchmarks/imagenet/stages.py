@@ -73,6 +73,7 @@ STAGES = [
         clears=("folder/.fastdeit",),
     ),
     Stage("start", commands.run_task("start"), _images, checks.facts_of("start")),
+    Stage("write 21k", commands.run_task("write_21k"), _large),
     Stage("start 21k", commands.run_task("start_21k"), _large, checks.facts_of("start_21k")),
     Stage(
         "plan",

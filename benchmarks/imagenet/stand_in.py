@@ -1,7 +1,7 @@
 """A stand-in of ImageNet: as many JPEG files, of such sizes, with few bytes in each.
 
-Each image has one of some hundred sizes, the picture of that size, in four flat parts, and a comment
-of its own in the header, so that no two files are equal. Everything follows from the seed.
+Each image has one of some hundred sizes, the picture of that size, in four flat parts, and a
+comment of its own in the header, so that no two files are equal. Everything follows from the seed.
 """
 
 import functools
@@ -80,7 +80,7 @@ def write_shards(folder: Path, images: int, classes: int, seed: int) -> Iterator
 
 def _encode_shard(stand_in: StandIn, rows: range) -> bytes:
     """Return a tar file with KEY.jpg and KEY.cls of each row."""
-    parts = []
+    parts: list[bytes] = []
     for row in rows:
         label = stand_in.labels[row]
         parts += _encode_member(f"{row:08d}.jpg", stand_in.encode(row))

@@ -24,6 +24,7 @@ from fastdeit.plan.build import build_plan
 from fastdeit.storage.jsonl import read_json_lines
 
 _SEED = 0
+_LARGE = "large.parquet"
 Facts = dict[str, float | int | str]
 
 
@@ -61,13 +62,16 @@ def start(job: Job) -> Facts:
     return _begin(job, index, clock)
 
 
+def write_21k(job: Job) -> Facts:
+    """Write the table of as many images as ImageNet-21k has."""
+    keep_images(_make_large(job), job.folder / _LARGE)
+    return {}
+
+
 def start_21k(job: Job) -> Facts:
-    """Do the same with the images of ImageNet-21k, whose table is made here."""
-    stored = job.folder / "large.parquet"
-    if not stored.exists():
-        keep_images(_make_large(job), stored)
+    """Do what `start` does with the images of ImageNet-21k."""
     clock = _Clock()
-    index = read_images(stored, job.folder)
+    index = read_images(job.folder / _LARGE, job.folder)
     clock.lap("index")
     return _begin(job, index, clock)
 
@@ -154,7 +158,7 @@ def log(job: Job) -> Facts:
 
 
 TASKS: dict[str, Callable[[Job], Facts]] = {
-    task.__name__: task for task in (write, teacher, start, start_21k, plan, log)
+    task.__name__: task for task in (write, write_21k, teacher, start, start_21k, plan, log)
 }
 
 

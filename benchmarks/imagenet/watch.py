@@ -75,7 +75,7 @@ def watch(commands: Sequence[Sequence[str]], log: Path) -> Cost:
     failed = [child for child in children if child.returncode]
     if failed:
         text = log.read_text(errors="replace")[-_SHOWN:]
-        raise RuntimeError(f"{failed[0].args} ends with {failed[0].returncode}\n{text}")
+        raise RuntimeError(f"{failed[0].args!r} ends with {failed[0].returncode}\n{text}")
     io = own.io_counters()
     return Cost(
         wall_s=time.time() - started,
