@@ -230,7 +230,7 @@ def test_files_are_built_once_per_machine(monkeypatch: pytest.MonkeyPatch) -> No
             action()
             done.append(len(done))
 
-        monkeypatch.setattr(collectives, "on_every_rank", take_turn)
+        monkeypatch.setattr(collectives, "each_rank", take_turn)
         turns[rank, local_rank] = first_on_rank0(functools.partial(len, done))
     assert turns == {(0, "0"): 0, (1, "1"): 2, (2, "0"): 1, (3, "1"): 2}
 

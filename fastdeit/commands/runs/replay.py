@@ -33,7 +33,7 @@ from fastdeit.config.schema import Config
 from fastdeit.data.build import build_train_index, fetch_data
 from fastdeit.data.snapshot import reconcile
 from fastdeit.display.terminal import Terminal
-from fastdeit.distributed.collectives import first_on_rank0, on_every_rank, on_rank0
+from fastdeit.distributed.collectives import each_rank, first_on_rank0, on_rank0
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.backend import use_backend
 from fastdeit.replay.files import (
@@ -115,8 +115,8 @@ def _restore_form(config: Config, history: StepHistory, world: World) -> Config:
         augment={"augment_backend": attempt.augment_backend, "augment_device": place},
         data={"decoder": attempt.decoder},
     )
-    on_every_rank(lambda: check_config(config, world.size))
-    on_every_rank(lambda: build_deepspeed_config(config, world))
+    each_rank(lambda: check_config(config, world.size))
+    each_rank(lambda: build_deepspeed_config(config, world))
     fetch_weight_files(config)
     fetch_data(config)
     return config
