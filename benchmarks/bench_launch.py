@@ -6,8 +6,9 @@ Measured on this machine's CPU, in CPU time, as its cores are shared:
 
   launcher   DeepSpeed's runner and launch.py around an empty script
   imports    a rank's imports; the files that they open and the bytes that they read
-  roll call  the messages of fastdeit/distributed/roll_call.py with 8, 64 and 256 ranks, threads
-             here, each with its own connection to the store
+  torch      python -c "import torch", of which the first two are given as multiples
+  roll call  fastdeit/distributed/roll_call.py with 8, 64 and 256 ranks, threads here, each with its
+             own connection: what a message costs the one store
   group      a gloo group of 2 and of 16 light processes: joining, a vote, a gathering of objects
   start      the collectives and groups of a run of `digits_teacher` up to its first step
 
@@ -18,6 +19,7 @@ it: they do not depend on this code, or not on the number of ranks.
 """
 
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -45,6 +47,7 @@ LIMIT = timedelta(seconds=300)
 ESTIMATED = (8, 64, 256)
 GROUPS = (2, 16)
 REPEATS = 20
+ROUNDS = 3
 ROLL_MESSAGES = 4
 """Of a rank, in the roll call."""
 IMPORTS = """
@@ -80,37 +83,41 @@ class Site:
 class Costs:
     """What was measured."""
 
+    torch_s: float
     launcher_s: float
     imports_s: float
     files: float
     read_mb: float
     message_us: float
-    """A message to the store, with its answer."""
+    """Of the store of rank 0 for a message and its answer."""
     peer_us: float
     """Of joining a group, for each other rank."""
     gather_us: float
     """Of gathering objects, for each other rank."""
-    groups: int
-    """gloo's groups up to the first step."""
+    vote_us: float
+    """Of a vote on 16 ranks."""
     gathers: int
-    """Gatherings of objects up to the first step."""
+    """Gatherings and broadcasts of objects up to the first step."""
+    votes: int
+    """Votes up to the first step."""
 
 
 def estimate(ranks: int, costs: Costs, site: Site) -> dict[str, float]:
     """Return the seconds of each part of a start on so many ranks."""
     machines = max(1, ranks // site.ranks_per_machine)
-    trip_s = 1e-6 * (costs.message_us + site.hop_us)
     peers = ranks - 1
+    rounds = 2 * math.ceil(math.log2(ranks))
+    store_s = 1e-6 * costs.message_us
+    reads = machines * (costs.files / site.files_per_s + costs.read_mb / site.shared_mb_s)
     return {
         "launcher": costs.launcher_s,
         "imports": costs.imports_s,
-        "files of the imports": machines * costs.files / site.files_per_s
-        + machines * costs.read_mb / site.shared_mb_s,
-        "roll call": ROLL_MESSAGES * ranks * 1e-6 * costs.message_us + ROLL_MESSAGES * trip_s,
-        # every rank reads the address of every other one, of which it waits for the first
-        "groups": costs.groups
-        * (2 * ranks * ranks * 1e-6 * costs.message_us + peers * 1e-6 * costs.peer_us),
-        "votes": costs.gathers * peers * 1e-6 * (costs.gather_us + 2 * site.hop_us),
+        "files of the imports": reads,
+        "roll call": ROLL_MESSAGES * (ranks * store_s + 1e-6 * site.hop_us),
+        # every rank asks for the address of every other one, and waits for it: two messages
+        "gloo group": 2 * ranks * peers * store_s + peers * 1e-6 * costs.peer_us,
+        "votes": costs.votes * 1e-6 * (costs.vote_us + rounds * site.hop_us),
+        "gatherings": costs.gathers * peers * 1e-6 * (costs.gather_us + 2 * site.hop_us),
         "checkpoint": machines * site.checkpoint_mb / site.shared_mb_s,
     }
 
@@ -149,19 +156,30 @@ def connect(port: int, serves: bool) -> dist.TCPStore:
 
 
 def measure_roll_call(ranks: int) -> float:
-    """Return the CPU microseconds of a message of the roll call, of both ends."""
+    """Return the CPU microseconds of the store for a message of the roll call; its clients are
+    threads of another process."""
     port = free_port()
-    stores = [connect(port, rank == 0) for rank in range(ranks)]
+    serving = connect(port, serves=True)
+    began = time.process_time()
+    child = multiprocessing.get_context("fork").Process(target=answer_roll, args=(port, ranks))
+    child.start()
+    child.join()
+    took = time.process_time() - began
+    del serving
+    return 1e6 * took / (ROLL_MESSAGES * ranks)
+
+
+def answer_roll(port: int, ranks: int) -> None:
+    """Call the roll of all ranks."""
+    stores = [connect(port, serves=False) for _ in range(ranks)]
     threads = [
         threading.Thread(target=call_roll, args=(store, rank, ranks))
         for rank, store in enumerate(stores)
     ]
-    began = time.process_time()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return 1e6 * (time.process_time() - began) / (ROLL_MESSAGES * ranks)
 
 
 def time_group(rank: int, ranks: int, port: int, results: Any) -> None:
@@ -238,29 +256,33 @@ def measure_start() -> dict[str, int]:
 
 def measure() -> Costs:
     """Measure everything; print the parts that are no costs of the model."""
-    imports, files, read_mb = json.loads(run_alone("-c", IMPORTS)[1])
+    imports, files, read_mb = min(json.loads(run_alone("-c", IMPORTS)[1]) for _ in range(ROUNDS))
     messages = {ranks: measure_roll_call(ranks) for ranks in ESTIMATED}
     fewest, most = GROUPS
     groups = {ranks: measure_group(ranks) for ranks in GROUPS}
-    joined, _, gathered = (
-        1e6 * (high - low) / (most - fewest)
-        for low, high in zip(groups[fewest], groups[most], strict=True)
-    )
+    slopes = [(high - low) / (most - fewest) for low, high in zip(*groups.values(), strict=True)]
     calls = measure_start()
     print("calls up to the first step:", calls)
-    print("CPU us of a message of the roll call:", messages)
+    print("CPU us of the store for a message:", messages)
     print("CPU s of joining, a vote, a gathering:", groups)
     return Costs(
-        launcher_s=measure_launcher(),
+        torch_s=smallest(lambda: run_alone("-c", "import torch")[0]),
+        launcher_s=smallest(measure_launcher),
         imports_s=imports,
         files=files,
         read_mb=read_mb,
         message_us=messages[ESTIMATED[-1]],
-        peer_us=joined,
-        gather_us=gathered,
-        groups=1 + calls["new_group"],
+        peer_us=1e6 * slopes[0],
+        gather_us=1e6 * slopes[2],
+        vote_us=1e6 * groups[most][1],
         gathers=calls["all_gather_object"] + calls["broadcast_object_list"],
+        votes=calls["all_reduce"],
     )
+
+
+def smallest(run: Callable[[], float]) -> float:
+    """Return the least of some measurements: CPU time grows with what else the machine does."""
+    return min(run() for _ in range(ROUNDS))
 
 
 COLUMNS = ("what", "part", "ranks", "value")

@@ -243,5 +243,5 @@ def _gloo_group() -> dist.ProcessGroup:
 def _make_gloo_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
     """world: the default group, of which a process may start another one."""
     # torch would take its own half hour, whatever the limits of the run are
-    limit = dist.distributed_c10d._get_default_store().timeout
-    return dist.new_group(backend="gloo", timeout=limit)
+    store: Any = dist.distributed_c10d._get_default_store()
+    return dist.new_group(backend="gloo", timeout=store.timeout)
