@@ -26,7 +26,9 @@ HISTORY = [ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "LOG.md"]  # may name wh
 FOREIGN_FLAGS = {
     "deepspeed": "--hostfile --no_ssh --node_rank --master_addr --no_local_rank --module "
     "--num_gpus --num_accelerators",
-    "sbatch": "--nodes",
+    "sbatch": "--nodes --array --gpus --cpus-per-task --requeue --wrap",
+    "srun": "--nodes --ntasks-per-node",
+    "curl": "--location --remote-name",
     "torchrun": "--nproc_per_node",
     "timm": "--mixup-off-epoch",
     "tensorboard": "--logdir",
@@ -34,6 +36,7 @@ FOREIGN_FLAGS = {
     "deit": "--output_dir",
     "benchmarks.resources": "--write",
     "benchmarks.bench_pipeline": "--pillow-simd --data --sizes --copies --stages --rounds --images",
+    "benchmarks.rehearsal": "--folder --scale --stages",
     "pip": "--no-deps --no-binary --target --no-index --find-links",
     "docker": "--rm --gpus --ipc --ulimit --user --volume --entrypoint --time --build-arg --file "
     "--tag",
