@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 import torch.distributed as dist
 
@@ -99,20 +100,24 @@ def until_saved(launches: Sequence[Launch]) -> None:
     launches[0].until(lambda: set(list_checkpoints(checkpoints)) - before, 300)
 
 
+def find_on(machine: Machine, launch: Launch, script: str) -> psutil.Process:
+    """The first process on the machine that runs the script."""
+    there = {process.pid for process in machine.processes()}
+    return next(process for process in launch.find(script) if process.pid in there)
+
+
 @pytest.mark.slow
 def test_whatever_is_killed_on_one_of_four_machines_ends_all_and_the_run_resumes(
     machines: Machines, argv: list[str], whole: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    there = machines[2]
     for victim in ("faulty.py", "deepspeed.launcher.launch", "deepspeed.launcher.runner", ""):
         launches = launch_on(machines, TWO_EACH, folder, argv, SLOW)
         until_saved(launches)
-        for process in there.processes():
-            if not victim or victim in " ".join(process.cmdline()):
-                process.kill()
-                if victim:
-                    break
+        if victim:
+            find_on(machines[2], launches[2], victim).kill()
+        else:
+            machines[2].kill()
         codes = ends(launches)
         newest_step(folder)  # verifies all checkpoints
         # a launcher that dies is a request to stop: all save and end well
@@ -138,8 +143,7 @@ def test_stop_request_to_one_of_four_machines_stops_all_at_the_same_step(
         before = steps_done(folder)
         launches = launch_on(machines, TWO_EACH, folder, argv, SLOW)
         until_step(launches, before + 3)
-        there = {process.pid for process in machines[1].processes()}
-        next(process for process in launches[1].find(who) if process.pid in there).terminate()
+        find_on(machines[1], launches[1], who).terminate()
         assert ends(launches) == [0, code, 0, 0], output(launches)
         assert f"stopped after step {newest_step(folder)} of {TOTAL}" in launches[0].output
         assert not failures_of(folder)
