@@ -83,7 +83,10 @@ def open_parquet(file: Path) -> Iterator[pq.ParquetFile]:
     try:
         # not by its path: arrow takes names in UTF-8 alone
         with file.open("rb") as raw:
-            yield pq.ParquetFile(raw, pre_buffer=False)
+            opened = pq.ParquetFile(raw, pre_buffer=False)
+            if opened.metadata.num_rows > file.stat().st_size:
+                raise ValueError(f"{opened.metadata.num_rows:,} rows are more than its bytes")
+            yield opened
     except DataError:
         raise
     except (OSError, ValueError, pa.ArrowException) as error:
