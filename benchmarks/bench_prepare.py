@@ -12,6 +12,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -60,14 +61,14 @@ def write_packed(root: Path, output: Path, encoding: Encoding) -> None:
 def list_works(root: Path) -> dict[tuple[str, str], Callable[[], None]]:
     """Return what is measured, by form and work."""
     works: dict[tuple[str, str], Callable[[], None]] = {}
+    out = root / "out"
     for form in ("image files", "shards", "Parquet files"):
         home = root / form
-        if form != "Parquet files":
-            works[form, "index, headers"] = lambda home=home: index(home, "headers")
-        works[form, "index, decoded"] = lambda home=home: index(home, "decode")
-        out = root / "out"
-        works[form, "packing, copy"] = lambda home=home: write_packed(home, out, COPY)
-        works[form, "packing, 288 px"] = lambda home=home: write_packed(home, out, Encoding())
+        if form != "Parquet files":  # whose images are always decoded
+            works[form, "index, headers"] = partial(index, home, "headers")
+        works[form, "index, decoded"] = partial(index, home, "decode")
+        works[form, "packing, copy"] = partial(write_packed, home, out, COPY)
+        works[form, "packing, 288 px"] = partial(write_packed, home, out, Encoding())
     return works
 
 

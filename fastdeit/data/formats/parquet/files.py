@@ -110,6 +110,12 @@ def find_columns(file: Path, schema: pa.Schema) -> Columns:
     return Columns(*images, label, _read_classes(file, features.get(label)))
 
 
+def read_classes(file: Path) -> tuple[str, ...] | None:
+    """Return the names of the classes, if a file has them; no image is read. Raises DataError."""
+    with open_parquet(file) as opened:
+        return find_columns(file, opened.schema_arrow).classes
+
+
 def _find_images(schema: pa.Schema) -> tuple[str, str] | None:
     """Return the paths of the columns of encoded images and of their names."""
     for column in schema:
