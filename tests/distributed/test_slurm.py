@@ -9,13 +9,13 @@ import pytest
 from tests.support.launching import ROOT
 from tests.support.slurm import Slurm, is_installed, one_node
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not is_installed(), reason="needs munged, slurmctld, slurmd and sbatch"),
-]
+pytestmark = pytest.mark.skipif(
+    not is_installed(), reason="needs munged, slurmctld, slurmd and sbatch"
+)
 
 # a run: a step each 0.2 s; asked to stop it saves for a second
 TASK = """#!/bin/bash
+[ -z "$STARTING" ] || { echo starting; exec sleep $STARTING; }
 step=$(cat steps 2>/dev/null || echo 0)
 stop() {
     sleep 1
@@ -69,6 +69,7 @@ def preempt(slurm: Slurm, folder: Path) -> str:
     return slurm.submit(folder, *words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("partition", "count"), [("grace", 1), ("cancel", 1), ("sudden", 0)], ids=str
 )
@@ -90,6 +91,7 @@ def test_pre_empted_job_saves_and_is_queued_once(
     slurm.wait_for(job, ("CANCELLED",))
 
 
+@pytest.mark.slow
 def test_job_at_its_time_limit_is_queued_again(
     slurm: Slurm, submit: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -100,6 +102,7 @@ def test_job_at_its_time_limit_is_queued_again(
     assert slurm.wait_for(job, ("CANCELLED",)) and slurm.fact(job, "Restarts") == "1"
 
 
+@pytest.mark.slow
 def test_cancelled_job_saves_and_is_not_queued_again(
     slurm: Slurm, submit: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -112,6 +115,7 @@ def test_cancelled_job_saves_and_is_not_queued_again(
     assert slurm.fact(job, "JobState") == "CANCELLED" and "requeued" not in log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "state", "code"),
     [({"STEPS": "2"}, "COMPLETED", "0:0"), ({"STEPS": "2", "CODE": "2"}, "FAILED", "2:0")],
@@ -125,6 +129,7 @@ def test_ended_run_is_not_queued_again(
     assert slurm.fact(job, "ExitCode") == code and slurm.fact(job, "Restarts") == "0"
 
 
+@pytest.mark.slow
 def test_job_of_a_lost_node_is_queued_by_slurm(
     slurm: Slurm, submit: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -137,10 +142,11 @@ def test_job_of_a_lost_node_is_queued_by_slurm(
     slurm.wait_for(job, ("CANCELLED",))
 
 
+@pytest.mark.slow
 def test_job_that_makes_no_step_is_queued_twice_only(
     slurm: Slurm, submit: Callable[..., str], tmp_path: Path
 ) -> None:
-    job = submit(STUCK="yes")
+    job = f"{submit('--array=3', STUCK='yes')}_3"
     for attempt in (1, 2, 3):
         wait_for_text(tmp_path / "log", "start at", attempt)
         time.sleep(1)
@@ -148,3 +154,27 @@ def test_job_that_makes_no_step_is_queued_twice_only(
     assert slurm.wait_for(job, ("FAILED", "COMPLETED")) == "FAILED"
     log = (tmp_path / "log").read_text()
     assert log.count("\nrequeued: stopped after step 0") == 2 and "\nnot requeued:" in log
+
+
+@pytest.mark.slow
+def test_job_that_must_not_be_requeued_ends_as_saved(
+    slurm: Slurm, submit: Callable[..., str], tmp_path: Path
+) -> None:
+    job = submit("--no-requeue")
+    wait_for_text(tmp_path / "log", "start at")
+    slurm.run("scancel", "--batch", "--signal=USR1", job)
+    slurm.wait_for(job, ("FAILED", "COMPLETED"))
+    assert "(SIGUSR1)" in (tmp_path / "log").read_text() and slurm.fact(job, "Restarts") == "0"
+
+
+@pytest.mark.slow
+def test_job_pre_empted_while_its_run_starts_is_requeued(
+    slurm: Slurm, submit: Callable[..., str], tmp_path: Path
+) -> None:
+    job = submit("--partition=grace", STARTING="60")
+    wait_for_text(tmp_path / "log", "starting")
+    preempt(slurm, tmp_path)
+    wait_for_text(tmp_path / "log", "starting", 4)
+    assert slurm.fact(job, "Restarts") == "1"
+    slurm.run("scancel", job)
+    slurm.wait_for(job, ("CANCELLED",))
