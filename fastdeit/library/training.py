@@ -29,7 +29,6 @@ from fastdeit.run.identity import check_same_everywhere, check_same_run
 from fastdeit.run.preflight import check_config, fetch_weight_files
 from fastdeit.storage.atomic import read_bounded
 from fastdeit.storage.run_folder import RunFolder
-from fastdeit.storage.urls import is_url
 from fastdeit.tracking.build import check_trackers, load_callbacks
 from fastdeit.tracking.callbacks import Callback
 from fastdeit.training.build import build_deepspeed_config
@@ -192,8 +191,7 @@ def prepare_run(
     named = each_rank(lambda: load_callbacks(config) if world.rank == 0 else [])
     fetch_weight_files(config)
     fetch_data(config, proceed=supervisor.proceed)
-    if is_url(config.data.data_path):
-        supervisor.check_now()
+    supervisor.check_now()
     on_rank0(lock.acquire)
     from fastdeit.library.execution import open_run  # DALI and numba import slowly
 

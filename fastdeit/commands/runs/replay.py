@@ -55,6 +55,7 @@ from fastdeit.run.identity import check_same_everywhere, check_same_settings
 from fastdeit.run.preflight import check_config, fetch_weight_files
 from fastdeit.storage.attempts import attempt_at, read_attempts
 from fastdeit.storage.run_folder import RunFolder
+from fastdeit.storage.urls import is_url
 from fastdeit.training.build import build_deepspeed_config
 
 
@@ -118,7 +119,8 @@ def _restore_form(config: Config, history: StepHistory, world: World) -> Config:
     each_rank(lambda: check_config(config, world.size))
     each_rank(lambda: build_deepspeed_config(config, world))
     fetch_weight_files(config)
-    fetch_data(config)
+    if is_url(config.data.data_path):  # a few images of a folder are read where they are
+        fetch_data(config)
     return config
 
 
