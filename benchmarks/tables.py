@@ -131,6 +131,16 @@ def compare_packed() -> list[Cells]:
     return table
 
 
+def list_preparations() -> list[Cells]:
+    """Return the core-hours of preparing a million images, a form a row."""
+    rows = select_newest(read_rows("cpu-prepare"), "form", "work")
+    works = list(dict.fromkeys(row["work"] for row in rows))
+    hours = {(row["form"], row["work"]): row["core_hours_a_million"] for row in rows}
+    forms = dict.fromkeys(row["form"] for row in rows)
+    cells = [[form, *(hours.get((form, work), "") for work in works)] for form in forms]
+    return [["core-hours a million images, from", *works], *cells]
+
+
 def list_largest_batches() -> list[Cells]:
     """Return the largest micro-batch of each student on cards of several sizes."""
     heading = ["student", "checkpointing", "24 GB", "40 GB", "80 GB", "141 GB"]
@@ -216,6 +226,7 @@ TABLES: dict[str, Callable[[], list[Cells]]] = {
     "scaling": estimate_scaling,
     "exports": compare_exports,
     "packed": compare_packed,
+    "preparations": list_preparations,
     "largest-micro-batch": list_largest_batches,
     "compiled-steps": lambda: compare_forms("cpu-compile", "without a compiler"),
     "teacher-forms": lambda: compare_forms("cpu-teacher-forms", "as in the file"),
