@@ -31,6 +31,7 @@ from fastdeit.run.identity import check_same_everywhere, check_same_run
 from fastdeit.run.preflight import check_config, fetch_weight_files
 from fastdeit.storage.atomic import read_bounded
 from fastdeit.storage.run_folder import RunFolder
+from fastdeit.storage.urls import is_url
 from fastdeit.tracking.build import check_trackers, load_callbacks
 from fastdeit.tracking.callbacks import Callback
 from fastdeit.training.build import build_deepspeed_config
