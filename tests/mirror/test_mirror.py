@@ -101,9 +101,7 @@ def test_the_end_waits_for_a_store_that_is_gone_no_longer_than_its_limit(
     assert "does not have all of the run" in caplog.text and "no route to host" in caplog.text
 
 
-def test_a_slow_upload_delays_nothing(
-    mirror: RunMirror, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_upload_delays_nothing(mirror: RunMirror, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = threading.Event()
     upload = RunStore.upload
 
