@@ -26,7 +26,9 @@ HISTORY = [ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "LOG.md"]  # may name wh
 FOREIGN_FLAGS = {
     "deepspeed": "--hostfile --no_ssh --node_rank --master_addr --no_local_rank --module "
     "--num_gpus --num_accelerators",
-    "sbatch": "--nodes",
+    "sbatch": "--nodes --array --gpus --cpus-per-task --requeue --wrap",
+    "srun": "--nodes --ntasks-per-node",
+    "curl": "--location --remote-name",
     "torchrun": "--nproc_per_node",
     "timm": "--mixup-off-epoch",
     "tensorboard": "--logdir",

@@ -3,13 +3,9 @@ data, except those that are listed with the reason."""
 
 import re
 import shutil
-import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-from scipy.io import savemat
 
 from tests.support.launching import ROOT
 from tests.support.page_commands import (
@@ -22,11 +18,15 @@ from tests.support.page_commands import (
     read_call,
     run,
 )
-from tests.support.pages import run_commands, working_in
+from tests.support.page_data import write_named
+from tests.support.pages import working_in
 
 COMMANDS = find_commands()
 # pages whose commands another file runs
-RUN_ELSEWHERE = {"docs/first-model.md": "tests/test_first_model.py"}
+RUN_ELSEWHERE = {
+    "docs/first-model.md": "tests/test_first_model.py",
+    "docs/imagenet.md": "tests/test_imagenet_page.py",
+}
 # pages whose Python another file runs
 PYTHON_ELSEWHERE = {
     "docs/export.md": "tests/export/test_guide.py",
@@ -57,9 +57,7 @@ QUICK = ("index", "preview", "predict", "evaluate", "pack", "audit", "recipes", 
 PREPARED = {
     "README.md": ["fastdeit train --recipe digits_teacher"],
     "cache.md": [f"fastdeit cache build ... --epochs 300 -o CACHE-{part}" for part in (1, 2)],
-    "imagenet.md": ["rm IMAGENET"],
 }
-CLASSES = ("n01440764", "n01443537")
 
 
 def reason(command: Command) -> str:
@@ -73,66 +71,11 @@ def of_page(page: Path) -> list[Command]:
     return [command for command in COMMANDS if command.page == name]
 
 
-def write_images(folder: Path, count: int, names: str = "{}.JPEG", size: int = 40) -> None:
-    folder.mkdir(parents=True)
-    draws = np.random.default_rng(len(str(folder)))
-    for number in range(1, count + 1):
-        pixels = draws.integers(0, 256, (size, size + 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / names.format(number))
-
-
-def write_archives(folder: Path) -> None:
-    """Write ImageNet's three archives in small: two classes, twelve and six images of each."""
-    source = folder / "source"
-    for name in CLASSES:
-        write_images(source / "train" / name, 12)
-    write_images(source / "val", 12, "ILSVRC2012_val_{:08}.JPEG")
-    data = source / "ILSVRC2012_devkit_t12" / "data"
-    data.mkdir(parents=True)
-    truth = "".join(f"{2 - number % 2}\n" for number in range(1, 13))
-    (data / "ILSVRC2012_validation_ground_truth.txt").write_text(truth)
-    kinds = [("ILSVRC2012_ID", "f8"), ("WNID", "O"), ("words", "O"), ("num_children", "f8")]
-    rows = np.array([(n + 1, name, name, 0) for n, name in enumerate(CLASSES)], dtype=kinds)
-    savemat(data / "meta.mat", {"synsets": rows.reshape(-1, 1)})
-    with tarfile.open(folder / "ILSVRC2012_img_train.tar", "w") as archive:
-        for name in CLASSES:
-            with tarfile.open(source / f"{name}.tar", "w") as part:
-                for image in sorted((source / "train" / name).iterdir()):
-                    part.add(image, image.name)
-            archive.add(source / f"{name}.tar", f"{name}.tar")
-    with tarfile.open(folder / "ILSVRC2012_img_val.tar", "w") as archive:
-        for image in sorted((source / "val").iterdir()):
-            archive.add(image, image.name)
-    with tarfile.open(folder / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as archive:
-        archive.add(source / "ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12")
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with what the commands name: data sets, photographs, runs, weights."""
     folder = tmp_path_factory.mktemp("named")
-    for name in CLASSES:
-        write_images(folder / "DATA" / "train" / name, 12)
-        write_images(folder / "DATA" / "val" / name, 6)
-    (folder / "IMAGENET").symlink_to("DATA")
-    write_images(folder / "photos", 2, "{}.jpg")
-    write_images(folder / "more" / "below", 1, "{}.png")
-    write_images(folder / "photo", 1, "photo.jpg")
-    (folder / "photo" / "photo.jpg").rename(folder / "photo.jpg")
-    common = "--data-path DATA --input-size 32 --batch-size 8 --epochs 1 --warmup-epochs 0"
-    with working_in(folder):
-        run_commands(
-            f"fastdeit train --model test_resnet --distillation-type none {common} "
-            "--output-dir runs/teacher\n"
-            "fastdeit train --embed-dim 24 --depth 2 --num-heads 3 --patch-size 8 "
-            f"--teacher-model test_resnet --teacher-path runs/teacher {common} "
-            "--output-dir runs/NAME\n"
-        )
-    for run_name in ("digits", "digits_alone", "deit", "deit3"):
-        (folder / "runs" / run_name).symlink_to("NAME")
-    (folder / "runs" / "digits_teacher").symlink_to("teacher")
-    (folder / "RUN").symlink_to("runs/NAME")
-    (folder / "regnety_160.safetensors").symlink_to("runs/teacher/model.safetensors")
+    write_named(folder)
     return folder
 
 
@@ -212,7 +155,6 @@ def test_all_commands_of_a_page_run(
 ) -> None:
     place = tmp_path / "page"
     shutil.copytree(folder, place, symlinks=True)
-    write_archives(place)
     commands = [command for command in of_page(page) if not reason(command)]
     before = [Command(page.name, line) for line in PREPARED.get(page.name, [])]
     run_all(before + commands, place, monkeypatch)

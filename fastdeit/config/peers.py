@@ -25,6 +25,9 @@ _EVALUATED = {
 
 _DEITS_CROP = "0.875"  # timm's models have others
 
+_PAPERS_SIZE = 224
+"""Side of the images of deit's students and of its teacher."""
+
 _CHOICES = {SWITCH: "without a value", ANY: "one value"}
 
 
@@ -167,6 +170,12 @@ def _compare_defaults(argv: Sequence[str], config: Config) -> list[str]:
     if given.get("--mixup-mode") == ["batch"] and config.mix.mixup_group == 2:
         notes["--mixup-group"] = (
             "lambda and box are drawn for each pair, not for the batch of a GPU: --mixup-group 256"
+        )
+    size = config.data.input_size
+    if "--input-size" in given and size != _PAPERS_SIZE and config.distill.needs_teacher:
+        notes["--teacher-input-size"] = (
+            "a teacher gets the images in its own size, in deit in the student's: "
+            f"--teacher-input-size {size}"
         )
     if "--lr" in given and given.keys() & _TIMMS and not config.optim.unscale_lr:
         notes["--unscale-lr"] = "--lr is for a batch of 512, in timm for any batch: --unscale-lr"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fastdeit.config.parse import require
 from fastdeit.config.schema import Config
 from fastdeit.data.formats.cifar.files import choose_cifar
-from fastdeit.data.formats.detect import VALIDATION, SplitLocation, find_split
+from fastdeit.data.formats.detect import VALIDATION, SplitLocation, find_split, refuse_unordered
 from fastdeit.data.formats.digits import write_digits
 from fastdeit.data.formats.folder import class_folders
 from fastdeit.data.formats.labels import class_names_beside
@@ -59,11 +59,14 @@ def build_data(config: Config) -> tuple[Index, Index]:
 def build_train_index(config: Config, *, require_classes: bool = False) -> Index:
     """Build the index of the training images, for one process alone.
 
-    require_classes: refuse a class folder in which no image can be used.
+    require_classes: refuse a class folder in which no image can be used. Raises DataError for
+    images in Parquet files.
     """
     data = config.data
+    root = find_root(config)
+    refuse_unordered(root, data.train_split)
     return build_index(
-        find_root(config),
+        root,
         data.train_split,
         bad_images=data.bad_images,
         require_classes=require_classes,

@@ -39,6 +39,7 @@ from fastdeit.data.formats.folder import class_folders
 from fastdeit.data.formats.idx import read_images
 from fastdeit.data.formats.labels import class_names_beside
 from fastdeit.data.formats.listing import DataError, image_columns
+from fastdeit.data.formats.parquet.images import ParquetImages, open_images
 from fastdeit.data.formats.shards.reader import ShardReader
 from fastdeit.data.table import (
     describe_excluded,
@@ -53,11 +54,12 @@ from fastdeit.data.table import (
 from fastdeit.display.text import printable
 
 BadImages = Literal["error", "skip"]
-_PIXELS: dict[str, Callable[[Path], np.ndarray]] = {
+_BY_NUMBER: dict[str, Callable[[Path], np.ndarray | ParquetImages]] = {
     "idx": read_images,
     "cifar": lambda file: read_batch(file).rows,
+    "parquet": open_images,
 }
-"""The readers of files of pixels, by kind."""
+"""The readers of files whose images have a number in place of an offset, by kind."""
 _ARRAYS = ("name", "label", "num_bytes", "height", "width", "shard", "offset")
 _COLUMNS = (*_ARRAYS, "fault", HEADER_ONLY)
 
@@ -84,7 +86,8 @@ class Index:
     shard: np.ndarray | None = None
     """int32 (N,): position in `shards`."""
     offset: np.ndarray | None = None
-    """int64 (N,): where an image begins in its shard; its number in files of pixels."""
+    """int64 (N,): where an image begins in its shard; its number in files of pixels and Parquet
+    files."""
     header_only: np.ndarray | None = None
     """bool (N,): images of which the header alone was checked; None: none."""
     excluded: tuple[str, ...] = ()
@@ -151,7 +154,7 @@ class Index:
         """Return what DALI takes for `rows` (int64 (B,)): uint8 (length,) each, paths that end in
         zero bytes, or encoded images.
 
-        Raises OSError for a shard, DataError for a file of pixels, that does not exist any more.
+        Raises OSError for a shard, DataError for another file, that does not exist any more.
         """
         if self.kind == "files":
             # one array of rows of one length: DALI takes it in at once
@@ -159,9 +162,9 @@ class Index:
             paths = np.array([self._prefix + name for name in names])
             return paths.view(np.uint8).reshape(len(rows), -1)
         assert self.shard is not None and self.offset is not None
-        if self.kind in _PIXELS:
+        if self.kind in _BY_NUMBER:
             places = zip(self.shard[rows].tolist(), self.offset[rows].tolist(), strict=True)
-            return [self._read_pixels(shard)[number] for shard, number in places]
+            return [self._open_numbered(shard)[number] for shard, number in places]
         return self._shard_reader.read(self.shard[rows], self.num_bytes[rows], self.offset[rows])
 
     def read(self, row: int) -> bytes:
@@ -169,7 +172,7 @@ class Index:
         if self.kind == "files":
             return read_place((os.path.join(self.root, self._file_name(row)), -1, 0))
         assert self.shard is not None and self.offset is not None
-        if self.kind in _PIXELS:
+        if self.kind in _BY_NUMBER:
             try:
                 return self.encoded(np.array([row]))[0].tobytes()
             except (DataError, IndexError) as error:
@@ -195,7 +198,7 @@ class Index:
     def beyond_the_end(self, row: int) -> np.ndarray:
         """Return int64: the images, of the shard that holds `row`, for which its file is now too
         short; none for an image file."""
-        if self.shard is None or self.offset is None or self.kind in _PIXELS:
+        if self.shard is None or self.offset is None or self.kind in _BY_NUMBER:
             return np.zeros(0, np.int64)
         neighbours = np.flatnonzero(self.shard == self.shard[row])
         try:
@@ -214,9 +217,9 @@ class Index:
         the data set lies."""
         return self._fingerprint
 
-    def _read_pixels(self, shard: int) -> np.ndarray:
-        """Return uint8 (N, length): each row the encoded image of a file of pixels."""
-        return _PIXELS[self.kind](self.root / self.shards[shard])
+    def _open_numbered(self, shard: int) -> np.ndarray | ParquetImages:
+        """Return the encoded images of a file by number, uint8 (length,) each."""
+        return _BY_NUMBER[self.kind](self.root / self.shards[shard])
 
     def _shard_path(self, shard: int) -> str:
         return os.path.join(self.root, self.shards[shard])

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from fastdeit.distributed.environment import count_local_ranks, is_alone
+from fastdeit.distributed.roll_call import call_roll, open_store
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def init_distributed(timeout_s: float = 1800) -> World:
     """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, ...),
     or start one of this process alone.
 
-    timeout_s: of every collective. Raises ValueError for a port that is in use.
+    timeout_s: of every collective. Raises ValueError for a port that is in use, and as `call_roll`.
     """
     deepspeed = import_deepspeed()
     if not dist.is_initialized():
@@ -72,9 +73,11 @@ def _leave() -> None:
 
 
 def _join(deepspeed: ModuleType, timeout: datetime.timedelta) -> None:
-    """Join the other ranks that a launcher has started."""
+    """Join the other ranks that a launcher has started, once all are here."""
     _choose_interface()
     try:
+        store = open_store(timeout)
+        call_roll(store, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
         deepspeed.init_distributed(verbose=False, timeout=timeout)
     except dist.DistNetworkError as error:
         if os.environ["RANK"] != "0" or "EADDRINUSE" not in str(error):

@@ -255,7 +255,7 @@ def _is_label_set(value: object) -> bool:
 
 
 def _find_number(name: str, most: int) -> int:
-    match = re.search(r"ILSVRC2012_val_(\d{8})\b", name)
+    match = re.search(r"ILSVRC2012_val_(\d{8})(?!\d)", name)
     number = int(match[1]) if match else 0
     allowed = f"for images called ILSVRC2012_val_00000001 to ..._{most:08}"
     require(1 <= number <= most, "real_labels", shorten(name, 60), allowed)

@@ -250,3 +250,10 @@ def test_flags_without_effect_are_listed() -> None:
     argv = "--nodes 2 --use_volta32 --momentum=0.9 --opt adamw"
     assert "without effect here: --nodes 2, --momentum=0.9" in notes(argv)
     assert not any("without effect" in note for note in notes(BUILT_ANYWAY))
+
+
+def test_the_size_of_the_teachers_images_is_a_difference() -> None:
+    small = "--input-size 48 --teacher-path a.pth --output_dir out"
+    assert any("--teacher-input-size 48" in note for note in notes(small))
+    for same in ("--teacher-input-size 48", "--input-size 224", "--distillation-type none"):
+        assert not any("--teacher-input-size" in note for note in notes(f"{small} {same}"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from timm.data import ImageNetInfo
 
-from fastdeit.inference.class_maps import match_classes
+from fastdeit.inference.class_maps import match_classes, read_real_labels
 
 SYNSETS = ImageNetInfo().label_names()
 INFO = resources.files("timm.data") / "_info"
@@ -126,3 +126,9 @@ def test_damaged_valid_labels_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "valid.txt").write_text(text)
     with pytest.raises(ValueError, match=r"valid\.txt: must have different numbers below 3"):
         match_classes(["a"], None, 3, valid_labels=str(tmp_path / "valid.txt"))
+
+
+def test_real_labels_are_found_by_the_names_of_the_archives_and_of_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "real.json").write_text("[[5], [7, 8]]")
+    names = ["val/ILSVRC2012_val_00000002.JPEG", "v/000_ILSVRC2012_val_00000001_n01751748.JPEG"]
+    assert read_real_labels(str(tmp_path / "real.json"), names) == [[7, 8], [5]]

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +177,13 @@ def plant(fault: str, beside: Path) -> None:
         plant_in_step(AT_STEP[kind], int(step))
 
 
+def plant_all(faults: str, argv: Sequence[str]) -> None:
+    """Plant KIND:RANK:STEP[,...], or `none`; argv: the run's, which has --output-dir."""
+    for planted in faults.split(",") if faults != "none" else ():
+        plant(planted, Path(argv[argv.index("--output-dir") + 1]).parent)
+
+
 if __name__ == "__main__":
     faults = sys.argv.pop(1)
-    for planted in faults.split(",") if faults != "none" else ():
-        plant(planted, Path(sys.argv[sys.argv.index("--output-dir") + 1]).parent)
+    plant_all(faults, sys.argv)
     hard_exit(train_command(sys.argv[1:], "faulty", ATTACHED))

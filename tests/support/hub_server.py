@@ -1,4 +1,4 @@
-"""A local Hugging Face Hub with one data set, `owner/set`: its API of trees, and its files."""
+"""A local Hugging Face Hub with one data set: its API of trees, and its files."""
 
 import hashlib
 import json
@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 from huggingface_hub import HfFileSystem, constants
 
-_REPOSITORY = {"id": "owner/set", "sha": "a" * 40, "private": False, "tags": [], "likes": 0}
+_FACTS = {"sha": "a" * 40, "private": False, "tags": [], "likes": 0}
 _LFS_FROM = 1000  # bytes
 
 
 class HubServer:
     """Attributes: files, their contents by name; asked; status, of every answer but 200."""
 
-    def __init__(self, files: dict[str, bytes]) -> None:
+    def __init__(self, files: dict[str, bytes], repository: str = "owner/set") -> None:
         self.files = files
+        self.repository = repository
         self.asked: list[str] = []
         self.status = 200
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -60,9 +61,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif "/tree/" in path:
             self._send(200, json.dumps(list(map(self.hub.describe, self.hub.files))).encode())
         elif "/resolve/" in path:
-            self._send_file(self.hub.files[path.rpartition("/")[2]])
-        elif path.startswith("/api/datasets/owner/set"):
-            self._send(200, json.dumps(_REPOSITORY).encode())
+            self._send_file(self.hub.files[path.split("/resolve/")[1].partition("/")[2]])
+        elif path.startswith(f"/api/datasets/{self.hub.repository}"):
+            facts = {"id": self.hub.repository, **_FACTS}
+            self._send(200, json.dumps(facts).encode())
         else:
             self._send(404, b"{}")
 

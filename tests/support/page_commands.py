@@ -35,6 +35,7 @@ _SMALL = {
     "0-299": "0-1",
     "300": "2",
     "regnety_160": "test_resnet",
+    "regnety_160-a5fe301d.pth": "regnety_160.safetensors",
     "RUN/checkpoints/step-00012510": "RUN/checkpoints/step-00000003",
     "https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth": "regnety_160.safetensors",
     "https://dl.fbaipublicfiles.com/deit/deit_base_patch16_224-b5f2ef4d.pth": "runs/NAME",
@@ -63,13 +64,20 @@ class Call(NamedTuple):
 
 def find_commands() -> list[Command]:
     """Return the commands of all pages in their order; a block with a loop is one command."""
+    return [
+        Command(page.relative_to(ROOT).as_posix(), line)
+        for page in PAGES
+        for line in read_lines(page.read_text(encoding="utf-8"))
+    ]
+
+
+def read_lines(text: str) -> list[str]:
+    """Return the commands in the `sh` blocks of a text, with continued lines joined."""
     found = []
-    for page in PAGES:
-        name = page.relative_to(ROOT).as_posix()
-        for block in _BLOCK.findall(page.read_text(encoding="utf-8")):
-            is_script = _IS_SCRIPT.search(block)
-            lines = [block] if is_script else block.replace("\\\n", " ").splitlines()
-            found += [Command(name, line.strip()) for line in lines if line.strip()]
+    for block in _BLOCK.findall(text):
+        is_script = _IS_SCRIPT.search(block)
+        lines = [block] if is_script else block.replace("\\\n", " ").splitlines()
+        found += [line.strip() for line in lines if line.strip()]
     return found
 
 
@@ -92,6 +100,10 @@ def read_call(line: str) -> Call | None:
     match words:
         case ["fastdeit", name, *argv] | ["python", "-m", "fastdeit", name, *argv]:
             return _fill(name, argv)
+        case ["srun", *rest]:
+            return read_call(shlex.join(rest[rest.index("fastdeit") :]))
+        case ["sbatch", *rest] if "--wrap" in rest:
+            return read_call(rest[rest.index("--wrap") + 1].replace("$SLURM_ARRAY_TASK_ID", "1"))
         case ["sbatch", *rest]:
             return _fill("train", rest[rest.index("docs/fastdeit.sbatch") + 1 :])
         case ["deepspeed", *rest]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.launching import clean_environment, free_port
+from tests.support.machines import Machine
 
 _PRELOADED = ["tests.support.preloaded"]
 
@@ -22,23 +23,33 @@ _PRELOADED = ["tests.support.preloaded"]
 class Ranks:
     """`main(*args)` in `world_size` processes that can join one group; its result is the exit code.
 
-    main: a function at the top of a module; log: a file that
-    gets the output of all ranks. One rank is a process that was started alone.
+    main: a function at the top of a module; log: a file that gets the output of all ranks;
+    machines: where they run, in equal numbers, if not on this one. One rank is a process that was
+    started alone.
     """
 
     def __init__(
-        self, log: Path, main: Callable[..., int | None], *args: Any, world_size: int = 2
+        self,
+        log: Path,
+        main: Callable[..., int | None],
+        *args: Any,
+        world_size: int = 2,
+        machines: Sequence[Machine] = (),
     ) -> None:
         self.log = log
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOADED)
-        together = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1"}
+        local_size = world_size // max(1, len(machines))
+        together = {"WORLD_SIZE": str(world_size), "LOCAL_SIZE": str(local_size)}
+        together["MASTER_ADDR"] = machines[0].address if machines else "127.0.0.1"
         together["MASTER_PORT"] = str(free_port())
         self.processes = []
         for rank in range(world_size):
-            place = together | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            number, local_rank = divmod(rank, local_size)
+            place = together | {"RANK": str(rank), "LOCAL_RANK": str(local_rank)}
             environment = clean_environment() | (place if world_size > 1 else {})
-            process = context.Process(target=_run, args=(log, environment, main, args))
+            machine = machines[number] if machines else None
+            process = context.Process(target=_run, args=(log, environment, machine, main, args))
             process.start()
             self.processes.append(process)
 
@@ -59,8 +70,12 @@ class Ranks:
             if process.is_alive():
                 self.kill()
                 raise TimeoutError(self.output)
-        codes = [process.exitcode or 0 for process in self.processes]
-        return next((code for code in codes if code), 0)
+        return next((code for code in self.codes if code), 0)
+
+    @property
+    def codes(self) -> list[int]:
+        """Return the exit codes of ranks that have ended, as multiprocessing has them."""
+        return [process.exitcode or 0 for process in self.processes]
 
     @property
     def is_alive(self) -> bool:
@@ -79,11 +94,25 @@ def run_fastdeit(argv: Sequence[str]) -> int:
     return fastdeit.main()
 
 
+def train_with_faults(faults: str, argv: Sequence[str]) -> int:
+    """Run `fastdeit train ...` as a rank, with faults as tests/support/faulty.py has them."""
+    from tests.support import faulty  # looks for its rank and launcher
+
+    faulty.plant_all(faults, argv)
+    return faulty.train_command(argv, "faulty", faulty.ATTACHED)
+
+
 def _run(
-    log: Path, environment: dict[str, str], main: Callable[..., int | None], args: Sequence[Any]
+    log: Path,
+    environment: dict[str, str],
+    machine: Machine | None,
+    main: Callable[..., int | None],
+    args: Sequence[Any],
 ) -> None:
     os.environ.clear()
     os.environ.update(environment)
+    if machine:
+        machine.enter()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a fork server ignores it
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):

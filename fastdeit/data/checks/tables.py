@@ -139,8 +139,8 @@ def _facts(listing: Listing, images: pa.Table, places: Sequence[Path]) -> Facts:
         facts = Facts.of_alike(len(images), listing.facts)
     else:
         facts = _known(images, places)
-    for row, fault in listing.faults.items():
-        facts.set(row, fault, DECODED)
+    for row, checked in (*enumerate(listing.checked), *listing.faults.items()):
+        facts.set(row, checked, DECODED)
     return facts
 
 

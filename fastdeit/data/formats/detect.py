@@ -13,6 +13,8 @@ from fastdeit.data.formats.idx import idx_files, list_idx
 from fastdeit.data.formats.imagenet import list_flat, truth_file
 from fastdeit.data.formats.listing import SHOWN, DataError, Listing
 from fastdeit.data.formats.lists import LIST_SUFFIXES, list_listed
+from fastdeit.data.formats.parquet.files import SUFFIX, find_parquet, holds_images
+from fastdeit.data.formats.parquet.images import list_parquet
 from fastdeit.data.formats.shards.patterns import expand_pattern, refuse_compressed
 from fastdeit.data.formats.shards.scan import list_shards
 from fastdeit.display.text import printable
@@ -21,28 +23,29 @@ VALIDATION = ("val", "validation", "test")
 """Names of the split that is evaluated, and whose classes are those of `train`."""
 
 _TAR = re.compile(r"\.(tar|tgz|tar\.\w+)$", re.IGNORECASE)
-Feeding = Literal["files", "shards", "idx", "cifar"]
+Feeding = Literal["files", "shards", "idx", "cifar", "parquet"]
 _FORMATS = (
-    "{split}/CLASS/IMAGE, tar shards in {split}, {split}.csv, .tsv, .parquet or .txt, or MNIST's "
-    "or CIFAR's files (docs/data.md)"
+    "{split}/CLASS/IMAGE, tar shards in {split}, {split}.csv, .tsv, .parquet or .txt, MNIST's or "
+    "CIFAR's files, or {split}-*.parquet with images (docs/data.md)"
 )
-_IMAGENET = Path("ILSVRC/Data/CLS-LOC")  # where Kaggle's download has them
+# where Kaggle's download and the Hub's repositories have them
+_INNER = (Path("ILSVRC/Data/CLS-LOC"), Path("data"))
 
 
 @dataclass(frozen=True)
 class SplitLocation:
     """A split that was found; paths: the folders or files to read."""
 
-    kind: Literal["folder", "flat", "shards", "idx", "cifar", "list"]
+    kind: Literal["folder", "flat", "shards", "idx", "cifar", "list", "parquet"]
     paths: tuple[Path, ...]
 
     @property
     def feeding(self) -> Feeding:
-        """Return how its images are stored: one file each, in shards, or as pixels in the files of
-        MNIST or CIFAR."""
-        if self.kind == "shards" or self.kind == "idx" or self.kind == "cifar":
-            return self.kind
-        return "files"
+        """Return how its images are stored: one file each, in shards, as pixels in the files of
+        MNIST or CIFAR, or in Parquet files."""
+        if self.kind == "folder" or self.kind == "flat" or self.kind == "list":
+            return "files"
+        return self.kind
 
     @property
     def home(self) -> Path:
@@ -64,7 +67,7 @@ def find_split(root: Path, split: str) -> SplitLocation:
     if re.search(r"[*?{\[]", split) or _TAR.search(split):
         return SplitLocation("shards", _plain(expand_pattern(root, split)))
     for name in VALIDATION if split == "val" else (split,):
-        for base in (root, root / _IMAGENET):
+        for base in (root, *(root / inner for inner in _INNER)):
             if (base / name).is_dir():
                 return _in_folder(base / name)
             found = _in_root(base, name) if base.is_dir() else None
@@ -85,6 +88,8 @@ def list_split(
         return list_listed(root, first, classes)
     if found.kind == "idx":
         return list_idx(root, first, rest[0], classes)
+    if found.kind == "parquet":
+        return list_parquet(root, found.paths, classes, workers)
     if found.kind == "cifar":
         return list_cifar(root, found.paths, classes)
     if found.kind == "flat":
@@ -92,10 +97,28 @@ def list_split(
     return list_folder(root, first, classes or class_folders(first))
 
 
+def refuse_unordered(root: Path, split: str) -> None:
+    """Raise DataError for a split whose images cannot be read in any order, as training does."""
+    found = find_split(root, split)
+    if found.kind == "parquet":
+        raise DataError(
+            f"{found.home}: training reads images in random order, which Parquet files do not "
+            f"allow; write them to shards: fastdeit pack {root} OUTPUT --copy (docs/imagenet.md)"
+        )
+
+
 def _found_list(root: Path, split: str) -> SplitLocation:
-    if not (root / split).is_file():
+    pattern = split.lower().endswith(SUFFIX) and re.search(r"[*?{\[]", split)
+    files = expand_pattern(root, split) if pattern else (root / split,)
+    if not files[0].is_file():
         raise DataError(f"{root / split}: no such file; found {_shown(root)}")
-    return SplitLocation("list", (root / split,))
+    return _one_list(files)
+
+
+def _one_list(files: tuple[Path, ...]) -> SplitLocation:
+    """Return a list of image files, or Parquet files that hold the images themselves."""
+    is_parquet = files[0].suffix.lower() == SUFFIX and holds_images(files[0])
+    return SplitLocation("parquet", files) if is_parquet else SplitLocation("list", files[:1])
 
 
 def _in_folder(folder: Path) -> SplitLocation:
@@ -106,6 +129,9 @@ def _in_folder(folder: Path) -> SplitLocation:
     shards = [entry for entry in entries if _TAR.search(entry.name)]
     if shards:
         return SplitLocation("shards", _plain(shards))
+    tables = find_parquet(folder)
+    if tables:
+        return SplitLocation("parquet", tables)
     if image_files(folder):
         truth = truth_file(folder)
         if truth:
@@ -121,12 +147,15 @@ def _in_root(root: Path, name: str) -> SplitLocation | None:
     """Find the split among the files of the data path itself."""
     for suffix in LIST_SUFFIXES:
         if (root / f"{name}{suffix}").is_file():
-            return SplitLocation("list", (root / f"{name}{suffix}",))
+            return _one_list((root / f"{name}{suffix}",))
     token = re.compile(rf"(^|[-_.]){re.escape(name)}[-_.]")
     names = sorted(entry.name for entry in root.iterdir() if not is_litter(entry.name))
     shards = [root / name for name in names if _TAR.search(name) and token.search(name)]
     if shards:
         return SplitLocation("shards", _plain(shards))
+    tables = find_parquet(root, name)
+    if tables:
+        return SplitLocation("parquet", tables)
     pair = idx_files(root, name)
     if pair:
         return SplitLocation("idx", pair)

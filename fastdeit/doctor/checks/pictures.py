@@ -86,13 +86,14 @@ def _mean_difference(one: "np.ndarray", other: "np.ndarray") -> float:
 
 def check_data(target: Target) -> Finding:
     """Look at the format of the data set, decode a sample of its images, and look for an index."""
-    from fastdeit.data.formats.detect import find_split
+    from fastdeit.data.formats.detect import find_split, refuse_unordered
     from fastdeit.data.formats.listing import DataError
 
     if not target.data_path:
         return absent("no --data-path")
     root = Path(target.data_path)
     try:
+        refuse_unordered(root, target.train_split)
         found = find_split(root, target.train_split)
         sample, damaged = _check_images(target, found)
     except (DataError, OSError) as error:

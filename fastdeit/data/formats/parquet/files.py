@@ -1,0 +1,161 @@
+"""The Parquet files of a split: which they are, and which of their columns hold images and labels.
+
+`datasets` writes a column `image` of {bytes, path} and describes it in the metadata `huggingface`
+of the schema, with the names of the classes.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fastdeit.data.formats.file_names import is_litter
+from fastdeit.data.formats.listing import SHOWN, DataError
+from fastdeit.display.text import printable
+
+SUFFIX = ".parquet"
+_NUMBERED = re.compile(r"(.*?)(\d{5})-of-(\d{5})(.*)")
+_LABELS = ("label", "labels", "fine_label", "class", "target", "class_id")
+
+
+class Columns(NamedTuple):
+    """The columns of a file that are read."""
+
+    encoded: str
+    """Path of the column of the encoded images: `image.bytes`."""
+    path: str
+    """Path of the column of their names; "" if there is none."""
+    label: str
+    classes: tuple[str, ...] | None
+    """Names of the classes, if the file has them."""
+
+
+def find_parquet(folder: Path, split: str = "") -> tuple[Path, ...]:
+    """Return the Parquet files with images in a folder, sorted; empty if there is none.
+
+    split: which the names must have as a word, as `train-00000-of-00294.parquet`. Raises DataError
+    for a numbered set of which a file is missing.
+    """
+    token = re.compile(rf"(^|[-_.]){re.escape(split)}[-_.]")
+    names = sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() == SUFFIX)
+    named = [name for name in names if token.search(name) or not split]
+    files = [folder / name for name in named if not is_litter(name)]
+    if not files or not holds_images(files[0]):
+        return ()
+    _refuse_missing(folder, [file.name for file in files])
+    return tuple(files)
+
+
+def _refuse_missing(folder: Path, names: Sequence[str]) -> None:
+    """Raise DataError if a file of `NAME-00003-of-00294.parquet` is not there."""
+    for name in names:
+        numbered = _NUMBERED.fullmatch(name)
+        if numbered:
+            start, _, total, end = numbered.groups()
+            present = {int(found[2]) for found in map(_NUMBERED.fullmatch, names) if found}
+            absent = sorted(set(range(int(total))) - present)
+            if absent:
+                example = f"{start}{absent[0]:05d}-of-{total}{end}"
+                raise DataError(
+                    f"{folder}: {len(absent)} of {int(total)} files are missing, such as {example}"
+                )
+            return
+
+
+def holds_images(file: Path) -> bool:
+    """Return True if a file is a Parquet file with a column of encoded images."""
+    try:
+        with open_parquet(file) as opened:
+            return _find_images(opened.schema_arrow) is not None
+    except DataError:
+        return False
+
+
+@contextlib.contextmanager
+def open_parquet(file: Path) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file; not memory-mapped, as a failing disk would kill the process. Raises
+    DataError, also for what arrow raises in the block."""
+    try:
+        # not by its path: arrow takes names in UTF-8 alone
+        with file.open("rb") as raw:
+            yield pq.ParquetFile(raw, pre_buffer=False)
+    except DataError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{file}: is no Parquet file that can be read; fetch it again ({reason})"
+        ) from error
+
+
+def find_columns(file: Path, schema: pa.Schema) -> Columns:
+    """Return the columns of images and labels. Raises DataError if one is missing."""
+    images = _find_images(schema)
+    features = _read_features(schema)
+    label = _find_label(schema, features)
+    if images is None or label is None:
+        shown = ", ".join(f"{printable(one.name)}: {one.type}" for one in list(schema)[:SHOWN])
+        raise DataError(
+            f"{file}: must have a column of images ({{bytes, path}}, or bytes) and one of labels, "
+            f"{', '.join(_LABELS)} (got {shown})"
+        )
+    return Columns(*images, label, _read_classes(file, features.get(label)))
+
+
+def _find_images(schema: pa.Schema) -> tuple[str, str] | None:
+    """Return the paths of the columns of encoded images and of their names."""
+    for column in schema:
+        if pa.types.is_struct(column.type):
+            inner = {field.name: field.type for field in column.type}
+            if _is_bytes(inner.get("bytes")):
+                path = f"{column.name}.path" if "path" in inner else ""
+                return f"{column.name}.bytes", path
+    others = [column for column in schema if column.name not in _LABELS]
+    plain = [column.name for column in others if _is_bytes(column.type)]
+    return (plain[0], "") if len(plain) == 1 else None
+
+
+def _is_bytes(kind: pa.DataType | None) -> bool:
+    return kind is not None and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _read_features(schema: pa.Schema) -> dict[str, Any]:
+    """Return what `datasets` says of each column; empty if it wrote nothing."""
+    try:
+        facts = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = facts["info"]["features"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
+def _find_label(schema: pa.Schema, features: dict[str, Any]) -> str | None:
+    described = [
+        name
+        for name in schema.names
+        if isinstance(features.get(name), dict) and features[name].get("_type") == "ClassLabel"
+    ]
+    named = [name for name in _LABELS if name in schema.names]
+    return next(iter([*described, *named]), None)
+
+
+def _read_classes(file: Path, feature: object) -> tuple[str, ...] | None:
+    """Return the names of the classes. Raises DataError for names that are no names, or not
+    different."""
+    names = feature.get("names") if isinstance(feature, dict) else None
+    if not names:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{file}: the names of its classes must be a list of texts")
+    repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if repeated:
+        shown = printable(repeated[0])
+        raise DataError(
+            f"{file}: two classes are called '{shown}'; name all in a classes.txt beside the files"
+        )
+    return tuple(names)

@@ -1,0 +1,172 @@
+"""The images of Parquet files: read in order, a few at a time, as pages have no random access."""
+
+import functools
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from fastdeit.data.formats.check import MAX_BYTES, Checked, check_image, in_parallel
+from fastdeit.data.formats.labels import Label, number_labels, read_label
+from fastdeit.data.formats.listing import DataError, Listing, stamp
+from fastdeit.data.formats.parquet.files import Columns, find_columns, open_parquet
+from fastdeit.display.progress import track
+from fastdeit.display.text import printable
+
+_AT_ONCE = 32  # images in memory
+_PROCESSES_FROM = 2**28  # bytes; below it, starting processes costs more than the decoding
+
+
+class _Scan(NamedTuple):
+    """What one pass over a file found, a value an image."""
+
+    names: list[str]
+    labels: list[Label | None]
+    num_bytes: list[int]
+    checked: list[Checked]
+    classes: tuple[str, ...] | None
+
+
+def list_parquet(
+    root: Path, files: Sequence[Path], classes: Sequence[str] | None, workers: int
+) -> Listing:
+    """List the images of Parquet files, in the order of files and rows; an image's offset is its
+    row. Each image is decoded, since it has to be unpacked anyway.
+
+    Raises DataError for a file that cannot be read, and for labels that are not in `classes`.
+    """
+    stamps = stamp(root, files)
+    paths = tuple(os.path.relpath(file, root) for file in files)
+    many = sum(file.stat().st_size for file in files) >= _PROCESSES_FROM
+    found = in_parallel(_scan_file, files, workers, processes=many)
+    scans = list(track(found, len(files), "reading Parquet files"))
+    counts = [len(scan.names) for scan in scans]
+    names = [f"{path}/{name}" for path, scan in zip(paths, scans, strict=True) for name in scan[0]]
+    checked = [one for scan in scans for one in scan.checked]
+    labels, known = number_labels(
+        [label for scan in scans for label in scan.labels],
+        classes or scans[0].classes,
+        lambda row: f"{root}: {printable(names[row])}",
+    )
+    times = [file.stat() for file in files]
+    return Listing(
+        classes=known,
+        names=pa.array([name.encode("utf-8", "surrogateescape") for name in names], pa.binary()),
+        labels=labels,
+        num_bytes=np.array([size for scan in scans for size in scan.num_bytes], np.int64),
+        mtimes=np.repeat([facts.st_mtime_ns for facts in times], counts).astype(np.int64),
+        ctimes=np.repeat([facts.st_ctime_ns for facts in times], counts).astype(np.int64),
+        stamps=stamps,
+        checked=checked,
+        shards=paths,
+        shard=np.repeat(np.arange(len(files), dtype=np.int32), counts),
+        offset=np.concatenate([np.arange(count) for count in counts]).astype(np.int64),
+    )
+
+
+def _scan_file(file: Path) -> _Scan:
+    """Return the names, labels and facts of all images of a file. Raises DataError."""
+    with open_parquet(file) as opened:
+        columns = find_columns(file, opened.schema_arrow)
+    scan = _Scan([], [], [], [], columns.classes)
+    wanted = [columns.encoded, columns.label, *filter(None, [columns.path])]
+    for batch in _iterate(file, wanted):
+        for data, path, value in _rows(batch, columns):
+            scan.names.append(_name(len(scan.names), path))
+            label = _read_label(file, len(scan.labels), value)
+            scan.labels.append(label)
+            scan.num_bytes.append(len(data or b""))
+            scan.checked.append("has no label" if label is None else _check(data, path))
+    return scan
+
+
+def _rows(batch: pa.RecordBatch, columns: Columns) -> Iterator[tuple[bytes | None, str, object]]:
+    """Yield the encoded image, the name ("" if there is none) and the label of each row."""
+    encoded = _values(batch, columns.encoded)
+    paths = _values(batch, columns.path) if columns.path else pa.nulls(len(batch))
+    for data, path, label in zip(encoded, paths, batch.column(columns.label), strict=True):
+        name = path.as_py()
+        yield data.as_py(), name if isinstance(name, str) else "", label.as_py()
+
+
+def _values(batch: pa.RecordBatch, column: str) -> pa.Array:
+    """Return a column, or the field of one, by its path."""
+    outer, _, inner = column.rpartition(".")
+    if not outer:
+        return batch.column(inner)
+    struct = batch.column(outer)
+    # flatten: where the struct is null, its fields are
+    return struct.flatten()[struct.type.get_field_index(inner)]
+
+
+def _name(row: int, path: str) -> str:
+    stem = os.path.basename(path).replace("\0", "")
+    return f"{row:06d}_{stem}" if stem else f"{row:06d}"
+
+
+def _read_label(file: Path, row: int, value: object) -> Label | None:
+    try:
+        return read_label(value)
+    except ValueError as error:
+        raise DataError(f"{file}, row {row}: {error}") from None
+
+
+def _check(data: bytes | None, path: str) -> Checked:
+    if data is None:
+        return f"is not in the file, which has its name alone: {printable(path)!r}"
+    if len(data) > MAX_BYTES:
+        return f"{len(data)} bytes are more than {MAX_BYTES}"
+    return check_image(data)
+
+
+def _iterate(file: Path, columns: Sequence[str], first_group: int = 0) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a file in order from a row group on, a few at a time. Raises DataError."""
+    with open_parquet(file) as opened:
+        groups = range(first_group, opened.metadata.num_row_groups)
+        yield from opened.iter_batches(_AT_ONCE, row_groups=list(groups), columns=list(columns))
+
+
+class ParquetImages:
+    """The encoded images of a file, by their row. Rows that are asked for in rising order are read
+    once; another begins again at its row group."""
+
+    def __init__(self, file: Path) -> None:
+        with open_parquet(file) as opened:
+            self._column = find_columns(file, opened.schema_arrow).encoded
+            facts = opened.metadata
+            counts = [facts.row_group(i).num_rows for i in range(facts.num_row_groups)]
+        self._file = file
+        self._firsts = np.cumsum([0, *counts])
+        self._lock = threading.Lock()
+        self._first = 0
+        self._batch = pa.array([], pa.binary())
+        self._batches = _iterate(file, [self._column], 0)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """Return uint8 (length,). Raises IndexError for a row that does not exist, DataError."""
+        if not 0 <= row < self._firsts[-1]:
+            raise IndexError(f"{self._file}: has {self._firsts[-1]} rows (got {row})")
+        with self._lock:
+            group = int(np.searchsorted(self._firsts, row, side="right")) - 1
+            if row < self._first or self._firsts[group] > self._first + len(self._batch):
+                self._start(group)
+            while row >= self._first + len(self._batch):
+                self._first += len(self._batch)
+                self._batch = _values(next(self._batches), self._column)
+            data = self._batch[row - self._first].as_py() or b""
+        return np.frombuffer(data, np.uint8)
+
+    def _start(self, group: int) -> None:
+        self._batches = _iterate(self._file, [self._column], group)
+        self._batch = pa.array([], pa.binary())
+        self._first = int(self._firsts[group])
+
+
+@functools.lru_cache(maxsize=8)
+def open_images(file: Path) -> ParquetImages:
+    """Return the images of a file; the last few files stay open. Raises DataError."""
+    return ParquetImages(file)
