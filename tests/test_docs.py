@@ -35,6 +35,7 @@ FOREIGN_FLAGS = {
     "node_exporter": "--collector",
     "deit": "--output_dir",
     "benchmarks.resources": "--write",
+    "benchmarks.bench_official": "--deit --python",
     "benchmarks.bench_pipeline": "--pillow-simd --data --sizes --copies --stages --rounds --images",
     "pip": "--no-deps --no-binary --target --no-index --find-links",
     "docker": "--rm --gpus --ipc --ulimit --user --volume --entrypoint --time --build-arg --file "
