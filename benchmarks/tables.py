@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.harness import RESULTS
+from benchmarks.imagenet.table import list_stages
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -219,6 +220,7 @@ TABLES: dict[str, Callable[[], list[Cells]]] = {
     "teacher-forms": lambda: compare_forms("cpu-teacher-forms", "as in the file"),
     "between-steps": compare_gaps,
     "train-rates": compare_train_rates,
+    "rehearsal": lambda: list_stages(read_rows("cpu-rehearsal")),
 }
 
 

@@ -37,6 +37,7 @@ FOREIGN_FLAGS = {
     "benchmarks.resources": "--write",
     "benchmarks.bench_official": "--deit --python",
     "benchmarks.bench_pipeline": "--pillow-simd --data --sizes --copies --stages --rounds --images",
+    "benchmarks.rehearsal": "--folder --scale --stages",
     "pip": "--no-deps --no-binary --target --no-index --find-links",
     "docker": "--rm --gpus --ipc --ulimit --user --volume --entrypoint --time --build-arg --file "
     "--tag",

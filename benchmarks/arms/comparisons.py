@@ -10,6 +10,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmarks.arms.scores import CONDITIONS
+
 SIGNIFICANT = 0.05
 """The p below which a difference is not called chance."""
 PAPER_NOISE = 0.2
@@ -33,6 +35,14 @@ class Score:
         wanted = (self.arm, self.head, self.weights)
         found = [row for row in rows if (row["arm"], row["head"], row["weights"]) == wanted]
         return {int(row["seed"]): float(row["top1"]) for row in found}
+
+
+def select_runs(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows under the conditions of the newest row; of those that are there twice, the
+    newest."""
+    kept = [row for row in rows if all(row[name] == rows[-1][name] for name in CONDITIONS)]
+    key = ("arm", "seed", "weights", "head", "step")
+    return list({tuple(row.get(name) for name in key): row for row in kept}.values())
 
 
 @dataclass(frozen=True)

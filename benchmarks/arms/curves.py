@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.arms.comparisons import Row
+from benchmarks.arms.comparisons import Row, select_runs
 
 PANELS = {
     "distillation": ("base", "soft", "hard", "token"),
@@ -20,15 +20,17 @@ PANELS = {
 
 def average_curve(rows: Sequence[Row], arm: str, weights: str) -> dict[int, float]:
     """Return the mean accuracy in percent over an arm's seeds by step, ascending."""
-    scores: dict[int, dict[str, float]] = {}
+    scores: dict[int, list[float]] = {}
     for row in rows:
         if (row["arm"], row["weights"]) == (arm, weights):
-            scores.setdefault(int(row["step"]), {})[row["seed"]] = float(row["top1"])
-    return {step: statistics.fmean(scores[step].values()) for step in sorted(scores)}
+            scores.setdefault(int(row["step"]), []).append(float(row["top1"]))
+    return {step: statistics.fmean(scores[step]) for step in sorted(scores)}
 
 
 def draw_curves(rows: Sequence[Row], path: Path) -> None:
-    """Draw the mean curve of each arm that has rows, and the base's EMA, and save the picture."""
+    """Draw the mean curve of each arm under the newest conditions, and the base's EMA, and save the
+    picture."""
+    rows = select_runs(rows)
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     for axes, (title, arms) in zip(figure.subplots(1, 2), PANELS.items(), strict=True):
         for arm in arms:

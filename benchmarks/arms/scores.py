@@ -16,15 +16,17 @@ from fastdeit.storage.run_folder import RunFolder
 
 COSTS = "costs.jsonl"
 """The CPU seconds of each start, in the folder of the runs."""
+CONDITIONS = ("data", "student", "batch", "epochs", "steps")
+"""Columns that are equal in all runs of one ablation."""
 COLUMNS = (
     *("date", "commit", "gpu", "cpu", *harness.PACKAGES),
-    *("data", "student", "batch", "epochs", "steps"),
+    *CONDITIONS,
     *("arm", "seed", "weights", "head"),
     *("top1", "agreement", "cpu_s", "changes"),
 )
 """agreement: images in percent to which the teacher gives the same class; empty where its run has
 no predictions. cpu_s: of all starts of the run. changes: settings that differ from the base's."""
-CURVE = ("arm", "seed", "weights", "step", "top1")
+CURVE = (*CONDITIONS, "arm", "seed", "weights", "step", "top1")
 
 
 def append_scores(folder: Path, arm: str, seed: int, out: Path) -> None:
@@ -32,26 +34,28 @@ def append_scores(folder: Path, arm: str, seed: int, out: Path) -> None:
     evaluations to the file of the curves, unless they are there."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     scores = out / f"{device}-ablation.csv"
-    if has_rows(scores, arm, seed):
-        return
     record = read_run(name_run(folder, arm, seed))
-    run: harness.Row = {"arm": arm, "seed": seed}
+    base = read_run(name_run(folder, "base", seed))
+    facts = describe_run(record, base) | {"arm": arm, "seed": seed}
+    if has_rows(scores, facts):
+        return
     # the curve first: after a stop between the two it is there twice, never missing
+    run = {name: facts[name] for name in (*CONDITIONS, "arm", "seed")}
     curve = (run | row for row in list_curve(record))
     harness.write_rows(out / f"{device}-ablation-curves.csv", curve, CURVE)
-    base = read_run(name_run(folder, "base", seed))
-    stamp = harness.environment(torch.device(device)) | run
-    facts = stamp | describe_run(record, base) | {"cpu_s": sum_costs(folder, record)}
+    facts |= harness.environment(torch.device(device)) | {"cpu_s": sum_costs(folder, record)}
     teacher = read_predictions(RunFolder(folder / "teacher").predictions)
     harness.write_rows(scores, (facts | row for row in list_scores(record, teacher)), COLUMNS)
 
 
-def has_rows(path: Path, arm: str, seed: int) -> bool:
-    """Return True if a result file has the scores of a run."""
+def has_rows(path: Path, facts: harness.Row) -> bool:
+    """Return True if a result file has the scores of a run: of its arm, its seed and the same
+    conditions."""
     if not path.is_file():
         return False
+    own = {name: str(facts[name]) for name in ("arm", "seed", *CONDITIONS)}
     with path.open(newline="", encoding="utf-8") as file:
-        return any((row["arm"], row["seed"]) == (arm, str(seed)) for row in csv.DictReader(file))
+        return any(own.items() <= row.items() for row in csv.DictReader(file))
 
 
 def describe_run(record: RunRecord, base: RunRecord) -> harness.Row:

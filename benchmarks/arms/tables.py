@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Sequence
 
-from benchmarks.arms.comparisons import Row, Score, judge, measure_effect
+from benchmarks.arms.comparisons import Row, Score, judge, measure_effect, select_runs
 
 BASE = Score("none", "base", 72.2)
 HARD = Score("hard, without the token", "hard", 74.3)
@@ -40,15 +40,6 @@ PARTS = [
 ]
 """Table 8, DeiT-B at 224 px; erasing and DropPath: the paper's runs without them collapsed."""
 Cells = list[str]
-
-
-def select_runs(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of runs with the data, student, batch and steps of the newest row; of a run
-    that is there twice, the newest."""
-    same = ("data", "student", "batch", "epochs", "steps")
-    key = ("arm", "seed", "weights", "head")
-    kept = [row for row in rows if all(row[name] == rows[-1][name] for name in same)]
-    return list({tuple(row[name] for name in key): row for row in kept}.values())
 
 
 def compare_distillation(rows: Sequence[Row]) -> list[Cells]:

@@ -15,9 +15,11 @@ import pytest
 
 from benchmarks import ablation
 from benchmarks.arms import settings, tables
-from benchmarks.arms.comparisons import Effect, Score, judge, measure_effect
+from benchmarks.arms.comparisons import Effect, Score, judge, measure_effect, select_runs
 from benchmarks.arms.curves import average_curve, draw_curves
+from benchmarks.arms.scores import has_rows
 from benchmarks.arms.settings import ARMS, find_config, list_changes, list_flags, name_run
+from benchmarks.harness import Row, write_rows
 from fastdeit.commands.cache.command import cache_command
 from fastdeit.commands.runs.train import train_command
 from fastdeit.report.record import read_run
@@ -153,9 +155,11 @@ def test_verdict_follows_from_sign_and_p(mean: float, p: float, paper: float, wo
     assert judge(Effect(mean, math.nan, math.nan, 1), paper) == "one seed: not tested"
 
 
+SAME = {"data": "d", "student": "s", "batch": "8", "epochs": "1", "steps": "4"}
+
+
 def make_rows(arm: str, *top1: float, **changed: Any) -> list[dict[str, str]]:
-    same = {"data": "d", "student": "s", "batch": "8", "epochs": "1", "steps": "4"}
-    same |= {"weights": "model", "head": "both", "agreement": "", "arm": arm} | changed
+    same = SAME | {"weights": "model", "head": "both", "agreement": "", "arm": arm} | changed
     return [same | {"seed": str(seed), "top1": str(score)} for seed, score in enumerate(top1)]
 
 
@@ -174,12 +178,21 @@ def test_every_arm_is_in_a_table() -> None:
     assert Score("", "base", 0.0).read(make_rows("base", 1, 2, weights="ema")) == {}
 
 
+def test_runs_of_other_conditions_have_rows_of_their_own(tmp_path: Path) -> None:
+    run: Row = {**SAME, "arm": "base", "seed": 0}
+    assert not has_rows(tmp_path / "rows.csv", run)
+    write_rows(tmp_path / "rows.csv", [run], list(run))
+    assert has_rows(tmp_path / "rows.csv", run)
+    for name in ("steps", "seed", "arm", "data"):
+        assert not has_rows(tmp_path / "rows.csv", {**run, name: "other"})
+
+
 def test_curve_is_the_mean_over_seeds(tmp_path: Path) -> None:
     rows = [
-        {"arm": "base", "seed": seed, "weights": "model", "step": step, "top1": top1}
+        SAME | {"arm": "base", "seed": seed, "weights": "model", "step": step, "top1": top1}
         for seed, step, top1 in (("0", "9", "50"), ("1", "9", "60"), ("0", "3", "20"))
     ]
     rows.append(rows[0])  # written twice by a stop
-    assert average_curve(rows, "base", "model") == {3: 20, 9: 55}
+    assert average_curve(select_runs(rows), "base", "model") == {3: 20, 9: 55}
     draw_curves(rows, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 0
