@@ -33,7 +33,7 @@ FOREIGN_FLAGS = {
     "timm": "--mixup-off-epoch",
     "tensorboard": "--logdir",
     "node_exporter": "--collector",
-    "deit": "--output_dir",
+    "deit": "--output_dir --num_workers",
     "benchmarks.resources": "--write",
     "benchmarks.bench_official": "--deit --python",
     "benchmarks.bench_pipeline": "--pillow-simd --data --sizes --copies --stages --rounds --images",
