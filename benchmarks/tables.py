@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.harness import RESULTS
 from benchmarks.imagenet.table import list_stages
+from benchmarks.official import comparison as official
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -130,6 +131,16 @@ def compare_packed() -> list[Cells]:
     return table
 
 
+def list_preparations() -> list[Cells]:
+    """Return the core-hours of preparing a million images, a form a row."""
+    rows = select_newest(read_rows("cpu-prepare"), "form", "work")
+    works = list(dict.fromkeys(row["work"] for row in rows))
+    hours = {(row["form"], row["work"]): row["core_hours_a_million"] for row in rows}
+    forms = dict.fromkeys(row["form"] for row in rows)
+    cells = [[form, *(hours.get((form, work), "") for work in works)] for form in forms]
+    return [["core-hours a million images, from", *works], *cells]
+
+
 def list_largest_batches() -> list[Cells]:
     """Return the largest micro-batch of each student on cards of several sizes."""
     heading = ["student", "checkpointing", "24 GB", "40 GB", "80 GB", "141 GB"]
@@ -206,6 +217,24 @@ def show_shares(row: Row) -> str:
     return " → ".join(f"{100 * share:.0f} %" for share in shares)
 
 
+def compare_official() -> list[Cells]:
+    """Return accuracy and CPU time of deit's own trainer and ours, and how they differ."""
+    rows = read_rows("cpu-official")
+    table = [["trainer", "top-1 %", "seeds", "CPU s of a run", "CPU ms of an update", "versions"]]
+    times = {impl: official.measure_times(rows, impl) for impl in official.TRAINERS}
+    for impl, (whole, update) in times.items():
+        runs = official.select_runs(rows, impl)
+        top1 = official.show_spread(official.values_of(runs, "top1"))
+        row = runs[-1]
+        versions = f"`{row['commit']}`, torch {row['torch']}"
+        if impl == "deit":
+            versions = f"`{row['deit']}`, torch {row['deit_torch']}, timm {row['deit_timm']}"
+        table.append([impl, top1, str(len(runs)), f"{whole:.0f}", f"{update:.0f}", versions])
+    ratios = [f"{a / b:.1f}" for a, b in zip(times["deit"], times["fastdeit"], strict=True)]
+    difference = official.describe_difference(rows)
+    return [*table, ["ours less deit's; deit's / ours", difference, "", *ratios, ""]]
+
+
 TABLES: dict[str, Callable[[], list[Cells]]] = {
     "loaders": lambda: compare_loaders(["1", "2", "3"]),
     "loaders-2-copies": lambda: compare_loaders(["2"]),
@@ -215,11 +244,13 @@ TABLES: dict[str, Callable[[], list[Cells]]] = {
     "scaling": estimate_scaling,
     "exports": compare_exports,
     "packed": compare_packed,
+    "preparations": list_preparations,
     "largest-micro-batch": list_largest_batches,
     "compiled-steps": lambda: compare_forms("cpu-compile", "without a compiler"),
     "teacher-forms": lambda: compare_forms("cpu-teacher-forms", "as in the file"),
     "between-steps": compare_gaps,
     "train-rates": compare_train_rates,
+    "official": compare_official,
     "rehearsal": lambda: list_stages(read_rows("cpu-rehearsal")),
 }
 
