@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.arms import tables as arms
 from benchmarks.harness import RESULTS
 from benchmarks.imagenet.table import list_stages
 from benchmarks.official import comparison as official
@@ -266,6 +267,10 @@ TABLES: dict[str, Callable[[], list[Cells]]] = {
     "train-rates": compare_train_rates,
     "official": compare_official,
     "rehearsal": lambda: list_stages(read_rows("cpu-rehearsal")),
+    "ablation-conditions": lambda: arms.list_conditions(read_rows("cpu-ablation")),
+    "ablation-distillation": lambda: arms.compare_distillation(read_rows("cpu-ablation")),
+    "ablation-agreement": lambda: arms.list_agreement(read_rows("cpu-ablation")),
+    "ablation-parts": lambda: arms.compare_parts(read_rows("cpu-ablation")),
 }
 
 
