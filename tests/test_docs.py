@@ -26,16 +26,19 @@ HISTORY = [ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "LOG.md"]  # may name wh
 FOREIGN_FLAGS = {
     "deepspeed": "--hostfile --no_ssh --node_rank --master_addr --no_local_rank --module "
     "--num_gpus --num_accelerators",
-    "sbatch": "--nodes --array --gpus --cpus-per-task --requeue --wrap",
+    "sbatch": "--nodes --array --gpus --cpus-per-task --requeue --no-requeue --signal --wrap",
+    "scancel": "--batch",
     "srun": "--nodes --ntasks-per-node",
     "curl": "--location --remote-name",
     "torchrun": "--nproc_per_node",
     "timm": "--mixup-off-epoch",
     "tensorboard": "--logdir",
     "node_exporter": "--collector",
-    "deit": "--output_dir",
+    "deit": "--output_dir --num_workers",
     "benchmarks.resources": "--write",
+    "benchmarks.bench_official": "--deit --python",
     "benchmarks.bench_pipeline": "--pillow-simd --data --sizes --copies --stages --rounds --images",
+    "benchmarks.rehearsal": "--folder --scale --stages",
     "pip": "--no-deps --no-binary --target --no-index --find-links",
     "docker": "--rm --gpus --ipc --ulimit --user --volume --entrypoint --time --build-arg --file "
     "--tag",

@@ -19,7 +19,7 @@ from fastdeit.data.index import BadImages, Index, build_index
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.data.remote.stage import fetch_folder, local_folder
 from fastdeit.data.snapshot import reconcile
-from fastdeit.distributed.collectives import first_on_rank0
+from fastdeit.distributed.collectives import first_on_rank0, on_each_machine
 from fastdeit.distributed.world import World
 from fastdeit.plan.plan import Plan
 from fastdeit.storage.run_folder import RunFolder
@@ -42,7 +42,7 @@ def build_data(config: Config) -> tuple[Index, Index]:
 
     def build() -> tuple[Index, Index]:
         # a run that resumes has its images; those that were damaged since are excluded
-        is_new = not RunFolder(Path(config.run.output_dir)).train_images.is_file()
+        is_new = not RunFolder.of(config.run.output_dir).train_images.is_file()
         train = build_train_index(config, require_classes=is_new)
         val = build_index(
             find_root(config),
@@ -53,6 +53,8 @@ def build_data(config: Config) -> tuple[Index, Index]:
         )
         return train, val
 
+    if data.data_cache:  # a disk of its own on each machine, whose ranks would all list it at once
+        on_each_machine(lambda _: build() and None)
     return first_on_rank0(build)
 
 
@@ -77,15 +79,17 @@ def build_train_index(config: Config, *, require_classes: bool = False) -> Index
 def fetch_data(
     config: Config, *, alone: bool = False, proceed: Callable[[], bool] = lambda: True
 ) -> None:
-    """Fetch the data set of a URL into the cache, as `fetch_folder` does; a run that has begun uses
-    a complete copy as it is."""
+    """Fetch the data set into the cache, as `fetch_folder` does; a run that has begun uses a
+    complete copy as it is."""
     data = config.data
+    if data.data_set == "digits":  # they are written to a folder
+        return
     output = config.run.output_dir
     fetch_folder(
         data.data_path,
-        (data.train_split, data.val_split),
+        (data.train_split, data.val_split) if data.data_set == "any" else (),
         data.data_cache,
-        uses_copy=bool(output) and RunFolder(Path(output)).train_images.is_file(),
+        uses_copy=bool(output) and RunFolder.of(output).train_images.is_file(),
         alone=alone,
         proceed=proceed,
     )
@@ -149,7 +153,7 @@ def build_quarantine(config: Config, index: Index) -> tuple[Index, Quarantine]:
 
     Raises DataError when too many images are gone.
     """
-    folder = RunFolder(Path(config.run.output_dir))
+    folder = RunFolder.of(config.run.output_dir)
     gone: dict[int, str] = {}
     if folder.train_images.is_file() and index.split == config.data.train_split:
         index, gone = reconcile(index, folder.train_images)

@@ -1,7 +1,8 @@
 """The pictures of docs/, drawn: `python -m tests.support.pictures [NAME ...] [--run RUN]`.
 
 architecture: docs/architecture.svg from docs/architecture.dot, by Graphviz. preview:
-docs/preview.png, samples of three photographs. report: docs/report-*.png, parts of the report of a
+docs/preview.png, samples of three photographs. ablation: docs/ablation.png, curves out of
+benchmarks/results. report: docs/report-*.png, parts of the report of a
 run (runs/fashion_mnist), by Chromium.
 """
 
@@ -54,6 +55,17 @@ def draw_preview(run: Path) -> None:
         _shrink(Path("preview.png"), DOCS / "preview.png")
 
 
+def draw_ablation(run: Path) -> None:
+    """Draw docs/ablation.png: the curves of the ablation's arms."""
+    from benchmarks.arms.curves import draw_curves
+    from benchmarks.tables import read_rows
+
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = Path(folder, "ablation.png")
+        draw_curves(read_rows("cpu-ablation-curves"), drawn)
+        _shrink(drawn, DOCS / "ablation.png")
+
+
 def draw_report(run: Path) -> None:
     """Draw docs/report-*.png: parts of the report of a run, in light colours."""
     from fastdeit.report.build import write_report
@@ -101,6 +113,7 @@ def _shrink(source: Path, target: Path, width: int = 1200) -> None:
 PICTURES: dict[str, Callable[[Path], None]] = {
     "architecture": draw_architecture,
     "preview": draw_preview,
+    "ablation": draw_ablation,
     "report": draw_report,
 }
 

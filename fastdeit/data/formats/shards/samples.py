@@ -54,17 +54,6 @@ class Scan:
         self.lengths.append(length)
         self.labels.append(label)
 
-    def extend(self, other: "Scan", prefix: str) -> None:
-        """Add the samples of another shard, their names after `prefix`."""
-        first = len(self.names)
-        self.faults |= {first + row: fault for row, fault in other.faults.items()}
-        self.names += [prefix + name for name in other.names]
-        self.offsets += other.offsets
-        self.lengths += other.lengths
-        self.labels += other.labels
-        self.others += other.others
-        self.lone_labels += [prefix + key for key in other.lone_labels]
-
 
 class Samples:
     """The samples of one shard, collected member by member."""

@@ -6,17 +6,18 @@ place.
 
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import pyarrow as pa
 
 from fastdeit.data.formats.check import UNREAD, in_parallel
 from fastdeit.data.formats.file_names import EXTENSIONS
 from fastdeit.data.formats.labels import number_labels
 from fastdeit.data.formats.listing import SHOWN, DataError, Listing, stamp
+from fastdeit.data.formats.shards.columns import Columns
 from fastdeit.data.formats.shards.samples import Samples, Scan
 from fastdeit.display.progress import track
 from fastdeit.display.text import printable
@@ -40,59 +41,62 @@ def list_shards(
     """
     stamps = stamp(root, shards)
     files = tuple(os.path.relpath(shard, root) for shard in shards)
-    all_samples, counts = _scan_all(root, files, workers)
-    names = all_samples.names
-    if not names:
+    scanned = _scan_all(root, files, workers)
+    names = scanned.names()
+    if not len(names):
         extensions = ", ".join(EXTENSIONS)
-        held = _list_others(all_samples)
+        held = _list_others(scanned.others)
         shown = ", ".join(map(printable, files[:SHOWN]))
         raise DataError(f"{root}: no image in {shown}: a member must end in {extensions} ({held})")
-    labels, known = number_labels(
-        all_samples.labels, classes, lambda row: f"{root}: {printable(names[row])}"
-    )
+
+    def place(label: int) -> str:
+        return f"{root}: {printable(os.fsdecode(names[scanned.first_rows[label]].as_py()))}"
+
+    positions, known = number_labels(scanned.labels, classes, place)
+    offsets, lengths, labels = scanned.numbers()
     times = [os.stat(shard) for shard in shards]
     return Listing(
         classes=known,
-        names=pa.array([name.encode("utf-8", "surrogateescape") for name in names], pa.binary()),
-        labels=labels,
-        num_bytes=np.array(all_samples.lengths, np.int64),
-        mtimes=np.repeat([facts.st_mtime_ns for facts in times], counts).astype(np.int64),
-        ctimes=np.repeat([facts.st_ctime_ns for facts in times], counts).astype(np.int64),
+        names=names,
+        labels=positions[labels],
+        num_bytes=lengths,
+        mtimes=np.repeat([facts.st_mtime_ns for facts in times], scanned.counts).astype(np.int64),
+        ctimes=np.repeat([facts.st_ctime_ns for facts in times], scanned.counts).astype(np.int64),
         stamps=stamps,
-        faults=all_samples.faults,
-        notes=_note_lone_labels(all_samples),
+        faults=scanned.faults,
+        notes=_note_lone_labels(scanned),
         shards=files,
-        shard=np.repeat(np.arange(len(shards), dtype=np.int32), counts),
-        offset=np.array(all_samples.offsets, np.int64),
+        shard=np.repeat(np.arange(len(shards), dtype=np.int32), scanned.counts),
+        offset=offsets,
     )
 
 
-def _scan_all(root: Path, files: Sequence[str], workers: int) -> tuple[Scan, list[int]]:
-    """Return the samples of all shards, and how many each has; files: relative to root."""
+def _scan_all(root: Path, files: Sequence[str], workers: int) -> Columns:
+    """Return the samples of all shards; files: relative to root."""
     shards = [os.path.join(root, file) for file in files]
     many = len(shards) >= _PROCESSES_FROM
     scans = in_parallel(scan_shard, shards, workers, processes=many)
-    samples = Scan()
-    counts = []
+    columns = Columns()
     for file, scan in zip(files, track(scans, len(files), "reading shards"), strict=True):
-        samples.extend(scan, f"{file}/")
-        counts.append(len(scan.names))
-    return samples, counts
+        columns.add(scan, f"{file}/")
+    return columns
 
 
-def _list_others(scan: Scan) -> str:
+def _list_others(others: Counter[str]) -> str:
     """Return how many members of which extensions are neither images nor labels."""
-    counts = scan.others.most_common(SHOWN)
+    counts = others.most_common(SHOWN)
     listed = ", ".join(f"{printable(extension)} ({count})" for extension, count in counts)
     return f"other members: {listed or 'none'}"
 
 
-def _note_lone_labels(scan: Scan) -> tuple[str, ...]:
-    labels = scan.lone_labels
+def _note_lone_labels(scanned: Columns) -> tuple[str, ...]:
+    labels = scanned.lone_labels
     if not labels:
         return ()
     first = printable(labels[0])
-    return (f"labels without an image: {len(labels)}, such as {first} ({_list_others(scan)})",)
+    return (
+        f"labels without an image: {len(labels)}, such as {first} ({_list_others(scanned.others)})",
+    )
 
 
 def scan_shard(shard: str) -> Scan:

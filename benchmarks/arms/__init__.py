@@ -1,0 +1,1 @@
+"""The arms of the ablation: their settings, scores, statistics, tables and curves."""

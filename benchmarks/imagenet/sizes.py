@@ -1,0 +1,46 @@
+"""Sizes of ImageNet's images, for a stand-in.
+
+The mean of 469 x 387 pixels is the one that is published for the training images; that most have
+500 pixels on their long side, and some several thousand, is seen in the archives. The shares below
+are a choice with that mean, not a count.
+"""
+
+import numpy as np
+
+COMMON = {
+    (500, 375): 0.37,
+    (500, 333): 0.11,
+    (375, 500): 0.09,
+    (333, 500): 0.045,
+    (500, 400): 0.03,
+    (500, 500): 0.03,
+    (400, 300): 0.02,
+    (640, 480): 0.028,
+    (800, 600): 0.008,
+    (1024, 768): 0.010,
+    (1600, 1200): 0.004,
+    (2592, 1944): 0.0005,
+    (3072, 2304): 0.0002,
+    (4288, 2848): 0.0001,
+    (20, 17): 0.0001,
+}
+"""Share of the images by (width, height) in pixels."""
+_OTHERS = 480
+"""Number of the other sizes, which share the remaining images evenly."""
+_MEDIAN = 335.0
+_SPREAD = 0.45
+"""Of the long side of the others, whose logarithm has a normal distribution."""
+
+
+def list_sizes(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return int64 (n, 2), widths and heights in pixels, and float64 (n,), the share of each."""
+    random = np.random.default_rng([seed, 1])
+    long_side = np.clip(np.exp(random.normal(np.log(_MEDIAN), _SPREAD, _OTHERS)), 40, 4000)
+    short_side = long_side * random.uniform(0.6, 1.0, _OTHERS)
+    is_upright = random.random(_OTHERS) < 0.2
+    sides = np.stack((long_side, short_side), 1)
+    sides[is_upright] = sides[is_upright, ::-1]
+    sizes = np.concatenate((np.array(list(COMMON)), sides.round().astype(np.int64)))
+    common = np.array(list(COMMON.values()))
+    others = np.full(_OTHERS, (1 - common.sum()) / _OTHERS)
+    return sizes, np.concatenate((common, others))

@@ -1,0 +1,125 @@
+"""A stand-in of ImageNet: as many JPEG files, of such sizes, with few bytes in each.
+
+Each image has one of some hundred sizes, the picture of that size, in four flat parts, and a
+comment of its own in the header, so that no two files are equal. Everything follows from the seed.
+"""
+
+import functools
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.imagenet.sizes import list_sizes
+from fastdeit.storage.atomic import atomic_open
+
+SHARD_IMAGES = 1000
+_QUALITY = 30
+_BLOCK = 16
+"""Pixels of JPEG's largest block: parts that end there cost few bytes."""
+_START = b"\xff\xd8"
+_COMMENT = b"\xff\xfe"
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """The images of one split; image i is a function of (seed, split, i).
+
+    labels: int64 (N,); sizes: int64 (N, 2), width and height in pixels.
+    """
+
+    labels: np.ndarray
+    sizes: np.ndarray
+
+    def encode(self, row: int) -> bytes:
+        """Return the JPEG file of an image, with its number as a comment."""
+        text = b"image %08d" % row
+        comment = _COMMENT + (len(text) + 2).to_bytes(2, "big") + text
+        return _START + comment + _encode(*self.sizes[row].tolist())[len(_START) :]
+
+
+def make_stand_in(images: int, classes: int, seed: int) -> StandIn:
+    """Return a split of so many images, in random order, with even classes."""
+    random = np.random.default_rng([seed, images])
+    labels = random.permutation(np.arange(images) % classes)
+    sizes, shares = list_sizes(seed)
+    return StandIn(labels, sizes[random.choice(len(sizes), images, p=shares)])
+
+
+@functools.cache
+def _encode(width: int, height: int) -> bytes:
+    """Return a small JPEG: four flat parts, each of its own colour."""
+    random = np.random.default_rng([width, height])
+    pixels = random.integers(0, 256, (2, 2, 3), dtype=np.uint8)
+    rows = (np.arange(height) // _BLOCK * _BLOCK * 2 >= height).astype(int)
+    columns = (np.arange(width) // _BLOCK * _BLOCK * 2 >= width).astype(int)
+    file = io.BytesIO()
+    image = Image.fromarray(pixels[rows[:, None], columns])
+    image.save(file, "JPEG", quality=_QUALITY, optimize=True)
+    return file.getvalue()
+
+
+def write_shards(folder: Path, images: int, classes: int, seed: int) -> Iterator[int]:
+    """Write folder/NNNNNN.tar, WebDataset's shards of `SHARD_IMAGES`; yield the images that are
+    written, after each shard. Shards that are there stay."""
+    stand_in = make_stand_in(images, classes, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for first in range(0, images, SHARD_IMAGES):
+        shard = folder / f"{first // SHARD_IMAGES:06d}.tar"
+        rows = range(first, min(first + SHARD_IMAGES, images))
+        if not shard.exists():
+            with atomic_open(shard) as file:
+                file.write(_encode_shard(stand_in, rows))
+        yield rows.stop
+
+
+def _encode_shard(stand_in: StandIn, rows: range) -> bytes:
+    """Return a tar file with KEY.jpg and KEY.cls of each row."""
+    parts: list[bytes] = []
+    for row in rows:
+        label = stand_in.labels[row]
+        parts += _encode_member(f"{row:08d}.jpg", stand_in.encode(row))
+        parts += _encode_member(f"{row:08d}.cls", b"%d" % label)
+    return b"".join(parts) + bytes(2 * tarfile.BLOCKSIZE)
+
+
+def _encode_member(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return header, content and padding of a member."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    padding = bytes(-len(content) % tarfile.BLOCKSIZE)
+    return member.tobuf(tarfile.USTAR_FORMAT), content, padding
+
+
+def write_folder(folder: Path, images: int, classes: int, seed: int) -> Iterator[int]:
+    """Write folder/CLASS/NNNNNNNN.JPEG; yield the images that are written, after each class.
+
+    Classes that are there as a whole stay: each is renamed when it is.
+    """
+    stand_in = make_stand_in(images, classes, seed)
+    order = np.argsort(stand_in.labels, kind="stable")
+    ends = np.cumsum(np.bincount(stand_in.labels, minlength=classes))
+    folder.mkdir(parents=True, exist_ok=True)
+    for label, rows in enumerate(np.split(order, ends[:-1])):
+        target = folder / name_class(label)
+        if not target.exists():
+            _write_class(target, stand_in, rows)
+        yield int(ends[label])
+
+
+def name_class(label: int) -> str:
+    """Return a name in WordNet's form."""
+    return f"n{label:08d}"
+
+
+def _write_class(target: Path, stand_in: StandIn, rows: np.ndarray) -> None:
+    begun = target.with_name(f".{target.name}")
+    begun.mkdir(exist_ok=True)
+    for row in rows.tolist():
+        (begun / f"{target.name}_{row:08d}.JPEG").write_bytes(stand_in.encode(row))
+    os.replace(begun, target)

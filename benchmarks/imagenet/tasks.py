@@ -1,0 +1,179 @@
+"""The stages that are no commands of fastdeit, each in a process of its own.
+
+python -m benchmarks.imagenet.tasks TASK --folder FOLDER --scale SCALE
+
+A task writes the facts that it found to FOLDER/facts/TASK.json. Each imports what it needs itself,
+so that its memory is its own.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.imagenet.job import EPOCHS, TEACHER, Job
+from benchmarks.imagenet.sizes import list_sizes
+from benchmarks.imagenet.stand_in import write_folder, write_shards
+from fastdeit.data.index import Index, build_index
+from fastdeit.data.snapshot import keep_images, read_images, reconcile
+from fastdeit.plan.build import build_plan
+from fastdeit.storage.jsonl import read_json_lines
+
+_SEED = 0
+_LARGE = "large.parquet"
+Facts = dict[str, float | int | str]
+
+
+def write(job: Job) -> Facts:
+    """Write the stand-in as shards and, a tenth of it, as class folders."""
+    sizes = {"train": job.images, "val": job.validation}
+    for split, images in sizes.items():
+        for _ in write_shards(job.shards / split, images, job.classes, _SEED):
+            pass
+    sizes = {"train": job.folder_images, "val": max(job.validation // 10, job.classes)}
+    for split, images in sizes.items():
+        for _ in write_folder(job.class_folders / split, images, job.classes, _SEED):
+            pass
+    return {}
+
+
+def teacher(job: Job) -> Facts:
+    """Write a small teacher with random weights."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(_SEED)
+    model = timm.create_model(TEACHER, num_classes=job.classes)
+    save_file(model.state_dict(), job.teacher, {"input_size": "32"})
+    return {}
+
+
+def start(job: Job) -> Facts:
+    """Do what each rank of a run does before its first batch, on a stored index; and what a resumed
+    run does with the images that it began with."""
+    clock = _Clock()
+    index = build_index(job.shards, "train")
+    clock.lap("index")
+    return _begin(job, index, clock)
+
+
+def write_21k(job: Job) -> Facts:
+    """Write the table of as many images as ImageNet-21k has."""
+    keep_images(_make_large(job), job.folder / _LARGE)
+    return {}
+
+
+def start_21k(job: Job) -> Facts:
+    """Do what `start` does with the images of ImageNet-21k."""
+    clock = _Clock()
+    index = read_images(job.folder / _LARGE, job.folder)
+    clock.lap("index")
+    return _begin(job, index, clock)
+
+
+def _begin(job: Job, index: Index, clock: "_Clock") -> Facts:
+    """Time the steps of a start; return their CPU seconds."""
+    index.fingerprint()
+    clock.lap("fingerprint")
+    plan = build_plan(job.config, index.sizes)
+    plan.fingerprint()
+    clock.lap("plan")
+    plan.images(0, np.arange(job.batch))
+    clock.lap("order of an epoch")
+    plan.exclude(np.arange(100))
+    plan.images(0, np.arange(job.batch))
+    clock.lap("order with exclusions")
+    snapshot = job.folder / "snapshot.parquet"
+    keep_images(index, snapshot)
+    clock.lap("snapshot, written")
+    reconcile(index, snapshot)
+    clock.lap("snapshot, compared")
+    return clock.seconds
+
+
+class _Clock:
+    """CPU seconds of the parts of a task, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: Facts = {}
+        self._since = time.process_time()
+
+    def lap(self, name: str) -> None:
+        """Store the time since the last call under a name."""
+        now = time.process_time()
+        self.seconds[name] = round(now - self._since, 3)
+        self._since = now
+
+
+def _make_large(job: Job) -> Index:
+    """Return an index of as many images as ImageNet-21k has, in shards of 1,000."""
+    count = job.large
+    random = np.random.default_rng(_SEED)
+    sizes, shares = list_sizes(_SEED)
+    rows = np.arange(count)
+    shards = tuple(f"train/{shard:06d}.tar" for shard in range(-(-count // 1000)))
+    names = [b"train/%06d.tar/%08d.jpg" % (row // 1000, row) for row in range(count)]
+    return Index(
+        job.folder,
+        "train",
+        tuple(map(str, range(job.classes))),
+        "shards",
+        names=pa.array(names, pa.binary()),
+        labels=rows % job.classes,
+        sizes=sizes[random.choice(len(sizes), count, p=shares), ::-1].astype(np.int32),
+        num_bytes=np.full(count, 1500),
+        shards=shards,
+        shard=(rows // 1000).astype(np.int32),
+        offset=rows % 1000 * 2048,
+    )
+
+
+def plan(job: Job) -> Facts:
+    """Check the plan of 300 epochs."""
+    from benchmarks.imagenet.planning import check_plan
+
+    return check_plan(job, build_index(job.shards, "train").sizes)
+
+
+def log(job: Job) -> Facts:
+    """Read the log of a run of 300 epochs, as a resumed run and a report do."""
+    from benchmarks.bench_report import write_log
+    from fastdeit.report.record import read_run
+
+    folder = job.folder / "log"
+    folder.mkdir(exist_ok=True)
+    write_log(folder, EPOCHS * job.steps)
+    clock = _Clock()
+    lines = read_json_lines(folder / "metrics.jsonl")
+    clock.lap("lines")
+    read_run(folder)
+    clock.lap("record")
+    size = (folder / "metrics.jsonl").stat().st_size / 1e6
+    return {**clock.seconds, "MB": round(size, 2), "number of lines": len(lines)}
+
+
+TASKS: dict[str, Callable[[Job], Facts]] = {
+    task.__name__: task for task in (write, write_21k, teacher, start, start_21k, plan, log)
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--scale", type=float, required=True)
+    args = parser.parse_args()
+    job = Job(args.folder, args.scale)
+    facts = TASKS[args.task](job)
+    target = args.folder / "facts" / f"{args.task}.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(facts, indent=1))
+
+
+if __name__ == "__main__":
+    main()
