@@ -130,6 +130,16 @@ def compare_packed() -> list[Cells]:
     return table
 
 
+def list_preparations() -> list[Cells]:
+    """Return the core-hours of preparing a million images, a form a row."""
+    rows = select_newest(read_rows("cpu-prepare"), "form", "work")
+    works = list(dict.fromkeys(row["work"] for row in rows))
+    hours = {(row["form"], row["work"]): row["core_hours_a_million"] for row in rows}
+    forms = dict.fromkeys(row["form"] for row in rows)
+    cells = [[form, *(hours.get((form, work), "") for work in works)] for form in forms]
+    return [["core-hours a million images, from", *works], *cells]
+
+
 def list_largest_batches() -> list[Cells]:
     """Return the largest micro-batch of each student on cards of several sizes."""
     heading = ["student", "checkpointing", "24 GB", "40 GB", "80 GB", "141 GB"]
@@ -206,6 +216,19 @@ def show_shares(row: Row) -> str:
     return " → ".join(f"{100 * share:.0f} %" for share in shares)
 
 
+def estimate_launch() -> list[Cells]:
+    """Return the estimated seconds of each part of a start, by number of ranks."""
+    rows = [row for row in read_rows("cpu-launch") if row["what"] == "estimate"]
+    seconds = {(row["part"], row["ranks"]): float(row["value"]) for row in rows}
+    ranks = list(dict.fromkeys(row["ranks"] for row in rows))
+    table = [["seconds of", *(f"{count} ranks" for count in ranks)]]
+    for part in dict.fromkeys(row["part"] for row in rows):
+        table.append([part, *(f"{seconds[part, count]:.2f}" for count in ranks)])
+    totals = [sum(took for (_, of), took in seconds.items() if of == count) for count in ranks]
+    table.append(["**all**", *(f"**{total:.1f}**" for total in totals)])
+    return table
+
+
 TABLES: dict[str, Callable[[], list[Cells]]] = {
     "loaders": lambda: compare_loaders(["1", "2", "3"]),
     "loaders-2-copies": lambda: compare_loaders(["2"]),
@@ -213,8 +236,10 @@ TABLES: dict[str, Callable[[], list[Cells]]] = {
     "teachers": compare_teachers,
     "step-counts": count_launches,
     "scaling": estimate_scaling,
+    "launch": estimate_launch,
     "exports": compare_exports,
     "packed": compare_packed,
+    "preparations": list_preparations,
     "largest-micro-batch": list_largest_batches,
     "compiled-steps": lambda: compare_forms("cpu-compile", "without a compiler"),
     "teacher-forms": lambda: compare_forms("cpu-teacher-forms", "as in the file"),

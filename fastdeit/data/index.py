@@ -39,6 +39,7 @@ from fastdeit.data.formats.folder import class_folders
 from fastdeit.data.formats.idx import read_images
 from fastdeit.data.formats.labels import class_names_beside
 from fastdeit.data.formats.listing import DataError, image_columns
+from fastdeit.data.formats.parquet.files import read_classes
 from fastdeit.data.formats.parquet.images import ParquetImages, open_images
 from fastdeit.data.formats.shards.reader import ShardReader
 from fastdeit.data.table import (
@@ -335,5 +336,8 @@ def _class_names(
     train = find_split(root, "train")
     if train.kind == "folder":
         return list(class_folders(train.paths[0]))
+    written = read_classes(train.paths[0]) if train.kind == "parquet" else None
+    if written:
+        return list(written)
     table = split_table(root, "train", train, cache_dir=cache_dir, workers=workers, columns=())
     return table_facts(table)["classes"]

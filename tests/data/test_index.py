@@ -207,6 +207,31 @@ def test_links_in_a_circle_are_followed_once(folder: Path) -> None:
     assert len(build_index(folder, "train")) == 4
 
 
+def test_a_png_with_the_name_of_a_jpeg_is_a_png(folder: Path) -> None:
+    # ILSVRC has one: n02105855_2933.JPEG
+    save(folder / "train/cat/odd.png", 9, 5)
+    (folder / "train/cat/odd.png").rename(folder / "train/cat/odd.JPEG")
+    index = build_index(folder, "train")
+    row = [index.name(row) for row in range(len(index))].index("train/cat/odd.JPEG")
+    assert index.read(row).startswith(b"\x89PNG") and index.sizes[row].tolist() == [9, 5]
+
+
+def test_splits_and_images_may_be_links_to_another_place(folder: Path, tmp_path: Path) -> None:
+    far = tmp_path / "far"
+    for split in ("train", "val"):
+        for image in sorted((folder / split).rglob("*.*")):
+            place = far / image.relative_to(folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(image)
+        (tmp_path / "linked").mkdir(exist_ok=True)
+        (tmp_path / "linked" / split).symlink_to(far / split)
+    linked = build_index(tmp_path / "linked", "train")
+    assert linked.fingerprint() == build_index(folder, "train").fingerprint()
+    save(folder / "train/cat/more.png", 3, 3)
+    (far / "train/cat/more.png").symlink_to(folder / "train/cat/more.png")
+    assert len(build_index(tmp_path / "linked", "train")) == len(linked) + 1
+
+
 def test_linked_class_folder(folder: Path) -> None:
     shutil.move(folder / "train/cat", folder / "elsewhere")
     (folder / "train/cat").symlink_to(folder / "elsewhere")

@@ -83,7 +83,10 @@ def open_parquet(file: Path) -> Iterator[pq.ParquetFile]:
     try:
         # not by its path: arrow takes names in UTF-8 alone
         with file.open("rb") as raw:
-            yield pq.ParquetFile(raw, pre_buffer=False)
+            opened = pq.ParquetFile(raw, pre_buffer=False)
+            if opened.metadata.num_rows > file.stat().st_size:
+                raise ValueError(f"{opened.metadata.num_rows:,} rows are more than its bytes")
+            yield opened
     except DataError:
         raise
     except (OSError, ValueError, pa.ArrowException) as error:
@@ -105,6 +108,12 @@ def find_columns(file: Path, schema: pa.Schema) -> Columns:
             f"{', '.join(_LABELS)} (got {shown})"
         )
     return Columns(*images, label, _read_classes(file, features.get(label)))
+
+
+def read_classes(file: Path) -> tuple[str, ...] | None:
+    """Return the names of the classes, if a file has them; no image is read. Raises DataError."""
+    with open_parquet(file) as opened:
+        return find_columns(file, opened.schema_arrow).classes
 
 
 def _find_images(schema: pa.Schema) -> tuple[str, str] | None:

@@ -102,6 +102,16 @@ def test_names_of_classes_must_be_different_texts(
         build_index(tmp_path, "train")
 
 
+def test_a_file_of_more_rows_than_bytes_is_refused(tmp_path: Path) -> None:
+    rows = [({"bytes": b"", "path": ""}, 0)] * 200_000
+    write_table(tmp_path / "train-0.parquet", [ROW])
+    write_table(tmp_path / "train-1.parquet", rows, compression="zstd")
+    with pytest.raises(
+        DataError, match=r"train-1.parquet: .*\(200,000 rows are more than its bytes"
+    ):
+        build_index(tmp_path, "train")
+
+
 def test_a_file_without_labels_is_refused(tmp_path: Path) -> None:
     write_table(tmp_path / "train.parquet", [ROW], {}, ("image", "caption"))
     with pytest.raises(DataError, match="one of labels, label, .*got image: struct.*caption"):

@@ -179,6 +179,20 @@ def test_packed_shards_have_the_same_bytes_classes_and_labels(tmp_path: Path, hu
     assert [packed.read(row) for row in range(10)] == [source.read(row) for row in range(10)]
 
 
+def test_evaluation_reads_no_training_image(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scanned = []
+    scan = images_module._scan_file
+
+    def spy(file: Path) -> object:
+        scanned.append(file.name)
+        return scan(file)
+
+    monkeypatch.setattr(images_module, "_scan_file", spy)
+    val = build_eval_index(hub, "val", ["other"], "skip")
+    assert val.classes == CLASSES and len(val) == 4
+    assert scanned == [f"validation-{n:05}-of-00002.parquet" for n in (0, 1)]
+
+
 def test_an_interrupted_packing_continues_to_the_same_bytes(
     tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
