@@ -8,8 +8,8 @@ once for each seed; the three distilled arms read its records. All arms of a see
 the next seed, and each appends its scores to cpu-ablation.csv when it ends, so a stop leaves a
 table of the seeds that are there. The same command resumes; finished runs are not repeated.
 
-Further flags are those of `fastdeit train`, for all arms. With --recipe or --config, these replace
-the base, and --teacher-path names the teacher.
+Further flags are those of `fastdeit train`, for all arms. --recipe and --config replace the base;
+then --teacher-path has to name the teacher.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def train(folder: Path, run: Path, flags: Sequence[str], launcher: str) -> None:
 
 def find_teacher(folder: Path, flags: Sequence[str], launcher: str) -> list[str]:
     """Return the flags that name the teacher; train the base's own if no flag names another."""
-    if not is_nano(flags):
+    if not is_nano(flags) or any(flag.startswith("--teacher") for flag in flags):
         return []
     run = folder / "teacher"
     data = find_config("base", flags).data.data_path

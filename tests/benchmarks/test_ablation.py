@@ -54,6 +54,12 @@ def test_each_arm_changes_what_it_names_and_nothing_else(flags: str) -> None:
     assert base.distill.distillation_type == "none" and "distilled" not in base.model.model
 
 
+def test_teacher_of_the_user_is_not_replaced(tmp_path: Path) -> None:
+    for flags in (["--teacher-path=t"], ["--recipe", "deit", "--teacher-path", "t"]):
+        assert ablation.find_teacher(tmp_path, flags, "false") == []
+        assert find_config("base", flags).distill.teacher_path == "t"
+
+
 class Starter:
     """`ablation.start` in this process; `stop` ends the next training of this run after a step."""
 
