@@ -42,7 +42,7 @@ def build_data(config: Config) -> tuple[Index, Index]:
 
     def build() -> tuple[Index, Index]:
         # a run that resumes has its images; those that were damaged since are excluded
-        is_new = not RunFolder(Path(config.run.output_dir)).train_images.is_file()
+        is_new = not RunFolder.of(config.run.output_dir).train_images.is_file()
         train = build_train_index(config, require_classes=is_new)
         val = build_index(
             find_root(config),
@@ -89,7 +89,7 @@ def fetch_data(
         data.data_path,
         (data.train_split, data.val_split) if data.data_set == "any" else (),
         data.data_cache,
-        uses_copy=bool(output) and RunFolder(Path(output)).train_images.is_file(),
+        uses_copy=bool(output) and RunFolder.of(output).train_images.is_file(),
         alone=alone,
         proceed=proceed,
     )
@@ -153,7 +153,7 @@ def build_quarantine(config: Config, index: Index) -> tuple[Index, Quarantine]:
 
     Raises DataError when too many images are gone.
     """
-    folder = RunFolder(Path(config.run.output_dir))
+    folder = RunFolder.of(config.run.output_dir)
     gone: dict[int, str] = {}
     if folder.train_images.is_file() and index.split == config.data.train_split:
         index, gone = reconcile(index, folder.train_images)

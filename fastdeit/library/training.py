@@ -19,6 +19,8 @@ from fastdeit.distributed.collectives import each_rank, first_on_rank0, on_rank0
 from fastdeit.distributed.errors import RunError
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.library.errors import names_arguments
+from fastdeit.mirror.build import open_mirror
+from fastdeit.mirror.mirror import RunMirror
 from fastdeit.models.build import build_model, follow_weights
 from fastdeit.models.teachers.ensemble import LiveTeacher
 from fastdeit.reliability.run_lock import RunLock
@@ -29,6 +31,7 @@ from fastdeit.run.identity import check_same_everywhere, check_same_run
 from fastdeit.run.preflight import check_config, fetch_weight_files
 from fastdeit.storage.atomic import read_bounded
 from fastdeit.storage.run_folder import RunFolder
+from fastdeit.storage.urls import is_url
 from fastdeit.tracking.build import check_trackers, load_callbacks
 from fastdeit.tracking.callbacks import Callback
 from fastdeit.training.build import build_deepspeed_config
@@ -63,28 +66,32 @@ def train_run(config: Config, *, callbacks: Sequence[Callback] = ()) -> dict[str
         require_value(isinstance(callback, Callback), "callbacks", callback, "fastdeit.Callback")
     time_limit = parse_time_limit(config.run.time_limit)
     limits = config.limits.sections()
-    run_folder = RunFolder(Path(folder))
+    run_folder = RunFolder.of(folder)
     with (
         _same_threads(),
         Supervisor(run_folder, limits, time_limit, None, owns_process=False) as supervisor,
         RunLock(run_folder) as lock,
+        RunMirror(folder) as mirror,
     ):
         world = join_ranks(config)
         supervisor.listen()
         try:
-            prepared = prepare_run(config, "deit", world, supervisor, lock, callbacks)
+            prepared = prepare_run(config, "deit", world, supervisor, lock, mirror, callbacks)
         except StopAgreed as reason:
             return stop_early(run_folder, world, str(reason))
         if prepared is None:
+            mirror.finish(limits["checkpoint"])
             return on_rank0(lambda: json.loads(read_bounded(run_folder.summary, _MAX_BYTES)))
         from fastdeit.library.execution import execute_run
         from fastdeit.run.report import report_failure
 
         try:
-            return execute_run(*prepared)
+            done = execute_run(*prepared)
         except RunError as error:
-            report_failure(prepared[0], error)
+            report_failure(prepared[0], error, mirror)
             raise
+        finish_mirror(mirror, supervisor, limits["checkpoint"])
+        return done
 
 
 @names_arguments()
@@ -167,14 +174,18 @@ def prepare_run(
     world: World,
     supervisor: Supervisor,
     lock: RunLock,
+    mirror: RunMirror,
     callbacks: Sequence[Callback] = (),
 ) -> "tuple[Run, list[str]] | None":
     """Return a run at its next step, with notes for the user; None if it was finished before.
 
-    callbacks: beside those of --callback. Nothing but the lock is written yet, and the data set of
-    a URL. Raises ValueError, StopAgreed. A collective.
+    callbacks: beside those of --callback. Nothing but the lock is written yet, the data set of a
+    URL, and the working copy of a run at a URL. Raises ValueError, StopAgreed. A collective.
     """
-    folder = RunFolder(Path(config.run.output_dir))
+    folder = mirror.folder
+    if is_url(config.run.output_dir):
+        open_mirror(mirror, lock, supervisor.proceed)
+        supervisor.check_now()
     config = first_on_rank0(lambda: follow_weights(config))
     check_same_everywhere(config)
     on_rank0(lambda: check_same_run(config, folder))
@@ -195,7 +206,13 @@ def prepare_run(
     on_rank0(lock.acquire)
     from fastdeit.library.execution import open_run  # DALI and numba import slowly
 
-    return open_run(config, recipe, world, folder, supervisor, [*named, *callbacks])
+    run, notes = open_run(config, recipe, world, folder, supervisor, [*named, *callbacks])
+    return run, [*notes, *mirror.describe()]
+
+
+def finish_mirror(mirror: RunMirror, supervisor: Supervisor, limit_s: float) -> None:
+    """Wait until all of a run that has ended is at its URL, for at most `limit_s`."""
+    mirror.finish(limit_s, lambda: supervisor.beat("checkpoint", 0))
 
 
 def stop_early(folder: RunFolder, world: World, reason: str) -> dict[str, Any]:

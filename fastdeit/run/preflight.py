@@ -148,7 +148,7 @@ def _check_data(config: Config) -> None:
 def _check_resume(config: Config) -> None:
     """Raise ValueError if --resume is no checkpoint; a run that has begun resumes from its own."""
     named = config.checkpoint.resume
-    if named and not RunFolder(Path(config.run.output_dir)).config.is_file():
+    if named and not RunFolder.of(config.run.output_dir).config.is_file():
         _refuse_url("resume", named)
         read_manifest(Path(named))
         _check_trained(config, named)

@@ -16,6 +16,7 @@ from fastdeit.display.terminal import note_failure
 from fastdeit.display.text import printable
 from fastdeit.distributed.errors import RunError
 from fastdeit.distributed.exits import wait_for_rank0
+from fastdeit.mirror.mirror import RunMirror
 from fastdeit.report.build import name_missing, write_report
 from fastdeit.report.child import start_child
 from fastdeit.report.predictions import RecordedPredictions, write_predictions
@@ -52,12 +53,14 @@ def save_predictions(run: "Run", recorder: ClassRecorder) -> None:
         write_predictions(run.folder.predictions, predictions)
 
 
-def report_failure(run: "Run", error: RunError) -> None:
-    """Write the report of a run that has failed. The other ranks that have the error wait for it:
-    a launcher ends all ranks when one has ended."""
+def report_failure(run: "Run", error: RunError, mirror: RunMirror) -> None:
+    """Write the report of a run that has failed, and upload what it has. The other ranks that have
+    the error wait for it: a launcher ends all ranks when one has ended."""
     run.report.finish()
+    mirror.finish(LIMIT_S)
+    mirror.close()
     if error.heard_by_all:
-        wait_for_rank0(LIMIT_S)
+        wait_for_rank0(2 * LIMIT_S)
 
 
 class ReportWriter:

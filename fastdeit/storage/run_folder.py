@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastdeit.storage.urls import find_cached, is_url
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -26,6 +28,11 @@ class RunFolder:
     """
 
     path: Path
+
+    @classmethod
+    def of(cls, output_dir: str) -> "RunFolder":
+        """Return the folder of --output-dir: of a URL its working copy in the user's cache."""
+        return cls(find_cached(output_dir, "runs") if is_url(output_dir) else Path(output_dir))
 
     def __str__(self) -> str:
         return str(self.path)

@@ -1,6 +1,10 @@
-"""URLs: which texts are one, and their form without credentials."""
+"""URLs: which texts are one, their form without credentials, their place in the user's cache."""
 
+import hashlib
+import os
 import re
+from pathlib import Path
+from urllib.parse import unquote
 
 _WEB = ("http", "https")
 _IN_TEXT = re.compile(r"https?://[^\s'\"<>]+")
@@ -33,3 +37,22 @@ def hide_credentials(url: str) -> str:
 def hide_in_text(text: str) -> str:
     """Return a text, as the message of a library, with its web addresses without credentials."""
     return _IN_TEXT.sub(lambda found: hide_credentials(found[0]), text)
+
+
+def find_cached(url: str, kind: str, shown: str = "") -> Path:
+    """Return the folder of a URL in the user's cache; it need not exist.
+
+    kind: "data" or "runs"; $FASTDEIT_DATA or $FASTDEIT_RUNS names another place than fastdeit/KIND
+    in the cache folder. shown: what its name is from, where not the URL itself.
+    """
+    user = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    home = os.environ.get(f"FASTDEIT_{kind.upper()}") or os.path.join(user, "fastdeit", kind)
+    return Path(home).expanduser() / name_cached(url, shown or url)
+
+
+def name_cached(url: str, shown: str) -> str:
+    """Return the name of the folder of a URL in a cache: words to read, and a hash."""
+    url = url.rstrip("/")
+    words = re.sub(r"[^a-zA-Z0-9.]+", "-", unquote(shown.rstrip("/")).rpartition("/")[2])
+    key = hashlib.sha256(url.encode()).hexdigest()[:12]
+    return f"{words.strip('-.')[:40] or 'data'}-{key}"

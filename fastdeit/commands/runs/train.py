@@ -5,7 +5,6 @@ before DALI, numba and TensorBoard are.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from fastdeit.commands.errors import one_line_errors, print_error
 from fastdeit.commands.imports import pause_collection
@@ -29,25 +28,28 @@ def train_command(
         config, recipe = parse_config(argv, prog)
         check_callbacks(config, argv)
     with pause_collection():
-        from fastdeit.library.training import join_ranks, prepare_run, stop_early
+        from fastdeit.library.training import finish_mirror, join_ranks, prepare_run, stop_early
+        from fastdeit.mirror.mirror import RunMirror
         from fastdeit.reliability.run_lock import RunLock
         from fastdeit.reliability.supervisor import StopAgreed, Supervisor
-    folder = RunFolder(Path(config.run.output_dir))
+    folder = RunFolder.of(config.run.output_dir)
     limits = config.limits.sections()
     time_limit = parse_time_limit(config.run.time_limit)
     with (
         Supervisor(folder, limits, time_limit, launcher) as supervisor,
         RunLock(folder) as lock,
+        RunMirror(config.run.output_dir) as mirror,
     ):
         with one_line_errors(), pause_collection():
             world = join_ranks(config)
             supervisor.listen()
             try:
-                prepared = prepare_run(config, recipe, world, supervisor, lock)
+                prepared = prepare_run(config, recipe, world, supervisor, lock, mirror)
             except StopAgreed as reason:
                 stop_early(folder, world, str(reason))
                 return 0
         if prepared is None:
+            mirror.finish(limits["checkpoint"])
             return 0
         from fastdeit.library.execution import execute_run
         from fastdeit.run.report import report_failure
@@ -55,11 +57,12 @@ def train_command(
         run, notes = prepared
         try:
             execute_run(run, [*list_notes(argv, config), *notes])
+            finish_mirror(mirror, supervisor, limits["checkpoint"])
             return 0
         except RunError as error:
             # it may be on one rank alone: the launcher then ends the others
             supervisor.fail(error)
             if world.rank == 0 or not error.heard_by_all:
                 print_error(error)
-            report_failure(run, error)
+            report_failure(run, error, mirror)
             return supervisor.exit(1)

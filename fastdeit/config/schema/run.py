@@ -4,14 +4,16 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from fastdeit.config.parse import Section, parse_time_limit
+from fastdeit.config.parse import Section, parse_time_limit, refuse_credentials
+from fastdeit.storage.urls import is_url, is_web
 
 
 @dataclass(frozen=True)
 class RunConfig(Section):
     output_dir: str = ""
     """Where config, log, checkpoints and weights go; empty: runs/RECIPE. The same command in the
-    same folder resumes."""
+    same folder resumes. A URL of an object store (s3://BUCKET/NAME, gs://...): the run is uploaded
+    there while it trains, and restored from there."""
     seed: int = 0
     """Seed of everything random."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -51,6 +53,7 @@ class RunConfig(Section):
     D-H:MM:SS. Empty: none."""
 
     def check(self) -> None:
+        self._check_output_dir()
         self._require("seed", 0 <= self.seed < 2**32, "0 to 4294967295")
         partitioned = self.zero_stage >= 2 or not self.offload_optimizer
         self._require("zero_stage", partitioned, "2 or 3 with --offload-optimizer")
@@ -59,6 +62,12 @@ class RunConfig(Section):
         self._require_each(["eval_epochs", "log_steps"], 1)
         self._require_each(["stop_after_steps"], 0)
         parse_time_limit(self.time_limit)
+
+    def _check_output_dir(self) -> None:
+        if is_url(self.output_dir):
+            refuse_credentials("output_dir", self.output_dir)
+            allowed = "a folder, or the URL of a store that can be written to, as s3://BUCKET/NAME"
+            self._require("output_dir", not is_web(self.output_dir), allowed)
 
 
 @dataclass(frozen=True)

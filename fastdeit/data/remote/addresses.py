@@ -1,15 +1,14 @@
 """URLs of data sets: their forms, without credentials, and the names that their files get."""
 
-import hashlib
 import os
 import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote
 
 from fastdeit.data.remote.source import FetchError, RemoteFile
 from fastdeit.display.text import printable
+from fastdeit.storage.urls import find_cached, name_cached
 
 OWN = ".fastdeit"
 """The folder in a data set with what is ours; never fetched."""
@@ -31,12 +30,10 @@ def find_place(url: str, cache: str) -> Path:
 
     cache: "" is $FASTDEIT_DATA, or fastdeit/data in the user's cache folder.
     """
-    user = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    home = cache or os.environ.get("FASTDEIT_DATA") or os.path.join(user, "fastdeit", "data")
-    url = url.rstrip("/")
-    words = re.sub(r"[^a-zA-Z0-9.]+", "-", unquote(split_pattern(url)[0]).rpartition("/")[2])
-    key = hashlib.sha256(url.encode()).hexdigest()[:12]
-    return Path(home).expanduser() / f"{words.strip('-.')[:40] or 'data'}-{key}"
+    shown = split_pattern(url)[0]
+    if cache:
+        return Path(cache).expanduser() / name_cached(url, shown)
+    return find_cached(url, "data", shown)
 
 
 def check_names(names: Iterable[str], where: str) -> None:

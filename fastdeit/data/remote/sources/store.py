@@ -42,9 +42,8 @@ class StoreSource:
 
     def __init__(self, url: str) -> None:
         self._url = hide_credentials(url)
-        self._protocol = url.partition(":")[0].lower()
-        with self._errors(self._url):
-            self._system, self._path = _open_system(url, self._url, self._protocol)
+        self._protocol = _find_protocol(url)
+        self._system, self._path = open_store(url)
 
     def list_files(self, patterns: Iterable[str]) -> list[RemoteFile]:
         base, pattern = split_pattern(self._path)
@@ -59,7 +58,7 @@ class StoreSource:
 
     def _find(self, base: str, pattern: str) -> dict[str, dict[str, Any]]:
         """Return the facts of the files by path."""
-        with self._errors(self._url):
+        with translate_errors(self._url):
             if pattern:
                 return self._match(base, pattern)
             facts = self._system.info(base)
@@ -136,7 +135,7 @@ class StoreSource:
     def describe(self, file: RemoteFile) -> RemoteFile:
         path = self._strip(file.address)
         parent = path.rpartition("/")[0]
-        with self._errors(file.address):
+        with translate_errors(file.address):
             self._system.invalidate_cache(parent)
             now = self._make(path, parent, self._system.info(path))
         # a list may have another kind of checksum than the store
@@ -145,7 +144,7 @@ class StoreSource:
 
     @contextlib.contextmanager
     def open(self, file: RemoteFile, start: int, end: int) -> Iterator[Answer]:
-        with self._errors(file.address):
+        with translate_errors(file.address):
             size = max(1, end - start)
             path = self._strip(file.address)
             with self._system.open(path, "rb", block_size=size, cache_type="none") as opened:
@@ -161,39 +160,13 @@ class StoreSource:
     def _strip(self, address: str) -> str:
         return str(self._system._strip_protocol(address))
 
-    @contextlib.contextmanager
-    def _errors(self, address: str) -> Iterator[None]:
-        """Raise FetchError, Transient and Changed in place of what file systems raise."""
-        try:
-            yield
-        except (FetchError, Transient, Changed):
-            raise
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            private = ", or it is private" if self._protocol == "hf" else ""
-            raise FetchError(f"{address}: does not exist there{private}") from None
-        except Exception as error:
-            raise self._translate(error, address) from None
-
-    def _translate(self, error: Exception, address: str) -> Exception:
-        kind = type(error).__name__
-        reason = f"{kind}: {hide_in_text(str(error).strip().partition(chr(10))[0])}"
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if kind == "FileExpired":
-            return Changed()
-        if isinstance(error, PermissionError) or "Credential" in kind or status in _REFUSED:
-            cure = _CREDENTIALS.get(self._protocol, "see the documentation of its file system")
-            return FetchError(f"{address}: access is refused ({reason}); credentials: {cure}")
-        if "Offline" in kind or isinstance(error, ValueError | TypeError | NotImplementedError):
-            return FetchError(f"{address}: {reason}")
-        return Transient(reason)
-
     def has_checksum(self, file: RemoteFile) -> bool:
         """Return False for an object that S3 has encrypted with a key: its ETag looks like the MD5
         of the content, and is none."""
         if not (file.checksum.startswith("md5:") and "s3" in self._protocol):
             return bool(file.checksum)
         bucket, key, _ = self._system.split_path(self._strip(file.address))
-        with self._errors(file.address):
+        with translate_errors(file.address):
             facts = self._system.call_s3("head_object", Bucket=bucket, Key=key)
         is_keyed = str(facts.get("ServerSideEncryption", "")).startswith("aws:kms")
         return not (is_keyed or facts.get("SSECustomerAlgorithm"))
@@ -211,16 +184,52 @@ def _read_version(facts: Mapping[str, Any]) -> str:
     return str(int(fact)) if isinstance(fact, float) else str(fact)
 
 
-def _open_system(url: str, shown: str, protocol: str) -> tuple[Any, str]:
-    """Return fsspec's file system of a URL, and the path in it."""
+def open_store(url: str) -> tuple[Any, str]:
+    """Return fsspec's file system of a URL, and the path in it. Raises FetchError, Transient."""
+    shown = hide_credentials(url)
     if "::" in url:
         raise FetchError(f"{shown}: must be one URL, without ::")
-    try:
-        system, path = fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        package = _EXTRA.get(protocol)
-        cure = "pip install 'fastdeit[remote]'" if package else str(error)
-        raise FetchError(f"{shown}: needs {cure}") from None
-    except ValueError as error:
-        raise FetchError(f"{shown}: {error}") from None
+    with translate_errors(shown):
+        try:
+            system, path = fsspec.core.url_to_fs(url)
+        except ImportError as error:
+            package = _EXTRA.get(_find_protocol(url))
+            cure = "pip install 'fastdeit[remote]'" if package else str(error)
+            raise FetchError(f"{shown}: needs {cure}") from None
+        except ValueError as error:
+            raise FetchError(f"{shown}: {error}") from None
     return system, str(path).rstrip("/")
+
+
+@contextlib.contextmanager
+def translate_errors(address: str) -> Iterator[None]:
+    """Raise FetchError, Transient and Changed in place of what file systems raise; address: of what
+    is read or written, a URL."""
+    try:
+        yield
+    except (FetchError, Transient, Changed):
+        raise
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        private = ", or it is private" if _find_protocol(address) == "hf" else ""
+        raise FetchError(f"{address}: does not exist there{private}") from None
+    except Exception as error:
+        raise _translate(error, address) from None
+
+
+def _translate(error: Exception, address: str) -> Exception:
+    kind = type(error).__name__
+    reason = f"{kind}: {hide_in_text(str(error).strip().partition(chr(10))[0])}"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if kind == "FileExpired":
+        return Changed()
+    if isinstance(error, PermissionError) or "Credential" in kind or status in _REFUSED:
+        default = "see the documentation of its file system"
+        cure = _CREDENTIALS.get(_find_protocol(address), default)
+        return FetchError(f"{address}: access is refused ({reason}); credentials: {cure}")
+    if "Offline" in kind or isinstance(error, ValueError | TypeError | NotImplementedError):
+        return FetchError(f"{address}: {reason}")
+    return Transient(reason)
+
+
+def _find_protocol(url: str) -> str:
+    return url.partition(":")[0].lower()

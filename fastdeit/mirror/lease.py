@@ -1,0 +1,129 @@
+"""One live run per URL: an object `lock`, which its holder renews.
+
+A store releases nothing when a process dies. So whoever finds the object watches it: a holder that
+lives changes it every few seconds; one that does not for `LEASE_S` is dead. No clocks of two
+machines are compared.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+
+from fastdeit.data.remote.retries import retry
+from fastdeit.data.remote.source import FetchError, Transient
+from fastdeit.mirror.store import RunStore
+
+NAME = "lock"
+LEASE_S = 60.0
+"""A holder that has not renewed its lease for so long is dead."""
+RENEW_S = 10.0
+_POLL_S = 2.0
+
+
+class Lease:
+    """The lease of a run's URL, renewed by a thread from `acquire` to `release`.
+
+    lost: called once, in that thread, if another run has taken it over.
+    """
+
+    def __init__(self, store: RunStore, lost: Callable[[], None]) -> None:
+        self._store = store
+        self._lost = lost
+        self._id = uuid.uuid4().hex
+        self._count = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(
+            target=self._renew, daemon=True, name="fastdeit-mirror-lease"
+        )
+
+    def acquire(self, say: Callable[[str], None], proceed: Callable[[], bool]) -> bool:
+        """Take the lease; wait for `LEASE_S` if another process may still hold it.
+
+        say: called with a line before the wait; proceed: asked every few seconds, False ends the
+        wait. Returns False if it was ended. Raises ValueError naming the process that holds it.
+        """
+        if not self._take(say, proceed):
+            return False
+        self._thread.start()
+        return True
+
+    def _take(self, say: Callable[[str], None], proceed: Callable[[], bool]) -> bool:
+        if retry(lambda: self._store.create(NAME, self._describe()), self._store.url):
+            return True
+        seen = self._read()
+        holder = _name_holder(seen)
+        say(f"{self._store.url} was in use by {holder}; waiting {LEASE_S:.0f} s for a sign of it")
+        end = time.monotonic() + LEASE_S
+        while time.monotonic() < end:
+            if not proceed():
+                return False
+            time.sleep(_POLL_S)
+            if self._read() != seen:
+                return self._take_released(holder)
+        retry(lambda: self._store.write(NAME, self._describe()), self._store.url)
+        time.sleep(_POLL_S)
+        self._require_own(holder)
+        return True
+
+    def _take_released(self, holder: str) -> bool:
+        """Take a lease that has changed, which is free only if its object is gone."""
+        if self._read() is not None or not self._store.create(NAME, self._describe()):
+            self._refuse(holder)
+        return True
+
+    def _require_own(self, holder: str) -> None:
+        if not self._is_own(self._read()):
+            self._refuse(holder)
+
+    def _refuse(self, holder: str) -> None:
+        raise ValueError(
+            f"--output-dir: {self._store.url} is in use by {holder}; stop that run, or name another"
+        )
+
+    def is_held(self) -> bool:
+        """Return False if another run has taken the lease over. Raises FetchError, Transient."""
+        return self._is_own(self._store.read(NAME))
+
+    def release(self) -> None:
+        """Remove the lease, if it is held; a store that does not answer keeps it, and the next run
+        waits."""
+        self._ended.set()
+        if not self._thread.is_alive():
+            return
+        self._thread.join()
+        with contextlib.suppress(FetchError, Transient):
+            if self.is_held():
+                self._store.remove([NAME])
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEW_S):
+            # uploads report a store that does not answer
+            with contextlib.suppress(FetchError, Transient):
+                if not self.is_held():
+                    self._lost()
+                    return
+                self._store.write(NAME, self._describe())
+
+    def _read(self) -> bytes | None:
+        return retry(lambda: self._store.read(NAME), self._store.url)
+
+    def _describe(self) -> bytes:
+        self._count += 1
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "id": self._id}
+        return json.dumps(holder | {"renewals": self._count}).encode()
+
+    def _is_own(self, data: bytes | None) -> bool:
+        return data is not None and self._id.encode() in data
+
+
+def _name_holder(data: bytes | None) -> str:
+    try:
+        holder = json.loads(data or b"")
+        return f"process {int(holder['pid'])} on {str(holder['host'])[:64]!r}"
+    except (ValueError, TypeError, KeyError):
+        return "another process"

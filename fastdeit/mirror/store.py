@@ -1,0 +1,109 @@
+"""The files of a run at a URL, in an object store that fsspec can write to."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from fastdeit.data.remote.retries import retry
+from fastdeit.data.remote.source import FetchError
+from fastdeit.data.remote.sources.store import open_store, translate_errors
+from fastdeit.storage.urls import hide_credentials
+
+
+class RunStore:
+    """The files below a URL, by name relative to it.
+
+    An object of a store is whole or absent: it gets its name when all of it has arrived. Methods
+    raise FetchError for what cannot work, Transient for a fault that may pass. Attributes: url,
+    without credentials.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = hide_credentials(url).rstrip("/")
+        self._system: Any
+        self._system, self._path = open_store(url.rstrip("/"))
+        if hasattr(self._system, "auto_mkdir"):  # a file system with real folders
+            self._system.auto_mkdir = True
+
+    def _place(self, name: str) -> str:
+        return f"{self._path}/{name}"
+
+    def list_files(self) -> dict[str, int]:
+        """Return the size in bytes of each file by its name; none for a run that is not there."""
+        with translate_errors(self.url):
+            self._system.invalidate_cache()
+            try:
+                found = self._system.find(self._path, detail=True)
+            except FileNotFoundError:
+                return {}
+        start = len(self._path) + 1
+        return {path[start:]: int(facts["size"] or 0) for path, facts in found.items()}
+
+    def read(self, name: str) -> bytes | None:
+        """Return the content of a small file; None if it does not exist."""
+        with translate_errors(f"{self.url}/{name}"):
+            try:
+                return bytes(self._system.cat_file(self._place(name)))
+            except FileNotFoundError:
+                return None
+
+    def write(self, name: str, data: bytes) -> None:
+        with translate_errors(f"{self.url}/{name}"):
+            self._system.pipe_file(self._place(name), data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file that does not exist; return False if it does. Two that do so at once: one
+        of them gets False at a store that has conditional writes, as S3; elsewhere both may get
+        True."""
+        if self.read(name) is not None:
+            return False
+        address = f"{self.url}/{name}"
+        try:
+            with translate_errors(address):
+                self._system.pipe_file(self._place(name), data, mode="create")
+        except FetchError:
+            raise
+        except Exception:
+            # what a store raises for a file that exists has no common type
+            if self.read(name) is None:
+                raise
+            return False
+        return True
+
+    def upload(self, file: Path, name: str) -> None:
+        """Write a local file. Raises OSError if it cannot be read."""
+        with file.open("rb"):
+            pass  # a missing file is not the store's fault
+        with translate_errors(f"{self.url}/{name}"):
+            self._system.put_file(str(file), self._place(name))
+
+    def copy(self, source: str, name: str) -> None:
+        """Write a file that the store has under another name, without sending it again."""
+        with translate_errors(f"{self.url}/{name}"):
+            self._system.cp_file(self._place(source), self._place(name))
+
+    def download(self, name: str, file: Path) -> None:
+        """Write a file of the store to a local one, which is whole or absent; tried again after
+        faults that may pass."""
+        address = f"{self.url}/{name}"
+        work = file.with_name(f".{file.name}.tmp")
+        file.parent.mkdir(parents=True, exist_ok=True)
+
+        def fetch() -> None:
+            with translate_errors(address):
+                self._system.get_file(self._place(name), str(work))
+
+        try:
+            retry(fetch, address)
+            work.replace(file)
+        finally:
+            work.unlink(missing_ok=True)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files; one that does not exist is no fault."""
+        for name in names:
+            with translate_errors(f"{self.url}/{name}"):
+                try:
+                    self._system.rm_file(self._place(name))
+                except FileNotFoundError:
+                    continue

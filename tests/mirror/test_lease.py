@@ -1,0 +1,88 @@
+"""The lease of a URL: one live run, and a dead one is replaced."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastdeit.mirror.lease import NAME, Lease
+from fastdeit.mirror.store import RunStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(f"file://{tmp_path}/bucket/run")
+
+
+def never(_: str = "") -> None:
+    raise AssertionError
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_free_url_is_taken_at_once_and_released(store: RunStore) -> None:
+    lease = Lease(store, never)
+    assert lease.acquire(never, lambda: True)
+    assert lease.is_held()
+    lease.release()
+    assert store.read(NAME) is None
+
+
+def test_a_live_holder_is_named(store: RunStore) -> None:
+    held = Lease(store, never)
+    held.acquire(never, lambda: True)
+    lines: list[str] = []
+    with pytest.raises(ValueError, match=r"--output-dir: file://.* is in use by process \d+ on "):
+        Lease(store, never).acquire(lines.append, lambda: True)
+    assert "waiting" in lines[0] and held.is_held()
+    held.release()
+
+
+def test_a_dead_holder_is_replaced_after_a_wait(store: RunStore) -> None:
+    store.write(NAME, b'{"host": "gone", "pid": 1}')
+    lines: list[str] = []
+    lease = Lease(store, never)
+    assert lease.acquire(lines.append, lambda: True)
+    assert "process 1 on 'gone'" in lines[0] and lease.is_held()
+    lease.release()
+
+
+def test_a_holder_that_ends_in_the_wait_makes_room(store: RunStore) -> None:
+    store.write(NAME, b"{}")
+    threading.Timer(0.15, lambda: store.remove([NAME])).start()
+    lease = Lease(store, never)
+    assert lease.acquire(lambda _: None, lambda: True)
+    lease.release()
+
+
+def test_a_wait_ends_when_the_run_is_asked_to_stop(store: RunStore) -> None:
+    store.write(NAME, b"{}")
+    lease = Lease(store, never)
+    assert not lease.acquire(lambda _: None, lambda: False)
+    lease.release()
+    assert store.read(NAME) == b"{}"
+
+
+def test_a_lease_that_another_run_has_taken_is_reported_and_left_alone(store: RunStore) -> None:
+    lost = threading.Event()
+    lease = Lease(store, lost.set)
+    lease.acquire(never, lambda: True)
+    store.write(NAME, b'{"id": "other"}')
+    assert lost.wait(10)
+    lease.release()
+    assert store.read(NAME) == b'{"id": "other"}'
+
+
+def test_it_is_renewed_while_it_is_held(store: RunStore) -> None:
+    lease = Lease(store, never)
+    lease.acquire(never, lambda: True)
+    first = store.read(NAME)
+    wait_until(lambda: store.read(NAME) not in (None, first))
+    lease.release()
