@@ -30,6 +30,7 @@ setup(
     packages=[*find_packages(include=["fastdeit", "fastdeit.*"]), "fastdeit.kernels"],
     package_data={
         "fastdeit": ["py.typed"],
+        "fastdeit.estimate": ["*.json"],
         "fastdeit.kernels": ["*.json"],
         "fastdeit.report.page": ["templates/*"],
     },

@@ -20,7 +20,8 @@ from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.models.build import build_model
 from fastdeit.models.execution.memory import MemoryMeter
-from fastdeit.training.memory.build import Planner, build_planner
+from fastdeit.training.memory.build import build_planner
+from fastdeit.training.memory.plan import CONTEXT, find_largest
 
 STEPS = 3
 ALLOWED = 0.10
@@ -34,8 +35,6 @@ LARGEST = [
     for name in ("tiny", "small", "base")
 ]
 CARDS_GB = (24, 40, 80, 141)
-CONTEXT = 0.7e9
-"""Bytes of CUDA's context and cuBLAS's workspaces, which no plan has."""
 GPUS = World(0, 8, 0, 8, torch.device("cuda:0"))
 COLUMNS = ("date", "commit", "gpu", "cpu", *harness.PACKAGES, "student", "micro_batch")
 MEASURED = (*COLUMNS, "checkpointing", "planned_mb", "measured_mb", "ratio")
@@ -87,19 +86,6 @@ def compare(student: str, batch: int, checkpointing: bool, world: World) -> harn
         "measured_mb": f"{measured / 1e6:.1f}",
         "ratio": f"{planned / measured:.3f}",
     }
-
-
-def find_largest(planner: Planner, checkpointing: bool, available: float) -> int:
-    """Return the largest even micro-batch whose plan fits into so many bytes.
-
-    A plan is linear in a large micro-batch, so two of them give a start that is then corrected.
-    """
-    few, many = (planner(size, checkpointing).total for size in (128, 256))
-    each = (many - few) / 128
-    size = max(2, 2 * int((0.9 * available - few + 128 * each) / each / 2))
-    while size > 2 and not planner(size, checkpointing).fits(available):
-        size -= 2
-    return size
 
 
 def estimate() -> list[harness.Row]:

@@ -6,11 +6,9 @@ Each process trains with its own batch (weak scaling) under torchrun, with one t
 CPU time of a process for a step, median; efficiency that of one process divided by it, so 1 means
 that the others cost nothing. The processes wait in sleep, and share the machine's caches.
 
-The estimate has no GPU behind it: the kernels' time by roofline.py, and the links of an H100 by
-fastdeit/training/zero/links.py. At ZeRO 2 the gradient is reduced in fp32 (4 bytes a parameter),
-and the weights are gathered in bf16 (2 bytes). `hidden`: the gradient in pieces, as
---overlap-reduce auto would cut it, while the backward pass, two thirds of the kernels' time, still
-runs.
+The estimate has no GPU behind it: the kernels' time by fastdeit/estimate/roofline.py, and what the
+links of an H100 add by step.py beside it. `hidden`: the gradient in pieces, as --overlap-reduce
+auto would cut it, while the backward pass, two thirds of the kernels' time, still runs.
 """
 
 import json
@@ -24,10 +22,12 @@ from pathlib import Path
 import torch
 
 from benchmarks import harness
-from benchmarks.roofline import step_ms
+from benchmarks.roofline import shape_of
 from benchmarks.trainers import make_batch, make_config, make_trainer
 from fastdeit.distributed.world import init_distributed
-from fastdeit.training.zero.links import Links, choose_pieces, exposed_ms
+from fastdeit.estimate.roofline import step_ms
+from fastdeit.estimate.step import scale_step
+from fastdeit.training.zero.links import Links
 
 PARAMETERS = {"tiny": 5.9e6, "small": 22.4e6, "base": 87.3e6}
 GPUS = (1, 8, 16, 64, 256, 1024)
@@ -82,24 +82,17 @@ def measure() -> list[harness.Row]:
 
 def estimate(student: str, ranks: int, links: Links) -> harness.Row:
     """Return a step's estimated milliseconds, and the share of the kernels' time in it."""
-    kernels = step_ms(student, BATCH)
-    backward = 2 / 3 * kernels
-    gradient = 4 * PARAMETERS[student]
-    gather = links.ring_ms(2 * PARAMETERS[student], ranks)
-    pieces = choose_pieces(gradient, ranks, backward, links)
-    after, hidden = (
-        kernels + gather + exposed_ms(gradient, ranks, count, backward, links)
-        for count in (1, pieces)
-    )
+    kernels = step_ms(shape_of(student), BATCH)
+    step = scale_step(kernels, PARAMETERS[student], ranks, links)
     return {
         "what": "estimate",
         "student": student,
         "ranks": ranks,
-        "step_ms": f"{after:.2f}",
-        "efficiency": f"{kernels / after:.3f}",
-        "pieces": pieces,
-        "hidden_ms": f"{hidden:.2f}",
-        "hidden_efficiency": f"{kernels / hidden:.3f}",
+        "step_ms": f"{step.after_ms:.2f}",
+        "efficiency": f"{kernels / step.after_ms:.3f}",
+        "pieces": step.pieces,
+        "hidden_ms": f"{step.hidden_ms:.2f}",
+        "hidden_efficiency": f"{kernels / step.hidden_ms:.3f}",
     }
 
 

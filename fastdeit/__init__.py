@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fastdeit.library.train_loader import create_loader as create_loader
     from fastdeit.library.training import compare_runs as compare_runs
     from fastdeit.library.training import estimate_memory as estimate_memory
+    from fastdeit.library.training import estimate_run as estimate_run
     from fastdeit.library.training import train_run as train_run
     from fastdeit.library.training import write_report as write_report
     from fastdeit.models.hub import EvalView as EvalView
@@ -65,6 +66,7 @@ _PLACES = {
     "create_student": "library.models",
     "create_teacher": "library.models",
     "estimate_memory": "library.training",
+    "estimate_run": "library.training",
     "evaluate_checkpoint": "library.models",
     "export_model": "library.models",
     "load": "library.models",

@@ -108,6 +108,14 @@ def audit(argv: Sequence[str]) -> int:
     return audit_command(argv)
 
 
+def estimate(argv: Sequence[str]) -> int:
+    """estimate what a run will need: hours, memory, CPU cores, bandwidth, room, cost"""
+    with pause_collection():
+        from fastdeit.commands.runs.estimate import estimate_command
+
+    return estimate_command(argv)
+
+
 def recipes(argv: Sequence[str]) -> int:
     """list the recipes, show one, or compare two"""
     from fastdeit.commands.recipes import recipes_command
@@ -162,6 +170,7 @@ _ALL = (
     predict,
     export,
     audit,
+    estimate,
     recipes,
     doctor,
     completion,

@@ -52,7 +52,7 @@ NOT_RUN = {
     " tests/inference/test_class_maps.py has them in small",
 }
 # commands that are run by default; the others with -m slow
-QUICK = ("index", "preview", "predict", "evaluate", "pack", "audit", "recipes")
+QUICK = ("index", "preview", "predict", "evaluate", "pack", "audit", "recipes", "estimate")
 # what a page needs beside the folder below
 PREPARED = {
     "README.md": ["fastdeit train --recipe digits_teacher"],

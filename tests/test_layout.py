@@ -28,7 +28,7 @@ PARTS = {
     "training",
 }
 # what is done with a run or its weights
-USES = {"analysis", "audit", "doctor", "export", "inference", "report", "tracking"}
+USES = {"analysis", "audit", "doctor", "estimate", "export", "inference", "report", "tracking"}
 # room -> the rooms that it may import; every room may use its own, and kernels
 ROOMS: dict[str, set[str]] = {
     "train": {"commands", "display", "distributed", "reliability"},
@@ -42,6 +42,7 @@ ROOMS: dict[str, set[str]] = {
     "report": {"analysis", "audit", "inference", "tracking", *PARTS, *STORAGE},
     "audit": {"inference", *PARTS, *STORAGE},
     "doctor": {*PARTS, *STORAGE},
+    "estimate": {*PARTS, *STORAGE},
     "export": {"inference", *PARTS, *STORAGE},
     "inference": {"analysis", *PARTS, *STORAGE},
     "analysis": {*PARTS, *STORAGE},

@@ -68,12 +68,12 @@ def part(job: Job, number: int) -> Path:
 
 def begin_epoch(job: Job) -> list[Command]:
     """Train a part of an epoch on two processes."""
-    return [_train(job, job.run, 2, stop_step(job.steps))]
+    return [_train(job, job.run, 2, stop_step(job.steps), *_recorded(job))]
 
 
 def end_epoch(job: Job) -> list[Command]:
     """Train the rest on one."""
-    return [_train(job, job.run, 1, 0)]
+    return [_train(job, job.run, 1, 0, *_recorded(job))]
 
 
 def train_whole(job: Job) -> list[Command]:
@@ -106,10 +106,14 @@ def resumed(job: Job) -> Path:
     return job.folder / "resumed"
 
 
-def _train(job: Job, folder: Path, ranks: int, steps: int) -> Command:
+def _train(job: Job, folder: Path, ranks: int, steps: int, *flags: str) -> Command:
     """Return the command of a training that stops after so many steps; 0: at the end."""
-    words = [*job.student, *_taught(job), "--cache", str(job.cache)]
-    return launch(ranks, "train", *words, "--output-dir", folder, "--stop-after-steps", str(steps))
+    words = [*job.student, *_taught(job), *flags, "--output-dir", str(folder)]
+    return launch(ranks, "train", *words, "--stop-after-steps", str(steps))
+
+
+def _recorded(job: Job) -> tuple[str, str]:
+    return "--cache", str(job.cache)
 
 
 def _taught(job: Job) -> list[str]:

@@ -91,10 +91,10 @@ class Job:
 
     @property
     def student(self) -> list[str]:
-        """Flags of a training of one epoch with a recorded teacher."""
+        """Flags of a training of one epoch."""
         size = ["--batch-size", str(self.batch), "--micro-batch", str(self.batch // 8)]
         return [*self.samples, *size, "--epochs", "1", "--warmup-epochs", "0"]
 
     @cached_property
     def config(self) -> Config:
-        return parse_config([*self.student, "--cache", str(self.cache)], "rehearsal")[0]
+        return parse_config(self.student, "rehearsal")[0]

@@ -89,7 +89,6 @@ STAGES = [
         "cache",
         commands.record,
         _images,
-        clears=tuple(f"cache-{number}" for number in range(commands.JOBS)),
         is_flat=True,
     ),
     Stage("cache merge", commands.merge, _images, checks.check_cache, clears=("cache",)),

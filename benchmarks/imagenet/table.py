@@ -7,19 +7,22 @@ HEADING = [
     "stage",
     "samples",
     "CPU s",
-    "µs a sample",
     "peak, MiB",
-    "MiB for a million samples more",
+    "µs a sample more",
+    "MiB for a million images more",
     "open files",
     "read, MB",
 ]
-_PAIR = 2
+_OF_THE_TABLE = {"index", "index again", "index folder", "start", "start 21k"}
+"""Stages whose samples are the rows of a data set's table; others have as much memory with more."""
+_FLAT_FROM = 0.1
+"""Scale from which a stage is long enough to show that its memory is flat."""
 
 
 def list_stages(rows: Iterable[Row]) -> list[list[str]]:
     """Return the table of the largest rehearsal of each stage; rows: oldest first.
 
-    Its memory grows from the smallest rehearsal of the stage, if there is another.
+    What grows is compared with the smallest rehearsal of the stage, if there is another.
     """
     by_stage: dict[str, dict[float, Row]] = {}
     for row in rows:
@@ -28,24 +31,24 @@ def list_stages(rows: Iterable[Row]) -> list[list[str]]:
 
 
 def _show_stage(by_scale: Mapping[float, Row]) -> list[str]:
-    row = by_scale[max(by_scale)]
-    growth = _show_growth(by_scale[min(by_scale)], row) if len(by_scale) >= _PAIR else ""
-    swing = f" ± {row['swing_pct']} %" if row["swing_pct"] and not growth else ""
+    row, small = by_scale[max(by_scale)], by_scale[min(by_scale)]
+    swing = f" ± {row['swing_pct']} %" if row["swing_pct"] and max(by_scale) >= _FLAT_FROM else ""
     return [
         row["stage"],
         f"{int(row['samples']):,}",
         row["cpu_s"],
-        row["us_per_sample"],
         f"{row['peak_mib']}{swing}",
-        growth,
+        *_show_growth(small, row),
         row["files"],
         row["read_mb"],
     ]
 
 
-def _show_growth(small: Row, large: Row) -> str:
-    """Return the difference of memory for a million samples of difference."""
-    millions = (int(large["samples"]) - int(small["samples"])) / 1e6
-    if not millions:
-        return ""
-    return f"{(int(large['peak_mib']) - int(small['peak_mib'])) / millions:,.0f}"
+def _show_growth(small: Row, large: Row) -> list[str]:
+    """Return CPU microseconds for a sample more, and MiB for a million more."""
+    samples = int(large["samples"]) - int(small["samples"])
+    if not samples:
+        return ["", ""]
+    micros = 1e6 * (float(large["cpu_s"]) - float(small["cpu_s"])) / samples
+    mib = 1e6 * (int(large["peak_mib"]) - int(small["peak_mib"])) / samples
+    return [f"{micros:,.3g}", f"{mib:,.0f}" if large["stage"] in _OF_THE_TABLE else ""]

@@ -58,13 +58,17 @@ def measure_times(rows: Sequence[Row], impl: str) -> Times:
 
 
 def show_spread(values: Sequence[float]) -> str:
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+    """Return the mean, with the standard deviation if there are several values."""
+    mean = f"{statistics.mean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
 def describe_difference(rows: Sequence[Row]) -> str:
     """Return the difference of top-1, ours less deit's, its interval, and whether that has 0."""
     theirs, ours = (values_of(select_runs(rows, impl), "top1") for impl in TRAINERS)
+    mean = f"{statistics.mean(ours) - statistics.mean(theirs):+.2f}"
+    if min(len(ours), len(theirs)) < 2:
+        return f"{mean}, one seed: no interval"
     interval = bound_difference(ours, theirs)
-    mean = statistics.mean(ours) - statistics.mean(theirs)
     verdict = "within noise" if interval.has_zero else "not within noise"
-    return f"{mean:+.2f} ({interval.low:+.2f} to {interval.high:+.2f}): {verdict}"
+    return f"{mean} ({interval.low:+.2f} to {interval.high:+.2f}): {verdict}"

@@ -21,6 +21,7 @@ from fastdeit.commands.models.export import ExportOptions
 from fastdeit.commands.models.predict import PredictOptions
 from fastdeit.commands.recipes import RecipesOptions
 from fastdeit.commands.runs.compare import CompareOptions
+from fastdeit.commands.runs.estimate import EstimateOptions
 from fastdeit.commands.runs.replay import make_replay_parser
 from fastdeit.commands.runs.report import ReportOptions
 from fastdeit.config.cli import make_train_parser
@@ -43,6 +44,7 @@ PARSERS: dict[str, Callable[..., Any]] = {
     "compare": CompareOptions,
     "completion": CompletionOptions,
     "doctor": DoctorOptions,
+    "estimate": EstimateOptions,
     "evaluate": EvaluateOptions,
     "export": ExportOptions,
     "fetch": FetchOptions,
@@ -57,7 +59,7 @@ PARSERS: dict[str, Callable[..., Any]] = {
 }
 """Command -> the dataclass of its flags, or a function that returns its parser."""
 
-TRAINS = ("audit", "cache build", "cache sample", "preview", "replay")
+TRAINS = ("audit", "cache build", "cache sample", "estimate", "preview", "replay")
 """Commands that accept the flags of train, too."""
 
 

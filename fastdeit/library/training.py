@@ -1,6 +1,6 @@
 """A whole run as a function, `train_run`, and its parts, which `fastdeit train` calls too; what a
-run needs of a GPU, `estimate_memory`; the page on runs, `write_report`; their differences,
-`compare_runs`."""
+run needs of a GPU, `estimate_memory`, and altogether, `estimate_run`; the page on runs,
+`write_report`; their differences, `compare_runs`."""
 
 import contextlib
 import json
@@ -18,6 +18,10 @@ from fastdeit.display.terminal import Terminal
 from fastdeit.distributed.collectives import each_rank, first_on_rank0, on_rank0
 from fastdeit.distributed.errors import RunError
 from fastdeit.distributed.world import World, init_distributed
+from fastdeit.estimate.build import count_data, estimate_config, name_machine
+from fastdeit.estimate.gpus import find_gpu
+from fastdeit.estimate.lines import Estimate
+from fastdeit.estimate.samples import find_data_set
 from fastdeit.library.errors import names_arguments
 from fastdeit.mirror.build import open_mirror
 from fastdeit.mirror.mirror import RunMirror
@@ -122,6 +126,31 @@ def estimate_memory(
         model, _ = build_model(config, [str(row) for row in range(num_classes)])
     planner = build_planner(config, world, model, teacher, num_classes)
     return planner(find_micro_batch(config, world), config.run.grad_checkpointing)
+
+
+@names_arguments()
+def estimate_run(
+    config: Config,
+    *,
+    gpu: str = "h100",
+    gpus: int = 8,
+    gpus_per_machine: int = 8,
+    images: int | None = None,
+    recipe: str = "deit",
+    price: float | None = None,
+    disk_gbps: float | None = None,
+) -> Estimate:
+    """Return what a run will need, before it starts: `lines`, each with its value, range, unit and
+    source (docs/estimate.md), `find(section, name)` for one, `describe()` as JSON values.
+
+    gpu: a name of docs/estimate.md, or "cpu". gpus: of all machines; of "cpu" the processes.
+    images: of the training split; None: of the index in data_path, else of the data set that
+    `recipe` is for. price: of a GPU for an hour. disk_gbps: 10^9 bytes/s of the disk with the
+    checkpoints. No GPU has confirmed the models. Raises ValueError naming the argument.
+    """
+    machine = name_machine(gpu, find_gpu(gpu), gpus, gpus_per_machine)
+    data = count_data(config, images, find_data_set(recipe))
+    return estimate_config(config, machine, data, price=price, gb_per_s=disk_gbps)
 
 
 @names_arguments()

@@ -100,18 +100,20 @@ def replace_excluded(order: np.ndarray, excluded: np.ndarray, epoch: int) -> Non
     # the images of side 0 are at even places, those of side 1 at odd ones; an image that is left
     # over by an odd N is on neither side
     paired = 2 * (len(order) // 2)
+    is_excluded = np.zeros(len(order), bool)
+    is_excluded[excluded] = True
     for side in range(2):
         images = order[side:paired:2]  # a view: assigning to it changes `order`
-        bad = np.isin(images, excluded)
-        images[:] = _next_good(images, bad, f"side {side} of epoch {epoch}")
+        _replace(images, is_excluded[images], f"side {side} of epoch {epoch}")
 
 
-def _next_good(images: np.ndarray, bad: np.ndarray, place: str) -> np.ndarray:
-    """Return the images, each bad one replaced by the first good one after it.
+def _replace(images: np.ndarray, bad: np.ndarray, place: str) -> None:
+    """Replace the bad images by the first good one after each, in place.
 
     The search continues at the start. place: which images these are, for the error.
     """
+    wrong = np.flatnonzero(bad)
     good = np.flatnonzero(~bad)
     if not good.size:
         raise ValueError(f"every image of {place} is excluded; one must remain on each side")
-    return images[good[np.searchsorted(good, np.arange(len(images))) % good.size]]
+    images[wrong] = images[good[np.searchsorted(good, wrong) % good.size]]

@@ -86,6 +86,9 @@ class Plan:
         pairs = self.num_images // 2
         most = f"at most {pairs} with {self.num_images} training images"
         require_value(spec.repeats <= pairs, "repeats", spec.repeats, most)
+        self._random_orders = EpochOrders(
+            lambda epoch: permute_rows(self.spec.seed, epoch, self.num_images)
+        )
         self._orders = EpochOrders(self._make_order)
 
     @property
@@ -292,7 +295,10 @@ class Plan:
     def _make_order(self, epoch: int) -> np.ndarray:
         """Return uint32 (N,): the epoch's permutation of the images, each excluded one replaced by
         the next good one of its side."""
-        order = permute_rows(self.spec.seed, epoch, self.num_images)
-        if self._excluded.size:
-            replace_excluded(order, self._excluded, epoch)
+        order = self._random_orders.get(epoch)
+        if not self._excluded.size:
+            return order
+        # a copy: the next image that is excluded needs no new permutation
+        order = order.copy()
+        replace_excluded(order, self._excluded, epoch)
         return order

@@ -61,9 +61,15 @@ def estimate_backward_ms(flops: float, peak_tflops: float) -> float:
 
 def find_peak(name: str) -> float | None:
     """Return the dense bf16 TFLOP/s of a GPU with this name; None if they are not known."""
+    model = find_model(name)
+    return PEAK_TFLOPS[model] if model else None
+
+
+def find_model(name: str) -> str | None:
+    """Return the name in `PEAK_TFLOPS` of a device with this name; None if it is not there."""
     words = name.split()
     known = [key for key in PEAK_TFLOPS if _contains(words, key.split())]
-    return PEAK_TFLOPS[max(known, key=len)] if known and not _LESS & {*words} else None
+    return max(known, key=len) if known and not _LESS & {*words} else None
 
 
 def _contains(words: list[str], part: list[str]) -> bool:

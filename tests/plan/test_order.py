@@ -78,3 +78,21 @@ def test_images_excluded_while_the_next_order_is_made_are_not_in_it() -> None:
     plan.prepare(1)
     plan.exclude([5, 8])
     assert not np.isin(plan.images(1, np.arange(2**17)), [5, 8]).any()
+
+
+def test_exclusion_makes_no_new_permutation(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def count(seed: int, epoch: int, images: int) -> np.ndarray:
+        made.append(epoch)
+        return permute_rows(seed, epoch, images)
+
+    monkeypatch.setattr("fastdeit.plan.plan.permute_rows", count)
+    plan = Plan(PlanSpec(), np.full((64, 2), 40))
+    first = plan.images(0, np.arange(64))
+    for row in range(5):
+        plan.exclude([row])
+        assert not np.isin(plan.images(0, np.arange(64)), range(row + 1)).any()
+    assert made == [0]
+    others = first >= 5
+    np.testing.assert_array_equal(plan.images(0, np.arange(64))[others], first[others])

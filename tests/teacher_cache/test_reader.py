@@ -54,18 +54,40 @@ def build(
     kind: str = "hard",
     k: int = 1,
     skip: tuple[int, ...] = (),
+    chunk: int = 256,
 ) -> Cache:
-    facts = manifest(kind, k)
+    facts = manifest(kind, k, chunk)
     create_cache(folder, facts)
     recorder = CacheWriter(folder)
     for epoch in epochs:
-        for chunk in set(range(facts.chunks)) - set(skip):
-            ordinals = facts.ordinals(chunk)
+        for number in set(range(facts.chunks)) - set(skip):
+            ordinals = facts.ordinals(number)
             recorder.write(
-                epoch, chunk, encode(logits_of(epoch, ordinals), facts), images(epoch, ordinals)
+                epoch, number, encode(logits_of(epoch, ordinals), facts), images(epoch, ordinals)
             )
     recorder.close()
     return Cache(folder)
+
+
+def test_copies_wait_for_the_disk_once_for_many_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = manifest(chunk=20)
+    source = build(tmp_path / "source", epochs=(1,), chunk=20)
+    create_cache(tmp_path / "target", facts)
+    writer = CacheWriter(tmp_path / "target")
+    recorded: list[int] = []
+
+    def sync(handle: int) -> None:
+        recorded.append(int(Cache(tmp_path / "target").coverage().sum()))
+
+    monkeypatch.setattr("os.fdatasync", sync)
+    writer.copy(source, 1, range(facts.chunks))
+    writer.close()
+    # no digest is there before its records are on the disk
+    assert recorded == [0, 16, 32, 48] and facts.chunks == 50
+    target = Cache(tmp_path / "target")
+    assert target.coverage()[1].all() and target.find_fault(1, 49, images) is None
 
 
 def test_hard_records_are_read_back(tmp_path: Path) -> None:

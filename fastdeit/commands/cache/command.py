@@ -98,14 +98,14 @@ def _copy(source: Cache, writer: CacheWriter) -> tuple[int, int, int]:
     """Copy the chunks that the target lacks; return how many were copied, present, and damaged."""
     copied = present = damaged = 0
     target = Cache(writer.folder)
-    for epoch, chunk in np.argwhere(source.coverage()).tolist():
-        if target.find_fault(epoch, chunk) is None:
-            present += 1
-        elif source.find_fault(epoch, chunk) is not None:
-            damaged += 1
-        else:
-            writer.copy(source, epoch, chunk)
-            copied += 1
+    for epoch, recorded in enumerate(source.coverage()):
+        chunks = np.flatnonzero(recorded).tolist()
+        missing = [chunk for chunk in chunks if target.find_fault(epoch, chunk) is not None]
+        good = [chunk for chunk in missing if source.find_fault(epoch, chunk) is None]
+        writer.copy(source, epoch, good)
+        copied += len(good)
+        present += len(chunks) - len(missing)
+        damaged += len(missing) - len(good)
     _copy_bad_images(source.folder, writer.folder)
     return copied, present, damaged
 

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -12,9 +12,9 @@ from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World
 from fastdeit.kernels.backend import use_backend
 from fastdeit.models.build import precision
+from fastdeit.models.execution.memory import Memory
 from fastdeit.models.finetune.trainable import count_parameters
 from fastdeit.models.student import Student
-from fastdeit.models.teachers.ensemble import LiveTeacher
 from fastdeit.training.build import (
     build_criterion,
     build_deepspeed_config,
@@ -30,8 +30,15 @@ Planner = Callable[[int, bool], MemoryPlan]
 """Makes the plan of a micro-batch, with or without activation checkpointing."""
 
 
+class TeacherMemory(Protocol):
+    """A live teacher, of which the memory counts."""
+
+    def measure_memory(self, batch: int) -> Memory:
+        """Return the memory of the weights, and of the activations of so many images."""
+
+
 def note_memory(
-    config: Config, world: World, model: nn.Module, teacher: LiveTeacher | None, num_classes: int
+    config: Config, world: World, model: nn.Module, teacher: TeacherMemory | None, num_classes: int
 ) -> list[str]:
     """Return a note on the memory that a run needs on this rank's GPU, with what to change if it is
     near to what is free; none on a CPU, and for a model that the meta device cannot run.
@@ -66,7 +73,7 @@ def find_micro_batch(config: Config, world: World) -> int:
 
 
 def build_planner(
-    config: Config, world: World, model: nn.Module, teacher: LiveTeacher | None, num_classes: int
+    config: Config, world: World, model: nn.Module, teacher: TeacherMemory | None, num_classes: int
 ) -> Planner:
     """Return the function that plans a run's memory on a rank; world: its device may be absent."""
     return partial(_plan, config, world, model, teacher, num_classes)
@@ -76,7 +83,7 @@ def _plan(
     config: Config,
     world: World,
     model: nn.Module,
-    teacher: LiveTeacher | None,
+    teacher: TeacherMemory | None,
     num_classes: int,
     micro_batch: int,
     checkpointing: bool,
@@ -162,7 +169,7 @@ def _count_batches(config: Config, world: World, layout: ZeroLayout, *, with_ima
 
 
 def _count_teacher(
-    teacher: LiveTeacher | None, micro_batch: int, usage: StepUsage
+    teacher: TeacherMemory | None, micro_batch: int, usage: StepUsage
 ) -> dict[str, float]:
     """Return the bytes of a live teacher by part: its activations are freed before the student
     runs."""

@@ -13,6 +13,8 @@ RESERVE = 0.05
 """The share of all parts that torch's allocator needs more: rounded sizes and gaps between them."""
 NEAR = 0.9
 """The share of a device's free memory above which a plan is named."""
+CONTEXT = 0.7e9
+"""Bytes of CUDA's context and cuBLAS's workspaces, which no plan has."""
 
 
 class ZeroLayout(NamedTuple):
@@ -102,6 +104,29 @@ def advise(
         if plan(size, checkpointing).fits(available):
             ways.append(" ".join(flags))
     return " or ".join(ways) or "try --zero-stage 3, a smaller model, or smaller images"
+
+
+def find_largest(
+    plan: Callable[[int, bool], MemoryPlan], checkpointing: bool, available: float
+) -> int:
+    """Return the largest even micro-batch whose plan fits into so many bytes; 0 if none does.
+
+    A plan is linear in a large micro-batch, so two of them give a start; where that does not fit,
+    the steps back double, and what they passed is halved.
+    """
+    few, many = (plan(size, checkpointing).total for size in (128, 256))
+    each = (many - few) / 128
+    size = max(2, 2 * int((NEAR * available - few + 128 * each) / each / 2))
+    back = 2
+    while size > 0 and not plan(size, checkpointing).fits(available):
+        size -= back
+        back *= 2
+    size, above = max(0, size), size + back // 2
+    while above - size > 2:
+        middle = 2 * ((size + above) // 4)
+        fits = plan(middle, checkpointing).fits(available)
+        size, above = (middle, above) if fits else (size, middle)
+    return size
 
 
 def _halve(size: int) -> int:

@@ -51,3 +51,11 @@ def test_the_teachers_command_is_accepted() -> None:
     config = parse_config(commands.teacher_command(Path("/a"), 4, Path("/t"))[2:], "test")[0]
     assert config.model.model == commands.TEACHER and config.augment.aa == "none"
     assert config.distill.distillation_type == "none" and config.optim.epochs == 4
+
+
+@pytest.mark.parametrize("flags", [commands.STUDENT, commands.SHARED, commands.OURS])
+def test_the_page_has_the_flags(flags: list[str]) -> None:
+    page = (commands.ROOT / "docs" / "coming-from-deit.md").read_text(encoding="utf-8")
+    words = page.partition("## Beside the official trainer")[2].replace("`", " ").split()
+    pairs = [*zip(words, words[1:], strict=False)]
+    assert all(pair in pairs for pair in zip(flags[::2], flags[1::2], strict=True))

@@ -34,6 +34,7 @@ def test_a_difference_beyond_the_noise_is_called_one() -> None:
     assert describe_difference(ROWS).endswith(": within noise")
     assert describe_difference([*ROWS[:5], *far]).endswith(": not within noise")
     assert describe_difference([*ROWS[:5], *far]).startswith("+9.50 (")
+    assert describe_difference(ROWS[:6]) == "-0.50, one seed: no interval"
 
 
 def test_the_newest_long_run_of_a_seed_counts() -> None:

@@ -1,0 +1,111 @@
+"""`fastdeit estimate [--recipe NAME] --gpus 8 --gpu h100`: what a run will need, before it starts.
+
+Steps, hours, memory, CPU cores, bandwidth, room on the disk and cost, of a run with any flags of
+`fastdeit train`. Each line has its source: counted (from the settings), measured (a committed row),
+or model (docs/estimate.md has the formulas, which no GPU has confirmed). Nothing is trained or
+read, but the index of --data-path if there is one.
+
+Exit codes: 0; 2 for a command line that cannot be used.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Column, Table
+
+from fastdeit.commands.errors import one_line_errors
+from fastdeit.commands.output import print_json
+from fastdeit.config.cli import parse_config
+from fastdeit.config.flags import split_flags
+from fastdeit.config.options import parse_options
+from fastdeit.config.parse import Section, name_flag
+from fastdeit.display.terminal import Terminal
+from fastdeit.estimate.lines import Estimate, Line
+from fastdeit.library.training import estimate_run
+
+_SAID = "no GPU has confirmed the lines of a model; ranges are judgements (docs/estimate.md)"
+
+
+@dataclass(frozen=True)
+class EstimateOptions(Section):
+    """The flags of `fastdeit estimate`; those of `fastdeit train` may follow."""
+
+    gpu: str = "h100"
+    """b200, h200, h100, a100, l40s, rtx-4090 and others (docs/estimate.md), or cpu."""
+    gpus: int = 8
+    """GPUs of all machines; with --gpu cpu processes, a core each."""
+    gpus_per_machine: int = 8
+    """GPUs in a machine."""
+    images: int | None = None
+    """Training images, in place of those of the index of --data-path or of the recipe's data
+    set."""
+    price: float | None = None
+    """Price of a GPU for an hour, in any currency."""
+    disk_gbps: float | None = None
+    """10^9 bytes a second that the disk with the checkpoints writes; without it as measured."""
+    json: bool = False
+    """Print one JSON value in place of a table."""
+
+    def check(self) -> None:
+        speed = self.disk_gbps
+        self._require("disk_gbps", speed is None or speed > 0, "above 0")
+
+
+def estimate_command(argv: Sequence[str]) -> int:
+    """Run `fastdeit estimate`; return 0. Exit with code 2 for a command line that cannot be
+    used."""
+    with one_line_errors():
+        options, found = _estimate(argv)
+    if options.json:
+        print_json(Terminal(), found.describe())
+    else:
+        _show(Terminal(), found)
+    return 0
+
+
+def _estimate(argv: Sequence[str]) -> tuple[EstimateOptions, Estimate]:
+    names = [field.name for field in dataclasses.fields(EstimateOptions)]
+    own = {name_flag(name) for name in [*names, "no_json"]} | {"--help", "-h"}
+    mine = [token for name, tokens in split_flags(argv) if name in own for token in tokens]
+    flags = [token for name, tokens in split_flags(argv) if name not in own for token in tokens]
+    options = parse_options(mine, EstimateOptions, "fastdeit estimate", __doc__ or "")
+    config, recipe = parse_config(flags, "fastdeit estimate")
+    chosen = dataclasses.asdict(options)
+    del chosen["json"]
+    return options, estimate_run(config, recipe=recipe, **chosen)
+
+
+def _show(terminal: Terminal, found: Estimate) -> None:
+    bases = list(dict.fromkeys(line.basis for line in found.lines))
+    table = Table("", "", Column("value", justify="right"), "range", "source")
+    section = ""
+    for line in found.lines:
+        title = "" if line.section == section else line.section
+        if title and section:
+            table.add_section()
+        section = line.section
+        table.add_row(title, *_describe(line, 1 + bases.index(line.basis)))
+    terminal.say(found.device, label="estimate  ")
+    terminal.show(table)
+    for number, basis in enumerate(bases, 1):
+        terminal.say(f"[{number}] {basis}")
+    terminal.say(_SAID)
+
+
+def _describe(line: Line, number: int) -> tuple[str, ...]:
+    """Return the cells of a line; number: of its basis, below the table."""
+    source = f"{line.source} [{number}]"
+    if line.value is None:
+        return line.name, "?", "", source
+    value = f"{show_number(line.value)} {line.unit}".rstrip()
+    if line.low is None or line.high is None:
+        return line.name, value, "", source
+    return line.name, value, f"{show_number(line.low)} to {show_number(line.high)}", source
+
+
+def show_number(value: float) -> str:
+    """Return a count as it is, any other number with three digits."""
+    if value == int(value) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"

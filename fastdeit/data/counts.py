@@ -1,0 +1,34 @@
+"""The counts of a data set, out of its stored index: nothing else is read."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fastdeit.data.formats.listing import open_table
+from fastdeit.data.table import table_facts, table_places
+
+
+class Counts(NamedTuple):
+    """Images of a split, the bytes of their files, and the classes."""
+
+    images: int
+    nbytes: int
+    classes: int
+
+
+def read_counts(root: Path, split: str) -> Counts | None:
+    """Return the counts of a split that was indexed before, None if no table can be read; the
+    images may have changed since."""
+    for place in table_places(root.absolute(), split, None):
+        try:
+            stored = open_table(place)
+            facts = table_facts(stored.schema_arrow.empty_table())
+            table = stored.read(columns=["num_bytes", "fault"])
+        except (OSError, ValueError, pa.ArrowException):
+            continue
+        if facts:
+            good = table.filter(pc.is_null(table["fault"]))
+            return Counts(len(good), pc.sum(good["num_bytes"]).as_py() or 0, len(facts["classes"]))
+    return None

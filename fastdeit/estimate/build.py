@@ -1,0 +1,322 @@
+"""The estimate of a `Config` on given hardware. Nothing is trained: models are on torch's meta
+device."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from fastdeit.config.parse import require, require_value
+from fastdeit.config.schema import Config
+from fastdeit.data.counts import read_counts
+from fastdeit.data.remote.stage import local_folder
+from fastdeit.distributed.world import World
+from fastdeit.estimate.gpus import Gpu
+from fastdeit.estimate.inputs import list_bandwidths, list_cores, time_loader
+from fastdeit.estimate.lines import Estimate, Line, Span, make_line, spread
+from fastdeit.estimate.outputs import list_cache, list_checkpoints, list_recording
+from fastdeit.estimate.rates import find_rates
+from fastdeit.estimate.roofline import find_shape
+from fastdeit.estimate.samples import DataSet, Samples, count_samples
+from fastdeit.estimate.step import StepTime, Work, time_cpu_step, time_gpu_step, time_teacher
+from fastdeit.estimate.teachers import MetaTeacher, make_teacher
+from fastdeit.models.build import build_model, follow_weights, list_heads, precision
+from fastdeit.models.finetune.trainable import count_parameters, freeze_weights
+from fastdeit.models.student import Student
+from fastdeit.plan.build import build_spec
+from fastdeit.training.build import count_copies
+from fastdeit.training.flops import count_flops
+from fastdeit.training.memory.build import build_planner, find_micro_batch
+from fastdeit.training.memory.checkpointing import can_checkpoint
+from fastdeit.training.memory.plan import CONTEXT, GB, find_largest
+
+_OF_PLAN = (0.9, 1.15)
+_OF_RESIDENT = (0.8, 1.6)
+_FORWARD = 1 / 3
+"""Share of a forward pass in the FLOPs of training."""
+
+
+class Machine(NamedTuple):
+    """The devices of a run: `ranks` GPUs, so many in a machine; gpu: None: processes on a CPU."""
+
+    name: str
+    gpu: Gpu | None
+    ranks: int
+    per_machine: int
+
+    @property
+    def hours(self) -> str:
+        """Return the unit of what a run costs."""
+        return "core-hours" if self.gpu is None else "GPU-hours"
+
+    def world(self) -> World:
+        """Return the world of its first rank; the device may be absent here."""
+        device = torch.device("cpu" if self.gpu is None else "cuda")
+        return World(0, self.ranks, 0, min(self.ranks, self.per_machine), device)
+
+
+class Parts(NamedTuple):
+    """The model and the teacher of a run, without values."""
+
+    model: nn.Module
+    teacher: MetaTeacher | None
+    runs_teacher: bool
+
+
+def count_data(config: Config, images: int | None, usual: DataSet | None) -> DataSet:
+    """Return the counts of the data set: of the index in --data-path, if there is one, else
+    `images` of them, else those of `usual`. Raises ValueError if nothing names them."""
+    data = config.data
+    if images is None and data.data_path:
+        root = local_folder(data.data_path, data.data_cache)
+        if found := read_counts(Path(root), data.train_split):
+            val = read_counts(Path(root), data.val_split)
+            mean = found.nbytes / max(1, found.images)
+            basis = "the index in --data-path"
+            return DataSet(
+                found.images, found.classes, val.images if val else 0, mean, basis, basis
+            )
+    if images is None:
+        allowed = "given, or fastdeit index run on --data-path"
+        require_value(usual is not None, "--images", images, allowed)
+        assert usual is not None
+        return usual
+    require_value(images >= 2, "--images", images, "2 or more")
+    base = usual or DataSet(images, 1000, 0, None, "")
+    return base._replace(images=images, basis="--images")
+
+
+def estimate_config(
+    config: Config,
+    machine: Machine,
+    data: DataSet,
+    *,
+    price: float | None = None,
+    gb_per_s: float | None = None,
+) -> Estimate:
+    """Return the estimate of a run; price: of a GPU for an hour; gb_per_s: of the disk with the
+    checkpoints. Raises ValueError naming the flag that cannot be."""
+    config = follow_weights(config)
+    _check_batch(config, machine.ranks)
+    samples = count_samples(
+        data.images,
+        config.optim.batch_size,
+        config.optim.epochs,
+        build_spec(config).repeats,
+    )
+    parts = build_parts(config, machine, data.classes)
+    work = _describe_work(config, machine, parts, data.classes)
+    lines = [*_list_samples(samples, data)]
+    step, rate, hours = _time_run(config, machine, samples, data, work)
+    lines += [*step.lines, *rate, *hours]
+    lines += _list_memory(config, machine, parts, data.classes)
+    each = _rate_of_gpu(step.total, work.samples)
+    size, repeats = config.data.input_size, samples.repeats
+    # on a CPU the loader is a part of the step
+    lines += list_cores(each if machine.gpu else None, size, repeats)
+    lines += list_bandwidths(each, samples, data, machine.ranks, machine.per_machine)
+    lines += _list_teacher(config, machine, samples, data, parts)
+    nbytes = count_checkpoint_bytes(parts.model, ema=config.optim.model_ema)
+    lines += list_checkpoints(nbytes, config.checkpoint.keep_checkpoints, gb_per_s)
+    lines += _list_cost(lines, price)
+    return Estimate(f"{machine.ranks} x {machine.name}", lines)
+
+
+def _check_batch(config: Config, ranks: int) -> None:
+    batch, micro = config.optim.batch_size, config.optim.micro_batch
+    allowed = f"a multiple of {2 * ranks} on {ranks} processes"
+    require(batch % (2 * ranks) == 0, "batch_size", batch, allowed)
+    share = batch // ranks
+    fits = not micro or share % micro == 0
+    require(fits, "micro_batch", micro, f"a divisor of {share}, the samples of a process")
+
+
+def build_parts(config: Config, machine: Machine, classes: int) -> Parts:
+    """Build the model and the teacher on the meta device."""
+    # the weights of --finetune are not read: their values change nothing
+    fresh = config.replace(model={"finetune": "", "trainable": "all"})
+    names = [str(label) for label in range(classes)]
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        model, _ = build_model(fresh, names)
+    freeze_weights(model, config.model.trainable, list_heads(model))
+    if config.distill.distillation_type == "none":
+        return Parts(model, None, False)
+    teachers = [name for name, _ in config.distill.teachers]
+    size = config.distill.teacher_input_size or config.data.input_size
+    dtype = precision(config, machine.world())[1]
+    teacher = make_teacher(teachers, classes, size, config.distill.teacher_batch, dtype)
+    return Parts(model, teacher, config.distill.needs_teacher)
+
+
+def _describe_work(config: Config, machine: Machine, parts: Parts, classes: int) -> Work:
+    model, copies = parts.model, count_copies(config)
+    flops = count_flops(model, config.data.input_size)
+    micro = find_micro_batch(config, machine.world())
+    whole = isinstance(model, Student) and config.model.trainable == "all"
+    in_bf16 = precision(config, machine.world())[0] == "bf16"
+    require(machine.gpu is None or in_bf16, "precision", "fp32", "auto or bf16 with a GPU")
+    return Work(
+        config.model.model,
+        find_shape(model, classes) if isinstance(model, Student) and whole else None,
+        flops and flops * copies,
+        _count_teacher(parts),
+        count_parameters(model)[1],
+        micro,
+        config.optim.batch_size // machine.ranks // micro,
+        copies,
+        config.run.grad_checkpointing,
+        config.run.overlap_reduce == "auto",
+    )
+
+
+def _count_teacher(parts: Parts) -> float | None:
+    """Return the FLOPs of the live teacher on an image; None if they cannot be counted."""
+    if not parts.runs_teacher:
+        return 0.0
+    return None if parts.teacher is None else parts.teacher.flops
+
+
+def _list_samples(samples: Samples, data: DataSet) -> Iterator[Line]:
+    yield Line("samples", "images", samples.images, "", "counted", data.basis)
+    basis = f"images // {samples.batch}, the batch size"
+    yield Line("samples", "steps an epoch", samples.epoch_steps, "", "counted", basis)
+    basis = f"{samples.epochs} epochs"
+    yield Line("samples", "steps", samples.steps, "", "counted", basis)
+    total = samples.epochs * samples.epoch_samples
+    yield Line("samples", "samples", total, "", "counted", "steps x batch size")
+    basis = f"the plan, {samples.repeats} copies"
+    yield Line("samples", "different images an epoch", samples.different, "", "counted", basis)
+
+
+def _time_run(
+    config: Config, machine: Machine, samples: Samples, data: DataSet, work: Work
+) -> tuple[StepTime, list[Line], list[Line]]:
+    """Return the time of a step, the lines of its rate, and the lines of the hours."""
+    if machine.gpu is None:
+        each = time_loader("exact", "folder", config.data.input_size, samples.repeats)
+        step = time_cpu_step(work, each)
+    else:
+        links = machine.gpu.links(machine.per_machine)
+        step = time_gpu_step(work, machine.gpu, machine.ranks, links)
+    if step.total is None:
+        return step, [], []
+    total = step.total
+    rate = total.divide(1e3 * samples.batch)
+    basis = "sum of the parts"
+    lines = [
+        make_line("time", "a step", total, "ms", basis),
+        make_line("time", "all devices", rate, "images/s", "batch size / step"),
+    ]
+    training = total.times(samples.steps / 3.6e6)
+    evaluation = total.times(_count_evaluations(config, data, work) / work.samples / 3.6e6)
+    hours = training.plus(evaluation.times(1 / machine.ranks))
+    basis = "forward passes at the rate of the step"
+    of_evaluation = evaluation.times(1 / machine.ranks)
+    more = [
+        make_line("time", "training", training, "h", "steps x time of a step"),
+        make_line("time", "evaluations", of_evaluation, "h", basis),
+        make_line("time", "the run", hours, "h", "without start, waits and failures"),
+        make_line("time", "devices", hours.times(machine.ranks), machine.hours, "hours x devices"),
+    ]
+    return step, lines, more
+
+
+def _count_evaluations(config: Config, data: DataSet, work: Work) -> float:
+    """Return the validation images of a run, in units of training samples."""
+    times = -(-config.optim.epochs // config.run.eval_epochs)
+    return times * data.val_images * (1 + config.optim.model_ema) * _FORWARD
+
+
+def _rate_of_gpu(step_ms: Span | None, samples: int) -> Span | None:
+    return None if step_ms is None else step_ms.divide(1e3 * samples)
+
+
+def _list_memory(config: Config, machine: Machine, parts: Parts, classes: int) -> Iterator[Line]:
+    world = machine.world()
+    teacher = parts.teacher if parts.runs_teacher else None
+    planner = build_planner(config, world, parts.model, teacher, classes)
+    micro = find_micro_batch(config, world)
+    checkpoints = config.run.grad_checkpointing
+    basis = f"the plan of docs/memory.md, micro-batch {micro}"
+    try:
+        total = planner(micro, checkpoints).total
+    except Exception:  # a model of timm may raise anything on the meta device
+        reason = "the meta device cannot run the model"
+        yield Line("memory", "a device", None, "GB", "unknown", reason)
+        return
+    if machine.gpu is None:
+        resident = find_rates("resident")[0]
+        whole = spread((total + resident.value) / GB, *_OF_RESIDENT)
+        basis += f", and a process with a loader: {resident.source}"
+        yield make_line("memory", "a process", whole, "GB", basis)
+        return
+    yield make_line("memory", "a GPU", spread(total / GB, *_OF_PLAN), "GB", basis)
+    room = machine.gpu.memory_gb * GB - CONTEXT
+    basis = f"90 % of {machine.gpu.memory_gb:g} GB without CUDA's context"
+    forms = [(False, "largest micro-batch")]
+    if can_checkpoint(parts.model):
+        forms.append((True, "largest micro-batch, --grad-checkpointing"))
+    roomy = config.replace(optim={"batch_size": 2**17 * machine.ranks})
+    planner = build_planner(roomy, world, parts.model, teacher, classes)
+    for checkpointing, name in forms:
+        largest = find_largest(planner, checkpointing, room)
+        yield Line("memory", name, largest, "images", "model", basis)
+
+
+def _list_teacher(
+    config: Config, machine: Machine, samples: Samples, data: DataSet, parts: Parts
+) -> Iterator[Line]:
+    if config.distill.distillation_type == "none":
+        return
+    period = config.distill.cache_period
+    epochs = min(samples.epochs, period or samples.epochs)
+    yield from list_cache(samples, data.classes, epochs)
+    each = _time_teacher_image(config, machine, parts, data.classes)
+    yield from list_recording(each, samples, epochs, machine.hours)
+
+
+def _time_teacher_image(
+    config: Config, machine: Machine, parts: Parts, classes: int
+) -> Span | None:
+    """Return the milliseconds of the teacher for an image, whether it runs live or not."""
+    if parts.teacher is None:
+        return None
+    live = parts._replace(runs_teacher=True)
+    work = _describe_work(config, machine, live, classes)
+    if machine.gpu is not None:
+        total = time_teacher(work, machine.gpu)
+        return total and total.times(1 / work.samples)
+    rate = find_rates("cpu_steps", dtype="fp32", threads=1)[0]
+    return spread((work.teacher_flops or 0) / rate.value / 1e6, 0.6, 4.0)
+
+
+def count_checkpoint_bytes(model: nn.Module, *, ema: bool) -> int:
+    """Return the bytes of the tensors in a checkpoint: weights, two moments, the EMA; fp32."""
+    weights = sum(
+        4 * tensor.numel() if tensor.is_floating_point() else tensor.nbytes
+        for tensor in model.state_dict().values()
+    )
+    trained = 4 * count_parameters(model)[1]
+    return (1 + ema) * weights + 2 * trained
+
+
+def _list_cost(lines: list[Line], price: float | None) -> Iterator[Line]:
+    found = [line for line in lines if line.name == "devices" and line.value is not None]
+    if price is None or not found:
+        return
+    require_value(price >= 0, "--price", price, "0 or more")
+    line = found[0]
+    cost = Span(line.value or 0, line.low or 0, line.high or 0).times(price)
+    yield make_line("cost", "the run", cost, "", f"{line.unit} x {price:g}")
+
+
+def name_machine(name: str, gpu: Gpu | None, ranks: int, per_machine: int) -> Machine:
+    """Return the devices of a run. Raises ValueError naming the flag that cannot be."""
+    require_value(ranks >= 1, "--gpus", ranks, "1 or more")
+    require_value(per_machine >= 1, "--gpus-per-machine", per_machine, "1 or more")
+    whole = ranks <= per_machine or ranks % per_machine == 0
+    allowed = f"at most {per_machine}, or a multiple of it (--gpus-per-machine)"
+    require_value(whole, "--gpus", ranks, allowed)
+    return Machine("CPU process" if gpu is None else name.upper(), gpu, ranks, per_machine)
