@@ -23,6 +23,7 @@ LEASE_S = 60.0
 """A holder that has not renewed its lease for so long is dead."""
 RENEW_S = 10.0
 _POLL_S = 2.0
+_RELEASE_S = 10.0
 
 
 class Lease:
@@ -37,6 +38,8 @@ class Lease:
         self._id = uuid.uuid4().hex
         self._count = 0
         self._ended = threading.Event()
+        # a folder (file://) shows a file that is being written as empty
+        self._access = threading.Lock()
         self._thread = threading.Thread(
             target=self._renew, daemon=True, name="fastdeit-mirror-lease"
         )
@@ -87,7 +90,8 @@ class Lease:
 
     def is_held(self) -> bool:
         """Return False if another run has taken the lease over. Raises FetchError, Transient."""
-        return self._is_own(self._store.read(NAME))
+        with self._access:
+            return self._is_own(self._store.read(NAME))
 
     def release(self) -> None:
         """Remove the lease, if it is held; a store that does not answer keeps it, and the next run
@@ -95,7 +99,9 @@ class Lease:
         self._ended.set()
         if not self._thread.is_alive():
             return
-        self._thread.join()
+        self._thread.join(_RELEASE_S)  # a store may hang
+        if self._thread.is_alive():
+            return
         with contextlib.suppress(FetchError, Transient):
             if self.is_held():
                 self._store.remove([NAME])
@@ -107,7 +113,8 @@ class Lease:
                 if not self.is_held():
                     self._lost()
                     return
-                self._store.write(NAME, self._describe())
+                with self._access:
+                    self._store.write(NAME, self._describe())
 
     def _read(self) -> bytes | None:
         return retry(lambda: self._store.read(NAME), self._store.url)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fastdeit.checkpoint.files import NewerFormat
-from fastdeit.checkpoint.store import list_checkpoints, set_aside, step_of, verify_checkpoint
+from fastdeit.checkpoint.store import list_checkpoints, rename_aside, step_of, verify_checkpoint
 from fastdeit.mirror.contents import CHECKPOINTS, MANIFEST, group_checkpoints, is_mirrored
 from fastdeit.mirror.store import RunStore
 from fastdeit.storage.run_folder import RunFolder
@@ -37,7 +37,9 @@ def restore(
     restored = _restore_checkpoints(folder, store, complete, say)
     if complete and not restored:
         raise ValueError(f"--output-dir: {store.url} has no whole checkpoint")
-    set_aside(folder.checkpoints, restored[0] if restored else -1)
+    for path in list_checkpoints(folder.checkpoints):
+        if step_of(path) not in restored:
+            rename_aside(path)
     _restore_files(folder, store, listed)
 
 

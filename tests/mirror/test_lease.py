@@ -86,3 +86,42 @@ def test_it_is_renewed_while_it_is_held(store: RunStore) -> None:
     first = store.read(NAME)
     wait_until(lambda: store.read(NAME) not in (None, first))
     lease.release()
+
+
+def test_a_renewal_in_progress_is_no_loss(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease = Lease(store, never)
+    lease.acquire(never, lambda: True)
+    write = RunStore.write
+
+    def write_slowly(self: RunStore, name: str, data: bytes) -> None:
+        write(self, name, b"")  # as a file that was just opened
+        time.sleep(0.02)
+        write(self, name, data)
+
+    monkeypatch.setattr(RunStore, "write", write_slowly)
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        assert lease.is_held()
+    lease.release()
+
+
+def test_the_end_does_not_wait_for_a_store_that_hangs(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = Lease(store, lambda: None)
+    lease.acquire(never, lambda: True)
+    hanging = threading.Event()
+    freed = threading.Event()
+
+    def hang(self: RunStore, name: str) -> bytes:
+        hanging.set()
+        freed.wait(30)
+        return b""
+
+    monkeypatch.setattr("fastdeit.mirror.lease._RELEASE_S", 0.1)
+    monkeypatch.setattr(RunStore, "read", hang)
+    assert hanging.wait(10)
+    start = time.monotonic()
+    lease.release()
+    assert time.monotonic() - start < 5
+    freed.set()

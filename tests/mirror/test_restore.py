@@ -74,13 +74,15 @@ def test_a_run_that_was_resumed_elsewhere_replaces_the_copy(place: Place) -> Non
     start_attempt(other, 2)
     save_step(other, 24)
     place.upload(other)
-    save_step(first, 90)  # of the first start, never uploaded
+    for step in (15, 90):  # of the first start, never uploaded
+        save_step(first, step, keep=9)
     first.failure(0).write_text("{}")
     assert place.restore(first) == ["24", "20"]
     assert first.attempts.read_text() == other.attempts.read_text()
     assert first.metrics.read_text() == other.metrics.read_text()
     assert not first.failure(0).exists()
-    assert (first.checkpoints / "step-00000090.aside").is_dir()  # no work is thrown away
+    for step in (15, 90):  # no work is thrown away, and none is mixed with that of the other
+        assert (first.checkpoints / f"step-{step:08d}.aside").is_dir()
 
 
 def test_copies_that_have_gone_different_ways_are_refused(place: Place) -> None:
