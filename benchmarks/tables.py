@@ -216,6 +216,19 @@ def show_shares(row: Row) -> str:
     return " → ".join(f"{100 * share:.0f} %" for share in shares)
 
 
+def estimate_launch() -> list[Cells]:
+    """Return the estimated seconds of each part of a start, by number of ranks."""
+    rows = [row for row in read_rows("cpu-launch") if row["what"] == "estimate"]
+    seconds = {(row["part"], row["ranks"]): float(row["value"]) for row in rows}
+    ranks = list(dict.fromkeys(row["ranks"] for row in rows))
+    table = [["seconds of", *(f"{count} ranks" for count in ranks)]]
+    for part in dict.fromkeys(row["part"] for row in rows):
+        table.append([part, *(f"{seconds[part, count]:.2f}" for count in ranks)])
+    totals = [sum(took for (_, of), took in seconds.items() if of == count) for count in ranks]
+    table.append(["**all**", *(f"**{total:.1f}**" for total in totals)])
+    return table
+
+
 TABLES: dict[str, Callable[[], list[Cells]]] = {
     "loaders": lambda: compare_loaders(["1", "2", "3"]),
     "loaders-2-copies": lambda: compare_loaders(["2"]),
@@ -223,6 +236,7 @@ TABLES: dict[str, Callable[[], list[Cells]]] = {
     "teachers": compare_teachers,
     "step-counts": count_launches,
     "scaling": estimate_scaling,
+    "launch": estimate_launch,
     "exports": compare_exports,
     "packed": compare_packed,
     "preparations": list_preparations,

@@ -26,7 +26,8 @@ HISTORY = [ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "LOG.md"]  # may name wh
 FOREIGN_FLAGS = {
     "deepspeed": "--hostfile --no_ssh --node_rank --master_addr --no_local_rank --module "
     "--num_gpus --num_accelerators",
-    "sbatch": "--nodes --array --gpus --cpus-per-task --requeue --wrap",
+    "sbatch": "--nodes --array --gpus --cpus-per-task --requeue --no-requeue --signal --wrap",
+    "scancel": "--batch",
     "srun": "--nodes --ntasks-per-node",
     "curl": "--location --remote-name",
     "torchrun": "--nproc_per_node",

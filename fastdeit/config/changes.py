@@ -22,7 +22,7 @@ def _fields_of(section: type) -> set[str]:
 
 FORM = frozenset(
     "output_dir kernels zero_stage grad_checkpointing offload_optimizer deepspeed_config "
-    "overlap_reduce log_steps "
+    "overlap_reduce log_steps data_cache "
     "stop_after_steps time_limit num_workers prefetch read_ahead micro_batch augment_device "
     "compile cuda_graph teacher_batch teacher_benchmark".split()
 ).union(
@@ -32,7 +32,7 @@ FORM = frozenset(
 """Settings of how the work is done, and for how long: they decide neither samples nor results."""
 
 SOURCES = frozenset(
-    "data_path data_cache augment_backend decoder finetune teacher_model teacher_path "
+    "data_path augment_backend decoder finetune teacher_model teacher_path "
     "pretrained_teacher teacher_mean teacher_std teacher_input_size cache".split()
 )
 """Where an input comes from, or who reads it: the input itself must stay the same."""

@@ -19,7 +19,7 @@ from fastdeit.data.index import BadImages, Index, build_index
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.data.remote.stage import fetch_folder, local_folder
 from fastdeit.data.snapshot import reconcile
-from fastdeit.distributed.collectives import first_on_rank0
+from fastdeit.distributed.collectives import first_on_rank0, on_each_machine
 from fastdeit.distributed.world import World
 from fastdeit.plan.plan import Plan
 from fastdeit.storage.run_folder import RunFolder
@@ -53,6 +53,8 @@ def build_data(config: Config) -> tuple[Index, Index]:
         )
         return train, val
 
+    if data.data_cache:  # a disk of its own on each machine, whose ranks would all list it at once
+        on_each_machine(lambda _: build() and None)
     return first_on_rank0(build)
 
 
@@ -77,13 +79,15 @@ def build_train_index(config: Config, *, require_classes: bool = False) -> Index
 def fetch_data(
     config: Config, *, alone: bool = False, proceed: Callable[[], bool] = lambda: True
 ) -> None:
-    """Fetch the data set of a URL into the cache, as `fetch_folder` does; a run that has begun uses
-    a complete copy as it is."""
+    """Fetch the data set into the cache, as `fetch_folder` does; a run that has begun uses a
+    complete copy as it is."""
     data = config.data
+    if data.data_set == "digits":  # they are written to a folder
+        return
     output = config.run.output_dir
     fetch_folder(
         data.data_path,
-        (data.train_split, data.val_split),
+        (data.train_split, data.val_split) if data.data_set == "any" else (),
         data.data_cache,
         uses_copy=bool(output) and RunFolder(Path(output)).train_images.is_file(),
         alone=alone,

@@ -4,14 +4,15 @@ import functools
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 Result = TypeVar("Result")
 _POLL_S = 0.5
+_HALF = 2**32 - 1
 
 
 def on_rank0(action: Callable[[], Result]) -> Result:
@@ -37,26 +38,40 @@ def on_every_rank(action: Callable[[], Result]) -> list[Result]:
     Raises the ValueError or OSError of the first rank that has one, as a ValueError on every rank;
     of another rank than 0 it names rank and host.
     """
-    mine: tuple[Result | None, str | None]
-    try:
-        mine = action(), None
-    except (ValueError, OSError) as error:
-        rank = dist.get_rank()
-        prefix = "" if rank == 0 else f"rank {rank} ({socket.gethostname()}): "
-        mine = None, f"{prefix}{error}"
     shared: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(shared, mine)
-    for _, message in shared:
-        if message is not None:
-            raise ValueError(message)
+    dist.all_gather_object(shared, _try(action))
+    _raise_first([message for _, message in shared])
     return [result for result, _ in shared]
 
 
 def each_rank(action: Callable[[], Result]) -> Result:
-    """Run `action` on every rank and return this rank's result; raise as `on_every_rank`."""
-    mine: list[Result] = []
-    on_every_rank(lambda: mine.append(action()))
-    return mine[0]
+    """Run `action` on every rank and return this rank's result; raise as `on_every_rank`.
+
+    Ranks vote on whether any has an error, at the cost of one number: the work of gathering objects
+    grows with the number of ranks on each of them.
+    """
+    result, message = _try(action)
+    if AsyncMax.now(int(message is not None)):
+        messages: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(messages, message)
+        _raise_first(messages)
+    return cast(Result, result)
+
+
+def _try(action: Callable[[], Result]) -> tuple[Result | None, str | None]:
+    """Return the result of an action, and its error."""
+    try:
+        return action(), None
+    except (ValueError, OSError) as error:
+        rank = dist.get_rank()
+        prefix = "" if rank == 0 else f"rank {rank} ({socket.gethostname()}): "
+        return None, f"{prefix}{error}"
+
+
+def _raise_first(messages: Sequence[str | None]) -> None:
+    for message in messages:
+        if message is not None:
+            raise ValueError(message)
 
 
 def first_on_rank0(build: Callable[[], Result]) -> Result:
@@ -69,7 +84,7 @@ def first_on_rank0(build: Callable[[], Result]) -> Result:
     turn = _find_turn()
     for now in range(3):
         # all ranks take part in every turn, if only to learn of its errors
-        on_every_rank(lambda: results.append(build()) if turn == now else None)  # noqa: B023
+        each_rank(lambda: results.append(build()) if turn == now else None)  # noqa: B023
     return results[0]
 
 
@@ -95,10 +110,10 @@ def on_each_machine(
             faults.append(error)
         work.finish()
     work.wait()
-    on_every_rank(lambda: _raise_first(faults))
+    each_rank(lambda: _raise(faults))
 
 
-def _raise_first(faults: list[Exception]) -> None:
+def _raise(faults: list[Exception]) -> None:
     if faults:
         raise faults[0]
 
@@ -167,9 +182,16 @@ def check_same_on_ranks(facts: Mapping[str, Any]) -> None:
 
 def all_agree(ok: bool) -> bool:
     """Return True if `ok` is True on every rank. A collective."""
-    votes = [False] * dist.get_world_size()
-    dist.all_gather_object(votes, ok)
-    return all(votes)
+    return not AsyncMax.now(int(not ok))
+
+
+def sum_on_ranks(number: int) -> int:
+    """Return the sum of a number of at most 64 bits over all ranks, modulo 2^64. A collective."""
+    # halves: a sum of whole numbers would overflow
+    halves = torch.tensor([number & _HALF, number >> 32])
+    dist.all_reduce(halves, group=_gloo_group())
+    low, high = halves.tolist()
+    return int(low + (high << 32)) % 2**64
 
 
 class AsyncMax:
@@ -220,4 +242,6 @@ def _gloo_group() -> dist.ProcessGroup:
 @functools.lru_cache(maxsize=1)
 def _make_gloo_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
     """world: the default group, of which a process may start another one."""
-    return dist.new_group(backend="gloo")
+    # torch would take its own half hour, whatever the limits of the run are
+    store: Any = dist.distributed_c10d._get_default_store()
+    return dist.new_group(backend="gloo", timeout=store.timeout)

@@ -15,7 +15,7 @@ from fastdeit.config.parse import parse_time_limit, require, require_value
 from fastdeit.config.schema import Config
 from fastdeit.data.build import fetch_data, pipeline_options
 from fastdeit.display.terminal import Terminal
-from fastdeit.distributed.collectives import each_rank, first_on_rank0, on_every_rank, on_rank0
+from fastdeit.distributed.collectives import each_rank, first_on_rank0, on_rank0
 from fastdeit.distributed.errors import RunError
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.library.errors import names_arguments
@@ -29,7 +29,6 @@ from fastdeit.run.identity import check_same_everywhere, check_same_run
 from fastdeit.run.preflight import check_config, fetch_weight_files
 from fastdeit.storage.atomic import read_bounded
 from fastdeit.storage.run_folder import RunFolder
-from fastdeit.storage.urls import is_url
 from fastdeit.tracking.build import check_trackers, load_callbacks
 from fastdeit.tracking.callbacks import Callback
 from fastdeit.training.build import build_deepspeed_config
@@ -184,16 +183,15 @@ def prepare_run(
 
         report_finished(config, recipe, world, folder)
         return None
-    on_every_rank(lambda: check_config(config, world.size))
+    each_rank(lambda: check_config(config, world.size))
     # raise for what this device does not support, before the images are listed
-    on_every_rank(lambda: pipeline_options(config, world))
-    on_every_rank(lambda: build_deepspeed_config(config, world))
+    each_rank(lambda: pipeline_options(config, world))
+    each_rank(lambda: build_deepspeed_config(config, world))
     on_rank0(lambda: check_trackers(config))
     named = each_rank(lambda: load_callbacks(config) if world.rank == 0 else [])
     fetch_weight_files(config)
     fetch_data(config, proceed=supervisor.proceed)
-    if is_url(config.data.data_path):
-        supervisor.check_now()
+    supervisor.check_now()
     on_rank0(lock.acquire)
     from fastdeit.library.execution import open_run  # DALI and numba import slowly
 

@@ -15,6 +15,7 @@ REASONS = (
     "--time-limit",
     "the file `stop`",
     "SIGUSR1",
+    "SIGUSR2",
     "SIGHUP",
     "SIGINT",
     "SIGTERM",
@@ -24,7 +25,7 @@ REASONS = (
 INTERRUPTED = 130
 """Exit code after SIGINT, as in a shell."""
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _ECHO_S = 1.0  # a launcher may pass on a SIGINT that the terminal has sent to all processes
 _ORPHAN_LIMIT_S = 120.0
 _CLOSE = 0  # no signal has this number

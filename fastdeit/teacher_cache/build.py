@@ -7,7 +7,7 @@ from typing import Any
 
 from fastdeit.config.schema import Config
 from fastdeit.data.index import Index
-from fastdeit.distributed.collectives import on_every_rank
+from fastdeit.distributed.collectives import each_rank
 from fastdeit.models.teachers.ensemble import LiveTeacher
 from fastdeit.models.teachers.identity import combine_facts, find_files
 from fastdeit.plan.plan import VERSION, Plan
@@ -52,7 +52,7 @@ def open_cache(
         cache = Cache(config.distill.cache)
         check_cache(cache, config, plan, index, pixels, teacher)
 
-    on_every_rank(check)
+    each_rank(check)
     cache = Cache(config.distill.cache)
     bad = read_bad_images(cache, index)
     return CachedTeacher(cache, config.distill.cache_miss, plan.images, bad)

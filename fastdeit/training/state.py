@@ -4,11 +4,11 @@ import copy
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
+from fastdeit.distributed.collectives import sum_on_ranks
 from fastdeit.models.finetune.trainable import list_frozen_norms
-from fastdeit.plan.digest import add_digests, show_digest
+from fastdeit.plan.digest import show_digest
 from fastdeit.training.buffers import StepBuffers
 from fastdeit.training.optim.ema import Ema
 from fastdeit.training.zero.partitions import open_partitions
@@ -147,9 +147,7 @@ class TrainerState:
 
     def gather_digest(self) -> int:
         """Return the digest of the samples of all steps so far, of all ranks; a collective."""
-        digests = [0] * dist.get_world_size()
-        dist.all_gather_object(digests, self.digest)
-        return add_digests(*digests)
+        return sum_on_ranks(self.digest)
 
     def layout(self) -> dict[str, Tensors]:
         """Return names, shapes and dtypes of the tensors that `gather` returns, without memory."""

@@ -10,10 +10,13 @@ import pytest
 from fastdeit.distributed import collectives
 from fastdeit.distributed.collectives import (
     AsyncMax,
+    all_agree,
     check_same_on_ranks,
+    each_rank,
     on_each_machine,
     on_every_rank,
     on_rank0,
+    sum_on_ranks,
 )
 from fastdeit.distributed.world import init_distributed
 from tests.support.ranks import Ranks
@@ -36,7 +39,8 @@ def test_error_of_one_rank_is_raised_on_all() -> None:
 
     assert on_rank0(lambda: 3) == 3
     assert on_every_rank(lambda: 4) == [4]
-    for run in (on_rank0, on_every_rank):
+    assert each_rank(lambda: 5) == 5
+    for run in (on_rank0, on_every_rank, each_rank):
         with pytest.raises(ValueError, match="no file"):
             run(fail)
 
@@ -81,3 +85,32 @@ def test_ranks_wait_for_another_machine_and_stop_it(tmp_path: Path) -> None:
     ranks = Ranks(tmp_path / "log", _work_on_two_machines, tmp_path, world_size=3)
     assert ranks.wait() == 0, (tmp_path / "log").read_text()
     assert sorted(path.name for path in tmp_path.glob("worked-*")) == ["worked-0", "worked-2"]
+
+
+LARGE = 2**64 - 5
+
+
+def _agree(log: Path) -> int:
+    """Have rank 1 of two disagree, fail, and be late."""
+    first = os.environ["RANK"] == "0"
+    init_distributed(timeout_s=2)
+    assert sum_on_ranks(LARGE) == (2 * LARGE) % 2**64
+    assert all_agree(True) and not all_agree(first)
+    with pytest.raises(ValueError, match=r"^rank 1 \(.*\): planted$"):
+        each_rank(lambda: None if first else _plant())
+    if not first:
+        time.sleep(6)
+        return 0
+    started = time.monotonic()
+    with pytest.raises(RuntimeError):
+        AsyncMax.now(1)
+    return 0 if time.monotonic() - started < 5 else 1
+
+
+def _plant() -> None:
+    raise ValueError("planted")
+
+
+def test_ranks_vote_add_and_share_errors_within_the_time_limit(tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path / "log", _agree, tmp_path)
+    assert ranks.wait() == 0, ranks.output

@@ -5,12 +5,12 @@ import functools
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 import torch.distributed as dist
 
@@ -24,9 +24,10 @@ from fastdeit.distributed.world import init_distributed
 from fastdeit.run import identity
 from fastdeit.run.identity import check_same_images
 from tests.support.images import write_shapes
-from tests.support.launching import FLAGS, FOREIGN, ROOT, Launch, free_port, steps_done
+from tests.support.launching import FLAGS, ROOT, Launch, steps_done
 from tests.support.machines import Machine, connected_machines, launch_on
 from tests.support.run_folders import assert_same_numbers, failures_of, newest_step
+from tests.support.sbatch import submit
 
 pytestmark = pytest.mark.usefixtures("kill_launched_runs")
 TOTAL = 20  # steps
@@ -99,20 +100,24 @@ def until_saved(launches: Sequence[Launch]) -> None:
     launches[0].until(lambda: set(list_checkpoints(checkpoints)) - before, 300)
 
 
+def find_on(machine: Machine, launch: Launch, script: str) -> psutil.Process:
+    """The first process on the machine that runs the script."""
+    there = {process.pid for process in machine.processes()}
+    return next(process for process in launch.find(script) if process.pid in there)
+
+
 @pytest.mark.slow
 def test_whatever_is_killed_on_one_of_four_machines_ends_all_and_the_run_resumes(
     machines: Machines, argv: list[str], whole: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    there = machines[2]
     for victim in ("faulty.py", "deepspeed.launcher.launch", "deepspeed.launcher.runner", ""):
         launches = launch_on(machines, TWO_EACH, folder, argv, SLOW)
         until_saved(launches)
-        for process in there.processes():
-            if not victim or victim in " ".join(process.cmdline()):
-                process.kill()
-                if victim:
-                    break
+        if victim:
+            find_on(machines[2], launches[2], victim).kill()
+        else:
+            machines[2].kill()
         codes = ends(launches)
         newest_step(folder)  # verifies all checkpoints
         # a launcher that dies is a request to stop: all save and end well
@@ -138,8 +143,7 @@ def test_stop_request_to_one_of_four_machines_stops_all_at_the_same_step(
         before = steps_done(folder)
         launches = launch_on(machines, TWO_EACH, folder, argv, SLOW)
         until_step(launches, before + 3)
-        there = {process.pid for process in machines[1].processes()}
-        next(process for process in launches[1].find(who) if process.pid in there).terminate()
+        find_on(machines[1], launches[1], who).terminate()
         assert ends(launches) == [0, code, 0, 0], output(launches)
         assert f"stopped after step {newest_step(folder)} of {TOTAL}" in launches[0].output
         assert not failures_of(folder)
@@ -230,92 +234,9 @@ def test_files_are_built_once_per_machine(monkeypatch: pytest.MonkeyPatch) -> No
             action()
             done.append(len(done))
 
-        monkeypatch.setattr(collectives, "on_every_rank", take_turn)
+        monkeypatch.setattr(collectives, "each_rank", take_turn)
         turns[rank, local_rank] = first_on_rank0(functools.partial(len, done))
     assert turns == {(0, "0"): 0, (1, "1"): 2, (2, "0"): 1, (3, "1"): 2}
-
-
-SRUN = """
-import os, signal, subprocess, sys, time
-words, asked, tasks = sys.argv[1:], [], []
-signal.signal(signal.SIGUSR1, lambda number, _: asked.append(number))
-while words[0].startswith("--"):
-    words.pop(0)
-for task in range(int(os.environ["SLURM_NTASKS"])):
-    local = task % int(os.environ["SLURM_NTASKS_PER_NODE"])
-    place = {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(local)}
-    tasks.append(subprocess.Popen(words, env=os.environ | place))
-while any(task.poll() is None for task in tasks):
-    for number in asked:
-        [task.send_signal(number) for task in tasks]
-    asked.clear()
-    time.sleep(0.02)
-sys.exit(max(task.returncode for task in tasks))
-"""
-SCONTROL = """
-import os, sys
-print("127.0.0.1" if sys.argv[1] == "show" else "queued again")
-"""
-
-
-def submit(folder: Path, flags: Sequence[str], python: str) -> subprocess.Popen[str]:
-    """docs/fastdeit.sbatch as Slurm runs it on one node with two tasks; python: what stands in for
-    that of .venv."""
-    (folder / "bin").mkdir(exist_ok=True)
-    (folder / ".venv" / "bin").mkdir(parents=True, exist_ok=True)
-    for path, text in {
-        "bin/srun": f"#!{sys.executable}\n{SRUN}",
-        "bin/scontrol": f"#!{sys.executable}\n{SCONTROL}",
-        ".venv/bin/python": python,
-    }.items():
-        (folder / path).write_text(text)
-        (folder / path).chmod(0o755)
-    slurm = {
-        "SLURM_JOB_NODELIST": "node",
-        "SLURM_JOB_ID": str(free_port()),
-        "SLURM_NTASKS": "2",
-        "SLURM_NTASKS_PER_NODE": "2",
-    }
-    inherited = {name: value for name, value in os.environ.items() if name not in FOREIGN}
-    inherited |= slurm | {
-        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = ["bash", str(ROOT / "docs" / "fastdeit.sbatch"), *flags]
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=inherited,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-TASK = """#!/bin/bash
-trap 'echo usr1; exit ${AFTER:-0}' USR1
-echo "$RANK of $WORLD_SIZE, $LOCAL_RANK of $LOCAL_SIZE at $MASTER_ADDR:$MASTER_PORT: $*"
-for _ in $(seq 200); do [ "$AFTER" = end ] || sleep 0.1; done
-"""
-
-
-@pytest.mark.parametrize(
-    ("after", "code", "again"), [("0", 0, True), ("3", 3, False), ("end", 0, False)]
-)
-def test_slurm_script_places_ranks_and_requeues_stopped_runs_only(
-    after: str, code: int, again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AFTER", after)
-    job = submit(tmp_path, ["--recipe", "a b"], TASK)
-    assert job.stdout is not None
-    said = {job.stdout.readline().split(" at ")[0] for _ in range(2)}
-    assert said == {"0 of 2, 0 of 2", "1 of 2, 1 of 2"}
-    if after != "end":
-        job.send_signal(signal.SIGUSR1)
-    rest = job.communicate(timeout=20)[0]
-    assert job.returncode == code, rest
-    assert ("queued again" in rest) == again and rest.count("usr1") == (0 if after == "end" else 2)
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def test_second_interrupt_aborts_but_an_echo_of_the_first_does_not(
     requests.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 def test_other_signals_are_requests(number: int) -> None:
     before = signal.signal(number, signal.SIG_DFL)  # nohup ignores SIGHUP, and so would we
     requests = StopRequests(None, None, None, Aborts())

@@ -33,7 +33,7 @@ from fastdeit.config.schema import Config
 from fastdeit.data.build import build_train_index, fetch_data
 from fastdeit.data.snapshot import reconcile
 from fastdeit.display.terminal import Terminal
-from fastdeit.distributed.collectives import first_on_rank0, on_every_rank, on_rank0
+from fastdeit.distributed.collectives import each_rank, first_on_rank0, on_rank0
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.kernels.backend import use_backend
 from fastdeit.replay.files import (
@@ -55,6 +55,7 @@ from fastdeit.run.identity import check_same_everywhere, check_same_settings
 from fastdeit.run.preflight import check_config, fetch_weight_files
 from fastdeit.storage.attempts import attempt_at, read_attempts
 from fastdeit.storage.run_folder import RunFolder
+from fastdeit.storage.urls import is_url
 from fastdeit.training.build import build_deepspeed_config
 
 
@@ -115,10 +116,11 @@ def _restore_form(config: Config, history: StepHistory, world: World) -> Config:
         augment={"augment_backend": attempt.augment_backend, "augment_device": place},
         data={"decoder": attempt.decoder},
     )
-    on_every_rank(lambda: check_config(config, world.size))
-    on_every_rank(lambda: build_deepspeed_config(config, world))
+    each_rank(lambda: check_config(config, world.size))
+    each_rank(lambda: build_deepspeed_config(config, world))
     fetch_weight_files(config)
-    fetch_data(config)
+    if is_url(config.data.data_path):  # a few images of a folder are read where they are
+        fetch_data(config)
     return config
 
 

@@ -19,8 +19,8 @@ class DataConfig(Section):
     """Folder of the data set: class folders, WebDataset shards, lists, MNIST's or CIFAR's files
     (docs/data.md); or its URL, as s3://, gs://, hf://, https://: then it is fetched first."""
     data_cache: str = ""
-    """Folder in which data sets at a URL are stored; empty: $FASTDEIT_DATA, or fastdeit/data in
-    the user's cache folder."""
+    """Folder, as on a disk of each machine, to which the data set is copied before it is read;
+    empty: one at a URL to $FASTDEIT_DATA, or fastdeit/data in the user's cache folder."""
     train_split: str = "train"
     """Training split in --data-path: a name, a list, or a pattern of shards (s-{000..127}.tar)."""
     val_split: str = "val"

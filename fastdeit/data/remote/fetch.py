@@ -21,6 +21,7 @@ from fastdeit.data.remote.journal import (
 from fastdeit.data.remote.parts import count_arrived
 from fastdeit.data.remote.pool import TransferPool
 from fastdeit.data.remote.source import FetchError, FetchStopped, RemoteFile, Source
+from fastdeit.data.remote.sources.folder import FolderSource
 from fastdeit.data.remote.sources.store import StoreSource
 from fastdeit.data.remote.sources.web import WebSource
 from fastdeit.data.remote.transfer import hash_content
@@ -77,11 +78,13 @@ def fetch(
     patterns: Iterable[str] = (),
     terminal: Terminal,
     proceed: Callable[[], bool] = lambda: True,
+    is_mirror: bool = False,
 ) -> Listing:
     """Fetch the files of a URL that a folder lacks; return what was there and what was missing.
 
     patterns: names in the URL, where it is a folder that cannot be listed. proceed: asked twice a
-    second; False stops the fetch, which the next one continues. Raises FetchError, FetchStopped.
+    second; False stops the fetch, which the next one continues. is_mirror: remove files that were
+    fetched and that the URL does not have any more. Raises FetchError, FetchStopped.
     """
     with open_source(url) as source, lock_folder(folder, terminal.say, proceed):
         journal = Journal(folder, terminal.say)
@@ -91,21 +94,31 @@ def fetch(
         _require_room(listing)
         with _local_errors(folder):
             _fill(source, listing, journal, workers, terminal, proceed)
+            if is_mirror:
+                _remove_stale(listing, journal)
+    note_stale(listing, journal, terminal)
     return listing
 
 
 @contextlib.contextmanager
 def open_source(url: str) -> Iterator[Source]:
-    """Open the source of a URL. Raises FetchError."""
-    if not is_url(url):
+    """Open the source of a URL or a folder. Raises FetchError."""
+    if not is_url(url) and not Path(url).is_dir():
         raise FetchError(
-            f"URL must be s3://, gs://, hf://, https:// or another of fsspec (got {url!r})"
+            f"URL must be s3://, gs://, hf://, https:// or another of fsspec, or an existing "
+            f"folder (got {url!r})"
         )
-    source: Source = WebSource(url) if is_web(url) else StoreSource(url)
+    source = _choose_source(url)
     try:
         yield source
     finally:
         source.close()
+
+
+def _choose_source(url: str) -> Source:
+    if not is_url(url):
+        return FolderSource(Path(os.path.abspath(url)))
+    return WebSource(url) if is_web(url) else StoreSource(url)
 
 
 def compare(source: Source, url: str, journal: Journal, patterns: Iterable[str] = ()) -> Listing:
@@ -166,7 +179,8 @@ def _require_room(listing: Listing) -> None:
     room = _find_room(listing.folder)
     if needed > room:
         shown = f"{filesize.decimal(needed)} to fetch, {filesize.decimal(room)} free"
-        raise FetchError(f"{listing.folder}: the disk has too little room ({shown})")
+        advice = "`fastdeit pack` writes a data set with smaller images"
+        raise FetchError(f"{listing.folder}: the disk has too little room ({shown}); {advice}")
 
 
 def _find_room(folder: Path) -> int:
@@ -207,7 +221,6 @@ def _fill(
     _sync_folders(listing)
     if listing.missing or not is_complete(folder, listing.url):
         mark_complete(folder, listing.url, len(listing.files), listing.size)
-    note_stale(listing, journal, terminal)
 
 
 def _watch(
@@ -245,16 +258,25 @@ def _sync_folders(listing: Listing) -> None:
 
 def note_stale(listing: Listing, journal: Journal, terminal: Terminal) -> None:
     """Name the files that an earlier fetch of the URL brought, and that are no longer there."""
-    names = {file.name for file in listing.files}
-    base = listing.url.rstrip("/") + "/"
-    stale = [
-        entry.name
-        for entry in journal.entries.values()
-        if entry.name not in names
-        and entry.address.startswith(base)
-        and os.path.exists(listing.folder / entry.name)
-    ]
+    stale = _list_stale(listing, journal)
     if stale:
         more = f" and {len(stale) - 1:,} more" if len(stale) > 1 else ""
-        named = printable(listing.folder / stale[0])
+        named = printable(stale[0])
         terminal.say(f"  note: {named}{more} is no longer at {listing.url}; it was not removed")
+
+
+def _list_stale(listing: Listing, journal: Journal) -> list[Path]:
+    names = {file.name for file in listing.files}
+    base = listing.url.rstrip("/") + "/"
+    entries = [entry for entry in journal.entries.values() if entry.address.startswith(base)]
+    paths = [listing.folder / entry.name for entry in entries if entry.name not in names]
+    return [path for path in paths if path.exists()]
+
+
+def _remove_stale(listing: Listing, journal: Journal) -> None:
+    """Remove the files that `note_stale` would name, and the folders that they leave empty."""
+    for path in _list_stale(listing, journal):
+        path.unlink()
+        with contextlib.suppress(OSError):  # not empty
+            for parent in path.relative_to(listing.folder).parents[:-1]:
+                (listing.folder / parent).rmdir()

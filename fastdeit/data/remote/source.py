@@ -45,6 +45,8 @@ class RemoteFile:
     """What changes with the content: an ETag, a time of modification; "" if there is no such."""
     checksum: str = ""
     """Of the content: sha256:HEX, md5:HEX, or git:HEX (git's id of a blob); "" if it is unknown."""
+    mtime_ns: int = 0
+    """Time of modification that the copy gets; 0: that of its arrival."""
 
     def holds_same(self, other: "RemoteFile") -> bool:
         """Return True if nothing shows that the content of two files differs."""

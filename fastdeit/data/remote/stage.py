@@ -1,24 +1,32 @@
-"""The local folder of a data set at a URL: fetched into a cache before it is read."""
+"""The local folder of a data set: one at a URL is fetched into a cache before it is read, and so is
+one at a path if a cache is named."""
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fastdeit.config.parse import refuse_credentials
-from fastdeit.data.remote.addresses import find_place
+from fastdeit.config.parse import refuse_credentials, require
+from fastdeit.data.remote.addresses import OWN, find_place
 from fastdeit.data.remote.journal import is_complete
 from fastdeit.data.remote.source import FetchStopped, Unreachable
 from fastdeit.display.terminal import Terminal
+from fastdeit.storage.atomic import atomic_open
 from fastdeit.storage.urls import is_url
 
 
 def local_folder(path: str, cache: str = "") -> Path:
-    """Return the folder of a data set, which at a URL is its place in the cache. Raises
-    ValueError for a URL with credentials, which would be recorded."""
-    if not is_url(path):
-        return Path(path)
-    refuse_credentials("data_path", path)
-    return find_place(path, cache)
+    """Return the folder of a data set, which at a URL is its place in the cache; at a path the copy
+    in a cache that is named, once it is complete. Raises ValueError for a URL with credentials,
+    which would be recorded."""
+    if is_url(path):
+        refuse_credentials("data_path", path)
+        return find_place(path, cache)
+    if cache:
+        copy = find_place(os.path.abspath(path), cache)
+        if is_complete(copy, os.path.abspath(path)):
+            return copy
+    return Path(path)
 
 
 def fetch_folder(
@@ -30,19 +38,25 @@ def fetch_folder(
     alone: bool = False,
     proceed: Callable[[], bool] = lambda: True,
 ) -> Path:
-    """Return the folder of a data set; one at a URL is fetched into the cache, once on each
-    machine. A collective where torch.distributed is initialised, unless `alone`.
+    """Return the folder of a data set; one at a URL, or with a cache that is named, is fetched into
+    the cache, once on each machine. A collective where torch.distributed is initialised, unless
+    `alone`.
 
     splits: their names, which may be patterns. uses_copy: a complete copy is used without a look at
     the source, as a run does that resumes. proceed: as `on_each_machine` takes it; a fetch that was
     asked to stop ends without an error. Raises ValueError.
     """
-    folder = local_folder(path, cache)
-    if not is_url(path):
-        return folder
+    if not (is_url(path) or cache):
+        return Path(path)
+    is_path = not is_url(path)
+    path = os.path.abspath(path) if is_path else path
+    require(not is_path or not _is_inside(cache, path), "data_cache", cache, "outside --data-path")
+    folder = find_place(path, cache) if is_path else local_folder(path, cache)
 
     def action(proceed: Callable[[], bool]) -> None:
         _stage(path, folder, splits, uses_copy, proceed)
+        if is_path:
+            _copy_tables(Path(path), folder, splits)
 
     if alone:
         action(proceed)
@@ -75,6 +89,7 @@ def _stage(
             patterns=splits,
             terminal=terminal,
             proceed=proceed,
+            is_mirror=not is_url(path),
         )
     except FetchStopped as stopped:
         terminal.say(str(stopped))
@@ -82,3 +97,20 @@ def _stage(
         if not is_complete(folder, path):
             raise
         terminal.say(f"note: {error}; the copy in {folder} is used")
+
+
+def _is_inside(folder: str, above: str) -> bool:
+    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(above))
+
+
+def _copy_tables(source: Path, folder: Path, splits: Sequence[str]) -> None:
+    """Copy the index of each split that the copy lacks: images that are equal are not checked
+    again."""
+    from fastdeit.data.table import table_places  # pyarrow imports slowly
+
+    for split in splits:
+        copy = table_places(folder, split, folder / OWN)[0]
+        tables = [table for table in table_places(source, split, None) if table.is_file()]
+        if tables and not copy.exists():
+            with contextlib.suppress(OSError), atomic_open(copy) as opened:
+                opened.write(tables[0].read_bytes())

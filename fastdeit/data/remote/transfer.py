@@ -1,6 +1,7 @@
 """One file on its way: its blocks, received by several threads, verified, and given its name."""
 
 import hashlib
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -199,6 +200,8 @@ class Transfer:
             current = self._round
         current.part.close()
         place = self._folder / current.file.name
+        if current.file.mtime_ns:
+            os.utime(current.part.path, ns=(current.file.mtime_ns, current.file.mtime_ns))
         # first the record: a file without one would be taken for the user's own
         self._journal.add(current.file, current.part.path)
         current.part.move_to(place)

@@ -1,0 +1,315 @@
+"""The launcher's time: from the command to the first step on 8, 64 and 256 ranks, by a model.
+
+python -m benchmarks.bench_launch [-o FILE]
+
+Measured on this machine's CPU, in CPU time, as its cores are shared:
+
+  launcher   DeepSpeed's runner and launch.py around an empty script
+  imports    a rank's imports; the files that they open and the bytes that they read
+  torch      python -c "import torch", of which the first two are given as multiples
+  roll call  fastdeit/distributed/roll_call.py with 8, 64 and 256 ranks, threads here, each with its
+             own connection: what a message costs the one store
+  group      a gloo group of 2 and of 16 light processes: joining, a vote, a gathering of objects
+  start      the collectives and groups of a run of `digits_teacher` up to its first step
+
+The model adds what one machine does, which all do at once, what the one store of rank 0 does for
+every rank, and what the shared file system does for every machine; `Site` has what cannot be
+measured here. The index of the images, NCCL's own joining and the compilation of kernels are not in
+it: they do not depend on this code, or not on the number of ranks.
+"""
+
+import json
+import math
+import multiprocessing
+import os
+import resource
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks import harness
+from fastdeit.distributed.roll_call import call_roll
+
+LIMIT = timedelta(seconds=300)
+ESTIMATED = (8, 64, 256)
+GROUPS = (2, 16)
+REPEATS = 20
+ROUNDS = 3
+ROLL_MESSAGES = 4
+"""Of a rank, in the roll call."""
+IMPORTS = """
+import json, os, sys, time
+opened = set()
+sys.addaudithook(lambda event, words: opened.add(words[0]) if event == "open" else None)
+from fastdeit.commands.imports import pause_collection
+with pause_collection():
+    import fastdeit.commands.runs.train, fastdeit.library.execution
+    from fastdeit.distributed.world import import_deepspeed
+    import_deepspeed()
+fields = dict(line.split(": ") for line in open("/proc/self/io").read().splitlines())
+print(json.dumps([time.process_time(), len(opened), int(fields["rchar"]) / 1e6]))
+"""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Parameters of a cluster that this machine cannot show."""
+
+    ranks_per_machine: int = 8
+    hop_us: float = 30
+    """Of a message between two machines."""
+    files_per_s: float = 20_000
+    """Files that the shared file system opens for all machines together."""
+    shared_mb_s: float = 2_000
+    """Megabytes that it reads for all machines together."""
+    checkpoint_mb: float = 342
+    """DeiT-S, which a resumed run reads."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What was measured."""
+
+    torch_s: float
+    launcher_s: float
+    imports_s: float
+    files: float
+    read_mb: float
+    message_us: float
+    """Of the store of rank 0 for a message and its answer."""
+    peer_us: float
+    """Of joining a group, for each other rank."""
+    gather_us: float
+    """Of gathering objects, for each other rank."""
+    vote_us: float
+    """Of a vote on 16 ranks."""
+    gathers: int
+    """Gatherings and broadcasts of objects up to the first step."""
+    votes: int
+    """Votes up to the first step."""
+
+
+def estimate(ranks: int, costs: Costs, site: Site) -> dict[str, float]:
+    """Return the seconds of each part of a start on so many ranks."""
+    machines = max(1, ranks // site.ranks_per_machine)
+    peers = ranks - 1
+    rounds = 2 * math.ceil(math.log2(ranks))
+    store_s = 1e-6 * costs.message_us
+    reads = machines * (costs.files / site.files_per_s + costs.read_mb / site.shared_mb_s)
+    return {
+        "launcher": costs.launcher_s,
+        "imports": costs.imports_s,
+        "files of the imports": reads,
+        "roll call": ROLL_MESSAGES * (ranks * store_s + 1e-6 * site.hop_us),
+        # every rank asks for the address of every other one, and waits for it: two messages
+        "gloo group": 2 * ranks * peers * store_s + peers * 1e-6 * costs.peer_us,
+        "votes": costs.votes * 1e-6 * (costs.vote_us + rounds * site.hop_us),
+        "gatherings": costs.gathers * peers * 1e-6 * (costs.gather_us + 2 * site.hop_us),
+        "checkpoint": machines * site.checkpoint_mb / site.shared_mb_s,
+    }
+
+
+def run_alone(*words: str) -> tuple[float, str]:
+    """Run Python; return its CPU seconds with those of its children, and what it printed."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    kept = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, *words]
+    done = subprocess.run(command, env=os.environ | kept, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{words}: {done.stderr[-2000:]}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    took = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return took, done.stdout
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def measure_launcher() -> float:
+    """Return the CPU seconds of DeepSpeed's launcher around an empty script."""
+    with tempfile.TemporaryDirectory() as name:
+        script = Path(name) / "empty.py"
+        script.touch()
+        launcher = ("-m", "deepspeed.launcher.runner", "-q", "--no_local_rank")
+        one = ("--num_accelerators", "1", "--master_port", str(free_port()))
+        return run_alone(*launcher, *one, str(script))[0]
+
+
+def connect(port: int, serves: bool) -> dist.TCPStore:
+    return dist.TCPStore("127.0.0.1", port, is_master=serves, timeout=LIMIT, wait_for_workers=False)
+
+
+def measure_roll_call(ranks: int) -> float:
+    """Return the CPU microseconds of the store for a message of the roll call; its clients are
+    threads of another process."""
+    port = free_port()
+    serving = connect(port, serves=True)
+    began = time.process_time()
+    child = multiprocessing.get_context("fork").Process(target=answer_roll, args=(port, ranks))
+    child.start()
+    child.join()
+    took = time.process_time() - began
+    del serving
+    return 1e6 * took / (ROLL_MESSAGES * ranks)
+
+
+def answer_roll(port: int, ranks: int) -> None:
+    """Call the roll of all ranks."""
+    stores = [connect(port, serves=False) for _ in range(ranks)]
+    threads = [
+        threading.Thread(target=call_roll, args=(store, rank, ranks))
+        for rank, store in enumerate(stores)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def time_group(rank: int, ranks: int, port: int, results: Any) -> None:
+    """Put the CPU seconds of joining a group, of a vote and of a gathering of objects."""
+    torch.set_num_threads(1)
+    store = connect(port, rank == 0)
+    marks = [time.process_time()]
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=LIMIT)
+    dist.barrier()
+    marks.append(time.process_time())
+    for _ in range(REPEATS):
+        dist.all_reduce(torch.ones(1))
+    marks.append(time.process_time())
+    for _ in range(REPEATS):
+        dist.all_gather_object([None] * ranks, (None, None))
+    marks.append(time.process_time())
+    joined, voted, gathered = (
+        later - earlier for earlier, later in zip(marks, marks[1:], strict=False)
+    )
+    results.put((joined, voted / REPEATS, gathered / REPEATS))
+    dist.barrier()
+
+
+def measure_group(ranks: int) -> list[float]:
+    """Return the medians over the ranks of what `time_group` puts."""
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    port = free_port()
+    processes = [
+        context.Process(target=time_group, args=(rank, ranks, port, results))
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    found = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return [statistics.median(values) for values in zip(*found, strict=True)]
+
+
+def print_calls(folder: Path) -> None:
+    """Start a run, and print the calls of torch.distributed up to its first step as JSON."""
+    from fastdeit.commands.runs.train import train_command
+    from fastdeit.training.trainer import Trainer
+
+    calls: Counter[str] = Counter()
+
+    def count(name: str) -> Callable[..., Any]:
+        original = getattr(dist, name)
+
+        def counted(*words: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return original(*words, **options)
+
+        return counted
+
+    def end(*_: Any) -> None:
+        print(json.dumps(calls), flush=True)
+        os._exit(0)
+
+    for name in ("all_gather_object", "broadcast_object_list", "all_reduce", "new_group"):
+        setattr(dist, name, count(name))
+    Trainer.train_step = end  # type: ignore[assignment,method-assign]
+    folders = ["--data-path", str(folder / "digits"), "--output-dir", str(folder / "run")]
+    train_command(["--recipe", "digits_teacher", *folders])
+
+
+def measure_start() -> dict[str, int]:
+    """Return the number of calls of torch.distributed up to the first step, by name."""
+    with tempfile.TemporaryDirectory() as name:
+        printed = run_alone("-m", "benchmarks.bench_launch", "--of", name)[1]
+    return dict(json.loads(printed.splitlines()[-1]))
+
+
+def measure() -> Costs:
+    """Measure everything; print the parts that are no costs of the model."""
+    imports, files, read_mb = min(json.loads(run_alone("-c", IMPORTS)[1]) for _ in range(ROUNDS))
+    messages = {ranks: measure_roll_call(ranks) for ranks in ESTIMATED}
+    fewest, most = GROUPS
+    groups = {ranks: measure_group(ranks) for ranks in GROUPS}
+    slopes = [(high - low) / (most - fewest) for low, high in zip(*groups.values(), strict=True)]
+    calls = measure_start()
+    print("calls up to the first step:", calls)
+    print("CPU us of the store for a message:", messages)
+    print("CPU s of joining, a vote, a gathering:", groups)
+    return Costs(
+        torch_s=smallest(lambda: run_alone("-c", "import torch")[0]),
+        launcher_s=smallest(measure_launcher),
+        imports_s=imports,
+        files=files,
+        read_mb=read_mb,
+        message_us=messages[ESTIMATED[-1]],
+        peer_us=1e6 * slopes[0],
+        gather_us=1e6 * slopes[2],
+        vote_us=1e6 * groups[most][1],
+        gathers=calls["all_gather_object"] + calls["broadcast_object_list"],
+        votes=calls["all_reduce"],
+    )
+
+
+def smallest(run: Callable[[], float]) -> float:
+    """Return the least of some measurements: CPU time grows with what else the machine does."""
+    return min(run() for _ in range(ROUNDS))
+
+
+COLUMNS = ("what", "part", "ranks", "value")
+
+
+def main() -> None:
+    parser = harness.make_parser(__doc__)
+    parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "cpu-launch.csv")
+    parser.add_argument("--of", type=Path, help="count the calls of a start; used by the process")
+    args = parser.parse_args()
+    if args.of:
+        print_calls(args.of)
+        return
+    costs = measure()
+    site = Site()
+    stamp = harness.environment(torch.device("cpu"))
+    rows: list[harness.Row] = []
+    for what, values in (("measured", asdict(costs)), ("parameter", asdict(site))):
+        rows += [{"what": what, "part": part, "value": value} for part, value in values.items()]
+    for ranks in ESTIMATED:
+        for part, seconds in estimate(ranks, costs, site).items():
+            rows.append({"what": "estimate", "part": part, "ranks": ranks, "value": seconds})
+    for row in rows:
+        row["value"] = f"{row['value']:.4g}"
+        print("  ".join(f"{row[name]}" for name in COLUMNS if name in row))
+    harness.write_rows(args.output, [stamp | row for row in rows], [*stamp, *COLUMNS])
+
+
+if __name__ == "__main__":
+    main()
