@@ -18,7 +18,7 @@ from fastdeit.data.remote.retries import retry
 from fastdeit.data.remote.source import FetchError, Transient
 from fastdeit.mirror.store import RunStore
 
-NAME = "lock"
+LEASE = "lock"
 LEASE_S = 60.0
 """A holder that has not renewed its lease for so long is dead."""
 RENEW_S = 10.0
@@ -36,6 +36,8 @@ class Lease:
         self._lost = lost
         self._id = uuid.uuid4().hex
         self._count = 0
+        # a folder's file is empty for a moment while it is written, and an upload asks meanwhile
+        self._turn = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(
             target=self._renew, daemon=True, name="fastdeit-mirror-lease"
@@ -53,7 +55,7 @@ class Lease:
         return True
 
     def _take(self, say: Callable[[str], None], proceed: Callable[[], bool]) -> bool:
-        if retry(lambda: self._store.create(NAME, self._describe()), self._store.url):
+        if retry(lambda: self._store.create(LEASE, self._describe()), self._store.url):
             return True
         seen = self._read()
         holder = _name_holder(seen)
@@ -65,14 +67,14 @@ class Lease:
             time.sleep(_POLL_S)
             if self._read() != seen:
                 return self._take_released(holder)
-        retry(lambda: self._store.write(NAME, self._describe()), self._store.url)
+        retry(lambda: self._store.write(LEASE, self._describe()), self._store.url)
         time.sleep(_POLL_S)
         self._require_own(holder)
         return True
 
     def _take_released(self, holder: str) -> bool:
         """Take a lease that has changed, which is free only if its object is gone."""
-        if self._read() is not None or not self._store.create(NAME, self._describe()):
+        if self._read() is not None or not self._store.create(LEASE, self._describe()):
             self._refuse(holder)
         return True
 
@@ -87,7 +89,8 @@ class Lease:
 
     def is_held(self) -> bool:
         """Return False if another run has taken the lease over. Raises FetchError, Transient."""
-        return self._is_own(self._store.read(NAME))
+        with self._turn:
+            return self._is_own(self._store.read(LEASE))
 
     def release(self) -> None:
         """Remove the lease, if it is held; a store that does not answer keeps it, and the next run
@@ -98,7 +101,7 @@ class Lease:
         self._thread.join()
         with contextlib.suppress(FetchError, Transient):
             if self.is_held():
-                self._store.remove([NAME])
+                self._store.remove([LEASE])
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_S):
@@ -107,10 +110,11 @@ class Lease:
                 if not self.is_held():
                     self._lost()
                     return
-                self._store.write(NAME, self._describe())
+                with self._turn:
+                    self._store.write(LEASE, self._describe())
 
     def _read(self) -> bytes | None:
-        return retry(lambda: self._store.read(NAME), self._store.url)
+        return retry(lambda: self._store.read(LEASE), self._store.url)
 
     def _describe(self) -> bytes:
         self._count += 1
