@@ -1,6 +1,7 @@
 """docs/imagenet.md as a newcomer follows it: each source of the images, then every command to its
 end, on small data, with substitutes for Kaggle's client, curl, Slurm and the launcher."""
 
+import json
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fastdeit.__main__ import COMMANDS
 from fastdeit.data.index import build_index
 from tests.support.hub_server import HubServer, use_hub_server
 from tests.support.launching import ROOT
@@ -116,6 +118,33 @@ def test_every_source_of_the_page_is_run() -> None:
 
 def test_each_reason_has_a_command() -> None:
     assert all(any(re.search(pattern, line) for line in LINES) for pattern in NOT_RUN)
+
+
+def test_hours_and_cost_are_those_that_estimate_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = {
+        "the run, h": ("time", "the run"),
+        "devices, GPU-hours": ("time", "devices"),
+        "memory of a GPU, GB": ("memory", "a GPU"),
+        "cost at 3 a GPU-hour": ("cost", "the run"),
+    }
+    columns = [estimate_lines(line, capsys) for line in SECTIONS["Hours, memory and cost"]]
+    page = (ROOT / PAGE).read_text(encoding="utf-8")
+    for shown, key in names.items():
+        assert f"| {' | '.join([shown, *(lines[key] for lines in columns)])} |\n" in page
+
+
+def estimate_lines(line: str, capsys: pytest.CaptureFixture[str]) -> dict[tuple[str, str], str]:
+    """Return the value and the range of each line that a command of the page prints."""
+    call = read_call(f"{line} --json")
+    assert call and COMMANDS[call.name](call.argv) == 0
+    found = json.loads(capsys.readouterr().out)["lines"]
+    return {
+        (one["section"], one["name"]): f"{one['value']:.3g} ({one['low']:.3g} to {one['high']:.3g})"
+        for one in found
+        if one["low"] is not None
+    }
 
 
 def test_jobs_of_an_array_record_all_parts(monkeypatch: pytest.MonkeyPatch) -> None:

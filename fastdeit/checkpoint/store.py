@@ -196,13 +196,14 @@ def set_aside(folder: Path, after: int) -> list[Path]:
     A run that resumes from `after` either found them damaged or has rolled back; its next saves
     must not compete with them. Returns the new names.
     """
-    renamed = []
-    for path in list_checkpoints(folder):
-        if step_of(path) > after:
-            name = path.name + _ASIDE
-            taken = len(list(folder.glob(f"{name}*")))
-            renamed.append(path.rename(folder / (f"{name}-{taken}" if taken else name)))
-    return renamed
+    return [rename_aside(path) for path in list_checkpoints(folder) if step_of(path) > after]
+
+
+def rename_aside(path: Path) -> Path:
+    """Rename a checkpoint, so that it is not found again; return its new name."""
+    name = path.name + _ASIDE
+    taken = len(list(path.parent.glob(f"{name}*")))
+    return path.rename(path.with_name(f"{name}-{taken}" if taken else name))
 
 
 def _is_whole(path: Path) -> bool:

@@ -18,11 +18,12 @@ from fastdeit.data.remote.retries import retry
 from fastdeit.data.remote.source import FetchError, Transient
 from fastdeit.mirror.store import RunStore
 
-LEASE = "lock"
+NAME = "lock"
 LEASE_S = 60.0
 """A holder that has not renewed its lease for so long is dead."""
 RENEW_S = 10.0
 _POLL_S = 2.0
+_RELEASE_S = 10.0
 
 
 class Lease:
@@ -36,9 +37,9 @@ class Lease:
         self._lost = lost
         self._id = uuid.uuid4().hex
         self._count = 0
-        # a folder's file is empty for a moment while it is written, and an upload asks meanwhile
-        self._turn = threading.Lock()
         self._ended = threading.Event()
+        # a folder (file://) shows a file that is being written as empty
+        self._access = threading.Lock()
         self._thread = threading.Thread(
             target=self._renew, daemon=True, name="fastdeit-mirror-lease"
         )
@@ -55,7 +56,7 @@ class Lease:
         return True
 
     def _take(self, say: Callable[[str], None], proceed: Callable[[], bool]) -> bool:
-        if retry(lambda: self._store.create(LEASE, self._describe()), self._store.url):
+        if retry(lambda: self._store.create(NAME, self._describe()), self._store.url):
             return True
         seen = self._read()
         holder = _name_holder(seen)
@@ -67,14 +68,14 @@ class Lease:
             time.sleep(_POLL_S)
             if self._read() != seen:
                 return self._take_released(holder)
-        retry(lambda: self._store.write(LEASE, self._describe()), self._store.url)
+        retry(lambda: self._store.write(NAME, self._describe()), self._store.url)
         time.sleep(_POLL_S)
         self._require_own(holder)
         return True
 
     def _take_released(self, holder: str) -> bool:
         """Take a lease that has changed, which is free only if its object is gone."""
-        if self._read() is not None or not self._store.create(LEASE, self._describe()):
+        if self._read() is not None or not self._store.create(NAME, self._describe()):
             self._refuse(holder)
         return True
 
@@ -89,8 +90,8 @@ class Lease:
 
     def is_held(self) -> bool:
         """Return False if another run has taken the lease over. Raises FetchError, Transient."""
-        with self._turn:
-            return self._is_own(self._store.read(LEASE))
+        with self._access:
+            return self._is_own(self._store.read(NAME))
 
     def release(self) -> None:
         """Remove the lease, if it is held; a store that does not answer keeps it, and the next run
@@ -98,10 +99,12 @@ class Lease:
         self._ended.set()
         if not self._thread.is_alive():
             return
-        self._thread.join()
+        self._thread.join(_RELEASE_S)  # a store may hang
+        if self._thread.is_alive():
+            return
         with contextlib.suppress(FetchError, Transient):
             if self.is_held():
-                self._store.remove([LEASE])
+                self._store.remove([NAME])
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_S):
@@ -110,11 +113,11 @@ class Lease:
                 if not self.is_held():
                     self._lost()
                     return
-                with self._turn:
-                    self._store.write(LEASE, self._describe())
+                with self._access:
+                    self._store.write(NAME, self._describe())
 
     def _read(self) -> bytes | None:
-        return retry(lambda: self._store.read(LEASE), self._store.url)
+        return retry(lambda: self._store.read(NAME), self._store.url)
 
     def _describe(self) -> bytes:
         self._count += 1

@@ -106,11 +106,11 @@ class RunMirror:
 def _list_files(store: "RunStore") -> dict[str, int]:
     """Return the files of a store, of which the lease must be one: by a list that lacks what was
     just written, a run would begin anew and replace what is there. Raises FetchError."""
-    from fastdeit.mirror.lease import LEASE
+    from fastdeit.mirror.lease import NAME
 
     listed = retry(store.list_files, store.url)
-    if LEASE not in listed:
-        raise FetchError(f"{store.url}: its list of files lacks {LEASE!r}, which was just written")
+    if NAME not in listed:
+        raise FetchError(f"{store.url}: its list of files lacks {NAME!r}, which was just written")
     return listed
 
 

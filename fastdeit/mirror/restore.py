@@ -4,7 +4,8 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from fastdeit.checkpoint.store import list_checkpoints, set_aside, step_of, verify_checkpoint
+from fastdeit.checkpoint.files import NewerFormat
+from fastdeit.checkpoint.store import list_checkpoints, rename_aside, step_of, verify_checkpoint
 from fastdeit.mirror.contents import CHECKPOINTS, MANIFEST, group_checkpoints, is_mirrored
 from fastdeit.mirror.store import RunStore
 from fastdeit.storage.run_folder import RunFolder
@@ -36,7 +37,9 @@ def restore(
     restored = _restore_checkpoints(folder, store, complete, say)
     if complete and not restored:
         raise ValueError(f"--output-dir: {store.url} has no whole checkpoint")
-    set_aside(folder.checkpoints, restored[0] if restored else -1)
+    for path in list_checkpoints(folder.checkpoints):
+        if step_of(path) not in restored:
+            rename_aside(path)
     _restore_files(folder, store, listed)
 
 
@@ -81,19 +84,32 @@ def _restore_checkpoints(
 
 
 def _restore_checkpoint(final: Path, store: RunStore, names: Sequence[str]) -> str:
-    """Download a checkpoint; return what is wrong with it, or ""."""
+    """Download a checkpoint; return what is wrong with it, or "".
+
+    Raises NewerFormat, and FetchError for what the store refuses, which is no damage.
+    """
     work = final.with_name(f"{final.name}.tmp-restore")
     shutil.rmtree(work, ignore_errors=True)
     try:
         for name in names:
             store.download(name, work / name.rpartition("/")[2])
-        verify_checkpoint(work)
-        shutil.rmtree(final, ignore_errors=True)
-        work.rename(final)
-    except ValueError as error:
-        return str(error).replace(str(work), f"{store.url}/{CHECKPOINTS}/{final.name}")
+        fault = _find_damage(work, f"{store.url}/{CHECKPOINTS}/{final.name}")
+        if not fault:
+            shutil.rmtree(final, ignore_errors=True)
+            work.rename(final)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    return fault
+
+
+def _find_damage(work: Path, address: str) -> str:
+    """Return what is wrong with a downloaded checkpoint, or "". Raises NewerFormat."""
+    try:
+        verify_checkpoint(work)
+    except NewerFormat as error:
+        raise NewerFormat(str(error).replace(str(work), address)) from None
+    except ValueError as error:
+        return str(error).replace(str(work), address)
     return ""
 
 

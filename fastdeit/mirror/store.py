@@ -14,9 +14,9 @@ from fastdeit.storage.urls import hide_credentials
 class RunStore:
     """The files below a URL, by name relative to it.
 
-    An object of a store is whole or absent: it gets its name when all of it has arrived. Methods
-    raise FetchError for what cannot work, Transient for a fault that may pass. Attributes: url,
-    without credentials.
+    An object of an object store is whole or absent: it gets its name when all of it has arrived; a
+    file of a folder (file://) is not. Methods raise FetchError for what cannot work, Transient for
+    a fault that may pass. Attributes: url, without credentials.
     """
 
     def __init__(self, url: str) -> None:

@@ -49,12 +49,14 @@ class Uploader:
         """Upload what has changed, and remove what the run has removed. Raises FetchError,
         Transient, OSError; what was uploaded stays known."""
         folder = self._folder
-        self._put_files(list_settings(folder))
+        # listed before the logs are read, which then have every step of these
         found = list_checkpoints(folder.checkpoints)
+        self._put_files(list_settings(folder))
         for path in found:
             self._put_checkpoint(path)
         if found and self._has(found[0].name):
-            kept = {path.name for path in list_checkpoints(folder.checkpoints)}
+            # the run may have removed the newest uploaded one meanwhile
+            kept = {path.name for path in (found[0], *list_checkpoints(folder.checkpoints))}
             for name in self._checkpoints.keys() - kept:
                 self._remove_checkpoint(name)
         self._put_files(list_results(folder))

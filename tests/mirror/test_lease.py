@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastdeit.mirror.lease import LEASE, Lease
+from fastdeit.mirror.lease import NAME, Lease
 from fastdeit.mirror.store import RunStore
 
 
@@ -32,7 +32,7 @@ def test_a_free_url_is_taken_at_once_and_released(store: RunStore) -> None:
     assert lease.acquire(never, lambda: True)
     assert lease.is_held()
     lease.release()
-    assert store.read(LEASE) is None
+    assert store.read(NAME) is None
 
 
 def test_a_live_holder_is_named(store: RunStore) -> None:
@@ -46,7 +46,7 @@ def test_a_live_holder_is_named(store: RunStore) -> None:
 
 
 def test_a_dead_holder_is_replaced_after_a_wait(store: RunStore) -> None:
-    store.write(LEASE, b'{"host": "gone", "pid": 1}')
+    store.write(NAME, b'{"host": "gone", "pid": 1}')
     lines: list[str] = []
     lease = Lease(store, never)
     assert lease.acquire(lines.append, lambda: True)
@@ -55,54 +55,73 @@ def test_a_dead_holder_is_replaced_after_a_wait(store: RunStore) -> None:
 
 
 def test_a_holder_that_ends_in_the_wait_makes_room(store: RunStore) -> None:
-    store.write(LEASE, b"{}")
-    threading.Timer(0.15, lambda: store.remove([LEASE])).start()
+    store.write(NAME, b"{}")
+    threading.Timer(0.15, lambda: store.remove([NAME])).start()
     lease = Lease(store, never)
     assert lease.acquire(lambda _: None, lambda: True)
     lease.release()
 
 
 def test_a_wait_ends_when_the_run_is_asked_to_stop(store: RunStore) -> None:
-    store.write(LEASE, b"{}")
+    store.write(NAME, b"{}")
     lease = Lease(store, never)
     assert not lease.acquire(lambda _: None, lambda: False)
     lease.release()
-    assert store.read(LEASE) == b"{}"
+    assert store.read(NAME) == b"{}"
 
 
 def test_a_lease_that_another_run_has_taken_is_reported_and_left_alone(store: RunStore) -> None:
     lost = threading.Event()
     lease = Lease(store, lost.set)
     lease.acquire(never, lambda: True)
-    store.write(LEASE, b'{"id": "other"}')
+    store.write(NAME, b'{"id": "other"}')
     assert lost.wait(10)
     lease.release()
-    assert store.read(LEASE) == b'{"id": "other"}'
+    assert store.read(NAME) == b'{"id": "other"}'
 
 
 def test_it_is_renewed_while_it_is_held(store: RunStore) -> None:
     lease = Lease(store, never)
     lease.acquire(never, lambda: True)
-    first = store.read(LEASE)
-    wait_until(lambda: store.read(LEASE) not in (None, first))
+    first = store.read(NAME)
+    wait_until(lambda: store.read(NAME) not in (None, first))
     lease.release()
 
 
-def test_it_is_not_read_while_it_is_renewed(
-    store: RunStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lease = Lease(store, lambda: None)
-    assert lease.acquire(print, lambda: True)
+def test_a_renewal_in_progress_is_no_loss(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease = Lease(store, never)
+    lease.acquire(never, lambda: True)
     write = RunStore.write
-    renewals = []
 
     def write_slowly(self: RunStore, name: str, data: bytes) -> None:
-        write(self, name, b"")  # as a file is while it is written
-        renewals.append(1)
-        time.sleep(0.1)
+        write(self, name, b"")  # as a file that was just opened
+        time.sleep(0.02)
         write(self, name, data)
 
     monkeypatch.setattr(RunStore, "write", write_slowly)
-    wait_until(lambda: renewals)
-    assert lease.is_held()
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        assert lease.is_held()
     lease.release()
+
+
+def test_the_end_does_not_wait_for_a_store_that_hangs(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = Lease(store, lambda: None)
+    lease.acquire(never, lambda: True)
+    hanging = threading.Event()
+    freed = threading.Event()
+
+    def hang(self: RunStore, name: str) -> bytes:
+        hanging.set()
+        freed.wait(30)
+        return b""
+
+    monkeypatch.setattr("fastdeit.mirror.lease._RELEASE_S", 0.1)
+    monkeypatch.setattr(RunStore, "read", hang)
+    assert hanging.wait(10)
+    start = time.monotonic()
+    lease.release()
+    assert time.monotonic() - start < 5
+    freed.set()

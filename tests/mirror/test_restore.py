@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastdeit.checkpoint.store import list_checkpoints
+from fastdeit.data.remote.source import FetchError
 from fastdeit.mirror.restore import restore
 from fastdeit.mirror.store import RunStore
 from fastdeit.mirror.upload import Uploader
@@ -73,13 +74,15 @@ def test_a_run_that_was_resumed_elsewhere_replaces_the_copy(place: Place) -> Non
     start_attempt(other, 2)
     save_step(other, 24)
     place.upload(other)
-    save_step(first, 90)  # of the first start, never uploaded
+    for step in (15, 90):  # of the first start, never uploaded
+        save_step(first, step, keep=9)
     first.failure(0).write_text("{}")
     assert place.restore(first) == ["24", "20"]
     assert first.attempts.read_text() == other.attempts.read_text()
     assert first.metrics.read_text() == other.metrics.read_text()
     assert not first.failure(0).exists()
-    assert (first.checkpoints / "step-00000090.aside").is_dir()  # no work is thrown away
+    for step in (15, 90):  # no work is thrown away, and none is mixed with that of the other
+        assert (first.checkpoints / f"step-{step:08d}.aside").is_dir()
 
 
 def test_copies_that_have_gone_different_ways_are_refused(place: Place) -> None:
@@ -144,3 +147,27 @@ def test_names_of_the_store_that_are_not_of_a_run_are_left_alone(place: Place) -
     place.restore(other)
     names = {file.name for file in other.path.rglob("*")}
     assert not names & {"x", "notes.txt", "y", "a b", "lock"}
+
+
+def test_a_checkpoint_of_a_later_version_is_never_skipped(place: Place) -> None:
+    manifest = place.bucket / "checkpoints" / "step-00000020" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(ValueError, match=r"file://.*written by a later version \(format 2\)"):
+        place.restore(place.machine("other"))
+    assert not place.machine("other").attempts.exists()
+
+
+def test_a_checkpoint_that_the_store_refuses_is_not_taken_for_damaged(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download = place.store.download
+
+    def refuse(name: str, file: Path) -> None:
+        if "step-00000020" in name:
+            raise FetchError(f"{name}: access is refused")
+        download(name, file)
+
+    monkeypatch.setattr(place.store, "download", refuse)
+    with pytest.raises(FetchError, match="access is refused"):
+        place.restore(place.machine("other"))
+    assert not place.machine("other").attempts.exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastdeit.data.remote.source import FetchError, Transient
-from fastdeit.mirror.lease import LEASE, Lease
+from fastdeit.mirror.lease import NAME, Lease
 from fastdeit.mirror.restore import restore
 from fastdeit.mirror.store import RunStore
 from fastdeit.mirror.upload import Uploader
@@ -78,7 +78,7 @@ def test_a_run_goes_to_s3_and_back(s3: S3Server, tmp_path: Path) -> None:
     restore(copy, store, store.list_files(), print)
     for file in (file for file in folder.path.rglob("*") if file.is_file()):
         assert (copy.path / file.relative_to(folder.path)).read_bytes() == file.read_bytes()
-    assert LEASE in store.list_files() and not copy.lock.exists()
+    assert NAME in store.list_files() and not copy.lock.exists()
     lease.release()
 
 

@@ -164,3 +164,38 @@ def test_a_checkpoint_that_is_removed_while_it_is_uploaded_is_no_fault(
     steps = [path.name for path in list_checkpoints(copy.checkpoints)]
     assert steps == ["step-00000030", "step-00000020"]
     assert not any("step-00000010" in name for name in store.list_files())
+
+
+def test_a_checkpoint_that_is_saved_while_logs_are_uploaded_waits_for_newer_logs(
+    folder: RunFolder, tmp_path: Path
+) -> None:
+    class Saving(CountingStore):
+        def upload(self, file: Path, name: str) -> None:
+            super().upload(file, name)
+            if name == "metrics.jsonl" and not (folder.checkpoints / "step-00000020").exists():
+                save_step(folder, 20)
+
+    store = Saving(f"file://{tmp_path}/bucket/run")
+    Uploader(folder, store, ()).run()
+    copy = restored(store, tmp_path / "copy")
+    newest = list_checkpoints(copy.checkpoints)[0]
+    assert f'"step": {int(newest.name[-8:])}' in copy.metrics.read_text()
+
+
+def test_the_newest_uploaded_checkpoint_stays_until_a_newer_one_is_whole(
+    folder: RunFolder, tmp_path: Path
+) -> None:
+    class Pruning(CountingStore):
+        def write(self, name: str, data: bytes) -> None:
+            super().write(name, data)
+            if name == CHECKPOINT.format(10, "manifest.json"):
+                for step in (20, 30):
+                    save_step(folder, step)
+
+    store = Pruning(f"file://{tmp_path}/bucket/run")
+    uploader = Uploader(folder, store, ())
+    uploader.run()
+    copy = restored(store, tmp_path / "copy")
+    assert [path.name for path in list_checkpoints(copy.checkpoints)] == ["step-00000010"]
+    uploader.run()
+    assert not any("step-00000010" in name for name in store.list_files())
