@@ -2,6 +2,7 @@
 device."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,8 @@ from torch import nn
 
 from fastdeit.config.parse import require, require_value
 from fastdeit.config.schema import Config
+from fastdeit.data.counts import read_counts
+from fastdeit.data.remote.stage import local_folder
 from fastdeit.estimate.gpus import Machine
 from fastdeit.estimate.inputs import list_bandwidths, list_cores, time_loader
 from fastdeit.estimate.lines import Estimate, Line, Span, make_line, spread
@@ -45,6 +48,29 @@ class Parts(NamedTuple):
     model: nn.Module
     teacher: MetaTeacher | None
     runs_teacher: bool
+
+
+def count_data(config: Config, images: int | None, usual: DataSet | None) -> DataSet:
+    """Return the counts of the data set: of the index in --data-path, if there is one, else
+    `images` of them, else those of `usual`. Raises ValueError if nothing names them."""
+    data = config.data
+    if images is None and data.data_path:
+        root = local_folder(data.data_path, data.data_cache)
+        if found := read_counts(Path(root), data.train_split):
+            val = read_counts(Path(root), data.val_split)
+            mean = found.nbytes / max(1, found.images)
+            basis = "the index in --data-path"
+            return DataSet(
+                found.images, found.classes, val.images if val else 0, mean, basis, basis
+            )
+    if images is None:
+        allowed = "given, or fastdeit index run on --data-path"
+        require_value(usual is not None, "--images", images, allowed)
+        assert usual is not None
+        return usual
+    require_value(images >= 2, "--images", images, "2 or more")
+    base = usual or DataSet(images, 1000, 0, None, "")
+    return base._replace(images=images, basis="--images")
 
 
 def estimate_config(

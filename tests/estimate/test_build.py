@@ -20,7 +20,6 @@ from fastdeit.estimate.gpus import GPUS, find_gpu
 from fastdeit.estimate.lines import Estimate
 from fastdeit.estimate.outputs import count_cache_bytes
 from fastdeit.estimate.roofline import H100
-from fastdeit.estimate.samples import count_data
 from fastdeit.library.training import estimate_run
 from tests.support.cache_runs import FILES, Setting
 from tests.support.launching import ROOT
@@ -91,7 +90,7 @@ def test_bytes_of_a_teacher_cache_are_those_of_its_files(tmp_path: Path) -> None
     assert counts is not None
     sizes = [path.stat().st_size for path in (setting.data / "train").rglob("*.*")]
     assert (counts.images, counts.classes, counts.nbytes) == (48, 3, sum(sizes))
-    data = count_data(SMALL.replace(data={"data_path": str(setting.data)}), None, None)
+    data = build.count_data(SMALL.replace(data={"data_path": str(setting.data)}), None, None)
     assert (data.images, data.basis) == (48, "the index in --data-path")
 
 
