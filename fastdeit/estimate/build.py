@@ -12,14 +12,18 @@ from fastdeit.config.parse import require, require_value
 from fastdeit.config.schema import Config
 from fastdeit.data.counts import read_counts
 from fastdeit.data.remote.stage import local_folder
-from fastdeit.distributed.world import World
-from fastdeit.estimate.gpus import Gpu
+from fastdeit.estimate.gpus import Machine
 from fastdeit.estimate.inputs import list_bandwidths, list_cores, time_loader
 from fastdeit.estimate.lines import Estimate, Line, Span, make_line, spread
-from fastdeit.estimate.outputs import list_cache, list_checkpoints, list_recording
+from fastdeit.estimate.outputs import (
+    count_checkpoint_bytes,
+    list_cache,
+    list_checkpoints,
+    list_recording,
+)
 from fastdeit.estimate.rates import find_rates
 from fastdeit.estimate.roofline import find_shape
-from fastdeit.estimate.samples import DataSet, Samples, count_samples
+from fastdeit.estimate.samples import DataSet, Samples, count_samples, list_samples
 from fastdeit.estimate.step import StepTime, Work, time_cpu_step, time_gpu_step, time_teacher
 from fastdeit.estimate.teachers import MetaTeacher, make_teacher
 from fastdeit.models.build import build_model, follow_weights, list_heads, precision
@@ -36,25 +40,6 @@ _OF_PLAN = (0.9, 1.15)
 _OF_RESIDENT = (0.8, 1.6)
 _FORWARD = 1 / 3
 """Share of a forward pass in the FLOPs of training."""
-
-
-class Machine(NamedTuple):
-    """The devices of a run: `ranks` GPUs, so many in a machine; gpu: None: processes on a CPU."""
-
-    name: str
-    gpu: Gpu | None
-    ranks: int
-    per_machine: int
-
-    @property
-    def hours(self) -> str:
-        """Return the unit of what a run costs."""
-        return "core-hours" if self.gpu is None else "GPU-hours"
-
-    def world(self) -> World:
-        """Return the world of its first rank; the device may be absent here."""
-        device = torch.device("cpu" if self.gpu is None else "cuda")
-        return World(0, self.ranks, 0, min(self.ranks, self.per_machine), device)
 
 
 class Parts(NamedTuple):
@@ -99,6 +84,7 @@ def estimate_config(
     """Return the estimate of a run; price: of a GPU for an hour; gb_per_s: of the disk with the
     checkpoints. Raises ValueError naming the flag that cannot be."""
     config = follow_weights(config)
+    require_value(price is None or price >= 0, "--price", price, "0 or more")
     _check_batch(config, machine.ranks)
     samples = count_samples(
         data.images,
@@ -108,7 +94,7 @@ def estimate_config(
     )
     parts = build_parts(config, machine, data.classes)
     work = _describe_work(config, machine, parts, data.classes)
-    lines = [*_list_samples(samples, data)]
+    lines = [*list_samples(samples, data)]
     step, rate, hours = _time_run(config, machine, samples, data, work)
     lines += [*step.lines, *rate, *hours]
     lines += _list_memory(config, machine, parts, data.classes)
@@ -176,18 +162,6 @@ def _count_teacher(parts: Parts) -> float | None:
     if not parts.runs_teacher:
         return 0.0
     return None if parts.teacher is None else parts.teacher.flops
-
-
-def _list_samples(samples: Samples, data: DataSet) -> Iterator[Line]:
-    yield Line("samples", "images", samples.images, "", "counted", data.basis)
-    basis = f"images // {samples.batch}, the batch size"
-    yield Line("samples", "steps an epoch", samples.epoch_steps, "", "counted", basis)
-    basis = f"{samples.epochs} epochs"
-    yield Line("samples", "steps", samples.steps, "", "counted", basis)
-    total = samples.epochs * samples.epoch_samples
-    yield Line("samples", "samples", total, "", "counted", "steps x batch size")
-    basis = f"the plan, {samples.repeats} copies"
-    yield Line("samples", "different images an epoch", samples.different, "", "counted", basis)
 
 
 def _time_run(
@@ -292,31 +266,10 @@ def _time_teacher_image(
     return spread((work.teacher_flops or 0) / rate.value / 1e6, 0.6, 4.0)
 
 
-def count_checkpoint_bytes(model: nn.Module, *, ema: bool) -> int:
-    """Return the bytes of the tensors in a checkpoint: weights, two moments, the EMA; fp32."""
-    weights = sum(
-        4 * tensor.numel() if tensor.is_floating_point() else tensor.nbytes
-        for tensor in model.state_dict().values()
-    )
-    trained = 4 * count_parameters(model)[1]
-    return (1 + ema) * weights + 2 * trained
-
-
 def _list_cost(lines: list[Line], price: float | None) -> Iterator[Line]:
     found = [line for line in lines if line.name == "devices" and line.value is not None]
     if price is None or not found:
         return
-    require_value(price >= 0, "--price", price, "0 or more")
     line = found[0]
     cost = Span(line.value or 0, line.low or 0, line.high or 0).times(price)
     yield make_line("cost", "the run", cost, "", f"{line.unit} x {price:g}")
-
-
-def name_machine(name: str, gpu: Gpu | None, ranks: int, per_machine: int) -> Machine:
-    """Return the devices of a run. Raises ValueError naming the flag that cannot be."""
-    require_value(ranks >= 1, "--gpus", ranks, "1 or more")
-    require_value(per_machine >= 1, "--gpus-per-machine", per_machine, "1 or more")
-    whole = ranks <= per_machine or ranks % per_machine == 0
-    allowed = f"at most {per_machine}, or a multiple of it (--gpus-per-machine)"
-    require_value(whole, "--gpus", ranks, allowed)
-    return Machine("CPU process" if gpu is None else name.upper(), gpu, ranks, per_machine)

@@ -1,13 +1,17 @@
-"""GPUs by the names of `--gpu`: their published peaks, and the rates that kernels reach of them.
+"""The devices of a run: GPUs by the names of `--gpu`, their published peaks, and the rates that
+kernels reach of them.
 
-Source: NVIDIA's data sheets. Memory in 10^9 bytes, its bandwidth in 10^12 bytes/s; the peak in
-dense bf16 is that of `PEAK_TFLOPS`. Link: 10^9 bytes/s each way to the other GPUs of the machine,
-NVLink or PCIe (16 lanes).
+Source: NVIDIA's data sheets and white papers, which docs/estimate.md names for each. Memory in
+10^9 bytes, its bandwidth in 10^12 bytes/s; the peak in dense bf16 is that of `PEAK_TFLOPS`. Link:
+10^9 bytes/s each way to the other GPUs of the machine, NVLink or PCIe (16 lanes).
 """
 
 from typing import NamedTuple
 
+import torch
+
 from fastdeit.config.parse import require_value
+from fastdeit.distributed.world import World
 from fastdeit.estimate.roofline import H100, Device
 from fastdeit.training.flops import PEAK_TFLOPS
 from fastdeit.training.zero.links import Links
@@ -43,7 +47,7 @@ class Gpu(NamedTuple):
 
 
 GPUS = {
-    "b200": Gpu("B200", 180, 8.0, 900),
+    "b200": Gpu("B200", 180, 7.7, 900),
     "h200": Gpu("H200", 141, 4.8, 450),
     "h100": Gpu("H100", 80, 3.35, 450),
     "h100-nvl": Gpu("H100 NVL", 94, 3.9, 300),
@@ -69,3 +73,32 @@ def find_gpu(name: str) -> Gpu | None:
     known = wanted if wanted in GPUS else f"rtx-{wanted}"
     require_value(known in GPUS, "--gpu", name, f"one of {', '.join(GPUS)}, {CPU}")
     return GPUS[known]
+
+
+class Machine(NamedTuple):
+    """The devices of a run: `ranks` GPUs, so many in a machine; gpu: None: processes on a CPU."""
+
+    name: str
+    gpu: Gpu | None
+    ranks: int
+    per_machine: int
+
+    @property
+    def hours(self) -> str:
+        """Return the unit of what a run costs."""
+        return "core-hours" if self.gpu is None else "GPU-hours"
+
+    def world(self) -> World:
+        """Return the world of its first rank; the device may be absent here."""
+        device = torch.device("cpu" if self.gpu is None else "cuda")
+        return World(0, self.ranks, 0, min(self.ranks, self.per_machine), device)
+
+
+def name_machine(name: str, gpu: Gpu | None, ranks: int, per_machine: int) -> Machine:
+    """Return the devices of a run. Raises ValueError naming the flag that cannot be."""
+    require_value(ranks >= 1, "--gpus", ranks, "1 or more")
+    require_value(per_machine >= 1, "--gpus-per-machine", per_machine, "1 or more")
+    whole = ranks <= per_machine or ranks % per_machine == 0
+    allowed = f"at most {per_machine}, or a multiple of it (--gpus-per-machine)"
+    require_value(whole, "--gpus", ranks, allowed)
+    return Machine("CPU process" if gpu is None else name.upper(), gpu, ranks, per_machine)

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 
+from torch import nn
+
 from fastdeit.estimate.lines import Line, Span, make_line
 from fastdeit.estimate.rates import find_rates
 from fastdeit.estimate.samples import Samples
+from fastdeit.models.finetune.trainable import count_parameters
 from fastdeit.teacher_cache.format import DEFAULT_K, KINDS, Manifest, choose_chunk_size
 from fastdeit.teacher_cache.reader import DIGEST
 
@@ -49,6 +52,16 @@ def list_recording(
         name = "saved by each run that reads it"
         yield make_line("teacher cache", name, saved, unit, "the teacher's FLOPs")
     yield Line("teacher cache", "recording pays from run", runs, "", "counted", basis)
+
+
+def count_checkpoint_bytes(model: nn.Module, *, ema: bool) -> int:
+    """Return the bytes of the tensors in a checkpoint: weights, two moments, the EMA; fp32."""
+    weights = sum(
+        4 * tensor.numel() if tensor.is_floating_point() else tensor.nbytes
+        for tensor in model.state_dict().values()
+    )
+    trained = 4 * count_parameters(model)[1]
+    return (1 + ema) * weights + 2 * trained
 
 
 def list_checkpoints(nbytes: int, keep: int, gb_per_s: float | None) -> Iterator[Line]:

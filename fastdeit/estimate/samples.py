@@ -1,8 +1,10 @@
 """The data set of a run before it is read, and the samples and steps that follow from it."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from fastdeit.config.parse import require_value
+from fastdeit.estimate.lines import Line
 
 
 class DataSet(NamedTuple):
@@ -76,3 +78,16 @@ def count_samples(images: int, batch: int, epochs: int, repeats: int) -> Samples
     allowed = f"1 to {images}, the number of training images"
     require_value(0 < batch <= images, "--batch-size", batch, allowed)
     return Samples(images, batch, epochs, repeats)
+
+
+def list_samples(samples: Samples, data: DataSet) -> Iterator[Line]:
+    """Yield the counts of images, steps and samples."""
+    yield Line("samples", "images", samples.images, "", "counted", data.basis)
+    basis = f"images // {samples.batch}, the batch size"
+    yield Line("samples", "steps an epoch", samples.epoch_steps, "", "counted", basis)
+    basis = f"{samples.epochs} epochs"
+    yield Line("samples", "steps", samples.steps, "", "counted", basis)
+    total = samples.epochs * samples.epoch_samples
+    yield Line("samples", "samples", total, "", "counted", "steps x batch size")
+    basis = f"the plan, {samples.repeats} copies"
+    yield Line("samples", "different images an epoch", samples.different, "", "counted", basis)

@@ -1,7 +1,8 @@
 """The teacher of a run without its weights: on torch's meta device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import timm
 import torch
@@ -21,13 +22,18 @@ class MetaTeacher:
     batch: int
     """Images at once; 0: those of a micro-batch."""
 
-    @property
+    @cached_property
     def flops(self) -> float:
         """Return the FLOPs of a forward pass on one image, 2 a multiply-add."""
         return sum(_count_forward(network, self._make_images(1)) for network in self.networks)
 
-    def measure_memory(self, batch: int) -> Memory:
-        """Return the memory of all weights, and of the activations of the network with the most."""
+    @cached_property
+    def measure_memory(self) -> Callable[[int], Memory]:
+        """Return the function of a batch that returns the memory of all weights, and of the
+        activations of the network with the most; it measures each batch once."""
+        return cache(self._measure_memory)
+
+    def _measure_memory(self, batch: int) -> Memory:
         images = self._make_images(self.batch or batch)
         each = [measure_memory(network, images) for network in self.networks]
         most = max(memory.activations or 0 for memory in each)

@@ -18,8 +18,8 @@ from fastdeit.display.terminal import Terminal
 from fastdeit.distributed.collectives import each_rank, first_on_rank0, on_rank0
 from fastdeit.distributed.errors import RunError
 from fastdeit.distributed.world import World, init_distributed
-from fastdeit.estimate.build import count_data, estimate_config, name_machine
-from fastdeit.estimate.gpus import find_gpu
+from fastdeit.estimate.build import count_data, estimate_config
+from fastdeit.estimate.gpus import find_gpu, name_machine
 from fastdeit.estimate.lines import Estimate
 from fastdeit.estimate.samples import find_data_set
 from fastdeit.library.errors import names_arguments

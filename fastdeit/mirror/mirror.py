@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from fastdeit.data.remote.retries import retry
 from fastdeit.data.remote.source import FetchError, Transient
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.storage.urls import is_url
 
 if TYPE_CHECKING:
     from fastdeit.mirror.lease import Lease
+    from fastdeit.mirror.store import RunStore
     from fastdeit.mirror.upload import Uploader
 
 INTERVAL_S = 60.0
@@ -54,7 +56,7 @@ class RunMirror:
             self._lease = Lease(store, self._stop_run)
             if not self._lease.acquire(say, proceed):
                 return
-            listed = store.list_files()
+            listed = _list_files(store)
             restore(self.folder, store, listed, say)
         self._thread = _UploadThread(Uploader(self.folder, store, listed), self._lease)
         self._thread.start()
@@ -99,6 +101,17 @@ class RunMirror:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _list_files(store: "RunStore") -> dict[str, int]:
+    """Return the files of a store, of which the lease must be one: by a list that lacks what was
+    just written, a run would begin anew and replace what is there. Raises FetchError."""
+    from fastdeit.mirror.lease import NAME
+
+    listed = retry(store.list_files, store.url)
+    if NAME not in listed:
+        raise FetchError(f"{store.url}: its list of files lacks {NAME!r}, which was just written")
+    return listed
 
 
 @contextlib.contextmanager

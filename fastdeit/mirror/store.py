@@ -1,11 +1,12 @@
 """The files of a run at a URL, in an object store that fsspec can write to."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from fastdeit.data.remote.retries import retry
-from fastdeit.data.remote.source import FetchError
+from fastdeit.data.remote.source import NO_ROOM, FetchError
 from fastdeit.data.remote.sources.store import open_store, translate_errors
 from fastdeit.storage.urls import hide_credentials
 
@@ -72,10 +73,13 @@ class RunStore:
 
     def upload(self, file: Path, name: str) -> None:
         """Write a local file. Raises OSError if it cannot be read."""
-        with file.open("rb"):
-            pass  # a missing file is not the store's fault
-        with translate_errors(f"{self.url}/{name}"):
-            self._system.put_file(str(file), self._place(name))
+        try:
+            with translate_errors(f"{self.url}/{name}"):
+                self._system.put_file(str(file), self._place(name))
+        except FetchError:
+            with file.open("rb"):
+                pass  # a file that was removed meanwhile is not the store's fault
+            raise
 
     def copy(self, source: str, name: str) -> None:
         """Write a file that the store has under another name, without sending it again."""
@@ -90,7 +94,7 @@ class RunStore:
         file.parent.mkdir(parents=True, exist_ok=True)
 
         def fetch() -> None:
-            with translate_errors(address):
+            with translate_errors(address), _name_full_disk(file):
                 self._system.get_file(self._place(name), str(work))
 
         try:
@@ -107,3 +111,14 @@ class RunStore:
                     self._system.rm_file(self._place(name))
                 except FileNotFoundError:
                     continue
+
+
+@contextlib.contextmanager
+def _name_full_disk(file: Path) -> Iterator[None]:
+    """Raise FetchError where a disk has no room for a file: no later attempt would find any."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise FetchError(f"{file}: no room is left on the disk") from None
+        raise

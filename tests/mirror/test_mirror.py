@@ -129,3 +129,12 @@ def test_a_run_whose_url_another_has_taken_stops(mirror: RunMirror, url: str) ->
 def test_a_store_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     with RunMirror("nosuch://bucket/run") as mirror, pytest.raises(ValueError, match="nosuch"):
         mirror.open(print, lambda: True)
+
+
+def test_a_list_that_lacks_what_was_just_written_begins_no_run(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RunStore, "list_files", lambda self: {})
+    with RunMirror(url) as mirror, pytest.raises(ValueError, match="its list of files lacks"):
+        mirror.open(print, lambda: True)
+    assert not RunFolder.of(url).path.exists()

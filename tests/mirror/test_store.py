@@ -1,5 +1,7 @@
 """The files of a run at S3 (a local server) and in a folder."""
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,3 +93,34 @@ def test_faults_that_may_pass_are_tried_again_in_a_restore(s3: S3Server, tmp_pat
 def test_a_bucket_that_does_not_exist_is_named(s3: S3Server) -> None:
     with pytest.raises((FetchError, Transient), match="s3://nothing-here/run/lock"):
         RunStore("s3://nothing-here/run").create("lock", b"")
+
+
+def test_a_file_that_is_removed_while_it_is_uploaded_is_no_fault_of_the_store(
+    store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"12345")
+
+    def remove_first(source: str, *rest: object) -> None:
+        file.unlink()
+        put(source, *rest)
+
+    put = store._system.put_file
+    monkeypatch.setattr(store._system, "put_file", remove_first)
+    with pytest.raises(FileNotFoundError):
+        store.upload(file, "a")
+
+
+def test_a_full_disk_is_named_and_not_tried_again(
+    store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = []
+
+    def fill(*_: object) -> None:
+        attempts.append(1)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store._system, "get_file", fill)
+    with pytest.raises(FetchError, match=f"{tmp_path}/copy: no room is left on the disk"):
+        store.download("a", tmp_path / "copy")
+    assert len(attempts) == 1

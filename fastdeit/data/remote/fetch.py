@@ -1,7 +1,6 @@
 """A whole fetch: what a URL has, what a folder lacks of it, the room that it needs, the threads."""
 
 import contextlib
-import errno
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +19,7 @@ from fastdeit.data.remote.journal import (
 )
 from fastdeit.data.remote.parts import count_arrived
 from fastdeit.data.remote.pool import TransferPool
-from fastdeit.data.remote.source import FetchError, FetchStopped, RemoteFile, Source
+from fastdeit.data.remote.source import NO_ROOM, FetchError, FetchStopped, RemoteFile, Source
 from fastdeit.data.remote.sources.folder import FolderSource
 from fastdeit.data.remote.sources.store import StoreSource
 from fastdeit.data.remote.sources.web import WebSource
@@ -34,7 +33,6 @@ from fastdeit.storage.urls import hide_credentials, is_url, is_web
 WORKERS = 8
 """Threads that fetch, by default."""
 _POLL_S = 0.5
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
 @dataclass(frozen=True)
@@ -195,7 +193,7 @@ def _local_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = "no room is left" if error.errno in _NO_ROOM else str(error)
+        reason = "no room is left" if error.errno in NO_ROOM else str(error)
         raise FetchError(f"{folder}: {reason}; what has arrived stays") from None
 
 

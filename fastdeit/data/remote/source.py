@@ -1,10 +1,14 @@
 """The interface of a source of files at a URL, and the errors of reading from one."""
 
 import dataclasses
+import errno
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+"""Numbers of the errors of a disk that is full."""
 
 
 class FetchError(ValueError):

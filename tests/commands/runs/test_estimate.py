@@ -25,8 +25,9 @@ def test_the_page_shows_what_the_command_prints(
 
 
 def test_json_has_every_line_with_its_source(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = "--json --gpus 16 --gpu A100 --model deit_tiny_distilled_patch16_224 --images 4096"
-    assert estimate_command(flags.split()) == 0
+    flags = "--json --gpus 16 --gpu A100 --images 4096"
+    small = "--model deit_tiny_distilled_patch16_224 --teacher-model resnet18"
+    assert estimate_command([*flags.split(), *small.split()]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["device"] == "16 x A100"
     lines = {(line["section"], line["name"]): line for line in found["lines"]}
