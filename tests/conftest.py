@@ -3,12 +3,16 @@ files, and the markers."""
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 # tensors are small, and spinning threads are slow on a busy machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# a shell starts what it runs in the background with SIGINT ignored, which children inherit
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -12,16 +12,6 @@ from fastdeit.config.schema import RunConfig
 from fastdeit.reliability import stop_requests
 from fastdeit.reliability.launcher import Launcher
 from fastdeit.reliability.stop_requests import REASONS, StopRequests
-
-
-@pytest.fixture(autouse=True)
-def default_sigint() -> Iterator[None]:
-    """A shell's background process ignores SIGINT; these tests need it."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 class Aborts(list[tuple[int, str]]):

@@ -42,13 +42,6 @@ def whole(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def default_sigint() -> None:
-    """A shell's background process ignores SIGINT; these tests need it."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 def send(number: int) -> Callable[[], None]:
     def fault() -> None:
         os.kill(os.getpid(), number)

@@ -1,7 +1,6 @@
 """Real launches: `deepspeed` in its own process session, and its living processes."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -73,9 +72,6 @@ class Launch:
         script = str(ROOT / "tests" / "support" / "faulty.py")
         launcher = launcher_command("--no_local_rank", *where, port=port)
         command = [*inside, *launcher, script, faults]
-        # a shell starts what it runs in the background with SIGINT ignored, which children inherit
-        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [*command, *argv, "--output-dir", str(folder)],
