@@ -172,6 +172,8 @@ def test_wheel_in_an_empty_environment_trains_records_and_resumes(
     record = ("cache", "build", "--recipe", "digits", "--epochs", "0-0", "-o", "CACHE")
     assert "23 of 23 chunks" in launch(*record)
     assert "0 damaged" in fastdeit_in("cache", "verify", "CACHE")
+    # its measured rates are a file of the package
+    assert "CPU process" in fastdeit_in("estimate", "--recipe", "digits", "--gpu", "cpu")
 
 
 def _run(command: list[str], folder: Path) -> str:

@@ -12,7 +12,7 @@ _CHECKPOINT_FILE = re.compile(
     rf"{CHECKPOINTS}/(step-\d{{8,16}})/((?:state|manifest)\.json|[a-z_]{{1,32}}\.safetensors)"
 )
 _FAILURE = re.compile(r"failure-rank\d{1,6}\.json")
-_EVENTS = re.compile(r"tensorboard/(?:[\w.-]+/)?events\.out\.tfevents\.[\w.-]{1,200}", re.ASCII)
+_EVENTS = re.compile(r"tensorboard/(?:\w[\w.-]*/)?events\.out\.tfevents\.[\w.-]{1,200}", re.ASCII)
 _BUNDLE = re.compile(r"bad-step-\d{1,12}/[a-z_]{1,32}\.(?:json|safetensors)")
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from fastdeit.checkpoint.store import list_checkpoints
 from fastdeit.data.remote.source import FetchError
+from fastdeit.mirror.contents import is_mirrored
 from fastdeit.mirror.restore import restore
 from fastdeit.mirror.store import RunStore
 from fastdeit.mirror.upload import Uploader
@@ -139,7 +140,8 @@ def test_a_restore_that_is_ended_in_the_middle_is_done_again(
 
 
 def test_names_of_the_store_that_are_not_of_a_run_are_left_alone(place: Place) -> None:
-    for name in ("../x", "notes.txt", "checkpoints/x/y", "tensorboard/a b", "lock"):
+    up = "tensorboard/../events.out.tfevents.1"
+    for name in ("../x", "notes.txt", "checkpoints/x/y", "tensorboard/a b", "lock", up):
         file = place.bucket / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("x")
@@ -147,6 +149,7 @@ def test_names_of_the_store_that_are_not_of_a_run_are_left_alone(place: Place) -
     place.restore(other)
     names = {file.name for file in other.path.rglob("*")}
     assert not names & {"x", "notes.txt", "y", "a b", "lock"}
+    assert not is_mirrored(other, up)
 
 
 def test_a_checkpoint_of_a_later_version_is_never_skipped(place: Place) -> None:

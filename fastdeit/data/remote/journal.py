@@ -126,6 +126,14 @@ def is_complete(folder: Path, url: str) -> bool:
     return url in _read_completed(_completed(folder))
 
 
+def is_whole(folder: Path, url: str) -> bool:
+    """Return True if a folder had all files of a URL, and has lost none of what was fetched."""
+    if not is_complete(folder, url):
+        return False
+    entries = Journal(folder, lambda _: None).entries.values()
+    return all(entry.is_at(folder / entry.name) for entry in entries)
+
+
 def _completed(folder: Path) -> Path:
     return folder / OWN / "fetched.json"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastdeit.config.parse import refuse_credentials, require
 from fastdeit.data.remote.addresses import OWN, find_place
-from fastdeit.data.remote.journal import is_complete
+from fastdeit.data.remote.journal import is_complete, is_whole
 from fastdeit.data.remote.source import FetchStopped, Unreachable
 from fastdeit.display.terminal import Terminal
 from fastdeit.storage.atomic import atomic_open
@@ -77,7 +77,7 @@ def _stage(
 ) -> None:
     """Fetch what a folder lacks of a URL; without a network, a complete copy is used, with a
     note."""
-    if uses_copy and is_complete(folder, path):
+    if uses_copy and is_whole(folder, path):
         return
     from fastdeit.data.remote.fetch import fetch  # libraries of the network
 

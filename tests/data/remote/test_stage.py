@@ -120,6 +120,21 @@ def test_a_copy_that_is_not_complete_is_not_used(tmp_path: Path) -> None:
                 fetch_folder(url, (), uses_copy=uses_copy, alone=True)
 
 
+def test_a_copy_that_has_lost_a_file_is_completed(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    contents = write_files(tmp_path / "far", a=100, b=100)
+    with FarServer(tmp_path / "far").running() as far:
+        url = f"{far.address}/{{a,b}}.tar"
+        folder = fetch_folder(url, (), alone=True)
+        (folder / "a.tar").unlink()  # as what cleans /tmp does
+        far.asked.clear()
+        fetch_folder(url, (), uses_copy=True, alone=True)
+        assert read_folder(folder) == contents and far.asked
+        far.asked.clear()
+        fetch_folder(url, (), uses_copy=True, alone=True)
+        assert not far.asked
+
+
 def test_shards_of_a_web_server_are_named_by_the_splits(tmp_path: Path) -> None:
     (tmp_path / "far").mkdir()
     contents = write_files(tmp_path / "far", t0=10, t1=20, v0=30)

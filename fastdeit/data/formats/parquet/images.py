@@ -154,11 +154,18 @@ class ParquetImages:
             group = int(np.searchsorted(self._firsts, row, side="right")) - 1
             if row < self._first or self._firsts[group] > self._first + len(self._batch):
                 self._start(group)
-            while row >= self._first + len(self._batch):
-                self._first += len(self._batch)
-                self._batch = _values(next(self._batches), self._column)
+            try:
+                self._read_to(row)
+            except DataError:
+                self._start(group)  # a fault may pass: a generator that has raised is at its end
+                raise
             data = self._batch[row - self._first].as_py() or b""
         return np.frombuffer(data, np.uint8)
+
+    def _read_to(self, row: int) -> None:
+        while row >= self._first + len(self._batch):
+            self._first += len(self._batch)
+            self._batch = _values(next(self._batches), self._column)
 
     def _start(self, group: int) -> None:
         self._batches = _iterate(self._file, [self._column], group)

@@ -232,3 +232,22 @@ def test_the_form_is_that_of_the_hub(hub: Path) -> None:
     schema = pq.read_schema(hub / "data" / "train-00000-of-00002.parquet")
     assert schema.field("image").type == pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     assert schema.field("label").type == pa.int64()
+
+
+def test_a_read_fault_that_passes_is_reported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = make_rows(100)
+    images = ParquetImages(write_table(tmp_path / "train.parquet", rows))
+    read = pq.ParquetFile.iter_batches
+    faults = [OSError("Input/output error")]
+
+    def fail_once(self: pq.ParquetFile, *arguments: Any, **settings: Any) -> Iterator[Any]:
+        if faults:
+            raise faults.pop()
+        return read(self, *arguments, **settings)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", fail_once)
+    with pytest.raises(DataError, match="Input/output"):
+        images[3]
+    assert [images[row].tobytes() for row in (3, 99)] == [jpeg(3), jpeg(99)]
