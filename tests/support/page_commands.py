@@ -162,7 +162,8 @@ def run(command: Command, patch: pytest.MonkeyPatch) -> None:
 
         return read_and_shrink
 
-    _replace("parse_config", shrink, patch)
+    if call.name != "estimate":  # it computes, and has the machines of its flags
+        _replace("parse_config", shrink, patch)
     assert COMMANDS[call.name]([_SMALL.get(word, word) for word in call.argv]) == 0, command.line
 
 

@@ -285,4 +285,4 @@ def test_damaged_predictions_are_a_note(home: Path) -> None:
     write_predictions(run.predictions, dataclasses.replace(found, labels=found.labels + 7))
     drawn = draw(run.path)
     assert drawn.samples and not drawn.classes
-    assert any(note.startswith("count of the answers is missing") for note in drawn.notes)
+    assert any(note.startswith("count of the answers could not be made") for note in drawn.notes)
