@@ -29,7 +29,7 @@ class Cost:
 
     files, threads: the most at one time. asked: bytes that they asked to read, from the page cache
     too; disk: those read from the disk. moments: float64 (n, 3), UNIX time, CPU seconds so far and
-    resident MiB, twice a second; memory that several processes share counts in each.
+    resident MiB, at least twice a second; memory that several processes share counts in each.
     """
 
     wall_s: float
@@ -104,12 +104,14 @@ def _follow(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[tuple[float
     """Yield time, CPU seconds, MiB, open files and threads of all processes until the last of
     `children` has ended."""
     roots = [psutil.Process(child.pid) for child in children]
+    started = time.time()
     while True:
         are_alive = [child.poll() is None for child in children]
         yield (time.time(), *_measure(roots))
         if not any(are_alive):
             return
-        time.sleep(_EVERY_S)
+        # more often at first: a short command would be seen once, before it has begun
+        time.sleep(min(_EVERY_S, 0.02 + 0.1 * (time.time() - started)))
 
 
 def _measure(roots: Sequence[psutil.Process]) -> np.ndarray:
