@@ -81,7 +81,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Costs:
-    """What was measured."""
+    """The measured costs of a start."""
 
     torch_s: float
     launcher_s: float

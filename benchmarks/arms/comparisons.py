@@ -22,7 +22,7 @@ Row = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Score:
-    """What one head of an arm's runs scores, and what the paper has for it."""
+    """The scores of one head of an arm's runs, and the paper's figure for it."""
 
     title: str
     arm: str

@@ -1,4 +1,4 @@
-"""What each stage must have done."""
+"""The conditions that each stage must meet at its end."""
 
 import csv
 import json

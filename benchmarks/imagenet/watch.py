@@ -1,4 +1,4 @@
-"""What child processes cost: their time, and the memory, files and threads of all they start."""
+"""The costs of child processes: their time, and the memory, files and threads of all they start."""
 
 import contextlib
 import resource
@@ -25,7 +25,7 @@ _TAIL = 0.97
 
 @dataclass(frozen=True)
 class Cost:
-    """What processes have cost together, with all processes that they started.
+    """The costs of processes together, with all processes that they started.
 
     files, threads: the most at one time. asked: bytes that they asked to read, from the page cache
     too; disk: those read from the disk. moments: float64 (n, 3), UNIX time, CPU seconds so far and

@@ -1,4 +1,4 @@
-"""What the rows of both trainers say: accuracy with its deviation, and CPU time."""
+"""Both trainers compared, from their rows: accuracy with its deviation, and CPU time."""
 
 import statistics
 from collections.abc import Mapping, Sequence

@@ -1,1 +1,1 @@
-"""What a run will need, before it starts: steps, time, memory, CPU, bandwidth, room and cost."""
+"""The needs of a run before it starts: steps, time, memory, CPU, bandwidth, room and cost."""

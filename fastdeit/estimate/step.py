@@ -28,7 +28,7 @@ _RECOMPUTED = 4 / 3
 
 
 class Work(NamedTuple):
-    """What a rank computes in a step."""
+    """The computation of a rank in a step."""
 
     model: str
     shape: Shape | None

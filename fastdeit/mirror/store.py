@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdeit.data.remote.retries import retry
-from fastdeit.data.remote.source import NO_ROOM, FetchError
+from fastdeit.data.remote.source import NO_ROOM, FetchError, Transient
 from fastdeit.data.remote.sources.store import open_store, translate_errors
 from fastdeit.storage.urls import hide_credentials
 
@@ -62,10 +62,8 @@ class RunStore:
         try:
             with translate_errors(address):
                 self._system.pipe_file(self._place(name), data, mode="create")
-        except FetchError:
-            raise
-        except Exception:
-            # what a store raises for a file that exists has no common type
+        except Transient:
+            # a store has no common error for a file that exists
             if self.read(name) is None:
                 raise
             return False

@@ -22,7 +22,7 @@ _PROCESSES_FROM = 2**28  # bytes; below it, starting processes costs more than t
 
 
 class _Scan(NamedTuple):
-    """What one pass over a file found, a value an image."""
+    """The findings of one pass over a file, a value an image."""
 
     names: list[str]
     labels: list[Label | None]
