@@ -10,6 +10,7 @@ times agree. A resumed run reads the file.
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ class Quarantine:
         recorded = read_quarantine(file, index.split)
         self._faults = {image.row: image.fault for image in recorded if image.row < len(index)}
         self._unwritten: dict[int, str] = {}
+        self._counted: tuple[tuple[int, int], int] | None = None
         self.step = 0
 
     @classmethod
@@ -92,8 +94,12 @@ class Quarantine:
         return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
 
     def count_all(self) -> int:
-        """Return how many bad images all who share the file have found."""
-        return max(len(self), len(self._recorded()))
+        """Return how many bad images all who share the file have found; a file that has not changed
+        since is not read again."""
+        stamp = _read_stamp(self._file)
+        if self._counted is None or self._counted[0] != stamp:
+            self._counted = stamp, len(self._recorded())
+        return max(len(self), self._counted[1])
 
     def _recorded(self) -> list[QuarantinedImage]:
         return read_quarantine(self._file, self._index.split)
@@ -211,6 +217,15 @@ class Quarantine:
             name=self._index.name(row),
             fault=fault,
         )
+
+
+def _read_stamp(file: Path | None) -> tuple[int, int]:
+    """Return bytes and time of change of a file; zeros if there is none."""
+    try:
+        facts = os.stat(file or "")
+    except OSError:
+        return 0, 0
+    return facts.st_size, facts.st_mtime_ns
 
 
 def read_quarantine(file: Path | None, split: str) -> list[QuarantinedImage]:

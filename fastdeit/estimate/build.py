@@ -2,7 +2,6 @@
 device."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -56,13 +55,12 @@ def count_data(config: Config, images: int | None, usual: DataSet | None) -> Dat
     data = config.data
     if images is None and data.data_path:
         root = local_folder(data.data_path, data.data_cache)
-        if found := read_counts(Path(root), data.train_split):
-            val = read_counts(Path(root), data.val_split)
+        if found := read_counts(root, data.train_split):
+            val = read_counts(root, data.val_split)
+            val_images = val.images if val else 0
             mean = found.nbytes / max(1, found.images)
             basis = "the index in --data-path"
-            return DataSet(
-                found.images, found.classes, val.images if val else 0, mean, basis, basis
-            )
+            return DataSet(found.images, found.classes, val_images, mean, basis, basis)
     if images is None:
         allowed = "given, or fastdeit index run on --data-path"
         require_value(usual is not None, "--images", images, allowed)
@@ -184,21 +182,20 @@ def _time_run(
         make_line("time", "all devices", rate, "images/s", "batch size / step"),
     ]
     training = total.times(samples.steps / 3.6e6)
-    evaluation = total.times(_count_evaluations(config, data, work) / work.samples / 3.6e6)
-    hours = training.plus(evaluation.times(1 / machine.ranks))
+    evaluation = total.times(_count_evaluated(config, data) / samples.batch / 3.6e6)
+    hours = training.plus(evaluation)
     basis = "forward passes at the rate of the step"
-    of_evaluation = evaluation.times(1 / machine.ranks)
     more = [
         make_line("time", "training", training, "h", "steps x time of a step"),
-        make_line("time", "evaluations", of_evaluation, "h", basis),
+        make_line("time", "evaluations", evaluation, "h", basis),
         make_line("time", "the run", hours, "h", "without start, waits and failures"),
-        make_line("time", "devices", hours.times(machine.ranks), machine.hours, "hours x devices"),
+        make_line("time", "devices", hours.times(machine.ranks), machine.unit, "hours x devices"),
     ]
     return step, lines, more
 
 
-def _count_evaluations(config: Config, data: DataSet, work: Work) -> float:
-    """Return the validation images of a run, in units of training samples."""
+def _count_evaluated(config: Config, data: DataSet) -> float:
+    """Return how many samples a run could train on in the time of its evaluations."""
     times = -(-config.optim.epochs // config.run.eval_epochs)
     return times * data.val_images * (1 + config.optim.model_ema) * _FORWARD
 
@@ -248,7 +245,7 @@ def _list_teacher(
     epochs = min(samples.epochs, period or samples.epochs)
     yield from list_cache(samples, data.classes, epochs)
     each = _time_teacher_image(config, machine, parts, data.classes)
-    yield from list_recording(each, samples, epochs, machine.hours)
+    yield from list_recording(each, samples, epochs, machine.unit)
 
 
 def _time_teacher_image(

@@ -84,8 +84,8 @@ class Machine(NamedTuple):
     per_machine: int
 
     @property
-    def hours(self) -> str:
-        """Return the unit of what a run costs."""
+    def unit(self) -> str:
+        """Return the unit of the hours of all devices together."""
         return "core-hours" if self.gpu is None else "GPU-hours"
 
     def world(self) -> World:
@@ -94,7 +94,7 @@ class Machine(NamedTuple):
         return World(0, self.ranks, 0, min(self.ranks, self.per_machine), device)
 
 
-def name_machine(name: str, gpu: Gpu | None, ranks: int, per_machine: int) -> Machine:
+def make_machine(name: str, gpu: Gpu | None, ranks: int, per_machine: int) -> Machine:
     """Return the devices of a run. Raises ValueError naming the flag that cannot be."""
     require_value(ranks >= 1, "--gpus", ranks, "1 or more")
     require_value(per_machine >= 1, "--gpus-per-machine", per_machine, "1 or more")

@@ -133,21 +133,21 @@ class _UploadThread(threading.Thread):
         self._ending = threading.Event()
         self._ended = threading.Event()
         self._fault = ""
+        self._failures = 0
 
     def run(self) -> None:
         while True:
             is_last = self._ending.is_set()
             start = time.monotonic()
             pause = self._upload()
-            if is_last and not self._fault:
+            if pause is None or (is_last and not self._fault):
                 break
-            if pause is None:
-                break
-            self._wait(pause, start)
+            self._wait(start + pause)
         self._ended.set()
 
     def _upload(self) -> float | None:
-        """Upload once; return the seconds to the next time, None if there is none."""
+        """Upload once; return the seconds from its start to the next time, None if there is
+        none."""
         start = time.monotonic()
         try:
             if not self._lease.is_held():
@@ -162,8 +162,6 @@ class _UploadThread(threading.Thread):
         self._failures = 0
         return max(INTERVAL_S, SHARE * (time.monotonic() - start))
 
-    _failures = 0
-
     def _note(self, fault: str) -> float:
         if not self._fault:
             _log.warning("an upload failed, and is tried again: %s", fault)
@@ -172,9 +170,9 @@ class _UploadThread(threading.Thread):
         self._failures += 1
         return pause
 
-    def _wait(self, pause: float, start: float) -> None:
-        """Wait for the next upload: a pause, a new checkpoint, or the end."""
-        while time.monotonic() < start + pause:
+    def _wait(self, until: float) -> None:
+        """Wait for the next upload: a time, a new checkpoint, or the end of the run."""
+        while time.monotonic() < until:
             if self._ending.wait(_POLL_S):
                 if self._fault:
                     time.sleep(_POLL_S)  # a store that refuses, at the end

@@ -59,6 +59,39 @@ class EpochOrders:
         return order
 
 
+class ImageOrders:
+    """The orders of a data set's images, without those that are excluded. Attributes: excluded, int64
+    (n,), ascending."""
+
+    def __init__(self, seed: int, count: int) -> None:
+        self.excluded = np.zeros(0, np.int64)
+        self._random = EpochOrders(lambda epoch: permute_rows(seed, epoch, count))
+        self._orders = EpochOrders(self._make)
+
+    def exclude(self, rows: np.ndarray) -> None:
+        """Exclude these rows (int64 (n,), ascending) and no others."""
+        self.excluded = rows
+        self._orders.clear()
+
+    def prepare(self, epoch: int) -> None:
+        """Start to make the order of an epoch in a thread."""
+        self._orders.prepare(epoch)
+
+    def get(self, epoch: int) -> np.ndarray:
+        """Return uint32 (N,): the permutation of an epoch, each excluded image replaced by the next
+        good one of its side."""
+        return self._orders.get(epoch)
+
+    def _make(self, epoch: int) -> np.ndarray:
+        order = self._random.get(epoch)
+        if not self.excluded.size:
+            return order
+        # a copy: the next image that is excluded needs no new permutation
+        order = order.copy()
+        replace_excluded(order, self.excluded, epoch)
+        return order
+
+
 def permute_rows(seed: int, epoch: int, count: int) -> np.ndarray:
     """Return uint32 (count,): the rows 0 to count - 1 in random order."""
     row_bits = np.uint64((count - 1).bit_length())

@@ -31,7 +31,7 @@ import numpy as np
 
 from fastdeit.config.parse import require_value
 from fastdeit.plan import sampling
-from fastdeit.plan.order import EpochOrders, permute_rows, replace_excluded
+from fastdeit.plan.order import ImageOrders
 from fastdeit.plan.philox import RandomStream, random_words, stream_words, uniform
 from fastdeit.plan.spec import PlanSpec
 
@@ -82,14 +82,10 @@ class Plan:
     def __init__(self, spec: PlanSpec, sizes: np.ndarray) -> None:
         self.spec = spec
         self.sizes = np.ascontiguousarray(sizes, dtype=np.int32)
-        self._excluded = np.zeros(0, np.int64)
         pairs = self.num_images // 2
         most = f"at most {pairs} with {self.num_images} training images"
         require_value(spec.repeats <= pairs, "repeats", spec.repeats, most)
-        self._random_orders = EpochOrders(
-            lambda epoch: permute_rows(self.spec.seed, epoch, self.num_images)
-        )
-        self._orders = EpochOrders(self._make_order)
+        self._orders = ImageOrders(spec.seed, self.num_images)
 
     @property
     def num_images(self) -> int:
@@ -98,7 +94,7 @@ class Plan:
     @property
     def excluded(self) -> np.ndarray:
         """Return the images that are not drawn: int64, sorted."""
-        return self._excluded
+        return self._orders.excluded
 
     def exclude(self, rows: Sequence[int] | np.ndarray) -> None:
         """Stop drawing the images `rows` of the index.
@@ -110,13 +106,12 @@ class Plan:
         wrong = rows[(rows < 0) | (rows >= self.num_images)]
         last = self.num_images - 1
         require_value(not wrong.size, "excluded images", wrong.tolist(), f"rows 0 to {last}")
-        excluded = np.union1d(self._excluded, rows)
+        excluded = np.union1d(self.excluded, rows)
         if self.num_images - excluded.size < 2:
             raise ValueError(
                 f"at least 2 of {self.num_images} images must remain ({excluded.size} are excluded)"
             )
-        self._excluded = excluded
-        self._orders.clear()
+        self._orders.exclude(excluded)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over everything that decides the draws of `draw`, except excluded
@@ -291,14 +286,3 @@ class Plan:
             switch_prob=spec.mixup_switch_prob,
         )
         return lam[row], box[row]
-
-    def _make_order(self, epoch: int) -> np.ndarray:
-        """Return uint32 (N,): the epoch's permutation of the images, each excluded one replaced by
-        the next good one of its side."""
-        order = self._random_orders.get(epoch)
-        if not self._excluded.size:
-            return order
-        # a copy: the next image that is excluded needs no new permutation
-        order = order.copy()
-        replace_excluded(order, self._excluded, epoch)
-        return order

@@ -96,7 +96,7 @@ def test_checks_of_the_plan_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyP
     facts = check_plan(job, sizes)
     assert facts["steps"] == job.steps
     monkeypatch.setattr(
-        "fastdeit.plan.plan.permute_rows", lambda *_: np.zeros(job.images, np.uint32)
+        "fastdeit.plan.order.permute_rows", lambda *_: np.zeros(job.images, np.uint32)
     )
     with pytest.raises(AssertionError):
         check_plan(job, sizes)

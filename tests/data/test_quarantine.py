@@ -232,6 +232,18 @@ def test_quarantine_file_is_read_by_a_resumed_run(root: Path, tmp_path: Path) ->
     assert len(read_quarantine(file, "train")) == taken_up.count_all() == 1
 
 
+def test_images_of_other_ranks_are_counted_and_an_unchanged_file_is_read_once(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, file = build_index(root, "train"), tmp_path / "quarantine.jsonl"
+    mine, other = Quarantine(index, file=file), Quarantine(index, file=file)
+    assert mine.count_all() == 0
+    other.add({1: "damaged", 2: "damaged"})
+    assert mine.count_all() == 2
+    monkeypatch.setattr(quarantine_module, "read_quarantine", None)
+    assert mine.count_all() == 2
+
+
 @pytest.mark.parametrize("read_ahead", [True, False])
 def test_image_is_recorded_with_the_step_of_its_batch(
     root: Path, tmp_path: Path, read_ahead: bool

@@ -1,11 +1,14 @@
 """docs/fastdeit.sbatch: where the ranks are, and which jobs are requeued; under substitutes for
 Slurm's commands. tests/distributed/test_slurm.py has a real Slurm."""
 
+import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.support.launching import ROOT
 from tests.support.sbatch import submit
 
 pytestmark = pytest.mark.usefixtures("kill_launched_runs")
@@ -52,3 +55,22 @@ def test_job_in_its_grace_time_is_requeued_unless_its_run_failed(
     script = submit(tmp_path, [], f"#!/bin/bash\nexit {code}\n")
     said = script.communicate(timeout=20)[0]
     assert ("queued again" in said) == again and script.returncode == (0 if again else code), said
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({}, "SLURM_JOB_ID: is not set: submit this script with sbatch"),
+        ({"SLURM_JOB_ID": "7"}, "SLURM_NTASKS_PER_NODE: is not set: give --ntasks-per-node"),
+    ],
+)
+def test_script_without_slurm_says_what_is_missing(given: dict[str, str], error: str) -> None:
+    inherited = {name: value for name, value in os.environ.items() if "SLURM" not in name}
+    done = subprocess.run(
+        ["bash", str(ROOT / "docs" / "fastdeit.sbatch")],
+        env=inherited | given,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert done.returncode != 0 and error in done.stderr

@@ -87,7 +87,7 @@ def test_exclusion_makes_no_new_permutation(monkeypatch: pytest.MonkeyPatch) -> 
         made.append(epoch)
         return permute_rows(seed, epoch, images)
 
-    monkeypatch.setattr("fastdeit.plan.plan.permute_rows", count)
+    monkeypatch.setattr("fastdeit.plan.order.permute_rows", count)
     plan = Plan(PlanSpec(), np.full((64, 2), 40))
     first = plan.images(0, np.arange(64))
     for row in range(5):

@@ -76,13 +76,13 @@ def fetch(
     patterns: Iterable[str] = (),
     terminal: Terminal,
     proceed: Callable[[], bool] = lambda: True,
-    is_mirror: bool = False,
+    removes_stale: bool = False,
 ) -> Listing:
     """Fetch the files of a URL that a folder lacks; return what was there and what was missing.
 
     patterns: names in the URL, where it is a folder that cannot be listed. proceed: asked twice a
-    second; False stops the fetch, which the next one continues. is_mirror: remove files that were
-    fetched and that the URL does not have any more. Raises FetchError, FetchStopped.
+    second; False stops the fetch, which the next one continues. removes_stale: remove files that
+    were fetched and that the URL does not have any more. Raises FetchError, FetchStopped.
     """
     with open_source(url) as source, lock_folder(folder, terminal.say, proceed):
         journal = Journal(folder, terminal.say)
@@ -92,7 +92,7 @@ def fetch(
         _require_room(listing)
         with _local_errors(folder):
             _fill(source, listing, journal, workers, terminal, proceed)
-            if is_mirror:
+            if removes_stale:
                 _remove_stale(listing, journal)
     note_stale(listing, journal, terminal)
     return listing

@@ -156,7 +156,7 @@ def lock_folder(
     proceed: asked while it waits; False ends the wait. Raises FetchStopped, FetchError.
     """
     path = folder / OWN / "fetch.lock"
-    is_new = not folder.exists()
+    is_new = not os.path.exists(folder)
     descriptor = _open_lock(path, folder)
     try:
         _wait_for_lock(descriptor, folder, note, proceed)

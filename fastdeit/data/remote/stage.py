@@ -50,6 +50,7 @@ def fetch_folder(
         return Path(path)
     is_path = not is_url(path)
     path = os.path.abspath(path) if is_path else path
+    require(not is_path or os.path.isdir(path), "data_path", path, "an existing folder or a URL")
     require(not is_path or not _is_inside(cache, path), "data_cache", cache, "outside --data-path")
     folder = find_place(path, cache) if is_path else local_folder(path, cache)
 
@@ -89,7 +90,7 @@ def _stage(
             patterns=splits,
             terminal=terminal,
             proceed=proceed,
-            is_mirror=not is_url(path),
+            removes_stale=not is_url(path),
         )
     except FetchStopped as stopped:
         terminal.say(str(stopped))

@@ -181,6 +181,13 @@ def test_cache_inside_the_data_set_is_refused(shared: Path) -> None:
         fetch_folder(str(shared), SPLITS, str(shared / "cache"), alone=True)
 
 
+def test_missing_data_set_and_impossible_cache_are_named(shared: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="--data-path must be an existing folder or a URL"):
+        fetch_folder(str(tmp_path / "none"), SPLITS, str(tmp_path / "cache"), alone=True)
+    with pytest.raises(FetchError, match="cannot be written: File name too long"):
+        fetch_folder(str(shared), SPLITS, str(tmp_path / ("x" * 300)), alone=True)
+
+
 def test_run_on_a_copy_equals_one_on_the_folder_and_resumes_on_another(
     tmp_path: Path,
 ) -> None:
