@@ -52,7 +52,7 @@ def _epoch(job: Job) -> int:
 
 
 def _large(job: Job) -> int:
-    return job.large
+    return int(checks.read_facts("link_21k", job)["images"])
 
 
 def _stretch(job: Job) -> int:
@@ -74,7 +74,8 @@ STAGES = [
         clears=("folder/.fastdeit",),
     ),
     Stage("start", commands.run_task("start"), _images, checks.facts_of("start")),
-    Stage("write 21k", commands.run_task("write_21k"), _large),
+    Stage("link 21k", commands.run_task("link_21k"), _large, clears=("large",)),
+    Stage("index 21k", commands.index_large, _large, clears=("large/.fastdeit",)),
     Stage("start 21k", commands.run_task("start_21k"), _large, checks.facts_of("start_21k")),
     Stage(
         "plan",

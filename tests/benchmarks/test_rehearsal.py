@@ -15,7 +15,7 @@ from benchmarks.imagenet.job import Job
 from benchmarks.imagenet.planning import check_plan, count_images
 from benchmarks.imagenet.sizes import list_sizes
 from benchmarks.imagenet.stages import STAGES
-from benchmarks.imagenet.stand_in import make_stand_in, write_folder, write_shards
+from benchmarks.imagenet.stand_in import link_shards, make_stand_in, write_folder, write_shards
 from benchmarks.imagenet.watch import Cost, watch
 from fastdeit.data.index import build_index
 from fastdeit.storage.jsonl import append_lines
@@ -59,6 +59,16 @@ def test_stand_in_follows_from_the_seed(data: Path, tmp_path: Path) -> None:
     written = (data / "shards/train/000000.tar").read_bytes()
     assert (tmp_path / "again/000000.tar").read_bytes() == written
     assert (tmp_path / "other/000000.tar").read_bytes() != written
+
+
+def test_linked_shards_hold_more_images(data: Path, tmp_path: Path) -> None:
+    assert link_shards(data / "shards/train", tmp_path / "train", IMAGES, 3 * IMAGES - 1) == 120
+    assert link_shards(data / "shards/train", tmp_path / "train", IMAGES, 3 * IMAGES - 1) == 120
+    link_shards(data / "shards/val", tmp_path / "val", IMAGES, 1)
+    large = build_index(tmp_path, "train")
+    assert len(large) == len(set(large.names.to_pylist())) == 3 * IMAGES
+    with pytest.raises(FileNotFoundError):
+        link_shards(tmp_path, tmp_path / "other", IMAGES, 1)
 
 
 def test_writing_resumes(data: Path, tmp_path: Path) -> None:
