@@ -10,7 +10,7 @@ in FOLDER, and a row of results/cpu-rehearsal.csv has what it cost:
   samples       images or samples that it handles
   processes     started together, without their own child processes
   peak_mib      resident memory of all its processes together, shared pages counted in each
-  swing_pct     half the difference of largest and smallest memory after the warm-up, in percent
+  swing_pct     half the difference of largest and smallest memory where it must be flat, in percent
   files         most open files at a time; threads: as well
   read_mb       asked for, from the page cache too; disk_mb: of them from the disk; written_mb
   us_per_sample CPU time
@@ -56,7 +56,7 @@ def describe(stage: Stage, job: Job, cost: Cost, processes: int) -> harness.Row:
         "cpu_s": round(cost.cpu_s, 1),
         "us_per_sample": round(1e6 * cost.cpu_s / samples, 2),
         "peak_mib": round(cost.peak_mib),
-        "swing_pct": round(cost.swing_pct(), 2) if stage.is_flat else "",
+        "swing_pct": round(stage.swing(job, cost), 2) if stage.swing else "",
         "files": cost.files,
         "threads": cost.threads,
         "read_mb": round(cost.asked / 1e6),

@@ -16,6 +16,11 @@ from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 
 Facts = dict[str, Any]
+_RECORDING = (0.2, 0.97)
+"""Shares of the time between which recording needs the same memory: before, DALI's buffers grow;
+after, a job writes its results."""
+_LARGEST_SEEN = 0.5
+"""Share of a training's steps after which DALI's buffers have grown to the largest images."""
 _CLOSE = 1e-3
 """Largest difference of losses, relative: sums over two processes round differently."""
 IMAGENET = {"steps": 1251, "images with 3 copies": 427_010, "images with 2 copies": 640_513}
@@ -53,7 +58,7 @@ def check_cache(job: Job, _: Cost) -> Facts:
 def check_epoch(job: Job, cost: Cost) -> Facts:
     """Check that the samples were those of the plan; compare the time of a step in the first and
     the last tenth of this stage."""
-    lines = [line for line in read_json_lines(RunFolder(job.run).metrics) if "digest" in line]
+    lines = _own_lines(job, cost)
     facts = {"step": lines[-1]["step"], "last tenth / first": _compare_tenths(lines, cost)}
     if facts["step"] == job.steps:
         planned = read_facts("plan", job)["digest of epoch 0"]
@@ -62,10 +67,27 @@ def check_epoch(job: Job, cost: Cost) -> Facts:
     return facts
 
 
-def _compare_tenths(lines: Sequence[dict[str, Any]], cost: Cost) -> float:
+def swing_of_recording(_: Job, cost: Cost) -> float:
+    """Return the swing of the memory of recording, in percent."""
+    return cost.swing_pct(*map(cost.time_at, _RECORDING))
+
+
+def swing_of_training(job: Job, cost: Cost) -> float:
+    """Return the swing of the memory of training, in percent, without its start and the evaluation
+    at its end."""
+    times = [line["time"] for line in _own_lines(job, cost)]
+    return cost.swing_pct(times[int(_LARGEST_SEEN * len(times))], times[-1])
+
+
+def _own_lines(job: Job, cost: Cost) -> list[dict[str, Any]]:
+    """Return the lines of steps that the run logged in this stage."""
+    lines = [line for line in read_json_lines(RunFolder(job.run).metrics) if "digest" in line]
+    return [line for line in lines if line["time"] > cost.moments[0, 0]]
+
+
+def _compare_tenths(mine: Sequence[dict[str, Any]], cost: Cost) -> float:
     """Return the CPU time of a step in the last tenth of the lines, divided by that in the
     first."""
-    mine = [line for line in lines if line["time"] > cost.moments[0, 0]]
     steps = np.array([line["step"] for line in mine])
     rates = np.diff(cost.cpu_at([line["time"] for line in mine])) / np.diff(steps)
     if len(rates) < 2:

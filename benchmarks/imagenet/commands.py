@@ -42,6 +42,10 @@ def index_shards(job: Job) -> list[Command]:
     return [fastdeit("index", job.shards)]
 
 
+def index_large(job: Job) -> list[Command]:
+    return [fastdeit("index", job.large_shards)]
+
+
 def index_folder(job: Job) -> list[Command]:
     return [fastdeit("index", job.class_folders)]
 

@@ -68,6 +68,11 @@ class Job:
         return self.folder / "shards"
 
     @property
+    def large_shards(self) -> Path:
+        """The shards of as many images as ImageNet-21k has."""
+        return self.folder / "large"
+
+    @property
     def class_folders(self) -> Path:
         return self.folder / "folder"
 

@@ -22,7 +22,8 @@ class Stage:
 
     commands: started together. samples: the number that it handles. check: raises AssertionError
     if the stage has not done what it must, else returns facts. clears: folders that an earlier
-    attempt may have left. is_flat: memory must not grow after the warm-up.
+    attempt may have left. swing: returns by how many percent the memory varied where it must be
+    flat.
     """
 
     name: str
@@ -30,7 +31,7 @@ class Stage:
     samples: Callable[[Job], int]
     check: Callable[[Job, Cost], checks.Facts] = _nothing
     clears: tuple[str, ...] = ()
-    is_flat: bool = False
+    swing: Callable[[Job, Cost], float] | None = None
 
     def clear(self, job: Job) -> None:
         """Remove what an earlier attempt left."""
@@ -51,7 +52,7 @@ def _epoch(job: Job) -> int:
 
 
 def _large(job: Job) -> int:
-    return job.large
+    return int(checks.read_facts("link_21k", job)["images"])
 
 
 def _stretch(job: Job) -> int:
@@ -73,7 +74,8 @@ STAGES = [
         clears=("folder/.fastdeit",),
     ),
     Stage("start", commands.run_task("start"), _images, checks.facts_of("start")),
-    Stage("write 21k", commands.run_task("write_21k"), _large),
+    Stage("link 21k", commands.run_task("link_21k"), _large, clears=("large",)),
+    Stage("index 21k", commands.index_large, _large, clears=("large/.fastdeit",)),
     Stage("start 21k", commands.run_task("start_21k"), _large, checks.facts_of("start_21k")),
     Stage(
         "plan",
@@ -85,12 +87,7 @@ STAGES = [
         "log", commands.run_task("log"), lambda job: EPOCHS * _epoch(job), checks.facts_of("log")
     ),
     Stage("teacher", commands.run_task("teacher"), lambda job: 1),
-    Stage(
-        "cache",
-        commands.record,
-        _images,
-        is_flat=True,
-    ),
+    Stage("cache", commands.record, _images, swing=checks.swing_of_recording),
     Stage("cache merge", commands.merge, _images, checks.check_cache, clears=("cache",)),
     Stage("cache verify", commands.verify, _images),
     Stage("stretch whole", commands.train_whole, _stretch, clears=("whole",)),
@@ -102,14 +99,13 @@ STAGES = [
         lambda job: commands.stop_step(job.steps) * job.batch,
         checks.check_epoch,
         clears=("run",),
-        is_flat=True,
     ),
     Stage(
         "epoch on one",
         commands.end_epoch,
         lambda job: (job.steps - commands.stop_step(job.steps)) * job.batch,
         checks.check_epoch,
-        is_flat=True,
+        swing=checks.swing_of_training,
     ),
     Stage("evaluate", commands.evaluate(1), _validation, checks.check_evaluation(1)),
     Stage("evaluate on two", commands.evaluate(2), _validation, checks.check_evaluation(2)),

@@ -6,6 +6,7 @@ comment of its own in the header, so that no two files are equal. Everything fol
 
 import functools
 import io
+import itertools
 import os
 import tarfile
 from collections.abc import Iterator
@@ -94,6 +95,21 @@ def _encode_member(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
     member.size = len(content)
     padding = bytes(-len(content) % tarfile.BLOCKSIZE)
     return member.tobuf(tarfile.USTAR_FORMAT), content, padding
+
+
+def link_shards(shards: Path, folder: Path, images: int, wanted: int) -> int:
+    """Make hard links to shards that hold `images`, folder/NNNNNN.tar, each as often as it takes to
+    have `wanted` images or a few more; return how many they have."""
+    folder.mkdir(parents=True, exist_ok=True)
+    count = 0
+    for number, shard in enumerate(itertools.cycle(sorted(shards.glob("*.tar")))):
+        link = folder / f"{number:06d}.tar"
+        if not link.exists():
+            os.link(shard, link)
+        count += min(SHARD_IMAGES, images - int(shard.stem) * SHARD_IMAGES)
+        if count >= wanted:
+            return count
+    raise FileNotFoundError(f"{shards} has no shards")
 
 
 def write_folder(folder: Path, images: int, classes: int, seed: int) -> Iterator[int]:

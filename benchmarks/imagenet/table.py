@@ -13,7 +13,7 @@ HEADING = [
     "open files",
     "read, MB",
 ]
-_OF_THE_TABLE = {"index", "index again", "index folder", "start", "start 21k"}
+_OF_THE_TABLE = {"index", "index again", "index folder", "index 21k", "start", "start 21k"}
 """Stages whose samples are the rows of a data set's table; others have as much memory with more."""
 _FLAT_FROM = 0.1
 """Scale from which a stage is long enough to show that its memory is flat."""

@@ -13,18 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from benchmarks.imagenet.job import EPOCHS, TEACHER, Job
-from benchmarks.imagenet.sizes import list_sizes
-from benchmarks.imagenet.stand_in import write_folder, write_shards
-from fastdeit.data.index import Index, build_index
-from fastdeit.data.snapshot import keep_images, read_images, reconcile
+from benchmarks.imagenet.stand_in import link_shards, write_folder, write_shards
+from fastdeit.data.index import build_index
+from fastdeit.data.snapshot import keep_images, reconcile
 from fastdeit.plan.build import build_plan
 from fastdeit.storage.jsonl import read_json_lines
 
 _SEED = 0
-_LARGE = "large.parquet"
 Facts = dict[str, float | int | str]
 
 
@@ -56,28 +53,26 @@ def teacher(job: Job) -> Facts:
 def start(job: Job) -> Facts:
     """Do what each rank of a run does before its first batch, on a stored index; and what a resumed
     run does with the images that it began with."""
-    clock = _Clock()
-    index = build_index(job.shards, "train")
-    clock.lap("index")
-    return _begin(job, index, clock)
+    return _start(job, job.shards)
 
 
-def write_21k(job: Job) -> Facts:
-    """Write the table of as many images as ImageNet-21k has."""
-    keep_images(_make_large(job), job.folder / _LARGE)
-    return {}
+def link_21k(job: Job) -> Facts:
+    """Link the shards until they have as many images as ImageNet-21k."""
+    images = link_shards(job.shards / "train", job.large_shards / "train", job.images, job.large)
+    link_shards(job.shards / "val", job.large_shards / "val", job.validation, job.validation)
+    return {"images": images}
 
 
 def start_21k(job: Job) -> Facts:
     """Do what `start` does with the images of ImageNet-21k."""
-    clock = _Clock()
-    index = read_images(job.folder / _LARGE, job.folder)
-    clock.lap("index")
-    return _begin(job, index, clock)
+    return _start(job, job.large_shards)
 
 
-def _begin(job: Job, index: Index, clock: "_Clock") -> Facts:
+def _start(job: Job, shards: Path) -> Facts:
     """Time the steps of a start; return their CPU seconds."""
+    clock = _Clock()
+    index = build_index(shards, "train")
+    clock.lap("index")
     index.fingerprint()
     clock.lap("fingerprint")
     plan = build_plan(job.config, index.sizes)
@@ -110,29 +105,6 @@ class _Clock:
         self._since = now
 
 
-def _make_large(job: Job) -> Index:
-    """Return an index of as many images as ImageNet-21k has, in shards of 1,000."""
-    count = job.large
-    random = np.random.default_rng(_SEED)
-    sizes, shares = list_sizes(_SEED)
-    rows = np.arange(count)
-    shards = tuple(f"train/{shard:06d}.tar" for shard in range(-(-count // 1000)))
-    names = [b"train/%06d.tar/%08d.jpg" % (row // 1000, row) for row in range(count)]
-    return Index(
-        job.folder,
-        "train",
-        tuple(map(str, range(job.classes))),
-        "shards",
-        names=pa.array(names, pa.binary()),
-        labels=rows % job.classes,
-        sizes=sizes[random.choice(len(sizes), count, p=shares), ::-1].astype(np.int32),
-        num_bytes=np.full(count, 1500),
-        shards=shards,
-        shard=(rows // 1000).astype(np.int32),
-        offset=rows % 1000 * 2048,
-    )
-
-
 def plan(job: Job) -> Facts:
     """Check the plan of 300 epochs."""
     from benchmarks.imagenet.planning import check_plan
@@ -158,7 +130,7 @@ def log(job: Job) -> Facts:
 
 
 TASKS: dict[str, Callable[[Job], Facts]] = {
-    task.__name__: task for task in (write, write_21k, teacher, start, start_21k, plan, log)
+    task.__name__: task for task in (write, link_21k, teacher, start, start_21k, plan, log)
 }
 
 

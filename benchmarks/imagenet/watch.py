@@ -17,10 +17,6 @@ _EVERY_S = 0.5
 _SHOWN = 3000
 """Letters of a log in an error."""
 _PARTS = 10
-WARM_UP = 0.2
-"""Share of the time in which memory may grow: DALI's pools fit the largest images only then."""
-_TAIL = 0.97
-"""Share of the time after which a process writes its results and frees its memory."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +41,19 @@ class Cost:
     def peak_mib(self) -> float:
         return float(self.moments[:, 2].max(initial=0))
 
-    def swing_pct(self) -> float:
-        """Return half the difference of largest and smallest memory after the warm-up, in percent
-        of their middle, from means of tenths of the time."""
+    def swing_pct(self, begin: float, end: float) -> float:
+        """Return half the difference of largest and smallest memory between two UNIX times, in
+        percent of their middle, from means of tenths of the time."""
         times, memory = self.moments[:, 0], self.moments[:, 2]
-        share = (times - times[0]) / max(times[-1] - times[0], 1e-9)
-        edges = np.linspace(WARM_UP, _TAIL, _PARTS + 1)
-        parts = [memory[(share >= a) & (share < b)] for a, b in zip(edges, edges[1:], strict=False)]
+        edges = np.linspace(begin, end, _PARTS + 1)
+        parts = [memory[(times >= a) & (times < b)] for a, b in zip(edges, edges[1:], strict=False)]
         means = [part.mean() for part in parts if len(part)]
         return 100 * (max(means) - min(means)) / (max(means) + min(means)) if means else 0.0
+
+    def time_at(self, share: float) -> float:
+        """Return the UNIX time at which a share of the whole time had passed."""
+        first, last = self.moments[[0, -1], 0]
+        return float(first + share * (last - first))
 
     def cpu_at(self, times: Sequence[float]) -> np.ndarray:
         """Return float64 (n,): CPU seconds that had been spent at these UNIX times."""

@@ -10,14 +10,16 @@ import pytest
 from PIL import Image
 
 from benchmarks import rehearsal
-from benchmarks.imagenet.checks import IMAGENET
+from benchmarks.imagenet.checks import IMAGENET, swing_of_training
 from benchmarks.imagenet.job import Job
 from benchmarks.imagenet.planning import check_plan, count_images
 from benchmarks.imagenet.sizes import list_sizes
 from benchmarks.imagenet.stages import STAGES
-from benchmarks.imagenet.stand_in import make_stand_in, write_folder, write_shards
+from benchmarks.imagenet.stand_in import link_shards, make_stand_in, write_folder, write_shards
 from benchmarks.imagenet.watch import Cost, watch
 from fastdeit.data.index import build_index
+from fastdeit.storage.jsonl import append_lines
+from fastdeit.storage.run_folder import RunFolder
 
 IMAGES, CLASSES = 40, 4
 
@@ -57,6 +59,16 @@ def test_stand_in_follows_from_the_seed(data: Path, tmp_path: Path) -> None:
     written = (data / "shards/train/000000.tar").read_bytes()
     assert (tmp_path / "again/000000.tar").read_bytes() == written
     assert (tmp_path / "other/000000.tar").read_bytes() != written
+
+
+def test_linked_shards_hold_more_images(data: Path, tmp_path: Path) -> None:
+    assert link_shards(data / "shards/train", tmp_path / "train", IMAGES, 3 * IMAGES - 1) == 120
+    assert link_shards(data / "shards/train", tmp_path / "train", IMAGES, 3 * IMAGES - 1) == 120
+    link_shards(data / "shards/val", tmp_path / "val", IMAGES, 1)
+    large = build_index(tmp_path, "train")
+    assert len(large) == len(set(large.names.to_pylist())) == 3 * IMAGES
+    with pytest.raises(FileNotFoundError):
+        link_shards(tmp_path, tmp_path / "other", IMAGES, 1)
 
 
 def test_writing_resumes(data: Path, tmp_path: Path) -> None:
@@ -120,10 +132,29 @@ def test_swing_sees_growth_after_the_warm_up() -> None:
 
     def swing(memory: np.ndarray) -> float:
         moments = np.stack((times, times, memory), 1)
-        return Cost(100, 100, 0, 0, 0, 0, 0, moments).swing_pct()
+        cost = Cost(100, 100, 0, 0, 0, 0, 0, moments)
+        return cost.swing_pct(cost.time_at(0.2), cost.time_at(0.9))
 
     assert swing(np.minimum(times, 15) + 500) < 0.1
     assert swing(500 + times) > 5
+    assert swing(500 + 500 * (times > 90)) == 0
+
+
+def test_evaluation_at_the_end_is_no_growth_of_training(tmp_path: Path) -> None:
+    times = np.linspace(1000, 1100, 401)
+    job = Job(tmp_path, 1)
+    lines = [{"time": time, "step": time, "digest": ""} for time in np.linspace(990, 1080, 31)]
+    job.run.mkdir()
+    append_lines(RunFolder(job.run).metrics, lines)
+
+    def swing(memory: np.ndarray) -> float:
+        return swing_of_training(
+            job, Cost(0, 0, 0, 0, 0, 0, 0, np.stack((times, times, memory), 1))
+        )
+
+    assert swing(500 + 500 * (times > 1081)) == 0
+    assert swing(500 + 500 * (times < 1030)) == 0
+    assert swing(times - 500) > 2
 
 
 def test_stage_that_was_done_is_skipped(
