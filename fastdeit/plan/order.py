@@ -60,8 +60,10 @@ class EpochOrders:
 
 
 class ImageOrders:
-    """The orders of a data set's images, without those that are excluded. Attributes: excluded, int64
-    (n,), ascending."""
+    """The orders of a data set's images, without those that are excluded.
+
+    Attributes: excluded, int64 (n,), ascending.
+    """
 
     def __init__(self, seed: int, count: int) -> None:
         self.excluded = np.zeros(0, np.int64)
