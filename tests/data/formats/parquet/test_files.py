@@ -12,7 +12,7 @@ from PIL import Image
 from fastdeit.data.formats.detect import find_split, refuse_unordered
 from fastdeit.data.formats.listing import DataError
 from fastdeit.data.formats.parquet.files import find_columns, find_parquet
-from fastdeit.data.index import build_index
+from fastdeit.data.indexing import build_index
 from tests.support.parquet import CLASSES, IMAGE, describe, write_table
 
 

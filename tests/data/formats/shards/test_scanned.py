@@ -5,8 +5,8 @@ import tracemalloc
 import numpy as np
 import pyarrow as pa
 
-from fastdeit.data.formats.shards.columns import Columns
 from fastdeit.data.formats.shards.samples import Scan
+from fastdeit.data.formats.shards.scanned import ScannedFiles
 
 
 def make_scan(shard: int, images: int) -> Scan:
@@ -17,38 +17,38 @@ def make_scan(shard: int, images: int) -> Scan:
 
 
 def test_rows_are_in_the_order_of_the_shards() -> None:
-    columns = Columns()
+    scanned = ScannedFiles()
     other = Scan(others={".txt": 2}, lone_labels=["key"])  # type: ignore[arg-type]
     other.add("b\udcff.jpg", 5, 6, label=3)
     other.add("bad.jpg", fault="is cut")
     for shard, scan in enumerate([make_scan(0, 2), Scan(), other]):
-        columns.add(scan, f"{shard}/")
-    assert columns.counts == [2, 0, 2]
+        scanned.add(scan, f"{shard}/")
+    assert scanned.counts == [2, 0, 2]
     names = [b"0/0-000000.jpg", b"0/0-000001.jpg", b"2/b\xff.jpg", b"2/bad.jpg"]
-    assert columns.names().to_pylist() == names
-    offsets, lengths, codes = columns.numbers().tolist()
+    assert scanned.names().to_pylist() == names
+    offsets, lengths, codes = scanned.numbers().tolist()
     assert (offsets, lengths) == ([512, 2560, 5, 0], [1000, 1001, 6, 0])
-    assert [columns.labels[code] for code in codes] == ["class 0", "class 1", 3, None]
-    assert columns.first_rows == [0, 1, 2, 3]
-    assert columns.faults == {3: "is cut"}
-    assert columns.lone_labels == ["2/key"]
-    assert columns.others[".txt"] == 2
+    assert [scanned.labels[code] for code in codes] == ["class 0", "class 1", 3, None]
+    assert scanned.first_rows == [0, 1, 2, 3]
+    assert scanned.faults == {3: "is cut"}
+    assert scanned.lone_labels == ["2/key"]
+    assert scanned.others[".txt"] == 2
 
 
 def test_no_shard_has_no_rows() -> None:
-    assert len(Columns().names()) == 0
-    assert Columns().numbers().shape == (3, 0)
+    assert len(ScannedFiles().names()) == 0
+    assert ScannedFiles().numbers().shape == (3, 0)
 
 
 def test_image_takes_few_bytes_of_memory() -> None:
     shards, images = 40, 500
     tracemalloc.start()
     before = pa.total_allocated_bytes()
-    columns = Columns()
+    scanned = ScannedFiles()
     for shard in range(shards):
-        columns.add(make_scan(shard, images), f"train/{shard:06d}.tar/")
+        scanned.add(make_scan(shard, images), f"train/{shard:06d}.tar/")
     held = tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes() - before
     tracemalloc.stop()
-    assert np.sum(columns.counts) == shards * images
+    assert np.sum(scanned.counts) == shards * images
     # 32 of the name, 4 of its offset, 24 of three numbers; as objects they take about 400
     assert held / (shards * images) < 90
