@@ -83,6 +83,7 @@ def estimate_config(
     checkpoints. Raises ValueError naming the flag that cannot be."""
     config = follow_weights(config)
     require_value(price is None or price >= 0, "--price", price, "0 or more")
+    require_value(gb_per_s is None or gb_per_s > 0, "--disk-gb-per-s", gb_per_s, "above 0")
     _check_batch(config, machine.ranks)
     samples = count_samples(
         data.images,

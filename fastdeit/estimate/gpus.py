@@ -26,7 +26,7 @@ class Gpu(NamedTuple):
     peak: str
     memory_gb: float
     tb_per_s: float
-    link_gbps: float
+    link_gb_per_s: float
 
     @property
     def tflops(self) -> float:
@@ -43,7 +43,7 @@ class Gpu(NamedTuple):
     def links(self, per_machine: int) -> Links:
         """Return the links of such GPUs, so many in a machine; those between machines are the
         defaults of `Links`."""
-        return Links(per_machine, inside_gbps=_LINK_SHARE * self.link_gbps)
+        return Links(per_machine, inside_gbps=_LINK_SHARE * self.link_gb_per_s)
 
 
 GPUS = {

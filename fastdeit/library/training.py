@@ -157,19 +157,19 @@ def estimate_run(
     images: int | None = None,
     recipe: str = "deit",
     price: float | None = None,
-    disk_gbps: float | None = None,
+    disk_gb_per_s: float | None = None,
 ) -> Estimate:
     """Return what a run will need, before it starts: `lines`, each with its value, range, unit and
     source (docs/estimate.md), `find(section, name)` for one, `describe()` as JSON values.
 
     gpu: a name of docs/estimate.md, or "cpu". gpus: of all machines; of "cpu" the processes.
     images: of the training split; None: of the index in data_path, else of the data set that
-    `recipe` is for. price: of a GPU for an hour. disk_gbps: 10^9 bytes/s of the disk with the
+    `recipe` is for. price: of a GPU for an hour. disk_gb_per_s: 10^9 bytes/s of the disk with the
     checkpoints. No GPU has confirmed the models. Raises ValueError naming the argument.
     """
     machine = make_machine(gpu, find_gpu(gpu), gpus, gpus_per_machine)
     data = count_data(config, images, find_data_set(recipe))
-    return estimate_config(config, machine, data, price=price, gb_per_s=disk_gbps)
+    return estimate_config(config, machine, data, price=price, gb_per_s=disk_gb_per_s)
 
 
 @names_arguments()

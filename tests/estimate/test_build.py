@@ -176,6 +176,7 @@ def test_more_or_faster_gpus_are_never_slower() -> None:
         ({"images": 500}, r"batch_size must be 1 to 500, the number of training images"),
         ({"recipe": "transfer"}, r"--images must be given, or fastdeit index run on"),
         ({"price": -1.0}, r"--price must be 0 or more"),
+        ({"disk_gb_per_s": 0.0}, r"--disk-gb-per-s must be above 0 \(got 0.0\)"),
     ],
 )
 def test_a_mistake_names_the_argument(arguments: dict[str, object], error: str) -> None:

@@ -54,6 +54,21 @@ def test_a_dead_holder_is_replaced_after_a_wait(store: RunStore) -> None:
     lease.release()
 
 
+def test_of_two_that_replace_a_dead_holder_the_later_one_stays(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write(NAME, b'{"host": "gone", "pid": 1}')
+    write = store.write
+
+    def write_before_another(name: str, data: bytes) -> None:
+        write(name, data)
+        write(name, b'{"host": "other", "pid": 2}')
+
+    monkeypatch.setattr(store, "write", write_before_another)
+    with pytest.raises(ValueError, match="is in use by"):
+        Lease(store, never).acquire(lambda _: None, lambda: True)
+
+
 def test_a_holder_that_ends_in_the_wait_makes_room(store: RunStore) -> None:
     store.write(NAME, b"{}")
     threading.Timer(0.15, lambda: store.remove([NAME])).start()

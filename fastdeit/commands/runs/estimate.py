@@ -42,14 +42,10 @@ class EstimateOptions(Section):
     set."""
     price: float | None = None
     """Price of a GPU for an hour, in any currency."""
-    disk_gbps: float | None = None
+    disk_gb_per_s: float | None = None
     """10^9 bytes a second that the disk with the checkpoints writes; without it as measured."""
     json: bool = False
     """Print one JSON value in place of a table."""
-
-    def check(self) -> None:
-        speed = self.disk_gbps
-        self._require("disk_gbps", speed is None or speed > 0, "above 0")
 
 
 def estimate_command(argv: Sequence[str]) -> int:
