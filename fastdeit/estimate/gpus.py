@@ -75,7 +75,7 @@ def find_gpu(name: str) -> Gpu | None:
     return GPUS[known]
 
 
-class Machine(NamedTuple):
+class Devices(NamedTuple):
     """The devices of a run: `ranks` GPUs, so many in a machine; gpu: None: processes on a CPU."""
 
     name: str
@@ -94,11 +94,11 @@ class Machine(NamedTuple):
         return World(0, self.ranks, 0, min(self.ranks, self.per_machine), device)
 
 
-def make_machine(name: str, gpu: Gpu | None, ranks: int, per_machine: int) -> Machine:
+def make_devices(name: str, gpu: Gpu | None, ranks: int, per_machine: int) -> Devices:
     """Return the devices of a run. Raises ValueError naming the flag that cannot be."""
     require_value(ranks >= 1, "--gpus", ranks, "1 or more")
     require_value(per_machine >= 1, "--gpus-per-machine", per_machine, "1 or more")
     whole = ranks <= per_machine or ranks % per_machine == 0
     allowed = f"at most {per_machine}, or a multiple of it (--gpus-per-machine)"
     require_value(whole, "--gpus", ranks, allowed)
-    return Machine("CPU process" if gpu is None else name.upper(), gpu, ranks, per_machine)
+    return Devices("CPU process" if gpu is None else name.upper(), gpu, ranks, per_machine)
