@@ -2,13 +2,13 @@
 
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fastdeit.mirror.lease import NAME, Lease
 from fastdeit.mirror.store import RunStore
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -18,13 +18,6 @@ def store(tmp_path: Path) -> RunStore:
 
 def never(_: str = "") -> None:
     raise AssertionError
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_a_free_url_is_taken_at_once_and_released(store: RunStore) -> None:

@@ -14,8 +14,8 @@ from fastdeit.mirror.mirror import RunMirror
 from fastdeit.mirror.store import RunStore
 from fastdeit.mirror.upload import Uploader
 from fastdeit.storage.run_folder import RunFolder
-from tests.mirror.test_lease import wait_until
 from tests.support.mirrored import save_step, start_attempt
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
