@@ -33,7 +33,8 @@ from fastdeit.data.graphs.pipeline import (
     pack_draws,
     pack_eval,
 )
-from fastdeit.data.index import Index, build_index
+from fastdeit.data.index import Index
+from fastdeit.data.indexing import build_index
 from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec
 

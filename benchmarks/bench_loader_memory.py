@@ -18,7 +18,7 @@ import torch
 from benchmarks import harness
 from benchmarks.loaders.images import MEAN, STD, write_images
 from fastdeit.data.graphs.options import BACKENDS, PipelineOptions
-from fastdeit.data.index import build_index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.loaders.evaluation import EvalLoader
 from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.plan.plan import Plan

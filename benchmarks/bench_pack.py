@@ -19,7 +19,8 @@ from benchmarks.bench_pipeline import Processes, append
 from benchmarks.harness import Row
 from benchmarks.loaders.case import BATCH, Case
 from benchmarks.loaders.images import write_images
-from fastdeit.data.index import Index, build_index
+from fastdeit.data.index import Index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.packing.encode import Encoding
 from fastdeit.data.packing.job import Packing, ShardSize
 from fastdeit.data.packing.pack import Summary, pack

@@ -19,7 +19,8 @@ import torch
 from benchmarks import harness
 from benchmarks.loaders.images import MEAN, STD, write_images
 from fastdeit.data.graphs.options import PipelineOptions
-from fastdeit.data.index import Index, build_index
+from fastdeit.data.index import Index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.plan.digest import sample_digests
 from fastdeit.plan.plan import Plan

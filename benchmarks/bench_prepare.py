@@ -24,7 +24,7 @@ from benchmarks.bench_pipeline import append
 from benchmarks.harness import Row
 from benchmarks.loaders.images import write_images
 from fastdeit.data.checks.work import CheckKind
-from fastdeit.data.index import build_index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.packing import trial
 from fastdeit.data.packing.encode import Encoding
 from fastdeit.data.packing.job import Packing, ShardSize

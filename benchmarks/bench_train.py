@@ -33,7 +33,8 @@ from benchmarks import harness
 from benchmarks.loaders.images import MEAN, STD, write_images
 from benchmarks.trainers import CLASSES, MANIFEST, make_config, make_trainer
 from fastdeit.data.build import choose_options
-from fastdeit.data.index import Index, build_index
+from fastdeit.data.index import Index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.loaders.batch import Batch
 from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.distributed.world import World, init_distributed

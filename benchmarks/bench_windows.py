@@ -22,7 +22,8 @@ from benchmarks.loaders.images import MEAN, STD, write_images
 from benchmarks.loaders.process import measure
 from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.graphs.pipeline import build_train_pipeline
-from fastdeit.data.index import Index, build_index
+from fastdeit.data.index import Index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.loaders.packed import take_packed
 from fastdeit.data.loaders.stream import Stream
 from fastdeit.data.loaders.train import TrainLoader

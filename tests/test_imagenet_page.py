@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastdeit.__main__ import COMMANDS
-from fastdeit.data.index import build_index
+from fastdeit.data.indexing import build_index
 from fastdeit.estimate import build
 from tests.support.hub_server import HubServer, use_hub_server
 from tests.support.launching import ROOT

@@ -31,7 +31,7 @@ from fastdeit.data import table
 from fastdeit.data.formats.check import MAX_PIXELS, check_image
 from fastdeit.data.formats.listing import DataError
 from fastdeit.data.graphs.options import PipelineOptions
-from fastdeit.data.index import build_index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.data.quarantine import Quarantine, QuarantinedImage, read_quarantine
 from fastdeit.models.student import build_student

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.imagenet.job import EPOCHS, TEACHER, Job
 from benchmarks.imagenet.stand_in import link_shards, write_folder, write_shards
-from fastdeit.data.index import build_index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.snapshot import keep_images, reconcile
 from fastdeit.plan.build import build_plan
 from fastdeit.storage.jsonl import read_json_lines

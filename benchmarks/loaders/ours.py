@@ -14,7 +14,8 @@ from nvidia.dali.data_node import DataNode
 from benchmarks.loaders.case import BATCH, Case, Started
 from benchmarks.loaders.images import MEAN, PATTERN, STD
 from fastdeit.data.graphs.options import PipelineOptions
-from fastdeit.data.index import Index, build_index
+from fastdeit.data.index import Index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.loaders import train
 from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec

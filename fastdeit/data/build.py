@@ -15,7 +15,8 @@ from fastdeit.data.formats.folder import class_folders
 from fastdeit.data.formats.labels import class_names_beside
 from fastdeit.data.formats.listing import DataError
 from fastdeit.data.graphs.options import PipelineOptions
-from fastdeit.data.index import BadImages, Index, build_index
+from fastdeit.data.index import Index
+from fastdeit.data.indexing import BadImages, build_index
 from fastdeit.data.quarantine import Quarantine
 from fastdeit.data.remote.stage import fetch_folder, local_folder
 from fastdeit.data.snapshot import reconcile

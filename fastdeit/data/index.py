@@ -13,14 +13,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from fastdeit.data.checks.facts import HEADER_ONLY, header_only
-from fastdeit.data.checks.tables import build_table
-from fastdeit.data.checks.work import AUTO, CheckKind, ImageCheck
 from fastdeit.data.formats.check import (
     UNREAD,
     check_image,
@@ -28,33 +26,13 @@ from fastdeit.data.formats.check import (
     read_place,
 )
 from fastdeit.data.formats.cifar.files import read_batch
-from fastdeit.data.formats.detect import (
-    VALIDATION,
-    Feeding,
-    SplitLocation,
-    find_split,
-    list_split,
-)
-from fastdeit.data.formats.folder import class_folders
+from fastdeit.data.formats.detect import Feeding
 from fastdeit.data.formats.idx import read_images
-from fastdeit.data.formats.labels import class_names_beside
 from fastdeit.data.formats.listing import DataError, image_columns
-from fastdeit.data.formats.parquet.files import read_classes
 from fastdeit.data.formats.parquet.images import ParquetImages, open_images
 from fastdeit.data.formats.shards.reader import ShardReader
-from fastdeit.data.table import (
-    describe_excluded,
-    excluded_images,
-    fresh_table,
-    good_images,
-    note_split,
-    refuse_empty_classes,
-    table_facts,
-    table_places,
-)
 from fastdeit.display.text import printable
 
-BadImages = Literal["error", "skip"]
 _BY_NUMBER: dict[str, Callable[[Path], np.ndarray | ParquetImages]] = {
     "idx": read_images,
     "cifar": lambda file: read_batch(file).rows,
@@ -62,7 +40,8 @@ _BY_NUMBER: dict[str, Callable[[Path], np.ndarray | ParquetImages]] = {
 }
 """The readers of files whose images have a number in place of an offset, by kind."""
 _ARRAYS = ("name", "label", "num_bytes", "height", "width", "shard", "offset")
-_COLUMNS = (*_ARRAYS, "fault", HEADER_ONLY)
+COLUMNS = (*_ARRAYS, "fault", HEADER_ONLY)
+"""The columns of a stored table that `Index.from_table` reads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,100 +223,3 @@ class Index:
         digest.update(self.num_bytes.astype("<i8").data)
         digest.update(self.labels.astype("<i8").data)
         return digest.hexdigest()
-
-
-def build_index(
-    root: Path,
-    split: str,
-    *,
-    cache_dir: Path | None = None,
-    classes: Sequence[str] | None = None,
-    workers: int | None = None,
-    bad_images: BadImages = "error",
-    require_classes: bool = False,
-    again: bool = False,
-    check: CheckKind = "auto",
-) -> Index:
-    """Return the index of one split, read from its Parquet file if its sources are unchanged, else
-    built.
-
-    split: `train` or `val` below `root`, in any format of docs/data.md; or relative to root a list
-    or a pattern of tar files. classes: the names that labels count; without it those of a
-    `classes.txt`, for `val` of `train`, else its own. cache_dir: where the Parquet file is kept,
-    else `root/.fastdeit`, or the user's cache folder where root cannot be written. workers: threads
-    or processes that decode. bad_images: "skip" excludes them. require_classes: refuse a class
-    folder in which no image can be used. again: look at every file's bytes and time, though the
-    folders are unchanged. check: as `ImageCheck.kind`. Raises DataError for what cannot be used,
-    with "error" also for bad images.
-    """
-    root = Path(os.path.abspath(root))
-    found = find_split(root, split)
-    table = split_table(
-        root,
-        split,
-        found,
-        cache_dir=cache_dir,
-        classes=classes,
-        workers=workers,
-        again=again,
-        wanted=ImageCheck(check),
-    )
-    excluded = excluded_images(table)
-    if excluded and bad_images == "error":
-        raise DataError(f"{root}: {describe_excluded(excluded)}")
-    good = good_images(table, root, split)
-    if require_classes:
-        refuse_empty_classes(table, root, split)
-    notes = note_split(good, is_train=classes is None and split not in VALIDATION)
-    facts = {"root": root, "split": split, "kind": found.feeding}
-    return Index.from_table(good, table_facts(good) | facts, excluded, notes)
-
-
-def split_table(
-    root: Path,
-    split: str,
-    found: SplitLocation,
-    *,
-    cache_dir: Path | None = None,
-    classes: Sequence[str] | None = None,
-    workers: int | None = None,
-    again: bool = False,
-    columns: Sequence[str] = _COLUMNS,
-    wanted: ImageCheck = AUTO,
-) -> pa.Table:
-    """Return a row for every image of the split, good or bad (then with a `fault`); `table_facts`
-    reads what the table holds beside them."""
-    names = list(classes) if classes is not None else None
-    if names is None:
-        names = _class_names(root, split, found, cache_dir=cache_dir, workers=workers)
-    source = {
-        "kind": found.kind,
-        "paths": [os.path.relpath(path, root) for path in found.paths],
-        "classes": names,
-    }
-    places = table_places(root, split, cache_dir)
-    table = None if again else fresh_table(places, root, source, columns, wanted)
-    if table is None:
-        count = workers or os.cpu_count() or 1
-        listing = list_split(root, found, names, count)
-        table = build_table(listing, root, source, places, count, wanted)
-    return table
-
-
-def _class_names(
-    root: Path, split: str, found: SplitLocation, *, cache_dir: Path | None, workers: int | None
-) -> list[str] | None:
-    """Return the names that labels count, or None if the split's own labels make them."""
-    beside = class_names_beside(found.home)
-    if beside and found.kind != "folder":
-        return list(beside)
-    if split not in VALIDATION:
-        return list(class_folders(found.paths[0])) if found.kind == "folder" else None
-    train = find_split(root, "train")
-    if train.kind == "folder":
-        return list(class_folders(train.paths[0]))
-    written = read_classes(train.paths[0]) if train.kind == "parquet" else None
-    if written:
-        return list(written)
-    table = split_table(root, "train", train, cache_dir=cache_dir, workers=workers, columns=())
-    return table_facts(table)["classes"]

@@ -9,7 +9,8 @@ import torch
 from fastdeit.config.parse import require_value
 from fastdeit.config.schema.samples import DataConfig
 from fastdeit.data.build import fetch_data, find_root, pipeline_options
-from fastdeit.data.index import Index, build_index
+from fastdeit.data.index import Index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.loaders.evaluation import PADDING, EvalBatch, EvalLoader
 from fastdeit.distributed.place import find_world, follows_group, on_first_rank
 from fastdeit.library.errors import argument_errors, names_arguments

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -19,7 +19,7 @@ from fastdeit.distributed.collectives import each_rank, first_on_rank0, on_rank0
 from fastdeit.distributed.errors import RunError
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.estimate.build import count_data, estimate_config
-from fastdeit.estimate.gpus import find_gpu, make_machine
+from fastdeit.estimate.gpus import find_gpu, make_devices
 from fastdeit.estimate.lines import Estimate
 from fastdeit.estimate.samples import find_data_set
 from fastdeit.library.errors import names_arguments
@@ -27,6 +27,7 @@ from fastdeit.mirror.build import open_mirror
 from fastdeit.mirror.mirror import RunMirror
 from fastdeit.models.build import build_model, follow_weights
 from fastdeit.models.teachers.ensemble import LiveTeacher
+from fastdeit.reliability.launcher import Launcher
 from fastdeit.reliability.run_lock import RunLock
 from fastdeit.reliability.supervisor import StopAgreed, Supervisor
 from fastdeit.report import build, differences
@@ -50,6 +51,31 @@ _MAX_BYTES = 1 << 22
 """Of summary.json."""
 
 
+class Guards(NamedTuple):
+    """The supervisor, the lock and the mirror of a run, from before it joins the other ranks to its
+    end."""
+
+    supervisor: Supervisor
+    lock: RunLock
+    mirror: RunMirror
+
+
+@contextlib.contextmanager
+def guard_run(
+    config: Config, launcher: Launcher | None = None, *, owns_process: bool = True
+) -> Iterator[Guards]:
+    """Open the guards of a run; launcher, owns_process: as `Supervisor` takes them."""
+    output = config.run.output_dir
+    folder, limits = RunFolder.of(output), config.limits.sections()
+    time_limit = parse_time_limit(config.run.time_limit)
+    with (
+        Supervisor(folder, limits, time_limit, launcher, owns_process) as supervisor,
+        RunLock(folder) as lock,
+        RunMirror(output) as mirror,
+    ):
+        yield Guards(supervisor, lock, mirror)
+
+
 @names_arguments()
 def train_run(config: Config, *, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
     """Train a run to its end, resume it, or find it finished; return what summary.json holds:
@@ -68,23 +94,16 @@ def train_run(config: Config, *, callbacks: Sequence[Callback] = ()) -> dict[str
     require(not named, "callback", named, "empty here: train_run takes objects, callbacks=[...]")
     for callback in callbacks:
         require_value(isinstance(callback, Callback), "callbacks", callback, "fastdeit.Callback")
-    time_limit = parse_time_limit(config.run.time_limit)
-    limits = config.limits.sections()
-    run_folder = RunFolder.of(folder)
-    with (
-        _same_threads(),
-        Supervisor(run_folder, limits, time_limit, None, owns_process=False) as supervisor,
-        RunLock(run_folder) as lock,
-        RunMirror(folder) as mirror,
-    ):
+    with _same_threads(), guard_run(config, owns_process=False) as guards:
+        run_folder = guards.mirror.folder
         world = join_ranks(config)
-        supervisor.listen()
+        guards.supervisor.listen()
         try:
-            prepared = prepare_run(config, "deit", world, supervisor, lock, mirror, callbacks)
+            prepared = prepare_run(config, "deit", world, guards, callbacks)
         except StopAgreed as reason:
             return stop_early(run_folder, world, str(reason))
         if prepared is None:
-            mirror.finish(limits["checkpoint"])
+            finish_mirror(config, guards)
             return on_rank0(lambda: json.loads(read_bounded(run_folder.summary, _MAX_BYTES)))
         from fastdeit.library.execution import execute_run
         from fastdeit.run.report import report_failure
@@ -92,9 +111,9 @@ def train_run(config: Config, *, callbacks: Sequence[Callback] = ()) -> dict[str
         try:
             done = execute_run(*prepared)
         except RunError as error:
-            report_failure(prepared[0], error, mirror)
+            report_failure(prepared[0], error, guards.mirror)
             raise
-        finish_mirror(mirror, supervisor, limits["checkpoint"])
+        finish_mirror(config, guards)
         return done
 
 
@@ -138,19 +157,19 @@ def estimate_run(
     images: int | None = None,
     recipe: str = "deit",
     price: float | None = None,
-    disk_gbps: float | None = None,
+    disk_gb_per_s: float | None = None,
 ) -> Estimate:
     """Return what a run will need, before it starts: `lines`, each with its value, range, unit and
     source (docs/estimate.md), `find(section, name)` for one, `describe()` as JSON values.
 
     gpu: a name of docs/estimate.md, or "cpu". gpus: of all machines; of "cpu" the processes.
     images: of the training split; None: of the index in data_path, else of the data set that
-    `recipe` is for. price: of a GPU for an hour. disk_gbps: 10^9 bytes/s of the disk with the
+    `recipe` is for. price: of a GPU for an hour. disk_gb_per_s: 10^9 bytes/s of the disk with the
     checkpoints. No GPU has confirmed the models. Raises ValueError naming the argument.
     """
-    machine = make_machine(gpu, find_gpu(gpu), gpus, gpus_per_machine)
+    devices = make_devices(gpu, find_gpu(gpu), gpus, gpus_per_machine)
     data = count_data(config, images, find_data_set(recipe))
-    return estimate_config(config, machine, data, price=price, gb_per_s=disk_gbps)
+    return estimate_config(config, devices, data, price=price, gb_per_s=disk_gb_per_s)
 
 
 @names_arguments()
@@ -201,9 +220,7 @@ def prepare_run(
     config: Config,
     recipe: str,
     world: World,
-    supervisor: Supervisor,
-    lock: RunLock,
-    mirror: RunMirror,
+    guards: Guards,
     callbacks: Sequence[Callback] = (),
 ) -> "tuple[Run, list[str]] | None":
     """Return a run at its next step, with notes for the user; None if it was finished before.
@@ -211,6 +228,7 @@ def prepare_run(
     callbacks: beside those of --callback. Nothing but the lock is written yet, the data set of a
     URL, and the working copy of a run at a URL. Raises ValueError, StopAgreed. A collective.
     """
+    supervisor, lock, mirror = guards
     folder = mirror.folder
     if is_url(config.run.output_dir):
         open_mirror(mirror, lock, supervisor.proceed)
@@ -239,9 +257,10 @@ def prepare_run(
     return run, [*notes, *mirror.describe()]
 
 
-def finish_mirror(mirror: RunMirror, supervisor: Supervisor, limit_s: float) -> None:
-    """Wait until all of a run that has ended is at its URL, for at most `limit_s`."""
-    mirror.finish(limit_s, lambda: supervisor.beat("checkpoint", 0))
+def finish_mirror(config: Config, guards: Guards) -> None:
+    """Wait until all of a run that has ended is at its URL, for at most --checkpoint-limit."""
+    limit_s = config.limits.sections()["checkpoint"]
+    guards.mirror.finish(limit_s, lambda: guards.supervisor.beat("checkpoint", 0))
 
 
 def stop_early(folder: RunFolder, world: World, reason: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from benchmarks.imagenet.sizes import list_sizes
 from benchmarks.imagenet.stages import STAGES
 from benchmarks.imagenet.stand_in import link_shards, make_stand_in, write_folder, write_shards
 from benchmarks.imagenet.watch import Cost, watch
-from fastdeit.data.index import build_index
+from fastdeit.data.indexing import build_index
 from fastdeit.storage.jsonl import append_lines
 from fastdeit.storage.run_folder import RunFolder
 

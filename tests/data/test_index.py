@@ -15,7 +15,8 @@ from torchvision.datasets import ImageFolder
 from fastdeit.data import table
 from fastdeit.data.checks import tables, work
 from fastdeit.data.formats.listing import DataError, Listing
-from fastdeit.data.index import Index, build_index
+from fastdeit.data.index import Index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.snapshot import keep_images, reconcile
 
 
@@ -59,7 +60,7 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> list[Listing]:
         listings.append(listing)
         return build(listing, *arguments)
 
-    monkeypatch.setattr("fastdeit.data.index.build_table", spy)
+    monkeypatch.setattr("fastdeit.data.indexing.build_table", spy)
     return listings
 
 

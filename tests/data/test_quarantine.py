@@ -18,7 +18,8 @@ from PIL import Image
 from fastdeit.data import quarantine as quarantine_module
 from fastdeit.data.formats.check import in_parallel
 from fastdeit.data.graphs.options import PipelineOptions
-from fastdeit.data.index import DataError, Index, build_index
+from fastdeit.data.index import DataError, Index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.loaders.batch import Batch
 from fastdeit.data.loaders.evaluation import PADDING, EvalLoader
 from fastdeit.data.loaders.train import TrainLoader

@@ -16,7 +16,8 @@ from PIL import Image
 
 from fastdeit.data import table
 from fastdeit.data.formats.listing import have_true_times
-from fastdeit.data.index import Index, build_index
+from fastdeit.data.index import Index
+from fastdeit.data.indexing import build_index
 from tests.data.formats.test_idx import idx
 
 
@@ -229,6 +230,6 @@ def test_a_stale_table_beside_the_data_does_not_hide_one_in_the_users_cache(
     cached.parent.mkdir(parents=True)
     beside.rename(cached)
     shutil.copy(tmp_path / "data/.fastdeit/train.parquet", beside)
-    build = "fastdeit.data.index.build_table"
+    build = "fastdeit.data.indexing.build_table"
     monkeypatch.setattr(build, lambda *_: pytest.fail("was listed again"))
     assert len(build_index(tmp_path / "copy", "train")) == 4

@@ -17,7 +17,8 @@ from fastdeit.data.checks.tables import build_table
 from fastdeit.data.checks.work import ImageCheck
 from fastdeit.data.formats.check import ImageInfo
 from fastdeit.data.formats.listing import Listing, stamp
-from fastdeit.data.index import Index, build_index
+from fastdeit.data.index import Index
+from fastdeit.data.indexing import build_index
 
 FACTS = ImageInfo(375, 500, "JPEG", "RGB", 1)
 
@@ -71,7 +72,7 @@ def test_the_table_of_imagenet_loads_fast(tmp_path: Path) -> None:
     root = synthetic(tmp_path, 1_281_000)
     check_load(root, 1_281_000, seconds=2, mebibytes=130)
     code = (
-        f"from pathlib import Path; from fastdeit.data.index import build_index;"
+        f"from pathlib import Path; from fastdeit.data.indexing import build_index;"
         f"build_index(Path({str(root)!r}), 'train').fingerprint();"
         f"print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
     )

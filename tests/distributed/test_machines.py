@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from fastdeit.checkpoint.store import list_checkpoints
 from fastdeit.commands.runs.train import train_command
-from fastdeit.data.index import build_index
+from fastdeit.data.indexing import build_index
 from fastdeit.distributed import collectives
 from fastdeit.distributed import world as distributed
 from fastdeit.distributed.collectives import first_on_rank0

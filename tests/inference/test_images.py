@@ -10,7 +10,7 @@ from PIL import Image
 
 from fastdeit.data.formats.listing import DataError
 from fastdeit.data.graphs.options import PipelineOptions
-from fastdeit.data.index import build_index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.loaders.evaluation import EvalLoader
 from fastdeit.inference import images
 from fastdeit.inference.images import choose_rows, find_images, read_image, read_rows

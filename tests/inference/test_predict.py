@@ -7,7 +7,7 @@ import torch
 
 from fastdeit.analysis.attention_maps import record_attention
 from fastdeit.data.graphs.options import PipelineOptions
-from fastdeit.data.index import build_index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.loaders.evaluation import EvalLoader
 from fastdeit.inference.images import find_images
 from fastdeit.inference.load import LoadedModel, load_model

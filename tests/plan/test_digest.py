@@ -18,7 +18,8 @@ import pytest
 from fastdeit.checkpoint.files import read_state, write_files
 from fastdeit.checkpoint.store import list_checkpoints, load_checkpoint
 from fastdeit.data.graphs.options import PipelineOptions
-from fastdeit.data.index import Index, build_index
+from fastdeit.data.index import Index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.distributed.world import init_distributed
 from fastdeit.plan.digest import add_digests, sample_digests, show_digest

@@ -11,7 +11,7 @@ from fastdeit.commands.data.preview import preview_command
 from fastdeit.commands.runs.replay import replay_command
 from fastdeit.commands.runs.train import train_command
 from fastdeit.data import table
-from fastdeit.data.index import build_index
+from fastdeit.data.indexing import build_index
 from fastdeit.storage.run_folder import RunFolder
 from tests.config.test_flags import split as split_words
 from tests.support.images import CLASSES, write_shapes
@@ -70,7 +70,7 @@ def test_table_at_a_path_that_is_not_utf8_is_read_again(
     for place in (root / "train", *(root / "train").rglob("*")):
         os.utime(place, (1e9, 1e9))
     build_index(root, "train", bad_images="skip")
-    monkeypatch.setattr("fastdeit.data.index.build_table", None)
+    monkeypatch.setattr("fastdeit.data.indexing.build_table", None)
     again = build_index(root, "train", bad_images="skip")
     assert again.classes == before.classes == tuple(sorted(map(os.fsdecode, NAMES)))
     assert table.table_places(root, "train", None)[0].is_file()

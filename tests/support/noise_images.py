@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from fastdeit.data.graphs.options import PipelineOptions
-from fastdeit.data.index import Index, build_index
+from fastdeit.data.index import Index
+from fastdeit.data.indexing import build_index
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE, IMAGES = 16, 150

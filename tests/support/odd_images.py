@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastdeit.data.index import Index, build_index
+from fastdeit.data.index import Index
+from fastdeit.data.indexing import build_index
 
 SHAPES = [(1, 1), (1, 40), (37, 1), (2, 3), (5, 310), (290, 4), (9, 130), (8, 8), (16, 17)]
 """Heights and widths at the edges of what there is; the others are drawn."""

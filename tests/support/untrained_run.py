@@ -8,7 +8,8 @@ import yaml
 
 from fastdeit.config.schema import Config
 from fastdeit.data.build import build_train_index
-from fastdeit.data.index import Index, build_index
+from fastdeit.data.index import Index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.snapshot import keep_images
 from fastdeit.report.predictions import RecordedPredictions, write_predictions
 from fastdeit.storage.attempts import Attempt, add_attempt

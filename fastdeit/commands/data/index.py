@@ -32,7 +32,7 @@ from fastdeit.data.checks.facts import header_only
 from fastdeit.data.checks.work import CheckKind, ImageCheck
 from fastdeit.data.formats.detect import find_split
 from fastdeit.data.formats.listing import SHOWN, DataError
-from fastdeit.data.index import split_table
+from fastdeit.data.indexing import split_table
 from fastdeit.data.remote.stage import fetch_folder
 from fastdeit.data.table import (
     excluded_images,

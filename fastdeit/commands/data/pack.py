@@ -26,7 +26,7 @@ from fastdeit.commands.errors import one_line_errors
 from fastdeit.config.options import parse_options
 from fastdeit.config.parse import Section, require, require_value
 from fastdeit.data.formats.listing import SHOWN
-from fastdeit.data.index import build_index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.packing.encode import Encoding, Subsampling
 from fastdeit.data.packing.job import Packing, ShardSize
 from fastdeit.data.packing.manifest import MANIFEST, read_manifest

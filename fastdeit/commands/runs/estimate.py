@@ -17,9 +17,8 @@ from rich.table import Column, Table
 from fastdeit.commands.errors import one_line_errors
 from fastdeit.commands.output import print_json
 from fastdeit.config.cli import parse_config
-from fastdeit.config.flags import split_flags
-from fastdeit.config.options import parse_options
-from fastdeit.config.parse import Section, name_flag
+from fastdeit.config.options import split_options
+from fastdeit.config.parse import Section
 from fastdeit.display.terminal import Terminal
 from fastdeit.estimate.lines import Estimate, Line
 from fastdeit.library.training import estimate_run
@@ -42,14 +41,10 @@ class EstimateOptions(Section):
     set."""
     price: float | None = None
     """Price of a GPU for an hour, in any currency."""
-    disk_gbps: float | None = None
+    disk_gb_per_s: float | None = None
     """10^9 bytes a second that the disk with the checkpoints writes; without it as measured."""
     json: bool = False
     """Print one JSON value in place of a table."""
-
-    def check(self) -> None:
-        speed = self.disk_gbps
-        self._require("disk_gbps", speed is None or speed > 0, "above 0")
 
 
 def estimate_command(argv: Sequence[str]) -> int:
@@ -65,11 +60,7 @@ def estimate_command(argv: Sequence[str]) -> int:
 
 
 def _estimate(argv: Sequence[str]) -> tuple[EstimateOptions, Estimate]:
-    names = [field.name for field in dataclasses.fields(EstimateOptions)]
-    own = {name_flag(name) for name in [*names, "no_json"]} | {"--help", "-h"}
-    mine = [token for name, tokens in split_flags(argv) if name in own for token in tokens]
-    flags = [token for name, tokens in split_flags(argv) if name not in own for token in tokens]
-    options = parse_options(mine, EstimateOptions, "fastdeit estimate", __doc__ or "")
+    options, flags = split_options(argv, EstimateOptions, "fastdeit estimate", __doc__ or "")
     config, recipe = parse_config(flags, "fastdeit estimate")
     chosen = dataclasses.asdict(options)
     del chosen["json"]

@@ -5,15 +5,18 @@ before DALI, numba and TensorBoard are.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from fastdeit.commands.errors import one_line_errors, print_error
 from fastdeit.commands.imports import pause_collection
 from fastdeit.config.cli import check_callbacks, parse_config
-from fastdeit.config.parse import parse_time_limit
 from fastdeit.config.peers import list_notes
 from fastdeit.distributed.errors import RunError
 from fastdeit.reliability.launcher import Launcher
-from fastdeit.storage.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from fastdeit.library.training import Guards
+    from fastdeit.run.state import Run
 
 
 def train_command(
@@ -28,41 +31,44 @@ def train_command(
         config, recipe = parse_config(argv, prog)
         check_callbacks(config, argv)
     with pause_collection():
-        from fastdeit.library.training import finish_mirror, join_ranks, prepare_run, stop_early
-        from fastdeit.mirror.mirror import RunMirror
-        from fastdeit.reliability.run_lock import RunLock
-        from fastdeit.reliability.supervisor import StopAgreed, Supervisor
-    folder = RunFolder.of(config.run.output_dir)
-    limits = config.limits.sections()
-    time_limit = parse_time_limit(config.run.time_limit)
-    with (
-        Supervisor(folder, limits, time_limit, launcher) as supervisor,
-        RunLock(folder) as lock,
-        RunMirror(config.run.output_dir) as mirror,
-    ):
+        from fastdeit.library.training import (
+            finish_mirror,
+            guard_run,
+            join_ranks,
+            prepare_run,
+            stop_early,
+        )
+        from fastdeit.reliability.supervisor import StopAgreed
+    with guard_run(config, launcher) as guards:
         with one_line_errors(), pause_collection():
             world = join_ranks(config)
-            supervisor.listen()
+            guards.supervisor.listen()
             try:
-                prepared = prepare_run(config, recipe, world, supervisor, lock, mirror)
+                prepared = prepare_run(config, recipe, world, guards)
             except StopAgreed as reason:
-                stop_early(folder, world, str(reason))
+                stop_early(guards.mirror.folder, world, str(reason))
                 return 0
         if prepared is None:
-            mirror.finish(limits["checkpoint"])
+            finish_mirror(config, guards)
             return 0
-        from fastdeit.library.execution import execute_run
-        from fastdeit.run.report import report_failure
-
         run, notes = prepared
-        try:
-            execute_run(run, [*list_notes(argv, config), *notes])
-            finish_mirror(mirror, supervisor, limits["checkpoint"])
-            return 0
-        except RunError as error:
-            # it may be on one rank alone: the launcher then ends the others
-            supervisor.fail(error)
-            if world.rank == 0 or not error.heard_by_all:
-                print_error(error)
-            report_failure(run, error, mirror)
-            return supervisor.exit(1)
+        return _execute(run, [*list_notes(argv, config), *notes], guards)
+
+
+def _execute(run: "Run", notes: list[str], guards: "Guards") -> int:
+    """Train a run that is at its next step; return the exit code."""
+    from fastdeit.library.execution import execute_run
+    from fastdeit.library.training import finish_mirror
+    from fastdeit.run.report import report_failure
+
+    try:
+        execute_run(run, notes)
+        finish_mirror(run.config, guards)
+        return 0
+    except RunError as error:
+        # it may be on one rank alone: the launcher then ends the others
+        guards.supervisor.fail(error)
+        if run.world.rank == 0 or not error.heard_by_all:
+            print_error(error)
+        report_failure(run, error, guards.mirror)
+        return guards.supervisor.exit(1)

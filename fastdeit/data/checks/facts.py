@@ -24,6 +24,14 @@ def header_only(table: pa.Table) -> np.ndarray:
     return np.asarray(pc.fill_null(table[HEADER_ONLY], False).to_numpy())
 
 
+def tabulate(checked: Sequence[Checked]) -> pa.Table:
+    """Return the table of decoded images, in the columns of `Facts`."""
+    facts = Facts(len(checked))
+    for row, one in enumerate(checked):
+        facts.set(row, one, DECODED)
+    return pa.table(facts.columns())
+
+
 class Facts:
     """The facts of N images, by row. Attributes: depth, uint8 (N,), of each one's check; is_sure,
     bool (N,): False where the facts are those of an earlier file, which may be another one now."""

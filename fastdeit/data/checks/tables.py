@@ -137,10 +137,13 @@ def _facts(listing: Listing, images: pa.Table, places: Sequence[Path]) -> Facts:
     """Return what is known of a listing's images before any is checked."""
     if listing.facts:
         facts = Facts.of_alike(len(images), listing.facts)
+    elif listing.checked is not None:
+        every = np.ones(len(images), bool)
+        facts = Facts.of_table(listing.checked, every, every)
     else:
         facts = _known(images, places)
-    for row, checked in (*enumerate(listing.checked), *listing.faults.items()):
-        facts.set(row, checked, DECODED)
+    for row, fault in listing.faults.items():
+        facts.set(row, fault, DECODED)
     return facts
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fastdeit.data.formats.check import Checked, ImageInfo
+from fastdeit.data.formats.check import ImageInfo
 from fastdeit.distributed.errors import RunError
 
 SHOWN = 10
@@ -75,8 +75,9 @@ class Listing:
     """Facts for the user that are no faults."""
     facts: ImageInfo | None = None
     """Of every image, where none has to be decoded."""
-    checked: Sequence[Checked] = ()
-    """Of each image, where the listing has decoded all."""
+    checked: pa.Table | None = None
+    """Facts or fault of each image, in the columns of `Facts`, where the listing has decoded
+    all."""
     shards: tuple[str, ...] = ()
     """Container files, relative to the root; empty where each image is a file."""
     shard: np.ndarray | None = None

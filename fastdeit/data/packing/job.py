@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastdeit.data.index import BadImages, Index
+from fastdeit.data.index import Index
+from fastdeit.data.indexing import BadImages
 from fastdeit.data.packing.encode import Encoding
 from fastdeit.data.packing.parts import Layout
 

@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple
 
 from fastdeit.data.formats.check import UNREAD
 from fastdeit.data.formats.listing import DataError
-from fastdeit.data.index import BadImages, Index
+from fastdeit.data.index import Index
+from fastdeit.data.indexing import BadImages
 from fastdeit.data.packing.encode import Encoding, Packed, pack_image
 from fastdeit.data.packing.files import hash_files
 from fastdeit.data.packing.names import name_image

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from fastdeit.analysis.disagreement import compare_answers
-from fastdeit.data.index import Index, build_index
+from fastdeit.data.index import Index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.snapshot import read_classes
 from fastdeit.data.table import table_places
 from fastdeit.display.terminal import note_failure

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from fastdeit.commands.data.index import index_command
-from fastdeit.data.index import build_index
+from fastdeit.data.indexing import build_index
 from tests.support.images import write_shapes
 
 

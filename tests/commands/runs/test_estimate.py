@@ -41,7 +41,7 @@ def test_json_has_every_line_with_its_source(capsys: pytest.CaptureFixture[str])
     [
         ("--gpu v100", "--gpu must be one of b200,"),
         ("--gpus few", "--gpus must be a whole number (got 'few')"),
-        ("--disk-gbps 0", "--disk-gbps must be above 0 (got 0.0)"),
+        ("--disk-gb-per-s 0", "--disk-gb-per-s must be above 0 (got 0.0)"),
         ("--recipe transfer --model resnet18", "--images must be given"),
         ("--aug-repeat 3", "--aug-repeat is not a flag; near: --aug-repeats"),
         ("runs/x", "'runs/x' belongs to no flag"),

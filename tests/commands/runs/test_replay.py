@@ -18,7 +18,8 @@ from fastdeit.commands.runs.replay import replay_command
 from fastdeit.config.cli import parse_config
 from fastdeit.data import quarantine
 from fastdeit.data.build import build_train_loader
-from fastdeit.data.index import Index, build_index
+from fastdeit.data.index import Index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.loaders import train as loaders_train
 from fastdeit.data.loaders.batch import Batch
 from fastdeit.data.loaders.train import TrainLoader

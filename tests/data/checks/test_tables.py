@@ -14,7 +14,7 @@ from fastdeit.data.checks.facts import header_only
 from fastdeit.data.checks.work import ImageCheck
 from fastdeit.data.formats import check
 from fastdeit.data.formats.detect import find_split, list_split
-from fastdeit.data.index import build_index, split_table
+from fastdeit.data.indexing import build_index, split_table
 from fastdeit.data.snapshot import keep_images, reconcile
 from tests.data.checks.test_headers import flipped
 from tests.data.test_index import settle

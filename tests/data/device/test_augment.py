@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from fastdeit.data.graphs.options import PipelineOptions
-from fastdeit.data.index import Index, build_index
+from fastdeit.data.index import Index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.loaders.batch import Batch
 from fastdeit.data.loaders.evaluation import EvalLoader
 from fastdeit.data.loaders.train import OrdinalLoader, TrainLoader

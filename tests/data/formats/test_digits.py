@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from fastdeit.data.formats.digits import write_digits
-from fastdeit.data.index import Index, build_index
+from fastdeit.data.index import Index
+from fastdeit.data.indexing import build_index
 
 
 def path(index: Index, row: int) -> Path:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fastdeit.data.formats.file_names import extension_fault, is_image, is_litter
 from fastdeit.data.formats.listing import DataError
-from fastdeit.data.index import build_index
+from fastdeit.data.indexing import build_index
 
 LITTER = (
     *("__MACOSX/0.png", "__MACOSX/cat/._0.png", "._0.png", "cat/._0.png", ".DS_Store"),

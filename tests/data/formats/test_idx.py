@@ -10,7 +10,7 @@ import pytest
 
 from fastdeit.data.formats.idx import read_images
 from fastdeit.data.formats.listing import DataError
-from fastdeit.data.index import build_index
+from fastdeit.data.indexing import build_index
 from tests.support.decoding import decode_by_dali
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from fastdeit.data.formats.listing import DataError
-from fastdeit.data.index import build_index
+from fastdeit.data.indexing import build_index
 
 
 def save(path: Path, height: int = 6) -> Path:

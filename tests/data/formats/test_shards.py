@@ -15,7 +15,7 @@ from fastdeit.data.formats.listing import DataError
 from fastdeit.data.formats.shards import samples as samples_module
 from fastdeit.data.formats.shards import scan as scan_module
 from fastdeit.data.formats.shards.patterns import expand_pattern
-from fastdeit.data.index import build_index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.snapshot import keep_images, reconcile
 from tests.support.decoding import decode_by_dali
 

@@ -24,7 +24,8 @@ from fastdeit.data.graphs.pipeline import (
     pack_draws,
     pack_eval,
 )
-from fastdeit.data.index import Index, build_index
+from fastdeit.data.index import Index
+from fastdeit.data.indexing import build_index
 from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.plan.spec import PlanSpec
 from tests.support.places import Distances, device_of, to_numpy

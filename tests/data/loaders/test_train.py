@@ -18,7 +18,8 @@ from PIL import Image
 
 from fastdeit.data import quarantine
 from fastdeit.data.device.transfer import send_together, to_device_of
-from fastdeit.data.index import DataError, Index, build_index
+from fastdeit.data.index import DataError, Index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.loaders import planned
 from fastdeit.data.loaders.batch import Batch
 from fastdeit.data.loaders.train import TrainLoader

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fastdeit.data.formats.listing import DataError
-from fastdeit.data.index import build_index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.packing import pack as pack_module
 from fastdeit.data.packing import parts as parts_module
 from fastdeit.data.packing import trial

@@ -7,7 +7,7 @@ import pytest
 import webdataset
 from timm.data import create_dataset
 
-from fastdeit.data.index import build_index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.packing.pack import pack
 from tests.support.images import write_shapes
 from tests.support.packing import make_job, pixels

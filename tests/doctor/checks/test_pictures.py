@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastdeit.data.index import build_index
+from fastdeit.data.indexing import build_index
 from fastdeit.doctor.checks import pictures
 from fastdeit.doctor.findings import Finding, Target
 from tests.support.images import write_pixels, write_shapes

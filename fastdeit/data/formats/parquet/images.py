@@ -1,5 +1,6 @@
 """The images of Parquet files: read in order, a few at a time, as pages have no random access."""
 
+import dataclasses
 import functools
 import os
 import threading
@@ -10,24 +11,26 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from fastdeit.data.checks.facts import tabulate
 from fastdeit.data.formats.check import MAX_BYTES, Checked, check_image, in_parallel
-from fastdeit.data.formats.labels import Label, number_labels, read_label
+from fastdeit.data.formats.labels import Label, read_label
 from fastdeit.data.formats.listing import DataError, Listing, stamp
 from fastdeit.data.formats.parquet.files import Columns, find_columns, open_parquet
+from fastdeit.data.formats.shards.samples import Scan
+from fastdeit.data.formats.shards.scanned import ScannedFiles
 from fastdeit.display.progress import track
-from fastdeit.display.text import printable
+from fastdeit.display.text import shorten
 
 _AT_ONCE = 32  # images in memory
+_MAX_STEM = 200  # characters of a name in the file, whose end says more
 _PROCESSES_FROM = 2**28  # bytes; below it, starting processes costs more than the decoding
 
 
-class _Scan(NamedTuple):
-    """The findings of one pass over a file, a value an image."""
+class _Checked(NamedTuple):
+    """The images of a file, whose offsets are their rows, and the facts of each."""
 
-    names: list[str]
-    labels: list[Label | None]
-    num_bytes: list[int]
-    checked: list[Checked]
+    scan: Scan
+    facts: pa.Table
     classes: tuple[str, ...] | None
 
 
@@ -37,51 +40,41 @@ def list_parquet(
     """List the images of Parquet files, in the order of files and rows; an image's offset is its
     row. Each image is decoded, since it has to be unpacked anyway.
 
-    Raises DataError for a file that cannot be read, and for labels that are not in `classes`.
+    classes: the names that labels count; None: those of the files, or the labels' own. Raises
+    DataError for a file that cannot be read, for files that name different classes, and for labels
+    that are not in `classes`.
     """
     stamps = stamp(root, files)
-    paths = tuple(os.path.relpath(file, root) for file in files)
+    paths = [os.path.relpath(file, root) for file in files]
     many = sum(file.stat().st_size for file in files) >= _PROCESSES_FROM
-    found = in_parallel(_scan_file, files, workers, processes=many)
-    scans = list(track(found, len(files), "reading Parquet files"))
-    counts = [len(scan.names) for scan in scans]
-    names = [f"{path}/{name}" for path, scan in zip(paths, scans, strict=True) for name in scan[0]]
-    checked = [one for scan in scans for one in scan.checked]
-    labels, known = number_labels(
-        [label for scan in scans for label in scan.labels],
-        classes or scans[0].classes,
-        lambda row: f"{root}: {printable(names[row])}",
-    )
-    times = [file.stat() for file in files]
-    return Listing(
-        classes=known,
-        names=pa.array([name.encode("utf-8", "surrogateescape") for name in names], pa.binary()),
-        labels=labels,
-        num_bytes=np.array([size for scan in scans for size in scan.num_bytes], np.int64),
-        mtimes=np.repeat([facts.st_mtime_ns for facts in times], counts).astype(np.int64),
-        ctimes=np.repeat([facts.st_ctime_ns for facts in times], counts).astype(np.int64),
-        stamps=stamps,
-        checked=checked,
-        shards=paths,
-        shard=np.repeat(np.arange(len(files), dtype=np.int32), counts),
-        offset=np.concatenate([np.arange(count) for count in counts]).astype(np.int64),
-    )
+    found = in_parallel(_check_file, files, workers, processes=many)
+    scanned = ScannedFiles()
+    facts: list[pa.Table] = []
+    named: tuple[str, ...] | None = None
+    for path, checked in zip(paths, track(found, len(files), "reading Parquet files"), strict=True):
+        scanned.add(checked.scan, f"{path}/")
+        facts.append(checked.facts)
+        named = named or checked.classes
+        if not classes and checked.classes not in (None, named):
+            raise DataError(f"{root}: {path} names other classes than the files before it")
+    listing = scanned.to_listing(root, paths, stamps, classes or named)
+    return dataclasses.replace(listing, checked=pa.concat_tables(facts))
 
 
-def _scan_file(file: Path) -> _Scan:
+def _check_file(file: Path) -> _Checked:
     """Return the names, labels and facts of all images of a file. Raises DataError."""
     with open_parquet(file) as opened:
         columns = find_columns(file, opened.schema_arrow)
-    scan = _Scan([], [], [], [], columns.classes)
+    scan = Scan()
+    found: list[Checked] = []
     wanted = [columns.encoded, columns.label, *filter(None, [columns.path])]
     for batch in _iterate(file, wanted):
         for data, path, value in _rows(batch, columns):
-            scan.names.append(_name(len(scan.names), path))
-            label = _read_label(file, len(scan.labels), value)
-            scan.labels.append(label)
-            scan.num_bytes.append(len(data or b""))
-            scan.checked.append("has no label" if label is None else _check(data, path))
-    return scan
+            row = len(found)
+            label = _read_label(file, row, value)
+            scan.add(_name(row, path), row, len(data or b""), label)
+            found.append("has no label" if label is None else _check(data, path))
+    return _Checked(scan, tabulate(found), columns.classes)
 
 
 def _rows(batch: pa.RecordBatch, columns: Columns) -> Iterator[tuple[bytes | None, str, object]]:
@@ -104,7 +97,7 @@ def _values(batch: pa.RecordBatch, column: str) -> pa.Array:
 
 
 def _name(row: int, path: str) -> str:
-    stem = os.path.basename(path).replace("\0", "")
+    stem = os.path.basename(path).replace("\0", "")[-_MAX_STEM:]
     return f"{row:06d}_{stem}" if stem else f"{row:06d}"
 
 
@@ -117,7 +110,7 @@ def _read_label(file: Path, row: int, value: object) -> Label | None:
 
 def _check(data: bytes | None, path: str) -> Checked:
     if data is None:
-        return f"is not in the file, which has its name alone: {printable(path)!r}"
+        return f"is not in the file, which has its name alone: {shorten(path, _MAX_STEM)!r}"
     if len(data) > MAX_BYTES:
         return f"{len(data)} bytes are more than {MAX_BYTES}"
     return check_image(data)

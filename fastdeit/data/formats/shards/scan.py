@@ -4,6 +4,7 @@ One pass over the headers finds the place of each image; nothing is unpacked, an
 place.
 """
 
+import dataclasses
 import os
 import tarfile
 from collections import Counter
@@ -11,14 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-
 from fastdeit.data.formats.check import UNREAD, in_parallel
 from fastdeit.data.formats.file_names import EXTENSIONS
-from fastdeit.data.formats.labels import number_labels
 from fastdeit.data.formats.listing import SHOWN, DataError, Listing, stamp
-from fastdeit.data.formats.shards.columns import Columns
 from fastdeit.data.formats.shards.samples import Samples, Scan
+from fastdeit.data.formats.shards.scanned import ScannedFiles
 from fastdeit.display.progress import track
 from fastdeit.display.text import printable
 
@@ -42,44 +40,24 @@ def list_shards(
     stamps = stamp(root, shards)
     files = tuple(os.path.relpath(shard, root) for shard in shards)
     scanned = _scan_all(root, files, workers)
-    names = scanned.names()
-    if not len(names):
+    if not any(scanned.counts):
         extensions = ", ".join(EXTENSIONS)
         held = _list_others(scanned.others)
         shown = ", ".join(map(printable, files[:SHOWN]))
         raise DataError(f"{root}: no image in {shown}: a member must end in {extensions} ({held})")
-
-    def place(label: int) -> str:
-        return f"{root}: {printable(os.fsdecode(names[scanned.first_rows[label]].as_py()))}"
-
-    positions, known = number_labels(scanned.labels, classes, place)
-    offsets, lengths, labels = scanned.numbers()
-    times = [os.stat(shard) for shard in shards]
-    return Listing(
-        classes=known,
-        names=names,
-        labels=positions[labels],
-        num_bytes=lengths,
-        mtimes=np.repeat([facts.st_mtime_ns for facts in times], scanned.counts).astype(np.int64),
-        ctimes=np.repeat([facts.st_ctime_ns for facts in times], scanned.counts).astype(np.int64),
-        stamps=stamps,
-        faults=scanned.faults,
-        notes=_note_lone_labels(scanned),
-        shards=files,
-        shard=np.repeat(np.arange(len(shards), dtype=np.int32), scanned.counts),
-        offset=offsets,
-    )
+    listing = scanned.to_listing(root, files, stamps, classes)
+    return dataclasses.replace(listing, notes=_note_lone_labels(scanned))
 
 
-def _scan_all(root: Path, files: Sequence[str], workers: int) -> Columns:
+def _scan_all(root: Path, files: Sequence[str], workers: int) -> ScannedFiles:
     """Return the samples of all shards; files: relative to root."""
     shards = [os.path.join(root, file) for file in files]
     many = len(shards) >= _PROCESSES_FROM
     scans = in_parallel(scan_shard, shards, workers, processes=many)
-    columns = Columns()
+    scanned = ScannedFiles()
     for file, scan in zip(files, track(scans, len(files), "reading shards"), strict=True):
-        columns.add(scan, f"{file}/")
-    return columns
+        scanned.add(scan, f"{file}/")
+    return scanned
 
 
 def _list_others(others: Counter[str]) -> str:
@@ -89,7 +67,7 @@ def _list_others(others: Counter[str]) -> str:
     return f"other members: {listed or 'none'}"
 
 
-def _note_lone_labels(scanned: Columns) -> tuple[str, ...]:
+def _note_lone_labels(scanned: ScannedFiles) -> tuple[str, ...]:
     labels = scanned.lone_labels
     if not labels:
         return ()

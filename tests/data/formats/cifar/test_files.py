@@ -8,7 +8,8 @@ import pytest
 
 from fastdeit.data.formats.cifar.files import choose_cifar
 from fastdeit.data.formats.listing import DataError
-from fastdeit.data.index import Index, build_index
+from fastdeit.data.index import Index
+from fastdeit.data.indexing import build_index
 from tests.support.cifar import (
     CLASSES10,
     CLASSES100,

@@ -17,12 +17,12 @@ from fastdeit.data.build import build_eval_index
 from fastdeit.data.formats.listing import DataError
 from fastdeit.data.formats.parquet import images as images_module
 from fastdeit.data.formats.parquet.images import ParquetImages
-from fastdeit.data.index import build_index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.packing import pack as pack_module
 from fastdeit.data.packing.pack import pack
 from tests.data.formats.parquet.test_files import ROW, jpeg
 from tests.support.packing import COPY, contents, make_job
-from tests.support.parquet import CLASSES, Row, write_hub_folder, write_table
+from tests.support.parquet import CLASSES, Row, describe, write_hub_folder, write_table
 
 FORMS: dict[str, dict[str, Any]] = {
     "of datasets": {"compression": "none", "use_dictionary": False},
@@ -103,12 +103,14 @@ def test_odd_images_are_excluded_with_the_reason(tmp_path: Path) -> None:
         ({"bytes": jpeg()[:-40], "path": "cut.jpg"}, 1),
         ({"bytes": jpeg(), "path": "n.jpg"}, None),
         ({"bytes": jpeg(3), "path": "../../etc/x\n.jpg"}, 1),
+        ({"bytes": jpeg(3), "path": 100_000 * "x" + ".jpg"}, 1),
     ]
     write_table(tmp_path / "train.parquet", rows)
     index = build_index(tmp_path, "train", bad_images="skip")
-    assert [index.name(row) for row in range(2)] == [
+    assert [index.name(row) for row in range(3)] == [
         "train.parquet/000000",
         "train.parquet/000006_x\\n.jpg",
+        f"train.parquet/000007_{196 * 'x'}.jpg",
     ]
     assert [line.partition(": ")[2][:20] for line in index.excluded] == [
         "is not in the file, ",
@@ -123,6 +125,20 @@ def test_a_label_that_is_no_class_is_refused(tmp_path: Path) -> None:
     write_table(tmp_path / "train.parquet", [({"bytes": jpeg(), "path": "a"}, 2)])
     with pytest.raises(DataError, match="train.parquet/000000_a has the label 2, not one of the 2"):
         build_index(tmp_path, "train")
+
+
+def test_files_that_name_their_classes_in_another_order_are_refused(tmp_path: Path) -> None:
+    write_table(tmp_path / "train-0.parquet", make_rows(2))
+    swapped = describe(CLASSES[::-1])
+    other = write_table(tmp_path / "train-1.parquet", make_rows(2), swapped)
+    with pytest.raises(DataError, match=r"train-1.parquet names other classes than the files"):
+        build_index(tmp_path, "train")
+    other.rename(tmp_path / "val.parquet")
+    assert len(build_index(tmp_path, "train")) == 2
+    with pytest.raises(DataError, match=r"val.parquet names other classes than those of train"):
+        build_index(tmp_path, "val")
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    assert build_index(tmp_path, "val").classes == ("a", "b")
 
 
 def test_the_unlabelled_images_of_a_test_split_are_refused(tmp_path: Path) -> None:
@@ -181,13 +197,13 @@ def test_packed_shards_have_the_same_bytes_classes_and_labels(tmp_path: Path, hu
 
 def test_evaluation_reads_no_training_image(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scanned = []
-    scan = images_module._scan_file
+    scan = images_module._check_file
 
     def spy(file: Path) -> object:
         scanned.append(file.name)
         return scan(file)
 
-    monkeypatch.setattr(images_module, "_scan_file", spy)
+    monkeypatch.setattr(images_module, "_check_file", spy)
     val = build_eval_index(hub, "val", ["other"], "skip")
     assert val.classes == CLASSES and len(val) == 4
     assert scanned == [f"validation-{n:05}-of-00002.parquet" for n in (0, 1)]

@@ -60,7 +60,7 @@ def test_shards_used_last_stay_open(shards: list[str], monkeypatch: pytest.Monke
 _TRAIN = """
 import resource, sys
 from fastdeit.data.graphs.options import PipelineOptions
-from fastdeit.data.index import build_index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec

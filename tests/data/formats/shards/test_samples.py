@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from fastdeit.data.formats.listing import DataError
-from fastdeit.data.index import Index, build_index
+from fastdeit.data.index import Index
+from fastdeit.data.indexing import build_index
 
 
 def picture(number: int) -> bytes:

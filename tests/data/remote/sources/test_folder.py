@@ -13,7 +13,7 @@ import pytest
 
 from fastdeit.commands.runs.train import train_command
 from fastdeit.config.parse import SettingError
-from fastdeit.data.index import build_index
+from fastdeit.data.indexing import build_index
 from fastdeit.data.remote import fetch as fetching
 from fastdeit.data.remote.addresses import find_place
 from fastdeit.data.remote.source import FetchError, FetchStopped

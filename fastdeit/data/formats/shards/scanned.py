@@ -1,19 +1,24 @@
-"""The samples of many shards, as arrays: there may be millions, and a Python object for each of
-their names, places and labels takes ten times the memory."""
+"""The samples of many shards or Parquet files, as arrays: there may be millions, and a Python
+object for each of their names, places and labels takes ten times the memory."""
 
+import os
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from fastdeit.data.formats.labels import Label
+from fastdeit.data.formats.labels import Label, number_labels
+from fastdeit.data.formats.listing import Listing, Stamps
 from fastdeit.data.formats.shards.samples import Scan
+from fastdeit.display.text import printable
 
 
-class Columns:
-    """The samples of the shards that were added, in order.
+class ScannedFiles:
+    """The samples of the files that were added, in order.
 
-    Attributes: counts, the samples of each shard; labels, the different ones in order of
+    Attributes: counts, the samples of each file; labels, the different ones in order of
     appearance, of which None is that of a sample without one; first_rows, the row in which each
     appears first; faults, others, lone_labels: as those of a `Scan`.
     """
@@ -34,7 +39,7 @@ class Columns:
         return list(self._codes)
 
     def add(self, scan: Scan, prefix: str) -> None:
-        """Add the samples of a shard, their names after `prefix`."""
+        """Add the samples of a file, their names after `prefix`."""
         first = self._rows
         for place, label in enumerate(scan.labels):
             if self._codes.setdefault(label, len(self._codes)) == len(self.first_rows):
@@ -57,3 +62,32 @@ class Columns:
         """Return int64 (3, N): offset and length of each image, and the place of its label in
         `labels`."""
         return np.concatenate(self._numbers or [np.zeros((3, 0), np.int64)], 1)
+
+    def to_listing(
+        self, root: Path, files: Sequence[str], stamps: Stamps, classes: Sequence[str] | None
+    ) -> Listing:
+        """Return the listing of all files; files: their paths relative to `root`.
+
+        Raises DataError for labels that are not in `classes`.
+        """
+        names = self.names()
+
+        def place(label: int) -> str:
+            return f"{root}: {printable(os.fsdecode(names[self.first_rows[label]].as_py()))}"
+
+        positions, known = number_labels(self.labels, classes, place)
+        offsets, lengths, labels = self.numbers()
+        times = [os.stat(os.path.join(root, file)) for file in files]
+        return Listing(
+            classes=known,
+            names=names,
+            labels=positions[labels],
+            num_bytes=lengths,
+            mtimes=np.repeat([facts.st_mtime_ns for facts in times], self.counts).astype(np.int64),
+            ctimes=np.repeat([facts.st_ctime_ns for facts in times], self.counts).astype(np.int64),
+            stamps=stamps,
+            faults=self.faults,
+            shards=tuple(files),
+            shard=np.repeat(np.arange(len(files), dtype=np.int32), self.counts),
+            offset=offsets,
+        )
