@@ -21,8 +21,10 @@ from fastdeit.config.flags import split_flags
 from fastdeit.config.options import parse_options
 from fastdeit.config.parse import Section, name_flag
 from fastdeit.display.terminal import Terminal
+from fastdeit.estimate.build import count_data, estimate_config
+from fastdeit.estimate.gpus import find_gpu, make_machine
 from fastdeit.estimate.lines import Estimate, Line
-from fastdeit.library.training import estimate_run
+from fastdeit.estimate.samples import find_data_set
 
 _SAID = "no GPU has confirmed the lines of a model; ranges are judgements (docs/estimate.md)"
 
@@ -49,7 +51,7 @@ class EstimateOptions(Section):
 
     def check(self) -> None:
         speed = self.disk_gbps
-        self._require("disk_gbps", speed is None or speed > 0, "above 0")
+        self._require("disk_gbps", speed is None or 1e-6 <= speed <= 1e6, "0.000001 to 1000000")
 
 
 def estimate_command(argv: Sequence[str]) -> int:
@@ -71,9 +73,11 @@ def _estimate(argv: Sequence[str]) -> tuple[EstimateOptions, Estimate]:
     flags = [token for name, tokens in split_flags(argv) if name not in own for token in tokens]
     options = parse_options(mine, EstimateOptions, "fastdeit estimate", __doc__ or "")
     config, recipe = parse_config(flags, "fastdeit estimate")
-    chosen = dataclasses.asdict(options)
-    del chosen["json"]
-    return options, estimate_run(config, recipe=recipe, **chosen)
+    gpu = find_gpu(options.gpu)
+    machine = make_machine(options.gpu, gpu, options.gpus, options.gpus_per_machine)
+    data = count_data(config, options.images, find_data_set(recipe))
+    price, speed = options.price, options.disk_gbps
+    return options, estimate_config(config, machine, data, price=price, gb_per_s=speed)
 
 
 def _show(terminal: Terminal, found: Estimate) -> None:
