@@ -23,7 +23,7 @@ from fastdeit.commands.flags import SourceFlags
 from fastdeit.commands.output import print_json
 from fastdeit.config.cli import parse_config
 from fastdeit.config.flags import split_flags
-from fastdeit.config.options import parse_options
+from fastdeit.config.options import parse_options, split_options
 from fastdeit.config.parse import require_value
 from fastdeit.config.recipes import RECIPES
 from fastdeit.display.terminal import Terminal
@@ -77,26 +77,18 @@ def audit_command(argv: Sequence[str]) -> int:
 
 
 def _audit(argv: Sequence[str]) -> tuple[Audit, ResultOptions]:
-    parts = list(split_flags(argv))
-    named = {name for name, _ in parts}
+    named = {name for name, _ in split_flags(argv)}
     if named & _SETTINGS and not named & {"--help", "-h"}:
-        return _audit_flags(parts)
+        return _audit_flags(argv)
     options = parse_options(argv, AuditOptions, "fastdeit audit", __doc__ or "")
     _check_subject(options.subject)
     weights = options.weights
     return audit_source(options.subject, ema=weights.ema, model=weights.model), options.result
 
 
-def _audit_flags(parts: Sequence[tuple[str, list[str]]]) -> tuple[Audit, ResultOptions]:
+def _audit_flags(argv: Sequence[str]) -> tuple[Audit, ResultOptions]:
     """Audit the settings of a command line of `fastdeit train`, with the flags of the result."""
-    own = {
-        f"--{prefix}{field.name}"
-        for field in dataclasses.fields(ResultOptions)
-        for prefix in ("", "no-")
-    }
-    mine = [token for name, tokens in parts if name in own for token in tokens]
-    flags = [token for name, tokens in parts if name not in own for token in tokens]
-    result = parse_options(mine, ResultOptions, "fastdeit audit", __doc__ or "")
+    result, flags = split_options(argv, ResultOptions, "fastdeit audit", __doc__ or "")
     config, _ = parse_config(flags, "fastdeit audit")
     return audit_settings(config, quote_words(*flags)), result
 

@@ -82,6 +82,18 @@ def _list_fields(kind: Any) -> Iterator[_Field]:
         yield _Field(item.name, kind_of, is_place, is_required, aliases)
 
 
+def split_options(
+    argv: Sequence[str], kind: type[Options], prog: str, description: str
+) -> tuple[Options, list[str]]:
+    """Return the flags of `kind` among those of a command line, as `parse_options`, and all other
+    flags with their values, as those of `fastdeit train`."""
+    own = _list_flags(list(_list_fields(kind)))
+    parts = list(split_flags(argv))
+    mine = [token for name, tokens in parts if name in own for token in tokens]
+    others = [token for name, tokens in parts if name not in own for token in tokens]
+    return parse_options(mine, kind, prog, description), others
+
+
 def _list_flags(fields: Sequence[_Field]) -> dict[str, Any]:
     """Return the type of every flag, by its name with dashes."""
     known: dict[str, Any] = dict(_HELP)

@@ -11,7 +11,7 @@ from fastdeit.config.parse import require, require_value
 from fastdeit.config.schema import Config
 from fastdeit.data.counts import read_counts
 from fastdeit.data.remote.stage import local_folder
-from fastdeit.estimate.gpus import Machine
+from fastdeit.estimate.gpus import Devices
 from fastdeit.estimate.inputs import list_bandwidths, list_cores, time_loader
 from fastdeit.estimate.lines import Estimate, Line, Span, make_line, spread
 from fastdeit.estimate.outputs import (
@@ -39,6 +39,8 @@ _OF_PLAN = (0.9, 1.15)
 _OF_RESIDENT = (0.8, 1.6)
 _MOST = 1e9
 """A price that no currency has."""
+_SPEEDS = (1e-6, 1e6)
+"""GB/s that no disk has."""
 _FORWARD = 1 / 3
 """Share of a forward pass in the FLOPs of training."""
 
@@ -75,7 +77,7 @@ def count_data(config: Config, images: int | None, usual: DataSet | None) -> Dat
 
 def estimate_config(
     config: Config,
-    machine: Machine,
+    devices: Devices,
     data: DataSet,
     *,
     price: float | None = None,
@@ -84,33 +86,40 @@ def estimate_config(
     """Return the estimate of a run; price: of a GPU for an hour; gb_per_s: of the disk with the
     checkpoints. Raises ValueError naming the flag that cannot be."""
     config = follow_weights(config)
-    require_value(price is None or 0 <= price <= _MOST, "--price", price, f"0 to {_MOST:g}")
+    _check_hardware(price, gb_per_s)
     given = "given, as --finetune has no weights yet that name theirs"
     require(bool(config.model.model), "model", config.model.model, given)
     check_model(config)
-    _check_batch(config, machine.ranks, data.images)
+    _check_batch(config, devices.ranks, data.images)
     samples = count_samples(
         data.images,
         config.optim.batch_size,
         config.optim.epochs,
         build_spec(config).repeats,
     )
-    parts = build_parts(config, machine, data.classes)
-    work = _describe_work(config, machine, parts, data.classes)
+    parts = build_parts(config, devices, data.classes)
+    work = _describe_work(config, devices, parts, data.classes)
     lines = [*list_samples(samples, data)]
-    step, rate, hours = _time_run(config, machine, samples, data, work)
+    step, rate, hours = _time_run(config, devices, samples, data, work)
     lines += [*step.lines, *rate, *hours]
-    lines += _list_memory(config, machine, parts, data.classes)
+    lines += _list_memory(config, devices, parts, data.classes)
     each = _rate_of_gpu(step.total, work.samples)
     size, repeats = config.data.input_size, samples.repeats
     # on a CPU the loader is a part of the step
-    lines += list_cores(each if machine.gpu else None, size, repeats)
-    lines += list_bandwidths(each, samples, data, machine.ranks, machine.per_machine)
-    lines += _list_teacher(config, machine, samples, data, parts)
+    lines += list_cores(each if devices.gpu else None, size, repeats)
+    lines += list_bandwidths(each, samples, data, devices.ranks, devices.per_machine)
+    lines += _list_teacher(config, devices, samples, data, parts)
     nbytes = count_checkpoint_bytes(parts.model, ema=config.optim.model_ema)
     lines += list_checkpoints(nbytes, config.checkpoint.keep_checkpoints, gb_per_s)
     lines += _list_cost(lines, price)
-    return Estimate(f"{machine.ranks} x {machine.name}", lines)
+    return Estimate(f"{devices.ranks} x {devices.name}", lines)
+
+
+def _check_hardware(price: float | None, gb_per_s: float | None) -> None:
+    require_value(price is None or 0 <= price <= _MOST, "--price", price, f"0 to {_MOST:g}")
+    slowest, fastest = _SPEEDS
+    possible = gb_per_s is None or slowest <= gb_per_s <= fastest
+    require_value(possible, "--disk-gb-per-s", gb_per_s, f"{slowest:g} to {fastest:g}")
 
 
 def _check_batch(config: Config, ranks: int, images: int) -> None:
@@ -124,7 +133,7 @@ def _check_batch(config: Config, ranks: int, images: int) -> None:
     require(fits, "micro_batch", micro, f"a divisor of {share}, the samples of a process")
 
 
-def build_parts(config: Config, machine: Machine, classes: int) -> Parts:
+def build_parts(config: Config, devices: Devices, classes: int) -> Parts:
     """Build the model and the teacher on the meta device."""
     # the weights of --finetune are not read: their values change nothing
     fresh = config.replace(model={"finetune": "", "trainable": "all"})
@@ -136,18 +145,18 @@ def build_parts(config: Config, machine: Machine, classes: int) -> Parts:
         return Parts(model, None, False)
     teachers = [name for name, _ in config.distill.teachers]
     size = config.distill.teacher_input_size or config.data.input_size
-    dtype = precision(config, machine.world())[1]
+    dtype = precision(config, devices.world())[1]
     teacher = make_teacher(teachers, classes, size, config.distill.teacher_batch, dtype)
     return Parts(model, teacher, config.distill.needs_teacher)
 
 
-def _describe_work(config: Config, machine: Machine, parts: Parts, classes: int) -> Work:
+def _describe_work(config: Config, devices: Devices, parts: Parts, classes: int) -> Work:
     model, copies = parts.model, count_copies(config)
     flops = count_flops(model, config.data.input_size)
-    micro = find_micro_batch(config, machine.world())
+    micro = find_micro_batch(config, devices.world())
     whole = isinstance(model, Student) and config.model.trainable == "all"
-    in_bf16 = precision(config, machine.world())[0] == "bf16"
-    require(machine.gpu is None or in_bf16, "precision", "fp32", "auto or bf16 with a GPU")
+    in_bf16 = precision(config, devices.world())[0] == "bf16"
+    require(devices.gpu is None or in_bf16, "precision", "fp32", "auto or bf16 with a GPU")
     return Work(
         config.model.model,
         find_shape(model, classes) if isinstance(model, Student) and whole else None,
@@ -155,7 +164,7 @@ def _describe_work(config: Config, machine: Machine, parts: Parts, classes: int)
         _count_teacher(parts),
         count_parameters(model)[1],
         micro,
-        config.optim.batch_size // machine.ranks // micro,
+        config.optim.batch_size // devices.ranks // micro,
         copies,
         config.run.grad_checkpointing,
         config.run.overlap_reduce == "auto",
@@ -170,15 +179,15 @@ def _count_teacher(parts: Parts) -> float | None:
 
 
 def _time_run(
-    config: Config, machine: Machine, samples: Samples, data: DataSet, work: Work
+    config: Config, devices: Devices, samples: Samples, data: DataSet, work: Work
 ) -> tuple[StepTime, list[Line], list[Line]]:
     """Return the time of a step, the lines of its rate, and the lines of the hours."""
-    if machine.gpu is None:
+    if devices.gpu is None:
         each = time_loader("exact", "folder", config.data.input_size, samples.repeats)
         step = time_cpu_step(work, each)
     else:
-        links = machine.gpu.links(machine.per_machine)
-        step = time_gpu_step(work, machine.gpu, machine.ranks, links)
+        links = devices.gpu.links(devices.per_machine)
+        step = time_gpu_step(work, devices.gpu, devices.ranks, links)
     if step.total is None:
         return step, [], []
     total = step.total
@@ -196,7 +205,7 @@ def _time_run(
         make_line("time", "training", training, "h", "steps x time of a step"),
         make_line("time", "evaluations", evaluation, "h", basis),
         make_line("time", "the run", hours, "h", "without start, waits and failures"),
-        make_line("time", "devices", hours.times(machine.ranks), machine.unit, "hours x devices"),
+        make_line("time", "devices", hours.times(devices.ranks), devices.unit, "hours x devices"),
     ]
     return step, lines, more
 
@@ -211,8 +220,8 @@ def _rate_of_gpu(step_ms: Span | None, samples: int) -> Span | None:
     return None if step_ms is None else step_ms.divide(1e3 * samples)
 
 
-def _list_memory(config: Config, machine: Machine, parts: Parts, classes: int) -> Iterator[Line]:
-    world = machine.world()
+def _list_memory(config: Config, devices: Devices, parts: Parts, classes: int) -> Iterator[Line]:
+    world = devices.world()
     teacher = parts.teacher if parts.runs_teacher else None
     planner = build_planner(config, world, parts.model, teacher, classes)
     micro = find_micro_batch(config, world)
@@ -224,19 +233,19 @@ def _list_memory(config: Config, machine: Machine, parts: Parts, classes: int) -
         reason = "the meta device cannot run the model"
         yield Line("memory", "a device", None, "GB", "unknown", reason)
         return
-    if machine.gpu is None:
+    if devices.gpu is None:
         resident = find_rates("resident")[0]
         whole = spread((total + resident.value) / GB, *_OF_RESIDENT)
         basis += f", and a process with a loader: {resident.source}"
         yield make_line("memory", "a process", whole, "GB", basis)
         return
     yield make_line("memory", "a GPU", spread(total / GB, *_OF_PLAN), "GB", basis)
-    room = machine.gpu.memory_gb * GB - CONTEXT
-    basis = f"90 % of {machine.gpu.memory_gb:g} GB without CUDA's context"
+    room = devices.gpu.memory_gb * GB - CONTEXT
+    basis = f"90 % of {devices.gpu.memory_gb:g} GB without CUDA's context"
     forms = [(False, "largest micro-batch")]
     if can_checkpoint(parts.model):
         forms.append((True, "largest micro-batch, --grad-checkpointing"))
-    roomy = config.replace(optim={"batch_size": 2**17 * machine.ranks})
+    roomy = config.replace(optim={"batch_size": 2**17 * devices.ranks})
     planner = build_planner(roomy, world, parts.model, teacher, classes)
     for checkpointing, name in forms:
         largest = find_largest(planner, checkpointing, room)
@@ -244,27 +253,27 @@ def _list_memory(config: Config, machine: Machine, parts: Parts, classes: int) -
 
 
 def _list_teacher(
-    config: Config, machine: Machine, samples: Samples, data: DataSet, parts: Parts
+    config: Config, devices: Devices, samples: Samples, data: DataSet, parts: Parts
 ) -> Iterator[Line]:
     if config.distill.distillation_type == "none":
         return
     period = config.distill.cache_period
     epochs = min(samples.epochs, period or samples.epochs)
     yield from list_cache(samples, data.classes, epochs)
-    each = _time_teacher_image(config, machine, parts, data.classes)
-    yield from list_recording(each, samples, epochs, machine.unit)
+    each = _time_teacher_image(config, devices, parts, data.classes)
+    yield from list_recording(each, samples, epochs, devices.unit)
 
 
 def _time_teacher_image(
-    config: Config, machine: Machine, parts: Parts, classes: int
+    config: Config, devices: Devices, parts: Parts, classes: int
 ) -> Span | None:
     """Return the milliseconds of the teacher for an image, whether it runs live or not."""
     if parts.teacher is None:
         return None
     live = parts._replace(runs_teacher=True)
-    work = _describe_work(config, machine, live, classes)
-    if machine.gpu is not None:
-        total = time_teacher(work, machine.gpu)
+    work = _describe_work(config, devices, live, classes)
+    if devices.gpu is not None:
+        total = time_teacher(work, devices.gpu)
         return total and total.times(1 / work.samples)
     rate = find_rates("cpu_steps", dtype="fp32", threads=1)[0]
     return spread((work.teacher_flops or 0) / rate.value / 1e6, 0.6, 4.0)

@@ -26,7 +26,7 @@ class Gpu(NamedTuple):
     peak: str
     memory_gb: float
     tb_per_s: float
-    link_gbps: float
+    link_gb_per_s: float
 
     @property
     def tflops(self) -> float:
@@ -43,7 +43,7 @@ class Gpu(NamedTuple):
     def links(self, per_machine: int) -> Links:
         """Return the links of such GPUs, so many in a machine; those between machines are the
         defaults of `Links`."""
-        return Links(per_machine, inside_gbps=_LINK_SHARE * self.link_gbps)
+        return Links(per_machine, inside_gbps=_LINK_SHARE * self.link_gb_per_s)
 
 
 GPUS = {
@@ -75,7 +75,7 @@ def find_gpu(name: str) -> Gpu | None:
     return GPUS[known]
 
 
-class Machine(NamedTuple):
+class Devices(NamedTuple):
     """The devices of a run: `ranks` GPUs, so many in a machine; gpu: None: processes on a CPU."""
 
     name: str
@@ -94,11 +94,11 @@ class Machine(NamedTuple):
         return World(0, self.ranks, 0, min(self.ranks, self.per_machine), device)
 
 
-def make_machine(name: str, gpu: Gpu | None, ranks: int, per_machine: int) -> Machine:
+def make_devices(name: str, gpu: Gpu | None, ranks: int, per_machine: int) -> Devices:
     """Return the devices of a run. Raises ValueError naming the flag that cannot be."""
     require_value(ranks >= 1, "--gpus", ranks, "1 or more")
     require_value(per_machine >= 1, "--gpus-per-machine", per_machine, "1 or more")
     whole = ranks <= per_machine or ranks % per_machine == 0
     allowed = f"at most {per_machine}, or a multiple of it (--gpus-per-machine)"
     require_value(whole, "--gpus", ranks, allowed)
-    return Machine("CPU process" if gpu is None else name.upper(), gpu, ranks, per_machine)
+    return Devices("CPU process" if gpu is None else name.upper(), gpu, ranks, per_machine)

@@ -75,7 +75,7 @@ def list_checkpoints(nbytes: int, keep: int, gb_per_s: float | None) -> Iterator
     yield Line("checkpoints", "largest room", (kept + 1) * nbytes / 1e9, "GB", "counted", basis)
     if gb_per_s is not None:
         seconds = nbytes / gb_per_s / 1e9
-        basis = "bytes / --disk-gbps, in the background"
+        basis = "bytes / --disk-gb-per-s, in the background"
         yield Line("checkpoints", "writing one", seconds, "s", "model", basis)
         return
     rates = find_rates("checkpoints")

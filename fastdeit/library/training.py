@@ -19,7 +19,7 @@ from fastdeit.distributed.collectives import each_rank, first_on_rank0, on_rank0
 from fastdeit.distributed.errors import RunError
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.estimate.build import count_data, estimate_config
-from fastdeit.estimate.gpus import find_gpu, make_machine
+from fastdeit.estimate.gpus import find_gpu, make_devices
 from fastdeit.estimate.lines import Estimate
 from fastdeit.estimate.samples import find_data_set
 from fastdeit.library.errors import names_arguments
@@ -157,19 +157,19 @@ def estimate_run(
     images: int | None = None,
     recipe: str = "deit",
     price: float | None = None,
-    disk_gbps: float | None = None,
+    disk_gb_per_s: float | None = None,
 ) -> Estimate:
     """Return what a run will need, before it starts: `lines`, each with its value, range, unit and
     source (docs/estimate.md), `find(section, name)` for one, `describe()` as JSON values.
 
     gpu: a name of docs/estimate.md, or "cpu". gpus: of all machines; of "cpu" the processes.
     images: of the training split; None: of the index in data_path, else of the data set that
-    `recipe` is for. price: of a GPU for an hour. disk_gbps: 10^9 bytes/s of the disk with the
+    `recipe` is for. price: of a GPU for an hour. disk_gb_per_s: 10^9 bytes/s of the disk with the
     checkpoints. No GPU has confirmed the models. Raises ValueError naming the argument.
     """
-    machine = make_machine(gpu, find_gpu(gpu), gpus, gpus_per_machine)
+    devices = make_devices(gpu, find_gpu(gpu), gpus, gpus_per_machine)
     data = count_data(config, images, find_data_set(recipe))
-    return estimate_config(config, machine, data, price=price, gb_per_s=disk_gbps)
+    return estimate_config(config, devices, data, price=price, gb_per_s=disk_gb_per_s)
 
 
 @names_arguments()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fastdeit.checkpoint.files import NewerFormat
 from fastdeit.checkpoint.store import list_checkpoints, rename_aside, step_of, verify_checkpoint
+from fastdeit.data.remote.retries import retry
 from fastdeit.mirror.contents import CHECKPOINTS, MANIFEST, group_checkpoints, is_mirrored
 from fastdeit.mirror.store import RunStore
 from fastdeit.storage.run_folder import RunFolder
@@ -23,7 +24,7 @@ def restore(
     """
     if not any(is_mirrored(folder, name) for name in listed):
         return
-    theirs = _read_lines(store.read(folder.attempts.name))
+    theirs = _read_lines(_read(store, folder.attempts.name))
     ours = _read_lines(folder.attempts.read_bytes() if folder.attempts.is_file() else None)
     if ours[: len(theirs)] != theirs and theirs[: len(ours)] != ours:
         raise ValueError(
@@ -41,6 +42,11 @@ def restore(
         if step_of(path) not in restored:
             rename_aside(path)
     _restore_files(folder, store, listed)
+
+
+def _read(store: RunStore, name: str) -> bytes | None:
+    """Return the content of a small file, tried again after faults that may pass."""
+    return retry(lambda: store.read(name), store.url)
 
 
 def _read_lines(data: bytes | None) -> list[bytes]:
@@ -73,7 +79,7 @@ def _restore_checkpoints(
     for step, names in complete.items():
         final = folder.checkpoints / step
         manifest = final / MANIFEST
-        remote = store.read(f"{CHECKPOINTS}/{step}/{MANIFEST}")
+        remote = _read(store, f"{CHECKPOINTS}/{step}/{MANIFEST}")
         if not (manifest.is_file() and manifest.read_bytes() == remote):
             fault = _restore_checkpoint(final, store, names)
             if fault:

@@ -177,6 +177,6 @@ def check_folder(folder: RunFolder) -> None:
     absent = [path.name for path in needed if not path.is_file()]
     if absent:
         raise ValueError(
-            f"RUN must be the --output-dir of a run (got {folder}, "
+            f"RUN must be a run folder on this machine (got {folder}, "
             f"which has no {' and no '.join(absent)})"
         )

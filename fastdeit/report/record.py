@@ -102,7 +102,7 @@ def _read_path(path: Path) -> RunRecord:
     if not lines and not any(file.is_file() for file in files):
         name = printable(path)
         raise ValueError(
-            f"RUN must be the --output-dir of a run, or its metrics.jsonl (got {name})"
+            f"RUN must be a run folder on this machine, or its metrics.jsonl (got {name})"
         )
     return _read_parts(folder, lines, parts)
 

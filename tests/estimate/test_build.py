@@ -124,6 +124,30 @@ def test_a_row_of_the_gpu_replaces_the_model(monkeypatch: pytest.MonkeyPatch) ->
         assert line.source == "model"
 
 
+@pytest.mark.usefixtures("without_search")
+def test_smaller_micro_batches_do_the_same_work_in_more_steps() -> None:
+    config = SMALL.replace(distill={"cache": "CACHE"})
+    names = ("time", "the model, a step")
+    whole, halves = (
+        estimate_run(config.replace(optim={"micro_batch": size})).find(*names).value or 0.0
+        for size in (128, 64)
+    )
+    assert whole <= halves < 1.2 * whole
+
+
+@pytest.mark.usefixtures("without_search")
+def test_a_reduction_during_the_backward_pass_hides_a_part_of_the_links() -> None:
+    base = find_recipe("deit").replace(distill={"cache": "CACHE"})
+    after, hidden = (
+        estimate_run(base.replace(run={"overlap_reduce": when}), gpus=16)
+        .find("time", "links, a step")
+        .value
+        or 0.0
+        for when in ("off", "auto")
+    )
+    assert hidden < 0.9 * after
+
+
 QUICK = ("transfer",)
 """Recipes that are tried by default; the others with -m slow."""
 
@@ -176,6 +200,7 @@ def test_more_or_faster_gpus_are_never_slower() -> None:
         ({"images": 500}, r"batch_size must be at most 500, the number of training images"),
         ({"recipe": "transfer"}, r"--images must be given, or fastdeit index run on"),
         ({"price": -1.0}, r"--price must be 0 to 1e\+09"),
+        ({"disk_gb_per_s": 0.0}, r"--disk-gb-per-s must be 1e-06 to 1e\+06 \(got 0.0\)"),
     ],
 )
 def test_a_mistake_names_the_argument(arguments: dict[str, object], error: str) -> None:

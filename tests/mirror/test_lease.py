@@ -2,13 +2,13 @@
 
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fastdeit.mirror.lease import NAME, Lease
 from fastdeit.mirror.store import RunStore
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -18,13 +18,6 @@ def store(tmp_path: Path) -> RunStore:
 
 def never(_: str = "") -> None:
     raise AssertionError
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_a_free_url_is_taken_at_once_and_released(store: RunStore) -> None:
@@ -52,6 +45,21 @@ def test_a_dead_holder_is_replaced_after_a_wait(store: RunStore) -> None:
     assert lease.acquire(lines.append, lambda: True)
     assert "process 1 on 'gone'" in lines[0] and lease.is_held()
     lease.release()
+
+
+def test_of_two_that_replace_a_dead_holder_the_later_one_stays(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write(NAME, b'{"host": "gone", "pid": 1}')
+    write = store.write
+
+    def write_before_another(name: str, data: bytes) -> None:
+        write(name, data)
+        write(name, b'{"host": "other", "pid": 2}')
+
+    monkeypatch.setattr(store, "write", write_before_another)
+    with pytest.raises(ValueError, match="is in use by"):
+        Lease(store, never).acquire(lambda _: None, lambda: True)
 
 
 def test_a_holder_that_ends_in_the_wait_makes_room(store: RunStore) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from fastdeit.data.remote.source import Transient
+from fastdeit.mirror import mirror as mirror_module
 from fastdeit.mirror.mirror import RunMirror
 from fastdeit.mirror.store import RunStore
+from fastdeit.mirror.upload import Uploader
 from fastdeit.storage.run_folder import RunFolder
-from tests.mirror.test_lease import wait_until
 from tests.support.mirrored import save_step, start_attempt
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -48,6 +50,27 @@ def test_a_checkpoint_is_uploaded_while_the_run_trains(mirror: RunMirror, url: s
     save_step(mirror.folder, 10)
     store = RunStore(url)
     wait_until(lambda: "checkpoints/step-00000010/manifest.json" in store.list_files())
+
+
+def test_a_checkpoint_does_not_wait_for_the_next_upload_of_logs(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror_module, "INTERVAL_S", 600.0)
+    with RunMirror(url) as mirror:
+        mirror.open(print, lambda: True)
+        start_attempt(mirror.folder, 1)
+        time.sleep(0.1)  # the first upload, of nothing
+        save_step(mirror.folder, 10)
+        wait_until(lambda: "checkpoints/step-00000010/manifest.json" in RunStore(url).list_files())
+
+
+def test_slow_uploads_of_logs_take_a_small_share_of_the_time(
+    mirror: RunMirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror_module, "SHARE", 20)
+    assert mirror._thread is not None
+    monkeypatch.setattr(Uploader, "run", lambda self: time.sleep(0.1))
+    assert (mirror._thread._upload() or 0.0) >= 2.0
 
 
 def test_the_end_waits_for_the_last_checkpoint_and_frees_the_url(

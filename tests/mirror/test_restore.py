@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastdeit.checkpoint.store import list_checkpoints
-from fastdeit.data.remote.source import FetchError
+from fastdeit.data.remote.source import FetchError, Transient
 from fastdeit.mirror.contents import is_mirrored
 from fastdeit.mirror.restore import restore
 from fastdeit.mirror.store import RunStore
@@ -135,7 +135,7 @@ def test_a_restore_that_is_ended_in_the_middle_is_done_again(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(RunStore, "download", interrupt)
         place.restore(other)
-    assert not other.attempts.exists()
+    assert other.metrics.is_file() and not other.attempts.exists(), "the starts come last"
     assert place.restore(other) == ["20", "10"] and other.attempts.is_file()
 
 
@@ -174,3 +174,26 @@ def test_a_checkpoint_that_the_store_refuses_is_not_taken_for_damaged(
     with pytest.raises(FetchError, match="access is refused"):
         place.restore(place.machine("other"))
     assert not place.machine("other").attempts.exists()
+
+
+def test_a_fault_that_passes_does_not_end_a_restore(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, faults = place.store.read, [Transient("503"), Transient("503")]
+
+    def fail(name: str) -> bytes | None:
+        if faults:
+            raise faults.pop()
+        return read(name)
+
+    monkeypatch.setattr(place.store, "read", fail)
+    other = place.machine("other")
+    assert place.restore(other) == ["20", "10"] and other.attempts.is_file()
+
+
+def test_every_file_of_a_run_is_mirrored_but_those_of_one_machine(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    files = {value for name in dir(RunFolder) if isinstance(value := getattr(folder, name), Path)}
+    names = {file.relative_to(tmp_path).as_posix() for file in files}
+    alone = {name for name in names if not is_mirrored(folder, name)}
+    assert alone == {"checkpoints", "tensorboard", "lock", "stop"}

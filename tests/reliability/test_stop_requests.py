@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Callable
 
 import pytest
 
@@ -12,18 +11,12 @@ from fastdeit.config.schema import RunConfig
 from fastdeit.reliability import stop_requests
 from fastdeit.reliability.launcher import Launcher
 from fastdeit.reliability.stop_requests import REASONS, StopRequests
+from tests.support.waiting import wait_until
 
 
 class Aborts(list[tuple[int, str]]):
     def __call__(self, code: int, reason: str) -> None:
         self.append((code, reason))
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_second_interrupt_aborts_but_an_echo_of_the_first_does_not(

@@ -171,7 +171,9 @@ def test_the_child_ends_with_its_parent_and_writes_a_note_of_what_is_wrong(
     orphan = subprocess.run([*command, "1"], cwd=ROOT, capture_output=True, text=True)
     assert (orphan.returncode, orphan.stderr) == (0, "")
     done = subprocess.run([*command, str(os.getpid())], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("RUN must be the --output-dir of a run")
+    assert done.returncode == 1 and done.stderr.startswith(
+        "RUN must be a run folder on this machine"
+    )
 
 
 def test_a_stopped_child_ends_with_its_parent_too() -> None:

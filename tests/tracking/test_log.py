@@ -19,6 +19,7 @@ from fastdeit.tracking.tensorboard import TensorBoard
 from fastdeit.tracking.trackers import Trackers
 from fastdeit.training.trainer import STATISTICS, Meter, StepStatistics
 from tests.support.full_disk import limit_file_size
+from tests.support.waiting import wait_until
 
 STEPS_PER_EPOCH = 20
 BATCH_SIZE = 8
@@ -53,13 +54,6 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     for line in lines:
         del line["time"], line["seconds_elapsed"]
     return lines
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def place(step: int) -> dict[str, Any]:

@@ -8,7 +8,6 @@ read, but the index of --data-path if there is one.
 Exit codes: 0; 2 for a command line that cannot be used.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,12 +16,11 @@ from rich.table import Column, Table
 from fastdeit.commands.errors import one_line_errors
 from fastdeit.commands.output import print_json
 from fastdeit.config.cli import parse_config
-from fastdeit.config.flags import split_flags
-from fastdeit.config.options import parse_options
-from fastdeit.config.parse import Section, name_flag
+from fastdeit.config.options import split_options
+from fastdeit.config.parse import Section
 from fastdeit.display.terminal import Terminal
 from fastdeit.estimate.build import count_data, estimate_config
-from fastdeit.estimate.gpus import find_gpu, make_machine
+from fastdeit.estimate.gpus import find_gpu, make_devices
 from fastdeit.estimate.lines import Estimate, Line
 from fastdeit.estimate.samples import find_data_set
 
@@ -44,14 +42,10 @@ class EstimateOptions(Section):
     set."""
     price: float | None = None
     """Price of a GPU for an hour, in any currency."""
-    disk_gbps: float | None = None
+    disk_gb_per_s: float | None = None
     """10^9 bytes a second that the disk with the checkpoints writes; without it as measured."""
     json: bool = False
     """Print one JSON value in place of a table."""
-
-    def check(self) -> None:
-        speed = self.disk_gbps
-        self._require("disk_gbps", speed is None or 1e-6 <= speed <= 1e6, "0.000001 to 1000000")
 
 
 def estimate_command(argv: Sequence[str]) -> int:
@@ -67,17 +61,13 @@ def estimate_command(argv: Sequence[str]) -> int:
 
 
 def _estimate(argv: Sequence[str]) -> tuple[EstimateOptions, Estimate]:
-    names = [field.name for field in dataclasses.fields(EstimateOptions)]
-    own = {name_flag(name) for name in [*names, "no_json"]} | {"--help", "-h"}
-    mine = [token for name, tokens in split_flags(argv) if name in own for token in tokens]
-    flags = [token for name, tokens in split_flags(argv) if name not in own for token in tokens]
-    options = parse_options(mine, EstimateOptions, "fastdeit estimate", __doc__ or "")
+    options, flags = split_options(argv, EstimateOptions, "fastdeit estimate", __doc__ or "")
     config, recipe = parse_config(flags, "fastdeit estimate")
     gpu = find_gpu(options.gpu)
-    machine = make_machine(options.gpu, gpu, options.gpus, options.gpus_per_machine)
+    devices = make_devices(options.gpu, gpu, options.gpus, options.gpus_per_machine)
     data = count_data(config, options.images, find_data_set(recipe))
-    price, speed = options.price, options.disk_gbps
-    return options, estimate_config(config, machine, data, price=price, gb_per_s=speed)
+    price, speed = options.price, options.disk_gb_per_s
+    return options, estimate_config(config, devices, data, price=price, gb_per_s=speed)
 
 
 def _show(terminal: Terminal, found: Estimate) -> None:

@@ -50,7 +50,7 @@ def report_command(argv: Sequence[str]) -> int:
 
 def _find_output(options: ReportOptions) -> Path:
     for run in options.runs:
-        require_value(os.path.exists(run), "RUN", run, "the folder of a run")
+        require_value(os.path.exists(run), "RUN", run, "a run folder on this machine")
     is_folder = len(options.runs) == 1 and os.path.isdir(options.runs[0])
     allowed = "given, as -o report.html, unless there is one RUN, which is a folder"
     require(bool(options.output) or is_folder, "output", options.output, allowed)

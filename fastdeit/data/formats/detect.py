@@ -116,9 +116,13 @@ def _found_list(root: Path, split: str) -> SplitLocation:
 
 
 def _one_list(files: tuple[Path, ...]) -> SplitLocation:
-    """Return a list of image files, or Parquet files that hold the images themselves."""
-    is_parquet = files[0].suffix.lower() == SUFFIX and holds_images(files[0])
-    return SplitLocation("parquet", files) if is_parquet else SplitLocation("list", files[:1])
+    """Return a list of image files, or Parquet files that hold the images themselves. Raises
+    DataError for several lists."""
+    if files[0].suffix.lower() == SUFFIX and holds_images(files[0]):
+        return SplitLocation("parquet", files)
+    if len(files) > 1:
+        raise DataError(f"{files[0]} and {len(files) - 1} more hold no images; name one list")
+    return SplitLocation("list", files)
 
 
 def _in_folder(folder: Path) -> SplitLocation:

@@ -60,7 +60,7 @@ def test_json_is_alone_on_stdout_and_faults_are_on_stderr(
         ([LOG], "RUN must be two or more run folders (got"),
         (
             [LOG, "nowhere"],
-            "RUN must be the --output-dir of a run, or its metrics.jsonl (got nowhere)",
+            "RUN must be a run folder on this machine, or its metrics.jsonl (got nowhere)",
         ),
         ([LOG, LOG, "--step", "1"], "--step is not a flag"),
     ],

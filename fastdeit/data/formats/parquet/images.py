@@ -19,9 +19,10 @@ from fastdeit.data.formats.parquet.files import Columns, find_columns, open_parq
 from fastdeit.data.formats.shards.samples import Scan
 from fastdeit.data.formats.shards.scanned import ScannedFiles
 from fastdeit.display.progress import track
-from fastdeit.display.text import printable
+from fastdeit.display.text import shorten
 
 _AT_ONCE = 32  # images in memory
+_MAX_STEM = 200  # characters of a name in the file, whose end says more
 _PROCESSES_FROM = 2**28  # bytes; below it, starting processes costs more than the decoding
 
 
@@ -111,7 +112,7 @@ def _values(batch: pa.RecordBatch, column: str) -> pa.Array:
 
 
 def _name(row: int, path: str) -> str:
-    stem = os.path.basename(path).replace("\0", "")
+    stem = os.path.basename(path).replace("\0", "")[-_MAX_STEM:]
     return f"{row:06d}_{stem}" if stem else f"{row:06d}"
 
 
@@ -124,7 +125,7 @@ def _read_label(file: Path, row: int, value: object) -> Label | None:
 
 def _check(data: bytes | None, path: str) -> Checked:
     if data is None:
-        return f"is not in the file, which has its name alone: {printable(path)!r}"
+        return f"is not in the file, which has its name alone: {shorten(path, _MAX_STEM)!r}"
     if len(data) > MAX_BYTES:
         return f"{len(data)} bytes are more than {MAX_BYTES}"
     return check_image(data)

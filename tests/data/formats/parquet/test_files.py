@@ -59,6 +59,9 @@ def test_a_list_of_image_files_stays_a_list(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "train.parquet")
     assert find_split(tmp_path, "train").kind == "list"
     assert find_parquet(tmp_path) == ()
+    pq.write_table(table, tmp_path / "train-2.parquet")
+    with pytest.raises(DataError, match=r"train-2.parquet and 1 more hold no images; name one"):
+        find_split(tmp_path, "train*.parquet")
 
 
 def test_a_missing_file_of_a_numbered_set_is_named(tmp_path: Path) -> None:

@@ -103,12 +103,14 @@ def test_odd_images_are_excluded_with_the_reason(tmp_path: Path) -> None:
         ({"bytes": jpeg()[:-40], "path": "cut.jpg"}, 1),
         ({"bytes": jpeg(), "path": "n.jpg"}, None),
         ({"bytes": jpeg(3), "path": "../../etc/x\n.jpg"}, 1),
+        ({"bytes": jpeg(3), "path": 100_000 * "x" + ".jpg"}, 1),
     ]
     write_table(tmp_path / "train.parquet", rows)
     index = build_index(tmp_path, "train", bad_images="skip")
-    assert [index.name(row) for row in range(2)] == [
+    assert [index.name(row) for row in range(3)] == [
         "train.parquet/000000",
         "train.parquet/000006_x\\n.jpg",
+        f"train.parquet/000007_{196 * 'x'}.jpg",
     ]
     assert [line.partition(": ")[2][:20] for line in index.excluded] == [
         "is not in the file, ",

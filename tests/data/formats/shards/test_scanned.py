@@ -1,6 +1,8 @@
 """Tests of the samples of many shards as arrays."""
 
+import os
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +35,20 @@ def test_rows_are_in_the_order_of_the_shards() -> None:
     assert scanned.faults == {3: "is cut"}
     assert scanned.lone_labels == ["2/key"]
     assert scanned.others[".txt"] == 2
+
+
+def test_listing_has_the_times_of_the_file_of_each_image(tmp_path: Path) -> None:
+    scanned = ScannedFiles()
+    for number, images in enumerate((2, 1)):
+        (tmp_path / f"{number}.tar").write_bytes(b"")
+        os.utime(tmp_path / f"{number}.tar", ns=(0, 1000 + number))
+        scanned.add(make_scan(number, images), f"{number}.tar/")
+    listing = scanned.to_listing(tmp_path, ["0.tar", "1.tar"], {}, ["class 1", "class 0"])
+    times = [(tmp_path / f"{number}.tar").stat().st_ctime_ns for number in (0, 0, 1)]
+    assert listing.mtimes.tolist() == [1000, 1000, 1001]
+    assert listing.ctimes.tolist() == times
+    assert listing.labels.tolist() == [1, 0, 1]
+    assert listing.shard is not None and listing.shard.tolist() == [0, 0, 1]
 
 
 def test_no_shard_has_no_rows() -> None:
