@@ -25,7 +25,7 @@ from fastdeit.estimate.roofline import find_shape
 from fastdeit.estimate.samples import DataSet, Samples, count_samples, list_samples
 from fastdeit.estimate.step import StepTime, Work, time_cpu_step, time_gpu_step, time_teacher
 from fastdeit.estimate.teachers import MetaTeacher, make_teacher
-from fastdeit.models.build import build_model, follow_weights, list_heads, precision
+from fastdeit.models.build import build_model, check_model, follow_weights, list_heads, precision
 from fastdeit.models.finetune.trainable import count_parameters, freeze_weights
 from fastdeit.models.student import Student
 from fastdeit.plan.build import build_spec
@@ -37,6 +37,10 @@ from fastdeit.training.memory.plan import CONTEXT, GB, find_largest
 
 _OF_PLAN = (0.9, 1.15)
 _OF_RESIDENT = (0.8, 1.6)
+_MOST = 1e9
+"""A price that no currency has."""
+_SPEEDS = (1e-6, 1e6)
+"""GB/s that no disk has."""
 _FORWARD = 1 / 3
 """Share of a forward pass in the FLOPs of training."""
 
@@ -82,9 +86,11 @@ def estimate_config(
     """Return the estimate of a run; price: of a GPU for an hour; gb_per_s: of the disk with the
     checkpoints. Raises ValueError naming the flag that cannot be."""
     config = follow_weights(config)
-    require_value(price is None or price >= 0, "--price", price, "0 or more")
-    require_value(gb_per_s is None or gb_per_s > 0, "--disk-gb-per-s", gb_per_s, "above 0")
-    _check_batch(config, devices.ranks)
+    _check_hardware(price, gb_per_s)
+    given = "given, as --finetune has no weights yet that name theirs"
+    require(bool(config.model.model), "model", config.model.model, given)
+    check_model(config)
+    _check_batch(config, devices.ranks, data.images)
     samples = count_samples(
         data.images,
         config.optim.batch_size,
@@ -109,8 +115,17 @@ def estimate_config(
     return Estimate(f"{devices.ranks} x {devices.name}", lines)
 
 
-def _check_batch(config: Config, ranks: int) -> None:
+def _check_hardware(price: float | None, gb_per_s: float | None) -> None:
+    require_value(price is None or 0 <= price <= _MOST, "--price", price, f"0 to {_MOST:g}")
+    slowest, fastest = _SPEEDS
+    possible = gb_per_s is None or slowest <= gb_per_s <= fastest
+    require_value(possible, "--disk-gb-per-s", gb_per_s, f"{slowest:g} to {fastest:g}")
+
+
+def _check_batch(config: Config, ranks: int, images: int) -> None:
     batch, micro = config.optim.batch_size, config.optim.micro_batch
+    allowed = f"at most {images}, the number of training images"
+    require(batch <= images, "batch_size", batch, allowed)
     allowed = f"a multiple of {2 * ranks} on {ranks} processes"
     require(batch % (2 * ranks) == 0, "batch_size", batch, allowed)
     share = batch // ranks

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
@@ -22,8 +21,8 @@ from fastdeit.inference.load import LoadedModel, load_model
 from fastdeit.library.errors import names_arguments
 from fastdeit.library.loader import Loader
 from fastdeit.library.settings import check_names, configure
-from fastdeit.models.build import build_model, build_teacher
-from fastdeit.models.sizes import SIZES, suggest_names
+from fastdeit.models.build import build_model, build_teacher, check_model
+from fastdeit.models.sizes import SIZES
 from fastdeit.models.teachers.ensemble import LiveTeacher
 
 _log = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ def create_student(
     check_names(settings, _STUDENT | {"input_size", "seed"}, "create_student")
     chosen = {"model": model, "input_size": _find_size(model, like), "distillation_type": "none"}
     config = configure(chosen | settings, "create_student")
-    _check_model(config)
+    check_model(config)
     require_value(num_classes >= 1, "num_classes", num_classes, "1 or more")
     names = like.classes if like is not None else classes
     # a timm model draws its weights from torch's global generator
@@ -69,17 +68,6 @@ def _find_size(model: str, like: Loader | None) -> int:
     if like is not None:
         return like.config.data.input_size
     return SIZES[model].image_size if model in SIZES else DataConfig.input_size
-
-
-def _check_model(config: Config) -> None:
-    model = config.model.model
-    allowed = f"one of {', '.join(SIZES)}, or a timm model{suggest_names(model)}"
-    require_value(model in SIZES or timm.is_model(model), "model", model, allowed)
-    if model in SIZES:
-        side = config.data.input_size
-        patch = config.model.patch_size or SIZES[model].patch_size
-        allowed = f"a multiple of the patch size, {patch}"
-        require_value(side % patch == 0, "input_size", side, allowed)
 
 
 @names_arguments(

@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import nn
 
+from fastdeit.config.parse import require
 from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World
 from fastdeit.models.execution.compilation import check_compiler
@@ -17,7 +18,7 @@ from fastdeit.models.finetune.trainable import freeze_weights
 from fastdeit.models.hub import EvalView, describe_model, describe_weights, read_class_names
 from fastdeit.models.network import WeightFile, build_network, read_weight_file
 from fastdeit.models.outputs import count_heads
-from fastdeit.models.sizes import SIZES, has_qkv_bias
+from fastdeit.models.sizes import SIZES, has_qkv_bias, suggest_names
 from fastdeit.models.sources import find_weights
 from fastdeit.models.student import Student, build_student
 from fastdeit.models.teachers.ensemble import LiveTeacher, load_teachers
@@ -28,6 +29,11 @@ from fastdeit.models.weights import (
     check_match,
     fit_heads,
     fit_student_weights,
+)
+
+_STUDENTS = (
+    "deit_{tiny,small,base}[_distilled]_patch16_{224,384}, "
+    "deit3_{small,medium,base,large,huge}_patch{16,14}_{224,384}"
 )
 
 
@@ -66,6 +72,31 @@ def follow_weights(config: Config) -> Config:
         return config
     found = list_settings(source, read_weight_file(source))
     return config.replace(model={name: getattr(chosen, name) or found[name] for name in found})
+
+
+def check_model(config: Config) -> None:
+    """Raise ValueError unless the model has a known name and fits the sizes of the images."""
+    name = config.model.model
+    size = config.data.eval_input_size
+    if name not in SIZES and not timm.is_model(name):
+        require(False, "model", name, f"{_STUDENTS}, or a timm model{suggest_names(name)}")
+    if name in SIZES:
+        _check_student(config)
+    elif size and timm.get_pretrained_cfg(name, allow_unregistered=True).fixed_input_size:
+        allowed = f"0 with --model {name}, which is built for one size"
+        require(size == config.data.input_size, "eval_input_size", size, allowed)
+
+
+def _check_student(config: Config) -> None:
+    model = config.model
+    patch = model.patch_size or SIZES[model.model].patch_size
+    for flag in ("input_size", "eval_input_size"):
+        side = getattr(config.data, flag)
+        require(side % patch == 0, flag, side, f"a multiple of the patch size, {patch}")
+    width = model.embed_dim or SIZES[model.model].embed_dim
+    heads = model.num_heads or SIZES[model.model].num_heads
+    allowed = f"a divisor of the width, {width} (--embed-dim)"
+    require(width % heads == 0, "num_heads", heads, allowed)
 
 
 def list_heads(model: nn.Module) -> Sequence[str]:

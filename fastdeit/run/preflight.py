@@ -19,15 +19,11 @@ from fastdeit.data.formats.detect import find_split
 from fastdeit.distributed.collectives import first_on_rank0
 from fastdeit.distributed.environment import is_alone
 from fastdeit.distributed.world import World
-from fastdeit.models.sizes import SIZES, suggest_names
+from fastdeit.models.build import check_model
+from fastdeit.models.sizes import suggest_names
 from fastdeit.models.sources import FORMS, fetch_weights, find_remote, find_run, locate_weights
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.storage.urls import is_url
-
-_STUDENTS = (
-    "deit_{tiny,small,base}[_distilled]_patch16_{224,384}, "
-    "deit3_{small,medium,base,large,huge}_patch{16,14}_{224,384}"
-)
 
 _FORMS = f"an existing file{FORMS.removeprefix('a file')}"
 _FEW_STEPS = 4
@@ -46,8 +42,7 @@ def check_config(config: Config, world_size: int, *, trains: bool = True) -> Non
     """
     _check_batch(config, world_size)
     if config.model.model:
-        _check_model(config)
-        _check_sizes(config)
+        check_model(config)
     faults: list[Exception] = []
     starts = (_check_resume, _check_finetune) if trains else ()
     for check in (_check_data, *starts, _check_teacher):
@@ -104,35 +99,6 @@ def _advise_batch(least: int, images: int) -> str:
     """Return the advice to take `least` times a power of two that leaves several steps an epoch."""
     parts = max(1, images // _FEW_STEPS // least)
     return f"--batch-size {least * 2 ** (parts.bit_length() - 1)} works"
-
-
-def _check_model(config: Config) -> None:
-    name = config.model.model
-    if name not in SIZES and not timm.is_model(name):
-        allowed = f"{_STUDENTS}, or a timm model{suggest_names(name)}"
-        require(False, "model", name, allowed)
-
-
-def _check_sizes(config: Config) -> None:
-    name = config.model.model
-    size = config.data.eval_input_size
-    if name in SIZES:
-        _check_student(config)
-    elif size and timm.get_pretrained_cfg(name, allow_unregistered=True).fixed_input_size:
-        allowed = f"0 with --model {name}, which is built for one size"
-        require(size == config.data.input_size, "eval_input_size", size, allowed)
-
-
-def _check_student(config: Config) -> None:
-    model = config.model
-    patch = model.patch_size or SIZES[model.model].patch_size
-    for flag in ("input_size", "eval_input_size"):
-        side = getattr(config.data, flag)
-        require(side % patch == 0, flag, side, f"a multiple of the patch size, {patch}")
-    width = model.embed_dim or SIZES[model.model].embed_dim
-    heads = model.num_heads or SIZES[model.model].num_heads
-    allowed = f"a divisor of the width, {width} (--embed-dim)"
-    require(width % heads == 0, "num_heads", heads, allowed)
 
 
 def _check_data(config: Config) -> None:

@@ -2,7 +2,7 @@
 and the network between them.
 
 Most ranks start without DeepSpeed's launcher, as Slurm starts them, and without their imports;
-test_machines.py has the launcher.
+test_machines.py has the launcher, and two machines in the default run.
 """
 
 import time
@@ -84,6 +84,7 @@ def cluster(argv: list[str], tmp_path: Path) -> Cluster:
     return Cluster(argv, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_eight_ranks_lose_a_machine_and_resume_as_four(
     network: Network, cluster: Cluster, whole: Path
 ) -> None:

@@ -8,7 +8,6 @@ read, but the index of --data-path if there is one.
 Exit codes: 0; 2 for a command line that cannot be used.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,8 +19,10 @@ from fastdeit.config.cli import parse_config
 from fastdeit.config.options import split_options
 from fastdeit.config.parse import Section
 from fastdeit.display.terminal import Terminal
+from fastdeit.estimate.build import count_data, estimate_config
+from fastdeit.estimate.gpus import find_gpu, make_devices
 from fastdeit.estimate.lines import Estimate, Line
-from fastdeit.library.training import estimate_run
+from fastdeit.estimate.samples import find_data_set
 
 _SAID = "no GPU has confirmed the lines of a model; ranges are judgements (docs/estimate.md)"
 
@@ -62,9 +63,11 @@ def estimate_command(argv: Sequence[str]) -> int:
 def _estimate(argv: Sequence[str]) -> tuple[EstimateOptions, Estimate]:
     options, flags = split_options(argv, EstimateOptions, "fastdeit estimate", __doc__ or "")
     config, recipe = parse_config(flags, "fastdeit estimate")
-    chosen = dataclasses.asdict(options)
-    del chosen["json"]
-    return options, estimate_run(config, recipe=recipe, **chosen)
+    gpu = find_gpu(options.gpu)
+    devices = make_devices(options.gpu, gpu, options.gpus, options.gpus_per_machine)
+    data = count_data(config, options.images, find_data_set(recipe))
+    price, speed = options.price, options.disk_gb_per_s
+    return options, estimate_config(config, devices, data, price=price, gb_per_s=speed)
 
 
 def _show(terminal: Terminal, found: Estimate) -> None:

@@ -40,14 +40,17 @@ def find_parquet(folder: Path, split: str = "") -> tuple[Path, ...]:
     """Return the Parquet files with images in a folder, sorted; empty if there is none.
 
     split: which the names must have as a word, as `train-00000-of-00294.parquet`. Raises DataError
-    for a numbered set of which a file is missing.
+    for a numbered set of which a file is missing, and for a first file that cannot be read.
     """
     token = re.compile(rf"(^|[-_.]){re.escape(split)}[-_.]")
     names = sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() == SUFFIX)
     named = [name for name in names if token.search(name) or not split]
     files = [folder / name for name in named if not is_litter(name)]
-    if not files or not holds_images(files[0]):
+    if not files:
         return ()
+    with open_parquet(files[0]) as opened:
+        if _find_images(opened.schema_arrow) is None:
+            return ()
     _refuse_missing(folder, [file.name for file in files])
     return tuple(files)
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from fastdeit.data.checks.facts import tabulate
 from fastdeit.data.formats.check import MAX_BYTES, Checked, check_image, in_parallel
-from fastdeit.data.formats.labels import Label, read_label
+from fastdeit.data.formats.labels import Label, class_names_beside, read_label
 from fastdeit.data.formats.listing import DataError, Listing, stamp
 from fastdeit.data.formats.parquet.files import Columns, find_columns, open_parquet
 from fastdeit.data.formats.shards.samples import Scan
@@ -49,16 +49,31 @@ def list_parquet(
     many = sum(file.stat().st_size for file in files) >= _PROCESSES_FROM
     found = in_parallel(_check_file, files, workers, processes=many)
     scanned = ScannedFiles()
+    beside = class_names_beside(files[0].parent)
     facts: list[pa.Table] = []
     named: tuple[str, ...] | None = None
     for path, checked in zip(paths, track(found, len(files), "reading Parquet files"), strict=True):
         scanned.add(checked.scan, f"{path}/")
         facts.append(checked.facts)
         named = named or checked.classes
-        if not classes and checked.classes not in (None, named):
-            raise DataError(f"{root}: {path} names other classes than the files before it")
+        if checked.classes and not beside:
+            _check_names(f"{root}: {path}", checked.classes, named or (), classes or ())
     listing = scanned.to_listing(root, paths, stamps, classes or named)
     return dataclasses.replace(listing, checked=pa.concat_tables(facts))
+
+
+def _check_names(
+    place: str, own: Sequence[str], before: Sequence[str], classes: Sequence[str]
+) -> None:
+    """Raise DataError if a file names other classes than the files before it, or has a name of
+    `classes` in another place; names that share none are another language's, or WordNet's."""
+    if own != before:
+        raise DataError(f"{place} names other classes than the files before it")
+    if set(own) & set(classes) and list(own) != list(classes):
+        raise DataError(
+            f"{place} names other classes than train, or in another order; name all in a "
+            "classes.txt beside the files if its labels count those of train"
+        )
 
 
 def _check_file(file: Path) -> _Checked:

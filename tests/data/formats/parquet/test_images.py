@@ -137,6 +137,9 @@ def test_files_that_name_their_classes_in_another_order_are_refused(tmp_path: Pa
     assert len(build_index(tmp_path, "train")) == 2
     with pytest.raises(DataError, match=r"val.parquet names other classes than those of train"):
         build_index(tmp_path, "val")
+    with pytest.raises(DataError, match=r"val.parquet names other classes than train, or in anoth"):
+        build_index(tmp_path, "val", classes=CLASSES)  # as training, index and pack do
+    assert len(build_index(tmp_path, "val", classes=("n01440764", "n01443537"))) == 2
     (tmp_path / "classes.txt").write_text("a\nb\n")
     assert build_index(tmp_path, "val").classes == ("a", "b")
 
@@ -152,6 +155,9 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     second = write_table(tmp_path / "train-1.parquet", make_rows(20))
     os.truncate(second, second.stat().st_size - 10)
     with pytest.raises(DataError, match="train-1.parquet: is no Parquet file .*fetch it again"):
+        build_index(tmp_path, "train")
+    second.replace(tmp_path / "train-0.parquet")  # the first, by which the format is recognised
+    with pytest.raises(DataError, match="train-0.parquet: is no Parquet file .*fetch it again"):
         build_index(tmp_path, "train")
 
 
