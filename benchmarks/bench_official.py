@@ -55,6 +55,7 @@ def list_jobs(epochs: int, seeds: int) -> list[Job]:
 
 
 def make_command(job: Job, args: argparse.Namespace, output: Path) -> list[str]:
+    """Return the command line of a run, which writes into `output`."""
     if job.impl == "teacher":
         return commands.teacher_command(args.folder, job.epochs, output)
     flags = commands.list_flags(args.folder, seed=job.seed, epochs=job.epochs)
@@ -103,6 +104,7 @@ def describe_deit(args: argparse.Namespace) -> harness.Row:
 
 
 def parse_args() -> argparse.Namespace:
+    """Return the flags, with absolute paths; ends with a message if they are wrong."""
     parser = harness.make_parser(__doc__)
     harness.add_out(parser)
     parser.add_argument("--deit", type=Path, required=True, help="a checkout of deit")
