@@ -22,10 +22,11 @@ COLUMNS = (
     *("date", "commit", "gpu", "cpu", *harness.PACKAGES),
     *CONDITIONS,
     *("arm", "seed", "weights", "head"),
-    *("top1", "agreement", "cpu_s", "changes"),
+    *("top1", "agreement", "cpu_s", "changes", "teacher_top1"),
 )
-"""agreement: images in percent to which the teacher gives the same class; empty where its run has
-no predictions. cpu_s: of all starts of the run. changes: settings that differ from the base's."""
+"""top1, teacher_top1: in percent; the latter is empty where the teacher was not trained here.
+agreement: images in percent to which the teacher gives the same class; empty where its run has no
+predictions. cpu_s: of all starts of the run. changes: settings that differ from the base's."""
 CURVE = (*CONDITIONS, "arm", "seed", "weights", "step", "top1")
 
 
@@ -43,7 +44,8 @@ def append_scores(folder: Path, arm: str, seed: int, out: Path) -> None:
     run = {name: facts[name] for name in (*CONDITIONS, "arm", "seed")}
     curve = (run | row for row in list_curve(record))
     harness.write_rows(out / f"{device}-ablation-curves.csv", curve, CURVE)
-    facts |= harness.environment(torch.device(device)) | {"cpu_s": sum_costs(folder, record)}
+    costs = {"cpu_s": sum_costs(folder, record), "teacher_top1": read_teacher_top1(folder)}
+    facts |= harness.environment(torch.device(device)) | costs
     teacher = read_predictions(RunFolder(folder / "teacher").predictions)
     harness.write_rows(scores, (facts | row for row in list_scores(record, teacher)), COLUMNS)
 
@@ -108,6 +110,14 @@ def list_curve(record: RunRecord) -> Iterator[harness.Row]:
         for weights in ("model", "ema"):
             if (top1 := line.get(f"{weights}/both/top1")) is not None:
                 yield {"weights": weights, "step": line["step"], "top1": top1}
+
+
+def read_teacher_top1(folder: Path) -> float | str:
+    """Return the accuracy in percent of the teacher that was trained here, "" if there is none."""
+    if not RunFolder(folder / "teacher").is_finished:
+        return ""
+    summary = read_run(folder / "teacher").summary
+    return float(summary["results"]["model/both/top1"]) if summary else ""
 
 
 def sum_costs(folder: Path, record: RunRecord) -> float:

@@ -96,6 +96,7 @@ def list_conditions(rows: Sequence[Row]) -> list[Cells]:
     facts = {
         "data": newest["data"],
         "student": f"`{newest['student']}`: model, patch, width, blocks, heads",
+        "teacher's top-1": f"{newest['teacher_top1'] or 'unknown'} %",
         "steps of every run": steps,
         "runs": f"{len(costs)}, of {len({row['seed'] for row in rows})} seeds",
         "CPU time of a run": f"{statistics.median(costs.values()):.0f} s, the median",

@@ -50,8 +50,9 @@ def measure_times(rows: Sequence[Row], impl: str) -> Times:
     """Return the median of the long runs, and the time of one more update, evaluations included:
     what a long run uses beyond the short one, so that what a process does once does not count."""
     runs = select_runs(rows, impl)
-    most = int(runs[0]["updates"])
-    short = [row for row in rows if row["impl"] == impl and int(row["updates"]) < most][-1]
+    images, most = runs[0]["train_images"], int(runs[0]["updates"])
+    of_size = [row for row in rows if row["impl"] == impl and row["train_images"] == images]
+    short = [row for row in of_size if int(row["updates"]) < most][-1]
     whole = statistics.median(values_of(runs, "cpu_s"))
     updates = most - int(short["updates"])
     return Times(whole, 1e3 * (whole - float(short["cpu_s"])) / updates)

@@ -50,8 +50,7 @@ def build_index(
     else `root/.fastdeit`, or the user's cache folder where root cannot be written. workers: threads
     or processes that decode. bad_images: "skip" excludes them. require_classes: refuse a class
     folder in which no image can be used. again: look at every file's bytes and time, though the
-    folders are unchanged. check: as `ImageCheck.kind`. Raises DataError for what cannot be used,
-    with "error" also for bad images.
+    folders are unchanged. check: as `ImageCheck.kind`. Raises DataError.
     """
     root = Path(os.path.abspath(root))
     found = find_split(root, split)
@@ -65,8 +64,7 @@ def build_index(
         again=again,
         wanted=ImageCheck(check),
     )
-    excluded = _exclude(table, root, bad_images)
-    good = good_images(table, root, split)
+    good, excluded = _select_good(table, root, split, bad_images)
     if require_classes:
         refuse_empty_classes(table, root, split)
     notes = note_split(good, is_train=classes is None and split not in VALIDATION)
@@ -74,12 +72,15 @@ def build_index(
     return Index.from_table(good, table_facts(good) | facts, excluded, notes)
 
 
-def _exclude(table: pa.Table, root: Path, bad_images: BadImages) -> tuple[str, ...]:
-    """Return the damaged images, each with its fault. Raises DataError for them with "error"."""
+def _select_good(
+    table: pa.Table, root: Path, split: str, bad_images: BadImages
+) -> tuple[pa.Table, tuple[str, ...]]:
+    """Return the rows of the good images, and the damaged ones, each with its fault. Raises
+    DataError if none is good, and with "error" for any damaged one."""
     excluded = excluded_images(table)
     if excluded and bad_images == "error":
         raise DataError(f"{root}: {describe_excluded(excluded)}")
-    return excluded
+    return good_images(table, root, split), excluded
 
 
 def split_table(
@@ -127,9 +128,6 @@ def _class_names(
         return list(class_folders(train.paths[0]))
     written = read_classes(train.paths[0]) if train.kind == "parquet" else None
     if written:
-        own = read_classes(found.paths[0]) if found.kind == "parquet" else None
-        if own not in (None, written):
-            raise DataError(f"{found.paths[0]} names other classes than those of train")
         return list(written)
     table = split_table(root, "train", train, cache_dir=cache_dir, workers=workers, columns=())
     return table_facts(table)["classes"]

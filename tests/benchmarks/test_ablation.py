@@ -125,6 +125,10 @@ def test_stopped_ablation_resumes_and_equals_live_distillation(
     found = [(row["arm"], row["head"]) for row in rows if row["weights"] == "ema"]
     assert sorted(found) == sorted([("base", "both"), *scored]) and len(rows) == 2 * len(found)
     assert all(0 <= float(row["agreement"]) <= 100 for row in rows)
+    summary = read_run(tmp_path / "teacher").summary
+    assert summary is not None
+    taught_by = str(summary["results"]["model/both/top1"])
+    assert {row["teacher_top1"] for row in rows} == {taught_by}
     assert {row["steps"] for row in rows} == {"4"}
     for arm in taught:
         check_equals_live(tmp_path, arm, flags)

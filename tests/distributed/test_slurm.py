@@ -136,7 +136,7 @@ def test_job_of_a_lost_node_is_queued_by_slurm(
     job = submit()
     wait_for_text(tmp_path / "log", "start at")
     slurm.fail_node()
-    log = wait_for_text(tmp_path / "log", "start at", 2)
+    log = wait_for_text(tmp_path / "log", "start at", 2, seconds=120)
     assert "requeued" not in log and slurm.fact(job, "Restarts") == "1"
     slurm.run("scancel", job)
     slurm.wait_for(job, ("CANCELLED",))

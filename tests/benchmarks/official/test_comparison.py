@@ -12,7 +12,11 @@ from benchmarks.official.comparison import (
 
 def row(impl: str, seed: int, updates: int, top1: float, cpu_s: float) -> dict[str, str]:
     values = {"seed": seed, "updates": updates, "top1": top1, "cpu_s": cpu_s}
-    return {"impl": impl, **{name: str(value) for name, value in values.items()}}
+    return {
+        "impl": impl,
+        "train_images": "64",
+        **{name: str(value) for name, value in values.items()},
+    }
 
 
 ROWS = [
@@ -46,3 +50,5 @@ def test_the_newest_long_run_of_a_seed_counts() -> None:
 def test_an_update_does_not_pay_for_the_start() -> None:
     assert measure_times(ROWS, "deit") == pytest.approx((35.0, 100.0))
     assert measure_times(ROWS, "fastdeit") == pytest.approx((19.0, 20.0))
+    other_size = row("deit", 0, 50, 20.0, 1.0) | {"train_images": "32"}
+    assert measure_times([*ROWS, other_size], "deit") == pytest.approx((35.0, 100.0))
