@@ -133,13 +133,22 @@ def parse_args() -> argparse.Namespace:
 
 
 def measure(jobs: Sequence[Job], args: argparse.Namespace, stamp: harness.Row) -> None:
-    """Run trainers, `--jobs` at the same time, and write a row for each as soon as it has ended."""
+    """Run trainers, `--jobs` at the same time, and write a row for each as soon as it has ended.
+
+    A failed run does not keep the others from theirs. Raises its error after the last of them.
+    """
+    errors: list[BaseException] = []
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = {pool.submit(run_job, job, args): job for job in jobs}
         for run in as_completed(runs):
+            if error := run.exception():
+                errors.append(error)
+                continue
             row = stamp | run.result()
             harness.write_rows(args.out / "cpu-official.csv", [row], COLUMNS)
             print(*runs[run], f"top-1 {row['top1']} %, CPU {row['cpu_s']} s", flush=True)
+    if errors:
+        raise errors[0]
 
 
 def main() -> None:

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
+from benchmarks.harness import show_spread
 from benchmarks.official.comparison import (
     TRAINERS,
     Row,
     describe_difference,
     measure_times,
     select_runs,
-    show_spread,
     values_of,
 )
 
