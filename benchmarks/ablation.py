@@ -31,8 +31,14 @@ from benchmarks.arms.settings import (
     list_flags,
     name_run,
 )
+from fastdeit.commands.errors import one_line_errors
+from fastdeit.config.flags import split_flags
+from fastdeit.config.parse import require_value
 from fastdeit.storage.jsonl import append_lines
 from fastdeit.storage.run_folder import RunFolder
+
+OWN = ("--output-dir", "--seed", "--cache")
+"""Flags that differ between the runs."""
 
 
 def start(words: Sequence[str], launcher: str) -> None:
@@ -106,11 +112,22 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(argv)
 
 
+def check_flags(seeds: int, flags: Sequence[str]) -> None:
+    """Raise ValueError for flags that no arm can have."""
+    require_value(seeds >= 1, "--seeds", seeds, "1 or more")
+    for name, _ in split_flags(flags):
+        if name in OWN:
+            raise ValueError(f"{name} is set for each run (--folder, --seeds)")
+    for arm in ARMS:
+        find_config(arm, flags)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args, flags = parse(argv)
-    for arm in ARMS:
-        find_config(arm, flags)  # a mistake in the flags is found before any work
-    args.folder.mkdir(parents=True, exist_ok=True)
+    with one_line_errors():  # a mistake is found before any work
+        check_flags(args.seeds, flags)
+        for folder in (args.folder, args.out):
+            folder.mkdir(parents=True, exist_ok=True)
     for seed in range(args.seeds):
         run_seed(args.folder, seed, flags, args.launcher, args.out)
 

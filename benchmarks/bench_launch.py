@@ -12,28 +12,21 @@ Measured on this machine's CPU, in CPU time, as its cores are shared:
   group      a gloo group of 2 and of 16 light processes: joining, a vote, a gathering of objects
   start      the collectives and groups of a run of `digits_teacher` up to its first step
 
-The model adds what one machine does, which all do at once, what the one store of rank 0 does for
-every rank, and what the shared file system does for every machine; `Site` has what cannot be
-measured here. The index of the images, NCCL's own joining and the compilation of kernels are not in
-it: they do not depend on this code, or not on the number of ranks.
+The model (benchmarks/launch/model.py) adds what one machine does, which all do at once, what the
+one store of rank 0 does for every rank, and what the shared file system does for every machine; its
+`Site` has what cannot be measured here. Not in it: the index of the images, NCCL's own joining and
+compiling kernels; they do not depend on this code, or not on the number of ranks.
 """
 
 import json
-import math
-import multiprocessing
 import os
 import resource
-import socket
-import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from datetime import timedelta
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +34,12 @@ import torch
 import torch.distributed as dist
 
 from benchmarks import harness
-from fastdeit.distributed.roll_call import call_roll
+from benchmarks.launch.groups import free_port, measure_group, measure_roll_call
+from benchmarks.launch.model import Costs, Site, estimate
 
-LIMIT = timedelta(seconds=300)
 ESTIMATED = (8, 64, 256)
 GROUPS = (2, 16)
-REPEATS = 20
 ROUNDS = 3
-ROLL_MESSAGES = 4
-"""Of a rank, in the roll call."""
 IMPORTS = """
 import json, os, sys, time
 opened = set()
@@ -62,64 +52,6 @@ with pause_collection():
 fields = dict(line.split(": ") for line in open("/proc/self/io").read().splitlines())
 print(json.dumps([time.process_time(), len(opened), int(fields["rchar"]) / 1e6]))
 """
-
-
-@dataclass(frozen=True)
-class Site:
-    """Parameters of a cluster that this machine cannot show."""
-
-    ranks_per_machine: int = 8
-    hop_us: float = 30
-    """Of a message between two machines."""
-    files_per_s: float = 20_000
-    """Files that the shared file system opens for all machines together."""
-    shared_mb_s: float = 2_000
-    """Megabytes that it reads for all machines together."""
-    checkpoint_mb: float = 342
-    """DeiT-S, which a resumed run reads."""
-
-
-@dataclass(frozen=True)
-class Costs:
-    """The measured costs of a start."""
-
-    torch_s: float
-    launcher_s: float
-    imports_s: float
-    files: float
-    read_mb: float
-    message_us: float
-    """Of the store of rank 0 for a message and its answer."""
-    peer_us: float
-    """Of joining a group, for each other rank."""
-    gather_us: float
-    """Of gathering objects, for each other rank."""
-    vote_us: float
-    """Of a vote on 16 ranks."""
-    gathers: int
-    """Gatherings and broadcasts of objects up to the first step."""
-    votes: int
-    """Votes up to the first step."""
-
-
-def estimate(ranks: int, costs: Costs, site: Site) -> dict[str, float]:
-    """Return the seconds of each part of a start on so many ranks."""
-    machines = max(1, ranks // site.ranks_per_machine)
-    peers = ranks - 1
-    rounds = 2 * math.ceil(math.log2(ranks))
-    store_s = 1e-6 * costs.message_us
-    reads = machines * (costs.files / site.files_per_s + costs.read_mb / site.shared_mb_s)
-    return {
-        "launcher": costs.launcher_s,
-        "imports": costs.imports_s,
-        "files of the imports": reads,
-        "roll call": ROLL_MESSAGES * (ranks * store_s + 1e-6 * site.hop_us),
-        # every rank asks for the address of every other one, and waits for it: two messages
-        "gloo group": 2 * ranks * peers * store_s + peers * 1e-6 * costs.peer_us,
-        "votes": costs.votes * 1e-6 * (costs.vote_us + rounds * site.hop_us),
-        "gatherings": costs.gathers * peers * 1e-6 * (costs.gather_us + 2 * site.hop_us),
-        "checkpoint": machines * site.checkpoint_mb / site.shared_mb_s,
-    }
 
 
 def run_alone(*words: str) -> tuple[float, str]:
@@ -135,12 +67,6 @@ def run_alone(*words: str) -> tuple[float, str]:
     return took, done.stdout
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def measure_launcher() -> float:
     """Return the CPU seconds of DeepSpeed's launcher around an empty script."""
     with tempfile.TemporaryDirectory() as name:
@@ -149,75 +75,6 @@ def measure_launcher() -> float:
         launcher = ("-m", "deepspeed.launcher.runner", "-q", "--no_local_rank")
         one = ("--num_accelerators", "1", "--master_port", str(free_port()))
         return run_alone(*launcher, *one, str(script))[0]
-
-
-def connect(port: int, serves: bool) -> dist.TCPStore:
-    return dist.TCPStore("127.0.0.1", port, is_master=serves, timeout=LIMIT, wait_for_workers=False)
-
-
-def measure_roll_call(ranks: int) -> float:
-    """Return the CPU microseconds of the store for a message of the roll call; its clients are
-    threads of another process."""
-    port = free_port()
-    serving = connect(port, serves=True)
-    began = time.process_time()
-    child = multiprocessing.get_context("fork").Process(target=answer_roll, args=(port, ranks))
-    child.start()
-    child.join()
-    took = time.process_time() - began
-    del serving
-    return 1e6 * took / (ROLL_MESSAGES * ranks)
-
-
-def answer_roll(port: int, ranks: int) -> None:
-    """Call the roll of all ranks."""
-    stores = [connect(port, serves=False) for _ in range(ranks)]
-    threads = [
-        threading.Thread(target=call_roll, args=(store, rank, ranks))
-        for rank, store in enumerate(stores)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
-def time_group(rank: int, ranks: int, port: int, results: Any) -> None:
-    """Put the CPU seconds of joining a group, of a vote and of a gathering of objects."""
-    torch.set_num_threads(1)
-    store = connect(port, rank == 0)
-    marks = [time.process_time()]
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=LIMIT)
-    dist.barrier()
-    marks.append(time.process_time())
-    for _ in range(REPEATS):
-        dist.all_reduce(torch.ones(1))
-    marks.append(time.process_time())
-    for _ in range(REPEATS):
-        dist.all_gather_object([None] * ranks, (None, None))
-    marks.append(time.process_time())
-    joined, voted, gathered = (
-        later - earlier for earlier, later in zip(marks, marks[1:], strict=False)
-    )
-    results.put((joined, voted / REPEATS, gathered / REPEATS))
-    dist.barrier()
-
-
-def measure_group(ranks: int) -> list[float]:
-    """Return the medians over the ranks of what `time_group` puts."""
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    port = free_port()
-    processes = [
-        context.Process(target=time_group, args=(rank, ranks, port, results))
-        for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    found = [results.get() for _ in processes]
-    for process in processes:
-        process.join()
-    return [statistics.median(values) for values in zip(*found, strict=True)]
 
 
 def print_calls(folder: Path) -> None:

@@ -27,6 +27,7 @@ from benchmarks.official.comparison import describe_difference
 from benchmarks.official.first_step import compare_first_step
 from benchmarks.official.runs import read_deit_top1, read_our_top1, run_command
 from benchmarks.tables import read_rows
+from fastdeit.commands.errors import one_line_errors
 
 SHORT = 2
 """Epochs of the short run of each trainer: the rest of a long one is training alone."""
@@ -55,6 +56,7 @@ def list_jobs(epochs: int, seeds: int) -> list[Job]:
 
 
 def make_command(job: Job, args: argparse.Namespace, output: Path) -> list[str]:
+    """Return the command line of a run, which writes into `output`."""
     if job.impl == "teacher":
         return commands.teacher_command(args.folder, job.epochs, output)
     flags = commands.list_flags(args.folder, seed=job.seed, epochs=job.epochs)
@@ -103,6 +105,7 @@ def describe_deit(args: argparse.Namespace) -> harness.Row:
 
 
 def parse_args() -> argparse.Namespace:
+    """Return the flags, with absolute paths; ends with a message if they are wrong."""
     parser = harness.make_parser(__doc__)
     harness.add_out(parser)
     parser.add_argument("--deit", type=Path, required=True, help="a checkout of deit")
@@ -117,6 +120,12 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.images % 256 or args.images <= 0:
         parser.error(f"--images must be a multiple of 256, as deit's sampler (got {args.images})")
+    for name in ("epochs", "seeds", "jobs"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be 1 or more (got {getattr(args, name)})")
+    for name, allowed in (("deit", args.deit / "main.py"), ("python", args.python)):
+        if not allowed.is_file():
+            parser.error(f"--{name} must have the file {allowed.name} (got {getattr(args, name)})")
     # a relative path would be that of another folder in deit's process
     for name in ("deit", "python", "folder"):
         setattr(args, name, getattr(args, name).absolute())
@@ -124,19 +133,29 @@ def parse_args() -> argparse.Namespace:
 
 
 def measure(jobs: Sequence[Job], args: argparse.Namespace, stamp: harness.Row) -> None:
-    """Run trainers, `--jobs` at the same time, and write a row for each as soon as it has ended."""
+    """Run trainers, `--jobs` at the same time, and write a row for each as soon as it has ended.
+
+    A failed run does not keep the others from theirs. Raises its error after the last of them.
+    """
+    errors: list[BaseException] = []
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = {pool.submit(run_job, job, args): job for job in jobs}
         for run in as_completed(runs):
+            if error := run.exception():
+                errors.append(error)
+                continue
             row = stamp | run.result()
             harness.write_rows(args.out / "cpu-official.csv", [row], COLUMNS)
             print(*runs[run], f"top-1 {row['top1']} %, CPU {row['cpu_s']} s", flush=True)
+    if errors:
+        raise errors[0]
 
 
 def main() -> None:
     args = parse_args()
     counts = {"train": args.images, "val": args.val_images}
-    inputs.write_images(args.source, args.folder / "images", counts)
+    with one_line_errors():
+        inputs.write_images(args.source, args.folder / "images", counts)
     stamp = harness.environment(torch.device("cpu")) | describe_deit(args)
     done = set(list_done(args))
     measure([job for job in [TEACHER] if job not in done], args, stamp)

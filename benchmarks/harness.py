@@ -278,3 +278,9 @@ def show(rows: Iterable[Row]) -> None:
     for line in lines:
         cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
         print("  ".join(cells).rstrip())
+
+
+def show_spread(values: Sequence[float]) -> str:
+    """Return the mean, with the standard deviation if there are several values."""
+    mean = f"{statistics.mean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean

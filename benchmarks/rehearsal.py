@@ -5,7 +5,7 @@ python -m benchmarks.rehearsal --folder FOLDER [--scale 1] [--stages index plan 
 The images are a stand-in (benchmarks/imagenet/stand_in.py): as many JPEG files, of such sizes, with
 few bytes. The student and its images are small, so that what is measured is everything else. Each
 stage is a child process, a real command where there is one; it is skipped if it was done before
-in FOLDER, and a row of results/cpu-rehearsal.csv has what it cost:
+in FOLDER, which has one scale, and a row of results/cpu-rehearsal.csv has what it cost:
 
   samples       images or samples that it handles
   processes     started together, without their own child processes
@@ -30,6 +30,8 @@ from benchmarks import harness
 from benchmarks.imagenet.job import Job
 from benchmarks.imagenet.stages import STAGES, Stage
 from benchmarks.imagenet.watch import Cost, watch
+from fastdeit.commands.errors import one_line_errors
+from fastdeit.storage.atomic import atomic_write_text
 
 _ALLOWED_PCT = 2.0
 
@@ -77,6 +79,20 @@ def run_once(stage: Stage, job: Job, output: Path) -> harness.Row:
     return row
 
 
+def fix_scale(folder: Path, scale: float) -> None:
+    """Write the scale into the folder. Raises ValueError for one that cannot be, or that is not the
+    scale of the images there."""
+    if not 0 < scale <= 1:
+        raise ValueError(f"--scale must be above 0, at most 1 (got {scale})")
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "scale.json"
+    if not file.exists():
+        atomic_write_text(file, json.dumps(scale))
+    found = json.loads(file.read_text())
+    if found != scale:
+        raise ValueError(f"--scale must be {found}, that of the images in {folder} (got {scale})")
+
+
 def show(row: harness.Row) -> None:
     """Print the row of a stage as one line."""
     memory = f"{row['peak_mib']:>6} MiB"
@@ -94,6 +110,8 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "cpu-rehearsal.csv")
     args = parser.parse_args()
     job = Job(args.folder.absolute(), args.scale)
+    with one_line_errors():
+        fix_scale(job.folder, job.scale)
     swings = [0.0]
     for stage in STAGES:
         if stage.name in args.stages:

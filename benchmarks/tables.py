@@ -15,7 +15,8 @@ from pathlib import Path
 from benchmarks.arms import tables as arms
 from benchmarks.harness import RESULTS
 from benchmarks.imagenet.table import list_stages
-from benchmarks.official import comparison as official
+from benchmarks.launch.table import list_seconds
+from benchmarks.official.table import compare_trainers
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -218,37 +219,6 @@ def show_shares(row: Row) -> str:
     return " → ".join(f"{100 * share:.0f} %" for share in shares)
 
 
-def compare_official() -> list[Cells]:
-    """Return accuracy and CPU time of deit's own trainer and ours, and how they differ."""
-    rows = read_rows("cpu-official")
-    table = [["trainer", "top-1 %", "seeds", "CPU s of a run", "CPU ms of an update", "versions"]]
-    times = {impl: official.measure_times(rows, impl) for impl in official.TRAINERS}
-    for impl, (whole, update) in times.items():
-        runs = official.select_runs(rows, impl)
-        top1 = official.show_spread(official.values_of(runs, "top1"))
-        row = runs[-1]
-        versions = f"`{row['commit']}`, torch {row['torch']}"
-        if impl == "deit":
-            versions = f"`{row['deit']}`, torch {row['deit_torch']}, timm {row['deit_timm']}"
-        table.append([impl, top1, str(len(runs)), f"{whole:.0f}", f"{update:.0f}", versions])
-    ratios = [f"{a / b:.1f}" for a, b in zip(times["deit"], times["fastdeit"], strict=True)]
-    difference = official.describe_difference(rows)
-    return [*table, ["ours less deit's; deit's / ours", difference, "", *ratios, ""]]
-
-
-def estimate_launch() -> list[Cells]:
-    """Return the estimated seconds of each part of a start, by number of ranks."""
-    rows = [row for row in read_rows("cpu-launch") if row["what"] == "estimate"]
-    seconds = {(row["part"], row["ranks"]): float(row["value"]) for row in rows}
-    ranks = list(dict.fromkeys(row["ranks"] for row in rows))
-    table = [["seconds of", *(f"{count} ranks" for count in ranks)]]
-    for part in dict.fromkeys(row["part"] for row in rows):
-        table.append([part, *(f"{seconds[part, count]:.2f}" for count in ranks)])
-    totals = [sum(took for (_, of), took in seconds.items() if of == count) for count in ranks]
-    table.append(["**all**", *(f"**{total:.1f}**" for total in totals)])
-    return table
-
-
 TABLES: dict[str, Callable[[], list[Cells]]] = {
     "loaders": lambda: compare_loaders(["1", "2", "3"]),
     "loaders-2-copies": lambda: compare_loaders(["2"]),
@@ -256,7 +226,7 @@ TABLES: dict[str, Callable[[], list[Cells]]] = {
     "teachers": compare_teachers,
     "step-counts": count_launches,
     "scaling": estimate_scaling,
-    "launch": estimate_launch,
+    "launch": lambda: list_seconds(read_rows("cpu-launch")),
     "exports": compare_exports,
     "packed": compare_packed,
     "preparations": list_preparations,
@@ -265,7 +235,7 @@ TABLES: dict[str, Callable[[], list[Cells]]] = {
     "teacher-forms": lambda: compare_forms("cpu-teacher-forms", "as in the file"),
     "between-steps": compare_gaps,
     "train-rates": compare_train_rates,
-    "official": compare_official,
+    "official": lambda: compare_trainers(read_rows("cpu-official")),
     "rehearsal": lambda: list_stages(read_rows("cpu-rehearsal")),
     "ablation-conditions": lambda: arms.list_conditions(read_rows("cpu-ablation")),
     "ablation-distillation": lambda: arms.compare_distillation(read_rows("cpu-ablation")),

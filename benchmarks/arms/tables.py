@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 from benchmarks.arms.comparisons import Row, Score, judge, measure_effect, select_runs
+from benchmarks.harness import show_spread
 
 BASE = Score("none", "base", 72.2)
 HARD = Score("hard, without the token", "hard", 74.3)
@@ -78,12 +79,6 @@ def _list_cells(rows: Sequence[Row], score: Score, reference: Score | None) -> C
     p = f"{effect.p:.2g}" if effect.seeds > 1 else ""
     cells += [reference.title, f"{effect.mean:+.2f}{error}", p, f"{score.paper:.1f}"]
     return [*cells, f"{paper:+.1f}", judge(effect, round(paper, 1))]
-
-
-def show_spread(values: Sequence[float]) -> str:
-    """Return the mean and the standard deviation; the value, of one."""
-    mean = f"{statistics.fmean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
 def list_conditions(rows: Sequence[Row]) -> list[Cells]:

@@ -16,6 +16,7 @@ _PORT = 29577
 
 
 def fastdeit(*words: str | Path) -> Command:
+    """Return a command of fastdeit on one process."""
     return [sys.executable, "-m", "fastdeit", *map(str, words)]
 
 
@@ -39,14 +40,17 @@ def run_task(name: str) -> Callable[[Job], list[Command]]:
 
 
 def index_shards(job: Job) -> list[Command]:
+    """Index the tar shards."""
     return [fastdeit("index", job.shards)]
 
 
 def index_large(job: Job) -> list[Command]:
+    """Index the shards of as many images as ImageNet-21k has."""
     return [fastdeit("index", job.large_shards)]
 
 
 def index_folder(job: Job) -> list[Command]:
+    """Index the class folders."""
     return [fastdeit("index", job.class_folders)]
 
 
@@ -58,10 +62,12 @@ def record(job: Job) -> list[Command]:
 
 
 def merge(job: Job) -> list[Command]:
+    """Merge what the jobs recorded into one cache."""
     return [fastdeit("cache", "merge", *(part(job, n) for n in range(JOBS)), "-o", job.cache)]
 
 
 def verify(job: Job) -> list[Command]:
+    """Read the merged cache, and check it."""
     return [fastdeit("cache", "verify", job.cache)]
 
 
@@ -81,14 +87,17 @@ def end_epoch(job: Job) -> list[Command]:
 
 
 def train_whole(job: Job) -> list[Command]:
+    """Train the compared steps without a stop, on one process."""
     return [_train(job, whole(job), 1, stretch(job))]
 
 
 def train_first(job: Job) -> list[Command]:
+    """Train the first of the compared steps on two processes."""
     return [_train(job, resumed(job), 2, stop_step(stretch(job)))]
 
 
 def train_second(job: Job) -> list[Command]:
+    """Train the rest of them on one."""
     return [_train(job, resumed(job), 1, stretch(job) - stop_step(stretch(job)))]
 
 
@@ -98,6 +107,7 @@ def stop_step(steps: int) -> int:
 
 
 def stretch(job: Job) -> int:
+    """Return the number of steps whose losses are compared."""
     return min(_STRETCH, job.steps - 1)
 
 
@@ -107,6 +117,7 @@ def whole(job: Job) -> Path:
 
 
 def resumed(job: Job) -> Path:
+    """Return the folder of the run that continues on another number of processes."""
     return job.folder / "resumed"
 
 
@@ -125,6 +136,8 @@ def _taught(job: Job) -> list[str]:
 
 
 def evaluate(ranks: int) -> Callable[[Job], list[Command]]:
+    """Return the commands of an evaluation on so many processes, which writes predictions."""
+
     def commands(job: Job) -> list[Command]:
         return [launch(ranks, "evaluate", whole(job), "--predictions", predictions(job, ranks))]
 
@@ -132,6 +145,7 @@ def evaluate(ranks: int) -> Callable[[Job], list[Command]]:
 
 
 def predictions(job: Job, ranks: int) -> Path:
+    """Return the file of predictions of an evaluation on so many processes."""
     return job.folder / f"predictions-{ranks}.csv"
 
 
@@ -141,12 +155,15 @@ def pack(job: Job) -> list[Command]:
 
 
 def verify_packed(job: Job) -> list[Command]:
+    """Read the packed data set, and check it."""
     return [fastdeit("pack", packed(job), "--verify")]
 
 
 def packed(job: Job) -> Path:
+    """Return the folder of the packed data set."""
     return job.folder / "packed"
 
 
 def export(job: Job) -> list[Command]:
+    """Export the model of the run that was never stopped."""
     return [fastdeit("export", whole(job), "--output", job.folder / "exported")]

@@ -34,10 +34,12 @@ class Job:
 
     @property
     def images(self) -> int:
+        """The number of training images."""
         return max(round(IMAGES * self.scale), 4 * _FEWEST)
 
     @property
     def validation(self) -> int:
+        """The number of validation images."""
         return max(round(VALIDATION * self.scale), _FEWEST)
 
     @property
@@ -47,6 +49,7 @@ class Job:
 
     @property
     def large(self) -> int:
+        """The number of images of the data set of ImageNet-21k's size."""
         return max(round(LARGE * self.scale), 4 * _FEWEST)
 
     @property
@@ -56,6 +59,7 @@ class Job:
 
     @property
     def batch(self) -> int:
+        """Samples of a step."""
         return BATCH if self.scale == 1 else min(BATCH, max(16, self.images // 20 // 16 * 16))
 
     @property

@@ -1,8 +1,7 @@
 """Sizes of ImageNet's images, for a stand-in.
 
-The mean of 469 x 387 pixels is the one that is published for the training images; that most have
-500 pixels on their long side, and some several thousand, is seen in the archives. The shares below
-are a choice with that mean, not a count.
+Most training images have 500 pixels on their long side, some have several thousand. The shares
+below are a choice, not a count of ImageNet's headers.
 """
 
 import numpy as np

@@ -58,12 +58,6 @@ def measure_times(rows: Sequence[Row], impl: str) -> Times:
     return Times(whole, 1e3 * (whole - float(short["cpu_s"])) / updates)
 
 
-def show_spread(values: Sequence[float]) -> str:
-    """Return the mean, with the standard deviation if there are several values."""
-    mean = f"{statistics.mean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
-
-
 def describe_difference(rows: Sequence[Row]) -> str:
     """Return the difference of top-1, ours less deit's, its interval, and whether that has 0."""
     theirs, ours = (values_of(select_runs(rows, impl), "top1") for impl in TRAINERS)

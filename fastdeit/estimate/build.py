@@ -22,7 +22,7 @@ from fastdeit.estimate.outputs import (
 )
 from fastdeit.estimate.rates import find_rates
 from fastdeit.estimate.roofline import find_shape
-from fastdeit.estimate.samples import DataSet, Samples, count_samples, list_samples
+from fastdeit.estimate.samples import DataSet, Samples, list_samples
 from fastdeit.estimate.step import StepTime, Work, time_cpu_step, time_gpu_step, time_teacher
 from fastdeit.estimate.teachers import MetaTeacher, make_teacher
 from fastdeit.models.build import build_model, check_model, follow_weights, list_heads, precision
@@ -91,7 +91,7 @@ def estimate_config(
     require(bool(config.model.model), "model", config.model.model, given)
     check_model(config)
     _check_batch(config, devices.ranks, data.images)
-    samples = count_samples(
+    samples = Samples(
         data.images,
         config.optim.batch_size,
         config.optim.epochs,

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fastdeit.config.parse import require_value
 from fastdeit.estimate.lines import Line
 
 
@@ -71,13 +70,6 @@ class Samples(NamedTuple):
         first = whole + (rest > 0)
         furthest = whole + max(self.repeats - 2, rest - 1) if whole else rest - 1
         return first + min(self.images // 2, furthest + 1)
-
-
-def count_samples(images: int, batch: int, epochs: int, repeats: int) -> Samples:
-    """Return the samples of a run. Raises ValueError for fewer images than a batch has."""
-    allowed = f"1 to {images}, the number of training images"
-    require_value(0 < batch <= images, "--batch-size", batch, allowed)
-    return Samples(images, batch, epochs, repeats)
 
 
 def list_samples(samples: Samples, data: DataSet) -> Iterator[Line]:

@@ -54,6 +54,20 @@ def test_each_arm_changes_what_it_names_and_nothing_else(flags: str) -> None:
     assert base.distill.distillation_type == "none" and "distilled" not in base.model.model
 
 
+@pytest.mark.parametrize(
+    ("seeds", "flags", "error"),
+    [
+        (0, "", "--seeds must be 1 or more"),
+        (3, "--seed 1", "--seed is set for each run"),
+        (3, "--output-dir=x", "--output-dir is set for each run"),
+        (3, "--epoch", "--epoch is not a flag"),
+    ],
+)
+def test_a_flag_that_no_arm_can_have_is_refused(seeds: int, flags: str, error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        ablation.check_flags(seeds, flags.split())
+
+
 def test_teacher_of_the_user_is_not_replaced(tmp_path: Path) -> None:
     for flags in (["--teacher-path=t"], ["--recipe", "deit", "--teacher-path", "t"]):
         assert ablation.find_teacher(tmp_path, flags, "false") == []

@@ -61,6 +61,22 @@ def test_a_run_that_has_a_row_does_not_run_again(
     assert not list(list_done(args))
 
 
+def test_a_failed_run_does_not_keep_the_others_from_their_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_job(job: Job, _: argparse.Namespace) -> harness.Row:
+        if job.impl == "deit":
+            raise RuntimeError("deit ended with 1")
+        return {**job._asdict(), "train_images": 256, "val_images": 100, "top1": 1, "cpu_s": 1}
+
+    monkeypatch.setattr(bench_official, "run_job", run_job)
+    args = arguments(tmp_path)
+    args.jobs = 1
+    with pytest.raises(RuntimeError, match="ended with 1"):
+        bench_official.measure(list_jobs(3, 1), args, {})
+    assert [job.impl for job in list_done(args)] == ["fastdeit", "fastdeit"]
+
+
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 def test_the_first_step_has_a_gradient_of_every_weight(kind: str) -> None:
     torch.manual_seed(1)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import sys
 from pathlib import Path
 
@@ -170,6 +171,14 @@ def test_stage_that_was_done_is_skipped(
         [row] = csv.DictReader(file)
     assert row["stage"] == "index"
     assert float(row["cpu_s"]) > 0 and float(row["peak_mib"]) > 50
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, 1e9, 0.5])
+def test_a_folder_has_one_possible_scale(tmp_path: Path, scale: float) -> None:
+    rehearsal.fix_scale(tmp_path, 0.25)
+    rehearsal.fix_scale(tmp_path, 0.25)
+    with pytest.raises(ValueError, match=r"--scale must be (above 0, at most 1|0.25, that of)"):
+        rehearsal.fix_scale(tmp_path, scale)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from collections import defaultdict
 import pytest
 
 from fastdeit.estimate.outputs import count_cache_bytes
-from fastdeit.estimate.samples import IMAGENET, count_samples
+from fastdeit.estimate.samples import IMAGENET, Samples
 from fastdeit.teacher_cache.format import choose_chunk_size
 from tests.support.launching import ROOT
 
@@ -40,7 +40,7 @@ def test_steps_and_different_images_are_those_of_the_rehearsal(scale: str) -> No
     # the stage draws an epoch of each of three ordinals
     batch = int(stages["plan"]["samples"]) // (3 * facts["steps"])
     for copies in (2, 3):
-        found = count_samples(images, batch, EPOCHS, copies)
+        found = Samples(images, batch, EPOCHS, copies)
         assert found.epoch_steps == facts["steps"]
         assert found.different == facts[f"images with {copies} copies"]
         if "log" in stages:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastdeit.estimate.samples import IMAGENET, count_samples, find_data_set
+from fastdeit.estimate.samples import IMAGENET, Samples, find_data_set
 from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec
 
@@ -13,7 +13,7 @@ from fastdeit.plan.spec import PlanSpec
 def test_counts_are_those_of_the_plan(images: int, repeats: int) -> None:
     plan = Plan(PlanSpec(input_size=32, repeats=repeats), np.full((images, 2), 40))
     for batch in (2, 6, 8, 12, 24):
-        found = count_samples(images, batch, 3, repeats)
+        found = Samples(images, batch, 3, repeats)
         assert found.epoch_steps == plan.steps_per_epoch(batch)
         drawn = plan.images(0, np.arange(found.epoch_samples))
         assert found.different == len(np.unique(drawn)), (batch, repeats)
@@ -21,13 +21,8 @@ def test_counts_are_those_of_the_plan(images: int, repeats: int) -> None:
 
 @pytest.mark.parametrize(("repeats", "different"), [(2, 640_513), (3, 427_010)])
 def test_deits_arithmetic_holds(repeats: int, different: int) -> None:
-    found = count_samples(IMAGENET.images, 1024, 300, repeats)
+    found = Samples(IMAGENET.images, 1024, 300, repeats)
     assert (found.epoch_steps, found.steps, found.different) == (1251, 375_300, different)
-
-
-def test_a_batch_of_more_images_than_there_are_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"--batch-size must be 1 to 100, .* \(got 101\)"):
-        count_samples(100, 101, 1, 1)
 
 
 def test_recipes_have_their_data_sets() -> None:

@@ -32,6 +32,20 @@ def test_the_first_images_lie_in_the_folders_of_their_classes(tmp_path: Path) ->
     assert np.array_equal(np.asarray(Image.open(seventh)), PIXELS[7])
 
 
+@pytest.mark.parametrize("count", [0, -1, 13])
+def test_a_number_of_images_that_the_source_lacks_is_refused(tmp_path: Path, count: int) -> None:
+    write_idx(tmp_path)
+    with pytest.raises(ValueError, match="images of train must be 1 to 12"):
+        write_images(tmp_path, tmp_path / "images", {"train": count})
+
+
+def test_a_folder_with_more_images_is_refused(tmp_path: Path) -> None:
+    write_idx(tmp_path)
+    write_images(tmp_path, tmp_path / "images", {"train": 9})
+    with pytest.raises(ValueError, match="has 9 images of train, not 4; remove it"):
+        write_images(tmp_path, tmp_path / "images", {"train": 4})
+
+
 def test_a_source_without_the_split_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--source must have IDX files of val"):
         write_images(tmp_path, tmp_path / "images", {"val": 2})

@@ -1,6 +1,6 @@
 """The model of a start's time: which parts grow with the ranks, and how."""
 
-from benchmarks.bench_launch import Costs, Site, estimate
+from benchmarks.launch.model import Costs, Site, estimate
 
 COSTS = Costs(
     torch_s=2,
