@@ -42,12 +42,12 @@ class RunMirror:
     def open(self, say: Callable[[str], None], proceed: Callable[[], bool]) -> None:
         """Take the lease of the URL, restore the working copy, and start to upload.
 
-        say: called with lines for the user. proceed: asked while it waits for another run; where it
-        returns False, nothing is opened. Raises ValueError, OSError.
+        say: called with lines for the user. proceed: asked while it waits for another run or
+        restores; where it returns False, nothing is uploaded. Raises ValueError, OSError.
         """
         # fsspec and its stores import slowly
         from fastdeit.mirror.lease import Lease
-        from fastdeit.mirror.restore import restore
+        from fastdeit.mirror.restore import RestoreStopped, restore
         from fastdeit.mirror.store import RunStore
         from fastdeit.mirror.upload import Uploader
 
@@ -57,7 +57,10 @@ class RunMirror:
             if not self._lease.acquire(say, proceed):
                 return
             listed = _list_files(store)
-            restore(self.folder, store, listed, say)
+            try:
+                restore(self.folder, store, listed, say, proceed)
+            except RestoreStopped:
+                return
         self._thread = _UploadThread(Uploader(self.folder, store, listed), self._lease)
         self._thread.start()
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from fastdeit.checkpoint.files import NewerFormat
@@ -11,16 +12,28 @@ from fastdeit.mirror.contents import CHECKPOINTS, MANIFEST, group_checkpoints, i
 from fastdeit.mirror.store import RunStore
 from fastdeit.storage.run_folder import RunFolder
 
+Download = Callable[[str, Path], None]
+"""Downloads the file of this name to a path."""
+
+
+class RestoreStopped(Exception):
+    """A restore that was asked to stop: the copy stays behind its URL, and is restored again."""
+
 
 def restore(
-    folder: RunFolder, store: RunStore, listed: Mapping[str, int], say: Callable[[str], None]
+    folder: RunFolder,
+    store: RunStore,
+    listed: Mapping[str, int],
+    say: Callable[[str], None],
+    proceed: Callable[[], bool] = lambda: True,
 ) -> None:
     """Bring a working copy to what a store has, unless it is ahead of it.
 
-    listed: the store's files; say: called with lines for the user. The starts of the run decide
+    listed: the store's files; say: called with lines for the user; proceed: called before each
+    file, returns False if the restore is to stop. The starts of the run decide
     (attempts.jsonl): if the store has more of them, or the same and a newer checkpoint, the store
     is ahead. Raises ValueError if each has a start that the other has not, or if no checkpoint of
-    the store is whole, and OSError.
+    the store is whole, OSError, and RestoreStopped.
     """
     if not any(is_mirrored(folder, name) for name in listed):
         return
@@ -35,13 +48,20 @@ def restore(
     if len(ours) > len(theirs) or (ours == theirs and not _is_newer(complete, folder)):
         return
     say(f"restoring {store.url} to {folder}")
-    restored = _restore_checkpoints(folder, store, complete, say)
+    download = partial(_download, store, proceed)
+    restored = _restore_checkpoints(folder, store, complete, download, say)
     if complete and not restored:
         raise ValueError(f"--output-dir: {store.url} has no whole checkpoint")
     for path in list_checkpoints(folder.checkpoints):
         if step_of(path) not in restored:
             rename_aside(path)
-    _restore_files(folder, store, listed)
+    _restore_files(folder, listed, download)
+
+
+def _download(store: RunStore, proceed: Callable[[], bool], name: str, path: Path) -> None:
+    if not proceed():
+        raise RestoreStopped
+    store.download(name, path)
 
 
 def _read(store: RunStore, name: str) -> bytes | None:
@@ -71,6 +91,7 @@ def _restore_checkpoints(
     folder: RunFolder,
     store: RunStore,
     complete: Mapping[str, Sequence[str]],
+    download: Download,
     say: Callable[[str], None],
 ) -> list[int]:
     """Download the checkpoints that a folder has not; return the steps of those that are whole, the
@@ -81,7 +102,7 @@ def _restore_checkpoints(
         manifest = final / MANIFEST
         remote = _read(store, f"{CHECKPOINTS}/{step}/{MANIFEST}")
         if not (manifest.is_file() and manifest.read_bytes() == remote):
-            fault = _restore_checkpoint(final, store, names)
+            fault = _restore_checkpoint(final, store.url, names, download)
             if fault:
                 say(f"checkpoint skipped: {fault}")
                 continue
@@ -89,7 +110,7 @@ def _restore_checkpoints(
     return steps
 
 
-def _restore_checkpoint(final: Path, store: RunStore, names: Sequence[str]) -> str:
+def _restore_checkpoint(final: Path, url: str, names: Sequence[str], download: Download) -> str:
     """Download a checkpoint; return what is wrong with it, or "".
 
     Raises NewerFormat, and FetchError for what the store refuses, which is no damage.
@@ -98,8 +119,8 @@ def _restore_checkpoint(final: Path, store: RunStore, names: Sequence[str]) -> s
     shutil.rmtree(work, ignore_errors=True)
     try:
         for name in names:
-            store.download(name, work / name.rpartition("/")[2])
-        fault = _find_damage(work, f"{store.url}/{CHECKPOINTS}/{final.name}")
+            download(name, work / name.rpartition("/")[2])
+        fault = _find_damage(work, f"{url}/{CHECKPOINTS}/{final.name}")
         if not fault:
             shutil.rmtree(final, ignore_errors=True)
             work.rename(final)
@@ -119,7 +140,7 @@ def _find_damage(work: Path, address: str) -> str:
     return ""
 
 
-def _restore_files(folder: RunFolder, store: RunStore, listed: Mapping[str, int]) -> None:
+def _restore_files(folder: RunFolder, listed: Mapping[str, int], download: Download) -> None:
     """Download the files outside of checkpoints, the list of starts last: until it is there, the
     copy is behind, and is restored again; remove what the store has not."""
     names = [name for name in listed if is_mirrored(folder, name)]
@@ -128,4 +149,4 @@ def _restore_files(folder: RunFolder, store: RunStore, listed: Mapping[str, int]
         if is_mirrored(folder, name) and name not in listed:
             file.unlink()
     for name in sorted(names, key=lambda name: name == folder.attempts.name):
-        store.download(name, folder.path / name)
+        download(name, folder.path / name)

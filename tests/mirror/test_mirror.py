@@ -64,6 +64,19 @@ def test_a_checkpoint_does_not_wait_for_the_next_upload_of_logs(
         wait_until(lambda: "checkpoints/step-00000010/manifest.json" in RunStore(url).list_files())
 
 
+def test_a_restore_that_is_stopped_is_not_uploaded(url: str, tmp_path: Path) -> None:
+    first = RunFolder(tmp_path / "first")
+    start_attempt(first, 1)
+    save_step(first, 10)
+    Uploader(first, RunStore(url), {}).run()
+    before = RunStore(url).list_files()
+    with RunMirror(url) as mirror:
+        answers = iter([True, True])
+        mirror.open(print, lambda: next(answers, False))
+        assert mirror._thread is None and not mirror.folder.attempts.exists()
+    assert RunStore(url).list_files() == before
+
+
 def test_slow_uploads_of_logs_take_a_small_share_of_the_time(
     mirror: RunMirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:

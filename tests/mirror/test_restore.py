@@ -8,7 +8,7 @@ import pytest
 from fastdeit.checkpoint.store import list_checkpoints
 from fastdeit.data.remote.source import FetchError, Transient
 from fastdeit.mirror.contents import is_mirrored
-from fastdeit.mirror.restore import restore
+from fastdeit.mirror.restore import RestoreStopped, restore
 from fastdeit.mirror.store import RunStore
 from fastdeit.mirror.upload import Uploader
 from fastdeit.storage.run_folder import RunFolder
@@ -189,6 +189,24 @@ def test_a_fault_that_passes_does_not_end_a_restore(
     monkeypatch.setattr(place.store, "read", fail)
     other = place.machine("other")
     assert place.restore(other) == ["20", "10"] and other.attempts.is_file()
+
+
+def test_a_restore_reports_each_file_and_stops_when_it_is_asked(place: Place) -> None:
+    listed = place.store.list_files()
+    asked: list[int] = []
+
+    def proceed() -> bool:
+        asked.append(1)
+        return len(asked) < count
+
+    count = len(listed) - 1
+    other = place.machine("other")
+    with pytest.raises(RestoreStopped):
+        restore(other, place.store, listed, place.said.append, proceed)
+    assert not other.attempts.exists()
+    count = 1000
+    restore(other, place.store, listed, place.said.append, proceed)
+    assert other.attempts.is_file() and len(asked) > len(listed)
 
 
 def test_every_file_of_a_run_is_mirrored_but_those_of_one_machine(tmp_path: Path) -> None:
