@@ -14,7 +14,6 @@ import time
 import uuid
 from collections.abc import Callable
 
-from fastdeit.data.remote.retries import retry
 from fastdeit.data.remote.source import FetchError, Transient
 from fastdeit.mirror.store import RunStore
 
@@ -44,40 +43,36 @@ class Lease:
             target=self._renew, daemon=True, name="fastdeit-mirror-lease"
         )
 
-    def acquire(self, say: Callable[[str], None], proceed: Callable[[], bool]) -> bool:
+    def acquire(self, say: Callable[[str], None]) -> None:
         """Take the lease; wait for `LEASE_S` if another process may still hold it.
 
-        say: called with a line before the wait; proceed: asked every few seconds, False ends the
-        wait. Returns False if it was ended. Raises ValueError naming the process that holds it.
+        say: called with a line before the wait. Raises ValueError naming the process that holds it,
+        and FetchStopped.
         """
-        if not self._take(say, proceed):
-            return False
+        self._take(say)
         self._thread.start()
-        return True
 
-    def _take(self, say: Callable[[str], None], proceed: Callable[[], bool]) -> bool:
-        if retry(lambda: self._store.create(NAME, self._describe()), self._store.url):
-            return True
+    def _take(self, say: Callable[[str], None]) -> None:
+        if self._store.retry(lambda: self._store.create(NAME, self._describe())):
+            return
         seen = self._read()
         holder = _name_holder(seen)
         say(f"{self._store.url} was in use by {holder}; waiting {LEASE_S:.0f} s for a sign of it")
         end = time.monotonic() + LEASE_S
         while time.monotonic() < end:
-            if not proceed():
-                return False
+            self._store.require_proceed()
             time.sleep(_POLL_S)
             if self._read() != seen:
-                return self._take_released(holder)
-        retry(lambda: self._store.write(NAME, self._describe()), self._store.url)
+                self._take_released(holder)
+                return
+        self._store.retry(lambda: self._store.write(NAME, self._describe()))
         time.sleep(_POLL_S)
         self._require_own(holder)
-        return True
 
-    def _take_released(self, holder: str) -> bool:
+    def _take_released(self, holder: str) -> None:
         """Take a lease that has changed, which is free only if its object is gone."""
         if self._read() is not None or not self._store.create(NAME, self._describe()):
             self._refuse(holder)
-        return True
 
     def _require_own(self, holder: str) -> None:
         if not self._is_own(self._read()):
@@ -117,7 +112,7 @@ class Lease:
                     self._store.write(NAME, self._describe())
 
     def _read(self) -> bytes | None:
-        return retry(lambda: self._store.read(NAME), self._store.url)
+        return self._store.retry(lambda: self._store.read(NAME))
 
     def _describe(self) -> bytes:
         self._count += 1

@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from fastdeit.data.remote.retries import retry
-from fastdeit.data.remote.source import FetchError, Transient
+from fastdeit.data.remote.source import FetchError, FetchStopped, Transient
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.storage.urls import is_url
 
@@ -42,24 +41,23 @@ class RunMirror:
     def open(self, say: Callable[[str], None], proceed: Callable[[], bool]) -> None:
         """Take the lease of the URL, restore the working copy, and start to upload.
 
-        say: called with lines for the user. proceed: asked while it waits for another run or
-        restores; where it returns False, nothing is uploaded. Raises ValueError, OSError.
+        say: called with lines for the user. proceed: asked often; once it returns False,
+        nothing is opened, or uploaded. Raises ValueError, OSError.
         """
         # fsspec and its stores import slowly
         from fastdeit.mirror.lease import Lease
-        from fastdeit.mirror.restore import RestoreStopped, restore
+        from fastdeit.mirror.restore import restore
         from fastdeit.mirror.store import RunStore
         from fastdeit.mirror.upload import Uploader
 
         with _name_faults():
-            store = RunStore(self._url)
+            store = RunStore(self._url, proceed)
             self._lease = Lease(store, self._stop_run)
-            if not self._lease.acquire(say, proceed):
-                return
-            listed = _list_files(store)
             try:
-                restore(self.folder, store, listed, say, proceed)
-            except RestoreStopped:
+                self._lease.acquire(say)
+                listed = _list_files(store)
+                restore(self.folder, store, listed, say)
+            except FetchStopped:
                 return
         self._thread = _UploadThread(Uploader(self.folder, store, listed), self._lease)
         self._thread.start()
@@ -111,7 +109,7 @@ def _list_files(store: "RunStore") -> dict[str, int]:
     just written, a run would begin anew and replace what is there. Raises FetchError."""
     from fastdeit.mirror.lease import NAME
 
-    listed = retry(store.list_files, store.url)
+    listed = store.retry(store.list_files)
     if NAME not in listed:
         raise FetchError(f"{store.url}: its list of files lacks {NAME!r}, which was just written")
     return listed

@@ -2,38 +2,25 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from fastdeit.checkpoint.files import NewerFormat
 from fastdeit.checkpoint.store import list_checkpoints, rename_aside, step_of, verify_checkpoint
-from fastdeit.data.remote.retries import retry
 from fastdeit.mirror.contents import CHECKPOINTS, MANIFEST, group_checkpoints, is_mirrored
 from fastdeit.mirror.store import RunStore
 from fastdeit.storage.run_folder import RunFolder
 
-Download = Callable[[str, Path], None]
-"""Downloads the file of this name to a path."""
-
-
-class RestoreStopped(Exception):
-    """A restore that was asked to stop: the copy stays behind its URL, and is restored again."""
-
 
 def restore(
-    folder: RunFolder,
-    store: RunStore,
-    listed: Mapping[str, int],
-    say: Callable[[str], None],
-    proceed: Callable[[], bool] = lambda: True,
+    folder: RunFolder, store: RunStore, listed: Mapping[str, int], say: Callable[[str], None]
 ) -> None:
     """Bring a working copy to what a store has, unless it is ahead of it.
 
-    listed: the store's files; say: called with lines for the user; proceed: called before each
-    file, returns False if the restore is to stop. The starts of the run decide
+    listed: the store's files; say: called with lines for the user. The starts of the run decide
     (attempts.jsonl): if the store has more of them, or the same and a newer checkpoint, the store
     is ahead. Raises ValueError if each has a start that the other has not, or if no checkpoint of
-    the store is whole, OSError, and RestoreStopped.
+    the store is whole, OSError, and FetchStopped, after which the copy is behind the store, and is
+    restored again.
     """
     if not any(is_mirrored(folder, name) for name in listed):
         return
@@ -48,25 +35,18 @@ def restore(
     if len(ours) > len(theirs) or (ours == theirs and not _is_newer(complete, folder)):
         return
     say(f"restoring {store.url} to {folder}")
-    download = partial(_download, store, proceed)
-    restored = _restore_checkpoints(folder, store, complete, download, say)
+    restored = _restore_checkpoints(folder, store, complete, say)
     if complete and not restored:
         raise ValueError(f"--output-dir: {store.url} has no whole checkpoint")
     for path in list_checkpoints(folder.checkpoints):
         if step_of(path) not in restored:
             rename_aside(path)
-    _restore_files(folder, listed, download)
-
-
-def _download(store: RunStore, proceed: Callable[[], bool], name: str, path: Path) -> None:
-    if not proceed():
-        raise RestoreStopped
-    store.download(name, path)
+    _restore_files(folder, store, listed)
 
 
 def _read(store: RunStore, name: str) -> bytes | None:
     """Return the content of a small file, tried again after faults that may pass."""
-    return retry(lambda: store.read(name), store.url)
+    return store.retry(lambda: store.read(name))
 
 
 def _read_lines(data: bytes | None) -> list[bytes]:
@@ -91,7 +71,6 @@ def _restore_checkpoints(
     folder: RunFolder,
     store: RunStore,
     complete: Mapping[str, Sequence[str]],
-    download: Download,
     say: Callable[[str], None],
 ) -> list[int]:
     """Download the checkpoints that a folder has not; return the steps of those that are whole, the
@@ -102,7 +81,7 @@ def _restore_checkpoints(
         manifest = final / MANIFEST
         remote = _read(store, f"{CHECKPOINTS}/{step}/{MANIFEST}")
         if not (manifest.is_file() and manifest.read_bytes() == remote):
-            fault = _restore_checkpoint(final, store.url, names, download)
+            fault = _restore_checkpoint(final, store, names)
             if fault:
                 say(f"checkpoint skipped: {fault}")
                 continue
@@ -110,7 +89,7 @@ def _restore_checkpoints(
     return steps
 
 
-def _restore_checkpoint(final: Path, url: str, names: Sequence[str], download: Download) -> str:
+def _restore_checkpoint(final: Path, store: RunStore, names: Sequence[str]) -> str:
     """Download a checkpoint; return what is wrong with it, or "".
 
     Raises NewerFormat, and FetchError for what the store refuses, which is no damage.
@@ -119,8 +98,8 @@ def _restore_checkpoint(final: Path, url: str, names: Sequence[str], download: D
     shutil.rmtree(work, ignore_errors=True)
     try:
         for name in names:
-            download(name, work / name.rpartition("/")[2])
-        fault = _find_damage(work, f"{url}/{CHECKPOINTS}/{final.name}")
+            store.download(name, work / name.rpartition("/")[2])
+        fault = _find_damage(work, f"{store.url}/{CHECKPOINTS}/{final.name}")
         if not fault:
             shutil.rmtree(final, ignore_errors=True)
             work.rename(final)
@@ -140,7 +119,7 @@ def _find_damage(work: Path, address: str) -> str:
     return ""
 
 
-def _restore_files(folder: RunFolder, listed: Mapping[str, int], download: Download) -> None:
+def _restore_files(folder: RunFolder, store: RunStore, listed: Mapping[str, int]) -> None:
     """Download the files outside of checkpoints, the list of starts last: until it is there, the
     copy is behind, and is restored again; remove what the store has not."""
     names = [name for name in listed if is_mirrored(folder, name)]
@@ -149,4 +128,4 @@ def _restore_files(folder: RunFolder, listed: Mapping[str, int], download: Downl
         if is_mirrored(folder, name) and name not in listed:
             file.unlink()
     for name in sorted(names, key=lambda name: name == folder.attempts.name):
-        download(name, folder.path / name)
+        store.download(name, folder.path / name)

@@ -1,14 +1,16 @@
 """The files of a run at a URL, in an object store that fsspec can write to."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from fastdeit.data.remote.retries import retry
+from fastdeit.data.remote.retries import require_proceed, retry
 from fastdeit.data.remote.source import NO_ROOM, FetchError, Transient
 from fastdeit.data.remote.sources.store import open_store, translate_errors
 from fastdeit.storage.urls import hide_credentials
+
+Result = TypeVar("Result")
 
 
 class RunStore:
@@ -16,11 +18,13 @@ class RunStore:
 
     An object of an object store is whole or absent: it gets its name when all of it has arrived; a
     file of a folder (file://) is not. Methods raise FetchError for what cannot work, Transient for
-    a fault that may pass. Attributes: url, without credentials.
+    a fault that may pass. proceed: asked by `retry`, `require_proceed` and `download`, which raise
+    FetchStopped where it returns False. Attributes: url, without credentials.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, proceed: Callable[[], bool] = lambda: True) -> None:
         self.url = hide_credentials(url).rstrip("/")
+        self._proceed = proceed
         self._system: Any
         self._system, self._path = open_store(url.rstrip("/"))
         if hasattr(self._system, "auto_mkdir"):  # a file system with real folders
@@ -28,6 +32,17 @@ class RunStore:
 
     def _place(self, name: str) -> str:
         return f"{self._path}/{name}"
+
+    def require_proceed(self) -> None:
+        """Raise FetchStopped if this process is asked to stop."""
+        require_proceed(self._proceed, self.url)
+
+    def retry(self, action: Callable[[], Result]) -> Result:
+        """Return the result of an action on this store, tried again after faults that may pass.
+
+        Raises Unreachable after the last attempt, and FetchStopped.
+        """
+        return retry(action, self.url, self._proceed)
 
     def list_files(self) -> dict[str, int]:
         """Return the size in bytes of each file by its name; none for a run that is not there."""
@@ -96,7 +111,7 @@ class RunStore:
                 self._system.get_file(self._place(name), str(work))
 
         try:
-            retry(fetch, address)
+            retry(fetch, address, self._proceed)
             work.replace(file)
         finally:
             work.unlink(missing_ok=True)

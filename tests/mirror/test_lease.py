@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fastdeit.data.remote.source import FetchStopped
 from fastdeit.mirror.lease import NAME, Lease
 from fastdeit.mirror.store import RunStore
 from tests.support.waiting import wait_until
@@ -22,7 +23,7 @@ def never(_: str = "") -> None:
 
 def test_a_free_url_is_taken_at_once_and_released(store: RunStore) -> None:
     lease = Lease(store, never)
-    assert lease.acquire(never, lambda: True)
+    lease.acquire(never)
     assert lease.is_held()
     lease.release()
     assert store.read(NAME) is None
@@ -30,10 +31,10 @@ def test_a_free_url_is_taken_at_once_and_released(store: RunStore) -> None:
 
 def test_a_live_holder_is_named(store: RunStore) -> None:
     held = Lease(store, never)
-    held.acquire(never, lambda: True)
+    held.acquire(never)
     lines: list[str] = []
     with pytest.raises(ValueError, match=r"--output-dir: file://.* is in use by process \d+ on "):
-        Lease(store, never).acquire(lines.append, lambda: True)
+        Lease(store, never).acquire(lines.append)
     assert "waiting" in lines[0] and held.is_held()
     held.release()
 
@@ -42,7 +43,7 @@ def test_a_dead_holder_is_replaced_after_a_wait(store: RunStore) -> None:
     store.write(NAME, b'{"host": "gone", "pid": 1}')
     lines: list[str] = []
     lease = Lease(store, never)
-    assert lease.acquire(lines.append, lambda: True)
+    lease.acquire(lines.append)
     assert "process 1 on 'gone'" in lines[0] and lease.is_held()
     lease.release()
 
@@ -59,21 +60,24 @@ def test_of_two_that_replace_a_dead_holder_the_later_one_stays(
 
     monkeypatch.setattr(store, "write", write_before_another)
     with pytest.raises(ValueError, match="is in use by"):
-        Lease(store, never).acquire(lambda _: None, lambda: True)
+        Lease(store, never).acquire(lambda _: None)
 
 
 def test_a_holder_that_ends_in_the_wait_makes_room(store: RunStore) -> None:
     store.write(NAME, b"{}")
     threading.Timer(0.15, lambda: store.remove([NAME])).start()
     lease = Lease(store, never)
-    assert lease.acquire(lambda _: None, lambda: True)
+    lease.acquire(lambda _: None)
     lease.release()
 
 
 def test_a_wait_ends_when_the_run_is_asked_to_stop(store: RunStore) -> None:
     store.write(NAME, b"{}")
-    lease = Lease(store, never)
-    assert not lease.acquire(lambda _: None, lambda: False)
+    answers = iter([True, True])  # for the first write and the first read; then it waits
+    asked = RunStore(store.url, lambda: next(answers, False))
+    lease = Lease(asked, never)
+    with pytest.raises(FetchStopped):
+        lease.acquire(lambda _: None)
     lease.release()
     assert store.read(NAME) == b"{}"
 
@@ -81,7 +85,7 @@ def test_a_wait_ends_when_the_run_is_asked_to_stop(store: RunStore) -> None:
 def test_a_lease_that_another_run_has_taken_is_reported_and_left_alone(store: RunStore) -> None:
     lost = threading.Event()
     lease = Lease(store, lost.set)
-    lease.acquire(never, lambda: True)
+    lease.acquire(never)
     store.write(NAME, b'{"id": "other"}')
     assert lost.wait(10)
     lease.release()
@@ -90,7 +94,7 @@ def test_a_lease_that_another_run_has_taken_is_reported_and_left_alone(store: Ru
 
 def test_it_is_renewed_while_it_is_held(store: RunStore) -> None:
     lease = Lease(store, never)
-    lease.acquire(never, lambda: True)
+    lease.acquire(never)
     first = store.read(NAME)
     wait_until(lambda: store.read(NAME) not in (None, first))
     lease.release()
@@ -98,7 +102,7 @@ def test_it_is_renewed_while_it_is_held(store: RunStore) -> None:
 
 def test_a_renewal_in_progress_is_no_loss(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     lease = Lease(store, never)
-    lease.acquire(never, lambda: True)
+    lease.acquire(never)
     write = RunStore.write
 
     def write_slowly(self: RunStore, name: str, data: bytes) -> None:
@@ -117,7 +121,7 @@ def test_the_end_does_not_wait_for_a_store_that_hangs(
     store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease = Lease(store, lambda: None)
-    lease.acquire(never, lambda: True)
+    lease.acquire(never)
     hanging = threading.Event()
     freed = threading.Event()
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from fastdeit.checkpoint.store import list_checkpoints
-from fastdeit.data.remote.source import FetchError, Transient
+from fastdeit.data.remote.source import FetchError, FetchStopped, Transient
 from fastdeit.mirror.contents import is_mirrored
-from fastdeit.mirror.restore import RestoreStopped, restore
+from fastdeit.mirror.restore import restore
 from fastdeit.mirror.store import RunStore
 from fastdeit.mirror.upload import Uploader
 from fastdeit.storage.run_folder import RunFolder
@@ -199,13 +199,14 @@ def test_a_restore_reports_each_file_and_stops_when_it_is_asked(place: Place) ->
         asked.append(1)
         return len(asked) < count
 
+    place.store = RunStore(f"file://{place.bucket}", proceed)
     count = len(listed) - 1
     other = place.machine("other")
-    with pytest.raises(RestoreStopped):
-        restore(other, place.store, listed, place.said.append, proceed)
+    with pytest.raises(FetchStopped):
+        restore(other, place.store, listed, place.said.append)
     assert not other.attempts.exists()
     count = 1000
-    restore(other, place.store, listed, place.said.append, proceed)
+    assert place.restore(other) == ["20", "10"]
     assert other.attempts.is_file() and len(asked) > len(listed)
 
 

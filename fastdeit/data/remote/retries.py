@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from fastdeit.data.remote.source import Transient, Unreachable
+from fastdeit.data.remote.source import FetchStopped, Transient, Unreachable
 
 WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Before each further attempt, unless the source asks for another time."""
 _NOTED_FROM = 3  # failures in a row
+_POLL_S = 1.0
 _log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
@@ -28,15 +29,32 @@ def next_wait(fault: Transient, failures: int, what: str) -> float:
     return wait_s
 
 
-def retry(action: Callable[[], Result], what: str = "") -> Result:
+def retry(
+    action: Callable[[], Result], what: str = "", proceed: Callable[[], bool] = lambda: True
+) -> Result:
     """Return the result of an action, which is tried again after faults that may pass.
 
-    Raises Unreachable after the last attempt.
+    proceed: asked before each attempt and every second between two. Raises FetchStopped once it
+    returns False, Unreachable after the last attempt.
     """
     failures = 0
+    require_proceed(proceed, what)
     while True:
         try:
             return action()
         except Transient as fault:
             failures += 1
-            time.sleep(next_wait(fault, failures, what))
+            _wait(next_wait(fault, failures, what), proceed, what)
+
+
+def _wait(seconds: float, proceed: Callable[[], bool], what: str) -> None:
+    while seconds > 0:
+        time.sleep(min(seconds, _POLL_S))
+        seconds -= _POLL_S
+        require_proceed(proceed, what)
+
+
+def require_proceed(proceed: Callable[[], bool], what: str) -> None:
+    """Raise FetchStopped if `proceed` returns False."""
+    if not proceed():
+        raise FetchStopped(f"{what}: stopped")

@@ -9,7 +9,7 @@ import pytest
 
 from fastdeit.data.remote import retries
 from fastdeit.data.remote.retries import next_wait, retry
-from fastdeit.data.remote.source import FetchError, Transient, Unreachable
+from fastdeit.data.remote.source import FetchError, FetchStopped, Transient, Unreachable
 from fastdeit.data.remote.sources.web import _read_wait
 
 
@@ -49,7 +49,7 @@ def test_what_passes_is_tried_again_and_what_stays_is_not(monkeypatch: pytest.Mo
             raise faults.pop(0)
         return "done"
 
-    assert retry(act) == "done" and slept == [1.0, 9.0]
+    assert retry(act) == "done" and sum(slept) == 1.0 + 9.0
 
     def refuse() -> None:
         slept.append(-1)
@@ -58,3 +58,20 @@ def test_what_passes_is_tried_again_and_what_stays_is_not(monkeypatch: pytest.Mo
     with pytest.raises(FetchError, match="403"):
         retry(refuse)
     assert slept.count(-1) == 1
+
+
+def test_a_request_to_stop_ends_the_wait_for_the_next_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+
+    def fail() -> None:
+        raise Transient("500", 30.0)
+
+    with pytest.raises(FetchStopped, match="s3://bucket: stopped"):
+        retry(fail, "s3://bucket", lambda: sum(slept) < 3)
+    assert sum(slept) == 3
+    with pytest.raises(FetchStopped):
+        retry(slept.clear, "s3://bucket", lambda: False)
+    assert slept, "no attempt is made after it"
