@@ -17,7 +17,7 @@ in FOLDER, which has one scale, and a row of results/cpu-rehearsal.csv has what 
   facts         what the stage found, as JSON
 
 The exit code is 1 if memory that must be flat swings by more than 2 %. At full size it needs 12 GB
-of disk and about 45 minutes of two cores; --scale 0.002 takes two minutes.
+of disk and about 70 minutes of two cores; --scale 0.002 takes two minutes.
 """
 
 import json
