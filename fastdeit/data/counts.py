@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fastdeit.data.formats.listing import open_table
+from fastdeit.data.formats.listing import open_table, read_columns
 from fastdeit.data.table import table_facts, table_places
 
 
@@ -25,7 +25,7 @@ def read_counts(root: Path, split: str) -> Counts | None:
         try:
             stored = open_table(place)
             facts = table_facts(stored.schema_arrow.empty_table())
-            table = stored.read(columns=["num_bytes", "fault"])
+            table = read_columns(stored, ["num_bytes", "fault"])
         except (OSError, ValueError, pa.ArrowException):
             continue
         if facts:

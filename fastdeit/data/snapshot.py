@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fastdeit.data.formats.listing import open_table
+from fastdeit.data.formats.listing import open_table, read_columns
 from fastdeit.data.index import Index
 from fastdeit.storage.atomic import atomic_open
 
@@ -54,7 +54,7 @@ def read_images(file: Path, root: Path) -> Index:
 
     Raises OSError, ValueError or ArrowException for what is no such file.
     """
-    table = open_table(file).read()
+    table = read_columns(open_table(file))
     return Index.from_table(table, _read_facts(table.schema) | {"root": root})
 
 

@@ -35,6 +35,7 @@ from fastdeit.data.formats.listing import (
     Stamps,
     is_unchanged,
     open_table,
+    read_columns,
 )
 from fastdeit.display.text import printable
 
@@ -126,7 +127,7 @@ def _read(place: Path, columns: Sequence[str] | None = None) -> pa.Table | None:
         table = open_table(place)
         if columns is not None:
             columns = [name for name in columns if name in table.schema_arrow.names]
-        return table.read(columns=columns)
+        return read_columns(table, columns)
     except (OSError, ValueError, pa.ArrowException):
         return None
 

@@ -56,7 +56,9 @@ def read_predictions(path: Path) -> RecordedPredictions | None:
     if not path.is_file():
         return None
     try:
-        table = pq.read_table(path)
+        # no thread of Arrow's, as in data/formats/listing.py
+        with path.open("rb") as file:
+            table = pq.ParquetFile(file, pre_buffer=False).read(use_threads=False)
         facts = _read_facts(table.schema)
         columns = {name: table[name].to_numpy().astype(np.int32) for name in table.column_names}
         return RecordedPredictions(

@@ -127,6 +127,15 @@ def open_table(file: Path) -> pq.ParquetFile:
     return table
 
 
+def read_columns(table: pq.ParquetFile, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return columns of a Parquet file, by default all, read by the calling thread alone.
+
+    Arrow's own threads may abort or hang a process that ends soon after they worked
+    (apache/arrow issues 34314 and 50482).
+    """
+    return table.read(columns=columns, use_threads=False)
+
+
 def read_text(file: Path) -> str:
     """Return the text of a list: UTF-8, or UTF-16 with a byte order mark; bytes that are no UTF-8
     become surrogates, as in names of files.

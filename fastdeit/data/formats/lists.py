@@ -18,6 +18,7 @@ from fastdeit.data.formats.listing import (
     DataError,
     Listing,
     open_table,
+    read_columns,
     read_text,
     stamp,
 )
@@ -133,7 +134,7 @@ def _split(lines: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[str
 def _read_parquet(file: Path) -> Iterator[_Entry]:
     """Yield the entries of the rows."""
     try:
-        table = open_table(file).read()
+        table = read_columns(open_table(file))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{file}: is no Parquet file that can be read ({error})") from error
     path, label = _columns(file, table.column_names)

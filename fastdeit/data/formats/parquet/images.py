@@ -134,8 +134,9 @@ def _check(data: bytes | None, path: str) -> Checked:
 def _iterate(file: Path, columns: Sequence[str], first_group: int = 0) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a file in order from a row group on, a few at a time. Raises DataError."""
     with open_parquet(file) as opened:
-        groups = range(first_group, opened.metadata.num_row_groups)
-        yield from opened.iter_batches(_AT_ONCE, row_groups=list(groups), columns=list(columns))
+        groups = list(range(first_group, opened.metadata.num_row_groups))
+        # as in read_columns
+        yield from opened.iter_batches(_AT_ONCE, groups, list(columns), use_threads=False)
 
 
 class ParquetImages:
