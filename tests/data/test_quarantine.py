@@ -4,6 +4,8 @@ import dataclasses
 import io
 import logging
 import os
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Callable
@@ -30,6 +32,7 @@ from fastdeit.plan.spec import PlanSpec
 from tests.data.formats.test_check import JPEG, REFUSED
 from tests.data.formats.test_check import bomb as claimed_bomb
 from tests.support.images import write_shapes
+from tests.support.launching import ROOT
 
 SIDE, BATCH, BAD = 16, 12, 5
 OPTIONS = PipelineOptions((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), num_threads=1, backend="exact")
@@ -406,5 +409,18 @@ def test_evaluation_excludes_a_bad_image(root: Path) -> None:
 
 
 def test_killed_worker_process_is_reported() -> None:
-    with pytest.raises(ValueError, match="one of 2 processes that read the data set was killed"):
+    with pytest.raises(ValueError, match="one of 2 processes that read the data set has ended"):
         list(in_parallel(os._exit, [9, 9], 2, processes=True))
+
+
+def test_script_without_a_guard_is_named(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from fastdeit.data.formats.check import in_parallel\n"
+        "list(in_parallel(abs, [1, 2], 2, processes=True))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script)]
+    end = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert end.returncode == 1
+    assert 'does a script call this outside of if __name__ == "__main__":?' in end.stderr

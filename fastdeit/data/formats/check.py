@@ -214,14 +214,15 @@ def in_parallel(
     taken beforehand.
 
     The function and the jobs must be picklable. Raises ValueError when one of the processes was
-    killed.
+    killed, or could not start.
     """
     try:
         with _executor(workers, processes and workers > 1) as pool, _ending_processes():
             yield from _map_ahead(pool, function, jobs, _JOBS_AHEAD * workers)
     except BrokenProcessPool:
         raise ValueError(
-            f"one of {workers} processes that read the data set was killed; is memory too small?"
+            f"one of {workers} processes that read the data set has ended: is memory too small, or "
+            'does a script call this outside of if __name__ == "__main__":?'
         ) from None
 
 
