@@ -1,6 +1,7 @@
 """The wheel: what it holds and names, that it works away from the checkout; the long form installs
 it into an empty environment and trains, records and resumes there."""
 
+import contextlib
 import email
 import json
 import re
@@ -10,10 +11,12 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import fastdeit
 from tests.support.launching import ROOT, clean_environment, free_port
@@ -96,12 +99,38 @@ def test_constraints_lie_in_the_ranges_of_setup(built: Mapping[str, Path]) -> No
     (info,) = [name for name in _read(built["tree"]) if name.endswith(".dist-info/METADATA")]
     metadata = email.message_from_bytes(_read(built["tree"])[info])
     ranges = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pinned = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    versions = {pin.name.lower(): str(pin.specifier).removeprefix("==") for pin in pinned}
+    versions = {pin.name.lower(): _version(pin) for pin in _read_pins()}
     wide = [each for each in ranges if each.name.lower() in versions]
     assert {each.name for each in wide} >= {"torch", "timm", "deepspeed", "nvidia-dali-cuda120"}
     assert not [each for each in wide if versions[each.name.lower()] not in each.specifier]
+
+
+@pytest.mark.parametrize("python", ["3.10.0", "3.11.2", "3.11.7", "3.12.0", "3.13.0"])
+def test_each_python_takes_the_versions_that_constraints_name_for_it(python: str) -> None:
+    """Of the packages that are installed here; a version for newer Pythons needs a marker."""
+    place = {"python_version": python.rpartition(".")[0], "python_full_version": python}
+    named = [pin for pin in _read_pins() if pin.marker is None or pin.marker.evaluate(place)]
+    refused, seen = [], 0
+    for pin in named:
+        with contextlib.suppress(PackageNotFoundError):
+            found = distribution(pin.name)
+            if found.version == _version(pin):
+                seen += 1
+                allowed = SpecifierSet(found.metadata["Requires-Python"] or "")
+                refused += [] if python in allowed else [f"{pin.name}: {allowed}"]
+    if not seen:
+        pytest.skip("other versions are installed than those of constraints.txt")
+    assert not refused
+
+
+def _read_pins() -> list[Requirement]:
+    """Return the lines of constraints.txt."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def _version(pin: Requirement) -> str:
+    return str(pin.specifier).removeprefix("==")
 
 
 def test_named_extras_exist() -> None:
