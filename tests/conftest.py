@@ -58,6 +58,18 @@ HEAVY = (
 )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The long forms check the integers of interpreted kernels for overflow."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        from tests.kernels.interpreter import hasten
+
+        hasten(check_overflow=_asks_for_slow(config))
+
+
+def _asks_for_slow(config: pytest.Config) -> bool:
+    return "slow" in (config.option.markexpr or "")
+
+
 def _rank(item: pytest.Item) -> int:
     """Return the place of a test's file among the heavy ones, or the last place."""
     name = item.path.relative_to(Path(__file__).parent).as_posix()
@@ -75,11 +87,10 @@ def pytest_collection_finish() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=_rank)
-    slow_asked = "slow" in (config.option.markexpr or "")
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        if "slow" in item.keywords and not slow_asked:
+        if "slow" in item.keywords and not _asks_for_slow(config):
             item.add_marker(pytest.mark.skip(reason="full-length form; run with -m slow"))
 
 

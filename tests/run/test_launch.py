@@ -107,6 +107,7 @@ def test_output_appears_once_without_warnings(
     ]
 
 
+@pytest.mark.slow
 def test_error_appears_once_and_ends_both_processes_with_2(tmp_path: Path) -> None:
     paths = ["--data-path", str(tmp_path / "nowhere"), "--output-dir", str(tmp_path / "run")]
     end = launch(2, [*FLAGS, *paths])
