@@ -21,7 +21,7 @@ from fastdeit.training.zero.flat_update import FlatUpdate
 WARM_UP = 3
 """Steps before the counted one: DeepSpeed's timer starts at the third."""
 MICRO_BATCH = 2
-CPU_ONLY = {"fastdeit.kernels.mix_cpu"}
+CPU_ONLY = {"fastdeit.kernels.mix_kernels.cpu"}
 """Modules that no GPU runs: what they read does not count."""
 
 

@@ -22,9 +22,9 @@ from fastdeit.kernels.attention import (
     attention_weights_reference,
     attention_weights_triton,
 )
-from fastdeit.kernels.attention_bwd import attention_bwd_triton
-from fastdeit.kernels.attention_resident import MAX_RESIDENT, split_keys
-from fastdeit.kernels.attention_rows import TAIL
+from fastdeit.kernels.attention_kernels.bwd import attention_bwd_triton
+from fastdeit.kernels.attention_kernels.resident import MAX_RESIDENT, split_keys
+from fastdeit.kernels.attention_kernels.rows import TAIL
 from fastdeit.kernels.launch_configs import find_form
 from tests.kernels import interpreter
 from tests.kernels.interpreter import DEVICE, INTERPRETED

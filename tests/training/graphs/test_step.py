@@ -193,7 +193,7 @@ def test_the_host_calls_few_operators_beside_the_graphs(world: World) -> None:
         trainer.train_step(batches)
     assert len(recorder.replayed) == 2 and counter.launches <= 26, counter.operators
     # on a CPU, mixing looks at its boxes
-    assert {place.module for place in counter.reads} <= {"fastdeit.kernels.mix_cpu"}
+    assert {place.module for place in counter.reads} <= {"fastdeit.kernels.mix_kernels.cpu"}
     assert not counter.synchronisations and counter.copies == 0
 
 
