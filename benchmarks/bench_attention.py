@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks import harness
-from benchmarks.forms import use_form
+from benchmarks.measuring import harness
+from benchmarks.measuring.forms import use_form
 from fastdeit.kernels import launch_configs
 from fastdeit.kernels.attention import (
     attention,

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-from benchmarks import harness
-from benchmarks.counting import Place, StepCounter
-from benchmarks.trainers import make_config, make_trainer, micro_batches
+from benchmarks.measuring import harness
+from benchmarks.measuring.counting import Place, StepCounter
+from benchmarks.measuring.trainers import make_config, make_trainer, micro_batches
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.training.zero.flat_update import FlatUpdate
 

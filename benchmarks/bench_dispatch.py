@@ -24,7 +24,7 @@ from unittest.mock import patch
 import torch
 from triton.runtime.jit import JITFunction
 
-from benchmarks import harness
+from benchmarks.measuring import harness
 from fastdeit.kernels import operators
 from fastdeit.kernels.backend import use_backend
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from timm.loss import SoftTargetCrossEntropy
 
-from benchmarks import harness
+from benchmarks.measuring import harness
 from fastdeit.kernels.distill import LossParts, distill, distill_reference, swap_pairs
 from fastdeit.kernels.distill_kernels.fused import distill_bwd_triton, distill_triton
 

@@ -15,8 +15,8 @@ import torch
 from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 
-from benchmarks import harness
 from benchmarks.bench_mix import PATCH, make_inputs, patchify
+from benchmarks.measuring import harness
 from fastdeit.kernels.mix_kernels.pixels import mix_pixels
 from fastdeit.kernels.mix_patches import mix_patches, mix_patches_reference, mix_patches_triton
 from fastdeit.kernels.normalise import (

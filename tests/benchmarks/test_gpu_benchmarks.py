@@ -17,9 +17,10 @@ import nvidia.dali
 import pytest
 import torch
 
-from benchmarks import bench_runs, harness, summary
+from benchmarks import bench_runs, summary
 from benchmarks.bench_step import schedule
-from benchmarks.forms import use_form
+from benchmarks.measuring import harness
+from benchmarks.measuring.forms import use_form
 from fastdeit.kernels import launch_configs
 from fastdeit.kernels.attention import attention_reference, attention_triton
 from fastdeit.kernels.attention_kernels import bwd

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.forms import use_form
+from benchmarks.measuring.forms import use_form
 from fastdeit.kernels import attention as module
 from fastdeit.kernels import backend, launch_configs
 from fastdeit.kernels.attention import (
