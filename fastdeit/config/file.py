@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Hashable
 from pathlib import Path
 from types import UnionType
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
@@ -41,12 +41,6 @@ class _PlainLoader(yaml.SafeLoader):
     """A YAML loader without aliases, of which a short file can make billions of values, and without
     a key that is there twice."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str | None, list[tuple[str, re.Pattern[str]]]]] = {
-        None: [
-            (f"tag:yaml.org,2002:{tag}", re.compile(f"({text})$")) for tag, text in _PLAIN.items()
-        ]
-    }
-
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
@@ -63,6 +57,11 @@ class _PlainLoader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+_PlainLoader.yaml_implicit_resolvers = {
+    None: [(f"tag:yaml.org,2002:{tag}", re.compile(f"({text})$")) for tag, text in _PLAIN.items()]
+}
 
 
 def read_config_file(path: Path, flag: str) -> dict[str, dict[str, Any]]:

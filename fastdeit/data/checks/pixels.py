@@ -1,14 +1,14 @@
 """Images whose pixels DALI reads as another picture than Pillow, or not at all, because of how they
 are stored."""
 
-from PIL import Image
+from PIL.ImageFile import ImageFile
 
 _SIXTEEN_BITS = ("BGR;15", "BGR;16")  # Pillow's names
 _CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _SIGNATURE = 8  # bytes before the first chunk of a PNG
 
 
-def find_odd_storage(image: Image.Image, data: bytes) -> str:
+def find_odd_storage(image: ImageFile, data: bytes) -> str:
     """Return why the pixels of an opened image, which is not decoded yet, are refused, or "".
 
     data: its encoded bytes, at least the header. Measured with DALI 2.4.
@@ -25,7 +25,7 @@ def find_odd_storage(image: Image.Image, data: bytes) -> str:
     return f"has the PNG chunk {chunk!r}, which DALI refuses" if chunk else ""
 
 
-def _read_arguments(image: Image.Image) -> tuple[object, ...]:
+def _read_arguments(image: ImageFile) -> tuple[object, ...]:
     """Return the arguments of Pillow's decoder; the first is the form of the pixels."""
     arguments = image.tile[0][3]
     return arguments if isinstance(arguments, tuple) else (arguments,)
