@@ -1,4 +1,4 @@
-"""Recorded functions on a CPU, where operators of benchmarks/measuring/tape.py stand for a graph."""
+"""Recorded functions on a CPU; operators of benchmarks/measuring/tape.py stand for a CUDA graph."""
 
 from collections.abc import Callable
 
