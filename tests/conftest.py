@@ -90,8 +90,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if not _is_taken_by_default(item):
+            item.add_marker(pytest.mark.slow)
         if "slow" in item.keywords and not _asks_for_slow(config):
             item.add_marker(pytest.mark.skip(reason="full-length form; run with -m slow"))
+
+
+def _is_taken_by_default(item: pytest.Item) -> bool:
+    from tests.support.short_forms import is_short
+
+    name = f"{item.path.relative_to(Path(__file__).parent).as_posix()}::{item.name}"
+    return is_short(name) or (torch.cuda.is_available() and name.startswith("kernels/"))
 
 
 @pytest.fixture(params=("cpu", "as_gpu", pytest.param("gpu", marks=pytest.mark.gpu)))

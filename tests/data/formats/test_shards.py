@@ -95,6 +95,21 @@ def test_patterns_are_expanded(root: Path, split: str) -> None:
     assert len(build_index(root, split)) == 12
 
 
+@pytest.mark.parametrize("split", ["train[1]", "train{a}", "s[0].tar", "l[0].csv"])
+def test_a_name_that_looks_like_a_pattern_is_a_name(tmp_path: Path, split: str) -> None:
+    folder = tmp_path / "set[2]"
+    if split.endswith(".tar"):
+        write_tar(folder / split, samples(range(2)))
+    else:
+        image = folder / "train[1]" / "a" / "0.jpg"
+        image.parent.mkdir(parents=True)
+        image.write_bytes(picture(0))
+        image.parent.parent.rename(folder / (split if "train" in split else "x"))
+    if split.endswith(".csv"):
+        (folder / split).write_text("path,label\nx/a/0.jpg,0\n")
+    assert len(build_index(folder, split)) == (2 if split.endswith(".tar") else 1)
+
+
 def test_a_pattern_that_names_a_missing_shard_is_refused(root: Path) -> None:
     with pytest.raises(
         DataError,
@@ -354,6 +369,18 @@ def test_a_run_keeps_the_members_that_it_began_with(root: Path, tmp_path: Path) 
     assert then.fingerprint() == whole.fingerprint() and list(gone) == [4, 5, 6, 7, 11]
     assert bytes(then.encoded(np.array([9]))[0]) == picture(9)
     assert "cannot be read" in str(then.check(5))
+
+
+def test_images_behind_one_that_was_removed_are_found_at_their_new_places(
+    root: Path, tmp_path: Path
+) -> None:
+    whole, file = build_index(root, "train"), tmp_path / "images.parquet"
+    keep_images(whole, file)
+    write_tar(root / "train/s-02.tar", samples(range(9, 12)))
+    then, gone = reconcile(build_index(root, "train"), file)
+    assert list(gone) == [8]
+    good = np.setdiff1d(np.arange(len(then)), list(gone))
+    assert [bytes(image) for image in then.encoded(good)] == [picture(row) for row in good]
 
 
 def test_a_shard_truncated_while_it_is_read_gives_short_images(root: Path) -> None:
