@@ -1,5 +1,5 @@
-"""The order in which what arrives is on the disk, recorded and named: a power failure must not leave
-a record of bytes that are not there."""
+"""The order in which what arrives is on the disk, recorded and named: a power failure must not
+leave a record of bytes that are not there."""
 
 import os
 from collections.abc import Callable
