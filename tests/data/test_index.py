@@ -401,6 +401,9 @@ def test_a_class_that_train_does_not_have_is_refused(folder: Path) -> None:
     save(folder / "val/dog/x.png")
     with pytest.raises(DataError, match="classes that are not among the 2 of train: dog"):
         build_index(folder, "val")
+    (folder / "val/dog").rename(folder / "val/CAT")
+    with pytest.raises(DataError, match=r"of train: CAT \(another case than 'cat'\)"):
+        build_index(folder, "val")
 
 
 def test_a_broken_link_is_a_bad_image(folder: Path) -> None:

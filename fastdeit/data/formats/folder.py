@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from fastdeit.data.formats.check import UNREAD
 from fastdeit.data.formats.file_names import EXTENSIONS, extension_fault, is_image, is_litter
-from fastdeit.data.formats.labels import UNKNOWN
+from fastdeit.data.formats.labels import UNKNOWN, compare_names
 from fastdeit.data.formats.listing import SHOWN, DataError, Listing, Stamps, iterate_names, stamp
 from fastdeit.display.text import printable
 
@@ -42,6 +42,7 @@ def list_folder(root: Path, folder: Path, classes: Sequence[str]) -> Listing:
         shown = ", ".join(map(printable, unknown[:SHOWN]))
         raise DataError(
             f"{folder}: has classes that are not among the {len(classes)} of train: {shown}"
+            f"{compare_names(unknown[0], classes)}"
         )
     stamps = stamp(root, [folder])
     loose = [os.fsencode(os.path.relpath(folder / name, root)) for name in image_files(folder)]
