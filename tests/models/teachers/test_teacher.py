@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from benchmarks.counting import StepCounter
+from benchmarks.measuring.counting import StepCounter
 from fastdeit.models.execution import compilation
 from fastdeit.models.execution.compilation import run_uncompiled
 from fastdeit.models.execution.folding import count_norms
