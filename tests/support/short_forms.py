@@ -149,9 +149,6 @@ SHORT: dict[str, tuple[str, ...]] = {
         "bf16 2",
         "bf16 3",
     ),
-    "reliability/test_supervisor.py::test_signal_interrupts_an_evaluation_which_is_repeated_later": (
-        "1",
-    ),
     "teacher_cache/test_check.py::test_damage_found_in_mid_run_ends_the_run": ("truncated",),
     "teacher_cache/test_check.py::test_live_teacher_replaces_damaged_records_exactly": (
         "flipped",
