@@ -6,6 +6,7 @@ stopped, the next start builds another index. The run then uses its own, and exc
 images are not as they were.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ def keep_images(index: Index, file: Path) -> None:
 
 def reconcile(now: Index, file: Path) -> tuple[Index, dict[int, str]]:
     """Return the index that `keep_images` wrote, below the root of `now`, and the fault of each row
-    whose image `now` does not have."""
+    whose image `now` does not have. In a shard that was written again an image has another place,
+    which is that of `now`."""
     then = read_images(file, now.root)
     if then.fingerprint() == now.fingerprint() and np.array_equal(then.sizes, now.sizes):
         return now, {}
@@ -41,6 +43,8 @@ def reconcile(now: Index, file: Path) -> tuple[Index, dict[int, str]]:
     same_bytes = then.num_bytes == now.num_bytes[row]
     same_size = (then.sizes == now.sizes[row]).all(1)
     gone = ~((row >= 0) & same_bytes & same_size)
+    if then.offset is not None and now.offset is not None:
+        then = dataclasses.replace(then, offset=np.where(gone, then.offset, now.offset[row]))
     return then, dict.fromkeys(np.flatnonzero(gone).tolist(), _GONE)
 
 

@@ -31,7 +31,9 @@ def train(run: Run) -> None:
     """Train to the last step. Raise StopAgreed, with a checkpoint of the last step written, if the
     ranks agree to stop before."""
     trainer = run.trainer
-    stop_at = trainer.step + run.config.run.stop_after_steps
+    # 0: never, not here: a rollback may come by this step again
+    after = run.config.run.stop_after_steps
+    stop_at = trainer.step + after if after else run.total_steps
     batches = StepBatches(run.data.train_loader, run.config.optim.epochs)
     try:
         compare_replicas(run)

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
+from torchvision.transforms import RandomResizedCrop
 
 from fastdeit.plan.operations import OPS, RAND_AUGMENT_OPS, op_arguments
 from fastdeit.plan.philox import philox4x32, random_words, stream_words
@@ -74,6 +76,19 @@ def test_images_where_nothing_fits_get_the_centre() -> None:
     expected = {0: (0, 433, 100, 133), 1: (433, 0, 133, 100)}
     for image, crop in zip(draws.image_index, draws.crop, strict=True):
         assert tuple(crop) == expected[image % 2]
+
+
+def test_centre_of_an_elongated_image_is_rounded_as_torchvision_rounds_it() -> None:
+    # nothing fits: a crop of nearly the whole area has an aspect that these images have not
+    scale, ratio = (0.9, 1.0), (3 / 4, 4 / 3)
+    sizes = [size for side in range(20, 60) for size in ((side, 9 * side), (9 * side, side))]
+    plan = Plan(PlanSpec(scale=scale, ratio=ratio, repeats=1), np.array(sizes))
+    draws = plan.draw(0, np.arange(len(sizes)))
+    expected = [
+        RandomResizedCrop.get_params(torch.empty(3, *sizes[row]), list(scale), list(ratio))
+        for row in draws.image_index
+    ]
+    np.testing.assert_array_equal(draws.crop, expected)
 
 
 def test_tiny_images_keep_a_pixel() -> None:

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from fastdeit.config.schema import Config
-from fastdeit.run.loop import StepBatches, settle, train_step
+from fastdeit.reliability.supervisor import StopAgreed
+from fastdeit.run import loop
+from fastdeit.run.loop import StepBatches, settle, train, train_step
 from fastdeit.run.state import Progress
 from fastdeit.tracking.trackers import Trackers
 
@@ -142,3 +144,41 @@ def test_good_step_between_bad_ones_ends_the_row() -> None:
         "bad 3",
         "bad 4",
     ]
+
+
+def train_after_rollback(monkeypatch: pytest.MonkeyPatch, stop_after_steps: int) -> Any:
+    """Resume at step 4, whose batch is bad: roll back to 2, skip up to 4; return the trainer."""
+    run = make_run(set(), max_bad_steps=0)
+    run.config = run.config.replace(run={"stop_after_steps": stop_after_steps})
+    run.data.train_loader = FakeLoader()
+    run.total_steps = 9
+    run.trainer.step = 4
+    run.health.rollbacks = []
+
+    def advance(run: Any, *_: Any) -> bool:
+        run.trainer.step += 1
+        return run.trainer.step != 5 or bool(run.health.rollbacks)
+
+    def return_to_2(run: Any) -> None:
+        run.trainer.step = 2
+        run.health.rollbacks = [2, 3, 4]
+
+    for name in ("compare_replicas", "evaluate_if_due", "log_step", "after_step"):
+        monkeypatch.setattr(loop, name, lambda run: None)
+    for name in ("save_checkpoint", "wait_for_checkpoint"):
+        monkeypatch.setattr(loop, name, lambda run: None)
+    for name in ("train_step", "skip_step"):
+        monkeypatch.setattr(loop, name, advance)
+    monkeypatch.setattr(loop, "roll_back", return_to_2)
+    try:
+        train(run)
+    except StopAgreed:
+        assert stop_after_steps
+    return run.trainer
+
+
+def test_rollback_past_the_step_of_the_start_does_not_end_a_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert train_after_rollback(monkeypatch, stop_after_steps=0).step == 9
+    assert train_after_rollback(monkeypatch, stop_after_steps=2).step == 6

@@ -51,9 +51,11 @@ class TransferPool:
         deadline = time.monotonic() + seconds
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+        # first: a thread that ends after this line has its error in the next call
+        is_over = not any(thread.is_alive() for thread in self._threads)
         if self._error is not None:
             raise self._error
-        return not any(thread.is_alive() for thread in self._threads)
+        return is_over
 
     def stop(self) -> None:
         """Have the threads end; what arrives after this is not written."""

@@ -356,6 +356,18 @@ def test_a_run_keeps_the_members_that_it_began_with(root: Path, tmp_path: Path) 
     assert "cannot be read" in str(then.check(5))
 
 
+def test_images_behind_one_that_was_removed_are_found_at_their_new_places(
+    root: Path, tmp_path: Path
+) -> None:
+    whole, file = build_index(root, "train"), tmp_path / "images.parquet"
+    keep_images(whole, file)
+    write_tar(root / "train/s-02.tar", samples(range(9, 12)))
+    then, gone = reconcile(build_index(root, "train"), file)
+    assert list(gone) == [8]
+    good = np.setdiff1d(np.arange(len(then)), list(gone))
+    assert [bytes(image) for image in then.encoded(good)] == [picture(row) for row in good]
+
+
 def test_a_shard_truncated_while_it_is_read_gives_short_images(root: Path) -> None:
     index = build_index(root, "train")
     everything = np.arange(len(index))
