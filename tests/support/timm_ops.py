@@ -29,7 +29,7 @@ def timm_op(image: np.ndarray, name: str, arg: float) -> np.ndarray:
     if name == "Grayscale":
         return np.array(functional.to_grayscale(pil, 3))
     if name == "GaussianBlur":
-        return np.array(pil.filter(ImageFilter.GaussianBlur(radius=arg)))
+        return np.array(pil.filter(ImageFilter.GaussianBlur(radius=float(arg))))
     if name == "PosterizeIncreasing" and int(arg) == 0:
         # timm asks for 0 bits: black in Pillow 12, an error in Pillow 13
         return np.zeros_like(image)
