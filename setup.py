@@ -1,14 +1,14 @@
 """Packaging of fastdeit.
 
-`fastdeit.kernels` is named by hand: it is the tracked link to `kernels/`, which has no
-`__init__.py` so that it can never hide an installed distribution named `kernels`; `find_packages`
-skips it.
+`fastdeit.kernels` is the tracked link to `kernels/`, which has no `__init__.py` so that it can
+never hide an installed distribution named `kernels`. `find_packages` skips it;
+`find_namespace_packages` finds the folders in it.
 """
 
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
 
 ONNX = ["onnx>=1.19", "onnxruntime>=1.20", "onnxscript>=0.5"]  # fastdeit export to ONNX
 REMOTE = ["s3fs>=2024.6", "gcsfs>=2024.6"]  # --data-path s3://... and gs://...
@@ -28,7 +28,14 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["fastdeit", "fastdeit.*"]), "fastdeit.kernels"],
+    packages=[
+        *find_packages(include=["fastdeit", "fastdeit.*"]),
+        "fastdeit.kernels",
+        *(
+            f"fastdeit.kernels.{name}"
+            for name in find_namespace_packages("kernels", include=["*_kernels"])
+        ),
+    ],
     package_data={
         "fastdeit": ["py.typed"],
         "fastdeit.estimate": ["*.json"],

@@ -9,6 +9,7 @@ generators is stored, as nothing that decides a run draws from them: the plan's 
 """
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -202,8 +203,9 @@ def set_aside(folder: Path, after: int) -> list[Path]:
 def rename_aside(path: Path) -> Path:
     """Rename a checkpoint, so that it is not found again; return its new name."""
     name = path.name + _ASIDE
-    taken = len(list(path.parent.glob(f"{name}*")))
-    return path.rename(path.with_name(f"{name}-{taken}" if taken else name))
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(1)))
+    free = (place for place in map(path.with_name, names) if not place.exists())
+    return path.rename(next(free))
 
 
 def _is_whole(path: Path) -> bool:

@@ -33,7 +33,9 @@ class WeightFiles:
         self.folder = folder
         self._metadata = metadata
         self._config = config
-        self._sources: dict[Path, Path] = {}  # of the files that this object has written
+        # of the files that this object has written: the checkpoint's file, and its inode, as a run
+        # that rolls back writes another one of the same name
+        self._sources: dict[Path, tuple[Path, int]] = {}
 
     def metadata_of(self, step: int) -> dict[str, str]:
         """Return the metadata of the weights after `step` optimizer steps."""
@@ -63,14 +65,15 @@ class WeightFiles:
     def _place(self, checkpoint: Path, model: Path, ema: Path, verify: bool = False) -> None:
         """Give the weights of a checkpoint their names in the run folder."""
         sources = {model: checkpoint / "model.safetensors", ema: checkpoint / "ema.safetensors"}
-        new = {
-            target: source
+        found = {
+            target: (source, source.stat().st_ino)
             for target, source in sources.items()
-            if self._sources.get(target) != source and source.exists()
+            if source.exists()
         }
+        new = {target: file for target, file in found.items() if self._sources.get(target) != file}
         if new and verify:
             verify_checkpoint(checkpoint)
-        for target, source in new.items():
+        for target, (source, _) in new.items():
             _link_or_write(source, target, self.metadata_of(step_of(checkpoint)))
         self._sources |= new
 

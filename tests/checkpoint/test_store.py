@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -494,6 +495,16 @@ def test_later_checkpoints_are_set_aside_unharmed(tmp_path: Path) -> None:
     ]
     assert load_file(tmp_path / "step-00000003.aside" / "model.safetensors").keys() == MODEL.keys()
     assert set_aside(tmp_path, 1) == [] and set_aside(tmp_path / "nowhere", 1) == []
+
+
+def test_checkpoint_is_set_aside_beside_the_rest_of_several(tmp_path: Path) -> None:
+    for _ in range(2):
+        save(tmp_path, 2)
+        set_aside(tmp_path, 1)
+    shutil.rmtree(tmp_path / "step-00000002.aside")
+    for name in ("step-00000002.aside", "step-00000002.aside-2"):
+        save(tmp_path, 2)
+        assert set_aside(tmp_path, 1) == [tmp_path / name]
 
 
 def test_missing_folder_has_no_checkpoints(tmp_path: Path) -> None:

@@ -105,6 +105,19 @@ def test_files_follow_a_run_that_is_set_back(tmp_path: Path) -> None:
     assert folder.model_best.samefile(again / "model.safetensors")
 
 
+def test_best_weights_follow_a_checkpoint_that_is_made_anew(tmp_path: Path) -> None:
+    folder, weights = make(tmp_path)
+    save(folder, 2)
+    later = save(folder, 4)
+    weights.update({4: 2.0})
+    later.rename(later.with_name(later.name + ".aside"))
+    weights.update({})  # rolled back to before the first evaluation
+    again = save(folder, 4)
+    weights.update({4: 1.0})
+    assert folder.model_best.samefile(again / "model.safetensors")
+    assert folder.model_ema_best.samefile(again / "ema.safetensors")
+
+
 def test_damaged_best_checkpoint_changes_no_file(tmp_path: Path) -> None:
     folder, weights = make(tmp_path)
     best = save(folder, 2)
